@@ -1,0 +1,179 @@
+//! The configuration file: its structs, its defaults, and every problem in it at once.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use secrecy::SecretString;
+
+use crate::postgres::Endpoint;
+
+/// The whole configuration.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// `[postgres]`.
+    pub postgres: Postgres,
+    /// `[redis]`.
+    pub redis: Redis,
+    /// `[sweep]`.
+    pub sweep: Sweep,
+    /// `[refill]`.
+    pub refill: Refill,
+    /// `[http]`.
+    pub http: Http,
+    /// `[log]`.
+    pub log: Log,
+    /// `[[rule]]`, in the order of the file.
+    pub rules: Vec<Rule>,
+}
+
+/// `[postgres]`: where changes come from.
+#[derive(Clone, Debug)]
+pub struct Postgres {
+    /// SQL: gate and checks. Must reach the primary itself, not a pooler.
+    pub endpoint: Endpoint,
+    /// The replication connection; the same as `endpoint` unless `replication_url` is given.
+    pub replication_endpoint: Endpoint,
+    /// Publication name.
+    pub publication: String,
+    /// Replication slot name.
+    pub slot: String,
+}
+
+/// `[redis]`: where keys are removed.
+#[derive(Clone, Debug)]
+pub struct Redis {
+    /// `redis://` or `rediss://` URL without its password.
+    pub url: String,
+    /// Password, from the URL or `password_file`.
+    pub password: Option<SecretString>,
+    /// PEM file with the certificate authorities that `rediss://` trusts instead of the system's.
+    pub ca_file: Option<PathBuf>,
+}
+
+/// `[sweep]`: how patterns are removed.
+#[derive(Clone, Debug)]
+pub struct Sweep {
+    /// The longest that one SCAN call may hold Redis.
+    pub max_stall: Duration,
+}
+
+/// `[refill]`: the second removal.
+#[derive(Clone, Debug)]
+pub struct Refill {
+    /// How long after the first removal keys are removed again; zero turns it off.
+    pub window: Duration,
+}
+
+/// `[http]`: metrics and health.
+#[derive(Clone, Debug)]
+pub struct Http {
+    /// Address of `/metrics`, `/healthz` and `/readyz`; `None` (an empty text) turns it off.
+    pub listen: Option<SocketAddr>,
+}
+
+/// `[log]`.
+#[derive(Clone, Debug)]
+pub struct Log {
+    /// Text or JSON lines.
+    pub format: LogFormat,
+    /// The least severe level that is written, or a `tracing` filter directive.
+    pub level: String,
+}
+
+/// How a log line is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// One `[[rule]]`.
+#[derive(Clone, Debug)]
+pub struct Rule {
+    /// The rule's name: unique, the `rule` label of the metrics.
+    pub name: String,
+    /// Where the rule starts in the file.
+    pub at: Location,
+    /// The table whose changes the rule looks at.
+    pub table: TableName,
+    /// Where `table` stands.
+    pub table_at: Location,
+    /// The operations that it looks at.
+    pub operations: Operations,
+    /// Updates count only if one of these columns differs; empty: every update counts.
+    pub changed: Vec<Located<String>>,
+    /// Columns declared never to change, so that their old value is the new one.
+    pub immutable: Vec<Located<String>>,
+    /// Key templates, unparsed.
+    pub keys: Vec<Located<String>>,
+}
+
+/// A schema-qualified table name, as in `pg_class`: no quotes, case kept.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct TableName {
+    /// Schema.
+    pub schema: String,
+    /// Table.
+    pub name: String,
+}
+
+impl fmt::Display for TableName {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{}.{}", self.schema, self.name)
+    }
+}
+
+/// A set of row operations.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(clippy::struct_excessive_bools, reason = "a set of four named members")]
+pub struct Operations {
+    /// INSERT.
+    pub insert: bool,
+    /// UPDATE.
+    pub update: bool,
+    /// DELETE.
+    pub delete: bool,
+    /// TRUNCATE.
+    pub truncate: bool,
+}
+
+impl Operations {
+    /// All four.
+    pub const ALL: Operations =
+        Operations { insert: true, update: true, delete: true, truncate: true };
+}
+
+/// A value and where it stands in the file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Located<T> {
+    /// The value.
+    pub value: T,
+    /// Where it stands.
+    pub at: Location,
+}
+
+/// A place in the configuration file.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Location {
+    /// Line, from 1.
+    pub line: usize,
+    /// Column in characters, from 1.
+    pub column: usize,
+    /// Dotted key, such as `rule.2.keys.0`; arrays count from 0.
+    pub key: String,
+}
+
+/// Something wrong in the configuration.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    /// Where.
+    pub at: Location,
+    /// What is wrong, lowercase, values in backticks.
+    pub message: String,
+    /// What to do about it.
+    pub hint: Option<String>,
+}

@@ -1,0 +1,53 @@
+//! walsweep reads committed transactions from a Postgres logical replication slot, maps changed
+//! rows to cache keys by the rules of one TOML file, and removes those keys from Redis once the
+//! commit is visible to readers.
+//!
+//! This page is the architecture. The folders of `src/` are the flow, in order:
+//!
+//! ```text
+//! Slot::next()                  -> Frame              capture     I/O
+//! decode(frame.payload)         -> Message            decode      pure
+//! Gatherer::push(message)       -> Gathered           gather      pure   (the ledger opens it)
+//! rules.add(change)             -> KeySet             keys        pure   (an empty set still travels to the end)
+//! gate: wait until visible      -> Visible            settle      I/O
+//! sweeper: remove, remove again -> Swept              sweep       I/O
+//! ledger.advance(swept)         -> Lsn                watermark   pure
+//! Slot::confirm(lsn)                                  capture again: the loop closes
+//! ```
+//!
+//! A stage takes what the stage before it gives and looks left only: it may import the output of
+//! earlier stages, never a later stage and never [`pipeline`]. [`settle::Visible`] and
+//! [`sweep::Swept`] have private constructors, so "remove only what is visible" and "advance only
+//! over what is removed" are facts of the type system. [`pipeline`] is the one file that knows the
+//! order.
+//!
+//! # The promise
+//!
+//! - **I1 post-visible.** No key is removed for a transaction before that transaction is visible to
+//!   new snapshots on the primary. Receiving COMMIT on the slot is not that moment.
+//! - **I2 confirm last.** The confirmed LSN never passes the end of a transaction whose keys are not
+//!   removed and acknowledged; it never falls; a keepalive counts only when nothing is in flight.
+//! - **I3 no head-of-line wait.** A transaction stuck before visibility delays its own keys and the
+//!   confirmed LSN, never the keys of later visible transactions.
+//! - **I4 data is not syntax.** A value from a row never acts as a glob.
+//! - **I5 doubt widens.** A value that cannot be known turns its placeholder into `*`.
+//! - **I6 bounded.** Every queue, key set and buffer has a limit; at a limit a key set collapses to
+//!   its rule's pattern, and keepalives are still answered.
+//! - **I7 continuity or sweep.** Ready needs a proof that history is unbroken; without it every key
+//!   that a rule could produce is swept first.
+//! - **I8 late refills are bounded.** Keys are removed again after `[refill] window`, and the LSN is
+//!   confirmed only after that.
+//! - **I9 nothing leaks.** No row value and no secret in logs, metrics or errors, except keys at
+//!   debug level.
+
+pub mod capture;
+pub mod decode;
+pub mod gather;
+pub mod keys;
+pub mod settle;
+pub mod sweep;
+pub mod watermark;
+
+pub mod config;
+pub mod lsn;
+pub mod postgres;
