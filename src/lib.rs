@@ -50,4 +50,6 @@ pub mod watermark;
 
 pub mod config;
 pub mod lsn;
+pub mod metrics;
 pub mod postgres;
+pub mod retry;
