@@ -5,7 +5,6 @@
 //! handed on at once, so memory does not grow with the transaction (I6); what is kept is the
 //! relation cache and the header of the one transaction that is being received.
 
-
 use std::sync::Arc;
 
 use crate::decode::{Commit, Message, OldTuple, Relation, Tuple};
