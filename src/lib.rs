@@ -51,3 +51,4 @@ pub mod watermark;
 pub mod config;
 pub mod lsn;
 pub mod postgres;
+pub mod throwaway;
