@@ -18,7 +18,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 pub use self::postgres::{Postgres, PostgresOptions, StopMode};
-pub use self::process::{Signal, signal};
+pub use self::process::{Reaper, Signal, signal};
 pub use self::redis::{Redis, RedisOptions};
 
 /// How long a server may take to answer after its start, and to end after it is told to.
@@ -97,8 +97,9 @@ fn io_error(action: impl Into<String>) -> impl FnOnce(io::Error) -> Error {
 ///
 /// That is below every ephemeral range, on purpose. A client that dials a stopped server again and
 /// again would, inside the ephemeral range, sooner or later be given the server's own port as its
-/// source and connect to itself; and a restarted server might find its port taken.
-fn free_port() -> Result<u16, Error> {
+/// source and connect to itself; and a restarted server might find its port taken. Fails when every
+/// port is taken.
+pub fn free_port() -> Result<u16, Error> {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     const FIRST: u16 = 15_000;
     const COUNT: u32 = 15_000;

@@ -69,12 +69,36 @@ pub fn signal(ids: &[u32], signal: Signal) -> io::Result<()> {
     Err(io::Error::other(format!("kill -{} {ids:?} failed", signal.name())))
 }
 
+/// Ends another process when this one is gone, however it goes: a shell that waits at the other end
+/// of a pipe. Dropped, it leaves the other process alone.
+#[derive(Debug)]
+pub struct Reaper(Child);
+
+impl Reaper {
+    /// Watches over process `id`: sends it `end` when this process is gone, SIGKILL after 5 s, and
+    /// removes `folder`. Fails when no shell can be started.
+    pub fn new(id: u32, end: Signal, folder: &Path) -> io::Result<Reaper> {
+        let mut command = Command::new("sh");
+        command.args(["-c", REAPER, "walsweep-reaper", &id.to_string(), end.name()]).arg(folder);
+        command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
+        Ok(Reaper(command.process_group(0).spawn()?))
+    }
+}
+
+impl Drop for Reaper {
+    fn drop(&mut self) {
+        // SIGKILL, since the end of its input is what it acts on. It is gone or it is not ours.
+        drop(self.0.kill().and_then(|()| self.0.wait()));
+    }
+}
+
 /// A running server.
 #[derive(Debug)]
 pub(super) struct Process {
     name: &'static str,
     child: Child,
-    reaper: Child,
+    /// `None` once the server is being waited for: its number may then be another process's.
+    reaper: Option<Reaper>,
     /// What ends this server soonest without leaving anything behind.
     end: Signal,
     log: PathBuf,
@@ -99,16 +123,8 @@ impl Process {
         let again = file.try_clone().map_err(io_error("share the log"))?;
         command.stdin(Stdio::null()).stdout(file).stderr(again).process_group(0);
         let mut child = command.spawn().map_err(io_error(format!("start {name}")))?;
-        let reaper = Command::new("sh")
-            .args(["-c", REAPER, "walsweep-reaper", &child.id().to_string(), end.name()])
-            .arg(folder)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .process_group(0)
-            .spawn();
-        let reaper = match reaper {
-            Ok(reaper) => reaper,
+        let reaper = match Reaper::new(child.id(), end, folder) {
+            Ok(reaper) => Some(reaper),
             Err(source) => {
                 drop(child.kill().and_then(|()| child.wait()));
                 return Err(io_error(format!("start the reaper of {name}"))(source));
@@ -161,9 +177,8 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // The reaper first: once the server is waited for, its number may be another process's.
+        self.reaper = None;
         // Nothing here can be reported, and whatever fails is a process that is gone already.
-        drop(self.reaper.kill().and_then(|()| self.reaper.wait()));
         if self.still_runs().is_ok() {
             drop(self.signal(Signal::Cont).and_then(|()| self.signal(self.end)));
         }
