@@ -53,3 +53,4 @@ pub mod lsn;
 pub mod metrics;
 pub mod postgres;
 pub mod retry;
+pub mod throwaway;

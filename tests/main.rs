@@ -1,1 +1,3 @@
+//! The program against real servers.
 
+mod support;

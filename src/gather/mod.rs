@@ -6,6 +6,7 @@
 //! relation cache and the header of the one transaction that is being received.
 
 use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 use hashbrown::HashMap;
 
@@ -56,6 +57,19 @@ pub struct Transaction {
     pub end_lsn: Lsn,
     /// Commit time, microseconds since 2000-01-01 00:00 UTC, by the server's clock.
     pub commit_time: i64,
+}
+
+/// 2000-01-01 00:00 UTC, where Postgres's timestamps count from, since the Unix epoch.
+const POSTGRES_EPOCH: Duration = Duration::from_secs(946_684_800);
+
+impl Transaction {
+    /// How long before `now` it was committed by the server's clock; zero when that clock is ahead.
+    #[must_use]
+    pub fn age(&self, now: SystemTime) -> Duration {
+        let commit = u64::try_from(self.commit_time).map(Duration::from_micros);
+        let commit = SystemTime::UNIX_EPOCH + POSTGRES_EPOCH + commit.unwrap_or_default();
+        now.duration_since(commit).unwrap_or_default()
+    }
 }
 
 /// What one message brings.

@@ -1,0 +1,53 @@
+# What people do with a checkout. Needs a Rust toolchain; the servers are installed where missing.
+.DEFAULT_GOAL := help
+.PHONY: help demo test bench lint install-deps
+
+CARGO ?= cargo
+# KEEP=1: `make demo` leaves its servers running until Ctrl-C.
+KEEP ?=
+# Tests and the demonstration start servers of their own. Only packages are installed, no service.
+SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
+
+help: ## Show this.
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
+
+demo: install-deps ## Throwaway Postgres and Redis, and what happens to the keys. KEEP=1 keeps them.
+	$(CARGO) run --quiet -- demo $(if $(filter-out 0,$(KEEP)),--keep)
+
+test: install-deps ## Every test, against real servers.
+	$(CARGO) test --all-features
+
+bench: install-deps ## Speed, as ratios against other programs in the same run.
+	$(CARGO) bench
+
+lint: ## Format, lints and documentation, each without a single warning.
+	$(CARGO) fmt --check
+	$(CARGO) clippy --all-targets --all-features -- -D warnings
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --no-deps --document-private-items
+
+# Debian's postgresql creates and starts a cluster, and redis-server starts its service, when they
+# are installed. Neither is wanted: the one is told in its own configuration, the other by
+# policy-rc.d for as long as the installation takes. What is installed already stays untouched.
+install-deps: ## Install Postgres and Redis from Debian's packages, only if missing.
+	@set -eu; missing=; \
+	[ -n "$${WALSWEEP_PG_BIN:-}" ] || command -v initdb >/dev/null \
+	    || ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || missing="$$missing postgresql"; \
+	[ -n "$${WALSWEEP_REDIS_SERVER:-}" ] || command -v redis-server >/dev/null \
+	    || missing="$$missing redis-server"; \
+	[ -n "$$missing" ] || exit 0; \
+	command -v apt-get >/dev/null || { echo "install by hand:$$missing" >&2; exit 1; }; \
+	echo "installing$$missing"; \
+	$(SUDO) sh -euc ' \
+	    conf=/etc/postgresql-common/createcluster.conf; \
+	    if [ ! -e $$conf ]; then \
+	        mkdir -p /etc/postgresql-common; echo "create_main_cluster = false" >$$conf; \
+	    fi; \
+	    policy=/usr/sbin/policy-rc.d; \
+	    if [ ! -e $$policy ]; then \
+	        trap "rm -f $$policy" EXIT; \
+	        printf "#!/bin/sh\nexit 101\n" >$$policy; chmod 755 $$policy; \
+	    fi; \
+	    apt-get update -qq; \
+	    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
+	        -o Dpkg::Options::=--force-confold "$$@" >/dev/null \
+	' install $$missing

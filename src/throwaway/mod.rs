@@ -1,0 +1,130 @@
+//! Throwaway servers: a real Postgres and a real Redis as child processes, gone with their value.
+//!
+//! Takes: options and the binaries that are installed. Gives: running servers on free loopback
+//! ports, with the handles that a test or the demonstration needs: stop, kill, pause, start again.
+//! Never knows: the stages. Invariants: no server outlives the process that started it, and neither
+//! does its folder; nothing listens outside loopback.
+
+mod postgres;
+mod process;
+mod redis;
+#[cfg(test)]
+mod tests;
+
+use std::io;
+use std::net::{Ipv4Addr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+pub use self::postgres::{Postgres, PostgresOptions, StopMode};
+pub use self::process::{Reaper, Signal, signal};
+pub use self::redis::{Redis, RedisOptions};
+
+/// How long a server may take to answer after its start, and to end after it is told to.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// How long to wait between two looks at a server that starts or ends.
+const PAUSE: Duration = Duration::from_millis(2);
+
+/// Why a throwaway server could not be started, asked or ended.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// No such program is installed.
+    #[error("find `{program}`: not in `${variable}`, not in `$PATH`{elsewhere}")]
+    Missing {
+        /// The program.
+        program: String,
+        /// The environment variable that can name it.
+        variable: &'static str,
+        /// Where else was looked.
+        elsewhere: &'static str,
+    },
+    /// A file, a folder or a process refused.
+    #[error("{action}: {source}")]
+    Io {
+        /// What was tried.
+        action: String,
+        /// The cause.
+        source: io::Error,
+    },
+    /// A server ended before it was ready, or a tool failed.
+    #[error("start {name}: it ended with {status}\n{log}")]
+    Ended {
+        /// Which program.
+        name: &'static str,
+        /// How it ended.
+        status: std::process::ExitStatus,
+        /// The end of what it wrote.
+        log: String,
+    },
+    /// A server did not get where it should within [`PATIENCE`].
+    #[error("wait for {name} to {goal}: {}s are over\n{log}", PATIENCE.as_secs())]
+    Late {
+        /// Which program.
+        name: &'static str,
+        /// What it should have done.
+        goal: &'static str,
+        /// The end of what it wrote.
+        log: String,
+    },
+    /// The server was stopped before.
+    #[error("use {name}: it does not run")]
+    Stopped {
+        /// Which program.
+        name: &'static str,
+    },
+    /// Postgres refused a connection or a statement.
+    #[error("ask postgres: {}", sql_message(.0))]
+    Sql(#[from] tokio_postgres::Error),
+    /// Redis refused a connection or a command.
+    #[error("ask redis: {0}")]
+    Redis(#[from] ::redis::RedisError),
+}
+
+/// The driver prints `db error` alone; what Postgres said is in its source.
+fn sql_message(error: &tokio_postgres::Error) -> String {
+    error.as_db_error().map_or_else(|| error.to_string(), |cause| cause.message().to_owned())
+}
+
+/// An [`Error::Io`] that names what was tried.
+fn io_error(action: impl Into<String>) -> impl FnOnce(io::Error) -> Error {
+    let action = action.into();
+    move |source| Error::Io { action, source }
+}
+
+/// A port of 127.0.0.1 that nobody listens on, in 15000..30000.
+///
+/// That is below every ephemeral range, on purpose. A client that dials a stopped server again and
+/// again would, inside the ephemeral range, sooner or later be given the server's own port as its
+/// source and connect to itself; and a restarted server might find its port taken. Fails when every
+/// port is taken.
+pub fn free_port() -> Result<u16, Error> {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    const FIRST: u16 = 15_000;
+    const COUNT: u32 = 15_000;
+    let start = std::process::id().wrapping_mul(7_919);
+    for _ in 0..COUNT {
+        let offset = start.wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed)) % COUNT;
+        let port = FIRST + u16::try_from(offset).expect("an offset is below 15000");
+        if TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok() {
+            return Ok(port);
+        }
+    }
+    Err(io_error("find a free port")(io::ErrorKind::AddrInUse.into()))
+}
+
+/// The program `name` in one of the folders of `$PATH`.
+fn in_path(name: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH")?;
+    std::env::split_paths(&path).map(|folder| folder.join(name)).find(|file| file.is_file())
+}
+
+/// A file given as text, or a note that it cannot be; at most its last `line_count` lines.
+fn tail(file: &Path, from: usize, line_count: usize) -> String {
+    let bytes = std::fs::read(file).unwrap_or_default();
+    let text = bytes.get(from..).unwrap_or_default().utf8_chunks();
+    let text: String = text.map(|chunk| chunk.valid()).collect();
+    let lines: Vec<&str> = text.lines().collect();
+    lines.get(lines.len().saturating_sub(line_count)..).unwrap_or_default().join("\n")
+}

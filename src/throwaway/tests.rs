@@ -1,0 +1,113 @@
+//! Throwaway servers against the real programs.
+
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use redis::AsyncCommands;
+
+use super::{Postgres, PostgresOptions, Redis, RedisOptions, StopMode};
+
+#[tokio::test]
+async fn postgres_keeps_its_data_over_every_kind_of_end_and_leaves_nothing() {
+    let options = PostgresOptions { fsync: true, ..PostgresOptions::default() };
+    let mut server = Postgres::start(options).await.unwrap();
+    let port = server.port();
+    let client = server.connect().await.unwrap();
+    client.batch_execute("create table t (n int); insert into t values (1)").await.unwrap();
+    server.restart(StopMode::Fast).await.unwrap();
+    server.restart(StopMode::Immediate).await.unwrap();
+    server.kill9().await.unwrap();
+    assert!(server.connect().await.is_err(), "killed, yet it answers");
+    server.start_again().await.unwrap();
+    assert_eq!(server.port(), port);
+    let client = server.connect().await.unwrap();
+    let row = client.query_one("select n, current_setting('wal_level') from t", &[]).await.unwrap();
+    assert_eq!((row.get(0), row.get(1)), (1, "logical"));
+    server.conf("work_mem = '7MB'").await.unwrap();
+    let client = server.connect().await.unwrap();
+    let row = client.query_one("select current_setting('work_mem')", &[]).await.unwrap();
+    assert_eq!(row.get::<_, &str>(0), "7MB");
+    let folder = server.socket_dir().parent().unwrap().to_owned();
+    assert!(folder.join("data").exists());
+    drop(server);
+    assert!(!folder.exists());
+}
+
+#[tokio::test]
+async fn a_password_is_asked_for_by_scram() {
+    let password = Some("s3cret".to_owned());
+    let options = PostgresOptions { password, ..PostgresOptions::default() };
+    let server = Postgres::start(options).await.unwrap();
+    server.connect().await.unwrap();
+    let without = server.url().replace(":s3cret", ":wrong");
+    assert!(tokio_postgres::connect(&without, tokio_postgres::NoTls).await.is_err());
+}
+
+#[tokio::test]
+async fn a_server_that_cannot_start_says_why() {
+    let conf = vec!["shared_buffers = nonsense".to_owned()];
+    let options = PostgresOptions { conf, ..PostgresOptions::default() };
+    let message = Postgres::start(options).await.unwrap_err().to_string();
+    assert!(message.contains("invalid value for parameter \"shared_buffers\""), "{message}");
+}
+
+#[tokio::test]
+async fn redis_restarts_with_its_file_and_pauses() {
+    let args = ["--appendonly", "yes", "--appendfsync", "always"].map(str::to_owned).to_vec();
+    let mut server = Redis::start(RedisOptions { args, ..RedisOptions::default() }).await.unwrap();
+    let mut connection = server.connect().await.unwrap();
+    let () = connection.set("k", 1).await.unwrap();
+    server.kill9().await.unwrap();
+    server.start_again().await.unwrap();
+    let mut connection = server.connect().await.unwrap();
+    assert_eq!(connection.get::<_, i32>("k").await.unwrap(), 1);
+    server.pause().unwrap();
+    let short = std::time::Duration::from_millis(50);
+    let reply = tokio::time::timeout(short, connection.get::<_, i32>("k")).await;
+    assert!(reply.is_err(), "paused, yet it answers");
+    server.resume().unwrap();
+    assert_eq!(connection.get::<_, i32>("k").await.unwrap(), 1);
+    let folder = server.dir().to_owned();
+    drop(server);
+    assert!(!folder.exists());
+}
+
+/// Run by [`a_server_dies_with_its_owner`] in a process of its own, which is then killed.
+#[tokio::test]
+async fn owner_that_is_killed() {
+    let Ok(note) = std::env::var("WALSWEEP_TEST_OWNER") else { return };
+    let server = Redis::start(RedisOptions::default()).await.unwrap();
+    let draft = format!("{note}.draft");
+    std::fs::write(&draft, format!("{} {}", server.port(), server.dir().display())).unwrap();
+    std::fs::rename(draft, note).unwrap();
+    std::future::pending::<()>().await;
+}
+
+#[tokio::test]
+async fn a_server_dies_with_its_owner() {
+    let folder = tempfile::tempdir().unwrap();
+    let note = folder.path().join("note");
+    let mut owner = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "throwaway::tests::owner_that_is_killed"])
+        .env("WALSWEEP_TEST_OWNER", &note)
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    let pause = std::time::Duration::from_millis(5);
+    while !note.exists() {
+        assert!(owner.try_wait().unwrap().is_none());
+        tokio::time::sleep(pause).await;
+    }
+    let text = std::fs::read_to_string(&note).unwrap();
+    let (port, dir) = text.split_once(' ').unwrap();
+    let address = format!("127.0.0.1:{port}");
+    tokio::net::TcpStream::connect(&address).await.unwrap();
+    owner.kill().unwrap();
+    owner.wait().unwrap();
+    let gone = async {
+        while Path::new(dir).exists() || tokio::net::TcpStream::connect(&address).await.is_ok() {
+            tokio::time::sleep(pause).await;
+        }
+    };
+    tokio::time::timeout(std::time::Duration::from_secs(10), gone).await.unwrap();
+}

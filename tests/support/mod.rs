@@ -1,0 +1,87 @@
+//! What the integration tests share: a sidecar as its operator runs it, SQL, and waiting.
+
+#![allow(dead_code, unused_imports, reason = "a kit of tools: no test needs all of them")]
+#![allow(clippy::unwrap_used, clippy::panic, clippy::print_stderr, reason = "a test may fail")]
+
+mod sidecar;
+
+use std::future::Future;
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep};
+use tokio_postgres::Client;
+use tokio_postgres::types::{FromSqlOwned, ToSql};
+use walsweep::throwaway::Postgres;
+
+pub(crate) use self::sidecar::{Settings, Sidecar, text};
+
+/// How long anything may take that should take milliseconds.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Asks every millisecond until the answer is yes. Gives the time that it took; panics with `what`
+/// when `limit` is over.
+pub(crate) async fn eventually<F, A>(limit: Duration, what: &str, mut question: F) -> Duration
+where
+    F: FnMut() -> A,
+    A: Future<Output = bool>,
+{
+    let start = Instant::now();
+    loop {
+        if question().await {
+            return start.elapsed();
+        }
+        assert!(start.elapsed() < limit, "not within {limit:?}: {what}");
+        sleep(Duration::from_millis(1)).await;
+    }
+}
+
+/// Asks every millisecond for all of `period` that the answer stays yes.
+pub(crate) async fn always<F, A>(period: Duration, what: &str, mut question: F)
+where
+    F: FnMut() -> A,
+    A: Future<Output = bool>,
+{
+    let start = Instant::now();
+    while start.elapsed() < period {
+        assert!(question().await, "after {:?} no longer: {what}", start.elapsed());
+        sleep(Duration::from_millis(1)).await;
+    }
+}
+
+/// One session of a throwaway Postgres.
+pub(crate) struct Sql(Client);
+
+impl Sql {
+    /// A new session of database `postgres`.
+    pub(crate) async fn connect(server: &Postgres) -> Sql {
+        Sql(server.connect().await.expect("the server runs"))
+    }
+
+    /// Runs statements, each in a transaction of its own unless they say otherwise.
+    pub(crate) async fn run(&self, statements: &str) {
+        if let Err(error) = self.0.batch_execute(statements).await {
+            panic!("{error:?}\n{statements}");
+        }
+    }
+
+    /// The first column of the only row of a query.
+    pub(crate) async fn one<T: FromSqlOwned>(&self, query: &str) -> T {
+        self.one_of(query, &[]).await
+    }
+
+    /// The same, with parameters.
+    pub(crate) async fn one_of<T>(&self, query: &str, params: &[&(dyn ToSql + Sync)]) -> T
+    where
+        T: FromSqlOwned,
+    {
+        match self.0.query_one(query, params).await {
+            Ok(row) => row.get(0),
+            Err(error) => panic!("{error:?}\n{query}"),
+        }
+    }
+
+    /// The driver's client.
+    pub(crate) fn client(&self) -> &Client {
+        &self.0
+    }
+}
