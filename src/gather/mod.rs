@@ -5,6 +5,9 @@
 //! handed on at once, so memory does not grow with the transaction (I6); what is kept is the
 //! relation cache and the header of the one transaction that is being received.
 
+#[cfg(test)]
+mod tests;
+
 use std::sync::Arc;
 
 use hashbrown::HashMap;
