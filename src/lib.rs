@@ -51,5 +51,7 @@ pub mod watermark;
 pub mod config;
 pub mod demo;
 pub mod lsn;
+pub mod metrics;
 pub mod postgres;
+pub mod retry;
 pub mod throwaway;

@@ -6,11 +6,29 @@
 //! <https://www.postgresql.org/docs/current/protocol-logicalrep-message-formats.html>, protocol
 //! version 1, and uses its names.
 
+#![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
+
+mod cursor;
+#[cfg(any(test, feature = "failpoints"))]
+mod encode;
+mod error;
+mod relation;
+mod tuple;
+
+use std::fmt;
 use std::sync::Arc;
 
 use bytes::Bytes;
 
 use crate::lsn::Lsn;
+
+use self::cursor::Cursor;
+#[cfg(any(test, feature = "failpoints"))]
+pub use self::encode::encode;
+use self::error::undefined;
+pub use self::error::{Error, Fault};
+pub use self::relation::{Column, Relation, ReplicaIdentity};
+pub use self::tuple::{OldKind, OldTuple, Tuple, Value, Values};
 
 /// One pgoutput message of protocol version 1.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -70,47 +88,6 @@ pub struct Origin {
     pub name: String,
 }
 
-/// Message `R`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Relation {
-    /// `pg_class.oid` of the relation.
-    pub id: u32,
-    /// Schema; Postgres sends an empty text for `pg_catalog`, given here as `pg_catalog`.
-    pub namespace: String,
-    /// Relation name.
-    pub name: String,
-    /// `pg_class.relreplident`.
-    pub replica_identity: ReplicaIdentity,
-    /// The published columns, in the order of every tuple.
-    pub columns: Vec<Column>,
-}
-
-/// `pg_class.relreplident`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ReplicaIdentity {
-    /// `d`: the primary key, if there is one.
-    Default,
-    /// `n`: no old version is ever sent.
-    Nothing,
-    /// `f`: old versions are sent whole.
-    Full,
-    /// `i`: the columns of one index.
-    Index,
-}
-
-/// One column of a [`Relation`].
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Column {
-    /// Whether the column is part of the replica identity.
-    pub is_key: bool,
-    /// Column name.
-    pub name: String,
-    /// `pg_type.oid`.
-    pub type_id: u32,
-    /// `pg_attribute.atttypmod`.
-    pub type_modifier: i32,
-}
-
 /// Message `Y`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Type {
@@ -162,8 +139,8 @@ pub struct Truncate {
     pub relation_ids: Vec<u32>,
 }
 
-/// Message `M`.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// Message `M`. Its `Debug` form tells the length of its content, not the content (I9).
+#[derive(Clone, PartialEq, Eq)]
 pub struct LogicalMessage {
     /// Whether the message belongs to a transaction.
     pub transactional: bool,
@@ -175,40 +152,153 @@ pub struct LogicalMessage {
     pub content: Bytes,
 }
 
-/// What an UPDATE or DELETE tells of the row before it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct OldTuple {
-    /// How much of the old row was sent.
-    pub kind: OldKind,
-    /// The values; with [`OldKind::Key`] only those of key columns mean anything.
-    pub tuple: Tuple,
+/// Reads one message from the payload of an `XLogData` frame.
+///
+/// Tuples and the content of logical messages are slices of `payload` and keep it in memory.
+/// Errors when the payload is not exactly one message of protocol version 1
+/// (<https://www.postgresql.org/docs/current/protocol-logicalrep-message-formats.html>).
+pub fn decode(payload: Bytes) -> Result<Message, Error> {
+    let mut cursor = Cursor::new(payload);
+    let (message, name) = match cursor.u8("Message.tag")? {
+        b'I' => (Message::Insert(Insert::decode(&mut cursor)?), "Insert"),
+        b'U' => (Message::Update(Update::decode(&mut cursor)?), "Update"),
+        b'D' => (Message::Delete(Delete::decode(&mut cursor)?), "Delete"),
+        b'B' => (Message::Begin(Begin::decode(&mut cursor)?), "Begin"),
+        b'C' => (Message::Commit(Commit::decode(&mut cursor)?), "Commit"),
+        b'O' => (Message::Origin(Origin::decode(&mut cursor)?), "Origin"),
+        b'R' => (Message::Relation(Arc::new(Relation::decode(&mut cursor)?)), "Relation"),
+        b'Y' => (Message::Type(Type::decode(&mut cursor)?), "Type"),
+        b'T' => (Message::Truncate(Truncate::decode(&mut cursor)?), "Truncate"),
+        b'M' => (Message::Logical(LogicalMessage::decode(&mut cursor)?), "LogicalMessage"),
+        tag => return Err(Error::UnknownTag { tag }),
+    };
+    cursor.finish(name)?;
+    Ok(message)
 }
 
-/// How much of an old row was sent.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum OldKind {
-    /// `K`: only the columns of the replica identity; all others are sent as NULL and are unknown.
-    Key,
-    /// `O`: every column.
-    Full,
+impl Begin {
+    fn decode(cursor: &mut Cursor) -> Result<Begin, Error> {
+        Ok(Begin {
+            final_lsn: cursor.lsn("Begin.final_lsn")?,
+            commit_time: cursor.i64("Begin.commit_time")?,
+            xid: cursor.u32("Begin.xid")?,
+        })
+    }
 }
 
-/// A row version: a slice of the frame that [`Tuple::values`] walks.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Tuple {
-    column_count: u16,
-    body: Bytes,
+impl Commit {
+    fn decode(cursor: &mut Cursor) -> Result<Commit, Error> {
+        Ok(Commit {
+            flags: cursor.u8("Commit.flags")?,
+            commit_lsn: cursor.lsn("Commit.commit_lsn")?,
+            end_lsn: cursor.lsn("Commit.end_lsn")?,
+            commit_time: cursor.i64("Commit.commit_time")?,
+        })
+    }
 }
 
-/// One column's value.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Value<'a> {
-    /// `n`: NULL.
-    Null,
-    /// `u`: an unchanged TOAST value, which was not sent.
-    Unchanged,
-    /// `t`: the value as text.
-    Text(&'a [u8]),
-    /// `b`: the value in binary form.
-    Binary(&'a [u8]),
+impl Origin {
+    fn decode(cursor: &mut Cursor) -> Result<Origin, Error> {
+        Ok(Origin {
+            commit_lsn: cursor.lsn("Origin.commit_lsn")?,
+            name: cursor.text("Origin.name")?,
+        })
+    }
+}
+
+impl Type {
+    fn decode(cursor: &mut Cursor) -> Result<Type, Error> {
+        Ok(Type {
+            id: cursor.u32("Type.id")?,
+            namespace: cursor.text("Type.namespace")?,
+            name: cursor.text("Type.name")?,
+        })
+    }
+}
+
+impl Insert {
+    fn decode(cursor: &mut Cursor) -> Result<Insert, Error> {
+        let relation_id = cursor.u32("Insert.relation_id")?;
+        match cursor.u8("Insert.new")? {
+            b'N' => Ok(Insert { relation_id, new: Tuple::decode(cursor, "Insert.new")? }),
+            _ => Err(undefined("Insert.new", "marked `N`")),
+        }
+    }
+}
+
+impl Update {
+    fn decode(cursor: &mut Cursor) -> Result<Update, Error> {
+        let relation_id = cursor.u32("Update.relation_id")?;
+        let kind = match cursor.u8("Update.old")? {
+            b'K' => Some(OldKind::Key),
+            b'O' => Some(OldKind::Full),
+            b'N' => None,
+            _ => return Err(undefined("Update.old", "marked `K`, `O` or `N`")),
+        };
+        let Some(kind) = kind else {
+            return Ok(Update {
+                relation_id,
+                old: None,
+                new: Tuple::decode(cursor, "Update.new")?,
+            });
+        };
+        let old = Some(OldTuple { kind, tuple: Tuple::decode(cursor, "Update.old")? });
+        match cursor.u8("Update.new")? {
+            b'N' => Ok(Update { relation_id, old, new: Tuple::decode(cursor, "Update.new")? }),
+            _ => Err(undefined("Update.new", "marked `N`")),
+        }
+    }
+}
+
+impl Delete {
+    fn decode(cursor: &mut Cursor) -> Result<Delete, Error> {
+        let relation_id = cursor.u32("Delete.relation_id")?;
+        let kind = match cursor.u8("Delete.old")? {
+            b'K' => OldKind::Key,
+            b'O' => OldKind::Full,
+            _ => return Err(undefined("Delete.old", "marked `K` or `O`")),
+        };
+        let tuple = Tuple::decode(cursor, "Delete.old")?;
+        Ok(Delete { relation_id, old: OldTuple { kind, tuple } })
+    }
+}
+
+impl Truncate {
+    fn decode(cursor: &mut Cursor) -> Result<Truncate, Error> {
+        let count = cursor.length32("Truncate.relation_ids")?;
+        let options = cursor.u8("Truncate.options")?;
+        if options > 3 {
+            return Err(undefined("Truncate.options", "0 to 3"));
+        }
+        let field = "Truncate.relation_ids";
+        cursor.require(count.saturating_mul(size_of::<u32>()), field)?;
+        Ok(Truncate {
+            cascade: options & 1 != 0,
+            restart_identity: options & 2 != 0,
+            relation_ids: (0..count).map(|_| cursor.u32(field)).collect::<Result<_, _>>()?,
+        })
+    }
+}
+
+impl LogicalMessage {
+    fn decode(cursor: &mut Cursor) -> Result<LogicalMessage, Error> {
+        let transactional = cursor.flag("LogicalMessage.flags")?;
+        let lsn = cursor.lsn("LogicalMessage.lsn")?;
+        let prefix = cursor.text("LogicalMessage.prefix")?;
+        let length = cursor.length32("LogicalMessage.content")?;
+        let content = cursor.bytes(length, "LogicalMessage.content")?;
+        Ok(LogicalMessage { transactional, lsn, prefix, content })
+    }
+}
+
+impl fmt::Debug for LogicalMessage {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_struct("LogicalMessage")
+            .field("transactional", &self.transactional)
+            .field("lsn", &self.lsn)
+            .field("prefix", &self.prefix)
+            .field("content", &format_args!("{} bytes", self.content.len()))
+            .finish()
+    }
 }

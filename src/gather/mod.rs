@@ -5,10 +5,11 @@
 //! handed on at once, so memory does not grow with the transaction (I6); what is kept is the
 //! relation cache and the header of the one transaction that is being received.
 
-
 use std::sync::Arc;
 
-use crate::decode::{Commit, Message, OldTuple, Relation, Tuple};
+use hashbrown::HashMap;
+
+use crate::decode::{Begin, Commit, Message, OldTuple, Relation, Truncate, Tuple};
 use crate::lsn::Lsn;
 
 /// A row change, with its relation.
@@ -62,17 +63,174 @@ pub struct Transaction {
 pub enum Gathered {
     /// Nothing for the stages to the right.
     Nothing,
-    /// Row changes of the open transaction; more than one only for TRUNCATE of several relations.
-    Changes(Changes),
+    /// A row of the open transaction changed.
+    Change(Change),
+    /// The open transaction truncated these relations with one TRUNCATE.
+    Truncate(Vec<Change>),
     /// The open transaction is committed.
     Committed(Transaction),
 }
 
-/// One change, or those of a TRUNCATE.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Changes {
-    /// One row changed.
-    Row(Change),
-    /// Every row of these relations is gone.
-    Truncate(Vec<Change>),
+/// A message that the protocol does not allow where it stands. The stream must be read again, from
+/// what is confirmed and with a new [`Gatherer`].
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    /// BEGIN before the COMMIT of the transaction before.
+    #[error("begin transaction `{xid}`: transaction `{open}` is open")]
+    BeginInside {
+        /// The transaction that starts.
+        xid: u32,
+        /// The transaction that is open.
+        open: u32,
+    },
+    /// COMMIT and no transaction is open.
+    #[error("commit at `{commit_lsn}`: no transaction is open")]
+    CommitOutside {
+        /// The LSN of the commit record.
+        commit_lsn: Lsn,
+    },
+    /// COMMIT of another transaction than the one that is open.
+    #[error("commit transaction `{xid}`: its commit is at `{final_lsn}`, not at `{commit_lsn}`")]
+    CommitElsewhere {
+        /// The transaction that is open.
+        xid: u32,
+        /// Where its commit record is, by its BEGIN.
+        final_lsn: Lsn,
+        /// Where it is by the COMMIT.
+        commit_lsn: Lsn,
+    },
+    /// A change and no transaction is open.
+    #[error("gather change of relation `{relation_id}`: no transaction is open")]
+    ChangeOutside {
+        /// `pg_class.oid` of the relation.
+        relation_id: u32,
+    },
+    /// A change of a relation that no message described.
+    #[error("gather change of relation `{relation_id}`: it was never described")]
+    UnknownRelation {
+        /// `pg_class.oid` of the relation.
+        relation_id: u32,
+    },
+    /// A tuple that is not one of its relation.
+    #[error("gather change of `{namespace}.{name}`: {found} columns, the relation has {expected}")]
+    ColumnCount {
+        /// Schema of the relation.
+        namespace: String,
+        /// Name of the relation.
+        name: String,
+        /// How many columns the tuple has.
+        found: usize,
+        /// How many columns the relation has.
+        expected: usize,
+    },
+}
+
+/// Follows one replication connection, message by message.
+///
+/// Its memory is one [`Relation`] for each relation that changed since the connection began.
+/// Postgres describes every relation again on a new connection: start it with a new gatherer.
+#[derive(Debug, Default)]
+pub struct Gatherer {
+    relations: HashMap<u32, Arc<Relation>>,
+    open: Option<Begin>,
+}
+
+impl Gatherer {
+    /// A gatherer for a connection that has sent nothing yet.
+    #[must_use]
+    pub fn new() -> Gatherer {
+        Gatherer::default()
+    }
+
+    /// The id of the transaction that is received in part: from its BEGIN, and until its COMMIT is
+    /// pushed. As long as there is one, it counts as in flight (I2).
+    #[must_use]
+    pub fn in_transaction(&self) -> Option<u32> {
+        self.open.as_ref().map(|begin| begin.xid)
+    }
+
+    /// Takes the next message of the stream and gives what it brings.
+    ///
+    /// Types, origins and logical messages bring nothing. Errors when the protocol does not allow
+    /// the message here
+    /// (<https://www.postgresql.org/docs/current/protocol-logical-replication.html>).
+    pub fn push(&mut self, message: Message) -> Result<Gathered, Error> {
+        match message {
+            Message::Insert(insert) => {
+                self.change(insert.relation_id, Row::Insert { new: insert.new })
+            }
+            Message::Update(update) => {
+                self.change(update.relation_id, Row::Update { old: update.old, new: update.new })
+            }
+            Message::Delete(delete) => {
+                self.change(delete.relation_id, Row::Delete { old: delete.old })
+            }
+            Message::Truncate(truncate) => self.truncate(&truncate),
+            Message::Begin(begin) => self.begin(begin),
+            Message::Commit(commit) => self.commit(&commit),
+            Message::Relation(relation) => {
+                self.relations.insert(relation.id, relation);
+                Ok(Gathered::Nothing)
+            }
+            Message::Origin(_) | Message::Type(_) | Message::Logical(_) => Ok(Gathered::Nothing),
+        }
+    }
+
+    fn begin(&mut self, begin: Begin) -> Result<Gathered, Error> {
+        if let Some(open) = self.in_transaction() {
+            return Err(Error::BeginInside { xid: begin.xid, open });
+        }
+        self.open = Some(begin);
+        Ok(Gathered::Nothing)
+    }
+
+    fn commit(&mut self, commit: &Commit) -> Result<Gathered, Error> {
+        let Commit { commit_lsn, end_lsn, commit_time, flags: _ } = *commit;
+        let Some(Begin { final_lsn, xid, commit_time: _ }) = self.open else {
+            return Err(Error::CommitOutside { commit_lsn });
+        };
+        if final_lsn != commit_lsn {
+            return Err(Error::CommitElsewhere { xid, final_lsn, commit_lsn });
+        }
+        self.open = None;
+        Ok(Gathered::Committed(Transaction { xid, commit_lsn, end_lsn, commit_time }))
+    }
+
+    fn change(&self, relation_id: u32, row: Row) -> Result<Gathered, Error> {
+        let relation = self.relation(relation_id)?;
+        let (old, new) = match &row {
+            Row::Insert { new } => (None, Some(new)),
+            Row::Update { old, new } => (old.as_ref(), Some(new)),
+            Row::Delete { old } => (Some(old), None),
+            Row::Truncate => (None, None),
+        };
+        for tuple in old.map(|old| &old.tuple).into_iter().chain(new) {
+            check_column_count(relation, tuple)?;
+        }
+        Ok(Gathered::Change(Change { relation: Arc::clone(relation), row }))
+    }
+
+    fn truncate(&self, truncate: &Truncate) -> Result<Gathered, Error> {
+        let change = |id: &u32| {
+            let relation = Arc::clone(self.relation(*id)?);
+            Ok(Change { relation, row: Row::Truncate })
+        };
+        truncate.relation_ids.iter().map(change).collect::<Result<_, _>>().map(Gathered::Truncate)
+    }
+
+    fn relation(&self, relation_id: u32) -> Result<&Arc<Relation>, Error> {
+        if self.open.is_none() {
+            return Err(Error::ChangeOutside { relation_id });
+        }
+        self.relations.get(&relation_id).ok_or(Error::UnknownRelation { relation_id })
+    }
+}
+
+fn check_column_count(relation: &Relation, tuple: &Tuple) -> Result<(), Error> {
+    let (found, expected) = (tuple.column_count(), relation.columns.len());
+    if found == expected {
+        return Ok(());
+    }
+    let (namespace, name) = (relation.namespace.clone(), relation.name.clone());
+    Err(Error::ColumnCount { namespace, name, found, expected })
 }

@@ -1,1 +1,355 @@
-//! settle
+//! The visibility gate: wait until a commit is visible to new snapshots.
+//!
+//! Takes: transactions with their key sets, in stream order. Gives: each one as [`Visible`], in the
+//! order in which they become visible. Never knows: Redis, the confirmed LSN. Invariants: nothing
+//! passes before a snapshot of the primary, taken after its COMMIT was written, contains it (I1); a
+//! transaction that waits delays no other (I3); any doubt means "not visible".
+//!
+//! Why a gate at all: the walsender sends a commit when its record is flushed; rows become visible
+//! only when the committing backend has left the process array, which is after it has waited for
+//! synchronous standbys (xact.c: `XLogFlush`, `SyncRepWaitForLSN`, `ProcArrayEndTransaction`). A
+//! key removed in between is filled again with the old row, for good.
+//!
+//! Why like this: one snapshot answers for all transactions received so far, so its cost does not
+//! grow with their number; it is asked for as early as BEGIN, while the rows are still arriving;
+//! what it says stays true, so an old one that contains the transaction is as good as a new one.
+
+mod probe;
+mod snapshot;
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep_until, timeout};
+
+use crate::gather::Transaction;
+use crate::keys::KeySet;
+use crate::metrics::{Metrics, seconds};
+
+pub use probe::{Probe, SqlProbe};
+pub use snapshot::Snapshot;
+
+/// A snapshot that is not answered in this time is an error; the session starts again.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Looks made at once, one after another, before the gate begins to pause. A look takes some 40 µs
+/// and the usual window is 100 to 400 µs; tokio's timer is no finer than 1 ms.
+const EAGER_LOOKS: u32 = 6;
+
+/// Pause after the eager looks; doubles with each look that shows nothing new.
+const FIRST_PAUSE: Duration = Duration::from_millis(1);
+
+/// Longest pause. A transaction whose synchronous standby is gone can wait for hours; 50 looks a
+/// second cost the server less than a thousandth of a core, and its keys go within 20 ms when the
+/// wait ends.
+const LONGEST_PAUSE: Duration = Duration::from_millis(20);
+
+/// Keys held for invisible transactions, in bytes, beyond which the largest sets collapse to their
+/// rules' patterns (I6). The number of such transactions is bounded by the server's connections and
+/// prepared transactions, the size of each set by `keys`.
+const WAITING_BYTES_MAX: usize = 16 * 1024 * 1024;
+
+/// What the gate is told.
+#[derive(Debug)]
+pub enum Input {
+    /// BEGIN of this transaction arrived: its commit is flushed, a look now may spare one later.
+    Begin {
+        /// The transaction's 32-bit id.
+        xid: u32,
+    },
+    /// COMMIT arrived.
+    Transaction(Box<Mapped>),
+    /// Everything must be swept; once now, and once more when every transaction that may have been
+    /// committed before the stream starts, unseen, has ended.
+    Resync(Box<Resync>),
+}
+
+/// A committed transaction and the keys that it makes stale.
+#[derive(Debug)]
+pub struct Mapped {
+    /// The transaction.
+    pub transaction: Transaction,
+    /// When its COMMIT was received.
+    pub received_at: Instant,
+    /// Its keys.
+    pub keys: KeySet,
+}
+
+/// A sweep of everything.
+#[derive(Debug)]
+pub struct Resync {
+    /// Every key that a rule could produce.
+    pub keys: KeySet,
+    /// Whether commits older than the stream may still be invisible.
+    pub fenced: bool,
+}
+
+/// Keys that may be removed now, because what made them stale is visible. Only the gate makes one.
+#[derive(Debug)]
+pub struct Visible {
+    cause: Cause,
+    keys: KeySet,
+    at: Instant,
+}
+
+/// Why keys are removed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cause {
+    /// A committed transaction.
+    Transaction(Transaction),
+    /// History that is not shown to be unbroken; `last` closes it.
+    Resync {
+        /// Whether no further sweep is owed after this one.
+        last: bool,
+    },
+}
+
+impl Visible {
+    /// Why, which keys, and since when they are visible.
+    #[must_use]
+    pub fn into_parts(self) -> (Cause, KeySet, Instant) {
+        (self.cause, self.keys, self.at)
+    }
+
+    /// What is removed on a person's word (`walsweep sweep`), for no transaction.
+    #[must_use]
+    pub fn by_hand(keys: KeySet) -> Visible {
+        Visible { cause: Cause::Resync { last: true }, keys, at: Instant::now() }
+    }
+
+    /// For tests of the stages to the right.
+    #[cfg(test)]
+    pub(crate) fn for_tests(cause: Cause, keys: KeySet) -> Visible {
+        Visible { cause, keys, at: Instant::now() }
+    }
+}
+
+/// Why the gate stopped. Nothing that waited is lost: it is not confirmed, so it is sent again.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The gate's connection reached a standby, whose snapshots do not list what runs.
+    #[error("ask for a snapshot: the server is a standby")]
+    Standby,
+    /// The query failed.
+    #[error("ask for a snapshot: {0}")]
+    Query(#[from] tokio_postgres::Error),
+    /// The answer is not a snapshot.
+    #[error("ask for a snapshot: the answer is not one: {0}")]
+    Answer(#[from] snapshot::ParseError),
+    /// The answer did not come.
+    #[error("ask for a snapshot: no answer in {} s", ANSWER_TIMEOUT.as_secs())]
+    Timeout,
+}
+
+/// Waits for visibility on one server, over one [`Probe`].
+pub struct Gate<P> {
+    probe: P,
+    metrics: Arc<Metrics>,
+    waiting: Vec<Waiting>,
+    latest: Option<Snapshot>,
+    /// Whether something arrived that the latest snapshot does not answer.
+    look_wanted: bool,
+    /// Looks since the last arrival that showed nothing new.
+    idle_looks: u32,
+    next_look: Instant,
+}
+
+/// Something that is not visible yet.
+struct Waiting {
+    keys: KeySet,
+    received_at: Instant,
+    kind: Kind,
+    /// Looks taken after its arrival that did not see it.
+    looks: u32,
+}
+
+enum Kind {
+    Transaction(Transaction),
+    /// Waits for every transaction up to this id to end.
+    Fence(u64),
+}
+
+impl<P: Probe> Gate<P> {
+    /// A gate that asks `probe`.
+    pub fn new(probe: P, metrics: Arc<Metrics>) -> Gate<P> {
+        Gate {
+            probe,
+            metrics,
+            waiting: Vec::new(),
+            latest: None,
+            look_wanted: false,
+            idle_looks: 0,
+            next_look: Instant::now(),
+        }
+    }
+
+    /// Passes `inputs` on to `outputs` as they become visible, until `inputs` ends and nothing
+    /// waits, or `outputs` is closed.
+    ///
+    /// # Errors
+    ///
+    /// See [`Error`].
+    pub async fn run(
+        mut self,
+        mut inputs: mpsc::Receiver<Input>,
+        outputs: mpsc::Sender<Visible>,
+    ) -> Result<(), Error> {
+        let mut open = true;
+        while open || !self.waiting.is_empty() {
+            let look_at = self.look_wanted.then(Instant::now).unwrap_or(self.next_look);
+            let look_due = self.look_wanted || !self.waiting.is_empty();
+            tokio::select! {
+                biased;
+                input = inputs.recv(), if open => match input {
+                    Some(input) => self.take(input, &outputs).await?,
+                    None => open = false,
+                },
+                () = sleep_until(look_at), if look_due => self.look(&outputs).await?,
+            }
+        }
+        Ok(())
+    }
+
+    /// One arrival. Arrivals go before looks, so that one look serves all that are there.
+    async fn take(&mut self, input: Input, outputs: &mpsc::Sender<Visible>) -> Result<(), Error> {
+        match input {
+            Input::Begin { xid } => {
+                if !self.latest.as_ref().is_some_and(|snapshot| snapshot.sees(xid)) {
+                    self.look_wanted = true;
+                }
+            }
+            Input::Transaction(mapped) => self.take_transaction(*mapped, outputs).await,
+            Input::Resync(resync) => self.take_resync(*resync, outputs).await?,
+        }
+        Ok(())
+    }
+
+    async fn take_transaction(&mut self, mapped: Mapped, outputs: &mpsc::Sender<Visible>) {
+        let Mapped { transaction, received_at, keys } = mapped;
+        let waiting =
+            Waiting { keys, received_at, kind: Kind::Transaction(transaction), looks: 0 };
+        // A look that showed nothing new before this arrival may well show this one.
+        self.idle_looks = 0;
+        if gate_is_off() || self.latest.as_ref().is_some_and(|seen| waiting.is_visible(seen)) {
+            self.release(waiting, outputs).await;
+        } else {
+            self.look_wanted = true;
+            self.waiting.push(waiting);
+            self.bound();
+        }
+    }
+
+    async fn take_resync(
+        &mut self,
+        resync: Resync,
+        outputs: &mpsc::Sender<Visible>,
+    ) -> Result<(), Error> {
+        let Resync { keys, fenced } = resync;
+        let mut last = true;
+        if fenced {
+            let fence = answer(self.probe.fence()).await?;
+            let snapshot = answer(self.probe.snapshot()).await?;
+            last = snapshot.all_ended_through(fence);
+            self.latest = Some(snapshot);
+            if !last {
+                let kind = Kind::Fence(fence);
+                let (keys, received_at) = (keys.clone(), Instant::now());
+                self.waiting.push(Waiting { keys, received_at, kind, looks: 0 });
+            }
+        }
+        send(outputs, Visible { cause: Cause::Resync { last }, keys, at: Instant::now() }).await;
+        Ok(())
+    }
+
+    /// Takes a snapshot and lets pass what it contains.
+    async fn look(&mut self, outputs: &mpsc::Sender<Visible>) -> Result<(), Error> {
+        self.look_wanted = false;
+        let snapshot = answer(self.probe.snapshot()).await?;
+        let waiting = std::mem::take(&mut self.waiting);
+        let before = waiting.len();
+        for mut one in waiting {
+            if one.is_visible(&snapshot) {
+                self.release(one, outputs).await;
+            } else {
+                if one.looks == 0 && matches!(one.kind, Kind::Transaction(_)) {
+                    self.metrics.invisible_at_arrival.inc();
+                }
+                one.looks = one.looks.saturating_add(1);
+                self.waiting.push(one);
+            }
+        }
+        self.latest = Some(snapshot);
+        self.idle_looks = if self.waiting.len() < before { 0 } else { self.idle_looks + 1 };
+        self.next_look = Instant::now() + pause(self.idle_looks);
+        Ok(())
+    }
+
+    async fn release(&self, waiting: Waiting, outputs: &mpsc::Sender<Visible>) {
+        let at = Instant::now();
+        let cause = match waiting.kind {
+            Kind::Transaction(transaction) => {
+                self.metrics.visibility_wait.observe(seconds(at - waiting.received_at));
+                Cause::Transaction(transaction)
+            }
+            Kind::Fence(_) => Cause::Resync { last: true },
+        };
+        send(outputs, Visible { cause, keys: waiting.keys, at }).await;
+    }
+
+    /// Keeps the keys that wait below [`WAITING_BYTES_MAX`].
+    fn bound(&mut self) {
+        let mut bytes: usize = self.waiting.iter().map(|waiting| waiting.keys.bytes()).sum();
+        while bytes > WAITING_BYTES_MAX {
+            let largest = self.waiting.iter_mut().max_by_key(|waiting| waiting.keys.bytes());
+            let Some(largest) = largest else { return };
+            let held = largest.keys.bytes();
+            largest.keys.collapse();
+            let freed = held.saturating_sub(largest.keys.bytes());
+            if freed == 0 {
+                return;
+            }
+            bytes -= freed;
+        }
+    }
+}
+
+impl Waiting {
+    fn is_visible(&self, snapshot: &Snapshot) -> bool {
+        match &self.kind {
+            Kind::Transaction(transaction) => snapshot.sees(transaction.xid),
+            Kind::Fence(fence) => snapshot.all_ended_through(*fence),
+        }
+    }
+}
+
+/// How long to pause after this many looks in a row that showed nothing new.
+fn pause(idle_looks: u32) -> Duration {
+    match idle_looks.checked_sub(EAGER_LOOKS) {
+        None => Duration::ZERO,
+        Some(doublings) => {
+            FIRST_PAUSE.saturating_mul(1 << doublings.min(10)).min(LONGEST_PAUSE)
+        }
+    }
+}
+
+/// The answer of the probe, or [`Error::Timeout`].
+async fn answer<T>(question: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+    match timeout(ANSWER_TIMEOUT, question).await {
+        Ok(answer) => answer,
+        Err(_elapsed) => Err(Error::Timeout),
+    }
+}
+
+/// A closed channel means that the session ends; what was not sent is not confirmed either.
+async fn send(outputs: &mpsc::Sender<Visible>, visible: Visible) {
+    drop(outputs.send(visible).await);
+}
+
+/// The switch that proves that the tests notice a missing gate. It exists only with the feature
+/// `failpoints`, which no release build has.
+fn gate_is_off() -> bool {
+    cfg!(feature = "failpoints") && std::env::var_os("WALSWEEP_TEST_GATE_OFF").is_some()
+}

@@ -1,1 +1,76 @@
-//! sweep
+//! Keys out of Redis.
+//!
+//! Takes: [`Visible`] key sets. Gives: [`Swept`], once their keys are removed, removed again after
+//! the refill window, and every reply is read; and the watermark written after them. Never knows:
+//! the slot, the stream's order. Invariants: exact keys never wait for a pattern; patterns that
+//! wait share one SCAN pass, those that come during a pass share the next; any error reply holds
+//! back whoever waits for it and is tried again; the watermark moves only where the value last
+//! written stands (I7).
+//!
+//! ```text
+//! Visible ─► queue ─► UNLINK ─┬─► no patterns ──────────────┬─► refill ─► queue (second) ─► Swept
+//!                             └─► patterns wait ─► SCAN pass ┘
+//! ```
+//!
+//! Why one task with a queue: batches form by themselves while a round trip is under way, as they
+//! do in a group commit, and everything that a lost connection puts in doubt is in one place.
+
+pub mod connect;
+mod evidence;
+mod exact;
+mod job;
+mod node;
+mod pace;
+mod pass;
+mod queue;
+mod refill;
+mod standalone;
+mod sweeper;
+mod ward;
+#[cfg(test)]
+mod tests;
+
+use crate::lsn::Lsn;
+
+pub use evidence::{Broken, Watermark, key_name};
+pub use node::{Error, Kind, Node, Page, Replaced, ScanCall};
+pub use pace::Pace;
+pub use pass::{Pass, Progress};
+pub use standalone::Standalone;
+pub use sweeper::{Settings, Sweeper};
+
+/// Transactions whose keys are removed for good as far as a sweep can tell. Only this folder makes
+/// one.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Swept {
+    end_lsns: Vec<Lsn>,
+}
+
+impl Swept {
+    /// The end LSNs of the transactions.
+    #[must_use]
+    pub fn end_lsns(&self) -> &[Lsn] {
+        &self.end_lsns
+    }
+
+    /// For tests of the stage to the right.
+    #[cfg(test)]
+    pub(crate) fn for_tests(end_lsns: Vec<Lsn>) -> Swept {
+        Swept { end_lsns }
+    }
+}
+
+/// What the sweeper reports.
+#[derive(Debug)]
+pub enum Event {
+    /// These transactions may be confirmed.
+    Swept(Swept),
+    /// The watermark stands at this LSN: it may be told to Postgres.
+    Covered(Lsn),
+    /// History is not shown to be unbroken: a sweep of everything is asked for.
+    ResyncOwed(Broken),
+    /// The connection to Redis is lost.
+    RedisLost,
+    /// No sweep of everything is owed for readers' sake: its first removal is done.
+    Whole,
+}

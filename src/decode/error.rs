@@ -1,0 +1,77 @@
+//! Why a payload is not a message. Names fields and lengths, never what a field holds (I9).
+
+/// A payload that is not one whole message of protocol version 1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    /// The first byte names no message of protocol version 1.
+    #[error("decode message: unknown tag `{}`", tag.escape_ascii())]
+    UnknownTag {
+        /// The first byte.
+        tag: u8,
+    },
+    /// A field is broken.
+    #[error("decode `{field}`: {fault}")]
+    Field {
+        /// Message and field, such as `Begin.xid`.
+        field: &'static str,
+        /// What is wrong with it.
+        fault: Fault,
+    },
+    /// A column of a tuple is broken.
+    #[error("decode `{field}`: column {column} {fault}")]
+    Column {
+        /// Message and field, such as `Update.new`.
+        field: &'static str,
+        /// The column, counted from 1 as `pg_attribute.attnum` is.
+        column: usize,
+        /// What is wrong with it.
+        fault: Fault,
+    },
+    /// The message is whole, and the payload goes on.
+    #[error("decode `{message}`: {left} bytes after its end")]
+    Trailing {
+        /// The message.
+        message: &'static str,
+        /// How many bytes follow.
+        left: usize,
+    },
+}
+
+/// What is wrong with a field.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Fault {
+    /// The payload ends inside the field.
+    #[error("needs {needed} bytes, {left} left")]
+    Short {
+        /// Bytes that the field takes at least.
+        needed: usize,
+        /// Bytes that the payload has left.
+        left: usize,
+    },
+    /// A length or a count is below zero.
+    #[error("has the negative length {length}")]
+    Negative {
+        /// The length.
+        length: i32,
+    },
+    /// A text has no zero byte at its end.
+    #[error("is not terminated in the {left} bytes left")]
+    Unterminated {
+        /// Bytes that were searched.
+        left: usize,
+    },
+    /// A name is not UTF-8, the only encoding that is asked for (`client_encoding`).
+    #[error("is not UTF-8")]
+    NotUtf8,
+    /// A mark or a flag is none of those that protocol version 1 defines.
+    #[error("must be {defined}")]
+    Undefined {
+        /// Those that it defines.
+        defined: &'static str,
+    },
+}
+
+/// The error of a `field` whose value must be `defined`.
+pub(super) fn undefined(field: &'static str, defined: &'static str) -> Error {
+    Error::Field { field, fault: Fault::Undefined { defined } }
+}

@@ -1,0 +1,345 @@
+//! A glob that matches exactly the keys that Redis's `SCAN MATCH` would.
+//!
+//! Why our own: one SCAN pass serves many patterns, so they are matched on this side, and no crate
+//! has the semantics of Redis's `stringmatchlen` (7.0): `*` crosses everything, `[^…]` negates,
+//! ranges may stand in reverse, `\` escapes inside and outside of classes, an unterminated class
+//! ends with the pattern, bytes in ranges compare as signed numbers. Documented at
+//! <https://redis.io/docs/latest/commands/keys/>.
+//!
+//! All elements but `*` match exactly one byte. So the pattern is cut at its stars: what stands
+//! before the first is anchored at the start, what stands behind the last at the end, and each part
+//! between takes its leftmost place. No step is ever taken back, there is no recursion, and the
+//! cost is bounded by key length times pattern length.
+
+use std::fmt;
+use std::hash::{Hash, Hasher};
+use std::sync::Arc;
+
+use memchr::memmem;
+
+/// A Redis glob: its bytes as Redis gets them, and a compiled form. Cheap to clone.
+///
+/// Two patterns are equal if their bytes are.
+#[derive(Clone)]
+pub struct Pattern(Arc<Inner>);
+
+struct Inner {
+    bytes: Box<[u8]>,
+    /// The literal bytes that every matching key starts with.
+    prefix: Box<[u8]>,
+    /// What stands between the prefix and the first star.
+    head: Box<[Element]>,
+    /// The parts between two stars.
+    middle: Box<[Part]>,
+    /// What stands behind the last star; `None` if there is no star.
+    tail: Option<Part>,
+}
+
+/// Matches one byte.
+enum Element {
+    Byte(u8),
+    Any,
+    Class(Box<Class>),
+}
+
+/// Elements in a row.
+enum Part {
+    Literal(Box<memmem::Finder<'static>>),
+    Mixed(Box<[Element]>),
+}
+
+/// The bytes that a `[…]` matches, negation applied.
+struct Class([u64; 4]);
+
+impl Pattern {
+    /// Reads a pattern. Any bytes are one: Redis knows no invalid pattern.
+    #[must_use]
+    pub fn parse(bytes: &[u8]) -> Pattern {
+        let mut parts = elements(bytes);
+        let last = parts.pop().unwrap_or_default();
+        let (first, tail) =
+            if parts.is_empty() { (last, None) } else { (parts.remove(0), Some(Part::new(last))) };
+        let prefix: Box<[u8]> = first.iter().map_while(Element::literal).collect();
+        let head = first.into_iter().skip(prefix.len()).collect();
+        let middle = parts.into_iter().filter(|part| !part.is_empty()).map(Part::new).collect();
+        Pattern(Arc::new(Inner { bytes: bytes.into(), prefix, head, middle, tail }))
+    }
+
+    /// Whether Redis would give `key` for this pattern.
+    ///
+    /// The empty key is Redis's own special case: it is found by the empty pattern and by `*`, by
+    /// no other pattern.
+    #[must_use]
+    pub fn matches(&self, key: &[u8]) -> bool {
+        let inner = &*self.0;
+        if key.is_empty() {
+            return inner.bytes.is_empty() || *inner.bytes == *b"*";
+        }
+        let Some(rest) = key.strip_prefix(&*inner.prefix) else { return false };
+        let Some((head, rest)) = rest.split_at_checked(inner.head.len()) else { return false };
+        if !all_match(&inner.head, head) {
+            return false;
+        }
+        let Some(tail) = &inner.tail else { return rest.is_empty() };
+        let Some(cut) = rest.len().checked_sub(tail.len()) else { return false };
+        let (mut rest, end) = rest.split_at(cut);
+        if !tail.matches(end) {
+            return false;
+        }
+        for part in &inner.middle {
+            let Some(after) = part.find(rest) else { return false };
+            rest = after;
+        }
+        true
+    }
+
+    /// The bytes that every matching key starts with, unescaped; empty if none are known.
+    #[must_use]
+    pub fn literal_prefix(&self) -> &[u8] {
+        &self.0.prefix
+    }
+
+    /// The pattern as Redis gets it.
+    #[must_use]
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.0.bytes
+    }
+
+    /// The one key that a pattern without `*`, `?` and `[` matches, unescaped.
+    #[must_use]
+    pub fn as_literal(&self) -> Option<Vec<u8>> {
+        let inner = &*self.0;
+        (inner.tail.is_none() && inner.head.is_empty()).then(|| inner.prefix.to_vec())
+    }
+}
+
+/// Appends `text` to `pattern` so that it matches itself alone.
+pub(super) fn push_escaped(pattern: &mut Vec<u8>, text: &[u8]) {
+    pattern.reserve(text.len());
+    for &byte in text {
+        if matches!(byte, b'\\' | b'*' | b'?' | b'[' | b']') {
+            pattern.push(b'\\');
+        }
+        pattern.push(byte);
+    }
+}
+
+/// Cuts a pattern at its stars; gives one list more than there are stars.
+fn elements(bytes: &[u8]) -> Vec<Vec<Element>> {
+    let mut parts = vec![Vec::new()];
+    let mut rest = bytes;
+    while let [first, tail @ ..] = rest {
+        rest = tail;
+        let element = match (first, tail) {
+            (b'*', _) => {
+                parts.push(Vec::new());
+                continue;
+            }
+            (b'?', _) => Element::Any,
+            (b'[', _) => {
+                let (class, tail) = Class::parse(tail);
+                rest = tail;
+                Element::Class(Box::new(class))
+            }
+            (b'\\', [escaped, tail @ ..]) => {
+                rest = tail;
+                Element::Byte(*escaped)
+            }
+            (byte, _) => Element::Byte(*byte),
+        };
+        if let Some(part) = parts.last_mut() {
+            part.push(element);
+        }
+    }
+    parts
+}
+
+fn all_match(elements: &[Element], bytes: &[u8]) -> bool {
+    elements.iter().zip(bytes).all(|(element, byte)| element.matches(*byte))
+}
+
+impl Element {
+    fn literal(&self) -> Option<u8> {
+        match self {
+            Element::Byte(byte) => Some(*byte),
+            Element::Any | Element::Class(_) => None,
+        }
+    }
+
+    fn matches(&self, byte: u8) -> bool {
+        match self {
+            Element::Byte(own) => *own == byte,
+            Element::Any => true,
+            Element::Class(class) => class.has(byte),
+        }
+    }
+}
+
+impl Part {
+    fn new(elements: Vec<Element>) -> Part {
+        match elements.iter().map(Element::literal).collect::<Option<Vec<u8>>>() {
+            Some(bytes) => Part::Literal(Box::new(memmem::Finder::new(&bytes).into_owned())),
+            None => Part::Mixed(elements.into()),
+        }
+    }
+
+    fn len(&self) -> usize {
+        match self {
+            Part::Literal(finder) => finder.needle().len(),
+            Part::Mixed(elements) => elements.len(),
+        }
+    }
+
+    /// Whether the part matches all of `bytes`, which are as long as the part.
+    fn matches(&self, bytes: &[u8]) -> bool {
+        match self {
+            Part::Literal(finder) => finder.needle() == bytes,
+            Part::Mixed(elements) => all_match(elements, bytes),
+        }
+    }
+
+    /// What follows the leftmost place where the part matches.
+    fn find<'a>(&self, bytes: &'a [u8]) -> Option<&'a [u8]> {
+        let at = match self {
+            Part::Literal(finder) => finder.find(bytes)?,
+            Part::Mixed(elements) => {
+                bytes.windows(elements.len()).position(|window| all_match(elements, window))?
+            }
+        };
+        bytes.get(at + self.len()..)
+    }
+}
+
+impl Class {
+    /// Reads a class from behind its `[`; gives it and what follows. The order of the arms is the
+    /// order in which Redis asks: `[a-]` is the range from `]` to `a`, without an end.
+    fn parse(bytes: &[u8]) -> (Class, &[u8]) {
+        let mut class = Class([0; 4]);
+        let negated = bytes.first() == Some(&b'^');
+        let mut rest = if negated { bytes.split_at(1).1 } else { bytes };
+        loop {
+            rest = match rest {
+                [b'\\', escaped, tail @ ..] => {
+                    class.insert(*escaped);
+                    tail
+                }
+                [b']', tail @ ..] => {
+                    rest = tail;
+                    break;
+                }
+                [] => break,
+                [start, b'-', end, tail @ ..] => {
+                    class.insert_range(*start, *end);
+                    tail
+                }
+                [byte, tail @ ..] => {
+                    class.insert(*byte);
+                    tail
+                }
+            };
+        }
+        if negated {
+            class.0 = class.0.map(|word| !word);
+        }
+        (class, rest)
+    }
+
+    fn insert(&mut self, byte: u8) {
+        self.0[usize::from(byte >> 6)] |= 1 << (byte & 63);
+    }
+
+    /// Redis compares the C type `char`, which is signed on x86-64.
+    fn insert_range(&mut self, start: u8, end: u8) {
+        let (start, end) = (start.cast_signed(), end.cast_signed());
+        for byte in start.min(end)..=start.max(end) {
+            self.insert(byte.cast_unsigned());
+        }
+    }
+
+    fn has(&self, byte: u8) -> bool {
+        self.0[usize::from(byte >> 6)] & (1 << (byte & 63)) != 0
+    }
+}
+
+impl PartialEq for Pattern {
+    fn eq(&self, other: &Pattern) -> bool {
+        self.0.bytes == other.0.bytes
+    }
+}
+
+impl Eq for Pattern {}
+
+impl Hash for Pattern {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.0.bytes.hash(state);
+    }
+}
+
+impl fmt::Debug for Pattern {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "Pattern({})", self.0.bytes.escape_ascii())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Pattern;
+
+    #[track_caller]
+    fn check(pattern: &[u8], key: &[u8], expected: bool) {
+        let parsed = Pattern::parse(pattern);
+        assert_eq!(parsed.matches(key), expected, "{parsed:?} on {}", key.escape_ascii());
+    }
+
+    #[test]
+    fn stars_cross_everything_and_take_no_step_back() {
+        check(b"db:*", b"db:a/b:c", true);
+        check(b"db:*", b"db:", true);
+        check(b"db:*", b"db", false);
+        check(b"*ab*abc", b"abab:ab:abc", true);
+        check(b"*ab*abc", b"abc", false);
+        check(b"a**c", b"abc", true);
+        check(b"a*?c", b"ac", false);
+        check(b"*a?b*", b"xxaab", true);
+    }
+
+    #[test]
+    fn only_two_patterns_find_the_empty_key() {
+        check(b"", b"", true);
+        check(b"*", b"", true);
+        check(b"**", b"", false);
+        check(b"", b"a", false);
+    }
+
+    #[test]
+    fn classes_follow_redis_to_the_letter() {
+        check(b"[a-c]", b"b", true);
+        check(b"[c-a]", b"b", true);
+        check(b"[^a-c]", b"b", false);
+        check(b"[a-]", b"a", true);
+        check(b"[a-]", b"^", true);
+        check(b"[a\\]]", b"]", true);
+        check(b"[]", b"]", false);
+        check(b"[^]", b"x", true);
+        check(b"[ab", b"b", true);
+        check(b"[", b"[", false);
+        check(b"[^", b"[", true);
+        check(b"[a\\", b"\\", true);
+    }
+
+    #[test]
+    fn a_backslash_makes_the_next_byte_literal() {
+        check(b"\\*", b"*", true);
+        check(b"\\*", b"a", false);
+        check(b"a\\", b"a\\", true);
+        check(b"\\\\", b"\\", true);
+    }
+
+    #[test]
+    fn a_pattern_knows_its_prefix_and_its_only_key() {
+        assert_eq!(Pattern::parse(b"a\\*b?c*").literal_prefix(), b"a*b");
+        assert_eq!(Pattern::parse(b"a\\*b").as_literal(), Some(b"a*b".to_vec()));
+        assert_eq!(Pattern::parse(b"a*").as_literal(), None);
+        assert_eq!(Pattern::parse(b"a[b]").as_literal(), None);
+    }
+}

@@ -1,0 +1,467 @@
+//! The keys of one or many transactions, each once, within limits.
+//!
+//! Exact keys lie back to back in one arena with a hash index beside it, so a key that is already
+//! there costs no allocation and one that is not costs none of its own. Every key and pattern
+//! belongs to the template that gave it first. At a limit (I6) the largest template collapses: what
+//! it gave is dropped, and its widest pattern, with every placeholder a `*`, takes the place. That
+//! pattern matches whatever the template could give, so nothing is lost by it.
+
+use std::fmt;
+use std::hash::BuildHasher;
+use std::sync::Arc;
+
+use hashbrown::{DefaultHashBuilder, HashTable};
+
+use super::pattern::Pattern;
+
+/// A rule: its index in [`Rules::names`](super::Rules::names).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct RuleId(pub u16);
+
+/// A key template: its index over all rules.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct TemplateId(pub(super) u16);
+
+/// Why a placeholder turned into `*`: the label `reason` of `walsweep_widened_total`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum WidenReason {
+    /// The replica identity does not send the old value.
+    ReplicaIdentity,
+    /// An unchanged TOAST value was not sent.
+    UnchangedToast,
+    /// The table was truncated.
+    Truncate,
+    /// A limit of the key set was reached.
+    Limit,
+    /// The relation has no such published column.
+    MissingColumn,
+    /// A filter needs text, and the value is not UTF-8.
+    NotText,
+}
+
+impl WidenReason {
+    /// Every reason.
+    pub const ALL: [WidenReason; 6] = [
+        WidenReason::ReplicaIdentity,
+        WidenReason::UnchangedToast,
+        WidenReason::Truncate,
+        WidenReason::Limit,
+        WidenReason::MissingColumn,
+        WidenReason::NotText,
+    ];
+
+    /// The label.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            WidenReason::ReplicaIdentity => "replica_identity",
+            WidenReason::UnchangedToast => "unchanged_toast",
+            WidenReason::Truncate => "truncate",
+            WidenReason::Limit => "limit",
+            WidenReason::MissingColumn => "missing_column",
+            WidenReason::NotText => "not_text",
+        }
+    }
+}
+
+/// How large a [`KeySet`] may get.
+///
+/// The defaults: 100 000 keys are removed by some 200 UNLINK commands in about 0.1 s, the time of a
+/// SCAN pass over some hundred thousand keys; beyond that a pass is no slower than the list. 8 MiB
+/// leaves 80 bytes for each of them and keeps several sets in flight below the memory goal of
+/// 64 MiB. Each pattern is tried on every key of a pass, so 1 000 of them already make a pass over a
+/// million keys take a minute of our time, and the collapsed one is the cheaper.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Exact keys, count.
+    pub keys: usize,
+    /// Keys and patterns with their index entries, bytes; at most `u32::MAX`.
+    pub bytes: usize,
+    /// Patterns other than the widest of a template, count.
+    pub patterns: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Limits {
+        Limits { keys: 100_000, bytes: 8 << 20, patterns: 1_000 }
+    }
+}
+
+/// What a key set knows of a template.
+#[derive(Debug)]
+pub(super) struct TemplateInfo {
+    pub(super) rule: RuleId,
+    pub(super) whole: Whole,
+}
+
+/// All that a template could ever give.
+#[derive(Debug)]
+pub(super) enum Whole {
+    /// Without placeholders and wildcards: one key.
+    Key(Box<[u8]>),
+    /// Every placeholder a `*`.
+    Pattern(Pattern),
+}
+
+/// De-duplicated exact keys and patterns, each attributed to the rule that gave it first.
+#[derive(Clone)]
+pub struct KeySet {
+    templates: Arc<[TemplateInfo]>,
+    limits: Limits,
+    hasher: DefaultHashBuilder,
+    arena: Vec<u8>,
+    keys: Vec<Key>,
+    key_index: HashTable<u32>,
+    patterns: Vec<(TemplateId, Pattern)>,
+    pattern_index: HashTable<u32>,
+    usage: Vec<Usage>,
+    used_bytes: usize,
+    used_patterns: usize,
+    rules: Vec<RuleCount>,
+}
+
+/// Where an exact key lies in the arena.
+#[derive(Clone, Copy)]
+struct Key {
+    start: u32,
+    len: u32,
+    template: TemplateId,
+}
+
+/// What one template holds of a set.
+#[derive(Clone, Copy, Default)]
+struct Usage {
+    keys: usize,
+    patterns: usize,
+    bytes: usize,
+    /// Everything that the template could give is in the set.
+    whole: bool,
+}
+
+#[derive(Clone, Copy, Default)]
+struct RuleCount {
+    matches: u64,
+    widened: [u64; WidenReason::ALL.len()],
+}
+
+/// What a key costs beside its bytes: its entry, and its slots in a half-full index.
+const KEY_COST: usize = size_of::<Key>() + 2 * (size_of::<u32>() + 1);
+
+/// What a pattern costs beside its bytes: the compiled form, measured on patterns of two stars.
+const PATTERN_COST: usize = 512;
+
+impl KeySet {
+    pub(super) fn new(templates: Arc<[TemplateInfo]>, rule_count: usize, limits: Limits) -> KeySet {
+        let usage = vec![Usage::default(); templates.len()];
+        KeySet {
+            templates,
+            limits: Limits { bytes: limits.bytes.min(u32::MAX as usize), ..limits },
+            hasher: DefaultHashBuilder::default(),
+            arena: Vec::new(),
+            keys: Vec::new(),
+            key_index: HashTable::new(),
+            patterns: Vec::new(),
+            pattern_index: HashTable::new(),
+            usage,
+            used_bytes: 0,
+            used_patterns: 0,
+            rules: vec![RuleCount::default(); rule_count],
+        }
+    }
+
+    /// Whether there is nothing to remove.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.keys.is_empty() && self.patterns.is_empty()
+    }
+
+    /// The number of exact keys.
+    #[must_use]
+    pub fn exact_len(&self) -> usize {
+        self.keys.len()
+    }
+
+    /// The memory that the set holds, bytes, estimated.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        let patterns: usize =
+            self.patterns.iter().map(|(_, pattern)| pattern_cost(pattern.as_bytes())).sum();
+        self.arena.capacity()
+            + self.keys.capacity() * size_of::<Key>()
+            + self.key_index.capacity() * 2 * size_of::<u32>()
+            + self.usage.capacity() * size_of::<Usage>()
+            + self.rules.capacity() * size_of::<RuleCount>()
+            + patterns
+    }
+
+    /// The exact keys.
+    pub fn exact(&self) -> impl Iterator<Item = (RuleId, &[u8])> {
+        self.keys.iter().map(|key| (self.rule_of(key.template), key.bytes(&self.arena)))
+    }
+
+    /// The patterns.
+    pub fn patterns(&self) -> impl Iterator<Item = (RuleId, &Pattern)> {
+        self.patterns.iter().map(|(template, pattern)| (self.rule_of(*template), pattern))
+    }
+
+    /// Whether removing the set needs a SCAN pass.
+    #[must_use]
+    pub fn has_patterns(&self) -> bool {
+        !self.patterns.is_empty()
+    }
+
+    /// How often a template of a rule was widened, for each reason that occurred. A template that
+    /// is whole in the set already is not counted again.
+    pub fn widened(&self) -> impl Iterator<Item = (RuleId, WidenReason, u64)> {
+        rule_ids().zip(&self.rules).flat_map(|(rule, counts)| {
+            let reasons = WidenReason::ALL.into_iter().zip(counts.widened);
+            reasons
+                .filter(|(_, count)| *count > 0)
+                .map(move |(reason, count)| (rule, reason, count))
+        })
+    }
+
+    /// How many changes each rule that matched at all looked at.
+    pub fn matches(&self) -> impl Iterator<Item = (RuleId, u64)> {
+        rule_ids()
+            .zip(&self.rules)
+            .filter(|(_, counts)| counts.matches > 0)
+            .map(|(rule, counts)| (rule, counts.matches))
+    }
+
+    /// Adds all of `other`, a set of the same [`Rules`](super::Rules), under the limits of this one.
+    pub fn merge(&mut self, other: &KeySet) {
+        debug_assert!(Arc::ptr_eq(&self.templates, &other.templates), "sets of different rules");
+        for (template, usage) in template_ids().zip(&other.usage) {
+            if usage.whole {
+                self.add_whole(template, None);
+            }
+        }
+        for key in &other.keys {
+            self.add_key(key.template, key.bytes(&other.arena));
+        }
+        for (template, pattern) in &other.patterns {
+            self.add_parsed(*template, pattern.as_bytes(), || pattern.clone());
+        }
+        for (own, others) in self.rules.iter_mut().zip(&other.rules) {
+            own.matches += others.matches;
+            for (own, others) in own.widened.iter_mut().zip(others.widened) {
+                *own += others;
+            }
+        }
+    }
+
+    /// Whether everything that the template could give is in the set.
+    pub(super) fn is_whole(&self, template: TemplateId) -> bool {
+        self.usage[usize::from(template.0)].whole
+    }
+
+    pub(super) fn count_match(&mut self, rule: RuleId) {
+        self.rules[usize::from(rule.0)].matches += 1;
+    }
+
+    pub(super) fn count_widened(&mut self, template: TemplateId, reason: WidenReason) {
+        let rule = self.rule_of(template);
+        self.rules[usize::from(rule.0)].widened[reason as usize] += 1;
+    }
+
+    /// Adds everything that the template could give, in the place of what it gave before. With a
+    /// reason this counts as widened, unless the template was whole already.
+    pub(super) fn add_whole(&mut self, template: TemplateId, reason: Option<WidenReason>) {
+        if self.is_whole(template) {
+            return;
+        }
+        if let Some(reason) = reason {
+            self.count_widened(template, reason);
+        }
+        self.drop_all_of(template);
+        self.usage[usize::from(template.0)].whole = true;
+        let templates = Arc::clone(&self.templates);
+        match &templates[usize::from(template.0)].whole {
+            Whole::Key(key) => self.insert_key(template, key),
+            Whole::Pattern(pattern) => {
+                self.insert_pattern(template, pattern.as_bytes(), || pattern.clone());
+            }
+        }
+    }
+
+    /// Adds an exact key that the template gave.
+    pub(super) fn add_key(&mut self, template: TemplateId, key: &[u8]) {
+        if self.is_whole(template) || self.has_key(key) {
+            return;
+        }
+        let own = Usage { keys: 1, patterns: 0, bytes: key_cost(key), whole: false };
+        if self.make_room(template, own) {
+            self.insert_key(template, key);
+        }
+    }
+
+    /// Adds a pattern that the template gave.
+    pub(super) fn add_pattern(&mut self, template: TemplateId, bytes: &[u8]) {
+        self.add_parsed(template, bytes, || Pattern::parse(bytes));
+    }
+
+    fn add_parsed(&mut self, template: TemplateId, bytes: &[u8], parse: impl FnOnce() -> Pattern) {
+        if self.is_whole(template) || self.has_pattern(bytes) {
+            return;
+        }
+        let own = Usage { keys: 0, patterns: 1, bytes: pattern_cost(bytes), whole: false };
+        if self.make_room(template, own) {
+            self.insert_pattern(template, bytes, parse);
+        }
+    }
+
+    /// Collapses the largest template until `more` fits; false if that was `template` itself.
+    fn make_room(&mut self, template: TemplateId, more: Usage) -> bool {
+        while !self.is_whole(template) {
+            let measure: fn(&Usage) -> usize = if self.keys.len() + more.keys > self.limits.keys {
+                |usage| usage.keys
+            } else if self.used_patterns + more.patterns > self.limits.patterns {
+                |usage| usage.patterns
+            } else if self.used_bytes + more.bytes > self.limits.bytes {
+                |usage| usage.bytes
+            } else {
+                return true;
+            };
+            let largest =
+                template_ids().zip(&self.usage).filter(|(_, usage)| !usage.whole).max_by_key(
+                    |(id, usage)| measure(usage) + if *id == template { measure(&more) } else { 0 },
+                );
+            let largest = largest.map_or(template, |(id, _)| id);
+            self.add_whole(largest, Some(WidenReason::Limit));
+        }
+        false
+    }
+
+    fn rule_of(&self, template: TemplateId) -> RuleId {
+        self.templates[usize::from(template.0)].rule
+    }
+
+    fn has_key(&self, key: &[u8]) -> bool {
+        let hash = self.hasher.hash_one(key);
+        let same = |at: &u32| self.keys[*at as usize].bytes(&self.arena) == key;
+        self.key_index.find(hash, same).is_some()
+    }
+
+    fn has_pattern(&self, bytes: &[u8]) -> bool {
+        let hash = self.hasher.hash_one(bytes);
+        let same = |at: &u32| self.patterns[*at as usize].1.as_bytes() == bytes;
+        self.pattern_index.find(hash, same).is_some()
+    }
+
+    /// Puts a key in that passed the limits, or is the only one of its template.
+    fn insert_key(&mut self, template: TemplateId, bytes: &[u8]) {
+        if self.has_key(bytes) {
+            return;
+        }
+        let key = Key { start: small(self.arena.len()), len: small(bytes.len()), template };
+        let at = small(self.keys.len());
+        self.arena.extend_from_slice(bytes);
+        self.keys.push(key);
+        self.index_key(at);
+        let usage = &mut self.usage[usize::from(template.0)];
+        usage.keys += 1;
+        usage.bytes += key_cost(bytes);
+        self.used_bytes += key_cost(bytes);
+    }
+
+    /// Puts a pattern in that passed the limits, or is the widest of its template.
+    fn insert_pattern(
+        &mut self,
+        template: TemplateId,
+        bytes: &[u8],
+        parse: impl FnOnce() -> Pattern,
+    ) {
+        if self.has_pattern(bytes) {
+            return;
+        }
+        let at = small(self.patterns.len());
+        self.patterns.push((template, parse()));
+        self.index_pattern(at);
+        let usage = &mut self.usage[usize::from(template.0)];
+        if !usage.whole {
+            usage.patterns += 1;
+            usage.bytes += pattern_cost(bytes);
+            self.used_patterns += 1;
+            self.used_bytes += pattern_cost(bytes);
+        }
+    }
+
+    fn index_key(&mut self, at: u32) {
+        let (hasher, keys, arena) = (&self.hasher, &self.keys, &self.arena);
+        let hash = |at: &u32| hasher.hash_one(keys[*at as usize].bytes(arena));
+        self.key_index.insert_unique(hash(&at), at, hash);
+    }
+
+    fn index_pattern(&mut self, at: u32) {
+        let (hasher, patterns) = (&self.hasher, &self.patterns);
+        let hash = |at: &u32| hasher.hash_one(patterns[*at as usize].1.as_bytes());
+        self.pattern_index.insert_unique(hash(&at), at, hash);
+    }
+
+    /// Takes out what the template gave, and closes the gaps.
+    fn drop_all_of(&mut self, template: TemplateId) {
+        let usage = std::mem::take(&mut self.usage[usize::from(template.0)]);
+        self.used_bytes -= usage.bytes;
+        self.used_patterns -= usage.patterns;
+        if usage.keys > 0 {
+            let (arena, mut end) = (&mut self.arena, 0);
+            self.keys.retain_mut(|key| {
+                let keep = key.template != template;
+                if keep {
+                    let start = key.start as usize;
+                    arena.copy_within(start..start + key.len as usize, end);
+                    key.start = small(end);
+                    end += key.len as usize;
+                }
+                keep
+            });
+            self.arena.truncate(end);
+            self.key_index.clear();
+            (0..small(self.keys.len())).for_each(|at| self.index_key(at));
+        }
+        if usage.patterns > 0 {
+            self.patterns.retain(|(owner, _)| *owner != template);
+            self.pattern_index.clear();
+            (0..small(self.patterns.len())).for_each(|at| self.index_pattern(at));
+        }
+    }
+}
+
+impl Key {
+    fn bytes<'a>(&self, arena: &'a [u8]) -> &'a [u8] {
+        &arena[self.start as usize..self.start as usize + self.len as usize]
+    }
+}
+
+/// Only counts: keys hold row values (I9).
+impl fmt::Debug for KeySet {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_struct("KeySet")
+            .field("keys", &self.keys.len())
+            .field("patterns", &self.patterns.len())
+            .finish_non_exhaustive()
+    }
+}
+
+fn key_cost(key: &[u8]) -> usize {
+    key.len() + KEY_COST
+}
+
+/// The bytes stand in the pattern, and again in its compiled form.
+fn pattern_cost(bytes: &[u8]) -> usize {
+    2 * bytes.len() + PATTERN_COST
+}
+
+fn rule_ids() -> impl Iterator<Item = RuleId> {
+    (0..=u16::MAX).map(RuleId)
+}
+
+fn template_ids() -> impl Iterator<Item = TemplateId> {
+    (0..=u16::MAX).map(TemplateId)
+}
+
+fn small(size: usize) -> u32 {
+    u32::try_from(size).expect("a key set is limited to less than 4 GiB")
+}

@@ -1,0 +1,321 @@
+//! Every metric: name, help, labels, buckets, in one table. The pure stages never touch it.
+
+use std::sync::Mutex;
+use std::sync::atomic::AtomicU64;
+use std::time::Duration;
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::encoding::text::encode;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::{Family, MetricConstructor};
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::metrics::info::Info;
+use prometheus_client::registry::{Metric, Registry};
+
+use crate::keys::{RuleId, WidenReason};
+
+/// A gauge of seconds or another real number.
+pub type FloatGauge = Gauge<f64, AtomicU64>;
+
+/// Bucket bounds of latencies in seconds: 50 µs to 100 s, about four a decade.
+const LATENCY_SECONDS: [f64; 22] = [
+    0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0,
+    2.5, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0, 1000.0,
+];
+
+/// A label set of one closed label.
+macro_rules! label {
+    ($(#[$doc:meta])* $name:ident, $field:ident, $type:ty) => {
+        $(#[$doc])*
+        #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+        pub struct $name {
+            /// The label's value.
+            pub $field: $type,
+        }
+    };
+}
+
+label!(
+    /// `operation`: insert, update, delete, truncate.
+    OperationLabel, operation, &'static str
+);
+label!(
+    /// `rule`: the rule's name.
+    RuleLabel, rule, String
+);
+label!(
+    /// `reason`: why everything was swept, or a sweep was made.
+    ReasonLabel, reason, &'static str
+);
+label!(
+    /// `status`: `pg_replication_slots.wal_status`.
+    StatusLabel, status, &'static str
+);
+label!(
+    /// `node`: host and port of a Redis node.
+    NodeLabel, node, String
+);
+label!(
+    /// `kind`: the class of a Redis error.
+    KindLabel, kind, &'static str
+);
+label!(
+    /// `peer`: postgres or redis.
+    PeerLabel, peer, &'static str
+);
+label!(
+    /// `version` of walsweep.
+    VersionLabel, version, &'static str
+);
+
+/// `rule` and `reason`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct WidenedLabel {
+    /// The rule's name.
+    pub rule: String,
+    /// Why a value could not be known.
+    pub reason: &'static str,
+}
+
+/// Makes a latency histogram.
+#[derive(Clone, Debug)]
+pub struct Latency;
+
+impl MetricConstructor<Histogram> for Latency {
+    fn new_metric(&self) -> Histogram {
+        Histogram::new(LATENCY_SECONDS)
+    }
+}
+
+/// All metrics of the process.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Mutex<Registry>,
+    rules: Vec<String>,
+    /// 1 when streaming and no sweep is owed.
+    pub ready: Gauge,
+    /// Committed transactions received.
+    pub transactions: Counter,
+    /// Row changes received.
+    pub changes: Family<OperationLabel, Counter>,
+    rule_matches: Family<RuleLabel, Counter>,
+    keys_removed: Family<RuleLabel, Counter>,
+    keys_absent: Family<RuleLabel, Counter>,
+    widened: Family<WidenedLabel, Counter>,
+    /// Commit, by the server's clock, to every key's first removal acknowledged.
+    pub commit_to_removed: Histogram,
+    /// Visible to every key's first removal acknowledged.
+    pub visible_to_removed: Histogram,
+    /// COMMIT received to visible.
+    pub visibility_wait: Histogram,
+    /// Transactions that were not visible at the first look after COMMIT.
+    pub invisible_at_arrival: Counter,
+    /// SCAN passes by what asked for them.
+    pub sweeps: Family<ReasonLabel, Counter>,
+    /// Duration of a SCAN pass.
+    pub sweep_seconds: Histogram,
+    /// Keys that SCAN passes looked at.
+    pub sweep_scanned_keys: Counter,
+    /// How long one SCAN call held Redis, as seen from here.
+    pub scan_stall: Histogram,
+    /// Keys that were there again at the second removal.
+    pub refills_removed: Counter,
+    /// Bytes of WAL between the end and `confirmed_flush_lsn`.
+    pub confirmed_lag_bytes: Gauge,
+    /// Bytes of WAL between the end and `restart_lsn`: what the slot keeps on disk.
+    pub restart_lag_bytes: Gauge,
+    /// `pg_replication_slots.safe_wal_size`; -1 when there is no limit.
+    pub slot_safe_wal_bytes: Gauge,
+    /// 1 for the slot's present `wal_status`.
+    pub slot_wal_status: Family<StatusLabel, Gauge>,
+    /// Age of the oldest transaction that is received and not confirmed.
+    pub oldest_unconfirmed: FloatGauge,
+    /// Transactions received whole and not yet complete.
+    pub in_flight_transactions: Gauge,
+    /// 1 while the replication and SQL connections stand.
+    pub postgres_up: Gauge,
+    /// 1 while the node answers.
+    pub redis_up: Family<NodeLabel, Gauge>,
+    /// Errors from Redis.
+    pub redis_errors: Family<KindLabel, Counter>,
+    /// Connections made again after a loss.
+    pub reconnects: Family<PeerLabel, Counter>,
+    /// Sweeps of everything because history could not be shown to be unbroken.
+    pub resyncs: Family<ReasonLabel, Counter>,
+}
+
+/// Registers under the exposed name; counters are exposed with `_total`, which the registry adds.
+struct Table(Registry);
+
+impl Table {
+    fn add<M: Metric + Clone>(&mut self, name: &str, help: &str, metric: M) -> M {
+        let base = name.strip_suffix("_total").unwrap_or(name);
+        self.0.register(base, help.trim_end_matches('.'), metric.clone());
+        metric
+    }
+
+    fn counter(&mut self, name: &str, help: &str) -> Counter {
+        self.add(name, help, Counter::default())
+    }
+
+    fn gauge(&mut self, name: &str, help: &str) -> Gauge {
+        self.add(name, help, Gauge::default())
+    }
+
+    fn latency(&mut self, name: &str, help: &str) -> Histogram {
+        self.add(name, help, Latency.new_metric())
+    }
+
+    fn family<L>(&mut self, name: &str, help: &str) -> Family<L, Counter>
+    where
+        L: Clone + std::hash::Hash + Eq + EncodeLabelSet + std::fmt::Debug + Send + Sync + 'static,
+    {
+        self.add(name, help, Family::default())
+    }
+}
+
+impl Metrics {
+    /// The metrics of a walsweep with these rules, all at zero.
+    #[must_use]
+    #[expect(clippy::too_many_lines, reason = "one row per metric, nothing else")]
+    pub fn new(rules: &[String]) -> Metrics {
+        let mut table = Table(Registry::default());
+        let version = VersionLabel { version: env!("CARGO_PKG_VERSION") };
+        // The registry adds `_info` by itself.
+        table.0.register("walsweep_build", "What is running", Info::new(version));
+        let metrics = Metrics {
+            rules: rules.to_vec(),
+            ready: table.gauge("walsweep_ready", "1 when streaming and no sweep is owed"),
+            transactions: table
+                .counter("walsweep_transactions_total", "Committed transactions received"),
+            changes: table.family("walsweep_changes_total", "Row changes received"),
+            rule_matches: table
+                .family("walsweep_rule_matches_total", "Row changes that a rule matched"),
+            keys_removed: table.family("walsweep_keys_removed_total", "Keys removed from Redis"),
+            keys_absent: table
+                .family("walsweep_keys_absent_total", "Exact keys that were not in Redis"),
+            widened: table
+                .family("walsweep_widened_total", "Keys widened to a pattern, and why"),
+            commit_to_removed: table.latency(
+                "walsweep_commit_to_removed_seconds",
+                "Commit, by the server's clock, to its keys removed",
+            ),
+            visible_to_removed: table
+                .latency("walsweep_visible_to_removed_seconds", "Visible to its keys removed"),
+            visibility_wait: table
+                .latency("walsweep_visibility_wait_seconds", "Commit received to visible"),
+            invisible_at_arrival: table.counter(
+                "walsweep_invisible_at_arrival_total",
+                "Transactions that readers could not yet see when their commit arrived",
+            ),
+            sweeps: table.family("walsweep_sweeps_total", "SCAN passes, by what asked for them"),
+            sweep_seconds: table.latency("walsweep_sweep_seconds", "Duration of a SCAN pass"),
+            sweep_scanned_keys: table
+                .counter("walsweep_sweep_scanned_keys_total", "Keys that SCAN passes looked at"),
+            scan_stall: table
+                .latency("walsweep_scan_stall_seconds", "How long one SCAN call held Redis"),
+            refills_removed: table.counter(
+                "walsweep_refills_removed_total",
+                "Keys that were there again at the second removal",
+            ),
+            confirmed_lag_bytes: table.gauge(
+                "walsweep_confirmed_lag_bytes",
+                "WAL between its end and the slot's confirmed_flush_lsn",
+            ),
+            restart_lag_bytes: table.gauge(
+                "walsweep_restart_lag_bytes",
+                "WAL between its end and the slot's restart_lsn, kept on the server's disk",
+            ),
+            slot_safe_wal_bytes: table.gauge(
+                "walsweep_slot_safe_wal_bytes",
+                "WAL that may still be written before the slot is lost; -1 without limit",
+            ),
+            slot_wal_status: table.add(
+                "walsweep_slot_wal_status",
+                "1 for the slot's present wal_status",
+                Family::default(),
+            ),
+            oldest_unconfirmed: table.add(
+                "walsweep_oldest_unconfirmed_seconds",
+                "Age of the oldest transaction received and not confirmed",
+                FloatGauge::default(),
+            ),
+            in_flight_transactions: table.gauge(
+                "walsweep_in_flight_transactions",
+                "Transactions received and not yet complete",
+            ),
+            postgres_up: table
+                .gauge("walsweep_postgres_up", "1 while the connections to Postgres stand"),
+            redis_up: table.add(
+                "walsweep_redis_up",
+                "1 while the Redis node answers",
+                Family::default(),
+            ),
+            redis_errors: table.family("walsweep_redis_errors_total", "Errors from Redis"),
+            reconnects: table
+                .family("walsweep_reconnects_total", "Connections made again after a loss"),
+            resyncs: table.family(
+                "walsweep_resyncs_total",
+                "Sweeps of everything because history was not shown to be unbroken",
+            ),
+            registry: Mutex::new(table.0),
+        };
+        metrics.create_series();
+        metrics
+    }
+
+    /// Rule and operation series exist from the start: a counter that is absent until its first
+    /// event hides that event from `increase()`.
+    fn create_series(&self) {
+        for rule in &self.rules {
+            let label = RuleLabel { rule: rule.clone() };
+            for family in [&self.rule_matches, &self.keys_removed, &self.keys_absent] {
+                family.get_or_create_owned(&label);
+            }
+        }
+        for operation in ["insert", "update", "delete", "truncate"] {
+            self.changes.get_or_create_owned(&OperationLabel { operation });
+        }
+        for peer in ["postgres", "redis"] {
+            self.reconnects.get_or_create_owned(&PeerLabel { peer });
+        }
+    }
+
+    fn rule(&self, rule: RuleId) -> RuleLabel {
+        RuleLabel { rule: self.rules.get(usize::from(rule.0)).cloned().unwrap_or_default() }
+    }
+
+    /// Counts row changes that `rule` matched.
+    pub fn rule_matched(&self, rule: RuleId, count: u64) {
+        self.rule_matches.get_or_create(&self.rule(rule)).inc_by(count);
+    }
+
+    /// Counts `removed` keys of `rule` that were in Redis and `absent` ones that were not.
+    pub fn keys_removed(&self, rule: RuleId, removed: u64, absent: u64) {
+        self.keys_removed.get_or_create(&self.rule(rule)).inc_by(removed);
+        self.keys_absent.get_or_create(&self.rule(rule)).inc_by(absent);
+    }
+
+    /// Counts keys of `rule` that were widened.
+    pub fn widened(&self, rule: RuleId, reason: WidenReason, count: u64) {
+        let RuleLabel { rule } = self.rule(rule);
+        self.widened.get_or_create(&WidenedLabel { rule, reason: reason.as_str() }).inc_by(count);
+    }
+
+    /// The OpenMetrics text of all metrics
+    /// (<https://prometheus.io/docs/specs/om/open_metrics_spec/>).
+    #[must_use]
+    pub fn text(&self) -> String {
+        let mut text = String::new();
+        let registry = self.registry.lock().expect("encoding does not panic");
+        encode(&mut text, &registry).expect("writing to a string does not fail");
+        text
+    }
+}
+
+/// Seconds of a duration, for a histogram.
+#[must_use]
+pub fn seconds(duration: Duration) -> f64 {
+    duration.as_secs_f64()
+}

@@ -1,0 +1,56 @@
+//! How the gate asks the server.
+
+use tokio_postgres::{Client, SimpleQueryMessage, Statement};
+
+use super::{Error, Snapshot};
+
+/// Answers what is visible. The second implementor is the seeded simulation.
+pub trait Probe {
+    /// What a new snapshot on the primary sees.
+    fn snapshot(&self) -> impl Future<Output = Result<Snapshot, Error>>;
+
+    /// A transaction id later than every one assigned so far.
+    fn fence(&self) -> impl Future<Output = Result<u64, Error>>;
+}
+
+/// Asks over an ordinary connection to the same primary that the slot is on. Which server that is,
+/// and which timeline, was checked when the connection was made; a server does not change either
+/// without ending it.
+#[derive(Debug)]
+pub struct SqlProbe<'client> {
+    client: &'client Client,
+    visible: Statement,
+}
+
+impl<'client> SqlProbe<'client> {
+    /// Prepares the question on `client`.
+    ///
+    /// # Errors
+    ///
+    /// The query's, when it cannot be prepared.
+    pub async fn new(client: &'client Client) -> Result<SqlProbe<'client>, Error> {
+        let visible = client.prepare(include_str!("../../sql/visible.sql")).await?;
+        Ok(SqlProbe { client, visible })
+    }
+}
+
+impl Probe for SqlProbe<'_> {
+    async fn snapshot(&self) -> Result<Snapshot, Error> {
+        let row = self.client.query_one(&self.visible, &[]).await?;
+        if row.try_get::<_, bool>(0)? {
+            return Err(Error::Standby);
+        }
+        Ok(row.try_get::<_, &str>(1)?.parse()?)
+    }
+
+    async fn fence(&self) -> Result<u64, Error> {
+        let messages = self.client.simple_query(include_str!("../../sql/fence.sql")).await?;
+        messages
+            .iter()
+            .find_map(|message| match message {
+                SimpleQueryMessage::Row(row) => row.get(0)?.parse().ok(),
+                _ => None,
+            })
+            .ok_or(Error::Answer(super::snapshot::ParseError))
+    }
+}

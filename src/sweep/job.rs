@@ -1,0 +1,92 @@
+//! What the sweeper works on: a set of keys, and who waits for their removal.
+
+use tokio::time::Instant;
+
+use crate::gather::Transaction;
+use crate::keys::{KeySet, RuleId};
+use crate::lsn::Lsn;
+use crate::settle::{Cause, Visible};
+
+/// Keys to remove, with everything that waits for it.
+#[derive(Debug)]
+pub(super) struct Job {
+    pub(super) members: Vec<Member>,
+    pub(super) keys: KeySet,
+    pub(super) round: Round,
+    /// Not merged with other jobs, because Redis refused one that it was part of.
+    pub(super) alone: bool,
+    /// Earliest next try.
+    pub(super) not_before: Option<Instant>,
+    /// How often Redis refused it.
+    pub(super) refusals: u32,
+    /// The furthest end LSN among what the keys were removed for.
+    pub(super) covers: Lsn,
+}
+
+/// Which removal of its keys a job is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Round {
+    /// The first.
+    First,
+    /// The second, after the refill window (I8).
+    Second,
+    /// The first on a Redis that may have lost the real one (I7).
+    Again,
+}
+
+/// Something that waits for a removal.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Member {
+    /// A transaction, still to be reported as swept.
+    Transaction { transaction: Transaction, visible_at: Instant },
+    /// A sweep of everything.
+    Resync { last: bool },
+}
+
+impl Job {
+    pub(super) fn first(visible: Visible) -> Job {
+        let (cause, keys, visible_at) = visible.into_parts();
+        let (member, covers) = match cause {
+            Cause::Transaction(transaction) => {
+                (Member::Transaction { transaction, visible_at }, transaction.end_lsn)
+            }
+            Cause::Resync { last } => (Member::Resync { last }, Lsn::ZERO),
+        };
+        Job::new(vec![member], keys, Round::First, covers)
+    }
+
+    pub(super) fn new(members: Vec<Member>, keys: KeySet, round: Round, covers: Lsn) -> Job {
+        Job { members, keys, round, alone: false, not_before: None, refusals: 0, covers }
+    }
+
+    /// Whether a sweep of everything is part of it.
+    pub(super) fn is_resync(&self) -> bool {
+        self.members.iter().any(|member| matches!(member, Member::Resync { .. }))
+    }
+}
+
+/// Keys removed and keys not found, by rule.
+#[derive(Debug, Default)]
+pub(super) struct Tally {
+    rows: Vec<(RuleId, u64, u64)>,
+}
+
+impl Tally {
+    pub(super) fn add(&mut self, rule: RuleId, removed: u64, absent: u64) {
+        match self.rows.iter_mut().find(|row| row.0 == rule) {
+            Some(row) => {
+                row.1 += removed;
+                row.2 += absent;
+            }
+            None => self.rows.push((rule, removed, absent)),
+        }
+    }
+
+    pub(super) fn rows(&self) -> impl Iterator<Item = (RuleId, u64, u64)> {
+        self.rows.iter().copied()
+    }
+
+    pub(super) fn removed(&self) -> u64 {
+        self.rows.iter().map(|row| row.1).sum()
+    }
+}

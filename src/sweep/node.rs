@@ -1,0 +1,157 @@
+//! What a sweep asks of one Redis server, and what can go wrong with it.
+
+/// One Redis primary. The second implementor is the seeded simulation.
+pub trait Node {
+    /// Host and port, for logs and the `node` label.
+    fn name(&self) -> &str;
+
+    /// Connects, or connects again: whatever was connected before is dropped. Refuses a server
+    /// that is not a primary.
+    fn connect(&self) -> impl Future<Output = Result<(), Error>>;
+
+    /// `UNLINK` of each group of keys in one round trip; how many keys of each group were there.
+    fn unlink(&self, groups: &[Vec<&[u8]>]) -> impl Future<Output = Result<Vec<u64>, Error>>;
+
+    /// One `SCAN` call on a connection of its own.
+    fn scan(&self, call: &ScanCall<'_>) -> impl Future<Output = Result<Page, Error>>;
+
+    /// A round trip that does nothing, on the connection of `scan`.
+    fn ping(&self) -> impl Future<Output = Result<(), Error>>;
+
+    /// The watermark key's value.
+    fn watermark(&self) -> impl Future<Output = Result<Option<Vec<u8>>, Error>>;
+
+    /// Writes the watermark key if `expected` still stands there, in one step.
+    fn replace_watermark(
+        &self,
+        expected: Option<&[u8]>,
+        value: &[u8],
+    ) -> impl Future<Output = Result<Replaced, Error>>;
+}
+
+/// The arguments of a `SCAN` call (<https://redis.io/docs/latest/commands/scan/>).
+#[derive(Clone, Copy, Debug)]
+pub struct ScanCall<'a> {
+    /// Where the last call ended; 0 to begin.
+    pub cursor: u64,
+    /// `COUNT`: about how many keys one call looks at.
+    pub count: usize,
+    /// `MATCH`, if every key that is asked for begins alike.
+    pub pattern: Option<&'a [u8]>,
+}
+
+/// The reply to a `SCAN` call.
+#[derive(Debug, Default)]
+pub struct Page {
+    /// Where to go on; 0 at the end.
+    pub cursor: u64,
+    /// Key names, not in any order; one may come twice.
+    pub keys: Vec<Vec<u8>>,
+}
+
+/// What came of a compare-and-set.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Replaced {
+    /// The new value stands.
+    Yes,
+    /// Another value stood there, and stands.
+    No(Option<Vec<u8>>),
+}
+
+/// Why Redis did not do what was asked. Nothing is confirmed; it is asked again.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The connection is of no use any more: broken, timed out, or not to a primary that accepts
+    /// commands. Connect again.
+    #[error("{0}")]
+    Lost(String, Kind),
+    /// Redis answered with an error; the connection stands.
+    #[error("{0}")]
+    Refused(String, Kind),
+}
+
+/// Classes of errors, the closed label set of `walsweep_redis_errors_total`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Connection refused, reset or ended.
+    Io,
+    /// No reply in time.
+    Timeout,
+    /// Wrong user or password.
+    Auth,
+    /// The ACL forbids the command or the key.
+    NoPerm,
+    /// The server is a replica.
+    ReadOnly,
+    /// The server is loading its data.
+    Loading,
+    /// The server is out of memory.
+    Oom,
+    /// The server is busy with a script.
+    Busy,
+    /// Any other error reply.
+    Other,
+}
+
+impl Kind {
+    /// The label's value.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Kind::Io => "io",
+            Kind::Timeout => "timeout",
+            Kind::Auth => "auth",
+            Kind::NoPerm => "noperm",
+            Kind::ReadOnly => "readonly",
+            Kind::Loading => "loading",
+            Kind::Oom => "oom",
+            Kind::Busy => "busy",
+            Kind::Other => "other",
+        }
+    }
+
+    /// Whether another connection might fare better: the server behind the address may have
+    /// changed, and whoever answers must show its watermark first.
+    #[must_use]
+    pub fn needs_reconnect(self) -> bool {
+        match self {
+            Kind::Io | Kind::Timeout | Kind::Auth | Kind::ReadOnly | Kind::Loading => true,
+            Kind::NoPerm | Kind::Oom | Kind::Busy | Kind::Other => false,
+        }
+    }
+}
+
+impl Error {
+    /// An error of this kind, lost or refused as the kind says.
+    #[must_use]
+    pub fn new(kind: Kind, message: String) -> Error {
+        if kind.needs_reconnect() {
+            Error::Lost(message, kind)
+        } else {
+            Error::Refused(message, kind)
+        }
+    }
+
+    /// The error's class.
+    #[must_use]
+    pub fn kind(&self) -> Kind {
+        match self {
+            Error::Lost(_, kind) | Error::Refused(_, kind) => *kind,
+        }
+    }
+
+    /// What an operator can do about it.
+    #[must_use]
+    pub fn hint(&self) -> Option<&'static str> {
+        match self.kind() {
+            Kind::NoPerm => Some(
+                "allow the user `+scan +unlink +get +set +eval +ping +info +client|setname` on \
+                 the keys of the rules and on `walsweep:*`",
+            ),
+            Kind::Auth => Some("check the user and password of `redis.url`"),
+            Kind::ReadOnly => Some("let `redis.url` name the primary"),
+            Kind::Oom => Some("the watermark key needs a few bytes; free memory in Redis"),
+            Kind::Io | Kind::Timeout | Kind::Loading | Kind::Busy | Kind::Other => None,
+        }
+    }
+}

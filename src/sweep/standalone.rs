@@ -1,0 +1,190 @@
+//! One Redis server, over two connections: removals on one, SCAN on the other, so that a reply to
+//! a removal never queues behind a page of names.
+
+use std::cell::RefCell;
+
+use redis::aio::MultiplexedConnection;
+use redis::{ErrorKind, Pipeline, RedisError, ServerErrorKind, Value, cmd};
+
+use super::connect::connect;
+use super::node::{Error, Kind, Node, Page, Replaced, ScanCall};
+use crate::config;
+
+/// Writes the watermark key only if the value expected still stands there. A script, because it
+/// must be one step: with `SET … GET` the evidence of a loss would be gone before it is seen.
+/// KEYS\[1\] the key; ARGV: whether a value is expected, that value, the new value.
+const COMPARE_AND_SET: &str = "local standing = redis.call('get', KEYS[1]) \
+     local expected = false \
+     if ARGV[1] == '1' then expected = ARGV[2] end \
+     if standing == expected then redis.call('set', KEYS[1], ARGV[3]) return 1 end \
+     return standing";
+
+/// A standalone Redis.
+pub struct Standalone {
+    redis: config::Redis,
+    name: String,
+    watermark_key: String,
+    connections: RefCell<Option<Connections>>,
+}
+
+#[derive(Clone)]
+struct Connections {
+    remove: MultiplexedConnection,
+    scan: MultiplexedConnection,
+}
+
+impl Standalone {
+    /// The server of the configuration; connects when [`Node::connect`] is called.
+    #[must_use]
+    pub fn new(redis: &config::Redis, watermark_key: String) -> Standalone {
+        let name = node_name(&redis.url);
+        let connections = RefCell::new(None);
+        Standalone { redis: redis.clone(), name, watermark_key, connections }
+    }
+
+    fn connections(&self) -> Result<Connections, Error> {
+        let connections = self.connections.borrow().clone();
+        connections.ok_or_else(|| Error::new(Kind::Io, "not connected".to_owned()))
+    }
+
+    async fn check_primary(&self, connection: &mut MultiplexedConnection) -> Result<(), Error> {
+        let info: Result<String, RedisError> =
+            cmd("INFO").arg("replication").query_async(connection).await;
+        match info {
+            Ok(info) if info.contains("role:slave") => {
+                Err(Error::new(Kind::ReadOnly, "the server is a replica".to_owned()))
+            }
+            Ok(_) => Ok(()),
+            // Without the right to ask, a replica still shows itself by READONLY.
+            Err(error) if error.kind() == ErrorKind::Server(ServerErrorKind::NoPerm) => Ok(()),
+            Err(error) => Err(classify(&error)),
+        }
+    }
+}
+
+/// Host and port of a Redis URL.
+fn node_name(url: &str) -> String {
+    match url::Url::parse(url) {
+        Ok(url) => match (url.host_str(), url.port()) {
+            (Some(host), port) => format!("{host}:{}", port.unwrap_or(6379)),
+            (None, _) => url.path().to_owned(),
+        },
+        Err(_) => "redis".to_owned(),
+    }
+}
+
+impl Node for Standalone {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    async fn connect(&self) -> Result<(), Error> {
+        self.connections.replace(None);
+        let failed = |error: super::connect::ConnectError| Error::from(error);
+        let mut remove = connect(&self.redis).await.map_err(failed)?;
+        self.check_primary(&mut remove).await?;
+        let scan = connect(&self.redis).await.map_err(failed)?;
+        self.connections.replace(Some(Connections { remove, scan }));
+        Ok(())
+    }
+
+    async fn unlink(&self, groups: &[Vec<&[u8]>]) -> Result<Vec<u64>, Error> {
+        if groups.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut connection = self.connections()?.remove;
+        let mut pipeline = Pipeline::with_capacity(groups.len());
+        for keys in groups {
+            pipeline.cmd("UNLINK").arg(keys.as_slice());
+        }
+        let replies = connection
+            .send_packed_commands(&pipeline, 0, groups.len())
+            .await
+            .map_err(|error| classify(&error))?;
+        if replies.len() != groups.len() {
+            let message = format!("{} replies to {} UNLINKs", replies.len(), groups.len());
+            return Err(Error::new(Kind::Io, message));
+        }
+        replies.into_iter().map(removed_count).collect()
+    }
+
+    async fn scan(&self, call: &ScanCall<'_>) -> Result<Page, Error> {
+        let mut connection = self.connections()?.scan;
+        let mut scan = cmd("SCAN");
+        scan.arg(call.cursor);
+        if let Some(pattern) = call.pattern {
+            scan.arg("MATCH").arg(pattern);
+        }
+        scan.arg("COUNT").arg(call.count);
+        let (cursor, keys) =
+            scan.query_async(&mut connection).await.map_err(|error| classify(&error))?;
+        Ok(Page { cursor, keys })
+    }
+
+    async fn ping(&self) -> Result<(), Error> {
+        let mut connection = self.connections()?.scan;
+        cmd("PING").exec_async(&mut connection).await.map_err(|error| classify(&error))
+    }
+
+    async fn watermark(&self) -> Result<Option<Vec<u8>>, Error> {
+        let mut connection = self.connections()?.remove;
+        let mut get = cmd("GET");
+        get.arg(&self.watermark_key);
+        get.query_async(&mut connection).await.map_err(|error| classify(&error))
+    }
+
+    async fn replace_watermark(
+        &self,
+        expected: Option<&[u8]>,
+        value: &[u8],
+    ) -> Result<Replaced, Error> {
+        let mut connection = self.connections()?.remove;
+        let mut eval = cmd("EVAL");
+        eval.arg(COMPARE_AND_SET).arg(1).arg(&self.watermark_key);
+        eval.arg(u8::from(expected.is_some())).arg(expected.unwrap_or_default()).arg(value);
+        let reply = eval.query_async(&mut connection).await.map_err(|error| classify(&error))?;
+        match reply {
+            Value::Int(1) => Ok(Replaced::Yes),
+            Value::Nil => Ok(Replaced::No(None)),
+            Value::BulkString(standing) => Ok(Replaced::No(Some(standing))),
+            _ => Err(Error::new(Kind::Other, "EVAL gave an unexpected reply".to_owned())),
+        }
+    }
+}
+
+fn removed_count(reply: Value) -> Result<u64, Error> {
+    match reply {
+        Value::Int(count) => u64::try_from(count)
+            .map_err(|_negative| Error::new(Kind::Other, "UNLINK gave a negative count".into())),
+        Value::ServerError(error) => Err(classify(&error.into())),
+        _ => Err(Error::new(Kind::Other, "UNLINK gave an unexpected reply".to_owned())),
+    }
+}
+
+/// The class of a client library's error, and its text without what the server quotes: an error
+/// reply may repeat a key.
+pub(super) fn classify(error: &RedisError) -> Error {
+    let kind = match error.kind() {
+        ErrorKind::AuthenticationFailed => Kind::Auth,
+        ErrorKind::Server(ServerErrorKind::NoPerm) => Kind::NoPerm,
+        ErrorKind::Server(ServerErrorKind::ReadOnly) => Kind::ReadOnly,
+        ErrorKind::Server(ServerErrorKind::BusyLoading | ServerErrorKind::MasterDown) => {
+            Kind::Loading
+        }
+        ErrorKind::Server(_) | ErrorKind::Extension => match error.code() {
+            Some("OOM") => Kind::Oom,
+            Some("BUSY") => Kind::Busy,
+            Some("WRONGPASS" | "NOAUTH") => Kind::Auth,
+            Some("LOADING" | "MASTERDOWN") => Kind::Loading,
+            Some("READONLY" | "UNBLOCKED") => Kind::ReadOnly,
+            _ => Kind::Other,
+        },
+        _ if error.is_timeout() => Kind::Timeout,
+        _ => Kind::Io,
+    };
+    let message = match error.code() {
+        Some(code) => format!("redis answered {code}"),
+        None => error.category().to_owned(),
+    };
+    Error::new(kind, message)
+}

@@ -1,0 +1,479 @@
+//! The task that owns Redis: what is done next, and what becomes of the outcome.
+
+use std::collections::HashMap;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, sleep_until};
+
+use super::evidence::Watermark;
+use super::job::{Job, Member, Round, Tally};
+use super::node::{Error, Node, Replaced};
+use super::pace::Pace;
+use super::pass::{Pass, Progress};
+use super::queue::{Queue, pass_reason};
+use super::refill::Refill;
+use super::ward::Ward;
+use super::{Broken, Event, Swept, exact};
+use crate::keys::{KeySet, Pattern, RuleId};
+use crate::lsn::Lsn;
+use crate::metrics::{KindLabel, Metrics, NodeLabel, PeerLabel, ReasonLabel, seconds};
+use crate::retry::Backoff;
+use crate::settle::Visible;
+
+/// Memory of keys that wait for Redis, beyond which no more are taken: the stream then waits in
+/// Postgres, which has a disk (I6).
+const WAITING_BYTES_MAX: usize = 8 * 1024 * 1024;
+
+/// The same for keys that wait for their second removal.
+const REFILL_BYTES_MAX: usize = 16 * 1024 * 1024;
+
+/// Least time between two writes of the watermark. Each costs Redis a small script; a confirmation
+/// that comes this much later costs nothing.
+const WATERMARK_INTERVAL: Duration = Duration::from_millis(50);
+
+/// Work under way: it owns its jobs, so that they come back whatever happens.
+type Work<'a, T> = Option<Pin<Box<dyn Future<Output = T> + 'a>>>;
+
+type BatchDone = (Vec<Job>, Result<Tally, Error>);
+type PassDone = (Vec<Job>, Pace, Result<(), Error>);
+
+/// How to sweep.
+#[derive(Debug)]
+pub struct Settings {
+    /// The longest that one SCAN call may hold Redis.
+    pub max_stall: Duration,
+    /// The refill window; zero for no second removal.
+    pub window: Duration,
+    /// The session's history and rules; its LSN is the slot's `confirmed_flush_lsn`.
+    pub expected: Watermark,
+    /// Set when history is known to be broken whatever the watermark says.
+    pub broken: Option<Broken>,
+    /// An empty key set of the rules.
+    pub empty: KeySet,
+}
+
+/// Removes keys from one Redis.
+pub struct Sweeper<N> {
+    node: N,
+    metrics: Arc<Metrics>,
+    state: State,
+}
+
+/// Everything but the connection.
+struct State {
+    metrics: Arc<Metrics>,
+    events: mpsc::Sender<Event>,
+    queue: Queue,
+    passes: Queue,
+    refill: Refill,
+    ward: Ward,
+    pace: Option<Pace>,
+    connected: bool,
+    next_write: Instant,
+    node: NodeLabel,
+}
+
+impl<N: Node> Sweeper<N> {
+    /// A sweeper of `node` that reports to `events`.
+    pub fn new(
+        node: N,
+        settings: Settings,
+        metrics: Arc<Metrics>,
+        events: mpsc::Sender<Event>,
+    ) -> Sweeper<N> {
+        let state = State {
+            metrics: Arc::clone(&metrics),
+            events,
+            queue: Queue::default(),
+            passes: Queue::default(),
+            refill: Refill::new(settings.window, settings.empty),
+            ward: Ward::new(settings.expected, settings.broken),
+            pace: Some(Pace::new(settings.max_stall)),
+            connected: false,
+            next_write: Instant::now(),
+            node: NodeLabel { node: node.name().to_owned() },
+        };
+        Sweeper { node, metrics, state }
+    }
+
+    /// Takes `visible` sets and moves the watermark up to `safe`, until it is dropped.
+    pub async fn run(self, mut visible: mpsc::Receiver<Visible>, mut safe: watch::Receiver<Lsn>) {
+        let Sweeper { node, metrics, mut state } = self;
+        let mut batch: Work<'_, BatchDone> = None;
+        let mut pass: Work<'_, PassDone> = None;
+        let mut write: Work<'_, Result<Replaced, Error>> = None;
+        let mut connect: Work<'_, Result<Option<Vec<u8>>, Error>> = None;
+        let mut backoff = Backoff::redis();
+        let mut open = true;
+        loop {
+            let now = Instant::now();
+            if state.connected {
+                if batch.is_none() {
+                    batch = state.next_batch(&node, now);
+                }
+                if pass.is_none() {
+                    pass = state.next_pass(&node, &metrics, now);
+                }
+                if write.is_none() {
+                    write = state.next_write(&node, now, *safe.borrow_and_update());
+                }
+            } else if batch.is_none() && pass.is_none() && write.is_none() && connect.is_none() {
+                // Whatever was under way on the old connection has come back before a new one is
+                // made: nothing of it can arrive afterwards.
+                connect = Some(Box::pin(reconnect(&node, backoff.next_wait())));
+            }
+            let timer = state.next_timer(now);
+            tokio::select! {
+                biased;
+                (jobs, outcome) = finished(&mut batch) => state.batch_done(jobs, outcome).await,
+                outcome = finished(&mut write) => state.write_done(outcome).await,
+                found = finished(&mut connect) => {
+                    if state.connect_done(found).await {
+                        backoff = Backoff::redis();
+                    }
+                }
+                (jobs, pace, outcome) = finished(&mut pass) => {
+                    state.pace = Some(pace);
+                    state.pass_done(jobs, outcome).await;
+                }
+                one = visible.recv(), if open && state.has_room() => match one {
+                    Some(one) => state.queue.push(Job::first(one)),
+                    None => open = false,
+                },
+                changed = safe.changed() => if changed.is_err() { return },
+                () = sleep_until(timer.unwrap_or(now)), if timer.is_some() => state.tick(),
+            }
+        }
+    }
+}
+
+/// The outcome of work under way; never, if there is none. Cancelled, the work goes on later.
+async fn finished<T>(work: &mut Work<'_, T>) -> T {
+    match work {
+        Some(future) => {
+            let outcome = future.await;
+            *work = None;
+            outcome
+        }
+        None => std::future::pending().await,
+    }
+}
+
+async fn reconnect<N: Node>(node: &N, wait: Duration) -> Result<Option<Vec<u8>>, Error> {
+    tokio::time::sleep(wait).await;
+    node.connect().await?;
+    node.watermark().await
+}
+
+impl State {
+    fn has_room(&self) -> bool {
+        self.queue.bytes() + self.passes.bytes() < WAITING_BYTES_MAX
+            && self.refill.bytes() < REFILL_BYTES_MAX
+    }
+
+    fn next_batch<'a, N: Node>(&mut self, node: &'a N, now: Instant) -> Work<'a, BatchDone> {
+        let jobs = self.queue.next_batch(now);
+        let (first, others) = jobs.split_first()?;
+        let merged = (!others.is_empty()).then(|| {
+            let mut keys = self.refill.empty_keys();
+            jobs.iter().for_each(|job| keys.merge(&job.keys));
+            keys
+        });
+        let nothing_to_unlink = merged.as_ref().unwrap_or(&first.keys).exact_len() == 0;
+        Some(Box::pin(async move {
+            if nothing_to_unlink {
+                return (jobs, Ok(Tally::default()));
+            }
+            let keys = merged.as_ref().or(jobs.first().map(|job| &job.keys));
+            let outcome = match keys {
+                Some(keys) => exact::remove(node, keys).await,
+                None => Ok(Tally::default()),
+            };
+            (jobs, outcome)
+        }))
+    }
+
+    fn next_pass<'a, N: Node>(
+        &mut self,
+        node: &'a N,
+        metrics: &'a Metrics,
+        now: Instant,
+    ) -> Work<'a, PassDone> {
+        let jobs = self.passes.next_pass(now);
+        if jobs.is_empty() {
+            return None;
+        }
+        let mut pace = self.pace.take().expect("it came back with the pass before this one");
+        Some(Box::pin(async move {
+            let outcome = sweep(node, metrics, &jobs, &mut pace).await;
+            (jobs, pace, outcome)
+        }))
+    }
+
+    fn next_write<'a, N: Node>(
+        &mut self,
+        node: &'a N,
+        now: Instant,
+        safe: Lsn,
+    ) -> Work<'a, Result<Replaced, Error>> {
+        if now < self.next_write {
+            return None;
+        }
+        let (expected, value) = self.ward.next(safe)?;
+        self.next_write = now + WATERMARK_INTERVAL;
+        Some(Box::pin(async move { node.replace_watermark(expected.as_deref(), &value).await }))
+    }
+
+    /// When something becomes due that nothing else would wake for.
+    fn next_timer(&self, now: Instant) -> Option<Instant> {
+        let held = [self.queue.next_due(now), self.passes.next_due(now)];
+        // A job that is due now starts when the work before it is done; that wakes by itself.
+        let held = held.into_iter().flatten().filter(|time| *time > now);
+        let write = (self.next_write > now).then_some(self.next_write);
+        held.chain(self.refill.next_due()).chain(write).min()
+    }
+
+    /// Second removals that are due join the queue.
+    fn tick(&mut self) {
+        for job in self.refill.due(Instant::now()) {
+            self.queue.push(job);
+        }
+    }
+
+    async fn batch_done(&mut self, jobs: Vec<Job>, outcome: Result<Tally, Error>) {
+        match outcome {
+            Ok(tally) => {
+                let second = jobs.first().is_some_and(|job| job.round == Round::Second);
+                count(&self.metrics, &tally, second);
+                for job in jobs {
+                    if job.keys.has_patterns() {
+                        self.passes.push(job);
+                    } else {
+                        self.removed(job).await;
+                    }
+                }
+            }
+            Err(error) => {
+                if self.failed(&error).await {
+                    jobs.into_iter().for_each(|job| self.queue.push(job));
+                } else {
+                    self.queue.push_refused(jobs, Instant::now());
+                }
+            }
+        }
+    }
+
+    async fn pass_done(&mut self, jobs: Vec<Job>, outcome: Result<(), Error>) {
+        match outcome {
+            Ok(()) => {
+                for job in jobs {
+                    self.removed(job).await;
+                }
+            }
+            Err(error) => {
+                if self.failed(&error).await {
+                    jobs.into_iter().for_each(|job| self.queue.push(job));
+                } else {
+                    self.passes.push_refused(jobs, Instant::now());
+                }
+            }
+        }
+    }
+
+    /// One removal of a job's keys is acknowledged.
+    async fn removed(&mut self, job: Job) {
+        let now = Instant::now();
+        if job.round == Round::First {
+            job.members.iter().for_each(|member| observe(&self.metrics, member, now));
+        }
+        if job.round == Round::Again {
+            self.ward.repeated();
+        }
+        if job.round == Round::Second || !self.refill.is_on() {
+            self.note_resyncs(&job, job.round != Round::Second).await;
+            self.done(job).await;
+        } else {
+            self.note_resyncs(&job, true).await;
+            self.refill.add(job, now);
+        }
+    }
+
+    async fn note_resyncs(&mut self, job: &Job, is_first: bool) {
+        let closes = job.members.iter().any(|one| matches!(one, Member::Resync { last: true }));
+        if closes && is_first {
+            self.ward.shown();
+            if self.ward.is_whole() {
+                self.report(Event::Whole).await;
+            }
+        }
+    }
+
+    /// The last removal of a job's keys is acknowledged.
+    async fn done(&mut self, job: Job) {
+        let mut end_lsns = Vec::with_capacity(job.members.len());
+        for member in &job.members {
+            match member {
+                Member::Transaction { transaction, .. } => end_lsns.push(transaction.end_lsn),
+                Member::Resync { last: true } => self.ward.paid(),
+                Member::Resync { last: false } => {}
+            }
+        }
+        self.refill.keep(job.covers, job.keys);
+        if !end_lsns.is_empty() {
+            self.report(Event::Swept(Swept { end_lsns })).await;
+        }
+    }
+
+    async fn write_done(&mut self, outcome: Result<Replaced, Error>) {
+        match outcome {
+            Ok(Replaced::Yes) => {
+                let lsn = self.ward.written();
+                self.refill.covered(lsn);
+                self.report(Event::Covered(lsn)).await;
+            }
+            Ok(Replaced::No(found)) => {
+                let broken = self.ward.contradicted(found);
+                self.report(Event::ResyncOwed(broken)).await;
+            }
+            Err(error) => {
+                self.failed(&error).await;
+                self.next_write = Instant::now() + Duration::from_secs(1);
+            }
+        }
+    }
+
+    /// A connection was made, or was not. Says whether it was.
+    async fn connect_done(&mut self, found: Result<Option<Vec<u8>>, Error>) -> bool {
+        let found = match found {
+            Ok(found) => found,
+            Err(error) => {
+                self.failed(&error).await;
+                return false;
+            }
+        };
+        self.connected = true;
+        self.metrics.redis_up.get_or_create(&self.node).set(1);
+        self.repeat_everything();
+        match self.ward.connected(found) {
+            Ok(()) => {
+                tracing::info!(node = self.node.node, "connected to redis");
+                self.refill.covered(self.ward.covered());
+                if self.ward.covered() > Lsn::ZERO {
+                    self.report(Event::Covered(self.ward.covered())).await;
+                }
+                if self.ward.is_whole() {
+                    self.report(Event::Whole).await;
+                }
+            }
+            Err(broken) => self.report(Event::ResyncOwed(broken)).await,
+        }
+        true
+    }
+
+    /// Redis may have lost whatever was removed and is not covered: all of it goes to the start.
+    fn repeat_everything(&mut self) {
+        let mut jobs = self.refill.all_again();
+        jobs.extend(self.queue.drain());
+        jobs.extend(self.passes.drain());
+        for job in &mut jobs {
+            if job.round == Round::Second {
+                job.round = Round::Again;
+            }
+        }
+        self.ward.repeats(jobs.iter().filter(|job| job.round == Round::Again).count());
+        jobs.into_iter().for_each(|job| self.queue.push(job));
+    }
+
+    /// Counts and logs an error. Says whether the connection is lost by it.
+    async fn failed(&mut self, error: &Error) -> bool {
+        let kind = error.kind().as_str();
+        self.metrics.redis_errors.get_or_create(&KindLabel { kind }).inc();
+        let (node, hint) = (&self.node.node, error.hint());
+        match error {
+            Error::Refused(..) => {
+                tracing::warn!(node, %error, hint, "redis refused; held back, trying again");
+                false
+            }
+            Error::Lost(..) => {
+                tracing::warn!(node, %error, hint, "redis is out of reach; trying again");
+                self.metrics.redis_up.get_or_create(&self.node).set(0);
+                if self.connected {
+                    self.metrics.reconnects.get_or_create(&PeerLabel { peer: "redis" }).inc();
+                    self.connected = false;
+                    self.report(Event::RedisLost).await;
+                }
+                true
+            }
+        }
+    }
+
+    /// A closed channel means that the session ends.
+    async fn report(&self, event: Event) {
+        drop(self.events.send(event).await);
+    }
+}
+
+/// One SCAN pass for all patterns of these jobs.
+async fn sweep<N: Node>(
+    node: &N,
+    metrics: &Metrics,
+    jobs: &[Job],
+    pace: &mut Pace,
+) -> Result<(), Error> {
+    let reason = pass_reason(jobs);
+    let began = Instant::now();
+    let mut index_of: HashMap<&Pattern, usize> = HashMap::new();
+    let mut patterns: Vec<Pattern> = Vec::new();
+    let mut owners: Vec<(RuleId, bool)> = Vec::new();
+    for job in jobs {
+        let second = job.round == Round::Second;
+        for (rule, pattern) in job.keys.patterns() {
+            let index = *index_of.entry(pattern).or_insert_with(|| {
+                patterns.push(pattern.clone());
+                owners.push((rule, second));
+                owners.len() - 1
+            });
+            if let (Some(owner), false) = (owners.get_mut(index), second) {
+                owner.1 = false;
+            }
+        }
+    }
+    let mut scanned = 0;
+    let each_page = |progress: &Progress| {
+        if progress.scanned > scanned {
+            metrics.scan_stall.observe(seconds(progress.stall));
+        }
+        metrics.sweep_scanned_keys.inc_by(progress.scanned - scanned);
+        scanned = progress.scanned;
+    };
+    let progress = Pass::new(patterns).run(node, pace, each_page).await?;
+    for ((rule, second), removed) in owners.into_iter().zip(progress.removed) {
+        let mut tally = Tally::default();
+        tally.add(rule, removed, 0);
+        count(metrics, &tally, second);
+    }
+    metrics.sweeps.get_or_create(&ReasonLabel { reason }).inc();
+    metrics.sweep_seconds.observe(seconds(began.elapsed()));
+    Ok(())
+}
+
+/// Counts removed keys: by rule, or as refills when it was their second removal.
+fn count(metrics: &Metrics, tally: &Tally, second: bool) {
+    if second {
+        metrics.refills_removed.inc_by(tally.removed());
+    } else {
+        tally
+            .rows()
+            .for_each(|(rule, removed, absent)| metrics.keys_removed(rule, removed, absent));
+    }
+}
+
+/// Records how long a transaction's keys took.
+fn observe(metrics: &Metrics, member: &Member, now: Instant) {
+    let Member::Transaction { transaction, visible_at } = member else { return };
+    metrics.visible_to_removed.observe(seconds(now - *visible_at));
+    metrics.commit_to_removed.observe(seconds(transaction.age(SystemTime::now())));
+}
