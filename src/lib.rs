@@ -49,6 +49,7 @@ pub mod sweep;
 pub mod watermark;
 
 pub mod config;
+pub mod demo;
 pub mod lsn;
 pub mod metrics;
 pub mod postgres;

@@ -3,7 +3,7 @@
 
 -- Sets the result and scores every prediction of the match: 2 points for the tendency, 1 more for
 -- the goal difference, 1 more for the exact result.
-create procedure settle_match(match bigint, home smallint, away smallint) language plpgsql as $$
+create procedure settle_match(match bigint, home integer, away integer) language plpgsql as $$
 begin
     update matches set status = 'finished', home_goals = home, away_goals = away,
         settled_at = clock_timestamp()
