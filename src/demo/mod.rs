@@ -2,8 +2,8 @@
 //!
 //! Takes: nothing but the installed Postgres and Redis, which it starts for itself, and this
 //! program's own `setup` and `run`, as child processes. Gives: a page of text, and an error if a
-//! key that should go stayed or one that should stay went. Never knows: the stages; it watches Redis
-//! as any other client would.
+//! key that should go stayed or one that should stay went. Never knows: the stages; it watches
+//! Redis as any other client would.
 
 mod act;
 mod site;

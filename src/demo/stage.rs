@@ -69,8 +69,8 @@ impl Stage {
         Ok(Stage { sql, cache, walsweep, postgres, redis })
     }
 
-    /// Waits until everything that is committed so far is confirmed to Postgres, which walsweep does
-    /// only after the second removal.
+    /// Waits until everything that is committed so far is confirmed to Postgres, which walsweep
+    /// does only after the second removal.
     pub(super) async fn wait_confirmed(&mut self) -> Result<(), Error> {
         let position = include_str!("../../sql/football/position.sql");
         let confirmed = include_str!("../../sql/football/confirmed.sql");
