@@ -10,8 +10,8 @@ $$;
 
 -- The clubs of a competition, in the order of the draw. Some names are awkward on purpose: data
 -- holds glob characters, quotes and accents sooner or later.
-create function clubs_of(competition text, club_count integer) returns table (place integer, club text)
-language sql stable as $$
+create function clubs_of(competition text, club_count integer)
+returns table (place integer, club text) language sql stable as $$
     with known as (
         select coalesce(case competition
             when 'eliteserien' then array[
@@ -88,7 +88,8 @@ begin
         cross join lateral (select
             1 + (day - 1 + pair) % rounds as first,
             case pair when 0 then rounds + 1
-                      else 1 + (day - 1 - pair + rounds * (1 + pair / rounds)) % rounds end as second,
+                      else 1 + (day - 1 - pair + rounds * (1 + pair / rounds)) % rounds
+            end as second,
             ((day - 1) / rounds + pair + case pair when 0 then day else 0 end) % 2 = 1 as swap) p
         join lateral clubs_of(c.id, rounds + 1) a on a.place = p.first
         join lateral clubs_of(c.id, rounds + 1) b on b.place = p.second

@@ -2,8 +2,8 @@
 //!
 //! Takes: nothing but the installed Postgres and Redis, which it starts for itself, and this
 //! program's own `setup` and `run`, as child processes. Gives: a page of text, and an error if a
-//! key that should go stayed or one that should stay went. Never knows: the stages; it watches Redis
-//! as any other client would.
+//! key that should go stayed or one that should stay went. Never knows: the stages; it watches
+//! Redis as any other client would.
 
 mod act;
 mod site;
@@ -94,8 +94,8 @@ struct Outcome {
     stale: Vec<String>,
     /// Keys that should have stayed.
     lost: Vec<String>,
-    /// Keys that stayed, as they should.
-    stayed: Vec<String>,
+    /// Keys that stayed, as they should: topic, key.
+    stayed: Vec<(String, String)>,
 }
 
 /// How soon after its commit nothing stale may be left, by the site's acceptance words.
@@ -153,8 +153,11 @@ async fn perform(stage: &mut Stage, act: &Act) -> Result<Outcome, Error> {
     stage.wait_confirmed().await?;
     // Not only the first removal but also the second has come and gone by now.
     for (cached, exists) in staying.iter().zip(site::exist(&mut stage.cache, &staying).await?) {
-        let list = if exists { &mut outcome.stayed } else { &mut outcome.lost };
-        list.push(cached.key.clone());
+        if exists {
+            outcome.stayed.push((cached.topic.clone(), cached.key.clone()));
+        } else {
+            outcome.lost.push(cached.key.clone());
+        }
     }
     Ok(outcome)
 }
@@ -211,9 +214,14 @@ fn tell(out: &mut impl Write, act: &Act, outcome: &Outcome) -> io::Result<()> {
     } else {
         writeln!(out, "  {} keys went, times after the acknowledged commit", went.len())?;
     }
-    let step = (stayed.len() / 3).max(1);
-    let some: Vec<_> = stayed.iter().step_by(step).take(3).map(String::as_str).collect();
-    writeln!(out, "  {} keys stayed, such as {}", stayed.len(), some.join(", "))?;
+    let near = ["predictions", "competition", "club"].map(|topic| nearest(outcome, topic));
+    let near: Vec<&str> = near.into_iter().flatten().collect();
+    writeln!(
+        out,
+        "  {} keys stayed, such as\n             {}",
+        stayed.len(),
+        near.join("\n             ")
+    )?;
     for key in stale {
         writeln!(out, "  WRONG: should have gone: {key}")?;
     }
@@ -221,6 +229,20 @@ fn tell(out: &mut impl Write, act: &Act, outcome: &Outcome) -> io::Result<()> {
         writeln!(out, "  WRONG: should have stayed: {key}")?;
     }
     Ok(())
+}
+
+/// The key of `topic` that stayed although it looks most like one that went.
+fn nearest<'a>(outcome: &'a Outcome, topic: &str) -> Option<&'a str> {
+    let went = outcome.went.iter().filter(|(_, other, _)| other == topic);
+    let went: Vec<&str> = went.map(|(_, _, key)| key.as_str()).collect();
+    let stayed = outcome.stayed.iter().filter(|(other, _)| other == topic);
+    let common = |key: &str| {
+        let shared = went.iter().map(|gone| {
+            gone.bytes().zip(key.bytes()).take_while(|(left, right)| left == right).count()
+        });
+        shared.max()
+    };
+    stayed.map(|(_, key)| key.as_str()).max_by_key(|key| common(key))
 }
 
 /// A time in milliseconds.

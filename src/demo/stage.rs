@@ -36,6 +36,8 @@ pub(super) struct Stage {
     pub(super) sql: Client,
     /// The site's connection to its cache.
     pub(super) cache: MultiplexedConnection,
+    /// `matches.id` of a match that no act touches.
+    spare: i64,
     // Dropped in this order: walsweep before the servers that it would miss.
     walsweep: Walsweep,
     postgres: Postgres,
@@ -53,30 +55,34 @@ impl Stage {
             sql.batch_execute(part).await?;
         }
         sql.batch_execute("call generate_season()").await?;
-        let (matches, keys) = (site::fixtures(&sql).await?.len(), site::cached(&sql).await?.len());
+        let matches = site::fixtures(&sql).await?;
+        let spare = matches.last().map_or(0, |last| last.id);
+        let keys = site::cached(&sql).await?.len();
         let start = Instant::now();
         let walsweep = Walsweep::start(&postgres.url(), &redis.url()).await?;
         let written = writeln!(
             out,
-            "Postgres on port {}, Redis on port {}: a season of {matches} matches, {keys} keys \
-             cached before each transaction.\nwalsweep: set up, started and ready after {} ms, \
+            "Postgres on port {}, Redis on port {}: a season of {} matches, {keys} keys cached \
+             before each transaction.\nwalsweep: set up, started and ready after {} ms, \
              with the rules of config.toml.",
             postgres.port(),
             redis.port(),
+            matches.len(),
             start.elapsed().as_millis()
         );
         written.map_err(io_error("write the report"))?;
-        Ok(Stage { sql, cache, walsweep, postgres, redis })
+        Ok(Stage { sql, cache, spare, walsweep, postgres, redis })
     }
 
-    /// Waits until everything that is committed so far is confirmed to Postgres, which walsweep does
-    /// only after the second removal.
+    /// Waits until everything that is committed so far is confirmed to Postgres, which walsweep
+    /// does only after the second removal.
     pub(super) async fn wait_confirmed(&mut self) -> Result<(), Error> {
         let position = include_str!("../../sql/football/position.sql");
         let confirmed = include_str!("../../sql/football/confirmed.sql");
         let position: String = self.sql.query_one(position, &[]).await?.try_get(0)?;
         // A commit beyond that position which removes nothing, so that there is one to confirm.
-        self.sql.batch_execute("call note_venue(20, clock_timestamp()::text)").await?;
+        let spare = format!("call note_venue({}, clock_timestamp()::text)", self.spare);
+        self.sql.batch_execute(&spare).await?;
         let deadline = Instant::now() + LIMIT;
         while !self.sql.query_one(confirmed, &[&position, &SLOT]).await?.try_get::<_, bool>(0)? {
             self.walsweep.still_runs()?;
