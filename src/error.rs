@@ -15,11 +15,8 @@ pub enum Error {
     #[error("check the database: {0}")]
     Preflight(#[from] preflight::Error),
     /// The SQL connection.
-    #[error("connect to postgres: {0}")]
-    Connect(#[from] postgres::Error),
-    /// A query on it.
-    #[error("query postgres: {0}")]
-    Query(#[from] tokio_postgres::Error),
+    #[error("{0}")]
+    Sql(#[from] postgres::Error),
     /// The replication connection.
     #[error("stream from postgres: {0}")]
     Capture(#[from] capture::Error),
@@ -62,6 +59,12 @@ pub enum Error {
     Stage(&'static str),
 }
 
+impl From<tokio_postgres::Error> for Error {
+    fn from(error: tokio_postgres::Error) -> Error {
+        Error::Sql(error.into())
+    }
+}
+
 struct Findings<'a>(&'a [Finding]);
 
 impl fmt::Display for Findings<'_> {
@@ -96,14 +99,13 @@ impl Error {
             Error::Refused(_) | Error::IsStandby | Error::TwoServers { .. } if !established => {
                 Verdict::Halt
             }
-            Error::Connect(error) if !established && error.is_rejection() => Verdict::Halt,
+            Error::Sql(error) if !established && error.is_rejection() => Verdict::Halt,
             Error::Capture(error) if !established && error.is_rejection() => Verdict::Halt,
             Error::Refused(_)
             | Error::IsStandby
             | Error::TwoServers { .. }
             | Error::Preflight(_)
-            | Error::Connect(_)
-            | Error::Query(_)
+            | Error::Sql(_)
             | Error::Capture(_)
             | Error::Gate(_)
             | Error::SlotGone
@@ -125,8 +127,7 @@ impl Error {
                 Some("this is a defect of walsweep or of the server: please report it")
             }
             Error::Preflight(_)
-            | Error::Connect(_)
-            | Error::Query(_)
+            | Error::Sql(_)
             | Error::Capture(_)
             | Error::Gate(_)
             | Error::SlotInUse { .. }

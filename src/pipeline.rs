@@ -119,9 +119,9 @@ impl Program<'_> {
         let node = Standalone::new(&self.config.redis, key_name(&self.config.postgres.slot));
         let metrics = Arc::clone(self.metrics);
         let sweeper = Sweeper::new(node, settings, metrics, sweeper_ends.events);
-        let gate = spawn(gate.run(gate_ends.inputs, gate_ends.visible));
-        let sweeper = spawn(sweeper.run(sweeper_ends.visible, sweeper_ends.safe));
-        let health = spawn({
+        let mut gate = spawn(gate.run(gate_ends.inputs, gate_ends.visible));
+        let mut sweeper = spawn(sweeper.run(sweeper_ends.visible, sweeper_ends.safe));
+        let mut health = spawn({
             let (slot, metrics) = (self.config.postgres.slot.clone(), Arc::clone(self.metrics));
             async move { slot_health::watch(&sql, &slot, &metrics).await }
         });
@@ -130,12 +130,12 @@ impl Program<'_> {
         tokio::select! {
             biased;
             outcome = stream.run(watched, self.shutdown) => outcome,
-            ended = gate.0 => Err(match ended {
+            ended = &mut gate.0 => Err(match ended {
                 Ok(Err(error)) => error.into(),
                 _ => Error::Stage("settle"),
             }),
-            _ = sweeper.0 => Err(Error::Stage("sweep")),
-            ended = health.0 => Err(match ended {
+            _ = &mut sweeper.0 => Err(Error::Stage("sweep")),
+            ended = &mut health.0 => Err(match ended {
                 Ok(Some(error)) => error.into(),
                 _ => Error::SlotGone,
             }),

@@ -135,6 +135,7 @@ impl<'a> Stream<'a> {
         shutdown: &mut Shutdown,
     ) -> Result<(), Error> {
         let counters = Counters::new(watched.1);
+        let inputs = self.ends.inputs.clone();
         let mut clock = interval((self.timing.status / 2).min(Duration::from_secs(1)));
         clock.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -144,11 +145,8 @@ impl<'a> Stream<'a> {
                 () = shutdown.requested() => return self.drain(watched).await,
                 event = self.ends.events.recv() => self.hear(event, watched).await?,
                 _ = clock.tick() => self.tick(watched, may_read).await?,
-                permit = self.ends.inputs.reserve(), if !self.held.is_empty() => {
-                    let permit = permit.map_err(|_closed| Error::Stage("settle"))?;
-                    if let Some(input) = self.held.pop_front() {
-                        permit.send(input);
-                    }
+                permit = inputs.reserve(), if !self.held.is_empty() => {
+                    self.pass_held(permit)?;
                     self.listening_since = Instant::now();
                     self.take_buffered(&counters)?;
                 }
@@ -163,12 +161,12 @@ impl<'a> Stream<'a> {
                     tokio::task::yield_now().await;
                 }
             }
-            counters.in_flight.set(self.ledger.in_flight().cast_signed() as i64);
+            counters.in_flight.set(i64::try_from(self.ledger.in_flight()).unwrap_or(i64::MAX));
         }
     }
 
     /// Every whole frame in memory, as long as the gate has room.
-    fn take_buffered(&mut self, counters: &Counters) -> Result<(), Error> {
+    fn take_buffered(&mut self, counters: &Counters<'_>) -> Result<(), Error> {
         while self.held.is_empty() {
             let Some(frame) = self.slot.buffered()? else { break };
             match frame {
@@ -183,7 +181,7 @@ impl<'a> Stream<'a> {
         Ok(())
     }
 
-    fn take_message(&mut self, message: Message, counters: &Counters) -> Result<(), Error> {
+    fn take_message(&mut self, message: Message, counters: &Counters<'_>) -> Result<(), Error> {
         if matches!(message, Message::Begin(_)) {
             self.ledger.begin();
         }
@@ -217,7 +215,7 @@ impl<'a> Stream<'a> {
         }
     }
 
-    fn take_commit(&mut self, transaction: Transaction, counters: &Counters) {
+    fn take_commit(&mut self, transaction: Transaction, counters: &Counters<'_>) {
         counters.transactions.inc();
         let keys = std::mem::replace(&mut self.keys, self.rules.key_set());
         counters.keys(&keys);
@@ -240,6 +238,17 @@ impl<'a> Stream<'a> {
                 | mpsc::error::TrySendError::Closed(input) => self.held.push_back(input),
             }
         }
+    }
+
+    fn pass_held(
+        &mut self,
+        permit: Result<mpsc::Permit<'_, Input>, mpsc::error::SendError<()>>,
+    ) -> Result<(), Error> {
+        let permit = permit.map_err(|_closed| Error::Stage("settle"))?;
+        if let Some(input) = self.held.pop_front() {
+            permit.send(input);
+        }
+        Ok(())
     }
 
     fn publish_safe(&self) {
@@ -313,8 +322,9 @@ impl<'a> Stream<'a> {
     }
 
     /// Reads no more, waits for what is on its way, confirms it, and leaves in good order.
-    async fn drain(mut self: &mut Self, watched: (&Health, &Metrics)) -> Result<(), Error> {
+    async fn drain(&mut self, watched: (&Health, &Metrics)) -> Result<(), Error> {
         watched.0.set(Phase::Stopping);
+        let inputs = self.ends.inputs.clone();
         let drained = timeout(DRAIN_TIMEOUT, async {
             let mut clock = interval(self.timing.status / 2);
             while self.ledger.in_flight() > 0 || self.slot.confirmed() < self.ledger.safe() {
@@ -322,11 +332,8 @@ impl<'a> Stream<'a> {
                     biased;
                     event = self.ends.events.recv() => self.hear(event, watched).await?,
                     _ = clock.tick() => self.send_status(false).await?,
-                    permit = self.ends.inputs.reserve(), if !self.held.is_empty() => {
-                        let permit = permit.map_err(|_closed| Error::Stage("settle"))?;
-                        if let Some(input) = self.held.pop_front() {
-                            permit.send(input);
-                        }
+                    permit = inputs.reserve(), if !self.held.is_empty() => {
+                        self.pass_held(permit)?;
                     }
                 }
             }
@@ -404,6 +411,7 @@ impl<'a> Counters<'a> {
     }
 
     fn keys(&self, keys: &KeySet) {
+        // What a transaction would have removed counts also when it removes nothing.
         keys.matches().for_each(|(rule, count)| self.metrics.rule_matched(rule, count));
         keys.widened().for_each(|(rule, why, count)| self.metrics.widened(rule, why, count));
     }

@@ -84,6 +84,20 @@ impl Error {
             _ => None,
         }
     }
+
+    /// Whether a person has to change something, at the server or in the configuration: trying the
+    /// same again will not help. A server that is down or still starting is not of that kind.
+    #[must_use]
+    pub fn is_rejection(&self) -> bool {
+        match self {
+            Error::RootCertificates { .. } | Error::Tls { .. } | Error::Login { .. } => true,
+            Error::Refused { server, .. } | Error::Query(server) => server.is_rejection(),
+            Error::Connect { .. }
+            | Error::Timeout { .. }
+            | Error::Lost(_)
+            | Error::Unexpected(_) => false,
+        }
+    }
 }
 
 impl From<tokio_postgres::Error> for Error {
@@ -113,6 +127,11 @@ pub struct ServerError {
 }
 
 impl ServerError {
+    /// Class 28 (invalid authorization), an unknown database, a missing privilege.
+    pub(crate) fn is_rejection(&self) -> bool {
+        self.code.starts_with("28") || self.code == "3D000" || self.code == "42501"
+    }
+
     /// Reads the code and the primary message; a field that is absent or malformed is empty.
     pub(crate) fn from_body(body: &ErrorResponseBody) -> ServerError {
         let mut error = ServerError { code: String::new(), message: String::new() };

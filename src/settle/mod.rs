@@ -28,6 +28,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 use crate::gather::Transaction;
 use crate::keys::KeySet;
 use crate::metrics::{Metrics, seconds};
+use crate::postgres;
 
 pub use probe::{Probe, SqlProbe};
 pub use snapshot::Snapshot;
@@ -129,13 +130,19 @@ pub enum Error {
     Standby,
     /// The query failed.
     #[error("ask for a snapshot: {0}")]
-    Query(#[from] tokio_postgres::Error),
+    Query(#[from] postgres::Error),
     /// The answer is not a snapshot.
     #[error("ask for a snapshot: the answer is not one: {0}")]
     Answer(#[from] snapshot::ParseError),
     /// The answer did not come.
     #[error("ask for a snapshot: no answer in {} s", ANSWER_TIMEOUT.as_secs())]
     Timeout,
+}
+
+impl From<tokio_postgres::Error> for Error {
+    fn from(error: tokio_postgres::Error) -> Error {
+        Error::Query(error.into())
+    }
 }
 
 /// Waits for visibility on one server, over one [`Probe`].

@@ -110,7 +110,7 @@ impl Broken {
 /// # Errors
 ///
 /// Why everything must be swept.
-pub fn at_start(found: Option<&[u8]>, expected: &Watermark) -> Result<Watermark, Broken> {
+pub(super) fn at_start(found: Option<&[u8]>, expected: &Watermark) -> Result<Watermark, Broken> {
     let found = found.ok_or(Broken::WatermarkMissing)?;
     let found = Watermark::from_value(found).ok_or(Broken::WatermarkForeign)?;
     if found.system_id != expected.system_id {
@@ -132,7 +132,7 @@ pub fn at_start(found: Option<&[u8]>, expected: &Watermark) -> Result<Watermark,
 /// # Errors
 ///
 /// Why everything must be swept.
-pub fn after_reconnect(
+pub(super) fn after_reconnect(
     found: Option<&[u8]>,
     written: &[u8],
     attempted: Option<&[u8]>,

@@ -1,0 +1,112 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
+
+/// Removes Redis cache keys once the Postgres commit that makes them stale is visible.
+#[derive(Debug, Parser)]
+#[command(name = "walsweep", version, about, max_term_width = 100, after_help = EXIT_CODES)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+const EXIT_CODES: &str = "Exit status: 0 clean stop or all well; 1 halted, a person is needed, or \
+                          `check` found a problem; 2 usage; 78 the configuration is invalid.";
+
+/// `--config`.
+#[derive(Debug, Args)]
+pub struct ConfigArg {
+    /// The configuration file.
+    #[arg(long, value_name = "FILE", default_value = "config.toml", env = "WALSWEEP_CONFIG")]
+    pub config: PathBuf,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Remove keys as commits become visible, until told to stop.
+    Run(ConfigArg),
+    /// Hold the configuration against the database and Redis; every finding with its cure.
+    Check {
+        /// The configuration.
+        #[command(flatten)]
+        config: ConfigArg,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Create publication, replica identities and slot, where they are missing.
+    Setup {
+        /// The configuration.
+        #[command(flatten)]
+        config: ConfigArg,
+        /// Print the SQL and do nothing.
+        #[arg(long)]
+        print: bool,
+    },
+    /// Drop slot and publication.
+    Teardown(ConfigArg),
+    /// Show which keys a row change removes, and by which rule. Needs no server.
+    Explain(ExplainArgs),
+    /// Remove the keys that match, by hand, in one SCAN pass.
+    Sweep {
+        /// The configuration.
+        #[command(flatten)]
+        config: ConfigArg,
+        /// Redis patterns, such as `db:leaderboard:*`.
+        #[arg(required = true, value_name = "PATTERN")]
+        patterns: Vec<String>,
+        /// Count, remove nothing.
+        #[arg(long)]
+        dry_run: bool,
+    },
+    /// Throwaway Postgres and Redis, a football site, and what happens to its keys.
+    Demo {
+        /// Leave everything running until Ctrl-C.
+        #[arg(long)]
+        keep: bool,
+    },
+    /// Print a completion script.
+    Completions {
+        /// For this shell.
+        shell: Shell,
+    },
+    /// Print the manual page.
+    Man,
+}
+
+/// Arguments of `explain`.
+#[derive(Debug, Args)]
+pub struct ExplainArgs {
+    /// The configuration.
+    #[command(flatten)]
+    pub config: ConfigArg,
+    /// The table, `schema.table`; without a schema `public`.
+    pub table: String,
+    /// What happens to the row.
+    #[arg(long)]
+    pub op: Operation,
+    /// The row before, as JSON: only what the replica identity sends; a column left out is unknown.
+    #[arg(long, value_name = "JSON")]
+    pub old: Option<String>,
+    /// The row after, as JSON.
+    #[arg(long, value_name = "JSON")]
+    pub new: Option<String>,
+}
+
+/// A row operation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Operation {
+    /// A new row.
+    Insert,
+    /// A new version of a row.
+    Update,
+    /// A row less.
+    Delete,
+    /// No row left.
+    Truncate,
+}
