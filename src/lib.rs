@@ -49,5 +49,6 @@ pub mod sweep;
 pub mod watermark;
 
 pub mod config;
+pub mod explain;
 pub mod lsn;
 pub mod postgres;
