@@ -6,7 +6,7 @@ use std::sync::Arc;
 use sha2::{Digest, Sha256};
 
 use super::filter::push_hex;
-use super::set::{RuleId, TemplateId, TemplateInfo};
+use super::label::{RuleId, TemplateId, TemplateInfo};
 use super::template::{Template, Version};
 use crate::config::{self, Located, Location, Operations, Problem, TableName};
 

@@ -4,8 +4,8 @@
 //! columns if one of them changed, see
 //! <https://www.postgresql.org/docs/current/logical-replication-publication.html>.
 
+use super::label::WidenReason;
 use super::plan::Slot;
-use super::set::WidenReason;
 use crate::decode::{OldKind, OldTuple, Tuple, Value};
 use crate::gather::Row;
 

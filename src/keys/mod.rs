@@ -12,6 +12,7 @@
 mod compile;
 mod filter;
 mod known;
+mod label;
 mod pattern;
 mod plan;
 mod render;
@@ -22,17 +23,18 @@ mod tests;
 
 use std::sync::Arc;
 
-use crate::config::{self, Location, Problem, TableName};
+use crate::config::{self, Location, Operations, Problem, TableName};
 use crate::gather::Change;
 
 pub use compile::{ColumnUse, Purpose};
+pub use label::{RuleId, WidenReason};
 pub use pattern::Pattern;
-pub use set::{KeySet, Limits, RuleId, WidenReason};
+pub use set::{KeySet, Limits};
 
 use compile::Rule;
+use label::TemplateInfo;
 use plan::Plans;
 use render::Renderer;
-use set::TemplateInfo;
 
 /// The compiled rules.
 #[derive(Debug)]
@@ -83,6 +85,18 @@ impl Rules {
         }
     }
 
+    /// What one rule alone makes of a change; `None` if the rule looks at another table.
+    pub(crate) fn keys_of_rule(&mut self, rule: RuleId, change: &Change) -> Option<KeySet> {
+        let mut keys = self.key_set();
+        let mut plan = self.plans.fresh(&change.relation, &self.rules);
+        plan.rules.retain(|planned| planned.id == rule);
+        if plan.rules.is_empty() {
+            return None;
+        }
+        self.renderer.add(&change.row, &plan, &self.rules, &mut keys);
+        Some(keys)
+    }
+
     /// Every key that any rule could produce: each template with every placeholder a `*` (I7).
     #[must_use]
     pub fn everything(&self) -> KeySet {
@@ -117,6 +131,13 @@ impl Rules {
     /// The columns that rules read.
     pub fn column_uses(&self) -> impl Iterator<Item = ColumnUse<'_>> {
         self.rules.iter().zip(&self.names).flat_map(|(rule, name)| compile::column_uses(rule, name))
+    }
+
+    /// The operations that a rule looks at; none for a rule that is not of these.
+    #[must_use]
+    pub fn operations(&self, rule: RuleId) -> Operations {
+        let none = Operations { insert: false, update: false, delete: false, truncate: false };
+        self.rules.get(usize::from(rule.0)).map_or(none, |rule| rule.operations)
     }
 
     /// Where a rule starts in the file.

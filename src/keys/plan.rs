@@ -6,7 +6,7 @@ use std::sync::Arc;
 use hashbrown::HashMap;
 
 use super::compile::{Rule, RuleTemplate};
-use super::set::{RuleId, TemplateId};
+use super::label::{RuleId, TemplateId};
 use super::template::Version;
 use crate::config::{Operations, TableName};
 use crate::decode::{Relation, ReplicaIdentity};
@@ -84,13 +84,14 @@ impl Plans {
             if self.by_relation.len() >= PLAN_COUNT_MAX {
                 self.by_relation.clear();
             }
-            let plan = self.plan(relation, rules);
+            let plan = self.fresh(relation, rules);
             self.by_relation.insert(relation.id, plan);
         }
         &self.by_relation[&relation.id]
     }
 
-    fn plan(&self, relation: &Arc<Relation>, rules: &[Rule]) -> Plan {
+    /// The plan for a relation, outside of the cache.
+    pub(super) fn fresh(&self, relation: &Arc<Relation>, rules: &[Rule]) -> Plan {
         let own = TableName { schema: relation.namespace.clone(), name: relation.name.clone() };
         let table = self.aliases.get(&own).unwrap_or(&own);
         let rules: Vec<&Rule> = rules.iter().filter(|rule| rule.table == *table).collect();

@@ -3,8 +3,9 @@
 use super::compile::Rule;
 use super::filter::{Filter, NotText};
 use super::known::{Known, Versions};
+use super::label::WidenReason;
 use super::plan::{Plan, PlannedRule, PlannedTemplate};
-use super::set::{KeySet, WidenReason};
+use super::set::KeySet;
 use super::template::{Glob, Piece, Template, Version};
 use crate::config::Operations;
 use crate::gather::Row;

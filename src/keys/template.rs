@@ -1,8 +1,8 @@
 //! Key templates: text to pieces, with all that is wrong in the text at once.
 
 use super::filter::{Filter, Flaw};
+use super::label::Whole;
 use super::pattern::{Pattern, push_escaped};
-use super::set::Whole;
 
 /// A parsed key template.
 #[derive(Clone, Debug, PartialEq, Eq)]
