@@ -1,11 +1,15 @@
 //! Messages to changes and committed transactions.
 //!
-//! Takes: [`Message`]s in stream order. Gives: each row [`Change`] with its relation resolved, and a
-//! [`Transaction`] at its COMMIT. Never knows: rules, sockets. Invariant: holds no row. A change is
-//! handed on at once, so memory does not grow with the transaction (I6); what is kept is the
+//! Takes: [`Message`]s in stream order. Gives: each row [`Change`] with its relation resolved, and
+//! a [`Transaction`] at its COMMIT. Never knows: rules, sockets. Invariant: holds no row. A change
+//! is handed on at once, so memory does not grow with the transaction (I6); what is kept is the
 //! relation cache and the header of the one transaction that is being received.
 
+#[cfg(test)]
+mod tests;
+
 use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 use hashbrown::HashMap;
 
@@ -56,6 +60,19 @@ pub struct Transaction {
     pub end_lsn: Lsn,
     /// Commit time, microseconds since 2000-01-01 00:00 UTC, by the server's clock.
     pub commit_time: i64,
+}
+
+/// 2000-01-01 00:00 UTC, where Postgres's timestamps count from, since the Unix epoch.
+const POSTGRES_EPOCH: Duration = Duration::from_secs(946_684_800);
+
+impl Transaction {
+    /// How long before `now` it was committed by the server's clock; zero when that clock is ahead.
+    #[must_use]
+    pub fn age(&self, now: SystemTime) -> Duration {
+        let commit = u64::try_from(self.commit_time).map(Duration::from_micros);
+        let commit = SystemTime::UNIX_EPOCH + POSTGRES_EPOCH + commit.unwrap_or_default();
+        now.duration_since(commit).unwrap_or_default()
+    }
 }
 
 /// What one message brings.
@@ -204,8 +221,11 @@ impl Gatherer {
             Row::Delete { old } => (Some(old), None),
             Row::Truncate => (None, None),
         };
-        for tuple in old.map(|old| &old.tuple).into_iter().chain(new) {
-            check_column_count(relation, tuple)?;
+        if let Some(old) = old {
+            check_column_count(relation, &old.tuple)?;
+        }
+        if let Some(new) = new {
+            check_column_count(relation, new)?;
         }
         Ok(Gathered::Change(Change { relation: Arc::clone(relation), row }))
     }

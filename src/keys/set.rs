@@ -251,6 +251,20 @@ impl KeySet {
         }
     }
 
+    /// Gives up every exact key and pattern for its template's widest, to free memory (I6).
+    pub fn collapse(&mut self) {
+        for template in template_ids().take(self.usage.len()) {
+            let usage = self.usage[usize::from(template.0)];
+            if usage.keys + usage.patterns > 0 {
+                self.add_whole(template, Some(WidenReason::Limit));
+            }
+        }
+        self.arena.shrink_to_fit();
+        self.keys.shrink_to_fit();
+        self.key_index = HashTable::new();
+        (0..small(self.keys.len())).for_each(|at| self.index_key(at));
+    }
+
     /// Whether everything that the template could give is in the set.
     pub(super) fn is_whole(&self, template: TemplateId) -> bool {
         self.usage[usize::from(template.0)].whole

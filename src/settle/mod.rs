@@ -114,12 +114,6 @@ impl Visible {
         (self.cause, self.keys, self.at)
     }
 
-    /// What is removed on a person's word (`walsweep sweep`), for no transaction.
-    #[must_use]
-    pub fn by_hand(keys: KeySet) -> Visible {
-        Visible { cause: Cause::Resync { last: true }, keys, at: Instant::now() }
-    }
-
     /// For tests of the stages to the right.
     #[cfg(test)]
     pub(crate) fn for_tests(cause: Cause, keys: KeySet) -> Visible {

@@ -1,8 +1,11 @@
 //! How the gate asks the server.
 
-use tokio_postgres::{Client, SimpleQueryMessage, Statement};
+use std::rc::Rc;
+
+use tokio_postgres::{SimpleQueryMessage, Statement};
 
 use super::{Error, Snapshot};
+use crate::postgres::Sql;
 
 /// Answers what is visible. The second implementor is the seeded simulation.
 pub trait Probe {
@@ -16,25 +19,24 @@ pub trait Probe {
 /// Asks over an ordinary connection to the same primary that the slot is on. Which server that is,
 /// and which timeline, was checked when the connection was made; a server does not change either
 /// without ending it.
-#[derive(Debug)]
-pub struct SqlProbe<'client> {
-    client: &'client Client,
+pub struct SqlProbe {
+    client: Rc<Sql>,
     visible: Statement,
 }
 
-impl<'client> SqlProbe<'client> {
+impl SqlProbe {
     /// Prepares the question on `client`.
     ///
     /// # Errors
     ///
     /// The query's, when it cannot be prepared.
-    pub async fn new(client: &'client Client) -> Result<SqlProbe<'client>, Error> {
+    pub async fn new(client: Rc<Sql>) -> Result<SqlProbe, Error> {
         let visible = client.prepare(include_str!("../../sql/visible.sql")).await?;
         Ok(SqlProbe { client, visible })
     }
 }
 
-impl Probe for SqlProbe<'_> {
+impl Probe for SqlProbe {
     async fn snapshot(&self) -> Result<Snapshot, Error> {
         let row = self.client.query_one(&self.visible, &[]).await?;
         if row.try_get::<_, bool>(0)? {

@@ -6,7 +6,7 @@ use std::cell::RefCell;
 use redis::aio::MultiplexedConnection;
 use redis::{ErrorKind, Pipeline, RedisError, ServerErrorKind, Value, cmd};
 
-use super::connect::connect;
+use super::connect::{ConnectError, connect};
 use super::node::{Error, Kind, Node, Page, Replaced, ScanCall};
 use crate::config;
 
@@ -80,7 +80,7 @@ impl Node for Standalone {
 
     async fn connect(&self) -> Result<(), Error> {
         self.connections.replace(None);
-        let failed = |error: super::connect::ConnectError| Error::from(error);
+        let failed = |error: ConnectError| Error::from(error);
         let mut remove = connect(&self.redis).await.map_err(failed)?;
         self.check_primary(&mut remove).await?;
         let scan = connect(&self.redis).await.map_err(failed)?;

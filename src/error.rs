@@ -1,0 +1,138 @@
+//! Why a session ended, what happens next, and what a person can do.
+
+use std::fmt;
+
+use crate::preflight::Finding;
+use crate::{capture, decode, gather, postgres, preflight, settle};
+
+/// Why a session could not begin, or ended.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The checks at start found what would break the promise.
+    #[error("refused to start:\n{}", Findings(.0))]
+    Refused(Vec<Finding>),
+    /// The checks could not be made.
+    #[error("check the database: {0}")]
+    Preflight(#[from] preflight::Error),
+    /// The SQL connection.
+    #[error("connect to postgres: {0}")]
+    Connect(#[from] postgres::Error),
+    /// A query on it.
+    #[error("query postgres: {0}")]
+    Query(#[from] tokio_postgres::Error),
+    /// The replication connection.
+    #[error("stream from postgres: {0}")]
+    Capture(#[from] capture::Error),
+    /// What it sent.
+    #[error("decode the stream: {0}")]
+    Decode(#[from] decode::Error),
+    /// The order in which it was sent.
+    #[error("follow the stream: {0}")]
+    Gather(#[from] gather::Error),
+    /// The gate.
+    #[error("wait for visibility: {0}")]
+    Gate(#[from] settle::Error),
+    /// The gate's connection is to a standby.
+    #[error("`postgres.url` reaches a standby")]
+    IsStandby,
+    /// The two connections do not reach the same server.
+    #[error("`postgres.url` reaches {sql}, the replication connection {replication}")]
+    TwoServers {
+        /// The SQL connection's server.
+        sql: String,
+        /// The replication connection's server.
+        replication: String,
+    },
+    /// Another process streams from the slot.
+    #[error("process {pid} (`{name}`)")]
+    SlotInUse {
+        /// Its process id on the server.
+        pid: String,
+        /// Its `application_name`.
+        name: String,
+    },
+    /// The slot was dropped.
+    #[error("the slot is gone")]
+    SlotGone,
+    /// The server sent nothing for too long.
+    #[error("the server sent nothing for {0} s, though asked to")]
+    Silent(u64),
+    /// A stage ended by itself.
+    #[error("the {0} stage ended")]
+    Stage(&'static str),
+}
+
+struct Findings<'a>(&'a [Finding]);
+
+impl fmt::Display for Findings<'_> {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut errors = self.0.iter().filter(|finding| finding.is_error());
+        if let Some(first) = errors.next() {
+            write!(formatter, "{first}")?;
+        }
+        errors.try_for_each(|finding| write!(formatter, "\n{finding}"))
+    }
+}
+
+/// What follows from an error.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Try again after a while.
+    Retry,
+    /// Another process is at work: wait for the slot.
+    Standby,
+    /// A person is needed.
+    Halt,
+}
+
+impl Error {
+    /// What follows. Before the first stream (`established` is false) whatever a person has
+    /// mistyped ends the program; later the same symptom may be a failover under way.
+    #[must_use]
+    pub fn verdict(&self, established: bool) -> Verdict {
+        match self {
+            Error::SlotInUse { .. } => Verdict::Standby,
+            Error::Decode(_) | Error::Gather(_) => Verdict::Halt,
+            Error::Refused(_) | Error::IsStandby | Error::TwoServers { .. } if !established => {
+                Verdict::Halt
+            }
+            Error::Connect(error) if !established && error.is_rejection() => Verdict::Halt,
+            Error::Capture(error) if !established && error.is_rejection() => Verdict::Halt,
+            Error::Refused(_)
+            | Error::IsStandby
+            | Error::TwoServers { .. }
+            | Error::Preflight(_)
+            | Error::Connect(_)
+            | Error::Query(_)
+            | Error::Capture(_)
+            | Error::Gate(_)
+            | Error::SlotGone
+            | Error::Silent(_)
+            | Error::Stage(_) => Verdict::Retry,
+        }
+    }
+
+    /// What a person can do about it.
+    #[must_use]
+    pub fn hint(&self) -> Option<&'static str> {
+        match self {
+            Error::Refused(_) => Some("`walsweep setup --print` shows the SQL that cures it"),
+            Error::IsStandby => Some("let `postgres.url` name the primary"),
+            Error::TwoServers { .. } => {
+                Some("let `postgres.url` and `postgres.replication_url` name the same primary")
+            }
+            Error::Decode(_) | Error::Gather(_) => {
+                Some("this is a defect of walsweep or of the server: please report it")
+            }
+            Error::Preflight(_)
+            | Error::Connect(_)
+            | Error::Query(_)
+            | Error::Capture(_)
+            | Error::Gate(_)
+            | Error::SlotInUse { .. }
+            | Error::SlotGone
+            | Error::Silent(_)
+            | Error::Stage(_) => None,
+        }
+    }
+}

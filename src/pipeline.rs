@@ -1,0 +1,157 @@
+//! The one file that knows the order of the stages.
+//!
+//! A session is one replication connection with its gate, its sweeper and its ledger. Whatever goes
+//! wrong with Postgres ends the session and the next one begins where the slot was confirmed:
+//! Postgres sends again what was not, so nothing else has to be remembered. Redis may come and go
+//! within a session; the sweeper sees to that, and keepalives are answered meanwhile.
+
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::task::JoinHandle;
+use tokio::time::sleep;
+
+use crate::admin::{Health, Phase};
+use crate::config::Config;
+use crate::error::{Error, Verdict};
+use crate::keys::Rules;
+use crate::metrics::{Metrics, PeerLabel};
+use crate::retry::Backoff;
+use crate::session::Session;
+use crate::settle::{Gate, SqlProbe};
+use crate::shutdown::Shutdown;
+use crate::slot_health;
+use crate::stream::{Ends, Stream};
+use crate::sweep::{Settings, Standalone, Sweeper, key_name};
+
+/// How often another try is made while another process has the slot.
+const STANDBY_WAIT: Duration = Duration::from_millis(500);
+
+/// What the program lends to every session.
+pub struct Program<'a> {
+    /// The configuration.
+    pub config: &'a Config,
+    /// Its rules, compiled.
+    pub rules: &'a mut Rules,
+    /// What `/readyz` tells.
+    pub health: &'a Health,
+    /// All metrics.
+    pub metrics: &'a Arc<Metrics>,
+    /// The wish to stop.
+    pub shutdown: &'a mut Shutdown,
+}
+
+impl Program<'_> {
+    /// Runs sessions until asked to stop, or until a person is needed. Needs a
+    /// [`LocalSet`](tokio::task::LocalSet) around it.
+    ///
+    /// # Errors
+    ///
+    /// What a person has to look at; everything else is tried again.
+    pub async fn run(&mut self) -> Result<(), Error> {
+        let mut backoff = Backoff::postgres();
+        let mut established = false;
+        let mut standing_by = false;
+        loop {
+            tokio::select! {
+                biased;
+                () = self.shutdown.requested() => return Ok(()),
+                () = sleep(backoff.next_wait()) => self.health.beat(),
+            }
+            let opened = tokio::select! {
+                biased;
+                () = self.shutdown.requested() => return Ok(()),
+                opened = Session::open(self.config, self.rules) => opened,
+            };
+            let outcome = match opened {
+                Ok(session) => {
+                    (established, standing_by) = (true, false);
+                    backoff = Backoff::postgres();
+                    self.metrics.postgres_up.set(1);
+                    self.session(session).await
+                }
+                Err(error) => Err(error),
+            };
+            self.metrics.postgres_up.set(0);
+            let Err(error) = outcome else { return Ok(()) };
+            match error.verdict(established) {
+                Verdict::Halt => return Err(error),
+                Verdict::Standby => {
+                    if !standing_by {
+                        tracing::info!(holder = %error, "standing by: the slot is in use");
+                    }
+                    standing_by = true;
+                    self.health.set(Phase::Standby);
+                    backoff = Backoff::postgres();
+                    sleep(STANDBY_WAIT).await;
+                }
+                Verdict::Retry => {
+                    tracing::warn!(%error, hint = error.hint(), "session ended; trying again");
+                    self.health.set(Phase::Connecting);
+                    self.metrics.reconnects.get_or_create(&PeerLabel { peer: "postgres" }).inc();
+                    // The first wait is none; a session that ends at once must not spin.
+                    backoff.next_wait();
+                }
+            }
+        }
+    }
+
+    /// Joins the stages of one session and runs it to its end.
+    async fn session(&mut self, session: Session) -> Result<(), Error> {
+        let Session { sql, slot, expected, broken, timing } = session;
+        tracing::info!(
+            slot = self.config.postgres.slot,
+            from = %expected.lsn,
+            timeline = expected.timeline,
+            "streaming"
+        );
+        let start = expected.lsn;
+        let (ends, gate_ends, sweeper_ends) = Ends::new(start);
+        let gate = Gate::new(SqlProbe::new(Rc::clone(&sql)).await?, Arc::clone(self.metrics));
+        let settings = Settings {
+            max_stall: self.config.sweep.max_stall,
+            window: self.config.refill.window,
+            expected,
+            broken,
+            empty: self.rules.key_set(),
+        };
+        let node = Standalone::new(&self.config.redis, key_name(&self.config.postgres.slot));
+        let metrics = Arc::clone(self.metrics);
+        let sweeper = Sweeper::new(node, settings, metrics, sweeper_ends.events);
+        let gate = spawn(gate.run(gate_ends.inputs, gate_ends.visible));
+        let sweeper = spawn(sweeper.run(sweeper_ends.visible, sweeper_ends.safe));
+        let health = spawn({
+            let (slot, metrics) = (self.config.postgres.slot.clone(), Arc::clone(self.metrics));
+            async move { slot_health::watch(&sql, &slot, &metrics).await }
+        });
+        let mut stream = Stream::new(slot, self.rules, ends, (start, timing));
+        let watched = (self.health, self.metrics.as_ref());
+        tokio::select! {
+            biased;
+            outcome = stream.run(watched, self.shutdown) => outcome,
+            ended = gate.0 => Err(match ended {
+                Ok(Err(error)) => error.into(),
+                _ => Error::Stage("settle"),
+            }),
+            _ = sweeper.0 => Err(Error::Stage("sweep")),
+            ended = health.0 => Err(match ended {
+                Ok(Some(error)) => error.into(),
+                _ => Error::SlotGone,
+            }),
+        }
+    }
+}
+
+/// A task that ends with the session.
+struct Task<T>(JoinHandle<T>);
+
+impl<T> Drop for Task<T> {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+fn spawn<T: 'static>(future: impl Future<Output = T> + 'static) -> Task<T> {
+    Task(tokio::task::spawn_local(future))
+}

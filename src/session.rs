@@ -1,0 +1,181 @@
+//! How a session begins: both connections, to the same primary, and a slot to stream from.
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use tokio_postgres::Client;
+
+use crate::capture::{Identity, Replication, Slot, StreamOptions};
+use crate::config::Config;
+use crate::error::Error;
+use crate::keys::Rules;
+use crate::postgres::{Sql, connect_sql};
+use crate::preflight;
+use crate::slot_health::{self, SlotState};
+use crate::sweep::{Broken, Watermark};
+
+/// `application_name` of the SQL connection.
+pub const SQL_NAME: &str = "walsweep";
+
+/// `application_name` of the replication connection.
+const REPLICATION_NAME: &str = "walsweep stream";
+
+/// Everything that a session has before the first frame.
+pub struct Session {
+    /// The SQL connection: gate, slot health.
+    pub sql: Rc<Sql>,
+    /// The stream.
+    pub slot: Slot,
+    /// History and rules; the LSN is where the stream begins.
+    pub expected: Watermark,
+    /// Set when the slot was created for this session.
+    pub broken: Option<Broken>,
+    /// When to speak and when to worry.
+    pub timing: Timing,
+}
+
+/// How often a status is sent, and how long the server may be silent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Timing {
+    /// A status is sent at least this often.
+    pub status: Duration,
+    /// A server that sent nothing for this long, though asked to, is taken for dead.
+    pub silence: Duration,
+}
+
+impl Timing {
+    /// Follows the server's `wal_sender_timeout`, in milliseconds; 0 is off.
+    fn new(wal_sender_timeout_ms: i64) -> Timing {
+        let timeout = Duration::from_millis(u64::try_from(wal_sender_timeout_ms).unwrap_or(0));
+        // A quarter leaves room for two lost or late ones before the server gives up.
+        let status = (timeout / 4).clamp(Duration::from_millis(200), Duration::from_secs(10));
+        let status = if timeout.is_zero() { Duration::from_secs(10) } else { status };
+        Timing { status, silence: (status * 4).max(Duration::from_secs(15)) }
+    }
+}
+
+/// What an ordinary connection says of its server.
+struct ServerIdentity {
+    system_id: String,
+    timeline: u32,
+    wal_sender_timeout_ms: i64,
+}
+
+impl Session {
+    /// Connects, checks, and starts streaming from where the slot was confirmed.
+    ///
+    /// # Errors
+    ///
+    /// What was refused, by whom; see [`Error`].
+    pub async fn open(config: &Config, rules: &mut Rules) -> Result<Session, Error> {
+        let sql = Rc::new(connect_sql(&config.postgres.endpoint, SQL_NAME).await?);
+        let server = identify(&sql).await?;
+        let report = preflight::postgres(config, rules, &sql).await?;
+        if report.iter().any(preflight::Finding::is_error) {
+            return Err(Error::Refused(report));
+        }
+        let endpoint = &config.postgres.replication_endpoint;
+        let mut replication = Replication::connect(endpoint, REPLICATION_NAME).await?;
+        let identity = replication.identify_system().await?;
+        if !same_server(&server, &identity) {
+            return Err(Error::TwoServers { sql: server.name(), replication: name(&identity) });
+        }
+        let broken = ensure_slot(config, &sql, &mut replication).await?;
+        let (slot, publication) = (&config.postgres.slot, &config.postgres.publication);
+        let started = replication.start(slot, publication, StreamOptions::default()).await;
+        let slot = match started {
+            Ok(slot) => slot,
+            Err(error) if error.is_slot_in_use() => return Err(in_use(config, &sql).await?),
+            Err(error) => return Err(error.into()),
+        };
+        // Only now nobody else can move the slot.
+        let state = slot_state(config, &sql).await?;
+        let expected = Watermark {
+            system_id: identity.system_id,
+            timeline: identity.timeline,
+            lsn: state.confirmed_flush_lsn,
+            rules: rules.fingerprint(),
+        };
+        let timing = Timing::new(server.wal_sender_timeout_ms);
+        Ok(Session { sql, slot, expected, broken, timing })
+    }
+}
+
+impl ServerIdentity {
+    fn name(&self) -> String {
+        format!("system {} timeline {}", self.system_id, self.timeline)
+    }
+}
+
+fn name(identity: &Identity) -> String {
+    format!("system {} timeline {}", identity.system_id, identity.timeline)
+}
+
+fn same_server(server: &ServerIdentity, identity: &Identity) -> bool {
+    server.system_id == identity.system_id && server.timeline == identity.timeline
+}
+
+async fn identify(client: &Client) -> Result<ServerIdentity, Error> {
+    let row = client.query_one(include_str!("../sql/identity.sql"), &[]).await?;
+    let timeline: Option<&str> = row.try_get(2)?;
+    let Some(timeline) = timeline.and_then(|digits| u32::from_str_radix(digits, 16).ok()) else {
+        return Err(Error::IsStandby);
+    };
+    let (system_id, wal_sender_timeout_ms) = (row.try_get(1)?, row.try_get(3)?);
+    Ok(ServerIdentity { system_id, timeline, wal_sender_timeout_ms })
+}
+
+/// Makes sure that there is a slot that can stream; says so if it had to be created.
+async fn ensure_slot(
+    config: &Config,
+    client: &Client,
+    replication: &mut Replication,
+) -> Result<Option<Broken>, Error> {
+    let name = &config.postgres.slot;
+    match slot_health::look(client, name).await? {
+        Some(state) if state.wal_status != "lost" => return Ok(None),
+        Some(_) => {
+            tracing::warn!(
+                slot = name,
+                "the slot is lost: the server removed WAL that it needed; creating it anew"
+            );
+            replication.drop_slot(name).await?;
+        }
+        None => tracing::info!(slot = name, "creating the slot"),
+    }
+    replication.create_slot(name).await?;
+    Ok(Some(Broken::SlotCreated))
+}
+
+async fn slot_state(config: &Config, client: &Client) -> Result<SlotState, Error> {
+    slot_health::look(client, &config.postgres.slot).await?.ok_or(Error::SlotGone)
+}
+
+/// Who has the slot.
+async fn in_use(config: &Config, client: &Client) -> Result<Error, Error> {
+    let state = slot_state(config, client).await?;
+    let pid = state.active_pid.map_or_else(|| "unknown".to_owned(), |pid| pid.to_string());
+    let name = state.active_name.unwrap_or_else(|| "unknown".to_owned());
+    Ok(Error::SlotInUse { pid, name })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::Timing;
+
+    #[test]
+    fn statuses_follow_the_servers_timeout() {
+        for (timeout_ms, status_ms, silence_ms) in [
+            (60_000, 10_000, 40_000),
+            (10_000, 2_500, 15_000),
+            (400, 200, 15_000),
+            (0, 10_000, 40_000),
+        ] {
+            let timing = Timing::new(timeout_ms);
+            assert_eq!(timing.status, Duration::from_millis(status_ms), "{timeout_ms}");
+            assert_eq!(timing.silence, Duration::from_millis(silence_ms), "{timeout_ms}");
+        }
+    }
+}

@@ -1,0 +1,67 @@
+//! The wish to stop.
+
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::watch;
+
+/// Becomes true with the first SIGTERM or SIGINT.
+#[derive(Debug)]
+pub struct Shutdown {
+    wish: watch::Receiver<bool>,
+}
+
+/// Lets a program of its own, such as a test or the demonstration, ask for the stop.
+#[derive(Debug)]
+pub struct Trigger {
+    wish: watch::Sender<bool>,
+}
+
+impl Trigger {
+    /// Asks for the stop.
+    pub fn stop(&self) {
+        self.wish.send_replace(true);
+    }
+}
+
+impl Shutdown {
+    /// A wish that somebody in this process makes.
+    #[must_use]
+    pub fn by_trigger() -> (Trigger, Shutdown) {
+        let (sender, wish) = watch::channel(false);
+        (Trigger { wish: sender }, Shutdown { wish })
+    }
+
+    /// Listens for SIGTERM and SIGINT. A second signal ends the process at once, with status 130:
+    /// nothing is confirmed that is not done, so that loses nothing.
+    ///
+    /// # Errors
+    ///
+    /// When the signals cannot be listened for.
+    pub fn by_signal() -> std::io::Result<Shutdown> {
+        let (trigger, shutdown) = Shutdown::by_trigger();
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        tokio::spawn(async move {
+            either(&mut terminate, &mut interrupt).await;
+            tracing::info!("stopping: waiting for keys on their way");
+            trigger.stop();
+            either(&mut terminate, &mut interrupt).await;
+            std::process::exit(130);
+        });
+        Ok(shutdown)
+    }
+
+    /// Waits for the wish.
+    pub async fn requested(&mut self) {
+        if self.wish.wait_for(|stop| *stop).await.is_err() {
+            // Nobody is left who could ask.
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
+async fn either(one: &mut Signal, other: &mut Signal) {
+    tokio::select! {
+        _ = one.recv() => {}
+        _ = other.recv() => {}
+    }
+}

@@ -1,0 +1,97 @@
+//! What the slot costs the server, sampled for the metrics.
+
+use std::time::Duration;
+
+use tokio::time::{sleep, timeout};
+use tokio_postgres::Client;
+
+use crate::lsn::Lsn;
+use crate::metrics::{Metrics, StatusLabel};
+
+/// How often the slot is looked at. It is also how a dead SQL connection is noticed while there is
+/// nothing to ask it.
+const SAMPLE_INTERVAL: Duration = Duration::from_secs(5);
+
+/// A sample that is not answered in this time means that the connection is dead.
+const SAMPLE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The values of `pg_replication_slots.wal_status`
+/// (<https://www.postgresql.org/docs/current/view-pg-replication-slots.html>).
+const STATUSES: [&str; 4] = ["reserved", "extended", "unreserved", "lost"];
+
+/// A row of `pg_replication_slots`.
+#[derive(Debug)]
+pub struct SlotState {
+    /// What Postgres was told last.
+    pub confirmed_flush_lsn: Lsn,
+    /// Whether the WAL that the slot needs is still there.
+    pub wal_status: String,
+    /// The process that streams from it.
+    pub active_pid: Option<i32>,
+    /// That process's `application_name`, if it may be seen.
+    pub active_name: Option<String>,
+    safe_wal_size: Option<i64>,
+    confirmed_lag: Option<i64>,
+    restart_lag: Option<i64>,
+}
+
+/// The state of the slot `name`; `None` if there is none.
+///
+/// # Errors
+///
+/// The query's.
+pub async fn look(
+    client: &Client,
+    name: &str,
+) -> Result<Option<SlotState>, tokio_postgres::Error> {
+    let Some(row) = client.query_opt(include_str!("../sql/slot.sql"), &[&name]).await? else {
+        return Ok(None);
+    };
+    let confirmed: Option<&str> = row.try_get(0)?;
+    Ok(Some(SlotState {
+        confirmed_flush_lsn: confirmed.and_then(|lsn| lsn.parse().ok()).unwrap_or_default(),
+        wal_status: row.try_get::<_, Option<String>>(1)?.unwrap_or_default(),
+        active_pid: row.try_get(2)?,
+        safe_wal_size: row.try_get(3)?,
+        confirmed_lag: row.try_get(4)?,
+        restart_lag: row.try_get(5)?,
+        active_name: row.try_get(6)?,
+    }))
+}
+
+/// Samples the slot into `metrics` until the connection fails.
+///
+/// # Errors
+///
+/// The query's; `None` when it was not answered in time or the slot is gone.
+pub async fn watch(
+    client: &Client,
+    name: &str,
+    metrics: &Metrics,
+) -> Option<tokio_postgres::Error> {
+    let mut warned = false;
+    loop {
+        let state = match timeout(SAMPLE_TIMEOUT, look(client, name)).await {
+            Ok(Ok(Some(state))) => state,
+            Ok(Err(error)) => return Some(error),
+            Ok(Ok(None)) | Err(_) => return None,
+        };
+        metrics.confirmed_lag_bytes.set(state.confirmed_lag.unwrap_or_default());
+        metrics.restart_lag_bytes.set(state.restart_lag.unwrap_or_default());
+        metrics.slot_safe_wal_bytes.set(state.safe_wal_size.unwrap_or(-1));
+        for status in STATUSES {
+            let is_present = i64::from(state.wal_status == status);
+            metrics.slot_wal_status.get_or_create(&StatusLabel { status }).set(is_present);
+        }
+        let at_risk = state.wal_status == "unreserved";
+        if at_risk && !warned {
+            tracing::error!(
+                slot = name,
+                hint = "find out what holds the confirmation, or raise max_slot_wal_keep_size",
+                "the slot is about to be lost: the server may remove WAL that it needs"
+            );
+        }
+        warned = at_risk;
+        sleep(SAMPLE_INTERVAL).await;
+    }
+}

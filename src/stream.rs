@@ -1,0 +1,410 @@
+//! One session's stream: frames through the pure stages, and the loop back to the slot.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
+
+use crate::admin::{Health, Phase};
+use crate::capture::{Frame, Slot};
+use crate::decode::{Message, decode};
+use crate::error::Error;
+use crate::gather::{Gathered, Gatherer, Row, Transaction};
+use crate::keys::{KeySet, Rules};
+use crate::lsn::Lsn;
+use crate::metrics::{Metrics, OperationLabel, ReasonLabel, seconds};
+use crate::session::Timing;
+use crate::settle::{Input, Mapped, Resync, Visible};
+use crate::shutdown::Shutdown;
+use crate::sweep::{Broken, Event};
+use crate::watermark::Ledger;
+
+/// Transactions that may wait between two stages.
+const CHANNEL_LENGTH: usize = 1024;
+
+/// Transactions on their way beyond which no more are read (I6): the rest waits in Postgres.
+const IN_FLIGHT_MAX: usize = 200_000;
+
+/// How long a stop waits for keys on their way. What is not through by then is not confirmed, so
+/// the next start gets it again.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How far apart the arrivals are whose age `walsweep_oldest_unconfirmed_seconds` is taken from.
+const AGE_STEP: Duration = Duration::from_millis(100);
+
+/// The channels of a session, as the stream holds them.
+pub struct Ends {
+    inputs: mpsc::Sender<Input>,
+    events: mpsc::Receiver<Event>,
+    safe: watch::Sender<Lsn>,
+}
+
+/// The gate's ends.
+pub struct GateEnds {
+    /// What it takes.
+    pub inputs: mpsc::Receiver<Input>,
+    /// What it gives.
+    pub visible: mpsc::Sender<Visible>,
+}
+
+/// The sweeper's ends.
+pub struct SweeperEnds {
+    /// What it takes.
+    pub visible: mpsc::Receiver<Visible>,
+    /// How far the watermark may go.
+    pub safe: watch::Receiver<Lsn>,
+    /// What it gives.
+    pub events: mpsc::Sender<Event>,
+}
+
+impl Ends {
+    /// The channels between the stages of a session that begins at `start`.
+    #[must_use]
+    pub fn new(start: Lsn) -> (Ends, GateEnds, SweeperEnds) {
+        let (inputs, gate_inputs) = mpsc::channel(CHANNEL_LENGTH);
+        let (visible, sweeper_visible) = mpsc::channel(CHANNEL_LENGTH);
+        let (events_sender, events) = mpsc::channel(CHANNEL_LENGTH);
+        let (safe, sweeper_safe) = watch::channel(start);
+        (
+            Ends { inputs, events, safe },
+            GateEnds { inputs: gate_inputs, visible },
+            SweeperEnds { visible: sweeper_visible, safe: sweeper_safe, events: events_sender },
+        )
+    }
+}
+
+/// A slot being streamed.
+pub struct Stream<'a> {
+    slot: Slot,
+    gatherer: Gatherer,
+    rules: &'a mut Rules,
+    /// Keys of the transaction that is being received.
+    keys: KeySet,
+    ledger: Ledger,
+    ends: Ends,
+    /// What the gate had no room for; nothing is read until it has.
+    held: VecDeque<Input>,
+    arrivals: Arrivals,
+    timing: Timing,
+    last_status: Instant,
+    /// Since when the server could have been heard: reading stops while something is held.
+    listening_since: Instant,
+    reply_due: bool,
+}
+
+impl<'a> Stream<'a> {
+    /// A stream that begins at the given LSN.
+    #[must_use]
+    pub fn new(
+        slot: Slot,
+        rules: &'a mut Rules,
+        ends: Ends,
+        (start, timing): (Lsn, Timing),
+    ) -> Stream<'a> {
+        let now = Instant::now();
+        Stream {
+            slot,
+            gatherer: Gatherer::new(),
+            keys: rules.key_set(),
+            rules,
+            ledger: Ledger::new(start),
+            ends,
+            held: VecDeque::new(),
+            arrivals: Arrivals::default(),
+            timing,
+            last_status: now,
+            listening_since: now,
+            reply_due: false,
+        }
+    }
+
+    /// Streams until asked to stop.
+    ///
+    /// What is done first when several things are possible: the wish to stop; what the sweeper
+    /// reports, because it lets the confirmation move; the clock, because the server waits for a
+    /// status; what the gate had no room for; and only then more from the slot, so that nothing is
+    /// taken in that cannot be passed on.
+    ///
+    /// # Errors
+    ///
+    /// Whatever ends the session.
+    pub async fn run(
+        &mut self,
+        watched: (&Health, &Metrics),
+        shutdown: &mut Shutdown,
+    ) -> Result<(), Error> {
+        let counters = Counters::new(watched.1);
+        let mut clock = interval((self.timing.status / 2).min(Duration::from_secs(1)));
+        clock.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            let may_read = self.held.is_empty() && self.ledger.in_flight() < IN_FLIGHT_MAX;
+            tokio::select! {
+                biased;
+                () = shutdown.requested() => return self.drain(watched).await,
+                event = self.ends.events.recv() => self.hear(event, watched).await?,
+                _ = clock.tick() => self.tick(watched, may_read).await?,
+                permit = self.ends.inputs.reserve(), if !self.held.is_empty() => {
+                    let permit = permit.map_err(|_closed| Error::Stage("settle"))?;
+                    if let Some(input) = self.held.pop_front() {
+                        permit.send(input);
+                    }
+                    self.listening_since = Instant::now();
+                    self.take_buffered(&counters)?;
+                }
+                filled = self.slot.fill(), if may_read => {
+                    filled?;
+                    self.take_buffered(&counters)?;
+                    if self.reply_due {
+                        self.send_status(false).await?;
+                    }
+                    // A socket that is never empty would keep this task running; the gate and the
+                    // sweeper live on the same thread.
+                    tokio::task::yield_now().await;
+                }
+            }
+            counters.in_flight.set(self.ledger.in_flight().cast_signed() as i64);
+        }
+    }
+
+    /// Every whole frame in memory, as long as the gate has room.
+    fn take_buffered(&mut self, counters: &Counters) -> Result<(), Error> {
+        while self.held.is_empty() {
+            let Some(frame) = self.slot.buffered()? else { break };
+            match frame {
+                Frame::Data { payload, .. } => self.take_message(decode(payload)?, counters)?,
+                Frame::Keepalive { wal_end, reply_requested, .. } => {
+                    self.ledger.keepalive(wal_end);
+                    self.reply_due |= reply_requested;
+                }
+            }
+        }
+        self.publish_safe();
+        Ok(())
+    }
+
+    fn take_message(&mut self, message: Message, counters: &Counters) -> Result<(), Error> {
+        if matches!(message, Message::Begin(_)) {
+            self.ledger.begin();
+        }
+        match self.gatherer.push(message)? {
+            Gathered::Nothing => {}
+            Gathered::Change(change) => {
+                counters.row(&change.row);
+                let had_none = self.keys.is_empty();
+                self.rules.add(&change, &mut self.keys);
+                if had_none && !self.keys.is_empty() {
+                    self.announce();
+                }
+            }
+            Gathered::Truncate(changes) => {
+                for change in &changes {
+                    counters.row(&change.row);
+                    self.rules.add(change, &mut self.keys);
+                }
+            }
+            Gathered::Committed(transaction) => self.take_commit(transaction, counters),
+        }
+        Ok(())
+    }
+
+    /// The transaction that is being received will need the gate: its commit is flushed, so a look
+    /// that begins now may already see it.
+    fn announce(&mut self) {
+        if let Some(xid) = self.gatherer.in_transaction() {
+            // A full channel means that looks are under way; this one is not needed.
+            drop(self.ends.inputs.try_send(Input::Begin { xid }));
+        }
+    }
+
+    fn take_commit(&mut self, transaction: Transaction, counters: &Counters) {
+        counters.transactions.inc();
+        let keys = std::mem::replace(&mut self.keys, self.rules.key_set());
+        counters.keys(&keys);
+        if keys.is_empty() {
+            self.ledger.skip(transaction.end_lsn);
+            return;
+        }
+        let received_at = Instant::now();
+        self.ledger.open(transaction.end_lsn);
+        self.arrivals.add(transaction.end_lsn, received_at);
+        self.pass_on(Input::Transaction(Box::new(Mapped { transaction, received_at, keys })));
+    }
+
+    fn pass_on(&mut self, input: Input) {
+        if !self.held.is_empty() {
+            self.held.push_back(input);
+        } else if let Err(refused) = self.ends.inputs.try_send(input) {
+            match refused {
+                mpsc::error::TrySendError::Full(input)
+                | mpsc::error::TrySendError::Closed(input) => self.held.push_back(input),
+            }
+        }
+    }
+
+    fn publish_safe(&self) {
+        let safe = self.ledger.safe();
+        self.ends.safe.send_if_modified(|published| std::mem::replace(published, safe) != safe);
+    }
+
+    async fn hear(
+        &mut self,
+        event: Option<Event>,
+        (health, metrics): (&Health, &Metrics),
+    ) -> Result<(), Error> {
+        match event.ok_or(Error::Stage("sweep"))? {
+            Event::Swept(swept) => {
+                self.ledger.advance(&swept);
+                self.publish_safe();
+            }
+            Event::Covered(lsn) => {
+                // The watermark may be ahead of this session's stream: what lies between is sent
+                // again, and removed again before it is confirmed.
+                self.slot.confirm(lsn.min(self.ledger.safe()));
+                self.arrivals.confirmed(self.slot.confirmed());
+                self.send_status(false).await?;
+            }
+            Event::ResyncOwed(broken) => self.resync(broken, health, metrics),
+            Event::RedisLost => health.set(Phase::RedisLost),
+            Event::Whole => {
+                if health.phase() != Phase::Streaming {
+                    tracing::info!("ready");
+                }
+                health.set(Phase::Streaming);
+            }
+        }
+        Ok(())
+    }
+
+    fn resync(&mut self, broken: Broken, health: &Health, metrics: &Metrics) {
+        let reason = broken.as_str();
+        tracing::warn!(reason, "history is not shown to be unbroken: sweeping everything");
+        metrics.resyncs.get_or_create(&ReasonLabel { reason }).inc();
+        health.set(Phase::Sweeping(reason));
+        let resync = Resync { keys: self.rules.everything(), fenced: broken.is_fenced() };
+        self.pass_on(Input::Resync(Box::new(resync)));
+    }
+
+    async fn tick(
+        &mut self,
+        (health, metrics): (&Health, &Metrics),
+        listening: bool,
+    ) -> Result<(), Error> {
+        health.beat();
+        let now = Instant::now();
+        metrics.oldest_unconfirmed.set(self.arrivals.oldest_age(now));
+        if !listening {
+            self.listening_since = now;
+        }
+        let silent = now - self.slot.last_received().max(self.listening_since);
+        if silent > self.timing.silence {
+            return Err(Error::Silent(silent.as_secs()));
+        }
+        if now - self.last_status >= self.timing.status {
+            self.send_status(silent >= self.timing.status).await?;
+        }
+        Ok(())
+    }
+
+    async fn send_status(&mut self, reply_requested: bool) -> Result<(), Error> {
+        self.reply_due = false;
+        self.last_status = Instant::now();
+        Ok(self.slot.send_status(reply_requested).await?)
+    }
+
+    /// Reads no more, waits for what is on its way, confirms it, and leaves in good order.
+    async fn drain(mut self: &mut Self, watched: (&Health, &Metrics)) -> Result<(), Error> {
+        watched.0.set(Phase::Stopping);
+        let drained = timeout(DRAIN_TIMEOUT, async {
+            let mut clock = interval(self.timing.status / 2);
+            while self.ledger.in_flight() > 0 || self.slot.confirmed() < self.ledger.safe() {
+                tokio::select! {
+                    biased;
+                    event = self.ends.events.recv() => self.hear(event, watched).await?,
+                    _ = clock.tick() => self.send_status(false).await?,
+                    permit = self.ends.inputs.reserve(), if !self.held.is_empty() => {
+                        let permit = permit.map_err(|_closed| Error::Stage("settle"))?;
+                        if let Some(input) = self.held.pop_front() {
+                            permit.send(input);
+                        }
+                    }
+                }
+            }
+            Ok::<_, Error>(())
+        });
+        match drained.await {
+            Ok(outcome) => outcome?,
+            Err(_elapsed) => tracing::warn!(
+                transactions = self.ledger.in_flight(),
+                "stopping with keys not removed for good: they are removed at the next start"
+            ),
+        }
+        self.slot.close().await?;
+        tracing::info!(confirmed = %self.slot.confirmed(), "stopped");
+        Ok(())
+    }
+}
+
+/// When transactions arrived, sampled, for the age of the oldest unconfirmed one.
+#[derive(Default)]
+struct Arrivals {
+    samples: VecDeque<(Lsn, Instant)>,
+}
+
+impl Arrivals {
+    fn add(&mut self, end_lsn: Lsn, at: Instant) {
+        match self.samples.back_mut() {
+            // The sample then stands for everything from its own arrival on.
+            Some((lsn, since)) if at - *since < AGE_STEP => *lsn = end_lsn,
+            _ => self.samples.push_back((end_lsn, at)),
+        }
+        if self.samples.len() > 10_000 {
+            // The oldest is what counts; the one after it may stand for more.
+            self.samples.remove(1);
+        }
+    }
+
+    fn confirmed(&mut self, lsn: Lsn) {
+        while self.samples.front().is_some_and(|(end_lsn, _)| *end_lsn <= lsn) {
+            self.samples.pop_front();
+        }
+    }
+
+    fn oldest_age(&self, now: Instant) -> f64 {
+        self.samples.front().map_or(0.0, |(_, at)| seconds(now - *at))
+    }
+}
+
+/// Counters that are looked up once, not for every row.
+struct Counters<'a> {
+    metrics: &'a Metrics,
+    transactions: prometheus_client::metrics::counter::Counter,
+    in_flight: prometheus_client::metrics::gauge::Gauge,
+    operations: [prometheus_client::metrics::counter::Counter; 4],
+}
+
+impl<'a> Counters<'a> {
+    fn new(metrics: &'a Metrics) -> Counters<'a> {
+        let operations = ["insert", "update", "delete", "truncate"].map(|operation| {
+            metrics.changes.get_or_create_owned(&OperationLabel { operation })
+        });
+        let (transactions, in_flight) =
+            (metrics.transactions.clone(), metrics.in_flight_transactions.clone());
+        Counters { metrics, transactions, in_flight, operations }
+    }
+
+    fn row(&self, row: &Row) {
+        let [insert, update, delete, truncate] = &self.operations;
+        match row {
+            Row::Insert { .. } => insert.inc(),
+            Row::Update { .. } => update.inc(),
+            Row::Delete { .. } => delete.inc(),
+            Row::Truncate => truncate.inc(),
+        };
+    }
+
+    fn keys(&self, keys: &KeySet) {
+        keys.matches().for_each(|(rule, count)| self.metrics.rule_matched(rule, count));
+        keys.widened().for_each(|(rule, why, count)| self.metrics.widened(rule, why, count));
+    }
+}
