@@ -324,8 +324,10 @@ fn find_bin_dir() -> Option<PathBuf> {
     if let Some(folder) = std::env::var_os(BIN_VARIABLE) {
         return Some(PathBuf::from(folder));
     }
-    if let Some(folder) = in_path("initdb").and_then(|file| file.parent().map(Path::to_owned)) {
-        return Some(folder);
+    // A link in `$PATH` may stand alone; where it leads to, the other programs are.
+    let linked = in_path("initdb").and_then(|file| file.canonicalize().ok());
+    if let Some(folder) = linked.as_deref().and_then(Path::parent) {
+        return Some(folder.to_owned());
     }
     let versions = fs::read_dir("/usr/lib/postgresql").ok()?.filter_map(Result::ok);
     let versions = versions.filter_map(|entry| {

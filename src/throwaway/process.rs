@@ -17,8 +17,10 @@ use super::{Error, PATIENCE, PAUSE, io_error, tail};
 const REAPER: &str = r#"
 read -r _
 kill -CONT "$1"; kill -"$2" "$1"
-n=0; while kill -0 "$1" && [ $n -lt 50 ]; do sleep 0.1; n=$((n + 1)); done
-kill -KILL "$1"
+n=0; while kill -0 "$1" && ! grep -q "^State:.Z" "/proc/$1/status"; do
+    if [ $n = 50 ]; then kill -KILL "$1"; break; fi
+    sleep 0.1; n=$((n + 1))
+done
 rm -rf "$3"
 "#;
 
