@@ -1,0 +1,143 @@
+//! What can go wrong between us and Postgres.
+
+use std::error::Error as _;
+use std::io;
+use std::path::PathBuf;
+
+use fallible_iterator::FallibleIterator;
+use postgres_protocol::message::backend::ErrorResponseBody;
+
+/// A connection or a query failed. No variant carries a password, a row value or a URL.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The server could not be reached, or hung up before the login was done.
+    #[error("connect to `{address}`: {source}")]
+    Connect {
+        /// Where.
+        address: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// `connect_timeout` passed before the login was done.
+    #[error("connect to `{address}`: no answer within {seconds} s")]
+    Timeout {
+        /// Where.
+        address: String,
+        /// `connect_timeout`.
+        seconds: u64,
+    },
+    /// The trusted certificates could not be read.
+    #[error("read `sslrootcert` `{path}`: {reason}")]
+    RootCertificates {
+        /// The file, or `system`.
+        path: PathBuf,
+        /// Why.
+        reason: String,
+    },
+    /// The server refused TLS, or its certificate was not accepted.
+    #[error("negotiate TLS with `{address}`: {reason}")]
+    Tls {
+        /// Where.
+        address: String,
+        /// Why.
+        reason: String,
+    },
+    /// We gave up the login: a password is missing, a method is not supported, the server did not
+    /// prove that it knows the password.
+    #[error("log in to `{address}` as `{user}`: {reason}")]
+    Login {
+        /// Where.
+        address: String,
+        /// Who.
+        user: String,
+        /// Why.
+        reason: String,
+    },
+    /// The server refused the login.
+    #[error("log in to `{address}` as `{user}`: {server}")]
+    Refused {
+        /// Where.
+        address: String,
+        /// Who.
+        user: String,
+        /// What the server said.
+        server: ServerError,
+    },
+    /// The server refused a query.
+    #[error("query Postgres: {0}")]
+    Query(ServerError),
+    /// The connection is gone.
+    #[error("query Postgres: connection lost: {0}")]
+    Lost(String),
+    /// An answer or a parameter does not have the type that was expected.
+    #[error("query Postgres: {0}")]
+    Unexpected(String),
+}
+
+impl Error {
+    /// The SQLSTATE, if it was the server that refused
+    /// (<https://www.postgresql.org/docs/current/errcodes-appendix.html>).
+    #[must_use]
+    pub fn sql_state(&self) -> Option<&str> {
+        match self {
+            Error::Refused { server, .. } | Error::Query(server) => Some(&server.code),
+            _ => None,
+        }
+    }
+}
+
+impl From<tokio_postgres::Error> for Error {
+    /// Sorts a failed query. The parts of a server error that may quote rows (`DETAIL`, `WHERE`)
+    /// are dropped.
+    fn from(error: tokio_postgres::Error) -> Error {
+        if let Some(server) = error.as_db_error() {
+            return Error::Query(ServerError::from(server));
+        }
+        match error.source().and_then(|cause| cause.downcast_ref::<io::Error>()) {
+            Some(cause) => Error::Lost(cause.to_string()),
+            None if error.is_closed() => Error::Lost(error.to_string()),
+            None => Error::Unexpected(error.to_string()),
+        }
+    }
+}
+
+/// What the server said in an `ErrorResponse`, without the parts that may quote rows
+/// (<https://www.postgresql.org/docs/current/protocol-error-fields.html>).
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{message} (SQLSTATE {code})")]
+pub struct ServerError {
+    /// SQLSTATE, five characters.
+    pub code: String,
+    /// The primary message.
+    pub message: String,
+}
+
+impl ServerError {
+    /// Reads the code and the primary message; a field that is absent or malformed is empty.
+    pub(crate) fn from_body(body: &ErrorResponseBody) -> ServerError {
+        let mut error = ServerError { code: String::new(), message: String::new() };
+        let mut fields = body.fields();
+        while let Ok(Some(field)) = fields.next() {
+            match field.type_() {
+                b'C' => error.code = text(field.value_bytes()),
+                b'M' => error.message = text(field.value_bytes()),
+                _ => {}
+            }
+        }
+        error
+    }
+}
+
+impl From<&tokio_postgres::error::DbError> for ServerError {
+    fn from(error: &tokio_postgres::error::DbError) -> ServerError {
+        ServerError { code: error.code().code().to_owned(), message: error.message().to_owned() }
+    }
+}
+
+/// A message before the login may be in any encoding; bytes that are not UTF-8 are escaped.
+fn text(bytes: &[u8]) -> String {
+    match std::str::from_utf8(bytes) {
+        Ok(text) => text.to_owned(),
+        Err(_) => bytes.escape_ascii().to_string(),
+    }
+}

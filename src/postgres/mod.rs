@@ -1,0 +1,109 @@
+//! How to reach Postgres: endpoints, TLS, passwords, and the connection for ordinary SQL.
+//!
+//! Both of walsweep's connections, the SQL one here and the replication one in
+//! [`capture`](crate::capture), start from the same [`Endpoint`] and get their bytes from the same
+//! private `open`, so `sslmode` means one thing. What follows the handshake differs: SQL is spoken
+//! by tokio-postgres, which cannot speak the replication protocol.
+
+mod connect;
+mod error;
+mod passfile;
+mod stream;
+mod tls;
+mod url;
+
+use std::fmt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use secrecy::SecretString;
+
+pub(crate) use connect::{Security, open, within};
+pub use connect::{Sql, connect_sql};
+pub use error::{Error, ServerError};
+pub use passfile::PassfileError;
+pub use stream::Stream;
+pub use url::ParseError;
+
+/// One Postgres server, database and user, from a `postgres://` URL as libpq reads it
+/// (<https://www.postgresql.org/docs/current/libpq-connect.html#LIBPQ-CONNSTRING-URIS>).
+///
+/// [`Display`](fmt::Display) prints `user@host:port/database` and never the password; so does
+/// [`Debug`].
+#[derive(Clone, Debug)]
+pub struct Endpoint {
+    /// Host name or address, or the folder of a Unix socket (starts with `/`).
+    pub host: String,
+    /// TCP port, or the number in a Unix socket's name.
+    pub port: u16,
+    /// User name.
+    pub user: String,
+    /// Password from the URL, `password_file` or a passfile.
+    pub password: Option<SecretString>,
+    /// `passfile`: where [`Endpoint::load_password`] looks first.
+    pub passfile: Option<PathBuf>,
+    /// Database name.
+    pub database: String,
+    /// `sslmode`.
+    pub ssl_mode: SslMode,
+    /// `sslrootcert`: PEM file of trusted authorities; `None`: the system's.
+    pub ssl_root_cert: Option<PathBuf>,
+    /// `channel_binding`.
+    pub channel_binding: ChannelBinding,
+    /// How long a connection attempt may take.
+    pub connect_timeout: Duration,
+}
+
+impl Endpoint {
+    /// Whether the server is reached by a Unix socket.
+    #[must_use]
+    pub fn is_unix_socket(&self) -> bool {
+        self.host.starts_with('/')
+    }
+
+    /// Where the server listens, for messages: `host:port`, or the path of the socket.
+    #[must_use]
+    pub fn address(&self) -> String {
+        if self.is_unix_socket() {
+            format!("{}/.s.PGSQL.{}", self.host.trim_end_matches('/'), self.port)
+        } else if self.host.contains(':') {
+            format!("[{}]:{}", self.host, self.port)
+        } else {
+            format!("{}:{}", self.host, self.port)
+        }
+    }
+}
+
+impl fmt::Display for Endpoint {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{}@{}/{}", self.user, self.address(), self.database)
+    }
+}
+
+/// libpq's `sslmode`
+/// (<https://www.postgresql.org/docs/current/libpq-ssl.html#LIBPQ-SSL-PROTECTION>).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SslMode {
+    /// No TLS.
+    Disable,
+    /// TLS if the server offers it, unverified.
+    Prefer,
+    /// TLS; unverified unless `sslrootcert` is given.
+    Require,
+    /// TLS; the certificate must come from a trusted authority.
+    VerifyCa,
+    /// TLS; also the host name must be the certificate's.
+    VerifyFull,
+}
+
+/// libpq's `channel_binding`: whether SCRAM must prove that no one sits between us and the server
+/// (<https://www.postgresql.org/docs/current/libpq-connect.html#LIBPQ-CONNECT-CHANNEL-BINDING>).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ChannelBinding {
+    /// Never used.
+    Disable,
+    /// Used if the server and its certificate allow it.
+    Prefer,
+    /// A login without it fails.
+    Require,
+}

@@ -1,0 +1,257 @@
+//! `postgres://` URLs, by libpq's rules
+//! (<https://www.postgresql.org/docs/current/libpq-connect.html#LIBPQ-CONNSTRING-URIS>).
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use percent_encoding::percent_decode_str;
+use secrecy::SecretString;
+
+use super::{ChannelBinding, Endpoint, SslMode};
+
+/// libpq waits for ever by default; a sidecar must come back and try again.
+const CONNECT_TIMEOUT_DEFAULT: Duration = Duration::from_secs(10);
+
+const PORT_DEFAULT: u16 = 5432;
+
+/// Why a URL is not one that we can use. Never quotes the URL or its values: a password that is
+/// not percent-encoded may end up in any part of it.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ParseError {
+    /// Not `postgres://` or `postgresql://`.
+    #[error("the URL must start with `postgres://` or `postgresql://`")]
+    Scheme,
+    /// More than one `@`.
+    #[error("the URL has an `@` too many; in a user name, password or parameter write `%40`")]
+    At,
+    /// `%` without two hexadecimal digits, `%00`, or bytes that are not UTF-8.
+    #[error("the URL has a `%` that does not stand for text; a percent sign itself is `%25`")]
+    Percent,
+    /// No user.
+    #[error("the URL names no user; write `postgres://user@host/database`")]
+    User,
+    /// No host.
+    #[error("the URL names no host; for a Unix socket write `?host=/folder/of/the/socket`")]
+    Host,
+    /// A comma in the host or port.
+    #[error("the URL names several hosts; walsweep follows one primary")]
+    SeveralHosts,
+    /// `[` without `]`, or text after it.
+    #[error("the URL has a malformed IPv6 address; write `[::1]`")]
+    Address,
+    /// Not a parameter that we know.
+    #[error("the URL has an unknown parameter `{0}`")]
+    UnknownParameter(String),
+    /// `?name` without a value, or a name that is no name.
+    #[error("the URL has a malformed parameter; write `name=value`")]
+    Parameter,
+    /// A known parameter has a value that it cannot have.
+    #[error("the URL has an invalid `{parameter}`; it must be {expected}")]
+    Value {
+        /// Which parameter.
+        parameter: &'static str,
+        /// What it must be.
+        expected: &'static str,
+    },
+}
+
+impl Endpoint {
+    /// Reads a URL such as `postgres://user:password@host:5432/database?sslmode=verify-full`.
+    /// Without a database it is the user's name, without a port 5432, without `sslmode` `prefer`,
+    /// without `connect_timeout` 10 s. No environment variable is consulted.
+    ///
+    /// # Errors
+    /// Says which part is wrong, never with its value.
+    pub fn parse(url: &str) -> Result<Endpoint, ParseError> {
+        let rest = url
+            .strip_prefix("postgresql://")
+            .or_else(|| url.strip_prefix("postgres://"))
+            .ok_or(ParseError::Scheme)?;
+        let mut parts = Parts::default();
+        // As in libpq, a `?` before the `@` belongs to the password.
+        let rest = match rest.split_once('@') {
+            Some((login, after)) if !login.contains('/') => {
+                let (user, password) = login.split_once(':').unwrap_or((login, ""));
+                parts.set("user", decode(user)?)?;
+                parts.set("password", decode(password)?)?;
+                after
+            }
+            _ => rest,
+        };
+        if rest.contains('@') {
+            return Err(ParseError::At);
+        }
+        let (place, parameters) = rest.split_once('?').unwrap_or((rest, ""));
+        let (server, database) = place.split_once('/').unwrap_or((place, ""));
+        let (host, port) = host_and_port(server)?;
+        parts.set("host", decode(host)?)?;
+        parts.set("port", decode(port)?)?;
+        parts.set("dbname", decode(database)?)?;
+        for parameter in parameters.split('&').filter(|parameter| !parameter.is_empty()) {
+            let (name, value) = parameter.split_once('=').ok_or(ParseError::Parameter)?;
+            if value.contains('=') {
+                return Err(ParseError::Parameter);
+            }
+            parts.set(&decode(name)?, decode(value)?)?;
+        }
+        parts.finish()
+    }
+}
+
+fn host_and_port(server: &str) -> Result<(&str, &str), ParseError> {
+    let Some(bracketed) = server.strip_prefix('[') else {
+        return Ok(server.split_once(':').unwrap_or((server, "")));
+    };
+    let (host, rest) = bracketed.split_once(']').ok_or(ParseError::Address)?;
+    match rest.strip_prefix(':') {
+        Some(port) => Ok((host, port)),
+        None if rest.is_empty() => Ok((host, "")),
+        None => Err(ParseError::Address),
+    }
+}
+
+fn decode(text: &str) -> Result<String, ParseError> {
+    for encoded in text.split('%').skip(1) {
+        match encoded.as_bytes() {
+            [b'0', b'0', ..] => return Err(ParseError::Percent),
+            [high, low, ..] if high.is_ascii_hexdigit() && low.is_ascii_hexdigit() => {}
+            _ => return Err(ParseError::Percent),
+        }
+    }
+    match percent_decode_str(text).decode_utf8() {
+        Ok(text) => Ok(text.into_owned()),
+        Err(_) => Err(ParseError::Percent),
+    }
+}
+
+/// The values as they stand in the URL; an empty one is one that is not there, as in libpq.
+#[derive(Default)]
+struct Parts {
+    user: String,
+    password: String,
+    host: String,
+    port: String,
+    dbname: String,
+    sslmode: String,
+    sslrootcert: String,
+    connect_timeout: String,
+    passfile: String,
+    channel_binding: String,
+}
+
+impl Parts {
+    fn set(&mut self, name: &str, value: String) -> Result<(), ParseError> {
+        let part = match name {
+            "user" => &mut self.user,
+            "password" => &mut self.password,
+            "host" => &mut self.host,
+            "port" => &mut self.port,
+            "dbname" => &mut self.dbname,
+            "sslmode" => &mut self.sslmode,
+            "sslrootcert" => &mut self.sslrootcert,
+            "connect_timeout" => &mut self.connect_timeout,
+            "passfile" => &mut self.passfile,
+            "channel_binding" => &mut self.channel_binding,
+            _ if is_name(name) => return Err(ParseError::UnknownParameter(name.to_owned())),
+            _ => return Err(ParseError::Parameter),
+        };
+        *part = value;
+        Ok(())
+    }
+
+    fn finish(self) -> Result<Endpoint, ParseError> {
+        if self.host.contains(',') || self.port.contains(',') {
+            return Err(ParseError::SeveralHosts);
+        }
+        if self.user.is_empty() {
+            return Err(ParseError::User);
+        }
+        if self.host.is_empty() {
+            return Err(ParseError::Host);
+        }
+        Ok(Endpoint {
+            ssl_mode: self.ssl_mode()?,
+            channel_binding: self.channel_binding()?,
+            connect_timeout: self.connect_timeout()?,
+            port: self.port()?,
+            host: self.host,
+            database: if self.dbname.is_empty() { self.user.clone() } else { self.dbname },
+            user: self.user,
+            password: Some(self.password).filter(|text| !text.is_empty()).map(SecretString::from),
+            passfile: Some(self.passfile).filter(|text| !text.is_empty()).map(PathBuf::from),
+            ssl_root_cert: Some(self.sslrootcert)
+                .filter(|text| !text.is_empty() && text != "system")
+                .map(PathBuf::from),
+        })
+    }
+
+    fn port(&self) -> Result<u16, ParseError> {
+        if self.port.is_empty() {
+            return Ok(PORT_DEFAULT);
+        }
+        self.port
+            .parse()
+            .ok()
+            .filter(|port| *port > 0)
+            .ok_or(ParseError::Value { parameter: "port", expected: "a number from 1 to 65535" })
+    }
+
+    /// With `sslrootcert=system` anyone can have a trusted certificate, so that, as in libpq, only
+    /// `verify-full` makes sense.
+    fn ssl_mode(&self) -> Result<SslMode, ParseError> {
+        let mode = match self.sslmode.as_str() {
+            "" if self.sslrootcert == "system" => SslMode::VerifyFull,
+            "disable" => SslMode::Disable,
+            "" | "allow" | "prefer" => SslMode::Prefer,
+            "require" => SslMode::Require,
+            "verify-ca" => SslMode::VerifyCa,
+            "verify-full" => SslMode::VerifyFull,
+            _ => {
+                return Err(ParseError::Value {
+                    parameter: "sslmode",
+                    expected: "disable, allow, prefer, require, verify-ca or verify-full",
+                });
+            }
+        };
+        if self.sslrootcert == "system" && mode != SslMode::VerifyFull {
+            return Err(ParseError::Value {
+                parameter: "sslmode",
+                expected: "verify-full when `sslrootcert` is `system`",
+            });
+        }
+        Ok(mode)
+    }
+
+    fn channel_binding(&self) -> Result<ChannelBinding, ParseError> {
+        match self.channel_binding.as_str() {
+            "disable" => Ok(ChannelBinding::Disable),
+            "" | "prefer" => Ok(ChannelBinding::Prefer),
+            "require" => Ok(ChannelBinding::Require),
+            _ => Err(ParseError::Value {
+                parameter: "channel_binding",
+                expected: "disable, prefer or require",
+            }),
+        }
+    }
+
+    fn connect_timeout(&self) -> Result<Duration, ParseError> {
+        if self.connect_timeout.is_empty() {
+            return Ok(CONNECT_TIMEOUT_DEFAULT);
+        }
+        let seconds = self.connect_timeout.parse::<u32>().ok().filter(|seconds| *seconds > 0);
+        seconds.map(|seconds| Duration::from_secs(seconds.into())).ok_or(ParseError::Value {
+            parameter: "connect_timeout",
+            expected: "a number of seconds, at least 1",
+        })
+    }
+}
+
+/// Whether a text can be shown as a parameter's name. Anything else may be a piece of a password.
+fn is_name(text: &str) -> bool {
+    (1..=32).contains(&text.len())
+        && text.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_')
+}
+
+#[cfg(test)]
+#[path = "url_tests.rs"]
+mod tests;

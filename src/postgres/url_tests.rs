@@ -1,0 +1,133 @@
+use std::time::Duration;
+
+use secrecy::ExposeSecret;
+
+use super::ParseError;
+use crate::postgres::{ChannelBinding, Endpoint, SslMode};
+
+/// `user|password|host|port|database`, a dash for no password.
+fn summary(url: &str) -> String {
+    let endpoint = Endpoint::parse(url).unwrap();
+    let password = endpoint.password.as_ref().map_or("-", |password| password.expose_secret());
+    let Endpoint { user, host, port, database, .. } = &endpoint;
+    format!("{user}|{password}|{host}|{port}|{database}")
+}
+
+#[test]
+fn a_url_is_read_as_libpq_reads_it() {
+    for (url, expected) in [
+        ("postgres://u@h", "u|-|h|5432|u"),
+        ("postgresql://u:p@h:6543/d", "u|p|h|6543|d"),
+        ("postgres://u:@h/", "u|-|h|5432|u"),
+        ("postgres://u:p%40%3A%2f%25@h/d%20b", "u|p@:/%|h|5432|d b"),
+        ("postgres://u:pa?ss:w@h/d", "u|pa?ss:w|h|5432|d"),
+        ("postgres://u@[::1]:6543/d", "u|-|::1|6543|d"),
+        ("postgres://u@[fe80::1]/d", "u|-|fe80::1|5432|d"),
+        ("postgres://u@%2Frun%2Fpostgresql:6543/d", "u|-|/run/postgresql|6543|d"),
+        ("postgres://u@/d?host=/run/postgresql&port=1", "u|-|/run/postgresql|1|d"),
+        ("postgres:///d?host=h&user=u&password=p%26", "u|p&|h|5432|d"),
+        ("postgres://u@h/d?dbname=e&host=i", "u|-|i|5432|e"),
+        ("postgres://h?user=u&", "u|-|h|5432|u"),
+    ] {
+        assert_eq!(summary(url), expected, "{url}");
+    }
+}
+
+#[test]
+fn parameters_are_read_and_have_defaults() {
+    let endpoint = Endpoint::parse("postgres://u@h").unwrap();
+    assert_eq!(endpoint.ssl_mode, SslMode::Prefer);
+    assert_eq!(endpoint.ssl_root_cert, None);
+    assert_eq!(endpoint.channel_binding, ChannelBinding::Prefer);
+    assert_eq!(endpoint.connect_timeout, Duration::from_secs(10));
+    assert_eq!(endpoint.passfile, None);
+
+    let endpoint = Endpoint::parse(
+        "postgres://u@h?sslmode=verify-ca&sslrootcert=/ca.pem&connect_timeout=3\
+         &passfile=/pass&channel_binding=require",
+    )
+    .unwrap();
+    assert_eq!(endpoint.ssl_mode, SslMode::VerifyCa);
+    assert_eq!(endpoint.ssl_root_cert, Some("/ca.pem".into()));
+    assert_eq!(endpoint.channel_binding, ChannelBinding::Require);
+    assert_eq!(endpoint.connect_timeout, Duration::from_secs(3));
+    assert_eq!(endpoint.passfile, Some("/pass".into()));
+
+    for (value, mode) in [
+        ("disable", SslMode::Disable),
+        ("allow", SslMode::Prefer),
+        ("prefer", SslMode::Prefer),
+        ("require", SslMode::Require),
+        ("verify-full", SslMode::VerifyFull),
+    ] {
+        let endpoint = Endpoint::parse(&format!("postgres://u@h?sslmode={value}")).unwrap();
+        assert_eq!(endpoint.ssl_mode, mode, "{value}");
+    }
+}
+
+#[test]
+fn the_systems_authorities_are_only_trusted_with_the_name_checked() {
+    let endpoint = Endpoint::parse("postgres://u@h?sslrootcert=system").unwrap();
+    assert_eq!((endpoint.ssl_mode, endpoint.ssl_root_cert), (SslMode::VerifyFull, None));
+    let weak = Endpoint::parse("postgres://u@h?sslrootcert=system&sslmode=require");
+    assert!(matches!(weak, Err(ParseError::Value { parameter: "sslmode", .. })));
+}
+
+#[test]
+fn a_wrong_url_says_which_part_is_wrong() {
+    let check = |url: &str, expected: ParseError| {
+        assert_eq!(Endpoint::parse(url).map(|_| ()), Err(expected), "{url}");
+    };
+    check("mysql://u@h", ParseError::Scheme);
+    check("host=h user=u", ParseError::Scheme);
+    check("postgres://", ParseError::User);
+    check("postgres://h/d", ParseError::User);
+    check("postgres://u@/d", ParseError::Host);
+    check("postgres://u@a,b/d", ParseError::SeveralHosts);
+    check("postgres://u@[::1/d", ParseError::Address);
+    check("postgres://u@[::1]x/d", ParseError::Address);
+    check("postgres://u@@h", ParseError::At);
+    check("postgres://u@h/%zz", ParseError::Percent);
+    check("postgres://u@h/%0", ParseError::Percent);
+    check("postgres://u@h/%00", ParseError::Percent);
+    check("postgres://u@h/%ff", ParseError::Percent);
+    check("postgres://u@h?sslmode", ParseError::Parameter);
+    check("postgres://u@h?sslmode=a=b", ParseError::Parameter);
+    check("postgres://u@h?options=x", ParseError::UnknownParameter("options".to_owned()));
+    for (url, wrong) in [
+        ("postgres://u@h:0", "port"),
+        ("postgres://u@h:65536", "port"),
+        ("postgres://u@h:x", "port"),
+        ("postgres://u@h?sslmode=on", "sslmode"),
+        ("postgres://u@h?channel_binding=on", "channel_binding"),
+        ("postgres://u@h?connect_timeout=0", "connect_timeout"),
+        ("postgres://u@h?connect_timeout=-1", "connect_timeout"),
+    ] {
+        let error = Endpoint::parse(url).unwrap_err();
+        assert!(error.to_string().contains(&format!("invalid `{wrong}`")), "{url}: {error}");
+    }
+}
+
+#[test]
+fn no_text_made_of_an_endpoint_holds_its_password() {
+    let endpoint = Endpoint::parse("postgres://u:hunter2@h:1/d").unwrap();
+    assert_eq!(endpoint.to_string(), "u@h:1/d");
+    assert!(!format!("{endpoint:?}").contains("hunter2"));
+}
+
+#[test]
+fn an_error_never_holds_a_piece_of_a_password_that_is_not_encoded() {
+    for url in [
+        "postgres://u:SECRET@SECRET@h/d",
+        "postgres://u:SEC/SECRET@h/d",
+        "postgres://u:SECRET/SECRET@h/d?x=y",
+        "postgres://u:SEC%SECRET@h/d",
+        "postgres://u:SECRET",
+        "postgres://u:x?SECRET=SECRET",
+        "postgres://u:SECRET@h?SECRET",
+        "postgres:/u:SECRET@h",
+    ] {
+        let error = Endpoint::parse(url).unwrap_err();
+        assert!(!format!("{error} {error:?}").contains("SEC"), "{url}: {error}");
+    }
+}
