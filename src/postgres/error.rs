@@ -84,7 +84,9 @@ impl Error {
             _ => None,
         }
     }
+}
 
+impl Error {
     /// Whether a person has to change something, at the server or in the configuration: trying the
     /// same again will not help. A server that is down or still starting is not of that kind.
     #[must_use]

@@ -148,7 +148,7 @@ impl ServerCertVerifier for Verifier {
 
 fn verify_dates(certificate: &CertificateDer<'_>, now: UnixTime) -> Result<(), rustls::Error> {
     let certificate = Certificate::from_der(certificate)
-        .map_err(|_| rustls::Error::InvalidCertificate(CertificateError::BadEncoding))?;
+        .map_err(|_malformed| rustls::Error::from(CertificateError::BadEncoding))?;
     let validity = certificate.tbs_certificate.validity;
     if now.as_secs() < validity.not_before.to_unix_duration().as_secs() {
         return Err(CertificateError::NotValidYet.into());
