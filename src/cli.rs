@@ -2,8 +2,10 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
+
+use crate::explain::Operation;
 
 /// Removes Redis cache keys once the Postgres commit that makes them stale is visible.
 #[derive(Debug, Parser)]
@@ -87,26 +89,16 @@ pub struct ExplainArgs {
     pub config: ConfigArg,
     /// The table, `schema.table`; without a schema `public`.
     pub table: String,
-    /// What happens to the row.
-    #[arg(long)]
+    /// What happens to the row: insert, update, delete or truncate.
+    #[arg(long, value_name = "OPERATION")]
     pub op: Operation,
+    /// Columns of the replica identity, for an UPDATE without an old row.
+    #[arg(long, value_name = "COLUMN", value_delimiter = ',')]
+    pub identity: Vec<String>,
     /// The row before, as JSON: only what the replica identity sends; a column left out is unknown.
     #[arg(long, value_name = "JSON")]
     pub old: Option<String>,
     /// The row after, as JSON.
     #[arg(long, value_name = "JSON")]
     pub new: Option<String>,
-}
-
-/// A row operation.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Operation {
-    /// A new row.
-    Insert,
-    /// A new version of a row.
-    Update,
-    /// A row less.
-    Delete,
-    /// No row left.
-    Truncate,
 }

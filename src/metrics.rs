@@ -195,8 +195,7 @@ impl Metrics {
             keys_removed: table.family("walsweep_keys_removed_total", "Keys removed from Redis"),
             keys_absent: table
                 .family("walsweep_keys_absent_total", "Exact keys that were not in Redis"),
-            widened: table
-                .family("walsweep_widened_total", "Keys widened to a pattern, and why"),
+            widened: table.family("walsweep_widened_total", "Keys widened to a pattern, and why"),
             commit_to_removed: table.latency(
                 "walsweep_commit_to_removed_seconds",
                 "Commit, by the server's clock, to its keys removed",

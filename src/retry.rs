@@ -15,21 +15,13 @@ impl Backoff {
     /// attempt does not wait.
     #[must_use]
     pub fn redis() -> Backoff {
-        Backoff {
-            first: Duration::from_millis(20),
-            longest: Duration::from_secs(1),
-            failures: 0,
-        }
+        Backoff { first: Duration::from_millis(20), longest: Duration::from_secs(1), failures: 0 }
     }
 
     /// For Postgres: a session costs the server a process and a decoding start.
     #[must_use]
     pub fn postgres() -> Backoff {
-        Backoff {
-            first: Duration::from_millis(100),
-            longest: Duration::from_secs(5),
-            failures: 0,
-        }
+        Backoff { first: Duration::from_millis(100), longest: Duration::from_secs(5), failures: 0 }
     }
 
     /// The wait before the next attempt: none before the first, then doubling. One process talks to

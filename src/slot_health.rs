@@ -40,10 +40,7 @@ pub struct SlotState {
 /// # Errors
 ///
 /// The query's.
-pub async fn look(
-    client: &Client,
-    name: &str,
-) -> Result<Option<SlotState>, tokio_postgres::Error> {
+pub async fn look(client: &Client, name: &str) -> Result<Option<SlotState>, tokio_postgres::Error> {
     let Some(row) = client.query_opt(include_str!("../sql/slot.sql"), &[&name]).await? else {
         return Ok(None);
     };

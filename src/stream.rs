@@ -392,9 +392,8 @@ struct Counters<'a> {
 
 impl<'a> Counters<'a> {
     fn new(metrics: &'a Metrics) -> Counters<'a> {
-        let operations = ["insert", "update", "delete", "truncate"].map(|operation| {
-            metrics.changes.get_or_create_owned(&OperationLabel { operation })
-        });
+        let operations = ["insert", "update", "delete", "truncate"]
+            .map(|operation| metrics.changes.get_or_create_owned(&OperationLabel { operation }));
         let (transactions, in_flight) =
             (metrics.transactions.clone(), metrics.in_flight_transactions.clone());
         Counters { metrics, transactions, in_flight, operations }

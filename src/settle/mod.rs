@@ -230,8 +230,7 @@ impl<P: Probe> Gate<P> {
 
     async fn take_transaction(&mut self, mapped: Mapped, outputs: &mpsc::Sender<Visible>) {
         let Mapped { transaction, received_at, keys } = mapped;
-        let waiting =
-            Waiting { keys, received_at, kind: Kind::Transaction(transaction), looks: 0 };
+        let waiting = Waiting { keys, received_at, kind: Kind::Transaction(transaction), looks: 0 };
         // A look that showed nothing new before this arrival may well show this one.
         self.idle_looks = 0;
         if gate_is_off() || self.latest.as_ref().is_some_and(|seen| waiting.is_visible(seen)) {
@@ -330,9 +329,7 @@ impl Waiting {
 fn pause(idle_looks: u32) -> Duration {
     match idle_looks.checked_sub(EAGER_LOOKS) {
         None => Duration::ZERO,
-        Some(doublings) => {
-            FIRST_PAUSE.saturating_mul(1 << doublings.min(10)).min(LONGEST_PAUSE)
-        }
+        Some(doublings) => FIRST_PAUSE.saturating_mul(1 << doublings.min(10)).min(LONGEST_PAUSE),
     }
 }
 

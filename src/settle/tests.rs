@@ -1,0 +1,225 @@
+//! The gate against a server whose visibility a test decides, on paused time.
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio::task::{JoinHandle, LocalSet};
+use tokio::time::Instant;
+
+use super::{Cause, Error, Gate, Input, Mapped, Probe, Resync, Snapshot, Visible};
+use crate::gather::Transaction;
+use crate::keys::Rules;
+use crate::lsn::Lsn;
+use crate::metrics::Metrics;
+
+/// A server that tells what the test says.
+#[derive(Clone)]
+struct Server {
+    snapshot: Rc<RefCell<String>>,
+    fails: Rc<Cell<bool>>,
+    answers: Rc<Cell<bool>>,
+    looks: Rc<Cell<u32>>,
+}
+
+impl Server {
+    fn new(snapshot: &str) -> Server {
+        Server {
+            snapshot: Rc::new(RefCell::new(snapshot.to_owned())),
+            fails: Rc::default(),
+            answers: Rc::new(Cell::new(true)),
+            looks: Rc::default(),
+        }
+    }
+
+    fn shows(&self, snapshot: &str) {
+        snapshot.clone_into(&mut self.snapshot.borrow_mut());
+    }
+}
+
+impl Probe for Server {
+    async fn snapshot(&self) -> Result<Snapshot, Error> {
+        self.looks.set(self.looks.get() + 1);
+        if !self.answers.get() {
+            std::future::pending::<()>().await;
+        }
+        tokio::time::sleep(Duration::from_micros(40)).await;
+        if self.fails.get() {
+            return Err(Error::Standby);
+        }
+        Ok(self.snapshot.borrow().parse()?)
+    }
+
+    async fn fence(&self) -> Result<u64, Error> {
+        Ok(50)
+    }
+}
+
+struct Session {
+    server: Server,
+    inputs: mpsc::Sender<Input>,
+    visible: mpsc::Receiver<Visible>,
+    gate: JoinHandle<Result<(), Error>>,
+    metrics: Arc<Metrics>,
+}
+
+fn rules() -> Rules {
+    Rules::compile(&[]).unwrap()
+}
+
+fn session(snapshot: &str) -> Session {
+    let server = Server::new(snapshot);
+    let metrics = Arc::new(Metrics::new(&[]));
+    let (inputs, gate_inputs) = mpsc::channel(16);
+    let (outputs, visible) = mpsc::channel(16);
+    let gate = Gate::new(server.clone(), Arc::clone(&metrics));
+    let gate = tokio::task::spawn_local(gate.run(gate_inputs, outputs));
+    Session { server, inputs, visible, gate, metrics }
+}
+
+impl Session {
+    async fn commit(&self, xid: u32) {
+        let end_lsn = Lsn(u64::from(xid) * 100);
+        let transaction = Transaction { xid, commit_lsn: Lsn(1), end_lsn, commit_time: 0 };
+        let (received_at, keys) = (Instant::now(), rules().key_set());
+        let mapped = Mapped { transaction, received_at, keys };
+        self.inputs.send(Input::Transaction(Box::new(mapped))).await.unwrap();
+    }
+
+    /// The xid that passes next; `None` if none does within the time.
+    async fn next_within(&mut self, limit: Duration) -> Option<u32> {
+        let visible = tokio::time::timeout(limit, self.visible.recv()).await.ok()??;
+        match visible.into_parts().0 {
+            Cause::Transaction(transaction) => Some(transaction.xid),
+            Cause::Resync { .. } => None,
+        }
+    }
+}
+
+const MOMENT: Duration = Duration::from_millis(50);
+
+async fn local<T>(test: impl Future<Output = T>) -> T {
+    LocalSet::new().run_until(test).await
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_passes_before_it_is_visible() {
+    local(async {
+        // 20 is committed, flushed, and not listed: past xmax.
+        let mut session = session("20:20:");
+        session.commit(20).await;
+        assert_eq!(session.next_within(Duration::from_secs(60)).await, None);
+        assert_eq!(session.metrics.invisible_at_arrival.get(), 1);
+        session.server.shows("21:21:");
+        assert_eq!(session.next_within(MOMENT).await, Some(20));
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stuck_transaction_delays_no_later_one() {
+    local(async {
+        let mut session = session("20:21:20");
+        session.commit(20).await;
+        for xid in 21..30 {
+            session.server.shows(&format!("20:{}:20", xid + 1));
+            session.commit(xid).await;
+            assert_eq!(session.next_within(MOMENT).await, Some(xid));
+        }
+        session.server.shows("30:30:");
+        assert_eq!(session.next_within(MOMENT).await, Some(20));
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_look_serves_all_that_wait_and_looks_grow_rare() {
+    local(async {
+        let mut session = session("20:20:");
+        for xid in 20..30 {
+            session.commit(xid).await;
+        }
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        let looks = session.server.looks.get();
+        assert!((400..700).contains(&looks), "{looks} looks in 10 s");
+        session.server.shows("30:30:");
+        for xid in 20..30 {
+            assert_eq!(session.next_within(MOMENT).await, Some(xid));
+        }
+        assert_eq!(session.server.looks.get(), looks + 1);
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_look_at_begin_spares_the_one_at_commit() {
+    local(async {
+        let mut session = session("21:21:");
+        session.inputs.send(Input::Begin { xid: 20 }).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        assert_eq!(session.server.looks.get(), 1);
+        session.commit(20).await;
+        assert_eq!(session.next_within(MOMENT).await, Some(20));
+        assert_eq!(session.server.looks.get(), 1);
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failed_look_ends_the_gate_and_lets_nothing_pass() {
+    local(async {
+        let mut session = session("21:21:");
+        session.server.fails.set(true);
+        session.commit(20).await;
+        assert_eq!(session.next_within(Duration::from_secs(1)).await, None);
+        assert!(matches!(session.gate.await, Ok(Err(Error::Standby))));
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_look_without_an_answer_ends_the_gate() {
+    local(async {
+        let mut session = session("21:21:");
+        session.server.answers.set(false);
+        session.commit(20).await;
+        assert_eq!(session.next_within(Duration::from_secs(60)).await, None);
+        assert!(matches!(session.gate.await, Ok(Err(Error::Timeout))));
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_fenced_resync_is_repeated_when_older_transactions_have_ended() {
+    local(async {
+        let mut session = session("40:60:40");
+        let resync = Resync { keys: rules().everything(), fenced: true };
+        session.inputs.send(Input::Resync(Box::new(resync))).await.unwrap();
+        let first = session.visible.recv().await.unwrap();
+        assert_eq!(first.into_parts().0, Cause::Resync { last: false });
+        let early = tokio::time::timeout(Duration::from_secs(60), session.visible.recv()).await;
+        assert!(early.is_err(), "40 still runs");
+        session.server.shows("51:60:55");
+        let second = session.visible.recv().await.unwrap();
+        assert_eq!(second.into_parts().0, Cause::Resync { last: true });
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_resync_with_nothing_older_is_made_once() {
+    local(async {
+        for (snapshot, fenced) in [("51:51:", true), ("40:60:40", false)] {
+            let mut session = session(snapshot);
+            let resync = Resync { keys: rules().everything(), fenced };
+            session.inputs.send(Input::Resync(Box::new(resync))).await.unwrap();
+            let only = session.visible.recv().await.unwrap();
+            assert_eq!(only.into_parts().0, Cause::Resync { last: true });
+            let more = tokio::time::timeout(Duration::from_secs(60), session.visible.recv()).await;
+            assert!(more.is_err());
+        }
+    })
+    .await;
+}

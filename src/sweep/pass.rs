@@ -124,10 +124,8 @@ impl Pass {
         for chunk in found.chunks(UNLINK_KEYS) {
             let by_pattern: Vec<&[(usize, &[u8])]> =
                 chunk.chunk_by(|one, other| one.0 == other.0).collect();
-            let groups: Vec<Vec<&[u8]>> = by_pattern
-                .iter()
-                .map(|keys| keys.iter().map(|(_, key)| *key).collect())
-                .collect();
+            let groups: Vec<Vec<&[u8]>> =
+                by_pattern.iter().map(|keys| keys.iter().map(|(_, key)| *key).collect()).collect();
             let counts = node.unlink(&groups).await?;
             for (keys, count) in by_pattern.iter().zip(counts) {
                 let counter = keys.first().and_then(|(index, _)| progress.removed.get_mut(*index));
@@ -142,9 +140,11 @@ impl Pass {
     /// The first pattern that matches, in the order of their prefixes.
     fn find(&self, key: &[u8]) -> Option<usize> {
         self.groups.iter().filter(|group| key.starts_with(&group.prefix)).find_map(|group| {
-            group.members.iter().copied().find(|index| {
-                self.patterns.get(*index).is_some_and(|pattern| pattern.matches(key))
-            })
+            group
+                .members
+                .iter()
+                .copied()
+                .find(|index| self.patterns.get(*index).is_some_and(|pattern| pattern.matches(key)))
         })
     }
 
@@ -176,9 +176,7 @@ impl Pass {
 }
 
 /// The call's reply and how long it took, measured where the reply is received.
-async fn timed(
-    call: impl Future<Output = Result<Page, Error>>,
-) -> Result<(Page, Duration), Error> {
+async fn timed(call: impl Future<Output = Result<Page, Error>>) -> Result<(Page, Duration), Error> {
     let began = Instant::now();
     let page = call.await?;
     Ok((page, began.elapsed()))

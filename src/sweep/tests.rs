@@ -1,0 +1,480 @@
+//! The sweeper against a Redis in memory that a test can break, on paused time.
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeSet;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, watch};
+use tokio::task::LocalSet;
+use tokio::time::{Instant, timeout};
+
+use super::{
+    Broken, Error, Event, Kind, Node, Page, Replaced, ScanCall, Settings, Sweeper, Watermark,
+};
+use crate::config::{Located, Location, Operations, Rule, TableName};
+use crate::decode::{Column, Relation, ReplicaIdentity, Tuple, Value};
+use crate::gather::{Change, Row, Transaction};
+use crate::keys::{KeySet, Pattern, Rules};
+use crate::lsn::Lsn;
+use crate::metrics::Metrics;
+use crate::settle::{Cause, Visible};
+
+/// What a Redis holds, and how it behaves.
+#[derive(Clone, Default)]
+struct Redis(Rc<Inner>);
+
+#[derive(Default)]
+struct Inner {
+    keys: RefCell<BTreeSet<Vec<u8>>>,
+    watermark: RefCell<Option<Vec<u8>>>,
+    /// Calls fail with this.
+    fails: Cell<Option<Kind>>,
+    /// UNLINK of this key is refused.
+    forbidden: RefCell<Option<Vec<u8>>>,
+    unlinks: Cell<u32>,
+    passes: Cell<u32>,
+    watermarks_written: Cell<u32>,
+}
+
+impl Redis {
+    async fn work(&self) -> Result<(), Error> {
+        tokio::time::sleep(Duration::from_micros(50)).await;
+        match self.0.fails.get() {
+            Some(kind) => Err(Error::new(kind, "told to fail".to_owned())),
+            None => Ok(()),
+        }
+    }
+
+    fn fill(&self, keys: &[&str]) {
+        self.0.keys.borrow_mut().extend(keys.iter().map(|key| key.as_bytes().to_vec()));
+    }
+
+    fn has(&self, key: &str) -> bool {
+        self.0.keys.borrow().contains(key.as_bytes())
+    }
+
+    fn watermark_lsn(&self) -> Option<Lsn> {
+        self.0.watermark.borrow().as_deref().and_then(Watermark::from_value).map(|mark| mark.lsn)
+    }
+}
+
+impl Node for Redis {
+    fn name(&self) -> &str {
+        "memory"
+    }
+
+    async fn connect(&self) -> Result<(), Error> {
+        self.work().await
+    }
+
+    async fn unlink(&self, groups: &[Vec<&[u8]>]) -> Result<Vec<u64>, Error> {
+        self.work().await?;
+        self.0.unlinks.set(self.0.unlinks.get() + 1);
+        let mut counts = Vec::new();
+        for group in groups {
+            let forbidden = self.0.forbidden.borrow();
+            if forbidden.as_deref().is_some_and(|key| group.contains(&key)) {
+                return Err(Error::new(Kind::NoPerm, "no permission".to_owned()));
+            }
+            let mut keys = self.0.keys.borrow_mut();
+            counts.push(group.iter().filter(|key| keys.remove(**key)).count() as u64);
+        }
+        Ok(counts)
+    }
+
+    async fn scan(&self, call: &ScanCall<'_>) -> Result<Page, Error> {
+        self.work().await?;
+        let filter = call.pattern.map(Pattern::parse);
+        let keys = self.0.keys.borrow();
+        let after = usize::try_from(call.cursor).unwrap();
+        let page = keys.iter().skip(after).take(call.count);
+        let matching = |key: &&Vec<u8>| filter.as_ref().is_none_or(|one| one.matches(key));
+        let found = page.filter(matching).cloned().collect();
+        let end = after + call.count;
+        let cursor = if end >= keys.len() { 0 } else { end as u64 };
+        if cursor == 0 {
+            self.0.passes.set(self.0.passes.get() + 1);
+        }
+        Ok(Page { cursor, keys: found })
+    }
+
+    async fn ping(&self) -> Result<(), Error> {
+        self.work().await
+    }
+
+    async fn watermark(&self) -> Result<Option<Vec<u8>>, Error> {
+        self.work().await?;
+        Ok(self.0.watermark.borrow().clone())
+    }
+
+    async fn replace_watermark(
+        &self,
+        expected: Option<&[u8]>,
+        value: &[u8],
+    ) -> Result<Replaced, Error> {
+        self.work().await?;
+        let mut standing = self.0.watermark.borrow_mut();
+        if standing.as_deref() != expected {
+            return Ok(Replaced::No(standing.clone()));
+        }
+        *standing = Some(value.to_vec());
+        self.0.watermarks_written.set(self.0.watermarks_written.get() + 1);
+        Ok(Replaced::Yes)
+    }
+}
+
+/// Two rules: `item:{id}` exact, `list:{id}:*` a pattern.
+fn rules() -> Rules {
+    let located = |text: &str| Located { value: text.to_owned(), at: Location::default() };
+    let rule = |name: &str, table: &str, key: &str| Rule {
+        name: name.to_owned(),
+        at: Location::default(),
+        table: TableName { schema: "public".to_owned(), name: table.to_owned() },
+        table_at: Location::default(),
+        operations: Operations::ALL,
+        changed: Vec::new(),
+        immutable: Vec::new(),
+        keys: vec![located(key)],
+    };
+    let all = [rule("item", "item", "item:{id}"), rule("list", "list", "list:{id}:*")];
+    Rules::compile(&all).unwrap()
+}
+
+struct Bench {
+    rules: Rules,
+    redis: Redis,
+    visible: mpsc::Sender<Visible>,
+    safe: watch::Sender<Lsn>,
+    events: mpsc::Receiver<Event>,
+}
+
+impl Bench {
+    /// A sweeper over a Redis whose watermark is at 100, as is the slot.
+    fn new(window: Duration) -> Bench {
+        Bench::over(Redis::default(), Some(100), window)
+    }
+
+    fn over(redis: Redis, watermark: Option<u64>, window: Duration) -> Bench {
+        let rules = rules();
+        let expected = Watermark {
+            system_id: "7".to_owned(),
+            timeline: 1,
+            lsn: Lsn(100),
+            rules: rules.fingerprint(),
+        };
+        *redis.0.watermark.borrow_mut() =
+            watermark.map(|lsn| Watermark { lsn: Lsn(lsn), ..expected.clone() }.to_value());
+        let (visible, sweeper_visible) = mpsc::channel(64);
+        let (events_sender, events) = mpsc::channel(64);
+        let (safe, sweeper_safe) = watch::channel(Lsn(100));
+        let max_stall = Duration::from_millis(1);
+        let empty = rules.key_set();
+        let settings = Settings { max_stall, window, expected, broken: None, empty };
+        let metrics = Arc::new(Metrics::new(rules.names()));
+        let sweeper = Sweeper::new(redis.clone(), settings, metrics, events_sender);
+        tokio::task::spawn_local(sweeper.run(sweeper_visible, sweeper_safe));
+        Bench { rules, redis, visible, safe, events }
+    }
+
+    fn keys(&mut self, table: &str, ids: &[&str]) -> KeySet {
+        let relation = Arc::new(Relation {
+            id: if table == "item" { 1 } else { 2 },
+            namespace: "public".to_owned(),
+            name: table.to_owned(),
+            replica_identity: ReplicaIdentity::Full,
+            columns: vec![Column {
+                is_key: true,
+                name: "id".to_owned(),
+                type_id: 25,
+                type_modifier: -1,
+            }],
+        });
+        let mut keys = self.rules.key_set();
+        for id in ids {
+            let new = Tuple::from_values(&[Value::Text(id.as_bytes())]);
+            let change = Change { relation: Arc::clone(&relation), row: Row::Insert { new } };
+            self.rules.add(&change, &mut keys);
+        }
+        keys
+    }
+
+    async fn commit(&mut self, end_lsn: u64, table: &str, ids: &[&str]) {
+        let keys = self.keys(table, ids);
+        let end_lsn = Lsn(end_lsn);
+        let transaction = Transaction { xid: 1, commit_lsn: end_lsn, end_lsn, commit_time: 0 };
+        let visible = Visible::for_tests(Cause::Transaction(transaction), keys);
+        self.visible.send(visible).await.unwrap();
+    }
+
+    async fn resync(&mut self) {
+        let keys = self.rules.everything();
+        let visible = Visible::for_tests(Cause::Resync { last: true }, keys);
+        self.visible.send(visible).await.unwrap();
+    }
+
+    /// The next event that `wanted` knows; panics after a minute.
+    async fn wait<T>(&mut self, mut wanted: impl FnMut(&Event) -> Option<T>) -> T {
+        let next = async {
+            loop {
+                let event = self.events.recv().await.expect("the sweeper runs");
+                if let Some(found) = wanted(&event) {
+                    return found;
+                }
+            }
+        };
+        timeout(Duration::from_secs(60), next).await.expect("the event comes")
+    }
+
+    async fn swept(&mut self) -> Vec<u64> {
+        self.wait(|event| match event {
+            Event::Swept(swept) => Some(swept.end_lsns().iter().map(|lsn| lsn.0).collect()),
+            _ => None,
+        })
+        .await
+    }
+
+    async fn covered(&mut self, at_least: u64) {
+        self.wait(|event| matches!(event, Event::Covered(lsn) if lsn.0 >= at_least).then_some(()))
+            .await;
+    }
+
+    async fn whole(&mut self) {
+        self.wait(|event| matches!(event, Event::Whole).then_some(())).await;
+    }
+}
+
+async fn local<T>(test: impl Future<Output = T>) -> T {
+    LocalSet::new().run_until(test).await
+}
+
+#[tokio::test(start_paused = true)]
+async fn keys_go_and_only_then_their_transaction_is_swept() {
+    local(async {
+        let mut bench = Bench::new(Duration::ZERO);
+        bench.redis.fill(&["item:1", "item:2", "list:1:a", "list:1:b", "list:2:a"]);
+        bench.commit(110, "item", &["1"]).await;
+        assert_eq!(bench.swept().await, [110]);
+        assert!(!bench.redis.has("item:1") && bench.redis.has("item:2"));
+        bench.commit(120, "list", &["1"]).await;
+        assert_eq!(bench.swept().await, [120]);
+        assert!(!bench.redis.has("list:1:a") && !bench.redis.has("list:1:b"));
+        assert!(bench.redis.has("list:2:a"));
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_late_refill_is_removed_before_the_transaction_is_swept() {
+    local(async {
+        let mut bench = Bench::new(Duration::from_secs(1));
+        bench.redis.fill(&["item:1", "list:1:a"]);
+        bench.commit(110, "item", &["1"]).await;
+        bench.commit(120, "list", &["1"]).await;
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        assert!(!bench.redis.has("item:1") && !bench.redis.has("list:1:a"));
+        bench.redis.fill(&["item:1", "list:1:a"]);
+        let began = Instant::now();
+        let mut swept = bench.swept().await;
+        if swept.len() < 2 {
+            swept.extend(bench.swept().await);
+        }
+        assert_eq!(swept, [110, 120]);
+        assert!(began.elapsed() >= Duration::from_millis(500), "a whole window passed");
+        assert!(!bench.redis.has("item:1") && !bench.redis.has("list:1:a"));
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn patterns_that_wait_share_a_pass() {
+    local(async {
+        let mut bench = Bench::new(Duration::ZERO);
+        bench.whole().await;
+        let ids: Vec<String> = (0..20).map(|id| id.to_string()).collect();
+        for (at, id) in ids.iter().enumerate() {
+            bench.redis.fill(&[&format!("list:{id}:a")]);
+            bench.commit(110 + at as u64, "list", &[id]).await;
+        }
+        let mut swept = Vec::new();
+        while swept.len() < 20 {
+            swept.extend(bench.swept().await);
+        }
+        assert!(bench.redis.0.passes.get() <= 3, "{} passes", bench.redis.0.passes.get());
+        assert!(bench.redis.0.keys.borrow().is_empty());
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_error_holds_the_transaction_until_it_is_over() {
+    for kind in [Kind::Io, Kind::Timeout, Kind::ReadOnly, Kind::Loading, Kind::Oom, Kind::Busy] {
+        local(async {
+            let mut bench = Bench::new(Duration::ZERO);
+            bench.whole().await;
+            bench.redis.fill(&["item:1", "list:1:a"]);
+            bench.redis.0.fails.set(Some(kind));
+            bench.commit(110, "item", &["1"]).await;
+            bench.commit(120, "list", &["1"]).await;
+            let early = timeout(Duration::from_secs(30), bench.swept()).await;
+            assert!(early.is_err(), "{kind:?}: swept while Redis fails");
+            bench.redis.0.fails.set(None);
+            let mut swept = bench.swept().await;
+            while swept.len() < 2 {
+                swept.extend(bench.swept().await);
+            }
+            swept.sort_unstable();
+            assert_eq!(swept, [110, 120], "{kind:?}");
+            assert!(bench.redis.0.keys.borrow().is_empty(), "{kind:?}");
+        })
+        .await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refused_key_holds_back_nobody_else() {
+    local(async {
+        let mut bench = Bench::new(Duration::ZERO);
+        bench.whole().await;
+        bench.redis.fill(&["item:1", "item:2", "item:3"]);
+        *bench.redis.0.forbidden.borrow_mut() = Some(b"item:2".to_vec());
+        for (at, id) in ["1", "2", "3"].iter().enumerate() {
+            bench.commit(110 + at as u64, "item", &[id]).await;
+        }
+        let mut swept = bench.swept().await;
+        while swept.len() < 2 {
+            swept.extend(bench.swept().await);
+        }
+        assert_eq!(swept, [110, 112]);
+        assert!(bench.redis.has("item:2"));
+        *bench.redis.0.forbidden.borrow_mut() = None;
+        assert_eq!(bench.swept().await, [111]);
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_watermark_is_written_before_it_is_told() {
+    local(async {
+        let mut bench = Bench::new(Duration::ZERO);
+        bench.covered(100).await;
+        bench.safe.send_replace(Lsn(150));
+        bench.covered(150).await;
+        assert_eq!(bench.redis.watermark_lsn(), Some(Lsn(150)));
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_unbroken_start_sweeps_nothing() {
+    local(async {
+        let mut bench = Bench::new(Duration::ZERO);
+        bench.whole().await;
+        assert_eq!(bench.redis.0.passes.get() + bench.redis.0.unlinks.get(), 0);
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_evidence_of_a_loss_stays_until_the_sweep_is_done() {
+    local(async {
+        for watermark in [None, Some(90)] {
+            let window = Duration::from_secs(1);
+            let mut bench = Bench::over(Redis::default(), watermark, window);
+            bench.redis.fill(&["item:1", "list:1:a", "other"]);
+            let broken = bench.wait(|event| match event {
+                Event::ResyncOwed(broken) => Some(*broken),
+                _ => None,
+            });
+            let reason = match watermark {
+                None => Broken::WatermarkMissing,
+                Some(_) => Broken::WatermarkBehind,
+            };
+            assert_eq!(broken.await, reason);
+            bench.safe.send_replace(Lsn(150));
+            tokio::time::sleep(Duration::from_secs(5)).await;
+            assert_eq!(bench.redis.watermark_lsn(), watermark.map(Lsn), "not yet swept");
+            bench.resync().await;
+            bench.whole().await;
+            assert_eq!(bench.redis.watermark_lsn(), watermark.map(Lsn), "not removed again yet");
+            assert!(!bench.redis.has("item:1") && !bench.redis.has("list:1:a"));
+            assert!(bench.redis.has("other"));
+            bench.covered(150).await;
+            assert_eq!(bench.redis.watermark_lsn(), Some(Lsn(150)));
+        }
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_watermark_changed_by_others_is_not_replaced() {
+    local(async {
+        let mut bench = Bench::new(Duration::ZERO);
+        bench.covered(100).await;
+        // An older state of this Redis, put in place behind our back.
+        *bench.redis.0.watermark.borrow_mut() = Some(b"older".to_vec());
+        bench.safe.send_replace(Lsn(150));
+        let broken = bench.wait(|event| match event {
+            Event::ResyncOwed(broken) => Some(*broken),
+            _ => None,
+        });
+        assert_eq!(broken.await, Broken::WatermarkLost);
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        assert_eq!(bench.redis.0.watermark.borrow().as_deref(), Some(b"older".as_slice()));
+        bench.resync().await;
+        bench.covered(150).await;
+        assert_eq!(bench.redis.watermark_lsn(), Some(Lsn(150)));
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_the_watermark_does_not_cover_is_removed_again_after_a_reconnect() {
+    local(async {
+        let mut bench = Bench::new(Duration::ZERO);
+        bench.redis.fill(&["item:1", "list:1:a"]);
+        bench.commit(110, "item", &["1"]).await;
+        bench.commit(120, "list", &["1"]).await;
+        let mut swept = bench.swept().await;
+        while swept.len() < 2 {
+            swept.extend(bench.swept().await);
+        }
+        // Redis goes away and comes back with the removals lost and the watermark as it was.
+        bench.redis.0.fails.set(Some(Kind::Io));
+        bench.commit(130, "item", &["9"]).await;
+        bench.wait(|event| matches!(event, Event::RedisLost).then_some(())).await;
+        bench.redis.fill(&["item:1", "list:1:a"]);
+        bench.redis.0.fails.set(None);
+        bench.safe.send_replace(Lsn(120));
+        bench.covered(120).await;
+        assert!(!bench.redis.has("item:1") && !bench.redis.has("list:1:a"));
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_redis_that_went_back_below_the_watermark_is_swept() {
+    local(async {
+        let mut bench = Bench::new(Duration::ZERO);
+        bench.safe.send_replace(Lsn(150));
+        bench.covered(150).await;
+        let older = Watermark {
+            system_id: "7".to_owned(),
+            timeline: 1,
+            lsn: Lsn(120),
+            rules: bench.rules.fingerprint(),
+        };
+        bench.redis.0.fails.set(Some(Kind::Io));
+        bench.commit(160, "item", &["1"]).await;
+        bench.wait(|event| matches!(event, Event::RedisLost).then_some(())).await;
+        *bench.redis.0.watermark.borrow_mut() = Some(older.to_value());
+        bench.redis.0.fails.set(None);
+        let broken = bench.wait(|event| match event {
+            Event::ResyncOwed(broken) => Some(*broken),
+            _ => None,
+        });
+        assert_eq!(broken.await, Broken::WatermarkLost);
+    })
+    .await;
+}

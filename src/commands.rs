@@ -1,0 +1,254 @@
+//! What each command does, from configuration to exit status.
+
+use std::fmt;
+use std::io::{IsTerminal, Write, stderr, stdout};
+use std::path::Path;
+use std::sync::Arc;
+
+use clap::CommandFactory;
+use clap_complete::Shell;
+
+use crate::admin::{self, Health};
+use crate::cli::{Cli, ExplainArgs};
+use crate::config::{Config, TableName};
+use crate::demo::{self, DemoOptions};
+use crate::explain::{self, Question};
+use crate::keys::{Pattern, Rules};
+use crate::load::load;
+use crate::metrics::Metrics;
+use crate::pipeline::Program;
+use crate::postgres::connect_sql;
+use crate::shutdown::Shutdown;
+use crate::sweep::{Node, Pace, Pass, Progress, Standalone, key_name};
+use crate::{logging, preflight, setup};
+
+/// `application_name` of connections that commands other than `run` make.
+const NAME: &str = "walsweep command";
+
+/// Why a command did not succeed.
+#[derive(Debug)]
+pub struct Failure {
+    /// The exit status: 1 halted, 78 the configuration is invalid (`EX_CONFIG` of sysexits.h).
+    pub status: u8,
+    message: String,
+    hint: Option<String>,
+}
+
+impl Failure {
+    /// A failure that a person has to look at.
+    #[must_use]
+    pub fn halted(message: String) -> Failure {
+        Failure { status: 1, message, hint: None }
+    }
+
+    fn with_hint(self, hint: Option<impl Into<String>>) -> Failure {
+        Failure { hint: hint.map(Into::into), ..self }
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(&self.message)?;
+        self.hint.iter().try_for_each(|hint| write!(formatter, "\n  hint: {hint}"))
+    }
+}
+
+/// Any error as a failure of status 1.
+fn halted(error: impl fmt::Display) -> Failure {
+    Failure::halted(error.to_string())
+}
+
+fn configuration(path: &Path) -> Result<(Config, Rules), Failure> {
+    load(path).map_err(|invalid| Failure { status: 78, message: invalid.to_string(), hint: None })
+}
+
+/// Standard output; a reader that went away is an error like any other.
+fn print(text: &str) -> Result<(), Failure> {
+    let mut out = stdout();
+    let written = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+    written.map_err(|error| Failure::halted(format!("write standard output: {error}")))
+}
+
+/// `walsweep run`.
+///
+/// # Errors
+///
+/// 78 for the configuration, 1 for what a person has to look at.
+pub async fn run(path: &Path) -> Result<(), Failure> {
+    let (config, mut rules) = configuration(path)?;
+    logging::start(&config.log).map_err(halted)?;
+    let metrics = Arc::new(Metrics::new(rules.names()));
+    let health = Arc::new(Health::new(Arc::clone(&metrics)));
+    let mut shutdown = Shutdown::by_signal().map_err(halted)?;
+    let version = env!("CARGO_PKG_VERSION");
+    tracing::info!(version, rules = rules.names().len(), "walsweep starts");
+    if let Some(address) = config.http.listen {
+        let listener = admin::listen(address).await.map_err(|error| {
+            Failure::halted(format!("listen on `{address}`: {error}"))
+                .with_hint(Some("choose another `http.listen`, or \"\" for none"))
+        })?;
+        tracing::info!(%address, "serving /metrics /healthz /readyz");
+        tokio::spawn(admin::serve(listener, Arc::clone(&health)));
+    }
+    let mut program = Program {
+        config: &config,
+        rules: &mut rules,
+        health: &health,
+        metrics: &metrics,
+        shutdown: &mut shutdown,
+    };
+    let outcome = program.run().await;
+    outcome.map_err(|error| halted(&error).with_hint(error.hint()))
+}
+
+/// `walsweep check`.
+///
+/// # Errors
+///
+/// 78 for the configuration; 1 when a finding is an error or a server cannot be asked.
+pub async fn check(path: &Path, json: bool) -> Result<(), Failure> {
+    let (config, mut rules) = configuration(path)?;
+    let report = preflight::check(&config, &mut rules, NAME).await;
+    print(&if json { report.to_json() } else { report.to_string() })?;
+    match report.error_count() {
+        0 => Ok(()),
+        1 => Err(Failure::halted("1 problem found".to_owned())),
+        count => Err(Failure::halted(format!("{count} problems found"))),
+    }
+}
+
+/// `walsweep setup`.
+///
+/// # Errors
+///
+/// 78 for the configuration; 1 when a statement fails.
+pub async fn setup(path: &Path, print_only: bool) -> Result<(), Failure> {
+    let (config, mut rules) = configuration(path)?;
+    let sql = connect_sql(&config.postgres.endpoint, NAME).await.map_err(halted)?;
+    if print_only {
+        let script = setup::script(&config, &mut rules, &sql).await.map_err(halted)?;
+        return print(&script);
+    }
+    let done = setup::setup(&config, &mut rules, &sql).await.map_err(halted)?;
+    if done.is_empty() {
+        return print("nothing to do\n");
+    }
+    done.iter().try_for_each(|statement| print(&format!("{statement}\n")))
+}
+
+/// `walsweep teardown`.
+///
+/// # Errors
+///
+/// 78 for the configuration; 1 when a statement fails.
+pub async fn teardown(path: &Path) -> Result<(), Failure> {
+    let (config, _rules) = configuration(path)?;
+    let sql = connect_sql(&config.postgres.endpoint, NAME).await.map_err(halted)?;
+    let done = setup::teardown(&config, &sql).await.map_err(halted)?;
+    done.iter().try_for_each(|line| print(&format!("{line}\n")))
+}
+
+/// `walsweep explain`.
+///
+/// # Errors
+///
+/// 78 for the configuration; 1 for a row that is not one.
+pub fn explain(arguments: &ExplainArgs) -> Result<(), Failure> {
+    let (_config, mut rules) = configuration(&arguments.config.config)?;
+    let row = |name: &str, text: &Option<String>| {
+        let parse = |text: &String| {
+            serde_json::from_str::<explain::Object>(text).map_err(|error| {
+                Failure::halted(format!("read `--{name}`: not a JSON object: {error}"))
+            })
+        };
+        text.as_ref().map(parse).transpose()
+    };
+    let question = Question {
+        table: arguments.table.parse::<TableName>().map_err(halted)?,
+        operation: arguments.op,
+        old: row("old", &arguments.old)?,
+        new: row("new", &arguments.new)?,
+        identity: arguments.identity.clone(),
+    };
+    let explanation = explain::explain(&mut rules, &question)
+        .map_err(|error| halted(&error).with_hint(error.hint()))?;
+    print(&explanation.to_string())
+}
+
+/// `walsweep sweep`.
+///
+/// # Errors
+///
+/// 78 for the configuration; 1 when Redis fails. What was removed until then stays removed.
+pub async fn sweep(path: &Path, patterns: &[String], dry_run: bool) -> Result<(), Failure> {
+    let (config, _rules) = configuration(path)?;
+    let node = Standalone::new(&config.redis, key_name(&config.postgres.slot));
+    node.connect().await.map_err(|error| halted(&error).with_hint(error.hint()))?;
+    let patterns = patterns.iter().map(|text| Pattern::parse(text.as_bytes())).collect();
+    let mut pass = Pass::new(patterns);
+    pass.dry_run = dry_run;
+    let mut pace = Pace::new(config.sweep.max_stall);
+    let mut shown = Shown::default();
+    let outcome = pass.run(&node, &mut pace, |progress| shown.update(progress)).await;
+    shown.clear();
+    let progress = outcome.map_err(|error| halted(&error).with_hint(error.hint()))?;
+    let removed: u64 = progress.removed.iter().sum();
+    let done = if dry_run { "nothing removed".to_owned() } else { format!("{removed} removed") };
+    print(&format!("{} keys scanned, {} matched, {done}\n", progress.scanned, progress.matched))
+}
+
+/// A line of progress, for a person who watches.
+#[derive(Default)]
+struct Shown {
+    at: u64,
+}
+
+impl Shown {
+    /// Keys between two updates of the line.
+    const STEP: u64 = 50_000;
+
+    fn update(&mut self, progress: &Progress) {
+        if progress.scanned >= self.at + Shown::STEP && stderr().is_terminal() {
+            self.at = progress.scanned;
+            let Progress { scanned, matched, .. } = progress;
+            drop(write!(stderr(), "\r{scanned} keys scanned, {matched} matched"));
+        }
+    }
+
+    fn clear(&self) {
+        if self.at > 0 {
+            drop(write!(stderr(), "\r\x1b[K"));
+        }
+    }
+}
+
+/// `walsweep demo`.
+///
+/// # Errors
+///
+/// 1 when a server does not start, or a key did not do as it should.
+pub async fn demo(keep: bool) -> Result<(), Failure> {
+    demo::run(DemoOptions { keep }).await.map_err(halted)
+}
+
+/// `walsweep completions`.
+///
+/// # Errors
+///
+/// 1 when standard output is closed.
+pub fn completions(shell: Shell) -> Result<(), Failure> {
+    let mut text = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "walsweep", &mut text);
+    print(&String::from_utf8(text).map_err(halted)?)
+}
+
+/// `walsweep man`.
+///
+/// # Errors
+///
+/// 1 when standard output is closed.
+pub fn man() -> Result<(), Failure> {
+    let mut text = Vec::new();
+    clap_mangen::Man::new(Cli::command()).render(&mut text).map_err(halted)?;
+    print(&String::from_utf8(text).map_err(halted)?)
+}
