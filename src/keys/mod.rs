@@ -1,6 +1,6 @@
 //! Changes to keys, by the rules of the configuration.
 //!
-//! Takes: a [`Change`](crate::gather::Change). Gives: its keys, in a [`KeySet`]. Never knows:
+//! Takes: a [`Change`]. Gives: its keys, in a [`KeySet`]. Never knows:
 //! sockets, visibility, time. Invariants: a value never becomes syntax (I4); what is unknown becomes
 //! `*` (I5); a set never outgrows its limit, it collapses to its rule's pattern (I6).
 //!
@@ -18,6 +18,8 @@ mod plan;
 mod render;
 mod set;
 mod template;
+#[cfg(test)]
+mod properties;
 #[cfg(test)]
 mod tests;
 
@@ -147,7 +149,7 @@ impl Rules {
     }
 
     /// Lets the rules of `table` look at `relation` (schema and name), too: a partition of it whose
-    /// changes are published under its own name.
+    /// changes are published under its own name. Rules of the partition itself stay.
     pub fn alias(&mut self, relation: (&str, &str), table: &TableName) {
         let (schema, name) = (relation.0.to_owned(), relation.1.to_owned());
         self.plans.alias(TableName { schema, name }, table.clone());

@@ -19,7 +19,8 @@ const PLAN_COUNT_MAX: usize = 4_096;
 #[derive(Debug, Default)]
 pub(super) struct Plans {
     by_relation: HashMap<u32, Plan>,
-    aliases: HashMap<TableName, TableName>,
+    /// The tables that a relation is a partition of.
+    aliases: HashMap<TableName, Vec<TableName>>,
 }
 
 /// What the rules want of a relation.
@@ -73,7 +74,10 @@ pub(super) struct Needs {
 impl Plans {
     /// Lets the rules of `table` look at `relation`, too: it is one of its partitions.
     pub(super) fn alias(&mut self, relation: TableName, table: TableName) {
-        self.aliases.insert(relation, table);
+        let tables = self.aliases.entry(relation).or_default();
+        if !tables.contains(&table) {
+            tables.push(table);
+        }
         self.by_relation.clear();
     }
 
@@ -93,8 +97,9 @@ impl Plans {
     /// The plan for a relation, outside of the cache.
     pub(super) fn fresh(&self, relation: &Arc<Relation>, rules: &[Rule]) -> Plan {
         let own = TableName { schema: relation.namespace.clone(), name: relation.name.clone() };
-        let table = self.aliases.get(&own).unwrap_or(&own);
-        let rules: Vec<&Rule> = rules.iter().filter(|rule| rule.table == *table).collect();
+        let roots = self.aliases.get(&own).map_or(&[][..], Vec::as_slice);
+        let looks = |rule: &&Rule| rule.table == own || roots.contains(&rule.table);
+        let rules: Vec<&Rule> = rules.iter().filter(looks).collect();
         let mut slots: Vec<Slot> = Vec::new();
         for rule in &rules {
             let placeholders = rule.templates.iter().flat_map(|key| key.template.placeholders());

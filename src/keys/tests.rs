@@ -2,9 +2,7 @@
 
 use std::sync::Arc;
 
-use proptest::prelude::*;
-
-use super::{KeySet, Limits, Pattern, Purpose, RuleId, Rules, WidenReason};
+use super::{KeySet, Limits, Purpose, RuleId, Rules};
 use crate::config::{self, Located, Location, Operations, TableName};
 use crate::decode::{Column, OldKind, OldTuple, Relation, ReplicaIdentity, Tuple, Value};
 use crate::gather::{Change, Row};
@@ -24,7 +22,7 @@ fn table() -> TableName {
     TableName { schema: "public".to_owned(), name: "t".to_owned() }
 }
 
-fn rule(keys: &[&str]) -> config::Rule {
+pub(super) fn rule(keys: &[&str]) -> config::Rule {
     config::Rule {
         name: "r".to_owned(),
         at: Location { line: 1, column: 1, key: "rule.0".to_owned() },
@@ -47,7 +45,7 @@ fn changed(column: &str, mut rule: config::Rule) -> config::Rule {
     rule
 }
 
-fn compile(rule: config::Rule) -> Rules {
+pub(super) fn compile(rule: config::Rule) -> Rules {
     Rules::compile(&[rule]).unwrap()
 }
 
@@ -95,7 +93,7 @@ fn delete(kind: OldKind, before: Values<'_>) -> Row {
     Row::Delete { old: old(kind, before) }
 }
 
-fn keys_of(rules: &mut Rules, rows: impl IntoIterator<Item = Row>) -> KeySet {
+pub(super) fn keys_of(rules: &mut Rules, rows: impl IntoIterator<Item = Row>) -> KeySet {
     let (mut keys, relation) = (rules.key_set(), relation());
     for row in rows {
         rules.add(&Change { relation: Arc::clone(&relation), row }, &mut keys);
@@ -111,7 +109,7 @@ fn shown(keys: &KeySet) -> String {
     exact.chain(patterns).chain(widened).collect::<Vec<_>>().join(" ")
 }
 
-fn text(bytes: &[u8]) -> String {
+pub(super) fn text(bytes: &[u8]) -> String {
     match std::str::from_utf8(bytes) {
         Ok(text) => text.to_owned(),
         Err(_) => bytes.escape_ascii().to_string(),
@@ -273,6 +271,12 @@ fn a_rule_looks_at_its_operations_and_its_table_only() {
     assert!(keys_of(&mut rules, [insert(NEW)]).is_empty());
     rules.alias(("public", "t"), &inserts.table);
     assert_eq!(shown(&keys_of(&mut rules, [insert(NEW)])), "'k:1'");
+    rules.alias(("public", "t"), &TableName { schema: "public".to_owned(), ..table() });
+    assert_eq!(
+        shown(&keys_of(&mut rules, [insert(NEW)])),
+        "'k:1'",
+        "a second root takes none away"
+    );
 }
 
 #[test]
@@ -428,51 +432,4 @@ fn every_problem_of_every_rule_is_told() {
         ("rule.0.keys.0", "unknown row version `x` in `{x.y}`"),
     ];
     assert_eq!(messages, expected);
-}
-
-/// Bytes that mean something in a glob, and some that do not.
-fn glob_bytes() -> impl Strategy<Value = Vec<u8>> {
-    let byte = prop_oneof![prop::sample::select(&b"ab*?[]^-\\{}"[..]), any::<u8>()];
-    prop::collection::vec(byte, 0..8)
-}
-
-fn row_of(first: &[u8], second: &[u8]) -> Row {
-    let (first, second) = (Value::Text(first), Value::Text(second));
-    Row::Insert { new: Tuple::from_values(&[first, second, Value::Null, Value::Null]) }
-}
-
-proptest! {
-    #[test]
-    fn a_value_never_becomes_a_glob(value in glob_bytes(), other in glob_bytes()) {
-        let keys = keys_of(&mut compile(rule(&["k:{id}:{gone}:e", "{id}:?", "k:{id}"])), [row_of(&value, b"")]);
-        let patterns: Vec<&Pattern> = keys.patterns().map(|(_, pattern)| pattern).collect();
-        let key = |middle: &[u8], end: &[u8]| [b"k:", middle, end].concat();
-        prop_assert!(patterns[0].matches(&key(&value, b":any:e")));
-        prop_assert_eq!(patterns[0].literal_prefix(), key(&value, b":"));
-        prop_assert!(patterns[1].matches(&[&value[..], b":x"].concat()));
-        prop_assert_eq!(keys.exact().next().unwrap().1, key(&value, b""));
-        let different = other != value && !key(&other, b":").starts_with(&key(&value, b":"));
-        prop_assert_eq!(patterns[0].matches(&key(&other, b":any:e")), !different);
-        prop_assert_eq!(patterns[1].matches(&[&other[..], b":x"].concat()), other == value);
-    }
-
-    #[test]
-    fn a_widened_pattern_matches_all_that_was_possible(
-        literal in "[ab*?\\[\\]\\\\:ø]{1,6}", first in glob_bytes(), second in glob_bytes(),
-    ) {
-        let escaped: String = literal.chars()
-            .flat_map(|c| "*?[]{}\\".contains(c).then_some('\\').into_iter().chain([c]))
-            .collect();
-        let template = format!("{escaped}{{id}}{escaped}{{name|urlencode}}{{name}}");
-        let mut rules = compile(rule(&[&template]));
-        let exact = keys_of(&mut rules, [row_of(&first, &second)]);
-        let key = exact.exact().next().unwrap().1;
-        for wide in [rules.everything(), keys_of(&mut rules, [Row::Truncate])] {
-            prop_assert!(wide.patterns().next().unwrap().1.matches(key));
-        }
-        let known = [Value::Text(&first), Value::Unchanged, Value::Null, Value::Null];
-        let half = keys_of(&mut rules, [Row::Insert { new: Tuple::from_values(&known) }]);
-        prop_assert!(half.patterns().next().unwrap().1.matches(key));
-        prop_assert_eq!(half.widened().next().unwrap().1, WidenReason::UnchangedToast);
-    }
 }
