@@ -1,3 +1,11 @@
-//! The program against real servers.
+//! The program against real servers: what is promised, as an operator and a reader see it.
 
+#![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout, reason = "a test may fail")]
+
+mod continuity;
+mod delivery;
+mod oracle;
+mod outage;
+mod shutdown;
 mod support;
+mod visibility;

@@ -3,6 +3,7 @@
 #![allow(dead_code, unused_imports, reason = "a kit of tools: no test needs all of them")]
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stderr, reason = "a test may fail")]
 
+mod bed;
 mod sidecar;
 
 use std::future::Future;
@@ -13,6 +14,7 @@ use tokio_postgres::Client;
 use tokio_postgres::types::{FromSqlOwned, ToSql};
 use walsweep::throwaway::Postgres;
 
+pub(crate) use self::bed::Bed;
 pub(crate) use self::sidecar::{Settings, Sidecar, text};
 
 /// How long anything may take that should take milliseconds.

@@ -1,0 +1,70 @@
+//! How it stops, and how another takes over.
+
+use crate::support::{Bed, Sidecar, eventually, PATIENCE};
+
+/// I2: a clean stop confirms what is done, so that the next start repeats nothing.
+#[tokio::test]
+async fn a_clean_stop_drains_confirms_and_exits_with_0() {
+    let bed = Bed::new(&[]).await;
+    let mut settings = bed.settings();
+    settings.refill = "500ms".to_owned();
+    let mut sidecar = Sidecar::set_up(settings).await;
+    bed.fill(&["item:1"]).await;
+    bed.sql.run("update item set version = 1 where id = 1").await;
+    let position = bed.position().await;
+    assert_eq!(sidecar.sigterm().await, 0);
+    assert!(!bed.has("item:1").await);
+    assert!(bed.confirmed().await >= position, "confirmed before it left");
+    bed.fill(&["item:1", "list:team 1:a"]).await;
+    sidecar.start();
+    sidecar.wait_ready().await;
+    bed.settled().await;
+    assert!(bed.has("item:1").await, "an unbroken restart sweeps nothing");
+    assert!(bed.has("list:team 1:a").await, "an unbroken restart sweeps nothing");
+    sidecar.assert_quiet(&["sweeping everything"]);
+}
+
+#[tokio::test]
+async fn a_second_one_stands_by_and_takes_over() {
+    let bed = Bed::new(&[]).await;
+    let mut first = bed.sidecar().await;
+    let mut second = Sidecar::new(bed.settings());
+    second.start();
+    second.wait_log("standing by").await;
+    assert_eq!(second.readyz().await, Some(503));
+    let (_, why) = second.get("/readyz").await.unwrap();
+    assert!(why.contains("standby"), "{why}");
+    assert_eq!(second.get("/healthz").await.unwrap().0, 200);
+    bed.fill(&["item:1"]).await;
+    bed.sql.run("update item set version = 1 where id = 1").await;
+    bed.gone("item:1").await;
+    first.kill9();
+    bed.fill(&["item:2"]).await;
+    bed.sql.run("update item set version = 1 where id = 2").await;
+    bed.gone("item:2").await;
+    second.wait_ready().await;
+    assert_eq!(second.sigterm().await, 0);
+}
+
+#[tokio::test]
+async fn a_stop_while_redis_is_away_exits_and_loses_nothing() {
+    let mut bed = Bed::new(&[]).await;
+    let mut sidecar = bed.sidecar().await;
+    bed.fill(&["item:1", "keep"]).await;
+    bed.redis.pause().unwrap();
+    bed.sql.run("update item set version = 1 where id = 1").await;
+    let before = bed.confirmed().await;
+    eventually(PATIENCE, "the commit arrives", || async {
+        sidecar.metric("walsweep_transactions_total").await >= 1.0
+    })
+    .await;
+    assert_eq!(sidecar.sigterm().await, 0);
+    assert_eq!(bed.confirmed().await, before);
+    bed.redis.resume().unwrap();
+    bed.cache = bed.redis.connect().await.unwrap();
+    assert!(bed.has("item:1").await);
+    sidecar.start();
+    sidecar.wait_ready().await;
+    bed.gone("item:1").await;
+    assert!(bed.has("keep").await);
+}

@@ -1,0 +1,100 @@
+//! Postgres, Redis and a table of items, before a sidecar runs.
+
+use redis::AsyncCommands;
+use redis::aio::MultiplexedConnection;
+use walsweep::lsn::Lsn;
+use walsweep::throwaway::{Postgres, PostgresOptions, Redis, RedisOptions};
+
+use super::{Settings, Sidecar, Sql};
+
+/// Rules for the table `item`: one exact key, one pattern.
+pub(crate) const ITEM_RULES: &str = r#"
+[[rule]]
+name = "item"
+table = "public.item"
+keys = ["item:{id}", "list:{team}:*"]
+"#;
+
+/// Two servers and a table.
+pub(crate) struct Bed {
+    pub(crate) postgres: Postgres,
+    pub(crate) redis: Redis,
+    pub(crate) sql: Sql,
+    pub(crate) cache: MultiplexedConnection,
+}
+
+impl Bed {
+    /// Servers with these lines in `postgresql.conf`, and `item(id, team, version)` with identity
+    /// FULL, ids 1 to 100.
+    pub(crate) async fn new(conf: &[&str]) -> Bed {
+        let fsync = conf.contains(&"fsync = on");
+        let conf = conf.iter().map(|&line| line.to_owned()).collect();
+        let options = PostgresOptions { conf, fsync, ..PostgresOptions::default() };
+        let postgres = Postgres::start(options).await.unwrap();
+        let redis = Redis::start(RedisOptions::default()).await.unwrap();
+        let sql = Sql::connect(&postgres).await;
+        sql.run(
+            "create table item (id int primary key, team text, version bigint not null default 0);
+             alter table item replica identity full;
+             insert into item select id, 'team ' || id % 10, 0 from generate_series(1, 100) id",
+        )
+        .await;
+        let cache = redis.connect().await.unwrap();
+        Bed { postgres, redis, sql, cache }
+    }
+
+    /// Settings for [`ITEM_RULES`].
+    pub(crate) fn settings(&self) -> Settings {
+        Settings::new(&self.postgres, &self.redis, ITEM_RULES)
+    }
+
+    /// A running sidecar with [`ITEM_RULES`] and no second removal.
+    pub(crate) async fn sidecar(&self) -> Sidecar {
+        Sidecar::set_up(self.settings()).await
+    }
+
+    /// Puts keys into Redis.
+    pub(crate) async fn fill(&self, keys: &[&str]) {
+        for key in keys {
+            let _: () = self.cache.clone().set(*key, "cached").await.unwrap();
+        }
+    }
+
+    /// Whether a key is in Redis.
+    pub(crate) async fn has(&self, key: &str) -> bool {
+        self.cache.clone().exists(key).await.unwrap()
+    }
+
+    /// Waits until a key is gone.
+    pub(crate) async fn gone(&self, key: &str) -> std::time::Duration {
+        super::eventually(super::PATIENCE, &format!("`{key}` goes"), || async {
+            !self.has(key).await
+        })
+        .await
+    }
+
+    /// The slot's `confirmed_flush_lsn`.
+    pub(crate) async fn confirmed(&self) -> Lsn {
+        lsn(&self.sql, "select confirmed_flush_lsn::text from pg_replication_slots").await
+    }
+
+    /// Where the log ends now.
+    pub(crate) async fn position(&self) -> Lsn {
+        lsn(&self.sql, "select pg_current_wal_lsn()::text").await
+    }
+
+    /// Waits until everything that is committed by now is confirmed.
+    pub(crate) async fn settled(&self) {
+        let position = self.position().await;
+        super::eventually(super::PATIENCE, "everything is confirmed", || async {
+            // A record after it lets the server say that there is nothing more before.
+            self.sql.run("select pg_logical_emit_message(false, 'settle', '')").await;
+            self.confirmed().await >= position
+        })
+        .await;
+    }
+}
+
+async fn lsn(sql: &Sql, query: &str) -> Lsn {
+    sql.one::<String>(query).await.parse().unwrap()
+}

@@ -1,0 +1,121 @@
+//! I1 and I3 on a server whose synchronous standby is gone: a commit is in the stream and no
+//! reader sees it.
+
+use std::time::Duration;
+
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+
+use crate::support::{Bed, PATIENCE, Sql, always, eventually};
+
+const GHOST: &str = "synchronous_standby_names = 'ghost'";
+
+/// How long a transaction is watched that nobody can see yet.
+const WATCHED: Duration = Duration::from_secs(5);
+
+/// Runs a statement in a session of its own, which waits for the ghost.
+async fn stuck(bed: &Bed, statement: &'static str) -> JoinHandle<()> {
+    let sql = Sql::connect(&bed.postgres).await;
+    let waiting = tokio::spawn(async move {
+        sql.run(statement).await;
+    });
+    eventually(PATIENCE, "the writer waits for its standby", || async {
+        bed.sql
+            .one("select exists (select from pg_stat_activity where wait_event = 'SyncRep')")
+            .await
+    })
+    .await;
+    waiting
+}
+
+/// Ends the wait: the commit becomes visible without any standby.
+async fn release(bed: &Bed) {
+    bed.sql
+        .run("select pg_cancel_backend(pid) from pg_stat_activity where wait_event = 'SyncRep'")
+        .await;
+}
+
+/// The stuck transaction's key stays, a later one's goes, the confirmed LSN stays below.
+async fn check(bed: &Bed, before: walsweep::lsn::Lsn, stuck_key: &str) {
+    bed.fill(&["item:2", "list:team 2:a"]).await;
+    let began = Instant::now();
+    bed.sql
+        .run("set synchronous_commit = local; update item set version = 1 where id = 2")
+        .await;
+    let committed = began.elapsed();
+    bed.gone("item:2").await;
+    bed.gone("list:team 2:a").await;
+    println!("overtaking: keys gone {:?} after the commit", began.elapsed() - committed);
+    always(WATCHED, "the key of the stuck transaction stays", || async {
+        bed.has(stuck_key).await && bed.confirmed().await <= before
+    })
+    .await;
+    release(bed).await;
+    let after = bed.gone(stuck_key).await;
+    println!("released: key gone {after:?} after the end of the wait");
+}
+
+#[tokio::test]
+async fn a_commit_that_nobody_sees_keeps_its_keys_and_delays_no_other() {
+    let bed = Bed::new(&[]).await;
+    let sidecar = bed.sidecar().await;
+    bed.settled().await;
+    bed.postgres.conf(GHOST).await.unwrap();
+    bed.fill(&["item:1", "list:team 1:a"]).await;
+    let before = bed.position().await;
+    let writer = stuck(&bed, "update item set version = 1 where id = 1").await;
+    let seen: i64 = bed.sql.one("select version from item where id = 1").await;
+    assert_eq!(seen, 0, "the commit is not visible");
+    check(&bed, before, "item:1").await;
+    bed.gone("list:team 1:a").await;
+    writer.await.unwrap();
+    bed.postgres.conf("synchronous_standby_names = ''").await.unwrap();
+    bed.settled().await;
+    assert!(sidecar.metric("walsweep_invisible_at_arrival_total").await >= 1.0);
+    assert!(sidecar.metric("walsweep_visibility_wait_seconds_sum").await >= WATCHED.as_secs_f64());
+}
+
+#[tokio::test]
+async fn commit_prepared_is_gated_like_any_commit() {
+    let bed = Bed::new(&["max_prepared_transactions = 10"]).await;
+    let _sidecar = bed.sidecar().await;
+    bed.fill(&["item:1"]).await;
+    bed.sql
+        .run("begin; update item set version = 1 where id = 1; prepare transaction 'p'")
+        .await;
+    bed.sql.run("begin; update item set version = 9 where id = 3; prepare transaction 'q'").await;
+    bed.settled().await;
+    assert!(bed.has("item:1").await, "a prepared transaction removes nothing");
+    bed.postgres.conf(GHOST).await.unwrap();
+    let before = bed.position().await;
+    let writer = stuck(&bed, "commit prepared 'p'").await;
+    check(&bed, before, "item:1").await;
+    writer.await.unwrap();
+    bed.postgres.conf("synchronous_standby_names = ''").await.unwrap();
+    bed.fill(&["item:3"]).await;
+    bed.sql.run("rollback prepared 'q'").await;
+    bed.settled().await;
+    assert!(bed.has("item:3").await, "what is rolled back removes nothing");
+}
+
+/// I6: a gate that waits answers keepalives; nothing is confirmed meanwhile (I2).
+#[tokio::test]
+async fn waiting_for_three_timeouts_keeps_the_connection() {
+    let bed = Bed::new(&["wal_sender_timeout = 1s"]).await;
+    let sidecar = bed.sidecar().await;
+    bed.settled().await;
+    bed.postgres.conf(GHOST).await.unwrap();
+    bed.fill(&["item:1"]).await;
+    let before = bed.position().await;
+    let walsender = "select active_pid from pg_replication_slots";
+    let pid: i32 = bed.sql.one(walsender).await;
+    let writer = stuck(&bed, "update item set version = 1 where id = 1").await;
+    always(Duration::from_millis(3500), "the connection stands", || async {
+        bed.sql.one::<i32>(walsender).await == pid && bed.confirmed().await <= before
+    })
+    .await;
+    release(&bed).await;
+    bed.gone("item:1").await;
+    writer.await.unwrap();
+    sidecar.assert_quiet(&["sweeping everything"]);
+}
