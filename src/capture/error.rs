@@ -75,9 +75,7 @@ impl Error {
         match server.code.as_str() {
             "55006" => Some(SlotProblem::Active),
             "42704" => Some(SlotProblem::Missing),
-            "55000" if server.message.starts_with("can no longer") => {
-                Some(SlotProblem::Invalidated)
-            }
+            "55000" if is_about_invalidation(&server.message) => Some(SlotProblem::Invalidated),
             _ => None,
         }
     }
@@ -88,4 +86,15 @@ impl Error {
     pub fn is_login_refused(&self) -> bool {
         self.sql_state().is_some_and(|state| state.starts_with("28"))
     }
+}
+
+/// The words of Postgres 14 and 15, of 16 and 17, and of 18.
+fn is_about_invalidation(message: &str) -> bool {
+    [
+        "cannot read from logical replication slot",
+        "can no longer get changes from replication slot",
+        "can no longer access replication slot",
+    ]
+    .iter()
+    .any(|words| message.starts_with(words))
 }
