@@ -1,0 +1,100 @@
+//! What can go wrong with the replication connection.
+
+use std::io;
+
+use super::frame::Malformed;
+use crate::postgres::{self, ServerError};
+
+/// The replication connection failed. No variant carries a password or a row value.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// No session, or no login.
+    #[error(transparent)]
+    Connect(#[from] postgres::Error),
+    /// The server refused a command.
+    #[error("{command}: {server}")]
+    Command {
+        /// What was asked, as verb and object.
+        command: String,
+        /// What the server said.
+        server: ServerError,
+    },
+    /// The server ended the stream with an error.
+    #[error("read replication stream: {0}")]
+    Stream(ServerError),
+    /// The server ended the stream in order, as it does when it shuts down.
+    #[error("read replication stream: the server ended it")]
+    Ended,
+    /// The connection was closed without a word.
+    #[error("read replication stream: the server closed the connection")]
+    Closed,
+    /// The connection failed.
+    #[error("talk to the replication server: {0}")]
+    Io(#[source] io::Error),
+    /// What came is not the protocol.
+    #[error("read replication stream: {0}")]
+    Malformed(#[from] Malformed),
+    /// The server did not do its part in time.
+    #[error("talk to the replication server: no progress within {seconds} s")]
+    Stalled {
+        /// How long it had.
+        seconds: f32,
+    },
+}
+
+/// What is the matter with a slot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SlotProblem {
+    /// Another process streams it (SQLSTATE 55006).
+    Active,
+    /// There is none of this name (42704).
+    Missing,
+    /// The server gave up the log that it needs (55000). Known by the English message, which
+    /// `lc_messages` can change; `pg_replication_slots.wal_status` says it in every language.
+    Invalidated,
+}
+
+impl Error {
+    /// The SQLSTATE, if it was the server that refused.
+    #[must_use]
+    pub fn sql_state(&self) -> Option<&str> {
+        match self {
+            Error::Connect(error) => error.sql_state(),
+            Error::Command { server, .. } | Error::Stream(server) => Some(&server.code),
+            _ => None,
+        }
+    }
+
+    /// What is the matter with the slot, if that is why a command failed. A stream that breaks off
+    /// names other objects by the same codes, such as a missing publication.
+    #[must_use]
+    pub fn slot_problem(&self) -> Option<SlotProblem> {
+        let Error::Command { server, .. } = self else {
+            return None;
+        };
+        match server.code.as_str() {
+            "55006" => Some(SlotProblem::Active),
+            "42704" => Some(SlotProblem::Missing),
+            "55000" if is_about_invalidation(&server.message) => Some(SlotProblem::Invalidated),
+            _ => None,
+        }
+    }
+
+    /// Whether the server knows us but lets us not in (SQLSTATE class 28), which waiting does not
+    /// cure.
+    #[must_use]
+    pub fn is_login_refused(&self) -> bool {
+        self.sql_state().is_some_and(|state| state.starts_with("28"))
+    }
+}
+
+/// The words of Postgres 14 and 15, of 16 and 17, and of 18.
+fn is_about_invalidation(message: &str) -> bool {
+    [
+        "cannot read from logical replication slot",
+        "can no longer get changes from replication slot",
+        "can no longer access replication slot",
+    ]
+    .iter()
+    .any(|words| message.starts_with(words))
+}

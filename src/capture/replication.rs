@@ -1,0 +1,140 @@
+//! The replication commands
+//! (<https://www.postgresql.org/docs/current/protocol-replication.html>).
+
+use std::str::FromStr;
+
+use postgres_protocol::escape::escape_identifier;
+
+use super::connection::{Connection, Row};
+use super::{Error, Malformed, Slot, login};
+use crate::lsn::Lsn;
+use crate::postgres::Endpoint;
+
+/// Which server this is, and how far its log goes: the answer to `IDENTIFY_SYSTEM`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Identity {
+    /// The cluster's identifier, shared by a primary and its physical standbys.
+    pub system_id: String,
+    /// The timeline, which a promotion raises.
+    pub timeline: u32,
+    /// The end of the flushed log.
+    pub xlogpos: Lsn,
+}
+
+/// What is asked of the stream beyond the changes of a publication.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StreamOptions {
+    /// Whether messages of `pg_logical_emit_message` are sent. On by default.
+    pub messages: bool,
+}
+
+impl Default for StreamOptions {
+    fn default() -> StreamOptions {
+        StreamOptions { messages: true }
+    }
+}
+
+/// A session in replication mode that does not stream yet.
+pub struct Replication {
+    connection: Connection,
+}
+
+impl Replication {
+    /// Connects in replication mode and logs in. `application_name` is what `pg_stat_replication`
+    /// shows.
+    ///
+    /// # Errors
+    /// See [`postgres::Error`](crate::postgres::Error); the whole attempt is bounded by
+    /// [`Endpoint::connect_timeout`].
+    pub async fn connect(
+        endpoint: &Endpoint,
+        application_name: &str,
+    ) -> Result<Replication, Error> {
+        let connection = login::connect(endpoint, application_name).await?;
+        Ok(Replication { connection })
+    }
+
+    /// `IDENTIFY_SYSTEM`.
+    ///
+    /// # Errors
+    /// The connection failed, or the answer makes no sense.
+    pub async fn identify_system(&mut self) -> Result<Identity, Error> {
+        let row = self.connection.command("identify the server", "IDENTIFY_SYSTEM").await?;
+        let row = row.unwrap_or_default();
+        Ok(Identity {
+            system_id: column(&row, 0)?,
+            timeline: column(&row, 1)?,
+            xlogpos: column(&row, 2)?,
+        })
+    }
+
+    /// Creates a logical slot for pgoutput and gives its consistent point: the first commit
+    /// that it will stream ends after it. Waits, without a limit of its own, until every
+    /// transaction has ended that was running when it began.
+    ///
+    /// # Errors
+    /// The connection failed; or the server refused: the slot exists (SQLSTATE 42710), there is no
+    /// room for it (53400), `wal_level` is not `logical` (55000), no privilege (42501).
+    pub async fn create_slot(&mut self, slot: &str) -> Result<Lsn, Error> {
+        // This spelling, without parentheses, is the one that Postgres 14 to 18 understand.
+        let command = format!(
+            "CREATE_REPLICATION_SLOT {} LOGICAL pgoutput NOEXPORT_SNAPSHOT",
+            escape_identifier(slot)
+        );
+        let row = self.connection.command(&format!("create slot `{slot}`"), &command).await?;
+        column(&row.unwrap_or_default(), 1)
+    }
+
+    /// Drops a slot.
+    ///
+    /// # Errors
+    /// The connection failed, or the server refused: see [`Error::slot_problem`].
+    pub async fn drop_slot(&mut self, slot: &str) -> Result<(), Error> {
+        let command = format!("DROP_REPLICATION_SLOT {}", escape_identifier(slot));
+        self.connection.command(&format!("drop slot `{slot}`"), &command).await?;
+        Ok(())
+    }
+
+    /// Streams a slot from its confirmed position on, by version 1 of pgoutput's protocol: whole
+    /// transactions, at their commit.
+    ///
+    /// # Errors
+    /// The connection failed, or the server refused: see [`Error::slot_problem`]. A publication
+    /// that does not exist is told later, by the stream.
+    pub async fn start(
+        mut self,
+        slot: &str,
+        publication: &str,
+        options: StreamOptions,
+    ) -> Result<Slot, Error> {
+        let messages = if options.messages { ", messages 'true'" } else { "" };
+        let command = format!(
+            "START_REPLICATION SLOT {} LOGICAL 0/0 (proto_version '1', publication_names {}{})",
+            escape_identifier(slot),
+            literal(&escape_identifier(publication)),
+            messages
+        );
+        self.connection.command_stream(&format!("stream slot `{slot}`"), &command).await?;
+        let (stream, incoming) = self.connection.into_parts();
+        Ok(Slot::resume(stream, incoming))
+    }
+}
+
+impl std::fmt::Debug for Replication {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_struct("Replication").finish_non_exhaustive()
+    }
+}
+
+/// Quotes a text as the grammar of replication commands wants it: it has no backslash escapes.
+fn literal(text: &str) -> String {
+    format!("'{}'", text.replace('\'', "''"))
+}
+
+fn column<T: FromStr>(row: &Row, at: usize) -> Result<T, Error> {
+    let text = row.get(at).and_then(Option::as_deref);
+    match text.map(str::parse) {
+        Some(Ok(value)) => Ok(value),
+        _ => Err(Malformed("an answer without the value that it must have").into()),
+    }
+}
