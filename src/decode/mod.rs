@@ -13,6 +13,8 @@ mod cursor;
 mod encode;
 mod error;
 mod relation;
+#[cfg(test)]
+pub(crate) mod tests;
 mod tuple;
 
 use std::fmt;

@@ -1,9 +1,12 @@
 //! Messages to changes and committed transactions.
 //!
-//! Takes: [`Message`]s in stream order. Gives: each row [`Change`] with its relation resolved, and a
-//! [`Transaction`] at its COMMIT. Never knows: rules, sockets. Invariant: holds no row. A change is
-//! handed on at once, so memory does not grow with the transaction (I6); what is kept is the
+//! Takes: [`Message`]s in stream order. Gives: each row [`Change`] with its relation resolved, and
+//! a [`Transaction`] at its COMMIT. Never knows: rules, sockets. Invariant: holds no row. A change
+//! is handed on at once, so memory does not grow with the transaction (I6); what is kept is the
 //! relation cache and the header of the one transaction that is being received.
+
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 
@@ -204,8 +207,11 @@ impl Gatherer {
             Row::Delete { old } => (Some(old), None),
             Row::Truncate => (None, None),
         };
-        for tuple in old.map(|old| &old.tuple).into_iter().chain(new) {
-            check_column_count(relation, tuple)?;
+        if let Some(old) = old {
+            check_column_count(relation, &old.tuple)?;
+        }
+        if let Some(new) = new {
+            check_column_count(relation, new)?;
         }
         Ok(Gathered::Change(Change { relation: Arc::clone(relation), row }))
     }
