@@ -192,6 +192,9 @@ fn an_unchanged_toast_value_is_the_old_one_if_that_is_known() {
 #[test]
 fn a_missing_column_widens() {
     check(rule(&["k:{id}:{gone}"]), insert(NEW), "/k:1:*/ (missing_column 1)");
+    check(rule(&["k:{gone}{id}{gone}"]), insert(NEW), "/k:*1*/ (missing_column 1)");
+    check(rule(&["k:*{id}*"]), insert(NEW), "/k:*1*/");
+    check(rule(&["k:*{id}*"]), insert([Some(""), None, None, None]), "/k:*/");
     let key: Values<'_> = [Some("7"), None, None, None];
     check(rule(&["k:{gone}"]), delete(OldKind::Key, key), "/k:*/ (missing_column 1)");
 }
@@ -250,6 +253,7 @@ fn updates_count_only_if_a_listed_column_may_differ() {
     check(template(), update(NEW), "'k:1'");
     check(template(), update(toast), "");
     check(immutable("club", template()), update(NEW), "");
+    check(immutable("club", template()), update_from(OldKind::Full, OLD, NEW), "");
     check(changed("id", rule(&["k:{id}"])), update(NEW), "");
     check(changed("gone", rule(&["k:{id}"])), update(NEW), "'k:1'");
     check(template(), insert(NEW), "'k:1'");
@@ -290,6 +294,30 @@ fn a_new_shape_of_a_relation_is_seen() {
     assert_eq!(shown(&keys), "'k:B'");
 }
 
+#[test]
+fn a_full_identity_without_its_old_version_tells_nothing() {
+    let mut rules = compile(rule(&["k:{id}"]));
+    let mut full = Relation::clone(&relation());
+    full.replica_identity = ReplicaIdentity::Full;
+    full.columns.iter_mut().for_each(|column| column.is_key = true);
+    let mut keys = rules.key_set();
+    rules.add(&Change { relation: Arc::new(full), row: update(NEW) }, &mut keys);
+    assert_eq!(shown(&keys), "/k:*/ (replica_identity 1)");
+}
+
+#[test]
+fn what_a_collapse_drops_is_used_again() {
+    let templates: Vec<String> = ('a'..='t').map(|c| format!("{c}{c}{c}{c}:{{id}}")).collect();
+    let templates: Vec<&str> = templates.iter().map(String::as_str).collect();
+    let limits = Limits { keys: 1_000, ..Limits::default() };
+    let mut rules = compile(rule(&templates)).with_limits(limits);
+    let before = keys_of(&mut rules, numbered(50)).bytes();
+    let after = keys_of(&mut rules, numbered(990));
+    assert_eq!((after.exact_len(), after.patterns().count()), (990, 19));
+    let patterns = 19 * 600;
+    assert!(after.bytes() < before + patterns, "{} after {before} bytes", after.bytes());
+}
+
 fn numbered(count: usize) -> Vec<Row> {
     let row = |at: usize| insert([Some(&at.to_string()), Some("n"), Some("c"), None]);
     (0..count).map(row).collect()
@@ -320,6 +348,7 @@ fn at_a_limit_the_largest_template_collapses() {
 fn a_key_of_a_megabyte_is_not_written_out() {
     let long = "x".repeat(1 << 20);
     check(rule(&["k:{name}"]), insert([None, Some(&long), None, None]), "/k:*/ (limit 1)");
+    check(rule(&["k:{name}:*"]), insert([None, Some(&long), None, None]), "/k:*:*/ (limit 1)");
     let hash = rule(&["k:{name|sha256:4}"]);
     check(hash, insert([None, Some(&long), None, None]), "'k:8f99'");
 }
