@@ -125,7 +125,7 @@ impl Program<'_> {
             let (slot, metrics) = (self.config.postgres.slot.clone(), Arc::clone(self.metrics));
             async move { slot_health::watch(&sql, &slot, &metrics).await }
         });
-        let mut stream = Stream::new(slot, self.rules, ends, (start, timing));
+        let stream = Stream::new(slot, self.rules, ends, (start, timing));
         let watched = (self.health, self.metrics.as_ref());
         tokio::select! {
             biased;

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio_postgres::Client;
 
-use crate::capture::{Identity, Replication, Slot};
+use crate::capture::{Identity, Replication, Slot, SlotProblem, StreamOptions};
 use crate::config::Config;
 use crate::error::Error;
 use crate::keys::Rules;
@@ -82,10 +82,12 @@ impl Session {
         }
         let broken = ensure_slot(config, &sql, &mut replication).await?;
         let (slot, publication) = (&config.postgres.slot, &config.postgres.publication);
-        let started = replication.start(slot, publication).await;
+        let started = replication.start(slot, publication, StreamOptions::default()).await;
         let slot = match started {
             Ok(slot) => slot,
-            Err(error) if error.is_slot_in_use() => return Err(in_use(config, &sql).await?),
+            Err(error) if error.slot_problem() == Some(SlotProblem::Active) => {
+                return Err(in_use(config, &sql).await?);
+            }
             Err(error) => return Err(error.into()),
         };
         // Only now nobody else can move the slot.

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
-use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
 use crate::admin::{Health, Phase};
 use crate::capture::{Frame, Slot};
@@ -29,6 +29,10 @@ const IN_FLIGHT_MAX: usize = 200_000;
 /// How long a stop waits for keys on their way. What is not through by then is not confirmed, so
 /// the next start gets it again.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long the server may take to end the stream in order; it does not interrupt a large
+/// transaction for it, and nothing is lost without.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// How far apart the arrivals are whose age `walsweep_oldest_unconfirmed_seconds` is taken from.
 const AGE_STEP: Duration = Duration::from_millis(100);
@@ -130,7 +134,7 @@ impl<'a> Stream<'a> {
     ///
     /// Whatever ends the session.
     pub async fn run(
-        &mut self,
+        mut self,
         watched: (&Health, &Metrics),
         shutdown: &mut Shutdown,
     ) -> Result<(), Error> {
@@ -322,32 +326,31 @@ impl<'a> Stream<'a> {
     }
 
     /// Reads no more, waits for what is on its way, confirms it, and leaves in good order.
-    async fn drain(&mut self, watched: (&Health, &Metrics)) -> Result<(), Error> {
+    async fn drain(mut self, watched: (&Health, &Metrics)) -> Result<(), Error> {
         watched.0.set(Phase::Stopping);
         let inputs = self.ends.inputs.clone();
-        let drained = timeout(DRAIN_TIMEOUT, async {
-            let mut clock = interval(self.timing.status / 2);
-            while self.ledger.in_flight() > 0 || self.slot.confirmed() < self.ledger.safe() {
-                tokio::select! {
-                    biased;
-                    event = self.ends.events.recv() => self.hear(event, watched).await?,
-                    _ = clock.tick() => self.send_status(false).await?,
-                    permit = inputs.reserve(), if !self.held.is_empty() => {
-                        self.pass_held(permit)?;
-                    }
+        let deadline = Instant::now() + DRAIN_TIMEOUT;
+        let mut clock = interval(self.timing.status / 2);
+        while self.ledger.in_flight() > 0 || self.slot.confirmed() < self.ledger.safe() {
+            tokio::select! {
+                biased;
+                event = self.ends.events.recv() => self.hear(event, watched).await?,
+                _ = clock.tick() => self.send_status(false).await?,
+                permit = inputs.reserve(), if !self.held.is_empty() => self.pass_held(permit)?,
+                () = sleep_until(deadline) => {
+                    tracing::warn!(
+                        transactions = self.ledger.in_flight(),
+                        "stopping with keys on their way: they are removed at the next start"
+                    );
+                    break;
                 }
             }
-            Ok::<_, Error>(())
-        });
-        match drained.await {
-            Ok(outcome) => outcome?,
-            Err(_elapsed) => tracing::warn!(
-                transactions = self.ledger.in_flight(),
-                "stopping with keys not removed for good: they are removed at the next start"
-            ),
         }
-        self.slot.close().await?;
-        tracing::info!(confirmed = %self.slot.confirmed(), "stopped");
+        let confirmed = self.slot.confirmed();
+        match self.slot.close(CLOSE_TIMEOUT).await {
+            Ok(()) => tracing::info!(%confirmed, "stopped"),
+            Err(error) => tracing::warn!(%confirmed, %error, "stopped without a farewell"),
+        }
         Ok(())
     }
 }

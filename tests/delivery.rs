@@ -27,8 +27,11 @@ async fn every_kind_of_change_removes_its_keys_and_no_others() {
         ("update item set id = 300 where id = 2", ["item:2", "item:300"]),
         ("update item set team = 'moved' where id = 3", ["list:team 3:a", "list:moved:a"]),
         ("delete from item where id = 4", ["item:4", "list:team 4:a"]),
-        ("begin; update item set version = 2 where id = 5; savepoint s;
-          update item set version = 2 where id = 99; rollback to s; commit", ["item:5", "list:team 5:a"]),
+        (
+            "begin; update item set version = 2 where id = 5; savepoint s;
+          update item set version = 2 where id = 99; rollback to s; commit",
+            ["item:5", "list:team 5:a"],
+        ),
         ("copy item from program 'echo 400,copied,0' csv", ["item:400", "list:copied:a"]),
     ] {
         check(&bed, statements, &gone, &bystanders).await;
@@ -86,8 +89,13 @@ async fn a_delete_on_default_identity_widens_and_check_says_so() {
     sidecar.wait_ready().await;
     check(&bed, "insert into seat values (1, 'a'), (2, 'a')", &["seat:1:a", "seat:2"], &[]).await;
     check(&bed, "update seat set room = room where id = 1", &["seat:1:a"], &["seat:2:a"]).await;
-    check(&bed, "delete from seat where id = 1", &["seat:1:a", "seat:1:b", "seat:1"], &["seat:2:a"])
-        .await;
+    check(
+        &bed,
+        "delete from seat where id = 1",
+        &["seat:1:a", "seat:1:b", "seat:1"],
+        &["seat:2:a"],
+    )
+    .await;
     let widened = "walsweep_widened_total{rule=\"seat\",reason=\"replica_identity\"}";
     assert!(sidecar.metric(widened).await >= 1.0);
 }

@@ -1,6 +1,6 @@
 //! How it stops, and how another takes over.
 
-use crate::support::{Bed, Sidecar, eventually, PATIENCE};
+use crate::support::{Bed, PATIENCE, Sidecar, eventually};
 
 /// I2: a clean stop confirms what is done, so that the next start repeats nothing.
 #[tokio::test]

@@ -39,9 +39,7 @@ async fn release(bed: &Bed) {
 async fn check(bed: &Bed, before: walsweep::lsn::Lsn, stuck_key: &str) {
     bed.fill(&["item:2", "list:team 2:a"]).await;
     let began = Instant::now();
-    bed.sql
-        .run("set synchronous_commit = local; update item set version = 1 where id = 2")
-        .await;
+    bed.sql.run("set synchronous_commit = local; update item set version = 1 where id = 2").await;
     let committed = began.elapsed();
     bed.gone("item:2").await;
     bed.gone("list:team 2:a").await;
@@ -80,9 +78,7 @@ async fn commit_prepared_is_gated_like_any_commit() {
     let bed = Bed::new(&["max_prepared_transactions = 10"]).await;
     let _sidecar = bed.sidecar().await;
     bed.fill(&["item:1"]).await;
-    bed.sql
-        .run("begin; update item set version = 1 where id = 1; prepare transaction 'p'")
-        .await;
+    bed.sql.run("begin; update item set version = 1 where id = 1; prepare transaction 'p'").await;
     bed.sql.run("begin; update item set version = 9 where id = 3; prepare transaction 'q'").await;
     bed.settled().await;
     assert!(bed.has("item:1").await, "a prepared transaction removes nothing");

@@ -80,11 +80,15 @@ impl Error {
         }
     }
 
-    /// Whether the server knows us but lets us not in (SQLSTATE class 28), which waiting does not
-    /// cure.
+    /// Whether a person has to change something, at the server or in the configuration: trying the
+    /// same again will not help.
     #[must_use]
-    pub fn is_login_refused(&self) -> bool {
-        self.sql_state().is_some_and(|state| state.starts_with("28"))
+    pub fn is_rejection(&self) -> bool {
+        match self {
+            Error::Connect(error) => error.is_rejection(),
+            Error::Command { server, .. } | Error::Stream(server) => server.is_rejection(),
+            _ => false,
+        }
     }
 }
 

@@ -1,0 +1,206 @@
+//! I7: ready only when history is shown to be unbroken, or everything was swept.
+
+use redis::AsyncCommands;
+use walsweep::throwaway::StopMode;
+
+use crate::support::{Bed, PATIENCE, Sidecar, eventually};
+
+/// Keys that a sweep of everything removes, and one that it leaves alone.
+const COVERED: [&str; 3] = ["item:1", "item:77", "list:anything:x"];
+const FOREIGN: &str = "session:1";
+
+async fn fill(bed: &Bed) {
+    bed.fill(&COVERED).await;
+    bed.fill(&[FOREIGN]).await;
+}
+
+async fn is_swept(bed: &Bed) -> bool {
+    let mut present = 0;
+    for key in COVERED {
+        present += u32::from(bed.has(key).await);
+    }
+    assert!(bed.has(FOREIGN).await, "a sweep leaves alone what no rule could produce");
+    assert!(present == 0 || present == 3, "swept by halves: {present} of 3 are there");
+    present == 0
+}
+
+/// Starts it and waits until it is ready; `reason` is why it must have swept, `None` if it must not.
+async fn check_start(bed: &Bed, sidecar: &mut Sidecar, reason: Option<&str>) {
+    fill(bed).await;
+    sidecar.start();
+    sidecar.wait_ready().await;
+    assert_eq!(is_swept(bed).await, reason.is_some(), "{reason:?}\n{}", sidecar.log().join("\n"));
+    let resyncs = sidecar.metric_sum("walsweep_resyncs_total").await;
+    assert!((resyncs - f64::from(u8::from(reason.is_some()))).abs() < f64::EPSILON, "{resyncs}");
+    if let Some(reason) = reason {
+        let name = format!("walsweep_resyncs_total{{reason=\"{reason}\"}}");
+        assert!((sidecar.metric(&name).await - 1.0).abs() < f64::EPSILON, "{name}");
+    }
+    // It works, whatever came before.
+    bed.fill(&["item:5"]).await;
+    bed.sql.run("update item set version = version + 1 where id = 5").await;
+    bed.gone("item:5").await;
+    bed.settled().await;
+}
+
+#[tokio::test]
+async fn a_first_start_sweeps_and_an_unbroken_restart_does_not() {
+    let bed = Bed::new(&[]).await;
+    let mut sidecar = Sidecar::new(bed.settings());
+    sidecar.setup();
+    check_start(&bed, &mut sidecar, Some("watermark_missing")).await;
+    assert_eq!(sidecar.sigterm().await, 0);
+    check_start(&bed, &mut sidecar, None).await;
+    sidecar.kill9();
+    check_start(&bed, &mut sidecar, None).await;
+}
+
+#[tokio::test]
+async fn a_slot_that_is_missing_or_new_is_answered_with_a_sweep() {
+    let bed = Bed::new(&[]).await;
+    let mut sidecar = bed.sidecar().await;
+    bed.settled().await;
+    assert_eq!(sidecar.sigterm().await, 0);
+    bed.sql.run("select pg_drop_replication_slot('walsweep')").await;
+    bed.sql.run("update item set version = 100").await;
+    check_start(&bed, &mut sidecar, Some("slot_created")).await;
+    assert_eq!(sidecar.sigterm().await, 0);
+    bed.sql.run("select pg_drop_replication_slot('walsweep')").await;
+    bed.sql.run("update item set version = 101").await;
+    bed.sql.run("select pg_create_logical_replication_slot('walsweep', 'pgoutput')").await;
+    check_start(&bed, &mut sidecar, Some("watermark_behind")).await;
+}
+
+#[tokio::test]
+async fn a_slot_advanced_by_someone_else_is_answered_with_a_sweep() {
+    let bed = Bed::new(&[]).await;
+    let mut sidecar = bed.sidecar().await;
+    bed.settled().await;
+    assert_eq!(sidecar.sigterm().await, 0);
+    bed.sql.run("update item set version = 100").await;
+    bed.sql.run("select pg_replication_slot_advance('walsweep', pg_current_wal_lsn())").await;
+    check_start(&bed, &mut sidecar, Some("watermark_behind")).await;
+}
+
+#[tokio::test]
+async fn a_slot_whose_wal_is_gone_is_created_anew_and_answered_with_a_sweep() {
+    let bed = Bed::new(&["max_slot_wal_keep_size = 16MB", "max_wal_size = 32MB"]).await;
+    let mut sidecar = bed.sidecar().await;
+    assert_eq!(sidecar.sigterm().await, 0);
+    bed.sql.run("create table ballast (text text)").await;
+    eventually(PATIENCE, "the server gives up the slot", || async {
+        bed.sql
+            .run("insert into ballast select repeat('x', 1000) from generate_series(1, 20000)")
+            .await;
+        bed.sql.run("select pg_switch_wal()").await;
+        bed.sql.run("checkpoint").await;
+        bed.sql.one("select coalesce(wal_status = 'lost', false) from pg_replication_slots").await
+    })
+    .await;
+    check_start(&bed, &mut sidecar, Some("slot_created")).await;
+}
+
+#[tokio::test]
+async fn other_rules_sweep_what_they_cover() {
+    let bed = Bed::new(&[]).await;
+    let mut sidecar = bed.sidecar().await;
+    bed.settled().await;
+    assert_eq!(sidecar.sigterm().await, 0);
+    sidecar.change(|settings| settings.rules = settings.rules.replace("{team}", "{team|lower}"));
+    check_start(&bed, &mut sidecar, Some("other_rules")).await;
+}
+
+#[tokio::test]
+async fn a_redis_restarted_empty_or_older_is_swept_while_running() {
+    let mut bed = Bed::new(&[]).await;
+    let sidecar = bed.sidecar().await;
+    bed.settled().await;
+    // An older file: what is removed from here on is in it.
+    bed.fill(&["item:1"]).await;
+    let _: () = redis::cmd("SAVE").query_async(&mut bed.cache).await.unwrap();
+    bed.sql.run("update item set version = 1 where id = 1").await;
+    bed.gone("item:1").await;
+    bed.settled().await;
+    bed.redis.kill9().await.unwrap();
+    bed.redis.start_again().await.unwrap();
+    bed.cache = bed.redis.connect().await.unwrap();
+    bed.gone("item:1").await;
+    let lost = "walsweep_resyncs_total{reason=\"watermark_lost\"}";
+    eventually(PATIENCE, "the loss is noticed", || async { sidecar.metric(lost).await >= 1.0 })
+        .await;
+    // Emptied behind our back, connection and all intact.
+    let _: () = redis::cmd("FLUSHALL").query_async(&mut bed.cache).await.unwrap();
+    bed.fill(&["item:2"]).await;
+    bed.sql.run("update item set version = 2 where id = 3").await;
+    bed.gone("item:2").await;
+    eventually(PATIENCE, "ready again", || async { sidecar.readyz().await == Some(200) }).await;
+    assert!(sidecar.metric(lost).await >= 2.0);
+}
+
+#[tokio::test]
+async fn a_watermark_deleted_while_stopped_is_answered_with_a_sweep() {
+    let mut bed = Bed::new(&[]).await;
+    let mut sidecar = bed.sidecar().await;
+    bed.settled().await;
+    assert_eq!(sidecar.sigterm().await, 0);
+    let _: () = bed.cache.del("walsweep:walsweep").await.unwrap();
+    check_start(&bed, &mut sidecar, Some("watermark_missing")).await;
+}
+
+/// A promoted standby carries the same system identifier and another timeline: commits that readers
+/// saw on the old one may not exist on it.
+#[tokio::test]
+async fn another_timeline_is_answered_with_a_sweep() {
+    let mut bed = Bed::new(&[]).await;
+    let mut sidecar = bed.sidecar().await;
+    bed.settled().await;
+    assert_eq!(sidecar.sigterm().await, 0);
+    // Archive recovery of its own data ends on a new timeline, as a promotion does.
+    bed.postgres.stop(StopMode::Fast).await.unwrap();
+    std::fs::write(bed.postgres.data_dir().join("recovery.signal"), "").unwrap();
+    let conf = bed.postgres.data_dir().join("postgresql.conf");
+    let mut text = std::fs::read_to_string(&conf).unwrap();
+    text.push_str("\nrestore_command = 'false'\n");
+    std::fs::write(&conf, text).unwrap();
+    bed.postgres.start_again().await.unwrap();
+    bed.sql = crate::support::Sql::connect(&bed.postgres).await;
+    let timeline: String =
+        bed.sql.one("select substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8)").await;
+    assert_eq!(timeline, "00000002");
+    check_start(&bed, &mut sidecar, Some("other_timeline")).await;
+}
+
+/// The one edge of I7: a commit older than a new slot may still be invisible when its sweep runs.
+#[tokio::test]
+async fn a_commit_older_than_the_slot_is_swept_when_it_becomes_visible() {
+    let bed = Bed::new(&[]).await;
+    let mut sidecar = Sidecar::new(bed.settings());
+    sidecar.setup();
+    // The transaction commits after the slot's consistent point is fixed and before it streams:
+    // advance the slot past it while nobody can see it.
+    bed.postgres.conf("synchronous_standby_names = 'ghost'").await.unwrap();
+    let writer = crate::support::Sql::connect(&bed.postgres).await;
+    let writing = tokio::spawn(async move {
+        writer.run("update item set version = 7 where id = 1").await;
+    });
+    let waits = "select exists (select from pg_stat_activity where wait_event = 'SyncRep')";
+    eventually(PATIENCE, "the writer waits", || async { bed.sql.one(waits).await }).await;
+    bed.sql
+        .run(
+            "set synchronous_commit = local;
+              select pg_replication_slot_advance('walsweep', pg_current_wal_lsn())",
+        )
+        .await;
+    bed.fill(&["item:1", "item:2"]).await;
+    sidecar.start();
+    bed.gone("item:2").await;
+    assert_eq!(sidecar.readyz().await, Some(503), "a sweep is still owed");
+    // A reader caches the old row again; the commit becomes visible; the key goes.
+    bed.fill(&["item:1"]).await;
+    bed.sql
+        .run("select pg_cancel_backend(pid) from pg_stat_activity where wait_event = 'SyncRep'")
+        .await;
+    bed.gone("item:1").await;
+    sidecar.wait_ready().await;
+    writing.await.unwrap();
+}
