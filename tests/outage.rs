@@ -15,30 +15,65 @@ use crate::support::{Bed, PATIENCE, Sidecar, eventually};
 
 /// Writers and readers of the items of a [`Bed`], until stopped.
 struct Load {
-    stop: Arc<AtomicBool>,
+    stop_writing: Arc<AtomicBool>,
+    stop_reading: Arc<AtomicBool>,
     commits: Arc<AtomicU64>,
-    tasks: JoinSet<()>,
+    writers: JoinSet<()>,
+    readers: JoinSet<()>,
 }
 
 impl Load {
     fn start(bed: &Bed) -> Load {
-        let (stop, commits) = (Arc::<AtomicBool>::default(), Arc::<AtomicU64>::default());
-        let mut tasks = JoinSet::new();
+        let mut load = Load {
+            stop_writing: Arc::default(),
+            stop_reading: Arc::default(),
+            commits: Arc::default(),
+            writers: JoinSet::new(),
+            readers: JoinSet::new(),
+        };
         for seed in 0..4 {
-            tasks.spawn(write(bed.postgres.url(), seed, Arc::clone(&stop), Arc::clone(&commits)));
+            let (stop, commits) = (Arc::clone(&load.stop_writing), Arc::clone(&load.commits));
+            load.writers.spawn(write(bed.postgres.url(), seed, stop, commits));
             let (postgres, redis) = (bed.postgres.url(), bed.redis.url());
-            tasks.spawn(read(postgres, redis, seed, Arc::clone(&stop)));
+            load.readers.spawn(read(postgres, redis, seed, Arc::clone(&load.stop_reading)));
         }
-        Load { stop, commits, tasks }
+        load
     }
 
-    async fn end(mut self) -> u64 {
-        self.stop.store(true, Ordering::Relaxed);
-        while let Some(ended) = self.tasks.join_next().await {
+    /// No more commits; the readers go on. Gives the number of commits.
+    async fn end_writing(&mut self) -> u64 {
+        self.stop_writing.store(true, Ordering::Relaxed);
+        while let Some(ended) = self.writers.join_next().await {
             ended.unwrap();
         }
         self.commits.load(Ordering::Relaxed)
     }
+
+    /// Everything cached equals its row, once all is confirmed and readers have filled the cache.
+    async fn assert_nothing_stale(mut self, bed: &Bed, sidecar: &mut Sidecar) {
+        sidecar.wait_ready().await;
+        bed.settled().await;
+        eventually(PATIENCE, "readers fill the cache", || async { cached(bed).await.len() > 90 })
+            .await;
+        self.stop_reading.store(true, Ordering::Relaxed);
+        while let Some(ended) = self.readers.join_next().await {
+            ended.unwrap();
+        }
+        for (id, found) in cached(bed).await {
+            let row: i64 = bed.sql.one_of("select version from item where id = $1", &[&id]).await;
+            assert_eq!(found, row, "item {id} is stale");
+        }
+    }
+}
+
+/// What is cached, by id.
+async fn cached(bed: &Bed) -> Vec<(i32, i64)> {
+    let mut cached = Vec::new();
+    for id in 1..=100 {
+        let found: Option<i64> = bed.cache.clone().get(format!("item:{id}")).await.unwrap();
+        cached.extend(found.map(|version| (id, version)));
+    }
+    cached
 }
 
 /// A connection, however long the server is away; `None` when the load ends first.
@@ -91,20 +126,6 @@ async fn read(postgres: String, redis: String, seed: u64, stop: Arc<AtomicBool>)
     }
 }
 
-/// Everything cached equals its row, once all is confirmed.
-async fn assert_nothing_stale(bed: &Bed, sidecar: &mut Sidecar) {
-    sidecar.wait_ready().await;
-    bed.settled().await;
-    let mut cached = 0;
-    for id in 1..=100 {
-        let found: Option<i64> = bed.cache.clone().get(format!("item:{id}")).await.unwrap();
-        let row: i64 = bed.sql.one_of("select version from item where id = $1", &[&id]).await;
-        cached += u32::from(found.is_some());
-        assert!(found.is_none_or(|found| found == row), "item {id}: {found:?}, the row says {row}");
-    }
-    println!("at rest {cached} of 100 keys are cached, none stale");
-}
-
 fn repetitions(name: &str, default: u32) -> u32 {
     std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
 }
@@ -121,7 +142,7 @@ fn with_refill(bed: &Bed) -> crate::support::Settings {
 async fn killed_at_random_under_load_it_leaves_nothing_stale() {
     let bed = Bed::new(&[]).await;
     let mut sidecar = Sidecar::set_up(with_refill(&bed)).await;
-    let load = Load::start(&bed);
+    let mut load = Load::start(&bed);
     let mut random = StdRng::seed_from_u64(7);
     let kills = repetitions("KILLS", 8);
     for _ in 0..kills {
@@ -129,8 +150,8 @@ async fn killed_at_random_under_load_it_leaves_nothing_stale() {
         sidecar.kill9();
         sidecar.start();
     }
-    let commits = load.end().await;
-    assert_nothing_stale(&bed, &mut sidecar).await;
+    let commits = load.end_writing().await;
+    load.assert_nothing_stale(&bed, &mut sidecar).await;
     println!("{kills} kills during {commits} commits");
     assert!(commits > 100);
 }
@@ -140,7 +161,7 @@ async fn killed_at_random_under_load_it_leaves_nothing_stale() {
 async fn a_redis_that_hangs_costs_no_connection_and_leaves_nothing_stale() {
     let bed = Bed::new(&["wal_sender_timeout = 2s"]).await;
     let mut sidecar = Sidecar::set_up(with_refill(&bed)).await;
-    let load = Load::start(&bed);
+    let mut load = Load::start(&bed);
     sleep(Duration::from_millis(300)).await;
     let walsender = "select active_pid from pg_replication_slots";
     let pid: i32 = bed.sql.one(walsender).await;
@@ -153,8 +174,8 @@ async fn a_redis_that_hangs_costs_no_connection_and_leaves_nothing_stale() {
     }
     bed.redis.resume().unwrap();
     eventually(PATIENCE, "ready again", || async { sidecar.readyz().await == Some(200) }).await;
-    let commits = load.end().await;
-    assert_nothing_stale(&bed, &mut sidecar).await;
+    let commits = load.end_writing().await;
+    load.assert_nothing_stale(&bed, &mut sidecar).await;
     assert_eq!(bed.sql.one::<i32>(walsender).await, pid);
     println!("{outage:?} without Redis during {commits} commits");
 }
@@ -163,7 +184,7 @@ async fn a_redis_that_hangs_costs_no_connection_and_leaves_nothing_stale() {
 async fn postgres_restarted_and_crashed_under_load_leaves_nothing_stale() {
     let mut bed = Bed::new(&["fsync = on"]).await;
     let mut sidecar = Sidecar::set_up(with_refill(&bed)).await;
-    let load = Load::start(&bed);
+    let mut load = Load::start(&bed);
     for mode in [Some(StopMode::Fast), Some(StopMode::Immediate), None] {
         sleep(Duration::from_millis(700)).await;
         match mode {
@@ -175,8 +196,8 @@ async fn postgres_restarted_and_crashed_under_load_leaves_nothing_stale() {
         }
     }
     sleep(Duration::from_millis(700)).await;
-    let commits = load.end().await;
+    let commits = load.end_writing().await;
     bed.sql = crate::support::Sql::connect(&bed.postgres).await;
-    assert_nothing_stale(&bed, &mut sidecar).await;
+    load.assert_nothing_stale(&bed, &mut sidecar).await;
     println!("3 restarts during {commits} commits");
 }
