@@ -50,6 +50,7 @@ pub mod watermark;
 
 pub mod config;
 pub mod demo;
+pub mod explain;
 pub mod lsn;
 pub mod metrics;
 pub mod postgres;

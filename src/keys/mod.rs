@@ -1,11 +1,157 @@
 //! Changes to keys, by the rules of the configuration.
 //!
-//! Takes: a [`Change`](crate::gather::Change). Gives: its keys, in a [`KeySet`]. Never knows:
+//! Takes: a [`Change`]. Gives: its keys, in a [`KeySet`]. Never knows:
 //! sockets, visibility, time. Invariants: a value never becomes syntax (I4); what is unknown becomes
 //! `*` (I5); a set never outgrows its limit, it collapses to its rule's pattern (I6).
+//!
+//! A template is parsed once (`template`), resolved once per shape of a relation (`plan`), and
+//! rendered once for each version of a row (`known`, `render`): for the new one of an INSERT, the
+//! old one of a DELETE, both of an UPDATE. A NULL gives no key from its version, unless the
+//! placeholder has a `default`. TRUNCATE has no row and gives all that a template could.
 
+mod compile;
+mod filter;
+mod known;
+mod label;
 mod pattern;
+mod plan;
+mod render;
 mod set;
+mod template;
+#[cfg(test)]
+mod properties;
+#[cfg(test)]
+mod tests;
 
+use std::sync::Arc;
+
+use crate::config::{self, Location, Operations, Problem, TableName};
+use crate::gather::Change;
+
+pub use compile::{ColumnUse, Purpose};
+pub use label::{RuleId, WidenReason};
 pub use pattern::Pattern;
-pub use set::{KeySet, Limits, RuleId, WidenReason};
+pub use set::{KeySet, Limits};
+
+use compile::Rule;
+use label::TemplateInfo;
+use plan::Plans;
+use render::Renderer;
+
+/// The compiled rules.
+#[derive(Debug)]
+pub struct Rules {
+    names: Vec<String>,
+    rules: Vec<Rule>,
+    templates: Arc<[TemplateInfo]>,
+    limits: Limits,
+    plans: Plans,
+    renderer: Renderer,
+}
+
+impl Rules {
+    /// Compiles the rules of a configuration.
+    ///
+    /// # Errors
+    /// All problems of all rules, in the order of the file, each at the place that it is about.
+    pub fn compile(rules: &[config::Rule]) -> Result<Rules, Vec<Problem>> {
+        let names = rules.iter().map(|rule| rule.name.clone()).collect();
+        let rules = compile::compile(rules)?;
+        Ok(Rules {
+            names,
+            templates: compile::infos(&rules),
+            rules,
+            limits: Limits::default(),
+            plans: Plans::default(),
+            renderer: Renderer::default(),
+        })
+    }
+
+    /// The same rules, for key sets of other limits.
+    #[must_use]
+    pub fn with_limits(self, limits: Limits) -> Rules {
+        Rules { limits, ..self }
+    }
+
+    /// An empty key set for these rules.
+    #[must_use]
+    pub fn key_set(&self) -> KeySet {
+        KeySet::new(Arc::clone(&self.templates), self.rules.len(), self.limits)
+    }
+
+    /// Adds the keys of a change to a set of these rules.
+    pub fn add(&mut self, change: &Change, keys: &mut KeySet) {
+        let plan = self.plans.get(&change.relation, &self.rules);
+        if !plan.rules.is_empty() {
+            self.renderer.add(&change.row, plan, &self.rules, keys);
+        }
+    }
+
+    /// What one rule alone makes of a change; `None` if the rule looks at another table.
+    pub(crate) fn keys_of_rule(&mut self, rule: RuleId, change: &Change) -> Option<KeySet> {
+        let mut keys = self.key_set();
+        let mut plan = self.plans.fresh(&change.relation, &self.rules);
+        plan.rules.retain(|planned| planned.id == rule);
+        if plan.rules.is_empty() {
+            return None;
+        }
+        self.renderer.add(&change.row, &plan, &self.rules, &mut keys);
+        Some(keys)
+    }
+
+    /// Every key that any rule could produce: each template with every placeholder a `*` (I7).
+    #[must_use]
+    pub fn everything(&self) -> KeySet {
+        let mut keys = self.key_set();
+        for key in self.rules.iter().flat_map(|rule| &rule.templates) {
+            keys.add_whole(key.id, None);
+        }
+        keys
+    }
+
+    /// 16 hex digits that tell rules apart that give different keys for some change. Names and
+    /// order of the rules do not count; tables, operations, `changed`, `immutable` and templates do.
+    #[must_use]
+    pub fn fingerprint(&self) -> String {
+        compile::fingerprint(&self.rules)
+    }
+
+    /// The rules' names, by [`RuleId`].
+    #[must_use]
+    pub fn names(&self) -> &[String] {
+        &self.names
+    }
+
+    /// The tables that rules look at, each once, in the order of the rules.
+    pub fn tables(&self) -> impl Iterator<Item = &TableName> {
+        self.rules.iter().enumerate().filter_map(|(at, rule)| {
+            let before = self.rules.iter().take(at);
+            before.into_iter().all(|other| other.table != rule.table).then_some(&rule.table)
+        })
+    }
+
+    /// The columns that rules read.
+    pub fn column_uses(&self) -> impl Iterator<Item = ColumnUse<'_>> {
+        self.rules.iter().zip(&self.names).flat_map(|(rule, name)| compile::column_uses(rule, name))
+    }
+
+    /// The operations that a rule looks at; none for a rule that is not of these.
+    #[must_use]
+    pub fn operations(&self, rule: RuleId) -> Operations {
+        let none = Operations { insert: false, update: false, delete: false, truncate: false };
+        self.rules.get(usize::from(rule.0)).map_or(none, |rule| rule.operations)
+    }
+
+    /// Where a rule starts in the file.
+    #[must_use]
+    pub fn location(&self, rule: RuleId) -> Option<&Location> {
+        self.rules.get(usize::from(rule.0)).map(|rule| &rule.at)
+    }
+
+    /// Lets the rules of `table` look at `relation` (schema and name), too: a partition of it whose
+    /// changes are published under its own name. Rules of the partition itself stay.
+    pub fn alias(&mut self, relation: (&str, &str), table: &TableName) {
+        let (schema, name) = (relation.0.to_owned(), relation.1.to_owned());
+        self.plans.alias(TableName { schema, name }, table.clone());
+    }
+}

@@ -32,7 +32,7 @@ struct Inner {
     /// The parts between two stars.
     middle: Box<[Part]>,
     /// What stands behind the last star; `None` if there is no star.
-    tail: Option<Part>,
+    tail: Option<Box<[Element]>>,
 }
 
 /// Matches one byte.
@@ -42,7 +42,7 @@ enum Element {
     Class(Box<Class>),
 }
 
-/// Elements in a row.
+/// Elements in a row, to be searched for.
 enum Part {
     Literal(Box<memmem::Finder<'static>>),
     Mixed(Box<[Element]>),
@@ -58,7 +58,7 @@ impl Pattern {
         let mut parts = elements(bytes);
         let last = parts.pop().unwrap_or_default();
         let (first, tail) =
-            if parts.is_empty() { (last, None) } else { (parts.remove(0), Some(Part::new(last))) };
+            if parts.is_empty() { (last, None) } else { (parts.remove(0), Some(last.into())) };
         let prefix: Box<[u8]> = first.iter().map_while(Element::literal).collect();
         let head = first.into_iter().skip(prefix.len()).collect();
         let middle = parts.into_iter().filter(|part| !part.is_empty()).map(Part::new).collect();
@@ -83,7 +83,7 @@ impl Pattern {
         let Some(tail) = &inner.tail else { return rest.is_empty() };
         let Some(cut) = rest.len().checked_sub(tail.len()) else { return false };
         let (mut rest, end) = rest.split_at(cut);
-        if !tail.matches(end) {
+        if !all_match(tail, end) {
             return false;
         }
         for part in &inner.middle {
@@ -115,13 +115,15 @@ impl Pattern {
 
 /// Appends `text` to `pattern` so that it matches itself alone.
 pub(super) fn push_escaped(pattern: &mut Vec<u8>, text: &[u8]) {
-    pattern.reserve(text.len());
-    for &byte in text {
-        if matches!(byte, b'\\' | b'*' | b'?' | b'[' | b']') {
-            pattern.push(b'\\');
-        }
-        pattern.push(byte);
+    let is_syntax = |byte: &u8| matches!(byte, b'\\' | b'*' | b'?' | b'[' | b']');
+    let mut rest = text;
+    while let Some(at) = rest.iter().position(is_syntax) {
+        let (plain, syntax) = rest.split_at(at);
+        pattern.extend_from_slice(plain);
+        pattern.extend_from_slice(&[b'\\', syntax[0]]);
+        rest = &syntax[1..];
     }
+    pattern.extend_from_slice(rest);
 }
 
 /// Cuts a pattern at its stars; gives one list more than there are stars.
@@ -187,14 +189,6 @@ impl Part {
         match self {
             Part::Literal(finder) => finder.needle().len(),
             Part::Mixed(elements) => elements.len(),
-        }
-    }
-
-    /// Whether the part matches all of `bytes`, which are as long as the part.
-    fn matches(&self, bytes: &[u8]) -> bool {
-        match self {
-            Part::Literal(finder) => finder.needle() == bytes,
-            Part::Mixed(elements) => all_match(elements, bytes),
         }
     }
 

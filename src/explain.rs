@@ -1,0 +1,457 @@
+//! Which keys a change of one row removes, by which rule, and what was widened and why: the answer
+//! of `walsweep explain`, from the same code that maps the stream.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use serde_json::Map;
+
+use crate::config::{Location, TableName};
+use crate::decode::{Column, OldKind, OldTuple, Relation, ReplicaIdentity, Tuple, Value};
+use crate::gather::{Change, Row};
+use crate::keys::{KeySet, Pattern, RuleId, Rules, WidenReason};
+
+/// A row as JSON: column to value.
+pub type Object = Map<String, serde_json::Value>;
+
+/// What happened to a row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Operation {
+    /// INSERT.
+    Insert,
+    /// UPDATE.
+    Update,
+    /// DELETE.
+    Delete,
+    /// TRUNCATE.
+    Truncate,
+}
+
+/// A change to explain.
+///
+/// JSON null is NULL, `true` is `t`, numbers stand as JSON writes them, texts as they are.
+#[derive(Clone, Debug)]
+pub struct Question {
+    /// The table.
+    pub table: TableName,
+    /// What happened.
+    pub operation: Operation,
+    /// The old row, as far as Postgres sends it: columns that are not in it are unknown.
+    pub old: Option<Object>,
+    /// The new row; in an UPDATE, columns that are only in the old row did not change.
+    pub new: Option<Object>,
+    /// The columns of the replica identity: what an UPDATE without an old row did not change.
+    pub identity: Vec<String>,
+}
+
+/// Why a change cannot be explained.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    /// The operation is none of the four.
+    #[error("read operation `{0}`: it is not `insert`, `update`, `delete` or `truncate`")]
+    UnknownOperation(String),
+    /// A row version that the operation has was not given.
+    #[error("explain `{operation}`: its {version} row is not given")]
+    MissingRow {
+        /// The operation.
+        operation: Operation,
+        /// `old` or `new`.
+        version: &'static str,
+    },
+    /// A row version was given that the operation does not have.
+    #[error("explain `{operation}`: it has no {version} row")]
+    ExtraRow {
+        /// The operation.
+        operation: Operation,
+        /// `old` or `new`.
+        version: &'static str,
+    },
+    /// A value is an array or an object, which Postgres prints in ways of its own.
+    #[error("read column `{0}`: an array or object is not the text that Postgres sends")]
+    Nested(String),
+}
+
+impl Error {
+    /// What to do about it.
+    #[must_use]
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Error::UnknownOperation(_) => None,
+            Error::MissingRow { version, .. } => Some(format!("add `--{version} JSON`")),
+            Error::ExtraRow { version, .. } => Some(format!("leave `--{version}` out")),
+            Error::Nested(_) => Some("give the value as a text, as psql shows it".to_owned()),
+        }
+    }
+}
+
+/// The answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Explanation {
+    /// The table.
+    pub table: TableName,
+    /// What happened.
+    pub operation: Operation,
+    /// Every rule of the table, in the order of the file.
+    pub rules: Vec<Explained>,
+    /// All tables that rules look at.
+    pub tables: Vec<TableName>,
+}
+
+/// What one rule makes of the change.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Explained {
+    /// The rule's name.
+    pub rule: String,
+    /// Where it starts in the file.
+    pub at: Location,
+    /// What it makes of the change.
+    pub outcome: Outcome,
+}
+
+/// What one rule makes of the change.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// The rule does not look at this operation.
+    OtherOperation,
+    /// None of the columns in `changed` differs.
+    Unchanged,
+    /// It looks at the change.
+    Keys {
+        /// Keys that are removed.
+        exact: Vec<Vec<u8>>,
+        /// Patterns whose keys are removed.
+        patterns: Vec<Pattern>,
+        /// Why templates were widened.
+        widened: Vec<WidenReason>,
+    },
+}
+
+/// Tells what the rules make of a change.
+///
+/// # Errors
+/// A row version is missing or is one too many, or a value cannot be one of Postgres.
+pub fn explain(rules: &mut Rules, question: &Question) -> Result<Explanation, Error> {
+    let change = change(rules, question)?;
+    let mut explained = Vec::new();
+    for (at, name) in rules.names().to_vec().into_iter().enumerate() {
+        let rule = RuleId(u16::try_from(at).expect("rules are counted in 16 bits"));
+        let (Some(keys), Some(place)) = (rules.keys_of_rule(rule, &change), rules.location(rule))
+        else {
+            continue;
+        };
+        let outcome = outcome(rules, rule, question.operation, &keys);
+        explained.push(Explained { rule: name, at: place.clone(), outcome });
+    }
+    Ok(Explanation {
+        table: question.table.clone(),
+        operation: question.operation,
+        rules: explained,
+        tables: rules.tables().cloned().collect(),
+    })
+}
+
+fn outcome(rules: &Rules, rule: RuleId, operation: Operation, keys: &KeySet) -> Outcome {
+    if keys.matches().next().is_some() {
+        return Outcome::Keys {
+            exact: keys.exact().map(|(_, key)| key.to_vec()).collect(),
+            patterns: keys.patterns().map(|(_, pattern)| pattern.clone()).collect(),
+            widened: keys.widened().map(|(_, reason, _)| reason).collect(),
+        };
+    }
+    let operations = rules.operations(rule);
+    let looks = match operation {
+        Operation::Insert => operations.insert,
+        Operation::Update => operations.update,
+        Operation::Delete => operations.delete,
+        Operation::Truncate => operations.truncate,
+    };
+    if looks { Outcome::Unchanged } else { Outcome::OtherOperation }
+}
+
+/// The change that Postgres would send.
+fn change(rules: &Rules, question: &Question) -> Result<Change, Error> {
+    let Question { table, operation, old, new, identity } = question;
+    let (has_old, has_new) = match operation {
+        Operation::Insert => (Some(false), true),
+        Operation::Update => (None, true),
+        Operation::Delete => (Some(true), false),
+        Operation::Truncate => (Some(false), false),
+    };
+    expect_row(*operation, "old", old.is_some(), has_old)?;
+    expect_row(*operation, "new", new.is_some(), Some(has_new))?;
+    let mut columns: BTreeSet<&str> =
+        [old, new].into_iter().flatten().flat_map(Object::keys).map(String::as_str).collect();
+    if *operation == Operation::Delete {
+        let used = rules.column_uses().filter(|used| used.table == table);
+        columns.extend(used.map(|used| used.column));
+    }
+    let is_key = |column: &str| match old {
+        Some(old) => old.contains_key(column),
+        None => identity.iter().any(|key| key == column),
+    };
+    let relation = Relation {
+        id: 0,
+        namespace: table.schema.clone(),
+        name: table.name.clone(),
+        replica_identity: ReplicaIdentity::Default,
+        columns: columns
+            .iter()
+            .map(|name| Column {
+                is_key: is_key(name),
+                name: (*name).to_owned(),
+                type_id: 0,
+                type_modifier: -1,
+            })
+            .collect(),
+    };
+    let read = |row: &Option<Object>| row.as_ref().map(|row| tuple(row, &columns)).transpose();
+    let old = read(old)?.map(|tuple| OldTuple { kind: OldKind::Key, tuple });
+    let row = match (operation, old, read(new)?) {
+        (Operation::Insert, _, Some(new)) => Row::Insert { new },
+        (Operation::Update, old, Some(new)) => Row::Update { old, new },
+        (Operation::Delete, Some(old), _) => Row::Delete { old },
+        _ => Row::Truncate,
+    };
+    Ok(Change { relation: Arc::new(relation), row })
+}
+
+fn expect_row(
+    operation: Operation,
+    version: &'static str,
+    is_given: bool,
+    wanted: Option<bool>,
+) -> Result<(), Error> {
+    match (is_given, wanted) {
+        (false, Some(true)) => Err(Error::MissingRow { operation, version }),
+        (true, Some(false)) => Err(Error::ExtraRow { operation, version }),
+        _ => Ok(()),
+    }
+}
+
+/// A tuple with the values as Postgres prints them.
+fn tuple(row: &Object, columns: &BTreeSet<&str>) -> Result<Tuple, Error> {
+    let text = |column: &&str| match row.get(*column) {
+        None => Ok(Some(None)),
+        Some(serde_json::Value::Null) => Ok(None),
+        Some(serde_json::Value::Bool(value)) => {
+            Ok(Some(Some(if *value { "t" } else { "f" }.to_owned())))
+        }
+        Some(serde_json::Value::Number(value)) => Ok(Some(Some(value.to_string()))),
+        Some(serde_json::Value::String(value)) => Ok(Some(Some(value.clone()))),
+        Some(serde_json::Value::Array(_) | serde_json::Value::Object(_)) => {
+            Err(Error::Nested((*column).to_owned()))
+        }
+    };
+    let texts = columns.iter().map(text).collect::<Result<Vec<_>, _>>()?;
+    let values: Vec<Value<'_>> = texts
+        .iter()
+        .map(|text| match text {
+            None => Value::Null,
+            Some(None) => Value::Unchanged,
+            Some(Some(text)) => Value::Text(text.as_bytes()),
+        })
+        .collect();
+    Ok(Tuple::from_values(&values))
+}
+
+impl FromStr for Operation {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Operation, Error> {
+        match text {
+            "insert" => Ok(Operation::Insert),
+            "update" => Ok(Operation::Update),
+            "delete" => Ok(Operation::Delete),
+            "truncate" => Ok(Operation::Truncate),
+            _ => Err(Error::UnknownOperation(text.to_owned())),
+        }
+    }
+}
+
+impl fmt::Display for Operation {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(match self {
+            Operation::Insert => "insert",
+            Operation::Update => "update",
+            Operation::Delete => "delete",
+            Operation::Truncate => "truncate",
+        })
+    }
+}
+
+impl fmt::Display for Explanation {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.rules.is_empty() {
+            write!(formatter, "no rule looks at `{}`; rules look at", self.table)?;
+            for (at, table) in self.tables.iter().enumerate() {
+                write!(formatter, "{} `{table}`", if at == 0 { "" } else { "," })?;
+            }
+            return writeln!(formatter);
+        }
+        for (at, explained) in self.rules.iter().enumerate() {
+            if at > 0 {
+                writeln!(formatter)?;
+            }
+            writeln!(formatter, "rule `{}` (line {})", explained.rule, explained.at.line)?;
+            self.outcome(formatter, &explained.outcome)?;
+        }
+        Ok(())
+    }
+}
+
+impl Explanation {
+    fn outcome(&self, formatter: &mut fmt::Formatter<'_>, outcome: &Outcome) -> fmt::Result {
+        let (exact, patterns, widened) = match outcome {
+            Outcome::OtherOperation => {
+                return writeln!(formatter, "  nothing  it does not look at {}", self.operation);
+            }
+            Outcome::Unchanged => {
+                return writeln!(formatter, "  nothing  no column of `changed` differs");
+            }
+            Outcome::Keys { exact, patterns, widened } => (exact, patterns, widened),
+        };
+        if exact.is_empty() && patterns.is_empty() {
+            writeln!(formatter, "  nothing  a value of every key is NULL, or its version missing")?;
+        }
+        for key in exact {
+            writeln!(formatter, "  key      {}", Shown(key))?;
+        }
+        for pattern in patterns {
+            writeln!(formatter, "  pattern  {}", Shown(pattern.as_bytes()))?;
+        }
+        for reason in widened {
+            writeln!(formatter, "  widened  {}: {}", reason.as_str(), why(*reason))?;
+        }
+        Ok(())
+    }
+}
+
+fn why(reason: WidenReason) -> &'static str {
+    match reason {
+        WidenReason::ReplicaIdentity => {
+            "an old value is not sent; set `replica identity full`, or declare it `immutable`"
+        }
+        WidenReason::UnchangedToast => "a value did not change, and was not sent",
+        WidenReason::Truncate => "every row is gone",
+        WidenReason::Limit => "a limit of the key set was reached",
+        WidenReason::MissingColumn => "a column is not in the row",
+        WidenReason::NotText => "a filter needs text, and the value is none",
+    }
+}
+
+/// Bytes for people.
+struct Shown<'a>(&'a [u8]);
+
+impl fmt::Display for Shown<'_> {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match std::str::from_utf8(self.0) {
+            Ok(text) => formatter.write_str(text),
+            Err(_) => write!(formatter, "{}", self.0.escape_ascii()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Error, Object, Operation, Question, explain};
+    use crate::config::{Located, Location, Operations, Rule, TableName};
+    use crate::keys::Rules;
+
+    fn located(value: &str) -> Located<String> {
+        Located { value: value.to_owned(), at: Location::default() }
+    }
+
+    fn table(name: &str) -> TableName {
+        TableName { schema: "public".to_owned(), name: name.to_owned() }
+    }
+
+    fn rules() -> Rules {
+        let rule = Rule {
+            name: "predictions".to_owned(),
+            at: Location { line: 12, column: 1, key: "rule.0".to_owned() },
+            table: table("predictions"),
+            table_at: Location::default(),
+            operations: Operations { insert: false, ..Operations::ALL },
+            changed: vec![located("scored")],
+            immutable: Vec::new(),
+            keys: vec![located("p:{match_id}:{model}"), located("board:*")],
+        };
+        Rules::compile(&[rule]).unwrap()
+    }
+
+    fn object(json: &str) -> Option<Object> {
+        (!json.is_empty()).then(|| serde_json::from_str(json).unwrap())
+    }
+
+    fn ask(operation: &str, old: &str, new: &str) -> Result<String, Error> {
+        let question = Question {
+            table: table("predictions"),
+            operation: operation.parse()?,
+            old: object(old),
+            new: object(new),
+            identity: vec!["match_id".to_owned()],
+        };
+        explain(&mut rules(), &question).map(|explanation| explanation.to_string())
+    }
+
+    #[track_caller]
+    fn check(operation: &str, old: &str, new: &str, expected: &[&str]) {
+        let answer = ask(operation, old, new).unwrap();
+        let lines: Vec<&str> = answer.lines().map(str::trim_start).collect();
+        assert_eq!(lines[0], "rule `predictions` (line 12)");
+        assert_eq!(&lines[1..], expected);
+    }
+
+    #[test]
+    fn each_operation_is_explained() {
+        let row = r#"{"match_id": 7, "model": "o'1", "scored": false}"#;
+        let scored = r#"{"scored": true, "model": null}"#;
+        check("insert", "", row, &["nothing  it does not look at insert"]);
+        check("delete", row, "", &["key      p:7:o'1", "pattern  board:*"]);
+        check("update", row, scored, &["key      p:7:o'1", "pattern  board:*"]);
+        check("update", row, row, &["nothing  no column of `changed` differs"]);
+        let truncated =
+            ["pattern  p:*:*", "pattern  board:*", "widened  truncate: every row is gone"];
+        check("truncate", "", "", &truncated);
+    }
+
+    #[test]
+    fn what_is_not_given_is_unknown() {
+        let why = "widened  replica_identity: an old value is not sent; set `replica identity \
+                   full`, or declare it `immutable`";
+        let row = r#"{"match_id": 7, "model": 1.5, "scored": true}"#;
+        let both = ["key      p:7:1.5", "pattern  p:7:*", "pattern  board:*", why];
+        check("update", "", row, &both);
+        check("delete", r#"{"match_id": 7}"#, "", &["pattern  p:7:*", "pattern  board:*", why]);
+        let missing = "widened  missing_column: a column is not in the row";
+        let new = r#"{"match_id": 7, "scored": true}"#;
+        check("update", "", new, &["pattern  p:7:*", "pattern  board:*", missing]);
+    }
+
+    #[test]
+    fn a_question_without_sense_has_no_answer() {
+        let missing = ask("delete", "", "").unwrap_err();
+        assert_eq!(missing.to_string(), "explain `delete`: its old row is not given");
+        assert_eq!(missing.hint().as_deref(), Some("add `--old JSON`"));
+        let extra = ask("insert", "{}", "{}").unwrap_err();
+        assert_eq!(extra, Error::ExtraRow { operation: Operation::Insert, version: "old" });
+        let nested = ask("delete", r#"{"model": [1]}"#, "").unwrap_err();
+        assert_eq!(nested, Error::Nested("model".to_owned()));
+        assert!(matches!(ask("upsert", "", ""), Err(Error::UnknownOperation(_))));
+    }
+
+    #[test]
+    fn a_table_without_rules_is_told_with_those_that_have_some() {
+        let question = Question {
+            table: table("other"),
+            operation: Operation::Truncate,
+            old: None,
+            new: None,
+            identity: Vec::new(),
+        };
+        let answer = explain(&mut rules(), &question).unwrap().to_string();
+        assert_eq!(answer, "no rule looks at `public.other`; rules look at `public.predictions`\n");
+    }
+}

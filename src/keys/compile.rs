@@ -1,0 +1,221 @@
+//! The `[[rule]]` tables of the configuration to [`Rule`]s, with all their problems at once.
+
+use std::collections::{BTreeSet, HashSet};
+use std::sync::Arc;
+
+use sha2::{Digest, Sha256};
+
+use super::filter::push_hex;
+use super::label::{RuleId, TemplateId, TemplateInfo};
+use super::template::{Template, Version};
+use crate::config::{self, Located, Location, Operations, Problem, TableName};
+
+/// A compiled rule.
+#[derive(Clone, Debug)]
+pub(super) struct Rule {
+    pub(super) id: RuleId,
+    pub(super) at: Location,
+    pub(super) table: TableName,
+    pub(super) operations: Operations,
+    pub(super) changed: Vec<Located<String>>,
+    pub(super) immutable: Vec<Located<String>>,
+    pub(super) templates: Vec<RuleTemplate>,
+}
+
+/// A template of a rule.
+#[derive(Clone, Debug)]
+pub(super) struct RuleTemplate {
+    pub(super) id: TemplateId,
+    pub(super) at: Location,
+    pub(super) template: Template,
+}
+
+impl Rule {
+    pub(super) fn is_immutable(&self, column: &str) -> bool {
+        self.immutable.iter().any(|immutable| immutable.value == column)
+    }
+}
+
+/// Compiles the rules. Errors: every problem of every rule, in the order of the file.
+pub(super) fn compile(rules: &[config::Rule]) -> Result<Vec<Rule>, Vec<Problem>> {
+    let (mut problems, mut names, mut compiled) = (Vec::new(), HashSet::new(), Vec::new());
+    let mut template_count = 0;
+    for (at, rule) in rules.iter().enumerate() {
+        if !names.insert(&rule.name) {
+            let message = format!("rule `{}` has the name of another rule", rule.name);
+            let hint = "give each rule its own name: it is a label of the metrics";
+            problems.push(problem(&rule.at, message, hint));
+        }
+        if rule.keys.is_empty() {
+            let message = format!("rule `{}` has no keys", rule.name);
+            problems.push(problem(&rule.at, message, "give it at least one key template"));
+        }
+        twice(&rule.changed, "changed", &mut problems);
+        twice(&rule.immutable, "immutable", &mut problems);
+        let Ok(id) = u16::try_from(at) else {
+            problems.push(problem(&rule.at, "there are more than 65 536 rules", "join some"));
+            break;
+        };
+        let templates = templates(rule, &mut template_count, &mut problems);
+        compiled.push(Rule {
+            id: RuleId(id),
+            at: rule.at.clone(),
+            table: rule.table.clone(),
+            operations: rule.operations,
+            changed: rule.changed.clone(),
+            immutable: rule.immutable.clone(),
+            templates,
+        });
+    }
+    problems.sort_by(|one, other| one.at.cmp(&other.at));
+    if problems.is_empty() { Ok(compiled) } else { Err(problems) }
+}
+
+fn templates(
+    rule: &config::Rule,
+    count: &mut usize,
+    problems: &mut Vec<Problem>,
+) -> Vec<RuleTemplate> {
+    let mut templates = Vec::new();
+    for key in &rule.keys {
+        let template = match Template::parse(&key.value) {
+            Ok(template) => template,
+            Err(flaws) => {
+                problems.extend(flaws.iter().map(|f| problem(&key.at, &*f.message, &f.hint)));
+                continue;
+            }
+        };
+        let Ok(id) = u16::try_from(*count) else {
+            problems.push(problem(&key.at, "there are more than 65 536 keys", "join some"));
+            break;
+        };
+        *count += 1;
+        templates.push(RuleTemplate { id: TemplateId(id), at: key.at.clone(), template });
+    }
+    templates
+}
+
+fn twice(columns: &[Located<String>], option: &str, problems: &mut Vec<Problem>) {
+    let mut seen = HashSet::new();
+    for column in columns {
+        if !seen.insert(&column.value) {
+            let message = format!("`{option}` names column `{}` twice", column.value);
+            problems.push(problem(&column.at, message, "name it once"));
+        }
+    }
+}
+
+fn problem(at: &Location, message: impl Into<String>, hint: &str) -> Problem {
+    Problem { at: at.clone(), message: message.into(), hint: Some(hint.to_owned()) }
+}
+
+/// What key sets know of all templates, by [`TemplateId`].
+pub(super) fn infos(rules: &[Rule]) -> Arc<[TemplateInfo]> {
+    let templates = rules.iter().flat_map(|rule| {
+        let info = |key: &RuleTemplate| TemplateInfo { rule: rule.id, whole: key.template.whole() };
+        rule.templates.iter().map(info)
+    });
+    templates.collect()
+}
+
+/// 16 hex digits that are equal if two rule sets give the same keys for every change: the names and
+/// the order of rules, and how rules share templates, are left out.
+pub(super) fn fingerprint(rules: &[Rule]) -> String {
+    let mut lines = BTreeSet::new();
+    for rule in rules {
+        let Operations { insert, update, delete, truncate } = rule.operations;
+        let mut head = Vec::new();
+        push_part(&mut head, rule.table.schema.as_bytes());
+        push_part(&mut head, rule.table.name.as_bytes());
+        head.extend([insert, update, delete, truncate].map(u8::from));
+        for columns in [&rule.changed, &rule.immutable] {
+            let columns: BTreeSet<&str> = columns.iter().map(|c| c.value.as_str()).collect();
+            let mut list = Vec::new();
+            columns.iter().for_each(|column| push_part(&mut list, column.as_bytes()));
+            push_part(&mut head, &list);
+        }
+        for key in &rule.templates {
+            let mut line = head.clone();
+            push_part(&mut line, &key.template.canonical());
+            lines.insert(line);
+        }
+    }
+    let mut text = b"walsweep rules 1".to_vec();
+    lines.iter().for_each(|line| push_part(&mut text, line));
+    let mut hex = Vec::new();
+    push_hex(&mut hex, &Sha256::digest(&text), 16);
+    hex.into_iter().map(char::from).collect()
+}
+
+/// Appends a part so that no other parts give the same bytes.
+fn push_part(out: &mut Vec<u8>, part: &[u8]) {
+    out.extend_from_slice(&u64::try_from(part.len()).unwrap_or(u64::MAX).to_be_bytes());
+    out.extend_from_slice(part);
+}
+
+/// A column that a rule reads, for the checks before the start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ColumnUse<'a> {
+    /// The rule's name.
+    pub rule: &'a str,
+    /// Where the rule starts in the file.
+    pub rule_at: &'a Location,
+    /// The rule's table.
+    pub table: &'a TableName,
+    /// The column.
+    pub column: &'a str,
+    /// Where the column is named: its first template, or its place in `changed`.
+    pub at: &'a Location,
+    /// The operations that the rule looks at.
+    pub operations: Operations,
+    /// What the column is read for.
+    pub purpose: Purpose,
+    /// Whether the rule declares the column immutable.
+    pub immutable: bool,
+}
+
+/// What a rule reads a column for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// A placeholder of a key.
+    Key {
+        /// Its old value is needed, by an operation of the rule that has one.
+        old: bool,
+        /// Its new value is needed, by an operation of the rule that has one.
+        new: bool,
+    },
+    /// `changed`: whether it differs between the old version and the new.
+    Changed,
+}
+
+/// Each column of a rule, once for its keys and once for `changed`.
+pub(super) fn column_uses<'a>(rule: &'a Rule, name: &'a str) -> Vec<ColumnUse<'a>> {
+    let Operations { insert, update, delete, .. } = rule.operations;
+    let use_of = |column: &'a str, at: &'a Location, purpose: Purpose| ColumnUse {
+        rule: name,
+        rule_at: &rule.at,
+        table: &rule.table,
+        column,
+        at,
+        operations: rule.operations,
+        purpose,
+        immutable: rule.is_immutable(column),
+    };
+    let mut uses: Vec<ColumnUse<'a>> = Vec::new();
+    for key in &rule.templates {
+        for placeholder in key.template.placeholders() {
+            let old = placeholder.version != Version::New && (update || delete);
+            let new = placeholder.version != Version::Old && (insert || update);
+            let known = uses.iter_mut().find(|known| known.column == placeholder.column);
+            match known.map(|known| &mut known.purpose) {
+                Some(Purpose::Key { old: known_old, new: known_new }) => {
+                    *known_old |= old;
+                    *known_new |= new;
+                }
+                _ => uses.push(use_of(&placeholder.column, &key.at, Purpose::Key { old, new })),
+            }
+        }
+    }
+    uses.extend(rule.changed.iter().map(|c| use_of(&c.value, &c.at, Purpose::Changed)));
+    uses
+}

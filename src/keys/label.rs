@@ -1,0 +1,69 @@
+//! What the content of a key set belongs to: its rule, its template, and why it was widened.
+
+use super::pattern::Pattern;
+
+/// A rule: its index in [`Rules::names`](super::Rules::names).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct RuleId(pub u16);
+
+/// A key template: its index over all rules.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct TemplateId(pub(super) u16);
+
+/// Why a placeholder turned into `*`: the label `reason` of `walsweep_widened_total`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum WidenReason {
+    /// The replica identity does not send the old value.
+    ReplicaIdentity,
+    /// An unchanged TOAST value was not sent.
+    UnchangedToast,
+    /// The table was truncated.
+    Truncate,
+    /// A limit of the key set was reached.
+    Limit,
+    /// The relation has no such published column.
+    MissingColumn,
+    /// A filter needs text, and the value is not UTF-8.
+    NotText,
+}
+
+impl WidenReason {
+    /// Every reason.
+    pub const ALL: [WidenReason; 6] = [
+        WidenReason::ReplicaIdentity,
+        WidenReason::UnchangedToast,
+        WidenReason::Truncate,
+        WidenReason::Limit,
+        WidenReason::MissingColumn,
+        WidenReason::NotText,
+    ];
+
+    /// The label.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            WidenReason::ReplicaIdentity => "replica_identity",
+            WidenReason::UnchangedToast => "unchanged_toast",
+            WidenReason::Truncate => "truncate",
+            WidenReason::Limit => "limit",
+            WidenReason::MissingColumn => "missing_column",
+            WidenReason::NotText => "not_text",
+        }
+    }
+}
+
+/// What a key set knows of a template.
+#[derive(Debug)]
+pub(super) struct TemplateInfo {
+    pub(super) rule: RuleId,
+    pub(super) whole: Whole,
+}
+
+/// All that a template could ever give.
+#[derive(Debug)]
+pub(super) enum Whole {
+    /// Without placeholders and wildcards: one key.
+    Key(Box<[u8]>),
+    /// Every placeholder a `*`.
+    Pattern(Pattern),
+}

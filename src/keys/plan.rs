@@ -1,0 +1,148 @@
+//! Rules resolved against a relation, once per shape of the relation: which columns of a tuple are
+//! needed, and where each placeholder finds its value.
+
+use std::sync::Arc;
+
+use hashbrown::HashMap;
+
+use super::compile::{Rule, RuleTemplate};
+use super::label::{RuleId, TemplateId};
+use super::template::Version;
+use crate::config::{Operations, TableName};
+use crate::decode::{Relation, ReplicaIdentity};
+
+/// Past this many relations all plans are made anew: oids of dropped tables stay behind (I6), and
+/// 4 096 are more tables than a publication that names its tables has.
+const PLAN_COUNT_MAX: usize = 4_096;
+
+/// The plans of all relations seen.
+#[derive(Debug, Default)]
+pub(super) struct Plans {
+    by_relation: HashMap<u32, Plan>,
+    /// The tables that a relation is a partition of.
+    aliases: HashMap<TableName, Vec<TableName>>,
+}
+
+/// What the rules want of a relation.
+#[derive(Debug)]
+pub(super) struct Plan {
+    relation: Arc<Relation>,
+    /// The needed columns, in the order of the tuple.
+    pub(super) slots: Vec<Slot>,
+    pub(super) rules: Vec<PlannedRule>,
+}
+
+/// A column that rules need.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Slot {
+    /// Its place in a tuple; `usize::MAX` if the relation does not have it, so that it sorts last.
+    pub(super) column: usize,
+    /// Whether the rule declares it immutable.
+    pub(super) immutable: bool,
+    /// Whether it is part of the index that is the replica identity.
+    pub(super) is_key: bool,
+}
+
+#[derive(Debug)]
+pub(super) struct PlannedRule {
+    pub(super) id: RuleId,
+    pub(super) operations: Operations,
+    /// Slots of the columns of `changed`.
+    pub(super) changed: Vec<usize>,
+    pub(super) templates: Vec<PlannedTemplate>,
+}
+
+#[derive(Debug)]
+pub(super) struct PlannedTemplate {
+    pub(super) id: TemplateId,
+    /// For each placeholder its row version and slot.
+    pub(super) sources: Vec<(Version, usize)>,
+    pub(super) needs: Needs,
+}
+
+/// Which row versions a template needs.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Needs {
+    /// It is rendered for each version; otherwise every placeholder is pinned.
+    pub(super) each: bool,
+    /// A placeholder is pinned to the old version.
+    pub(super) old: bool,
+    /// A placeholder is pinned to the new version.
+    pub(super) new: bool,
+}
+
+impl Plans {
+    /// Lets the rules of `table` look at `relation`, too: it is one of its partitions.
+    pub(super) fn alias(&mut self, relation: TableName, table: TableName) {
+        let tables = self.aliases.entry(relation).or_default();
+        if !tables.contains(&table) {
+            tables.push(table);
+        }
+        self.by_relation.clear();
+    }
+
+    /// The plan for a relation, made anew if its shape is new.
+    pub(super) fn get(&mut self, relation: &Arc<Relation>, rules: &[Rule]) -> &Plan {
+        let known = self.by_relation.get(&relation.id);
+        if !known.is_some_and(|plan| Arc::ptr_eq(&plan.relation, relation)) {
+            if self.by_relation.len() >= PLAN_COUNT_MAX {
+                self.by_relation.clear();
+            }
+            let plan = self.fresh(relation, rules);
+            self.by_relation.insert(relation.id, plan);
+        }
+        &self.by_relation[&relation.id]
+    }
+
+    /// The plan for a relation, outside of the cache.
+    pub(super) fn fresh(&self, relation: &Arc<Relation>, rules: &[Rule]) -> Plan {
+        let own = TableName { schema: relation.namespace.clone(), name: relation.name.clone() };
+        let roots = self.aliases.get(&own).map_or(&[][..], Vec::as_slice);
+        let looks = |rule: &&Rule| rule.table == own || roots.contains(&rule.table);
+        let rules: Vec<&Rule> = rules.iter().filter(looks).collect();
+        let mut slots: Vec<Slot> = Vec::new();
+        for rule in &rules {
+            let placeholders = rule.templates.iter().flat_map(|key| key.template.placeholders());
+            slots.extend(placeholders.map(|p| slot(relation, rule, &p.column)));
+            slots.extend(rule.changed.iter().map(|c| slot(relation, rule, &c.value)));
+        }
+        slots.sort_unstable();
+        slots.dedup();
+        let rules = rules.into_iter().map(|rule| planned(relation, rule, &slots)).collect();
+        Plan { relation: Arc::clone(relation), slots, rules }
+    }
+}
+
+fn slot(relation: &Relation, rule: &Rule, column: &str) -> Slot {
+    let place = relation.columns.iter().position(|known| known.name == column);
+    // With FULL every column is marked, and an old version is always sent whole.
+    let identity = relation.replica_identity;
+    let has_index = matches!(identity, ReplicaIdentity::Default | ReplicaIdentity::Index);
+    Slot {
+        column: place.unwrap_or(usize::MAX),
+        immutable: rule.is_immutable(column),
+        is_key: place.is_some_and(|place| has_index && relation.columns[place].is_key),
+    }
+}
+
+fn planned(relation: &Relation, rule: &Rule, slots: &[Slot]) -> PlannedRule {
+    let place = |column: &str| {
+        slots.binary_search(&slot(relation, rule, column)).expect("every column has its slot")
+    };
+    let template = |key: &RuleTemplate| {
+        let placeholders = || key.template.placeholders();
+        let needs = Needs {
+            each: placeholders().any(|p| p.version == Version::Each),
+            old: placeholders().any(|p| p.version == Version::Old),
+            new: placeholders().any(|p| p.version == Version::New),
+        };
+        let sources = placeholders().map(|p| (p.version, place(&p.column))).collect();
+        PlannedTemplate { id: key.id, sources, needs }
+    };
+    PlannedRule {
+        id: rule.id,
+        operations: rule.operations,
+        changed: rule.changed.iter().map(|column| place(&column.value)).collect(),
+        templates: rule.templates.iter().map(template).collect(),
+    }
+}

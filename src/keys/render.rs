@@ -1,0 +1,260 @@
+//! Templates and row versions to keys.
+
+use super::compile::Rule;
+use super::filter::{Filter, NotText};
+use super::known::{Known, Versions};
+use super::label::WidenReason;
+use super::plan::{Plan, PlannedRule, PlannedTemplate};
+use super::set::KeySet;
+use super::template::{Glob, Piece, Template, Version};
+use crate::config::Operations;
+use crate::gather::Row;
+
+/// A longer key is not written out, its template collapses (I6): a value may have 1 GB, a template
+/// may hold it several times, and no application names its cache entries with a megabyte.
+const KEY_BYTES_MAX: usize = 1 << 20;
+
+/// Buffers that are used again for each row.
+#[derive(Debug, Default)]
+pub(super) struct Renderer {
+    versions: Versions<'static>,
+    out: Glob,
+    filtering: Filtering,
+}
+
+/// The value between two filters.
+#[derive(Debug, Default)]
+struct Filtering {
+    current: Vec<u8>,
+    next: Vec<u8>,
+}
+
+/// A template for one row version.
+struct Source<'a> {
+    template: &'a Template,
+    planned: &'a PlannedTemplate,
+    versions: &'a Versions<'a>,
+    /// The version of placeholders that are not pinned.
+    version: Version,
+}
+
+/// What became of a template.
+enum Rendered {
+    /// The buffer holds a key.
+    Key,
+    /// The buffer holds a pattern; the reason, if a placeholder was widened.
+    Pattern(Option<WidenReason>),
+    /// Everything the template could give.
+    Whole(WidenReason),
+    /// A value is NULL.
+    Nothing,
+}
+
+impl Renderer {
+    /// Adds what the rules of a plan make of a row.
+    pub(super) fn add(&mut self, row: &Row, plan: &Plan, rules: &[Rule], keys: &mut KeySet) {
+        let mut versions = std::mem::take(&mut self.versions).recycle();
+        versions.read(row, &plan.slots);
+        for planned in &plan.rules {
+            if counts(planned, row, &versions, plan) {
+                keys.count_match(planned.id);
+                let rule = &rules[usize::from(planned.id.0)];
+                for (planned, key) in planned.templates.iter().zip(&rule.templates) {
+                    if !keys.is_whole(planned.id) {
+                        self.add_template(&key.template, planned, &versions, keys);
+                    }
+                }
+            }
+        }
+        self.versions = versions.recycle();
+        self.filtering.shrink();
+    }
+
+    fn add_template(
+        &mut self,
+        template: &Template,
+        planned: &PlannedTemplate,
+        versions: &Versions<'_>,
+        keys: &mut KeySet,
+    ) {
+        let needs = planned.needs;
+        let mut source = Source { template, planned, versions, version: Version::New };
+        if planned.sources.is_empty() {
+            keys.add_whole(planned.id, None);
+        } else if !versions.has_old && !versions.has_new {
+            keys.add_whole(planned.id, Some(WidenReason::Truncate));
+        } else if (needs.old && !versions.has_old) || (needs.new && !versions.has_new) {
+            // No version has the value: the template asks for no key.
+        } else if !needs.each {
+            self.add_version(&source, keys);
+        } else {
+            if versions.has_new {
+                self.add_version(&source, keys);
+            }
+            source.version = Version::Old;
+            if versions.has_old && !(versions.has_new && source.is_same_for_both()) {
+                self.add_version(&source, keys);
+            }
+        }
+    }
+
+    fn add_version(&mut self, source: &Source<'_>, keys: &mut KeySet) {
+        let id = source.planned.id;
+        if keys.is_whole(id) {
+            return;
+        }
+        match self.render(source) {
+            Rendered::Key => keys.add_key(id, &self.out.bytes),
+            Rendered::Pattern(reason) => {
+                if let Some(reason) = reason {
+                    keys.count_widened(id, reason);
+                }
+                keys.add_pattern(id, &self.out.bytes);
+            }
+            Rendered::Whole(reason) => keys.add_whole(id, Some(reason)),
+            Rendered::Nothing => {}
+        }
+    }
+
+    fn render(&mut self, source: &Source<'_>) -> Rendered {
+        let (mut known_count, mut reason) = (0, None);
+        for (value, placeholder) in source.values().zip(source.template.placeholders()) {
+            match value {
+                Known::Null if !placeholder.has_default() => return Rendered::Nothing,
+                Known::Null | Known::Bytes(_) => known_count += 1,
+                Known::Unknown(unknown) => {
+                    reason.get_or_insert(unknown);
+                }
+            }
+        }
+        if let (0, Some(reason)) = (known_count, reason) {
+            return Rendered::Whole(reason);
+        }
+        if !source.template.is_pattern && reason.is_none() {
+            // That a filter lacks text shows only here; then start again as a pattern.
+            if let Ok(rendered) = self.write_key(source) {
+                return rendered;
+            }
+        }
+        self.write_pattern(source, reason)
+    }
+
+    fn write_key(&mut self, source: &Source<'_>) -> Result<Rendered, NotText> {
+        self.out.clear();
+        let mut values = source.values();
+        for piece in &source.template.pieces {
+            let part = match piece {
+                Piece::Text { exact, .. } => exact.as_slice(),
+                Piece::Glob(_) | Piece::Star => &[],
+                Piece::Placeholder(placeholder) => match values.next() {
+                    Some(Known::Bytes(value)) => {
+                        self.filtering.apply(Some(value), &placeholder.filters)?
+                    }
+                    _ => self.filtering.apply(None, &placeholder.filters)?,
+                },
+            };
+            if self.out.bytes.len() + part.len() > KEY_BYTES_MAX {
+                return Ok(Rendered::Whole(WidenReason::Limit));
+            }
+            self.out.push_raw(part);
+        }
+        Ok(Rendered::Key)
+    }
+
+    fn write_pattern(&mut self, source: &Source<'_>, mut reason: Option<WidenReason>) -> Rendered {
+        self.out.clear();
+        let mut values = source.values();
+        for piece in &source.template.pieces {
+            match piece {
+                Piece::Text { glob, .. } | Piece::Glob(glob) => self.out.push_raw(glob),
+                Piece::Star => self.out.push_star(),
+                Piece::Placeholder(placeholder) => {
+                    let filtered = match values.next() {
+                        Some(Known::Bytes(value)) => {
+                            self.filtering.apply(Some(value), &placeholder.filters)
+                        }
+                        Some(Known::Null) => self.filtering.apply(None, &placeholder.filters),
+                        Some(Known::Unknown(_)) | None => {
+                            self.out.push_star();
+                            continue;
+                        }
+                    };
+                    match filtered {
+                        Ok(value) if self.out.bytes.len() + value.len() > KEY_BYTES_MAX => {
+                            return Rendered::Whole(WidenReason::Limit);
+                        }
+                        Ok(value) => self.out.push_value(value),
+                        Err(NotText) => {
+                            reason.get_or_insert(WidenReason::NotText);
+                            self.out.push_star();
+                        }
+                    }
+                }
+            }
+        }
+        Rendered::Pattern(reason)
+    }
+}
+
+/// Whether a rule looks at this change.
+fn counts(planned: &PlannedRule, row: &Row, versions: &Versions<'_>, plan: &Plan) -> bool {
+    let Operations { insert, update, delete, truncate } = planned.operations;
+    match row {
+        Row::Insert { .. } => insert,
+        Row::Update { .. } => {
+            let mut changed = planned.changed.iter();
+            update
+                && (planned.changed.is_empty()
+                    || changed.any(|slot| versions.differs(*slot, &plan.slots)))
+        }
+        Row::Delete { .. } => delete,
+        Row::Truncate => truncate,
+    }
+}
+
+impl<'a> Source<'a> {
+    /// The value of each placeholder.
+    fn values(&self) -> impl Iterator<Item = Known<'a>> + use<'a> {
+        let (versions, each) = (self.versions, self.version);
+        self.planned.sources.iter().map(move |(version, slot)| {
+            let version = if *version == Version::Each { each } else { *version };
+            if version == Version::Old { versions.old[*slot] } else { versions.new[*slot] }
+        })
+    }
+
+    /// Whether both versions of the row give the same.
+    fn is_same_for_both(&self) -> bool {
+        let mut each = self.planned.sources.iter().filter(|(version, _)| *version == Version::Each);
+        each.all(|(_, slot)| self.versions.old[*slot] == self.versions.new[*slot])
+    }
+}
+
+impl Filtering {
+    /// What the filters make of a value, `None` being NULL. That is nothing without a `default`.
+    fn apply<'s>(
+        &'s mut self,
+        value: Option<&'s [u8]>,
+        filters: &'s [Filter],
+    ) -> Result<&'s [u8], NotText> {
+        let (mut value, mut is_own) = (value, false);
+        for filter in filters {
+            match (filter, value) {
+                (Filter::Default(text), None) => value = Some(text.as_bytes()),
+                (Filter::Default(_), Some(_)) | (_, None) => {}
+                (filter, Some(input)) => {
+                    self.next.clear();
+                    filter.apply(if is_own { &self.current } else { input }, &mut self.next)?;
+                    std::mem::swap(&mut self.current, &mut self.next);
+                    is_own = true;
+                }
+            }
+        }
+        Ok(if is_own { &self.current } else { value.unwrap_or_default() })
+    }
+
+    /// Gives back what an exceptionally long value needed.
+    fn shrink(&mut self) {
+        self.current.shrink_to(KEY_BYTES_MAX);
+        self.next.shrink_to(KEY_BYTES_MAX);
+    }
+}
