@@ -54,5 +54,7 @@ pub mod explain;
 pub mod lsn;
 pub mod metrics;
 pub mod postgres;
+pub mod preflight;
 pub mod retry;
+pub mod setup;
 pub mod throwaway;
