@@ -1,0 +1,3 @@
+-- Lets a role replicate.
+-- Privileges: superuser; since 16 CREATEROLE, REPLICATION and ADMIN of the role. Versions: 14 to 18.
+alter role {role} replication

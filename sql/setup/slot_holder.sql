@@ -1,0 +1,6 @@
+-- Who has the slot that is to be dropped.
+-- Privileges: none. Versions: 14 and later. $1 is the slot's name. No row: there is no such slot.
+select active_pid,
+       (select application_name from pg_stat_activity where pid = active_pid)
+  from pg_replication_slots
+ where slot_name = $1

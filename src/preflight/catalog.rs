@@ -1,0 +1,173 @@
+//! The catalog as the checks see it: one statement, one JSON text.
+
+use serde::Deserialize;
+use tokio_postgres::Client;
+
+use super::Error;
+use crate::config::{Config, TableName};
+use crate::keys::Rules;
+
+/// The backend that answered, and its `server_version_num`.
+pub(super) async fn server(client: &Client) -> Result<(i32, i32), Error> {
+    let row = client.query_one(include_str!("../../sql/preflight_server.sql"), &[]).await?;
+    Ok((row.try_get(0)?, row.try_get(1)?))
+}
+
+/// What `sql/preflight.sql` gives.
+#[derive(Debug, Deserialize)]
+pub(super) struct Catalog {
+    pub(super) backend_pid: i32,
+    pub(super) database: String,
+    pub(super) is_in_recovery: bool,
+    pub(super) wal_level: String,
+    pub(super) slot_keep_size: Option<String>,
+    pub(super) synchronous_commit: Option<String>,
+    pub(super) slots_max: i64,
+    pub(super) slots_used: i64,
+    pub(super) senders_max: i64,
+    pub(super) senders_used: i64,
+    pub(super) role: Role,
+    pub(super) slot: Option<Slot>,
+    pub(super) publication: Option<Publication>,
+    pub(super) tables: Vec<Table>,
+    pub(super) other_tables: Vec<Name>,
+}
+
+/// The role of the replication connection.
+#[derive(Debug, Deserialize)]
+pub(super) struct Role {
+    pub(super) name: String,
+    pub(super) may_replicate: bool,
+    pub(super) is_rds: bool,
+}
+
+/// A row of `pg_replication_slots`
+/// (<https://www.postgresql.org/docs/current/view-pg-replication-slots.html>).
+#[derive(Debug, Deserialize)]
+pub(super) struct Slot {
+    pub(super) plugin: Option<String>,
+    pub(super) database: Option<String>,
+    pub(super) temporary: bool,
+    pub(super) active_pid: Option<i32>,
+    pub(super) wal_status: Option<String>,
+    #[serde(default)]
+    pub(super) two_phase: Option<bool>,
+}
+
+/// A row of `pg_publication`
+/// (<https://www.postgresql.org/docs/current/catalog-pg-publication.html>).
+#[derive(Debug, Deserialize)]
+#[expect(clippy::struct_excessive_bools, reason = "the columns of the catalog")]
+pub(super) struct Publication {
+    pub(super) puballtables: bool,
+    pub(super) pubinsert: bool,
+    pub(super) pubupdate: bool,
+    pub(super) pubdelete: bool,
+    pub(super) pubtruncate: bool,
+    pub(super) pubviaroot: bool,
+}
+
+/// A table that a rule names.
+#[derive(Debug, Deserialize)]
+pub(super) struct Table {
+    pub(super) relation: Relation,
+    pub(super) columns: Vec<Column>,
+    /// The leaves, if it is partitioned.
+    pub(super) partitions: Vec<Relation>,
+    /// The partitioned table under whose name its changes are published.
+    pub(super) published_as: Option<String>,
+    /// Whether the publication names it, or a table that it is a partition of.
+    pub(super) is_listed: bool,
+    /// The columns that are published; `None` before version 15, which knows no column lists.
+    pub(super) published_columns: Option<Vec<String>>,
+    pub(super) row_filter: Option<String>,
+}
+
+/// A row of `pg_class`.
+#[derive(Debug, Deserialize)]
+pub(super) struct Relation {
+    pub(super) schema: String,
+    pub(super) name: String,
+    pub(super) kind: char,
+    pub(super) persistence: char,
+    pub(super) identity: char,
+    /// The columns of the identity's index; none if there is no such index.
+    pub(super) identity_columns: Vec<String>,
+    /// Whether its changes are published under its own name.
+    pub(super) is_published: bool,
+}
+
+/// A column of a table.
+#[derive(Debug, Deserialize)]
+pub(super) struct Column {
+    pub(super) name: String,
+    pub(super) is_generated: bool,
+}
+
+/// The name of a table.
+#[derive(Debug, Deserialize)]
+pub(super) struct Name {
+    pub(super) schema: String,
+    pub(super) name: String,
+}
+
+impl Catalog {
+    /// Reads it.
+    pub(super) async fn read(
+        config: &Config,
+        rules: &Rules,
+        client: &Client,
+    ) -> Result<Catalog, Error> {
+        let (schemas, names): (Vec<&str>, Vec<&str>) =
+            rules.tables().map(|table| (table.schema.as_str(), table.name.as_str())).unzip();
+        let postgres = &config.postgres;
+        let (publication, slot) = (&postgres.publication, &postgres.slot);
+        let user = &postgres.replication_endpoint.user;
+        let query = include_str!("../../sql/preflight.sql");
+        let row = client.query_one(query, &[&schemas, &names, publication, slot, user]).await?;
+        Ok(serde_json::from_str(row.try_get(0)?)?)
+    }
+
+    /// The table of that name.
+    pub(super) fn table(&self, name: &TableName) -> Option<&Table> {
+        let is_it = |table: &&Table| {
+            (&table.relation.schema, &table.relation.name) == (&name.schema, &name.name)
+        };
+        self.tables.iter().find(is_it)
+    }
+}
+
+impl Table {
+    /// Whether it is partitioned.
+    pub(super) fn is_partitioned(&self) -> bool {
+        self.relation.kind == 'p'
+    }
+
+    /// Every relation whose identity counts: its own, for the names of the columns, and those of
+    /// the partitions, for what the log holds.
+    pub(super) fn family(&self) -> impl Iterator<Item = &Relation> {
+        std::iter::once(&self.relation).chain(&self.partitions)
+    }
+
+    /// The relations that hold rows.
+    pub(super) fn holders(&self) -> impl Iterator<Item = &Relation> {
+        self.family().filter(|relation| relation.kind != 'p')
+    }
+
+    /// Whether the old value of a column is in the log, whichever partition its row is in.
+    pub(super) fn identifies(&self, column: &str) -> bool {
+        self.family().all(|relation| relation.identifies(column))
+    }
+}
+
+impl Relation {
+    /// Whether the replica identity has the column.
+    pub(super) fn identifies(&self, column: &str) -> bool {
+        self.identity == 'f' || self.identity_columns.iter().any(|one| one == column)
+    }
+
+    /// Whether there is a replica identity.
+    pub(super) fn has_identity(&self) -> bool {
+        self.identity == 'f' || !self.identity_columns.is_empty()
+    }
+}

@@ -1,0 +1,206 @@
+//! What a check found, and how it is shown.
+
+use std::fmt;
+
+use serde::{Serialize, Serializer};
+
+use crate::config::Location;
+
+/// How bad a finding is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Severity {
+    /// The promise would not hold; `run` refuses to start.
+    Error,
+    /// It holds, at a price.
+    Warning,
+    /// Good to know.
+    Info,
+}
+
+impl Severity {
+    /// The word for it.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Severity::Error => "error",
+            Severity::Warning => "warning",
+            Severity::Info => "info",
+        }
+    }
+}
+
+/// One thing that a check found.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Finding {
+    /// How bad it is.
+    pub severity: Severity,
+    /// A name for programs, such as `replica_identity`; it stays the same over versions.
+    pub code: &'static str,
+    /// The place in the configuration that it is about.
+    #[serde(serialize_with = "serialize_location", skip_serializing_if = "Option::is_none")]
+    pub at: Option<Location>,
+    /// What was found, lowercase, values in backticks.
+    pub message: String,
+    /// What to do about it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hint: Option<String>,
+    /// The statements that cure it, without the last semicolon.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sql: Option<String>,
+}
+
+impl Finding {
+    pub(super) fn new(severity: Severity, code: &'static str, message: String) -> Finding {
+        Finding { severity, code, at: None, message, hint: None, sql: None }
+    }
+
+    pub(super) fn error(code: &'static str, message: impl Into<String>) -> Finding {
+        Finding::new(Severity::Error, code, message.into())
+    }
+
+    pub(super) fn warning(code: &'static str, message: impl Into<String>) -> Finding {
+        Finding::new(Severity::Warning, code, message.into())
+    }
+
+    pub(super) fn info(code: &'static str, message: impl Into<String>) -> Finding {
+        Finding::new(Severity::Info, code, message.into())
+    }
+
+    pub(super) fn at(self, at: &Location) -> Finding {
+        Finding { at: Some(at.clone()), ..self }
+    }
+
+    pub(super) fn hint(self, hint: impl Into<String>) -> Finding {
+        Finding { hint: Some(hint.into()), ..self }
+    }
+
+    pub(super) fn sql(self, sql: impl Into<String>) -> Finding {
+        Finding { sql: Some(sql.into()), ..self }
+    }
+
+    /// Whether `run` refuses to start because of it.
+    #[must_use]
+    pub fn is_error(&self) -> bool {
+        self.severity == Severity::Error
+    }
+}
+
+impl fmt::Display for Finding {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(at) = &self.at {
+            write!(formatter, "{}:{}: {}: ", at.line, at.column, at.key)?;
+        }
+        formatter.write_str(&self.message)?;
+        if let Some(hint) = &self.hint {
+            write!(formatter, "\n    hint: {hint}")?;
+        }
+        if let Some(sql) = &self.sql {
+            write!(formatter, "\n    sql: {};", sql.replace('\n', "\n         "))?;
+        }
+        Ok(())
+    }
+}
+
+#[expect(clippy::ref_option, reason = "the signature that serde calls")]
+fn serialize_location<S: Serializer>(
+    at: &Option<Location>,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    #[derive(Serialize)]
+    struct Place<'a> {
+        line: usize,
+        column: usize,
+        key: &'a str,
+    }
+    let place = |at| {
+        let &Location { line, column, ref key } = at;
+        Place { line, column, key }
+    };
+    at.as_ref().map(place).serialize(serializer)
+}
+
+/// What was found at both servers.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Report {
+    /// In the database.
+    pub postgres: Vec<Finding>,
+    /// In Redis.
+    pub redis: Vec<Finding>,
+}
+
+impl Report {
+    /// All findings, those of Postgres first.
+    pub fn findings(&self) -> impl Iterator<Item = &Finding> {
+        self.postgres.iter().chain(&self.redis)
+    }
+
+    /// Whether `run` refuses to start.
+    #[must_use]
+    pub fn has_errors(&self) -> bool {
+        self.findings().any(Finding::is_error)
+    }
+
+    /// One JSON object: `ok`, and the findings of `postgres` and of `redis`.
+    #[must_use]
+    pub fn to_json(&self) -> String {
+        #[derive(Serialize)]
+        struct Shown<'a> {
+            ok: bool,
+            #[serde(flatten)]
+            report: &'a Report,
+        }
+        let shown = Shown { ok: !self.has_errors(), report: self };
+        serde_json::to_string_pretty(&shown).expect("texts and numbers are JSON")
+    }
+}
+
+impl fmt::Display for Report {
+    /// The findings, the worst first, and a line that counts them.
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut findings: Vec<&Finding> = self.findings().collect();
+        findings.sort_by_key(|finding| finding.severity);
+        for finding in findings {
+            let Finding { severity, code, .. } = finding;
+            writeln!(formatter, "{}[{code}]: {finding}", severity.as_str())?;
+        }
+        let count = |severity| self.findings().filter(|one| one.severity == severity).count();
+        let (errors, warnings) = (count(Severity::Error), count(Severity::Warning));
+        let plural = |count: usize| if count == 1 { "" } else { "s" };
+        let (more_errors, more_warnings) = (plural(errors), plural(warnings));
+        write!(formatter, "{errors} error{more_errors}, {warnings} warning{more_warnings}")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Finding, Report};
+    use crate::config::Location;
+
+    fn report() -> Report {
+        let at = Location { line: 7, column: 9, key: "rule.0.table".to_owned() };
+        let error = Finding::error("table_missing", "no table `a.b`").at(&at);
+        let error = error.hint("a hint").sql("begin;\ncommit");
+        Report { postgres: vec![Finding::info("x", "y"), error], redis: Vec::new() }
+    }
+
+    #[test]
+    fn the_text_shows_the_worst_first_with_place_hint_and_sql() {
+        let text = "error[table_missing]: 7:9: rule.0.table: no table `a.b`\n    hint: a hint\n    \
+                    sql: begin;\n         commit;\ninfo[x]: y\n1 error, 0 warnings";
+        assert_eq!(report().to_string(), text);
+    }
+
+    #[test]
+    fn the_json_has_every_field_that_is_there() {
+        let json: serde_json::Value = serde_json::from_str(&report().to_json()).unwrap();
+        let finding = serde_json::json!({
+            "severity": "error", "code": "table_missing", "message": "no table `a.b`",
+            "at": { "line": 7, "column": 9, "key": "rule.0.table" },
+            "hint": "a hint", "sql": "begin;\ncommit",
+        });
+        assert_eq!(json["postgres"][1], finding);
+        assert_eq!(json["postgres"][0].get("hint"), None);
+        assert_eq!((&json["ok"], &json["redis"]), (&false.into(), &serde_json::json!([])));
+    }
+}

@@ -1,0 +1,93 @@
+//! Checks of replica identities: does the log have the old values that the rules need.
+//!
+//! See <https://www.postgresql.org/docs/current/logical-replication-publication.html>. A partition
+//! has an identity of its own, which decides what the log holds; the one of the partitioned table
+//! decides how pgoutput labels it.
+
+use super::catalog::Table;
+use super::{Context, Finding, cure, publication};
+use crate::config::{Operations, Rule};
+use crate::keys::{ColumnUse, Purpose};
+
+/// Old values that would be missing, and writes of the application that would fail.
+pub(super) fn check(context: &Context<'_>) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    let published = publication::published(context);
+    let writes = published.update || published.delete;
+    for rule in &context.config.rules {
+        let table = context.catalog.table(&rule.table);
+        if let Some(table) = table.filter(|_| writes) {
+            findings.extend(no_identity(table, rule));
+            findings.extend(mixed_identity(table, rule));
+        }
+    }
+    for column in context.rules.column_uses() {
+        let table = context.catalog.table(column.table);
+        let table = table.filter(|table| table.columns.iter().any(|c| c.name == column.column));
+        if let Some(table) = table.filter(|table| !table.identifies(column.column)) {
+            findings.extend(unknown_old(table, &column));
+        }
+    }
+    findings
+}
+
+/// The first relation that cannot be updated while it is published.
+fn no_identity(table: &Table, rule: &Rule) -> Option<Finding> {
+    let bare = table.holders().find(|relation| relation.kind == 'r' && !relation.has_identity())?;
+    let name = bare.table_name();
+    let message = format!(
+        "`{name}` has no replica identity: the application's own UPDATE and DELETE fail while they \
+         are published"
+    );
+    let finding = Finding::error("no_identity", message).at(&rule.table_at);
+    let finding =
+        finding.hint("a primary key is an identity, too, if that is enough for the rules");
+    Some(finding.sql(cure::full_identity(table)))
+}
+
+/// A partition whose identity has less than the partitioned table's: pgoutput sends the rest as
+/// NULL, which cannot be told from a value.
+fn mixed_identity(table: &Table, rule: &Rule) -> Option<Finding> {
+    let names = || table.columns.iter().map(|column| column.name.as_str());
+    let less =
+        table.partitions.iter().filter(|partition| partition.kind == 'r').find(|partition| {
+            names().any(|name| table.relation.identifies(name) && !partition.identifies(name))
+        })?;
+    let (name, root) = (less.table_name(), table.relation.table_name());
+    let message = format!(
+        "partition `{name}` has a smaller replica identity than `{root}`: old values arrive as NULL"
+    );
+    let finding = Finding::error("partition_identity", message).at(&rule.table_at);
+    Some(finding.sql(cure::full_identity(table)))
+}
+
+/// What follows for a rule if the old value of a column is not in the log.
+fn unknown_old(table: &Table, column: &ColumnUse<'_>) -> Option<Finding> {
+    let (name, shown) = (column.column, column.table);
+    let Operations { update, delete, .. } = column.operations;
+    let place = format!("`{name}` is not in the replica identity of `{shown}`");
+    let sql = cure::full_identity(table);
+    match column.purpose {
+        Purpose::Key { old: true, .. } if !column.immutable && (update || delete) => {
+            let message = format!(
+                "{place}: its old value is unknown when a row is updated or deleted, and keys \
+                 widen to `*`"
+            );
+            let finding = Finding::error("replica_identity", message).at(column.at);
+            let hint = format!(
+                "or, if `{name}` never changes, declare it: `immutable = [\"{name}\"]` in rule `{}`",
+                column.rule
+            );
+            Some(finding.hint(hint).sql(sql))
+        }
+        Purpose::Key { old: true, .. } if delete => {
+            let message = format!("{place}: a DELETE widens this key to `*`");
+            Some(Finding::warning("delete_widens", message).at(column.at).sql(sql))
+        }
+        Purpose::Changed if update && !column.immutable => {
+            let message = format!("{place}: it counts as changed by every UPDATE");
+            Some(Finding::warning("changed_unknown", message).at(column.at).sql(sql))
+        }
+        Purpose::Key { .. } | Purpose::Changed => None,
+    }
+}

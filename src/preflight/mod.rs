@@ -1,0 +1,108 @@
+//! What is looked at before the start: would the promise hold with this database, this Redis.
+//!
+//! Takes: the configuration, its rules, one connection to each server. Gives: [`Finding`]s, each
+//! with the place in the configuration that it is about and with its cure. Never changes anything,
+//! except for one key in Redis that lives for a second. What would make keys stay, or widen day by
+//! day (I5), is an error, and `run` refuses to start; what costs or delays is a warning; what an
+//! operator may want to know is information.
+//!
+//! The catalog is read in one statement (`catalog`); `server`, `slot`, `publication`, `tables` and
+//! `identity` conclude from it and ask nothing more.
+
+mod catalog;
+mod cure;
+mod finding;
+mod identity;
+mod publication;
+mod redis;
+mod server;
+mod slot;
+mod tables;
+
+use tokio_postgres::Client;
+
+use crate::config::{Config, TableName};
+use crate::keys::Rules;
+
+pub(crate) use self::cure::{drop_publication, drop_slot, render};
+pub use self::finding::{Finding, Report, Severity};
+pub use self::redis::redis;
+
+use self::catalog::Catalog;
+
+/// Why the checks could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A query failed.
+    #[error("read the catalog: {}", message(.0))]
+    Query(#[from] tokio_postgres::Error),
+    /// The answer is not what the query gives.
+    #[error("read the catalog: {0}")]
+    Answer(#[from] serde_json::Error),
+}
+
+/// The driver prints `db error` alone; what Postgres said is in its source.
+pub(crate) fn message(error: &tokio_postgres::Error) -> String {
+    error.as_db_error().map_or_else(|| error.to_string(), |cause| cause.message().to_owned())
+}
+
+/// Everything that the checks conclude from.
+struct Context<'a> {
+    config: &'a Config,
+    rules: &'a Rules,
+    catalog: &'a Catalog,
+}
+
+/// Checks the database behind `client`, which must be a connection to `config.postgres.endpoint`,
+/// and lets the rules of a partitioned table look at its partitions, too.
+///
+/// # Errors
+///
+/// When the catalog cannot be read; a database that is unfit is no error but findings.
+pub async fn postgres(
+    config: &Config,
+    rules: &mut Rules,
+    client: &Client,
+) -> Result<Vec<Finding>, Error> {
+    let (backend_pid, version) = catalog::server(client).await?;
+    if let Some(finding) = server::version(version) {
+        return Ok(vec![finding]);
+    }
+    let catalog = Catalog::read(config, rules, client).await?;
+    let mut pids = vec![backend_pid, catalog.backend_pid];
+    pids.push(catalog::server(client).await?.0);
+    let context = Context { config, rules, catalog: &catalog };
+    let mut findings = server::check(&context, &pids);
+    if catalog.is_in_recovery {
+        // Whatever else is wrong would have to be cured on the primary.
+        return Ok(findings);
+    }
+    findings.extend(slot::check(&context));
+    findings.extend(tables::check(&context));
+    findings.extend(publication::check(&context));
+    findings.extend(identity::check(&context));
+    for table in &catalog.tables {
+        let name = table.relation.table_name();
+        for partition in &table.partitions {
+            rules.alias((&partition.schema, &partition.name), &name);
+        }
+    }
+    Ok(findings)
+}
+
+/// The candidate that is most like `wanted`, if one is like it at all.
+fn nearest<'a>(wanted: &str, candidates: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    /// Two of five characters may differ: more is another word.
+    const LIKE: f64 = 0.6;
+    candidates
+        .map(|candidate| (strsim::normalized_damerau_levenshtein(wanted, candidate), candidate))
+        .filter(|(likeness, _)| *likeness >= LIKE)
+        .max_by(|a, b| a.0.total_cmp(&b.0))
+        .map(|(_, candidate)| candidate)
+}
+
+impl catalog::Relation {
+    fn table_name(&self) -> TableName {
+        TableName { schema: self.schema.clone(), name: self.name.clone() }
+    }
+}

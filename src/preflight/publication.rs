@@ -1,0 +1,160 @@
+//! Checks of the publication: does it publish all that the rules look at.
+
+use super::catalog::{Publication, Table};
+use super::{Context, Finding, cure};
+use crate::config::{Operations, Rule};
+use crate::keys::ColumnUse;
+
+/// What is not published, or only in part.
+pub(super) fn check(context: &Context<'_>) -> Vec<Finding> {
+    let name = &context.config.postgres.publication;
+    let Some(publication) = &context.catalog.publication else {
+        let tables = context.catalog.tables.iter().filter(|table| is_publishable(table));
+        let tables: Vec<&Table> = tables.collect();
+        let missing = format!("there is no publication `{name}`");
+        let missing = Finding::error("publication_missing", missing);
+        return vec![Finding {
+            sql: cure::create_publication(name, &tables, needed(context)),
+            ..missing
+        }];
+    };
+    let mut findings = Vec::new();
+    if publication.puballtables {
+        let message = format!("publication `{name}` publishes every table");
+        let all = Finding::info("publication_all_tables", message);
+        findings.push(all.hint("one of the rules' tables alone spares the server the rest"));
+    }
+    for rule in &context.config.rules {
+        findings.extend(operations(context, publication, rule));
+        if let Some(table) = context.catalog.table(&rule.table) {
+            findings
+                .extend(membership(context, publication, table).map(|one| one.at(&rule.table_at)));
+        }
+    }
+    for column in context.rules.column_uses() {
+        if let Some(table) = context.catalog.table(column.table) {
+            findings.extend(unpublished(context, table, &column));
+        }
+    }
+    findings
+}
+
+/// The operations that any rule looks at.
+fn needed(context: &Context<'_>) -> Operations {
+    let none = Operations { insert: false, update: false, delete: false, truncate: false };
+    context.config.rules.iter().fold(none, |all, rule| union(all, rule.operations))
+}
+
+/// The operations that are published once the errors of this check are cured.
+pub(super) fn published(context: &Context<'_>) -> Operations {
+    context
+        .catalog
+        .publication
+        .as_ref()
+        .map_or(needed(context), |publication| union(needed(context), publication.operations()))
+}
+
+fn union(one: Operations, other: Operations) -> Operations {
+    Operations {
+        insert: one.insert || other.insert,
+        update: one.update || other.update,
+        delete: one.delete || other.delete,
+        truncate: one.truncate || other.truncate,
+    }
+}
+
+impl Publication {
+    fn operations(&self) -> Operations {
+        Operations {
+            insert: self.pubinsert,
+            update: self.pubupdate,
+            delete: self.pubdelete,
+            truncate: self.pubtruncate,
+        }
+    }
+}
+
+/// Whether Postgres takes it into a publication.
+fn is_publishable(table: &Table) -> bool {
+    matches!(table.relation.kind, 'r' | 'p') && table.relation.persistence == 'p'
+}
+
+fn operations(context: &Context<'_>, publication: &Publication, rule: &Rule) -> Option<Finding> {
+    let name = &context.config.postgres.publication;
+    let (wanted, given) = (rule.operations, publication.operations());
+    if union(wanted, given) == given {
+        return None;
+    }
+    let given = cure::operation_names(given);
+    let missing = cure::operation_names(wanted).into_iter().filter(|one| !given.contains(one));
+    let missing = missing.map(|one| format!("`{one}`")).collect::<Vec<_>>().join(", ");
+    let message =
+        format!("rule `{}` looks at {missing}, which publication `{name}` leaves out", rule.name);
+    let finding = Finding::error("operation_not_published", message).at(&rule.at);
+    Some(finding.sql(cure::set_publish(name, published(context))))
+}
+
+/// Whether the changes of a table arrive, under its name, with all rows.
+fn membership(context: &Context<'_>, publication: &Publication, table: &Table) -> Option<Finding> {
+    let name = &context.config.postgres.publication;
+    let shown = table.relation.table_name();
+    if !is_publishable(table) {
+        return None;
+    }
+    if table.relation.is_published {
+        return table.row_filter.as_ref().map(|_| {
+            let message = format!(
+                "publication `{name}` has a row filter for `{shown}`: no key is removed \
+                         for the rows that it leaves out"
+            );
+            Finding::warning("row_filter", message)
+        });
+    }
+    if let Some(root) = &table.published_as {
+        let message =
+            format!("`{shown}` is a partition whose changes are published as those of `{root}`");
+        return Some(
+            Finding::error("partition_leaf", message).hint(format!("let the rule name `{root}`")),
+        );
+    }
+    let all = !table.partitions.is_empty() && table.partitions.iter().all(|one| one.is_published);
+    let by_leaf = table.is_listed || publication.puballtables || all;
+    if table.is_partitioned() && !publication.pubviaroot && by_leaf {
+        let message = format!(
+            "publication `{name}` publishes the changes of `{shown}` under the names of its \
+             partitions, and a partition that is added later would not be known"
+        );
+        return Some(Finding::error("partition_root", message).sql(cure::set_via_root(name)));
+    }
+    let message = format!("`{shown}` is not in publication `{name}`");
+    let finding = Finding::error("table_not_published", message);
+    Some(if publication.puballtables { finding } else { finding.sql(cure::add_table(name, table)) })
+}
+
+/// Whether the values of a column arrive.
+fn unpublished(context: &Context<'_>, table: &Table, column: &ColumnUse<'_>) -> Option<Finding> {
+    let name = &context.config.postgres.publication;
+    let known = table.columns.iter().find(|known| known.name == column.column)?;
+    let is_published = match &table.published_columns {
+        Some(columns) => columns.contains(&known.name),
+        None => !known.is_generated,
+    };
+    if is_published {
+        return None;
+    }
+    let (shown, column_name) = (column.table, column.column);
+    if known.is_generated {
+        let message = format!("`{column_name}` of `{shown}` is generated, and not published");
+        let hint = "name the columns that it is generated from; since version 18 a publication can \
+                    also have `publish_generated_columns = stored`";
+        return Some(Finding::error("generated_column", message).at(column.at).hint(hint));
+    }
+    let message =
+        format!("publication `{name}` has a column list for `{shown}` without `{column_name}`");
+    let finding = Finding::error("column_not_published", message).at(column.at);
+    let finding = match table.row_filter {
+        Some(_) => finding.hint("the SQL takes away the table's row filter, too"),
+        None => finding,
+    };
+    Some(finding.sql(cure::unlimit_columns(name, table)))
+}

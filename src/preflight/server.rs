@@ -1,0 +1,80 @@
+//! Checks of the server and of the role.
+
+use super::{Context, Finding, cure};
+
+/// The oldest version that walsweep streams from: the first with protocol version 2.
+const VERSION_MIN: i32 = 14;
+
+/// A server that is too old.
+pub(super) fn version(version: i32) -> Option<Finding> {
+    let major = version / 10_000;
+    let too_old = || {
+        Finding::error("server_version", format!("the server's version is {major}"))
+            .hint(format!("walsweep needs PostgreSQL {VERSION_MIN} or later"))
+    };
+    (major < VERSION_MIN).then(too_old)
+}
+
+/// Everything else; `pids` are the backends that answered one statement after another.
+pub(super) fn check(context: &Context<'_>, pids: &[i32]) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    let catalog = context.catalog;
+    // One session is one backend; only a pooler hands out another one in between.
+    if pids.windows(2).any(|pair| pair.first() != pair.last()) {
+        let message = "`postgres.url` reaches a pooler that spreads one session over several \
+                       backends: what was read on one need not hold on another";
+        let pooler = Finding::error("pooler", message);
+        findings.push(pooler.hint("let `postgres.url` name the server itself"));
+    }
+    if catalog.is_in_recovery {
+        let standby = Finding::error("in_recovery", "`postgres.url` reaches a standby");
+        findings.push(standby.hint("let `postgres.url` name the primary"));
+        return findings;
+    }
+    if catalog.wal_level != "logical" {
+        let message = format!("`wal_level` is `{}`", catalog.wal_level);
+        let level = Finding::error("wal_level", message);
+        findings.push(level.hint("set `wal_level = logical` and start the server again"));
+    }
+    if !catalog.role.may_replicate {
+        let message = format!("role `{}` may not replicate", catalog.role.name);
+        let role = Finding::error("replication_role", message);
+        findings.push(role.sql(cure::allow_replication(&catalog.role)));
+    }
+    findings.extend(headroom(context));
+    if catalog.slot_keep_size.as_deref() == Some("-1") {
+        let message = "`max_slot_wal_keep_size` is unlimited: a slot that nobody reads fills the \
+                       server's disk";
+        let unlimited = Finding::info("slot_keep_unlimited", message);
+        findings.push(unlimited.hint(
+            "set it, and a slot that falls too far behind is lost instead; walsweep then sweeps \
+             everything",
+        ));
+    }
+    if catalog.synchronous_commit.as_deref() == Some("off") {
+        let message = "`synchronous_commit` is off by default: commits are visible before they are \
+                       written, so keys are removed later, and a crash of the server may take back \
+                       what readers saw";
+        let late = Finding::warning("synchronous_commit", message);
+        findings.push(late.hint("set it to `on` for those who write cached tables"));
+    }
+    findings
+}
+
+/// Room for the slot and its sender. A slot that exists has both already.
+fn headroom(context: &Context<'_>) -> Vec<Finding> {
+    let catalog = context.catalog;
+    if catalog.slot.is_some() {
+        return Vec::new();
+    }
+    let rows = [
+        ("replication_slots_full", "max_replication_slots", catalog.slots_used, catalog.slots_max),
+        ("wal_senders_full", "max_wal_senders", catalog.senders_used, catalog.senders_max),
+    ];
+    let full = rows.into_iter().filter(|(_, _, used, max)| used >= max);
+    let findings = full.map(|(code, setting, used, max)| {
+        Finding::error(code, format!("`{setting}` is {max}, and {used} are in use"))
+            .hint(format!("raise `{setting}` and start the server again"))
+    });
+    findings.collect()
+}

@@ -1,0 +1,69 @@
+//! Checks of the replication slot.
+
+use super::catalog::Slot;
+use super::{Context, Finding, cure};
+
+/// The slot as it is, or that there is none.
+pub(super) fn check(context: &Context<'_>) -> Vec<Finding> {
+    let name = &context.config.postgres.slot;
+    let Some(slot) = &context.catalog.slot else {
+        let message = format!("there is no slot `{name}`");
+        let missing =
+            Finding::info("slot_missing", message).hint("`run` creates it when it starts");
+        return vec![missing.sql(cure::create_slot(name))];
+    };
+    if let Some(wrong) = unfit(context, slot) {
+        return vec![wrong.hint("drop that slot, or let `postgres.slot` name another one")];
+    }
+    let mut findings = Vec::new();
+    if slot.wal_status.as_deref() == Some("lost") {
+        let message = format!("slot `{name}` is lost: the server removed WAL that it needed");
+        let lost = Finding::warning("slot_lost", message);
+        findings.push(lost.hint("`run` creates it anew and sweeps everything"));
+    } else if context.catalog.publication.is_none() && slot.active_pid.is_none() {
+        // The server looks the publication up as of the change that it decodes.
+        let message = format!(
+            "slot `{name}` is older than its publication: the server cannot decode what lies \
+             between"
+        );
+        let early = Finding::error("slot_before_publication", message);
+        let early = early.hint("create it anew, after the publication; `run` sweeps everything");
+        findings.push(early.sql(format!(
+            "{};\n{}",
+            cure::drop_slot(name),
+            cure::create_slot(name)
+        )));
+    }
+    if let Some(pid) = slot.active_pid {
+        let message = format!("slot `{name}` is in use by process {pid}");
+        let active = Finding::info("slot_active", message);
+        findings.push(active.hint("a walsweep that is started now waits for it"));
+    }
+    findings
+}
+
+/// Why walsweep cannot stream from it.
+fn unfit(context: &Context<'_>, slot: &Slot) -> Option<Finding> {
+    let name = &context.config.postgres.slot;
+    let database = &context.catalog.database;
+    if slot.plugin.as_deref() != Some("pgoutput") {
+        let plugin = slot.plugin.as_deref().unwrap_or("none: it is a physical slot");
+        let message =
+            format!("slot `{name}` has another output plugin than `pgoutput`: `{plugin}`");
+        return Some(Finding::error("slot_plugin", message));
+    }
+    if slot.database.as_ref() != Some(database) {
+        let other = slot.database.as_deref().unwrap_or_default();
+        let message = format!("slot `{name}` is of database `{other}`, not of `{database}`");
+        return Some(Finding::error("slot_database", message));
+    }
+    if slot.temporary {
+        let message = format!("slot `{name}` is temporary: it ends with the session that made it");
+        return Some(Finding::error("slot_temporary", message));
+    }
+    if slot.two_phase == Some(true) {
+        let message = format!("slot `{name}` decodes at PREPARE TRANSACTION, before the commit");
+        return Some(Finding::error("slot_two_phase", message));
+    }
+    None
+}

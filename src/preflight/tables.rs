@@ -1,0 +1,75 @@
+//! Checks of the tables and columns that the rules name.
+
+use super::catalog::{Relation, Table};
+use super::{Context, Finding, nearest};
+use crate::config::Rule;
+use crate::keys::ColumnUse;
+
+/// What is missing, and what has no changes in the log.
+pub(super) fn check(context: &Context<'_>) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    for rule in &context.config.rules {
+        match context.catalog.table(&rule.table) {
+            None => findings.push(missing(context, rule)),
+            Some(table) => findings.extend(
+                table
+                    .family()
+                    .filter_map(|relation| kind(relation))
+                    .map(|one| one.at(&rule.table_at)),
+            ),
+        }
+    }
+    for column in context.rules.column_uses() {
+        if let Some(table) = context.catalog.table(column.table) {
+            findings.extend(missing_column(table, &column));
+        }
+    }
+    findings
+}
+
+fn missing(context: &Context<'_>, rule: &Rule) -> Finding {
+    let others = &context.catalog.other_tables;
+    let names: Vec<String> =
+        others.iter().map(|other| format!("{}.{}", other.schema, other.name)).collect();
+    let namesake = others.iter().position(|other| other.name == rule.table.name);
+    let namesake = namesake.and_then(|at| names.get(at)).map(String::as_str);
+    let wanted = rule.table.to_string();
+    let like = namesake.or_else(|| nearest(&wanted, names.iter().map(String::as_str)));
+    let finding =
+        Finding::error("table_missing", format!("there is no table `{wanted}`")).at(&rule.table_at);
+    match like {
+        Some(like) => finding.hint(format!("did you mean `{like}`")),
+        None => finding,
+    }
+}
+
+/// Why the log has no changes of a relation.
+fn kind(relation: &Relation) -> Option<Finding> {
+    let what = match (relation.kind, relation.persistence) {
+        ('r' | 'p', 'p') => return None,
+        ('r' | 'p', 'u') => "an unlogged table",
+        ('r' | 'p', _) => "a temporary table",
+        ('v', _) => "a view",
+        ('m', _) => "a materialized view",
+        _ => "a foreign table",
+    };
+    let name = relation.table_name();
+    let message = format!("`{name}` is {what}: its changes are not in the log");
+    Some(Finding::error("table_kind", message))
+}
+
+fn missing_column(table: &Table, column: &ColumnUse<'_>) -> Option<Finding> {
+    if table.columns.iter().any(|known| known.name == column.column) {
+        return None;
+    }
+    let names = table.columns.iter().map(|known| known.name.as_str());
+    let message = format!("`{}` has no column `{}`", column.table, column.column);
+    let finding = Finding::error("column_missing", message).at(column.at);
+    Some(match nearest(column.column, names.clone()) {
+        Some(like) => finding.hint(format!("did you mean `{like}`")),
+        None => {
+            let names: Vec<String> = names.map(|name| format!("`{name}`")).collect();
+            finding.hint(format!("its columns are {}", names.join(", ")))
+        }
+    })
+}

@@ -1,0 +1,214 @@
+//! `walsweep setup` and `walsweep teardown`: what a database needs, made or printed, and removed.
+//!
+//! Nothing is known here of what is needed: the checks before the start find what is missing, and
+//! each of their errors carries its cure. Warnings keep their price until a person decides.
+
+use tokio_postgres::Client;
+
+use postgres_protocol::escape::escape_identifier;
+
+use crate::config::Config;
+use crate::keys::Rules;
+use crate::preflight::{self, Finding, render};
+
+/// How often the checks are made again after their cures. A cure may show what it uncovers, such as
+/// the slot that has to follow the publication; nothing uncovers more than that.
+const ROUNDS_MAX: usize = 3;
+
+/// One statement, or several that belong in one transaction, without the last semicolon.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Statement {
+    /// The SQL.
+    pub sql: String,
+    /// What it cures.
+    pub why: String,
+}
+
+/// Why a database could not be set up or cleaned up.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The checks could not be made.
+    #[error("check the database: {0}")]
+    Preflight(#[from] preflight::Error),
+    /// Something is wrong that no statement cures; nothing was changed.
+    #[error("set up the database: no SQL cures this:{}", list(.0))]
+    Incurable(Vec<Finding>),
+    /// The cures were applied, and yet there are errors.
+    #[error("set up the database: still wrong:{}", list(.0))]
+    Uncured(Vec<Finding>),
+    /// A statement was refused; those before it stay.
+    #[error("run `{sql}`: {}", preflight::message(.source))]
+    Statement {
+        /// The statement.
+        sql: String,
+        /// What Postgres said.
+        source: tokio_postgres::Error,
+    },
+    /// The slot cannot be dropped while somebody streams from it.
+    #[error("drop slot `{slot}`: process {pid} (`{name}`) streams from it")]
+    SlotActive {
+        /// The slot.
+        slot: String,
+        /// The process on the server.
+        pid: i32,
+        /// Its `application_name`.
+        name: String,
+    },
+}
+
+impl Error {
+    /// What a person can do about it.
+    #[must_use]
+    pub fn hint(&self) -> Option<&'static str> {
+        match self {
+            Error::SlotActive { .. } => Some("stop walsweep first"),
+            Error::Statement { .. } => {
+                Some("`walsweep setup --print` shows the SQL for a role that may run it")
+            }
+            Error::Preflight(_) | Error::Incurable(_) | Error::Uncured(_) => None,
+        }
+    }
+}
+
+fn list(findings: &[Finding]) -> String {
+    findings.iter().map(|finding| format!("\n{finding}")).collect()
+}
+
+/// The cures of the findings that keep walsweep from running, and the slot, in an order that works:
+/// replica identities before anything is published, so that no write of the application fails in
+/// between; the slot after the publication, which the server looks up as of each change that it
+/// decodes. Each statement once.
+#[must_use]
+pub fn plan(findings: &[Finding]) -> Vec<Statement> {
+    let cured = findings.iter().filter(|one| one.is_error() || one.code == "slot_missing");
+    let mut ranked: Vec<(u8, Statement)> = Vec::new();
+    for finding in cured {
+        let Some(sql) = finding.sql.clone() else { continue };
+        if ranked.iter().all(|(_, known)| known.sql != sql) {
+            let why = finding.message.clone();
+            ranked.push((rank(finding.code), Statement { sql, why }));
+        }
+    }
+    ranked.sort_by_key(|(rank, _)| *rank);
+    ranked.into_iter().map(|(_, statement)| statement).collect()
+}
+
+fn rank(code: &str) -> u8 {
+    match code {
+        "replication_role" => 0,
+        "replica_identity" | "no_identity" | "partition_identity" => 1,
+        "slot_missing" | "slot_before_publication" => 3,
+        _ => 2,
+    }
+}
+
+/// Makes what is missing, statement by statement, and gives what it did; nothing if nothing was
+/// missing.
+///
+/// # Errors
+///
+/// When something is wrong that SQL cannot cure (nothing is changed then), or a statement is
+/// refused.
+pub async fn setup(
+    config: &Config,
+    rules: &mut Rules,
+    client: &Client,
+) -> Result<Vec<Statement>, Error> {
+    let mut done = Vec::new();
+    for _ in 0..ROUNDS_MAX {
+        let findings = preflight::postgres(config, rules, client).await?;
+        let incurable = |finding: &&Finding| finding.is_error() && finding.sql.is_none();
+        let incurable: Vec<Finding> = findings.iter().filter(incurable).cloned().collect();
+        if !incurable.is_empty() {
+            return Err(Error::Incurable(incurable));
+        }
+        let statements = plan(&findings);
+        if statements.is_empty() {
+            return Ok(done);
+        }
+        for statement in statements {
+            run(client, &statement.sql).await?;
+            done.push(statement);
+        }
+    }
+    let mut findings = preflight::postgres(config, rules, client).await?;
+    findings.retain(Finding::is_error);
+    if findings.is_empty() { Ok(done) } else { Err(Error::Uncured(findings)) }
+}
+
+async fn run(client: &Client, sql: &str) -> Result<(), Error> {
+    let Err(source) = client.batch_execute(sql).await else { return Ok(()) };
+    // A statement with a transaction of its own leaves it open; this first error is the one to tell.
+    drop(client.batch_execute("rollback").await);
+    Err(Error::Statement { sql: sql.to_owned(), source })
+}
+
+/// The same as a script for psql, with comments; changes nothing.
+///
+/// # Errors
+///
+/// When the checks cannot be made.
+pub async fn script(config: &Config, rules: &mut Rules, client: &Client) -> Result<String, Error> {
+    let findings = preflight::postgres(config, rules, client).await?;
+    let role = escape_identifier(&config.postgres.replication_endpoint.user);
+    let database = escape_identifier(&config.postgres.endpoint.database);
+    let values = [("role", &*role), ("database", &*database)];
+    let head = render(include_str!("../sql/setup/script.sql"), &values);
+    let mut script = format!("{}\n\\set ON_ERROR_STOP on\n", comment(&head));
+    let statements = plan(&findings);
+    for Statement { sql, why } in &statements {
+        script.push_str(&format!("\n{}{sql};\n", comment(why)));
+    }
+    if statements.is_empty() {
+        script.push_str("\n-- Nothing to do.\n");
+    }
+    let open = |finding: &&Finding| {
+        statements.iter().all(|done| finding.sql.as_ref() != Some(&done.sql))
+            && (finding.is_error() || finding.sql.is_some())
+    };
+    for finding in findings.iter().filter(open) {
+        let what = if finding.is_error() { "No SQL cures this" } else { "Not needed, but" };
+        script.push_str(&format!("\n{}", comment(&format!("{what}: {finding}"))));
+    }
+    Ok(script)
+}
+
+/// A text as lines of comment.
+fn comment(text: &str) -> String {
+    text.lines().map(|line| format!("{}\n", format!("-- {line}").trim_end())).collect()
+}
+
+/// Drops the slot and the publication, and gives a line about each thing that it did or left.
+/// Replica identities stay: others may rely on them.
+///
+/// # Errors
+///
+/// When the slot is in use, or a statement is refused.
+pub async fn teardown(config: &Config, client: &Client) -> Result<Vec<String>, Error> {
+    let (slot, publication) = (&config.postgres.slot, &config.postgres.publication);
+    let mut lines = Vec::new();
+    let query = include_str!("../sql/setup/slot_holder.sql");
+    let row = client.query_opt(query, &[slot]).await.map_err(preflight::Error::from)?;
+    if let Some(row) = row {
+        let pid: Option<i32> = row.try_get(0).map_err(preflight::Error::from)?;
+        let name: Option<String> = row.try_get(1).map_err(preflight::Error::from)?;
+        if let Some(pid) = pid {
+            let name = name.unwrap_or_else(|| "unknown".to_owned());
+            return Err(Error::SlotActive { slot: slot.clone(), pid, name });
+        }
+        run(client, &preflight::drop_slot(slot)).await?;
+        lines.push(format!("dropped slot `{slot}`"));
+    } else {
+        lines.push(format!("there is no slot `{slot}`"));
+    }
+    let query = include_str!("../sql/setup/publication_exists.sql");
+    let row = client.query_one(query, &[publication]).await.map_err(preflight::Error::from)?;
+    if row.try_get(0).map_err(preflight::Error::from)? {
+        run(client, &preflight::drop_publication(publication)).await?;
+        lines.push(format!("dropped publication `{publication}`"));
+    } else {
+        lines.push(format!("there is no publication `{publication}`"));
+    }
+    lines.push("replica identities stay as they are".to_owned());
+    Ok(lines)
+}
