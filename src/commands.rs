@@ -18,9 +18,11 @@ use crate::load::load;
 use crate::metrics::Metrics;
 use crate::pipeline::Program;
 use crate::postgres::connect_sql;
+use crate::preflight::{Finding, Report};
+use crate::setup::{self, Statement};
 use crate::shutdown::Shutdown;
-use crate::sweep::{Node, Pace, Pass, Progress, Standalone, key_name};
-use crate::{logging, preflight, setup};
+use crate::sweep::{Node, Pace, Pass, Progress, Standalone, connect, key_name};
+use crate::{logging, preflight};
 
 /// `application_name` of connections that commands other than `run` make.
 const NAME: &str = "walsweep command";
@@ -108,12 +110,33 @@ pub async fn run(path: &Path) -> Result<(), Failure> {
 /// 78 for the configuration; 1 when a finding is an error or a server cannot be asked.
 pub async fn check(path: &Path, json: bool) -> Result<(), Failure> {
     let (config, mut rules) = configuration(path)?;
-    let report = preflight::check(&config, &mut rules, NAME).await;
-    print(&if json { report.to_json() } else { report.to_string() })?;
-    match report.error_count() {
-        0 => Ok(()),
-        1 => Err(Failure::halted("1 problem found".to_owned())),
-        count => Err(Failure::halted(format!("{count} problems found"))),
+    let report = Report {
+        postgres: check_postgres(&config, &mut rules).await,
+        redis: check_redis(&config).await,
+    };
+    print(&format!("{}\n", if json { report.to_json() } else { report.to_string() }))?;
+    if report.has_errors() {
+        return Err(Failure::halted("`walsweep run` would refuse to start".to_owned()));
+    }
+    Ok(())
+}
+
+/// A server that cannot be asked is a finding, so that the other one's are still told.
+async fn check_postgres(config: &Config, rules: &mut Rules) -> Vec<Finding> {
+    let sql = match connect_sql(&config.postgres.endpoint, NAME).await {
+        Ok(sql) => sql,
+        Err(error) => return vec![Finding::error("postgres_unreachable", error.to_string())],
+    };
+    match preflight::postgres(config, rules, &sql).await {
+        Ok(findings) => findings,
+        Err(error) => vec![Finding::error("catalog_unreadable", error.to_string())],
+    }
+}
+
+async fn check_redis(config: &Config) -> Vec<Finding> {
+    match connect::connect(&config.redis).await {
+        Ok(mut connection) => preflight::redis(config, &mut connection).await,
+        Err(error) => vec![Finding::error("redis_unreachable", error.to_string())],
     }
 }
 
@@ -129,11 +152,12 @@ pub async fn setup(path: &Path, print_only: bool) -> Result<(), Failure> {
         let script = setup::script(&config, &mut rules, &sql).await.map_err(halted)?;
         return print(&script);
     }
-    let done = setup::setup(&config, &mut rules, &sql).await.map_err(halted)?;
+    let done = setup::setup(&config, &mut rules, &sql).await;
+    let done = done.map_err(|error| halted(&error).with_hint(error.hint()))?;
     if done.is_empty() {
         return print("nothing to do\n");
     }
-    done.iter().try_for_each(|statement| print(&format!("{statement}\n")))
+    done.iter().try_for_each(|Statement { sql, why }| print(&format!("-- {why}\n{sql};\n")))
 }
 
 /// `walsweep teardown`.

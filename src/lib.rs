@@ -68,5 +68,4 @@ pub mod setup;
 pub mod shutdown;
 pub mod slot_health;
 pub mod stream;
-pub mod setup;
 pub mod throwaway;

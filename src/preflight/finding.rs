@@ -55,7 +55,7 @@ impl Finding {
         Finding { severity, code, at: None, message, hint: None, sql: None }
     }
 
-    pub(super) fn error(code: &'static str, message: impl Into<String>) -> Finding {
+    pub(crate) fn error(code: &'static str, message: impl Into<String>) -> Finding {
         Finding::new(Severity::Error, code, message.into())
     }
 
