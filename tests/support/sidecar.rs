@@ -22,8 +22,10 @@ pub(crate) struct Settings {
     pub(crate) postgres_url: String,
     /// `[redis] url`.
     pub(crate) redis_url: String,
-    /// `[postgres] slot` and `publication`.
+    /// `[postgres] slot`, and `publication` unless that is given.
     pub(crate) name: String,
+    /// `[postgres] publication`.
+    pub(crate) publication: Option<String>,
     /// `[refill] window`; tests of first removals want it off.
     pub(crate) refill: String,
     /// `[log] level`.
@@ -47,6 +49,7 @@ impl Settings {
             postgres_url: postgres.url(),
             redis_url: redis.url(),
             name: "walsweep".to_owned(),
+            publication: None,
             refill: "0s".to_owned(),
             level: "debug".to_owned(),
             postgres: String::new(),
@@ -61,8 +64,9 @@ impl Settings {
     fn toml(&self, http_port: u16) -> String {
         let Settings { postgres_url, redis_url, name, refill, level, .. } = self;
         let Settings { postgres, redis, sweep, rules, .. } = self;
+        let publication = self.publication.as_ref().unwrap_or(name);
         format!(
-            "[postgres]\nurl = {postgres_url:?}\nslot = {name:?}\npublication = {name:?}\n\
+            "[postgres]\nurl = {postgres_url:?}\nslot = {name:?}\npublication = {publication:?}\n\
              {postgres}\n\
              [redis]\nurl = {redis_url:?}\n{redis}\n\
              [sweep]\n{sweep}\n\

@@ -1,13 +1,20 @@
 //! The configuration file: its structs, its defaults, and every problem in it at once.
 
+mod parse;
+mod reader;
+
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::str::FromStr;
 use std::time::Duration;
 
 use secrecy::SecretString;
 
 use crate::postgres::Endpoint;
+
+pub(crate) use parse::unreadable;
+pub use parse::{Parsed, parse};
 
 /// The whole configuration.
 #[derive(Clone, Debug)]
@@ -127,6 +134,42 @@ impl fmt::Display for TableName {
     }
 }
 
+/// A text that does not name a table.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("`{0}` is not a table name")]
+pub struct NotATable(String);
+
+impl FromStr for TableName {
+    type Err = NotATable;
+
+    /// `schema.table` or `table`, which is in `public`. A part may be quoted as in SQL: dots inside
+    /// the quotes are part of it, `""` is a quote. Case is kept with quotes or without.
+    fn from_str(text: &str) -> Result<TableName, NotATable> {
+        let fault = || NotATable(text.to_owned());
+        let mut parts = vec![String::new()];
+        let (mut quoted, mut characters) = (false, text.chars().peekable());
+        while let Some(character) = characters.next() {
+            let part = parts.last_mut().ok_or_else(fault)?;
+            match character {
+                '"' if quoted && characters.next_if_eq(&'"').is_some() => part.push('"'),
+                '"' => quoted = !quoted,
+                '.' if !quoted => parts.push(String::new()),
+                other => part.push(other),
+            }
+        }
+        let well_formed = !quoted && parts.iter().all(|part| !part.is_empty());
+        match parts.as_mut_slice() {
+            [name] if well_formed => {
+                Ok(TableName { schema: "public".to_owned(), name: std::mem::take(name) })
+            }
+            [schema, name] if well_formed => {
+                Ok(TableName { schema: std::mem::take(schema), name: std::mem::take(name) })
+            }
+            _ => Err(fault()),
+        }
+    }
+}
+
 /// A set of row operations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[expect(clippy::struct_excessive_bools, reason = "a set of four named members")]
@@ -176,4 +219,16 @@ pub struct Problem {
     pub message: String,
     /// What to do about it.
     pub hint: Option<String>,
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Problem { at: Location { line, column, key }, message, hint } = self;
+        write!(formatter, "{line}:{column}: ")?;
+        if !key.is_empty() {
+            write!(formatter, "{key}: ")?;
+        }
+        formatter.write_str(message)?;
+        hint.iter().try_for_each(|hint| write!(formatter, "\n  hint: {hint}"))
+    }
 }

@@ -1,0 +1,357 @@
+//! The sections of the configuration, each to its struct, with all their problems at once.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use secrecy::SecretString;
+use toml::de::DeTable;
+use tracing_subscriber::EnvFilter;
+
+use super::reader::{Reader, Section};
+use super::{
+    Config, Http, Located, Log, LogFormat, Postgres, Problem, Redis, Refill, Rule, Sweep, TableName,
+};
+use crate::config::Operations;
+use crate::postgres::Endpoint;
+
+/// What a configuration text says.
+#[derive(Debug)]
+pub struct Parsed {
+    /// The configuration, if nothing is wrong with it.
+    pub config: Option<Config>,
+    /// Its rules that could be read whole, so that their templates can be judged in any case.
+    pub rules: Vec<Rule>,
+    /// Everything that is wrong, in the order of the file.
+    pub problems: Vec<Problem>,
+}
+
+/// Reads a configuration; `env` looks up environment variables.
+#[must_use]
+pub fn parse(text: &str, env: &dyn Fn(&str) -> Option<String>) -> Parsed {
+    let mut reader = Reader::new(text, env);
+    let (document, errors) = DeTable::parse_recoverable(text);
+    for error in &errors {
+        let at = reader.location(error.span().map_or(0, |span| span.start), "");
+        reader.problem(at, error.message().trim().replace('\n', ", "), None);
+    }
+    let mut root = Section::new(document.get_ref(), 0..0, String::new());
+    let postgres = postgres(&mut reader, &mut root);
+    let redis = redis(&mut reader, &mut root);
+    let mut section = reader.section(&mut root, "sweep");
+    let bounds = (Duration::from_millis(1), Duration::from_micros(100), Duration::from_secs(1));
+    let sweep = Sweep { max_stall: reader.duration(&mut section, "max_stall", bounds) };
+    reader.finish(&section);
+    let mut section = reader.section(&mut root, "refill");
+    let bounds = (Duration::from_secs(1), Duration::ZERO, Duration::from_secs(3600));
+    let refill = Refill { window: reader.duration(&mut section, "window", bounds) };
+    reader.finish(&section);
+    let http = http(&mut reader, &mut root);
+    let log = log(&mut reader, &mut root);
+    let rules = rules(&mut reader, &mut root);
+    reader.finish(&root);
+    let mut problems = reader.problems;
+    problems.sort_by(|one, other| one.at.cmp(&other.at));
+    let config = match (postgres, redis) {
+        (Some(postgres), Some(redis)) if problems.is_empty() => {
+            let rules = rules.clone();
+            Some(Config { postgres, redis, sweep, refill, http, log, rules })
+        }
+        _ => None,
+    };
+    Parsed { config, rules, problems }
+}
+
+fn postgres(reader: &mut Reader<'_>, root: &mut Section<'_, '_>) -> Option<Postgres> {
+    let mut section = reader.section(root, "postgres");
+    let hint = "give it as `postgres://user@host:5432/database`";
+    let url = reader.required_text(&mut section, "url", hint);
+    let replication_url = reader.text(&mut section, "replication_url");
+    let password = password_file(reader, &mut section);
+    let mut endpoint = |url: Option<Located<String>>| {
+        let url = url?;
+        match Endpoint::parse(&url.value) {
+            Ok(endpoint) => with_password(reader, endpoint, &url, password.as_ref()),
+            Err(error) => {
+                reader.problem(url.at, error.to_string(), Some(hint));
+                None
+            }
+        }
+    };
+    let has_replication_url = replication_url.is_some();
+    let (sql, replication) = (endpoint(url), endpoint(replication_url));
+    let publication = name(reader, &mut section, "publication");
+    let slot = name(reader, &mut section, "slot");
+    let is_slot = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_';
+    if !slot.value.bytes().all(is_slot) {
+        let message = format!("`{}` is not a slot name", slot.value);
+        reader.problem(slot.at, message, Some("use only `a` to `z`, digits and `_`"));
+    }
+    reader.finish(&section);
+    let endpoint = sql?;
+    let replication_endpoint = if has_replication_url { replication? } else { endpoint.clone() };
+    let (publication, slot) = (publication.value, slot.value);
+    Some(Postgres { endpoint, replication_endpoint, publication, slot })
+}
+
+fn with_password(
+    reader: &mut Reader<'_>,
+    mut endpoint: Endpoint,
+    url: &Located<String>,
+    password: Option<&Located<SecretString>>,
+) -> Option<Endpoint> {
+    match password {
+        Some(password) if endpoint.password.is_some() => {
+            let message = format!("`{}` has a password, too", url.at.key);
+            reader.problem(password.at.clone(), message, Some("keep one of the two"));
+        }
+        Some(password) => endpoint.password = Some(password.value.clone()),
+        None => {
+            if let Err(error) = endpoint.load_password() {
+                reader.problem(url.at.clone(), error.to_string(), None);
+                return None;
+            }
+        }
+    }
+    Some(endpoint)
+}
+
+/// `publication` and `slot`: names of at most 63 bytes, `walsweep` unless given.
+fn name(
+    reader: &mut Reader<'_>,
+    section: &mut Section<'_, '_>,
+    key: &'static str,
+) -> Located<String> {
+    let default = Located { value: "walsweep".to_owned(), at: super::Location::default() };
+    let Some(name) = reader.text(section, key) else { return default };
+    if name.value.is_empty() || name.value.len() > 63 {
+        let message = format!("`{}` is not a name of 1 to 63 bytes", name.value);
+        reader.problem(name.at.clone(), message, None);
+        return default;
+    }
+    name
+}
+
+/// The content of `password_file`, without the newline at its end.
+fn password_file(
+    reader: &mut Reader<'_>,
+    section: &mut Section<'_, '_>,
+) -> Option<Located<SecretString>> {
+    let path = reader.text(section, "password_file")?;
+    let message = match std::fs::read_to_string(&path.value) {
+        Ok(content) => {
+            let password = content.trim_end_matches(['\r', '\n']);
+            if !password.is_empty() {
+                return Some(Located { value: SecretString::from(password), at: path.at });
+            }
+            format!("read `{}`: the file is empty", path.value)
+        }
+        Err(error) => format!("read `{}`: {error}", path.value),
+    };
+    reader.problem(path.at, message, Some("name a file that holds the password, and nothing else"));
+    None
+}
+
+fn redis(reader: &mut Reader<'_>, root: &mut Section<'_, '_>) -> Option<Redis> {
+    let mut section = reader.section(root, "redis");
+    let hint = "give it as `redis://host:6379/0`, or `rediss://` for TLS";
+    let url = reader.required_text(&mut section, "url", hint);
+    let file_password = password_file(reader, &mut section);
+    let ca_file = reader.text(&mut section, "ca_file").map(|path| {
+        if let Err(error) = std::fs::File::open(&path.value) {
+            let message = format!("read `{}`: {error}", path.value);
+            reader.problem(path.at, message, Some("name a PEM file of certificate authorities"));
+        }
+        PathBuf::from(path.value)
+    });
+    reader.finish(&section);
+    let url = url?;
+    let Some((plain, url_password)) = split_password(&url.value) else {
+        reader.problem(url.at, "is not a Redis URL".to_owned(), Some(hint));
+        return None;
+    };
+    if let (Some(file), Some(_)) = (&file_password, &url_password) {
+        let message = "`redis.url` has a password, too".to_owned();
+        reader.problem(file.at.clone(), message, Some("keep one of the two"));
+    }
+    let password = url_password.or(file_password.map(|file| file.value));
+    Some(Redis { url: plain, password, ca_file })
+}
+
+/// A Redis URL without its password, and the password; `None` if it is not a Redis URL.
+fn split_password(text: &str) -> Option<(String, Option<SecretString>)> {
+    let mut url = url::Url::parse(text).ok()?;
+    if !matches!(url.scheme(), "redis" | "rediss" | "redis+unix" | "unix") {
+        return None;
+    }
+    let password = url.password().map(|encoded| {
+        let decoded = percent_encoding::percent_decode_str(encoded).decode_utf8();
+        decoded.map(|text| SecretString::from(text.as_ref()))
+    });
+    let password = password.transpose().ok()?;
+    if password.is_some() {
+        url.set_password(None).ok()?;
+    }
+    redis::parse_redis_url(url.as_str())?;
+    Some((url.to_string(), password))
+}
+
+fn http(reader: &mut Reader<'_>, root: &mut Section<'_, '_>) -> Http {
+    let mut section = reader.section(root, "http");
+    let default = Some(([127, 0, 0, 1], 9185).into());
+    let listen = match reader.text(&mut section, "listen") {
+        None => default,
+        Some(text) if text.value.is_empty() => None,
+        Some(text) => text.value.parse().map(Some).unwrap_or_else(|_| {
+            let message = format!("`{}` is not an address and a port", text.value);
+            let hint = "write `127.0.0.1:9185` or `[::1]:9185`; \"\" turns it off";
+            reader.problem(text.at, message, Some(hint));
+            default
+        }),
+    };
+    reader.finish(&section);
+    Http { listen }
+}
+
+fn log(reader: &mut Reader<'_>, root: &mut Section<'_, '_>) -> Log {
+    let mut section = reader.section(root, "log");
+    let format = match reader.text(&mut section, "format") {
+        None => LogFormat::Text,
+        Some(text) => match text.value.as_str() {
+            "text" => LogFormat::Text,
+            "json" => LogFormat::Json,
+            other => {
+                let message = format!("`{other}` is not a log format");
+                reader.problem(text.at, message, Some("write `text` or `json`"));
+                LogFormat::Text
+            }
+        },
+    };
+    let level = reader.text(&mut section, "level");
+    if let Some(level) = &level {
+        let is_plain = ["error", "warn", "info", "debug", "trace"].contains(&level.value.as_str());
+        let is_filter = level.value.contains('=') && EnvFilter::try_new(&level.value).is_ok();
+        if !is_plain && !is_filter {
+            let message = format!("`{}` is not a log level", level.value);
+            let hint = "write `error`, `warn`, `info`, `debug` or `trace`";
+            reader.problem(level.at.clone(), message, Some(hint));
+        }
+    }
+    reader.finish(&section);
+    Log { format, level: level.map_or_else(|| "info".to_owned(), |level| level.value) }
+}
+
+fn rules(reader: &mut Reader<'_>, root: &mut Section<'_, '_>) -> Vec<Rule> {
+    let hint = "add a `[[rule]]` with `name`, `table` and `keys`";
+    let Some(value) = root.take("rule") else {
+        let at = reader.location(0, "rule");
+        reader.problem(at, "there is no rule".to_owned(), Some(hint));
+        return Vec::new();
+    };
+    let Some(array) = value.get_ref().as_array() else {
+        reader.wrong_type(value, "rule", "an array of tables, written `[[rule]]`");
+        return Vec::new();
+    };
+    if array.is_empty() {
+        let at = reader.location(value.span().start, "rule");
+        reader.problem(at, "there is no rule".to_owned(), Some(hint));
+    }
+    let mut rules = Vec::new();
+    for (index, item) in array.iter().enumerate() {
+        let path = format!("rule.{index}");
+        match item.get_ref().as_table() {
+            Some(table) => {
+                let mut section = Section::new(table, item.span(), path);
+                rules.extend(rule(reader, &mut section, index));
+                reader.finish(&section);
+            }
+            None => reader.wrong_type(item, &path, "a table"),
+        }
+    }
+    rules
+}
+
+/// One rule, if table and keys could be read.
+fn rule(reader: &mut Reader<'_>, section: &mut Section<'_, '_>, index: usize) -> Option<Rule> {
+    let at = reader.location(section.start(), &format!("rule.{index}"));
+    let hint = "give the rule a name: it is a label of the metrics";
+    let name = reader.required_text(section, "name", hint);
+    if let Some(name) = &name {
+        let is_label =
+            |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"_-".contains(&byte);
+        let length_fits = (1..=64).contains(&name.value.len());
+        if !length_fits || !name.value.bytes().all(is_label) {
+            let message = format!("`{}` is not a rule name", name.value);
+            let hint = "use 1 to 64 of `a` to `z`, digits, `_` and `-`";
+            reader.problem(name.at.clone(), message, Some(hint));
+        }
+    }
+    let table = reader.required_text(section, "table", "name it as `schema.table`");
+    let table = table.and_then(|text| match text.value.parse::<TableName>() {
+        Ok(table) => Some((table, text.at)),
+        Err(error) => {
+            reader.problem(text.at, error.to_string(), Some("name it as `schema.table`"));
+            None
+        }
+    });
+    let operations = operations(reader, section);
+    let changed = reader.texts(section, "changed").map_or_else(Vec::new, |list| list.value);
+    let immutable = reader.texts(section, "immutable").map_or_else(Vec::new, |list| list.value);
+    let keys = keys(reader, section);
+    let (table, table_at) = table?;
+    let name = name.map_or_else(|| format!("rule {index}"), |name| name.value);
+    Some(Rule { name, at, table, table_at, operations, changed, immutable, keys: keys? })
+}
+
+fn keys(reader: &mut Reader<'_>, section: &mut Section<'_, '_>) -> Option<Vec<Located<String>>> {
+    let hint = "list the key templates, such as [\"user:{id}\"]";
+    let Some(keys) = reader.texts(section, "keys") else {
+        let key = section.key("keys");
+        if !reader.problems.iter().any(|problem| problem.at.key == key) {
+            let at = reader.location(section.start(), &key);
+            reader.problem(at, "is missing".to_owned(), Some(hint));
+        }
+        return None;
+    };
+    if keys.value.is_empty() {
+        reader.problem(keys.at, "is empty".to_owned(), Some(hint));
+        return None;
+    }
+    Some(keys.value)
+}
+
+fn operations(reader: &mut Reader<'_>, section: &mut Section<'_, '_>) -> Operations {
+    let Some(list) = reader.texts(section, "operations") else { return Operations::ALL };
+    let mut operations =
+        Operations { insert: false, update: false, delete: false, truncate: false };
+    if list.value.is_empty() {
+        reader.problem(list.at, "is empty".to_owned(), Some("leave it out for all four"));
+    }
+    for item in list.value {
+        let member = match item.value.as_str() {
+            "insert" => &mut operations.insert,
+            "update" => &mut operations.update,
+            "delete" => &mut operations.delete,
+            "truncate" => &mut operations.truncate,
+            other => {
+                let message = format!("`{other}` is not an operation");
+                let hint = "write `insert`, `update`, `delete` or `truncate`";
+                reader.problem(item.at, message, Some(hint));
+                continue;
+            }
+        };
+        if std::mem::replace(member, true) {
+            let message = format!("`{}` is named twice", item.value);
+            reader.problem(item.at, message, Some("name it once"));
+        }
+    }
+    operations
+}
+
+/// Why a file could not be read, as a problem of the file.
+pub(crate) fn unreadable(path: &Path, error: &std::io::Error) -> Problem {
+    Problem {
+        at: super::Location { line: 1, column: 1, key: String::new() },
+        message: format!("read `{}`: {error}", path.display()),
+        hint: Some("name the file with `--config FILE` or WALSWEEP_CONFIG".to_owned()),
+    }
+}

@@ -1,0 +1,241 @@
+//! Reads typed values out of a TOML document and collects every problem on the way.
+
+use std::ops::Range;
+use std::time::Duration;
+
+use toml::Spanned;
+use toml::de::{DeTable, DeValue};
+
+use super::{Located, Location, Problem};
+
+/// A document being read.
+pub(super) struct Reader<'a> {
+    text: &'a str,
+    env: &'a dyn Fn(&str) -> Option<String>,
+    /// What was wrong so far, in the order of its finding.
+    pub(super) problems: Vec<Problem>,
+}
+
+/// One table of the document, and which of its keys somebody asked for.
+pub(super) struct Section<'a, 'i> {
+    table: Option<&'a DeTable<'i>>,
+    span: Range<usize>,
+    path: String,
+    known: Vec<&'static str>,
+}
+
+/// Unknown keys at least this similar to a known one are taken for a slip (Jaro-Winkler).
+const SLIP_SIMILARITY: f64 = 0.8;
+
+impl<'a> Reader<'a> {
+    pub(super) fn new(text: &'a str, env: &'a dyn Fn(&str) -> Option<String>) -> Reader<'a> {
+        Reader { text, env, problems: Vec::new() }
+    }
+
+    pub(super) fn problem(&mut self, at: Location, message: String, hint: Option<&str>) {
+        self.problems.push(Problem { at, message, hint: hint.map(str::to_owned) });
+    }
+
+    /// The place of a byte offset, lines and columns counted from 1, columns in characters.
+    pub(super) fn location(&self, offset: usize, key: &str) -> Location {
+        let before = self.text.get(..offset).unwrap_or(self.text);
+        let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
+        Location {
+            line: before.matches('\n').count() + 1,
+            column: before.get(line_start..).map_or(0, |line| line.chars().count()) + 1,
+            key: key.to_owned(),
+        }
+    }
+
+    /// A table of the document's root; an absent one is read as if it were empty.
+    pub(super) fn section<'t, 'i>(
+        &mut self,
+        root: &mut Section<'t, 'i>,
+        name: &'static str,
+    ) -> Section<'t, 'i> {
+        let absent = Section { table: None, span: 0..0, path: name.to_owned(), known: Vec::new() };
+        let Some(value) = root.take(name) else { return absent };
+        match value.get_ref().as_table() {
+            Some(table) => Section { table: Some(table), span: value.span(), ..absent },
+            None => {
+                self.wrong_type(value, name, "a table");
+                absent
+            }
+        }
+    }
+
+    pub(super) fn wrong_type(&mut self, value: &Spanned<DeValue<'_>>, key: &str, wanted: &str) {
+        let at = self.location(value.span().start, key);
+        let message = format!("expected {wanted}, found {}", article(value.get_ref().type_str()));
+        self.problem(at, message, None);
+    }
+
+    /// A text, with `${NAME}` replaced.
+    pub(super) fn text(
+        &mut self,
+        section: &mut Section<'_, '_>,
+        name: &'static str,
+    ) -> Option<Located<String>> {
+        let key = section.key(name);
+        let value = section.take(name)?;
+        self.value_text(value, &key)
+    }
+
+    /// A text that must be there.
+    pub(super) fn required_text(
+        &mut self,
+        section: &mut Section<'_, '_>,
+        name: &'static str,
+        hint: &str,
+    ) -> Option<Located<String>> {
+        if section.has(name) {
+            return self.text(section, name);
+        }
+        section.known.push(name);
+        let at = self.location(section.span.start, &section.key(name));
+        self.problem(at, "is missing".to_owned(), Some(hint));
+        None
+    }
+
+    /// A list of texts; `None` if it is absent or is no list.
+    pub(super) fn texts(
+        &mut self,
+        section: &mut Section<'_, '_>,
+        name: &'static str,
+    ) -> Option<Located<Vec<Located<String>>>> {
+        let key = section.key(name);
+        let value = section.take(name)?;
+        let Some(array) = value.get_ref().as_array() else {
+            self.wrong_type(value, &key, "an array of strings");
+            return None;
+        };
+        let mut texts = Vec::new();
+        for (index, item) in array.iter().enumerate() {
+            texts.extend(self.value_text(item, &format!("{key}.{index}")));
+        }
+        Some(Located { value: texts, at: self.location(value.span().start, &key) })
+    }
+
+    /// A duration between two bounds.
+    pub(super) fn duration(
+        &mut self,
+        section: &mut Section<'_, '_>,
+        name: &'static str,
+        (default, least, most): (Duration, Duration, Duration),
+    ) -> Duration {
+        let Some(text) = self.text(section, name) else { return default };
+        let hint = "write a number and a unit: `250us`, `1ms`, `2s`, `5m`";
+        let Ok(value) = humantime::parse_duration(&text.value) else {
+            let message = format!("`{}` is not a duration", text.value);
+            self.problem(text.at, message, Some(hint));
+            return default;
+        };
+        if value < least || value > most {
+            let bounds = [least, most].map(humantime::format_duration);
+            let message =
+                format!("`{}` is not between {} and {}", text.value, bounds[0], bounds[1]);
+            self.problem(text.at, message, None);
+        }
+        value
+    }
+
+    fn value_text(&mut self, value: &Spanned<DeValue<'_>>, key: &str) -> Option<Located<String>> {
+        let at = self.location(value.span().start, key);
+        match value.get_ref().as_str() {
+            Some(text) => Some(Located { value: self.interpolate(text, &at)?, at }),
+            None => {
+                self.wrong_type(value, key, "a string");
+                None
+            }
+        }
+    }
+
+    /// Replaces `${NAME}` by that environment variable; `$${` stands for `${`.
+    fn interpolate(&mut self, text: &str, at: &Location) -> Option<String> {
+        let (mut whole, mut rest, mut complete) = (String::new(), text, true);
+        while let Some(start) = rest.find("${") {
+            let (before, after) = rest.split_at(start);
+            let after = after.get(2..).unwrap_or_default();
+            if let Some(literal) = before.strip_suffix('$') {
+                whole.push_str(literal);
+                whole.push_str("${");
+                rest = after;
+                continue;
+            }
+            whole.push_str(before);
+            let Some((name, tail)) = after.split_once('}') else {
+                let hint = Some("close it with `}`, or write `$${` for a literal `${`");
+                self.problem(at.clone(), "`${` without `}`".to_owned(), hint);
+                return None;
+            };
+            match (self.env)(name) {
+                Some(value) => whole.push_str(&value),
+                None => {
+                    let message = format!("environment variable `{name}` is not set");
+                    let hint = Some("set it, or write `$${` for a literal `${`");
+                    self.problem(at.clone(), message, hint);
+                    complete = false;
+                }
+            }
+            rest = tail;
+        }
+        whole.push_str(rest);
+        complete.then_some(whole)
+    }
+
+    /// Reports every key that nobody asked for.
+    pub(super) fn finish(&mut self, section: &Section<'_, '_>) {
+        let Some(table) = section.table else { return };
+        for key in table.keys() {
+            let name = key.get_ref().as_ref();
+            if section.known.contains(&name) {
+                continue;
+            }
+            let at = self.location(key.span().start, &section.key(name));
+            let likeness = |known: &&&str| strsim::jaro_winkler(name, known);
+            let nearest = section
+                .known
+                .iter()
+                .max_by(|one, other| likeness(one).total_cmp(&likeness(other)))
+                .filter(|known| likeness(known) >= SLIP_SIMILARITY);
+            let hint = match nearest {
+                Some(known) => format!("did you mean `{known}`?"),
+                None => format!("known here: `{}`", section.known.join("`, `")),
+            };
+            self.problem(at, format!("unknown key `{name}`"), Some(&hint));
+        }
+    }
+}
+
+impl<'a, 'i> Section<'a, 'i> {
+    /// A table as a section; `path` is its dotted key, empty for the root.
+    pub(super) fn new(table: &'a DeTable<'i>, span: Range<usize>, path: String) -> Section<'a, 'i> {
+        Section { table: Some(table), span, path, known: Vec::new() }
+    }
+
+    /// The value of a key, which is known from now on.
+    pub(super) fn take(&mut self, name: &'static str) -> Option<&'a Spanned<DeValue<'i>>> {
+        self.known.push(name);
+        self.table?.get(name)
+    }
+
+    fn has(&self, name: &str) -> bool {
+        self.table.is_some_and(|table| table.contains_key(name))
+    }
+
+    /// The dotted key of one of its keys.
+    pub(super) fn key(&self, name: &str) -> String {
+        if self.path.is_empty() { name.to_owned() } else { format!("{}.{name}", self.path) }
+    }
+
+    /// Where the table begins, in bytes.
+    pub(super) fn start(&self) -> usize {
+        self.span.start
+    }
+}
+
+/// A type's name with its article.
+fn article(name: &str) -> String {
+    let vowel = name.starts_with(['a', 'e', 'i', 'o', 'u']);
+    format!("{} {name}", if vowel { "an" } else { "a" })
+}

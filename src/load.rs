@@ -1,0 +1,62 @@
+//! The configuration file, read and its rules compiled, with the problems of both at once.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use crate::config::{Config, Problem, parse, unreadable};
+use crate::keys::Rules;
+
+/// A configuration that cannot be used.
+#[derive(Debug)]
+pub struct Invalid {
+    path: PathBuf,
+    /// Everything that is wrong, in the order of the file.
+    pub problems: Vec<Problem>,
+}
+
+impl fmt::Display for Invalid {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let path = self.path.display();
+        self.problems.iter().try_for_each(|problem| writeln!(formatter, "{path}:{problem}"))?;
+        match self.problems.len() {
+            1 => write!(formatter, "1 problem in the configuration; nothing was touched"),
+            count => {
+                write!(formatter, "{count} problems in the configuration; nothing was touched")
+            }
+        }
+    }
+}
+
+impl std::error::Error for Invalid {}
+
+/// Reads the file at `path`.
+///
+/// # Errors
+///
+/// Everything that is wrong with it.
+pub fn load(path: &Path) -> Result<(Config, Rules), Invalid> {
+    let invalid = |problems| Invalid { path: path.to_owned(), problems };
+    let text =
+        std::fs::read_to_string(path).map_err(|error| invalid(vec![unreadable(path, &error)]))?;
+    judge(&text, &|name| std::env::var(name).ok()).map_err(invalid)
+}
+
+/// Judges a configuration text; `env` looks up environment variables.
+///
+/// # Errors
+///
+/// Everything that is wrong with it, in the order of the file.
+pub fn judge(
+    text: &str,
+    env: &dyn Fn(&str) -> Option<String>,
+) -> Result<(Config, Rules), Vec<Problem>> {
+    let parsed = parse(text, env);
+    let mut problems = parsed.problems;
+    match (Rules::compile(&parsed.rules), parsed.config) {
+        (Ok(rules), Some(config)) => return Ok((config, rules)),
+        (Err(more), _) => problems.extend(more),
+        (Ok(_), None) => {}
+    }
+    problems.sort_by(|one, other| one.at.cmp(&other.at));
+    Err(problems)
+}

@@ -1,0 +1,54 @@
+//! Speed, as ratios against what anyone can install, in the same run: `make bench`.
+//!
+//! Prints the rows of the README's table. `make bench ONLY=backlog` runs one of them.
+
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a benchmark may fail")]
+
+mod backlog;
+mod latency;
+mod settlement;
+mod start;
+#[path = "../support/mod.rs"]
+mod support;
+
+use std::time::Duration;
+
+fn main() {
+    let only = std::env::var("ONLY").unwrap_or_default();
+    let wanted = |name: &str| only.is_empty() || only == name;
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    println!("| # | measure | walsweep | yardstick | ratio |");
+    println!("| --- | --- | --- | --- | --- |");
+    if wanted("backlog") {
+        runtime.block_on(backlog::run());
+    }
+    if wanted("latency") {
+        runtime.block_on(latency::run());
+    }
+    if wanted("settlement") {
+        runtime.block_on(settlement::run());
+    }
+    if wanted("start") {
+        runtime.block_on(start::run());
+    }
+}
+
+/// The value below which `share` of the samples lie.
+fn quantile(samples: &mut [Duration], share: f64) -> Duration {
+    samples.sort_unstable();
+    let last = samples.len() - 1;
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        clippy::cast_precision_loss,
+        reason = "an index of a few thousand samples"
+    )]
+    let index = (last as f64 * share).round() as usize;
+    samples[index]
+}
+
+fn median(samples: &mut [f64]) -> f64 {
+    samples.sort_unstable_by(f64::total_cmp);
+    samples[samples.len() / 2]
+}
