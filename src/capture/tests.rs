@@ -190,7 +190,7 @@ async fn an_announced_gigabyte_reserves_nothing_before_it_comes() {
 #[tokio::test]
 async fn a_message_larger_than_the_buffer_comes_through_whole() {
     let (mut slot, mut server) = slot();
-    let payload: Vec<u8> = (0..3 * READ_BUFFER_SIZE).map(|at| (at % 251) as u8).collect();
+    let payload: Vec<u8> = (0..=250).cycle().take(3 * READ_BUFFER_SIZE).collect();
     let bytes = [data(1, &payload), data(2, b"after")].concat();
     let writer = tokio::spawn(async move {
         server.write_all(&bytes).await.unwrap();
@@ -226,6 +226,14 @@ async fn notices_and_settings_do_not_disturb_the_stream() {
     let quiet = [message(b'N', b"Mx\0\0"), message(b'S', b"a\0b\0"), message(b'A', b"")];
     let mut slot = fed(&[quiet.concat(), data(1, b"x")].concat()).await;
     assert_eq!(slot.next().await.unwrap(), data_frame(1, b"x"));
+}
+
+#[tokio::test]
+async fn a_publication_that_the_server_leaves_out_is_an_error() {
+    let warning = message(b'N', b"SWARNING\0C55000\0Mskipped loading publication \"p\"\0\0");
+    let error = fed(&warning).await.next().await.unwrap_err();
+    assert_eq!(error.sql_state(), Some("55000"), "{error}");
+    assert_eq!(error.slot_problem(), None);
 }
 
 #[tokio::test]
