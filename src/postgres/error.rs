@@ -101,7 +101,7 @@ impl From<tokio_postgres::Error> for Error {
     }
 }
 
-/// What the server said in an `ErrorResponse` or a `NoticeResponse`, without the parts that may quote rows
+/// What the server said in an `ErrorResponse` or a `NoticeResponse`, without what may quote rows
 /// (<https://www.postgresql.org/docs/current/protocol-error-fields.html>).
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{message} (SQLSTATE {code})")]
