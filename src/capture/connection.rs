@@ -97,7 +97,7 @@ impl Connection {
                     row = Some(read_row(&body).map_err(Error::Io)?);
                 }
                 Reply::Message(Message::ErrorResponse(body)) => {
-                    refused = Some(ServerError::from_body(&body));
+                    refused = Some(ServerError::from_fields(body.fields()));
                 }
                 Reply::Message(Message::ReadyForQuery(_)) => break,
                 Reply::Message(
@@ -122,7 +122,7 @@ impl Connection {
             Reply::CopyBoth => Ok(()),
             Reply::Message(Message::ErrorResponse(body)) => Err(Error::Command {
                 command: doing.to_owned(),
-                server: ServerError::from_body(&body),
+                server: ServerError::from_fields(body.fields()),
             }),
             Reply::Message(_) => Err(Malformed("a message that starts no stream").into()),
         }
@@ -149,8 +149,20 @@ fn read_row(body: &DataRowBody) -> io::Result<Row> {
 /// Reads a whole `ErrorResponse` message, header included.
 pub(super) fn server_error(message: &Bytes) -> ServerError {
     match Message::parse(&mut BytesMut::from(message.as_ref())) {
-        Ok(Some(Message::ErrorResponse(body))) => ServerError::from_body(&body),
+        Ok(Some(Message::ErrorResponse(body))) => ServerError::from_fields(body.fields()),
         _ => ServerError { code: String::new(), message: "an unreadable error".to_owned() },
+    }
+}
+
+/// Reads a whole `NoticeResponse` message, and gives it if it is the warning by which Postgres 18
+/// says that it leaves out a publication, and with it every change. Before that version the stream
+/// ended with an error, as it must: what is left out will never come again.
+pub(super) fn skipped_publication(message: &Bytes) -> Option<ServerError> {
+    match Message::parse(&mut BytesMut::from(message.as_ref())) {
+        Ok(Some(Message::NoticeResponse(body))) => {
+            Some(ServerError::from_fields(body.fields())).filter(|notice| notice.code == "55000")
+        }
+        _ => None,
     }
 }
 

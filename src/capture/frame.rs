@@ -96,6 +96,7 @@ pub(super) fn put_status(lsn: Lsn, clock: i64, reply_requested: bool, out: &mut 
 }
 
 #[cfg(test)]
+#[expect(clippy::indexing_slicing, reason = "a test may panic")]
 mod tests {
     use bytes::{BufMut, Bytes, BytesMut};
 

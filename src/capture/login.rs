@@ -73,6 +73,9 @@ impl<'a> Login<'a> {
             ("replication", "database"),
             ("client_encoding", "UTF8"),
             ("application_name", application_name),
+            // Warnings must come through, whatever the role's own setting: one of them is an error
+            // to us (`skipped_publication`).
+            ("client_min_messages", "warning"),
         ];
         self.send(|out| frontend::startup_message(parameters, out)).await
     }
@@ -172,7 +175,7 @@ impl<'a> Login<'a> {
             Ok(Reply::Message(Message::ErrorResponse(body))) => Err(Error::Refused {
                 address: self.endpoint.address(),
                 user: self.endpoint.user.clone(),
-                server: ServerError::from_body(&body),
+                server: ServerError::from_fields(body.fields()),
             }),
             Ok(Reply::Message(message)) => Ok(message),
             Ok(Reply::CopyBoth) => Err(self.fail("the server streams without being asked")),

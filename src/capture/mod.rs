@@ -130,8 +130,13 @@ impl Slot {
                 }
                 Some(b'E') => return Err(Error::Stream(connection::server_error(&message))),
                 Some(b'c' | b'C' | b'Z') => return Err(Error::Ended),
-                // Notices, changed settings and NOTIFY may come at any time and mean nothing here.
-                Some(b'N' | b'S' | b'A') => {}
+                Some(b'N') => {
+                    if let Some(warning) = connection::skipped_publication(&message) {
+                        return Err(Error::Stream(warning));
+                    }
+                }
+                // Changed settings and NOTIFY may come at any time and mean nothing here.
+                Some(b'S' | b'A') => {}
                 _ => return Err(Malformed("a message that has no place in the stream").into()),
             }
         }

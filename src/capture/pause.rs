@@ -35,6 +35,10 @@ const BUSY_MESSAGE_COUNT: u128 = 25;
 /// So many busy windows one after the other are a backlog. One alone can be a group commit.
 const BUSY_WINDOW_COUNT: u32 = 2;
 
+/// The window while a backlog streams: it is over when this one was not busy. Longer than a time
+/// slice of the scheduler, which on a loaded machine interrupts the sender without ending anything.
+const BACKLOG_WINDOW: Duration = Duration::from_millis(8);
+
 /// Whether the stream is busy, and whether the next read waits.
 #[derive(Debug, Default)]
 pub(super) struct Pause {
@@ -54,7 +58,8 @@ impl Pause {
     pub(super) fn after_read(&mut self, now: Instant, size: usize) {
         let start = *self.window_start.get_or_insert(now);
         let elapsed = now.duration_since(start);
-        if elapsed >= WINDOW {
+        let is_backlog = self.busy_windows >= BUSY_WINDOW_COUNT;
+        if elapsed >= if is_backlog { BACKLOG_WINDOW } else { WINDOW } {
             let rate_min = BUSY_MESSAGE_COUNT * elapsed.as_micros() / WINDOW.as_micros();
             let is_busy = u128::from(self.message_count) >= rate_min;
             self.busy_windows = if is_busy { self.busy_windows.saturating_add(1) } else { 0 };
@@ -135,6 +140,24 @@ mod tests {
         assert!(pause.due);
         pause.after_read(start + Duration::from_secs(1), 100);
         assert!(!pause.due);
+    }
+
+    #[test]
+    fn a_backlog_outlives_an_interruption_and_ends_soon_after_its_last_message() {
+        let mut pause = Pause::default();
+        let mut now = Instant::now();
+        let mut read = |after: Duration, messages: usize| {
+            now += after;
+            pause.after_read(now, 1000);
+            (0..messages).for_each(|_| pause.count_message());
+            pause.due
+        };
+        for _ in 0..400 {
+            read(Duration::from_micros(50), 10);
+        }
+        assert!(read(Duration::from_millis(4), 10), "the sender had to wait for a processor");
+        let quiet = (0..30).map(|_| read(Duration::from_millis(1), 5)).collect::<Vec<_>>();
+        assert!(quiet[20..].iter().all(|due| !due), "{quiet:?}");
     }
 
     #[test]

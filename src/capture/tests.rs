@@ -139,6 +139,7 @@ async fn a_status_update_dropped_half_way_is_finished_before_the_next() {
         bytes
     });
     slot.send_status(false).await.unwrap();
+    drop(slot);
     let bytes = reader.await.unwrap();
     for (status, lsn, flag) in [(&bytes[..39], 5, 1), (&bytes[39..], 6, 0)] {
         assert_eq!(&status[..6], b"d\0\0\0\x26r");
@@ -179,18 +180,18 @@ async fn an_impossible_length_is_an_error_and_no_memory() {
 async fn an_announced_gigabyte_reserves_nothing_before_it_comes() {
     let (mut slot, mut server) = slot();
     server.write_all(b"d\x40\0\0\0w").await.unwrap();
-    for _ in 0..10 {
+    while slot.incoming.len() < 4 * READ_BUFFER_SIZE {
         slot.fill().await.unwrap();
         assert_eq!(slot.buffered().unwrap(), None);
-        assert!(slot.incoming.capacity() <= 2 * READ_BUFFER_SIZE);
-        server.write_all(&[0; 100]).await.unwrap();
+        assert!(slot.incoming.capacity() <= 2 * (slot.incoming.len() + READ_BUFFER_SIZE));
+        server.write_all(&[0; 100_000]).await.unwrap();
     }
 }
 
 #[tokio::test]
 async fn a_message_larger_than_the_buffer_comes_through_whole() {
     let (mut slot, mut server) = slot();
-    let payload: Vec<u8> = (0..3 * READ_BUFFER_SIZE).map(|at| (at % 251) as u8).collect();
+    let payload: Vec<u8> = (0..=250).cycle().take(3 * READ_BUFFER_SIZE).collect();
     let bytes = [data(1, &payload), data(2, b"after")].concat();
     let writer = tokio::spawn(async move {
         server.write_all(&bytes).await.unwrap();
@@ -226,6 +227,14 @@ async fn notices_and_settings_do_not_disturb_the_stream() {
     let quiet = [message(b'N', b"Mx\0\0"), message(b'S', b"a\0b\0"), message(b'A', b"")];
     let mut slot = fed(&[quiet.concat(), data(1, b"x")].concat()).await;
     assert_eq!(slot.next().await.unwrap(), data_frame(1, b"x"));
+}
+
+#[tokio::test]
+async fn a_publication_that_the_server_leaves_out_is_an_error() {
+    let warning = message(b'N', b"SWARNING\0C55000\0Mskipped loading publication \"p\"\0\0");
+    let error = fed(&warning).await.next().await.unwrap_err();
+    assert_eq!(error.sql_state(), Some("55000"), "{error}");
+    assert_eq!(error.slot_problem(), None);
 }
 
 #[tokio::test]
@@ -265,4 +274,18 @@ async fn close_gives_up_on_a_server_that_does_not_finish() {
     let (slot, _server) = slot();
     let error = slot.close(Duration::from_secs(2)).await.unwrap_err();
     assert!(matches!(error, Error::Stalled { .. }), "{error}");
+}
+
+#[test]
+fn sessions_and_streams_can_be_moved_into_a_task() {
+    fn can_be_spawned(_: impl Send + 'static) {}
+    can_be_spawned(async {
+        let endpoint = crate::postgres::Endpoint::parse("postgres://u@h").unwrap();
+        drop(crate::postgres::connect_sql(&endpoint, "x").await);
+        let replication = super::Replication::connect(&endpoint, "x").await.unwrap();
+        let mut slot = replication.start("s", "p", super::StreamOptions::default()).await.unwrap();
+        slot.next().await.unwrap();
+        slot.send_status(true).await.unwrap();
+        slot.close(Duration::ZERO).await
+    });
 }

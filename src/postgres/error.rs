@@ -5,7 +5,7 @@ use std::io;
 use std::path::PathBuf;
 
 use fallible_iterator::FallibleIterator;
-use postgres_protocol::message::backend::ErrorResponseBody;
+use postgres_protocol::message::backend::ErrorFields;
 
 /// A connection or a query failed. No variant carries a password, a row value or a URL.
 #[derive(Debug, thiserror::Error)]
@@ -117,7 +117,7 @@ impl From<tokio_postgres::Error> for Error {
     }
 }
 
-/// What the server said in an `ErrorResponse`, without the parts that may quote rows
+/// What the server said in an `ErrorResponse` or a `NoticeResponse`, without what may quote rows
 /// (<https://www.postgresql.org/docs/current/protocol-error-fields.html>).
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{message} (SQLSTATE {code})")]
@@ -135,9 +135,8 @@ impl ServerError {
     }
 
     /// Reads the code and the primary message; a field that is absent or malformed is empty.
-    pub(crate) fn from_body(body: &ErrorResponseBody) -> ServerError {
+    pub(crate) fn from_fields(mut fields: ErrorFields<'_>) -> ServerError {
         let mut error = ServerError { code: String::new(), message: String::new() };
-        let mut fields = body.fields();
         while let Ok(Some(field)) = fields.next() {
             match field.type_() {
                 b'C' => error.code = text(field.value_bytes()),

@@ -1,0 +1,8 @@
+//! Both connections against a real Postgres: logins, TLS, and a slot from its creation to its end.
+//! Needs Postgres 14 or later and `openssl`.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "clippy takes helpers of tests for programs")]
+
+mod login;
+mod server;
+mod stream;
