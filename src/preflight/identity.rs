@@ -16,7 +16,7 @@ pub(super) fn check(context: &Context<'_>) -> Vec<Finding> {
     let writes = published.update || published.delete;
     for rule in &context.config.rules {
         let table = context.catalog.table(&rule.table);
-        if let Some(table) = table.filter(|_| writes) {
+        if let Some(table) = table.filter(|table| writes && table.is_publishable()) {
             findings.extend(no_identity(table, rule));
             findings.extend(mixed_identity(table, rule));
         }
@@ -24,7 +24,9 @@ pub(super) fn check(context: &Context<'_>) -> Vec<Finding> {
     for column in context.rules.column_uses() {
         let table = context.catalog.table(column.table);
         let table = table.filter(|table| table.columns.iter().any(|c| c.name == column.column));
-        if let Some(table) = table.filter(|table| !table.identifies(column.column)) {
+        let is_unknown =
+            |table: &&Table| table.is_publishable() && !table.identifies(column.column);
+        if let Some(table) = table.filter(is_unknown) {
             findings.extend(unknown_old(table, &column));
         }
     }
