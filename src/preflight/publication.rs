@@ -1,7 +1,7 @@
 //! Checks of the publication: does it publish all that the rules look at.
 
 use super::catalog::{Publication, Table};
-use super::{Context, Finding, cure};
+use super::{Context, Finding, cure, identity};
 use crate::config::{Operations, Rule};
 use crate::keys::ColumnUse;
 
@@ -27,8 +27,8 @@ pub(super) fn check(context: &Context<'_>) -> Vec<Finding> {
     for rule in &context.config.rules {
         findings.extend(operations(context, publication, rule));
         if let Some(table) = context.catalog.table(&rule.table) {
-            findings
-                .extend(membership(context, publication, table).map(|one| one.at(&rule.table_at)));
+            let found = [membership(context, publication, table), column_list(context, table)];
+            findings.extend(found.into_iter().flatten().map(|one| one.at(&rule.table_at)));
         }
     }
     for column in context.rules.column_uses() {
@@ -124,6 +124,26 @@ fn membership(context: &Context<'_>, publication: &Publication, table: &Table) -
     let message = format!("`{shown}` is not in publication `{name}`");
     let finding = Finding::error("table_not_published", message);
     Some(if publication.puballtables { finding } else { finding.sql(cure::add_table(name, table)) })
+}
+
+/// A column list with less than the replica identity, as it is or will be.
+fn column_list(context: &Context<'_>, table: &Table) -> Option<Finding> {
+    let writes = published(context);
+    let listed = table.published_columns.as_ref().filter(|_| writes.update || writes.delete)?;
+    let will_be_full = identity::needs_full(context, table);
+    let left_out = table.columns.iter().find(|column| {
+        !listed.contains(&column.name)
+            && !column.is_generated
+            && (will_be_full || table.family().any(|one| one.identifies(&column.name)))
+    })?;
+    let (name, shown) = (&context.config.postgres.publication, table.relation.table_name());
+    let message = format!(
+        "publication `{name}` has a column list for `{shown}` without `{}`, which the replica \
+         identity has or must have: the application's own UPDATE and DELETE fail",
+        left_out.name
+    );
+    let finding = Finding::error("column_list", message);
+    Some(finding.sql(cure::unlimit_columns(name, table)))
 }
 
 /// Whether the values of a column arrive.

@@ -12,7 +12,7 @@ pub(super) fn check(context: &Context<'_>) -> Vec<Finding> {
         match context.catalog.table(&rule.table) {
             None => findings.push(missing(context, rule)),
             Some(table) => {
-                findings.extend(table.family().filter_map(kind).map(|one| one.at(&rule.table_at)))
+                findings.extend(table.family().filter_map(kind).map(|one| one.at(&rule.table_at)));
             }
         }
     }

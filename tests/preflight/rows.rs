@@ -1,4 +1,4 @@
-//! Tables, publications and identities: each row is what is there, what is configured, what is found.
+//! Tables, publications and identities: what is there, what is configured, what is found.
 
 use walsweep::config::{Operations, Rule};
 use walsweep::keys::Rules;
@@ -33,6 +33,9 @@ async fn hold(server: &Postgres, number: usize, row: Row) -> Vec<Finding> {
     }
     findings
 }
+
+/// All but TRUNCATE.
+const ROWS: Operations = Operations { truncate: false, ..Operations::ALL };
 
 /// DDL, rules, and the codes that they lead to, in alphabetical order.
 type Row = (&'static str, Vec<Rule>, &'static [&'static str]);
@@ -110,6 +113,18 @@ async fn the_publication_is_held_against_the_rules() {
              create publication walsweep for table t (id, b)",
             vec![immutable("t")],
             &["column_not_published", "delete_widens"],
+        ),
+        (
+            "create table t (id int primary key, a text, b text);
+             create publication walsweep for table t (id, a)",
+            vec![whole("t")],
+            &["column_list", "replica_identity"],
+        ),
+        (
+            "create table t (id int primary key, a text, b text);
+             create publication walsweep for table t (a)",
+            vec![rule("t", &["k:{new.a}"])],
+            &["column_list"],
         ),
         (
             "create table t (b text primary key, a text generated always as (lower(b)) stored);
@@ -192,26 +207,29 @@ async fn partitions_are_looked_at_one_by_one() {
     let with = |publication: &str| -> &'static str {
         Box::leak(format!("{root} create publication walsweep for table {publication}").into())
     };
+    let via = with("t with (publish_via_partition_root = true)");
     let full = |table: &str| -> &'static str {
-        let ddl = with("t with (publish_via_partition_root = true)");
-        Box::leak(format!("{ddl}; alter table {table} replica identity full").into())
+        let alter =
+            table.split(", ").map(|one| format!("; alter table {one} replica identity full"));
+        Box::leak(format!("{via}{}", alter.collect::<String>()).into())
     };
-    let wide = || vec![rule("t", &["k:{b}"])];
+    let wide = || vec![Rule { operations: ROWS, ..rule("t", &["k:{b}"]) }];
+    let narrow = |table| vec![Rule { operations: ROWS, ..whole(table) }];
+    let update = Operations { update: true, ..NO_OPERATIONS };
     hold_all(vec![
-        (root, vec![whole("t")], &["publication_missing"]),
-        (with("t"), vec![whole("t")], &["partition_root"]),
-        (with("t_x, t_y"), vec![whole("t")], &["partition_root"]),
-        (with("t_x"), vec![whole("t")], &["table_not_published"]),
-        (with("t"), vec![whole("t_x")], &[]),
-        (with("t with (publish_via_partition_root = true)"), vec![whole("t")], &[]),
-        (
-            with("t with (publish_via_partition_root = true)"),
-            vec![whole("t_x")],
-            &["partition_leaf"],
-        ),
-        (with("t with (publish_via_partition_root = true)"), wide(), &["replica_identity"]),
+        (via, vec![whole("t")], &["partition_truncate"]),
+        (via, vec![Rule { operations: update, ..whole("t") }], &["partition_move"]),
+        (full("t, t_x, t_y"), narrow("t"), &["partition_added"]),
+        (root, narrow("t"), &["publication_missing"]),
+        (with("t"), narrow("t"), &["partition_root"]),
+        (with("t_x, t_y"), narrow("t"), &["partition_root"]),
+        (with("t_x"), narrow("t"), &["table_not_published"]),
+        (with("t"), narrow("t_x"), &[]),
+        (via, narrow("t"), &[]),
+        (via, narrow("t_x"), &["partition_leaf"]),
+        (via, wide(), &["replica_identity"]),
         (full("t"), wide(), &["partition_identity", "replica_identity"]),
-        (full("t"), vec![whole("t")], &["partition_identity"]),
+        (full("t"), narrow("t"), &["partition_identity"]),
         (full("t_x"), wide(), &["replica_identity"]),
     ])
     .await;

@@ -7,7 +7,7 @@ use walsweep::keys::Rules;
 use walsweep::setup;
 use walsweep::throwaway::{Postgres, PostgresOptions};
 
-use crate::kit::{TABLE, check, client_program, codes, config, database, immutable, whole};
+use crate::kit::{TABLE, check, client_program, codes, config, database, immutable, run, whole};
 
 #[tokio::test]
 async fn the_printed_script_does_what_setup_does_and_teardown_leaves_nothing() {
@@ -35,7 +35,8 @@ async fn the_printed_script_does_what_setup_does_and_teardown_leaves_nothing() {
         .unwrap();
     assert!(output.status.success(), "{output:?}\n{script}");
     let findings = check(&config, &client).await;
-    assert_eq!(codes(&findings), ["delete_widens"], "{findings:#?}");
+    let expected = ["delete_widens", "partition_added", "partition_truncate"];
+    assert_eq!(codes(&findings), expected, "{findings:#?}");
     let script = setup::script(&config, &mut rules, &client).await.unwrap();
     assert!(script.contains("\n-- Nothing to do.\n"), "{script}");
 
@@ -67,4 +68,20 @@ async fn a_refused_statement_is_named() {
     let expected = "run `create publication \"walsweep\" for table \"public\".\"t\"`: \
                     permission denied for database app";
     assert_eq!(error, expected);
+}
+
+#[tokio::test]
+async fn every_table_can_be_written_to_after_setup() {
+    let server = Postgres::start(PostgresOptions::default()).await.unwrap();
+    let ddl = "create table t (id int primary key, a text, b text);
+               create table bare (a text);
+               insert into t values (1, 'x', 'y'); insert into bare values ('x');
+               create publication walsweep for table t (id, a), bare";
+    let client = database(&server, "app", ddl).await;
+    let config = config(server.port(), "app", vec![whole("t"), whole("bare")]);
+    let refused = client.batch_execute("update bare set a = 'z'").await;
+    assert!(refused.is_err(), "what is to be cured is not there");
+    let mut rules = Rules::compile(&config.rules).unwrap();
+    setup::setup(&config, &mut rules, &client).await.unwrap();
+    run(&client, "update t set a = 'z'; delete from t; update bare set a = 'z'").await;
 }
