@@ -74,10 +74,12 @@ fn list(findings: &[Finding]) -> String {
     findings.iter().map(|finding| format!("\n{finding}")).collect()
 }
 
-/// The cures of the findings that keep walsweep from running, and the slot, in an order that works:
-/// replica identities before anything is published, so that no write of the application fails in
-/// between; the slot after the publication, which the server looks up as of each change that it
-/// decodes. Each statement once.
+/// The cures of the findings that keep walsweep from running, and the slot, each statement once.
+///
+/// The order is one in which no write of the application fails in between: column lists, which a
+/// full replica identity does not allow, go first; identities are there before anything is
+/// published. The slot follows the publication, which the server looks up as of each change that
+/// it decodes.
 #[must_use]
 pub fn plan(findings: &[Finding]) -> Vec<Statement> {
     let cured = findings.iter().filter(|one| one.is_error() || one.code == "slot_missing");
@@ -96,9 +98,10 @@ pub fn plan(findings: &[Finding]) -> Vec<Statement> {
 fn rank(code: &str) -> u8 {
     match code {
         "replication_role" => 0,
-        "replica_identity" | "no_identity" | "partition_identity" => 1,
-        "slot_missing" | "slot_before_publication" => 3,
-        _ => 2,
+        "column_list" | "column_not_published" => 1,
+        "replica_identity" | "no_identity" | "partition_identity" => 2,
+        "slot_missing" | "slot_before_publication" => 4,
+        _ => 3,
     }
 }
 
@@ -138,7 +141,7 @@ pub async fn setup(
 
 async fn run(client: &Client, sql: &str) -> Result<(), Error> {
     let Err(source) = client.batch_execute(sql).await else { return Ok(()) };
-    // A statement with a transaction of its own leaves it open; this first error is the one to tell.
+    // One with a transaction of its own leaves it open. This first error is the one to tell.
     drop(client.batch_execute("rollback").await);
     Err(Error::Statement { sql: sql.to_owned(), source })
 }

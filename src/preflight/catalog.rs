@@ -65,6 +65,9 @@ pub(super) struct Publication {
     pub(super) pubdelete: bool,
     pub(super) pubtruncate: bool,
     pub(super) pubviaroot: bool,
+    /// Which generated columns are published; `None` before version 18, which publishes none.
+    #[serde(default)]
+    pub(super) pubgencols: Option<String>,
 }
 
 /// A table that a rule names.
@@ -141,6 +144,11 @@ impl Table {
     /// Whether it is partitioned.
     pub(super) fn is_partitioned(&self) -> bool {
         self.relation.kind == 'p'
+    }
+
+    /// Whether Postgres takes it into a publication.
+    pub(super) fn is_publishable(&self) -> bool {
+        matches!(self.relation.kind, 'r' | 'p') && self.relation.persistence == 'p'
     }
 
     /// Every relation whose identity counts: its own, for the names of the columns, and those of

@@ -1,8 +1,7 @@
 //! Checks of replica identities: does the log have the old values that the rules need.
 //!
 //! See <https://www.postgresql.org/docs/current/logical-replication-publication.html>. A partition
-//! has an identity of its own, which decides what the log holds; the one of the partitioned table
-//! decides how pgoutput labels it.
+//! has an identity of its own: see `partitions`.
 
 use super::catalog::Table;
 use super::{Context, Finding, cure, publication};
@@ -16,15 +15,16 @@ pub(super) fn check(context: &Context<'_>) -> Vec<Finding> {
     let writes = published.update || published.delete;
     for rule in &context.config.rules {
         let table = context.catalog.table(&rule.table);
-        if let Some(table) = table.filter(|_| writes) {
+        if let Some(table) = table.filter(|table| writes && table.is_publishable()) {
             findings.extend(no_identity(table, rule));
-            findings.extend(mixed_identity(table, rule));
         }
     }
     for column in context.rules.column_uses() {
         let table = context.catalog.table(column.table);
         let table = table.filter(|table| table.columns.iter().any(|c| c.name == column.column));
-        if let Some(table) = table.filter(|table| !table.identifies(column.column)) {
+        let is_unknown =
+            |table: &&Table| table.is_publishable() && !table.identifies(column.column);
+        if let Some(table) = table.filter(is_unknown) {
             findings.extend(unknown_old(table, &column));
         }
     }
@@ -45,20 +45,13 @@ fn no_identity(table: &Table, rule: &Rule) -> Option<Finding> {
     Some(finding.sql(cure::full_identity(table)))
 }
 
-/// A partition whose identity has less than the partitioned table's: pgoutput sends the rest as
-/// NULL, which cannot be told from a value.
-fn mixed_identity(table: &Table, rule: &Rule) -> Option<Finding> {
-    let names = || table.columns.iter().map(|column| column.name.as_str());
-    let less =
-        table.partitions.iter().filter(|partition| partition.kind == 'r').find(|partition| {
-            names().any(|name| table.relation.identifies(name) && !partition.identifies(name))
-        })?;
-    let (name, root) = (less.table_name(), table.relation.table_name());
-    let message = format!(
-        "partition `{name}` has a smaller replica identity than `{root}`: old values arrive as NULL"
-    );
-    let finding = Finding::error("partition_identity", message).at(&rule.table_at);
-    Some(finding.sql(cure::full_identity(table)))
+/// Whether an error of this check is cured by a full identity of the table.
+pub(super) fn needs_full(context: &Context<'_>, table: &Table) -> bool {
+    let name = table.relation.table_name();
+    let uses = context.rules.column_uses().filter(|column| *column.table == name);
+    let mut unknown = uses.filter(|column| !table.identifies(column.column));
+    table.holders().any(|relation| !relation.has_identity())
+        || unknown.any(|column| unknown_old(table, &column).is_some_and(|one| one.is_error()))
 }
 
 /// What follows for a rule if the old value of a column is not in the log.
@@ -75,7 +68,7 @@ fn unknown_old(table: &Table, column: &ColumnUse<'_>) -> Option<Finding> {
             );
             let finding = Finding::error("replica_identity", message).at(column.at);
             let hint = format!(
-                "or, if `{name}` never changes, declare it: `immutable = [\"{name}\"]` in rule `{}`",
+                "if `{name}` never changes, `immutable = [\"{name}\"]` in rule `{}` will do, too",
                 column.rule
             );
             Some(finding.hint(hint).sql(sql))

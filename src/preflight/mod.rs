@@ -6,13 +6,14 @@
 //! day (I5), is an error, and `run` refuses to start; what costs or delays is a warning; what an
 //! operator may want to know is information.
 //!
-//! The catalog is read in one statement (`catalog`); `server`, `slot`, `publication`, `tables` and
-//! `identity` conclude from it and ask nothing more.
+//! The catalog is read in one statement (`catalog`); `server`, `slot`, `publication`, `tables`,
+//! `identity` and `partitions` conclude from it and ask nothing more.
 
 mod catalog;
 mod cure;
 mod finding;
 mod identity;
+mod partitions;
 mod publication;
 mod redis;
 mod server;
@@ -81,6 +82,7 @@ pub async fn postgres(
     findings.extend(tables::check(&context));
     findings.extend(publication::check(&context));
     findings.extend(identity::check(&context));
+    findings.extend(partitions::check(&context));
     for table in &catalog.tables {
         let name = table.relation.table_name();
         for partition in &table.partitions {

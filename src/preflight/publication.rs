@@ -1,7 +1,7 @@
 //! Checks of the publication: does it publish all that the rules look at.
 
 use super::catalog::{Publication, Table};
-use super::{Context, Finding, cure};
+use super::{Context, Finding, cure, identity};
 use crate::config::{Operations, Rule};
 use crate::keys::ColumnUse;
 
@@ -9,7 +9,7 @@ use crate::keys::ColumnUse;
 pub(super) fn check(context: &Context<'_>) -> Vec<Finding> {
     let name = &context.config.postgres.publication;
     let Some(publication) = &context.catalog.publication else {
-        let tables = context.catalog.tables.iter().filter(|table| is_publishable(table));
+        let tables = context.catalog.tables.iter().filter(|table| table.is_publishable());
         let tables: Vec<&Table> = tables.collect();
         let missing = format!("there is no publication `{name}`");
         let missing = Finding::error("publication_missing", missing);
@@ -27,13 +27,13 @@ pub(super) fn check(context: &Context<'_>) -> Vec<Finding> {
     for rule in &context.config.rules {
         findings.extend(operations(context, publication, rule));
         if let Some(table) = context.catalog.table(&rule.table) {
-            findings
-                .extend(membership(context, publication, table).map(|one| one.at(&rule.table_at)));
+            let found = [membership(context, publication, table), column_list(context, table)];
+            findings.extend(found.into_iter().flatten().map(|one| one.at(&rule.table_at)));
         }
     }
     for column in context.rules.column_uses() {
         if let Some(table) = context.catalog.table(column.table) {
-            findings.extend(unpublished(context, table, &column));
+            findings.extend(unpublished(context, publication, table, &column));
         }
     }
     findings
@@ -74,11 +74,6 @@ impl Publication {
     }
 }
 
-/// Whether Postgres takes it into a publication.
-fn is_publishable(table: &Table) -> bool {
-    matches!(table.relation.kind, 'r' | 'p') && table.relation.persistence == 'p'
-}
-
 fn operations(context: &Context<'_>, publication: &Publication, rule: &Rule) -> Option<Finding> {
     let name = &context.config.postgres.publication;
     let (wanted, given) = (rule.operations, publication.operations());
@@ -98,7 +93,7 @@ fn operations(context: &Context<'_>, publication: &Publication, rule: &Rule) -> 
 fn membership(context: &Context<'_>, publication: &Publication, table: &Table) -> Option<Finding> {
     let name = &context.config.postgres.publication;
     let shown = table.relation.table_name();
-    if !is_publishable(table) {
+    if !table.is_publishable() {
         return None;
     }
     if table.relation.is_published {
@@ -131,14 +126,40 @@ fn membership(context: &Context<'_>, publication: &Publication, table: &Table) -
     Some(if publication.puballtables { finding } else { finding.sql(cure::add_table(name, table)) })
 }
 
+/// A column list with less than the replica identity, as it is or will be.
+fn column_list(context: &Context<'_>, table: &Table) -> Option<Finding> {
+    let writes = published(context);
+    let listed = table.published_columns.as_ref().filter(|_| writes.update || writes.delete)?;
+    let will_be_full = identity::needs_full(context, table);
+    let left_out = table.columns.iter().find(|column| {
+        !listed.contains(&column.name)
+            && !column.is_generated
+            && (will_be_full || table.family().any(|one| one.identifies(&column.name)))
+    })?;
+    let (name, shown) = (&context.config.postgres.publication, table.relation.table_name());
+    let message = format!(
+        "publication `{name}` has a column list for `{shown}` without `{}`, which the replica \
+         identity has or must have: the application's own UPDATE and DELETE fail",
+        left_out.name
+    );
+    let finding = Finding::error("column_list", message);
+    Some(finding.sql(cure::unlimit_columns(name, table)))
+}
+
 /// Whether the values of a column arrive.
-fn unpublished(context: &Context<'_>, table: &Table, column: &ColumnUse<'_>) -> Option<Finding> {
+fn unpublished(
+    context: &Context<'_>,
+    publication: &Publication,
+    table: &Table,
+    column: &ColumnUse<'_>,
+) -> Option<Finding> {
     let name = &context.config.postgres.publication;
     let known = table.columns.iter().find(|known| known.name == column.column)?;
-    let is_published = match &table.published_columns {
-        Some(columns) => columns.contains(&known.name),
-        None => !known.is_generated,
-    };
+    // Before version 18 the list of columns names generated ones, too, and they are never sent.
+    let is_sent = !known.is_generated || publication.pubgencols.is_some();
+    let is_listed =
+        table.published_columns.as_ref().is_none_or(|columns| columns.contains(&known.name));
+    let is_published = is_sent && is_listed;
     if is_published {
         return None;
     }

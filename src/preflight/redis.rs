@@ -83,7 +83,7 @@ async fn rights(
     let mut set = cmd("SET");
     set.arg(&key).arg(1).arg("PX").arg(CHECK_KEY_TTL_MS);
     let mut eval = cmd("EVAL");
-    eval.arg("return redis.call('get', KEYS[1])").arg(1).arg(&key);
+    eval.arg("return 1").arg(1).arg(&key);
     let on_key = |name: &str| {
         let mut command = cmd(name);
         command.arg(&key);

@@ -78,3 +78,15 @@ fn headroom(context: &Context<'_>) -> Vec<Finding> {
     });
     findings.collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::version;
+
+    #[test]
+    fn only_a_server_before_14_is_too_old() {
+        assert_eq!(version(130_022).map(|finding| finding.code), Some("server_version"));
+        assert_eq!(version(140_000), None);
+        assert_eq!(version(180_001), None);
+    }
+}

@@ -11,12 +11,9 @@ pub(super) fn check(context: &Context<'_>) -> Vec<Finding> {
     for rule in &context.config.rules {
         match context.catalog.table(&rule.table) {
             None => findings.push(missing(context, rule)),
-            Some(table) => findings.extend(
-                table
-                    .family()
-                    .filter_map(|relation| kind(relation))
-                    .map(|one| one.at(&rule.table_at)),
-            ),
+            Some(table) => {
+                findings.extend(table.family().filter_map(kind).map(|one| one.at(&rule.table_at)));
+            }
         }
     }
     for column in context.rules.column_uses() {

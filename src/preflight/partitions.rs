@@ -1,0 +1,77 @@
+//! Checks of what partitions do to the changes of a partitioned table.
+//!
+//! The log has the old values that the partition's replica identity says; pgoutput labels them by
+//! the identity of the table under whose name it publishes. All of this was seen in the stream of a
+//! server, and `logicalrep_write_update` and `pgoutput_truncate` (proto.c, pgoutput.c) say why.
+
+use super::catalog::Table;
+use super::{Context, Finding, cure};
+use crate::config::Rule;
+
+/// What partitions change for each rule on a partitioned table.
+pub(super) fn check(context: &Context<'_>) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    for rule in &context.config.rules {
+        let table = context.catalog.table(&rule.table);
+        if let Some(table) = table.filter(|table| table.is_partitioned()) {
+            let found = [mixed_identity(table, rule), moved(rule), truncated(rule)];
+            findings.extend(found.into_iter().flatten().map(|one| one.at(&rule.table_at)));
+        }
+    }
+    findings
+}
+
+/// A partition whose identity has less than the partitioned table's: the rest arrives as NULL,
+/// which cannot be told from a value. That would be so for a partition that is added later, too.
+fn mixed_identity(table: &Table, rule: &Rule) -> Option<Finding> {
+    if !rule.operations.update && !rule.operations.delete {
+        return None;
+    }
+    let names = || table.columns.iter().map(|column| column.name.as_str());
+    let less =
+        table.partitions.iter().filter(|partition| partition.kind == 'r').find(|partition| {
+            names().any(|name| table.relation.identifies(name) && !partition.identifies(name))
+        });
+    let root = table.relation.table_name();
+    if let Some(less) = less {
+        let message = format!(
+            "partition `{}` has a smaller replica identity than `{root}`: old values arrive as \
+             NULL",
+            less.table_name()
+        );
+        let finding = Finding::error("partition_identity", message);
+        return Some(finding.sql(cure::full_identity(table)));
+    }
+    let message = format!(
+        "a partition that is added to `{root}` later does not inherit its replica identity: old \
+         values of its rows would arrive as NULL"
+    );
+    let hint = "add `alter table … replica identity full` to whatever adds partitions";
+    let finding = Finding::warning("partition_added", message).hint(hint);
+    (table.relation.identity == 'f').then_some(finding)
+}
+
+/// A row that moves to another partition is deleted here and inserted there.
+fn moved(rule: &Rule) -> Option<Finding> {
+    let operations = rule.operations;
+    if !operations.update || operations.insert && operations.delete {
+        return None;
+    }
+    let message = format!(
+        "an UPDATE that moves a row of `{}` to another partition arrives as a DELETE and an INSERT",
+        rule.table
+    );
+    let hint = "let the rule look at `insert` and `delete`, too";
+    Some(Finding::warning("partition_move", message).hint(hint))
+}
+
+/// pgoutput leaves it out when it publishes partitions under the name of their table.
+fn truncated(rule: &Rule) -> Option<Finding> {
+    if !rule.operations.truncate {
+        return None;
+    }
+    let message =
+        format!("a TRUNCATE of one partition of `{}` is not published: its keys stay", rule.table);
+    let hint = "so it is with DETACH and DROP; `walsweep sweep` removes keys by hand";
+    Some(Finding::warning("partition_truncate", message).hint(hint))
+}

@@ -1,0 +1,145 @@
+//! What the tests of the checks share: configurations, databases, and what is found in them.
+
+use std::process::Command;
+use std::time::Duration;
+
+use tokio_postgres::{Client, NoTls};
+use walsweep::config::{
+    Config, Http, Located, Location, Log, LogFormat, Operations, Refill, Rule, Sweep, TableName,
+};
+use walsweep::keys::Rules;
+use walsweep::postgres::{Endpoint, SslMode};
+use walsweep::preflight::{self, Finding};
+use walsweep::throwaway::Postgres;
+
+/// What every throwaway server is found to be; not told in the rows.
+pub(crate) const USUAL: [&str; 3] = ["slot_missing", "slot_keep_unlimited", "synchronous_commit"];
+
+pub(crate) const NO_OPERATIONS: Operations =
+    Operations { insert: false, update: false, delete: false, truncate: false };
+
+/// A table that needs nothing but a publication for [`whole`].
+pub(crate) const TABLE: &str = "create table t (id int primary key, a text, b text);
+                     alter table t replica identity full;";
+
+pub(crate) fn located(values: &[&str], rule: usize, option: &str) -> Vec<Located<String>> {
+    let at = |(index, value): (usize, &&str)| {
+        let key = format!("rule.{rule}.{option}.{index}");
+        Located { value: (*value).to_owned(), at: Location { line: rule + 1, column: 1, key } }
+    };
+    values.iter().enumerate().map(at).collect()
+}
+
+/// A rule of all operations.
+pub(crate) fn rule(table: &str, keys: &[&str]) -> Rule {
+    let at = |key: &str| Location { line: 1, column: 1, key: key.to_owned() };
+    Rule {
+        name: "r".to_owned(),
+        at: at("rule.0"),
+        table: TableName { schema: "public".to_owned(), name: table.to_owned() },
+        table_at: at("rule.0.table"),
+        operations: Operations::ALL,
+        changed: Vec::new(),
+        immutable: Vec::new(),
+        keys: located(keys, 0, "keys"),
+    }
+}
+
+/// A rule that needs the old value of `a`.
+pub(crate) fn whole(table: &str) -> Rule {
+    rule(table, &["k:{a}"])
+}
+
+pub(crate) fn immutable(table: &str) -> Rule {
+    Rule { immutable: located(&["a"], 0, "immutable"), ..whole(table) }
+}
+
+pub(crate) fn config(port: u16, database: &str, rules: Vec<Rule>) -> Config {
+    let endpoint = Endpoint {
+        host: "127.0.0.1".to_owned(),
+        port,
+        user: "postgres".to_owned(),
+        password: None,
+        database: database.to_owned(),
+        ssl_mode: SslMode::Disable,
+        ssl_root_cert: None,
+        connect_timeout: Duration::from_secs(5),
+    };
+    Config {
+        postgres: walsweep::config::Postgres {
+            replication_endpoint: endpoint.clone(),
+            endpoint,
+            publication: "walsweep".to_owned(),
+            slot: format!("slot_{database}"),
+        },
+        redis: walsweep::config::Redis {
+            url: "redis://127.0.0.1/0".to_owned(),
+            password: None,
+            ca_file: None,
+        },
+        sweep: Sweep { max_stall: Duration::from_millis(1) },
+        refill: Refill { window: Duration::from_secs(1) },
+        http: Http { listen: None },
+        log: Log { format: LogFormat::Text, level: "info".to_owned() },
+        rules: rules.into_iter().zip(0..).map(numbered).collect(),
+    }
+}
+
+pub(crate) async fn connect(server: &Postgres, database: &str) -> Client {
+    let (client, connection) =
+        tokio_postgres::connect(&server.url_of(database), NoTls).await.unwrap();
+    drop(tokio::spawn(connection));
+    client
+}
+
+pub(crate) async fn run(client: &Client, sql: &str) {
+    if let Err(error) = client.batch_execute(sql).await {
+        panic!("{error:?}\n{sql}");
+    }
+}
+
+/// A new database, with the tables of `ddl`.
+pub(crate) async fn database(server: &Postgres, name: &str, ddl: &str) -> Client {
+    run(&server.connect().await.unwrap(), &format!("create database {name}")).await;
+    let client = connect(server, name).await;
+    run(&client, ddl).await;
+    client
+}
+
+pub(crate) async fn check(config: &Config, client: &Client) -> Vec<Finding> {
+    let mut rules = Rules::compile(&config.rules).unwrap();
+    preflight::postgres(config, &mut rules, client).await.unwrap()
+}
+
+pub(crate) fn codes(findings: &[Finding]) -> Vec<&'static str> {
+    let mut codes: Vec<_> = findings.iter().map(|finding| finding.code).collect();
+    codes.retain(|code| !USUAL.contains(code));
+    codes.sort_unstable();
+    codes.dedup();
+    codes
+}
+
+pub(crate) fn find<'a>(findings: &'a [Finding], code: &str) -> &'a Finding {
+    let found = findings.iter().find(|finding| finding.code == code);
+    found.unwrap_or_else(|| panic!("no {code} in {findings:#?}"))
+}
+
+pub(crate) fn errors(findings: &[Finding]) -> Vec<&Finding> {
+    findings.iter().filter(|finding| finding.is_error()).collect()
+}
+
+fn numbered((rule, number): (Rule, usize)) -> Rule {
+    Rule { name: format!("r{number}"), ..rule }
+}
+
+/// A client program that connects to the server: its own, or else one in `$PATH`, where a server's
+/// programs may be linked without their clients.
+pub(crate) fn client_program(server: &Postgres, name: &str) -> Command {
+    if server.bin(name).exists() {
+        return server.command(name);
+    }
+    let mut command = Command::new(name);
+    command.env("PGHOST", "127.0.0.1").env("PGPORT", server.port().to_string());
+    command.env("PGUSER", "postgres");
+    command
+}

@@ -1,0 +1,161 @@
+//! Servers, roles and slots that are not as they should be.
+
+use std::fs::File;
+use std::process::Stdio;
+use std::time::{Duration, SystemTime};
+
+use walsweep::keys::Rules;
+use walsweep::preflight::Severity;
+use walsweep::setup;
+use walsweep::throwaway::{Postgres, PostgresOptions, StopMode};
+
+use crate::kit::{
+    TABLE, check, client_program, codes, config, connect, database, find, run, whole,
+};
+
+#[tokio::test]
+async fn the_slot_is_held_against_its_configuration() {
+    let server = Postgres::start(PostgresOptions::default()).await.unwrap();
+    let ddl = format!("{TABLE} create publication walsweep for table t");
+    let client = database(&server, "app", &ddl).await;
+    let config = config(server.port(), "app", vec![whole("t")]);
+    let other = server.connect().await.unwrap();
+    for (session, arguments, expected) in [
+        (&client, "'slot_app', 'pgoutput'", &[][..]),
+        (&client, "'slot_app', 'test_decoding'", &["slot_plugin"]),
+        (&other, "'slot_app', 'pgoutput'", &["slot_database"]),
+        (&client, "'slot_app', 'pgoutput', true", &["slot_temporary"]),
+        (&client, "'slot_app', 'pgoutput', false, true", &["slot_two_phase"]),
+    ] {
+        run(session, &format!("select pg_create_logical_replication_slot({arguments})")).await;
+        assert_eq!(codes(&check(&config, &client).await), expected, "{arguments}");
+        run(session, "select pg_drop_replication_slot('slot_app')").await;
+    }
+    let findings = check(&config, &client).await;
+    assert_eq!(find(&findings, "slot_missing").severity, Severity::Info);
+}
+
+#[tokio::test]
+async fn a_slot_that_is_in_use_is_told_and_not_dropped() {
+    let server = Postgres::start(PostgresOptions::default()).await.unwrap();
+    let ddl = format!("{TABLE} create publication walsweep for table t");
+    let client = database(&server, "app", &ddl).await;
+    let config = config(server.port(), "app", vec![whole("t")]);
+    let mut rules = Rules::compile(&config.rules).unwrap();
+    setup::setup(&config, &mut rules, &client).await.unwrap();
+    let reader = client_program(&server, "pg_recvlogical")
+        .args(["-d", "app", "-S", "slot_app", "--start"])
+        .args(["-f", "/dev/null", "-o", "proto_version=1", "-o", "publication_names=walsweep"])
+        .stderr(Stdio::null())
+        .spawn();
+    let mut reader = reader.unwrap();
+    let deadline = SystemTime::now() + Duration::from_secs(20);
+    let active = "select exists (select from pg_replication_slots where active_pid is not null)";
+    while !client.query_one(active, &[]).await.unwrap().get::<_, bool>(0) {
+        assert!(SystemTime::now() < deadline, "pg_recvlogical does not start");
+    }
+    assert_eq!(codes(&check(&config, &client).await), ["slot_active"]);
+    let error = setup::teardown(&config, &client).await.unwrap_err();
+    assert!(matches!(&error, setup::Error::SlotActive { name, .. } if name == "pg_recvlogical"));
+    reader.kill().unwrap();
+    reader.wait().unwrap();
+}
+
+#[tokio::test]
+async fn a_lost_slot_is_a_warning() {
+    let conf = ["max_slot_wal_keep_size = 1MB", "max_wal_size = 32MB", "min_wal_size = 32MB"];
+    let conf = conf.map(str::to_owned).to_vec();
+    let options = PostgresOptions { conf, ..PostgresOptions::default() };
+    let server = Postgres::start(options).await.unwrap();
+    let client = database(&server, "app", TABLE).await;
+    let config = config(server.port(), "app", vec![whole("t")]);
+    let mut rules = Rules::compile(&config.rules).unwrap();
+    setup::setup(&config, &mut rules, &client).await.unwrap();
+    for _ in 0..4 {
+        run(&client, "create table x (); drop table x; select pg_switch_wal()").await;
+    }
+    run(&client, "checkpoint").await;
+    let findings = check(&config, &client).await;
+    assert_eq!(codes(&findings), ["slot_lost"]);
+    assert_eq!(find(&findings, "slot_lost").severity, Severity::Warning);
+    assert!(!findings.iter().any(|finding| finding.code == "slot_keep_unlimited"));
+}
+
+#[tokio::test]
+async fn a_publication_made_after_its_slot_gets_a_new_slot() {
+    let server = Postgres::start(PostgresOptions::default()).await.unwrap();
+    let client = database(&server, "app", TABLE).await;
+    let config = config(server.port(), "app", vec![whole("t")]);
+    run(&client, "select pg_create_logical_replication_slot('slot_app', 'pgoutput')").await;
+    run(&client, "insert into t values (1)").await;
+    let findings = check(&config, &client).await;
+    assert_eq!(codes(&findings), ["publication_missing", "slot_before_publication"]);
+    let mut rules = Rules::compile(&config.rules).unwrap();
+    setup::setup(&config, &mut rules, &client).await.unwrap();
+    assert_eq!(codes(&check(&config, &client).await), [""; 0]);
+    run(&client, "set synchronous_commit = on; insert into t values (2)").await;
+    let changes = "select count(*) from pg_logical_slot_get_binary_changes('slot_app', null, null,
+                     'proto_version', '1', 'publication_names', 'walsweep')";
+    let n = client.query_one(changes, &[]).await.unwrap().get::<_, i64>(0);
+    assert!(n >= 3, "{n}");
+}
+
+#[tokio::test]
+async fn a_server_that_cannot_stream_is_refused() {
+    let conf = ["wal_level = replica", "max_replication_slots = 1", "synchronous_commit = on"];
+    let conf = conf.map(str::to_owned).to_vec();
+    let options = PostgresOptions { conf, ..PostgresOptions::default() };
+    let mut server = Postgres::start(options).await.unwrap();
+    let ddl = format!("{TABLE} create publication walsweep for table t; create role plain login");
+    let client = database(&server, "app", &ddl).await;
+    let mut config = config(server.port(), "app", vec![whole("t")]);
+    run(&client, "select pg_create_physical_replication_slot('other')").await;
+    config.postgres.replication_endpoint.user = "plain".to_owned();
+    let findings = check(&config, &client).await;
+    let expected = ["replication_role", "replication_slots_full", "wal_level"];
+    assert_eq!(codes(&findings), expected, "{findings:#?}");
+    assert!(!findings.iter().any(|finding| finding.code == "synchronous_commit"));
+    let cure = find(&findings, "replication_role").sql.as_deref();
+    assert_eq!(cure, Some("alter role \"plain\" replication"));
+    let mut rules = Rules::compile(&config.rules).unwrap();
+    let refused = setup::setup(&config, &mut rules, &client).await.unwrap_err().to_string();
+    assert!(refused.contains("`wal_level` is `replica`"), "{refused}");
+
+    run(&client, "alter role plain replication").await;
+    assert!(!codes(&check(&config, &client).await).contains(&"replication_role"));
+    server.stop(StopMode::Fast).await.unwrap();
+    let data = server.socket_dir().parent().unwrap().join("data");
+    File::create(data.join("standby.signal")).unwrap();
+    server.start_again().await.unwrap();
+    let client = connect(&server, "app").await;
+    assert_eq!(codes(&check(&config, &client).await), ["in_recovery"]);
+}
+
+#[tokio::test]
+async fn a_server_without_room_for_another_sender_is_refused() {
+    let conf = ["max_wal_senders = 0", "wal_level = logical", "max_replication_slots = 0"];
+    let conf = conf.map(str::to_owned).to_vec();
+    let options = PostgresOptions { conf, ..PostgresOptions::default() };
+    let server = Postgres::start(options).await.unwrap();
+    let ddl = format!("{TABLE} create publication walsweep for table t");
+    let client = database(&server, "app", &ddl).await;
+    let config = config(server.port(), "app", vec![whole("t")]);
+    let findings = check(&config, &client).await;
+    assert_eq!(codes(&findings), ["replication_slots_full", "wal_senders_full"]);
+}
+
+#[tokio::test]
+async fn a_session_spread_over_backends_is_a_pooler() {
+    let server = Postgres::start(PostgresOptions::default()).await.unwrap();
+    let ddl = format!("{TABLE} create publication walsweep for table t");
+    let client = database(&server, "app", &ddl).await;
+    let config = config(server.port(), "app", vec![whole("t")]);
+    assert_eq!(codes(&check(&config, &client).await), [""; 0]);
+    // What a pooler in transaction mode looks like from here: each statement has another backend.
+    let ddl = "create schema pooled; create sequence pooled.pids as int;
+               create function pooled.pg_backend_pid() returns int language sql
+                 as 'select nextval(''pooled.pids'')::int';
+               set search_path = pooled, pg_catalog";
+    run(&client, ddl).await;
+    assert_eq!(codes(&check(&config, &client).await), ["pooler"]);
+}

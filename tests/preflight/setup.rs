@@ -1,0 +1,87 @@
+//! What `setup` makes, prints and names, and what `teardown` leaves.
+
+use std::fs::File;
+
+use tokio_postgres::NoTls;
+use walsweep::keys::Rules;
+use walsweep::setup;
+use walsweep::throwaway::{Postgres, PostgresOptions};
+
+use crate::kit::{TABLE, check, client_program, codes, config, database, immutable, run, whole};
+
+#[tokio::test]
+async fn the_printed_script_does_what_setup_does_and_teardown_leaves_nothing() {
+    let server = Postgres::start(PostgresOptions::default()).await.unwrap();
+    let ddl = "create table t (id int primary key, a text);
+               create table p (a text, b text) partition by list (a);
+               create table p_x partition of p default;
+               create table w (id int primary key, a text)";
+    let client = database(&server, "app", ddl).await;
+    let config = config(server.port(), "app", vec![whole("t"), whole("p"), immutable("w")]);
+    let mut rules = Rules::compile(&config.rules).unwrap();
+    let script = setup::script(&config, &mut rules, &client).await.unwrap();
+    assert!(script.starts_with("-- What walsweep needs"), "{script}");
+    assert!(script.contains("--     create role \"postgres\" login replication;"), "{script}");
+    assert!(script.contains("grant connect on database \"app\" to \"postgres\";"), "{script}");
+    assert!(script.contains("-- Not needed, but: 1:1: rule.0.keys.0: `a` is not in"), "{script}");
+    assert_eq!(codes(&check(&config, &client).await).first(), Some(&"delete_widens"));
+
+    let file = server.socket_dir().parent().unwrap().join("script.sql");
+    std::fs::write(&file, &script).unwrap();
+    let output = client_program(&server, "psql")
+        .args(["-X", "-d", "app"])
+        .stdin(File::open(&file).unwrap())
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{output:?}\n{script}");
+    let findings = check(&config, &client).await;
+    let expected = ["delete_widens", "partition_added", "partition_truncate"];
+    assert_eq!(codes(&findings), expected, "{findings:#?}");
+    let script = setup::script(&config, &mut rules, &client).await.unwrap();
+    assert!(script.contains("\n-- Nothing to do.\n"), "{script}");
+
+    let lines = setup::teardown(&config, &client).await.unwrap();
+    let expected = [
+        "dropped slot `slot_app`",
+        "dropped publication `walsweep`",
+        "replica identities stay as they are",
+    ];
+    assert_eq!(lines, expected);
+    let left = "select (select count(*) from pg_replication_slots)
+                     + (select count(*) from pg_publication)";
+    assert_eq!(client.query_one(left, &[]).await.unwrap().get::<_, i64>(0), 0);
+    let lines = setup::teardown(&config, &client).await.unwrap();
+    assert_eq!(lines.first().unwrap(), "there is no slot `slot_app`");
+}
+
+#[tokio::test]
+async fn a_refused_statement_is_named() {
+    let server = Postgres::start(PostgresOptions::default()).await.unwrap();
+    let ddl = format!("{TABLE} create role plain login replication");
+    drop(database(&server, "app", &ddl).await);
+    let url = server.url_of("app").replace("postgres@", "plain@");
+    let (client, connection) = tokio_postgres::connect(&url, NoTls).await.unwrap();
+    drop(tokio::spawn(connection));
+    let config = config(server.port(), "app", vec![whole("t")]);
+    let mut rules = Rules::compile(&config.rules).unwrap();
+    let error = setup::setup(&config, &mut rules, &client).await.unwrap_err().to_string();
+    let expected = "run `create publication \"walsweep\" for table \"public\".\"t\"`: \
+                    permission denied for database app";
+    assert_eq!(error, expected);
+}
+
+#[tokio::test]
+async fn every_table_can_be_written_to_after_setup() {
+    let server = Postgres::start(PostgresOptions::default()).await.unwrap();
+    let ddl = "create table t (id int primary key, a text, b text);
+               create table bare (a text);
+               insert into t values (1, 'x', 'y'); insert into bare values ('x');
+               create publication walsweep for table t (id, a), bare";
+    let client = database(&server, "app", ddl).await;
+    let config = config(server.port(), "app", vec![whole("t"), whole("bare")]);
+    let refused = client.batch_execute("update bare set a = 'z'").await;
+    assert!(refused.is_err(), "what is to be cured is not there");
+    let mut rules = Rules::compile(&config.rules).unwrap();
+    setup::setup(&config, &mut rules, &client).await.unwrap();
+    run(&client, "update t set a = 'z'; delete from t; update bare set a = 'z'").await;
+}
