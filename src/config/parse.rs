@@ -270,7 +270,7 @@ fn rules(reader: &mut Reader<'_>, root: &mut Section<'_, '_>) -> Vec<Rule> {
     rules
 }
 
-/// One rule, if table and keys could be read.
+/// One rule, if its keys could be read; what else it lacks is filled in, so that they are judged.
 fn rule(reader: &mut Reader<'_>, section: &mut Section<'_, '_>, index: usize) -> Option<Rule> {
     let at = reader.location(section.start(), &format!("rule.{index}"));
     let hint = "give the rule a name: it is a label of the metrics";
@@ -297,7 +297,8 @@ fn rule(reader: &mut Reader<'_>, section: &mut Section<'_, '_>, index: usize) ->
     let changed = reader.texts(section, "changed").map_or_else(Vec::new, |list| list.value);
     let immutable = reader.texts(section, "immutable").map_or_else(Vec::new, |list| list.value);
     let keys = keys(reader, section);
-    let (table, table_at) = table?;
+    let nowhere = || (TableName { schema: String::new(), name: String::new() }, at.clone());
+    let (table, table_at) = table.unwrap_or_else(nowhere);
     let name = name.map_or_else(|| format!("rule {index}"), |name| name.value);
     Some(Rule { name, at, table, table_at, operations, changed, immutable, keys: keys? })
 }

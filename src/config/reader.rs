@@ -67,7 +67,12 @@ impl<'a> Reader<'a> {
     pub(super) fn wrong_type(&mut self, value: &Spanned<DeValue<'_>>, key: &str, wanted: &str) {
         let at = self.location(value.span().start, key);
         let message = format!("expected {wanted}, found {}", article(value.get_ref().type_str()));
-        self.problem(at, message, None);
+        let hint = match wanted {
+            "a string" => "put it in quotes",
+            "an array of strings" => "put it in brackets: [\"one\", \"other\"]",
+            _ => "see `config.toml` in the repository for the form of every option",
+        };
+        self.problem(at, message, Some(hint));
     }
 
     /// A text, with `${NAME}` replaced.

@@ -8,7 +8,7 @@ use walsweep::config::{
     Config, Http, Located, Location, Log, LogFormat, Operations, Refill, Rule, Sweep, TableName,
 };
 use walsweep::keys::Rules;
-use walsweep::postgres::{Endpoint, SslMode};
+use walsweep::postgres::Endpoint;
 use walsweep::preflight::{self, Finding};
 use walsweep::throwaway::Postgres;
 
@@ -55,16 +55,8 @@ pub(crate) fn immutable(table: &str) -> Rule {
 }
 
 pub(crate) fn config(port: u16, database: &str, rules: Vec<Rule>) -> Config {
-    let endpoint = Endpoint {
-        host: "127.0.0.1".to_owned(),
-        port,
-        user: "postgres".to_owned(),
-        password: None,
-        database: database.to_owned(),
-        ssl_mode: SslMode::Disable,
-        ssl_root_cert: None,
-        connect_timeout: Duration::from_secs(5),
-    };
+    let url = format!("postgres://postgres@127.0.0.1:{port}/{database}?sslmode=disable");
+    let endpoint = Endpoint::parse(&url).unwrap();
     Config {
         postgres: walsweep::config::Postgres {
             replication_endpoint: endpoint.clone(),

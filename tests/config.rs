@@ -1,0 +1,132 @@
+//! Wrong configurations: every problem at once, each with its place and its cure.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test may fail")]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use walsweep::config::LogFormat;
+use walsweep::load::judge;
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn wrong_configs() -> Vec<PathBuf> {
+    let folder = fs::read_dir(root().join("tests/golden/config")).unwrap();
+    let mut files: Vec<PathBuf> = folder.map(|entry| entry.unwrap().path()).collect();
+    files.retain(|path| path.extension().is_some_and(|extension| extension == "toml"));
+    files.sort();
+    files
+}
+
+/// Runs the program in the repository's folder; relative paths in the files start there.
+fn walsweep(args: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_walsweep"));
+    command.current_dir(root()).args(args).env_remove("WALSWEEP_CONFIG").output().unwrap()
+}
+
+/// `UPDATE_GOLDEN=1` writes what is said now; read the difference before you commit it.
+#[test]
+fn a_wrong_configuration_says_everything_at_once_and_exits_with_78() {
+    let files = wrong_configs();
+    assert!(files.len() >= 20, "{} wrong configurations", files.len());
+    for path in files {
+        let name = format!("tests/golden/config/{}", path.file_name().unwrap().to_str().unwrap());
+        let output = walsweep(&["run", "--config", &name]);
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(78), "{name}\n{said}");
+        assert!(!said.contains("hunter2"), "{name} tells a password:\n{said}");
+        let golden = path.with_extension("err");
+        if std::env::var_os("UPDATE_GOLDEN").is_some() {
+            fs::write(&golden, &said).unwrap();
+        }
+        assert_eq!(said, fs::read_to_string(&golden).unwrap_or_default(), "{name}");
+    }
+}
+
+#[test]
+fn every_command_judges_the_configuration_first() {
+    let name = "tests/golden/config/names.toml";
+    for args in [
+        vec!["run"],
+        vec!["check"],
+        vec!["setup"],
+        vec!["setup", "--print"],
+        vec!["teardown"],
+        vec!["sweep", "item:*"],
+        vec!["explain", "public.item", "--op", "truncate"],
+    ] {
+        let output = walsweep(&[args.as_slice(), &["--config", name]].concat());
+        assert_eq!(output.status.code(), Some(78), "{args:?}");
+        assert!(output.stdout.is_empty(), "{args:?}");
+    }
+}
+
+#[test]
+fn a_file_that_is_not_there_is_named() {
+    let output = walsweep(&["run", "--config", "no/such/config.toml"]);
+    assert_eq!(output.status.code(), Some(78));
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(said.contains("no/such/config.toml") && said.contains("--config"), "{said}");
+}
+
+#[test]
+fn usage_errors_exit_with_2() {
+    assert_eq!(walsweep(&["runn"]).status.code(), Some(2));
+    assert_eq!(walsweep(&["sweep"]).status.code(), Some(2));
+}
+
+#[test]
+fn what_is_left_out_has_its_default_and_variables_are_replaced() {
+    let text = "[postgres]\nurl = \"postgres://walsweep@${HOST}/app\"\n\
+                [redis]\nurl = \"redis://:p%40ss@${HOST}/2\"\n\
+                [[rule]]\nname = \"a\"\ntable = '\"My.Shop\".\"It\"\"em\"'\n\
+                keys = [\"$${x}:{id}\"]\n";
+    let env = |name: &str| (name == "HOST").then(|| "db.example".to_owned());
+    let (config, rules) = judge(text, &env).unwrap();
+    assert_eq!(config.rules[0].keys[0].value, "${x}:{id}");
+    assert_eq!(config.postgres.endpoint.host, "db.example");
+    assert_eq!(config.postgres.replication_endpoint.host, "db.example");
+    assert_eq!((&*config.postgres.slot, &*config.postgres.publication), ("walsweep", "walsweep"));
+    assert_eq!(config.redis.url, "redis://db.example/2");
+    assert_eq!(config.sweep.max_stall.as_micros(), 1000);
+    assert_eq!(config.refill.window.as_millis(), 1000);
+    assert_eq!(config.http.listen, Some("127.0.0.1:9185".parse().unwrap()));
+    assert_eq!((config.log.format, &*config.log.level), (LogFormat::Text, "info"));
+    assert_eq!(rules.tables().next().unwrap().schema, "My.Shop");
+    assert_eq!(rules.tables().next().unwrap().name, "It\"em");
+    assert!(!format!("{config:?}").contains("p@ss"), "a password in the debug form");
+}
+
+/// The commented lines of the reference are the defaults: with them uncommented the file says the
+/// same.
+#[test]
+fn the_reference_names_the_defaults() {
+    let text = fs::read_to_string(root().join("config.toml")).unwrap();
+    let (config, _) = judge(&text, &|_| None).unwrap();
+    let is_default = |line: &str| {
+        ["publication", "slot", "max_stall", "window", "listen", "format", "level"]
+            .iter()
+            .any(|name| line.starts_with(&format!("# {name} = ")))
+    };
+    let mut found = 0;
+    let uncommented: String = text
+        .lines()
+        .map(|line| {
+            let option = line.strip_prefix("# ").filter(|_| is_default(line));
+            found += usize::from(option.is_some());
+            format!("{}\n", option.unwrap_or(line))
+        })
+        .collect();
+    assert_eq!(found, 7, "the reference names every option with a default");
+    let (explicit, _) = judge(&uncommented, &|_| None).unwrap();
+    assert_eq!(
+        format!("{explicit:?}").replace(char::is_numeric, ""),
+        format!("{config:?}").replace(char::is_numeric, "")
+    );
+    assert_eq!(explicit.sweep.max_stall, config.sweep.max_stall);
+    assert_eq!(explicit.refill.window, config.refill.window);
+    assert_eq!(explicit.http.listen, config.http.listen);
+}
