@@ -201,12 +201,15 @@ fn http(reader: &mut Reader<'_>, root: &mut Section<'_, '_>) -> Http {
     let listen = match reader.text(&mut section, "listen") {
         None => default,
         Some(text) if text.value.is_empty() => None,
-        Some(text) => text.value.parse().map(Some).unwrap_or_else(|_| {
-            let message = format!("`{}` is not an address and a port", text.value);
-            let hint = "write `127.0.0.1:9185` or `[::1]:9185`; \"\" turns it off";
-            reader.problem(text.at, message, Some(hint));
-            default
-        }),
+        Some(text) => text.value.parse().map_or_else(
+            |_: std::net::AddrParseError| {
+                let message = format!("`{}` is not an address and a port", text.value);
+                let hint = "write `127.0.0.1:9185` or `[::1]:9185`; \"\" turns it off";
+                reader.problem(text.at, message, Some(hint));
+                default
+            },
+            Some,
+        ),
     };
     reader.finish(&section);
     Http { listen }

@@ -71,7 +71,10 @@ impl Stage {
             start.elapsed().as_millis()
         );
         written.map_err(io_error("write the report"))?;
-        Ok(Stage { sql, cache, spare, walsweep, postgres, redis })
+        let mut stage = Stage { sql, cache, spare, walsweep, postgres, redis };
+        // A first start sweeps everything, and again after the refill window.
+        stage.wait_confirmed().await?;
+        Ok(stage)
     }
 
     /// Waits until everything that is committed so far is confirmed to Postgres, which walsweep

@@ -160,7 +160,7 @@ mod tests {
             change(&mut other);
             other.to_value()
         };
-        let rows: [(Option<Vec<u8>>, Result<Lsn, Broken>); 9] = [
+        let rows = [
             (Some(watermark(100).to_value()), Ok(Lsn(100))),
             (Some(watermark(101).to_value()), Ok(Lsn(101))),
             (Some(watermark(99).to_value()), Err(Broken::WatermarkBehind)),
@@ -179,8 +179,8 @@ mod tests {
 
     #[test]
     fn only_the_last_written_or_attempted_value_survives_a_reconnect() {
-        let rows: [(Option<&[u8]>, Result<(), Broken>); 4] = [
-            (Some(b"w"), Ok(())),
+        let rows = [
+            (Some(b"w".as_slice()), Ok(())),
             (Some(b"a"), Ok(())),
             (Some(b"older"), Err(Broken::WatermarkLost)),
             (None, Err(Broken::WatermarkLost)),

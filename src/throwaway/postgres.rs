@@ -101,7 +101,7 @@ impl Postgres {
             server.new_folder("data")?;
             server.initdb()?;
             let fsync = if options.fsync { "on" } else { "off" };
-            server.append_conf(&format!("{CONF}fsync = {fsync}\nsynchronous_commit = {fsync}"))?;
+            server.append_conf(&format!("{CONF}fsync = {fsync}"))?;
         }
         for line in &options.conf {
             server.append_conf(line)?;

@@ -28,9 +28,7 @@ impl Bed {
     /// FULL, ids 1 to 100.
     pub(crate) async fn new(conf: &[&str]) -> Bed {
         let fsync = conf.contains(&"fsync = on");
-        // A commit waits for its standbys only where it waits at all.
-        let conf = ["synchronous_commit = on"].iter().chain(conf);
-        let conf = conf.map(|&line| line.to_owned()).collect();
+        let conf = conf.iter().map(|&line| line.to_owned()).collect();
         let options = PostgresOptions { conf, fsync, ..PostgresOptions::default() };
         let postgres = Postgres::start(options).await.unwrap();
         let redis = Redis::start(RedisOptions::default()).await.unwrap();
