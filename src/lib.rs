@@ -8,7 +8,7 @@
 //! Slot::next()                  -> Frame              capture     I/O
 //! decode(frame.payload)         -> Message            decode      pure
 //! Gatherer::push(message)       -> Gathered           gather      pure   (the ledger opens it)
-//! rules.add(change)             -> KeySet             keys        pure   (an empty set still travels to the end)
+//! rules.add(change)             -> KeySet             keys        pure   (an empty one, too)
 //! gate: wait until visible      -> Visible            settle      I/O
 //! sweeper: remove, remove again -> Swept              sweep       I/O
 //! ledger.advance(swept)         -> Lsn                watermark   pure
@@ -25,8 +25,8 @@
 //!
 //! - **I1 post-visible.** No key is removed for a transaction before that transaction is visible to
 //!   new snapshots on the primary. Receiving COMMIT on the slot is not that moment.
-//! - **I2 confirm last.** The confirmed LSN never passes the end of a transaction whose keys are not
-//!   removed and acknowledged; it never falls; a keepalive counts only when nothing is in flight.
+//! - **I2 confirm last.** The confirmed LSN never passes the end of a transaction whose keys are
+//!   not removed and acknowledged; it never falls; a keepalive counts only when nothing is in flight.
 //! - **I3 no head-of-line wait.** A transaction stuck before visibility delays its own keys and the
 //!   confirmed LSN, never the keys of later visible transactions.
 //! - **I4 data is not syntax.** A value from a row never acts as a glob.
@@ -35,8 +35,8 @@
 //!   its rule's pattern, and keepalives are still answered.
 //! - **I7 continuity or sweep.** Ready needs a proof that history is unbroken; without it every key
 //!   that a rule could produce is swept first.
-//! - **I8 late refills are bounded.** Keys are removed again after `[refill] window`, and the LSN is
-//!   confirmed only after that.
+//! - **I8 late refills are bounded.** Keys are removed again after `[refill] window`, and the LSN
+//!   is confirmed only after that.
 //! - **I9 nothing leaks.** No row value and no secret in logs, metrics or errors, except keys at
 //!   debug level.
 

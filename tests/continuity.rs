@@ -24,7 +24,7 @@ async fn is_swept(bed: &Bed) -> bool {
     present == 0
 }
 
-/// Starts it and waits until it is ready; `reason` is why it must have swept, `None` if it must not.
+/// Starts it and waits until it is ready; `reason` is why it must have swept, if it must have.
 async fn check_start(bed: &Bed, sidecar: &mut Sidecar, reason: Option<&str>) {
     fill(bed).await;
     sidecar.start();

@@ -1,10 +1,10 @@
 //! The race that walsweep exists for: a commit that is in the stream and not yet visible.
 //!
 //! Writers bump versions; readers refill a key as soon as it is gone. At every quiet point each
-//! cached value is held against its row. The readers close the *other* race, the late refill, by a lease in the key
-//! (a value is stored only if the marker set before the read still stands), and there is no second
-//! removal: whatever is stale was removed too early. With the gate switched off some must be, or
-//! the oracle does not bite.
+//! cached value is held against its row. The readers close the *other* race, the late refill, by a
+//! lease in the key (a value is stored only if the marker set before the read still stands), and
+//! there is no second removal: whatever is stale was removed too early. With the gate switched off
+//! some must be, or the oracle does not bite.
 //!
 //! A synchronous standby (`pg_receivewal --synchronous`) makes the window between flush and
 //! visibility as wide as it is in such a setting; without one it is there, too, and rarer.

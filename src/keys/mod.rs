@@ -1,8 +1,8 @@
 //! Changes to keys, by the rules of the configuration.
 //!
 //! Takes: a [`Change`]. Gives: its keys, in a [`KeySet`]. Never knows:
-//! sockets, visibility, time. Invariants: a value never becomes syntax (I4); what is unknown becomes
-//! `*` (I5); a set never outgrows its limit, it collapses to its rule's pattern (I6).
+//! sockets, visibility, time. Invariants: a value never becomes syntax (I4); what is unknown turns
+//! into `*` (I5); a set never outgrows its limit, it collapses to its rule's pattern (I6).
 //!
 //! A template is parsed once (`template`), resolved once per shape of a relation (`plan`), and
 //! rendered once for each version of a row (`known`, `render`): for the new one of an INSERT, the
@@ -110,7 +110,7 @@ impl Rules {
     }
 
     /// 16 hex digits that tell rules apart that give different keys for some change. Names and
-    /// order of the rules do not count; tables, operations, `changed`, `immutable` and templates do.
+    /// order of the rules do not count; tables, operations, `changed`, `immutable`, templates do.
     #[must_use]
     pub fn fingerprint(&self) -> String {
         compile::fingerprint(&self.rules)

@@ -20,7 +20,7 @@ use super::pattern::Pattern;
 /// The defaults: 100 000 keys are removed by some 200 UNLINK commands in about 0.1 s, the time of a
 /// SCAN pass over some hundred thousand keys; beyond that a pass is no slower than the list. 8 MiB
 /// leaves 80 bytes for each of them and keeps several sets in flight below the memory goal of
-/// 64 MiB. Each pattern is tried on every key of a pass for some 10 ns, so 1 000 of them make a pass
+/// 64 MiB. A pattern is tried on every key of a pass for some 10 ns, so 1 000 of them make a pass
 /// over a million keys cost 10 s of our time, and the one that they collapse to is the cheaper.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
@@ -164,7 +164,7 @@ impl KeySet {
             .map(|(rule, counts)| (rule, counts.matches))
     }
 
-    /// Adds all of `other`, a set of the same [`Rules`](super::Rules), under the limits of this one.
+    /// Adds all of `other`, a set of the same [`Rules`](super::Rules), under this one's limits.
     pub fn merge(&mut self, other: &KeySet) {
         debug_assert!(Arc::ptr_eq(&self.templates, &other.templates), "sets of different rules");
         for (template, usage) in template_ids().zip(&other.usage) {

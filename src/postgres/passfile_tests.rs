@@ -1,3 +1,5 @@
+//! Passfiles: which line counts, and which files are refused.
+
 use std::fs;
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;

@@ -1,3 +1,5 @@
+//! Names in certificates.
+
 use super::name_matches;
 
 #[test]

@@ -1,3 +1,5 @@
+//! URLs: what libpq reads, and what is refused.
+
 use std::time::Duration;
 
 use secrecy::ExposeSecret;
