@@ -2,6 +2,7 @@
 
 mod parse;
 mod reader;
+mod redis;
 
 use std::fmt;
 use std::net::SocketAddr;

@@ -1,6 +1,6 @@
 //! The sections of the configuration, each to its struct, with all their problems at once.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use secrecy::SecretString;
@@ -8,8 +8,9 @@ use toml::de::DeTable;
 use tracing_subscriber::EnvFilter;
 
 use super::reader::{Reader, Section};
+use super::redis::redis;
 use super::{
-    Config, Http, Located, Log, LogFormat, Postgres, Problem, Redis, Refill, Rule, Sweep, TableName,
+    Config, Http, Located, Log, LogFormat, Postgres, Problem, Refill, Rule, Sweep, TableName,
 };
 use crate::config::Operations;
 use crate::postgres::Endpoint;
@@ -21,7 +22,7 @@ pub struct Parsed {
     pub config: Option<Config>,
     /// Its rules that could be read whole, so that their templates can be judged in any case.
     pub rules: Vec<Rule>,
-    /// Everything that is wrong, in the order of the file.
+    /// Everything that is wrong, in the order of the file; what is no TOML hides the rest.
     pub problems: Vec<Problem>,
 }
 
@@ -33,6 +34,10 @@ pub fn parse(text: &str, env: &dyn Fn(&str) -> Option<String>) -> Parsed {
     for error in &errors {
         let at = reader.location(error.span().map_or(0, |span| span.start), "");
         reader.problem(at, error.message().trim().replace('\n', ", "), None);
+    }
+    // What stands after such an error is read as a guess, and its problems would be guesses, too.
+    if !errors.is_empty() {
+        return Parsed { config: None, rules: Vec::new(), problems: reader.sorted() };
     }
     let mut root = Section::new(document.get_ref(), 0..0, String::new());
     let postgres = postgres(&mut reader, &mut root);
@@ -49,8 +54,7 @@ pub fn parse(text: &str, env: &dyn Fn(&str) -> Option<String>) -> Parsed {
     let log = log(&mut reader, &mut root);
     let rules = rules(&mut reader, &mut root);
     reader.finish(&root);
-    let mut problems = reader.problems;
-    problems.sort_by(|one, other| one.at.cmp(&other.at));
+    let problems = reader.sorted();
     let config = match (postgres, redis) {
         (Some(postgres), Some(redis)) if problems.is_empty() => {
             let rules = rules.clone();
@@ -132,7 +136,7 @@ fn name(
 }
 
 /// The content of `password_file`, without the newline at its end.
-fn password_file(
+pub(super) fn password_file(
     reader: &mut Reader<'_>,
     section: &mut Section<'_, '_>,
 ) -> Option<Located<SecretString>> {
@@ -149,50 +153,6 @@ fn password_file(
     };
     reader.problem(path.at, message, Some("name a file that holds the password, and nothing else"));
     None
-}
-
-fn redis(reader: &mut Reader<'_>, root: &mut Section<'_, '_>) -> Option<Redis> {
-    let mut section = reader.section(root, "redis");
-    let hint = "give it as `redis://host:6379/0`, or `rediss://` for TLS";
-    let url = reader.required_text(&mut section, "url", hint);
-    let file_password = password_file(reader, &mut section);
-    let ca_file = reader.text(&mut section, "ca_file").map(|path| {
-        if let Err(error) = std::fs::File::open(&path.value) {
-            let message = format!("read `{}`: {error}", path.value);
-            reader.problem(path.at, message, Some("name a PEM file of certificate authorities"));
-        }
-        PathBuf::from(path.value)
-    });
-    reader.finish(&section);
-    let url = url?;
-    let Some((plain, url_password)) = split_password(&url.value) else {
-        reader.problem(url.at, "is not a Redis URL".to_owned(), Some(hint));
-        return None;
-    };
-    if let (Some(file), Some(_)) = (&file_password, &url_password) {
-        let message = "`redis.url` has a password, too".to_owned();
-        reader.problem(file.at.clone(), message, Some("keep one of the two"));
-    }
-    let password = url_password.or(file_password.map(|file| file.value));
-    Some(Redis { url: plain, password, ca_file })
-}
-
-/// A Redis URL without its password, and the password; `None` if it is not a Redis URL.
-fn split_password(text: &str) -> Option<(String, Option<SecretString>)> {
-    let mut url = url::Url::parse(text).ok()?;
-    if !matches!(url.scheme(), "redis" | "rediss" | "redis+unix" | "unix") {
-        return None;
-    }
-    let password = url.password().map(|encoded| {
-        let decoded = percent_encoding::percent_decode_str(encoded).decode_utf8();
-        decoded.map(|text| SecretString::from(text.as_ref()))
-    });
-    let password = password.transpose().ok()?;
-    if password.is_some() {
-        url.set_password(None).ok()?;
-    }
-    redis::parse_redis_url(url.as_str())?;
-    Some((url.to_string(), password))
 }
 
 fn http(reader: &mut Reader<'_>, root: &mut Section<'_, '_>) -> Http {
@@ -310,7 +270,7 @@ fn keys(reader: &mut Reader<'_>, section: &mut Section<'_, '_>) -> Option<Vec<Lo
     let hint = "list the key templates, such as [\"user:{id}\"]";
     let Some(keys) = reader.texts(section, "keys") else {
         let key = section.key("keys");
-        if !reader.problems.iter().any(|problem| problem.at.key == key) {
+        if !reader.has_problem(&key) {
             let at = reader.location(section.start(), &key);
             reader.problem(at, "is missing".to_owned(), Some(hint));
         }

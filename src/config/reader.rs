@@ -13,7 +13,7 @@ pub(super) struct Reader<'a> {
     text: &'a str,
     env: &'a dyn Fn(&str) -> Option<String>,
     /// What was wrong so far, in the order of its finding.
-    pub(super) problems: Vec<Problem>,
+    problems: Vec<Problem>,
 }
 
 /// One table of the document, and which of its keys somebody asked for.
@@ -25,7 +25,7 @@ pub(super) struct Section<'a, 'i> {
 }
 
 /// Unknown keys at least this similar to a known one are taken for a slip (Jaro-Winkler).
-const SLIP_SIMILARITY: f64 = 0.8;
+const SLIP_SIMILARITY: f64 = 0.85;
 
 impl<'a> Reader<'a> {
     pub(super) fn new(text: &'a str, env: &'a dyn Fn(&str) -> Option<String>) -> Reader<'a> {
@@ -34,6 +34,17 @@ impl<'a> Reader<'a> {
 
     pub(super) fn problem(&mut self, at: Location, message: String, hint: Option<&str>) {
         self.problems.push(Problem { at, message, hint: hint.map(str::to_owned) });
+    }
+
+    /// Whether something is wrong with the value of that dotted key.
+    pub(super) fn has_problem(&self, key: &str) -> bool {
+        self.problems.iter().any(|problem| problem.at.key == key)
+    }
+
+    /// Everything that is wrong, in the order of the file.
+    pub(super) fn sorted(mut self) -> Vec<Problem> {
+        self.problems.sort_by(|one, other| one.at.cmp(&other.at));
+        self.problems
     }
 
     /// The place of a byte offset, lines and columns counted from 1, columns in characters.
@@ -224,7 +235,8 @@ impl<'a, 'i> Section<'a, 'i> {
         self.table?.get(name)
     }
 
-    fn has(&self, name: &str) -> bool {
+    /// Whether it has that key.
+    pub(super) fn has(&self, name: &str) -> bool {
         self.table.is_some_and(|table| table.contains_key(name))
     }
 

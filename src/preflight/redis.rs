@@ -1,8 +1,7 @@
 //! Checks of Redis: reachable, a primary, with the rights that removing takes.
 
 use redis::aio::MultiplexedConnection;
-use redis::{Cmd, RedisError, Value, cmd, pipe};
-use url::Url;
+use redis::{Cmd, IntoConnectionInfo, RedisError, Value, cmd, pipe};
 
 use super::Finding;
 use crate::config::{Config, Located};
@@ -38,9 +37,9 @@ pub async fn redis(config: &Config, connection: &mut MultiplexedConnection) -> V
 
 /// The user that the URL names.
 fn user(config: &Config) -> String {
-    let url = Url::parse(&config.redis.url);
-    let name = url.ok().map(|url| url.username().to_owned()).filter(|name| !name.is_empty());
-    name.unwrap_or_else(|| "default".to_owned())
+    let info = config.redis.url.as_str().into_connection_info().ok();
+    let name = info.as_ref().and_then(|info| info.redis_settings().username());
+    name.unwrap_or("default").to_owned()
 }
 
 /// What the server says of itself.
@@ -57,7 +56,8 @@ fn server(info: &str) -> Vec<Finding> {
     if value("cluster_enabled") == Some("1") {
         let message =
             "`redis.url` reaches one node of a cluster: keys of the other nodes would stay";
-        findings.push(Finding::error("redis_cluster", message));
+        let cluster = Finding::error("redis_cluster", message);
+        findings.push(cluster.hint("let `redis.url` name a Redis that is not part of a cluster"));
     }
     if let Some(policy) = value("maxmemory_policy").filter(|policy| policy.starts_with("allkeys")) {
         let message = format!(
