@@ -62,6 +62,23 @@ with wanted as (
                             from partition p
                             join relation leaf on leaf.oid = p.oid
                            where p.parent = f.oid),
+           -- A table that inherits from it, is no partition, and is named by no rule.
+           'heir', (with recursive heir as (
+                      select inhrelid from pg_inherits where inhparent = f.oid
+                       union
+                      select i.inhrelid
+                        from heir
+                        join pg_inherits i on i.inhparent = heir.inhrelid
+                    )
+                    select n.nspname || '.' || c.relname
+                      from heir
+                      join pg_class c on c.oid = heir.inhrelid
+                      join pg_namespace n on n.oid = c.relnamespace
+                     where f.relkind = 'r'
+                       and c.relpersistence <> 't'
+                       and c.oid not in (select oid from found)
+                     order by 1
+                     limit 1),
            -- The partitioned table under whose name this one's changes are published.
            'published_as', (select n.nspname || '.' || c.relname
                               from pg_partition_ancestors(f.oid) as up (relid)

@@ -44,6 +44,14 @@ pub enum Error {
         /// What Postgres said.
         source: tokio_postgres::Error,
     },
+    /// The slot of that name is another program's. Nothing was changed.
+    #[error("drop slot `{slot}`: it is {what}, and not walsweep's of this database")]
+    SlotForeign {
+        /// The slot.
+        slot: String,
+        /// What it is.
+        what: String,
+    },
     /// The slot cannot be dropped while somebody streams from it.
     #[error("drop slot `{slot}`: process {pid} (`{name}`) streams from it")]
     SlotActive {
@@ -62,6 +70,7 @@ impl Error {
     pub fn hint(&self) -> Option<&'static str> {
         match self {
             Error::SlotActive { .. } => Some("stop walsweep first"),
+            Error::SlotForeign { .. } => Some("let `postgres.slot` name walsweep's own"),
             Error::Statement { .. } => {
                 Some("`walsweep setup --print` shows the SQL for a role that may run it")
             }
@@ -186,19 +195,11 @@ fn comment(text: &str) -> String {
 ///
 /// # Errors
 ///
-/// When the slot is in use, or a statement is refused.
+/// When the slot is in use or another program's, or a statement is refused.
 pub async fn teardown(config: &Config, client: &Client) -> Result<Vec<String>, Error> {
     let (slot, publication) = (&config.postgres.slot, &config.postgres.publication);
     let mut lines = Vec::new();
-    let query = include_str!("../sql/setup/slot_holder.sql");
-    let row = client.query_opt(query, &[slot]).await.map_err(preflight::Error::from)?;
-    if let Some(row) = row {
-        let pid: Option<i32> = row.try_get(0).map_err(preflight::Error::from)?;
-        let name: Option<String> = row.try_get(1).map_err(preflight::Error::from)?;
-        if let Some(pid) = pid {
-            let name = name.unwrap_or_else(|| "unknown".to_owned());
-            return Err(Error::SlotActive { slot: slot.clone(), pid, name });
-        }
+    if may_drop(slot, client).await? {
         run(client, &preflight::drop_slot(slot)).await?;
         lines.push(format!("dropped slot `{slot}`"));
     } else {
@@ -214,4 +215,24 @@ pub async fn teardown(config: &Config, client: &Client) -> Result<Vec<String>, E
     }
     lines.push("replica identities stay as they are".to_owned());
     Ok(lines)
+}
+
+/// Whether there is a slot to drop. Slots are known by name in all databases of a server, so that
+/// one of this name may be that of another walsweep, or a standby's.
+async fn may_drop(slot: &str, client: &Client) -> Result<bool, Error> {
+    let query = include_str!("../sql/setup/slot_holder.sql");
+    let row = client.query_opt(query, &[&slot]).await.map_err(preflight::Error::from)?;
+    let Some(row) = row else { return Ok(false) };
+    let read = || Ok((row.try_get(0)?, row.try_get(1)?, row.try_get(2)?, row.try_get(3)?));
+    let (pid, name, is_ours, what): (Option<i32>, Option<String>, bool, String) =
+        read().map_err(preflight::Error::Query)?;
+    let slot = slot.to_owned();
+    match pid {
+        _ if !is_ours => Err(Error::SlotForeign { slot, what }),
+        Some(pid) => {
+            let name = name.unwrap_or_else(|| "unknown".to_owned());
+            Err(Error::SlotActive { slot, pid, name })
+        }
+        None => Ok(true),
+    }
 }

@@ -77,6 +77,8 @@ pub(super) struct Table {
     pub(super) columns: Vec<Column>,
     /// The leaves, if it is partitioned.
     pub(super) partitions: Vec<Relation>,
+    /// A table that inherits from it, is no partition, and is named by no rule.
+    pub(super) heir: Option<String>,
     /// The partitioned table under whose name its changes are published.
     pub(super) published_as: Option<String>,
     /// Whether the publication names it, or a table that it is a partition of.

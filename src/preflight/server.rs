@@ -61,18 +61,21 @@ pub(super) fn check(context: &Context<'_>, pids: &[i32]) -> Vec<Finding> {
     findings
 }
 
-/// Room for the slot and its sender. A slot that exists has both already.
+/// Room for the slot and its sender. A slot that exists needs none, and one that is in use has its
+/// sender, too: that is the one of a walsweep that runs, or ends before this one can start.
 fn headroom(context: &Context<'_>) -> Vec<Finding> {
     let catalog = context.catalog;
-    if catalog.slot.is_some() {
-        return Vec::new();
-    }
+    let slot = catalog.slot.as_ref();
+    let (needs_slot, needs_sender) =
+        (slot.is_none(), slot.is_none_or(|slot| slot.active_pid.is_none()));
+    let slots = ("replication_slots_full", "max_replication_slots");
+    let senders = ("wal_senders_full", "max_wal_senders");
     let rows = [
-        ("replication_slots_full", "max_replication_slots", catalog.slots_used, catalog.slots_max),
-        ("wal_senders_full", "max_wal_senders", catalog.senders_used, catalog.senders_max),
+        (needs_slot, slots, catalog.slots_used, catalog.slots_max),
+        (needs_sender, senders, catalog.senders_used, catalog.senders_max),
     ];
-    let full = rows.into_iter().filter(|(_, _, used, max)| used >= max);
-    let findings = full.map(|(code, setting, used, max)| {
+    let full = rows.into_iter().filter(|(is_needed, _, used, max)| *is_needed && used >= max);
+    let findings = full.map(|(_, (code, setting), used, max)| {
         Finding::error(code, format!("`{setting}` is {max}, and {used} are in use"))
             .hint(format!("raise `{setting}` and start the server again"))
     });

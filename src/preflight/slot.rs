@@ -15,12 +15,9 @@ pub(super) fn check(context: &Context<'_>) -> Vec<Finding> {
     if let Some(wrong) = unfit(context, slot) {
         return vec![wrong.hint("drop that slot, or let `postgres.slot` name another one")];
     }
-    let mut findings = Vec::new();
-    if slot.wal_status.as_deref() == Some("lost") {
-        let message = format!("slot `{name}` is lost: the server removed WAL that it needed");
-        let lost = Finding::warning("slot_lost", message);
-        findings.push(lost.hint("`run` creates it anew and sweeps everything"));
-    } else if context.catalog.publication.is_none() && slot.active_pid.is_none() {
+    let mut findings = Vec::from_iter(behind(name, slot));
+    let is_lost = slot.wal_status.as_deref() == Some("lost");
+    if context.catalog.publication.is_none() && slot.active_pid.is_none() && !is_lost {
         // The server looks the publication up as of the change that it decodes.
         let message = format!(
             "slot `{name}` is older than its publication: the server cannot decode what lies \
@@ -40,6 +37,26 @@ pub(super) fn check(context: &Context<'_>) -> Vec<Finding> {
         findings.push(active.hint("a walsweep that is started now waits for it"));
     }
     findings
+}
+
+/// A slot that is, or soon will be, without WAL that it needs.
+fn behind(name: &str, slot: &Slot) -> Option<Finding> {
+    match slot.wal_status.as_deref() {
+        Some("lost") => {
+            let message = format!("slot `{name}` is lost: the server removed WAL that it needed");
+            let lost = Finding::warning("slot_lost", message);
+            Some(lost.hint("`run` creates it anew and sweeps everything"))
+        }
+        Some("unreserved") => {
+            let message = format!(
+                "slot `{name}` keeps more WAL than `max_slot_wal_keep_size` allows: a checkpoint \
+                 may take it away, and the slot is lost"
+            );
+            let soon = Finding::warning("slot_unreserved", message);
+            Some(soon.hint("let walsweep catch up now, or raise `max_slot_wal_keep_size`"))
+        }
+        _ => None,
+    }
 }
 
 /// Why walsweep cannot stream from it.

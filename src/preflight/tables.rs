@@ -12,7 +12,8 @@ pub(super) fn check(context: &Context<'_>) -> Vec<Finding> {
         match context.catalog.table(&rule.table) {
             None => findings.push(missing(context, rule)),
             Some(table) => {
-                findings.extend(table.family().filter_map(kind).map(|one| one.at(&rule.table_at)));
+                let found = table.family().filter_map(kind).chain(inherited(table));
+                findings.extend(found.map(|one| one.at(&rule.table_at)));
             }
         }
     }
@@ -53,6 +54,19 @@ fn kind(relation: &Relation) -> Option<Finding> {
     let name = relation.table_name();
     let message = format!("`{name}` is {what}: its changes are not in the log");
     Some(Finding::error("table_kind", message))
+}
+
+/// Who reads a table reads the rows of those that inherit from it; their changes come under their
+/// own names, unlike those of partitions
+/// (<https://www.postgresql.org/docs/current/ddl-inherit.html>).
+fn inherited(table: &Table) -> Option<Finding> {
+    let (heir, name) = (table.heir.as_ref()?, table.relation.table_name());
+    let message = format!(
+        "`{heir}` inherits from `{name}`: who reads `{name}` sees its rows, and no rule looks at \
+         their changes"
+    );
+    let hint = format!("add a rule for each table that inherits from `{name}`");
+    Some(Finding::error("inheritance", message).hint(hint))
 }
 
 fn missing_column(table: &Table, column: &ColumnUse<'_>) -> Option<Finding> {

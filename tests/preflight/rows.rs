@@ -78,6 +78,24 @@ async fn tables_and_columns_are_held_against_the_rules() {
 }
 
 #[tokio::test]
+async fn a_table_that_inherits_needs_a_rule_of_its_own() {
+    let family = "create table t (id int primary key, a text);
+                  create table u () inherits (t); create table v () inherits (u);
+                  alter table t replica identity full; alter table u replica identity full;
+                  alter table v replica identity full;
+                  create publication walsweep for table t;";
+    let rules = |tables: &[&str]| tables.iter().map(|table| whole(table)).collect();
+    hold_all(vec![
+        (family, rules(&["t"]), &["inheritance"]),
+        (family, rules(&["u"]), &["inheritance"]),
+        (family, rules(&["t", "u"]), &["inheritance"]),
+        (family, rules(&["v"]), &[]),
+        (family, rules(&["t", "u", "v"]), &[]),
+    ])
+    .await;
+}
+
+#[tokio::test]
 async fn the_publication_is_held_against_the_rules() {
     let only_insert =
         Rule { operations: Operations { insert: true, ..NO_OPERATIONS }, ..whole("t") };

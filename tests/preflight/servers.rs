@@ -62,8 +62,9 @@ async fn a_slot_that_is_in_use_is_told_and_not_dropped() {
 }
 
 #[tokio::test]
-async fn a_lost_slot_is_a_warning() {
-    let conf = ["max_slot_wal_keep_size = 1MB", "max_wal_size = 32MB", "min_wal_size = 32MB"];
+async fn a_slot_that_is_lost_or_soon_will_be_is_a_warning() {
+    // With a larger `max_wal_size` no checkpoint comes before the one that is asked for.
+    let conf = ["max_slot_wal_keep_size = 1MB", "max_wal_size = 1GB", "min_wal_size = 32MB"];
     let conf = conf.map(str::to_owned).to_vec();
     let options = PostgresOptions { conf, ..PostgresOptions::default() };
     let server = Postgres::start(options).await.unwrap();
@@ -74,6 +75,9 @@ async fn a_lost_slot_is_a_warning() {
     for _ in 0..4 {
         run(&client, "create table x (); drop table x; select pg_switch_wal()").await;
     }
+    let findings = check(&config, &client).await;
+    assert_eq!(codes(&findings), ["slot_unreserved"]);
+    assert_eq!(find(&findings, "slot_unreserved").severity, Severity::Warning);
     run(&client, "checkpoint").await;
     let findings = check(&config, &client).await;
     assert_eq!(codes(&findings), ["slot_lost"]);
@@ -142,6 +146,19 @@ async fn a_server_without_room_for_another_sender_is_refused() {
     let config = config(server.port(), "app", vec![whole("t")]);
     let findings = check(&config, &client).await;
     assert_eq!(codes(&findings), ["replication_slots_full", "wal_senders_full"]);
+}
+
+#[tokio::test]
+async fn a_slot_that_waits_needs_a_sender_and_no_other_slot() {
+    let conf = ["max_wal_senders = 0", "wal_level = logical", "max_replication_slots = 1"];
+    let conf = conf.map(str::to_owned).to_vec();
+    let options = PostgresOptions { conf, ..PostgresOptions::default() };
+    let server = Postgres::start(options).await.unwrap();
+    let ddl = format!("{TABLE} create publication walsweep for table t");
+    let client = database(&server, "app", &ddl).await;
+    let config = config(server.port(), "app", vec![whole("t")]);
+    run(&client, "select pg_create_logical_replication_slot('slot_app', 'pgoutput')").await;
+    assert_eq!(codes(&check(&config, &client).await), ["wal_senders_full"]);
 }
 
 #[tokio::test]

@@ -55,6 +55,29 @@ async fn the_printed_script_does_what_setup_does_and_teardown_leaves_nothing() {
 }
 
 #[tokio::test]
+async fn the_slot_of_another_program_is_not_dropped() {
+    let server = Postgres::start(PostgresOptions::default()).await.unwrap();
+    let ddl = format!("{TABLE} create publication walsweep for table t");
+    let client = database(&server, "app", &ddl).await;
+    let other = server.connect().await.unwrap();
+    let config = config(server.port(), "app", vec![whole("t")]);
+    for (session, make, what) in [
+        (&other, "logical_replication_slot('slot_app', 'pgoutput')", "of database `postgres`"),
+        (&client, "logical_replication_slot('slot_app', 'test_decoding')", "`test_decoding`"),
+        (&client, "physical_replication_slot('slot_app')", "a physical slot"),
+    ] {
+        run(session, &format!("select pg_create_{make}")).await;
+        let error = setup::teardown(&config, &client).await.unwrap_err();
+        assert!(error.to_string().contains(what), "{error}");
+        assert!(error.hint().is_some());
+        let left = "select (select count(*) from pg_replication_slots)
+                         + (select count(*) from pg_publication)";
+        assert_eq!(client.query_one(left, &[]).await.unwrap().get::<_, i64>(0), 2, "{make}");
+        run(session, "select pg_drop_replication_slot('slot_app')").await;
+    }
+}
+
+#[tokio::test]
 async fn a_refused_statement_is_named() {
     let server = Postgres::start(PostgresOptions::default()).await.unwrap();
     let ddl = format!("{TABLE} create role plain login replication");
