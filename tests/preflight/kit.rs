@@ -92,6 +92,12 @@ pub(crate) async fn run(client: &Client, sql: &str) {
     }
 }
 
+/// The server's version, such as 15. The throwaway server may be any that walsweep knows.
+pub(crate) async fn major_version(client: &Client) -> i32 {
+    let row = client.query_one("select current_setting('server_version_num')::int", &[]).await;
+    row.unwrap().get::<_, i32>(0) / 10_000
+}
+
 /// A new database, with the tables of `ddl`.
 pub(crate) async fn database(server: &Postgres, name: &str, ddl: &str) -> Client {
     run(&server.connect().await.unwrap(), &format!("create database {name}")).await;
