@@ -200,7 +200,7 @@ impl<P: Probe> Gate<P> {
     ) -> Result<(), Error> {
         let mut open = true;
         while open || !self.waiting.is_empty() {
-            let look_at = self.look_wanted.then(Instant::now).unwrap_or(self.next_look);
+            let look_at = (!self.look_wanted).then_some(self.next_look);
             let look_due = self.look_wanted || !self.waiting.is_empty();
             tokio::select! {
                 biased;
@@ -208,7 +208,7 @@ impl<P: Probe> Gate<P> {
                     Some(input) => self.take(input, &outputs).await?,
                     None => open = false,
                 },
-                () = sleep_until(look_at), if look_due => self.look(&outputs).await?,
+                () = reached(look_at), if look_due => self.look(&outputs).await?,
             }
         }
         Ok(())
@@ -330,6 +330,14 @@ fn pause(idle_looks: u32) -> Duration {
     match idle_looks.checked_sub(EAGER_LOOKS) {
         None => Duration::ZERO,
         Some(doublings) => FIRST_PAUSE.saturating_mul(1 << doublings.min(10)).min(LONGEST_PAUSE),
+    }
+}
+
+/// Waits for a time that is still to come; for none, or a past one, not at all. A timer would wait
+/// for the next full millisecond, many times what a look takes.
+async fn reached(time: Option<Instant>) {
+    if let Some(time) = time.filter(|time| *time > Instant::now()) {
+        sleep_until(time).await;
     }
 }
 
