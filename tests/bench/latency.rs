@@ -71,7 +71,7 @@ async fn commit(bed: &Bed, name: &str, id: usize, ends: &mpsc::Receiver<Instant>
     bed.sql.run(&format!("update {name} set version = 1 where id = {id}")).await;
     let acknowledged = Instant::now();
     let gone = ends.recv_timeout(Duration::from_secs(10));
-    let gone = gone.unwrap_or_else(|_| panic!("`{name}:{id}` stayed"));
+    let gone = gone.expect("the key goes");
     gone.saturating_duration_since(acknowledged)
 }
 
