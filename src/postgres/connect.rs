@@ -27,6 +27,9 @@ const KEEPALIVE_PROBES: u32 = 3;
 /// How long [`Sql::close`] waits for the farewell to be sent.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
+/// What tokio-postgres says when the server wants a password that it was not given.
+const DRIVER_WITHOUT_PASSWORD: &str = "password missing";
+
 /// How an attempt to connect treats TLS.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Security {
@@ -235,8 +238,19 @@ fn login_error(endpoint: &Endpoint, error: &tokio_postgres::Error) -> Error {
         }
         _ => {
             let reason = cause.map_or_else(|| error.to_string(), ToString::to_string);
+            let reason =
+                if reason == DRIVER_WITHOUT_PASSWORD { without_password(endpoint) } else { reason };
             Error::Login { address, user, reason }
         }
+    }
+}
+
+/// The server wants a password and there is none; a passfile that was ignored may have had it.
+fn without_password(endpoint: &Endpoint) -> String {
+    let reason = "the server wants a password and there is none";
+    match &endpoint.ignored_passfile {
+        Some(cause) => format!("{reason}: {cause}"),
+        None => reason.to_owned(),
     }
 }
 

@@ -14,6 +14,7 @@ mod url;
 
 use std::fmt;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use secrecy::SecretString;
@@ -42,6 +43,8 @@ pub struct Endpoint {
     pub password: Option<SecretString>,
     /// `passfile`: where [`Endpoint::load_password`] looks first.
     pub passfile: Option<PathBuf>,
+    /// Why [`Endpoint::load_password`] did not use `~/.pgpass`, if it is there and cannot be used.
+    pub ignored_passfile: Option<Arc<PassfileError>>,
     /// Database name.
     pub database: String,
     /// `sslmode`.

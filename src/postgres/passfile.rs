@@ -5,6 +5,7 @@ use std::fs;
 use std::io::{self, Read};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use secrecy::SecretString;
 
@@ -37,8 +38,11 @@ impl Endpoint {
     /// URL, else `PGPASSFILE`, else `~/.pgpass`. Without a matching line, or without a file where
     /// none was named in the URL, there is still none afterwards.
     ///
+    /// A `~/.pgpass` that cannot be used is no error: nobody asked for it, and the server may want
+    /// no password at all. It is kept in [`Endpoint::ignored_passfile`] for the login that fails.
+    ///
     /// # Errors
-    /// The file cannot be read, or others may read it.
+    /// The file that the URL or `PGPASSFILE` names cannot be read, or others may read it.
     pub fn load_password(&mut self) -> Result<(), PassfileError> {
         self.load_password_from(std::env::var_os("PGPASSFILE"), std::env::var_os("HOME"))
     }
@@ -51,16 +55,20 @@ impl Endpoint {
         if self.password.is_some() {
             return Ok(());
         }
-        let default = pgpassfile
-            .filter(|path| !path.is_empty())
-            .map(PathBuf::from)
-            .or_else(|| home.map(|home| Path::new(&home).join(".pgpass")));
-        let Some(path) = self.passfile.clone().or(default) else {
+        let chosen = pgpassfile.filter(|path| !path.is_empty()).map(PathBuf::from);
+        let is_chosen = self.passfile.is_some() || chosen.is_some();
+        let default = || home.map(|home| Path::new(&home).join(".pgpass"));
+        let Some(path) = self.passfile.clone().or(chosen).or_else(default) else {
             return Ok(());
         };
-        if let Some(lines) = read(&path, self.passfile.is_some())? {
-            self.password =
-                lines.lines().find_map(|line| password(line, self)).map(SecretString::from);
+        match read(&path, self.passfile.is_some()) {
+            Ok(lines) => {
+                let lines = lines.unwrap_or_default();
+                let found = lines.lines().find_map(|line| password(line, self));
+                self.password = found.map(SecretString::from);
+            }
+            Err(error) if is_chosen => return Err(error),
+            Err(error) => self.ignored_passfile = Some(Arc::new(error)),
         }
         Ok(())
     }

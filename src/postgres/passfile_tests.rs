@@ -71,7 +71,7 @@ fn the_url_names_the_file_before_the_environment_and_the_home_folder() {
 }
 
 #[test]
-fn a_file_that_others_may_read_is_refused() {
+fn a_chosen_file_that_others_may_read_is_refused_with_its_cure() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("pass");
     write(&path, "*:*:*:*:p");
@@ -79,7 +79,30 @@ fn a_file_that_others_may_read_is_refused() {
         fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
         let mut endpoint = Endpoint::parse("postgres://u@h").unwrap();
         let result = endpoint.load_password_from(Some(path.clone().into_os_string()), None);
-        assert!(matches!(result, Err(PassfileError::Permissions { .. })), "{mode:o}");
+        let error = result.unwrap_err().to_string();
+        assert!(error.contains(path.to_str().unwrap()), "{mode:o}: {error}");
+        assert!(error.contains("`chmod 600`"), "{mode:o}: {error}");
         assert!(endpoint.password.is_none());
     }
+}
+
+#[test]
+fn a_file_in_the_home_folder_that_cannot_be_used_is_remembered_and_no_error() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join(".pgpass");
+    write(&path, "*:*:*:*:p");
+    let home = || Some(folder.path().as_os_str().to_owned());
+    let load =
+        |mut endpoint: Endpoint| endpoint.load_password_from(None, home()).map(|()| endpoint);
+    let plain = || Endpoint::parse("postgres://u@h").unwrap();
+    assert!(load(plain()).unwrap().ignored_passfile.is_none());
+
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
+    let endpoint = load(plain()).unwrap();
+    assert!(endpoint.password.is_none());
+    let ignored = endpoint.ignored_passfile.unwrap();
+    assert!(matches!(&*ignored, PassfileError::Permissions { path: seen } if *seen == path));
+
+    let named = Endpoint { passfile: Some(path), ..plain() };
+    assert!(matches!(load(named), Err(PassfileError::Permissions { .. })));
 }

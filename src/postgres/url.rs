@@ -179,6 +179,7 @@ impl Parts {
             user: self.user,
             password: Some(self.password).filter(|text| !text.is_empty()).map(SecretString::from),
             passfile: Some(self.passfile).filter(|text| !text.is_empty()).map(PathBuf::from),
+            ignored_passfile: None,
             ssl_root_cert: Some(self.sslrootcert)
                 .filter(|text| !text.is_empty() && text != "system")
                 .map(PathBuf::from),
