@@ -3,6 +3,7 @@
 select active_pid,
        (select application_name from pg_stat_activity where pid = active_pid),
        coalesce(plugin = 'pgoutput' and database = current_database(), false),
-       coalesce('of database `' || database || '` with plugin `' || plugin || '`', 'a physical slot')
+       coalesce('of database `' || database || '` with plugin `' || plugin || '`',
+                'a physical slot')
   from pg_replication_slots
  where slot_name = $1
