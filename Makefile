@@ -18,7 +18,7 @@ test: install-deps ## Every test, against real servers.
 	$(CARGO) test --all-features
 
 bench: install-deps ## Speed, as ratios against other programs in the same run.
-	$(CARGO) bench
+	$(CARGO) bench --bench speed
 
 lint: ## Format, lints and documentation, each without a single warning.
 	$(CARGO) fmt --check

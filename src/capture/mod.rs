@@ -26,7 +26,10 @@ mod pause;
 mod replication;
 
 use std::fmt;
+use std::future::poll_fn;
 use std::io;
+use std::pin::pin;
+use std::task::Poll;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::{Buf, Bytes, BytesMut};
@@ -50,6 +53,10 @@ const READ_BUFFER_SIZE: usize = 256 * 1024;
 /// With less room than this the buffer is grown before a read, so that one read is worth its call.
 const READ_ROOM_MIN: usize = 64 * 1024;
 
+/// Above this, memory that a message needed is given back when the message was taken: one large
+/// row would otherwise keep the buffer large for good.
+const KEPT_BUFFER_SIZE_MAX: usize = 1024 * 1024;
+
 /// A status update is 39 bytes. A server that takes none for this long is gone.
 const SEND_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -64,6 +71,8 @@ pub struct Slot {
     incoming: BytesMut,
     /// What is left of a status update that was cancelled half-way.
     outgoing: BytesMut,
+    /// A read that failed after others that brought bytes; told when those are used.
+    failed: Option<io::Error>,
     pause: Pause,
     confirmed: Lsn,
     last_received: Instant,
@@ -82,6 +91,7 @@ impl Slot {
             stream,
             incoming,
             outgoing: BytesMut::new(),
+            failed: None,
             pause: Pause::default(),
             confirmed: Lsn::ZERO,
             last_received: Instant::now(),
@@ -89,23 +99,77 @@ impl Slot {
     }
 
     /// Waits for bytes, and reads at least one more into the buffer; there may be new frames in
-    /// [`Slot::buffered`] afterwards. While a backlog streams in small pieces the thread is blocked
-    /// for a moment first, on purpose: see [`pause`].
+    /// [`Slot::buffered`] afterwards. Returns at once if a whole message is in the buffer already,
+    /// as after the answer that began the stream. While a backlog streams in small pieces the
+    /// thread is blocked for a moment first, on purpose: see [`pause`].
     ///
     /// # Errors
-    /// The connection failed or was closed.
+    /// The connection failed or was closed, or what stands in the buffer is not the protocol.
     pub async fn fill(&mut self) -> Result<(), Error> {
+        if self.message_length()?.is_some() {
+            return Ok(());
+        }
+        if let Some(error) = self.failed.take() {
+            return Err(Error::Io(error));
+        }
         self.pause.take();
         if self.incoming.capacity() - self.incoming.len() < READ_ROOM_MIN {
             self.incoming.reserve(READ_BUFFER_SIZE);
         }
-        let size = self.stream.read_buf(&mut self.incoming).await.map_err(Error::Io)?;
-        if size == 0 {
-            return Err(Error::Closed);
-        }
+        let size = self.read_all().await?;
         self.last_received = Instant::now();
         self.pause.after_read(self.last_received, size);
         Ok(())
+    }
+
+    /// Waits for bytes, and takes all that are there, as far as the buffer has room: TLS gives one
+    /// record in a read, which is one change, and the pause is for a socket that was emptied.
+    async fn read_all(&mut self) -> Result<usize, Error> {
+        let (stream, incoming, failed) = (&mut self.stream, &mut self.incoming, &mut self.failed);
+        let before = incoming.len();
+        let read = poll_fn(|context| {
+            while incoming.len() < incoming.capacity() {
+                let read = pin!(stream.read_buf(incoming)).poll(context);
+                match read {
+                    Poll::Ready(Ok(size)) if size > 0 => {}
+                    // The end will be met again by the next read, an error will not.
+                    read @ (Poll::Ready(_) | Poll::Pending) if incoming.len() == before => {
+                        return read;
+                    }
+                    Poll::Ready(Ok(_)) | Poll::Pending => break,
+                    Poll::Ready(Err(error)) => {
+                        *failed = Some(error);
+                        break;
+                    }
+                }
+            }
+            Poll::Ready(Ok(incoming.len() - before))
+        });
+        match read.await {
+            Ok(0) => Err(Error::Closed),
+            Ok(size) => Ok(size),
+            Err(error) => Err(Error::Io(error)),
+        }
+    }
+
+    /// The length of the message that stands whole at the front of the buffer.
+    fn message_length(&self) -> Result<Option<usize>, Malformed> {
+        let length = frame::message_length(&self.incoming)?;
+        Ok(length.filter(|length| self.incoming.len() >= *length))
+    }
+
+    /// Takes the next whole message out of the buffer, header included.
+    fn take_message(&mut self) -> Result<Option<Bytes>, Malformed> {
+        let Some(length) = self.message_length()? else {
+            return Ok(None);
+        };
+        let message = self.incoming.split_to(length).freeze();
+        if length > KEPT_BUFFER_SIZE_MAX {
+            let mut rest = BytesMut::with_capacity(READ_BUFFER_SIZE.max(self.incoming.len()));
+            rest.extend_from_slice(&self.incoming);
+            self.incoming = rest;
+        }
+        Ok(Some(message))
     }
 
     /// The next whole frame that is already in memory; `None` if there is none. No I/O.
@@ -113,14 +177,7 @@ impl Slot {
     /// # Errors
     /// What stands in the buffer is the server's last word, or is not the protocol.
     pub fn buffered(&mut self) -> Result<Option<Frame>, Error> {
-        loop {
-            let Some(length) = frame::message_length(&self.incoming)? else {
-                return Ok(None);
-            };
-            if self.incoming.len() < length {
-                return Ok(None);
-            }
-            let mut message = self.incoming.split_to(length).freeze();
+        while let Some(mut message) = self.take_message()? {
             let tag = message.first().copied();
             match tag {
                 Some(b'd') => {
@@ -140,6 +197,7 @@ impl Slot {
                 _ => return Err(Malformed("a message that has no place in the stream").into()),
             }
         }
+        Ok(None)
     }
 
     /// Waits for the next frame.
@@ -212,11 +270,7 @@ impl Slot {
 
     /// Drops what is buffered; whether the server is ready for the next command.
     fn command_is_over(&mut self) -> Result<bool, Error> {
-        while let Some(length) = frame::message_length(&self.incoming)? {
-            if self.incoming.len() < length {
-                break;
-            }
-            let message: Bytes = self.incoming.split_to(length).freeze();
+        while let Some(message) = self.take_message()? {
             match message.first() {
                 Some(b'Z') => return Ok(true),
                 Some(b'E') => return Err(Error::Stream(connection::server_error(&message))),

@@ -1,11 +1,17 @@
 //! The stream over a pipe: what a real server does rarely, here on purpose.
 
+use std::collections::VecDeque;
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::{BufMut, Bytes, BytesMut};
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
-use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
+use tokio::io::{
+    AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream, ReadBuf, duplex,
+};
 
 use super::{Error, Frame, READ_BUFFER_SIZE, Slot};
 use crate::lsn::Lsn;
@@ -58,6 +64,97 @@ async fn fed(bytes: &[u8]) -> Slot {
     let (slot, mut server) = slot();
     server.write_all(bytes).await.unwrap();
     slot
+}
+
+/// A connection whose reads are written down: each brings one piece, as with TLS, or fails. After
+/// the last one nothing comes any more.
+struct Reads(VecDeque<io::Result<Vec<u8>>>);
+
+impl AsyncRead for Reads {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        _context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        match self.0.pop_front() {
+            Some(piece) => Poll::Ready(piece.map(|piece| buffer.put_slice(&piece))),
+            None => Poll::Pending,
+        }
+    }
+}
+
+impl AsyncWrite for Reads {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        _context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Poll::Ready(Ok(bytes.len()))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn frames_that_came_with_the_answer_need_no_further_byte() {
+    let (ours, _silent_server) = duplex(1 << 20);
+    let incoming = BytesMut::from([data(1, b"x"), data(2, b"y")].concat().as_slice());
+    let mut slot = Slot::resume(Box::new(ours), incoming);
+    for (lsn, payload) in [(1, b"x"), (2, b"y")] {
+        let filled = tokio::time::timeout(Duration::from_secs(60), slot.fill()).await;
+        filled.expect("a frame is in memory").unwrap();
+        assert_eq!(slot.buffered().unwrap(), Some(data_frame(lsn, payload)));
+    }
+}
+
+#[tokio::test]
+async fn pieces_that_are_there_are_taken_at_once() {
+    let count = 100_u64;
+    let pieces = (0..count).map(|lsn| Ok(data(lsn, b"x"))).collect();
+    let mut slot = Slot::over(Reads(pieces));
+    slot.fill().await.unwrap();
+    for lsn in 0..count {
+        assert_eq!(slot.buffered().unwrap(), Some(data_frame(lsn, b"x")));
+    }
+}
+
+#[tokio::test]
+async fn what_came_before_a_broken_connection_is_used_and_the_break_is_told() {
+    let reset = || Err(io::ErrorKind::ConnectionReset.into());
+    let mut slot = Slot::over(Reads([Ok(data(1, b"x")), reset()].into()));
+    assert_eq!(slot.next().await.unwrap(), data_frame(1, b"x"));
+    match slot.next().await {
+        Err(Error::Io(error)) => assert_eq!(error.kind(), io::ErrorKind::ConnectionReset),
+        other => panic!("{other:?}"),
+    }
+    let mut slot = Slot::over(Reads([reset()].into()));
+    assert!(matches!(slot.next().await, Err(Error::Io(_))));
+    let mut slot = Slot::over(Reads([Ok(data(1, b"x")), Ok(Vec::new()), Ok(Vec::new())].into()));
+    assert_eq!(slot.next().await.unwrap(), data_frame(1, b"x"));
+    assert!(matches!(slot.next().await, Err(Error::Closed)));
+}
+
+#[tokio::test]
+async fn a_large_row_gives_its_memory_back() {
+    let (mut slot, mut server) = slot();
+    let payload = vec![b'x'; 5 << 20];
+    let bytes = [data(1, &payload), data(2, b"after")].concat();
+    let writer = tokio::spawn(async move {
+        server.write_all(&bytes).await.unwrap();
+        server
+    });
+    assert_eq!(slot.next().await.unwrap(), data_frame(1, &payload));
+    assert_eq!(slot.next().await.unwrap(), data_frame(2, b"after"));
+    // Where a buffer's memory is its own again, it finds room without a new allocation.
+    slot.incoming.reserve(READ_BUFFER_SIZE);
+    assert!(slot.incoming.capacity() <= 2 * READ_BUFFER_SIZE, "{}", slot.incoming.capacity());
+    drop(writer.await.unwrap());
 }
 
 #[tokio::test]

@@ -1,8 +1,8 @@
 //! P3: commit acknowledged to key gone on an idle server, against a deliberately unsafe client that
 //! removes the key as soon as COMMIT arrives: no gate, no watermark, no second removal.
 //!
-//! Each has a table and a key of its own, and both run all the time; commits go to one and the
-//! other in turn. A key's end is heard by a subscription, so nobody has to poll.
+//! Each has a table of its own, and both run all the time; commits go to one and the other in turn,
+//! each to another row, so that no second removal meets a key that a later commit waits for. A key's end is heard by a subscription, so nobody has to poll.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -26,7 +26,7 @@ pub(crate) async fn run() {
         bed.sql
             .run(&format!(
                 "create table {name} (id int primary key, version int);
-                 insert into {name} values (1, 0);
+                 insert into {name} select id, 0 from generate_series(1, {COMMITS}) id;
                  create publication {name} for table {name};"
             ))
             .await;
@@ -44,9 +44,9 @@ pub(crate) async fn run() {
     spawn_unsafe_client(bed.postgres.url(), bed.redis.url());
     let ends = listen(&bed).await;
     let (mut gated, mut hasty) = (Vec::new(), Vec::new());
-    for _ in 0..COMMITS {
-        gated.push(commit(&bed, "gated", &ends).await);
-        hasty.push(commit(&bed, "unsafe", &ends).await);
+    for id in 1..=COMMITS {
+        gated.push(commit(&bed, "gated", id, &ends).await);
+        hasty.push(commit(&bed, "unsafe", id, &ends).await);
     }
     for (name, share) in [("p50", 0.5), ("p99", 0.99)] {
         let (own, peer) = (quantile(&mut gated, share), quantile(&mut hasty, share));
@@ -61,12 +61,12 @@ pub(crate) async fn run() {
 }
 
 /// One commit; how long after its acknowledgement the key was gone.
-async fn commit(bed: &Bed, name: &str, ends: &mpsc::Receiver<Instant>) -> Duration {
-    let () = bed.cache.clone().set(format!("{name}:1"), "cached").await.unwrap();
+async fn commit(bed: &Bed, name: &str, id: usize, ends: &mpsc::Receiver<Instant>) -> Duration {
+    let () = bed.cache.clone().set(format!("{name}:{id}"), "cached").await.unwrap();
     // Between two commits the server and both clients come to rest.
     tokio::time::sleep(Duration::from_millis(2)).await;
     while ends.try_recv().is_ok() {}
-    bed.sql.run(&format!("update {name} set version = version + 1")).await;
+    bed.sql.run(&format!("update {name} set version = 1 where id = {id}")).await;
     let acknowledged = Instant::now();
     let gone = ends.recv_timeout(Duration::from_secs(10)).unwrap();
     gone.saturating_duration_since(acknowledged)
@@ -106,11 +106,15 @@ fn spawn_unsafe_client(postgres: String, redis: String) {
             let tcp = info.tcp_settings().clone().set_nodelay(true);
             let client = redis::Client::open(info.set_tcp_settings(tcp)).unwrap();
             let mut cache = client.get_multiplexed_async_connection().await.unwrap();
+            let mut id = 0;
             loop {
-                if let Frame::Data { payload, .. } = slot.next().await.unwrap()
-                    && payload.first() == Some(&b'C')
-                {
-                    let () = cache.unlink("unsafe:1").await.unwrap();
+                match slot.next().await.unwrap() {
+                    Frame::Data { payload, .. } if payload.first() == Some(&b'C') => {
+                        id += 1;
+                        let () = cache.unlink(format!("unsafe:{id}")).await.unwrap();
+                    }
+                    Frame::Data { .. } => {}
+                    Frame::Keepalive { .. } => slot.send_status(false).await.unwrap(),
                 }
             }
         });
