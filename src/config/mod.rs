@@ -2,6 +2,7 @@
 
 mod parse;
 mod reader;
+mod redis_url;
 
 use std::fmt;
 use std::net::SocketAddr;

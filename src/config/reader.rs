@@ -102,12 +102,21 @@ impl<'a> Reader<'a> {
         None
     }
 
-    /// A list of texts; `None` if it is absent or is no list.
+    /// A text; an empty one is as good as none.
+    pub(super) fn filled_text(
+        &mut self,
+        section: &mut Section<'_, '_>,
+        name: &'static str,
+    ) -> Option<Located<String>> {
+        self.text(section, name).filter(|text| !text.value.is_empty())
+    }
+
+    /// A list of texts, without the items that are none; `None` if it is absent or is no list.
     pub(super) fn texts(
         &mut self,
         section: &mut Section<'_, '_>,
         name: &'static str,
-    ) -> Option<Located<Vec<Located<String>>>> {
+    ) -> Option<Vec<Located<String>>> {
         let key = section.key(name);
         let value = section.take(name)?;
         let Some(array) = value.get_ref().as_array() else {
@@ -118,7 +127,23 @@ impl<'a> Reader<'a> {
         for (index, item) in array.iter().enumerate() {
             texts.extend(self.value_text(item, &format!("{key}.{index}")));
         }
-        Some(Located { value: texts, at: self.location(value.span().start, &key) })
+        Some(texts)
+    }
+
+    /// The same, of a list that must not be empty in the file.
+    pub(super) fn filled_texts(
+        &mut self,
+        section: &mut Section<'_, '_>,
+        name: &'static str,
+        hint: &str,
+    ) -> Option<Vec<Located<String>>> {
+        if let Some(value) = section.take(name)
+            && value.get_ref().as_array().is_some_and(|array| array.is_empty())
+        {
+            let at = self.location(value.span().start, &section.key(name));
+            self.problem(at, "is empty".to_owned(), Some(hint));
+        }
+        self.texts(section, name)
     }
 
     /// A duration between two bounds.
@@ -139,7 +164,8 @@ impl<'a> Reader<'a> {
             let bounds = [least, most].map(humantime::format_duration);
             let message =
                 format!("`{}` is not between {} and {}", text.value, bounds[0], bounds[1]);
-            self.problem(text.at, message, None);
+            let hint = format!("leave it out for {}", humantime::format_duration(default));
+            self.problem(text.at, message, Some(&hint));
         }
         value
     }
@@ -173,6 +199,14 @@ impl<'a> Reader<'a> {
                 self.problem(at.clone(), "`${` without `}`".to_owned(), hint);
                 return None;
             };
+            // What is no name may be half a password: it is not repeated.
+            if name.is_empty()
+                || !name.bytes().all(|byte| byte == b'_' || byte.is_ascii_alphanumeric())
+            {
+                let hint = Some("name a variable of letters, digits and `_`, or write `$${`");
+                self.problem(at.clone(), "`${…}` names no variable".to_owned(), hint);
+                return None;
+            }
             match (self.env)(name) {
                 Some(value) => whole.push_str(&value),
                 None => {
@@ -220,11 +254,14 @@ impl<'a, 'i> Section<'a, 'i> {
 
     /// The value of a key, which is known from now on.
     pub(super) fn take(&mut self, name: &'static str) -> Option<&'a Spanned<DeValue<'i>>> {
-        self.known.push(name);
+        if !self.known.contains(&name) {
+            self.known.push(name);
+        }
         self.table?.get(name)
     }
 
-    fn has(&self, name: &str) -> bool {
+    /// Whether the key stands in the file.
+    pub(super) fn has(&self, name: &str) -> bool {
         self.table.is_some_and(|table| table.contains_key(name))
     }
 
