@@ -1,10 +1,11 @@
 # What people do with a checkout. Needs a Rust toolchain; the servers are installed where missing.
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench lint install-deps
+.PHONY: help demo test test-hard fuzz bench lint install-deps
 
 CARGO ?= cargo
 # KEEP=1: `make demo` leaves its servers running until Ctrl-C.
 KEEP ?=
+FUZZ_SECONDS ?= 120
 # Tests and the demonstration start servers of their own. Only packages are installed, no service.
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
@@ -17,7 +18,19 @@ demo: install-deps ## Throwaway Postgres and Redis, and what happens to the keys
 test: install-deps ## Every test, against real servers.
 	$(CARGO) test --all-features
 
-bench: install-deps ## Speed, as ratios against other programs in the same run.
+test-hard: install-deps ## The same races and outages for longer: 100 000 commits, 50 kills, 30 s.
+	COMMITS=100000 KILLS=50 OUTAGE_SECONDS=30 $(CARGO) test --all-features --test main -- \
+	    --nocapture --test-threads 1 visibility outage oracle
+
+# The corpus is the golden messages of real servers. Needs cargo-fuzz.
+fuzz: ## Feed the decoder with damaged messages, FUZZ_SECONDS long.
+	mkdir -p tests/fuzz/corpus/decode
+	perl -ne 'chomp; open $$f, ">", "tests/fuzz/corpus/decode/$$."; print $$f pack "H*", $$_' \
+	    tests/golden/wal/*.hex
+	RUSTC_BOOTSTRAP=1 $(CARGO) fuzz run --fuzz-dir tests/fuzz decode -- \
+	    -max_total_time=$(FUZZ_SECONDS)
+
+bench: install-deps ## Speed, as ratios against other programs in the same run. ONLY=latency: one part.
 	$(CARGO) bench --bench speed
 
 lint: ## Format, lints and documentation, each without a single warning.

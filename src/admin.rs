@@ -68,9 +68,11 @@ impl Health {
         Health { metrics, state: Mutex::new((Phase::Connecting, Instant::now())) }
     }
 
-    /// Sets what is being done.
+    /// Sets what is being done. Stopping is the last thing that is done.
     pub fn set(&self, phase: Phase) {
-        *self.lock() = (phase, Instant::now());
+        let mut state = self.lock();
+        let phase = if state.0 == Phase::Stopping { Phase::Stopping } else { phase };
+        *state = (phase, Instant::now());
         self.metrics.ready.set(i64::from(phase == Phase::Streaming));
     }
 

@@ -280,10 +280,11 @@ impl<'a> Stream<'a> {
             Event::ResyncOwed(broken) => self.resync(broken, health, metrics),
             Event::RedisLost => health.set(Phase::RedisLost),
             Event::Whole => {
-                if health.phase() != Phase::Streaming {
+                let was = health.phase();
+                health.set(Phase::Streaming);
+                if was != health.phase() {
                     tracing::info!("ready");
                 }
-                health.set(Phase::Streaming);
             }
         }
         Ok(())

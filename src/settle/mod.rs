@@ -48,10 +48,17 @@ const FIRST_PAUSE: Duration = Duration::from_millis(1);
 /// wait ends.
 const LONGEST_PAUSE: Duration = Duration::from_millis(20);
 
-/// Keys held for invisible transactions, in bytes, beyond which the largest sets collapse to their
-/// rules' patterns (I6). The number of such transactions is bounded by the server's connections and
+/// Arrivals taken before a look must come between: a backlog would otherwise pile up here, where
+/// what is not looked at cannot be told from what is not visible.
+const ARRIVALS_MAX: usize = 512;
+
+/// Keys held for invisible transactions, in bytes, beyond which large sets collapse to their rules'
+/// patterns (I6). The number of such transactions is bounded by the server's connections and
 /// prepared transactions, the size of each set by `keys`.
 const WAITING_BYTES_MAX: usize = 16 * 1024 * 1024;
+
+/// A set that is smaller gains nothing by collapsing: a pattern takes half a kilobyte.
+const LARGE_SET_BYTES: usize = 8 * 1024;
 
 /// What the gate is told.
 #[derive(Debug)]
@@ -150,9 +157,13 @@ pub struct Gate<P> {
     probe: P,
     metrics: Arc<Metrics>,
     waiting: Vec<Waiting>,
+    /// Memory of the keys that wait, in bytes.
+    waiting_bytes: usize,
     latest: Option<Snapshot>,
     /// Whether something arrived that the latest snapshot does not answer.
     look_wanted: bool,
+    /// Transactions that arrived since the last look and wait for the next.
+    arrivals: usize,
     /// Looks since the last arrival that showed nothing new.
     idle_looks: u32,
     next_look: Instant,
@@ -180,8 +191,10 @@ impl<P: Probe> Gate<P> {
             probe,
             metrics,
             waiting: Vec::new(),
+            waiting_bytes: 0,
             latest: None,
             look_wanted: false,
+            arrivals: 0,
             idle_looks: 0,
             next_look: Instant::now(),
         }
@@ -200,15 +213,15 @@ impl<P: Probe> Gate<P> {
     ) -> Result<(), Error> {
         let mut open = true;
         while open || !self.waiting.is_empty() {
-            let look_at = self.look_wanted.then(Instant::now).unwrap_or(self.next_look);
+            let look_at = (!self.look_wanted).then_some(self.next_look);
             let look_due = self.look_wanted || !self.waiting.is_empty();
             tokio::select! {
                 biased;
-                input = inputs.recv(), if open => match input {
+                input = inputs.recv(), if open && self.arrivals < ARRIVALS_MAX => match input {
                     Some(input) => self.take(input, &outputs).await?,
                     None => open = false,
                 },
-                () = sleep_until(look_at), if look_due => self.look(&outputs).await?,
+                () = reached(look_at), if look_due => self.look(&outputs).await?,
             }
         }
         Ok(())
@@ -237,8 +250,8 @@ impl<P: Probe> Gate<P> {
             self.release(waiting, outputs).await;
         } else {
             self.look_wanted = true;
-            self.waiting.push(waiting);
-            self.bound();
+            self.arrivals += 1;
+            self.hold(waiting);
         }
     }
 
@@ -257,7 +270,7 @@ impl<P: Probe> Gate<P> {
             if !last {
                 let kind = Kind::Fence(fence);
                 let (keys, received_at) = (keys.clone(), Instant::now());
-                self.waiting.push(Waiting { keys, received_at, kind, looks: 0 });
+                self.hold(Waiting { keys, received_at, kind, looks: 0 });
             }
         }
         send(outputs, Visible { cause: Cause::Resync { last }, keys, at: Instant::now() }).await;
@@ -266,10 +279,11 @@ impl<P: Probe> Gate<P> {
 
     /// Takes a snapshot and lets pass what it contains.
     async fn look(&mut self, outputs: &mpsc::Sender<Visible>) -> Result<(), Error> {
-        self.look_wanted = false;
+        (self.look_wanted, self.arrivals) = (false, 0);
         let snapshot = answer(self.probe.snapshot()).await?;
         let waiting = std::mem::take(&mut self.waiting);
         let before = waiting.len();
+        self.waiting_bytes = 0;
         for mut one in waiting {
             if one.is_visible(&snapshot) {
                 self.release(one, outputs).await;
@@ -278,7 +292,7 @@ impl<P: Probe> Gate<P> {
                     self.metrics.invisible_at_arrival.inc();
                 }
                 one.looks = one.looks.saturating_add(1);
-                self.waiting.push(one);
+                self.hold(one);
             }
         }
         self.latest = Some(snapshot);
@@ -299,19 +313,14 @@ impl<P: Probe> Gate<P> {
         send(outputs, Visible { cause, keys: waiting.keys, at }).await;
     }
 
-    /// Keeps the keys that wait below [`WAITING_BYTES_MAX`].
-    fn bound(&mut self) {
-        let mut bytes: usize = self.waiting.iter().map(|waiting| waiting.keys.bytes()).sum();
-        while bytes > WAITING_BYTES_MAX {
-            let largest = self.waiting.iter_mut().max_by_key(|waiting| waiting.keys.bytes());
-            let Some(largest) = largest else { return };
-            let held = largest.keys.bytes();
-            largest.keys.collapse();
-            let freed = held.saturating_sub(largest.keys.bytes());
-            if freed == 0 {
-                return;
-            }
-            bytes -= freed;
+    /// Takes in what is not visible, and keeps the keys that wait below [`WAITING_BYTES_MAX`].
+    fn hold(&mut self, waiting: Waiting) {
+        self.waiting_bytes += waiting.keys.bytes();
+        self.waiting.push(waiting);
+        if self.waiting_bytes > WAITING_BYTES_MAX {
+            let sets = self.waiting.iter_mut().map(|waiting| &mut waiting.keys);
+            sets.filter(|keys| keys.bytes() > LARGE_SET_BYTES).for_each(KeySet::collapse);
+            self.waiting_bytes = self.waiting.iter().map(|waiting| waiting.keys.bytes()).sum();
         }
     }
 }
@@ -330,6 +339,14 @@ fn pause(idle_looks: u32) -> Duration {
     match idle_looks.checked_sub(EAGER_LOOKS) {
         None => Duration::ZERO,
         Some(doublings) => FIRST_PAUSE.saturating_mul(1 << doublings.min(10)).min(LONGEST_PAUSE),
+    }
+}
+
+/// Waits for a time that is still to come; for none, or a past one, not at all. A timer would wait
+/// for the next full millisecond, many times what a look takes.
+async fn reached(time: Option<Instant>) {
+    if let Some(time) = time.filter(|time| *time > Instant::now()) {
+        sleep_until(time).await;
     }
 }
 

@@ -15,8 +15,6 @@ pub(super) struct Job {
     pub(super) round: Round,
     /// Not merged with other jobs, because Redis refused one that it was part of.
     pub(super) alone: bool,
-    /// Earliest next try.
-    pub(super) not_before: Option<Instant>,
     /// How often Redis refused it.
     pub(super) refusals: u32,
     /// The furthest end LSN among what the keys were removed for.
@@ -56,7 +54,7 @@ impl Job {
     }
 
     pub(super) fn new(members: Vec<Member>, keys: KeySet, round: Round, covers: Lsn) -> Job {
-        Job { members, keys, round, alone: false, not_before: None, refusals: 0, covers }
+        Job { members, keys, round, alone: false, refusals: 0, covers }
     }
 
     /// Whether a sweep of everything is part of it.

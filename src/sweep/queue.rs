@@ -20,6 +20,8 @@ const REFUSED_WAIT: (Duration, Duration) = (Duration::from_millis(100), Duration
 #[derive(Debug, Default)]
 pub(super) struct Queue {
     jobs: VecDeque<Job>,
+    /// Jobs that Redis refused, with the time of their next try.
+    held: Vec<(Instant, Job)>,
     bytes: usize,
 }
 
@@ -37,10 +39,12 @@ impl Queue {
             job.alone = true;
             if single {
                 let wait = REFUSED_WAIT.0.saturating_mul(1 << job.refusals.min(10));
-                job.not_before = Some(now + wait.min(REFUSED_WAIT.1));
                 job.refusals += 1;
+                self.bytes += bytes(&job);
+                self.held.push((now + wait.min(REFUSED_WAIT.1), job));
+            } else {
+                self.push(job);
             }
-            self.push(job);
         }
     }
 
@@ -62,41 +66,37 @@ impl Queue {
         size: impl Fn(&Job) -> usize,
         goes_with: impl Fn(&Job, &Job) -> bool,
     ) -> Vec<Job> {
+        for (_, job) in self.held.extract_if(.., |(due, _)| *due <= now) {
+            self.jobs.push_back(job);
+        }
         let mut taken: Vec<Job> = Vec::new();
-        let mut passed_over = Vec::new();
         let mut total = 0;
         while let Some(job) = self.jobs.pop_front() {
-            if job.not_before.is_some_and(|time| time > now) {
-                passed_over.push(job);
-                continue;
-            }
             let fits = taken.first().is_none_or(|first| {
                 let merges = !first.alone && !job.alone && goes_with(first, &job);
                 merges && total + size(&job) <= limit
             });
             if !fits {
-                passed_over.push(job);
+                self.jobs.push_front(job);
                 break;
             }
             total += size(&job);
             self.bytes -= bytes(&job);
             taken.push(job);
         }
-        for job in passed_over.into_iter().rev() {
-            self.jobs.push_front(job);
-        }
         taken
     }
 
-    /// When the first job that is not due yet becomes so, if no job is due now.
-    pub(super) fn next_due(&self, now: Instant) -> Option<Instant> {
-        self.jobs.iter().map(|job| job.not_before.unwrap_or(now)).min()
+    /// When the first refused job is due again.
+    pub(super) fn next_due(&self) -> Option<Instant> {
+        self.held.iter().map(|(due, _)| *due).min()
     }
 
     /// Everything that waits.
     pub(super) fn drain(&mut self) -> Vec<Job> {
         self.bytes = 0;
-        std::mem::take(&mut self.jobs).into()
+        let held = std::mem::take(&mut self.held).into_iter().map(|(_, job)| job);
+        std::mem::take(&mut self.jobs).into_iter().chain(held).collect()
     }
 
     /// Memory held, in bytes.

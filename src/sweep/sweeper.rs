@@ -227,13 +227,12 @@ impl State {
         Some(Box::pin(async move { node.replace_watermark(expected.as_deref(), &value).await }))
     }
 
-    /// When something becomes due that nothing else would wake for.
+    /// When something becomes due that nothing else would wake for. What was due at `now` is under
+    /// way, or begins when the work before it ends, which wakes by itself.
     fn next_timer(&self, now: Instant) -> Option<Instant> {
-        let held = [self.queue.next_due(now), self.passes.next_due(now)];
-        // A job that is due now starts when the work before it is done; that wakes by itself.
-        let held = held.into_iter().flatten().filter(|time| *time > now);
-        let write = (self.next_write > now).then_some(self.next_write);
-        held.chain(self.refill.next_due()).chain(write).min()
+        let started = [self.queue.next_due(), self.passes.next_due(), Some(self.next_write)];
+        let started = started.into_iter().flatten().filter(|time| *time > now);
+        started.chain(self.refill.next_due()).min()
     }
 
     /// Second removals that are due join the queue.
@@ -351,6 +350,7 @@ impl State {
             Ok(found) => found,
             Err(error) => {
                 self.failed(&error).await;
+                self.report(Event::RedisLost).await;
                 return false;
             }
         };

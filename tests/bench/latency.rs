@@ -41,6 +41,8 @@ pub(crate) async fn run() {
     let mut sidecar = Sidecar::new(settings);
     sidecar.start();
     sidecar.wait_ready().await;
+    // A first start sweeps everything, and again after the refill window.
+    bed.settled().await;
     spawn_unsafe_client(bed.postgres.url(), bed.redis.url());
     let ends = listen(&bed).await;
     let (mut gated, mut hasty) = (Vec::new(), Vec::new());
@@ -68,7 +70,8 @@ async fn commit(bed: &Bed, name: &str, id: usize, ends: &mpsc::Receiver<Instant>
     while ends.try_recv().is_ok() {}
     bed.sql.run(&format!("update {name} set version = 1 where id = {id}")).await;
     let acknowledged = Instant::now();
-    let gone = ends.recv_timeout(Duration::from_secs(10)).unwrap();
+    let gone = ends.recv_timeout(Duration::from_secs(10));
+    let gone = gone.expect("the key goes");
     gone.saturating_duration_since(acknowledged)
 }
 

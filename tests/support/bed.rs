@@ -73,9 +73,11 @@ impl Bed {
         .await
     }
 
-    /// The slot's `confirmed_flush_lsn`.
+    /// The slot's `confirmed_flush_lsn`; with several slots the active one's.
     pub(crate) async fn confirmed(&self) -> Lsn {
-        lsn(&self.sql, "select confirmed_flush_lsn::text from pg_replication_slots").await
+        let query = "select confirmed_flush_lsn::text from pg_replication_slots
+                      order by active desc limit 1";
+        lsn(&self.sql, query).await
     }
 
     /// Where the log ends now.
