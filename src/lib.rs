@@ -26,7 +26,8 @@
 //! - **I1 post-visible.** No key is removed for a transaction before that transaction is visible to
 //!   new snapshots on the primary. Receiving COMMIT on the slot is not that moment.
 //! - **I2 confirm last.** The confirmed LSN never passes the end of a transaction whose keys are
-//!   not removed and acknowledged; it never falls; a keepalive counts only when nothing is in flight.
+//!   not removed and acknowledged; it never falls; a keepalive counts only when nothing is in
+//!   flight.
 //! - **I3 no head-of-line wait.** A transaction stuck before visibility delays its own keys and the
 //!   confirmed LSN, never the keys of later visible transactions.
 //! - **I4 data is not syntax.** A value from a row never acts as a glob.

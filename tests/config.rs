@@ -100,6 +100,20 @@ fn what_is_left_out_has_its_default_and_variables_are_replaced() {
     assert!(!format!("{config:?}").contains("p@ss"), "a password in the debug form");
 }
 
+#[test]
+fn the_debug_form_tells_no_password_wherever_it_stood() {
+    for url in ["redis://u:hunter2@h/1", "unix:///run/redis.sock?user=u&pass=hunter2&db=1"] {
+        let text = format!(
+            "[postgres]\nurl = \"postgres://u:hunter2@h/app\"\n\
+             replication_url = \"postgres://u:hunter2@r/app\"\n[redis]\nurl = \"{url}\"\n\
+             [[rule]]\nname = \"a\"\ntable = \"t\"\nkeys = [\"k:{{id}}\"]\n"
+        );
+        let (config, _) = judge(&text, &|_| None).unwrap();
+        assert!(config.redis.password.is_some(), "{url}");
+        assert!(!format!("{config:?}").contains("hunter2"), "{config:?}");
+    }
+}
+
 /// The commented lines of the reference are the defaults: with them uncommented the file says the
 /// same.
 #[test]
@@ -107,8 +121,9 @@ fn the_reference_names_the_defaults() {
     let text = fs::read_to_string(root().join("config.toml")).unwrap();
     let (config, _) = judge(&text, &|_| None).unwrap();
     let is_default = |line: &str| {
-        ["publication", "slot", "max_stall", "window", "listen", "format", "level"]
+        ["replication_url", "publication", "slot", "password_file", "ca_file"]
             .iter()
+            .chain(&["max_stall", "window", "listen", "format", "level"])
             .any(|name| line.starts_with(&format!("# {name} = ")))
     };
     let mut found = 0;
@@ -120,7 +135,7 @@ fn the_reference_names_the_defaults() {
             format!("{}\n", option.unwrap_or(line))
         })
         .collect();
-    assert_eq!(found, 7, "the reference names every option with a default");
+    assert_eq!(found, 11, "the reference names every option with a default");
     let (explicit, _) = judge(&uncommented, &|_| None).unwrap();
     assert_eq!(
         format!("{explicit:?}").replace(char::is_numeric, ""),

@@ -1,9 +1,7 @@
-//! The checks before the start, their cures, and the way to Redis, against real servers.
+//! The checks before the start, and their cures, against real servers.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test may fail")]
 
-#[path = "preflight/connect.rs"]
-mod connect;
 #[path = "preflight/kit.rs"]
 mod kit;
 #[path = "preflight/redis.rs"]

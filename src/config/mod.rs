@@ -2,7 +2,7 @@
 
 mod parse;
 mod reader;
-mod redis;
+mod redis_url;
 
 use std::fmt;
 use std::net::SocketAddr;

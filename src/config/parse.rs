@@ -1,6 +1,6 @@
 //! The sections of the configuration, each to its struct, with all their problems at once.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use secrecy::SecretString;
@@ -8,9 +8,9 @@ use toml::de::DeTable;
 use tracing_subscriber::EnvFilter;
 
 use super::reader::{Reader, Section};
-use super::redis::redis;
+use super::redis_url::split_password;
 use super::{
-    Config, Http, Located, Log, LogFormat, Postgres, Problem, Refill, Rule, Sweep, TableName,
+    Config, Http, Located, Log, LogFormat, Postgres, Problem, Redis, Refill, Rule, Sweep, TableName,
 };
 use crate::config::Operations;
 use crate::postgres::Endpoint;
@@ -22,7 +22,7 @@ pub struct Parsed {
     pub config: Option<Config>,
     /// Its rules that could be read whole, so that their templates can be judged in any case.
     pub rules: Vec<Rule>,
-    /// Everything that is wrong, in the order of the file; what is no TOML hides the rest.
+    /// Everything that is wrong, in the order of the file.
     pub problems: Vec<Problem>,
 }
 
@@ -33,11 +33,8 @@ pub fn parse(text: &str, env: &dyn Fn(&str) -> Option<String>) -> Parsed {
     let (document, errors) = DeTable::parse_recoverable(text);
     for error in &errors {
         let at = reader.location(error.span().map_or(0, |span| span.start), "");
-        reader.problem(at, error.message().trim().replace('\n', ", "), None);
-    }
-    // What stands after such an error is read as a guess, and its problems would be guesses, too.
-    if !errors.is_empty() {
-        return Parsed { config: None, rules: Vec::new(), problems: reader.sorted() };
+        let message = error.message().trim().replace('\n', ", ");
+        reader.problem(at, message, Some("see https://toml.io for the syntax"));
     }
     let mut root = Section::new(document.get_ref(), 0..0, String::new());
     let postgres = postgres(&mut reader, &mut root);
@@ -54,7 +51,8 @@ pub fn parse(text: &str, env: &dyn Fn(&str) -> Option<String>) -> Parsed {
     let log = log(&mut reader, &mut root);
     let rules = rules(&mut reader, &mut root);
     reader.finish(&root);
-    let problems = reader.sorted();
+    let mut problems = reader.problems;
+    problems.sort_by(|one, other| one.at.cmp(&other.at));
     let config = match (postgres, redis) {
         (Some(postgres), Some(redis)) if problems.is_empty() => {
             let rules = rules.clone();
@@ -69,7 +67,7 @@ fn postgres(reader: &mut Reader<'_>, root: &mut Section<'_, '_>) -> Option<Postg
     let mut section = reader.section(root, "postgres");
     let hint = "give it as `postgres://user@host:5432/database`";
     let url = reader.required_text(&mut section, "url", hint);
-    let replication_url = reader.text(&mut section, "replication_url");
+    let replication_url = reader.filled_text(&mut section, "replication_url");
     let password = password_file(reader, &mut section);
     let mut endpoint = |url: Option<Located<String>>| {
         let url = url?;
@@ -129,18 +127,18 @@ fn name(
     let Some(name) = reader.text(section, key) else { return default };
     if name.value.is_empty() || name.value.len() > 63 {
         let message = format!("`{}` is not a name of 1 to 63 bytes", name.value);
-        reader.problem(name.at.clone(), message, None);
+        reader.problem(name.at.clone(), message, Some("leave it out for `walsweep`"));
         return default;
     }
     name
 }
 
 /// The content of `password_file`, without the newline at its end.
-pub(super) fn password_file(
+fn password_file(
     reader: &mut Reader<'_>,
     section: &mut Section<'_, '_>,
 ) -> Option<Located<SecretString>> {
-    let path = reader.text(section, "password_file")?;
+    let path = reader.filled_text(section, "password_file")?;
     let message = match std::fs::read_to_string(&path.value) {
         Ok(content) => {
             let password = content.trim_end_matches(['\r', '\n']);
@@ -153,6 +151,43 @@ pub(super) fn password_file(
     };
     reader.problem(path.at, message, Some("name a file that holds the password, and nothing else"));
     None
+}
+
+fn redis(reader: &mut Reader<'_>, root: &mut Section<'_, '_>) -> Option<Redis> {
+    let mut section = reader.section(root, "redis");
+    let hint = "give it as `redis://host:6379/0`, or `rediss://` for TLS";
+    let url = reader.required_text(&mut section, "url", hint);
+    let file_password = password_file(reader, &mut section);
+    let ca_file = reader.filled_text(&mut section, "ca_file");
+    if let Some(path) = &ca_file
+        && let Err(error) = std::fs::read(&path.value)
+    {
+        let message = format!("read `{}`: {error}", path.value);
+        let hint = Some("name a PEM file of certificate authorities");
+        reader.problem(path.at.clone(), message, hint);
+    }
+    reader.finish(&section);
+    let url = url?;
+    let (plain, url_password) = match split_password(&url.value) {
+        Ok(parts) => parts,
+        Err(error) => {
+            reader.problem(url.at, error.to_string(), Some(hint));
+            return None;
+        }
+    };
+    if let (Some(file), Some(_)) = (&file_password, &url_password) {
+        let message = "`redis.url` has a password, too".to_owned();
+        reader.problem(file.at.clone(), message, Some("keep one of the two"));
+    }
+    if let Some(path) = &ca_file
+        && plain.scheme() != "rediss"
+    {
+        let message = "`redis.url` does not ask for TLS".to_owned();
+        reader.problem(path.at.clone(), message, Some("write `rediss://`, or leave this out"));
+    }
+    let password = url_password.or(file_password.map(|file| file.value));
+    let ca_file = ca_file.map(|path| PathBuf::from(path.value));
+    Some(Redis { url: plain.to_string(), password, ca_file })
 }
 
 fn http(reader: &mut Reader<'_>, root: &mut Section<'_, '_>) -> Http {
@@ -257,8 +292,8 @@ fn rule(reader: &mut Reader<'_>, section: &mut Section<'_, '_>, index: usize) ->
         }
     });
     let operations = operations(reader, section);
-    let changed = reader.texts(section, "changed").map_or_else(Vec::new, |list| list.value);
-    let immutable = reader.texts(section, "immutable").map_or_else(Vec::new, |list| list.value);
+    let changed = reader.texts(section, "changed").unwrap_or_default();
+    let immutable = reader.texts(section, "immutable").unwrap_or_default();
     let keys = keys(reader, section);
     let nowhere = || (TableName { schema: String::new(), name: String::new() }, at.clone());
     let (table, table_at) = table.unwrap_or_else(nowhere);
@@ -268,29 +303,23 @@ fn rule(reader: &mut Reader<'_>, section: &mut Section<'_, '_>, index: usize) ->
 
 fn keys(reader: &mut Reader<'_>, section: &mut Section<'_, '_>) -> Option<Vec<Located<String>>> {
     let hint = "list the key templates, such as [\"user:{id}\"]";
-    let Some(keys) = reader.texts(section, "keys") else {
-        let key = section.key("keys");
-        if !reader.has_problem(&key) {
-            let at = reader.location(section.start(), &key);
-            reader.problem(at, "is missing".to_owned(), Some(hint));
-        }
-        return None;
-    };
-    if keys.value.is_empty() {
-        reader.problem(keys.at, "is empty".to_owned(), Some(hint));
-        return None;
+    if !section.has("keys") {
+        let at = reader.location(section.start(), &section.key("keys"));
+        reader.problem(at, "is missing".to_owned(), Some(hint));
     }
-    Some(keys.value)
+    let keys = reader.filled_texts(section, "keys", hint)?;
+    // Nothing is left if every item is a problem of its own.
+    (!keys.is_empty()).then_some(keys)
 }
 
 fn operations(reader: &mut Reader<'_>, section: &mut Section<'_, '_>) -> Operations {
-    let Some(list) = reader.texts(section, "operations") else { return Operations::ALL };
+    let hint = "leave it out for all four";
+    let Some(list) = reader.filled_texts(section, "operations", hint) else {
+        return Operations::ALL;
+    };
     let mut operations =
         Operations { insert: false, update: false, delete: false, truncate: false };
-    if list.value.is_empty() {
-        reader.problem(list.at, "is empty".to_owned(), Some("leave it out for all four"));
-    }
-    for item in list.value {
+    for item in list {
         let member = match item.value.as_str() {
             "insert" => &mut operations.insert,
             "update" => &mut operations.update,

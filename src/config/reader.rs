@@ -13,7 +13,7 @@ pub(super) struct Reader<'a> {
     text: &'a str,
     env: &'a dyn Fn(&str) -> Option<String>,
     /// What was wrong so far, in the order of its finding.
-    problems: Vec<Problem>,
+    pub(super) problems: Vec<Problem>,
 }
 
 /// One table of the document, and which of its keys somebody asked for.
@@ -25,7 +25,7 @@ pub(super) struct Section<'a, 'i> {
 }
 
 /// Unknown keys at least this similar to a known one are taken for a slip (Jaro-Winkler).
-const SLIP_SIMILARITY: f64 = 0.85;
+const SLIP_SIMILARITY: f64 = 0.8;
 
 impl<'a> Reader<'a> {
     pub(super) fn new(text: &'a str, env: &'a dyn Fn(&str) -> Option<String>) -> Reader<'a> {
@@ -34,17 +34,6 @@ impl<'a> Reader<'a> {
 
     pub(super) fn problem(&mut self, at: Location, message: String, hint: Option<&str>) {
         self.problems.push(Problem { at, message, hint: hint.map(str::to_owned) });
-    }
-
-    /// Whether something is wrong with the value of that dotted key.
-    pub(super) fn has_problem(&self, key: &str) -> bool {
-        self.problems.iter().any(|problem| problem.at.key == key)
-    }
-
-    /// Everything that is wrong, in the order of the file.
-    pub(super) fn sorted(mut self) -> Vec<Problem> {
-        self.problems.sort_by(|one, other| one.at.cmp(&other.at));
-        self.problems
     }
 
     /// The place of a byte offset, lines and columns counted from 1, columns in characters.
@@ -113,12 +102,21 @@ impl<'a> Reader<'a> {
         None
     }
 
-    /// A list of texts; `None` if it is absent or is no list.
+    /// A text; an empty one is as good as none.
+    pub(super) fn filled_text(
+        &mut self,
+        section: &mut Section<'_, '_>,
+        name: &'static str,
+    ) -> Option<Located<String>> {
+        self.text(section, name).filter(|text| !text.value.is_empty())
+    }
+
+    /// A list of texts, without the items that are none; `None` if it is absent or is no list.
     pub(super) fn texts(
         &mut self,
         section: &mut Section<'_, '_>,
         name: &'static str,
-    ) -> Option<Located<Vec<Located<String>>>> {
+    ) -> Option<Vec<Located<String>>> {
         let key = section.key(name);
         let value = section.take(name)?;
         let Some(array) = value.get_ref().as_array() else {
@@ -129,7 +127,23 @@ impl<'a> Reader<'a> {
         for (index, item) in array.iter().enumerate() {
             texts.extend(self.value_text(item, &format!("{key}.{index}")));
         }
-        Some(Located { value: texts, at: self.location(value.span().start, &key) })
+        Some(texts)
+    }
+
+    /// The same, of a list that must not be empty in the file.
+    pub(super) fn filled_texts(
+        &mut self,
+        section: &mut Section<'_, '_>,
+        name: &'static str,
+        hint: &str,
+    ) -> Option<Vec<Located<String>>> {
+        if let Some(value) = section.take(name)
+            && value.get_ref().as_array().is_some_and(|array| array.is_empty())
+        {
+            let at = self.location(value.span().start, &section.key(name));
+            self.problem(at, "is empty".to_owned(), Some(hint));
+        }
+        self.texts(section, name)
     }
 
     /// A duration between two bounds.
@@ -150,7 +164,8 @@ impl<'a> Reader<'a> {
             let bounds = [least, most].map(humantime::format_duration);
             let message =
                 format!("`{}` is not between {} and {}", text.value, bounds[0], bounds[1]);
-            self.problem(text.at, message, None);
+            let hint = format!("leave it out for {}", humantime::format_duration(default));
+            self.problem(text.at, message, Some(&hint));
         }
         value
     }
@@ -184,6 +199,14 @@ impl<'a> Reader<'a> {
                 self.problem(at.clone(), "`${` without `}`".to_owned(), hint);
                 return None;
             };
+            // What is no name may be half a password: it is not repeated.
+            if name.is_empty()
+                || !name.bytes().all(|byte| byte == b'_' || byte.is_ascii_alphanumeric())
+            {
+                let hint = Some("name a variable of letters, digits and `_`, or write `$${`");
+                self.problem(at.clone(), "`${…}` names no variable".to_owned(), hint);
+                return None;
+            }
             match (self.env)(name) {
                 Some(value) => whole.push_str(&value),
                 None => {
@@ -231,11 +254,13 @@ impl<'a, 'i> Section<'a, 'i> {
 
     /// The value of a key, which is known from now on.
     pub(super) fn take(&mut self, name: &'static str) -> Option<&'a Spanned<DeValue<'i>>> {
-        self.known.push(name);
+        if !self.known.contains(&name) {
+            self.known.push(name);
+        }
         self.table?.get(name)
     }
 
-    /// Whether it has that key.
+    /// Whether the key stands in the file.
     pub(super) fn has(&self, name: &str) -> bool {
         self.table.is_some_and(|table| table.contains_key(name))
     }

@@ -1,10 +1,16 @@
 //! A connection to a Redis server, as the configuration describes it.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use redis::aio::MultiplexedConnection;
-use redis::{AsyncConnectionConfig, Client, IntoConnectionInfo, TlsCertificates, cmd};
+use redis::{
+    AsyncConnectionConfig, Client, ErrorKind, IntoConnectionInfo, RedisError, ServerErrorKind,
+    TlsCertificates, cmd,
+};
+use rustls::RootCertStore;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
 use secrecy::ExposeSecret;
 
 use super::node::{Error, Kind};
@@ -21,7 +27,7 @@ const RESPONSE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Why no connection was made. No variant holds a password.
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
-    /// `redis.ca_file` could not be read.
+    /// `redis.ca_file` could not be read, or holds no usable certificate.
     #[error("read `redis.ca_file` `{}`: {source}", path.display())]
     CaFile {
         /// The file.
@@ -29,17 +35,19 @@ pub enum ConnectError {
         /// Why.
         source: std::io::Error,
     },
-    /// The server could not be reached, or refused the login.
+    /// The server could not be reached, or refused the login or the database.
     #[error("connect to redis: {0}")]
     Redis(Error),
 }
 
 impl From<ConnectError> for Error {
+    /// Always [`Error::Lost`], whatever the kind: there is no connection that could stand.
     fn from(error: ConnectError) -> Error {
-        match error {
-            ConnectError::CaFile { .. } => Error::new(Kind::Io, error.to_string()),
-            ConnectError::Redis(error) => error,
-        }
+        let kind = match &error {
+            ConnectError::CaFile { .. } => Kind::Io,
+            ConnectError::Redis(error) => error.kind(),
+        };
+        Error::Lost(error.to_string(), kind)
     }
 }
 
@@ -50,15 +58,16 @@ impl From<ConnectError> for Error {
 ///
 /// See [`ConnectError`].
 pub async fn connect(redis: &config::Redis) -> Result<MultiplexedConnection, ConnectError> {
-    let failed = |error| ConnectError::Redis(classify(&error));
     // The client library brings no cryptography. A provider that is installed already is as good.
     drop(rustls::crypto::ring::default_provider().install_default());
     let client = client(redis)?;
     let config = AsyncConnectionConfig::new()
         .set_connection_timeout(Some(CONNECT_TIMEOUT))
         .set_response_timeout(Some(RESPONSE_TIMEOUT));
-    let mut connection =
-        client.get_multiplexed_async_connection_with_config(&config).await.map_err(failed)?;
+    let mut connection = client
+        .get_multiplexed_async_connection_with_config(&config)
+        .await
+        .map_err(|error| failed(&error))?;
     // Only a name for `CLIENT LIST`; an ACL may forbid it.
     let mut name = cmd("CLIENT");
     name.arg("SETNAME").arg("walsweep");
@@ -67,8 +76,7 @@ pub async fn connect(redis: &config::Redis) -> Result<MultiplexedConnection, Con
 }
 
 fn client(redis: &config::Redis) -> Result<Client, ConnectError> {
-    let failed = |error| ConnectError::Redis(classify(&error));
-    let info = redis.url.as_str().into_connection_info().map_err(failed)?;
+    let info = redis.url.as_str().into_connection_info().map_err(|error| failed(&error))?;
     // Small requests must not wait for the acknowledgement of the one before.
     let tcp = info.tcp_settings().clone().set_nodelay(true);
     let mut settings = info.redis_settings().clone();
@@ -76,9 +84,44 @@ fn client(redis: &config::Redis) -> Result<Client, ConnectError> {
         settings = settings.set_password(password.expose_secret());
     }
     let info = info.set_tcp_settings(tcp).set_redis_settings(settings);
-    let Some(path) = &redis.ca_file else { return Client::open(info).map_err(failed) };
-    let root_cert = std::fs::read(path)
-        .map_err(|source| ConnectError::CaFile { path: path.clone(), source })?;
+    let Some(path) = &redis.ca_file else {
+        return Client::open(info).map_err(|error| failed(&error));
+    };
+    let root_cert =
+        authorities(path).map_err(|source| ConnectError::CaFile { path: path.clone(), source })?;
     let certificates = TlsCertificates { client_tls: None, root_cert: Some(root_cert) };
-    Client::build_with_tls(info, certificates).map_err(failed)
+    Client::build_with_tls(info, certificates).map_err(|error| failed(&error))
+}
+
+/// The content of a PEM file, checked here: the client library trusts nobody when a file holds no
+/// certificate, and says of every server that it is not to be trusted.
+fn authorities(path: &Path) -> Result<Vec<u8>, std::io::Error> {
+    let pem = std::fs::read(path)?;
+    let mut roots = RootCertStore::empty();
+    for certificate in CertificateDer::pem_slice_iter(&pem) {
+        let certificate = certificate.map_err(std::io::Error::other)?;
+        roots.add(certificate).map_err(std::io::Error::other)?;
+    }
+    if roots.is_empty() {
+        return Err(std::io::Error::other("the file holds no certificate"));
+    }
+    Ok(pem)
+}
+
+/// The class and the text of a failed connection. No key was sent yet, so that more may be told
+/// than [`classify`] does: the cause of a broken connection or handshake, and the server's words
+/// about SELECT, the one command of the login whose refusal is not about the password.
+fn failed(error: &RedisError) -> ConnectError {
+    let class = classify(error);
+    let told = match (error.kind(), error.detail(), std::error::Error::source(error)) {
+        (ErrorKind::Io, _, Some(cause)) => Error::new(class.kind(), cause.to_string()),
+        (ErrorKind::InvalidClientConfig, ..) => Error::new(class.kind(), error.to_string()),
+        (ErrorKind::Server(ServerErrorKind::ResponseError), Some(detail), _) => {
+            let is_forbidden = detail.contains("no permissions");
+            let kind = if is_forbidden { Kind::NoPerm } else { class.kind() };
+            Error::new(kind, format!("choose the database: {detail}"))
+        }
+        _ => class,
+    };
+    ConnectError::Redis(told)
 }

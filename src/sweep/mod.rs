@@ -1,7 +1,8 @@
 //! Keys out of Redis.
 //!
-//! Takes: [`Visible`](crate::settle::Visible) key sets. Gives: [`Swept`], once their keys are removed, removed again after
-//! the refill window, and every reply is read; and the watermark written after them. Never knows:
+//! Takes: [`Visible`](crate::settle::Visible) key sets. Gives: [`Swept`], once their keys are
+//! removed, removed again after the refill window, and every reply is read; and the watermark
+//! written after them. Never knows:
 //! the slot, the stream's order. Invariants: exact keys never wait for a pattern; patterns that
 //! wait share one SCAN pass, those that come during a pass share the next; any error reply holds
 //! back whoever waits for it and is tried again; the watermark moves only where the value last

@@ -145,7 +145,7 @@ impl Error {
     pub fn hint(&self) -> Option<&'static str> {
         match self.kind() {
             Kind::NoPerm => Some(
-                "allow the user `+scan +unlink +get +set +eval +ping +info +client|setname` on \
+                "allow the user `+scan +unlink +get +set +eval +ping +info +select` on \
                  the keys of the rules and on `walsweep:*`",
             ),
             Kind::Auth => Some("check the user and password of `redis.url`"),

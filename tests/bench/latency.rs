@@ -1,8 +1,9 @@
 //! P3: commit acknowledged to key gone on an idle server, against a deliberately unsafe client that
 //! removes the key as soon as COMMIT arrives: no gate, no watermark, no second removal.
 //!
-//! Each has a table of its own, and both run all the time; commits go to one and the other in turn,
-//! each to another row, so that no second removal meets a key that a later commit waits for. A key's end is heard by a subscription, so nobody has to poll.
+//! Each has a table of its own, and both run all the time; commits go to one and the other in
+//! turn, each to another row, so that no second removal meets a key that a later commit waits for.
+//! A key's end is heard by a subscription, so nobody has to poll.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
