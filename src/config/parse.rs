@@ -22,7 +22,7 @@ pub struct Parsed {
     pub config: Option<Config>,
     /// Its rules that could be read whole, so that their templates can be judged in any case.
     pub rules: Vec<Rule>,
-    /// Everything that is wrong, in the order of the file.
+    /// Everything that is wrong, in the order of the file; what is no TOML hides the rest.
     pub problems: Vec<Problem>,
 }
 
@@ -35,6 +35,10 @@ pub fn parse(text: &str, env: &dyn Fn(&str) -> Option<String>) -> Parsed {
         let at = reader.location(error.span().map_or(0, |span| span.start), "");
         let message = error.message().trim().replace('\n', ", ");
         reader.problem(at, message, Some("see https://toml.io for the syntax"));
+    }
+    // What stands around such an error is read as a guess, and its problems would be guesses, too.
+    if !errors.is_empty() {
+        return Parsed { config: None, rules: Vec::new(), problems: sorted(reader.problems) };
     }
     let mut root = Section::new(document.get_ref(), 0..0, String::new());
     let postgres = postgres(&mut reader, &mut root);
@@ -51,8 +55,7 @@ pub fn parse(text: &str, env: &dyn Fn(&str) -> Option<String>) -> Parsed {
     let log = log(&mut reader, &mut root);
     let rules = rules(&mut reader, &mut root);
     reader.finish(&root);
-    let mut problems = reader.problems;
-    problems.sort_by(|one, other| one.at.cmp(&other.at));
+    let problems = sorted(reader.problems);
     let config = match (postgres, redis) {
         (Some(postgres), Some(redis)) if problems.is_empty() => {
             let rules = rules.clone();
@@ -61,6 +64,11 @@ pub fn parse(text: &str, env: &dyn Fn(&str) -> Option<String>) -> Parsed {
         _ => None,
     };
     Parsed { config, rules, problems }
+}
+
+fn sorted(mut problems: Vec<Problem>) -> Vec<Problem> {
+    problems.sort_by(|one, other| one.at.cmp(&other.at));
+    problems
 }
 
 fn postgres(reader: &mut Reader<'_>, root: &mut Section<'_, '_>) -> Option<Postgres> {
@@ -158,6 +166,7 @@ fn redis(reader: &mut Reader<'_>, root: &mut Section<'_, '_>) -> Option<Redis> {
     let hint = "give it as `redis://host:6379/0`, or `rediss://` for TLS";
     let url = reader.required_text(&mut section, "url", hint);
     let file_password = password_file(reader, &mut section);
+    let is_unreadable = reader.problems.iter().any(|one| one.at.key == "redis.password_file");
     let ca_file = reader.filled_text(&mut section, "ca_file");
     if let Some(path) = &ca_file
         && let Err(error) = std::fs::read(&path.value)
@@ -184,6 +193,15 @@ fn redis(reader: &mut Reader<'_>, root: &mut Section<'_, '_>) -> Option<Redis> {
     {
         let message = "`redis.url` does not ask for TLS".to_owned();
         reader.problem(path.at.clone(), message, Some("write `rediss://`, or leave this out"));
+    }
+    // The client library would go on as the default user.
+    let has_user =
+        !plain.username().is_empty() || plain.query_pairs().any(|(one, _)| one == "user");
+    if has_user && url_password.is_none() && file_password.is_none() && !is_unreadable {
+        let message = "names a user and no password".to_owned();
+        let hint = "a password alone is written `redis://:password@host`; `password_file` names a \
+                    file with it";
+        reader.problem(url.at, message, Some(hint));
     }
     let password = url_password.or(file_password.map(|file| file.value));
     let ca_file = ca_file.map(|path| PathBuf::from(path.value));

@@ -25,7 +25,7 @@ pub(super) struct Section<'a, 'i> {
 }
 
 /// Unknown keys at least this similar to a known one are taken for a slip (Jaro-Winkler).
-const SLIP_SIMILARITY: f64 = 0.8;
+const SLIP_SIMILARITY: f64 = 0.85;
 
 impl<'a> Reader<'a> {
     pub(super) fn new(text: &'a str, env: &'a dyn Fn(&str) -> Option<String>) -> Reader<'a> {
