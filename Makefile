@@ -30,7 +30,7 @@ fuzz: ## Feed the decoder with damaged messages, FUZZ_SECONDS long.
 	RUSTC_BOOTSTRAP=1 $(CARGO) fuzz run --fuzz-dir tests/fuzz decode -- \
 	    -max_total_time=$(FUZZ_SECONDS)
 
-bench: install-deps ## Speed, as ratios against other programs in the same run. ONLY=latency: one part.
+bench: install-deps ## Speed, as ratios against other programs. ONLY=latency: one part.
 	$(CARGO) bench --bench speed
 
 lint: ## Format, lints and documentation, each without a single warning.

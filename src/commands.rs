@@ -168,7 +168,8 @@ pub async fn setup(path: &Path, print_only: bool) -> Result<(), Failure> {
 pub async fn teardown(path: &Path) -> Result<(), Failure> {
     let (config, _rules) = configuration(path)?;
     let sql = connect_sql(&config.postgres.endpoint, NAME).await.map_err(halted)?;
-    let done = setup::teardown(&config, &sql).await.map_err(halted)?;
+    let done = setup::teardown(&config, &sql).await;
+    let done = done.map_err(|error| halted(&error).with_hint(error.hint()))?;
     done.iter().try_for_each(|line| print(&format!("{line}\n")))
 }
 

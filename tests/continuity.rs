@@ -164,6 +164,10 @@ async fn another_timeline_is_answered_with_a_sweep() {
     std::fs::write(&conf, text).unwrap();
     bed.postgres.start_again().await.unwrap();
     bed.sql = crate::support::Sql::connect(&bed.postgres).await;
+    eventually(PATIENCE, "recovery ends", || async {
+        bed.sql.one("select not pg_is_in_recovery()").await
+    })
+    .await;
     let timeline: String =
         bed.sql.one("select substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8)").await;
     assert_eq!(timeline, "00000002");
