@@ -56,6 +56,7 @@ pub mod config;
 pub mod demo;
 pub mod error;
 pub mod explain;
+pub mod failpoint;
 pub mod load;
 pub mod logging;
 pub mod lsn;

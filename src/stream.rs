@@ -10,6 +10,7 @@ use crate::admin::{Health, Phase};
 use crate::capture::{Frame, Slot};
 use crate::decode::{Message, decode};
 use crate::error::Error;
+use crate::failpoint::{Point, reach};
 use crate::gather::{Gathered, Gatherer, Row, Transaction};
 use crate::keys::{KeySet, Rules};
 use crate::lsn::Lsn;
@@ -230,6 +231,7 @@ impl<'a> Stream<'a> {
         let received_at = Instant::now();
         self.ledger.open(transaction.end_lsn);
         self.arrivals.add(transaction.end_lsn, received_at);
+        reach(Point::Received);
         self.pass_on(Input::Transaction(Box::new(Mapped { transaction, received_at, keys })));
     }
 
@@ -275,7 +277,9 @@ impl<'a> Stream<'a> {
                 // again, and removed again before it is confirmed.
                 self.slot.confirm(lsn.min(self.ledger.safe()));
                 self.arrivals.confirmed(self.slot.confirmed());
+                reach(Point::ConfirmDue);
                 self.send_status(false).await?;
+                reach(Point::Confirmed);
             }
             Event::ResyncOwed(broken) => self.resync(broken, health, metrics),
             Event::RedisLost => health.set(Phase::RedisLost),
@@ -295,6 +299,7 @@ impl<'a> Stream<'a> {
         tracing::warn!(reason, "history is not shown to be unbroken: sweeping everything");
         metrics.resyncs.get_or_create(&ReasonLabel { reason }).inc();
         health.set(Phase::Sweeping(reason));
+        reach(Point::ResyncOwed);
         let resync = Resync { keys: self.rules.everything(), fenced: broken.is_fenced() };
         self.pass_on(Input::Resync(Box::new(resync)));
     }

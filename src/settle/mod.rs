@@ -25,6 +25,7 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until, timeout};
 
+use crate::failpoint::{self, Point};
 use crate::gather::Transaction;
 use crate::keys::KeySet;
 use crate::metrics::{Metrics, seconds};
@@ -310,6 +311,7 @@ impl<P: Probe> Gate<P> {
             }
             Kind::Fence(_) => Cause::Resync { last: true },
         };
+        failpoint::reach(Point::Visible);
         send(outputs, Visible { cause, keys: waiting.keys, at }).await;
     }
 

@@ -25,6 +25,7 @@ mod pace;
 mod pass;
 mod queue;
 mod refill;
+mod shared;
 mod standalone;
 mod sweeper;
 mod ward;

@@ -12,6 +12,7 @@ use tokio::time::Instant;
 
 use super::node::{Error, Node, Page, ScanCall};
 use super::pace::Pace;
+use crate::failpoint::{Point, reach};
 use crate::keys::Pattern;
 
 /// Keys removed by one UNLINK while a pass runs; about 0.3 ms of Redis's time.
@@ -101,6 +102,7 @@ impl Pass {
                 self.remove_matching(node, &page, &mut progress)
             );
             removed?;
+            reach(Point::PageRemoved);
             (page, took) = next?;
         }
     }

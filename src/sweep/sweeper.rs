@@ -1,9 +1,8 @@
 //! The task that owns Redis: what is done next, and what becomes of the outcome.
 
-use std::collections::HashMap;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until};
@@ -12,14 +11,15 @@ use super::evidence::Watermark;
 use super::job::{Job, Member, Round, Tally};
 use super::node::{Error, Node, Replaced};
 use super::pace::Pace;
-use super::pass::{Pass, Progress};
-use super::queue::{Queue, pass_reason};
+use super::queue::Queue;
 use super::refill::Refill;
+use super::shared::{count, observe, sweep};
 use super::ward::Ward;
 use super::{Broken, Event, Swept, exact};
-use crate::keys::{KeySet, Pattern, RuleId};
+use crate::failpoint::{Point, reach};
+use crate::keys::KeySet;
 use crate::lsn::Lsn;
-use crate::metrics::{KindLabel, Metrics, NodeLabel, PeerLabel, ReasonLabel, seconds};
+use crate::metrics::{KindLabel, Metrics, NodeLabel, PeerLabel};
 use crate::retry::Backoff;
 use crate::settle::Visible;
 
@@ -223,6 +223,7 @@ impl State {
             return None;
         }
         let (expected, value) = self.ward.next(safe)?;
+        reach(Point::WatermarkDue);
         self.next_write = now + WATERMARK_INTERVAL;
         Some(Box::pin(async move { node.replace_watermark(expected.as_deref(), &value).await }))
     }
@@ -238,6 +239,7 @@ impl State {
     /// Second removals that are due join the queue.
     fn tick(&mut self) {
         for job in self.refill.due(Instant::now()) {
+            reach(Point::SecondDue);
             self.queue.push(job);
         }
     }
@@ -247,6 +249,7 @@ impl State {
             Ok(tally) => {
                 let second = jobs.first().is_some_and(|job| job.round == Round::Second);
                 count(&self.metrics, &tally, second);
+                reach(Point::ExactRemoved);
                 for job in jobs {
                     if job.keys.has_patterns() {
                         self.passes.push(job);
@@ -268,6 +271,7 @@ impl State {
     async fn pass_done(&mut self, jobs: Vec<Job>, outcome: Result<(), Error>) {
         match outcome {
             Ok(()) => {
+                reach(Point::PassDone);
                 for job in jobs {
                     self.removed(job).await;
                 }
@@ -295,6 +299,7 @@ impl State {
             self.note_resyncs(&job, job.round != Round::Second).await;
             self.done(job).await;
         } else {
+            reach(Point::FirstRemoved);
             self.note_resyncs(&job, true).await;
             self.refill.add(job, now);
         }
@@ -304,6 +309,7 @@ impl State {
         let closes = job.members.iter().any(|one| matches!(one, Member::Resync { last: true }));
         if closes && is_first {
             self.ward.shown();
+            reach(Point::ResyncShown);
             if self.ward.is_whole() {
                 self.report(Event::Whole).await;
             }
@@ -321,6 +327,7 @@ impl State {
             }
         }
         self.refill.keep(job.covers, job.keys);
+        reach(Point::Swept);
         if !end_lsns.is_empty() {
             self.report(Event::Swept(Swept { end_lsns })).await;
         }
@@ -329,6 +336,7 @@ impl State {
     async fn write_done(&mut self, outcome: Result<Replaced, Error>) {
         match outcome {
             Ok(Replaced::Yes) => {
+                reach(Point::WatermarkWritten);
                 let lsn = self.ward.written();
                 self.refill.covered(lsn);
                 self.report(Event::Covered(lsn)).await;
@@ -414,66 +422,4 @@ impl State {
     async fn report(&self, event: Event) {
         drop(self.events.send(event).await);
     }
-}
-
-/// One SCAN pass for all patterns of these jobs.
-async fn sweep<N: Node>(
-    node: &N,
-    metrics: &Metrics,
-    jobs: &[Job],
-    pace: &mut Pace,
-) -> Result<(), Error> {
-    let reason = pass_reason(jobs);
-    let began = Instant::now();
-    let mut index_of: HashMap<&Pattern, usize> = HashMap::new();
-    let mut patterns: Vec<Pattern> = Vec::new();
-    let mut owners: Vec<(RuleId, bool)> = Vec::new();
-    for job in jobs {
-        let second = job.round == Round::Second;
-        for (rule, pattern) in job.keys.patterns() {
-            let index = *index_of.entry(pattern).or_insert_with(|| {
-                patterns.push(pattern.clone());
-                owners.push((rule, second));
-                owners.len() - 1
-            });
-            if let (Some(owner), false) = (owners.get_mut(index), second) {
-                owner.1 = false;
-            }
-        }
-    }
-    let mut scanned = 0;
-    let each_page = |progress: &Progress| {
-        if progress.scanned > scanned {
-            metrics.scan_stall.observe(seconds(progress.stall));
-        }
-        metrics.sweep_scanned_keys.inc_by(progress.scanned - scanned);
-        scanned = progress.scanned;
-    };
-    let progress = Pass::new(patterns).run(node, pace, each_page).await?;
-    for ((rule, second), removed) in owners.into_iter().zip(progress.removed) {
-        let mut tally = Tally::default();
-        tally.add(rule, removed, 0);
-        count(metrics, &tally, second);
-    }
-    metrics.sweeps.get_or_create(&ReasonLabel { reason }).inc();
-    metrics.sweep_seconds.observe(seconds(began.elapsed()));
-    Ok(())
-}
-
-/// Counts removed keys: by rule, or as refills when it was their second removal.
-fn count(metrics: &Metrics, tally: &Tally, second: bool) {
-    if second {
-        metrics.refills_removed.inc_by(tally.removed());
-    } else {
-        tally
-            .rows()
-            .for_each(|(rule, removed, absent)| metrics.keys_removed(rule, removed, absent));
-    }
-}
-
-/// Records how long a transaction's keys took.
-fn observe(metrics: &Metrics, member: &Member, now: Instant) {
-    let Member::Transaction { transaction, visible_at } = member else { return };
-    metrics.visible_to_removed.observe(seconds(now - *visible_at));
-    metrics.commit_to_removed.observe(seconds(transaction.age(SystemTime::now())));
 }

@@ -1,0 +1,76 @@
+//! One SCAN pass for the patterns of several transactions, and what it counts.
+
+use std::collections::HashMap;
+use std::time::SystemTime;
+
+use tokio::time::Instant;
+
+use super::job::{Job, Member, Round, Tally};
+use super::node::{Error, Node};
+use super::pace::Pace;
+use super::pass::{Pass, Progress};
+use super::queue::pass_reason;
+use crate::keys::{Pattern, RuleId};
+use crate::metrics::{Metrics, ReasonLabel, seconds};
+
+/// One SCAN pass for all patterns of these jobs.
+pub(super) async fn sweep<N: Node>(
+    node: &N,
+    metrics: &Metrics,
+    jobs: &[Job],
+    pace: &mut Pace,
+) -> Result<(), Error> {
+    let reason = pass_reason(jobs);
+    let began = Instant::now();
+    let mut index_of: HashMap<&Pattern, usize> = HashMap::new();
+    let mut patterns: Vec<Pattern> = Vec::new();
+    let mut owners: Vec<(RuleId, bool)> = Vec::new();
+    for job in jobs {
+        let second = job.round == Round::Second;
+        for (rule, pattern) in job.keys.patterns() {
+            let index = *index_of.entry(pattern).or_insert_with(|| {
+                patterns.push(pattern.clone());
+                owners.push((rule, second));
+                owners.len() - 1
+            });
+            if let (Some(owner), false) = (owners.get_mut(index), second) {
+                owner.1 = false;
+            }
+        }
+    }
+    let mut scanned = 0;
+    let each_page = |progress: &Progress| {
+        if progress.scanned > scanned {
+            metrics.scan_stall.observe(seconds(progress.stall));
+        }
+        metrics.sweep_scanned_keys.inc_by(progress.scanned - scanned);
+        scanned = progress.scanned;
+    };
+    let progress = Pass::new(patterns).run(node, pace, each_page).await?;
+    for ((rule, second), removed) in owners.into_iter().zip(progress.removed) {
+        let mut tally = Tally::default();
+        tally.add(rule, removed, 0);
+        count(metrics, &tally, second);
+    }
+    metrics.sweeps.get_or_create(&ReasonLabel { reason }).inc();
+    metrics.sweep_seconds.observe(seconds(began.elapsed()));
+    Ok(())
+}
+
+/// Counts removed keys: by rule, or as refills when it was their second removal.
+pub(super) fn count(metrics: &Metrics, tally: &Tally, second: bool) {
+    if second {
+        metrics.refills_removed.inc_by(tally.removed());
+    } else {
+        tally
+            .rows()
+            .for_each(|(rule, removed, absent)| metrics.keys_removed(rule, removed, absent));
+    }
+}
+
+/// Records how long a transaction's keys took.
+pub(super) fn observe(metrics: &Metrics, member: &Member, now: Instant) {
+    let Member::Transaction { transaction, visible_at } = member else { return };
+    metrics.visible_to_removed.observe(seconds(now - *visible_at));
+    metrics.commit_to_removed.observe(seconds(transaction.age(SystemTime::now())));
+}
