@@ -13,7 +13,7 @@ use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpListener;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use crate::metrics::Metrics;
 
@@ -79,6 +79,17 @@ impl Health {
     /// A sign of life.
     pub fn beat(&self) {
         self.lock().1 = Instant::now();
+    }
+
+    /// Awaits something that may rightly take long, giving signs of life.
+    pub async fn alive_while<T>(&self, awaited: impl Future<Output = T>) -> T {
+        let mut awaited = std::pin::pin!(awaited);
+        loop {
+            match timeout(SIGN_OF_LIFE_MAX / 10, &mut awaited).await {
+                Ok(outcome) => return outcome,
+                Err(_elapsed) => self.beat(),
+            }
+        }
     }
 
     /// What is being done.

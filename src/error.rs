@@ -3,6 +3,7 @@
 use std::fmt;
 
 use crate::preflight::Finding;
+use crate::slot_health::Retained;
 use crate::{capture, decode, gather, postgres, preflight, settle};
 
 /// Why a session could not begin, or ended.
@@ -51,6 +52,14 @@ pub enum Error {
     /// The slot was dropped.
     #[error("the slot is gone")]
     SlotGone,
+    /// The slot keeps more WAL than `postgres.max_retained_wal`; the next session begins with
+    /// another one.
+    #[error(
+        "the slot keeps {} MB of WAL, more than the {} MB of `postgres.max_retained_wal`",
+        .0.bytes >> 20,
+        .0.max >> 20
+    )]
+    RetainedWal(Retained),
     /// The server sent nothing for too long.
     #[error("the server sent nothing for {0} s, though asked to")]
     Silent(u64),
@@ -109,6 +118,7 @@ impl Error {
             | Error::Capture(_)
             | Error::Gate(_)
             | Error::SlotGone
+            | Error::RetainedWal(_)
             | Error::Silent(_)
             | Error::Stage(_) => Verdict::Retry,
         }
@@ -125,6 +135,9 @@ impl Error {
             }
             Error::Decode(_) | Error::Gather(_) => {
                 Some("this is a defect of walsweep or of the server: please report it")
+            }
+            Error::RetainedWal(_) => {
+                Some("find out what holds the confirmation: Redis, a transaction that stays open")
             }
             Error::Preflight(_)
             | Error::Sql(_)

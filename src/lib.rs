@@ -50,6 +50,7 @@ pub mod sweep;
 pub mod watermark;
 
 pub mod admin;
+pub mod channel;
 pub mod cli;
 pub mod commands;
 pub mod config;

@@ -62,7 +62,7 @@ impl Program<'_> {
             let opened = tokio::select! {
                 biased;
                 () = self.shutdown.requested() => return Ok(()),
-                opened = Session::open(self.config, self.rules) => opened,
+                opened = Session::open(self.config, self.rules, self.health) => opened,
             };
             let outcome = match opened {
                 Ok(session) => {
@@ -122,8 +122,8 @@ impl Program<'_> {
         let mut gate = spawn(gate.run(gate_ends.inputs, gate_ends.visible));
         let mut sweeper = spawn(sweeper.run(sweeper_ends.visible, sweeper_ends.safe));
         let mut health = spawn({
-            let (slot, metrics) = (self.config.postgres.slot.clone(), Arc::clone(self.metrics));
-            async move { slot_health::watch(&sql, &slot, &metrics).await }
+            let (config, metrics) = (self.config.postgres.clone(), Arc::clone(self.metrics));
+            async move { slot_health::watch(&sql, &config, &metrics).await }
         });
         let stream = Stream::new(slot, self.rules, ends, (start, timing));
         let watched = (self.health, self.metrics.as_ref());
@@ -135,10 +135,7 @@ impl Program<'_> {
                 _ => Error::Stage("settle"),
             }),
             _ = &mut sweeper.0 => Err(Error::Stage("sweep")),
-            ended = &mut health.0 => Err(match ended {
-                Ok(Some(error)) => error.into(),
-                _ => Error::SlotGone,
-            }),
+            ended = &mut health.0 => Err(ended.unwrap_or(Error::Stage("slot health"))),
         }
     }
 }

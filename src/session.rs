@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use tokio_postgres::Client;
 
+use crate::admin::Health;
 use crate::capture::{Identity, Replication, Slot, SlotProblem, StreamOptions};
 use crate::config::Config;
 use crate::error::Error;
@@ -67,7 +68,11 @@ impl Session {
     /// # Errors
     ///
     /// What was refused, by whom; see [`Error`].
-    pub async fn open(config: &Config, rules: &mut Rules) -> Result<Session, Error> {
+    pub async fn open(
+        config: &Config,
+        rules: &mut Rules,
+        health: &Health,
+    ) -> Result<Session, Error> {
         let sql = Rc::new(connect_sql(&config.postgres.endpoint, SQL_NAME).await?);
         let server = identify(&sql).await?;
         let report = preflight::postgres(config, rules, &sql).await?;
@@ -80,7 +85,7 @@ impl Session {
         if !same_server(&server, &identity) {
             return Err(Error::TwoServers { sql: server.name(), replication: name(&identity) });
         }
-        let broken = ensure_slot(config, &sql, &mut replication).await?;
+        let broken = ensure_slot(config, &sql, &mut replication, health).await?;
         let (slot, publication) = (&config.postgres.slot, &config.postgres.publication);
         let started = replication.start(slot, publication, StreamOptions::default()).await;
         let slot = match started {
@@ -132,21 +137,40 @@ async fn ensure_slot(
     config: &Config,
     client: &Client,
     replication: &mut Replication,
+    health: &Health,
 ) -> Result<Option<Broken>, Error> {
     let name = &config.postgres.slot;
-    match slot_health::look(client, name).await? {
-        Some(state) if state.wal_status != "lost" => return Ok(None),
-        Some(_) => {
-            tracing::warn!(
-                slot = name,
-                "the slot is lost: the server removed WAL that it needed; creating it anew"
-            );
+    let broken = match slot_health::look(client, name).await? {
+        Some(state) => {
+            let is_lost = state.wal_status == "lost";
+            let retained = state.retains_more_than(config.postgres.max_retained_wal);
+            if is_lost {
+                tracing::warn!(
+                    slot = name,
+                    "the slot is lost: the server removed WAL that it needed; creating it anew"
+                );
+            } else if let (Some(retained), None) = (retained, state.active_pid) {
+                tracing::error!(
+                    slot = name,
+                    retained_wal_bytes = retained.bytes,
+                    max_retained_wal_bytes = retained.max,
+                    "the slot keeps too much WAL: dropping it and creating it anew; what was not \
+                     removed is made good by sweeping everything"
+                );
+            } else {
+                return Ok(None);
+            }
             replication.drop_slot(name).await?;
+            if is_lost { Broken::SlotCreated } else { Broken::RetainedWal }
         }
-        None => tracing::info!(slot = name, "creating the slot"),
-    }
-    replication.create_slot(name).await?;
-    Ok(Some(Broken::SlotCreated))
+        None => {
+            tracing::info!(slot = name, "creating the slot");
+            Broken::SlotCreated
+        }
+    };
+    // Postgres waits here until every transaction that runs now has ended.
+    health.alive_while(replication.create_slot(name)).await?;
+    Ok(Some(broken))
 }
 
 async fn slot_state(config: &Config, client: &Client) -> Result<SlotState, Error> {

@@ -5,6 +5,8 @@ use std::time::Duration;
 use tokio::time::{sleep, timeout};
 use tokio_postgres::Client;
 
+use crate::config::Postgres;
+use crate::error::Error;
 use crate::lsn::Lsn;
 use crate::metrics::{Metrics, StatusLabel};
 
@@ -35,6 +37,24 @@ pub struct SlotState {
     restart_lag: Option<i64>,
 }
 
+impl SlotState {
+    /// The WAL that the slot keeps on the server's disk, if that is more than `max`, in bytes.
+    #[must_use]
+    pub fn retains_more_than(&self, max: Option<u64>) -> Option<Retained> {
+        let bytes = u64::try_from(self.restart_lag?).ok()?;
+        max.filter(|max| bytes > *max).map(|max| Retained { bytes, max })
+    }
+}
+
+/// A slot that keeps more WAL than it may.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Retained {
+    /// What it keeps, in bytes.
+    pub bytes: u64,
+    /// What it may, in bytes.
+    pub max: u64,
+}
+
 /// The state of the slot `name`; `None` if there is none.
 ///
 /// # Errors
@@ -56,22 +76,17 @@ pub async fn look(client: &Client, name: &str) -> Result<Option<SlotState>, toki
     }))
 }
 
-/// Samples the slot into `metrics` until the connection fails.
-///
-/// # Errors
-///
-/// The query's; `None` when it was not answered in time or the slot is gone.
-pub async fn watch(
-    client: &Client,
-    name: &str,
-    metrics: &Metrics,
-) -> Option<tokio_postgres::Error> {
+/// Samples the slot into `metrics` until the session has to end, and says why: the query failed or
+/// was not answered in time, the slot is gone, or it keeps more WAL than it may.
+pub async fn watch(client: &Client, config: &Postgres, metrics: &Metrics) -> Error {
+    let name = &config.slot;
     let mut warned = false;
     loop {
         let state = match timeout(SAMPLE_TIMEOUT, look(client, name)).await {
             Ok(Ok(Some(state))) => state,
-            Ok(Err(error)) => return Some(error),
-            Ok(Ok(None)) | Err(_) => return None,
+            Ok(Ok(None)) => return Error::SlotGone,
+            Ok(Err(error)) => return error.into(),
+            Err(_) => return Error::Silent(SAMPLE_TIMEOUT.as_secs()),
         };
         metrics.confirmed_lag_bytes.set(state.confirmed_lag.unwrap_or_default());
         metrics.restart_lag_bytes.set(state.restart_lag.unwrap_or_default());
@@ -89,6 +104,9 @@ pub async fn watch(
             );
         }
         warned = at_risk;
+        if let Some(retained) = state.retains_more_than(config.max_retained_wal) {
+            return Error::RetainedWal(retained);
+        }
         sleep(SAMPLE_INTERVAL).await;
     }
 }

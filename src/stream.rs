@@ -8,6 +8,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
 use crate::admin::{Health, Phase};
 use crate::capture::{Frame, Slot};
+use crate::channel::{Closed, Receiver, Room, Sender, channel};
 use crate::decode::{Message, decode};
 use crate::error::Error;
 use crate::failpoint::{Point, reach};
@@ -40,7 +41,7 @@ const AGE_STEP: Duration = Duration::from_millis(100);
 
 /// The channels of a session, as the stream holds them.
 pub struct Ends {
-    inputs: mpsc::Sender<Input>,
+    inputs: Sender<Input>,
     events: mpsc::Receiver<Event>,
     safe: watch::Sender<Lsn>,
 }
@@ -48,15 +49,15 @@ pub struct Ends {
 /// The gate's ends.
 pub struct GateEnds {
     /// What it takes.
-    pub inputs: mpsc::Receiver<Input>,
+    pub inputs: Receiver<Input>,
     /// What it gives.
-    pub visible: mpsc::Sender<Visible>,
+    pub visible: Sender<Visible>,
 }
 
 /// The sweeper's ends.
 pub struct SweeperEnds {
     /// What it takes.
-    pub visible: mpsc::Receiver<Visible>,
+    pub visible: Receiver<Visible>,
     /// How far the watermark may go.
     pub safe: watch::Receiver<Lsn>,
     /// What it gives.
@@ -67,8 +68,8 @@ impl Ends {
     /// The channels between the stages of a session that begins at `start`.
     #[must_use]
     pub fn new(start: Lsn) -> (Ends, GateEnds, SweeperEnds) {
-        let (inputs, gate_inputs) = mpsc::channel(CHANNEL_LENGTH);
-        let (visible, sweeper_visible) = mpsc::channel(CHANNEL_LENGTH);
+        let (inputs, gate_inputs) = channel(CHANNEL_LENGTH);
+        let (visible, sweeper_visible) = channel(CHANNEL_LENGTH);
         let (events_sender, events) = mpsc::channel(CHANNEL_LENGTH);
         let (safe, sweeper_safe) = watch::channel(start);
         (
@@ -150,8 +151,8 @@ impl<'a> Stream<'a> {
                 () = shutdown.requested() => return self.drain(watched).await,
                 event = self.ends.events.recv() => self.hear(event, watched).await?,
                 _ = clock.tick() => self.tick(watched, may_read).await?,
-                permit = inputs.reserve(), if !self.held.is_empty() => {
-                    self.pass_held(permit)?;
+                room = room_for(&inputs, self.held.front()) => {
+                    self.pass_held(room)?;
                     self.listening_since = Instant::now();
                     self.take_buffered(&counters)?;
                 }
@@ -238,21 +239,15 @@ impl<'a> Stream<'a> {
     fn pass_on(&mut self, input: Input) {
         if !self.held.is_empty() {
             self.held.push_back(input);
-        } else if let Err(refused) = self.ends.inputs.try_send(input) {
-            match refused {
-                mpsc::error::TrySendError::Full(input)
-                | mpsc::error::TrySendError::Closed(input) => self.held.push_back(input),
-            }
+        } else if let Err(input) = self.ends.inputs.try_send(input) {
+            self.held.push_back(input);
         }
     }
 
-    fn pass_held(
-        &mut self,
-        permit: Result<mpsc::Permit<'_, Input>, mpsc::error::SendError<()>>,
-    ) -> Result<(), Error> {
-        let permit = permit.map_err(|_closed| Error::Stage("settle"))?;
+    fn pass_held(&mut self, room: Result<Room<'_, Input>, Closed>) -> Result<(), Error> {
+        let room = room.map_err(|Closed| Error::Stage("settle"))?;
         if let Some(input) = self.held.pop_front() {
-            permit.send(input);
+            room.send(input);
         }
         Ok(())
     }
@@ -342,7 +337,7 @@ impl<'a> Stream<'a> {
                 biased;
                 event = self.ends.events.recv() => self.hear(event, watched).await?,
                 _ = clock.tick() => self.send_status(false).await?,
-                permit = inputs.reserve(), if !self.held.is_empty() => self.pass_held(permit)?,
+                room = room_for(&inputs, self.held.front()) => self.pass_held(room)?,
                 () = sleep_until(deadline) => {
                     tracing::warn!(
                         transactions = self.ledger.in_flight(),
@@ -358,6 +353,17 @@ impl<'a> Stream<'a> {
             Err(error) => tracing::warn!(%confirmed, %error, "stopped without a farewell"),
         }
         Ok(())
+    }
+}
+
+/// Waits for room for the first one held; for ever, if there is none.
+async fn room_for<'a>(
+    inputs: &'a Sender<Input>,
+    first: Option<&Input>,
+) -> Result<Room<'a, Input>, Closed> {
+    match first {
+        Some(first) => inputs.room_for(first).await,
+        None => std::future::pending().await,
     }
 }
 

@@ -4,6 +4,7 @@
 
 mod continuity;
 mod delivery;
+mod limits;
 mod oracle;
 mod outage;
 mod shutdown;

@@ -96,11 +96,13 @@ fn postgres(reader: &mut Reader<'_>, root: &mut Section<'_, '_>) -> Option<Postg
         let message = format!("`{}` is not a slot name", slot.value);
         reader.problem(slot.at, message, Some("use only `a` to `z`, digits and `_`"));
     }
+    let least = 64 * 1024 * 1024;
+    let max_retained_wal = reader.memory(&mut section, "max_retained_wal", least);
     reader.finish(&section);
     let endpoint = sql?;
     let replication_endpoint = if has_replication_url { replication? } else { endpoint.clone() };
     let (publication, slot) = (publication.value, slot.value);
-    Some(Postgres { endpoint, replication_endpoint, publication, slot })
+    Some(Postgres { endpoint, replication_endpoint, publication, slot, max_retained_wal })
 }
 
 fn with_password(

@@ -170,6 +170,28 @@ impl<'a> Reader<'a> {
         value
     }
 
+    /// A number of bytes in the units of Postgres's settings, at least `least`; empty for none
+    /// (<https://www.postgresql.org/docs/current/config-setting.html#CONFIG-SETTING-NAMES-VALUES>).
+    pub(super) fn memory(
+        &mut self,
+        section: &mut Section<'_, '_>,
+        name: &'static str,
+        least: u64,
+    ) -> Option<u64> {
+        let text = self.text(section, name).filter(|text| !text.value.is_empty())?;
+        let bytes = memory(&text.value);
+        let message = match bytes {
+            None => format!("`{}` is not an amount of memory", text.value),
+            Some(bytes) if bytes < least => {
+                format!("`{}` is less than {} MB", text.value, least >> 20)
+            }
+            Some(_) => return bytes,
+        };
+        let hint = "write a number and a unit as Postgres does, such as `64GB`; \"\" is no limit";
+        self.problem(text.at, message, Some(hint));
+        None
+    }
+
     fn value_text(&mut self, value: &Spanned<DeValue<'_>>, key: &str) -> Option<Located<String>> {
         let at = self.location(value.span().start, key);
         match value.get_ref().as_str() {
@@ -276,8 +298,46 @@ impl<'a, 'i> Section<'a, 'i> {
     }
 }
 
+/// Bytes of a text such as `64GB`. Units are powers of 1024, and their case counts.
+fn memory(text: &str) -> Option<u64> {
+    let digits = text.find(|character: char| !character.is_ascii_digit())?;
+    let (number, unit) = text.split_at(digits);
+    let shift = match unit.trim_start() {
+        "B" => 0,
+        "kB" => 10,
+        "MB" => 20,
+        "GB" => 30,
+        "TB" => 40,
+        _ => return None,
+    };
+    number.parse::<u64>().ok()?.checked_mul(1 << shift)
+}
+
 /// A type's name with its article.
 fn article(name: &str) -> String {
     let vowel = name.starts_with(['a', 'e', 'i', 'o', 'u']);
     format!("{} {name}", if vowel { "an" } else { "a" })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::memory;
+
+    #[test]
+    fn memory_has_the_units_of_postgres() {
+        for (text, bytes) in [
+            ("64GB", Some(64 << 30)),
+            ("1 TB", Some(1 << 40)),
+            ("7B", Some(7)),
+            ("16384kB", Some(1 << 24)),
+            ("100", None),
+            ("64gb", None),
+            ("1.5GB", None),
+            ("GB", None),
+            ("99999999999TB", None),
+            ("", None),
+        ] {
+            assert_eq!(memory(text), bytes, "{text}");
+        }
+    }
 }

@@ -22,9 +22,9 @@ mod tests;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until, timeout};
 
+use crate::channel::{Closed, Receiver, Sender, Weight};
 use crate::failpoint::{self, Point};
 use crate::gather::Transaction;
 use crate::keys::KeySet;
@@ -130,6 +130,22 @@ impl Visible {
     }
 }
 
+impl Weight for Input {
+    fn bytes(&self) -> usize {
+        match self {
+            Input::Begin { .. } => 0,
+            Input::Transaction(mapped) => mapped.keys.bytes(),
+            Input::Resync(resync) => resync.keys.bytes(),
+        }
+    }
+}
+
+impl Weight for Visible {
+    fn bytes(&self) -> usize {
+        self.keys.bytes()
+    }
+}
+
 /// Why the gate stopped. Nothing that waited is lost: it is not confirmed, so it is sent again.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -209,8 +225,8 @@ impl<P: Probe> Gate<P> {
     /// See [`Error`].
     pub async fn run(
         mut self,
-        mut inputs: mpsc::Receiver<Input>,
-        outputs: mpsc::Sender<Visible>,
+        mut inputs: Receiver<Input>,
+        outputs: Sender<Visible>,
     ) -> Result<(), Error> {
         let mut open = true;
         while open || !self.waiting.is_empty() {
@@ -229,7 +245,7 @@ impl<P: Probe> Gate<P> {
     }
 
     /// One arrival. Arrivals go before looks, so that one look serves all that are there.
-    async fn take(&mut self, input: Input, outputs: &mpsc::Sender<Visible>) -> Result<(), Error> {
+    async fn take(&mut self, input: Input, outputs: &Sender<Visible>) -> Result<(), Error> {
         match input {
             Input::Begin { xid } => {
                 if !self.latest.as_ref().is_some_and(|snapshot| snapshot.sees(xid)) {
@@ -242,7 +258,7 @@ impl<P: Probe> Gate<P> {
         Ok(())
     }
 
-    async fn take_transaction(&mut self, mapped: Mapped, outputs: &mpsc::Sender<Visible>) {
+    async fn take_transaction(&mut self, mapped: Mapped, outputs: &Sender<Visible>) {
         let Mapped { transaction, received_at, keys } = mapped;
         let waiting = Waiting { keys, received_at, kind: Kind::Transaction(transaction), looks: 0 };
         // A look that showed nothing new before this arrival may well show this one.
@@ -259,7 +275,7 @@ impl<P: Probe> Gate<P> {
     async fn take_resync(
         &mut self,
         resync: Resync,
-        outputs: &mpsc::Sender<Visible>,
+        outputs: &Sender<Visible>,
     ) -> Result<(), Error> {
         let Resync { keys, fenced } = resync;
         let mut last = true;
@@ -279,7 +295,7 @@ impl<P: Probe> Gate<P> {
     }
 
     /// Takes a snapshot and lets pass what it contains.
-    async fn look(&mut self, outputs: &mpsc::Sender<Visible>) -> Result<(), Error> {
+    async fn look(&mut self, outputs: &Sender<Visible>) -> Result<(), Error> {
         (self.look_wanted, self.arrivals) = (false, 0);
         let snapshot = answer(self.probe.snapshot()).await?;
         let waiting = std::mem::take(&mut self.waiting);
@@ -302,7 +318,7 @@ impl<P: Probe> Gate<P> {
         Ok(())
     }
 
-    async fn release(&self, waiting: Waiting, outputs: &mpsc::Sender<Visible>) {
+    async fn release(&self, waiting: Waiting, outputs: &Sender<Visible>) {
         let at = Instant::now();
         let cause = match waiting.kind {
             Kind::Transaction(transaction) => {
@@ -361,8 +377,8 @@ async fn answer<T>(question: impl Future<Output = Result<T, Error>>) -> Result<T
 }
 
 /// A closed channel means that the session ends; what was not sent is not confirmed either.
-async fn send(outputs: &mpsc::Sender<Visible>, visible: Visible) {
-    drop(outputs.send(visible).await);
+async fn send(outputs: &Sender<Visible>, visible: Visible) {
+    let (Ok(()) | Err(Closed)) = outputs.send(visible).await;
 }
 
 /// The switch that proves that the tests notice a missing gate. It exists only with the feature

@@ -5,7 +5,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::mpsc;
+use crate::channel::{Receiver, Sender, channel};
 use tokio::task::{JoinHandle, LocalSet};
 use tokio::time::Instant;
 
@@ -59,8 +59,8 @@ impl Probe for Server {
 
 struct Session {
     server: Server,
-    inputs: mpsc::Sender<Input>,
-    visible: mpsc::Receiver<Visible>,
+    inputs: Sender<Input>,
+    visible: Receiver<Visible>,
     gate: JoinHandle<Result<(), Error>>,
     metrics: Arc<Metrics>,
 }
@@ -72,8 +72,8 @@ fn rules() -> Rules {
 fn session(snapshot: &str) -> Session {
     let server = Server::new(snapshot);
     let metrics = Arc::new(Metrics::new(&[]));
-    let (inputs, gate_inputs) = mpsc::channel(16);
-    let (outputs, visible) = mpsc::channel(16);
+    let (inputs, gate_inputs) = channel(16);
+    let (outputs, visible) = channel(16);
     let gate = Gate::new(server.clone(), Arc::clone(&metrics));
     let gate = tokio::task::spawn_local(gate.run(gate_inputs, outputs));
     Session { server, inputs, visible, gate, metrics }

@@ -79,6 +79,8 @@ pub enum Broken {
     WatermarkLost,
     /// The slot was created anew.
     SlotCreated,
+    /// The slot was dropped on purpose, because it kept more WAL than `max_retained_wal`.
+    RetainedWal,
 }
 
 impl Broken {
@@ -94,6 +96,7 @@ impl Broken {
             Broken::OtherRules => "other_rules",
             Broken::WatermarkLost => "watermark_lost",
             Broken::SlotCreated => "slot_created",
+            Broken::RetainedWal => "retained_wal",
         }
     }
 

@@ -16,6 +16,7 @@ use super::refill::Refill;
 use super::shared::{count, observe, sweep};
 use super::ward::Ward;
 use super::{Broken, Event, Swept, exact};
+use crate::channel::Receiver;
 use crate::failpoint::{Point, reach};
 use crate::keys::KeySet;
 use crate::lsn::Lsn;
@@ -100,7 +101,7 @@ impl<N: Node> Sweeper<N> {
     }
 
     /// Takes `visible` sets and moves the watermark up to `safe`, until it is dropped.
-    pub async fn run(self, mut visible: mpsc::Receiver<Visible>, mut safe: watch::Receiver<Lsn>) {
+    pub async fn run(self, mut visible: Receiver<Visible>, mut safe: watch::Receiver<Lsn>) {
         let Sweeper { node, metrics, mut state } = self;
         let mut batch: Work<'_, BatchDone> = None;
         let mut pass: Work<'_, PassDone> = None;

@@ -13,6 +13,7 @@ use tokio::time::{Instant, timeout};
 use super::{
     Broken, Error, Event, Kind, Node, Page, Replaced, ScanCall, Settings, Sweeper, Watermark,
 };
+use crate::channel::{Sender, channel};
 use crate::config::{Located, Location, Operations, Rule, TableName};
 use crate::decode::{Column, Relation, ReplicaIdentity, Tuple, Value};
 use crate::gather::{Change, Row, Transaction};
@@ -145,7 +146,7 @@ fn rules() -> Rules {
 struct Bench {
     rules: Rules,
     redis: Redis,
-    visible: mpsc::Sender<Visible>,
+    visible: Sender<Visible>,
     safe: watch::Sender<Lsn>,
     events: mpsc::Receiver<Event>,
 }
@@ -166,7 +167,7 @@ impl Bench {
         };
         *redis.0.watermark.borrow_mut() =
             watermark.map(|lsn| Watermark { lsn: Lsn(lsn), ..expected.clone() }.to_value());
-        let (visible, sweeper_visible) = mpsc::channel(64);
+        let (visible, sweeper_visible) = channel(64);
         let (events_sender, events) = mpsc::channel(64);
         let (safe, sweeper_safe) = watch::channel(Lsn(100));
         let max_stall = Duration::from_millis(1);

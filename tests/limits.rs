@@ -1,0 +1,91 @@
+//! What an outage of any length may cost: memory stays flat, and the database's disk is spared.
+
+use std::time::Duration;
+
+use crate::support::{Bed, PATIENCE, Settings, Sidecar, eventually};
+
+/// Rules whose keys are as many as the rows: nothing collapses before its limit.
+const WIDE_RULES: &str = r#"
+[[rule]]
+name = "wide"
+table = "public.item"
+keys = ["item:{id}", "a-longer-name-for-the-same-item:{id}:{version}"]
+"#;
+
+/// Resident memory of a process in KiB.
+fn resident(pid: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse().unwrap()
+}
+
+/// I6: however long Redis is away and however much is committed meanwhile, memory stays flat.
+#[tokio::test]
+async fn a_redis_outage_keeps_memory_flat() {
+    let bed = Bed::new(&[]).await;
+    let settings = Settings { rules: WIDE_RULES.to_owned(), ..bed.settings() };
+    let mut sidecar = Sidecar::set_up(settings).await;
+    bed.sql.run("insert into item select id, 'x', 0 from generate_series(101, 4000) id").await;
+    bed.settled().await;
+    bed.redis.pause().unwrap();
+    // 1.5 GB of keys if every one of them were held.
+    let mut peak = 0;
+    for version in 1..=1_500 {
+        let update = format!("update item set version = {version} where id <= 4000");
+        bed.sql.run(&update).await;
+        if version % 100 == 0 {
+            peak = peak.max(resident(sidecar.id()));
+        }
+    }
+    assert!(peak < 128 * 1024, "{peak} KiB resident");
+    bed.redis.resume().unwrap();
+    let mut bed = bed;
+    bed.cache = bed.redis.connect().await.unwrap();
+    bed.fill(&["item:7", "other"]).await;
+    bed.sql.run("update item set version = 0 where id = 7").await;
+    bed.gone("item:7").await;
+    assert!(bed.has("other").await);
+    assert_eq!(sidecar.sigterm().await, 0);
+}
+
+/// I7: where the slot would fill the database's disk, it is given up loudly, and everything that
+/// was owed is made good by a sweep.
+#[tokio::test]
+async fn too_much_retained_wal_is_given_up_for_a_sweep() {
+    let mut bed = Bed::new(&["max_wal_size = 64MB"]).await;
+    let mut settings = bed.settings();
+    settings.postgres = "max_retained_wal = \"64MB\"".to_owned();
+    let sidecar = Sidecar::set_up(settings).await;
+    bed.settled().await;
+    bed.fill(&["item:1", "list:team 1:a", "other"]).await;
+    bed.redis.pause().unwrap();
+    bed.sql.run("update item set version = 1 where id = 1").await;
+    let held = bed.confirmed().await;
+    bed.sql.run("create table ballast (text text)").await;
+    for _ in 0..5 {
+        bed.sql
+            .run(
+                "insert into ballast select repeat(md5(n::text), 60)
+                   from generate_series(1, 10000) n",
+            )
+            .await;
+    }
+    sidecar.wait_log("the slot keeps too much WAL").await;
+    // Between the old slot and the new one there is none.
+    let anew = format!(
+        "select count(*) = 1 from pg_replication_slots
+          where confirmed_flush_lsn > '{held}'
+            and pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn) < 16 * 1024 * 1024"
+    );
+    eventually(PATIENCE, "another slot lets the WAL go", || bed.sql.one::<bool>(&anew)).await;
+    assert_eq!(sidecar.readyz().await, Some(503), "not ready while a sweep is owed");
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    bed.redis.resume().unwrap();
+    bed.cache = bed.redis.connect().await.unwrap();
+    bed.gone("item:1").await;
+    bed.gone("list:team 1:a").await;
+    eventually(PATIENCE, "it is ready", || async { sidecar.readyz().await == Some(200) }).await;
+    assert!(bed.has("other").await);
+    let swept = sidecar.metric("walsweep_resyncs_total{reason=\"retained_wal\"}").await;
+    assert!(swept >= 1.0, "{swept}");
+}
