@@ -85,10 +85,11 @@ impl<T: Weight> Sender<T> {
         let room = Arc::clone(&self.room);
         tokio::select! {
             biased;
+            // First: a receiver that goes lets go of what it held, which makes room.
+            () = self.queue.closed() => Err(Closed),
             bytes = room.acquire_many_owned(permits(value)) => {
                 Ok(Room { place, bytes: bytes.map_err(|_closed| Closed)? })
             }
-            () = self.queue.closed() => Err(Closed),
         }
     }
 
