@@ -2,6 +2,7 @@
 //! a removal never queues behind a page of names.
 
 use std::cell::RefCell;
+use std::error::Error as _;
 
 use redis::aio::MultiplexedConnection;
 use redis::{ErrorKind, Pipeline, RedisError, ServerErrorKind, Value, cmd};
@@ -184,9 +185,12 @@ pub(super) fn classify(error: &RedisError) -> Error {
         _ if error.is_timeout() => Kind::Timeout,
         _ => Kind::Io,
     };
-    let message = match error.code() {
-        Some(code) => format!("redis answered {code}"),
-        None => error.category().to_owned(),
+    let cause = error.source().and_then(|cause| cause.downcast_ref::<std::io::Error>());
+    let message = match (error.code(), cause) {
+        (Some(code), _) => format!("redis answered {code}"),
+        (None, _) if kind == Kind::Timeout => "redis gave no reply in time".to_owned(),
+        (None, Some(cause)) => cause.to_string(),
+        (None, None) => error.category().to_owned(),
     };
     Error::new(kind, message)
 }
