@@ -1,6 +1,10 @@
 //! The right keys, for every kind of change.
 
-use crate::support::{Bed, Settings, Sidecar, Sql, text};
+use std::time::Duration;
+
+use tokio::time::sleep;
+
+use crate::support::{Bed, PATIENCE, Settings, Sidecar, Sql, eventually, text};
 
 /// Runs statements; `gone` must go and `stay` must still be there when all is confirmed.
 async fn check(bed: &Bed, statements: &str, gone: &[&str], stay: &[&str]) {
@@ -142,6 +146,46 @@ async fn metrics_tell_what_happened() {
         assert!((sidecar.metric(name).await - value).abs() < f64::EPSILON, "{name}");
     }
     assert!((sidecar.metric_sum("walsweep_redis_up").await - 1.0).abs() < f64::EPSILON);
+}
+
+/// Delays that are injected are the delays that the histograms show.
+#[tokio::test]
+async fn metrics_tell_how_long_it_took() {
+    let bed = Bed::new(&[]).await;
+    let sidecar = bed.sidecar().await;
+    bed.settled().await;
+    bed.fill(&["item:1", "item:2"]).await;
+    // A second in which Redis hangs, then two in which nobody sees the commit.
+    bed.redis.pause().unwrap();
+    bed.sql.run("update item set version = 1 where id = 1").await;
+    sleep(Duration::from_secs(1)).await;
+    bed.redis.resume().unwrap();
+    bed.gone("item:1").await;
+    let removed = "walsweep_visible_to_removed_seconds_sum";
+    eventually(PATIENCE, "a second is told", || async { sidecar.metric(removed).await >= 0.9 })
+        .await;
+    assert!(sidecar.metric("walsweep_visibility_wait_seconds_sum").await < 0.9);
+    bed.postgres.conf("synchronous_standby_names = 'ghost'").await.unwrap();
+    let sql = Sql::connect(&bed.postgres).await;
+    let writer = tokio::spawn(async move {
+        sql.run("update item set version = 1 where id = 2").await;
+    });
+    eventually(PATIENCE, "an early arrival is told", || async {
+        sidecar.metric("walsweep_invisible_at_arrival_total").await >= 1.0
+    })
+    .await;
+    sleep(Duration::from_secs(2)).await;
+    let oldest = sidecar.metric("walsweep_oldest_unconfirmed_seconds").await;
+    assert!(oldest >= 0.9, "{oldest}");
+    assert!((sidecar.metric("walsweep_in_flight_transactions").await - 1.0).abs() < f64::EPSILON);
+    bed.postgres.conf("synchronous_standby_names = ''").await.unwrap();
+    bed.gone("item:2").await;
+    writer.await.unwrap();
+    let told = async |metric: &str| sidecar.metric(&format!("walsweep_{metric}_seconds_sum")).await;
+    assert!(told("visibility_wait").await >= 2.0);
+    let removed = told("visible_to_removed").await;
+    let committed = told("commit_to_removed").await;
+    assert!(committed >= removed + 2.0, "{committed}, of it {removed} after visibility");
 }
 
 /// I9: neither a row's values nor a password are ever in the log.

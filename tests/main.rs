@@ -9,4 +9,5 @@ mod oracle;
 mod outage;
 mod shutdown;
 mod support;
+mod sweeping;
 mod visibility;

@@ -1,10 +1,12 @@
 //! I1 and I3 on a server whose synchronous standby is gone: a commit is in the stream and no
 //! reader sees it.
 
+use std::os::unix::fs::MetadataExt as _;
 use std::time::Duration;
 
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
+use walsweep::throwaway::StopMode;
 
 use crate::support::{Bed, PATIENCE, Sql, always, eventually};
 
@@ -112,6 +114,87 @@ async fn waiting_for_three_timeouts_keeps_the_connection() {
     .await;
     release(&bed).await;
     bed.gone("item:1").await;
+    writer.await.unwrap();
+    sidecar.assert_quiet(&["sweeping everything"]);
+}
+
+/// Doubt closes: a gate whose question fails lets nothing pass and confirms nothing (I1, I2).
+#[tokio::test]
+async fn a_gate_that_loses_its_connection_lets_nothing_pass() {
+    let bed = Bed::new(&[]).await;
+    let sidecar = bed.sidecar().await;
+    bed.settled().await;
+    bed.postgres.conf(GHOST).await.unwrap();
+    bed.fill(&["item:1"]).await;
+    let before = bed.position().await;
+    let writer = stuck(&bed, "update item set version = 1 where id = 1").await;
+    for round in 1..=3 {
+        let lost = sidecar.metric_sum("walsweep_reconnects_total").await;
+        let killed: i64 = bed
+            .sql
+            .one(
+                "select count(pg_terminate_backend(pid)) from pg_stat_activity
+                  where application_name = 'walsweep'",
+            )
+            .await;
+        assert_eq!(killed, 1, "round {round}: the gate's session");
+        eventually(PATIENCE, "a new session", || async {
+            sidecar.metric_sum("walsweep_reconnects_total").await > lost
+                && sidecar.readyz().await == Some(200)
+        })
+        .await;
+        assert!(bed.has("item:1").await, "round {round}");
+        assert!(bed.confirmed().await <= before, "round {round}");
+    }
+    release(&bed).await;
+    bed.gone("item:1").await;
+    writer.await.unwrap();
+}
+
+/// The 32-bit transaction ids of the stream wrap; the gate's snapshots have 64 bits.
+#[tokio::test]
+async fn transaction_ids_that_wrap_are_gated_as_any() {
+    let mut bed = Bed::new(&[]).await;
+    bed.sql.run("vacuum freeze").await;
+    for database in ["template1", "postgres"] {
+        let (client, connection) =
+            tokio_postgres::connect(&bed.postgres.url_of(database), tokio_postgres::NoTls)
+                .await
+                .unwrap();
+        tokio::spawn(connection);
+        client.batch_execute("vacuum freeze").await.unwrap();
+    }
+    bed.postgres.stop(StopMode::Fast).await.unwrap();
+    // The page of the commit log for the last ids before the wrap.
+    let segment = bed.postgres.data_dir().join("pg_xact/0FFF");
+    std::fs::copy(bed.postgres.data_dir().join("pg_xact/0000"), &segment).unwrap();
+    std::fs::File::options().write(true).open(&segment).unwrap().set_len(256 * 1024).unwrap();
+    let owner = std::fs::metadata(bed.postgres.data_dir()).unwrap();
+    std::os::unix::fs::chown(&segment, Some(owner.uid()), Some(owner.gid())).unwrap();
+    let mut reset = bed.postgres.command("pg_resetwal");
+    let reset = reset.args(["-x", "4294967200", "-D"]).arg(bed.postgres.data_dir());
+    assert!(reset.status().unwrap().success());
+    bed.postgres.start_again().await.unwrap();
+    bed.sql = Sql::connect(&bed.postgres).await;
+    let xid: String = bed.sql.one("select pg_current_xact_id()::text").await;
+    let sidecar = bed.sidecar().await;
+    // Some 200 transactions before the wrap, as many after it.
+    for version in 1..=400 {
+        let id = version % 100 + 1;
+        let key = format!("item:{id}");
+        bed.fill(&[&key]).await;
+        bed.sql.run(&format!("update item set version = {version} where id = {id}")).await;
+        bed.gone(&key).await;
+    }
+    let after: String = bed.sql.one("select pg_current_xact_id()::text").await;
+    let (xid, after): (u64, u64) = (xid.parse().unwrap(), after.parse().unwrap());
+    assert!(xid < 1 << 32 && after > 1 << 32, "{xid} to {after}");
+    // And one that is stuck across it all: later ids are smaller than its own in 32 bits or not.
+    bed.postgres.conf(GHOST).await.unwrap();
+    bed.fill(&["item:1"]).await;
+    let before = bed.position().await;
+    let writer = stuck(&bed, "update item set version = 999 where id = 1").await;
+    check(&bed, before, "item:1").await;
     writer.await.unwrap();
     sidecar.assert_quiet(&["sweeping everything"]);
 }

@@ -1,0 +1,159 @@
+//! SCAN passes over a Redis that changes under them.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use redis::aio::MultiplexedConnection;
+use redis::{Pipeline, cmd};
+use tokio::task::JoinHandle;
+
+use crate::support::{Bed, PATIENCE, Sidecar, eventually};
+
+/// Keys that a pattern of the rules means, spread over a table of many more.
+const VICTIMS: usize = 20_000;
+
+/// Sets `count` keys `prefix:0`, `prefix:1`, …
+async fn set_many(cache: &MultiplexedConnection, prefix: &str, count: usize) {
+    let mut cache = cache.clone();
+    for from in (0..count).step_by(5_000) {
+        let mut pipeline = Pipeline::new();
+        for number in from..(from + 5_000).min(count) {
+            pipeline.cmd("SET").arg(format!("{prefix}:{number}")).arg("x").ignore();
+        }
+        pipeline.exec_async(&mut cache).await.unwrap();
+    }
+}
+
+/// How many keys of `prefix:0`, `prefix:1`, … are there.
+async fn count(cache: &MultiplexedConnection, prefix: &str, count: usize) -> usize {
+    let mut exists = cmd("EXISTS");
+    for number in 0..count {
+        exists.arg(format!("{prefix}:{number}"));
+    }
+    exists.query_async(&mut cache.clone()).await.unwrap()
+}
+
+/// Lets the number of keys grow and shrink by a factor of ten, so that Redis resizes its table
+/// both ways, until told to stop. Gives the number of rounds.
+fn churn(bed: &Bed, stop: &Arc<AtomicBool>) -> JoinHandle<usize> {
+    let (mut cache, stop) = (bed.cache.clone(), Arc::clone(stop));
+    tokio::spawn(async move {
+        let mut rounds = 0;
+        while !stop.load(Ordering::Relaxed) {
+            set_many(&cache, "churn", 100_000).await;
+            for from in (0..100_000).step_by(5_000) {
+                let mut unlink = cmd("UNLINK");
+                for number in from..from + 5_000 {
+                    unlink.arg(format!("churn:{number}"));
+                }
+                unlink.exec_async(&mut cache).await.unwrap();
+            }
+            rounds += 1;
+        }
+        rounds
+    })
+}
+
+/// I1 and the contract of SCAN: what was there all along is found, however the table is resized
+/// meanwhile, and nothing else goes.
+#[tokio::test]
+async fn a_pass_finds_every_key_while_the_table_grows_and_shrinks() {
+    let bed = Bed::new(&[]).await;
+    let sidecar = bed.sidecar().await;
+    let stop = Arc::default();
+    let churning = churn(&bed, &stop);
+    let passes = "walsweep_sweeps_total{reason=\"rule\"}";
+    for round in 1..=3 {
+        set_many(&bed.cache, "list:team 1", VICTIMS).await;
+        set_many(&bed.cache, "list:team 11", 1_000).await;
+        let before = sidecar.metric(passes).await;
+        bed.sql.run("update item set version = version + 1 where id = 1").await;
+        eventually(PATIENCE, "the pass is through", || async {
+            sidecar.metric(passes).await > before
+        })
+        .await;
+        assert_eq!(count(&bed.cache, "list:team 1", VICTIMS).await, 0, "round {round}");
+        assert_eq!(count(&bed.cache, "list:team 11", 1_000).await, 1_000, "round {round}");
+    }
+    stop.store(true, Ordering::Relaxed);
+    assert!(churning.await.unwrap() > 0, "the table was resized");
+}
+
+/// I2: a pass that loses its connection begins again at the start of the table, not where it was.
+#[tokio::test]
+async fn a_pass_that_loses_its_connection_begins_again() {
+    let bed = Bed::new(&[]).await;
+    let mut settings = bed.settings();
+    // Small pages, so that the pass takes long.
+    settings.sweep = "max_stall = \"100us\"".to_owned();
+    let sidecar = Sidecar::set_up(settings).await;
+    set_many(&bed.cache, "other", 150_000).await;
+    let before = bed.confirmed().await;
+    for round in 1..=3 {
+        set_many(&bed.cache, "list:team 1", VICTIMS).await;
+        let lost = sidecar.metric_sum("walsweep_reconnects_total").await;
+        let scanned = sidecar.metric("walsweep_sweep_scanned_keys_total").await;
+        bed.sql.run("update item set version = version + 1 where id = 1").await;
+        eventually(PATIENCE, "the pass is on its way", || async {
+            sidecar.metric("walsweep_sweep_scanned_keys_total").await > scanned
+        })
+        .await;
+        let kill: u64 = cmd("CLIENT")
+            .arg(&["KILL", "TYPE", "normal", "SKIPME", "yes"])
+            .query_async(&mut bed.cache.clone())
+            .await
+            .unwrap();
+        assert!(kill >= 2, "round {round}: both connections of walsweep");
+        eventually(PATIENCE, "it connects again", || async {
+            sidecar.metric_sum("walsweep_reconnects_total").await > lost
+        })
+        .await;
+        eventually(PATIENCE, "every key goes", || async {
+            count(&bed.cache, "list:team 1", VICTIMS).await == 0
+        })
+        .await;
+    }
+    bed.settled().await;
+    assert!(bed.confirmed().await > before);
+    assert_eq!(count(&bed.cache, "other", 150_000).await, 150_000);
+}
+
+/// Never KEYS, never FLUSH, never DEL: a user without them is enough, and no call holds Redis long.
+#[tokio::test]
+async fn the_commands_are_few_and_none_holds_redis_long() {
+    let bed = Bed::new(&[]).await;
+    let mut cache = bed.cache.clone();
+    let mut admin = async |words: &str| -> redis::Value {
+        let mut words = words.split(' ');
+        let mut command = cmd(words.next().unwrap());
+        for word in words {
+            command.arg(word);
+        }
+        command.query_async(&mut cache).await.unwrap()
+    };
+    admin(
+        "ACL SETUSER walsweep on nopass ~item:* ~list:* ~walsweep:* -@all +scan +unlink +get +set \
+         +eval +ping +info +select +hello +auth +client",
+    )
+    .await;
+    admin("CONFIG SET slowlog-log-slower-than 50000").await;
+    let mut settings = bed.settings();
+    settings.redis_url = settings.redis_url.replace("redis://", "redis://walsweep:any@");
+    let sidecar = Sidecar::set_up(settings).await;
+    admin("CONFIG RESETSTAT").await;
+    set_many(&bed.cache, "other", 150_000).await;
+    set_many(&bed.cache, "list:team 1", VICTIMS).await;
+    bed.fill(&["item:1"]).await;
+    admin("SLOWLOG RESET").await;
+    bed.sql.run("update item set version = version + 1 where id = 1").await;
+    bed.gone("item:1").await;
+    bed.settled().await;
+    let slow = format!("{:?}", admin("SLOWLOG GET 10").await);
+    assert!(!slow.contains("SCAN") && !slow.contains("UNLINK"), "{slow}");
+    let stats = format!("{:?}", admin("INFO commandstats").await);
+    for never in ["cmdstat_keys", "cmdstat_flush", "cmdstat_del"] {
+        assert!(!stats.contains(never), "{stats}");
+    }
+    assert_eq!(count(&bed.cache, "list:team 1", VICTIMS).await, 0);
+    sidecar.assert_quiet(&["sweeping everything"]);
+}
