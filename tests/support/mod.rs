@@ -4,6 +4,9 @@
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stderr, reason = "a test may fail")]
 
 mod bed;
+mod proxy;
+#[cfg(test)]
+mod proxy_tests;
 mod sidecar;
 
 use std::future::Future;
@@ -15,6 +18,7 @@ use tokio_postgres::types::{FromSqlOwned, ToSql};
 use walsweep::throwaway::Postgres;
 
 pub(crate) use self::bed::Bed;
+pub(crate) use self::proxy::{Fault, Proxy, Way};
 pub(crate) use self::sidecar::{Settings, Sidecar, text};
 
 /// How long anything may take that should take milliseconds.
