@@ -241,6 +241,11 @@ impl Sidecar {
         }
     }
 
+    /// Whether it ended by itself; [`Sidecar::wait_exit`] tells how.
+    pub(crate) fn has_ended(&mut self) -> bool {
+        self.exited().is_some()
+    }
+
     /// How it ended, if it did.
     fn exited(&mut self) -> Option<ExitStatus> {
         self.running.as_mut().expect("it was started").0.try_wait().unwrap()
