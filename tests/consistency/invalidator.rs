@@ -169,7 +169,7 @@ impl Drop for Invalidator {
 
 /// Sends a signal to a process group.
 fn send(group: u32, signal: &str) {
-    let script = format!("kill -{signal} -- -{group}");
+    let script = format!("kill -{signal} -{group}");
     // It may have ended by itself.
     drop(Command::new("sh").args(["-c", &script]).stderr(Stdio::null()).status());
 }

@@ -4,11 +4,16 @@
 //! It is built of walsweep's own parts up to the keys, so that what it lacks is what makes the
 //! difference: the gate, the second removal, the watermark.
 
-use walsweep::capture::{Frame, Replication, Slot, StreamOptions};
+use redis::aio::MultiplexedConnection;
+use tokio::sync::mpsc;
+use walsweep::capture::{Frame, Replication, StreamOptions};
 use walsweep::config::{Config, parse};
 use walsweep::decode::decode;
 use walsweep::gather::{Gathered, Gatherer};
-use walsweep::keys::{KeySet, Rules};
+use walsweep::keys::{Pattern, Rules};
+
+/// Patterns that may wait for a pass.
+const PATTERNS_MAX: usize = 10_000;
 
 /// Runs until something fails.
 pub(crate) async fn run() {
@@ -22,58 +27,61 @@ pub(crate) async fn run() {
     let started = replication.start(&config.postgres.slot, &config.postgres.publication, options);
     let mut slot = started.await.unwrap();
     let client = redis::Client::open(config.redis.url.as_str()).unwrap();
-    let mut cache = client.get_multiplexed_async_connection().await.unwrap();
+    let cache = client.get_multiplexed_async_connection().await.unwrap();
+    let (patterns, received) = mpsc::channel(PATTERNS_MAX);
+    tokio::spawn(sweep(received, cache.clone()));
     let mut gatherer = Gatherer::new();
     let mut keys = rules.key_set();
     loop {
-        let frame = slot.next().await.unwrap();
-        take(frame, &mut slot, (&mut gatherer, &mut rules, &mut keys), &mut cache).await;
-    }
-}
-
-async fn take(
-    frame: Frame,
-    slot: &mut Slot,
-    (gatherer, rules, keys): (&mut Gatherer, &mut Rules, &mut KeySet),
-    cache: &mut redis::aio::MultiplexedConnection,
-) {
-    let payload = match frame {
-        Frame::Data { payload, .. } => payload,
-        Frame::Keepalive { wal_end, .. } => {
-            if gatherer.in_transaction().is_none() {
-                slot.confirm(wal_end);
+        let payload = match slot.next().await.unwrap() {
+            Frame::Data { payload, .. } => payload,
+            Frame::Keepalive { wal_end, .. } => {
+                if gatherer.in_transaction().is_none() {
+                    slot.confirm(wal_end);
+                }
+                slot.send_status(false).await.unwrap();
+                continue;
             }
-            return slot.send_status(false).await.unwrap();
-        }
-    };
-    match gatherer.push(decode(payload).unwrap()).unwrap() {
-        Gathered::Nothing => {}
-        Gathered::Change(change) => rules.add(&change, keys),
-        Gathered::Truncate(changes) => changes.iter().for_each(|change| rules.add(change, keys)),
-        Gathered::Committed(transaction) => {
-            remove(&std::mem::replace(keys, rules.key_set()), cache).await;
-            slot.confirm(transaction.end_lsn);
-            slot.send_status(false).await.unwrap();
+        };
+        match gatherer.push(decode(payload).unwrap()).unwrap() {
+            Gathered::Nothing => {}
+            Gathered::Change(change) => rules.add(&change, &mut keys),
+            Gathered::Truncate(all) => all.iter().for_each(|one| rules.add(one, &mut keys)),
+            Gathered::Committed(transaction) => {
+                let keys = std::mem::replace(&mut keys, rules.key_set());
+                unlink(keys.exact().map(|(_, key)| key.to_vec()).collect(), &cache).await;
+                for (_, pattern) in keys.patterns() {
+                    patterns.send(pattern.clone()).await.unwrap();
+                }
+                slot.confirm(transaction.end_lsn);
+                slot.send_status(false).await.unwrap();
+            }
         }
     }
 }
 
-async fn remove(keys: &KeySet, cache: &mut redis::aio::MultiplexedConnection) {
-    let mut found: Vec<Vec<u8>> = keys.exact().map(|(_, key)| key.to_vec()).collect();
-    for (_, pattern) in keys.patterns() {
+async fn unlink(keys: Vec<Vec<u8>>, cache: &MultiplexedConnection) {
+    if !keys.is_empty() {
+        redis::cmd("UNLINK").arg(keys).exec_async(&mut cache.clone()).await.unwrap();
+    }
+}
+
+/// Whatever matches a pattern, in one pass for all that wait.
+async fn sweep(mut patterns: mpsc::Receiver<Pattern>, mut cache: MultiplexedConnection) {
+    let mut waiting = Vec::new();
+    while patterns.recv_many(&mut waiting, PATTERNS_MAX).await > 0 {
         let mut cursor = 0_u64;
         loop {
             let mut scan = redis::cmd("SCAN");
-            scan.arg(cursor).arg("MATCH").arg(pattern.as_bytes()).arg("COUNT").arg(1000);
-            let (next, page): (u64, Vec<Vec<u8>>) = scan.query_async(cache).await.unwrap();
-            found.extend(page);
+            scan.arg(cursor).arg("COUNT").arg(1000);
+            let (next, mut page): (u64, Vec<Vec<u8>>) = scan.query_async(&mut cache).await.unwrap();
+            page.retain(|key| waiting.iter().any(|pattern| pattern.matches(key)));
+            unlink(page, &cache).await;
             cursor = next;
             if cursor == 0 {
                 break;
             }
         }
-    }
-    if !found.is_empty() {
-        redis::cmd("UNLINK").arg(found).exec_async(cache).await.unwrap();
+        waiting.clear();
     }
 }

@@ -113,7 +113,9 @@ impl Writer {
         if matches!(shape, Shape::Copy) {
             return self.copy(client, change).await;
         }
-        if self.prepared.is_none() && self.random.random_range(0..20) == 0 {
+        // A prepared TRUNCATE would keep readers waiting for as long as it is prepared.
+        let may_prepare = self.prepared.is_none() && !matches!(shape, Shape::Truncate);
+        if may_prepare && self.random.random_range(0..20) == 0 {
             return self.prepare(client, change).await;
         }
         let durability = match self.random.random_range(0..20) {
