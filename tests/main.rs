@@ -6,6 +6,7 @@ mod continuity;
 mod crash;
 mod delivery;
 mod limits;
+mod network;
 mod oracle;
 mod outage;
 mod shutdown;

@@ -35,6 +35,10 @@ const REFILL_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// that comes this much later costs nothing.
 const WATERMARK_INTERVAL: Duration = Duration::from_millis(50);
 
+/// The watermark is written at least this often, over itself if it does not move: a Redis that was
+/// emptied or cut off is noticed although nothing is committed.
+const PROBE_INTERVAL: Duration = Duration::from_secs(5);
+
 /// Work under way: it owns its jobs, so that they come back whatever happens.
 type Work<'a, T> = Option<Pin<Box<dyn Future<Output = T> + 'a>>>;
 
@@ -74,6 +78,7 @@ struct State {
     pace: Option<Pace>,
     connected: bool,
     next_write: Instant,
+    next_probe: Instant,
     node: NodeLabel,
 }
 
@@ -95,6 +100,7 @@ impl<N: Node> Sweeper<N> {
             pace: Some(Pace::new(settings.max_stall)),
             connected: false,
             next_write: Instant::now(),
+            next_probe: Instant::now() + PROBE_INTERVAL,
             node: NodeLabel { node: node.name().to_owned() },
         };
         Sweeper { node, metrics, state }
@@ -223,17 +229,21 @@ impl State {
         if now < self.next_write {
             return None;
         }
-        let (expected, value) = self.ward.next(safe)?;
+        let moved = self.ward.next(safe);
+        let due = moved.or_else(|| if now >= self.next_probe { self.ward.again() } else { None });
+        let (expected, value) = due?;
         reach(Point::WatermarkDue);
         self.next_write = now + WATERMARK_INTERVAL;
+        self.next_probe = now + PROBE_INTERVAL;
         Some(Box::pin(async move { node.replace_watermark(expected.as_deref(), &value).await }))
     }
 
     /// When something becomes due that nothing else would wake for. What was due at `now` is under
     /// way, or begins when the work before it ends, which wakes by itself.
     fn next_timer(&self, now: Instant) -> Option<Instant> {
-        let started = [self.queue.next_due(), self.passes.next_due(), Some(self.next_write)];
-        let started = started.into_iter().flatten().filter(|time| *time > now);
+        let writes = [Some(self.next_write), Some(self.next_probe)];
+        let started = [self.queue.next_due(), self.passes.next_due()].into_iter().chain(writes);
+        let started = started.flatten().filter(|time| *time > now);
         started.chain(self.refill.next_due()).min()
     }
 
