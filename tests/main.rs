@@ -6,6 +6,7 @@ mod continuity;
 mod crash;
 mod delivery;
 mod limits;
+mod observe;
 mod oracle;
 mod outage;
 mod shutdown;
