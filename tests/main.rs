@@ -7,6 +7,7 @@ mod crash;
 mod delivery;
 mod limits;
 mod network;
+mod observe;
 mod oracle;
 mod outage;
 mod shutdown;

@@ -15,7 +15,7 @@ use super::queue::Queue;
 use super::refill::Refill;
 use super::shared::{count, observe, sweep};
 use super::ward::Ward;
-use super::{Broken, Event, Swept, exact};
+use super::{Broken, Event, Swept, second};
 use crate::channel::Receiver;
 use crate::failpoint::{Point, reach};
 use crate::keys::KeySet;
@@ -182,21 +182,23 @@ impl State {
     }
 
     fn next_batch<'a, N: Node>(&mut self, node: &'a N, now: Instant) -> Work<'a, BatchDone> {
-        let jobs = self.queue.next_batch(now);
+        let mut jobs = self.queue.next_batch(now);
+        let since = second::since(node, &mut jobs);
         let (first, others) = jobs.split_first()?;
         let merged = (!others.is_empty()).then(|| {
             let mut keys = self.refill.empty_keys();
             jobs.iter().for_each(|job| keys.merge(&job.keys));
             keys
         });
-        let nothing_to_unlink = merged.as_ref().unwrap_or(&first.keys).exact_len() == 0;
+        let no_exact = merged.as_ref().unwrap_or(&first.keys).exact_len() == 0;
+        let nothing_to_unlink = no_exact && since.is_none();
         Some(Box::pin(async move {
             if nothing_to_unlink {
                 return (jobs, Ok(Tally::default()));
             }
             let keys = merged.as_ref().or(jobs.first().map(|job| &job.keys));
             let outcome = match keys {
-                Some(keys) => exact::remove(node, keys).await,
+                Some(keys) => second::remove(node, keys, since).await,
                 None => Ok(Tally::default()),
             };
             (jobs, outcome)
@@ -262,7 +264,7 @@ impl State {
                 count(&self.metrics, &tally, second);
                 reach(Point::ExactRemoved);
                 for job in jobs {
-                    if job.keys.has_patterns() {
+                    if job.keys.has_patterns() && !tally.with_patterns {
                         self.passes.push(job);
                     } else {
                         self.removed(job).await;
