@@ -306,10 +306,9 @@ async fn insist(world: &World, statements: &str) {
     let deadline = Instant::now() + PATIENCE;
     while Instant::now() < deadline {
         if let Ok(sql) = world.servers.sql().await {
-            match timeout(PATIENCE, sql.batch_execute(statements)).await {
-                Ok(Ok(())) => return,
-                // As a slot that is still in use.
-                Ok(Err(_)) | Err(_) => {}
+            // Refused as long as the slot is still in use, for one.
+            if let Ok(Ok(())) = timeout(PATIENCE, sql.batch_execute(statements)).await {
+                return;
             }
         }
         sleep(RETRY).await;

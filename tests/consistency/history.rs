@@ -1,7 +1,7 @@
 //! Which version of a row was overwritten when, and for how long a stale value may live.
 //!
-//! A version counts as overwritten once the commit of a later one is acknowledged, or a later one is
-//! seen, whichever is first. Both are moments at which that commit is visible for certain, so a
+//! A version counts as overwritten once the commit of a later one is acknowledged, or a later one
+//! is seen, whichever is first. Both are moments at which that commit is visible for certain, so a
 //! life is never taken for longer than it was.
 
 use std::collections::{BTreeMap, HashMap};
@@ -9,8 +9,6 @@ use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
 use tokio::time::Instant;
-
-use crate::cached::versions;
 
 /// What is known of all rows, and of the outages.
 pub(crate) struct History {
@@ -113,10 +111,15 @@ impl History {
         ended.get_or_insert_with(Instant::now).duration_since(*began)
     }
 
-    /// Judges a value that was in the cache at `seen_at`; `None` if it was not stale then.
-    pub(crate) fn judge(&self, value: &str, seen_at: Instant) -> Option<Life> {
+    /// Judges a value, given as the versions of its rows, that was in the cache at `seen_at`; `None`
+    /// if it was not stale then.
+    pub(crate) fn judge(
+        &self,
+        value: impl Iterator<Item = (i32, u64)>,
+        seen_at: Instant,
+    ) -> Option<Life> {
         let state = self.state();
-        let overwritten = versions(value).filter_map(|(id, version)| {
+        let overwritten = value.filter_map(|(id, version)| {
             let row = state.rows.get(&id)?;
             let later = row.since.range(version + 1..).map(|(_, since)| *since).min();
             later.into_iter().chain(row.phantoms.get(&version).copied()).min()

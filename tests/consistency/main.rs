@@ -8,6 +8,8 @@
 //! of a mixture until all are mended and everything committed by then is confirmed.
 //!
 //! The same seed gives the same choices, not the same interleaving of processes.
+//!
+//! Exit code 0: the promise held. 1: it did not, or nothing was tested; the stale keys are listed.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test may fail")]
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "it reports to a person")]
@@ -63,9 +65,9 @@ struct Options {
     /// `none`, `all`, or names with commas; a wrong name lists them.
     #[arg(long, default_value = "all", value_parser = faults::parse)]
     faults: FaultList,
-    /// `walsweep`, `naive`, or a shell command. It finds `DATABASE_URL`, `REPLICATION_URL`,
-    /// `REDIS_URL`, `SLOT`, `PUBLICATION`, and `CONFIG` (a walsweep configuration with the rules) in
-    /// its environment.
+    /// `walsweep`, `naive`, or a shell command, which finds `DATABASE_URL`, `REPLICATION_URL`,
+    /// `REDIS_URL`, `SLOT`, `PUBLICATION`, `CONFIG` (a walsweep configuration with the rules) and
+    /// `WALSWEEP` (the program) in its environment.
     #[arg(long, default_value = "walsweep")]
     invalidator: String,
     /// `[refill] window`, in milliseconds; readers fill within 0.9 of it.
@@ -90,6 +92,10 @@ struct Options {
     /// Keys in the cache that no rule covers.
     #[arg(long, default_value_t = 2000)]
     ballast: u32,
+    /// End with the first value that is stale at rest, and fail if there is none: to see that the
+    /// checker bites.
+    #[arg(long)]
+    expect_stale: bool,
     /// Print the report as JSON.
     #[arg(long)]
     json: bool,
@@ -147,7 +153,9 @@ fn main() -> ExitCode {
     } else {
         println!("{report}");
     }
-    if report.held() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    let is_good =
+        if options.expect_stale { !report.stale_at_rest.is_empty() } else { report.held() };
+    if is_good { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
 async fn run(options: &Options) -> Report {
@@ -253,6 +261,9 @@ async fn rounds(world: &World, options: &Options, report: &mut Report) {
                 report.late_at_rest += rest.late;
                 rest.stale.iter().for_each(|stale| eprintln!("stale: {stale}"));
                 report.stale_at_rest.extend(rest.stale);
+                if options.expect_stale && !report.stale_at_rest.is_empty() {
+                    return;
+                }
             }
             Err(failure) => return report.failures.push(failure),
         }

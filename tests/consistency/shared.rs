@@ -10,7 +10,7 @@ use rand::rngs::StdRng;
 use tokio::sync::{Mutex as Lock, OwnedMutexGuard, RwLock};
 use tokio::time::Instant;
 
-use crate::cached::{FLASHES, ITEMS};
+use crate::cached::{FLASHES, ITEMS, versions};
 use crate::history::{History, Life};
 
 /// How long anything may take that should take milliseconds.
@@ -151,7 +151,7 @@ impl Shared {
 
     /// Judges a value that was in the cache at `seen_at`.
     pub(crate) fn judge(&self, key: &str, value: &str, seen_at: Instant) {
-        let Some(life) = self.history.judge(value, seen_at) else { return };
+        let Some(life) = self.history.judge(versions(value), seen_at) else { return };
         let mut lives = self.lives.lock().unwrap();
         lives.seen += 1;
         if self.is_late(key, value) {
