@@ -111,8 +111,8 @@ impl History {
         ended.get_or_insert_with(Instant::now).duration_since(*began)
     }
 
-    /// Judges a value, given as the versions of its rows, that was in the cache at `seen_at`; `None`
-    /// if it was not stale then.
+    /// Judges a value, given as the versions of its rows, that was in the cache at `seen_at`;
+    /// `None` if it was not stale then.
     pub(crate) fn judge(
         &self,
         value: impl Iterator<Item = (i32, u64)>,

@@ -17,6 +17,7 @@
 mod cached;
 mod faults;
 mod history;
+mod inject;
 mod invalidator;
 mod naive;
 mod readers;
@@ -39,7 +40,7 @@ use futures_util::future::join_all;
 use rand::RngExt;
 use tempfile::TempDir;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 
 use crate::invalidator::Invalidator;
 use crate::report::Report;
@@ -237,20 +238,8 @@ async fn rounds(world: &World, options: &Options, report: &mut Report) {
         sleep(Duration::from_millis(random.random_range(1000..3000))).await;
         let mixture = mixer.next();
         if !mixture.is_empty() {
-            let names: Vec<String> = mixture.iter().map(ToString::to_string).collect();
-            names.iter().for_each(|name| world.count(name));
-            world.shared.history.outage_begins();
-            join_all(mixture.into_iter().map(|planned| faults::inject(world, planned))).await;
-            let limit = Duration::from_secs(options.recovery);
-            let is_well = world.servers.settled(world.is_walsweep, limit).await;
-            let outage = world.shared.history.outage_ends().as_secs_f64();
-            eprintln!("{:>8.3} s of {}", outage, names.join(" + "));
-            report.longest_outage = report.longest_outage.max(outage);
-            if !is_well {
-                let limit = options.recovery;
-                let faults = names.join(" + ");
-                report.failures.push(format!("not recovered {limit} s after {faults}"));
-                return;
+            if let Err(failure) = break_and_mend(world, options, mixture, report).await {
+                return report.failures.push(failure);
             }
             sleep(Duration::from_millis(random.random_range(500..1500))).await;
         }
@@ -268,6 +257,29 @@ async fn rounds(world: &World, options: &Options, report: &mut Report) {
             Err(failure) => return report.failures.push(failure),
         }
     }
+}
+
+/// Lets a mixture of faults strike and waits until walsweep is well again. Fails if it is not in
+/// time.
+async fn break_and_mend(
+    world: &World,
+    options: &Options,
+    mixture: Vec<faults::Planned>,
+    report: &mut Report,
+) -> Result<(), String> {
+    let names: Vec<String> = mixture.iter().map(ToString::to_string).collect();
+    names.iter().for_each(|name| world.count(name));
+    let names = names.join(" + ");
+    world.shared.history.outage_begins();
+    let all = join_all(mixture.into_iter().map(|planned| inject::inject(world, planned)));
+    let mended = timeout(4 * PATIENCE, all).await;
+    mended.map_err(|_late| format!("the checker could not mend {names}"))?;
+    let limit = Duration::from_secs(options.recovery);
+    let is_well = world.servers.settled(world.is_walsweep, limit).await;
+    let outage = world.shared.history.outage_ends().as_secs_f64();
+    eprintln!("{outage:>8.3} s of {names}");
+    report.longest_outage = report.longest_outage.max(outage);
+    if is_well { Ok(()) } else { Err(format!("not recovered {} s after {names}", limit.as_secs())) }
 }
 
 /// The bound without outages.

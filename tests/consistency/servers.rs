@@ -13,7 +13,9 @@ use tokio_postgres::Client;
 use walsweep::lsn::Lsn;
 use walsweep::throwaway::{Postgres, PostgresOptions, Redis, RedisOptions, free_port};
 
-use crate::cached::{FLASHES, ITEMS, RULES, SCHEMA, TEAMS, connect, slug_name, team_name};
+use crate::cached::{
+    FLASHES, ITEMS, PHANTOMS, RULES, SCHEMA, TEAMS, connect, slug_name, team_name,
+};
 use crate::shared::RETRY;
 use crate::support::{Fault, Proxy};
 
@@ -88,7 +90,7 @@ impl Servers {
         // The standby is not there yet.
         sql.batch_execute("set synchronous_commit = local").await.unwrap();
         sql.batch_execute(SCHEMA).await.unwrap();
-        for id in 1..=ITEMS * 7 / 8 {
+        for id in (1..=ITEMS * 7 / 8).chain(PHANTOMS) {
             let (team, slug) = (team_name(id % TEAMS), slug_name(id));
             let row = format!("insert into item values ({id}, '{team}', '{slug}', 0)");
             sql.batch_execute(&row).await.unwrap();
