@@ -15,6 +15,7 @@ READERS ?= 4
 SEED ?=
 FAULTS ?= all
 INVALIDATOR ?= walsweep
+export INVALIDATOR
 ARGS ?=
 CHECKER := $(CARGO) test --quiet --all-features --test consistency --
 # Tests and the demonstration start servers of their own. Only packages are installed, no service.
@@ -39,7 +40,7 @@ test-hard: install-deps ## The same races and outages for longer: 100 000 commit
 
 check-consistency: install-deps ## Stale values in Redis, under load and faults. SECONDS=60 SEED=1
 	$(CHECKER) --seconds $(SECONDS) --writers $(WRITERS) --readers $(READERS) \
-	    $(if $(SEED),--seed $(SEED)) --faults '$(FAULTS)' --invalidator '$(INVALIDATOR)' $(ARGS)
+	    $(if $(SEED),--seed $(SEED)) --faults $(FAULTS) --invalidator "$$INVALIDATOR" $(ARGS)
 
 # The corpus is the golden messages of real servers. Needs cargo-fuzz.
 fuzz: ## Feed the decoder with damaged messages, FUZZ_SECONDS long.

@@ -159,7 +159,7 @@ impl fmt::Display for Planned {
         match self.kind {
             Kind::Crash => write!(formatter, ":{}", self.point.as_str()),
             Kind::NetworkSql | Kind::NetworkStream | Kind::NetworkRedis => {
-                let name = match (self.choice % 3, self.link) {
+                let name = match (self.choice % 7, self.link) {
                     (0, _) => "cut",
                     (1, _) => "reset",
                     (_, Fault::BlackHole(_)) => "black-hole",

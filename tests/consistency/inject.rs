@@ -57,10 +57,11 @@ pub(crate) async fn inject(world: &World, planned: Planned) {
 }
 
 async fn crash(world: &World, planned: Planned) {
-    if matches!(planned.point, Point::ResyncOwed | Point::ResyncShown) {
+    let sweeps = matches!(planned.point, Point::ResyncOwed | Point::ResyncShown);
+    if sweeps {
         order(world, "DEL", &[&watermark()]).await;
     }
-    let times = planned.choice % 5 + 1;
+    let times = if sweeps { 1 } else { planned.choice % 5 + 1 };
     let value = format!("{}:{times}", planned.point.as_str());
     let struck = world.invalidator.doom((VARIABLE, &value), REACH).await;
     world.count(if struck { "(crash points reached)" } else { "(crash points not reached)" });
@@ -251,7 +252,7 @@ async fn trouble_redis(world: &World, planned: Planned) {
 }
 
 async fn break_link(proxy: &Proxy, planned: Planned) {
-    match planned.choice % 3 {
+    match planned.choice % 7 {
         0 => proxy.cut(),
         1 => proxy.reset(),
         _ => {

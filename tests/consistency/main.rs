@@ -310,10 +310,15 @@ fn replay(options: &Options, seed: u64) -> String {
         count if count == faults::Kind::ALL.len() => "all".to_owned(),
         _ => names(&options.faults),
     };
-    let Options { seconds, writers, readers, invalidator, refill_window, .. } = options;
+    let Options { seconds, writers, readers, refill_window, slack, recovery, grace, .. } = options;
+    let Options { standby_delay, ballast, .. } = options;
     let late = if options.late_readers { " --late-readers" } else { "" };
+    // Once for make, once for the shell.
+    let invalidator = options.invalidator.replace('$', "$$").replace('\'', "'\\''");
     format!(
         "make check-consistency SEED={seed} SECONDS={seconds} WRITERS={writers} READERS={readers} \
-         FAULTS={faults} INVALIDATOR='{invalidator}' ARGS='--refill-window {refill_window}{late}'"
+         FAULTS={faults} INVALIDATOR='{invalidator}' ARGS='--refill-window {refill_window} \
+         --slack {slack} --recovery {recovery} --grace {grace} --standby-delay {standby_delay} \
+         --ballast {ballast}{late}'"
     )
 }
