@@ -32,6 +32,7 @@ mod writers;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -182,7 +183,7 @@ async fn run(options: &Options) -> Report {
     } else {
         report.failures.push("the invalidator does not begin to confirm".to_owned());
     }
-    world.shared.stop.store(true, std::sync::atomic::Ordering::Relaxed);
+    world.shared.stop.store(true, Ordering::Relaxed);
     tasks.shutdown().await;
     if !report.failures.is_empty() {
         report.failures.push(format!("last words:\n{}", world.invalidator.last_words()));
@@ -256,6 +257,7 @@ async fn rounds(world: &World, options: &Options, report: &mut Report) {
             }
             Err(failure) => return report.failures.push(failure),
         }
+        world.shared.narrow.store(false, Ordering::Relaxed);
     }
 }
 
@@ -273,6 +275,7 @@ async fn break_and_mend(
     world.shared.history.outage_begins();
     let all = join_all(mixture.into_iter().map(|planned| inject::inject(world, planned)));
     let mended = timeout(4 * PATIENCE, all).await;
+    world.shared.narrow.store(true, Ordering::Relaxed);
     mended.map_err(|_late| format!("the checker could not mend {names}"))?;
     let limit = Duration::from_secs(options.recovery);
     let is_well = world.servers.settled(world.is_walsweep, limit).await;

@@ -74,6 +74,9 @@ pub(crate) struct Shared {
     pub(crate) writing: RwLock<()>,
     /// The same for readers.
     pub(crate) reading: RwLock<()>,
+    /// Only a few rows are written: what a fault left in the keys of the others is not removed by
+    /// accident before the next quiet point.
+    pub(crate) narrow: AtomicBool,
     /// The run is over.
     pub(crate) stop: AtomicBool,
     /// Transactions that were acknowledged.
@@ -110,6 +113,7 @@ impl Shared {
             late_readers,
             writing: RwLock::default(),
             reading: RwLock::default(),
+            narrow: AtomicBool::default(),
             stop: AtomicBool::default(),
             commits: AtomicU64::default(),
             fills: AtomicU64::default(),

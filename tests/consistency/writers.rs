@@ -2,6 +2,7 @@
 
 use std::fmt::Write;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use futures_util::SinkExt;
@@ -129,9 +130,14 @@ impl Writer {
         Ok(())
     }
 
+    fn is_narrow(&self) -> bool {
+        self.shared.narrow.load(Ordering::Relaxed)
+    }
+
     /// An item: half of them are hot.
     fn item(&mut self) -> i32 {
-        let most = if self.random.random_range(0..2) == 0 { HOT_ITEMS } else { ITEMS };
+        let hot = self.is_narrow() || self.random.random_range(0..2) == 0;
+        let most = if hot { HOT_ITEMS } else { ITEMS };
         self.random.random_range(1..=most)
     }
 
@@ -156,6 +162,7 @@ impl Writer {
             Shape::Savepoint => self.items(3),
             Shape::Bulk => self.items(24),
             Shape::Move => self.items(2),
+            Shape::Truncate | Shape::Flash if self.is_narrow() => return None,
             Shape::Truncate => FLASHES.collect(),
             Shape::Flash => vec![self.random.random_range(FLASHES)],
         };
