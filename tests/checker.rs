@@ -62,6 +62,8 @@ async fn an_outage_within_the_life_adds_to_its_bound() {
     assert_eq!(history.outage_ends(), seconds(9));
     advance(seconds(4)).await;
     assert_eq!(judge(&history, &[(1, 10)]), Some((6, 7)), "only what overlaps counts");
+    let life = history.judge([(1, 10)].into_iter(), Instant::now());
+    assert_eq!(life.map(|life| life.outage), Some(seconds(2)));
     history.outage_begins();
     advance(seconds(1)).await;
     assert_eq!(judge(&history, &[(1, 10)]), Some((7, 8)), "one that goes on counts, too");
