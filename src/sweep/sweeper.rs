@@ -180,7 +180,9 @@ impl State {
         let (first, others) = jobs.split_first()?;
         let merged = (!others.is_empty()).then(|| {
             let mut keys = self.refill.empty_keys();
-            jobs.iter().for_each(|job| keys.merge(&job.keys));
+            // Exact keys only: a pattern of one job would swallow the keys of another, which is
+            // then taken for done and does not wait for the pattern's pass.
+            jobs.iter().for_each(|job| keys.merge_exact(&job.keys));
             keys
         });
         let nothing_to_unlink = merged.as_ref().unwrap_or(&first.keys).exact_len() == 0;
