@@ -1,11 +1,12 @@
 # What people do with a checkout. Needs a Rust toolchain; the servers are installed where missing.
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-hard fuzz bench lint install-deps
+.PHONY: help demo test test-hard fuzz simulate bench lint install-deps
 
 CARGO ?= cargo
 # KEEP=1: `make demo` leaves its servers running until Ctrl-C.
 KEEP ?=
 FUZZ_SECONDS ?= 120
+SCHEDULES ?= 100000
 # Tests and the demonstration start servers of their own. Only packages are installed, no service.
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
@@ -29,6 +30,10 @@ fuzz: ## Feed the decoder with damaged messages, FUZZ_SECONDS long.
 	    tests/golden/wal/*.hex
 	RUSTC_BOOTSTRAP=1 $(CARGO) fuzz run --fuzz-dir tests/fuzz decode -- \
 	    -max_total_time=$(FUZZ_SECONDS)
+
+simulate: ## Schedules of faults on virtual time. SCHEDULES=100000; SEED=1: from that seed on.
+	SCHEDULES=$(SCHEDULES) $(if $(SEED),SEED=$(SEED)) $(CARGO) test --profile simulate \
+	    --features failpoints --test simulation -- --nocapture
 
 bench: install-deps ## Speed, as ratios against other programs. ONLY=latency: one part.
 	$(CARGO) bench --bench speed

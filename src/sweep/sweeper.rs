@@ -184,23 +184,12 @@ impl State {
     fn next_batch<'a, N: Node>(&mut self, node: &'a N, now: Instant) -> Work<'a, BatchDone> {
         let mut jobs = self.queue.next_batch(now);
         let since = second::since(node, &mut jobs);
-        let (first, others) = jobs.split_first()?;
-        let merged = (!others.is_empty()).then(|| {
-            let mut keys = self.refill.empty_keys();
-            jobs.iter().for_each(|job| keys.merge(&job.keys));
-            keys
-        });
-        let no_exact = merged.as_ref().unwrap_or(&first.keys).exact_len() == 0;
-        let nothing_to_unlink = no_exact && since.is_none();
+        if jobs.is_empty() {
+            return None;
+        }
+        let empty = self.refill.empty_keys();
         Some(Box::pin(async move {
-            if nothing_to_unlink {
-                return (jobs, Ok(Tally::default()));
-            }
-            let keys = merged.as_ref().or(jobs.first().map(|job| &job.keys));
-            let outcome = match keys {
-                Some(keys) => second::remove(node, keys, since).await,
-                None => Ok(Tally::default()),
-            };
+            let outcome = second::remove(node, &jobs, empty, since).await;
             (jobs, outcome)
         }))
     }

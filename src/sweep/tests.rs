@@ -267,6 +267,19 @@ async fn keys_go_and_only_then_their_transaction_is_swept() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_pattern_in_the_same_batch_does_not_take_exact_keys_with_it() {
+    local(async {
+        let mut bench = Bench::new(Duration::ZERO);
+        bench.redis.fill(&["item:1"]);
+        bench.commit(110, "item", &["1"]).await;
+        bench.resync().await;
+        assert_eq!(bench.swept().await, [110]);
+        assert!(!bench.redis.has("item:1"), "swept, and still there");
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_late_refill_is_removed_before_the_transaction_is_swept() {
     local(async {
         let mut bench = Bench::new(Duration::from_secs(1));
