@@ -29,6 +29,7 @@ mod pass;
 mod queue;
 mod refill;
 mod second;
+mod ring;
 mod shared;
 mod standalone;
 mod sweeper;

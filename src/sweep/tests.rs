@@ -127,7 +127,7 @@ impl Node for Redis {
 }
 
 /// Two rules: `item:{id}` exact, `list:{id}:*` a pattern.
-fn rules() -> Rules {
+pub(super) fn rules() -> Rules {
     let located = |text: &str| Located { value: text.to_owned(), at: Location::default() };
     let rule = |name: &str, table: &str, key: &str| Rule {
         name: name.to_owned(),
@@ -141,6 +141,29 @@ fn rules() -> Rules {
     };
     let all = [rule("item", "item", "item:{id}"), rule("list", "list", "list:{id}:*")];
     Rules::compile(&all).unwrap()
+}
+
+/// The keys of rows inserted into `item` or `list`.
+pub(super) fn keys(rules: &mut Rules, table: &str, ids: &[&str]) -> KeySet {
+    let relation = Arc::new(Relation {
+        id: if table == "item" { 1 } else { 2 },
+        namespace: "public".to_owned(),
+        name: table.to_owned(),
+        replica_identity: ReplicaIdentity::Full,
+        columns: vec![Column {
+            is_key: true,
+            name: "id".to_owned(),
+            type_id: 25,
+            type_modifier: -1,
+        }],
+    });
+    let mut keys = rules.key_set();
+    for id in ids {
+        let new = Tuple::from_values(&[Value::Text(id.as_bytes())]);
+        let change = Change { relation: Arc::clone(&relation), row: Row::Insert { new } };
+        rules.add(&change, &mut keys);
+    }
+    keys
 }
 
 struct Bench {
@@ -162,6 +185,7 @@ impl Bench {
         let expected = Watermark {
             system_id: "7".to_owned(),
             timeline: 1,
+            epoch: "e".to_owned(),
             lsn: Lsn(100),
             rules: rules.fingerprint(),
         };
@@ -172,37 +196,16 @@ impl Bench {
         let (safe, sweeper_safe) = watch::channel(Lsn(100));
         let max_stall = Duration::from_millis(1);
         let empty = rules.key_set();
-        let settings = Settings { max_stall, window, expected, broken: None, empty };
+        let wal_end = Lsn(1_000);
+        let settings = Settings { max_stall, window, expected, wal_end, broken: None, empty };
         let metrics = Arc::new(Metrics::new(rules.names()));
         let sweeper = Sweeper::new(redis.clone(), settings, metrics, events_sender);
         tokio::task::spawn_local(sweeper.run(sweeper_visible, sweeper_safe));
         Bench { rules, redis, visible, safe, events }
     }
 
-    fn keys(&mut self, table: &str, ids: &[&str]) -> KeySet {
-        let relation = Arc::new(Relation {
-            id: if table == "item" { 1 } else { 2 },
-            namespace: "public".to_owned(),
-            name: table.to_owned(),
-            replica_identity: ReplicaIdentity::Full,
-            columns: vec![Column {
-                is_key: true,
-                name: "id".to_owned(),
-                type_id: 25,
-                type_modifier: -1,
-            }],
-        });
-        let mut keys = self.rules.key_set();
-        for id in ids {
-            let new = Tuple::from_values(&[Value::Text(id.as_bytes())]);
-            let change = Change { relation: Arc::clone(&relation), row: Row::Insert { new } };
-            self.rules.add(&change, &mut keys);
-        }
-        keys
-    }
-
     async fn commit(&mut self, end_lsn: u64, table: &str, ids: &[&str]) {
-        let keys = self.keys(table, ids);
+        let keys = keys(&mut self.rules, table, ids);
         let end_lsn = Lsn(end_lsn);
         let transaction = Transaction { xid: 1, commit_lsn: end_lsn, end_lsn, commit_time: 0 };
         let visible = Visible::for_tests(Cause::Transaction(transaction), keys);
@@ -463,6 +466,7 @@ async fn a_redis_that_went_back_below_the_watermark_is_swept() {
         let older = Watermark {
             system_id: "7".to_owned(),
             timeline: 1,
+            epoch: "e".to_owned(),
             lsn: Lsn(120),
             rules: bench.rules.fingerprint(),
         };
