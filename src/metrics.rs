@@ -121,6 +121,8 @@ pub struct Metrics {
     pub scan_stall: Histogram,
     /// Keys that were there again at the second removal.
     pub refills_removed: Counter,
+    /// Keys and patterns removed again because Redis went back to an older watermark.
+    pub repeated_keys: Counter,
     /// Bytes of WAL between the end and `confirmed_flush_lsn`.
     pub confirmed_lag_bytes: Gauge,
     /// Bytes of WAL between the end and `restart_lsn`: what the slot keeps on disk.
@@ -217,6 +219,10 @@ impl Metrics {
             refills_removed: table.counter(
                 "walsweep_refills_removed_total",
                 "Keys that were there again at the second removal",
+            ),
+            repeated_keys: table.counter(
+                "walsweep_repeated_keys_total",
+                "Keys and patterns removed again because Redis went back",
             ),
             confirmed_lag_bytes: table.gauge(
                 "walsweep_confirmed_lag_bytes",

@@ -100,7 +100,7 @@ impl Program<'_> {
 
     /// Runs one session to its end.
     async fn session(&mut self, session: Session) -> Result<(), Error> {
-        let Session { sql, slot, expected, broken, timing } = session;
+        let Session { sql, slot, expected, wal_end, broken, timing } = session;
         tracing::info!(
             slot = self.config.postgres.slot,
             from = %expected.lsn,
@@ -111,6 +111,7 @@ impl Program<'_> {
             max_stall: self.config.sweep.max_stall,
             window: self.config.refill.window,
             expected,
+            wal_end,
             broken,
             empty: self.rules.key_set(),
         };

@@ -11,6 +11,7 @@ use crate::capture::{Identity, Replication, Slot, SlotProblem, StreamOptions};
 use crate::config::Config;
 use crate::error::Error;
 use crate::keys::Rules;
+use crate::lsn::Lsn;
 use crate::postgres::{Sql, connect_sql};
 use crate::preflight;
 use crate::slot_health::{self, SlotState};
@@ -34,6 +35,8 @@ pub struct Session {
     pub slot: Slot,
     /// History and rules; the LSN is where the stream begins.
     pub expected: Watermark,
+    /// Where the server's log ended after the slot was taken.
+    pub wal_end: Lsn,
     /// Set when the slot was created for this session.
     pub broken: Option<Broken>,
     /// When to speak and when to worry.
@@ -65,6 +68,7 @@ struct ServerIdentity {
     system_id: String,
     timeline: u32,
     wal_sender_timeout_ms: i64,
+    epoch: String,
 }
 
 impl Session {
@@ -105,11 +109,12 @@ impl Session {
         let expected = Watermark {
             system_id: identity.system_id,
             timeline: identity.timeline,
+            epoch: server.epoch,
             lsn: state.confirmed_flush_lsn,
             rules: rules.fingerprint(),
         };
         let timing = Timing::new(server.wal_sender_timeout_ms);
-        Ok(Session { sql, slot, expected, broken, timing })
+        Ok(Session { sql, slot, expected, wal_end: state.wal_end(), broken, timing })
     }
 }
 
@@ -142,7 +147,8 @@ async fn identify(client: &Client) -> Result<ServerIdentity, Error> {
         return Err(Error::IsStandby);
     };
     let (system_id, wal_sender_timeout_ms) = (row.try_get(1)?, row.try_get(3)?);
-    Ok(ServerIdentity { system_id, timeline, wal_sender_timeout_ms })
+    let epoch = row.try_get(4)?;
+    Ok(ServerIdentity { system_id, timeline, wal_sender_timeout_ms, epoch })
 }
 
 /// Makes sure that there is a slot that can stream; says so if it had to be created.

@@ -61,6 +61,8 @@ pub struct Redis {
     pub password: Option<SecretString>,
     /// PEM file with the certificate authorities that `rediss://` trusts instead of the system's.
     pub ca_file: Option<PathBuf>,
+    /// Replicas that must have the removals before they are confirmed to Postgres.
+    pub wait_replicas: u32,
 }
 
 /// `[sweep]`: how patterns are removed.

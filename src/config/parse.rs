@@ -178,6 +178,7 @@ fn redis(reader: &mut Reader<'_>, root: &mut Section<'_, '_>) -> Option<Redis> {
         let hint = Some("name a PEM file of certificate authorities");
         reader.problem(path.at.clone(), message, hint);
     }
+    let wait_replicas = reader.count(&mut section, "wait_replicas");
     reader.finish(&section);
     let url = url?;
     let (plain, url_password) = match split_password(&url.value) {
@@ -208,7 +209,7 @@ fn redis(reader: &mut Reader<'_>, root: &mut Section<'_, '_>) -> Option<Redis> {
     }
     let password = url_password.or(file_password.map(|file| file.value));
     let ca_file = ca_file.map(|path| PathBuf::from(path.value));
-    Some(Redis { url: plain.to_string(), password, ca_file })
+    Some(Redis { url: plain.to_string(), password, ca_file, wait_replicas })
 }
 
 fn http(reader: &mut Reader<'_>, root: &mut Section<'_, '_>) -> Http {

@@ -6,7 +6,7 @@
 //! bucket, and a timer belongs to a bucket, not to a transaction.
 //!
 //! Keys that are through stay until the watermark covers them: if Redis loses the connection
-//! before, it may have lost their removal too.
+//! before, it may have lost their removal too. Then they go to the ring.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -15,6 +15,7 @@ use tokio::time::Instant;
 
 use super::job::{Job, Member, Round};
 use super::observe::Mark;
+use super::ring::Ring;
 use crate::keys::KeySet;
 use crate::lsn::Lsn;
 
@@ -34,6 +35,7 @@ pub(super) struct Refill {
     collecting: Option<Bucket>,
     waiting: VecDeque<Bucket>,
     kept: VecDeque<(Lsn, KeySet)>,
+    ring: Ring,
 }
 
 struct Bucket {
@@ -53,10 +55,11 @@ impl Bucket {
 }
 
 impl Refill {
-    /// A refill stage with this window; `empty` is a key set of the rules, empty.
-    pub(super) fn new(window: Duration, empty: KeySet) -> Refill {
+    /// A refill stage with this window; `empty` is a key set of the rules, empty; `start` is where
+    /// the session's stream begins.
+    pub(super) fn new(window: Duration, empty: KeySet, start: Lsn) -> Refill {
         let (collecting, waiting, kept) = (None, VecDeque::new(), VecDeque::new());
-        Refill { window, empty, collecting, waiting, kept }
+        Refill { window, empty, collecting, waiting, kept, ring: Ring::new(start) }
     }
 
     /// Whether keys are removed twice at all.
@@ -136,9 +139,30 @@ impl Refill {
         }
     }
 
-    /// The watermark stands at `lsn`: what it covers need not be kept.
-    pub(super) fn covered(&mut self, lsn: Lsn) {
-        self.kept.retain(|(covers, _)| *covers > lsn);
+    /// The watermark stands at `lsn`: what it covers is needed only if Redis goes back.
+    pub(super) fn covered(&mut self, lsn: Lsn, now: Instant) {
+        for (covers, keys) in std::mem::take(&mut self.kept) {
+            if covers > lsn {
+                self.kept.push_back((covers, keys));
+                continue;
+            }
+            // A sweep of everything is of no transaction; whoever goes back behind it has no
+            // watermark of this session.
+            if covers > Lsn::ZERO {
+                self.ring.add(covers, keys, now);
+            }
+        }
+    }
+
+    /// Every removal for a transaction that ends later than this can be repeated.
+    pub(super) fn floor(&self) -> Lsn {
+        self.ring.floor()
+    }
+
+    /// Redis went back to `lsn`: the removals above it that were covered, to be done again.
+    pub(super) fn covered_again(&mut self, lsn: Lsn) -> Vec<Job> {
+        let above = self.ring.take_above(lsn).into_iter();
+        above.map(|(covers, keys)| Job::new(Vec::new(), keys, Round::Again, covers)).collect()
     }
 
     /// Redis may have lost every removal that the watermark does not cover: all of them, to be done

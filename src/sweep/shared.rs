@@ -1,4 +1,5 @@
-//! One SCAN pass for the patterns of several transactions, and what it counts.
+//! What the sweeper has under way: a SCAN pass for the patterns of several transactions, a write of
+//! the watermark; and what is counted.
 
 use std::collections::HashMap;
 use std::time::SystemTime;
@@ -6,7 +7,7 @@ use std::time::SystemTime;
 use tokio::time::Instant;
 
 use super::job::{Job, Member, Round, Tally};
-use super::node::{Error, Node};
+use super::node::{Error, Node, Replaced};
 use super::pace::Pace;
 use super::pass::{Pass, Progress};
 use super::queue::pass_reason;
@@ -55,6 +56,38 @@ pub(super) async fn sweep<N: Node>(
     metrics.sweeps.get_or_create(&ReasonLabel { reason }).inc();
     metrics.sweep_seconds.observe(seconds(began.elapsed()));
     Ok(())
+}
+
+/// What came of a write of the watermark.
+pub(super) enum Written {
+    /// It stands, and is on as many replicas as are asked for.
+    Shared,
+    /// It stands; that the replicas have it is not known.
+    Alone(Error),
+    /// It was not written: this stands there.
+    Not(Option<Vec<u8>>),
+    /// Whether it was written is not known.
+    Failed(Error),
+}
+
+/// Writes `value` where `expected` stands, or takes it to stand there already; then waits until it
+/// is shared.
+pub(super) async fn write<N: Node>(
+    node: &N,
+    expected: Option<Option<Vec<u8>>>,
+    value: Vec<u8>,
+) -> Written {
+    if let Some(expected) = expected {
+        match node.replace_watermark(expected.as_deref(), &value).await {
+            Ok(Replaced::Yes) => {}
+            Ok(Replaced::No(found)) => return Written::Not(found),
+            Err(error) => return Written::Failed(error),
+        }
+    }
+    match node.shared(&value).await {
+        Ok(()) => Written::Shared,
+        Err(error) => Written::Alone(error),
+    }
 }
 
 /// Counts removed keys: by rule, or as refills when it was their second removal.

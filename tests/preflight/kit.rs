@@ -71,6 +71,7 @@ pub(crate) fn config(port: u16, database: &str, rules: Vec<Rule>) -> Config {
             url: "redis://127.0.0.1/0".to_owned(),
             password: None,
             ca_file: None,
+            wait_replicas: 0,
         },
         sweep: Sweep { max_stall: Duration::from_millis(1) },
         refill: Refill { window: Duration::from_secs(1), observe: false },
