@@ -13,16 +13,18 @@ use tokio::task::JoinHandle;
 use tokio::time::sleep;
 
 use crate::admin::{Health, Phase};
+use crate::channel::channel;
 use crate::config::Config;
 use crate::error::{Error, Verdict};
 use crate::keys::Rules;
 use crate::metrics::{Metrics, PeerLabel};
+use crate::postgres::Endpoint;
 use crate::retry::Backoff;
 use crate::session::Session;
-use crate::settle::{Gate, SqlProbe};
+use crate::settle::{self, Gate, Replicas, SqlProbe, SqlStandby};
 use crate::shutdown::Shutdown;
 use crate::slot_health;
-use crate::stream::{Ends, Stream};
+use crate::stream::{CHANNEL_LENGTH, Ends, GateEnds, Stream};
 use crate::sweep::{Settings, Standalone, Sweeper, key_name};
 
 /// How often another try is made while another process has the slot.
@@ -109,6 +111,11 @@ impl Program<'_> {
         let start = expected.lsn;
         let (ends, gate_ends, sweeper_ends) = Ends::new(start);
         let gate = Gate::new(SqlProbe::new(Rc::clone(&sql)).await?, Arc::clone(self.metrics));
+        let replicas = Replicas::new(self.rules.everything(), Arc::clone(self.metrics));
+        let standby = |endpoint: &Endpoint| {
+            SqlStandby::new(endpoint.clone(), &expected.system_id, expected.timeline)
+        };
+        let standbys = self.config.postgres.replicas.iter().map(standby).collect();
         let settings = Settings {
             max_stall: self.config.sweep.max_stall,
             window: self.config.refill.window,
@@ -119,7 +126,7 @@ impl Program<'_> {
         let node = Standalone::new(&self.config.redis, key_name(&self.config.postgres.slot));
         let metrics = Arc::clone(self.metrics);
         let sweeper = Sweeper::new(node, settings, metrics, sweeper_ends.events);
-        let mut gate = spawn(gate.run(gate_ends.inputs, gate_ends.visible));
+        let mut gate = spawn(settle(gate, (replicas, standbys), gate_ends));
         let mut sweeper = spawn(sweeper.run(sweeper_ends.visible, sweeper_ends.safe));
         let mut health = spawn({
             let (config, metrics) = (self.config.postgres.clone(), Arc::clone(self.metrics));
@@ -137,6 +144,22 @@ impl Program<'_> {
             _ = &mut sweeper.0 => Err(Error::Stage("sweep")),
             ended = &mut health.0 => Err(ended.unwrap_or(Error::Stage("slot health"))),
         }
+    }
+}
+
+/// Runs the gate; where readers use standbys, with the wait for those behind it.
+async fn settle(
+    gate: Gate<SqlProbe>,
+    (replicas, standbys): (Replicas, Vec<SqlStandby>),
+    ends: GateEnds,
+) -> Result<(), settle::Error> {
+    if standbys.is_empty() {
+        return gate.run(ends.inputs, ends.visible).await;
+    }
+    let (passed, visible) = channel(CHANNEL_LENGTH);
+    tokio::select! {
+        outcome = gate.with_replicas().run(ends.inputs, passed) => outcome,
+        () = replicas.run(standbys, visible, ends.visible) => Ok(()),
     }
 }
 

@@ -1,0 +1,1 @@
+//! Standbys whose replay a test decides, on paused time.
