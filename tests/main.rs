@@ -8,6 +8,7 @@ mod delivery;
 mod limits;
 mod oracle;
 mod outage;
+mod replicas;
 mod shutdown;
 mod support;
 mod sweeping;

@@ -119,10 +119,13 @@ impl SqlStandby {
         SqlStandby { endpoint, name, system_id: system_id.to_owned(), timeline, connection: None }
     }
 
-    fn judge(&self, identity: Identity) -> Result<(), StandbyError> {
+    fn judge(&self, identity: Identity, in_recovery: bool) -> Result<(), StandbyError> {
         let (found, expected) = (identity.system_id, self.system_id.clone());
         if found != expected {
             return Err(StandbyError::OtherSystem { found, expected });
+        }
+        if !in_recovery {
+            return Err(StandbyError::NotAStandby);
         }
         let (found, expected) = (identity.timeline, self.timeline);
         if found != expected {
@@ -153,10 +156,7 @@ impl Standby for SqlStandby {
         let mut columns = row.into_iter();
         let mut next = || columns.next().flatten().unwrap_or_default();
         let (in_recovery, replayed, run) = (next(), next(), next());
-        self.judge(identity)?;
-        if in_recovery != "t" {
-            return Err(StandbyError::NotAStandby);
-        }
+        self.judge(identity, in_recovery == "t")?;
         // No position at all is told before the first record.
         Ok(Answer { replayed: replayed.parse().unwrap_or_default(), run })
     }
