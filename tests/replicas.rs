@@ -91,12 +91,12 @@ async fn a_paused_standby_holds_the_confirmation_and_nobodys_keys() {
     reader.run("select pg_wal_replay_pause()").await;
     let state = "select pg_get_wal_replay_pause_state() = 'paused'";
     eventually(PATIENCE, "the replay pauses", || reader.one(state)).await;
+    let keys: Vec<String> = (1..=20).map(|id| format!("item:{id}")).collect();
+    bed.fill(&keys.iter().map(String::as_str).collect::<Vec<_>>()).await;
     let before = bed.position().await;
-    for id in 1..=20 {
-        let key = format!("item:{id}");
-        bed.fill(&[&key]).await;
+    for (id, key) in (1..).zip(&keys) {
         update(&bed, id).await;
-        bed.gone(&key).await;
+        bed.gone(key).await;
     }
     // The other standby's replay is followed by a removal of its own, second one included.
     let live_sql = Sql::connect(&live).await;
@@ -124,8 +124,8 @@ async fn a_paused_standby_holds_the_confirmation_and_nobodys_keys() {
 async fn a_stopped_standby_is_seen_holds_and_is_taken_back() {
     let (bed, mut standby, sidecar) = start().await;
     standby.stop(StopMode::Fast).await.unwrap();
-    let before = bed.position().await;
     bed.fill(&["item:1", "item:2"]).await;
+    let before = bed.position().await;
     update(&bed, 1).await;
     bed.gone("item:1").await;
     eventually(PATIENCE, "it shows", || async { sidecar.metric(&up(&standby)).await == 0.0 }).await;
@@ -162,11 +162,11 @@ async fn a_standby_that_was_started_again_costs_a_sweep() {
 #[tokio::test]
 async fn a_promoted_standby_is_refused() {
     let (bed, standby, mut sidecar) = start().await;
-    let before = bed.position().await;
     Sql::connect(&standby).await.run("select pg_promote()").await;
     sidecar.wait_log("it was promoted").await;
     sidecar.wait_log("let `postgres.url` name it").await;
     bed.fill(&["item:1"]).await;
+    let before = bed.position().await;
     update(&bed, 1).await;
     bed.gone("item:1").await;
     // Its own log goes past the commit; that is another history.
@@ -200,8 +200,8 @@ async fn a_standby_of_another_history_is_refused() {
         reader.one::<i64>("select version from item where id = 2").await == 7
     })
     .await;
-    let before = bed.position().await;
     bed.fill(&["item:1"]).await;
+    let before = bed.position().await;
     update(&bed, 1).await;
     bed.gone("item:1").await;
     let committed = bed.position().await;

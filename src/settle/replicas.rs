@@ -35,7 +35,7 @@ use crate::metrics::{Metrics, ReplicaLabel};
 const GROUP_WIDTH: Duration = Duration::from_millis(20);
 
 /// Groups kept; beyond it two become one.
-const GROUPS_MAX: usize = 64;
+pub(super) const GROUPS_MAX: usize = 64;
 
 /// Exact keys beyond which a group takes no more, below the limit at which a set collapses.
 const GROUP_KEYS_MAX: usize = 50_000;
