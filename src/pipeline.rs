@@ -124,6 +124,12 @@ impl Program<'_> {
             empty: self.rules.key_set(),
         };
         let node = Standalone::new(&self.config.redis, key_name(&self.config.postgres.slot));
+        let refill = &self.config.refill;
+        let node = if refill.observe && !refill.window.is_zero() {
+            node.observing(self.rules.everything())
+        } else {
+            node
+        };
         let metrics = Arc::clone(self.metrics);
         let sweeper = Sweeper::new(node, settings, metrics, sweeper_ends.events);
         let mut gate = spawn(settle(gate, (replicas, standbys), gate_ends));

@@ -3,6 +3,7 @@
 use std::rc::Rc;
 use std::time::Duration;
 
+use tokio::time::timeout;
 use tokio_postgres::Client;
 
 use crate::admin::Health;
@@ -20,6 +21,10 @@ pub const SQL_NAME: &str = "walsweep";
 
 /// `application_name` of the replication connection.
 const REPLICATION_NAME: &str = "walsweep stream";
+
+/// The longest that the server may take for one step of the beginning. Only the creation of a slot
+/// has no limit: it waits for every transaction that runs.
+const STEP_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Everything that a session has before the first frame.
 pub struct Session {
@@ -74,26 +79,26 @@ impl Session {
         health: &Health,
     ) -> Result<Session, Error> {
         let sql = Rc::new(connect_sql(&config.postgres.endpoint, SQL_NAME).await?);
-        let server = identify(&sql).await?;
-        let report = preflight::postgres(config, rules, &sql).await?;
+        let server = step(identify(&sql)).await?;
+        let report = step(preflight::postgres(config, rules, &sql)).await?;
         if report.iter().any(preflight::Finding::is_error) {
             return Err(Error::Refused(report));
         }
         let endpoint = &config.postgres.replication_endpoint;
         let mut replication = Replication::connect(endpoint, REPLICATION_NAME).await?;
-        let identity = replication.identify_system().await?;
+        let identity = step(replication.identify_system()).await?;
         if !same_server(&server, &identity) {
             return Err(Error::TwoServers { sql: server.name(), replication: name(&identity) });
         }
         let broken = ensure_slot(config, &sql, &mut replication, health).await?;
         let (slot, publication) = (&config.postgres.slot, &config.postgres.publication);
-        let started = replication.start(slot, publication, StreamOptions::default()).await;
+        let started = step(replication.start(slot, publication, StreamOptions::default())).await;
         let slot = match started {
             Ok(slot) => slot,
-            Err(error) if error.slot_problem() == Some(SlotProblem::Active) => {
+            Err(Error::Capture(error)) if error.slot_problem() == Some(SlotProblem::Active) => {
                 return Err(in_use(config, &sql).await?);
             }
-            Err(error) => return Err(error.into()),
+            Err(error) => return Err(error),
         };
         // Only now nobody else can move the slot.
         let state = slot_state(config, &sql).await?;
@@ -105,6 +110,14 @@ impl Session {
         };
         let timing = Timing::new(server.wal_sender_timeout_ms);
         Ok(Session { sql, slot, expected, broken, timing })
+    }
+}
+
+/// One step of the beginning, which a peer that fell silent must not hold for ever.
+async fn step<T, E: Into<Error>>(asked: impl Future<Output = Result<T, E>>) -> Result<T, Error> {
+    match timeout(STEP_TIMEOUT, asked).await {
+        Ok(answer) => answer.map_err(Into::into),
+        Err(_elapsed) => Err(Error::Silent(STEP_TIMEOUT.as_secs())),
     }
 }
 
@@ -150,7 +163,7 @@ async fn ensure_slot(
     health: &Health,
 ) -> Result<Option<Broken>, Error> {
     let name = &config.postgres.slot;
-    let broken = match slot_health::look(client, name).await? {
+    let broken = match step(slot_health::look(client, name)).await? {
         Some(state) => {
             let is_lost = state.wal_status == "lost";
             let retained = state.retains_more_than(config.postgres.max_retained_wal);
@@ -170,7 +183,7 @@ async fn ensure_slot(
             } else {
                 return Ok(None);
             }
-            replication.drop_slot(name).await?;
+            step(replication.drop_slot(name)).await?;
             if is_lost { Broken::SlotCreated } else { Broken::RetainedWal }
         }
         None => {
@@ -184,7 +197,7 @@ async fn ensure_slot(
 }
 
 async fn slot_state(config: &Config, client: &Client) -> Result<SlotState, Error> {
-    slot_health::look(client, &config.postgres.slot).await?.ok_or(Error::SlotGone)
+    step(slot_health::look(client, &config.postgres.slot)).await?.ok_or(Error::SlotGone)
 }
 
 /// Who has the slot.

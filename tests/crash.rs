@@ -6,6 +6,7 @@ use redis::AsyncCommands;
 use tokio::time::{Instant, sleep};
 use walsweep::failpoint::{Point, VARIABLE};
 use walsweep::lsn::Lsn;
+use walsweep::sweep::Watermark;
 
 use crate::support::{Bed, PATIENCE, Settings, Sidecar, eventually};
 
@@ -86,8 +87,9 @@ async fn commit(bed: &Bed, sidecar: &mut Sidecar, id: i32) -> Commit {
     Commit { end, keys }
 }
 
-/// Nothing is confirmed whose keys are still there.
-async fn assert_confirmed_last(bed: &Bed, point: Point, commits: &[Commit]) -> Lsn {
+/// Nothing is confirmed whose keys are still there, nor above the watermark.
+async fn assert_confirmed_last(bed: &Bed, case: &Case, commits: &[Commit]) -> Lsn {
+    let Case { point, resync, .. } = *case;
     let active = "select active from pg_replication_slots where slot_name = 'walsweep'";
     // The last word of the dead process is then heard.
     eventually(PATIENCE, "the slot is released", || async { !bed.sql.one::<bool>(active).await })
@@ -97,6 +99,11 @@ async fn assert_confirmed_last(bed: &Bed, point: Point, commits: &[Commit]) -> L
         for key in &commit.keys {
             assert!(!bed.has(key).await, "{point:?}: {confirmed} is confirmed, `{key}` is there");
         }
+    }
+    if !resync {
+        let found: Option<Vec<u8>> = bed.cache.clone().get("walsweep:walsweep").await.unwrap();
+        let covered = Watermark::from_value(&found.expect("the watermark stands")).unwrap().lsn;
+        assert!(covered >= confirmed, "{point:?}: {confirmed} is confirmed above {covered}");
     }
     confirmed
 }
@@ -119,7 +126,7 @@ async fn crash_at(bed: &mut Bed, sidecar: &mut Sidecar, case: &Case) -> usize {
         }
     }
     assert_eq!(sidecar.wait_exit().await, ABORTED, "{point:?} is reached");
-    let confirmed = assert_confirmed_last(bed, point, &commits).await;
+    let confirmed = assert_confirmed_last(bed, case, &commits).await;
     let open = commits.iter().filter(|commit| commit.end > confirmed).count();
     // Down, with one more commit; it must not be needed for those before it.
     let down = [format!("item:{DOWN}"), "list:team 9:down".to_owned()];

@@ -6,6 +6,8 @@ mod continuity;
 mod crash;
 mod delivery;
 mod limits;
+mod network;
+mod observe;
 mod oracle;
 mod outage;
 mod replicas;

@@ -1,130 +1,13 @@
 //! Outages under load: kill −9, Redis away, Postgres restarted. At rest nothing is stale.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
-use redis::AsyncCommands;
-use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 use walsweep::throwaway::StopMode;
 
-use crate::support::{Bed, PATIENCE, Sidecar, eventually};
-
-/// Writers and readers of the items of a [`Bed`], until stopped.
-struct Load {
-    stop_writing: Arc<AtomicBool>,
-    stop_reading: Arc<AtomicBool>,
-    commits: Arc<AtomicU64>,
-    writers: JoinSet<()>,
-    readers: JoinSet<()>,
-}
-
-impl Load {
-    fn start(bed: &Bed) -> Load {
-        let mut load = Load {
-            stop_writing: Arc::default(),
-            stop_reading: Arc::default(),
-            commits: Arc::default(),
-            writers: JoinSet::new(),
-            readers: JoinSet::new(),
-        };
-        for seed in 0..4 {
-            let (stop, commits) = (Arc::clone(&load.stop_writing), Arc::clone(&load.commits));
-            load.writers.spawn(write(bed.postgres.url(), seed, stop, commits));
-            let (postgres, redis) = (bed.postgres.url(), bed.redis.url());
-            load.readers.spawn(read(postgres, redis, seed, Arc::clone(&load.stop_reading)));
-        }
-        load
-    }
-
-    /// No more commits; the readers go on. Gives the number of commits.
-    async fn end_writing(&mut self) -> u64 {
-        self.stop_writing.store(true, Ordering::Relaxed);
-        while let Some(ended) = self.writers.join_next().await {
-            ended.unwrap();
-        }
-        self.commits.load(Ordering::Relaxed)
-    }
-
-    /// Everything cached equals its row, once all is confirmed and readers have filled the cache.
-    async fn assert_nothing_stale(mut self, bed: &Bed, sidecar: &mut Sidecar) {
-        sidecar.wait_ready().await;
-        bed.settled().await;
-        eventually(PATIENCE, "readers fill the cache", || async { cached(bed).await.len() > 90 })
-            .await;
-        self.stop_reading.store(true, Ordering::Relaxed);
-        while let Some(ended) = self.readers.join_next().await {
-            ended.unwrap();
-        }
-        for (id, found) in cached(bed).await {
-            let row: i64 = bed.sql.one_of("select version from item where id = $1", &[&id]).await;
-            assert_eq!(found, row, "item {id} is stale");
-        }
-    }
-}
-
-/// What is cached, by id.
-async fn cached(bed: &Bed) -> Vec<(i32, i64)> {
-    let mut cached = Vec::new();
-    for id in 1..=100 {
-        let found: Option<i64> = bed.cache.clone().get(format!("item:{id}")).await.unwrap();
-        cached.extend(found.map(|version| (id, version)));
-    }
-    cached
-}
-
-/// A connection, however long the server is away; `None` when the load ends first.
-async fn connect(url: &str, stop: &AtomicBool) -> Option<tokio_postgres::Client> {
-    while !stop.load(Ordering::Relaxed) {
-        if let Ok((client, driver)) = tokio_postgres::connect(url, tokio_postgres::NoTls).await {
-            tokio::spawn(driver);
-            return Some(client);
-        }
-        sleep(Duration::from_millis(20)).await;
-    }
-    None
-}
-
-async fn write(url: String, seed: u64, stop: Arc<AtomicBool>, commits: Arc<AtomicU64>) {
-    let mut random = StdRng::seed_from_u64(seed);
-    while let Some(client) = connect(&url, &stop).await {
-        let update = "update item set version = version + 1 where id = $1";
-        while !stop.load(Ordering::Relaxed) {
-            if client.execute(update, &[&random.random_range(1..=100)]).await.is_err() {
-                break;
-            }
-            commits.fetch_add(1, Ordering::Relaxed);
-        }
-    }
-}
-
-/// A cache-aside reader: what is not cached is read and cached at once.
-async fn read(postgres: String, redis: String, seed: u64, stop: Arc<AtomicBool>) {
-    let mut random = StdRng::seed_from_u64(1000 + seed);
-    let client = redis::Client::open(redis).unwrap();
-    while let Some(sql) = connect(&postgres, &stop).await {
-        let Ok(mut cache) = client.get_multiplexed_async_connection().await else {
-            sleep(Duration::from_millis(20)).await;
-            continue;
-        };
-        while !stop.load(Ordering::Relaxed) {
-            let id: i32 = random.random_range(1..=100);
-            let key = format!("item:{id}");
-            let Ok(cached) = cache.get::<_, Option<i64>>(&key).await else { break };
-            if cached.is_some() {
-                continue;
-            }
-            let select = "select version from item where id = $1";
-            let Ok(row) = sql.query_one(select, &[&id]).await else { break };
-            if cache.set::<_, _, ()>(&key, row.get::<_, i64>(0)).await.is_err() {
-                break;
-            }
-        }
-    }
-}
+use crate::support::{Bed, Load, PATIENCE, Sidecar, eventually};
 
 fn repetitions(name: &str, default: u32) -> u32 {
     std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(default)

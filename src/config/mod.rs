@@ -77,6 +77,8 @@ pub struct Sweep {
 pub struct Refill {
     /// How long after the first removal keys are removed again; zero turns it off.
     pub window: Duration,
+    /// Whether the second removal takes only keys that were written again, where Redis tells.
+    pub observe: bool,
 }
 
 /// `[http]`: metrics and health.

@@ -49,7 +49,8 @@ pub fn parse(text: &str, env: &dyn Fn(&str) -> Option<String>) -> Parsed {
     reader.finish(&section);
     let mut section = reader.section(&mut root, "refill");
     let bounds = (Duration::from_secs(1), Duration::ZERO, Duration::from_secs(3600));
-    let refill = Refill { window: reader.duration(&mut section, "window", bounds) };
+    let window = reader.duration(&mut section, "window", bounds);
+    let refill = Refill { window, observe: reader.flag(&mut section, "observe", false) };
     reader.finish(&section);
     let http = http(&mut reader, &mut root);
     let log = log(&mut reader, &mut root);

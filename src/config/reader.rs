@@ -70,6 +70,7 @@ impl<'a> Reader<'a> {
         let hint = match wanted {
             "a string" => "put it in quotes",
             "an array of strings" => "put it in brackets: [\"one\", \"other\"]",
+            "a boolean" => "write `true` or `false`, without quotes",
             _ => "see `config.toml` in the repository for the form of every option",
         };
         self.problem(at, message, Some(hint));
@@ -190,6 +191,20 @@ impl<'a> Reader<'a> {
         let hint = "write a number and a unit as Postgres does, such as `64GB`; \"\" is no limit";
         self.problem(text.at, message, Some(hint));
         None
+    }
+
+    /// True or false.
+    pub(super) fn flag(
+        &mut self,
+        section: &mut Section<'_, '_>,
+        name: &'static str,
+        default: bool,
+    ) -> bool {
+        let Some(value) = section.take(name) else { return default };
+        value.get_ref().as_bool().unwrap_or_else(|| {
+            self.wrong_type(value, &section.key(name), "a boolean");
+            default
+        })
     }
 
     fn value_text(&mut self, value: &Spanned<DeValue<'_>>, key: &str) -> Option<Located<String>> {

@@ -134,6 +134,15 @@ impl KeySet {
         self.keys.iter().map(|key| (self.rule_of(key.template), key.bytes(&self.arena)))
     }
 
+    /// The rule of an exact key of the set; `None` if it has no such key.
+    #[must_use]
+    pub fn exact_rule(&self, key: &[u8]) -> Option<RuleId> {
+        let hash = self.hasher.hash_one(key);
+        let same = |at: &u32| self.keys[*at as usize].bytes(&self.arena) == key;
+        let at = self.key_index.find(hash, same)?;
+        Some(self.rule_of(self.keys[*at as usize].template))
+    }
+
     /// The patterns.
     pub fn patterns(&self) -> impl Iterator<Item = (RuleId, &Pattern)> {
         self.patterns.iter().map(|(template, pattern)| (self.rule_of(*template), pattern))
@@ -287,9 +296,7 @@ impl KeySet {
     }
 
     fn has_key(&self, key: &[u8]) -> bool {
-        let hash = self.hasher.hash_one(key);
-        let same = |at: &u32| self.keys[*at as usize].bytes(&self.arena) == key;
-        self.key_index.find(hash, same).is_some()
+        self.exact_rule(key).is_some()
     }
 
     fn has_pattern(&self, bytes: &[u8]) -> bool {

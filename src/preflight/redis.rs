@@ -3,7 +3,7 @@
 use redis::aio::MultiplexedConnection;
 use redis::{Cmd, IntoConnectionInfo, RedisError, Value, cmd, pipe};
 
-use super::Finding;
+use super::{Finding, Severity};
 use crate::config::{Config, Located};
 
 /// How long the key of the checks lives, if nothing removes it, milliseconds.
@@ -31,6 +31,9 @@ pub async fn redis(config: &Config, connection: &mut MultiplexedConnection) -> V
     if is_primary {
         findings.extend(rights(config, connection, &user).await);
         findings.extend(keys(config, connection, &user).await);
+        if config.refill.observe {
+            findings.extend(tracking(config, connection, &user).await);
+        }
     }
     findings
 }
@@ -126,6 +129,31 @@ fn refusal(error: &RedisError, user: &str, command: &str, keys: &str) -> Option<
     };
     let message = format!("redis user `{user}` lacks `{rule}`");
     Some(Finding::error("redis_permission", message).hint(format!("`acl setuser {user} {rule}`")))
+}
+
+/// Whether writes can be observed, as `refill.observe` asks. Without it every second removal takes
+/// all keys, so that nothing of the promise is lost.
+async fn tracking(
+    config: &Config,
+    connection: &mut MultiplexedConnection,
+    user: &str,
+) -> Option<Finding> {
+    let mut on = cmd("CLIENT");
+    on.arg("TRACKING").arg("ON").arg("BCAST").arg("NOLOOP");
+    on.arg("PREFIX").arg(format!("walsweep:{}:check", config.postgres.slot));
+    let mut off = cmd("CLIENT");
+    off.arg("TRACKING").arg("OFF");
+    // `HELLO` alone changes nothing, and is known where RESP3 is.
+    for command in [cmd("HELLO"), on, off] {
+        let Err(error) = command.query_async::<Value>(connection).await else { continue };
+        let finding = refusal(&error, user, "client|tracking", "").unwrap_or_else(|| {
+            let message = format!("redis cannot tell which keys are written: {error}");
+            let hint = "set `refill.observe` to false: every second removal takes all keys anyway";
+            Finding::error("redis_tracking", message).hint(hint)
+        });
+        return Some(Finding { severity: Severity::Warning, code: "redis_tracking", ..finding });
+    }
+    None
 }
 
 /// Whether the keys of the rules may be removed. It is asked in a transaction that is given up:

@@ -4,7 +4,7 @@ use std::rc::Rc;
 
 use tokio_postgres::{SimpleQueryMessage, Statement};
 
-use super::{Error, Snapshot};
+use super::{Error, Snapshot, answer};
 use crate::lsn::Lsn;
 use crate::postgres::Sql;
 
@@ -33,9 +33,10 @@ impl SqlProbe {
     ///
     /// # Errors
     ///
-    /// The query's, when it cannot be prepared.
+    /// The query's, when it cannot be prepared; [`Error::Timeout`].
     pub async fn new(client: Rc<Sql>) -> Result<SqlProbe, Error> {
-        let visible = client.prepare(include_str!("../../sql/visible.sql")).await?;
+        let prepared = client.prepare(include_str!("../../sql/visible.sql"));
+        let visible = answer(async { Ok(prepared.await?) }).await?;
         Ok(SqlProbe { client, visible })
     }
 }

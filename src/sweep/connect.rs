@@ -3,10 +3,10 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use redis::aio::MultiplexedConnection;
+use redis::aio::{AsyncPushSender, MultiplexedConnection};
 use redis::{
-    AsyncConnectionConfig, Client, ErrorKind, IntoConnectionInfo, RedisError, ServerErrorKind,
-    TlsCertificates, cmd,
+    AsyncConnectionConfig, Client, ErrorKind, IntoConnectionInfo, ProtocolVersion, RedisError,
+    ServerErrorKind, TlsCertificates, cmd,
 };
 use rustls::RootCertStore;
 use rustls::pki_types::CertificateDer;
@@ -58,12 +58,33 @@ impl From<ConnectError> for Error {
 ///
 /// See [`ConnectError`].
 pub async fn connect(redis: &config::Redis) -> Result<MultiplexedConnection, ConnectError> {
-    // The client library brings no cryptography. A provider that is installed already is as good.
-    drop(rustls::crypto::ring::default_provider().install_default());
-    let client = client(redis)?;
-    let config = AsyncConnectionConfig::new()
+    open(client(redis, None)?, config()).await
+}
+
+/// The same in RESP3: `pushes` is given whatever the server sends unasked, in order, each before
+/// the reply that follows it on the wire.
+///
+/// # Errors
+///
+/// See [`ConnectError`]; also when the server does not know RESP3.
+pub async fn connect_with_pushes(
+    redis: &config::Redis,
+    pushes: impl AsyncPushSender,
+) -> Result<MultiplexedConnection, ConnectError> {
+    let client = client(redis, Some(ProtocolVersion::RESP3))?;
+    open(client, config().set_push_sender(pushes)).await
+}
+
+fn config() -> AsyncConnectionConfig {
+    AsyncConnectionConfig::new()
         .set_connection_timeout(Some(CONNECT_TIMEOUT))
-        .set_response_timeout(Some(RESPONSE_TIMEOUT));
+        .set_response_timeout(Some(RESPONSE_TIMEOUT))
+}
+
+async fn open(
+    client: Client,
+    config: AsyncConnectionConfig,
+) -> Result<MultiplexedConnection, ConnectError> {
     let mut connection = client
         .get_multiplexed_async_connection_with_config(&config)
         .await
@@ -75,13 +96,21 @@ pub async fn connect(redis: &config::Redis) -> Result<MultiplexedConnection, Con
     Ok(connection)
 }
 
-fn client(redis: &config::Redis) -> Result<Client, ConnectError> {
+fn client(
+    redis: &config::Redis,
+    protocol: Option<ProtocolVersion>,
+) -> Result<Client, ConnectError> {
+    // The client library brings no cryptography. A provider that is installed already is as good.
+    drop(rustls::crypto::ring::default_provider().install_default());
     let info = redis.url.as_str().into_connection_info().map_err(|error| failed(&error))?;
     // Small requests must not wait for the acknowledgement of the one before.
     let tcp = info.tcp_settings().clone().set_nodelay(true);
     let mut settings = info.redis_settings().clone();
     if let Some(password) = &redis.password {
         settings = settings.set_password(password.expose_secret());
+    }
+    if let Some(protocol) = protocol {
+        settings = settings.set_protocol(protocol);
     }
     let info = info.set_tcp_settings(tcp).set_redis_settings(settings);
     let Some(path) = &redis.ca_file else {

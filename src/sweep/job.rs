@@ -2,6 +2,7 @@
 
 use tokio::time::Instant;
 
+use super::observe::Mark;
 use crate::gather::Transaction;
 use crate::keys::{KeySet, RuleId};
 use crate::lsn::Lsn;
@@ -19,6 +20,8 @@ pub(super) struct Job {
     pub(super) refusals: u32,
     /// The furthest end LSN among what the keys were removed for.
     pub(super) covers: Lsn,
+    /// From before its first removal on, where writes are observed.
+    pub(super) since: Option<Mark>,
 }
 
 /// Which removal of its keys a job is.
@@ -77,7 +80,7 @@ impl Job {
     }
 
     pub(super) fn new(members: Vec<Member>, keys: KeySet, round: Round, covers: Lsn) -> Job {
-        Job { members, keys, round, alone: false, refusals: 0, covers }
+        Job { members, keys, round, alone: false, refusals: 0, covers, since: None }
     }
 
     /// Whether a sweep of everything is part of it.
@@ -89,6 +92,8 @@ impl Job {
 /// Keys removed and keys not found, by rule.
 #[derive(Debug, Default)]
 pub(super) struct Tally {
+    /// What patterns match is removed as well: no pass is needed.
+    pub(super) with_patterns: bool,
     rows: Vec<(RuleId, u64, u64)>,
 }
 

@@ -13,6 +13,8 @@
 //!                             └─► patterns wait ─► SCAN pass ┘
 //! ```
 //!
+//! A second removal needs no pass where it is known which keys were written again (`observe`).
+//!
 //! Why one task with a queue: batches form by themselves while a round trip is under way, as they
 //! do in a group commit, and everything that a lost connection puts in doubt is in one place.
 
@@ -21,10 +23,12 @@ mod evidence;
 mod exact;
 mod job;
 mod node;
+mod observe;
 mod pace;
 mod pass;
 mod queue;
 mod refill;
+mod second;
 mod shared;
 mod standalone;
 mod sweeper;
@@ -36,6 +40,7 @@ use crate::lsn::Lsn;
 
 pub use evidence::{Broken, Watermark, key_name};
 pub use node::{Error, Kind, Node, Page, Replaced, ScanCall};
+pub use observe::{Mark, Name, Observer};
 pub use pace::Pace;
 pub use pass::{Pass, Progress};
 pub use standalone::Standalone;

@@ -1,5 +1,7 @@
 //! What a sweep asks of one Redis server, and what can go wrong with it.
 
+use super::observe::Mark;
+
 /// One Redis primary. The second implementor is the seeded simulation.
 pub trait Node {
     /// Host and port, for logs and the `node` label.
@@ -17,6 +19,16 @@ pub trait Node {
 
     /// A round trip that does nothing, on the connection of `scan`.
     fn ping(&self) -> impl Future<Output = Result<(), Error>>;
+
+    /// This moment, if the keys that are written from now on are observed.
+    fn mark(&self) -> Option<Mark> {
+        None
+    }
+
+    /// Waits until every write that ran before the call is known to the marks.
+    fn fence(&self) -> impl Future<Output = Result<(), Error>> {
+        std::future::ready(Ok(()))
+    }
 
     /// The watermark key's value.
     fn watermark(&self) -> impl Future<Output = Result<Option<Vec<u8>>, Error>>;

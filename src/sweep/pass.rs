@@ -20,7 +20,7 @@ const UNLINK_KEYS: usize = 500;
 
 /// Keys matched between two chances for other tasks to run, some 20 µs: the reply to the next call
 /// is then noticed in time, and its duration means what it says.
-const MATCH_KEYS: usize = 256;
+pub(super) const MATCH_KEYS: usize = 256;
 
 /// What a pass does.
 #[derive(Debug)]
@@ -140,7 +140,7 @@ impl Pass {
     }
 
     /// The first pattern that matches, in the order of their prefixes.
-    fn find(&self, key: &[u8]) -> Option<usize> {
+    pub(super) fn find(&self, key: &[u8]) -> Option<usize> {
         self.groups.iter().filter(|group| key.starts_with(&group.prefix)).find_map(|group| {
             group
                 .members

@@ -14,6 +14,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::job::{Job, Member, Round};
+use super::observe::Mark;
 use crate::keys::KeySet;
 use crate::lsn::Lsn;
 
@@ -39,6 +40,7 @@ struct Bucket {
     members: Vec<Member>,
     keys: KeySet,
     covers: Lsn,
+    since: Option<Mark>,
     /// When it is closed; its second removal is due one window later.
     closes_at: Instant,
 }
@@ -53,7 +55,8 @@ struct Kept {
 
 impl Bucket {
     fn into_job(self, round: Round) -> Job {
-        Job::new(self.members, self.keys, round, self.covers)
+        let since = self.since;
+        Job { since, ..Job::new(self.members, self.keys, round, self.covers) }
     }
 }
 
@@ -83,11 +86,13 @@ impl Refill {
                 bucket.keys.merge(&job.keys);
                 bucket.members.extend(job.members);
                 bucket.covers = bucket.covers.max(job.covers);
+                bucket.since =
+                    bucket.since.take().zip(job.since).map(|(one, other)| one.earlier(other));
             }
             None => {
                 let closes_at = now + (self.window / 8).min(BUCKET_WIDTH_MAX);
-                let Job { members, keys, covers, .. } = job;
-                self.collecting = Some(Bucket { members, keys, covers, closes_at });
+                let Job { members, keys, covers, since, .. } = job;
+                self.collecting = Some(Bucket { members, keys, covers, since, closes_at });
             }
         }
     }

@@ -5,11 +5,15 @@ use std::cell::RefCell;
 use std::error::Error as _;
 
 use redis::aio::MultiplexedConnection;
-use redis::{ErrorKind, Pipeline, RedisError, ServerErrorKind, Value, cmd};
+use redis::{
+    Cmd, ErrorKind, Pipeline, PushInfo, PushKind, RedisError, ServerErrorKind, Value, cmd,
+};
 
-use super::connect::{ConnectError, connect};
+use super::connect::{ConnectError, connect, connect_with_pushes};
 use super::node::{Error, Kind, Node, Page, Replaced, ScanCall};
+use super::observe::{Mark, Observer, prefixes};
 use crate::config;
+use crate::keys::KeySet;
 
 /// Writes the watermark key only if the value expected still stands there. A script, because it
 /// must be one step: with `SET … GET` the evidence of a loss would be gone before it is seen.
@@ -20,17 +24,24 @@ const COMPARE_AND_SET: &str = "local standing = redis.call('get', KEYS[1]) \
      if standing == expected then redis.call('set', KEYS[1], ARGV[3]) return 1 end \
      return standing";
 
+/// PINGs, one after the other, until names of earlier writes are here; see [`observe`](super).
+const FENCE_PINGS: usize = 2;
+
 /// A standalone Redis.
 pub struct Standalone {
     redis: config::Redis,
     name: String,
     watermark_key: String,
+    /// All keys of the rules, if writes of them are to be observed.
+    observed: Option<KeySet>,
     connections: RefCell<Option<Connections>>,
 }
 
 #[derive(Clone)]
 struct Connections {
+    /// Tracks writes, too, where there is an observer: its own UNLINKs are then not told.
     remove: MultiplexedConnection,
+    observer: Option<Observer>,
     scan: MultiplexedConnection,
 }
 
@@ -40,7 +51,45 @@ impl Standalone {
     pub fn new(redis: &config::Redis, watermark_key: String) -> Standalone {
         let name = node_name(&redis.url);
         let connections = RefCell::new(None);
-        Standalone { redis: redis.clone(), name, watermark_key, connections }
+        Standalone { redis: redis.clone(), name, watermark_key, observed: None, connections }
+    }
+
+    /// The same, observing which keys of `everything` are written, if the server lets it.
+    #[must_use]
+    pub fn observing(self, everything: KeySet) -> Standalone {
+        Standalone { observed: Some(everything), ..self }
+    }
+
+    /// The connection for removals, and what it observes.
+    async fn connect_to_remove(
+        &self,
+    ) -> Result<(MultiplexedConnection, Option<Observer>), ConnectError> {
+        let Some(everything) = &self.observed else {
+            return Ok((connect(&self.redis).await?, None));
+        };
+        let observer = Observer::new(everything, &self.watermark_key);
+        let heard = {
+            let observer = observer.clone();
+            move |push: PushInfo| {
+                hear(&observer, &push);
+                Ok::<(), std::convert::Infallible>(())
+            }
+        };
+        let refused = match connect_with_pushes(&self.redis, heard).await {
+            Ok(mut connection) => match tracking(everything).exec_async(&mut connection).await {
+                Ok(()) => return Ok((connection, Some(observer))),
+                Err(error) => classify(&error),
+            },
+            Err(error) => Error::from(error),
+        };
+        let connection = connect(&self.redis).await?;
+        tracing::warn!(
+            node = self.name,
+            error = %refused,
+            hint = "allow the user `+client|tracking`, or set `refill.observe` to false",
+            "writes cannot be observed: every second removal takes all keys"
+        );
+        Ok((connection, None))
     }
 
     fn connections(&self) -> Result<Connections, Error> {
@@ -80,12 +129,14 @@ impl Node for Standalone {
     }
 
     async fn connect(&self) -> Result<(), Error> {
-        self.connections.replace(None);
+        if let Some(Connections { observer: Some(observer), .. }) = self.connections.replace(None) {
+            observer.close();
+        }
         let failed = |error: ConnectError| Error::from(error);
-        let mut remove = connect(&self.redis).await.map_err(failed)?;
+        let (mut remove, observer) = self.connect_to_remove().await.map_err(failed)?;
         self.check_primary(&mut remove).await?;
         let scan = connect(&self.redis).await.map_err(failed)?;
-        self.connections.replace(Some(Connections { remove, scan }));
+        self.connections.replace(Some(Connections { remove, observer, scan }));
         Ok(())
     }
 
@@ -129,6 +180,19 @@ impl Node for Standalone {
         cmd("PING").exec_async(&mut connection).await.map_err(|error| classify(&error))
     }
 
+    fn mark(&self) -> Option<Mark> {
+        self.connections.borrow().as_ref()?.observer.as_ref().map(Observer::mark)
+    }
+
+    async fn fence(&self) -> Result<(), Error> {
+        let mut connection = self.connections()?.remove;
+        for _ in 0..FENCE_PINGS {
+            let ping = cmd("PING");
+            ping.exec_async(&mut connection).await.map_err(|error| classify(&error))?;
+        }
+        Ok(())
+    }
+
     async fn watermark(&self) -> Result<Option<Vec<u8>>, Error> {
         let mut connection = self.connections()?.remove;
         let mut get = cmd("GET");
@@ -152,6 +216,33 @@ impl Node for Standalone {
             Value::BulkString(standing) => Ok(Replaced::No(Some(standing))),
             _ => Err(Error::new(Kind::Other, "EVAL gave an unexpected reply".to_owned())),
         }
+    }
+}
+
+/// `CLIENT TRACKING` for all writes of these keys but those of the connection itself.
+fn tracking(everything: &KeySet) -> Cmd {
+    let mut tracking = cmd("CLIENT");
+    tracking.arg("TRACKING").arg("ON").arg("BCAST").arg("NOLOOP");
+    for prefix in prefixes(everything).iter().filter(|prefix| !prefix.is_empty()) {
+        tracking.arg("PREFIX").arg(prefix);
+    }
+    tracking
+}
+
+/// What Redis sends unasked: names of keys, or that there was a flush, which has none. Whatever is
+/// not understood may have been a name.
+fn hear(observer: &Observer, push: &PushInfo) {
+    match (&push.kind, push.data.as_slice()) {
+        (PushKind::Invalidate, [Value::Array(keys)]) => {
+            for key in keys {
+                match key {
+                    Value::BulkString(key) => observer.wrote(key),
+                    _ => observer.lose(),
+                }
+            }
+        }
+        (PushKind::Disconnection, _) => observer.close(),
+        _ => observer.lose(),
     }
 }
 

@@ -15,7 +15,7 @@ use super::queue::Queue;
 use super::refill::Refill;
 use super::shared::{count, observe, sweep};
 use super::ward::Ward;
-use super::{Broken, Event, Swept, exact};
+use super::{Broken, Event, Swept, second};
 use crate::channel::Receiver;
 use crate::failpoint::{Point, reach};
 use crate::keys::KeySet;
@@ -34,6 +34,10 @@ const REFILL_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// Least time between two writes of the watermark. Each costs Redis a small script; a confirmation
 /// that comes this much later costs nothing.
 const WATERMARK_INTERVAL: Duration = Duration::from_millis(50);
+
+/// The watermark is written at least this often, over itself if it does not move: a Redis that was
+/// emptied or cut off is noticed although nothing is committed.
+const PROBE_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Work under way: it owns its jobs, so that they come back whatever happens.
 type Work<'a, T> = Option<Pin<Box<dyn Future<Output = T> + 'a>>>;
@@ -74,6 +78,7 @@ struct State {
     pace: Option<Pace>,
     connected: bool,
     next_write: Instant,
+    next_probe: Instant,
     node: NodeLabel,
 }
 
@@ -95,6 +100,7 @@ impl<N: Node> Sweeper<N> {
             pace: Some(Pace::new(settings.max_stall)),
             connected: false,
             next_write: Instant::now(),
+            next_probe: Instant::now() + PROBE_INTERVAL,
             node: NodeLabel { node: node.name().to_owned() },
         };
         Sweeper { node, metrics, state }
@@ -176,21 +182,23 @@ impl State {
     }
 
     fn next_batch<'a, N: Node>(&mut self, node: &'a N, now: Instant) -> Work<'a, BatchDone> {
-        let jobs = self.queue.next_batch(now);
+        let mut jobs = self.queue.next_batch(now);
+        let since = second::since(node, &mut jobs);
         let (first, others) = jobs.split_first()?;
         let merged = (!others.is_empty()).then(|| {
             let mut keys = self.refill.empty_keys();
             jobs.iter().for_each(|job| keys.merge(&job.keys));
             keys
         });
-        let nothing_to_unlink = merged.as_ref().unwrap_or(&first.keys).exact_len() == 0;
+        let no_exact = merged.as_ref().unwrap_or(&first.keys).exact_len() == 0;
+        let nothing_to_unlink = no_exact && since.is_none();
         Some(Box::pin(async move {
             if nothing_to_unlink {
                 return (jobs, Ok(Tally::default()));
             }
             let keys = merged.as_ref().or(jobs.first().map(|job| &job.keys));
             let outcome = match keys {
-                Some(keys) => exact::remove(node, keys).await,
+                Some(keys) => second::remove(node, keys, since).await,
                 None => Ok(Tally::default()),
             };
             (jobs, outcome)
@@ -223,17 +231,21 @@ impl State {
         if now < self.next_write {
             return None;
         }
-        let (expected, value) = self.ward.next(safe)?;
+        let moved = self.ward.next(safe);
+        let due = moved.or_else(|| if now >= self.next_probe { self.ward.again() } else { None });
+        let (expected, value) = due?;
         reach(Point::WatermarkDue);
         self.next_write = now + WATERMARK_INTERVAL;
+        self.next_probe = now + PROBE_INTERVAL;
         Some(Box::pin(async move { node.replace_watermark(expected.as_deref(), &value).await }))
     }
 
     /// When something becomes due that nothing else would wake for. What was due at `now` is under
     /// way, or begins when the work before it ends, which wakes by itself.
     fn next_timer(&self, now: Instant) -> Option<Instant> {
-        let started = [self.queue.next_due(), self.passes.next_due(), Some(self.next_write)];
-        let started = started.into_iter().flatten().filter(|time| *time > now);
+        let writes = [Some(self.next_write), Some(self.next_probe)];
+        let started = [self.queue.next_due(), self.passes.next_due()].into_iter().chain(writes);
+        let started = started.flatten().filter(|time| *time > now);
         started.chain(self.refill.next_due()).min()
     }
 
@@ -252,7 +264,7 @@ impl State {
                 count(&self.metrics, &tally, second);
                 reach(Point::ExactRemoved);
                 for job in jobs {
-                    if job.keys.has_patterns() {
+                    if job.keys.has_patterns() && !tally.with_patterns {
                         self.passes.push(job);
                     } else {
                         self.removed(job).await;

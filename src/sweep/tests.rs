@@ -22,6 +22,8 @@ use crate::lsn::Lsn;
 use crate::metrics::Metrics;
 use crate::settle::{Cause, Visible};
 
+mod replayed_tests;
+
 /// What a Redis holds, and how it behaves.
 #[derive(Clone, Default)]
 struct Redis(Rc<Inner>);
@@ -149,6 +151,7 @@ struct Bench {
     visible: Sender<Visible>,
     safe: watch::Sender<Lsn>,
     events: mpsc::Receiver<Event>,
+    metrics: Arc<Metrics>,
 }
 
 impl Bench {
@@ -174,9 +177,9 @@ impl Bench {
         let empty = rules.key_set();
         let settings = Settings { max_stall, window, expected, broken: None, empty };
         let metrics = Arc::new(Metrics::new(rules.names()));
-        let sweeper = Sweeper::new(redis.clone(), settings, metrics, events_sender);
+        let sweeper = Sweeper::new(redis.clone(), settings, Arc::clone(&metrics), events_sender);
         tokio::task::spawn_local(sweeper.run(sweeper_visible, sweeper_safe));
-        Bench { rules, redis, visible, safe, events }
+        Bench { rules, redis, visible, safe, events, metrics }
     }
 
     fn keys(&mut self, table: &str, ids: &[&str]) -> KeySet {

@@ -105,6 +105,17 @@ impl Ward {
         Some((self.standing.clone(), value))
     }
 
+    /// The standing value, to be written over itself: what shows, while there is nothing to cover,
+    /// that Redis answers and has lost nothing.
+    pub(super) fn again(&mut self) -> Option<(Option<Vec<u8>>, Vec<u8>)> {
+        if !self.judged || self.owes() || self.repeats > 0 {
+            return None;
+        }
+        let standing = self.standing.clone()?;
+        self.attempted = Some((standing.clone(), self.covered));
+        Some((Some(standing.clone()), standing))
+    }
+
     /// The value was written.
     pub(super) fn written(&mut self) -> Lsn {
         if let Some((value, lsn)) = self.attempted.take() {

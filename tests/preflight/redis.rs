@@ -8,6 +8,10 @@ use crate::kit::{codes, config, find, rule};
 
 /// What is found as user `app`, who has these rights, by a rule with these keys.
 async fn found_as(server: &Redis, rights: &str, keys: &[&str]) -> Vec<Finding> {
+    found(server, rights, keys, false).await
+}
+
+async fn found(server: &Redis, rights: &str, keys: &[&str], observe: bool) -> Vec<Finding> {
     let mut admin = server.connect().await.unwrap();
     let mut set_user = cmd("ACL");
     set_user.arg("SETUSER").arg("app").arg("reset").arg("on").arg(">x");
@@ -19,6 +23,7 @@ async fn found_as(server: &Redis, rights: &str, keys: &[&str]) -> Vec<Finding> {
     let mut config = config(0, "app", vec![rule("t", keys)]);
     let client = Client::open(url.as_str()).unwrap();
     config.redis.url = url;
+    config.refill.observe = observe;
     let mut connection = client.get_multiplexed_async_connection().await.unwrap();
     preflight::redis(&config, &mut connection).await
 }
@@ -49,6 +54,33 @@ async fn a_missing_right_is_named() {
     }
     let keys: Vec<String> = cmd("KEYS").arg("*").query_async(&mut admin).await.unwrap();
     assert_eq!(keys, ["db:a"]);
+}
+
+#[tokio::test]
+async fn a_server_that_does_not_tell_of_writes_is_found_where_that_is_asked_for() {
+    let server = Redis::start(RedisOptions::default()).await.unwrap();
+    let renamed = "--rename-command CLIENT '' --rename-command HELLO ''";
+    let args = renamed.split(' ').map(|arg| arg.replace('\'', "")).collect();
+    let without = Redis::start(RedisOptions { args, ..RedisOptions::default() }).await.unwrap();
+    for (server, rights, observe, expected) in [
+        (&server, "~* +@all", true, &[][..]),
+        (&server, "~* +@all -client|tracking", false, &[]),
+        (
+            &server,
+            "~* +@all -client|tracking",
+            true,
+            &["redis user `app` lacks `+client|tracking`"],
+        ),
+        (&without, "~* +@all", true, &["redis cannot tell which keys are written"]),
+    ] {
+        let findings = found(server, rights, &["k"], observe).await;
+        assert_eq!(findings.len(), expected.len(), "{rights}: {findings:#?}");
+        for (finding, expected) in findings.iter().zip(expected) {
+            assert_eq!((finding.severity, finding.code), (Severity::Warning, "redis_tracking"));
+            assert!(finding.message.starts_with(expected), "{finding}");
+            assert!(finding.hint.is_some());
+        }
+    }
 }
 
 #[tokio::test]

@@ -3,7 +3,7 @@
 use redis::AsyncCommands;
 use redis::aio::MultiplexedConnection;
 use walsweep::lsn::Lsn;
-use walsweep::throwaway::{Postgres, PostgresOptions, Redis, RedisOptions};
+use walsweep::throwaway::{Postgres, PostgresOptions, Redis, RedisOptions, Signal, signal};
 
 use super::{Settings, Sidecar, Sql};
 
@@ -78,6 +78,15 @@ impl Bed {
         let query = "select confirmed_flush_lsn::text from pg_replication_slots
                       order by active desc limit 1";
         lsn(&self.sql, query).await
+    }
+
+    /// Freezes what writes to the log by itself, until the server ends.
+    pub(crate) async fn quiet(&self) {
+        for kind in ["background writer", "checkpointer", "walwriter", "autovacuum launcher"] {
+            let process = "select pid from pg_stat_activity where backend_type = $1";
+            let process: i32 = self.sql.one_of(process, &[&kind]).await;
+            signal(&[u32::try_from(process).unwrap()], Signal::Stop).unwrap();
+        }
     }
 
     /// Where the log ends now.

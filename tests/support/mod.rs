@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stderr, reason = "a test may fail")]
 
 mod bed;
+mod load;
 mod proxy;
 #[cfg(test)]
 mod proxy_tests;
@@ -18,6 +19,7 @@ use tokio_postgres::types::{FromSqlOwned, ToSql};
 use walsweep::throwaway::Postgres;
 
 pub(crate) use self::bed::Bed;
+pub(crate) use self::load::Load;
 pub(crate) use self::proxy::{Fault, Proxy, Way};
 pub(crate) use self::sidecar::{Settings, Sidecar, text};
 

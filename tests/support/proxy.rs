@@ -21,6 +21,8 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use walsweep::throwaway::free_port;
 
+use super::PATIENCE;
+
 /// How long a connection that was cut may take to be closed by both ends.
 const FAREWELL: Duration = Duration::from_secs(1);
 
@@ -38,6 +40,8 @@ pub(crate) enum Fault {
     /// A connection is closed once so many bytes have passed, from both ends together: from now on,
     /// or from its beginning.
     CutAfter(u64),
+    /// The same, but then a connection falls silent instead of closing.
+    SilentAfter(u64),
     /// Nobody listens. Connections that are open go on.
     Refuse,
 }
@@ -164,7 +168,7 @@ impl Proxy {
     fn order(&self, command: Command) {
         let (done, is_done) = sync_mpsc::channel();
         self.commands.try_send((command, done)).expect("the proxy runs");
-        is_done.recv().expect("the proxy runs");
+        is_done.recv_timeout(PATIENCE).expect("the proxy runs");
     }
 }
 
@@ -321,7 +325,9 @@ async fn pump(
             return Ok(());
         }
         let mut rest = &buffer[..count];
-        if let Fault::Delay(delay) = link.borrow_and_update().fault {
+        // Not within the condition: what was borrowed would be held for as long as the sleep.
+        let fault = link.borrow_and_update().fault;
+        if let Fault::Delay(delay) = fault {
             sleep(delay).await;
         }
         while !rest.is_empty() {
@@ -336,6 +342,14 @@ async fn pump(
                     let left = limit.saturating_sub(tally.passed(serial));
                     if left == 0 {
                         return Err(End::Fin);
+                    }
+                    (left.min(rest.len() as u64), Duration::ZERO)
+                }
+                Fault::SilentAfter(limit) => {
+                    let left = limit.saturating_sub(tally.passed(serial));
+                    if left == 0 {
+                        link.changed().await.map_err(|_closed| End::Rst)?;
+                        continue;
                     }
                     (left.min(rest.len() as u64), Duration::ZERO)
                 }

@@ -115,6 +115,12 @@ async fn a_cut_comes_after_so_many_bytes() {
         stream.write_u8(1).await.unwrap();
         assert_eq!(stream.read(&mut [0]).await.unwrap(), 0, "four bytes have passed");
     }
+    proxy.set(Fault::SilentAfter(2));
+    let mut stream = connect(&proxy).await;
+    assert_eq!(ask(&mut stream).await, 1);
+    assert_silent(&mut stream).await;
+    proxy.set(Fault::Nothing);
+    assert_eq!(timeout(PATIENCE, stream.read_u8()).await.unwrap().unwrap(), 1);
 }
 
 #[tokio::test]

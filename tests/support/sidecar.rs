@@ -28,6 +28,8 @@ pub(crate) struct Settings {
     pub(crate) publication: Option<String>,
     /// `[refill] window`; tests of first removals want it off.
     pub(crate) refill: String,
+    /// `[refill] observe`.
+    pub(crate) observe: bool,
     /// `[log] level`.
     pub(crate) level: String,
     /// More TOML lines for `[postgres]`, `[redis]` and `[sweep]`.
@@ -51,6 +53,7 @@ impl Settings {
             name: "walsweep".to_owned(),
             publication: None,
             refill: "0s".to_owned(),
+            observe: false,
             level: "debug".to_owned(),
             postgres: String::new(),
             redis: String::new(),
@@ -62,7 +65,7 @@ impl Settings {
 
     /// The configuration file.
     fn toml(&self, http_port: u16) -> String {
-        let Settings { postgres_url, redis_url, name, refill, level, .. } = self;
+        let Settings { postgres_url, redis_url, name, refill, observe, level, .. } = self;
         let Settings { postgres, redis, sweep, rules, .. } = self;
         let publication = self.publication.as_ref().unwrap_or(name);
         format!(
@@ -70,7 +73,7 @@ impl Settings {
              {postgres}\n\
              [redis]\nurl = {redis_url:?}\n{redis}\n\
              [sweep]\n{sweep}\n\
-             [refill]\nwindow = {refill:?}\n\
+             [refill]\nwindow = {refill:?}\nobserve = {observe}\n\
              [http]\nlisten = \"127.0.0.1:{http_port}\"\n\
              [log]\nlevel = {level:?}\n\
              {rules}\n"

@@ -1,0 +1,390 @@
+//! Which keys were written since a moment, so that a second removal takes only those (I8).
+//!
+//! `CLIENT TRACKING on BCAST` lets Redis push the name of every key that is written, removed or
+//! expires. The names are kept here while somebody may ask for them.
+//!
+//! Why it is enough. Let a key be removed at `u`, and a late fill write it at `t`, before the
+//! window ends at `e`. A [`Mark`] is taken before the UNLINK, or the pass, is sent, so before `u`:
+//! if `t` is before `u` the UNLINK takes it (a pass: or the name comes after the mark, too). If
+//! not, the name comes after the mark and is kept. At `e` a *fence* waits until every name of a
+//! write before it has come; what is written later is later than the window. So the kept names
+//! hold the key, and it is removed again. A pattern needs no second pass: the names are matched
+//! against it, and a fill into a bucket that SCAN was through with is among them.
+//!
+//! The fence is two PINGs, the second sent when the first is answered. Redis queues names while it
+//! runs commands and sends them when it is through with all that were readable: the answer to one
+//! PING may overtake the name of a write that ran before it. A second one runs in a later turn
+//! (`trackingBroadcastInvalidationMessages` in Redis's `beforeSleep`).
+//!
+//! Our own UNLINKs go over the tracking connection with NOLOOP, so that they are not pushed: Redis
+//! leaves a name out only if the connection itself was the *last* to touch the key in that turn,
+//! when the key is gone. Counting them off instead would be wrong: Redis tells an UNLINK and a SET
+//! of one turn as one.
+//!
+//! Doubt removes: a lost connection, a flush (told without names), and more names than the memory
+//! limit make every earlier mark worthless, and its second removal takes all keys (I6). The number
+//! of the database is not told; a name from another one costs an UNLINK of nothing.
+
+use std::collections::{HashMap, VecDeque};
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
+
+use super::pass::Pass;
+use crate::keys::KeySet;
+
+/// Memory of names that somebody may still ask for, bytes. Names that nobody asks for any more are
+/// dropped when the total has doubled, so that it stays below twice this.
+const NAMES_BYTES_MAX: usize = 8 * 1024 * 1024;
+
+/// Names are not looked through for old ones below this, bytes.
+const PRUNE_BYTES_MIN: usize = 64 * 1024;
+
+/// What a name costs beside its bytes: its entry and its slot in a half-full table.
+const NAME_COST: usize = 64;
+
+/// Prefixes in one `CLIENT TRACKING`: every write in Redis is compared with each of them.
+const PREFIXES_MAX: usize = 32;
+
+/// The name of a key.
+pub type Name = Arc<[u8]>;
+
+/// Keeps the names of written keys. Clones are one.
+#[derive(Clone)]
+pub struct Observer(Arc<Mutex<Names>>);
+
+/// A moment from which on names are kept, as long as it lives. Clones are one.
+#[derive(Clone)]
+pub struct Mark {
+    observer: Observer,
+    at: u64,
+    _open: Arc<()>,
+}
+
+struct Names {
+    filter: Filter,
+    bytes_max: usize,
+    /// Counts names and losses.
+    clock: u64,
+    /// Marks up to here know nothing.
+    lost: Option<u64>,
+    closed: bool,
+    /// Each name with the clock of its latest write.
+    written: HashMap<Name, u64>,
+    bytes: usize,
+    prune_at: usize,
+    /// Marks, the oldest first.
+    marks: VecDeque<(u64, Weak<()>)>,
+}
+
+/// The keys that rules could give. A prefix lets through more than that.
+struct Filter {
+    keys: KeySet,
+    patterns: Pass,
+    /// The watermark key is never removed, whatever a pattern says.
+    watermark_key: Vec<u8>,
+}
+
+impl Filter {
+    fn wants(&self, key: &[u8]) -> bool {
+        let is_given = self.keys.exact_rule(key).is_some() || self.patterns.find(key).is_some();
+        is_given && key != self.watermark_key
+    }
+}
+
+impl Observer {
+    /// An observer of the keys that rules could give; `everything` is the set of all of them.
+    #[must_use]
+    pub fn new(everything: &KeySet, watermark_key: &str) -> Observer {
+        Observer::with_limit(everything, watermark_key, NAMES_BYTES_MAX)
+    }
+
+    fn with_limit(everything: &KeySet, watermark_key: &str, bytes_max: usize) -> Observer {
+        let patterns = everything.patterns().map(|(_, pattern)| pattern.clone()).collect();
+        let filter = Filter {
+            keys: everything.clone(),
+            patterns: Pass::new(patterns),
+            watermark_key: watermark_key.as_bytes().to_vec(),
+        };
+        let names = Names {
+            filter,
+            bytes_max,
+            clock: 0,
+            lost: None,
+            closed: false,
+            written: HashMap::new(),
+            bytes: 0,
+            prune_at: PRUNE_BYTES_MIN.min(bytes_max),
+            marks: VecDeque::new(),
+        };
+        Observer(Arc::new(Mutex::new(names)))
+    }
+
+    /// The name of a written key has come.
+    pub fn wrote(&self, key: &[u8]) {
+        self.names().wrote(key);
+    }
+
+    /// Names did not come, or may not have: marks until now know nothing.
+    pub fn lose(&self) {
+        self.names().lose();
+    }
+
+    /// No name will come any more: no mark knows anything.
+    pub fn close(&self) {
+        let mut names = self.names();
+        names.lose();
+        names.closed = true;
+    }
+
+    /// This moment.
+    #[must_use]
+    pub fn mark(&self) -> Mark {
+        let mut names = self.names();
+        let at = names.clock;
+        let latest = names.marks.back().filter(|(latest, _)| *latest == at);
+        let open = latest.and_then(|(_, open)| open.upgrade()).unwrap_or_else(|| {
+            let open = Arc::new(());
+            names.marks.push_back((at, Arc::downgrade(&open)));
+            open
+        });
+        Mark { observer: self.clone(), at, _open: open }
+    }
+
+    fn names(&self) -> MutexGuard<'_, Names> {
+        self.0.lock().expect("nothing panics while it is locked")
+    }
+}
+
+impl Mark {
+    /// Every name that has come since, each once; `None` if names may be missing.
+    #[must_use]
+    pub fn written(&self) -> Option<Vec<Name>> {
+        let names = self.observer.names();
+        if names.closed || names.lost.is_some_and(|lost| self.at <= lost) {
+            return None;
+        }
+        let since = names.written.iter().filter(|(_, at)| **at > self.at);
+        Some(since.map(|(name, _)| Arc::clone(name)).collect())
+    }
+
+    /// The earlier one, or the one that knows nothing.
+    #[must_use]
+    pub(super) fn earlier(self, other: Mark) -> Mark {
+        let same = Arc::ptr_eq(&self.observer.0, &other.observer.0);
+        let keep = if same { self.at <= other.at } else { self.observer.names().closed };
+        if keep { self } else { other }
+    }
+}
+
+impl Names {
+    fn wrote(&mut self, key: &[u8]) {
+        self.forget_marks();
+        if self.marks.is_empty() {
+            self.clear();
+            return;
+        }
+        if !self.filter.wants(key) {
+            return;
+        }
+        self.clock += 1;
+        if let Some(at) = self.written.get_mut(key) {
+            *at = self.clock;
+            return;
+        }
+        self.written.insert(key.into(), self.clock);
+        self.bytes += cost(key);
+        if self.bytes > self.prune_at {
+            self.prune();
+        }
+    }
+
+    /// Names from before the oldest mark are of no use.
+    fn prune(&mut self) {
+        let oldest = self.marks.front().map_or(self.clock, |(at, _)| *at);
+        self.written.retain(|_, at| *at > oldest);
+        self.bytes = self.written.keys().map(|name| cost(name)).sum();
+        self.prune_at = (2 * self.bytes).max(PRUNE_BYTES_MIN.min(self.bytes_max));
+        if self.bytes > self.bytes_max {
+            tracing::warn!(
+                names = self.written.len(),
+                "more keys are written than can be kept: the next second removal takes all keys"
+            );
+            self.lose();
+        }
+    }
+
+    fn lose(&mut self) {
+        self.lost = Some(self.clock);
+        self.clock += 1;
+        self.marks.clear();
+        self.clear();
+    }
+
+    fn clear(&mut self) {
+        if self.bytes > 0 {
+            self.written = HashMap::new();
+            self.bytes = 0;
+            self.prune_at = PRUNE_BYTES_MIN.min(self.bytes_max);
+        }
+    }
+
+    /// Marks that nobody holds, from the oldest up to the first that somebody does.
+    fn forget_marks(&mut self) {
+        while self.marks.front().is_some_and(|(_, open)| open.strong_count() == 0) {
+            self.marks.pop_front();
+        }
+    }
+}
+
+fn cost(name: &[u8]) -> usize {
+    name.len() + NAME_COST
+}
+
+/// Names hold row values (I9).
+impl fmt::Debug for Mark {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("Mark").field("at", &self.at).finish_non_exhaustive()
+    }
+}
+
+/// The narrowest prefixes of all keys of a set, none the beginning of another, which Redis refuses
+/// (<https://redis.io/docs/latest/commands/client-tracking/>). An empty one stands for every key.
+#[must_use]
+pub(super) fn prefixes(everything: &KeySet) -> Vec<Vec<u8>> {
+    let exact = everything.exact().map(|(_, key)| key);
+    let patterns = everything.patterns().map(|(_, pattern)| pattern.literal_prefix());
+    narrowest(exact.chain(patterns).collect(), PREFIXES_MAX)
+}
+
+/// Cut as short as it takes to be at most `most`.
+fn narrowest(mut texts: Vec<&[u8]>, most: usize) -> Vec<Vec<u8>> {
+    let longest = texts.iter().map(|text| text.len()).max().unwrap_or_default();
+    for length in (0..=longest).rev() {
+        texts.iter_mut().for_each(|text| *text = text.get(..length).unwrap_or(text));
+        texts.sort_unstable();
+        // Sorted, whatever begins with a text follows it at once.
+        texts.dedup_by(|text, kept| text.starts_with(kept));
+        if texts.len() <= most {
+            break;
+        }
+    }
+    texts.into_iter().map(<[u8]>::to_vec).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Mark, Observer, narrowest, prefixes};
+    use crate::config::{Located, Location, Operations, Rule, TableName};
+    use crate::keys::{KeySet, Rules};
+
+    fn everything(templates: &[&str]) -> KeySet {
+        let located = |text: &&str| Located { value: (*text).into(), at: Location::default() };
+        let rule = Rule {
+            name: "r".into(),
+            at: Location::default(),
+            table: TableName { schema: "public".into(), name: "t".into() },
+            table_at: Location::default(),
+            operations: Operations::ALL,
+            changed: Vec::new(),
+            immutable: Vec::new(),
+            keys: templates.iter().map(located).collect(),
+        };
+        Rules::compile(&[rule]).unwrap().everything()
+    }
+
+    fn observer(bytes_max: usize) -> Observer {
+        Observer::with_limit(&everything(&["a:{id}", "exact"]), "a:mark", bytes_max)
+    }
+
+    fn names(mark: &Mark) -> Option<Vec<String>> {
+        let mut names: Vec<String> =
+            mark.written()?.iter().map(|name| name.escape_ascii().to_string()).collect();
+        names.sort();
+        Some(names)
+    }
+
+    #[test]
+    fn a_mark_knows_what_was_written_since_and_only_what_rules_give() {
+        let observer = observer(1_000_000);
+        observer.wrote(b"a:0");
+        let first = observer.mark();
+        for key in ["a:1", "b:1", "exact", "exactly", "a:mark", "a:1"] {
+            observer.wrote(key.as_bytes());
+        }
+        let second = observer.mark();
+        observer.wrote(b"a:2");
+        assert_eq!(names(&first).unwrap(), ["a:1", "a:2", "exact"]);
+        assert_eq!(names(&second).unwrap(), ["a:2"]);
+        observer.wrote(b"a:1");
+        assert_eq!(names(&second).unwrap(), ["a:1", "a:2"], "written again since");
+        assert_eq!(names(&second.earlier(first)).unwrap(), ["a:1", "a:2", "exact"]);
+    }
+
+    #[test]
+    fn a_loss_is_known_to_marks_before_it_and_over_for_marks_after_it() {
+        let observer = observer(1_000_000);
+        let before = observer.mark();
+        observer.wrote(b"a:1");
+        observer.lose();
+        assert_eq!(names(&before), None);
+        let after = observer.mark();
+        observer.wrote(b"a:2");
+        assert_eq!(names(&after).unwrap(), ["a:2"]);
+        assert_eq!(names(&after.clone().earlier(before)), None);
+        observer.close();
+        assert_eq!(names(&after), None);
+        let late = observer.mark();
+        assert_eq!(names(&late), None, "nothing comes any more");
+        let other = self::observer(1_000_000).mark();
+        assert_eq!(names(&other.clone().earlier(late.clone())), None);
+        assert_eq!(names(&late.earlier(other)), None);
+    }
+
+    #[test]
+    fn more_names_than_the_limit_are_a_loss_and_memory_is_given_back() {
+        let observer = observer(100_000);
+        let mark = observer.mark();
+        let mut most = 0;
+        for number in 0..10_000 {
+            observer.wrote(format!("a:{number}").as_bytes());
+            most = most.max(observer.names().bytes);
+        }
+        assert_eq!(names(&mark), None);
+        assert!(most <= 200_100, "{most} bytes were held");
+        assert_eq!(observer.names().bytes, 0);
+        let mark = observer.mark();
+        observer.wrote(b"a:1");
+        assert_eq!(names(&mark).unwrap(), ["a:1"]);
+    }
+
+    #[test]
+    fn names_that_nobody_asks_for_are_no_loss() {
+        let observer = observer(100_000);
+        let mut before = observer.mark();
+        for round in 0..200 {
+            // The window before this one is still open, as in operation.
+            let mark = observer.mark();
+            for number in 0..300 {
+                observer.wrote(format!("a:{round}:{number}").as_bytes());
+            }
+            assert_eq!(mark.written().map(|names| names.len()), Some(300), "{round}");
+            before = mark;
+        }
+        drop(before);
+        observer.wrote(b"a:1");
+        let names = observer.names();
+        assert_eq!((names.bytes, names.written.len(), names.marks.len()), (0, 0, 0));
+    }
+
+    #[test]
+    fn prefixes_are_narrow_and_none_begins_another() {
+        let set = everything(&["db:a:{id}", "roundup:{id}", "roundup:slug:{s}", "db:stats:*:x"]);
+        assert_eq!(prefixes(&set), [&b"db:a:"[..], b"db:stats:", b"roundup:"]);
+        assert_eq!(prefixes(&everything(&["a:{id}", "{id}:a"])), [b""]);
+        let texts: Vec<String> = (0..100).map(|number| format!("key:{number:02}:x")).collect();
+        let narrow = |most| narrowest(texts.iter().map(String::as_bytes).collect(), most);
+        assert_eq!(narrow(100).len(), 100);
+        assert_eq!(narrow(99).len(), 10);
+        assert_eq!(narrow(9), [b"key:"]);
+    }
+}

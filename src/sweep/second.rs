@@ -1,0 +1,58 @@
+//! The second removal of keys (I8): of those that were written again, where that is known.
+
+use super::exact;
+use super::job::{Job, Round, Tally};
+use super::node::{Error, Node};
+use super::observe::Mark;
+use super::pass::{MATCH_KEYS, Pass};
+use crate::keys::{KeySet, RuleId};
+
+/// From when on writes count for the jobs of a batch. A first removal begins now: that is noted in
+/// its jobs. `None` where writes are not observed, or any job has forgotten its moment.
+pub(super) fn since<N: Node>(node: &N, jobs: &mut [Job]) -> Option<Mark> {
+    if jobs.iter().any(|job| job.round != Round::Second) {
+        let now = node.mark();
+        jobs.iter_mut().for_each(|job| job.since.clone_from(&now));
+        return None;
+    }
+    let marks: Option<Vec<Mark>> = jobs.iter().map(|job| job.since.clone()).collect();
+    marks?.into_iter().reduce(Mark::earlier)
+}
+
+/// Removes from Redis what a batch must: with `since`, the keys and what the patterns match of all
+/// that was written from then on; without it, or when that is not known, the exact keys.
+///
+/// # Errors
+///
+/// The first error of the node. Keys removed before it stay removed; all are tried again.
+pub(super) async fn remove<N: Node>(
+    node: &N,
+    keys: &KeySet,
+    since: Option<Mark>,
+) -> Result<Tally, Error> {
+    if let Some(since) = since {
+        node.fence().await?;
+        if let Some(written) = since.written() {
+            let found = find(keys, &written).await;
+            let mut tally = exact::unlink(node, found).await?;
+            tally.with_patterns = true;
+            return Ok(tally);
+        }
+    }
+    exact::unlink(node, keys.exact().collect()).await
+}
+
+/// The names that are among the keys or match a pattern.
+async fn find<'a, T: AsRef<[u8]>>(keys: &KeySet, names: &'a [T]) -> Vec<(RuleId, &'a [u8])> {
+    let (rules, patterns): (Vec<RuleId>, Vec<_>) =
+        keys.patterns().map(|(rule, pattern)| (rule, pattern.clone())).unzip();
+    let pass = Pass::new(patterns);
+    let rule_of = |key: &[u8]| keys.exact_rule(key).or_else(|| rules.get(pass.find(key)?).copied());
+    let mut found = Vec::new();
+    for some in names.chunks(MATCH_KEYS) {
+        let some = some.iter().map(AsRef::as_ref);
+        found.extend(some.filter_map(|key| Some((rule_of(key)?, key))));
+        tokio::task::yield_now().await;
+    }
+    found
+}
