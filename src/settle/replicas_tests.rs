@@ -1,6 +1,6 @@
 //! Keys behind standbys whose replay a test decides, on paused time.
 
-use std::cell::{Cell, RefCell};
+use std::cell::Cell;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,6 +18,8 @@ use crate::keys::{KeySet, Rules};
 use crate::lsn::Lsn;
 use crate::metrics::{Metrics, PeerLabel, ReplicaLabel};
 
+type Failure = fn() -> StandbyError;
+
 /// A standby that tells what the test says.
 #[derive(Clone)]
 struct Server {
@@ -25,7 +27,7 @@ struct Server {
     replayed: Rc<Cell<u64>>,
     run: Rc<Cell<u32>>,
     /// How it fails, if it does.
-    fails: Rc<RefCell<Option<fn() -> StandbyError>>>,
+    fails: Rc<Cell<Option<Failure>>>,
     answers: Rc<Cell<bool>>,
     asked: Rc<Cell<u32>>,
 }
@@ -51,7 +53,7 @@ impl Standby for Server {
 
     async fn connect(&mut self) -> Result<(), StandbyError> {
         sleep(Duration::from_micros(300)).await;
-        self.fails.borrow().map_or(Ok(()), |error| Err(error()))
+        self.fails.get().map_or(Ok(()), |error| Err(error()))
     }
 
     async fn replayed(&mut self) -> Result<Answer, StandbyError> {
@@ -63,7 +65,7 @@ impl Standby for Server {
         let replayed = Lsn(self.replayed.get());
         sleep(Duration::from_micros(100)).await;
         let answer = Answer { replayed, run: self.run.get().to_string() };
-        self.fails.borrow().map_or(Ok(answer), |error| Err(error()))
+        self.fails.get().map_or(Ok(answer), |error| Err(error()))
     }
 }
 
@@ -241,7 +243,7 @@ async fn what_is_replayed_before_it_is_visible_is_removed_once() {
 async fn a_standby_that_is_gone_holds_only_the_end() {
     local(async {
         let mut bench = Bench::new();
-        *bench.other.fails.borrow_mut() = Some(|| StandbyError::NotAStandby);
+        bench.other.fails.set(Some(|| StandbyError::NotAStandby));
         bench.other.replayed.set(10_000);
         for lsn in (100..2_000).step_by(100) {
             bench.commit(lsn).await;
@@ -252,7 +254,7 @@ async fn a_standby_that_is_gone_holds_only_the_end() {
         assert_eq!(bench.next().await, None, "a refused standby has replayed nothing");
         assert_eq!((bench.up(&bench.one), bench.up(&bench.other)), (1, 0));
         assert_eq!((bench.lag(&bench.one), bench.lag(&bench.other)), (0, 1_900));
-        *bench.other.fails.borrow_mut() = None;
+        bench.other.fails.set(None);
         let mut settled = Vec::new();
         while let Some(Passed::Replayed(end_lsns, 0)) = bench.next().await {
             settled.extend(end_lsns);
@@ -286,13 +288,15 @@ async fn a_standby_without_an_answer_is_down_and_asked_again() {
     .await;
 }
 
+/// Commits while a standby is gone.
+const COMMITS: u64 = 2_000;
+
 /// I6: half an hour of commits while a standby is gone: few groups, few bytes, each end LSN once.
 #[tokio::test(start_paused = true)]
 async fn hours_without_a_standby_keep_memory_flat() {
     local(async {
         let mut bench = Bench::new();
-        *bench.other.fails.borrow_mut() = Some(|| StandbyError::NotAStandby);
-        const COMMITS: u64 = 2_000;
+        bench.other.fails.set(Some(|| StandbyError::NotAStandby));
         for lsn in 1..=COMMITS {
             // 400 000 keys in all, some 60 bytes each with their indices: more than is allowed.
             let keys = bench.keys((0..200).map(|at| lsn * 1_000 + at));
@@ -302,7 +306,7 @@ async fn hours_without_a_standby_keep_memory_flat() {
             assert_eq!(bench.next().await, Some(Passed::Replayed(vec![], 0)));
             sleep(Duration::from_secs(1)).await;
         }
-        *bench.other.fails.borrow_mut() = None;
+        bench.other.fails.set(None);
         bench.other.replayed.set(COMMITS);
         let (mut groups, mut settled, mut bytes) = (0, Vec::new(), 0);
         while let Ok(Some(visible)) = timeout(Duration::from_secs(60), bench.outputs.recv()).await {
@@ -320,13 +324,15 @@ async fn hours_without_a_standby_keep_memory_flat() {
     .await;
 }
 
+/// How many commits a standby is late by.
+const LATE: u64 = 1_000;
+
 /// A standby that is always late by as much has what it reaches removed soon after, however many
 /// groups are merged on the way.
 #[tokio::test(start_paused = true)]
 async fn a_standby_that_is_always_late_is_not_starved() {
     local(async {
         let mut bench = Bench::new();
-        const LATE: u64 = 1_000;
         let mut oldest_unsettled = 1;
         for lsn in 1..=6_000 {
             bench.commit(lsn).await;

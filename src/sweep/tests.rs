@@ -22,6 +22,7 @@ use crate::lsn::Lsn;
 use crate::metrics::Metrics;
 use crate::settle::{Cause, Visible};
 
+#[path = "replayed_tests.rs"]
 mod replayed_tests;
 
 /// What a Redis holds, and how it behaves.
