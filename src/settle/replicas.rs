@@ -160,8 +160,7 @@ impl Replicas {
     fn keep(&mut self, keys: &KeySet, replayed: Replayed, position: Lsn, missing: Vec<bool>) {
         let now = Instant::now();
         let open = self.groups.back_mut().filter(|last| {
-            last.missing == missing
-                && now < last.since + GROUP_WIDTH
+            now < last.since + GROUP_WIDTH
                 && last.keys.exact_len() + keys.exact_len() <= GROUP_KEYS_MAX
         });
         let added =
