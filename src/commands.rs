@@ -127,10 +127,11 @@ async fn check_postgres(config: &Config, rules: &mut Rules) -> Vec<Finding> {
         Ok(sql) => sql,
         Err(error) => return vec![Finding::error("postgres_unreachable", error.to_string())],
     };
-    match preflight::postgres(config, rules, &sql).await {
-        Ok(findings) => findings,
-        Err(error) => vec![Finding::error("catalog_unreadable", error.to_string())],
-    }
+    let unreadable =
+        |error: preflight::Error| vec![Finding::error("catalog_unreadable", error.to_string())];
+    let mut findings = preflight::postgres(config, rules, &sql).await.unwrap_or_else(unreadable);
+    findings.extend(preflight::replicas(config, &sql).await.unwrap_or_else(unreadable));
+    findings
 }
 
 async fn check_redis(config: &Config) -> Vec<Finding> {

@@ -14,16 +14,18 @@ use tokio::time::sleep;
 
 use crate::admin::{Health, Phase};
 use crate::capture::Slot;
+use crate::channel::channel;
 use crate::config::Config;
 use crate::error::{Error, Verdict};
 use crate::keys::Rules;
 use crate::metrics::{Metrics, PeerLabel};
+use crate::postgres::Endpoint;
 use crate::retry::Backoff;
 use crate::session::{Session, Timing};
-use crate::settle::{Gate, Probe, SqlProbe};
+use crate::settle::{self, Gate, Probe, Replicas, SqlProbe, SqlStandby, Standby};
 use crate::shutdown::Shutdown;
 use crate::slot_health;
-use crate::stream::{Ends, Stream};
+use crate::stream::{CHANNEL_LENGTH, Ends, GateEnds, Stream};
 use crate::sweep::{Node, Settings, Standalone, Sweeper, key_name};
 
 /// How often another try is made while another process has the slot.
@@ -107,6 +109,10 @@ impl Program<'_> {
             timeline = expected.timeline,
             "streaming"
         );
+        let standby = |endpoint: &Endpoint| {
+            SqlStandby::new(endpoint.clone(), &expected.system_id, expected.timeline)
+        };
+        let standbys = self.config.postgres.replicas.iter().map(standby).collect();
         let settings = Settings {
             max_stall: self.config.sweep.max_stall,
             window: self.config.refill.window,
@@ -122,7 +128,8 @@ impl Program<'_> {
         } else {
             node
         };
-        let outside = Outside { slot, probe: SqlProbe::new(Rc::clone(&sql)).await?, node };
+        let probe = SqlProbe::new(Rc::clone(&sql)).await?;
+        let outside = Outside { slot, probe, standbys, node };
         let mut health = spawn({
             let (config, metrics) = (self.config.postgres.clone(), Arc::clone(self.metrics));
             async move { slot_health::watch(&sql, &config, &metrics).await }
@@ -138,16 +145,18 @@ impl Program<'_> {
 }
 
 /// What a session touches outside of the program. The simulation has its own.
-pub struct Outside<P, N> {
+pub struct Outside<P, S, N> {
     /// The slot that is streamed.
     pub slot: Slot,
     /// Who knows what is visible.
     pub probe: P,
+    /// The standbys that readers use, too.
+    pub standbys: Vec<S>,
     /// The Redis.
     pub node: N,
 }
 
-impl<P: Probe + 'static, N: Node + 'static> Outside<P, N> {
+impl<P: Probe + 'static, S: Standby + 'static, N: Node + 'static> Outside<P, S, N> {
     /// Joins the stages and runs them to the session's end. The stream begins at the LSN that the
     /// settings expect. Needs a [`LocalSet`](tokio::task::LocalSet) around it.
     ///
@@ -165,7 +174,8 @@ impl<P: Probe + 'static, N: Node + 'static> Outside<P, N> {
         let (ends, gate_ends, sweeper_ends) = Ends::new(start);
         let gate = Gate::new(self.probe, Arc::clone(metrics));
         let sweeper = Sweeper::new(self.node, settings, Arc::clone(metrics), sweeper_ends.events);
-        let mut gate = spawn(gate.run(gate_ends.inputs, gate_ends.visible));
+        let replicas = Replicas::new(rules.everything(), Arc::clone(metrics));
+        let mut gate = spawn(settle(gate, (replicas, self.standbys), gate_ends));
         let mut sweeper = spawn(sweeper.run(sweeper_ends.visible, sweeper_ends.safe));
         let stream = Stream::new(self.slot, rules, ends, (start, timing));
         tokio::select! {
@@ -177,6 +187,22 @@ impl<P: Probe + 'static, N: Node + 'static> Outside<P, N> {
             }),
             _ = &mut sweeper.0 => Err(Error::Stage("sweep")),
         }
+    }
+}
+
+/// Runs the gate; where readers use standbys, with the wait for those behind it.
+async fn settle<P: Probe, S: Standby + 'static>(
+    gate: Gate<P>,
+    (replicas, standbys): (Replicas, Vec<S>),
+    ends: GateEnds,
+) -> Result<(), settle::Error> {
+    if standbys.is_empty() {
+        return gate.run(ends.inputs, ends.visible).await;
+    }
+    let (passed, visible) = channel(CHANNEL_LENGTH);
+    tokio::select! {
+        outcome = gate.with_replicas().run(ends.inputs, passed) => outcome,
+        () = replicas.run(standbys, visible, ends.visible) => Ok(()),
     }
 }
 

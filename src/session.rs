@@ -12,7 +12,7 @@ use crate::config::Config;
 use crate::error::Error;
 use crate::keys::Rules;
 use crate::lsn::Lsn;
-use crate::postgres::{Sql, connect_sql};
+use crate::postgres::{Endpoint, Sql, connect_sql};
 use crate::preflight;
 use crate::slot_health::{self, SlotState};
 use crate::sweep::{Broken, Watermark};
@@ -111,7 +111,7 @@ impl Session {
             timeline: identity.timeline,
             epoch: server.epoch,
             lsn: state.confirmed_flush_lsn,
-            rules: rules.fingerprint(),
+            rules: fingerprint(config, rules),
         };
         let timing = Timing::new(server.wal_sender_timeout_ms);
         Ok(Session { sql, slot, expected, wal_end: state.wal_end(), broken, timing })
@@ -130,6 +130,16 @@ impl ServerIdentity {
     fn name(&self) -> String {
         format!("system {} timeline {}", self.system_id, self.timeline)
     }
+}
+
+/// What the promise of a watermark depends on besides history: the rules, and which standbys were
+/// waited for. One that is new in the list may have shown readers what is confirmed already.
+fn fingerprint(config: &Config, rules: &Rules) -> String {
+    let mut replicas: Vec<String> =
+        config.postgres.replicas.iter().map(Endpoint::address).collect();
+    replicas.sort_unstable();
+    let addresses = replicas.iter().map(|address| format!(" {address}"));
+    std::iter::once(rules.fingerprint()).chain(addresses).collect()
 }
 
 fn name(identity: &Identity) -> String {

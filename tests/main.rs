@@ -11,6 +11,7 @@ mod network;
 mod observe;
 mod oracle;
 mod outage;
+mod replicas;
 mod shutdown;
 mod support;
 mod sweeping;

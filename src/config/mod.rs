@@ -47,6 +47,8 @@ pub struct Postgres {
     pub publication: String,
     /// Replication slot name.
     pub slot: String,
+    /// Standbys that the application reads from.
+    pub replicas: Vec<Endpoint>,
     /// WAL in bytes that the slot may keep on the server's disk before walsweep gives up what it
     /// has not removed, sweeps everything and begins anew; `None` (an empty text) is no limit.
     pub max_retained_wal: Option<u64>,

@@ -34,7 +34,7 @@ pub(super) struct Refill {
     empty: KeySet,
     collecting: Option<Bucket>,
     waiting: VecDeque<Bucket>,
-    kept: VecDeque<(Lsn, KeySet)>,
+    kept: VecDeque<Kept>,
     ring: Ring,
 }
 
@@ -45,6 +45,14 @@ struct Bucket {
     since: Option<Mark>,
     /// When it is closed; its second removal is due one window later.
     closes_at: Instant,
+}
+
+/// Keys whose last removal so far is done.
+struct Kept {
+    covers: Lsn,
+    keys: KeySet,
+    /// Sweeps of everything that stay owed.
+    owed: Vec<Member>,
 }
 
 impl Bucket {
@@ -123,33 +131,35 @@ impl Refill {
     }
 
     /// Keeps keys whose last removal is done until the watermark covers them.
-    pub(super) fn keep(&mut self, covers: Lsn, keys: KeySet) {
+    pub(super) fn keep(&mut self, covers: Lsn, keys: KeySet, owed: Vec<Member>) {
         if keys.is_empty() {
             return;
         }
-        self.kept.push_back((covers, keys));
+        self.kept.push_back(Kept { covers, keys, owed });
         if self.kept.len() > KEPT_MAX {
             // A transaction that stays invisible holds the watermark back while others go on (I3):
             // sets that grow together collapse at their limit (I6).
             let merged = self.kept.pop_front().zip(self.kept.pop_front());
-            if let Some(((one, mut keys), (other, others))) = merged {
-                keys.merge(&others);
-                self.kept.push_front((one.max(other), keys));
+            if let Some((mut one, other)) = merged {
+                one.keys.merge(&other.keys);
+                one.owed.extend(other.owed);
+                one.covers = one.covers.max(other.covers);
+                self.kept.push_front(one);
             }
         }
     }
 
     /// The watermark stands at `lsn`: what it covers is needed only if Redis goes back.
     pub(super) fn covered(&mut self, lsn: Lsn, now: Instant) {
-        for (covers, keys) in std::mem::take(&mut self.kept) {
-            if covers > lsn {
-                self.kept.push_back((covers, keys));
+        for kept in std::mem::take(&mut self.kept) {
+            if kept.covers > lsn {
+                self.kept.push_back(kept);
                 continue;
             }
             // A sweep of everything is of no transaction; whoever goes back behind it has no
             // watermark of this session.
-            if covers > Lsn::ZERO {
-                self.ring.add(covers, keys, now);
+            if kept.covers > Lsn::ZERO {
+                self.ring.add(kept.covers, kept.keys, now);
             }
         }
     }
@@ -170,7 +180,7 @@ impl Refill {
     pub(super) fn all_again(&mut self) -> Vec<Job> {
         let kept = std::mem::take(&mut self.kept)
             .into_iter()
-            .map(|(covers, keys)| Job::new(Vec::new(), keys, Round::Again, covers));
+            .map(|kept| Job::new(kept.owed, kept.keys, Round::Again, kept.covers));
         let waiting = std::mem::take(&mut self.waiting).into_iter().chain(self.collecting.take());
         kept.chain(waiting.map(|bucket| bucket.into_job(Round::Again))).collect()
     }

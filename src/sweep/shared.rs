@@ -6,7 +6,7 @@ use std::time::SystemTime;
 
 use tokio::time::Instant;
 
-use super::job::{Job, Member, Round, Tally};
+use super::job::{Job, Member, Tally};
 use super::node::{Error, Node, Replaced};
 use super::pace::Pace;
 use super::pass::{Pass, Progress};
@@ -27,7 +27,7 @@ pub(super) async fn sweep<N: Node>(
     let mut patterns: Vec<Pattern> = Vec::new();
     let mut owners: Vec<(RuleId, bool)> = Vec::new();
     for job in jobs {
-        let second = job.round == Round::Second;
+        let second = job.round.takes_refills();
         for (rule, pattern) in job.keys.patterns() {
             let index = *index_of.entry(pattern).or_insert_with(|| {
                 patterns.push(pattern.clone());
@@ -90,7 +90,7 @@ pub(super) async fn write<N: Node>(
     }
 }
 
-/// Counts removed keys: by rule, or as refills when it was their second removal.
+/// Counts removed keys: by rule, or as refills when they were removed before.
 pub(super) fn count(metrics: &Metrics, tally: &Tally, second: bool) {
     if second {
         metrics.refills_removed.inc_by(tally.removed());
@@ -103,7 +103,7 @@ pub(super) fn count(metrics: &Metrics, tally: &Tally, second: bool) {
 
 /// Records how long a transaction's keys took.
 pub(super) fn observe(metrics: &Metrics, member: &Member, now: Instant) {
-    let Member::Transaction { transaction, visible_at } = member else { return };
+    let Member::Transaction { transaction, visible_at, .. } = member else { return };
     metrics.visible_to_removed.observe(seconds(now - *visible_at));
     metrics.commit_to_removed.observe(seconds(transaction.age(SystemTime::now())));
 }

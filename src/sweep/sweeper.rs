@@ -259,7 +259,7 @@ impl State {
     async fn batch_done(&mut self, jobs: Vec<Job>, outcome: Result<Tally, Error>) {
         match outcome {
             Ok(tally) => {
-                let second = jobs.first().is_some_and(|job| job.round == Round::Second);
+                let second = jobs.first().is_some_and(|job| job.round.takes_refills());
                 count(&self.metrics, &tally, second);
                 reach(Point::ExactRemoved);
                 for job in jobs {
@@ -318,7 +318,7 @@ impl State {
     }
 
     async fn note_resyncs(&mut self, job: &Job, is_first: bool) {
-        let closes = job.members.iter().any(|one| matches!(one, Member::Resync { last: true }));
+        let closes = job.members.iter().any(|one| matches!(one, Member::Resync { last: true, .. }));
         if closes && is_first {
             self.ward.shown();
             reach(Point::ResyncShown);
@@ -331,14 +331,23 @@ impl State {
     /// The last removal of a job's keys is acknowledged.
     async fn done(&mut self, job: Job) {
         let mut end_lsns = Vec::with_capacity(job.members.len());
-        for member in &job.members {
+        let mut owed = Vec::new();
+        for member in job.members {
             match member {
-                Member::Transaction { transaction, .. } => end_lsns.push(transaction.end_lsn),
-                Member::Resync { last: true } => self.ward.paid(),
-                Member::Resync { last: false } => {}
+                Member::Transaction { transaction, settles: true, .. } => {
+                    end_lsns.push(transaction.end_lsn);
+                }
+                Member::Resync { last: true, settles: true } => self.ward.paid(),
+                Member::Replayed(replayed) => {
+                    end_lsns.extend(replayed.end_lsns);
+                    (0..replayed.resyncs).for_each(|_| self.ward.paid());
+                }
+                // If Redis loses the removal before the standbys show it, it is made again.
+                member if member.is_owed_resync() => owed.push(member),
+                Member::Transaction { .. } | Member::Resync { .. } => {}
             }
         }
-        self.refill.keep(job.covers, job.keys);
+        self.refill.keep(job.covers, job.keys, owed);
         reach(Point::Swept);
         if !end_lsns.is_empty() {
             self.report(Event::Swept(Swept { end_lsns })).await;

@@ -22,6 +22,9 @@ use crate::lsn::Lsn;
 use crate::metrics::Metrics;
 use crate::settle::{Cause, Visible};
 
+#[path = "replayed_tests.rs"]
+mod replayed_tests;
+
 /// What a Redis holds, and how it behaves.
 #[derive(Clone, Default)]
 pub(super) struct Redis(pub(super) Rc<Inner>);
@@ -183,6 +186,7 @@ pub(super) struct Bench {
     visible: Sender<Visible>,
     pub(super) safe: watch::Sender<Lsn>,
     events: mpsc::Receiver<Event>,
+    metrics: Arc<Metrics>,
 }
 
 impl Bench {
@@ -210,9 +214,9 @@ impl Bench {
         let wal_end = Lsn(1_000);
         let settings = Settings { max_stall, window, expected, wal_end, broken: None, empty };
         let metrics = Arc::new(Metrics::new(rules.names()));
-        let sweeper = Sweeper::new(redis.clone(), settings, metrics, events_sender);
+        let sweeper = Sweeper::new(redis.clone(), settings, Arc::clone(&metrics), events_sender);
         tokio::task::spawn_local(sweeper.run(sweeper_visible, sweeper_safe));
-        Bench { rules, redis, visible, safe, events }
+        Bench { rules, redis, visible, safe, events, metrics }
     }
 
     pub(super) async fn commit(&mut self, end_lsn: u64, table: &str, ids: &[&str]) {

@@ -65,6 +65,7 @@ pub(crate) fn config(port: u16, database: &str, rules: Vec<Rule>) -> Config {
             endpoint,
             publication: "walsweep".to_owned(),
             slot: format!("slot_{database}"),
+            replicas: Vec::new(),
             max_retained_wal: None,
         },
         redis: walsweep::config::Redis {

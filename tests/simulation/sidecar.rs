@@ -17,7 +17,7 @@ use walsweep::metrics::Metrics;
 use walsweep::pipeline::Outside;
 use walsweep::retry::Backoff;
 use walsweep::session::Timing;
-use walsweep::settle::{self, Probe, Snapshot};
+use walsweep::settle::{self, Probe, Snapshot, SqlStandby};
 use walsweep::shutdown::Shutdown;
 use walsweep::sweep::{Broken, Settings, Watermark};
 
@@ -127,7 +127,7 @@ async fn process(
     }
 }
 
-type Opened = (Outside<Asker, Client>, Settings);
+type Opened = (Outside<Asker, SqlStandby, Client>, Settings);
 
 /// What `Session::open` does, on the server in memory.
 async fn open(world: &Rc<World>, rules: &Rules) -> Result<Opened, Error> {
@@ -157,6 +157,8 @@ async fn open(world: &Rc<World>, rules: &Rules) -> Result<Opened, Error> {
     let expected = Watermark {
         system_id: "7".to_owned(),
         timeline,
+        // A crash loses no commit here.
+        epoch: "1".to_owned(),
         lsn: Lsn(lsn),
         rules: rules.fingerprint(),
     };
@@ -164,12 +166,13 @@ async fn open(world: &Rc<World>, rules: &Rules) -> Result<Opened, Error> {
         max_stall: Duration::from_millis(5),
         window: world.window,
         expected,
+        wal_end: Lsn(world.postgres.borrow().flushed()),
         broken,
         empty: rules.key_set(),
     };
     let slot = capture::Slot::over(walsender::start(world, lsn));
     let probe = Asker { world: Rc::clone(world), number: *world.sql.borrow() };
-    Ok((Outside { slot, probe, node: Client::new(world) }, settings))
+    Ok((Outside { slot, probe, standbys: Vec::new(), node: Client::new(world) }, settings))
 }
 
 /// Waits for every transaction that runs now, then takes the end of the log. Whatever began
@@ -219,5 +222,9 @@ impl Probe for Asker {
 
     async fn fence(&self) -> Result<u64, settle::Error> {
         self.ask(|world| world.postgres.borrow_mut().fence()).await
+    }
+
+    async fn position(&self) -> Result<Lsn, settle::Error> {
+        self.ask(|world| Lsn(world.postgres.borrow().flushed())).await
     }
 }
