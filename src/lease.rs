@@ -49,7 +49,9 @@ impl Error {
     #[must_use]
     pub fn hint(&self) -> Option<&'static str> {
         match self {
-            Error::Unsupported { .. } => Some("without the lease, `refill.window` bounds late fills"),
+            Error::Unsupported { .. } => {
+                Some("without the lease, `refill.window` bounds late fills")
+            }
             Error::Forbidden { .. } => Some(
                 "grant it, or do it as a user who may: `walsweep setup --lease --print | redis-cli \
                  -x FUNCTION LOAD REPLACE`, `redis-cli FUNCTION DELETE walsweep_lease`",
@@ -108,9 +110,7 @@ pub async fn delete(connection: &mut MultiplexedConnection) -> Result<bool, Erro
         Err(error) if error.detail().is_some_and(|detail| detail.contains("not found")) => {
             Ok(false)
         }
-        Err(error) => {
-            Err(Error::new("remove the lease functions", "+function|delete", &error))
-        }
+        Err(error) => Err(Error::new("remove the lease functions", "+function|delete", &error)),
     }
 }
 
