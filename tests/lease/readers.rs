@@ -109,7 +109,7 @@ async fn stale_after_a_pass(bed: &Bed, sidecar: &Sidecar, how: &str) -> usize {
         stale += usize::from(value.is_some());
     }
     println!("{how}: {stale} of 100 stale, {inside} stored while the pass ran");
-    assert!(inside >= 50, "the pass was over too soon: {inside}");
+    assert!(inside >= 30, "the pass was over too soon: {inside}");
     stale
 }
 
