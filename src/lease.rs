@@ -1,8 +1,8 @@
 //! The optional in-key lease: functions in Redis that refuse a value read before a removal (I8).
 //!
-//! Takes: a connection to a primary. Gives: the library `lua/lease.lua` loaded, removed, or compared
-//! with what is loaded. The lease is between the readers and Redis: the stages know nothing of it,
-//! for a removal takes a marker like any value.
+//! Takes: a connection to a primary. Gives: the library `lua/lease.lua` loaded, removed, or
+//! compared with what is loaded. The lease is between the readers and Redis: the stages know
+//! nothing of it, for a removal takes a marker like any value.
 
 use std::collections::HashMap;
 

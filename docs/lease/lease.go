@@ -18,9 +18,9 @@ import (
 	"github.com/redis/go-redis/v9"
 )
 
-// Lease holds a client and times, of whole milliseconds. Lease is longer than a computation takes, or its value is not
-// stored. A TTL of 0 keeps a value until it is removed. Who waits for another reader longer than
-// Patience computes, too.
+// Lease holds a client and times, of whole milliseconds. Lease is longer than a computation takes,
+// or its value is not stored. A TTL of 0 keeps a value until it is removed. Who waits for another
+// reader longer than Patience computes, too.
 type Lease struct {
 	Client               redis.UniversalClient
 	Lease, TTL, Patience time.Duration

@@ -182,8 +182,8 @@ async fn keys(config: &Config, connection: &mut MultiplexedConnection, user: &st
     findings
 }
 
-/// The lease functions, if any are loaded. They are an option, and the right to list them is no need
-/// of `run`: who may not ask is not told.
+/// The lease functions, if any are loaded. They are an option, and `run` needs no right to list
+/// them: who may not ask is not told.
 async fn functions(connection: &mut MultiplexedConnection) -> Option<Finding> {
     match lease::loaded(connection).await {
         Ok(Loaded::Current) => {
