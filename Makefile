@@ -13,6 +13,7 @@ SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 help: ## Show this.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
 
+demo: WITHOUT_PYTHON = 1
 demo: install-deps ## Throwaway Postgres and Redis, and what happens to the keys. KEEP=1 keeps them.
 	$(CARGO) run --quiet -- demo $(if $(filter-out 0,$(KEEP)),--keep)
 
@@ -46,12 +47,17 @@ lint: ## Format, lints and documentation, each without a single warning.
 # Debian's postgresql creates and starts a cluster, and redis-server starts its service, when they
 # are installed. Neither is wanted: the one is told in its own configuration, the other by
 # policy-rc.d for as long as the installation takes. What is installed already stays untouched.
-install-deps: ## Install Postgres and Redis from Debian's packages, only if missing.
+# The tests read with a Python client, too.
+WITHOUT_PYTHON ?=
+install-deps: ## Install Postgres, Redis and redis-py from Debian's packages, only if missing.
 	@set -eu; missing=; \
 	[ -n "$${WALSWEEP_PG_BIN:-}" ] || command -v initdb >/dev/null \
 	    || ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || missing="$$missing postgresql"; \
 	[ -n "$${WALSWEEP_REDIS_SERVER:-}" ] || command -v redis-server >/dev/null \
 	    || missing="$$missing redis-server"; \
+	[ -n "$${WALSWEEP_PYTHON:-$(WITHOUT_PYTHON)}" ] \
+	    || /usr/bin/python3 -c 'import redis' 2>/dev/null || python3 -c 'import redis' 2>/dev/null \
+	    || missing="$$missing python3-redis"; \
 	[ -n "$$missing" ] || exit 0; \
 	command -v apt-get >/dev/null || { echo "install by hand:$$missing" >&2; exit 1; }; \
 	echo "installing$$missing"; \

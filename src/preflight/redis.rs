@@ -5,6 +5,7 @@ use redis::{Cmd, IntoConnectionInfo, RedisError, Value, cmd, pipe};
 
 use super::{Finding, Severity};
 use crate::config::{Config, Located};
+use crate::lease::{self, Loaded};
 
 /// How long the key of the checks lives, if nothing removes it, milliseconds.
 const CHECK_KEY_TTL_MS: u32 = 1_000;
@@ -34,6 +35,7 @@ pub async fn redis(config: &Config, connection: &mut MultiplexedConnection) -> V
         if config.refill.observe {
             findings.extend(tracking(config, connection, &user).await);
         }
+        findings.extend(functions(connection).await);
     }
     findings
 }
@@ -192,6 +194,22 @@ async fn keys(config: &Config, connection: &mut MultiplexedConnection, user: &st
         }
     }
     findings
+}
+
+/// The lease functions, if any are loaded. They are an option, and `run` needs no right to list
+/// them: who may not ask is not told.
+async fn functions(connection: &mut MultiplexedConnection) -> Option<Finding> {
+    match lease::loaded(connection).await {
+        Ok(Loaded::Current) => {
+            let message = "the lease functions are loaded, in this version".to_owned();
+            Some(Finding::info("lease_loaded", message))
+        }
+        Ok(Loaded::Other) => {
+            let message = "the lease functions are loaded, in another version".to_owned();
+            Some(Finding::warning("lease_outdated", message).hint("`walsweep setup --lease`"))
+        }
+        Ok(Loaded::Nothing) | Err(_) => None,
+    }
 }
 
 fn forbidden(key: &Located<String>, user: &str) -> Finding {
