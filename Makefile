@@ -1,28 +1,48 @@
 # What people do with a checkout. Needs a Rust toolchain; the servers are installed where missing.
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-hard fuzz simulate bench lint install-deps
+.PHONY: help demo test test-hard check-consistency fuzz simulate bench lint install-deps
 
 CARGO ?= cargo
 # KEEP=1: `make demo` leaves its servers running until Ctrl-C.
 KEEP ?=
 FUZZ_SECONDS ?= 120
 SCHEDULES ?= 100000
+# Of `make check-consistency`: how long; how many tasks write and read; where random choices come
+# from (empty: another seed each time); `all`, `none` or names with commas; `walsweep`, `naive` or a
+# shell command; more options, which `make check-consistency ARGS=--help` lists.
+SECONDS ?= 60
+WRITERS ?= 8
+READERS ?= 4
+SEED ?=
+FAULTS ?= all
+INVALIDATOR ?= walsweep
+export INVALIDATOR
+ARGS ?=
+CHECKER := $(CARGO) test --quiet --all-features --test consistency --
 # Tests and the demonstration start servers of their own. Only packages are installed, no service.
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
 help: ## Show this.
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' Makefile
 
 demo: WITHOUT_PYTHON = 1
 demo: install-deps ## Throwaway Postgres and Redis, and what happens to the keys. KEEP=1 keeps them.
 	$(CARGO) run --quiet -- demo $(if $(filter-out 0,$(KEEP)),--keep)
 
+# The last two: the promise under a few faults, on a machine that may be slow; and that the checker
+# notices an invalidator that does not keep it.
 test: install-deps ## Every test, against real servers.
 	$(CARGO) test --all-features
+	$(CHECKER) --seconds 20 --slack 60 --recovery 120
+	$(CHECKER) --seconds 120 --faults none --invalidator naive --expect-stale
 
 test-hard: install-deps ## The same races and outages for longer: 100 000 commits, 50 kills, 30 s.
 	COMMITS=100000 KILLS=50 OUTAGE_SECONDS=30 $(CARGO) test --all-features --test main -- \
 	    --nocapture --test-threads 1 visibility outage oracle
+
+check-consistency: install-deps ## Stale values in Redis, under load and faults. SECONDS=60 SEED=1
+	$(CHECKER) --seconds $(SECONDS) --writers $(WRITERS) --readers $(READERS) \
+	    $(if $(SEED),--seed $(SEED)) --faults $(FAULTS) --invalidator "$$INVALIDATOR" $(ARGS)
 
 # The corpus is the golden messages of real servers. Needs cargo-fuzz.
 fuzz: ## Feed the decoder with damaged messages, FUZZ_SECONDS long.
@@ -42,6 +62,7 @@ bench: install-deps ## Speed, as ratios against other programs. ONLY=latency: on
 lint: ## Format, lints and documentation, each without a single warning.
 	$(CARGO) fmt --check
 	$(CARGO) clippy --all-targets --all-features -- -D warnings
+	$(CARGO) clippy --test consistency --all-features -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --no-deps --document-private-items
 
 # Debian's postgresql creates and starts a cluster, and redis-server starts its service, when they

@@ -124,6 +124,12 @@ impl Error {
         }
     }
 
+    /// Whether the server cannot decode what the slot is to stream next.
+    #[must_use]
+    pub fn is_undecodable(&self) -> bool {
+        matches!(self, Error::Capture(error) if error.is_undecodable())
+    }
+
     /// What a person can do about it.
     #[must_use]
     pub fn hint(&self) -> Option<&'static str> {

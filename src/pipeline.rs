@@ -20,7 +20,7 @@ use crate::error::{Error, Verdict};
 use crate::keys::Rules;
 use crate::metrics::{Metrics, PeerLabel};
 use crate::postgres::Endpoint;
-use crate::retry::Backoff;
+use crate::retry::{Backoff, Stuck};
 use crate::session::{Session, Timing};
 use crate::settle::{self, Gate, Probe, Replicas, SqlProbe, SqlStandby, Standby};
 use crate::shutdown::Shutdown;
@@ -56,6 +56,7 @@ impl Program<'_> {
         let mut backoff = Backoff::postgres();
         let mut established = false;
         let mut standing_by = false;
+        let mut stuck = Stuck::default();
         loop {
             tokio::select! {
                 biased;
@@ -65,14 +66,26 @@ impl Program<'_> {
             let opened = tokio::select! {
                 biased;
                 () = self.shutdown.requested() => return Ok(()),
-                opened = Session::open(self.config, self.rules, self.health) => opened,
+                opened = Session::open(
+                    self.config,
+                    self.rules,
+                    self.health,
+                    stuck.must_give_up(),
+                ) => opened,
             };
             let outcome = match opened {
                 Ok(session) => {
                     (established, standing_by) = (true, false);
                     backoff = Backoff::postgres();
                     self.metrics.postgres_up.set(1);
-                    self.session(session).await
+                    if stuck.must_give_up() {
+                        stuck.gave_up();
+                    }
+                    let start = session.expected.lsn;
+                    let outcome = self.session(session).await;
+                    let undecodable = outcome.as_ref().is_err_and(Error::is_undecodable);
+                    stuck.session_ended(start, undecodable);
+                    outcome
                 }
                 Err(error) => Err(error),
             };

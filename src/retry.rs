@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use crate::lsn::Lsn;
+
 /// Waits that double from a first to a longest one.
 #[derive(Clone, Debug)]
 pub struct Backoff {
@@ -36,9 +38,66 @@ impl Backoff {
     }
 }
 
+/// Sessions in a row that the server ended at the same place because it could not decode its log,
+/// before another slot is tried. One or two may have another cause.
+const STUCK_LIMIT: u32 = 3;
+
+/// Counts sessions that get nowhere because the slot holds what the server cannot decode.
+#[derive(Clone, Debug)]
+pub struct Stuck {
+    start: Lsn,
+    count: u32,
+    limit: u32,
+}
+
+impl Default for Stuck {
+    fn default() -> Stuck {
+        Stuck { start: Lsn::ZERO, count: 0, limit: STUCK_LIMIT }
+    }
+}
+
+impl Stuck {
+    /// A session that began at `start` ended, `undecodable` if that was why.
+    pub fn session_ended(&mut self, start: Lsn, undecodable: bool) {
+        let before = if start == self.start { self.count } else { 0 };
+        self.count = if undecodable { before + 1 } else { 0 };
+        self.start = start;
+    }
+
+    /// Whether the slot must be given up for a new one.
+    #[must_use]
+    pub fn must_give_up(&self) -> bool {
+        self.count >= self.limit
+    }
+
+    /// It was given up. If that does not help, the next time is twice as far away: each costs a
+    /// sweep of everything.
+    pub fn gave_up(&mut self) {
+        self.count = 0;
+        self.limit = self.limit.saturating_mul(2);
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use super::Backoff;
+    use super::{Backoff, Stuck};
+    use crate::lsn::Lsn;
+
+    #[test]
+    fn a_slot_is_given_up_after_three_sessions_that_end_alike_at_the_same_place() {
+        let (one, other): (Lsn, Lsn) = ("0/1".parse().unwrap(), "0/2".parse().unwrap());
+        let mut stuck = Stuck::default();
+        let ends = |stuck: &mut Stuck, ends: &[(Lsn, bool)]| {
+            ends.iter().for_each(|(start, why)| stuck.session_ended(*start, *why));
+            stuck.must_give_up()
+        };
+        assert!(!ends(&mut stuck, &[(one, true), (one, true), (other, true)]), "it moves");
+        assert!(!ends(&mut stuck, &[(other, true), (other, false), (other, true)]), "by chance");
+        assert!(ends(&mut stuck, &[(other, true), (other, true)]));
+        stuck.gave_up();
+        assert!(!ends(&mut stuck, &[(one, true); 5]), "later each time");
+        assert!(ends(&mut stuck, &[(one, true)]));
+    }
 
     #[test]
     fn waits_double_up_to_the_longest() {

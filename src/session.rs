@@ -72,7 +72,8 @@ struct ServerIdentity {
 }
 
 impl Session {
-    /// Connects, checks, and starts streaming from where the slot was confirmed.
+    /// Connects, checks, and starts streaming from where the slot was confirmed; with
+    /// `slot_is_stuck` from a new slot in its place.
     ///
     /// # Errors
     ///
@@ -81,6 +82,7 @@ impl Session {
         config: &Config,
         rules: &mut Rules,
         health: &Health,
+        slot_is_stuck: bool,
     ) -> Result<Session, Error> {
         let sql = Rc::new(connect_sql(&config.postgres.endpoint, SQL_NAME).await?);
         let server = step(identify(&sql)).await?;
@@ -94,7 +96,7 @@ impl Session {
         if !same_server(&server, &identity) {
             return Err(Error::TwoServers { sql: server.name(), replication: name(&identity) });
         }
-        let broken = ensure_slot(config, &sql, &mut replication, health).await?;
+        let broken = ensure_slot(config, &sql, &mut replication, (health, slot_is_stuck)).await?;
         let (slot, publication) = (&config.postgres.slot, &config.postgres.publication);
         let started = step(replication.start(slot, publication, StreamOptions::default())).await;
         let slot = match started {
@@ -166,7 +168,7 @@ async fn ensure_slot(
     config: &Config,
     client: &Client,
     replication: &mut Replication,
-    health: &Health,
+    (health, is_stuck): (&Health, bool),
 ) -> Result<Option<Broken>, Error> {
     let name = &config.postgres.slot;
     let broken = match step(slot_health::look(client, name)).await? {
@@ -186,11 +188,21 @@ async fn ensure_slot(
                     "the slot keeps too much WAL: dropping it and creating it anew; what was not \
                      removed is made good by sweeping everything"
                 );
+            } else if is_stuck {
+                tracing::error!(
+                    slot = name,
+                    "the server cannot decode what the slot holds: dropping it and creating it \
+                     anew; what was not removed is made good by sweeping everything"
+                );
             } else {
                 return Ok(None);
             }
             step(replication.drop_slot(name)).await?;
-            if is_lost { Broken::SlotCreated } else { Broken::RetainedWal }
+            match (is_lost, is_stuck) {
+                (true, _) => Broken::SlotCreated,
+                (false, true) => Broken::SlotUndecodable,
+                (false, false) => Broken::RetainedWal,
+            }
         }
         None => {
             tracing::info!(slot = name, "creating the slot");

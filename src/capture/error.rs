@@ -80,6 +80,14 @@ impl Error {
         }
     }
 
+    /// Whether the server broke off because it cannot make sense of its own log (SQLSTATE XX000).
+    /// Seen with Postgres 15.18: a slot that is created while one transaction truncates a table and
+    /// others run may lack that TRUNCATE, and no later try gets past the next change of the table.
+    #[must_use]
+    pub fn is_undecodable(&self) -> bool {
+        matches!(self, Error::Stream(server) if server.code == "XX000")
+    }
+
     /// Whether a person has to change something, at the server or in the configuration: trying the
     /// same again will not help.
     #[must_use]

@@ -105,6 +105,8 @@ pub enum Broken {
     SlotCreated,
     /// The slot was dropped on purpose, because it kept more WAL than `max_retained_wal`.
     RetainedWal,
+    /// The slot was dropped on purpose, because the server could not decode what it held.
+    SlotUndecodable,
 }
 
 impl Broken {
@@ -123,6 +125,7 @@ impl Broken {
             Broken::WatermarkLost => "watermark_lost",
             Broken::SlotCreated => "slot_created",
             Broken::RetainedWal => "retained_wal",
+            Broken::SlotUndecodable => "slot_undecodable",
         }
     }
 

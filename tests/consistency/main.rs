@@ -1,0 +1,327 @@
+//! The stale-read checker: a real Postgres, a real Redis, writers, cache-aside readers, faults, and
+//! any program that removes keys. `make check-consistency` runs it.
+//!
+//! At every quiet point each cached value is compared with its row: none may be stale. While the
+//! load runs, the life of every stale value that is seen is held against the stated bound: the
+//! refill window, an eighth of it (at most 250 ms) by which second removals are gathered, a slack
+//! for the machine, and the outages that fall into that life. An outage lasts from the first fault
+//! of a mixture until all are mended and everything committed by then is confirmed.
+//!
+//! The same seed gives the same choices, not the same interleaving of processes.
+//!
+//! Exit code 0: the promise held. 1: it did not, or nothing was tested; the stale keys are listed.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test may fail")]
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "it reports to a person")]
+
+mod cached;
+mod faults;
+mod history;
+mod inject;
+mod invalidator;
+mod naive;
+mod readers;
+mod report;
+mod rest;
+mod servers;
+mod shared;
+#[path = "../support/mod.rs"]
+mod support;
+mod writers;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use clap::{Parser, Subcommand};
+use futures_util::future::join_all;
+use rand::RngExt;
+use tempfile::TempDir;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep, timeout};
+
+use crate::invalidator::Invalidator;
+use crate::report::Report;
+use crate::servers::{NAME, Servers};
+use crate::shared::{PATIENCE, Shared};
+
+/// Looks for stale values in a cache, under load and faults.
+#[derive(Debug, Parser)]
+#[command(name = "consistency")]
+struct Options {
+    /// How long to run; the last quiet point comes after it.
+    #[arg(long, default_value_t = 60)]
+    seconds: u64,
+    /// Tasks that write.
+    #[arg(long, default_value_t = 8)]
+    writers: u64,
+    /// Tasks that read and fill the cache.
+    #[arg(long, default_value_t = 4)]
+    readers: u64,
+    /// Where all random choices come from; another one each time if not given.
+    #[arg(long)]
+    seed: Option<u64>,
+    /// `none`, `all`, or names with commas; a wrong name lists them.
+    #[arg(long, default_value = "all", value_parser = faults::parse)]
+    faults: FaultList,
+    /// `walsweep`, `naive`, or a shell command, which finds `DATABASE_URL`, `REPLICATION_URL`,
+    /// `REDIS_URL`, `SLOT`, `PUBLICATION`, `CONFIG` (a walsweep configuration with the rules) and
+    /// `WALSWEEP` (the program) in its environment.
+    #[arg(long, default_value = "walsweep")]
+    invalidator: String,
+    /// `[refill] window`, in milliseconds; readers fill within 0.9 of it.
+    #[arg(long, default_value_t = 1000)]
+    refill_window: u64,
+    /// Some fills come up to three windows after their read. What is stale by them is not counted.
+    #[arg(long)]
+    late_readers: bool,
+    /// What the bound of a stale life grants the machine, in seconds.
+    #[arg(long, default_value_t = 5)]
+    slack: u64,
+    /// How long everything may take to be confirmed after a fault, in seconds.
+    #[arg(long, default_value_t = 60)]
+    recovery: u64,
+    /// How long a program other than walsweep is given at a quiet point after it confirmed
+    /// everything, in milliseconds.
+    #[arg(long, default_value_t = 1000)]
+    grace: u64,
+    /// How far away the synchronous standby is, each way, in milliseconds.
+    #[arg(long, default_value_t = 2)]
+    standby_delay: u64,
+    /// Keys in the cache that no rule covers.
+    #[arg(long, default_value_t = 2000)]
+    ballast: u32,
+    /// End with the first value that is stale at rest, and fail if there is none: to see that the
+    /// checker bites.
+    #[arg(long)]
+    expect_stale: bool,
+    /// Print the report as JSON.
+    #[arg(long)]
+    json: bool,
+    /// Write the invalidator's output here, and keep it.
+    #[arg(long)]
+    log: Option<PathBuf>,
+    #[command(subcommand)]
+    command: Option<Hidden>,
+}
+
+/// The fault kinds of an option.
+type FaultList = Vec<faults::Kind>;
+
+#[derive(Clone, Copy, Debug, Subcommand)]
+enum Hidden {
+    /// The yardstick.
+    #[command(hide = true)]
+    Naive,
+}
+
+/// All that a run has.
+pub(crate) struct World {
+    /// What the tasks share.
+    pub(crate) shared: Arc<Shared>,
+    /// The servers.
+    pub(crate) servers: Arc<Servers>,
+    /// The program under test.
+    pub(crate) invalidator: Arc<Invalidator>,
+    /// It says when it is ready.
+    pub(crate) is_walsweep: bool,
+    /// See the option.
+    pub(crate) grace: Duration,
+    /// Faults so far, by name.
+    pub(crate) faults: Mutex<BTreeMap<String, u32>>,
+}
+
+impl World {
+    /// Counts a fault.
+    pub(crate) fn count(&self, fault: &str) {
+        *self.faults.lock().unwrap().entry(fault.to_owned()).or_default() += 1;
+    }
+}
+
+fn main() -> ExitCode {
+    let options = Options::parse();
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    if let Some(Hidden::Naive) = options.command {
+        runtime.block_on(naive::run());
+        return ExitCode::SUCCESS;
+    }
+    let report = runtime.block_on(run(&options));
+    if options.json {
+        println!("{}", serde_json::to_string_pretty(&report).unwrap());
+    } else {
+        println!("{report}");
+    }
+    let is_good =
+        if options.expect_stale { !report.stale_at_rest.is_empty() } else { report.held() };
+    if is_good { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+async fn run(options: &Options) -> Report {
+    let seed = options.seed.unwrap_or_else(|| rand::rng().random_range(0..1_000_000_000));
+    eprintln!("seed {seed}");
+    let folder = TempDir::new().unwrap();
+    let world = build(options, seed, &folder).await;
+    let started = Instant::now();
+    let mut tasks = JoinSet::new();
+    tasks.spawn(Arc::clone(&world.servers).stand_by());
+    let invalidator = Arc::clone(&world.invalidator);
+    tasks.spawn(async move { invalidator.supervise().await });
+    let mut report = Report::default();
+    if world.servers.settled(world.is_walsweep, PATIENCE).await {
+        tasks.spawn(readers::audit(Arc::clone(&world.shared)));
+        for number in 0..options.writers {
+            tasks.spawn(writers::write(Arc::clone(&world.shared), number));
+        }
+        for number in 0..options.readers {
+            tasks.spawn(readers::read(Arc::clone(&world.shared), number));
+        }
+        rounds(&world, options, &mut report).await;
+    } else {
+        report.failures.push("the invalidator does not begin to confirm".to_owned());
+    }
+    world.shared.stop.store(true, Ordering::Relaxed);
+    tasks.shutdown().await;
+    if !report.failures.is_empty() {
+        report.failures.push(format!("last words:\n{}", world.invalidator.last_words()));
+    }
+    let texts = (bound_text(options), replay(options, seed));
+    report.close(&world, started.elapsed(), texts);
+    report
+}
+
+async fn build(options: &Options, seed: u64, folder: &TempDir) -> World {
+    let standby_delay = Duration::from_millis(options.standby_delay);
+    let servers = Arc::new(Servers::start(standby_delay, options.ballast).await);
+    let window = Duration::from_millis(options.refill_window);
+    let urls = (servers.postgres_url.clone(), servers.redis_url.clone());
+    let times = (window, base(options));
+    let shared = Arc::new(Shared::new(seed, urls, times, options.late_readers));
+    let config = folder.path().join("config.toml");
+    let text = servers.config(window).await;
+    std::fs::write(&config, &text).unwrap();
+    let own = std::env::current_exe().unwrap();
+    let command = match options.invalidator.as_str() {
+        "walsweep" => "exec \"$WALSWEEP\" run --config \"$CONFIG\"".to_owned(),
+        "naive" => format!("exec '{}' naive", own.display()),
+        other => other.to_owned(),
+    };
+    let is_walsweep = command.contains("$WALSWEEP");
+    let url = |name: &str| {
+        let line = text.lines().filter_map(|line| line.strip_prefix(name)?.strip_prefix(" = "));
+        line.map(|url| url.trim_matches('"').to_owned()).collect::<Vec<_>>()
+    };
+    let environment = [
+        ("WALSWEEP", env!("CARGO_BIN_EXE_walsweep").to_owned()),
+        ("CONFIG", config.display().to_string()),
+        ("DATABASE_URL", url("url")[0].clone()),
+        ("REDIS_URL", url("url")[1].clone()),
+        ("REPLICATION_URL", url("replication_url")[0].clone()),
+        ("SLOT", NAME.to_owned()),
+        ("PUBLICATION", NAME.to_owned()),
+    ];
+    let environment = environment.map(|(name, value)| (name.to_owned(), value)).to_vec();
+    let log = options.log.clone().unwrap_or_else(|| folder.path().join("log"));
+    let invalidator = Arc::new(Invalidator::new(command, environment, (log, folder.path())));
+    let grace = Duration::from_millis(options.grace);
+    World { shared, servers, invalidator, is_walsweep, grace, faults: Mutex::default() }
+}
+
+/// Load, faults and quiet points, until the time is over or something is beyond repair.
+async fn rounds(world: &World, options: &Options, report: &mut Report) {
+    let mut random = world.shared.random(3, 0);
+    let mut mixer = faults::Mixer::new(options.faults.clone(), world.shared.random(4, 0));
+    let end = Instant::now() + Duration::from_secs(options.seconds);
+    while Instant::now() < end {
+        sleep(Duration::from_millis(random.random_range(1000..3000))).await;
+        let mixture = mixer.next();
+        if !mixture.is_empty() {
+            if let Err(failure) = break_and_mend(world, options, mixture, report).await {
+                return report.failures.push(failure);
+            }
+            sleep(Duration::from_millis(random.random_range(500..1500))).await;
+        }
+        match rest::check(world).await {
+            Ok(rest) => {
+                report.quiet_points += 1;
+                report.compared += rest.compared;
+                report.late_at_rest += rest.late;
+                rest.stale.iter().for_each(|stale| eprintln!("stale: {stale}"));
+                report.stale_at_rest.extend(rest.stale);
+                if options.expect_stale && !report.stale_at_rest.is_empty() {
+                    return;
+                }
+            }
+            Err(failure) => return report.failures.push(failure),
+        }
+        world.shared.narrow.store(false, Ordering::Relaxed);
+    }
+}
+
+/// Lets a mixture of faults strike and waits until walsweep is well again. Fails if it is not in
+/// time.
+async fn break_and_mend(
+    world: &World,
+    options: &Options,
+    mixture: Vec<faults::Planned>,
+    report: &mut Report,
+) -> Result<(), String> {
+    let names: Vec<String> = mixture.iter().map(ToString::to_string).collect();
+    names.iter().for_each(|name| world.count(name));
+    let names = names.join(" + ");
+    world.shared.history.outage_begins();
+    let all = join_all(mixture.into_iter().map(|planned| inject::inject(world, planned)));
+    let mended = timeout(4 * PATIENCE, all).await;
+    world.shared.narrow.store(true, Ordering::Relaxed);
+    mended.map_err(|_late| format!("the checker could not mend {names}"))?;
+    let limit = Duration::from_secs(options.recovery);
+    let is_well = world.servers.settled(world.is_walsweep, limit).await;
+    let outage = world.shared.history.outage_ends().as_secs_f64();
+    eprintln!("{outage:>8.3} s of {names}");
+    report.longest_outage = report.longest_outage.max(outage);
+    if is_well { Ok(()) } else { Err(format!("not recovered {} s after {names}", limit.as_secs())) }
+}
+
+/// The bound without outages.
+fn base(options: &Options) -> Duration {
+    let window = Duration::from_millis(options.refill_window);
+    window + (window / 8).min(Duration::from_millis(250)) + Duration::from_secs(options.slack)
+}
+
+fn bound_text(options: &Options) -> String {
+    let window = Duration::from_millis(options.refill_window);
+    let gather = (window / 8).min(Duration::from_millis(250));
+    format!(
+        "{:.3} s + outages = window {window:?} + gathering {gather:?} + slack {} s + outages",
+        base(options).as_secs_f64(),
+        options.slack
+    )
+}
+
+/// The command that makes the same choices again.
+fn replay(options: &Options, seed: u64) -> String {
+    let names = |kinds: &[faults::Kind]| {
+        let name =
+            |kind| faults::Kind::ALL.iter().find(|(one, _)| one == kind).map(|(_, name)| *name);
+        kinds.iter().filter_map(name).collect::<Vec<_>>().join(",")
+    };
+    let faults = match options.faults.len() {
+        0 => "none".to_owned(),
+        count if count == faults::Kind::ALL.len() => "all".to_owned(),
+        _ => names(&options.faults),
+    };
+    let Options { seconds, writers, readers, refill_window, slack, recovery, grace, .. } = options;
+    let Options { standby_delay, ballast, .. } = options;
+    let late = if options.late_readers { " --late-readers" } else { "" };
+    // Once for make, once for the shell.
+    let invalidator = options.invalidator.replace('$', "$$").replace('\'', "'\\''");
+    format!(
+        "make check-consistency SEED={seed} SECONDS={seconds} WRITERS={writers} READERS={readers} \
+         FAULTS={faults} INVALIDATOR='{invalidator}' ARGS='--refill-window {refill_window} \
+         --slack {slack} --recovery {recovery} --grace {grace} --standby-delay {standby_delay} \
+         --ballast {ballast}{late}'"
+    )
+}

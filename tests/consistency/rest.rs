@@ -1,0 +1,103 @@
+//! Quiet points: nobody writes, all is confirmed, and every cached value must equal its row.
+
+use std::time::Duration;
+
+use redis::AsyncCommands;
+use serde::Serialize;
+use tokio::time::{sleep, timeout};
+
+use crate::World;
+use crate::cached::{Key, Rows};
+use crate::shared::PATIENCE;
+
+/// How long readers fill the cache after the last removal.
+const FILL: Duration = Duration::from_millis(200);
+
+/// A cached value that is not its row.
+#[derive(Debug, Serialize)]
+pub(crate) struct Stale {
+    key: String,
+    cached: String,
+    row: String,
+    /// Seconds before the look; nothing if no reader knows of it.
+    filled_before: Option<f64>,
+    /// From read to store, seconds.
+    fill_gap: Option<f64>,
+}
+
+impl std::fmt::Display for Stale {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Stale { key, cached, row, .. } = self;
+        write!(formatter, "{key}: cached `{cached}`, row `{row}`, ")?;
+        match self.filled_before.zip(self.fill_gap) {
+            Some((before, gap)) => {
+                write!(formatter, "filled {before:.3} s before, {gap:.4} s after it was read")
+            }
+            None => write!(formatter, "not the latest fill of this key"),
+        }
+    }
+}
+
+/// What a quiet point showed.
+#[derive(Debug, Default)]
+pub(crate) struct Rest {
+    /// Values that were compared.
+    pub(crate) compared: usize,
+    /// Those that are stale.
+    pub(crate) stale: Vec<Stale>,
+    /// Those that are stale and were stored later than the promise covers.
+    pub(crate) late: usize,
+}
+
+/// Brings everything to rest and compares. Fails when it does not come to rest.
+pub(crate) async fn check(world: &World) -> Result<Rest, String> {
+    let no_writer = timeout(PATIENCE, world.shared.writing.write()).await;
+    let no_writer = no_writer.map_err(|_late| "writers do not come to rest".to_owned())?;
+    if !world.servers.settled(world.is_walsweep, PATIENCE).await {
+        return Err(format!("not everything is confirmed after {} s", PATIENCE.as_secs()));
+    }
+    sleep(if world.is_walsweep { FILL } else { FILL + world.grace }).await;
+    let no_reader = timeout(PATIENCE, world.shared.reading.write()).await;
+    let no_reader = no_reader.map_err(|_late| "readers do not come to rest".to_owned())?;
+    let rest = compare(world).await?;
+    world.shared.history.forget();
+    drop((no_reader, no_writer));
+    Ok(rest)
+}
+
+async fn compare(world: &World) -> Result<Rest, String> {
+    let away = |error: &dyn std::fmt::Display| format!("a server is away at rest: {error}");
+    let rows = Rows::open(&world.servers.postgres_url).await.map_err(|error| away(&error))?;
+    let mut cache = world.servers.cache().await.map_err(|error| away(&error))?;
+    let mut rest = Rest::default();
+    for key in Key::all() {
+        let name = key.name();
+        let cached: Option<String> = cache.get(&name).await.map_err(|error| away(&error))?;
+        let Some(cached) = cached else { continue };
+        rest.compared += 1;
+        let row = rows.value(key).await.map_err(|error| away(&error))?;
+        if cached == row {
+            continue;
+        }
+        if world.shared.is_late(&name, &cached) {
+            rest.late += 1;
+        } else {
+            rest.stale.push(stale(world, &name, cached, row));
+        }
+        // Told once; the next quiet point is about what happens until then.
+        let () = cache.del(&name).await.map_err(|error| away(&error))?;
+    }
+    Ok(rest)
+}
+
+fn stale(world: &World, key: &str, cached: String, row: String) -> Stale {
+    let filled = world.shared.filled.lock().unwrap();
+    let fill = filled.get(key).filter(|fill| fill.value == cached);
+    Stale {
+        key: key.to_owned(),
+        row,
+        filled_before: fill.map(|fill| fill.at.elapsed().as_secs_f64()),
+        fill_gap: fill.map(|fill| fill.gap.as_secs_f64()),
+        cached,
+    }
+}
