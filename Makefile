@@ -1,11 +1,12 @@
 # What people do with a checkout. Needs a Rust toolchain; the servers are installed where missing.
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-hard check-consistency fuzz bench lint install-deps
+.PHONY: help demo test test-hard check-consistency fuzz simulate bench lint install-deps
 
 CARGO ?= cargo
 # KEEP=1: `make demo` leaves its servers running until Ctrl-C.
 KEEP ?=
 FUZZ_SECONDS ?= 120
+SCHEDULES ?= 100000
 # Of `make check-consistency`: how long; how many tasks write and read; where random choices come
 # from (empty: another seed each time); `all`, `none` or names with commas; `walsweep`, `naive` or a
 # shell command; more options, which `make check-consistency ARGS=--help` lists.
@@ -24,6 +25,7 @@ SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 help: ## Show this.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' Makefile
 
+demo: WITHOUT_PYTHON = 1
 demo: install-deps ## Throwaway Postgres and Redis, and what happens to the keys. KEEP=1 keeps them.
 	$(CARGO) run --quiet -- demo $(if $(filter-out 0,$(KEEP)),--keep)
 
@@ -50,6 +52,10 @@ fuzz: ## Feed the decoder with damaged messages, FUZZ_SECONDS long.
 	RUSTC_BOOTSTRAP=1 $(CARGO) fuzz run --fuzz-dir tests/fuzz decode -- \
 	    -max_total_time=$(FUZZ_SECONDS)
 
+simulate: ## Schedules of faults on virtual time. SCHEDULES=100000; SEED=1: from that seed on.
+	SCHEDULES=$(SCHEDULES) $(if $(SEED),SEED=$(SEED)) $(CARGO) test --profile simulate \
+	    --features failpoints --test simulation -- --nocapture
+
 bench: install-deps ## Speed, as ratios against other programs. ONLY=latency: one part.
 	$(CARGO) bench --bench speed
 
@@ -62,12 +68,17 @@ lint: ## Format, lints and documentation, each without a single warning.
 # Debian's postgresql creates and starts a cluster, and redis-server starts its service, when they
 # are installed. Neither is wanted: the one is told in its own configuration, the other by
 # policy-rc.d for as long as the installation takes. What is installed already stays untouched.
-install-deps: ## Install Postgres and Redis from Debian's packages, only if missing.
+# The tests read with a Python client, too.
+WITHOUT_PYTHON ?=
+install-deps: ## Install Postgres, Redis and redis-py from Debian's packages, only if missing.
 	@set -eu; missing=; \
 	[ -n "$${WALSWEEP_PG_BIN:-}" ] || command -v initdb >/dev/null \
 	    || ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || missing="$$missing postgresql"; \
 	[ -n "$${WALSWEEP_REDIS_SERVER:-}" ] || command -v redis-server >/dev/null \
 	    || missing="$$missing redis-server"; \
+	[ -n "$${WALSWEEP_PYTHON:-$(WITHOUT_PYTHON)}" ] \
+	    || /usr/bin/python3 -c 'import redis' 2>/dev/null || python3 -c 'import redis' 2>/dev/null \
+	    || missing="$$missing python3-redis"; \
 	[ -n "$$missing" ] || exit 0; \
 	command -v apt-get >/dev/null || { echo "install by hand:$$missing" >&2; exit 1; }; \
 	echo "installing$$missing"; \

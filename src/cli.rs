@@ -49,9 +49,19 @@ pub enum Command {
         /// Print the SQL and do nothing.
         #[arg(long)]
         print: bool,
+        /// Load the lease functions into Redis, and nothing else; with --print, print them.
+        #[arg(long)]
+        lease: bool,
     },
     /// Drop slot and publication.
-    Teardown(ConfigArg),
+    Teardown {
+        /// The configuration.
+        #[command(flatten)]
+        config: ConfigArg,
+        /// Remove the lease functions from Redis, and nothing else.
+        #[arg(long)]
+        lease: bool,
+    },
     /// Show which keys a row change removes, and by which rule. Needs no server.
     Explain(ExplainArgs),
     /// Remove the keys that match, by hand, in one SCAN pass.

@@ -22,7 +22,7 @@ use crate::preflight::{Finding, Report};
 use crate::setup::{self, Statement};
 use crate::shutdown::Shutdown;
 use crate::sweep::{Node, Pace, Pass, Progress, Standalone, connect, key_name};
-use crate::{logging, preflight};
+use crate::{lease, logging, preflight};
 
 /// `application_name` of connections that commands other than `run` make.
 const NAME: &str = "walsweep command";
@@ -127,10 +127,11 @@ async fn check_postgres(config: &Config, rules: &mut Rules) -> Vec<Finding> {
         Ok(sql) => sql,
         Err(error) => return vec![Finding::error("postgres_unreachable", error.to_string())],
     };
-    match preflight::postgres(config, rules, &sql).await {
-        Ok(findings) => findings,
-        Err(error) => vec![Finding::error("catalog_unreadable", error.to_string())],
-    }
+    let unreadable =
+        |error: preflight::Error| vec![Finding::error("catalog_unreadable", error.to_string())];
+    let mut findings = preflight::postgres(config, rules, &sql).await.unwrap_or_else(unreadable);
+    findings.extend(preflight::replicas(config, &sql).await.unwrap_or_else(unreadable));
+    findings
 }
 
 async fn check_redis(config: &Config) -> Vec<Finding> {
@@ -171,6 +172,45 @@ pub async fn teardown(path: &Path) -> Result<(), Failure> {
     let done = setup::teardown(&config, &sql).await;
     let done = done.map_err(|error| halted(&error).with_hint(error.hint()))?;
     done.iter().try_for_each(|line| print(&format!("{line}\n")))
+}
+
+/// `walsweep setup --lease`.
+///
+/// # Errors
+///
+/// 78 for the configuration; 1 when Redis refuses.
+pub async fn load_lease(path: &Path) -> Result<(), Failure> {
+    let (config, _rules) = configuration(path)?;
+    let mut connection = connect::connect(&config.redis).await.map_err(halted)?;
+    let loaded = lease::load(&mut connection).await;
+    loaded.map_err(|error| halted(&error).with_hint(error.hint()))?;
+    print("loaded the lease functions into redis\n")
+}
+
+/// `walsweep setup --lease --print`: what `redis-cli -x FUNCTION LOAD REPLACE` reads.
+///
+/// # Errors
+///
+/// 1 when standard output is closed.
+pub fn print_lease() -> Result<(), Failure> {
+    print(lease::LIBRARY)
+}
+
+/// `walsweep teardown --lease`.
+///
+/// # Errors
+///
+/// 78 for the configuration; 1 when Redis refuses.
+pub async fn drop_lease(path: &Path) -> Result<(), Failure> {
+    let (config, _rules) = configuration(path)?;
+    let mut connection = connect::connect(&config.redis).await.map_err(halted)?;
+    let removed = lease::delete(&mut connection).await;
+    let removed = removed.map_err(|error| halted(&error).with_hint(error.hint()))?;
+    print(if removed {
+        "removed the lease functions from redis\n"
+    } else {
+        "there are no lease functions in redis\n"
+    })
 }
 
 /// `walsweep explain`.

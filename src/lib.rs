@@ -36,8 +36,9 @@
 //!   its rule's pattern, and keepalives are still answered.
 //! - **I7 continuity or sweep.** Ready needs a proof that history is unbroken; without it every key
 //!   that a rule could produce is swept first.
-//! - **I8 late refills are bounded.** Keys are removed again after `[refill] window`, and the LSN
-//!   is confirmed only after that.
+//! - **I8 late refills are bounded, and can be closed.** Keys are removed again after `[refill]
+//!   window`, and the LSN is confirmed only after that. Readers that use the functions of [`lease`]
+//!   cannot store what they read before a removal.
 //! - **I9 nothing leaks.** No row value and no secret in logs, metrics or errors, except keys at
 //!   debug level.
 
@@ -58,6 +59,7 @@ pub mod demo;
 pub mod error;
 pub mod explain;
 pub mod failpoint;
+pub mod lease;
 pub mod load;
 pub mod logging;
 pub mod lsn;

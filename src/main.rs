@@ -25,8 +25,11 @@ async fn execute(command: Command) -> Result<(), Failure> {
     match command {
         Command::Run(config) => commands::run(&config.config).await,
         Command::Check { config, json } => commands::check(&config.config, json).await,
-        Command::Setup { config, print } => commands::setup(&config.config, print).await,
-        Command::Teardown(config) => commands::teardown(&config.config).await,
+        Command::Setup { print: true, lease: true, .. } => commands::print_lease(),
+        Command::Setup { config, lease: true, .. } => commands::load_lease(&config.config).await,
+        Command::Setup { config, print, .. } => commands::setup(&config.config, print).await,
+        Command::Teardown { config, lease: true } => commands::drop_lease(&config.config).await,
+        Command::Teardown { config, .. } => commands::teardown(&config.config).await,
         Command::Explain(arguments) => commands::explain(&arguments),
         Command::Sweep { config, patterns, dry_run } => {
             commands::sweep(&config.config, &patterns, dry_run).await

@@ -57,11 +57,15 @@ label!(
     NodeLabel, node, String
 );
 label!(
+    /// `replica`: host and port of a standby.
+    ReplicaLabel, replica, String
+);
+label!(
     /// `kind`: the class of a Redis error.
     KindLabel, kind, &'static str
 );
 label!(
-    /// `peer`: postgres or redis.
+    /// `peer`: postgres, replica or redis.
     PeerLabel, peer, &'static str
 );
 label!(
@@ -119,8 +123,10 @@ pub struct Metrics {
     pub sweep_scanned_keys: Counter,
     /// How long one SCAN call held Redis, as seen from here.
     pub scan_stall: Histogram,
-    /// Keys that were there again at the second removal.
+    /// Keys that were there again when they were removed again.
     pub refills_removed: Counter,
+    /// Keys and patterns removed again because Redis went back to an older watermark.
+    pub repeated_keys: Counter,
     /// Bytes of WAL between the end and `confirmed_flush_lsn`.
     pub confirmed_lag_bytes: Gauge,
     /// Bytes of WAL between the end and `restart_lsn`: what the slot keeps on disk.
@@ -135,6 +141,10 @@ pub struct Metrics {
     pub in_flight_transactions: Gauge,
     /// 1 while the replication and SQL connections stand.
     pub postgres_up: Gauge,
+    /// 1 while the standby answers and is the one that is meant.
+    pub replica_up: Family<ReplicaLabel, Gauge>,
+    /// Bytes of WAL between the furthest commit and what the standby has replayed of it.
+    pub replica_replay_lag_bytes: Family<ReplicaLabel, Gauge>,
     /// 1 while the node answers.
     pub redis_up: Family<NodeLabel, Gauge>,
     /// Errors from Redis.
@@ -216,7 +226,11 @@ impl Metrics {
                 .latency("walsweep_scan_stall_seconds", "How long one SCAN call held Redis"),
             refills_removed: table.counter(
                 "walsweep_refills_removed_total",
-                "Keys that were there again at the second removal",
+                "Keys that were there again when they were removed again",
+            ),
+            repeated_keys: table.counter(
+                "walsweep_repeated_keys_total",
+                "Keys and patterns removed again because Redis went back",
             ),
             confirmed_lag_bytes: table.gauge(
                 "walsweep_confirmed_lag_bytes",
@@ -246,6 +260,16 @@ impl Metrics {
             ),
             postgres_up: table
                 .gauge("walsweep_postgres_up", "1 while the connections to Postgres stand"),
+            replica_up: table.add(
+                "walsweep_replica_up",
+                "1 while the replica answers and follows the primary",
+                Family::default(),
+            ),
+            replica_replay_lag_bytes: table.add(
+                "walsweep_replica_replay_lag_bytes",
+                "WAL between the latest commit with keys and what the replica has replayed",
+                Family::default(),
+            ),
             redis_up: table.add(
                 "walsweep_redis_up",
                 "1 while the Redis node answers",
@@ -276,7 +300,7 @@ impl Metrics {
         for operation in ["insert", "update", "delete", "truncate"] {
             self.changes.get_or_create_owned(&OperationLabel { operation });
         }
-        for peer in ["postgres", "redis"] {
+        for peer in ["postgres", "replica", "redis"] {
             self.reconnects.get_or_create_owned(&PeerLabel { peer });
         }
     }

@@ -13,17 +13,20 @@ use tokio::task::JoinHandle;
 use tokio::time::sleep;
 
 use crate::admin::{Health, Phase};
+use crate::capture::Slot;
+use crate::channel::channel;
 use crate::config::Config;
 use crate::error::{Error, Verdict};
 use crate::keys::Rules;
 use crate::metrics::{Metrics, PeerLabel};
+use crate::postgres::Endpoint;
 use crate::retry::{Backoff, Stuck};
-use crate::session::Session;
-use crate::settle::{Gate, SqlProbe};
+use crate::session::{Session, Timing};
+use crate::settle::{self, Gate, Probe, Replicas, SqlProbe, SqlStandby, Standby};
 use crate::shutdown::Shutdown;
 use crate::slot_health;
-use crate::stream::{Ends, Stream};
-use crate::sweep::{Settings, Standalone, Sweeper, key_name};
+use crate::stream::{CHANNEL_LENGTH, Ends, GateEnds, Stream};
+use crate::sweep::{Node, Settings, Standalone, Sweeper, key_name};
 
 /// How often another try is made while another process has the slot.
 const STANDBY_WAIT: Duration = Duration::from_millis(500);
@@ -110,22 +113,24 @@ impl Program<'_> {
         }
     }
 
-    /// Joins the stages of one session and runs it to its end.
+    /// Runs one session to its end.
     async fn session(&mut self, session: Session) -> Result<(), Error> {
-        let Session { sql, slot, expected, broken, timing } = session;
+        let Session { sql, slot, expected, wal_end, broken, timing } = session;
         tracing::info!(
             slot = self.config.postgres.slot,
             from = %expected.lsn,
             timeline = expected.timeline,
             "streaming"
         );
-        let start = expected.lsn;
-        let (ends, gate_ends, sweeper_ends) = Ends::new(start);
-        let gate = Gate::new(SqlProbe::new(Rc::clone(&sql)).await?, Arc::clone(self.metrics));
+        let standby = |endpoint: &Endpoint| {
+            SqlStandby::new(endpoint.clone(), &expected.system_id, expected.timeline)
+        };
+        let standbys = self.config.postgres.replicas.iter().map(standby).collect();
         let settings = Settings {
             max_stall: self.config.sweep.max_stall,
             window: self.config.refill.window,
             expected,
+            wal_end,
             broken,
             empty: self.rules.key_set(),
         };
@@ -136,26 +141,81 @@ impl Program<'_> {
         } else {
             node
         };
-        let metrics = Arc::clone(self.metrics);
-        let sweeper = Sweeper::new(node, settings, metrics, sweeper_ends.events);
-        let mut gate = spawn(gate.run(gate_ends.inputs, gate_ends.visible));
-        let mut sweeper = spawn(sweeper.run(sweeper_ends.visible, sweeper_ends.safe));
+        let probe = SqlProbe::new(Rc::clone(&sql)).await?;
+        let outside = Outside { slot, probe, standbys, node };
         let mut health = spawn({
             let (config, metrics) = (self.config.postgres.clone(), Arc::clone(self.metrics));
             async move { slot_health::watch(&sql, &config, &metrics).await }
         });
-        let stream = Stream::new(slot, self.rules, ends, (start, timing));
-        let watched = (self.health, self.metrics.as_ref());
+        let watched = (self.health, self.metrics);
+        let stages = outside.run((settings, timing), self.rules, watched, self.shutdown);
         tokio::select! {
             biased;
-            outcome = stream.run(watched, self.shutdown) => outcome,
+            outcome = stages => outcome,
+            ended = &mut health.0 => Err(ended.unwrap_or(Error::Stage("slot health"))),
+        }
+    }
+}
+
+/// What a session touches outside of the program. The simulation has its own.
+pub struct Outside<P, S, N> {
+    /// The slot that is streamed.
+    pub slot: Slot,
+    /// Who knows what is visible.
+    pub probe: P,
+    /// The standbys that readers use, too.
+    pub standbys: Vec<S>,
+    /// The Redis.
+    pub node: N,
+}
+
+impl<P: Probe + 'static, S: Standby + 'static, N: Node + 'static> Outside<P, S, N> {
+    /// Joins the stages and runs them to the session's end. The stream begins at the LSN that the
+    /// settings expect. Needs a [`LocalSet`](tokio::task::LocalSet) around it.
+    ///
+    /// # Errors
+    ///
+    /// Whatever ends the session, other than the wish to stop.
+    pub async fn run(
+        self,
+        (settings, timing): (Settings, Timing),
+        rules: &mut Rules,
+        (health, metrics): (&Health, &Arc<Metrics>),
+        shutdown: &mut Shutdown,
+    ) -> Result<(), Error> {
+        let start = settings.expected.lsn;
+        let (ends, gate_ends, sweeper_ends) = Ends::new(start);
+        let gate = Gate::new(self.probe, Arc::clone(metrics));
+        let sweeper = Sweeper::new(self.node, settings, Arc::clone(metrics), sweeper_ends.events);
+        let replicas = Replicas::new(rules.everything(), Arc::clone(metrics));
+        let mut gate = spawn(settle(gate, (replicas, self.standbys), gate_ends));
+        let mut sweeper = spawn(sweeper.run(sweeper_ends.visible, sweeper_ends.safe));
+        let stream = Stream::new(self.slot, rules, ends, (start, timing));
+        tokio::select! {
+            biased;
+            outcome = stream.run((health, metrics), shutdown) => outcome,
             ended = &mut gate.0 => Err(match ended {
                 Ok(Err(error)) => error.into(),
                 _ => Error::Stage("settle"),
             }),
             _ = &mut sweeper.0 => Err(Error::Stage("sweep")),
-            ended = &mut health.0 => Err(ended.unwrap_or(Error::Stage("slot health"))),
         }
+    }
+}
+
+/// Runs the gate; where readers use standbys, with the wait for those behind it.
+async fn settle<P: Probe, S: Standby + 'static>(
+    gate: Gate<P>,
+    (replicas, standbys): (Replicas, Vec<S>),
+    ends: GateEnds,
+) -> Result<(), settle::Error> {
+    if standbys.is_empty() {
+        return gate.run(ends.inputs, ends.visible).await;
+    }
+    let (passed, visible) = channel(CHANNEL_LENGTH);
+    tokio::select! {
+        outcome = gate.with_replicas().run(ends.inputs, passed) => outcome,
+        () = replicas.run(standbys, visible, ends.visible) => Ok(()),
     }
 }
 

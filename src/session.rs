@@ -11,7 +11,8 @@ use crate::capture::{Identity, Replication, Slot, SlotProblem, StreamOptions};
 use crate::config::Config;
 use crate::error::Error;
 use crate::keys::Rules;
-use crate::postgres::{Sql, connect_sql};
+use crate::lsn::Lsn;
+use crate::postgres::{Endpoint, Sql, connect_sql};
 use crate::preflight;
 use crate::slot_health::{self, SlotState};
 use crate::sweep::{Broken, Watermark};
@@ -34,6 +35,8 @@ pub struct Session {
     pub slot: Slot,
     /// History and rules; the LSN is where the stream begins.
     pub expected: Watermark,
+    /// Where the server's log ended after the slot was taken.
+    pub wal_end: Lsn,
     /// Set when the slot was created for this session.
     pub broken: Option<Broken>,
     /// When to speak and when to worry.
@@ -65,6 +68,7 @@ struct ServerIdentity {
     system_id: String,
     timeline: u32,
     wal_sender_timeout_ms: i64,
+    epoch: String,
 }
 
 impl Session {
@@ -107,11 +111,12 @@ impl Session {
         let expected = Watermark {
             system_id: identity.system_id,
             timeline: identity.timeline,
+            epoch: server.epoch,
             lsn: state.confirmed_flush_lsn,
-            rules: rules.fingerprint(),
+            rules: fingerprint(config, rules),
         };
         let timing = Timing::new(server.wal_sender_timeout_ms);
-        Ok(Session { sql, slot, expected, broken, timing })
+        Ok(Session { sql, slot, expected, wal_end: state.wal_end(), broken, timing })
     }
 }
 
@@ -129,6 +134,16 @@ impl ServerIdentity {
     }
 }
 
+/// What the promise of a watermark depends on besides history: the rules, and which standbys were
+/// waited for. One that is new in the list may have shown readers what is confirmed already.
+fn fingerprint(config: &Config, rules: &Rules) -> String {
+    let mut replicas: Vec<String> =
+        config.postgres.replicas.iter().map(Endpoint::address).collect();
+    replicas.sort_unstable();
+    let addresses = replicas.iter().map(|address| format!(" {address}"));
+    std::iter::once(rules.fingerprint()).chain(addresses).collect()
+}
+
 fn name(identity: &Identity) -> String {
     format!("system {} timeline {}", identity.system_id, identity.timeline)
 }
@@ -144,7 +159,8 @@ async fn identify(client: &Client) -> Result<ServerIdentity, Error> {
         return Err(Error::IsStandby);
     };
     let (system_id, wal_sender_timeout_ms) = (row.try_get(1)?, row.try_get(3)?);
-    Ok(ServerIdentity { system_id, timeline, wal_sender_timeout_ms })
+    let epoch = row.try_get(4)?;
+    Ok(ServerIdentity { system_id, timeline, wal_sender_timeout_ms, epoch })
 }
 
 /// Makes sure that there is a slot that can stream; says so if it had to be created.

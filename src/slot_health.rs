@@ -38,6 +38,13 @@ pub struct SlotState {
 }
 
 impl SlotState {
+    /// Where the server's log ended when the slot was looked at: nobody was sent more by then.
+    #[must_use]
+    pub fn wal_end(&self) -> Lsn {
+        let lag = self.confirmed_lag.and_then(|lag| u64::try_from(lag).ok());
+        Lsn(self.confirmed_flush_lsn.0.saturating_add(lag.unwrap_or_default()))
+    }
+
     /// The WAL that the slot keeps on the server's disk, if that is more than `max`, in bytes.
     #[must_use]
     pub fn retains_more_than(&self, max: Option<u64>) -> Option<Retained> {

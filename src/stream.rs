@@ -23,7 +23,7 @@ use crate::sweep::{Broken, Event};
 use crate::watermark::Ledger;
 
 /// Transactions that may wait between two stages.
-const CHANNEL_LENGTH: usize = 1024;
+pub const CHANNEL_LENGTH: usize = 1024;
 
 /// Transactions on their way beyond which no more are read (I6): the rest waits in Postgres.
 const IN_FLIGHT_MAX: usize = 200_000;

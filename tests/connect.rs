@@ -23,7 +23,8 @@ async fn server(args: &[&str]) -> Redis {
 
 fn settings(url: &str, password: Option<&str>, ca_file: Option<&Path>) -> config::Redis {
     let password = password.map(SecretString::from);
-    config::Redis { url: url.to_owned(), password, ca_file: ca_file.map(Path::to_owned) }
+    let ca_file = ca_file.map(Path::to_owned);
+    config::Redis { url: url.to_owned(), password, ca_file, wait_replicas: 0 }
 }
 
 async fn say(connection: &mut MultiplexedConnection, words: &[&str]) -> String {

@@ -12,6 +12,7 @@ mod network;
 mod observe;
 mod oracle;
 mod outage;
+mod replicas;
 mod shutdown;
 mod support;
 mod sweeping;

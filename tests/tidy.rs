@@ -44,7 +44,7 @@ const SQL_ALLOWED: [(&str, &str, &str); 1] = [(
 )];
 
 /// Everything that stands at the root; names that start with a dot do not count, nor does `target`.
-const TOP_LEVEL: [&str; 10] = [
+const TOP_LEVEL: [&str; 12] = [
     "CHANGELOG.md",
     "Cargo.lock",
     "Cargo.toml",
@@ -52,6 +52,8 @@ const TOP_LEVEL: [&str; 10] = [
     "Makefile",
     "README.md",
     "config.toml",
+    "docs",
+    "lua",
     "sql",
     "src",
     "tests",
@@ -377,13 +379,21 @@ fn every_file_opens_with_its_purpose() {
         assert!(text.starts_with("-- "), "{path}: does not open with `--`");
         assert!(text.contains("Privileges: ") && text.contains("Versions: "), "{path}: for whom");
     }
+    for (path, text) in files("lua", &[".lua"]) {
+        // Redis wants the library's name first.
+        let header = text.strip_prefix("#!lua name=walsweep_").unwrap_or_default();
+        let parts = ["\n-- ", "-- Commands: ", "-- Privileges: ", "-- Versions: "];
+        assert!(parts.iter().all(|part| header.contains(part)), "{path}: for whom");
+    }
 }
 
 #[test]
 fn lines_fit_and_nothing_is_left_for_later() {
     let mut all = files("src", &[".rs"]);
-    all.extend(files("tests", &[".rs"]));
+    all.extend(files("tests", &[".rs", ".py"]));
     all.extend(files("sql", &[".sql"]));
+    all.extend(files("lua", &[".lua"]));
+    all.extend(files("docs", &[".go", ".mjs", ".py"]));
     for name in ["Makefile", "config.toml", ".ci/run"] {
         all.push((name.to_owned(), root_file(name)));
     }

@@ -68,6 +68,20 @@ impl Replication {
         })
     }
 
+    /// Runs a statement and gives the first row of its answer as text; empty when there is none.
+    /// Lines of comment in `sql` are left out: the grammar of replication commands has none.
+    ///
+    /// # Errors
+    /// The connection failed, or the server refused. `doing` names the statement in the error.
+    pub async fn query_row(
+        &mut self,
+        doing: &str,
+        sql: &str,
+    ) -> Result<Vec<Option<String>>, Error> {
+        let lines: Vec<&str> = sql.lines().filter(|line| !line.starts_with("--")).collect();
+        Ok(self.connection.command(doing, &lines.join("\n")).await?.unwrap_or_default())
+    }
+
     /// Creates a logical slot for pgoutput and gives its consistent point: the first commit
     /// that it will stream ends after it. Waits, without a limit of its own, until every
     /// transaction has ended that was running when it began.

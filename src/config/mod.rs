@@ -47,6 +47,8 @@ pub struct Postgres {
     pub publication: String,
     /// Replication slot name.
     pub slot: String,
+    /// Standbys that the application reads from.
+    pub replicas: Vec<Endpoint>,
     /// WAL in bytes that the slot may keep on the server's disk before walsweep gives up what it
     /// has not removed, sweeps everything and begins anew; `None` (an empty text) is no limit.
     pub max_retained_wal: Option<u64>,
@@ -61,6 +63,8 @@ pub struct Redis {
     pub password: Option<SecretString>,
     /// PEM file with the certificate authorities that `rediss://` trusts instead of the system's.
     pub ca_file: Option<PathBuf>,
+    /// Replicas that must have the removals before they are confirmed to Postgres.
+    pub wait_replicas: u32,
 }
 
 /// `[sweep]`: how patterns are removed.

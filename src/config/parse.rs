@@ -77,6 +77,7 @@ fn postgres(reader: &mut Reader<'_>, root: &mut Section<'_, '_>) -> Option<Postg
     let hint = "give it as `postgres://user@host:5432/database`";
     let url = reader.required_text(&mut section, "url", hint);
     let replication_url = reader.filled_text(&mut section, "replication_url");
+    let replica_urls = reader.texts(&mut section, "replicas").unwrap_or_default();
     let password = password_file(reader, &mut section);
     let mut endpoint = |url: Option<Located<String>>| {
         let url = url?;
@@ -90,6 +91,11 @@ fn postgres(reader: &mut Reader<'_>, root: &mut Section<'_, '_>) -> Option<Postg
     };
     let has_replication_url = replication_url.is_some();
     let (sql, replication) = (endpoint(url), endpoint(replication_url));
+    let replicas: Vec<(Endpoint, Located<String>)> = replica_urls
+        .into_iter()
+        .filter_map(|url| Some((endpoint(Some(url.clone()))?, url)))
+        .collect();
+    let replicas = each_once(reader, replicas);
     let publication = name(reader, &mut section, "publication");
     let slot = name(reader, &mut section, "slot");
     let is_slot = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_';
@@ -103,7 +109,21 @@ fn postgres(reader: &mut Reader<'_>, root: &mut Section<'_, '_>) -> Option<Postg
     let endpoint = sql?;
     let replication_endpoint = if has_replication_url { replication? } else { endpoint.clone() };
     let (publication, slot) = (publication.value, slot.value);
-    Some(Postgres { endpoint, replication_endpoint, publication, slot, max_retained_wal })
+    Some(Postgres { endpoint, replication_endpoint, publication, slot, replicas, max_retained_wal })
+}
+
+/// Standbys, each at an address of its own: the address is a label of the metrics.
+fn each_once(reader: &mut Reader<'_>, replicas: Vec<(Endpoint, Located<String>)>) -> Vec<Endpoint> {
+    let mut known: Vec<Endpoint> = Vec::new();
+    for (endpoint, url) in replicas {
+        let address = endpoint.address();
+        if known.iter().any(|other| other.address() == address) {
+            let message = format!("`{address}` is named twice");
+            reader.problem(url.at, message, Some("name each standby once"));
+        }
+        known.push(endpoint);
+    }
+    known
 }
 
 fn with_password(
@@ -178,6 +198,7 @@ fn redis(reader: &mut Reader<'_>, root: &mut Section<'_, '_>) -> Option<Redis> {
         let hint = Some("name a PEM file of certificate authorities");
         reader.problem(path.at.clone(), message, hint);
     }
+    let wait_replicas = reader.count(&mut section, "wait_replicas");
     reader.finish(&section);
     let url = url?;
     let (plain, url_password) = match split_password(&url.value) {
@@ -208,7 +229,7 @@ fn redis(reader: &mut Reader<'_>, root: &mut Section<'_, '_>) -> Option<Redis> {
     }
     let password = url_password.or(file_password.map(|file| file.value));
     let ca_file = ca_file.map(|path| PathBuf::from(path.value));
-    Some(Redis { url: plain.to_string(), password, ca_file })
+    Some(Redis { url: plain.to_string(), password, ca_file, wait_replicas })
 }
 
 fn http(reader: &mut Reader<'_>, root: &mut Section<'_, '_>) -> Http {

@@ -195,6 +195,15 @@ impl KeySet {
         }
     }
 
+    /// Adds the exact keys of `other`, a set of the same [`Rules`](super::Rules), and nothing else.
+    /// No limit holds: what a limit collapses would be a pattern, and no exact key any more.
+    pub fn merge_exact(&mut self, other: &KeySet) {
+        debug_assert!(Arc::ptr_eq(&self.templates, &other.templates), "sets of different rules");
+        for key in &other.keys {
+            self.insert_key(key.template, key.bytes(&other.arena));
+        }
+    }
+
     /// Gives up every exact key and pattern for its template's widest, to free memory (I6).
     pub fn collapse(&mut self) {
         for template in template_ids().take(self.usage.len()) {

@@ -16,6 +16,7 @@ mod identity;
 mod partitions;
 mod publication;
 mod redis;
+mod replicas;
 mod server;
 mod slot;
 mod tables;
@@ -28,6 +29,7 @@ use crate::keys::Rules;
 pub(crate) use self::cure::{drop_publication, drop_slot, render};
 pub use self::finding::{Finding, Report, Severity};
 pub use self::redis::redis;
+pub use self::replicas::replicas;
 
 use self::catalog::Catalog;
 

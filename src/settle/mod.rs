@@ -15,7 +15,11 @@
 //! what it says stays true, so an old one that contains the transaction is as good as a new one.
 
 mod probe;
+mod replicas;
+#[cfg(test)]
+mod replicas_tests;
 mod snapshot;
+mod standby;
 #[cfg(test)]
 mod tests;
 
@@ -28,11 +32,14 @@ use crate::channel::{Closed, Receiver, Sender, Weight};
 use crate::failpoint::{self, Point};
 use crate::gather::Transaction;
 use crate::keys::KeySet;
+use crate::lsn::Lsn;
 use crate::metrics::{Metrics, seconds};
 use crate::postgres;
 
 pub use probe::{Probe, SqlProbe};
+pub use replicas::Replicas;
 pub use snapshot::Snapshot;
+pub use standby::{Answer, SqlStandby, Standby, StandbyError};
 
 /// A snapshot that is not answered in this time is an error; the session starts again.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
@@ -96,16 +103,20 @@ pub struct Resync {
     pub fenced: bool,
 }
 
-/// Keys that may be removed now, because what made them stale is visible. Only the gate makes one.
+/// Keys that may be removed now, because what made them stale is visible. Only this folder makes
+/// one.
 #[derive(Debug)]
 pub struct Visible {
     cause: Cause,
     keys: KeySet,
     at: Instant,
+    /// A server that has replayed up to here sees what made them stale.
+    position: Lsn,
+    settles: bool,
 }
 
 /// Why keys are removed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Cause {
     /// A committed transaction.
     Transaction(Transaction),
@@ -114,6 +125,17 @@ pub enum Cause {
         /// Whether no further sweep is owed after this one.
         last: bool,
     },
+    /// Standbys that readers use have replayed what the keys were removed for before.
+    Replayed(Replayed),
+}
+
+/// What is seen on every standby now, so that this removal of its keys is the last one asked for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Replayed {
+    /// The end LSNs of transactions.
+    pub end_lsns: Vec<Lsn>,
+    /// So many closing sweeps of everything.
+    pub resyncs: u32,
 }
 
 impl Visible {
@@ -123,10 +145,33 @@ impl Visible {
         (self.cause, self.keys, self.at)
     }
 
+    /// Whether no further removal of these keys is asked for; if one is, it comes as
+    /// [`Cause::Replayed`], and until then nothing may be confirmed.
+    #[must_use]
+    pub fn settles(&self) -> bool {
+        self.settles
+    }
+
+    /// A server that has replayed up to here sees what made the keys stale.
+    #[must_use]
+    pub fn position(&self) -> Lsn {
+        self.position
+    }
+
     /// For tests of the stages to the right.
     #[cfg(test)]
     pub(crate) fn for_tests(cause: Cause, keys: KeySet) -> Visible {
-        Visible { cause, keys, at: Instant::now() }
+        let position = match &cause {
+            Cause::Transaction(transaction) => transaction.end_lsn,
+            Cause::Resync { .. } | Cause::Replayed(_) => Lsn::ZERO,
+        };
+        Visible { cause, keys, at: Instant::now(), position, settles: true }
+    }
+
+    /// The same for keys that standbys have yet to replay.
+    #[cfg(test)]
+    pub(crate) fn not_replayed(self) -> Visible {
+        Visible { settles: false, ..self }
     }
 }
 
@@ -184,6 +229,8 @@ pub struct Gate<P> {
     /// Looks since the last arrival that showed nothing new.
     idle_looks: u32,
     next_look: Instant,
+    /// Whether sweeps of everything need a position.
+    has_replicas: bool,
 }
 
 /// Something that is not visible yet.
@@ -214,7 +261,15 @@ impl<P: Probe> Gate<P> {
             arrivals: 0,
             idle_looks: 0,
             next_look: Instant::now(),
+            has_replicas: false,
         }
+    }
+
+    /// The same gate in front of [`Replicas`]: it asks the primary where its log is for each sweep
+    /// of everything.
+    #[must_use]
+    pub fn with_replicas(self) -> Gate<P> {
+        Gate { has_replicas: true, ..self }
     }
 
     /// Passes `inputs` on to `outputs` as they become visible, until `inputs` ends and nothing
@@ -252,24 +307,29 @@ impl<P: Probe> Gate<P> {
                     self.look_wanted = true;
                 }
             }
-            Input::Transaction(mapped) => self.take_transaction(*mapped, outputs).await,
+            Input::Transaction(mapped) => self.take_transaction(*mapped, outputs).await?,
             Input::Resync(resync) => self.take_resync(*resync, outputs).await?,
         }
         Ok(())
     }
 
-    async fn take_transaction(&mut self, mapped: Mapped, outputs: &Sender<Visible>) {
+    async fn take_transaction(
+        &mut self,
+        mapped: Mapped,
+        outputs: &Sender<Visible>,
+    ) -> Result<(), Error> {
         let Mapped { transaction, received_at, keys } = mapped;
         let waiting = Waiting { keys, received_at, kind: Kind::Transaction(transaction), looks: 0 };
         // A look that showed nothing new before this arrival may well show this one.
         self.idle_looks = 0;
         if gate_is_off() || self.latest.as_ref().is_some_and(|seen| waiting.is_visible(seen)) {
-            self.release(waiting, outputs).await;
+            self.release(waiting, outputs).await?;
         } else {
             self.look_wanted = true;
             self.arrivals += 1;
             self.hold(waiting);
         }
+        Ok(())
     }
 
     async fn take_resync(
@@ -290,8 +350,7 @@ impl<P: Probe> Gate<P> {
                 self.hold(Waiting { keys, received_at, kind, looks: 0 });
             }
         }
-        send(outputs, Visible { cause: Cause::Resync { last }, keys, at: Instant::now() }).await;
-        Ok(())
+        self.resync(last, keys, outputs).await
     }
 
     /// Takes a snapshot and lets pass what it contains.
@@ -303,7 +362,7 @@ impl<P: Probe> Gate<P> {
         self.waiting_bytes = 0;
         for mut one in waiting {
             if one.is_visible(&snapshot) {
-                self.release(one, outputs).await;
+                self.release(one, outputs).await?;
             } else {
                 if one.looks == 0 && matches!(one.kind, Kind::Transaction(_)) {
                     self.metrics.invisible_at_arrival.inc();
@@ -318,17 +377,31 @@ impl<P: Probe> Gate<P> {
         Ok(())
     }
 
-    async fn release(&self, waiting: Waiting, outputs: &Sender<Visible>) {
-        let at = Instant::now();
-        let cause = match waiting.kind {
-            Kind::Transaction(transaction) => {
-                self.metrics.visibility_wait.observe(seconds(at - waiting.received_at));
-                Cause::Transaction(transaction)
-            }
-            Kind::Fence(_) => Cause::Resync { last: true },
-        };
+    async fn release(&self, waiting: Waiting, outputs: &Sender<Visible>) -> Result<(), Error> {
         failpoint::reach(Point::Visible);
-        send(outputs, Visible { cause, keys: waiting.keys, at }).await;
+        let Kind::Transaction(transaction) = waiting.kind else {
+            return self.resync(true, waiting.keys, outputs).await;
+        };
+        let (at, position) = (Instant::now(), transaction.end_lsn);
+        self.metrics.visibility_wait.observe(seconds(at - waiting.received_at));
+        let (cause, keys) = (Cause::Transaction(transaction), waiting.keys);
+        send(outputs, Visible { cause, keys, at, position, settles: true }).await;
+        Ok(())
+    }
+
+    /// A sweep of everything. A standby shows what the primary shows now when it has replayed as
+    /// far as the primary has written.
+    async fn resync(
+        &self,
+        last: bool,
+        keys: KeySet,
+        outputs: &Sender<Visible>,
+    ) -> Result<(), Error> {
+        let position =
+            if self.has_replicas { answer(self.probe.position()).await? } else { Lsn::ZERO };
+        let (cause, at) = (Cause::Resync { last }, Instant::now());
+        send(outputs, Visible { cause, keys, at, position, settles: true }).await;
+        Ok(())
     }
 
     /// Takes in what is not visible, and keeps the keys that wait below [`WAITING_BYTES_MAX`].

@@ -5,6 +5,7 @@ use std::rc::Rc;
 use tokio_postgres::{SimpleQueryMessage, Statement};
 
 use super::{Error, Snapshot, answer};
+use crate::lsn::Lsn;
 use crate::postgres::Sql;
 
 /// Answers what is visible. The second implementor is the seeded simulation.
@@ -14,6 +15,9 @@ pub trait Probe {
 
     /// A transaction id later than every one assigned so far.
     fn fence(&self) -> impl Future<Output = Result<u64, Error>>;
+
+    /// An LSN behind every commit that is visible now.
+    fn position(&self) -> impl Future<Output = Result<Lsn, Error>>;
 }
 
 /// Asks over an ordinary connection to the same primary that the slot is on. Which server that is,
@@ -55,5 +59,12 @@ impl Probe for SqlProbe {
                 _ => None,
             })
             .ok_or(Error::Answer(super::snapshot::ParseError))
+    }
+
+    async fn position(&self) -> Result<Lsn, Error> {
+        let row = self.client.query_one(include_str!("../../sql/position.sql"), &[]).await?;
+        row.try_get::<_, &str>(0)?
+            .parse()
+            .map_err(|_lsn| Error::Answer(super::snapshot::ParseError))
     }
 }

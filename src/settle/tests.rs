@@ -55,6 +55,10 @@ impl Probe for Server {
     async fn fence(&self) -> Result<u64, Error> {
         Ok(50)
     }
+
+    async fn position(&self) -> Result<Lsn, Error> {
+        Ok(Lsn(5_000))
+    }
 }
 
 struct Session {
@@ -93,7 +97,7 @@ impl Session {
         let visible = tokio::time::timeout(limit, self.visible.recv()).await.ok()??;
         match visible.into_parts().0 {
             Cause::Transaction(transaction) => Some(transaction.xid),
-            Cause::Resync { .. } => None,
+            Cause::Resync { .. } | Cause::Replayed(_) => None,
         }
     }
 }

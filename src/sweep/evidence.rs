@@ -5,9 +5,14 @@
 //! whatever way, has lost the watermark written after it too. Pure: what to conclude from what was
 //! found; reading and writing is [`Node`](super::Node)'s.
 
+use std::collections::VecDeque;
+
 use serde::{Deserialize, Serialize};
 
 use crate::lsn::Lsn;
+
+/// Own watermarks remembered: those of a minute, at one each 50 ms, with room to spare.
+const MEMORY_MAX: usize = 2048;
 
 /// Name of the watermark key for a slot.
 #[must_use]
@@ -22,6 +27,9 @@ pub struct Watermark {
     pub system_id: String,
     /// Its timeline.
     pub timeline: u32,
+    /// What tells one life of the server from the next, if it did not end in order between them:
+    /// see `sql/identity.sql`. Empty in a value of a walsweep that did not know it.
+    pub epoch: String,
     /// Every commit that ends here or before has had its keys removed.
     pub lsn: Lsn,
     /// Fingerprint of the rules.
@@ -33,6 +41,8 @@ pub struct Watermark {
 struct Text {
     system_id: String,
     timeline: u32,
+    #[serde(default)]
+    epoch: String,
     lsn: String,
     rules: String,
 }
@@ -44,6 +54,7 @@ impl Watermark {
         let text = Text {
             system_id: self.system_id.clone(),
             timeline: self.timeline,
+            epoch: self.epoch.clone(),
             lsn: self.lsn.to_string(),
             rules: self.rules.clone(),
         };
@@ -55,8 +66,16 @@ impl Watermark {
     pub fn from_value(value: &[u8]) -> Option<Watermark> {
         let text: Text = serde_json::from_slice(value).ok()?;
         let lsn = text.lsn.parse().ok()?;
-        let Text { system_id, timeline, rules, .. } = text;
-        Some(Watermark { system_id, timeline, lsn, rules })
+        let Text { system_id, timeline, epoch, rules, .. } = text;
+        Some(Watermark { system_id, timeline, epoch, lsn, rules })
+    }
+
+    /// Whether both are of the same history under the same rules, wherever in it.
+    fn is_of(&self, other: &Watermark) -> bool {
+        self.system_id == other.system_id
+            && self.timeline == other.timeline
+            && self.epoch == other.epoch
+            && self.rules == other.rules
     }
 }
 
@@ -73,6 +92,11 @@ pub enum Broken {
     OtherSystem,
     /// The watermark was written on another timeline: commits of it may no longer exist.
     OtherTimeline,
+    /// The server did not end in order since the watermark was written: commits that did not wait
+    /// for the disk may be lost, though readers saw them.
+    UncleanRestart,
+    /// The watermark is ahead of the server's log: that log is not the one it was written for.
+    WatermarkAhead,
     /// The watermark was written under other rules.
     OtherRules,
     /// The value that we wrote last no longer stands.
@@ -95,6 +119,8 @@ impl Broken {
             Broken::WatermarkBehind => "watermark_behind",
             Broken::OtherSystem => "other_system",
             Broken::OtherTimeline => "other_timeline",
+            Broken::UncleanRestart => "unclean_restart",
+            Broken::WatermarkAhead => "watermark_ahead",
             Broken::OtherRules => "other_rules",
             Broken::WatermarkLost => "watermark_lost",
             Broken::SlotCreated => "slot_created",
@@ -111,20 +137,29 @@ impl Broken {
     }
 }
 
-/// Judges what a new session finds. `expected` has the slot's `confirmed_flush_lsn` as its LSN.
+/// Judges what a new session finds. `expected` has the slot's `confirmed_flush_lsn` as its LSN, the
+/// server's log ends at `wal_end`.
 ///
 /// # Errors
 ///
 /// Why everything must be swept.
-pub(super) fn at_start(found: Option<&[u8]>, expected: &Watermark) -> Result<Watermark, Broken> {
+pub(super) fn at_start(
+    found: Option<&[u8]>,
+    expected: &Watermark,
+    wal_end: Lsn,
+) -> Result<Watermark, Broken> {
     let found = found.ok_or(Broken::WatermarkMissing)?;
     let found = Watermark::from_value(found).ok_or(Broken::WatermarkForeign)?;
     if found.system_id != expected.system_id {
         Err(Broken::OtherSystem)
     } else if found.timeline != expected.timeline {
         Err(Broken::OtherTimeline)
+    } else if found.epoch != expected.epoch {
+        Err(Broken::UncleanRestart)
     } else if found.lsn < expected.lsn {
         Err(Broken::WatermarkBehind)
+    } else if found.lsn > wal_end {
+        Err(Broken::WatermarkAhead)
     } else if found.rules != expected.rules {
         Err(Broken::OtherRules)
     } else {
@@ -132,30 +167,48 @@ pub(super) fn at_start(found: Option<&[u8]>, expected: &Watermark) -> Result<Wat
     }
 }
 
-/// Judges what is found after the connection to Redis was lost within a session: `written` is the
-/// value acknowledged last, `attempted` one whose acknowledgement was lost with the connection.
-///
-/// # Errors
-///
-/// Why everything must be swept.
-pub(super) fn after_reconnect(
-    found: Option<&[u8]>,
-    written: &[u8],
-    attempted: Option<&[u8]>,
-) -> Result<(), Broken> {
-    match found {
-        Some(found) if found == written || attempted == Some(found) => Ok(()),
-        _ => Err(Broken::WatermarkLost),
+/// What a session remembers of its own watermarks.
+pub(super) struct Memory {
+    /// LSNs of the values that stood as good evidence in this session, oldest first.
+    lsns: VecDeque<Lsn>,
+}
+
+impl Memory {
+    pub(super) fn new() -> Memory {
+        Memory { lsns: VecDeque::new() }
+    }
+
+    /// The watermark stood at `lsn`.
+    pub(super) fn add(&mut self, lsn: Lsn) {
+        self.lsns.push_back(lsn);
+        if self.lsns.len() > MEMORY_MAX {
+            self.lsns.pop_front();
+        }
+    }
+
+    /// Up to where a Redis that shows `found` has kept its removals, if `found` is a value of this
+    /// session that is not below `floor`, from where on every removal can be repeated. A value that
+    /// the session never wrote, older or newer, is evidence of nothing.
+    pub(super) fn went_back_to(
+        &self,
+        found: Option<&[u8]>,
+        expected: &Watermark,
+        floor: Lsn,
+    ) -> Option<Lsn> {
+        let found = Watermark::from_value(found?)?;
+        let is_ours = found.is_of(expected) && self.lsns.contains(&found.lsn);
+        (is_ours && found.lsn >= floor).then_some(found.lsn)
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{Broken, Watermark, after_reconnect, at_start};
+    use super::{Broken, MEMORY_MAX, Memory, Watermark, at_start};
     use crate::lsn::Lsn;
 
     fn watermark(lsn: u64) -> Watermark {
-        Watermark { system_id: "71".into(), timeline: 2, lsn: Lsn(lsn), rules: "abc".into() }
+        let (system_id, epoch, rules) = ("71".into(), "e1".into(), "abc".into());
+        Watermark { system_id, timeline: 2, epoch, lsn: Lsn(lsn), rules }
     }
 
     #[test]
@@ -166,6 +219,9 @@ mod tests {
             change(&mut other);
             other.to_value()
         };
+        // As a version wrote it that knew no epoch.
+        let without_epoch =
+            br#"{"system_id":"71","timeline":2,"lsn":"0/64","rules":"abc"}"#.to_vec();
         let rows = [
             (Some(watermark(100).to_value()), Ok(Lsn(100))),
             (Some(watermark(101).to_value()), Ok(Lsn(101))),
@@ -175,26 +231,43 @@ mod tests {
             (Some(b"{}".to_vec()), Err(Broken::WatermarkForeign)),
             (Some(other(|mark| mark.system_id = "72".into())), Err(Broken::OtherSystem)),
             (Some(other(|mark| mark.timeline = 1)), Err(Broken::OtherTimeline)),
+            (Some(other(|mark| mark.epoch = "e2".into())), Err(Broken::UncleanRestart)),
+            (Some(without_epoch), Err(Broken::UncleanRestart)),
+            (Some(watermark(500).to_value()), Ok(Lsn(500))),
+            (Some(watermark(501).to_value()), Err(Broken::WatermarkAhead)),
             (Some(other(|mark| mark.rules = "abd".into())), Err(Broken::OtherRules)),
         ];
         for (found, conclusion) in rows {
-            let judged = at_start(found.as_deref(), &expected).map(|mark| mark.lsn);
+            let judged = at_start(found.as_deref(), &expected, Lsn(500)).map(|mark| mark.lsn);
             assert_eq!(judged, conclusion, "{found:?}");
         }
     }
 
     #[test]
-    fn only_the_last_written_or_attempted_value_survives_a_reconnect() {
+    fn redis_went_back_only_to_a_value_of_this_session_above_the_floor() {
+        let expected = watermark(100);
+        let mut memory = Memory::new();
+        [100, 110, 130].into_iter().for_each(|lsn| memory.add(Lsn(lsn)));
+        let other_rules = Watermark { rules: "abd".into(), ..watermark(130) };
+        let other_epoch = Watermark { epoch: "e2".into(), ..watermark(130) };
         let rows = [
-            (Some(b"w".as_slice()), Ok(())),
-            (Some(b"a"), Ok(())),
-            (Some(b"older"), Err(Broken::WatermarkLost)),
-            (None, Err(Broken::WatermarkLost)),
+            (Some(watermark(130).to_value()), Some(Lsn(130))),
+            (Some(watermark(110).to_value()), Some(Lsn(110))),
+            (Some(watermark(100).to_value()), None),
+            (Some(watermark(120).to_value()), None),
+            (Some(watermark(140).to_value()), None),
+            (Some(other_rules.to_value()), None),
+            (Some(other_epoch.to_value()), None),
+            (Some(b"hello".to_vec()), None),
+            (None, None),
         ];
-        for (found, conclusion) in rows {
-            assert_eq!(after_reconnect(found, b"w", Some(b"a")), conclusion, "{found:?}");
+        for (found, lsn) in rows {
+            let back = memory.went_back_to(found.as_deref(), &expected, Lsn(110));
+            assert_eq!(back, lsn, "{found:?}");
         }
-        assert_eq!(after_reconnect(Some(b"a"), b"w", None), Err(Broken::WatermarkLost));
+        (0..MEMORY_MAX as u64).for_each(|lsn| memory.add(Lsn(200 + lsn)));
+        let found = watermark(130).to_value();
+        assert_eq!(memory.went_back_to(Some(&found), &expected, Lsn(110)), None, "forgotten");
     }
 
     #[test]

@@ -6,7 +6,7 @@ use super::observe::Mark;
 use crate::gather::Transaction;
 use crate::keys::{KeySet, RuleId};
 use crate::lsn::Lsn;
-use crate::settle::{Cause, Visible};
+use crate::settle::{Cause, Replayed, Visible};
 
 /// Keys to remove, with everything that waits for it.
 #[derive(Debug)]
@@ -33,27 +33,50 @@ pub(super) enum Round {
     Second,
     /// The first on a Redis that may have lost the real one (I7).
     Again,
+    /// The first since a standby shows what the keys were removed for.
+    Replayed,
+}
+
+impl Round {
+    /// Whether what is found was written after a removal that was right for its time.
+    pub(super) fn takes_refills(self) -> bool {
+        matches!(self, Round::Second | Round::Replayed)
+    }
 }
 
 /// Something that waits for a removal.
-#[derive(Clone, Copy, Debug)]
+///
+/// What is not settled by its removal waits for a removal after the standbys' replay.
+#[derive(Debug)]
 pub(super) enum Member {
     /// A transaction, still to be reported as swept.
-    Transaction { transaction: Transaction, visible_at: Instant },
+    Transaction { transaction: Transaction, visible_at: Instant, settles: bool },
     /// A sweep of everything.
-    Resync { last: bool },
+    Resync { last: bool, settles: bool },
+    /// What every standby has replayed, still to be reported.
+    Replayed(Replayed),
+}
+
+impl Member {
+    /// Whether it is a sweep of everything that stays owed after its removal.
+    pub(super) fn is_owed_resync(&self) -> bool {
+        matches!(self, Member::Resync { last: true, settles: false })
+    }
 }
 
 impl Job {
     pub(super) fn first(visible: Visible) -> Job {
+        let (settles, position) = (visible.settles(), visible.position());
         let (cause, keys, visible_at) = visible.into_parts();
-        let (member, covers) = match cause {
+        let (member, round, covers) = match cause {
             Cause::Transaction(transaction) => {
-                (Member::Transaction { transaction, visible_at }, transaction.end_lsn)
+                let covers = transaction.end_lsn;
+                (Member::Transaction { transaction, visible_at, settles }, Round::First, covers)
             }
-            Cause::Resync { last } => (Member::Resync { last }, Lsn::ZERO),
+            Cause::Resync { last } => (Member::Resync { last, settles }, Round::First, Lsn::ZERO),
+            Cause::Replayed(replayed) => (Member::Replayed(replayed), Round::Replayed, position),
         };
-        Job::new(vec![member], keys, Round::First, covers)
+        Job::new(vec![member], keys, round, covers)
     }
 
     pub(super) fn new(members: Vec<Member>, keys: KeySet, round: Round, covers: Lsn) -> Job {

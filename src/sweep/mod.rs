@@ -29,10 +29,13 @@ mod pass;
 mod queue;
 mod refill;
 mod second;
+mod ring;
 mod shared;
 mod standalone;
 mod sweeper;
 mod ward;
+#[cfg(test)]
+mod rollback_tests;
 #[cfg(test)]
 mod tests;
 

@@ -39,6 +39,13 @@ pub trait Node {
         expected: Option<&[u8]>,
         value: &[u8],
     ) -> impl Future<Output = Result<Replaced, Error>>;
+
+    /// Waits until the watermark `value`, which stands, and with it every removal before it is on
+    /// as many replicas as the configuration asks for; by default none is. An error of
+    /// [`Kind::Replicas`] if it is on fewer. Holds up nothing else that is asked.
+    fn shared(&self, _value: &[u8]) -> impl Future<Output = Result<(), Error>> {
+        std::future::ready(Ok(()))
+    }
 }
 
 /// The arguments of a `SCAN` call (<https://redis.io/docs/latest/commands/scan/>).
@@ -101,6 +108,8 @@ pub enum Kind {
     Oom,
     /// The server is busy with a script.
     Busy,
+    /// Fewer replicas than `redis.wait_replicas` have the watermark.
+    Replicas,
     /// Any other error reply.
     Other,
 }
@@ -118,6 +127,7 @@ impl Kind {
             Kind::Loading => "loading",
             Kind::Oom => "oom",
             Kind::Busy => "busy",
+            Kind::Replicas => "replicas",
             Kind::Other => "other",
         }
     }
@@ -128,7 +138,7 @@ impl Kind {
     pub fn needs_reconnect(self) -> bool {
         match self {
             Kind::Io | Kind::Timeout | Kind::Auth | Kind::ReadOnly | Kind::Loading => true,
-            Kind::NoPerm | Kind::Oom | Kind::Busy | Kind::Other => false,
+            Kind::NoPerm | Kind::Oom | Kind::Busy | Kind::Replicas | Kind::Other => false,
         }
     }
 }
@@ -158,11 +168,15 @@ impl Error {
         match self.kind() {
             Kind::NoPerm => Some(
                 "allow the user `+scan +unlink +get +set +eval +ping +info +select` on \
-                 the keys of the rules and on `walsweep:*`",
+                 the keys of the rules and on `walsweep:*`, and `+wait` for `wait_replicas`",
             ),
             Kind::Auth => Some("check the user and password of `redis.url`"),
             Kind::ReadOnly => Some("let `redis.url` name the primary"),
             Kind::Oom => Some("the watermark key needs a few bytes; free memory in Redis"),
+            Kind::Replicas => Some(
+                "nothing is confirmed meanwhile: bring replicas back, or lower \
+                 `redis.wait_replicas`",
+            ),
             Kind::Io | Kind::Timeout | Kind::Loading | Kind::Busy | Kind::Other => None,
         }
     }

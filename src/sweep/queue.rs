@@ -117,6 +117,8 @@ pub(super) fn pass_reason(jobs: &[Job]) -> &'static str {
         "rule"
     } else if jobs.iter().any(|job| job.round == Round::Again) {
         "again"
+    } else if jobs.iter().any(|job| job.round == Round::Replayed) {
+        "replayed"
     } else {
         "refill"
     }

@@ -6,7 +6,7 @@
 //! bucket, and a timer belongs to a bucket, not to a transaction.
 //!
 //! Keys that are through stay until the watermark covers them: if Redis loses the connection
-//! before, it may have lost their removal too.
+//! before, it may have lost their removal too. Then they go to the ring.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -15,6 +15,7 @@ use tokio::time::Instant;
 
 use super::job::{Job, Member, Round};
 use super::observe::Mark;
+use super::ring::Ring;
 use crate::keys::KeySet;
 use crate::lsn::Lsn;
 
@@ -33,7 +34,8 @@ pub(super) struct Refill {
     empty: KeySet,
     collecting: Option<Bucket>,
     waiting: VecDeque<Bucket>,
-    kept: VecDeque<(Lsn, KeySet)>,
+    kept: VecDeque<Kept>,
+    ring: Ring,
 }
 
 struct Bucket {
@@ -45,6 +47,14 @@ struct Bucket {
     closes_at: Instant,
 }
 
+/// Keys whose last removal so far is done.
+struct Kept {
+    covers: Lsn,
+    keys: KeySet,
+    /// Sweeps of everything that stay owed.
+    owed: Vec<Member>,
+}
+
 impl Bucket {
     fn into_job(self, round: Round) -> Job {
         let since = self.since;
@@ -53,10 +63,11 @@ impl Bucket {
 }
 
 impl Refill {
-    /// A refill stage with this window; `empty` is a key set of the rules, empty.
-    pub(super) fn new(window: Duration, empty: KeySet) -> Refill {
+    /// A refill stage with this window; `empty` is a key set of the rules, empty; `start` is where
+    /// the session's stream begins.
+    pub(super) fn new(window: Duration, empty: KeySet, start: Lsn) -> Refill {
         let (collecting, waiting, kept) = (None, VecDeque::new(), VecDeque::new());
-        Refill { window, empty, collecting, waiting, kept }
+        Refill { window, empty, collecting, waiting, kept, ring: Ring::new(start) }
     }
 
     /// Whether keys are removed twice at all.
@@ -120,25 +131,48 @@ impl Refill {
     }
 
     /// Keeps keys whose last removal is done until the watermark covers them.
-    pub(super) fn keep(&mut self, covers: Lsn, keys: KeySet) {
+    pub(super) fn keep(&mut self, covers: Lsn, keys: KeySet, owed: Vec<Member>) {
         if keys.is_empty() {
             return;
         }
-        self.kept.push_back((covers, keys));
+        self.kept.push_back(Kept { covers, keys, owed });
         if self.kept.len() > KEPT_MAX {
             // A transaction that stays invisible holds the watermark back while others go on (I3):
             // sets that grow together collapse at their limit (I6).
             let merged = self.kept.pop_front().zip(self.kept.pop_front());
-            if let Some(((one, mut keys), (other, others))) = merged {
-                keys.merge(&others);
-                self.kept.push_front((one.max(other), keys));
+            if let Some((mut one, other)) = merged {
+                one.keys.merge(&other.keys);
+                one.owed.extend(other.owed);
+                one.covers = one.covers.max(other.covers);
+                self.kept.push_front(one);
             }
         }
     }
 
-    /// The watermark stands at `lsn`: what it covers need not be kept.
-    pub(super) fn covered(&mut self, lsn: Lsn) {
-        self.kept.retain(|(covers, _)| *covers > lsn);
+    /// The watermark stands at `lsn`: what it covers is needed only if Redis goes back.
+    pub(super) fn covered(&mut self, lsn: Lsn, now: Instant) {
+        for kept in std::mem::take(&mut self.kept) {
+            if kept.covers > lsn {
+                self.kept.push_back(kept);
+                continue;
+            }
+            // A sweep of everything is of no transaction; whoever goes back behind it has no
+            // watermark of this session.
+            if kept.covers > Lsn::ZERO {
+                self.ring.add(kept.covers, kept.keys, now);
+            }
+        }
+    }
+
+    /// Every removal for a transaction that ends later than this can be repeated.
+    pub(super) fn floor(&self) -> Lsn {
+        self.ring.floor()
+    }
+
+    /// Redis went back to `lsn`: the removals above it that were covered, to be done again.
+    pub(super) fn covered_again(&mut self, lsn: Lsn) -> Vec<Job> {
+        let above = self.ring.take_above(lsn).into_iter();
+        above.map(|(covers, keys)| Job::new(Vec::new(), keys, Round::Again, covers)).collect()
     }
 
     /// Redis may have lost every removal that the watermark does not cover: all of them, to be done
@@ -146,7 +180,7 @@ impl Refill {
     pub(super) fn all_again(&mut self) -> Vec<Job> {
         let kept = std::mem::take(&mut self.kept)
             .into_iter()
-            .map(|(covers, keys)| Job::new(Vec::new(), keys, Round::Again, covers));
+            .map(|kept| Job::new(kept.owed, kept.keys, Round::Again, kept.covers));
         let waiting = std::mem::take(&mut self.waiting).into_iter().chain(self.collecting.take());
         kept.chain(waiting.map(|bucket| bucket.into_job(Round::Again))).collect()
     }

@@ -1,5 +1,7 @@
 //! The second removal of keys (I8): of those that were written again, where that is known.
 
+use std::borrow::Cow;
+
 use super::exact;
 use super::job::{Job, Round, Tally};
 use super::node::{Error, Node};
@@ -20,26 +22,44 @@ pub(super) fn since<N: Node>(node: &N, jobs: &mut [Job]) -> Option<Mark> {
 }
 
 /// Removes from Redis what a batch must: with `since`, the keys and what the patterns match of all
-/// that was written from then on; without it, or when that is not known, the exact keys.
+/// that was written from then on; without it, or when that is not known, the exact keys. `empty` is
+/// an empty key set of the rules.
 ///
 /// # Errors
 ///
 /// The first error of the node. Keys removed before it stay removed; all are tried again.
 pub(super) async fn remove<N: Node>(
     node: &N,
-    keys: &KeySet,
+    jobs: &[Job],
+    empty: KeySet,
     since: Option<Mark>,
 ) -> Result<Tally, Error> {
     if let Some(since) = since {
         node.fence().await?;
         if let Some(written) = since.written() {
-            let found = find(keys, &written).await;
+            let keys = union(jobs, empty, KeySet::merge);
+            let found = find(&keys, &written).await;
             let mut tally = exact::unlink(node, found).await?;
             tally.with_patterns = true;
             return Ok(tally);
         }
     }
+    // Exact keys only: a pattern of one job would swallow the keys of another, which is then taken
+    // for done and does not wait for the pattern's pass.
+    let keys = union(jobs, empty, KeySet::merge_exact);
     exact::unlink(node, keys.exact().collect()).await
+}
+
+/// The keys of all jobs; a single one's need not be copied.
+fn union(jobs: &[Job], empty: KeySet, merge: fn(&mut KeySet, &KeySet)) -> Cow<'_, KeySet> {
+    match jobs {
+        [job] => Cow::Borrowed(&job.keys),
+        jobs => {
+            let mut keys = empty;
+            jobs.iter().for_each(|job| merge(&mut keys, &job.keys));
+            Cow::Owned(keys)
+        }
+    }
 }
 
 /// The names that are among the keys or match a pattern.

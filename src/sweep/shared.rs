@@ -1,12 +1,13 @@
-//! One SCAN pass for the patterns of several transactions, and what it counts.
+//! What the sweeper has under way: a SCAN pass for the patterns of several transactions, a write of
+//! the watermark; and what is counted.
 
 use std::collections::HashMap;
 use std::time::SystemTime;
 
 use tokio::time::Instant;
 
-use super::job::{Job, Member, Round, Tally};
-use super::node::{Error, Node};
+use super::job::{Job, Member, Tally};
+use super::node::{Error, Node, Replaced};
 use super::pace::Pace;
 use super::pass::{Pass, Progress};
 use super::queue::pass_reason;
@@ -26,7 +27,7 @@ pub(super) async fn sweep<N: Node>(
     let mut patterns: Vec<Pattern> = Vec::new();
     let mut owners: Vec<(RuleId, bool)> = Vec::new();
     for job in jobs {
-        let second = job.round == Round::Second;
+        let second = job.round.takes_refills();
         for (rule, pattern) in job.keys.patterns() {
             let index = *index_of.entry(pattern).or_insert_with(|| {
                 patterns.push(pattern.clone());
@@ -57,7 +58,39 @@ pub(super) async fn sweep<N: Node>(
     Ok(())
 }
 
-/// Counts removed keys: by rule, or as refills when it was their second removal.
+/// What came of a write of the watermark.
+pub(super) enum Written {
+    /// It stands, and is on as many replicas as are asked for.
+    Shared,
+    /// It stands; that the replicas have it is not known.
+    Alone(Error),
+    /// It was not written: this stands there.
+    Not(Option<Vec<u8>>),
+    /// Whether it was written is not known.
+    Failed(Error),
+}
+
+/// Writes `value` where `expected` stands, or takes it to stand there already; then waits until it
+/// is shared.
+pub(super) async fn write<N: Node>(
+    node: &N,
+    expected: Option<Option<Vec<u8>>>,
+    value: Vec<u8>,
+) -> Written {
+    if let Some(expected) = expected {
+        match node.replace_watermark(expected.as_deref(), &value).await {
+            Ok(Replaced::Yes) => {}
+            Ok(Replaced::No(found)) => return Written::Not(found),
+            Err(error) => return Written::Failed(error),
+        }
+    }
+    match node.shared(&value).await {
+        Ok(()) => Written::Shared,
+        Err(error) => Written::Alone(error),
+    }
+}
+
+/// Counts removed keys: by rule, or as refills when they were removed before.
 pub(super) fn count(metrics: &Metrics, tally: &Tally, second: bool) {
     if second {
         metrics.refills_removed.inc_by(tally.removed());
@@ -70,7 +103,7 @@ pub(super) fn count(metrics: &Metrics, tally: &Tally, second: bool) {
 
 /// Records how long a transaction's keys took.
 pub(super) fn observe(metrics: &Metrics, member: &Member, now: Instant) {
-    let Member::Transaction { transaction, visible_at } = member else { return };
+    let Member::Transaction { transaction, visible_at, .. } = member else { return };
     metrics.visible_to_removed.observe(seconds(now - *visible_at));
     metrics.commit_to_removed.observe(seconds(transaction.age(SystemTime::now())));
 }

@@ -1,5 +1,5 @@
 //! One Redis server, over two connections: removals on one, SCAN on the other, so that a reply to
-//! a removal never queues behind a page of names.
+//! a removal never queues behind a page of names; and a third for `WAIT`, if it is asked for.
 
 use std::cell::RefCell;
 use std::error::Error as _;
@@ -27,6 +27,9 @@ const COMPARE_AND_SET: &str = "local standing = redis.call('get', KEYS[1]) \
 /// PINGs, one after the other, until names of earlier writes are here; see [`observe`](super).
 const FENCE_PINGS: usize = 2;
 
+/// How long one `WAIT` may take; a shortfall is told and tried again after it.
+const WAIT_MS: u32 = 1_000;
+
 /// A standalone Redis.
 pub struct Standalone {
     redis: config::Redis,
@@ -43,6 +46,8 @@ struct Connections {
     remove: MultiplexedConnection,
     observer: Option<Observer>,
     scan: MultiplexedConnection,
+    /// For `WAIT`, which holds up its own connection; only if it is asked for.
+    wait: Option<MultiplexedConnection>,
 }
 
 impl Standalone {
@@ -97,16 +102,42 @@ impl Standalone {
         connections.ok_or_else(|| Error::new(Kind::Io, "not connected".to_owned()))
     }
 
-    async fn check_primary(&self, connection: &mut MultiplexedConnection) -> Result<(), Error> {
+    async fn compare_and_set(
+        &self,
+        mut connection: MultiplexedConnection,
+        expected: Option<&[u8]>,
+        value: &[u8],
+    ) -> Result<Replaced, Error> {
+        let mut eval = cmd("EVAL");
+        eval.arg(COMPARE_AND_SET).arg(1).arg(&self.watermark_key);
+        eval.arg(u8::from(expected.is_some())).arg(expected.unwrap_or_default()).arg(value);
+        let reply = eval.query_async(&mut connection).await.map_err(|error| classify(&error))?;
+        match reply {
+            Value::Int(1) => Ok(Replaced::Yes),
+            Value::Nil => Ok(Replaced::No(None)),
+            Value::BulkString(standing) => Ok(Replaced::No(Some(standing))),
+            _ => Err(Error::new(Kind::Other, "EVAL gave an unexpected reply".to_owned())),
+        }
+    }
+
+    /// Refuses a replica; gives the id of the primary's replication history, which a promotion and
+    /// a restart change, if the server tells it.
+    async fn check_primary(
+        &self,
+        connection: &mut MultiplexedConnection,
+    ) -> Result<Option<String>, Error> {
         let info: Result<String, RedisError> =
             cmd("INFO").arg("replication").query_async(connection).await;
         match info {
             Ok(info) if info.contains("role:slave") => {
                 Err(Error::new(Kind::ReadOnly, "the server is a replica".to_owned()))
             }
-            Ok(_) => Ok(()),
+            Ok(info) => {
+                let history = info.lines().find_map(|line| line.strip_prefix("master_replid:"));
+                Ok(history.map(|id| id.trim_end().to_owned()))
+            }
             // Without the right to ask, a replica still shows itself by READONLY.
-            Err(error) if error.kind() == ErrorKind::Server(ServerErrorKind::NoPerm) => Ok(()),
+            Err(error) if error.kind() == ErrorKind::Server(ServerErrorKind::NoPerm) => Ok(None),
             Err(error) => Err(classify(&error)),
         }
     }
@@ -134,9 +165,19 @@ impl Node for Standalone {
         }
         let failed = |error: ConnectError| Error::from(error);
         let (mut remove, observer) = self.connect_to_remove().await.map_err(failed)?;
-        self.check_primary(&mut remove).await?;
-        let scan = connect(&self.redis).await.map_err(failed)?;
-        self.connections.replace(Some(Connections { remove, observer, scan }));
+        let history = self.check_primary(&mut remove).await?;
+        let mut scan = connect(&self.redis).await.map_err(failed)?;
+        // A failover between the two would let a pass list the keys of one server and remove them
+        // from another.
+        if self.check_primary(&mut scan).await? != history {
+            let message = "two connections reach two servers".to_owned();
+            return Err(Error::new(Kind::Io, message));
+        }
+        let wait = match self.redis.wait_replicas {
+            0 => None,
+            _ => Some(connect(&self.redis).await.map_err(failed)?),
+        };
+        self.connections.replace(Some(Connections { remove, observer, scan, wait }));
         Ok(())
     }
 
@@ -205,17 +246,28 @@ impl Node for Standalone {
         expected: Option<&[u8]>,
         value: &[u8],
     ) -> Result<Replaced, Error> {
-        let mut connection = self.connections()?.remove;
-        let mut eval = cmd("EVAL");
-        eval.arg(COMPARE_AND_SET).arg(1).arg(&self.watermark_key);
-        eval.arg(u8::from(expected.is_some())).arg(expected.unwrap_or_default()).arg(value);
-        let reply = eval.query_async(&mut connection).await.map_err(|error| classify(&error))?;
-        match reply {
-            Value::Int(1) => Ok(Replaced::Yes),
-            Value::Nil => Ok(Replaced::No(None)),
-            Value::BulkString(standing) => Ok(Replaced::No(Some(standing))),
-            _ => Err(Error::new(Kind::Other, "EVAL gave an unexpected reply".to_owned())),
+        self.compare_and_set(self.connections()?.remove, expected, value).await
+    }
+
+    async fn shared(&self, value: &[u8]) -> Result<(), Error> {
+        let Some(mut connection) = self.connections()?.wait else { return Ok(()) };
+        // WAIT is about the writes of its own connection, so it needs one. Written over itself, the
+        // watermark also shows that this connection leads to the server with the removals.
+        let standing = self.compare_and_set(connection.clone(), Some(value), value).await?;
+        if standing != Replaced::Yes {
+            let message = "two connections show different watermarks".to_owned();
+            return Err(Error::Lost(message, Kind::Other));
         }
+        let wanted = self.redis.wait_replicas;
+        let mut wait = cmd("WAIT");
+        wait.arg(wanted).arg(WAIT_MS);
+        let reached: u32 =
+            wait.query_async(&mut connection).await.map_err(|error| classify(&error))?;
+        if reached < wanted {
+            let message = format!("{reached} of {wanted} replicas have the latest removals");
+            return Err(Error::new(Kind::Replicas, message));
+        }
+        Ok(())
     }
 }
 

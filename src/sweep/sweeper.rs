@@ -9,11 +9,11 @@ use tokio::time::{Instant, sleep_until};
 
 use super::evidence::Watermark;
 use super::job::{Job, Member, Round, Tally};
-use super::node::{Error, Node, Replaced};
+use super::node::{Error, Node};
 use super::pace::Pace;
 use super::queue::Queue;
 use super::refill::Refill;
-use super::shared::{count, observe, sweep};
+use super::shared::{Written, count, observe, sweep, write};
 use super::ward::Ward;
 use super::{Broken, Event, Swept, second};
 use crate::channel::Receiver;
@@ -39,6 +39,9 @@ const WATERMARK_INTERVAL: Duration = Duration::from_millis(50);
 /// emptied or cut off is noticed although nothing is committed.
 const PROBE_INTERVAL: Duration = Duration::from_secs(5);
 
+/// Wait before another try to write the watermark, or to see it on the replicas.
+const WRITE_AGAIN: Duration = Duration::from_secs(1);
+
 /// Work under way: it owns its jobs, so that they come back whatever happens.
 type Work<'a, T> = Option<Pin<Box<dyn Future<Output = T> + 'a>>>;
 
@@ -54,6 +57,8 @@ pub struct Settings {
     pub window: Duration,
     /// The session's history and rules; its LSN is the slot's `confirmed_flush_lsn`.
     pub expected: Watermark,
+    /// Where the server's log ended when the session began.
+    pub wal_end: Lsn,
     /// Set when history is known to be broken whatever the watermark says.
     pub broken: Option<Broken>,
     /// An empty key set of the rules.
@@ -95,8 +100,8 @@ impl<N: Node> Sweeper<N> {
             events,
             queue: Queue::default(),
             passes: Queue::default(),
-            refill: Refill::new(settings.window, settings.empty),
-            ward: Ward::new(settings.expected, settings.broken),
+            refill: Refill::new(settings.window, settings.empty, settings.expected.lsn),
+            ward: Ward::new(settings.expected, settings.wal_end, settings.broken),
             pace: Some(Pace::new(settings.max_stall)),
             connected: false,
             next_write: Instant::now(),
@@ -111,7 +116,7 @@ impl<N: Node> Sweeper<N> {
         let Sweeper { node, metrics, mut state } = self;
         let mut batch: Work<'_, BatchDone> = None;
         let mut pass: Work<'_, PassDone> = None;
-        let mut write: Work<'_, Result<Replaced, Error>> = None;
+        let mut write: Work<'_, Written> = None;
         let mut connect: Work<'_, Result<Option<Vec<u8>>, Error>> = None;
         let mut backoff = Backoff::redis();
         let mut open = true;
@@ -184,23 +189,12 @@ impl State {
     fn next_batch<'a, N: Node>(&mut self, node: &'a N, now: Instant) -> Work<'a, BatchDone> {
         let mut jobs = self.queue.next_batch(now);
         let since = second::since(node, &mut jobs);
-        let (first, others) = jobs.split_first()?;
-        let merged = (!others.is_empty()).then(|| {
-            let mut keys = self.refill.empty_keys();
-            jobs.iter().for_each(|job| keys.merge(&job.keys));
-            keys
-        });
-        let no_exact = merged.as_ref().unwrap_or(&first.keys).exact_len() == 0;
-        let nothing_to_unlink = no_exact && since.is_none();
+        if jobs.is_empty() {
+            return None;
+        }
+        let empty = self.refill.empty_keys();
         Some(Box::pin(async move {
-            if nothing_to_unlink {
-                return (jobs, Ok(Tally::default()));
-            }
-            let keys = merged.as_ref().or(jobs.first().map(|job| &job.keys));
-            let outcome = match keys {
-                Some(keys) => second::remove(node, keys, since).await,
-                None => Ok(Tally::default()),
-            };
+            let outcome = second::remove(node, &jobs, empty, since).await;
             (jobs, outcome)
         }))
     }
@@ -227,17 +221,22 @@ impl State {
         node: &'a N,
         now: Instant,
         safe: Lsn,
-    ) -> Work<'a, Result<Replaced, Error>> {
+    ) -> Work<'a, Written> {
         if now < self.next_write {
             return None;
         }
         let moved = self.ward.next(safe);
         let due = moved.or_else(|| if now >= self.next_probe { self.ward.again() } else { None });
-        let (expected, value) = due?;
-        reach(Point::WatermarkDue);
+        let (expected, value) = match due {
+            Some((expected, value)) => {
+                reach(Point::WatermarkDue);
+                self.next_probe = now + PROBE_INTERVAL;
+                (Some(expected), value)
+            }
+            None => (None, self.ward.unshared()?),
+        };
         self.next_write = now + WATERMARK_INTERVAL;
-        self.next_probe = now + PROBE_INTERVAL;
-        Some(Box::pin(async move { node.replace_watermark(expected.as_deref(), &value).await }))
+        Some(Box::pin(write(node, expected, value)))
     }
 
     /// When something becomes due that nothing else would wake for. What was due at `now` is under
@@ -260,7 +259,7 @@ impl State {
     async fn batch_done(&mut self, jobs: Vec<Job>, outcome: Result<Tally, Error>) {
         match outcome {
             Ok(tally) => {
-                let second = jobs.first().is_some_and(|job| job.round == Round::Second);
+                let second = jobs.first().is_some_and(|job| job.round.takes_refills());
                 count(&self.metrics, &tally, second);
                 reach(Point::ExactRemoved);
                 for job in jobs {
@@ -305,8 +304,8 @@ impl State {
         if job.round == Round::First {
             job.members.iter().for_each(|member| observe(&self.metrics, member, now));
         }
-        if job.round == Round::Again {
-            self.ward.repeated();
+        if job.round == Round::Again && self.ward.repeated() {
+            self.report(Event::Whole).await;
         }
         if job.round == Round::Second || !self.refill.is_on() {
             self.note_resyncs(&job, job.round != Round::Second).await;
@@ -319,7 +318,7 @@ impl State {
     }
 
     async fn note_resyncs(&mut self, job: &Job, is_first: bool) {
-        let closes = job.members.iter().any(|one| matches!(one, Member::Resync { last: true }));
+        let closes = job.members.iter().any(|one| matches!(one, Member::Resync { last: true, .. }));
         if closes && is_first {
             self.ward.shown();
             reach(Point::ResyncShown);
@@ -332,37 +331,58 @@ impl State {
     /// The last removal of a job's keys is acknowledged.
     async fn done(&mut self, job: Job) {
         let mut end_lsns = Vec::with_capacity(job.members.len());
-        for member in &job.members {
+        let mut owed = Vec::new();
+        for member in job.members {
             match member {
-                Member::Transaction { transaction, .. } => end_lsns.push(transaction.end_lsn),
-                Member::Resync { last: true } => self.ward.paid(),
-                Member::Resync { last: false } => {}
+                Member::Transaction { transaction, settles: true, .. } => {
+                    end_lsns.push(transaction.end_lsn);
+                }
+                Member::Resync { last: true, settles: true } => self.ward.paid(),
+                Member::Replayed(replayed) => {
+                    end_lsns.extend(replayed.end_lsns);
+                    (0..replayed.resyncs).for_each(|_| self.ward.paid());
+                }
+                // If Redis loses the removal before the standbys show it, it is made again.
+                member if member.is_owed_resync() => owed.push(member),
+                Member::Transaction { .. } | Member::Resync { .. } => {}
             }
         }
-        self.refill.keep(job.covers, job.keys);
+        self.refill.keep(job.covers, job.keys, owed);
         reach(Point::Swept);
         if !end_lsns.is_empty() {
             self.report(Event::Swept(Swept { end_lsns })).await;
         }
     }
 
-    async fn write_done(&mut self, outcome: Result<Replaced, Error>) {
-        match outcome {
-            Ok(Replaced::Yes) => {
+    async fn write_done(&mut self, written: Written) {
+        match written {
+            Written::Shared => {
                 reach(Point::WatermarkWritten);
-                let lsn = self.ward.written();
-                self.refill.covered(lsn);
-                self.report(Event::Covered(lsn)).await;
+                self.cover();
+                self.ward.shared();
+                self.report(Event::Covered(self.ward.covered())).await;
             }
-            Ok(Replaced::No(found)) => {
-                let broken = self.ward.contradicted(found);
-                self.report(Event::ResyncOwed(broken)).await;
-            }
-            Err(error) => {
+            Written::Alone(error) => {
+                self.cover();
                 self.failed(&error).await;
-                self.next_write = Instant::now() + Duration::from_secs(1);
+                self.next_write = Instant::now() + WRITE_AGAIN;
+            }
+            Written::Not(found) => match self.ward.contradicted(found, self.refill.floor()) {
+                Some(broken) => self.report(Event::ResyncOwed(broken)).await,
+                // What is under way may have been removed before Redis went back, or after.
+                None => self.disconnect().await,
+            },
+            Written::Failed(error) => {
+                self.failed(&error).await;
+                self.next_write = Instant::now() + WRITE_AGAIN;
             }
         }
+    }
+
+    /// The watermark stands in the primary.
+    fn cover(&mut self) {
+        let lsn = self.ward.written();
+        self.refill.covered(lsn, Instant::now());
     }
 
     /// A connection was made, or was not. Says whether it was.
@@ -377,14 +397,14 @@ impl State {
         };
         self.connected = true;
         self.metrics.redis_up.get_or_create(&self.node).set(1);
-        self.repeat_everything();
-        match self.ward.connected(found) {
-            Ok(()) => {
+        let judged = self.ward.connected(found, self.refill.floor());
+        if self.ward.covered() > Lsn::ZERO {
+            self.refill.covered(self.ward.covered(), Instant::now());
+        }
+        self.repeat_everything(judged.ok().flatten());
+        match judged {
+            Ok(_) => {
                 tracing::info!(node = self.node.node, "connected to redis");
-                self.refill.covered(self.ward.covered());
-                if self.ward.covered() > Lsn::ZERO {
-                    self.report(Event::Covered(self.ward.covered())).await;
-                }
                 if self.ward.is_whole() {
                     self.report(Event::Whole).await;
                 }
@@ -394,9 +414,19 @@ impl State {
         true
     }
 
-    /// Redis may have lost whatever was removed and is not covered: all of it goes to the start.
-    fn repeat_everything(&mut self) {
-        let mut jobs = self.refill.all_again();
+    /// Redis may have lost whatever was removed and is not covered: all of it goes to the start. If
+    /// it went back, then also what was covered since.
+    fn repeat_everything(&mut self, went_back_to: Option<Lsn>) {
+        let mut jobs = Vec::new();
+        if let Some(lsn) = went_back_to {
+            jobs = self.refill.covered_again(lsn);
+            let keys = |job: &Job| (job.keys.exact_len() + job.keys.patterns().count()) as u64;
+            let keys = jobs.iter().map(keys).sum();
+            let node = &self.node.node;
+            tracing::warn!(node, %lsn, keys, "redis went back: removing again what it lost");
+            self.metrics.repeated_keys.inc_by(keys);
+        }
+        jobs.extend(self.refill.all_again());
         jobs.extend(self.queue.drain());
         jobs.extend(self.passes.drain());
         for job in &mut jobs {
@@ -421,13 +451,18 @@ impl State {
             Error::Lost(..) => {
                 tracing::warn!(node, %error, hint, "redis is out of reach; trying again");
                 self.metrics.redis_up.get_or_create(&self.node).set(0);
-                if self.connected {
-                    self.metrics.reconnects.get_or_create(&PeerLabel { peer: "redis" }).inc();
-                    self.connected = false;
-                    self.report(Event::RedisLost).await;
-                }
+                self.disconnect().await;
                 true
             }
+        }
+    }
+
+    /// The next thing is to connect again.
+    async fn disconnect(&mut self) {
+        if self.connected {
+            self.metrics.reconnects.get_or_create(&PeerLabel { peer: "redis" }).inc();
+            self.connected = false;
+            self.report(Event::RedisLost).await;
         }
     }
 

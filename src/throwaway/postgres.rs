@@ -110,6 +110,23 @@ impl Postgres {
         Ok(server)
     }
 
+    /// Starts a standby that streams from this server, with these lines for `postgresql.conf`; its
+    /// data folder `name` is removed with this server, which must be the one dropped last.
+    pub async fn standby(&self, name: &str, conf: &[&str]) -> Result<Postgres, Error> {
+        let data_dir = self.new_folder(name)?;
+        let mut command = self.command("pg_basebackup");
+        command.args(["--checkpoint=fast", "--write-recovery-conf", "--no-sync", "-D"]);
+        run("pg_basebackup", command.arg(&data_dir), &self.folder.path().join("basebackup.log"))?;
+        Postgres::start(PostgresOptions {
+            bin_dir: Some(self.bin_dir.clone()),
+            conf: conf.iter().map(|&line| line.to_owned()).collect(),
+            password: self.password.clone(),
+            data_dir: Some(data_dir),
+            ..PostgresOptions::default()
+        })
+        .await
+    }
+
     /// `postgres://` URL of user and database `postgres`, over TCP.
     #[must_use]
     pub fn url(&self) -> String {
@@ -300,15 +317,7 @@ impl Postgres {
         } else {
             command.args(["-A", "trust"]);
         }
-        let log = self.folder.path().join("initdb.log");
-        let file = File::create(&log).map_err(io_error("open the log of initdb"))?;
-        let again = file.try_clone().map_err(io_error("share the log"))?;
-        let status = command.stdout(file).stderr(again).status();
-        let status = status.map_err(io_error("start initdb"))?;
-        if status.success() {
-            return Ok(());
-        }
-        Err(Error::Ended { name: "initdb", status, log: tail(&log, 0, 30) })
+        run("initdb", &mut command, &self.folder.path().join("initdb.log"))
     }
 
     /// Appends to `postgresql.conf`.
@@ -317,6 +326,18 @@ impl Postgres {
         let written = file.and_then(|mut file| writeln!(file, "{line}"));
         written.map_err(io_error("append to `postgresql.conf`"))
     }
+}
+
+/// Runs a tool to its end; what it writes goes to `log`.
+fn run(name: &'static str, command: &mut Command, log: &Path) -> Result<(), Error> {
+    let file = File::create(log).map_err(io_error(format!("open the log of {name}")))?;
+    let again = file.try_clone().map_err(io_error("share the log"))?;
+    let status = command.stdout(file).stderr(again).status();
+    let status = status.map_err(io_error(format!("start {name}")))?;
+    if status.success() {
+        return Ok(());
+    }
+    Err(Error::Ended { name, status, log: tail(log, 0, 30) })
 }
 
 /// The folder of the newest Postgres that is installed.

@@ -1,0 +1,59 @@
+//! Checks of the standbys that readers use: each reachable, a standby, and of this primary.
+
+use tokio_postgres::Client;
+
+use super::{Error, Finding};
+use crate::config::Config;
+use crate::settle::{SqlStandby, Standby, StandbyError};
+
+/// Checks each of `config.postgres.replicas` against the primary behind `client`. None of what is
+/// found keeps `run` from starting: a standby that is gone must not stop the keys of the others.
+///
+/// # Errors
+///
+/// When the primary does not tell who it is; an unfit standby is no error but a warning.
+pub async fn replicas(config: &Config, client: &Client) -> Result<Vec<Finding>, Error> {
+    if config.postgres.replicas.is_empty() {
+        return Ok(Vec::new());
+    }
+    let row = client.query_one(include_str!("../../sql/identity.sql"), &[]).await?;
+    let (system_id, timeline): (&str, Option<&str>) = (row.try_get(1)?, row.try_get(2)?);
+    let Some(timeline) = timeline.and_then(|digits| u32::from_str_radix(digits, 16).ok()) else {
+        // That `postgres.url` reaches a standby is told elsewhere.
+        return Ok(Vec::new());
+    };
+    let mut findings = Vec::new();
+    for endpoint in &config.postgres.replicas {
+        let standby = SqlStandby::new(endpoint.clone(), system_id, timeline);
+        findings.push(check(standby).await);
+    }
+    Ok(findings)
+}
+
+async fn check(mut standby: SqlStandby) -> Finding {
+    let outcome = match standby.connect().await {
+        Ok(()) => standby.replayed().await,
+        Err(error) => Err(error),
+    };
+    let name = standby.name();
+    match outcome {
+        Ok(answer) => {
+            let message = format!("replica `{name}` has replayed up to {}", answer.replayed);
+            Finding::info("replica_follows", message)
+        }
+        Err(error) => {
+            let message = format!("replica `{name}`: {error}: nothing would be confirmed");
+            Finding::warning(code(&error), message).hint(error.hint())
+        }
+    }
+}
+
+fn code(error: &StandbyError) -> &'static str {
+    match error {
+        StandbyError::Connection(error) if error.is_rejection() => "replica_privileges",
+        StandbyError::Connection(_) | StandbyError::Timeout => "replica_unreachable",
+        StandbyError::NotAStandby => "replica_not_standby",
+        StandbyError::OtherSystem { .. } => "replica_other_system",
+        StandbyError::OtherTimeline { .. } => "replica_other_timeline",
+    }
+}

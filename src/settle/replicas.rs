@@ -1,0 +1,294 @@
+//! Readers on standbys: a second removal of the same keys, once each standby shows the commit.
+//!
+//! A standby shows a commit when it has replayed the commit record, some time after the primary
+//! does. A reader that comes in between reads the old row there, and caches it after the first
+//! removal. So keys pass here at once, and are kept; when a standby's replay position has reached
+//! the end of the commit they go to the sweeper again, and after the last standby's nothing holds
+//! back the confirmation any more. A standby that is late or gone delays only that.
+//!
+//! Why the position and not a snapshot: on a standby the list of running transactions does not say
+//! what is visible. Redo marks a commit before the position moves past it, so a position at its end
+//! is proof; a standby that does not answer proves nothing.
+//!
+//! Bounds (I6): a standby may be gone for hours. Kept keys are merged, neighbours whose common span
+//! is smallest for their age first, so that a standby which is late by an hour has its keys removed
+//! late by some minutes more, one that is late by a second by milliseconds. Beyond a limit in bytes
+//! large sets collapse.
+
+use std::collections::VecDeque;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+
+use super::standby::{Board, Progress, Standby, follow};
+use super::{Cause, LARGE_SET_BYTES, Replayed, Visible, WAITING_BYTES_MAX, send};
+use crate::channel::{Receiver, Sender};
+use crate::keys::KeySet;
+use crate::lsn::Lsn;
+use crate::metrics::{Metrics, ReplicaLabel};
+
+/// What becomes visible within this time is kept as one.
+const GROUP_WIDTH: Duration = Duration::from_millis(20);
+
+/// Groups kept; beyond it two become one.
+pub(super) const GROUPS_MAX: usize = 64;
+
+/// Exact keys beyond which a group takes no more, below the limit at which a set collapses.
+const GROUP_KEYS_MAX: usize = 50_000;
+
+/// Lets keys pass, and passes them again after every standby's replay.
+pub struct Replicas {
+    metrics: Arc<Metrics>,
+    /// Every key that a rule could produce.
+    everything: KeySet,
+    labels: Vec<ReplicaLabel>,
+    followers: Vec<Follower>,
+    groups: VecDeque<Group>,
+    /// Memory of the keys that are kept, in bytes.
+    bytes: usize,
+    /// The furthest position that anything waited for.
+    furthest: Lsn,
+}
+
+/// What is known of one standby.
+#[derive(Clone, Copy, Default)]
+struct Follower {
+    progress: Progress,
+    /// The furthest position that keys were passed for because the standby had reached it.
+    passed: Lsn,
+}
+
+/// Keys that wait for standbys.
+struct Group {
+    keys: KeySet,
+    replayed: Replayed,
+    /// Where a standby must be to show all that the keys are removed for.
+    position: Lsn,
+    /// Which standbys are not there yet.
+    missing: Vec<bool>,
+    /// When the first and the last of it became visible.
+    since: Instant,
+    until: Instant,
+}
+
+impl Replicas {
+    /// Takes `everything` that the rules could produce, for a standby that may have shown older
+    /// rows than before.
+    #[must_use]
+    pub fn new(everything: KeySet, metrics: Arc<Metrics>) -> Replicas {
+        Replicas {
+            metrics,
+            everything,
+            labels: Vec::new(),
+            followers: Vec::new(),
+            groups: VecDeque::new(),
+            bytes: 0,
+            furthest: Lsn::ZERO,
+        }
+    }
+
+    /// Passes `inputs` on to `outputs`, and again after each of `standbys` has replayed them, until
+    /// `inputs` ends. Needs a [`LocalSet`](tokio::task::LocalSet) around it.
+    pub async fn run<S: Standby + 'static>(
+        mut self,
+        standbys: Vec<S>,
+        mut inputs: Receiver<Visible>,
+        outputs: Sender<Visible>,
+    ) {
+        self.followers = vec![Follower::default(); standbys.len()];
+        let (wanted, wanted_here) = watch::channel(Lsn::ZERO);
+        let (progress, mut changes) = watch::channel(vec![Progress::default(); standbys.len()]);
+        let metrics = Arc::clone(&self.metrics);
+        let board = Board { wanted: wanted_here, progress: Rc::new(progress), metrics };
+        let mut tasks = JoinSet::new();
+        for (at, standby) in standbys.into_iter().enumerate() {
+            self.labels.push(ReplicaLabel { replica: standby.name().to_owned() });
+            tasks.spawn_local(follow(standby, at, board.clone()));
+        }
+        loop {
+            tokio::select! {
+                biased;
+                changed = changes.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                    let all = changes.borrow_and_update().clone();
+                    self.advance(&all);
+                    self.release(&outputs).await;
+                }
+                visible = inputs.recv() => {
+                    let Some(visible) = visible else { return };
+                    let visible = self.take(visible);
+                    wanted.send_if_modified(|now| {
+                        std::mem::replace(now, self.furthest) != self.furthest
+                    });
+                    send(&outputs, visible).await;
+                }
+            }
+            self.show_lag();
+        }
+    }
+
+    /// Keys that are visible on the primary: kept for the standbys that do not show it yet.
+    fn take(&mut self, mut visible: Visible) -> Visible {
+        let position = visible.position;
+        self.furthest = self.furthest.max(position);
+        let missing: Vec<bool> =
+            self.followers.iter().map(|one| one.progress.replayed < position).collect();
+        for (follower, missing) in self.followers.iter_mut().zip(&missing) {
+            if !missing {
+                follower.passed = follower.passed.max(position);
+            }
+        }
+        if missing.contains(&true) {
+            visible.settles = false;
+            let mut replayed = Replayed::default();
+            match &visible.cause {
+                Cause::Transaction(transaction) => replayed.end_lsns.push(transaction.end_lsn),
+                Cause::Resync { last } => replayed.resyncs = u32::from(*last),
+                Cause::Replayed(_) => {}
+            }
+            self.keep(&visible.keys, replayed, position, missing);
+        }
+        visible
+    }
+
+    fn keep(&mut self, keys: &KeySet, replayed: Replayed, position: Lsn, missing: Vec<bool>) {
+        let now = Instant::now();
+        let open = self.groups.back_mut().filter(|last| {
+            now < last.since + GROUP_WIDTH
+                && last.keys.exact_len() + keys.exact_len() <= GROUP_KEYS_MAX
+        });
+        let added =
+            Group { keys: keys.clone(), replayed, position, missing, since: now, until: now };
+        match open {
+            Some(last) => {
+                self.bytes -= last.keys.bytes();
+                last.absorb(added);
+                self.bytes += last.keys.bytes();
+            }
+            None => {
+                self.bytes += added.keys.bytes();
+                self.groups.push_back(added);
+            }
+        }
+        if self.groups.len() > GROUPS_MAX {
+            self.merge_two(now);
+        }
+        if self.bytes > WAITING_BYTES_MAX {
+            let sets = self.groups.iter_mut().map(|group| &mut group.keys);
+            sets.filter(|keys| keys.bytes() > LARGE_SET_BYTES).for_each(KeySet::collapse);
+            self.weigh();
+        }
+    }
+
+    /// Makes one group of the two neighbours whose common span is smallest for their age: what
+    /// waits in the older one then waits for the younger one's position, too.
+    fn merge_two(&mut self, now: Instant) {
+        let delay = |(older, younger): (&Group, &Group)| {
+            let span = (younger.until - older.since).as_secs_f64();
+            span / (now - younger.until).as_secs_f64().max(f64::MIN_POSITIVE)
+        };
+        let pairs = self.groups.iter().zip(self.groups.iter().skip(1)).map(delay);
+        let best = pairs.enumerate().min_by(|one, other| one.1.total_cmp(&other.1));
+        let Some((at, _)) = best else { return };
+        if let Some(younger) = self.groups.remove(at + 1)
+            && let Some(older) = self.groups.get_mut(at)
+        {
+            older.absorb(younger);
+        }
+        self.weigh();
+    }
+
+    fn weigh(&mut self) {
+        self.bytes = self.groups.iter().map(|group| group.keys.bytes()).sum();
+    }
+
+    /// Notes how far the standbys are. One that was started again, or is behind where it was, may
+    /// have shown rows older than those whose keys were removed for good: whatever readers cached
+    /// meanwhile goes when it is back where it was.
+    fn advance(&mut self, all: &[Progress]) {
+        for (at, progress) in all.iter().enumerate() {
+            let Some(follower) = self.followers.get_mut(at) else { continue };
+            let was = std::mem::replace(&mut follower.progress, *progress);
+            if was.restarts != progress.restarts && follower.passed > Lsn::ZERO {
+                let position = follower.passed;
+                let replica = self.labels.get(at).map(|label| label.replica.as_str());
+                tracing::warn!(
+                    replica,
+                    up_to = %position,
+                    "a replica was started again: its readers may have seen older rows; sweeping \
+                     everything once it is where it was"
+                );
+                let missing = (0..self.followers.len()).map(|other| other == at).collect();
+                let everything = self.everything.clone();
+                self.keep(&everything, Replayed::default(), position, missing);
+            }
+        }
+    }
+
+    /// Passes what standbys have reached.
+    async fn release(&mut self, outputs: &Sender<Visible>) {
+        let mut passed = Vec::new();
+        for group in std::mem::take(&mut self.groups) {
+            let kept = self.release_one(group, &mut passed);
+            self.groups.extend(kept);
+        }
+        self.weigh();
+        for visible in passed {
+            send(outputs, visible).await;
+        }
+    }
+
+    /// Passes a group for the standbys that have reached it; gives it back if it waits for others.
+    fn release_one(&mut self, mut group: Group, passed: &mut Vec<Visible>) -> Option<Group> {
+        let mut reached = false;
+        for (follower, missing) in self.followers.iter_mut().zip(&mut group.missing) {
+            if *missing && follower.progress.replayed >= group.position {
+                (*missing, reached) = (false, true);
+                follower.passed = follower.passed.max(group.position);
+            }
+        }
+        let waits = group.missing.contains(&true);
+        if !reached {
+            return Some(group);
+        }
+        let position = group.position;
+        let visible = |keys, replayed| {
+            let (cause, at) = (Cause::Replayed(replayed), Instant::now());
+            Visible { cause, keys, at, position, settles: true }
+        };
+        if waits {
+            passed.push(visible(group.keys.clone(), Replayed::default()));
+            return Some(group);
+        }
+        passed.push(visible(group.keys, group.replayed));
+        None
+    }
+
+    fn show_lag(&self) {
+        for (follower, label) in self.followers.iter().zip(&self.labels) {
+            let lag = self.furthest.bytes_since(follower.progress.replayed);
+            let lag = i64::try_from(lag).unwrap_or(i64::MAX);
+            self.metrics.replica_replay_lag_bytes.get_or_create(label).set(lag);
+        }
+    }
+}
+
+impl Group {
+    /// Takes in what became visible after it.
+    fn absorb(&mut self, other: Group) {
+        self.keys.merge(&other.keys);
+        self.replayed.end_lsns.extend(other.replayed.end_lsns);
+        self.replayed.resyncs += other.replayed.resyncs;
+        self.position = self.position.max(other.position);
+        for (own, others) in self.missing.iter_mut().zip(other.missing) {
+            *own |= others;
+        }
+        self.until = other.until;
+    }
+}

@@ -1,0 +1,432 @@
+//! Keys behind standbys whose replay a test decides, on paused time.
+
+use std::cell::Cell;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::task::LocalSet;
+use tokio::time::{sleep, timeout};
+
+use super::replicas::GROUPS_MAX;
+use super::{Answer, Cause, Replayed, Replicas, Standby, StandbyError, Visible};
+use crate::channel::{Receiver, Sender, channel};
+use crate::config::{Located, Location, Operations, Rule, TableName};
+use crate::decode::{Column, Relation, ReplicaIdentity, Tuple, Value};
+use crate::gather::{Change, Row, Transaction};
+use crate::keys::{KeySet, Rules};
+use crate::lsn::Lsn;
+use crate::metrics::{Metrics, PeerLabel, ReplicaLabel};
+
+type Failure = fn() -> StandbyError;
+
+/// A standby that tells what the test says.
+#[derive(Clone)]
+struct Server {
+    name: &'static str,
+    replayed: Rc<Cell<u64>>,
+    run: Rc<Cell<u32>>,
+    /// How it fails, if it does.
+    fails: Rc<Cell<Option<Failure>>>,
+    answers: Rc<Cell<bool>>,
+    asked: Rc<Cell<u32>>,
+}
+
+impl Server {
+    fn new(name: &'static str) -> Server {
+        let (replayed, run, fails) = (Rc::default(), Rc::default(), Rc::default());
+        Server {
+            name,
+            replayed,
+            run,
+            fails,
+            answers: Rc::new(Cell::new(true)),
+            asked: Rc::default(),
+        }
+    }
+}
+
+impl Standby for Server {
+    fn name(&self) -> &str {
+        self.name
+    }
+
+    async fn connect(&mut self) -> Result<(), StandbyError> {
+        sleep(Duration::from_micros(300)).await;
+        self.fails.get().map_or(Ok(()), |error| Err(error()))
+    }
+
+    async fn replayed(&mut self) -> Result<Answer, StandbyError> {
+        self.asked.set(self.asked.get() + 1);
+        if !self.answers.get() {
+            std::future::pending::<()>().await;
+        }
+        // The standby answers, and only then it may fail: an answer on its way is not taken back.
+        let replayed = Lsn(self.replayed.get());
+        sleep(Duration::from_micros(100)).await;
+        let answer = Answer { replayed, run: self.run.get().to_string() };
+        self.fails.get().map_or(Ok(answer), |error| Err(error()))
+    }
+}
+
+struct Bench {
+    rules: Rules,
+    one: Server,
+    other: Server,
+    inputs: Sender<Visible>,
+    outputs: Receiver<Visible>,
+    metrics: Arc<Metrics>,
+}
+
+/// What passed: a first removal by its end LSN and whether it settles, or a replayed one.
+#[derive(Debug, PartialEq, Eq)]
+enum Passed {
+    First(u64, bool),
+    Resync { last: bool, settles: bool },
+    Replayed(Vec<u64>, u32),
+}
+
+/// A rule with one exact key.
+fn rules() -> Rules {
+    let located = |text: &str| Located { value: text.to_owned(), at: Location::default() };
+    let rule = Rule {
+        name: "item".to_owned(),
+        at: Location::default(),
+        table: TableName { schema: "public".to_owned(), name: "item".to_owned() },
+        table_at: Location::default(),
+        operations: Operations::ALL,
+        changed: Vec::new(),
+        immutable: Vec::new(),
+        keys: vec![located("item:{id}")],
+    };
+    Rules::compile(&[rule]).unwrap()
+}
+
+impl Bench {
+    /// Two standbys, both at position 0.
+    fn new() -> Bench {
+        let (one, other) = (Server::new("one:5432"), Server::new("other:5432"));
+        let rules = rules();
+        let metrics = Arc::new(Metrics::new(&[]));
+        let (inputs, stage_inputs) = channel(16);
+        let (stage_outputs, outputs) = channel(4096);
+        let stage = Replicas::new(rules.everything(), Arc::clone(&metrics));
+        let standbys = vec![one.clone(), other.clone()];
+        tokio::task::spawn_local(stage.run(standbys, stage_inputs, stage_outputs));
+        Bench { rules, one, other, inputs, outputs, metrics }
+    }
+
+    fn keys(&mut self, ids: impl Iterator<Item = u64>) -> KeySet {
+        let relation = Arc::new(Relation {
+            id: 1,
+            namespace: "public".to_owned(),
+            name: "item".to_owned(),
+            replica_identity: ReplicaIdentity::Full,
+            columns: vec![Column {
+                is_key: true,
+                name: "id".to_owned(),
+                type_id: 20,
+                type_modifier: -1,
+            }],
+        });
+        let mut keys = self.rules.key_set();
+        for id in ids {
+            let id = id.to_string();
+            let new = Tuple::from_values(&[Value::Text(id.as_bytes())]);
+            let change = Change { relation: Arc::clone(&relation), row: Row::Insert { new } };
+            self.rules.add(&change, &mut keys);
+        }
+        keys
+    }
+
+    /// A commit that ends at `end_lsn` and touches the key `item:{end_lsn}`.
+    async fn commit(&mut self, end_lsn: u64) {
+        let keys = self.keys(std::iter::once(end_lsn));
+        self.commit_of(end_lsn, keys).await;
+    }
+
+    async fn commit_of(&mut self, end_lsn: u64, keys: KeySet) {
+        let end_lsn = Lsn(end_lsn);
+        let transaction = Transaction { xid: 1, commit_lsn: end_lsn, end_lsn, commit_time: 0 };
+        let visible = Visible::for_tests(Cause::Transaction(transaction), keys);
+        self.inputs.send(visible).await.unwrap();
+    }
+
+    async fn resync(&mut self, last: bool, position: u64) {
+        let keys = self.rules.everything();
+        let mut visible = Visible::for_tests(Cause::Resync { last }, keys);
+        visible.position = Lsn(position);
+        self.inputs.send(visible).await.unwrap();
+    }
+
+    /// The next that passes, with its keys; `None` if nothing does for ten seconds.
+    async fn next_with_keys(&mut self) -> Option<(Passed, Vec<String>)> {
+        let visible = timeout(Duration::from_secs(10), self.outputs.recv()).await.ok()??;
+        let settles = visible.settles();
+        let (cause, keys, _) = visible.into_parts();
+        let exact = keys.exact().map(|(_, key)| key.to_vec());
+        let patterns = keys.patterns().map(|(_, pattern)| pattern.as_bytes().to_vec());
+        let keys = exact.chain(patterns).map(|key| String::from_utf8(key).unwrap()).collect();
+        let passed = match cause {
+            Cause::Transaction(transaction) => Passed::First(transaction.end_lsn.0, settles),
+            Cause::Resync { last } => Passed::Resync { last, settles },
+            Cause::Replayed(Replayed { end_lsns, resyncs }) => {
+                assert!(settles, "nothing comes after it");
+                Passed::Replayed(end_lsns.iter().map(|lsn| lsn.0).collect(), resyncs)
+            }
+        };
+        Some((passed, keys))
+    }
+
+    async fn next(&mut self) -> Option<Passed> {
+        self.next_with_keys().await.map(|(passed, _)| passed)
+    }
+
+    fn up(&self, server: &Server) -> i64 {
+        let label = ReplicaLabel { replica: server.name.to_owned() };
+        self.metrics.replica_up.get_or_create(&label).get()
+    }
+
+    fn lag(&self, server: &Server) -> i64 {
+        let label = ReplicaLabel { replica: server.name.to_owned() };
+        self.metrics.replica_replay_lag_bytes.get_or_create(&label).get()
+    }
+}
+
+async fn local<T>(test: impl Future<Output = T>) -> T {
+    LocalSet::new().run_until(test).await
+}
+
+#[tokio::test(start_paused = true)]
+async fn each_replay_is_followed_by_a_removal_and_the_last_one_settles() {
+    local(async {
+        let mut bench = Bench::new();
+        bench.commit(100).await;
+        assert_eq!(bench.next().await, Some(Passed::First(100, false)));
+        bench.one.replayed.set(99);
+        bench.other.replayed.set(99);
+        assert_eq!(bench.next().await, None, "one byte is missing");
+        assert_eq!((bench.lag(&bench.one), bench.up(&bench.one)), (1, 1));
+        bench.one.replayed.set(100);
+        let keys = vec!["item:100".to_owned()];
+        let replayed = bench.next_with_keys().await;
+        assert_eq!(replayed, Some((Passed::Replayed(vec![], 0), keys.clone())));
+        assert_eq!(bench.next().await, None, "the other one is not there");
+        bench.other.replayed.set(300);
+        let replayed = bench.next_with_keys().await;
+        assert_eq!(replayed, Some((Passed::Replayed(vec![100], 0), keys)));
+        assert_eq!(bench.next().await, None);
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_replayed_before_it_is_visible_is_removed_once() {
+    local(async {
+        let mut bench = Bench::new();
+        bench.one.replayed.set(500);
+        bench.other.replayed.set(400);
+        sleep(Duration::from_secs(2)).await;
+        bench.commit(400).await;
+        assert_eq!(bench.next().await, Some(Passed::First(400, true)));
+        bench.commit(401).await;
+        assert_eq!(bench.next().await, Some(Passed::First(401, false)));
+        bench.other.replayed.set(401);
+        assert_eq!(bench.next().await, Some(Passed::Replayed(vec![401], 0)));
+        assert_eq!(bench.next().await, None);
+    })
+    .await;
+}
+
+/// I3: a standby that is gone delays neither first removals nor those after another one's replay.
+#[tokio::test(start_paused = true)]
+async fn a_standby_that_is_gone_holds_only_the_end() {
+    local(async {
+        let mut bench = Bench::new();
+        bench.other.fails.set(Some(|| StandbyError::NotAStandby));
+        bench.other.replayed.set(10_000);
+        for lsn in (100..2_000).step_by(100) {
+            bench.commit(lsn).await;
+            assert_eq!(bench.next().await, Some(Passed::First(lsn, false)));
+            bench.one.replayed.set(lsn);
+            assert_eq!(bench.next().await, Some(Passed::Replayed(vec![], 0)), "{lsn}");
+        }
+        assert_eq!(bench.next().await, None, "a refused standby has replayed nothing");
+        assert_eq!((bench.up(&bench.one), bench.up(&bench.other)), (1, 0));
+        assert_eq!((bench.lag(&bench.one), bench.lag(&bench.other)), (0, 1_900));
+        bench.other.fails.set(None);
+        let mut settled = Vec::new();
+        while let Some(Passed::Replayed(end_lsns, 0)) = bench.next().await {
+            settled.extend(end_lsns);
+        }
+        assert_eq!(settled, (100..2_000).step_by(100).collect::<Vec<_>>());
+        assert_eq!(bench.up(&bench.other), 1);
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_standby_without_an_answer_is_down_and_asked_again() {
+    local(async {
+        let mut bench = Bench::new();
+        bench.one.replayed.set(100);
+        sleep(Duration::from_secs(1)).await;
+        bench.other.answers.set(false);
+        bench.commit(100).await;
+        assert_eq!(bench.next().await, Some(Passed::First(100, false)));
+        sleep(Duration::from_secs(12)).await;
+        assert_eq!(bench.up(&bench.other), 0);
+        let reconnects =
+            bench.metrics.reconnects.get_or_create(&PeerLabel { peer: "replica" }).get();
+        assert_eq!(reconnects, 1);
+        bench.other.answers.set(true);
+        bench.other.replayed.set(100);
+        sleep(Duration::from_secs(10)).await;
+        assert_eq!(bench.next().await, Some(Passed::Replayed(vec![100], 0)));
+        assert_eq!(bench.up(&bench.other), 1);
+    })
+    .await;
+}
+
+/// Commits while a standby is gone.
+const COMMITS: u64 = 2_000;
+
+/// I6: half an hour of commits while a standby is gone: few groups, few bytes, each end LSN once.
+#[tokio::test(start_paused = true)]
+async fn hours_without_a_standby_keep_memory_flat() {
+    local(async {
+        let mut bench = Bench::new();
+        bench.other.fails.set(Some(|| StandbyError::NotAStandby));
+        for lsn in 1..=COMMITS {
+            // 400 000 keys in all, some 60 bytes each with their indices: more than is allowed.
+            let keys = bench.keys((0..200).map(|at| lsn * 1_000 + at));
+            bench.commit_of(lsn, keys).await;
+            assert_eq!(bench.next().await, Some(Passed::First(lsn, false)));
+            bench.one.replayed.set(lsn);
+            assert_eq!(bench.next().await, Some(Passed::Replayed(vec![], 0)));
+            sleep(Duration::from_secs(1)).await;
+        }
+        bench.other.fails.set(None);
+        bench.other.replayed.set(COMMITS);
+        let (mut groups, mut settled, mut bytes) = (0, Vec::new(), 0);
+        while let Ok(Some(visible)) = timeout(Duration::from_secs(60), bench.outputs.recv()).await {
+            let (cause, keys, _) = visible.into_parts();
+            let Cause::Replayed(replayed) = cause else { panic!("{cause:?}") };
+            assert!(!keys.is_empty());
+            groups += 1;
+            bytes += keys.bytes();
+            settled.extend(replayed.end_lsns);
+        }
+        assert!(groups <= GROUPS_MAX, "{groups} groups");
+        assert!(bytes <= super::WAITING_BYTES_MAX, "{bytes} bytes");
+        assert_eq!(settled, (1..=COMMITS).map(Lsn).collect::<Vec<_>>());
+    })
+    .await;
+}
+
+/// How many commits a standby is late by.
+const LATE: u64 = 1_000;
+
+/// A standby that is always late by as much has what it reaches removed soon after, however many
+/// groups are merged on the way.
+#[tokio::test(start_paused = true)]
+async fn a_standby_that_is_always_late_is_not_starved() {
+    local(async {
+        let mut bench = Bench::new();
+        let mut oldest_unsettled = 1;
+        for lsn in 1..=6_000 {
+            bench.commit(lsn).await;
+            for server in [&bench.one, &bench.other] {
+                server.replayed.set(lsn.saturating_sub(LATE));
+            }
+            sleep(Duration::from_millis(30)).await;
+            while let Some(visible) = bench.outputs.try_recv() {
+                if let Cause::Replayed(replayed) = visible.into_parts().0 {
+                    let last = replayed.end_lsns.iter().map(|lsn| lsn.0).max();
+                    oldest_unsettled = last.map_or(oldest_unsettled, |last| last + 1);
+                }
+            }
+            if lsn > 2 * LATE {
+                let waits_for = lsn - oldest_unsettled;
+                assert!(waits_for < LATE * 3 / 2, "at {lsn} the oldest is {oldest_unsettled}");
+            }
+        }
+        assert!(oldest_unsettled > 4_000);
+    })
+    .await;
+}
+
+/// I7: a sweep of everything is owed until every standby shows what the primary showed then.
+#[tokio::test(start_paused = true)]
+async fn a_sweep_of_everything_is_repeated_after_the_replay() {
+    local(async {
+        let mut bench = Bench::new();
+        bench.resync(false, 1_000).await;
+        assert_eq!(bench.next().await, Some(Passed::Resync { last: false, settles: false }));
+        sleep(Duration::from_secs(1)).await;
+        bench.resync(true, 2_000).await;
+        assert_eq!(bench.next().await, Some(Passed::Resync { last: true, settles: false }));
+        for server in [&bench.one, &bench.other] {
+            server.replayed.set(1_999);
+        }
+        // Each standby's own removal, and then none that closes it.
+        let mut passed = Vec::new();
+        while let Some(one) = bench.next_with_keys().await {
+            passed.push(one.0);
+            assert_eq!(one.1, ["item:*"]);
+        }
+        assert!(passed.len() <= 2, "{passed:?}");
+        assert!(passed.iter().all(|one| *one == Passed::Replayed(vec![], 0)), "{passed:?}");
+        bench.one.replayed.set(2_000);
+        assert_eq!(bench.next().await, Some(Passed::Replayed(vec![], 0)));
+        bench.other.replayed.set(2_000);
+        assert_eq!(bench.next().await, Some(Passed::Replayed(vec![], 1)));
+        assert_eq!(bench.next().await, None);
+    })
+    .await;
+}
+
+/// A standby that crashed, or another server behind the same address, may have shown rows older
+/// than those whose keys went for good.
+#[tokio::test(start_paused = true)]
+async fn a_standby_that_may_have_gone_back_costs_a_sweep_when_it_is_there_again() {
+    local(async {
+        let mut bench = Bench::new();
+        for goes_back in [true, false] {
+            let end_lsn = if goes_back { 100 } else { 200 };
+            bench.commit(end_lsn).await;
+            assert_eq!(bench.next().await, Some(Passed::First(end_lsn, false)));
+            bench.one.replayed.set(end_lsn);
+            bench.other.replayed.set(end_lsn);
+            while bench.next().await.is_some() {}
+            if goes_back {
+                bench.other.replayed.set(end_lsn - 10);
+                assert_eq!(bench.next().await, None, "it is not back where it was");
+                bench.other.replayed.set(end_lsn);
+            } else {
+                bench.other.run.set(7);
+            }
+            let swept = bench.next_with_keys().await;
+            let everything = vec!["item:*".to_owned()];
+            assert_eq!(swept, Some((Passed::Replayed(vec![], 0), everything)), "{end_lsn}");
+            assert_eq!(bench.next().await, None);
+        }
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_standby_is_asked_rarely_while_nothing_waits() {
+    local(async {
+        let mut bench = Bench::new();
+        sleep(Duration::from_secs(60)).await;
+        let idle = bench.one.asked.get();
+        assert!((50..=65).contains(&idle), "{idle} questions in an idle minute");
+        bench.commit(100).await;
+        assert_eq!(bench.next().await, Some(Passed::First(100, false)));
+        sleep(Duration::from_secs(60)).await;
+        let waiting = bench.one.asked.get() - idle;
+        assert!((1_000..=3_100).contains(&waiting), "{waiting} questions in a minute of waiting");
+    })
+    .await;
+}

@@ -1,0 +1,231 @@
+//! What must hold, and the place where it is looked at.
+//!
+//! - I1: no exact key is removed while no visible transaction of the session asks for it.
+//! - I2: where the watermark is written nothing older is cached, and nothing that is invisible is
+//!   covered; nothing is confirmed that no watermark covers; what is confirmed never falls.
+//! - I3: with nothing going wrong, a key goes soon after its transaction is visible.
+//! - I1, I7, I8: at rest no value is cached but the one that a new snapshot reads.
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep};
+use walsweep::admin::{Health, Phase as Doing};
+use walsweep::metrics::{Metrics, ReasonLabel};
+use walsweep::sweep::Watermark;
+
+use crate::postgres::{MARKER, Object, Phase, Postgres, Version};
+use crate::redis::Mood;
+use crate::world::World;
+
+/// How long after its transaction became visible a key may stand when nothing goes wrong. One gate
+/// pause, a few round trips, a batch that was under way.
+const REMOVAL_BOUND: Duration = Duration::from_millis(300);
+
+/// How long nothing must have gone wrong before that is asked.
+const CALM: Duration = Duration::from_millis(700);
+
+/// Reasons of a sweep of everything.
+const REASONS: [&str; 9] = [
+    "watermark_missing",
+    "watermark_foreign",
+    "watermark_behind",
+    "other_system",
+    "other_timeline",
+    "other_rules",
+    "watermark_lost",
+    "slot_created",
+    "retained_wal",
+];
+
+#[derive(Default)]
+pub(crate) struct Judge {
+    failures: RefCell<Vec<String>>,
+    disturbed_at: Cell<Option<Instant>>,
+    unlinked_at: RefCell<BTreeMap<Object, Instant>>,
+    /// The furthest watermark, by timeline.
+    watermarks: RefCell<BTreeMap<u32, u64>>,
+    session: RefCell<Option<Session>>,
+    /// What was looked at, to show that the looking happened.
+    pub(crate) looks: Looks,
+}
+
+#[derive(Default)]
+pub(crate) struct Looks {
+    pub(crate) removals: Cell<u64>,
+    pub(crate) watermarks: Cell<u64>,
+    pub(crate) statuses: Cell<u64>,
+    pub(crate) prompt: Cell<u64>,
+    pub(crate) at_rest: Cell<u64>,
+    pub(crate) resyncs: Cell<u64>,
+}
+
+struct Session {
+    /// Where its stream began.
+    start: u64,
+    metrics: Arc<Metrics>,
+    health: Rc<Health>,
+    /// Sweeps of everything before it.
+    resyncs: u64,
+}
+
+fn add(counter: &Cell<u64>) {
+    counter.set(counter.get() + 1);
+}
+
+fn resyncs(metrics: &Metrics) -> u64 {
+    let count = |reason| metrics.resyncs.get_or_create(&ReasonLabel { reason }).get();
+    REASONS.into_iter().map(count).sum()
+}
+
+/// Whether a reader may see this value though everything up to `lsn` is said to be removed.
+fn is_stale(postgres: &Postgres, object: Object, value: Version, lsn: u64) -> bool {
+    let history = postgres.history(object);
+    let is_covered = |version: &&Version| postgres.transactions[**version].end_lsn <= lsn;
+    let base = history.iter().take_while(is_covered).count();
+    match history.iter().position(|version| *version == value) {
+        Some(at) => at + 1 < base,
+        None => value != 0 || base > 0,
+    }
+}
+
+impl Judge {
+    pub(crate) fn fail(&self, text: String) {
+        self.failures.borrow_mut().push(text);
+    }
+
+    pub(crate) fn failures(&self) -> Vec<String> {
+        self.failures.borrow().clone()
+    }
+
+    /// Something went wrong by script: promptness is not asked for until a while later.
+    pub(crate) fn disturbed(&self) {
+        self.disturbed_at.set(Some(Instant::now()));
+    }
+
+    /// A session streams from `start`.
+    pub(crate) fn session(&self, start: u64, metrics: &Arc<Metrics>, health: &Rc<Health>) {
+        self.disturbed();
+        let (metrics, health) = (Arc::clone(metrics), Rc::clone(health));
+        let resyncs = resyncs(&metrics);
+        *self.session.borrow_mut() = Some(Session { start, metrics, health, resyncs });
+    }
+
+    /// The session is over, whichever way.
+    pub(crate) fn session_over(&self) {
+        self.disturbed();
+        if let Some(session) = self.session.take() {
+            let more = resyncs(&session.metrics) - session.resyncs;
+            self.looks.resyncs.set(self.looks.resyncs.get() + more);
+        }
+    }
+
+    /// I1. A removal by pattern may take any list's keys, and a sweep of everything takes all.
+    pub(crate) fn unlinked(&self, world: &World, key: &str) {
+        let object = Object::of_key(key);
+        self.unlinked_at.borrow_mut().insert(object, Instant::now());
+        let session = self.session.borrow();
+        let Some(session) = session.as_ref() else { return };
+        if matches!(object, Object::List(_)) || resyncs(&session.metrics) > session.resyncs {
+            return;
+        }
+        add(&self.looks.removals);
+        let postgres = world.postgres.borrow();
+        let asks = postgres.transactions.iter().any(|one| {
+            one.was_shown && one.end_lsn > session.start && one.objects.contains(&object)
+        });
+        if !asks {
+            world.fail(&format!("I1: {key} was removed, and no visible transaction asks for it"));
+        }
+    }
+
+    /// I2 and I7, where the watermark is written.
+    pub(crate) fn watermark(&self, world: &World, value: &[u8]) {
+        let mark = Watermark::from_value(value).expect("walsweep writes watermarks");
+        let lsn = mark.lsn.0;
+        let mut watermarks = self.watermarks.borrow_mut();
+        let furthest = watermarks.entry(mark.timeline).or_default();
+        *furthest = lsn.max(*furthest);
+        let postgres = world.postgres.borrow();
+        if mark.timeline != postgres.timeline {
+            return;
+        }
+        add(&self.looks.watermarks);
+        for record in postgres.records_through(lsn) {
+            let transaction = &postgres.transactions[record.version];
+            if transaction.phase == Phase::Invisible && !transaction.objects.is_empty() {
+                let version = record.version;
+                world.fail(&format!("I2: the watermark {lsn} covers {version}, still invisible"));
+            }
+        }
+        for (key, value) in world.redis.borrow().cached() {
+            if is_stale(&postgres, Object::of_key(key), value, lsn) {
+                world.fail(&format!("I2: the watermark {lsn} is written, {key} holds {value}"));
+            }
+        }
+    }
+
+    /// I2, where Postgres is told.
+    pub(crate) fn confirmed(&self, world: &World, lsn: u64, before: u64) {
+        add(&self.looks.statuses);
+        if lsn < before {
+            world.fail(&format!("I2: confirmed {lsn} after {before}"));
+        }
+        let timeline = world.postgres.borrow().timeline;
+        let covered = self.watermarks.borrow().get(&timeline).copied().unwrap_or(0);
+        if lsn > covered {
+            world.fail(&format!("I2: confirmed {lsn}, the watermark covers {covered}"));
+        }
+    }
+
+    /// I3: looks again a while after a transaction became visible.
+    pub(crate) fn expect_removal(world: &Rc<World>, version: Version, committed_at: Instant) {
+        let world = Rc::clone(world);
+        let shown_at = Instant::now();
+        tokio::task::spawn_local(async move {
+            sleep(REMOVAL_BOUND).await;
+            world.judge.was_prompt(&world, version, (committed_at, shown_at));
+        });
+    }
+
+    fn was_prompt(&self, world: &World, version: Version, (committed, shown): (Instant, Instant)) {
+        let session = self.session.borrow();
+        let streams = session.as_ref().is_some_and(|one| one.health.phase() == Doing::Streaming);
+        let is_calm = self.disturbed_at.get().is_none_or(|at| committed > at + CALM);
+        let postgres = world.postgres.borrow();
+        let redis = world.redis.borrow();
+        let well = postgres.up && redis.up && redis.mood == Mood::default();
+        if !streams || !is_calm || !well || *world.hangs.borrow() {
+            return;
+        }
+        let transaction = &postgres.transactions[version];
+        if transaction.truncates {
+            return;
+        }
+        for object in &transaction.objects {
+            let removed = self.unlinked_at.borrow().get(object).copied();
+            if matches!(object, Object::Item(_)) && removed.is_none_or(|removed| removed < shown) {
+                world.fail(&format!("I3: {version} is visible for long, {object:?} not removed"));
+            }
+            add(&self.looks.prompt);
+        }
+    }
+
+    /// I1, I7 and I8: nothing but what is current.
+    pub(crate) fn at_rest(&self, world: &World) {
+        let postgres = world.postgres.borrow();
+        for (key, value) in world.redis.borrow().cached() {
+            let current = postgres.current(Object::of_key(key));
+            if value != current {
+                world.fail(&format!("at rest {key} holds {value}, a reader would find {current}"));
+            }
+            add(&self.looks.at_rest);
+        }
+        if postgres.current(MARKER) == 0 {
+            world.fail("the last transaction is missing");
+        }
+    }
+}

@@ -1,0 +1,299 @@
+//! A Postgres in memory: transactions, the log in commit order, and the order of visibility.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use walsweep::settle::Snapshot;
+
+use crate::random::Random;
+
+/// Number of a transaction, and of the row versions that it wrote; 0 is what was there before.
+pub(crate) type Version = usize;
+
+/// How many rows have an exact key, the last one read by nobody.
+pub(crate) const ITEMS: u8 = 7;
+/// How many lists have keys that a pattern finds.
+pub(crate) const LISTS: u8 = 3;
+/// The row that nobody reads.
+pub(crate) const MARKER: Object = Object::Item(ITEMS - 1);
+
+/// Something that has one version at a time and is cached under one key or several.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Object {
+    Item(u8),
+    List(u8),
+}
+
+impl Object {
+    pub(crate) fn of_key(key: &str) -> Object {
+        let mut parts = key.split(':');
+        let table = parts.next();
+        let id = parts.next().and_then(|id| id.parse().ok()).unwrap();
+        if table == Some("item") { Object::Item(id) } else { Object::List(id) }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Phase {
+    Running,
+    Prepared,
+    /// In the log, still a member of the process array.
+    Invisible,
+    Visible,
+    /// Rolled back, or lost by a promotion.
+    Gone,
+}
+
+pub(crate) struct Transaction {
+    pub(crate) xid: u64,
+    pub(crate) objects: Vec<Object>,
+    pub(crate) truncates: bool,
+    pub(crate) phase: Phase,
+    /// Whether a snapshot could see it, if only on a timeline that is gone.
+    pub(crate) was_shown: bool,
+    /// End of its commit record, once it has one.
+    pub(crate) end_lsn: u64,
+}
+
+#[derive(Clone, Copy)]
+pub(crate) struct Record {
+    pub(crate) commit_lsn: u64,
+    pub(crate) end_lsn: u64,
+    pub(crate) version: Version,
+}
+
+pub(crate) struct Slot {
+    pub(crate) confirmed: u64,
+    /// What a crash leaves: the slot's file is written now and then only.
+    pub(crate) saved: u64,
+}
+
+pub(crate) struct Postgres {
+    pub(crate) up: bool,
+    pub(crate) timeline: u32,
+    pub(crate) slot: Option<Slot>,
+    pub(crate) transactions: Vec<Transaction>,
+    wal: Vec<Record>,
+    /// The end of the log.
+    inserted: u64,
+    flushed: u64,
+    first_xid: u64,
+    next_xid: u64,
+    latest_completed: u64,
+    running: BTreeSet<u64>,
+    locked: BTreeSet<Object>,
+    /// Visible versions, oldest first.
+    history: BTreeMap<Object, Vec<Version>>,
+}
+
+impl Postgres {
+    pub(crate) fn new(random: &Random) -> Postgres {
+        // Near the wrap of 32 bits, at the beginning, anywhere.
+        let epoch = random.below(3) << 32;
+        let first_xid = match random.below(3) {
+            0 => (epoch + (1 << 32)) - random.between(1, 60),
+            1 => epoch + (1 << 31) - random.between(0, 60),
+            _ => epoch + random.between(3, 5000),
+        };
+        let start = Transaction {
+            xid: 0,
+            objects: Vec::new(),
+            truncates: false,
+            phase: Phase::Visible,
+            was_shown: true,
+            end_lsn: 0,
+        };
+        Postgres {
+            up: true,
+            timeline: 1,
+            slot: None,
+            transactions: vec![start],
+            wal: Vec::new(),
+            inserted: 1000,
+            flushed: 1000,
+            first_xid,
+            next_xid: first_xid,
+            latest_completed: first_xid - 1,
+            running: BTreeSet::new(),
+            locked: BTreeSet::new(),
+            history: BTreeMap::new(),
+        }
+    }
+
+    /// Begins a transaction that has written these objects; `None` if one of them is locked.
+    pub(crate) fn begin(&mut self, objects: Vec<Object>, truncates: bool) -> Option<Version> {
+        if !self.up || objects.iter().any(|object| self.locked.contains(object)) {
+            return None;
+        }
+        self.locked.extend(&objects);
+        let xid = self.next_xid;
+        self.next_xid += 1;
+        self.running.insert(xid);
+        let (phase, was_shown, end_lsn) = (Phase::Running, false, 0);
+        let begun = Transaction { xid, objects, truncates, phase, was_shown, end_lsn };
+        self.transactions.push(begun);
+        Some(self.transactions.len() - 1)
+    }
+
+    /// A savepoint takes an id of its own.
+    pub(crate) fn savepoint(&mut self) {
+        self.next_xid += 1;
+    }
+
+    pub(crate) fn phase(&self, version: Version) -> Phase {
+        self.transactions[version].phase
+    }
+
+    pub(crate) fn prepare(&mut self, version: Version) {
+        self.transactions[version].phase = Phase::Prepared;
+    }
+
+    pub(crate) fn roll_back(&mut self, version: Version) {
+        self.transactions[version].phase = Phase::Gone;
+        self.end(version);
+    }
+
+    /// Writes the commit record; it is neither flushed nor visible.
+    pub(crate) fn commit(&mut self, version: Version, size: u64) -> u64 {
+        let commit_lsn = self.inserted + size;
+        let end_lsn = commit_lsn + 48;
+        self.inserted = end_lsn;
+        self.wal.push(Record { commit_lsn, end_lsn, version });
+        let transaction = &mut self.transactions[version];
+        (transaction.phase, transaction.end_lsn) = (Phase::Invisible, end_lsn);
+        end_lsn
+    }
+
+    /// Records that concern nobody here.
+    pub(crate) fn write_other(&mut self, size: u64) {
+        self.inserted += size;
+    }
+
+    pub(crate) fn flush(&mut self) -> u64 {
+        self.flushed = self.inserted;
+        self.flushed
+    }
+
+    pub(crate) fn flushed(&self) -> u64 {
+        self.flushed
+    }
+
+    /// The committing backend leaves the process array.
+    pub(crate) fn show(&mut self, version: Version) {
+        let transaction = &mut self.transactions[version];
+        (transaction.phase, transaction.was_shown) = (Phase::Visible, true);
+        for object in &self.transactions[version].objects {
+            self.history.entry(*object).or_default().push(version);
+        }
+        self.end(version);
+    }
+
+    fn end(&mut self, version: Version) {
+        let transaction = &self.transactions[version];
+        self.running.remove(&transaction.xid);
+        self.latest_completed = self.latest_completed.max(transaction.xid);
+        for object in &transaction.objects {
+            self.locked.remove(object);
+        }
+    }
+
+    pub(crate) fn snapshot(&self) -> Snapshot {
+        let xmax = self.latest_completed + 1;
+        let running: Vec<u64> = self.running.range(..xmax).copied().collect();
+        let xmin = running.first().copied().unwrap_or(xmax);
+        let running: Vec<String> = running.iter().map(u64::to_string).collect();
+        format!("{xmin}:{xmax}:{}", running.join(",")).parse().unwrap()
+    }
+
+    /// An id later than all, of a transaction that ends at once.
+    pub(crate) fn fence(&mut self) -> u64 {
+        let xid = self.next_xid;
+        self.next_xid += 1;
+        self.latest_completed = self.latest_completed.max(xid);
+        xid
+    }
+
+    pub(crate) fn running(&self) -> BTreeSet<u64> {
+        self.running.clone()
+    }
+
+    /// The first flushed commit that ends after `lsn`.
+    pub(crate) fn next_record(&self, lsn: u64) -> Option<Record> {
+        let at = self.wal.partition_point(|record| record.end_lsn <= lsn);
+        self.wal.get(at).filter(|record| record.end_lsn <= self.flushed).copied()
+    }
+
+    /// Commits that end at `lsn` or before.
+    pub(crate) fn records_through(&self, lsn: u64) -> &[Record] {
+        &self.wal[..self.wal.partition_point(|record| record.end_lsn <= lsn)]
+    }
+
+    /// What a new snapshot reads.
+    pub(crate) fn current(&self, object: Object) -> Version {
+        self.history(object).last().copied().unwrap_or(0)
+    }
+
+    /// The visible versions of an object, oldest first.
+    pub(crate) fn history(&self, object: Object) -> &[Version] {
+        self.history.get(&object).map_or(&[], Vec::as_slice)
+    }
+
+    /// The server is gone. What ran is rolled back, what is in the log is visible afterwards,
+    /// prepared transactions stay. Commits that were not flushed are taken to be.
+    pub(crate) fn crash(&mut self, random: &Random) {
+        self.up = false;
+        self.flush();
+        self.abort_running();
+        if let Some(slot) = self.slot.as_mut().filter(|_| random.chance(50)) {
+            slot.confirmed = slot.saved;
+        }
+    }
+
+    fn abort_running(&mut self) {
+        for version in 0..self.transactions.len() {
+            match self.transactions[version].phase {
+                Phase::Running => self.roll_back(version),
+                Phase::Invisible => self.show(version),
+                Phase::Prepared | Phase::Visible | Phase::Gone => {}
+            }
+        }
+    }
+
+    /// A standby that lacks the last `lost` commits becomes the primary, on a timeline of its own.
+    pub(crate) fn promote(&mut self, lost: usize, random: &Random) {
+        let kept = self.wal.len().saturating_sub(lost);
+        for record in self.wal.split_off(kept) {
+            self.transactions[record.version].phase = Phase::Gone;
+        }
+        let end = self.wal.last().map_or(1000, |record| record.end_lsn);
+        let transactions = &self.transactions;
+        for versions in self.history.values_mut() {
+            versions.retain(|version| transactions[*version].phase == Phase::Visible);
+        }
+        for transaction in &mut self.transactions {
+            if transaction.phase == Phase::Prepared && random.chance(50) {
+                transaction.phase = Phase::Gone;
+            }
+        }
+        self.abort_running();
+        let stays = |transaction: &&Transaction| transaction.phase == Phase::Prepared;
+        let prepared: Vec<&Transaction> = self.transactions.iter().filter(stays).collect();
+        self.running = prepared.iter().map(|transaction| transaction.xid).collect();
+        self.locked = prepared.iter().flat_map(|one| one.objects.clone()).collect();
+        // Ids of lost transactions are given out again.
+        let known = self.wal.iter().map(|record| self.transactions[record.version].xid);
+        let last = known.chain(self.running.iter().copied()).max();
+        self.next_xid = last.map_or(self.first_xid, |xid| xid + 1);
+        self.latest_completed = self.next_xid - 1;
+        self.inserted = end + random.between(0, 200);
+        self.flush();
+        self.timeline += 1;
+        let older = self.wal[..kept.saturating_sub(usize::try_from(random.below(4)).unwrap())]
+            .last()
+            .map_or(1000, |record| record.end_lsn);
+        // Either the standby had a copy of the slot, somewhat older, or it had none.
+        self.slot = self.slot.take().filter(|_| random.chance(60)).map(|slot| {
+            let confirmed = slot.confirmed.min(older);
+            Slot { confirmed, saved: confirmed }
+        });
+    }
+}

@@ -1,0 +1,412 @@
+//! A Redis in memory: what it holds is what the log of its commands says, so a restart from an
+//! older file and a promoted replica are both a shorter log.
+
+use std::cell::Cell;
+use std::collections::BTreeMap;
+use std::rc::Rc;
+
+use tokio::time::sleep;
+use walsweep::keys::Pattern;
+use walsweep::sweep::{Error, Kind, Node, Page, Replaced, ScanCall};
+
+use crate::postgres::Version;
+use crate::random::mix;
+use crate::world::World;
+
+/// A command that changes something.
+enum Command {
+    Fill(String, Version),
+    Remove(String),
+    Mark(Option<Vec<u8>>),
+}
+
+/// What goes wrong with a call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fate {
+    Fine,
+    /// Answered with an error, nothing done.
+    Refused(Kind),
+    /// The connection is lost before anything is done.
+    LostBefore,
+    /// The connection is lost, everything is done.
+    LostAfter,
+    /// No answer in time; done or not, or done much later.
+    TimedOut {
+        done: bool,
+    },
+    Late,
+}
+
+/// How the server behaves just now.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Mood {
+    /// Percentage of calls that go wrong with the connection.
+    pub(crate) flaky: u64,
+    /// Calls are refused with this.
+    pub(crate) refuses: Option<(Kind, Which)>,
+    /// Not a server of use: READONLY, LOADING.
+    pub(crate) useless: Option<Kind>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Which {
+    Unlink,
+    Scan,
+    Watermark,
+}
+
+pub(crate) struct Redis {
+    pub(crate) up: bool,
+    pub(crate) mood: Mood,
+    log: Vec<Command>,
+    keys: BTreeMap<String, Version>,
+    mark: Option<Vec<u8>>,
+    /// Where in the log the latest watermark of walsweep stands.
+    marked_at: Option<usize>,
+    /// Number of the connections; another number ends those that are there.
+    connections: u64,
+    seed: u64,
+    /// Buckets of the table, a power of two.
+    buckets: u64,
+}
+
+impl Redis {
+    pub(crate) fn new(seed: u64) -> Redis {
+        Redis {
+            up: true,
+            mood: Mood::default(),
+            log: Vec::new(),
+            keys: BTreeMap::new(),
+            mark: None,
+            marked_at: None,
+            connections: 0,
+            seed,
+            buckets: 4,
+        }
+    }
+
+    pub(crate) fn cut(&mut self) {
+        self.connections += 1;
+    }
+
+    pub(crate) fn get(&self, key: &str) -> Option<Version> {
+        self.keys.get(key).copied()
+    }
+
+    pub(crate) fn cached(&self) -> impl Iterator<Item = (&str, Version)> {
+        self.keys.iter().map(|(key, version)| (key.as_str(), *version))
+    }
+
+    pub(crate) fn fill(&mut self, key: &str, version: Version) {
+        self.run(Command::Fill(key.to_owned(), version));
+    }
+
+    pub(crate) fn set_mark(&mut self, value: Option<Vec<u8>>) {
+        self.run(Command::Mark(value));
+    }
+
+    fn run(&mut self, command: Command) {
+        self.apply(&command);
+        self.log.push(command);
+    }
+
+    fn apply(&mut self, command: &Command) {
+        match command {
+            Command::Fill(key, version) => drop(self.keys.insert(key.clone(), *version)),
+            Command::Remove(key) => drop(self.keys.remove(key)),
+            Command::Mark(value) => self.mark.clone_from(value),
+        }
+        self.buckets = self.buckets.max((self.keys.len() as u64).next_power_of_two());
+    }
+
+    /// The log from here on is lost. Another server has another hash seed, so no cursor of the one
+    /// before means anything to it.
+    fn forget_from(&mut self, length: usize) {
+        self.log.truncate(length);
+        self.keys.clear();
+        self.mark = None;
+        self.marked_at = self.marked_at.filter(|at| *at < length);
+        let log = std::mem::take(&mut self.log);
+        log.iter().for_each(|command| self.apply(command));
+        self.log = log;
+        self.seed = mix(self.seed);
+    }
+
+    /// The last commands are lost, and with the server the connections to it.
+    pub(crate) fn roll_back(&mut self, commands: usize) {
+        self.cut();
+        self.forget_from(self.log.len().saturating_sub(commands));
+    }
+
+    /// The same behind a proxy that keeps the connections. Only as far as the proof of it holds:
+    /// the watermark that was written last is lost, too.
+    pub(crate) fn roll_back_hidden(&mut self, more: usize) {
+        if let Some(at) = self.marked_at {
+            self.forget_from(at.saturating_sub(more));
+        }
+    }
+
+    fn unlink(&mut self, key: &str) -> bool {
+        let had = self.keys.contains_key(key);
+        self.run(Command::Remove(key.to_owned()));
+        had
+    }
+
+    fn scan(&mut self, world: &World, cursor: u64, pattern: Option<&[u8]>) -> Page {
+        let pattern = pattern.map(Pattern::parse);
+        // The table grows and shrinks between two calls.
+        if world.random.chance(10) {
+            let least = (self.keys.len() as u64).next_power_of_two();
+            self.buckets = (least << world.random.below(3)).max(4);
+        }
+        let mut cursor = cursor;
+        let mut names = Vec::new();
+        for _ in 0..world.random.between(1, 4) {
+            let bucket = cursor & (self.buckets - 1);
+            for key in self.keys.keys() {
+                if self.bucket_of(key) == bucket {
+                    let times = 1 + usize::from(world.random.chance(5));
+                    names.extend(std::iter::repeat_n(key.as_bytes().to_vec(), times));
+                }
+            }
+            cursor = next_cursor(cursor, self.buckets - 1);
+            if cursor == 0 {
+                break;
+            }
+        }
+        names.retain(|name| pattern.as_ref().is_none_or(|pattern| pattern.matches(name)));
+        Page { cursor, keys: names }
+    }
+
+    fn bucket_of(&self, key: &str) -> u64 {
+        key.bytes().fold(self.seed, |hash, byte| mix(hash ^ u64::from(byte))) & (self.buckets - 1)
+    }
+
+    fn fate(&self, which: Option<Which>, world: &World) -> Fate {
+        if let Some(kind) = self.mood.useless {
+            return Fate::Refused(kind);
+        }
+        match self.mood.refuses {
+            Some((kind, refused)) if which == Some(refused) => return Fate::Refused(kind),
+            _ => {}
+        }
+        if !world.random.chance(self.mood.flaky) {
+            return Fate::Fine;
+        }
+        world.random.pick(&[
+            Fate::LostBefore,
+            Fate::LostAfter,
+            Fate::TimedOut { done: false },
+            Fate::TimedOut { done: true },
+            Fate::Late,
+        ])
+    }
+}
+
+/// The next cursor, by the reverse binary increment of Redis's `dictScan`.
+fn next_cursor(cursor: u64, mask: u64) -> u64 {
+    (cursor | !mask).reverse_bits().wrapping_add(1).reverse_bits()
+}
+
+/// What walsweep asks for, owned, so that it may arrive after its sender is gone.
+enum Request {
+    Nothing,
+    Unlink(Vec<Vec<String>>),
+    Scan { cursor: u64, pattern: Option<Vec<u8>> },
+    Watermark,
+    Replace { expected: Option<Vec<u8>>, value: Vec<u8> },
+}
+
+enum Reply {
+    Nothing,
+    Counts(Vec<u64>),
+    Page(Page),
+    Watermark(Option<Vec<u8>>),
+    Replaced(Replaced),
+}
+
+impl Request {
+    fn which(&self) -> Option<Which> {
+        match self {
+            Request::Unlink(_) => Some(Which::Unlink),
+            Request::Scan { .. } => Some(Which::Scan),
+            Request::Replace { .. } => Some(Which::Watermark),
+            Request::Nothing | Request::Watermark => None,
+        }
+    }
+
+    fn serve(self, world: &World, late: bool) -> Reply {
+        let mut redis = world.redis.borrow_mut();
+        match self {
+            Request::Nothing => Reply::Nothing,
+            Request::Unlink(groups) => {
+                world.note(|| format!("UNLINK {}", groups.concat().join(" ")));
+                if !late {
+                    groups.iter().flatten().for_each(|key| world.judge.unlinked(world, key));
+                }
+                let count = |group: Vec<String>| {
+                    group.iter().map(|key| u64::from(redis.unlink(key))).sum::<u64>()
+                };
+                Reply::Counts(groups.into_iter().map(count).collect())
+            }
+            Request::Scan { cursor, pattern } => {
+                let page = redis.scan(world, cursor, pattern.as_deref());
+                world.note(|| {
+                    format!("SCAN {cursor}: {} keys, then {}", page.keys.len(), page.cursor)
+                });
+                Reply::Page(page)
+            }
+            Request::Watermark => Reply::Watermark(redis.mark.clone()),
+            Request::Replace { expected, value } => {
+                let text = String::from_utf8(value.clone()).unwrap();
+                if redis.mark != expected {
+                    world.note(|| format!("watermark not {text}"));
+                    return Reply::Replaced(Replaced::No(redis.mark.clone()));
+                }
+                world.note(|| format!("watermark {text}"));
+                redis.marked_at = Some(redis.log.len());
+                redis.run(Command::Mark(Some(value.clone())));
+                drop(redis);
+                world.judge.watermark(world, &value);
+                Reply::Replaced(Replaced::Yes)
+            }
+        }
+    }
+}
+
+/// walsweep's connections.
+pub(crate) struct Client {
+    world: Rc<World>,
+    connection: Cell<Option<u64>>,
+}
+
+impl Client {
+    pub(crate) fn new(world: &Rc<World>) -> Client {
+        Client { world: Rc::clone(world), connection: Cell::new(None) }
+    }
+
+    fn lost(&self, kind: Kind) -> Error {
+        self.connection.set(None);
+        Error::new(kind, "told to fail".to_owned())
+    }
+
+    fn check(&self, number: u64) -> Result<(), Error> {
+        let redis = self.world.redis.borrow();
+        if redis.up && redis.connections == number && self.connection.get() == Some(number) {
+            Ok(())
+        } else {
+            Err(self.lost(Kind::Io))
+        }
+    }
+
+    async fn ask(&self, request: Request) -> Result<Reply, Error> {
+        let world = &self.world;
+        let number = self.connection.get().ok_or_else(|| self.lost(Kind::Io))?;
+        world.pause(0, 3).await;
+        self.check(number)?;
+        let fate = world.redis.borrow().fate(request.which(), world);
+        if fate != Fate::Fine {
+            world.note(|| format!("redis call goes wrong: {fate:?}"));
+            world.judge.disturbed();
+        }
+        let reply = match fate {
+            Fate::Refused(kind) => {
+                world.pause(0, 3).await;
+                let error = Error::new(kind, "told to refuse".to_owned());
+                return Err(if kind.needs_reconnect() { self.lost(kind) } else { error });
+            }
+            Fate::LostBefore => return Err(self.lost(Kind::Io)),
+            Fate::LostAfter => {
+                request.serve(world, false);
+                return Err(self.lost(Kind::Io));
+            }
+            Fate::TimedOut { done } => {
+                if done {
+                    request.serve(world, false);
+                }
+                sleep(world.random.millis(100, 500)).await;
+                return Err(self.lost(Kind::Timeout));
+            }
+            Fate::Late => {
+                let (world, wait) = (Rc::clone(world), world.random.millis(100, 1500));
+                tokio::task::spawn_local(async move {
+                    sleep(wait).await;
+                    let is_same = world.redis.borrow().connections == number;
+                    if is_same && world.redis.borrow().up {
+                        world.note(|| "a late command arrives".to_owned());
+                        request.serve(&world, true);
+                    }
+                });
+                sleep(self.world.random.millis(50, 500)).await;
+                return Err(self.lost(Kind::Timeout));
+            }
+            Fate::Fine => request.serve(world, false),
+        };
+        world.pause(0, 3).await;
+        self.check(number)?;
+        Ok(reply)
+    }
+}
+
+fn owned(key: &[u8]) -> String {
+    String::from_utf8(key.to_vec()).unwrap()
+}
+
+impl Node for Client {
+    fn name(&self) -> &str {
+        "memory"
+    }
+
+    async fn connect(&self) -> Result<(), Error> {
+        self.connection.set(None);
+        self.world.pause(1, 5).await;
+        let redis = self.world.redis.borrow();
+        if let Some(kind) = redis.mood.useless.filter(|_| redis.up) {
+            return Err(Error::new(kind, "told to refuse".to_owned()));
+        }
+        if !redis.up || self.world.random.chance(redis.mood.flaky) {
+            return Err(Error::new(Kind::Io, "connection refused".to_owned()));
+        }
+        self.connection.set(Some(redis.connections));
+        Ok(())
+    }
+
+    async fn unlink(&self, groups: &[Vec<&[u8]>]) -> Result<Vec<u64>, Error> {
+        let groups = groups.iter().map(|group| group.iter().map(|key| owned(key)).collect());
+        match self.ask(Request::Unlink(groups.collect())).await? {
+            Reply::Counts(counts) => Ok(counts),
+            _ => unreachable!("counts are the reply"),
+        }
+    }
+
+    async fn scan(&self, call: &ScanCall<'_>) -> Result<Page, Error> {
+        let pattern = call.pattern.map(<[u8]>::to_vec);
+        match self.ask(Request::Scan { cursor: call.cursor, pattern }).await? {
+            Reply::Page(page) => Ok(page),
+            _ => unreachable!("a page is the reply"),
+        }
+    }
+
+    async fn ping(&self) -> Result<(), Error> {
+        self.ask(Request::Nothing).await.map(drop)
+    }
+
+    async fn watermark(&self) -> Result<Option<Vec<u8>>, Error> {
+        match self.ask(Request::Watermark).await? {
+            Reply::Watermark(value) => Ok(value),
+            _ => unreachable!("a value is the reply"),
+        }
+    }
+
+    async fn replace_watermark(
+        &self,
+        expected: Option<&[u8]>,
+        value: &[u8],
+    ) -> Result<Replaced, Error> {
+        let (expected, value) = (expected.map(<[u8]>::to_vec), value.to_vec());
+        match self.ask(Request::Replace { expected, value }).await? {
+            Reply::Replaced(replaced) => Ok(replaced),
+            _ => unreachable!("the outcome is the reply"),
+        }
+    }
+}

@@ -1,0 +1,385 @@
+//! A schedule: what a seed makes of workload and faults, and how it is run.
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio::task::LocalSet;
+use tokio::time::{Instant, sleep, sleep_until, timeout};
+use walsweep::admin::Phase as Doing;
+use walsweep::config;
+use walsweep::keys::Rules;
+use walsweep::lsn::Lsn;
+use walsweep::sweep::{Kind, Watermark};
+
+use crate::clients;
+use crate::judge::Looks;
+use crate::postgres::Slot;
+use crate::random::Random;
+use crate::redis::{Mood, Which};
+use crate::sidecar::{Order, Window, create_slot, live};
+use crate::world::World;
+
+/// How long after the last fault everything may take to be at rest.
+const REST_BOUND: Duration = Duration::from_secs(120);
+
+/// Something that goes wrong. Times are milliseconds.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Fault {
+    /// walsweep dies, or is stopped.
+    Sidecar(Order),
+    /// Redis is away and comes back as it was.
+    RedisDown {
+        lasts: u64,
+    },
+    /// Calls are lost before or after their effect, time out, arrive late.
+    RedisFlaky {
+        percent: u64,
+        lasts: u64,
+    },
+    RedisRefuses {
+        kind: Kind,
+        which: Which,
+        lasts: u64,
+    },
+    RedisUseless {
+        kind: Kind,
+        lasts: u64,
+    },
+    /// A promoted replica, or a restart from an older file: the last commands are lost.
+    RedisRollsBack {
+        commands: usize,
+        down: u64,
+    },
+    /// The same, behind a proxy that keeps the connections.
+    RedisRollsBackHidden {
+        more: usize,
+    },
+    /// The watermark is evicted, or somebody writes over it.
+    WatermarkGone {
+        foreign: bool,
+    },
+    /// The connections to Postgres end.
+    PostgresCut,
+    /// The replication connection ends after so many bytes.
+    CutAfter {
+        bytes: usize,
+    },
+    PostgresRestarts {
+        down: u64,
+    },
+    /// The gate is not answered.
+    SqlHangs {
+        lasts: u64,
+    },
+    /// No synchronous standby: commits are in the log and stay invisible.
+    Stuck {
+        lasts: u64,
+    },
+    /// The slot is dropped; somebody may make a new one before walsweep does.
+    SlotDropped {
+        made: bool,
+    },
+    SlotAdvanced,
+    /// A standby that lacks the last commits becomes the primary.
+    Promotion {
+        lost: usize,
+        down: u64,
+    },
+}
+
+/// What a seed decides before anything runs.
+#[derive(Debug)]
+pub(crate) struct Plan {
+    pub(crate) window: Duration,
+    pub(crate) writers: u64,
+    pub(crate) readers: u64,
+    pub(crate) pause_max: u64,
+    /// Whether slot and watermark stand already.
+    pub(crate) known: bool,
+    /// How long clients are busy, milliseconds.
+    pub(crate) busy: u64,
+    pub(crate) script: Vec<(u64, Fault)>,
+}
+
+impl Plan {
+    fn new(random: &Random) -> Plan {
+        let busy = random.between(600, 2400);
+        let mut script = Vec::new();
+        for _ in 0..random.below(6) {
+            let at = random.below(busy);
+            script.push((at, Fault::any(random)));
+            // Faults like company: one often strikes while another is being dealt with.
+            if random.chance(40) {
+                script.push((at + random.below(150), Fault::any(random)));
+            }
+        }
+        script.sort_by_key(|(at, _)| *at);
+        Plan {
+            window: Duration::from_millis(random.pick(&[0, 40, 150, 400])),
+            writers: random.between(1, 4),
+            readers: random.between(1, 4),
+            pause_max: random.pick(&[20, 50, 120]),
+            known: random.chance(70),
+            busy,
+            script,
+        }
+    }
+}
+
+impl Fault {
+    fn any(random: &Random) -> Fault {
+        let lasts = random.pick(&[20, 100, 100, 300, 300, 1000, 1000, 4500]);
+        let down = random.pick(&[0, 10, 100, 600]);
+        let commands = usize::try_from(random.below(1 << random.between(1, 9))).unwrap();
+        match random.below(19) {
+            0..3 => Fault::Sidecar(Order::Crash(down)),
+            3 => Fault::Sidecar(Order::Stop(down)),
+            4 => Fault::RedisDown { lasts },
+            5 => Fault::RedisFlaky { percent: random.pick(&[5, 20, 60]), lasts },
+            6 => Fault::RedisRefuses {
+                kind: random.pick(&[Kind::NoPerm, Kind::Oom, Kind::Busy, Kind::Other]),
+                which: random.pick(&[Which::Unlink, Which::Scan, Which::Watermark]),
+                lasts,
+            },
+            7 => {
+                let kind = random.pick(&[Kind::ReadOnly, Kind::Loading]);
+                Fault::RedisUseless { kind, lasts }
+            }
+            8..10 => Fault::RedisRollsBack { commands, down },
+            10 => Fault::RedisRollsBackHidden { more: commands / 4 },
+            11 => Fault::WatermarkGone { foreign: random.chance(50) },
+            12 => Fault::PostgresCut,
+            13 => Fault::CutAfter { bytes: usize::try_from(random.below(400)).unwrap() },
+            14 => Fault::PostgresRestarts { down },
+            15 => Fault::SqlHangs { lasts },
+            16 => Fault::Stuck { lasts },
+            17 if random.chance(50) => Fault::SlotAdvanced,
+            17 => Fault::SlotDropped { made: random.chance(50) },
+            _ => Fault::Promotion { lost: usize::try_from(random.below(6)).unwrap(), down },
+        }
+    }
+
+    /// Strikes; what lasts is ended by a task of its own.
+    async fn strike(self, world: &Rc<World>, orders: &mpsc::Sender<Order>) {
+        world.note(|| format!("FAULT {self:?}"));
+        // That a commit waits must hold up no other (I3).
+        if !matches!(self, Fault::Stuck { .. }) {
+            world.judge.disturbed();
+        }
+        match self {
+            Fault::Sidecar(order) => drop(orders.try_send(order)),
+            Fault::RedisDown { lasts } => {
+                world.redis.borrow_mut().cut();
+                down(world, lasts);
+            }
+            Fault::RedisFlaky { percent, lasts } => {
+                set(world, lasts, |mood| &mut mood.flaky, percent);
+            }
+            Fault::RedisRefuses { kind, which, lasts } => {
+                set(world, lasts, |mood| &mut mood.refuses, Some((kind, which)));
+            }
+            Fault::RedisUseless { kind, lasts } => {
+                set(world, lasts, |mood| &mut mood.useless, Some(kind));
+            }
+            Fault::RedisRollsBack { commands, down: lasts } => {
+                world.redis.borrow_mut().roll_back(commands);
+                down(world, lasts);
+            }
+            Fault::RedisRollsBackHidden { more } => {
+                world.redis.borrow_mut().roll_back_hidden(more);
+            }
+            Fault::WatermarkGone { foreign } => {
+                world.redis.borrow_mut().set_mark(foreign.then(|| b"hello".to_vec()));
+            }
+            _ => self.strike_postgres(world).await,
+        }
+    }
+
+    async fn strike_postgres(self, world: &Rc<World>) {
+        match self {
+            Fault::PostgresCut => world.cut_postgres(),
+            Fault::CutAfter { bytes } => world.cut_after.set(Some(bytes)),
+            Fault::PostgresRestarts { down } => {
+                world.postgres.borrow_mut().crash(&world.random);
+                world.cut_postgres();
+                back_after(world, down);
+            }
+            Fault::SqlHangs { lasts } => {
+                world.hangs.send_replace(true);
+                later(world, lasts, |world| {
+                    world.judge.disturbed();
+                    world.hangs.send_modify(|hangs| *hangs = false);
+                });
+            }
+            Fault::Stuck { lasts } => {
+                world.stuck.send_replace(true);
+                later(world, lasts, |world| world.stuck.send_modify(|stuck| *stuck = false));
+            }
+            Fault::SlotDropped { made } => {
+                world.cut_postgres();
+                world.postgres.borrow_mut().slot = None;
+                if made {
+                    let other = create_slot(world);
+                    // Whoever comes second finds the slot.
+                    drop(timeout(Duration::from_millis(300), other).await);
+                }
+            }
+            Fault::SlotAdvanced => {
+                world.cut_postgres();
+                let mut postgres = world.postgres.borrow_mut();
+                let flushed = postgres.flushed();
+                if let Some(slot) = &mut postgres.slot {
+                    let ahead = world.random.below(flushed.saturating_sub(slot.confirmed) + 1);
+                    slot.confirmed += ahead;
+                    slot.saved = slot.confirmed;
+                }
+            }
+            Fault::Promotion { lost, down } => {
+                world.postgres.borrow_mut().up = false;
+                world.postgres.borrow_mut().promote(lost, &world.random);
+                world.cut_postgres();
+                back_after(world, down);
+            }
+            _ => unreachable!("a fault of the other parts"),
+        }
+    }
+}
+
+fn later(world: &Rc<World>, lasts: u64, end: impl FnOnce(&World) + 'static) {
+    let world = Rc::clone(world);
+    world.faults.update(|count| count + 1);
+    tokio::task::spawn_local(async move {
+        sleep(Duration::from_millis(lasts)).await;
+        world.note(|| "a fault is over".to_owned());
+        world.faults.update(|count| count - 1);
+        end(&world);
+    });
+}
+
+fn down(world: &Rc<World>, lasts: u64) {
+    world.redis.borrow_mut().up = lasts == 0;
+    later(world, lasts, |world| {
+        world.judge.disturbed();
+        world.redis.borrow_mut().up = true;
+    });
+}
+
+fn back_after(world: &Rc<World>, down: u64) {
+    world.flushed.send_replace(world.postgres.borrow().flushed());
+    later(world, down, |world| {
+        world.judge.disturbed();
+        world.postgres.borrow_mut().up = true;
+    });
+}
+
+fn set<T: Default + 'static>(
+    world: &Rc<World>,
+    lasts: u64,
+    which: fn(&mut Mood) -> &mut T,
+    value: T,
+) {
+    *which(&mut world.redis.borrow_mut().mood) = value;
+    later(world, lasts, move |world| {
+        world.judge.disturbed();
+        *which(&mut world.redis.borrow_mut().mood) = T::default();
+    });
+}
+
+/// What came of a schedule.
+pub(crate) struct Outcome {
+    pub(crate) failures: Vec<String>,
+    pub(crate) plan: Plan,
+    pub(crate) trace: Vec<String>,
+    pub(crate) looks: [u64; 6],
+}
+
+/// Runs the schedule of a seed; with a trace, when somebody will read it.
+pub(crate) fn run(seed: u64, rules: &Rc<Vec<config::Rule>>, traced: bool) -> Outcome {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .start_paused(true)
+        .build()
+        .unwrap();
+    let local = LocalSet::new();
+    let random = Random::new(crate::random::mix(seed));
+    let plan = Plan::new(&random);
+    local.block_on(&runtime, async {
+        let world = Rc::new(World::new(random, plan.window, traced));
+        play(&world, &plan, rules).await;
+        world.judge.session_over();
+        let failures = world.judge.failures();
+        let trace = world.take_trace();
+        Outcome { failures, plan, trace, looks: counts(&world.judge.looks) }
+    })
+}
+
+fn counts(looks: &Looks) -> [u64; 6] {
+    let Looks { removals, watermarks, statuses, prompt, at_rest, resyncs } = looks;
+    [removals, watermarks, statuses, prompt, at_rest, resyncs].map(std::cell::Cell::get)
+}
+
+/// walsweep was here before: the slot stands, and so does its watermark.
+fn known(world: &World, rules: &[config::Rule]) {
+    let lsn = world.postgres.borrow().flushed();
+    let fingerprint = Rules::compile(rules).expect("the rules are valid").fingerprint();
+    let (system_id, epoch) = ("7".to_owned(), "1".to_owned());
+    let mark = Watermark { system_id, timeline: 1, epoch, lsn: Lsn(lsn), rules: fingerprint };
+    world.postgres.borrow_mut().slot = Some(Slot { confirmed: lsn, saved: lsn });
+    world.redis.borrow_mut().set_mark(Some(mark.to_value()));
+    world.judge.watermark(world, &mark.to_value());
+}
+
+async fn play(world: &Rc<World>, plan: &Plan, rules: &Rc<Vec<config::Rule>>) {
+    let began = Instant::now();
+    if plan.known {
+        known(world, rules);
+    }
+    let (orders, taken) = mpsc::channel(16);
+    let window = Window::default();
+    let sidecar = live(Rc::clone(world), Rc::clone(rules), taken, window.clone());
+    tokio::task::spawn_local(sidecar);
+    tokio::task::spawn_local(clients::write_other(Rc::clone(world)));
+    let mut clients = Vec::new();
+    for _ in 0..plan.writers {
+        let writer = clients::write(Rc::clone(world), plan.pause_max);
+        clients.push(tokio::task::spawn_local(writer));
+    }
+    for _ in 0..plan.readers {
+        clients.push(tokio::task::spawn_local(clients::read(Rc::clone(world))));
+    }
+    for (at, fault) in &plan.script {
+        sleep_until(began + Duration::from_millis(*at)).await;
+        fault.strike(world, &orders).await;
+    }
+    sleep_until(began + Duration::from_millis(plan.busy)).await;
+    world.open.set(false);
+    for client in clients {
+        client.await.expect("a client does not panic");
+    }
+    while world.faults.get() > 0 {
+        sleep(Duration::from_millis(100)).await;
+    }
+    // A late command, the longest absence of the program.
+    sleep(Duration::from_secs(2)).await;
+    world.cut_after.set(None);
+    rest(world, &window).await;
+}
+
+/// Waits until everything is through; then nothing stale may be left.
+async fn rest(world: &Rc<World>, window: &Window) {
+    let end = clients::write_marker(world).await;
+    let through = async {
+        loop {
+            let confirmed = world.postgres.borrow().slot.as_ref().map_or(0, |slot| slot.confirmed);
+            if window.phase() == Doing::Streaming && confirmed >= end {
+                return;
+            }
+            sleep(Duration::from_millis(100)).await;
+        }
+    };
+    if timeout(REST_BOUND, through).await.is_err() {
+        world.fail(&format!("never at rest: {:?}, {end} not confirmed", window.phase()));
+    }
+    world.judge.at_rest(world);
+}
