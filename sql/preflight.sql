@@ -109,6 +109,16 @@ select jsonb_build_object(
   'wal_level', current_setting('wal_level'),
   'slot_keep_size', (select setting from pg_settings where name = 'max_slot_wal_keep_size'),
   'synchronous_commit', (select reset_val from pg_settings where name = 'synchronous_commit'),
+  -- Roles and databases for which it is off, as far as they concern this database.
+  'asynchronous', (
+    select coalesce(jsonb_agg(case when r.rolname is null then 'every role'
+                                   else 'role `' || r.rolname || '`' end order by r.rolname), '[]')
+      from pg_db_role_setting s
+      left join pg_roles r on r.oid = s.setrole
+     where s.setdatabase in (0, (select oid from pg_database where datname = current_database()))
+       and exists (select from unnest(s.setconfig) as setting
+                    where lower(setting) in ('synchronous_commit=off', 'synchronous_commit=false',
+                                             'synchronous_commit=no', 'synchronous_commit=0'))),
   'slots_max', current_setting('max_replication_slots')::int,
   'slots_used', (select count(*) from pg_replication_slots),
   'senders_max', current_setting('max_wal_senders')::int,

@@ -22,6 +22,8 @@ pub(super) struct Catalog {
     pub(super) wal_level: String,
     pub(super) slot_keep_size: Option<String>,
     pub(super) synchronous_commit: Option<String>,
+    /// Who has it off: roles by name, with or without a database.
+    pub(super) asynchronous: Vec<String>,
     pub(super) slots_max: i64,
     pub(super) slots_used: i64,
     pub(super) senders_max: i64,

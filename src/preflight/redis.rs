@@ -25,7 +25,7 @@ pub async fn redis(config: &Config, connection: &mut MultiplexedConnection) -> V
     }
     // Who may not ask is not told; what matters most shows in the rights below.
     if let Ok(info) = cmd("INFO").query_async::<String>(connection).await {
-        findings.extend(server(&info));
+        findings.extend(server(&info, config.redis.wait_replicas));
     }
     let is_primary = !findings.iter().any(|finding| finding.code == "redis_replica");
     if is_primary {
@@ -46,7 +46,7 @@ fn user(config: &Config) -> String {
 }
 
 /// What the server says of itself.
-fn server(info: &str) -> Vec<Finding> {
+fn server(info: &str, wait_replicas: u32) -> Vec<Finding> {
     let value = |name: &str| {
         let mut lines = info.lines();
         lines.find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).map(str::trim_end)
@@ -71,6 +71,15 @@ fn server(info: &str) -> Vec<Finding> {
         findings
             .push(evicts.hint("`volatile-*` spares keys without a time to live, as this one is"));
     }
+    let replicas = value("connected_slaves").and_then(|count| count.parse().ok());
+    if let Some(replicas) = replicas.filter(|replicas: &u32| *replicas < wait_replicas) {
+        let message = format!(
+            "`wait_replicas` is {wait_replicas}, and {replicas} replicas are connected: nothing is \
+             confirmed, and the slot keeps WAL"
+        );
+        let few = Finding::warning("redis_replicas", message);
+        findings.push(few.hint("connect the replicas, or lower `redis.wait_replicas`"));
+    }
     findings
 }
 
@@ -92,13 +101,18 @@ async fn rights(
         command.arg(&key);
         command
     };
-    let commands: [(&str, Cmd); 5] = [
+    let mut wait = cmd("WAIT");
+    wait.arg(0).arg(1);
+    let mut commands: Vec<(&str, Cmd)> = vec![
         ("scan", scan),
         ("set", set),
         ("get", on_key("GET")),
         ("eval", eval),
         ("unlink", on_key("UNLINK")),
     ];
+    if config.redis.wait_replicas > 0 {
+        commands.push(("wait", wait));
+    }
     let mut findings: Vec<Finding> = Vec::new();
     for (name, command) in commands {
         let Err(error) = command.query_async::<Value>(connection).await else { continue };
@@ -230,8 +244,10 @@ mod tests {
             ("role:master\r\ncluster_enabled:1\r\n", &["redis_cluster"]),
             ("maxmemory_policy:allkeys-lru\r\n", &["redis_eviction"]),
             ("role:master\r\ncluster_enabled:0\r\nmaxmemory_policy:volatile-lru\r\n", &[]),
+            ("connected_slaves:1\r\n", &["redis_replicas"]),
+            ("connected_slaves:2\r\n", &[]),
         ] {
-            let found: Vec<_> = server(info).iter().map(|finding| finding.code).collect();
+            let found: Vec<_> = server(info, 2).iter().map(|finding| finding.code).collect();
             assert_eq!(found, codes, "{info}");
         }
     }

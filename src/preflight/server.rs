@@ -52,13 +52,22 @@ pub(super) fn check(context: &Context<'_>, pids: &[i32]) -> Vec<Finding> {
         ));
     }
     if catalog.synchronous_commit.as_deref() == Some("off") {
-        let message = "`synchronous_commit` is off by default: commits are visible before they are \
-                       written, so keys are removed later, and a crash of the server may take back \
-                       what readers saw";
-        let late = Finding::warning("synchronous_commit", message);
-        findings.push(late.hint("set it to `on` for those who write cached tables"));
+        findings.push(asynchronous("by default"));
+    }
+    if !catalog.asynchronous.is_empty() {
+        findings.push(asynchronous(&format!("for {}", catalog.asynchronous.join(", "))));
     }
     findings
+}
+
+/// Commits that do not wait for the disk.
+fn asynchronous(scope: &str) -> Finding {
+    let message = format!(
+        "`synchronous_commit` is off {scope}: commits are visible before they are written, so keys \
+         are removed later, and a crash of the server may take back what readers saw"
+    );
+    let late = Finding::warning("synchronous_commit", message);
+    late.hint("set it to `on` for those who write cached tables")
 }
 
 /// Room for the slot and its sender. A slot that exists needs none, and one that is in use has its

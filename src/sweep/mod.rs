@@ -35,6 +35,8 @@ mod standalone;
 mod sweeper;
 mod ward;
 #[cfg(test)]
+mod rollback_tests;
+#[cfg(test)]
 mod tests;
 
 use crate::lsn::Lsn;

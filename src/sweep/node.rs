@@ -168,7 +168,7 @@ impl Error {
         match self.kind() {
             Kind::NoPerm => Some(
                 "allow the user `+scan +unlink +get +set +eval +ping +info +select` on \
-                 the keys of the rules and on `walsweep:*`",
+                 the keys of the rules and on `walsweep:*`, and `+wait` for `wait_replicas`",
             ),
             Kind::Auth => Some("check the user and password of `redis.url`"),
             Kind::ReadOnly => Some("let `redis.url` name the primary"),

@@ -120,16 +120,24 @@ impl Standalone {
         }
     }
 
-    async fn check_primary(&self, connection: &mut MultiplexedConnection) -> Result<(), Error> {
+    /// Refuses a replica; gives the id of the primary's replication history, which a promotion and
+    /// a restart change, if the server tells it.
+    async fn check_primary(
+        &self,
+        connection: &mut MultiplexedConnection,
+    ) -> Result<Option<String>, Error> {
         let info: Result<String, RedisError> =
             cmd("INFO").arg("replication").query_async(connection).await;
         match info {
             Ok(info) if info.contains("role:slave") => {
                 Err(Error::new(Kind::ReadOnly, "the server is a replica".to_owned()))
             }
-            Ok(_) => Ok(()),
+            Ok(info) => {
+                let history = info.lines().find_map(|line| line.strip_prefix("master_replid:"));
+                Ok(history.map(|id| id.trim_end().to_owned()))
+            }
             // Without the right to ask, a replica still shows itself by READONLY.
-            Err(error) if error.kind() == ErrorKind::Server(ServerErrorKind::NoPerm) => Ok(()),
+            Err(error) if error.kind() == ErrorKind::Server(ServerErrorKind::NoPerm) => Ok(None),
             Err(error) => Err(classify(&error)),
         }
     }
@@ -157,8 +165,14 @@ impl Node for Standalone {
         }
         let failed = |error: ConnectError| Error::from(error);
         let (mut remove, observer) = self.connect_to_remove().await.map_err(failed)?;
-        self.check_primary(&mut remove).await?;
-        let scan = connect(&self.redis).await.map_err(failed)?;
+        let history = self.check_primary(&mut remove).await?;
+        let mut scan = connect(&self.redis).await.map_err(failed)?;
+        // A failover between the two would let a pass list the keys of one server and remove them
+        // from another.
+        if self.check_primary(&mut scan).await? != history {
+            let message = "two connections reach two servers".to_owned();
+            return Err(Error::new(Kind::Io, message));
+        }
         let wait = match self.redis.wait_replicas {
             0 => None,
             _ => Some(connect(&self.redis).await.map_err(failed)?),

@@ -24,16 +24,18 @@ use crate::settle::{Cause, Visible};
 
 /// What a Redis holds, and how it behaves.
 #[derive(Clone, Default)]
-struct Redis(Rc<Inner>);
+pub(super) struct Redis(pub(super) Rc<Inner>);
 
 #[derive(Default)]
-struct Inner {
+pub(super) struct Inner {
     keys: RefCell<BTreeSet<Vec<u8>>>,
-    watermark: RefCell<Option<Vec<u8>>>,
+    pub(super) watermark: RefCell<Option<Vec<u8>>>,
     /// Calls fail with this.
-    fails: Cell<Option<Kind>>,
+    pub(super) fails: Cell<Option<Kind>>,
     /// UNLINK of this key is refused.
-    forbidden: RefCell<Option<Vec<u8>>>,
+    pub(super) forbidden: RefCell<Option<Vec<u8>>>,
+    /// No replica has what was written.
+    pub(super) alone: Cell<bool>,
     unlinks: Cell<u32>,
     passes: Cell<u32>,
     watermarks_written: Cell<u32>,
@@ -48,15 +50,15 @@ impl Redis {
         }
     }
 
-    fn fill(&self, keys: &[&str]) {
+    pub(super) fn fill(&self, keys: &[&str]) {
         self.0.keys.borrow_mut().extend(keys.iter().map(|key| key.as_bytes().to_vec()));
     }
 
-    fn has(&self, key: &str) -> bool {
+    pub(super) fn has(&self, key: &str) -> bool {
         self.0.keys.borrow().contains(key.as_bytes())
     }
 
-    fn watermark_lsn(&self) -> Option<Lsn> {
+    pub(super) fn watermark_lsn(&self) -> Option<Lsn> {
         self.0.watermark.borrow().as_deref().and_then(Watermark::from_value).map(|mark| mark.lsn)
     }
 }
@@ -124,6 +126,15 @@ impl Node for Redis {
         self.0.watermarks_written.set(self.0.watermarks_written.get() + 1);
         Ok(Replaced::Yes)
     }
+
+    async fn shared(&self, value: &[u8]) -> Result<(), Error> {
+        self.work().await?;
+        assert_eq!(self.0.watermark.borrow().as_deref(), Some(value), "it stands");
+        match self.0.alone.get() {
+            true => Err(Error::new(Kind::Replicas, "0 of 1".to_owned())),
+            false => Ok(()),
+        }
+    }
 }
 
 /// Two rules: `item:{id}` exact, `list:{id}:*` a pattern.
@@ -166,21 +177,21 @@ pub(super) fn keys(rules: &mut Rules, table: &str, ids: &[&str]) -> KeySet {
     keys
 }
 
-struct Bench {
-    rules: Rules,
-    redis: Redis,
+pub(super) struct Bench {
+    pub(super) rules: Rules,
+    pub(super) redis: Redis,
     visible: Sender<Visible>,
-    safe: watch::Sender<Lsn>,
+    pub(super) safe: watch::Sender<Lsn>,
     events: mpsc::Receiver<Event>,
 }
 
 impl Bench {
     /// A sweeper over a Redis whose watermark is at 100, as is the slot.
-    fn new(window: Duration) -> Bench {
+    pub(super) fn new(window: Duration) -> Bench {
         Bench::over(Redis::default(), Some(100), window)
     }
 
-    fn over(redis: Redis, watermark: Option<u64>, window: Duration) -> Bench {
+    pub(super) fn over(redis: Redis, watermark: Option<u64>, window: Duration) -> Bench {
         let rules = rules();
         let expected = Watermark {
             system_id: "7".to_owned(),
@@ -204,7 +215,7 @@ impl Bench {
         Bench { rules, redis, visible, safe, events }
     }
 
-    async fn commit(&mut self, end_lsn: u64, table: &str, ids: &[&str]) {
+    pub(super) async fn commit(&mut self, end_lsn: u64, table: &str, ids: &[&str]) {
         let keys = keys(&mut self.rules, table, ids);
         let end_lsn = Lsn(end_lsn);
         let transaction = Transaction { xid: 1, commit_lsn: end_lsn, end_lsn, commit_time: 0 };
@@ -212,14 +223,14 @@ impl Bench {
         self.visible.send(visible).await.unwrap();
     }
 
-    async fn resync(&mut self) {
+    pub(super) async fn resync(&mut self) {
         let keys = self.rules.everything();
         let visible = Visible::for_tests(Cause::Resync { last: true }, keys);
         self.visible.send(visible).await.unwrap();
     }
 
     /// The next event that `wanted` knows; panics after a minute.
-    async fn wait<T>(&mut self, mut wanted: impl FnMut(&Event) -> Option<T>) -> T {
+    pub(super) async fn wait<T>(&mut self, mut wanted: impl FnMut(&Event) -> Option<T>) -> T {
         let next = async {
             loop {
                 let event = self.events.recv().await.expect("the sweeper runs");
@@ -231,7 +242,7 @@ impl Bench {
         timeout(Duration::from_secs(60), next).await.expect("the event comes")
     }
 
-    async fn swept(&mut self) -> Vec<u64> {
+    pub(super) async fn swept(&mut self) -> Vec<u64> {
         self.wait(|event| match event {
             Event::Swept(swept) => Some(swept.end_lsns().iter().map(|lsn| lsn.0).collect()),
             _ => None,
@@ -239,17 +250,17 @@ impl Bench {
         .await
     }
 
-    async fn covered(&mut self, at_least: u64) {
+    pub(super) async fn covered(&mut self, at_least: u64) {
         self.wait(|event| matches!(event, Event::Covered(lsn) if lsn.0 >= at_least).then_some(()))
             .await;
     }
 
-    async fn whole(&mut self) {
+    pub(super) async fn whole(&mut self) {
         self.wait(|event| matches!(event, Event::Whole).then_some(())).await;
     }
 }
 
-async fn local<T>(test: impl Future<Output = T>) -> T {
+pub(super) async fn local<T>(test: impl Future<Output = T>) -> T {
     LocalSet::new().run_until(test).await
 }
 
@@ -407,79 +418,6 @@ async fn the_evidence_of_a_loss_stays_until_the_sweep_is_done() {
             bench.covered(150).await;
             assert_eq!(bench.redis.watermark_lsn(), Some(Lsn(150)));
         }
-    })
-    .await;
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_watermark_changed_by_others_is_not_replaced() {
-    local(async {
-        let mut bench = Bench::new(Duration::ZERO);
-        bench.covered(100).await;
-        // An older state of this Redis, put in place behind our back.
-        *bench.redis.0.watermark.borrow_mut() = Some(b"older".to_vec());
-        bench.safe.send_replace(Lsn(150));
-        let broken = bench.wait(|event| match event {
-            Event::ResyncOwed(broken) => Some(*broken),
-            _ => None,
-        });
-        assert_eq!(broken.await, Broken::WatermarkLost);
-        tokio::time::sleep(Duration::from_secs(5)).await;
-        assert_eq!(bench.redis.0.watermark.borrow().as_deref(), Some(b"older".as_slice()));
-        bench.resync().await;
-        bench.covered(150).await;
-        assert_eq!(bench.redis.watermark_lsn(), Some(Lsn(150)));
-    })
-    .await;
-}
-
-#[tokio::test(start_paused = true)]
-async fn what_the_watermark_does_not_cover_is_removed_again_after_a_reconnect() {
-    local(async {
-        let mut bench = Bench::new(Duration::ZERO);
-        bench.redis.fill(&["item:1", "list:1:a"]);
-        bench.commit(110, "item", &["1"]).await;
-        bench.commit(120, "list", &["1"]).await;
-        let mut swept = bench.swept().await;
-        while swept.len() < 2 {
-            swept.extend(bench.swept().await);
-        }
-        // Redis goes away and comes back with the removals lost and the watermark as it was.
-        bench.redis.0.fails.set(Some(Kind::Io));
-        bench.commit(130, "item", &["9"]).await;
-        bench.wait(|event| matches!(event, Event::RedisLost).then_some(())).await;
-        bench.redis.fill(&["item:1", "list:1:a"]);
-        bench.redis.0.fails.set(None);
-        bench.safe.send_replace(Lsn(120));
-        bench.covered(120).await;
-        assert!(!bench.redis.has("item:1") && !bench.redis.has("list:1:a"));
-    })
-    .await;
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_redis_that_went_back_below_the_watermark_is_swept() {
-    local(async {
-        let mut bench = Bench::new(Duration::ZERO);
-        bench.safe.send_replace(Lsn(150));
-        bench.covered(150).await;
-        let older = Watermark {
-            system_id: "7".to_owned(),
-            timeline: 1,
-            epoch: "e".to_owned(),
-            lsn: Lsn(120),
-            rules: bench.rules.fingerprint(),
-        };
-        bench.redis.0.fails.set(Some(Kind::Io));
-        bench.commit(160, "item", &["1"]).await;
-        bench.wait(|event| matches!(event, Event::RedisLost).then_some(())).await;
-        *bench.redis.0.watermark.borrow_mut() = Some(older.to_value());
-        bench.redis.0.fails.set(None);
-        let broken = bench.wait(|event| match event {
-            Event::ResyncOwed(broken) => Some(*broken),
-            _ => None,
-        });
-        assert_eq!(broken.await, Broken::WatermarkLost);
     })
     .await;
 }

@@ -122,3 +122,23 @@ async fn a_redis_that_refuses_writes_or_is_gone_is_told() {
     let findings = preflight::redis(&config, &mut connection).await;
     assert_eq!(codes(&findings), ["redis_unreachable"]);
 }
+
+#[tokio::test]
+async fn too_few_replicas_and_a_missing_right_to_wait_are_told() {
+    let primary = Redis::start(RedisOptions::default()).await.unwrap();
+    let mut admin = primary.connect().await.unwrap();
+    let mut config = config(0, "app", vec![rule("t", &["k"])]);
+    config.redis.url = primary.url();
+    config.redis.wait_replicas = 1;
+    let findings = preflight::redis(&config, &mut admin).await;
+    let few = find(&findings, "redis_replicas");
+    assert_eq!(few.severity, Severity::Warning);
+    assert!(few.message.contains("`wait_replicas` is 1, and 0 replicas"), "{}", few.message);
+    let mut forbid = cmd("ACL");
+    forbid.arg("SETUSER").arg("default").arg("-wait").exec_async(&mut admin).await.unwrap();
+    let findings = preflight::redis(&config, &mut admin).await;
+    let messages: Vec<&str> = findings.iter().map(|one| one.message.as_str()).collect();
+    assert!(messages.contains(&"redis user `default` lacks `+wait`"), "{messages:?}");
+    config.redis.wait_replicas = 0;
+    assert!(preflight::redis(&config, &mut admin).await.is_empty());
+}

@@ -176,3 +176,19 @@ async fn a_session_spread_over_backends_is_a_pooler() {
     run(&client, ddl).await;
     assert_eq!(codes(&check(&config, &client).await), ["pooler"]);
 }
+
+#[tokio::test]
+async fn roles_that_do_not_wait_for_the_disk_are_named() {
+    let server = Postgres::start(PostgresOptions::default()).await.unwrap();
+    let ddl = "create role batch; alter role batch set synchronous_commit = off;
+               create role other; alter role other in database postgres set synchronous_commit = 0;
+               create role careful; alter role careful set synchronous_commit = local;
+               alter database app set synchronous_commit = False;";
+    let client = database(&server, "app", &format!("{TABLE} {ddl}")).await;
+    let config = config(server.port(), "app", vec![whole("t")]);
+    let findings = check(&config, &client).await;
+    let finding = find(&findings, "synchronous_commit");
+    assert!(!finding.is_error());
+    let said = "`synchronous_commit` is off for role `batch`, every role:";
+    assert!(finding.message.starts_with(said), "{}", finding.message);
+}

@@ -60,6 +60,43 @@ impl Bed {
         }
     }
 
+    /// Caches what a reader sees of every row now: `item:{id}`, the version.
+    pub(crate) async fn cache_rows(&self) {
+        let rows = self.sql.client().query("select id, version from item", &[]).await.unwrap();
+        let mut pipeline = redis::Pipeline::new();
+        for row in rows {
+            let (id, version): (i32, i64) = (row.get(0), row.get(1));
+            pipeline.set(format!("item:{id}"), version).ignore();
+        }
+        pipeline.exec_async(&mut self.cache.clone()).await.unwrap();
+    }
+
+    /// The cached rows that are not as a reader sees them now.
+    pub(crate) async fn stale(&self) -> Vec<String> {
+        let rows = self.sql.client().query("select id, version from item order by id", &[]).await;
+        let mut stale = Vec::new();
+        for row in rows.unwrap() {
+            let (id, version): (i32, i64) = (row.get(0), row.get(1));
+            let key = format!("item:{id}");
+            let cached: Option<i64> = self.cache.clone().get(&key).await.unwrap();
+            if cached.is_some_and(|cached| cached != version) {
+                stale.push(key);
+            }
+        }
+        stale
+    }
+
+    /// Everything is at rest: fails if a cached row is stale.
+    pub(crate) async fn fresh(&self) {
+        let stale = self.stale().await;
+        assert!(stale.is_empty(), "stale at rest: {stale:?}");
+    }
+
+    /// The watermark key's value.
+    pub(crate) async fn watermark(&self) -> Option<String> {
+        self.cache.clone().get("walsweep:walsweep").await.unwrap()
+    }
+
     /// Whether a key is in Redis.
     pub(crate) async fn has(&self, key: &str) -> bool {
         self.cache.clone().exists(key).await.unwrap()

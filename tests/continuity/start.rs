@@ -1,9 +1,12 @@
-//! I7: ready only when history is shown to be unbroken, or everything was swept.
+//! I7 at a start: whatever happened while walsweep was down.
+
+use std::time::Duration;
 
 use redis::AsyncCommands;
+use walsweep::lsn::Lsn;
 use walsweep::throwaway::StopMode;
 
-use crate::support::{Bed, PATIENCE, Sidecar, eventually};
+use crate::support::{Bed, PATIENCE, Sidecar, Sql, always, eventually};
 
 /// Keys that a sweep of everything removes, and one that it leaves alone.
 const COVERED: [&str; 3] = ["item:1", "item:77", "list:anything:x"];
@@ -110,41 +113,45 @@ async fn other_rules_sweep_what_they_cover() {
     check_start(&bed, &mut sidecar, Some("other_rules")).await;
 }
 
+/// A value by hand is judged like any other: only one that this history could have written, not
+/// older than what Postgres was told, counts.
 #[tokio::test]
-async fn a_redis_restarted_empty_or_older_is_swept_while_running() {
-    let mut bed = Bed::new(&[]).await;
-    let sidecar = bed.sidecar().await;
-    bed.settled().await;
-    // An older file: what is removed from here on is in it.
-    bed.fill(&["item:1"]).await;
-    let _: () = redis::cmd("SAVE").query_async(&mut bed.cache).await.unwrap();
-    bed.sql.run("update item set version = 1 where id = 1").await;
-    bed.gone("item:1").await;
-    bed.settled().await;
-    bed.redis.kill9().await.unwrap();
-    bed.redis.start_again().await.unwrap();
-    bed.cache = bed.redis.connect().await.unwrap();
-    bed.gone("item:1").await;
-    let lost = "walsweep_resyncs_total{reason=\"watermark_lost\"}";
-    eventually(PATIENCE, "the loss is noticed", || async { sidecar.metric(lost).await >= 1.0 })
-        .await;
-    // Emptied behind our back, connection and all intact.
-    let _: () = redis::cmd("FLUSHALL").query_async(&mut bed.cache).await.unwrap();
-    bed.fill(&["item:2"]).await;
-    bed.sql.run("update item set version = 2 where id = 3").await;
-    bed.gone("item:2").await;
-    eventually(PATIENCE, "ready again", || async { sidecar.readyz().await == Some(200) }).await;
-    assert!(sidecar.metric(lost).await >= 2.0);
-}
-
-#[tokio::test]
-async fn a_watermark_deleted_while_stopped_is_answered_with_a_sweep() {
+async fn a_watermark_that_proves_nothing_is_answered_with_a_sweep() {
     let mut bed = Bed::new(&[]).await;
     let mut sidecar = bed.sidecar().await;
     bed.settled().await;
+    let older = bed.watermark().await.unwrap();
+    bed.sql.run("update item set version = 1 where id = 50").await;
+    bed.settled().await;
     assert_eq!(sidecar.sigterm().await, 0);
-    let _: () = bed.cache.del("walsweep:walsweep").await.unwrap();
-    check_start(&bed, &mut sidecar, Some("watermark_missing")).await;
+    let position = bed.position().await;
+    let last = bed.watermark().await.unwrap();
+    let at = |lsn: Lsn| {
+        let mut value: serde_json::Value = serde_json::from_str(&last).unwrap();
+        value["lsn"] = lsn.to_string().into();
+        value.to_string()
+    };
+    let without_epoch = {
+        let mut value: serde_json::Value = serde_json::from_str(&last).unwrap();
+        value.as_object_mut().unwrap().remove("epoch").unwrap();
+        value.to_string()
+    };
+    for (value, reason) in [
+        (None, "watermark_missing"),
+        (Some(older), "watermark_behind"),
+        (Some("mine".to_owned()), "watermark_foreign"),
+        (Some(last.replace("system_id\":\"", "system_id\":\"9")), "other_system"),
+        (Some(at(Lsn(position.0 + (1 << 30)))), "watermark_ahead"),
+        (Some(without_epoch), "unclean_restart"),
+    ] {
+        match value {
+            Some(value) => bed.cache.set("walsweep:walsweep", value).await.unwrap(),
+            None => bed.cache.del::<_, ()>("walsweep:walsweep").await.unwrap(),
+        }
+        check_start(&bed, &mut sidecar, Some(reason)).await;
+        assert_eq!(sidecar.sigterm().await, 0);
+    }
+    check_start(&bed, &mut sidecar, None).await;
 }
 
 /// A promoted standby carries the same system identifier and another timeline: commits that readers
@@ -163,7 +170,7 @@ async fn another_timeline_is_answered_with_a_sweep() {
     text.push_str("\nrestore_command = 'false'\n");
     std::fs::write(&conf, text).unwrap();
     bed.postgres.start_again().await.unwrap();
-    bed.sql = crate::support::Sql::connect(&bed.postgres).await;
+    bed.sql = Sql::connect(&bed.postgres).await;
     eventually(PATIENCE, "recovery ends", || async {
         bed.sql.one("select not pg_is_in_recovery()").await
     })
@@ -183,7 +190,7 @@ async fn a_commit_older_than_the_slot_is_swept_when_it_becomes_visible() {
     // The transaction commits after the slot's consistent point is fixed and before it streams:
     // advance the slot past it while nobody can see it.
     bed.postgres.conf("synchronous_standby_names = 'ghost'").await.unwrap();
-    let writer = crate::support::Sql::connect(&bed.postgres).await;
+    let writer = Sql::connect(&bed.postgres).await;
     let writing = tokio::spawn(async move {
         writer.run("update item set version = 7 where id = 1").await;
     });
@@ -207,4 +214,36 @@ async fn a_commit_older_than_the_slot_is_swept_when_it_becomes_visible() {
     bed.gone("item:1").await;
     sidecar.wait_ready().await;
     writing.await.unwrap();
+}
+
+/// A slot is created only when every transaction that ran has ended, and a commit that waits for a
+/// synchronous standby runs, though it is in the log: the slot does not send it, the sweep after it
+/// removes what it made stale.
+#[tokio::test]
+async fn a_commit_that_nobody_sees_holds_back_a_new_slot_and_its_keys_are_swept() {
+    let bed = Bed::new(&[]).await;
+    let mut sidecar = bed.sidecar().await;
+    assert_eq!(sidecar.sigterm().await, 0);
+    bed.postgres.conf("synchronous_standby_names = 'ghost'").await.unwrap();
+    let writer = Sql::connect(&bed.postgres).await;
+    let writing = tokio::spawn(async move {
+        writer.run("update item set version = 7 where id = 1").await;
+    });
+    let waits = "select exists (select from pg_stat_activity where wait_event = 'SyncRep')";
+    eventually(PATIENCE, "the writer waits", || async { bed.sql.one(waits).await }).await;
+    bed.sql.run("select pg_drop_replication_slot('walsweep')").await;
+    sidecar.start();
+    sidecar.wait_log("creating the slot").await;
+    bed.cache_rows().await;
+    always(Duration::from_secs(1), "not ready", || async { sidecar.readyz().await != Some(200) })
+        .await;
+    bed.sql
+        .run("select pg_cancel_backend(pid) from pg_stat_activity where wait_event = 'SyncRep'")
+        .await;
+    writing.await.unwrap();
+    assert_eq!(bed.stale().await, ["item:1"], "it was cached before it was visible");
+    sidecar.wait_ready().await;
+    bed.fresh().await;
+    let created = "walsweep_resyncs_total{reason=\"slot_created\"}";
+    assert!(sidecar.metric(created).await >= 1.0);
 }
