@@ -333,8 +333,13 @@ fn counts(looks: &Looks) -> [u64; 6] {
 fn known(world: &World, rules: &[config::Rule]) {
     let lsn = world.postgres.borrow().flushed();
     let fingerprint = Rules::compile(rules).expect("the rules are valid").fingerprint();
-    let mark =
-        Watermark { system_id: "7".to_owned(), timeline: 1, lsn: Lsn(lsn), rules: fingerprint };
+    let mark = Watermark {
+        system_id: "7".to_owned(),
+        timeline: 1,
+        epoch: "1".to_owned(),
+        lsn: Lsn(lsn),
+        rules: fingerprint,
+    };
     world.postgres.borrow_mut().slot = Some(Slot { confirmed: lsn, saved: lsn });
     world.redis.borrow_mut().set_mark(Some(mark.to_value()));
     world.judge.watermark(world, &mark.to_value());
