@@ -4,7 +4,7 @@ use std::fs;
 use std::time::Duration;
 
 use redis::AsyncCommands;
-use walsweep::throwaway::{Postgres, PostgresOptions, StopMode};
+use walsweep::throwaway::{Postgres, PostgresOptions, Signal, StopMode, signal};
 
 use crate::support::{Bed, PATIENCE, Proxy, Sidecar, Sql, eventually};
 
@@ -87,14 +87,13 @@ async fn a_session_of_the_server_that_crashes_is_an_unclean_restart() {
     bed.sql.run("set synchronous_commit = on; select pg_switch_wal()").await;
     bed.settled().await;
     cache_a_phantom(&mut bed).await;
+    let epoch = "select stats_reset::text from pg_stat_archiver";
+    let before: String = bed.sql.one(epoch).await;
     let pid: i32 = bed.sql.one("select pg_backend_pid()").await;
-    let pid = u32::try_from(pid).unwrap();
-    walsweep::throwaway::signal(&[pid], walsweep::throwaway::Signal::Kill).unwrap();
-    eventually(PATIENCE, "the server recovers", || async {
-        match bed.postgres.connect().await {
-            Ok(client) => client.simple_query("select pg_current_wal_lsn()").await.is_ok(),
-            Err(_) => false,
-        }
+    signal(&[u32::try_from(pid).unwrap()], Signal::Kill).unwrap();
+    eventually(PATIENCE, "the server notices and recovers", || async {
+        let Ok(client) = bed.postgres.connect().await else { return false };
+        client.query_one(epoch, &[]).await.is_ok_and(|row| row.get::<_, String>(0) != before)
     })
     .await;
     bed.sql = Sql::connect(&bed.postgres).await;

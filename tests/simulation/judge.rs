@@ -29,13 +29,15 @@ const REMOVAL_BOUND: Duration = Duration::from_millis(300);
 const CALM: Duration = Duration::from_millis(700);
 
 /// Reasons of a sweep of everything.
-const REASONS: [&str; 9] = [
+const REASONS: [&str; 11] = [
     "watermark_missing",
     "watermark_foreign",
     "watermark_behind",
     "other_system",
     "other_timeline",
     "other_rules",
+    "unclean_restart",
+    "watermark_ahead",
     "watermark_lost",
     "slot_created",
     "retained_wal",
@@ -150,7 +152,7 @@ impl Judge {
         let furthest = watermarks.entry(mark.timeline).or_default();
         *furthest = lsn.max(*furthest);
         let postgres = world.postgres.borrow();
-        if mark.timeline != postgres.timeline {
+        if mark.timeline != postgres.timeline || mark.epoch != postgres.epoch.to_string() {
             return;
         }
         add(&self.looks.watermarks);

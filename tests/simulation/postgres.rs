@@ -70,6 +70,8 @@ pub(crate) struct Slot {
 pub(crate) struct Postgres {
     pub(crate) up: bool,
     pub(crate) timeline: u32,
+    /// Number of the server's lives; each ended out of order.
+    pub(crate) epoch: u32,
     pub(crate) slot: Option<Slot>,
     pub(crate) transactions: Vec<Transaction>,
     wal: Vec<Record>,
@@ -105,6 +107,7 @@ impl Postgres {
         Postgres {
             up: true,
             timeline: 1,
+            epoch: 1,
             slot: None,
             transactions: vec![start],
             wal: Vec::new(),
@@ -238,10 +241,12 @@ impl Postgres {
     }
 
     /// The server is gone. What ran is rolled back, what is in the log is visible afterwards,
-    /// prepared transactions stay. Commits that were not flushed are taken to be.
+    /// prepared transactions stay. Commits that were not flushed are lost, and readers saw them.
     pub(crate) fn crash(&mut self, random: &Random) {
         self.up = false;
-        self.flush();
+        self.epoch += 1;
+        self.lose_from(self.records_through(self.flushed).len());
+        self.inserted = self.flushed;
         self.abort_running();
         if let Some(slot) = self.slot.as_mut().filter(|_| random.chance(50)) {
             slot.confirmed = slot.saved;
@@ -258,17 +263,22 @@ impl Postgres {
         }
     }
 
-    /// A standby that lacks the last `lost` commits becomes the primary, on a timeline of its own.
-    pub(crate) fn promote(&mut self, lost: usize, random: &Random) {
-        let kept = self.wal.len().saturating_sub(lost);
+    /// All commits but the first `kept` are as if they had never been.
+    fn lose_from(&mut self, kept: usize) {
         for record in self.wal.split_off(kept) {
             self.transactions[record.version].phase = Phase::Gone;
         }
-        let end = self.wal.last().map_or(1000, |record| record.end_lsn);
         let transactions = &self.transactions;
         for versions in self.history.values_mut() {
             versions.retain(|version| transactions[*version].phase == Phase::Visible);
         }
+    }
+
+    /// A standby that lacks the last `lost` commits becomes the primary, on a timeline of its own.
+    pub(crate) fn promote(&mut self, lost: usize, random: &Random) {
+        let kept = self.wal.len().saturating_sub(lost);
+        self.lose_from(kept);
+        let end = self.wal.last().map_or(1000, |record| record.end_lsn);
         for transaction in &mut self.transactions {
             if transaction.phase == Phase::Prepared && random.chance(50) {
                 transaction.phase = Phase::Gone;

@@ -58,6 +58,8 @@ pub(crate) enum Which {
 pub(crate) struct Redis {
     pub(crate) up: bool,
     pub(crate) mood: Mood,
+    /// How many milliseconds a SCAN call may take: a pass then takes longer than an exact key may.
+    pub(crate) scan_pause: u64,
     log: Vec<Command>,
     keys: BTreeMap<String, Version>,
     mark: Option<Vec<u8>>,
@@ -75,6 +77,7 @@ impl Redis {
         Redis {
             up: true,
             mood: Mood::default(),
+            scan_pause: 3,
             log: Vec::new(),
             keys: BTreeMap::new(),
             mark: None,
@@ -302,7 +305,9 @@ impl Client {
     async fn ask(&self, request: Request) -> Result<Reply, Error> {
         let world = &self.world;
         let number = self.connection.get().ok_or_else(|| self.lost(Kind::Io))?;
-        world.pause(0, 3).await;
+        let is_scan = request.which() == Some(Which::Scan);
+        let longest = if is_scan { world.redis.borrow().scan_pause } else { 3 };
+        world.pause(0, longest).await;
         self.check(number)?;
         let fate = world.redis.borrow().fate(request.which(), world);
         if fate != Fate::Fine {

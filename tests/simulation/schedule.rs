@@ -23,6 +23,9 @@ use crate::world::World;
 /// How long after the last fault everything may take to be at rest.
 const REST_BOUND: Duration = Duration::from_secs(120);
 
+/// Kinds of faults, as [`Fault::of`] counts them; those that need a moment to fit count twice.
+const KINDS: u64 = 19;
+
 /// Something that goes wrong. Times are milliseconds.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Fault {
@@ -95,6 +98,8 @@ pub(crate) struct Plan {
     pub(crate) writers: u64,
     pub(crate) readers: u64,
     pub(crate) pause_max: u64,
+    /// How many milliseconds a SCAN call may take.
+    pub(crate) scan_pause: u64,
     /// Whether slot and watermark stand already.
     pub(crate) known: bool,
     /// How long clients are busy, milliseconds.
@@ -106,12 +111,16 @@ impl Plan {
     fn new(random: &Random) -> Plan {
         let busy = random.between(600, 2400);
         let mut script = Vec::new();
-        for _ in 0..random.below(6) {
+        // Now and then one kind strikes again and again: what is rare needs many chances.
+        let theme = random.chance(25).then(|| random.below(KINDS));
+        let count = if theme.is_some() { random.between(4, 16) } else { random.below(6) };
+        for _ in 0..count {
+            let any = || Fault::of(theme.unwrap_or_else(|| random.below(KINDS)), random);
             let at = random.below(busy);
-            script.push((at, Fault::any(random)));
+            script.push((at, any()));
             // Faults like company: one often strikes while another is being dealt with.
             if random.chance(40) {
-                script.push((at + random.below(150), Fault::any(random)));
+                script.push((at + random.below(150), any()));
             }
         }
         script.sort_by_key(|(at, _)| *at);
@@ -120,6 +129,7 @@ impl Plan {
             writers: random.between(1, 4),
             readers: random.between(1, 4),
             pause_max: random.pick(&[20, 50, 120]),
+            scan_pause: random.pick(&[3, 3, 30, 200]),
             known: random.chance(70),
             busy,
             script,
@@ -128,11 +138,11 @@ impl Plan {
 }
 
 impl Fault {
-    fn any(random: &Random) -> Fault {
+    fn of(kind: u64, random: &Random) -> Fault {
         let lasts = random.pick(&[20, 100, 100, 300, 300, 1000, 1000, 4500]);
         let down = random.pick(&[0, 10, 100, 600]);
         let commands = usize::try_from(random.below(1 << random.between(1, 9))).unwrap();
-        match random.below(19) {
+        match kind {
             0..3 => Fault::Sidecar(Order::Crash(down)),
             3 => Fault::Sidecar(Order::Stop(down)),
             4 => Fault::RedisDown { lasts },
@@ -332,6 +342,7 @@ fn known(world: &World, rules: &[config::Rule]) {
 
 async fn play(world: &Rc<World>, plan: &Plan, rules: &Rc<Vec<config::Rule>>) {
     let began = Instant::now();
+    world.redis.borrow_mut().scan_pause = plan.scan_pause;
     if plan.known {
         known(world, rules);
     }

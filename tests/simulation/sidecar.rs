@@ -148,17 +148,16 @@ async fn open(world: &Rc<World>, rules: &Rules) -> Result<Opened, Error> {
     }
     world.pause(1, 5).await;
     check()?;
-    let (lsn, timeline) = {
+    let (lsn, timeline, epoch, wal_end) = {
         let postgres = world.postgres.borrow();
         let slot = postgres.slot.as_ref().ok_or(Error::SlotGone)?;
-        (slot.confirmed, postgres.timeline)
+        (slot.confirmed, postgres.timeline, postgres.epoch, Lsn(postgres.flushed()))
     };
     world.note(|| format!("session from {lsn}, {broken:?}"));
     let expected = Watermark {
         system_id: "7".to_owned(),
         timeline,
-        // A crash loses no commit here.
-        epoch: "1".to_owned(),
+        epoch: epoch.to_string(),
         lsn: Lsn(lsn),
         rules: rules.fingerprint(),
     };
@@ -166,7 +165,7 @@ async fn open(world: &Rc<World>, rules: &Rules) -> Result<Opened, Error> {
         max_stall: Duration::from_millis(5),
         window: world.window,
         expected,
-        wal_end: Lsn(world.postgres.borrow().flushed()),
+        wal_end,
         broken,
         empty: rules.key_set(),
     };
