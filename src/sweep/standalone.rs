@@ -2,6 +2,7 @@
 //! a removal never queues behind a page of names; and a third for `WAIT`, if it is asked for.
 
 use std::cell::RefCell;
+use std::collections::HashMap;
 use std::error::Error as _;
 
 use redis::aio::MultiplexedConnection;
@@ -81,9 +82,9 @@ impl Standalone {
             }
         };
         let refused = match connect_with_pushes(&self.redis, heard).await {
-            Ok(mut connection) => match tracking(everything).exec_async(&mut connection).await {
+            Ok(mut connection) => match track(&mut connection, everything).await {
                 Ok(()) => return Ok((connection, Some(observer))),
-                Err(error) => classify(&error),
+                Err(error) => error,
             },
             Err(error) => Error::from(error),
         };
@@ -91,7 +92,8 @@ impl Standalone {
         tracing::warn!(
             node = self.name,
             error = %refused,
-            hint = "allow the user `+client|tracking`, or set `refill.observe` to false",
+            hint = "needs Redis 6.2.5 or newer and the right `+client|tracking`; `refill.observe` \
+                    set to false ends this warning",
             "writes cannot be observed: every second removal takes all keys"
         );
         Ok((connection, None))
@@ -271,6 +273,30 @@ impl Node for Standalone {
     }
 }
 
+/// Turns tracking on, if the server tells every write that follows one of our own. Redis before
+/// 6.2.5 took the first client that touched a key in a turn for the last, and kept such a write to
+/// itself (<https://github.com/redis/redis/pull/9116>).
+async fn track(connection: &mut MultiplexedConnection, everything: &KeySet) -> Result<(), Error> {
+    let hello: HashMap<String, Value> =
+        cmd("HELLO").query_async(connection).await.map_err(|error| classify(&error))?;
+    let version = match hello.get("version") {
+        Some(Value::BulkString(version)) => std::str::from_utf8(version).unwrap_or("unknown"),
+        Some(Value::SimpleString(version)) => version,
+        _ => "unknown",
+    };
+    if !tells_every_write(version) {
+        let message = format!("the version of the server is {version}");
+        return Err(Error::new(Kind::Other, message));
+    }
+    tracking(everything).exec_async(connection).await.map_err(|error| classify(&error))
+}
+
+/// Whether a server of this version is 6.2.5 or newer; one that cannot be read is not.
+fn tells_every_write(version: &str) -> bool {
+    let parts: Option<Vec<u32>> = version.split('.').map(|part| part.parse().ok()).collect();
+    parts.is_some_and(|parts| parts.as_slice() >= [6, 2, 5].as_slice())
+}
+
 /// `CLIENT TRACKING` for all writes of these keys but those of the connection itself.
 fn tracking(everything: &KeySet) -> Cmd {
     let mut tracking = cmd("CLIENT");
@@ -336,4 +362,19 @@ pub(super) fn classify(error: &RedisError) -> Error {
         (None, None) => error.category().to_owned(),
     };
     Error::new(kind, message)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::tells_every_write;
+
+    #[test]
+    fn only_servers_that_tell_every_write_are_observed() {
+        for version in ["6.2.5", "6.2.14", "7.0.15", "8.0.0", "255.255.255"] {
+            assert!(tells_every_write(version), "{version}");
+        }
+        for version in ["6.2.4", "6.0.16", "5.0.14", "unknown", "7", ""] {
+            assert_eq!(tells_every_write(version), version == "7", "{version}");
+        }
+    }
 }
