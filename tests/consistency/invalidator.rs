@@ -97,7 +97,9 @@ impl Invalidator {
 
     /// Kills it and whatever it started, as a crash would.
     pub(crate) fn kill(&self) {
-        let Some(Running { mut child, reaper, .. }) = self.state().running.take() else { return };
+        // Locked until it is gone: nobody may start the next one before.
+        let mut state = self.state();
+        let Some(Running { mut child, reaper, .. }) = state.running.take() else { return };
         drop(reaper);
         send(child.id(), "KILL");
         child.wait().unwrap();
