@@ -21,7 +21,7 @@ use crate::failpoint::{Point, reach};
 use crate::keys::KeySet;
 use crate::lsn::Lsn;
 use crate::metrics::{KindLabel, Metrics, NodeLabel, PeerLabel};
-use crate::retry::Backoff;
+use crate::retry::{Backoff, Repeats};
 use crate::settle::Visible;
 
 /// Memory of keys that wait for Redis, beyond which no more are taken: the stream then waits in
@@ -85,6 +85,7 @@ struct State {
     next_write: Instant,
     next_probe: Instant,
     node: NodeLabel,
+    refusals: Repeats,
 }
 
 impl<N: Node> Sweeper<N> {
@@ -106,6 +107,7 @@ impl<N: Node> Sweeper<N> {
             connected: false,
             next_write: Instant::now(),
             next_probe: Instant::now() + PROBE_INTERVAL,
+            refusals: Repeats::default(),
             node: NodeLabel { node: node.name().to_owned() },
         };
         Sweeper { node, metrics, state }
@@ -445,7 +447,16 @@ impl State {
         let (node, hint) = (&self.node.node, error.hint());
         match error {
             Error::Refused(..) => {
-                tracing::warn!(node, %error, hint, "redis refused; held back, trying again");
+                // Each job that waits is refused on its own: thousands a second under load.
+                if let Some(unsaid) = self.refusals.say(kind, Instant::now()) {
+                    tracing::warn!(
+                        node,
+                        %error,
+                        hint,
+                        unsaid,
+                        "redis refused; held back, trying again"
+                    );
+                }
                 false
             }
             Error::Lost(..) => {
