@@ -134,6 +134,24 @@ fn repeated_on_reconnect() {
     without(Rule::RepeatOnReconnect, scenario, I7, &lines);
 }
 
+/// I7: what was covered when Redis went back is lost.
+#[test]
+fn repeated_from_memory() {
+    let budget = Budget { rollbacks: 1, ..Budget::default() };
+    let lines = [SAVED, REMOVED, REMOVED, WRITES, BACK, RECONNECTS];
+    let scenario = one("redis goes back", Exact, budget);
+    without(Rule::RepeatFromMemory, scenario, I7, &lines);
+}
+
+/// I7: a session before this one removed the key, and nobody remembers it.
+#[test]
+fn only_what_is_remembered() {
+    let budget = Budget { crashes: 1, rollbacks: 1, ..Budget::default() };
+    let lines = [SAVED, REMOVED, REMOVED, WRITES, KILLED, STARTS, BACK, RECONNECTS];
+    let scenario = one("redis goes back", Exact, budget);
+    without(Rule::RememberedOnly, scenario, I7, &lines);
+}
+
 /// I7: an older watermark is taken for a good one; so is a slot that skipped a commit.
 #[test]
 fn swept_where_the_watermark_is_behind() {
@@ -168,9 +186,9 @@ fn swept_again_after_the_fence() {
 /// I7: Redis loads the same old file twice, and the second time its watermark looks right.
 #[test]
 fn the_watermark_after_a_sweep() {
-    let budget = Budget { rollbacks: 2, ..Budget::default() };
+    let budget = Budget { crashes: 1, rollbacks: 2, ..Budget::default() };
     let over = "walsweep: writes the watermark over itself";
-    let lines = [SAVED, WRITES, BACK, RECONNECTS, SCANS, over, BACK, RECONNECTS];
+    let lines = [SAVED, WRITES, KILLED, STARTS, BACK, RECONNECTS, SCANS, over, BACK, RECONNECTS];
     without(Rule::WatermarkAfterSweep, one("the same file", Exact, budget), I7, &lines);
 }
 

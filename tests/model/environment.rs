@@ -73,7 +73,7 @@ pub(crate) fn events(scenario: &Scenario, state: &State, events: &mut Vec<Event>
 /// Whether every removal that was sent is covered by the watermark.
 fn is_covered(walsweep: Option<&Walsweep>) -> bool {
     walsweep.is_none_or(|walsweep| {
-        let untouched = |stage| matches!(stage, Stage::Idle | Stage::Gate);
+        let untouched = |stage| matches!(stage, Stage::Idle | Stage::Gate | Stage::Remembered);
         walsweep.jobs.iter().all(|job| untouched(job.stage))
     })
 }

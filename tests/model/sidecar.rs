@@ -104,7 +104,7 @@ fn may_pass(scenario: &Scenario, state: &State, walsweep: &Walsweep, job: usize)
 /// The ledger's answer: everything up to here is complete.
 fn safe(scenario: &Scenario, state: &State, walsweep: &Walsweep) -> u8 {
     let is_open = |job: &Job| match job.stage {
-        Stage::Idle => false,
+        Stage::Idle | Stage::Remembered => false,
         Stage::Gate => true,
         _ => !job.told && scenario.has(Rule::AfterAcknowledgement),
     };
@@ -165,7 +165,7 @@ pub(crate) fn take(scenario: &Scenario, state: &mut State, step: Step) {
         Step::SecondDue(job) => walsweep.jobs[job].stage = Stage::Queued(Round::Second),
         Step::WriteWatermark => write(scenario, state, &mut walsweep),
         Step::Probe if state.redis.mark == walsweep.standing => cover(state, &mut walsweep),
-        Step::Probe => contradicted(state, &mut walsweep),
+        Step::Probe => contradicted(scenario, state, &mut walsweep),
         Step::Confirm => {
             let lsn = confirmable(scenario, state, &walsweep);
             let unremoved = |row: usize| {
@@ -191,6 +191,8 @@ fn start(scenario: &Scenario, state: &State) -> Walsweep {
         connected: true,
         standing: found,
         covered: 0,
+        floor: postgres.confirmed,
+        stood: [false; ROWS + 2],
         owed: false,
         shown: false,
     };
@@ -206,10 +208,24 @@ fn start(scenario: &Scenario, state: &State) -> Walsweep {
                 walsweep.jobs[FENCED].stage = Stage::Gate;
             }
         }
-    } else {
-        walsweep.covered = found.map_or(0, |mark| mark.lsn);
+    } else if let Some(mark) = found {
+        stands(&mut walsweep, mark.lsn);
     }
     walsweep
+}
+
+/// A watermark that is good evidence stands at this LSN: `Ward::written`, `Memory::add`.
+fn stands(walsweep: &mut Walsweep, lsn: u8) {
+    walsweep.covered = lsn;
+    walsweep.stood[usize::from(lsn)] = true;
+}
+
+/// Up to where a Redis that went back has its removals, if the rest can be repeated:
+/// `Memory::went_back_to`.
+fn went_back_to(scenario: &Scenario, state: &State, walsweep: &Walsweep) -> Option<u8> {
+    let found = state.redis.mark.filter(|mark| mark.timeline == state.postgres.timeline)?;
+    let is_ours = walsweep.stood[usize::from(found.lsn)] && found.lsn >= walsweep.floor;
+    (is_ours || !scenario.has(Rule::RememberedOnly)).then_some(found.lsn)
 }
 
 /// A sweep of everything is owed: `Ward`, and `Stream::resync`.
@@ -221,7 +237,7 @@ fn owe(walsweep: &mut Walsweep) {
     walsweep.jobs[FENCED] = Job::default();
 }
 
-/// `State::connect_done`, `State::repeat_everything` and `Ward::connected`.
+/// `State::connect_done`, `State::repeat_everything`, `Ward::connected`.
 fn reconnect(scenario: &Scenario, state: &State, walsweep: &mut Walsweep) {
     walsweep.connected = true;
     walsweep.pass = None;
@@ -238,14 +254,32 @@ fn reconnect(scenario: &Scenario, state: &State, walsweep: &mut Walsweep) {
     }
     let found = state.redis.mark;
     if !walsweep.owed && found != walsweep.standing && scenario.has(Rule::SweepOnWatermark) {
-        let covered = walsweep.covered;
-        owe(walsweep);
-        if !scenario.has(Rule::WatermarkAfterSweep) {
-            walsweep.covered = covered;
+        match went_back_to(scenario, state, walsweep) {
+            Some(lsn) => {
+                walsweep.covered = lsn;
+                repeat_above(scenario, state, walsweep, lsn);
+            }
+            None => {
+                let covered = walsweep.covered;
+                owe(walsweep);
+                if !scenario.has(Rule::WatermarkAfterSweep) {
+                    walsweep.covered = covered;
+                }
+            }
         }
     }
     walsweep.standing = found;
     walsweep.shown = false;
+}
+
+/// `Refill::covered_again`.
+fn repeat_above(scenario: &Scenario, state: &State, walsweep: &mut Walsweep, lsn: u8) {
+    for (job, commit) in walsweep.jobs.iter_mut().zip(state.postgres.commits) {
+        let is_lost = job.stage == Stage::Remembered && commit.lsn() > Some(lsn);
+        if is_lost && scenario.has(Rule::RepeatFromMemory) {
+            job.stage = Stage::Queued(Round::Again);
+        }
+    }
 }
 
 fn join(walsweep: &mut Walsweep, job: usize) {
@@ -314,26 +348,37 @@ fn acknowledged(scenario: &Scenario, state: &mut State, walsweep: &mut Walsweep,
 /// `Ward::next`, the script, `Ward::written`; or `Ward::contradicted`.
 fn write(scenario: &Scenario, state: &mut State, walsweep: &mut Walsweep) {
     if scenario.has(Rule::CompareAndSet) && state.redis.mark != walsweep.standing {
-        contradicted(state, walsweep);
+        contradicted(scenario, state, walsweep);
         return;
     }
     let lsn = coverable(scenario, state, walsweep);
     let mark = Some(Mark { timeline: state.postgres.timeline, lsn });
-    (state.redis.mark, walsweep.standing, walsweep.covered) = (mark, mark, lsn);
+    (state.redis.mark, walsweep.standing) = (mark, mark);
+    stands(walsweep, lsn);
     cover(state, walsweep);
 }
 
-/// What the watermark covers need not be kept.
+/// What the watermark covers is remembered; a sweep of everything is not: who goes back behind it
+/// shows no watermark of this session. `Refill::covered`.
 fn cover(state: &State, walsweep: &mut Walsweep) {
     for (index, job) in walsweep.jobs.iter_mut().enumerate() {
-        let end = state.postgres.commits.get(index).and_then(|commit| commit.lsn()).unwrap_or(0);
-        if job.stage == Stage::Swept && end <= walsweep.covered {
+        let end = state.postgres.commits.get(index).and_then(|commit| commit.lsn());
+        if job.stage == Stage::Swept && end.unwrap_or(0) <= walsweep.covered {
             *job = Job::default();
+            if end.is_some() {
+                job.stage = Stage::Remembered;
+            }
         }
     }
 }
 
-fn contradicted(state: &State, walsweep: &mut Walsweep) {
+/// `Ward::contradicted`: another watermark stands. One that is remembered is answered as after a
+/// lost connection.
+fn contradicted(scenario: &Scenario, state: &State, walsweep: &mut Walsweep) {
+    if went_back_to(scenario, state, walsweep).is_some() {
+        walsweep.connected = false;
+        return;
+    }
     walsweep.standing = state.redis.mark;
     owe(walsweep);
 }

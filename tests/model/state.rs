@@ -76,7 +76,7 @@ pub(crate) enum Round {
 /// Where a job is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub(crate) enum Stage {
-    /// Nothing to do, or done and covered.
+    /// Nothing to do.
     #[default]
     Idle,
     Gate,
@@ -85,8 +85,10 @@ pub(crate) enum Stage {
     Passing(Round),
     /// Between the first and the second removal.
     Waiting,
-    /// Removed for good; kept until the watermark covers it.
+    /// Removed for good; the watermark does not cover it yet.
     Swept,
+    /// Covered, and remembered for a Redis that goes back.
+    Remembered,
 }
 
 /// Keys to remove.
@@ -114,6 +116,9 @@ pub(crate) struct Walsweep {
     /// The watermark as walsweep believes it to stand.
     pub(crate) standing: Option<Mark>,
     pub(crate) covered: u8,
+    /// Where the session began, and whether the watermark stood at each LSN since.
+    pub(crate) floor: u8,
+    pub(crate) stood: [bool; ROWS + 2],
     /// Whether a sweep of everything is owed.
     pub(crate) owed: bool,
     /// Whether its last first removal is done.
@@ -223,7 +228,7 @@ impl State {
 impl Walsweep {
     /// Whether readers may trust the cache, as `/readyz` says it.
     pub(crate) fn is_ready(&self) -> bool {
-        self.connected && (!self.owed || self.shown)
+        self.connected && (!self.owed || self.shown) && !self.repeats()
     }
 
     /// Whether a removal that Redis may have lost is to be repeated.
