@@ -26,11 +26,11 @@
 //! has been written, which is what "a fill is not later than the window" means; a test takes that
 //! away. A round trip is one step: whether a lost reply was lost before or after its command is the
 //! same to walsweep, which repeats it. Batches, limits, refusals and the pace of a pass change the
-//! order of steps, never what a step may do. Where names are observed, fewer keys are removed again:
-//! the model removes all of them. It forgets no removal within a session. A server that restarts
-//! uncleanly is like a promotion, other rules are like a missing watermark, and standbys that
-//! readers use are not there. One row has one key, two transactions never write the same row, and
-//! there are two buckets.
+//! order of steps, never what a step may do. Where names are observed, fewer keys are removed
+//! again: the model removes all of them. It forgets no removal within a session. A server that
+//! restarts uncleanly is like a promotion, other rules are like a missing watermark, and standbys
+//! that readers use are not there. One row has one key, two transactions never write the same row,
+//! and there are two buckets.
 
 #![allow(clippy::panic, clippy::print_stdout, reason = "a test may fail, and tells what it found")]
 

@@ -24,8 +24,8 @@ pub(crate) enum Rule {
     ConfirmAfterWatermark,
     /// After a lost connection everything above the watermark is removed again (`sweep::sweeper`).
     RepeatOnReconnect,
-    /// Where Redis went back to a watermark of this session, the removals above it are repeated from
-    /// memory (`sweep::ring`).
+    /// Where Redis went back to a watermark of this session, the removals above it are repeated
+    /// from memory (`sweep::ring`).
     RepeatFromMemory,
     /// An older watermark that this session did not write is evidence of nothing
     /// (`sweep::evidence`).
