@@ -5,6 +5,8 @@
 
 #![allow(clippy::panic, clippy::unwrap_used, reason = "a test may fail")]
 
+#[path = "support/links.rs"]
+mod links;
 #[path = "support/source.rs"]
 mod source;
 
@@ -391,12 +393,10 @@ fn every_file_opens_with_its_purpose() {
 fn lines_fit_and_nothing_is_left_for_later() {
     let mut all = files("src", &[".rs"]);
     all.extend(files("tests", &[".rs", ".py"]));
-    all.extend(files("sql", &[".sql"]));
-    all.extend(files("lua", &[".lua"]));
+    all.extend(files("sql", &[".sql"]).into_iter().chain(files("lua", &[".lua"])));
     all.extend(files("docs", &[".go", ".mjs", ".py"]));
-    for name in ["Makefile", "config.toml", ".ci/run"] {
-        all.push((name.to_owned(), root_file(name)));
-    }
+    let others = ["Makefile", "config.toml", ".ci/run"];
+    all.extend(others.map(|name| (name.to_owned(), root_file(name))));
     let wrong =
         all.iter().flat_map(|(path, text)| lines_are_short_and_work_is_finished(path, text));
     assert_none(&wrong.collect::<Vec<_>>());

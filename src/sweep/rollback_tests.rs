@@ -192,6 +192,25 @@ async fn what_the_ring_does_not_cover_is_swept() {
     .await;
 }
 
+/// The same old file is loaded twice, with no commit in between.
+#[tokio::test(start_paused = true)]
+async fn a_state_that_was_swept_for_is_swept_for_again() {
+    local(async {
+        let mut bench = Bench::new(Duration::ZERO);
+        bench.commit_and_cover(110, "item", &["1"]).await;
+        let text = String::from_utf8(bench.value().unwrap()).unwrap();
+        let earlier_session = text.replace("0/6E", "0/5A").into_bytes();
+        for _ in 0..2 {
+            bench.go_back(Some(earlier_session.clone())).await;
+            assert_eq!(bench.owed().await, Broken::WatermarkLost);
+            bench.resync().await;
+            bench.covered(110).await;
+            assert_eq!(bench.redis.watermark_lsn(), Some(Lsn(110)), "written anew");
+        }
+    })
+    .await;
+}
+
 #[tokio::test(start_paused = true)]
 async fn too_few_replicas_hold_what_is_told_and_no_key() {
     local(async {

@@ -1,0 +1,175 @@
+//! What happens around walsweep: writers, readers, faults.
+
+use std::fmt;
+
+use super::state::{BEGIN, Commit, ROWS, Redis, Scenario, Stage, State, Walsweep};
+
+/// One thing that happens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Event {
+    /// A commit record is flushed.
+    Commit(usize),
+    /// The backend leaves the process array.
+    Show(usize),
+    Read(usize),
+    Fill,
+    /// A replica, or a file, has the commands up to here.
+    Save,
+    /// Redis continues with what was saved; the connections break.
+    GoBack,
+    /// The same behind something that keeps the connection.
+    GoBackHidden,
+    Crash,
+    /// The slot is made anew, or moved, while nobody streams.
+    MoveSlot,
+    /// A standby that has the log up to here becomes the primary.
+    Promote(u8),
+}
+
+/// What may happen now.
+pub(crate) fn events(scenario: &Scenario, state: &State, events: &mut Vec<Event>) {
+    let (postgres, budget) = (&state.postgres, &state.budget);
+    for row in 0..scenario.transactions {
+        match postgres.commits[row] {
+            Commit::Running => events.push(Event::Commit(row)),
+            Commit::Flushed(_) => events.push(Event::Show(row)),
+            Commit::Visible(_) | Commit::Lost => {}
+        }
+    }
+    match state.reader {
+        Some(_) => events.push(Event::Fill),
+        None if budget.reads > 0 => {
+            let absent = |row: &usize| state.redis.cached[*row].is_none();
+            events.extend((0..scenario.transactions).filter(absent).map(Event::Read));
+        }
+        None => {}
+    }
+    let may_go_back = budget.rollbacks + budget.hidden_rollbacks > 0;
+    match &state.saved {
+        None if may_go_back => events.push(Event::Save),
+        Some(saved) if *saved != state.redis => {
+            if budget.rollbacks > 0 {
+                events.push(Event::GoBack);
+            }
+            if budget.hidden_rollbacks > 0
+                && (scenario.hidden_any_time || is_covered(state.walsweep.as_ref()))
+            {
+                events.push(Event::GoBackHidden);
+            }
+        }
+        _ => {}
+    }
+    if budget.crashes > 0 && state.walsweep.is_some() {
+        events.push(Event::Crash);
+    }
+    if budget.moved_slots > 0 && state.walsweep.is_none() && postgres.confirmed < postgres.end {
+        events.push(Event::MoveSlot);
+    }
+    if budget.promotions > 0 {
+        events.extend((BEGIN..postgres.end).map(Event::Promote));
+    }
+}
+
+/// Whether every removal that was sent is covered by the watermark.
+fn is_covered(walsweep: Option<&Walsweep>) -> bool {
+    walsweep.is_none_or(|walsweep| {
+        let untouched = |stage| matches!(stage, Stage::Idle | Stage::Gate | Stage::Remembered);
+        walsweep.jobs.iter().all(|job| untouched(job.stage))
+    })
+}
+
+/// Lets it happen.
+pub(crate) fn happen(state: &mut State, event: Event) {
+    match event {
+        Event::Commit(row) => {
+            state.postgres.end += 1;
+            state.postgres.commits[row] = Commit::Flushed(state.postgres.end);
+        }
+        Event::Show(row) => {
+            if let Some(lsn) = state.postgres.commits[row].lsn() {
+                state.postgres.commits[row] = Commit::Visible(lsn);
+            }
+        }
+        Event::Read(row) => {
+            state.budget.reads -= 1;
+            state.reader = Some((row, state.postgres.reads(row)));
+        }
+        Event::Fill => {
+            if let Some((row, value)) = state.reader.take() {
+                state.redis.cached[row] = Some(value);
+            }
+            if let Some(walsweep) = &mut state.walsweep {
+                walsweep.jobs.iter_mut().for_each(|job| job.window = false);
+            }
+        }
+        Event::Save => state.saved = Some(state.redis.clone()),
+        Event::GoBack => {
+            state.budget.rollbacks -= 1;
+            go_back(state);
+            if let Some(walsweep) = &mut state.walsweep {
+                walsweep.connected = false;
+            }
+        }
+        Event::GoBackHidden => {
+            state.budget.hidden_rollbacks -= 1;
+            go_back(state);
+        }
+        Event::Crash => {
+            state.budget.crashes -= 1;
+            state.walsweep = None;
+        }
+        Event::MoveSlot => {
+            state.budget.moved_slots -= 1;
+            state.history.broken = true;
+            state.postgres.confirmed = state.postgres.end;
+        }
+        Event::Promote(end) => promote(state, end),
+    }
+}
+
+fn go_back(state: &mut State) {
+    state.history.broken = true;
+    // The file stays: the next start of Redis may load it once more.
+    state.redis = state.saved.clone().unwrap_or(Redis { cached: [None; ROWS], mark: None });
+}
+
+/// What the standby did not have is lost; what it has is visible as soon as it is replayed. Its
+/// copy of the slot is not further than its log.
+fn promote(state: &mut State, end: u8) {
+    let postgres = &mut state.postgres;
+    for commit in &mut postgres.commits {
+        if let Some(lsn) = commit.lsn() {
+            *commit = if lsn > end { Commit::Lost } else { Commit::Visible(lsn) };
+        }
+    }
+    postgres.end = end;
+    postgres.timeline += 1;
+    postgres.confirmed = postgres.confirmed.min(end);
+    state.budget.promotions -= 1;
+    state.history.broken = true;
+    // Its connections to the old primary end.
+    state.walsweep = None;
+}
+
+impl fmt::Display for Event {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Event::Commit(row) => {
+                write!(formatter, "postgres: the commit of row {row} is in the log")
+            }
+            Event::Show(row) => {
+                write!(formatter, "postgres: the commit of row {row} is visible")
+            }
+            Event::Read(row) => write!(formatter, "reader: misses key {row}, reads row {row}"),
+            Event::Fill => write!(formatter, "reader: writes what it read to redis"),
+            Event::Save => write!(formatter, "redis: a replica or a file has all up to here"),
+            Event::GoBack => write!(formatter, "redis: goes back to that, connections break"),
+            Event::GoBackHidden => write!(formatter, "redis: goes back to that, unseen"),
+            Event::Crash => write!(formatter, "walsweep: is killed"),
+            Event::MoveSlot => write!(formatter, "postgres: the slot is moved to the log's end"),
+            Event::Promote(end) => {
+                write!(formatter, "postgres: a standby with the log up to {end} is promoted")
+            }
+        }
+    }
+}

@@ -1,0 +1,197 @@
+//! The model as the checker takes it, and its properties.
+
+use std::fmt;
+
+use stateright::{Checker, Model, Path, Property};
+
+use super::environment::{Event, events, happen};
+use super::sidecar::{Step, steps, take};
+use super::state::{
+    BEGIN, Budget, Commit, History, Mark, Postgres, ROWS, Redis, Scenario, State, Version, Walsweep,
+};
+
+/// What happens next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Action {
+    Around(Event),
+    Own(Step),
+}
+
+pub(crate) const I1: &str = "I1: no key is removed for a commit that readers cannot see";
+pub(crate) const I2: &str = "I2: nothing is confirmed before its keys are removed";
+pub(crate) const I3: &str = "I3: at rest the keys of every visible commit are removed";
+pub(crate) const I7: &str = "I7: ready and at rest after a break of history, nothing is stale";
+pub(crate) const I8: &str = "I8: ready and at rest with history unbroken, nothing is stale";
+pub(crate) const SPARING: &str = "everything is swept only if history is broken";
+const REST: &str = "everything can be visible, removed and confirmed";
+const STALE: &str = "a stale value can be cached for a while";
+
+impl Model for Scenario {
+    type State = State;
+    type Action = Action;
+
+    fn init_states(&self) -> Vec<State> {
+        let keys = [None, Some(Version::Old)];
+        let second = if self.transactions > 1 { &keys[..] } else { &keys[..1] };
+        let pairs = keys.iter().flat_map(|one| second.iter().map(|other| [*one, *other]));
+        pairs.map(|cached| begin(cached, self.budget)).map(|state| self.running(state)).collect()
+    }
+
+    fn actions(&self, state: &State, actions: &mut Vec<Action>) {
+        let (mut around, mut own) = (Vec::new(), Vec::new());
+        steps(self, state, &mut own);
+        events(self, state, &mut around);
+        actions.extend(own.into_iter().map(Action::Own));
+        actions.extend(around.into_iter().map(Action::Around));
+    }
+
+    fn next_state(&self, last: &State, action: Action) -> Option<State> {
+        let mut next = last.clone();
+        match action {
+            Action::Around(event) => happen(&mut next, event),
+            Action::Own(step) => take(self, &mut next, step),
+        }
+        Some(next)
+    }
+
+    fn properties(&self) -> Vec<Property<Scenario>> {
+        let mut all = vec![
+            Property::always(I1, |_, state: &State| !state.history.removed_early),
+            Property::always(I2, |_, state: &State| !state.history.confirmed_early),
+            Property::always(I3, |scenario, state: &State| {
+                !is_at_rest(scenario, state) || everything_visible_is_removed(state)
+            }),
+            Property::always(I7, |scenario, state: &State| {
+                !state.history.broken || is_right(scenario, state)
+            }),
+            Property::always(I8, |scenario, state: &State| {
+                state.history.broken || is_right(scenario, state)
+            }),
+            Property::always(SPARING, |_, state: &State| {
+                let owes = state.walsweep.as_ref().is_some_and(|walsweep| walsweep.owed);
+                state.history.broken || !owes
+            }),
+            Property::sometimes(REST, |scenario: &Scenario, state: &State| {
+                let commits = &state.postgres.commits[..scenario.transactions];
+                let visible = commits.iter().all(|commit| commit.is_visible());
+                visible
+                    && state.postgres.confirmed == state.postgres.end
+                    && is_at_rest(scenario, state)
+            }),
+            Property::sometimes(STALE, |_, state: &State| state.is_stale()),
+        ];
+        all.retain(|property| self.only.is_none_or(|only| only == property.name));
+        all
+    }
+}
+
+impl Scenario {
+    fn running(&self, mut state: State) -> State {
+        take(self, &mut state, Step::Start);
+        state
+    }
+}
+
+fn begin(cached: [Option<Version>; ROWS], budget: Budget) -> State {
+    let mark = Mark { timeline: 0, lsn: BEGIN };
+    State {
+        postgres: Postgres {
+            commits: [Commit::Running; ROWS],
+            end: BEGIN,
+            timeline: 0,
+            confirmed: BEGIN,
+        },
+        redis: Redis { cached, mark: Some(mark) },
+        saved: None,
+        reader: None,
+        walsweep: None,
+        budget,
+        history: History::default(),
+    }
+}
+
+/// Whether walsweep has nothing left to do, and the reader has written what it read.
+fn is_at_rest(scenario: &Scenario, state: &State) -> bool {
+    let mut own = Vec::new();
+    if state.reader.is_none() {
+        steps(scenario, state, &mut own);
+    }
+    state.reader.is_none() && own.is_empty()
+}
+
+fn everything_visible_is_removed(state: &State) -> bool {
+    let received = state.walsweep.as_ref().map_or(BEGIN, |walsweep| walsweep.received);
+    (0..ROWS).all(|row| match state.postgres.commits[row] {
+        // Who moves the slot takes commits away from it; they are swept with everything else.
+        Commit::Visible(lsn) => {
+            state.history.removed[row] || lsn > received || state.history.broken
+        }
+        Commit::Running | Commit::Flushed(_) | Commit::Lost => true,
+    })
+}
+
+fn is_right(scenario: &Scenario, state: &State) -> bool {
+    let is_ready = state.walsweep.as_ref().is_some_and(Walsweep::is_ready);
+    !(is_ready && state.is_stale() && is_at_rest(scenario, state))
+}
+
+impl fmt::Display for Action {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Action::Around(event) => event.fmt(formatter),
+            Action::Own(step) => step.fmt(formatter),
+        }
+    }
+}
+
+/// Explores all of a scenario and asserts that every property holds. Gives the number of states.
+pub(crate) fn holds(scenario: Scenario) -> usize {
+    let name = scenario.name;
+    let checker = scenario.checker().spawn_bfs().join();
+    for (property, path) in checker.discoveries() {
+        if property != REST && property != STALE {
+            panic!("{name}: broken: {property}\n{}", in_words(path));
+        }
+    }
+    checker.assert_any_discovery(REST);
+    checker.assert_any_discovery(STALE);
+    let states = checker.unique_state_count();
+    println!("{name}: {states} states, {} steps deep, nothing broken", checker.max_depth());
+    states
+}
+
+/// The shortest way to break a property, in words, one thing a line.
+pub(crate) fn breaks(mut scenario: Scenario, property: &'static str) -> String {
+    scenario.only = Some(property);
+    let (name, without) = (scenario.name, scenario.without);
+    let checker = scenario.checker().spawn_bfs().join();
+    let states = checker.unique_state_count();
+    let Some(path) = checker.discovery(property) else {
+        panic!("{name} without {without:?}: {states} states and nothing breaks {property}");
+    };
+    let words = in_words(path);
+    println!("{name} without {without:?}: broken after {states} states: {property}\n{words}");
+    words
+}
+
+/// Explores all of a scenario and asserts that nothing stale is left at rest.
+pub(crate) fn stays_right(scenario: Scenario) {
+    for property in [I7, I8] {
+        let checker = Scenario { only: Some(property), ..scenario }.checker();
+        let checker = checker.spawn_bfs().join();
+        checker.assert_no_discovery(property);
+        assert!(checker.unique_state_count() > 1_000, "hardly anything was explored");
+    }
+}
+
+fn in_words(path: Path<State, Action>) -> String {
+    let states = path.into_vec();
+    let Some((begin, _)) = states.first() else { return String::new() };
+    let mut words = format!("  cached at the beginning: {:?}\n", begin.redis.cached);
+    for (_, action) in &states {
+        if let Some(action) = action {
+            words.push_str(&format!("  {action}\n"));
+        }
+    }
+    words
+}

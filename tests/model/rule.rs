@@ -1,0 +1,43 @@
+//! The rules that walsweep keeps, each a switch, so that the checker can show what each is for.
+
+/// One rule.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Rule {
+    /// Keys are removed only once the commit is visible to new snapshots (`settle`).
+    Gate,
+    /// Each commit passes the gate by itself, whatever its predecessors wait for (`settle`).
+    GateForEach,
+    /// A commit counts as complete when its removal is acknowledged, not when it is sent (`sweep`,
+    /// `watermark`).
+    AfterAcknowledgement,
+    /// Keys are removed again after the refill window (`sweep::refill`).
+    SecondRemoval,
+    /// A commit counts as complete only after the second removal (`sweep::sweeper`).
+    HoldUntilSecond,
+    /// Patterns that arrive during a pass wait for the next one (`sweep::queue`).
+    NextPass,
+    /// The watermark covers only what is complete (`stream`, `sweep::ward`).
+    WatermarkAfterRemovals,
+    /// The watermark replaces only the value that walsweep wrote last (`sweep::ward`).
+    CompareAndSet,
+    /// Postgres is told only what the watermark covers (`stream`).
+    ConfirmAfterWatermark,
+    /// After a lost connection everything above the watermark is removed again (`sweep::sweeper`).
+    RepeatOnReconnect,
+    /// Where Redis went back to a watermark of this session, the removals above it are repeated
+    /// from memory (`sweep::ring`).
+    RepeatFromMemory,
+    /// An older watermark that this session did not write is evidence of nothing
+    /// (`sweep::evidence`).
+    RememberedOnly,
+    /// A watermark that is missing or behind asks for a sweep of everything (`sweep::evidence`).
+    SweepOnWatermark,
+    /// So does one from another timeline (`sweep::evidence`).
+    SweepOnTimeline,
+    /// Everything is swept once more when the commits that were invisible at the start are not any
+    /// more (`settle`).
+    SweepAfterFence,
+    /// After a sweep of everything the watermark is written anew, though it covers no more than
+    /// before (`sweep::ward`).
+    WatermarkAfterSweep,
+}

@@ -1,0 +1,255 @@
+//! What the model knows: Postgres, Redis, one reader, walsweep, and what faults may still come.
+//!
+//! Two transactions, each of which changes one row; the value of that row is cached under one key.
+//! The log counts commits: the first that is modelled ends at LSN 2, and all before are done.
+
+use super::rule::Rule;
+
+/// Transactions, rows, keys; the key of row 0 hashes to bucket 0, that of row 1 to bucket 1.
+pub(crate) const ROWS: usize = 2;
+
+/// Jobs: one for each transaction, a sweep of everything, and its repetition after the fence.
+pub(crate) const JOBS: usize = 4;
+
+/// The job that sweeps everything.
+pub(crate) const SWEEP: usize = 2;
+
+/// The job that sweeps everything again when the fence has passed.
+pub(crate) const FENCED: usize = 3;
+
+/// Buckets of Redis's table that a SCAN pass visits, one a step.
+pub(crate) const BUCKETS: u8 = 2;
+
+/// Where the log ends when the model begins.
+pub(crate) const BEGIN: u8 = 1;
+
+/// What a row, or a cached value, says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Version {
+    Old,
+    New,
+}
+
+/// How far a transaction is; with the LSN at which its commit ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Commit {
+    Running,
+    /// In the log, and so on its way to walsweep; new snapshots do not see it.
+    Flushed(u8),
+    Visible(u8),
+    /// It was in the log of a server that is no more.
+    Lost,
+}
+
+/// The database.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Postgres {
+    pub(crate) commits: [Commit; ROWS],
+    pub(crate) end: u8,
+    pub(crate) timeline: u8,
+    /// `confirmed_flush_lsn` of the slot.
+    pub(crate) confirmed: u8,
+}
+
+/// The value of the watermark key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Mark {
+    pub(crate) timeline: u8,
+    pub(crate) lsn: u8,
+}
+
+/// What Redis holds.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Redis {
+    pub(crate) cached: [Option<Version>; ROWS],
+    pub(crate) mark: Option<Mark>,
+}
+
+/// Which removal of its keys is due.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Round {
+    First,
+    Again,
+    Second,
+}
+
+/// Where a job is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub(crate) enum Stage {
+    /// Nothing to do.
+    #[default]
+    Idle,
+    Gate,
+    Queued(Round),
+    /// Part of the SCAN pass that is under way.
+    Passing(Round),
+    /// Between the first and the second removal.
+    Waiting,
+    /// Removed for good; the watermark does not cover it yet.
+    Swept,
+    /// Covered, and remembered for a Redis that goes back.
+    Remembered,
+}
+
+/// Keys to remove.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub(crate) struct Job {
+    pub(crate) stage: Stage,
+    /// Whether whoever waits for it was told that it is complete.
+    pub(crate) told: bool,
+    /// Whether the refill window is still open: a value read before the first removal was done may
+    /// still be written.
+    pub(crate) window: bool,
+}
+
+/// A walsweep that runs. All of it is lost in a crash.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Walsweep {
+    /// Commits up to here were received.
+    pub(crate) received: u8,
+    pub(crate) jobs: [Job; JOBS],
+    /// Transactions that the second sweep waits for.
+    pub(crate) fence: [bool; ROWS],
+    /// The next bucket of the pass that is under way.
+    pub(crate) pass: Option<u8>,
+    pub(crate) connected: bool,
+    /// The watermark as walsweep believes it to stand.
+    pub(crate) standing: Option<Mark>,
+    pub(crate) covered: u8,
+    /// Where the session began, and whether the watermark stood at each LSN since.
+    pub(crate) floor: u8,
+    pub(crate) stood: [bool; ROWS + 2],
+    /// Whether a sweep of everything is owed.
+    pub(crate) owed: bool,
+    /// Whether its last first removal is done.
+    pub(crate) shown: bool,
+}
+
+/// Faults and reads that may still come.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub(crate) struct Budget {
+    pub(crate) reads: u8,
+    pub(crate) crashes: u8,
+    /// How often Redis loses its connections and comes back with the state that was saved.
+    pub(crate) rollbacks: u8,
+    /// The same, unseen: the connection stands.
+    pub(crate) hidden_rollbacks: u8,
+    pub(crate) moved_slots: u8,
+    pub(crate) promotions: u8,
+}
+
+/// What happened that must not have, and what happened that excuses a sweep.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub(crate) struct History {
+    /// A key was removed for a commit that was not visible.
+    pub(crate) removed_early: bool,
+    /// Removals for these commits were acknowledged.
+    pub(crate) removed: [bool; ROWS],
+    /// walsweep confirmed a commit whose removal was not acknowledged.
+    pub(crate) confirmed_early: bool,
+    /// Redis went back, the slot was moved, or commits were lost.
+    pub(crate) broken: bool,
+}
+
+/// Everything.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct State {
+    pub(crate) postgres: Postgres,
+    pub(crate) redis: Redis,
+    /// A prefix of Redis's commands that a replica or a file holds.
+    pub(crate) saved: Option<Redis>,
+    /// A value read from Postgres and not yet written to Redis.
+    pub(crate) reader: Option<(usize, Version)>,
+    pub(crate) walsweep: Option<Walsweep>,
+    pub(crate) budget: Budget,
+    pub(crate) history: History,
+}
+
+/// How a rule names a row's key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Shape {
+    /// UNLINK.
+    Exact,
+    /// A SCAN pass.
+    Pattern,
+}
+
+/// What is explored, and with which rules.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Scenario {
+    pub(crate) name: &'static str,
+    pub(crate) transactions: usize,
+    pub(crate) shapes: [Shape; ROWS],
+    pub(crate) budget: Budget,
+    /// Whether a reader may write later than the window.
+    pub(crate) late: bool,
+    /// Whether a rollback may be hidden while removals are not covered by the watermark.
+    pub(crate) hidden_any_time: bool,
+    /// The rule that is taken out.
+    pub(crate) without: Option<Rule>,
+    /// The only property that is checked; all of them if there is none.
+    pub(crate) only: Option<&'static str>,
+}
+
+impl Commit {
+    pub(crate) fn lsn(self) -> Option<u8> {
+        match self {
+            Commit::Flushed(lsn) | Commit::Visible(lsn) => Some(lsn),
+            Commit::Running | Commit::Lost => None,
+        }
+    }
+
+    pub(crate) fn is_visible(self) -> bool {
+        matches!(self, Commit::Visible(_))
+    }
+
+    pub(crate) fn is_flushed_only(self) -> bool {
+        matches!(self, Commit::Flushed(_))
+    }
+}
+
+impl Postgres {
+    /// What a new snapshot reads.
+    pub(crate) fn reads(&self, row: usize) -> Version {
+        if self.commits[row].is_visible() { Version::New } else { Version::Old }
+    }
+}
+
+impl State {
+    /// Whether a cached value is not what a new snapshot reads.
+    pub(crate) fn is_stale(&self) -> bool {
+        let mut rows = 0..ROWS;
+        rows.any(|row| {
+            self.redis.cached[row].is_some_and(|value| value != self.postgres.reads(row))
+        })
+    }
+}
+
+impl Walsweep {
+    /// Whether readers may trust the cache, as `/readyz` says it.
+    pub(crate) fn is_ready(&self) -> bool {
+        self.connected && (!self.owed || self.shown) && !self.repeats()
+    }
+
+    /// Whether a removal that Redis may have lost is to be repeated.
+    pub(crate) fn repeats(&self) -> bool {
+        let again = [Stage::Queued(Round::Again), Stage::Passing(Round::Again)];
+        self.jobs.iter().any(|job| again.contains(&job.stage))
+    }
+
+    /// The job that closes the sweep of everything that is owed.
+    pub(crate) fn last_sweep(&self) -> usize {
+        if self.jobs[FENCED].stage == Stage::Idle { SWEEP } else { FENCED }
+    }
+}
+
+impl Scenario {
+    pub(crate) fn has(&self, rule: Rule) -> bool {
+        self.without != Some(rule)
+    }
+
+    /// Sweeps of everything are patterns, whatever the rules of the rows.
+    pub(crate) fn is_pattern(&self, job: usize) -> bool {
+        self.shapes.get(job).is_none_or(|shape| *shape == Shape::Pattern)
+    }
+}
