@@ -181,6 +181,9 @@ async fn metrics_tell_how_long_it_took() {
     bed.postgres.conf("synchronous_standby_names = ''").await.unwrap();
     bed.gone("item:2").await;
     writer.await.unwrap();
+    // The key goes before the pattern's pass is through.
+    let count = "walsweep_commit_to_removed_seconds_count";
+    eventually(PATIENCE, "both are told", || async { sidecar.metric(count).await >= 2.0 }).await;
     let told = async |metric: &str| sidecar.metric(&format!("walsweep_{metric}_seconds_sum")).await;
     assert!(told("visibility_wait").await >= 2.0);
     let removed = told("visible_to_removed").await;
