@@ -1,15 +1,21 @@
 //! How much one SCAN call may look at: COUNT follows the time that a call takes.
 
+use std::collections::VecDeque;
 use std::time::Duration;
 
-/// The least COUNT, and that of the first call: about 50 µs of work. On a busy machine most of what
-/// a call takes is not Redis's work, and a smaller COUNT would make passes last for minutes while
-/// it spares Redis nothing. A server twenty times slower still stays under 1 ms.
-const COUNT_MIN: usize = 100;
+/// The least COUNT: Redis's own default.
+const COUNT_MIN: usize = 10;
 
 /// The greatest COUNT. Beyond it a call costs more in stalls than it saves in round trips
 /// (measured: the knee is at 1 000, and 5 000 is 15 % faster than that).
 const COUNT_MAX: usize = 5_000;
+
+/// COUNT of the first call, about 50 µs of work.
+const COUNT_START: usize = 100;
+
+/// Calls that must agree before COUNT falls. On a busy machine most of what a call takes is waiting
+/// for a CPU; that a key costs Redis more than the cheapest of these calls says, nobody has seen.
+const CALLS: usize = 8;
 
 /// Adapts COUNT so that one call holds Redis for less than a given time.
 #[derive(Clone, Debug)]
@@ -18,13 +24,15 @@ pub struct Pace {
     max_stall: Duration,
     /// The shortest round trip seen: what is left when Redis does nothing.
     round_trip: Duration,
+    /// What a key cost in each of the latest calls, in nanoseconds.
+    costs: VecDeque<u64>,
 }
 
 impl Pace {
     /// A pace that keeps calls under `max_stall`.
     #[must_use]
     pub fn new(max_stall: Duration) -> Pace {
-        Pace { count: COUNT_MIN, max_stall, round_trip: Duration::MAX }
+        Pace { count: COUNT_START, max_stall, round_trip: Duration::MAX, costs: VecDeque::new() }
     }
 
     /// COUNT for the next call.
@@ -40,12 +48,19 @@ impl Pace {
 
     /// A SCAN call with [`count`](Pace::count) took this long; returns how long it held Redis.
     ///
-    /// Halves beyond the limit, doubles below a third of it: a doubled COUNT then stays below the
-    /// limit, so that the pace does not swing.
+    /// Halves when the limit is passed by what keys cost in the cheapest of the latest calls,
+    /// doubles below a third of it: a doubled COUNT then stays below the limit, so that the pace
+    /// does not swing.
     pub fn observe(&mut self, took: Duration) -> Duration {
         self.idle_round_trip(took);
         let stall = took - self.round_trip;
-        if stall > self.max_stall {
+        let count = self.count as u64;
+        if self.costs.len() == CALLS {
+            self.costs.pop_front();
+        }
+        self.costs.push_back(u64::try_from(stall.as_nanos()).unwrap_or(u64::MAX) / count);
+        let cheapest = self.costs.iter().min().copied().unwrap_or_default();
+        if Duration::from_nanos(cheapest.saturating_mul(count)) > self.max_stall {
             self.count = (self.count / 2).max(COUNT_MIN);
         } else if stall < self.max_stall / 3 {
             self.count = (self.count * 2).min(COUNT_MAX);
@@ -77,11 +92,41 @@ mod tests {
 
     #[test]
     fn a_call_stays_under_the_limit_on_fast_and_slow_servers() {
-        for nanoseconds_per_key in [100, 500, 2_500, 10_000] {
+        for nanoseconds_per_key in [100, 500, 5_000, 50_000] {
             let limit = Duration::from_millis(1);
             let (_, longest) = settle(nanoseconds_per_key, limit);
             assert!(longest <= limit, "{nanoseconds_per_key} ns a key: {longest:?}");
         }
+    }
+
+    #[test]
+    fn noise_does_not_make_the_calls_small() {
+        let mut pace = Pace::new(Duration::from_micros(100));
+        pace.idle_round_trip(Duration::from_micros(40));
+        // Three calls of four wait some milliseconds for a CPU.
+        for call in 0..200 {
+            let work = Duration::from_nanos(500 * pace.count() as u64);
+            let wait = Duration::from_millis(if call % 4 == 0 { 0 } else { 5 });
+            pace.observe(Duration::from_micros(40) + work + wait);
+        }
+        assert!(pace.count() >= 50, "{}", pace.count());
+    }
+
+    #[test]
+    fn a_server_that_becomes_slow_is_noticed_after_some_calls() {
+        let mut pace = Pace::new(Duration::from_millis(1));
+        pace.idle_round_trip(Duration::from_micros(40));
+        let call = |pace: &mut Pace, nanoseconds| {
+            let work = Duration::from_nanos(nanoseconds * pace.count() as u64);
+            pace.observe(Duration::from_micros(40) + work)
+        };
+        for _ in 0..100 {
+            call(&mut pace, 500);
+        }
+        for _ in 0..super::CALLS + 8 {
+            call(&mut pace, 20_000);
+        }
+        assert!(call(&mut pace, 20_000) <= Duration::from_millis(1), "{}", pace.count());
     }
 
     #[test]
