@@ -138,7 +138,7 @@ async fn a_right_taken_away_in_the_middle_of_a_pass_is_waited_for() {
     let bed = Bed::new(&[]).await;
     admin(
         &bed,
-        "ACL SETUSER walsweep on nopass ~* -@all +scan +unlink +get +set +eval +ping +info \
+        "ACL SETUSER walsweep on nopass ~* -@all +scan +unlink +get +set +incr +eval +ping +info \
          +select +hello +auth +client",
     )
     .await;

@@ -133,7 +133,7 @@ async fn the_commands_are_few_and_none_holds_redis_long() {
     };
     admin(
         "ACL SETUSER walsweep on nopass ~item:* ~list:* ~walsweep:* -@all +scan +unlink +get +set \
-         +eval +ping +info +select +hello +auth +client",
+         +incr +eval +ping +info +select +hello +auth +client",
     )
     .await;
     admin("CONFIG SET slowlog-log-slower-than 50000").await;

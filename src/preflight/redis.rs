@@ -109,6 +109,7 @@ async fn rights(
         ("scan", scan),
         ("set", set),
         ("get", on_key("GET")),
+        ("incr", on_key("INCR")),
         ("eval", eval),
         ("unlink", on_key("UNLINK")),
     ];

@@ -1,5 +1,6 @@
 //! A connection to a Redis server, as the configuration describes it.
 
+use std::error::Error as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -14,7 +15,6 @@ use rustls::pki_types::pem::PemObject;
 use secrecy::ExposeSecret;
 
 use super::node::{Error, Kind};
-use super::standalone::classify;
 use crate::config;
 
 /// The client library's default is 1 s, which a server that is far or busy misses.
@@ -153,4 +153,35 @@ fn failed(error: &RedisError) -> ConnectError {
         _ => class,
     };
     ConnectError::Redis(told)
+}
+
+/// The class of a client library's error, and its text without what the server quotes: an error
+/// reply may repeat a key.
+pub(super) fn classify(error: &RedisError) -> Error {
+    let kind = match error.kind() {
+        ErrorKind::AuthenticationFailed => Kind::Auth,
+        ErrorKind::Server(ServerErrorKind::NoPerm) => Kind::NoPerm,
+        ErrorKind::Server(ServerErrorKind::ReadOnly) => Kind::ReadOnly,
+        ErrorKind::Server(ServerErrorKind::BusyLoading | ServerErrorKind::MasterDown) => {
+            Kind::Loading
+        }
+        ErrorKind::Server(_) | ErrorKind::Extension => match error.code() {
+            Some("OOM") => Kind::Oom,
+            Some("BUSY") => Kind::Busy,
+            Some("WRONGPASS" | "NOAUTH") => Kind::Auth,
+            Some("LOADING" | "MASTERDOWN") => Kind::Loading,
+            Some("READONLY" | "UNBLOCKED") => Kind::ReadOnly,
+            _ => Kind::Other,
+        },
+        _ if error.is_timeout() => Kind::Timeout,
+        _ => Kind::Io,
+    };
+    let cause = error.source().and_then(|cause| cause.downcast_ref::<std::io::Error>());
+    let message = match (error.code(), cause) {
+        (Some(code), _) => format!("redis answered {code}"),
+        (None, _) if kind == Kind::Timeout => "redis gave no reply in time".to_owned(),
+        (None, Some(cause)) => cause.to_string(),
+        (None, None) => error.category().to_owned(),
+    };
+    Error::new(kind, message)
 }

@@ -2,8 +2,9 @@
 //!
 //! Redis replication, RDB files and the AOF keep a prefix of the commands. The watermark is written
 //! after the removals that it covers are acknowledged, so a Redis that lost one of them, by
-//! whatever way, has lost the watermark written after it too. Pure: what to conclude from what was
-//! found; reading and writing is [`Node`](super::Node)'s.
+//! whatever way, has lost the watermark written after it too. What no watermark covers yet is
+//! removed again after a lost connection; for one that stands there is the [`chain`](super::chain).
+//! Pure: what to conclude from what was found; reading and writing is [`Node`](super::Node)'s.
 
 use std::collections::VecDeque;
 

@@ -31,6 +31,10 @@ pub(super) async fn unlink<N: Node>(
         .collect();
     let mut tally = Tally::default();
     let (rules, groups): (Vec<RuleId>, Vec<Vec<&[u8]>>) = commands.into_iter().unzip();
+    if groups.is_empty() {
+        // That nothing was to be removed is known of this server only.
+        node.unlink(&[]).await?;
+    }
     for (rules, groups) in rules.chunks(COMMANDS).zip(groups.chunks(COMMANDS)) {
         let removed = node.unlink(groups).await?;
         for ((rule, group), removed) in rules.iter().zip(groups).zip(removed) {

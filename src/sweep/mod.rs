@@ -6,7 +6,7 @@
 //! the slot, the stream's order. Invariants: exact keys never wait for a pattern; patterns that
 //! wait share one SCAN pass, those that come during a pass share the next; any error reply holds
 //! back whoever waits for it and is tried again; the watermark moves only where the value last
-//! written stands (I7).
+//! written stands, with every removal of the connection (I7).
 //!
 //! ```text
 //! Visible ─► queue ─► UNLINK ─┬─► no patterns ──────────────┬─► refill ─► queue (second) ─► Swept
@@ -18,6 +18,7 @@
 //! Why one task with a queue: batches form by themselves while a round trip is under way, as they
 //! do in a group commit, and everything that a lost connection puts in doubt is in one place.
 
+mod chain;
 pub mod connect;
 mod evidence;
 mod exact;
@@ -41,6 +42,7 @@ mod tests;
 
 use crate::lsn::Lsn;
 
+pub use chain::{Chain, Link};
 pub use evidence::{Broken, Watermark, key_name};
 pub use node::{Error, Kind, Node, Page, Replaced, ScanCall};
 pub use observe::{Mark, Name, Observer};

@@ -12,9 +12,13 @@ pub trait Node {
     fn connect(&self) -> impl Future<Output = Result<(), Error>>;
 
     /// `UNLINK` of each group of keys in one round trip; how many keys of each group were there.
+    /// With no group it counts as a removal that found nothing, for what another connection saw.
+    /// An error of [`Kind::Swapped`] if the server lost a removal that was acknowledged since
+    /// `connect`.
     fn unlink(&self, groups: &[Vec<&[u8]>]) -> impl Future<Output = Result<Vec<u64>, Error>>;
 
-    /// One `SCAN` call on a connection of its own.
+    /// One `SCAN` call on a connection of its own. An error of [`Kind::Swapped`] if another server
+    /// answers than at `connect`, which knows nothing of the cursor; so with `ping` and `fence`.
     fn scan(&self, call: &ScanCall<'_>) -> impl Future<Output = Result<Page, Error>>;
 
     /// A round trip that does nothing, on the connection of `scan`.
@@ -25,7 +29,8 @@ pub trait Node {
         None
     }
 
-    /// Waits until every write that ran before the call is known to the marks.
+    /// Waits until every write that ran before the call is known to the marks, on the connection of
+    /// `unlink`.
     fn fence(&self) -> impl Future<Output = Result<(), Error>> {
         std::future::ready(Ok(()))
     }
@@ -33,7 +38,8 @@ pub trait Node {
     /// The watermark key's value.
     fn watermark(&self) -> impl Future<Output = Result<Option<Vec<u8>>, Error>>;
 
-    /// Writes the watermark key if `expected` still stands there, in one step.
+    /// Writes the watermark key if `expected` still stands there, in one step; and only if every
+    /// removal that was acknowledged since `connect` is there, which is an error as with `unlink`.
     fn replace_watermark(
         &self,
         expected: Option<&[u8]>,
@@ -110,6 +116,8 @@ pub enum Kind {
     Busy,
     /// Fewer replicas than `redis.wait_replicas` have the watermark.
     Replicas,
+    /// The connection stands, and behind it is another server, or one that went back.
+    Swapped,
     /// Any other error reply.
     Other,
 }
@@ -128,6 +136,7 @@ impl Kind {
             Kind::Oom => "oom",
             Kind::Busy => "busy",
             Kind::Replicas => "replicas",
+            Kind::Swapped => "swapped",
             Kind::Other => "other",
         }
     }
@@ -137,7 +146,12 @@ impl Kind {
     #[must_use]
     pub fn needs_reconnect(self) -> bool {
         match self {
-            Kind::Io | Kind::Timeout | Kind::Auth | Kind::ReadOnly | Kind::Loading => true,
+            Kind::Io
+            | Kind::Timeout
+            | Kind::Auth
+            | Kind::ReadOnly
+            | Kind::Loading
+            | Kind::Swapped => true,
             Kind::NoPerm | Kind::Oom | Kind::Busy | Kind::Replicas | Kind::Other => false,
         }
     }
@@ -167,7 +181,7 @@ impl Error {
     pub fn hint(&self) -> Option<&'static str> {
         match self.kind() {
             Kind::NoPerm => Some(
-                "allow the user `+scan +unlink +get +set +eval +ping +info +select` on \
+                "allow the user `+scan +unlink +get +set +incr +eval +ping +info +select` on \
                  the keys of the rules and on `walsweep:*`, and `+wait` for `wait_replicas`",
             ),
             Kind::Auth => Some("check the user and password of `redis.url`"),
@@ -177,6 +191,7 @@ impl Error {
                 "nothing is confirmed meanwhile: bring replicas back, or lower \
                  `redis.wait_replicas`",
             ),
+            Kind::Swapped => Some("what no watermark covers is removed again"),
             Kind::Io | Kind::Timeout | Kind::Loading | Kind::Busy | Kind::Other => None,
         }
     }

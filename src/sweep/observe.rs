@@ -29,6 +29,7 @@ use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
 
+use super::chain::number_key;
 use super::pass::Pass;
 use crate::keys::KeySet;
 
@@ -80,14 +81,14 @@ struct Names {
 struct Filter {
     keys: KeySet,
     patterns: Pass,
-    /// The watermark key is never removed, whatever a pattern says.
-    watermark_key: Vec<u8>,
+    /// Walsweep's own keys are never removed, whatever a pattern says.
+    own: [Vec<u8>; 2],
 }
 
 impl Filter {
     fn wants(&self, key: &[u8]) -> bool {
         let is_given = self.keys.exact_rule(key).is_some() || self.patterns.find(key).is_some();
-        is_given && key != self.watermark_key
+        is_given && self.own.iter().all(|own| own != key)
     }
 }
 
@@ -103,7 +104,7 @@ impl Observer {
         let filter = Filter {
             keys: everything.clone(),
             patterns: Pass::new(patterns),
-            watermark_key: watermark_key.as_bytes().to_vec(),
+            own: [watermark_key.to_owned(), number_key(watermark_key)].map(String::into_bytes),
         };
         let names = Names {
             filter,

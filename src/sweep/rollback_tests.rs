@@ -236,3 +236,17 @@ async fn too_few_replicas_hold_what_is_told_and_no_key() {
     })
     .await;
 }
+
+/// What a server shows to be absent is known of that server only: a removal of nothing says so.
+#[tokio::test(start_paused = true)]
+async fn a_removal_that_finds_nothing_counts() {
+    local(async {
+        let mut bench = Bench::new(Duration::ZERO);
+        bench.whole().await;
+        bench.commit(110, "list", &["1"]).await;
+        bench.swept().await;
+        // Without exact keys, and at the end of the pass; then the server must be the same one.
+        assert_eq!(bench.redis.0.proofs.get(), (2, 1));
+    })
+    .await;
+}

@@ -3,27 +3,30 @@
 
 use std::cell::RefCell;
 use std::collections::HashMap;
-use std::error::Error as _;
 
 use redis::aio::MultiplexedConnection;
 use redis::{
     Cmd, ErrorKind, Pipeline, PushInfo, PushKind, RedisError, ServerErrorKind, Value, cmd,
 };
+use tokio::task::unconstrained;
 
-use super::connect::{ConnectError, connect, connect_with_pushes};
+use super::chain::{Chain, Link, number_key};
+use super::connect::{ConnectError, classify, connect, connect_with_pushes};
 use super::node::{Error, Kind, Node, Page, Replaced, ScanCall};
 use super::observe::{Mark, Observer, prefixes};
 use crate::config;
 use crate::keys::KeySet;
 
-/// Writes the watermark key only if the value expected still stands there. A script, because it
-/// must be one step: with `SET … GET` the evidence of a loss would be gone before it is seen.
-/// KEYS\[1\] the key; ARGV: whether a value is expected, that value, the new value.
+/// Writes the watermark key only if the value expected still stands there, and the number of the
+/// [`Chain`]. A script, because it must be one step: with `SET … GET` the evidence of a loss would
+/// be gone before it is seen. KEYS: the watermark, the number; ARGV: whether a value is expected,
+/// that value, the new value, the number or nothing.
 const COMPARE_AND_SET: &str = "local standing = redis.call('get', KEYS[1]) \
      local expected = false \
      if ARGV[1] == '1' then expected = ARGV[2] end \
-     if standing == expected then redis.call('set', KEYS[1], ARGV[3]) return 1 end \
-     return standing";
+     if standing ~= expected then return standing end \
+     if ARGV[4] ~= '' and redis.pcall('get', KEYS[2]) ~= ARGV[4] then return -1 end \
+     redis.call('set', KEYS[1], ARGV[3]) return 1";
 
 /// PINGs, one after the other, until names of earlier writes are here; see [`observe`](super).
 const FENCE_PINGS: usize = 2;
@@ -36,6 +39,10 @@ pub struct Standalone {
     redis: config::Redis,
     name: String,
     watermark_key: String,
+    /// Beside it, the number of the chain.
+    number_key: String,
+    /// Begins where the watermark is read: who removes keys without one has nothing to prove.
+    chain: RefCell<Option<Chain>>,
     /// All keys of the rules, if writes of them are to be observed.
     observed: Option<KeySet>,
     connections: RefCell<Option<Connections>>,
@@ -47,6 +54,8 @@ struct Connections {
     remove: MultiplexedConnection,
     observer: Option<Observer>,
     scan: MultiplexedConnection,
+    /// The id of the primary's replication history, if the server tells it.
+    history: Option<String>,
     /// For `WAIT`, which holds up its own connection; only if it is asked for.
     wait: Option<MultiplexedConnection>,
 }
@@ -56,8 +65,9 @@ impl Standalone {
     #[must_use]
     pub fn new(redis: &config::Redis, watermark_key: String) -> Standalone {
         let name = node_name(&redis.url);
-        let connections = RefCell::new(None);
-        Standalone { redis: redis.clone(), name, watermark_key, observed: None, connections }
+        let (connections, chain) = (RefCell::new(None), RefCell::new(None));
+        let (redis, number_key) = (redis.clone(), number_key(&watermark_key));
+        Standalone { redis, name, watermark_key, number_key, chain, observed: None, connections }
     }
 
     /// The same, observing which keys of `everything` are written, if the server lets it.
@@ -104,22 +114,80 @@ impl Standalone {
         connections.ok_or_else(|| Error::new(Kind::Io, "not connected".to_owned()))
     }
 
+    /// `number` is what the chain says must stand.
     async fn compare_and_set(
         &self,
         mut connection: MultiplexedConnection,
+        number: Option<u64>,
         expected: Option<&[u8]>,
         value: &[u8],
     ) -> Result<Replaced, Error> {
         let mut eval = cmd("EVAL");
-        eval.arg(COMPARE_AND_SET).arg(1).arg(&self.watermark_key);
+        eval.arg(COMPARE_AND_SET).arg(2).arg(&self.watermark_key).arg(&self.number_key);
         eval.arg(u8::from(expected.is_some())).arg(expected.unwrap_or_default()).arg(value);
-        let reply = eval.query_async(&mut connection).await.map_err(|error| classify(&error))?;
-        match reply {
+        eval.arg(number.map(|number| number.to_string()).unwrap_or_default());
+        let reply = unconstrained(eval.query_async(&mut connection)).await;
+        match reply.map_err(|error| classify(&error))? {
             Value::Int(1) => Ok(Replaced::Yes),
+            Value::Int(-1) => Err(self.swapped()),
             Value::Nil => Ok(Replaced::No(None)),
             Value::BulkString(standing) => Ok(Replaced::No(Some(standing))),
             _ => Err(Error::new(Kind::Other, "EVAL gave an unexpected reply".to_owned())),
         }
+    }
+
+    /// The number is not what it should be. If Redis refused to write it meanwhile, that is why.
+    fn swapped(&self) -> Error {
+        if self.chain.borrow().as_ref().is_some_and(|chain| !chain.is_whole()) {
+            return Error::new(Kind::Other, "removals could not be counted".to_owned());
+        }
+        let message = "redis shows fewer removals than it acknowledged on this connection";
+        Error::new(Kind::Swapped, message.to_owned())
+    }
+
+    /// The command of a link.
+    fn link(&self, link: Link) -> Cmd {
+        let mut command = cmd(if matches!(link, Link::Set(_)) { "SET" } else { "INCR" });
+        command.arg(&self.number_key);
+        if let Link::Set(number) = link {
+            command.arg(number);
+        }
+        command
+    }
+
+    /// Judges the reply to a link.
+    fn linked(&self, link: Link, reply: Option<Value>) -> Result<(), Error> {
+        match (link, reply) {
+            (Link::Set(_), Some(Value::Okay)) => Ok(()),
+            (Link::Increase(number), Some(Value::Int(found)))
+                if i64::try_from(number) == Ok(found) =>
+            {
+                Ok(())
+            }
+            (_, Some(Value::ServerError(error))) => {
+                let error = classify(&error.into());
+                if error.kind().needs_reconnect() {
+                    return Err(error);
+                }
+                // Out of memory, mostly. Keys can be removed, and are; nothing is covered.
+                if let Some(chain) = self.chain.borrow_mut().as_mut() {
+                    chain.refused();
+                }
+                Ok(())
+            }
+            _ => Err(self.swapped()),
+        }
+    }
+
+    /// Removals were not counted. When they can be again, they are made again from the start, over
+    /// a new connection; until then the error says why not.
+    async fn count_again(&self, mut connection: MultiplexedConnection) -> Result<Error, Error> {
+        for link in [Link::Set(0), Link::Increase(1)] {
+            let command = self.link(link);
+            command.exec_async(&mut connection).await.map_err(|error| classify(&error))?;
+        }
+        let message = "removals that redis could not count are made again".to_owned();
+        Ok(Error::Lost(message, Kind::Other))
     }
 
     /// Refuses a replica; gives the id of the primary's replication history, which a promotion and
@@ -134,15 +202,50 @@ impl Standalone {
             Ok(info) if info.contains("role:slave") => {
                 Err(Error::new(Kind::ReadOnly, "the server is a replica".to_owned()))
             }
-            Ok(info) => {
-                let history = info.lines().find_map(|line| line.strip_prefix("master_replid:"));
-                Ok(history.map(|id| id.trim_end().to_owned()))
-            }
+            Ok(info) => Ok(history(&info).map(str::to_owned)),
             // Without the right to ask, a replica still shows itself by READONLY.
             Err(error) if error.kind() == ErrorKind::Server(ServerErrorKind::NoPerm) => Ok(None),
             Err(error) => Err(classify(&error)),
         }
     }
+
+    /// Runs a command that is of use only on the server that was connected to: what a cursor means,
+    /// and which names are pushed, only that one knows. Its id is asked for in the same round trip.
+    async fn ask_the_same(
+        &self,
+        command: Cmd,
+        mut connection: MultiplexedConnection,
+        expected: Option<String>,
+    ) -> Result<Value, Error> {
+        let Some(expected) = expected else {
+            return command.query_async(&mut connection).await.map_err(|error| classify(&error));
+        };
+        let mut pipeline = Pipeline::with_capacity(2);
+        pipeline.add_command(command).cmd("INFO").arg("replication");
+        let replies = connection
+            .send_packed_commands(&pipeline, 0, 2)
+            .await
+            .map_err(|error| classify(&error))?;
+        let [reply, info] = replies
+            .try_into()
+            .map_err(|_other| Error::new(Kind::Io, "not two replies to two commands".to_owned()))?;
+        if let Value::ServerError(error) = reply {
+            return Err(classify(&error.into()));
+        }
+        let info: String = redis::from_redis_value(info)
+            .map_err(|_other| Error::new(Kind::Other, "INFO gave an unexpected reply".into()))?;
+        if history(&info) == Some(expected.as_str()) {
+            return Ok(reply);
+        }
+        let message = "another server answers on this connection, or its data was exchanged";
+        Err(Error::new(Kind::Swapped, message.to_owned()))
+    }
+}
+
+/// The id of the replication history in what a server says. A promotion, a restart and `REPLICAOF`
+/// change it; so may, with no loss, the arrival of a first replica.
+fn history(info: &str) -> Option<&str> {
+    info.lines().find_map(|line| line.strip_prefix("master_replid:")).map(str::trim_end)
 }
 
 /// Host and port of a Redis URL.
@@ -162,6 +265,7 @@ impl Node for Standalone {
     }
 
     async fn connect(&self) -> Result<(), Error> {
+        self.chain.replace(None);
         if let Some(Connections { observer: Some(observer), .. }) = self.connections.replace(None) {
             observer.close();
         }
@@ -179,48 +283,58 @@ impl Node for Standalone {
             0 => None,
             _ => Some(connect(&self.redis).await.map_err(failed)?),
         };
-        self.connections.replace(Some(Connections { remove, observer, scan, wait }));
+        self.connections.replace(Some(Connections { remove, observer, scan, history, wait }));
         Ok(())
     }
 
     async fn unlink(&self, groups: &[Vec<&[u8]>]) -> Result<Vec<u64>, Error> {
-        if groups.is_empty() {
-            return Ok(Vec::new());
-        }
         let mut connection = self.connections()?.remove;
         let mut pipeline = Pipeline::with_capacity(groups.len());
         for keys in groups {
             pipeline.cmd("UNLINK").arg(keys.as_slice());
         }
-        let replies = connection
-            .send_packed_commands(&pipeline, 0, groups.len())
+        // Nothing may come between this and the sending: links go in the order of their numbers.
+        let link = self.chain.borrow_mut().as_mut().and_then(Chain::extend);
+        if let Some(link) = link {
+            pipeline.add_command(self.link(link));
+        }
+        let count = groups.len() + usize::from(link.is_some());
+        if count == 0 {
+            return Ok(Vec::new());
+        }
+        let mut replies = unconstrained(connection.send_packed_commands(&pipeline, 0, count))
             .await
             .map_err(|error| classify(&error))?;
-        if replies.len() != groups.len() {
-            let message = format!("{} replies to {} UNLINKs", replies.len(), groups.len());
+        if replies.len() != count {
+            let message = format!("{} replies to {count} commands", replies.len());
             return Err(Error::new(Kind::Io, message));
+        }
+        if let Some(link) = link {
+            self.linked(link, replies.pop())?;
         }
         replies.into_iter().map(removed_count).collect()
     }
 
     async fn scan(&self, call: &ScanCall<'_>) -> Result<Page, Error> {
-        let mut connection = self.connections()?.scan;
+        let Connections { scan: connection, history, .. } = self.connections()?;
         let mut scan = cmd("SCAN");
         scan.arg(call.cursor);
         if let Some(pattern) = call.pattern {
             scan.arg("MATCH").arg(pattern);
         }
         scan.arg("COUNT").arg(call.count);
-        let (cursor, mut keys): (u64, Vec<Vec<u8>>) =
-            scan.query_async(&mut connection).await.map_err(|error| classify(&error))?;
+        let page = self.ask_the_same(scan, connection, history).await?;
+        let (cursor, mut keys): (u64, Vec<Vec<u8>>) = redis::from_redis_value(page)
+            .map_err(|_other| Error::new(Kind::Other, "SCAN gave an unexpected reply".into()))?;
         // A pattern such as `*:walsweep` must not take the evidence that nothing was lost.
-        keys.retain(|key| key != self.watermark_key.as_bytes());
+        let own = [self.watermark_key.as_bytes(), self.number_key.as_bytes()];
+        keys.retain(|key| !own.contains(&key.as_slice()));
         Ok(Page { cursor, keys })
     }
 
     async fn ping(&self) -> Result<(), Error> {
-        let mut connection = self.connections()?.scan;
-        cmd("PING").exec_async(&mut connection).await.map_err(|error| classify(&error))
+        let Connections { scan, history, .. } = self.connections()?;
+        self.ask_the_same(cmd("PING"), scan, history).await.map(drop)
     }
 
     fn mark(&self) -> Option<Mark> {
@@ -228,10 +342,9 @@ impl Node for Standalone {
     }
 
     async fn fence(&self) -> Result<(), Error> {
-        let mut connection = self.connections()?.remove;
+        let Connections { remove, history, .. } = self.connections()?;
         for _ in 0..FENCE_PINGS {
-            let ping = cmd("PING");
-            ping.exec_async(&mut connection).await.map_err(|error| classify(&error))?;
+            self.ask_the_same(cmd("PING"), remove.clone(), history.clone()).await?;
         }
         Ok(())
     }
@@ -240,6 +353,7 @@ impl Node for Standalone {
         let mut connection = self.connections()?.remove;
         let mut get = cmd("GET");
         get.arg(&self.watermark_key);
+        self.chain.replace(Some(Chain::begin()));
         get.query_async(&mut connection).await.map_err(|error| classify(&error))
     }
 
@@ -248,14 +362,23 @@ impl Node for Standalone {
         expected: Option<&[u8]>,
         value: &[u8],
     ) -> Result<Replaced, Error> {
-        self.compare_and_set(self.connections()?.remove, expected, value).await
+        let connection = self.connections()?.remove;
+        let number = match self.chain.borrow().as_ref() {
+            Some(chain) if !chain.is_whole() => Err(()),
+            Some(chain) => Ok(chain.standing()),
+            None => Ok(None),
+        };
+        match number {
+            Ok(number) => self.compare_and_set(connection, number, expected, value).await,
+            Err(()) => Err(self.count_again(connection).await?),
+        }
     }
 
     async fn shared(&self, value: &[u8]) -> Result<(), Error> {
         let Some(mut connection) = self.connections()?.wait else { return Ok(()) };
         // WAIT is about the writes of its own connection, so it needs one. Written over itself, the
         // watermark also shows that this connection leads to the server with the removals.
-        let standing = self.compare_and_set(connection.clone(), Some(value), value).await?;
+        let standing = self.compare_and_set(connection.clone(), None, Some(value), value).await?;
         if standing != Replaced::Yes {
             let message = "two connections show different watermarks".to_owned();
             return Err(Error::Lost(message, Kind::Other));
@@ -331,37 +454,6 @@ fn removed_count(reply: Value) -> Result<u64, Error> {
         Value::ServerError(error) => Err(classify(&error.into())),
         _ => Err(Error::new(Kind::Other, "UNLINK gave an unexpected reply".to_owned())),
     }
-}
-
-/// The class of a client library's error, and its text without what the server quotes: an error
-/// reply may repeat a key.
-pub(super) fn classify(error: &RedisError) -> Error {
-    let kind = match error.kind() {
-        ErrorKind::AuthenticationFailed => Kind::Auth,
-        ErrorKind::Server(ServerErrorKind::NoPerm) => Kind::NoPerm,
-        ErrorKind::Server(ServerErrorKind::ReadOnly) => Kind::ReadOnly,
-        ErrorKind::Server(ServerErrorKind::BusyLoading | ServerErrorKind::MasterDown) => {
-            Kind::Loading
-        }
-        ErrorKind::Server(_) | ErrorKind::Extension => match error.code() {
-            Some("OOM") => Kind::Oom,
-            Some("BUSY") => Kind::Busy,
-            Some("WRONGPASS" | "NOAUTH") => Kind::Auth,
-            Some("LOADING" | "MASTERDOWN") => Kind::Loading,
-            Some("READONLY" | "UNBLOCKED") => Kind::ReadOnly,
-            _ => Kind::Other,
-        },
-        _ if error.is_timeout() => Kind::Timeout,
-        _ => Kind::Io,
-    };
-    let cause = error.source().and_then(|cause| cause.downcast_ref::<std::io::Error>());
-    let message = match (error.code(), cause) {
-        (Some(code), _) => format!("redis answered {code}"),
-        (None, _) if kind == Kind::Timeout => "redis gave no reply in time".to_owned(),
-        (None, Some(cause)) => cause.to_string(),
-        (None, None) => error.category().to_owned(),
-    };
-    Error::new(kind, message)
 }
 
 #[cfg(test)]

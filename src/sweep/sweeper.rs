@@ -460,7 +460,7 @@ impl State {
                 false
             }
             Error::Lost(..) => {
-                tracing::warn!(node, %error, hint, "redis is out of reach; trying again");
+                tracing::warn!(node, %error, hint, "redis is lost; connecting again");
                 self.metrics.redis_up.get_or_create(&self.node).set(0);
                 self.disconnect().await;
                 true

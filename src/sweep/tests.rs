@@ -40,6 +40,8 @@ pub(super) struct Inner {
     /// No replica has what was written.
     pub(super) alone: Cell<bool>,
     unlinks: Cell<u32>,
+    /// Removals of nothing, and fences.
+    pub(super) proofs: Cell<(u32, u32)>,
     passes: Cell<u32>,
     watermarks_written: Cell<u32>,
 }
@@ -77,6 +79,10 @@ impl Node for Redis {
 
     async fn unlink(&self, groups: &[Vec<&[u8]>]) -> Result<Vec<u64>, Error> {
         self.work().await?;
+        if groups.is_empty() {
+            self.0.proofs.update(|(empty, fences)| (empty + 1, fences));
+            return Ok(Vec::new());
+        }
         self.0.unlinks.set(self.0.unlinks.get() + 1);
         let mut counts = Vec::new();
         for group in groups {
@@ -107,6 +113,11 @@ impl Node for Redis {
     }
 
     async fn ping(&self) -> Result<(), Error> {
+        self.work().await
+    }
+
+    async fn fence(&self) -> Result<(), Error> {
+        self.0.proofs.update(|(empty, fences)| (empty, fences + 1));
         self.work().await
     }
 

@@ -1,4 +1,7 @@
 //! The guard over the watermark key: what is believed to stand there, and when it may move.
+//!
+//! Whether Redis has the removals that a move covers is not its matter: the script that moves it
+//! compares the number of the [`chain`](super::chain), and a wrong one comes as a lost connection.
 
 use super::evidence::{self, Broken, Memory, Watermark};
 use crate::lsn::Lsn;

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::state::{BEGIN, Commit, ROWS, Redis, Scenario, Stage, State, Walsweep};
+use super::state::{BEGIN, Commit, Scenario, State};
 
 /// One thing that happens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -47,13 +47,11 @@ pub(crate) fn events(scenario: &Scenario, state: &State, events: &mut Vec<Event>
     let may_go_back = budget.rollbacks + budget.hidden_rollbacks > 0;
     match &state.saved {
         None if may_go_back => events.push(Event::Save),
-        Some(saved) if *saved != state.redis => {
+        Some(saved) if !saved.equals(&state.redis) => {
             if budget.rollbacks > 0 {
                 events.push(Event::GoBack);
             }
-            if budget.hidden_rollbacks > 0
-                && (scenario.hidden_any_time || is_covered(state.walsweep.as_ref()))
-            {
+            if budget.hidden_rollbacks > 0 {
                 events.push(Event::GoBackHidden);
             }
         }
@@ -68,14 +66,6 @@ pub(crate) fn events(scenario: &Scenario, state: &State, events: &mut Vec<Event>
     if budget.promotions > 0 {
         events.extend((BEGIN..postgres.end).map(Event::Promote));
     }
-}
-
-/// Whether every removal that was sent is covered by the watermark.
-fn is_covered(walsweep: Option<&Walsweep>) -> bool {
-    walsweep.is_none_or(|walsweep| {
-        let untouched = |stage| matches!(stage, Stage::Idle | Stage::Gate | Stage::Remembered);
-        walsweep.jobs.iter().all(|job| untouched(job.stage))
-    })
 }
 
 /// Lets it happen.
@@ -130,7 +120,9 @@ pub(crate) fn happen(state: &mut State, event: Event) {
 fn go_back(state: &mut State) {
     state.history.broken = true;
     // The file stays: the next start of Redis may load it once more.
-    state.redis = state.saved.clone().unwrap_or(Redis { cached: [None; ROWS], mark: None });
+    if let Some(saved) = &state.saved {
+        state.redis = saved.clone();
+    }
 }
 
 /// What the standby did not have is lost; what it has is visible as soon as it is replayed. Its

@@ -101,7 +101,7 @@ fn begin(cached: [Option<Version>; ROWS], budget: Budget) -> State {
             timeline: 0,
             confirmed: BEGIN,
         },
-        redis: Redis { cached, mark: Some(mark) },
+        redis: Redis { cached, mark: Some(mark), linked: true },
         saved: None,
         reader: None,
         walsweep: None,

@@ -15,7 +15,8 @@
 //!     `src/stream.rs`;
 //!   - `start`, `reconnect`, what a watermark proves and what is repeated: `src/session.rs`,
 //!     `src/sweep/{evidence,ward,sweeper,ring}.rs`;
-//!   - `WriteWatermark`, `Probe`, compare and set: `src/sweep/{ward,standalone}.rs`.
+//!   - `WriteWatermark`, `Probe`, compare and set: `src/sweep/{ward,standalone}.rs`;
+//!   - `holds`, whether the number of removals is right: `src/sweep/{chain,standalone}.rs`.
 //!
 //! `rule.rs` lists the rules, `explore.rs` the properties: I1, I2 and the sparing of sweeps hold in
 //! every state; I3, I7 and I8 in every state at rest, where walsweep has no step left and the
@@ -27,10 +28,10 @@
 //! away. A round trip is one step: whether a lost reply was lost before or after its command is the
 //! same to walsweep, which repeats it. Batches, limits, refusals and the pace of a pass change the
 //! order of steps, never what a step may do. Where names are observed, fewer keys are removed
-//! again: the model removes all of them. It forgets no removal within a session. A server that
-//! restarts uncleanly is like a promotion, other rules are like a missing watermark, and standbys
-//! that readers use are not there. One row has one key, two transactions never write the same row,
-//! and there are two buckets.
+//! again: the model removes all of them. Buckets are the same on every server. It forgets no
+//! removal within a session. A server that restarts uncleanly is like a promotion, other rules are
+//! like a missing watermark, and standbys that readers use are not there. One row has one key, two
+//! transactions never write the same row, and there are two buckets.
 
 #![allow(clippy::panic, clippy::print_stdout, reason = "a test may fail, and tells what it found")]
 

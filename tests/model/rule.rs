@@ -20,6 +20,9 @@ pub(crate) enum Rule {
     WatermarkAfterRemovals,
     /// The watermark replaces only the value that walsweep wrote last (`sweep::ward`).
     CompareAndSet,
+    /// Each removal is counted in Redis, and a connection whose number is not right is given up
+    /// (`sweep::chain`).
+    Chain,
     /// Postgres is told only what the watermark covers (`stream`).
     ConfirmAfterWatermark,
     /// After a lost connection everything above the watermark is removed again (`sweep::sweeper`).

@@ -71,7 +71,7 @@ pub(crate) fn steps(scenario: &Scenario, state: &State, steps: &mut Vec<Step>) {
     if !walsweep.owed && !walsweep.repeats() {
         if coverable(scenario, state, walsweep) > walsweep.covered {
             steps.push(Step::WriteWatermark);
-        } else if walsweep.standing.is_some() && probe_matters(state, walsweep) {
+        } else if walsweep.standing.is_some() && probe_matters(scenario, state, walsweep) {
             steps.push(Step::Probe);
         }
     }
@@ -114,10 +114,12 @@ fn safe(scenario: &Scenario, state: &State, walsweep: &Walsweep) -> u8 {
 }
 
 /// Whether the watermark is another, or something is kept that it covers already.
-fn probe_matters(state: &State, walsweep: &Walsweep) -> bool {
+fn probe_matters(scenario: &Scenario, state: &State, walsweep: &Walsweep) -> bool {
     let mut after = walsweep.clone();
     cover(state, &mut after);
-    walsweep.standing != state.redis.mark || after != *walsweep
+    walsweep.standing != state.redis.mark
+        || after != *walsweep
+        || !state.redis.linked && scenario.has(Rule::Chain)
 }
 
 /// How far the watermark may go.
@@ -137,6 +139,11 @@ fn confirmable(scenario: &Scenario, state: &State, walsweep: &Walsweep) -> u8 {
 
 /// Does a step.
 pub(crate) fn take(scenario: &Scenario, state: &mut State, step: Step) {
+    if matches!(step, Step::Start | Step::Reconnect) {
+        // The number is new, and nothing is counted yet.
+        state.redis.linked = true;
+        state.saved.iter_mut().for_each(|saved| saved.linked = true);
+    }
     if step == Step::Start {
         state.walsweep = Some(start(scenario, state));
         return;
@@ -152,7 +159,9 @@ pub(crate) fn take(scenario: &Scenario, state: &mut State, step: Step) {
         Step::PassGate(job) => walsweep.jobs[job].stage = Stage::Queued(Round::First),
         Step::Unlink(job) => {
             remove(state, &walsweep, job, None);
-            acknowledged(scenario, state, &mut walsweep, job);
+            if holds(scenario, state, &mut walsweep) {
+                acknowledged(scenario, state, &mut walsweep, job);
+            }
         }
         Step::BeginPass => {
             walsweep.pass = Some(0);
@@ -164,7 +173,11 @@ pub(crate) fn take(scenario: &Scenario, state: &mut State, step: Step) {
         Step::Page => page(scenario, state, &mut walsweep),
         Step::SecondDue(job) => walsweep.jobs[job].stage = Stage::Queued(Round::Second),
         Step::WriteWatermark => write(scenario, state, &mut walsweep),
-        Step::Probe if state.redis.mark == walsweep.standing => cover(state, &mut walsweep),
+        Step::Probe if state.redis.mark == walsweep.standing => {
+            if holds(scenario, state, &mut walsweep) {
+                cover(state, &mut walsweep);
+            }
+        }
         Step::Probe => contradicted(scenario, state, &mut walsweep),
         Step::Confirm => {
             let lsn = confirmable(scenario, state, &walsweep);
@@ -288,12 +301,21 @@ fn join(walsweep: &mut Walsweep, job: usize) {
     }
 }
 
-/// Removes what the job's keys name; in one bucket, if it is for a pass.
+/// Whether the chain holds; if not, the connection is given up. `Standalone::swapped`.
+fn holds(scenario: &Scenario, state: &State, walsweep: &mut Walsweep) -> bool {
+    walsweep.connected = state.redis.linked || !scenario.has(Rule::Chain);
+    walsweep.connected
+}
+
+/// Removes what the job's keys name; in one bucket, if it is for a pass. Counted, if it is sent.
 fn remove(state: &mut State, walsweep: &Walsweep, job: usize, bucket: Option<u8>) {
     let rows = if job < ROWS { job..job + 1 } else { 0..ROWS };
     for row in rows {
         if bucket.is_none_or(|bucket| usize::from(bucket) == row) {
-            state.redis.cached[row] = None;
+            let was = state.redis.cached[row].take();
+            if bucket.is_none() || was.is_some() {
+                state.saved.iter_mut().for_each(|saved| saved.linked = false);
+            }
         }
     }
     let first = [Stage::Queued(Round::First), Stage::Passing(Round::First)];
@@ -311,8 +333,13 @@ fn page(scenario: &Scenario, state: &mut State, walsweep: &mut Walsweep) {
             remove(state, walsweep, job, Some(bucket));
         }
     }
+    if !holds(scenario, state, walsweep) {
+        return;
+    }
     walsweep.pass = Some(bucket + 1).filter(|next| *next < BUCKETS);
     if walsweep.pass.is_none() {
+        // The pass counts as a removal, whatever it found.
+        state.saved.iter_mut().for_each(|saved| saved.linked = false);
         for job in 0..JOBS {
             if passing(walsweep, job) {
                 acknowledged(scenario, state, walsweep, job);
@@ -349,6 +376,9 @@ fn acknowledged(scenario: &Scenario, state: &mut State, walsweep: &mut Walsweep,
 fn write(scenario: &Scenario, state: &mut State, walsweep: &mut Walsweep) {
     if scenario.has(Rule::CompareAndSet) && state.redis.mark != walsweep.standing {
         contradicted(scenario, state, walsweep);
+        return;
+    }
+    if !holds(scenario, state, walsweep) {
         return;
     }
     let lsn = coverable(scenario, state, walsweep);

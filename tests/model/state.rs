@@ -63,6 +63,8 @@ pub(crate) struct Mark {
 pub(crate) struct Redis {
     pub(crate) cached: [Option<Version>; ROWS],
     pub(crate) mark: Option<Mark>,
+    /// Whether it holds every removal of the connection: whether the number of the chain is right.
+    pub(crate) linked: bool,
 }
 
 /// Which removal of its keys is due.
@@ -183,8 +185,6 @@ pub(crate) struct Scenario {
     pub(crate) budget: Budget,
     /// Whether a reader may write later than the window.
     pub(crate) late: bool,
-    /// Whether a rollback may be hidden while removals are not covered by the watermark.
-    pub(crate) hidden_any_time: bool,
     /// The rule that is taken out.
     pub(crate) without: Option<Rule>,
     /// The only property that is checked; all of them if there is none.
@@ -222,6 +222,13 @@ impl State {
         rows.any(|row| {
             self.redis.cached[row].is_some_and(|value| value != self.postgres.reads(row))
         })
+    }
+}
+
+impl Redis {
+    /// Whether it holds what another one does, and shows the same watermark.
+    pub(crate) fn equals(&self, other: &Redis) -> bool {
+        self.cached == other.cached && self.mark == other.mark
     }
 }
 

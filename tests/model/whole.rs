@@ -24,7 +24,6 @@ pub(crate) fn one(name: &'static str, shape: Shape, budget: Budget) -> Scenario 
         shapes: [shape; 2],
         budget,
         late: false,
-        hidden_any_time: false,
         without: None,
         only: None,
     }

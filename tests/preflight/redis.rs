@@ -35,11 +35,11 @@ async fn a_missing_right_is_named() {
     for (rights, missing) in [
         ("~* +@all", &[][..]),
         ("~db:* ~walsweep:* +@all", &[]),
-        ("~* +ping +scan +get +set +eval +unlink +client", &[]),
+        ("~* +ping +scan +get +set +incr +eval +unlink +client", &[]),
         ("~* +@all -unlink", &["+unlink"]),
         ("~* +@all -scan -eval", &["+scan", "+eval"]),
         ("~* +@all -set -ping", &["+ping", "+set"]),
-        ("~* +@all -get", &["+get"]),
+        ("~* +@all -get -incr", &["+get", "+incr"]),
         ("~db:* +@all", &["~walsweep:*"]),
     ] {
         let () = cmd("SET").arg("db:a").arg(1).query_async(&mut admin).await.unwrap();

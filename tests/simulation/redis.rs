@@ -1,13 +1,13 @@
 //! A Redis in memory: what it holds is what the log of its commands says, so a restart from an
 //! older file and a promoted replica are both a shorter log.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use tokio::time::sleep;
 use walsweep::keys::Pattern;
-use walsweep::sweep::{Error, Kind, Node, Page, Replaced, ScanCall};
+use walsweep::sweep::{Chain, Error, Kind, Link, Node, Page, Replaced, ScanCall};
 
 use crate::postgres::Version;
 use crate::random::mix;
@@ -18,6 +18,8 @@ enum Command {
     Fill(String, Version),
     Remove(String),
     Mark(Option<Vec<u8>>),
+    /// The number of the chain of removals.
+    Number(u64),
 }
 
 /// What goes wrong with a call.
@@ -63,8 +65,7 @@ pub(crate) struct Redis {
     log: Vec<Command>,
     keys: BTreeMap<String, Version>,
     mark: Option<Vec<u8>>,
-    /// Where in the log the latest watermark of walsweep stands.
-    marked_at: Option<usize>,
+    number: u64,
     /// Number of the connections; another number ends those that are there.
     connections: u64,
     seed: u64,
@@ -81,7 +82,7 @@ impl Redis {
             log: Vec::new(),
             keys: BTreeMap::new(),
             mark: None,
-            marked_at: None,
+            number: 0,
             connections: 0,
             seed,
             buckets: 4,
@@ -118,6 +119,7 @@ impl Redis {
             Command::Fill(key, version) => drop(self.keys.insert(key.clone(), *version)),
             Command::Remove(key) => drop(self.keys.remove(key)),
             Command::Mark(value) => self.mark.clone_from(value),
+            Command::Number(number) => self.number = *number,
         }
         self.buckets = self.buckets.max((self.keys.len() as u64).next_power_of_two());
     }
@@ -128,7 +130,7 @@ impl Redis {
         self.log.truncate(length);
         self.keys.clear();
         self.mark = None;
-        self.marked_at = self.marked_at.filter(|at| *at < length);
+        self.number = 0;
         let log = std::mem::take(&mut self.log);
         log.iter().for_each(|command| self.apply(command));
         self.log = log;
@@ -141,12 +143,24 @@ impl Redis {
         self.forget_from(self.log.len().saturating_sub(commands));
     }
 
-    /// The same behind a proxy that keeps the connections. Only as far as the proof of it holds:
-    /// the watermark that was written last is lost, too.
-    pub(crate) fn roll_back_hidden(&mut self, more: usize) {
-        if let Some(at) = self.marked_at {
-            self.forget_from(at.saturating_sub(more));
-        }
+    /// The same behind a proxy that keeps the connections.
+    pub(crate) fn roll_back_hidden(&mut self, commands: usize) {
+        self.forget_from(self.log.len().saturating_sub(commands));
+    }
+
+    /// Another server has another id, and so has one whose data was exchanged.
+    fn id(&self) -> u64 {
+        self.seed
+    }
+
+    /// The number, after a link.
+    fn link(&mut self, link: Link) -> u64 {
+        let number = match link {
+            Link::Set(number) => number,
+            Link::Increase(_) => self.number + 1,
+        };
+        self.run(Command::Number(number));
+        number
     }
 
     fn unlink(&mut self, key: &str) -> bool {
@@ -214,24 +228,36 @@ fn next_cursor(cursor: u64, mask: u64) -> u64 {
 /// What walsweep asks for, owned, so that it may arrive after its sender is gone.
 enum Request {
     Nothing,
-    Unlink(Vec<Vec<String>>),
-    Scan { cursor: u64, pattern: Option<Vec<u8>> },
+    Unlink(Vec<Vec<String>>, Option<Link>),
+    Scan {
+        cursor: u64,
+        pattern: Option<Vec<u8>>,
+    },
     Watermark,
-    Replace { expected: Option<Vec<u8>>, value: Vec<u8> },
+    /// With what the chain says must stand.
+    Replace {
+        expected: Option<Vec<u8>>,
+        value: Vec<u8>,
+        number: Option<u64>,
+    },
 }
 
 enum Reply {
-    Nothing,
+    /// The server's id.
+    Id(u64),
     Counts(Vec<u64>),
-    Page(Page),
+    /// With the server's id.
+    Page(Page, u64),
     Watermark(Option<Vec<u8>>),
     Replaced(Replaced),
+    /// The chain does not hold.
+    Swapped,
 }
 
 impl Request {
     fn which(&self) -> Option<Which> {
         match self {
-            Request::Unlink(_) => Some(Which::Unlink),
+            Request::Unlink(..) => Some(Which::Unlink),
             Request::Scan { .. } => Some(Which::Scan),
             Request::Replace { .. } => Some(Which::Watermark),
             Request::Nothing | Request::Watermark => None,
@@ -241,8 +267,8 @@ impl Request {
     fn serve(self, world: &World, late: bool) -> Reply {
         let mut redis = world.redis.borrow_mut();
         match self {
-            Request::Nothing => Reply::Nothing,
-            Request::Unlink(groups) => {
+            Request::Nothing => Reply::Id(redis.id()),
+            Request::Unlink(groups, link) => {
                 world.note(|| format!("UNLINK {}", groups.concat().join(" ")));
                 if !late {
                     groups.iter().flatten().for_each(|key| world.judge.unlinked(world, key));
@@ -250,24 +276,40 @@ impl Request {
                 let count = |group: Vec<String>| {
                     group.iter().map(|key| u64::from(redis.unlink(key))).sum::<u64>()
                 };
-                Reply::Counts(groups.into_iter().map(count).collect())
+                let counts = groups.into_iter().map(count).collect();
+                match link {
+                    Some(Link::Increase(number))
+                        if redis.link(Link::Increase(number)) != number =>
+                    {
+                        world.note(|| "the chain is broken".to_owned());
+                        Reply::Swapped
+                    }
+                    Some(Link::Set(number)) => {
+                        redis.link(Link::Set(number));
+                        Reply::Counts(counts)
+                    }
+                    _ => Reply::Counts(counts),
+                }
             }
             Request::Scan { cursor, pattern } => {
                 let page = redis.scan(world, cursor, pattern.as_deref());
                 world.note(|| {
                     format!("SCAN {cursor}: {} keys, then {}", page.keys.len(), page.cursor)
                 });
-                Reply::Page(page)
+                Reply::Page(page, redis.id())
             }
             Request::Watermark => Reply::Watermark(redis.mark.clone()),
-            Request::Replace { expected, value } => {
+            Request::Replace { expected, value, number } => {
                 let text = String::from_utf8(value.clone()).unwrap();
                 if redis.mark != expected {
                     world.note(|| format!("watermark not {text}"));
                     return Reply::Replaced(Replaced::No(redis.mark.clone()));
                 }
+                if number.is_some_and(|number| number != redis.number) {
+                    world.note(|| "the chain is broken".to_owned());
+                    return Reply::Swapped;
+                }
                 world.note(|| format!("watermark {text}"));
-                redis.marked_at = Some(redis.log.len());
                 redis.run(Command::Mark(Some(value.clone())));
                 drop(redis);
                 world.judge.watermark(world, &value);
@@ -281,11 +323,15 @@ impl Request {
 pub(crate) struct Client {
     world: Rc<World>,
     connection: Cell<Option<u64>>,
+    /// The id of the server that was connected to.
+    id: Cell<u64>,
+    chain: RefCell<Option<Chain>>,
 }
 
 impl Client {
     pub(crate) fn new(world: &Rc<World>) -> Client {
-        Client { world: Rc::clone(world), connection: Cell::new(None) }
+        let (connection, id, chain) = (Cell::new(None), Cell::new(0), RefCell::new(None));
+        Client { world: Rc::clone(world), connection, id, chain }
     }
 
     fn lost(&self, kind: Kind) -> Error {
@@ -302,6 +348,23 @@ impl Client {
         }
     }
 
+    /// The request as it is sent: on one connection, what is sent first arrives first.
+    fn linked(&self, mut request: Request) -> Request {
+        let mut chain = self.chain.borrow_mut();
+        match &mut request {
+            Request::Unlink(_, link) => *link = chain.as_mut().and_then(Chain::extend),
+            Request::Replace { number, .. } => {
+                *number = chain.as_ref().and_then(Chain::standing);
+            }
+            _ => {}
+        }
+        request
+    }
+
+    fn same(&self, id: u64) -> Result<(), Error> {
+        if id == self.id.get() { Ok(()) } else { Err(self.lost(Kind::Swapped)) }
+    }
+
     async fn ask(&self, request: Request) -> Result<Reply, Error> {
         let world = &self.world;
         let number = self.connection.get().ok_or_else(|| self.lost(Kind::Io))?;
@@ -314,6 +377,11 @@ impl Client {
             world.note(|| format!("redis call goes wrong: {fate:?}"));
             world.judge.disturbed();
         }
+        let request = if matches!(fate, Fate::Refused(_) | Fate::LostBefore) {
+            request
+        } else {
+            self.linked(request)
+        };
         let reply = match fate {
             Fate::Refused(kind) => {
                 world.pause(0, 3).await;
@@ -349,7 +417,10 @@ impl Client {
         };
         world.pause(0, 3).await;
         self.check(number)?;
-        Ok(reply)
+        match reply {
+            Reply::Swapped => Err(self.lost(Kind::Swapped)),
+            reply => Ok(reply),
+        }
     }
 }
 
@@ -373,12 +444,14 @@ impl Node for Client {
             return Err(Error::new(Kind::Io, "connection refused".to_owned()));
         }
         self.connection.set(Some(redis.connections));
+        self.id.set(redis.id());
+        self.chain.replace(None);
         Ok(())
     }
 
     async fn unlink(&self, groups: &[Vec<&[u8]>]) -> Result<Vec<u64>, Error> {
         let groups = groups.iter().map(|group| group.iter().map(|key| owned(key)).collect());
-        match self.ask(Request::Unlink(groups.collect())).await? {
+        match self.ask(Request::Unlink(groups.collect(), None)).await? {
             Reply::Counts(counts) => Ok(counts),
             _ => unreachable!("counts are the reply"),
         }
@@ -387,18 +460,28 @@ impl Node for Client {
     async fn scan(&self, call: &ScanCall<'_>) -> Result<Page, Error> {
         let pattern = call.pattern.map(<[u8]>::to_vec);
         match self.ask(Request::Scan { cursor: call.cursor, pattern }).await? {
-            Reply::Page(page) => Ok(page),
+            Reply::Page(page, id) => self.same(id).map(|()| page),
             _ => unreachable!("a page is the reply"),
         }
     }
 
     async fn ping(&self) -> Result<(), Error> {
-        self.ask(Request::Nothing).await.map(drop)
+        match self.ask(Request::Nothing).await? {
+            Reply::Id(id) => self.same(id),
+            _ => unreachable!("the id is the reply"),
+        }
+    }
+
+    async fn fence(&self) -> Result<(), Error> {
+        self.ping().await
     }
 
     async fn watermark(&self) -> Result<Option<Vec<u8>>, Error> {
         match self.ask(Request::Watermark).await? {
-            Reply::Watermark(value) => Ok(value),
+            Reply::Watermark(value) => {
+                self.chain.replace(Some(Chain::begin()));
+                Ok(value)
+            }
             _ => unreachable!("a value is the reply"),
         }
     }
@@ -409,7 +492,7 @@ impl Node for Client {
         value: &[u8],
     ) -> Result<Replaced, Error> {
         let (expected, value) = (expected.map(<[u8]>::to_vec), value.to_vec());
-        match self.ask(Request::Replace { expected, value }).await? {
+        match self.ask(Request::Replace { expected, value, number: None }).await? {
             Reply::Replaced(replaced) => Ok(replaced),
             _ => unreachable!("the outcome is the reply"),
         }

@@ -56,7 +56,7 @@ pub(crate) enum Fault {
     },
     /// The same, behind a proxy that keeps the connections.
     RedisRollsBackHidden {
-        more: usize,
+        commands: usize,
     },
     /// The watermark is evicted, or somebody writes over it.
     WatermarkGone {
@@ -157,7 +157,7 @@ impl Fault {
                 Fault::RedisUseless { kind, lasts }
             }
             8..10 => Fault::RedisRollsBack { commands, down },
-            10 => Fault::RedisRollsBackHidden { more: commands / 4 },
+            10 => Fault::RedisRollsBackHidden { commands },
             11 => Fault::WatermarkGone { foreign: random.chance(50) },
             12 => Fault::PostgresCut,
             13 => Fault::CutAfter { bytes: usize::try_from(random.below(400)).unwrap() },
@@ -196,8 +196,8 @@ impl Fault {
                 world.redis.borrow_mut().roll_back(commands);
                 down(world, lasts);
             }
-            Fault::RedisRollsBackHidden { more } => {
-                world.redis.borrow_mut().roll_back_hidden(more);
+            Fault::RedisRollsBackHidden { commands } => {
+                world.redis.borrow_mut().roll_back_hidden(commands);
             }
             Fault::WatermarkGone { foreign } => {
                 world.redis.borrow_mut().set_mark(foreign.then(|| b"hello".to_vec()));

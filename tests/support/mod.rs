@@ -9,6 +9,7 @@ mod proxy;
 #[cfg(test)]
 mod proxy_tests;
 mod sidecar;
+mod swap;
 
 use std::future::Future;
 use std::time::Duration;
@@ -18,10 +19,11 @@ use tokio_postgres::Client;
 use tokio_postgres::types::{FromSqlOwned, ToSql};
 use walsweep::throwaway::Postgres;
 
-pub(crate) use self::bed::Bed;
+pub(crate) use self::bed::{Bed, ITEM_RULES};
 pub(crate) use self::load::Load;
 pub(crate) use self::proxy::{Fault, Proxy, Way};
 pub(crate) use self::sidecar::{Settings, Sidecar, text};
+pub(crate) use self::swap::Swap;
 
 /// How long anything may take that should take milliseconds.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
