@@ -377,6 +377,7 @@ mod tests {
             changed: vec![located("scored")],
             immutable: Vec::new(),
             keys: vec![located("p:{match_id}:{model}"), located("board:*")],
+            source: crate::config::Source::Table,
         };
         Rules::compile(&[rule]).unwrap()
     }
