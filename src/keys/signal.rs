@@ -87,6 +87,12 @@ impl Rules {
         self.rules.iter().any(|rule| rule.source != Source::Table)
     }
 
+    /// The materialized views that rules look at, in the order of the rules.
+    pub fn views(&self) -> impl Iterator<Item = &TableName> {
+        let rules = self.rules.iter().filter(|rule| rule.source == Source::MaterializedView);
+        rules.map(|rule| &rule.table)
+    }
+
     /// Adds the keys of a logical message to a set of these rules.
     pub fn signal(&self, message: &LogicalMessage, keys: &mut KeySet) -> Signal {
         let refresh = message.prefix.strip_prefix(OWN_PREFIX) == Some(REFRESH);
