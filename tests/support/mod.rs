@@ -18,7 +18,7 @@ use tokio_postgres::Client;
 use tokio_postgres::types::{FromSqlOwned, ToSql};
 use walsweep::throwaway::Postgres;
 
-pub(crate) use self::bed::Bed;
+pub(crate) use self::bed::{Bed, ITEM_RULES};
 pub(crate) use self::load::Load;
 pub(crate) use self::proxy::{Fault, Proxy, Way};
 pub(crate) use self::sidecar::{Settings, Sidecar, text};
