@@ -190,8 +190,8 @@ fn comment(text: &str) -> String {
     text.lines().map(|line| format!("{}\n", format!("-- {line}").trim_end())).collect()
 }
 
-/// Drops the slot, the publication and the event trigger, and gives a line about each thing that it did or left.
-/// Replica identities stay: others may rely on them.
+/// Drops the slot, the publication and the event trigger, and gives a line about each thing that it
+/// did or left. Replica identities stay: others may rely on them.
 ///
 /// # Errors
 ///

@@ -135,8 +135,9 @@ impl Rules {
 
     /// What a message names, each with its template; all of it or an error.
     fn named(&self, rules: &[&Rule], content: &[u8]) -> Result<Vec<Named>, Malformed> {
-        let Content { keys, patterns } =
-            serde_json::from_slice(content).map_err(|_| Malformed::NotJson)?;
+        // The error of the parser may quote the content (I9).
+        let parsed = serde_json::from_slice(content);
+        let Content { keys, patterns } = parsed.map_err(|_quotes| Malformed::NotJson)?;
         let templates = || rules.iter().flat_map(|rule| &rule.templates).map(|key| key.id);
         let whole = |id: &TemplateId| &self.templates[usize::from(id.0)].whole;
         let keys = keys.into_iter().map(String::into_bytes).map(|key| {
