@@ -41,7 +41,7 @@ pub enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Create publication, replica identities and slot, where they are missing.
+    /// Create publication, replica identities, event trigger and slot, where they are missing.
     Setup {
         /// The configuration.
         #[command(flatten)]
@@ -53,7 +53,7 @@ pub enum Command {
         #[arg(long)]
         lease: bool,
     },
-    /// Drop slot and publication.
+    /// Drop slot, publication and event trigger.
     Teardown {
         /// The configuration.
         #[command(flatten)]
@@ -97,9 +97,9 @@ pub struct ExplainArgs {
     /// The configuration.
     #[command(flatten)]
     pub config: ConfigArg,
-    /// The table, `schema.table`; without a schema `public`.
+    /// The table or materialized view, `schema.table`; without a schema `public`.
     pub table: String,
-    /// What happens to the row: insert, update, delete or truncate.
+    /// What happens to the row: insert, update, delete or truncate; to a view: refresh.
     #[arg(long, value_name = "OPERATION")]
     pub op: Operation,
     /// Columns of the replica identity, for an UPDATE without an old row.

@@ -27,6 +27,8 @@ pub enum Operation {
     Delete,
     /// TRUNCATE.
     Truncate,
+    /// REFRESH MATERIALIZED VIEW, of a view.
+    Refresh,
 }
 
 /// A change to explain.
@@ -49,8 +51,10 @@ pub struct Question {
 /// Why a change cannot be explained.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
-    /// The operation is none of the four.
-    #[error("read operation `{0}`: it is not `insert`, `update`, `delete` or `truncate`")]
+    /// The operation is none of the five.
+    #[error(
+        "read operation `{0}`: it is not `insert`, `update`, `delete`, `truncate` or `refresh`"
+    )]
     UnknownOperation(String),
     /// A row version that the operation has was not given.
     #[error("explain `{operation}`: its {version} row is not given")]
@@ -97,6 +101,8 @@ pub struct Explanation {
     pub rules: Vec<Explained>,
     /// All tables that rules look at.
     pub tables: Vec<TableName>,
+    /// All materialized views that rules look at.
+    pub views: Vec<TableName>,
 }
 
 /// What one rule makes of the change.
@@ -137,10 +143,11 @@ pub fn explain(rules: &mut Rules, question: &Question) -> Result<Explanation, Er
     let mut explained = Vec::new();
     for (at, name) in rules.names().to_vec().into_iter().enumerate() {
         let rule = RuleId(u16::try_from(at).expect("rules are counted in 16 bits"));
-        let (Some(keys), Some(place)) = (rules.keys_of_rule(rule, &change), rules.location(rule))
-        else {
-            continue;
+        let keys = match question.operation {
+            Operation::Refresh => rules.keys_of_refresh(rule, &question.table),
+            _ => rules.keys_of_rule(rule, &change),
         };
+        let (Some(keys), Some(place)) = (keys, rules.location(rule)) else { continue };
         let outcome = outcome(rules, rule, question.operation, &keys);
         explained.push(Explained { rule: name, at: place.clone(), outcome });
     }
@@ -149,6 +156,7 @@ pub fn explain(rules: &mut Rules, question: &Question) -> Result<Explanation, Er
         operation: question.operation,
         rules: explained,
         tables: rules.tables().cloned().collect(),
+        views: rules.views().cloned().collect(),
     })
 }
 
@@ -166,6 +174,7 @@ fn outcome(rules: &Rules, rule: RuleId, operation: Operation, keys: &KeySet) -> 
         Operation::Update => operations.update,
         Operation::Delete => operations.delete,
         Operation::Truncate => operations.truncate,
+        Operation::Refresh => true,
     };
     if looks { Outcome::Unchanged } else { Outcome::OtherOperation }
 }
@@ -177,7 +186,7 @@ fn change(rules: &Rules, question: &Question) -> Result<Change, Error> {
         Operation::Insert => (Some(false), true),
         Operation::Update => (None, true),
         Operation::Delete => (Some(true), false),
-        Operation::Truncate => (Some(false), false),
+        Operation::Truncate | Operation::Refresh => (Some(false), false),
     };
     expect_row(*operation, "old", old.is_some(), has_old)?;
     expect_row(*operation, "new", new.is_some(), Some(has_new))?;
@@ -265,6 +274,7 @@ impl FromStr for Operation {
             "update" => Ok(Operation::Update),
             "delete" => Ok(Operation::Delete),
             "truncate" => Ok(Operation::Truncate),
+            "refresh" => Ok(Operation::Refresh),
             _ => Err(Error::UnknownOperation(text.to_owned())),
         }
     }
@@ -277,6 +287,7 @@ impl fmt::Display for Operation {
             Operation::Update => "update",
             Operation::Delete => "delete",
             Operation::Truncate => "truncate",
+            Operation::Refresh => "refresh",
         })
     }
 }
@@ -287,6 +298,9 @@ impl fmt::Display for Explanation {
             write!(formatter, "no rule looks at `{}`; rules look at", self.table)?;
             for (at, table) in self.tables.iter().enumerate() {
                 write!(formatter, "{} `{table}`", if at == 0 { "" } else { "," })?;
+            }
+            for view in &self.views {
+                write!(formatter, "; at `{view}` with `--op refresh`")?;
             }
             return writeln!(formatter);
         }
@@ -377,6 +391,7 @@ mod tests {
             changed: vec![located("scored")],
             immutable: Vec::new(),
             keys: vec![located("p:{match_id}:{model}"), located("board:*")],
+            source: crate::config::Source::Table,
         };
         Rules::compile(&[rule]).unwrap()
     }

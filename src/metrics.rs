@@ -13,7 +13,7 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Metric, Registry};
 
-use crate::keys::{RuleId, WidenReason};
+use crate::keys::{Malformed, RuleId, WidenReason};
 
 /// A gauge of seconds or another real number.
 pub type FloatGauge = Gauge<f64, AtomicU64>;
@@ -37,7 +37,7 @@ macro_rules! label {
 }
 
 label!(
-    /// `operation`: insert, update, delete, truncate.
+    /// `operation`: insert, update, delete, truncate, refresh, message.
     OperationLabel, operation, &'static str
 );
 label!(
@@ -45,7 +45,7 @@ label!(
     RuleLabel, rule, String
 );
 label!(
-    /// `reason`: why everything was swept, or a sweep was made.
+    /// `reason`: why everything was swept, a sweep was made, or a message was of no use.
     ReasonLabel, reason, &'static str
 );
 label!(
@@ -101,12 +101,13 @@ pub struct Metrics {
     pub ready: Gauge,
     /// Committed transactions received.
     pub transactions: Counter,
-    /// Row changes received.
+    /// Row changes, refreshed views and messages received.
     pub changes: Family<OperationLabel, Counter>,
     rule_matches: Family<RuleLabel, Counter>,
     keys_removed: Family<RuleLabel, Counter>,
     keys_absent: Family<RuleLabel, Counter>,
     widened: Family<WidenedLabel, Counter>,
+    messages_malformed: Family<ReasonLabel, Counter>,
     /// Commit, by the server's clock, to every key's first removal acknowledged.
     pub commit_to_removed: Histogram,
     /// Visible to every key's first removal acknowledged.
@@ -199,13 +200,18 @@ impl Metrics {
             ready: table.gauge("walsweep_ready", "1 when streaming and no sweep is owed"),
             transactions: table
                 .counter("walsweep_transactions_total", "Committed transactions received"),
-            changes: table.family("walsweep_changes_total", "Row changes received"),
+            changes: table
+                .family("walsweep_changes_total", "Row changes, refreshes and messages received"),
             rule_matches: table
                 .family("walsweep_rule_matches_total", "Row changes that a rule matched"),
             keys_removed: table.family("walsweep_keys_removed_total", "Keys removed from Redis"),
             keys_absent: table
                 .family("walsweep_keys_absent_total", "Exact keys that were not in Redis"),
             widened: table.family("walsweep_widened_total", "Keys widened to a pattern, and why"),
+            messages_malformed: table.family(
+                "walsweep_messages_malformed_total",
+                "Messages of a rule's prefix that removed nothing, and why",
+            ),
             commit_to_removed: table.latency(
                 "walsweep_commit_to_removed_seconds",
                 "Commit, by the server's clock, to its keys removed",
@@ -297,8 +303,11 @@ impl Metrics {
                 family.get_or_create_owned(&label);
             }
         }
-        for operation in ["insert", "update", "delete", "truncate"] {
+        for operation in ["insert", "update", "delete", "truncate", "refresh", "message"] {
             self.changes.get_or_create_owned(&OperationLabel { operation });
+        }
+        for reason in Malformed::ALL.map(Malformed::as_str) {
+            self.messages_malformed.get_or_create_owned(&ReasonLabel { reason });
         }
         for peer in ["postgres", "replica", "redis"] {
             self.reconnects.get_or_create_owned(&PeerLabel { peer });
@@ -324,6 +333,11 @@ impl Metrics {
     pub fn widened(&self, rule: RuleId, reason: WidenReason, count: u64) {
         let RuleLabel { rule } = self.rule(rule);
         self.widened.get_or_create(&WidenedLabel { rule, reason: reason.as_str() }).inc_by(count);
+    }
+
+    /// Counts a message that nothing could be made of.
+    pub fn message_malformed(&self, why: Malformed) {
+        self.messages_malformed.get_or_create(&ReasonLabel { reason: why.as_str() }).inc();
     }
 
     /// The OpenMetrics text of all metrics

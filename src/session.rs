@@ -98,7 +98,8 @@ impl Session {
         }
         let broken = ensure_slot(config, &sql, &mut replication, (health, slot_is_stuck)).await?;
         let (slot, publication) = (&config.postgres.slot, &config.postgres.publication);
-        let started = step(replication.start(slot, publication, StreamOptions::default())).await;
+        let options = StreamOptions { messages: rules.need_messages() };
+        let started = step(replication.start(slot, publication, options)).await;
         let slot = match started {
             Ok(slot) => slot,
             Err(Error::Capture(error)) if error.slot_problem() == Some(SlotProblem::Active) => {

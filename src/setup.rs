@@ -190,8 +190,8 @@ fn comment(text: &str) -> String {
     text.lines().map(|line| format!("{}\n", format!("-- {line}").trim_end())).collect()
 }
 
-/// Drops the slot and the publication, and gives a line about each thing that it did or left.
-/// Replica identities stay: others may rely on them.
+/// Drops the slot, the publication and the event trigger, and gives a line about each thing that it
+/// did or left. Replica identities stay: others may rely on them.
 ///
 /// # Errors
 ///
@@ -213,8 +213,20 @@ pub async fn teardown(config: &Config, client: &Client) -> Result<Vec<String>, E
     } else {
         lines.push(format!("there is no publication `{publication}`"));
     }
+    if has_refresh_trigger(slot, client).await? {
+        run(client, &preflight::drop_trigger(slot)).await?;
+        lines.push(format!("dropped event trigger `{}`", preflight::trigger_name(slot)));
+    }
     lines.push("replica identities stay as they are".to_owned());
     Ok(lines)
+}
+
+/// Whether the event trigger of refreshed views is there, and with its own function.
+async fn has_refresh_trigger(slot: &str, client: &Client) -> Result<bool, Error> {
+    let query = include_str!("../sql/setup/refresh_trigger_exists.sql");
+    let name = preflight::trigger_name(slot);
+    let row = client.query_one(query, &[&name]).await.map_err(preflight::Error::from)?;
+    Ok(row.try_get(0).map_err(preflight::Error::from)?)
 }
 
 /// Whether there is a slot to drop. Slots are known by name in all databases of a server, so that

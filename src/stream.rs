@@ -9,11 +9,11 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 use crate::admin::{Health, Phase};
 use crate::capture::{Frame, Slot};
 use crate::channel::{Closed, Receiver, Room, Sender, channel};
-use crate::decode::{Message, decode};
+use crate::decode::{LogicalMessage, Message, decode};
 use crate::error::Error;
 use crate::failpoint::{Point, reach};
 use crate::gather::{Gathered, Gatherer, Row, Transaction};
-use crate::keys::{KeySet, Rules};
+use crate::keys::{KeySet, Rules, Signal};
 use crate::lsn::Lsn;
 use crate::metrics::{Metrics, OperationLabel, ReasonLabel, seconds};
 use crate::session::Timing;
@@ -38,6 +38,9 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// How far apart the arrivals are whose age `walsweep_oldest_unconfirmed_seconds` is taken from.
 const AGE_STEP: Duration = Duration::from_millis(100);
+
+/// How far apart malformed messages are that the log tells of; the metric counts every one.
+const MALFORMED_PAUSE: Duration = Duration::from_secs(10);
 
 /// The channels of a session, as the stream holds them.
 pub struct Ends {
@@ -97,6 +100,8 @@ pub struct Stream<'a> {
     /// Since when the server could have been heard: reading stops while something is held.
     listening_since: Instant,
     reply_due: bool,
+    /// When a message was last said to be malformed.
+    malformed_told: Option<Instant>,
 }
 
 impl<'a> Stream<'a> {
@@ -122,6 +127,7 @@ impl<'a> Stream<'a> {
             last_status: now,
             listening_since: now,
             reply_due: false,
+            malformed_told: None,
         }
     }
 
@@ -208,8 +214,25 @@ impl<'a> Stream<'a> {
                 }
             }
             Gathered::Committed(transaction) => self.take_commit(transaction, counters),
+            Gathered::Logical(message) => self.take_logical(&message, counters),
         }
         Ok(())
+    }
+
+    fn take_logical(&mut self, message: &LogicalMessage, counters: &Counters<'_>) {
+        let had_none = self.keys.is_empty();
+        let signal = self.rules.signal(message, &mut self.keys);
+        if had_none && !self.keys.is_empty() {
+            self.announce();
+        }
+        counters.signal(signal);
+        let Signal::Malformed(malformed) = signal else { return };
+        let now = Instant::now();
+        if self.malformed_told.is_none_or(|last| now - last >= MALFORMED_PAUSE) {
+            self.malformed_told = Some(now);
+            let (reason, prefix) = (malformed.as_str(), &*message.prefix);
+            tracing::warn!(reason, prefix, lsn = %message.lsn, "a message removes nothing");
+        }
     }
 
     /// The transaction that is being received will need the gate: its commit is flushed, so a look
@@ -403,15 +426,18 @@ struct Counters<'a> {
     transactions: prometheus_client::metrics::counter::Counter,
     in_flight: prometheus_client::metrics::gauge::Gauge,
     operations: [prometheus_client::metrics::counter::Counter; 4],
+    refreshes: prometheus_client::metrics::counter::Counter,
+    messages: prometheus_client::metrics::counter::Counter,
 }
 
 impl<'a> Counters<'a> {
     fn new(metrics: &'a Metrics) -> Counters<'a> {
-        let operations = ["insert", "update", "delete", "truncate"]
-            .map(|operation| metrics.changes.get_or_create_owned(&OperationLabel { operation }));
+        let count = |operation| metrics.changes.get_or_create_owned(&OperationLabel { operation });
+        let operations = ["insert", "update", "delete", "truncate"].map(count);
+        let (refreshes, messages) = (count("refresh"), count("message"));
         let (transactions, in_flight) =
             (metrics.transactions.clone(), metrics.in_flight_transactions.clone());
-        Counters { metrics, transactions, in_flight, operations }
+        Counters { metrics, transactions, in_flight, operations, refreshes, messages }
     }
 
     fn row(&self, row: &Row) {
@@ -422,6 +448,15 @@ impl<'a> Counters<'a> {
             Row::Delete { .. } => delete.inc(),
             Row::Truncate => truncate.inc(),
         };
+    }
+
+    fn signal(&self, signal: Signal) {
+        match signal {
+            Signal::Other => {}
+            Signal::Refresh => drop(self.refreshes.inc()),
+            Signal::Message => drop(self.messages.inc()),
+            Signal::Malformed(malformed) => self.metrics.message_malformed(malformed),
+        }
     }
 
     fn keys(&self, keys: &KeySet) {

@@ -76,19 +76,19 @@ const BANNED: [(&str, &str); 7] = [
 const SECTIONS: [&str; 7] = ["postgres", "redis", "sweep", "refill", "http", "log", "rule"];
 
 /// Fields of the configuration's structs whose options have other names.
-const FIELDS: [(&str, &[&str]); 5] = [
+const FIELDS: [(&str, &[&str]); 6] = [
     ("postgres.endpoint", &["url", "password_file"]),
     ("postgres.replication_endpoint", &["replication_url"]),
     ("redis.password", &["password_file"]),
     ("rule.at", &[]),
     ("rule.table_at", &[]),
+    ("rule.source", &["materialized_view", "message"]),
 ];
 
 /// The number of promises in `src/lib.rs`.
 const PROMISE_COUNT: usize = 9;
 
 // ---------------------------------------------------------------------------------------- the tree
-
 /// Every file under `folder` whose name ends in one of `endings`, with its content.
 fn files(folder: &str, endings: &[&str]) -> Vec<(String, String)> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));

@@ -3,6 +3,7 @@
 mod parse;
 mod reader;
 mod redis_url;
+mod source;
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -16,6 +17,8 @@ use crate::postgres::Endpoint;
 
 pub(crate) use parse::unreadable;
 pub use parse::{Parsed, parse};
+pub(crate) use source::OWN_PREFIX;
+pub use source::Source;
 
 /// The whole configuration.
 #[derive(Clone, Debug)]
@@ -115,9 +118,9 @@ pub struct Rule {
     pub name: String,
     /// Where the rule starts in the file.
     pub at: Location,
-    /// The table whose changes the rule looks at.
+    /// The table whose changes the rule looks at, or the materialized view; see [`Rule::source`].
     pub table: TableName,
-    /// Where `table` stands.
+    /// Where the source stands: `table`, `materialized_view` or `message`.
     pub table_at: Location,
     /// The operations that it looks at.
     pub operations: Operations,
@@ -127,6 +130,8 @@ pub struct Rule {
     pub immutable: Vec<Located<String>>,
     /// Key templates, unparsed.
     pub keys: Vec<Located<String>>,
+    /// What it looks at.
+    pub source: Source,
 }
 
 /// A schema-qualified table name, as in `pg_class`: no quotes, case kept.
@@ -198,6 +203,10 @@ impl Operations {
     /// All four.
     pub const ALL: Operations =
         Operations { insert: true, update: true, delete: true, truncate: true };
+
+    /// None of them.
+    pub const NONE: Operations =
+        Operations { insert: false, update: false, delete: false, truncate: false };
 }
 
 /// A value and where it stands in the file.

@@ -9,9 +9,8 @@ use tracing_subscriber::EnvFilter;
 
 use super::reader::{Reader, Section};
 use super::redis_url::split_password;
-use super::{
-    Config, Http, Located, Log, LogFormat, Postgres, Problem, Redis, Refill, Rule, Sweep, TableName,
-};
+use super::source::{Named, Source, source};
+use super::{Config, Http, Located, Log, LogFormat, Postgres, Problem, Redis, Refill, Rule, Sweep};
 use crate::config::Operations;
 use crate::postgres::Endpoint;
 
@@ -325,22 +324,15 @@ fn rule(reader: &mut Reader<'_>, section: &mut Section<'_, '_>, index: usize) ->
             reader.problem(name.at.clone(), message, Some(hint));
         }
     }
-    let table = reader.required_text(section, "table", "name it as `schema.table`");
-    let table = table.and_then(|text| match text.value.parse::<TableName>() {
-        Ok(table) => Some((table, text.at)),
-        Err(error) => {
-            reader.problem(text.at, error.to_string(), Some("name it as `schema.table`"));
-            None
-        }
-    });
+    let Named { source, table, at: table_at } = source(reader, section, &at);
     let operations = operations(reader, section);
     let changed = reader.texts(section, "changed").unwrap_or_default();
     let immutable = reader.texts(section, "immutable").unwrap_or_default();
     let keys = keys(reader, section);
-    let nowhere = || (TableName { schema: String::new(), name: String::new() }, at.clone());
-    let (table, table_at) = table.unwrap_or_else(nowhere);
+    let operations = if source == Source::Table { operations } else { Operations::NONE };
     let name = name.map_or_else(|| format!("rule {index}"), |name| name.value);
-    Some(Rule { name, at, table, table_at, operations, changed, immutable, keys: keys? })
+    let keys = keys?;
+    Some(Rule { name, at, table, table_at, operations, changed, immutable, keys, source })
 }
 
 fn keys(reader: &mut Reader<'_>, section: &mut Section<'_, '_>) -> Option<Vec<Located<String>>> {

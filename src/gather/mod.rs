@@ -13,7 +13,7 @@ use std::time::{Duration, SystemTime};
 
 use hashbrown::HashMap;
 
-use crate::decode::{Begin, Commit, Message, OldTuple, Relation, Truncate, Tuple};
+use crate::decode::{Begin, Commit, LogicalMessage, Message, OldTuple, Relation, Truncate, Tuple};
 use crate::lsn::Lsn;
 
 /// A row change, with its relation.
@@ -86,6 +86,8 @@ pub enum Gathered {
     Truncate(Vec<Change>),
     /// The open transaction is committed.
     Committed(Transaction),
+    /// A message of `pg_logical_emit_message`: of the open transaction, or of none.
+    Logical(LogicalMessage),
 }
 
 /// A message that the protocol does not allow where it stands. The stream must be read again, from
@@ -121,6 +123,12 @@ pub enum Error {
     ChangeOutside {
         /// `pg_class.oid` of the relation.
         relation_id: u32,
+    },
+    /// A message of a transaction and no transaction is open.
+    #[error("gather logical message at `{lsn}`: no transaction is open")]
+    LogicalOutside {
+        /// The message's LSN.
+        lsn: Lsn,
     },
     /// A change of a relation that no message described.
     #[error("gather change of relation `{relation_id}`: it was never described")]
@@ -168,7 +176,7 @@ impl Gatherer {
 
     /// Takes the next message of the stream and gives what it brings.
     ///
-    /// Types, origins and logical messages bring nothing. Errors when the protocol does not allow
+    /// Types and origins bring nothing. Errors when the protocol does not allow
     /// the message here
     /// (<https://www.postgresql.org/docs/current/protocol-logical-replication.html>).
     pub fn push(&mut self, message: Message) -> Result<Gathered, Error> {
@@ -189,7 +197,8 @@ impl Gatherer {
                 self.relations.insert(relation.id, relation);
                 Ok(Gathered::Nothing)
             }
-            Message::Origin(_) | Message::Type(_) | Message::Logical(_) => Ok(Gathered::Nothing),
+            Message::Logical(message) => self.logical(message),
+            Message::Origin(_) | Message::Type(_) => Ok(Gathered::Nothing),
         }
     }
 
@@ -236,6 +245,13 @@ impl Gatherer {
             Ok(Change { relation, row: Row::Truncate })
         };
         truncate.relation_ids.iter().map(change).collect::<Result<_, _>>().map(Gathered::Truncate)
+    }
+
+    fn logical(&self, message: LogicalMessage) -> Result<Gathered, Error> {
+        if message.transactional && self.open.is_none() {
+            return Err(Error::LogicalOutside { lsn: message.lsn });
+        }
+        Ok(Gathered::Logical(message))
     }
 
     fn relation(&self, relation_id: u32) -> Result<&Arc<Relation>, Error> {

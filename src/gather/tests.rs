@@ -157,18 +157,32 @@ fn a_description_outlives_its_transaction() {
 }
 
 #[test]
-fn types_origins_and_logical_messages_bring_nothing() {
+fn types_and_origins_bring_nothing() {
     let origin = Message::Origin(Origin { commit_lsn: Lsn(5), name: "elsewhere".to_owned() });
     let (namespace, name) = ("public".to_owned(), "mood".to_owned());
     let mood = Message::Type(Type { id: 70_000, namespace, name });
     let mut gatherer = inside();
-    for message in [origin, mood, logical(true), logical(false)] {
+    for message in [origin, mood] {
         assert_eq!(gatherer.push(message), Ok(Gathered::Nothing));
         assert_eq!(gatherer.in_transaction(), Some(9));
     }
+}
+
+#[test]
+fn a_logical_message_is_handed_on_and_one_of_a_transaction_needs_it_open() {
+    let handed_on = |transactional| {
+        let Message::Logical(message) = logical(transactional) else { unreachable!() };
+        Ok(Gathered::Logical(message))
+    };
+    let mut gatherer = inside();
+    assert_eq!(gatherer.push(logical(true)), handed_on(true));
+    assert_eq!(gatherer.push(logical(false)), handed_on(false));
+    assert_eq!(gatherer.in_transaction(), Some(9));
     let mut idle = Gatherer::new();
-    assert_eq!(idle.push(logical(false)), Ok(Gathered::Nothing));
+    assert_eq!(idle.push(logical(false)), handed_on(false));
     assert_eq!(idle.in_transaction(), None);
+    let text = "gather logical message at `0/1`: no transaction is open";
+    check_refused(idle, logical(true), text);
 }
 
 fn check_refused(mut gatherer: Gatherer, message: Message, text: &str) {

@@ -8,7 +8,7 @@ use sha2::{Digest, Sha256};
 use super::filter::push_hex;
 use super::label::{RuleId, TemplateId, TemplateInfo};
 use super::template::{Template, Version};
-use crate::config::{self, Located, Location, Operations, Problem, TableName};
+use crate::config::{self, Located, Location, Operations, Problem, Source, TableName};
 
 /// A compiled rule.
 #[derive(Clone, Debug)]
@@ -20,6 +20,7 @@ pub(super) struct Rule {
     pub(super) changed: Vec<Located<String>>,
     pub(super) immutable: Vec<Located<String>>,
     pub(super) templates: Vec<RuleTemplate>,
+    pub(super) source: Source,
 }
 
 /// A template of a rule.
@@ -65,6 +66,7 @@ pub(super) fn compile(rules: &[config::Rule]) -> Result<Vec<Rule>, Vec<Problem>>
             changed: rule.changed.clone(),
             immutable: rule.immutable.clone(),
             templates,
+            source: rule.source.clone(),
         });
     }
     problems.sort_by(|one, other| one.at.cmp(&other.at));
@@ -85,6 +87,7 @@ fn templates(
                 continue;
             }
         };
+        problems.extend(without_row(rule, key, &template));
         let Ok(id) = u16::try_from(*count) else {
             problems.push(problem(&key.at, "there are more than 65 536 keys", "join some"));
             break;
@@ -93,6 +96,18 @@ fn templates(
         templates.push(RuleTemplate { id: TemplateId(id), at: key.at.clone(), template });
     }
     templates
+}
+
+/// A placeholder in a key of a rule that has no row to take its value from.
+fn without_row(rule: &config::Rule, key: &Located<String>, template: &Template) -> Option<Problem> {
+    let column = &template.placeholders().next()?.column;
+    let message = match rule.source {
+        Source::Table => return None,
+        Source::MaterializedView | Source::Message(_) => {
+            format!("`{{{column}}}` needs the row of a table, and {} has none", rule.source.noun())
+        }
+    };
+    Some(problem(&key.at, message, "write `*` in its place, or `\\{` for the character itself"))
 }
 
 fn twice(columns: &[Located<String>], option: &str, problems: &mut Vec<Problem>) {
@@ -125,6 +140,13 @@ pub(super) fn fingerprint(rules: &[Rule]) -> String {
     for rule in rules {
         let Operations { insert, update, delete, truncate } = rule.operations;
         let mut head = Vec::new();
+        // No table is in a schema without a name, so these are no table's.
+        let parts = match &rule.source {
+            Source::Table => &[][..],
+            Source::MaterializedView => &["", "materialized_view"],
+            Source::Message(prefix) => &["", "message", prefix],
+        };
+        parts.iter().for_each(|part| push_part(&mut head, part.as_bytes()));
         push_part(&mut head, rule.table.schema.as_bytes());
         push_part(&mut head, rule.table.name.as_bytes());
         head.extend([insert, update, delete, truncate].map(u8::from));

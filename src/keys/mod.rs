@@ -8,6 +8,9 @@
 //! rendered once for each version of a row (`known`, `render`): for the new one of an INSERT, the
 //! old one of a DELETE, both of an UPDATE. A NULL gives no key from its version, unless the
 //! placeholder has a `default`. TRUNCATE has no row and gives all that a template could.
+//!
+//! A refreshed view and a message have no row either (`signal`): the one gives all that its rule
+//! names, the other what it names itself, within what its rule names.
 
 mod compile;
 mod filter;
@@ -17,6 +20,7 @@ mod pattern;
 mod plan;
 mod render;
 mod set;
+mod signal;
 mod template;
 #[cfg(test)]
 mod properties;
@@ -25,13 +29,14 @@ mod tests;
 
 use std::sync::Arc;
 
-use crate::config::{self, Location, Operations, Problem, TableName};
+use crate::config::{self, Location, Operations, Problem, Source, TableName};
 use crate::gather::Change;
 
 pub use compile::{ColumnUse, Purpose};
 pub use label::{RuleId, WidenReason};
 pub use pattern::Pattern;
 pub use set::{KeySet, Limits};
+pub use signal::{Malformed, Signal};
 
 use compile::Rule;
 use label::TemplateInfo;
@@ -124,9 +129,10 @@ impl Rules {
 
     /// The tables that rules look at, each once, in the order of the rules.
     pub fn tables(&self) -> impl Iterator<Item = &TableName> {
-        self.rules.iter().enumerate().filter_map(|(at, rule)| {
-            let before = self.rules.iter().take(at);
-            before.into_iter().all(|other| other.table != rule.table).then_some(&rule.table)
+        let rules = || self.rules.iter().filter(|rule| rule.source == Source::Table);
+        rules().enumerate().filter_map(move |(at, rule)| {
+            let mut before = rules().take(at);
+            before.all(|other| other.table != rule.table).then_some(&rule.table)
         })
     }
 

@@ -111,6 +111,47 @@ impl Pattern {
         let inner = &*self.0;
         (inner.tail.is_none() && inner.head.is_empty()).then(|| inner.prefix.to_vec())
     }
+
+    /// Whether every key that `other` matches is sure to match this one, too. It may be so and not
+    /// be seen where `?` and `*` meet, such as in `?*` and `*?`.
+    #[must_use]
+    pub fn covers(&self, other: &Pattern) -> bool {
+        let (own, others) = (steps(self.as_bytes()), steps(other.as_bytes()));
+        let (mut at, mut at_other, mut star) = (0, 0, None);
+        while let Some(step) = others.get(at_other) {
+            match (own.get(at), step) {
+                (Some(None), _) => {
+                    star = Some((at, at_other));
+                    at += 1;
+                    continue;
+                }
+                (Some(Some(element)), Some(other)) if element.covers(other) => at += 1,
+                // The last star takes one more; those before it have taken enough.
+                _ => match &mut star {
+                    Some((star_at, taken)) => {
+                        *taken += 1;
+                        (at, at_other) = (*star_at + 1, *taken);
+                        continue;
+                    }
+                    None => return false,
+                },
+            }
+            at_other += 1;
+        }
+        own[at..].iter().all(Option::is_none)
+    }
+}
+
+/// A pattern as its elements, `None` for a star.
+fn steps(bytes: &[u8]) -> Vec<Option<Element>> {
+    let mut steps = Vec::new();
+    for (at, part) in elements(bytes).into_iter().enumerate() {
+        if at > 0 {
+            steps.push(None);
+        }
+        steps.extend(part.into_iter().map(Some));
+    }
+    steps
 }
 
 /// Appends `text` to `pattern` so that it matches itself alone.
@@ -166,6 +207,11 @@ impl Element {
             Element::Byte(byte) => Some(*byte),
             Element::Any | Element::Class(_) => None,
         }
+    }
+
+    /// Whether this matches every byte that `other` does.
+    fn covers(&self, other: &Element) -> bool {
+        (0..=u8::MAX).all(|byte| self.matches(byte) || !other.matches(byte))
     }
 
     fn matches(&self, byte: u8) -> bool {
@@ -327,6 +373,41 @@ mod tests {
         check(b"\\*", b"a", false);
         check(b"a\\", b"a\\", true);
         check(b"\\\\", b"\\", true);
+    }
+
+    #[test]
+    fn a_pattern_covers_what_is_narrower() {
+        for (wide, narrow) in [
+            ("app:*", "app:*"),
+            ("app:*", "app:user:?"),
+            ("app:*", "app:*:x*"),
+            ("app:*", "app:[ab]"),
+            ("a*b*c", "a*b?b*c"),
+            ("a?c", "a[xyz]c"),
+            ("a[a-z]c", "a[bd]c"),
+            ("a", "a"),
+            ("a*", "a\\*"),
+        ] {
+            let covers = Pattern::parse(wide.as_bytes()).covers(&Pattern::parse(narrow.as_bytes()));
+            assert!(covers, "{wide} {narrow}");
+        }
+        for (wide, other) in [
+            ("app:*", "*"),
+            ("app:*", "app*"),
+            ("app:*", "?pp:*"),
+            ("app:*", "[ab]pp:x"),
+            ("a*c", "a*"),
+            ("a?", "a*"),
+            ("a[bc]", "a?"),
+            ("a[bc]", "a[bd]"),
+            ("a", "aa"),
+            ("aa", "a"),
+            ("a\\*", "a*"),
+            ("a\\*b", "axb"),
+        ] {
+            let covers = Pattern::parse(wide.as_bytes()).covers(&Pattern::parse(other.as_bytes()));
+            assert!(!covers, "{wide} {other}");
+        }
     }
 
     #[test]

@@ -8,7 +8,7 @@ use hashbrown::HashMap;
 use super::compile::{Rule, RuleTemplate};
 use super::label::{RuleId, TemplateId};
 use super::template::Version;
-use crate::config::{Operations, TableName};
+use crate::config::{Operations, Source, TableName};
 use crate::decode::{Relation, ReplicaIdentity};
 
 /// Past this many relations all plans are made anew: oids of dropped tables stay behind (I6), and
@@ -98,7 +98,9 @@ impl Plans {
     pub(super) fn fresh(&self, relation: &Arc<Relation>, rules: &[Rule]) -> Plan {
         let own = TableName { schema: relation.namespace.clone(), name: relation.name.clone() };
         let roots = self.aliases.get(&own).map_or(&[][..], Vec::as_slice);
-        let looks = |rule: &&Rule| rule.table == own || roots.contains(&rule.table);
+        let looks = |rule: &&Rule| {
+            rule.source == Source::Table && (rule.table == own || roots.contains(&rule.table))
+        };
         let rules: Vec<&Rule> = rules.iter().filter(looks).collect();
         let mut slots: Vec<Slot> = Vec::new();
         for rule in &rules {

@@ -32,6 +32,7 @@ pub(super) fn rule(keys: &[&str]) -> config::Rule {
         changed: Vec::new(),
         immutable: Vec::new(),
         keys: keys.iter().map(|key| located("rule.0.keys.0", key)).collect(),
+        source: config::Source::Table,
     }
 }
 

@@ -35,12 +35,16 @@ pub(super) fn operation_names(operations: Operations) -> Vec<&'static str> {
     names.into_iter().filter_map(|(name, is_set)| is_set.then_some(name)).collect()
 }
 
-/// Creates the publication of these tables; `None` if there is none.
+/// Creates the publication of these tables; `None` if there is none, and rules look at some.
 pub(super) fn create_publication(
     publication: &str,
     tables: &[&Table],
     operations: Operations,
 ) -> Option<String> {
+    if operations == Operations::NONE {
+        let file = include_str!("../../sql/setup/create_empty_publication.sql");
+        return Some(render(file, &[("publication", &escape_identifier(publication))]));
+    }
     if tables.is_empty() {
         return None;
     }

@@ -7,7 +7,8 @@
 //! operator may want to know is information.
 //!
 //! The catalog is read in one statement (`catalog`); `server`, `slot`, `publication`, `tables`,
-//! `identity` and `partitions` conclude from it and ask nothing more.
+//! `identity` and `partitions` conclude from it and ask nothing more. Only rules of materialized
+//! views need another one (`views`).
 
 mod catalog;
 mod cure;
@@ -20,6 +21,7 @@ mod replicas;
 mod server;
 mod slot;
 mod tables;
+mod views;
 
 use tokio_postgres::Client;
 
@@ -30,6 +32,7 @@ pub(crate) use self::cure::{drop_publication, drop_slot, render};
 pub use self::finding::{Finding, Report, Severity};
 pub use self::redis::redis;
 pub use self::replicas::replicas;
+pub(crate) use self::views::{drop_trigger, trigger_name};
 
 use self::catalog::Catalog;
 
@@ -85,6 +88,7 @@ pub async fn postgres(
     findings.extend(publication::check(&context));
     findings.extend(identity::check(&context));
     findings.extend(partitions::check(&context));
+    findings.extend(views::check(config, client).await?);
     for table in &catalog.tables {
         let name = table.relation.table_name();
         for partition in &table.partitions {

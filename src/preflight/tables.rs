@@ -2,13 +2,13 @@
 
 use super::catalog::{Relation, Table};
 use super::{Context, Finding, nearest};
-use crate::config::Rule;
+use crate::config::{Rule, Source};
 use crate::keys::ColumnUse;
 
 /// What is missing, and what has no changes in the log.
 pub(super) fn check(context: &Context<'_>) -> Vec<Finding> {
     let mut findings = Vec::new();
-    for rule in &context.config.rules {
+    for rule in context.config.rules.iter().filter(|rule| rule.source == Source::Table) {
         match context.catalog.table(&rule.table) {
             None => findings.push(missing(context, rule)),
             Some(table) => {
@@ -53,7 +53,9 @@ fn kind(relation: &Relation) -> Option<Finding> {
     };
     let name = relation.table_name();
     let message = format!("`{name}` is {what}: its changes are not in the log");
-    Some(Finding::error("table_kind", message))
+    let finding = Finding::error("table_kind", message);
+    let is_view = relation.kind == 'm';
+    Some(if is_view { finding.hint("name it with `materialized_view`") } else { finding })
 }
 
 /// Who reads a table reads the rows of those that inherit from it; their changes come under their

@@ -289,6 +289,7 @@ mod tests {
             changed: Vec::new(),
             immutable: Vec::new(),
             keys: templates.iter().map(located).collect(),
+            source: crate::config::Source::Table,
         };
         Rules::compile(&[rule]).unwrap().everything()
     }

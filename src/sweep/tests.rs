@@ -163,6 +163,7 @@ pub(super) fn rules() -> Rules {
         changed: Vec::new(),
         immutable: Vec::new(),
         keys: vec![located(key)],
+        source: crate::config::Source::Table,
     };
     let all = [rule("item", "item", "item:{id}"), rule("list", "list", "list:{id}:*")];
     Rules::compile(&all).unwrap()

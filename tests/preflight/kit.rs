@@ -42,6 +42,7 @@ pub(crate) fn rule(table: &str, keys: &[&str]) -> Rule {
         changed: Vec::new(),
         immutable: Vec::new(),
         keys: located(keys, 0, "keys"),
+        source: walsweep::config::Source::Table,
     }
 }
 

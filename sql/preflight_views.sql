@@ -1,0 +1,27 @@
+-- The materialized views that rules name, and what tells walsweep of a refresh, as one JSON text.
+-- Privileges: none; the catalogs that it reads are open to all. Versions: 14 to 18. event_triggers
+-- came with 17. $1 and $2 are the schemas and names of the views, $3 is the event trigger's name.
+select jsonb_build_object(
+  'views', (
+    select coalesce(jsonb_agg(jsonb_build_object(
+             'schema', n.nspname, 'name', c.relname, 'kind', c.relkind)), '[]')
+      from unnest($1::text[], $2::text[]) as wanted (schema, name)
+      join pg_namespace n on n.nspname = wanted.schema
+      join pg_class c on c.relnamespace = n.oid and c.relname = wanted.name
+     where c.relkind in ('r', 'p', 'v', 'm', 'f')),
+  'others', (
+    select coalesce(jsonb_agg(known.name order by known.name), '[]')
+      from (select schemaname || '.' || matviewname as name from pg_matviews limit 10000) known),
+  'trigger', (
+    select jsonb_build_object(
+             'enabled', e.evtenabled,
+             'event', e.evtevent,
+             'tags', e.evttags,
+             'function', p.pronamespace::regnamespace::text || '.' || p.proname,
+             'body', p.prosrc,
+             'runs_as_owner', p.prosecdef,
+             'settings', p.proconfig)
+      from pg_event_trigger e
+      join pg_proc p on p.oid = e.evtfoid
+     where e.evtname = $3),
+  'event_triggers', current_setting('event_triggers', true))::text

@@ -1,0 +1,153 @@
+//! Checks of the materialized views that rules name, and of the event trigger that tells of them.
+
+use postgres_protocol::escape::escape_identifier;
+use serde::Deserialize;
+use tokio_postgres::Client;
+
+use super::{Error, Finding, nearest, render};
+use crate::config::{Config, Rule, Source, TableName};
+
+/// What creates the trigger and its function.
+const CREATE: &str = include_str!("../../sql/setup/refresh_trigger.sql");
+
+/// What stands around the function's body in [`CREATE`].
+const QUOTE: &str = "$walsweep$";
+
+/// The longest name that Postgres keeps, bytes.
+const NAME_BYTES_MAX: usize = 63;
+
+/// What `sql/preflight_views.sql` gives.
+#[derive(Deserialize)]
+struct Found {
+    views: Vec<Relation>,
+    /// Every materialized view, for what was perhaps meant.
+    others: Vec<String>,
+    trigger: Option<Trigger>,
+    /// The setting of that name; `None` before version 17, which always has them on.
+    event_triggers: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct Relation {
+    schema: String,
+    name: String,
+    kind: char,
+}
+
+/// A row of `pg_event_trigger`, with its function
+/// (<https://www.postgresql.org/docs/current/catalog-pg-event-trigger.html>).
+#[derive(Deserialize)]
+struct Trigger {
+    enabled: char,
+    event: String,
+    tags: Option<Vec<String>>,
+    function: String,
+    body: String,
+    runs_as_owner: bool,
+    settings: Option<Vec<String>>,
+}
+
+/// The name of the trigger and of its function: each slot has its own, so that no `teardown` takes
+/// that of another walsweep.
+pub(crate) fn trigger_name(slot: &str) -> String {
+    const END: &str = "_refresh";
+    let start: String = slot.chars().take(NAME_BYTES_MAX - END.len()).collect();
+    start + END
+}
+
+/// Removes the trigger.
+pub(crate) fn drop_trigger(slot: &str) -> String {
+    with_name(include_str!("../../sql/setup/drop_refresh_trigger.sql"), slot)
+}
+
+fn with_name(file: &str, slot: &str) -> String {
+    render(file, &[("trigger", &escape_identifier(&trigger_name(slot)))])
+}
+
+/// Missing views, and a trigger that would not tell of each refresh. Asks nothing where no rule
+/// names a view.
+pub(super) async fn check(config: &Config, client: &Client) -> Result<Vec<Finding>, Error> {
+    let rules: Vec<&Rule> =
+        config.rules.iter().filter(|rule| rule.source == Source::MaterializedView).collect();
+    let Some(first) = rules.first() else { return Ok(Vec::new()) };
+    let (schemas, names): (Vec<&str>, Vec<&str>) =
+        rules.iter().map(|rule| (rule.table.schema.as_str(), rule.table.name.as_str())).unzip();
+    let (query, slot) = (include_str!("../../sql/preflight_views.sql"), &config.postgres.slot);
+    let row = client.query_one(query, &[&schemas, &names, &trigger_name(slot)]).await?;
+    let found: Found = serde_json::from_str(row.try_get(0)?)?;
+    let mut findings: Vec<Finding> = rules.iter().filter_map(|rule| view(&found, rule)).collect();
+    findings.extend(trigger(&found, slot).map(|finding| finding.at(&first.table_at)));
+    if found.event_triggers.as_deref() == Some("off") {
+        let off =
+            Finding::error("event_triggers_off", "`event_triggers` is off: no refresh is told");
+        findings.push(off.hint("set `event_triggers = on`"));
+    }
+    Ok(findings)
+}
+
+fn view(found: &Found, rule: &Rule) -> Option<Finding> {
+    let TableName { schema, name } = &rule.table;
+    let known = found.views.iter().find(|one| (&one.schema, &one.name) == (schema, name));
+    let wanted = rule.table.to_string();
+    let finding = match known.map(|relation| relation.kind) {
+        Some('m') => return None,
+        Some('r' | 'p') => {
+            let message = format!("`{wanted}` is a table, and no materialized view");
+            Finding::error("view_kind", message).hint("name it with `table`")
+        }
+        Some(_) => {
+            let message = format!("`{wanted}` is no materialized view: it is never refreshed");
+            Finding::error("view_kind", message).hint("let rules look at the tables that it reads")
+        }
+        None => {
+            let message = format!("there is no materialized view `{wanted}`");
+            let finding = Finding::error("view_missing", message);
+            match nearest(&wanted, found.others.iter().map(String::as_str)) {
+                Some(like) => finding.hint(format!("did you mean `{like}`")),
+                None => finding,
+            }
+        }
+    };
+    Some(finding.at(&rule.table_at))
+}
+
+/// A trigger that is not as this version installs it.
+fn trigger(found: &Found, slot: &str) -> Option<Finding> {
+    let name = trigger_name(slot);
+    let installed = with_name(CREATE, slot);
+    let body = installed.split(QUOTE).nth(1).unwrap_or_default();
+    let what = match &found.trigger {
+        None => "is missing",
+        Some(trigger) if trigger.function.trim_matches('"') != format!("public.{name}") => {
+            let message =
+                format!("event trigger `{name}` calls `{}`, not its own", trigger.function);
+            let foreign = Finding::error("refresh_trigger_foreign", message);
+            return Some(foreign.hint("give it another name, or let `postgres.slot` have another"));
+        }
+        Some(trigger) if trigger.enabled == 'D' => "is disabled",
+        Some(trigger) if trigger.enabled != 'A' => "is not enabled as ALWAYS",
+        Some(trigger) if !trigger.is_as_installed(body, &installed) => {
+            "is not the one that this version installs"
+        }
+        Some(_) => return None,
+    };
+    let message = format!("event trigger `{name}` {what}: a REFRESH would not be told");
+    let hint = "a superuser runs it, or the administrator role of a managed service; without one, \
+                let the rule look at a `message` that the job sends after its REFRESH";
+    Some(Finding::error("refresh_trigger", message).hint(hint).sql(installed))
+}
+
+impl Trigger {
+    fn is_as_installed(&self, body: &str, installed: &str) -> bool {
+        let tags = self.tags.as_deref().unwrap_or_default();
+        // Behind the body, the statement quotes its tags and nothing else.
+        let head = installed.rsplit(QUOTE).next().unwrap_or_default();
+        let wanted = head.matches('\'').count() / 2;
+        self.event == "ddl_command_end"
+            && self.body == body
+            && self.runs_as_owner
+            && self.settings.as_deref() == Some(&["search_path=pg_catalog, pg_temp".to_owned()])
+            && tags.len() == wanted
+            && tags.iter().all(|tag| head.contains(&format!("'{tag}'")))
+    }
+}

@@ -1,0 +1,214 @@
+//! Rules of materialized views: every way to new rows in one removes its keys, once they are
+//! visible and not before.
+
+use std::time::Duration;
+
+use crate::support::{Bed, ITEM_RULES, Settings, Sidecar, Sql, always, text};
+use crate::visibility::{GHOST, release, stuck};
+
+const RULES: &str = r#"
+[[rule]]
+name = "totals"
+materialized_view = "public.totals"
+keys = ["total:*", "totals"]
+
+[[rule]]
+name = "named"
+materialized_view = 'public."Große ""Sicht"""'
+keys = ["named"]
+"#;
+
+const VIEWS: &str = r#"
+create materialized view totals as
+select team, sum(version)::bigint as versions from item group by team;
+create unique index on totals (team);
+create materialized view "Große ""Sicht""" as select 1;
+create materialized view other as select 1;
+"#;
+
+const KEYS: [&str; 3] = ["total:a", "totals", "named"];
+
+const REFRESHES: &str = r#"walsweep_changes_total{operation="refresh"}"#;
+
+fn settings(bed: &Bed) -> Settings {
+    Settings { rules: format!("{ITEM_RULES}{RULES}"), ..bed.settings() }
+}
+
+async fn bed() -> (Bed, Sidecar) {
+    let bed = Bed::new(&[]).await;
+    bed.sql.run(VIEWS).await;
+    let sidecar = Sidecar::set_up(settings(&bed)).await;
+    (bed, sidecar)
+}
+
+/// Runs statements, and holds which keys are left when all of it is confirmed.
+async fn check(bed: &Bed, statements: &str, gone: &[&str]) {
+    bed.fill(&KEYS).await;
+    bed.fill(&["totalsx", "tota"]).await;
+    bed.sql.run(statements).await;
+    bed.settled().await;
+    for key in KEYS {
+        assert_eq!(bed.has(key).await, !gone.contains(&key), "{key} after {statements}");
+    }
+    assert!(bed.has("totalsx").await && bed.has("tota").await, "{statements}");
+}
+
+#[tokio::test]
+async fn whatever_gives_a_view_other_rows_removes_its_keys() {
+    let (bed, sidecar) = bed().await;
+    let totals: &[&str] = &["total:a", "totals"];
+    bed.sql
+        .run(
+            "create role plain; grant create on schema public to plain;
+             alter materialized view totals owner to plain; grant select on item to plain;
+             do $$ declare one regprocedure; begin
+                 for one in select oid from pg_proc where proname = 'pg_logical_emit_message' loop
+                     execute 'revoke execute on function ' || one || ' from public';
+                 end loop;
+             end $$",
+        )
+        .await;
+    for statements in [
+        "refresh materialized view totals",
+        "refresh materialized view concurrently totals",
+        "refresh materialized view totals with no data; refresh materialized view totals",
+        "do $$ begin execute 'refresh materialized view totals'; end $$",
+        "begin; savepoint s; refresh materialized view totals; release s; commit",
+        "set role plain; refresh materialized view totals; reset role",
+        "set session_replication_role = replica; refresh materialized view totals;
+         reset session_replication_role",
+        "set search_path = ''; refresh materialized view public.totals; reset search_path",
+        "create schema aside; alter materialized view totals set schema aside;
+         alter materialized view aside.totals set schema public",
+        "alter table totals rename to before; alter materialized view before rename to totals",
+        "drop materialized view totals; create materialized view totals as select 1 as team",
+    ] {
+        check(&bed, statements, totals).await;
+    }
+    check(&bed, r#"refresh materialized view "Große ""Sicht""""#, &["named"]).await;
+    check(&bed, "refresh materialized view other", &[]).await;
+    check(&bed, "alter table item add column more int", &[]).await;
+    assert!(sidecar.metric(REFRESHES).await >= 12.0);
+    sidecar.assert_quiet(&["watermark_missing"]);
+}
+
+#[tokio::test]
+async fn a_refresh_that_is_rolled_back_removes_nothing() {
+    let (bed, sidecar) = bed().await;
+    check(&bed, "begin; refresh materialized view totals; rollback", &[]).await;
+    let partly = "begin; savepoint s; refresh materialized view totals; rollback to s;
+                  update item set version = 5 where id = 1; commit";
+    bed.fill(&["item:1"]).await;
+    check(&bed, partly, &[]).await;
+    assert!(!bed.has("item:1").await, "the rest of the transaction counts");
+    assert!(sidecar.metric(REFRESHES).await < 1.0);
+}
+
+/// I1 for views.
+#[tokio::test]
+async fn the_keys_of_a_view_go_when_readers_see_it_and_not_before() {
+    let (bed, _sidecar) = bed().await;
+    let writer = Sql::connect(&bed.postgres).await;
+    bed.fill(&["total:a"]).await;
+    writer.run("begin; refresh materialized view concurrently totals").await;
+    bed.fill(&["item:2"]).await;
+    bed.sql.run("update item set version = 7 where id = 2").await;
+    bed.gone("item:2").await;
+    assert!(bed.has("total:a").await, "nothing goes while the transaction is open");
+    writer.run("commit").await;
+    bed.gone("total:a").await;
+
+    bed.settled().await;
+    bed.postgres.conf(GHOST).await.unwrap();
+    bed.fill(&["total:a", "item:3"]).await;
+    let waiting = stuck(&bed, "refresh materialized view concurrently totals").await;
+    bed.sql.run("set synchronous_commit = local; update item set version = 1 where id = 3").await;
+    bed.gone("item:3").await;
+    always(Duration::from_secs(2), "the key stays while nobody sees the refresh", || async {
+        let sum = "select versions from totals where team = 'team 2'";
+        bed.has("total:a").await && bed.sql.one::<i64>(sum).await == 0
+    })
+    .await;
+    release(&bed).await;
+    bed.gone("total:a").await;
+    let sum = bed.sql.one::<i64>("select versions from totals where team = 'team 2'").await;
+    assert_eq!(sum, 7);
+    waiting.await.unwrap();
+    bed.postgres.conf("synchronous_standby_names = ''").await.unwrap();
+}
+
+#[tokio::test]
+async fn a_refresh_while_walsweep_is_down_is_not_lost() {
+    let (bed, mut sidecar) = bed().await;
+    bed.settled().await;
+    assert_eq!(sidecar.sigterm().await, 0);
+    bed.fill(&KEYS).await;
+    bed.sql.run("refresh materialized view totals").await;
+    sidecar.start();
+    sidecar.wait_ready().await;
+    bed.gone("totals").await;
+    bed.gone("total:a").await;
+    assert!(bed.has("named").await);
+    assert!(sidecar.metric_sum("walsweep_resyncs_total").await < 1.0, "it is the refresh's work");
+}
+
+#[tokio::test]
+async fn check_finds_what_is_wrong_with_the_trigger_and_setup_cures_it() {
+    let bed = Bed::new(&[]).await;
+    bed.sql.run(VIEWS).await;
+    let sidecar = Sidecar::new(settings(&bed));
+    let body = "returns event_trigger language plpgsql as 'begin end'";
+    for (damage, what) in [
+        (String::new(), "is missing"),
+        ("alter event trigger walsweep_refresh disable".to_owned(), "is disabled"),
+        ("alter event trigger walsweep_refresh enable".to_owned(), "is not enabled as ALWAYS"),
+        (format!("create or replace function walsweep_refresh() {body}"), "is not the one"),
+        ("alter function walsweep_refresh() reset all".to_owned(), "is not the one"),
+    ] {
+        bed.sql.run(&damage).await;
+        let output = sidecar.command(&["check"]);
+        assert_eq!(output.status.code(), Some(1), "{damage}");
+        let said = text(&output);
+        assert!(said.contains("error[refresh_trigger]") && said.contains(what), "{said}");
+        sidecar.setup();
+        let output = sidecar.command(&["check"]);
+        assert_eq!(output.status.code(), Some(0), "{}", text(&output));
+    }
+    let output = text(&sidecar.command(&["explain", "totals", "--op", "refresh"]));
+    assert!(output.contains("key      totals") && output.contains("pattern  total:*"), "{output}");
+    let output = text(&sidecar.command(&["explain", "totals", "--op", "truncate"]));
+    assert!(output.contains("at `public.totals` with `--op refresh`"), "{output}");
+    let said = text(&sidecar.command(&["teardown"]));
+    assert!(said.contains("dropped event trigger `walsweep_refresh`"), "{said}");
+    let left = "select (select count(*) from pg_event_trigger)
+                     + (select count(*) from pg_proc where proname = 'walsweep_refresh')";
+    assert_eq!(bed.sql.one::<i64>(left).await, 0);
+    bed.sql.run("drop materialized view totals; create view totals as select 1").await;
+    bed.sql.run(r#"alter materialized view "Große ""Sicht""" rename to "Große Sicht""#).await;
+    let said = text(&sidecar.command(&["check"]));
+    assert!(said.contains("`public.totals` is no materialized view"), "{said}");
+    assert!(said.contains("did you mean `public.Große Sicht`"), "{said}");
+}
+
+#[tokio::test]
+async fn who_may_not_create_the_trigger_is_told_who_may() {
+    let bed = Bed::new(&[]).await;
+    bed.sql.run(VIEWS).await;
+    bed.sql
+        .run("create role plain login replication; grant create on database postgres to plain")
+        .await;
+    let mut settings = settings(&bed);
+    settings.rules = RULES.to_owned();
+    settings.postgres_url = settings.postgres_url.replace("postgres@", "plain@");
+    let sidecar = Sidecar::new(settings);
+    let said = text(&sidecar.command(&["setup"]));
+    assert!(said.contains("`walsweep setup --print` shows the SQL"), "{said}");
+    let script = sidecar.command(&["setup", "--print"]);
+    let script = String::from_utf8(script.stdout).unwrap();
+    assert!(script.contains("create event trigger \"walsweep_refresh\""), "{script}");
+    let said = text(&sidecar.command(&["check"]));
+    assert!(said.contains("a superuser runs it") && said.contains("`message`"), "{said}");
+    bed.sql.run(&script.replace("\\set ON_ERROR_STOP on", "")).await;
+    let output = sidecar.command(&["check"]);
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output));
+}
