@@ -17,3 +17,4 @@ mod shutdown;
 mod support;
 mod sweeping;
 mod visibility;
+mod when;

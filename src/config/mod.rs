@@ -3,6 +3,7 @@
 mod parse;
 mod reader;
 mod redis_url;
+mod script;
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -16,6 +17,7 @@ use crate::postgres::Endpoint;
 
 pub(crate) use parse::unreadable;
 pub use parse::{Parsed, parse};
+pub use script::Script;
 
 /// The whole configuration.
 #[derive(Clone, Debug)]
@@ -127,6 +129,8 @@ pub struct Rule {
     pub immutable: Vec<Located<String>>,
     /// Key templates, unparsed.
     pub keys: Vec<Located<String>>,
+    /// The condition that a change has to meet, in CEL, unparsed; `None` is always met.
+    pub when: Option<Script>,
 }
 
 /// A schema-qualified table name, as in `pg_class`: no quotes, case kept.

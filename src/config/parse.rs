@@ -337,10 +337,11 @@ fn rule(reader: &mut Reader<'_>, section: &mut Section<'_, '_>, index: usize) ->
     let changed = reader.texts(section, "changed").unwrap_or_default();
     let immutable = reader.texts(section, "immutable").unwrap_or_default();
     let keys = keys(reader, section);
+    let when = reader.script(section, "when");
     let nowhere = || (TableName { schema: String::new(), name: String::new() }, at.clone());
     let (table, table_at) = table.unwrap_or_else(nowhere);
     let name = name.map_or_else(|| format!("rule {index}"), |name| name.value);
-    Some(Rule { name, at, table, table_at, operations, changed, immutable, keys: keys? })
+    Some(Rule { name, at, table, table_at, operations, changed, immutable, keys: keys?, when })
 }
 
 fn keys(reader: &mut Reader<'_>, section: &mut Section<'_, '_>) -> Option<Vec<Located<String>>> {

@@ -7,9 +7,10 @@
 //! operator may want to know is information.
 //!
 //! The catalog is read in one statement (`catalog`); `server`, `slot`, `publication`, `tables`,
-//! `identity` and `partitions` conclude from it and ask nothing more.
+//! `identity`, `partitions` and `condition` conclude from it and ask nothing more.
 
 mod catalog;
+mod condition;
 mod cure;
 mod finding;
 mod identity;
@@ -85,6 +86,7 @@ pub async fn postgres(
     findings.extend(publication::check(&context));
     findings.extend(identity::check(&context));
     findings.extend(partitions::check(&context));
+    findings.extend(condition::check(&context));
     for table in &catalog.tables {
         let name = table.relation.table_name();
         for partition in &table.partitions {

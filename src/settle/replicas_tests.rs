@@ -98,6 +98,7 @@ fn rules() -> Rules {
         changed: Vec::new(),
         immutable: Vec::new(),
         keys: vec![located("item:{id}")],
+        when: None,
     };
     Rules::compile(&[rule]).unwrap()
 }

@@ -288,6 +288,7 @@ mod tests {
             changed: Vec::new(),
             immutable: Vec::new(),
             keys: templates.iter().map(located).collect(),
+            when: None,
         };
         Rules::compile(&[rule]).unwrap().everything()
     }

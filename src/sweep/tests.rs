@@ -152,6 +152,7 @@ pub(super) fn rules() -> Rules {
         changed: Vec::new(),
         immutable: Vec::new(),
         keys: vec![located(key)],
+        when: None,
     };
     let all = [rule("item", "item", "item:{id}"), rule("list", "list", "list:{id}:*")];
     Rules::compile(&all).unwrap()

@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use tokio_postgres::{Client, NoTls};
 use walsweep::config::{
-    Config, Http, Located, Location, Log, LogFormat, Operations, Refill, Rule, Sweep, TableName,
+    Config, Http, Located, Location, Log, LogFormat, Operations, Refill, Rule, Script, Sweep,
+    TableName,
 };
 use walsweep::keys::Rules;
 use walsweep::postgres::Endpoint;
@@ -42,7 +43,14 @@ pub(crate) fn rule(table: &str, keys: &[&str]) -> Rule {
         changed: Vec::new(),
         immutable: Vec::new(),
         keys: located(keys, 0, "keys"),
+        when: None,
     }
+}
+
+/// The rule with a condition.
+pub(crate) fn when(condition: &str, rule: Rule) -> Rule {
+    let at = Location { line: 1, column: 1, key: "rule.0.when".to_owned() };
+    Rule { when: Some(Script::new(condition.to_owned(), at, condition)), ..rule }
 }
 
 /// A rule that needs the old value of `a`.

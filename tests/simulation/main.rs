@@ -51,6 +51,7 @@ fn rules() -> Rc<Vec<config::Rule>> {
         changed: Vec::new(),
         immutable: Vec::new(),
         keys: vec![Located { value: key.to_owned(), at: Location::default() }],
+        when: None,
     };
     Rc::new(vec![rule("item", "item:{id}"), rule("list", "list:{id}:*")])
 }
