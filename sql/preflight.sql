@@ -55,7 +55,20 @@ with wanted as (
   select jsonb_build_object(
            'relation', relation.shown,
            'columns', (select coalesce(jsonb_agg(jsonb_build_object(
-                                'name', a.attname, 'is_generated', a.attgenerated <> '')), '[]')
+                                'name', a.attname, 'is_generated', a.attgenerated <> '',
+                                -- What the stream says of a domain: the type that it is made of.
+                                'type_id', (with recursive base as (
+                                              select t.oid, t.typtype, t.typbasetype
+                                                from pg_type t
+                                               where t.oid = a.atttypid
+                                               union all
+                                              select t.oid, t.typtype, t.typbasetype
+                                                from base
+                                                join pg_type t on t.oid = base.typbasetype
+                                               where base.typtype = 'd'
+                                            )
+                                            select oid::bigint from base where typtype <> 'd'))),
+                                '[]')
                          from pg_attribute a
                         where a.attrelid = f.oid and a.attnum > 0 and not a.attisdropped),
            'partitions', (select coalesce(jsonb_agg(leaf.shown), '[]')

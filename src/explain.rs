@@ -11,7 +11,7 @@ use serde_json::Map;
 use crate::config::{Location, TableName};
 use crate::decode::{Column, OldKind, OldTuple, Relation, ReplicaIdentity, Tuple, Value};
 use crate::gather::{Change, Row};
-use crate::keys::{KeySet, Pattern, RuleId, Rules, WidenReason};
+use crate::keys::{KeySet, Pattern, RuleId, Rules, Skip, WidenReason, is_time};
 
 /// A row as JSON: column to value.
 pub type Object = Map<String, serde_json::Value>;
@@ -123,6 +123,8 @@ pub enum Outcome {
     OtherOperation,
     /// None of the columns in `changed` differs.
     Unchanged,
+    /// Its `when` is false.
+    ConditionFalse,
     /// It looks at the change.
     Keys {
         /// Keys that are removed.
@@ -148,7 +150,11 @@ pub fn explain(rules: &mut Rules, question: &Question) -> Result<Explanation, Er
             _ => rules.keys_of_rule(rule, &change),
         };
         let (Some(keys), Some(place)) = (keys, rules.location(rule)) else { continue };
-        let outcome = outcome(rules, rule, question.operation, &keys);
+        let skip = match question.operation {
+            Operation::Refresh => None,
+            _ => rules.skips(rule, &change),
+        };
+        let outcome = outcome(skip, &keys);
         explained.push(Explained { rule: name, at: place.clone(), outcome });
     }
     Ok(Explanation {
@@ -160,23 +166,17 @@ pub fn explain(rules: &mut Rules, question: &Question) -> Result<Explanation, Er
     })
 }
 
-fn outcome(rules: &Rules, rule: RuleId, operation: Operation, keys: &KeySet) -> Outcome {
-    if keys.matches().next().is_some() {
-        return Outcome::Keys {
+fn outcome(skip: Option<Skip>, keys: &KeySet) -> Outcome {
+    match skip {
+        Some(Skip::OtherOperation) => Outcome::OtherOperation,
+        Some(Skip::Unchanged) => Outcome::Unchanged,
+        Some(Skip::ConditionFalse) => Outcome::ConditionFalse,
+        None => Outcome::Keys {
             exact: keys.exact().map(|(_, key)| key.to_vec()).collect(),
             patterns: keys.patterns().map(|(_, pattern)| pattern.clone()).collect(),
             widened: keys.widened().map(|(_, reason, _)| reason).collect(),
-        };
+        },
     }
-    let operations = rules.operations(rule);
-    let looks = match operation {
-        Operation::Insert => operations.insert,
-        Operation::Update => operations.update,
-        Operation::Delete => operations.delete,
-        Operation::Truncate => operations.truncate,
-        Operation::Refresh => true,
-    };
-    if looks { Outcome::Unchanged } else { Outcome::OtherOperation }
 }
 
 /// The change that Postgres would send.
@@ -210,7 +210,7 @@ fn change(rules: &Rules, question: &Question) -> Result<Change, Error> {
             .map(|name| Column {
                 is_key: is_key(name),
                 name: (*name).to_owned(),
-                type_id: 0,
+                type_id: type_of([old, new].into_iter().flatten().find_map(|row| row.get(*name))),
                 type_modifier: -1,
             })
             .collect(),
@@ -224,6 +224,18 @@ fn change(rules: &Rules, question: &Question) -> Result<Change, Error> {
         _ => Row::Truncate,
     };
     Ok(Change { relation: Arc::new(relation), row })
+}
+
+/// The oid of the type that a value is taken for where its kind counts, in `when`: in the row given
+/// here a text that reads like a timestamp is one.
+fn type_of(value: Option<&serde_json::Value>) -> u32 {
+    match value {
+        Some(serde_json::Value::Bool(_)) => 16,
+        Some(serde_json::Value::Number(number)) if number.is_i64() => 20,
+        Some(serde_json::Value::Number(_)) => 1700,
+        Some(serde_json::Value::String(text)) if is_time(text) => 1184,
+        _ => 25,
+    }
 }
 
 fn expect_row(
@@ -324,6 +336,9 @@ impl Explanation {
             Outcome::Unchanged => {
                 return writeln!(formatter, "  nothing  no column of `changed` differs");
             }
+            Outcome::ConditionFalse => {
+                return writeln!(formatter, "  nothing  its `when` is false");
+            }
             Outcome::Keys { exact, patterns, widened } => (exact, patterns, widened),
         };
         if exact.is_empty() && patterns.is_empty() {
@@ -352,6 +367,8 @@ fn why(reason: WidenReason) -> &'static str {
         WidenReason::Limit => "a limit of the key set was reached",
         WidenReason::MissingColumn => "a column is not in the row",
         WidenReason::NotText => "a filter needs text, and the value is none",
+        WidenReason::ConditionUnknown => "`when` depends on what is unknown, and counts as true",
+        WidenReason::ConditionFailed => "`when` cannot be evaluated, and counts as true",
     }
 }
 
@@ -392,6 +409,7 @@ mod tests {
             immutable: Vec::new(),
             keys: vec![located("p:{match_id}:{model}"), located("board:*")],
             source: crate::config::Source::Table,
+            when: None,
         };
         Rules::compile(&[rule]).unwrap()
     }

@@ -246,6 +246,10 @@ impl<'a> Stream<'a> {
 
     fn take_commit(&mut self, transaction: Transaction, counters: &Counters<'_>) {
         counters.transactions.inc();
+        for (rule, why) in self.rules.new_failures() {
+            let rule = &self.rules.names()[usize::from(rule.0)];
+            tracing::warn!(rule, why, "`when` cannot be evaluated for a row, and counts as true");
+        }
         let keys = std::mem::replace(&mut self.keys, self.rules.key_set());
         counters.keys(&keys);
         if keys.is_empty() {

@@ -19,3 +19,4 @@ mod support;
 mod sweeping;
 mod views;
 mod visibility;
+mod when;

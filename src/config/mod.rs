@@ -3,6 +3,7 @@
 mod parse;
 mod reader;
 mod redis_url;
+mod script;
 mod source;
 
 use std::fmt;
@@ -17,6 +18,7 @@ use crate::postgres::Endpoint;
 
 pub(crate) use parse::unreadable;
 pub use parse::{Parsed, parse};
+pub use script::Script;
 pub(crate) use source::OWN_PREFIX;
 pub use source::Source;
 
@@ -132,6 +134,8 @@ pub struct Rule {
     pub keys: Vec<Located<String>>,
     /// What it looks at.
     pub source: Source,
+    /// The condition that a change has to meet, in CEL, unparsed; `None` is always met.
+    pub when: Option<Script>,
 }
 
 /// A schema-qualified table name, as in `pg_class`: no quotes, case kept.

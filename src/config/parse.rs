@@ -330,9 +330,10 @@ fn rule(reader: &mut Reader<'_>, section: &mut Section<'_, '_>, index: usize) ->
     let immutable = reader.texts(section, "immutable").unwrap_or_default();
     let keys = keys(reader, section);
     let operations = if source == Source::Table { operations } else { Operations::NONE };
+    let when = reader.script(section, "when");
     let name = name.map_or_else(|| format!("rule {index}"), |name| name.value);
     let keys = keys?;
-    Some(Rule { name, at, table, table_at, operations, changed, immutable, keys, source })
+    Some(Rule { name, at, table, table_at, operations, changed, immutable, keys, source, when })
 }
 
 fn keys(reader: &mut Reader<'_>, section: &mut Section<'_, '_>) -> Option<Vec<Located<String>>> {

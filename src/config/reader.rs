@@ -6,7 +6,7 @@ use std::time::Duration;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use super::{Located, Location, Problem};
+use super::{Located, Location, Problem, Script};
 
 /// A document being read.
 pub(super) struct Reader<'a> {
@@ -85,6 +85,17 @@ impl<'a> Reader<'a> {
         let key = section.key(name);
         let value = section.take(name)?;
         self.value_text(value, &key)
+    }
+
+    /// A text in another language.
+    pub(super) fn script(
+        &mut self,
+        section: &mut Section<'_, '_>,
+        name: &'static str,
+    ) -> Option<Script> {
+        let Located { value, at } = self.text(section, name)?;
+        let span = section.take(name).map_or(0..0, Spanned::span);
+        Some(Script::new(value, at, self.text.get(span).unwrap_or_default()))
     }
 
     /// A text that must be there.

@@ -5,6 +5,7 @@
 //! is handed on at once, so memory does not grow with the transaction (I6); what is kept is the
 //! relation cache and the header of the one transaction that is being received.
 
+mod types;
 #[cfg(test)]
 mod tests;
 
@@ -157,6 +158,7 @@ pub enum Error {
 #[derive(Debug, Default)]
 pub struct Gatherer {
     relations: HashMap<u32, Arc<Relation>>,
+    types: types::Types,
     open: Option<Begin>,
 }
 
@@ -176,8 +178,8 @@ impl Gatherer {
 
     /// Takes the next message of the stream and gives what it brings.
     ///
-    /// Types and origins bring nothing. Errors when the protocol does not allow
-    /// the message here
+    /// Types and origins bring nothing; a domain counts as its base type. Errors when the protocol
+    /// does not allow the message here
     /// (<https://www.postgresql.org/docs/current/protocol-logical-replication.html>).
     pub fn push(&mut self, message: Message) -> Result<Gathered, Error> {
         match message {
@@ -194,11 +196,15 @@ impl Gatherer {
             Message::Begin(begin) => self.begin(begin),
             Message::Commit(commit) => self.commit(&commit),
             Message::Relation(relation) => {
-                self.relations.insert(relation.id, relation);
+                self.relations.insert(relation.id, self.types.resolve(relation));
+                Ok(Gathered::Nothing)
+            }
+            Message::Type(described) => {
+                self.types.push(&described);
                 Ok(Gathered::Nothing)
             }
             Message::Logical(message) => self.logical(message),
-            Message::Origin(_) | Message::Type(_) => Ok(Gathered::Nothing),
+            Message::Origin(_) => Ok(Gathered::Nothing),
         }
     }
 

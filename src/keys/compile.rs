@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
 
+use super::condition::Condition;
 use super::filter::push_hex;
 use super::label::{RuleId, TemplateId, TemplateInfo};
 use super::template::{Template, Version};
@@ -21,6 +22,7 @@ pub(super) struct Rule {
     pub(super) immutable: Vec<Located<String>>,
     pub(super) templates: Vec<RuleTemplate>,
     pub(super) source: Source,
+    pub(super) when: Option<Condition>,
 }
 
 /// A template of a rule.
@@ -58,6 +60,7 @@ pub(super) fn compile(rules: &[config::Rule]) -> Result<Vec<Rule>, Vec<Problem>>
             break;
         };
         let templates = templates(rule, &mut template_count, &mut problems);
+        let when = condition(rule, &mut problems);
         compiled.push(Rule {
             id: RuleId(id),
             at: rule.at.clone(),
@@ -67,6 +70,7 @@ pub(super) fn compile(rules: &[config::Rule]) -> Result<Vec<Rule>, Vec<Problem>>
             immutable: rule.immutable.clone(),
             templates,
             source: rule.source.clone(),
+            when,
         });
     }
     problems.sort_by(|one, other| one.at.cmp(&other.at));
@@ -110,6 +114,16 @@ fn without_row(rule: &config::Rule, key: &Located<String>, template: &Template) 
     Some(problem(&key.at, message, "write `*` in its place, or `\\{` for the character itself"))
 }
 
+fn condition(rule: &config::Rule, problems: &mut Vec<Problem>) -> Option<Condition> {
+    match Condition::parse(rule.when.as_ref()?) {
+        Ok(condition) => Some(condition),
+        Err(flaws) => {
+            problems.extend(flaws.iter().map(|(at, f)| problem(at, &*f.message, &f.hint)));
+            None
+        }
+    }
+}
+
 fn twice(columns: &[Located<String>], option: &str, problems: &mut Vec<Problem>) {
     let mut seen = HashSet::new();
     for column in columns {
@@ -120,7 +134,7 @@ fn twice(columns: &[Located<String>], option: &str, problems: &mut Vec<Problem>)
     }
 }
 
-fn problem(at: &Location, message: impl Into<String>, hint: &str) -> Problem {
+pub(super) fn problem(at: &Location, message: impl Into<String>, hint: &str) -> Problem {
     Problem { at: at.clone(), message: message.into(), hint: Some(hint.to_owned()) }
 }
 
@@ -155,6 +169,10 @@ pub(super) fn fingerprint(rules: &[Rule]) -> String {
             let mut list = Vec::new();
             columns.iter().for_each(|column| push_part(&mut list, column.as_bytes()));
             push_part(&mut head, &list);
+        }
+        // A rule without one has the fingerprint that it had before there were conditions.
+        if let Some(when) = &rule.when {
+            push_part(&mut head, when.script.text.as_bytes());
         }
         for key in &rule.templates {
             let mut line = head.clone();
@@ -208,9 +226,16 @@ pub enum Purpose {
     },
     /// `changed`: whether it differs between the old version and the new.
     Changed,
+    /// `when`.
+    When {
+        /// Its old value is needed, by an operation of the rule that has one.
+        old: bool,
+        /// Its new value is needed, by an operation of the rule that has one.
+        new: bool,
+    },
 }
 
-/// Each column of a rule, once for its keys and once for `changed`.
+/// Each column of a rule, once for its keys, once for `changed` and once for `when`.
 pub(super) fn column_uses<'a>(rule: &'a Rule, name: &'a str) -> Vec<ColumnUse<'a>> {
     let Operations { insert, update, delete, .. } = rule.operations;
     let use_of = |column: &'a str, at: &'a Location, purpose: Purpose| ColumnUse {
@@ -239,5 +264,19 @@ pub(super) fn column_uses<'a>(rule: &'a Rule, name: &'a str) -> Vec<ColumnUse<'a
         }
     }
     uses.extend(rule.changed.iter().map(|c| use_of(&c.value, &c.at, Purpose::Changed)));
+    let Some(when) = &rule.when else { return uses };
+    let start = uses.len();
+    for (version, column) in &when.columns {
+        let old = *version == Version::Old && (update || delete);
+        let new = *version == Version::New && (insert || update);
+        let known = uses.iter_mut().skip(start).find(|known| known.column == column);
+        match known.map(|known| &mut known.purpose) {
+            Some(Purpose::When { old: known_old, new: known_new }) => {
+                *known_old |= old;
+                *known_new |= new;
+            }
+            _ => uses.push(use_of(column, &when.script.at, Purpose::When { old, new })),
+        }
+    }
     uses
 }

@@ -10,7 +10,8 @@ pub struct RuleId(pub u16);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct TemplateId(pub(super) u16);
 
-/// Why a placeholder turned into `*`: the label `reason` of `walsweep_widened_total`.
+/// Why a placeholder turned into `*`, or a rule fired without its `when` being true: the label
+/// `reason` of `walsweep_widened_total`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum WidenReason {
     /// The replica identity does not send the old value.
@@ -25,17 +26,23 @@ pub enum WidenReason {
     MissingColumn,
     /// A filter needs text, and the value is not UTF-8.
     NotText,
+    /// `when` depends on a value that cannot be known, and counts as true.
+    ConditionUnknown,
+    /// The evaluation of `when` failed, and counts as true.
+    ConditionFailed,
 }
 
 impl WidenReason {
     /// Every reason.
-    pub const ALL: [WidenReason; 6] = [
+    pub const ALL: [WidenReason; 8] = [
         WidenReason::ReplicaIdentity,
         WidenReason::UnchangedToast,
         WidenReason::Truncate,
         WidenReason::Limit,
         WidenReason::MissingColumn,
         WidenReason::NotText,
+        WidenReason::ConditionUnknown,
+        WidenReason::ConditionFailed,
     ];
 
     /// The label.
@@ -48,6 +55,8 @@ impl WidenReason {
             WidenReason::Limit => "limit",
             WidenReason::MissingColumn => "missing_column",
             WidenReason::NotText => "not_text",
+            WidenReason::ConditionUnknown => "condition_unknown",
+            WidenReason::ConditionFailed => "condition_failed",
         }
     }
 }

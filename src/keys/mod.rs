@@ -7,12 +7,14 @@
 //! A template is parsed once (`template`), resolved once per shape of a relation (`plan`), and
 //! rendered once for each version of a row (`known`, `render`): for the new one of an INSERT, the
 //! old one of a DELETE, both of an UPDATE. A NULL gives no key from its version, unless the
-//! placeholder has a `default`. TRUNCATE has no row and gives all that a template could.
+//! placeholder has a `default`. TRUNCATE has no row and gives all that a template could. A rule's
+//! `when` (`condition`) is asked before.
 //!
 //! A refreshed view and a message have no row either (`signal`): the one gives all that its rule
 //! names, the other what it names itself, within what its rule names.
 
 mod compile;
+mod condition;
 mod filter;
 mod known;
 mod label;
@@ -26,6 +28,8 @@ mod template;
 mod properties;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod when_tests;
 
 use std::sync::Arc;
 
@@ -41,7 +45,12 @@ pub use signal::{Malformed, Signal};
 use compile::Rule;
 use label::TemplateInfo;
 use plan::Plans;
-use render::Renderer;
+use render::{Renderer, Verdict};
+
+/// Whether a text is a timestamp or date as Postgres sends it.
+pub(crate) fn is_time(text: &str) -> bool {
+    condition::is_time(text)
+}
 
 /// The compiled rules.
 #[derive(Debug)]
@@ -52,6 +61,19 @@ pub struct Rules {
     limits: Limits,
     plans: Plans,
     renderer: Renderer,
+    /// The rules whose `when` failed, and were told of.
+    failed: Vec<RuleId>,
+}
+
+/// Why a rule does not look at a change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Skip {
+    /// The operation is none of the rule's.
+    OtherOperation,
+    /// No column of `changed` differs.
+    Unchanged,
+    /// `when` is false.
+    ConditionFalse,
 }
 
 impl Rules {
@@ -69,6 +91,7 @@ impl Rules {
             limits: Limits::default(),
             plans: Plans::default(),
             renderer: Renderer::default(),
+            failed: Vec::new(),
         })
     }
 
@@ -102,6 +125,44 @@ impl Rules {
         }
         self.renderer.add(&change.row, &plan, &self.rules, &mut keys);
         Some(keys)
+    }
+
+    /// Why one rule does not look at a change; `None` if it does, or looks at another table.
+    pub(crate) fn skips(&self, rule: RuleId, change: &Change) -> Option<Skip> {
+        let mut plan = self.plans.fresh(&change.relation, &self.rules);
+        plan.rules.retain(|planned| planned.id == rule);
+        match Renderer::verdict(&change.row, &plan, &self.rules)? {
+            Verdict::OtherOperation => Some(Skip::OtherOperation),
+            Verdict::Unchanged => Some(Skip::Unchanged),
+            Verdict::ConditionFalse => Some(Skip::ConditionFalse),
+            Verdict::Counts | Verdict::Undecided(_) => None,
+        }
+    }
+
+    /// The rules whose `when` failed for the first time since the last call, and why: each rule is
+    /// told once, and nothing of its values is (I9).
+    pub fn new_failures(&mut self) -> Vec<(RuleId, &'static str)> {
+        let mut fresh = self.renderer.take_faults();
+        fresh.retain(|(rule, _)| !self.failed.contains(rule));
+        self.failed.extend(fresh.iter().map(|(rule, _)| *rule));
+        fresh.into_iter().map(|(rule, fault)| (rule, fault.as_str())).collect()
+    }
+
+    /// What in the conditions of a table's rules does not fit the types of its columns; `type_id`
+    /// gives a column's `pg_type.oid`, of a domain that of its base type, `None` for no column.
+    pub fn condition_misfits(
+        &self,
+        table: &TableName,
+        type_id: &dyn Fn(&str) -> Option<u32>,
+    ) -> Vec<Problem> {
+        let rules = self.rules.iter().filter(|rule| rule.table == *table);
+        let misfits = rules.flat_map(|rule| &rule.when).flat_map(|when| {
+            when.misfits(&|at| {
+                let column = when.columns.get(at).and_then(|(_, column)| type_id(column));
+                column.map_or(condition::Kind::Any, condition::kind_of)
+            })
+        });
+        misfits.map(|(at, flaw)| compile::problem(&at, flaw.message, &flaw.hint)).collect()
     }
 
     /// Every key that any rule could produce: each template with every placeholder a `*` (I7).

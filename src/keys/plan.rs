@@ -6,6 +6,7 @@ use std::sync::Arc;
 use hashbrown::HashMap;
 
 use super::compile::{Rule, RuleTemplate};
+use super::condition::{Kind, kind_of};
 use super::label::{RuleId, TemplateId};
 use super::template::Version;
 use crate::config::{Operations, Source, TableName};
@@ -50,6 +51,8 @@ pub(super) struct PlannedRule {
     /// Slots of the columns of `changed`.
     pub(super) changed: Vec<usize>,
     pub(super) templates: Vec<PlannedTemplate>,
+    /// The slot and the kind of each column of `when`.
+    pub(super) when: Vec<(usize, Kind)>,
 }
 
 #[derive(Debug)]
@@ -107,6 +110,8 @@ impl Plans {
             let placeholders = rule.templates.iter().flat_map(|key| key.template.placeholders());
             slots.extend(placeholders.map(|p| slot(relation, rule, &p.column)));
             slots.extend(rule.changed.iter().map(|c| slot(relation, rule, &c.value)));
+            let when = rule.when.iter().flat_map(|when| &when.columns);
+            slots.extend(when.map(|(_, column)| slot(relation, rule, column)));
         }
         slots.sort_unstable();
         slots.dedup();
@@ -141,10 +146,15 @@ fn planned(relation: &Relation, rule: &Rule, slots: &[Slot]) -> PlannedRule {
         let sources = placeholders().map(|p| (p.version, place(&p.column))).collect();
         PlannedTemplate { id: key.id, sources, needs }
     };
+    let condition = |(_, column): &(Version, String)| {
+        let known = relation.columns.iter().find(|known| known.name == *column);
+        (place(column), known.map_or(Kind::Any, |known| kind_of(known.type_id)))
+    };
     PlannedRule {
         id: rule.id,
         operations: rule.operations,
         changed: rule.changed.iter().map(|column| place(&column.value)).collect(),
         templates: rule.templates.iter().map(template).collect(),
+        when: rule.when.iter().flat_map(|when| &when.columns).map(condition).collect(),
     }
 }

@@ -1,9 +1,10 @@
 //! Templates and row versions to keys.
 
 use super::compile::Rule;
+use super::condition::{Fault, Sources, Undecided};
 use super::filter::{Filter, NotText};
 use super::known::{Known, Versions};
-use super::label::WidenReason;
+use super::label::{RuleId, WidenReason};
 use super::plan::{Plan, PlannedRule, PlannedTemplate};
 use super::set::KeySet;
 use super::template::{Glob, Piece, Template, Version};
@@ -20,6 +21,23 @@ pub(super) struct Renderer {
     versions: Versions<'static>,
     out: Glob,
     filtering: Filtering,
+    /// The first failure of each rule's `when`, until somebody asks for them.
+    faults: Vec<(RuleId, Fault)>,
+}
+
+/// Whether a rule looks at a change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Verdict {
+    /// The operation is none of the rule's.
+    OtherOperation,
+    /// No column of `changed` differs.
+    Unchanged,
+    /// `when` is false.
+    ConditionFalse,
+    /// It does.
+    Counts,
+    /// It does, because `when` cannot be decided.
+    Undecided(Undecided),
 }
 
 /// The value between two filters.
@@ -56,9 +74,13 @@ impl Renderer {
         let mut versions = std::mem::take(&mut self.versions).recycle();
         versions.read(row, &plan.slots);
         for planned in &plan.rules {
-            if counts(planned, row, &versions, plan) {
+            let rule = &rules[usize::from(planned.id.0)];
+            let verdict = verdict(planned, rule, (row, &versions), plan);
+            if let Verdict::Undecided(why) = verdict {
+                self.count_doubt(planned.id, why, keys);
+            }
+            if matches!(verdict, Verdict::Counts | Verdict::Undecided(_)) {
                 keys.count_match(planned.id);
-                let rule = &rules[usize::from(planned.id.0)];
                 for (planned, key) in planned.templates.iter().zip(&rule.templates) {
                     if !keys.is_whole(planned.id) {
                         self.add_template(&key.template, planned, &versions, keys);
@@ -68,6 +90,31 @@ impl Renderer {
         }
         self.versions = versions.recycle();
         self.filtering.shrink();
+    }
+
+    /// Whether the one rule of a plan looks at a row.
+    pub(super) fn verdict(row: &Row, plan: &Plan, rules: &[Rule]) -> Option<Verdict> {
+        let mut versions = Versions::default();
+        versions.read(row, &plan.slots);
+        let planned = plan.rules.first()?;
+        Some(verdict(planned, &rules[usize::from(planned.id.0)], (row, &versions), plan))
+    }
+
+    /// The failures of conditions since the last call, at most one for each rule.
+    pub(super) fn take_faults(&mut self) -> Vec<(RuleId, Fault)> {
+        std::mem::take(&mut self.faults)
+    }
+
+    fn count_doubt(&mut self, rule: RuleId, why: Undecided, keys: &mut KeySet) {
+        match why {
+            Undecided::Unknown => keys.count_doubt(rule, WidenReason::ConditionUnknown),
+            Undecided::Fault(fault) => {
+                keys.count_doubt(rule, WidenReason::ConditionFailed);
+                if self.faults.iter().all(|(known, _)| *known != rule) {
+                    self.faults.push((rule, fault));
+                }
+            }
+        }
     }
 
     fn add_template(
@@ -196,19 +243,35 @@ impl Renderer {
     }
 }
 
-/// Whether a rule looks at this change.
-fn counts(planned: &PlannedRule, row: &Row, versions: &Versions<'_>, plan: &Plan) -> bool {
+/// Whether a rule looks at this change. `when` is asked last: it costs the most.
+fn verdict(
+    planned: &PlannedRule,
+    rule: &Rule,
+    (row, versions): (&Row, &Versions<'_>),
+    plan: &Plan,
+) -> Verdict {
     let Operations { insert, update, delete, truncate } = planned.operations;
-    match row {
-        Row::Insert { .. } => insert,
-        Row::Update { .. } => {
-            let mut changed = planned.changed.iter();
-            update
-                && (planned.changed.is_empty()
-                    || changed.any(|slot| versions.differs(*slot, &plan.slots)))
-        }
-        Row::Delete { .. } => delete,
-        Row::Truncate => truncate,
+    let (looks, operation) = match row {
+        Row::Insert { .. } => (insert, "insert"),
+        Row::Update { .. } => (update, "update"),
+        Row::Delete { .. } => (delete, "delete"),
+        Row::Truncate => (truncate, "truncate"),
+    };
+    if !looks {
+        return Verdict::OtherOperation;
+    }
+    let mut changed = planned.changed.iter();
+    if matches!(row, Row::Update { .. })
+        && !planned.changed.is_empty()
+        && !changed.any(|slot| versions.differs(*slot, &plan.slots))
+    {
+        return Verdict::Unchanged;
+    }
+    let Some(when) = &rule.when else { return Verdict::Counts };
+    match when.evaluate(&Sources { versions, operation, columns: &planned.when }) {
+        Ok(true) => Verdict::Counts,
+        Ok(false) => Verdict::ConditionFalse,
+        Err(why) => Verdict::Undecided(why),
     }
 }
 

@@ -227,6 +227,11 @@ impl KeySet {
         self.rules[usize::from(rule.0)].matches += 1;
     }
 
+    /// Counts a change that the rule looked at for this reason.
+    pub(super) fn count_doubt(&mut self, rule: RuleId, reason: WidenReason) {
+        self.rules[usize::from(rule.0)].widened[reason as usize] += 1;
+    }
+
     pub(super) fn count_widened(&mut self, template: TemplateId, reason: WidenReason) {
         let rule = self.rule_of(template);
         self.rules[usize::from(rule.0)].widened[reason as usize] += 1;

@@ -33,15 +33,16 @@ pub(super) fn rule(keys: &[&str]) -> config::Rule {
         immutable: Vec::new(),
         keys: keys.iter().map(|key| located("rule.0.keys.0", key)).collect(),
         source: config::Source::Table,
+        when: None,
     }
 }
 
-fn immutable(column: &str, mut rule: config::Rule) -> config::Rule {
+pub(super) fn immutable(column: &str, mut rule: config::Rule) -> config::Rule {
     rule.immutable.push(located("rule.0.immutable.0", column));
     rule
 }
 
-fn changed(column: &str, mut rule: config::Rule) -> config::Rule {
+pub(super) fn changed(column: &str, mut rule: config::Rule) -> config::Rule {
     rule.changed.push(located("rule.0.changed.0", column));
     rule
 }
@@ -50,7 +51,7 @@ pub(super) fn compile(rule: config::Rule) -> Rules {
     Rules::compile(&[rule]).unwrap()
 }
 
-fn relation() -> Arc<Relation> {
+pub(super) fn relation() -> Arc<Relation> {
     let column = |name: &&str| Column {
         is_key: *name == "id",
         name: (*name).to_owned(),
@@ -78,19 +79,19 @@ fn old(kind: OldKind, values: Values<'_>) -> OldTuple {
     OldTuple { kind, tuple: tuple(values) }
 }
 
-fn insert(new: Values<'_>) -> Row {
+pub(super) fn insert(new: Values<'_>) -> Row {
     Row::Insert { new: tuple(new) }
 }
 
-fn update(new: Values<'_>) -> Row {
+pub(super) fn update(new: Values<'_>) -> Row {
     Row::Update { old: None, new: tuple(new) }
 }
 
-fn update_from(kind: OldKind, before: Values<'_>, new: Values<'_>) -> Row {
+pub(super) fn update_from(kind: OldKind, before: Values<'_>, new: Values<'_>) -> Row {
     Row::Update { old: Some(old(kind, before)), new: tuple(new) }
 }
 
-fn delete(kind: OldKind, before: Values<'_>) -> Row {
+pub(super) fn delete(kind: OldKind, before: Values<'_>) -> Row {
     Row::Delete { old: old(kind, before) }
 }
 
@@ -103,7 +104,7 @@ pub(super) fn keys_of(rules: &mut Rules, rows: impl IntoIterator<Item = Row>) ->
 }
 
 /// Keys in quotes, patterns between slashes, widenings in parentheses.
-fn shown(keys: &KeySet) -> String {
+pub(super) fn shown(keys: &KeySet) -> String {
     let exact = keys.exact().map(|(_, key)| format!("'{}'", text(key)));
     let patterns = keys.patterns().map(|(_, pattern)| format!("/{}/", text(pattern.as_bytes())));
     let widened = keys.widened().map(|(_, reason, count)| format!("({} {count})", reason.as_str()));

@@ -109,6 +109,8 @@ pub(super) struct Relation {
 pub(super) struct Column {
     pub(super) name: String,
     pub(super) is_generated: bool,
+    /// `pg_type.oid`; of a domain the one that it is made of.
+    pub(super) type_id: u32,
 }
 
 /// The name of a table.

@@ -81,6 +81,13 @@ fn unknown_old(table: &Table, column: &ColumnUse<'_>) -> Option<Finding> {
             let message = format!("{place}: it counts as changed by every UPDATE");
             Some(Finding::warning("changed_unknown", message).at(column.at).sql(sql))
         }
-        Purpose::Key { .. } | Purpose::Changed => None,
+        Purpose::When { old: true, .. } if !column.immutable && (update || delete) => {
+            let message = format!(
+                "{place}: its old value is unknown when a row is updated or deleted, and `when` \
+                 counts as true where it depends on it"
+            );
+            Some(Finding::warning("condition_unknown", message).at(column.at).sql(sql))
+        }
+        Purpose::Key { .. } | Purpose::Changed | Purpose::When { .. } => None,
     }
 }

@@ -7,10 +7,11 @@
 //! operator may want to know is information.
 //!
 //! The catalog is read in one statement (`catalog`); `server`, `slot`, `publication`, `tables`,
-//! `identity` and `partitions` conclude from it and ask nothing more. Only rules of materialized
-//! views need another one (`views`).
+//! `identity`, `partitions` and `condition` conclude from it and ask nothing more. Only rules of
+//! materialized views need another one (`views`).
 
 mod catalog;
+mod condition;
 mod cure;
 mod finding;
 mod identity;
@@ -89,6 +90,7 @@ pub async fn postgres(
     findings.extend(identity::check(&context));
     findings.extend(partitions::check(&context));
     findings.extend(views::check(config, client).await?);
+    findings.extend(condition::check(&context));
     for table in &catalog.tables {
         let name = table.relation.table_name();
         for partition in &table.partitions {

@@ -99,6 +99,7 @@ fn rules() -> Rules {
         immutable: Vec::new(),
         keys: vec![located("item:{id}")],
         source: crate::config::Source::Table,
+        when: None,
     };
     Rules::compile(&[rule]).unwrap()
 }

@@ -290,6 +290,7 @@ mod tests {
             immutable: Vec::new(),
             keys: templates.iter().map(located).collect(),
             source: crate::config::Source::Table,
+            when: None,
         };
         Rules::compile(&[rule]).unwrap().everything()
     }

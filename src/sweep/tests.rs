@@ -164,6 +164,7 @@ pub(super) fn rules() -> Rules {
         immutable: Vec::new(),
         keys: vec![located(key)],
         source: crate::config::Source::Table,
+        when: None,
     };
     let all = [rule("item", "item", "item:{id}"), rule("list", "list", "list:{id}:*")];
     Rules::compile(&all).unwrap()

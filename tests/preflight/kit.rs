@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use tokio_postgres::{Client, NoTls};
 use walsweep::config::{
-    Config, Http, Located, Location, Log, LogFormat, Operations, Refill, Rule, Sweep, TableName,
+    Config, Http, Located, Location, Log, LogFormat, Operations, Refill, Rule, Script, Sweep,
+    TableName,
 };
 use walsweep::keys::Rules;
 use walsweep::postgres::Endpoint;
@@ -43,7 +44,14 @@ pub(crate) fn rule(table: &str, keys: &[&str]) -> Rule {
         immutable: Vec::new(),
         keys: located(keys, 0, "keys"),
         source: walsweep::config::Source::Table,
+        when: None,
     }
+}
+
+/// The rule with a condition.
+pub(crate) fn when(condition: &str, rule: Rule) -> Rule {
+    let at = Location { line: 1, column: 1, key: "rule.0.when".to_owned() };
+    Rule { when: Some(Script::new(condition.to_owned(), at, condition)), ..rule }
 }
 
 /// A rule that needs the old value of `a`.

@@ -8,7 +8,7 @@ use walsweep::throwaway::{Postgres, PostgresOptions};
 
 use crate::kit::{
     NO_OPERATIONS, TABLE, check, codes, config, database, errors, immutable, located,
-    major_version, rule, whole,
+    major_version, rule, when, whole,
 };
 
 /// Runs the checks over a database made by `ddl`, holds the codes against `expected`, and where
@@ -208,6 +208,9 @@ async fn old_values_that_the_log_lacks_are_found() {
             vec![Rule { changed: located(&["c"], 0, "changed"), ..rule("t", &["k:{id}"]) }],
             &["changed_unknown"],
         ),
+        (table, vec![when("old.c == 'x'", rule("t", &["k:{id}"]))], &["condition_unknown"]),
+        (table, vec![when("new.c > 'x'", rule("t", &["k:{id}"]))], &[]),
+        (table, vec![when("new.c > 1", rule("t", &["k:{id}"]))], &["condition_type"]),
         (indexed, pinned("k:{a}"), &[]),
         (indexed, pinned("k:{b}"), &["replica_identity"]),
         (

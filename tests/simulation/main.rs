@@ -52,6 +52,7 @@ fn rules() -> Rc<Vec<config::Rule>> {
         immutable: Vec::new(),
         keys: vec![Located { value: key.to_owned(), at: Location::default() }],
         source: config::Source::Table,
+        when: None,
     };
     Rc::new(vec![rule("item", "item:{id}"), rule("list", "list:{id}:*")])
 }
