@@ -115,7 +115,7 @@ impl Program<'_> {
 
     /// Runs one session to its end.
     async fn session(&mut self, session: Session) -> Result<(), Error> {
-        let Session { sql, slot, expected, wal_end, broken, timing } = session;
+        let Session { sql, slot, expected, wal_end, broken, timing, tables } = session;
         tracing::info!(
             slot = self.config.postgres.slot,
             from = %expected.lsn,
@@ -145,7 +145,13 @@ impl Program<'_> {
         let outside = Outside { slot, probe, standbys, node };
         let mut health = spawn({
             let (config, metrics) = (self.config.postgres.clone(), Arc::clone(self.metrics));
-            async move { slot_health::watch(&sql, &config, &metrics).await }
+            async move {
+                let (watched, shape) = tables;
+                tokio::select! {
+                    error = slot_health::watch(&sql, &config, &metrics) => error,
+                    error = watched.watch(&shape, &sql) => error,
+                }
+            }
         });
         let watched = (self.health, self.metrics);
         let stages = outside.run((settings, timing), self.rules, watched, self.shutdown);

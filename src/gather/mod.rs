@@ -5,6 +5,7 @@
 //! is handed on at once, so memory does not grow with the transaction (I6); what is kept is the
 //! relation cache and the header of the one transaction that is being received.
 
+mod family;
 #[cfg(test)]
 mod tests;
 
@@ -15,6 +16,8 @@ use hashbrown::HashMap;
 
 use crate::decode::{Begin, Commit, Message, OldTuple, Relation, Truncate, Tuple};
 use crate::lsn::Lsn;
+
+use self::family::Families;
 
 /// A row change, with its relation.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -80,6 +83,14 @@ impl Transaction {
 pub enum Gathered {
     /// Nothing for the stages to the right.
     Nothing,
+    /// A partition of a table has fewer old values than the table's replica identity promises;
+    /// changes of that table are from now on given with what all its partitions have.
+    SmallerPartition {
+        /// The partitioned table.
+        table: Arc<Relation>,
+        /// The partition.
+        partition: Arc<Relation>,
+    },
     /// A row of the open transaction changed.
     Change(Change),
     /// The open transaction truncated these relations with one TRUNCATE.
@@ -149,6 +160,7 @@ pub enum Error {
 #[derive(Debug, Default)]
 pub struct Gatherer {
     relations: HashMap<u32, Arc<Relation>>,
+    families: Families,
     open: Option<Begin>,
 }
 
@@ -172,6 +184,9 @@ impl Gatherer {
     /// the message here
     /// (<https://www.postgresql.org/docs/current/protocol-logical-replication.html>).
     pub fn push(&mut self, message: Message) -> Result<Gathered, Error> {
+        if !matches!(message, Message::Relation(_) | Message::Type(_)) {
+            self.families.interrupted();
+        }
         match message {
             Message::Insert(insert) => {
                 self.change(insert.relation_id, Row::Insert { new: insert.new })
@@ -185,11 +200,29 @@ impl Gatherer {
             Message::Truncate(truncate) => self.truncate(&truncate),
             Message::Begin(begin) => self.begin(begin),
             Message::Commit(commit) => self.commit(&commit),
-            Message::Relation(relation) => {
-                self.relations.insert(relation.id, relation);
-                Ok(Gathered::Nothing)
-            }
+            Message::Relation(relation) => Ok(self.describe(relation)),
             Message::Origin(_) | Message::Type(_) | Message::Logical(_) => Ok(Gathered::Nothing),
+        }
+    }
+
+    fn describe(&mut self, relation: Arc<Relation>) -> Gathered {
+        let partition = Arc::clone(&relation);
+        self.relations.insert(relation.id, relation);
+        let root = self.families.described(partition.id);
+        let root = root.and_then(|root| self.relations.get(&root)).map(Arc::clone);
+        // The table itself, described again, forgets what was narrowed.
+        let Some(table) = root else { return Gathered::Nothing };
+        let partitions = self.families.partitions(table.id).iter();
+        let partitions = partitions.filter_map(|id| self.relations.get(id));
+        if !partitions.clone().any(|partition| family::is_less(&table, partition)) {
+            return Gathered::Nothing;
+        }
+        let narrowed = Arc::new(family::narrowed(&table, partitions));
+        self.relations.insert(table.id, narrowed);
+        if family::is_less(&table, &partition) {
+            Gathered::SmallerPartition { table, partition }
+        } else {
+            Gathered::Nothing
         }
     }
 
@@ -230,7 +263,8 @@ impl Gatherer {
         Ok(Gathered::Change(Change { relation: Arc::clone(relation), row }))
     }
 
-    fn truncate(&self, truncate: &Truncate) -> Result<Gathered, Error> {
+    fn truncate(&mut self, truncate: &Truncate) -> Result<Gathered, Error> {
+        self.families.truncated(&truncate.relation_ids);
         let change = |id: &u32| {
             let relation = Arc::clone(self.relation(*id)?);
             Ok(Change { relation, row: Row::Truncate })

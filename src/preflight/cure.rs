@@ -101,6 +101,12 @@ pub(super) fn full_identity(table: &Table) -> String {
     statements.collect::<Vec<_>>().join(";\n")
 }
 
+/// Gives one relation the full replica identity.
+pub(crate) fn full_identity_of(schema: &str, name: &str) -> String {
+    let table = format!("{}.{}", escape_identifier(schema), escape_identifier(name));
+    render(include_str!("../../sql/setup/replica_identity.sql"), &[("table", &table)])
+}
+
 /// Lets the role replicate.
 pub(super) fn allow_replication(role: &Role) -> String {
     let file = if role.is_rds {

@@ -26,7 +26,7 @@ use tokio_postgres::Client;
 use crate::config::{Config, TableName};
 use crate::keys::Rules;
 
-pub(crate) use self::cure::{drop_publication, drop_slot, render};
+pub(crate) use self::cure::{drop_publication, drop_slot, full_identity_of, render};
 pub use self::finding::{Finding, Report, Severity};
 pub use self::redis::redis;
 pub use self::replicas::replicas;
