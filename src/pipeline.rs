@@ -26,7 +26,7 @@ use crate::settle::{self, Gate, Probe, Replicas, SqlProbe, SqlStandby, Standby};
 use crate::shutdown::Shutdown;
 use crate::slot_health;
 use crate::stream::{CHANNEL_LENGTH, Ends, GateEnds, Stream};
-use crate::sweep::{Node, Settings, Standalone, Sweeper, key_name};
+use crate::sweep::{Broken, Node, Settings, Standalone, Sweeper, key_name};
 
 /// How often another try is made while another process has the slot.
 const STANDBY_WAIT: Duration = Duration::from_millis(500);
@@ -57,6 +57,7 @@ impl Program<'_> {
         let mut established = false;
         let mut standing_by = false;
         let mut stuck = Stuck::default();
+        let mut tables_changed = false;
         loop {
             tokio::select! {
                 biased;
@@ -74,7 +75,11 @@ impl Program<'_> {
                 ) => opened,
             };
             let outcome = match opened {
-                Ok(session) => {
+                Ok(mut session) => {
+                    if std::mem::take(&mut tables_changed) {
+                        // They may be again what they were, and were something else meanwhile.
+                        session.broken.get_or_insert(Broken::TablesChanged);
+                    }
                     (established, standing_by) = (true, false);
                     backoff = Backoff::postgres();
                     self.metrics.postgres_up.set(1);
@@ -83,6 +88,7 @@ impl Program<'_> {
                     }
                     let start = session.expected.lsn;
                     let outcome = self.session(session).await;
+                    tables_changed = matches!(outcome, Err(Error::TablesChanged));
                     let undecodable = outcome.as_ref().is_err_and(Error::is_undecodable);
                     stuck.session_ended(start, undecodable);
                     outcome

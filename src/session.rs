@@ -101,6 +101,7 @@ impl Session {
         if !same_server(&server, &identity) {
             return Err(Error::TwoServers { sql: server.name(), replication: name(&identity) });
         }
+        step(replication.accept_any_bytes()).await?;
         let broken = ensure_slot(config, &sql, &mut replication, (health, slot_is_stuck)).await?;
         let (slot, publication) = (&config.postgres.slot, &config.postgres.publication);
         let started = step(replication.start(slot, publication, StreamOptions::default())).await;

@@ -81,6 +81,8 @@ pub(super) struct Table {
     pub(super) partitions: Vec<Relation>,
     /// A table that inherits from it, is no partition, and is named by no rule.
     pub(super) heir: Option<String>,
+    /// Whether it is a partition or parent, or inherits.
+    pub(super) is_inherited: bool,
     /// The partitioned table under whose name its changes are published.
     pub(super) published_as: Option<String>,
     /// Whether the publication names it, or a table that it is a partition of.
@@ -109,6 +111,8 @@ pub(super) struct Relation {
 pub(super) struct Column {
     pub(super) name: String,
     pub(super) is_generated: bool,
+    /// Bytes on average, if the table was analyzed and may be read.
+    pub(super) width: Option<i64>,
 }
 
 /// The name of a table.

@@ -10,6 +10,7 @@
 //! `identity` and `partitions` conclude from it and ask nothing more.
 
 mod catalog;
+mod columns;
 mod cure;
 mod finding;
 mod identity;
@@ -54,6 +55,8 @@ struct Context<'a> {
     config: &'a Config,
     rules: &'a Rules,
     catalog: &'a Catalog,
+    /// `server_version_num`.
+    version: i32,
 }
 
 /// Checks the database behind `client`, which must be a connection to `config.postgres.endpoint`,
@@ -74,7 +77,7 @@ pub async fn postgres(
     let catalog = Catalog::read(config, rules, client).await?;
     let mut pids = vec![backend_pid, catalog.backend_pid];
     pids.push(catalog::server(client).await?.0);
-    let context = Context { config, rules, catalog: &catalog };
+    let context = Context { config, rules, catalog: &catalog, version };
     let mut findings = server::check(&context, &pids);
     if catalog.is_in_recovery {
         // Whatever else is wrong would have to be cured on the primary.

@@ -1,8 +1,11 @@
 //! Every kind of table, value and change of a table: real keys go in a real Redis, others stay.
 
+mod names;
+mod narrow;
 mod partitions;
 mod shapes;
 mod types;
+mod values;
 
 use crate::support::{Bed, Settings, Sidecar, text};
 

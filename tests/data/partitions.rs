@@ -39,6 +39,7 @@ async fn a_partition_with_a_smaller_identity_widens_and_is_told_with_its_cure() 
     let rules = rule("public.part", &["owner:{owner}"]);
     let sidecar = sidecar(&bed, TABLE, &rules).await;
     bed.sql.run("insert into part values (1, 'eu', 'a'), (3, 'eu', null), (4, 'eu', 'e')").await;
+    bed.settled().await;
     // A whole old version: its NULL is one.
     expect(&bed, "delete from part where id = 3", &[], &["owner:a", "owner:b"]).await;
     let add = "create table part_asia partition of part for values in ('asia');

@@ -58,6 +58,11 @@ async fn a_table_that_has_no_changes_any_more_is_not_silent() {
             "which publication `walsweep` leaves out",
             "alter publication walsweep set (publish = 'insert, update, delete, truncate')",
         ),
+        (
+            "create table heir () inherits (site)",
+            "`public.heir` inherits from `public.site`",
+            "drop table heir",
+        ),
     ] {
         bed.fill(&KEYS).await;
         bed.sql.run(broken).await;
