@@ -195,9 +195,6 @@ impl<'a> Stream<'a> {
         }
         match self.gatherer.push(message)? {
             Gathered::Nothing => {}
-            Gathered::SmallerPartition { table, partition } => {
-                warn_smaller(self.rules, &table, &partition);
-            }
             Gathered::Change(change) => {
                 counters.row(&change.row);
                 let had_none = self.keys.is_empty();
@@ -228,6 +225,9 @@ impl<'a> Stream<'a> {
 
     fn take_commit(&mut self, transaction: Transaction, counters: &Counters<'_>) {
         counters.transactions.inc();
+        for (table, partition) in self.gatherer.smaller_partitions() {
+            warn_smaller(self.rules, &table, &partition);
+        }
         let keys = std::mem::replace(&mut self.keys, self.rules.key_set());
         counters.keys(&keys);
         if keys.is_empty() {

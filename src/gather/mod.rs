@@ -83,14 +83,6 @@ impl Transaction {
 pub enum Gathered {
     /// Nothing for the stages to the right.
     Nothing,
-    /// A partition of a table has fewer old values than the table's replica identity promises;
-    /// changes of that table are from now on given with what all its partitions have.
-    SmallerPartition {
-        /// The partitioned table.
-        table: Arc<Relation>,
-        /// The partition.
-        partition: Arc<Relation>,
-    },
     /// A row of the open transaction changed.
     Change(Change),
     /// The open transaction truncated these relations with one TRUNCATE.
@@ -200,29 +192,34 @@ impl Gatherer {
             Message::Truncate(truncate) => self.truncate(&truncate),
             Message::Begin(begin) => self.begin(begin),
             Message::Commit(commit) => self.commit(&commit),
-            Message::Relation(relation) => Ok(self.describe(relation)),
+            Message::Relation(relation) => {
+                self.describe(relation);
+                Ok(Gathered::Nothing)
+            }
             Message::Origin(_) | Message::Type(_) | Message::Logical(_) => Ok(Gathered::Nothing),
         }
     }
 
-    fn describe(&mut self, relation: Arc<Relation>) -> Gathered {
-        let partition = Arc::clone(&relation);
+    /// Tables and partitions with fewer old values than the table's replica identity promises,
+    /// described since this was asked last. Changes of such a table are given with the identity
+    /// that all its partitions have.
+    pub fn smaller_partitions(&mut self) -> Vec<(Arc<Relation>, Arc<Relation>)> {
+        self.families.take_smaller()
+    }
+
+    fn describe(&mut self, relation: Arc<Relation>) {
+        let root = self.families.described(&relation);
         self.relations.insert(relation.id, relation);
-        let root = self.families.described(partition.id);
-        let root = root.and_then(|root| self.relations.get(&root)).map(Arc::clone);
-        // The table itself, described again, forgets what was narrowed.
-        let Some(table) = root else { return Gathered::Nothing };
-        let partitions = self.families.partitions(table.id).iter();
-        let partitions = partitions.filter_map(|id| self.relations.get(id));
-        if !partitions.clone().any(|partition| family::is_less(&table, partition)) {
-            return Gathered::Nothing;
+        if let Some(root) = root {
+            self.narrow(root);
         }
-        let narrowed = Arc::new(family::narrowed(&table, partitions));
-        self.relations.insert(table.id, narrowed);
-        if family::is_less(&table, &partition) {
-            Gathered::SmallerPartition { table, partition }
-        } else {
-            Gathered::Nothing
+    }
+
+    /// Gives a table the identity that all its partitions have.
+    fn narrow(&mut self, root: u32) {
+        if let Some(table) = self.relations.get(&root) {
+            let narrowed = self.families.narrowed(Arc::clone(table), &self.relations);
+            self.relations.insert(root, narrowed);
         }
     }
 
@@ -264,7 +261,9 @@ impl Gatherer {
     }
 
     fn truncate(&mut self, truncate: &Truncate) -> Result<Gathered, Error> {
-        self.families.truncated(&truncate.relation_ids);
+        for root in self.families.truncated(&truncate.relation_ids) {
+            self.narrow(root);
+        }
         let change = |id: &u32| {
             let relation = Arc::clone(self.relation(*id)?);
             Ok(Change { relation, row: Row::Truncate })

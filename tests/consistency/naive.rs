@@ -44,7 +44,7 @@ pub(crate) async fn run() {
             }
         };
         match gatherer.push(decode(payload).unwrap()).unwrap() {
-            Gathered::Nothing | Gathered::SmallerPartition { .. } => {}
+            Gathered::Nothing => {}
             Gathered::Change(change) => rules.add(&change, &mut keys),
             Gathered::Truncate(all) => all.iter().for_each(|one| rules.add(one, &mut keys)),
             Gathered::Committed(transaction) => {

@@ -71,7 +71,8 @@ const SETTINGS: &str = "set datestyle = 'ISO'; set intervalstyle = 'postgres';
 /// Settings of the role that must not show in keys.
 const ODD: &str = "
     alter role postgres set datestyle = 'SQL, DMY'; alter role postgres set bytea_output = 'escape';
-    alter role postgres set intervalstyle = 'iso_8601'; alter role postgres set timezone = 'Asia/Tokyo';
+    alter role postgres set intervalstyle = 'iso_8601';
+    alter role postgres set timezone = 'Asia/Tokyo';
     alter role postgres set extra_float_digits = -3";
 
 #[tokio::test]
