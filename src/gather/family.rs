@@ -77,7 +77,7 @@ impl Families {
         if let Some(last) = last.filter(|last| ids.contains(&last.id) && is_less(&table, last)) {
             self.smaller.push((Arc::clone(&table), Arc::clone(last)));
         }
-        let narrowed = Arc::new(with_less(&table, partitions));
+        let narrowed = Arc::new(with_less(&table, &partitions));
         self.described.insert(table.id, table);
         narrowed
     }
@@ -95,7 +95,7 @@ fn is_less(root: &Relation, partition: &Relation) -> bool {
 
 fn with_less<'a>(
     root: &Relation,
-    partitions: impl Iterator<Item = &'a Arc<Relation>> + Clone,
+    partitions: &(impl Iterator<Item = &'a Arc<Relation>> + Clone),
 ) -> Relation {
     let mut narrowed = root.clone();
     narrowed.replica_identity = ReplicaIdentity::Index;
