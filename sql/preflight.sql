@@ -67,8 +67,14 @@ with wanted as (
                                                 join pg_type t on t.oid = base.typbasetype
                                                where base.typtype = 'd'
                                             )
-                                            select oid::bigint from base where typtype <> 'd'))),
-                                '[]')
+                                            select oid::bigint from base where typtype <> 'd'),
+                                'width', (select s.avg_width
+                                            from pg_stats s
+                                           where s.schemaname = relation.shown ->> 'schema'
+                                             and s.tablename = relation.shown ->> 'name'
+                                             and s.attname = a.attname
+                                             and not s.inherited))
+                                 order by a.attnum), '[]')
                          from pg_attribute a
                         where a.attrelid = f.oid and a.attnum > 0 and not a.attisdropped),
            'partitions', (select coalesce(jsonb_agg(leaf.shown), '[]')
@@ -92,6 +98,8 @@ with wanted as (
                        and c.oid not in (select oid from found)
                      order by 1
                      limit 1),
+           'is_inherited', exists (select from pg_inherits i
+                                    where f.oid in (i.inhparent, i.inhrelid)),
            -- The partitioned table under whose name this one's changes are published.
            'published_as', (select n.nspname || '.' || c.relname
                               from pg_partition_ancestors(f.oid) as up (relid)

@@ -52,6 +52,9 @@ pub enum Error {
     /// The slot was dropped.
     #[error("the slot is gone")]
     SlotGone,
+    /// A rule's table, its partitions or what is published of it: no longer as it was.
+    #[error("a table of the rules, or what is published of it, was changed")]
+    TablesChanged,
     /// The slot keeps more WAL than `postgres.max_retained_wal`; the next session begins with
     /// another one.
     #[error(
@@ -118,6 +121,7 @@ impl Error {
             | Error::Capture(_)
             | Error::Gate(_)
             | Error::SlotGone
+            | Error::TablesChanged
             | Error::RetainedWal(_)
             | Error::Silent(_)
             | Error::Stage(_) => Verdict::Retry,
@@ -145,6 +149,7 @@ impl Error {
             Error::RetainedWal(_) => {
                 Some("find out what holds the confirmation: Redis, a transaction that stays open")
             }
+            Error::TablesChanged => Some("every key of the rules is swept; nothing is to be done"),
             Error::Preflight(_)
             | Error::Sql(_)
             | Error::Capture(_)

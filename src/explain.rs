@@ -251,14 +251,12 @@ fn expect_row(
     }
 }
 
-/// A tuple with the values as Postgres prints them.
+/// A tuple with the values as they stand in keys.
 fn tuple(row: &Object, columns: &BTreeSet<&str>) -> Result<Tuple, Error> {
     let text = |column: &&str| match row.get(*column) {
         None => Ok(Some(None)),
         Some(serde_json::Value::Null) => Ok(None),
-        Some(serde_json::Value::Bool(value)) => {
-            Ok(Some(Some(if *value { "t" } else { "f" }.to_owned())))
-        }
+        Some(serde_json::Value::Bool(value)) => Ok(Some(Some(value.to_string()))),
         Some(serde_json::Value::Number(value)) => Ok(Some(Some(value.to_string()))),
         Some(serde_json::Value::String(value)) => Ok(Some(Some(value.clone()))),
         Some(serde_json::Value::Array(_) | serde_json::Value::Object(_)) => {

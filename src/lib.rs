@@ -70,6 +70,7 @@ pub mod preflight;
 pub mod retry;
 pub mod session;
 pub mod setup;
+pub mod shape;
 pub mod shutdown;
 pub mod slot_health;
 pub mod stream;

@@ -26,7 +26,7 @@ use crate::settle::{self, Gate, Probe, Replicas, SqlProbe, SqlStandby, Standby};
 use crate::shutdown::Shutdown;
 use crate::slot_health;
 use crate::stream::{CHANNEL_LENGTH, Ends, GateEnds, Stream};
-use crate::sweep::{Node, Settings, Standalone, Sweeper, key_name};
+use crate::sweep::{Broken, Node, Settings, Standalone, Sweeper, key_name};
 
 /// How often another try is made while another process has the slot.
 const STANDBY_WAIT: Duration = Duration::from_millis(500);
@@ -57,6 +57,7 @@ impl Program<'_> {
         let mut established = false;
         let mut standing_by = false;
         let mut stuck = Stuck::default();
+        let mut tables_changed = false;
         loop {
             tokio::select! {
                 biased;
@@ -74,7 +75,11 @@ impl Program<'_> {
                 ) => opened,
             };
             let outcome = match opened {
-                Ok(session) => {
+                Ok(mut session) => {
+                    if std::mem::take(&mut tables_changed) {
+                        // They may be again what they were, and were something else meanwhile.
+                        session.broken.get_or_insert(Broken::TablesChanged);
+                    }
                     (established, standing_by) = (true, false);
                     backoff = Backoff::postgres();
                     self.metrics.postgres_up.set(1);
@@ -83,6 +88,7 @@ impl Program<'_> {
                     }
                     let start = session.expected.lsn;
                     let outcome = self.session(session).await;
+                    tables_changed = matches!(outcome, Err(Error::TablesChanged));
                     let undecodable = outcome.as_ref().is_err_and(Error::is_undecodable);
                     stuck.session_ended(start, undecodable);
                     outcome
@@ -115,7 +121,7 @@ impl Program<'_> {
 
     /// Runs one session to its end.
     async fn session(&mut self, session: Session) -> Result<(), Error> {
-        let Session { sql, slot, expected, wal_end, broken, timing } = session;
+        let Session { sql, slot, expected, wal_end, broken, timing, tables } = session;
         tracing::info!(
             slot = self.config.postgres.slot,
             from = %expected.lsn,
@@ -145,7 +151,13 @@ impl Program<'_> {
         let outside = Outside { slot, probe, standbys, node };
         let mut health = spawn({
             let (config, metrics) = (self.config.postgres.clone(), Arc::clone(self.metrics));
-            async move { slot_health::watch(&sql, &config, &metrics).await }
+            async move {
+                let (watched, shape) = tables;
+                tokio::select! {
+                    error = slot_health::watch(&sql, &config, &metrics) => error,
+                    error = watched.watch(&shape, &sql) => error,
+                }
+            }
         });
         let watched = (self.health, self.metrics);
         let stages = outside.run((settings, timing), self.rules, watched, self.shutdown);

@@ -14,8 +14,9 @@ use crate::keys::Rules;
 use crate::lsn::Lsn;
 use crate::postgres::{Endpoint, Sql, connect_sql};
 use crate::preflight;
+use crate::shape::{Shape, Watched};
 use crate::slot_health::{self, SlotState};
-use crate::sweep::{Broken, Watermark};
+use crate::sweep::{Broken, TABLES_MARK, Watermark};
 
 /// `application_name` of the SQL connection.
 pub const SQL_NAME: &str = "walsweep";
@@ -41,6 +42,8 @@ pub struct Session {
     pub broken: Option<Broken>,
     /// When to speak and when to worry.
     pub timing: Timing,
+    /// The rules' tables, and how they were before everything was checked.
+    pub tables: (Watched, Shape),
 }
 
 /// How often a status is sent, and how long the server may be silent.
@@ -86,6 +89,8 @@ impl Session {
     ) -> Result<Session, Error> {
         let sql = Rc::new(connect_sql(&config.postgres.endpoint, SQL_NAME).await?);
         let server = step(identify(&sql)).await?;
+        let tables = Watched::new(rules, &config.postgres.publication);
+        let shape = step(tables.look(&sql)).await?;
         let report = step(preflight::postgres(config, rules, &sql)).await?;
         if report.iter().any(preflight::Finding::is_error) {
             return Err(Error::Refused(report));
@@ -96,6 +101,7 @@ impl Session {
         if !same_server(&server, &identity) {
             return Err(Error::TwoServers { sql: server.name(), replication: name(&identity) });
         }
+        step(replication.accept_any_bytes()).await?;
         let broken = ensure_slot(config, &sql, &mut replication, (health, slot_is_stuck)).await?;
         let (slot, publication) = (&config.postgres.slot, &config.postgres.publication);
         let options = StreamOptions { messages: rules.need_messages() };
@@ -114,10 +120,11 @@ impl Session {
             timeline: identity.timeline,
             epoch: server.epoch,
             lsn: state.confirmed_flush_lsn,
-            rules: fingerprint(config, rules),
+            rules: fingerprint(config, rules, &shape),
         };
         let timing = Timing::new(server.wal_sender_timeout_ms);
-        Ok(Session { sql, slot, expected, wal_end: state.wal_end(), broken, timing })
+        let (wal_end, tables) = (state.wal_end(), (tables, shape));
+        Ok(Session { sql, slot, expected, wal_end, broken, timing, tables })
     }
 }
 
@@ -135,14 +142,16 @@ impl ServerIdentity {
     }
 }
 
-/// What the promise of a watermark depends on besides history: the rules, and which standbys were
-/// waited for. One that is new in the list may have shown readers what is confirmed already.
-fn fingerprint(config: &Config, rules: &Rules) -> String {
+/// What the promise of a watermark depends on besides history: the rules, which standbys were
+/// waited for, and the rules' tables. A standby that is new in the list may have shown readers what
+/// is confirmed already.
+fn fingerprint(config: &Config, rules: &Rules, shape: &Shape) -> String {
     let mut replicas: Vec<String> =
         config.postgres.replicas.iter().map(Endpoint::address).collect();
     replicas.sort_unstable();
     let addresses = replicas.iter().map(|address| format!(" {address}"));
-    std::iter::once(rules.fingerprint()).chain(addresses).collect()
+    let tables = format!("{TABLES_MARK}{}", shape.digest());
+    std::iter::once(rules.fingerprint()).chain(addresses).chain([tables]).collect()
 }
 
 fn name(identity: &Identity) -> String {

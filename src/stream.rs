@@ -9,13 +9,15 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 use crate::admin::{Health, Phase};
 use crate::capture::{Frame, Slot};
 use crate::channel::{Closed, Receiver, Room, Sender, channel};
-use crate::decode::{LogicalMessage, Message, decode};
+use crate::config::TableName;
+use crate::decode::{LogicalMessage, Message, Relation, decode};
 use crate::error::Error;
 use crate::failpoint::{Point, reach};
 use crate::gather::{Gathered, Gatherer, Row, Transaction};
 use crate::keys::{KeySet, Rules, Signal};
 use crate::lsn::Lsn;
 use crate::metrics::{Metrics, OperationLabel, ReasonLabel, seconds};
+use crate::preflight;
 use crate::session::Timing;
 use crate::settle::{Input, Mapped, Resync, Visible};
 use crate::shutdown::Shutdown;
@@ -250,6 +252,9 @@ impl<'a> Stream<'a> {
             let rule = &self.rules.names()[usize::from(rule.0)];
             tracing::warn!(rule, why, "`when` cannot be evaluated for a row, and counts as true");
         }
+        for (table, partition) in self.gatherer.smaller_partitions() {
+            warn_smaller(self.rules, &table, &partition);
+        }
         let keys = std::mem::replace(&mut self.keys, self.rules.key_set());
         counters.keys(&keys);
         if keys.is_empty() {
@@ -380,6 +385,22 @@ impl<'a> Stream<'a> {
             Err(error) => tracing::warn!(%confirmed, %error, "stopped without a farewell"),
         }
         Ok(())
+    }
+}
+
+/// A partition that was added since the start, most likely: it inherits no replica identity.
+fn warn_smaller(rules: &Rules, table: &Relation, partition: &Relation) {
+    let is_looked_at = |name: &TableName| {
+        (name.schema.as_str(), name.name.as_str()) == (&*table.namespace, &*table.name)
+    };
+    if rules.tables().any(is_looked_at) {
+        tracing::warn!(
+            partition = format!("{}.{}", partition.namespace, partition.name),
+            table = format!("{}.{}", table.namespace, table.name),
+            hint = preflight::full_identity_of(&partition.namespace, &partition.name),
+            "the partition has a smaller replica identity than its table: keys with old values \
+             widen to `*`"
+        );
     }
 }
 

@@ -6,6 +6,7 @@ mod checker;
 mod adversity;
 mod continuity;
 mod crash;
+mod data;
 mod delivery;
 mod limits;
 mod messages;

@@ -76,9 +76,13 @@ impl<'a> Login<'a> {
             // Warnings must come through, whatever the role's own setting: one of them is an error
             // to us (`skipped_publication`).
             ("client_min_messages", "warning"),
-            // Keys are made of values as text: the same text whatever the role's settings are, and
-            // the one that Postgres's own subscriber asks for (libpqwalreceiver.c).
-            ("options", "-c datestyle=ISO -c intervalstyle=postgres -c extra_float_digits=3"),
+            // Keys are made of values as text: the same text whatever the role's settings are. The
+            // first three are what Postgres's own subscriber asks for (libpqwalreceiver.c).
+            (
+                "options",
+                "-c datestyle=ISO -c intervalstyle=postgres -c extra_float_digits=3 \
+                 -c timezone=UTC -c bytea_output=hex",
+            ),
         ];
         self.send(|out| frontend::startup_message(parameters, out)).await
     }

@@ -68,6 +68,21 @@ impl Replication {
         })
     }
 
+    /// Lets values come as the bytes that they are from a database in `SQL_ASCII`: it knows no
+    /// encoding, and a value that is not UTF-8 could never be sent as such. The stream would end
+    /// there for good.
+    ///
+    /// # Errors
+    /// The connection failed, or the server refused.
+    pub async fn accept_any_bytes(&mut self) -> Result<(), Error> {
+        let row = self.connection.command("read the encoding", "SHOW server_encoding").await?;
+        if column::<String>(&row.unwrap_or_default(), 0)? == "SQL_ASCII" {
+            let set = "SET client_encoding TO SQL_ASCII";
+            self.connection.command("set the encoding", set).await?;
+        }
+        Ok(())
+    }
+
     /// Runs a statement and gives the first row of its answer as text; empty when there is none.
     /// Lines of comment in `sql` are left out: the grammar of replication commands has none.
     ///

@@ -5,6 +5,7 @@
 //! is handed on at once, so memory does not grow with the transaction (I6); what is kept is the
 //! relation cache and the header of the one transaction that is being received.
 
+mod family;
 mod types;
 #[cfg(test)]
 mod tests;
@@ -16,6 +17,9 @@ use hashbrown::HashMap;
 
 use crate::decode::{Begin, Commit, LogicalMessage, Message, OldTuple, Relation, Truncate, Tuple};
 use crate::lsn::Lsn;
+
+use self::family::Families;
+use self::types::Types;
 
 /// A row change, with its relation.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -158,7 +162,8 @@ pub enum Error {
 #[derive(Debug, Default)]
 pub struct Gatherer {
     relations: HashMap<u32, Arc<Relation>>,
-    types: types::Types,
+    types: Types,
+    families: Families,
     open: Option<Begin>,
 }
 
@@ -182,6 +187,9 @@ impl Gatherer {
     /// does not allow the message here
     /// (<https://www.postgresql.org/docs/current/protocol-logical-replication.html>).
     pub fn push(&mut self, message: Message) -> Result<Gathered, Error> {
+        if !matches!(message, Message::Relation(_) | Message::Type(_)) {
+            self.families.interrupted();
+        }
         match message {
             Message::Insert(insert) => {
                 self.change(insert.relation_id, Row::Insert { new: insert.new })
@@ -196,7 +204,8 @@ impl Gatherer {
             Message::Begin(begin) => self.begin(begin),
             Message::Commit(commit) => self.commit(&commit),
             Message::Relation(relation) => {
-                self.relations.insert(relation.id, self.types.resolve(relation));
+                let relation = self.types.resolve(relation);
+                self.describe(relation);
                 Ok(Gathered::Nothing)
             }
             Message::Type(described) => {
@@ -205,6 +214,29 @@ impl Gatherer {
             }
             Message::Logical(message) => self.logical(message),
             Message::Origin(_) => Ok(Gathered::Nothing),
+        }
+    }
+
+    /// Tables and partitions with fewer old values than the table's replica identity promises,
+    /// described since this was asked last. Changes of such a table are given with the identity
+    /// that all its partitions have.
+    pub fn smaller_partitions(&mut self) -> Vec<(Arc<Relation>, Arc<Relation>)> {
+        self.families.take_smaller()
+    }
+
+    fn describe(&mut self, relation: Arc<Relation>) {
+        let root = self.families.described(&relation);
+        self.relations.insert(relation.id, relation);
+        if let Some(root) = root {
+            self.narrow(root);
+        }
+    }
+
+    /// Gives a table the identity that all its partitions have.
+    fn narrow(&mut self, root: u32) {
+        if let Some(table) = self.relations.get(&root) {
+            let narrowed = self.families.narrowed(Arc::clone(table), &self.relations);
+            self.relations.insert(root, narrowed);
         }
     }
 
@@ -245,7 +277,10 @@ impl Gatherer {
         Ok(Gathered::Change(Change { relation: Arc::clone(relation), row }))
     }
 
-    fn truncate(&self, truncate: &Truncate) -> Result<Gathered, Error> {
+    fn truncate(&mut self, truncate: &Truncate) -> Result<Gathered, Error> {
+        for root in self.families.truncated(&truncate.relation_ids) {
+            self.narrow(root);
+        }
         let change = |id: &u32| {
             let relation = Arc::clone(self.relation(*id)?);
             Ok(Change { relation, row: Row::Truncate })

@@ -180,7 +180,8 @@ pub(super) fn fingerprint(rules: &[Rule]) -> String {
             lines.insert(line);
         }
     }
-    let mut text = b"walsweep rules 1".to_vec();
+    // Counts up when the same rules come to give other keys: 2, booleans are `true` and `false`.
+    let mut text = b"walsweep rules 2".to_vec();
     lines.iter().for_each(|line| push_part(&mut text, line));
     let mut hex = Vec::new();
     push_hex(&mut hex, &Sha256::digest(&text), 16);

@@ -99,11 +99,13 @@ fn emptied<'b>(mut values: Vec<Known<'_>>) -> Vec<Known<'b>> {
 
 fn read_old<'a>(old: &'a OldTuple, slots: &[Slot], out: &mut Vec<Known<'a>>) {
     read_tuple(&old.tuple, slots, out);
-    if old.kind == OldKind::Full {
-        return;
-    }
+    let is_whole = old.kind == OldKind::Full;
     for (slot, value) in slots.iter().zip(out) {
-        if !slot.is_key && *value != Known::Unknown(WidenReason::MissingColumn) {
+        // Sent as whole for a relation that is not full: a partition with a smaller identity, whose
+        // missing values look like NULL.
+        let is_doubtful = if is_whole { *value == Known::Null } else { true };
+        let is_unknown = is_doubtful && !slot.is_key && !(is_whole && slot.is_full);
+        if is_unknown && *value != Known::Unknown(WidenReason::MissingColumn) {
             *value = Known::Unknown(WidenReason::ReplicaIdentity);
         }
     }
@@ -118,6 +120,9 @@ fn read_tuple<'a>(tuple: &'a Tuple, slots: &[Slot], out: &mut Vec<Known<'a>>) {
             last = match values.nth(slot.column - next) {
                 Some(Value::Null) => Known::Null,
                 Some(Value::Unchanged) => Known::Unknown(WidenReason::UnchangedToast),
+                // As a cast to text writes it, and most programs; the output function is shorter.
+                Some(Value::Text(b"t")) if slot.is_boolean => Known::Bytes(b"true"),
+                Some(Value::Text(b"f")) if slot.is_boolean => Known::Bytes(b"false"),
                 Some(Value::Text(bytes) | Value::Binary(bytes)) => Known::Bytes(bytes),
                 None => missing,
             };

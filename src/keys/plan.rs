@@ -34,6 +34,7 @@ pub(super) struct Plan {
 }
 
 /// A column that rules need.
+#[expect(clippy::struct_excessive_bools, reason = "facts that do not depend on each other")]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Slot {
     /// Its place in a tuple; `usize::MAX` if the relation does not have it, so that it sorts last.
@@ -42,7 +43,14 @@ pub(super) struct Slot {
     pub(super) immutable: bool,
     /// Whether it is part of the index that is the replica identity.
     pub(super) is_key: bool,
+    /// Whether every old version is whole.
+    pub(super) is_full: bool,
+    /// Whether its type is `boolean`.
+    pub(super) is_boolean: bool,
 }
+
+/// `pg_type.oid` of `boolean`.
+const BOOLEAN: u32 = 16;
 
 #[derive(Debug)]
 pub(super) struct PlannedRule {
@@ -129,6 +137,8 @@ fn slot(relation: &Relation, rule: &Rule, column: &str) -> Slot {
         column: place.unwrap_or(usize::MAX),
         immutable: rule.is_immutable(column),
         is_key: place.is_some_and(|place| has_index && relation.columns[place].is_key),
+        is_full: identity == ReplicaIdentity::Full,
+        is_boolean: place.is_some_and(|place| relation.columns[place].type_id == BOOLEAN),
     }
 }
 

@@ -81,6 +81,8 @@ pub(super) struct Table {
     pub(super) partitions: Vec<Relation>,
     /// A table that inherits from it, is no partition, and is named by no rule.
     pub(super) heir: Option<String>,
+    /// Whether it is a partition or parent, or inherits.
+    pub(super) is_inherited: bool,
     /// The partitioned table under whose name its changes are published.
     pub(super) published_as: Option<String>,
     /// Whether the publication names it, or a table that it is a partition of.
@@ -111,6 +113,8 @@ pub(super) struct Column {
     pub(super) is_generated: bool,
     /// `pg_type.oid`; of a domain the one that it is made of.
     pub(super) type_id: u32,
+    /// Bytes on average, if the table was analyzed and may be read.
+    pub(super) width: Option<i64>,
 }
 
 /// The name of a table.

@@ -38,7 +38,7 @@ pub(super) fn operation_names(operations: Operations) -> Vec<&'static str> {
 /// Creates the publication of these tables; `None` if there is none, and rules look at some.
 pub(super) fn create_publication(
     publication: &str,
-    tables: &[&Table],
+    tables: &[(&Table, Option<Vec<&str>>)],
     operations: Operations,
 ) -> Option<String> {
     if operations == Operations::NONE {
@@ -48,13 +48,16 @@ pub(super) fn create_publication(
     if tables.is_empty() {
         return None;
     }
-    let names: Vec<String> = tables.iter().map(|table| qualified(&table.relation)).collect();
+    let name = |(table, columns): &(&Table, Option<Vec<&str>>)| {
+        format!("{}{}", qualified(&table.relation), list(columns.as_deref()))
+    };
+    let names: Vec<String> = tables.iter().map(name).collect();
     let mut options = Vec::new();
     if operations != Operations::ALL {
         let operations = escape_literal(&operation_names(operations).join(", "));
         options.push(format!("publish = {operations}"));
     }
-    if tables.iter().any(|table| table.is_partitioned()) {
+    if tables.iter().any(|(table, _)| table.is_partitioned()) {
         options.push("publish_via_partition_root = true".to_owned());
     }
     let options = match options.join(", ") {
@@ -81,19 +84,27 @@ pub(super) fn set_via_root(publication: &str) -> String {
     render(include_str!("../../sql/setup/set_via_root.sql"), &[("publication", &publication)])
 }
 
-/// Adds a table to the publication.
-pub(super) fn add_table(publication: &str, table: &Table) -> String {
-    of_table(include_str!("../../sql/setup/add_table.sql"), publication, table)
+/// Adds a table to the publication, with these columns or with all.
+pub(super) fn add_table(publication: &str, table: &Table, columns: Option<&[&str]>) -> String {
+    of_table(include_str!("../../sql/setup/add_table.sql"), (publication, table), columns)
 }
 
-/// Frees a table of the publication from its column list.
-pub(super) fn unlimit_columns(publication: &str, table: &Table) -> String {
-    of_table(include_str!("../../sql/setup/unlimit_columns.sql"), publication, table)
+/// Lets the publication have these columns of a table, or all.
+pub(super) fn set_columns(publication: &str, table: &Table, columns: Option<&[&str]>) -> String {
+    of_table(include_str!("../../sql/setup/set_columns.sql"), (publication, table), columns)
 }
 
-fn of_table(file: &str, publication: &str, table: &Table) -> String {
+fn of_table(file: &str, (publication, table): (&str, &Table), columns: Option<&[&str]>) -> String {
     let (publication, table) = (escape_identifier(publication), qualified(&table.relation));
-    render(file, &[("publication", &publication), ("table", &table)])
+    let columns = list(columns);
+    render(file, &[("publication", &publication), ("table", &table), ("columns", &columns)])
+}
+
+/// A column list behind the name of its table; nothing for all columns.
+fn list(columns: Option<&[&str]>) -> String {
+    let names = columns.map(|names| names.iter().map(|name| escape_identifier(name)));
+    let names = names.map(|names| names.collect::<Vec<_>>().join(", "));
+    names.map_or_else(String::new, |names| format!(" ({names})"))
 }
 
 /// Gives the table, and each partition of it, the full replica identity: partitions do not inherit
@@ -103,6 +114,12 @@ pub(super) fn full_identity(table: &Table) -> String {
     let missing = table.family().filter(|relation| relation.identity != 'f');
     let statements = missing.map(|relation| render(file, &[("table", &qualified(relation))]));
     statements.collect::<Vec<_>>().join(";\n")
+}
+
+/// Gives one relation the full replica identity.
+pub(crate) fn full_identity_of(schema: &str, name: &str) -> String {
+    let table = format!("{}.{}", escape_identifier(schema), escape_identifier(name));
+    render(include_str!("../../sql/setup/replica_identity.sql"), &[("table", &table)])
 }
 
 /// Lets the role replicate.

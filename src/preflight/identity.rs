@@ -4,7 +4,7 @@
 //! has an identity of its own: see `partitions`.
 
 use super::catalog::Table;
-use super::{Context, Finding, cure, publication};
+use super::{Context, Finding, columns, cure, publication};
 use crate::config::{Operations, Rule};
 use crate::keys::{ColumnUse, Purpose};
 
@@ -25,7 +25,7 @@ pub(super) fn check(context: &Context<'_>) -> Vec<Finding> {
         let is_unknown =
             |table: &&Table| table.is_publishable() && !table.identifies(column.column);
         if let Some(table) = table.filter(is_unknown) {
-            findings.extend(unknown_old(table, &column));
+            findings.extend(unknown_old(table, &column).map(|one| unlimited(context, table, one)));
         }
     }
     findings
@@ -52,6 +52,19 @@ pub(super) fn needs_full(context: &Context<'_>, table: &Table) -> bool {
     let mut unknown = uses.filter(|column| !table.identifies(column.column));
     table.holders().any(|relation| !relation.has_identity())
         || unknown.any(|column| unknown_old(table, &column).is_some_and(|one| one.is_error()))
+}
+
+/// A larger identity, which a person may choose, needs all columns published first: the
+/// application's own UPDATE and DELETE would fail. For errors there is a finding of its own.
+fn unlimited(context: &Context<'_>, table: &Table, finding: Finding) -> Finding {
+    let name = &context.config.postgres.publication;
+    match &finding.sql {
+        Some(sql) if !finding.is_error() && columns::is_limited(context, table) => {
+            let sql = format!("{};\n{sql}", cure::set_columns(name, table, None));
+            finding.sql(sql)
+        }
+        _ => finding,
+    }
 }
 
 /// What follows for a rule if the old value of a column is not in the log.

@@ -11,6 +11,7 @@
 //! materialized views need another one (`views`).
 
 mod catalog;
+mod columns;
 mod condition;
 mod cure;
 mod finding;
@@ -29,7 +30,7 @@ use tokio_postgres::Client;
 use crate::config::{Config, TableName};
 use crate::keys::Rules;
 
-pub(crate) use self::cure::{drop_publication, drop_slot, render};
+pub(crate) use self::cure::{drop_publication, drop_slot, full_identity_of, render};
 pub use self::finding::{Finding, Report, Severity};
 pub use self::redis::redis;
 pub use self::replicas::replicas;
@@ -58,6 +59,8 @@ struct Context<'a> {
     config: &'a Config,
     rules: &'a Rules,
     catalog: &'a Catalog,
+    /// `server_version_num`.
+    version: i32,
 }
 
 /// Checks the database behind `client`, which must be a connection to `config.postgres.endpoint`,
@@ -78,7 +81,7 @@ pub async fn postgres(
     let catalog = Catalog::read(config, rules, client).await?;
     let mut pids = vec![backend_pid, catalog.backend_pid];
     pids.push(catalog::server(client).await?.0);
-    let context = Context { config, rules, catalog: &catalog };
+    let context = Context { config, rules, catalog: &catalog, version };
     let mut findings = server::check(&context, &pids);
     if catalog.is_in_recovery {
         // Whatever else is wrong would have to be cured on the primary.

@@ -1,7 +1,7 @@
 //! Checks of the publication: does it publish all that the rules look at.
 
 use super::catalog::{Publication, Table};
-use super::{Context, Finding, cure, identity};
+use super::{Context, Finding, columns, cure, identity};
 use crate::config::{Operations, Rule};
 use crate::keys::ColumnUse;
 
@@ -10,8 +10,15 @@ pub(super) fn check(context: &Context<'_>) -> Vec<Finding> {
     let name = &context.config.postgres.publication;
     let Some(publication) = &context.catalog.publication else {
         let tables = context.catalog.tables.iter().filter(|table| table.is_publishable());
-        let tables: Vec<&Table> = tables.collect();
-        let missing = format!("there is no publication `{name}`");
+        let tables: Vec<_> = tables.map(|table| (table, columns::wanted(context, table))).collect();
+        let savings = tables
+            .iter()
+            .filter_map(|(table, names)| names.as_ref().map(|names| columns::saving(table, names)));
+        let savings = savings.collect::<Vec<_>>().join("; ");
+        let missing = match savings.as_str() {
+            "" => format!("there is no publication `{name}`"),
+            savings => format!("there is no publication `{name}`; it needs {savings}"),
+        };
         let missing = Finding::error("publication_missing", missing);
         return vec![Finding {
             sql: cure::create_publication(name, &tables, needed(context)),
@@ -31,6 +38,7 @@ pub(super) fn check(context: &Context<'_>) -> Vec<Finding> {
             findings.extend(found.into_iter().flatten().map(|one| one.at(&rule.table_at)));
         }
     }
+    findings.extend(context.catalog.tables.iter().filter_map(|one| columns::advice(context, one)));
     for column in context.rules.column_uses() {
         if let Some(table) = context.catalog.table(column.table) {
             findings.extend(unpublished(context, publication, table, &column));
@@ -123,7 +131,11 @@ fn membership(context: &Context<'_>, publication: &Publication, table: &Table) -
     }
     let message = format!("`{shown}` is not in publication `{name}`");
     let finding = Finding::error("table_not_published", message);
-    Some(if publication.puballtables { finding } else { finding.sql(cure::add_table(name, table)) })
+    Some(if publication.puballtables {
+        finding
+    } else {
+        finding.sql(cure::add_table(name, table, columns::wanted(context, table).as_deref()))
+    })
 }
 
 /// A column list with less than the replica identity, as it is or will be.
@@ -143,7 +155,13 @@ fn column_list(context: &Context<'_>, table: &Table) -> Option<Finding> {
         left_out.name
     );
     let finding = Finding::error("column_list", message);
-    Some(finding.sql(cure::unlimit_columns(name, table)))
+    Some(finding.sql(with_columns(context, table)))
+}
+
+/// The cure of a column list that is too short.
+fn with_columns(context: &Context<'_>, table: &Table) -> String {
+    let names = columns::widened(context, table);
+    cure::set_columns(&context.config.postgres.publication, table, names.as_deref())
 }
 
 /// Whether the values of a column arrive.
@@ -177,5 +195,5 @@ fn unpublished(
         Some(_) => finding.hint("the SQL takes away the table's row filter, too"),
         None => finding,
     };
-    Some(finding.sql(cure::unlimit_columns(name, table)))
+    Some(finding.sql(with_columns(context, table)))
 }

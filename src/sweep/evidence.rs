@@ -15,6 +15,9 @@ use crate::lsn::Lsn;
 /// Own watermarks remembered: those of a minute, at one each 50 ms, with room to spare.
 const MEMORY_MAX: usize = 2048;
 
+/// In [`Watermark::rules`], what stands before the digest of the rules' tables.
+pub const TABLES_MARK: &str = " tables:";
+
 /// Name of the watermark key for a slot.
 #[must_use]
 pub fn key_name(slot: &str) -> String {
@@ -33,7 +36,7 @@ pub struct Watermark {
     pub epoch: String,
     /// Every commit that ends here or before has had its keys removed.
     pub lsn: Lsn,
-    /// Fingerprint of the rules.
+    /// Fingerprint of the rules, and what else the promise depends on; last the rules' tables.
     pub rules: String,
 }
 
@@ -100,6 +103,8 @@ pub enum Broken {
     WatermarkAhead,
     /// The watermark was written under other rules.
     OtherRules,
+    /// The rules' tables, or what is published of them, are not what they were.
+    TablesChanged,
     /// The value that we wrote last no longer stands.
     WatermarkLost,
     /// The slot was created anew.
@@ -123,6 +128,7 @@ impl Broken {
             Broken::UncleanRestart => "unclean_restart",
             Broken::WatermarkAhead => "watermark_ahead",
             Broken::OtherRules => "other_rules",
+            Broken::TablesChanged => "tables_changed",
             Broken::WatermarkLost => "watermark_lost",
             Broken::SlotCreated => "slot_created",
             Broken::RetainedWal => "retained_wal",
@@ -161,11 +167,17 @@ pub(super) fn at_start(
         Err(Broken::WatermarkBehind)
     } else if found.lsn > wal_end {
         Err(Broken::WatermarkAhead)
-    } else if found.rules != expected.rules {
+    } else if without_tables(&found.rules) != without_tables(&expected.rules) {
         Err(Broken::OtherRules)
+    } else if found.rules != expected.rules {
+        Err(Broken::TablesChanged)
     } else {
         Ok(found)
     }
+}
+
+fn without_tables(rules: &str) -> &str {
+    rules.split_once(TABLES_MARK).map_or(rules, |(rules, _)| rules)
 }
 
 /// What a session remembers of its own watermarks.
@@ -237,6 +249,8 @@ mod tests {
             (Some(watermark(500).to_value()), Ok(Lsn(500))),
             (Some(watermark(501).to_value()), Err(Broken::WatermarkAhead)),
             (Some(other(|mark| mark.rules = "abd".into())), Err(Broken::OtherRules)),
+            (Some(other(|mark| mark.rules = "abc tables:1".into())), Err(Broken::TablesChanged)),
+            (Some(other(|mark| mark.rules = "abd tables:1".into())), Err(Broken::OtherRules)),
         ];
         for (found, conclusion) in rows {
             let judged = at_start(found.as_deref(), &expected, Lsn(500)).map(|mark| mark.lsn);

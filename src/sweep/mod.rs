@@ -43,7 +43,7 @@ mod tests;
 use crate::lsn::Lsn;
 
 pub use chain::{Chain, Link};
-pub use evidence::{Broken, Watermark, key_name};
+pub use evidence::{Broken, TABLES_MARK, Watermark, key_name};
 pub use node::{Error, Kind, Node, Page, Replaced, ScanCall};
 pub use observe::{Mark, Name, Observer};
 pub use pace::Pace;

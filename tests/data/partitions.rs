@@ -1,0 +1,93 @@
+//! Partitioned tables, whose changes come under their own name or under that of a partition.
+
+use crate::support::Bed;
+
+use super::{expect, rule, sidecar};
+
+/// By list of `region`; some of the old values that the rule needs are not in the primary key.
+const TABLE: &str = "
+    create table part (id int, region text, owner text, primary key (id, region))
+        partition by list (region);
+    create table part_eu partition of part for values in ('eu');
+    create table part_us partition of part for values in ('us') partition by range (id);
+    create table part_us_low partition of part_us for values from (0) to (100);
+    create table part_us_high partition of part_us for values from (100) to (200);";
+
+#[tokio::test]
+async fn changes_of_every_partition_reach_the_rules_of_the_table() {
+    let bed = Bed::new(&[]).await;
+    let rules = rule("public.part", &["part:{id}", "owner:{owner}", "region:{region}"]);
+    let sidecar = sidecar(&bed, TABLE, &rules).await;
+    let insert = "insert into part values (1, 'eu', 'a'), (2, 'us', 'b'), (102, 'us', 'c')";
+    expect(&bed, insert, &["part:1", "owner:b", "part:102"], &["part:3", "owner:d"]).await;
+    let update = "update part set owner = 'x' where id = 102";
+    expect(&bed, update, &["owner:c", "owner:x"], &["owner:a", "part:1", "region:eu"]).await;
+    // A row that moves is deleted here and inserted there.
+    let moved = "update part set region = 'us' where id = 1";
+    expect(&bed, moved, &["region:eu", "region:us", "owner:a"], &["owner:b", "part:2"]).await;
+    let moved = "update part set id = 150 where id = 2";
+    expect(&bed, moved, &["part:2", "part:150", "owner:b"], &["part:1", "region:eu"]).await;
+    expect(&bed, "delete from part_us_high where id = 150", &["owner:b"], &["owner:a"]).await;
+    expect(&bed, "truncate part", &["part:1", "owner:zz"], &["item:1"]).await;
+    sidecar.assert_quiet(&["watermark_missing"]);
+}
+
+/// The server sends what the log has under the table's promise of more: NULLs that are none.
+#[tokio::test]
+async fn a_partition_with_a_smaller_identity_widens_and_is_told_with_its_cure() {
+    let bed = Bed::new(&[]).await;
+    let rules = rule("public.part", &["owner:{owner}"]);
+    let sidecar = sidecar(&bed, TABLE, &rules).await;
+    bed.sql.run("insert into part values (1, 'eu', 'a'), (3, 'eu', null), (4, 'eu', 'e')").await;
+    bed.settled().await;
+    // A whole old version: its NULL is one.
+    expect(&bed, "delete from part where id = 3", &[], &["owner:a", "owner:b"]).await;
+    let add = "create table part_asia partition of part for values in ('asia');
+               insert into part values (10, 'asia', 'b'), (11, 'asia', 'c'), (12, 'asia', 'd')";
+    expect(&bed, add, &["owner:b", "owner:d"], &["owner:a"]).await;
+    sidecar.wait_log("partition=\"public.part_asia\"").await;
+    sidecar.wait_log("alter table \\\"public\\\".\\\"part_asia\\\" replica identity full").await;
+    let update = "update part set owner = 'n' where id = 10";
+    expect(&bed, update, &["owner:b", "owner:n"], &["item:1"]).await;
+    let moved = "update part set id = 20 where id = 11";
+    expect(&bed, moved, &["owner:c"], &["item:1"]).await;
+    expect(&bed, "delete from part where id = 12", &["owner:d"], &["item:1"]).await;
+    // The others' old values are still whole, where they are no NULL.
+    expect(&bed, "delete from part where id = 4", &["owner:e"], &["owner:a", "owner:zz"]).await;
+    let cured = "alter table part_asia replica identity full;
+                 update part set owner = 'm' where id = 20";
+    expect(&bed, cured, &["owner:c", "owner:m"], &["owner:a", "owner:zz"]).await;
+}
+
+/// Nothing is sent of the rows of a table that becomes a partition, or ends being one.
+#[tokio::test]
+async fn rows_that_come_and_go_with_their_partition_are_swept() {
+    let bed = Bed::new(&[]).await;
+    let rules = rule("public.part", &["part:{id}", "list:{region}:*"]);
+    let sidecar = sidecar(&bed, TABLE, &rules).await;
+    bed.sql.run("insert into part values (1, 'eu', 'a')").await;
+    bed.settled().await;
+    bed.fill(&["part:1", "list:eu:1", "other"]).await;
+    bed.sql.run("alter table part detach partition part_eu").await;
+    bed.gone("part:1").await;
+    bed.gone("list:eu:1").await;
+    bed.fill(&["part:1"]).await;
+    bed.sql.run("update part_eu set id = 1").await;
+    bed.settled().await;
+    assert!(bed.has("part:1").await, "it is another table now");
+    bed.sql.run("alter table part attach partition part_eu for values in ('eu')").await;
+    bed.gone("part:1").await;
+    expect(&bed, "update part set id = 2 where id = 1", &["part:1", "part:2"], &["other"]).await;
+    bed.fill(&["part:2"]).await;
+    bed.sql.run("drop table part_eu").await;
+    bed.gone("part:2").await;
+    assert_eq!(sidecar.metric("walsweep_resyncs_total{reason=\"tables_changed\"}").await, 3.0);
+    // One that is made empty needs no sweep.
+    bed.settled().await;
+    let add = "create table part_new partition of part for values in ('new');
+               alter table part_new replica identity full;
+               insert into part values (7, 'new', 'a')";
+    expect(&bed, add, &["part:7", "list:new:x"], &["part:8", "list:eu:x"]).await;
+    tokio::time::sleep(std::time::Duration::from_secs(3)).await;
+    assert!(bed.has("part:8").await);
+}

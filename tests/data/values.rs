@@ -1,0 +1,166 @@
+//! Values that are large, not sent, computed, or left out by the publication.
+
+use redis::AsyncCommands;
+
+use crate::support::{Bed, Settings, Sidecar, text};
+
+use super::{checked, expect, rule, sidecar};
+
+/// Values outside of their row, which an UPDATE of other columns does not send.
+#[tokio::test]
+async fn an_unchanged_value_outside_of_the_row_is_taken_from_the_old_version_or_widens() {
+    let bed = Bed::new(&[]).await;
+    let ddl = "create table big (id int primary key, body text, doc jsonb, note text);
+               alter table big alter body set storage external, alter doc set storage external;
+               alter table big replica identity full;";
+    let rules = rule("public.big", &["body:{body|sha256:16}", "doc:{doc|sha256:16}", "n:{note}"]);
+    let sidecar = sidecar(&bed, ddl, &rules).await;
+    let insert = "insert into big select 1, repeat('x', 100000),
+                  jsonb_build_object('a', repeat('y', 100000)), 'n'";
+    bed.sql.run(insert).await;
+    bed.settled().await;
+    let sum = |column: &str| {
+        let name = if column == "body" { "body" } else { "doc" };
+        format!(
+            "select '{name}:' || left(encode(sha256({column}::text::bytea), 'hex'), 16) from big"
+        )
+    };
+    let (body, doc): (String, String) =
+        (bed.sql.one(&sum("body")).await, bed.sql.one(&sum("doc")).await);
+    let update = "update big set note = 'm'";
+    expect(&bed, update, &[&body, &doc, "n:n", "n:m"], &["body:0", "doc:0"]).await;
+    // Without the old version there is nothing to take it from.
+    bed.sql.run("alter table big replica identity default").await;
+    expect(&bed, "update big set note = 'o'", &[&body, &doc, "body:0", "n:o"], &["other"]).await;
+    let widened = "walsweep_widened_total{rule=\"publicbig\",reason=\"unchanged_toast\"}";
+    assert!(sidecar.metric(widened).await >= 1.0);
+}
+
+#[tokio::test]
+async fn a_value_of_half_a_megabyte_is_a_key_and_a_longer_one_a_pattern() {
+    let bed = Bed::new(&[]).await;
+    let ddl = "create table large (id int primary key, v text)";
+    let sidecar = sidecar(&bed, ddl, &rule("public.large", &["large:{new.v}"])).await;
+    let key = format!("large:{}", "v".repeat(500_000));
+    let insert = "insert into large values (1, repeat('v', 500000))";
+    expect(&bed, insert, &[&key], &["large:v"]).await;
+    let key = format!("large:{}", "v".repeat(3_000_000));
+    let _: () = bed.cache.clone().set(&key, "cached").await.unwrap();
+    let insert = "insert into large values (2, repeat('v', 3000000))";
+    expect(&bed, insert, &[&key, "large:w"], &["other"]).await;
+    let widened = "walsweep_widened_total{rule=\"publiclarge\",reason=\"limit\"}";
+    assert_eq!(sidecar.metric(widened).await, 1.0);
+}
+
+#[tokio::test]
+async fn computed_numbered_and_dropped_columns_do_not_shift_the_others() {
+    let bed = Bed::new(&[]).await;
+    let ddl = "create table made (gone text, id int generated always as identity primary key,
+                   price int, twice int generated always as (price * 2) stored, also text,
+                   name text);
+               alter table made drop column gone; alter table made drop column also;
+               alter table made replica identity full";
+    let rules = rule("public.made", &["made:{id}", "price:{price}", "name:{name}"]);
+    let sidecar = sidecar(&bed, ddl, &rules).await;
+    let insert = "insert into made (price, name) values (5, 'a')";
+    expect(&bed, insert, &["made:1", "price:5", "name:a"], &["made:5", "name:10"]).await;
+    let update = "update made set price = 6";
+    expect(&bed, update, &["price:5", "price:6"], &["price:12", "price:10"]).await;
+    sidecar.assert_quiet(&["watermark_missing"]);
+}
+
+/// Since version 18 a publication may have generated columns; virtual ones it never has.
+#[tokio::test]
+async fn a_generated_column_is_a_key_where_it_is_published() {
+    let bed = Bed::new(&[]).await;
+    let version: i32 = bed.sql.one("select current_setting('server_version_num')::int").await;
+    let ddl = "create table made (id int primary key, price int,
+                   twice int generated always as (price * 2) stored);
+               alter table made replica identity full; insert into made values (1, 5)";
+    bed.sql.run(ddl).await;
+    let settings =
+        || Settings::new(&bed.postgres, &bed.redis, &rule("public.made", &["twice:{twice}"]));
+    let refused = Sidecar::new(settings());
+    let output = refused.command(&["setup"]);
+    assert!(!output.status.success(), "{}", text(&output));
+    assert!(text(&output).contains("is generated, and not published"), "{}", text(&output));
+    if version < 180_000 {
+        return;
+    }
+    bed.sql
+        .run(
+            "drop publication if exists walsweep;
+             create publication walsweep for table made with (publish_generated_columns = stored);
+             alter table made add column half int generated always as (price / 2) virtual",
+        )
+        .await;
+    let sidecar = Sidecar::set_up(settings()).await;
+    expect(&bed, "update made set price = 6", &["twice:10", "twice:12"], &["twice:5"]).await;
+    sidecar.assert_quiet(&["watermark_missing"]);
+    let mut other = Settings::new(&bed.postgres, &bed.redis, &rule("made", &["half:{new.half}"]));
+    other.name = "walsweep".to_owned();
+    let output = Sidecar::new(other).command(&["check"]);
+    assert!(text(&output).contains("`half` of `public.made` is generated"), "{}", text(&output));
+}
+
+/// What the log has of an old row, by identity, and changed while the stream runs.
+#[tokio::test]
+async fn old_values_are_what_the_identity_has_at_the_time_of_the_change() {
+    let bed = Bed::new(&[]).await;
+    let ddl = "create table ident (id int primary key, slug text not null unique, body text);
+               alter table ident replica identity full;
+               insert into ident select i, 's' || i, 'b' || i from generate_series(1, 9) i";
+    let rules = rule("public.ident", &["id:{id}", "slug:{slug}", "body:{body}"]);
+    let sidecar = sidecar(&bed, ddl, &rules).await;
+    let update = "update ident set body = 'n' where id = 1";
+    expect(&bed, update, &["body:b1", "body:n", "id:1", "slug:s1"], &["body:b2", "id:2"]).await;
+    let default = "alter table ident replica identity default;
+                   update ident set body = 'o' where id = 1";
+    expect(&bed, default, &["body:b2", "slug:s9", "id:1"], &["id:2"]).await;
+    let moved = "update ident set id = 11 where id = 1";
+    expect(&bed, moved, &["id:1", "id:11", "slug:s9"], &["id:2"]).await;
+    expect(&bed, "delete from ident where id = 11", &["id:11", "body:b9"], &["id:2"]).await;
+    let index = "alter table ident replica identity using index ident_slug_key;
+                 update ident set body = 'o' where id = 2";
+    expect(&bed, index, &["slug:s2", "id:9", "body:b9"], &["slug:s3"]).await;
+    let moved = "update ident set slug = 'x2', id = 12 where id = 2";
+    expect(&bed, moved, &["slug:s2", "slug:x2", "id:2"], &["slug:s3"]).await;
+    bed.sql.run("alter table ident replica identity nothing").await;
+    let refused = bed.sql.client().batch_execute("update ident set body = 'x'").await.unwrap_err();
+    let message = refused.as_db_error().unwrap().message().to_owned();
+    assert!(message.contains("does not have a replica identity"), "{message}");
+    expect(&bed, "insert into ident values (13, 's13', 'b')", &["id:13"], &["id:3"]).await;
+    let full = "alter table ident replica identity full;
+                update ident set body = 'z' where id = 3";
+    expect(&bed, full, &["body:b3", "body:z", "id:3"], &["body:b4", "id:4", "slug:s4"]).await;
+    sidecar.assert_quiet(&["watermark_missing"]);
+}
+
+/// A row that leaves the filter arrives as a DELETE, one that enters it as an INSERT.
+#[tokio::test]
+async fn a_row_filter_hides_what_never_passed_it_and_check_says_so() {
+    let bed = Bed::new(&[]).await;
+    let version: i32 = bed.sql.one("select current_setting('server_version_num')::int").await;
+    if version < 150_000 {
+        return;
+    }
+    let ddl = "create table seen (id int, state text, owner text, primary key (id, state));
+               alter table seen replica identity full;
+               create publication walsweep for table seen where (state <> 'draft')";
+    let rules = rule("public.seen", &["seen:{id}", "state:{state}", "owner:{owner}"]);
+    let sidecar = sidecar(&bed, ddl, &rules).await;
+    assert!(checked(&sidecar).contains("warning[row_filter]"));
+    let insert = "insert into seen values (1, 'draft', 'a'), (2, 'live', 'b')";
+    expect(&bed, insert, &["seen:2"], &["seen:1", "owner:a"]).await;
+    let enters = "update seen set state = 'live' where id = 1";
+    expect(&bed, enters, &["seen:1", "state:live", "owner:a"], &["state:draft"]).await;
+    let leaves = "update seen set state = 'draft', owner = 'c' where id = 2";
+    expect(&bed, leaves, &["seen:2", "state:live", "owner:b"], &["owner:c"]).await;
+    let hidden = "update seen set owner = 'd' where id = 2";
+    expect(&bed, hidden, &[], &["seen:2", "owner:d"]).await;
+    // A filter that is added while the stream runs is a change of what is published.
+    bed.fill(&["seen:9"]).await;
+    bed.sql.run("alter publication walsweep set table seen").await;
+    bed.gone("seen:9").await;
+    expect(&bed, hidden, &["seen:2", "owner:d"], &["seen:1"]).await;
+}
