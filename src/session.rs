@@ -7,7 +7,7 @@ use tokio::time::timeout;
 use tokio_postgres::Client;
 
 use crate::admin::Health;
-use crate::capture::{Identity, Replication, Slot, SlotProblem, StreamOptions};
+use crate::capture::{Identity, Replication, Slot, SlotProblem, StreamOptions, Streaming};
 use crate::config::Config;
 use crate::error::Error;
 use crate::keys::Rules;
@@ -69,6 +69,7 @@ struct ServerIdentity {
     timeline: u32,
     wal_sender_timeout_ms: i64,
     epoch: String,
+    version_num: i32,
 }
 
 impl Session {
@@ -98,7 +99,9 @@ impl Session {
         }
         let broken = ensure_slot(config, &sql, &mut replication, (health, slot_is_stuck)).await?;
         let (slot, publication) = (&config.postgres.slot, &config.postgres.publication);
-        let started = step(replication.start(slot, publication, StreamOptions::default())).await;
+        let streaming = Streaming::of_server(server.version_num);
+        let options = StreamOptions { streaming, ..StreamOptions::default() };
+        let started = step(replication.start(slot, publication, options)).await;
         let slot = match started {
             Ok(slot) => slot,
             Err(Error::Capture(error)) if error.slot_problem() == Some(SlotProblem::Active) => {
@@ -159,8 +162,8 @@ async fn identify(client: &Client) -> Result<ServerIdentity, Error> {
         return Err(Error::IsStandby);
     };
     let (system_id, wal_sender_timeout_ms) = (row.try_get(1)?, row.try_get(3)?);
-    let epoch = row.try_get(4)?;
-    Ok(ServerIdentity { system_id, timeline, wal_sender_timeout_ms, epoch })
+    let (epoch, version_num) = (row.try_get(4)?, row.try_get(5)?);
+    Ok(ServerIdentity { system_id, timeline, wal_sender_timeout_ms, epoch, version_num })
 }
 
 /// Makes sure that there is a slot that can stream; says so if it had to be created.

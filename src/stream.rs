@@ -9,11 +9,11 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 use crate::admin::{Health, Phase};
 use crate::capture::{Frame, Slot};
 use crate::channel::{Closed, Receiver, Room, Sender, channel};
-use crate::decode::{Message, decode};
+use crate::decode::{Message, decode, decode_in_block};
 use crate::error::Error;
 use crate::failpoint::{Point, reach};
 use crate::gather::{Gathered, Gatherer, Row, Transaction};
-use crate::keys::{KeySet, Rules};
+use crate::keys::{InProgress, KeySet, Rules};
 use crate::lsn::Lsn;
 use crate::metrics::{Metrics, OperationLabel, ReasonLabel, seconds};
 use crate::session::Timing;
@@ -87,6 +87,8 @@ pub struct Stream<'a> {
     rules: &'a mut Rules,
     /// Keys of the transaction that is being received.
     keys: KeySet,
+    /// Keys of transactions that come in blocks.
+    in_progress: InProgress,
     ledger: Ledger,
     ends: Ends,
     /// What the gate had no room for; nothing is read until it has.
@@ -113,6 +115,7 @@ impl<'a> Stream<'a> {
             slot,
             gatherer: Gatherer::new(),
             keys: rules.key_set(),
+            in_progress: InProgress::new(rules.key_set()),
             rules,
             ledger: Ledger::new(start),
             ends,
@@ -176,7 +179,13 @@ impl<'a> Stream<'a> {
         while self.held.is_empty() {
             let Some(frame) = self.slot.buffered()? else { break };
             match frame {
-                Frame::Data { payload, .. } => self.take_message(decode(payload)?, counters)?,
+                Frame::Data { payload, .. } => {
+                    let (xid, message) = match self.gatherer.in_block() {
+                        Some(_) => decode_in_block(payload)?,
+                        None => (None, decode(payload)?),
+                    };
+                    self.take_message(xid, message, counters)?;
+                }
                 Frame::Keepalive { wal_end, reply_requested, .. } => {
                     self.ledger.keepalive(wal_end);
                     self.reply_due |= reply_requested;
@@ -187,7 +196,14 @@ impl<'a> Stream<'a> {
         Ok(())
     }
 
-    fn take_message(&mut self, message: Message, counters: &Counters<'_>) -> Result<(), Error> {
+    /// One message; inside of a block with the id of the transaction or subtransaction that it
+    /// tells of.
+    fn take_message(
+        &mut self,
+        xid: Option<u32>,
+        message: Message,
+        counters: &Counters<'_>,
+    ) -> Result<(), Error> {
         if matches!(message, Message::Begin(_)) {
             self.ledger.begin();
         }
@@ -195,6 +211,10 @@ impl<'a> Stream<'a> {
             Gathered::Nothing => {}
             Gathered::Change(change) => {
                 counters.row(&change.row);
+                if let Some(xid) = xid {
+                    self.rules.add(&change, self.in_progress.of(xid));
+                    return Ok(());
+                }
                 let had_none = self.keys.is_empty();
                 self.rules.add(&change, &mut self.keys);
                 if had_none && !self.keys.is_empty() {
@@ -202,12 +222,29 @@ impl<'a> Stream<'a> {
                 }
             }
             Gathered::Truncate(changes) => {
+                let keys = xid.map_or(&mut self.keys, |xid| self.in_progress.of(xid));
                 for change in &changes {
                     counters.row(&change.row);
-                    self.rules.add(change, &mut self.keys);
+                    self.rules.add(change, keys);
                 }
             }
-            Gathered::Committed(transaction) => self.take_commit(transaction, counters),
+            Gathered::Committed(transaction) => {
+                let keys = std::mem::replace(&mut self.keys, self.rules.key_set());
+                self.take_commit(transaction, keys, counters);
+            }
+            Gathered::Block(xid) => {
+                self.ledger.begin();
+                self.in_progress.enter(xid);
+            }
+            Gathered::Pause => {
+                self.in_progress.leave();
+                self.ledger.pause();
+            }
+            Gathered::StreamCommitted(transaction) => {
+                let keys = self.in_progress.commit(transaction.xid);
+                self.take_commit(transaction, keys, counters);
+            }
+            Gathered::Aborted { xid, subxid } => self.in_progress.abort(xid, subxid),
         }
         Ok(())
     }
@@ -221,9 +258,8 @@ impl<'a> Stream<'a> {
         }
     }
 
-    fn take_commit(&mut self, transaction: Transaction, counters: &Counters<'_>) {
+    fn take_commit(&mut self, transaction: Transaction, keys: KeySet, counters: &Counters<'_>) {
         counters.transactions.inc();
-        let keys = std::mem::replace(&mut self.keys, self.rules.key_set());
         counters.keys(&keys);
         if keys.is_empty() {
             self.ledger.skip(transaction.end_lsn);

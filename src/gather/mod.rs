@@ -4,17 +4,23 @@
 //! a [`Transaction`] at its COMMIT. Never knows: rules, sockets. Invariant: holds no row. A change
 //! is handed on at once, so memory does not grow with the transaction (I6); what is kept is the
 //! relation cache and the header of the one transaction that is being received.
+//!
+//! A large transaction comes in blocks while it runs, other transactions between them; whether it
+//! commits is told by a message of its own.
 
+mod relations;
 #[cfg(test)]
 mod tests;
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use hashbrown::HashMap;
-
-use crate::decode::{Begin, Commit, Message, OldTuple, Relation, Truncate, Tuple};
+use crate::decode::{
+    Begin, Commit, Message, OldTuple, Relation, StreamCommit, StreamStart, Truncate, Tuple,
+};
 use crate::lsn::Lsn;
+
+use self::relations::Relations;
 
 /// A row change, with its relation.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -86,6 +92,19 @@ pub enum Gathered {
     Truncate(Vec<Change>),
     /// The open transaction is committed.
     Committed(Transaction),
+    /// Changes of this top-level transaction follow, which may still run.
+    Block(u32),
+    /// The block ends.
+    Pause,
+    /// A transaction that came in blocks is committed.
+    StreamCommitted(Transaction),
+    /// A transaction that came in blocks is undone, or a part of it.
+    Aborted {
+        /// The top-level transaction's id, 32 bit.
+        xid: u32,
+        /// What is undone: a subtransaction, or once more the top-level one.
+        subxid: u32,
+    },
 }
 
 /// A message that the protocol does not allow where it stands. The stream must be read again, from
@@ -116,6 +135,23 @@ pub enum Error {
         /// Where it is by the COMMIT.
         commit_lsn: Lsn,
     },
+    /// A message about a transaction in blocks, inside of another transaction.
+    #[error("stream transaction `{xid}`: transaction `{open}` is open")]
+    StreamInside {
+        /// The transaction that the message is about.
+        xid: u32,
+        /// The transaction that is open.
+        open: u32,
+    },
+    /// The end of a block and none is open.
+    #[error("end block: none is open")]
+    StopOutside,
+    /// A later block, or the commit, of a transaction whose first block never came.
+    #[error("stream transaction `{xid}`: its first block never came")]
+    UnknownStream {
+        /// The transaction.
+        xid: u32,
+    },
     /// A change and no transaction is open.
     #[error("gather change of relation `{relation_id}`: no transaction is open")]
     ChangeOutside {
@@ -144,11 +180,12 @@ pub enum Error {
 
 /// Follows one replication connection, message by message.
 ///
-/// Its memory is one [`Relation`] for each relation that changed since the connection began.
-/// Postgres describes every relation again on a new connection: start it with a new gatherer.
+/// Its memory is one [`Relation`] for each relation that changed since the connection began, and
+/// those that transactions in blocks have described for themselves. Postgres describes every
+/// relation again on a new connection: start it with a new gatherer.
 #[derive(Debug, Default)]
 pub struct Gatherer {
-    relations: HashMap<u32, Arc<Relation>>,
+    relations: Relations,
     open: Option<Begin>,
 }
 
@@ -164,6 +201,13 @@ impl Gatherer {
     #[must_use]
     pub fn in_transaction(&self) -> Option<u32> {
         self.open.as_ref().map(|begin| begin.xid)
+    }
+
+    /// The id of the top-level transaction whose block is open: the next message is one of those
+    /// that stand inside of a block. It is received in part, so it counts as in flight (I2).
+    #[must_use]
+    pub fn in_block(&self) -> Option<u32> {
+        self.relations.in_block()
     }
 
     /// Takes the next message of the stream and gives what it brings.
@@ -186,15 +230,54 @@ impl Gatherer {
             Message::Begin(begin) => self.begin(begin),
             Message::Commit(commit) => self.commit(&commit),
             Message::Relation(relation) => {
-                self.relations.insert(relation.id, relation);
+                self.relations.describe(relation);
                 Ok(Gathered::Nothing)
             }
             Message::Origin(_) | Message::Type(_) | Message::Logical(_) => Ok(Gathered::Nothing),
+            Message::StreamStart(start) => self.stream_start(start),
+            Message::StreamStop => self.stream_stop(),
+            Message::StreamCommit(commit) => self.stream_commit(commit),
+            Message::StreamAbort(abort) => {
+                self.between(abort.xid)?;
+                // The server forgets here what it has described, also when only a part is undone.
+                self.relations.aborted(abort.xid, abort.xid == abort.subxid);
+                Ok(Gathered::Aborted { xid: abort.xid, subxid: abort.subxid })
+            }
         }
     }
 
+    /// Checks that nothing is open where a message about transaction `xid` in blocks stands.
+    fn between(&self, xid: u32) -> Result<(), Error> {
+        match self.in_transaction().or(self.in_block()) {
+            Some(open) => Err(Error::StreamInside { xid, open }),
+            None => Ok(()),
+        }
+    }
+
+    fn stream_start(&mut self, start: StreamStart) -> Result<Gathered, Error> {
+        let StreamStart { xid, first_segment } = start;
+        self.between(xid)?;
+        if !self.relations.enter(xid, first_segment) {
+            return Err(Error::UnknownStream { xid });
+        }
+        Ok(Gathered::Block(xid))
+    }
+
+    fn stream_stop(&mut self) -> Result<Gathered, Error> {
+        if self.relations.leave() { Ok(Gathered::Pause) } else { Err(Error::StopOutside) }
+    }
+
+    fn stream_commit(&mut self, commit: StreamCommit) -> Result<Gathered, Error> {
+        let StreamCommit { xid, commit_lsn, end_lsn, commit_time, flags: _ } = commit;
+        self.between(xid)?;
+        if !self.relations.committed(xid) {
+            return Err(Error::UnknownStream { xid });
+        }
+        Ok(Gathered::StreamCommitted(Transaction { xid, commit_lsn, end_lsn, commit_time }))
+    }
+
     fn begin(&mut self, begin: Begin) -> Result<Gathered, Error> {
-        if let Some(open) = self.in_transaction() {
+        if let Some(open) = self.in_transaction().or(self.in_block()) {
             return Err(Error::BeginInside { xid: begin.xid, open });
         }
         self.open = Some(begin);
@@ -239,10 +322,10 @@ impl Gatherer {
     }
 
     fn relation(&self, relation_id: u32) -> Result<&Arc<Relation>, Error> {
-        if self.open.is_none() {
+        if self.open.is_none() && self.in_block().is_none() {
             return Err(Error::ChangeOutside { relation_id });
         }
-        self.relations.get(&relation_id).ok_or(Error::UnknownRelation { relation_id })
+        self.relations.get(relation_id).ok_or(Error::UnknownRelation { relation_id })
     }
 }
 

@@ -11,13 +11,17 @@
 
 mod compile;
 mod filter;
+mod in_progress;
 mod known;
 mod label;
+mod packed;
 mod pattern;
 mod plan;
 mod render;
 mod set;
 mod template;
+#[cfg(test)]
+mod in_progress_tests;
 #[cfg(test)]
 mod properties;
 #[cfg(test)]
@@ -29,6 +33,7 @@ use crate::config::{self, Location, Operations, Problem, TableName};
 use crate::gather::Change;
 
 pub use compile::{ColumnUse, Purpose};
+pub use in_progress::InProgress;
 pub use label::{RuleId, WidenReason};
 pub use pattern::Pattern;
 pub use set::{KeySet, Limits};

@@ -49,7 +49,7 @@ pub(super) fn compile(rule: config::Rule) -> Rules {
     Rules::compile(&[rule]).unwrap()
 }
 
-fn relation() -> Arc<Relation> {
+pub(super) fn relation() -> Arc<Relation> {
     let column = |name: &&str| Column {
         is_key: *name == "id",
         name: (*name).to_owned(),
