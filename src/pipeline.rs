@@ -57,6 +57,7 @@ impl Program<'_> {
         let mut established = false;
         let mut standing_by = false;
         let mut stuck = Stuck::default();
+        let mut whole = false;
         loop {
             tokio::select! {
                 biased;
@@ -71,6 +72,7 @@ impl Program<'_> {
                     self.rules,
                     self.health,
                     stuck.must_give_up(),
+                    whole,
                 ) => opened,
             };
             let outcome = match opened {
@@ -85,6 +87,7 @@ impl Program<'_> {
                     let outcome = self.session(session).await;
                     let undecodable = outcome.as_ref().is_err_and(Error::is_undecodable);
                     stuck.session_ended(start, undecodable);
+                    whole = outcome.as_ref().is_err_and(Error::wants_whole);
                     outcome
                 }
                 Err(error) => Err(error),

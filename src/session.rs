@@ -74,7 +74,8 @@ struct ServerIdentity {
 
 impl Session {
     /// Connects, checks, and starts streaming from where the slot was confirmed; with
-    /// `slot_is_stuck` from a new slot in its place.
+    /// `slot_is_stuck` from a new slot in its place. With `whole` every transaction is sent at its
+    /// commit, also those that outgrow the server's memory.
     ///
     /// # Errors
     ///
@@ -84,6 +85,7 @@ impl Session {
         rules: &mut Rules,
         health: &Health,
         slot_is_stuck: bool,
+        whole: bool,
     ) -> Result<Session, Error> {
         let sql = Rc::new(connect_sql(&config.postgres.endpoint, SQL_NAME).await?);
         let server = step(identify(&sql)).await?;
@@ -99,7 +101,8 @@ impl Session {
         }
         let broken = ensure_slot(config, &sql, &mut replication, (health, slot_is_stuck)).await?;
         let (slot, publication) = (&config.postgres.slot, &config.postgres.publication);
-        let streaming = Streaming::of_server(server.version_num);
+        let streaming =
+            if whole { Streaming::Off } else { Streaming::of_server(server.version_num) };
         let options = StreamOptions { streaming, ..StreamOptions::default() };
         let started = step(replication.start(slot, publication, options)).await;
         let slot = match started {

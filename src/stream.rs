@@ -245,6 +245,7 @@ impl<'a> Stream<'a> {
                 self.take_commit(transaction, keys, counters);
             }
             Gathered::Aborted { xid, subxid } => self.in_progress.abort(xid, subxid),
+            Gathered::ShapeUndone { xid } => return Err(Error::ShapeUndone { xid }),
         }
         Ok(())
     }

@@ -10,13 +10,13 @@ use walsweep::throwaway::StopMode;
 
 use crate::support::{Bed, PATIENCE, Sql, always, eventually};
 
-const GHOST: &str = "synchronous_standby_names = 'ghost'";
+pub(crate) const GHOST: &str = "synchronous_standby_names = 'ghost'";
 
 /// How long a transaction is watched that nobody can see yet.
 const WATCHED: Duration = Duration::from_secs(5);
 
 /// Runs a statement in a session of its own, which waits for the ghost.
-async fn stuck(bed: &Bed, statement: &'static str) -> JoinHandle<()> {
+pub(crate) async fn stuck(bed: &Bed, statement: &'static str) -> JoinHandle<()> {
     let sql = Sql::connect(&bed.postgres).await;
     let waiting = tokio::spawn(async move {
         sql.run(statement).await;
@@ -31,7 +31,7 @@ async fn stuck(bed: &Bed, statement: &'static str) -> JoinHandle<()> {
 }
 
 /// Ends the wait: the commit becomes visible without any standby.
-async fn release(bed: &Bed) {
+pub(crate) async fn release(bed: &Bed) {
     bed.sql
         .run("select pg_cancel_backend(pid) from pg_stat_activity where wait_event = 'SyncRep'")
         .await;

@@ -16,7 +16,8 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use crate::decode::{
-    Begin, Commit, Message, OldTuple, Relation, StreamCommit, StreamStart, Truncate, Tuple,
+    Begin, Commit, Message, OldTuple, Relation, StreamAbort, StreamCommit, StreamStart, Truncate,
+    Tuple,
 };
 use crate::lsn::Lsn;
 
@@ -104,6 +105,12 @@ pub enum Gathered {
         xid: u32,
         /// What is undone: a subtransaction, or once more the top-level one.
         subxid: u32,
+    },
+    /// A part of a transaction is undone in which relations were altered: the server may go on with
+    /// a shape that is undone, and nothing that it sends of this transaction can be believed.
+    ShapeUndone {
+        /// The top-level transaction's id, 32 bit.
+        xid: u32,
     },
 }
 
@@ -237,12 +244,7 @@ impl Gatherer {
             Message::StreamStart(start) => self.stream_start(start),
             Message::StreamStop => self.stream_stop(),
             Message::StreamCommit(commit) => self.stream_commit(commit),
-            Message::StreamAbort(abort) => {
-                self.between(abort.xid)?;
-                // The server forgets here what it has described, also when only a part is undone.
-                self.relations.aborted(abort.xid, abort.xid == abort.subxid);
-                Ok(Gathered::Aborted { xid: abort.xid, subxid: abort.subxid })
-            }
+            Message::StreamAbort(abort) => self.stream_abort(&abort),
         }
     }
 
@@ -265,6 +267,17 @@ impl Gatherer {
 
     fn stream_stop(&mut self) -> Result<Gathered, Error> {
         if self.relations.leave() { Ok(Gathered::Pause) } else { Err(Error::StopOutside) }
+    }
+
+    fn stream_abort(&mut self, abort: &StreamAbort) -> Result<Gathered, Error> {
+        let StreamAbort { xid, subxid, at: _ } = *abort;
+        self.between(xid)?;
+        if xid == subxid {
+            self.relations.aborted(xid);
+        } else if self.relations.partly_aborted(xid) {
+            return Ok(Gathered::ShapeUndone { xid });
+        }
+        Ok(Gathered::Aborted { xid, subxid })
     }
 
     fn stream_commit(&mut self, commit: StreamCommit) -> Result<Gathered, Error> {

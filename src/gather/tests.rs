@@ -311,27 +311,45 @@ fn a_relation_described_later_outlives_the_commit_of_an_earlier_block() {
     assert_eq!(width(&mut gatherer), Some(1));
 }
 
+/// Relation 1 has one column for all; transaction 7 describes it with these, and this follows.
+fn described(columns: &[&str], end: Message) -> (Gatherer, Gathered) {
+    let mut gatherer = after([
+        begin(9, 100),
+        Message::Relation(relation(1, &["a"])),
+        commit(100),
+        start(7, true),
+        Message::Relation(relation(1, columns)),
+        Message::StreamStop,
+    ]);
+    let gathered = gatherer.push(end).unwrap();
+    (gatherer, gathered)
+}
+
 #[test]
 fn what_is_undone_has_described_nothing() {
-    let described = |end: Message| {
-        after([
-            begin(9, 100),
-            Message::Relation(relation(1, &["a"])),
-            commit(100),
-            start(7, true),
-            Message::Relation(relation(1, &["a", "b"])),
-            Message::StreamStop,
-            end,
-        ])
-    };
-    let mut whole = described(abort(7, 7));
+    let (mut whole, _) = described(&["a", "b"], abort(7, 7));
     whole.push(begin(10, 100)).unwrap();
     assert_eq!(width(&mut whole), Some(1));
-    let mut part = described(abort(7, 8));
+    let (mut part, gathered) = described(&["a"], abort(7, 8));
+    assert_eq!(gathered, Gathered::Aborted { xid: 7, subxid: 8 });
     part.push(start(7, false)).unwrap();
     assert_eq!(width(&mut part), None, "the server describes again");
     part.push(Message::Relation(relation(1, &["a", "b", "c"]))).unwrap();
     assert_eq!(width(&mut part), Some(3));
+}
+
+#[test]
+fn a_part_undone_after_a_relation_was_altered_is_told() {
+    let (_, gathered) = described(&["a", "b"], abort(7, 8));
+    assert_eq!(gathered, Gathered::ShapeUndone { xid: 7 });
+    // The same where only the transaction itself has described it, before and after.
+    let mut gatherer = after([
+        start(7, true),
+        Message::Relation(relation(1, &["a"])),
+        Message::Relation(relation(1, &["a", "b"])),
+        Message::StreamStop,
+    ]);
+    assert_eq!(gatherer.push(abort(7, 8)), Ok(Gathered::ShapeUndone { xid: 7 }));
 }
 
 #[test]
