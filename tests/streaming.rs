@@ -4,7 +4,6 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use redis::AsyncCommands;
 use tokio::time::Instant;
 
 use crate::support::{Bed, PATIENCE, Settings, Sidecar, Sql, always, eventually};
@@ -50,13 +49,19 @@ fn insert(first: i32, last: i32) -> String {
 
 /// The ids whose keys are cached.
 async fn cached(bed: &Bed) -> BTreeSet<i32> {
-    let mut cache = bed.cache.clone();
-    let mut keys = cache.scan_match::<_, String>("big:*").await.unwrap();
-    let mut ids = BTreeSet::new();
-    while let Some(key) = keys.next_item().await {
-        ids.insert(key.unwrap().trim_start_matches("big:").parse().unwrap());
+    let (mut ids, mut cursor) = (BTreeSet::new(), 0);
+    loop {
+        let mut scan = redis::cmd("SCAN");
+        scan.arg(cursor).arg("MATCH").arg("big:*").arg("COUNT").arg(1_000);
+        // Where every processor is taken, a client gives up before Redis has answered.
+        let page = scan.query_async::<(u64, Vec<String>)>(&mut bed.cache.clone()).await;
+        let Ok((next, keys)) = page else { continue };
+        ids.extend(keys.iter().map(|key| key["big:".len()..].parse::<i32>().unwrap()));
+        cursor = next;
+        if cursor == 0 {
+            return ids;
+        }
     }
-    ids
 }
 
 /// The ids of the rows that a reader sees.

@@ -96,7 +96,7 @@ pub fn encode_in_block(xid: u32, message: &Message) -> Bytes {
     if !b"RYIUDTM".contains(tag) {
         return plain;
     }
-    let mut out = BytesMut::with_capacity(plain.len() + size_of::<u32>());
+    let mut out = BytesMut::new();
     out.put_u8(*tag);
     out.put_u32(xid);
     out.put_slice(rest);

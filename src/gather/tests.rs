@@ -78,7 +78,7 @@ fn inside() -> Gatherer {
 fn real_transactions_gather_whole() {
     for (path, payloads) in golden() {
         let mut gatherer = Gatherer::new();
-        let mut committed = 0;
+        let mut committed = 0_usize;
         for (_, message) in decode_all(&payloads) {
             if let Gathered::Committed(transaction) | Gathered::StreamCommitted(transaction) =
                 gatherer.push(message).unwrap()
@@ -88,7 +88,8 @@ fn real_transactions_gather_whole() {
             }
         }
         let open = gatherer.in_transaction().or(gatherer.in_block());
-        assert_eq!((committed, open), (1, None), "{}", path.display());
+        let expected = usize::from(!path.ends_with("streamed_rolled_back.hex"));
+        assert_eq!((committed, open), (expected, None), "{}", path.display());
     }
 }
 

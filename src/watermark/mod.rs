@@ -1,9 +1,10 @@
 //! The LSN that is safe to confirm.
 //!
-//! Takes: the order of the stream (BEGIN or a block, COMMIT, keepalive) and each [`Swept`]. Gives: the [`Lsn`]
-//! below which every key is removed and acknowledged. Never knows: sockets, keys, time. Invariants
-//! (I2): the LSN never falls; it never reaches the end of a transaction in flight; a keepalive
-//! counts only when nothing is in flight, and a half-received transaction is in flight.
+//! Takes: the order of the stream (BEGIN or a block, COMMIT, keepalive) and each [`Swept`]. Gives:
+//! the [`Lsn`] below which every key is removed and acknowledged. Never knows: sockets, keys, time.
+//! Invariants (I2): the LSN never falls; it never reaches the end of a transaction in flight; a
+//! keepalive counts only when nothing is in flight, and a half-received transaction or block is in
+//! flight.
 //!
 //! Only transactions in flight are kept: each with the end of the one before it, which is the
 //! furthest that may be confirmed while it is the oldest. So a transaction that waits for hours
