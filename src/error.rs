@@ -66,6 +66,12 @@ pub enum Error {
     /// The server sent nothing for too long.
     #[error("the server sent nothing for {0} s, though asked to")]
     Silent(u64),
+    /// A transaction that was sent while it runs altered a table and then undid a part of itself.
+    #[error("transaction `{xid}` altered a table and rolled back to a savepoint")]
+    ShapeUndone {
+        /// The top-level transaction's id, 32 bit.
+        xid: u32,
+    },
     /// A stage ended by itself.
     #[error("the {0} stage ended")]
     Stage(&'static str),
@@ -124,6 +130,7 @@ impl Error {
             | Error::TablesChanged
             | Error::RetainedWal(_)
             | Error::Silent(_)
+            | Error::ShapeUndone { .. }
             | Error::Stage(_) => Verdict::Retry,
         }
     }
@@ -132,6 +139,14 @@ impl Error {
     #[must_use]
     pub fn is_undecodable(&self) -> bool {
         matches!(self, Error::Capture(error) if error.is_undecodable())
+    }
+
+    /// Whether the next session must get every transaction whole, at its commit: of those that
+    /// alter a table and undo a part of themselves, Postgres sends wrong rows while they run, or
+    /// fails (SQLSTATE XX000; seen with 15.18, 16 and 18).
+    #[must_use]
+    pub fn wants_whole(&self) -> bool {
+        self.is_undecodable() || matches!(self, Error::ShapeUndone { .. })
     }
 
     /// What a person can do about it.
@@ -150,6 +165,9 @@ impl Error {
                 Some("find out what holds the confirmation: Redis, a transaction that stays open")
             }
             Error::TablesChanged => Some("every key of the rules is swept; nothing is to be done"),
+            Error::ShapeUndone { .. } => {
+                Some("none is needed: until the next session, transactions are read whole")
+            }
             Error::Preflight(_)
             | Error::Sql(_)
             | Error::Capture(_)

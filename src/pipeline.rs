@@ -58,6 +58,7 @@ impl Program<'_> {
         let mut standing_by = false;
         let mut stuck = Stuck::default();
         let mut tables_changed = false;
+        let mut whole = false;
         loop {
             tokio::select! {
                 biased;
@@ -72,6 +73,7 @@ impl Program<'_> {
                     self.rules,
                     self.health,
                     stuck.must_give_up(),
+                    whole,
                 ) => opened,
             };
             let outcome = match opened {
@@ -91,6 +93,7 @@ impl Program<'_> {
                     tables_changed = matches!(outcome, Err(Error::TablesChanged));
                     let undecodable = outcome.as_ref().is_err_and(Error::is_undecodable);
                     stuck.session_ended(start, undecodable);
+                    whole = outcome.as_ref().is_err_and(Error::wants_whole);
                     outcome
                 }
                 Err(error) => Err(error),

@@ -7,7 +7,7 @@ use tokio::time::timeout;
 use tokio_postgres::Client;
 
 use crate::admin::Health;
-use crate::capture::{Identity, Replication, Slot, SlotProblem, StreamOptions};
+use crate::capture::{Identity, Replication, Slot, SlotProblem, StreamOptions, Streaming};
 use crate::config::Config;
 use crate::error::Error;
 use crate::keys::Rules;
@@ -72,11 +72,13 @@ struct ServerIdentity {
     timeline: u32,
     wal_sender_timeout_ms: i64,
     epoch: String,
+    version_num: i32,
 }
 
 impl Session {
     /// Connects, checks, and starts streaming from where the slot was confirmed; with
-    /// `slot_is_stuck` from a new slot in its place.
+    /// `slot_is_stuck` from a new slot in its place. With `whole` every transaction is sent at its
+    /// commit, also those that outgrow the server's memory.
     ///
     /// # Errors
     ///
@@ -86,6 +88,7 @@ impl Session {
         rules: &mut Rules,
         health: &Health,
         slot_is_stuck: bool,
+        whole: bool,
     ) -> Result<Session, Error> {
         let sql = Rc::new(connect_sql(&config.postgres.endpoint, SQL_NAME).await?);
         let server = step(identify(&sql)).await?;
@@ -104,7 +107,9 @@ impl Session {
         step(replication.accept_any_bytes()).await?;
         let broken = ensure_slot(config, &sql, &mut replication, (health, slot_is_stuck)).await?;
         let (slot, publication) = (&config.postgres.slot, &config.postgres.publication);
-        let options = StreamOptions { messages: rules.need_messages() };
+        let streaming =
+            if whole { Streaming::Off } else { Streaming::of_server(server.version_num) };
+        let options = StreamOptions { messages: rules.need_messages(), streaming };
         let started = step(replication.start(slot, publication, options)).await;
         let slot = match started {
             Ok(slot) => slot,
@@ -169,8 +174,8 @@ async fn identify(client: &Client) -> Result<ServerIdentity, Error> {
         return Err(Error::IsStandby);
     };
     let (system_id, wal_sender_timeout_ms) = (row.try_get(1)?, row.try_get(3)?);
-    let epoch = row.try_get(4)?;
-    Ok(ServerIdentity { system_id, timeline, wal_sender_timeout_ms, epoch })
+    let (epoch, version_num) = (row.try_get(4)?, row.try_get(5)?);
+    Ok(ServerIdentity { system_id, timeline, wal_sender_timeout_ms, epoch, version_num })
 }
 
 /// Makes sure that there is a slot that can stream; says so if it had to be created.

@@ -10,11 +10,11 @@ use crate::admin::{Health, Phase};
 use crate::capture::{Frame, Slot};
 use crate::channel::{Closed, Receiver, Room, Sender, channel};
 use crate::config::TableName;
-use crate::decode::{LogicalMessage, Message, Relation, decode};
+use crate::decode::{LogicalMessage, Message, Relation, decode, decode_in_block};
 use crate::error::Error;
 use crate::failpoint::{Point, reach};
 use crate::gather::{Gathered, Gatherer, Row, Transaction};
-use crate::keys::{KeySet, Rules, Signal};
+use crate::keys::{InProgress, KeySet, Rules, Signal};
 use crate::lsn::Lsn;
 use crate::metrics::{Metrics, OperationLabel, ReasonLabel, seconds};
 use crate::preflight;
@@ -92,6 +92,8 @@ pub struct Stream<'a> {
     rules: &'a mut Rules,
     /// Keys of the transaction that is being received.
     keys: KeySet,
+    /// Keys of transactions that come in blocks.
+    in_progress: InProgress,
     ledger: Ledger,
     ends: Ends,
     /// What the gate had no room for; nothing is read until it has.
@@ -120,6 +122,7 @@ impl<'a> Stream<'a> {
             slot,
             gatherer: Gatherer::new(),
             keys: rules.key_set(),
+            in_progress: InProgress::new(rules.key_set()),
             rules,
             ledger: Ledger::new(start),
             ends,
@@ -184,7 +187,13 @@ impl<'a> Stream<'a> {
         while self.held.is_empty() {
             let Some(frame) = self.slot.buffered()? else { break };
             match frame {
-                Frame::Data { payload, .. } => self.take_message(decode(payload)?, counters)?,
+                Frame::Data { payload, .. } => {
+                    let (xid, message) = match self.gatherer.in_block() {
+                        Some(_) => decode_in_block(payload)?,
+                        None => (None, decode(payload)?),
+                    };
+                    self.take_message(xid, message, counters)?;
+                }
                 Frame::Keepalive { wal_end, reply_requested, .. } => {
                     self.ledger.keepalive(wal_end);
                     self.reply_due |= reply_requested;
@@ -195,7 +204,14 @@ impl<'a> Stream<'a> {
         Ok(())
     }
 
-    fn take_message(&mut self, message: Message, counters: &Counters<'_>) -> Result<(), Error> {
+    /// One message; inside of a block with the id of the transaction or subtransaction that it
+    /// tells of.
+    fn take_message(
+        &mut self,
+        xid: Option<u32>,
+        message: Message,
+        counters: &Counters<'_>,
+    ) -> Result<(), Error> {
         if matches!(message, Message::Begin(_)) {
             self.ledger.begin();
         }
@@ -203,6 +219,10 @@ impl<'a> Stream<'a> {
             Gathered::Nothing => {}
             Gathered::Change(change) => {
                 counters.row(&change.row);
+                if let Some(xid) = xid {
+                    self.rules.add(&change, self.in_progress.of(xid));
+                    return Ok(());
+                }
                 let had_none = self.keys.is_empty();
                 self.rules.add(&change, &mut self.keys);
                 if had_none && !self.keys.is_empty() {
@@ -210,20 +230,48 @@ impl<'a> Stream<'a> {
                 }
             }
             Gathered::Truncate(changes) => {
+                let keys = xid.map_or(&mut self.keys, |xid| self.in_progress.of(xid));
                 for change in &changes {
                     counters.row(&change.row);
-                    self.rules.add(change, &mut self.keys);
+                    self.rules.add(change, keys);
                 }
             }
-            Gathered::Committed(transaction) => self.take_commit(transaction, counters),
-            Gathered::Logical(message) => self.take_logical(&message, counters),
+            Gathered::Committed(transaction) => {
+                let keys = std::mem::replace(&mut self.keys, self.rules.key_set());
+                self.take_commit(transaction, keys, counters);
+            }
+            Gathered::Logical(message) => self.take_logical(xid, &message, counters),
+            Gathered::Block(xid) => {
+                self.ledger.begin();
+                self.in_progress.enter(xid);
+            }
+            Gathered::Pause => {
+                self.in_progress.leave();
+                self.ledger.pause();
+            }
+            Gathered::StreamCommitted(transaction) => {
+                let keys = self.in_progress.commit(transaction.xid);
+                self.take_commit(transaction, keys, counters);
+            }
+            Gathered::Aborted { xid, subxid } => self.in_progress.abort(xid, subxid),
+            Gathered::ShapeUndone { xid } => return Err(Error::ShapeUndone { xid }),
         }
         Ok(())
     }
 
-    fn take_logical(&mut self, message: &LogicalMessage, counters: &Counters<'_>) {
+    fn take_logical(
+        &mut self,
+        xid: Option<u32>,
+        message: &LogicalMessage,
+        counters: &Counters<'_>,
+    ) {
         let had_none = self.keys.is_empty();
-        let signal = self.rules.signal(message, &mut self.keys);
+        // Outside of a transaction it is malformed, and adds nothing, wherever it comes.
+        let keys = match xid.filter(|_| message.transactional) {
+            Some(xid) => self.in_progress.of(xid),
+            None => &mut self.keys,
+        };
+        let signal = self.rules.signal(message, keys);
         if had_none && !self.keys.is_empty() {
             self.announce();
         }
@@ -246,7 +294,7 @@ impl<'a> Stream<'a> {
         }
     }
 
-    fn take_commit(&mut self, transaction: Transaction, counters: &Counters<'_>) {
+    fn take_commit(&mut self, transaction: Transaction, keys: KeySet, counters: &Counters<'_>) {
         counters.transactions.inc();
         for (rule, why) in self.rules.new_failures() {
             let rule = &self.rules.names()[usize::from(rule.0)];
@@ -255,7 +303,6 @@ impl<'a> Stream<'a> {
         for (table, partition) in self.gatherer.smaller_partitions() {
             warn_smaller(self.rules, &table, &partition);
         }
-        let keys = std::mem::replace(&mut self.keys, self.rules.key_set());
         counters.keys(&keys);
         if keys.is_empty() {
             self.ledger.skip(transaction.end_lsn);

@@ -48,6 +48,47 @@ async fn a_redis_outage_keeps_memory_flat() {
     assert_eq!(sidecar.sigterm().await, 0);
 }
 
+/// I6: a transaction of any size, and of any number of subtransactions, is kept in keys, not in
+/// rows; at their limit the keys collapse to their rule's pattern, and the metric tells.
+#[tokio::test]
+async fn a_large_transaction_keeps_memory_flat() {
+    let bed = Bed::new(&[]).await;
+    let settings = Settings { rules: WIDE_RULES.to_owned(), ..bed.settings() };
+    let sidecar = Sidecar::set_up(settings).await;
+    bed.settled().await;
+    bed.fill(&["item:7", "item:1000007", "item:3000007", "other"]).await;
+    let (mut peak, writer) = (0, crate::support::Sql::connect(&bed.postgres).await);
+    writer.run("begin").await;
+    for part in 1..=8 {
+        let (first, last) = (part * 100_000, part * 100_000 + 49_999);
+        let rows = format!("select id, 'x', 0 from generate_series({first}, {last}) id");
+        writer.run(&format!("insert into item {rows}")).await;
+        peak = peak.max(resident(sidecar.id()));
+    }
+    let subtransactions = "do $$ begin for id in 3000001..3020000 loop
+       begin insert into item values (id, 'x', 0); exception when others then null; end;
+     end loop; end $$";
+    writer.run(subtransactions).await;
+    writer.run("insert into item values (1000007, 'x', 0)").await;
+    eventually(PATIENCE * 3, "all but the last changes are received", || async {
+        sidecar.metric_sum("walsweep_changes_total").await >= 410_000.0
+    })
+    .await;
+    peak = peak.max(resident(sidecar.id()));
+    assert!(bed.has("item:3000007").await && bed.has("item:1000007").await, "it is not committed");
+    assert!(sidecar.metric_sum("walsweep_widened_total").await < 1.0, "counted at the commit");
+    writer.run("commit").await;
+    bed.gone("item:3000007").await;
+    bed.gone("item:1000007").await;
+    bed.settled().await;
+    peak = peak.max(resident(sidecar.id()));
+    println!("{peak} KiB resident at most");
+    assert!(peak < 64 * 1024, "{peak} KiB resident");
+    assert!(bed.has("other").await);
+    let widened = sidecar.metric("walsweep_widened_total{rule=\"wide\",reason=\"limit\"}").await;
+    assert!(widened >= 1.0, "{widened}");
+}
+
 /// I7: where the slot would fill the database's disk, it is given up loudly, and everything that
 /// was owed is made good by a sweep.
 #[tokio::test]

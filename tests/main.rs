@@ -16,6 +16,7 @@ mod oracle;
 mod outage;
 mod replicas;
 mod shutdown;
+mod streaming;
 mod support;
 mod sweeping;
 mod views;

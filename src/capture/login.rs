@@ -76,11 +76,15 @@ impl<'a> Login<'a> {
             // Warnings must come through, whatever the role's own setting: one of them is an error
             // to us (`skipped_publication`).
             ("client_min_messages", "warning"),
+            // What a transaction may hold in the server's memory before it is sent while it still
+            // runs; the server's default is 64 MB. Smaller than this, transactions are cut up that
+            // arrive whole in no time; larger, the sender lags behind by as much at the commit.
             // Keys are made of values as text: the same text whatever the role's settings are. The
             // first three are what Postgres's own subscriber asks for (libpqwalreceiver.c).
             (
                 "options",
-                "-c datestyle=ISO -c intervalstyle=postgres -c extra_float_digits=3 \
+                "-c logical_decoding_work_mem=1MB \
+                 -c datestyle=ISO -c intervalstyle=postgres -c extra_float_digits=3 \
                  -c timezone=UTC -c bytea_output=hex",
             ),
         ];

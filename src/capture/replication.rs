@@ -26,11 +26,45 @@ pub struct Identity {
 pub struct StreamOptions {
     /// Whether messages of `pg_logical_emit_message` are sent. On by default.
     pub messages: bool,
+    /// Whether large transactions are sent while they run. Off by default.
+    pub streaming: Streaming,
 }
 
 impl Default for StreamOptions {
     fn default() -> StreamOptions {
-        StreamOptions { messages: true }
+        StreamOptions { messages: true, streaming: Streaming::Off }
+    }
+}
+
+/// How transactions are sent that outgrow the server's `logical_decoding_work_mem`, and by which
+/// version of pgoutput's protocol.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Streaming {
+    /// Whole, at their commit: version 1.
+    Off,
+    /// In blocks while they run: version 2, Postgres 14 and later.
+    On,
+    /// The same, and an abort tells where it happened: version 4, Postgres 16 and later.
+    Parallel,
+}
+
+impl Streaming {
+    /// What a server of this `server_version_num` can do.
+    #[must_use]
+    pub fn of_server(version_num: i32) -> Streaming {
+        match version_num {
+            ..140_000 => Streaming::Off,
+            140_000..160_000 => Streaming::On,
+            160_000.. => Streaming::Parallel,
+        }
+    }
+
+    fn options(self) -> &'static str {
+        match self {
+            Streaming::Off => "proto_version '1'",
+            Streaming::On => "proto_version '2', streaming 'on'",
+            Streaming::Parallel => "proto_version '4', streaming 'parallel'",
+        }
     }
 }
 
@@ -124,8 +158,8 @@ impl Replication {
         Ok(())
     }
 
-    /// Streams a slot from its confirmed position on, by version 1 of pgoutput's protocol: whole
-    /// transactions, at their commit.
+    /// Streams a slot from its confirmed position on. Two-phase commits are not asked for: a
+    /// prepared transaction is told as any other, at its `COMMIT PREPARED`.
     ///
     /// # Errors
     /// The connection failed, or the server refused: see [`Error::slot_problem`]. A publication
@@ -138,8 +172,9 @@ impl Replication {
     ) -> Result<Slot, Error> {
         let messages = if options.messages { ", messages 'true'" } else { "" };
         let command = format!(
-            "START_REPLICATION SLOT {} LOGICAL 0/0 (proto_version '1', publication_names {}{})",
+            "START_REPLICATION SLOT {} LOGICAL 0/0 ({}, publication_names {}{})",
             escape_identifier(slot),
+            options.streaming.options(),
             literal(&escape_identifier(publication)),
             messages
         );

@@ -105,6 +105,11 @@ impl Cursor {
         Ok(())
     }
 
+    /// Whether everything is read.
+    pub(super) fn is_at_end(&self) -> bool {
+        self.rest.is_empty()
+    }
+
     /// Checks that `message` ends where the payload ends.
     pub(super) fn finish(&self, message: &'static str) -> Result<(), Error> {
         match self.rest.len() {

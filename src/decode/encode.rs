@@ -3,9 +3,11 @@
 
 use bytes::{BufMut, Bytes, BytesMut};
 
-use super::{Message, OldKind, OldTuple, Relation, ReplicaIdentity, Tuple};
+use super::{
+    Message, OldKind, OldTuple, Relation, ReplicaIdentity, StreamAbort, StreamCommit, Tuple,
+};
 
-/// Writes one message as pgoutput of protocol version 1 does
+/// Writes one message as pgoutput does outside of the blocks of streamed transactions
 /// (<https://www.postgresql.org/docs/current/protocol-logicalrep-message-formats.html>).
 ///
 /// # Panics
@@ -70,8 +72,54 @@ pub fn encode(message: &Message) -> Bytes {
             put_length(&mut out, message.content.len());
             out.put_slice(&message.content);
         }
+        Message::StreamStart(start) => {
+            out.put_u8(b'S');
+            out.put_u32(start.xid);
+            out.put_u8(u8::from(start.first_segment));
+        }
+        Message::StreamStop => out.put_u8(b'E'),
+        Message::StreamCommit(commit) => put_stream_commit(&mut out, commit),
+        Message::StreamAbort(abort) => put_stream_abort(&mut out, abort),
     }
     out.freeze()
+}
+
+/// Writes one message as pgoutput does inside of a block, there with the `xid` of the transaction
+/// or subtransaction that it tells of.
+///
+/// # Panics
+/// As [`encode`].
+#[must_use]
+pub fn encode_in_block(xid: u32, message: &Message) -> Bytes {
+    let plain = encode(message);
+    let Some((tag, rest)) = plain.split_first() else { return plain };
+    if !b"RYIUDTM".contains(tag) {
+        return plain;
+    }
+    let mut out = BytesMut::new();
+    out.put_u8(*tag);
+    out.put_u32(xid);
+    out.put_slice(rest);
+    out.freeze()
+}
+
+fn put_stream_commit(out: &mut BytesMut, commit: &StreamCommit) {
+    out.put_u8(b'c');
+    out.put_u32(commit.xid);
+    out.put_u8(commit.flags);
+    out.put_u64(commit.commit_lsn.0);
+    out.put_u64(commit.end_lsn.0);
+    out.put_i64(commit.commit_time);
+}
+
+fn put_stream_abort(out: &mut BytesMut, abort: &StreamAbort) {
+    out.put_u8(b'A');
+    out.put_u32(abort.xid);
+    out.put_u32(abort.subxid);
+    if let Some(at) = abort.at {
+        out.put_u64(at.lsn.0);
+        out.put_i64(at.time);
+    }
 }
 
 fn put_relation(out: &mut BytesMut, relation: &Relation) {

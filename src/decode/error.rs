@@ -1,9 +1,9 @@
 //! Why a payload is not a message. Names fields and lengths, never what a field holds (I9).
 
-/// A payload that is not one whole message of protocol version 1.
+/// A payload that is not one whole message of protocol versions 1 to 4.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
-    /// The first byte names no message of protocol version 1.
+    /// The first byte names no message that may stand here.
     #[error("decode message: unknown tag `{}`", tag.escape_ascii())]
     UnknownTag {
         /// The first byte.
@@ -63,7 +63,7 @@ pub enum Fault {
     /// A name is not UTF-8, the only encoding that is asked for (`client_encoding`).
     #[error("is not UTF-8")]
     NotUtf8,
-    /// A mark or a flag is none of those that protocol version 1 defines.
+    /// A mark or a flag is none of those that the protocol defines.
     #[error("must be {defined}")]
     Undefined {
         /// Those that it defines.

@@ -4,7 +4,7 @@
 //! frame, no row copied. Never knows: sockets, transactions, rules. Invariant: never panics, never
 //! reads past the payload; a payload that is too short or too long is an [`Error`]. Follows
 //! <https://www.postgresql.org/docs/current/protocol-logicalrep-message-formats.html>, protocol
-//! version 1, and uses its names.
+//! versions 1 to 4 without two-phase commits, and uses its names.
 
 #![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
@@ -13,6 +13,7 @@ mod cursor;
 mod encode;
 mod error;
 mod relation;
+mod streamed;
 #[cfg(test)]
 pub(crate) mod tests;
 mod tuple;
@@ -26,13 +27,14 @@ use crate::lsn::Lsn;
 
 use self::cursor::Cursor;
 #[cfg(any(test, feature = "failpoints"))]
-pub use self::encode::encode;
+pub use self::encode::{encode, encode_in_block};
 use self::error::undefined;
 pub use self::error::{Error, Fault};
 pub use self::relation::{Column, Relation, ReplicaIdentity};
+pub use self::streamed::{AbortedAt, StreamAbort, StreamCommit, StreamStart};
 pub use self::tuple::{OldKind, OldTuple, Tuple, Value, Values};
 
-/// One pgoutput message of protocol version 1.
+/// One pgoutput message.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Message {
     /// A transaction starts.
@@ -55,6 +57,14 @@ pub enum Message {
     Truncate(Truncate),
     /// A message written by `pg_logical_emit_message`.
     Logical(LogicalMessage),
+    /// A block of changes of a transaction that may still run starts.
+    StreamStart(StreamStart),
+    /// `E`: the block ends.
+    StreamStop,
+    /// A transaction that was sent in blocks is committed.
+    StreamCommit(StreamCommit),
+    /// A transaction that was sent in blocks, or a part of it, is undone.
+    StreamAbort(StreamAbort),
 }
 
 /// Message `B`.
@@ -154,28 +164,62 @@ pub struct LogicalMessage {
     pub content: Bytes,
 }
 
-/// Reads one message from the payload of an `XLogData` frame.
+/// Reads one message that stands outside of a block of a streamed transaction, from the payload of
+/// an `XLogData` frame.
 ///
 /// Tuples and the content of logical messages are slices of `payload` and keep it in memory.
-/// Errors when the payload is not exactly one message of protocol version 1
+/// Errors when the payload is not exactly one message
 /// (<https://www.postgresql.org/docs/current/protocol-logicalrep-message-formats.html>).
 pub fn decode(payload: Bytes) -> Result<Message, Error> {
     let mut cursor = Cursor::new(payload);
-    let (message, name) = match cursor.u8("Message.tag")? {
-        b'I' => (Message::Insert(Insert::decode(&mut cursor)?), "Insert"),
-        b'U' => (Message::Update(Update::decode(&mut cursor)?), "Update"),
-        b'D' => (Message::Delete(Delete::decode(&mut cursor)?), "Delete"),
+    let tag = cursor.u8("Message.tag")?;
+    let (message, name) = match tag {
+        b'I' | b'U' | b'D' | b'R' | b'Y' | b'T' | b'M' => content(tag, &mut cursor)?,
         b'B' => (Message::Begin(Begin::decode(&mut cursor)?), "Begin"),
         b'C' => (Message::Commit(Commit::decode(&mut cursor)?), "Commit"),
         b'O' => (Message::Origin(Origin::decode(&mut cursor)?), "Origin"),
-        b'R' => (Message::Relation(Arc::new(Relation::decode(&mut cursor)?)), "Relation"),
-        b'Y' => (Message::Type(Type::decode(&mut cursor)?), "Type"),
-        b'T' => (Message::Truncate(Truncate::decode(&mut cursor)?), "Truncate"),
-        b'M' => (Message::Logical(LogicalMessage::decode(&mut cursor)?), "LogicalMessage"),
+        b'S' => (Message::StreamStart(StreamStart::decode(&mut cursor)?), "StreamStart"),
+        b'c' => (Message::StreamCommit(StreamCommit::decode(&mut cursor)?), "StreamCommit"),
+        b'A' => (Message::StreamAbort(StreamAbort::decode(&mut cursor)?), "StreamAbort"),
         tag => return Err(Error::UnknownTag { tag }),
     };
     cursor.finish(name)?;
     Ok(message)
+}
+
+/// Reads one message that stands inside of a block, as [`decode`] does.
+///
+/// What tells of rows and relations begins there with the id of the transaction or subtransaction
+/// that made the change; it is given beside the message.
+pub fn decode_in_block(payload: Bytes) -> Result<(Option<u32>, Message), Error> {
+    let mut cursor = Cursor::new(payload);
+    let tag = cursor.u8("Message.tag")?;
+    let (xid, (message, name)) = match tag {
+        b'I' | b'U' | b'D' | b'R' | b'Y' | b'T' | b'M' => {
+            let xid = cursor.u32("Message.xid")?;
+            (Some(xid), content(tag, &mut cursor)?)
+        }
+        b'O' => (None, (Message::Origin(Origin::decode(&mut cursor)?), "Origin")),
+        b'E' => (None, (Message::StreamStop, "StreamStop")),
+        tag => return Err(Error::UnknownTag { tag }),
+    };
+    cursor.finish(name)?;
+    Ok((xid, message))
+}
+
+/// The messages that have the same form everywhere, behind the xid that a block adds.
+#[inline]
+fn content(tag: u8, cursor: &mut Cursor) -> Result<(Message, &'static str), Error> {
+    Ok(match tag {
+        b'I' => (Message::Insert(Insert::decode(cursor)?), "Insert"),
+        b'U' => (Message::Update(Update::decode(cursor)?), "Update"),
+        b'D' => (Message::Delete(Delete::decode(cursor)?), "Delete"),
+        b'R' => (Message::Relation(Arc::new(Relation::decode(cursor)?)), "Relation"),
+        b'Y' => (Message::Type(Type::decode(cursor)?), "Type"),
+        b'T' => (Message::Truncate(Truncate::decode(cursor)?), "Truncate"),
+        b'M' => (Message::Logical(LogicalMessage::decode(cursor)?), "LogicalMessage"),
+        tag => return Err(Error::UnknownTag { tag }),
+    })
 }
 
 impl Begin {

@@ -14,9 +14,9 @@ use proptest::prelude::*;
 use crate::lsn::Lsn;
 
 use super::{
-    Begin, Column, Commit, Delete, Error, Fault, Insert, LogicalMessage, Message, OldKind,
-    OldTuple, Origin, Relation, ReplicaIdentity, Truncate, Tuple, Type, Update, Value, decode,
-    encode,
+    AbortedAt, Begin, Column, Commit, Delete, Error, Fault, Insert, LogicalMessage, Message,
+    OldKind, OldTuple, Origin, Relation, ReplicaIdentity, StreamAbort, StreamCommit, StreamStart,
+    Truncate, Tuple, Type, Update, Value, decode, decode_in_block, encode, encode_in_block,
 };
 
 /// Every `tests/golden/wal/*.hex`: its path and its payloads, each file one transaction. How they
@@ -97,19 +97,60 @@ fn message_text(message: &Message) -> String {
         Message::Logical(LogicalMessage { transactional, lsn, prefix, content }) => format!(
             "message {prefix:?} transactional={transactional} lsn={lsn} content={content:?}"
         ),
+        Message::StreamStart(StreamStart { xid, first_segment }) => {
+            format!("stream start xid={xid} first_segment={first_segment}")
+        }
+        Message::StreamStop => "stream stop".to_owned(),
+        Message::StreamCommit(StreamCommit { xid, flags, commit_lsn, end_lsn, commit_time }) => {
+            format!(
+                "stream commit xid={xid} flags={flags} commit_lsn={commit_lsn} end_lsn={end_lsn} \
+                 commit_time={commit_time}"
+            )
+        }
+        Message::StreamAbort(StreamAbort { xid, subxid, at }) => {
+            format!("stream abort xid={xid} subxid={subxid} at={at:?}")
+        }
     }
+}
+
+/// The messages of a file in order, each with the xid that it has inside of a block.
+pub(crate) fn decode_all(payloads: &[Bytes]) -> Vec<(Option<u32>, Message)> {
+    let mut in_block = false;
+    let decoded = payloads.iter().map(|payload| {
+        let (xid, message) = if in_block {
+            decode_in_block(payload.clone()).unwrap()
+        } else {
+            (None, decode(payload.clone()).unwrap())
+        };
+        in_block = match message {
+            Message::StreamStart(_) => true,
+            Message::StreamStop => false,
+            _ => in_block,
+        };
+        (xid, message)
+    });
+    decoded.collect()
 }
 
 #[test]
 fn golden_bytes_decode_to_their_golden_text_and_encode_back() {
     for (path, payloads) in golden() {
         let mut text = String::new();
-        for payload in payloads {
-            let message = decode(payload.clone()).unwrap();
-            text += &message_text(&message);
+        for ((xid, message), payload) in decode_all(&payloads).iter().zip(&payloads) {
+            if let Some(xid) = xid {
+                write!(text, "{xid}: ").unwrap();
+            }
+            text += &message_text(message);
             text.push('\n');
-            assert_eq!(encode(&message), payload, "{}", path.display());
-            check_truncated_and_extended(&payload);
+            let encoded = xid.map_or_else(|| encode(message), |xid| encode_in_block(xid, message));
+            assert_eq!(encoded, payload, "{}", path.display());
+            if xid.is_some() || *message == Message::StreamStop {
+                check_truncated_and_extended(payload, |payload| {
+                    decode_in_block(payload).map(|(_, message)| message)
+                });
+            } else {
+                check_truncated_and_extended(payload, decode);
+            }
         }
         let path = path.with_extension("txt");
         if std::env::var_os("UPDATE_GOLDEN").is_some() {
@@ -119,13 +160,20 @@ fn golden_bytes_decode_to_their_golden_text_and_encode_back() {
     }
 }
 
-fn check_truncated_and_extended(payload: &Bytes) {
+fn check_truncated_and_extended(payload: &Bytes, decode: impl Fn(Bytes) -> Result<Message, Error>) {
     for length in 0..payload.len() {
         let result = decode(payload.slice(..length));
-        assert!(result.is_err(), "{length} of {} bytes: {result:?}", payload.len());
+        // Of the two forms of an abort the shorter is the beginning of the longer.
+        let is_short_abort = payload[0] == b'A' && length == 9;
+        assert_eq!(result.is_err(), !is_short_abort, "{length} of {} bytes", payload.len());
     }
     let extended = decode([&payload[..], &[0]].concat().into());
-    assert!(matches!(extended, Err(Error::Trailing { left: 1, .. })), "{extended:?}");
+    let is_short_abort = payload[0] == b'A' && payload.len() == 9;
+    match extended {
+        Err(Error::Trailing { left: 1, .. }) => {}
+        Err(Error::Field { field: "StreamAbort.abort_lsn", .. }) if is_short_abort => {}
+        other => panic!("{other:?}"),
+    }
 }
 
 fn any_text() -> impl Strategy<Value = String> {
@@ -214,19 +262,10 @@ fn any_row_message() -> impl Strategy<Value = Message> {
     ]
 }
 
-fn any_message() -> impl Strategy<Value = Message> {
+/// What may stand inside of a block, with an xid in front.
+fn any_content() -> impl Strategy<Value = Message> {
     prop_oneof![
         4 => any_row_message(),
-        1 => (any_lsn(), any::<i64>(), any::<u32>()).prop_map(|(final_lsn, commit_time, xid)| {
-            Message::Begin(Begin { final_lsn, commit_time, xid })
-        }),
-        1 => (any::<u8>(), any_lsn(), any_lsn(), any::<i64>()).prop_map(
-            |(flags, commit_lsn, end_lsn, commit_time)| {
-                Message::Commit(Commit { flags, commit_lsn, end_lsn, commit_time })
-            }
-        ),
-        1 => (any_lsn(), any_text())
-            .prop_map(|(commit_lsn, name)| Message::Origin(Origin { commit_lsn, name })),
         2 => any_relation().prop_map(|relation| Message::Relation(Arc::new(relation))),
         1 => (any::<u32>(), any_text(), any_text())
             .prop_map(|(id, namespace, name)| Message::Type(Type { id, namespace, name })),
@@ -239,6 +278,36 @@ fn any_message() -> impl Strategy<Value = Message> {
     ]
 }
 
+fn any_message() -> impl Strategy<Value = Message> {
+    prop_oneof![
+        8 => any_content(),
+        1 => (any_lsn(), any::<i64>(), any::<u32>()).prop_map(|(final_lsn, commit_time, xid)| {
+            Message::Begin(Begin { final_lsn, commit_time, xid })
+        }),
+        1 => (any::<u8>(), any_lsn(), any_lsn(), any::<i64>()).prop_map(
+            |(flags, commit_lsn, end_lsn, commit_time)| {
+                Message::Commit(Commit { flags, commit_lsn, end_lsn, commit_time })
+            }
+        ),
+        1 => (any_lsn(), any_text())
+            .prop_map(|(commit_lsn, name)| Message::Origin(Origin { commit_lsn, name })),
+        1 => (any::<u32>(), any::<bool>()).prop_map(|(xid, first_segment)| {
+            Message::StreamStart(StreamStart { xid, first_segment })
+        }),
+        1 => (any::<u32>(), any::<u8>(), any_lsn(), any_lsn(), any::<i64>()).prop_map(
+            |(xid, flags, commit_lsn, end_lsn, commit_time)| {
+                let commit = StreamCommit { xid, flags, commit_lsn, end_lsn, commit_time };
+                Message::StreamCommit(commit)
+            }
+        ),
+        1 => (any::<u32>(), any::<u32>(), proptest::option::of((any_lsn(), any::<i64>())))
+            .prop_map(|(xid, subxid, at)| {
+                let at = at.map(|(lsn, time)| AbortedAt { lsn, time });
+                Message::StreamAbort(StreamAbort { xid, subxid, at })
+            }),
+    ]
+}
+
 proptest! {
     #[test]
     fn every_message_survives_the_round_trip(message in any_message()) {
@@ -246,17 +315,33 @@ proptest! {
     }
 
     #[test]
-    fn a_payload_too_short_or_too_long_is_an_error(message in any_message()) {
-        check_truncated_and_extended(&encode(&message));
+    fn every_message_of_a_block_survives_the_round_trip(
+        xid in any::<u32>(),
+        message in any_content(),
+    ) {
+        let payload = encode_in_block(xid, &message);
+        prop_assert_eq!(decode_in_block(payload), Ok((Some(xid), message)));
+    }
+
+    #[test]
+    fn a_payload_too_short_or_too_long_is_an_error(
+        message in any_message(),
+        content in any_content(),
+    ) {
+        check_truncated_and_extended(&encode(&message), decode);
+        check_truncated_and_extended(&encode_in_block(7, &content), |payload| {
+            decode_in_block(payload).map(|(_, message)| message)
+        });
     }
 
     #[test]
     fn arbitrary_bytes_never_panic(
-        tag in proptest::sample::select(&b"BCORYIUDTM"[..]),
+        tag in proptest::sample::select(&b"BCORYIUDTMSEcA"[..]),
         mut bytes in vec(any::<u8>(), 0..200),
     ) {
         drop(decode(bytes.clone().into()));
         bytes.insert(0, tag);
+        drop(decode_in_block(bytes.clone().into()));
         drop(decode(bytes.into()));
     }
 
@@ -296,7 +381,12 @@ fn check_error(payload: &[u8], text: &str) {
 #[test]
 fn errors_name_field_and_lengths() {
     check_error(b"", "decode `Message.tag`: needs 1 bytes, 0 left");
-    check_error(b"S", "decode message: unknown tag `S`");
+    check_error(b"X", "decode message: unknown tag `X`");
+    check_error(b"S\0\0\0\x09\x02", "decode `StreamStart.first_segment`: must be 0 or 1");
+    // Only the end of a block that is open has a place, and nothing of another transaction in it.
+    check_error(b"E", "decode message: unknown tag `E`");
+    let error = decode_in_block(Bytes::from_static(b"B")).unwrap_err();
+    assert_eq!(error, Error::UnknownTag { tag: b'B' });
     check_error(b"\xff", r"decode message: unknown tag `\xff`");
     check_error(b"B\0\0\0", "decode `Begin.final_lsn`: needs 8 bytes, 3 left");
     check_error(

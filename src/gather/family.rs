@@ -19,8 +19,8 @@ pub(super) struct Families {
     last: Option<u32>,
     /// The partitions of a table, by its id.
     partitions: HashMap<u32, Vec<u32>>,
-    /// Tables as they were described, of those that count as having less.
-    described: HashMap<u32, Arc<Relation>>,
+    /// What tables count as that have less than they promise.
+    narrowed: HashMap<u32, Arc<Relation>>,
     /// Tables and partitions that nobody was told of yet.
     smaller: Vec<(Arc<Relation>, Arc<Relation>)>,
 }
@@ -28,9 +28,7 @@ pub(super) struct Families {
 impl Families {
     /// A relation was described; tells the table that it is a partition of, if that came right
     /// before.
-    pub(super) fn described(&mut self, relation: &Relation) -> Option<u32> {
-        let id = relation.id;
-        self.described.remove(&id);
+    pub(super) fn described(&mut self, id: u32) -> Option<u32> {
         let root = self.last.replace(id).filter(|root| *root != id)?;
         let partitions = self.partitions.entry(root).or_default();
         if !partitions.contains(&id) {
@@ -61,25 +59,42 @@ impl Families {
         wronged
     }
 
-    /// A table with the replica identity that all its partitions among `relations` have.
-    pub(super) fn narrowed(
+    /// Works out anew what a table counts as, by the replica identity that all its partitions have.
+    pub(super) fn narrow<'a>(
         &mut self,
-        table: Arc<Relation>,
-        relations: &HashMap<u32, Arc<Relation>>,
-    ) -> Arc<Relation> {
-        let table = self.described.remove(&table.id).unwrap_or(table);
-        let ids = self.partitions.get(&table.id).map_or(&[][..], Vec::as_slice);
-        let partitions = ids.iter().filter_map(|id| relations.get(id));
-        if !partitions.clone().any(|partition| is_less(&table, partition)) {
-            return table;
+        root: u32,
+        known: impl Fn(u32) -> Option<&'a Arc<Relation>>,
+    ) {
+        self.narrowed.remove(&root);
+        let Some(table) = known(root) else { return };
+        let ids = self.partitions.get(&root).map_or(&[][..], Vec::as_slice);
+        let partitions = ids.iter().filter_map(|id| known(*id));
+        if !partitions.clone().any(|partition| is_less(table, partition)) {
+            return;
         }
-        let last = self.last.and_then(|id| relations.get(&id));
-        if let Some(last) = last.filter(|last| ids.contains(&last.id) && is_less(&table, last)) {
-            self.smaller.push((Arc::clone(&table), Arc::clone(last)));
+        let last = self.last.and_then(&known);
+        if let Some(last) = last.filter(|last| ids.contains(&last.id) && is_less(table, last)) {
+            self.smaller.push((Arc::clone(table), Arc::clone(last)));
         }
-        let narrowed = Arc::new(with_less(&table, &partitions));
-        self.described.insert(table.id, table);
-        narrowed
+        self.narrowed.insert(root, Arc::new(with_less(table, &partitions)));
+    }
+
+    /// What a table counts as, if it is less than it promises.
+    pub(super) fn narrowed(&self, id: u32) -> Option<&Arc<Relation>> {
+        if self.narrowed.is_empty() { None } else { self.narrowed.get(&id) }
+    }
+
+    /// Takes what others know; tells the tables that have to be narrowed anew.
+    pub(super) fn absorb(&mut self, others: Families) -> Vec<u32> {
+        let roots = others.partitions.keys().copied().collect();
+        for (root, ids) in others.partitions {
+            let own = self.partitions.entry(root).or_default();
+            own.extend(ids);
+            own.sort_unstable();
+            own.dedup();
+        }
+        self.smaller.extend(others.smaller);
+        roots
     }
 
     /// Tables and partitions with less than the table promises, each time one is described.

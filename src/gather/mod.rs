@@ -4,8 +4,12 @@
 //! a [`Transaction`] at its COMMIT. Never knows: rules, sockets. Invariant: holds no row. A change
 //! is handed on at once, so memory does not grow with the transaction (I6); what is kept is the
 //! relation cache and the header of the one transaction that is being received.
+//!
+//! A large transaction comes in blocks while it runs, other transactions between them; whether it
+//! commits is told by a message of its own.
 
 mod family;
+mod relations;
 mod types;
 #[cfg(test)]
 mod tests;
@@ -13,12 +17,13 @@ mod tests;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use hashbrown::HashMap;
-
-use crate::decode::{Begin, Commit, LogicalMessage, Message, OldTuple, Relation, Truncate, Tuple};
+use crate::decode::{
+    Begin, Commit, LogicalMessage, Message, OldTuple, Relation, StreamAbort, StreamCommit,
+    StreamStart, Truncate, Tuple,
+};
 use crate::lsn::Lsn;
 
-use self::family::Families;
+use self::relations::Relations;
 use self::types::Types;
 
 /// A row change, with its relation.
@@ -93,6 +98,25 @@ pub enum Gathered {
     Committed(Transaction),
     /// A message of `pg_logical_emit_message`: of the open transaction, or of none.
     Logical(LogicalMessage),
+    /// Changes of this top-level transaction follow, which may still run.
+    Block(u32),
+    /// The block ends.
+    Pause,
+    /// A transaction that came in blocks is committed.
+    StreamCommitted(Transaction),
+    /// A transaction that came in blocks is undone, or a part of it.
+    Aborted {
+        /// The top-level transaction's id, 32 bit.
+        xid: u32,
+        /// What is undone: a subtransaction, or once more the top-level one.
+        subxid: u32,
+    },
+    /// A part of a transaction is undone in which relations were altered: the server may go on with
+    /// a shape that is undone, and nothing that it sends of this transaction can be believed.
+    ShapeUndone {
+        /// The top-level transaction's id, 32 bit.
+        xid: u32,
+    },
 }
 
 /// A message that the protocol does not allow where it stands. The stream must be read again, from
@@ -122,6 +146,23 @@ pub enum Error {
         final_lsn: Lsn,
         /// Where it is by the COMMIT.
         commit_lsn: Lsn,
+    },
+    /// A message about a transaction in blocks, inside of another transaction.
+    #[error("stream transaction `{xid}`: transaction `{open}` is open")]
+    StreamInside {
+        /// The transaction that the message is about.
+        xid: u32,
+        /// The transaction that is open.
+        open: u32,
+    },
+    /// The end of a block and none is open.
+    #[error("end block: none is open")]
+    StopOutside,
+    /// A later block, or the commit, of a transaction whose first block never came.
+    #[error("stream transaction `{xid}`: its first block never came")]
+    UnknownStream {
+        /// The transaction.
+        xid: u32,
     },
     /// A change and no transaction is open.
     #[error("gather change of relation `{relation_id}`: no transaction is open")]
@@ -157,13 +198,13 @@ pub enum Error {
 
 /// Follows one replication connection, message by message.
 ///
-/// Its memory is one [`Relation`] for each relation that changed since the connection began.
-/// Postgres describes every relation again on a new connection: start it with a new gatherer.
+/// Its memory is one [`Relation`] for each relation that changed since the connection began, and
+/// those that transactions in blocks have described for themselves. Postgres describes every
+/// relation again on a new connection: start it with a new gatherer.
 #[derive(Debug, Default)]
 pub struct Gatherer {
-    relations: HashMap<u32, Arc<Relation>>,
+    relations: Relations,
     types: Types,
-    families: Families,
     open: Option<Begin>,
 }
 
@@ -181,6 +222,13 @@ impl Gatherer {
         self.open.as_ref().map(|begin| begin.xid)
     }
 
+    /// The id of the top-level transaction whose block is open: the next message is one of those
+    /// that stand inside of a block. It is received in part, so it counts as in flight (I2).
+    #[must_use]
+    pub fn in_block(&self) -> Option<u32> {
+        self.relations.in_block()
+    }
+
     /// Takes the next message of the stream and gives what it brings.
     ///
     /// Types and origins bring nothing; a domain counts as its base type. Errors when the protocol
@@ -188,7 +236,7 @@ impl Gatherer {
     /// (<https://www.postgresql.org/docs/current/protocol-logical-replication.html>).
     pub fn push(&mut self, message: Message) -> Result<Gathered, Error> {
         if !matches!(message, Message::Relation(_) | Message::Type(_)) {
-            self.families.interrupted();
+            self.relations.interrupted();
         }
         match message {
             Message::Insert(insert) => {
@@ -205,7 +253,7 @@ impl Gatherer {
             Message::Commit(commit) => self.commit(&commit),
             Message::Relation(relation) => {
                 let relation = self.types.resolve(relation);
-                self.describe(relation);
+                self.relations.describe(relation);
                 Ok(Gathered::Nothing)
             }
             Message::Type(described) => {
@@ -214,6 +262,10 @@ impl Gatherer {
             }
             Message::Logical(message) => self.logical(message),
             Message::Origin(_) => Ok(Gathered::Nothing),
+            Message::StreamStart(start) => self.stream_start(start),
+            Message::StreamStop => self.stream_stop(),
+            Message::StreamCommit(commit) => self.stream_commit(commit),
+            Message::StreamAbort(abort) => self.stream_abort(&abort),
         }
     }
 
@@ -221,27 +273,52 @@ impl Gatherer {
     /// described since this was asked last. Changes of such a table are given with the identity
     /// that all its partitions have.
     pub fn smaller_partitions(&mut self) -> Vec<(Arc<Relation>, Arc<Relation>)> {
-        self.families.take_smaller()
+        self.relations.take_smaller()
     }
 
-    fn describe(&mut self, relation: Arc<Relation>) {
-        let root = self.families.described(&relation);
-        self.relations.insert(relation.id, relation);
-        if let Some(root) = root {
-            self.narrow(root);
+    /// Checks that nothing is open where a message about transaction `xid` in blocks stands.
+    fn between(&self, xid: u32) -> Result<(), Error> {
+        match self.in_transaction().or(self.in_block()) {
+            Some(open) => Err(Error::StreamInside { xid, open }),
+            None => Ok(()),
         }
     }
 
-    /// Gives a table the identity that all its partitions have.
-    fn narrow(&mut self, root: u32) {
-        if let Some(table) = self.relations.get(&root) {
-            let narrowed = self.families.narrowed(Arc::clone(table), &self.relations);
-            self.relations.insert(root, narrowed);
+    fn stream_start(&mut self, start: StreamStart) -> Result<Gathered, Error> {
+        let StreamStart { xid, first_segment } = start;
+        self.between(xid)?;
+        if !self.relations.enter(xid, first_segment) {
+            return Err(Error::UnknownStream { xid });
         }
+        Ok(Gathered::Block(xid))
+    }
+
+    fn stream_stop(&mut self) -> Result<Gathered, Error> {
+        if self.relations.leave() { Ok(Gathered::Pause) } else { Err(Error::StopOutside) }
+    }
+
+    fn stream_abort(&mut self, abort: &StreamAbort) -> Result<Gathered, Error> {
+        let StreamAbort { xid, subxid, at: _ } = *abort;
+        self.between(xid)?;
+        if xid == subxid {
+            self.relations.aborted(xid);
+        } else if self.relations.partly_aborted(xid) {
+            return Ok(Gathered::ShapeUndone { xid });
+        }
+        Ok(Gathered::Aborted { xid, subxid })
+    }
+
+    fn stream_commit(&mut self, commit: StreamCommit) -> Result<Gathered, Error> {
+        let StreamCommit { xid, commit_lsn, end_lsn, commit_time, flags: _ } = commit;
+        self.between(xid)?;
+        if !self.relations.committed(xid) {
+            return Err(Error::UnknownStream { xid });
+        }
+        Ok(Gathered::StreamCommitted(Transaction { xid, commit_lsn, end_lsn, commit_time }))
     }
 
     fn begin(&mut self, begin: Begin) -> Result<Gathered, Error> {
-        if let Some(open) = self.in_transaction() {
+        if let Some(open) = self.in_transaction().or(self.in_block()) {
             return Err(Error::BeginInside { xid: begin.xid, open });
         }
         self.open = Some(begin);
@@ -278,9 +355,7 @@ impl Gatherer {
     }
 
     fn truncate(&mut self, truncate: &Truncate) -> Result<Gathered, Error> {
-        for root in self.families.truncated(&truncate.relation_ids) {
-            self.narrow(root);
-        }
+        self.relations.truncated(&truncate.relation_ids);
         let change = |id: &u32| {
             let relation = Arc::clone(self.relation(*id)?);
             Ok(Change { relation, row: Row::Truncate })
@@ -289,17 +364,17 @@ impl Gatherer {
     }
 
     fn logical(&self, message: LogicalMessage) -> Result<Gathered, Error> {
-        if message.transactional && self.open.is_none() {
+        if message.transactional && self.open.is_none() && self.in_block().is_none() {
             return Err(Error::LogicalOutside { lsn: message.lsn });
         }
         Ok(Gathered::Logical(message))
     }
 
     fn relation(&self, relation_id: u32) -> Result<&Arc<Relation>, Error> {
-        if self.open.is_none() {
+        if self.open.is_none() && self.in_block().is_none() {
             return Err(Error::ChangeOutside { relation_id });
         }
-        self.relations.get(&relation_id).ok_or(Error::UnknownRelation { relation_id })
+        self.relations.get(relation_id).ok_or(Error::UnknownRelation { relation_id })
     }
 }
 

@@ -2,10 +2,11 @@
 
 use std::sync::Arc;
 
-use crate::decode::tests::golden;
+use crate::decode::tests::{decode_all, golden};
 use crate::decode::{
     Begin, Column, Commit, Delete, Insert, LogicalMessage, Message, OldKind, OldTuple, Origin,
-    Relation, ReplicaIdentity, Truncate, Tuple, Type, Update, Value, decode,
+    Relation, ReplicaIdentity, StreamAbort, StreamCommit, StreamStart, Truncate, Tuple, Type,
+    Update, Value,
 };
 use crate::lsn::Lsn;
 
@@ -77,16 +78,18 @@ fn inside() -> Gatherer {
 fn real_transactions_gather_whole() {
     for (path, payloads) in golden() {
         let mut gatherer = Gatherer::new();
-        let mut committed = 0;
-        for payload in payloads {
-            if let Gathered::Committed(transaction) =
-                gatherer.push(decode(payload).unwrap()).unwrap()
+        let mut committed = 0_usize;
+        for (_, message) in decode_all(&payloads) {
+            if let Gathered::Committed(transaction) | Gathered::StreamCommitted(transaction) =
+                gatherer.push(message).unwrap()
             {
                 committed += 1;
                 assert!(transaction.end_lsn > transaction.commit_lsn, "{}", path.display());
             }
         }
-        assert_eq!((committed, gatherer.in_transaction()), (1, None), "{}", path.display());
+        let open = gatherer.in_transaction().or(gatherer.in_block());
+        let expected = usize::from(!path.ends_with("streamed_rolled_back.hex"));
+        assert_eq!((committed, open), (expected, None), "{}", path.display());
     }
 }
 
@@ -241,5 +244,141 @@ fn a_tuple_of_another_width_than_its_relation_is_refused() {
     ] {
         let text = "gather change of `public.t1`: 1 columns, the relation has 2";
         check_refused(inside(), message, text);
+    }
+}
+
+fn start(xid: u32, first_segment: bool) -> Message {
+    Message::StreamStart(StreamStart { xid, first_segment })
+}
+
+fn stream_commit(xid: u32) -> Message {
+    let (commit_lsn, end_lsn) = (Lsn(100), Lsn(148));
+    Message::StreamCommit(StreamCommit { xid, flags: 0, commit_lsn, end_lsn, commit_time: 7 })
+}
+
+fn abort(xid: u32, subxid: u32) -> Message {
+    Message::StreamAbort(StreamAbort { xid, subxid, at: None })
+}
+
+/// How many columns relation 1 has for whoever changes it next: that many fit, no other number.
+fn width(gatherer: &mut Gatherer) -> Option<usize> {
+    let values = ["1", "2", "3", "4"];
+    (1..=4).find(|count| gatherer.push(insert(1, &values[..*count])).is_ok())
+}
+
+#[test]
+fn blocks_of_transactions_stand_between_whole_ones() {
+    let mut gatherer = after([start(7, true), Message::Relation(relation(1, &["a"]))]);
+    assert_eq!(gatherer.in_block(), Some(7));
+    assert!(matches!(gatherer.push(insert(1, &["x"])), Ok(Gathered::Change(_))));
+    assert_eq!(gatherer.push(Message::StreamStop), Ok(Gathered::Pause));
+    assert_eq!(gatherer.in_block(), None);
+    for message in [begin(9, 100), Message::Relation(relation(1, &["a"])), commit(100)] {
+        gatherer.push(message).unwrap();
+    }
+    assert_eq!(gatherer.push(start(8, true)), Ok(Gathered::Block(8)));
+    gatherer.push(Message::StreamStop).unwrap();
+    assert_eq!(gatherer.push(start(7, false)), Ok(Gathered::Block(7)));
+    gatherer.push(Message::StreamStop).unwrap();
+    assert_eq!(gatherer.push(abort(8, 8)), Ok(Gathered::Aborted { xid: 8, subxid: 8 }));
+    let Ok(Gathered::StreamCommitted(transaction)) = gatherer.push(stream_commit(7)) else {
+        panic!("not committed")
+    };
+    assert_eq!((transaction.xid, transaction.end_lsn), (7, Lsn(148)));
+}
+
+#[test]
+fn a_relation_of_a_block_is_valid_for_all_once_its_transaction_commits() {
+    let mut gatherer = after([
+        begin(9, 100),
+        Message::Relation(relation(1, &["a"])),
+        commit(100),
+        start(7, true),
+        Message::Relation(relation(1, &["a", "b"])),
+    ]);
+    assert_eq!(width(&mut gatherer), Some(2));
+    for message in [Message::StreamStop, begin(10, 100)] {
+        gatherer.push(message).unwrap();
+    }
+    assert_eq!(width(&mut gatherer), Some(1), "the other transaction may be undone");
+    for message in [commit(100), start(8, true)] {
+        gatherer.push(message).unwrap();
+    }
+    assert_eq!(width(&mut gatherer), None, "each describes for itself");
+    for message in [Message::StreamStop, stream_commit(7), begin(11, 100)] {
+        gatherer.push(message).unwrap();
+    }
+    assert_eq!(width(&mut gatherer), Some(2));
+}
+
+#[test]
+fn a_relation_described_later_outlives_the_commit_of_an_earlier_block() {
+    let mut gatherer = after([
+        start(7, true),
+        Message::Relation(relation(1, &["a", "b"])),
+        Message::StreamStop,
+        begin(9, 100),
+        Message::Relation(relation(1, &["a"])),
+        commit(100),
+        stream_commit(7),
+        begin(10, 100),
+    ]);
+    assert_eq!(width(&mut gatherer), Some(1));
+}
+
+/// Relation 1 has one column for all; transaction 7 describes it with these, and this follows.
+fn described(columns: &[&str], end: Message) -> (Gatherer, Gathered) {
+    let mut gatherer = after([
+        begin(9, 100),
+        Message::Relation(relation(1, &["a"])),
+        commit(100),
+        start(7, true),
+        Message::Relation(relation(1, columns)),
+        Message::StreamStop,
+    ]);
+    let gathered = gatherer.push(end).unwrap();
+    (gatherer, gathered)
+}
+
+#[test]
+fn what_is_undone_has_described_nothing() {
+    let (mut whole, _) = described(&["a", "b"], abort(7, 7));
+    whole.push(begin(10, 100)).unwrap();
+    assert_eq!(width(&mut whole), Some(1));
+    let (mut part, gathered) = described(&["a"], abort(7, 8));
+    assert_eq!(gathered, Gathered::Aborted { xid: 7, subxid: 8 });
+    part.push(start(7, false)).unwrap();
+    assert_eq!(width(&mut part), None, "the server describes again");
+    part.push(Message::Relation(relation(1, &["a", "b", "c"]))).unwrap();
+    assert_eq!(width(&mut part), Some(3));
+}
+
+#[test]
+fn a_part_undone_after_a_relation_was_altered_is_told() {
+    let (_, gathered) = described(&["a", "b"], abort(7, 8));
+    assert_eq!(gathered, Gathered::ShapeUndone { xid: 7 });
+    // The same where only the transaction itself has described it, before and after.
+    let mut gatherer = after([
+        start(7, true),
+        Message::Relation(relation(1, &["a"])),
+        Message::Relation(relation(1, &["a", "b"])),
+        Message::StreamStop,
+    ]);
+    assert_eq!(gatherer.push(abort(7, 8)), Ok(Gathered::ShapeUndone { xid: 7 }));
+}
+
+#[test]
+fn a_block_that_has_no_place_is_refused() {
+    let open = || after([start(7, true)]);
+    let inside_text = "stream transaction `8`: transaction `7` is open";
+    for message in [start(8, true), stream_commit(8), abort(8, 8)] {
+        check_refused(open(), message, inside_text);
+    }
+    check_refused(open(), begin(8, 100), "begin transaction `8`: transaction `7` is open");
+    check_refused(inside(), start(8, true), "stream transaction `8`: transaction `9` is open");
+    check_refused(Gatherer::new(), Message::StreamStop, "end block: none is open");
+    for message in [start(7, false), stream_commit(7)] {
+        let text = "stream transaction `7`: its first block never came";
+        check_refused(Gatherer::new(), message, text);
     }
 }

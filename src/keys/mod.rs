@@ -16,14 +16,18 @@
 mod compile;
 mod condition;
 mod filter;
+mod in_progress;
 mod known;
 mod label;
+mod packed;
 mod pattern;
 mod plan;
 mod render;
 mod set;
 mod signal;
 mod template;
+#[cfg(test)]
+mod in_progress_tests;
 #[cfg(test)]
 mod properties;
 #[cfg(test)]
@@ -37,6 +41,7 @@ use crate::config::{self, Location, Operations, Problem, Source, TableName};
 use crate::gather::Change;
 
 pub use compile::{ColumnUse, Purpose};
+pub use in_progress::InProgress;
 pub use label::{RuleId, WidenReason};
 pub use pattern::Pattern;
 pub use set::{KeySet, Limits};

@@ -73,6 +73,20 @@ struct Usage {
     whole: bool,
 }
 
+/// A part of what a set holds.
+pub(super) enum Content<'a> {
+    /// Everything that a template could give.
+    Whole(TemplateId),
+    /// An exact key of a template.
+    Key(TemplateId, &'a [u8]),
+    /// A pattern of a template.
+    Pattern(TemplateId, &'a [u8]),
+    /// How many changes a rule looked at.
+    Matches(RuleId, u64),
+    /// How often a rule was widened.
+    Widened(RuleId, WidenReason, u64),
+}
+
 #[derive(Clone, Copy, Default)]
 struct RuleCount {
     matches: u64,
@@ -204,6 +218,23 @@ impl KeySet {
         }
     }
 
+    /// Everything that makes up the set, part by part: a set that takes all of it is the same.
+    pub(super) fn content(&self, mut each: impl FnMut(Content<'_>)) {
+        template_ids().zip(&self.usage).filter(|(_, usage)| usage.whole).for_each(
+            |(template, _)| {
+                each(Content::Whole(template));
+            },
+        );
+        for key in self.keys.iter().filter(|key| !self.is_whole(key.template)) {
+            each(Content::Key(key.template, key.bytes(&self.arena)));
+        }
+        for (template, pattern) in self.patterns.iter().filter(|(id, _)| !self.is_whole(*id)) {
+            each(Content::Pattern(*template, pattern.as_bytes()));
+        }
+        self.matches().for_each(|(rule, count)| each(Content::Matches(rule, count)));
+        self.widened().for_each(|(rule, why, count)| each(Content::Widened(rule, why, count)));
+    }
+
     /// Gives up every exact key and pattern for its template's widest, to free memory (I6).
     pub fn collapse(&mut self) {
         for template in template_ids().take(self.usage.len()) {
@@ -224,7 +255,11 @@ impl KeySet {
     }
 
     pub(super) fn count_match(&mut self, rule: RuleId) {
-        self.rules[usize::from(rule.0)].matches += 1;
+        self.count_matches(rule, 1);
+    }
+
+    pub(super) fn count_matches(&mut self, rule: RuleId, count: u64) {
+        self.rules[usize::from(rule.0)].matches += count;
     }
 
     /// Counts a change that the rule looked at for this reason.
@@ -233,8 +268,11 @@ impl KeySet {
     }
 
     pub(super) fn count_widened(&mut self, template: TemplateId, reason: WidenReason) {
-        let rule = self.rule_of(template);
-        self.rules[usize::from(rule.0)].widened[reason as usize] += 1;
+        self.count_widenings(self.rule_of(template), reason, 1);
+    }
+
+    pub(super) fn count_widenings(&mut self, rule: RuleId, reason: WidenReason, count: u64) {
+        self.rules[usize::from(rule.0)].widened[reason as usize] += count;
     }
 
     /// Adds everything that the template could give, in the place of what it gave before. With a

@@ -1,9 +1,10 @@
 //! The LSN that is safe to confirm.
 //!
-//! Takes: the order of the stream (BEGIN, COMMIT, keepalive) and each [`Swept`]. Gives: the [`Lsn`]
-//! below which every key is removed and acknowledged. Never knows: sockets, keys, time. Invariants
-//! (I2): the LSN never falls; it never reaches the end of a transaction in flight; a keepalive
-//! counts only when nothing is in flight, and a half-received transaction is in flight.
+//! Takes: the order of the stream (BEGIN or a block, COMMIT, keepalive) and each [`Swept`]. Gives:
+//! the [`Lsn`] below which every key is removed and acknowledged. Never knows: sockets, keys, time.
+//! Invariants (I2): the LSN never falls; it never reaches the end of a transaction in flight; a
+//! keepalive counts only when nothing is in flight, and a half-received transaction or block is in
+//! flight.
 //!
 //! Only transactions in flight are kept: each with the end of the one before it, which is the
 //! furthest that may be confirmed while it is the oldest. So a transaction that waits for hours
@@ -22,7 +23,7 @@ mod tests;
 pub struct Ledger {
     /// End LSN of each transaction in flight, with what may be confirmed while it is the oldest.
     in_flight: BTreeMap<Lsn, Lsn>,
-    /// Whether BEGIN was received and its COMMIT was not.
+    /// Whether BEGIN was received and its COMMIT was not, or a block and not its end.
     receiving: bool,
     /// Everything that ends here or before was received.
     received: Lsn,
@@ -35,9 +36,18 @@ impl Ledger {
         Ledger { in_flight: BTreeMap::new(), receiving: false, received: start }
     }
 
-    /// BEGIN arrived: from here to COMMIT no keepalive counts.
+    /// BEGIN or a block arrived: from here to COMMIT or the block's end no keepalive counts.
     pub fn begin(&mut self) {
         self.receiving = true;
+    }
+
+    /// The end of a block arrived, of a transaction that may still run. What was sent of it holds
+    /// nothing back: its commit ends later than anything that a keepalive between two blocks tells,
+    /// and until that end is confirmed Postgres sends the transaction again from its beginning
+    /// (`SnapBuildXactNeedsSkip` compares the commit's LSN, and `restart_lsn` stays before its
+    /// first change).
+    pub fn pause(&mut self) {
+        self.receiving = false;
     }
 
     /// COMMIT arrived, its commit record ends at `end_lsn`: the transaction is in flight until

@@ -93,3 +93,19 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_block_holds_keepalives_back_and_an_open_transaction_does_not() {
+    let mut ledger = Ledger::new(Lsn(100));
+    ledger.begin();
+    ledger.keepalive(Lsn(150));
+    assert_eq!(ledger.safe(), Lsn(100), "the last block comes right before the commit");
+    ledger.pause();
+    ledger.keepalive(Lsn(160));
+    assert_eq!(ledger.safe(), Lsn(160), "its commit ends later than what was sent by now");
+    ledger.begin();
+    ledger.pause();
+    ledger.open(Lsn(200));
+    ledger.keepalive(Lsn(300));
+    assert_eq!(ledger.safe(), Lsn(160));
+}

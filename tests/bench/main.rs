@@ -10,6 +10,7 @@ mod settlement;
 mod start;
 #[path = "../support/mod.rs"]
 mod support;
+mod transaction;
 
 use std::time::Duration;
 
@@ -28,6 +29,9 @@ fn main() {
     }
     if wanted("settlement") {
         runtime.block_on(settlement::run());
+    }
+    if wanted("transaction") {
+        runtime.block_on(transaction::run());
     }
     if wanted("start") {
         runtime.block_on(start::run());

@@ -44,7 +44,13 @@ pub(crate) async fn run() {
             }
         };
         match gatherer.push(decode(payload).unwrap()).unwrap() {
-            Gathered::Nothing => {}
+            // It asks for whole transactions, so nothing comes in blocks.
+            Gathered::Nothing
+            | Gathered::Block(_)
+            | Gathered::Pause
+            | Gathered::StreamCommitted(_)
+            | Gathered::Aborted { .. }
+            | Gathered::ShapeUndone { .. } => {}
             Gathered::Change(change) => rules.add(&change, &mut keys),
             Gathered::Truncate(all) => all.iter().for_each(|one| rules.add(one, &mut keys)),
             Gathered::Committed(transaction) => {

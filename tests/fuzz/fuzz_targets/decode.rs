@@ -12,12 +12,18 @@
 
 use bytes::Bytes;
 use libfuzzer_sys::fuzz_target;
-use walsweep::decode::{Message, Tuple, decode, encode};
+use walsweep::decode::{Message, Tuple, decode, decode_in_block, encode, encode_in_block};
 
 fuzz_target!(|payload: &[u8]| {
-    let Ok(message) = decode(Bytes::copy_from_slice(payload)) else { return };
-    tuples(&message).for_each(|tuple| assert_eq!(tuple.values().count(), tuple.column_count()));
-    assert_eq!(decode(encode(&message)), Ok(message));
+    if let Ok(message) = decode(Bytes::copy_from_slice(payload)) {
+        tuples(&message).for_each(|tuple| assert_eq!(tuple.values().count(), tuple.column_count()));
+        assert_eq!(decode(encode(&message)), Ok(message));
+    }
+    if let Ok((xid, message)) = decode_in_block(Bytes::copy_from_slice(payload)) {
+        tuples(&message).for_each(|tuple| assert_eq!(tuple.values().count(), tuple.column_count()));
+        let encoded = encode_in_block(xid.unwrap_or_default(), &message);
+        assert_eq!(decode_in_block(encoded), Ok((xid, message)));
+    }
 });
 
 /// The tuples of a message, old before new.

@@ -1,9 +1,10 @@
 -- Writes every *.hex of this folder: real pgoutput, one message a line. Run in an empty database of
 -- a throwaway server with wal_level = logical, as superuser, from the root of the repository:
---   psql -XAtq -v ON_ERROR_STOP=1 -f tests/golden/wal/make.sql
+--   psql -XAtq -v ON_ERROR_STOP=1 -v proto=2 -v streaming=on -f tests/golden/wal/make.sql
 -- and then rewrite the readable twins with UPDATE_GOLDEN=1 cargo test --lib golden.
 -- Object ids, transaction ids, positions and times differ from run to run: the files are captured
--- once, from PostgreSQL 15.18, and again only when a case is added.
+-- once, from PostgreSQL 15.18, and again only when a case is added. streamed_parallel.hex is the
+-- streamed.hex of PostgreSQL 18 with proto=4 and streaming=parallel.
 
 set synchronous_commit = on;
 create schema shop;
@@ -172,6 +173,41 @@ execute take;
 insert into shop.customer values (5, 'Eve', null, '2026-01-02 03:04:05+00');
 \o tests/golden/wal/binary_values.hex
 execute take_binary;
+\o
+
+-- Transactions that outgrow 64 kB of memory are sent in blocks: nine of these rows, of which only
+-- two columns are published.
+alter table shop.narrow alter secret set storage plain;
+set logical_decoding_work_mem = '64kB';
+prepare take_streamed as select encode(data, 'hex') from pg_logical_slot_get_binary_changes(
+  'golden', null, null, 'proto_version', :'proto', 'publication_names', 'golden', 'messages',
+  'true', 'streaming', :'streaming');
+prepare rows(int, int) as insert into shop.narrow
+  select id, repeat('x', 8000), 'row ' || id from generate_series($1, $2) id;
+
+begin;
+execute rows (11, 19);
+savepoint kept;
+execute rows (21, 29);
+insert into shop.feeling values (21, 'sad', 1);
+select pg_logical_emit_message(true, 'walsweep.inside', 'a block') \g /dev/null
+truncate shop.order_line;
+savepoint undone;
+execute rows (31, 39);
+rollback to undone;
+delete from shop.narrow where id = 21;
+update shop.narrow set name = 'new' where id = 22;
+commit;
+\o tests/golden/wal/streamed.hex
+execute take_streamed;
+\o
+
+-- The transaction before is sent once more, and taken back: that it is confirmed shows at its end.
+begin;
+execute rows (41, 49);
+rollback;
+\o tests/golden/wal/streamed_rolled_back.hex
+execute take_streamed;
 \o
 
 select pg_drop_replication_slot('golden') \g /dev/null

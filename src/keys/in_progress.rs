@@ -1,0 +1,225 @@
+//! Keys of large transactions that come in blocks while they run, one set for each transaction and
+//! subtransaction.
+//!
+//! A subtransaction that is undone takes its own keys with it and no other's (`ROLLBACK TO`), so
+//! sets are joined only at the commit. Those that were filled last stay ready to be filled: a
+//! transaction's own, and the innermost of its subtransactions, which change places row by row. The
+//! others are packed. Beyond a limit over all transactions (I6) the largest is flattened: its sets
+//! become one, in which each template collapses to its widest pattern, and nothing is taken out of
+//! it any more when a subtransaction is undone. That removes more than it must, and loses nothing.
+
+use std::collections::VecDeque;
+
+use hashbrown::HashMap;
+
+use super::packed::Packed;
+use super::set::KeySet;
+
+/// Memory of all transactions in progress beyond which the largest is flattened, bytes.
+///
+/// Two transactions at the limit of their own sets, or one with some 200 000 subtransactions of a
+/// few keys, leave the memory goal of 64 MiB intact.
+const BYTES_MAX: usize = 16 * 1024 * 1024;
+
+/// Subtransactions whose sets stay ready. They nest: more than these are rarely filled in turn.
+const READY_MAX: usize = 8;
+
+/// What a packed set costs beside its bytes: its slot in a map that is half full, its allocation.
+const PACKED_COST: usize = 64;
+
+/// Flattening a smaller transaction gains nothing: patterns take as much.
+const FLATTENED_MIN: usize = 64 * 1024;
+
+/// The keys of all transactions in progress.
+#[derive(Debug)]
+pub struct InProgress {
+    empty: KeySet,
+    bytes_max: usize,
+    /// By top-level transaction; without the one whose block is open.
+    waiting: HashMap<u32, Streamed>,
+    open: Option<(u32, Streamed)>,
+    /// Memory of those that wait.
+    waiting_bytes: usize,
+}
+
+/// The keys of one top-level transaction.
+#[derive(Debug)]
+struct Streamed {
+    /// Its own keys; once flattened, those of its subtransactions, too.
+    own: KeySet,
+    is_flat: bool,
+    /// The subtransactions that were filled last, the very last first.
+    ready: VecDeque<(u32, KeySet)>,
+    packed: HashMap<u32, Packed>,
+    packed_bytes: usize,
+}
+
+impl InProgress {
+    /// Nothing; `empty` is an empty set of the rules.
+    #[must_use]
+    pub fn new(empty: KeySet) -> InProgress {
+        let (waiting, open) = (HashMap::new(), None);
+        InProgress { empty, bytes_max: BYTES_MAX, waiting, open, waiting_bytes: 0 }
+    }
+
+    /// The same with another limit, bytes.
+    #[must_use]
+    pub fn with_limit(self, bytes_max: usize) -> InProgress {
+        InProgress { bytes_max, ..self }
+    }
+
+    /// How many transactions are in progress.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.waiting.len() + usize::from(self.open.is_some())
+    }
+
+    /// Whether no transaction is in progress.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The memory held, bytes, estimated.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.waiting_bytes + self.open.as_ref().map_or(0, |(_, streamed)| streamed.bytes())
+    }
+
+    /// A block of a top-level transaction opens.
+    pub fn enter(&mut self, xid: u32) {
+        self.leave();
+        let known = self.take(xid);
+        let streamed = known.unwrap_or_else(|| Streamed::new(self.empty.clone()));
+        self.open = Some((xid, streamed));
+    }
+
+    /// The set for changes of a transaction or subtransaction of the open block.
+    #[inline]
+    pub fn of(&mut self, xid: u32) -> &mut KeySet {
+        let open = self.open.get_or_insert_with(|| (xid, Streamed::new(self.empty.clone())));
+        let (top, streamed) = open;
+        if *top == xid || streamed.is_flat {
+            return &mut streamed.own;
+        }
+        if streamed.ready.front().is_none_or(|(ready, _)| *ready != xid) {
+            streamed.make_ready(xid, &self.empty);
+            // Other transactions wait for their block's end: what grows here is this one.
+            if self.waiting_bytes + streamed.packed_bytes > self.bytes_max {
+                streamed.flatten(&self.empty);
+                return &mut streamed.own;
+            }
+        }
+        let (_, keys) = streamed.ready.front_mut().expect("it was made ready");
+        keys
+    }
+
+    /// The block closes; the limit holds from here on.
+    pub fn leave(&mut self) {
+        if let Some((xid, streamed)) = self.open.take() {
+            self.waiting_bytes += streamed.bytes();
+            self.waiting.insert(xid, streamed);
+        }
+        while self.waiting_bytes > self.bytes_max && self.flatten_largest() {}
+    }
+
+    /// The transaction is committed: the keys of all that survived in it.
+    #[must_use]
+    pub fn commit(&mut self, xid: u32) -> KeySet {
+        match self.take(xid) {
+            Some(streamed) => streamed.merged(),
+            None => self.empty.clone(),
+        }
+    }
+
+    /// A transaction is undone, or a part of it: `subxid` is the transaction itself, or one of its
+    /// subtransactions, of which each is undone by a word of its own.
+    pub fn abort(&mut self, xid: u32, subxid: u32) {
+        let Some(mut streamed) = self.take(xid) else { return };
+        if xid != subxid {
+            streamed.forget(subxid);
+            self.waiting_bytes += streamed.bytes();
+            self.waiting.insert(xid, streamed);
+        }
+    }
+
+    fn take(&mut self, xid: u32) -> Option<Streamed> {
+        let streamed = self.waiting.remove(&xid)?;
+        self.waiting_bytes -= streamed.bytes();
+        Some(streamed)
+    }
+
+    /// Says whether that gained anything.
+    fn flatten_largest(&mut self) -> bool {
+        let Some(largest) = self.waiting.values_mut().max_by_key(|streamed| streamed.bytes())
+        else {
+            return false;
+        };
+        let before = largest.bytes();
+        if before < FLATTENED_MIN {
+            return false;
+        }
+        largest.flatten(&self.empty);
+        let after = largest.bytes();
+        self.waiting_bytes = self.waiting_bytes - before + after;
+        after < before
+    }
+}
+
+impl Streamed {
+    fn new(own: KeySet) -> Streamed {
+        let (ready, packed) = (VecDeque::new(), HashMap::new());
+        Streamed { own, is_flat: false, ready, packed, packed_bytes: 0 }
+    }
+
+    fn bytes(&self) -> usize {
+        let ready: usize = self.ready.iter().map(|(_, keys)| keys.bytes()).sum();
+        self.own.bytes() + ready + self.packed_bytes
+    }
+
+    /// Puts a subtransaction's set in front, as it was left or new.
+    fn make_ready(&mut self, xid: u32, empty: &KeySet) {
+        let place = self.ready.iter().position(|(ready, _)| *ready == xid);
+        if let Some(found) = place.and_then(|place| self.ready.remove(place)) {
+            self.ready.push_front(found);
+            return;
+        }
+        let mut keys = empty.clone();
+        if let Some(packed) = self.unpack(xid) {
+            packed.add_to(&mut keys);
+        }
+        self.ready.push_front((xid, keys));
+        if self.ready.len() > READY_MAX
+            && let Some((xid, keys)) = self.ready.pop_back()
+        {
+            let packed = Packed::new(&keys);
+            self.packed_bytes += packed.bytes() + PACKED_COST;
+            self.packed.insert(xid, packed);
+        }
+    }
+
+    fn unpack(&mut self, xid: u32) -> Option<Packed> {
+        let packed = self.packed.remove(&xid)?;
+        self.packed_bytes -= packed.bytes() + PACKED_COST;
+        Some(packed)
+    }
+
+    fn forget(&mut self, xid: u32) {
+        self.ready.retain(|(ready, _)| *ready != xid);
+        self.unpack(xid);
+    }
+
+    fn merged(self) -> KeySet {
+        let mut keys = self.own;
+        self.ready.iter().for_each(|(_, ready)| keys.merge(ready));
+        self.packed.values().for_each(|packed| packed.add_to(&mut keys));
+        keys
+    }
+
+    fn flatten(&mut self, empty: &KeySet) {
+        let streamed = std::mem::replace(self, Streamed::new(empty.clone()));
+        self.own = streamed.merged();
+        self.own.collapse();
+        self.is_flat = true;
+    }
+}

@@ -1,0 +1,145 @@
+//! Sets by transaction and subtransaction: what is undone goes, all else stays, within a limit.
+
+use proptest::prelude::*;
+
+use super::in_progress::InProgress;
+use super::packed::Packed;
+use super::tests::{compile, rule};
+use super::{KeySet, Rules, WidenReason};
+use crate::decode::{Tuple, Value};
+use crate::gather::{Change, Row};
+
+const TEMPLATES: [&str; 4] = ["all", "list:*", "k:{id}", "n:{name}:*"];
+
+fn rules() -> Rules {
+    compile(rule(&TEMPLATES))
+}
+
+fn change(id: u32) -> Change {
+    let (id, name) = (id.to_string(), (id % 7).to_string());
+    let values =
+        [Value::Text(id.as_bytes()), Value::Text(name.as_bytes()), Value::Null, Value::Null];
+    let relation = super::tests::relation();
+    Change { relation, row: Row::Insert { new: Tuple::from_values(&values) } }
+}
+
+/// Everything in a set, as text, in order.
+fn listed(keys: &KeySet) -> Vec<String> {
+    let exact = keys.exact().map(|(_, key)| key.escape_ascii().to_string());
+    let patterns = keys.patterns().map(|(_, p)| format!("~{}", p.as_bytes().escape_ascii()));
+    let mut all: Vec<String> = exact.chain(patterns).collect();
+    all.extend(keys.matches().map(|(rule, count)| format!("matches {rule:?} {count}")));
+    all.extend(keys.widened().map(|(rule, why, count)| format!("{rule:?} {why:?} {count}")));
+    all.sort();
+    all
+}
+
+/// The keys of these rows.
+fn keys_of(rules: &mut Rules, ids: impl IntoIterator<Item = u32>) -> KeySet {
+    let mut keys = rules.key_set();
+    ids.into_iter().for_each(|id| rules.add(&change(id), &mut keys));
+    keys
+}
+
+#[test]
+fn what_is_packed_comes_back_whole() {
+    let mut rules = rules();
+    let mut keys = keys_of(&mut rules, 0..300);
+    let truncate = Change { row: Row::Truncate, ..change(0) };
+    for step in ["rows", "everything"] {
+        let mut back = rules.key_set();
+        Packed::new(&keys).add_to(&mut back);
+        assert_eq!(listed(&back), listed(&keys), "{step}");
+        rules.add(&truncate, &mut keys);
+    }
+}
+
+#[test]
+fn ten_thousand_subtransactions_cost_little_and_are_undone_one_by_one() {
+    let mut rules = rules();
+    let mut open = InProgress::new(rules.key_set());
+    open.enter(1);
+    for sub in 0..10_000 {
+        rules.add(&change(sub), open.of(10 + sub));
+        rules.add(&change(sub / 1000), open.of(1));
+    }
+    open.leave();
+    let bytes = open.bytes();
+    assert!(bytes < 3 << 20, "{bytes} bytes");
+    (0..10_000).filter(|sub| sub % 2 == 1).for_each(|sub| open.abort(1, 10 + sub));
+    assert!(open.bytes() < bytes * 6 / 10, "{} of {bytes} bytes", open.bytes());
+    let left = open.commit(1);
+    let survivors = (0..10_000).filter(|sub| sub % 2 == 0).chain((0..10_000).map(|n| n / 1000));
+    assert_eq!(listed(&left), listed(&keys_of(&mut rules, survivors)));
+    assert_eq!((open.len(), open.bytes()), (0, 0));
+}
+
+#[test]
+fn beyond_the_limit_the_largest_collapses_and_loses_nothing() {
+    let mut rules = rules();
+    let mut open = InProgress::new(rules.key_set()).with_limit(1 << 18);
+    open.enter(2);
+    rules.add(&change(5), open.of(2));
+    open.leave();
+    let mut peak = 0;
+    for block in 0..20 {
+        open.enter(1);
+        for sub in block * 1000..(block + 1) * 1000 {
+            rules.add(&change(sub), open.of(10 + sub));
+        }
+        open.leave();
+        peak = peak.max(open.bytes());
+    }
+    assert!(peak <= 1 << 18, "{peak} bytes");
+    // Its sets are one: nothing can be taken out of it.
+    open.abort(1, 10);
+    let large = open.commit(1);
+    let limit = large.widened().find(|(_, why, _)| *why == WidenReason::Limit);
+    assert!(limit.is_some_and(|(_, _, count)| count > 0), "{:?}", listed(&large));
+    for (_, key) in keys_of(&mut rules, 0..20_000).exact() {
+        let covered = large.exact_rule(key).is_some()
+            || large.patterns().any(|(_, pattern)| pattern.matches(key));
+        assert!(covered, "lost {}", key.escape_ascii());
+    }
+    let small = open.commit(2);
+    assert_eq!(listed(&small), listed(&keys_of(&mut rules, [5])), "the other is as it was");
+}
+
+#[test]
+fn an_unknown_transaction_has_no_keys() {
+    let mut open = InProgress::new(rules().key_set());
+    open.abort(1, 1);
+    open.abort(1, 2);
+    assert!(open.commit(1).is_empty());
+    assert!(open.is_empty());
+}
+
+proptest! {
+    /// Against a list of rows: whatever the order of blocks, rows and aborts.
+    #[test]
+    fn a_commit_has_the_keys_of_the_rows_that_survived(
+        steps in prop::collection::vec((0..3u32, 0..14u32, 0..40u32, 0..10u8), 1..200),
+    ) {
+        let mut rules = rules();
+        let mut open = InProgress::new(rules.key_set());
+        let mut rows: Vec<(u32, u32, u32)> = Vec::new();
+        for (top, sub, id, kind) in steps {
+            // Top-level transactions 0, 100 and 200, each with subtransactions behind it.
+            let (top, xid) = (top * 100, top * 100 + sub);
+            if kind == 0 {
+                open.abort(top, xid);
+                rows.retain(|row| row.0 != top || (sub > 0 && row.1 != xid));
+            } else {
+                open.enter(top);
+                rules.add(&change(id), open.of(xid));
+                open.leave();
+                rows.push((top, xid, id));
+            }
+        }
+        for top in [0, 100, 200] {
+            let ids = rows.iter().filter(|row| row.0 == top).map(|row| row.2);
+            prop_assert_eq!(listed(&open.commit(top)), listed(&keys_of(&mut rules, ids)));
+        }
+        prop_assert_eq!(open.bytes(), 0);
+    }
+}
