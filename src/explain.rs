@@ -338,6 +338,9 @@ fn why(reason: WidenReason) -> &'static str {
         WidenReason::Limit => "a limit of the key set was reached",
         WidenReason::MissingColumn => "a column is not in the row",
         WidenReason::NotText => "a filter needs text, and the value is none",
+        WidenReason::LookupNoRow => "a lookup finds no row",
+        WidenReason::LookupManyRows => "a lookup finds more than one row",
+        WidenReason::LookupFailed => "a lookup fails, or is not answered in time",
     }
 }
 

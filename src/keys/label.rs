@@ -1,5 +1,8 @@
 //! What the content of a key set belongs to: its rule, its template, and why it was widened.
 
+use std::sync::Arc;
+
+use super::lookup::LookupTemplate;
 use super::pattern::Pattern;
 
 /// A rule: its index in [`Rules::names`](super::Rules::names).
@@ -25,17 +28,26 @@ pub enum WidenReason {
     MissingColumn,
     /// A filter needs text, and the value is not UTF-8.
     NotText,
+    /// A lookup found no row.
+    LookupNoRow,
+    /// A lookup found more than one row.
+    LookupManyRows,
+    /// A lookup failed, or was not answered in time.
+    LookupFailed,
 }
 
 impl WidenReason {
     /// Every reason.
-    pub const ALL: [WidenReason; 6] = [
+    pub const ALL: [WidenReason; 9] = [
         WidenReason::ReplicaIdentity,
         WidenReason::UnchangedToast,
         WidenReason::Truncate,
         WidenReason::Limit,
         WidenReason::MissingColumn,
         WidenReason::NotText,
+        WidenReason::LookupNoRow,
+        WidenReason::LookupManyRows,
+        WidenReason::LookupFailed,
     ];
 
     /// The label.
@@ -48,6 +60,9 @@ impl WidenReason {
             WidenReason::Limit => "limit",
             WidenReason::MissingColumn => "missing_column",
             WidenReason::NotText => "not_text",
+            WidenReason::LookupNoRow => "lookup_no_row",
+            WidenReason::LookupManyRows => "lookup_many_rows",
+            WidenReason::LookupFailed => "lookup_failed",
         }
     }
 }
@@ -57,6 +72,8 @@ impl WidenReason {
 pub(super) struct TemplateInfo {
     pub(super) rule: RuleId,
     pub(super) whole: Whole,
+    /// What it needs of lookups, if it names one.
+    pub(super) lookup: Option<Arc<LookupTemplate>>,
 }
 
 /// All that a template could ever give.

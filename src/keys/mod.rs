@@ -8,12 +8,17 @@
 //! rendered once for each version of a row (`known`, `render`): for the new one of an INSERT, the
 //! old one of a DELETE, both of an UPDATE. A NULL gives no key from its version, unless the
 //! placeholder has a `default`. TRUNCATE has no row and gives all that a template could.
+//!
+//! A placeholder of a lookup needs a row that no change tells. What the change does tell travels in
+//! the set (`lookup`, `pending`) until [`KeySet::resolve`] is given the rows.
 
 mod compile;
 mod filter;
 mod known;
 mod label;
+mod lookup;
 mod pattern;
+mod pending;
 mod plan;
 mod render;
 mod set;
@@ -30,6 +35,7 @@ use crate::gather::Change;
 
 pub use compile::{ColumnUse, Purpose};
 pub use label::{RuleId, WidenReason};
+pub use lookup::{Answers, Found, Lookup, LookupId, Wanted};
 pub use pattern::Pattern;
 pub use set::{KeySet, Limits};
 
@@ -47,6 +53,7 @@ pub struct Rules {
     limits: Limits,
     plans: Plans,
     renderer: Renderer,
+    lookups: Vec<Lookup>,
 }
 
 impl Rules {
@@ -55,8 +62,19 @@ impl Rules {
     /// # Errors
     /// All problems of all rules, in the order of the file, each at the place that it is about.
     pub fn compile(rules: &[config::Rule]) -> Result<Rules, Vec<Problem>> {
+        Rules::with_lookups(rules, &[])
+    }
+
+    /// The same of rules whose templates may name lookups.
+    ///
+    /// # Errors
+    /// As for [`Rules::compile`]; also lookups that no template names.
+    pub fn with_lookups(
+        rules: &[config::Rule],
+        lookups: &[config::Lookup],
+    ) -> Result<Rules, Vec<Problem>> {
         let names = rules.iter().map(|rule| rule.name.clone()).collect();
-        let rules = compile::compile(rules)?;
+        let (rules, lookups) = compile::compile(rules, lookups)?;
         Ok(Rules {
             names,
             templates: compile::infos(&rules),
@@ -64,6 +82,7 @@ impl Rules {
             limits: Limits::default(),
             plans: Plans::default(),
             renderer: Renderer::default(),
+            lookups,
         })
     }
 
@@ -110,16 +129,23 @@ impl Rules {
     }
 
     /// 16 hex digits that tell rules apart that give different keys for some change. Names and
-    /// order of the rules do not count; tables, operations, `changed`, `immutable`, templates do.
+    /// order of the rules do not count; tables, operations, `changed`, `immutable`, templates and
+    /// the lookups that these name do.
     #[must_use]
     pub fn fingerprint(&self) -> String {
-        compile::fingerprint(&self.rules)
+        compile::fingerprint(&self.rules, &self.lookups)
     }
 
     /// The rules' names, by [`RuleId`].
     #[must_use]
     pub fn names(&self) -> &[String] {
         &self.names
+    }
+
+    /// The lookups, by [`LookupId`].
+    #[must_use]
+    pub fn lookups(&self) -> &[Lookup] {
+        &self.lookups
     }
 
     /// The tables that rules look at, each once, in the order of the rules.
