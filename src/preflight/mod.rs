@@ -7,12 +7,13 @@
 //! operator may want to know is information.
 //!
 //! The catalog is read in one statement (`catalog`); `server`, `slot`, `publication`, `tables`,
-//! `identity` and `partitions` conclude from it and ask nothing more.
+//! `identity` and `partitions` conclude from it and ask nothing more; `lookups` tries each query.
 
 mod catalog;
 mod cure;
 mod finding;
 mod identity;
+mod lookups;
 mod partitions;
 mod publication;
 mod redis;
@@ -85,6 +86,7 @@ pub async fn postgres(
     findings.extend(publication::check(&context));
     findings.extend(identity::check(&context));
     findings.extend(partitions::check(&context));
+    findings.extend(lookups::check(&context, client).await?);
     for table in &catalog.tables {
         let name = table.relation.table_name();
         for partition in &table.partitions {
