@@ -11,7 +11,7 @@ use serde_json::Map;
 use crate::config::{Location, TableName};
 use crate::decode::{Column, OldKind, OldTuple, Relation, ReplicaIdentity, Tuple, Value};
 use crate::gather::{Change, Row};
-use crate::keys::{KeySet, Pattern, RuleId, Rules, WidenReason};
+use crate::keys::{KeySet, Pattern, RuleId, Rules, Wanted, WidenReason};
 
 /// A row as JSON: column to value.
 pub type Object = Map<String, serde_json::Value>;
@@ -125,6 +125,8 @@ pub enum Outcome {
         patterns: Vec<Pattern>,
         /// Why templates were widened.
         widened: Vec<WidenReason>,
+        /// Templates that need rows, with the parameters of their lookups.
+        lookups: Vec<String>,
     },
 }
 
@@ -158,6 +160,7 @@ fn outcome(rules: &Rules, rule: RuleId, operation: Operation, keys: &KeySet) -> 
             exact: keys.exact().map(|(_, key)| key.to_vec()).collect(),
             patterns: keys.patterns().map(|(_, pattern)| pattern.clone()).collect(),
             widened: keys.widened().map(|(_, reason, _)| reason).collect(),
+            lookups: keys.waiting().map(|(text, rows)| waiting(rules, text, &rows)).collect(),
         };
     }
     let operations = rules.operations(rule);
@@ -168,6 +171,19 @@ fn outcome(rules: &Rules, rule: RuleId, operation: Operation, keys: &KeySet) -> 
         Operation::Truncate => operations.truncate,
     };
     if looks { Outcome::Unchanged } else { Outcome::OtherOperation }
+}
+
+/// A template that needs rows, and which.
+fn waiting(rules: &Rules, template: &str, rows: &[Wanted]) -> String {
+    let mut text = template.to_owned();
+    for row in rows {
+        let lookup = &rules.lookups()[usize::from(row.lookup.0)];
+        for (column, value) in lookup.params.iter().zip(row.params()) {
+            let value = value.map_or("NULL".into(), String::from_utf8_lossy);
+            text.push_str(&format!(", {}: {} = {value}", lookup.name, column.value));
+        }
+    }
+    text
 }
 
 /// The change that Postgres would send.
@@ -303,16 +319,18 @@ impl fmt::Display for Explanation {
 
 impl Explanation {
     fn outcome(&self, formatter: &mut fmt::Formatter<'_>, outcome: &Outcome) -> fmt::Result {
-        let (exact, patterns, widened) = match outcome {
+        let (exact, patterns, widened, lookups) = match outcome {
             Outcome::OtherOperation => {
                 return writeln!(formatter, "  nothing  it does not look at {}", self.operation);
             }
             Outcome::Unchanged => {
                 return writeln!(formatter, "  nothing  no column of `changed` differs");
             }
-            Outcome::Keys { exact, patterns, widened } => (exact, patterns, widened),
+            Outcome::Keys { exact, patterns, widened, lookups } => {
+                (exact, patterns, widened, lookups)
+            }
         };
-        if exact.is_empty() && patterns.is_empty() {
+        if exact.is_empty() && patterns.is_empty() && lookups.is_empty() {
             writeln!(formatter, "  nothing  a value of every key is NULL, or its version missing")?;
         }
         for key in exact {
@@ -320,6 +338,9 @@ impl Explanation {
         }
         for pattern in patterns {
             writeln!(formatter, "  pattern  {}", Shown(pattern.as_bytes()))?;
+        }
+        for lookup in lookups {
+            writeln!(formatter, "  lookup   {lookup}")?;
         }
         for reason in widened {
             writeln!(formatter, "  widened  {}: {}", reason.as_str(), why(*reason))?;

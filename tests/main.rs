@@ -8,6 +8,7 @@ mod continuity;
 mod crash;
 mod delivery;
 mod limits;
+mod lookups;
 mod network;
 mod observe;
 mod oracle;

@@ -29,6 +29,8 @@ pub(super) struct RuleTemplate {
     pub(super) id: TemplateId,
     pub(super) at: Location,
     pub(super) template: Template,
+    /// As it is written.
+    pub(super) text: String,
     /// What it needs of lookups, if it names one.
     pub(super) lookup: Option<Arc<LookupTemplate>>,
 }
@@ -97,8 +99,8 @@ fn templates(
             break;
         };
         *count += 1;
-        let (id, at) = (TemplateId(id), key.at.clone());
-        templates.push(RuleTemplate { id, at, template, lookup: None });
+        let (id, at, text) = (TemplateId(id), key.at.clone(), key.value.clone());
+        templates.push(RuleTemplate { id, at, template, text, lookup: None });
     }
     templates
 }

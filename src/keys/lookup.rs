@@ -34,6 +34,8 @@ pub struct Lookup {
 #[derive(Debug)]
 pub(super) struct LookupTemplate {
     pub(super) template: Template,
+    /// As it is written.
+    pub(super) text: String,
     /// Its lookups, in the order of their first placeholder.
     pub(super) lookups: Vec<Used>,
     /// Where the value of each placeholder comes from.
@@ -169,12 +171,8 @@ fn bind_template(
         });
         sources.push(Origin::Row { lookup: place, column });
     }
-    let template = || LookupTemplate { template: key.template.clone(), lookups: used, sources };
-    Ok(sources_of_rows(&key.template).then(template))
-}
-
-fn sources_of_rows(template: &Template) -> bool {
-    template.placeholders().any(|placeholder| placeholder.lookup.is_some())
+    let (template, text) = (key.template.clone(), key.text.clone());
+    Ok((!used.is_empty()).then_some(LookupTemplate { template, text, lookups: used, sources }))
 }
 
 fn no_lookup(name: &str, column: &str, at: &Location) -> Problem {

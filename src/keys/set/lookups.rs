@@ -25,6 +25,14 @@ impl KeySet {
         }))
     }
 
+    /// What waits for rows: each template as it is written, and the rows.
+    pub fn waiting(&self) -> impl Iterator<Item = (&str, Vec<Wanted>)> {
+        self.pending.iter().filter_map(|(template, bytes)| {
+            let template = self.templates[usize::from(template.0)].lookup.as_deref()?;
+            Some((&*template.text, Told::read(template, bytes).wanted(template).collect()))
+        })
+    }
+
     /// Renders what waits for rows, under the set's limits. What has no answer widens, and
     /// `missing` is why.
     pub fn resolve(&mut self, answers: &Answers, missing: WidenReason) {
