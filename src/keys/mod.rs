@@ -24,6 +24,8 @@ mod render;
 mod set;
 mod template;
 #[cfg(test)]
+mod lookup_tests;
+#[cfg(test)]
 mod properties;
 #[cfg(test)]
 mod tests;

@@ -14,7 +14,7 @@ const UNCHANGED: Option<&str> = Some("<unchanged>");
 /// A row version, its values in the order of [`COLUMNS`].
 type Values<'a> = [Option<&'a str>; 4];
 
-fn located(key: &str, value: &str) -> Located<String> {
+pub(super) fn located(key: &str, value: &str) -> Located<String> {
     Located { value: value.to_owned(), at: Location { line: 1, column: 1, key: key.to_owned() } }
 }
 
@@ -77,7 +77,7 @@ fn old(kind: OldKind, values: Values<'_>) -> OldTuple {
     OldTuple { kind, tuple: tuple(values) }
 }
 
-fn insert(new: Values<'_>) -> Row {
+pub(super) fn insert(new: Values<'_>) -> Row {
     Row::Insert { new: tuple(new) }
 }
 
@@ -85,11 +85,11 @@ fn update(new: Values<'_>) -> Row {
     Row::Update { old: None, new: tuple(new) }
 }
 
-fn update_from(kind: OldKind, before: Values<'_>, new: Values<'_>) -> Row {
+pub(super) fn update_from(kind: OldKind, before: Values<'_>, new: Values<'_>) -> Row {
     Row::Update { old: Some(old(kind, before)), new: tuple(new) }
 }
 
-fn delete(kind: OldKind, before: Values<'_>) -> Row {
+pub(super) fn delete(kind: OldKind, before: Values<'_>) -> Row {
     Row::Delete { old: old(kind, before) }
 }
 
@@ -102,7 +102,7 @@ pub(super) fn keys_of(rules: &mut Rules, rows: impl IntoIterator<Item = Row>) ->
 }
 
 /// Keys in quotes, patterns between slashes, widenings in parentheses.
-fn shown(keys: &KeySet) -> String {
+pub(super) fn shown(keys: &KeySet) -> String {
     let exact = keys.exact().map(|(_, key)| format!("'{}'", text(key)));
     let patterns = keys.patterns().map(|(_, pattern)| format!("/{}/", text(pattern.as_bytes())));
     let widened = keys.widened().map(|(_, reason, count)| format!("({} {count})", reason.as_str()));

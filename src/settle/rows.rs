@@ -191,7 +191,7 @@ impl Rows {
         session: &mut Session,
     ) -> Result<(), Lost> {
         match postgres::Error::from(error) {
-            postgres::Error::Query(server) if !session.sql.is_closed() => {
+            postgres::Error::Query(server) if !is_passing(&server.code) => {
                 session.statements[at] = None;
                 // The message may quote a value (I9); its code does not.
                 let name = self.lookups[at].0.clone();
@@ -224,6 +224,13 @@ impl Rows {
             tracing::warn!(error, lookup, "a lookup failed; keys are widened if it stays so");
         }
     }
+}
+
+/// Whether another session may well get an answer: the server ends this one or is short of
+/// something, or two transactions were in each other's way
+/// (<https://www.postgresql.org/docs/current/errcodes-appendix.html>).
+fn is_passing(code: &str) -> bool {
+    ["08", "40", "53", "57P"].iter().any(|class| code.starts_with(class))
 }
 
 async fn query(
