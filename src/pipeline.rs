@@ -214,8 +214,8 @@ impl<P: Probe + 'static, S: Standby + 'static, N: Node + 'static> Outside<P, S, 
     }
 }
 
-/// Runs the gate; where keys need rows, with the lookups behind it; where readers use standbys, with
-/// the wait for those behind both.
+/// Runs the gate; where keys need rows, with the lookups behind it; where readers use standbys,
+/// with the wait for those behind both.
 async fn settle<P: Probe, S: Standby + 'static>(
     gate: Gate<P>,
     lookups: Option<Lookups>,

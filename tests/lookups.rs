@@ -324,8 +324,7 @@ async fn a_query_that_cannot_serve_is_refused_with_its_cure() {
     bed.sql
         .run(
             "create function noted(bigint) returns bigint language plpgsql as
-               $$ begin insert into item values (-1); return $1; end $$;
-             create role poor login replication; grant select on bet, item to poor",
+               $$ begin insert into item values (-1); return $1; end $$",
         )
         .await;
     let cases: [(&str, &str, &[&str]); 9] = [
@@ -380,6 +379,13 @@ async fn a_query_that_cannot_serve_is_refused_with_its_cure() {
     bed.sql.run("alter table bet replica identity default").await;
     refused(&bed, RULES, "replica_identity", &["`game_id` is not in the replica identity"]).await;
     bed.sql.run("alter table bet replica identity full").await;
+}
+
+#[tokio::test]
+async fn a_query_without_privileges_is_refused_with_its_cure() {
+    let bed = Bed::new(&[]).await;
+    bed.sql.run(TABLES).await;
+    bed.sql.run("create role poor login replication; grant select on bet, item to poor").await;
     let poor = Settings {
         postgres_url: bed.postgres.url().replace("postgres@", "poor@"),
         ..settings(&bed, RULES)

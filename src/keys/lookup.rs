@@ -111,8 +111,8 @@ pub(super) fn unknown(found: &Found) -> WidenReason {
     }
 }
 
-/// Binds the templates of the rules to the lookups that they name. Problems: names of no lookup, and
-/// lookups that no template names.
+/// Binds the templates of the rules to the lookups that they name. Problems: names of no lookup,
+/// and lookups that no template names.
 pub(super) fn bind(
     rules: &mut [Rule],
     lookups: &[config::Lookup],
@@ -178,8 +178,8 @@ fn bind_template(
 fn no_lookup(name: &str, column: &str, at: &Location) -> Problem {
     let message = format!("unknown row version or lookup `{name}` in `{{{name}.{column}}}`");
     let hint = format!(
-        "write `{{column}}`, `{{old.column}}` or `{{new.column}}`, or define `[lookup.{name}]`; put \
-         a column name with a dot in quotes: `{{\"{name}.{column}\"}}`"
+        "write `{{column}}`, `{{old.column}}` or `{{new.column}}`, or define `[lookup.{name}]`; \
+         put a column name with a dot in quotes: `{{\"{name}.{column}\"}}`"
     );
     problem(at, message, &hint)
 }

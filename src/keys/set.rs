@@ -85,7 +85,7 @@ struct RuleCount {
     widened: [u64; WidenReason::ALL.len()],
 }
 
-/// Entries that wait for rows. So many rows are read in some 0.3 s; beyond that a pass is no slower.
+/// Entries that wait for rows, each of which may be one to be read.
 const PENDING_MAX: usize = 10_000;
 
 /// What a key costs beside its bytes: its entry, and its slots in a half-full index.
