@@ -179,7 +179,7 @@ fn waiting(rules: &Rules, template: &str, rows: &[Wanted]) -> String {
     for row in rows {
         let lookup = &rules.lookups()[usize::from(row.lookup.0)];
         for (column, value) in lookup.params.iter().zip(row.params()) {
-            let value = value.map_or("NULL".into(), String::from_utf8_lossy);
+            let value = value.map_or("NULL".to_owned(), |value| Shown(value).to_string());
             text.push_str(&format!(", {}: {} = {value}", lookup.name, column.value));
         }
     }
