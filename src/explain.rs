@@ -11,7 +11,7 @@ use serde_json::Map;
 use crate::config::{Location, TableName};
 use crate::decode::{Column, OldKind, OldTuple, Relation, ReplicaIdentity, Tuple, Value};
 use crate::gather::{Change, Row};
-use crate::keys::{KeySet, Pattern, RuleId, Rules, Skip, WidenReason, is_time};
+use crate::keys::{KeySet, Pattern, RuleId, Rules, Skip, Wanted, WidenReason, is_time};
 
 /// A row as JSON: column to value.
 pub type Object = Map<String, serde_json::Value>;
@@ -133,6 +133,8 @@ pub enum Outcome {
         patterns: Vec<Pattern>,
         /// Why templates were widened.
         widened: Vec<WidenReason>,
+        /// Templates that need rows, with the parameters of their lookups.
+        lookups: Vec<String>,
     },
 }
 
@@ -154,7 +156,7 @@ pub fn explain(rules: &mut Rules, question: &Question) -> Result<Explanation, Er
             Operation::Refresh => None,
             _ => rules.skips(rule, &change),
         };
-        let outcome = outcome(skip, &keys);
+        let outcome = outcome(rules, skip, &keys);
         explained.push(Explained { rule: name, at: place.clone(), outcome });
     }
     Ok(Explanation {
@@ -166,7 +168,7 @@ pub fn explain(rules: &mut Rules, question: &Question) -> Result<Explanation, Er
     })
 }
 
-fn outcome(skip: Option<Skip>, keys: &KeySet) -> Outcome {
+fn outcome(rules: &Rules, skip: Option<Skip>, keys: &KeySet) -> Outcome {
     match skip {
         Some(Skip::OtherOperation) => Outcome::OtherOperation,
         Some(Skip::Unchanged) => Outcome::Unchanged,
@@ -175,8 +177,22 @@ fn outcome(skip: Option<Skip>, keys: &KeySet) -> Outcome {
             exact: keys.exact().map(|(_, key)| key.to_vec()).collect(),
             patterns: keys.patterns().map(|(_, pattern)| pattern.clone()).collect(),
             widened: keys.widened().map(|(_, reason, _)| reason).collect(),
+            lookups: keys.waiting().map(|(text, rows)| waiting(rules, text, &rows)).collect(),
         },
     }
+}
+
+/// A template that needs rows, and which.
+fn waiting(rules: &Rules, template: &str, rows: &[Wanted]) -> String {
+    let mut text = template.to_owned();
+    for row in rows {
+        let lookup = &rules.lookups()[usize::from(row.lookup.0)];
+        for (column, value) in lookup.params.iter().zip(row.params()) {
+            let value = value.map_or("NULL".to_owned(), |value| Shown(value).to_string());
+            text.push_str(&format!(", {}: {} = {value}", lookup.name, column.value));
+        }
+    }
+    text
 }
 
 /// The change that Postgres would send.
@@ -327,7 +343,7 @@ impl fmt::Display for Explanation {
 
 impl Explanation {
     fn outcome(&self, formatter: &mut fmt::Formatter<'_>, outcome: &Outcome) -> fmt::Result {
-        let (exact, patterns, widened) = match outcome {
+        let (exact, patterns, widened, lookups) = match outcome {
             Outcome::OtherOperation => {
                 return writeln!(formatter, "  nothing  it does not look at {}", self.operation);
             }
@@ -337,9 +353,11 @@ impl Explanation {
             Outcome::ConditionFalse => {
                 return writeln!(formatter, "  nothing  its `when` is false");
             }
-            Outcome::Keys { exact, patterns, widened } => (exact, patterns, widened),
+            Outcome::Keys { exact, patterns, widened, lookups } => {
+                (exact, patterns, widened, lookups)
+            }
         };
-        if exact.is_empty() && patterns.is_empty() {
+        if exact.is_empty() && patterns.is_empty() && lookups.is_empty() {
             writeln!(formatter, "  nothing  a value of every key is NULL, or its version missing")?;
         }
         for key in exact {
@@ -347,6 +365,9 @@ impl Explanation {
         }
         for pattern in patterns {
             writeln!(formatter, "  pattern  {}", Shown(pattern.as_bytes()))?;
+        }
+        for lookup in lookups {
+            writeln!(formatter, "  lookup   {lookup}")?;
         }
         for reason in widened {
             writeln!(formatter, "  widened  {}: {}", reason.as_str(), why(*reason))?;
@@ -367,6 +388,9 @@ fn why(reason: WidenReason) -> &'static str {
         WidenReason::NotText => "a filter needs text, and the value is none",
         WidenReason::ConditionUnknown => "`when` depends on what is unknown, and counts as true",
         WidenReason::ConditionFailed => "`when` cannot be evaluated, and counts as true",
+        WidenReason::LookupNoRow => "a lookup finds no row",
+        WidenReason::LookupManyRows => "a lookup finds more than one row",
+        WidenReason::LookupFailed => "a lookup fails, or is not answered in time",
     }
 }
 

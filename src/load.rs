@@ -52,7 +52,7 @@ pub fn judge(
 ) -> Result<(Config, Rules), Vec<Problem>> {
     let parsed = parse(text, env);
     let mut problems = parsed.problems;
-    match (Rules::compile(&parsed.rules), parsed.config) {
+    match (Rules::with_lookups(&parsed.rules, &parsed.lookups), parsed.config) {
         (Ok(rules), Some(config)) => return Ok((config, rules)),
         (Err(more), _) => problems.extend(more),
         (Ok(_), None) => {}

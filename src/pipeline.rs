@@ -5,6 +5,7 @@
 //! Postgres sends again what was not, so nothing else has to be remembered. Redis may come and go
 //! within a session; the sweeper sees to that, and keepalives are answered meanwhile.
 
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,7 +15,7 @@ use tokio::time::sleep;
 
 use crate::admin::{Health, Phase};
 use crate::capture::Slot;
-use crate::channel::channel;
+use crate::channel::{Receiver, Sender, channel};
 use crate::config::Config;
 use crate::error::{Error, Verdict};
 use crate::keys::Rules;
@@ -22,7 +23,9 @@ use crate::metrics::{Metrics, PeerLabel};
 use crate::postgres::Endpoint;
 use crate::retry::{Backoff, Stuck};
 use crate::session::{Session, Timing};
-use crate::settle::{self, Gate, Probe, Replicas, SqlProbe, SqlStandby, Standby};
+use crate::settle::{
+    self, Gate, Lookups, Probe, Replicas, Rows, SqlProbe, SqlStandby, Standby, Visible,
+};
 use crate::shutdown::Shutdown;
 use crate::slot_health;
 use crate::stream::{CHANNEL_LENGTH, Ends, GateEnds, Stream};
@@ -135,6 +138,12 @@ impl Program<'_> {
             SqlStandby::new(endpoint.clone(), &expected.system_id, expected.timeline)
         };
         let standbys = self.config.postgres.replicas.iter().map(standby).collect();
+        let lookups = (!self.rules.lookups().is_empty()).then(|| {
+            let server = (expected.system_id.clone(), expected.timeline);
+            let endpoint = self.config.postgres.endpoint.clone();
+            let rows = Rows::new(endpoint, server, self.rules.lookups());
+            Lookups::new(rows, Arc::clone(self.metrics))
+        });
         let settings = Settings {
             max_stall: self.config.sweep.max_stall,
             window: self.config.refill.window,
@@ -151,7 +160,7 @@ impl Program<'_> {
             node
         };
         let probe = SqlProbe::new(Rc::clone(&sql)).await?;
-        let outside = Outside { slot, probe, standbys, node };
+        let outside = Outside { slot, probe, standbys, node, lookups };
         let mut health = spawn({
             let (config, metrics) = (self.config.postgres.clone(), Arc::clone(self.metrics));
             async move {
@@ -182,6 +191,8 @@ pub struct Outside<P, S, N> {
     pub standbys: Vec<S>,
     /// The Redis.
     pub node: N,
+    /// Who reads rows, if rules name lookups.
+    pub lookups: Option<Lookups>,
 }
 
 impl<P: Probe + 'static, S: Standby + 'static, N: Node + 'static> Outside<P, S, N> {
@@ -203,7 +214,7 @@ impl<P: Probe + 'static, S: Standby + 'static, N: Node + 'static> Outside<P, S, 
         let gate = Gate::new(self.probe, Arc::clone(metrics));
         let sweeper = Sweeper::new(self.node, settings, Arc::clone(metrics), sweeper_ends.events);
         let replicas = Replicas::new(rules.everything(), Arc::clone(metrics));
-        let mut gate = spawn(settle(gate, (replicas, self.standbys), gate_ends));
+        let mut gate = spawn(settle(gate, self.lookups, (replicas, self.standbys), gate_ends));
         let mut sweeper = spawn(sweeper.run(sweeper_ends.visible, sweeper_ends.safe));
         let stream = Stream::new(self.slot, rules, ends, (start, timing));
         tokio::select! {
@@ -218,20 +229,41 @@ impl<P: Probe + 'static, S: Standby + 'static, N: Node + 'static> Outside<P, S, 
     }
 }
 
-/// Runs the gate; where readers use standbys, with the wait for those behind it.
+/// Runs the gate; where keys need rows, with the lookups behind it; where readers use standbys,
+/// with the wait for those behind both.
 async fn settle<P: Probe, S: Standby + 'static>(
     gate: Gate<P>,
+    lookups: Option<Lookups>,
     (replicas, standbys): (Replicas, Vec<S>),
     ends: GateEnds,
 ) -> Result<(), settle::Error> {
+    let GateEnds { inputs, visible } = ends;
     if standbys.is_empty() {
-        return gate.run(ends.inputs, ends.visible).await;
+        return look_up(gate, lookups, inputs, visible).await;
     }
-    let (passed, visible) = channel(CHANNEL_LENGTH);
+    let (passed, received) = channel(CHANNEL_LENGTH);
     tokio::select! {
-        outcome = gate.with_replicas().run(ends.inputs, passed) => outcome,
-        () = replicas.run(standbys, visible, ends.visible) => Ok(()),
+        outcome = look_up(gate.with_replicas(), lookups, inputs, passed) => outcome,
+        () = replicas.run(standbys, received, visible) => Ok(()),
     }
+}
+
+/// Runs the gate, with the lookups behind it.
+async fn look_up<P: Probe>(
+    gate: Gate<P>,
+    lookups: Option<Lookups>,
+    inputs: Receiver<settle::Input>,
+    outputs: Sender<Visible>,
+) -> Result<(), settle::Error> {
+    let Some(lookups) = lookups else { return gate.run(inputs, outputs).await };
+    let (passed, received) = channel(CHANNEL_LENGTH);
+    let mut looking = pin!(lookups.run(received, outputs));
+    tokio::select! {
+        outcome = gate.run(inputs, passed) => outcome?,
+        () = &mut looking => return Ok(()),
+    }
+    looking.await;
+    Ok(())
 }
 
 /// A task that ends with the session.

@@ -10,6 +10,7 @@ mod data;
 mod delivery;
 mod limits;
 mod messages;
+mod lookups;
 mod network;
 mod observe;
 mod oracle;

@@ -73,7 +73,8 @@ const BANNED: [(&str, &str); 7] = [
 ];
 
 /// The sections of the configuration, each the name of its struct in lower case.
-const SECTIONS: [&str; 7] = ["postgres", "redis", "sweep", "refill", "http", "log", "rule"];
+const SECTIONS: [&str; 8] =
+    ["postgres", "redis", "sweep", "refill", "http", "log", "rule", "lookup"];
 
 /// Fields of the configuration's structs whose options have other names.
 const FIELDS: [(&str, &[&str]); 6] = [
@@ -274,11 +275,10 @@ fn shown_options(text: &str) -> BTreeSet<String> {
     for line in text.lines().map(|line| line.strip_prefix("# ").unwrap_or(line)) {
         let letter = |one: u8| one.is_ascii_lowercase() || one == b'_';
         let word = |text: &str| !text.is_empty() && text.bytes().all(letter);
-        let header = line.trim_matches(['[', ']']);
+        let header = line.trim_matches(['[', ']']).split('.').next().unwrap();
         if line.starts_with('[') && line.ends_with(']') && word(header) {
             section = header;
-        } else if let Some((option, _)) = line.split_once(" = ").filter(|(option, _)| word(option))
-        {
+        } else if let Some((option, _)) = line.split_once(" = ").filter(|pair| word(pair.0)) {
             options.insert(format!("{section}.{option}"));
         }
     }

@@ -1,5 +1,6 @@
 //! The configuration file: its structs, its defaults, and every problem in it at once.
 
+mod lookup;
 mod parse;
 mod reader;
 mod redis_url;
@@ -39,6 +40,8 @@ pub struct Config {
     pub log: Log,
     /// `[[rule]]`, in the order of the file.
     pub rules: Vec<Rule>,
+    /// `[lookup.NAME]`, by name.
+    pub lookups: Vec<Lookup>,
 }
 
 /// `[postgres]`: where changes come from.
@@ -136,6 +139,19 @@ pub struct Rule {
     pub source: Source,
     /// The condition that a change has to meet, in CEL, unparsed; `None` is always met.
     pub when: Option<Script>,
+}
+
+/// One `[lookup.NAME]`: a row fetched by columns of a change.
+#[derive(Clone, Debug)]
+pub struct Lookup {
+    /// The name that placeholders call it by: letters, digits and `_`.
+    pub(crate) name: String,
+    /// Where it starts in the file.
+    pub(crate) at: Location,
+    /// One query that reads, unparsed.
+    pub sql: Located<String>,
+    /// The columns of the rule's table whose values are `$1`, `$2` and so on.
+    pub params: Vec<Located<String>>,
 }
 
 /// A schema-qualified table name, as in `pg_class`: no quotes, case kept.

@@ -10,7 +10,10 @@ use tracing_subscriber::EnvFilter;
 use super::reader::{Reader, Section};
 use super::redis_url::split_password;
 use super::source::{Named, Source, source};
-use super::{Config, Http, Located, Log, LogFormat, Postgres, Problem, Redis, Refill, Rule, Sweep};
+use super::{
+    Config, Http, Located, Log, LogFormat, Lookup, Postgres, Problem, Redis, Refill, Rule, Sweep,
+    lookup,
+};
 use crate::config::Operations;
 use crate::postgres::Endpoint;
 
@@ -21,6 +24,8 @@ pub struct Parsed {
     pub config: Option<Config>,
     /// Its rules that could be read whole, so that their templates can be judged in any case.
     pub rules: Vec<Rule>,
+    /// Its lookups, with what they lack filled in, for the same.
+    pub lookups: Vec<Lookup>,
     /// Everything that is wrong, in the order of the file; what is no TOML hides the rest.
     pub problems: Vec<Problem>,
 }
@@ -37,7 +42,8 @@ pub fn parse(text: &str, env: &dyn Fn(&str) -> Option<String>) -> Parsed {
     }
     // What stands around such an error is read as a guess, and its problems would be guesses, too.
     if !errors.is_empty() {
-        return Parsed { config: None, rules: Vec::new(), problems: sorted(reader.problems) };
+        let (rules, lookups) = (Vec::new(), Vec::new());
+        return Parsed { config: None, rules, lookups, problems: sorted(reader.problems) };
     }
     let mut root = Section::new(document.get_ref(), 0..0, String::new());
     let postgres = postgres(&mut reader, &mut root);
@@ -54,16 +60,17 @@ pub fn parse(text: &str, env: &dyn Fn(&str) -> Option<String>) -> Parsed {
     let http = http(&mut reader, &mut root);
     let log = log(&mut reader, &mut root);
     let rules = rules(&mut reader, &mut root);
+    let lookups = lookup::read(&mut reader, &mut root);
     reader.finish(&root);
     let problems = sorted(reader.problems);
     let config = match (postgres, redis) {
         (Some(postgres), Some(redis)) if problems.is_empty() => {
-            let rules = rules.clone();
-            Some(Config { postgres, redis, sweep, refill, http, log, rules })
+            let (rules, lookups) = (rules.clone(), lookups.clone());
+            Some(Config { postgres, redis, sweep, refill, http, log, rules, lookups })
         }
         _ => None,
     };
-    Parsed { config, rules, problems }
+    Parsed { config, rules, lookups, problems }
 }
 
 fn sorted(mut problems: Vec<Problem>) -> Vec<Problem> {

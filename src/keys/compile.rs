@@ -8,6 +8,7 @@ use sha2::{Digest, Sha256};
 use super::condition::Condition;
 use super::filter::push_hex;
 use super::label::{RuleId, TemplateId, TemplateInfo};
+use super::lookup::{self, Lookup, LookupTemplate};
 use super::template::{Template, Version};
 use crate::config::{self, Located, Location, Operations, Problem, Source, TableName};
 
@@ -31,6 +32,10 @@ pub(super) struct RuleTemplate {
     pub(super) id: TemplateId,
     pub(super) at: Location,
     pub(super) template: Template,
+    /// As it is written.
+    pub(super) text: String,
+    /// What it needs of lookups, if it names one.
+    pub(super) lookup: Option<Arc<LookupTemplate>>,
 }
 
 impl Rule {
@@ -40,7 +45,10 @@ impl Rule {
 }
 
 /// Compiles the rules. Errors: every problem of every rule, in the order of the file.
-pub(super) fn compile(rules: &[config::Rule]) -> Result<Vec<Rule>, Vec<Problem>> {
+pub(super) fn compile(
+    rules: &[config::Rule],
+    lookups: &[config::Lookup],
+) -> Result<(Vec<Rule>, Vec<Lookup>), Vec<Problem>> {
     let (mut problems, mut names, mut compiled) = (Vec::new(), HashSet::new(), Vec::new());
     let mut template_count = 0;
     for (at, rule) in rules.iter().enumerate() {
@@ -73,8 +81,9 @@ pub(super) fn compile(rules: &[config::Rule]) -> Result<Vec<Rule>, Vec<Problem>>
             when,
         });
     }
+    let lookups = lookup::bind(&mut compiled, lookups, &mut problems);
     problems.sort_by(|one, other| one.at.cmp(&other.at));
-    if problems.is_empty() { Ok(compiled) } else { Err(problems) }
+    if problems.is_empty() { Ok((compiled, lookups)) } else { Err(problems) }
 }
 
 fn templates(
@@ -97,7 +106,8 @@ fn templates(
             break;
         };
         *count += 1;
-        templates.push(RuleTemplate { id: TemplateId(id), at: key.at.clone(), template });
+        let (id, at, text) = (TemplateId(id), key.at.clone(), key.value.clone());
+        templates.push(RuleTemplate { id, at, template, text, lookup: None });
     }
     templates
 }
@@ -141,7 +151,11 @@ pub(super) fn problem(at: &Location, message: impl Into<String>, hint: &str) -> 
 /// What key sets know of all templates, by [`TemplateId`].
 pub(super) fn infos(rules: &[Rule]) -> Arc<[TemplateInfo]> {
     let templates = rules.iter().flat_map(|rule| {
-        let info = |key: &RuleTemplate| TemplateInfo { rule: rule.id, whole: key.template.whole() };
+        let info = |key: &RuleTemplate| TemplateInfo {
+            rule: rule.id,
+            whole: key.template.whole(),
+            lookup: key.lookup.clone(),
+        };
         rule.templates.iter().map(info)
     });
     templates.collect()
@@ -149,7 +163,7 @@ pub(super) fn infos(rules: &[Rule]) -> Arc<[TemplateInfo]> {
 
 /// 16 hex digits that are equal if two rule sets give the same keys for every change: the names and
 /// the order of rules, and how rules share templates, are left out.
-pub(super) fn fingerprint(rules: &[Rule]) -> String {
+pub(super) fn fingerprint(rules: &[Rule], lookups: &[Lookup]) -> String {
     let mut lines = BTreeSet::new();
     for rule in rules {
         let Operations { insert, update, delete, truncate } = rule.operations;
@@ -177,6 +191,11 @@ pub(super) fn fingerprint(rules: &[Rule]) -> String {
         for key in &rule.templates {
             let mut line = head.clone();
             push_part(&mut line, &key.template.canonical());
+            for used in key.lookup.iter().flat_map(|template| &template.lookups) {
+                let lookup = &lookups[usize::from(used.id.0)];
+                push_part(&mut line, lookup.sql.value.as_bytes());
+                lookup.params.iter().for_each(|one| push_part(&mut line, one.value.as_bytes()));
+            }
             lines.insert(line);
         }
     }
@@ -218,7 +237,7 @@ pub struct ColumnUse<'a> {
 /// What a rule reads a column for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Purpose {
-    /// A placeholder of a key.
+    /// A placeholder of a key, or a parameter of a lookup that a key names.
     Key {
         /// Its old value is needed, by an operation of the rule that has one.
         old: bool,
@@ -251,16 +270,21 @@ pub(super) fn column_uses<'a>(rule: &'a Rule, name: &'a str) -> Vec<ColumnUse<'a
     };
     let mut uses: Vec<ColumnUse<'a>> = Vec::new();
     for key in &rule.templates {
-        for placeholder in key.template.placeholders() {
-            let old = placeholder.version != Version::New && (update || delete);
-            let new = placeholder.version != Version::Old && (insert || update);
-            let known = uses.iter_mut().find(|known| known.column == placeholder.column);
+        let own = key.template.own_columns();
+        let own = own.map(|one| (one.version, one.column.as_str(), &key.at));
+        let lookups = key.lookup.iter().flat_map(|template| &template.lookups);
+        let params = lookups.flat_map(|lookup| &lookup.params);
+        let params = params.map(|param| (Version::Each, param.value.as_str(), &param.at));
+        for (version, column, at) in own.chain(params) {
+            let old = version != Version::New && (update || delete);
+            let new = version != Version::Old && (insert || update);
+            let known = uses.iter_mut().find(|known| known.column == column);
             match known.map(|known| &mut known.purpose) {
                 Some(Purpose::Key { old: known_old, new: known_new }) => {
                     *known_old |= old;
                     *known_new |= new;
                 }
-                _ => uses.push(use_of(&placeholder.column, &key.at, Purpose::Key { old, new })),
+                _ => uses.push(use_of(column, at, Purpose::Key { old, new })),
             }
         }
     }

@@ -1,5 +1,8 @@
 //! What the content of a key set belongs to: its rule, its template, and why it was widened.
 
+use std::sync::Arc;
+
+use super::lookup::LookupTemplate;
 use super::pattern::Pattern;
 
 /// A rule: its index in [`Rules::names`](super::Rules::names).
@@ -30,11 +33,17 @@ pub enum WidenReason {
     ConditionUnknown,
     /// The evaluation of `when` failed, and counts as true.
     ConditionFailed,
+    /// A lookup found no row.
+    LookupNoRow,
+    /// A lookup found more than one row.
+    LookupManyRows,
+    /// A lookup failed, or was not answered in time.
+    LookupFailed,
 }
 
 impl WidenReason {
     /// Every reason.
-    pub const ALL: [WidenReason; 8] = [
+    pub const ALL: [WidenReason; 11] = [
         WidenReason::ReplicaIdentity,
         WidenReason::UnchangedToast,
         WidenReason::Truncate,
@@ -43,6 +52,9 @@ impl WidenReason {
         WidenReason::NotText,
         WidenReason::ConditionUnknown,
         WidenReason::ConditionFailed,
+        WidenReason::LookupNoRow,
+        WidenReason::LookupManyRows,
+        WidenReason::LookupFailed,
     ];
 
     /// The label.
@@ -57,6 +69,9 @@ impl WidenReason {
             WidenReason::NotText => "not_text",
             WidenReason::ConditionUnknown => "condition_unknown",
             WidenReason::ConditionFailed => "condition_failed",
+            WidenReason::LookupNoRow => "lookup_no_row",
+            WidenReason::LookupManyRows => "lookup_many_rows",
+            WidenReason::LookupFailed => "lookup_failed",
         }
     }
 }
@@ -66,6 +81,8 @@ impl WidenReason {
 pub(super) struct TemplateInfo {
     pub(super) rule: RuleId,
     pub(super) whole: Whole,
+    /// What it needs of lookups, if it names one.
+    pub(super) lookup: Option<Arc<LookupTemplate>>,
 }
 
 /// All that a template could ever give.

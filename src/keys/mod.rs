@@ -10,6 +10,9 @@
 //! placeholder has a `default`. TRUNCATE has no row and gives all that a template could. A rule's
 //! `when` (`condition`) is asked before.
 //!
+//! A placeholder of a lookup needs a row that no change tells. What the change does tell travels in
+//! the set (`lookup`, `pending`) until [`KeySet::resolve`] is given the rows.
+//!
 //! A refreshed view and a message have no row either (`signal`): the one gives all that its rule
 //! names, the other what it names itself, within what its rule names.
 
@@ -19,8 +22,10 @@ mod filter;
 mod in_progress;
 mod known;
 mod label;
+mod lookup;
 mod packed;
 mod pattern;
+mod pending;
 mod plan;
 mod render;
 mod set;
@@ -28,6 +33,8 @@ mod signal;
 mod template;
 #[cfg(test)]
 mod in_progress_tests;
+#[cfg(test)]
+mod lookup_tests;
 #[cfg(test)]
 mod properties;
 #[cfg(test)]
@@ -43,6 +50,7 @@ use crate::gather::Change;
 pub use compile::{ColumnUse, Purpose};
 pub use in_progress::InProgress;
 pub use label::{RuleId, WidenReason};
+pub use lookup::{Answers, Found, Lookup, LookupId, Wanted};
 pub use pattern::Pattern;
 pub use set::{KeySet, Limits};
 pub use signal::{Malformed, Signal};
@@ -68,6 +76,7 @@ pub struct Rules {
     renderer: Renderer,
     /// The rules whose `when` failed, and were told of.
     failed: Vec<RuleId>,
+    lookups: Vec<Lookup>,
 }
 
 /// Why a rule does not look at a change.
@@ -87,8 +96,19 @@ impl Rules {
     /// # Errors
     /// All problems of all rules, in the order of the file, each at the place that it is about.
     pub fn compile(rules: &[config::Rule]) -> Result<Rules, Vec<Problem>> {
+        Rules::with_lookups(rules, &[])
+    }
+
+    /// The same of rules whose templates may name lookups.
+    ///
+    /// # Errors
+    /// As for [`Rules::compile`]; also lookups that no template names.
+    pub fn with_lookups(
+        rules: &[config::Rule],
+        lookups: &[config::Lookup],
+    ) -> Result<Rules, Vec<Problem>> {
         let names = rules.iter().map(|rule| rule.name.clone()).collect();
-        let rules = compile::compile(rules)?;
+        let (rules, lookups) = compile::compile(rules, lookups)?;
         Ok(Rules {
             names,
             templates: compile::infos(&rules),
@@ -97,6 +117,7 @@ impl Rules {
             plans: Plans::default(),
             renderer: Renderer::default(),
             failed: Vec::new(),
+            lookups,
         })
     }
 
@@ -181,16 +202,23 @@ impl Rules {
     }
 
     /// 16 hex digits that tell rules apart that give different keys for some change. Names and
-    /// order of the rules do not count; tables, operations, `changed`, `immutable`, templates do.
+    /// order of the rules do not count; tables, operations, `changed`, `immutable`, templates and
+    /// the lookups that these name do.
     #[must_use]
     pub fn fingerprint(&self) -> String {
-        compile::fingerprint(&self.rules)
+        compile::fingerprint(&self.rules, &self.lookups)
     }
 
     /// The rules' names, by [`RuleId`].
     #[must_use]
     pub fn names(&self) -> &[String] {
         &self.names
+    }
+
+    /// The lookups, by [`LookupId`].
+    #[must_use]
+    pub fn lookups(&self) -> &[Lookup] {
+        &self.lookups
     }
 
     /// The tables that rules look at, each once, in the order of the rules.

@@ -14,8 +14,9 @@ const KEY: u8 = 0;
 const PATTERN: u8 = 1;
 const WHOLE: u8 = 2;
 const MATCHES: u8 = 3;
+const PENDING: u8 = 4;
 /// This one and those behind it: one for each reason.
-const WIDENED: u8 = 4;
+const WIDENED: u8 = 5;
 
 impl Packed {
     /// What is in `keys`.
@@ -24,6 +25,7 @@ impl Packed {
         keys.content(|content| match content {
             Content::Key(template, bytes) => put(&mut out, KEY, template.0, bytes),
             Content::Pattern(template, bytes) => put(&mut out, PATTERN, template.0, bytes),
+            Content::Pending(template, bytes) => put(&mut out, PENDING, template.0, bytes),
             Content::Whole(template) => {
                 out.push(WHOLE);
                 put_number(&mut out, template.0.into());
@@ -57,6 +59,7 @@ impl Packed {
             match kind {
                 KEY => keys.add_key(TemplateId(id), text(&mut rest)),
                 PATTERN => keys.add_pattern(TemplateId(id), text(&mut rest)),
+                PENDING => keys.add_pending(TemplateId(id), text(&mut rest)),
                 WHOLE => keys.add_whole(TemplateId(id), None),
                 MATCHES => keys.count_matches(RuleId(id), number(&mut rest)),
                 widened => {

@@ -66,8 +66,10 @@ pub(super) struct PlannedRule {
 #[derive(Debug)]
 pub(super) struct PlannedTemplate {
     pub(super) id: TemplateId,
-    /// For each placeholder its row version and slot.
+    /// For each placeholder that is a column of the change its row version and slot.
     pub(super) sources: Vec<(Version, usize)>,
+    /// For each lookup that it uses the slots of its parameters.
+    pub(super) lookups: Vec<Vec<usize>>,
     pub(super) needs: Needs,
 }
 
@@ -115,8 +117,10 @@ impl Plans {
         let rules: Vec<&Rule> = rules.iter().filter(looks).collect();
         let mut slots: Vec<Slot> = Vec::new();
         for rule in &rules {
-            let placeholders = rule.templates.iter().flat_map(|key| key.template.placeholders());
-            slots.extend(placeholders.map(|p| slot(relation, rule, &p.column)));
+            let own = rule.templates.iter().flat_map(|key| key.template.own_columns());
+            slots.extend(own.map(|p| slot(relation, rule, &p.column)));
+            let params = rule.templates.iter().flat_map(params).flatten();
+            slots.extend(params.map(|param| slot(relation, rule, param)));
             slots.extend(rule.changed.iter().map(|c| slot(relation, rule, &c.value)));
             let when = rule.when.iter().flat_map(|when| &when.columns);
             slots.extend(when.map(|(_, column)| slot(relation, rule, column)));
@@ -142,6 +146,12 @@ fn slot(relation: &Relation, rule: &Rule, column: &str) -> Slot {
     }
 }
 
+/// For each lookup that a template uses the columns that are its parameters.
+fn params(key: &RuleTemplate) -> impl Iterator<Item = impl Iterator<Item = &str>> {
+    let lookups = key.lookup.iter().flat_map(|template| &template.lookups);
+    lookups.map(|lookup| lookup.params.iter().map(|param| param.value.as_str()))
+}
+
 fn planned(relation: &Relation, rule: &Rule, slots: &[Slot]) -> PlannedRule {
     let place = |column: &str| {
         slots.binary_search(&slot(relation, rule, column)).expect("every column has its slot")
@@ -153,8 +163,9 @@ fn planned(relation: &Relation, rule: &Rule, slots: &[Slot]) -> PlannedRule {
             old: placeholders().any(|p| p.version == Version::Old),
             new: placeholders().any(|p| p.version == Version::New),
         };
-        let sources = placeholders().map(|p| (p.version, place(&p.column))).collect();
-        PlannedTemplate { id: key.id, sources, needs }
+        let sources = key.template.own_columns().map(|p| (p.version, place(&p.column))).collect();
+        let lookups = params(key).map(|params| params.map(place).collect()).collect();
+        PlannedTemplate { id: key.id, sources, lookups, needs }
     };
     let condition = |(_, column): &(Version, String)| {
         let known = relation.columns.iter().find(|known| known.name == *column);

@@ -1,10 +1,12 @@
 //! Templates and row versions to keys.
 
-use super::compile::Rule;
+use super::compile::{Rule, RuleTemplate};
 use super::condition::{Fault, Sources, Undecided};
 use super::filter::{Filter, NotText};
 use super::known::{Known, Versions};
-use super::label::{RuleId, WidenReason};
+use super::label::{RuleId, TemplateId, WidenReason};
+use super::lookup::{Answers, LookupTemplate};
+use super::pending::{Told, push_params, push_value};
 use super::plan::{Plan, PlannedRule, PlannedTemplate};
 use super::set::KeySet;
 use super::template::{Glob, Piece, Template, Version};
@@ -23,6 +25,8 @@ pub(super) struct Renderer {
     filtering: Filtering,
     /// The first failure of each rule's `when`, until somebody asks for them.
     faults: Vec<(RuleId, Fault)>,
+    /// An entry of what waits for rows.
+    entry: Vec<u8>,
 }
 
 /// Whether a rule looks at a change.
@@ -49,7 +53,7 @@ struct Filtering {
 
 /// A template for one row version.
 struct Source<'a> {
-    template: &'a Template,
+    key: &'a RuleTemplate,
     planned: &'a PlannedTemplate,
     versions: &'a Versions<'a>,
     /// The version of placeholders that are not pinned.
@@ -83,13 +87,14 @@ impl Renderer {
                 keys.count_match(planned.id);
                 for (planned, key) in planned.templates.iter().zip(&rule.templates) {
                     if !keys.is_whole(planned.id) {
-                        self.add_template(&key.template, planned, &versions, keys);
+                        self.add_template(key, planned, &versions, keys);
                     }
                 }
             }
         }
         self.versions = versions.recycle();
         self.filtering.shrink();
+        self.entry.shrink_to(KEY_BYTES_MAX);
     }
 
     /// Whether the one rule of a plan looks at a row.
@@ -119,14 +124,14 @@ impl Renderer {
 
     fn add_template(
         &mut self,
-        template: &Template,
+        key: &RuleTemplate,
         planned: &PlannedTemplate,
         versions: &Versions<'_>,
         keys: &mut KeySet,
     ) {
         let needs = planned.needs;
-        let mut source = Source { template, planned, versions, version: Version::New };
-        if planned.sources.is_empty() {
+        let mut source = Source { key, planned, versions, version: Version::New };
+        if planned.sources.is_empty() && planned.lookups.is_empty() {
             keys.add_whole(planned.id, None);
         } else if !versions.has_old && !versions.has_new {
             keys.add_whole(planned.id, Some(WidenReason::Truncate));
@@ -147,10 +152,45 @@ impl Renderer {
 
     fn add_version(&mut self, source: &Source<'_>, keys: &mut KeySet) {
         let id = source.planned.id;
+        match &source.key.lookup {
+            None => self.add_values(id, &source.key.template, source.values(), keys),
+            Some(template) if !source.has_null() => self.add_pending(source, template, keys),
+            Some(_) => {}
+        }
+    }
+
+    /// Adds what waits for rows; where the change does not even tell which, what it gives without.
+    fn add_pending(&mut self, source: &Source<'_>, template: &LookupTemplate, keys: &mut KeySet) {
+        let (id, mut entry) = (source.planned.id, std::mem::take(&mut self.entry));
+        entry.clear();
+        let mut waits = false;
+        for params in &source.planned.lookups {
+            waits |= push_params(&mut entry, params.iter().map(|slot| source.each()[*slot]));
+        }
+        source.values().for_each(|value| push_value(&mut entry, value));
+        if waits {
+            keys.add_pending(id, &entry);
+        } else {
+            let nothing = Answers::default();
+            let values = Told::read(template, &entry)
+                .values(template, (&nothing, WidenReason::LookupFailed));
+            self.add_values(id, &template.template, values.iter().copied(), keys);
+        }
+        self.entry = entry;
+    }
+
+    /// Adds what a template gives for these values of its placeholders.
+    pub(super) fn add_values<'a>(
+        &mut self,
+        id: TemplateId,
+        template: &Template,
+        values: impl Iterator<Item = Known<'a>> + Clone,
+        keys: &mut KeySet,
+    ) {
         if keys.is_whole(id) {
             return;
         }
-        match self.render(source) {
+        match self.render(template, values) {
             Rendered::Key => keys.add_key(id, &self.out.bytes),
             Rendered::Pattern(reason) => {
                 if let Some(reason) = reason {
@@ -163,9 +203,13 @@ impl Renderer {
         }
     }
 
-    fn render(&mut self, source: &Source<'_>) -> Rendered {
+    fn render<'a>(
+        &mut self,
+        template: &Template,
+        values: impl Iterator<Item = Known<'a>> + Clone,
+    ) -> Rendered {
         let (mut known_count, mut reason) = (0, None);
-        for (value, placeholder) in source.values().zip(source.template.placeholders()) {
+        for (value, placeholder) in values.clone().zip(template.placeholders()) {
             match value {
                 Known::Null if !placeholder.has_default() => return Rendered::Nothing,
                 Known::Null | Known::Bytes(_) => known_count += 1,
@@ -177,19 +221,22 @@ impl Renderer {
         if let (0, Some(reason)) = (known_count, reason) {
             return Rendered::Whole(reason);
         }
-        if !source.template.is_pattern && reason.is_none() {
+        if !template.is_pattern && reason.is_none() {
             // That a filter lacks text shows only here; then start again as a pattern.
-            if let Ok(rendered) = self.write_key(source) {
+            if let Ok(rendered) = self.write_key(template, values.clone()) {
                 return rendered;
             }
         }
-        self.write_pattern(source, reason)
+        self.write_pattern(template, values, reason)
     }
 
-    fn write_key(&mut self, source: &Source<'_>) -> Result<Rendered, NotText> {
+    fn write_key<'a>(
+        &mut self,
+        template: &Template,
+        mut values: impl Iterator<Item = Known<'a>>,
+    ) -> Result<Rendered, NotText> {
         self.out.clear();
-        let mut values = source.values();
-        for piece in &source.template.pieces {
+        for piece in &template.pieces {
             let part = match piece {
                 Piece::Text { exact, .. } => exact.as_slice(),
                 Piece::Glob(_) | Piece::Star => &[],
@@ -208,10 +255,14 @@ impl Renderer {
         Ok(Rendered::Key)
     }
 
-    fn write_pattern(&mut self, source: &Source<'_>, mut reason: Option<WidenReason>) -> Rendered {
+    fn write_pattern<'a>(
+        &mut self,
+        template: &Template,
+        mut values: impl Iterator<Item = Known<'a>>,
+        mut reason: Option<WidenReason>,
+    ) -> Rendered {
         self.out.clear();
-        let mut values = source.values();
-        for piece in &source.template.pieces {
+        for piece in &template.pieces {
             match piece {
                 Piece::Text { glob, .. } | Piece::Glob(glob) => self.out.push_raw(glob),
                 Piece::Star => self.out.push_star(),
@@ -276,8 +327,8 @@ fn verdict(
 }
 
 impl<'a> Source<'a> {
-    /// The value of each placeholder.
-    fn values(&self) -> impl Iterator<Item = Known<'a>> + use<'a> {
+    /// The value of each placeholder that is a column of the change.
+    fn values(&self) -> impl Iterator<Item = Known<'a>> + Clone + use<'a> {
         let (versions, each) = (self.versions, self.version);
         self.planned.sources.iter().map(move |(version, slot)| {
             let version = if *version == Version::Each { each } else { *version };
@@ -288,7 +339,20 @@ impl<'a> Source<'a> {
     /// Whether both versions of the row give the same.
     fn is_same_for_both(&self) -> bool {
         let mut each = self.planned.sources.iter().filter(|(version, _)| *version == Version::Each);
-        each.all(|(_, slot)| self.versions.old[*slot] == self.versions.new[*slot])
+        let mut params = self.planned.lookups.iter().flatten();
+        let is_same = |slot: &usize| self.versions.old[*slot] == self.versions.new[*slot];
+        each.all(|(_, slot)| is_same(slot)) && params.all(is_same)
+    }
+
+    /// The row version that the template is rendered for.
+    fn each(&self) -> &'a [Known<'a>] {
+        if self.version == Version::Old { &self.versions.old } else { &self.versions.new }
+    }
+
+    /// Whether a value is NULL that must not be, so that no row could make a key of it.
+    fn has_null(&self) -> bool {
+        let mut values = self.values().zip(self.key.template.own_columns());
+        values.any(|(value, placeholder)| value == Known::Null && !placeholder.has_default())
     }
 }
 

@@ -31,6 +31,8 @@ pub(super) struct Placeholder {
     pub(super) version: Version,
     pub(super) column: String,
     pub(super) filters: Vec<Filter>,
+    /// The lookup that the column is one of; `None` for the change's own row.
+    pub(super) lookup: Option<String>,
 }
 
 /// The row version that a placeholder takes its value from.
@@ -75,6 +77,11 @@ impl Template {
         })
     }
 
+    /// The placeholders that are columns of the change.
+    pub(super) fn own_columns(&self) -> impl Iterator<Item = &Placeholder> {
+        self.placeholders().filter(|placeholder| placeholder.lookup.is_none())
+    }
+
     /// All that the template could ever give.
     pub(super) fn whole(&self) -> Whole {
         let (mut key, mut glob) = (Vec::new(), Glob::default());
@@ -107,6 +114,7 @@ impl Template {
                     let parts: Vec<String> =
                         [format!("{:?}", placeholder.version), placeholder.column.clone()]
                             .into_iter()
+                            .chain(placeholder.lookup.iter().map(|name| format!("lookup {name}")))
                             .chain(filters)
                             .collect();
                     // A zero byte stands in no TOML text, and each part tells its length.
@@ -288,8 +296,8 @@ impl<'a> Parser<'a> {
             }
         }
         match column(name.trim()) {
-            Ok((version, column)) => {
-                let placeholder = Placeholder { version, column, filters: parsed };
+            Ok((version, column, lookup)) => {
+                let placeholder = Placeholder { version, column, filters: parsed, lookup };
                 self.pieces.push(Piece::Placeholder(placeholder));
             }
             Err(flaw) => self.flaws.push(flaw),
@@ -330,30 +338,24 @@ fn unescape(argument: &str) -> String {
     out
 }
 
-/// Reads `column`, `old.column` or `new.column`, each name bare or in quotes.
-fn column(text: &str) -> Result<(Version, String), Flaw> {
+/// Reads `column`, `old.column`, `new.column` or `lookup.column`, each name bare or in quotes. What
+/// is no version is the name of a lookup, which is known or not where the rules are compiled.
+fn column(text: &str) -> Result<(Version, String, Option<String>), Flaw> {
     if text.is_empty() {
         return Err(Flaw::new("a placeholder is empty", "name a column, such as `{id}`"));
     }
     let (first, rest) = name(text)?;
     let Some(second) = rest.strip_prefix('.') else {
-        return if rest.is_empty() { Ok((Version::Each, first)) } else { Err(needs_quotes(text)) };
+        let column = (Version::Each, first, None);
+        return if rest.is_empty() { Ok(column) } else { Err(needs_quotes(text)) };
     };
-    let version = match &text[..text.len() - rest.len()] {
-        "old" => Version::Old,
-        "new" => Version::New,
-        other => {
-            return Err(Flaw::new(
-                format!("unknown row version `{other}` in `{{{text}}}`"),
-                format!(
-                    "write `{{column}}`, `{{old.column}}` or `{{new.column}}`; put a column name \
-                     with a dot in quotes: `{{\"{text}\"}}`"
-                ),
-            ));
-        }
+    let (version, lookup) = match &text[..text.len() - rest.len()] {
+        "old" => (Version::Old, None),
+        "new" => (Version::New, None),
+        _ => (Version::Each, Some(first)),
     };
     match name(second)? {
-        (column, "") => Ok((version, column)),
+        (column, "") => Ok((version, column, lookup)),
         _ => Err(needs_quotes(second)),
     }
 }

@@ -14,7 +14,7 @@ const UNCHANGED: Option<&str> = Some("<unchanged>");
 /// A row version, its values in the order of [`COLUMNS`].
 type Values<'a> = [Option<&'a str>; 4];
 
-fn located(key: &str, value: &str) -> Located<String> {
+pub(super) fn located(key: &str, value: &str) -> Located<String> {
     Located { value: value.to_owned(), at: Location { line: 1, column: 1, key: key.to_owned() } }
 }
 
@@ -436,7 +436,7 @@ fn every_problem_of_a_template_is_told() {
         "k:{id|lowr}{n|slug:2}",
         &["unknown filter `lowr`", "filter `slug` takes no argument"],
     );
-    check_problem("k:{match.id}", &["unknown row version `match` in `{match.id}`"]);
+    check_problem("k:{match.id}", &["unknown row version or lookup `match` in `{match.id}`"]);
     check_problem("k:{Weird Col}", &["`Weird Col` is not a column name"]);
     check_problem("k:{\"id}", &["a `{` has no `}`"]);
     check_problem("k:{\"\"}", &["`\"\"` is not a column name"]);
@@ -460,7 +460,7 @@ fn every_problem_of_every_rule_is_told() {
         ("rule.0", "rule `r` has the name of another rule"),
         ("rule.0.changed.0", "`changed` names column `a` twice"),
         ("rule.0.immutable.0", "`immutable` names column `b` twice"),
-        ("rule.0.keys.0", "unknown row version `x` in `{x.y}`"),
+        ("rule.0.keys.0", "unknown row version or lookup `x` in `{x.y}`"),
     ];
     assert_eq!(messages, expected);
 }

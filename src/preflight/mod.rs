@@ -7,8 +7,8 @@
 //! operator may want to know is information.
 //!
 //! The catalog is read in one statement (`catalog`); `server`, `slot`, `publication`, `tables`,
-//! `identity`, `partitions` and `condition` conclude from it and ask nothing more. Only rules of
-//! materialized views need another one (`views`).
+//! `identity`, `partitions` and `condition` conclude from it and ask nothing more. Rules of
+//! materialized views need another one (`views`), and `lookups` tries each query.
 
 mod catalog;
 mod columns;
@@ -16,6 +16,7 @@ mod condition;
 mod cure;
 mod finding;
 mod identity;
+mod lookups;
 mod partitions;
 mod publication;
 mod redis;
@@ -94,6 +95,7 @@ pub async fn postgres(
     findings.extend(partitions::check(&context));
     findings.extend(views::check(config, client).await?);
     findings.extend(condition::check(&context));
+    findings.extend(lookups::check(&context, client).await?);
     for table in &catalog.tables {
         let name = table.relation.table_name();
         for partition in &table.partitions {

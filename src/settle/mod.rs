@@ -14,10 +14,12 @@
 //! grow with their number; it is asked for as early as BEGIN, while the rows are still arriving;
 //! what it says stays true, so an old one that contains the transaction is as good as a new one.
 
+mod lookups;
 mod probe;
 mod replicas;
 #[cfg(test)]
 mod replicas_tests;
+mod rows;
 mod snapshot;
 mod standby;
 #[cfg(test)]
@@ -31,13 +33,16 @@ use tokio::time::{Instant, sleep_until, timeout};
 use crate::channel::{Closed, Receiver, Sender, Weight};
 use crate::failpoint::{self, Point};
 use crate::gather::Transaction;
-use crate::keys::KeySet;
+use crate::keys::{Answers, KeySet, WidenReason};
 use crate::lsn::Lsn;
 use crate::metrics::{Metrics, seconds};
 use crate::postgres;
 
+pub use lookups::Lookups;
 pub use probe::{Probe, SqlProbe};
 pub use replicas::Replicas;
+pub use rows::Rows;
+pub(crate) use rows::{Param, statement as lookup_statement};
 pub use snapshot::Snapshot;
 pub use standby::{Answer, SqlStandby, Standby, StandbyError};
 
@@ -141,7 +146,11 @@ pub struct Replayed {
 impl Visible {
     /// Why, which keys, and since when they are visible.
     #[must_use]
-    pub fn into_parts(self) -> (Cause, KeySet, Instant) {
+    pub fn into_parts(mut self) -> (Cause, KeySet, Instant) {
+        // Nothing waits any more behind `Lookups`; where there is none, nothing is lost either.
+        if self.keys.has_pending() {
+            self.keys.resolve(&Answers::default(), WidenReason::LookupFailed);
+        }
         (self.cause, self.keys, self.at)
     }
 

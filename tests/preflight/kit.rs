@@ -88,6 +88,7 @@ pub(crate) fn config(port: u16, database: &str, rules: Vec<Rule>) -> Config {
         http: Http { listen: None },
         log: Log { format: LogFormat::Text, level: "info".to_owned() },
         rules: rules.into_iter().zip(0..).map(numbered).collect(),
+        lookups: Vec::new(),
     }
 }
 
@@ -119,7 +120,7 @@ pub(crate) async fn database(server: &Postgres, name: &str, ddl: &str) -> Client
 }
 
 pub(crate) async fn check(config: &Config, client: &Client) -> Vec<Finding> {
-    let mut rules = Rules::compile(&config.rules).unwrap();
+    let mut rules = Rules::with_lookups(&config.rules, &config.lookups).unwrap();
     preflight::postgres(config, &mut rules, client).await.unwrap()
 }
 

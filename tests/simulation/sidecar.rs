@@ -171,7 +171,8 @@ async fn open(world: &Rc<World>, rules: &Rules) -> Result<Opened, Error> {
     };
     let slot = capture::Slot::over(walsender::start(world, lsn));
     let probe = Asker { world: Rc::clone(world), number: *world.sql.borrow() };
-    Ok((Outside { slot, probe, standbys: Vec::new(), node: Client::new(world) }, settings))
+    let (standbys, node) = (Vec::new(), Client::new(world));
+    Ok((Outside { slot, probe, standbys, node, lookups: None }, settings))
 }
 
 /// Waits for every transaction that runs now, then takes the end of the log. Whatever began

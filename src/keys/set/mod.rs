@@ -6,6 +6,8 @@
 //! it gave is dropped, and its widest pattern, with every placeholder a `*`, takes the place. That
 //! pattern matches whatever the template could give, so nothing is lost by it.
 
+mod lookups;
+
 use std::fmt;
 use std::hash::BuildHasher;
 use std::sync::Arc;
@@ -14,6 +16,7 @@ use hashbrown::{DefaultHashBuilder, HashTable};
 
 use super::label::{RuleId, TemplateId, TemplateInfo, Whole, WidenReason};
 use super::pattern::Pattern;
+use super::pending::Pending;
 
 /// How large a [`KeySet`] may get.
 ///
@@ -53,6 +56,8 @@ pub struct KeySet {
     used_bytes: usize,
     used_patterns: usize,
     rules: Vec<RuleCount>,
+    /// What waits for rows of lookups.
+    pending: Pending,
 }
 
 /// Where an exact key lies in the arena.
@@ -71,6 +76,7 @@ struct Usage {
     bytes: usize,
     /// Everything that the template could give is in the set.
     whole: bool,
+    pending: usize,
 }
 
 /// A part of what a set holds.
@@ -81,6 +87,8 @@ pub(super) enum Content<'a> {
     Key(TemplateId, &'a [u8]),
     /// A pattern of a template.
     Pattern(TemplateId, &'a [u8]),
+    /// What a template needs rows for.
+    Pending(TemplateId, &'a [u8]),
     /// How many changes a rule looked at.
     Matches(RuleId, u64),
     /// How often a rule was widened.
@@ -92,6 +100,9 @@ struct RuleCount {
     matches: u64,
     widened: [u64; WidenReason::ALL.len()],
 }
+
+/// Entries that wait for rows, each of which may be one to be read.
+const PENDING_MAX: usize = 10_000;
 
 /// What a key costs beside its bytes: its entry, and its slots in a half-full index.
 const KEY_COST: usize = size_of::<Key>() + 2 * (size_of::<u32>() + 1);
@@ -115,13 +126,14 @@ impl KeySet {
             used_bytes: 0,
             used_patterns: 0,
             rules: vec![RuleCount::default(); rule_count],
+            pending: Pending::default(),
         }
     }
 
     /// Whether there is nothing to remove.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.keys.is_empty() && self.patterns.is_empty()
+        self.keys.is_empty() && self.patterns.is_empty() && !self.has_pending()
     }
 
     /// The number of exact keys.
@@ -140,6 +152,7 @@ impl KeySet {
             + self.key_index.capacity() * 2 * size_of::<u32>()
             + self.usage.capacity() * size_of::<Usage>()
             + self.rules.capacity() * size_of::<RuleCount>()
+            + self.pending.bytes()
             + patterns
     }
 
@@ -201,6 +214,9 @@ impl KeySet {
         for (template, pattern) in &other.patterns {
             self.add_parsed(*template, pattern.as_bytes(), || pattern.clone());
         }
+        for (template, bytes) in other.pending.iter() {
+            self.add_pending(template, bytes);
+        }
         for (own, others) in self.rules.iter_mut().zip(&other.rules) {
             own.matches += others.matches;
             for (own, others) in own.widened.iter_mut().zip(others.widened) {
@@ -231,6 +247,7 @@ impl KeySet {
         for (template, pattern) in self.patterns.iter().filter(|(id, _)| !self.is_whole(*id)) {
             each(Content::Pattern(*template, pattern.as_bytes()));
         }
+        self.pending.iter().for_each(|(template, bytes)| each(Content::Pending(template, bytes)));
         self.matches().for_each(|(rule, count)| each(Content::Matches(rule, count)));
         self.widened().for_each(|(rule, why, count)| each(Content::Widened(rule, why, count)));
     }
@@ -239,7 +256,7 @@ impl KeySet {
     pub fn collapse(&mut self) {
         for template in template_ids().take(self.usage.len()) {
             let usage = self.usage[usize::from(template.0)];
-            if usage.keys + usage.patterns > 0 {
+            if usage.keys + usage.patterns + usage.pending > 0 {
                 self.add_whole(template, Some(WidenReason::Limit));
             }
         }
@@ -300,7 +317,7 @@ impl KeySet {
         if self.is_whole(template) || self.has_key(key) {
             return;
         }
-        let own = Usage { keys: 1, patterns: 0, bytes: key_cost(key), whole: false };
+        let own = Usage { keys: 1, bytes: key_cost(key), ..Usage::default() };
         if self.make_room(template, own) {
             self.insert_key(template, key);
         }
@@ -315,7 +332,7 @@ impl KeySet {
         if self.is_whole(template) || self.has_pattern(bytes) {
             return;
         }
-        let own = Usage { keys: 0, patterns: 1, bytes: pattern_cost(bytes), whole: false };
+        let own = Usage { patterns: 1, bytes: pattern_cost(bytes), ..Usage::default() };
         if self.make_room(template, own) {
             self.insert_pattern(template, bytes, parse);
         }
@@ -328,6 +345,8 @@ impl KeySet {
                 |usage| usage.keys
             } else if self.used_patterns + more.patterns > self.limits.patterns {
                 |usage| usage.patterns
+            } else if self.pending.len() + more.pending > self.limits.keys.min(PENDING_MAX) {
+                |usage| usage.pending
             } else if self.used_bytes + more.bytes > self.limits.bytes {
                 |usage| usage.bytes
             } else {
@@ -412,6 +431,9 @@ impl KeySet {
         let usage = std::mem::take(&mut self.usage[usize::from(template.0)]);
         self.used_bytes -= usage.bytes;
         self.used_patterns -= usage.patterns;
+        if usage.pending > 0 {
+            self.pending.drop_all_of(template);
+        }
         if usage.keys > 0 {
             let (arena, mut end) = (&mut self.arena, 0);
             self.keys.retain_mut(|key| {

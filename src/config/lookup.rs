@@ -1,0 +1,74 @@
+//! The `[lookup.NAME]` tables of the configuration.
+
+use std::collections::HashSet;
+
+use super::reader::{Reader, Section};
+use super::{Located, Lookup};
+
+/// A placeholder `{old.x}` means a row version, so no lookup has these names.
+const RESERVED: [&str; 2] = ["old", "new"];
+
+/// Every lookup, in the order of the names; what one lacks is a problem, and filled in.
+pub(super) fn read(reader: &mut Reader<'_>, root: &mut Section<'_, '_>) -> Vec<Lookup> {
+    let Some(value) = root.take("lookup") else { return Vec::new() };
+    let Some(table) = value.get_ref().as_table() else {
+        reader.wrong_type(value, "lookup", "tables, written `[lookup.NAME]`");
+        return Vec::new();
+    };
+    let mut lookups = Vec::new();
+    for (name, value) in table {
+        let path = format!("lookup.{}", name.get_ref());
+        let Some(inner) = value.get_ref().as_table() else {
+            reader.wrong_type(value, &path, "a table");
+            continue;
+        };
+        let at = reader.location(name.span().start, &path);
+        let mut section = Section::new(inner, value.span(), path);
+        let lookup = lookup(reader, &mut section, (name.get_ref(), at));
+        reader.finish(&section);
+        lookups.push(lookup);
+    }
+    lookups
+}
+
+fn lookup(
+    reader: &mut Reader<'_>,
+    section: &mut Section<'_, '_>,
+    (name, at): (&str, super::Location),
+) -> Lookup {
+    let is_word = |byte: u8| byte == b'_' || byte.is_ascii_alphanumeric();
+    if name.is_empty() || name.len() > 64 || !name.bytes().all(is_word) {
+        let message = format!("`{name}` is not a lookup name");
+        reader.problem(at.clone(), message, Some("use 1 to 64 letters, digits and `_`"));
+    } else if RESERVED.contains(&name) {
+        let message = format!("`{name}` is a row version, not a lookup name");
+        reader.problem(at.clone(), message, Some("choose another name, such as that of the table"));
+    }
+    let hint =
+        "write one query that reads a row by key, such as `select name from team where id = $1`";
+    let sql = reader.required_text(section, "sql", hint);
+    if let Some(empty) = sql.as_ref().filter(|sql| sql.value.trim().is_empty()) {
+        reader.problem(empty.at.clone(), "is empty".to_owned(), Some(hint));
+    }
+    let hint = "list the columns of the change whose values are `$1`, `$2` and so on";
+    if !section.has("params") {
+        let at = reader.location(section.start(), &section.key("params"));
+        reader.problem(at, "is missing".to_owned(), Some(hint));
+    }
+    let params = reader.filled_texts(section, "params", hint).unwrap_or_default();
+    twice(reader, &params);
+    let sql = sql.unwrap_or_else(|| Located { value: String::new(), at: at.clone() });
+    Lookup { name: name.to_owned(), at, sql, params }
+}
+
+/// One column may be one parameter: SQL names `$1` as often as it likes.
+fn twice(reader: &mut Reader<'_>, params: &[Located<String>]) {
+    let mut seen = HashSet::new();
+    for param in params {
+        if !seen.insert(&param.value) {
+            let message = format!("`{}` is named twice", param.value);
+            let hint = "name it once, and its `$` number as often as needed";
+            reader.problem(param.at.clone(), message, Some(hint));
+        }
+    }
+}

@@ -1,0 +1,185 @@
+//! Rows that templates need and that no change tells: which lookups there are, and what was found.
+//!
+//! `{match.home_team}` is a column of the row that `[lookup.match]` finds. Such a row can be read
+//! only once the commit is visible, so what the change tells travels in the key set
+//! ([`pending`](super::pending)), and the keys are rendered when the rows are there.
+
+use std::sync::Arc;
+
+use hashbrown::HashMap;
+
+use super::compile::{Rule, RuleTemplate, problem};
+use super::label::WidenReason;
+use super::template::Template;
+use crate::config::{self, Located, Location, Problem};
+
+/// A lookup: its index in [`Rules::lookups`](super::Rules::lookups).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct LookupId(pub u16);
+
+/// A lookup and what templates want of it.
+#[derive(Clone, Debug)]
+pub struct Lookup {
+    /// Its name.
+    pub name: String,
+    /// The query.
+    pub sql: Located<String>,
+    /// The columns of the change whose values are `$1`, `$2` and so on.
+    pub params: Vec<Located<String>>,
+    /// The columns of its row that templates name, each with the place of the first.
+    pub columns: Vec<Located<String>>,
+}
+
+/// A template with placeholders of lookups.
+#[derive(Debug)]
+pub(super) struct LookupTemplate {
+    pub(super) template: Template,
+    /// As it is written.
+    pub(super) text: String,
+    /// Its lookups, in the order of their first placeholder.
+    pub(super) lookups: Vec<Used>,
+    /// Where the value of each placeholder comes from.
+    pub(super) sources: Vec<Origin>,
+}
+
+/// A lookup that a template uses.
+#[derive(Debug)]
+pub(super) struct Used {
+    pub(super) id: LookupId,
+    pub(super) params: Vec<Located<String>>,
+}
+
+/// Where the value of a placeholder comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Origin {
+    /// The change: the next of its values.
+    Change,
+    /// A column of the row of one of the template's lookups, both by index.
+    Row { lookup: usize, column: usize },
+}
+
+/// What a lookup gave for some parameters.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Found {
+    /// One row: the text of each of [`Lookup::columns`], `None` for NULL.
+    Row(Vec<Option<Vec<u8>>>),
+    /// No row.
+    None,
+    /// More than one row, so that none of them is the row.
+    Many,
+    /// The query failed, or was not answered in time.
+    Failed,
+}
+
+/// One row that is wanted.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Wanted {
+    /// The lookup.
+    pub lookup: LookupId,
+    /// Its parameters, encoded: equal ones are the same bytes.
+    pub(super) params: Box<[u8]>,
+}
+
+/// What was found.
+#[derive(Debug, Default)]
+pub struct Answers(HashMap<Wanted, Found>);
+
+impl Answers {
+    /// Notes what was found for `wanted`.
+    pub fn insert(&mut self, wanted: Wanted, found: Found) {
+        self.0.insert(wanted, found);
+    }
+
+    /// Whether it is known what is found for `wanted`.
+    #[must_use]
+    pub fn knows(&self, wanted: &Wanted) -> bool {
+        self.0.contains_key(wanted)
+    }
+
+    pub(super) fn get(&self, wanted: &Wanted) -> Option<&Found> {
+        self.0.get(wanted)
+    }
+}
+
+/// Why a value of a lookup is not known, by what it found.
+pub(super) fn unknown(found: &Found) -> WidenReason {
+    match found {
+        Found::Row(_) => WidenReason::MissingColumn,
+        Found::None => WidenReason::LookupNoRow,
+        Found::Many => WidenReason::LookupManyRows,
+        Found::Failed => WidenReason::LookupFailed,
+    }
+}
+
+/// Binds the templates of the rules to the lookups that they name. Problems: names of no lookup,
+/// and lookups that no template names.
+pub(super) fn bind(
+    rules: &mut [Rule],
+    lookups: &[config::Lookup],
+    problems: &mut Vec<Problem>,
+) -> Vec<Lookup> {
+    let lookup = |lookup: &config::Lookup| Lookup {
+        name: lookup.name.clone(),
+        sql: lookup.sql.clone(),
+        params: lookup.params.clone(),
+        columns: Vec::new(),
+    };
+    let mut bound: Vec<Lookup> = lookups.iter().map(lookup).collect();
+    for key in rules.iter_mut().flat_map(|rule| &mut rule.templates) {
+        match bind_template(key, &mut bound) {
+            Ok(template) => key.lookup = template.map(Arc::new),
+            Err(problem) => problems.push(problem),
+        }
+    }
+    if problems.is_empty() {
+        let unused = lookups.iter().zip(&bound).filter(|(_, bound)| bound.columns.is_empty());
+        problems.extend(unused.map(|(lookup, _)| {
+            let name = &lookup.name;
+            let hint = format!("write `{{{name}.column}}` in a key, or remove the lookup");
+            problem(&lookup.at, format!("no key names lookup `{name}`"), &hint)
+        }));
+    }
+    bound
+}
+
+fn bind_template(
+    key: &RuleTemplate,
+    lookups: &mut [Lookup],
+) -> Result<Option<LookupTemplate>, Problem> {
+    let (mut used, mut sources): (Vec<Used>, _) = (Vec::new(), Vec::new());
+    for placeholder in key.template.placeholders() {
+        let Some(name) = &placeholder.lookup else {
+            sources.push(Origin::Change);
+            continue;
+        };
+        let found = lookups.iter_mut().enumerate().find(|(_, lookup)| lookup.name == *name);
+        let Some((at, lookup)) = found else {
+            return Err(no_lookup(name, &placeholder.column, &key.at));
+        };
+        let columns = &mut lookup.columns;
+        let column = columns.iter().position(|known| known.value == placeholder.column);
+        let column = column.unwrap_or_else(|| {
+            columns.push(Located { value: placeholder.column.clone(), at: key.at.clone() });
+            columns.len() - 1
+        });
+        let Ok(id) = u16::try_from(at).map(LookupId) else {
+            return Err(problem(&key.at, "there are more than 65 536 lookups", "join some"));
+        };
+        let place = used.iter().position(|known| known.id == id).unwrap_or_else(|| {
+            used.push(Used { id, params: lookup.params.clone() });
+            used.len() - 1
+        });
+        sources.push(Origin::Row { lookup: place, column });
+    }
+    let (template, text) = (key.template.clone(), key.text.clone());
+    Ok((!used.is_empty()).then_some(LookupTemplate { template, text, lookups: used, sources }))
+}
+
+fn no_lookup(name: &str, column: &str, at: &Location) -> Problem {
+    let message = format!("unknown row version or lookup `{name}` in `{{{name}.{column}}}`");
+    let hint = format!(
+        "write `{{column}}`, `{{old.column}}` or `{{new.column}}`, or define `[lookup.{name}]`; \
+         put a column name with a dot in quotes: `{{\"{name}.{column}\"}}`"
+    );
+    problem(at, message, &hint)
+}

@@ -1,0 +1,138 @@
+//! Keys that wait for rows: between visibility and removal.
+//!
+//! A row is read only when the commit that asks for it is visible, so it is at least as new as that
+//! commit. Keys that need no row pass at once, whatever waits (I3). What waits is asked for
+//! together, each row once; what arrives meanwhile goes with the next round. No row is kept for
+//! later rounds: it may be another one by then.
+//!
+//! A row that is not found, or not in time, widens the keys that name it (I5): nothing waits longer
+//! than two rounds, nothing is skipped.
+
+use std::sync::Arc;
+
+use hashbrown::HashSet;
+use tokio::task::JoinSet;
+
+use super::rows::Rows;
+use super::{Visible, WAITING_BYTES_MAX, send};
+use crate::channel::{Receiver, Sender};
+use crate::keys::{Answers, Wanted, WidenReason};
+use crate::metrics::Metrics;
+
+/// Looks rows up for what passes.
+pub struct Lookups {
+    rows: Rows,
+    metrics: Arc<Metrics>,
+}
+
+/// What waits, and for what.
+#[derive(Default)]
+struct Waiting {
+    next: Vec<Visible>,
+    /// Asked for.
+    round: Vec<Visible>,
+    /// Memory of the keys of both, in bytes.
+    bytes: usize,
+}
+
+impl Lookups {
+    /// Looks up in `rows`.
+    #[must_use]
+    pub fn new(rows: Rows, metrics: Arc<Metrics>) -> Lookups {
+        Lookups { rows, metrics }
+    }
+
+    /// Passes `inputs` on to `outputs`, with every key rendered, until `inputs` ends and nothing
+    /// waits. Needs a [`LocalSet`](tokio::task::LocalSet) around it.
+    pub async fn run(self, mut inputs: Receiver<Visible>, outputs: Sender<Visible>) {
+        let Lookups { rows, metrics } = self;
+        let mut resting = Some(rows);
+        let (mut waiting, mut rounds, mut open) = (Waiting::default(), JoinSet::new(), true);
+        while open || waiting.bytes > 0 {
+            if !waiting.next.is_empty()
+                && let Some(mut rows) = resting.take()
+            {
+                let wanted = waiting.begin();
+                rounds.spawn_local(async move {
+                    let answers = rows.find(wanted).await;
+                    (rows, answers)
+                });
+            }
+            tokio::select! {
+                biased;
+                Some(round) = rounds.join_next() => {
+                    // A round that panicked takes the session with it.
+                    let Ok((rows, answers)) = round else { return };
+                    resting = Some(rows);
+                    for visible in waiting.end() {
+                        send(&outputs, resolved(visible, &answers, &metrics)).await;
+                    }
+                }
+                visible = inputs.recv(), if open => match visible {
+                    None => open = false,
+                    Some(visible) => {
+                        if let Some(passes) = waiting.take(visible, &metrics) {
+                            send(&outputs, passes).await;
+                        }
+                    }
+                },
+            }
+        }
+    }
+}
+
+impl Waiting {
+    /// Keeps what needs rows; gives back what passes at once. Beyond the limit nothing waits.
+    fn take(&mut self, visible: Visible, metrics: &Metrics) -> Option<Visible> {
+        if !visible.keys.has_pending() {
+            return Some(visible);
+        }
+        let bytes = visible.keys.bytes();
+        if self.bytes + bytes > WAITING_BYTES_MAX {
+            return Some(widened(visible, WidenReason::Limit, metrics));
+        }
+        self.bytes += bytes;
+        self.next.push(visible);
+        None
+    }
+
+    /// A round of all that waits: which rows it wants.
+    fn begin(&mut self) -> Vec<Wanted> {
+        self.round = std::mem::take(&mut self.next);
+        let wanted: HashSet<Wanted> =
+            self.round.iter().flat_map(|visible| visible.keys.wanted()).collect();
+        wanted.into_iter().collect()
+    }
+
+    /// What the round was for.
+    fn end(&mut self) -> Vec<Visible> {
+        self.bytes = self.next.iter().map(|visible| visible.keys.bytes()).sum();
+        std::mem::take(&mut self.round)
+    }
+}
+
+fn resolved(visible: Visible, answers: &Answers, metrics: &Metrics) -> Visible {
+    resolve(visible, (answers, WidenReason::LookupFailed), metrics)
+}
+
+fn widened(visible: Visible, reason: WidenReason, metrics: &Metrics) -> Visible {
+    resolve(visible, (&Answers::default(), reason), metrics)
+}
+
+/// Renders what waited, and counts what it widened.
+fn resolve(
+    mut visible: Visible,
+    (answers, missing): (&Answers, WidenReason),
+    metrics: &Metrics,
+) -> Visible {
+    let counted: Vec<_> = visible.keys.widened().collect();
+    visible.keys.resolve(answers, missing);
+    for (rule, reason, count) in visible.keys.widened() {
+        let before = counted.iter().find(|(r, why, _)| (*r, *why) == (rule, reason));
+        let more = count - before.map_or(0, |(.., count)| *count);
+        if more > 0 {
+            metrics.widened(rule, reason, more);
+        }
+    }
+    visible
+}

@@ -1,0 +1,395 @@
+//! Keys that need a row which no change tells: read once the commit is visible, once for many, and
+//! in nobody else's way.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::support::{Bed, PATIENCE, Settings, Sidecar, Sql, always, eventually, text};
+
+/// Matches 1 to 1000 of two clubs each; match 1 is unlike any other.
+const TABLES: &str = "
+    create table game (id bigint primary key, cup text, home text not null, final boolean);
+    insert into game select id, 'cup ' || id % 10, 'club ' || id, id % 2 = 0
+      from generate_series(1, 1000) id;
+    create table bet (id bigint primary key, game_id bigint, points int);
+    alter table bet replica identity full;
+    insert into bet select id, id % 1000 + 1, 0 from generate_series(1, 1000) id;";
+
+const RULES: &str = r#"
+[lookup.game]
+sql = "select cup, home, final from game where id = $1"
+params = ["game_id"]
+
+[[rule]]
+name = "bet"
+table = "public.bet"
+keys = ["bet:{id}", "club:{game.home}", "cup:{game.cup|slug}:*", "final:{game.final}:{id}"]
+
+[[rule]]
+name = "item"
+table = "public.item"
+keys = ["item:{id}"]
+"#;
+
+fn settings(bed: &Bed, rules: &str) -> Settings {
+    Settings { rules: rules.to_owned(), ..bed.settings() }
+}
+
+async fn bed() -> (Bed, Sidecar) {
+    let bed = Bed::new(&[]).await;
+    bed.sql.run(TABLES).await;
+    let sidecar = Sidecar::set_up(settings(&bed, RULES)).await;
+    bed.settled().await;
+    (bed, sidecar)
+}
+
+async fn widened(sidecar: &Sidecar, reason: &str) -> f64 {
+    let label = format!("walsweep_widened_total{{rule=\"bet\",reason=\"{reason}\"}}");
+    sidecar.metric(&label).await
+}
+
+/// How many rows lookups have read, by the server's own count of index scans.
+async fn rows_read(bed: &Bed) -> i64 {
+    // Backends tell what they counted at most once a second, and when they have nothing to do.
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    let count = "select idx_scan from pg_stat_user_tables where relname = 'game'";
+    bed.sql.run("select pg_stat_clear_snapshot()").await;
+    bed.sql.one(count).await
+}
+
+#[tokio::test]
+async fn the_row_before_and_the_row_after_give_their_own_keys() {
+    let (bed, sidecar) = bed().await;
+    let stay = ["club:club 4", "cup:cup-4:x", "final:t:5", "final:f:4", "bet:5"];
+    bed.fill(&["bet:1", "club:club 2", "cup:cup-2:x", "final:t:1"]).await;
+    bed.fill(&["club:club 3", "cup:cup-3:x", "final:f:1"]).await;
+    bed.fill(&stay).await;
+    bed.sql.run("update bet set game_id = 3 where id = 1").await;
+    for key in ["bet:1", "club:club 2", "cup:cup-2:x", "final:t:1"] {
+        bed.gone(key).await;
+    }
+    for key in ["club:club 3", "cup:cup-3:x", "final:f:1"] {
+        bed.gone(key).await;
+    }
+    bed.settled().await;
+    for key in stay {
+        assert!(bed.has(key).await, "{key} has nothing to do with it");
+    }
+    sidecar.assert_quiet(&["sweeping everything"]);
+    assert!(sidecar.metric_sum("walsweep_widened_total").await < 0.5);
+}
+
+/// I5: what is not found is not skipped. A NULL that refers to nothing is known, and gives no key.
+#[tokio::test]
+async fn no_row_widens_and_null_gives_no_key() {
+    let (bed, sidecar) = bed().await;
+    bed.fill(&["club:any", "cup:any:x", "other:1"]).await;
+    bed.sql.run("insert into bet values (2000, null, 0), (2001, null, 1)").await;
+    bed.settled().await;
+    assert!(bed.has("club:any").await && bed.has("cup:any:x").await, "NULL refers to no row");
+    bed.sql.run("insert into bet values (3000, 4711, 0)").await;
+    bed.gone("club:any").await;
+    bed.gone("cup:any:x").await;
+    assert!(bed.has("other:1").await);
+    assert!(widened(&sidecar, "lookup_no_row").await >= 3.0);
+    // A row that is NULL in the column refers to nothing either.
+    bed.sql.run("update game set cup = null where id = 9").await;
+    bed.fill(&["cup:any:x", "club:club 9"]).await;
+    bed.sql.run("update bet set points = 1 where game_id = 9").await;
+    bed.gone("club:club 9").await;
+    bed.settled().await;
+    assert!(bed.has("cup:any:x").await);
+}
+
+#[tokio::test]
+async fn more_than_one_row_is_no_row() {
+    let bed = Bed::new(&[]).await;
+    bed.sql.run(TABLES).await;
+    let rules = RULES.replace("where id = $1", "where id in ($1, $1::bigint + 1)");
+    let sidecar = Sidecar::set_up(settings(&bed, &rules)).await;
+    bed.fill(&["club:any"]).await;
+    bed.sql.run("update bet set points = 1 where id = 1").await;
+    bed.gone("club:any").await;
+    assert!(widened(&sidecar, "lookup_many_rows").await >= 1.0);
+}
+
+/// The row comes into being in the transaction that refers to it, and moves in a later one.
+#[tokio::test]
+async fn a_row_of_the_same_transaction_is_found() {
+    let (bed, sidecar) = bed().await;
+    for id in 5000..5050 {
+        let club = format!("club:new {id}");
+        bed.fill(&[&club, "club:any"]).await;
+        bed.sql
+            .run(&format!(
+                "begin; insert into game values ({id}, 'c', 'new {id}', true);
+                 insert into bet values ({id}, {id}, 0); commit"
+            ))
+            .await;
+        bed.gone(&club).await;
+    }
+    assert!(bed.has("club:any").await);
+    assert!(sidecar.metric_sum("walsweep_widened_total").await < 0.5);
+}
+
+/// The row is as it is when it is read. What its own change makes stale is for rules of its table.
+#[tokio::test]
+async fn a_row_that_moves_takes_old_keys_only_by_a_rule_of_its_own() {
+    let bed = Bed::new(&[]).await;
+    bed.sql.run(TABLES).await;
+    bed.sql.run("alter table game replica identity full").await;
+    let rule =
+        "[[rule]]\nname = \"game\"\ntable = \"public.game\"\nkeys = [\"cup:{cup|slug}:*\"]\n";
+    let _sidecar = Sidecar::set_up(settings(&bed, &format!("{RULES}{rule}"))).await;
+    bed.fill(&["cup:cup-2:x", "cup:moved:x", "cup:cup-3:x"]).await;
+    bed.sql
+        .run("update bet set points = 1 where id = 1; update game set cup = 'moved' where id = 2")
+        .await;
+    bed.gone("cup:cup-2:x").await;
+    bed.gone("cup:moved:x").await;
+    bed.settled().await;
+    bed.fill(&["cup:cup-2:x", "cup:moved:x"]).await;
+    bed.sql.run("update bet set points = 2 where id = 1").await;
+    bed.gone("cup:moved:x").await;
+    bed.settled().await;
+    assert!(bed.has("cup:cup-2:x").await && bed.has("cup:cup-3:x").await, "where it is not");
+}
+
+/// I1: the row is read when the commit is visible, not before, and its keys go then.
+#[tokio::test]
+async fn a_commit_that_nobody_sees_is_not_looked_up() {
+    let (bed, _sidecar) = bed().await;
+    bed.postgres.conf("synchronous_standby_names = 'ghost'").await.unwrap();
+    bed.fill(&["club:any", "club:ghost", "item:1"]).await;
+    let writer = Sql::connect(&bed.postgres).await;
+    let writer = tokio::spawn(async move {
+        writer
+            .run(
+                "begin; insert into game values (7000, 'c', 'ghost', true);
+                 insert into bet values (7000, 7000, 0); commit",
+            )
+            .await;
+    });
+    let waits = "select exists (select from pg_stat_activity where wait_event = 'SyncRep')";
+    eventually(PATIENCE, "the writer waits", || async { bed.sql.one(waits).await }).await;
+    bed.sql.run("set synchronous_commit = local; update item set version = 1 where id = 1").await;
+    bed.gone("item:1").await;
+    always(Duration::from_secs(2), "its keys stay", || async {
+        bed.has("club:ghost").await && bed.has("club:any").await
+    })
+    .await;
+    bed.sql
+        .run("select pg_cancel_backend(pid) from pg_stat_activity where wait_event = 'SyncRep'")
+        .await;
+    bed.gone("club:ghost").await;
+    writer.await.unwrap();
+    assert!(bed.has("club:any").await, "the row was there when it was read");
+    bed.postgres.conf("synchronous_standby_names = ''").await.unwrap();
+}
+
+/// I3: a lookup that does not come delays its own keys, for a bounded time, and nobody else's.
+#[tokio::test]
+async fn a_locked_table_delays_nobody_else_and_widens_in_time() {
+    let (bed, sidecar) = bed().await;
+    let locker = Sql::connect(&bed.postgres).await;
+    locker.run("begin; lock table game in access exclusive mode").await;
+    bed.fill(&["bet:1", "club:any", "item:1", "item:2"]).await;
+    let before = bed.position().await;
+    bed.sql.run("update bet set points = 1 where id = 1").await;
+    let began = Instant::now();
+    bed.sql.run("update item set version = 1 where id = 1").await;
+    let others = bed.gone("item:1").await;
+    println!("another's key went after {others:?}");
+    assert!(bed.has("club:any").await, "{:?}", began.elapsed());
+    assert!(bed.confirmed().await <= before);
+    bed.gone("club:any").await;
+    println!("the key that waited for the lock went after {:?}", began.elapsed());
+    assert!(widened(&sidecar, "lookup_failed").await >= 1.0);
+    bed.settled().await;
+    let waiting = "select not exists (select from pg_stat_activity
+                    where application_name = 'walsweep lookup' and wait_event_type = 'Lock')";
+    eventually(PATIENCE, "no statement is left behind", || async { bed.sql.one(waiting).await })
+        .await;
+    locker.run("rollback").await;
+    bed.fill(&["club:any", "club:club 2"]).await;
+    bed.sql.run("update bet set points = 2 where id = 1").await;
+    bed.gone("club:club 2").await;
+    bed.settled().await;
+    assert!(bed.has("club:any").await, "it finds rows again");
+}
+
+#[tokio::test]
+async fn a_slow_query_keeps_order_for_others_and_is_right_in_the_end() {
+    let bed = Bed::new(&[]).await;
+    bed.sql.run(TABLES).await;
+    let rules = RULES.replace("from game where id = $1", "from game, pg_sleep(1) where id = $1");
+    let sidecar = Sidecar::set_up(settings(&bed, &rules)).await;
+    bed.fill(&["club:any", "club:club 2", "item:1"]).await;
+    bed.sql.run("update bet set points = 1 where id = 1").await;
+    bed.sql.run("update item set version = 1 where id = 1").await;
+    bed.gone("item:1").await;
+    assert!(bed.has("club:club 2").await, "its row takes a second");
+    bed.gone("club:club 2").await;
+    bed.settled().await;
+    assert!(bed.has("club:any").await);
+    assert!(sidecar.metric_sum("walsweep_widened_total").await < 0.5);
+}
+
+/// A session that is killed in the midst of a query is made again, and nothing is skipped.
+#[tokio::test]
+async fn a_killed_connection_is_made_again() {
+    let bed = Bed::new(&[]).await;
+    bed.sql.run(TABLES).await;
+    let rules = RULES.replace("from game where id = $1", "from game, pg_sleep(0.5) where id = $1");
+    let sidecar = Sidecar::set_up(settings(&bed, &rules)).await;
+    bed.fill(&["club:any", "club:club 2"]).await;
+    bed.sql.run("update bet set points = 1 where id = 1").await;
+    let kill = "select count(pg_terminate_backend(pid)) from pg_stat_activity
+                 where application_name = 'walsweep lookup' and state = 'active'
+                   and wait_event = 'PgSleep'";
+    eventually(PATIENCE, "its backend is killed", || async { bed.sql.one::<i64>(kill).await == 1 })
+        .await;
+    assert!(bed.has("club:club 2").await);
+    bed.gone("club:club 2").await;
+    bed.settled().await;
+    assert!(bed.has("club:any").await);
+    sidecar.assert_quiet(&["sweeping everything", "a lookup failed"]);
+}
+
+/// A table that is dropped under way: wide keys, and no standstill.
+#[tokio::test]
+async fn a_query_that_no_longer_works_widens() {
+    let (bed, sidecar) = bed().await;
+    bed.fill(&["club:club 2"]).await;
+    bed.sql.run("update bet set points = 1 where id = 1").await;
+    bed.gone("club:club 2").await;
+    bed.sql.run("alter table game rename column home to host").await;
+    bed.fill(&["club:any"]).await;
+    bed.sql.run("update bet set points = 2 where id = 1").await;
+    bed.gone("club:any").await;
+    bed.settled().await;
+    sidecar.wait_log("SQLSTATE 42703").await;
+    bed.sql.run("alter table game rename column host to home").await;
+    bed.fill(&["club:any", "club:club 2"]).await;
+    bed.sql.run("update bet set points = 3 where id = 1").await;
+    bed.gone("club:club 2").await;
+    bed.settled().await;
+    assert!(bed.has("club:any").await);
+}
+
+#[tokio::test]
+async fn a_thousand_rows_are_read_for_a_hundred_thousand_changes() {
+    let (bed, sidecar) = bed().await;
+    bed.sql
+        .run("insert into bet select id, id % 1000 + 1, 0 from generate_series(10001, 110000) id")
+        .await;
+    bed.settled().await;
+    let before = rows_read(&bed).await;
+    bed.fill(&["club:club 7", "club:club 1000", "club:any"]).await;
+    bed.sql.run("update bet set points = 1 where id > 10000").await;
+    bed.gone("club:club 7").await;
+    bed.gone("club:club 1000").await;
+    bed.settled().await;
+    let read = rows_read(&bed).await - before;
+    println!("{read} rows were read for 100 000 changes over 1 000 matches");
+    assert!((1..=1010).contains(&read), "{read}");
+    assert!(widened(&sidecar, "lookup_failed").await < 0.5);
+}
+
+/// What `check` says of a configuration, and whether `run` refuses it.
+async fn refused(bed: &Bed, rules: &str, code: &str, parts: &[&str]) {
+    let mut sidecar = Sidecar::new(settings(bed, rules));
+    let output = sidecar.command(&["check"]);
+    let said = text(&output);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains(&format!("error[{code}]")), "{code}\n{said}");
+    for part in parts {
+        assert!(said.contains(part), "{part}\n{said}");
+    }
+    sidecar.start();
+    assert_eq!(sidecar.wait_exit().await, 1, "{code}");
+    assert!(sidecar.log().iter().any(|line| line.contains("refused to start")), "{code}");
+}
+
+#[tokio::test]
+async fn a_query_that_cannot_serve_is_refused_with_its_cure() {
+    let bed = Bed::new(&[]).await;
+    bed.sql.run(TABLES).await;
+    let good = "select cup, home, final from game where id = $1";
+    let sidecar = Sidecar::new(settings(&bed, RULES));
+    sidecar.setup();
+    let said = text(&sidecar.command(&["check"]));
+    assert!(said.contains("0 errors"), "{said}");
+    bed.sql
+        .run(
+            "create function noted(bigint) returns bigint language plpgsql as
+               $$ begin insert into item values (-1); return $1; end $$",
+        )
+        .await;
+    let cases: [(&str, &str, &[&str]); 9] = [
+        ("select cup from game where", "lookup_sql", &["does not prepare: syntax error"]),
+        (
+            "select 1; select 2",
+            "lookup_sql",
+            &["does not prepare: cannot insert multiple commands"],
+        ),
+        (
+            "select cup, home, final from gane where id = $1",
+            "lookup_sql",
+            &["\"gane\" does not exist"],
+        ),
+        (
+            "select cup, home, final from game",
+            "lookup_params",
+            &["has 0 parameters and `params` names 1 column"],
+        ),
+        (
+            "select cup, home from game where id = $1",
+            "lookup_column",
+            &["lookup `game` gives no `final`"],
+        ),
+        (
+            "select cup, home, home, final from game where id = $1",
+            "lookup_column",
+            &["more than one column `home`"],
+        ),
+        (
+            "update game set cup = cup where id = $1 returning cup, home, final",
+            "lookup_sql",
+            &["lookup `game` fails: syntax error"],
+        ),
+        (
+            "select cup, home, final from game where id = $1 for update",
+            "lookup_writes",
+            &["without `for update`"],
+        ),
+        (
+            "select cup, home, final from game, noted(1) where id = $1 or $1 is null",
+            "lookup_writes",
+            &["INSERT in a read-only transaction"],
+        ),
+    ];
+    for (sql, code, parts) in cases {
+        refused(&bed, &RULES.replace(good, sql), code, parts).await;
+    }
+    let column = RULES.replace("[\"game_id\"]", "[\"gameid\"]");
+    refused(&bed, &column, "column_missing", &["lookup.game.params.0", "did you mean `game_id`"])
+        .await;
+    bed.sql.run("alter table bet replica identity default").await;
+    refused(&bed, RULES, "replica_identity", &["`game_id` is not in the replica identity"]).await;
+    bed.sql.run("alter table bet replica identity full").await;
+}
+
+#[tokio::test]
+async fn a_query_without_privileges_is_refused_with_its_cure() {
+    let bed = Bed::new(&[]).await;
+    bed.sql.run(TABLES).await;
+    bed.sql.run("create role poor login replication; grant select on bet, item to poor").await;
+    let poor = Settings {
+        postgres_url: bed.postgres.url().replace("postgres@", "poor@"),
+        ..settings(&bed, RULES)
+    };
+    let said = text(&Sidecar::new(poor).command(&["check"]));
+    assert!(said.contains("error[lookup_privilege]") && said.contains("grant `select`"), "{said}");
+}
