@@ -7,7 +7,7 @@ use tokio::time::timeout;
 use tokio_postgres::Client;
 
 use crate::admin::Health;
-use crate::capture::{Identity, Replication, Slot, SlotProblem, StreamOptions};
+use crate::capture::{Identity, Replication, Slot, SlotKind, SlotProblem, StreamOptions};
 use crate::config::Config;
 use crate::error::Error;
 use crate::keys::Rules;
@@ -173,13 +173,10 @@ async fn ensure_slot(
     let name = &config.postgres.slot;
     let broken = match step(slot_health::look(client, name)).await? {
         Some(state) => {
-            let is_lost = state.wal_status == "lost";
+            let lost_because = state.lost_because();
             let retained = state.retains_more_than(config.postgres.max_retained_wal);
-            if is_lost {
-                tracing::warn!(
-                    slot = name,
-                    "the slot is lost: the server removed WAL that it needed; creating it anew"
-                );
+            if let Some(cause) = lost_because {
+                tracing::warn!(slot = name, cause, "the slot is lost; creating it anew");
             } else if let (Some(retained), None) = (retained, state.active_pid) {
                 tracing::error!(
                     slot = name,
@@ -195,10 +192,11 @@ async fn ensure_slot(
                      anew; what was not removed is made good by sweeping everything"
                 );
             } else {
+                enable_failover(config, &state, replication).await?;
                 return Ok(None);
             }
             step(replication.drop_slot(name)).await?;
-            match (is_lost, is_stuck) {
+            match (lost_because.is_some(), is_stuck) {
                 (true, _) => Broken::SlotCreated,
                 (false, true) => Broken::SlotUndecodable,
                 (false, false) => Broken::RetainedWal,
@@ -210,8 +208,27 @@ async fn ensure_slot(
         }
     };
     // Postgres waits here until every transaction that runs now has ended.
-    health.alive_while(replication.create_slot(name)).await?;
+    let kind = if config.postgres.failover { SlotKind::Failover } else { SlotKind::Plain };
+    health.alive_while(replication.create_slot(name, kind)).await?;
     Ok(Some(broken))
+}
+
+/// Makes a slot from before `failover` was set what it would be now. Nobody can while another
+/// process streams from it; that one's walsweep has the same to do.
+async fn enable_failover(
+    config: &Config,
+    state: &SlotState,
+    replication: &mut Replication,
+) -> Result<(), Error> {
+    let is_due = config.postgres.failover && state.failover == Some(false);
+    if !is_due || state.active_pid.is_some() {
+        return Ok(());
+    }
+    let name = &config.postgres.slot;
+    match step(replication.enable_failover(name)).await {
+        Err(Error::Capture(error)) if error.slot_problem() == Some(SlotProblem::Active) => Ok(()),
+        done => done.map(|()| tracing::info!(slot = name, "standbys may keep a copy of the slot")),
+    }
 }
 
 async fn slot_state(config: &Config, client: &Client) -> Result<SlotState, Error> {

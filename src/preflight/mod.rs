@@ -11,6 +11,7 @@
 
 mod catalog;
 mod cure;
+mod failover;
 mod finding;
 mod identity;
 mod partitions;
@@ -81,6 +82,7 @@ pub async fn postgres(
         return Ok(findings);
     }
     findings.extend(slot::check(&context));
+    findings.extend(failover::check(&context));
     findings.extend(tables::check(&context));
     findings.extend(publication::check(&context));
     findings.extend(identity::check(&context));

@@ -51,6 +51,7 @@ pub(super) fn check(context: &Context<'_>, pids: &[i32]) -> Vec<Finding> {
              everything",
         ));
     }
+    findings.extend(idle_timeout(catalog.idle_slot_timeout.unwrap_or_default()));
     if catalog.synchronous_commit.as_deref() == Some("off") {
         findings.push(asynchronous("by default"));
     }
@@ -58,6 +59,25 @@ pub(super) fn check(context: &Context<'_>, pids: &[i32]) -> Vec<Finding> {
         findings.push(asynchronous(&format!("for {}", catalog.asynchronous.join(", "))));
     }
     findings
+}
+
+/// A server that gives up slots which nobody reads. One that is being streamed never counts as idle,
+/// however little there is to send.
+fn idle_timeout(seconds: i64) -> Option<Finding> {
+    /// A machine's upgrade takes walsweep away for that long.
+    const SHORT: i64 = 3600;
+    if seconds <= 0 {
+        return None;
+    }
+    let message = format!(
+        "`idle_replication_slot_timeout` is {seconds} s: when walsweep is away for longer, its slot \
+         is lost, and everything is swept"
+    );
+    if seconds < SHORT {
+        let short = Finding::warning("idle_slot_timeout", message);
+        return Some(short.hint("raise it to a day: a restart must not cost a sweep"));
+    }
+    Some(Finding::info("idle_slot_timeout", message))
 }
 
 /// Commits that do not wait for the disk.
