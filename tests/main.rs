@@ -16,4 +16,5 @@ mod replicas;
 mod shutdown;
 mod support;
 mod sweeping;
+mod versions;
 mod visibility;
