@@ -25,7 +25,7 @@ SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 help: ## Show this.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' Makefile
 
-demo: WITHOUT_PYTHON = 1
+demo: ONLY_SERVERS = 1
 demo: install-deps ## Throwaway Postgres and Redis, and what happens to the keys. KEEP=1 keeps them.
 	$(CARGO) run --quiet -- demo $(if $(filter-out 0,$(KEEP)),--keep)
 
@@ -74,18 +74,20 @@ lint: ## Format, lints and documentation, each without a single warning.
 # Debian's postgresql creates and starts a cluster, and redis-server starts its service, when they
 # are installed. Neither is wanted: the one is told in its own configuration, the other by
 # policy-rc.d for as long as the installation takes. What is installed already stays untouched.
-# The tests read with a Python client, too; the matrix downloads with pip.
-WITHOUT_PYTHON ?=
+# The tests read with a Python client and go through a pooler, too; the matrix downloads with pip.
+ONLY_SERVERS ?=
 WITH_PIP ?=
-install-deps: ## Install Postgres, Redis and redis-py from Debian's packages, only if missing.
+install-deps: ## Install servers, a pooler and redis-py from Debian's packages, only if missing.
 	@set -eu; missing=; \
 	[ -n "$${WALSWEEP_PG_BIN:-}" ] || command -v initdb >/dev/null \
 	    || ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || missing="$$missing postgresql"; \
 	[ -n "$${WALSWEEP_REDIS_SERVER:-}" ] || command -v redis-server >/dev/null \
 	    || missing="$$missing redis-server"; \
-	[ -n "$${WALSWEEP_PYTHON:-$(WITHOUT_PYTHON)}" ] \
+	[ -n "$${WALSWEEP_PYTHON:-$(ONLY_SERVERS)}" ] \
 	    || /usr/bin/python3 -c 'import redis' 2>/dev/null || python3 -c 'import redis' 2>/dev/null \
 	    || missing="$$missing python3-redis"; \
+	[ -n "$${WALSWEEP_PGBOUNCER:-$(ONLY_SERVERS)}" ] || [ -x /usr/sbin/pgbouncer ] \
+	    || missing="$$missing pgbouncer"; \
 	[ -z "$(WITH_PIP)" ] || python3 -m pip --version >/dev/null 2>&1 \
 	    || missing="$$missing python3-pip"; \
 	[ -n "$$missing" ] || exit 0; \

@@ -85,16 +85,21 @@ impl Session {
         slot_is_stuck: bool,
     ) -> Result<Session, Error> {
         let sql = Rc::new(connect_sql(&config.postgres.endpoint, SQL_NAME).await?);
-        let server = step(identify(&sql)).await?;
+        // First, since it finds poolers, which spoil every other question.
         let report = step(preflight::postgres(config, rules, &sql)).await?;
         if report.iter().any(preflight::Finding::is_error) {
             return Err(Error::Refused(report));
         }
+        let server = step(identify(&sql)).await?;
         let endpoint = &config.postgres.replication_endpoint;
         let mut replication = Replication::connect(endpoint, REPLICATION_NAME).await?;
         let identity = step(replication.identify_system()).await?;
         if !same_server(&server, &identity) {
             return Err(Error::TwoServers { sql: server.name(), replication: name(&identity) });
+        }
+        // A standby has the same identity, and none of the slots.
+        if step(replication.is_in_recovery()).await? {
+            return Err(Error::StreamsStandby);
         }
         let broken = ensure_slot(config, &sql, &mut replication, (health, slot_is_stuck)).await?;
         let (slot, publication) = (&config.postgres.slot, &config.postgres.publication);

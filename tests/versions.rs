@@ -216,3 +216,97 @@ async fn a_slot_given_up_for_idleness_is_answered_with_a_sweep() {
     update(&bed.sql, 2).await;
     bed.gone("item:2").await;
 }
+
+/// A PgBouncer in front of a server, ended when dropped.
+struct Pooler {
+    child: std::process::Child,
+    port: u16,
+}
+
+impl Pooler {
+    async fn start(server: &Postgres, mode: &str) -> Pooler {
+        let folder = server.new_folder(&format!("pooler_{mode}")).unwrap();
+        let port = walsweep::throwaway::free_port().unwrap();
+        let file = folder.join("pgbouncer.ini");
+        let conf = format!(
+            "[databases]\n* = host=127.0.0.1 port={} user=postgres\n[pgbouncer]\n\
+             listen_addr = 127.0.0.1\nlisten_port = {port}\nauth_type = any\n\
+             pool_mode = {mode}\nunix_socket_dir =\n",
+            server.port()
+        );
+        std::fs::write(&file, conf).unwrap();
+        let program = std::env::var("WALSWEEP_PGBOUNCER");
+        let program = program.unwrap_or_else(|_| "/usr/sbin/pgbouncer".to_owned());
+        let mut command = server.command(&program);
+        let child = command.arg(&file).stderr(std::process::Stdio::null()).spawn();
+        let pooler = Pooler { child: child.expect("`make install-deps` installs it"), port };
+        eventually(PATIENCE, "the pooler listens", || async {
+            tokio::net::TcpStream::connect(("127.0.0.1", port)).await.is_ok()
+        })
+        .await;
+        pooler
+    }
+}
+
+impl Drop for Pooler {
+    fn drop(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+}
+
+/// `run` ends at once with a message that holds each of `parts`, and `check` finds `code`.
+async fn refuses(settings: Settings, code: &str, parts: &[&str]) {
+    let mut sidecar = Sidecar::new(settings);
+    let said = check(&sidecar);
+    assert!(said.contains(&format!("\"code\": \"{code}\"")), "{said}");
+    sidecar.start();
+    assert_eq!(sidecar.wait_exit().await, 1);
+    for part in parts {
+        sidecar.wait_log(part).await;
+    }
+}
+
+#[tokio::test]
+async fn a_pooler_is_refused_wherever_it_stands() {
+    let bed = Bed::new(&[]).await;
+    Sidecar::new(bed.settings()).setup();
+    let direct = bed.settings();
+    for mode in ["transaction", "session"] {
+        let pooler = Pooler::start(&bed.postgres, mode).await;
+        let port = format!(":{}", bed.postgres.port());
+        let pooled = direct.postgres_url.replace(&port, &format!(":{}", pooler.port));
+        let whole = Settings { postgres_url: pooled.clone(), ..direct.clone() };
+        refuses(whole, "pooler", &["pooler", "name the server itself"]).await;
+        let stream = format!("replication_url = {pooled:?}");
+        let stream = Settings { postgres: stream, ..direct.clone() };
+        refuses(stream, "pooler", &["replication", "that is a pooler"]).await;
+        let stream = format!("replication_url = {:?}", direct.postgres_url);
+        let gate = Settings { postgres_url: pooled, postgres: stream, ..direct.clone() };
+        if mode == "transaction" {
+            refuses(gate, "pooler", &["lends one backend to several sessions"]).await;
+        } else {
+            // One session, one backend: the gate holds.
+            let mut sidecar = Sidecar::new(gate);
+            sidecar.start();
+            sidecar.wait_ready().await;
+            bed.fill(&["item:1"]).await;
+            update(&bed.sql, 1).await;
+            bed.gone("item:1").await;
+        }
+    }
+}
+
+/// Its slots are not the primary's, and a slot that is created there waits for the primary.
+#[tokio::test]
+async fn a_standby_is_refused_as_the_source_of_the_stream() {
+    let bed = Bed::new(&[]).await;
+    let standby = bed.postgres.standby("standby", &[]).await.unwrap();
+    Sidecar::new(bed.settings()).setup();
+    let stream = format!("replication_url = {:?}", standby.url());
+    let settings = Settings { postgres: stream, ..bed.settings() };
+    refuses(settings, "replication_standby", &["reaches a standby", "name the primary"]).await;
+    let slots: i64 =
+        Sql::connect(&standby).await.one("select count(*) from pg_replication_slots").await;
+    assert_eq!(slots, 0, "nothing was made there");
+}

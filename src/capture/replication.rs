@@ -78,6 +78,16 @@ impl Replication {
         })
     }
 
+    /// Whether the server is a standby.
+    ///
+    /// # Errors
+    /// The connection failed, or the server refused.
+    pub async fn is_in_recovery(&mut self) -> Result<bool, Error> {
+        let sql = include_str!("../../sql/replayed.sql");
+        let row = self.query_row("ask whether it is a standby", sql).await?;
+        Ok(row.first().and_then(Option::as_deref) == Some("t"))
+    }
+
     /// Runs a statement and gives the first row of its answer as text; empty when there is none.
     /// Lines of comment in `sql` are left out: the grammar of replication commands has none.
     ///

@@ -18,6 +18,7 @@ mod partitions;
 mod publication;
 mod redis;
 mod replicas;
+mod replication;
 mod server;
 mod slot;
 mod tables;
@@ -31,6 +32,7 @@ pub(crate) use self::cure::{drop_publication, drop_slot, render};
 pub use self::finding::{Finding, Report, Severity};
 pub use self::redis::redis;
 pub use self::replicas::replicas;
+pub use self::replication::replication;
 
 use self::catalog::Catalog;
 
@@ -68,6 +70,9 @@ pub async fn postgres(
     rules: &mut Rules,
     client: &Client,
 ) -> Result<Vec<Finding>, Error> {
+    if let Some(finding) = replication::shared_backend(config, client).await {
+        return Ok(vec![finding]);
+    }
     let (backend_pid, version) = catalog::server(client).await?;
     if let Some(finding) = server::version(version) {
         return Ok(vec![finding]);
