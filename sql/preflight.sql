@@ -147,6 +147,10 @@ select jsonb_build_object(
             where r.rolname in ($5, current_user)
             order by r.rolname = $5 desc
             limit 1),
+  -- The administrators' role by which a managed service is known.
+  'service', (select min(rolname) from pg_roles
+               where rolname in ('rds_superuser', 'cloudsqlsuperuser', 'alloydbsuperuser',
+                                 'azure_pg_admin', 'neon_superuser')),
   'slot', (select to_jsonb(s) from pg_replication_slots s where s.slot_name = $4),
   'publication', (select to_jsonb(p) from publication p),
   'tables', (select coalesce(jsonb_agg(tables.shown), '[]') from tables),

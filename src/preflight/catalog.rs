@@ -34,6 +34,8 @@ pub(super) struct Catalog {
     pub(super) senders_max: i64,
     pub(super) senders_used: i64,
     pub(super) role: Role,
+    /// The administrators' role by which a managed service is known.
+    pub(super) service: Option<String>,
     pub(super) slot: Option<Slot>,
     pub(super) publication: Option<Publication>,
     pub(super) tables: Vec<Table>,

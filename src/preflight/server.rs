@@ -34,7 +34,7 @@ pub(super) fn check(context: &Context<'_>, pids: &[i32]) -> Vec<Finding> {
     if catalog.wal_level != "logical" {
         let message = format!("`wal_level` is `{}`", catalog.wal_level);
         let level = Finding::error("wal_level", message);
-        findings.push(level.hint("set `wal_level = logical` and start the server again"));
+        findings.push(level.hint(logical_decoding(catalog.service.as_deref())));
     }
     if !catalog.role.may_replicate {
         let message = format!("role `{}` may not replicate", catalog.role.name);
@@ -59,6 +59,27 @@ pub(super) fn check(context: &Context<'_>, pids: &[i32]) -> Vec<Finding> {
         findings.push(asynchronous(&format!("for {}", catalog.asynchronous.join(", "))));
     }
     findings
+}
+
+/// How to turn logical decoding on, by the role that the administrators of a managed service have;
+/// sources in docs/managed.md.
+fn logical_decoding(service: Option<&str>) -> &'static str {
+    match service {
+        Some("rds_superuser") => {
+            "set `rds.logical_replication = 1` in the parameter group and restart the instance"
+        }
+        Some("cloudsqlsuperuser") => {
+            "set the flag `cloudsql.logical_decoding = on`; the instance restarts"
+        }
+        Some("alloydbsuperuser") => {
+            "set the flag `alloydb.logical_decoding = on`; the instance restarts"
+        }
+        Some("azure_pg_admin") => {
+            "set the server parameter `wal_level` to `logical` and restart the server"
+        }
+        Some("neon_superuser") => "enable logical replication in the project's settings",
+        _ => "set `wal_level = logical` and start the server again",
+    }
 }
 
 /// A server that gives up slots which nobody reads. One that is being streamed never counts as idle,
