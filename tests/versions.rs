@@ -61,6 +61,29 @@ async fn synchronize(bed: &Bed, standby: &Postgres) {
     sql.run("select pg_reload_conf()").await;
 }
 
+/// `check` tells each thing that keeps a standby from copying the slot.
+async fn told_what_is_missing(bed: &Bed, standby_sql: &Sql, sidecar: &Sidecar) {
+    // `pg_basebackup` may have written a database.
+    let source = format!("host=127.0.0.1 port={} user=postgres", bed.postgres.port());
+    standby_sql.run(&format!("alter system set primary_conninfo = '{source}'")).await;
+    standby_sql.run("select pg_reload_conf()").await;
+    let parts =
+        ["failover_not_synced", "sync_replication_slots = on", "primary_slot_name", "dbname"];
+    eventually(PATIENCE, "each missing setting is told", || async {
+        let said = check(sidecar);
+        parts.iter().all(|part| said.contains(part))
+    })
+    .await;
+    // One of the same name that the standby has for itself.
+    standby_sql.run("select pg_create_physical_replication_slot('walsweep')").await;
+    let said = check(sidecar);
+    assert!(
+        said.contains("failover_orphan") && said.contains("pg_drop_replication_slot"),
+        "{said}"
+    );
+    standby_sql.run("select pg_drop_replication_slot('walsweep')").await;
+}
+
 /// A slot from before the option becomes one that standbys copy, `check` tells each thing that
 /// keeps a standby from copying it, and after a promotion walsweep goes on with the copy: every
 /// cached row that the new primary disagrees with goes, and the slot is not made anew.
@@ -80,25 +103,7 @@ async fn a_promoted_standby_has_the_slot_and_nothing_stays_stale() {
         settings.postgres = failover(&bed, &[&standby]).postgres;
         settings.postgres_url = front.url(&settings.postgres_url, bed.postgres.port());
     });
-    // `pg_basebackup` may have written a database.
-    let source = format!("host=127.0.0.1 port={} user=postgres", bed.postgres.port());
-    standby_sql.run(&format!("alter system set primary_conninfo = '{source}'")).await;
-    standby_sql.run("select pg_reload_conf()").await;
-    let parts =
-        ["failover_not_synced", "sync_replication_slots = on", "primary_slot_name", "dbname"];
-    eventually(PATIENCE, "each missing setting is told", || async {
-        let said = check(&sidecar);
-        parts.iter().all(|part| said.contains(part))
-    })
-    .await;
-    // One of the same name that the standby has for itself.
-    standby_sql.run("select pg_create_physical_replication_slot('walsweep')").await;
-    let said = check(&sidecar);
-    assert!(
-        said.contains("failover_orphan") && said.contains("pg_drop_replication_slot"),
-        "{said}"
-    );
-    standby_sql.run("select pg_drop_replication_slot('walsweep')").await;
+    told_what_is_missing(&bed, &standby_sql, &sidecar).await;
     synchronize(&bed, &standby).await;
 
     sidecar.change(|settings| settings.postgres = failover(&bed, &[]).postgres);
@@ -217,7 +222,7 @@ async fn a_slot_given_up_for_idleness_is_answered_with_a_sweep() {
     bed.gone("item:2").await;
 }
 
-/// A PgBouncer in front of a server, ended when dropped.
+/// A `PgBouncer` in front of a server, ended when dropped.
 struct Pooler {
     child: std::process::Child,
     port: u16,
