@@ -32,7 +32,7 @@ pub struct SlotState {
     pub active_pid: Option<i32>,
     /// That process's `application_name`, if it may be seen.
     pub active_name: Option<String>,
-    /// Whether a standby is to keep a copy of it; `None` before Postgres 17, which has no such slots.
+    /// Whether a standby is to keep a copy of it; `None` before Postgres 17, which knows none.
     pub failover: Option<bool>,
     invalidation: Option<String>,
     safe_wal_size: Option<i64>,
@@ -62,8 +62,8 @@ impl SlotState {
     }
 }
 
-/// Why a slot of this `wal_status` and, since Postgres 17, this `invalidation_reason` is lost; `None`
-/// if it is not (<https://www.postgresql.org/docs/current/view-pg-replication-slots.html>).
+/// Why a slot of this `wal_status` and, since Postgres 17, this `invalidation_reason` is lost;
+/// `None` if it is not (<https://www.postgresql.org/docs/current/view-pg-replication-slots.html>).
 #[must_use]
 pub fn lost_because(wal_status: &str, invalidation: Option<&str>) -> Option<&'static str> {
     match invalidation {

@@ -82,8 +82,8 @@ fn logical_decoding(service: Option<&str>) -> &'static str {
     }
 }
 
-/// A server that gives up slots which nobody reads. One that is being streamed never counts as idle,
-/// however little there is to send.
+/// A server that gives up slots which nobody reads. One that is being streamed never counts as
+/// idle, however little there is to send.
 fn idle_timeout(seconds: i64) -> Option<Finding> {
     /// A machine's upgrade takes walsweep away for that long.
     const SHORT: i64 = 3600;
@@ -91,8 +91,8 @@ fn idle_timeout(seconds: i64) -> Option<Finding> {
         return None;
     }
     let message = format!(
-        "`idle_replication_slot_timeout` is {seconds} s: when walsweep is away for longer, its slot \
-         is lost, and everything is swept"
+        "`idle_replication_slot_timeout` is {seconds} s: when walsweep is away for longer, its \
+         slot is lost, and everything is swept"
     );
     if seconds < SHORT {
         let short = Finding::warning("idle_slot_timeout", message);

@@ -81,7 +81,7 @@ impl Redis {
     /// A new connection to database 0.
     pub async fn connect(&self) -> Result<MultiplexedConnection, Error> {
         let client = redis::Client::open(self.url())?;
-        // The client's own half second is short for thousands of commands on a machine that is busy.
+        // The client's own half second is short for thousands of commands on a busy machine.
         let config = AsyncConnectionConfig::new().set_response_timeout(Some(PATIENCE));
         Ok(client.get_multiplexed_async_connection_with_config(&config).await?)
     }
