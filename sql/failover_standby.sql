@@ -1,6 +1,6 @@
 -- Whether a standby keeps a copy of a slot of its primary, and what it is set to, as one JSON text.
--- Privileges: none; who may not see primary_conninfo gets null for it. Versions: 17 and later; before
--- that no slot is synced. Asked over a replication connection, which takes no parameters.
+-- Privileges: none; who may not see primary_conninfo gets null for it. Versions: 17 and later;
+-- before that no slot is synced. Asked over a replication connection, which takes no parameters.
 select jsonb_build_object(
   'sync_replication_slots', (select setting from pg_settings
                               where name = 'sync_replication_slots'),
