@@ -1,6 +1,7 @@
 -- The state of one replication slot and what it keeps on the server's disk.
 -- Privileges: none. Versions: 14 and later. Columns that came with a later version are read
--- through to_jsonb, which gives null where there is none. $1 is the slot's name. No row: there is no such slot.
+-- through to_jsonb, which gives null where there is none.
+-- $1 is the slot's name. No row: there is no such slot.
 -- On a standby pg_current_wal_lsn() is an error; the caller has made sure that this is none.
 select confirmed_flush_lsn::text,
        wal_status,
