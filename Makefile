@@ -1,6 +1,6 @@
 # What people do with a checkout. Needs a Rust toolchain; the servers are installed where missing.
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-hard check-consistency fuzz simulate bench lint install-deps
+.PHONY: help demo test test-matrix test-hard check-consistency fuzz simulate bench lint install-deps
 
 CARGO ?= cargo
 # KEEP=1: `make demo` leaves its servers running until Ctrl-C.
@@ -25,7 +25,7 @@ SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 help: ## Show this.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' Makefile
 
-demo: WITHOUT_PYTHON = 1
+demo: ONLY_SERVERS = 1
 demo: install-deps ## Throwaway Postgres and Redis, and what happens to the keys. KEEP=1 keeps them.
 	$(CARGO) run --quiet -- demo $(if $(filter-out 0,$(KEEP)),--keep)
 
@@ -35,6 +35,12 @@ test: install-deps ## Every test, against real servers.
 	$(CARGO) test --all-features
 	$(CHECKER) --seconds 20 --slack 60 --recovery 120
 	$(CHECKER) --seconds 120 --faults none --invalidator naive --expect-stale
+
+# Folders, downloads and pinned versions: tests/matrix.sh. PG_CACHE: where the servers are kept.
+PG_VERSIONS ?=
+test-matrix: WITH_PIP = 1
+test-matrix: install-deps ## Every test that uses Postgres, on 14 to 18. PG_VERSIONS="14 18"
+	CARGO="$(CARGO)" tests/matrix.sh $(PG_VERSIONS)
 
 test-hard: install-deps ## The same races and outages for longer: 100 000 commits, 50 kills, 30 s.
 	COMMITS=100000 KILLS=50 OUTAGE_SECONDS=30 $(CARGO) test --all-features --test main -- \
@@ -68,17 +74,22 @@ lint: ## Format, lints and documentation, each without a single warning.
 # Debian's postgresql creates and starts a cluster, and redis-server starts its service, when they
 # are installed. Neither is wanted: the one is told in its own configuration, the other by
 # policy-rc.d for as long as the installation takes. What is installed already stays untouched.
-# The tests read with a Python client, too.
-WITHOUT_PYTHON ?=
-install-deps: ## Install Postgres, Redis and redis-py from Debian's packages, only if missing.
+# The tests read with a Python client and go through a pooler, too; the matrix downloads with pip.
+ONLY_SERVERS ?=
+WITH_PIP ?=
+install-deps: ## Install servers, a pooler and redis-py from Debian's packages, only if missing.
 	@set -eu; missing=; \
 	[ -n "$${WALSWEEP_PG_BIN:-}" ] || command -v initdb >/dev/null \
 	    || ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || missing="$$missing postgresql"; \
 	[ -n "$${WALSWEEP_REDIS_SERVER:-}" ] || command -v redis-server >/dev/null \
 	    || missing="$$missing redis-server"; \
-	[ -n "$${WALSWEEP_PYTHON:-$(WITHOUT_PYTHON)}" ] \
+	[ -n "$${WALSWEEP_PYTHON:-$(ONLY_SERVERS)}" ] \
 	    || /usr/bin/python3 -c 'import redis' 2>/dev/null || python3 -c 'import redis' 2>/dev/null \
 	    || missing="$$missing python3-redis"; \
+	[ -n "$${WALSWEEP_PGBOUNCER:-$(ONLY_SERVERS)}" ] || [ -x /usr/sbin/pgbouncer ] \
+	    || missing="$$missing pgbouncer"; \
+	[ -z "$(WITH_PIP)" ] || python3 -m pip --version >/dev/null 2>&1 \
+	    || missing="$$missing python3-pip"; \
 	[ -n "$$missing" ] || exit 0; \
 	command -v apt-get >/dev/null || { echo "install by hand:$$missing" >&2; exit 1; }; \
 	echo "installing$$missing"; \

@@ -128,7 +128,21 @@ select jsonb_build_object(
   'database', current_database(),
   'is_in_recovery', pg_is_in_recovery(),
   'wal_level', current_setting('wal_level'),
+  'version', current_setting('server_version_num')::int,
   'slot_keep_size', (select setting from pg_settings where name = 'max_slot_wal_keep_size'),
+  -- Since 18, in seconds; 0 is never.
+  'idle_slot_timeout', (select extract(epoch from (setting || unit)::interval)::bigint
+                          from pg_settings where name = 'idle_replication_slot_timeout'),
+  -- Since 17: standbys that have to have the log before a failover slot is sent it, and do not
+  -- stream at the moment.
+  'absent_standbys', (
+    select coalesce(jsonb_agg(named.slot), '[]')
+      from pg_settings setting,
+           regexp_split_to_table(setting.setting, '\s*,\s*') as named (slot)
+     where setting.name = 'synchronized_standby_slots'
+       and named.slot <> ''
+       and not exists (select from pg_replication_slots s
+                        where s.slot_name = trim(both '" ' from named.slot) and s.active)),
   'synchronous_commit', (select reset_val from pg_settings where name = 'synchronous_commit'),
   -- Roles and databases for which it is off, as far as they concern this database.
   'asynchronous', (
@@ -154,6 +168,10 @@ select jsonb_build_object(
             where r.rolname in ($5, current_user)
             order by r.rolname = $5 desc
             limit 1),
+  -- The administrators' role by which a managed service is known.
+  'service', (select min(rolname) from pg_roles
+               where rolname in ('rds_superuser', 'cloudsqlsuperuser', 'alloydbsuperuser',
+                                 'azure_pg_admin', 'neon_superuser')),
   'slot', (select to_jsonb(s) from pg_replication_slots s where s.slot_name = $4),
   'publication', (select to_jsonb(p) from publication p),
   'tables', (select coalesce(jsonb_agg(tables.shown), '[]') from tables),

@@ -33,6 +33,9 @@ pub enum Error {
     /// The gate's connection is to a standby.
     #[error("`postgres.url` reaches a standby")]
     IsStandby,
+    /// The replication connection is to a standby.
+    #[error("the replication connection reaches a standby, from which walsweep does not stream")]
+    StreamsStandby,
     /// The two connections do not reach the same server.
     #[error("`postgres.url` reaches {sql}, the replication connection {replication}")]
     TwoServers {
@@ -114,13 +117,23 @@ impl Error {
         match self {
             Error::SlotInUse { .. } => Verdict::Standby,
             Error::Decode(_) | Error::Gather(_) => Verdict::Halt,
-            Error::Refused(_) | Error::IsStandby | Error::TwoServers { .. } if !established => {
+            Error::Refused(_)
+            | Error::IsStandby
+            | Error::StreamsStandby
+            | Error::TwoServers { .. }
+                if !established =>
+            {
                 Verdict::Halt
             }
             Error::Sql(error) if !established && error.is_rejection() => Verdict::Halt,
-            Error::Capture(error) if !established && error.is_rejection() => Verdict::Halt,
+            Error::Capture(error)
+                if !established && (error.is_rejection() || error.is_pooler()) =>
+            {
+                Verdict::Halt
+            }
             Error::Refused(_)
             | Error::IsStandby
+            | Error::StreamsStandby
             | Error::TwoServers { .. }
             | Error::Preflight(_)
             | Error::Sql(_)
@@ -155,6 +168,13 @@ impl Error {
         match self {
             Error::Refused(_) => Some("`walsweep setup --print` shows the SQL that cures it"),
             Error::IsStandby => Some("let `postgres.url` name the primary"),
+            Error::StreamsStandby => {
+                Some("let `postgres.replication_url` name the primary, or leave it out")
+            }
+            Error::Capture(error) if error.is_pooler() => Some(
+                "that is a pooler: let `postgres.url` or `postgres.replication_url` name the \
+                 server itself",
+            ),
             Error::TwoServers { .. } => {
                 Some("let `postgres.url` and `postgres.replication_url` name the same primary")
             }

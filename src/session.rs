@@ -7,7 +7,9 @@ use tokio::time::timeout;
 use tokio_postgres::Client;
 
 use crate::admin::Health;
-use crate::capture::{Identity, Replication, Slot, SlotProblem, StreamOptions, Streaming};
+use crate::capture::{
+    Identity, Replication, Slot, SlotKind, SlotProblem, StreamOptions, Streaming,
+};
 use crate::config::Config;
 use crate::error::Error;
 use crate::keys::Rules;
@@ -91,18 +93,25 @@ impl Session {
         whole: bool,
     ) -> Result<Session, Error> {
         let sql = Rc::new(connect_sql(&config.postgres.endpoint, SQL_NAME).await?);
-        let server = step(identify(&sql)).await?;
         let tables = Watched::new(rules, &config.postgres.publication);
-        let shape = step(tables.look(&sql)).await?;
+        // Looked at before they are judged: what changes in between is a change. If that fails, the
+        // checks may know why: they find poolers, which spoil every question.
+        let shape = step(tables.look(&sql)).await;
         let report = step(preflight::postgres(config, rules, &sql)).await?;
         if report.iter().any(preflight::Finding::is_error) {
             return Err(Error::Refused(report));
         }
+        let shape = shape?;
+        let server = step(identify(&sql)).await?;
         let endpoint = &config.postgres.replication_endpoint;
         let mut replication = Replication::connect(endpoint, REPLICATION_NAME).await?;
         let identity = step(replication.identify_system()).await?;
         if !same_server(&server, &identity) {
             return Err(Error::TwoServers { sql: server.name(), replication: name(&identity) });
+        }
+        // A standby has the same identity, and none of the slots.
+        if step(replication.is_in_recovery()).await? {
+            return Err(Error::StreamsStandby);
         }
         step(replication.accept_any_bytes()).await?;
         let broken = ensure_slot(config, &sql, &mut replication, (health, slot_is_stuck)).await?;
@@ -188,13 +197,10 @@ async fn ensure_slot(
     let name = &config.postgres.slot;
     let broken = match step(slot_health::look(client, name)).await? {
         Some(state) => {
-            let is_lost = state.wal_status == "lost";
+            let lost_because = state.lost_because();
             let retained = state.retains_more_than(config.postgres.max_retained_wal);
-            if is_lost {
-                tracing::warn!(
-                    slot = name,
-                    "the slot is lost: the server removed WAL that it needed; creating it anew"
-                );
+            if let Some(cause) = lost_because {
+                tracing::warn!(slot = name, cause, "the slot is lost; creating it anew");
             } else if let (Some(retained), None) = (retained, state.active_pid) {
                 tracing::error!(
                     slot = name,
@@ -210,10 +216,11 @@ async fn ensure_slot(
                      anew; what was not removed is made good by sweeping everything"
                 );
             } else {
+                enable_failover(config, &state, replication).await?;
                 return Ok(None);
             }
             step(replication.drop_slot(name)).await?;
-            match (is_lost, is_stuck) {
+            match (lost_because.is_some(), is_stuck) {
                 (true, _) => Broken::SlotCreated,
                 (false, true) => Broken::SlotUndecodable,
                 (false, false) => Broken::RetainedWal,
@@ -225,8 +232,27 @@ async fn ensure_slot(
         }
     };
     // Postgres waits here until every transaction that runs now has ended.
-    health.alive_while(replication.create_slot(name)).await?;
+    let kind = if config.postgres.failover { SlotKind::Failover } else { SlotKind::Plain };
+    health.alive_while(replication.create_slot(name, kind)).await?;
     Ok(Some(broken))
+}
+
+/// Makes a slot from before `failover` was set what it would be now. Nobody can while another
+/// process streams from it; that one's walsweep has the same to do.
+async fn enable_failover(
+    config: &Config,
+    state: &SlotState,
+    replication: &mut Replication,
+) -> Result<(), Error> {
+    let is_due = config.postgres.failover && state.failover == Some(false);
+    if !is_due || state.active_pid.is_some() {
+        return Ok(());
+    }
+    let name = &config.postgres.slot;
+    match step(replication.enable_failover(name)).await {
+        Err(Error::Capture(error)) if error.slot_problem() == Some(SlotProblem::Active) => Ok(()),
+        done => done.map(|()| tracing::info!(slot = name, "standbys may keep a copy of the slot")),
+    }
 }
 
 async fn slot_state(config: &Config, client: &Client) -> Result<SlotState, Error> {

@@ -32,6 +32,9 @@ pub struct SlotState {
     pub active_pid: Option<i32>,
     /// That process's `application_name`, if it may be seen.
     pub active_name: Option<String>,
+    /// Whether a standby is to keep a copy of it; `None` before Postgres 17, which knows none.
+    pub failover: Option<bool>,
+    invalidation: Option<String>,
     safe_wal_size: Option<i64>,
     confirmed_lag: Option<i64>,
     restart_lag: Option<i64>,
@@ -45,11 +48,32 @@ impl SlotState {
         Lsn(self.confirmed_flush_lsn.0.saturating_add(lag.unwrap_or_default()))
     }
 
+    /// Why nothing can be streamed from it any more; `None` if something can.
+    #[must_use]
+    pub fn lost_because(&self) -> Option<&'static str> {
+        lost_because(&self.wal_status, self.invalidation.as_deref())
+    }
+
     /// The WAL that the slot keeps on the server's disk, if that is more than `max`, in bytes.
     #[must_use]
     pub fn retains_more_than(&self, max: Option<u64>) -> Option<Retained> {
         let bytes = u64::try_from(self.restart_lag?).ok()?;
         max.filter(|max| bytes > *max).map(|max| Retained { bytes, max })
+    }
+}
+
+/// Why a slot of this `wal_status` and, since Postgres 17, this `invalidation_reason` is lost;
+/// `None` if it is not (<https://www.postgresql.org/docs/current/view-pg-replication-slots.html>).
+#[must_use]
+pub fn lost_because(wal_status: &str, invalidation: Option<&str>) -> Option<&'static str> {
+    match invalidation {
+        Some("idle_timeout") => Some("nobody read it for `idle_replication_slot_timeout`"),
+        Some("rows_removed") => Some("the server removed catalog rows that it needed"),
+        Some("wal_level_insufficient") => Some("the primary's `wal_level` was not `logical`"),
+        Some("wal_removed") => Some("the server removed WAL that it needed"),
+        Some(_) => Some("the server invalidated it"),
+        None if wal_status == "lost" => Some("the server removed WAL that it needed"),
+        None => None,
     }
 }
 
@@ -80,6 +104,8 @@ pub async fn look(client: &Client, name: &str) -> Result<Option<SlotState>, toki
         confirmed_lag: row.try_get(4)?,
         restart_lag: row.try_get(5)?,
         active_name: row.try_get(6)?,
+        invalidation: row.try_get(7)?,
+        failover: row.try_get(8)?,
     }))
 }
 

@@ -21,5 +21,6 @@ mod streaming;
 mod support;
 mod sweeping;
 mod views;
+mod versions;
 mod visibility;
 mod when;

@@ -88,6 +88,20 @@ impl Error {
         matches!(self, Error::Stream(server) if server.code == "XX000")
     }
 
+    /// Whether it was a pooler that refused: it does not know the startup parameter `replication`
+    /// (`PgBouncer` 08P01, RDS Proxy 0A000), or dropped it and so takes a replication command for
+    /// SQL (42601).
+    #[must_use]
+    pub fn is_pooler(&self) -> bool {
+        match self {
+            Error::Connect(error) => matches!(error.sql_state(), Some("08P01" | "0A000")),
+            Error::Command { command, server } => {
+                server.code == "42601" && command.starts_with("identify")
+            }
+            _ => false,
+        }
+    }
+
     /// Whether a person has to change something, at the server or in the configuration: trying the
     /// same again will not help.
     #[must_use]

@@ -68,6 +68,16 @@ impl Streaming {
     }
 }
 
+/// What becomes of a slot when a standby is promoted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SlotKind {
+    /// It is not there.
+    Plain,
+    /// It is, if the standby keeps a copy. Needs Postgres 17
+    /// (<https://www.postgresql.org/docs/current/logicaldecoding-explanation.html>).
+    Failover,
+}
+
 /// A session in replication mode that does not stream yet.
 pub struct Replication {
     connection: Connection,
@@ -117,6 +127,16 @@ impl Replication {
         Ok(())
     }
 
+    /// Whether the server is a standby.
+    ///
+    /// # Errors
+    /// The connection failed, or the server refused.
+    pub async fn is_in_recovery(&mut self) -> Result<bool, Error> {
+        let sql = include_str!("../../sql/replayed.sql");
+        let row = self.query_row("ask whether it is a standby", sql).await?;
+        Ok(row.first().and_then(Option::as_deref) == Some("t"))
+    }
+
     /// Runs a statement and gives the first row of its answer as text; empty when there is none.
     /// Lines of comment in `sql` are left out: the grammar of replication commands has none.
     ///
@@ -138,14 +158,26 @@ impl Replication {
     /// # Errors
     /// The connection failed; or the server refused: the slot exists (SQLSTATE 42710), there is no
     /// room for it (53400), `wal_level` is not `logical` (55000), no privilege (42501).
-    pub async fn create_slot(&mut self, slot: &str) -> Result<Lsn, Error> {
-        // This spelling, without parentheses, is the one that Postgres 14 to 18 understand.
-        let command = format!(
-            "CREATE_REPLICATION_SLOT {} LOGICAL pgoutput NOEXPORT_SNAPSHOT",
-            escape_identifier(slot)
-        );
+    pub async fn create_slot(&mut self, slot: &str, kind: SlotKind) -> Result<Lsn, Error> {
+        let options = match kind {
+            // This spelling, without parentheses, is the one that Postgres 14 to 18 understand.
+            SlotKind::Plain => "NOEXPORT_SNAPSHOT",
+            SlotKind::Failover => "(SNAPSHOT 'nothing', FAILOVER)",
+        };
+        let name = escape_identifier(slot);
+        let command = format!("CREATE_REPLICATION_SLOT {name} LOGICAL pgoutput {options}");
         let row = self.connection.command(&format!("create slot `{slot}`"), &command).await?;
         column(&row.unwrap_or_default(), 1)
+    }
+
+    /// Makes an existing slot one that standbys keep a copy of. Needs Postgres 17.
+    ///
+    /// # Errors
+    /// The connection failed, or the server refused: see [`Error::slot_problem`].
+    pub async fn enable_failover(&mut self, slot: &str) -> Result<(), Error> {
+        let command = format!("ALTER_REPLICATION_SLOT {} (FAILOVER)", escape_identifier(slot));
+        self.connection.command(&format!("alter slot `{slot}`"), &command).await?;
+        Ok(())
     }
 
     /// Drops a slot.

@@ -60,6 +60,9 @@ pub struct Postgres {
     /// WAL in bytes that the slot may keep on the server's disk before walsweep gives up what it
     /// has not removed, sweeps everything and begins anew; `None` (an empty text) is no limit.
     pub max_retained_wal: Option<u64>,
+    /// Whether standbys are to keep a copy of the slot, so that it is there after a promotion.
+    /// Needs Postgres 17.
+    pub failover: bool,
 }
 
 /// `[redis]`: where keys are removed.

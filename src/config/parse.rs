@@ -111,11 +111,20 @@ fn postgres(reader: &mut Reader<'_>, root: &mut Section<'_, '_>) -> Option<Postg
     }
     let least = 64 * 1024 * 1024;
     let max_retained_wal = reader.memory(&mut section, "max_retained_wal", least);
+    let failover = reader.flag(&mut section, "failover", false);
     reader.finish(&section);
     let endpoint = sql?;
     let replication_endpoint = if has_replication_url { replication? } else { endpoint.clone() };
     let (publication, slot) = (publication.value, slot.value);
-    Some(Postgres { endpoint, replication_endpoint, publication, slot, replicas, max_retained_wal })
+    Some(Postgres {
+        endpoint,
+        replication_endpoint,
+        publication,
+        slot,
+        replicas,
+        max_retained_wal,
+        failover,
+    })
 }
 
 /// Standbys, each at an address of its own: the address is a label of the metrics.

@@ -20,7 +20,12 @@ pub(super) struct Catalog {
     pub(super) database: String,
     pub(super) is_in_recovery: bool,
     pub(super) wal_level: String,
+    pub(super) version: i32,
     pub(super) slot_keep_size: Option<String>,
+    /// `idle_replication_slot_timeout` in seconds, 0 for never; `None` before version 18.
+    pub(super) idle_slot_timeout: Option<i64>,
+    /// What `synchronized_standby_slots` names and is not streaming.
+    pub(super) absent_standbys: Vec<String>,
     pub(super) synchronous_commit: Option<String>,
     /// Who has it off: roles by name, with or without a database.
     pub(super) asynchronous: Vec<String>,
@@ -29,6 +34,8 @@ pub(super) struct Catalog {
     pub(super) senders_max: i64,
     pub(super) senders_used: i64,
     pub(super) role: Role,
+    /// The administrators' role by which a managed service is known.
+    pub(super) service: Option<String>,
     pub(super) slot: Option<Slot>,
     pub(super) publication: Option<Publication>,
     pub(super) tables: Vec<Table>,
@@ -54,6 +61,12 @@ pub(super) struct Slot {
     pub(super) wal_status: Option<String>,
     #[serde(default)]
     pub(super) two_phase: Option<bool>,
+    /// Why it is lost; `None` before version 17.
+    #[serde(default)]
+    pub(super) invalidation_reason: Option<String>,
+    /// Whether standbys may keep a copy; `None` before version 17.
+    #[serde(default)]
+    pub(super) failover: Option<bool>,
 }
 
 /// A row of `pg_publication`

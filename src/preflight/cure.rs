@@ -3,7 +3,7 @@
 use postgres_protocol::escape::{escape_identifier, escape_literal};
 
 use super::catalog::{Relation, Role, Table};
-use crate::config::Operations;
+use crate::config::{Operations, Postgres};
 
 /// The statement of a file of `sql/setup/`: without its comments, with each `{name}` replaced.
 pub(crate) fn render(file: &str, values: &[(&str, &str)]) -> String {
@@ -133,8 +133,11 @@ pub(super) fn allow_replication(role: &Role) -> String {
 }
 
 /// Creates the slot.
-pub(super) fn create_slot(slot: &str) -> String {
-    render(include_str!("../../sql/setup/create_slot.sql"), &[("slot", &escape_literal(slot))])
+pub(super) fn create_slot(config: &Postgres) -> String {
+    let options = if config.failover { ", failover => true" } else { "" };
+    let slot = escape_literal(&config.slot);
+    let values = [("slot", &*slot), ("options", options)];
+    render(include_str!("../../sql/setup/create_slot.sql"), &values)
 }
 
 /// Removes the slot.

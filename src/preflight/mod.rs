@@ -14,6 +14,7 @@ mod catalog;
 mod columns;
 mod condition;
 mod cure;
+mod failover;
 mod finding;
 mod identity;
 mod lookups;
@@ -21,6 +22,7 @@ mod partitions;
 mod publication;
 mod redis;
 mod replicas;
+mod replication;
 mod server;
 mod slot;
 mod tables;
@@ -35,6 +37,7 @@ pub(crate) use self::cure::{drop_publication, drop_slot, full_identity_of, rende
 pub use self::finding::{Finding, Report, Severity};
 pub use self::redis::redis;
 pub use self::replicas::replicas;
+pub use self::replication::replication;
 pub(crate) use self::views::{drop_trigger, trigger_name};
 
 use self::catalog::Catalog;
@@ -75,6 +78,9 @@ pub async fn postgres(
     rules: &mut Rules,
     client: &Client,
 ) -> Result<Vec<Finding>, Error> {
+    if let Some(finding) = replication::shared_backend(config, client).await {
+        return Ok(vec![finding]);
+    }
     let (backend_pid, version) = catalog::server(client).await?;
     if let Some(finding) = server::version(version) {
         return Ok(vec![finding]);
@@ -89,6 +95,7 @@ pub async fn postgres(
         return Ok(findings);
     }
     findings.extend(slot::check(&context));
+    findings.extend(failover::check(&context));
     findings.extend(tables::check(&context));
     findings.extend(publication::check(&context));
     findings.extend(identity::check(&context));

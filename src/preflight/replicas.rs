@@ -2,7 +2,7 @@
 
 use tokio_postgres::Client;
 
-use super::{Error, Finding};
+use super::{Error, Finding, failover};
 use crate::config::Config;
 use crate::settle::{SqlStandby, Standby, StandbyError};
 
@@ -26,6 +26,7 @@ pub async fn replicas(config: &Config, client: &Client) -> Result<Vec<Finding>, 
     for endpoint in &config.postgres.replicas {
         let standby = SqlStandby::new(endpoint.clone(), system_id, timeline);
         findings.push(check(standby).await);
+        findings.extend(failover::standby(&config.postgres, endpoint).await?);
     }
     Ok(findings)
 }

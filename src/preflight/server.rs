@@ -34,7 +34,7 @@ pub(super) fn check(context: &Context<'_>, pids: &[i32]) -> Vec<Finding> {
     if catalog.wal_level != "logical" {
         let message = format!("`wal_level` is `{}`", catalog.wal_level);
         let level = Finding::error("wal_level", message);
-        findings.push(level.hint("set `wal_level = logical` and start the server again"));
+        findings.push(level.hint(logical_decoding(catalog.service.as_deref())));
     }
     if !catalog.role.may_replicate {
         let message = format!("role `{}` may not replicate", catalog.role.name);
@@ -51,6 +51,7 @@ pub(super) fn check(context: &Context<'_>, pids: &[i32]) -> Vec<Finding> {
              everything",
         ));
     }
+    findings.extend(idle_timeout(catalog.idle_slot_timeout.unwrap_or_default()));
     if catalog.synchronous_commit.as_deref() == Some("off") {
         findings.push(asynchronous("by default"));
     }
@@ -58,6 +59,46 @@ pub(super) fn check(context: &Context<'_>, pids: &[i32]) -> Vec<Finding> {
         findings.push(asynchronous(&format!("for {}", catalog.asynchronous.join(", "))));
     }
     findings
+}
+
+/// How to turn logical decoding on, by the role that the administrators of a managed service have;
+/// sources in docs/managed.md.
+fn logical_decoding(service: Option<&str>) -> &'static str {
+    match service {
+        Some("rds_superuser") => {
+            "set `rds.logical_replication = 1` in the parameter group and restart the instance"
+        }
+        Some("cloudsqlsuperuser") => {
+            "set the flag `cloudsql.logical_decoding = on`; the instance restarts"
+        }
+        Some("alloydbsuperuser") => {
+            "set the flag `alloydb.logical_decoding = on`; the instance restarts"
+        }
+        Some("azure_pg_admin") => {
+            "set the server parameter `wal_level` to `logical` and restart the server"
+        }
+        Some("neon_superuser") => "enable logical replication in the project's settings",
+        _ => "set `wal_level = logical` and start the server again",
+    }
+}
+
+/// A server that gives up slots which nobody reads. One that is being streamed never counts as
+/// idle, however little there is to send.
+fn idle_timeout(seconds: i64) -> Option<Finding> {
+    /// A machine's upgrade takes walsweep away for that long.
+    const SHORT: i64 = 3600;
+    if seconds <= 0 {
+        return None;
+    }
+    let message = format!(
+        "`idle_replication_slot_timeout` is {seconds} s: when walsweep is away for longer, its \
+         slot is lost, and everything is swept"
+    );
+    if seconds < SHORT {
+        let short = Finding::warning("idle_slot_timeout", message);
+        return Some(short.hint("raise it to a day: a restart must not cost a sweep"));
+    }
+    Some(Finding::info("idle_slot_timeout", message))
 }
 
 /// Commits that do not wait for the disk.

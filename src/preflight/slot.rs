@@ -2,6 +2,7 @@
 
 use super::catalog::Slot;
 use super::{Context, Finding, cure};
+use crate::slot_health;
 
 /// The slot as it is, or that there is none.
 pub(super) fn check(context: &Context<'_>) -> Vec<Finding> {
@@ -10,13 +11,13 @@ pub(super) fn check(context: &Context<'_>) -> Vec<Finding> {
         let message = format!("there is no slot `{name}`");
         let missing =
             Finding::info("slot_missing", message).hint("`run` creates it when it starts");
-        return vec![missing.sql(cure::create_slot(name))];
+        return vec![missing.sql(cure::create_slot(&context.config.postgres))];
     };
     if let Some(wrong) = unfit(context, slot) {
         return vec![wrong.hint("drop that slot, or let `postgres.slot` name another one")];
     }
     let mut findings = Vec::from_iter(behind(name, slot));
-    let is_lost = slot.wal_status.as_deref() == Some("lost");
+    let is_lost = lost_because(slot).is_some();
     if context.catalog.publication.is_none() && slot.active_pid.is_none() && !is_lost {
         // The server looks the publication up as of the change that it decodes.
         let message = format!(
@@ -28,7 +29,7 @@ pub(super) fn check(context: &Context<'_>) -> Vec<Finding> {
         findings.push(early.sql(format!(
             "{};\n{}",
             cure::drop_slot(name),
-            cure::create_slot(name)
+            cure::create_slot(&context.config.postgres)
         )));
     }
     if let Some(pid) = slot.active_pid {
@@ -39,14 +40,19 @@ pub(super) fn check(context: &Context<'_>) -> Vec<Finding> {
     findings
 }
 
+/// Why nothing can be streamed from it.
+fn lost_because(slot: &Slot) -> Option<&'static str> {
+    let status = slot.wal_status.as_deref().unwrap_or_default();
+    slot_health::lost_because(status, slot.invalidation_reason.as_deref())
+}
+
 /// A slot that is, or soon will be, without WAL that it needs.
 fn behind(name: &str, slot: &Slot) -> Option<Finding> {
+    if let Some(cause) = lost_because(slot) {
+        let lost = Finding::warning("slot_lost", format!("slot `{name}` is lost: {cause}"));
+        return Some(lost.hint("`run` creates it anew and sweeps everything"));
+    }
     match slot.wal_status.as_deref() {
-        Some("lost") => {
-            let message = format!("slot `{name}` is lost: the server removed WAL that it needed");
-            let lost = Finding::warning("slot_lost", message);
-            Some(lost.hint("`run` creates it anew and sweeps everything"))
-        }
         Some("unreserved") => {
             let message = format!(
                 "slot `{name}` keeps more WAL than `max_slot_wal_keep_size` allows: a checkpoint \

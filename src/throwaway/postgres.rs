@@ -173,6 +173,12 @@ impl Postgres {
         command.env("PGUSER", "postgres").env("PGDATABASE", "postgres");
         command.env("PGPASSWORD", self.password.as_deref().unwrap_or_default());
         command.env("LC_ALL", "C").current_dir(self.folder.path()).stdin(Stdio::null());
+        // Programs that were moved look for libpq where they were built, and take the system's: a
+        // standby of Postgres 17 and later then never connects to its primary.
+        let libraries = self.bin_dir.join("../lib");
+        if libraries.join("libpq.so.5").exists() {
+            command.env("LD_LIBRARY_PATH", libraries);
+        }
         if let Some(Owner { uid, gid }) = self.owner {
             command.uid(uid).gid(gid);
         }

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use redis::AsyncConnectionConfig;
 use redis::aio::MultiplexedConnection;
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -80,7 +81,9 @@ impl Redis {
     /// A new connection to database 0.
     pub async fn connect(&self) -> Result<MultiplexedConnection, Error> {
         let client = redis::Client::open(self.url())?;
-        Ok(client.get_multiplexed_async_connection().await?)
+        // The client's own half second is short for thousands of commands on a busy machine.
+        let config = AsyncConnectionConfig::new().set_response_timeout(Some(PATIENCE));
+        Ok(client.get_multiplexed_async_connection_with_config(&config).await?)
     }
 
     /// Stops the server in order: it saves if it is configured to.

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use tokio::time::Instant;
-use walsweep::capture::{self, Frame, Slot, SlotProblem, StreamOptions};
+use walsweep::capture::{self, Frame, Slot, SlotKind, SlotProblem, StreamOptions};
 use walsweep::lsn::Lsn;
 
 use crate::server::Server;
@@ -12,7 +12,7 @@ async fn prepare(server: &Server) {
     let sql = server.sql().await;
     sql.batch_execute("create table t (id int primary key)").await.unwrap();
     sql.batch_execute("create publication \"P'ub\\\" for table t").await.unwrap();
-    server.replication().await.create_slot("s").await.unwrap();
+    server.replication().await.create_slot("s", SlotKind::Plain).await.unwrap();
 }
 
 async fn stream(server: &Server) -> Result<Slot, capture::Error> {
@@ -108,7 +108,7 @@ async fn what_is_the_matter_with_a_slot_can_be_told_apart() {
 
     // The session survived that, and a second slot of the name is refused.
     prepare(&server).await;
-    let error = replication.create_slot("s").await.unwrap_err();
+    let error = replication.create_slot("s", SlotKind::Plain).await.unwrap_err();
     assert_eq!((error.sql_state(), error.slot_problem()), (Some("42710"), None), "{error}");
 
     let slot = stream(&server).await.unwrap();

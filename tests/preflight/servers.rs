@@ -125,6 +125,20 @@ async fn a_server_that_cannot_stream_is_refused() {
     let refused = setup::setup(&config, &mut rules, &client).await.unwrap_err().to_string();
     assert!(refused.contains("`wal_level` is `replica`"), "{refused}");
 
+    for (role, option) in [
+        ("neon_superuser", "project's settings"),
+        ("cloudsqlsuperuser", "`cloudsql.logical_decoding = on`"),
+        ("azure_pg_admin", "server parameter `wal_level`"),
+        ("alloydbsuperuser", "`alloydb.logical_decoding = on`"),
+        ("rds_superuser", "`rds.logical_replication = 1`"),
+    ] {
+        run(&client, &format!("create role {role}")).await;
+        let findings = check(&config, &client).await;
+        let hint = find(&findings, "wal_level").hint.as_ref().unwrap();
+        assert!(hint.contains(option), "{role}: {hint}");
+        run(&client, &format!("drop role {role}")).await;
+    }
+
     run(&client, "alter role plain replication").await;
     assert!(!codes(&check(&config, &client).await).contains(&"replication_role"));
     server.stop(StopMode::Fast).await.unwrap();

@@ -1,0 +1,126 @@
+//! Checks of failover slots: the primary's part, and each standby's copy.
+
+use postgres_protocol::escape::escape_literal;
+use serde::Deserialize;
+
+use super::{Context, Error, Finding, cure};
+use crate::capture::Replication;
+use crate::config::Postgres;
+use crate::postgres::Endpoint;
+
+/// The first version with failover slots.
+const VERSION_MIN: i32 = 170_000;
+
+/// `application_name` on the standby.
+const NAME: &str = "walsweep command";
+
+/// The primary's part.
+pub(super) fn check(context: &Context<'_>) -> Vec<Finding> {
+    let (config, catalog) = (&context.config.postgres, context.catalog);
+    if config.failover && catalog.version < VERSION_MIN {
+        let message = format!(
+            "`postgres.failover` needs PostgreSQL 17, the server is {}",
+            catalog.version / 10_000
+        );
+        return vec![Finding::error("failover_version", message).hint("leave the option out")];
+    }
+    let is_failover = catalog.slot.as_ref().and_then(|slot| slot.failover) == Some(true);
+    let mut findings = Vec::new();
+    if (config.failover || is_failover) && !catalog.absent_standbys.is_empty() {
+        let message = format!(
+            "`synchronized_standby_slots` names `{}`, which no standby streams: no change is sent \
+             to walsweep until it does, and stale keys stay",
+            catalog.absent_standbys.join("`, `")
+        );
+        let absent = Finding::warning("failover_standby_absent", message);
+        findings.push(absent.hint("start that standby, or take it out of the setting"));
+    }
+    if config.failover && config.replicas.is_empty() {
+        let message = "whether a standby keeps a copy of the slot is not known";
+        let unknown = Finding::info("failover_unknown", message);
+        findings.push(unknown.hint("`check` looks at those in `postgres.replicas`"));
+    }
+    findings
+}
+
+/// What `sql/failover_standby.sql` gives.
+#[derive(Debug, Deserialize)]
+struct StandbyState {
+    sync_replication_slots: Option<String>,
+    hot_standby_feedback: Option<String>,
+    primary_slot_name: Option<String>,
+    /// `None`: the role may not see it.
+    has_dbname: Option<bool>,
+    slot: Option<Copy>,
+}
+
+/// The slot as the standby has it.
+#[derive(Debug, Deserialize)]
+struct Copy {
+    synced: bool,
+    temporary: bool,
+}
+
+/// A standby's part, where the option asks for one; `None` if all is well, or it cannot be asked,
+/// which is told elsewhere.
+///
+/// # Errors
+///
+/// The answer is not what the query gives.
+pub(super) async fn standby(
+    config: &Postgres,
+    endpoint: &Endpoint,
+) -> Result<Option<Finding>, Error> {
+    if !config.failover {
+        return Ok(None);
+    }
+    let Ok(mut connection) = Replication::connect(endpoint, NAME).await else { return Ok(None) };
+    let query = include_str!("../../sql/failover_standby.sql");
+    let query = cure::render(query, &[("slot", &escape_literal(&config.slot))]);
+    let Ok(row) = connection.query_row("look at the standby's slots", &query).await else {
+        return Ok(None);
+    };
+    let Some(answer) = row.into_iter().next().flatten() else { return Ok(None) };
+    Ok(judge(&config.slot, &endpoint.address(), &serde_json::from_str(&answer)?))
+}
+
+fn judge(slot: &str, replica: &str, state: &StandbyState) -> Option<Finding> {
+    match &state.slot {
+        Some(copy) if copy.synced && !copy.temporary => return None,
+        Some(copy) if copy.synced => {
+            let message = format!("replica `{replica}` does not have the whole of `{slot}` yet");
+            return Some(Finding::info("failover_not_yet", message).hint("it is copying it"));
+        }
+        Some(_) => {
+            let message = format!(
+                "replica `{replica}` has a slot `{slot}` of its own: it keeps the primary's away, \
+                 and after a promotion it stands where it was left"
+            );
+            let orphan = Finding::warning("failover_orphan", message);
+            let hint = "drop it there; the standby then copies the primary's";
+            return Some(orphan.hint(hint).sql(cure::drop_slot(slot)));
+        }
+        None => {}
+    }
+    let missing = missing(state);
+    let message = format!("replica `{replica}` has no copy of slot `{slot}`");
+    if missing.is_empty() {
+        let hint = "it comes with the standby's next look, if the slot is a failover slot already";
+        return Some(Finding::info("failover_not_yet", message).hint(hint));
+    }
+    let hint = format!("set there: {}", missing.join(", "));
+    Some(Finding::warning("failover_not_synced", message).hint(hint))
+}
+
+/// What a standby needs to copy slots
+/// (<https://www.postgresql.org/docs/current/logicaldecoding-explanation.html>).
+fn missing(state: &StandbyState) -> Vec<&'static str> {
+    let is = |setting: &Option<String>, value: &str| setting.as_deref() == Some(value);
+    let rows = [
+        (!is(&state.sync_replication_slots, "on"), "`sync_replication_slots = on`"),
+        (!is(&state.hot_standby_feedback, "on"), "`hot_standby_feedback = on`"),
+        (is(&state.primary_slot_name, ""), "`primary_slot_name` to a physical slot"),
+        (state.has_dbname == Some(false), "`dbname=…` within `primary_conninfo`"),
+    ];
+    rows.into_iter().filter_map(|(is_missing, what)| is_missing.then_some(what)).collect()
+}
