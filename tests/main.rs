@@ -8,6 +8,7 @@ mod continuity;
 mod crash;
 mod data;
 mod delivery;
+mod football;
 mod limits;
 mod messages;
 mod lookups;

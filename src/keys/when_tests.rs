@@ -17,7 +17,8 @@ fn when(condition: &str, mut rule: config::Rule) -> config::Rule {
 #[test]
 fn a_condition_is_asked_after_operations_and_changed() {
     let mut rules = compile(changed("club", when("new.name == 'a'", rule(&["k:{id}"]))));
-    let (one, other) = ([Some("1"), Some("a"), None, None], [Some("1"), Some("b"), None, None]);
+    let (one, other) =
+        ([Some("1"), Some("a"), Some("c"), None], [Some("1"), Some("b"), Some("c"), None]);
     let full = OldKind::Full;
     for (row, expected, skip) in [
         (insert(one), "'k:1'", None),

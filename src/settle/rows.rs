@@ -1,8 +1,8 @@
 //! Where the rows of lookups come from: one session of the primary that cannot write.
 //!
 //! All that is wanted goes out without waiting for the answers between, up to a depth. Whatever
-//! goes wrong with a query makes its keys wide; a lost session is made again, for as long as there is
-//! time. Which server answers is checked when a session begins, as for the gate: a standby would
+//! goes wrong with a query makes its keys wide; a lost session is made again, for as long as there
+//! is time. Which server answers is checked when a session begins, as for the gate: a standby would
 //! show older rows.
 
 use std::rc::Rc;

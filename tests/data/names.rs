@@ -25,7 +25,7 @@ async fn a_name_is_whatever_sql_allows() {
         r#""My Schema.v1"."Odd ""Name""""#,
         &[r#"odd:{"Id.1"}:{old."se lect"}"#, r#"odd:{"Id.1"}"#],
     ) + &rule("public.select", &["select:{order}:{UPPER}", r#"brace:{"a}b|c"}"#])
-        + &rule(&format!("{long}"), &[&format!("long:{{{long}}}")])
+        + &rule(&long, &[&format!("long:{{{long}}}")])
         + &rule("größe", &[r#"size:{"é{}"}"#]);
     let sidecar = sidecar(&bed, &ddl, &rules).await;
     let odd = r#"insert into "My Schema.v1"."Odd ""Name""" values (1, 'a');
@@ -45,7 +45,7 @@ async fn connect(server: &Postgres, database: &str) -> Client {
     client
 }
 
-/// Keys are in UTF-8, whatever the database is in; SQL_ASCII alone knows no encoding, and its
+/// Keys are in UTF-8, whatever the database is in; `SQL_ASCII` alone knows no encoding, and its
 /// values are the bytes that stand in it.
 #[tokio::test]
 async fn keys_are_in_utf8_whatever_the_database_is_in() {

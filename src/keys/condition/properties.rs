@@ -129,7 +129,7 @@ proptest! {
         let columns: [(&str, Cell<'_>); 3] = [
             ("i", (20, text(&digits))),
             ("t", (25, text(&value))),
-            ("b", (16, text(if truth { "t" } else { "f" }))),
+            ("b", (16, text(if truth { "true" } else { "false" }))),
         ];
         let found = evaluate(&compile(&source), "insert", &[], &columns);
         match expected {
@@ -145,7 +145,7 @@ proptest! {
         hidden in any::<[bool; 3]>(),
     ) {
         let digits = int.to_string();
-        let truth = text(if truth { "t" } else { "f" });
+        let truth = text(if truth { "true" } else { "false" });
         let texts = [(20, text(&digits)), (25, text(&value)), (16, truth)];
         let columns = |hidden: [bool; 3]| {
             let cell = |at: usize| (texts[at].0, if hidden[at] { UNKNOWN } else { texts[at].1 });

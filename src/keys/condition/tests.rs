@@ -144,7 +144,7 @@ fn every_type_is_what_its_column_says() {
         ("new.x > 4 && new.x <= 5u", 20, "5", Ok(true)),
         ("new.x == 4294967295", 26, "4294967295", Ok(true)),
         ("new.x == 5", 23, "five", FAILS(Fault::Malformed)),
-        ("new.x", 16, "t", Ok(true)),
+        ("new.x", 16, "true", Ok(true)),
         ("!new.x", 16, "f", Ok(true)),
         ("new.x == true", 16, "f", Ok(false)),
         ("new.x > 0.5", 701, "0.75", Ok(true)),

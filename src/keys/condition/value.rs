@@ -82,8 +82,8 @@ pub(super) fn read(kind: Kind, text: &[u8]) -> Result<Value<'_>, Fault> {
     let number = |text| std::str::from_utf8(text).ok();
     let value = match kind {
         Kind::Bool => match text {
-            b"t" => Some(Value::Bool(true)),
-            b"f" => Some(Value::Bool(false)),
+            b"true" => Some(Value::Bool(true)),
+            b"false" => Some(Value::Bool(false)),
             _ => None,
         },
         Kind::Int => number(text).and_then(|text| text.parse().ok()).map(Value::Int),

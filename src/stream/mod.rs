@@ -1,11 +1,14 @@
 //! One session's stream: frames through the pure stages, and the loop back to the slot.
 
+mod counted;
+
 use std::collections::VecDeque;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
+use self::counted::{Arrivals, Counters};
 use crate::admin::{Health, Phase};
 use crate::capture::{Frame, Slot};
 use crate::channel::{Closed, Receiver, Room, Sender, channel};
@@ -13,10 +16,10 @@ use crate::config::TableName;
 use crate::decode::{LogicalMessage, Message, Relation, decode, decode_in_block};
 use crate::error::Error;
 use crate::failpoint::{Point, reach};
-use crate::gather::{Gathered, Gatherer, Row, Transaction};
+use crate::gather::{Gathered, Gatherer, Transaction};
 use crate::keys::{InProgress, KeySet, Rules, Signal};
 use crate::lsn::Lsn;
-use crate::metrics::{Metrics, OperationLabel, ReasonLabel, seconds};
+use crate::metrics::{Metrics, ReasonLabel};
 use crate::preflight;
 use crate::session::Timing;
 use crate::settle::{Input, Mapped, Resync, Visible};
@@ -37,9 +40,6 @@ const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long the server may take to end the stream in order; it does not interrupt a large
 /// transaction for it, and nothing is lost without.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(3);
-
-/// How far apart the arrivals are whose age `walsweep_oldest_unconfirmed_seconds` is taken from.
-const AGE_STEP: Duration = Duration::from_millis(100);
 
 /// How far apart malformed messages are that the log tells of; the metric counts every one.
 const MALFORMED_PAUSE: Duration = Duration::from_secs(10);
@@ -459,81 +459,5 @@ async fn room_for<'a>(
     match first {
         Some(first) => inputs.room_for(first).await,
         None => std::future::pending().await,
-    }
-}
-
-/// When transactions arrived, sampled, for the age of the oldest unconfirmed one.
-#[derive(Default)]
-struct Arrivals {
-    samples: VecDeque<(Lsn, Instant)>,
-}
-
-impl Arrivals {
-    fn add(&mut self, end_lsn: Lsn, at: Instant) {
-        match self.samples.back_mut() {
-            // The sample then stands for everything from its own arrival on.
-            Some((lsn, since)) if at - *since < AGE_STEP => *lsn = end_lsn,
-            _ => self.samples.push_back((end_lsn, at)),
-        }
-        if self.samples.len() > 10_000 {
-            // The oldest is what counts; the one after it may stand for more.
-            self.samples.remove(1);
-        }
-    }
-
-    fn confirmed(&mut self, lsn: Lsn) {
-        while self.samples.front().is_some_and(|(end_lsn, _)| *end_lsn <= lsn) {
-            self.samples.pop_front();
-        }
-    }
-
-    fn oldest_age(&self, now: Instant) -> f64 {
-        self.samples.front().map_or(0.0, |(_, at)| seconds(now - *at))
-    }
-}
-
-/// Counters that are looked up once, not for every row.
-struct Counters<'a> {
-    metrics: &'a Metrics,
-    transactions: prometheus_client::metrics::counter::Counter,
-    in_flight: prometheus_client::metrics::gauge::Gauge,
-    operations: [prometheus_client::metrics::counter::Counter; 4],
-    refreshes: prometheus_client::metrics::counter::Counter,
-    messages: prometheus_client::metrics::counter::Counter,
-}
-
-impl<'a> Counters<'a> {
-    fn new(metrics: &'a Metrics) -> Counters<'a> {
-        let count = |operation| metrics.changes.get_or_create_owned(&OperationLabel { operation });
-        let operations = ["insert", "update", "delete", "truncate"].map(count);
-        let (refreshes, messages) = (count("refresh"), count("message"));
-        let (transactions, in_flight) =
-            (metrics.transactions.clone(), metrics.in_flight_transactions.clone());
-        Counters { metrics, transactions, in_flight, operations, refreshes, messages }
-    }
-
-    fn row(&self, row: &Row) {
-        let [insert, update, delete, truncate] = &self.operations;
-        match row {
-            Row::Insert { .. } => insert.inc(),
-            Row::Update { .. } => update.inc(),
-            Row::Delete { .. } => delete.inc(),
-            Row::Truncate => truncate.inc(),
-        };
-    }
-
-    fn signal(&self, signal: Signal) {
-        match signal {
-            Signal::Other => {}
-            Signal::Refresh => drop(self.refreshes.inc()),
-            Signal::Message => drop(self.messages.inc()),
-            Signal::Malformed(malformed) => self.metrics.message_malformed(malformed),
-        }
-    }
-
-    fn keys(&self, keys: &KeySet) {
-        // What a transaction would have removed counts also when it removes nothing.
-        keys.matches().for_each(|(rule, count)| self.metrics.rule_matched(rule, count));
-        keys.widened().for_each(|(rule, why, count)| self.metrics.widened(rule, why, count));
     }
 }

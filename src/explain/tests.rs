@@ -1,0 +1,102 @@
+//! What a change is explained as.
+
+use super::{Error, Object, Operation, Question, explain};
+use crate::config::{Located, Location, Operations, Rule, TableName};
+use crate::keys::Rules;
+
+fn located(value: &str) -> Located<String> {
+    Located { value: value.to_owned(), at: Location::default() }
+}
+
+fn table(name: &str) -> TableName {
+    TableName { schema: "public".to_owned(), name: name.to_owned() }
+}
+
+fn rules() -> Rules {
+    let rule = Rule {
+        name: "predictions".to_owned(),
+        at: Location { line: 12, column: 1, key: "rule.0".to_owned() },
+        table: table("predictions"),
+        table_at: Location::default(),
+        operations: Operations { insert: false, ..Operations::ALL },
+        changed: vec![located("scored")],
+        immutable: Vec::new(),
+        keys: vec![located("p:{match_id}:{model}"), located("board:*")],
+        source: crate::config::Source::Table,
+        when: None,
+    };
+    Rules::compile(&[rule]).unwrap()
+}
+
+fn object(json: &str) -> Option<Object> {
+    (!json.is_empty()).then(|| serde_json::from_str(json).unwrap())
+}
+
+fn ask(operation: &str, old: &str, new: &str) -> Result<String, Error> {
+    let question = Question {
+        table: table("predictions"),
+        operation: operation.parse()?,
+        old: object(old),
+        new: object(new),
+        identity: vec!["match_id".to_owned()],
+    };
+    explain(&mut rules(), &question).map(|explanation| explanation.to_string())
+}
+
+#[track_caller]
+fn check(operation: &str, old: &str, new: &str, expected: &[&str]) {
+    let answer = ask(operation, old, new).unwrap();
+    let lines: Vec<&str> = answer.lines().map(str::trim_start).collect();
+    assert_eq!(lines[0], "rule `predictions` (line 12)");
+    assert_eq!(&lines[1..], expected);
+}
+
+#[test]
+fn each_operation_is_explained() {
+    let row = r#"{"match_id": 7, "model": "o'1", "scored": false}"#;
+    let scored = r#"{"scored": true, "model": null}"#;
+    check("insert", "", row, &["nothing  it does not look at insert"]);
+    check("delete", row, "", &["key      p:7:o'1", "pattern  board:*"]);
+    check("update", row, scored, &["key      p:7:o'1", "pattern  board:*"]);
+    check("update", row, row, &["nothing  no column of `changed` differs"]);
+    let truncated = ["pattern  p:*:*", "pattern  board:*", "widened  truncate: every row is gone"];
+    check("truncate", "", "", &truncated);
+}
+
+#[test]
+fn what_is_not_given_is_unknown() {
+    let why = "widened  replica_identity: an old value is not sent; set `replica identity \
+               full`, or declare it `immutable`";
+    let row = r#"{"match_id": 7, "model": 1.5, "scored": true}"#;
+    let both = ["key      p:7:1.5", "pattern  p:7:*", "pattern  board:*", why];
+    check("update", "", row, &both);
+    check("delete", r#"{"match_id": 7}"#, "", &["pattern  p:7:*", "pattern  board:*", why]);
+    let missing = "widened  missing_column: a column is not in the row";
+    let new = r#"{"match_id": 7, "scored": true}"#;
+    check("update", "", new, &["pattern  p:7:*", "pattern  board:*", missing]);
+}
+
+#[test]
+fn a_question_without_sense_has_no_answer() {
+    let missing = ask("delete", "", "").unwrap_err();
+    assert_eq!(missing.to_string(), "explain `delete`: its old row is not given");
+    assert_eq!(missing.hint().as_deref(), Some("add `--old JSON`"));
+    let extra = ask("insert", "{}", "{}").unwrap_err();
+    assert_eq!(extra, Error::ExtraRow { operation: Operation::Insert, version: "old" });
+    let nested = ask("delete", r#"{"model": [1]}"#, "").unwrap_err();
+    assert_eq!(nested, Error::Nested("model".to_owned()));
+    assert!(matches!(ask("upsert", "", ""), Err(Error::UnknownOperation(_))));
+}
+
+#[test]
+fn a_table_without_rules_is_told_with_those_that_have_some() {
+    let question = Question {
+        table: table("other"),
+        operation: Operation::Truncate,
+        old: None,
+        new: None,
+        identity: Vec::new(),
+    };
+    let answer = explain(&mut rules(), &question).unwrap().to_string();
+    assert_eq!(answer, "no rule looks at `public.other`; rules look at `public.predictions`\n");
+}

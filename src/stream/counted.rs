@@ -1,0 +1,92 @@
+//! What the metrics are told of a stream.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::gauge::Gauge;
+use tokio::time::Instant;
+
+use crate::gather::Row;
+use crate::keys::{KeySet, Signal};
+use crate::lsn::Lsn;
+use crate::metrics::{Metrics, OperationLabel, seconds};
+
+/// How far apart the arrivals are whose age `walsweep_oldest_unconfirmed_seconds` is taken from.
+const AGE_STEP: Duration = Duration::from_millis(100);
+
+/// When transactions arrived, sampled, for the age of the oldest unconfirmed one.
+#[derive(Default)]
+pub(super) struct Arrivals {
+    samples: VecDeque<(Lsn, Instant)>,
+}
+
+impl Arrivals {
+    pub(super) fn add(&mut self, end_lsn: Lsn, at: Instant) {
+        match self.samples.back_mut() {
+            // The sample then stands for everything from its own arrival on.
+            Some((lsn, since)) if at - *since < AGE_STEP => *lsn = end_lsn,
+            _ => self.samples.push_back((end_lsn, at)),
+        }
+        if self.samples.len() > 10_000 {
+            // The oldest is what counts; the one after it may stand for more.
+            self.samples.remove(1);
+        }
+    }
+
+    pub(super) fn confirmed(&mut self, lsn: Lsn) {
+        while self.samples.front().is_some_and(|(end_lsn, _)| *end_lsn <= lsn) {
+            self.samples.pop_front();
+        }
+    }
+
+    pub(super) fn oldest_age(&self, now: Instant) -> f64 {
+        self.samples.front().map_or(0.0, |(_, at)| seconds(now - *at))
+    }
+}
+
+/// Counters that are looked up once, not for every row.
+pub(super) struct Counters<'a> {
+    metrics: &'a Metrics,
+    pub(super) transactions: Counter,
+    pub(super) in_flight: Gauge,
+    operations: [Counter; 4],
+    refreshes: Counter,
+    messages: Counter,
+}
+
+impl<'a> Counters<'a> {
+    pub(super) fn new(metrics: &'a Metrics) -> Counters<'a> {
+        let count = |operation| metrics.changes.get_or_create_owned(&OperationLabel { operation });
+        let operations = ["insert", "update", "delete", "truncate"].map(count);
+        let (refreshes, messages) = (count("refresh"), count("message"));
+        let (transactions, in_flight) =
+            (metrics.transactions.clone(), metrics.in_flight_transactions.clone());
+        Counters { metrics, transactions, in_flight, operations, refreshes, messages }
+    }
+
+    pub(super) fn row(&self, row: &Row) {
+        let [insert, update, delete, truncate] = &self.operations;
+        match row {
+            Row::Insert { .. } => insert.inc(),
+            Row::Update { .. } => update.inc(),
+            Row::Delete { .. } => delete.inc(),
+            Row::Truncate => truncate.inc(),
+        };
+    }
+
+    pub(super) fn signal(&self, signal: Signal) {
+        match signal {
+            Signal::Other => {}
+            Signal::Refresh => drop(self.refreshes.inc()),
+            Signal::Message => drop(self.messages.inc()),
+            Signal::Malformed(malformed) => self.metrics.message_malformed(malformed),
+        }
+    }
+
+    pub(super) fn keys(&self, keys: &KeySet) {
+        // What a transaction would have removed counts also when it removes nothing.
+        keys.matches().for_each(|(rule, count)| self.metrics.rule_matched(rule, count));
+        keys.widened().for_each(|(rule, why, count)| self.metrics.widened(rule, why, count));
+    }
+}
