@@ -51,6 +51,9 @@ impl Watched {
     ///
     /// The query's.
     pub async fn look(&self, client: &Client) -> Result<Shape, tokio_postgres::Error> {
+        if is_off() {
+            return Ok(Shape::default());
+        }
         let query = include_str!("../sql/shape.sql");
         let Watched { schemas, names, publication } = self;
         let rows = client.query(query, &[schemas, names, publication]).await?;
@@ -72,6 +75,12 @@ impl Watched {
             }
         }
     }
+}
+
+/// The switch with which tests see that a stream is read right, without the sweep that would hide
+/// it if it were not. It exists only with the feature `failpoints`, which no release build has.
+fn is_off() -> bool {
+    cfg!(feature = "failpoints") && std::env::var_os("WALSWEEP_TEST_UNWATCHED").is_some()
 }
 
 impl Shape {

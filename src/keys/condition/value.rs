@@ -76,7 +76,7 @@ impl Kind {
     }
 }
 
-/// Reads a column's text.
+/// Reads a column's text, a boolean as it stands in keys.
 #[inline]
 pub(super) fn read(kind: Kind, text: &[u8]) -> Result<Value<'_>, Fault> {
     let number = |text| std::str::from_utf8(text).ok();
