@@ -90,7 +90,7 @@ const FIELDS: [(&str, &[&str]); 6] = [
 const PROMISE_COUNT: usize = 9;
 
 // ---------------------------------------------------------------------------------------- the tree
-/// Every file under `folder` whose name ends so, with its content, but those that `make fuzz` built.
+/// Every file under `folder` whose name ends so, with its content; not what `make fuzz` built.
 fn files(folder: &str, endings: &[&str]) -> Vec<(String, String)> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut folders = vec![root.join(folder)];
