@@ -1,10 +1,13 @@
 //! Readers on standbys: what they cached before the standby replayed a commit goes after it, and a
 //! standby that is late or gone holds back nothing but the confirmation (I2, I3, I7).
 
+use std::rc::Rc;
 use std::time::Duration;
 
 use redis::AsyncCommands;
 use walsweep::lsn::Lsn;
+use walsweep::postgres::{Endpoint, connect_sql};
+use walsweep::settle::{self, Probe, SqlProbe};
 use walsweep::throwaway::{Postgres, StopMode};
 
 use crate::support::{Bed, PATIENCE, Settings, Sidecar, Sql, always, eventually, text};
@@ -157,6 +160,19 @@ async fn a_standby_that_was_started_again_costs_a_sweep() {
     sidecar.wait_log("a replica was started again").await;
     update(&bed, 2).await;
     bed.settled().await;
+}
+
+/// Its snapshots do not list what runs on the primary.
+#[tokio::test]
+async fn a_standby_is_never_asked_what_is_visible() {
+    let bed = Bed::new(&[]).await;
+    let standby = bed.postgres.standby("standby", &[]).await.unwrap();
+    for (server, is_standby) in [(&bed.postgres, false), (&standby, true)] {
+        let sql = connect_sql(&Endpoint::parse(&server.url()).unwrap(), "gate").await.unwrap();
+        let probe = SqlProbe::new(Rc::new(sql)).await.unwrap();
+        let snapshot = probe.snapshot().await;
+        assert_eq!(matches!(snapshot, Err(settle::Error::Standby)), is_standby, "{snapshot:?}");
+    }
 }
 
 #[tokio::test]

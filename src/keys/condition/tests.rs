@@ -181,6 +181,12 @@ fn every_type_is_what_its_column_says() {
         ("new.x >= timestamp('2026-07-19T00:00:00Z')", 1082, "2026-07-19", Ok(true)),
         ("new.x > timestamp('2026-07-19T18:00:00Z')", 1184, "infinity", Ok(true)),
         (
+            "new.x > timestamp('2026-07-19T18:00:00Z')",
+            1082,
+            "294248-01-01",
+            FAILS(Fault::Malformed),
+        ),
+        (
             "new.x - timestamp('2026-07-19T18:00:00Z') == duration('1h')",
             1114,
             "2026-07-19 19:00:00",

@@ -38,7 +38,7 @@ fn read(text: &[u8]) -> Option<(i64, bool)> {
     let day = cursor.number(2, 2).filter(|day| (1..=days_of_month(year, month)).contains(day))?;
     let days = days_from_civil(year, month, day);
     if cursor.0.is_empty() {
-        return Some((days * 86_400 * SECOND, false));
+        return Some((days.checked_mul(86_400 * SECOND)?, false));
     }
     cursor.take(b' ').or_else(|| cursor.take(b'T'))?;
     let (mut seconds, mut unit) = (days * 86_400, 3600);
