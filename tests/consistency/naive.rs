@@ -46,6 +46,7 @@ pub(crate) async fn run() {
         match gatherer.push(decode(payload).unwrap()).unwrap() {
             // It asks for whole transactions, so nothing comes in blocks.
             Gathered::Nothing
+            | Gathered::Logical(_)
             | Gathered::Block(_)
             | Gathered::Pause
             | Gathered::StreamCommitted(_)
