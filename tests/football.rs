@@ -232,4 +232,7 @@ async fn what_is_rolled_back_and_what_no_page_shows_spares_everything_else() {
     site.check(&half, &oracle, &[one]).await;
     site.check(&format!("call note_venue({}, 'Elsewhere')", other.id), &[], &[]).await;
     site.check("call disable_model('atlas-001')", &model_counts(), &[]).await;
+    // Its predictions go with it, and no lookup finds it: they were not scored, so none is asked.
+    let oracle = [match_caches(other), roundups(other)].concat();
+    site.check(&format!("call remove_match({})", other.id), &oracle, &[other]).await;
 }
