@@ -51,8 +51,9 @@ async fn widened(sidecar: &Sidecar, reason: &str) -> f64 {
 
 /// How many rows lookups have read, by the server's own count of index scans.
 async fn rows_read(bed: &Bed) -> i64 {
-    // Backends tell what they counted at most once a second, and when they have nothing to do.
-    tokio::time::sleep(Duration::from_millis(1500)).await;
+    // Backends tell what they counted at most once a second, and the rest after ten seconds in
+    // which they had nothing to do (pgstat.c, PGSTAT_IDLE_INTERVAL).
+    tokio::time::sleep(Duration::from_secs(11)).await;
     let count = "select idx_scan from pg_stat_user_tables where relname = 'game'";
     bed.sql.run("select pg_stat_clear_snapshot()").await;
     bed.sql.one(count).await
@@ -293,7 +294,7 @@ async fn a_thousand_rows_are_read_for_a_hundred_thousand_changes() {
     bed.settled().await;
     let read = rows_read(&bed).await - before;
     println!("{read} rows were read for 100 000 changes over 1 000 matches");
-    assert!((1..=1010).contains(&read), "{read}");
+    assert!((1..=1000).contains(&read), "{read}");
     assert!(widened(&sidecar, "lookup_failed").await < 0.5);
 }
 
