@@ -237,7 +237,8 @@ async fn settle<P: Probe, S: Standby + 'static>(
     (replicas, standbys): (Replicas, Vec<S>),
     ends: GateEnds,
 ) -> Result<(), settle::Error> {
-    let GateEnds { inputs, visible } = ends;
+    let GateEnds { inputs, visible, answers } = ends;
+    let gate = gate.with_answers(answers);
     if standbys.is_empty() {
         return look_up(gate, lookups, inputs, visible).await;
     }

@@ -5,9 +5,10 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use tokio::time::Instant;
+use walsweep::throwaway::{Signal, signal};
 
 use crate::support::{Bed, PATIENCE, Settings, Sidecar, Sql, always, eventually};
-use crate::visibility::{GHOST, release, stuck};
+use crate::visibility::{GHOST, release, stuck, waits};
 
 const RULES: &str = r#"
 [[rule]]
@@ -305,4 +306,67 @@ async fn an_invisible_one_keeps_its_keys_and_delays_no_other() {
     release(&bed).await;
     writer.await.unwrap();
     assert_exact(&bed, 20_000).await;
+}
+
+/// Stops the process that sends the stream: what it has not sent stays on the server.
+async fn stop_sender(bed: &Bed) -> [u32; 1] {
+    let pid: i32 = bed.sql.one("select active_pid from pg_replication_slots").await;
+    let sender = [u32::try_from(pid).unwrap()];
+    signal(&sender, Signal::Stop).unwrap();
+    sender
+}
+
+/// How many keys of these ids are cached.
+async fn cached_of(bed: &Bed, ids: std::ops::RangeInclusive<i32>) -> usize {
+    cached(bed).await.range(ids).count()
+}
+
+#[tokio::test]
+async fn what_readers_see_goes_while_the_rest_is_on_its_way() {
+    let (bed, sidecar) = set_up(&[], 30_000).await;
+    bed.sql
+        .run(&format!("begin; {} savepoint a; {}", insert(1, 5_000), insert(5_001, 10_000)))
+        .await;
+    bed.sql.run(&format!("release a; savepoint b; {}", insert(10_001, 20_000))).await;
+    received(&sidecar, 16_000.0).await;
+    let sender = stop_sender(&bed).await;
+    bed.sql.run(&format!("rollback to b; {} commit", insert(20_001, 25_000))).await;
+    eventually(PATIENCE, "what was received of the commit goes", || async {
+        cached_of(&bed, 1..=10_000).await == 0
+    })
+    .await;
+    assert_eq!(cached_of(&bed, 10_001..=30_000).await, 20_000, "undone, or not received");
+    signal(&sender, Signal::Cont).unwrap();
+    assert_exact(&bed, 30_000).await;
+    sidecar.assert_quiet(&["sweeping everything"]);
+}
+
+/// I1, and what is undone is over as well.
+#[tokio::test]
+async fn what_no_reader_sees_stays_while_the_rest_is_on_its_way() {
+    let (bed, sidecar) = set_up(&[], 30_000).await;
+    let undone = Sql::connect(&bed.postgres).await;
+    undone.run(&format!("begin; {}", insert(1, 10_000))).await;
+    received(&sidecar, 8_000.0).await;
+    bed.postgres.conf(GHOST).await.unwrap();
+    let writer = Sql::connect(&bed.postgres).await;
+    writer.run(&format!("begin; {}", insert(10_001, 20_000))).await;
+    received(&sidecar, 16_000.0).await;
+    let sender = stop_sender(&bed).await;
+    undone.run("rollback").await;
+    let writer = tokio::spawn(async move { writer.run("commit").await });
+    waits(&bed).await;
+    always(Duration::from_secs(3), "nobody sees it", || async {
+        cached(&bed).await.len() == 30_000
+    })
+    .await;
+    release(&bed).await;
+    writer.await.unwrap();
+    eventually(PATIENCE, "what was received of the commit goes", || async {
+        cached_of(&bed, 10_001..=17_000).await == 0
+    })
+    .await;
+    assert_eq!(cached_of(&bed, 1..=10_000).await, 10_000, "undone");
+    signal(&sender, Signal::Cont).unwrap();
+    assert_exact(&bed, 30_000).await;
 }

@@ -21,13 +21,18 @@ pub(crate) async fn stuck(bed: &Bed, statement: &'static str) -> JoinHandle<()> 
     let waiting = tokio::spawn(async move {
         sql.run(statement).await;
     });
+    waits(bed).await;
+    waiting
+}
+
+/// Waits until a commit waits for a standby.
+pub(crate) async fn waits(bed: &Bed) {
     eventually(PATIENCE, "the writer waits for its standby", || async {
         bed.sql
             .one("select exists (select from pg_stat_activity where wait_event = 'SyncRep')")
             .await
     })
     .await;
-    waiting
 }
 
 /// Ends the wait: the commit becomes visible without any standby.

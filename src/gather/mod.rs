@@ -6,7 +6,7 @@
 //! relation cache and the header of the one transaction that is being received.
 //!
 //! A large transaction comes in blocks while it runs, other transactions between them; whether it
-//! commits is told by a message of its own.
+//! commits is told by a message of its own, often long after readers see it.
 
 mod family;
 mod relations;

@@ -47,6 +47,8 @@ pub struct InProgress {
 struct Streamed {
     /// Its own keys; once flattened, those of its subtransactions, too.
     own: KeySet,
+    /// Own keys that were released early.
+    released: Option<KeySet>,
     is_flat: bool,
     /// The subtransactions that were filled last, the very last first.
     ready: VecDeque<(u32, KeySet)>,
@@ -143,6 +145,31 @@ impl InProgress {
         }
     }
 
+    /// The transactions with keys that were not released, with so many of their subtransactions
+    /// that have keys.
+    pub fn unreleased(&self, subxids_max: usize) -> Vec<(u32, Vec<u32>)> {
+        let open = self.open.as_ref().map(|(xid, streamed)| (xid, streamed));
+        let all = self.waiting.iter().chain(open);
+        all.filter(|(_, streamed)| streamed.has_unreleased())
+            .map(|(xid, streamed)| (*xid, streamed.subxids().take(subxids_max).collect()))
+            .collect()
+    }
+
+    /// The transaction is committed, and with it these of its subtransactions: the keys of both,
+    /// as far as they were not released before. They count for the commit all the same.
+    pub fn release(&mut self, xid: u32, subxids: &[u32]) -> Option<KeySet> {
+        if let Some((open, streamed)) = &mut self.open
+            && *open == xid
+        {
+            return streamed.release(subxids, &self.empty);
+        }
+        let mut streamed = self.take(xid)?;
+        let keys = streamed.release(subxids, &self.empty);
+        self.waiting_bytes += streamed.bytes();
+        self.waiting.insert(xid, streamed);
+        keys
+    }
+
     fn take(&mut self, xid: u32) -> Option<Streamed> {
         let streamed = self.waiting.remove(&xid)?;
         self.waiting_bytes -= streamed.bytes();
@@ -169,12 +196,39 @@ impl InProgress {
 impl Streamed {
     fn new(own: KeySet) -> Streamed {
         let (ready, packed) = (VecDeque::new(), HashMap::new());
-        Streamed { own, is_flat: false, ready, packed, packed_bytes: 0 }
+        Streamed { own, released: None, is_flat: false, ready, packed, packed_bytes: 0 }
     }
 
     fn bytes(&self) -> usize {
         let ready: usize = self.ready.iter().map(|(_, keys)| keys.bytes()).sum();
-        self.own.bytes() + ready + self.packed_bytes
+        let released = self.released.as_ref().map_or(0, KeySet::bytes);
+        self.own.bytes() + released + ready + self.packed_bytes
+    }
+
+    fn has_unreleased(&self) -> bool {
+        !self.own.is_empty() || !self.ready.is_empty() || !self.packed.is_empty()
+    }
+
+    fn subxids(&self) -> impl Iterator<Item = u32> {
+        self.ready.iter().map(|(xid, _)| *xid).chain(self.packed.keys().copied())
+    }
+
+    /// A subtransaction of a committed transaction cannot be undone any more: its keys become the
+    /// transaction's own.
+    fn release(&mut self, subxids: &[u32], empty: &KeySet) -> Option<KeySet> {
+        for subxid in subxids {
+            let place = self.ready.iter().position(|(ready, _)| ready == subxid);
+            if let Some((_, keys)) = place.and_then(|place| self.ready.remove(place)) {
+                self.own.merge(&keys);
+            } else if let Some(packed) = self.unpack(*subxid) {
+                packed.add_to(&mut self.own);
+            }
+        }
+        let own = std::mem::replace(&mut self.own, empty.clone());
+        let released = self.released.get_or_insert_with(|| empty.clone());
+        let keys = own.beyond(released);
+        released.merge(&own);
+        (!keys.is_empty()).then_some(keys)
     }
 
     /// Puts a subtransaction's set in front, as it was left or new.
@@ -211,6 +265,7 @@ impl Streamed {
 
     fn merged(self) -> KeySet {
         let mut keys = self.own;
+        self.released.iter().for_each(|released| keys.merge(released));
         self.ready.iter().for_each(|(_, ready)| keys.merge(ready));
         self.packed.values().for_each(|packed| packed.add_to(&mut keys));
         keys

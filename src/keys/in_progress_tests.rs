@@ -106,6 +106,43 @@ fn beyond_the_limit_the_largest_collapses_and_loses_nothing() {
 }
 
 #[test]
+fn what_is_released_goes_once_and_counts_for_the_commit() {
+    let mut rules = rules();
+    let mut open = InProgress::new(rules.key_set());
+    open.enter(1);
+    for (xid, ids) in [(1, 0..20), (11, 20..40), (12, 40..60)] {
+        ids.for_each(|id| rules.add(&change(id), open.of(xid)));
+    }
+    let mut asked = open.unreleased(10);
+    asked[0].1.sort_unstable();
+    assert_eq!(asked, [(1, vec![11, 12])]);
+    let exact = |keys: &KeySet| {
+        let mut all: Vec<String> =
+            keys.exact().map(|(_, key)| key.escape_ascii().to_string()).collect();
+        all.sort();
+        all
+    };
+    let first = open.release(1, &[11]).unwrap();
+    assert_eq!(exact(&first), exact(&keys_of(&mut rules, 0..40)), "12 may still be undone");
+    assert_eq!(open.unreleased(10), [(1, vec![12])]);
+    assert!(open.release(1, &[]).is_none(), "nothing new");
+    rules.add(&change(7), open.of(1));
+    assert!(open.release(1, &[]).is_none(), "the same once more");
+    open.leave();
+    open.enter(1);
+    rules.add(&change(100), open.of(11));
+    open.leave();
+    let second = open.release(1, &[11]).unwrap();
+    assert_eq!(exact(&second), ["k:100"]);
+    assert_eq!(second.patterns().count(), 0, "the patterns went before");
+    open.abort(1, 12);
+    assert_eq!(open.unreleased(10), []);
+    let all = (0..40).chain([7, 100]);
+    assert_eq!(listed(&open.commit(1)), listed(&keys_of(&mut rules, all)));
+    assert_eq!((open.len(), open.bytes()), (0, 0));
+}
+
+#[test]
 fn an_unknown_transaction_has_no_keys() {
     let mut open = InProgress::new(rules().key_set());
     open.abort(1, 1);
@@ -119,11 +156,20 @@ proptest! {
     #[test]
     fn a_commit_has_the_keys_of_the_rows_that_survived(
         steps in prop::collection::vec((0..3u32, 0..14u32, 0..40u32, 0..10u8), 1..200),
+        releases in prop::collection::vec(0..200usize, 0..5),
     ) {
         let mut rules = rules();
         let mut open = InProgress::new(rules.key_set());
         let mut rows: Vec<(u32, u32, u32)> = Vec::new();
-        for (top, sub, id, kind) in steps {
+        let mut ended = false;
+        for (step, (top, sub, id, kind)) in steps.into_iter().enumerate() {
+            // Transaction 100 has ended at some step; from there on nothing of it is undone.
+            ended |= releases.contains(&step);
+            if ended {
+                let asked = open.unreleased(100).into_iter().find(|(xid, _)| *xid == 100);
+                asked.and_then(|(xid, subxids)| open.release(xid, &subxids));
+            }
+            let kind = if ended && top == 1 { kind.max(1) } else { kind };
             // Top-level transactions 0, 100 and 200, each with subtransactions behind it.
             let (top, xid) = (top * 100, top * 100 + sub);
             if kind == 0 {

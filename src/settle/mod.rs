@@ -14,6 +14,7 @@
 //! grow with their number; it is asked for as early as BEGIN, while the rows are still arriving;
 //! what it says stays true, so an old one that contains the transaction is as good as a new one.
 
+mod early;
 mod lookups;
 mod probe;
 mod replicas;
@@ -28,6 +29,7 @@ mod tests;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::channel::{Closed, Receiver, Sender, Weight};
@@ -38,6 +40,7 @@ use crate::lsn::Lsn;
 use crate::metrics::{Metrics, seconds};
 use crate::postgres;
 
+pub use early::{Early, Ended, Question};
 pub use lookups::Lookups;
 pub use probe::{Probe, SqlProbe};
 pub use replicas::Replicas;
@@ -86,6 +89,10 @@ pub enum Input {
     /// Everything must be swept; once now, and once more when every transaction that may have been
     /// committed before the stream starts, unseen, has ended.
     Resync(Box<Resync>),
+    /// Whether transactions that are being sent have ended.
+    Questions(Vec<Question>),
+    /// Keys of one that has.
+    Early(Box<Early>),
 }
 
 /// A committed transaction and the keys that it makes stale.
@@ -130,6 +137,9 @@ pub enum Cause {
         /// Whether no further sweep is owed after this one.
         last: bool,
     },
+    /// A committed transaction that is still being sent. Nothing waits for this removal: the same
+    /// keys come once more with the transaction.
+    Early,
     /// Standbys that readers use have replayed what the keys were removed for before.
     Replayed(Replayed),
 }
@@ -172,7 +182,7 @@ impl Visible {
     pub(crate) fn for_tests(cause: Cause, keys: KeySet) -> Visible {
         let position = match &cause {
             Cause::Transaction(transaction) => transaction.end_lsn,
-            Cause::Resync { .. } | Cause::Replayed(_) => Lsn::ZERO,
+            Cause::Resync { .. } | Cause::Replayed(_) | Cause::Early => Lsn::ZERO,
         };
         Visible { cause, keys, at: Instant::now(), position, settles: true }
     }
@@ -187,7 +197,8 @@ impl Visible {
 impl Weight for Input {
     fn bytes(&self) -> usize {
         match self {
-            Input::Begin { .. } => 0,
+            Input::Begin { .. } | Input::Questions(_) => 0,
+            Input::Early(early) => early.bytes(),
             Input::Transaction(mapped) => mapped.keys.bytes(),
             Input::Resync(resync) => resync.keys.bytes(),
         }
@@ -240,6 +251,8 @@ pub struct Gate<P> {
     next_look: Instant,
     /// Whether sweeps of everything need a position.
     has_replicas: bool,
+    /// Where questions are answered.
+    answers: Option<mpsc::Sender<Ended>>,
 }
 
 /// Something that is not visible yet.
@@ -271,6 +284,7 @@ impl<P: Probe> Gate<P> {
             idle_looks: 0,
             next_look: Instant::now(),
             has_replicas: false,
+            answers: None,
         }
     }
 
@@ -279,6 +293,12 @@ impl<P: Probe> Gate<P> {
     #[must_use]
     pub fn with_replicas(self) -> Gate<P> {
         Gate { has_replicas: true, ..self }
+    }
+
+    /// The same gate, which answers questions on `answers`.
+    #[must_use]
+    pub fn with_answers(self, answers: mpsc::Sender<Ended>) -> Gate<P> {
+        Gate { answers: Some(answers), ..self }
     }
 
     /// Passes `inputs` on to `outputs` as they become visible, until `inputs` ends and nothing
@@ -318,6 +338,8 @@ impl<P: Probe> Gate<P> {
             }
             Input::Transaction(mapped) => self.take_transaction(*mapped, outputs).await?,
             Input::Resync(resync) => self.take_resync(*resync, outputs).await?,
+            Input::Questions(asked) => self.take_questions(asked, outputs).await?,
+            Input::Early(early) => self.take_early(*early, outputs).await,
         }
         Ok(())
     }

@@ -18,6 +18,9 @@ pub trait Probe {
 
     /// An LSN behind every commit that is visible now.
     fn position(&self) -> impl Future<Output = Result<Lsn, Error>>;
+
+    /// Which of these transactions are committed, in their order. All of them have ended.
+    fn committed(&self, xids: &[u64]) -> impl Future<Output = Result<Vec<bool>, Error>>;
 }
 
 /// Asks over an ordinary connection to the same primary that the slot is on. Which server that is,
@@ -66,5 +69,11 @@ impl Probe for SqlProbe {
         row.try_get::<_, &str>(0)?
             .parse()
             .map_err(|_lsn| Error::Answer(super::snapshot::ParseError))
+    }
+
+    async fn committed(&self, xids: &[u64]) -> Result<Vec<bool>, Error> {
+        let xids: Vec<i64> = xids.iter().map(|xid| xid.cast_signed()).collect();
+        let rows = self.client.query(include_str!("../../sql/committed.sql"), &[&xids]).await?;
+        Ok(rows.iter().map(|row| row.try_get(0)).collect::<Result<_, _>>()?)
     }
 }

@@ -84,6 +84,7 @@ enum Passed {
     First(u64, bool),
     Resync { last: bool, settles: bool },
     Replayed(Vec<u64>, u32),
+    Early,
 }
 
 /// A rule with one exact key.
@@ -172,6 +173,7 @@ impl Bench {
         let passed = match cause {
             Cause::Transaction(transaction) => Passed::First(transaction.end_lsn.0, settles),
             Cause::Resync { last } => Passed::Resync { last, settles },
+            Cause::Early => Passed::Early,
             Cause::Replayed(Replayed { end_lsns, resyncs }) => {
                 assert!(settles, "nothing comes after it");
                 Passed::Replayed(end_lsns.iter().map(|lsn| lsn.0).collect(), resyncs)
@@ -197,6 +199,20 @@ impl Bench {
 
 async fn local<T>(test: impl Future<Output = T>) -> T {
     LocalSet::new().run_until(test).await
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_goes_early_waits_for_no_standby() {
+    local(async {
+        let mut bench = Bench::new();
+        let keys = bench.keys(std::iter::once(100));
+        bench.inputs.send(Visible::for_tests(Cause::Early, keys)).await.unwrap();
+        assert_eq!(bench.next().await, Some(Passed::Early));
+        bench.one.replayed.set(300);
+        bench.other.replayed.set(300);
+        assert_eq!(bench.next().await, None, "its keys come again with the commit");
+    })
+    .await;
 }
 
 #[tokio::test(start_paused = true)]

@@ -58,7 +58,7 @@ impl Snapshot {
 
     /// The 64-bit id nearest to xmax with these low 32 bits. Exact while the two are less than 2^31
     /// apart, which Postgres enforces: the slot's `catalog_xmin` holds back wraparound.
-    fn widen(&self, xid: u32) -> Option<u64> {
+    pub(super) fn widen(&self, xid: u32) -> Option<u64> {
         let low = u32::try_from(self.xmax & 0xFFFF_FFFF).expect("masked to 32 bits");
         let distance = xid.wrapping_sub(low).cast_signed();
         self.xmax.checked_add_signed(i64::from(distance))

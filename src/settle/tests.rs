@@ -9,7 +9,7 @@ use crate::channel::{Receiver, Sender, channel};
 use tokio::task::{JoinHandle, LocalSet};
 use tokio::time::Instant;
 
-use super::{Cause, Error, Gate, Input, Mapped, Probe, Resync, Snapshot, Visible};
+use super::{Cause, Error, Gate, Input, Mapped, Probe, Question, Resync, Snapshot, Visible};
 use crate::gather::Transaction;
 use crate::keys::Rules;
 use crate::lsn::Lsn;
@@ -22,6 +22,7 @@ struct Server {
     fails: Rc<Cell<bool>>,
     answers: Rc<Cell<bool>>,
     looks: Rc<Cell<u32>>,
+    committed: Rc<RefCell<Vec<u64>>>,
 }
 
 impl Server {
@@ -31,6 +32,7 @@ impl Server {
             fails: Rc::default(),
             answers: Rc::new(Cell::new(true)),
             looks: Rc::default(),
+            committed: Rc::default(),
         }
     }
 
@@ -58,6 +60,10 @@ impl Probe for Server {
 
     async fn position(&self) -> Result<Lsn, Error> {
         Ok(Lsn(5_000))
+    }
+
+    async fn committed(&self, xids: &[u64]) -> Result<Vec<bool>, Error> {
+        Ok(xids.iter().map(|xid| self.committed.borrow().contains(xid)).collect())
     }
 }
 
@@ -97,7 +103,7 @@ impl Session {
         let visible = tokio::time::timeout(limit, self.visible.recv()).await.ok()??;
         match visible.into_parts().0 {
             Cause::Transaction(transaction) => Some(transaction.xid),
-            Cause::Resync { .. } | Cause::Replayed(_) => None,
+            Cause::Resync { .. } | Cause::Replayed(_) | Cause::Early => None,
         }
     }
 }
@@ -191,6 +197,37 @@ async fn a_look_without_an_answer_ends_the_gate() {
         session.commit(20).await;
         assert_eq!(session.next_within(Duration::from_secs(60)).await, None);
         assert!(matches!(session.gate.await, Ok(Err(Error::Timeout))));
+    })
+    .await;
+}
+
+/// I1: asked about one that runs, one that was undone, one whose subtransaction was, and one before
+/// the first id.
+#[tokio::test(start_paused = true)]
+async fn only_what_is_seen_and_committed_is_answered() {
+    local(async {
+        let server = Server::new("40:60:40");
+        server.committed.borrow_mut().extend([40, 50, 51, 45]);
+        let (inputs, gate_inputs) = channel(16);
+        let (outputs, mut visible) = channel(16);
+        let (answers, mut answered) = tokio::sync::mpsc::channel(16);
+        let gate = Gate::new(server, Arc::new(Metrics::new(&[]))).with_answers(answers);
+        tokio::task::spawn_local(gate.run(gate_inputs, outputs));
+        let question = |xid, subxids: &[u32]| Question { xid, subxids: subxids.to_vec() };
+        let asked = [
+            question(40, &[]),
+            question(41, &[45]),
+            question(50, &[51, 52]),
+            question(60, &[]),
+            question(u32::MAX, &[]),
+        ];
+        inputs.send(Input::Questions(asked.to_vec())).await.unwrap();
+        let ended = answered.recv().await.unwrap();
+        assert_eq!((ended.xid(), ended.subxids()), (50, [51].as_slice()));
+        let early = Input::Early(Box::new(ended.with_keys(rules().key_set())));
+        inputs.send(early).await.unwrap();
+        assert_eq!(visible.recv().await.unwrap().into_parts().0, Cause::Early);
+        assert!(answered.try_recv().is_err(), "one was answered");
     })
     .await;
 }

@@ -1,6 +1,7 @@
 //! One session's stream: frames through the pure stages, and the loop back to the slot.
 
 mod counted;
+mod early;
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -22,7 +23,7 @@ use crate::lsn::Lsn;
 use crate::metrics::{Metrics, ReasonLabel};
 use crate::preflight;
 use crate::session::Timing;
-use crate::settle::{Input, Mapped, Resync, Visible};
+use crate::settle::{Ended, Input, Mapped, Resync, Visible};
 use crate::shutdown::Shutdown;
 use crate::sweep::{Broken, Event};
 use crate::watermark::Ledger;
@@ -48,6 +49,7 @@ const MALFORMED_PAUSE: Duration = Duration::from_secs(10);
 pub struct Ends {
     inputs: Sender<Input>,
     events: mpsc::Receiver<Event>,
+    answers: mpsc::Receiver<Ended>,
     safe: watch::Sender<Lsn>,
 }
 
@@ -57,6 +59,8 @@ pub struct GateEnds {
     pub inputs: Receiver<Input>,
     /// What it gives.
     pub visible: Sender<Visible>,
+    /// What it answers.
+    pub answers: mpsc::Sender<Ended>,
 }
 
 /// The sweeper's ends.
@@ -76,10 +80,11 @@ impl Ends {
         let (inputs, gate_inputs) = channel(CHANNEL_LENGTH);
         let (visible, sweeper_visible) = channel(CHANNEL_LENGTH);
         let (events_sender, events) = mpsc::channel(CHANNEL_LENGTH);
+        let (answers_sender, answers) = mpsc::channel(CHANNEL_LENGTH);
         let (safe, sweeper_safe) = watch::channel(start);
         (
-            Ends { inputs, events, safe },
-            GateEnds { inputs: gate_inputs, visible },
+            Ends { inputs, events, answers, safe },
+            GateEnds { inputs: gate_inputs, visible, answers: answers_sender },
             SweeperEnds { visible: sweeper_visible, safe: sweeper_safe, events: events_sender },
         )
     }
@@ -106,6 +111,8 @@ pub struct Stream<'a> {
     reply_due: bool,
     /// When a message was last said to be malformed.
     malformed_told: Option<Instant>,
+    /// When it was last asked whether transactions in blocks have ended.
+    last_asked: Instant,
 }
 
 impl<'a> Stream<'a> {
@@ -133,6 +140,7 @@ impl<'a> Stream<'a> {
             listening_since: now,
             reply_due: false,
             malformed_told: None,
+            last_asked: now,
         }
     }
 
@@ -162,6 +170,7 @@ impl<'a> Stream<'a> {
                 () = shutdown.requested() => return self.drain(watched).await,
                 event = self.ends.events.recv() => self.hear(event, watched).await?,
                 _ = clock.tick() => self.tick(watched, may_read).await?,
+                Some(ended) = self.ends.answers.recv() => self.release(ended),
                 room = room_for(&inputs, self.held.front()) => {
                     self.pass_held(room)?;
                     self.listening_since = Instant::now();
@@ -248,6 +257,7 @@ impl<'a> Stream<'a> {
             Gathered::Pause => {
                 self.in_progress.leave();
                 self.ledger.pause();
+                self.ask();
             }
             Gathered::StreamCommitted(transaction) => {
                 let keys = self.in_progress.commit(transaction.xid);
@@ -384,6 +394,7 @@ impl<'a> Stream<'a> {
         listening: bool,
     ) -> Result<(), Error> {
         health.beat();
+        self.ask();
         let now = Instant::now();
         metrics.oldest_unconfirmed.set(self.arrivals.oldest_age(now));
         if !listening {

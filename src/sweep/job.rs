@@ -53,6 +53,8 @@ pub(super) enum Member {
     Transaction { transaction: Transaction, visible_at: Instant, settles: bool },
     /// A sweep of everything.
     Resync { last: bool, settles: bool },
+    /// A transaction whose keys come again when all of it was received.
+    Early,
     /// What every standby has replayed, still to be reported.
     Replayed(Replayed),
 }
@@ -74,6 +76,7 @@ impl Job {
                 (Member::Transaction { transaction, visible_at, settles }, Round::First, covers)
             }
             Cause::Resync { last } => (Member::Resync { last, settles }, Round::First, Lsn::ZERO),
+            Cause::Early => (Member::Early, Round::First, Lsn::ZERO),
             Cause::Replayed(replayed) => (Member::Replayed(replayed), Round::Replayed, position),
         };
         Job::new(vec![member], keys, round, covers)
@@ -81,6 +84,11 @@ impl Job {
 
     pub(super) fn new(members: Vec<Member>, keys: KeySet, round: Round, covers: Lsn) -> Job {
         Job { members, keys, round, alone: false, refusals: 0, covers, since: None }
+    }
+
+    /// Whether nothing waits for it: its keys come again, and have their second removal then.
+    pub(super) fn is_early(&self) -> bool {
+        matches!(self.members.as_slice(), [Member::Early])
     }
 
     /// Whether a sweep of everything is part of it.

@@ -302,6 +302,9 @@ impl State {
 
     /// One removal of a job's keys is acknowledged.
     async fn removed(&mut self, job: Job) {
+        if job.is_early() {
+            return;
+        }
         let now = Instant::now();
         if job.round == Round::First {
             job.members.iter().for_each(|member| observe(&self.metrics, member, now));
@@ -346,7 +349,7 @@ impl State {
                 }
                 // If Redis loses the removal before the standbys show it, it is made again.
                 member if member.is_owed_resync() => owed.push(member),
-                Member::Transaction { .. } | Member::Resync { .. } => {}
+                Member::Transaction { .. } | Member::Resync { .. } | Member::Early => {}
             }
         }
         self.refill.keep(job.covers, job.keys, owed);

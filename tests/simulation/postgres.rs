@@ -207,6 +207,12 @@ impl Postgres {
         format!("{xmin}:{xmax}:{}", running.join(",")).parse().unwrap()
     }
 
+    /// What the server's commit log says of one that has ended.
+    pub(crate) fn is_committed(&self, xid: u64) -> bool {
+        let mut all = self.transactions.iter();
+        all.any(|one| one.xid == xid && matches!(one.phase, Phase::Invisible | Phase::Visible))
+    }
+
     /// An id later than all, of a transaction that ends at once.
     pub(crate) fn fence(&mut self) -> u64 {
         let xid = self.next_xid;

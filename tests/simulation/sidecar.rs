@@ -227,4 +227,12 @@ impl Probe for Asker {
     async fn position(&self) -> Result<Lsn, settle::Error> {
         self.ask(|world| Lsn(world.postgres.borrow().flushed())).await
     }
+
+    async fn committed(&self, xids: &[u64]) -> Result<Vec<bool>, settle::Error> {
+        self.ask(|world| {
+            let postgres = world.postgres.borrow();
+            xids.iter().map(|xid| postgres.is_committed(*xid)).collect()
+        })
+        .await
+    }
 }

@@ -6,6 +6,7 @@
 //! it gave is dropped, and its widest pattern, with every placeholder a `*`, takes the place. That
 //! pattern matches whatever the template could give, so nothing is lost by it.
 
+mod beyond;
 mod lookups;
 
 use std::fmt;

@@ -1,0 +1,102 @@
+//! Keys of a large transaction that is over, before the stream tells of its end.
+//!
+//! The server sends a large transaction in blocks while it runs, and is often still busy with them
+//! when readers see the commit already. Whether it is committed, and with which subtransactions,
+//! can be asked; the keys that are known by then need not wait. Whatever goes early goes again with
+//! the commit in the stream, which alone counts for what is confirmed (I2): so an answer that never
+//! comes, or keys that are lost on the way, cost time and nothing else.
+
+use super::{Cause, Error, Gate, Probe, Visible, answer, send};
+use crate::channel::Sender;
+use crate::keys::KeySet;
+use crate::lsn::Lsn;
+use tokio::time::Instant;
+
+/// What may have ended while it is still being sent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Question {
+    /// The top-level transaction's id, 32 bit.
+    pub xid: u32,
+    /// Subtransactions of it, 32 bit.
+    pub subxids: Vec<u32>,
+}
+
+/// A transaction that is committed and seen by new snapshots. Only the gate makes one (I1).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ended {
+    xid: u32,
+    subxids: Vec<u32>,
+}
+
+/// Keys of a transaction that is committed and visible.
+#[derive(Debug)]
+pub struct Early {
+    keys: KeySet,
+}
+
+impl Ended {
+    /// The top-level transaction's id, 32 bit.
+    #[must_use]
+    pub fn xid(&self) -> u32 {
+        self.xid
+    }
+
+    /// Those of its subtransactions that were asked about and are committed with it, 32 bit.
+    #[must_use]
+    pub fn subxids(&self) -> &[u32] {
+        &self.subxids
+    }
+
+    /// Keys of this transaction and these subtransactions, to be removed now.
+    #[must_use]
+    pub fn with_keys(self, keys: KeySet) -> Early {
+        Early { keys }
+    }
+}
+
+impl Early {
+    /// The memory that the keys hold, bytes.
+    pub(super) fn bytes(&self) -> usize {
+        self.keys.bytes()
+    }
+}
+
+impl<P: Probe> Gate<P> {
+    /// Takes a snapshot, and tells which of these transactions it sees as committed.
+    pub(super) async fn take_questions(
+        &mut self,
+        questions: Vec<Question>,
+        outputs: &Sender<Visible>,
+    ) -> Result<(), Error> {
+        self.look(outputs).await?;
+        let Some(snapshot) = &self.latest else { return Ok(()) };
+        for Question { xid, subxids } in questions {
+            if !snapshot.sees(xid) {
+                continue;
+            }
+            let all = std::iter::once(xid).chain(subxids.iter().copied());
+            let wide: Option<Vec<u64>> = all.map(|xid| snapshot.widen(xid)).collect();
+            let Some(wide) = wide else { continue };
+            // An aborted one is not running either.
+            let committed = answer(self.probe.committed(&wide)).await?;
+            let Some((true, of_subxids)) = committed.split_first().map(|(one, rest)| (*one, rest))
+            else {
+                continue;
+            };
+            let subxids = subxids.into_iter().zip(of_subxids).filter(|(_, committed)| **committed);
+            let ended = Ended { xid, subxids: subxids.map(|(subxid, _)| subxid).collect() };
+            if let Some(answers) = &self.answers {
+                // Where there is no room the question comes again.
+                drop(answers.try_send(ended));
+            }
+        }
+        Ok(())
+    }
+
+    /// Passes on what is known to be visible.
+    pub(super) async fn take_early(&self, early: Early, outputs: &Sender<Visible>) {
+        let Early { keys } = early;
+        let (cause, at, position) = (Cause::Early, Instant::now(), Lsn::ZERO);
+        send(outputs, Visible { cause, keys, at, position, settles: true }).await;
+    }
+}
