@@ -19,6 +19,11 @@ INVALIDATOR ?= walsweep
 export INVALIDATOR
 ARGS ?=
 CHECKER := $(CARGO) test --quiet --all-features --test consistency --
+# Most of the time tests wait, for servers and for what must not happen.
+export RUST_TEST_THREADS ?= 5
+# Of `make test-matrix`: modules of tests/main.rs, with spaces; empty: all.
+MATRIX_PARTS ?=
+export MATRIX_PARTS
 # Tests and the demonstration start servers of their own. Only packages are installed, no service.
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 

