@@ -49,6 +49,10 @@ label!(
     ReasonLabel, reason, &'static str
 );
 label!(
+    /// `source`: cache or query.
+    SourceLabel, source, &'static str
+);
+label!(
     /// `status`: `pg_replication_slots.wal_status`.
     StatusLabel, status, &'static str
 );
@@ -108,6 +112,8 @@ pub struct Metrics {
     keys_absent: Family<RuleLabel, Counter>,
     widened: Family<WidenedLabel, Counter>,
     messages_malformed: Family<ReasonLabel, Counter>,
+    /// Rows that keys needed, by where they came from.
+    pub lookup_rows: Family<SourceLabel, Counter>,
     /// Commit, by the server's clock, to every key's first removal acknowledged.
     pub commit_to_removed: Histogram,
     /// Visible to every key's first removal acknowledged.
@@ -212,6 +218,10 @@ impl Metrics {
                 "walsweep_messages_malformed_total",
                 "Messages of a rule's prefix that removed nothing, and why",
             ),
+            lookup_rows: table.family(
+                "walsweep_lookup_rows_total",
+                "Rows that keys needed, by where they came from",
+            ),
             commit_to_removed: table.latency(
                 "walsweep_commit_to_removed_seconds",
                 "Commit, by the server's clock, to its keys removed",
@@ -308,6 +318,9 @@ impl Metrics {
         }
         for reason in Malformed::ALL.map(Malformed::as_str) {
             self.messages_malformed.get_or_create_owned(&ReasonLabel { reason });
+        }
+        for source in ["cache", "query"] {
+            self.lookup_rows.get_or_create_owned(&SourceLabel { source });
         }
         for peer in ["postgres", "replica", "redis"] {
             self.reconnects.get_or_create_owned(&PeerLabel { peer });

@@ -20,11 +20,11 @@ use crate::config::Config;
 use crate::error::{Error, Verdict};
 use crate::keys::Rules;
 use crate::metrics::{Metrics, PeerLabel};
-use crate::postgres::Endpoint;
+use crate::postgres::{Endpoint, Sql};
 use crate::retry::{Backoff, Stuck};
 use crate::session::{Session, Timing};
 use crate::settle::{
-    self, Gate, Lookups, Probe, Replicas, Rows, SqlProbe, SqlStandby, Standby, Visible,
+    self, Cache, Gate, Lookups, Probe, Replicas, Rows, SqlProbe, SqlStandby, Standby, Visible,
 };
 use crate::shutdown::Shutdown;
 use crate::slot_health;
@@ -138,12 +138,8 @@ impl Program<'_> {
             SqlStandby::new(endpoint.clone(), &expected.system_id, expected.timeline)
         };
         let standbys = self.config.postgres.replicas.iter().map(standby).collect();
-        let lookups = (!self.rules.lookups().is_empty()).then(|| {
-            let server = (expected.system_id.clone(), expected.timeline);
-            let endpoint = self.config.postgres.endpoint.clone();
-            let rows = Rows::new(endpoint, server, self.rules.lookups());
-            Lookups::new(rows, Arc::clone(self.metrics))
-        });
+        let server = (expected.system_id.clone(), expected.timeline);
+        let (lookups, _opening) = self.lookups(server, &sql).await?.unzip();
         let settings = Settings {
             max_stall: self.config.sweep.max_stall,
             window: self.config.refill.window,
@@ -181,6 +177,27 @@ impl Program<'_> {
     }
 }
 
+impl Program<'_> {
+    /// Who reads rows, if rules name lookups, and who opens their cache.
+    async fn lookups(
+        &self,
+        server: (String, u32),
+        sql: &Rc<Sql>,
+    ) -> Result<Option<(Lookups, Option<Task<()>>)>, Error> {
+        let lookups = self.rules.lookups();
+        if lookups.is_empty() {
+            return Ok(None);
+        }
+        let rows = Rows::new(self.config.postgres.endpoint.clone(), server, lookups);
+        let cache = Cache::new(lookups);
+        let opening = match cache.clone() {
+            Some(cache) => Some(spawn(cache.open(SqlProbe::new(Rc::clone(sql)).await?))),
+            None => None,
+        };
+        Ok(Some((Lookups::new(rows, cache, Arc::clone(self.metrics)), opening)))
+    }
+}
+
 /// What a session touches outside of the program. The simulation has its own.
 pub struct Outside<P, S, N> {
     /// The slot that is streamed.
@@ -211,12 +228,13 @@ impl<P: Probe + 'static, S: Standby + 'static, N: Node + 'static> Outside<P, S, 
     ) -> Result<(), Error> {
         let start = settings.expected.lsn;
         let (ends, gate_ends, sweeper_ends) = Ends::new(start);
+        let cache = self.lookups.as_ref().and_then(Lookups::cache);
         let gate = Gate::new(self.probe, Arc::clone(metrics));
         let sweeper = Sweeper::new(self.node, settings, Arc::clone(metrics), sweeper_ends.events);
         let replicas = Replicas::new(rules.everything(), Arc::clone(metrics));
         let mut gate = spawn(settle(gate, self.lookups, (replicas, self.standbys), gate_ends));
         let mut sweeper = spawn(sweeper.run(sweeper_ends.visible, sweeper_ends.safe));
-        let stream = Stream::new(self.slot, rules, ends, (start, timing));
+        let stream = Stream::new(self.slot, rules, ends, (start, timing)).with_cache(cache);
         tokio::select! {
             biased;
             outcome = stream.run((health, metrics), shutdown) => outcome,

@@ -93,6 +93,7 @@ impl Session {
         whole: bool,
     ) -> Result<Session, Error> {
         let sql = Rc::new(connect_sql(&config.postgres.endpoint, SQL_NAME).await?);
+        step(preflight::find_reads(config, rules, &sql)).await?;
         let tables = Watched::new(rules, &config.postgres.publication);
         // Looked at before they are judged: what changes in between is a change. If that fails, the
         // checks may know why: they find poolers, which spoil every question.

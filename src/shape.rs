@@ -1,4 +1,5 @@
-//! What the stream does not tell of the rules' tables, watched while it runs.
+//! What the stream does not tell of the rules' tables, watched while it runs; and of the tables
+//! that kept answers of lookups depend on.
 //!
 //! A table that is renamed, dropped, made again under its name or taken out of the publication
 //! simply has no changes any more; a partition that is attached or detached brings or takes rows
@@ -14,6 +15,7 @@ use sha2::{Digest, Sha256};
 use tokio::time::{sleep, timeout};
 use tokio_postgres::Client;
 
+use crate::config::TableName;
 use crate::error::Error;
 use crate::keys::Rules;
 
@@ -29,6 +31,8 @@ pub struct Watched {
     schemas: Vec<String>,
     names: Vec<String>,
     publication: String,
+    /// The tables that kept answers of lookups depend on, by oid.
+    lookups: Vec<u32>,
 }
 
 /// What `sql/shape.sql` gives: a partitioned table, its partition, a text; and whether the
@@ -37,12 +41,23 @@ pub struct Watched {
 pub struct Shape(BTreeMap<(Option<u32>, Option<u32>, String), bool>);
 
 impl Watched {
-    /// The tables of the rules.
+    /// The tables of the rules, and those that kept answers of lookups depend on.
     #[must_use]
     pub fn new(rules: &Rules, publication: &str) -> Watched {
-        let tables = rules.tables().map(|table| (table.schema.clone(), table.name.clone()));
+        let read = || {
+            let reads = rules.lookups().iter().filter_map(|lookup| lookup.reads.as_ref());
+            reads.flat_map(|reads| &reads.tables)
+        };
+        let mut tables: Vec<&TableName> = rules.tables().collect();
+        for (_, table) in read() {
+            if !tables.contains(&table) {
+                tables.push(table);
+            }
+        }
+        let tables = tables.iter().map(|table| (table.schema.clone(), table.name.clone()));
         let (schemas, names) = tables.unzip();
-        Watched { schemas, names, publication: publication.to_owned() }
+        let lookups = read().map(|(oid, _)| *oid).collect();
+        Watched { schemas, names, publication: publication.to_owned(), lookups }
     }
 
     /// How they are now.
@@ -55,8 +70,11 @@ impl Watched {
             return Ok(Shape::default());
         }
         let query = include_str!("../sql/shape.sql");
-        let Watched { schemas, names, publication } = self;
-        let rows = client.query(query, &[schemas, names, publication]).await?;
+        let Watched { schemas, names, publication, lookups } = self;
+        let mut rows = client.query(query, &[schemas, names, publication]).await?;
+        if !lookups.is_empty() {
+            rows.extend(client.query(include_str!("../sql/lookup_shape.sql"), &[lookups]).await?);
+        }
         let entry = |row: &tokio_postgres::Row| {
             Ok(((row.try_get(0)?, row.try_get(1)?, row.try_get(2)?), row.try_get(3)?))
         };

@@ -8,6 +8,9 @@ use super::{Located, Lookup};
 /// A placeholder `{old.x}` means a row version, so no lookup has these names.
 const RESERVED: [&str; 2] = ["old", "new"];
 
+/// Answers kept of a lookup, unless the file says otherwise: some 3 MB of short rows.
+const CACHE: u32 = 10_000;
+
 /// Every lookup, in the order of the names; what one lacks is a problem, and filled in.
 pub(super) fn read(reader: &mut Reader<'_>, root: &mut Section<'_, '_>) -> Vec<Lookup> {
     let Some(value) = root.take("lookup") else { return Vec::new() };
@@ -58,7 +61,9 @@ fn lookup(
     let params = reader.filled_texts(section, "params", hint).unwrap_or_default();
     twice(reader, &params);
     let sql = sql.unwrap_or_else(|| Located { value: String::new(), at: at.clone() });
-    Lookup { name: name.to_owned(), at, sql, params }
+    let cache = reader.count_or(section, "cache", CACHE);
+    let cache = usize::try_from(cache).unwrap_or(usize::MAX);
+    Lookup { name: name.to_owned(), at, sql, params, cache }
 }
 
 /// One column may be one parameter: SQL names `$1` as often as it likes.

@@ -155,6 +155,8 @@ pub struct Lookup {
     pub sql: Located<String>,
     /// The columns of the rule's table whose values are `$1`, `$2` and so on.
     pub params: Vec<Located<String>>,
+    /// How many answers may be kept, at most; 0 for none.
+    pub cache: usize,
 }
 
 /// A schema-qualified table name, as in `pg_class`: no quotes, case kept.

@@ -220,17 +220,27 @@ impl<'a> Reader<'a> {
 
     /// A number of things, 0 unless given.
     pub(super) fn count(&mut self, section: &mut Section<'_, '_>, name: &'static str) -> u32 {
-        let Some(value) = section.take(name) else { return 0 };
+        self.count_or(section, name, 0)
+    }
+
+    /// A number of things, `default` unless given.
+    pub(super) fn count_or(
+        &mut self,
+        section: &mut Section<'_, '_>,
+        name: &'static str,
+        default: u32,
+    ) -> u32 {
+        let Some(value) = section.take(name) else { return default };
         let key = section.key(name);
         let Some(integer) = value.get_ref().as_integer() else {
             self.wrong_type(value, &key, "an integer");
-            return 0;
+            return default;
         };
         u32::from_str_radix(integer.as_str(), integer.radix()).unwrap_or_else(|_| {
             let at = self.location(value.span().start, &key);
             let message = format!("`{}` is not a number from 0 to {}", integer.as_str(), u32::MAX);
-            self.problem(at, message, Some("leave it out for 0"));
-            0
+            self.problem(at, message, Some(&format!("leave it out for {default}")));
+            default
         })
     }
 

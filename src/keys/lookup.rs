@@ -11,7 +11,7 @@ use hashbrown::HashMap;
 use super::compile::{Rule, RuleTemplate, problem};
 use super::label::WidenReason;
 use super::template::Template;
-use crate::config::{self, Located, Location, Problem};
+use crate::config::{self, Located, Location, Problem, TableName};
 
 /// A lookup: its index in [`Rules::lookups`](super::Rules::lookups).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -28,6 +28,19 @@ pub struct Lookup {
     pub params: Vec<Located<String>>,
     /// The columns of its row that templates name, each with the place of the first.
     pub columns: Vec<Located<String>>,
+    /// How many answers may be kept, at most; 0 for none.
+    pub cache: usize,
+    /// What the answers depend on; `None` while it is not known that they may be kept.
+    pub reads: Option<Reads>,
+}
+
+/// All that the answers of a lookup depend on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reads {
+    /// The tables, each with its `pg_class.oid`. The stream tells of their every change.
+    pub tables: Vec<(u32, TableName)>,
+    /// `search_path`, by which the query's names are these tables.
+    pub search_path: String,
 }
 
 /// A template with placeholders of lookups.
@@ -80,6 +93,9 @@ pub struct Wanted {
     pub(super) params: Box<[u8]>,
 }
 
+/// What an allocation costs beside its bytes.
+const VALUE_COST: usize = 16;
+
 /// What was found.
 #[derive(Debug, Default)]
 pub struct Answers(HashMap<Wanted, Found>);
@@ -96,8 +112,42 @@ impl Answers {
         self.0.contains_key(wanted)
     }
 
+    /// Everything that is known.
+    pub fn iter(&self) -> impl Iterator<Item = (&Wanted, &Found)> {
+        self.0.iter()
+    }
+
+    /// Adds what `other` knows.
+    pub fn extend(&mut self, other: Answers) {
+        self.0.extend(other.0);
+    }
+
     pub(super) fn get(&self, wanted: &Wanted) -> Option<&Found> {
         self.0.get(wanted)
+    }
+}
+
+impl Wanted {
+    /// The memory that its parameters take, bytes.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.params.len()
+    }
+
+    /// For tests of the stages to the right.
+    #[cfg(test)]
+    pub(crate) fn for_tests(lookup: u16, params: &[u8]) -> Wanted {
+        Wanted { lookup: LookupId(lookup), params: params.into() }
+    }
+}
+
+impl Found {
+    /// The memory that its values take, bytes, estimated.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        let Found::Row(columns) = self else { return 0 };
+        let values = columns.iter().flatten().map(|value| value.capacity() + VALUE_COST);
+        columns.capacity() * size_of::<Option<Vec<u8>>>() + values.sum::<usize>()
     }
 }
 
@@ -123,6 +173,8 @@ pub(super) fn bind(
         sql: lookup.sql.clone(),
         params: lookup.params.clone(),
         columns: Vec::new(),
+        cache: lookup.cache,
+        reads: None,
     };
     let mut bound: Vec<Lookup> = lookups.iter().map(lookup).collect();
     for key in rules.iter_mut().flat_map(|rule| &mut rule.templates) {

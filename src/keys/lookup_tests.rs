@@ -13,6 +13,7 @@ fn lookup(name: &str, sql: &str, params: &[&str]) -> config::Lookup {
         at: Location { line: 9, column: 2, key: format!("lookup.{name}") },
         sql: located("sql", sql),
         params: params.iter().map(|param| located("params.0", param)).collect(),
+        cache: 0,
     }
 }
 

@@ -50,7 +50,7 @@ use crate::gather::Change;
 pub use compile::{ColumnUse, Purpose};
 pub use in_progress::InProgress;
 pub use label::{RuleId, WidenReason};
-pub use lookup::{Answers, Found, Lookup, LookupId, Wanted};
+pub use lookup::{Answers, Found, Lookup, LookupId, Reads, Wanted};
 pub use pattern::Pattern;
 pub use set::{KeySet, Limits};
 pub use signal::{Malformed, Signal};
@@ -219,6 +219,13 @@ impl Rules {
     #[must_use]
     pub fn lookups(&self) -> &[Lookup] {
         &self.lookups
+    }
+
+    /// Notes what the answers of a lookup depend on, or that they may not be kept.
+    pub fn set_reads(&mut self, lookup: LookupId, reads: Option<Reads>) {
+        if let Some(lookup) = self.lookups.get_mut(usize::from(lookup.0)) {
+            lookup.reads = reads;
+        }
     }
 
     /// The tables that rules look at, each once, in the order of the rules.

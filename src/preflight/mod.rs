@@ -8,7 +8,8 @@
 //!
 //! The catalog is read in one statement (`catalog`); `server`, `slot`, `publication`, `tables`,
 //! `identity`, `partitions` and `condition` conclude from it and ask nothing more. Rules of
-//! materialized views need another one (`views`), and `lookups` tries each query.
+//! materialized views need another one (`views`), `lookups` tries each query, and `reads` asks what
+//! its answers depend on.
 
 mod catalog;
 mod columns;
@@ -20,6 +21,7 @@ mod identity;
 mod lookups;
 mod partitions;
 mod publication;
+mod reads;
 mod redis;
 mod replicas;
 mod replication;
@@ -35,6 +37,7 @@ use crate::keys::Rules;
 
 pub(crate) use self::cure::{drop_publication, drop_slot, full_identity_of, render};
 pub use self::finding::{Finding, Report, Severity};
+pub use self::reads::find as find_reads;
 pub use self::redis::redis;
 pub use self::replicas::replicas;
 pub use self::replication::replication;
@@ -103,6 +106,9 @@ pub async fn postgres(
     findings.extend(views::check(config, client).await?);
     findings.extend(condition::check(&context));
     findings.extend(lookups::check(&context, client).await?);
+    let outcomes = reads::look(config, rules, client).await?;
+    findings.extend(reads::findings(rules, &outcomes));
+    reads::confirm(rules, outcomes);
     for table in &catalog.tables {
         let name = table.relation.table_name();
         for partition in &table.partitions {

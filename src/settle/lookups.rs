@@ -2,8 +2,8 @@
 //!
 //! A row is read only when the commit that asks for it is visible, so it is at least as new as that
 //! commit. Keys that need no row pass at once, whatever waits (I3). What waits is asked for
-//! together, each row once; what arrives meanwhile goes with the next round. No row is kept for
-//! later rounds: it may be another one by then.
+//! together, each row once; what arrives meanwhile goes with the next round. Which rows later
+//! rounds may use is for the [`Cache`].
 //!
 //! A row that is not found, or not in time, widens the keys that name it (I5): nothing waits longer
 //! than two rounds, nothing is skipped.
@@ -13,15 +13,17 @@ use std::sync::Arc;
 use hashbrown::HashSet;
 use tokio::task::JoinSet;
 
+use super::cache::Cache;
 use super::rows::Rows;
-use super::{Visible, WAITING_BYTES_MAX, send};
+use super::{Cause, Visible, WAITING_BYTES_MAX, send};
 use crate::channel::{Receiver, Sender};
 use crate::keys::{Answers, Wanted, WidenReason};
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, SourceLabel};
 
 /// Looks rows up for what passes.
 pub struct Lookups {
     rows: Rows,
+    cache: Option<Cache>,
     metrics: Arc<Metrics>,
 }
 
@@ -36,27 +38,34 @@ struct Waiting {
 }
 
 impl Lookups {
-    /// Looks up in `rows`.
+    /// Looks up in `cache`, where there is one, and in `rows`.
     #[must_use]
-    pub fn new(rows: Rows, metrics: Arc<Metrics>) -> Lookups {
-        Lookups { rows, metrics }
+    pub fn new(rows: Rows, cache: Option<Cache>, metrics: Arc<Metrics>) -> Lookups {
+        Lookups { rows, cache, metrics }
+    }
+
+    /// What has to be told of changes of the tables that lookups read.
+    #[must_use]
+    pub fn cache(&self) -> Option<Cache> {
+        self.cache.clone()
     }
 
     /// Passes `inputs` on to `outputs`, with every key rendered, until `inputs` ends and nothing
     /// waits. Needs a [`LocalSet`](tokio::task::LocalSet) around it.
     pub async fn run(self, mut inputs: Receiver<Visible>, outputs: Sender<Visible>) {
-        let Lookups { rows, metrics } = self;
+        let Lookups { rows, cache, metrics } = self;
         let mut resting = Some(rows);
         let (mut waiting, mut rounds, mut open) = (Waiting::default(), JoinSet::new(), true);
         while open || waiting.bytes > 0 {
             if !waiting.next.is_empty()
-                && let Some(mut rows) = resting.take()
+                && let Some(rows) = resting.take()
             {
-                let wanted = waiting.begin();
-                rounds.spawn_local(async move {
-                    let answers = rows.find(wanted).await;
-                    (rows, answers)
-                });
+                rounds.spawn_local(round(
+                    rows,
+                    waiting.begin(),
+                    cache.clone(),
+                    Arc::clone(&metrics),
+                ));
             }
             tokio::select! {
                 biased;
@@ -71,7 +80,14 @@ impl Lookups {
                 visible = inputs.recv(), if open => match visible {
                     None => open = false,
                     Some(visible) => {
-                        if let Some(passes) = waiting.take(visible, &metrics) {
+                        // What has no keys came to be seen by the cache alone.
+                        if ends(cache.as_ref(), &visible) && visible.keys.is_empty() {
+                            continue;
+                        }
+                        let answers = known(cache.as_ref(), &visible, &metrics);
+                        if let Some(answers) = answers {
+                            send(&outputs, resolved(visible, &answers, &metrics)).await;
+                        } else if let Some(passes) = waiting.take(visible, &metrics) {
                             send(&outputs, passes).await;
                         }
                     }
@@ -79,6 +95,65 @@ impl Lookups {
             }
         }
     }
+}
+
+/// Finds what is wanted, in the cache or by queries.
+async fn round(
+    mut rows: Rows,
+    mut wanted: Vec<Wanted>,
+    cache: Option<Cache>,
+    metrics: Arc<Metrics>,
+) -> (Rows, Answers) {
+    let Some(cache) = cache else {
+        count(&metrics, "query", wanted.len());
+        let answers = rows.find(wanted).await;
+        return (rows, answers);
+    };
+    let mut found = Answers::default();
+    wanted.retain(|one| match cache.get(one) {
+        None => true,
+        Some(answer) => {
+            found.insert(one.clone(), answer);
+            false
+        }
+    });
+    count(&metrics, "cache", found.iter().count());
+    count(&metrics, "query", wanted.len());
+    let (began, losses) = (cache.begin(), rows.losses());
+    let answers = rows.find(wanted).await;
+    if rows.losses() > losses {
+        // Another session may have other settings.
+        cache.forget();
+    }
+    cache.keep(&began, &answers);
+    found.extend(answers);
+    (rows, found)
+}
+
+/// Tells the cache of a transaction that new snapshots see.
+fn ends(cache: Option<&Cache>, visible: &Visible) -> bool {
+    let (Some(cache), Cause::Transaction(transaction)) = (cache, &visible.cause) else {
+        return false;
+    };
+    cache.ended(transaction.xid);
+    true
+}
+
+/// All that keys wait for, if the cache has all of it.
+fn known(cache: Option<&Cache>, visible: &Visible, metrics: &Metrics) -> Option<Answers> {
+    let cache = cache.filter(|_| visible.keys.has_pending())?;
+    let mut answers = Answers::default();
+    for wanted in visible.keys.wanted() {
+        let found = cache.get(&wanted)?;
+        answers.insert(wanted, found);
+    }
+    count(metrics, "cache", answers.iter().count());
+    Some(answers)
+}
+
+fn count(metrics: &Metrics, source: &'static str, rows: usize) {
+    let rows = u64::try_from(rows).unwrap_or(u64::MAX);
+    metrics.lookup_rows.get_or_create(&SourceLabel { source }).inc_by(rows);
 }
 
 impl Waiting {

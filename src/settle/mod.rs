@@ -14,6 +14,9 @@
 //! grow with their number; it is asked for as early as BEGIN, while the rows are still arriving;
 //! what it says stays true, so an old one that contains the transaction is as good as a new one.
 
+mod cache;
+#[cfg(test)]
+mod cache_tests;
 mod early;
 mod lookups;
 mod probe;
@@ -40,6 +43,7 @@ use crate::lsn::Lsn;
 use crate::metrics::{Metrics, seconds};
 use crate::postgres;
 
+pub use cache::Cache;
 pub use early::{Early, Ended, Question};
 pub use lookups::Lookups;
 pub use probe::{Probe, SqlProbe};

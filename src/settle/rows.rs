@@ -56,7 +56,11 @@ pub struct Rows {
     system_id: String,
     timeline: u32,
     lookups: Vec<(String, String)>,
+    /// How the names of kept answers were understood.
+    search_path: Option<String>,
     session: Option<Session>,
+    /// Sessions lost so far.
+    losses: u64,
     warned: Option<Instant>,
 }
 
@@ -89,8 +93,16 @@ impl Rows {
         (system_id, timeline): (String, u32),
         lookups: &[Lookup],
     ) -> Rows {
+        let search_path =
+            lookups.iter().find_map(|one| Some(one.reads.as_ref()?.search_path.clone()));
         let lookups = lookups.iter().map(|one| (one.name.clone(), statement(one))).collect();
-        Rows { endpoint, system_id, timeline, lookups, session: None, warned: None }
+        let (session, losses, warned) = (None, 0, None);
+        Rows { endpoint, system_id, timeline, lookups, search_path, session, losses, warned }
+    }
+
+    /// How many sessions were lost so far.
+    pub(super) fn losses(&self) -> u64 {
+        self.losses
     }
 
     /// Finds what it can in [`ANSWER_TIMEOUT`].
@@ -98,7 +110,7 @@ impl Rows {
         let mut answers = Answers::default();
         if timeout(ANSWER_TIMEOUT, self.find_all(&wanted, &mut answers)).await.is_err() {
             // What is still on its way would only delay what comes next.
-            self.session = None;
+            (self.session, self.losses) = (None, self.losses + 1);
             self.warn(&format!("no answer in {} s", ANSWER_TIMEOUT.as_secs()), "-");
         }
         answers
@@ -106,7 +118,7 @@ impl Rows {
 
     async fn find_all(&mut self, wanted: &[Wanted], answers: &mut Answers) {
         while let Err(error) = self.ask(wanted, answers).await {
-            self.session = None;
+            (self.session, self.losses) = (None, self.losses + 1);
             self.warn(&error.to_string(), "-");
             sleep(RECONNECT_PAUSE).await;
         }
@@ -211,6 +223,9 @@ impl Rows {
             return Err(Lost::OtherServer);
         }
         sql.batch_execute(include_str!("../../sql/read_only.sql")).await?;
+        if let Some(path) = &self.search_path {
+            sql.query(include_str!("../../sql/search_path.sql"), &[path]).await?;
+        }
         let check = sql.batch_execute(include_str!("../../sql/connection_check.sql")).await;
         if let Err(error) = check {
             tracing::debug!(error = %postgres::Error::from(error), "no check of connections");

@@ -2,6 +2,7 @@
 
 mod counted;
 mod early;
+mod noted;
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -23,7 +24,7 @@ use crate::lsn::Lsn;
 use crate::metrics::{Metrics, ReasonLabel};
 use crate::preflight;
 use crate::session::Timing;
-use crate::settle::{Ended, Input, Mapped, Resync, Visible};
+use crate::settle::{Cache, Ended, Input, Mapped, Resync, Visible};
 use crate::shutdown::Shutdown;
 use crate::sweep::{Broken, Event};
 use crate::watermark::Ledger;
@@ -113,6 +114,7 @@ pub struct Stream<'a> {
     malformed_told: Option<Instant>,
     /// When it was last asked whether transactions in blocks have ended.
     last_asked: Instant,
+    cache: Option<Cache>,
 }
 
 impl<'a> Stream<'a> {
@@ -141,6 +143,7 @@ impl<'a> Stream<'a> {
             reply_due: false,
             malformed_told: None,
             last_asked: now,
+            cache: None,
         }
     }
 
@@ -228,6 +231,7 @@ impl<'a> Stream<'a> {
             Gathered::Nothing => {}
             Gathered::Change(change) => {
                 counters.row(&change.row);
+                self.note(change.relation.id);
                 if let Some(xid) = xid {
                     self.rules.add(&change, self.in_progress.of(xid));
                     return Ok(());
@@ -239,6 +243,7 @@ impl<'a> Stream<'a> {
                 }
             }
             Gathered::Truncate(changes) => {
+                changes.iter().for_each(|change| self.note(change.relation.id));
                 let keys = xid.map_or(&mut self.keys, |xid| self.in_progress.of(xid));
                 for change in &changes {
                     counters.row(&change.row);
@@ -263,7 +268,10 @@ impl<'a> Stream<'a> {
                 let keys = self.in_progress.commit(transaction.xid);
                 self.take_commit(transaction, keys, counters);
             }
-            Gathered::Aborted { xid, subxid } => self.in_progress.abort(xid, subxid),
+            Gathered::Aborted { xid, subxid } => {
+                self.note_undone(xid, subxid);
+                self.in_progress.abort(xid, subxid);
+            }
             Gathered::ShapeUndone { xid } => return Err(Error::ShapeUndone { xid }),
         }
         Ok(())
@@ -316,7 +324,7 @@ impl<'a> Stream<'a> {
         counters.keys(&keys);
         if keys.is_empty() {
             self.ledger.skip(transaction.end_lsn);
-            return;
+            return self.pass_without_keys(transaction, keys);
         }
         let received_at = Instant::now();
         self.ledger.open(transaction.end_lsn);

@@ -1,0 +1,149 @@
+//! Which answers of lookups may be kept: those that depend on nothing but rows of tables of whose
+//! every change the stream tells.
+//!
+//! Postgres itself is asked: as the body of a function, a query has its dependencies in the
+//! catalog, and its parsed form. The function is a temporary one, in a transaction that is rolled
+//! back. Whatever is not known to be harmless means that answers are not kept.
+
+use postgres_protocol::escape::escape_identifier;
+use tokio_postgres::{Client, Row};
+
+use super::{Error, Finding, message, render};
+use crate::config::{Config, TableName};
+use crate::keys::{Lookup, LookupId, Reads, Rules};
+
+/// Types with a lower `pg_type.oid` are part of Postgres (`FirstNormalObjectId`, transam.h).
+const FIRST_OWN_TYPE: u32 = 16_384;
+
+/// What is found of one lookup.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Outcome {
+    /// Nobody asked for it, or the query is not one: that has findings of its own.
+    Unasked,
+    /// Its answers may be kept.
+    Kept(Reads),
+    /// They may not.
+    NotKept {
+        why: String,
+        /// The cure for a table that is not published.
+        publish: Option<TableName>,
+    },
+}
+
+/// Finds what the answers of each lookup depend on, and notes it in the rules.
+///
+/// # Errors
+///
+/// When the connection fails; what the server refuses is not kept.
+pub async fn find(config: &Config, rules: &mut Rules, client: &Client) -> Result<(), Error> {
+    let outcomes = look(config, rules, client).await?;
+    for (id, outcome) in ids().zip(outcomes) {
+        let reads = if let Outcome::Kept(reads) = outcome { Some(reads) } else { None };
+        rules.set_reads(id, reads);
+    }
+    Ok(())
+}
+
+/// The same once more, as a check: what is something else by now is not kept.
+pub(super) fn confirm(rules: &mut Rules, outcomes: Vec<Outcome>) {
+    for (id, outcome) in ids().zip(outcomes) {
+        let noted = rules.lookups()[usize::from(id.0)].reads.as_ref();
+        if noted.is_some_and(|noted| !matches!(outcome, Outcome::Kept(now) if now == *noted)) {
+            rules.set_reads(id, None);
+        }
+    }
+}
+
+pub(super) async fn look(
+    config: &Config,
+    rules: &Rules,
+    client: &Client,
+) -> Result<Vec<Outcome>, Error> {
+    let mut outcomes = Vec::new();
+    for lookup in rules.lookups() {
+        let outcome = one(lookup, &config.postgres.publication, client).await;
+        client.batch_execute("rollback").await?;
+        let refused = |error: tokio_postgres::Error| match error.as_db_error() {
+            Some(_) => Ok(Outcome::not_kept(message(&error))),
+            None => Err(error),
+        };
+        outcomes.push(outcome.or_else(refused)?);
+    }
+    Ok(outcomes)
+}
+
+async fn one(
+    lookup: &Lookup,
+    publication: &str,
+    client: &Client,
+) -> Result<Outcome, tokio_postgres::Error> {
+    if lookup.cache == 0 {
+        return Ok(Outcome::Unasked);
+    }
+    let query = lookup.sql.value.trim().trim_end_matches(';');
+    let Ok(prepared) = client.prepare(query).await else { return Ok(Outcome::Unasked) };
+    if let Some(own) = prepared.params().iter().find(|one| one.oid() >= FIRST_OWN_TYPE) {
+        let why = format!("it has a parameter of type `{}`, which may be altered", own.name());
+        return Ok(Outcome::not_kept(why));
+    }
+    let params = prepared.params().iter().map(|one| {
+        let (schema, name) = (escape_identifier(one.schema()), escape_identifier(one.name()));
+        format!("{schema}.{name}")
+    });
+    let params: Vec<String> = params.collect();
+    let values = [("params", &*params.join(", ")), ("query", query)];
+    client.batch_execute(&render(include_str!("../../sql/lookup_body.sql"), &values)).await?;
+    let rows = client.query(include_str!("../../sql/lookup_reads.sql"), &[&publication]).await?;
+    conclude(&rows)
+}
+
+/// Every row of `sql/lookup_reads.sql` is a table, or a reason; without a row there is no table.
+fn conclude(rows: &[Row]) -> Result<Outcome, tokio_postgres::Error> {
+    let (mut tables, mut path) = (Vec::new(), None);
+    for row in rows {
+        let table = match (row.try_get(1)?, row.try_get(2)?) {
+            (Some(schema), Some(name)) => Some(TableName { schema, name }),
+            _ => None,
+        };
+        if let Some(why) = row.try_get(3)? {
+            let publish = table.filter(|_| row.try_get(4).unwrap_or(false));
+            return Ok(Outcome::NotKept { why, publish });
+        }
+        path = Some(row.try_get(5)?);
+        tables.extend(row.try_get::<_, Option<u32>>(0)?.zip(table));
+    }
+    match path {
+        Some(search_path) => Ok(Outcome::Kept(Reads { tables, search_path })),
+        None => Ok(Outcome::not_kept("it reads no table")),
+    }
+}
+
+/// What an operator may want to know.
+pub(super) fn findings(rules: &Rules, outcomes: &[Outcome]) -> Vec<Finding> {
+    let told = rules.lookups().iter().zip(outcomes).filter_map(|(lookup, outcome)| {
+        let Outcome::NotKept { why, publish } = outcome else { return None };
+        let name = &lookup.name;
+        let text = format!("answers of lookup `{name}` are not kept: {why}");
+        let finding = Finding::info("lookup_not_cached", text).at(&lookup.sql.at);
+        Some(match publish {
+            Some(table) => {
+                let hint = format!(
+                    "add `{table}` to the publication, without a row filter, if its changes are few"
+                );
+                finding.hint(hint)
+            }
+            None => finding.hint(format!("`lookup.{name}.cache = 0` says that this is meant")),
+        })
+    });
+    told.collect()
+}
+
+fn ids() -> impl Iterator<Item = LookupId> {
+    (0..=u16::MAX).map(LookupId)
+}
+
+impl Outcome {
+    fn not_kept(why: impl Into<String>) -> Outcome {
+        Outcome::NotKept { why: why.into(), publish: None }
+    }
+}
