@@ -158,6 +158,13 @@ impl Cache {
         kept[usize::from(wanted.lookup.0)].as_mut()?.answers.get(wanted)
     }
 
+    /// How many answers of a lookup are kept.
+    #[cfg(test)]
+    pub(super) fn len(&self, lookup: usize) -> usize {
+        let State { kept, .. } = &*self.0.borrow();
+        kept[lookup].as_ref().map_or(0, |kept| kept.answers.recent.len() + kept.answers.older.len())
+    }
+
     /// Forgets every answer, also those that are on their way.
     pub(super) fn forget(&self) {
         self.0.borrow_mut().kept.iter_mut().flatten().for_each(Kept::grow_old);
