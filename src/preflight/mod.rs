@@ -2,7 +2,8 @@
 //!
 //! Takes: the configuration, its rules, one connection to each server. Gives: [`Finding`]s, each
 //! with the place in the configuration that it is about and with its cure. Never changes anything,
-//! except for one key in Redis that lives for a second. What would make keys stay, or widen day by
+//! except for one key in Redis that lives for a second; the function that `reads` makes is rolled
+//! back. What would make keys stay, or widen day by
 //! day (I5), is an error, and `run` refuses to start; what costs or delays is a warning; what an
 //! operator may want to know is information.
 //!
