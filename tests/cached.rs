@@ -105,6 +105,9 @@ async fn a_kept_row_needs_no_query() {
         }
         let took = began.elapsed();
         scene.bed.settled().await;
+        let removal = "walsweep_visible_to_removed_seconds";
+        let sum = scene.sidecar.metric(&format!("{removal}_sum")).await;
+        let mean = sum / scene.sidecar.metric(&format!("{removal}_count")).await;
         for key in ["club:club 2", "club:club 21"] {
             assert!(!scene.bed.has(key).await, "{key}");
         }
@@ -114,7 +117,8 @@ async fn a_kept_row_needs_no_query() {
         let scanned = scans(&scene.bed).await - before;
         println!(
             "cache = {cache}: 1 000 transactions of one row in {took:?}, {queried} queries, {cached} \
-             rows from the cache, {scanned} index scans"
+             rows from the cache, {scanned} index scans, {:.0} µs from visible to removed",
+            mean * 1e6
         );
         assert!(bounds.contains(&scanned), "{scanned}");
         assert!((cached < 0.5) == (cache == 0));

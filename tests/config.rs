@@ -123,7 +123,7 @@ fn the_reference_names_the_defaults() {
     let is_default = |line: &str| {
         ["replication_url", "publication", "slot", "password_file", "ca_file"]
             .iter()
-            .chain(&["max_stall", "window", "listen", "format", "level"])
+            .chain(&["max_stall", "window", "listen", "format", "level", "cache"])
             .any(|name| line.starts_with(&format!("# {name} = ")))
     };
     let mut found = 0;
@@ -135,7 +135,7 @@ fn the_reference_names_the_defaults() {
             format!("{}\n", option.unwrap_or(line))
         })
         .collect();
-    assert_eq!(found, 11, "the reference names every option with a default");
+    assert_eq!(found, 12, "the reference names every option with a default");
     let (explicit, _) = judge(&uncommented, &|_| None).unwrap();
     assert_eq!(
         format!("{explicit:?}").replace(char::is_numeric, ""),
@@ -144,4 +144,5 @@ fn the_reference_names_the_defaults() {
     assert_eq!(explicit.sweep.max_stall, config.sweep.max_stall);
     assert_eq!(explicit.refill.window, config.refill.window);
     assert_eq!(explicit.http.listen, config.http.listen);
+    assert_eq!((explicit.lookups[0].cache, config.lookups[0].cache), (10_000, 10_000));
 }
