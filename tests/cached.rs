@@ -165,13 +165,16 @@ async fn a_changed_row_is_never_served_old() {
 async fn changes_that_only_the_cache_needs_cost_no_sweep() {
     let scene = Scene::new(RULES).await;
     scene.bed.fill(&["club:any", "club:club 2"]).await;
+    let removal = "walsweep_visible_to_removed_seconds_count";
     let sweeps = scene.sidecar.metric_sum("walsweep_sweeps_total").await;
+    let removals = scene.sidecar.metric(removal).await;
     for _ in 0..20 {
         scene.bed.sql.run("update game set cup = 'c' where id = 2").await;
     }
     scene.bed.settled().await;
     assert!(scene.bed.has("club:any").await && scene.bed.has("club:club 2").await);
     assert!(scene.sidecar.metric_sum("walsweep_sweeps_total").await < sweeps + 0.5);
+    assert!(scene.sidecar.metric(removal).await < removals + 0.5, "there was nothing to remove");
     scene.bed.postgres.conf(GHOST).await.unwrap();
     let writer = stuck(&scene.bed, "update game set cup = 'd' where id = 2").await;
     scene
