@@ -40,6 +40,10 @@ impl Probe for Looks {
     async fn position(&self) -> Result<Lsn, Error> {
         Ok(Lsn::ZERO)
     }
+
+    async fn committed(&self, xids: &[u64]) -> Result<Vec<bool>, Error> {
+        Ok(vec![false; xids.len()])
+    }
 }
 
 /// Two lookups: 0 reads both tables, 1 one of them; 2 is not kept.
