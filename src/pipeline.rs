@@ -92,7 +92,7 @@ impl Program<'_> {
                         stuck.gave_up();
                     }
                     let start = session.expected.lsn;
-                    let outcome = self.session(session).await;
+                    let outcome = Box::pin(self.session(session)).await;
                     tables_changed = matches!(outcome, Err(Error::TablesChanged));
                     let undecodable = outcome.as_ref().is_err_and(Error::is_undecodable);
                     stuck.session_ended(start, undecodable);
@@ -139,7 +139,7 @@ impl Program<'_> {
         };
         let standbys = self.config.postgres.replicas.iter().map(standby).collect();
         let server = (expected.system_id.clone(), expected.timeline);
-        let (lookups, _opening) = self.lookups(server, &sql).await?.unzip();
+        let (lookups, _opening) = Box::pin(self.lookups(server, &sql)).await?.unzip();
         let settings = Settings {
             max_stall: self.config.sweep.max_stall,
             window: self.config.refill.window,

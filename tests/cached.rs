@@ -116,8 +116,8 @@ async fn a_kept_row_needs_no_query() {
             (scene.rows("cache").await - cached, scene.rows("query").await - queried);
         let scanned = scans(&scene.bed).await - before;
         println!(
-            "cache = {cache}: 1 000 transactions of one row in {took:?}, {queried} queries, {cached} \
-             rows from the cache, {scanned} index scans, {:.0} µs from visible to removed",
+            "cache = {cache}: 1 000 transactions of one row in {took:?}, {queried} queries, \
+             {cached} rows from the cache, {scanned} index scans, {:.0} µs from visible to removed",
             mean * 1e6
         );
         assert!(bounds.contains(&scanned), "{scanned}");

@@ -109,7 +109,7 @@ pub async fn postgres(
     findings.extend(lookups::check(&context, client).await?);
     let outcomes = reads::look(config, rules, client).await?;
     findings.extend(reads::findings(rules, &outcomes));
-    reads::confirm(rules, outcomes);
+    reads::keep_the_same(rules, outcomes);
     for table in &catalog.tables {
         let name = table.relation.table_name();
         for partition in &table.partitions {

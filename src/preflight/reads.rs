@@ -45,7 +45,7 @@ pub async fn find(config: &Config, rules: &mut Rules, client: &Client) -> Result
 }
 
 /// The same once more, as a check: what is something else by now is not kept.
-pub(super) fn confirm(rules: &mut Rules, outcomes: Vec<Outcome>) {
+pub(super) fn keep_the_same(rules: &mut Rules, outcomes: Vec<Outcome>) {
     for (id, outcome) in ids().zip(outcomes) {
         let noted = rules.lookups()[usize::from(id.0)].reads.as_ref();
         if noted.is_some_and(|noted| !matches!(outcome, Outcome::Kept(now) if now == *noted)) {
