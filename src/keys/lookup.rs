@@ -122,7 +122,9 @@ impl Answers {
         self.0.extend(other.0);
     }
 
-    pub(super) fn get(&self, wanted: &Wanted) -> Option<&Found> {
+    /// What is known of `wanted`.
+    #[must_use]
+    pub fn get(&self, wanted: &Wanted) -> Option<&Found> {
         self.0.get(wanted)
     }
 }

@@ -31,6 +31,7 @@ pub struct Ended {
 /// Keys of a transaction that is committed and visible.
 #[derive(Debug)]
 pub struct Early {
+    xid: u32,
     keys: KeySet,
 }
 
@@ -50,7 +51,7 @@ impl Ended {
     /// Keys of this transaction and these subtransactions, to be removed now.
     #[must_use]
     pub fn with_keys(self, keys: KeySet) -> Early {
-        Early { keys }
+        Early { xid: self.xid, keys }
     }
 }
 
@@ -95,8 +96,8 @@ impl<P: Probe> Gate<P> {
 
     /// Passes on what is known to be visible.
     pub(super) async fn take_early(&self, early: Early, outputs: &Sender<Visible>) {
-        let Early { keys } = early;
-        let (cause, at, position) = (Cause::Early, Instant::now(), Lsn::ZERO);
+        let Early { xid, keys } = early;
+        let (cause, at, position) = (Cause::Early(xid), Instant::now(), Lsn::ZERO);
         send(outputs, Visible { cause, keys, at, position, settles: true }).await;
     }
 }

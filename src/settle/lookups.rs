@@ -10,9 +10,9 @@
 
 use std::sync::Arc;
 
-use hashbrown::HashSet;
 use tokio::task::JoinSet;
 
+use super::ahead::Ahead;
 use super::cache::Cache;
 use super::rows::Rows;
 use super::{Cause, Visible, WAITING_BYTES_MAX, send};
@@ -35,6 +35,7 @@ struct Waiting {
     round: Vec<Visible>,
     /// Memory of the keys of both, in bytes.
     bytes: usize,
+    ahead: Ahead,
 }
 
 impl Lookups {
@@ -74,7 +75,7 @@ impl Lookups {
                     let Ok((rows, answers)) = round else { return };
                     resting = Some(rows);
                     for visible in waiting.end() {
-                        send(&outputs, resolved(visible, &answers, &metrics)).await;
+                        send(&outputs, waiting.resolved(visible, &answers, &metrics)).await;
                     }
                 }
                 visible = inputs.recv(), if open => match visible {
@@ -84,9 +85,9 @@ impl Lookups {
                         if ends(cache.as_ref(), &visible) && visible.keys.is_empty() {
                             continue;
                         }
-                        let answers = known(cache.as_ref(), &visible, &metrics);
+                        let answers = waiting.known(cache.as_ref(), &visible, &metrics);
                         if let Some(answers) = answers {
-                            send(&outputs, resolved(visible, &answers, &metrics)).await;
+                            send(&outputs, waiting.resolved(visible, &answers, &metrics)).await;
                         } else if let Some(passes) = waiting.take(visible, &metrics) {
                             send(&outputs, passes).await;
                         }
@@ -100,16 +101,15 @@ impl Lookups {
 /// Finds what is wanted, in the cache or by queries.
 async fn round(
     mut rows: Rows,
-    mut wanted: Vec<Wanted>,
+    (mut wanted, mut found): (Vec<Wanted>, Answers),
     cache: Option<Cache>,
     metrics: Arc<Metrics>,
 ) -> (Rows, Answers) {
     let Some(cache) = cache else {
         count(&metrics, "query", wanted.len());
-        let answers = rows.find(wanted).await;
-        return (rows, answers);
+        found.extend(rows.find(wanted).await);
+        return (rows, found);
     };
-    let mut found = Answers::default();
     wanted.retain(|one| match cache.get(one) {
         None => true,
         Some(answer) => {
@@ -139,18 +139,6 @@ fn ends(cache: Option<&Cache>, visible: &Visible) -> bool {
     true
 }
 
-/// All that keys wait for, if the cache has all of it.
-fn known(cache: Option<&Cache>, visible: &Visible, metrics: &Metrics) -> Option<Answers> {
-    let cache = cache.filter(|_| visible.keys.has_pending())?;
-    let mut answers = Answers::default();
-    for wanted in visible.keys.wanted() {
-        let found = cache.get(&wanted)?;
-        answers.insert(wanted, found);
-    }
-    count(metrics, "cache", answers.iter().count());
-    Some(answers)
-}
-
 fn count(metrics: &Metrics, source: &'static str, rows: usize) {
     let rows = u64::try_from(rows).unwrap_or(u64::MAX);
     metrics.lookup_rows.get_or_create(&SourceLabel { source }).inc_by(rows);
@@ -160,10 +148,12 @@ impl Waiting {
     /// Keeps what needs rows; gives back what passes at once. Beyond the limit nothing waits.
     fn take(&mut self, visible: Visible, metrics: &Metrics) -> Option<Visible> {
         if !visible.keys.has_pending() {
+            self.ahead.forget(&visible);
             return Some(visible);
         }
         let bytes = visible.keys.bytes();
         if self.bytes + bytes > WAITING_BYTES_MAX {
+            self.ahead.forget(&visible);
             return Some(widened(visible, WidenReason::Limit, metrics));
         }
         self.bytes += bytes;
@@ -171,12 +161,39 @@ impl Waiting {
         None
     }
 
-    /// A round of all that waits: which rows it wants.
-    fn begin(&mut self) -> Vec<Wanted> {
+    /// All that keys wait for, if the cache has all of it, or it was read for the same keys.
+    fn known(
+        &self,
+        cache: Option<&Cache>,
+        visible: &Visible,
+        metrics: &Metrics,
+    ) -> Option<Answers> {
+        if !visible.keys.has_pending() {
+            return None;
+        }
+        let mut answers = Answers::default();
+        for wanted in visible.keys.wanted() {
+            let found = match self.ahead.get(&visible.cause, &wanted) {
+                Some(found) => found.clone(),
+                None => cache?.get(&wanted)?,
+            };
+            answers.insert(wanted, found);
+        }
+        count(metrics, "cache", answers.iter().count());
+        Some(answers)
+    }
+
+    /// A round of all that waits: which rows it wants, and what is known.
+    fn begin(&mut self) -> (Vec<Wanted>, Answers) {
         self.round = std::mem::take(&mut self.next);
-        let wanted: HashSet<Wanted> =
-            self.round.iter().flat_map(|visible| visible.keys.wanted()).collect();
-        wanted.into_iter().collect()
+        let (wanted, known) = self.ahead.split(&self.round);
+        (wanted.into_iter().collect(), known)
+    }
+
+    fn resolved(&mut self, visible: Visible, answers: &Answers, metrics: &Metrics) -> Visible {
+        self.ahead.note(&visible, answers);
+        self.ahead.forget(&visible);
+        resolve(visible, (answers, WidenReason::LookupFailed), metrics)
     }
 
     /// What the round was for.
@@ -184,10 +201,6 @@ impl Waiting {
         self.bytes = self.next.iter().map(|visible| visible.keys.bytes()).sum();
         std::mem::take(&mut self.round)
     }
-}
-
-fn resolved(visible: Visible, answers: &Answers, metrics: &Metrics) -> Visible {
-    resolve(visible, (answers, WidenReason::LookupFailed), metrics)
 }
 
 fn widened(visible: Visible, reason: WidenReason, metrics: &Metrics) -> Visible {
@@ -202,6 +215,10 @@ fn resolve(
 ) -> Visible {
     let counted: Vec<_> = visible.keys.widened().collect();
     visible.keys.resolve(answers, missing);
+    if matches!(visible.cause, Cause::Early(_)) {
+        // It comes again, and counts then.
+        return visible;
+    }
     for (rule, reason, count) in visible.keys.widened() {
         let before = counted.iter().find(|(r, why, _)| (*r, *why) == (rule, reason));
         let more = count - before.map_or(0, |(.., count)| *count);

@@ -14,6 +14,7 @@
 //! grow with their number; it is asked for as early as BEGIN, while the rows are still arriving;
 //! what it says stays true, so an old one that contains the transaction is as good as a new one.
 
+mod ahead;
 mod cache;
 #[cfg(test)]
 mod cache_tests;
@@ -141,9 +142,9 @@ pub enum Cause {
         /// Whether no further sweep is owed after this one.
         last: bool,
     },
-    /// A committed transaction that is still being sent. Nothing waits for this removal: the same
-    /// keys come once more with the transaction.
-    Early,
+    /// A committed transaction, its 32-bit id, that is still being sent. Nothing waits for this
+    /// removal: the same keys come once more with the transaction.
+    Early(u32),
     /// Standbys that readers use have replayed what the keys were removed for before.
     Replayed(Replayed),
 }
@@ -186,7 +187,7 @@ impl Visible {
     pub(crate) fn for_tests(cause: Cause, keys: KeySet) -> Visible {
         let position = match &cause {
             Cause::Transaction(transaction) => transaction.end_lsn,
-            Cause::Resync { .. } | Cause::Replayed(_) | Cause::Early => Lsn::ZERO,
+            Cause::Resync { .. } | Cause::Replayed(_) | Cause::Early(_) => Lsn::ZERO,
         };
         Visible { cause, keys, at: Instant::now(), position, settles: true }
     }

@@ -150,7 +150,7 @@ impl Replicas {
             match &visible.cause {
                 Cause::Transaction(transaction) => replayed.end_lsns.push(transaction.end_lsn),
                 Cause::Resync { last } => replayed.resyncs = u32::from(*last),
-                Cause::Replayed(_) | Cause::Early => {}
+                Cause::Replayed(_) | Cause::Early(_) => {}
             }
             self.keep(&visible.keys, replayed, position, missing);
         }

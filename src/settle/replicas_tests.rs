@@ -173,7 +173,7 @@ impl Bench {
         let passed = match cause {
             Cause::Transaction(transaction) => Passed::First(transaction.end_lsn.0, settles),
             Cause::Resync { last } => Passed::Resync { last, settles },
-            Cause::Early => Passed::Early,
+            Cause::Early(_) => Passed::Early,
             Cause::Replayed(Replayed { end_lsns, resyncs }) => {
                 assert!(settles, "nothing comes after it");
                 Passed::Replayed(end_lsns.iter().map(|lsn| lsn.0).collect(), resyncs)
@@ -206,7 +206,7 @@ async fn what_goes_early_waits_for_no_standby() {
     local(async {
         let mut bench = Bench::new();
         let keys = bench.keys(std::iter::once(100));
-        bench.inputs.send(Visible::for_tests(Cause::Early, keys)).await.unwrap();
+        bench.inputs.send(Visible::for_tests(Cause::Early(1), keys)).await.unwrap();
         assert_eq!(bench.next().await, Some(Passed::Early));
         bench.one.replayed.set(300);
         bench.other.replayed.set(300);

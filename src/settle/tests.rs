@@ -103,7 +103,7 @@ impl Session {
         let visible = tokio::time::timeout(limit, self.visible.recv()).await.ok()??;
         match visible.into_parts().0 {
             Cause::Transaction(transaction) => Some(transaction.xid),
-            Cause::Resync { .. } | Cause::Replayed(_) | Cause::Early => None,
+            Cause::Resync { .. } | Cause::Replayed(_) | Cause::Early(_) => None,
         }
     }
 }
@@ -226,7 +226,7 @@ async fn only_what_is_seen_and_committed_is_answered() {
         assert_eq!((ended.xid(), ended.subxids()), (50, [51].as_slice()));
         let early = Input::Early(Box::new(ended.with_keys(rules().key_set())));
         inputs.send(early).await.unwrap();
-        assert_eq!(visible.recv().await.unwrap().into_parts().0, Cause::Early);
+        assert_eq!(visible.recv().await.unwrap().into_parts().0, Cause::Early(50));
         assert!(answered.try_recv().is_err(), "one was answered");
     })
     .await;

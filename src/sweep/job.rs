@@ -76,7 +76,7 @@ impl Job {
                 (Member::Transaction { transaction, visible_at, settles }, Round::First, covers)
             }
             Cause::Resync { last } => (Member::Resync { last, settles }, Round::First, Lsn::ZERO),
-            Cause::Early => (Member::Early, Round::First, Lsn::ZERO),
+            Cause::Early(_) => (Member::Early, Round::First, Lsn::ZERO),
             Cause::Replayed(replayed) => (Member::Replayed(replayed), Round::Replayed, position),
         };
         Job::new(vec![member], keys, round, covers)

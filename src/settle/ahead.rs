@@ -1,0 +1,78 @@
+//! Rows that were read for keys of a large transaction before the stream told of its commit.
+//!
+//! The keys come again with the commit. The rows were read when the transaction was visible, so for
+//! the same transaction they are as good then, and for no other.
+
+use hashbrown::{HashMap, HashSet};
+
+use super::{Cause, Visible};
+use crate::keys::{Answers, Found, Wanted};
+
+/// Memory of the rows, bytes (I6); what is more is read again.
+const BYTES_MAX: usize = 4 << 20;
+
+/// Rows by top-level transaction.
+#[derive(Debug, Default)]
+pub(super) struct Ahead {
+    answers: HashMap<u32, Answers>,
+    bytes: usize,
+}
+
+impl Ahead {
+    /// What was found for `wanted` when it was wanted for the same transaction.
+    pub(super) fn get(&self, cause: &Cause, wanted: &Wanted) -> Option<&Found> {
+        self.answers.get(&xid(cause)?)?.get(wanted)
+    }
+
+    /// Notes what was found for keys that went early.
+    pub(super) fn note(&mut self, visible: &Visible, answers: &Answers) {
+        let Cause::Early(xid) = visible.cause else { return };
+        let noted = self.answers.entry(xid).or_default();
+        for wanted in visible.keys.wanted() {
+            let Some(found) = answers.get(&wanted).filter(|found| **found != Found::Failed) else {
+                continue;
+            };
+            let bytes = wanted.bytes() + found.bytes();
+            if self.bytes + bytes <= BYTES_MAX && !noted.knows(&wanted) {
+                self.bytes += bytes;
+                noted.insert(wanted, found.clone());
+            }
+        }
+    }
+
+    /// The transaction's commit has what it needs.
+    pub(super) fn forget(&mut self, visible: &Visible) {
+        let Cause::Transaction(transaction) = &visible.cause else { return };
+        for (wanted, found) in self.answers.remove(&transaction.xid).iter().flat_map(Answers::iter)
+        {
+            self.bytes -= wanted.bytes() + found.bytes();
+        }
+    }
+
+    /// What these keys want together, and what of it need not be asked for: what one transaction
+    /// knows and another wants is asked for, and new for both.
+    pub(super) fn split(&self, all: &[Visible]) -> (HashSet<Wanted>, Answers) {
+        let (mut wanted, mut known) = (HashSet::new(), Vec::new());
+        for visible in all {
+            for one in visible.keys.wanted() {
+                match self.get(&visible.cause, &one) {
+                    Some(found) => known.push((one, found.clone())),
+                    None => _ = wanted.insert(one),
+                }
+            }
+        }
+        let mut answers = Answers::default();
+        for (one, found) in known.into_iter().filter(|(one, _)| !wanted.contains(one)) {
+            answers.insert(one, found);
+        }
+        (wanted, answers)
+    }
+}
+
+fn xid(cause: &Cause) -> Option<u32> {
+    match cause {
+        Cause::Transaction(transaction) => Some(transaction.xid),
+        Cause::Early(xid) => Some(*xid),
+        Cause::Resync { .. } | Cause::Replayed(_) => None,
+    }
+}
