@@ -1,0 +1,132 @@
+//! Which rows of a table its rules can use at all, for a publication that sends no others.
+//!
+//! Postgres asks a row filter F of single row versions
+//! (<https://www.postgresql.org/docs/current/logical-replication-row-filter.html>): an INSERT is
+//! sent if F(new), a DELETE if F(old). An UPDATE is sent as it is if both hold; if only F(new) does
+//! it is sent as an INSERT of the new version, if only F(old) does as a DELETE of the old one: the
+//! other version is lost, the rules see another operation, and `changed` is not asked. TRUNCATE is
+//! always sent. There is a filter only where none of this changes the keys of any rule of the table:
+//!
+//! 1. Let I(new), D(old) and U(old, new) say when a rule counts a row of that operation, apart from
+//!    `changed`: what its `when` is not false for, see [`reduce`](super::condition), and false for
+//!    operations that it does not look at. F is true wherever an I, a D, or any part of a U is, of
+//!    whichever version it asks. So what F rejects counts for no rule: an INSERT and a DELETE
+//!    plainly; an UPDATE because U is false if no part of it holds for either version, every part
+//!    being made of the same comparisons. (A U that asks both versions within one part counts as
+//!    one that asks a single row, which is so only where both versions are equal in it: rule 2.)
+//! 2. Where all columns of F are `immutable` by the rule, F(old) = F(new): no UPDATE is sent as
+//!    something else, and the rule's versions are equal in all that its `when` asks.
+//! 3. Else the rule must give the same keys for what the UPDATE becomes. U has to be A(old) or
+//!    B(new). Sent as an INSERT: F(old) is false, so A(old) and I(old) are, and U = B(new). The
+//!    rule counts the INSERT if I(new), so I = B is demanded; if they are true, one of their
+//!    columns differs, as I(old) is false, so that `changed` lets the UPDATE pass if it names all
+//!    of them or nothing. Its keys are rendered for the new version alone; that is the same if no
+//!    placeholder is pinned to the old one, and the columns of those that are not pinned, lookups'
+//!    parameters included, are `immutable`: either version gives the same key. Sent as a DELETE it
+//!    is the same with D = A and the versions exchanged. A DELETE tells the replica identity only,
+//!    while an UPDATE tells the rest, so all columns of keys have to be in it.
+//! 4. Columns of F have to be in the replica identity, or the application's own writes fail, and be
+//!    of a kind that SQL compares as walsweep does: the caller's `type_id` says so, and `reduce`.
+//!    What `when` reads of them is then always known, so that its truth is F's.
+
+use super::Rules;
+use super::compile::Rule;
+use super::condition::Formula;
+use super::template::Version;
+use crate::config::{Source, TableName};
+
+/// More comparisons cost the server more than most rows are worth.
+const ASKS_MAX: usize = 32;
+
+/// What the catalog tells of a table, column by column.
+pub(crate) struct Facts<'a> {
+    /// The type's oid; `None` if the column must not stand in a filter.
+    pub(crate) type_id: &'a dyn Fn(&str) -> Option<u32>,
+    /// Whether the column is in the replica identity.
+    pub(crate) is_identified: &'a dyn Fn(&str) -> bool,
+}
+
+impl Rules {
+    /// The rows of a table that its rules can use; `None` if that may be any, or if without the
+    /// others a key could be another one.
+    pub(crate) fn row_filter(&self, table: &TableName, facts: &Facts<'_>) -> Option<Formula> {
+        let is_its = |rule: &&Rule| rule.source == Source::Table && rule.table == *table;
+        let rules: Vec<&Rule> = self.rules.iter().filter(is_its).collect();
+        let counted: Vec<Counted> =
+            rules.iter().map(|rule| Counted::of(rule, facts)).collect::<Option<_>>()?;
+        let filter = Formula::any(counted.iter().flat_map(Counted::rows).collect());
+        let asks = filter.asks();
+        // With no comparison it is always true, or no rule ever counts a row.
+        if asks.is_empty() || asks.len() > ASKS_MAX {
+            return None;
+        }
+        let is_safe = |(counted, rule): (&Counted, &&Rule)| {
+            asks.iter().all(|ask| rule.is_immutable(&ask.column)) || counted.keeps_keys(rule, facts)
+        };
+        counted.iter().zip(&rules).all(is_safe).then_some(filter)
+    }
+}
+
+/// When a rule counts a row, by operation.
+struct Counted {
+    insert: Formula,
+    update: Formula,
+    delete: Formula,
+}
+
+impl Counted {
+    fn of(rule: &Rule, facts: &Facts<'_>) -> Option<Counted> {
+        let when = |operation, looks| match &rule.when {
+            Some(when) if looks => when.reduce(operation, facts.type_id),
+            _ => Some(Formula::Always(looks)),
+        };
+        Some(Counted {
+            insert: when("insert", rule.operations.insert)?,
+            update: when("update", rule.operations.update)?,
+            delete: when("delete", rule.operations.delete)?,
+        })
+    }
+
+    fn rows(&self) -> [Formula; 3] {
+        [&self.insert, &self.update, &self.delete].map(Formula::of_any_version)
+    }
+
+    /// Whether an UPDATE that is sent as an INSERT or as a DELETE gives the same keys.
+    fn keeps_keys(&self, rule: &Rule, facts: &Facts<'_>) -> bool {
+        let parts = match &self.update {
+            Formula::Any(parts) => parts.clone(),
+            one => vec![one.clone()],
+        };
+        let asks_only = |part: &Formula, version| part.asks().iter().all(|a| a.version == version);
+        let (old, rest): (Vec<Formula>, Vec<Formula>) =
+            parts.into_iter().partition(|part| asks_only(part, Version::Old));
+        let is_split = rest.iter().all(|part| asks_only(part, Version::New));
+        let (old, new) = (Formula::any(old), Formula::any(rest));
+        let is_never = |part: &Formula| *part == Formula::Always(false);
+        let passes = |part: &Formula| {
+            let is_named =
+                |column: &String| rule.changed.iter().any(|changed| changed.value == *column);
+            rule.changed.is_empty() || part.asks().iter().all(|ask| is_named(&ask.column))
+        };
+        let is_known = |column: &str| (facts.is_identified)(column);
+        is_split
+            && new == self.insert
+            && old == self.delete
+            && (is_never(&new) || (passes(&new) && has_same_keys(rule, Version::Old, &|_| true)))
+            && (is_never(&old) || (passes(&old) && has_same_keys(rule, Version::New, &is_known)))
+    }
+}
+
+/// Whether the keys of an UPDATE can be told without its version `lost`, from what is known.
+fn has_same_keys(rule: &Rule, lost: Version, is_known: &dyn Fn(&str) -> bool) -> bool {
+    rule.templates.iter().all(|key| {
+        let own = key.template.own_columns().map(|one| (one.version, one.column.as_str()));
+        let lookups = key.lookup.iter().flat_map(|template| &template.lookups);
+        let params = lookups.flat_map(|lookup| &lookup.params);
+        let mut all = own.chain(params.map(|param| (Version::Each, param.value.as_str())));
+        all.all(|(version, column)| {
+            let is_same = version != Version::Each || rule.is_immutable(column);
+            version != lost && is_same && is_known(column)
+        })
+    })
+}
