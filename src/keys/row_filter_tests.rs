@@ -98,10 +98,7 @@ fn a_filter_is_made_where_no_key_depends_on_the_version_that_is_lost() {
         (
             true,
             "what never changes may be asked of any version, with any key",
-            immutable(
-                "s",
-                when("op == 'delete' ? old.s == 'a' : new.s == 'a'", rule(&["k:{f}"])),
-            ),
+            immutable("s", when("op == 'delete' ? old.s == 'a' : new.s == 'a'", rule(&["k:{f}"]))),
         ),
         (false, "no condition", plain()),
         (false, "an operation without condition", when("op == 'delete' || new.s == 'a'", plain())),
@@ -150,9 +147,22 @@ fn the_rules_of_a_table_have_to_agree() {
 /// A condition over one version of a row.
 fn of_version(version: &'static str) -> impl Strategy<Value = String> {
     let ask = select(vec![
-        "V.n == 1", "V.n != 1", "V.n < 2", "1 <= V.n", "V.n > -1", "V.s == 'a'", "V.s != 'a'",
-        "V.s in ['a', 'b']", "V.s == null", "V.s != null", "V.b", "!V.b", "V.b == true",
-        "V.b != true", "V.n in [0, null]", "(op == 'update' ? V.b : V.n == 0)",
+        "V.n == 1",
+        "V.n != 1",
+        "V.n < 2",
+        "1 <= V.n",
+        "V.n > -1",
+        "V.s == 'a'",
+        "V.s != 'a'",
+        "V.s in ['a', 'b']",
+        "V.s == null",
+        "V.s != null",
+        "V.b",
+        "!V.b",
+        "V.b == true",
+        "V.b != true",
+        "V.n in [0, null]",
+        "(op == 'update' ? V.b : V.n == 0)",
     ]);
     let ask = ask.prop_map(move |ask: &str| ask.replace('V', version));
     prop_oneof![
@@ -191,10 +201,12 @@ fn any_rule() -> impl Strategy<Value = config::Rule> {
     let names = prop_oneof![Just(vec!["insert", "update", "delete"]), names];
     let columns = || subsequence(vec!["id", "n", "s", "b", "f"], 0..=5);
     let changes = prop_oneof![2 => Just(Vec::new()), 1 => columns()];
-    (condition(), keys, names, changes, columns()).prop_map(|(condition, key, names, changes, kept)| {
-        let rule = when(&condition, operations(&names, changed(&changes, rule(&[key]))));
-        kept.iter().fold(rule, |rule, column| immutable(column, rule))
-    })
+    (condition(), keys, names, changes, columns()).prop_map(
+        |(condition, key, names, changes, kept)| {
+            let rule = when(&condition, operations(&names, changed(&changes, rule(&[key]))));
+            kept.iter().fold(rule, |rule, column| immutable(column, rule))
+        },
+    )
 }
 
 fn values() -> impl Strategy<Value = Values> {

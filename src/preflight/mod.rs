@@ -95,8 +95,7 @@ pub async fn postgres(
     let catalog = Catalog::read(config, rules, client).await?;
     let mut pids = vec![backend_pid, catalog.backend_pid];
     pids.push(catalog::server(client).await?.0);
-    let mut context =
-        Context { config, rules, catalog: &catalog, version, spreads: Vec::new() };
+    let mut context = Context { config, rules, catalog: &catalog, version, spreads: Vec::new() };
     context.spreads = rows::spreads(&context, client).await?;
     let mut findings = server::check(&context, &pids);
     if catalog.is_in_recovery {

@@ -231,7 +231,8 @@ impl Spread {
                     || self.common.iter().any(|(value, _)| ask.holds(Some(value))))
         };
         // One of some values that are all listed: then no value that is not can be one of them.
-        let is_told = !matches!(formula, Formula::All(_)) && formula.asks().into_iter().all(is_listed);
+        let is_told =
+            !matches!(formula, Formula::All(_)) && formula.asks().into_iter().all(is_listed);
         if unlisted > UNLISTED_MAX && !is_told {
             return None;
         }

@@ -234,7 +234,8 @@ fn history() -> (String, String) {
         "n bigint, s text collate \"C\", b bool",
     ];
     let (mut ddl, mut rules) = (String::new(), String::new());
-    for ((number, (condition, _)), types) in CONDITIONS.iter().enumerate().zip(types.iter().cycle()) {
+    for ((number, (condition, _)), types) in CONDITIONS.iter().enumerate().zip(types.iter().cycle())
+    {
         ddl += &format!(
             "create table t{number} (id int primary key, {types}, f int); \
              alter table t{number} replica identity full;"
@@ -243,7 +244,11 @@ fn history() -> (String, String) {
         let (old, new) = (of("old"), of("new"));
         for (name, when, more) in [
             ("any", format!("(op != 'insert' && ({old})) || (op != 'delete' && ({new}))"), ""),
-            ("write", new, "operations = [\"insert\", \"update\"]\nchanged = [\"n\", \"s\", \"b\"]"),
+            (
+                "write",
+                new,
+                "operations = [\"insert\", \"update\"]\nchanged = [\"n\", \"s\", \"b\"]",
+            ),
         ] {
             rules += &format!(
                 "[[rule]]\nname = \"{name}-{number}\"\ntable = \"public.t{number}\"\n\
@@ -286,7 +291,9 @@ async fn the_same_keys_go_with_row_filters_as_without() {
     for round in 0..60 {
         for cache in &mut caches {
             let mut pipeline = redis::Pipeline::new();
-            keys.iter().for_each(|key| drop(pipeline.set(key, "cached").ignore()));
+            for key in &keys {
+                pipeline.set(key, "cached").ignore();
+            }
             pipeline.exec_async(cache).await.unwrap();
         }
         let seed = format!("select setseed({}::float8 / 100)", round + 1);

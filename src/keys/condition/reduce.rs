@@ -122,10 +122,7 @@ impl Reduction<'_> {
 
     fn pair(&self, pair: &[Node; 2], join: fn(Vec<Formula>) -> Formula) -> Option<Both> {
         let (one, other) = (self.both(&pair[0])?, self.both(&pair[1])?);
-        Some(Both {
-            may: join(vec![one.may, other.may]),
-            must: join(vec![one.must, other.must]),
-        })
+        Some(Both { may: join(vec![one.may, other.may]), must: join(vec![one.must, other.must]) })
     }
 
     /// Only one that the operation decides.
