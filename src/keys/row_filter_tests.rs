@@ -197,16 +197,17 @@ fn condition() -> impl Strategy<Value = String> {
 
 fn any_rule() -> impl Strategy<Value = config::Rule> {
     let keys = select(vec!["k", "k:{f}", "k:{s}", "k:{id}", "k:{new.f}", "k:{old.f}", "k:{n}:{f}"]);
+    let keys = prop_oneof![1 => Just("k"), 3 => Just("k:{f}"), 1 => Just("k:{new.f}"), 2 => keys];
     let names = subsequence(vec!["insert", "update", "delete"], 1..=3);
     let names = prop_oneof![Just(vec!["insert", "update", "delete"]), names];
     let columns = || subsequence(vec!["id", "n", "s", "b", "f"], 0..=5);
     let changes = prop_oneof![2 => Just(Vec::new()), 1 => columns()];
-    (condition(), keys, names, changes, columns()).prop_map(
-        |(condition, key, names, changes, kept)| {
-            let rule = when(&condition, operations(&names, changed(&changes, rule(&[key]))));
-            kept.iter().fold(rule, |rule, column| immutable(column, rule))
-        },
-    )
+    let stays = subsequence(vec!["id", "f"], 0..=2);
+    let stays = prop_oneof![3 => Just(vec!["f"]), 2 => stays, 1 => columns()];
+    (condition(), keys, names, changes, stays).prop_map(|(condition, key, names, changes, kept)| {
+        let rule = when(&condition, operations(&names, changed(&changes, rule(&[key]))));
+        kept.iter().fold(rule, |rule, column| immutable(column, rule))
+    })
 }
 
 fn values() -> impl Strategy<Value = Values> {
@@ -262,10 +263,11 @@ fn a_filter_changes_no_key() {
         strategy.new_tree(&mut runner).unwrap().current()
     };
     let rows = prop::collection::vec((values(), values()), 60);
-    let rules = prop::collection::vec(any_rule(), 1..3);
+    let rules = prop_oneof![2 => Just(1), 1 => Just(2)]
+        .prop_flat_map(|count| prop::collection::vec(any_rule(), count));
     let cases = (rules, rows, any::<bool>()).boxed();
     let (mut filters, mut hidden, mut entered, mut left) = (0, 0, 0, 0);
-    for _ in 0..1_500 {
+    for _ in 0..800 {
         let (mut written, rows, is_full) = next(&cases);
         for (number, rule) in written.iter_mut().enumerate() {
             rule.name = format!("r{number}");
@@ -300,5 +302,5 @@ fn a_filter_changes_no_key() {
         }
     }
     let seen = format!("{filters} filters, {hidden} hidden, {entered} entered, {left} left");
-    assert!(filters > 100 && hidden > 3_000 && entered > 300 && left > 300, "{seen}");
+    assert!(filters > 80 && hidden > 3_000 && entered > 300 && left > 300, "{seen}");
 }

@@ -59,19 +59,20 @@ impl<'a> Part<'a> {
 /// The finding with what its cure costs, and how that is undone. For each table whether it is
 /// published with a list of columns, and whether with a row filter.
 pub(super) fn priced(parts: &[(bool, bool)], finding: Finding, undo: &str) -> Finding {
-    let lists = "a listed column cannot be dropped or retyped, and UPDATE and DELETE fail once the \
-                 replica identity is larger than the list";
-    let filters = "a filter's column cannot be dropped or retyped, and UPDATE and DELETE fail once \
-                   the replica identity lacks it";
     let (has_list, has_filter) = (|(list, _): &_| *list, |(_, filter): &_| *filter);
-    let price = match (parts.iter().any(has_list), parts.iter().any(has_filter)) {
+    let (what, identity) = match (parts.iter().any(has_list), parts.iter().any(has_filter)) {
         (false, false) => return finding,
-        (true, false) => lists.to_owned(),
-        (false, true) => filters.to_owned(),
-        (true, true) => format!("{lists}; {filters}"),
+        (true, false) => ("listed", "larger than the list"),
+        (false, true) => ("filtered by", "without it"),
+        (true, true) => {
+            ("listed or filtered by", "larger than a list or without a filter's column")
+        }
     };
     let undo = undo.replace('\n', " ");
-    finding.price(format!("{price}; `narrow = false` avoids it, and this undoes it: {undo};"))
+    finding.price(format!(
+        "a column that is {what} cannot be dropped or retyped, and UPDATE and DELETE fail after a \
+         replica identity {identity} (`postgres.narrow = false` avoids it); undo: {undo};"
+    ))
 }
 
 /// What is still narrow though whole tables are asked for. A row filter of somebody else's stays,

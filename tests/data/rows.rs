@@ -63,13 +63,18 @@ async fn setup_publishes_the_rows_that_rules_can_use_and_says_what_that_spares()
         "rows of `public.event` with `\"kind\" = 'goal'`, about 50 % of them",
         "2 of 4 columns of `public.tenancy`",
         "rows of `public.tenancy` with `\"tenant\" = 7`, about 10 % of them",
-        "\n-- Price: a listed column cannot be dropped or retyped, and",
-        "a filter's column cannot be dropped or retyped, and",
-        "`narrow = false` avoids it, and this undoes it: alter publication \"walsweep\" set table \
-         \"public\".\"score\", \"public\".\"event\", \"public\".\"tenancy\";",
+        "\n-- Price: a column that is listed or filtered by cannot be dropped or retyped, and",
+        "(`postgres.narrow = false` avoids it); undo: alter publication \"walsweep\" set table",
     ] {
         assert!(printed.contains(part), "`{part}` is not in {printed}");
     }
+    let (_, undo) = printed.split_once("undo: ").unwrap();
+    let undo = undo.split_once(";\n").unwrap().0.to_owned();
+    sidecar.setup();
+    assert_eq!(bed.sql.one::<String>(FILTERED).await, "event score tenancy");
+    bed.sql.run(&undo).await;
+    assert_eq!(bed.sql.one::<String>(FILTERED).await, "none");
+    bed.sql.run("drop publication walsweep").await;
     sidecar.setup();
     assert_eq!(bed.sql.one::<String>(FILTERED).await, "event score tenancy");
     assert!(!checked(&sidecar).contains("row_filter"), "it is walsweep's own");
