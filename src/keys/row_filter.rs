@@ -2,32 +2,32 @@
 //!
 //! Postgres asks a row filter F of single row versions
 //! (<https://www.postgresql.org/docs/current/logical-replication-row-filter.html>): an INSERT is
-//! sent if F(new), a DELETE if F(old). An UPDATE is sent as it is if both hold; if only F(new) does
-//! it is sent as an INSERT of the new version, if only F(old) does as a DELETE of the old one: the
-//! other version is lost, the rules see another operation, and `changed` is not asked. TRUNCATE is
-//! always sent. There is a filter only where none of this changes the keys of any rule of the table:
+//! sent if F(new), a DELETE if F(old), TRUNCATE always. An UPDATE is sent as it is if both hold; if
+//! only F(new) does it is sent as an INSERT of the new version, if only F(old) does as a DELETE of
+//! the old one: the other version is lost, the rules see another operation, and `changed` is not
+//! asked. There is a filter only where none of this changes the keys of any rule of the table.
 //!
-//! 1. Let I(new), D(old) and U(old, new) say when a rule counts a row of that operation, apart from
-//!    `changed`: what its `when` is not false for, see [`reduce`](super::condition), and false for
-//!    operations that it does not look at. F is true wherever an I, a D, or any part of a U is, of
-//!    whichever version it asks. So what F rejects counts for no rule: an INSERT and a DELETE
-//!    plainly; an UPDATE because U is false if no part of it holds for either version, every part
-//!    being made of the same comparisons. (A U that asks both versions within one part counts as
-//!    one that asks a single row, which is so only where both versions are equal in it: rule 2.)
-//! 2. Where all columns of F are `immutable` by the rule, F(old) = F(new): no UPDATE is sent as
-//!    something else, and the rule's versions are equal in all that its `when` asks.
-//! 3. Else the rule must give the same keys for what the UPDATE becomes. U has to be A(old) or
-//!    B(new). Sent as an INSERT: F(old) is false, so A(old) and I(old) are, and U = B(new). The
-//!    rule counts the INSERT if I(new), so I = B is demanded; if they are true, one of their
-//!    columns differs, as I(old) is false, so that `changed` lets the UPDATE pass if it names all
-//!    of them or nothing. Its keys are rendered for the new version alone; that is the same if no
-//!    placeholder is pinned to the old one, and the columns of those that are not pinned, lookups'
-//!    parameters included, are `immutable`: either version gives the same key. Sent as a DELETE it
-//!    is the same with D = A and the versions exchanged. A DELETE tells the replica identity only,
-//!    while an UPDATE tells the rest, so all columns of keys have to be in it.
-//! 4. Columns of F have to be in the replica identity, or the application's own writes fail, and be
-//!    of a kind that SQL compares as walsweep does: the caller's `type_id` says so, and `reduce`.
-//!    What `when` reads of them is then always known, so that its truth is F's.
+//! Let I(new), D(old) and U(old, new) say for which rows of an operation a rule's `when` counts as
+//! true (`reduce`), always false for operations that are not the rule's. F is true of a row if for
+//! any rule I, D or U is, taking the row for each version that it asks. So an INSERT or a DELETE
+//! that F rejects counts for no rule. What becomes of an UPDATE is seen for each rule:
+//!
+//! 1. All columns of F are `immutable` by this rule. Then F(old) = F(new), so that no UPDATE is
+//!    sent as something else, and one that F rejects does not count: the versions are equal in all
+//!    that U asks.
+//! 2. Else U has to be A(old) or B(new), neither asking of the other version; then U is false if
+//!    F is of both. If only F(new) is true, A(old) and I(old) are false, and the UPDATE counts if
+//!    B(new) does and `changed` lets it pass. The INSERT that it is sent as counts if I(new) does.
+//!    So I has to be B; and `changed` has to name nothing, or all columns that I asks: I(old) is
+//!    false, so where I(new) is true one of them differs. The INSERT gives the keys of the new
+//!    version. That are all, if no placeholder is pinned to the old one, and what is not pinned is
+//!    `immutable`, parameters of lookups too: either version gives the same key. If only F(old) is
+//!    true, the same holds of the DELETE with D for I, A for B and the versions exchanged. A DELETE
+//!    tells the replica identity alone where the UPDATE tells more, so the keys' columns have to be
+//!    in it.
+//!
+//! Columns of F have to be in the replica identity, or the application's own writes fail. So their
+//! values are known whenever there is a row, and what `when` makes of them is what F does.
 
 use super::Rules;
 use super::compile::Rule;

@@ -9,7 +9,7 @@ use proptest::sample::{select, subsequence};
 use proptest::strategy::ValueTree;
 use proptest::test_runner::TestRunner;
 
-use super::tests::{immutable, located, rule, text};
+use super::tests::{compile, immutable, located, rule, text};
 use super::{Facts, Formula, Rules};
 use crate::config::{self, Location, Operations, Script, TableName};
 use crate::decode::{Column, OldKind, OldTuple, Relation, ReplicaIdentity, Tuple, Value};
@@ -113,7 +113,7 @@ fn a_filter_is_made_where_no_key_depends_on_the_version_that_is_lost() {
         (false, "both versions at once", when("old.s != 'a' && new.s == 'a'", writes(plain()))),
         (false, "only inserts", operations(&["insert"], when("new.s == 'a'", plain()))),
     ] {
-        let rules = Rules::compile(&[rule]).unwrap();
+        let rules = compile(rule);
         assert_eq!(filter(&rules, true).is_some(), has_filter, "{what}");
         // The column is not in the replica identity.
         assert_eq!(filter(&rules, false), None, "{what}");
@@ -139,7 +139,7 @@ fn the_rules_of_a_table_have_to_agree() {
     // What the one declares the other does not rely on.
     let stays = immutable("s", when("old.s == 'a' && new.s == 'a'", rule(&["k:{id}"])));
     let stays = operations(&["update"], stays);
-    assert!(filter(&Rules::compile(&[stays.clone()]).unwrap(), true).is_some());
+    assert!(filter(&compile(stays.clone()), true).is_some());
     let moves = named("x", when("new.s == 'a'", operations(&WRITES, rule(&["l:{id}"]))));
     assert_eq!(filter(&Rules::compile(&[stays, moves]).unwrap(), true), None);
 }
@@ -259,16 +259,13 @@ fn keys(rules: &mut Rules, is_full: bool, row: Option<Row>) -> BTreeSet<String> 
 #[test]
 fn a_filter_changes_no_key() {
     let mut runner = TestRunner::deterministic();
-    let mut next = |strategy: &BoxedStrategy<(Vec<config::Rule>, Vec<(Values, Values)>, bool)>| {
-        strategy.new_tree(&mut runner).unwrap().current()
-    };
     let rows = prop::collection::vec((values(), values()), 60);
     let rules = prop_oneof![2 => Just(1), 1 => Just(2)]
         .prop_flat_map(|count| prop::collection::vec(any_rule(), count));
-    let cases = (rules, rows, any::<bool>()).boxed();
+    let cases = (rules, rows, prop::bool::weighted(0.75));
     let (mut filters, mut hidden, mut entered, mut left) = (0, 0, 0, 0);
-    for _ in 0..800 {
-        let (mut written, rows, is_full) = next(&cases);
+    for _ in 0..1_000 {
+        let (mut written, rows, is_full) = cases.new_tree(&mut runner).unwrap().current();
         for (number, rule) in written.iter_mut().enumerate() {
             rule.name = format!("r{number}");
         }

@@ -197,7 +197,8 @@ mod tests {
     #[test]
     fn the_text_shows_the_worst_first_with_place_hint_and_sql() {
         let text = "error[table_missing]: 7:9: rule.0.table: no table `a.b`\n    hint: a hint\n    \
-                    price: a price\n    sql: begin;\n         commit;\ninfo[x]: y\n1 error, 0 warnings";
+                    price: a price\n    sql: begin;\n         commit;\ninfo[x]: y\n\
+                    1 error, 0 warnings";
         assert_eq!(report().to_string(), text);
     }
 

@@ -1,11 +1,11 @@
 //! Row filters: which rows of a table the publication needs, and what part of them that is.
 //!
-//! [`Rules::row_filter`](crate::keys::Rules) says which rows the rules can use and where leaving out
-//! the others changes nothing. Here is the rest of what a filter asks of a table: its columns are in
-//! the replica identity, or will be, else the application's own UPDATE and DELETE fail; they are of
-//! built-in types and collations; the table has no partitions and no heirs, whose identities are
-//! their own; and there is no lookup, since which tables one reads its text does not tell, and what
-//! was looked up may be kept for as long as the stream tells of no change.
+//! [`Rules::row_filter`](crate::keys::Rules) says which rows the rules can use and where to leave
+//! out the others changes nothing. Here is the rest of what a filter asks of a table: its columns
+//! are in the replica identity, or will be, else the application's own UPDATE and DELETE fail; they
+//! are of built-in types and collations; the table has no partitions and no heirs, whose identities
+//! are their own; and there is no lookup, since which tables one reads its text does not tell, and
+//! what was looked up may be kept for as long as the stream tells of no change.
 //!
 //! A filter that walsweep wrote carries a mark, of what it asks of which columns: one that was made
 //! for other rules, or whose columns have changed their names since, is an error. One without the

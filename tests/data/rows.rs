@@ -56,6 +56,12 @@ async fn setup_publishes_the_rows_that_rules_can_use_and_says_what_that_spares()
         return;
     }
     bed.sql.run(TABLES).await;
+    // What was looked up may be kept, and no row of any table must be missing then.
+    let lookup = "[lookup.l]\nsql = \"select points as x from score where id = $1\"\n\
+                  params = [\"match_id\"]\n";
+    let looking_up = rules().replace("board:{match_id}", "board:{l.x}") + lookup;
+    let printed = text(&self::sidecar(&bed, &looking_up).command(&["setup", "--print"]));
+    assert!(printed.contains("create publication") && !printed.contains("where ("), "{printed}");
     let mut sidecar = sidecar(&bed, &rules());
     let printed = text(&sidecar.command(&["setup", "--print"]));
     for part in [
@@ -116,7 +122,7 @@ async fn a_filter_for_other_rules_is_refused_and_made_anew() {
     sidecar.start();
     sidecar.wait_ready().await;
     bed.settled().await;
-    // While it runs: another filter is a change of what is published, and nobody's but its author's.
+    // While it runs: another filter is a change of what is published, and its author's.
     bed.fill(&["board:9"]).await;
     let foreign = "alter publication walsweep set table score where (points > 0), event, tenancy";
     bed.sql.run(foreign).await;
