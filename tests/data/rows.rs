@@ -60,7 +60,7 @@ async fn setup_publishes_the_rows_that_rules_can_use_and_says_what_that_spares()
     let lookup = "[lookup.l]\nsql = \"select points as x from score where id = $1\"\n\
                   params = [\"match_id\"]\n";
     let looking_up = rules().replace("board:{match_id}", "board:{l.x}") + lookup;
-    let printed = text(&self::sidecar(&bed, &looking_up).command(&["setup", "--print"]));
+    let printed = text(&sidecar(&bed, &looking_up).command(&["setup", "--print"]));
     assert!(printed.contains("create publication") && !printed.contains("where ("), "{printed}");
     let mut sidecar = sidecar(&bed, &rules());
     let printed = text(&sidecar.command(&["setup", "--print"]));
