@@ -97,11 +97,9 @@ impl Counted {
             Formula::Any(parts) => parts.clone(),
             one => vec![one.clone()],
         };
-        let asks_only = |part: &Formula, version| part.asks().iter().all(|a| a.version == version);
-        let (old, rest): (Vec<Formula>, Vec<Formula>) =
-            parts.into_iter().partition(|part| asks_only(part, Version::Old));
-        let is_split = rest.iter().all(|part| asks_only(part, Version::New));
-        let (old, new) = (Formula::any(old), Formula::any(rest));
+        let is_old = |part: &Formula| part.asks().iter().all(|ask| ask.version == Version::Old);
+        let (old, new): (Vec<Formula>, Vec<Formula>) = parts.into_iter().partition(is_old);
+        let (old, new) = (Formula::any(old), Formula::any(new));
         let is_never = |part: &Formula| *part == Formula::Always(false);
         let passes = |part: &Formula| {
             let is_named =
@@ -109,8 +107,8 @@ impl Counted {
             rule.changed.is_empty() || part.asks().iter().all(|ask| is_named(&ask.column))
         };
         let is_known = |column: &str| (facts.is_identified)(column);
-        is_split
-            && new == self.insert
+        // What asks both versions at once is in `new`, and in no INSERT.
+        new == self.insert
             && old == self.delete
             && (is_never(&new) || (passes(&new) && has_same_keys(rule, Version::Old, &|_| true)))
             && (is_never(&old) || (passes(&old) && has_same_keys(rule, Version::New, &is_known)))

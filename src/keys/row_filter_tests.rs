@@ -211,7 +211,7 @@ fn any_rule() -> impl Strategy<Value = config::Rule> {
 }
 
 fn values() -> impl Strategy<Value = Values> {
-    let number = || select(vec![Some("0"), Some("1"), Some("2")]);
+    let number = || select(vec![Some("0"), Some("1"), Some("2"), None]);
     let text = || select(vec![Some("a"), Some("b"), None]);
     let truth = select(vec![Some("t"), Some("f"), None]);
     (number(), number(), text(), truth, text()).prop_map(|(id, n, s, b, f)| [id, n, s, b, f])
