@@ -56,6 +56,9 @@ with wanted as (
            'relation', relation.shown,
            'columns', (select coalesce(jsonb_agg(jsonb_build_object(
                                 'name', a.attname, 'is_generated', a.attgenerated <> '',
+                                'number', a.attnum,
+                                -- Below FirstNormalObjectId (transam.h).
+                                'is_builtin', a.atttypid < 16384 and a.attcollation < 16384,
                                 -- What the stream says of a domain: the type that it is made of.
                                 'type_id', (with recursive base as (
                                               select t.oid, t.typtype, t.typbasetype

@@ -19,7 +19,7 @@ use crate::metrics::Metrics;
 use crate::pipeline::Program;
 use crate::postgres::connect_sql;
 use crate::preflight::{Finding, Report};
-use crate::setup::{self, Statement};
+use crate::setup;
 use crate::shutdown::Shutdown;
 use crate::sweep::{Node, Pace, Pass, Progress, Standalone, connect, key_name};
 use crate::{lease, logging, preflight};
@@ -159,7 +159,7 @@ pub async fn setup(path: &Path, print_only: bool) -> Result<(), Failure> {
     if done.is_empty() {
         return print("nothing to do\n");
     }
-    done.iter().try_for_each(|Statement { sql, why }| print(&format!("-- {why}\n{sql};\n")))
+    done.iter().try_for_each(|statement| print(&statement.to_string()))
 }
 
 /// `walsweep teardown`.

@@ -3,6 +3,8 @@
 //! Nothing is known here of what is needed: the checks before the start find what is missing, and
 //! each of their errors carries its cure. Warnings keep their price until a person decides.
 
+use std::fmt;
+
 use tokio_postgres::Client;
 
 use postgres_protocol::escape::escape_identifier;
@@ -15,13 +17,23 @@ use crate::preflight::{self, Finding, render};
 /// the slot that has to follow the publication; nothing uncovers more than that.
 const ROUNDS_MAX: usize = 3;
 
+/// What is no error and yet to be done: the slot, which `run` makes otherwise, and whole tables
+/// where the configuration asks for them.
+const DONE_TOO: [&str; 2] = ["slot_missing", "narrowed"];
+
 /// One statement, or several that belong in one transaction, without the last semicolon.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Statement {
     /// The SQL.
     pub sql: String,
-    /// What it cures.
+    /// What it cures, what that costs and how it is undone: one line, or two.
     pub why: String,
+}
+
+impl fmt::Display for Statement {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(formatter, "{}{};", comment(&self.why), self.sql)
+    }
 }
 
 /// Why a database could not be set up or cleaned up.
@@ -91,12 +103,14 @@ fn list(findings: &[Finding]) -> String {
 /// it decodes.
 #[must_use]
 pub fn plan(findings: &[Finding]) -> Vec<Statement> {
-    let cured = findings.iter().filter(|one| one.is_error() || one.code == "slot_missing");
+    let is_done = |one: &&Finding| one.is_error() || DONE_TOO.contains(&one.code);
+    let cured = findings.iter().filter(is_done);
     let mut ranked: Vec<(u8, Statement)> = Vec::new();
     for finding in cured {
         let Some(sql) = finding.sql.clone() else { continue };
         if ranked.iter().all(|(_, known)| known.sql != sql) {
-            let why = finding.message.clone();
+            let price = finding.price.iter().map(|price| format!("\nPrice: {price}"));
+            let why = std::iter::once(finding.message.clone()).chain(price).collect();
             ranked.push((rank(finding.code), Statement { sql, why }));
         }
     }
@@ -168,8 +182,8 @@ pub async fn script(config: &Config, rules: &mut Rules, client: &Client) -> Resu
     let head = render(include_str!("../sql/setup/script.sql"), &values);
     let mut script = format!("{}\n\\set ON_ERROR_STOP on\n", comment(&head));
     let statements = plan(&findings);
-    for Statement { sql, why } in &statements {
-        script.push_str(&format!("\n{}{sql};\n", comment(why)));
+    for statement in &statements {
+        script.push_str(&format!("\n{statement}"));
     }
     if statements.is_empty() {
         script.push_str("\n-- Nothing to do.\n");

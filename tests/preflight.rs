@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test may fail")]
 
+#[path = "preflight/filters.rs"]
+mod filters;
 #[path = "preflight/kit.rs"]
 mod kit;
 #[path = "preflight/redis.rs"]

@@ -112,6 +112,7 @@ fn postgres(reader: &mut Reader<'_>, root: &mut Section<'_, '_>) -> Option<Postg
     let least = 64 * 1024 * 1024;
     let max_retained_wal = reader.memory(&mut section, "max_retained_wal", least);
     let failover = reader.flag(&mut section, "failover", false);
+    let narrow = reader.flag(&mut section, "narrow", true);
     reader.finish(&section);
     let endpoint = sql?;
     let replication_endpoint = if has_replication_url { replication? } else { endpoint.clone() };
@@ -124,6 +125,7 @@ fn postgres(reader: &mut Reader<'_>, root: &mut Section<'_, '_>) -> Option<Postg
         replicas,
         max_retained_wal,
         failover,
+        narrow,
     })
 }
 

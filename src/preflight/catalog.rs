@@ -124,6 +124,10 @@ pub(super) struct Relation {
 pub(super) struct Column {
     pub(super) name: String,
     pub(super) is_generated: bool,
+    /// `pg_attribute.attnum`: it stays when the column is renamed.
+    pub(super) number: i32,
+    /// Whether its type, of a domain the domain, and its collation are Postgres's own.
+    pub(super) is_builtin: bool,
     /// `pg_type.oid`; of a domain the one that it is made of.
     pub(super) type_id: u32,
     /// Bytes on average, if the table was analyzed and may be read.
@@ -167,6 +171,11 @@ impl Table {
     /// Whether it is partitioned.
     pub(super) fn is_partitioned(&self) -> bool {
         self.relation.kind == 'p'
+    }
+
+    /// Whether it is a table without partitions and heirs, and is none of either.
+    pub(super) fn is_alone(&self) -> bool {
+        self.relation.kind == 'r' && !self.is_inherited
     }
 
     /// Whether Postgres takes it into a publication.

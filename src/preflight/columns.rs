@@ -6,10 +6,9 @@
 //! (<https://www.postgresql.org/docs/current/logical-replication-col-lists.html>).
 
 use super::catalog::Table;
-use super::{Context, Finding, cure, identity};
-
-/// The first version with column lists.
-const VERSION_MIN: i32 = 150_000;
+use super::part::Part;
+use super::rows::{self, Existing};
+use super::{Context, Finding, VERSION_PARTS, cure, identity};
 
 /// From this part of the average row on the saving is worth a word about a publication that is
 /// there already, in percent.
@@ -18,8 +17,8 @@ const WORTH_PERCENT: i64 = 50;
 /// The columns that the rules and the replica identity need of a table, in its own order; `None` if
 /// there is to be no list.
 pub(super) fn wanted<'a>(context: &Context<'_>, table: &'a Table) -> Option<Vec<&'a str>> {
-    let is_plain = table.relation.kind == 'r' && !table.is_inherited;
-    if context.version < VERSION_MIN || !is_plain || is_full(context, table) {
+    let is_wanted = context.config.postgres.narrow && context.version >= VERSION_PARTS;
+    if !is_wanted || !table.is_alone() || is_full(context, table) {
         return None;
     }
     let name = table.relation.table_name();
@@ -87,7 +86,8 @@ fn percent(table: &Table, names: &[&str]) -> Option<i64> {
 /// Advice for a table that the publication has whole: a list would spare most of it.
 pub(super) fn advice(context: &Context<'_>, table: &Table) -> Option<Finding> {
     let publication = &context.config.postgres.publication;
-    if !table.is_listed || !table.relation.is_published || table.row_filter.is_some() {
+    let is_foreign = rows::existing(table) == Existing::Foreign;
+    if !table.is_listed || !table.relation.is_published || is_foreign {
         return None;
     }
     let names = wanted(context, table).filter(|_| !is_limited(context, table))?;
@@ -97,8 +97,8 @@ pub(super) fn advice(context: &Context<'_>, table: &Table) -> Option<Finding> {
         table.relation.table_name(),
         saving(table, &names)
     );
-    let hint = "with a list a listed column cannot be dropped, and the table can get no larger \
-                replica identity, before the list is changed";
-    let advice = Finding::info("columns_unneeded", message).hint(hint);
-    Some(advice.sql(cure::set_columns(publication, table, Some(&names))))
+    let part = Part::narrowest(context, table);
+    let advice = Finding::info("columns_unneeded", message);
+    let advice = advice.sql(cure::set_part(publication, table, &part));
+    Some(part.priced(advice, &cure::set_part(publication, table, &Part::WHOLE)))
 }

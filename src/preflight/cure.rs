@@ -3,6 +3,7 @@
 use postgres_protocol::escape::{escape_identifier, escape_literal};
 
 use super::catalog::{Relation, Role, Table};
+use super::part::Part;
 use crate::config::{Operations, Postgres};
 
 /// The statement of a file of `sql/setup/`: without its comments, with each `{name}` replaced.
@@ -38,7 +39,7 @@ pub(super) fn operation_names(operations: Operations) -> Vec<&'static str> {
 /// Creates the publication of these tables; `None` if there is none, and rules look at some.
 pub(super) fn create_publication(
     publication: &str,
-    tables: &[(&Table, Option<Vec<&str>>)],
+    tables: &[(&Table, Part<'_>)],
     operations: Operations,
 ) -> Option<String> {
     if operations == Operations::NONE {
@@ -48,10 +49,11 @@ pub(super) fn create_publication(
     if tables.is_empty() {
         return None;
     }
-    let name = |(table, columns): &(&Table, Option<Vec<&str>>)| {
-        format!("{}{}", qualified(&table.relation), list(columns.as_deref()))
+    let name = |(table, shown): &(&Table, Part<'_>)| {
+        format!("{}{}", qualified(&table.relation), shown.sql())
     };
     let names: Vec<String> = tables.iter().map(name).collect();
+    let before: String = tables.iter().filter_map(|(_, part)| part.before()).collect();
     let mut options = Vec::new();
     if operations != Operations::ALL {
         let operations = escape_literal(&operation_names(operations).join(", "));
@@ -67,7 +69,16 @@ pub(super) fn create_publication(
     let publication = escape_identifier(publication);
     let values =
         [("publication", &*publication), ("tables", &names.join(", ")), ("options", &options)];
-    Some(render(include_str!("../../sql/setup/create_publication.sql"), &values))
+    let create = render(include_str!("../../sql/setup/create_publication.sql"), &values);
+    Some(format!("{before}{create}"))
+}
+
+/// Lets the publication have all of these tables, and no others.
+pub(super) fn set_tables(publication: &str, tables: &[&Table]) -> String {
+    let names: Vec<String> = tables.iter().map(|table| qualified(&table.relation)).collect();
+    let publication = escape_identifier(publication);
+    let values = [("publication", &*publication), ("tables", &names.join(", "))];
+    render(include_str!("../../sql/setup/set_tables.sql"), &values)
 }
 
 /// Lets the publication publish these operations.
@@ -84,27 +95,39 @@ pub(super) fn set_via_root(publication: &str) -> String {
     render(include_str!("../../sql/setup/set_via_root.sql"), &[("publication", &publication)])
 }
 
-/// Adds a table to the publication, with these columns or with all.
-pub(super) fn add_table(publication: &str, table: &Table, columns: Option<&[&str]>) -> String {
-    of_table(include_str!("../../sql/setup/add_table.sql"), (publication, table), columns)
+/// Adds this part of a table to the publication.
+pub(super) fn add_table(publication: &str, table: &Table, part: &Part<'_>) -> String {
+    let add = of_table(include_str!("../../sql/setup/add_table.sql"), (publication, table), part);
+    format!("{}{add}", part.before().unwrap_or_default())
 }
 
-/// Lets the publication have these columns of a table, or all.
-pub(super) fn set_columns(publication: &str, table: &Table, columns: Option<&[&str]>) -> String {
-    of_table(include_str!("../../sql/setup/set_columns.sql"), (publication, table), columns)
+/// Lets the publication have this part of a table.
+pub(super) fn set_part(publication: &str, table: &Table, part: &Part<'_>) -> String {
+    of_table(include_str!("../../sql/setup/set_part.sql"), (publication, table), part)
 }
 
-fn of_table(file: &str, (publication, table): (&str, &Table), columns: Option<&[&str]>) -> String {
+fn of_table(file: &str, (publication, table): (&str, &Table), part: &Part<'_>) -> String {
     let (publication, table) = (escape_identifier(publication), qualified(&table.relation));
-    let columns = list(columns);
-    render(file, &[("publication", &publication), ("table", &table), ("columns", &columns)])
+    let (before, part) = (part.before().unwrap_or_default(), part.sql());
+    let values = [("publication", &*publication), ("table", &table), ("part", &part)];
+    render(file, &[&values[..], &[("before", &before)]].concat())
 }
 
-/// A column list behind the name of its table; nothing for all columns.
-fn list(columns: Option<&[&str]>) -> String {
-    let names = columns.map(|names| names.iter().map(|name| escape_identifier(name)));
-    let names = names.map(|names| names.collect::<Vec<_>>().join(", "));
-    names.map_or_else(String::new, |names| format!(" ({names})"))
+impl Part<'_> {
+    /// Behind the name of its table; nothing for all of it.
+    fn sql(&self) -> String {
+        let names = self.columns.as_ref();
+        let names = names.map(|names| names.iter().map(|name| escape_identifier(name)));
+        let list = names.map(|names| format!(" ({})", names.collect::<Vec<_>>().join(", ")));
+        let filter = self.filter.as_ref().map(|filter| format!(" {}", filter.sql()));
+        list.into_iter().chain(filter).collect()
+    }
+
+    /// Statements that come first, or writes of the application fail.
+    fn before(&self) -> Option<String> {
+        let before = self.filter.as_ref().and_then(|filter| filter.before.as_ref());
+        before.map(|before| format!("{before};\n"))
+    }
 }
 
 /// Gives the table, and each partition of it, the full replica identity: partitions do not inherit

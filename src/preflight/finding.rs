@@ -45,6 +45,9 @@ pub struct Finding {
     /// What to do about it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub hint: Option<String>,
+    /// What the cure costs, and how it is undone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub price: Option<String>,
     /// The statements that cure it, without the last semicolon.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sql: Option<String>,
@@ -52,7 +55,7 @@ pub struct Finding {
 
 impl Finding {
     pub(super) fn new(severity: Severity, code: &'static str, message: String) -> Finding {
-        Finding { severity, code, at: None, message, hint: None, sql: None }
+        Finding { severity, code, at: None, message, hint: None, price: None, sql: None }
     }
 
     pub(crate) fn error(code: &'static str, message: impl Into<String>) -> Finding {
@@ -75,6 +78,10 @@ impl Finding {
         Finding { hint: Some(hint.into()), ..self }
     }
 
+    pub(super) fn price(self, price: impl Into<String>) -> Finding {
+        Finding { price: Some(price.into()), ..self }
+    }
+
     pub(super) fn sql(self, sql: impl Into<String>) -> Finding {
         Finding { sql: Some(sql.into()), ..self }
     }
@@ -94,6 +101,9 @@ impl fmt::Display for Finding {
         formatter.write_str(&self.message)?;
         if let Some(hint) = &self.hint {
             write!(formatter, "\n    hint: {hint}")?;
+        }
+        if let Some(price) = &self.price {
+            write!(formatter, "\n    price: {price}")?;
         }
         if let Some(sql) = &self.sql {
             write!(formatter, "\n    sql: {};", sql.replace('\n', "\n         "))?;
@@ -180,14 +190,15 @@ mod tests {
     fn report() -> Report {
         let at = Location { line: 7, column: 9, key: "rule.0.table".to_owned() };
         let error = Finding::error("table_missing", "no table `a.b`").at(&at);
-        let error = error.hint("a hint").sql("begin;\ncommit");
+        let error = error.hint("a hint").price("a price").sql("begin;\ncommit");
         Report { postgres: vec![Finding::info("x", "y"), error], redis: Vec::new() }
     }
 
     #[test]
     fn the_text_shows_the_worst_first_with_place_hint_and_sql() {
         let text = "error[table_missing]: 7:9: rule.0.table: no table `a.b`\n    hint: a hint\n    \
-                    sql: begin;\n         commit;\ninfo[x]: y\n1 error, 0 warnings";
+                    price: a price\n    sql: begin;\n         commit;\ninfo[x]: y\n\
+                    1 error, 0 warnings";
         assert_eq!(report().to_string(), text);
     }
 
@@ -197,7 +208,7 @@ mod tests {
         let finding = serde_json::json!({
             "severity": "error", "code": "table_missing", "message": "no table `a.b`",
             "at": { "line": 7, "column": 9, "key": "rule.0.table" },
-            "hint": "a hint", "sql": "begin;\ncommit",
+            "hint": "a hint", "price": "a price", "sql": "begin;\ncommit",
         });
         assert_eq!(json["postgres"][1], finding);
         assert_eq!(json["postgres"][0].get("hint"), None);

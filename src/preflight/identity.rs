@@ -4,6 +4,7 @@
 //! has an identity of its own: see `partitions`.
 
 use super::catalog::Table;
+use super::part::Part;
 use super::{Context, Finding, columns, cure, publication};
 use crate::config::{Operations, Rule};
 use crate::keys::{ColumnUse, Purpose};
@@ -60,7 +61,8 @@ fn unlimited(context: &Context<'_>, table: &Table, finding: Finding) -> Finding 
     let name = &context.config.postgres.publication;
     match &finding.sql {
         Some(sql) if !finding.is_error() && columns::is_limited(context, table) => {
-            let sql = format!("{};\n{sql}", cure::set_columns(name, table, None));
+            let part = Part { columns: None, ..Part::kept(context, table) };
+            let sql = format!("{};\n{sql}", cure::set_part(name, table, &part));
             finding.sql(sql)
         }
         _ => finding,

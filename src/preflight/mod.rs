@@ -20,12 +20,14 @@ mod failover;
 mod finding;
 mod identity;
 mod lookups;
+mod part;
 mod partitions;
 mod publication;
 mod reads;
 mod redis;
 mod replicas;
 mod replication;
+mod rows;
 mod server;
 mod slot;
 mod tables;
@@ -45,6 +47,9 @@ pub use self::replication::replication;
 pub(crate) use self::views::{drop_trigger, trigger_name};
 
 use self::catalog::Catalog;
+
+/// The first version that publishes parts of tables.
+const VERSION_PARTS: i32 = 150_000;
 
 /// Why the checks could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -69,6 +74,8 @@ struct Context<'a> {
     catalog: &'a Catalog,
     /// `server_version_num`.
     version: i32,
+    /// How the values of columns are spread that row filters ask of.
+    spreads: Vec<rows::Spread>,
 }
 
 /// Checks the database behind `client`, which must be a connection to `config.postgres.endpoint`,
@@ -92,7 +99,8 @@ pub async fn postgres(
     let catalog = Catalog::read(config, rules, client).await?;
     let mut pids = vec![backend_pid, catalog.backend_pid];
     pids.push(catalog::server(client).await?.0);
-    let context = Context { config, rules, catalog: &catalog, version };
+    let mut context = Context { config, rules, catalog: &catalog, version, spreads: Vec::new() };
+    context.spreads = rows::spreads(&context, client).await?;
     let mut findings = server::check(&context, &pids);
     if catalog.is_in_recovery {
         // Whatever else is wrong would have to be cured on the primary.

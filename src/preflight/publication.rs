@@ -1,7 +1,9 @@
 //! Checks of the publication: does it publish all that the rules look at.
 
 use super::catalog::{Publication, Table};
-use super::{Context, Finding, columns, cure, identity};
+use super::part::{self, Part};
+use super::rows::Existing;
+use super::{Context, Finding, columns, cure, identity, rows};
 use crate::config::{Operations, Rule};
 use crate::keys::ColumnUse;
 
@@ -9,21 +11,7 @@ use crate::keys::ColumnUse;
 pub(super) fn check(context: &Context<'_>) -> Vec<Finding> {
     let name = &context.config.postgres.publication;
     let Some(publication) = &context.catalog.publication else {
-        let tables = context.catalog.tables.iter().filter(|table| table.is_publishable());
-        let tables: Vec<_> = tables.map(|table| (table, columns::wanted(context, table))).collect();
-        let savings = tables
-            .iter()
-            .filter_map(|(table, names)| names.as_ref().map(|names| columns::saving(table, names)));
-        let savings = savings.collect::<Vec<_>>().join("; ");
-        let missing = match savings.as_str() {
-            "" => format!("there is no publication `{name}`"),
-            savings => format!("there is no publication `{name}`; it needs {savings}"),
-        };
-        let missing = Finding::error("publication_missing", missing);
-        return vec![Finding {
-            sql: cure::create_publication(name, &tables, needed(context)),
-            ..missing
-        }];
+        return vec![missing(context)];
     };
     let mut findings = Vec::new();
     if publication.puballtables {
@@ -38,13 +26,35 @@ pub(super) fn check(context: &Context<'_>) -> Vec<Finding> {
             findings.extend(found.into_iter().flatten().map(|one| one.at(&rule.table_at)));
         }
     }
-    findings.extend(context.catalog.tables.iter().filter_map(|one| columns::advice(context, one)));
+    for table in &context.catalog.tables {
+        let advice = [columns::advice, rows::advice, part::widening];
+        findings.extend(advice.iter().filter_map(|advice| advice(context, table)));
+    }
     for column in context.rules.column_uses() {
         if let Some(table) = context.catalog.table(column.table) {
             findings.extend(unpublished(context, publication, table, &column));
         }
     }
     findings
+}
+
+/// That there is none, and what it needs.
+fn missing(context: &Context<'_>) -> Finding {
+    let name = &context.config.postgres.publication;
+    let tables = context.catalog.tables.iter().filter(|table| table.is_publishable());
+    let tables: Vec<_> = tables.map(|table| (table, Part::wanted(context, table))).collect();
+    let savings = tables.iter().filter_map(|(table, part)| part.saving(context, table));
+    let savings = savings.collect::<Vec<_>>().join("; ");
+    let message = match savings.as_str() {
+        "" => format!("there is no publication `{name}`"),
+        savings => format!("there is no publication `{name}`; it needs {savings}"),
+    };
+    let missing = Finding::error("publication_missing", message);
+    let sql = cure::create_publication(name, &tables, needed(context));
+    let whole: Vec<&Table> = tables.iter().map(|(table, _)| *table).collect();
+    let parts = tables.iter().map(|(_, part)| (part.columns.is_some(), part.filter.is_some()));
+    let undo = cure::set_tables(name, &whole);
+    part::priced(&parts.collect::<Vec<_>>(), Finding { sql, ..missing }, &undo)
 }
 
 /// The operations that any rule looks at.
@@ -105,13 +115,7 @@ fn membership(context: &Context<'_>, publication: &Publication, table: &Table) -
         return None;
     }
     if table.relation.is_published {
-        return table.row_filter.as_ref().map(|_| {
-            let message = format!(
-                "publication `{name}` has a row filter for `{shown}`: no key is removed \
-                         for the rows that it leaves out"
-            );
-            Finding::warning("row_filter", message)
-        });
+        return rows::check(context, table);
     }
     if let Some(root) = &table.published_as {
         let message =
@@ -134,7 +138,9 @@ fn membership(context: &Context<'_>, publication: &Publication, table: &Table) -
     Some(if publication.puballtables {
         finding
     } else {
-        finding.sql(cure::add_table(name, table, columns::wanted(context, table).as_deref()))
+        let part = Part::wanted(context, table);
+        let finding = finding.sql(cure::add_table(name, table, &part));
+        part.priced(finding, &cure::set_part(name, table, &Part::WHOLE))
     })
 }
 
@@ -155,13 +161,7 @@ fn column_list(context: &Context<'_>, table: &Table) -> Option<Finding> {
         left_out.name
     );
     let finding = Finding::error("column_list", message);
-    Some(finding.sql(with_columns(context, table)))
-}
-
-/// The cure of a column list that is too short.
-fn with_columns(context: &Context<'_>, table: &Table) -> String {
-    let names = columns::widened(context, table);
-    cure::set_columns(&context.config.postgres.publication, table, names.as_deref())
+    Some(finding.sql(cure::set_part(name, table, &Part::kept(context, table))))
 }
 
 /// Whether the values of a column arrive.
@@ -191,9 +191,9 @@ fn unpublished(
     let message =
         format!("publication `{name}` has a column list for `{shown}` without `{column_name}`");
     let finding = Finding::error("column_not_published", message).at(column.at);
-    let finding = match table.row_filter {
-        Some(_) => finding.hint("the SQL takes away the table's row filter, too"),
-        None => finding,
+    let finding = match rows::existing(table) {
+        Existing::Foreign => finding.hint("the SQL takes away the table's row filter, too"),
+        Existing::Own(_) | Existing::None => finding,
     };
-    Some(finding.sql(with_columns(context, table)))
+    Some(finding.sql(cure::set_part(name, table, &Part::kept(context, table))))
 }

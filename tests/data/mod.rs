@@ -3,6 +3,7 @@
 mod names;
 mod narrow;
 mod partitions;
+mod rows;
 mod shapes;
 mod types;
 mod values;

@@ -10,6 +10,7 @@ mod decimal;
 mod evaluate;
 mod lower;
 mod parse;
+mod reduce;
 mod time;
 mod typing;
 mod value;
@@ -19,6 +20,7 @@ mod properties;
 mod tests;
 
 pub(super) use evaluate::{Fault, Sources, Undecided};
+pub(crate) use reduce::{Ask, Formula, Literal};
 pub(super) use value::{Kind, kind_of};
 
 use super::filter::Flaw;
@@ -81,8 +83,9 @@ enum Constant {
     Span(i64),
 }
 
+/// How two values compare.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Comparison {
+pub(crate) enum Comparison {
     Equal,
     Different,
     Less,
