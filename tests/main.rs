@@ -16,6 +16,7 @@ mod network;
 mod observe;
 mod oracle;
 mod outage;
+mod prepared;
 mod replicas;
 mod shutdown;
 mod streaming;
