@@ -55,13 +55,17 @@ check-consistency: install-deps ## Stale values in Redis, under load and faults.
 	$(CHECKER) --seconds $(SECONDS) --writers $(WRITERS) --readers $(READERS) \
 	    $(if $(SEED),--seed $(SEED)) --faults $(FAULTS) --invalidator "$$INVALIDATOR" $(ARGS)
 
-# The corpus is the golden messages of real servers. Needs cargo-fuzz.
-fuzz: ## Feed the decoder with damaged messages, FUZZ_SECONDS long.
-	mkdir -p tests/fuzz/corpus/decode
+# The corpus is the golden messages of real servers: one by one, and as whole transactions, each
+# message behind its length. Needs cargo-fuzz.
+fuzz: ## Feed the decoder, then the gatherer, with damaged messages, each FUZZ_SECONDS long.
+	mkdir -p tests/fuzz/corpus/decode tests/fuzz/corpus/gather
 	perl -ne 'chomp; open $$f, ">", "tests/fuzz/corpus/decode/$$."; print $$f pack "H*", $$_' \
 	    tests/golden/wal/*.hex
-	RUSTC_BOOTSTRAP=1 $(CARGO) fuzz run --fuzz-dir tests/fuzz decode -- \
-	    -max_total_time=$(FUZZ_SECONDS)
+	perl -ne 'chomp; $$t .= pack "Cn/a*", 255, pack "H*", $$_; next unless eof; \
+	    open $$f, ">", "tests/fuzz/corpus/gather/$$."; print $$f $$t; $$t = ""' \
+	    tests/golden/wal/*.hex
+	for target in decode gather; do RUSTC_BOOTSTRAP=1 $(CARGO) fuzz run --fuzz-dir tests/fuzz \
+	    $$target -- -max_total_time=$(FUZZ_SECONDS) || exit 1; done
 
 simulate: ## Schedules of faults on virtual time. SCHEDULES=100000; SEED=1: from that seed on.
 	SCHEDULES=$(SCHEDULES) $(if $(SEED),SEED=$(SEED)) $(CARGO) test --profile simulate \

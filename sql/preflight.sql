@@ -175,6 +175,11 @@ select jsonb_build_object(
   'service', (select min(rolname) from pg_roles
                where rolname in ('rds_superuser', 'cloudsqlsuperuser', 'alloydbsuperuser',
                                  'azure_pg_admin', 'neon_superuser')),
+  -- Of whatever database: a new slot waits for each.
+  'prepared', (select jsonb_build_object(
+                        'count', count(*),
+                        'seconds', coalesce(extract(epoch from now() - min(p.prepared))::bigint, 0))
+                 from pg_prepared_xacts p),
   'slot', (select to_jsonb(s) from pg_replication_slots s where s.slot_name = $4),
   'publication', (select to_jsonb(p) from publication p),
   'tables', (select coalesce(jsonb_agg(tables.shown), '[]') from tables),

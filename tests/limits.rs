@@ -13,7 +13,7 @@ keys = ["item:{id}", "a-longer-name-for-the-same-item:{id}:{version}"]
 "#;
 
 /// Resident memory of a process in KiB.
-fn resident(pid: u32) -> u64 {
+pub(crate) fn resident(pid: u32) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
     line.trim().trim_end_matches(" kB").parse().unwrap()

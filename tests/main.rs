@@ -17,6 +17,7 @@ mod network;
 mod observe;
 mod oracle;
 mod outage;
+mod prepared;
 mod replicas;
 mod shutdown;
 mod streaming;

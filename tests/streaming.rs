@@ -27,7 +27,7 @@ const TABLE: &str = "create table big (junk int, id int primary key, pad text);
                      alter table big alter pad set storage plain";
 
 /// A bed with the table, empty; a sidecar; the keys of these ids are cached.
-async fn set_up(conf: &[&str], ids: i32) -> (Bed, Sidecar) {
+pub(crate) async fn set_up(conf: &[&str], ids: i32) -> (Bed, Sidecar) {
     let bed = Bed::new(conf).await;
     bed.sql.run(TABLE).await;
     // A listed column could not be altered; and what is altered would be swept, right or wrong.
@@ -45,14 +45,14 @@ async fn set_up(conf: &[&str], ids: i32) -> (Bed, Sidecar) {
 }
 
 /// A statement that inserts rows with these ids.
-fn insert(first: i32, last: i32) -> String {
+pub(crate) fn insert(first: i32, last: i32) -> String {
     format!(
         "insert into big select 0, id, repeat('x', 500) from generate_series({first}, {last}) id;"
     )
 }
 
 /// The ids whose keys are cached.
-async fn cached(bed: &Bed) -> BTreeSet<i32> {
+pub(crate) async fn cached(bed: &Bed) -> BTreeSet<i32> {
     let (mut ids, mut cursor) = (BTreeSet::new(), 0);
     loop {
         let mut scan = redis::cmd("SCAN");
@@ -75,7 +75,7 @@ async fn rows(bed: &Bed) -> BTreeSet<i32> {
 }
 
 /// Waits until this many changes were received.
-async fn received(sidecar: &Sidecar, changes: f64) {
+pub(crate) async fn received(sidecar: &Sidecar, changes: f64) {
     eventually(PATIENCE, "changes of a transaction that runs", || async {
         sidecar.metric_sum("walsweep_changes_total").await >= changes
     })
@@ -83,7 +83,7 @@ async fn received(sidecar: &Sidecar, changes: f64) {
 }
 
 /// Of the ids 1 to `last` exactly those of rows are not cached any more.
-async fn assert_exact(bed: &Bed, last: i32) {
+pub(crate) async fn assert_exact(bed: &Bed, last: i32) {
     bed.settled().await;
     let rows = rows(bed).await;
     let left: BTreeSet<i32> = (1..=last).filter(|id| !rows.contains(id)).collect();

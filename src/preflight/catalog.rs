@@ -36,6 +36,7 @@ pub(super) struct Catalog {
     pub(super) role: Role,
     /// The administrators' role by which a managed service is known.
     pub(super) service: Option<String>,
+    pub(super) prepared: Prepared,
     pub(super) slot: Option<Slot>,
     pub(super) publication: Option<Publication>,
     pub(super) tables: Vec<Table>,
@@ -48,6 +49,14 @@ pub(super) struct Role {
     pub(super) name: String,
     pub(super) may_replicate: bool,
     pub(super) is_rds: bool,
+}
+
+/// What `pg_prepared_xacts` lists, of all databases.
+#[derive(Debug, Deserialize)]
+pub(super) struct Prepared {
+    pub(super) count: u64,
+    /// Since when the oldest is prepared.
+    pub(super) seconds: i64,
 }
 
 /// A row of `pg_replication_slots`

@@ -1,6 +1,6 @@
 //! Checks of the replication slot.
 
-use super::catalog::Slot;
+use super::catalog::{Prepared, Slot};
 use super::{Context, Finding, cure};
 use crate::slot_health;
 
@@ -11,7 +11,8 @@ pub(super) fn check(context: &Context<'_>) -> Vec<Finding> {
         let message = format!("there is no slot `{name}`");
         let missing =
             Finding::info("slot_missing", message).hint("`run` creates it when it starts");
-        return vec![missing.sql(cure::create_slot(&context.config.postgres))];
+        let missing = missing.sql(cure::create_slot(&context.config.postgres));
+        return [missing].into_iter().chain(prepared(&context.catalog.prepared)).collect();
     };
     if let Some(wrong) = unfit(context, slot) {
         return vec![wrong.hint("drop that slot, or let `postgres.slot` name another one")];
@@ -38,6 +39,16 @@ pub(super) fn check(context: &Context<'_>) -> Vec<Finding> {
         findings.push(active.hint("a walsweep that is started now waits for it"));
     }
     findings
+}
+
+/// Transactions that may stay open for as long as nobody thinks of them.
+fn prepared(Prepared { count, seconds }: &Prepared) -> Option<Finding> {
+    let message = format!(
+        "prepared transactions, {count}, the oldest for {seconds} s: a new slot waits until each \
+         has ended"
+    );
+    let hint = "`commit prepared` or `rollback prepared` what `pg_prepared_xacts` lists";
+    (*count > 0).then(|| Finding::warning("slot_waits", message).hint(hint))
 }
 
 /// Why nothing can be streamed from it.

@@ -6,6 +6,7 @@ use std::rc::Rc;
 use tokio::time::{Instant, sleep};
 
 use crate::judge::Judge;
+use crate::large;
 use crate::postgres::{ITEMS, LISTS, MARKER, Object, Phase, Version};
 use crate::world::World;
 
@@ -34,6 +35,10 @@ async fn one_transaction(world: &Rc<World>) {
     let objects: Vec<Object> = objects.into_iter().collect();
     let begun = world.postgres.borrow_mut().begin(objects, truncates);
     let Some(version) = begun else { return };
+    let is_doomed = random.chance(8);
+    if random.chance(25) && !large::grow(world, version, is_doomed).await {
+        return;
+    }
     for _ in 0..random.below(3) * random.below(2) {
         world.postgres.borrow_mut().savepoint();
     }
@@ -44,6 +49,7 @@ async fn one_transaction(world: &Rc<World>) {
     }
     if random.chance(6) && is(world, version, Phase::Running) {
         world.postgres.borrow_mut().prepare(version);
+        flush(world);
         world.note(|| format!("prepare {version}"));
         world.pause(5, 900).await;
         if !is(world, version, Phase::Prepared) {
@@ -58,14 +64,16 @@ async fn one_transaction(world: &Rc<World>) {
     if !lives {
         return;
     }
-    if random.chance(8) {
+    if is_doomed {
+        world.note(|| format!("roll back {version}"));
         world.postgres.borrow_mut().roll_back(version);
     } else {
         commit(world, version).await;
     }
 }
 
-fn is(world: &World, version: Version, phase: Phase) -> bool {
+/// Whether the transaction is where it is said to be.
+pub(crate) fn is(world: &World, version: Version, phase: Phase) -> bool {
     world.postgres.borrow().phase(version) == phase
 }
 
@@ -108,7 +116,8 @@ fn show(world: &Rc<World>, version: Version, committed_at: Instant) {
     Judge::expect_removal(world, version, committed_at);
 }
 
-fn flush(world: &World) {
+/// Flushes the log, as anybody does now and then.
+pub(crate) fn flush(world: &World) {
     let mut postgres = world.postgres.borrow_mut();
     if postgres.up {
         let flushed = postgres.flush();

@@ -63,6 +63,28 @@ pub(crate) struct Looks {
     pub(crate) prompt: Cell<u64>,
     pub(crate) at_rest: Cell<u64>,
     pub(crate) resyncs: Cell<u64>,
+    pub(crate) blocks: Cell<u64>,
+    /// Subtransactions of which blocks told, and that are undone.
+    pub(crate) parts: Cell<u64>,
+    /// The same of whole transactions.
+    pub(crate) aborts: Cell<u64>,
+    /// First blocks of transactions that an earlier connection had begun to tell of.
+    pub(crate) again: Cell<u64>,
+}
+
+/// How many things are looked at.
+pub(crate) const LOOKS: usize = 10;
+
+impl Looks {
+    /// How often each was looked at.
+    pub(crate) fn counts(&self) -> [u64; LOOKS] {
+        let Looks { removals, watermarks, statuses, prompt, at_rest, resyncs, .. } = self;
+        let Looks { blocks, parts, aborts, again, .. } = self;
+        let all = [removals, watermarks, statuses, prompt, at_rest, resyncs];
+        let streamed = [blocks, parts, aborts, again];
+        let mut counts = all.into_iter().chain(streamed).map(Cell::get);
+        std::array::from_fn(|_| counts.next().unwrap_or_default())
+    }
 }
 
 struct Session {
@@ -74,7 +96,8 @@ struct Session {
     resyncs: u64,
 }
 
-fn add(counter: &Cell<u64>) {
+/// Counts one more.
+pub(crate) fn add(counter: &Cell<u64>) {
     counter.set(counter.get() + 1);
 }
 

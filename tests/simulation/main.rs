@@ -8,9 +8,11 @@
 
 mod clients;
 mod judge;
+mod large;
 mod postgres;
 mod random;
 mod redis;
+mod reorder;
 mod schedule;
 mod sidecar;
 mod walsender;
@@ -27,14 +29,25 @@ use std::thread;
 
 use walsweep::config::{self, Located, Location, Operations, TableName};
 
+use judge::LOOKS;
 use schedule::{Outcome, run};
 
 /// Schedules of an ordinary run.
 const SCHEDULES: u64 = 2000;
 
 /// What the counts of a run count.
-const LOOKED_AT: [&str; 6] =
-    ["removals", "watermarks", "confirmations", "prompt removals", "values at rest", "resyncs"];
+const LOOKED_AT: [&str; LOOKS] = [
+    "removals",
+    "watermarks",
+    "confirmations",
+    "prompt removals",
+    "values at rest",
+    "resyncs",
+    "blocks",
+    "undone parts of transactions in blocks",
+    "undone transactions in blocks",
+    "transactions in blocks sent again",
+];
 
 thread_local! {
     /// What panicked in a task, where a runtime would hide it.
@@ -71,10 +84,10 @@ fn try_one(seed: u64, rules: &Rc<Vec<config::Rule>>, traced: bool) -> Outcome {
 }
 
 /// Runs schedules on every core until all are done or one fails; the seeds that failed.
-fn run_all(first: u64, count: u64) -> (Vec<u64>, u64, [u64; 6]) {
+fn run_all(first: u64, count: u64) -> (Vec<u64>, u64, [u64; LOOKS]) {
     let next = AtomicU64::new(0);
     let failed = Mutex::new(Vec::new());
-    let totals: [AtomicU64; 6] = Default::default();
+    let totals: [AtomicU64; LOOKS] = Default::default();
     let threads = thread::available_parallelism().map_or(1, NonZero::get);
     thread::scope(|scope| {
         for _ in 0..threads {

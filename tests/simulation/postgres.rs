@@ -15,6 +15,8 @@ pub(crate) const ITEMS: u8 = 7;
 pub(crate) const LISTS: u8 = 3;
 /// The row that nobody reads.
 pub(crate) const MARKER: Object = Object::Item(ITEMS - 1);
+/// Rows that are written only where it will be undone: no commit ever asks for them.
+pub(crate) const GHOSTS: std::ops::Range<u8> = 100..106;
 
 /// Something that has one version at a time and is cached under one key or several.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -45,13 +47,40 @@ pub(crate) enum Phase {
 
 pub(crate) struct Transaction {
     pub(crate) xid: u64,
+    /// What survives in it, as far as it has come.
     pub(crate) objects: Vec<Object>,
+    /// The same, each with the id of the transaction or subtransaction that wrote it.
+    writes: Vec<(u64, Object)>,
+    /// Its subtransactions that are undone.
+    undone: Vec<u64>,
     pub(crate) truncates: bool,
     pub(crate) phase: Phase,
     /// Whether a snapshot could see it, if only on a timeline that is gone.
     pub(crate) was_shown: bool,
-    /// End of its commit record, once it has one.
+    /// End of its commit record, once it has one; of a prepared one, of that record.
     pub(crate) end_lsn: u64,
+}
+
+/// What one record of the log tells of a transaction.
+#[derive(Clone)]
+pub(crate) enum What {
+    Write(Object),
+    /// Every item at once.
+    Truncate,
+    /// Subtransactions, the innermost first, are undone.
+    Undone(Vec<u64>),
+    Aborted,
+    Committed(Record),
+}
+
+/// A record of the log.
+#[derive(Clone)]
+pub(crate) struct Entry {
+    pub(crate) end_lsn: u64,
+    pub(crate) version: Version,
+    /// The id of the transaction or subtransaction.
+    pub(crate) xid: u64,
+    pub(crate) what: What,
 }
 
 #[derive(Clone, Copy)]
@@ -74,7 +103,9 @@ pub(crate) struct Postgres {
     pub(crate) epoch: u32,
     pub(crate) slot: Option<Slot>,
     pub(crate) transactions: Vec<Transaction>,
+    /// The commits of the log.
     wal: Vec<Record>,
+    log: Vec<Entry>,
     /// The end of the log.
     inserted: u64,
     flushed: u64,
@@ -99,6 +130,8 @@ impl Postgres {
         let start = Transaction {
             xid: 0,
             objects: Vec::new(),
+            writes: Vec::new(),
+            undone: Vec::new(),
             truncates: false,
             phase: Phase::Visible,
             was_shown: true,
@@ -111,6 +144,7 @@ impl Postgres {
             slot: None,
             transactions: vec![start],
             wal: Vec::new(),
+            log: Vec::new(),
             inserted: 1000,
             flushed: 1000,
             first_xid,
@@ -128,29 +162,99 @@ impl Postgres {
             return None;
         }
         self.locked.extend(&objects);
-        let xid = self.next_xid;
-        self.next_xid += 1;
+        let xid = self.next_xid();
         self.running.insert(xid);
         let (phase, was_shown, end_lsn) = (Phase::Running, false, 0);
-        let begun = Transaction { xid, objects, truncates, phase, was_shown, end_lsn };
-        self.transactions.push(begun);
-        Some(self.transactions.len() - 1)
+        let (version, undone) = (self.transactions.len(), Vec::new());
+        if truncates {
+            self.put(version, xid, What::Truncate);
+        } else {
+            objects.iter().for_each(|object| self.put(version, xid, What::Write(*object)));
+        }
+        let writes = objects.iter().map(|object| (xid, *object)).collect();
+        self.transactions.push(Transaction {
+            xid,
+            objects,
+            writes,
+            undone,
+            truncates,
+            phase,
+            was_shown,
+            end_lsn,
+        });
+        Some(version)
+    }
+
+    fn next_xid(&mut self) -> u64 {
+        self.next_xid += 1;
+        self.next_xid - 1
+    }
+
+    fn put(&mut self, version: Version, xid: u64, what: What) {
+        self.inserted += 8;
+        self.log.push(Entry { end_lsn: self.inserted, version, xid, what });
     }
 
     /// A savepoint takes an id of its own.
-    pub(crate) fn savepoint(&mut self) {
-        self.next_xid += 1;
+    pub(crate) fn savepoint(&mut self) -> u64 {
+        self.next_xid()
+    }
+
+    /// A running transaction, or its subtransaction `xid`, writes one more object, unless another
+    /// has locked that.
+    pub(crate) fn write(&mut self, version: Version, xid: u64, object: Object) {
+        let transaction = &mut self.transactions[version];
+        let is_own = transaction.objects.contains(&object);
+        if !is_own && !self.locked.insert(object) {
+            return;
+        }
+        if !is_own {
+            transaction.objects.push(object);
+        }
+        transaction.writes.push((xid, object));
+        self.put(version, xid, What::Write(object));
+    }
+
+    /// `ROLLBACK TO`: these subtransactions are undone, the innermost first.
+    pub(crate) fn undo(&mut self, version: Version, xids: Vec<u64>) {
+        let transaction = &mut self.transactions[version];
+        transaction.writes.retain(|(xid, _)| !xids.contains(xid));
+        let left: BTreeSet<Object> = transaction.writes.iter().map(|(_, object)| *object).collect();
+        for object in transaction.objects.iter().filter(|object| !left.contains(object)) {
+            self.locked.remove(object);
+        }
+        transaction.objects = left.into_iter().collect();
+        transaction.undone.extend(&xids);
+        // Their ids count as ended from here on.
+        self.latest_completed = xids.iter().copied().fold(self.latest_completed, u64::max);
+        let xid = xids.last().copied().unwrap_or_default();
+        self.put(version, xid, What::Undone(xids));
+    }
+
+    /// Whether a change of this transaction or subtransaction is undone by now.
+    pub(crate) fn is_undone(&self, version: Version, xid: u64) -> bool {
+        let transaction = &self.transactions[version];
+        transaction.phase == Phase::Gone || transaction.undone.contains(&xid)
     }
 
     pub(crate) fn phase(&self, version: Version) -> Phase {
         self.transactions[version].phase
     }
 
+    /// The log is flushed: what is prepared outlives a crash.
     pub(crate) fn prepare(&mut self, version: Version) {
-        self.transactions[version].phase = Phase::Prepared;
+        self.inserted += 8;
+        let transaction = &mut self.transactions[version];
+        (transaction.phase, transaction.end_lsn) = (Phase::Prepared, self.inserted);
+        self.flush();
     }
 
     pub(crate) fn roll_back(&mut self, version: Version) {
+        self.put(version, self.transactions[version].xid, What::Aborted);
+        self.give_up(version);
+    }
+
+    fn give_up(&mut self, version: Version) {
         self.transactions[version].phase = Phase::Gone;
         self.end(version);
     }
@@ -160,8 +264,11 @@ impl Postgres {
         let commit_lsn = self.inserted + size;
         let end_lsn = commit_lsn + 48;
         self.inserted = end_lsn;
-        self.wal.push(Record { commit_lsn, end_lsn, version });
+        let record = Record { commit_lsn, end_lsn, version };
+        self.wal.push(record);
         let transaction = &mut self.transactions[version];
+        let (xid, what) = (transaction.xid, What::Committed(record));
+        self.log.push(Entry { end_lsn, version, xid, what });
         (transaction.phase, transaction.end_lsn) = (Phase::Invisible, end_lsn);
         end_lsn
     }
@@ -193,7 +300,8 @@ impl Postgres {
     fn end(&mut self, version: Version) {
         let transaction = &self.transactions[version];
         self.running.remove(&transaction.xid);
-        self.latest_completed = self.latest_completed.max(transaction.xid);
+        let last = transaction.writes.iter().map(|(xid, _)| *xid).fold(transaction.xid, u64::max);
+        self.latest_completed = self.latest_completed.max(last);
         for object in &transaction.objects {
             self.locked.remove(object);
         }
@@ -207,10 +315,15 @@ impl Postgres {
         format!("{xmin}:{xmax}:{}", running.join(",")).parse().unwrap()
     }
 
-    /// What the server's commit log says of one that has ended.
+    /// What the server's commit log says of a transaction that has ended, or of a subtransaction
+    /// that wrote something.
     pub(crate) fn is_committed(&self, xid: u64) -> bool {
-        let mut all = self.transactions.iter();
-        all.any(|one| one.xid == xid && matches!(one.phase, Phase::Invisible | Phase::Visible))
+        let survives = |one: &Transaction| {
+            one.xid == xid || one.writes.iter().any(|(written_by, _)| *written_by == xid)
+        };
+        self.transactions
+            .iter()
+            .any(|one| matches!(one.phase, Phase::Invisible | Phase::Visible) && survives(one))
     }
 
     /// An id later than all, of a transaction that ends at once.
@@ -225,10 +338,9 @@ impl Postgres {
         self.running.clone()
     }
 
-    /// The first flushed commit that ends after `lsn`.
-    pub(crate) fn next_record(&self, lsn: u64) -> Option<Record> {
-        let at = self.wal.partition_point(|record| record.end_lsn <= lsn);
-        self.wal.get(at).filter(|record| record.end_lsn <= self.flushed).copied()
+    /// The record number `at` of the log, if it is flushed.
+    pub(crate) fn entry(&self, at: usize) -> Option<&Entry> {
+        self.log.get(at).filter(|entry| entry.end_lsn <= self.flushed)
     }
 
     /// Commits that end at `lsn` or before.
@@ -251,29 +363,46 @@ impl Postgres {
     pub(crate) fn crash(&mut self, random: &Random) {
         self.up = false;
         self.epoch += 1;
-        self.lose_from(self.records_through(self.flushed).len());
-        self.inserted = self.flushed;
+        self.lose_after(self.flushed);
         self.abort_running();
+        self.flush();
         if let Some(slot) = self.slot.as_mut().filter(|_| random.chance(50)) {
             slot.confirmed = slot.saved;
         }
     }
 
+    /// What ran is rolled back, what is in the log is visible. The log tells the end of all that
+    /// is in it and goes on no more, as the record of running transactions does.
     fn abort_running(&mut self) {
         for version in 0..self.transactions.len() {
             match self.transactions[version].phase {
-                Phase::Running => self.roll_back(version),
+                Phase::Running => self.give_up(version),
                 Phase::Invisible => self.show(version),
                 Phase::Prepared | Phase::Visible | Phase::Gone => {}
             }
         }
+        let mut open = BTreeSet::new();
+        for Entry { version, what, .. } in &self.log {
+            match what {
+                What::Aborted | What::Committed(_) => drop(open.remove(version)),
+                What::Write(_) | What::Truncate | What::Undone(_) => drop(open.insert(*version)),
+            }
+        }
+        for version in open {
+            if self.transactions[version].phase == Phase::Gone {
+                self.put(version, self.transactions[version].xid, What::Aborted);
+            }
+        }
     }
 
-    /// All commits but the first `kept` are as if they had never been.
-    fn lose_from(&mut self, kept: usize) {
+    /// What the log holds after `end` is as if it had never been.
+    fn lose_after(&mut self, end: u64) {
+        let kept = self.records_through(end).len();
         for record in self.wal.split_off(kept) {
             self.transactions[record.version].phase = Phase::Gone;
         }
+        self.log.truncate(self.log.partition_point(|entry| entry.end_lsn <= end));
+        self.inserted = end;
         let transactions = &self.transactions;
         for versions in self.history.values_mut() {
             versions.retain(|version| transactions[*version].phase == Phase::Visible);
@@ -283,24 +412,25 @@ impl Postgres {
     /// A standby that lacks the last `lost` commits becomes the primary, on a timeline of its own.
     pub(crate) fn promote(&mut self, lost: usize, random: &Random) {
         let kept = self.wal.len().saturating_sub(lost);
-        self.lose_from(kept);
-        let end = self.wal.last().map_or(1000, |record| record.end_lsn);
+        let first = kept.checked_sub(1).map_or(1000, |last| self.wal[last].end_lsn);
+        let last = self.wal.get(kept).map_or(self.inserted, |record| record.commit_lsn);
+        let end = random.between(first, last.max(first));
         for transaction in &mut self.transactions {
-            if transaction.phase == Phase::Prepared && random.chance(50) {
+            if transaction.phase == Phase::Prepared && transaction.end_lsn > end {
                 transaction.phase = Phase::Gone;
             }
         }
+        self.lose_after(end);
         self.abort_running();
         let stays = |transaction: &&Transaction| transaction.phase == Phase::Prepared;
         let prepared: Vec<&Transaction> = self.transactions.iter().filter(stays).collect();
         self.running = prepared.iter().map(|transaction| transaction.xid).collect();
         self.locked = prepared.iter().flat_map(|one| one.objects.clone()).collect();
         // Ids of lost transactions are given out again.
-        let known = self.wal.iter().map(|record| self.transactions[record.version].xid);
-        let last = known.chain(self.running.iter().copied()).max();
+        let last = self.log.iter().map(|entry| entry.xid).chain(self.running.iter().copied()).max();
         self.next_xid = last.map_or(self.first_xid, |xid| xid + 1);
         self.latest_completed = self.next_xid - 1;
-        self.inserted = end + random.between(0, 200);
+        self.inserted += random.between(0, 200);
         self.flush();
         self.timeline += 1;
         let older = self.wal[..kept.saturating_sub(usize::try_from(random.below(4)).unwrap())]

@@ -13,7 +13,7 @@ use walsweep::lsn::Lsn;
 use walsweep::sweep::{Kind, Watermark};
 
 use crate::clients;
-use crate::judge::Looks;
+use crate::judge::LOOKS;
 use crate::postgres::Slot;
 use crate::random::Random;
 use crate::redis::{Mood, Which};
@@ -301,7 +301,7 @@ pub(crate) struct Outcome {
     pub(crate) failures: Vec<String>,
     pub(crate) plan: Plan,
     pub(crate) trace: Vec<String>,
-    pub(crate) looks: [u64; 6],
+    pub(crate) looks: [u64; LOOKS],
 }
 
 /// Runs the schedule of a seed; with a trace, when somebody will read it.
@@ -320,13 +320,8 @@ pub(crate) fn run(seed: u64, rules: &Rc<Vec<config::Rule>>, traced: bool) -> Out
         world.judge.session_over();
         let failures = world.judge.failures();
         let trace = world.take_trace();
-        Outcome { failures, plan, trace, looks: counts(&world.judge.looks) }
+        Outcome { failures, plan, trace, looks: world.judge.looks.counts() }
     })
-}
-
-fn counts(looks: &Looks) -> [u64; 6] {
-    let Looks { removals, watermarks, statuses, prompt, at_rest, resyncs } = looks;
-    [removals, watermarks, statuses, prompt, at_rest, resyncs].map(std::cell::Cell::get)
 }
 
 /// walsweep was here before: the slot stands, and so does its watermark.

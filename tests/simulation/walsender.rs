@@ -1,6 +1,7 @@
 //! A walsender: pgoutput in the frames of `COPY BOTH`, over a pipe in memory.
 
 use std::cell::Cell;
+use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,12 +10,15 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, ReadHalf, WriteHalf, duplex, split};
 use tokio::time::{sleep, timeout};
 use walsweep::decode::{
-    Begin, Column, Commit, Delete, Insert, Message, OldKind, OldTuple, Relation, ReplicaIdentity,
-    Truncate, Tuple, Update, Value, encode,
+    AbortedAt, Begin, Column, Commit, Delete, Insert, Message, OldKind, OldTuple, Relation,
+    ReplicaIdentity, StreamAbort, StreamCommit, StreamStart, Truncate, Tuple, Update, Value,
+    encode, encode_in_block,
 };
 use walsweep::lsn::Lsn;
 
-use crate::postgres::{Object, Record};
+use crate::judge::add;
+use crate::postgres::{Object, Record, Version, What};
+use crate::reorder::{Reorder, Told};
 use crate::world::World;
 
 /// `wal_sender_timeout`: a client that is silent for longer is cut off.
@@ -96,13 +100,39 @@ fn status(world: &World, mut body: &[u8], before: u64) -> u64 {
 struct Sender<'a> {
     world: &'a World,
     write: WriteHalf<DuplexStream>,
-    sent: u64,
+    /// How many records of the log were read, and where the last one ends.
+    at: usize,
+    read: u64,
+    reorder: Reorder,
+    /// Relations that were described for all, and for one transaction in blocks.
     described: Vec<u32>,
+    described_inside: HashMap<Version, Vec<u32>>,
+    /// How many records are still to be read slowly.
+    lag: u64,
+    /// Whether an abort tells where it happened: protocol version 4.
+    is_parallel: bool,
+}
+
+/// The low half of a transaction id, which is all that is sent.
+fn low(xid: u64) -> u32 {
+    u32::try_from(xid & 0xFFFF_FFFF).unwrap()
 }
 
 impl<'a> Sender<'a> {
-    fn new(world: &'a World, write: WriteHalf<DuplexStream>, sent: u64) -> Sender<'a> {
-        Sender { world, write, sent, described: Vec::new() }
+    fn new(world: &'a World, write: WriteHalf<DuplexStream>, from: u64) -> Sender<'a> {
+        let limit = world.random.pick(&[0, 1, 2, 3, 5, 8, 13, usize::MAX]);
+        world.note(|| format!("the walsender keeps {limit} changes"));
+        Sender {
+            world,
+            write,
+            at: 0,
+            read: 0,
+            reorder: Reorder::new(from, limit),
+            described: Vec::new(),
+            described_inside: HashMap::new(),
+            lag: 0,
+            is_parallel: world.random.chance(50),
+        }
     }
 
     async fn speak(&mut self, closing: &Cell<bool>) {
@@ -111,20 +141,24 @@ impl<'a> Sender<'a> {
             flushed.mark_unchanged();
             let (next, end) = {
                 let postgres = self.world.postgres.borrow();
-                (postgres.next_record(self.sent), postgres.flushed())
+                (postgres.entry(self.at).cloned(), postgres.flushed())
             };
             let sent = match next {
-                Some(record) => {
-                    let sent = self.send(record).await;
-                    self.sent = record.end_lsn;
-                    sent
+                Some(entry) => {
+                    self.lag_behind().await;
+                    let end_lsn = entry.end_lsn;
+                    let told = self.reorder.read(self.world, entry);
+                    let sent = self.send_all(told, end_lsn).await;
+                    (self.at, self.read) = (self.at + 1, end_lsn);
+                    let speaks = sent.is_some() && self.world.random.chance(3);
+                    if speaks { self.keepalive(self.read).await } else { sent }
                 }
                 None => {
-                    self.sent = end.max(self.sent);
+                    self.read = end.max(self.read);
                     let wait = self.world.random.millis(20, 400);
                     let moved = timeout(wait, flushed.changed()).await.is_ok();
                     let speaks = !moved || self.world.random.chance(10);
-                    if speaks { self.keepalive(self.sent).await } else { Some(()) }
+                    if speaks { self.keepalive(self.read).await } else { Some(()) }
                 }
             };
             if sent.is_none() {
@@ -133,6 +167,25 @@ impl<'a> Sender<'a> {
         }
         self.farewell().await;
         sleep(TIMEOUT).await;
+    }
+
+    /// Now and then the log is far ahead of what is read: of transactions that readers see already
+    /// there are blocks to come, and parts that are undone.
+    async fn lag_behind(&mut self) {
+        let (world, random) = (self.world, &self.world.random);
+        if self.lag == 0 && random.below(300) > 0 {
+            return;
+        }
+        world.judge.disturbed();
+        if self.lag > 0 {
+            self.lag -= 1;
+            world.pause(0, 8).await;
+        } else {
+            world.note(|| "the walsender lags".to_owned());
+            self.lag = random.between(5, 60);
+            world.pause(20, 400).await;
+        }
+        world.judge.disturbed();
     }
 
     async fn farewell(&mut self) {
@@ -147,19 +200,63 @@ impl<'a> Sender<'a> {
         }
     }
 
-    /// One committed transaction. `None` when the connection is gone.
-    async fn send(&mut self, record: Record) -> Option<()> {
-        let messages = self.messages(record);
-        let Some(messages) = messages else { return Some(()) };
-        self.world.note(|| format!("send {} ending at {}", record.version, record.end_lsn));
+    /// What one record of the log gives. `None` when the connection is gone.
+    async fn send_all(&mut self, all: Vec<(Version, Told)>, lsn: u64) -> Option<()> {
+        for (version, told) in all {
+            let xid = low(self.world.postgres.borrow().transactions[version].xid);
+            match told {
+                Told::Block { is_first, changes } => {
+                    let messages = self.block(version, is_first, changes);
+                    self.send(messages, lsn).await?;
+                }
+                Told::Undone(subxid) => {
+                    let subxid = low(subxid);
+                    self.world.note(|| format!("send the abort of {subxid} in {version}"));
+                    let looks = &self.world.judge.looks;
+                    add(if subxid == xid { &looks.aborts } else { &looks.parts });
+                    // The server takes the relations for not described.
+                    self.described_inside.remove(&version);
+                    let at = AbortedAt { lsn: Lsn(lsn), time: 0 };
+                    let at = self.is_parallel.then_some(at);
+                    let abort = Message::StreamAbort(StreamAbort { xid, subxid, at });
+                    self.send(vec![(None, abort)], lsn).await?;
+                }
+                Told::Whole(record, changes) => {
+                    if changes.is_empty() && self.world.random.chance(70) {
+                        continue;
+                    }
+                    self.world.note(|| format!("send {version} ending at {}", record.end_lsn));
+                    let messages = self.whole(xid, record, changes);
+                    self.send(messages, lsn).await?;
+                }
+                Told::Streamed(Record { commit_lsn, end_lsn, .. }) => {
+                    self.world.note(|| format!("send the commit of {version} ending at {end_lsn}"));
+                    // From here on they are described for all.
+                    let described = self.described_inside.remove(&version);
+                    self.described.extend(described.into_iter().flatten());
+                    let (commit_lsn, end_lsn) = (Lsn(commit_lsn), Lsn(end_lsn));
+                    let (flags, commit_time) = (0, 0);
+                    let commit = StreamCommit { xid, flags, commit_lsn, end_lsn, commit_time };
+                    self.send(vec![(None, Message::StreamCommit(commit))], lsn).await?;
+                }
+            }
+        }
+        Some(())
+    }
+
+    /// Messages that belong together, each with the id of the subtransaction if it is of a block.
+    async fn send(&mut self, messages: Vec<(Option<u64>, Message)>, lsn: u64) -> Option<()> {
         let world = self.world;
         let slow = world.random.chance(10);
-        for message in messages {
-            self.data(record, &encode(&message)).await?;
+        let longest = if messages.len() < 8 { 5 } else { 1 };
+        let last = messages.len() - 1;
+        for (at, (xid, message)) in messages.into_iter().enumerate() {
+            let payload =
+                xid.map_or_else(|| encode(&message), |xid| encode_in_block(low(xid), &message));
+            self.data(lsn, &payload).await?;
             if slow {
-                world.pause(0, 5).await;
-                let inside = !matches!(message, Message::Commit(_));
-                if inside && world.random.chance(30) {
+                world.pause(0, longest).await;
+                if at < last && world.random.chance(30) {
                     // Inside of a transaction the position says nothing about what comes after it.
                     let ahead = world.postgres.borrow().flushed();
                     self.keepalive(ahead).await?;
@@ -169,67 +266,54 @@ impl<'a> Sender<'a> {
         Some(())
     }
 
-    /// `None` when nothing of the transaction is published and nothing is sent of it.
-    fn messages(&mut self, record: Record) -> Option<Vec<Message>> {
-        let postgres = self.world.postgres.borrow();
-        let transaction = &postgres.transactions[record.version];
-        if transaction.objects.is_empty() && self.world.random.chance(70) {
-            return None;
+    fn block(
+        &mut self,
+        version: Version,
+        first_segment: bool,
+        changes: Vec<(u64, What)>,
+    ) -> Vec<(Option<u64>, Message)> {
+        let world = self.world;
+        world.note(|| {
+            let first = if first_segment { "the first" } else { "a" };
+            format!("send {first} block of {version}: {} changes", changes.len())
+        });
+        add(&world.judge.looks.blocks);
+        if first_segment && !world.begun.borrow_mut().insert(version) {
+            add(&world.judge.looks.again);
         }
-        let xid = u32::try_from(transaction.xid & 0xFFFF_FFFF).unwrap();
+        let xid = low(world.postgres.borrow().transactions[version].xid);
+        let mut messages = vec![(None, Message::StreamStart(StreamStart { xid, first_segment }))];
+        for (xid, what) in changes {
+            let described = self.described_inside.entry(version).or_default();
+            let told = change(world, &what, described);
+            messages.extend(told.into_iter().map(|message| (Some(xid), message)));
+        }
+        messages.push((None, Message::StreamStop));
+        messages
+    }
+
+    fn whole(
+        &mut self,
+        xid: u32,
+        record: Record,
+        changes: Vec<(u64, What)>,
+    ) -> Vec<(Option<u64>, Message)> {
         let (final_lsn, end_lsn) = (Lsn(record.commit_lsn), Lsn(record.end_lsn));
-        let mut messages = vec![Message::Begin(Begin { final_lsn, commit_time: 0, xid })];
-        if transaction.truncates {
-            self.describe(ITEM, &mut messages);
-            let (cascade, restart_identity, relation_ids) = (false, false, vec![ITEM]);
-            messages.push(Message::Truncate(Truncate { cascade, restart_identity, relation_ids }));
-        }
-        for object in &transaction.objects {
-            let (relation_id, id) = match object {
-                Object::Item(_) if transaction.truncates => continue,
-                Object::Item(id) => (ITEM, id),
-                Object::List(id) => (LIST, id),
-            };
-            self.describe(relation_id, &mut messages);
-            let id = id.to_string();
-            let new = Tuple::from_values(&[Value::Text(id.as_bytes()), Value::Null]);
-            let old = OldTuple { kind: OldKind::Key, tuple: new.clone() };
-            messages.push(match self.world.random.below(3) {
-                0 => Message::Insert(Insert { relation_id, new }),
-                1 => Message::Update(Update { relation_id, old: None, new }),
-                _ => Message::Delete(Delete { relation_id, old }),
-            });
-        }
-        let (flags, commit_lsn) = (0, final_lsn);
-        messages.push(Message::Commit(Commit { flags, commit_lsn, end_lsn, commit_time: 0 }));
-        Some(messages)
+        let (flags, commit_lsn, commit_time) = (0, final_lsn, 0);
+        let begin = Message::Begin(Begin { final_lsn, commit_time, xid });
+        let commit = Message::Commit(Commit { flags, commit_lsn, end_lsn, commit_time });
+        let described = &mut self.described;
+        let changes =
+            changes.into_iter().flat_map(|(_, what)| change(self.world, &what, described));
+        let messages = [begin].into_iter().chain(changes).chain([commit]);
+        messages.map(|message| (None, message)).collect()
     }
 
-    fn describe(&mut self, id: u32, messages: &mut Vec<Message>) {
-        if self.described.contains(&id) {
-            return;
-        }
-        self.described.push(id);
-        let column = |name: &str, is_key| Column {
-            is_key,
-            name: name.to_owned(),
-            type_id: 25,
-            type_modifier: -1,
-        };
-        messages.push(Message::Relation(Arc::new(Relation {
-            id,
-            namespace: "public".to_owned(),
-            name: if id == ITEM { "item" } else { "list" }.to_owned(),
-            replica_identity: ReplicaIdentity::Default,
-            columns: vec![column("id", true), column("body", false)],
-        })));
-    }
-
-    async fn data(&mut self, record: Record, payload: &Bytes) -> Option<()> {
+    async fn data(&mut self, lsn: u64, payload: &Bytes) -> Option<()> {
         let mut body = BytesMut::new();
         body.put_u8(b'w');
-        body.put_u64(record.commit_lsn);
-        body.put_u64(record.end_lsn);
+        body.put_u64(lsn);
+        body.put_u64(lsn);
         body.put_i64(0);
         body.put_slice(payload);
         self.frame(&body).await
@@ -262,4 +346,48 @@ impl<'a> Sender<'a> {
         self.write.write_all(&bytes[..taken]).await.ok()?;
         (taken == bytes.len()).then_some(())
     }
+}
+
+/// One change, with the description of its relation where that is due.
+fn change(world: &World, what: &What, described: &mut Vec<u32>) -> Vec<Message> {
+    let (relation_id, object) = match what {
+        What::Write(object @ Object::Item(_)) => (ITEM, Some(object)),
+        What::Write(object @ Object::List(_)) => (LIST, Some(object)),
+        _ => (ITEM, None),
+    };
+    let mut messages = Vec::new();
+    if !described.contains(&relation_id) {
+        described.push(relation_id);
+        messages.push(relation(relation_id));
+    }
+    let Some(Object::Item(id) | Object::List(id)) = object else {
+        let (cascade, restart_identity, relation_ids) = (false, false, vec![ITEM]);
+        messages.push(Message::Truncate(Truncate { cascade, restart_identity, relation_ids }));
+        return messages;
+    };
+    let id = id.to_string();
+    let new = Tuple::from_values(&[Value::Text(id.as_bytes()), Value::Null]);
+    let old = OldTuple { kind: OldKind::Key, tuple: new.clone() };
+    messages.push(match world.random.below(3) {
+        0 => Message::Insert(Insert { relation_id, new }),
+        1 => Message::Update(Update { relation_id, old: None, new }),
+        _ => Message::Delete(Delete { relation_id, old }),
+    });
+    messages
+}
+
+fn relation(id: u32) -> Message {
+    let column = |name: &str, is_key| Column {
+        is_key,
+        name: name.to_owned(),
+        type_id: 25,
+        type_modifier: -1,
+    };
+    Message::Relation(Arc::new(Relation {
+        id,
+        namespace: "public".to_owned(),
+        name: if id == ITEM { "item" } else { "list" }.to_owned(),
+        replica_identity: ReplicaIdentity::Default,
+        columns: vec![column("id", true), column("body", false)],
+    }))
 }

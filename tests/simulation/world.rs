@@ -1,13 +1,14 @@
 //! What all parts of a schedule share: time, chance, the two servers, and what went wrong.
 
 use std::cell::{Cell, RefCell};
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 
 use crate::judge::Judge;
-use crate::postgres::Postgres;
+use crate::postgres::{Postgres, Version};
 use crate::random::Random;
 use crate::redis::Redis;
 
@@ -31,6 +32,8 @@ pub(crate) struct World {
     pub(crate) hangs: watch::Sender<bool>,
     /// How many bytes the walsender sends before its connection is cut.
     pub(crate) cut_after: Cell<Option<usize>>,
+    /// Transactions of which a first block was sent.
+    pub(crate) begun: RefCell<BTreeSet<Version>>,
     /// Faults that are not over.
     pub(crate) faults: Cell<u32>,
     /// Whether clients go on.
@@ -54,6 +57,7 @@ impl World {
             stuck: watch::Sender::new(false),
             hangs: watch::Sender::new(false),
             cut_after: Cell::new(None),
+            begun: RefCell::default(),
             faults: Cell::new(0),
             open: Cell::new(true),
             born: Instant::now(),

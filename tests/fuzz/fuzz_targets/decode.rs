@@ -1,12 +1,5 @@
 //! One payload, any bytes: decoding never panics, what decodes encodes back to the same message,
-//! and every tuple can be walked. From the root, with the golden transactions as the first corpus:
-//!
-//! ```text
-//! mkdir -p tests/fuzz/corpus/decode
-//! perl -ne 'chomp; open $f, ">", "tests/fuzz/corpus/decode/$."; print $f pack "H*", $_' \
-//!   tests/golden/wal/*.hex
-//! RUSTC_BOOTSTRAP=1 cargo fuzz run --fuzz-dir tests/fuzz decode -- -max_total_time=120
-//! ```
+//! and every tuple can be walked. `make fuzz` runs it, with the golden messages as first corpus.
 
 #![no_main]
 
