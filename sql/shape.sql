@@ -50,8 +50,14 @@ select w.oid, null,
 union all
 select i.inhparent, i.inhrelid,
        concat_ws(' ', 'partition', i.inhparent, i.inhrelid, c.relkind),
-       -- The type of a table's rows is made with the table and stays as it is.
+       -- The type of a table's rows is made with the table and stays as it is, and so do columns. To
+       -- attach a table changes each of its columns: whoever makes, fills and attaches one in one
+       -- transaction is known by that.
        w.relkind = 'p' and i.xmin = t.xmin
+         and exists (select
+                       from pg_attribute a
+                      where a.attrelid = i.inhrelid and a.attnum > 0
+                        and a.xmin = t.xmin and a.cmin = t.cmin)
   from (select w.relkind, tree.relid::oid as oid
           from wanted w, pg_partition_tree(w.oid) tree
          where w.relkind = 'p'

@@ -143,3 +143,37 @@ pub async fn watch(client: &Client, config: &Postgres, metrics: &Metrics) -> Err
         sleep(SAMPLE_INTERVAL).await;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::lost_because;
+
+    /// A cause that a later version adds must not pass for none: the slot would be streamed from.
+    #[test]
+    fn every_cause_is_a_loss() {
+        let removed = "the server removed WAL that it needed";
+        for (status, cause, expected) in [
+            ("lost", Some("wal_removed"), Some(removed)),
+            ("lost", None, Some(removed)),
+            ("lost", Some("rows_removed"), Some("the server removed catalog rows that it needed")),
+            (
+                "lost",
+                Some("wal_level_insufficient"),
+                Some("the primary's `wal_level` was not `logical`"),
+            ),
+            (
+                "lost",
+                Some("idle_timeout"),
+                Some("nobody read it for `idle_replication_slot_timeout`"),
+            ),
+            ("lost", Some("something else"), Some("the server invalidated it")),
+            // The server marks the slot before its status follows.
+            ("reserved", Some("idle_timeout"), lost_because("lost", Some("idle_timeout"))),
+            ("reserved", None, None),
+            ("extended", None, None),
+            ("unreserved", None, None),
+        ] {
+            assert_eq!(lost_because(status, cause), expected, "{status} {cause:?}");
+        }
+    }
+}

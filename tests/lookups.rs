@@ -62,15 +62,15 @@ async fn rows_read(bed: &Bed) -> i64 {
 #[tokio::test]
 async fn the_row_before_and_the_row_after_give_their_own_keys() {
     let (bed, sidecar) = bed().await;
-    let stay = ["club:club 4", "cup:cup-4:x", "final:t:5", "final:f:4", "bet:5"];
-    bed.fill(&["bet:1", "club:club 2", "cup:cup-2:x", "final:t:1"]).await;
-    bed.fill(&["club:club 3", "cup:cup-3:x", "final:f:1"]).await;
+    let stay = ["club:club 4", "cup:cup-4:x", "final:true:5", "final:false:4", "bet:5"];
+    bed.fill(&["bet:1", "club:club 2", "cup:cup-2:x", "final:true:1"]).await;
+    bed.fill(&["club:club 3", "cup:cup-3:x", "final:false:1"]).await;
     bed.fill(&stay).await;
     bed.sql.run("update bet set game_id = 3 where id = 1").await;
-    for key in ["bet:1", "club:club 2", "cup:cup-2:x", "final:t:1"] {
+    for key in ["bet:1", "club:club 2", "cup:cup-2:x", "final:true:1"] {
         bed.gone(key).await;
     }
-    for key in ["club:club 3", "cup:cup-3:x", "final:f:1"] {
+    for key in ["club:club 3", "cup:cup-3:x", "final:false:1"] {
         bed.gone(key).await;
     }
     bed.settled().await;

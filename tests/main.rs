@@ -12,6 +12,7 @@ mod delivery;
 mod football;
 mod limits;
 mod messages;
+mod lookup_session;
 mod lookups;
 mod network;
 mod observe;

@@ -28,12 +28,17 @@ const TABLE: &str = "create table big (junk int, id int primary key, pad text);
 
 /// A bed with the table, empty; a sidecar; the keys of these ids are cached.
 pub(crate) async fn set_up(conf: &[&str], ids: i32) -> (Bed, Sidecar) {
+    set_up_with(RULES, conf, ids).await
+}
+
+/// The same with other rules.
+async fn set_up_with(rules: &str, conf: &[&str], ids: i32) -> (Bed, Sidecar) {
     let bed = Bed::new(conf).await;
     bed.sql.run(TABLE).await;
     // A listed column could not be altered; and what is altered would be swept, right or wrong.
     bed.sql.run("create publication walsweep for table big, item").await;
     let env = vec![("WALSWEEP_TEST_UNWATCHED".to_owned(), "1".to_owned())];
-    let settings = Settings { rules: RULES.to_owned(), env, ..bed.settings() };
+    let settings = Settings { rules: rules.to_owned(), env, ..bed.settings() };
     let sidecar = Sidecar::set_up(settings).await;
     bed.settled().await;
     let mut pipeline = redis::pipe();
@@ -219,6 +224,46 @@ async fn two_that_run_at_once_keep_apart_and_hold_nothing_back() {
     assert_exact(&bed, 30_000).await;
     one.run(&format!("{} commit", insert(20_001, 22_000))).await;
     assert_exact(&bed, 30_000).await;
+    sidecar.assert_quiet(&["sweeping everything"]);
+}
+
+/// What has no row keeps its place in the blocks, too: another's commit takes none of it along. Of
+/// a message in a block the server tells the top-level transaction alone (`pgoutput_message`), so
+/// `app:1`, whose savepoint is undone, may go with the commit.
+#[tokio::test]
+async fn messages_and_truncates_of_a_block_are_of_its_transaction() {
+    let rule = "[[rule]]\nname = \"app\"\nmessage = \"app\"\nkeys = [\"app:*\"]\n";
+    let (bed, sidecar) = set_up_with(&format!("{RULES}{rule}"), &[], 20_000).await;
+    let other = Sql::connect(&bed.postgres).await;
+    let message = |key: &str| {
+        format!("select pg_logical_emit_message(true, 'app', '{{\"keys\": [\"{key}\"]}}');")
+    };
+    bed.fill(&["app:1", "app:2", "item:1", "item:2"]).await;
+    let undone = format!("savepoint s; {} truncate item;", message("app:1"));
+    let (one, two) = (insert(1, 5_000), insert(5_001, 10_000));
+    bed.sql.run(&format!("begin; {one} {undone} {two}")).await;
+    received(&sidecar, 6_000.0).await;
+    bed.sql.run(&format!("rollback to s; {} {}", message("app:2"), insert(10_001, 12_000))).await;
+    other.run("update item set version = 1 where id = 2").await;
+    bed.gone("item:2").await;
+    for key in ["app:1", "app:2", "item:1"] {
+        assert!(bed.has(key).await, "{key} went with another transaction");
+    }
+    bed.sql.run("commit").await;
+    bed.gone("app:2").await;
+    bed.settled().await;
+    assert!(bed.has("item:1").await, "that TRUNCATE was rolled back");
+    bed.fill(&["item:2"]).await;
+    let before = sidecar.metric_sum("walsweep_changes_total").await;
+    bed.sql.run(&format!("begin; truncate item; {}", insert(13_001, 18_000))).await;
+    received(&sidecar, before + 2_000.0).await;
+    other.run(&insert(19_000, 19_000)).await;
+    bed.gone("big:19000").await;
+    assert!(bed.has("item:1").await && bed.has("item:2").await, "nothing is committed yet");
+    bed.sql.run("commit").await;
+    bed.gone("item:1").await;
+    bed.gone("item:2").await;
+    assert_exact(&bed, 20_000).await;
     sidecar.assert_quiet(&["sweeping everything"]);
 }
 

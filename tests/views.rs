@@ -69,7 +69,9 @@ async fn whatever_gives_a_view_other_rows_removes_its_keys() {
              end $$",
         )
         .await;
-    let sidecar = Sidecar::set_up(settings(&bed)).await;
+    // What is altered below would be swept, and the sweep could come before or after a check.
+    let env = vec![("WALSWEEP_TEST_UNWATCHED".to_owned(), "1".to_owned())];
+    let sidecar = Sidecar::set_up(Settings { env, ..settings(&bed) }).await;
     let totals: &[&str] = &["total:a", "totals"];
     for statements in [
         "refresh materialized view totals",
@@ -161,12 +163,25 @@ async fn check_finds_what_is_wrong_with_the_trigger_and_setup_cures_it() {
     bed.sql.run(VIEWS).await;
     let sidecar = Sidecar::new(settings(&bed));
     let body = "returns event_trigger language plpgsql as 'begin end'";
+    let other = |event: &str, tags: &str| {
+        format!(
+            "drop event trigger walsweep_refresh;
+             create event trigger walsweep_refresh on {event} when tag in ({tags})
+                 execute function walsweep_refresh();
+             alter event trigger walsweep_refresh enable always"
+        )
+    };
+    let tags = "'REFRESH MATERIALIZED VIEW', 'CREATE MATERIALIZED VIEW',
+                'ALTER MATERIALIZED VIEW', 'ALTER TABLE'";
     for (damage, what) in [
         (String::new(), "is missing"),
         ("alter event trigger walsweep_refresh disable".to_owned(), "is disabled"),
         ("alter event trigger walsweep_refresh enable".to_owned(), "is not enabled as ALWAYS"),
         (format!("create or replace function walsweep_refresh() {body}"), "is not the one"),
         ("alter function walsweep_refresh() reset all".to_owned(), "is not the one"),
+        ("alter function walsweep_refresh() security invoker".to_owned(), "is not the one"),
+        (other("ddl_command_start", tags), "is not the one"),
+        (other("ddl_command_end", "'REFRESH MATERIALIZED VIEW'"), "is not the one"),
     ] {
         bed.sql.run(&damage).await;
         let output = sidecar.command(&["check"]);
@@ -191,6 +206,78 @@ async fn check_finds_what_is_wrong_with_the_trigger_and_setup_cures_it() {
     let said = text(&sidecar.command(&["check"]));
     assert!(said.contains("`public.totals` is no materialized view"), "{said}");
     assert!(said.contains("did you mean `public.Große Sicht`"), "{said}");
+}
+
+/// Somebody's own trigger of that name is neither taken for ours nor replaced nor removed.
+#[tokio::test]
+async fn a_trigger_of_somebody_else_is_left_alone() {
+    let bed = Bed::new(&[]).await;
+    bed.sql.run(VIEWS).await;
+    bed.sql
+        .run(
+            "create function mine() returns event_trigger language plpgsql as 'begin end';
+             create event trigger walsweep_refresh on ddl_command_end execute function mine();
+             alter event trigger walsweep_refresh enable always",
+        )
+        .await;
+    let sidecar = Sidecar::new(settings(&bed));
+    for command in ["check", "setup"] {
+        let output = sidecar.command(&[command]);
+        assert_eq!(output.status.code(), Some(1), "{}", text(&output));
+        let said = text(&output);
+        assert!(said.contains("calls `public.mine`, not its own"), "{command}: {said}");
+    }
+    text(&sidecar.command(&["teardown"]));
+    let kept = "select evtfoid::regproc::text from pg_event_trigger";
+    assert_eq!(bed.sql.one::<String>(kept).await, "mine");
+}
+
+/// Since version 17 a setting turns all event triggers off.
+#[tokio::test]
+async fn event_triggers_that_are_off_are_an_error() {
+    let bed = Bed::new(&[]).await;
+    bed.sql.run(VIEWS).await;
+    let sidecar = Sidecar::new(settings(&bed));
+    sidecar.setup();
+    let has_setting = "select exists (select from pg_settings where name = 'event_triggers')";
+    let said = text(&sidecar.command(&["check"]));
+    assert!(!said.contains("event_triggers_off"), "{said}");
+    if !bed.sql.one::<bool>(has_setting).await {
+        return;
+    }
+    bed.postgres.conf("event_triggers = off").await.unwrap();
+    let said = text(&sidecar.command(&["check"]));
+    assert!(said.contains("error[event_triggers_off]"), "{said}");
+}
+
+/// A refresh never fails for walsweep's sake: a name that is no UTF-8 is told as any view's.
+#[tokio::test]
+async fn a_view_whose_name_is_no_utf8_is_refreshed_and_counts_as_any() {
+    let bed = Bed::new(&[]).await;
+    bed.sql
+        .run(
+            "create database ascii encoding 'SQL_ASCII' template template0
+             lc_collate 'C' lc_ctype 'C'",
+        )
+        .await;
+    let (client, connection) =
+        tokio_postgres::connect(&bed.postgres.url_of("ascii"), tokio_postgres::NoTls)
+            .await
+            .unwrap();
+    drop(tokio::spawn(connection));
+    client.batch_execute("create materialized view totals as select 1 as team").await.unwrap();
+    let rules = RULES.split("[[rule]]\nname = \"named\"").next().unwrap().to_owned();
+    let settings = Settings { rules, postgres_url: bed.postgres.url_of("ascii"), ..settings(&bed) };
+    let sidecar = Sidecar::set_up(settings).await;
+    let create = r#"do $$ begin
+        execute E'create materialized view "\xe9" as select 1'; end $$"#;
+    let refresh = r#"do $$ begin execute E'refresh materialized view "\xe9"'; end $$"#;
+    for statement in [create, refresh] {
+        bed.fill(&["totals"]).await;
+        client.batch_execute(statement).await.unwrap();
+        bed.gone("totals").await;
+    }
+    assert!(sidecar.metric(REFRESHES).await >= 2.0);
 }
 
 #[tokio::test]

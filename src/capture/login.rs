@@ -212,3 +212,7 @@ impl<'a> Login<'a> {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "login_tests.rs"]
+mod tests;

@@ -12,6 +12,8 @@ mod family;
 mod relations;
 mod types;
 #[cfg(test)]
+mod family_tests;
+#[cfg(test)]
 mod tests;
 
 use std::sync::Arc;

@@ -147,6 +147,20 @@ fn what_waits_is_bounded() {
     assert!(!shown(&some).contains("lookup"), "{}", shown(&some));
 }
 
+/// What waited and is answered leaves its room to what comes.
+#[test]
+fn what_is_answered_makes_room() {
+    let limits = Limits { bytes: 4_000, ..Limits::default() };
+    let mut rules = compile(&["a:{team.x}", "b:{id}"]).with_limits(limits);
+    let mut keys = rules.key_set();
+    for round in 0..10 {
+        let name = format!("{round:01000}");
+        keys.merge(&keys_of(&mut rules, [row(&round.to_string(), Some(&name), None)]));
+        answer(&mut keys, &found(&[Some("x")]));
+    }
+    assert_eq!((keys.exact_len(), keys.has_patterns()), (11, false), "{}", shown(&keys));
+}
+
 #[test]
 fn what_a_lookup_reads_is_part_of_the_fingerprint() {
     let print = |sql, params: &[&str]| {

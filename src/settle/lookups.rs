@@ -228,3 +228,7 @@ fn resolve(
     }
     visible
 }
+
+#[cfg(test)]
+#[path = "lookups_tests.rs"]
+mod tests;

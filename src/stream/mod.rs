@@ -284,7 +284,9 @@ impl<'a> Stream<'a> {
         counters: &Counters<'_>,
     ) {
         let had_none = self.keys.is_empty();
-        // Outside of a transaction it is malformed, and adds nothing, wherever it comes.
+        // Outside of a transaction it is malformed, and adds nothing, wherever it comes. In a block
+        // the server names the top-level transaction, so that no savepoint takes a message back:
+        // that removes more than it must.
         let keys = match xid.filter(|_| message.transactional) {
             Some(xid) => self.in_progress.of(xid),
             None => &mut self.keys,

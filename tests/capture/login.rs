@@ -48,6 +48,32 @@ async fn every_method_of_authentication_logs_in() {
     }
 }
 
+/// Keys are made of values as the session prints them, and one warning is an error to it.
+#[tokio::test]
+async fn settings_of_the_role_do_not_show_in_the_stream() {
+    let server = Server::start().await;
+    let rows = [
+        ("client_min_messages", "error", "warning"),
+        ("client_encoding", "LATIN1", "UTF8"),
+        ("datestyle", "SQL", "ISO, MDY"),
+        ("intervalstyle", "iso_8601", "postgres"),
+        ("extra_float_digits", "-3", "3"),
+        ("timezone", "Asia/Tokyo", "UTC"),
+        ("bytea_output", "escape", "hex"),
+        ("logical_decoding_work_mem", "64MB", "1MB"),
+    ];
+    let sql = server.sql().await;
+    for (setting, odd, _) in rows {
+        sql.batch_execute(&format!("alter role postgres set {setting} = '{odd}'")).await.unwrap();
+    }
+    let endpoint = Endpoint::parse(&server.url("postgres", "127.0.0.1", "")).unwrap();
+    let mut replication = Replication::connect(&endpoint, "test").await.unwrap();
+    for (setting, _, expected) in rows {
+        let row = replication.query_row("show a setting", &format!("SHOW {setting}")).await;
+        assert_eq!(row.unwrap(), [Some(expected.to_owned())], "{setting}");
+    }
+}
+
 #[tokio::test]
 async fn a_login_that_fails_says_why_and_never_the_password() {
     let server = Server::start().await;

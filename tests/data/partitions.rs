@@ -91,3 +91,42 @@ async fn rows_that_come_and_go_with_their_partition_are_swept() {
     tokio::time::sleep(std::time::Duration::from_secs(3)).await;
     assert!(bed.has("part:8").await);
 }
+
+/// A common way to load many rows: they are no changes of the table, though they come with a
+/// partition that is as old as its membership.
+#[tokio::test]
+async fn rows_of_a_partition_that_is_filled_and_attached_in_one_transaction_are_swept() {
+    let bed = Bed::new(&[]).await;
+    let rules = rule("public.part", &["part:{id}", "list:{region}:*"]);
+    let sidecar = sidecar(&bed, TABLE, &rules).await;
+    let swept = "walsweep_resyncs_total{reason=\"tables_changed\"}";
+    for (count, region, last) in [
+        (1.0, "asia", "alter table part_asia replica identity full"),
+        (2.0, "africa", "alter table part_africa rename to part_af"),
+    ] {
+        bed.settled().await;
+        bed.fill(&["part:7", &format!("list:{region}:x"), "other"]).await;
+        bed.sql
+            .run(&format!(
+                "begin; create table part_{region} (like part including all);
+                 insert into part_{region} values (7, '{region}', 'a');
+                 alter table part attach partition part_{region} for values in ('{region}');
+                 {last}; commit"
+            ))
+            .await;
+        bed.gone("part:7").await;
+        bed.gone(&format!("list:{region}:x")).await;
+        assert!(bed.has("other").await);
+        assert_eq!(sidecar.metric(swept).await, count);
+    }
+    // One that is made as a partition needs no sweep, whatever its columns are.
+    bed.settled().await;
+    bed.fill(&["part:8"]).await;
+    let add = "begin; create table part_new partition of part (owner not null default 'x')
+                   for values in ('new') partition by list (id);
+               create table part_new_one partition of part_new default;
+               insert into part values (9, 'new', 'a'); commit";
+    expect(&bed, add, &["part:9", "list:new:x"], &["part:8", "other"]).await;
+    tokio::time::sleep(std::time::Duration::from_secs(3)).await;
+    assert!(bed.has("part:8").await);
+}

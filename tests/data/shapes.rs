@@ -109,3 +109,31 @@ async fn an_altered_table_goes_on_by_its_new_columns_after_a_sweep() {
     ready(&sidecar).await;
     sidecar.assert_quiet(&["watermark_missing", "tables_changed", "session ended", "20:9", "21:9"]);
 }
+
+/// The watermark knows what the tables were like: what is altered while nobody looks is swept at
+/// the next start, and nothing is without it.
+#[tokio::test]
+async fn a_table_that_is_altered_while_walsweep_is_down_is_swept_at_the_start() {
+    let bed = Bed::new(&[]).await;
+    let mut sidecar = sidecar(&bed, TABLE, &rules()).await;
+    bed.settled().await;
+    for (alter, sweeps) in [
+        ("select 1", 0.0),
+        ("alter table site add column extra text default 'x'", 1.0),
+        ("alter table site rename to away; alter table away rename to site", 1.0),
+    ] {
+        assert_eq!(sidecar.sigterm().await, 0);
+        bed.fill(&KEYS).await;
+        bed.sql.run(alter).await;
+        sidecar.start();
+        sidecar.wait_ready().await;
+        bed.settled().await;
+        assert_eq!(sidecar.metric_sum("walsweep_resyncs_total").await, sweeps, "{alter}");
+        let reason = "walsweep_resyncs_total{reason=\"tables_changed\"}";
+        assert_eq!(sidecar.metric(reason).await, sweeps, "{alter}");
+        for key in KEYS {
+            let stays = key == "other" || sweeps == 0.0;
+            assert_eq!(bed.has(key).await, stays, "{key} after {alter}");
+        }
+    }
+}

@@ -1,0 +1,107 @@
+//! What waits for rows: within a limit, and never lost.
+
+use std::net::TcpListener;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::task::LocalSet;
+use tokio::time::{Instant, timeout};
+
+use super::Waiting;
+use crate::config::{self, Located, Location, Operations, Source, TableName};
+use crate::decode::{Column, Relation, ReplicaIdentity, Tuple, Value};
+use crate::gather::{Change, Row};
+use crate::keys::{RuleId, Rules, WidenReason};
+use crate::metrics::Metrics;
+use crate::postgres::Endpoint;
+use crate::settle::rows::{ANSWER_TIMEOUT, Rows};
+use crate::settle::{Cause, Visible};
+
+/// One rule, whose key needs a row by column `name`.
+fn rules() -> Rules {
+    let located = |value: &str| Located { value: value.to_owned(), at: Location::default() };
+    let rule = config::Rule {
+        name: "r".to_owned(),
+        at: Location::default(),
+        table: TableName { schema: "public".to_owned(), name: "t".to_owned() },
+        table_at: Location::default(),
+        operations: Operations::ALL,
+        changed: Vec::new(),
+        immutable: Vec::new(),
+        keys: vec![located("k:{team.x}")],
+        source: Source::Table,
+        when: None,
+    };
+    let lookup = config::Lookup {
+        name: "team".to_owned(),
+        at: Location::default(),
+        sql: located("by name"),
+        params: vec![located("name")],
+    };
+    Rules::with_lookups(&[rule], &[lookup]).unwrap()
+}
+
+/// Keys that wait for this many rows, each by a name of a kilobyte.
+fn waiting(rules: &mut Rules, count: usize) -> Visible {
+    let column = Column { is_key: true, name: "name".to_owned(), type_id: 25, type_modifier: -1 };
+    let relation = Arc::new(Relation {
+        id: 1,
+        namespace: "public".to_owned(),
+        name: "t".to_owned(),
+        replica_identity: ReplicaIdentity::Default,
+        columns: vec![column],
+    });
+    let mut keys = rules.key_set();
+    for number in 0..count {
+        let name = format!("{number:01000}");
+        let new = Tuple::from_values(&[Value::Text(name.as_bytes())]);
+        rules.add(&Change { relation: Arc::clone(&relation), row: Row::Insert { new } }, &mut keys);
+    }
+    Visible::for_tests(Cause::Resync { last: true }, keys)
+}
+
+/// I6: beyond the limit nothing waits, and a round gives back what it held.
+#[test]
+fn what_waits_is_bounded_and_makes_room_again() {
+    let (mut rules, metrics) = (rules(), Metrics::new(&["r".to_owned()]));
+    let mut held = Waiting::default();
+    for _ in 0..3 {
+        let count =
+            (0..100).take_while(|_| held.take(waiting(&mut rules, 4_000), &metrics).is_none());
+        let count = count.count();
+        assert!((2..=4).contains(&count), "{count} sets of 4 MB and more wait");
+        let wide = held.take(waiting(&mut rules, 4_000), &metrics).expect("there is no room");
+        let (_, keys, _) = wide.into_parts();
+        assert!(keys.has_patterns() && keys.exact_len() == 0, "{keys:?}");
+        assert_eq!(keys.widened().next(), Some((RuleId(0), WidenReason::Limit, 1)));
+        assert_eq!(held.begin().len(), 4_000, "each row once");
+        assert_eq!(held.end().len(), count);
+    }
+}
+
+/// Where nobody looks rows up, keys that wait are not lost.
+#[test]
+fn what_nobody_looks_up_widens() {
+    let visible = waiting(&mut rules(), 1);
+    assert!(visible.keys.has_pending());
+    let (_, keys, _) = visible.into_parts();
+    let patterns: Vec<&[u8]> = keys.patterns().map(|(_, pattern)| pattern.as_bytes()).collect();
+    assert_eq!(patterns, [b"k:*"]);
+}
+
+/// Keys that wait for rows go in time, whatever became of the server.
+#[tokio::test(start_paused = true)]
+async fn a_server_that_is_silent_is_not_waited_for() {
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = silent.local_addr().unwrap().port();
+    let url = format!("postgres://u@127.0.0.1:{port}/d?sslmode=disable&connect_timeout=1");
+    let mut rules = rules();
+    let wanted: Vec<_> = waiting(&mut rules, 2).keys.wanted().into_iter().collect();
+    let server = ("7".to_owned(), 1);
+    let mut rows = Rows::new(Endpoint::parse(&url).unwrap(), server, rules.lookups());
+    let began = Instant::now();
+    let found = timeout(Duration::from_secs(600), rows.find(wanted.clone()));
+    let answers = LocalSet::new().run_until(found).await.expect("it ends");
+    assert!(began.elapsed() <= ANSWER_TIMEOUT + Duration::from_secs(1), "{:?}", began.elapsed());
+    assert!(!wanted.iter().any(|one| answers.knows(one)));
+}
