@@ -265,11 +265,14 @@ async fn a_query_that_no_longer_works_widens() {
     bed.fill(&["club:club 2"]).await;
     bed.sql.run("update bet set points = 1 where id = 1").await;
     bed.gone("club:club 2").await;
+    let session = "select pid from pg_stat_activity where application_name = 'walsweep lookup'";
+    let pid: i32 = bed.sql.one(session).await;
     bed.sql.run("alter table game rename column home to host").await;
     bed.fill(&["club:any"]).await;
     bed.sql.run("update bet set points = 2 where id = 1").await;
     bed.gone("club:any").await;
     bed.settled().await;
+    assert_eq!(bed.sql.one::<i32>(session).await, pid, "the session is as good as before");
     sidecar.wait_log("SQLSTATE 42703").await;
     bed.sql.run("alter table game rename column host to home").await;
     bed.fill(&["club:any", "club:club 2"]).await;
@@ -277,6 +280,17 @@ async fn a_query_that_no_longer_works_widens() {
     bed.gone("club:club 2").await;
     bed.settled().await;
     assert!(bed.has("club:any").await);
+    // The statement was made for a parameter of another type.
+    bed.sql.run("alter table game alter column id type text").await;
+    bed.fill(&["club:any"]).await;
+    bed.sql.run("update bet set points = 4 where id = 1").await;
+    bed.gone("club:any").await;
+    bed.settled().await;
+    bed.fill(&["club:any", "club:club 2"]).await;
+    bed.sql.run("update bet set points = 5 where id = 1").await;
+    bed.gone("club:club 2").await;
+    bed.settled().await;
+    assert!(bed.has("club:any").await, "it is made anew");
 }
 
 #[tokio::test]

@@ -105,6 +105,68 @@ fn beyond_the_limit_the_largest_collapses_and_loses_nothing() {
     assert_eq!(listed(&small), listed(&keys_of(&mut rules, [5])), "the other is as it was");
 }
 
+/// What only the last subtransactions gave is part of what collapses.
+#[test]
+fn what_is_ready_collapses_with_the_rest() {
+    let mut rules = rules();
+    let mut open = InProgress::new(rules.key_set()).with_limit(1 << 16);
+    let unnamed = |id: u32| {
+        let id = id.to_string();
+        let values = [Value::Text(id.as_bytes()), Value::Null, Value::Null, Value::Null];
+        Change { row: Row::Insert { new: Tuple::from_values(&values) }, ..change(0) }
+    };
+    open.enter(1);
+    (0..2_000).for_each(|id| rules.add(&unnamed(id), open.of(1)));
+    rules.add(&change(5), open.of(11));
+    open.leave();
+    let keys = open.commit(1);
+    assert!(keys.widened().any(|(_, why, _)| why == WidenReason::Limit), "{:?}", listed(&keys));
+    assert!(keys.patterns().any(|(_, own)| own.matches(b"n:5:x")), "{:?}", listed(&keys));
+}
+
+/// Within one block, too, which has no end before the commit.
+#[test]
+fn one_block_of_many_subtransactions_is_bounded() {
+    let mut rules = rules();
+    let mut open = InProgress::new(rules.key_set()).with_limit(1 << 18);
+    open.enter(1);
+    for sub in 0..20_000 {
+        rules.add(&change(sub), open.of(10 + sub));
+        if sub % 500 == 0 {
+            assert!(open.bytes() < 1 << 19, "{} bytes of {sub} subtransactions", open.bytes());
+        }
+    }
+    open.leave();
+    let keys = open.commit(1);
+    for id in 0..20_000 {
+        let key = format!("k:{id}").into_bytes();
+        assert!(keys.patterns().any(|(_, own)| own.matches(&key)), "lost k:{id}");
+    }
+}
+
+/// Of many that wait, each small, none has the memory of all.
+#[test]
+fn transactions_without_subtransactions_are_bounded_together() {
+    let mut rules = rules();
+    let mut open = InProgress::new(rules.key_set()).with_limit(1 << 19);
+    for top in 1..20 {
+        open.enter(top);
+        for id in 0..2_000 {
+            rules.add(&change(top * 10_000 + id), open.of(top));
+        }
+        open.leave();
+        assert!(open.bytes() <= 1 << 19, "{} bytes of {top} transactions", open.bytes());
+    }
+    for top in 1..20 {
+        let keys = open.commit(top);
+        for (_, key) in keys_of(&mut rules, top * 10_000..top * 10_000 + 2_000).exact() {
+            let covered = keys.exact_rule(key).is_some()
+                || keys.patterns().any(|(_, pattern)| pattern.matches(key));
+            assert!(covered, "lost {}", key.escape_ascii());
+        }
+    }
+}
+
 #[test]
 fn what_is_released_goes_once_and_counts_for_the_commit() {
     let mut rules = rules();
