@@ -86,6 +86,7 @@ async fn whatever_gives_a_view_other_rows_removes_its_keys() {
         "create schema aside; alter materialized view totals set schema aside;
          alter materialized view aside.totals set schema public",
         "alter table totals rename to before; alter materialized view before rename to totals",
+        "alter materialized view totals rename to before; alter table before rename to totals",
         "drop materialized view totals; create materialized view totals as select 1 as team",
     ] {
         check(&bed, statements, totals).await;

@@ -128,3 +128,37 @@ async fn a_larger_identity_comes_with_all_columns() {
     bed.sql.run("update person set story = 'y'; delete from person where id = 1").await;
     assert!(!checked(&sidecar).contains("delete_widens"));
 }
+
+/// A list that somebody else made is made longer, never shorter: others may read its columns.
+#[tokio::test]
+async fn a_list_that_is_there_keeps_its_columns() {
+    let bed = Bed::new(&[]).await;
+    if !has_lists(&bed).await {
+        return;
+    }
+    bed.sql.run(TABLES).await;
+    bed.sql.run("create publication walsweep for table person (id, mail), badge, whole").await;
+    let rules = rules(&["person:{id}", "name:{new.name}"]);
+    let sidecar = Sidecar::new(Settings::new(&bed.postgres, &bed.redis, &rules));
+    sidecar.setup();
+    let all = "badgeid,code,story personid,name,mail wholeid,a,b";
+    assert_eq!(bed.sql.one::<String>(PUBLISHED).await, all);
+}
+
+/// What `setup` prints is run by hand, once: no write of the application may fail after it.
+#[tokio::test]
+async fn a_table_that_has_to_become_full_gets_no_list() {
+    let bed = Bed::new(&[]).await;
+    if !has_lists(&bed).await {
+        return;
+    }
+    bed.sql.run(TABLES).await;
+    let rules = rule("public.person", &["name:{name}"]);
+    let sidecar = Sidecar::new(Settings::new(&bed.postgres, &bed.redis, &rules));
+    let script = sidecar.command(&["setup", "--print"]);
+    let script = String::from_utf8(script.stdout).unwrap();
+    bed.sql.run(&script.replace("\\set ON_ERROR_STOP on", "")).await;
+    bed.sql.run("update person set story = 'y'; delete from person where id = 1").await;
+    assert_eq!(bed.sql.one::<String>(PUBLISHED).await, "personid,name,mail,story");
+    checked(&sidecar);
+}
