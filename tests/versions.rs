@@ -2,7 +2,7 @@
 //! server each test holds what walsweep says there instead.
 
 use redis::AsyncCommands;
-use walsweep::throwaway::{Postgres, StopMode};
+use walsweep::throwaway::{Postgres, PostgresOptions, StopMode};
 
 use crate::support::{Bed, PATIENCE, Proxy, Settings, Sidecar, Sql, eventually, text};
 
@@ -67,8 +67,13 @@ async fn told_what_is_missing(bed: &Bed, standby_sql: &Sql, sidecar: &Sidecar) {
     let source = format!("host=127.0.0.1 port={} user=postgres", bed.postgres.port());
     standby_sql.run(&format!("alter system set primary_conninfo = '{source}'")).await;
     standby_sql.run("select pg_reload_conf()").await;
-    let parts =
-        ["failover_not_synced", "sync_replication_slots = on", "primary_slot_name", "dbname"];
+    let parts = [
+        "failover_not_synced",
+        "sync_replication_slots = on",
+        "hot_standby_feedback = on",
+        "primary_slot_name",
+        "dbname",
+    ];
     eventually(PATIENCE, "each missing setting is told", || async {
         let said = check(sidecar);
         parts.iter().all(|part| said.contains(part))
@@ -314,4 +319,18 @@ async fn a_standby_is_refused_as_the_source_of_the_stream() {
     let slots: i64 =
         Sql::connect(&standby).await.one("select count(*) from pg_replication_slots").await;
     assert_eq!(slots, 0, "nothing was made there");
+}
+
+/// What one server shows would say nothing of what the other one sends.
+#[tokio::test]
+async fn two_servers_are_refused() {
+    let bed = Bed::new(&[]).await;
+    Sidecar::new(bed.settings()).setup();
+    let other = Postgres::start(PostgresOptions::default()).await.unwrap();
+    let stream = format!("replication_url = {:?}", other.url());
+    let settings = Settings { postgres: stream, ..bed.settings() };
+    let said = ["`postgres.url` reaches system", "name the same primary"];
+    refuses(settings, "two_servers", &said).await;
+    let slots = "select count(*) from pg_replication_slots";
+    assert_eq!(Sql::connect(&other).await.one::<i64>(slots).await, 0, "nothing was made there");
 }

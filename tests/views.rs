@@ -179,6 +179,14 @@ async fn check_finds_what_is_wrong_with_the_trigger_and_setup_cures_it() {
         ("alter event trigger walsweep_refresh disable".to_owned(), "is disabled"),
         ("alter event trigger walsweep_refresh enable".to_owned(), "is not enabled as ALWAYS"),
         (format!("create or replace function walsweep_refresh() {body}"), "is not the one"),
+        (
+            String::from(
+                "create or replace function walsweep_refresh() returns event_trigger
+                 language plpgsql security definer set search_path = pg_catalog, pg_temp
+                 as 'begin end'",
+            ),
+            "is not the one",
+        ),
         ("alter function walsweep_refresh() reset all".to_owned(), "is not the one"),
         ("alter function walsweep_refresh() security invoker".to_owned(), "is not the one"),
         (other("ddl_command_start", tags), "is not the one"),

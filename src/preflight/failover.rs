@@ -124,3 +124,56 @@ fn missing(state: &StandbyState) -> Vec<&'static str> {
     ];
     rows.into_iter().filter_map(|(is_missing, what)| is_missing.then_some(what)).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::judge;
+
+    /// What is found where the standby has this slot and is set as it has to be, but for one thing.
+    fn found(slot: &str, other: Option<(&str, &str)>) -> Option<(&'static str, String)> {
+        let value = |name: &str, right: &'static str| match other {
+            Some((wrong, value)) if wrong == name => value.to_owned(),
+            _ => right.to_owned(),
+        };
+        let state = format!(
+            r#"{{"sync_replication_slots": {}, "hot_standby_feedback": {},
+                "primary_slot_name": {}, "has_dbname": {}, "slot": {slot}}}"#,
+            value("sync_replication_slots", r#""on""#),
+            value("hot_standby_feedback", r#""on""#),
+            value("primary_slot_name", r#""standby""#),
+            value("has_dbname", "true"),
+        );
+        let finding = judge("walsweep", "b:5432", &serde_json::from_str(&state).unwrap())?;
+        Some((finding.code, finding.hint.unwrap_or_default()))
+    }
+
+    #[test]
+    fn only_a_whole_copy_is_one() {
+        for (slot, expected) in [
+            (r#"{"synced": true, "temporary": false}"#, None),
+            (r#"{"synced": true, "temporary": true}"#, Some("failover_not_yet")),
+            (r#"{"synced": false, "temporary": false}"#, Some("failover_orphan")),
+            (r#"{"synced": false, "temporary": true}"#, Some("failover_orphan")),
+            ("null", Some("failover_not_yet")),
+        ] {
+            assert_eq!(found(slot, None).map(|(code, _)| code), expected, "{slot}");
+        }
+    }
+
+    #[test]
+    fn each_setting_that_a_standby_lacks_is_named() {
+        for (name, value, hint) in [
+            ("sync_replication_slots", r#""off""#, "`sync_replication_slots = on`"),
+            ("sync_replication_slots", "null", "`sync_replication_slots = on`"),
+            ("hot_standby_feedback", r#""off""#, "`hot_standby_feedback = on`"),
+            ("primary_slot_name", r#""""#, "`primary_slot_name` to a physical slot"),
+            ("has_dbname", "false", "`dbname=…` within `primary_conninfo`"),
+        ] {
+            let expected = ("failover_not_synced", format!("set there: {hint}"));
+            assert_eq!(found("null", Some((name, value))), Some(expected), "{name}");
+        }
+        // Who may not see it cannot be told that it is wrong.
+        let unseen = found("null", Some(("has_dbname", "null")));
+        assert_eq!(unseen.map(|(code, _)| code), Some("failover_not_yet"));
+    }
+}
