@@ -178,9 +178,11 @@ async fn a_column_altered_in_a_savepoint_that_is_undone_is_read_right() {
     let (bed, sidecar) = set_up(&[], 20_000).await;
     bed.sql.run(&format!("begin; {}", insert(1_001, 4_000))).await;
     bed.sql.run("savepoint s; alter table big alter junk type bigint").await;
-    bed.sql.run(&insert(4_001, 7_000)).await;
+    bed.sql.run(&insert(4_001, 9_000)).await;
+    // Otherwise the server may see that it is undone before it sends any of it.
+    received(&sidecar, 5_000.0).await;
     bed.sql.run("rollback to s").await;
-    bed.sql.run(&insert(7_001, 10_000)).await;
+    bed.sql.run(&insert(9_001, 12_000)).await;
     bed.sql.run("commit").await;
     assert_exact(&bed, 20_000).await;
     bed.sql.run(&insert(14_001, 17_000)).await;
