@@ -19,7 +19,7 @@ async fn heard(server: &mut DuplexStream) -> String {
     let length = server.read_u32().await.unwrap();
     let mut content = vec![0; length as usize - 4];
     server.read_exact(&mut content).await.unwrap();
-    String::from_utf8_lossy(&content).into_owned()
+    String::from_utf8(content).unwrap()
 }
 
 /// A login with a server that offers these mechanisms and does not know the password. Gives the
