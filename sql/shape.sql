@@ -50,9 +50,9 @@ select w.oid, null,
 union all
 select i.inhparent, i.inhrelid,
        concat_ws(' ', 'partition', i.inhparent, i.inhrelid, c.relkind),
-       -- The type of a table's rows is made with the table and stays as it is, and so do columns. To
-       -- attach a table changes each of its columns: whoever makes, fills and attaches one in one
-       -- transaction is known by that.
+       -- The type of a table's rows is made with the table and stays as it is, and so do columns.
+       -- To attach a table changes each of its columns: whoever makes, fills and attaches one in
+       -- one transaction is known by that.
        w.relkind = 'p' and i.xmin = t.xmin
          and exists (select
                        from pg_attribute a

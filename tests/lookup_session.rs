@@ -66,7 +66,8 @@ async fn a_value_of_a_row_is_in_keys_what_it_is_in_those_of_its_own_table() {
     let rules = format!(
         "[lookup.kinds]\nsql = \"select * from kinds where id = $1\"\nparams = [\"kinds_id\"]\n\
          [[rule]]\nname = \"own\"\ntable = \"kinds\"\nkeys = {own:?}\n\
-         [[rule]]\nname = \"row\"\ntable = \"refers\"\noperations = [\"insert\"]\nkeys = {found:?}\n"
+         [[rule]]\nname = \"row\"\ntable = \"refers\"\noperations = [\"insert\"]\n\
+         keys = {found:?}\n"
     );
     let settings = Settings { rules, ..bed.settings() };
     let sidecar = Sidecar::set_up(settings).await;
