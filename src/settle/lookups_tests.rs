@@ -37,6 +37,7 @@ fn rules() -> Rules {
         at: Location::default(),
         sql: located("by name"),
         params: vec![located("name")],
+        cache: 0,
     };
     Rules::with_lookups(&[rule], &[lookup]).unwrap()
 }
@@ -74,7 +75,7 @@ fn what_waits_is_bounded_and_makes_room_again() {
         let (_, keys, _) = wide.into_parts();
         assert!(keys.has_patterns() && keys.exact_len() == 0, "{keys:?}");
         assert_eq!(keys.widened().next(), Some((RuleId(0), WidenReason::Limit, 1)));
-        assert_eq!(held.begin().len(), 4_000, "each row once");
+        assert_eq!(held.begin().0.len(), 4_000, "each row once");
         assert_eq!(held.end().len(), count);
     }
 }
