@@ -159,7 +159,7 @@ pub async fn setup(path: &Path, print_only: bool) -> Result<(), Failure> {
     if done.is_empty() {
         return print("nothing to do\n");
     }
-    done.iter().try_for_each(|Statement { sql, why }| print(&format!("-- {why}\n{sql};\n")))
+    done.iter().try_for_each(|Statement { sql, why, .. }| print(&format!("-- {why}\n{sql};\n")))
 }
 
 /// `walsweep teardown`.

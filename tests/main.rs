@@ -18,6 +18,7 @@ mod oracle;
 mod outage;
 mod replicas;
 mod shutdown;
+mod standby_slot;
 mod streaming;
 mod support;
 mod sweeping;

@@ -6,7 +6,8 @@
 //! day (I5), is an error, and `run` refuses to start; what costs or delays is a warning; what an
 //! operator may want to know is information.
 //!
-//! The catalog is read in one statement (`catalog`); `server`, `slot`, `publication`, `tables`,
+//! The catalog is read in one statement (`catalog`), and another one on the standby if the slot is
+//! on one (`slot_standby`); `server`, `slot`, `publication`, `tables`,
 //! `identity`, `partitions` and `condition` conclude from it and ask nothing more. Rules of
 //! materialized views need another one (`views`), and `lookups` tries each query.
 
@@ -25,6 +26,7 @@ mod replicas;
 mod replication;
 mod server;
 mod slot;
+mod slot_standby;
 mod tables;
 mod views;
 
@@ -51,6 +53,9 @@ pub enum Error {
     /// The answer is not what the query gives.
     #[error("read the catalog: {0}")]
     Answer(#[from] serde_json::Error),
+    /// The standby that the slot is on cannot be asked.
+    #[error("ask the standby of `postgres.replication_url`: {0}")]
+    Standby(#[source] crate::postgres::Error),
 }
 
 /// The driver prints `db error` alone; what Postgres said is in its source.
@@ -85,15 +90,17 @@ pub async fn postgres(
     if let Some(finding) = server::version(version) {
         return Ok(vec![finding]);
     }
-    let catalog = Catalog::read(config, rules, client).await?;
+    let mut catalog = Catalog::read(config, rules, client).await?;
     let mut pids = vec![backend_pid, catalog.backend_pid];
     pids.push(catalog::server(client).await?.0);
+    let on_standby = slot_standby::check(&config.postgres, &mut catalog).await?;
     let context = Context { config, rules, catalog: &catalog, version };
     let mut findings = server::check(&context, &pids);
     if catalog.is_in_recovery {
         // Whatever else is wrong would have to be cured on the primary.
         return Ok(findings);
     }
+    findings.extend(on_standby);
     findings.extend(slot::check(&context));
     findings.extend(failover::check(&context));
     findings.extend(tables::check(&context));
