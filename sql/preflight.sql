@@ -157,6 +157,11 @@ select jsonb_build_object(
        and exists (select from unnest(s.setconfig) as setting
                     where lower(setting) in ('synchronous_commit=off', 'synchronous_commit=false',
                                              'synchronous_commit=no', 'synchronous_commit=0'))),
+  -- Since 16; a slot on a standby is created sooner with it.
+  'may_log_snapshot', (select has_function_privilege(p.oid, 'execute')
+                         from pg_proc p
+                        where p.proname = 'pg_log_standby_snapshot'
+                          and p.pronamespace = 'pg_catalog'::regnamespace),
   'slots_max', current_setting('max_replication_slots')::int,
   'slots_used', (select count(*) from pg_replication_slots),
   'senders_max', current_setting('max_wal_senders')::int,

@@ -34,8 +34,23 @@ pub enum Error {
     #[error("`postgres.url` reaches a standby")]
     IsStandby,
     /// The replication connection is to a standby.
-    #[error("the replication connection reaches a standby, from which walsweep does not stream")]
+    #[error("the replication connection reaches a standby, and the slot is to be on the primary")]
     StreamsStandby,
+    /// The replication connection is to a primary, and the slot is to be on a standby.
+    #[error(
+        "`postgres.replication_url` reaches a primary, and `postgres.slot_on` is `standby`: it was \
+         promoted, or always was a primary"
+    )]
+    StreamsPrimary,
+    /// Two connections to one address reached two servers.
+    #[error("`postgres.replication_url` reaches now one server and now another")]
+    ManyStandbys,
+    /// The standby that the slot is on cannot be counted on.
+    #[error("look after the standby that the slot is on: {0}")]
+    SlotStandby(#[source] settle::StandbyError),
+    /// The standby has not replayed what the primary wrote before a slot was to be created.
+    #[error("the standby has not replayed in {0} s what the primary had written")]
+    StandbyBehind(u64),
     /// The two connections do not reach the same server.
     #[error("`postgres.url` reaches {sql}, the replication connection {replication}")]
     TwoServers {
@@ -120,8 +135,15 @@ impl Error {
             Error::Refused(_)
             | Error::IsStandby
             | Error::StreamsStandby
+            | Error::StreamsPrimary
+            | Error::ManyStandbys
             | Error::TwoServers { .. }
                 if !established =>
+            {
+                Verdict::Halt
+            }
+            Error::Preflight(preflight::Error::Standby(error))
+                if !established && error.is_rejection() =>
             {
                 Verdict::Halt
             }
@@ -134,6 +156,10 @@ impl Error {
             Error::Refused(_)
             | Error::IsStandby
             | Error::StreamsStandby
+            | Error::StreamsPrimary
+            | Error::ManyStandbys
+            | Error::SlotStandby(_)
+            | Error::StandbyBehind(_)
             | Error::TwoServers { .. }
             | Error::Preflight(_)
             | Error::Sql(_)
@@ -168,16 +194,28 @@ impl Error {
         match self {
             Error::Refused(_) => Some("`walsweep setup --print` shows the SQL that cures it"),
             Error::IsStandby => Some("let `postgres.url` name the primary"),
-            Error::StreamsStandby => {
-                Some("let `postgres.replication_url` name the primary, or leave it out")
+            Error::StreamsStandby => Some(
+                "let `postgres.replication_url` name the primary, or leave it out; if the slot is \
+                 to be there, set `postgres.slot_on = \"standby\"`",
+            ),
+            Error::StreamsPrimary => Some(
+                "let `postgres.replication_url` name a standby of the primary that `postgres.url` \
+                 names; if that one is the new primary, let `postgres.url` name it",
+            ),
+            Error::ManyStandbys => {
+                Some("let `postgres.replication_url` name one standby by an address of its own")
+            }
+            Error::SlotStandby(_) | Error::StandbyBehind(_) => {
+                Some("see that it follows the primary that `postgres.url` names")
             }
             Error::Capture(error) if error.is_pooler() => Some(
                 "that is a pooler: let `postgres.url` or `postgres.replication_url` name the \
                  server itself",
             ),
-            Error::TwoServers { .. } => {
-                Some("let `postgres.url` and `postgres.replication_url` name the same primary")
-            }
+            Error::TwoServers { .. } => Some(
+                "let `postgres.url` and `postgres.replication_url` name the same primary, or a \
+                     primary and a standby that follows it",
+            ),
             Error::Decode(_) | Error::Gather(_) => {
                 Some("this is a defect of walsweep or of the server: please report it")
             }

@@ -73,5 +73,6 @@ pub mod setup;
 pub mod shape;
 pub mod shutdown;
 pub mod slot_health;
+pub mod slot_server;
 pub mod stream;
 pub mod throwaway;

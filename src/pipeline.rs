@@ -5,11 +5,13 @@
 //! Postgres sends again what was not, so nothing else has to be remembered. Redis may come and go
 //! within a session; the sweeper sees to that, and keepalives are answered meanwhile.
 
+use std::mem::replace;
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::sleep;
 
@@ -28,6 +30,7 @@ use crate::settle::{
 };
 use crate::shutdown::Shutdown;
 use crate::slot_health;
+use crate::slot_server::Witness;
 use crate::stream::{CHANNEL_LENGTH, Ends, GateEnds, Stream};
 use crate::sweep::{Broken, Node, Settings, Standalone, Sweeper, key_name};
 
@@ -127,7 +130,7 @@ impl Program<'_> {
 
     /// Runs one session to its end.
     async fn session(&mut self, session: Session) -> Result<(), Error> {
-        let Session { sql, slot, expected, wal_end, broken, timing, tables } = session;
+        let Session { server, witness, slot, expected, wal_end, broken, timing, tables } = session;
         tracing::info!(
             slot = self.config.postgres.slot,
             from = %expected.lsn,
@@ -138,8 +141,8 @@ impl Program<'_> {
             SqlStandby::new(endpoint.clone(), &expected.system_id, expected.timeline)
         };
         let standbys = self.config.postgres.replicas.iter().map(standby).collect();
-        let server = (expected.system_id.clone(), expected.timeline);
-        let (lookups, _opening) = Box::pin(self.lookups(server, &sql)).await?.unzip();
+        let primary = (expected.system_id.clone(), expected.timeline);
+        let (lookups, _opening) = Box::pin(self.lookups(primary, &server.primary)).await?.unzip();
         let settings = Settings {
             max_stall: self.config.sweep.max_stall,
             window: self.config.refill.window,
@@ -155,15 +158,15 @@ impl Program<'_> {
         } else {
             node
         };
-        let probe = SqlProbe::new(Rc::clone(&sql)).await?;
-        let outside = Outside { slot, probe, standbys, node, lookups };
+        let probe = SqlProbe::new(Rc::clone(&server.primary)).await?;
+        let outside = Outside { slot, witness, probe, standbys, node, lookups };
         let mut health = spawn({
             let (config, metrics) = (self.config.postgres.clone(), Arc::clone(self.metrics));
             async move {
                 let (watched, shape) = tables;
                 tokio::select! {
-                    error = slot_health::watch(&sql, &config, &metrics) => error,
-                    error = watched.watch(&shape, &sql) => error,
+                    error = slot_health::watch(&server, &config, &metrics) => error,
+                    error = watched.watch(&shape, &server.primary) => error,
                 }
             }
         });
@@ -202,6 +205,8 @@ impl Program<'_> {
 pub struct Outside<P, S, N> {
     /// The slot that is streamed.
     pub slot: Slot,
+    /// Who says that what a standby sends is the primary's history.
+    pub witness: Option<Witness<S>>,
     /// Who knows what is visible.
     pub probe: P,
     /// The standbys that readers use, too.
@@ -227,8 +232,14 @@ impl<P: Probe + 'static, S: Standby + 'static, N: Node + 'static> Outside<P, S, 
         shutdown: &mut Shutdown,
     ) -> Result<(), Error> {
         let start = settings.expected.lsn;
-        let (ends, gate_ends, sweeper_ends) = Ends::new(start);
+        let (ends, gate_ends, mut sweeper_ends) = Ends::new(start);
         let cache = self.lookups.as_ref().and_then(Lookups::cache);
+        let mut witness = self.witness.map(|witness| {
+            let (safe, vouched) = watch::channel(start);
+            let (received, safe) = (replace(&mut sweeper_ends.safe, vouched), Rc::new(safe));
+            // Held here, too: the sweeper would end with it before it is said why.
+            (spawn(witness.run(received, Rc::clone(&safe))), safe)
+        });
         let gate = Gate::new(self.probe, Arc::clone(metrics));
         let sweeper = Sweeper::new(self.node, settings, Arc::clone(metrics), sweeper_ends.events);
         let replicas = Replicas::new(rules.everything(), Arc::clone(metrics));
@@ -243,7 +254,16 @@ impl<P: Probe + 'static, S: Standby + 'static, N: Node + 'static> Outside<P, S, 
                 _ => Error::Stage("settle"),
             }),
             _ = &mut sweeper.0 => Err(Error::Stage("sweep")),
+            error = denied(witness.as_mut().map(|(task, _safe)| task)) => Err(error),
         }
+    }
+}
+
+/// Why the witness speaks no more; never without one.
+async fn denied(witness: Option<&mut Task<Error>>) -> Error {
+    match witness {
+        Some(task) => (&mut task.0).await.unwrap_or(Error::Stage("witness")),
+        None => std::future::pending().await,
     }
 }
 

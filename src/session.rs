@@ -1,4 +1,4 @@
-//! How a session begins: both connections, to the same primary, and a slot to stream from.
+//! How a session begins: its connections, to servers of one history, and a slot to stream from.
 
 use std::rc::Rc;
 use std::time::Duration;
@@ -14,10 +14,12 @@ use crate::config::Config;
 use crate::error::Error;
 use crate::keys::Rules;
 use crate::lsn::Lsn;
-use crate::postgres::{Endpoint, Sql, connect_sql};
+use crate::postgres::{Endpoint, connect_sql};
 use crate::preflight;
+use crate::settle::SqlStandby;
 use crate::shape::{Shape, Watched};
 use crate::slot_health::{self, SlotState};
+use crate::slot_server::{SlotServer, Witness};
 use crate::sweep::{Broken, TABLES_MARK, Watermark};
 
 /// `application_name` of the SQL connection.
@@ -32,13 +34,15 @@ const STEP_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Everything that a session has before the first frame.
 pub struct Session {
-    /// The SQL connection: gate, slot health.
-    pub sql: Rc<Sql>,
+    /// The SQL connections: the gate's, and the one that looks after the slot.
+    pub server: SlotServer,
+    /// Who says that what a standby sends is the primary's history.
+    pub witness: Option<Witness<SqlStandby>>,
     /// The stream.
     pub slot: Slot,
     /// History and rules; the LSN is where the stream begins.
     pub expected: Watermark,
-    /// Where the server's log ended after the slot was taken.
+    /// Where the primary's log ended after the slot was taken.
     pub wal_end: Lsn,
     /// Set when the slot was created for this session.
     pub broken: Option<Broken>,
@@ -103,48 +107,64 @@ impl Session {
             return Err(Error::Refused(report));
         }
         let shape = shape?;
-        let server = step(identify(&sql)).await?;
-        let endpoint = &config.postgres.replication_endpoint;
-        let mut replication = Replication::connect(endpoint, REPLICATION_NAME).await?;
-        let identity = step(replication.identify_system()).await?;
-        if !same_server(&server, &identity) {
-            return Err(Error::TwoServers { sql: server.name(), replication: name(&identity) });
-        }
-        // A standby has the same identity, and none of the slots.
-        if step(replication.is_in_recovery()).await? {
-            return Err(Error::StreamsStandby);
-        }
-        step(replication.accept_any_bytes()).await?;
-        let broken = ensure_slot(config, &sql, &mut replication, (health, slot_is_stuck)).await?;
+        let primary = step(identify(&sql)).await?;
+        let server = SlotServer::reach(&config.postgres, sql).await?;
+        let (mut replication, identity) = replicate(config, &primary, &server).await?;
+        let watched = (health, slot_is_stuck);
+        let broken = ensure_slot(config, &server, &mut replication, watched).await?;
         let (slot, publication) = (&config.postgres.slot, &config.postgres.publication);
         let streaming =
-            if whole { Streaming::Off } else { Streaming::of_server(server.version_num) };
+            if whole { Streaming::Off } else { Streaming::of_server(primary.version_num) };
         let options = StreamOptions { messages: rules.need_messages(), streaming };
         let started = step(replication.start(slot, publication, options)).await;
         let slot = match started {
             Ok(slot) => slot,
             Err(Error::Capture(error)) if error.slot_problem() == Some(SlotProblem::Active) => {
-                return Err(in_use(config, &sql).await?);
+                return Err(in_use(config, &server.sql).await?);
             }
             Err(error) => return Err(error),
         };
         // Only now nobody else can move the slot.
-        let state = slot_state(config, &sql).await?;
+        let state = slot_state(config, &server.sql).await?;
+        // A standby that was started again may have replayed less than it had before.
+        let wal_end =
+            if server.is_standby() { step(server.wal_end()).await? } else { state.wal_end() };
+        let witness = server.witness(&config.postgres, &identity);
         let expected = Watermark {
             system_id: identity.system_id,
             timeline: identity.timeline,
-            epoch: server.epoch,
+            epoch: primary.epoch,
             lsn: state.confirmed_flush_lsn,
             rules: fingerprint(config, rules, &shape),
         };
-        let timing = Timing::new(server.wal_sender_timeout_ms);
-        let (wal_end, tables) = (state.wal_end(), (tables, shape));
-        Ok(Session { sql, slot, expected, wal_end, broken, timing, tables })
+        let patience = server.wal_sender_timeout_ms().unwrap_or(primary.wal_sender_timeout_ms);
+        let (timing, tables) = (Timing::new(patience), (tables, shape));
+        Ok(Session { server, witness, slot, expected, wal_end, broken, timing, tables })
     }
 }
 
+/// A replication connection to the server that the slot is on, which has the primary's history.
+async fn replicate(
+    config: &Config,
+    primary: &ServerIdentity,
+    server: &SlotServer,
+) -> Result<(Replication, Identity), Error> {
+    let endpoint = &config.postgres.replication_endpoint;
+    let mut replication = Replication::connect(endpoint, REPLICATION_NAME).await?;
+    let identity = step(replication.identify_system()).await?;
+    // A standby has the primary's identity, and none of its slots.
+    server.accept(&step(replication.run()).await?)?;
+    if !same_server(primary, &identity) {
+        return Err(Error::TwoServers { sql: primary.name(), replication: name(&identity) });
+    }
+    step(replication.accept_any_bytes()).await?;
+    Ok((replication, identity))
+}
+
 /// One step of the beginning, which a peer that fell silent must not hold for ever.
-async fn step<T, E: Into<Error>>(asked: impl Future<Output = Result<T, E>>) -> Result<T, Error> {
+pub(crate) async fn step<T, E: Into<Error>>(
+    asked: impl Future<Output = Result<T, E>>,
+) -> Result<T, Error> {
     match timeout(STEP_TIMEOUT, asked).await {
         Ok(answer) => answer.map_err(Into::into),
         Err(_elapsed) => Err(Error::Silent(STEP_TIMEOUT.as_secs())),
@@ -191,12 +211,12 @@ async fn identify(client: &Client) -> Result<ServerIdentity, Error> {
 /// Makes sure that there is a slot that can stream; says so if it had to be created.
 async fn ensure_slot(
     config: &Config,
-    client: &Client,
+    server: &SlotServer,
     replication: &mut Replication,
     (health, is_stuck): (&Health, bool),
 ) -> Result<Option<Broken>, Error> {
     let name = &config.postgres.slot;
-    let broken = match step(slot_health::look(client, name)).await? {
+    let broken = match step(slot_health::look(&server.sql, name)).await? {
         Some(state) => {
             let lost_because = state.lost_because();
             let retained = state.retains_more_than(config.postgres.max_retained_wal);
@@ -234,7 +254,7 @@ async fn ensure_slot(
     };
     // Postgres waits here until every transaction that runs now has ended.
     let kind = if config.postgres.failover { SlotKind::Failover } else { SlotKind::Plain };
-    health.alive_while(replication.create_slot(name, kind)).await?;
+    health.alive_while(server.create(replication.create_slot(name, kind))).await?;
     Ok(Some(broken))
 }
 

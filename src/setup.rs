@@ -9,9 +9,14 @@ use tokio_postgres::Client;
 
 use postgres_protocol::escape::escape_identifier;
 
-use crate::config::Config;
+use crate::config::{Config, SlotOn};
 use crate::keys::Rules;
+use crate::postgres::{Sql, connect_sql};
 use crate::preflight::{self, Finding, render};
+use crate::slot_server::{caught_up, nudge};
+
+/// `application_name` of the connection to the standby that the slot is on.
+const NAME: &str = "walsweep command";
 
 /// How often the checks are made again after their cures. A cure may show what it uncovers, such as
 /// the slot that has to follow the publication; nothing uncovers more than that.
@@ -28,6 +33,8 @@ pub struct Statement {
     pub sql: String,
     /// What it cures, what that costs and how it is undone: one line, or two.
     pub why: String,
+    /// Whether it is of the slot, which may be on a standby; all else is the primary's.
+    pub is_of_slot: bool,
 }
 
 impl fmt::Display for Statement {
@@ -56,6 +63,12 @@ pub enum Error {
         /// What Postgres said.
         source: tokio_postgres::Error,
     },
+    /// The standby that the slot is on cannot be reached.
+    #[error("ask the standby of `postgres.replication_url`: {0}")]
+    Standby(#[from] crate::postgres::Error),
+    /// The standby is late, so that a slot there would begin before what it needs.
+    #[error("create the slot: the standby has not replayed what the primary wrote 20 s ago")]
+    StandbyBehind,
     /// The slot of that name is another program's. Nothing was changed.
     #[error("drop slot `{slot}`: it is {what}, and not walsweep's of this database")]
     SlotForeign {
@@ -86,7 +99,10 @@ impl Error {
             Error::Statement { .. } => {
                 Some("`walsweep setup --print` shows the SQL for a role that may run it")
             }
-            Error::Preflight(_) | Error::Incurable(_) | Error::Uncured(_) => None,
+            Error::StandbyBehind => Some("see that it follows the primary"),
+            Error::Standby(_) | Error::Preflight(_) | Error::Incurable(_) | Error::Uncured(_) => {
+                None
+            }
         }
     }
 }
@@ -111,19 +127,23 @@ pub fn plan(findings: &[Finding]) -> Vec<Statement> {
         if ranked.iter().all(|(_, known)| known.sql != sql) {
             let price = finding.price.iter().map(|price| format!("\nPrice: {price}"));
             let why = std::iter::once(finding.message.clone()).chain(price).collect();
-            ranked.push((rank(finding.code), Statement { sql, why }));
+            let is_of_slot = SLOT_CODES.contains(&finding.code);
+            ranked.push((rank(finding.code), Statement { sql, why, is_of_slot }));
         }
     }
     ranked.sort_by_key(|(rank, _)| *rank);
     ranked.into_iter().map(|(_, statement)| statement).collect()
 }
 
+/// Findings whose cure is run where the slot is.
+const SLOT_CODES: [&str; 2] = ["slot_missing", "slot_before_publication"];
+
 fn rank(code: &str) -> u8 {
     match code {
         "replication_role" => 0,
         "column_list" | "column_not_published" => 1,
         "replica_identity" | "no_identity" | "partition_identity" => 2,
-        "slot_missing" | "slot_before_publication" => 4,
+        code if SLOT_CODES.contains(&code) => 4,
         _ => 3,
     }
 }
@@ -153,13 +173,41 @@ pub async fn setup(
             return Ok(done);
         }
         for statement in statements {
-            run(client, &statement.sql).await?;
+            if statement.is_of_slot
+                && let Some(standby) = slot_standby(config).await?
+            {
+                create_slot(client, &standby, &statement.sql).await?;
+            } else {
+                run(client, &statement.sql).await?;
+            }
             done.push(statement);
         }
     }
     let mut findings = preflight::postgres(config, rules, client).await?;
     findings.retain(Finding::is_error);
     if findings.is_empty() { Ok(done) } else { Err(Error::Uncured(findings)) }
+}
+
+/// A connection to the standby that the slot is on; `None` if that is the primary.
+async fn slot_standby(config: &Config) -> Result<Option<Sql>, Error> {
+    match config.postgres.slot_on {
+        SlotOn::Primary => Ok(None),
+        SlotOn::Standby => {
+            Ok(Some(connect_sql(&config.postgres.replication_endpoint, NAME).await?))
+        }
+    }
+}
+
+/// Creates the slot on a standby, with the primary's help.
+async fn create_slot(primary: &Client, standby: &Client, sql: &str) -> Result<(), Error> {
+    if !caught_up(primary, standby).await.map_err(preflight::Error::from)? {
+        return Err(Error::StandbyBehind);
+    }
+    tokio::select! {
+        biased;
+        created = run(standby, sql) => created,
+        source = nudge(primary) => Err(Error::Statement { sql: sql.to_owned(), source }),
+    }
 }
 
 async fn run(client: &Client, sql: &str) -> Result<(), Error> {
@@ -183,7 +231,12 @@ pub async fn script(config: &Config, rules: &mut Rules, client: &Client) -> Resu
     let mut script = format!("{}\n\\set ON_ERROR_STOP on\n", comment(&head));
     let statements = plan(&findings);
     for statement in &statements {
-        script.push_str(&format!("\n{statement}"));
+        script.push_str(&match config.postgres.slot_on {
+            SlotOn::Standby if statement.is_of_slot => {
+                format!("\n{}", comment(&elsewhere(config, &statement.sql)))
+            }
+            _ => format!("\n{statement}"),
+        });
     }
     if statements.is_empty() {
         script.push_str("\n-- Nothing to do.\n");
@@ -197,6 +250,18 @@ pub async fn script(config: &Config, rules: &mut Rules, client: &Client) -> Resu
         script.push_str(&format!("\n{}", comment(&format!("{what}: {finding}"))));
     }
     Ok(script)
+}
+
+/// What a script for the primary says of a slot on a standby.
+fn elsewhere(config: &Config, sql: &str) -> String {
+    let address = config.postgres.replication_endpoint.address();
+    let nudge = render(include_str!("../sql/log_standby_snapshot.sql"), &[]);
+    let nudge = nudge.trim();
+    format!(
+        "The slot is created on the standby at {address} by `walsweep run` or `walsweep setup`, or \
+         by hand:\n\n    {sql};\n\nand on the primary, again and again while that waits:\n\n    \
+         {nudge};"
+    )
 }
 
 /// A text as lines of comment.
@@ -213,8 +278,10 @@ fn comment(text: &str) -> String {
 pub async fn teardown(config: &Config, client: &Client) -> Result<Vec<String>, Error> {
     let (slot, publication) = (&config.postgres.slot, &config.postgres.publication);
     let mut lines = Vec::new();
-    if may_drop(slot, client).await? {
-        run(client, &preflight::drop_slot(slot)).await?;
+    let standby = slot_standby(config).await?;
+    let holder = standby.as_deref().unwrap_or(client);
+    if may_drop(slot, holder).await? {
+        run(holder, &preflight::drop_slot(slot)).await?;
         lines.push(format!("dropped slot `{slot}`"));
     } else {
         lines.push(format!("there is no slot `{slot}`"));

@@ -1,14 +1,15 @@
-//! What the slot costs the server, sampled for the metrics.
+//! What the slot costs the server that it is on, sampled for the metrics.
 
 use std::time::Duration;
 
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use tokio_postgres::Client;
 
 use crate::config::Postgres;
 use crate::error::Error;
 use crate::lsn::Lsn;
 use crate::metrics::{Metrics, StatusLabel};
+use crate::slot_server::SlotServer;
 
 /// How often the slot is looked at. It is also how a dead SQL connection is noticed while there is
 /// nothing to ask it.
@@ -38,9 +39,19 @@ pub struct SlotState {
     safe_wal_size: Option<i64>,
     confirmed_lag: Option<i64>,
     restart_lag: Option<i64>,
+    /// How far the server has replayed; `None` if it is no standby.
+    replayed: Option<Lsn>,
 }
 
 impl SlotState {
+    /// The same of a slot on a standby, with the lag behind a primary whose log ends at `wal_end`.
+    /// How much WAL is safe a standby does not know: it counts from its own writing, which is none.
+    fn behind(self, wal_end: Lsn) -> SlotState {
+        let lag = wal_end.0.saturating_sub(self.confirmed_flush_lsn.0);
+        let confirmed_lag = Some(i64::try_from(lag).unwrap_or(i64::MAX));
+        SlotState { confirmed_lag, safe_wal_size: None, ..self }
+    }
+
     /// Where the server's log ended when the slot was looked at: nobody was sent more by then.
     #[must_use]
     pub fn wal_end(&self) -> Lsn {
@@ -69,6 +80,9 @@ pub fn lost_because(wal_status: &str, invalidation: Option<&str>) -> Option<&'st
     match invalidation {
         Some("idle_timeout") => Some("nobody read it for `idle_replication_slot_timeout`"),
         Some("rows_removed") => Some("the server removed catalog rows that it needed"),
+        Some("conflict") => Some(
+            "the primary removed catalog rows that it needed, or its `wal_level` was not `logical`",
+        ),
         Some("wal_level_insufficient") => Some("the primary's `wal_level` was not `logical`"),
         Some("wal_removed") => Some("the server removed WAL that it needed"),
         Some(_) => Some("the server invalidated it"),
@@ -106,16 +120,75 @@ pub async fn look(client: &Client, name: &str) -> Result<Option<SlotState>, toki
         active_name: row.try_get(6)?,
         invalidation: row.try_get(7)?,
         failover: row.try_get(8)?,
+        replayed: row.try_get::<_, Option<&str>>(9)?.and_then(|lsn| lsn.parse().ok()),
     }))
+}
+
+/// The state of the slot. Of one on a standby the unconfirmed WAL is what the primary has written:
+/// keys stay for it, whether it is walsweep that is late or the standby. Both servers are asked
+/// each time, so that a dead connection to either is noticed.
+async fn sample(
+    server: &SlotServer,
+    name: &str,
+    replay: &mut Replay,
+) -> Result<Option<SlotState>, tokio_postgres::Error> {
+    let state = look(&server.sql, name).await?;
+    if !server.is_standby() {
+        return Ok(state);
+    }
+    let wal_end = server.wal_end().await?;
+    if let Some(replayed) = state.as_ref().and_then(|state| state.replayed) {
+        replay.look(replayed, wal_end, Instant::now());
+    }
+    Ok(state.map(|state| state.behind(wal_end)))
+}
+
+/// Whether the standby that the slot is on keeps up with its primary. A standby that is cut off
+/// sends nothing and goes on answering.
+#[derive(Default)]
+struct Replay {
+    /// Where the primary's log ended, and since when the standby has not come that far.
+    awaited: Option<(Lsn, Instant)>,
+    told: bool,
+}
+
+impl Replay {
+    /// The log may end within a record, of which an idle primary writes the rest 15 s later.
+    const LATE: Duration = Duration::from_secs(30);
+
+    /// Takes in a sample; warns once each time that the standby falls behind.
+    fn look(&mut self, replayed: Lsn, wal_end: Lsn, now: Instant) -> bool {
+        let Some((awaited, since)) = self.awaited else {
+            self.awaited = Some((wal_end, now));
+            return false;
+        };
+        if replayed >= awaited {
+            if std::mem::take(&mut self.told) {
+                tracing::info!(%replayed, "the standby that the slot is on has caught up");
+            }
+            self.awaited = Some((wal_end, now));
+            return false;
+        }
+        let is_late = now - since >= Replay::LATE;
+        if is_late && !std::mem::replace(&mut self.told, true) {
+            tracing::warn!(
+                %replayed,
+                primary = %wal_end,
+                hint = "see whether it follows the primary, and what holds its replay",
+                "the standby that the slot is on is late, and so are all removals"
+            );
+        }
+        is_late
+    }
 }
 
 /// Samples the slot into `metrics` until the session has to end, and says why: the query failed or
 /// was not answered in time, the slot is gone, or it keeps more WAL than it may.
-pub async fn watch(client: &Client, config: &Postgres, metrics: &Metrics) -> Error {
+pub async fn watch(server: &SlotServer, config: &Postgres, metrics: &Metrics) -> Error {
     let name = &config.slot;
-    let mut warned = false;
+    let (mut warned, mut replay) = (false, Replay::default());
     loop {
-        let state = match timeout(SAMPLE_TIMEOUT, look(client, name)).await {
+        let state = match timeout(SAMPLE_TIMEOUT, sample(server, name, &mut replay)).await {
             Ok(Ok(Some(state))) => state,
             Ok(Ok(None)) => return Error::SlotGone,
             Ok(Err(error)) => return error.into(),
@@ -146,7 +219,34 @@ pub async fn watch(client: &Client, config: &Postgres, metrics: &Metrics) -> Err
 
 #[cfg(test)]
 mod tests {
-    use super::lost_because;
+    use std::time::Duration;
+
+    use tokio::time::Instant;
+
+    use super::{Replay, lost_because};
+    use crate::lsn::Lsn;
+
+    #[test]
+    fn a_standby_is_late_when_it_lacks_what_was_written_half_a_minute_ago() {
+        let start = Instant::now();
+        let mut replay = Replay::default();
+        // Seconds, replayed, the primary's end.
+        for (at, replayed, wal_end, is_late) in [
+            (0, 90, 100, false),
+            (5, 99, 150, false),
+            (25, 99, 160, false),
+            (30, 99, 160, true),
+            (35, 100, 160, false),
+            (60, 159, 170, false),
+            (65, 159, 170, true),
+            (70, 165, 170, false),
+            (200, 170, 170, false),
+            (900, 170, 170, false),
+        ] {
+            let now = start + Duration::from_secs(at);
+            assert_eq!(replay.look(Lsn(replayed), Lsn(wal_end), now), is_late, "{at}");
+        }
+    }
 
     /// A cause that a later version adds must not pass for none: the slot would be streamed from.
     #[test]
@@ -165,6 +265,14 @@ mod tests {
                 "lost",
                 Some("idle_timeout"),
                 Some("nobody read it for `idle_replication_slot_timeout`"),
+            ),
+            (
+                "lost",
+                Some("conflict"),
+                Some(
+                    "the primary removed catalog rows that it needed, or its `wal_level` was not \
+                     `logical`",
+                ),
             ),
             ("lost", Some("something else"), Some("the server invalidated it")),
             // The server marks the slot before its status follows.

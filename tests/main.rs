@@ -21,6 +21,7 @@ mod outage;
 mod prepared;
 mod replicas;
 mod shutdown;
+mod standby_slot;
 mod streaming;
 mod support;
 mod sweeping;

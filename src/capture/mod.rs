@@ -45,7 +45,7 @@ use crate::postgres::Endpoint;
 
 pub use error::{Error, SlotProblem};
 pub use frame::{Frame, Malformed};
-pub use replication::{Identity, Replication, SlotKind, StreamOptions, Streaming};
+pub use replication::{Identity, Replication, Run, SlotKind, StreamOptions, Streaming};
 
 /// A read brings at most this much, some 3000 row changes; the kernel's buffer is rarely larger.
 const READ_BUFFER_SIZE: usize = 256 * 1024;

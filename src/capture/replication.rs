@@ -21,6 +21,15 @@ pub struct Identity {
     pub xlogpos: Lsn,
 }
 
+/// One run of a server, from its start to its end.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Run {
+    /// Whether it is a standby at the moment.
+    pub in_recovery: bool,
+    /// Tells it from other runs, and from those of other servers.
+    pub id: String,
+}
+
 /// What is asked of the stream beyond the changes of a publication.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StreamOptions {
@@ -127,14 +136,14 @@ impl Replication {
         Ok(())
     }
 
-    /// Whether the server is a standby.
+    /// Whether the server is a standby, and which run of it this is.
     ///
     /// # Errors
     /// The connection failed, or the server refused.
-    pub async fn is_in_recovery(&mut self) -> Result<bool, Error> {
+    pub async fn run(&mut self) -> Result<Run, Error> {
         let sql = include_str!("../../sql/replayed.sql");
         let row = self.query_row("ask whether it is a standby", sql).await?;
-        Ok(row.first().and_then(Option::as_deref) == Some("t"))
+        Ok(Run { in_recovery: column::<String>(&row, 0)? == "t", id: column(&row, 2)? })
     }
 
     /// Runs a statement and gives the first row of its answer as text; empty when there is none.

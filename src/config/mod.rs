@@ -5,6 +5,7 @@ mod parse;
 mod reader;
 mod redis_url;
 mod script;
+mod slot_on;
 mod source;
 
 use std::fmt;
@@ -20,6 +21,7 @@ use crate::postgres::Endpoint;
 pub(crate) use parse::unreadable;
 pub use parse::{Parsed, parse};
 pub use script::Script;
+pub use slot_on::SlotOn;
 pub(crate) use source::OWN_PREFIX;
 pub use source::Source;
 
@@ -49,7 +51,8 @@ pub struct Config {
 pub struct Postgres {
     /// SQL: gate and checks. Must reach the primary itself, not a pooler.
     pub endpoint: Endpoint,
-    /// The replication connection; the same as `endpoint` unless `replication_url` is given.
+    /// The replication connection; the same as `endpoint` unless `replication_url` is given. With a
+    /// slot on a standby, the standby.
     pub replication_endpoint: Endpoint,
     /// Publication name.
     pub publication: String,
@@ -65,6 +68,8 @@ pub struct Postgres {
     pub failover: bool,
     /// Whether `setup` is to publish only the columns and rows that the rules can use.
     pub narrow: bool,
+    /// The server that the slot is on.
+    pub slot_on: SlotOn,
 }
 
 /// `[redis]`: where keys are removed.

@@ -9,6 +9,7 @@ use tracing_subscriber::EnvFilter;
 
 use super::reader::{Reader, Section};
 use super::redis_url::split_password;
+use super::slot_on::slot_on;
 use super::source::{Named, Source, source};
 use super::{
     Config, Http, Located, Log, LogFormat, Lookup, Postgres, Problem, Redis, Refill, Rule, Sweep,
@@ -113,6 +114,7 @@ fn postgres(reader: &mut Reader<'_>, root: &mut Section<'_, '_>) -> Option<Postg
     let max_retained_wal = reader.memory(&mut section, "max_retained_wal", least);
     let failover = reader.flag(&mut section, "failover", false);
     let narrow = reader.flag(&mut section, "narrow", true);
+    let slot_on = slot_on(reader, &mut section, has_replication_url, failover);
     reader.finish(&section);
     let endpoint = sql?;
     let replication_endpoint = if has_replication_url { replication? } else { endpoint.clone() };
@@ -126,6 +128,7 @@ fn postgres(reader: &mut Reader<'_>, root: &mut Section<'_, '_>) -> Option<Postg
         max_retained_wal,
         failover,
         narrow,
+        slot_on,
     })
 }
 

@@ -29,6 +29,8 @@ pub(super) struct Catalog {
     pub(super) synchronous_commit: Option<String>,
     /// Who has it off: roles by name, with or without a database.
     pub(super) asynchronous: Vec<String>,
+    /// Whether walsweep's role may call `pg_log_standby_snapshot()`; `None` before version 16.
+    pub(super) may_log_snapshot: Option<bool>,
     pub(super) slots_max: i64,
     pub(super) slots_used: i64,
     pub(super) senders_max: i64,
@@ -70,6 +72,12 @@ pub(super) struct Slot {
     pub(super) wal_status: Option<String>,
     #[serde(default)]
     pub(super) two_phase: Option<bool>,
+    /// Whether recovery took it away; `None` before version 16.
+    #[serde(default)]
+    pub(super) conflicting: Option<bool>,
+    /// Whether it is a copy of the primary's; `None` before version 17.
+    #[serde(default)]
+    pub(super) synced: Option<bool>,
     /// Why it is lost; `None` before version 17.
     #[serde(default)]
     pub(super) invalidation_reason: Option<String>,

@@ -155,6 +155,12 @@ pub(super) fn allow_replication(role: &Role) -> String {
     render(file, &[("role", &escape_identifier(&role.name))])
 }
 
+/// Lets a role ask the primary for what a slot on a standby waits for.
+pub(super) fn allow_standby_snapshot(role: &str) -> String {
+    let file = include_str!("../../sql/setup/allow_standby_snapshot.sql");
+    render(file, &[("role", &escape_identifier(role))])
+}
+
 /// Creates the slot.
 pub(super) fn create_slot(config: &Postgres) -> String {
     let options = if config.failover { ", failover => true" } else { "" };

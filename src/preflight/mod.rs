@@ -7,7 +7,8 @@
 //! day (I5), is an error, and `run` refuses to start; what costs or delays is a warning; what an
 //! operator may want to know is information.
 //!
-//! The catalog is read in one statement (`catalog`); `server`, `slot`, `publication`, `tables`,
+//! The catalog is read in one statement (`catalog`), and another one on the standby if the slot is
+//! on one (`slot_standby`); `server`, `slot`, `publication`, `tables`,
 //! `identity`, `partitions` and `condition` conclude from it and ask nothing more. Rules of
 //! materialized views need another one (`views`), `lookups` tries each query, and `reads` asks what
 //! its answers depend on.
@@ -30,6 +31,7 @@ mod replication;
 mod rows;
 mod server;
 mod slot;
+mod slot_standby;
 mod tables;
 mod views;
 
@@ -60,6 +62,9 @@ pub enum Error {
     /// The answer is not what the query gives.
     #[error("read the catalog: {0}")]
     Answer(#[from] serde_json::Error),
+    /// The standby that the slot is on cannot be asked.
+    #[error("ask the standby of `postgres.replication_url`: {0}")]
+    Standby(#[source] crate::postgres::Error),
 }
 
 /// The driver prints `db error` alone; what Postgres said is in its source.
@@ -96,9 +101,10 @@ pub async fn postgres(
     if let Some(finding) = server::version(version) {
         return Ok(vec![finding]);
     }
-    let catalog = Catalog::read(config, rules, client).await?;
+    let mut catalog = Catalog::read(config, rules, client).await?;
     let mut pids = vec![backend_pid, catalog.backend_pid];
     pids.push(catalog::server(client).await?.0);
+    let on_standby = slot_standby::check(&config.postgres, &mut catalog).await?;
     let mut context = Context { config, rules, catalog: &catalog, version, spreads: Vec::new() };
     context.spreads = rows::spreads(&context, client).await?;
     let mut findings = server::check(&context, &pids);
@@ -106,6 +112,7 @@ pub async fn postgres(
         // Whatever else is wrong would have to be cured on the primary.
         return Ok(findings);
     }
+    findings.extend(on_standby);
     findings.extend(slot::check(&context));
     findings.extend(failover::check(&context));
     findings.extend(tables::check(&context));

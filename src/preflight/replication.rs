@@ -4,7 +4,7 @@ use tokio_postgres::{Client, SimpleQueryMessage};
 
 use super::Finding;
 use crate::capture::{Identity, Replication};
-use crate::config::Config;
+use crate::config::{Config, SlotOn};
 use crate::postgres::connect_sql;
 
 /// `application_name` of the connections that are made to look.
@@ -51,12 +51,14 @@ pub async fn replication(config: &Config, client: &Client) -> Vec<Finding> {
     let looked = async {
         let mut connection = Replication::connect(endpoint, NAME).await?;
         let identity = connection.identify_system().await?;
-        Ok((identity, connection.is_in_recovery().await?))
+        Ok((identity, connection.run().await?.in_recovery))
     };
     match looked.await {
         Err(error) => unreachable(error),
         // A pooler may send every session to any server.
-        Ok((_, true)) if is_separate => vec![standby()],
+        Ok((_, true)) if is_separate && config.postgres.slot_on == SlotOn::Primary => {
+            vec![standby()]
+        }
         Ok((identity, _)) => Vec::from_iter(other_server(&identity, client).await),
     }
 }
@@ -64,23 +66,30 @@ pub async fn replication(config: &Config, client: &Client) -> Vec<Finding> {
 fn standby() -> Finding {
     let standby = Finding::error(
         "replication_standby",
-        "`postgres.replication_url` reaches a standby: a slot there ends with the standby, and \
-         walsweep does not stream from one",
+        "`postgres.replication_url` reaches a standby, and the slot is to be on the primary",
     );
-    standby.hint("let `postgres.replication_url` name the primary, or leave it out")
+    standby.hint(
+        "let `postgres.replication_url` name the primary, or leave it out; if the slot is to be \
+         there, set `postgres.slot_on = \"standby\"`",
+    )
 }
 
-/// Another server than the primary; `None` if it is that, or the primary does not tell.
+/// Another history than the primary's; `None` if it is that, or the primary does not tell.
 async fn other_server(identity: &Identity, client: &Client) -> Option<Finding> {
     let row = client.query_one(include_str!("../../sql/identity.sql"), &[]).await.ok()?;
-    let expected: String = row.try_get(1).ok()?;
-    if identity.system_id == expected {
+    let (expected, timeline): (String, Option<&str>) = (row.try_get(1).ok()?, row.try_get(2).ok()?);
+    let timeline = timeline.and_then(|digits| u32::from_str_radix(digits, 16).ok());
+    let is_same = timeline.is_none_or(|timeline| timeline == identity.timeline);
+    if identity.system_id == expected && is_same {
         return None;
     }
+    let timeline = timeline.unwrap_or_default();
     let message = format!(
-        "`postgres.url` reaches system {expected}, the replication connection {}",
-        identity.system_id
+        "`postgres.url` reaches system {expected} timeline {timeline}, the replication connection \
+         {} timeline {}",
+        identity.system_id, identity.timeline
     );
-    let hint = "let `postgres.url` and `postgres.replication_url` name the same primary";
+    let hint = "let `postgres.url` and `postgres.replication_url` name the same primary, or a \
+                primary and a standby that follows it";
     Some(Finding::error("two_servers", message).hint(hint))
 }

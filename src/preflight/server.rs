@@ -1,6 +1,7 @@
 //! Checks of the server and of the role.
 
 use super::{Context, Finding, cure};
+use crate::config::SlotOn;
 
 /// The oldest version that walsweep streams from: the first with protocol version 2.
 const VERSION_MIN: i32 = 14;
@@ -118,6 +119,10 @@ fn headroom(context: &Context<'_>) -> Vec<Finding> {
     let slot = catalog.slot.as_ref();
     let (needs_slot, needs_sender) =
         (slot.is_none(), slot.is_none_or(|slot| slot.active_pid.is_none()));
+    let of = match context.config.postgres.slot_on {
+        SlotOn::Primary => "",
+        SlotOn::Standby => " of the standby",
+    };
     let slots = ("replication_slots_full", "max_replication_slots");
     let senders = ("wal_senders_full", "max_wal_senders");
     let rows = [
@@ -126,7 +131,7 @@ fn headroom(context: &Context<'_>) -> Vec<Finding> {
     ];
     let full = rows.into_iter().filter(|(is_needed, _, used, max)| *is_needed && used >= max);
     let findings = full.map(|(_, (code, setting), used, max)| {
-        Finding::error(code, format!("`{setting}` is {max}, and {used} are in use"))
+        Finding::error(code, format!("`{setting}`{of} is {max}, and {used} are in use"))
             .hint(format!("raise `{setting}` and start the server again"))
     });
     findings.collect()

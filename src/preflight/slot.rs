@@ -2,6 +2,7 @@
 
 use super::catalog::{Prepared, Slot};
 use super::{Context, Finding, cure};
+use crate::config::SlotOn;
 use crate::slot_health;
 
 /// The slot as it is, or that there is none.
@@ -54,7 +55,8 @@ fn prepared(Prepared { count, seconds }: &Prepared) -> Option<Finding> {
 /// Why nothing can be streamed from it.
 fn lost_because(slot: &Slot) -> Option<&'static str> {
     let status = slot.wal_status.as_deref().unwrap_or_default();
-    slot_health::lost_because(status, slot.invalidation_reason.as_deref())
+    let conflict = (slot.conflicting == Some(true)).then_some("conflict");
+    slot_health::lost_because(status, slot.invalidation_reason.as_deref().or(conflict))
 }
 
 /// A slot that is, or soon will be, without WAL that it needs.
@@ -90,6 +92,10 @@ fn unfit(context: &Context<'_>, slot: &Slot) -> Option<Finding> {
         let other = slot.database.as_deref().unwrap_or_default();
         let message = format!("slot `{name}` is of database `{other}`, not of `{database}`");
         return Some(Finding::error("slot_database", message));
+    }
+    if slot.synced == Some(true) && context.config.postgres.slot_on == SlotOn::Standby {
+        let message = format!("slot `{name}` is the standby's copy of the primary's");
+        return Some(Finding::error("slot_synced", message));
     }
     if slot.temporary {
         let message = format!("slot `{name}` is temporary: it ends with the session that made it");

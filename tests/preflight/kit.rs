@@ -78,6 +78,7 @@ pub(crate) fn config(port: u16, database: &str, rules: Vec<Rule>) -> Config {
             max_retained_wal: None,
             failover: false,
             narrow: true,
+            slot_on: walsweep::config::SlotOn::Primary,
         },
         redis: walsweep::config::Redis {
             url: "redis://127.0.0.1/0".to_owned(),

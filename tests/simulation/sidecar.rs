@@ -172,7 +172,8 @@ async fn open(world: &Rc<World>, rules: &Rules) -> Result<Opened, Error> {
     let slot = capture::Slot::over(walsender::start(world, lsn));
     let probe = Asker { world: Rc::clone(world), number: *world.sql.borrow() };
     let (standbys, node) = (Vec::new(), Client::new(world));
-    Ok((Outside { slot, probe, standbys, node, lookups: None }, settings))
+    let (witness, lookups) = (None, None);
+    Ok((Outside { slot, witness, probe, standbys, node, lookups }, settings))
 }
 
 /// Waits for every transaction that runs now, then takes the end of the log. Whatever began
