@@ -4,7 +4,9 @@
 use std::time::Duration;
 
 use tokio::time::Instant;
+use walsweep::throwaway::{Signal, signal};
 
+use crate::streaming::stop_sender;
 use crate::support::{Bed, PATIENCE, Settings, Sidecar, Sql, eventually, text};
 use crate::visibility::{GHOST, release, stuck};
 
@@ -290,6 +292,33 @@ async fn a_large_transaction_closes_it_until_it_is_undone_or_seen() {
         scene.warm(1).await;
         scene.takes(key).await;
     }
+}
+
+/// A row that is kept may be older than a transaction whose change of it is still on its way.
+#[tokio::test]
+async fn keys_that_went_early_by_a_kept_row_go_by_the_new_one_at_the_commit() {
+    let scene = Scene::new(RULES).await;
+    scene.warm(1).await;
+    let changes = "walsweep_changes_total{operation=\"update\"}";
+    let before = scene.sidecar.metric(changes).await;
+    let writer = Sql::connect(&scene.bed.postgres).await;
+    writer.run("begin").await;
+    for _ in 0..20 {
+        writer.run("update bet set points = points + 1").await;
+    }
+    eventually(PATIENCE, "blocks of it arrive", || async {
+        scene.sidecar.metric(changes).await > before + 5_000.0
+    })
+    .await;
+    let sender = stop_sender(&scene.bed).await;
+    scene.bed.fill(&["club:club 2", "club:late", "club:any"]).await;
+    writer.run("update game set home = 'late' where id = 2; commit").await;
+    scene.bed.gone("club:club 2").await;
+    assert!(scene.bed.has("club:late").await, "the change of the row was not received");
+    signal(&sender, Signal::Cont).unwrap();
+    scene.bed.gone("club:late").await;
+    scene.bed.settled().await;
+    assert!(scene.bed.has("club:any").await);
 }
 
 /// What the stream does not tell ends the session, and everything is swept.

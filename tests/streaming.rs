@@ -374,7 +374,7 @@ async fn an_invisible_one_keeps_its_keys_and_delays_no_other() {
 }
 
 /// Stops the process that sends the stream: what it has not sent stays on the server.
-async fn stop_sender(bed: &Bed) -> [u32; 1] {
+pub(crate) async fn stop_sender(bed: &Bed) -> [u32; 1] {
     let pid: i32 = bed.sql.one("select active_pid from pg_replication_slots").await;
     let sender = [u32::try_from(pid).unwrap()];
     signal(&sender, Signal::Stop).unwrap();

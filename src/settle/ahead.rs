@@ -24,12 +24,12 @@ impl Ahead {
         self.answers.get(&xid(cause)?)?.get(wanted)
     }
 
-    /// Notes what was found for keys that went early.
-    pub(super) fn note(&mut self, visible: &Visible, answers: &Answers) {
+    /// Notes what was read for keys that go early, after the transaction was visible.
+    pub(super) fn note(&mut self, visible: &Visible, read: &Answers) {
         let Cause::Early(xid) = visible.cause else { return };
         let noted = self.answers.entry(xid).or_default();
         for wanted in visible.keys.wanted() {
-            let Some(found) = answers.get(&wanted).filter(|found| **found != Found::Failed) else {
+            let Some(found) = read.get(&wanted).filter(|found| **found != Found::Failed) else {
                 continue;
             };
             let bytes = wanted.bytes() + found.bytes();

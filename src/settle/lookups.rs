@@ -72,9 +72,13 @@ impl Lookups {
                 biased;
                 Some(round) = rounds.join_next() => {
                     // A round that panicked takes the session with it.
-                    let Ok((rows, answers)) = round else { return };
+                    let Ok((rows, mut answers, read)) = round else { return };
                     resting = Some(rows);
-                    for visible in waiting.end() {
+                    let all = waiting.end();
+                    // What is kept may be older than a transaction that is still being sent.
+                    all.iter().for_each(|visible| waiting.ahead.note(visible, &read));
+                    answers.extend(read);
+                    for visible in all {
                         send(&outputs, waiting.resolved(visible, &answers, &metrics)).await;
                     }
                 }
@@ -98,17 +102,17 @@ impl Lookups {
     }
 }
 
-/// Finds what is wanted, in the cache or by queries.
+/// Finds what is wanted, in the cache or by queries: gives what was known, and what was read.
 async fn round(
     mut rows: Rows,
     (mut wanted, mut found): (Vec<Wanted>, Answers),
     cache: Option<Cache>,
     metrics: Arc<Metrics>,
-) -> (Rows, Answers) {
+) -> (Rows, Answers, Answers) {
     let Some(cache) = cache else {
         count(&metrics, "query", wanted.len());
-        found.extend(rows.find(wanted).await);
-        return (rows, found);
+        let read = rows.find(wanted).await;
+        return (rows, found, read);
     };
     wanted.retain(|one| match cache.get(one) {
         None => true,
@@ -120,14 +124,13 @@ async fn round(
     count(&metrics, "cache", found.iter().count());
     count(&metrics, "query", wanted.len());
     let (began, losses) = (cache.begin(), rows.losses());
-    let answers = rows.find(wanted).await;
+    let read = rows.find(wanted).await;
     if rows.losses() > losses {
         // Another session may have other settings.
         cache.forget();
     }
-    cache.keep(&began, &answers);
-    found.extend(answers);
-    (rows, found)
+    cache.keep(&began, &read);
+    (rows, found, read)
 }
 
 /// Tells the cache of a transaction that new snapshots see.
@@ -191,7 +194,6 @@ impl Waiting {
     }
 
     fn resolved(&mut self, visible: Visible, answers: &Answers, metrics: &Metrics) -> Visible {
-        self.ahead.note(&visible, answers);
         self.ahead.forget(&visible);
         resolve(visible, (answers, WidenReason::LookupFailed), metrics)
     }
