@@ -56,6 +56,7 @@ with wanted as (
            'relation', relation.shown,
            'columns', (select coalesce(jsonb_agg(jsonb_build_object(
                                 'name', a.attname, 'is_generated', a.attgenerated <> '',
+                                'is_virtual', a.attgenerated = 'v',
                                 'number', a.attnum,
                                 -- Below FirstNormalObjectId (transam.h).
                                 'is_builtin', a.atttypid < 16384 and a.attcollation < 16384,

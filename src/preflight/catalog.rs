@@ -141,6 +141,8 @@ pub(super) struct Relation {
 pub(super) struct Column {
     pub(super) name: String,
     pub(super) is_generated: bool,
+    /// Whether it is generated and not stored (version 18).
+    pub(super) is_virtual: bool,
     /// `pg_attribute.attnum`: it stays when the column is renamed.
     pub(super) number: i32,
     /// Whether its type, of a domain the domain, and its collation are Postgres's own.

@@ -1,6 +1,6 @@
 //! Checks of the publication: does it publish all that the rules look at.
 
-use super::catalog::{Publication, Table};
+use super::catalog::{Column, Publication, Table};
 use super::part::{self, Part};
 use super::rows::Existing;
 use super::{Context, Finding, columns, cure, identity, rows};
@@ -10,10 +10,13 @@ use crate::keys::ColumnUse;
 /// What is not published, or only in part.
 pub(super) fn check(context: &Context<'_>) -> Vec<Finding> {
     let name = &context.config.postgres.publication;
+    let tables = context.catalog.tables.iter();
+    let mut findings: Vec<Finding> =
+        tables.filter_map(|table| generated_identity(context, table)).collect();
     let Some(publication) = &context.catalog.publication else {
-        return vec![missing(context)];
+        findings.push(missing(context));
+        return findings;
     };
-    let mut findings = Vec::new();
     if publication.puballtables {
         let message = format!("publication `{name}` publishes every table");
         let all = Finding::info("publication_all_tables", message);
@@ -36,6 +39,31 @@ pub(super) fn check(context: &Context<'_>) -> Vec<Finding> {
         }
     }
     findings
+}
+
+/// Since version 18 the server refuses the application's UPDATE and DELETE of a published table
+/// whose identity has generated columns that are not published, as a FULL one has; virtual columns
+/// never are (pgoutput's `pub_contains_invalid_column`).
+fn generated_identity(context: &Context<'_>, table: &Table) -> Option<Finding> {
+    const VERSION_MIN: i32 = 180_000;
+    let publication = context.catalog.publication.as_ref();
+    let publishes_stored =
+        publication.is_some_and(|publication| publication.pubgencols.as_deref() == Some("s"));
+    let is_full = table.relation.identity == 'f' || identity::needs_full(context, table);
+    let is_left_out =
+        |column: &&Column| column.is_virtual || (column.is_generated && !publishes_stored);
+    let generated = table.columns.iter().find(is_left_out)?;
+    if context.version < VERSION_MIN || !is_full {
+        return None;
+    }
+    let (shown, name) = (table.relation.table_name(), &generated.name);
+    let message = format!(
+        "`{shown}` has the generated column `{name}`: published with a full replica identity and \
+         without that column, the server refuses every UPDATE and DELETE of it"
+    );
+    let hint = "create the publication with `publish_generated_columns = stored` before `setup`; \
+                with a virtual column take an identity by index, and `immutable` columns";
+    Some(Finding::error("generated_identity", message).hint(hint))
 }
 
 /// That there is none, and what it needs.
