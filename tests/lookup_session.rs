@@ -1,6 +1,7 @@
 //! The session that looks rows up: it prints values as the stream does, cannot write, and belongs
 //! to the primary.
 
+use crate::data::types::{ODD, SETTINGS};
 use crate::support::{Bed, PATIENCE, Proxy, Settings, Sidecar, Sql, eventually, text};
 
 /// Matches, and bets on them.
@@ -36,17 +37,6 @@ const VALUES: [(&str, &str, &str); 11] = [
     ("net", "inet", "10.0.0.1/8"),
     ("price", "numeric(10,3)", "1.5"),
 ];
-
-/// What the README names for values in keys.
-const SETTINGS: &str = "set datestyle = 'ISO'; set intervalstyle = 'postgres';
-    set extra_float_digits = 3; set timezone = 'UTC'; set bytea_output = 'hex'";
-
-/// Settings of the role that must not show in keys.
-const ODD: &str = "
-    alter role postgres set datestyle = 'SQL, DMY'; alter role postgres set bytea_output = 'escape';
-    alter role postgres set intervalstyle = 'iso_8601';
-    alter role postgres set timezone = 'Asia/Tokyo';
-    alter role postgres set extra_float_digits = -3";
 
 /// The same key for the column of a change and for that of a row that is looked up.
 #[tokio::test]

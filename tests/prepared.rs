@@ -197,12 +197,12 @@ async fn a_slot_that_decodes_at_prepare_is_refused_with_a_cure_and_nothing_is_lo
     bed.sql.run(create).await;
     bed.fill(&["item:1", "item:2"]).await;
     bed.sql.run("begin; update item set version = 1 where id = 1; prepare transaction 'p'").await;
-    let version: i32 = bed.sql.one("select current_setting('server_version_num')::int").await;
+    let version = bed.version().await;
     let at_prepare = would_be_sent(&bed.sql).await;
-    assert_eq!(at_prepare, if version < 150_000 { "" } else { "bRUP" });
+    assert_eq!(at_prepare, if version < 15 { "" } else { "bRUP" });
     bed.sql.run("commit prepared 'p'").await;
     let at_commit = would_be_sent(&bed.sql).await;
-    assert_eq!(at_commit, if version < 150_000 { "BRUC" } else { "bRUPK" });
+    assert_eq!(at_commit, if version < 15 { "BRUC" } else { "bRUPK" });
     let checked = sidecar.command(&["check"]);
     assert!(!checked.status.success());
     for part in ["slot_two_phase", "PREPARE TRANSACTION", "drop that slot"] {

@@ -6,11 +6,6 @@ use walsweep::throwaway::{Postgres, PostgresOptions, StopMode};
 
 use crate::support::{Bed, PATIENCE, Proxy, Settings, Sidecar, Sql, eventually, text};
 
-/// The server's major version.
-async fn version(bed: &Bed) -> i32 {
-    bed.sql.one::<i32>("select current_setting('server_version_num')::int").await / 10_000
-}
-
 async fn update(sql: &Sql, id: u32) {
     sql.run(&format!("update item set version = version + 1 where id = {id}")).await;
 }
@@ -95,7 +90,7 @@ async fn told_what_is_missing(bed: &Bed, standby_sql: &Sql, sidecar: &Sidecar) {
 #[tokio::test]
 async fn a_promoted_standby_has_the_slot_and_nothing_stays_stale() {
     let mut bed = Bed::new(&[]).await;
-    if version(&bed).await < 17 {
+    if bed.version().await < 17 {
         return refused(&bed).await;
     }
     let standby = bed.postgres.standby("standby", &[]).await.unwrap();
@@ -166,7 +161,7 @@ async fn a_promoted_standby_has_the_slot_and_nothing_stays_stale() {
 #[tokio::test]
 async fn a_standby_that_must_come_first_holds_a_failover_slot() {
     let bed = Bed::new(&[]).await;
-    if version(&bed).await < 17 {
+    if bed.version().await < 17 {
         return refused(&bed).await;
     }
     let sidecar = Sidecar::set_up(failover(&bed, &[])).await;
@@ -194,7 +189,7 @@ async fn a_slot_given_up_for_idleness_is_answered_with_a_sweep() {
     let bed = Bed::new(&[]).await;
     let mut sidecar = Sidecar::set_up(bed.settings()).await;
     bed.settled().await;
-    if version(&bed).await < 18 {
+    if bed.version().await < 18 {
         assert!(!check(&sidecar).contains("idle_slot_timeout"));
         return;
     }

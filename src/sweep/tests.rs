@@ -332,6 +332,29 @@ async fn a_late_refill_is_removed_before_the_transaction_is_swept() {
     .await;
 }
 
+/// Its keys come again with the commit, and have their second removal then.
+#[tokio::test(start_paused = true)]
+async fn what_goes_early_goes_once_and_is_not_told() {
+    local(async {
+        let mut bench = Bench::new(Duration::from_secs(1));
+        for (table, key) in [("item", "item:1"), ("list", "list:1:a")] {
+            bench.redis.fill(&[key]);
+            let visible =
+                Visible::for_tests(Cause::Early(1), keys(&mut bench.rules, table, &["1"]));
+            bench.visible.send(visible).await.unwrap();
+            tokio::time::sleep(Duration::from_millis(500)).await;
+            assert!(!bench.redis.has(key), "{key} went");
+            bench.redis.fill(&[key]);
+        }
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        assert!(bench.redis.has("item:1") && bench.redis.has("list:1:a"), "removed once more");
+        bench.commit(110, "item", &["1"]).await;
+        assert_eq!(bench.swept().await, [110], "the commit alone is told");
+        assert!(!bench.redis.has("item:1"));
+    })
+    .await;
+}
+
 #[tokio::test(start_paused = true)]
 async fn patterns_that_wait_share_a_pass() {
     local(async {

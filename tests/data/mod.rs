@@ -5,7 +5,7 @@ mod narrow;
 mod partitions;
 mod rows;
 mod shapes;
-mod types;
+pub(crate) mod types;
 mod values;
 
 use crate::support::{Bed, Settings, Sidecar, text};

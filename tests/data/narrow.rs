@@ -27,7 +27,7 @@ fn rules(person: &[&str]) -> String {
 
 /// Versions before 15 have no column lists.
 async fn has_lists(bed: &Bed) -> bool {
-    bed.sql.one::<i32>("select current_setting('server_version_num')::int").await >= 150_000
+    bed.version().await >= 15
 }
 
 #[tokio::test]

@@ -38,7 +38,7 @@ fn rules() -> String {
 
 /// Versions before 15 have no row filters.
 async fn has_filters(bed: &Bed) -> bool {
-    bed.sql.one::<i32>("select current_setting('server_version_num')::int").await >= 150_000
+    bed.version().await >= 15
 }
 
 fn sidecar(bed: &Bed, rules: &str) -> Sidecar {

@@ -65,11 +65,11 @@ const VALUES: &[(&str, &str)] = &[
 ];
 
 /// The settings that the README names for values in keys.
-const SETTINGS: &str = "set datestyle = 'ISO'; set intervalstyle = 'postgres';
+pub(crate) const SETTINGS: &str = "set datestyle = 'ISO'; set intervalstyle = 'postgres';
     set extra_float_digits = 3; set timezone = 'UTC'; set bytea_output = 'hex'";
 
 /// Settings of the role that must not show in keys.
-const ODD: &str = "
+pub(crate) const ODD: &str = "
     alter role postgres set datestyle = 'SQL, DMY'; alter role postgres set bytea_output = 'escape';
     alter role postgres set intervalstyle = 'iso_8601';
     alter role postgres set timezone = 'Asia/Tokyo';

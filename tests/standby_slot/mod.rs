@@ -28,8 +28,7 @@ impl Pair {
     /// is too old.
     async fn start(conf: &[&str]) -> Option<Pair> {
         let bed = Bed::new(conf).await;
-        let version = "select current_setting('server_version_num')::int";
-        if bed.sql.one::<i32>(version).await / 10_000 < VERSION_MIN {
+        if bed.version().await < VERSION_MIN {
             refused(&bed).await;
             return None;
         }

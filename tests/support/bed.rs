@@ -117,6 +117,11 @@ impl Bed {
         lsn(&self.sql, query).await
     }
 
+    /// The server's major version.
+    pub(crate) async fn version(&self) -> i32 {
+        self.sql.one::<i32>("select current_setting('server_version_num')::int").await / 10_000
+    }
+
     /// Freezes what writes to the log by itself, until the server ends.
     pub(crate) async fn quiet(&self) {
         for kind in ["background writer", "checkpointer", "walwriter", "autovacuum launcher"] {
