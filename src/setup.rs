@@ -114,9 +114,9 @@ fn list(findings: &[Finding]) -> String {
 /// The cures of the findings that keep walsweep from running, and the slot, each statement once.
 ///
 /// The order is one in which no write of the application fails in between: column lists, which a
-/// full replica identity does not allow, go first; identities are there before anything is
-/// published. The slot follows the publication, which the server looks up as of each change that
-/// it decodes.
+/// full replica identity does not allow, and generated columns, which it asks for, go first;
+/// identities are there before anything is published. The slot follows the publication, which the
+/// server looks up as of each change that it decodes.
 #[must_use]
 pub fn plan(findings: &[Finding]) -> Vec<Statement> {
     let is_done = |one: &&Finding| one.is_error() || DONE_TOO.contains(&one.code);
@@ -141,7 +141,7 @@ const SLOT_CODES: [&str; 2] = ["slot_missing", "slot_before_publication"];
 fn rank(code: &str) -> u8 {
     match code {
         "replication_role" => 0,
-        "column_list" | "column_not_published" => 1,
+        "column_list" | "column_not_published" | "generated_identity" => 1,
         "replica_identity" | "no_identity" | "partition_identity" => 2,
         code if SLOT_CODES.contains(&code) => 4,
         _ => 3,

@@ -37,8 +37,9 @@ pub(super) fn wanted<'a>(context: &Context<'_>, table: &'a Table) -> Option<Vec<
     (!names.is_empty() && names.len() < stored().count() && !generated).then_some(names)
 }
 
-fn is_full(context: &Context<'_>, table: &Table) -> bool {
-    table.relation.identity == 'f' || identity::needs_full(context, table)
+/// Whether the replica identity is full, or will be once its errors are cured.
+pub(super) fn is_full(context: &Context<'_>, table: &Table) -> bool {
+    table.family().any(|relation| relation.identity == 'f') || identity::needs_full(context, table)
 }
 
 /// The same, and the columns of a list that is there.

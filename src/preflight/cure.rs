@@ -36,11 +36,13 @@ pub(super) fn operation_names(operations: Operations) -> Vec<&'static str> {
     names.into_iter().filter_map(|(name, is_set)| is_set.then_some(name)).collect()
 }
 
-/// Creates the publication of these tables; `None` if there is none, and rules look at some.
+/// Creates the publication of these tables, with their stored generated columns or without; `None`
+/// if there is none, and rules look at some.
 pub(super) fn create_publication(
     publication: &str,
     tables: &[(&Table, Part<'_>)],
     operations: Operations,
+    with_generated: bool,
 ) -> Option<String> {
     if operations == Operations::NONE {
         let file = include_str!("../../sql/setup/create_empty_publication.sql");
@@ -61,6 +63,9 @@ pub(super) fn create_publication(
     }
     if tables.iter().any(|(table, _)| table.is_partitioned()) {
         options.push("publish_via_partition_root = true".to_owned());
+    }
+    if with_generated {
+        options.push("publish_generated_columns = stored".to_owned());
     }
     let options = match options.join(", ") {
         none if none.is_empty() => none,
@@ -93,6 +98,12 @@ pub(super) fn set_publish(publication: &str, operations: Operations) -> String {
 pub(super) fn set_via_root(publication: &str) -> String {
     let publication = escape_identifier(publication);
     render(include_str!("../../sql/setup/set_via_root.sql"), &[("publication", &publication)])
+}
+
+/// Lets the publication have stored generated columns.
+pub(super) fn set_generated(publication: &str) -> String {
+    let publication = escape_identifier(publication);
+    render(include_str!("../../sql/setup/set_generated.sql"), &[("publication", &publication)])
 }
 
 /// Adds this part of a table to the publication.

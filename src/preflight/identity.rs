@@ -5,7 +5,7 @@
 
 use super::catalog::Table;
 use super::part::Part;
-use super::{Context, Finding, columns, cure, publication};
+use super::{Context, Finding, columns, cure, generated, publication};
 use crate::config::{Operations, Rule};
 use crate::keys::{ColumnUse, Purpose};
 
@@ -17,7 +17,7 @@ pub(super) fn check(context: &Context<'_>) -> Vec<Finding> {
     for rule in &context.config.rules {
         let table = context.catalog.table(&rule.table);
         if let Some(table) = table.filter(|table| writes && table.is_publishable()) {
-            findings.extend(no_identity(table, rule));
+            findings.extend(no_identity(context, table, rule));
         }
     }
     for column in context.rules.column_uses() {
@@ -26,14 +26,16 @@ pub(super) fn check(context: &Context<'_>) -> Vec<Finding> {
         let is_unknown =
             |table: &&Table| table.is_publishable() && !table.identifies(column.column);
         if let Some(table) = table.filter(is_unknown) {
-            findings.extend(unknown_old(table, &column).map(|one| unlimited(context, table, one)));
+            let found = unknown_old(&column);
+            let cured = found.map(|one| generated::cured_by_full(context, table, one));
+            findings.extend(cured.map(|one| unlimited(context, table, one)));
         }
     }
     findings
 }
 
 /// The first relation that cannot be updated while it is published.
-fn no_identity(table: &Table, rule: &Rule) -> Option<Finding> {
+fn no_identity(context: &Context<'_>, table: &Table, rule: &Rule) -> Option<Finding> {
     let bare = table.holders().find(|relation| relation.kind == 'r' && !relation.has_identity())?;
     let name = bare.table_name();
     let message = format!(
@@ -43,7 +45,7 @@ fn no_identity(table: &Table, rule: &Rule) -> Option<Finding> {
     let finding = Finding::error("no_identity", message).at(&rule.table_at);
     let finding =
         finding.hint("a primary key is an identity, too, if that is enough for the rules");
-    Some(finding.sql(cure::full_identity(table)))
+    Some(generated::cured_by_full(context, table, finding))
 }
 
 /// Whether an error of this check is cured by a full identity of the table.
@@ -51,8 +53,9 @@ pub(super) fn needs_full(context: &Context<'_>, table: &Table) -> bool {
     let name = table.relation.table_name();
     let uses = context.rules.column_uses().filter(|column| *column.table == name);
     let mut unknown = uses.filter(|column| !table.identifies(column.column));
-    table.holders().any(|relation| !relation.has_identity())
-        || unknown.any(|column| unknown_old(table, &column).is_some_and(|one| one.is_error()))
+    let is_missing = table.holders().any(|relation| !relation.has_identity());
+    let is_unknown = unknown.any(|column| unknown_old(&column).is_some_and(|one| one.is_error()));
+    (is_missing || is_unknown) && generated::forbids_full(context, table).is_none()
 }
 
 /// A larger identity, which a person may choose, needs all columns published first: the
@@ -69,12 +72,12 @@ fn unlimited(context: &Context<'_>, table: &Table, finding: Finding) -> Finding 
     }
 }
 
-/// What follows for a rule if the old value of a column is not in the log.
-fn unknown_old(table: &Table, column: &ColumnUse<'_>) -> Option<Finding> {
+/// What follows for a rule if the old value of a column is not in the log. A full identity cures
+/// it.
+fn unknown_old(column: &ColumnUse<'_>) -> Option<Finding> {
     let (name, shown) = (column.column, column.table);
     let Operations { update, delete, .. } = column.operations;
     let place = format!("`{name}` is not in the replica identity of `{shown}`");
-    let sql = cure::full_identity(table);
     match column.purpose {
         Purpose::Key { old: true, .. } if !column.immutable && (update || delete) => {
             let message = format!(
@@ -86,22 +89,22 @@ fn unknown_old(table: &Table, column: &ColumnUse<'_>) -> Option<Finding> {
                 "if `{name}` never changes, `immutable = [\"{name}\"]` in rule `{}` will do, too",
                 column.rule
             );
-            Some(finding.hint(hint).sql(sql))
+            Some(finding.hint(hint))
         }
         Purpose::Key { old: true, .. } if delete => {
             let message = format!("{place}: a DELETE widens this key to `*`");
-            Some(Finding::warning("delete_widens", message).at(column.at).sql(sql))
+            Some(Finding::warning("delete_widens", message).at(column.at))
         }
         Purpose::Changed if update && !column.immutable => {
             let message = format!("{place}: it counts as changed by every UPDATE");
-            Some(Finding::warning("changed_unknown", message).at(column.at).sql(sql))
+            Some(Finding::warning("changed_unknown", message).at(column.at))
         }
         Purpose::When { old: true, .. } if !column.immutable && (update || delete) => {
             let message = format!(
                 "{place}: its old value is unknown when a row is updated or deleted, and `when` \
                  counts as true where it depends on it"
             );
-            Some(Finding::warning("condition_unknown", message).at(column.at).sql(sql))
+            Some(Finding::warning("condition_unknown", message).at(column.at))
         }
         Purpose::Key { .. } | Purpose::Changed | Purpose::When { .. } => None,
     }

@@ -19,6 +19,7 @@ mod condition;
 mod cure;
 mod failover;
 mod finding;
+mod generated;
 mod identity;
 mod lookups;
 mod part;

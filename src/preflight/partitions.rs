@@ -5,7 +5,7 @@
 //! server, and `logicalrep_write_update` and `pgoutput_truncate` (proto.c, pgoutput.c) say why.
 
 use super::catalog::Table;
-use super::{Context, Finding, cure};
+use super::{Context, Finding, generated};
 use crate::config::Rule;
 
 /// What partitions change for each rule on a partitioned table.
@@ -14,7 +14,7 @@ pub(super) fn check(context: &Context<'_>) -> Vec<Finding> {
     for rule in &context.config.rules {
         let table = context.catalog.table(&rule.table);
         if let Some(table) = table.filter(|table| table.is_partitioned()) {
-            let found = [mixed_identity(table, rule), moved(rule), truncated(rule)];
+            let found = [mixed_identity(context, table, rule), moved(rule), truncated(rule)];
             findings.extend(found.into_iter().flatten().map(|one| one.at(&rule.table_at)));
         }
     }
@@ -23,7 +23,7 @@ pub(super) fn check(context: &Context<'_>) -> Vec<Finding> {
 
 /// A partition whose identity has less than the partitioned table's: the rest arrives as NULL,
 /// which cannot be told from a value. That would be so for a partition that is added later, too.
-fn mixed_identity(table: &Table, rule: &Rule) -> Option<Finding> {
+fn mixed_identity(context: &Context<'_>, table: &Table, rule: &Rule) -> Option<Finding> {
     if !rule.operations.update && !rule.operations.delete {
         return None;
     }
@@ -40,7 +40,7 @@ fn mixed_identity(table: &Table, rule: &Rule) -> Option<Finding> {
             less.table_name()
         );
         let finding = Finding::error("partition_identity", message);
-        return Some(finding.sql(cure::full_identity(table)));
+        return Some(generated::cured_by_full(context, table, finding));
     }
     let message = format!(
         "a partition that is added to `{root}` later does not inherit its replica identity: old \

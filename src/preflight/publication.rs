@@ -1,9 +1,9 @@
 //! Checks of the publication: does it publish all that the rules look at.
 
-use super::catalog::{Column, Publication, Table};
+use super::catalog::{Publication, Table};
 use super::part::{self, Part};
 use super::rows::Existing;
-use super::{Context, Finding, columns, cure, identity, rows};
+use super::{Context, Finding, columns, cure, generated, identity, rows};
 use crate::config::{Operations, Rule};
 use crate::keys::ColumnUse;
 
@@ -12,7 +12,7 @@ pub(super) fn check(context: &Context<'_>) -> Vec<Finding> {
     let name = &context.config.postgres.publication;
     let tables = context.catalog.tables.iter();
     let mut findings: Vec<Finding> =
-        tables.filter_map(|table| generated_identity(context, table)).collect();
+        tables.filter_map(|table| generated::identity(context, table)).collect();
     let Some(publication) = &context.catalog.publication else {
         findings.push(missing(context));
         return findings;
@@ -41,31 +41,6 @@ pub(super) fn check(context: &Context<'_>) -> Vec<Finding> {
     findings
 }
 
-/// Since version 18 the server refuses the application's UPDATE and DELETE of a published table
-/// whose identity has generated columns that are not published, as a FULL one has; virtual columns
-/// never are (pgoutput's `pub_contains_invalid_column`).
-fn generated_identity(context: &Context<'_>, table: &Table) -> Option<Finding> {
-    const VERSION_MIN: i32 = 180_000;
-    let publication = context.catalog.publication.as_ref();
-    let publishes_stored =
-        publication.is_some_and(|publication| publication.pubgencols.as_deref() == Some("s"));
-    let is_full = table.relation.identity == 'f' || identity::needs_full(context, table);
-    let is_left_out =
-        |column: &&Column| column.is_virtual || (column.is_generated && !publishes_stored);
-    let generated = table.columns.iter().find(is_left_out)?;
-    if context.version < VERSION_MIN || !is_full {
-        return None;
-    }
-    let (shown, name) = (table.relation.table_name(), &generated.name);
-    let message = format!(
-        "`{shown}` has the generated column `{name}`: published with a full replica identity and \
-         without that column, the server refuses every UPDATE and DELETE of it"
-    );
-    let hint = "create the publication with `publish_generated_columns = stored` before `setup`; \
-                with a virtual column take an identity by index, and `immutable` columns";
-    Some(Finding::error("generated_identity", message).hint(hint))
-}
-
 /// That there is none, and what it needs.
 fn missing(context: &Context<'_>) -> Finding {
     let name = &context.config.postgres.publication;
@@ -78,7 +53,8 @@ fn missing(context: &Context<'_>) -> Finding {
         savings => format!("there is no publication `{name}`; it needs {savings}"),
     };
     let missing = Finding::error("publication_missing", message);
-    let sql = cure::create_publication(name, &tables, needed(context));
+    let sql =
+        cure::create_publication(name, &tables, needed(context), generated::is_needed(context));
     let whole: Vec<&Table> = tables.iter().map(|(table, _)| *table).collect();
     let parts = tables.iter().map(|(_, part)| (part.columns.is_some(), part.filter.is_some()));
     let undo = cure::set_tables(name, &whole);
@@ -211,10 +187,7 @@ fn unpublished(
     }
     let (shown, column_name) = (column.table, column.column);
     if known.is_generated {
-        let message = format!("`{column_name}` of `{shown}` is generated, and not published");
-        let hint = "name the columns that it is generated from; since version 18 a publication can \
-                    also have `publish_generated_columns = stored`";
-        return Some(Finding::error("generated_column", message).at(column.at).hint(hint));
+        return Some(generated::unpublished(context, known, column));
     }
     let message =
         format!("publication `{name}` has a column list for `{shown}` without `{column_name}`");

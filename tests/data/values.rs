@@ -60,14 +60,6 @@ async fn computed_numbered_and_dropped_columns_do_not_shift_the_others() {
                    name text);
                alter table made drop column gone; alter table made drop column also;
                alter table made replica identity full";
-    // A full identity has all columns, and since version 18 all of them have to be published.
-    let publication = match bed.version().await {
-        18.. => {
-            "create publication walsweep for table made with (publish_generated_columns = stored)"
-        }
-        _ => "select 1",
-    };
-    let ddl = &format!("{ddl}; {publication}");
     let rules = rule("public.made", &["made:{id}", "price:{price}", "name:{name}"]);
     let sidecar = sidecar(&bed, ddl, &rules).await;
     let insert = "insert into made (price, name) values (5, 'a')";
@@ -86,29 +78,24 @@ async fn a_generated_column_is_a_key_where_it_is_published() {
                    twice int generated always as (price * 2) stored);
                alter table made replica identity full; insert into made values (1, 5)";
     bed.sql.run(ddl).await;
-    let settings =
-        || Settings::new(&bed.postgres, &bed.redis, &rule("public.made", &["twice:{twice}"]));
-    let refused = Sidecar::new(settings());
-    let output = refused.command(&["setup"]);
-    assert!(!output.status.success(), "{}", text(&output));
-    let told = match version {
-        18.. => "refuses every UPDATE and DELETE",
-        _ => "is generated, and not published",
-    };
-    assert!(text(&output).contains(told), "{}", text(&output));
+    let rules = rule("public.made", &["twice:{twice}"]);
+    let settings = || Settings::new(&bed.postgres, &bed.redis, &rules);
     if version < 18 {
+        let output = Sidecar::new(settings()).command(&["setup"]);
+        assert!(!output.status.success(), "{}", text(&output));
+        assert!(text(&output).contains("is generated, and not published"), "{}", text(&output));
         return;
     }
-    bed.sql.run("update made set price = 5").await;
-    bed.sql
-        .run(
-            "drop publication if exists walsweep;
-             create publication walsweep for table made with (publish_generated_columns = stored)",
-        )
-        .await;
+    // A full identity has all columns, and all of them have to be published.
     let sidecar = Sidecar::set_up(settings()).await;
     expect(&bed, "update made set price = 6", &["twice:10", "twice:12"], &["twice:5"]).await;
-    sidecar.assert_quiet(&["watermark_missing"]);
+    drop(sidecar);
+    bed.sql.run("alter publication walsweep set (publish_generated_columns = none)").await;
+    let write = bed.sql.client().batch_execute("update made set price = 7").await;
+    assert!(write.is_err(), "without them the server refuses the application's own writes");
+    let sidecar = Sidecar::set_up(settings()).await;
+    expect(&bed, "update made set price = 8", &["twice:12", "twice:16"], &["twice:5"]).await;
+    sidecar.assert_quiet(&["tables_changed"]);
     bed.sql
         .run("alter table made add column half int generated always as (price / 2) virtual")
         .await;
@@ -117,6 +104,60 @@ async fn a_generated_column_is_a_key_where_it_is_published() {
     let output = Sidecar::new(other).command(&["check"]);
     assert!(text(&output).contains("`half` of `public.made` is generated"), "{}", text(&output));
     assert!(text(&output).contains("error[generated_identity]"), "{}", text(&output));
+    assert!(text(&output).contains("it is virtual"), "{}", text(&output));
+}
+
+/// No cure by a full identity is told, let alone run, where the server would answer it by refusing
+/// the application's own writes: without the generated columns, and with virtual ones in any case.
+#[tokio::test]
+async fn no_full_identity_where_generated_columns_forbid_it() {
+    let bed = Bed::new(&[]).await;
+    let version = bed.version().await;
+    let ddl = "create table made (id int primary key, plain int not null, price int,
+                   twice int generated always as (price * 2) stored);
+               insert into made values (1, 5, 7), (2, 6, 8)";
+    bed.sql.run(ddl).await;
+    let rules = rule("public.made", &["plain:{plain}"]);
+    let optional = format!("{rules}immutable = [\"plain\"]\n");
+    let settings = |rules: &str| Settings::new(&bed.postgres, &bed.redis, rules);
+    let told = |rules| text(&Sidecar::new(settings(rules)).command(&["setup", "--print"]));
+    let identity = "alter table \"public\".\"made\" replica identity full";
+    let generated = "(publish_generated_columns = stored)";
+    let used = rule("public.made", &["twice:{new.twice}"]);
+    let created = |rules| told(rules).contains(" with (publish_generated_columns = stored)");
+    assert_eq!(created(&rules), version >= 18, "created with what is identified");
+    assert_eq!(created(&used), version >= 18, "created with what keys need");
+    assert!(!created(&optional), "and not for nothing");
+    bed.sql.run("create publication walsweep for table made").await;
+    let (needed, advice) = (told(&rules), told(&optional));
+    if version < 18 {
+        assert!(!needed.contains(generated) && needed.contains(identity), "{needed}");
+        return;
+    }
+    let order = |told: &str| told.find(generated).zip(told.find(identity)).map(|(a, b)| a < b);
+    assert_eq!(order(&needed), Some(true), "{needed}");
+    assert_eq!(order(&advice), Some(true), "{advice}");
+    bed.sql.run("alter table made add v int generated always as (price + 1) virtual").await;
+    let checked = |rules| text(&Sidecar::new(settings(rules)).command(&["check"]));
+    for told in [told(&rules), checked(&rules), checked(&optional)] {
+        assert!(!told.contains(identity) && told.contains("would have `v`"), "{told}");
+        assert!(!told.contains("generated_identity"), "none is full: {told}");
+    }
+    let sidecar = Sidecar::set_up(settings(&optional)).await;
+    let update = "update made set price = price + 2 where id = 1";
+    expect(&bed, update, &["plain:5"], &["plain:6"]).await;
+    drop(sidecar);
+    // An identity by index may have one, too.
+    let by_index = "alter publication walsweep set (publish_generated_columns = none);
+                    alter table made drop twice;
+                    alter table made add twice int generated always as (price * 2) stored unique;
+                    alter table made alter twice set not null;
+                    alter table made replica identity using index made_twice_key";
+    bed.sql.run(by_index).await;
+    assert!(checked(&optional).contains("error[generated_identity]"));
+    assert!(bed.sql.client().batch_execute(update).await.is_err(), "the server refuses it");
+    let _sidecar = Sidecar::set_up(settings(&optional)).await;
+    expect(&bed, update, &["plain:5"], &["plain:6"]).await;
 }
 
 /// What the log has of an old row, by identity, and changed while the stream runs.

@@ -1,0 +1,115 @@
+//! Checks of generated columns, which a publication may have since version 18.
+//!
+//! Stored ones are sent if it has `publish_generated_columns = stored`, virtual ones never. With
+//! that came a refusal: of every UPDATE and DELETE of a table whose replica identity has a
+//! generated column that is not published, as a full one may (`pub_contains_invalid_column` in
+//! publicationcmds.c).
+//!
+//! See <https://www.postgresql.org/docs/18/logical-replication-gencols.html>.
+
+use super::catalog::{Column, Table};
+use super::{Context, Finding, columns, cure};
+use crate::keys::ColumnUse;
+
+/// The first version that publishes generated columns, and refuses writes without them.
+const VERSION_MIN: i32 = 180_000;
+
+/// A replica identity, as it is or will be, with a generated column that is not published.
+pub(super) fn identity(context: &Context<'_>, table: &Table) -> Option<Finding> {
+    let is_full = columns::is_full(context, table);
+    let is_identified = |column: &&Column| {
+        is_full || table.family().any(|relation| relation.identifies(&column.name))
+    };
+    let left_out = left_out(context, table).find(is_identified)?;
+    let (shown, name) = (table.relation.table_name(), &left_out.name);
+    let message = format!(
+        "`{shown}` has the generated column `{name}`, which its replica identity has or must have: \
+         published without it, the server refuses the application's own UPDATE and DELETE"
+    );
+    let finding = Finding::error("generated_identity", message);
+    Some(if left_out.is_virtual {
+        finding.hint("it is virtual: take an identity by index, or `immutable` columns")
+    } else {
+        finding.sql(cure::set_generated(&context.config.postgres.publication))
+    })
+}
+
+/// Whether a publication that is made has to have stored generated columns.
+pub(super) fn is_needed(context: &Context<'_>) -> bool {
+    let is_needed = |table: &Table| {
+        let name = table.relation.table_name();
+        let is_full = columns::is_full(context, table);
+        table.columns.iter().filter(|column| is_stored(column)).any(|column| {
+            let mut uses = context.rules.column_uses();
+            is_full
+                || table.family().any(|relation| relation.identifies(&column.name))
+                || uses.any(|used| *used.table == name && used.column == column.name)
+        })
+    };
+    context.version >= VERSION_MIN && context.catalog.tables.iter().any(is_needed)
+}
+
+/// That a generated column which a rule names is not sent.
+pub(super) fn unpublished(
+    context: &Context<'_>,
+    known: &Column,
+    column: &ColumnUse<'_>,
+) -> Finding {
+    let message =
+        format!("`{}` of `{}` is generated, and not published", column.column, column.table);
+    let finding = Finding::error("generated_column", message).at(column.at);
+    let hint = "name the columns that it is generated from";
+    if context.version < VERSION_MIN {
+        finding.hint(format!("{hint}; since version 18 a publication can have it, too"))
+    } else if known.is_virtual {
+        finding.hint(hint)
+    } else {
+        finding.sql(cure::set_generated(&context.config.postgres.publication))
+    }
+}
+
+/// The column with which the server would refuse the application's writes after a full identity,
+/// whatever is published.
+pub(super) fn forbids_full<'a>(context: &Context<'_>, table: &'a Table) -> Option<&'a Column> {
+    let mut columns = table.columns.iter();
+    columns.find(|column| column.is_virtual && context.version >= VERSION_MIN)
+}
+
+/// A finding with a full identity as its cure, after what has to be run first.
+pub(super) fn cured_by_full(context: &Context<'_>, table: &Table, finding: Finding) -> Finding {
+    if let Some(column) = forbids_full(context, table) {
+        return finding.hint(format!(
+            "a full identity would have `{}`, which is virtual, and the server would refuse UPDATE \
+             and DELETE; take an identity by index, or `immutable` columns",
+            column.name
+        ));
+    }
+    let full = cure::full_identity(table);
+    // A table that has to become full for an error has a finding of its own for that, too.
+    if finding.is_error() || left_out(context, table).next().is_none() {
+        return finding.sql(full);
+    }
+    let before = cure::set_generated(&context.config.postgres.publication);
+    finding.sql(format!("{before};\n{full}"))
+}
+
+/// The generated columns that are not published, or will not be once the publication is made, on a
+/// server for which that matters; those that nothing cures first.
+fn left_out<'a>(context: &Context<'_>, table: &'a Table) -> impl Iterator<Item = &'a Column> {
+    let publication = context.catalog.publication.as_ref();
+    let publishes_stored = publication.map_or_else(
+        || is_needed(context),
+        |publication| publication.pubgencols.as_deref() == Some("s"),
+    );
+    let matters = context.version >= VERSION_MIN;
+    let virtuals = table.columns.iter().filter(move |column| matters && column.is_virtual);
+    let stored = table
+        .columns
+        .iter()
+        .filter(move |column| matters && !publishes_stored && is_stored(column));
+    virtuals.chain(stored)
+}
+
+fn is_stored(column: &Column) -> bool {
+    column.is_generated && !column.is_virtual
+}
