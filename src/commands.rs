@@ -154,6 +154,8 @@ pub async fn setup(path: &Path, print_only: bool) -> Result<(), Failure> {
         let script = setup::script(&config, &mut rules, &sql).await.map_err(halted)?;
         return print(&script);
     }
+    // What a slot waits for is told while it waits.
+    logging::start(&config.log).map_err(halted)?;
     let done = setup::setup(&config, &mut rules, &sql).await;
     let done = done.map_err(|error| halted(&error).with_hint(error.hint()))?;
     if done.is_empty() {

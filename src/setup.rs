@@ -13,7 +13,7 @@ use crate::config::{Config, SlotOn};
 use crate::keys::Rules;
 use crate::postgres::{Sql, connect_sql};
 use crate::preflight::{self, Finding, render};
-use crate::slot_server::{caught_up, nudge};
+use crate::slot_server::{caught_up, nudge, patiently};
 
 /// `application_name` of the connection to the standby that the slot is on.
 const NAME: &str = "walsweep command";
@@ -173,12 +173,12 @@ pub async fn setup(
             return Ok(done);
         }
         for statement in statements {
-            if statement.is_of_slot
-                && let Some(standby) = slot_standby(config).await?
-            {
+            if !statement.is_of_slot {
+                run(client, &statement.sql).await?;
+            } else if let Some(standby) = slot_standby(config).await? {
                 create_slot(client, &standby, &statement.sql).await?;
             } else {
-                run(client, &statement.sql).await?;
+                patiently(run(client, &statement.sql)).await?;
             }
             done.push(statement);
         }
@@ -205,7 +205,7 @@ async fn create_slot(primary: &Client, standby: &Client, sql: &str) -> Result<()
     }
     tokio::select! {
         biased;
-        created = run(standby, sql) => created,
+        created = patiently(run(standby, sql)) => created,
         source = nudge(primary) => Err(Error::Statement { sql: sql.to_owned(), source }),
     }
 }

@@ -6,6 +6,7 @@
 //! begins, and a [`Witness`] says it of everything received before it may be confirmed, because a
 //! standby that is promoted, or follows one that was, goes on sending without a pause.
 
+use std::pin::pin;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -32,6 +33,9 @@ const NAME: &str = "walsweep slot";
 /// How often the primary is asked to tell the standby which transactions run: up to three answers
 /// are needed while a slot is created, each of a few dozen bytes.
 const NUDGE_PAUSE: Duration = Duration::from_millis(200);
+
+/// A slot whose creation takes longer is waited for with a word about why.
+const SLOW: Duration = Duration::from_secs(3);
 
 /// How long a standby may take to replay what the primary has written before a slot is created.
 const CATCH_UP_TIMEOUT: Duration = Duration::from_secs(20);
@@ -137,14 +141,14 @@ impl SlotServer {
         creating: impl Future<Output = Result<T, capture::Error>>,
     ) -> Result<T, Error> {
         if !self.is_standby() {
-            return Ok(creating.await?);
+            return Ok(patiently(creating).await?);
         }
         if !caught_up(&self.primary, &self.sql).await? {
             return Err(Error::StandbyBehind(CATCH_UP_TIMEOUT.as_secs()));
         }
         tokio::select! {
             biased;
-            created = creating => Ok(created?),
+            created = patiently(creating) => Ok(created?),
             error = nudge(&self.primary) => Err(error.into()),
         }
     }
@@ -175,6 +179,19 @@ pub async fn caught_up(primary: &Client, standby: &Client) -> Result<bool, tokio
         sleep(LOOK_PAUSE).await;
     }
     Ok(false)
+}
+
+/// Waits for a slot to be created, and says once what it waits for if that takes long.
+pub async fn patiently<T>(creating: impl Future<Output = T>) -> T {
+    let mut creating = pin!(creating);
+    if let Ok(created) = timeout(SLOW, &mut creating).await {
+        return created;
+    }
+    tracing::warn!(
+        hint = "`pg_stat_activity` and `pg_prepared_xacts` list them",
+        "creating the slot takes long: the server waits until every transaction that runs has ended"
+    );
+    creating.await
 }
 
 /// Lets the primary write to its log which transactions run, again and again, and ends only with

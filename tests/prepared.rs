@@ -1,9 +1,10 @@
 //! `PREPARE TRANSACTION`: nothing goes before `COMMIT PREPARED` is visible, exactly what survived
 //! goes then, and a transaction that stays prepared holds up no other.
 
+use std::thread;
 use std::time::Duration;
 
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
 use walsweep::throwaway::StopMode;
 
 use crate::limits::resident;
@@ -251,7 +252,7 @@ async fn one_from_before_the_slot_is_waited_for() {
         assert!(checked.contains(part), "no `{part}`: {checked}");
     }
     sidecar.start();
-    sidecar.wait_log("creating the slot").await;
+    sidecar.wait_log("creating the slot takes long").await;
     always(Duration::from_secs(1), "it is alive and not ready", || async {
         sidecar.get("/healthz").await.is_some_and(|(status, _)| status == 200)
             && sidecar.readyz().await != Some(200)
@@ -263,4 +264,22 @@ async fn one_from_before_the_slot_is_waited_for() {
     bed.gone("item:1").await;
     assert!(bed.has("other").await);
     assert!(!text(&sidecar.command(&["check"])).contains("slot_waits"));
+}
+
+/// `setup` says so, too, instead of standing still without a word.
+#[tokio::test]
+async fn setup_tells_what_a_new_slot_waits_for() {
+    let bed = Bed::new(&[CONF]).await;
+    bed.sql.run("begin; update item set version = 1 where id = 1; prepare transaction 'p'").await;
+    let sidecar = Sidecar::new(bed.settings());
+    let setup = thread::spawn(move || text(&sidecar.command(&["setup"])));
+    eventually(PATIENCE, "a slot is being created", || async {
+        bed.sql.one::<i64>("select count(*) from pg_replication_slots").await == 1
+    })
+    .await;
+    sleep(Duration::from_secs(4)).await;
+    bed.sql.run("commit prepared 'p'").await;
+    let told = setup.join().unwrap();
+    assert!(told.contains("creating the slot takes long"), "{told}");
+    assert!(told.contains("pg_create_logical_replication_slot"), "{told}");
 }

@@ -1,6 +1,6 @@
 //! A publication of the columns that the rules need, and what happens when they need others.
 
-use crate::support::{Bed, Settings, Sidecar, text};
+use crate::support::{Bed, PATIENCE, Settings, Sidecar, eventually, text};
 
 use super::{checked, expect, rule};
 
@@ -164,4 +164,31 @@ async fn a_table_that_has_to_become_full_gets_no_list() {
     bed.sql.run("update person set story = 'y'; delete from person where id = 1").await;
     assert_eq!(bed.sql.one::<String>(PUBLISHED).await, "personid,name,mail,story");
     checked(&sidecar);
+}
+
+/// What the README says of a listed column: it is not dropped, and CASCADE, which takes the table
+/// out of the publication, is no silence.
+#[tokio::test]
+async fn a_listed_column_that_is_dropped_with_its_dependents_is_told() {
+    let bed = Bed::new(&[]).await;
+    if !has_lists(&bed).await {
+        return;
+    }
+    bed.sql.run(TABLES).await;
+    bed.sql.run("create publication walsweep for table person (id, mail)").await;
+    let rules = rule("public.person", &["person:{id}"]);
+    let sidecar = Sidecar::set_up(Settings::new(&bed.postgres, &bed.redis, &rules)).await;
+    bed.settled().await;
+    let drop = bed.sql.client().batch_execute("alter table person drop column mail").await;
+    let refused = drop.unwrap_err().as_db_error().unwrap().message().to_owned();
+    assert!(refused.contains("because other objects depend on it"), "{refused}");
+    bed.fill(&["person:1", "other"]).await;
+    bed.sql.run("alter table person drop column mail cascade; delete from person").await;
+    sidecar.wait_log("`public.person` is not in publication `walsweep`").await;
+    let readyz = async |status| sidecar.readyz().await == Some(status);
+    eventually(PATIENCE, "it is not ready", || readyz(503)).await;
+    bed.sql.run("alter publication walsweep add table person (id)").await;
+    bed.gone("person:1").await;
+    eventually(PATIENCE, "it is ready", || readyz(200)).await;
+    assert!(bed.has("other").await);
 }
