@@ -14,7 +14,8 @@ mod tests;
 use std::io;
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
 pub use self::postgres::{Postgres, PostgresOptions, StopMode};
@@ -93,25 +94,44 @@ fn io_error(action: impl Into<String>) -> impl FnOnce(io::Error) -> Error {
     move |source| Error::Io { action, source }
 }
 
+/// Ports that one process takes from: more than it uses, so that the port of a server that is
+/// stopped for a while is not taken for another.
+const BLOCK_LENGTH: u16 = 1_000;
+
+/// The blocks, in thousands.
+const BLOCKS: std::ops::Range<u16> = 15..30;
+
 /// A port of 127.0.0.1 that nobody listens on, in 15000..30000.
 ///
 /// That is below every ephemeral range, on purpose. A client that dials a stopped server again and
 /// again would, inside the ephemeral range, sooner or later be given the server's own port as its
-/// source and connect to itself; and a restarted server might find its port taken. Fails when every
-/// port is taken.
+/// source and connect to itself; and a restarted server might find its port taken. Programs that
+/// run at the same time take ports of blocks of their own: of two that look at the same port, both
+/// would see that it is free. Fails when every port is taken.
 pub fn free_port() -> Result<u16, Error> {
-    static NEXT: AtomicU32 = AtomicU32::new(0);
-    const FIRST: u16 = 15_000;
-    const COUNT: u32 = 15_000;
-    let start = std::process::id().wrapping_mul(7_919);
-    for _ in 0..COUNT {
-        let offset = start.wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed)) % COUNT;
-        let port = FIRST + u16::try_from(offset).expect("an offset is below 15000");
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    static BLOCK: OnceLock<Option<TcpListener>> = OnceLock::new();
+    let block = BLOCK.get_or_init(claim_block).as_ref().and_then(|one| one.local_addr().ok());
+    let first =
+        block.ok_or_else(|| io_error("find free ports")(io::ErrorKind::AddrInUse.into()))?;
+    for _ in 1..BLOCK_LENGTH {
+        let offset = 1 + NEXT.fetch_add(1, Ordering::Relaxed) % (BLOCK_LENGTH - 1);
+        let port = first.port() + offset;
         if TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok() {
             return Ok(port);
         }
     }
     Err(io_error("find a free port")(io::ErrorKind::AddrInUse.into()))
+}
+
+/// Takes a block of ports that no other process has, by listening on its first one for as long as
+/// the value lives.
+fn claim_block() -> Option<TcpListener> {
+    let count = BLOCKS.end - BLOCKS.start;
+    let from = u16::try_from(std::process::id() % u32::from(count)).unwrap_or_default();
+    let blocks = (0..count).map(|step| BLOCKS.start + (from + step) % count);
+    let mut firsts = blocks.map(|block| block * BLOCK_LENGTH);
+    firsts.find_map(|first| TcpListener::bind((Ipv4Addr::LOCALHOST, first)).ok())
 }
 
 /// The program `name` in one of the folders of `$PATH`.

@@ -100,6 +100,9 @@ async fn a_server_dies_with_its_owner() {
     }
     let text = std::fs::read_to_string(&note).unwrap();
     let (port, dir) = text.split_once(' ').unwrap();
+    let block = |port: u16| port / super::BLOCK_LENGTH;
+    let own = super::free_port().unwrap();
+    assert_ne!(block(port.parse().unwrap()), block(own), "ports of two processes");
     let address = format!("127.0.0.1:{port}");
     tokio::net::TcpStream::connect(&address).await.unwrap();
     owner.kill().unwrap();

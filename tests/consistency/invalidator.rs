@@ -17,6 +17,9 @@ const LOOK: Duration = Duration::from_millis(20);
 /// One that ends sooner than this after its start is given a pause.
 const SHORT_LIFE: Duration = Duration::from_secs(1);
 
+/// How it ended when nobody ended it, how often, and what it wrote last before.
+pub(crate) type Exits = BTreeMap<String, (u32, String)>;
+
 /// A command with what it needs to know in its environment.
 pub(crate) struct Invalidator {
     command: String,
@@ -32,8 +35,7 @@ struct State {
     /// Kept down until it is released.
     held: bool,
     not_before: Option<Instant>,
-    /// How it ended when nobody ended it, and how often.
-    exits: BTreeMap<String, u32>,
+    exits: Exits,
 }
 
 struct Running {
@@ -75,7 +77,8 @@ impl Invalidator {
             let doomed = running.doomed;
             state.running = None;
             if !doomed {
-                *state.exits.entry(how(status)).or_default() += 1;
+                let (count, words) = state.exits.entry(how(status)).or_default();
+                (*count, *words) = (*count + 1, self.last_lines(3));
                 state.not_before = short.then(|| Instant::now() + SHORT_LIFE / 2);
             }
         }
@@ -149,17 +152,21 @@ impl Invalidator {
         false
     }
 
-    /// How it ended when nobody ended it, and how often.
-    pub(crate) fn exits(&self) -> BTreeMap<String, u32> {
+    /// How it ended when nobody ended it.
+    pub(crate) fn exits(&self) -> Exits {
         self.state().exits.clone()
     }
 
     /// The last lines that it wrote.
     pub(crate) fn last_words(&self) -> String {
+        self.last_lines(20)
+    }
+
+    fn last_lines(&self, count: usize) -> String {
         let bytes = std::fs::read(&self.log).unwrap_or_default();
         let text: String = bytes.utf8_chunks().map(|chunk| chunk.valid()).collect();
         let lines: Vec<&str> = text.lines().collect();
-        lines[lines.len().saturating_sub(20)..].join("\n")
+        lines[lines.len().saturating_sub(count)..].join("\n")
     }
 }
 

@@ -8,6 +8,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use crate::World;
+use crate::invalidator::Exits;
 use crate::rest::Stale;
 use crate::shared::{Lives, Overdue};
 
@@ -41,7 +42,7 @@ pub(crate) struct Report {
     faults: BTreeMap<String, u32>,
     /// The longest time from a fault's beginning until everything was confirmed again, seconds.
     pub(crate) longest_outage: f64,
-    ended_by_itself: BTreeMap<String, u32>,
+    ended_by_itself: Exits,
     /// What else is wrong.
     pub(crate) failures: Vec<String>,
     replay: String,
@@ -141,8 +142,9 @@ impl Display for Report {
         for (name, count) in &self.faults {
             writeln!(formatter, "fault                {count} {name}")?;
         }
-        for (how, count) in &self.ended_by_itself {
-            writeln!(formatter, "ended by itself      {count} with {how}")?;
+        for (how, (count, words)) in &self.ended_by_itself {
+            writeln!(formatter, "ended by itself      {count} with {how}, the last time after")?;
+            writeln!(formatter, "{words}")?;
         }
         for stale in self.stale_at_rest.iter().take(LISTED) {
             writeln!(formatter, "STALE                {stale}")?;
