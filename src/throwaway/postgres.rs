@@ -213,7 +213,8 @@ impl Postgres {
     }
 
     /// Appends `line` to `postgresql.conf` and waits until the server has read it. New connections
-    /// see it; older ones do after their next statement.
+    /// see it; older ones do after their next statement. Commits wait for the standbys of
+    /// `synchronous_standby_names` from then on.
     pub async fn conf(&self, line: &str) -> Result<(), Error> {
         let loaded = "select pg_conf_load_time()::text";
         let before: String = self.connect().await?.query_one(loaded, &[]).await?.get(0);
@@ -226,6 +227,11 @@ impl Postgres {
                 return Err(process.late("read its configuration"));
             }
             sleep(PAUSE).await;
+        }
+        if line.starts_with("synchronous_standby_names") {
+            // The checkpointer tells all others of it (`SyncRepUpdateSyncStandbysDefined`). It may
+            // be on its way into the first of two checkpoints when it is told itself.
+            self.connect().await?.batch_execute("checkpoint; checkpoint").await?;
         }
         Ok(())
     }

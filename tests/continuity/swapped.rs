@@ -47,9 +47,12 @@ async fn replicated(rules: &str) -> (Bed, Redis, Proxy, Swap, Sidecar) {
 
 /// Removals that no watermark covers, because an older commit waits for a standby, and that the
 /// replica does not get. Gives who waits.
-async fn remove_uncovered(bed: &Bed, link: &Proxy) -> JoinHandle<()> {
-    link.set(Fault::BlackHole(Way::Both));
+async fn remove_uncovered(bed: &Bed, replica: &Redis, link: &Proxy) -> JoinHandle<()> {
     bed.postgres.conf("synchronous_standby_names = 'ghost'").await.unwrap();
+    // A watermark that moves afterwards would tell the two apart.
+    bed.settled().await;
+    in_sync(bed, replica).await;
+    link.set(Fault::BlackHole(Way::Both));
     let sql = Sql::connect(&bed.postgres).await;
     let writer = tokio::spawn(async move {
         sql.run("update item set version = version + 1 where id = 99").await;
@@ -100,7 +103,7 @@ async fn check(bed: &Bed, sidecar: &Sidecar) {
 async fn a_server_swapped_behind_a_standing_connection_lacks_nothing_in_the_end() {
     for idle in [false, true] {
         let (mut bed, replica, link, front, sidecar) = replicated(EXACT_RULES).await;
-        let writer = remove_uncovered(&bed, &link).await;
+        let writer = remove_uncovered(&bed, &replica, &link).await;
         make_primary(&replica).await;
         let primary = std::mem::replace(&mut bed.redis, replica);
         bed.cache = bed.redis.connect().await.unwrap();
@@ -121,7 +124,7 @@ async fn a_server_swapped_behind_a_standing_connection_lacks_nothing_in_the_end(
 #[tokio::test]
 async fn data_exchanged_by_hand_under_a_standing_connection_is_found() {
     let (bed, replica, link, _front, sidecar) = replicated(EXACT_RULES).await;
-    let writer = remove_uncovered(&bed, &link).await;
+    let writer = remove_uncovered(&bed, &replica, &link).await;
     make_primary(&replica).await;
     let mut copy = replica.connect().await.unwrap();
     let at_once = ["SET", "repl-diskless-sync-delay", "0"];
