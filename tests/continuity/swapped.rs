@@ -47,21 +47,27 @@ async fn replicated(rules: &str) -> (Bed, Redis, Proxy, Swap, Sidecar) {
 
 /// Removals that no watermark covers, because an older commit waits for a standby, and that the
 /// replica does not get. Gives who waits.
-async fn remove_uncovered(bed: &Bed, replica: &Redis, link: &Proxy) -> JoinHandle<()> {
+async fn remove_uncovered(
+    bed: &Bed,
+    sidecar: &Sidecar,
+    (replica, link): (&Redis, &Proxy),
+) -> JoinHandle<()> {
     bed.postgres.conf("synchronous_standby_names = 'ghost'").await.unwrap();
-    // A watermark that moves afterwards would tell the two apart.
-    bed.settled().await;
-    in_sync(bed, replica).await;
-    link.set(Fault::BlackHole(Way::Both));
+    let invisible = "walsweep_invisible_at_arrival_total";
+    let before = sidecar.metric(invisible).await;
     let sql = Sql::connect(&bed.postgres).await;
     let writer = tokio::spawn(async move {
         sql.run("update item set version = version + 1 where id = 99").await;
     });
     eventually(PATIENCE, "the older commit waits", || async {
-        let waits = "select count(*) from pg_stat_activity where wait_event = 'SyncRep'";
-        bed.sql.one::<i64>(waits).await == 1
+        sidecar.metric(invisible).await > before
     })
     .await;
+    // From its arrival on the watermark stays, which would tell the two servers apart. What moved
+    // it before is written.
+    sleep(Duration::from_secs(1)).await;
+    in_sync(bed, replica).await;
+    link.set(Fault::BlackHole(Way::Both));
     let update = "update item set version = version + 1 where id between 10 and 19";
     bed.sql.run("set synchronous_commit = local").await;
     bed.sql.run(update).await;
@@ -103,7 +109,7 @@ async fn check(bed: &Bed, sidecar: &Sidecar) {
 async fn a_server_swapped_behind_a_standing_connection_lacks_nothing_in_the_end() {
     for idle in [false, true] {
         let (mut bed, replica, link, front, sidecar) = replicated(EXACT_RULES).await;
-        let writer = remove_uncovered(&bed, &replica, &link).await;
+        let writer = remove_uncovered(&bed, &sidecar, (&replica, &link)).await;
         make_primary(&replica).await;
         let primary = std::mem::replace(&mut bed.redis, replica);
         bed.cache = bed.redis.connect().await.unwrap();
@@ -124,7 +130,7 @@ async fn a_server_swapped_behind_a_standing_connection_lacks_nothing_in_the_end(
 #[tokio::test]
 async fn data_exchanged_by_hand_under_a_standing_connection_is_found() {
     let (bed, replica, link, _front, sidecar) = replicated(EXACT_RULES).await;
-    let writer = remove_uncovered(&bed, &replica, &link).await;
+    let writer = remove_uncovered(&bed, &sidecar, (&replica, &link)).await;
     make_primary(&replica).await;
     let mut copy = replica.connect().await.unwrap();
     let at_once = ["SET", "repl-diskless-sync-delay", "0"];
