@@ -12,7 +12,7 @@ mod redis;
 mod tests;
 
 use std::io;
-use std::net::{Ipv4Addr, TcpListener};
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU16, Ordering};
@@ -117,7 +117,9 @@ pub fn free_port() -> Result<u16, Error> {
     for _ in 1..BLOCK_LENGTH {
         let offset = 1 + NEXT.fetch_add(1, Ordering::Relaxed) % (BLOCK_LENGTH - 1);
         let port = first.port() + offset;
-        if TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok() {
+        // To listen would tell, too. But a process that another thread starts has all sockets of
+        // this one until it runs its program, and the port would not be free for as long.
+        if TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_err() {
             return Ok(port);
         }
     }

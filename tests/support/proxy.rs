@@ -18,7 +18,7 @@ use tokio::net::tcp::{ReadHalf, WriteHalf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use walsweep::throwaway::free_port;
 
 use super::PATIENCE;
@@ -172,8 +172,16 @@ impl Proxy {
     }
 }
 
+/// Listens. A process that another thread is starting may still have the socket from before.
 async fn bind(port: u16) -> TcpListener {
-    TcpListener::bind(("127.0.0.1", port)).await.unwrap()
+    let deadline = Instant::now() + PATIENCE / 2;
+    loop {
+        match TcpListener::bind(("127.0.0.1", port)).await {
+            Ok(listener) => return listener,
+            Err(error) => assert!(Instant::now() < deadline, "listen on {port}: {error}"),
+        }
+        sleep(Duration::from_millis(5)).await;
+    }
 }
 
 /// Takes connections and orders until nobody can give any more.
