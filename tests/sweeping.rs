@@ -171,9 +171,10 @@ async fn the_commands_are_few_and_none_is_large() {
     bed.settled().await;
     let log = admin("SLOWLOG GET 100000").await;
     let log: Vec<Logged> = redis::from_redis_value(log).unwrap();
-    let (mut scans, mut unlinked) = (0, 0);
-    for (.., words, _, client) in log.iter().filter(|(.., client)| client == "walsweep") {
+    let (mut scans, mut unlinked, mut took) = (0, 0, Vec::new());
+    for (_, _, micros, words, _, client) in log.iter().filter(|(.., client)| client == "walsweep") {
         let (name, size) = (std::str::from_utf8(&words[0]).unwrap(), words_in(words));
+        took.push(*micros);
         match name {
             "SCAN" => {
                 scans += 1;
@@ -188,6 +189,9 @@ async fn the_commands_are_few_and_none_is_large() {
             _ => assert!(size <= 32, "{client} sends {name} with {size} words"),
         }
     }
+    took.sort_unstable();
+    let median = took[took.len() / 2];
+    assert!(median < 50_000, "half of the calls hold Redis for {median} us");
     assert!(scans >= 30, "{scans} calls for 170 000 keys");
     assert!(unlinked > VICTIMS, "{unlinked} keys");
     let stats = format!("{:?}", admin("INFO commandstats").await);

@@ -25,18 +25,19 @@ fn rules(person: &[&str]) -> String {
     rule("public.person", person) + &badge + &rule("public.whole", &["whole:{a}"])
 }
 
-/// Versions before 15 have no column lists.
-async fn has_lists(bed: &Bed) -> bool {
-    bed.version().await >= 15
+/// A server with the tables; none before version 15, which has no column lists.
+async fn tables() -> Option<Bed> {
+    let bed = Bed::new(&[]).await;
+    if bed.version().await < 15 {
+        return None;
+    }
+    bed.sql.run(TABLES).await;
+    Some(bed)
 }
 
 #[tokio::test]
 async fn setup_publishes_what_the_rules_need_and_widens_it_for_other_rules() {
-    let bed = Bed::new(&[]).await;
-    if !has_lists(&bed).await {
-        return;
-    }
-    bed.sql.run(TABLES).await;
+    let Some(bed) = tables().await else { return };
     let settings = Settings::new(&bed.postgres, &bed.redis, &rules(&["person:{id}"]));
     let mut sidecar = Sidecar::new(settings);
     let output = text(&sidecar.command(&["setup", "--print"]));
@@ -86,11 +87,7 @@ async fn setup_publishes_what_the_rules_need_and_widens_it_for_other_rules() {
 
 #[tokio::test]
 async fn a_publication_that_is_there_is_advised_and_left_alone() {
-    let bed = Bed::new(&[]).await;
-    if !has_lists(&bed).await {
-        return;
-    }
-    bed.sql.run(TABLES).await;
+    let Some(bed) = tables().await else { return };
     bed.sql.run("create publication walsweep for table person, badge, whole").await;
     let all = bed.sql.one::<String>(PUBLISHED).await;
     let settings = Settings::new(&bed.postgres, &bed.redis, &rules(&["person:{id}"]));
@@ -111,11 +108,7 @@ async fn a_publication_that_is_there_is_advised_and_left_alone() {
 /// What `check` offers beyond the need must not break the application's own writes.
 #[tokio::test]
 async fn a_larger_identity_comes_with_all_columns() {
-    let bed = Bed::new(&[]).await;
-    if !has_lists(&bed).await {
-        return;
-    }
-    bed.sql.run(TABLES).await;
+    let Some(bed) = tables().await else { return };
     let rules = rule("public.person", &["name:{name}"]) + "immutable = [\"name\"]\n";
     let sidecar = Sidecar::new(Settings::new(&bed.postgres, &bed.redis, &rules));
     sidecar.setup();
@@ -132,11 +125,7 @@ async fn a_larger_identity_comes_with_all_columns() {
 /// A list that somebody else made is made longer, never shorter: others may read its columns.
 #[tokio::test]
 async fn a_list_that_is_there_keeps_its_columns() {
-    let bed = Bed::new(&[]).await;
-    if !has_lists(&bed).await {
-        return;
-    }
-    bed.sql.run(TABLES).await;
+    let Some(bed) = tables().await else { return };
     bed.sql.run("create publication walsweep for table person (id, mail), badge, whole").await;
     let rules = rules(&["person:{id}", "name:{new.name}"]);
     let sidecar = Sidecar::new(Settings::new(&bed.postgres, &bed.redis, &rules));
@@ -148,11 +137,7 @@ async fn a_list_that_is_there_keeps_its_columns() {
 /// What `setup` prints is run by hand, once: no write of the application may fail after it.
 #[tokio::test]
 async fn a_table_that_has_to_become_full_gets_no_list() {
-    let bed = Bed::new(&[]).await;
-    if !has_lists(&bed).await {
-        return;
-    }
-    bed.sql.run(TABLES).await;
+    let Some(bed) = tables().await else { return };
     let rules = rule("public.person", &["name:{name}"]);
     let sidecar = Sidecar::new(Settings::new(&bed.postgres, &bed.redis, &rules));
     let script = sidecar.command(&["setup", "--print"]);
@@ -170,11 +155,7 @@ async fn a_table_that_has_to_become_full_gets_no_list() {
 /// out of the publication, is no silence.
 #[tokio::test]
 async fn a_listed_column_that_is_dropped_with_its_dependents_is_told() {
-    let bed = Bed::new(&[]).await;
-    if !has_lists(&bed).await {
-        return;
-    }
-    bed.sql.run(TABLES).await;
+    let Some(bed) = tables().await else { return };
     bed.sql.run("create publication walsweep for table person (id, mail)").await;
     let rules = rule("public.person", &["person:{id}"]);
     let sidecar = Sidecar::set_up(Settings::new(&bed.postgres, &bed.redis, &rules)).await;
