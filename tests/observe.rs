@@ -33,14 +33,6 @@ async fn start(bed: &Bed, change: impl FnOnce(&mut Settings)) -> Sidecar {
     sidecar
 }
 
-/// How many UNLINKs Redis has run.
-async fn unlinks(bed: &Bed) -> u64 {
-    let info: String =
-        cmd("INFO").arg("commandstats").query_async(&mut bed.cache.clone()).await.unwrap();
-    let line = info.lines().find_map(|line| line.strip_prefix("cmdstat_unlink:calls="));
-    line.map_or(0, |rest| rest.split(',').next().unwrap().parse().unwrap())
-}
-
 /// The id of the connection that tracks everything; none while there is no such.
 async fn tracking_id(cache: &MultiplexedConnection) -> Option<u64> {
     let list: String = cmd("CLIENT").arg("LIST").query_async(&mut cache.clone()).await.unwrap();
@@ -62,7 +54,7 @@ async fn what_is_written_again_is_removed_again_without_a_second_pass() {
     for key in ["item:1", "list:team 1:a", "list:team 1:b"] {
         bed.gone(key).await;
     }
-    let unlinks_before = unlinks(&bed).await;
+    let unlinks_before = bed.calls("unlink").await;
     bed.fill(&["item:1", "list:team 1:a", "item:2"]).await;
     bed.gone("item:1").await;
     bed.gone("list:team 1:a").await;
@@ -71,7 +63,7 @@ async fn what_is_written_again_is_removed_again_without_a_second_pass() {
     assert!(bed.has("item:2").await && bed.has("list:team 2:a").await);
     assert!((sidecar.metric(REFILLS).await - 2.0).abs() < 0.5, "two keys were there again");
     assert!(sidecar.metric(SECOND_PASSES).await < 0.5);
-    assert_eq!(unlinks(&bed).await - unlinks_before, 1, "one command for what came back");
+    assert_eq!(bed.calls("unlink").await - unlinks_before, 1, "one command for what came back");
 }
 
 #[tokio::test]
@@ -82,9 +74,9 @@ async fn what_is_not_written_again_is_not_removed_again() {
     bed.sql.run("update item set version = 1 where id = 1").await;
     bed.gone("list:team 1:a").await;
     assert!(!bed.has("item:1").await, "keys go before patterns");
-    let unlinks_before = unlinks(&bed).await;
+    let unlinks_before = bed.calls("unlink").await;
     bed.settled().await;
-    assert_eq!(unlinks(&bed).await, unlinks_before);
+    assert_eq!(bed.calls("unlink").await, unlinks_before);
     assert!(sidecar.metric(SECOND_PASSES).await + sidecar.metric(REFILLS).await < 0.5);
 }
 

@@ -20,9 +20,8 @@ async fn an_unchanged_value_outside_of_the_row_is_taken_from_the_old_version_or_
     bed.sql.run(insert).await;
     bed.settled().await;
     let sum = |column: &str| {
-        let name = if column == "body" { "body" } else { "doc" };
         format!(
-            "select '{name}:' || left(encode(sha256({column}::text::bytea), 'hex'), 16) from big"
+            "select '{column}:' || left(encode(sha256({column}::text::bytea), 'hex'), 16) from big"
         )
     };
     let (body, doc): (String, String) =

@@ -102,6 +102,16 @@ impl Bed {
         self.cache.clone().exists(key).await.unwrap()
     }
 
+    /// How often Redis was given a command, which is named in lower case.
+    pub(crate) async fn calls(&self, command: &str) -> u64 {
+        let mut info = redis::cmd("INFO");
+        let info: String =
+            info.arg("commandstats").query_async(&mut self.cache.clone()).await.unwrap();
+        let head = format!("cmdstat_{command}:calls=");
+        let line = info.lines().find_map(|line| line.strip_prefix(&head));
+        line.map_or(0, |rest| rest.split(',').next().unwrap().parse().unwrap())
+    }
+
     /// Waits until a key is gone.
     pub(crate) async fn gone(&self, key: &str) -> std::time::Duration {
         super::eventually(super::PATIENCE, &format!("`{key}` goes"), || async {
