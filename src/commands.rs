@@ -8,21 +8,21 @@ use std::sync::Arc;
 use clap::CommandFactory;
 use clap_complete::Shell;
 
-use crate::admin::{self, Health};
 use crate::cli::{Cli, ExplainArgs};
 use crate::config::{Config, TableName};
 use crate::demo::{self, DemoOptions};
 use crate::explain::{self, Question};
 use crate::keys::{Pattern, Rules};
 use crate::load::load;
-use crate::metrics::Metrics;
 use crate::pipeline::Program;
 use crate::postgres::connect_sql;
 use crate::preflight::{Finding, Report};
 use crate::setup;
 use crate::shutdown::Shutdown;
 use crate::sweep::{Node, Pace, Pass, Progress, Standalone, connect, key_name};
-use crate::{lease, logging, preflight};
+use crate::telemetry::metrics::Metrics;
+use crate::telemetry::{Health, http, logging};
+use crate::{lease, preflight};
 
 /// `application_name` of connections that commands other than `run` make.
 const NAME: &str = "walsweep command";
@@ -85,12 +85,12 @@ pub async fn run(path: &Path) -> Result<(), Failure> {
     let version = env!("CARGO_PKG_VERSION");
     tracing::info!(version, rules = rules.names().len(), "walsweep starts");
     if let Some(address) = config.http.listen {
-        let listener = admin::listen(address).await.map_err(|error| {
+        let listener = http::listen(address).await.map_err(|error| {
             Failure::halted(format!("listen on `{address}`: {error}"))
                 .with_hint(Some("choose another `http.listen`, or \"\" for none"))
         })?;
         tracing::info!(%address, "serving /metrics /healthz /readyz");
-        tokio::spawn(admin::serve(listener, Arc::clone(&health)));
+        tokio::spawn(http::serve(listener, Arc::clone(&health)));
     }
     let mut program = Program {
         config: &config,

@@ -15,13 +15,11 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::sleep;
 
-use crate::admin::{Health, Phase};
 use crate::capture::Slot;
 use crate::channel::{Receiver, Sender, channel};
 use crate::config::Config;
 use crate::error::{Error, Verdict};
 use crate::keys::Rules;
-use crate::metrics::{Metrics, PeerLabel};
 use crate::postgres::{Endpoint, Sql};
 use crate::retry::{Backoff, Stuck};
 use crate::session::{Session, Timing};
@@ -33,6 +31,8 @@ use crate::slot_health;
 use crate::slot_server::Witness;
 use crate::stream::{CHANNEL_LENGTH, Ends, GateEnds, Stream};
 use crate::sweep::{Broken, Node, Settings, Standalone, Sweeper, key_name};
+use crate::telemetry::metrics::{Metrics, PeerLabel};
+use crate::telemetry::{Health, Phase};
 
 /// How often another try is made while another process has the slot.
 const STANDBY_WAIT: Duration = Duration::from_millis(500);

@@ -6,7 +6,6 @@ use std::time::Duration;
 use tokio::time::timeout;
 use tokio_postgres::Client;
 
-use crate::admin::Health;
 use crate::capture::{
     Identity, Replication, Slot, SlotKind, SlotProblem, StreamOptions, Streaming,
 };
@@ -21,6 +20,7 @@ use crate::shape::{Shape, Watched};
 use crate::slot_health::{self, SlotState};
 use crate::slot_server::{SlotServer, Witness};
 use crate::sweep::{Broken, TABLES_MARK, Watermark};
+use crate::telemetry::Health;
 
 /// `application_name` of the SQL connection.
 pub const SQL_NAME: &str = "walsweep";

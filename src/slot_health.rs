@@ -8,8 +8,8 @@ use tokio_postgres::Client;
 use crate::config::Postgres;
 use crate::error::Error;
 use crate::lsn::Lsn;
-use crate::metrics::{Metrics, StatusLabel};
 use crate::slot_server::SlotServer;
+use crate::telemetry::metrics::{Metrics, StatusLabel};
 
 /// How often the slot is looked at. It is also how a dead SQL connection is noticed while there is
 /// nothing to ask it.

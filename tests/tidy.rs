@@ -28,7 +28,7 @@ const IMPURE: [&str; 9] = [
     "redis",
     "tokio_postgres",
     "tracing",
-    "crate::metrics",
+    "crate::telemetry",
     "std::net",
     "std::fs",
     "std::env",
@@ -185,8 +185,8 @@ fn stages_look_left_only(source: &Source) -> Vec<String> {
 fn sizes_are_kept(source: &Source) -> Vec<String> {
     let mut wrong = Vec::new();
     let line_count = source.text.lines().count();
-    if line_count > 500 {
-        wrong.push(format!("{}: {line_count} lines, at most 500", source.path));
+    if line_count > 600 {
+        wrong.push(format!("{}: {line_count} lines, at most 600", source.path));
     }
     let lines: Vec<&str> = source.text.lines().collect();
     for (name, line, count) in source.functions() {
@@ -342,7 +342,7 @@ fn decode_gather_keys_and_watermark_do_no_io() {
         "use std::{fmt::{self, Write}, net::{IpAddr}};",
         "fn f() { let _ = std::fs::read(\"x\"); }",
         "use std::time::SystemTime;\nfn f() { SystemTime::now(); }",
-        "use super::super::metrics::Metrics;",
+        "use super::super::telemetry::Health;",
         "fn f() { tracing::info!(\"x\"); }",
     ] {
         check(pure_stages_stay_pure, "src/keys/set.rs", bad, good);
@@ -362,7 +362,12 @@ fn a_stage_imports_no_later_stage_and_nobody_the_pipeline() {
     ] {
         check(stages_look_left_only, "src/gather/held.rs", bad, good);
     }
-    check(stages_look_left_only, "src/admin.rs", "use crate::pipeline;", "use crate::sweep;");
+    check(
+        stages_look_left_only,
+        "src/telemetry/http.rs",
+        "use crate::pipeline;",
+        "use crate::sweep;",
+    );
 }
 
 #[test]
@@ -370,7 +375,7 @@ fn files_and_functions_are_small() {
     hold(&sources(), sizes_are_kept);
     let long = |count| format!("//! x\nfn f() {{\n{}}}\n", "    x();\n".repeat(count));
     check(sizes_are_kept, "src/x.rs", &long(71), &long(70));
-    check(sizes_are_kept, "src/x.rs", &"//! x\n".repeat(501), &"//! x\n".repeat(500));
+    check(sizes_are_kept, "src/x.rs", &"//! x\n".repeat(601), &"//! x\n".repeat(600));
 }
 
 #[test]
@@ -453,7 +458,7 @@ fn the_root_holds_nothing_else() {
 
 #[test]
 fn the_readme_lists_every_metric_and_no_other() {
-    let metrics = Source::new("src/metrics.rs", &root_file("src/metrics.rs"));
+    let metrics = Source::new("src/telemetry/metrics.rs", &root_file("src/telemetry/metrics.rs"));
     let mut exposed = BTreeSet::new();
     for (_, string) in &metrics.strings {
         exposed.extend(metric_names(string));

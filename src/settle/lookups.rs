@@ -18,7 +18,7 @@ use super::rows::Rows;
 use super::{Cause, Visible, WAITING_BYTES_MAX, send};
 use crate::channel::{Receiver, Sender};
 use crate::keys::{Answers, Wanted, WidenReason};
-use crate::metrics::{Metrics, SourceLabel};
+use crate::telemetry::metrics::{Metrics, SourceLabel};
 
 /// Looks rows up for what passes.
 pub struct Lookups {

@@ -12,10 +12,10 @@ use crate::config::{self, Located, Location, Operations, Source, TableName};
 use crate::decode::{Column, Relation, ReplicaIdentity, Tuple, Value};
 use crate::gather::{Change, Row};
 use crate::keys::{RuleId, Rules, WidenReason};
-use crate::metrics::Metrics;
 use crate::postgres::Endpoint;
 use crate::settle::rows::{ANSWER_TIMEOUT, Rows};
 use crate::settle::{Cause, Visible};
+use crate::telemetry::metrics::Metrics;
 
 /// One rule, whose key needs a row by column `name`.
 fn rules() -> Rules {

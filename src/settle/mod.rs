@@ -41,8 +41,8 @@ use crate::failpoint::{self, Point};
 use crate::gather::Transaction;
 use crate::keys::{Answers, KeySet, WidenReason};
 use crate::lsn::Lsn;
-use crate::metrics::{Metrics, seconds};
 use crate::postgres;
+use crate::telemetry::metrics::{Metrics, seconds};
 
 pub use cache::Cache;
 pub use early::{Early, Ended, Question};

@@ -29,7 +29,7 @@ use super::{Cause, LARGE_SET_BYTES, Replayed, Visible, WAITING_BYTES_MAX, send};
 use crate::channel::{Receiver, Sender};
 use crate::keys::KeySet;
 use crate::lsn::Lsn;
-use crate::metrics::{Metrics, ReplicaLabel};
+use crate::telemetry::metrics::{Metrics, ReplicaLabel};
 
 /// What becomes visible within this time is kept as one.
 const GROUP_WIDTH: Duration = Duration::from_millis(20);

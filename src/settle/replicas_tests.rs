@@ -16,7 +16,7 @@ use crate::decode::{Column, Relation, ReplicaIdentity, Tuple, Value};
 use crate::gather::{Change, Row, Transaction};
 use crate::keys::{KeySet, Rules};
 use crate::lsn::Lsn;
-use crate::metrics::{Metrics, PeerLabel, ReplicaLabel};
+use crate::telemetry::metrics::{Metrics, PeerLabel, ReplicaLabel};
 
 type Failure = fn() -> StandbyError;
 

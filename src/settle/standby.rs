@@ -9,9 +9,9 @@ use tokio::time::{sleep, timeout};
 
 use crate::capture::{self, Identity, Replication};
 use crate::lsn::Lsn;
-use crate::metrics::{Metrics, PeerLabel, ReplicaLabel};
 use crate::postgres::Endpoint;
 use crate::retry::Backoff;
+use crate::telemetry::metrics::{Metrics, PeerLabel, ReplicaLabel};
 
 /// `application_name` on the standby.
 const NAME: &str = "walsweep replica";

@@ -13,7 +13,7 @@ use super::{Cause, Error, Gate, Input, Mapped, Probe, Question, Resync, Snapshot
 use crate::gather::Transaction;
 use crate::keys::Rules;
 use crate::lsn::Lsn;
-use crate::metrics::Metrics;
+use crate::telemetry::metrics::Metrics;
 
 /// A server that tells what the test says.
 #[derive(Clone)]

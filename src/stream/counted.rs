@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use crate::gather::Row;
 use crate::keys::{KeySet, Signal};
 use crate::lsn::Lsn;
-use crate::metrics::{Metrics, OperationLabel, seconds};
+use crate::telemetry::metrics::{Metrics, OperationLabel, seconds};
 
 /// How far apart the arrivals are whose age `walsweep_oldest_unconfirmed_seconds` is taken from.
 const AGE_STEP: Duration = Duration::from_millis(100);

@@ -11,7 +11,6 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
 use self::counted::{Arrivals, Counters};
-use crate::admin::{Health, Phase};
 use crate::capture::{Frame, Slot};
 use crate::channel::{Closed, Receiver, Room, Sender, channel};
 use crate::config::TableName;
@@ -21,12 +20,13 @@ use crate::failpoint::{Point, reach};
 use crate::gather::{Gathered, Gatherer, Transaction};
 use crate::keys::{InProgress, KeySet, Rules, Signal};
 use crate::lsn::Lsn;
-use crate::metrics::{Metrics, ReasonLabel};
 use crate::preflight;
 use crate::session::Timing;
 use crate::settle::{Cache, Ended, Input, Mapped, Resync, Visible};
 use crate::shutdown::Shutdown;
 use crate::sweep::{Broken, Event};
+use crate::telemetry::metrics::{Metrics, ReasonLabel};
+use crate::telemetry::{Health, Phase};
 use crate::watermark::Ledger;
 
 /// Transactions that may wait between two stages.

@@ -12,7 +12,7 @@ use super::pace::Pace;
 use super::pass::{Pass, Progress};
 use super::queue::pass_reason;
 use crate::keys::{Pattern, RuleId};
-use crate::metrics::{Metrics, ReasonLabel, seconds};
+use crate::telemetry::metrics::{Metrics, ReasonLabel, seconds};
 
 /// One SCAN pass for all patterns of these jobs.
 pub(super) async fn sweep<N: Node>(

@@ -20,9 +20,9 @@ use crate::channel::Receiver;
 use crate::failpoint::{Point, reach};
 use crate::keys::KeySet;
 use crate::lsn::Lsn;
-use crate::metrics::{KindLabel, Metrics, NodeLabel, PeerLabel};
 use crate::retry::{Backoff, Repeats};
 use crate::settle::Visible;
+use crate::telemetry::metrics::{KindLabel, Metrics, NodeLabel, PeerLabel};
 
 /// Memory of keys that wait for Redis, beyond which no more are taken: the stream then waits in
 /// Postgres, which has a disk (I6).

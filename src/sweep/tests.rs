@@ -19,8 +19,8 @@ use crate::decode::{Column, Relation, ReplicaIdentity, Tuple, Value};
 use crate::gather::{Change, Row, Transaction};
 use crate::keys::{KeySet, Pattern, Rules};
 use crate::lsn::Lsn;
-use crate::metrics::Metrics;
 use crate::settle::{Cause, Visible};
+use crate::telemetry::metrics::Metrics;
 
 #[path = "replayed_tests.rs"]
 mod replayed_tests;

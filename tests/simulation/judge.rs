@@ -13,9 +13,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
-use walsweep::admin::{Health, Phase as Doing};
-use walsweep::metrics::{Metrics, ReasonLabel};
 use walsweep::sweep::Watermark;
+use walsweep::telemetry::metrics::{Metrics, ReasonLabel};
+use walsweep::telemetry::{Health, Phase as Doing};
 
 use crate::postgres::{MARKER, Object, Phase, Postgres, Version};
 use crate::redis::Mood;

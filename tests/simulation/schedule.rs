@@ -6,11 +6,11 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::task::LocalSet;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
-use walsweep::admin::Phase as Doing;
 use walsweep::config;
 use walsweep::keys::Rules;
 use walsweep::lsn::Lsn;
 use walsweep::sweep::{Kind, Watermark};
+use walsweep::telemetry::Phase as Doing;
 
 use crate::clients;
 use crate::judge::LOOKS;

@@ -7,19 +7,19 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
 use tokio::time::{sleep, timeout};
-use walsweep::admin::{Health, Phase as Doing};
 use walsweep::capture;
 use walsweep::config;
 use walsweep::error::{Error, Verdict};
 use walsweep::keys::Rules;
 use walsweep::lsn::Lsn;
-use walsweep::metrics::Metrics;
 use walsweep::pipeline::Outside;
 use walsweep::retry::Backoff;
 use walsweep::session::Timing;
 use walsweep::settle::{self, Probe, Snapshot, SqlStandby};
 use walsweep::shutdown::Shutdown;
 use walsweep::sweep::{Broken, Settings, Watermark};
+use walsweep::telemetry::metrics::Metrics;
+use walsweep::telemetry::{Health, Phase as Doing};
 
 use crate::postgres::Slot;
 use crate::redis::Client;

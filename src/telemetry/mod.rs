@@ -1,0 +1,11 @@
+//! What people and machines see of a running walsweep: metrics, health over HTTP, the log.
+//!
+//! Takes: what each part reports of itself. Gives: `/metrics`, `/healthz`, `/readyz`, log lines.
+//! Never knows: how any part works; it judges only what it is told.
+
+pub mod health;
+pub mod http;
+pub mod logging;
+pub mod metrics;
+
+pub use health::{Health, Phase, Topic};
