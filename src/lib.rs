@@ -41,6 +41,9 @@
 //!   cannot store what they read before a removal.
 //! - **I9 nothing leaks.** No row value and no secret in logs, metrics or errors, except keys at
 //!   debug level.
+//! - **I10 no harm.** walsweep never makes the application's own statements fail or wait. A rule
+//!   that no longer fits its table suspends that rule, never the others. What is removed, and why
+//!   something is not, can always be seen.
 
 pub mod capture;
 pub mod decode;
