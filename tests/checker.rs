@@ -11,19 +11,20 @@ use history::{History, Life};
 use tokio::time::{Instant, advance};
 
 const BASE: Duration = Duration::from_secs(5);
+const NOTICE: Duration = Duration::from_secs(10);
 
 fn seconds(count: u64) -> Duration {
     Duration::from_secs(count)
 }
 
 fn judge(history: &History, value: &[(i32, u64)]) -> Option<(u64, u64)> {
-    let life: Option<Life> = history.judge(value.iter().copied(), Instant::now());
+    let life: Option<Life> = history.judge("item", value.iter().copied(), Instant::now());
     life.map(|life| (life.life.as_secs(), life.bound.as_secs()))
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_value_is_stale_since_the_first_later_version_of_any_of_its_rows() {
-    let history = History::new(BASE);
+    let history = History::new(BASE, NOTICE);
     history.record(&[1, 2], 10);
     advance(seconds(1)).await;
     history.record(&[1], 11);
@@ -38,12 +39,12 @@ async fn a_value_is_stale_since_the_first_later_version_of_any_of_its_rows() {
     assert_eq!(judge(&history, &[(1, 14)]), None);
     // Looked up before it was overwritten, judged after.
     let before = Instant::now() - seconds(3);
-    assert!(history.judge([(1, 10)].into_iter(), before).is_none());
+    assert!(history.judge("item", [(1, 10)].into_iter(), before).is_none());
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_version_that_was_seen_earlier_than_acknowledged_counts_from_then() {
-    let history = History::new(BASE);
+    let history = History::new(BASE, NOTICE);
     history.record(&[1], 10);
     history.observe(&[(1, 11)]);
     advance(seconds(1)).await;
@@ -53,7 +54,7 @@ async fn a_version_that_was_seen_earlier_than_acknowledged_counts_from_then() {
 
 #[tokio::test(start_paused = true)]
 async fn an_outage_within_the_life_adds_to_its_bound() {
-    let history = History::new(BASE);
+    let history = History::new(BASE, NOTICE);
     history.outage_begins();
     advance(seconds(7)).await;
     history.record(&[1], 10);
@@ -62,7 +63,7 @@ async fn an_outage_within_the_life_adds_to_its_bound() {
     assert_eq!(history.outage_ends(), seconds(9));
     advance(seconds(4)).await;
     assert_eq!(judge(&history, &[(1, 10)]), Some((6, 7)), "only what overlaps counts");
-    let life = history.judge([(1, 10)].into_iter(), Instant::now());
+    let life = history.judge("item", [(1, 10)].into_iter(), Instant::now());
     assert_eq!(life.map(|life| life.outage), Some(seconds(2)));
     history.outage_begins();
     advance(seconds(1)).await;
@@ -71,7 +72,7 @@ async fn an_outage_within_the_life_adds_to_its_bound() {
 
 #[tokio::test(start_paused = true)]
 async fn a_version_that_a_crash_took_back_is_stale_from_then_on() {
-    let history = History::new(BASE);
+    let history = History::new(BASE, NOTICE);
     history.record(&[1], 10);
     history.record(&[1], 11);
     advance(seconds(1)).await;
@@ -86,7 +87,7 @@ async fn a_version_that_a_crash_took_back_is_stale_from_then_on() {
 
 #[tokio::test(start_paused = true)]
 async fn a_cache_that_came_back_from_the_past_lives_from_then_on() {
-    let history = History::new(BASE);
+    let history = History::new(BASE, NOTICE);
     history.record(&[1], 10);
     history.record(&[1], 11);
     advance(seconds(60)).await;

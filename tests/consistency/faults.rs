@@ -1,7 +1,8 @@
-//! What can break, alone and in mixtures: of walsweep, Postgres, Redis, and the ways between them.
+//! What can break, alone and in mixtures: of walsweep, Postgres, Redis, and the ways between them;
+//! and what the application does to its own tables.
 //!
 //! Every fault is mended before the next mixture. No two of one mixture strike at the same
-//! target, so that none takes back what another did.
+//! target, so that none takes back what another did: what the application does counts as Postgres's.
 
 use std::fmt;
 use std::time::Duration;
@@ -18,6 +19,7 @@ use crate::support::{Fault, Way};
 enum Target {
     Walsweep,
     Postgres,
+    Standby,
     Redis,
     Network,
 }
@@ -71,11 +73,45 @@ pub(crate) enum Kind {
     NetworkStream,
     /// The way to Redis.
     NetworkRedis,
+    /// Somebody holds ACCESS EXCLUSIVE on a table.
+    LockHeld,
+    /// Somebody waits for it behind a long SELECT, and everybody else behind him.
+    LockQueued,
+    /// `ALTER COLUMN … TYPE … USING upper(…)`.
+    DdlConvert,
+    /// A column is dropped and another one added.
+    DdlColumn,
+    /// The label of an enum is renamed.
+    DdlEnum,
+    /// A domain gets a constraint, and loses it.
+    DdlDomain,
+    /// The replica identity is changed, and changed back.
+    DdlIdentity,
+    /// A partition is detached and attached.
+    DdlPartition,
+    /// A table leaves the publication, or operations do, or it is dropped and made again.
+    DdlPublication,
+    /// The event trigger is disabled while the materialized view is refreshed.
+    DdlTrigger,
+    /// A rule's table is dropped and restored.
+    TableDropped,
+    /// Another table takes its name.
+    TableSwapped,
+    /// Another table inherits from it.
+    TableInherited,
+    /// The right to one prefix of keys is taken away and given back.
+    RedisNoperm,
+    /// The standby of `replicas` stops, and starts again.
+    StandbyGone,
+    /// It does not replay for a while.
+    StandbyPaused,
+    /// Another walsweep takes over when this one is killed.
+    StandIn,
 }
 
 impl Kind {
     /// Every kind, with its name on the command line.
-    pub(crate) const ALL: [(Kind, &str); 23] = [
+    pub(crate) const ALL: [(Kind, &str); 40] = [
         (Kind::Kill, "kill"),
         (Kind::Crash, "crash"),
         (Kind::Freeze, "freeze"),
@@ -99,7 +135,57 @@ impl Kind {
         (Kind::NetworkSql, "network-sql"),
         (Kind::NetworkStream, "network-stream"),
         (Kind::NetworkRedis, "network-redis"),
+        (Kind::LockHeld, "lock-held"),
+        (Kind::LockQueued, "lock-queued"),
+        (Kind::DdlConvert, "ddl-convert"),
+        (Kind::DdlColumn, "ddl-column"),
+        (Kind::DdlEnum, "ddl-enum"),
+        (Kind::DdlDomain, "ddl-domain"),
+        (Kind::DdlIdentity, "ddl-identity"),
+        (Kind::DdlPartition, "ddl-partition"),
+        (Kind::DdlPublication, "ddl-publication"),
+        (Kind::DdlTrigger, "ddl-trigger"),
+        (Kind::TableDropped, "table-dropped"),
+        (Kind::TableSwapped, "table-swapped"),
+        (Kind::TableInherited, "table-inherited"),
+        (Kind::RedisNoperm, "redis-noperm"),
+        (Kind::StandbyGone, "standby-gone"),
+        (Kind::StandbyPaused, "standby-paused"),
+        (Kind::StandIn, "stand-in"),
     ];
+
+    /// Whether the application does it to its own tables.
+    pub(crate) fn is_of_application(self) -> bool {
+        self.is_untold() || matches!(self, Kind::LockHeld | Kind::LockQueued)
+    }
+
+    /// Whether no row tells of it: walsweep has to look, which takes a stated time.
+    pub(crate) fn is_untold(self) -> bool {
+        matches!(
+            self,
+            Kind::DdlConvert
+                | Kind::DdlColumn
+                | Kind::DdlEnum
+                | Kind::DdlDomain
+                | Kind::DdlIdentity
+                | Kind::DdlPartition
+                | Kind::DdlPublication
+                | Kind::DdlTrigger
+                | Kind::TableDropped
+                | Kind::TableSwapped
+                | Kind::TableInherited
+        )
+    }
+
+    /// Whether it must leave the keys of other rules alone, and so is no outage.
+    pub(crate) fn is_confined(self) -> bool {
+        self.is_of_application() || self.is_of_standby() || self == Kind::RedisNoperm
+    }
+
+    /// Whether it needs a standby that is listed.
+    pub(crate) fn is_of_standby(self) -> bool {
+        matches!(self, Kind::StandbyGone | Kind::StandbyPaused)
+    }
 
     fn name(self) -> &'static str {
         Kind::ALL.iter().find(|(kind, _)| *kind == self).map_or("", |(_, name)| name)
@@ -112,7 +198,10 @@ impl Kind {
             | Kind::Freeze
             | Kind::SlotDropped
             | Kind::SlotAdvanced
-            | Kind::SlotLost => Target::Walsweep,
+            | Kind::SlotLost
+            | Kind::StandIn => Target::Walsweep,
+            Kind::StandbyGone | Kind::StandbyPaused => Target::Standby,
+            kind if kind.is_of_application() => Target::Postgres,
             Kind::PostgresRestart
             | Kind::PostgresImmediate
             | Kind::PostgresCrash
@@ -122,6 +211,12 @@ impl Kind {
             _ => Target::Redis,
         }
     }
+}
+
+/// The option's help, with every name.
+pub(crate) fn help() -> String {
+    let names = Kind::ALL.map(|(_, name)| name).join(", ");
+    format!("`none`, `all`, or names with commas: {names}")
 }
 
 /// The kinds that a list names: `all`, `none`, or names with commas.
@@ -158,6 +253,12 @@ impl fmt::Display for Planned {
         formatter.write_str(self.kind.name())?;
         match self.kind {
             Kind::Crash => write!(formatter, ":{}", self.point.as_str()),
+            Kind::LockHeld | Kind::LockQueued => write!(formatter, ":{}", self.table()),
+            Kind::RedisNoperm => write!(formatter, ":{}", self.family()),
+            Kind::DdlPublication => {
+                let name = ["table", "operations", "made-again"];
+                write!(formatter, ":{}", name[usize::try_from(self.choice % 3).unwrap()])
+            }
             Kind::NetworkSql | Kind::NetworkStream | Kind::NetworkRedis => {
                 let name = match (self.choice % 7, self.link) {
                     (0, _) => "cut",

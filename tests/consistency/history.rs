@@ -3,6 +3,10 @@
 //! A version counts as overwritten once the commit of a later one is acknowledged, or a later one
 //! is seen, whichever is first. Both are moments at which that commit is visible for certain, so a
 //! life is never taken for longer than it was.
+//!
+//! Two things lengthen the bound of a life: an outage, for every key; and a trouble, for the keys
+//! that it is about alone. Of a trouble two parts count: a stated time after each moment at which
+//! something happened that no row tells, and whatever time the program said that it is not ready.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Mutex, MutexGuard};
@@ -10,18 +14,35 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// What is known of all rows, and of the outages.
+/// What is known of all rows, of the outages and the troubles.
 pub(crate) struct History {
     base: Duration,
+    /// How long what no row tells may take to be noticed.
+    notice: Duration,
     state: Mutex<State>,
 }
+
+/// A span of time; `None` while it goes on.
+type Span = (Instant, Option<Instant>);
 
 #[derive(Default)]
 struct State {
     rows: HashMap<i32, Row>,
     /// When a cache came back with values of the past: no life in it began before.
     restored_at: Option<Instant>,
-    outages: Vec<(Instant, Option<Instant>)>,
+    outages: Vec<Span>,
+    troubles: Vec<Trouble>,
+    /// When the program said that it is not ready, or nothing.
+    unready: Vec<Span>,
+}
+
+/// Something that concerns some keys and must leave all others alone.
+struct Trouble {
+    /// What the names of its keys begin with, up to the first colon.
+    families: &'static [&'static str],
+    span: Span,
+    /// When something happened in it that no row tells.
+    untold: Vec<Instant>,
 }
 
 #[derive(Default)]
@@ -38,16 +59,19 @@ struct Row {
 pub(crate) struct Life {
     /// From its overwriting to the look.
     pub(crate) life: Duration,
-    /// The bound, outages included.
+    /// The bound, outages and troubles included.
     pub(crate) bound: Duration,
-    /// The outages in it.
+    /// What outages and troubles added to the bound.
     pub(crate) outage: Duration,
+    /// The part of the life in which the program said that it is ready.
+    pub(crate) ready: Duration,
 }
 
 impl History {
-    /// No rows yet; the bound without outages is `base`.
-    pub(crate) fn new(base: Duration) -> History {
-        History { base, state: Mutex::default() }
+    /// No rows yet; the bound without outages is `base`, and `notice` is how long what no row tells
+    /// may take to be noticed.
+    pub(crate) fn new(base: Duration, notice: Duration) -> History {
+        History { base, notice, state: Mutex::default() }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -111,10 +135,51 @@ impl History {
         ended.get_or_insert_with(Instant::now).duration_since(*began)
     }
 
-    /// Judges a value, given as the versions of its rows, that was in the cache at `seen_at`;
-    /// `None` if it was not stale then.
+    /// Something begins to be wrong with the keys of these families, that no row tells.
+    pub(crate) fn trouble_begins(&self, families: &'static [&'static str]) {
+        let now = Instant::now();
+        let trouble = Trouble { families, span: (now, None), untold: vec![now] };
+        self.state().troubles.push(trouble);
+    }
+
+    /// Something else happened to the same keys, such as the cure.
+    pub(crate) fn trouble_goes_on(&self) {
+        if let Some(trouble) = self.state().troubles.last_mut() {
+            trouble.untold.push(Instant::now());
+        }
+    }
+
+    /// All troubles are over, and so is whatever was owed for them.
+    pub(crate) fn troubles_end(&self) {
+        for trouble in &mut self.state().troubles {
+            trouble.span.1.get_or_insert_with(Instant::now);
+        }
+    }
+
+    /// Whether the program says that it is ready, asked again and again.
+    pub(crate) fn is_ready(&self, ready: bool) {
+        let now = Instant::now();
+        let unready = &mut self.state().unready;
+        let goes_on = unready.last().is_some_and(|(_, ended)| ended.is_none());
+        match unready.last_mut() {
+            Some((_, ended)) if ready => drop(ended.get_or_insert(now)),
+            _ if !ready && !goes_on => unready.push((now, None)),
+            _ => {}
+        }
+    }
+
+    /// How long it was not ready so far.
+    pub(crate) fn unready(&self) -> Duration {
+        let now = Instant::now();
+        let spans = &self.state().unready;
+        spans.iter().map(|(began, ended)| ended.unwrap_or(now).duration_since(*began)).sum()
+    }
+
+    /// Judges a value of a key of this family, given as the versions of its rows, that was in the
+    /// cache at `seen_at`; `None` if it was not stale then.
     pub(crate) fn judge(
         &self,
+        family: &str,
         value: impl Iterator<Item = (i32, u64)>,
         seen_at: Instant,
     ) -> Option<Life> {
@@ -127,8 +192,10 @@ impl History {
         let since = overwritten.min()?;
         let since = state.restored_at.map_or(since, |restored| restored.max(since));
         let life = seen_at.checked_duration_since(since).filter(|life| !life.is_zero())?;
-        let outage = state.outage_between(since, seen_at);
-        Some(Life { life, bound: self.base + outage, outage })
+        let outage = covered((since, seen_at), state.excuses(family, self.notice));
+        let unready = covered((since, seen_at), state.unready.clone());
+        let ready = life.saturating_sub(unready);
+        Some(Life { life, bound: self.base + outage, outage, ready })
     }
 }
 
@@ -141,12 +208,30 @@ impl State {
         }
     }
 
-    /// For how much of this time something was broken.
-    fn outage_between(&self, from: Instant, until: Instant) -> Duration {
-        let overlap = |(began, ended): &(Instant, Option<Instant>)| {
-            let ended = ended.unwrap_or(until).min(until);
-            ended.saturating_duration_since((*began).max(from))
-        };
-        self.outages.iter().map(overlap).sum()
+    /// The spans that lengthen the bound of a value of this family.
+    fn excuses(&self, family: &str, notice: Duration) -> Vec<Span> {
+        let mut spans = self.outages.clone();
+        for trouble in self.troubles.iter().filter(|one| one.families.contains(&family)) {
+            let until = |moment| trouble.span.1.map_or(moment, |ended: Instant| ended.min(moment));
+            let noticed = |from: &Instant| (*from, Some(until(*from + notice)));
+            spans.extend(trouble.untold.iter().map(noticed));
+            for (began, ended) in &self.unready {
+                let ended = trouble.span.1.into_iter().chain(*ended).min();
+                spans.push(((*began).max(trouble.span.0), ended));
+            }
+        }
+        spans
     }
+}
+
+/// For how much of the time between two moments one of the spans goes on.
+fn covered((from, until): (Instant, Instant), mut spans: Vec<Span>) -> Duration {
+    spans.sort_unstable_by_key(|(began, _)| *began);
+    let (mut sum, mut reached) = (Duration::ZERO, from);
+    for (began, ended) in spans {
+        let (began, ended) = (began.max(reached), ended.unwrap_or(until).min(until));
+        sum += ended.saturating_duration_since(began);
+        reached = reached.max(ended);
+    }
+    sum
 }

@@ -10,18 +10,31 @@ use walsweep::failpoint::{Point, VARIABLE};
 use walsweep::throwaway::{Signal, StopMode, signal};
 
 use crate::World;
-use crate::cached::{Key, PHANTOMS, Rows};
+use crate::application::{self, Shown};
+use crate::cached::{Key, Rows};
 use crate::faults::{Kind, Planned};
-use crate::servers::NAME;
+use crate::schema::{FAMILIES, PHANTOMS};
+use crate::servers::{NAME, REDIS_USER, readyz};
 use crate::shared::{PATIENCE, RETRY};
 use crate::support::{Fault, Proxy};
 
 /// How long a crash point may take to be reached.
 const REACH: Duration = Duration::from_secs(4);
 
-/// Lets a fault strike, and mends it.
+/// Lets a fault strike, and mends it. One that can show its effect and does not is counted.
 pub(crate) async fn inject(world: &World, planned: Planned) {
     sleep(planned.after).await;
+    let shown = match planned.kind {
+        kind if kind.is_of_application() => application::inject(world, planned).await,
+        Kind::RedisNoperm => refuse_family(world, planned).await,
+        Kind::StandbyGone | Kind::StandbyPaused => lose_standby(world, planned).await,
+        Kind::StandIn => stand_in(world, planned).await,
+        _ => return strike(world, planned).await,
+    };
+    world.effects.lock().unwrap().record(&planned.to_string(), shown);
+}
+
+async fn strike(world: &World, planned: Planned) {
     let World { invalidator, servers, .. } = world;
     match planned.kind {
         Kind::Kill => invalidator.kill(),
@@ -73,7 +86,7 @@ fn watermark() -> String {
 }
 
 /// Runs statements until Postgres takes them.
-async fn insist(world: &World, statements: &str) {
+pub(crate) async fn insist(world: &World, statements: &str) {
     let deadline = Instant::now() + PATIENCE;
     while Instant::now() < deadline {
         if let Ok(sql) = world.servers.sql().await {
@@ -149,7 +162,7 @@ async fn restart_postgres(world: &World, planned: Planned) {
     let Ok(paused) = timeout(PATIENCE, world.shared.writing.write()).await else { return };
     let deadline = Instant::now() + PATIENCE;
     while Instant::now() < deadline {
-        if let Ok(rows) = Rows::open(&world.servers.postgres_url).await
+        if let Ok(rows) = Rows::open(&world.servers.postgres_url, PATIENCE).await
             && let Ok(all) = rows.all().await
         {
             world.shared.history.recovered(&all);
@@ -168,7 +181,7 @@ async fn show_phantoms(world: &World) -> Result<(), Box<dyn std::error::Error>> 
     let writer: i32 = sql.query_one(query, &[]).await?.try_get(0)?;
     // It would write them within milliseconds. The crash that follows ends it.
     signal(&[u32::try_from(writer)?], Signal::Stop)?;
-    let rows = Rows::open(&world.servers.postgres_url).await?;
+    let rows = Rows::open(&world.servers.postgres_url, PATIENCE).await?;
     let mut cache = world.servers.cache().await?;
     sql.batch_execute("set synchronous_commit = off").await?;
     for id in PHANTOMS {
@@ -239,8 +252,8 @@ async fn trouble_redis(world: &World, planned: Planned) {
             (vec!["CONFIG", "SET", "maxmemory", "1"], vec!["CONFIG", "SET", "maxmemory", "0"])
         }
         Kind::RedisForbids => (
-            vec!["ACL", "SETUSER", "default", forbidden],
-            vec!["ACL", "SETUSER", "default", "+@all"],
+            vec!["ACL", "SETUSER", REDIS_USER, forbidden],
+            vec!["ACL", "SETUSER", REDIS_USER, "+@all"],
         ),
         Kind::RedisReadonly => {
             (vec!["REPLICAOF", "127.0.0.1", dead_port], vec!["REPLICAOF", "NO", "ONE"])
@@ -270,4 +283,134 @@ async fn break_link(proxy: &Proxy, planned: Planned) {
             proxy.set(Fault::Nothing);
         }
     }
+}
+
+/// walsweep may not touch the keys of one family for a while.
+async fn refuse_family(world: &World, planned: Planned) -> Shown {
+    let refused = planned.family();
+    world.shared.history.trouble_begins(one_family(refused));
+    let mut rights = vec!["SETUSER".to_owned(), REDIS_USER.to_owned(), "resetkeys".to_owned()];
+    rights.extend(["~walsweep:*".to_owned(), "~other:*".to_owned()]);
+    rights.extend(FAMILIES.iter().filter(|one| **one != refused).map(|one| format!("~{one}:*")));
+    let rights: Vec<&str> = rights.iter().map(String::as_str).collect();
+    order(world, "ACL", &rights).await;
+    let shown = is_refused(world, refused, true).await;
+    sleep(planned.lasts * 4).await;
+    let still = is_refused(world, refused, true).await;
+    world.shared.history.trouble_goes_on();
+    order(world, "ACL", &["SETUSER", REDIS_USER, "~*"]).await;
+    shown.and(still).and(is_refused(world, refused, false).await)
+}
+
+/// Whether an UNLINK in this family is refused to walsweep's user, on a key that nobody has.
+async fn is_refused(world: &World, family: &str, wanted: bool) -> Shown {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let asked = match world.servers.cache_as_walsweep().await {
+            Ok(mut cache) => {
+                let key = format!("{family}:nobody's");
+                let asked = redis::cmd("UNLINK").arg(key).exec_async(&mut cache).await;
+                asked.map_err(|error| error.code().unwrap_or_default().to_owned())
+            }
+            Err(error) => Err(error.to_string()),
+        };
+        let is_refused = asked == Err("NOPERM".to_owned());
+        if is_refused == wanted && (wanted || asked.is_ok()) {
+            return Ok(());
+        }
+        if Instant::now() > deadline {
+            return Err(format!("UNLINK of `{family}` keys gives {asked:?}"));
+        }
+        sleep(RETRY).await;
+    }
+}
+
+fn one_family(name: &'static str) -> &'static [&'static str] {
+    let at = FAMILIES.iter().position(|family| *family == name).unwrap_or(0);
+    &FAMILIES[at..=at]
+}
+
+impl Planned {
+    /// The family of keys that walsweep loses the right to.
+    pub(crate) fn family(&self) -> &'static str {
+        FAMILIES[usize::try_from(self.choice).unwrap_or(0) % FAMILIES.len()]
+    }
+}
+
+/// The listed standby stops, or stops to replay, while commits go on.
+async fn lose_standby(world: &World, planned: Planned) -> Shown {
+    let Some(standby) = &world.servers.standby else { return Err("there is none".to_owned()) };
+    let text = |error: walsweep::throwaway::Error| error.to_string();
+    let before = world.shared.commits.load(Ordering::Relaxed);
+    let mut standby = standby.lock().await;
+    let shown = if planned.kind == Kind::StandbyPaused {
+        let sql = standby.connect().await.map_err(text)?;
+        let run = |statement| sql.query_one(statement, &[]);
+        run("select pg_wal_replay_pause()::text").await.map_err(|error| error.to_string())?;
+        sleep(planned.lasts * 4).await;
+        let late = run("select pg_last_wal_receive_lsn() > pg_last_wal_replay_lsn()").await;
+        let shown = match late.map(|row| row.try_get(0)) {
+            Ok(Ok(true)) => Ok(()),
+            other => Err(format!("nothing waits for the replay: {other:?}")),
+        };
+        run("select pg_wal_replay_resume()::text").await.map_err(|error| error.to_string())?;
+        shown
+    } else {
+        if planned.choice.is_multiple_of(2) {
+            standby.stop(StopMode::Fast).await.map_err(text)?;
+        } else {
+            standby.kill9().await.map_err(text)?;
+        }
+        sleep(planned.lasts * 4).await;
+        let shown = match standby.connect().await {
+            Ok(_) => Err("the standby answers".to_owned()),
+            Err(_gone) => Ok(()),
+        };
+        standby.start_again().await.map_err(text)?;
+        shown
+    };
+    if world.shared.commits.load(Ordering::Relaxed) == before {
+        return Err("nothing was committed meanwhile".to_owned());
+    }
+    shown
+}
+
+/// Another walsweep waits for the same slot, takes over when this one is killed, and gives it back
+/// when it is killed itself.
+async fn stand_in(world: &World, planned: Planned) -> Shown {
+    let Some(second) = &world.stand_in else {
+        return Err("only walsweep has one".to_owned());
+    };
+    let port = world.servers.second_http_port;
+    second.start();
+    let stands_by = wait_for(port, |answer| answer.is_some_and(|(is_ready, _)| !is_ready)).await;
+    // It has asked for the slot by then, and was refused.
+    sleep(planned.lasts / 2).await;
+    let waits = readyz(port).await;
+    world.invalidator.hold();
+    let took_over = wait_for(port, |answer| answer.is_some_and(|(is_ready, _)| is_ready)).await;
+    sleep(planned.lasts).await;
+    world.invalidator.release();
+    let back = wait_for(world.servers.http_port, |answer| answer.is_some()).await;
+    second.kill();
+    let words = || second.last_words();
+    match waits {
+        Some((false, _)) if stands_by && took_over && back => Ok(()),
+        _ => Err(format!(
+            "it stood by: {stands_by} ({waits:?}), took over: {took_over}, the first came back: \
+             {back}\n{}",
+            words()
+        )),
+    }
+}
+
+async fn wait_for(port: u16, is_so: impl Fn(Option<(bool, String)>) -> bool) -> bool {
+    let deadline = Instant::now() + PATIENCE;
+    while Instant::now() < deadline {
+        if is_so(readyz(port).await) {
+            return true;
+        }
+        sleep(RETRY).await;
+    }
+    false
 }

@@ -57,6 +57,20 @@ impl Invalidator {
         Invalidator { command, environment, log, folder, state: Mutex::default() }
     }
 
+    /// A variable of its environment; empty if it has none of that name.
+    pub(crate) fn variable(&self, name: &str) -> &str {
+        let found = self.environment.iter().find(|(one, _)| one == name);
+        found.map_or("", |(_, value)| value)
+    }
+
+    /// Starts it, unless it runs.
+    pub(crate) fn start(&self) {
+        let mut state = self.state();
+        if state.running.is_none() {
+            state.running = Some(self.spawn(None));
+        }
+    }
+
     /// Keeps it running for as long as it is polled.
     pub(crate) async fn supervise(&self) {
         loop {

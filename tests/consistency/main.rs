@@ -7,6 +7,11 @@
 //! for the machine, and the outages that fall into that life. An outage lasts from the first fault
 //! of a mixture until all are mended and everything committed by then is confirmed.
 //!
+//! What the application does to its tables, a prefix of keys that Redis refuses and a listed standby
+//! that is gone are no outage. They lengthen the bound of the keys that they are about: by the time
+//! in which walsweep says that it is not ready, and by the time that what no row tells may take to
+//! be noticed. The keys of all other rules go as ever, whatever walsweep says.
+//!
 //! The same seed gives the same choices, not the same interleaving of processes.
 //!
 //! Exit code 0: the promise held. 1: it did not, or nothing was tested; the stale keys are listed.
@@ -14,7 +19,9 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test may fail")]
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "it reports to a person")]
 
+mod application;
 mod cached;
+mod effects;
 mod faults;
 mod history;
 mod inject;
@@ -23,6 +30,7 @@ mod naive;
 mod readers;
 mod report;
 mod rest;
+mod schema;
 mod servers;
 mod shared;
 #[path = "../support/mod.rs"]
@@ -43,6 +51,8 @@ use tempfile::TempDir;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 
+use crate::effects::Effects;
+use crate::history::History;
 use crate::invalidator::Invalidator;
 use crate::report::Report;
 use crate::servers::{NAME, Servers};
@@ -64,8 +74,7 @@ struct Options {
     /// Where all random choices come from; another one each time if not given.
     #[arg(long)]
     seed: Option<u64>,
-    /// `none`, `all`, or names with commas; a wrong name lists them.
-    #[arg(long, default_value = "all", value_parser = faults::parse)]
+    #[arg(long, default_value = "all", value_parser = faults::parse, help = faults::help())]
     faults: FaultList,
     /// `walsweep`, `naive`, or a shell command, which finds `DATABASE_URL`, `REPLICATION_URL`,
     /// `REDIS_URL`, `SLOT`, `PUBLICATION`, `CONFIG` (a walsweep configuration with the rules) and
@@ -81,6 +90,9 @@ struct Options {
     /// What the bound of a stale life grants the machine, in seconds.
     #[arg(long, default_value_t = 5)]
     slack: u64,
+    /// How long what no row tells may take to be noticed (DDL, a refused key), in seconds.
+    #[arg(long, default_value_t = 10)]
+    notice: u64,
     /// How long everything may take to be confirmed after a fault, in seconds.
     #[arg(long, default_value_t = 60)]
     recovery: u64,
@@ -108,6 +120,9 @@ struct Options {
     command: Option<Hidden>,
 }
 
+/// How often walsweep is asked whether it is ready.
+const READY_INTERVAL: Duration = Duration::from_millis(50);
+
 /// The fault kinds of an option.
 type FaultList = Vec<faults::Kind>;
 
@@ -126,15 +141,30 @@ pub(crate) struct World {
     pub(crate) servers: Arc<Servers>,
     /// The program under test.
     pub(crate) invalidator: Arc<Invalidator>,
+    /// The same program once more, which runs only while a fault wants it.
+    pub(crate) stand_in: Option<Invalidator>,
     /// It says when it is ready.
     pub(crate) is_walsweep: bool,
+    /// See the option.
+    pub(crate) recovery: Duration,
     /// See the option.
     pub(crate) grace: Duration,
     /// Faults so far, by name.
     pub(crate) faults: Mutex<BTreeMap<String, u32>>,
+    /// What they showed.
+    pub(crate) effects: Mutex<Effects>,
 }
 
 impl World {
+    /// Lets walsweep add what it needs to the database: the event trigger.
+    async fn set_up(&self) {
+        let config = self.invalidator.variable("CONFIG");
+        let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_walsweep"));
+        let done = command.args(["setup", "--config", config]).output().await.unwrap();
+        let words = String::from_utf8_lossy(&done.stderr).into_owned();
+        assert!(done.status.success(), "walsweep setup: {words}");
+    }
+
     /// Counts a fault.
     pub(crate) fn count(&self, fault: &str) {
         *self.faults.lock().unwrap().entry(fault.to_owned()).or_default() += 1;
@@ -168,11 +198,21 @@ async fn run(options: &Options) -> Report {
     let started = Instant::now();
     let mut tasks = JoinSet::new();
     tasks.spawn(Arc::clone(&world.servers).stand_by());
+    world.set_up().await;
     let invalidator = Arc::clone(&world.invalidator);
     tasks.spawn(async move { invalidator.supervise().await });
     let mut report = Report::default();
     if world.servers.settled(world.is_walsweep, PATIENCE).await {
         tasks.spawn(readers::audit(Arc::clone(&world.shared)));
+        if world.is_walsweep {
+            let (shared, servers) = (Arc::clone(&world.shared), Arc::clone(&world.servers));
+            tasks.spawn(async move {
+                loop {
+                    shared.history.is_ready(servers.is_ready().await);
+                    sleep(READY_INTERVAL).await;
+                }
+            });
+        }
         for number in 0..options.writers {
             tasks.spawn(writers::write(Arc::clone(&world.shared), number));
         }
@@ -195,14 +235,16 @@ async fn run(options: &Options) -> Report {
 
 async fn build(options: &Options, seed: u64, folder: &TempDir) -> World {
     let standby_delay = Duration::from_millis(options.standby_delay);
-    let servers = Arc::new(Servers::start(standby_delay, options.ballast).await);
+    let listed = options.faults.iter().any(|kind| kind.is_of_standby());
+    let servers = Arc::new(Servers::start(standby_delay, options.ballast, listed).await);
     let window = Duration::from_millis(options.refill_window);
     let urls = (servers.postgres_url.clone(), servers.redis_url.clone());
-    let times = (window, base(options));
-    let shared = Arc::new(Shared::new(seed, urls, times, options.late_readers));
-    let config = folder.path().join("config.toml");
-    let text = servers.config(window).await;
+    let history = History::new(base(options), Duration::from_secs(options.notice));
+    let shared = Arc::new(Shared::new(seed, urls, (window, history), options.late_readers));
+    let [config, second] = ["config.toml", "second.toml"].map(|name| folder.path().join(name));
+    let text = servers.config(window, servers.http_port).await;
     std::fs::write(&config, &text).unwrap();
+    std::fs::write(&second, servers.config(window, servers.second_http_port).await).unwrap();
     let own = std::env::current_exe().unwrap();
     let command = match options.invalidator.as_str() {
         "walsweep" => "exec \"$WALSWEEP\" run --config \"$CONFIG\"".to_owned(),
@@ -223,11 +265,27 @@ async fn build(options: &Options, seed: u64, folder: &TempDir) -> World {
         ("SLOT", NAME.to_owned()),
         ("PUBLICATION", NAME.to_owned()),
     ];
-    let environment = environment.map(|(name, value)| (name.to_owned(), value)).to_vec();
+    let mut environment = environment.map(|(name, value)| (name.to_owned(), value)).to_vec();
     let log = options.log.clone().unwrap_or_else(|| folder.path().join("log"));
-    let invalidator = Arc::new(Invalidator::new(command, environment, (log, folder.path())));
-    let grace = Duration::from_millis(options.grace);
-    World { shared, servers, invalidator, is_walsweep, grace, faults: Mutex::default() }
+    let start = |environment: &[(String, String)]| {
+        Invalidator::new(command.clone(), environment.to_vec(), (log.clone(), folder.path()))
+    };
+    let invalidator = Arc::new(start(&environment));
+    environment.iter_mut().filter(|(name, _)| name == "CONFIG").for_each(|(_, file)| {
+        *file = second.display().to_string();
+    });
+    let stand_in = is_walsweep.then(|| start(&environment));
+    World {
+        shared,
+        servers,
+        invalidator,
+        stand_in,
+        is_walsweep,
+        recovery: Duration::from_secs(options.recovery),
+        grace: Duration::from_millis(options.grace),
+        faults: Mutex::default(),
+        effects: Mutex::default(),
+    }
 }
 
 /// Load, faults and quiet points, until the time is over or something is beyond repair.
@@ -238,13 +296,15 @@ async fn rounds(world: &World, options: &Options, report: &mut Report) {
     while Instant::now() < end {
         sleep(Duration::from_millis(random.random_range(1000..3000))).await;
         let mixture = mixer.next();
+        let is_untold = mixture.iter().any(|planned| planned.kind.is_untold());
         if !mixture.is_empty() {
             if let Err(failure) = break_and_mend(world, options, mixture, report).await {
                 return report.failures.push(failure);
             }
             sleep(Duration::from_millis(random.random_range(500..1500))).await;
         }
-        match rest::check(world).await {
+        let noticed_by = is_untold.then(|| Instant::now() + Duration::from_secs(options.notice));
+        match rest::check(world, noticed_by).await {
             Ok(rest) => {
                 report.quiet_points += 1;
                 report.compared += rest.compared;
@@ -272,17 +332,23 @@ async fn break_and_mend(
     let names: Vec<String> = mixture.iter().map(ToString::to_string).collect();
     names.iter().for_each(|name| world.count(name));
     let names = names.join(" + ");
-    world.shared.history.outage_begins();
+    let is_outage = mixture.iter().any(|planned| !planned.kind.is_confined());
+    let began = Instant::now();
+    if is_outage {
+        world.shared.history.outage_begins();
+    }
     let all = join_all(mixture.into_iter().map(|planned| inject::inject(world, planned)));
     let mended = timeout(4 * PATIENCE, all).await;
     world.shared.narrow.store(true, Ordering::Relaxed);
     mended.map_err(|_late| format!("the checker could not mend {names}"))?;
-    let limit = Duration::from_secs(options.recovery);
-    let is_well = world.servers.settled(world.is_walsweep, limit).await;
-    let outage = world.shared.history.outage_ends().as_secs_f64();
-    eprintln!("{outage:>8.3} s of {names}");
-    report.longest_outage = report.longest_outage.max(outage);
-    if is_well { Ok(()) } else { Err(format!("not recovered {} s after {names}", limit.as_secs())) }
+    let is_well = world.servers.settled(world.is_walsweep, world.recovery).await;
+    eprintln!("{:>8.3} s of {names}", began.elapsed().as_secs_f64());
+    if is_outage {
+        let outage = world.shared.history.outage_ends().as_secs_f64();
+        report.longest_outage = report.longest_outage.max(outage);
+    }
+    let seconds = options.recovery;
+    if is_well { Ok(()) } else { Err(format!("not recovered {seconds} s after {names}")) }
 }
 
 /// The bound without outages.
@@ -295,9 +361,11 @@ fn bound_text(options: &Options) -> String {
     let window = Duration::from_millis(options.refill_window);
     let gather = (window / 8).min(Duration::from_millis(250));
     format!(
-        "{:.3} s + outages = window {window:?} + gathering {gather:?} + slack {} s + outages",
+        "{:.3} s + outages = window {window:?} + gathering {gather:?} + slack {} s + outages; for \
+         keys that a change of their tables is about, {} s to notice it, and the time not ready",
         base(options).as_secs_f64(),
-        options.slack
+        options.slack,
+        options.notice
     )
 }
 
@@ -314,14 +382,14 @@ fn replay(options: &Options, seed: u64) -> String {
         _ => names(&options.faults),
     };
     let Options { seconds, writers, readers, refill_window, slack, recovery, grace, .. } = options;
-    let Options { standby_delay, ballast, .. } = options;
+    let Options { standby_delay, ballast, notice, .. } = options;
     let late = if options.late_readers { " --late-readers" } else { "" };
     // Once for make, once for the shell.
     let invalidator = options.invalidator.replace('$', "$$").replace('\'', "'\\''");
     format!(
         "make check-consistency SEED={seed} SECONDS={seconds} WRITERS={writers} READERS={readers} \
          FAULTS={faults} INVALIDATOR='{invalidator}' ARGS='--refill-window {refill_window} \
-         --slack {slack} --recovery {recovery} --grace {grace} --standby-delay {standby_delay} \
+         --slack {slack} --notice {notice} --recovery {recovery} --grace {grace} --standby-delay {standby_delay} \
          --ballast {ballast}{late}'"
     )
 }

@@ -20,7 +20,8 @@ pub(crate) async fn run() {
     let file = std::env::var("CONFIG").expect("the checker names the configuration");
     let text = std::fs::read_to_string(file).unwrap();
     let config: Config = parse(&text, &|name| std::env::var(name).ok()).config.unwrap();
-    let mut rules = Rules::compile(&config.rules).unwrap();
+    // What needs a lookup it never removes.
+    let mut rules = Rules::with_lookups(&config.rules, &config.lookups).unwrap();
     let endpoint = &config.postgres.replication_endpoint;
     let replication = Replication::connect(endpoint, "naive").await.unwrap();
     let options = StreamOptions::default();

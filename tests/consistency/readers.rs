@@ -10,7 +10,8 @@ use redis::AsyncCommands;
 use redis::aio::MultiplexedConnection;
 use tokio::time::{Instant, sleep};
 
-use crate::cached::{FLASHES, HOT_ITEMS, ITEMS, Key, Rows, TEAMS};
+use crate::cached::{Key, Rows};
+use crate::schema::{FLASHES, HOT_ITEMS, ITEMS, TEAMS};
 use crate::shared::{Fill, RETRY, Shared};
 
 /// Stores a value unless it is too late by the server's own clock, in microseconds.
@@ -22,6 +23,12 @@ local now = redis.call('time')
 if tonumber(now[1]) * 1000000 + tonumber(now[2]) > tonumber(ARGV[2]) then return 0 end
 redis.call('set', KEYS[1], ARGV[1])
 return 1";
+
+/// How long a reader waits for a table that somebody else locked, before it asks for another key.
+const PATIENCE: Duration = Duration::from_millis(50);
+
+/// How long the auditor does.
+const AUDIT_PATIENCE: Duration = Duration::from_millis(5);
 
 /// How often the auditor looks.
 const AUDIT_INTERVAL: Duration = Duration::from_millis(20);
@@ -35,6 +42,7 @@ struct Reader {
     random: StdRng,
     rows: Rows,
     cache: MultiplexedConnection,
+    defined: Vec<Key>,
 }
 
 /// Why a reader opens new connections.
@@ -50,11 +58,12 @@ impl<E: std::error::Error> From<E> for Broken {
 pub(crate) async fn read(shared: Arc<Shared>, number: u64) {
     let mut random = shared.random(2, number);
     while !shared.stopped() {
-        let Ok((rows, cache)) = open(&shared).await else {
+        let Ok((rows, cache)) = open(&shared, PATIENCE).await else {
             sleep(RETRY).await;
             continue;
         };
-        let mut reader = Reader { shared: Arc::clone(&shared), random, rows, cache };
+        let (own, defined) = (Arc::clone(&shared), Key::all_defined());
+        let mut reader = Reader { shared: own, random, rows, cache, defined };
         while !shared.stopped() {
             let turn = shared.reading.read().await;
             let key = reader.pick();
@@ -72,8 +81,11 @@ pub(crate) async fn read(shared: Arc<Shared>, number: u64) {
     }
 }
 
-async fn open(shared: &Shared) -> Result<(Rows, MultiplexedConnection), Broken> {
-    let rows = Rows::open(&shared.postgres_url).await?;
+async fn open(
+    shared: &Shared,
+    patience: Duration,
+) -> Result<(Rows, MultiplexedConnection), Broken> {
+    let rows = Rows::open(&shared.postgres_url, patience).await?;
     let client = redis::Client::open(shared.redis_url.as_str())?;
     Ok((rows, client.get_multiplexed_async_connection().await?))
 }
@@ -81,14 +93,15 @@ async fn open(shared: &Shared) -> Result<(Rows, MultiplexedConnection), Broken> 
 impl Reader {
     fn pick(&mut self) -> Key {
         let random = &mut self.random;
-        match random.random_range(0..100) {
+        match random.random_range(0..120) {
             0..45 => Key::Item(random.random_range(1..=HOT_ITEMS)),
             45..65 => Key::Item(random.random_range(1..=ITEMS)),
             65..75 => Key::Slug(random.random_range(1..=ITEMS)),
             75..93 => {
                 Key::List { team: random.random_range(0..TEAMS), page: random.random_range(0..3) }
             }
-            _ => Key::Flash(random.random_range(FLASHES)),
+            93..100 => Key::Flash(random.random_range(FLASHES)),
+            _ => self.defined[random.random_range(0..self.defined.len())],
         }
     }
 
@@ -125,7 +138,12 @@ impl Reader {
             (self.think(most.mul_f64(0.9)), unix_micros() + micros(most))
         };
         let read_at = Instant::now();
-        let value = self.rows.value(key).await?;
+        let value = match self.rows.value(key).await {
+            Ok(value) => value,
+            // The table is locked, or not there.
+            Err(error) if error.as_db_error().is_some() && !self.rows.is_closed() => return Ok(()),
+            Err(error) => return Err(error.into()),
+        };
         if !thought.is_zero() {
             sleep(thought).await;
         }
@@ -156,7 +174,7 @@ fn unix_micros() -> u64 {
 pub(crate) async fn audit(shared: Arc<Shared>) {
     let names: Vec<String> = Key::all().into_iter().map(Key::name).collect();
     while !shared.stopped() {
-        if let Ok((rows, mut cache)) = open(&shared).await {
+        if let Ok((rows, mut cache)) = open(&shared, AUDIT_PATIENCE).await {
             while !shared.stopped() && look(&shared, &rows, &mut cache, &names).await.is_ok() {
                 sleep(AUDIT_INTERVAL).await;
             }
@@ -172,7 +190,7 @@ async fn look(
     names: &[String],
 ) -> Result<(), Broken> {
     let _turn = shared.reading.read().await;
-    shared.history.observe(&rows.all().await?);
+    shared.history.observe(&rows.within_reach().await?);
     let asked_at = Instant::now();
     let values: Vec<Option<String>> = cache.mget(names).await?;
     for (name, value) in names.iter().zip(values) {

@@ -36,6 +36,8 @@ pub(crate) struct Report {
     stale_seen: u64,
     longest_stale_life: Option<Life>,
     longest_stale_life_without_outage: Option<Life>,
+    longest_stale_life_while_ready: Option<Life>,
+    seconds_not_ready: f64,
     nearest_to_its_bound: Option<Life>,
     bound: String,
     overdue: Vec<String>,
@@ -54,20 +56,24 @@ struct Life {
     life: f64,
     bound: f64,
     outage: f64,
+    ready: f64,
 }
 
 impl Life {
     fn new(life: crate::history::Life) -> Life {
-        let [life, bound, outage] =
-            [life.life, life.bound, life.outage].map(|one| one.as_secs_f64());
-        Life { life, bound, outage }
+        let [life, bound, outage, ready] =
+            [life.life, life.bound, life.outage, life.ready].map(|one| one.as_secs_f64());
+        Life { life, bound, outage, ready }
     }
 }
 
 impl Display for Life {
     fn fmt(&self, formatter: &mut Formatter<'_>) -> fmt::Result {
-        let Life { life, bound, outage } = self;
-        write!(formatter, "{life:.3} s of {bound:.3} s ({outage:.3} s of outages in it)")
+        let Life { life, bound, outage, ready } = self;
+        write!(
+            formatter,
+            "{life:.3} s of {bound:.3} s ({outage:.3} s of outages in it; ready for {ready:.3} s)"
+        )
     }
 }
 
@@ -89,6 +95,8 @@ impl Report {
         self.faults = world.faults.lock().unwrap().clone();
         self.ended_by_itself = world.invalidator.exits();
         self.take(&shared.lives.lock().unwrap());
+        self.seconds_not_ready = shared.history.unready().as_secs_f64();
+        self.failures.extend(world.effects.lock().unwrap().failures());
         if self.commits == 0 || self.fills == 0 || self.compared == 0 {
             self.failures.push("nothing was tested: no commit, fill or value compared".to_owned());
         }
@@ -100,6 +108,7 @@ impl Report {
         self.stale_seen = lives.seen;
         self.longest_stale_life = lives.longest.map(Life::new);
         self.longest_stale_life_without_outage = lives.longest_calm.map(Life::new);
+        self.longest_stale_life_while_ready = lives.longest_ready.map(Life::new);
         self.nearest_to_its_bound = lives.worst.map(Life::new);
         let text = |overdue: &Overdue| {
             format!("{}: cached `{}`, stale for {}", overdue.key, overdue.value, {
@@ -132,6 +141,7 @@ impl Display for Report {
         for (name, life) in [
             ("longest stale life  ", &self.longest_stale_life),
             ("- without an outage ", &self.longest_stale_life_without_outage),
+            ("- most while ready  ", &self.longest_stale_life_while_ready),
             ("- nearest its bound ", &self.nearest_to_its_bound),
         ] {
             let life = life.as_ref().map_or_else(none, Life::to_string);
@@ -139,6 +149,7 @@ impl Display for Report {
         }
         writeln!(formatter, "bound                {}", self.bound)?;
         writeln!(formatter, "longest outage       {:.3} s", self.longest_outage)?;
+        writeln!(formatter, "not ready            {:.3} s", self.seconds_not_ready)?;
         for (name, count) in &self.faults {
             writeln!(formatter, "fault                {count} {name}")?;
         }

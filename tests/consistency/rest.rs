@@ -4,11 +4,14 @@ use std::time::Duration;
 
 use redis::AsyncCommands;
 use serde::Serialize;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use crate::World;
 use crate::cached::{Key, Rows};
 use crate::shared::PATIENCE;
+
+/// How often a value that may still be noticed is looked at.
+const LOOK_AGAIN: Duration = Duration::from_millis(250);
 
 /// How long readers fill the cache after the last removal.
 const FILL: Duration = Duration::from_millis(200);
@@ -49,25 +52,37 @@ pub(crate) struct Rest {
     pub(crate) late: usize,
 }
 
-/// Brings everything to rest and compares. Fails when it does not come to rest.
-pub(crate) async fn check(world: &World) -> Result<Rest, String> {
+/// Brings everything to rest and compares. Fails when it does not come to rest. What no row told
+/// may be noticed until `noticed_by`: before that, what is stale is looked at again.
+pub(crate) async fn check(world: &World, noticed_by: Option<Instant>) -> Result<Rest, String> {
     let no_writer = timeout(PATIENCE, world.shared.writing.write()).await;
-    let no_writer = no_writer.map_err(|_late| "writers do not come to rest".to_owned())?;
-    if !world.servers.settled(world.is_walsweep, PATIENCE).await {
-        return Err(format!("not everything is confirmed after {} s", PATIENCE.as_secs()));
+    let _no_writer = no_writer.map_err(|_late| "writers do not come to rest".to_owned())?;
+    loop {
+        // Taken before anything is asked: what is stale then is stale in spite of the time.
+        let is_time_over = noticed_by.is_none_or(|end| Instant::now() >= end);
+        if !world.servers.settled(world.is_walsweep, world.recovery).await {
+            let seconds = world.recovery.as_secs();
+            return Err(format!("not everything is confirmed after {seconds} s"));
+        }
+        sleep(if world.is_walsweep { FILL } else { FILL + world.grace }).await;
+        let no_reader = timeout(PATIENCE, world.shared.reading.write()).await;
+        let no_reader = no_reader.map_err(|_late| "readers do not come to rest".to_owned())?;
+        let rest = compare(world, is_time_over).await?;
+        if is_time_over || rest.stale.is_empty() {
+            world.shared.history.forget();
+            world.shared.history.troubles_end();
+            return Ok(rest);
+        }
+        drop(no_reader);
+        sleep(LOOK_AGAIN).await;
     }
-    sleep(if world.is_walsweep { FILL } else { FILL + world.grace }).await;
-    let no_reader = timeout(PATIENCE, world.shared.reading.write()).await;
-    let no_reader = no_reader.map_err(|_late| "readers do not come to rest".to_owned())?;
-    let rest = compare(world).await?;
-    world.shared.history.forget();
-    drop((no_reader, no_writer));
-    Ok(rest)
 }
 
-async fn compare(world: &World) -> Result<Rest, String> {
+/// Compares every value; with `tell` the stale ones are taken away afterwards.
+async fn compare(world: &World, tell: bool) -> Result<Rest, String> {
     let away = |error: &dyn std::fmt::Display| format!("a server is away at rest: {error}");
-    let rows = Rows::open(&world.servers.postgres_url).await.map_err(|error| away(&error))?;
+    let rows = Rows::open(&world.servers.postgres_url, PATIENCE).await;
+    let rows = rows.map_err(|error| away(&error))?;
     let mut cache = world.servers.cache().await.map_err(|error| away(&error))?;
     let mut rest = Rest::default();
     for key in Key::all() {
@@ -84,8 +99,10 @@ async fn compare(world: &World) -> Result<Rest, String> {
         } else {
             rest.stale.push(stale(world, &name, cached, row));
         }
-        // Told once; the next quiet point is about what happens until then.
-        let () = cache.del(&name).await.map_err(|error| away(&error))?;
+        if tell {
+            // Told once; the next quiet point is about what happens until then.
+            let () = cache.del(&name).await.map_err(|error| away(&error))?;
+        }
     }
     Ok(rest)
 }

@@ -13,14 +13,19 @@ use tokio_postgres::Client;
 use walsweep::lsn::Lsn;
 use walsweep::throwaway::{Postgres, PostgresOptions, Redis, RedisOptions, free_port};
 
-use crate::cached::{
-    FLASHES, ITEMS, PHANTOMS, RULES, SCHEMA, TEAMS, connect, slug_name, team_name,
-};
+use crate::cached::connect;
+use crate::schema::{RULES, create};
 use crate::shared::RETRY;
 use crate::support::{Fault, Proxy};
 
 /// Slot, publication, and part of the watermark's name.
 pub(crate) const NAME: &str = "walsweep";
+
+/// walsweep's user in Redis, so that what it may do can be changed for it alone.
+pub(crate) const REDIS_USER: &str = "walsweep";
+
+/// What it may do if nothing is wrong.
+const REDIS_RIGHTS: [&str; 5] = ["on", ">walsweep", "~*", "&*", "+@all"];
 
 /// What makes the race frequent and the outages short.
 const CONF: [&str; 6] = [
@@ -33,8 +38,14 @@ const CONF: [&str; 6] = [
     "restart_after_crash = on",
 ];
 
+/// What a standby needs besides: that the primary keeps what it has yet to send, when somebody lets
+/// it give up the slot's WAL; and that the standby looks again soon when it was gone.
+const WITH_STANDBY: [&str; 2] = ["wal_keep_size = '64MB'", "wal_retrieve_retry_interval = '200ms'"];
+
 /// Running servers.
 pub(crate) struct Servers {
+    /// The standby of `[postgres] replicas`, dropped before its primary.
+    pub(crate) standby: Option<Mutex<Postgres>>,
     /// Locked by whoever stops or starts it.
     pub(crate) postgres: Mutex<Postgres>,
     /// The same.
@@ -50,18 +61,28 @@ pub(crate) struct Servers {
     /// The invalidator's way to Redis.
     pub(crate) redis_proxy: Proxy,
     standby_proxy: Proxy,
-    http_port: u16,
+    /// Where walsweep tells how it is.
+    pub(crate) http_port: u16,
+    /// Where another one does, that stands by.
+    pub(crate) second_http_port: u16,
 }
 
 impl Servers {
     /// Starts them, with tables and rows, and with keys that nobody asks for: a pass takes longer
-    /// then. The standby is `standby_delay` away, each way.
-    pub(crate) async fn start(standby_delay: Duration, ballast: u32) -> Servers {
-        let conf = CONF.map(str::to_owned).to_vec();
+    /// then. The synchronous standby is `standby_delay` away, each way. With `listed` there is
+    /// another one, which `[postgres] replicas` names.
+    pub(crate) async fn start(standby_delay: Duration, ballast: u32, listed: bool) -> Servers {
+        let mut conf = CONF.map(str::to_owned).to_vec();
+        if listed {
+            conf.extend(WITH_STANDBY.map(str::to_owned));
+        }
         let options = PostgresOptions { conf, fsync: true, ..PostgresOptions::default() };
         let postgres = Postgres::start(options).await.unwrap();
-        let redis = Redis::start(RedisOptions::default()).await.unwrap();
-        let servers = Servers {
+        let user = ["--user", REDIS_USER].into_iter().chain(REDIS_RIGHTS);
+        let args = user.map(str::to_owned).collect();
+        let redis = Redis::start(RedisOptions { args, ..RedisOptions::default() }).await.unwrap();
+        let mut servers = Servers {
+            standby: None,
             postgres_url: postgres.url(),
             redis_url: redis.url(),
             sql_proxy: Proxy::to_port(postgres.port()),
@@ -69,6 +90,7 @@ impl Servers {
             redis_proxy: Proxy::to_port(redis.port()),
             standby_proxy: Proxy::to_port(postgres.port()),
             http_port: free_port().unwrap(),
+            second_http_port: free_port().unwrap(),
             postgres: Mutex::new(postgres),
             redis: Mutex::new(redis),
         };
@@ -76,6 +98,10 @@ impl Servers {
             servers.standby_proxy.set(Fault::Delay(standby_delay));
         }
         servers.fill_tables().await;
+        if listed {
+            let standby = servers.postgres.lock().await.standby("listed", &["fsync = off"]).await;
+            servers.standby = Some(Mutex::new(standby.unwrap()));
+        }
         let mut cache = servers.cache().await.unwrap();
         for number in 0..ballast {
             let mut pipe = redis::pipe();
@@ -89,15 +115,7 @@ impl Servers {
         let sql = self.sql().await.unwrap();
         // The standby is not there yet.
         sql.batch_execute("set synchronous_commit = local").await.unwrap();
-        sql.batch_execute(SCHEMA).await.unwrap();
-        for id in (1..=ITEMS * 7 / 8).chain(PHANTOMS) {
-            let (team, slug) = (team_name(id % TEAMS), slug_name(id));
-            let row = format!("insert into item values ({id}, '{team}', '{slug}', 0)");
-            sql.batch_execute(&row).await.unwrap();
-        }
-        for id in FLASHES {
-            sql.batch_execute(&format!("insert into flash values ({id}, 0)")).await.unwrap();
-        }
+        sql.batch_execute(&create()).await.unwrap();
         let slot = format!("select pg_create_logical_replication_slot('{NAME}', 'pgoutput')");
         sql.batch_execute(&slot).await.unwrap();
     }
@@ -113,36 +131,40 @@ impl Servers {
         client.get_multiplexed_async_connection().await
     }
 
-    /// walsweep's configuration.
-    pub(crate) async fn config(&self, window: Duration) -> String {
+    /// A new connection as walsweep's own user, not through a proxy.
+    pub(crate) async fn cache_as_walsweep(
+        &self,
+    ) -> Result<MultiplexedConnection, redis::RedisError> {
+        let client = redis::Client::open(with_user(&self.redis_url))?;
+        client.get_multiplexed_async_connection().await
+    }
+
+    /// walsweep's configuration; it tells at this port how it is.
+    pub(crate) async fn config(&self, window: Duration, http_port: u16) -> String {
         let [sql, stream] = [&self.sql_proxy, &self.stream_proxy];
         let postgres_port = self.postgres.lock().await.port();
         let redis_port = self.redis.lock().await.port();
+        let replicas: Vec<String> = match &self.standby {
+            Some(standby) => vec![standby.lock().await.url()],
+            None => Vec::new(),
+        };
         format!(
             "[postgres]\nurl = {:?}\nreplication_url = {:?}\n\
-             slot = {NAME:?}\npublication = {NAME:?}\n\
+             slot = {NAME:?}\npublication = {NAME:?}\nreplicas = {replicas:?}\n\
              [redis]\nurl = {:?}\n\
              [refill]\nwindow = \"{}ms\"\n\
              [http]\nlisten = \"127.0.0.1:{}\"\n{RULES}",
             sql.url(&self.postgres_url, postgres_port),
             stream.url(&self.postgres_url, postgres_port),
-            self.redis_proxy.url(&self.redis_url, redis_port),
+            with_user(&self.redis_proxy.url(&self.redis_url, redis_port)),
             window.as_millis(),
-            self.http_port,
+            http_port,
         )
     }
 
     /// Whether walsweep says that it is ready.
     pub(crate) async fn is_ready(&self) -> bool {
-        let ask = async {
-            let mut stream = TcpStream::connect(("127.0.0.1", self.http_port)).await.ok()?;
-            stream.write_all(b"GET /readyz HTTP/1.0\r\nHost: walsweep\r\n\r\n").await.ok()?;
-            let mut reply = String::new();
-            stream.read_to_string(&mut reply).await.ok()?;
-            Some(reply.split(' ').nth(1) == Some("200"))
-        };
-        let answer = tokio::time::timeout(Duration::from_secs(1), ask).await;
-        answer.ok().flatten().unwrap_or(false)
+        readyz(self.http_port).await.is_some_and(|(is_ready, _)| is_ready)
     }
 
     /// Waits until everything that is committed by now is confirmed, with `ready` also until
@@ -192,6 +214,23 @@ impl Servers {
             sleep(RETRY).await;
         }
     }
+}
+
+/// What `/readyz` at a port says: whether all is well, and its body; `None` if nobody answers.
+pub(crate) async fn readyz(port: u16) -> Option<(bool, String)> {
+    let ask = async {
+        let mut stream = TcpStream::connect(("127.0.0.1", port)).await.ok()?;
+        stream.write_all(b"GET /readyz HTTP/1.0\r\nHost: walsweep\r\n\r\n").await.ok()?;
+        let mut reply = String::new();
+        stream.read_to_string(&mut reply).await.ok()?;
+        let (head, body) = reply.split_once("\r\n\r\n")?;
+        Some((head.split(' ').nth(1) == Some("200"), body.to_owned()))
+    };
+    tokio::time::timeout(Duration::from_secs(1), ask).await.ok().flatten()
+}
+
+fn with_user(redis_url: &str) -> String {
+    redis_url.replace("redis://", &format!("redis://{REDIS_USER}:{REDIS_USER}@"))
 }
 
 fn remove_whole_segments(folder: &std::path::Path) {

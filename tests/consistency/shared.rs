@@ -10,8 +10,11 @@ use rand::rngs::StdRng;
 use tokio::sync::{Mutex as Lock, OwnedMutexGuard, RwLock};
 use tokio::time::Instant;
 
-use crate::cached::{FLASHES, ITEMS, versions};
+use crate::cached::{family, versions};
 use crate::history::{History, Life};
+use crate::schema::{
+    CHILD_PAGE, FIRST_PARTS, FLASHES, ITEMS, PAGES, PHANTOMS, SECOND_PARTS, SHELVES, STAT,
+};
 
 /// How long anything may take that should take milliseconds.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
@@ -52,6 +55,8 @@ pub(crate) struct Lives {
     pub(crate) worst: Option<Life>,
     /// The longest life of all.
     pub(crate) longest: Option<Life>,
+    /// The life of which the longest part passed while the program said that it is ready.
+    pub(crate) longest_ready: Option<Life>,
     /// Those beyond the bound, the latest look at each.
     pub(crate) overdue: HashMap<(String, String), Overdue>,
 }
@@ -97,18 +102,20 @@ pub(crate) struct Shared {
 pub(crate) type Owned = Vec<OwnedMutexGuard<()>>;
 
 impl Shared {
-    /// For a run against these servers; the bound without outages is `base`.
+    /// For a run against these servers, whose lives `history` judges.
     pub(crate) fn new(
         seed: u64,
         urls: (String, String),
-        (window, base): (Duration, Duration),
+        (window, history): (Duration, History),
         late_readers: bool,
     ) -> Shared {
+        let rows = (1..=ITEMS).chain(PHANTOMS).chain(FLASHES).chain(PAGES).chain([CHILD_PAGE]);
+        let rows = rows.chain(FIRST_PARTS).chain(SECOND_PARTS).chain(SHELVES).chain([STAT]);
         Shared {
             seed,
             postgres_url: urls.0,
             redis_url: urls.1,
-            history: History::new(base),
+            history,
             window,
             late_readers,
             writing: RwLock::default(),
@@ -121,7 +128,7 @@ impl Shared {
             lives: Mutex::default(),
             filled: Mutex::default(),
             versions: AtomicU64::new(1),
-            rows: (1..=ITEMS).chain(FLASHES).map(|id| (id, Arc::default())).collect(),
+            rows: rows.map(|id| (id, Arc::default())).collect(),
         }
     }
 
@@ -147,6 +154,17 @@ impl Shared {
         ids.iter().map(|id| Arc::clone(self.rows.get(id)?).try_lock_owned().ok()).collect()
     }
 
+    /// Takes rows as soon as no writer has them any more, in the order in which they are given.
+    pub(crate) async fn own_all(&self, ids: impl IntoIterator<Item = i32>) -> Owned {
+        let mut owned = Vec::new();
+        for id in ids {
+            if let Some(row) = self.rows.get(&id) {
+                owned.push(Arc::clone(row).lock_owned().await);
+            }
+        }
+        owned
+    }
+
     /// A commit was acknowledged that gave these rows this version.
     pub(crate) fn committed(&self, rows: &[i32], version: u64) {
         self.history.record(rows, version);
@@ -155,13 +173,16 @@ impl Shared {
 
     /// Judges a value that was in the cache at `seen_at`.
     pub(crate) fn judge(&self, key: &str, value: &str, seen_at: Instant) {
-        let Some(life) = self.history.judge(versions(value), seen_at) else { return };
+        let Some(life) = self.history.judge(family(key), versions(value), seen_at) else { return };
         let mut lives = self.lives.lock().unwrap();
         lives.seen += 1;
         if self.is_late(key, value) {
             return;
         }
         let longer = |than: &Option<Life>| than.is_none_or(|than| life.life > than.life);
+        if lives.longest_ready.is_none_or(|than| life.ready > than.ready) {
+            lives.longest_ready = Some(life);
+        }
         if longer(&lives.longest) {
             lives.longest = Some(life);
         }

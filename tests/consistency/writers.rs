@@ -12,7 +12,11 @@ use tokio::time::{Instant, sleep};
 use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, Error};
 
-use crate::cached::{FLASHES, HOT_ITEMS, ITEMS, TEAMS, connect, slug_name, team_name};
+use crate::cached::connect;
+use crate::schema::{
+    FIRST_PARTS, FLASHES, HOT_ITEMS, ITEMS, LABELS, PAGES, SECOND_PARTS, SHELVES, STAT, TEAMS,
+    label_name, slug_name, team_name,
+};
 use crate::shared::{Owned, RETRY, Shared};
 
 /// What a transaction does.
@@ -29,10 +33,18 @@ enum Shape {
     Copy,
     Truncate,
     Flash,
+    /// A row that keys need a lookup for, on the same shelf or another.
+    Page,
+    /// A row that a lookup reads, with the same label or another.
+    Relabel,
+    /// A row of a partition.
+    Part,
+    /// A materialized view.
+    Refresh,
 }
 
 /// Every shape, with how often it comes up.
-const SHAPES: [(Shape, u32); 11] = [
+const SHAPES: [(Shape, u32); 15] = [
     (Shape::Single, 48),
     (Shape::Multi, 10),
     (Shape::Savepoint, 8),
@@ -44,7 +56,14 @@ const SHAPES: [(Shape, u32); 11] = [
     (Shape::Copy, 3),
     (Shape::Truncate, 2),
     (Shape::Flash, 5),
+    (Shape::Page, 6),
+    (Shape::Relabel, 2),
+    (Shape::Part, 5),
+    (Shape::Refresh, 1),
 ];
+
+/// How long a writer waits for a table that somebody else locked, before it writes another one.
+const PATIENCE: &str = "set lock_timeout = '100ms'";
 
 /// Statements, and the rows that have the new version once they are committed.
 struct Change {
@@ -80,6 +99,9 @@ pub(crate) async fn write(shared: Arc<Shared>, number: u64) {
             sleep(RETRY).await;
             continue;
         };
+        if client.batch_execute(PATIENCE).await.is_err() {
+            continue;
+        }
         while !shared.stopped() && !client.is_closed() {
             let turn = shared.writing.read().await;
             if writer.turn(&client).await.is_err() {
@@ -114,8 +136,9 @@ impl Writer {
         if matches!(shape, Shape::Copy) {
             return self.copy(client, change).await;
         }
-        // A prepared TRUNCATE would keep readers waiting for as long as it is prepared.
-        let may_prepare = self.prepared.is_none() && !matches!(shape, Shape::Truncate);
+        // A prepared TRUNCATE or REFRESH would keep readers waiting for as long as it is prepared.
+        let excludes = matches!(shape, Shape::Truncate | Shape::Refresh);
+        let may_prepare = self.prepared.is_none() && !excludes;
         if may_prepare && self.random.random_range(0..20) == 0 {
             return self.prepare(client, change).await;
         }
@@ -163,8 +186,17 @@ impl Writer {
             Shape::Bulk => self.items(24),
             Shape::Move => self.items(2),
             Shape::Truncate | Shape::Flash if self.is_narrow() => return None,
+            Shape::Page | Shape::Relabel | Shape::Part | Shape::Refresh if self.is_narrow() => {
+                return None;
+            }
             Shape::Truncate => FLASHES.collect(),
             Shape::Flash => vec![self.random.random_range(FLASHES)],
+            Shape::Page => vec![self.random.random_range(PAGES)],
+            Shape::Relabel => vec![self.random.random_range(SHELVES)],
+            Shape::Part => {
+                vec![self.random.random_range(*FIRST_PARTS.start()..=*SECOND_PARTS.end())]
+            }
+            Shape::Refresh => vec![STAT],
         };
         let owned = self.shared.own(&ids)?;
         let version = self.shared.next_version();
@@ -204,8 +236,33 @@ impl Writer {
             Shape::Truncate if self.random.random_range(0..2) == 0 => "truncate flash;".to_owned(),
             Shape::Truncate => format!("truncate flash; {}", flashes(&ids, version)),
             Shape::Flash => flashes(&ids, version),
+            Shape::Page | Shape::Relabel | Shape::Part | Shape::Refresh => {
+                self.defined(shape, &list, version)
+            }
         };
         Some(Change { statements, rows, version, owned })
+    }
+
+    /// A change of a table whose definition changes, too, now and then.
+    fn defined(&mut self, shape: Shape, id: &str, version: u64) -> String {
+        let moves = self.random.random_range(0..4) == 0;
+        let shelf = self.random.random_range(SHELVES);
+        let (table, change) = match shape {
+            Shape::Refresh => {
+                return format!(
+                    "update seed set version = {version}; refresh materialized view stat;"
+                );
+            }
+            Shape::Relabel => {
+                let label = label_name(self.random.random_range(0..LABELS));
+                ("shelf", if moves { format!(", label = '{label}'") } else { String::new() })
+            }
+            Shape::Part => {
+                ("part", if moves { format!(", shelf = {shelf}") } else { String::new() })
+            }
+            _ => ("page", if moves { format!(", shelf = {shelf}") } else { String::new() }),
+        };
+        format!("update {table} set version = {version}{change} where id = {id};")
     }
 
     /// Deletes items and brings them back by COPY, in one transaction.

@@ -3,7 +3,7 @@
 //! `cargo test --test model broken -- --nocapture` prints the ways. The last test takes out what
 //! walsweep assumes of others.
 
-use super::explore::{I1, I2, I3, I7, I8, SPARING, breaks, stays_right};
+use super::explore::{I1, I2, I3, I7, I8, I10, SPARING, breaks, stays_right};
 use super::rule::Rule;
 use super::state::Shape::{Exact, Pattern};
 use super::state::{Budget, Scenario};
@@ -32,6 +32,11 @@ const WRITES: &str = "walsweep: writes the watermark";
 const CONFIRMS: &str = "walsweep: confirms to postgres";
 const KILLED: &str = "walsweep: is killed";
 const STARTS: &str = "walsweep: starts, judges the watermark";
+const LOCKED: &str = "application: locks the rules' tables";
+const ASKS: &str = "walsweep: asks about the tables, and waits";
+const REFUSES: &str = "redis: refuses key 0 from now on";
+const REFUSED: &str = "walsweep: UNLINK refused: key 0";
+const ACCEPTS: &str = "redis: accepts key 0 from now on";
 const READS: &str = "reader: misses key 0, reads row 0";
 const FILLS: &str = "reader: writes what it read to redis";
 const SAVED: &str = "redis: a replica or a file has all up to here";
@@ -84,6 +89,76 @@ fn held_until_the_second_removal() {
     let budget = Budget { reads: 1, crashes: 1, ..Budget::default() };
     let lines = [READS, VISIBLE, REMOVED, CONFIRMS, FILLS, KILLED, STARTS];
     without(Rule::HoldUntilSecond, one("a crash", Exact, budget), I8, &lines);
+}
+
+/// I8: the later commit joined the hold first, and what the earlier one holds back is confirmed.
+#[test]
+fn the_smallest_of_a_hold() {
+    let budget = Budget { reads: 1, crashes: 1, ..Budget::default() };
+    let lines = [
+        "postgres: the commit of row 1 is in the log",
+        COMMITTED,
+        REMOVED,
+        "reader: misses key 1, reads row 1",
+        "walsweep: UNLINK acknowledged: key 1",
+        CONFIRMS,
+        FILLS,
+        KILLED,
+        STARTS,
+    ];
+    without(Rule::HoldSmallest, two("two commits", [Exact; 2], budget), I8, &lines);
+}
+
+/// I10: the question waits behind the lock, and the gate behind the question.
+#[test]
+fn a_connection_of_the_gates_own() {
+    let budget = Budget { locks: 1, ..Budget::default() };
+    let lines = [COMMITTED, VISIBLE, LOCKED, ASKS];
+    without(Rule::GateAlone, one("the tables are locked", Exact, budget), I10, &lines);
+}
+
+/// I10: whoever is started behind the lock is not there.
+#[test]
+fn a_session_begins_behind_a_lock() {
+    let budget = Budget { crashes: 1, locks: 1, ..Budget::default() };
+    let lines = [VISIBLE, KILLED, LOCKED];
+    without(Rule::StartLocked, one("the tables are locked", Exact, budget), I10, &lines);
+}
+
+/// I10: what is refused for one rule takes the room of the other.
+#[test]
+fn refused_keys_wait_apart() {
+    let budget = Budget { refusals: 1, ..Budget::default() };
+    for (name, shapes) in [("exact keys", [Exact; 2]), ("a pattern behind", [Exact, Pattern])] {
+        let lines = [REFUSES, REFUSED];
+        without(Rule::RefusedApart, two(name, shapes, budget), I10, &lines);
+    }
+}
+
+/// I2: confirmed although Redis still has the key.
+#[test]
+fn refused_keys_hold_the_confirmation() {
+    let budget = Budget { refusals: 1, ..Budget::default() };
+    let lines = [VISIBLE, REFUSES, REFUSED, WRITES, CONFIRMS];
+    without(Rule::RefusedHeld, one("exact key", Exact, budget), I2, &lines);
+    let lines = [VISIBLE, BEGINS_PASS, REFUSES, SCANS, WRITES, CONFIRMS];
+    without(Rule::RefusedHeld, one("pattern", Pattern, budget), I2, &lines);
+}
+
+/// I3: the right is back, and nobody removes the key.
+#[test]
+fn refused_keys_are_tried_again() {
+    let budget = Budget { refusals: 1, ..Budget::default() };
+    let lines = [VISIBLE, REFUSES, REFUSED, ACCEPTS];
+    without(Rule::RefusedAgain, one("exact key", Exact, budget), I3, &lines);
+}
+
+/// I8: readers trust a cache that holds what was to go.
+#[test]
+fn not_ready_while_keys_are_refused() {
+    let budget = Budget { refusals: 1, ..Budget::default() };
+    let lines = [VISIBLE, REFUSES, REFUSED];
+    without(Rule::RefusedNotReady, one("exact key", Exact, budget), I8, &lines);
 }
 
 /// I8: the bucket of the key was passed when its pattern joined.

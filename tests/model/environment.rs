@@ -24,6 +24,12 @@ pub(crate) enum Event {
     MoveSlot,
     /// A standby that has the log up to here becomes the primary.
     Promote(u8),
+    /// Somebody takes the rules' tables for himself, or queues for them.
+    Lock,
+    Unlock,
+    /// Redis refuses the keys of this row's rule from now on.
+    Refuse(usize),
+    Allow(usize),
 }
 
 /// What may happen now.
@@ -62,6 +68,18 @@ pub(crate) fn events(scenario: &Scenario, state: &State, events: &mut Vec<Event>
     }
     if budget.moved_slots > 0 && state.walsweep.is_none() && postgres.confirmed < postgres.end {
         events.push(Event::MoveSlot);
+    }
+    match state.locked {
+        true => events.push(Event::Unlock),
+        false if budget.locks > 0 => events.push(Event::Lock),
+        false => {}
+    }
+    for row in 0..scenario.transactions {
+        match state.refused[row] {
+            true => events.push(Event::Allow(row)),
+            false if budget.refusals > 0 => events.push(Event::Refuse(row)),
+            false => {}
+        }
     }
     if budget.promotions > 0 {
         events.extend((BEGIN..postgres.end).map(Event::Promote));
@@ -114,6 +132,16 @@ pub(crate) fn happen(state: &mut State, event: Event) {
             state.postgres.confirmed = state.postgres.end;
         }
         Event::Promote(end) => promote(state, end),
+        Event::Lock => {
+            state.budget.locks -= 1;
+            state.locked = true;
+        }
+        Event::Unlock => state.locked = false,
+        Event::Refuse(row) => {
+            state.budget.refusals -= 1;
+            state.refused[row] = true;
+        }
+        Event::Allow(row) => state.refused[row] = false,
     }
 }
 
@@ -139,8 +167,9 @@ fn promote(state: &mut State, end: u8) {
     postgres.confirmed = postgres.confirmed.min(end);
     state.budget.promotions -= 1;
     state.history.broken = true;
-    // Its connections to the old primary end.
+    // Its connections to the old primary end, and so do all locks there.
     state.walsweep = None;
+    state.locked = false;
 }
 
 impl fmt::Display for Event {
@@ -162,6 +191,10 @@ impl fmt::Display for Event {
             Event::Promote(end) => {
                 write!(formatter, "postgres: a standby with the log up to {end} is promoted")
             }
+            Event::Lock => write!(formatter, "application: locks the rules' tables"),
+            Event::Unlock => write!(formatter, "application: unlocks the rules' tables"),
+            Event::Refuse(row) => write!(formatter, "redis: refuses key {row} from now on"),
+            Event::Allow(row) => write!(formatter, "redis: accepts key {row} from now on"),
         }
     }
 }

@@ -5,9 +5,10 @@ use std::fmt;
 use stateright::{Checker, Model, Path, Property};
 
 use super::environment::{Event, events, happen};
+use super::rule::Rule;
 use super::sidecar::{Step, steps, take};
 use super::state::{
-    BEGIN, Budget, Commit, History, Mark, Postgres, ROWS, Redis, Scenario, State, Version, Walsweep,
+    BEGIN, Budget, Commit, History, Mark, Postgres, ROWS, Redis, Scenario, State, Version,
 };
 
 /// What happens next.
@@ -22,6 +23,8 @@ pub(crate) const I2: &str = "I2: nothing is confirmed before its keys are remove
 pub(crate) const I3: &str = "I3: at rest the keys of every visible commit are removed";
 pub(crate) const I7: &str = "I7: ready and at rest after a break of history, nothing is stale";
 pub(crate) const I8: &str = "I8: ready and at rest with history unbroken, nothing is stale";
+pub(crate) const I10: &str =
+    "I10: at rest a lock, or a refusal for one rule, has held up no other key";
 pub(crate) const SPARING: &str = "everything is swept only if history is broken";
 const REST: &str = "everything can be visible, removed and confirmed";
 const STALE: &str = "a stale value can be cached for a while";
@@ -67,6 +70,9 @@ impl Model for Scenario {
             Property::always(I8, |scenario, state: &State| {
                 state.history.broken || is_right(scenario, state)
             }),
+            Property::always(I10, |scenario, state: &State| {
+                !is_at_rest(scenario, state) || nobody_is_held_up(state)
+            }),
             Property::always(SPARING, |_, state: &State| {
                 let owes = state.walsweep.as_ref().is_some_and(|walsweep| walsweep.owed);
                 state.history.broken || !owes
@@ -105,6 +111,8 @@ fn begin(cached: [Option<Version>; ROWS], budget: Budget) -> State {
         saved: None,
         reader: None,
         walsweep: None,
+        locked: false,
+        refused: [false; ROWS],
         budget,
         history: History::default(),
     }
@@ -124,14 +132,31 @@ fn everything_visible_is_removed(state: &State) -> bool {
     (0..ROWS).all(|row| match state.postgres.commits[row] {
         // Who moves the slot takes commits away from it; they are swept with everything else.
         Commit::Visible(lsn) => {
-            state.history.removed[row] || lsn > received || state.history.broken
+            state.history.removed[row]
+                || lsn > received
+                || state.history.broken
+                || state.refused[row]
         }
         Commit::Running | Commit::Flushed(_) | Commit::Lost => true,
     })
 }
 
+/// Whether the keys of every visible commit are gone, but for those that Redis refuses, also where
+/// walsweep does not even run.
+fn nobody_is_held_up(state: &State) -> bool {
+    let is_gone = |row: usize| {
+        state.history.removed[row]
+            || state.refused[row]
+            || !state.postgres.commits[row].is_visible()
+    };
+    state.history.broken || (0..ROWS).all(is_gone)
+}
+
 fn is_right(scenario: &Scenario, state: &State) -> bool {
-    let is_ready = state.walsweep.as_ref().is_some_and(Walsweep::is_ready);
+    let is_ready = state.walsweep.as_ref().is_some_and(|walsweep| {
+        let says_so = walsweep.is_refused() && scenario.has(Rule::RefusedNotReady);
+        walsweep.is_ready() && !says_so
+    });
     !(is_ready && state.is_stale() && is_at_rest(scenario, state))
 }
 

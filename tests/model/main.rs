@@ -4,13 +4,16 @@
 //!
 //! - `environment.rs`: Postgres, whose commits are flushed in one order and become visible in
 //!   another, or never; a slot that somebody moves; a standby that is promoted without the last
-//!   commits. A reader that misses, reads at a new snapshot and writes later. A Redis that goes
-//!   back to a prefix of its commands, held by a replica or a file. The end of walsweep anywhere.
+//!   commits; an application that locks the rules' tables, perhaps for good. A reader that misses,
+//!   reads at a new snapshot and writes later. A Redis that goes back to a prefix of its commands,
+//!   held by a replica or a file, or that refuses the keys of a rule. The end of walsweep anywhere.
 //! - `sidecar.rs`, walsweep:
 //!   - `PassGate`, a snapshot contains the commit, and the fence: `src/settle/mod.rs`;
 //!   - `Unlink`, `BeginPass`, `Page`, `JoinPass`, removals, bucket by bucket in a pass, and which
 //!     patterns it takes: `src/sweep/{sweeper,queue,pass}.rs`;
-//!   - `SecondDue`, the refill window: `src/sweep/refill.rs`;
+//!   - `SecondDue`, the refill window, and `hold`, what is held until then: `src/sweep/refill.rs`;
+//!   - `Refused`, `Retry`, what Redis refuses: `src/sweep/sweeper.rs`;
+//!   - `Ask`, a question about the tables that waits for a lock: `src/shape.rs`;
 //!   - `safe`, `Confirm`, what is complete and told to Postgres: `src/watermark/mod.rs`,
 //!     `src/stream.rs`;
 //!   - `start`, `reconnect`, what a watermark proves and what is repeated: `src/session.rs`,
@@ -19,15 +22,18 @@
 //!   - `holds`, whether the number of removals is right: `src/sweep/{chain,standalone}.rs`.
 //!
 //! `rule.rs` lists the rules, `explore.rs` the properties: I1, I2 and the sparing of sweeps hold in
-//! every state; I3, I7 and I8 in every state at rest, where walsweep has no step left and the
+//! every state; I3, I7, I8 and I10 in every state at rest, where walsweep has no step left and the
 //! reader has written. Every run ends there: faults and reads are counted and no step repeats
-//! itself. "At rest" says of I3 that a commit that waits stops no other.
+//! itself. "At rest" says of I3 that a commit that waits stops no other, and of I10 that neither
+//! does a lock that is never given back, nor a right that never comes back.
 //!
 //! What is left out. Time: a window is over when the value that was read before the first removal
 //! has been written, which is what "a fill is not later than the window" means; a test takes that
 //! away. A round trip is one step: whether a lost reply was lost before or after its command is the
-//! same to walsweep, which repeats it. Batches, limits, refusals and the pace of a pass change the
-//! order of steps, never what a step may do. Where names are observed, fewer keys are removed
+//! same to walsweep, which repeats it. Batches, limits and the pace of a pass change the order of
+//! steps, never what a step may do. A question that waits is not given up, and a refused key is
+//! tried again only where that changes something: both would repeat themselves. All first removals
+//! share one hold, as if the window were endless. What a lock holder changes is not modelled. Where names are observed, fewer keys are removed
 //! again: the model removes all of them. Buckets are the same on every server. It forgets no
 //! removal within a session. A server that restarts uncleanly is like a promotion, other rules are
 //! like a missing watermark, and standbys that readers use are not there. One row has one key, two

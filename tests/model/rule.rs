@@ -14,6 +14,21 @@ pub(crate) enum Rule {
     SecondRemoval,
     /// A commit counts as complete only after the second removal (`sweep::sweeper`).
     HoldUntilSecond,
+    /// A transaction whose first removal is done counts in a hold, which stands for its smallest
+    /// member (`sweep::refill`, `watermark`).
+    HoldSmallest,
+    /// No question that may wait for a lock shares the gate's connection (`session`, `settle`).
+    GateAlone,
+    /// A session begins although a table is locked (`session`, `shape`).
+    StartLocked,
+    /// Keys that Redis refuses for one rule wait outside the room of the others (`sweep::sweeper`).
+    RefusedApart,
+    /// They count as not removed (`sweep::sweeper`).
+    RefusedHeld,
+    /// They are tried again (`sweep::sweeper`).
+    RefusedAgain,
+    /// walsweep is not ready while it has some (`telemetry::health`).
+    RefusedNotReady,
     /// Patterns that arrive during a pass wait for the next one (`sweep::queue`).
     NextPass,
     /// The watermark covers only what is complete (`stream`, `sweep::ward`).

@@ -26,8 +26,16 @@ pub(crate) enum Step {
     JoinPass(usize),
     /// One page of the pass: scanned, matched, removed.
     Page,
+    /// UNLINK, refused.
+    Refused(usize),
+    /// What was refused is to be sent once more.
+    Retry(usize),
     /// The window is over.
     SecondDue(usize),
+    /// Asks how the rules' tables are, and has to wait.
+    Ask,
+    /// Is answered.
+    Answered,
     WriteWatermark,
     /// The watermark is written over itself, where that shows or changes something.
     Probe,
@@ -37,17 +45,30 @@ pub(crate) enum Step {
 /// What walsweep can do now.
 pub(crate) fn steps(scenario: &Scenario, state: &State, steps: &mut Vec<Step>) {
     let Some(walsweep) = &state.walsweep else {
-        steps.push(Step::Start);
+        if !state.locked || scenario.has(Rule::StartLocked) {
+            steps.push(Step::Start);
+        }
         return;
     };
+    if state.locked != walsweep.asks {
+        steps.push(if state.locked { Step::Ask } else { Step::Answered });
+    }
+    let is_room = !walsweep.is_refused() || scenario.has(Rule::RefusedApart);
     if let Some(row) = next_commit(state, walsweep) {
         steps.push(Step::Receive(row));
     }
     for (index, job) in walsweep.jobs.iter().enumerate() {
         let step = match job.stage {
             Stage::Gate if may_pass(scenario, state, walsweep, index) => Step::PassGate(index),
-            Stage::Queued(_) if !walsweep.connected => continue,
-            Stage::Queued(_) if !scenario.is_pattern(index) => Step::Unlink(index),
+            Stage::Queued(_) if !walsweep.connected || !is_room => continue,
+            Stage::Queued(_) if !scenario.is_pattern(index) => match is_refused(state, index) {
+                true => Step::Refused(index),
+                false => Step::Unlink(index),
+            },
+            Stage::Refused(_) if is_refused(state, index) || !scenario.has(Rule::RefusedAgain) => {
+                continue;
+            }
+            Stage::Refused(_) => Step::Retry(index),
             Stage::Queued(_) if walsweep.pass.is_some() && !scenario.has(Rule::NextPass) => {
                 Step::JoinPass(index)
             }
@@ -65,7 +86,7 @@ pub(crate) fn steps(scenario: &Scenario, state: &State, steps: &mut Vec<Step>) {
     };
     if walsweep.pass.is_some() {
         steps.push(Step::Page);
-    } else if (0..JOBS).any(|index| waits(&index)) {
+    } else if is_room && (0..JOBS).any(|index| waits(&index)) {
         steps.push(Step::BeginPass);
     }
     if !walsweep.owed && !walsweep.repeats() {
@@ -80,6 +101,11 @@ pub(crate) fn steps(scenario: &Scenario, state: &State, steps: &mut Vec<Step>) {
     }
 }
 
+/// Whether Redis refuses any of a job's keys.
+fn is_refused(state: &State, job: usize) -> bool {
+    state.refused.get(job).copied().unwrap_or_else(|| state.refused.contains(&true))
+}
+
 fn next_commit(state: &State, walsweep: &Walsweep) -> Option<usize> {
     let next = Some(walsweep.received + 1);
     state.postgres.commits.iter().position(|commit| commit.lsn() == next)
@@ -87,6 +113,9 @@ fn next_commit(state: &State, walsweep: &Walsweep) -> Option<usize> {
 
 fn may_pass(scenario: &Scenario, state: &State, walsweep: &Walsweep, job: usize) -> bool {
     let commits = &state.postgres.commits;
+    if walsweep.asks && !scenario.has(Rule::GateAlone) {
+        return false;
+    }
     if job == FENCED {
         return (0..ROWS).all(|row| !walsweep.fence[row] || !commits[row].is_flushed_only());
     }
@@ -101,16 +130,17 @@ fn may_pass(scenario: &Scenario, state: &State, walsweep: &Walsweep, job: usize)
     commits[job].is_visible() || !scenario.has(Rule::Gate)
 }
 
-/// The ledger's answer: everything up to here is complete.
+/// The ledger's answer: everything up to here is complete. What is held counts by its hold.
 fn safe(scenario: &Scenario, state: &State, walsweep: &Walsweep) -> u8 {
     let is_open = |job: &Job| match job.stage {
         Stage::Idle | Stage::Remembered => false,
         Stage::Gate => true,
+        _ if job.held => false,
         _ => !job.told && scenario.has(Rule::AfterAcknowledgement),
     };
     let open = (0..ROWS).filter(|row| is_open(&walsweep.jobs[*row]));
     let ends = open.filter_map(|row| state.postgres.commits[row].lsn());
-    ends.min().map_or(walsweep.received, |end| end - 1)
+    ends.chain(walsweep.hold).min().map_or(walsweep.received, |end| end - 1)
 }
 
 /// Whether the watermark is another, or something is kept that it covers already.
@@ -163,6 +193,13 @@ pub(crate) fn take(scenario: &Scenario, state: &mut State, step: Step) {
                 acknowledged(scenario, state, &mut walsweep, job);
             }
         }
+        Step::Refused(job) => refused(scenario, &mut walsweep, job),
+        Step::Retry(job) => {
+            if let Stage::Refused(round) = walsweep.jobs[job].stage {
+                walsweep.jobs[job].stage = Stage::Queued(round);
+            }
+        }
+        Step::Ask | Step::Answered => walsweep.asks = step == Step::Ask,
         Step::BeginPass => {
             walsweep.pass = Some(0);
             (0..JOBS).filter(|job| scenario.is_pattern(*job)).for_each(|job| {
@@ -199,6 +236,8 @@ fn start(scenario: &Scenario, state: &State) -> Walsweep {
     let mut walsweep = Walsweep {
         received: postgres.confirmed,
         jobs: [Job::default(); JOBS],
+        hold: None,
+        asks: false,
         fence: [false; ROWS],
         pass: None,
         connected: true,
@@ -257,11 +296,15 @@ fn reconnect(scenario: &Scenario, state: &State, walsweep: &mut Walsweep) {
     for job in &mut walsweep.jobs {
         let repeat = scenario.has(Rule::RepeatOnReconnect);
         job.stage = match job.stage {
-            Stage::Waiting | Stage::Swept | Stage::Queued(Round::Second) if repeat => {
+            Stage::Waiting | Stage::Swept if repeat => Stage::Queued(Round::Again),
+            Stage::Queued(Round::Second)
+            | Stage::Passing(Round::Second)
+            | Stage::Refused(Round::Second)
+                if repeat =>
+            {
                 Stage::Queued(Round::Again)
             }
-            Stage::Passing(Round::Second) if repeat => Stage::Queued(Round::Again),
-            Stage::Passing(round) => Stage::Queued(round),
+            Stage::Passing(round) | Stage::Refused(round) => Stage::Queued(round),
             other => other,
         };
     }
@@ -329,7 +372,9 @@ fn page(scenario: &Scenario, state: &mut State, walsweep: &mut Walsweep) {
     let passing =
         |walsweep: &Walsweep, job: usize| matches!(walsweep.jobs[job].stage, Stage::Passing(_));
     for job in 0..JOBS {
-        if passing(walsweep, job) {
+        if passing(walsweep, job) && is_hit(state, job, bucket) {
+            refused(scenario, walsweep, job);
+        } else if passing(walsweep, job) {
             remove(state, walsweep, job, Some(bucket));
         }
     }
@@ -348,6 +393,24 @@ fn page(scenario: &Scenario, state: &mut State, walsweep: &mut Walsweep) {
     }
 }
 
+/// Whether a page of a pass finds a key of the job that Redis refuses to remove.
+fn is_hit(state: &State, job: usize, bucket: u8) -> bool {
+    let row = usize::from(bucket);
+    let is_asked_for = job == row || job >= ROWS;
+    is_asked_for && state.refused[row] && state.redis.cached[row].is_some()
+}
+
+/// A removal was answered with an error. Without its rule that passes for done.
+fn refused(scenario: &Scenario, walsweep: &mut Walsweep, job: usize) {
+    let one = &mut walsweep.jobs[job];
+    match one.stage {
+        Stage::Queued(round) | Stage::Passing(round) if scenario.has(Rule::RefusedHeld) => {
+            one.stage = Stage::Refused(round);
+        }
+        _ => (one.stage, one.told) = (Stage::Swept, true),
+    }
+}
+
 /// One removal of a job's keys is acknowledged: `State::removed`, `State::done`.
 fn acknowledged(scenario: &Scenario, state: &mut State, walsweep: &mut Walsweep, job: usize) {
     let second = [Stage::Queued(Round::Second), Stage::Passing(Round::Second)];
@@ -359,10 +422,13 @@ fn acknowledged(scenario: &Scenario, state: &mut State, walsweep: &mut Walsweep,
     }
     if is_second || !scenario.has(Rule::SecondRemoval) {
         walsweep.jobs[job].stage = Stage::Swept;
+        walsweep.jobs[job].held = false;
+        walsweep.hold = walsweep.hold.filter(|_| walsweep.jobs.iter().any(|job| job.held));
     } else {
         walsweep.jobs[job].stage = Stage::Waiting;
         walsweep.jobs[job].window = state.reader.is_some();
         if scenario.has(Rule::HoldUntilSecond) {
+            hold(scenario, state, walsweep, job);
             return;
         }
     }
@@ -370,6 +436,16 @@ fn acknowledged(scenario: &Scenario, state: &mut State, walsweep: &mut Walsweep,
     if !was_told && job >= ROWS && job == walsweep.last_sweep() {
         walsweep.owed = false;
     }
+}
+
+/// From the first removal to the second the hold alone keeps a transaction from being confirmed.
+fn hold(scenario: &Scenario, state: &State, walsweep: &mut Walsweep, job: usize) {
+    // A sweep of everything is no transaction.
+    let Some(end) = state.postgres.commits.get(job).and_then(|commit| commit.lsn()) else { return };
+    let smallest = walsweep.hold.map_or(end, |hold| hold.min(end));
+    let of_first = walsweep.hold.unwrap_or(end);
+    walsweep.jobs[job].held = true;
+    walsweep.hold = Some(if scenario.has(Rule::HoldSmallest) { smallest } else { of_first });
 }
 
 /// `Ward::next`, the script, `Ward::written`; or `Ward::contradicted`.
@@ -429,6 +505,10 @@ impl fmt::Display for Step {
             Step::BeginPass => write!(formatter, "walsweep: begins a pass"),
             Step::JoinPass(job) => write!(formatter, "walsweep: adds to the pass: {}", keys(job)),
             Step::Page => write!(formatter, "walsweep: scans a bucket"),
+            Step::Refused(job) => write!(formatter, "walsweep: UNLINK refused: {}", keys(job)),
+            Step::Retry(job) => write!(formatter, "walsweep: tries again: {}", keys(job)),
+            Step::Ask => write!(formatter, "walsweep: asks about the tables, and waits"),
+            Step::Answered => write!(formatter, "walsweep: is answered about the tables"),
             Step::SecondDue(job) => write!(formatter, "walsweep: window over: {}", keys(job)),
             Step::WriteWatermark => write!(formatter, "walsweep: writes the watermark"),
             Step::Probe => write!(formatter, "walsweep: writes the watermark over itself"),

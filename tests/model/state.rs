@@ -87,6 +87,8 @@ pub(crate) enum Stage {
     Passing(Round),
     /// Between the first and the second removal.
     Waiting,
+    /// Redis refused its keys; outside of what goes.
+    Refused(Round),
     /// Removed for good; the watermark does not cover it yet.
     Swept,
     /// Covered, and remembered for a Redis that goes back.
@@ -99,6 +101,8 @@ pub(crate) struct Job {
     pub(crate) stage: Stage,
     /// Whether whoever waits for it was told that it is complete.
     pub(crate) told: bool,
+    /// Whether it counts in the hold alone, since its first removal is done.
+    pub(crate) held: bool,
     /// Whether the refill window is still open: a value read before the first removal was done may
     /// still be written.
     pub(crate) window: bool,
@@ -110,6 +114,11 @@ pub(crate) struct Walsweep {
     /// Commits up to here were received.
     pub(crate) received: u8,
     pub(crate) jobs: [Job; JOBS],
+    /// The LSN that the hold stands for, below which nothing may be confirmed: that of its smallest
+    /// member. Members are all whose first removal is done, and whose second is not.
+    pub(crate) hold: Option<u8>,
+    /// Whether a question about the tables waits behind a lock.
+    pub(crate) asks: bool,
     /// Transactions that the second sweep waits for.
     pub(crate) fence: [bool; ROWS],
     /// The next bucket of the pass that is under way.
@@ -138,6 +147,10 @@ pub(crate) struct Budget {
     pub(crate) hidden_rollbacks: u8,
     pub(crate) moved_slots: u8,
     pub(crate) promotions: u8,
+    /// How often somebody locks the rules' tables.
+    pub(crate) locks: u8,
+    /// How often Redis refuses the keys of a rule.
+    pub(crate) refusals: u8,
 }
 
 /// What happened that must not have, and what happened that excuses a sweep.
@@ -163,6 +176,10 @@ pub(crate) struct State {
     /// A value read from Postgres and not yet written to Redis.
     pub(crate) reader: Option<(usize, Version)>,
     pub(crate) walsweep: Option<Walsweep>,
+    /// Whether somebody has the rules' tables for himself.
+    pub(crate) locked: bool,
+    /// Of which rows, each of which has its rule, Redis refuses the keys.
+    pub(crate) refused: [bool; ROWS],
     pub(crate) budget: Budget,
     pub(crate) history: History,
 }
@@ -240,8 +257,13 @@ impl Walsweep {
 
     /// Whether a removal that Redis may have lost is to be repeated.
     pub(crate) fn repeats(&self) -> bool {
-        let again = [Stage::Queued(Round::Again), Stage::Passing(Round::Again)];
+        let again = [Stage::Queued, Stage::Passing, Stage::Refused].map(|at| at(Round::Again));
         self.jobs.iter().any(|job| again.contains(&job.stage))
+    }
+
+    /// Whether keys wait because Redis refuses them.
+    pub(crate) fn is_refused(&self) -> bool {
+        self.jobs.iter().any(|job| matches!(job.stage, Stage::Refused(_)))
     }
 
     /// The job that closes the sweep of everything that is owed.

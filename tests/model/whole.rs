@@ -14,6 +14,8 @@ const NONE: Budget = Budget {
     hidden_rollbacks: 0,
     moved_slots: 0,
     promotions: 0,
+    locks: 0,
+    refusals: 0,
 };
 
 /// One transaction on row 0, with all rules.
@@ -100,6 +102,25 @@ fn every_fault_once() {
         hidden_rollbacks: 1,
         moved_slots: 1,
         promotions: 1,
+        ..NONE
     };
     assert!(holds(one("every fault once", Exact, budget)) > 20_000);
+}
+
+/// I10: also where the lock is never given back, and where walsweep has to begin behind it.
+#[test]
+fn the_rules_tables_are_locked() {
+    let budget = Budget { reads: 1, crashes: 1, locks: 1, ..NONE };
+    assert!(holds(two("the tables are locked", [Exact, Pattern], budget)) > 20_000);
+}
+
+/// I10: also where the right never comes back; I2: the refused key holds what is confirmed.
+#[test]
+fn redis_refuses_the_keys_of_a_rule() {
+    let budget = Budget { crashes: 1, refusals: 1, ..NONE };
+    assert!(holds(two("redis refuses a rule, a crash", [Exact, Pattern], budget)) > 5_000);
+    let budget = Budget { reads: 1, refusals: 2, ..NONE };
+    assert!(holds(two("redis refuses two rules", [Exact, Pattern], budget)) > 10_000);
+    let budget = Budget { reads: 1, crashes: 1, rollbacks: 1, refusals: 1, ..NONE };
+    assert!(holds(one("redis refuses a rule and goes back", Pattern, budget)) > 5_000);
 }
