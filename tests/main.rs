@@ -10,6 +10,7 @@ mod crash;
 mod data;
 mod delivery;
 mod football;
+mod large;
 mod limits;
 mod messages;
 mod lookup_session;

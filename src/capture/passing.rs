@@ -24,10 +24,7 @@ pub(super) enum Taken {
     /// A whole message, header included.
     Message(Bytes),
     /// A piece of the payload of a long `XLogData`, and how many bytes of it follow.
-    Part {
-        payload: Bytes,
-        left: usize,
-    },
+    Part { payload: Bytes, left: usize },
 }
 
 /// A message that is too long to be held, and of which some was taken.

@@ -327,11 +327,8 @@ impl Condenser {
             State::Broken => Cursor::new(kept.freeze()),
             _ => Cursor::condensed(kept.freeze()),
         };
-        let (xid, mut message) = if self.in_block {
-            read_in_block(cursor)?
-        } else {
-            (None, read(cursor)?)
-        };
+        let (xid, mut message) =
+            if self.in_block { read_in_block(cursor)? } else { (None, read(cursor)?) };
         if let Message::Logical(message) = &mut message
             && self.content_left_out
         {
