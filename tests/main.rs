@@ -10,6 +10,7 @@ mod crash;
 mod data;
 mod delivery;
 mod football;
+mod http;
 mod large;
 mod limits;
 mod messages;

@@ -210,6 +210,11 @@ impl Sidecar {
         }
     }
 
+    /// The port of its pages.
+    pub(crate) fn http_port(&self) -> u16 {
+        self.http_port
+    }
+
     /// The process id of the running program.
     pub(crate) fn id(&self) -> u32 {
         self.running.as_ref().expect("it runs").0.id()
