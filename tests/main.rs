@@ -10,6 +10,8 @@ mod crash;
 mod data;
 mod delivery;
 mod football;
+mod http;
+mod large;
 mod limits;
 mod messages;
 mod lookup_session;

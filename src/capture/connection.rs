@@ -8,13 +8,15 @@ use postgres_protocol::message::backend::{DataRowBody, Message};
 use postgres_protocol::message::frontend;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use super::{Error, Malformed, READ_BUFFER_SIZE, READ_ROOM_MIN, Wire, frame};
+use super::passing::{self, Passing, Taken};
+use super::{Error, Malformed, READ_BUFFER_SIZE, READ_ROOM_MIN, Wire};
 use crate::postgres::ServerError;
 
 /// A connection, and what was read from it and not yet used.
 pub(super) struct Connection {
     stream: Box<dyn Wire>,
     incoming: BytesMut,
+    passing: Option<Passing>,
 }
 
 /// A message from the server.
@@ -30,7 +32,7 @@ pub(super) type Row = Vec<Option<String>>;
 
 impl Connection {
     pub(super) fn new(stream: Box<dyn Wire>) -> Connection {
-        Connection { stream, incoming: BytesMut::new() }
+        Connection { stream, incoming: BytesMut::new(), passing: None }
     }
 
     /// The stream, and the bytes that were read from it already.
@@ -46,13 +48,11 @@ impl Connection {
     /// Waits for the next message that is not a notice or a changed setting.
     pub(super) async fn receive(&mut self) -> io::Result<Reply> {
         loop {
-            self.fill_message().await?;
-            if self.incoming.first() == Some(&b'W') {
-                let length = frame::message_length(&self.incoming).map_err(invalid)?;
-                drop(self.incoming.split_to(length.unwrap_or_default()));
+            let message = self.next_message().await?;
+            if message.first() == Some(&b'W') {
                 return Ok(Reply::CopyBoth);
             }
-            match Message::parse(&mut self.incoming)? {
+            match Message::parse(&mut BytesMut::from(message))? {
                 Some(
                     Message::NoticeResponse(_)
                     | Message::ParameterStatus(_)
@@ -64,13 +64,17 @@ impl Connection {
         }
     }
 
-    /// Reads until the buffer starts with a whole message. Postgres-protocol reserves memory for
-    /// the length that a header announces; it gets to see a message only when it is there.
-    async fn fill_message(&mut self) -> io::Result<()> {
+    /// Reads until the buffer starts with a whole message, and takes it. Postgres-protocol reserves
+    /// memory for the length that a header announces; it gets to see a message only when it is
+    /// there. No answer to what is asked here is long.
+    async fn next_message(&mut self) -> io::Result<Bytes> {
         loop {
-            let length = frame::message_length(&self.incoming).map_err(invalid)?;
-            if length.is_some_and(|length| self.incoming.len() >= length) {
-                return Ok(());
+            match passing::take(&mut self.incoming, &mut self.passing).map_err(invalid)? {
+                Some(Taken::Message(message)) => return Ok(message),
+                Some(Taken::Part { .. }) => {
+                    return Err(invalid(Malformed("a frame before the stream")));
+                }
+                None => {}
             }
             if self.incoming.capacity() - self.incoming.len() < READ_ROOM_MIN {
                 self.incoming.reserve(READ_BUFFER_SIZE);

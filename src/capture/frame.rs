@@ -10,6 +10,9 @@ use crate::lsn::Lsn;
 /// Tag and length, which precede every message's body.
 pub(super) const HEADER_SIZE: usize = 5;
 
+/// What `XLogData` puts before its payload: `w`, two LSNs, a time.
+pub(super) const DATA_HEADER_SIZE: usize = 1 + 3 * 8;
+
 /// The server cannot build a message above 1 GiB (`MaxAllocSize`); the rest is for headers.
 const LENGTH_MAX: u32 = (1 << 30) + 1024;
 
@@ -26,6 +29,14 @@ pub enum Frame {
         server_time: i64,
         /// The output plugin's message.
         payload: Bytes,
+    },
+    /// A piece of an `XLogData` that is too long to be held: one after the other they are its
+    /// payload, and nothing comes between them.
+    Part {
+        /// At least one byte of the output plugin's message.
+        payload: Bytes,
+        /// How many bytes of it follow; at 0 it is complete.
+        left: usize,
     },
     /// `k`, primary keepalive.
     Keepalive {

@@ -8,7 +8,8 @@
 //! - [`Slot`] is the only holder of the replication connection.
 //! - The confirmed position never falls (I2), and nothing is confirmed that was not passed to
 //!   [`Slot::confirm`]: there is no automatic reply of any kind.
-//! - Memory is reserved for bytes that arrived, never for a length that was announced (I6).
+//! - Memory is reserved for bytes that arrived, never for a length that was announced, and a message
+//!   that is longer than 1 MiB is never whole in memory (I6).
 //! - [`Slot::next`], [`Slot::fill`] and [`Slot::send_status`] can be dropped at any await point
 //!   and lose nothing, so they may stand in a `select!`.
 //!
@@ -22,6 +23,7 @@ mod connection;
 mod error;
 mod frame;
 mod login;
+mod passing;
 mod pause;
 mod replication;
 
@@ -32,12 +34,13 @@ use std::pin::pin;
 use std::task::Poll;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::{Buf, BytesMut};
 use postgres_protocol::message::frontend;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::time::{Instant, timeout};
 
 use crate::lsn::Lsn;
+use passing::{Passing, Taken};
 use pause::Pause;
 
 #[cfg(doc)]
@@ -53,10 +56,6 @@ const READ_BUFFER_SIZE: usize = 256 * 1024;
 /// With less room than this the buffer is grown before a read, so that one read is worth its call.
 const READ_ROOM_MIN: usize = 64 * 1024;
 
-/// Above this, memory that a message needed is given back when the message was taken: one large
-/// row would otherwise keep the buffer large for good.
-const KEPT_BUFFER_SIZE_MAX: usize = 1024 * 1024;
-
 /// A status update is 39 bytes. A server that takes none for this long is gone.
 const SEND_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -69,6 +68,8 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> Wire for T {}
 pub struct Slot {
     stream: Box<dyn Wire>,
     incoming: BytesMut,
+    /// A long message that is being read.
+    passing: Option<Passing>,
     /// What is left of a status update that was cancelled half-way.
     outgoing: BytesMut,
     /// A read that failed after others that brought bytes; told when those are used.
@@ -90,6 +91,7 @@ impl Slot {
         Slot {
             stream,
             incoming,
+            passing: None,
             outgoing: BytesMut::new(),
             failed: None,
             pause: Pause::default(),
@@ -100,13 +102,13 @@ impl Slot {
 
     /// Waits for bytes, and reads at least one more into the buffer; there may be new frames in
     /// [`Slot::buffered`] afterwards. Returns at once if a whole message is in the buffer already,
-    /// as after the answer that began the stream. While a backlog streams in small pieces the
+    /// or a piece of a long one, as after the answer that began the stream. While a backlog streams in small pieces the
     /// thread is blocked for a moment first, on purpose: see [`pause`].
     ///
     /// # Errors
     /// The connection failed or was closed, or what stands in the buffer is not the protocol.
     pub async fn fill(&mut self) -> Result<(), Error> {
-        if self.message_length()?.is_some() {
+        if passing::is_ready(&self.incoming, self.passing.as_ref())? {
             return Ok(());
         }
         if let Some(error) = self.failed.take() {
@@ -152,32 +154,17 @@ impl Slot {
         }
     }
 
-    /// The length of the message that stands whole at the front of the buffer.
-    fn message_length(&self) -> Result<Option<usize>, Malformed> {
-        let length = frame::message_length(&self.incoming)?;
-        Ok(length.filter(|length| self.incoming.len() >= *length))
-    }
-
-    /// Takes the next whole message out of the buffer, header included.
-    fn take_message(&mut self) -> Result<Option<Bytes>, Malformed> {
-        let Some(length) = self.message_length()? else {
-            return Ok(None);
-        };
-        let message = self.incoming.split_to(length).freeze();
-        if length > KEPT_BUFFER_SIZE_MAX {
-            let mut rest = BytesMut::with_capacity(READ_BUFFER_SIZE.max(self.incoming.len()));
-            rest.extend_from_slice(&self.incoming);
-            self.incoming = rest;
-        }
-        Ok(Some(message))
-    }
-
-    /// The next whole frame that is already in memory; `None` if there is none. No I/O.
+    /// The next whole frame that is already in memory, or the next piece of a long one; `None` if
+    /// there is none. No I/O.
     ///
     /// # Errors
     /// What stands in the buffer is the server's last word, or is not the protocol.
     pub fn buffered(&mut self) -> Result<Option<Frame>, Error> {
-        while let Some(mut message) = self.take_message()? {
+        while let Some(taken) = passing::take(&mut self.incoming, &mut self.passing)? {
+            let mut message = match taken {
+                Taken::Message(message) => message,
+                Taken::Part { payload, left } => return Ok(Some(Frame::Part { payload, left })),
+            };
             let tag = message.first().copied();
             match tag {
                 Some(b'd') => {
@@ -200,7 +187,7 @@ impl Slot {
         Ok(None)
     }
 
-    /// Waits for the next frame.
+    /// Waits for the next frame, or the next piece of a long one.
     ///
     /// # Errors
     /// As [`Slot::fill`] and [`Slot::buffered`].
@@ -270,7 +257,8 @@ impl Slot {
 
     /// Drops what is buffered; whether the server is ready for the next command.
     fn command_is_over(&mut self) -> Result<bool, Error> {
-        while let Some(message) = self.take_message()? {
+        while let Some(taken) = passing::take(&mut self.incoming, &mut self.passing)? {
+            let Taken::Message(message) = taken else { continue };
             match message.first() {
                 Some(b'Z') => return Ok(true),
                 Some(b'E') => return Err(Error::Stream(connection::server_error(&message))),

@@ -13,6 +13,7 @@ use tokio::io::{
     AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream, ReadBuf, duplex,
 };
 
+use super::passing::HELD_SIZE_MAX;
 use super::{Error, Frame, READ_BUFFER_SIZE, Slot};
 use crate::lsn::Lsn;
 
@@ -143,7 +144,7 @@ async fn what_came_before_a_broken_connection_is_used_and_the_break_is_told() {
 #[tokio::test]
 async fn a_large_row_gives_its_memory_back() {
     let (mut slot, mut server) = slot();
-    let payload = vec![b'x'; 5 << 20];
+    let payload = vec![b'x'; 1_000_000];
     let bytes = [data(1, &payload), data(2, b"after")].concat();
     let writer = tokio::spawn(async move {
         server.write_all(&bytes).await.unwrap();
@@ -153,8 +154,162 @@ async fn a_large_row_gives_its_memory_back() {
     assert_eq!(slot.next().await.unwrap(), data_frame(2, b"after"));
     // Where a buffer's memory is its own again, it finds room without a new allocation.
     slot.incoming.reserve(READ_BUFFER_SIZE);
-    assert!(slot.incoming.capacity() <= 2 * READ_BUFFER_SIZE, "{}", slot.incoming.capacity());
+    assert!(slot.incoming.capacity() <= 8 * READ_BUFFER_SIZE, "{}", slot.incoming.capacity());
     drop(writer.await.unwrap());
+}
+
+/// The pieces of a payload, put together; how often something was given.
+async fn together(slot: &mut Slot) -> (Vec<u8>, usize) {
+    let (mut whole, mut count) = (Vec::new(), 0);
+    loop {
+        match slot.next().await.unwrap() {
+            Frame::Part { payload, left } => {
+                assert!(!payload.is_empty());
+                whole.extend_from_slice(&payload);
+                count += 1;
+                if left == 0 {
+                    return (whole, count);
+                }
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+/// I6: what is longer than a megabyte is given in pieces, and the buffer stays as it is.
+#[tokio::test]
+async fn a_long_message_is_given_in_pieces_and_never_held() {
+    for size in [HELD_SIZE_MAX, 100 << 20] {
+        let (mut slot, mut server) = slot();
+        let payload: Vec<u8> = (0..=250).cycle().take(size).collect();
+        let bytes = [data(1, b"before"), data(2, &payload), data(3, b"after")].concat();
+        let writer = tokio::spawn(async move {
+            server.write_all(&bytes).await.unwrap();
+            server
+        });
+        assert_eq!(slot.next().await.unwrap(), data_frame(1, b"before"));
+        let (whole, count) = together(&mut slot).await;
+        assert!(whole == payload, "{size}: other bytes");
+        assert!(count > 1);
+        assert!(slot.incoming.capacity() <= 4 * READ_BUFFER_SIZE, "{}", slot.incoming.capacity());
+        assert_eq!(slot.next().await.unwrap(), data_frame(3, b"after"));
+        drop(writer.await.unwrap());
+    }
+}
+
+#[tokio::test]
+async fn a_message_of_a_megabyte_is_held_and_one_byte_more_is_not() {
+    let header = 5 + 25;
+    for (size, is_held) in [(HELD_SIZE_MAX - header, true), (HELD_SIZE_MAX - header + 1, false)] {
+        let (mut slot, mut server) = slot();
+        let bytes = data(1, &vec![b'x'; size]);
+        let writer = tokio::spawn(async move {
+            server.write_all(&bytes).await.unwrap();
+            server
+        });
+        let frame = slot.next().await.unwrap();
+        assert_eq!(matches!(frame, Frame::Data { .. }), is_held, "{size}");
+        drop(writer.await.unwrap());
+    }
+}
+
+#[tokio::test]
+async fn a_long_message_cut_anywhere_in_its_beginning_is_put_together_again() {
+    let payload = vec![b'x'; HELD_SIZE_MAX];
+    let bytes = [data(1, &payload), data(2, b"after")].concat();
+    for cut in 1..40 {
+        let (mut slot, mut server) = slot();
+        server.write_all(&bytes[..cut]).await.unwrap();
+        slot.fill().await.unwrap();
+        let mut size = match slot.buffered().unwrap() {
+            Some(Frame::Part { payload, .. }) => payload.len(),
+            other => {
+                assert_eq!(other, None, "{cut}");
+                0
+            }
+        };
+        assert_eq!(size, cut.saturating_sub(30), "{cut}");
+        let bytes = bytes.clone();
+        let writer = tokio::spawn(async move {
+            server.write_all(&bytes[cut..]).await.unwrap();
+            server
+        });
+        size += together(&mut slot).await.0.len();
+        assert_eq!(size, payload.len(), "{cut}");
+        assert_eq!(slot.next().await.unwrap(), data_frame(2, b"after"));
+        drop(writer.await.unwrap());
+    }
+}
+
+/// Statuses are sent while a long message is read, and its pieces come on.
+#[tokio::test]
+async fn a_long_message_is_read_on_after_next_was_dropped() {
+    let (mut slot, mut server) = slot();
+    let payload = vec![b'x'; 3 << 20];
+    let bytes = data(1, &payload);
+    let writer = tokio::spawn(async move {
+        for piece in bytes.chunks(70_000) {
+            server.write_all(piece).await.unwrap();
+            tokio::task::yield_now().await;
+        }
+        server
+    });
+    let (mut size, mut statuses) = (0, 0);
+    while size < payload.len() {
+        tokio::select! {
+            biased;
+            () = tokio::task::yield_now() => {
+                slot.send_status(false).await.unwrap();
+                statuses += 1;
+            }
+            frame = slot.next() => match frame.unwrap() {
+                Frame::Part { payload, .. } => size += payload.len(),
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+    assert_eq!(size, payload.len());
+    assert!(statuses > 0);
+    drop(writer.await.unwrap());
+}
+
+#[tokio::test]
+async fn an_error_or_a_notice_of_any_length_is_told_by_its_beginning() {
+    let text = "é".repeat(5 << 20);
+    let told = async |bytes: Vec<u8>| {
+        let (mut slot, mut server) = slot();
+        let writer = tokio::spawn(async move { drop(server.write_all(&bytes).await) });
+        let outcome = slot.next().await;
+        assert!(slot.incoming.capacity() <= 4 * READ_BUFFER_SIZE, "{}", slot.incoming.capacity());
+        drop(slot);
+        writer.await.unwrap();
+        outcome
+    };
+    let error = told(error("XX000", &text)).await.unwrap_err();
+    assert_eq!(error.sql_state(), Some("XX000"));
+    assert!(error.to_string().len() < 300_000);
+    let detail = message(b'E', format!("SFATAL\0C57P01\0Mgoing\0D{text}\0\0").as_bytes());
+    let error = told(detail).await.unwrap_err();
+    assert_eq!(error.to_string(), "read replication stream: going (SQLSTATE 57P01)");
+    let skipped = format!("SWARNING\0C55000\0Mskipped\0D{text}\0\0");
+    let error = told(message(b'N', skipped.as_bytes())).await.unwrap_err();
+    assert_eq!(error.sql_state(), Some("55000"));
+    for tag in [b'N', b'S', b'A'] {
+        let quiet = message(tag, format!("SNOTICE\0D{text}\0\0").as_bytes());
+        assert_eq!(told([quiet, data(1, b"x")].concat()).await.unwrap(), data_frame(1, b"x"));
+    }
+}
+
+#[tokio::test]
+async fn what_has_no_reason_to_be_long_is_not_read() {
+    for (tag, body) in [(b'Z', b"w"), (b'C', b"w"), (b'T', b"w"), (b'd', b"k"), (b'd', b"x")] {
+        let mut bytes = vec![tag];
+        bytes.put_u32(1 << 24);
+        bytes.put_slice(body);
+        bytes.put_slice(&[0; 100]);
+        let told = fed(&bytes).await.next().await.unwrap_err();
+        assert!(matches!(told, Error::Malformed(_)), "{tag} {told}");
+    }
 }
 
 #[tokio::test]
@@ -211,7 +366,7 @@ async fn next_can_be_dropped_anywhere_and_loses_nothing() {
                         assert_eq!(wal_start, Lsn(received), "seed {seed}");
                         received += 1;
                     }
-                    Frame::Keepalive { .. } => panic!("none was sent"),
+                    Frame::Keepalive { .. } | Frame::Part { .. } => panic!("none was sent"),
                 }
             }
         }
@@ -277,10 +432,10 @@ async fn an_impossible_length_is_an_error_and_no_memory() {
 async fn an_announced_gigabyte_reserves_nothing_before_it_comes() {
     let (mut slot, mut server) = slot();
     server.write_all(b"d\x40\0\0\0w").await.unwrap();
-    while slot.incoming.len() < 4 * READ_BUFFER_SIZE {
+    for _ in 0..40 {
         slot.fill().await.unwrap();
-        assert_eq!(slot.buffered().unwrap(), None);
-        assert!(slot.incoming.capacity() <= 2 * (slot.incoming.len() + READ_BUFFER_SIZE));
+        drop(slot.buffered().unwrap());
+        assert!(slot.incoming.capacity() <= 4 * READ_BUFFER_SIZE, "{}", slot.incoming.capacity());
         server.write_all(&[0; 100_000]).await.unwrap();
     }
 }

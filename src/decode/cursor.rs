@@ -8,15 +8,25 @@ use crate::lsn::Lsn;
 use super::error::{Error, Fault, undefined};
 use super::tuple::Value;
 
+/// The mark of a column that [`Condenser`](super::Condenser) left out. No server sends it, and it
+/// is believed only in what the condenser wrote.
+pub(super) const LEFT_OUT: u8 = b'-';
+
 /// The part of a payload that is not read yet. All integers are big-endian.
 pub(super) struct Cursor {
     rest: Bytes,
+    is_condensed: bool,
 }
 
 impl Cursor {
     /// A reader at the start of `payload`.
     pub(super) fn new(payload: Bytes) -> Cursor {
-        Cursor { rest: payload }
+        Cursor { rest: payload, is_condensed: false }
+    }
+
+    /// A reader at the start of what a condenser made of a payload: columns may be left out.
+    pub(super) fn condensed(payload: Bytes) -> Cursor {
+        Cursor { rest: payload, is_condensed: true }
     }
 
     /// The next byte, for `field`.
@@ -90,7 +100,11 @@ impl Cursor {
     pub(super) fn columns(&mut self, count: u16, field: &'static str) -> Result<Bytes, Error> {
         let mut rest: &[u8] = &self.rest;
         for column in 1..=usize::from(count) {
-            split_value(&mut rest).map_err(|fault| Error::Column { field, column, fault })?;
+            let value = match split_value(&mut rest) {
+                Ok(Value::LeftOut) if !self.is_condensed => Err(UNDEFINED_MARK),
+                split => split,
+            };
+            value.map_err(|fault| Error::Column { field, column, fault })?;
         }
         let length = self.rest.len().saturating_sub(rest.len());
         Ok(self.rest.split_to(length))
@@ -127,6 +141,8 @@ impl Cursor {
     }
 }
 
+const UNDEFINED_MARK: Fault = Fault::Undefined { defined: "marked `n`, `u`, `t` or `b`" };
+
 /// Takes one column of `TupleData` off the front of `rest`, which is left alone at a fault.
 #[inline]
 pub(super) fn split_value<'a>(rest: &mut &'a [u8]) -> Result<Value<'a>, Fault> {
@@ -136,7 +152,8 @@ pub(super) fn split_value<'a>(rest: &mut &'a [u8]) -> Result<Value<'a>, Fault> {
         b'u' => (Value::Unchanged, after),
         b't' => split_sized(after).map(|(bytes, after)| (Value::Text(bytes), after))?,
         b'b' => split_sized(after).map(|(bytes, after)| (Value::Binary(bytes), after))?,
-        _ => return Err(Fault::Undefined { defined: "marked `n`, `u`, `t` or `b`" }),
+        LEFT_OUT => (Value::LeftOut, after),
+        _ => return Err(UNDEFINED_MARK),
     };
     *rest = after;
     Ok(value)

@@ -11,7 +11,7 @@ use super::{
 /// (<https://www.postgresql.org/docs/current/protocol-logicalrep-message-formats.html>).
 ///
 /// # Panics
-/// With a name that holds a zero byte, or with more columns, relations or content than the
+/// With a name that holds a zero byte, content that was left out, or with more columns, relations or content than the
 /// protocol can count.
 #[must_use]
 pub fn encode(message: &Message) -> Bytes {
@@ -69,8 +69,9 @@ pub fn encode(message: &Message) -> Bytes {
             out.put_slice(&[b'M', u8::from(message.transactional)]);
             out.put_u64(message.lsn.0);
             put_text(&mut out, &message.prefix);
-            put_length(&mut out, message.content.len());
-            out.put_slice(&message.content);
+            let content = message.content.as_ref().expect("no server leaves content out");
+            put_length(&mut out, content.len());
+            out.put_slice(content);
         }
         Message::StreamStart(start) => {
             out.put_u8(b'S');

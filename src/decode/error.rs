@@ -9,6 +9,14 @@ pub enum Error {
         /// The first byte.
         tag: u8,
     },
+    /// The message is longer than any of its kind that a server sends.
+    #[error("decode message `{}`: more than {max} bytes", tag.escape_ascii())]
+    TooLong {
+        /// The first byte.
+        tag: u8,
+        /// What such a message has at most, in bytes.
+        max: usize,
+    },
     /// A field is broken.
     #[error("decode `{field}`: {fault}")]
     Field {
@@ -74,4 +82,9 @@ pub enum Fault {
 /// The error of a `field` whose value must be `defined`.
 pub(super) fn undefined(field: &'static str, defined: &'static str) -> Error {
     Error::Field { field, fault: Fault::Undefined { defined } }
+}
+
+/// The error of a `field` whose last bytes never came.
+pub(super) fn cut(field: &'static str) -> Error {
+    Error::Field { field, fault: Fault::Short { needed: 1, left: 0 } }
 }

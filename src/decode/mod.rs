@@ -1,13 +1,17 @@
 //! pgoutput bytes to [`Message`].
 //!
-//! Takes: the payload of one `XLogData` frame. Gives: one message, its tuples still slices of the
-//! frame, no row copied. Never knows: sockets, transactions, rules. Invariant: never panics, never
+//! Takes: the payload of one `XLogData` frame, whole or, if it is too long for that, in pieces.
+//! Gives: one message, its tuples still slices of the frame, no row copied; of a payload in pieces
+//! without the values that are too large to be kept. Never knows: sockets, transactions, rules. Invariant: never panics, never
 //! reads past the payload; a payload that is too short or too long is an [`Error`]. Follows
 //! <https://www.postgresql.org/docs/current/protocol-logicalrep-message-formats.html>, protocol
 //! versions 1 to 4 without two-phase commits, and uses its names.
 
 #![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
 
+mod condense;
+#[cfg(test)]
+mod condense_tests;
 mod cursor;
 #[cfg(any(test, feature = "failpoints"))]
 mod encode;
@@ -25,6 +29,7 @@ use bytes::Bytes;
 
 use crate::lsn::Lsn;
 
+pub use self::condense::{Condenser, Limits};
 use self::cursor::Cursor;
 #[cfg(any(test, feature = "failpoints"))]
 pub use self::encode::{encode, encode_in_block};
@@ -160,8 +165,8 @@ pub struct LogicalMessage {
     pub lsn: Lsn,
     /// The prefix given by its writer.
     pub prefix: String,
-    /// The content given by its writer.
-    pub content: Bytes,
+    /// The content given by its writer; `None` if it is too large to be kept, see [`Limits`].
+    pub content: Option<Bytes>,
 }
 
 /// Reads one message that stands outside of a block of a streamed transaction, from the payload of
@@ -171,7 +176,10 @@ pub struct LogicalMessage {
 /// Errors when the payload is not exactly one message
 /// (<https://www.postgresql.org/docs/current/protocol-logicalrep-message-formats.html>).
 pub fn decode(payload: Bytes) -> Result<Message, Error> {
-    let mut cursor = Cursor::new(payload);
+    read(Cursor::new(payload))
+}
+
+fn read(mut cursor: Cursor) -> Result<Message, Error> {
     let tag = cursor.u8("Message.tag")?;
     let (message, name) = match tag {
         b'I' | b'U' | b'D' | b'R' | b'Y' | b'T' | b'M' => content(tag, &mut cursor)?,
@@ -192,7 +200,10 @@ pub fn decode(payload: Bytes) -> Result<Message, Error> {
 /// What tells of rows and relations begins there with the id of the transaction or subtransaction
 /// that made the change; it is given beside the message.
 pub fn decode_in_block(payload: Bytes) -> Result<(Option<u32>, Message), Error> {
-    let mut cursor = Cursor::new(payload);
+    read_in_block(Cursor::new(payload))
+}
+
+fn read_in_block(mut cursor: Cursor) -> Result<(Option<u32>, Message), Error> {
     let tag = cursor.u8("Message.tag")?;
     let (xid, (message, name)) = match tag {
         b'I' | b'U' | b'D' | b'R' | b'Y' | b'T' | b'M' => {
@@ -333,7 +344,7 @@ impl LogicalMessage {
         let prefix = cursor.text("LogicalMessage.prefix")?;
         let length = cursor.length32("LogicalMessage.content")?;
         let content = cursor.bytes(length, "LogicalMessage.content")?;
-        Ok(LogicalMessage { transactional, lsn, prefix, content })
+        Ok(LogicalMessage { transactional, lsn, prefix, content: Some(content) })
     }
 }
 
@@ -344,7 +355,7 @@ impl fmt::Debug for LogicalMessage {
             .field("transactional", &self.transactional)
             .field("lsn", &self.lsn)
             .field("prefix", &self.prefix)
-            .field("content", &format_args!("{} bytes", self.content.len()))
+            .field("content", &self.content.as_ref().map(|content| content.len()))
             .finish()
     }
 }

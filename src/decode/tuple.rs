@@ -5,7 +5,7 @@ use std::iter::FusedIterator;
 
 use bytes::{BufMut, Bytes, BytesMut};
 
-use super::cursor::{Cursor, split_value};
+use super::cursor::{Cursor, LEFT_OUT, split_value};
 use super::error::Error;
 
 /// What an UPDATE or DELETE tells of the row before it.
@@ -47,6 +47,9 @@ pub enum Value<'a> {
     Text(&'a [u8]),
     /// `b`: the value in binary form.
     Binary(&'a [u8]),
+    /// A value that was sent and is not kept, because it is large: see
+    /// [`Condenser`](super::Condenser). Nothing of it is known.
+    LeftOut,
 }
 
 /// The values of a [`Tuple`], in the order of its relation's columns.
@@ -72,6 +75,7 @@ impl Tuple {
                 Value::Unchanged => (b'u', None),
                 Value::Text(bytes) => (b't', Some(bytes)),
                 Value::Binary(bytes) => (b'b', Some(bytes)),
+                Value::LeftOut => (LEFT_OUT, None),
             };
             body.put_u8(mark);
             if let Some(bytes) = bytes {
@@ -147,6 +151,7 @@ impl fmt::Debug for Value<'_> {
             Value::Unchanged => formatter.write_str("Unchanged"),
             Value::Text(bytes) => write!(formatter, "Text({} bytes)", bytes.len()),
             Value::Binary(bytes) => write!(formatter, "Binary({} bytes)", bytes.len()),
+            Value::LeftOut => formatter.write_str("LeftOut"),
         }
     }
 }

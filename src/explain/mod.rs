@@ -394,6 +394,7 @@ fn why(reason: WidenReason) -> &'static str {
         WidenReason::LookupNoRow => "a lookup finds no row",
         WidenReason::LookupManyRows => "a lookup finds more than one row",
         WidenReason::LookupFailed => "a lookup fails, or is not answered in time",
+        WidenReason::LargeValue => "a value is large, and is not kept",
     }
 }
 

@@ -56,7 +56,7 @@ fn truncate(relation_ids: &[u32]) -> Message {
 }
 
 fn logical(transactional: bool) -> Message {
-    let (prefix, content) = ("app".to_owned(), "x".into());
+    let (prefix, content) = ("app".to_owned(), Some("x".into()));
     Message::Logical(LogicalMessage { transactional, lsn: Lsn(1), prefix, content })
 }
 

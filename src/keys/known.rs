@@ -124,6 +124,7 @@ fn read_tuple<'a>(tuple: &'a Tuple, slots: &[Slot], out: &mut Vec<Known<'a>>) {
                 Some(Value::Text(b"t")) if slot.is_boolean => Known::Bytes(b"true"),
                 Some(Value::Text(b"f")) if slot.is_boolean => Known::Bytes(b"false"),
                 Some(Value::Text(bytes) | Value::Binary(bytes)) => Known::Bytes(bytes),
+                Some(Value::LeftOut) => Known::Unknown(WidenReason::LargeValue),
                 None => missing,
             };
             next = slot.column.saturating_add(1);

@@ -39,11 +39,13 @@ pub enum WidenReason {
     LookupManyRows,
     /// A lookup failed, or was not answered in time.
     LookupFailed,
+    /// The value is large, and was not kept.
+    LargeValue,
 }
 
 impl WidenReason {
     /// Every reason.
-    pub const ALL: [WidenReason; 11] = [
+    pub const ALL: [WidenReason; 12] = [
         WidenReason::ReplicaIdentity,
         WidenReason::UnchangedToast,
         WidenReason::Truncate,
@@ -55,6 +57,7 @@ impl WidenReason {
         WidenReason::LookupNoRow,
         WidenReason::LookupManyRows,
         WidenReason::LookupFailed,
+        WidenReason::LargeValue,
     ];
 
     /// The label.
@@ -72,6 +75,7 @@ impl WidenReason {
             WidenReason::LookupNoRow => "lookup_no_row",
             WidenReason::LookupManyRows => "lookup_many_rows",
             WidenReason::LookupFailed => "lookup_failed",
+            WidenReason::LargeValue => "large_value",
         }
     }
 }

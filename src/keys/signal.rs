@@ -20,10 +20,6 @@ use crate::decode::LogicalMessage;
 /// as SQL has it, in UTF-8; empty, if the name cannot be said so.
 const REFRESH: &str = "refresh";
 
-/// Longer content is not read, and counts as naming all that its rules cover (I6): a megabyte holds
-/// tens of thousands of keys, and a pattern costs less from there on.
-const CONTENT_BYTES_MAX: usize = 1 << 20;
-
 /// What a logical message was to the rules.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Signal {
@@ -96,8 +92,9 @@ impl Rules {
     /// Adds the keys of a logical message to a set of these rules.
     pub fn signal(&self, message: &LogicalMessage, keys: &mut KeySet) -> Signal {
         let refresh = message.prefix.strip_prefix(OWN_PREFIX) == Some(REFRESH);
+        let content = message.content.as_deref();
         let rules: Vec<&Rule> = if refresh {
-            let view = view_name(&message.content);
+            let view = content.and_then(view_name);
             self.rules.iter().filter(|rule| is_of_view(rule, view.as_ref())).collect()
         } else {
             let source = Source::Message(message.prefix.clone());
@@ -109,18 +106,19 @@ impl Rules {
         if !message.transactional {
             return Signal::Malformed(Malformed::NotTransactional);
         }
-        if refresh || message.content.is_empty() {
-            add_all(&rules, None, keys);
-        } else if message.content.len() > CONTENT_BYTES_MAX {
-            add_all(&rules, Some(WidenReason::Limit), keys);
-        } else {
-            match self.named(&rules, &message.content) {
+        match content {
+            _ if refresh => add_all(&rules, None, keys),
+            Some(b"") => add_all(&rules, None, keys),
+            // It is large, and counts as naming all that its rules cover (I6): a megabyte holds
+            // tens of thousands of keys, and a pattern costs less from there on.
+            None => add_all(&rules, Some(WidenReason::Limit), keys),
+            Some(content) => match self.named(&rules, content) {
                 Ok(named) => {
                     rules.iter().for_each(|rule| keys.count_match(rule.id));
                     named.into_iter().for_each(|one| one.add(keys));
                 }
                 Err(malformed) => return Signal::Malformed(malformed),
-            }
+            },
         }
         if refresh { Signal::Refresh } else { Signal::Message }
     }

@@ -10,6 +10,7 @@ use crate::gather::{Change, Row};
 /// The columns of the table of these tests; `id` is its replica identity.
 const COLUMNS: [&str; 4] = ["id", "name", "club", "Weird Col"];
 const UNCHANGED: Option<&str> = Some("<unchanged>");
+const LEFT_OUT: Option<&str> = Some("<left out>");
 
 /// A row version, its values in the order of [`COLUMNS`].
 type Values<'a> = [Option<&'a str>; 4];
@@ -71,6 +72,7 @@ fn tuple(values: Values<'_>) -> Tuple {
     Tuple::from_values(&values.map(|value| match value {
         None => Value::Null,
         UNCHANGED => Value::Unchanged,
+        LEFT_OUT => Value::LeftOut,
         Some(text) => Value::Text(text.as_bytes()),
     }))
 }
@@ -189,6 +191,27 @@ fn an_unchanged_toast_value_is_the_old_one_if_that_is_known() {
     check(rule(&["k:{new.name}:{id}"]), update(toast), "/k:*:1/ (unchanged_toast 1)");
     let whole = immutable("name", rule(&["k:{name}"]));
     check(whole, update(toast), "/k:*/ (unchanged_toast 1)");
+}
+
+/// I5: it may be anything. What is said to be unchanged is as unknown as the old value is.
+#[test]
+fn a_value_that_was_left_out_widens_and_counts_as_another() {
+    let large: Values<'_> = [Some("1"), LEFT_OUT, Some("B"), Some("x")];
+    let toast: Values<'_> = [Some("1"), UNCHANGED, Some("B"), Some("x")];
+    let full = OldKind::Full;
+    check(rule(&["k:{id}:{name}"]), insert(large), "/k:1:*/ (large_value 1)");
+    check(rule(&["k:{name}"]), update_from(full, OLD, large), "'k:old' /k:*/ (large_value 1)");
+    check(rule(&["k:{name|default:x}"]), delete(OldKind::Full, large), "/k:*/ (large_value 1)");
+    let whole = immutable("name", rule(&["k:{name}"]));
+    check(whole, update_from(full, large, NEW), "'k:new'");
+    for (row, expected) in [
+        (update_from(full, large, large), "'k:1'"),
+        (update_from(full, OLD, large), "'k:1'"),
+        (update_from(full, large, NEW), "'k:1'"),
+        (update_from(full, large, toast), ""),
+    ] {
+        check(changed("name", rule(&["k:{id}"])), row, expected);
+    }
 }
 
 #[test]

@@ -14,7 +14,7 @@ use self::counted::{Arrivals, Counters};
 use crate::capture::{Frame, Slot};
 use crate::channel::{Closed, Receiver, Room, Sender, channel};
 use crate::config::TableName;
-use crate::decode::{LogicalMessage, Message, Relation, decode, decode_in_block};
+use crate::decode::{Condenser, LogicalMessage, Message, Relation, decode, decode_in_block};
 use crate::error::Error;
 use crate::failpoint::{Point, reach};
 use crate::gather::{Gathered, Gatherer, Transaction};
@@ -95,6 +95,8 @@ impl Ends {
 pub struct Stream<'a> {
     slot: Slot,
     gatherer: Gatherer,
+    /// What is read of a payload that comes in pieces.
+    condenser: Option<Condenser>,
     rules: &'a mut Rules,
     /// Keys of the transaction that is being received.
     keys: KeySet,
@@ -130,6 +132,7 @@ impl<'a> Stream<'a> {
         Stream {
             slot,
             gatherer: Gatherer::new(),
+            condenser: None,
             keys: rules.key_set(),
             in_progress: InProgress::new(rules.key_set()),
             rules,
@@ -206,6 +209,7 @@ impl<'a> Stream<'a> {
                     };
                     self.take_message(xid, message, counters)?;
                 }
+                Frame::Part { payload, left } => self.take_part((&payload, left), counters)?,
                 Frame::Keepalive { wal_end, reply_requested, .. } => {
                     self.ledger.keepalive(wal_end);
                     self.reply_due |= reply_requested;
@@ -214,6 +218,23 @@ impl<'a> Stream<'a> {
         }
         self.publish_safe();
         Ok(())
+    }
+
+    /// A piece of a long payload, and how much of it follows.
+    fn take_part(
+        &mut self,
+        (piece, left): (&[u8], usize),
+        counters: &Counters<'_>,
+    ) -> Result<(), Error> {
+        let in_block = self.gatherer.in_block().is_some();
+        self.condenser.get_or_insert_with(|| Condenser::new(in_block)).push(piece);
+        match self.condenser.take_if(|_| left == 0) {
+            Some(condenser) => {
+                let (xid, message) = condenser.finish()?;
+                self.take_message(xid, message, counters)
+            }
+            None => Ok(()),
+        }
     }
 
     /// One message; inside of a block with the id of the transaction or subtransaction that it

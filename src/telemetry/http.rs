@@ -1,5 +1,11 @@
 //! HTTP for machines that watch: `/metrics`, `/healthz`, `/readyz`.
+//!
+//! Whoever reaches the port can open connections and never read. None of that may take what the
+//! sidecar needs for Postgres and Redis: a connection gives one answer and ends, it has
+//! [`CONNECTION_TIMEOUT`] for it, and there are at most [`CONNECTIONS_MAX`] of them. One more than
+//! that ends the oldest, so that whoever asks and reads is answered even then.
 
+use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -12,12 +18,25 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::{AbortHandle, JoinSet};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::Health;
+use crate::retry::Repeats;
 
-/// A client that does not send its request in this time is let go.
-const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+/// A connection that is older than this ends, whether its client has not sent a request or has not
+/// read the answer. Prometheus waits as long for a scrape, unless it is told otherwise.
+const CONNECTION_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Connections at a time, where the process may have at least four times as many descriptors.
+const CONNECTIONS_MAX: usize = 64;
+
+/// A request has a line and some headers; what is longer is answered with 431.
+const REQUEST_BYTES_MAX: usize = 16 * 1024;
+
+/// Pause after the system gave no connection.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Listens at `address`.
 ///
@@ -30,30 +49,76 @@ pub async fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
 
 /// Answers requests until it is dropped.
 pub async fn serve(listener: TcpListener, health: Arc<Health>) {
+    let max = connections_max(descriptors_max());
+    let mut open = Open::default();
+    let mut refusals = Repeats::default();
     loop {
-        let stream = match listener.accept().await {
-            Ok((stream, _peer)) => stream,
+        match listener.accept().await {
+            Ok((stream, _peer)) => {
+                open.leave_at_most(max - 1);
+                open.add(serve_one(stream, Arc::clone(&health)));
+            }
             Err(error) => {
-                // Out of file descriptors, say: the connections that have them will end.
-                tracing::warn!(%error, "accept an HTTP connection");
-                tokio::time::sleep(Duration::from_millis(100)).await;
-                continue;
+                // Out of descriptors, say: ours are the first to be given back.
+                if let Some(unsaid) = refusals.say("accept", Instant::now()) {
+                    tracing::warn!(%error, unsaid, "accept an HTTP connection");
+                }
+                open.leave_at_most(0);
+                sleep(ACCEPT_PAUSE).await;
             }
-        };
-        let health = Arc::clone(&health);
-        tokio::spawn(async move {
-            let service = service_fn(move |request| {
-                let response = answer(&request, &health);
-                async move { Ok::<_, Infallible>(response) }
-            });
-            let connection = http1::Builder::new()
-                .timer(TokioTimer::new())
-                .header_read_timeout(REQUEST_TIMEOUT)
-                .serve_connection(TokioIo::new(stream), service);
-            if let Err(error) = connection.await {
-                tracing::debug!(%error, "an HTTP connection ended early");
-            }
-        });
+        }
+    }
+}
+
+/// How many connections there may be where the process may have so many descriptors: a quarter.
+fn connections_max(descriptors: Option<usize>) -> usize {
+    descriptors.map_or(CONNECTIONS_MAX, |descriptors| CONNECTIONS_MAX.min(descriptors / 4).max(1))
+}
+
+/// How many descriptors the process may have; `None` if that cannot be known, or has no limit.
+fn descriptors_max() -> Option<usize> {
+    let limits = std::fs::read_to_string("/proc/self/limits").ok()?;
+    let line = limits.lines().find_map(|line| line.strip_prefix("Max open files"))?;
+    line.split_whitespace().next()?.parse().ok()
+}
+
+/// Connections, the oldest first. Dropped, they end.
+#[derive(Default)]
+struct Open {
+    tasks: JoinSet<()>,
+    order: VecDeque<AbortHandle>,
+}
+
+impl Open {
+    fn add(&mut self, connection: impl Future<Output = ()> + Send + 'static) {
+        self.order.push_back(self.tasks.spawn(connection));
+    }
+
+    /// Ends the oldest ones until so many are left.
+    fn leave_at_most(&mut self, count: usize) {
+        while self.tasks.try_join_next().is_some() {}
+        self.order.retain(|one| !one.is_finished());
+        while self.order.len() > count {
+            self.order.pop_front().iter().for_each(AbortHandle::abort);
+        }
+    }
+}
+
+async fn serve_one(stream: TcpStream, health: Arc<Health>) {
+    let service = service_fn(move |request| {
+        let response = answer(&request, &health);
+        async move { Ok::<_, Infallible>(response) }
+    });
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(CONNECTION_TIMEOUT)
+        .keep_alive(false)
+        .max_buf_size(REQUEST_BYTES_MAX)
+        .serve_connection(TokioIo::new(stream), service);
+    match timeout(CONNECTION_TIMEOUT, connection).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::debug!(%error, "an HTTP connection ended early"),
+        Err(_elapsed) => tracing::debug!("an HTTP connection took too long"),
     }
 }
 
@@ -85,4 +150,28 @@ fn text(status: StatusCode, body: String) -> Response<Full<Bytes>> {
     let kind = "text/plain; charset=utf-8".parse().expect("a header value");
     response.headers_mut().insert(CONTENT_TYPE, kind);
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{CONNECTIONS_MAX, connections_max, descriptors_max};
+
+    #[test]
+    fn three_of_four_descriptors_are_kept_back() {
+        for (descriptors, connections) in [
+            (None, CONNECTIONS_MAX),
+            (Some(1 << 20), CONNECTIONS_MAX),
+            (Some(256), 64),
+            (Some(64), 16),
+            (Some(3), 1),
+        ] {
+            assert_eq!(connections_max(descriptors), connections, "{descriptors:?}");
+        }
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn the_limit_of_descriptors_is_read() {
+        assert!(descriptors_max().is_some_and(|max| max >= 16));
+    }
 }

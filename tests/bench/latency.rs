@@ -119,7 +119,7 @@ fn spawn_unsafe_client(postgres: String, redis: String) {
                         id += 1;
                         let () = cache.unlink(format!("unsafe:{id}")).await.unwrap();
                     }
-                    Frame::Data { .. } => {}
+                    Frame::Data { .. } | Frame::Part { .. } => {}
                     Frame::Keepalive { .. } => slot.send_status(false).await.unwrap(),
                 }
             }

@@ -169,7 +169,7 @@ async fn a_server_that_dies_or_stops_ends_the_stream_at_once() {
                     slot.confirm(wal_end);
                     drop(slot.send_status(false).await);
                 }
-                Ok(Frame::Data { .. }) => panic!("nothing was written"),
+                Ok(Frame::Data { .. } | Frame::Part { .. }) => panic!("nothing was written"),
                 Err(error) => break error,
             }
         };

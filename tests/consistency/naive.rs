@@ -36,6 +36,7 @@ pub(crate) async fn run() {
     loop {
         let payload = match slot.next().await.unwrap() {
             Frame::Data { payload, .. } => payload,
+            Frame::Part { .. } => panic!("the checker writes no large row"),
             Frame::Keepalive { wal_end, .. } => {
                 if gatherer.in_transaction().is_none() {
                     slot.confirm(wal_end);

@@ -42,6 +42,8 @@ pub(crate) struct Settings {
     pub(crate) rules: String,
     /// Environment variables of the program.
     pub(crate) env: Vec<(String, String)>,
+    /// What `ulimit` is given before `walsweep run`, such as `-n 256`; nothing if empty.
+    pub(crate) ulimit: String,
 }
 
 impl Settings {
@@ -60,6 +62,7 @@ impl Settings {
             sweep: String::new(),
             rules: rules.to_owned(),
             env: Vec::new(),
+            ulimit: String::new(),
         }
     }
 
@@ -130,7 +133,7 @@ impl Sidecar {
     /// Starts `walsweep run`. Its log goes on where the run before it ended.
     pub(crate) fn start(&mut self) {
         assert!(self.running.is_none(), "it runs already");
-        let mut child = self.program(&["run"]).stderr(Stdio::piped()).spawn().unwrap();
+        let mut child = self.limited(&["run"]).stderr(Stdio::piped()).spawn().unwrap();
         let reaper = Reaper::new(child.id(), Signal::Kill, self.folder.path()).unwrap();
         let stderr = child.stderr.take().unwrap();
         let log = Arc::clone(&self.log);
@@ -207,6 +210,11 @@ impl Sidecar {
         }
     }
 
+    /// The port of its pages.
+    pub(crate) fn http_port(&self) -> u16 {
+        self.http_port
+    }
+
     /// The process id of the running program.
     pub(crate) fn id(&self) -> u32 {
         self.running.as_ref().expect("it runs").0.id()
@@ -255,7 +263,21 @@ impl Sidecar {
     }
 
     fn program(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_walsweep"));
+        self.command_of(Command::new(env!("CARGO_BIN_EXE_walsweep")), args)
+    }
+
+    /// The program, with less than this process may have.
+    fn limited(&self, args: &[&str]) -> Command {
+        if self.settings.ulimit.is_empty() {
+            return self.program(args);
+        }
+        let mut shell = Command::new("sh");
+        let script = format!("ulimit {} && exec \"$0\" \"$@\"", self.settings.ulimit);
+        shell.args(["-c", &script, env!("CARGO_BIN_EXE_walsweep")]);
+        self.command_of(shell, args)
+    }
+
+    fn command_of(&self, mut command: Command, args: &[&str]) -> Command {
         command.args(args).arg("--config").arg(self.config_file());
         command.envs(self.settings.env.iter().map(|(name, value)| (name, value)));
         command.stdin(Stdio::null());

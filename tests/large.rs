@@ -1,0 +1,184 @@
+//! Rows and messages of any size: memory stays flat, and what is too large to be kept widens (I5,
+//! I6). Whoever may write a row decides how large it is, and every role may call
+//! `pg_logical_emit_message`.
+
+use crate::support::{Bed, PATIENCE, Settings, Sidecar, eventually};
+
+/// One rule for what is small, one for what may be large, and one that asks whether it changed.
+const RULES: &str = r#"
+[[rule]]
+name = "small"
+table = "public.big"
+keys = ["big:{id}", "name:{name}"]
+
+[[rule]]
+name = "large"
+table = "public.big"
+keys = ["body:{body|sha256:8}:{id}"]
+
+[[rule]]
+name = "changed"
+table = "public.big"
+changed = ["body"]
+operations = ["update"]
+keys = ["changed:{id}"]
+
+[[rule]]
+name = "when"
+table = "public.big"
+operations = ["update"]
+when = "new.body != old.body"
+keys = ["when:{id}"]
+
+[[rule]]
+name = "app"
+message = "app"
+keys = ["app:*"]
+"#;
+
+const KEYS: [&str; 11] = [
+    "big:1",
+    "big:2",
+    "name:one",
+    "name:uno",
+    "body:x:1",
+    "body:x:2",
+    "changed:1",
+    "when:1",
+    "app:1",
+    "app:2",
+    "other",
+];
+
+/// More than this much address space, in KiB, cannot be had: without its limits the program aborts
+/// at one of these rows.
+const ADDRESS_SPACE_KIB: u64 = 160 * 1024;
+
+/// What may be kept of such a row or message for a moment, in KiB: some buffers of a megabyte.
+const GROWTH_KIB: u64 = 8 * 1024;
+
+/// 100 MB.
+const BODY: &str = "repeat('0123456789', 10000000)";
+
+async fn bed() -> (Bed, Sidecar) {
+    let bed = Bed::new(&["logical_decoding_work_mem = 64kB"]).await;
+    bed.sql
+        .run(
+            "create table big (id int primary key, name text, body text, more text);
+             alter table big replica identity full;
+             alter table big alter body set storage external;
+             alter table big alter more set storage external;",
+        )
+        .await;
+    let ulimit = format!("-v {ADDRESS_SPACE_KIB}");
+    let settings = Settings { rules: RULES.to_owned(), ulimit, ..bed.settings() };
+    let sidecar = Sidecar::set_up(settings).await;
+    bed.settled().await;
+    (bed, sidecar)
+}
+
+/// Runs statements, and holds which keys are gone when all of it is confirmed.
+async fn check(bed: &Bed, statements: &str, gone: &[&str]) {
+    bed.fill(&KEYS).await;
+    bed.sql.run(statements).await;
+    bed.settled().await;
+    for key in KEYS {
+        assert_eq!(bed.has(key).await, !gone.contains(&key), "{key} after {statements}");
+    }
+}
+
+/// The largest resident memory that a process ever had, in KiB.
+fn peak(pid: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse().unwrap()
+}
+
+async fn widened(sidecar: &Sidecar, rule: &str, reason: &str) -> f64 {
+    let name = format!("walsweep_widened_total{{rule=\"{rule}\",reason=\"{reason}\"}}");
+    sidecar.metric(&name).await
+}
+
+#[tokio::test]
+async fn rows_of_100_mb_pass_in_little_memory_and_only_what_is_large_widens() {
+    let (bed, sidecar) = bed().await;
+    let before = peak(sidecar.id());
+    let (one, other) = ("body:x:1", "body:x:2");
+    let insert = format!("insert into big values (1, 'one', {BODY}, {BODY})");
+    check(&bed, &insert, &["big:1", "name:one", one]).await;
+    let update = format!("update big set name = 'uno', body = 'x' || {BODY} where id = 1");
+    let all = ["big:1", "name:one", "name:uno", one, "changed:1", "when:1"];
+    check(&bed, &update, &all).await;
+    // The body is not sent again: as unchanged as an old value that is known would be.
+    check(
+        &bed,
+        "update big set name = 'one' where id = 1",
+        &["big:1", "name:one", "name:uno", one, "when:1"],
+    )
+    .await;
+    check(
+        &bed,
+        "update big set body = 'small' where id = 1",
+        &["big:1", "name:one", one, "changed:1", "when:1"],
+    )
+    .await;
+    let many = format!(
+        "begin;
+         insert into big values (2, 'two', {BODY}, null);
+         savepoint undone;
+         update big set name = 'uno' where id = 1;
+         rollback to undone;
+         insert into big select id, 'one', 'x', repeat('x', 1100000) from generate_series(11, 60) id;
+         commit"
+    );
+    check(&bed, &many, &["big:2", "name:one", other]).await;
+    check(&bed, "delete from big where id = 2", &["big:2", other]).await;
+    assert!(widened(&sidecar, "large", "large_value").await >= 6.0);
+    assert!(widened(&sidecar, "small", "large_value").await < 0.5, "its values are small");
+    let growth = peak(sidecar.id()) - before;
+    println!("{growth} KiB more than {before}");
+    assert!(growth < GROWTH_KIB, "{growth} KiB more than {before}");
+    sidecar.assert_quiet(&["watermark_missing"]);
+}
+
+#[tokio::test]
+async fn messages_of_100_mb_pass_in_little_memory() {
+    let (bed, sidecar) = bed().await;
+    let before = peak(sidecar.id());
+    bed.sql.run("create role anybody login").await;
+    let emit = |kind: &str, prefix: &str, content: &str| {
+        format!(
+            "set role anybody; select pg_logical_emit_message({kind}, {prefix}, {content}); reset role"
+        )
+    };
+    check(&bed, &emit("false", "'app'", BODY), &[]).await;
+    check(&bed, &emit("true", "'other'", BODY), &[]).await;
+    check(&bed, &emit("true", BODY, "''"), &[]).await;
+    check(&bed, &emit("true", &format!("'app' || {BODY}"), BODY), &[]).await;
+    check(&bed, &emit("true", "'app'", BODY), &["app:1", "app:2"]).await;
+    let small = r#"'{"keys": ["app:1"]}'"#;
+    check(&bed, &emit("true", "'app'", small), &["app:1"]).await;
+    assert!(widened(&sidecar, "app", "limit").await >= 1.0);
+    let growth = peak(sidecar.id()) - before;
+    println!("{growth} KiB more than {before}");
+    assert!(growth < GROWTH_KIB, "{growth} KiB more than {before}");
+    sidecar.assert_quiet(&["watermark_missing", "a message removes nothing"]);
+}
+
+/// What cannot be taken would be sent again at every start.
+#[tokio::test]
+async fn a_start_under_a_memory_limit_passes_what_waits() {
+    let (bed, mut sidecar) = bed().await;
+    assert_eq!(sidecar.sigterm().await, 0);
+    bed.fill(&KEYS).await;
+    bed.sql.run(&format!("insert into big values (1, 'one', {BODY}, {BODY})")).await;
+    bed.sql.run(&format!("update big set body = 'x' || {BODY}")).await;
+    bed.sql.run(&format!("select pg_logical_emit_message(true, 'app', {BODY})")).await;
+    sidecar.start();
+    sidecar.wait_ready().await;
+    for key in ["big:1", "body:x:1", "app:2"] {
+        eventually(PATIENCE, key, || async { !bed.has(key).await }).await;
+    }
+    bed.settled().await;
+    assert_eq!(sidecar.sigterm().await, 0);
+}
