@@ -1,7 +1,7 @@
 -- What the answers of the query in pg_temp.walsweep_lookup depend on; $1 is the publication.
 -- Privileges: none; the catalogs that it reads are open to all. Versions: 14 to 18.
 -- Rows: oid, schema and name of a table; a reason why answers must not be kept, and whether
--- publishing the table would cure it; the search_path. Reasons come first.
+-- publishing the table would cure it; the role's search_path. Reasons come first.
 -- pg_depend does not tell of what is part of Postgres: now(), random(), pg_class. The parsed query
 -- does, as text (outfuncs.c): nodes are `{NAME :field value …}`, and what users name has its
 -- braces escaped. Only nodes that are known to be harmless pass: what is none, or what another
@@ -100,7 +100,7 @@ select c.oid, n.nspname::text, c.relname::text,
            then format('publication `%s` does not publish every operation', $1)
        end,
        c.oid >= 16384 and c.relkind = 'r' and c.relpersistence = 'p' and published.shown is null,
-       current_setting('search_path')
+       (select reset_val from pg_settings where name = 'search_path')
   from relation
   join pg_class c using (oid)
   join pg_namespace n on n.oid = c.relnamespace

@@ -3,7 +3,18 @@
 -- Privileges: none; the catalogs that it reads are open to all. Versions: 14 to 18.
 -- $1 is the tables' oids. Rows are as those of sql/shape.sql. The text is another one when the
 -- table becomes one of another kind; when a column is altered in any way, also from a type to the
--- same one, which may rewrite every row; and when another table of its name comes into the path.
+-- same one, which may rewrite every row; and when another table of its name comes into the path,
+-- the role's own: it is set for as long as its schemas are listed.
+with role as (
+  select reset_val as path from pg_settings where name = 'search_path'
+), schema as materialized (
+  -- In this order: a CASE evaluates the condition first.
+  select role.path, case when set_config('search_path', role.path, true) is not null
+                         then current_schemas(true) end as names
+    from role
+), own as materialized (
+  select path, names, set_config('search_path', 'pg_catalog, pg_temp', true) from schema
+)
 select null::oid, null::oid,
        concat_ws(' ', 'lookup', c.oid, c.relkind, c.relpersistence, c.relrowsecurity,
                  (select string_agg(concat_ws(' ', i.inhrelid, i.inhparent), ' '

@@ -1,10 +1,5 @@
--- A session for lookups: it cannot write, no statement holds it for long, and it prints values as
--- the session that streams does (src/capture/login.rs), whatever the role's settings are.
+-- A session for lookups: it cannot write, and no statement holds it for long. Values are printed as
+-- the session that streams prints them (sql/session.sql).
 -- Privileges: none. Versions: 14 and later.
 set default_transaction_read_only = on;
-set statement_timeout = '3s';
-set datestyle = 'ISO';
-set intervalstyle = 'postgres';
-set extra_float_digits = 3;
-set timezone = 'UTC';
-set bytea_output = 'hex'
+set statement_timeout = '3s'

@@ -125,7 +125,7 @@ pub async fn check(path: &Path, json: bool) -> Result<(), Failure> {
 async fn check_postgres(config: &Config, rules: &mut Rules) -> Vec<Finding> {
     let sql = match connect_sql(&config.postgres.endpoint, NAME).await {
         Ok(sql) => sql,
-        Err(error) => return vec![Finding::error("postgres_unreachable", error.to_string())],
+        Err(error) => return vec![preflight::unreachable(&error)],
     };
     let unreadable =
         |error: preflight::Error| vec![Finding::error("catalog_unreadable", error.to_string())];

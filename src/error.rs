@@ -208,6 +208,9 @@ impl Error {
             Error::SlotStandby(_) | Error::StandbyBehind(_) => {
                 Some("see that it follows the primary that `postgres.url` names")
             }
+            Error::Sql(postgres::Error::Pooler { .. }) => {
+                Some("let `postgres.url` name the server itself, by its direct address")
+            }
             Error::Capture(error) if error.is_pooler() => Some(
                 "that is a pooler: let `postgres.url` or `postgres.replication_url` name the \
                  server itself",

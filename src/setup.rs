@@ -228,7 +228,8 @@ pub async fn script(config: &Config, rules: &mut Rules, client: &Client) -> Resu
     let database = escape_identifier(&config.postgres.endpoint.database);
     let values = [("role", &*role), ("database", &*database)];
     let head = render(include_str!("../sql/setup/script.sql"), &values);
-    let mut script = format!("{}\n\\set ON_ERROR_STOP on\n", comment(&head));
+    let begin = render(include_str!("../sql/setup/script_begin.sql"), &[]);
+    let mut script = format!("{}\n\\set ON_ERROR_STOP on\n{begin};\n", comment(&head));
     let statements = plan(&findings);
     for statement in &statements {
         script.push_str(&match config.postgres.slot_on {

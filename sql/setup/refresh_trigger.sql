@@ -11,7 +11,7 @@
 begin;
 drop event trigger if exists {trigger};
 drop function if exists public.{trigger}();
-create function public.{trigger}() returns event_trigger
+create function public.{trigger}() returns pg_catalog.event_trigger
 language plpgsql security definer set search_path = pg_catalog, pg_temp
 as $walsweep$
 declare

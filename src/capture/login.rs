@@ -15,30 +15,27 @@ use postgres_protocol::message::frontend;
 use secrecy::ExposeSecret;
 
 use super::connection::{Connection, Reply};
-use crate::postgres::{ChannelBinding, Endpoint, Error, Security, ServerError, open, within};
+use crate::postgres::{ChannelBinding, Endpoint, Error, Security, ServerError, open};
 
-/// Connects and logs in, within `connect_timeout`.
+/// Connects and logs in. Gives the process that is to serve the session, if it was told.
 pub(super) async fn connect(
     endpoint: &Endpoint,
     application_name: &str,
-) -> Result<Connection, Error> {
-    within(endpoint, async {
-        let security = Security::first(endpoint);
-        match log_in(endpoint, security, application_name).await {
-            Err(error) if security.may_go_plain(&error) => {
-                log_in(endpoint, Security::Plain, application_name).await
-            }
-            result => result,
+) -> Result<(Connection, Option<i32>), Error> {
+    let security = Security::first(endpoint);
+    match log_in(endpoint, security, application_name).await {
+        Err(error) if security.may_go_plain(&error) => {
+            log_in(endpoint, Security::Plain, application_name).await
         }
-    })
-    .await
+        result => result,
+    }
 }
 
 async fn log_in(
     endpoint: &Endpoint,
     security: Security,
     application_name: &str,
-) -> Result<Connection, Error> {
+) -> Result<(Connection, Option<i32>), Error> {
     let stream = open(endpoint, security).await?;
     let server_end_point = match endpoint.channel_binding {
         ChannelBinding::Disable => None,
@@ -52,8 +49,8 @@ async fn log_in(
     };
     login.start(application_name).await?;
     login.authenticate().await?;
-    login.wait_until_ready().await?;
-    Ok(login.connection)
+    let backend = login.wait_until_ready().await?;
+    Ok((login.connection, backend))
 }
 
 struct Login<'a> {
@@ -73,20 +70,6 @@ impl<'a> Login<'a> {
             ("replication", "database"),
             ("client_encoding", "UTF8"),
             ("application_name", application_name),
-            // Warnings must come through, whatever the role's own setting: one of them is an error
-            // to us (`skipped_publication`).
-            ("client_min_messages", "warning"),
-            // What a transaction may hold in the server's memory before it is sent while it still
-            // runs; the server's default is 64 MB. Smaller than this, transactions are cut up that
-            // arrive whole in no time; larger, the sender lags behind by as much at the commit.
-            // Keys are made of values as text: the same text whatever the role's settings are. The
-            // first three are what Postgres's own subscriber asks for (libpqwalreceiver.c).
-            (
-                "options",
-                "-c logical_decoding_work_mem=1MB \
-                 -c datestyle=ISO -c intervalstyle=postgres -c extra_float_digits=3 \
-                 -c timezone=UTC -c bytea_output=hex",
-            ),
         ];
         self.send(|out| frontend::startup_message(parameters, out)).await
     }
@@ -164,11 +147,12 @@ impl<'a> Login<'a> {
         Ok(())
     }
 
-    async fn wait_until_ready(&mut self) -> Result<(), Error> {
+    async fn wait_until_ready(&mut self) -> Result<Option<i32>, Error> {
+        let mut backend = None;
         loop {
             match self.receive().await? {
-                Message::ReadyForQuery(_) => return Ok(()),
-                Message::BackendKeyData(_) => {}
+                Message::ReadyForQuery(_) => return Ok(backend),
+                Message::BackendKeyData(body) => backend = Some(body.process_id()),
                 _ => return Err(self.fail("the server does not end the login")),
             }
         }

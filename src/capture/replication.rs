@@ -8,7 +8,7 @@ use postgres_protocol::escape::escape_identifier;
 use super::connection::{Connection, Row};
 use super::{Error, Malformed, Slot, login};
 use crate::lsn::Lsn;
-use crate::postgres::Endpoint;
+use crate::postgres::{BACKEND, Endpoint, begin, within};
 
 /// Which server this is, and how far its log goes: the answer to `IDENTIFY_SYSTEM`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -93,18 +93,47 @@ pub struct Replication {
 }
 
 impl Replication {
-    /// Connects in replication mode and logs in. `application_name` is what `pg_stat_replication`
-    /// shows.
+    /// Connects in replication mode, logs in, and brings the session into the state that
+    /// `sql/session.sql` lists: keys are made of values as text, the same text whatever the role's
+    /// settings are. `application_name` is what `pg_stat_replication` shows.
     ///
     /// # Errors
-    /// See [`postgres::Error`](crate::postgres::Error); the whole attempt is bounded by
-    /// [`Endpoint::connect_timeout`].
+    /// See [`postgres::Error`](crate::postgres::Error), and [`Error::is_pooler`]; the whole attempt
+    /// is bounded by [`Endpoint::connect_timeout`].
     pub async fn connect(
         endpoint: &Endpoint,
         application_name: &str,
     ) -> Result<Replication, Error> {
-        let connection = login::connect(endpoint, application_name).await?;
-        Ok(Replication { connection })
+        within(endpoint, async {
+            let (connection, backend) = login::connect(endpoint, application_name).await?;
+            let mut replication = Replication { connection };
+            replication.begin(backend).await?;
+            Ok(replication)
+        })
+        .await
+    }
+
+    /// Brings the session into its state. A pooler that takes replication commands hands the whole
+    /// session to one process, and is asked which; another one must not lend the changed session to
+    /// the application.
+    async fn begin(&mut self, told: Option<i32>) -> Result<(), Error> {
+        if let Some(backend) = told
+            && self.set_state(backend).await?
+        {
+            return Ok(());
+        }
+        self.identify_system().await?;
+        let backend = column(&self.query_row("ask for the backend", BACKEND).await?, 0)?;
+        if self.set_state(backend).await? {
+            return Ok(());
+        }
+        Err(Malformed("a session that is served by several processes").into())
+    }
+
+    /// Says whether it was this process that answered, and so whether it is done.
+    async fn set_state(&mut self, backend: i32) -> Result<bool, Error> {
+        let row = self.connection.command("set the session's state", &begin(backend)).await?;
+        Ok(row.is_some())
     }
 
     /// `IDENTIFY_SYSTEM`.

@@ -16,7 +16,7 @@ use tokio_postgres::config::{self, SslNegotiation};
 use tokio_rustls::TlsConnector;
 
 use super::stream::{Established, Stream};
-use super::{ChannelBinding, Endpoint, Error, ServerError, SslMode, tls};
+use super::{ChannelBinding, Endpoint, Error, ServerError, SslMode, state, tls};
 
 /// Kernel probes find a peer that vanished without a word, in about half a minute, even while
 /// nobody is waiting for it.
@@ -146,6 +146,16 @@ impl Drop for Driver {
 }
 
 impl Sql {
+    /// Gives the session the role's own view: the search_path and whatever else decides what the
+    /// text of a lookup's query means. From here on only qualified names of ours are safe, also
+    /// those of operators.
+    ///
+    /// # Errors
+    /// The server refused, or the connection is lost.
+    pub async fn act_as_role(&self) -> Result<(), Error> {
+        Ok(self.client.batch_execute(state::AS_ROLE).await?)
+    }
+
     /// Says goodbye to the server, which otherwise logs a lost connection. Takes at most a second.
     pub async fn close(self) {
         let Sql { client, mut driver } = self;
@@ -169,22 +179,38 @@ impl DerefMut for Sql {
     }
 }
 
-/// Opens a session for SQL and logs in. `application_name` is what `pg_stat_activity` shows. Must
-/// be called within a tokio runtime, which runs the session's bytes.
+/// Opens a session for SQL, logs in, and brings the session into the state that `sql/session.sql`
+/// lists, whatever the role's settings are. `application_name` is what `pg_stat_activity` shows.
+/// Must be called within a tokio runtime, which runs the session's bytes.
 ///
 /// # Errors
 /// See [`Error`]; the whole attempt is bounded by [`Endpoint::connect_timeout`].
 pub async fn connect_sql(endpoint: &Endpoint, application_name: &str) -> Result<Sql, Error> {
     within(endpoint, async {
-        let security = Security::first(endpoint);
-        match log_in(endpoint, security, application_name).await {
-            Err(error) if security.may_go_plain(&error) => {
-                log_in(endpoint, Security::Plain, application_name).await
-            }
-            result => result,
+        let sql = log_in_as_can_be(endpoint, application_name).await?;
+        if state::set(&sql, state::told_backend(&sql).await?).await? {
+            return Ok(sql);
+        }
+        // Not the server itself. One session more shows whether each has a backend of its own.
+        let other = log_in_as_can_be(endpoint, application_name).await?;
+        let sole = state::sole_backend(&sql, &other).await?;
+        other.close().await;
+        match sole {
+            Some(backend) if state::set(&sql, backend).await? => Ok(sql),
+            _ => Err(Error::Pooler { address: endpoint.address() }),
         }
     })
     .await
+}
+
+async fn log_in_as_can_be(endpoint: &Endpoint, application_name: &str) -> Result<Sql, Error> {
+    let security = Security::first(endpoint);
+    match log_in(endpoint, security, application_name).await {
+        Err(error) if security.may_go_plain(&error) => {
+            log_in(endpoint, Security::Plain, application_name).await
+        }
+        result => result,
+    }
 }
 
 async fn log_in(

@@ -63,6 +63,16 @@ pub enum Error {
         /// What the server said.
         server: ServerError,
     },
+    /// Between us and the server is a pooler that lends one backend to several sessions. No setting
+    /// was changed: it would have become one of the application's.
+    #[error(
+        "log in to `{address}`: that is a pooler that lends one backend to several sessions: what \
+         was read on one need not hold on another"
+    )]
+    Pooler {
+        /// Where.
+        address: String,
+    },
     /// The server refused a query.
     #[error("query Postgres: {0}")]
     Query(ServerError),
@@ -92,7 +102,10 @@ impl Error {
     #[must_use]
     pub fn is_rejection(&self) -> bool {
         match self {
-            Error::RootCertificates { .. } | Error::Tls { .. } | Error::Login { .. } => true,
+            Error::RootCertificates { .. }
+            | Error::Tls { .. }
+            | Error::Login { .. }
+            | Error::Pooler { .. } => true,
             Error::Refused { server, .. } | Error::Query(server) => server.is_rejection(),
             Error::Connect { .. }
             | Error::Timeout { .. }

@@ -8,6 +8,7 @@
 mod connect;
 mod error;
 mod passfile;
+mod state;
 mod stream;
 mod tls;
 mod url;
@@ -23,6 +24,7 @@ pub(crate) use connect::{Security, open, within};
 pub use connect::{Sql, connect_sql};
 pub use error::{Error, ServerError};
 pub use passfile::PassfileError;
+pub(crate) use state::{AS_ROLE, BACKEND, again, begin};
 pub use stream::Stream;
 pub use url::ParseError;
 

@@ -199,6 +199,6 @@ mod tests {
     fn a_name_never_becomes_syntax() {
         let sql = drop_publication("a\"; {slot} --");
         assert_eq!(sql, "drop publication \"a\"\"; {slot} --\"");
-        assert_eq!(drop_slot("it's"), "select pg_drop_replication_slot('it''s')");
+        assert_eq!(drop_slot("it's"), "select pg_catalog.pg_drop_replication_slot('it''s')");
     }
 }

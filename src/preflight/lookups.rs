@@ -1,5 +1,5 @@
 //! Checks of lookups: each query is prepared and, with NULL for every parameter, run once, in a
-//! transaction that cannot write.
+//! transaction that cannot write, and with the role's own view: what its names mean to the role.
 //!
 //! What that shows: syntax, tables, privileges, the number of parameters, the columns, and whether
 //! the query itself writes or locks. A function that writes only for some rows shows when it is
@@ -10,6 +10,7 @@ use tokio_postgres::{Client, Statement};
 
 use super::{Context, Error, Finding, message, nearest};
 use crate::keys::Lookup;
+use crate::postgres::AS_ROLE;
 use crate::settle::{Param, lookup_statement};
 
 /// SQLSTATE of a write in a transaction that cannot, of a missing privilege, of a timeout
@@ -23,6 +24,7 @@ pub(super) async fn check(context: &Context<'_>, client: &Client) -> Result<Vec<
     let mut findings = Vec::new();
     for lookup in context.rules.lookups() {
         client.batch_execute(include_str!("../../sql/lookup_trial.sql")).await?;
+        client.batch_execute(AS_ROLE).await?;
         let finding = one(context, lookup, client).await;
         client.batch_execute("rollback").await?;
         findings.extend(finding?);

@@ -46,7 +46,7 @@ pub use self::finding::{Finding, Report, Severity};
 pub use self::reads::find as find_reads;
 pub use self::redis::redis;
 pub use self::replicas::replicas;
-pub use self::replication::replication;
+pub use self::replication::{replication, unreachable};
 pub(crate) use self::views::{drop_trigger, trigger_name};
 
 use self::catalog::Catalog;
@@ -95,9 +95,6 @@ pub async fn postgres(
     rules: &mut Rules,
     client: &Client,
 ) -> Result<Vec<Finding>, Error> {
-    if let Some(finding) = replication::shared_backend(config, client).await {
-        return Ok(vec![finding]);
-    }
     let (backend_pid, version) = catalog::server(client).await?;
     if let Some(finding) = server::version(version) {
         return Ok(vec![finding]);

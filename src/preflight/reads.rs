@@ -11,6 +11,7 @@ use tokio_postgres::{Client, Row};
 use super::{Error, Finding, message, render};
 use crate::config::{Config, TableName};
 use crate::keys::{Lookup, LookupId, Reads, Rules};
+use crate::postgres::{AS_ROLE, again};
 
 /// Types with a lower `pg_type.oid` are part of Postgres (`FirstNormalObjectId`, transam.h).
 const FIRST_OWN_TYPE: u32 = 16_384;
@@ -81,6 +82,8 @@ async fn one(
         return Ok(Outcome::Unasked);
     }
     let query = lookup.sql.value.trim().trim_end_matches(';');
+    client.batch_execute(include_str!("../../sql/lookup_analysis.sql")).await?;
+    client.batch_execute(AS_ROLE).await?;
     let Ok(prepared) = client.prepare(query).await else { return Ok(Outcome::Unasked) };
     if let Some(own) = prepared.params().iter().find(|one| one.oid() >= FIRST_OWN_TYPE) {
         let why = format!("it has a parameter of type `{}`, which may be altered", own.name());
@@ -93,6 +96,7 @@ async fn one(
     let params: Vec<String> = params.collect();
     let values = [("params", &*params.join(", ")), ("query", query)];
     client.batch_execute(&render(include_str!("../../sql/lookup_body.sql"), &values)).await?;
+    client.batch_execute(&again()).await?;
     let rows = client.query(include_str!("../../sql/lookup_reads.sql"), &[&publication]).await?;
     conclude(&rows)
 }

@@ -1,11 +1,11 @@
 //! Checks of what stands between walsweep and the primary: poolers, and standbys.
 
-use tokio_postgres::{Client, SimpleQueryMessage};
+use tokio_postgres::Client;
 
 use super::Finding;
 use crate::capture::{Identity, Replication};
 use crate::config::{Config, SlotOn};
-use crate::postgres::connect_sql;
+use crate::postgres;
 
 /// `application_name` of the connections that are made to look.
 const NAME: &str = "walsweep command";
@@ -16,25 +16,15 @@ fn pooler(place: &str, why: &str) -> Finding {
     found.hint(format!("let `{place}` name the server itself, by its direct address"))
 }
 
-/// Whether a pooler lends the backend of the session behind `client` to others: while that session
-/// is idle, a second one is answered by the same backend. Asked without a prepared statement, since
-/// a pooler mixes those of all its clients up. `None` when all is well or nothing can be told.
-pub(super) async fn shared_backend(config: &Config, client: &Client) -> Option<Finding> {
-    let first = backend(client).await?;
-    let other = connect_sql(&config.postgres.endpoint, NAME).await.ok()?;
-    let second = backend(&other).await;
-    other.close().await;
-    let why = "that lends one backend to several sessions: what was read on one need not hold on \
-               another";
-    (second.as_ref() == Some(&first)).then(|| pooler("postgres.url", why))
-}
-
-async fn backend(client: &Client) -> Option<String> {
-    let answer = client.simple_query(include_str!("../../sql/preflight_server.sql")).await.ok()?;
-    answer.iter().find_map(|message| match message {
-        SimpleQueryMessage::Row(row) => row.get(0).map(str::to_owned),
-        _ => None,
-    })
+/// Why there is no session with `postgres.url`: a pooler that was found out, or no answer.
+#[must_use]
+pub fn unreachable(error: &postgres::Error) -> Finding {
+    if let postgres::Error::Pooler { .. } = error {
+        let why = "that lends one backend to several sessions: what was read on one need not hold \
+                   on another";
+        return pooler("postgres.url", why);
+    }
+    Finding::error("postgres_unreachable", error.to_string())
 }
 
 /// Checks that the replication connection reaches the primary behind `client`.

@@ -223,12 +223,13 @@ impl Rows {
             return Err(Lost::OtherServer);
         }
         sql.batch_execute(include_str!("../../sql/read_only.sql")).await?;
-        if let Some(path) = &self.search_path {
-            sql.query(include_str!("../../sql/search_path.sql"), &[path]).await?;
-        }
         let check = sql.batch_execute(include_str!("../../sql/connection_check.sql")).await;
         if let Err(error) = check {
             tracing::debug!(error = %postgres::Error::from(error), "no check of connections");
+        }
+        sql.act_as_role().await?;
+        if let Some(path) = &self.search_path {
+            sql.query(include_str!("../../sql/search_path.sql"), &[path]).await?;
         }
         Ok(Session { sql: Rc::new(sql), statements: vec![None; self.lookups.len()] })
     }

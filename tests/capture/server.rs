@@ -148,7 +148,9 @@ impl Server {
     }
 
     pub(crate) async fn sql(&self) -> Sql {
-        connect_sql(&Endpoint::parse(&self.socket_url()).unwrap(), "test").await.unwrap()
+        let sql = connect_sql(&Endpoint::parse(&self.socket_url()).unwrap(), "test").await.unwrap();
+        sql.act_as_role().await.unwrap();
+        sql
     }
 
     pub(crate) async fn version(&self) -> i32 {

@@ -1,0 +1,4 @@
+-- Opens what is run of the script that walsweep prints: whatever path the session of psql has, no
+-- name in the script means an object that somebody else put there.
+-- Privileges: none. Versions: 14 to 18.
+set search_path = pg_catalog, pg_temp
