@@ -6,13 +6,13 @@
 -- does, as text (outfuncs.c): nodes are `{NAME :field value …}`, and what users name has its
 -- braces escaped. Only nodes that are known to be harmless pass: what is none, or what another
 -- version calls by another name, is a reason.
-with body as (
+with recursive body as (
   select p.oid, p.prosqlbody::text as tree, p.proargtypes
     from pg_proc p
    where p.pronamespace = pg_my_temp_schema() and p.proname = 'walsweep_lookup'
 ), node as (
   select distinct found[1] as name
-    from body, regexp_matches(tree, '[{]([A-Z][A-Z0-9_]*)', 'g') as found
+    from body, regexp_matches(tree, '\u007b([A-Z][A-Z0-9_]*)', 'g') as found
 ), number as (
   select distinct found[1] as field, found[2]::numeric as value
     from body, regexp_matches(tree, ':([a-z_]+) (-?\d+)', 'g') as found
@@ -36,7 +36,11 @@ with body as (
     from pg_depend d
     join body on d.classid = 'pg_proc'::regclass and d.objid = body.oid
    where d.refclassid = 'pg_class'::regclass
-), reason as (
+), publication as (
+  select * from pg_publication where pubname = $1
+), member as (
+  select oid from relation
+), {published}, reason as (
   select 'the server does not tell what it depends on' as why
    where not exists (select from node where name = 'QUERY')
   union all
@@ -92,22 +96,20 @@ select c.oid, n.nspname::text, c.relname::text,
            then format('`%s.%s` is a partition, or inherits', n.nspname, c.relname)
          when c.relrowsecurity
            then format('`%s.%s` has row-level security', n.nspname, c.relname)
-         when published.shown is null
+         when published.oid is null
            then format('`%s.%s` is not published', n.nspname, c.relname)
-         when published.shown ->> 'rowfilter' is not null
+         when not p.puballtables and listed.filter is not null
+                                 and c.oid not in (select oid from in_schemas)
            then format('`%s.%s` is published with a row filter', n.nspname, c.relname)
          when not (p.pubinsert and p.pubupdate and p.pubdelete and p.pubtruncate)
            then format('publication `%s` does not publish every operation', $1)
        end,
-       c.oid >= 16384 and c.relkind = 'r' and c.relpersistence = 'p' and published.shown is null,
+       c.oid >= 16384 and c.relkind = 'r' and c.relpersistence = 'p' and published.oid is null,
        (select reset_val from pg_settings where name = 'search_path')
   from relation
   join pg_class c using (oid)
   join pg_namespace n on n.oid = c.relnamespace
-  left join pg_publication p on p.pubname = $1
-  left join lateral (
-         select to_jsonb(t) as shown
-           from pg_publication_tables t
-          where t.pubname = $1 and t.schemaname = n.nspname and t.tablename = c.relname
-       ) as published on true
+  left join publication p on true
+  left join published on published.oid = c.oid
+  left join listed on listed.oid = c.oid
  order by 4 nulls last, 1

@@ -31,7 +31,14 @@ pub struct ConfigArg {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Remove keys as commits become visible, until told to stop.
-    Run(ConfigArg),
+    Run {
+        /// The configuration.
+        #[command(flatten)]
+        config: ConfigArg,
+        /// Refuse to start if a rule does not fit its table, instead of suspending that rule.
+        #[arg(long)]
+        strict: bool,
+    },
     /// Hold the configuration against the database and Redis; every finding with its cure.
     Check {
         /// The configuration.

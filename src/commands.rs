@@ -1,5 +1,6 @@
 //! What each command does, from configuration to exit status.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::io::{IsTerminal, Write, stderr, stdout};
 use std::path::Path;
@@ -76,7 +77,7 @@ fn print(text: &str) -> Result<(), Failure> {
 /// # Errors
 ///
 /// 78 for the configuration, 1 for what a person has to look at.
-pub async fn run(path: &Path) -> Result<(), Failure> {
+pub async fn run(path: &Path, is_strict: bool) -> Result<(), Failure> {
     let (config, mut rules) = configuration(path)?;
     logging::start(&config.log).map_err(halted)?;
     let metrics = Arc::new(Metrics::new(rules.names()));
@@ -98,6 +99,7 @@ pub async fn run(path: &Path) -> Result<(), Failure> {
         health: &health,
         metrics: &metrics,
         shutdown: &mut shutdown,
+        is_strict,
     };
     let outcome = program.run().await;
     outcome.map_err(|error| halted(&error).with_hint(error.hint()))
@@ -115,10 +117,19 @@ pub async fn check(path: &Path, json: bool) -> Result<(), Failure> {
         redis: check_redis(&config).await,
     };
     print(&format!("{}\n", if json { report.to_json() } else { report.to_string() }))?;
-    if report.has_errors() {
-        return Err(Failure::halted("`walsweep run` would refuse to start".to_owned()));
+    consequence(&report).map_or(Ok(()), |what| Err(Failure::halted(what)))
+}
+
+/// What `run` would do about the errors; `None` if there are none.
+fn consequence(report: &Report) -> Option<String> {
+    if report.findings().any(Finding::stops_everything) {
+        return Some("`walsweep run` would refuse to start".to_owned());
     }
-    Ok(())
+    let rules: BTreeSet<&str> = report.findings().flat_map(Finding::suspends).collect();
+    let rules: Vec<String> = rules.iter().map(|rule| format!("`{rule}`")).collect();
+    let plural = if rules.len() == 1 { "" } else { "s" };
+    let rules = (!rules.is_empty()).then(|| rules.join(", "))?;
+    Some(format!("`walsweep run` would suspend rule{plural} {rules}; with `--strict` it refuses"))
 }
 
 /// A server that cannot be asked is a finding, so that the other one's are still told.

@@ -51,6 +51,9 @@ pub enum Error {
     /// The standby has not replayed what the primary wrote before a slot was to be created.
     #[error("the standby has not replayed in {0} s what the primary had written")]
     StandbyBehind(u64),
+    /// Two SQL connections to one address reached two primaries, or one that began anew between.
+    #[error("`postgres.url` reaches now one primary and now another")]
+    ManyPrimaries,
     /// The two connections do not reach the same server.
     #[error("`postgres.url` reaches {sql}, the replication connection {replication}")]
     TwoServers {
@@ -70,7 +73,8 @@ pub enum Error {
     /// The slot was dropped.
     #[error("the slot is gone")]
     SlotGone,
-    /// A rule's table, its partitions or what is published of it: no longer as it was.
+    /// A rule's table, its partitions or what is published of it: no longer as it was; or other
+    /// rules fit than before.
     #[error("a table of the rules, or what is published of it, was changed")]
     TablesChanged,
     /// The slot keeps more WAL than `postgres.max_retained_wal`; the next session begins with
@@ -160,6 +164,7 @@ impl Error {
             | Error::ManyStandbys
             | Error::SlotStandby(_)
             | Error::StandbyBehind(_)
+            | Error::ManyPrimaries
             | Error::TwoServers { .. }
             | Error::Preflight(_)
             | Error::Sql(_)
@@ -205,6 +210,7 @@ impl Error {
             Error::ManyStandbys => {
                 Some("let `postgres.replication_url` name one standby by an address of its own")
             }
+            Error::ManyPrimaries => Some("let `postgres.url` name one server by its own address"),
             Error::SlotStandby(_) | Error::StandbyBehind(_) => {
                 Some("see that it follows the primary that `postgres.url` names")
             }

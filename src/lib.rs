@@ -77,3 +77,4 @@ pub mod slot_server;
 pub mod stream;
 pub mod telemetry;
 pub mod throwaway;
+pub mod watch;

@@ -23,7 +23,7 @@ fn main() -> ExitCode {
 
 async fn execute(command: Command) -> Result<(), Failure> {
     match command {
-        Command::Run(config) => Box::pin(commands::run(&config.config)).await,
+        Command::Run { config, strict } => Box::pin(commands::run(&config.config, strict)).await,
         Command::Check { config, json } => commands::check(&config.config, json).await,
         Command::Setup { print: true, lease: true, .. } => commands::print_lease(),
         Command::Setup { config, lease: true, .. } => commands::load_lease(&config.config).await,

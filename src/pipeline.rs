@@ -22,7 +22,7 @@ use crate::error::{Error, Verdict};
 use crate::keys::Rules;
 use crate::postgres::{Endpoint, Sql};
 use crate::retry::{Backoff, Stuck};
-use crate::session::{Session, Timing};
+use crate::session::{Session, Timing, gate_is_dead};
 use crate::settle::{
     self, Cache, Gate, Lookups, Probe, Replicas, Rows, SqlProbe, SqlStandby, Standby, Visible,
 };
@@ -49,6 +49,8 @@ pub struct Program<'a> {
     pub metrics: &'a Arc<Metrics>,
     /// The wish to stop.
     pub shutdown: &'a mut Shutdown,
+    /// Whether a rule that does not fit its table keeps everything from running.
+    pub is_strict: bool,
 }
 
 impl Program<'_> {
@@ -77,7 +79,7 @@ impl Program<'_> {
                 opened = Session::open(
                     self.config,
                     self.rules,
-                    self.health,
+                    (self.health, self.is_strict),
                     stuck.must_give_up(),
                     whole,
                 ) => opened,
@@ -130,7 +132,8 @@ impl Program<'_> {
 
     /// Runs one session to its end.
     async fn session(&mut self, session: Session) -> Result<(), Error> {
-        let Session { server, witness, slot, expected, wal_end, broken, timing, tables } = session;
+        let Session { gate, server, witness, slot, .. } = session;
+        let Session { expected, wal_end, broken, timing, watch, .. } = session;
         tracing::info!(
             slot = self.config.postgres.slot,
             from = %expected.lsn,
@@ -158,17 +161,12 @@ impl Program<'_> {
         } else {
             node
         };
-        let probe = SqlProbe::new(Rc::clone(&server.primary)).await?;
+        let probe = SqlProbe::new(Rc::clone(&gate)).await?;
+        let primary = Rc::clone(&server.primary);
         let outside = Outside { slot, witness, probe, standbys, node, lookups };
         let mut health = spawn({
             let (config, metrics) = (self.config.postgres.clone(), Arc::clone(self.metrics));
-            async move {
-                let (watched, shape) = tables;
-                tokio::select! {
-                    error = slot_health::watch(&server, &config, &metrics) => error,
-                    error = watched.watch(&shape, &server.primary) => error,
-                }
-            }
+            async move { slot_health::watch(&server, &config, &metrics).await }
         });
         let watched = (self.health, self.metrics);
         let stages = outside.run((settings, timing), self.rules, watched, self.shutdown);
@@ -176,6 +174,8 @@ impl Program<'_> {
             biased;
             outcome = stages => outcome,
             ended = &mut health.0 => Err(ended.unwrap_or(Error::Stage("slot health"))),
+            error = watch.run(self.config, &primary, self.health) => Err(error),
+            error = gate_is_dead(&gate) => Err(error),
         }
     }
 }

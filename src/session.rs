@@ -3,7 +3,7 @@
 use std::rc::Rc;
 use std::time::Duration;
 
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use tokio_postgres::Client;
 
 use crate::capture::{
@@ -13,17 +13,25 @@ use crate::config::Config;
 use crate::error::Error;
 use crate::keys::Rules;
 use crate::lsn::Lsn;
-use crate::postgres::{Endpoint, connect_sql};
-use crate::preflight;
+use crate::postgres::{Endpoint, Sql, connect_sql};
+use crate::preflight::{self, Finding};
 use crate::settle::SqlStandby;
-use crate::shape::{Shape, Watched};
+use crate::shape::Watched;
 use crate::slot_health::{self, SlotState};
 use crate::slot_server::{SlotServer, Witness};
 use crate::sweep::{Broken, TABLES_MARK, Watermark};
 use crate::telemetry::Health;
+use crate::watch::{Watch, tell_suspended};
 
-/// `application_name` of the SQL connection.
-pub const SQL_NAME: &str = "walsweep";
+/// `application_name` of the gate's connection. Nothing else runs on it: whatever waits for a lock,
+/// or takes long, would hold up removals.
+pub const GATE_NAME: &str = "walsweep";
+
+/// `application_name` of the connection for everything else: checks, the watch, the slot.
+pub const WATCH_NAME: &str = "walsweep watch";
+
+/// How often a dead connection of the gate is looked for while there is nothing to ask it.
+const GATE_INTERVAL: Duration = Duration::from_secs(5);
 
 /// `application_name` of the replication connection.
 const REPLICATION_NAME: &str = "walsweep stream";
@@ -34,7 +42,9 @@ const STEP_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Everything that a session has before the first frame.
 pub struct Session {
-    /// The SQL connections: the gate's, and the one that looks after the slot.
+    /// The gate's connection.
+    pub gate: Rc<Sql>,
+    /// The other SQL connections: to the primary, and the one that looks after the slot.
     pub server: SlotServer,
     /// Who says that what a standby sends is the primary's history.
     pub witness: Option<Witness<SqlStandby>>,
@@ -48,8 +58,8 @@ pub struct Session {
     pub broken: Option<Broken>,
     /// When to speak and when to worry.
     pub timing: Timing,
-    /// The rules' tables, and how they were before everything was checked.
-    pub tables: (Watched, Shape),
+    /// How the rules' tables were, and which rules fitted.
+    pub watch: Watch,
 }
 
 /// How often a status is sent, and how long the server may be silent.
@@ -82,9 +92,10 @@ struct ServerIdentity {
 }
 
 impl Session {
-    /// Connects, checks, and starts streaming from where the slot was confirmed; with
+    /// Connects, checks, suspends the rules that do not fit, and starts streaming from where the slot was confirmed; with
     /// `slot_is_stuck` from a new slot in its place. With `whole` every transaction is sent at its
-    /// commit, also those that outgrow the server's memory.
+    /// commit, also those that outgrow the server's memory. If it `is_strict`, one rule that does
+    /// not fit is refused like everything else.
     ///
     /// # Errors
     ///
@@ -92,22 +103,26 @@ impl Session {
     pub async fn open(
         config: &Config,
         rules: &mut Rules,
-        health: &Health,
+        (health, is_strict): (&Health, bool),
         slot_is_stuck: bool,
         whole: bool,
     ) -> Result<Session, Error> {
-        let sql = Rc::new(connect_sql(&config.postgres.endpoint, SQL_NAME).await?);
+        let sql = Rc::new(connect_sql(&config.postgres.endpoint, WATCH_NAME).await?);
         step(preflight::find_reads(config, rules, &sql)).await?;
-        let tables = Watched::new(rules, &config.postgres.publication);
+        let tables = Watched::new(rules, &config.postgres.publication, &config.postgres.slot);
         // Looked at before they are judged: what changes in between is a change. If that fails, the
         // checks may know why: they find poolers, which spoil every question.
         let shape = step(tables.look(&sql)).await;
         let report = step(preflight::postgres(config, rules, &sql)).await?;
-        if report.iter().any(preflight::Finding::is_error) {
+        let is_refused =
+            |finding: &Finding| finding.stops_everything() || is_strict && finding.is_error();
+        if report.iter().any(is_refused) {
             return Err(Error::Refused(report));
         }
-        let shape = shape?;
+        let watch = Watch::new(tables, shape?, &report, rules);
+        rules.suspend(&tell_suspended(rules, &report, health));
         let primary = step(identify(&sql)).await?;
+        let gate = open_gate(config, &primary).await?;
         let server = SlotServer::reach(&config.postgres, sql).await?;
         let (mut replication, identity) = replicate(config, &primary, &server).await?;
         let watched = (health, slot_is_stuck);
@@ -135,11 +150,33 @@ impl Session {
             timeline: identity.timeline,
             epoch: primary.epoch,
             lsn: state.confirmed_flush_lsn,
-            rules: fingerprint(config, rules, &shape),
+            rules: fingerprint(config, rules, &watch.digest()),
         };
         let patience = server.wal_sender_timeout_ms().unwrap_or(primary.wal_sender_timeout_ms);
-        let (timing, tables) = (Timing::new(patience), (tables, shape));
-        Ok(Session { server, witness, slot, expected, wal_end, broken, timing, tables })
+        let timing = Timing::new(patience);
+        step(server.primary.batch_execute(include_str!("../sql/watch_state.sql"))).await?;
+        Ok(Session { gate, server, witness, slot, expected, wal_end, broken, timing, watch })
+    }
+}
+
+/// The gate's connection, to the primary that was checked.
+async fn open_gate(config: &Config, primary: &ServerIdentity) -> Result<Rc<Sql>, Error> {
+    let gate = connect_sql(&config.postgres.endpoint, GATE_NAME).await?;
+    let found = step(identify(&gate)).await?;
+    let is_same = (&found.system_id, found.timeline) == (&primary.system_id, primary.timeline);
+    if is_same && found.epoch == primary.epoch {
+        return Ok(Rc::new(gate));
+    }
+    Err(Error::ManyPrimaries)
+}
+
+/// Looks for a dead connection of the gate, and says so.
+pub async fn gate_is_dead(gate: &Client) -> Error {
+    loop {
+        sleep(GATE_INTERVAL).await;
+        if let Err(error) = step(gate.batch_execute("")).await {
+            return error;
+        }
     }
 }
 
@@ -178,14 +215,14 @@ impl ServerIdentity {
 }
 
 /// What the promise of a watermark depends on besides history: the rules, which standbys were
-/// waited for, and the rules' tables. A standby that is new in the list may have shown readers what
+/// waited for, and the rules' tables, with which rules fit them. A standby that is new in the list may have shown readers what
 /// is confirmed already.
-fn fingerprint(config: &Config, rules: &Rules, shape: &Shape) -> String {
+fn fingerprint(config: &Config, rules: &Rules, tables: &str) -> String {
     let mut replicas: Vec<String> =
         config.postgres.replicas.iter().map(Endpoint::address).collect();
     replicas.sort_unstable();
     let addresses = replicas.iter().map(|address| format!(" {address}"));
-    let tables = format!("{TABLES_MARK}{}", shape.digest());
+    let tables = format!("{TABLES_MARK}{tables}");
     std::iter::once(rules.fingerprint()).chain(addresses).chain([tables]).collect()
 }
 

@@ -1,98 +1,105 @@
-//! What the stream does not tell of the rules' tables, watched while it runs; and of the tables
-//! that kept answers of lookups depend on.
+//! What the stream does not tell of the rules' tables; and of the tables that kept answers of
+//! lookups depend on.
 //!
 //! A table that is renamed, dropped, made again under its name or taken out of the publication
 //! simply has no changes any more; a partition that is attached or detached brings or takes rows
-//! without any; a column that is added or converted changes what readers see, and no row is sent.
-//! Each ends the session. The next one is refused with a cure if the rules no longer fit, and
-//! sweeps everything otherwise: the shape is part of the watermark, see
-//! [`Watermark::rules`](crate::sweep::Watermark), so that a crash in between forgets nothing.
+//! without any; a column that is added or converted, a label of an enum that is renamed changes what
+//! readers see, and no row is sent. Each changes the shape. It is looked at while the stream runs
+//! ([`watch`](crate::watch)), and is part of the watermark
+//! ([`Watermark::rules`](crate::sweep::Watermark)), so that a crash in between forgets nothing.
 
-use std::collections::BTreeMap;
-use std::time::Duration;
+use std::collections::{BTreeMap, BTreeSet};
 
 use sha2::{Digest, Sha256};
-use tokio::time::{sleep, timeout};
-use tokio_postgres::Client;
+use tokio_postgres::types::ToSql;
+use tokio_postgres::{Client, Row};
 
 use crate::config::TableName;
-use crate::error::Error;
 use crate::keys::Rules;
+use crate::preflight::{self, Misfit};
 
-/// How often it is looked at: within this time a table without changes is noticed.
-const INTERVAL: Duration = Duration::from_secs(2);
-
-/// An answer that takes longer means that the connection is dead.
-const TIMEOUT: Duration = Duration::from_secs(20);
-
-/// The tables that are looked at, and the publication.
+/// The tables and views that are looked at, and the publication.
 #[derive(Clone, Debug)]
 pub struct Watched {
-    schemas: Vec<String>,
-    names: Vec<String>,
+    tables: (Vec<String>, Vec<String>),
+    views: (Vec<String>, Vec<String>),
     publication: String,
+    trigger: String,
     /// The tables that kept answers of lookups depend on, by oid.
     lookups: Vec<u32>,
 }
 
-/// What `sql/shape.sql` gives: a partitioned table, its partition, a text; and whether the
-/// partition began empty.
+/// What `sql/shape.sql` gives: a partitioned table, its partition, a text; and whether what that
+/// tells of began empty.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Shape(BTreeMap<(Option<u32>, Option<u32>, String), bool>);
 
 impl Watched {
-    /// The tables of the rules, and those that kept answers of lookups depend on.
+    /// The tables and views of the rules, and the tables that kept answers of lookups depend on.
     #[must_use]
-    pub fn new(rules: &Rules, publication: &str) -> Watched {
+    pub fn new(rules: &Rules, publication: &str, slot: &str) -> Watched {
         let read = || {
             let reads = rules.lookups().iter().filter_map(|lookup| lookup.reads.as_ref());
             reads.flat_map(|reads| &reads.tables)
         };
-        let mut tables: Vec<&TableName> = rules.tables().collect();
-        for (_, table) in read() {
-            if !tables.contains(&table) {
-                tables.push(table);
-            }
+        let mut tables: BTreeSet<&TableName> = rules.tables().collect();
+        tables.extend(read().map(|(_, table)| table));
+        Watched {
+            tables: owned(tables.into_iter()),
+            views: owned(rules.views()),
+            publication: publication.to_owned(),
+            trigger: preflight::trigger_name(slot),
+            lookups: read().map(|(oid, _)| *oid).collect(),
         }
-        let tables = tables.iter().map(|table| (table.schema.clone(), table.name.clone()));
-        let (schemas, names) = tables.unzip();
-        let lookups = read().map(|(oid, _)| *oid).collect();
-        Watched { schemas, names, publication: publication.to_owned(), lookups }
     }
 
-    /// How they are now.
+    /// How they are now. It locks no table.
     ///
     /// # Errors
     ///
     /// The query's.
     pub async fn look(&self, client: &Client) -> Result<Shape, tokio_postgres::Error> {
-        if is_off() {
-            return Ok(Shape::default());
-        }
-        let query = include_str!("../sql/shape.sql");
-        let Watched { schemas, names, publication, lookups } = self;
-        let mut rows = client.query(query, &[schemas, names, publication]).await?;
-        if !lookups.is_empty() {
-            rows.extend(client.query(include_str!("../sql/lookup_shape.sql"), &[lookups]).await?);
-        }
-        let entry = |row: &tokio_postgres::Row| {
-            Ok(((row.try_get(0)?, row.try_get(1)?, row.try_get(2)?), row.try_get(3)?))
-        };
+        let rows = self.ask(client, &|question| question).await?;
+        let entry =
+            |row: &Row| Ok(((row.try_get(0)?, row.try_get(1)?, row.try_get(2)?), row.try_get(3)?));
         rows.iter().map(entry).collect::<Result<_, _>>().map(Shape)
     }
 
-    /// Looks until they are no longer as they were at `first`, and says so.
-    pub async fn watch(&self, first: &Shape, client: &Client) -> Error {
-        loop {
-            sleep(INTERVAL).await;
-            match timeout(TIMEOUT, self.look(client)).await {
-                Ok(Ok(now)) if now.follows(first) => {}
-                Ok(Ok(_)) => return Error::TablesChanged,
-                Ok(Err(error)) => return error.into(),
-                Err(_) => return Error::Silent(TIMEOUT.as_secs()),
-            }
-        }
+    /// A text that is another one when [`look`](Watched::look) would give another shape; the server
+    /// alone has the trouble of many tables.
+    ///
+    /// # Errors
+    ///
+    /// The query's.
+    pub async fn digest(&self, client: &Client) -> Result<String, tokio_postgres::Error> {
+        let rows = self.ask(client, &|question| preflight::digest_of(&question)).await?;
+        let parts = rows.iter().map(|row| row.try_get::<_, &str>(0));
+        Ok(parts.collect::<Result<Vec<_>, _>>()?.join(" "))
     }
+
+    async fn ask(
+        &self,
+        client: &Client,
+        wrap: &dyn Fn(String) -> String,
+    ) -> Result<Vec<Row>, tokio_postgres::Error> {
+        if is_off() {
+            return Ok(Vec::new());
+        }
+        let Watched { tables, views, publication, trigger, lookups } = self;
+        let values: [&(dyn ToSql + Sync); 6] =
+            [&tables.0, &tables.1, publication, &views.0, &views.1, trigger];
+        let question = preflight::with_published(include_str!("../sql/shape.sql"));
+        let mut rows = client.query(&wrap(question), &values).await?;
+        if !lookups.is_empty() {
+            let question = include_str!("../sql/lookup_shape.sql").to_owned();
+            rows.extend(client.query(&wrap(question), &[lookups]).await?);
+        }
+        Ok(rows)
+    }
+}
+
+fn owned<'a>(tables: impl Iterator<Item = &'a TableName>) -> (Vec<String>, Vec<String>) {
+    tables.map(|table| (table.schema.clone(), table.name.clone())).unzip()
 }
 
 /// The switch with which tests see that a stream is read right, without the sweep that would hide
@@ -102,18 +109,23 @@ fn is_off() -> bool {
 }
 
 impl Shape {
-    /// 16 hex digits that are other for another shape.
+    /// 16 hex digits that are other for another shape, and for other rules that do not fit: those
+    /// are swept when they fit again, also by a walsweep that knows nothing but the watermark.
     #[must_use]
-    pub fn digest(&self) -> String {
+    pub fn digest(&self, misfits: &BTreeSet<Misfit>) -> String {
         let mut sum = Sha256::new();
+        for (rule, code) in misfits {
+            sum.update(format!("misfit {} {rule} {code}\n", rule.len()));
+        }
         for (root, partition, text) in self.0.keys() {
             sum.update(format!("{root:?} {partition:?} {} {text}\n", text.len()));
         }
         sum.finalize().iter().take(8).map(|byte| format!("{byte:02x}")).collect()
     }
 
-    /// Whether nothing else happened since `first` than that empty partitions were made.
-    fn follows(&self, first: &Shape) -> bool {
+    /// Whether nothing else happened since `first` than that empty partitions were made, and labels
+    /// of enums that no row has yet.
+    pub(crate) fn follows(&self, first: &Shape) -> bool {
         first.0.keys().all(|key| self.0.contains_key(key))
             && self.0.iter().all(|(key, is_born_here)| *is_born_here || first.0.contains_key(key))
     }
@@ -121,6 +133,8 @@ impl Shape {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::Shape;
 
     #[test]
@@ -136,7 +150,8 @@ mod tests {
             (shape(&[entry(3, true)]), false),
         ] {
             assert_eq!(now.follows(&first), follows, "{now:?}");
-            assert_eq!(now.digest() == first.digest(), now == first, "{now:?}");
+            let digest = |shape: &Shape| shape.digest(&BTreeSet::new());
+            assert_eq!(digest(&now) == digest(&first), now == first, "{now:?}");
         }
     }
 }

@@ -52,7 +52,7 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 /// Connections to the server that the slot is on, and to the primary.
 #[derive(Clone)]
 pub struct SlotServer {
-    /// The gate's connection, to the primary.
+    /// A connection to the primary, that is not the gate's.
     pub primary: Rc<Sql>,
     /// A connection to the server that the slot is on: the same, or one to the standby.
     pub sql: Rc<Sql>,

@@ -45,6 +45,7 @@ mod tests;
 #[cfg(test)]
 mod when_tests;
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use crate::config::{self, Location, Operations, Problem, Source, TableName};
@@ -179,21 +180,61 @@ impl Rules {
         fresh.into_iter().map(|(rule, fault)| (rule, fault.as_str())).collect()
     }
 
-    /// What in the conditions of a table's rules does not fit the types of its columns; `type_id`
-    /// gives a column's `pg_type.oid`, of a domain that of its base type, `None` for no column.
+    /// What in the conditions of a table's rules does not fit the types of its columns, each with
+    /// the rule's name; `type_id` gives a column's `pg_type.oid`, of a domain that of its base type,
+    /// `None` for no column.
     pub fn condition_misfits(
         &self,
         table: &TableName,
         type_id: &dyn Fn(&str) -> Option<u32>,
-    ) -> Vec<Problem> {
-        let rules = self.rules.iter().filter(|rule| rule.table == *table);
-        let misfits = rules.flat_map(|rule| &rule.when).flat_map(|when| {
-            when.misfits(&|at| {
+    ) -> Vec<(&str, Problem)> {
+        let rules = self.rules.iter().zip(&self.names).filter(|(rule, _)| rule.table == *table);
+        let conditions = rules.filter_map(|(rule, name)| Some((rule.when.as_ref()?, name)));
+        let misfits = conditions.flat_map(|(when, name)| {
+            let misfits = when.misfits(&|at| {
                 let column = when.columns.get(at).and_then(|(_, column)| type_id(column));
                 column.map_or(condition::Kind::Any, condition::kind_of)
-            })
+            });
+            misfits.into_iter().map(move |misfit| (name.as_str(), misfit))
         });
-        misfits.map(|(at, flaw)| compile::problem(&at, flaw.message, &flaw.hint)).collect()
+        misfits
+            .map(|(name, (at, flaw))| (name, compile::problem(&at, flaw.message, &flaw.hint)))
+            .collect()
+    }
+
+    /// Lets no change, refresh or message give keys of the rules of these names; all others do.
+    /// What they have in key sets already stays, and so does their part of
+    /// [`everything`](Rules::everything).
+    pub fn suspend(&mut self, names: &BTreeSet<String>) {
+        let ids = (0..=u16::MAX).map(RuleId).zip(&self.names);
+        let suspended = ids.filter(|(_, name)| names.contains(*name)).map(|(id, _)| id);
+        self.plans.suspend(suspended.collect());
+    }
+
+    /// The names of the rules with a key that names a lookup.
+    pub fn rules_of_lookup(&self, lookup: LookupId) -> impl Iterator<Item = &str> {
+        let uses = move |rule: &Rule| {
+            let templates = rule.templates.iter().filter_map(|key| key.lookup.as_ref());
+            templates.flat_map(|template| &template.lookups).any(|used| used.id == lookup)
+        };
+        let rules = self.rules.iter().zip(&self.names);
+        rules.filter(move |(rule, _)| uses(rule)).map(|(_, name)| name.as_str())
+    }
+
+    /// The same rules once more, for someone who asks about them while they are at work; nothing
+    /// is suspended, and no partition known.
+    #[must_use]
+    pub fn copy(&self) -> Rules {
+        Rules {
+            names: self.names.clone(),
+            rules: self.rules.clone(),
+            templates: Arc::clone(&self.templates),
+            limits: self.limits,
+            plans: Plans::default(),
+            renderer: Renderer::default(),
+            failed: Vec::new(),
+            lookups: self.lookups.clone(),
+        }
     }
 
     /// Every key that any rule could produce: each template with every placeholder a `*` (I7).

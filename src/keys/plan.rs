@@ -1,6 +1,7 @@
 //! Rules resolved against a relation, once per shape of the relation: which columns of a tuple are
 //! needed, and where each placeholder finds its value.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use hashbrown::HashMap;
@@ -22,6 +23,8 @@ pub(super) struct Plans {
     by_relation: HashMap<u32, Plan>,
     /// The tables that a relation is a partition of.
     aliases: HashMap<TableName, Vec<TableName>>,
+    /// The rules that look at nothing for now.
+    suspended: BTreeSet<RuleId>,
 }
 
 /// What the rules want of a relation.
@@ -94,6 +97,17 @@ impl Plans {
         self.by_relation.clear();
     }
 
+    /// Lets these rules look at nothing, and all others at their tables.
+    pub(super) fn suspend(&mut self, rules: BTreeSet<RuleId>) {
+        self.suspended = rules;
+        self.by_relation.clear();
+    }
+
+    /// Whether the rule looks at nothing for now.
+    pub(super) fn is_suspended(&self, rule: RuleId) -> bool {
+        self.suspended.contains(&rule)
+    }
+
     /// The plan for a relation, made anew if its shape is new.
     pub(super) fn get(&mut self, relation: &Arc<Relation>, rules: &[Rule]) -> &Plan {
         let known = self.by_relation.get(&relation.id);
@@ -112,7 +126,9 @@ impl Plans {
         let own = TableName { schema: relation.namespace.clone(), name: relation.name.clone() };
         let roots = self.aliases.get(&own).map_or(&[][..], Vec::as_slice);
         let looks = |rule: &&Rule| {
-            rule.source == Source::Table && (rule.table == own || roots.contains(&rule.table))
+            rule.source == Source::Table
+                && (rule.table == own || roots.contains(&rule.table))
+                && !self.is_suspended(rule.id)
         };
         let rules: Vec<&Rule> = rules.iter().filter(looks).collect();
         let mut slots: Vec<Slot> = Vec::new();

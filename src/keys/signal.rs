@@ -89,16 +89,20 @@ impl Rules {
         rules.map(|rule| &rule.table)
     }
 
+    fn active(&self) -> impl Iterator<Item = &Rule> {
+        self.rules.iter().filter(|rule| !self.plans.is_suspended(rule.id))
+    }
+
     /// Adds the keys of a logical message to a set of these rules.
     pub fn signal(&self, message: &LogicalMessage, keys: &mut KeySet) -> Signal {
         let refresh = message.prefix.strip_prefix(OWN_PREFIX) == Some(REFRESH);
         let content = message.content.as_deref();
         let rules: Vec<&Rule> = if refresh {
             let view = content.and_then(view_name);
-            self.rules.iter().filter(|rule| is_of_view(rule, view.as_ref())).collect()
+            self.active().filter(|rule| is_of_view(rule, view.as_ref())).collect()
         } else {
             let source = Source::Message(message.prefix.clone());
-            self.rules.iter().filter(|rule| rule.source == source).collect()
+            self.active().filter(|rule| rule.source == source).collect()
         };
         if rules.is_empty() {
             return Signal::Other;

@@ -1,10 +1,11 @@
-//! The catalog as the checks see it: one statement, one JSON text.
+//! The catalog as the checks see it: one statement for the server, one for the tables.
 
-use serde::Deserialize;
-use tokio_postgres::Client;
+use serde::{Deserialize, Deserializer};
+use serde_json::{Map, Value};
+use tokio_postgres::{Client, Row};
 
-use super::Error;
-use crate::config::{Config, TableName};
+use super::{Error, render};
+use crate::config::{Config, Postgres, TableName};
 use crate::keys::Rules;
 
 /// The backend that answered, and its `server_version_num`.
@@ -13,7 +14,52 @@ pub(super) async fn server(client: &Client) -> Result<(i32, i32), Error> {
     Ok((row.try_get(0)?, row.try_get(1)?))
 }
 
-/// What `sql/preflight.sql` gives.
+/// A number that is another one when `sql/preflight_tables.sql` has another answer.
+pub(super) async fn digest(
+    config: &Config,
+    rules: &Rules,
+    client: &Client,
+) -> Result<String, tokio_postgres::Error> {
+    let query = digest_of(&tables_query());
+    tables(config, rules, client, &query, false).await?.try_get(0)
+}
+
+async fn tables(
+    config: &Config,
+    rules: &Rules,
+    client: &Client,
+    query: &str,
+    advice: bool,
+) -> Result<Row, tokio_postgres::Error> {
+    let (schemas, names) = names(rules.tables());
+    let Postgres { publication, replication_endpoint, .. } = &config.postgres;
+    let user = &replication_endpoint.user;
+    client.query_one(query, &[&schemas, &names, publication, &advice, user]).await
+}
+
+fn tables_query() -> String {
+    with_published(include_str!("../../sql/preflight_tables.sql"))
+}
+
+/// A question for a number that is another one when `question` has other rows.
+pub(crate) fn digest_of(question: &str) -> String {
+    render(include_str!("../../sql/digest.sql"), &[("question", question)])
+}
+
+/// A question with `sql/published.sql` in it.
+pub(crate) fn with_published(file: &str) -> String {
+    let published = render(include_str!("../../sql/published.sql"), &[]);
+    render(file, &[("published", published.trim())])
+}
+
+/// Schemas and names, as questions take them.
+pub(crate) fn names<'a>(
+    tables: impl Iterator<Item = &'a TableName>,
+) -> (Vec<&'a str>, Vec<&'a str>) {
+    tables.map(|table| (table.schema.as_str(), table.name.as_str())).unzip()
+}
+
+/// What `sql/preflight.sql` and `sql/preflight_tables.sql` give.
 #[derive(Debug, Deserialize)]
 pub(super) struct Catalog {
     pub(super) backend_pid: i32,
@@ -119,7 +165,9 @@ pub(super) struct Table {
     pub(super) is_listed: bool,
     /// The columns that are published; `None` before version 15, which knows no column lists.
     pub(super) published_columns: Option<Vec<String>>,
-    pub(super) row_filter: Option<String>,
+    /// The constants of the row filter, in their order.
+    #[serde(deserialize_with = "constants")]
+    pub(super) row_filter: Option<Vec<String>>,
 }
 
 /// A row of `pg_class`.
@@ -161,20 +209,19 @@ pub(super) struct Name {
 }
 
 impl Catalog {
-    /// Reads it.
+    /// Reads it; `advice` says whether to read what is only there for advice.
     pub(super) async fn read(
         config: &Config,
         rules: &Rules,
         client: &Client,
+        advice: bool,
     ) -> Result<Catalog, Error> {
-        let (schemas, names): (Vec<&str>, Vec<&str>) =
-            rules.tables().map(|table| (table.schema.as_str(), table.name.as_str())).unzip();
-        let postgres = &config.postgres;
-        let (publication, slot) = (&postgres.publication, &postgres.slot);
-        let user = &postgres.replication_endpoint.user;
         let query = include_str!("../../sql/preflight.sql");
-        let row = client.query_one(query, &[&schemas, &names, publication, slot, user]).await?;
-        Ok(serde_json::from_str(row.try_get(0)?)?)
+        let server = client.query_one(query, &[&config.postgres.slot]).await?;
+        let mut parts: Map<String, Value> = serde_json::from_str(server.try_get(0)?)?;
+        let tables = tables(config, rules, client, &tables_query(), advice).await?;
+        parts.extend(serde_json::from_str::<Map<String, Value>>(tables.try_get(0)?)?);
+        Ok(serde_json::from_value(Value::Object(parts))?)
     }
 
     /// The table of that name.
@@ -228,5 +275,47 @@ impl Relation {
     /// Whether there is a replica identity.
     pub(super) fn has_identity(&self) -> bool {
         self.identity == 'f' || !self.identity_columns.is_empty()
+    }
+}
+
+/// The constants of an expression as the catalog has it: the bytes of each stand between brackets,
+/// in decimal, those of a text behind four of its length (`outDatum` of outfuncs.c).
+fn constants<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Vec<String>>, D::Error> {
+    const LENGTH_BYTES: usize = 4;
+    let Some(tree) = Option::<String>::deserialize(from)? else { return Ok(None) };
+    let constant = |part: &str| {
+        let bytes = part.split_once(']')?.0.split_whitespace();
+        // Characters are signed on some machines.
+        let bytes = bytes.map(|byte| byte.parse::<i16>().map(|byte| byte.to_le_bytes()[0]));
+        let bytes = bytes.collect::<Result<Vec<u8>, _>>().ok()?;
+        Some(String::from_utf8_lossy(bytes.get(LENGTH_BYTES..)?).into_owned())
+    };
+    Ok(Some(tree.split('[').skip(1).filter_map(constant).collect()))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde::Deserialize;
+
+    #[derive(Deserialize)]
+    struct Filter(#[serde(deserialize_with = "super::constants")] Option<Vec<String>>);
+
+    #[test]
+    fn the_texts_of_a_stored_expression_are_found() {
+        for (tree, expected) in [
+            ("null", None),
+            (r#""{VAR :varno 1}""#, Some(vec![])),
+            (
+                r#""{CONST :constvalue 6 [ 24 0 0 0 119 58 ]} {CONST :constvalue 4 [ 1 0 0 0 0 0 ]}
+                    {CONST :constvalue 7 [ 28 0 0 0 -61 -92 ]} {CONST :constvalue <>}""#,
+                Some(vec!["w:", "\0\0", "ä"]),
+            ),
+        ] {
+            let tree = tree.replace('\n', " ");
+            let Filter(found) = serde_json::from_str(&tree).unwrap();
+            let expected: Option<Vec<String>> =
+                expected.map(|texts| texts.into_iter().map(str::to_owned).collect());
+            assert_eq!(found, expected, "{tree}");
+        }
     }
 }

@@ -10,8 +10,9 @@ pub(super) fn check(context: &Context<'_>) -> Vec<Finding> {
         let type_id = |name: &str| {
             known.columns.iter().find(|column| column.name == name).map(|column| column.type_id)
         };
-        for problem in context.rules.condition_misfits(table, &type_id) {
+        for (rule, problem) in context.rules.condition_misfits(table, &type_id) {
             let finding = Finding::error("condition_type", problem.message).at(&problem.at);
+            let finding = finding.of_rules([rule]);
             findings.push(problem.hint.into_iter().fold(finding, Finding::hint));
         }
     }

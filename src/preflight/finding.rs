@@ -10,7 +10,7 @@ use crate::config::Location;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Severity {
-    /// The promise would not hold; `run` refuses to start.
+    /// The promise would not hold; `run` suspends the rule, or refuses to start.
     Error,
     /// It holds, at a price.
     Warning,
@@ -30,6 +30,22 @@ impl Severity {
     }
 }
 
+/// What stands still because of a finding that is an error.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(untagged)]
+pub enum Scope {
+    /// All of walsweep.
+    Everything,
+    /// These rules, by name. The others go on.
+    Rules(Vec<String>),
+}
+
+impl Scope {
+    fn is_everything(&self) -> bool {
+        *self == Scope::Everything
+    }
+}
+
 /// One thing that a check found.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Finding {
@@ -37,6 +53,9 @@ pub struct Finding {
     pub severity: Severity,
     /// A name for programs, such as `replica_identity`; it stays the same over versions.
     pub code: &'static str,
+    /// Whether it concerns some rules, and which.
+    #[serde(rename = "rules", skip_serializing_if = "Scope::is_everything")]
+    pub scope: Scope,
     /// The place in the configuration that it is about.
     #[serde(serialize_with = "serialize_location", skip_serializing_if = "Option::is_none")]
     pub at: Option<Location>,
@@ -55,7 +74,8 @@ pub struct Finding {
 
 impl Finding {
     pub(super) fn new(severity: Severity, code: &'static str, message: String) -> Finding {
-        Finding { severity, code, at: None, message, hint: None, price: None, sql: None }
+        let (scope, at, hint, price, sql) = (Scope::Everything, None, None, None, None);
+        Finding { severity, code, scope, at, message, hint, price, sql }
     }
 
     pub(crate) fn error(code: &'static str, message: impl Into<String>) -> Finding {
@@ -68,6 +88,11 @@ impl Finding {
 
     pub(super) fn info(code: &'static str, message: impl Into<String>) -> Finding {
         Finding::new(Severity::Info, code, message.into())
+    }
+
+    /// It concerns these rules alone.
+    pub(super) fn of_rules<S: Into<String>>(self, rules: impl IntoIterator<Item = S>) -> Finding {
+        Finding { scope: Scope::Rules(rules.into_iter().map(Into::into).collect()), ..self }
     }
 
     pub(super) fn at(self, at: &Location) -> Finding {
@@ -86,10 +111,26 @@ impl Finding {
         Finding { sql: Some(sql.into()), ..self }
     }
 
-    /// Whether `run` refuses to start because of it.
+    /// Whether the promise would not hold: `run` suspends the rules that it concerns, and refuses
+    /// to start if it concerns everything.
     #[must_use]
     pub fn is_error(&self) -> bool {
         self.severity == Severity::Error
+    }
+
+    /// Whether `run` refuses to start because of it, whatever the rules.
+    #[must_use]
+    pub fn stops_everything(&self) -> bool {
+        self.is_error() && self.scope.is_everything()
+    }
+
+    /// The rules that are suspended because of it.
+    pub fn suspends(&self) -> impl Iterator<Item = &str> {
+        let rules = match &self.scope {
+            Scope::Rules(rules) if self.is_error() => rules.as_slice(),
+            Scope::Rules(_) | Scope::Everything => &[],
+        };
+        rules.iter().map(String::as_str)
     }
 }
 
@@ -145,7 +186,7 @@ impl Report {
         self.postgres.iter().chain(&self.redis)
     }
 
-    /// Whether `run` refuses to start.
+    /// Whether anything is an error.
     #[must_use]
     pub fn has_errors(&self) -> bool {
         self.findings().any(Finding::is_error)

@@ -27,6 +27,7 @@ pub(super) fn identity(context: &Context<'_>, table: &Table) -> Option<Finding> 
          published without it, the server refuses the application's own UPDATE and DELETE"
     );
     let finding = Finding::error("generated_identity", message);
+    let finding = finding.of_rules(context.rules_of(&shown));
     Some(if left_out.is_virtual {
         finding.hint("it is virtual: take an identity by index, or `immutable` columns")
     } else {

@@ -17,7 +17,8 @@ pub(super) fn check(context: &Context<'_>) -> Vec<Finding> {
     for rule in &context.config.rules {
         let table = context.catalog.table(&rule.table);
         if let Some(table) = table.filter(|table| writes && table.is_publishable()) {
-            findings.extend(no_identity(context, table, rule));
+            let found = no_identity(context, table, rule);
+            findings.extend(found.map(|one| one.of_rules([&rule.name])));
         }
     }
     for column in context.rules.column_uses() {
@@ -26,7 +27,7 @@ pub(super) fn check(context: &Context<'_>) -> Vec<Finding> {
         let is_unknown =
             |table: &&Table| table.is_publishable() && !table.identifies(column.column);
         if let Some(table) = table.filter(is_unknown) {
-            let found = unknown_old(&column);
+            let found = unknown_old(&column).map(|one| one.of_rules([column.rule]));
             let cured = found.map(|one| generated::cured_by_full(context, table, one));
             findings.extend(cured.map(|one| unlimited(context, table, one)));
         }

@@ -4,43 +4,124 @@
 //! What that shows: syntax, tables, privileges, the number of parameters, the columns, and whether
 //! the query itself writes or locks. A function that writes only for some rows shows when it is
 //! called; the session of `run` cannot write either, and the keys are widened.
+//!
+//! To parse a query, the server locks the tables that it names, as for every reader. What somebody
+//! else has locked against readers is not waited for: of such a lookup nothing is known for now.
 
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{Client, Statement};
 
-use super::{Context, Error, Finding, message, nearest};
-use crate::keys::Lookup;
+use super::{Error, Finding, message, nearest, render};
+use crate::config::Config;
+use crate::keys::{Lookup, LookupId, Rules};
 use crate::postgres::AS_ROLE;
 use crate::settle::{Param, lookup_statement};
 
-/// SQLSTATE of a write in a transaction that cannot, of a missing privilege, of a timeout
+/// SQLSTATE of a write in a transaction that cannot, of a missing privilege, of a timeout, of a
+/// lock that was not to be had in time
 /// (<https://www.postgresql.org/docs/current/errcodes-appendix.html>).
 const READ_ONLY: &str = "25006";
 const PRIVILEGE: &str = "42501";
 const CANCELED: &str = "57014";
+pub(super) const LOCKED: &str = "55P03";
 
-/// Lookups that would find nothing.
-pub(super) async fn check(context: &Context<'_>, client: &Client) -> Result<Vec<Finding>, Error> {
-    let mut findings = Vec::new();
-    for lookup in context.rules.lookups() {
-        client.batch_execute(include_str!("../../sql/lookup_trial.sql")).await?;
-        client.batch_execute(AS_ROLE).await?;
-        let finding = one(context, lookup, client).await;
-        client.batch_execute("rollback").await?;
-        findings.extend(finding?);
-    }
-    Ok(findings)
+/// The longest wait for a lock.
+const PATIENCE: &str = "200ms";
+
+/// The same once somebody was in the way: a start must not wait for each of many lookups.
+const SHORT_PATIENCE: &str = "20ms";
+
+/// The code of a finding about a lookup that could not be tried.
+pub const LOOKUP_LOCKED: &str = "lookup_locked";
+
+/// Whether a finding of this code comes of [`trials`].
+#[must_use]
+pub fn is_of_lookup(code: &str) -> bool {
+    code.starts_with("lookup_")
 }
 
-async fn one(
-    context: &Context<'_>,
-    lookup: &Lookup,
-    client: &Client,
-) -> Result<Option<Finding>, Error> {
+/// What is known of a lookup.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Trial {
+    /// It was tried; what is wrong with it.
+    Tried(Option<Finding>),
+    /// It could not be: a finding that says who was in the way.
+    Locked(Finding),
+}
+
+impl Trial {
+    /// What there is to say.
+    pub(super) fn finding(self) -> Option<Finding> {
+        match self {
+            Trial::Tried(finding) => finding,
+            Trial::Locked(finding) => Some(finding),
+        }
+    }
+}
+
+/// What stands before the trial of one lookup or another, in a transaction that is `access`.
+pub(super) fn begin(access: &str, is_impatient: bool) -> String {
+    let patience = if is_impatient { SHORT_PATIENCE } else { PATIENCE };
+    let values = [("access", access), ("patience", patience)];
+    render(include_str!("../../sql/lookup_trial.sql"), &values)
+}
+
+/// Tries every lookup.
+///
+/// # Errors
+///
+/// When the connection fails.
+pub async fn trials(config: &Config, rules: &Rules, client: &Client) -> Result<Vec<Trial>, Error> {
+    let mut trials: Vec<Trial> = Vec::new();
+    for (id, lookup) in (0..=u16::MAX).map(LookupId).zip(rules.lookups()) {
+        let is_impatient = trials.iter().any(|one| matches!(one, Trial::Locked(_)));
+        client.batch_execute(&begin("read only", is_impatient)).await?;
+        client.batch_execute(AS_ROLE).await?;
+        let outcome = one(config, lookup, client).await;
+        client.batch_execute("rollback").await?;
+        let of_rules = |finding: Finding| finding.of_rules(rules.rules_of_lookup(id));
+        trials.push(match outcome {
+            Ok(finding) => Trial::Tried(finding.map(of_rules)),
+            Err(Error::Query(error)) if is_locked(&error) => {
+                Trial::Locked(of_rules(locked(lookup, client).await?))
+            }
+            Err(error) => return Err(error),
+        });
+    }
+    Ok(trials)
+}
+
+/// Whether somebody else's lock was in the way.
+pub(super) fn is_locked(error: &tokio_postgres::Error) -> bool {
+    error.code().is_some_and(|code| code.code() == LOCKED)
+}
+
+async fn locked(lookup: &Lookup, client: &Client) -> Result<Finding, Error> {
+    let holder = client.query_opt(include_str!("../../sql/lock_holders.sql"), &[]).await?;
+    let name = &lookup.name;
+    let who = match holder {
+        None => "somebody had a lock on a table that it reads".to_owned(),
+        Some(row) => {
+            let (pid, program): (Option<i32>, Option<String>) = (row.try_get(0)?, row.try_get(1)?);
+            let table: String = row.try_get(2)?;
+            let program = program.map(|name| format!(" (`{name}`)")).unwrap_or_default();
+            pid.map_or_else(
+                || format!("a prepared transaction has `{table}` locked"),
+                |pid| format!("process {pid}{program} has `{table}` locked, or waits for that"),
+            )
+        }
+    };
+    let text = format!("lookup `{name}` could not be tried: {who}");
+    let finding = Finding::warning(LOOKUP_LOCKED, text).at(&lookup.sql.at);
+    Ok(finding.hint("it is tried again; until it can be asked, its keys are widened"))
+}
+
+async fn one(config: &Config, lookup: &Lookup, client: &Client) -> Result<Option<Finding>, Error> {
     let name = &lookup.name;
     let query = lookup.sql.value.trim().trim_end_matches(';');
     let prepared = match client.prepare(query).await {
         Ok(prepared) => prepared,
+        Err(error) if is_locked(&error) => return Err(error.into()),
         Err(error) => {
             let finding = refused(error, |cause| {
                 let text = format!("lookup `{name}` does not prepare: {cause}");
@@ -53,7 +134,7 @@ async fn one(
     if let Some(finding) = parameters(lookup, &prepared).or_else(|| columns(lookup, &prepared)) {
         return Ok(Some(finding));
     }
-    let role = &context.config.postgres.endpoint.user;
+    let role = &config.postgres.endpoint.user;
     let tried = |cause: &tokio_postgres::error::DbError| {
         let (code, said) = (cause.code().code(), cause.message());
         match code {
@@ -77,7 +158,8 @@ async fn one(
         Err(error) => Err(error),
     };
     let Err(error) = outcome else { return Ok(None) };
-    let Some(cause) = error.as_db_error() else { return Err(error.into()) };
+    let cause = error.as_db_error().filter(|_| !is_locked(&error));
+    let Some(cause) = cause else { return Err(error.into()) };
     Ok(Some(tried(cause).at(&lookup.sql.at)))
 }
 

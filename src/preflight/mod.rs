@@ -7,11 +7,15 @@
 //! day (I5), is an error, and `run` refuses to start; what costs or delays is a warning; what an
 //! operator may want to know is information.
 //!
-//! The catalog is read in one statement (`catalog`), and another one on the standby if the slot is
+//! The catalog is read in two statements (`catalog`), and another one on the standby if the slot is
 //! on one (`slot_standby`); `server`, `slot`, `publication`, `tables`,
 //! `identity`, `partitions` and `condition` conclude from it and ask nothing more. Rules of
 //! materialized views need another one (`views`), `lookups` tries each query, and `reads` asks what
 //! its answers depend on.
+//!
+//! An error is about everything, or about some rules ([`Scope`]): those are suspended, and the
+//! others go on. What is judged of rules before the start is judged again while it runs
+//! ([`misfits`], and see [`watch`](crate::watch)).
 
 mod catalog;
 mod columns;
@@ -36,13 +40,17 @@ mod slot_standby;
 mod tables;
 mod views;
 
+use std::collections::BTreeSet;
+
 use tokio_postgres::Client;
 
-use crate::config::{Config, TableName};
+use crate::config::{Config, Source, TableName};
 use crate::keys::Rules;
 
+pub(crate) use self::catalog::{digest_of, with_published};
 pub(crate) use self::cure::{drop_publication, drop_slot, full_identity_of, render};
-pub use self::finding::{Finding, Report, Severity};
+pub use self::finding::{Finding, Report, Scope, Severity};
+pub use self::lookups::{LOOKUP_LOCKED, Trial, is_of_lookup, trials};
 pub use self::reads::find as find_reads;
 pub use self::redis::redis;
 pub use self::replicas::replicas;
@@ -50,6 +58,18 @@ pub use self::replication::{replication, unreachable};
 pub(crate) use self::views::{drop_trigger, trigger_name};
 
 use self::catalog::Catalog;
+
+/// A rule and the code of an error that concerns it.
+pub type Misfit = (String, &'static str);
+
+/// Which rules do not fit, and why.
+#[must_use]
+pub fn misfits(findings: &[Finding]) -> BTreeSet<Misfit> {
+    let of = |finding: &Finding| {
+        finding.suspends().map(|rule| (rule.to_owned(), finding.code)).collect::<Vec<_>>()
+    };
+    findings.iter().flat_map(of).collect()
+}
 
 /// The first version that publishes parts of tables.
 const VERSION_PARTS: i32 = 150_000;
@@ -84,6 +104,15 @@ struct Context<'a> {
     spreads: Vec<rows::Spread>,
 }
 
+impl Context<'_> {
+    /// The names of the rules of a table.
+    fn rules_of(&self, table: &TableName) -> impl Iterator<Item = &str> {
+        let rules = self.config.rules.iter();
+        let rules = rules.filter(move |rule| rule.source == Source::Table && rule.table == *table);
+        rules.map(|rule| rule.name.as_str())
+    }
+}
+
 /// Checks the database behind `client`, which must be a connection to `config.postgres.endpoint`,
 /// and lets the rules of a partitioned table look at its partitions, too.
 ///
@@ -99,7 +128,7 @@ pub async fn postgres(
     if let Some(finding) = server::version(version) {
         return Ok(vec![finding]);
     }
-    let mut catalog = Catalog::read(config, rules, client).await?;
+    let mut catalog = Catalog::read(config, rules, client, true).await?;
     let mut pids = vec![backend_pid, catalog.backend_pid];
     pids.push(catalog::server(client).await?.0);
     let on_standby = slot_standby::check(&config.postgres, &mut catalog).await?;
@@ -113,13 +142,9 @@ pub async fn postgres(
     findings.extend(on_standby);
     findings.extend(slot::check(&context));
     findings.extend(failover::check(&context));
-    findings.extend(tables::check(&context));
-    findings.extend(publication::check(&context));
-    findings.extend(identity::check(&context));
-    findings.extend(partitions::check(&context));
+    findings.extend(of_tables(&context));
     findings.extend(views::check(config, client).await?);
-    findings.extend(condition::check(&context));
-    findings.extend(lookups::check(&context, client).await?);
+    findings.extend(trials(config, rules, client).await?.into_iter().filter_map(Trial::finding));
     let outcomes = reads::look(config, rules, client).await?;
     findings.extend(reads::findings(rules, &outcomes));
     reads::keep_the_same(rules, outcomes);
@@ -130,6 +155,45 @@ pub async fn postgres(
         }
     }
     Ok(findings)
+}
+
+/// What is judged of tables and publication.
+fn of_tables(context: &Context<'_>) -> Vec<Finding> {
+    let checks =
+        [tables::check, publication::check, identity::check, partitions::check, condition::check];
+    checks.iter().flat_map(|check| check(context)).collect()
+}
+
+/// The same of rules, and of role and settings, while it runs: what may come to be an error. Whether
+/// the server has room for another slot is nothing to one that streams; lookups are tried by
+/// [`trials`].
+///
+/// # Errors
+///
+/// When the catalog cannot be read.
+pub async fn again(config: &Config, rules: &Rules, client: &Client) -> Result<Vec<Finding>, Error> {
+    let catalog = Catalog::read(config, rules, client, false).await?;
+    let (version, spreads) = (catalog.version, Vec::new());
+    let context = Context { config, rules, catalog: &catalog, version, spreads };
+    let mut findings = server::check(&context, &[]);
+    findings.retain(|finding| !server::is_headroom(finding.code));
+    findings.extend(of_tables(&context));
+    findings.extend(views::check(config, client).await?);
+    findings.retain(Finding::is_error);
+    Ok(findings)
+}
+
+/// A number that is another one when [`again`] would see another catalog. It locks no table.
+///
+/// # Errors
+///
+/// The query's.
+pub async fn digest(
+    config: &Config,
+    rules: &Rules,
+    client: &Client,
+) -> Result<String, tokio_postgres::Error> {
+    catalog::digest(config, rules, client).await
 }
 
 /// The candidate that is most like `wanted`, if one is like it at all.

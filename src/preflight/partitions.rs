@@ -15,7 +15,8 @@ pub(super) fn check(context: &Context<'_>) -> Vec<Finding> {
         let table = context.catalog.table(&rule.table);
         if let Some(table) = table.filter(|table| table.is_partitioned()) {
             let found = [mixed_identity(context, table, rule), moved(rule), truncated(rule)];
-            findings.extend(found.into_iter().flatten().map(|one| one.at(&rule.table_at)));
+            let found = found.into_iter().flatten();
+            findings.extend(found.map(|one| one.at(&rule.table_at).of_rules([&rule.name])));
         }
     }
     findings

@@ -26,7 +26,8 @@ pub(super) fn check(context: &Context<'_>) -> Vec<Finding> {
         findings.extend(operations(context, publication, rule));
         if let Some(table) = context.catalog.table(&rule.table) {
             let found = [membership(context, publication, table), column_list(context, table)];
-            findings.extend(found.into_iter().flatten().map(|one| one.at(&rule.table_at)));
+            let found = found.into_iter().flatten();
+            findings.extend(found.map(|one| one.at(&rule.table_at).of_rules([&rule.name])));
         }
     }
     for table in &context.catalog.tables {
@@ -35,7 +36,8 @@ pub(super) fn check(context: &Context<'_>) -> Vec<Finding> {
     }
     for column in context.rules.column_uses() {
         if let Some(table) = context.catalog.table(column.table) {
-            findings.extend(unpublished(context, publication, table, &column));
+            let found = unpublished(context, publication, table, &column);
+            findings.extend(found.map(|one| one.of_rules([column.rule])));
         }
     }
     findings
@@ -108,6 +110,7 @@ fn operations(context: &Context<'_>, publication: &Publication, rule: &Rule) -> 
     let message =
         format!("rule `{}` looks at {missing}, which publication `{name}` leaves out", rule.name);
     let finding = Finding::error("operation_not_published", message).at(&rule.at);
+    let finding = finding.of_rules([&rule.name]);
     Some(finding.sql(cure::set_publish(name, published(context))))
 }
 

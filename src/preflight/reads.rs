@@ -8,7 +8,8 @@
 use postgres_protocol::escape::escape_identifier;
 use tokio_postgres::{Client, Row};
 
-use super::{Error, Finding, message, render};
+use super::catalog::with_published;
+use super::{Error, Finding, lookups, message, render};
 use crate::config::{Config, TableName};
 use crate::keys::{Lookup, LookupId, Reads, Rules};
 use crate::postgres::{AS_ROLE, again};
@@ -60,10 +61,16 @@ pub(super) async fn look(
     rules: &Rules,
     client: &Client,
 ) -> Result<Vec<Outcome>, Error> {
-    let mut outcomes = Vec::new();
+    let (mut outcomes, mut was_locked) = (Vec::new(), false);
     for lookup in rules.lookups() {
+        if lookup.cache == 0 {
+            outcomes.push(Outcome::Unasked);
+            continue;
+        }
+        client.batch_execute(&lookups::begin("read write", was_locked)).await?;
         let outcome = one(lookup, &config.postgres.publication, client).await;
         client.batch_execute("rollback").await?;
+        was_locked |= outcome.as_ref().is_err_and(lookups::is_locked);
         let refused = |error: tokio_postgres::Error| match error.as_db_error() {
             Some(_) => Ok(Outcome::not_kept(message(&error))),
             None => Err(error),
@@ -78,13 +85,13 @@ async fn one(
     publication: &str,
     client: &Client,
 ) -> Result<Outcome, tokio_postgres::Error> {
-    if lookup.cache == 0 {
-        return Ok(Outcome::Unasked);
-    }
     let query = lookup.sql.value.trim().trim_end_matches(';');
-    client.batch_execute(include_str!("../../sql/lookup_analysis.sql")).await?;
     client.batch_execute(AS_ROLE).await?;
-    let Ok(prepared) = client.prepare(query).await else { return Ok(Outcome::Unasked) };
+    let prepared = match client.prepare(query).await {
+        Ok(prepared) => prepared,
+        Err(error) if lookups::is_locked(&error) => return Err(error),
+        Err(_) => return Ok(Outcome::Unasked),
+    };
     if let Some(own) = prepared.params().iter().find(|one| one.oid() >= FIRST_OWN_TYPE) {
         let why = format!("it has a parameter of type `{}`, which may be altered", own.name());
         return Ok(Outcome::not_kept(why));
@@ -97,7 +104,8 @@ async fn one(
     let values = [("params", &*params.join(", ")), ("query", query)];
     client.batch_execute(&render(include_str!("../../sql/lookup_body.sql"), &values)).await?;
     client.batch_execute(&again()).await?;
-    let rows = client.query(include_str!("../../sql/lookup_reads.sql"), &[&publication]).await?;
+    let query = with_published(include_str!("../../sql/lookup_reads.sql"));
+    let rows = client.query(&query, &[&publication]).await?;
     conclude(&rows)
 }
 

@@ -98,10 +98,10 @@ fn fitting(context: &Context<'_>, table: &Table) -> Option<Filter> {
 
 /// The filter that is there.
 pub(super) fn existing(table: &Table) -> Existing<'_> {
-    let Some(filter) = &table.row_filter else { return Existing::None };
+    let Some(constants) = &table.row_filter else { return Existing::None };
     // It stands behind all other constants.
-    let mark = filter.rsplit('\'').find(|text| text.starts_with(MARK));
-    mark.map_or(Existing::Foreign, Existing::Own)
+    let mark = constants.iter().rfind(|text| text.starts_with(MARK));
+    mark.map_or(Existing::Foreign, |mark| Existing::Own(mark))
 }
 
 /// Whether the filter that is there is the one that the rules allow.

@@ -112,6 +112,11 @@ fn asynchronous(scope: &str) -> Finding {
     late.hint("set it to `on` for those who write cached tables")
 }
 
+/// Whether a finding is one of [`headroom`].
+pub(super) fn is_headroom(code: &str) -> bool {
+    matches!(code, "replication_slots_full" | "wal_senders_full")
+}
+
 /// Room for the slot and its sender. A slot that exists needs none, and one that is in use has its
 /// sender, too: that is the one of a walsweep that runs, or ends before this one can start.
 fn headroom(context: &Context<'_>) -> Vec<Finding> {

@@ -10,10 +10,11 @@ pub(super) fn check(context: &Context<'_>) -> Vec<Finding> {
     let mut findings = Vec::new();
     for rule in context.config.rules.iter().filter(|rule| rule.source == Source::Table) {
         match context.catalog.table(&rule.table) {
-            None => findings.push(missing(context, rule)),
+            None => findings.push(missing(context, rule).of_rules([&rule.name])),
             Some(table) => {
                 let found = table.family().filter_map(kind).chain(inherited(table));
-                findings.extend(found.map(|one| one.at(&rule.table_at)));
+                let found = found.map(|one| one.at(&rule.table_at).of_rules([&rule.name]));
+                findings.extend(found);
             }
         }
     }
@@ -77,7 +78,7 @@ fn missing_column(table: &Table, column: &ColumnUse<'_>) -> Option<Finding> {
     }
     let names = table.columns.iter().map(|known| known.name.as_str());
     let message = format!("`{}` has no column `{}`", column.table, column.column);
-    let finding = Finding::error("column_missing", message).at(column.at);
+    let finding = Finding::error("column_missing", message).at(column.at).of_rules([column.rule]);
     Some(match nearest(column.column, names.clone()) {
         Some(like) => finding.hint(format!("did you mean `{like}`")),
         None => {

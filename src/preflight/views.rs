@@ -75,12 +75,14 @@ pub(super) async fn check(config: &Config, client: &Client) -> Result<Vec<Findin
     let (query, slot) = (include_str!("../../sql/preflight_views.sql"), &config.postgres.slot);
     let row = client.query_one(query, &[&schemas, &names, &trigger_name(slot)]).await?;
     let found: Found = serde_json::from_str(row.try_get(0)?)?;
-    let mut findings: Vec<Finding> = rules.iter().filter_map(|rule| view(&found, rule)).collect();
-    findings.extend(trigger(&found, slot).map(|finding| finding.at(&first.table_at)));
+    let of_rule = |rule: &&Rule| Some(view(&found, rule)?.of_rules([&rule.name]));
+    let mut findings: Vec<Finding> = rules.iter().filter_map(of_rule).collect();
+    let of_all = |finding: Finding| finding.of_rules(rules.iter().map(|rule| &rule.name));
+    findings.extend(trigger(&found, slot).map(|finding| of_all(finding).at(&first.table_at)));
     if found.event_triggers.as_deref() == Some("off") {
         let off =
             Finding::error("event_triggers_off", "`event_triggers` is off: no refresh is told");
-        findings.push(off.hint("set `event_triggers = on`"));
+        findings.push(of_all(off).hint("set `event_triggers = on`"));
     }
     Ok(findings)
 }

@@ -107,6 +107,7 @@ pub struct Metrics {
     pub transactions: Counter,
     /// Row changes, refreshed views and messages received.
     pub changes: Family<OperationLabel, Counter>,
+    rules_suspended: Family<RuleLabel, Gauge>,
     rule_matches: Family<RuleLabel, Counter>,
     keys_removed: Family<RuleLabel, Counter>,
     keys_absent: Family<RuleLabel, Counter>,
@@ -208,6 +209,11 @@ impl Metrics {
                 .counter("walsweep_transactions_total", "Committed transactions received"),
             changes: table
                 .family("walsweep_changes_total", "Row changes, refreshes and messages received"),
+            rules_suspended: table.add(
+                "walsweep_rule_suspended",
+                "1 while the rule does not fit its table and removes nothing",
+                Family::default(),
+            ),
             rule_matches: table
                 .family("walsweep_rule_matches_total", "Row changes that a rule matched"),
             keys_removed: table.family("walsweep_keys_removed_total", "Keys removed from Redis"),
@@ -312,6 +318,7 @@ impl Metrics {
             for family in [&self.rule_matches, &self.keys_removed, &self.keys_absent] {
                 family.get_or_create_owned(&label);
             }
+            self.rules_suspended.get_or_create_owned(&label);
         }
         for operation in ["insert", "update", "delete", "truncate", "refresh", "message"] {
             self.changes.get_or_create_owned(&OperationLabel { operation });
@@ -329,6 +336,12 @@ impl Metrics {
 
     fn rule(&self, rule: RuleId) -> RuleLabel {
         RuleLabel { rule: self.rules.get(usize::from(rule.0)).cloned().unwrap_or_default() }
+    }
+
+    /// Shows whether the rule of this name is suspended.
+    pub fn rule_suspended(&self, rule: &str, is_suspended: bool) {
+        let label = RuleLabel { rule: rule.to_owned() };
+        self.rules_suspended.get_or_create(&label).set(i64::from(is_suspended));
     }
 
     /// Counts row changes that `rule` matched.

@@ -1,0 +1,183 @@
+-- What the checks look at of the rules' tables, the publication and the role, as one JSON text:
+-- before the start, and again and again while it runs. The same catalog gives the same text.
+-- Privileges: none; the catalogs that it reads are open to all. Versions: 14 to 18. Columns that
+-- came with a later version are read through to_jsonb, which gives null where there is none. It
+-- takes no lock on any table that it asks about.
+-- $1 and $2 are the schemas and names of the rules' tables, $3 the publication, $4 whether what is
+-- only there for advice is wanted: it changes without any change of a table. $5 is the user of the
+-- replication connection.
+with recursive wanted as (
+  select * from unnest($1::text[], $2::text[]) as wanted (schema, name)
+), found as (
+  select c.oid, c.relkind, n.nspname, c.relname
+    from wanted w
+    join pg_namespace n on n.nspname = w.schema
+    join pg_class c on c.relnamespace = n.oid and c.relname = w.name
+   where c.relkind in ('r', 'p', 'v', 'm', 'f')
+), below as (
+  select oid as parent, oid, relkind from found where relkind = 'p'
+   union
+  select b.parent, c.oid, c.relkind
+    from below b
+    join pg_inherits i on i.inhparent = b.oid
+    join pg_class c on c.oid = i.inhrelid
+), partition as (
+  select parent, oid from below where relkind <> 'p'
+), publication as (
+  select * from pg_publication where pubname = $3
+), member as (
+  select oid from found union select oid from partition
+), {published}, identity as (
+  -- The index that the identity is made of, under the conditions of RelationGetIndexList
+  -- (relcache.c); its INCLUDE columns are not part of it.
+  select c.oid, jsonb_agg(a.attname order by key.position) as columns
+    from member
+    join pg_class c on c.oid = member.oid
+    join pg_index i on i.indrelid = c.oid
+   cross join lateral unnest(i.indkey) with ordinality as key (attnum, position)
+    join pg_attribute a on a.attrelid = c.oid and a.attnum = key.attnum
+   where key.position <= i.indnkeyatts
+     and i.indisvalid and i.indisunique and i.indimmediate and i.indpred is null
+     and case c.relreplident when 'd' then i.indisprimary
+                             when 'i' then i.indisreplident
+                             else false end
+   group by c.oid
+), relation as (
+  select c.oid, jsonb_build_object(
+           'schema', n.nspname,
+           'name', c.relname,
+           'kind', c.relkind,
+           'persistence', c.relpersistence,
+           'identity', c.relreplident,
+           'identity_columns', coalesce(identity.columns, '[]'),
+           'is_published', published.oid is not null) as shown
+    from member
+    join pg_class c on c.oid = member.oid
+    join pg_namespace n on n.oid = c.relnamespace
+    left join identity on identity.oid = c.oid
+    left join published on published.oid = c.oid
+), partitions as (
+  select p.parent, jsonb_agg(leaf.shown order by leaf.oid) as shown
+    from partition p
+    join relation leaf on leaf.oid = p.oid
+   group by p.parent
+), heir as (
+  select oid as parent, oid from found where relkind = 'r'
+   union
+  select h.parent, i.inhrelid
+    from heir h
+    join pg_inherits i on i.inhparent = h.oid
+), foreign_heir as (
+  -- A table that inherits from it, is no partition, and is named by no rule.
+  select h.parent, min(n.nspname || '.' || c.relname) as name
+    from heir h
+    join pg_class c on c.oid = h.oid
+    join pg_namespace n on n.oid = c.relnamespace
+   where c.relpersistence <> 't' and c.oid not in (select oid from found)
+   group by h.parent
+), columns as (
+  select f.oid, jsonb_agg(jsonb_build_object(
+           'name', a.attname,
+           'is_generated', a.attgenerated <> '',
+           'is_virtual', a.attgenerated = 'v',
+           'number', a.attnum,
+           -- Below FirstNormalObjectId (transam.h).
+           'is_builtin', a.atttypid < 16384 and a.attcollation < 16384,
+           -- What the stream says of a domain: the type that it is made of.
+           'type_id', case when t.typtype <> 'd' then t.oid::bigint else (
+                        with recursive base as (
+                          select t.oid, t.typtype, t.typbasetype
+                           union all
+                          select next.oid, next.typtype, next.typbasetype
+                            from base
+                            join pg_type next on next.oid = base.typbasetype
+                           where base.typtype = 'd'
+                        )
+                        select oid::bigint from base where typtype <> 'd') end,
+           'width', case when $4 then (
+                      select s.avg_width
+                        from pg_stats s
+                       where s.schemaname = f.nspname and s.tablename = f.relname
+                         and s.attname = a.attname and not s.inherited) end)
+           order by a.attnum) as shown
+    from found f
+    join pg_attribute a on a.attrelid = f.oid and a.attnum > 0 and not a.attisdropped
+    join pg_type t on t.oid = a.atttypid
+   group by f.oid
+), published_columns as (
+  -- Since version 15. What has no list has all columns, and before 18 a list of all has the
+  -- generated ones, too.
+  select p.oid, jsonb_agg(a.attname order by a.attnum) as names
+    from published p
+    join found f on f.oid = p.oid
+    join pg_attribute a on a.attrelid = p.oid and a.attnum > 0 and not a.attisdropped
+   cross join (select to_jsonb(publication) as shown from publication) as publication
+    left join listed on listed.oid = p.oid
+                    and not (publication.shown ->> 'puballtables')::boolean
+                    and p.oid not in (select oid from in_schemas)
+   where current_setting('server_version_num')::int >= 150000
+     and case when listed.numbers is not null
+                then listed.numbers @> to_jsonb(a.attnum)
+              when publication.shown ? 'pubgencols'
+                then a.attgenerated = ''
+                     or a.attgenerated = 's' and publication.shown ->> 'pubgencols' = 's'
+              else true end
+   group by p.oid
+), tables as (
+  select f.oid, jsonb_build_object(
+           'relation', relation.shown,
+           'columns', coalesce(columns.shown, '[]'),
+           'partitions', coalesce(partitions.shown, '[]'),
+           'heir', foreign_heir.name,
+           'is_inherited', exists (select from pg_inherits i where i.inhparent = f.oid)
+                           or exists (select from pg_inherits i where i.inhrelid = f.oid),
+           -- The partitioned table under whose name this one's changes are published.
+           'published_as', (select n.nspname || '.' || c.relname
+                              from covered
+                              join publication p on p.pubviaroot
+                              join pg_class c on c.oid = covered.top
+                              join pg_namespace n on n.oid = c.relnamespace
+                             where covered.oid = f.oid and covered.top <> f.oid),
+           -- Whether the publication names it or a table that it is a partition of.
+           'is_listed', exists (select
+                                  from lineage l
+                                  join listed on listed.oid = l.ancestor
+                                 where l.oid = f.oid),
+           'published_columns', published_columns.names,
+           -- As the catalog has it: to print it, the server would lock the table.
+           'row_filter', (select listed.filter
+                            from listed
+                            join published on published.oid = listed.oid
+                            join publication p on not p.puballtables
+                           where listed.oid = f.oid
+                             and f.oid not in (select oid from in_schemas))) as shown
+    from found f
+    join relation on relation.oid = f.oid
+    left join columns on columns.oid = f.oid
+    left join partitions on partitions.parent = f.oid
+    left join foreign_heir on foreign_heir.parent = f.oid
+    left join published_columns on published_columns.oid = f.oid
+)
+select jsonb_build_object(
+  'publication', (select to_jsonb(p) from publication p),
+  'role', (select jsonb_build_object(
+                    'name', r.rolname,
+                    'may_replicate', r.rolreplication or r.rolsuper or coalesce(
+                      (select pg_has_role(r.oid, rds.oid, 'member')
+                         from pg_roles rds where rds.rolname = 'rds_replication'), false),
+                    'is_rds', exists (select from pg_roles where rolname = 'rds_replication'))
+             from pg_roles r
+            where r.rolname in ($5, current_user)
+            order by r.rolname = $5 desc
+            limit 1),
+  'tables', (select coalesce(jsonb_agg(tables.shown order by tables.oid), '[]') from tables),
+  'other_tables', (
+    select coalesce(jsonb_agg(jsonb_build_object('schema', other.schema, 'name', other.name)), '[]')
+      from (select n.nspname as schema, c.relname as name
+              from pg_class c
+              join pg_namespace n on n.oid = c.relnamespace
+             where c.relkind in ('r', 'p')
+               and n.nspname <> 'information_schema' and n.nspname not like 'pg\_%'
+               and $4 and (select count(*) from wanted) > (select count(*) from found)
+             limit 10000) other)
+)::text

@@ -1,0 +1,256 @@
+//! The watch while the stream runs: what was judged before the start is judged again.
+//!
+//! Two things end the session, and the next one begins with the checks and sweeps everything: the
+//! rules' tables have another shape ([`shape`](crate::shape)), or other rules fit than before. The
+//! next session suspends the rules that do not fit. So a rule is suspended, and taken up again, in
+//! one way only, at the beginning of a session, and with a sweep.
+//!
+//! No question here locks a table, or waits for one; but lookups, which are tried on a session of
+//! their own and never wait long. What cannot be asked is said, and asked again: a watch that fails
+//! ends nothing, only a dead connection does.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep, timeout};
+use tokio_postgres::Client;
+
+use crate::config::Config;
+use crate::error::Error;
+use crate::keys::{LookupId, Rules};
+use crate::postgres::connect_sql;
+use crate::preflight::{self, Finding, Misfit, Trial};
+use crate::shape::{Shape, Watched};
+use crate::telemetry::{Health, Topic};
+
+/// How often the tables are looked at: within this time a table without changes is noticed.
+const INTERVAL: Duration = Duration::from_secs(2);
+
+/// The part of the time, one in so many, that the server may spend on looks at very many tables.
+const SHARE: u32 = 20;
+
+/// An answer that takes longer means that the connection is dead: the server gives up long before
+/// (`sql/watch_state.sql`).
+const TIMEOUT: Duration = Duration::from_secs(20);
+
+/// How often lookups are tried, and how often while one of them cannot be, or does not work.
+const TRIAL_INTERVALS: (Duration, Duration) = (Duration::from_secs(30), Duration::from_secs(2));
+
+/// `application_name` of the session that tries lookups.
+const TRIAL_NAME: &str = "walsweep trial";
+
+/// What the session began with.
+pub struct Watch {
+    watched: Watched,
+    shape: Shape,
+    misfits: BTreeSet<Misfit>,
+    /// The rules, to be asked while others work with them.
+    rules: Rules,
+    /// Whether a lookup could not be tried.
+    doubts: bool,
+}
+
+/// What a look found before, in short: a question for the whole is needed only if it is another.
+#[derive(Default)]
+struct Known {
+    shape: Option<String>,
+    judged: Option<String>,
+}
+
+impl Watch {
+    /// Watches whether `shape` stays, and what `findings` say of rules.
+    #[must_use]
+    pub fn new(watched: Watched, shape: Shape, findings: &[Finding], rules: &Rules) -> Watch {
+        let doubts = findings.iter().any(|finding| finding.code == preflight::LOOKUP_LOCKED);
+        let misfits = preflight::misfits(findings);
+        Watch { watched, shape, misfits, rules: rules.copy(), doubts }
+    }
+
+    /// A text that is another one when the shape is, or when other rules do not fit.
+    #[must_use]
+    pub fn digest(&self) -> String {
+        self.shape.digest(&self.misfits)
+    }
+
+    /// Looks until something is no longer as it was at the beginning, and says so; tells `health`
+    /// of what it cannot look at, and of what the next session would be refused for.
+    pub async fn run(self, config: &Config, client: &Client, health: &Health) -> Error {
+        let Watch { watched, shape, misfits, rules, doubts } = self;
+        let (of_lookups, of_tables): (BTreeSet<_>, BTreeSet<_>) =
+            misfits.into_iter().partition(|(_, code)| preflight::is_of_lookup(code));
+        let tables = Tables { config, client, health, watched: &watched, rules: &rules };
+        tokio::select! {
+            error = tables.run(shape, &of_tables) => error,
+            error = try_lookups((config, &rules), health, &of_lookups, doubts) => error,
+        }
+    }
+}
+
+/// The watch on tables, publication and role.
+struct Tables<'a> {
+    config: &'a Config,
+    client: &'a Client,
+    health: &'a Health,
+    watched: &'a Watched,
+    rules: &'a Rules,
+}
+
+impl Tables<'_> {
+    async fn run(&self, mut shape: Shape, misfits: &BTreeSet<Misfit>) -> Error {
+        let (mut known, mut pause) = (Known::default(), INTERVAL);
+        loop {
+            sleep(pause).await;
+            let began = Instant::now();
+            match timeout(TIMEOUT, self.look(&mut known, &mut shape, misfits)).await {
+                Ok(Ok(true)) => self.health.over(&Topic::Watch),
+                Ok(Ok(false)) => return Error::TablesChanged,
+                Ok(Err(preflight::Error::Query(error))) if error.as_db_error().is_none() => {
+                    return error.into();
+                }
+                Ok(Err(error)) => {
+                    let text = format!("whether the rules still fit their tables: {error}");
+                    let hint = "it is asked again; what changes meanwhile is noticed then";
+                    self.health.trouble(Topic::Watch, &text, Some(hint));
+                }
+                Err(_elapsed) => return Error::Silent(TIMEOUT.as_secs()),
+            }
+            pause = INTERVAL.max(began.elapsed() * SHARE);
+        }
+    }
+
+    /// Whether all is as it was. A short answer that is asked for before the whole one can never
+    /// pass for a later state.
+    async fn look(
+        &self,
+        known: &mut Known,
+        shape: &mut Shape,
+        misfits: &BTreeSet<Misfit>,
+    ) -> Result<bool, preflight::Error> {
+        let short = self.watched.digest(self.client).await?;
+        if known.shape.as_ref() != Some(&short) {
+            let now = self.watched.look(self.client).await?;
+            if !now.follows(shape) {
+                return Ok(false);
+            }
+            (known.shape, *shape) = (Some(short), now);
+        }
+        let short = preflight::digest(self.config, self.rules, self.client).await?;
+        if known.judged.as_ref() != Some(&short) {
+            let findings = preflight::again(self.config, self.rules, self.client).await?;
+            if preflight::misfits(&findings) != *misfits {
+                return Ok(false);
+            }
+            self.tell(&findings);
+            known.judged = Some(short);
+        }
+        Ok(true)
+    }
+
+    /// What stands against a session, and does not end this one.
+    fn tell(&self, findings: &[Finding]) {
+        match findings.iter().find(|finding| finding.stops_everything()) {
+            Some(finding) => {
+                let text = format!("the next session would be refused: {}", finding.message);
+                self.health.trouble(Topic::Session, &text, cure(finding).as_deref());
+            }
+            None => self.health.over(&Topic::Session),
+        }
+    }
+}
+
+/// Tries the lookups until other rules fit than before.
+async fn try_lookups(
+    (config, rules): (&Config, &Rules),
+    health: &Health,
+    misfits: &BTreeSet<Misfit>,
+    mut doubts: bool,
+) -> Error {
+    if rules.lookups().is_empty() {
+        return std::future::pending().await;
+    }
+    let mut pause = if doubts { Duration::ZERO } else { TRIAL_INTERVALS.0 };
+    loop {
+        sleep(pause).await;
+        match timeout(TIMEOUT, trials(config, rules)).await {
+            Ok(Ok(trials)) => {
+                doubts = tell_doubts(rules, &trials, health);
+                if found(rules, &trials, misfits) != *misfits {
+                    return Error::TablesChanged;
+                }
+            }
+            // Those that need rows find out for themselves, and widen.
+            Ok(Err(error)) => tracing::debug!(%error, "lookups were not tried"),
+            Err(_elapsed) => tracing::debug!("lookups were not tried in time"),
+        }
+        let is_unwell = doubts || !misfits.is_empty();
+        pause = if is_unwell { TRIAL_INTERVALS.1 } else { TRIAL_INTERVALS.0 };
+    }
+}
+
+/// A session of its own: a trial is a transaction, and sees the role's own settings.
+async fn trials(config: &Config, rules: &Rules) -> Result<Vec<Trial>, Error> {
+    let sql = connect_sql(&config.postgres.endpoint, TRIAL_NAME).await?;
+    let trials = preflight::trials(config, rules, &sql).await?;
+    sql.close().await;
+    Ok(trials)
+}
+
+/// Says which lookups could not be tried; whether there are any.
+fn tell_doubts(rules: &Rules, trials: &[Trial], health: &Health) -> bool {
+    let mut doubts = false;
+    for (lookup, trial) in rules.lookups().iter().zip(trials) {
+        let topic = Topic::Lookup(lookup.name.as_str().into());
+        match trial {
+            Trial::Locked(finding) => {
+                health.trouble(topic, &finding.message, finding.hint.as_deref());
+                doubts = true;
+            }
+            Trial::Tried(_) => health.over(&topic),
+        }
+    }
+    doubts
+}
+
+/// The rules that do not fit; of a lookup that could not be tried those that did not before.
+fn found(rules: &Rules, trials: &[Trial], before: &BTreeSet<Misfit>) -> BTreeSet<Misfit> {
+    let of_lookup = |(id, trial): (LookupId, &Trial)| -> BTreeSet<Misfit> {
+        match trial {
+            Trial::Tried(finding) => preflight::misfits(finding.as_slice()),
+            Trial::Locked(_) => {
+                let is_of = |rule: &str| rules.rules_of_lookup(id).any(|one| one == rule);
+                before.iter().filter(|(rule, _)| is_of(rule)).cloned().collect()
+            }
+        }
+    };
+    (0..=u16::MAX).map(LookupId).zip(trials).flat_map(of_lookup).collect()
+}
+
+/// Tells of each rule that is suspended, of those that are no longer, and which.
+pub fn tell_suspended(rules: &Rules, findings: &[Finding], health: &Health) -> BTreeSet<String> {
+    let mut suspended = BTreeSet::new();
+    let topic = |name: &str| Topic::Rule(name.into());
+    for name in rules.names() {
+        let is_cause = |finding: &&Finding| finding.suspends().any(|rule| rule == name);
+        let causes: Vec<&Finding> = findings.iter().filter(is_cause).collect();
+        if let Some(first) = causes.first() {
+            let more = match causes.len() - 1 {
+                0 => String::new(),
+                more => format!("; and {more} more, see `walsweep check`"),
+            };
+            let text = format!("rule `{name}` is suspended: {}{more}", first.message);
+            health.trouble(topic(name), &text, cure(first).as_deref());
+            suspended.insert(name.clone());
+        }
+        health.metrics().rule_suspended(name, !causes.is_empty());
+    }
+    let keep: Vec<Topic> = suspended.iter().map(|name| topic(name)).collect();
+    health.over_but(|topic| matches!(topic, Topic::Rule(_)), &keep);
+    suspended
+}
+
+/// What a person can do about a finding, in one text.
+fn cure(finding: &Finding) -> Option<String> {
+    let sql = finding.sql.as_ref().map(|sql| format!("`walsweep setup`, or {sql}"));
+    let parts: Vec<String> = finding.hint.clone().into_iter().chain(sql).collect();
+    (!parts.is_empty()).then(|| parts.join("; "))
+}
