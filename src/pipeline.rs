@@ -24,7 +24,8 @@ use crate::postgres::{Endpoint, Sql};
 use crate::retry::{Backoff, Stuck};
 use crate::session::{Session, Timing, gate_is_dead};
 use crate::settle::{
-    self, Cache, Gate, Lookups, Probe, Replicas, Rows, SqlProbe, SqlStandby, Standby, Visible,
+    self, Cache, Gate, Lookups, Probe, Relations, Replicas, Rows, SqlProbe, SqlStandby, Standby,
+    Visible,
 };
 use crate::shutdown::Shutdown;
 use crate::slot_health;
@@ -44,7 +45,7 @@ pub struct Program<'a> {
     /// Its rules, compiled.
     pub rules: &'a mut Rules,
     /// What `/readyz` tells.
-    pub health: &'a Health,
+    pub health: &'a Arc<Health>,
     /// All metrics.
     pub metrics: &'a Arc<Metrics>,
     /// The wish to stop.
@@ -163,6 +164,7 @@ impl Program<'_> {
         };
         let probe = SqlProbe::new(Rc::clone(&gate)).await?;
         let primary = Rc::clone(&server.primary);
+        let probe = probe.with_fences(Rc::clone(&primary), Relations::of_rules(self.rules));
         let outside = Outside { slot, witness, probe, standbys, node, lookups };
         let mut health = spawn({
             let (config, metrics) = (self.config.postgres.clone(), Arc::clone(self.metrics));
@@ -191,13 +193,18 @@ impl Program<'_> {
         if lookups.is_empty() {
             return Ok(None);
         }
-        let rows = Rows::new(self.config.postgres.endpoint.clone(), server, lookups);
+        let (endpoint, health) = (self.config.postgres.endpoint.clone(), Arc::clone(self.health));
+        let rows = Rows::new(endpoint, server, lookups, health);
         let cache = Cache::new(lookups);
         let opening = match cache.clone() {
-            Some(cache) => Some(spawn(cache.open(SqlProbe::new(Rc::clone(sql)).await?))),
+            Some(cache) => {
+                let (fences, read) = (Rc::clone(sql), Relations::of_lookups(lookups));
+                let probe = SqlProbe::new(Rc::clone(sql)).await?.with_fences(fences, read);
+                Some(spawn(cache.open(probe)))
+            }
             None => None,
         };
-        Ok(Some((Lookups::new(rows, cache, Arc::clone(self.metrics)), opening)))
+        Ok(Some((Lookups::new(rows, cache), opening)))
     }
 }
 
@@ -228,7 +235,7 @@ impl<P: Probe + 'static, S: Standby + 'static, N: Node + 'static> Outside<P, S, 
         self,
         (settings, timing): (Settings, Timing),
         rules: &mut Rules,
-        (health, metrics): (&Health, &Arc<Metrics>),
+        (health, metrics): (&Arc<Health>, &Arc<Metrics>),
         shutdown: &mut Shutdown,
     ) -> Result<(), Error> {
         let start = settings.expected.lsn;
@@ -240,7 +247,7 @@ impl<P: Probe + 'static, S: Standby + 'static, N: Node + 'static> Outside<P, S, 
             // Held here, too: the sweeper would end with it before it is said why.
             (spawn(witness.run(received, Rc::clone(&safe))), safe)
         });
-        let gate = Gate::new(self.probe, Arc::clone(metrics));
+        let gate = Gate::new(self.probe, Arc::clone(health));
         let sweeper = Sweeper::new(self.node, settings, Arc::clone(metrics), sweeper_ends.events);
         let replicas = Replicas::new(rules.everything(), Arc::clone(metrics));
         let mut gate = spawn(settle(gate, self.lookups, (replicas, self.standbys), gate_ends));
@@ -269,7 +276,7 @@ async fn denied(witness: Option<&mut Task<Error>>) -> Error {
 
 /// Runs the gate; where keys need rows, with the lookups behind it; where readers use standbys,
 /// with the wait for those behind both.
-async fn settle<P: Probe, S: Standby + 'static>(
+async fn settle<P: Probe + 'static, S: Standby + 'static>(
     gate: Gate<P>,
     lookups: Option<Lookups>,
     (replicas, standbys): (Replicas, Vec<S>),
@@ -288,7 +295,7 @@ async fn settle<P: Probe, S: Standby + 'static>(
 }
 
 /// Runs the gate, with the lookups behind it.
-async fn look_up<P: Probe>(
+async fn look_up<P: Probe + 'static>(
     gate: Gate<P>,
     lookups: Option<Lookups>,
     inputs: Receiver<settle::Input>,

@@ -225,6 +225,85 @@ async fn a_locked_table_delays_nobody_else_and_widens_in_time() {
     assert!(bed.has("club:any").await, "it finds rows again");
 }
 
+/// Two lookups, and keys that need one of them, the other, or both.
+const TWO: &str = r#"
+[lookup.game]
+sql = "select home from game where id = $1"
+params = ["game_id"]
+
+[lookup.place]
+sql = "select town from place where id = $1"
+params = ["place_id"]
+
+[[rule]]
+name = "bet"
+table = "public.bet"
+keys = ["club:{game.home}"]
+
+[[rule]]
+name = "trip"
+table = "public.trip"
+keys = ["town:{place.town}"]
+
+[[rule]]
+name = "both"
+table = "public.tour"
+keys = ["both:{game.home}:{place.town}"]
+"#;
+
+/// I3, between lookups: a table that is locked delays keys that need it, for the same time each,
+/// and is named.
+#[tokio::test]
+async fn a_locked_table_delays_no_other_lookup_and_is_named() {
+    let bed = Bed::new(&[]).await;
+    bed.sql.run(TABLES).await;
+    bed.sql
+        .run(
+            "create table place (id bigint primary key, town text);
+             insert into place select id, 'town ' || id from generate_series(1, 9) id;
+             create table trip (id bigint primary key, place_id bigint);
+             alter table trip replica identity full;
+             create table tour (id bigint primary key, game_id bigint, place_id bigint);
+             alter table tour replica identity full",
+        )
+        .await;
+    let sidecar = Sidecar::set_up(settings(&bed, TWO)).await;
+    bed.settled().await;
+    let locker = Sql::connect(&bed.postgres).await;
+    locker.run("begin; lock table game in access exclusive mode").await;
+    for round in 1..=3 {
+        let town = format!("town:town {round}");
+        let (both, other) = (format!("both:x:town {round}"), format!("both:x:town {}", round + 1));
+        bed.fill(&["club:any", "town:any", &town, &both, &other]).await;
+        bed.sql.run(&format!("update bet set points = {round} where id = 1")).await;
+        // The question of the other lookup comes while this one is not answered.
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        bed.sql
+            .run(&format!(
+                "insert into trip values ({round}, {round}); insert into tour values ({round}, 1, {round})"
+            ))
+            .await;
+        bed.gone(&town).await;
+        assert!(bed.has("club:any").await, "round {round}: it waited for the lock");
+        bed.gone(&both).await;
+        bed.gone("club:any").await;
+        assert!(bed.has(&other).await && bed.has("town:any").await, "round {round}: exact");
+        let (_, body) = sidecar.get("/readyz").await.unwrap();
+        assert!(body.contains("lookup `game`") && !body.contains("`place`"), "{body}");
+    }
+    assert_eq!(sidecar.readyz().await, Some(200), "keys go all the same");
+    locker.run("rollback").await;
+    eventually(PATIENCE, "it is asked again by itself", || async {
+        !sidecar.get("/readyz").await.unwrap().1.contains("lookup `game`")
+    })
+    .await;
+    bed.fill(&["club:any", "club:club 2"]).await;
+    bed.sql.run("update bet set points = 9 where id = 1").await;
+    bed.gone("club:club 2").await;
+    bed.settled().await;
+    assert!(bed.has("club:any").await);
+}
+
 #[tokio::test]
 async fn a_slow_query_keeps_order_for_others_and_is_right_in_the_end() {
     let bed = Bed::new(&[]).await;

@@ -1,11 +1,22 @@
 //! I1 and I3 on a server whose synchronous standby is gone: a commit is in the stream and no
 //! reader sees it.
 
+use std::cell::RefCell;
 use std::os::unix::fs::MetadataExt as _;
+use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
+use walsweep::channel::channel;
+use walsweep::gather::Transaction;
+use walsweep::keys::Rules;
+use walsweep::lsn::Lsn;
+use walsweep::postgres::{Endpoint, connect_sql};
+use walsweep::settle::{self, Gate, Holder, Input, Mapped, Probe, Snapshot, SqlProbe};
+use walsweep::telemetry::Health;
+use walsweep::telemetry::metrics::Metrics;
 use walsweep::throwaway::StopMode;
 
 use crate::support::{Bed, PATIENCE, Sql, always, eventually};
@@ -156,10 +167,9 @@ async fn a_gate_that_loses_its_connection_lets_nothing_pass() {
     writer.await.unwrap();
 }
 
-/// The 32-bit transaction ids of the stream wrap; the gate's snapshots have 64 bits.
-#[tokio::test]
-async fn transaction_ids_that_wrap_are_gated_as_any() {
-    let mut bed = Bed::new(&[]).await;
+/// Starts the server again with `next` as the next transaction id; no row has an older one.
+async fn jump(bed: &mut Bed, next: u64) {
+    let (epoch, xid) = (next >> 32, u32::try_from(next & 0xFFFF_FFFF).unwrap());
     bed.sql.run("vacuum freeze").await;
     for database in ["template1", "postgres"] {
         let (client, connection) =
@@ -170,17 +180,124 @@ async fn transaction_ids_that_wrap_are_gated_as_any() {
         client.batch_execute("vacuum freeze").await.unwrap();
     }
     bed.postgres.stop(StopMode::Fast).await.unwrap();
-    // The page of the commit log for the last ids before the wrap.
-    let segment = bed.postgres.data_dir().join("pg_xact/0FFF");
-    std::fs::copy(bed.postgres.data_dir().join("pg_xact/0000"), &segment).unwrap();
+    // The page of the commit log for these ids.
+    let data = bed.postgres.data_dir();
+    let segment = data.join(format!("pg_xact/{:04X}", xid / (1 << 20)));
+    std::fs::copy(data.join("pg_xact/0000"), &segment).unwrap();
     std::fs::File::options().write(true).open(&segment).unwrap().set_len(256 * 1024).unwrap();
-    let owner = std::fs::metadata(bed.postgres.data_dir()).unwrap();
+    let owner = std::fs::metadata(data).unwrap();
     std::os::unix::fs::chown(&segment, Some(owner.uid()), Some(owner.gid())).unwrap();
     let mut reset = bed.postgres.command("pg_resetwal");
-    let reset = reset.args(["-x", "4294967200", "-D"]).arg(bed.postgres.data_dir());
+    let oldest = xid.wrapping_sub(1 << 30).max(3).to_string();
+    let (epoch, xid) = (epoch.to_string(), xid.to_string());
+    let reset = reset.args(["-e", &epoch, "-x", &xid, "-u", &oldest, "-D"]).arg(data);
     assert!(reset.status().unwrap().success());
     bed.postgres.start_again().await.unwrap();
     bed.sql = Sql::connect(&bed.postgres).await;
+}
+
+/// The gate asks the server that the last session of it reached: its memory outlives what a test
+/// has to do to let ids go far ahead, which takes days otherwise.
+struct Across(Rc<RefCell<Rc<SqlProbe>>>);
+
+impl Probe for Across {
+    async fn snapshot(&self) -> Result<Snapshot, settle::Error> {
+        let probe = Rc::clone(&self.0.borrow());
+        probe.snapshot().await
+    }
+
+    async fn fence(&self) -> Result<u64, settle::Error> {
+        let probe = Rc::clone(&self.0.borrow());
+        probe.fence().await
+    }
+
+    async fn position(&self) -> Result<Lsn, settle::Error> {
+        let probe = Rc::clone(&self.0.borrow());
+        probe.position().await
+    }
+
+    async fn committed(&self, xids: &[u64]) -> Result<Vec<bool>, settle::Error> {
+        let probe = Rc::clone(&self.0.borrow());
+        probe.committed(xids).await
+    }
+
+    async fn holders(&self, xids: &[u64]) -> Result<Vec<Holder>, settle::Error> {
+        let probe = Rc::clone(&self.0.borrow());
+        probe.holders(xids).await
+    }
+}
+
+async fn probe(bed: &Bed) -> Rc<SqlProbe> {
+    let sql = connect_sql(&Endpoint::parse(&bed.postgres.url()).unwrap(), "gate").await.unwrap();
+    Rc::new(SqlProbe::new(Rc::new(sql)).await.unwrap())
+}
+
+/// The half of an id that the stream tells.
+fn low(xid: i64) -> u32 {
+    u32::try_from(xid & 0xFFFF_FFFF).unwrap()
+}
+
+/// A commit as the stream tells of it.
+fn committed(xid: u32) -> Input {
+    let (commit_lsn, end_lsn) = (Lsn(1), Lsn(2));
+    let transaction = Transaction { xid, commit_lsn, end_lsn, commit_time: 0 };
+    let keys = Rules::compile(&[]).unwrap().key_set();
+    Input::Transaction(Box::new(Mapped { transaction, received_at: Instant::now(), keys }))
+}
+
+/// More than 2^31 ids after the last look, new ids are behind it in 32 bits.
+#[tokio::test]
+async fn ids_far_ahead_of_the_last_look_are_not_taken_for_the_past() {
+    let mut bed = Bed::new(&[]).await;
+    let start = 3_000_000_000;
+    jump(&mut bed, start).await;
+    let current = Rc::new(RefCell::new(probe(&bed).await));
+    let health = Arc::new(Health::new(Arc::new(Metrics::new(&[]))));
+    let (inputs, gate_inputs) = channel(16);
+    let (outputs, mut visible) = channel(16);
+    let gate = Gate::new(Across(Rc::clone(&current)), health).run(gate_inputs, outputs);
+    let test = async {
+        let before: i64 = bed.sql.one("select pg_current_xact_id()::text::bigint").await;
+        inputs.send(committed(low(before))).await.unwrap();
+        assert!(visible.recv().await.is_some(), "it is remembered what was seen");
+        jump(&mut bed, start + (1 << 31) + 20_000_000).await;
+        current.replace(probe(&bed).await);
+        bed.postgres.conf(GHOST).await.unwrap();
+        let first = stuck(&bed, "update item set version = 1 where id = 1").await;
+        let sql = Sql::connect(&bed.postgres).await;
+        let second = tokio::spawn(async move {
+            sql.run("update item set version = 1 where id = 2").await;
+        });
+        let waiting = "select coalesce(array_agg(backend_xid::text::bigint), '{}')
+                         from pg_stat_activity where wait_event = 'SyncRep'";
+        eventually(PATIENCE, "two wait", || async {
+            bed.sql.one::<Vec<i64>>(waiting).await.len() == 2
+        })
+        .await;
+        for xid in bed.sql.one::<Vec<i64>>(waiting).await {
+            inputs.send(committed(low(xid))).await.unwrap();
+        }
+        let early = tokio::time::timeout(Duration::from_secs(2), visible.recv()).await;
+        let seen: i64 = bed.sql.one("select max(version) from item").await;
+        assert_eq!((early.is_ok(), seen), (false, 0), "readers see the old rows");
+        release(&bed).await;
+        for _ in 0..2 {
+            assert!(visible.recv().await.is_some());
+        }
+        (first.await.unwrap(), second.await.unwrap());
+    };
+    tokio::select! {
+        biased;
+        () = test => {}
+        ended = gate => panic!("{ended:?}"),
+    }
+}
+
+/// The 32-bit transaction ids of the stream wrap; the gate's snapshots have 64 bits.
+#[tokio::test]
+async fn transaction_ids_that_wrap_are_gated_as_any() {
+    let mut bed = Bed::new(&[]).await;
+    jump(&mut bed, (1 << 32) - 96).await;
     let xid: String = bed.sql.one("select pg_current_xact_id()::text").await;
     let sidecar = bed.sidecar().await;
     // Some 200 transactions before the wrap, as many after it.

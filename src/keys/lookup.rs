@@ -112,6 +112,12 @@ impl Answers {
         self.0.contains_key(wanted)
     }
 
+    /// Whether nothing is known.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// Everything that is known.
     pub fn iter(&self) -> impl Iterator<Item = (&Wanted, &Found)> {
         self.0.iter()

@@ -83,6 +83,12 @@ impl Rules {
         self.rules.iter().any(|rule| rule.source != Source::Table)
     }
 
+    /// Whether any rule looks at messages that applications write.
+    #[must_use]
+    pub fn have_messages(&self) -> bool {
+        self.rules.iter().any(|rule| matches!(rule.source, Source::Message(_)))
+    }
+
     /// The materialized views that rules look at, in the order of the rules.
     pub fn views(&self) -> impl Iterator<Item = &TableName> {
         let rules = self.rules.iter().filter(|rule| rule.source == Source::MaterializedView);

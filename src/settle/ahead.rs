@@ -49,12 +49,16 @@ impl Ahead {
         }
     }
 
-    /// What these keys want together, and what of it need not be asked for: what one transaction
-    /// knows and another wants is asked for, and new for both.
-    pub(super) fn split(&self, all: &[Visible]) -> (HashSet<Wanted>, Answers) {
+    /// What these keys want together, of the lookups that are asked for, and what of it need not be
+    /// asked for: what one transaction knows and another wants is asked for, and new for both.
+    pub(super) fn split<'a>(
+        &self,
+        all: impl Iterator<Item = &'a Visible>,
+        is_asked_for: impl Fn(&Wanted) -> bool,
+    ) -> (HashSet<Wanted>, Answers) {
         let (mut wanted, mut known) = (HashSet::new(), Vec::new());
         for visible in all {
-            for one in visible.keys.wanted() {
+            for one in visible.keys.wanted().into_iter().filter(&is_asked_for) {
                 match self.get(&visible.cause, &one) {
                     Some(found) => known.push((one, found.clone())),
                     None => _ = wanted.insert(one),

@@ -7,8 +7,8 @@
 //!   to be visible: until then a query may still read the row as it was;
 //! - an answer is kept if the lookup was open when its query began, and no change came since;
 //! - a session begins with everything closed, until each transaction has ended that may have
-//!   committed before the stream begins: of those it does not tell;
-//! - with the session of the lookups goes all that it answered.
+//!   changed these tables and committed before the stream begins: of those it does not tell;
+//! - with the session that a lookup is asked on goes all that it answered.
 //!
 //! That the stream tells of every change is for the checks before the start (`preflight::reads`),
 //! and for the watch on tables afterwards.
@@ -20,9 +20,10 @@ use std::time::Duration;
 use hashbrown::{HashMap, HashSet};
 use tokio::time::sleep;
 
+use super::fence::Fence;
 use super::probe::Probe;
 use super::{Error, answer};
-use crate::keys::{Answers, Found, Lookup, Wanted};
+use crate::keys::{Answers, Found, Lookup, LookupId, Wanted};
 
 /// Memory of the answers of all lookups, bytes (I6): the default number of answers of two lookups
 /// with short rows, beside the memory goal of 64 MiB for everything.
@@ -34,6 +35,10 @@ const ANSWER_COST: usize = 2 * size_of::<(Wanted, Found)>() + 16;
 
 /// The first and the longest pause between two looks at what still runs from before the stream.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(2), Duration::from_secs(1));
+
+/// After the first time it is asked no oftener than this which of them matter: that reads the
+/// server's lock table.
+const JUDGE_PAUSE: Duration = Duration::from_millis(250);
 
 /// Answers of one session. Clones share them: the stream tells of changes, the lookups ask.
 #[derive(Clone, Debug)]
@@ -94,8 +99,9 @@ impl Cache {
         Some(Cache(Rc::new(RefCell::new(State { kept, readers, begins: true }))))
     }
 
-    /// Opens it once every transaction has ended that has an id by now: call it when the stream has
-    /// begun. If that cannot be asked, it stays closed.
+    /// Opens it once every transaction has ended that has an id by now and may have changed what
+    /// `probe` knows to matter: call it when the stream has begun. If that cannot be asked, it stays
+    /// closed.
     pub async fn open<P: Probe>(self, probe: P) {
         match all_ended(&probe).await {
             Ok(()) => self.0.borrow_mut().begins = false,
@@ -165,21 +171,35 @@ impl Cache {
         kept[lookup].as_ref().map_or(0, |kept| kept.answers.recent.len() + kept.answers.older.len())
     }
 
-    /// Forgets every answer, also those that are on their way.
-    pub(super) fn forget(&self) {
-        self.0.borrow_mut().kept.iter_mut().flatten().for_each(Kept::grow_old);
+    /// Forgets every answer of a lookup, also those that are on their way.
+    pub(super) fn forget(&self, lookup: LookupId) {
+        let State { kept, .. } = &mut *self.0.borrow_mut();
+        if let Some(kept) = &mut kept[usize::from(lookup.0)] {
+            kept.grow_old();
+        }
     }
 }
 
-/// Waits until each transaction that has an id by now has ended.
+/// Waits until each transaction has ended that has an id by now and may matter.
 async fn all_ended<P: Probe>(probe: &P) -> Result<(), Error> {
-    let fence = answer(probe.fence()).await?;
-    let (mut pause, longest) = PAUSES;
-    while !answer(probe.snapshot()).await?.all_ended_through(fence) {
+    let mut fence = Fence::new(answer(probe.fence()).await?);
+    let ((mut pause, longest), mut is_first) = (PAUSES, true);
+    loop {
+        let snapshot = answer(probe.snapshot()).await?;
+        if fence.is_passed(&snapshot) {
+            return Ok(());
+        }
+        if is_first || pause >= JUDGE_PAUSE {
+            let ids = fence.awaited(&snapshot);
+            // Where it cannot be told who matters, all do.
+            if let Ok(holders) = answer(probe.holders(&ids)).await {
+                fence.judged(&ids, &holders);
+            }
+            is_first = false;
+        }
         sleep(pause).await;
         pause = (pause * 2).min(longest);
     }
-    Ok(())
 }
 
 impl Kept {

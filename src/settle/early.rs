@@ -6,6 +6,7 @@
 //! the commit in the stream, which alone counts for what is confirmed (I2): so an answer that never
 //! comes, or keys that are lost on the way, cost time and nothing else.
 
+use super::snapshot::Seen;
 use super::{Cause, Error, Gate, Probe, Visible, answer, send};
 use crate::channel::Sender;
 use crate::keys::KeySet;
@@ -62,7 +63,7 @@ impl Early {
     }
 }
 
-impl<P: Probe> Gate<P> {
+impl<P: Probe + 'static> Gate<P> {
     /// Takes a snapshot, and tells which of these transactions it sees as committed.
     pub(super) async fn take_questions(
         &mut self,
@@ -70,7 +71,7 @@ impl<P: Probe> Gate<P> {
         outputs: &Sender<Visible>,
     ) -> Result<(), Error> {
         self.look(outputs).await?;
-        let Some(snapshot) = &self.latest else { return Ok(()) };
+        let Some(snapshot) = self.latest.as_ref().map(Seen::snapshot) else { return Ok(()) };
         for Question { xid, subxids } in questions {
             if !snapshot.sees(xid) {
                 continue;

@@ -2,47 +2,63 @@
 //!
 //! A row is read only when the commit that asks for it is visible, so it is at least as new as that
 //! commit. Keys that need no row pass at once, whatever waits (I3). What waits is asked for
-//! together, each row once; what arrives meanwhile goes with the next round. Which rows later
-//! rounds may use is for the [`Cache`].
+//! together, each row once, on a session for each lookup: one whose table is locked delays only the
+//! keys that name it. What arrives while a session is asked goes with its next round. Which rows
+//! later rounds may use is for the [`Cache`].
 //!
-//! A row that is not found, or not in time, widens the keys that name it (I5): nothing waits longer
-//! than two rounds, nothing is skipped.
+//! A row that is not found, or not in [`ANSWER_TIMEOUT`] from the moment that its keys came, widens
+//! the keys that name it (I5): nothing waits longer, nothing is skipped.
 
 use std::sync::Arc;
 
 use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep_until};
 
-use super::ahead::Ahead;
 use super::cache::Cache;
 use super::rows::Rows;
-use super::{Cause, Visible, WAITING_BYTES_MAX, send};
+use super::waiting::Waiting;
+use super::{Cause, Visible, send};
 use crate::channel::{Receiver, Sender};
-use crate::keys::{Answers, Wanted, WidenReason};
+use crate::keys::{Answers, Wanted};
 use crate::telemetry::metrics::{Metrics, SourceLabel};
+use crate::telemetry::{Health, Topic};
+
+/// Sessions at once: with more lookups than this some share one. Each is a connection of the
+/// server, made when it is first needed.
+pub(super) const SESSIONS_MAX: usize = 8;
 
 /// Looks rows up for what passes.
 pub struct Lookups {
     rows: Rows,
     cache: Option<Cache>,
-    metrics: Arc<Metrics>,
 }
 
-/// What waits, and for what.
-#[derive(Default)]
-struct Waiting {
-    next: Vec<Visible>,
-    /// Asked for.
-    round: Vec<Visible>,
-    /// Memory of the keys of both, in bytes.
-    bytes: usize,
-    ahead: Ahead,
+/// What one round of questions found.
+struct Round {
+    /// The session's place.
+    at: usize,
+    rows: Rows,
+    /// The sets that it was for.
+    ids: Vec<u64>,
+    /// What was known before, and what was read.
+    known: Answers,
+    read: Answers,
+}
+
+/// Takes back what was told of lookups when the session ends.
+struct Told(Arc<Health>);
+
+impl Drop for Told {
+    fn drop(&mut self) {
+        self.0.over_but(|topic| matches!(topic, Topic::Lookup(_)), &[]);
+    }
 }
 
 impl Lookups {
     /// Looks up in `cache`, where there is one, and in `rows`.
     #[must_use]
-    pub fn new(rows: Rows, cache: Option<Cache>, metrics: Arc<Metrics>) -> Lookups {
-        Lookups { rows, cache, metrics }
+    pub fn new(rows: Rows, cache: Option<Cache>) -> Lookups {
+        Lookups { rows, cache }
     }
 
     /// What has to be told of changes of the tables that lookups read.
@@ -54,34 +70,41 @@ impl Lookups {
     /// Passes `inputs` on to `outputs`, with every key rendered, until `inputs` ends and nothing
     /// waits. Needs a [`LocalSet`](tokio::task::LocalSet) around it.
     pub async fn run(self, mut inputs: Receiver<Visible>, outputs: Sender<Visible>) {
-        let Lookups { rows, cache, metrics } = self;
-        let mut resting = Some(rows);
-        let (mut waiting, mut rounds, mut open) = (Waiting::default(), JoinSet::new(), true);
-        while open || waiting.bytes > 0 {
-            if !waiting.next.is_empty()
-                && let Some(rows) = resting.take()
-            {
-                rounds.spawn_local(round(
-                    rows,
-                    waiting.begin(),
-                    cache.clone(),
-                    Arc::clone(&metrics),
-                ));
+        let Lookups { rows, cache } = self;
+        let health = rows.health();
+        let (_told, metrics) = (Told(Arc::clone(&health)), health.metrics());
+        let mut resting: Vec<Option<Rows>> =
+            rows.on_sessions(SESSIONS_MAX).into_iter().map(Some).collect();
+        let mut waiting = Waiting::new(resting.len());
+        let (mut rounds, mut open) = (JoinSet::new(), true);
+        while open || !waiting.is_empty() {
+            let now = Instant::now();
+            for (at, place) in resting.iter_mut().enumerate() {
+                let is_due = |rows: &mut Rows| {
+                    waiting.wants(at) || rows.again_at().is_some_and(|again| again <= now)
+                };
+                if let Some(rows) = place.take_if(is_due) {
+                    let (health, cache) = (Arc::clone(&health), cache.clone());
+                    rounds.spawn_local(round(at, rows, waiting.begin(at), cache, health));
+                }
             }
+            let again = resting.iter().flatten().filter_map(Rows::again_at).min();
             tokio::select! {
                 biased;
                 Some(round) = rounds.join_next() => {
                     // A round that panicked takes the session with it.
-                    let Ok((rows, mut answers, read)) = round else { return };
-                    resting = Some(rows);
-                    let all = waiting.end();
-                    // What is kept may be older than a transaction that is still being sent.
-                    all.iter().for_each(|visible| waiting.ahead.note(visible, &read));
-                    answers.extend(read);
-                    for visible in all {
-                        send(&outputs, waiting.resolved(visible, &answers, &metrics)).await;
+                    let Ok(Round { at, rows, ids, known, read }) = round else { return };
+                    resting[at] = Some(rows);
+                    for visible in waiting.end(at, &ids, (known, read), metrics) {
+                        send(&outputs, visible).await;
                     }
                 }
+                () = at_last(waiting.first_deadline()) => {
+                    for visible in waiting.late(Instant::now(), metrics) {
+                        send(&outputs, visible).await;
+                    }
+                }
+                () = at_last(again) => {}
                 visible = inputs.recv(), if open => match visible {
                     None => open = false,
                     Some(visible) => {
@@ -89,10 +112,14 @@ impl Lookups {
                         if ends(cache.as_ref(), &visible) && visible.keys.is_empty() {
                             continue;
                         }
-                        let answers = waiting.known(cache.as_ref(), &visible, &metrics);
-                        if let Some(answers) = answers {
-                            send(&outputs, waiting.resolved(visible, &answers, &metrics)).await;
-                        } else if let Some(passes) = waiting.take(visible, &metrics) {
+                        let passes = match waiting.known(cache.as_ref(), &visible) {
+                            Some(answers) => {
+                                count(metrics, "cache", answers.iter().count());
+                                Some(waiting.resolved(visible, &answers, metrics))
+                            }
+                            None => waiting.take(visible, metrics),
+                        };
+                        if let Some(passes) = passes {
                             send(&outputs, passes).await;
                         }
                     }
@@ -102,35 +129,45 @@ impl Lookups {
     }
 }
 
-/// Finds what is wanted, in the cache or by queries: gives what was known, and what was read.
+/// Waits for a time; for ever, if there is none.
+async fn at_last(time: Option<Instant>) {
+    match time {
+        Some(time) => sleep_until(time).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Finds what is wanted, in the cache or by queries on one session.
 async fn round(
+    at: usize,
     mut rows: Rows,
-    (mut wanted, mut found): (Vec<Wanted>, Answers),
+    (ids, mut wanted, mut known): (Vec<u64>, Vec<Wanted>, Answers),
     cache: Option<Cache>,
-    metrics: Arc<Metrics>,
-) -> (Rows, Answers, Answers) {
+    health: Arc<Health>,
+) -> Round {
+    let metrics = health.metrics();
     let Some(cache) = cache else {
-        count(&metrics, "query", wanted.len());
+        count(metrics, "query", wanted.len());
         let read = rows.find(wanted).await;
-        return (rows, found, read);
+        return Round { at, rows, ids, known, read };
     };
     wanted.retain(|one| match cache.get(one) {
         None => true,
         Some(answer) => {
-            found.insert(one.clone(), answer);
+            known.insert(one.clone(), answer);
             false
         }
     });
-    count(&metrics, "cache", found.iter().count());
-    count(&metrics, "query", wanted.len());
+    count(metrics, "cache", known.iter().count());
+    count(metrics, "query", wanted.len());
     let (began, losses) = (cache.begin(), rows.losses());
     let read = rows.find(wanted).await;
     if rows.losses() > losses {
         // Another session may have other settings.
-        cache.forget();
+        rows.lookups().for_each(|lookup| cache.forget(lookup));
     }
     cache.keep(&began, &read);
-    (rows, found, read)
+    Round { at, rows, ids, known, read }
 }
 
 /// Tells the cache of a transaction that new snapshots see.
@@ -145,90 +182,6 @@ fn ends(cache: Option<&Cache>, visible: &Visible) -> bool {
 fn count(metrics: &Metrics, source: &'static str, rows: usize) {
     let rows = u64::try_from(rows).unwrap_or(u64::MAX);
     metrics.lookup_rows.get_or_create(&SourceLabel { source }).inc_by(rows);
-}
-
-impl Waiting {
-    /// Keeps what needs rows; gives back what passes at once. Beyond the limit nothing waits.
-    fn take(&mut self, visible: Visible, metrics: &Metrics) -> Option<Visible> {
-        if !visible.keys.has_pending() {
-            self.ahead.forget(&visible);
-            return Some(visible);
-        }
-        let bytes = visible.keys.bytes();
-        if self.bytes + bytes > WAITING_BYTES_MAX {
-            self.ahead.forget(&visible);
-            return Some(widened(visible, WidenReason::Limit, metrics));
-        }
-        self.bytes += bytes;
-        self.next.push(visible);
-        None
-    }
-
-    /// All that keys wait for, if the cache has all of it, or it was read for the same keys.
-    fn known(
-        &self,
-        cache: Option<&Cache>,
-        visible: &Visible,
-        metrics: &Metrics,
-    ) -> Option<Answers> {
-        if !visible.keys.has_pending() {
-            return None;
-        }
-        let mut answers = Answers::default();
-        for wanted in visible.keys.wanted() {
-            let found = match self.ahead.get(&visible.cause, &wanted) {
-                Some(found) => found.clone(),
-                None => cache?.get(&wanted)?,
-            };
-            answers.insert(wanted, found);
-        }
-        count(metrics, "cache", answers.iter().count());
-        Some(answers)
-    }
-
-    /// A round of all that waits: which rows it wants, and what is known.
-    fn begin(&mut self) -> (Vec<Wanted>, Answers) {
-        self.round = std::mem::take(&mut self.next);
-        let (wanted, known) = self.ahead.split(&self.round);
-        (wanted.into_iter().collect(), known)
-    }
-
-    fn resolved(&mut self, visible: Visible, answers: &Answers, metrics: &Metrics) -> Visible {
-        self.ahead.forget(&visible);
-        resolve(visible, (answers, WidenReason::LookupFailed), metrics)
-    }
-
-    /// What the round was for.
-    fn end(&mut self) -> Vec<Visible> {
-        self.bytes = self.next.iter().map(|visible| visible.keys.bytes()).sum();
-        std::mem::take(&mut self.round)
-    }
-}
-
-fn widened(visible: Visible, reason: WidenReason, metrics: &Metrics) -> Visible {
-    resolve(visible, (&Answers::default(), reason), metrics)
-}
-
-/// Renders what waited, and counts what it widened.
-fn resolve(
-    mut visible: Visible,
-    (answers, missing): (&Answers, WidenReason),
-    metrics: &Metrics,
-) -> Visible {
-    let counted: Vec<_> = visible.keys.widened().collect();
-    visible.keys.resolve(answers, missing);
-    if matches!(visible.cause, Cause::Early(_)) {
-        // It comes again, and counts then.
-        return visible;
-    }
-    for (rule, reason, count) in visible.keys.widened() {
-        let before = counted.iter().find(|(r, why, _)| (*r, *why) == (rule, reason));
-        let more = count - before.map_or(0, |(.., count)| *count);
-        if more > 0 {
-            metrics.widened(rule, reason, more);
-        }
-    }
-    visible
 }
 
 #[cfg(test)]

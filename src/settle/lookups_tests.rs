@@ -5,16 +5,19 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::task::LocalSet;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, sleep_until, timeout};
 
-use super::Waiting;
+use super::{Lookups, Waiting};
+use crate::channel::channel;
 use crate::config::{self, Located, Location, Operations, Source, TableName};
 use crate::decode::{Column, Relation, ReplicaIdentity, Tuple, Value};
-use crate::gather::{Change, Row};
-use crate::keys::{RuleId, Rules, WidenReason};
+use crate::gather::{Change, Row, Transaction};
+use crate::keys::{Answers, Found, RuleId, Rules, WidenReason};
+use crate::lsn::Lsn;
 use crate::postgres::Endpoint;
 use crate::settle::rows::{ANSWER_TIMEOUT, Rows};
 use crate::settle::{Cause, Visible};
+use crate::telemetry::Health;
 use crate::telemetry::metrics::Metrics;
 
 /// One rule, whose key needs a row by column `name`.
@@ -65,7 +68,7 @@ fn waiting(rules: &mut Rules, count: usize) -> Visible {
 #[test]
 fn what_waits_is_bounded_and_makes_room_again() {
     let (mut rules, metrics) = (rules(), Metrics::new(&["r".to_owned()]));
-    let mut held = Waiting::default();
+    let mut held = Waiting::new(1);
     for _ in 0..3 {
         let count =
             (0..100).take_while(|_| held.take(waiting(&mut rules, 4_000), &metrics).is_none());
@@ -75,8 +78,10 @@ fn what_waits_is_bounded_and_makes_room_again() {
         let (_, keys, _) = wide.into_parts();
         assert!(keys.has_patterns() && keys.exact_len() == 0, "{keys:?}");
         assert_eq!(keys.widened().next(), Some((RuleId(0), WidenReason::Limit, 1)));
-        assert_eq!(held.begin().0.len(), 4_000, "each row once");
-        assert_eq!(held.end().len(), count);
+        let (ids, wanted, _) = held.begin(0);
+        assert_eq!(wanted.len(), 4_000, "each row once");
+        let none = (Answers::default(), Answers::default());
+        assert_eq!(held.end(0, &ids, none, &metrics).len(), count);
     }
 }
 
@@ -99,10 +104,76 @@ async fn a_server_that_is_silent_is_not_waited_for() {
     let mut rules = rules();
     let wanted: Vec<_> = waiting(&mut rules, 2).keys.wanted().into_iter().collect();
     let server = ("7".to_owned(), 1);
-    let mut rows = Rows::new(Endpoint::parse(&url).unwrap(), server, rules.lookups());
+    let health = Arc::new(Health::new(Arc::new(Metrics::new(&[]))));
+    let endpoint = Endpoint::parse(&url).unwrap();
+    let mut rows = Rows::new(endpoint, server, rules.lookups(), Arc::clone(&health));
     let began = Instant::now();
     let found = timeout(Duration::from_secs(600), rows.find(wanted.clone()));
     let answers = LocalSet::new().run_until(found).await.expect("it ends");
     assert!(began.elapsed() <= ANSWER_TIMEOUT + Duration::from_secs(1), "{:?}", began.elapsed());
     assert!(!wanted.iter().any(|one| answers.knows(one)));
+    assert!(health.readiness().1.contains("lookup `team` fails"), "{:?}", health.readiness());
+}
+
+/// One bound for all, whenever they come: what comes while others are asked for waits no longer.
+#[tokio::test(start_paused = true)]
+async fn keys_that_come_in_the_midst_of_a_round_wait_no_longer_than_others() {
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = silent.local_addr().unwrap().port();
+    let url = format!("postgres://u@127.0.0.1:{port}/d?sslmode=disable");
+    let mut rules = rules();
+    let health = Arc::new(Health::new(Arc::new(Metrics::new(&["r".to_owned()]))));
+    let endpoint = Endpoint::parse(&url).unwrap();
+    let rows = Rows::new(endpoint, ("7".to_owned(), 1), rules.lookups(), Arc::clone(&health));
+    let (inputs, received) = channel(64);
+    let (outputs, mut passed) = channel(64);
+    let step = Duration::from_millis(400);
+    let began = Instant::now();
+    let sending = async {
+        for number in 0..20 {
+            sleep_until(began + step * number).await;
+            inputs.send(waiting(&mut rules, 1)).await.unwrap();
+        }
+    };
+    let receiving = async {
+        let mut late: Vec<Duration> = Vec::new();
+        for number in 0_u32..20 {
+            let visible: Visible = passed.recv().await.unwrap();
+            assert!(!visible.keys.has_pending());
+            late.push(began.elapsed() - step * number);
+        }
+        late
+    };
+    let test = async {
+        tokio::task::spawn_local(Lookups::new(rows, None).run(received, outputs));
+        tokio::join!(sending, receiving).1
+    };
+    let late = LocalSet::new().run_until(test).await;
+    assert!(
+        late.iter().all(|late| *late <= ANSWER_TIMEOUT + Duration::from_millis(50)),
+        "{late:?}"
+    );
+}
+
+/// What is read ahead of a transaction's commit is for nobody else, even if it never serves.
+#[test]
+fn nothing_is_noted_for_a_transaction_that_has_passed() {
+    let (mut rules, metrics) = (rules(), Metrics::new(&["r".to_owned()]));
+    let mut held = Waiting::new(1);
+    let of = |cause: Cause, rules: &mut Rules| {
+        let keys = waiting(rules, 1).keys;
+        Visible::for_tests(cause, keys)
+    };
+    let transaction = Transaction { xid: 5, commit_lsn: Lsn(1), end_lsn: Lsn(2), commit_time: 0 };
+    let commit = |rules: &mut Rules| of(Cause::Transaction(transaction.clone()), rules);
+    assert!(held.take(of(Cause::Early(5), &mut rules), &metrics).is_none());
+    let (ids, wanted, _) = held.begin(0);
+    // The commit passes by what the cache knows, and then the round ends.
+    let mut read = Answers::default();
+    wanted.iter().for_each(|one| read.insert(one.clone(), Found::Row(vec![Some(b"x".to_vec())])));
+    held.resolved(commit(&mut rules), &read, &metrics);
+    assert!(held.end(0, &ids, (Answers::default(), read), &metrics).is_empty());
+    assert!(held.is_empty());
+    // Long afterwards another transaction has the same 32 bits.
+    assert!(held.known(None, &commit(&mut rules)).is_none());
 }

@@ -10,15 +10,21 @@
 //! synchronous standbys (xact.c: `XLogFlush`, `SyncRepWaitForLSN`, `ProcArrayEndTransaction`). A
 //! key removed in between is filled again with the old row, for good.
 //!
-//! Why like this: one snapshot answers for all transactions received so far, so its cost does not
-//! grow with their number; it is asked for as early as BEGIN, while the rows are still arriving;
-//! what it says stays true, so an old one that contains the transaction is as good as a new one.
+//! Why like this: one snapshot answers for all transactions received so far, so the server is asked
+//! once, however many they are; to hold it against each costs a binary search, and what waits for
+//! long is no more than the server has connections and prepared transactions. It is asked for as
+//! early as BEGIN, while the rows are still arriving. What it says stays true, so one that was taken
+//! before and contains the transaction is as good as a new one, while its 64 bits are near enough to
+//! tell what the stream's 32 mean ([`snapshot`]).
 
 mod ahead;
 mod cache;
 #[cfg(test)]
 mod cache_tests;
 mod early;
+mod fence;
+#[cfg(test)]
+mod fence_tests;
 mod lookups;
 mod probe;
 mod replicas;
@@ -29,7 +35,10 @@ mod snapshot;
 mod standby;
 #[cfg(test)]
 mod tests;
+mod waiting;
 
+use std::pin::Pin;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -42,10 +51,14 @@ use crate::gather::Transaction;
 use crate::keys::{Answers, KeySet, WidenReason};
 use crate::lsn::Lsn;
 use crate::postgres;
-use crate::telemetry::metrics::{Metrics, seconds};
+use crate::telemetry::Health;
+use crate::telemetry::metrics::seconds;
+use fence::{Fence, Watch};
+use snapshot::Seen;
 
 pub use cache::Cache;
 pub use early::{Early, Ended, Question};
+pub use fence::{Holder, Relations};
 pub use lookups::Lookups;
 pub use probe::{Probe, SqlProbe};
 pub use replicas::Replicas;
@@ -239,14 +252,20 @@ impl From<tokio_postgres::Error> for Error {
     }
 }
 
+/// Who holds fences, on its way: the ids that were asked about, and the answer.
+type Asked = Pin<Box<dyn Future<Output = (Vec<u64>, Result<Vec<Holder>, Error>)>>>;
+
 /// Waits for visibility on one server, over one [`Probe`].
 pub struct Gate<P> {
-    probe: P,
-    metrics: Arc<Metrics>,
+    probe: Rc<P>,
+    health: Arc<Health>,
     waiting: Vec<Waiting>,
     /// Memory of the keys that wait, in bytes.
     waiting_bytes: usize,
-    latest: Option<Snapshot>,
+    latest: Option<Seen>,
+    /// How many sweeps of everything wait.
+    fenced: usize,
+    fences: Watch,
     /// Whether something arrived that the latest snapshot does not answer.
     look_wanted: bool,
     /// Transactions that arrived since the last look and wait for the next.
@@ -271,19 +290,21 @@ struct Waiting {
 
 enum Kind {
     Transaction(Transaction),
-    /// Waits for every transaction up to this id to end.
-    Fence(u64),
+    /// A sweep of everything.
+    Fence(Fence),
 }
 
-impl<P: Probe> Gate<P> {
-    /// A gate that asks `probe`.
-    pub fn new(probe: P, metrics: Arc<Metrics>) -> Gate<P> {
+impl<P: Probe + 'static> Gate<P> {
+    /// A gate that asks `probe`, and tells `health` for whom a sweep of everything waits.
+    pub fn new(probe: P, health: Arc<Health>) -> Gate<P> {
         Gate {
-            probe,
-            metrics,
+            probe: Rc::new(probe),
+            fences: Watch::new(Arc::clone(&health)),
+            health,
             waiting: Vec::new(),
             waiting_bytes: 0,
             latest: None,
+            fenced: 0,
             look_wanted: false,
             arrivals: 0,
             idle_looks: 0,
@@ -317,12 +338,16 @@ impl<P: Probe> Gate<P> {
         mut inputs: Receiver<Input>,
         outputs: Sender<Visible>,
     ) -> Result<(), Error> {
-        let mut open = true;
+        let (mut open, mut asked) = (true, None);
         while open || !self.waiting.is_empty() {
+            if asked.is_none() {
+                asked = self.ask();
+            }
             let look_at = (!self.look_wanted).then_some(self.next_look);
             let look_due = self.look_wanted || !self.waiting.is_empty();
             tokio::select! {
                 biased;
+                (ids, holders) = answered(&mut asked) => self.judge(&ids, holders),
                 input = inputs.recv(), if open && self.arrivals < ARRIVALS_MAX => match input {
                     Some(input) => self.take(input, &outputs).await?,
                     None => open = false,
@@ -337,7 +362,7 @@ impl<P: Probe> Gate<P> {
     async fn take(&mut self, input: Input, outputs: &Sender<Visible>) -> Result<(), Error> {
         match input {
             Input::Begin { xid } => {
-                if !self.latest.as_ref().is_some_and(|snapshot| snapshot.sees(xid)) {
+                if !self.remembers(xid) {
                     self.look_wanted = true;
                 }
             }
@@ -355,10 +380,11 @@ impl<P: Probe> Gate<P> {
         outputs: &Sender<Visible>,
     ) -> Result<(), Error> {
         let Mapped { transaction, received_at, keys } = mapped;
+        let is_seen = gate_is_off() || self.remembers(transaction.xid);
         let waiting = Waiting { keys, received_at, kind: Kind::Transaction(transaction), looks: 0 };
         // A look that showed nothing new before this arrival may well show this one.
         self.idle_looks = 0;
-        if gate_is_off() || self.latest.as_ref().is_some_and(|seen| waiting.is_visible(seen)) {
+        if is_seen {
             self.release(waiting, outputs).await?;
         } else {
             self.look_wanted = true;
@@ -366,6 +392,11 @@ impl<P: Probe> Gate<P> {
             self.hold(waiting);
         }
         Ok(())
+    }
+
+    /// Whether the latest snapshot shows a transaction that has just arrived.
+    fn remembers(&self, xid: u32) -> bool {
+        self.latest.as_ref().is_some_and(|seen| seen.sees(xid))
     }
 
     async fn take_resync(
@@ -376,10 +407,11 @@ impl<P: Probe> Gate<P> {
         let Resync { keys, fenced } = resync;
         let mut last = true;
         if fenced {
-            let fence = answer(self.probe.fence()).await?;
+            let fence = Fence::new(answer(self.probe.fence()).await?);
+            let asked_at = Instant::now();
             let snapshot = answer(self.probe.snapshot()).await?;
-            last = snapshot.all_ended_through(fence);
-            self.latest = Some(snapshot);
+            last = fence.is_passed(&snapshot);
+            self.latest = Some(Seen::new(snapshot, asked_at));
             if !last {
                 let kind = Kind::Fence(fence);
                 let (keys, received_at) = (keys.clone(), Instant::now());
@@ -392,22 +424,23 @@ impl<P: Probe> Gate<P> {
     /// Takes a snapshot and lets pass what it contains.
     async fn look(&mut self, outputs: &Sender<Visible>) -> Result<(), Error> {
         (self.look_wanted, self.arrivals) = (false, 0);
+        let asked_at = Instant::now();
         let snapshot = answer(self.probe.snapshot()).await?;
         let waiting = std::mem::take(&mut self.waiting);
         let before = waiting.len();
-        self.waiting_bytes = 0;
+        (self.waiting_bytes, self.fenced) = (0, 0);
         for mut one in waiting {
             if one.is_visible(&snapshot) {
                 self.release(one, outputs).await?;
             } else {
                 if one.looks == 0 && matches!(one.kind, Kind::Transaction(_)) {
-                    self.metrics.invisible_at_arrival.inc();
+                    self.health.metrics().invisible_at_arrival.inc();
                 }
                 one.looks = one.looks.saturating_add(1);
                 self.hold(one);
             }
         }
-        self.latest = Some(snapshot);
+        self.latest = Some(Seen::new(snapshot, asked_at));
         self.idle_looks = if self.waiting.len() < before { 0 } else { self.idle_looks + 1 };
         self.next_look = Instant::now() + pause(self.idle_looks);
         Ok(())
@@ -419,7 +452,8 @@ impl<P: Probe> Gate<P> {
             return self.resync(true, waiting.keys, outputs).await;
         };
         let (at, position) = (Instant::now(), transaction.end_lsn);
-        self.metrics.visibility_wait.observe(seconds(at - waiting.received_at));
+        let wait = seconds(at - waiting.received_at);
+        self.health.metrics().visibility_wait.observe(wait);
         let (cause, keys) = (Cause::Transaction(transaction), waiting.keys);
         send(outputs, Visible { cause, keys, at, position, settles: true }).await;
         Ok(())
@@ -443,6 +477,7 @@ impl<P: Probe> Gate<P> {
     /// Takes in what is not visible, and keeps the keys that wait below [`WAITING_BYTES_MAX`].
     fn hold(&mut self, waiting: Waiting) {
         self.waiting_bytes += waiting.keys.bytes();
+        self.fenced += usize::from(matches!(waiting.kind, Kind::Fence(_)));
         self.waiting.push(waiting);
         if self.waiting_bytes > WAITING_BYTES_MAX {
             let sets = self.waiting.iter_mut().map(|waiting| &mut waiting.keys);
@@ -453,10 +488,11 @@ impl<P: Probe> Gate<P> {
 }
 
 impl Waiting {
+    /// Whether a snapshot shows it that was taken after its arrival.
     fn is_visible(&self, snapshot: &Snapshot) -> bool {
         match &self.kind {
             Kind::Transaction(transaction) => snapshot.sees(transaction.xid),
-            Kind::Fence(fence) => snapshot.all_ended_through(*fence),
+            Kind::Fence(fence) => fence.is_passed(snapshot),
         }
     }
 }
@@ -474,6 +510,18 @@ fn pause(idle_looks: u32) -> Duration {
 async fn reached(time: Option<Instant>) {
     if let Some(time) = time.filter(|time| *time > Instant::now()) {
         sleep_until(time).await;
+    }
+}
+
+/// The answer to what was asked; never, if nothing was.
+async fn answered(asked: &mut Option<Asked>) -> (Vec<u64>, Result<Vec<Holder>, Error>) {
+    match asked {
+        Some(future) => {
+            let answer = future.await;
+            *asked = None;
+            answer
+        }
+        None => std::future::pending().await,
     }
 }
 

@@ -4,6 +4,7 @@ use std::rc::Rc;
 
 use tokio_postgres::{SimpleQueryMessage, Statement};
 
+use super::fence::{Holder, Relations};
 use super::{Error, Snapshot, answer};
 use crate::lsn::Lsn;
 use crate::postgres::Sql;
@@ -21,6 +22,11 @@ pub trait Probe {
 
     /// Which of these transactions are committed, in their order. All of them have ended.
     fn committed(&self, xids: &[u64]) -> impl Future<Output = Result<Vec<bool>, Error>>;
+
+    /// Those of these transactions, which a snapshot showed as running, that may have changed what
+    /// matters, in their order. That one is left out stays right: what it changes later it commits
+    /// later. One that has ended meanwhile may still be named.
+    fn holders(&self, xids: &[u64]) -> impl Future<Output = Result<Vec<Holder>, Error>>;
 }
 
 /// Asks over an ordinary connection to the same primary that the slot is on. Which server that is,
@@ -29,6 +35,8 @@ pub trait Probe {
 pub struct SqlProbe {
     client: Rc<Sql>,
     visible: Statement,
+    /// Where it is asked who holds a fence, and of which relations.
+    fences: Option<(Rc<Sql>, Relations)>,
 }
 
 impl SqlProbe {
@@ -40,7 +48,14 @@ impl SqlProbe {
     pub async fn new(client: Rc<Sql>) -> Result<SqlProbe, Error> {
         let prepared = client.prepare(include_str!("../../sql/visible.sql"));
         let visible = answer(async { Ok(prepared.await?) }).await?;
-        Ok(SqlProbe { client, visible })
+        Ok(SqlProbe { client, visible, fences: None })
+    }
+
+    /// The same, which asks on `client` who holds a fence, so that no look waits for the answer.
+    /// Without this every transaction holds a fence, whatever it changes.
+    #[must_use]
+    pub fn with_fences(self, client: Rc<Sql>, relations: Relations) -> SqlProbe {
+        SqlProbe { fences: Some((client, relations)), ..self }
     }
 }
 
@@ -75,5 +90,24 @@ impl Probe for SqlProbe {
         let xids: Vec<i64> = xids.iter().map(|xid| xid.cast_signed()).collect();
         let rows = self.client.query(include_str!("../../sql/committed.sql"), &[&xids]).await?;
         Ok(rows.iter().map(|row| row.try_get(0)).collect::<Result<_, _>>()?)
+    }
+
+    async fn holders(&self, xids: &[u64]) -> Result<Vec<Holder>, Error> {
+        let Some((client, Relations { schemas, names, oids, any })) = &self.fences else {
+            let unknown = |xid: &u64| Holder { xid: *xid, pid: None, prepared: None };
+            return Ok(xids.iter().map(unknown).collect());
+        };
+        let low: Vec<i64> = xids.iter().map(|xid| (xid & 0xFFFF_FFFF).cast_signed()).collect();
+        let query = include_str!("../../sql/fence_holders.sql");
+        let rows = client.query(query, &[&low, schemas, names, oids, any]).await?;
+        let mut holders = Vec::new();
+        for row in rows {
+            let (number, pid, prepared): (i64, _, _) =
+                (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
+            let at = low.iter().position(|low| *low == number);
+            let at = at.ok_or(Error::Answer(super::snapshot::ParseError))?;
+            holders.push(Holder { xid: xids[at], pid, prepared });
+        }
+        Ok(holders)
     }
 }

@@ -1,6 +1,18 @@
 //! What a snapshot sees, and a stream's 32-bit transaction ids made 64-bit.
 
 use std::str::FromStr;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+/// How long a snapshot is trusted with ids that arrive later. The 32 bits of an id are placed right
+/// while fewer than 2^31 were assigned since: that would be two hundred millions a second, and one
+/// lock, taken for each (varsup.c, `GetNewTransactionId`), allows a few. It costs one look every
+/// ten seconds.
+const TRUSTED_FOR: Duration = Duration::from_secs(10);
+
+/// How far from a snapshot that was taken before it an id may be: half of what can be placed.
+const NEAR: u32 = 1 << 30;
 
 /// A `pg_snapshot`
 /// (<https://www.postgresql.org/docs/current/functions-info.html#FUNCTIONS-PG-SNAPSHOT-PARTS>).
@@ -50,24 +62,61 @@ impl Snapshot {
         })
     }
 
-    /// Whether every transaction with an id up to `xid` has ended.
-    #[must_use]
-    pub fn all_ended_through(&self, xid: u64) -> bool {
-        self.xmin > xid
+    /// The transactions with an id up to `xid` that have not ended, ascending; `None` if the
+    /// snapshot does not list them all.
+    pub(super) fn running_through(&self, xid: u64) -> Option<impl Iterator<Item = u64>> {
+        let running = self.running.iter().copied().take_while(move |running| *running <= xid);
+        (self.xmax > xid).then_some(running)
     }
 
     /// The 64-bit id nearest to xmax with these low 32 bits. Exact while the two are less than 2^31
-    /// apart, which Postgres enforces: the slot's `catalog_xmin` holds back wraparound.
+    /// apart. For the id of a transaction that is not confirmed, and a snapshot that was taken after
+    /// the id arrived, Postgres enforces that: the slot's `catalog_xmin` is no later than the id
+    /// (snapbuild.c: it follows what ran at the confirmed LSN), and no id is assigned that is 2^31
+    /// after it. An older snapshot knows nothing of the ids since, see [`Seen`].
     pub(super) fn widen(&self, xid: u32) -> Option<u64> {
+        self.xmax.checked_add_signed(i64::from(self.distance(xid)))
+    }
+
+    /// From xmax, the shorter way round.
+    fn distance(&self, xid: u32) -> i32 {
         let low = u32::try_from(self.xmax & 0xFFFF_FFFF).expect("masked to 32 bits");
-        let distance = xid.wrapping_sub(low).cast_signed();
-        self.xmax.checked_add_signed(i64::from(distance))
+        xid.wrapping_sub(low).cast_signed()
+    }
+}
+
+/// A snapshot that is remembered, for ids that arrive after it was taken.
+#[derive(Debug)]
+pub(super) struct Seen {
+    snapshot: Snapshot,
+    /// When it was asked for.
+    asked_at: Instant,
+}
+
+impl Seen {
+    /// `snapshot` was asked for at `asked_at`.
+    pub(super) fn new(snapshot: Snapshot, asked_at: Instant) -> Seen {
+        Seen { snapshot, asked_at }
+    }
+
+    /// The snapshot itself, for ids that were known before it was taken.
+    pub(super) fn snapshot(&self) -> &Snapshot {
+        &self.snapshot
+    }
+
+    /// Whether new snapshots see `xid`, which has just arrived. Where the memory may be too old to
+    /// place the id, that is in doubt.
+    pub(super) fn sees(&self, xid: u32) -> bool {
+        let is_near = self.snapshot.distance(xid).unsigned_abs() < NEAR;
+        is_near && self.asked_at.elapsed() < TRUSTED_FOR && self.snapshot.sees(xid)
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{ParseError, Snapshot};
+    use tokio::time::advance;
+
+    use super::{Duration, Instant, ParseError, Seen, Snapshot, TRUSTED_FOR};
 
     fn check(text: &str, rows: &[(u32, bool)]) {
         let snapshot: Snapshot = text.parse().unwrap();
@@ -118,10 +167,31 @@ mod tests {
     }
 
     #[test]
-    fn a_fence_is_passed_when_all_up_to_it_have_ended() {
-        let snapshot: Snapshot = "10:20:10,14".parse().unwrap();
-        assert!(snapshot.all_ended_through(9));
-        assert!(!snapshot.all_ended_through(10));
+    fn what_runs_up_to_an_id_is_listed_or_not_known() {
+        let snapshot: Snapshot = "10:20:14,10".parse().unwrap();
+        for (xid, running) in
+            [(9, Some(vec![])), (10, Some(vec![10])), (19, Some(vec![10, 14])), (20, None)]
+        {
+            assert_eq!(snapshot.running_through(xid).map(Vec::from_iter), running, "{xid}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_memory_serves_ids_that_are_near_for_a_while() {
+        let first = 3_000_000_000_u32;
+        let snapshot: Snapshot = format!("{first}:{first}:").parse().unwrap();
+        let seen = Seen::new(snapshot, Instant::now());
+        for (xid, sees) in
+            [(first - 1, true), (first - (1 << 30) + 1, true), (first - (1 << 30), false)]
+        {
+            assert_eq!(seen.sees(xid), sees, "{xid}");
+            assert!(seen.snapshot().sees(xid), "{xid}");
+        }
+        assert!(!seen.sees(first) && !seen.sees(first + 1));
+        advance(TRUSTED_FOR - Duration::from_millis(1)).await;
+        assert!(seen.sees(first - 1));
+        advance(Duration::from_millis(1)).await;
+        assert!(!seen.sees(first - 1));
     }
 
     #[test]

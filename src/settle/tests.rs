@@ -9,10 +9,13 @@ use crate::channel::{Receiver, Sender, channel};
 use tokio::task::{JoinHandle, LocalSet};
 use tokio::time::Instant;
 
-use super::{Cause, Error, Gate, Input, Mapped, Probe, Question, Resync, Snapshot, Visible};
+use super::{
+    Cause, Error, Gate, Holder, Input, Mapped, Probe, Question, Resync, Snapshot, Visible,
+};
 use crate::gather::Transaction;
 use crate::keys::Rules;
 use crate::lsn::Lsn;
+use crate::telemetry::Health;
 use crate::telemetry::metrics::Metrics;
 
 /// A server that tells what the test says.
@@ -65,6 +68,10 @@ impl Probe for Server {
     async fn committed(&self, xids: &[u64]) -> Result<Vec<bool>, Error> {
         Ok(xids.iter().map(|xid| self.committed.borrow().contains(xid)).collect())
     }
+
+    async fn holders(&self, xids: &[u64]) -> Result<Vec<Holder>, Error> {
+        Ok(xids.iter().map(|xid| Holder { xid: *xid, pid: None, prepared: None }).collect())
+    }
 }
 
 struct Session {
@@ -82,9 +89,10 @@ fn rules() -> Rules {
 fn session(snapshot: &str) -> Session {
     let server = Server::new(snapshot);
     let metrics = Arc::new(Metrics::new(&[]));
+    let health = Arc::new(Health::new(Arc::clone(&metrics)));
     let (inputs, gate_inputs) = channel(16);
     let (outputs, visible) = channel(16);
-    let gate = Gate::new(server.clone(), Arc::clone(&metrics));
+    let gate = Gate::new(server.clone(), health);
     let gate = tokio::task::spawn_local(gate.run(gate_inputs, outputs));
     Session { server, inputs, visible, gate, metrics }
 }
@@ -211,7 +219,8 @@ async fn only_what_is_seen_and_committed_is_answered() {
         let (inputs, gate_inputs) = channel(16);
         let (outputs, mut visible) = channel(16);
         let (answers, mut answered) = tokio::sync::mpsc::channel(16);
-        let gate = Gate::new(server, Arc::new(Metrics::new(&[]))).with_answers(answers);
+        let health = Arc::new(Health::new(Arc::new(Metrics::new(&[]))));
+        let gate = Gate::new(server, health).with_answers(answers);
         tokio::task::spawn_local(gate.run(gate_inputs, outputs));
         let question = |xid, subxids: &[u32]| Question { xid, subxids: subxids.to_vec() };
         let asked = [
@@ -260,6 +269,38 @@ async fn a_resync_with_nothing_older_is_made_once() {
             assert_eq!(only.into_parts().0, Cause::Resync { last: true });
             let more = tokio::time::timeout(Duration::from_secs(60), session.visible.recv()).await;
             assert!(more.is_err());
+        }
+    })
+    .await;
+}
+
+/// I1: after more than 2^31 ids without a look, a new id lies behind the last one in 32 bits.
+#[tokio::test(start_paused = true)]
+async fn ids_far_ahead_are_not_taken_for_the_past() {
+    local(async {
+        for (ids, minutes, begins) in [
+            ((1_u64 << 31) + 9, 60, false),
+            ((1 << 32) - 5, 60, false),
+            ((1 << 32) - 5, 60, true),
+            ((1 << 31) + 20_000_000, 0, false),
+            ((1 << 31) + 20_000_000, 0, true),
+        ] {
+            let first: u64 = 3_000_000_000;
+            let mut session = session(&format!("{first}:{first}:"));
+            session.commit(2_999_999_999).await;
+            assert_eq!(session.next_within(MOMENT).await, Some(2_999_999_999));
+            tokio::time::sleep(Duration::from_secs(minutes * 60)).await;
+            let now = first + ids;
+            let xid = u32::try_from(now & 0xFFFF_FFFF).unwrap();
+            session.server.shows(&format!("{now}:{}:{now}", now + 1));
+            if begins {
+                session.inputs.send(Input::Begin { xid }).await.unwrap();
+                tokio::time::sleep(MOMENT).await;
+            }
+            session.commit(xid).await;
+            assert_eq!(session.next_within(Duration::from_secs(60)).await, None, "{ids}");
+            session.server.shows(&format!("{0}:{0}:", now + 1));
+            assert_eq!(session.next_within(MOMENT).await, Some(xid));
         }
     })
     .await;

@@ -117,6 +117,8 @@ pub struct Stream<'a> {
     /// When it was last asked whether transactions in blocks have ended.
     last_asked: Instant,
     cache: Option<Cache>,
+    /// Whether a sweep of everything is owed, so that nothing can be confirmed.
+    sweep_is_owed: bool,
 }
 
 impl<'a> Stream<'a> {
@@ -147,6 +149,7 @@ impl<'a> Stream<'a> {
             malformed_told: None,
             last_asked: now,
             cache: None,
+            sweep_is_owed: false,
         }
     }
 
@@ -399,6 +402,7 @@ impl<'a> Stream<'a> {
             Event::ResyncOwed(broken) => self.resync(broken, health, metrics),
             Event::RedisLost => health.set(Phase::RedisLost),
             Event::Whole => {
+                self.sweep_is_owed = false;
                 let was = health.phase();
                 health.set(Phase::Streaming);
                 if was != health.phase() {
@@ -414,6 +418,7 @@ impl<'a> Stream<'a> {
         tracing::warn!(reason, "history is not shown to be unbroken: sweeping everything");
         metrics.resyncs.get_or_create(&ReasonLabel { reason }).inc();
         health.set(Phase::Sweeping(reason));
+        self.sweep_is_owed = true;
         reach(Point::ResyncOwed);
         let resync = Resync { keys: self.rules.everything(), fenced: broken.is_fenced() };
         self.pass_on(Input::Resync(Box::new(resync)));
@@ -447,13 +452,21 @@ impl<'a> Stream<'a> {
         Ok(self.slot.send_status(reply_requested).await?)
     }
 
+    /// Whether a stop has something to wait for: keys on their way, or their confirmation. While a
+    /// sweep of everything is owed nothing is confirmed, and the next start owes it, too; it may
+    /// wait for a transaction that stays open for hours.
+    fn is_draining(&self) -> bool {
+        let may_confirm = !self.sweep_is_owed && self.slot.confirmed() < self.ledger.safe();
+        self.ledger.in_flight() > 0 || may_confirm
+    }
+
     /// Reads no more, waits for what is on its way, confirms it, and leaves in good order.
     async fn drain(mut self, watched: (&Health, &Metrics)) -> Result<(), Error> {
         watched.0.set(Phase::Stopping);
         let inputs = self.ends.inputs.clone();
         let deadline = Instant::now() + DRAIN_TIMEOUT;
         let mut clock = interval(self.timing.status / 2);
-        while self.ledger.in_flight() > 0 || self.slot.confirmed() < self.ledger.safe() {
+        while self.is_draining() {
             tokio::select! {
                 biased;
                 event = self.ends.events.recv() => self.hear(event, watched).await?,

@@ -326,6 +326,12 @@ impl Postgres {
             .any(|one| matches!(one.phase, Phase::Invisible | Phase::Visible) && survives(one))
     }
 
+    /// Whether a transaction is known to have written nothing that is not undone.
+    pub(crate) fn holds_no_lock(&self, xid: u64) -> bool {
+        let running = self.transactions.iter().find(|one| one.xid == xid);
+        running.is_some_and(|one| one.objects.is_empty() && !one.truncates)
+    }
+
     /// An id later than all, of a transaction that ends at once.
     pub(crate) fn fence(&mut self) -> u64 {
         let xid = self.next_xid;

@@ -1,0 +1,257 @@
+//! Sets of keys that wait for rows: for which sessions, until when, within which memory.
+
+use std::collections::BTreeMap;
+use std::mem::take;
+
+use hashbrown::HashMap;
+use tokio::time::Instant;
+
+use super::ahead::Ahead;
+use super::cache::Cache;
+use super::rows::ANSWER_TIMEOUT;
+use super::{Cause, Visible, WAITING_BYTES_MAX};
+use crate::keys::{Answers, Wanted, WidenReason};
+use crate::telemetry::metrics::Metrics;
+
+/// What waits.
+#[derive(Debug)]
+pub(super) struct Waiting {
+    /// In the order of their arrival.
+    held: BTreeMap<u64, Held>,
+    next: u64,
+    /// By session: what has not been asked for there.
+    unasked: Vec<Vec<u64>>,
+    /// Memory of the keys, and of rows that wait for others, in bytes.
+    bytes: usize,
+    /// Sets of transactions that are still being sent, by their 32-bit ids.
+    early: HashMap<u32, Vec<u64>>,
+    ahead: Ahead,
+}
+
+/// A set that waits.
+#[derive(Debug)]
+struct Held {
+    visible: Visible,
+    until: Instant,
+    /// A bit for each session that has not answered for it.
+    sessions: u32,
+    /// What was found by those that have.
+    found: Answers,
+    bytes: usize,
+}
+
+impl Waiting {
+    /// Nothing, for so many sessions: lookups have them in turn.
+    pub(super) fn new(sessions: usize) -> Waiting {
+        Waiting {
+            held: BTreeMap::new(),
+            next: 0,
+            unasked: vec![Vec::new(); sessions],
+            bytes: 0,
+            early: HashMap::new(),
+            ahead: Ahead::default(),
+        }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.held.is_empty()
+    }
+
+    /// Keeps what needs rows; gives back what passes at once. Beyond the limit nothing waits.
+    pub(super) fn take(&mut self, visible: Visible, metrics: &Metrics) -> Option<Visible> {
+        let mut sessions = 0;
+        for wanted in visible.keys.wanted() {
+            sessions |= 1_u32 << self.session(&wanted);
+        }
+        if sessions == 0 {
+            return Some(self.resolved(visible, &Answers::default(), metrics));
+        }
+        let bytes = visible.keys.bytes();
+        if self.bytes + bytes > WAITING_BYTES_MAX {
+            self.forget(&visible);
+            let none = (&Answers::default(), WidenReason::Limit);
+            return Some(resolve(visible, none, metrics));
+        }
+        let id = self.next;
+        self.next += 1;
+        for (at, unasked) in self.unasked.iter_mut().enumerate() {
+            if sessions & (1 << at) != 0 {
+                unasked.push(id);
+            }
+        }
+        if let Cause::Early(xid) = visible.cause {
+            self.early.entry(xid).or_default().push(id);
+        }
+        self.bytes += bytes;
+        let (until, found) = (Instant::now() + ANSWER_TIMEOUT, Answers::default());
+        self.held.insert(id, Held { visible, until, sessions, found, bytes });
+        None
+    }
+
+    /// All that keys wait for, if the cache has all of it, or it was read for the same keys.
+    pub(super) fn known(&self, cache: Option<&Cache>, visible: &Visible) -> Option<Answers> {
+        if !visible.keys.has_pending() {
+            return None;
+        }
+        let mut answers = Answers::default();
+        for wanted in visible.keys.wanted() {
+            let found = match self.ahead.get(&visible.cause, &wanted) {
+                Some(found) => found.clone(),
+                None => cache?.get(&wanted)?,
+            };
+            answers.insert(wanted, found);
+        }
+        Some(answers)
+    }
+
+    /// Whether there is something to ask for on a session.
+    pub(super) fn wants(&self, session: usize) -> bool {
+        !self.unasked[session].is_empty()
+    }
+
+    /// A round on a session: the sets that it is for, which rows it wants, and what is known.
+    pub(super) fn begin(&mut self, session: usize) -> (Vec<u64>, Vec<Wanted>, Answers) {
+        let mut ids = take(&mut self.unasked[session]);
+        ids.retain(|id| self.held.contains_key(id));
+        let sets = ids.iter().filter_map(|id| self.held.get(id)).map(|held| &held.visible);
+        let (wanted, known) = self.ahead.split(sets, |wanted| self.session(wanted) == session);
+        (ids, wanted.into_iter().collect(), known)
+    }
+
+    /// Takes in what a round found, known before or read now; gives what waits for no other.
+    pub(super) fn end(
+        &mut self,
+        session: usize,
+        ids: &[u64],
+        (known, read): (Answers, Answers),
+        metrics: &Metrics,
+    ) -> Vec<Visible> {
+        // What is known may be older than a transaction that is still being sent.
+        ids.iter().filter_map(|id| self.held.get(id)).for_each(|held| {
+            self.ahead.note(&held.visible, &read);
+        });
+        let mut answers = known;
+        answers.extend(read);
+        let mut passed = Vec::new();
+        for id in ids {
+            let Some(held) = self.held.get_mut(id) else { continue };
+            held.sessions &= !(1 << session);
+            if held.sessions == 0 && held.found.is_empty() {
+                passed.extend(self.give_up(
+                    *id,
+                    (Some(&answers), WidenReason::LookupFailed),
+                    metrics,
+                ));
+                continue;
+            }
+            let before = held.bytes;
+            held.keep(&answers);
+            self.bytes += held.bytes - before;
+            if held.sessions == 0 {
+                passed.extend(self.give_up(*id, (None, WidenReason::LookupFailed), metrics));
+            } else if self.bytes > WAITING_BYTES_MAX {
+                passed.extend(self.give_up(*id, (None, WidenReason::Limit), metrics));
+            }
+        }
+        passed
+    }
+
+    /// When the first of all is late.
+    pub(super) fn first_deadline(&self) -> Option<Instant> {
+        self.held.first_key_value().map(|(_, held)| held.until)
+    }
+
+    /// What has waited as long as anything may, with what was found by now.
+    pub(super) fn late(&mut self, now: Instant, metrics: &Metrics) -> Vec<Visible> {
+        let late = self.held.iter().take_while(|(_, held)| held.until <= now);
+        let late: Vec<u64> = late.map(|(id, _)| *id).collect();
+        let give_up = |id| self.give_up(id, (None, WidenReason::LookupFailed), metrics);
+        late.into_iter().filter_map(give_up).collect()
+    }
+
+    /// Renders one that waits no longer, with these answers or those that it has; what is not known
+    /// widens.
+    fn give_up(
+        &mut self,
+        id: u64,
+        (answers, missing): (Option<&Answers>, WidenReason),
+        metrics: &Metrics,
+    ) -> Option<Visible> {
+        let Held { visible, found, .. } = self.drop_held(id)?;
+        self.forget(&visible);
+        Some(resolve(visible, (answers.unwrap_or(&found), missing), metrics))
+    }
+
+    /// Renders one that waits for nothing.
+    pub(super) fn resolved(
+        &mut self,
+        visible: Visible,
+        answers: &Answers,
+        metrics: &Metrics,
+    ) -> Visible {
+        self.forget(&visible);
+        resolve(visible, (answers, WidenReason::LookupFailed), metrics)
+    }
+
+    /// A transaction passes, so that nothing that was read for it is needed any more; nor what of
+    /// it should go early: it would only be noted for nobody, until another has the same 32 bits.
+    fn forget(&mut self, visible: &Visible) {
+        self.ahead.forget(visible);
+        let Cause::Transaction(transaction) = &visible.cause else { return };
+        for id in self.early.remove(&transaction.xid).into_iter().flatten() {
+            self.drop_held(id);
+        }
+    }
+
+    fn drop_held(&mut self, id: u64) -> Option<Held> {
+        let held = self.held.remove(&id)?;
+        self.bytes -= held.bytes;
+        if let Cause::Early(xid) = held.visible.cause
+            && let Some(ids) = self.early.get_mut(&xid)
+        {
+            ids.retain(|other| *other != id);
+            if ids.is_empty() {
+                self.early.remove(&xid);
+            }
+        }
+        Some(held)
+    }
+
+    fn session(&self, wanted: &Wanted) -> usize {
+        usize::from(wanted.lookup.0) % self.unasked.len()
+    }
+}
+
+impl Held {
+    /// Keeps those of the answers that it waits for.
+    fn keep(&mut self, answers: &Answers) {
+        for wanted in self.visible.keys.wanted() {
+            if let Some(found) = answers.get(&wanted) {
+                self.bytes += wanted.bytes() + found.bytes();
+                self.found.insert(wanted, found.clone());
+            }
+        }
+    }
+}
+
+/// Renders what waited, and counts what it widened.
+fn resolve(
+    mut visible: Visible,
+    (answers, missing): (&Answers, WidenReason),
+    metrics: &Metrics,
+) -> Visible {
+    let counted: Vec<_> = visible.keys.widened().collect();
+    visible.keys.resolve(answers, missing);
+    if matches!(visible.cause, Cause::Early(_)) {
+        // It comes again, and counts then.
+        return visible;
+    }
+    for (rule, reason, count) in visible.keys.widened() {
+        let before = counted.iter().find(|(r, why, _)| (*r, *why) == (rule, reason));
+        let more = count - before.map_or(0, |(.., count)| *count);
+        if more > 0 {
+            metrics.widened(rule, reason, more);
+        }
+    }
+    visible
+}
