@@ -141,6 +141,7 @@ async fn check_postgres(config: &Config, rules: &mut Rules) -> Vec<Finding> {
     let unreadable =
         |error: preflight::Error| vec![Finding::error("catalog_unreadable", error.to_string())];
     let mut findings = preflight::postgres(config, rules, &sql).await.unwrap_or_else(unreadable);
+    findings.extend(preflight::before_publication(config, &sql).await.unwrap_or_else(unreadable));
     findings.extend(preflight::replication(config, &sql).await);
     findings.extend(preflight::replicas(config, &sql).await.unwrap_or_else(unreadable));
     findings

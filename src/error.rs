@@ -77,10 +77,10 @@ pub enum Error {
     /// rules fit than before.
     #[error("a table of the rules, or what is published of it, was changed")]
     TablesChanged,
-    /// The slot keeps more WAL than `postgres.max_retained_wal`; the next session begins with
-    /// another one.
+    /// More WAL is unconfirmed than `postgres.max_retained_wal`; the next session begins with
+    /// another slot.
     #[error(
-        "the slot keeps {} MB of WAL, more than the {} MB of `postgres.max_retained_wal`",
+        "the slot is {} MB behind, more than the {} MB of `postgres.max_retained_wal`",
         .0.bytes >> 20,
         .0.max >> 20
     )]
@@ -135,7 +135,6 @@ impl Error {
     pub fn verdict(&self, established: bool) -> Verdict {
         match self {
             Error::SlotInUse { .. } => Verdict::Standby,
-            Error::Decode(_) | Error::Gather(_) => Verdict::Halt,
             Error::Refused(_)
             | Error::IsStandby
             | Error::StreamsStandby
@@ -169,6 +168,8 @@ impl Error {
             | Error::Preflight(_)
             | Error::Sql(_)
             | Error::Capture(_)
+            | Error::Decode(_)
+            | Error::Gather(_)
             | Error::Gate(_)
             | Error::SlotGone
             | Error::TablesChanged
@@ -183,6 +184,30 @@ impl Error {
     #[must_use]
     pub fn is_undecodable(&self) -> bool {
         matches!(self, Error::Capture(error) if error.is_undecodable())
+    }
+
+    /// Whether it may be what the slot holds that ended the session, so that each further one from
+    /// the same position ends alike, whoever starts it: see [`capture::Error::blames_slot`]. What
+    /// we cannot read is of that kind, and so is a stage that ended by itself. Ending the program
+    /// for it would leave every key of every rule as it is, however often it is started again.
+    #[must_use]
+    pub fn blames_slot(&self) -> bool {
+        match self {
+            Error::Capture(error) => error.blames_slot(),
+            Error::Decode(_) | Error::Gather(_) | Error::Stage(_) => true,
+            _ => false,
+        }
+    }
+
+    /// Whether nobody was there, or not yet.
+    #[must_use]
+    pub fn is_unreachable(&self) -> bool {
+        match self {
+            Error::Sql(postgres::Error::Connect { .. } | postgres::Error::Timeout { .. }) => true,
+            // Class 57: the server starts, stops or recovers.
+            Error::Sql(error) => error.sql_state().is_some_and(|code| code.starts_with("57")),
+            _ => false,
+        }
     }
 
     /// Whether the next session must get every transaction whole, at its commit: of those that
@@ -225,11 +250,12 @@ impl Error {
                 "let `postgres.url` and `postgres.replication_url` name the same primary, or a \
                      primary and a standby that follows it",
             ),
-            Error::Decode(_) | Error::Gather(_) => {
-                Some("this is a defect of walsweep or of the server: please report it")
-            }
+            Error::Decode(_) | Error::Gather(_) => Some(
+                "this is a defect of walsweep or of the server: please report it; what cannot \
+                      be read is given up for a sweep of everything",
+            ),
             Error::RetainedWal(_) => {
-                Some("find out what holds the confirmation: Redis, a transaction that stays open")
+                Some("find out what holds the confirmation: Redis, a replica that is late")
             }
             Error::TablesChanged => Some("every key of the rules is swept; nothing is to be done"),
             Error::ShapeUndone { .. } => {

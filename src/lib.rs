@@ -53,6 +53,7 @@ pub mod settle;
 pub mod sweep;
 pub mod watermark;
 
+pub mod between;
 pub mod channel;
 pub mod cli;
 pub mod commands;

@@ -5,7 +5,7 @@
 //! Postgres sends again what was not, so nothing else has to be remembered. Redis may come and go
 //! within a session; the sweeper sees to that, and keepalives are answered meanwhile.
 
-use std::mem::replace;
+use std::mem::{replace, take};
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -13,27 +13,29 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
+use crate::between::Between;
 use crate::capture::Slot;
 use crate::channel::{Receiver, Sender, channel};
 use crate::config::Config;
 use crate::error::{Error, Verdict};
 use crate::keys::Rules;
+use crate::lsn::Lsn;
 use crate::postgres::{Endpoint, Sql};
-use crate::retry::{Backoff, Stuck};
+use crate::retry::{Attempts, LASTING};
 use crate::session::{Session, Timing, gate_is_dead};
 use crate::settle::{
     self, Cache, Gate, Lookups, Probe, Relations, Replicas, Rows, SqlProbe, SqlStandby, Standby,
     Visible,
 };
 use crate::shutdown::Shutdown;
-use crate::slot_health;
+use crate::slot_health::Keeper;
 use crate::slot_server::Witness;
 use crate::stream::{CHANNEL_LENGTH, Ends, GateEnds, Stream};
 use crate::sweep::{Broken, Node, Settings, Standalone, Sweeper, key_name};
 use crate::telemetry::metrics::{Metrics, PeerLabel};
-use crate::telemetry::{Health, Phase};
+use crate::telemetry::{Health, Phase, Topic};
 
 /// How often another try is made while another process has the slot.
 const STANDBY_WAIT: Duration = Duration::from_millis(500);
@@ -54,6 +56,21 @@ pub struct Program<'a> {
     pub is_strict: bool,
 }
 
+/// What one session leaves for the next.
+#[derive(Default)]
+struct Course {
+    attempts: Attempts,
+    /// Whether a session ever began.
+    established: bool,
+    standing_by: bool,
+    /// Why the next session gives the slot up; taken once that is done.
+    give_up: Option<Broken>,
+    /// Where a session began that could not read a transaction in blocks; until one begins further
+    /// on, transactions are read whole.
+    whole_at: Option<Lsn>,
+    tables_changed: bool,
+}
+
 impl Program<'_> {
     /// Runs sessions until asked to stop, or until a person is needed. Needs a
     /// [`LocalSet`](tokio::task::LocalSet) around it.
@@ -62,73 +79,117 @@ impl Program<'_> {
     ///
     /// What a person has to look at; everything else is tried again.
     pub async fn run(&mut self) -> Result<(), Error> {
-        let mut backoff = Backoff::postgres();
-        let mut established = false;
-        let mut standing_by = false;
-        let mut stuck = Stuck::default();
-        let mut tables_changed = false;
-        let mut whole = false;
+        let new_between = |program: &Self| {
+            program.health.sees_nothing();
+            Between::new(&program.config.postgres, program.health, program.metrics)
+        };
+        let mut course = Course::default();
+        let mut between = new_between(self);
         loop {
-            tokio::select! {
-                biased;
-                () = self.shutdown.requested() => return Ok(()),
-                () = sleep(backoff.next_wait()) => self.health.beat(),
+            let wait = if course.standing_by { STANDBY_WAIT } else { course.attempts.wait() };
+            let is_stuck = course.attempts.must_give_up();
+            if is_stuck {
+                course.give_up.get_or_insert(Broken::SlotUndecodable);
             }
+            let (give_up, whole) = (&mut course.give_up, course.whole_at.is_some());
+            let attempt = Box::pin(async {
+                sleep(wait).await;
+                let told = (self.health.as_ref(), self.is_strict);
+                Session::open(self.config, self.rules, told, give_up, whole).await
+            });
             let opened = tokio::select! {
                 biased;
                 () = self.shutdown.requested() => return Ok(()),
-                opened = Session::open(
-                    self.config,
-                    self.rules,
-                    (self.health, self.is_strict),
-                    stuck.must_give_up(),
-                    whole,
-                ) => opened,
+                opened = self.health.alive_while(attempt) => opened,
+                never = between.watch() => match never {},
             };
+            if is_stuck && course.give_up.is_none() {
+                course.attempts.gave_up();
+            }
             let outcome = match opened {
-                Ok(mut session) => {
-                    if std::mem::take(&mut tables_changed) {
-                        // They may be again what they were, and were something else meanwhile.
-                        session.broken.get_or_insert(Broken::TablesChanged);
-                    }
-                    (established, standing_by) = (true, false);
-                    backoff = Backoff::postgres();
-                    self.metrics.postgres_up.set(1);
-                    if stuck.must_give_up() {
-                        stuck.gave_up();
-                    }
-                    let start = session.expected.lsn;
-                    let outcome = Box::pin(self.session(session)).await;
-                    tables_changed = matches!(outcome, Err(Error::TablesChanged));
-                    let undecodable = outcome.as_ref().is_err_and(Error::is_undecodable);
-                    stuck.session_ended(start, undecodable);
-                    whole = outcome.as_ref().is_err_and(Error::wants_whole);
+                Ok(session) => {
+                    drop(between);
+                    let outcome = self.stand(session, &mut course).await;
+                    between = new_between(self);
                     outcome
                 }
-                Err(error) => Err(error),
-            };
-            self.metrics.postgres_up.set(0);
-            let Err(error) = outcome else { return Ok(()) };
-            match error.verdict(established) {
-                Verdict::Halt => return Err(error),
-                Verdict::Standby => {
-                    if !standing_by {
-                        tracing::info!(holder = %error, "standing by: the slot is in use");
+                Err(error) => {
+                    course.attempts.came_to_nothing(error.is_unreachable());
+                    if between.has_dropped() {
+                        course.give_up.get_or_insert(Broken::RetainedWal);
                     }
-                    standing_by = true;
-                    self.health.set(Phase::Standby);
-                    backoff = Backoff::postgres();
-                    sleep(STANDBY_WAIT).await;
+                    Err((error, "no session"))
                 }
-                Verdict::Retry => {
-                    tracing::warn!(%error, hint = error.hint(), "session ended; trying again");
-                    self.health.set(Phase::Connecting);
-                    self.metrics.reconnects.get_or_create(&PeerLabel { peer: "postgres" }).inc();
-                    // The first wait is none; a session that ends at once must not spin.
-                    backoff.next_wait();
+            };
+            let Err((error, what)) = outcome else { return Ok(()) };
+            self.ended(error, what, &mut course)?;
+        }
+    }
+
+    /// Runs a session that was opened to its end, and keeps in mind how it ended.
+    async fn stand(
+        &mut self,
+        mut session: Session,
+        course: &mut Course,
+    ) -> Result<(), (Error, &'static str)> {
+        let (start, began) = (session.expected.lsn, Instant::now());
+        if take(&mut course.tables_changed) {
+            // They may be again what they were, and were something else meanwhile.
+            session.broken.get_or_insert(Broken::TablesChanged);
+        }
+        course.whole_at = course.whole_at.filter(|at| *at == start);
+        (course.established, course.standing_by) = (true, false);
+        self.metrics.postgres_up.set(1);
+        let wait = if course.attempts.get_nowhere() { LASTING } else { Duration::ZERO };
+        let health = Arc::clone(self.health);
+        let settled = spawn(async move {
+            sleep(wait).await;
+            health.over(&Topic::Session);
+            health.gets_nowhere(false);
+        });
+        let outcome = Box::pin(self.session(session)).await;
+        drop(settled);
+        self.metrics.no_session();
+        let Err(error) = outcome else { return Ok(()) };
+        self.metrics.reconnects.get_or_create(&PeerLabel { peer: "postgres" }).inc();
+        course.attempts.session_ended(start, began.elapsed(), error.blames_slot());
+        course.tables_changed = matches!(error, Error::TablesChanged);
+        if error.wants_whole() {
+            course.whole_at = Some(start);
+        }
+        if matches!(error, Error::RetainedWal(_)) {
+            course.give_up = Some(Broken::RetainedWal);
+        }
+        Err((error, "session ended"))
+    }
+
+    /// A session could not be had, or ended: says so, unless a person is needed.
+    fn ended(&self, error: Error, what: &str, course: &mut Course) -> Result<(), Error> {
+        match error.verdict(course.established) {
+            Verdict::Halt => return Err(error),
+            Verdict::Standby => {
+                if !replace(&mut course.standing_by, true) {
+                    tracing::info!(holder = %error, "standing by: the slot is in use");
                 }
+                course.attempts.stands_by();
+                self.health.set(Phase::Standby);
+                self.health.over(&Topic::Session);
+                self.health.gets_nowhere(false);
+                self.health.unconfirmed(None);
+            }
+            Verdict::Retry => {
+                course.standing_by = false;
+                let again =
+                    if course.attempts.get_nowhere() { " soon, again and again" } else { "" };
+                let text = format!("{what}{again}: {error}");
+                tracing::debug!("{text}; trying again");
+                self.health.set(Phase::Connecting);
+                self.health.trouble(Topic::Session, &text, error.hint());
+                self.health.gets_nowhere(course.attempts.get_nowhere());
+                self.health.sees_nothing();
             }
         }
+        Ok(())
     }
 
     /// Runs one session to its end.
@@ -167,10 +228,10 @@ impl Program<'_> {
         let probe = probe.with_fences(Rc::clone(&primary), Relations::of_rules(self.rules));
         let outside = Outside { slot, witness, probe, standbys, node, lookups };
         let mut health = spawn({
-            let (config, metrics) = (self.config.postgres.clone(), Arc::clone(self.metrics));
-            async move { slot_health::watch(&server, &config, &metrics).await }
+            let keeper = Keeper::new(&self.config.postgres, self.health, self.metrics);
+            async move { keeper.watch(&server).await }
         });
-        let watched = (self.health, self.metrics);
+        let watched = (self.health.as_ref(), self.metrics);
         let stages = outside.run((settings, timing), self.rules, watched, self.shutdown);
         tokio::select! {
             biased;
@@ -238,7 +299,7 @@ impl<P: Probe + 'static, S: Standby + 'static, N: Node + 'static> Outside<P, S, 
         (health, metrics): (&Arc<Health>, &Arc<Metrics>),
         shutdown: &mut Shutdown,
     ) -> Result<(), Error> {
-        let start = settings.expected.lsn;
+        let (start, wal_end) = (settings.expected.lsn, settings.wal_end);
         let (ends, gate_ends, mut sweeper_ends) = Ends::new(start);
         let cache = self.lookups.as_ref().and_then(Lookups::cache);
         let mut witness = self.witness.map(|witness| {
@@ -253,6 +314,7 @@ impl<P: Probe + 'static, S: Standby + 'static, N: Node + 'static> Outside<P, S, 
         let mut gate = spawn(settle(gate, self.lookups, (replicas, self.standbys), gate_ends));
         let mut sweeper = spawn(sweeper.run(sweeper_ends.visible, sweeper_ends.safe));
         let stream = Stream::new(self.slot, rules, ends, (start, timing)).with_cache(cache);
+        let stream = stream.behind(wal_end, health.unconfirmed_since());
         tokio::select! {
             biased;
             outcome = stream.run((health, metrics), shutdown) => outcome,

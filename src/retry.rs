@@ -1,4 +1,4 @@
-//! How long to wait before trying again.
+//! How long to wait before trying again, and when something else has to be tried.
 
 use std::time::Duration;
 
@@ -63,42 +63,115 @@ impl Repeats {
     }
 }
 
-/// Sessions in a row that the server ended at the same place because it could not decode its log,
-/// before another slot is tried. One or two may have another cause.
-const STUCK_LIMIT: u32 = 3;
+/// A session with Postgres that stood for so long was worth its beginning: what ends it then is a
+/// new trouble, not the one before.
+pub const LASTING: Duration = Duration::from_secs(10);
 
-/// Counts sessions that get nowhere because the slot holds what the server cannot decode.
+/// A session that stood for so long shows that giving up the last slot helped.
+const LONG: Duration = Duration::from_secs(3600);
+
+/// Wait before the next attempt after one that came to nothing; doubles with each.
+const FIRST_WAIT: Duration = Duration::from_millis(100);
+
+/// Longest wait while the server is out of reach: an attempt costs it nothing.
+const UNREACHABLE_WAIT_MAX: Duration = Duration::from_secs(2);
+
+/// Longest wait while it can be reached: an attempt costs it two processes, some questions about
+/// the catalog and the start of decoding, and the keys of its commits wait so much longer.
+const WAIT_MAX: Duration = Duration::from_secs(10);
+
+/// Sessions in a row that ended soon and began at the same place, from which on something is wrong
+/// that another try does not mend. One or two may have another cause.
+const ALIKE_LIMIT: u32 = 3;
+
+/// Sessions with Postgres as they are tried, begin and end: how long to wait before the next one,
+/// whether they get anywhere, and whether the slot must be given up.
 #[derive(Clone, Debug)]
-pub struct Stuck {
+pub struct Attempts {
+    /// In a row: those that came to nothing, and sessions that ended soon.
+    in_vain: u32,
+    /// Whether the last one found nobody.
+    is_unreachable: bool,
+    /// Where the last session began.
     start: Lsn,
-    count: u32,
+    /// Sessions in a row that began there and ended soon.
+    short: u32,
+    /// Sessions that began there and ended by what the slot holds.
+    blamed: u32,
+    /// How many of these are too many.
     limit: u32,
 }
 
-impl Default for Stuck {
-    fn default() -> Stuck {
-        Stuck { start: Lsn::ZERO, count: 0, limit: STUCK_LIMIT }
+impl Default for Attempts {
+    fn default() -> Attempts {
+        let (in_vain, is_unreachable, start) = (0, false, Lsn::ZERO);
+        Attempts { in_vain, is_unreachable, start, short: 0, blamed: 0, limit: ALIKE_LIMIT }
     }
 }
 
-impl Stuck {
-    /// A session that began at `start` ended, `undecodable` if that was why.
-    pub fn session_ended(&mut self, start: Lsn, undecodable: bool) {
-        let before = if start == self.start { self.count } else { 0 };
-        self.count = if undecodable { before + 1 } else { 0 };
+impl Attempts {
+    /// No session began; `is_unreachable` if nobody was there.
+    pub fn came_to_nothing(&mut self, is_unreachable: bool) {
+        self.in_vain = self.in_vain.saturating_add(1);
+        self.is_unreachable = is_unreachable;
+    }
+
+    /// A session that began at `start` ended after `stood`; `blames_slot` if it may be what the
+    /// slot holds that ended it.
+    pub fn session_ended(&mut self, start: Lsn, stood: Duration, blames_slot: bool) {
+        let is_short = stood < LASTING;
+        if start != self.start || !is_short {
+            self.short = 0;
+        }
+        if start != self.start {
+            self.blamed = 0;
+        }
+        if !is_short {
+            self.in_vain = 0;
+        }
+        if stood >= LONG {
+            self.limit = ALIKE_LIMIT;
+        }
         self.start = start;
+        self.short = self.short.saturating_add(u32::from(is_short));
+        self.blamed = self.blamed.saturating_add(u32::from(blames_slot));
+        self.in_vain = self.in_vain.saturating_add(1);
+        self.is_unreachable = false;
+    }
+
+    /// Another process has the slot: whatever came before is its matter.
+    pub fn stands_by(&mut self) {
+        *self = Attempts { limit: self.limit, ..Attempts::default() };
+    }
+
+    /// The wait before the next attempt: none before the first, short after a session that stood,
+    /// then doubling. One process talks to one server here, so there is no herd that jitter would
+    /// spread.
+    #[must_use]
+    pub fn wait(&self) -> Duration {
+        let longest = if self.is_unreachable { UNREACHABLE_WAIT_MAX } else { WAIT_MAX };
+        match self.in_vain {
+            0 => Duration::ZERO,
+            count => FIRST_WAIT.saturating_mul(1 << (count - 1).min(16)).min(longest),
+        }
+    }
+
+    /// Whether the last sessions ended soon, one after another, and none began further on.
+    #[must_use]
+    pub fn get_nowhere(&self) -> bool {
+        self.short >= ALIKE_LIMIT
     }
 
     /// Whether the slot must be given up for a new one.
     #[must_use]
     pub fn must_give_up(&self) -> bool {
-        self.count >= self.limit
+        self.blamed >= self.limit
     }
 
     /// It was given up. If that does not help, the next time is twice as far away: each costs a
     /// sweep of everything.
     pub fn gave_up(&mut self) {
-        self.count = 0;
+        (self.short, self.blamed) = (0, 0);
         self.limit = self.limit.saturating_mul(2);
     }
 }
@@ -109,23 +182,83 @@ mod tests {
 
     use tokio::time::Instant;
 
-    use super::{Backoff, Repeats, Stuck};
+    use super::{Attempts, Backoff, LASTING, LONG, Repeats};
     use crate::lsn::Lsn;
 
+    const SOON: Duration = Duration::from_millis(50);
+
+    fn lsns() -> (Lsn, Lsn) {
+        ("0/1".parse().unwrap(), "0/2".parse().unwrap())
+    }
+
     #[test]
-    fn a_slot_is_given_up_after_three_sessions_that_end_alike_at_the_same_place() {
-        let (one, other): (Lsn, Lsn) = ("0/1".parse().unwrap(), "0/2".parse().unwrap());
-        let mut stuck = Stuck::default();
-        let ends = |stuck: &mut Stuck, ends: &[(Lsn, bool)]| {
-            ends.iter().for_each(|(start, why)| stuck.session_ended(*start, *why));
-            stuck.must_give_up()
+    fn a_slot_is_given_up_after_three_sessions_that_it_ended_at_the_same_place() {
+        let (one, other) = lsns();
+        let mut attempts = Attempts::default();
+        let ends = |attempts: &mut Attempts, ends: &[(Lsn, bool)]| {
+            ends.iter().for_each(|(start, why)| attempts.session_ended(*start, SOON, *why));
+            attempts.must_give_up()
         };
-        assert!(!ends(&mut stuck, &[(one, true), (one, true), (other, true)]), "it moves");
-        assert!(!ends(&mut stuck, &[(other, true), (other, false), (other, true)]), "by chance");
-        assert!(ends(&mut stuck, &[(other, true), (other, true)]));
-        stuck.gave_up();
-        assert!(!ends(&mut stuck, &[(one, true); 5]), "later each time");
-        assert!(ends(&mut stuck, &[(one, true)]));
+        assert!(!ends(&mut attempts, &[(one, true), (one, true), (other, true)]), "it moves");
+        assert!(!ends(&mut attempts, &[(one, true), (one, true), (one, false)]), "twice by chance");
+        assert!(ends(&mut attempts, &[(one, true)]), "whatever ended others in between");
+        attempts.gave_up();
+        assert!(!ends(&mut attempts, &[(other, true); 5]), "later each time");
+        assert!(ends(&mut attempts, &[(other, true)]));
+        attempts.gave_up();
+        attempts.session_ended(one, LONG, false);
+        assert!(ends(&mut attempts, &[(one, true); 3]), "a long session begins anew");
+    }
+
+    #[test]
+    fn a_session_that_lasts_blames_the_slot_as_any() {
+        let (one, _) = lsns();
+        let mut attempts = Attempts::default();
+        (0..3).for_each(|_| attempts.session_ended(one, LASTING * 6, true));
+        assert!(attempts.must_give_up(), "decoding up to the place may take a minute");
+        assert!(!attempts.get_nowhere());
+    }
+
+    #[test]
+    fn sessions_get_nowhere_when_three_end_soon_at_the_same_place() {
+        let (one, other) = lsns();
+        let mut attempts = Attempts::default();
+        for (start, stood, nowhere) in [
+            (one, SOON, false),
+            (one, SOON, false),
+            (one, SOON, true),
+            (one, SOON, true),
+            (other, SOON, false),
+            (other, SOON, false),
+            (other, LASTING, false),
+            (other, SOON, false),
+        ] {
+            attempts.session_ended(start, stood, false);
+            assert_eq!(attempts.get_nowhere(), nowhere, "{start} {stood:?}");
+        }
+    }
+
+    /// What begins and ends at once must not spin, however often it begins.
+    #[test]
+    fn only_a_session_that_lasts_shortens_the_wait() {
+        let (one, other) = lsns();
+        let wait = |attempts: &Attempts| attempts.wait().as_millis();
+        let mut attempts = Attempts::default();
+        assert_eq!(wait(&attempts), 0);
+        let mut waits = Vec::new();
+        for start in [one, other, one, other, one, other, one, other, one] {
+            attempts.session_ended(start, SOON, false);
+            waits.push(wait(&attempts));
+        }
+        assert_eq!(waits, [100, 200, 400, 800, 1600, 3200, 6400, 10_000, 10_000]);
+        attempts.came_to_nothing(true);
+        assert_eq!(wait(&attempts), 2000, "a server that comes back is found soon");
+        attempts.came_to_nothing(false);
+        assert_eq!(wait(&attempts), 10_000);
+        attempts.session_ended(one, LASTING, false);
+        assert_eq!(wait(&attempts), 100);
+        attempts.stands_by();
+        assert_eq!(wait(&attempts), 0);
     }
 
     #[test]

@@ -20,7 +20,7 @@ use crate::shape::Watched;
 use crate::slot_health::{self, SlotState};
 use crate::slot_server::{SlotServer, Witness};
 use crate::sweep::{Broken, TABLES_MARK, Watermark};
-use crate::telemetry::Health;
+use crate::telemetry::{Health, Topic};
 use crate::watch::{Watch, tell_suspended};
 
 /// `application_name` of the gate's connection. Nothing else runs on it: whatever waits for a lock,
@@ -92,10 +92,11 @@ struct ServerIdentity {
 }
 
 impl Session {
-    /// Connects, checks, suspends the rules that do not fit, and starts streaming from where the slot was confirmed; with
-    /// `slot_is_stuck` from a new slot in its place. With `whole` every transaction is sent at its
-    /// commit, also those that outgrow the server's memory. If it `is_strict`, one rule that does
-    /// not fit is refused like everything else.
+    /// Connects, checks, suspends the rules that do not fit, and starts streaming from where the
+    /// slot was confirmed; with `give_up` from a new slot in its place, for that reason, which is
+    /// taken once the old one is gone. With `whole` every transaction is sent at its commit, also
+    /// those that outgrow the server's memory. If it `is_strict`, one rule that does not fit is
+    /// refused like everything else.
     ///
     /// # Errors
     ///
@@ -104,7 +105,7 @@ impl Session {
         config: &Config,
         rules: &mut Rules,
         (health, is_strict): (&Health, bool),
-        slot_is_stuck: bool,
+        give_up: &mut Option<Broken>,
         whole: bool,
     ) -> Result<Session, Error> {
         let sql = Rc::new(connect_sql(&config.postgres.endpoint, WATCH_NAME).await?);
@@ -125,8 +126,7 @@ impl Session {
         let gate = open_gate(config, &primary).await?;
         let server = SlotServer::reach(&config.postgres, sql).await?;
         let (mut replication, identity) = replicate(config, &primary, &server).await?;
-        let watched = (health, slot_is_stuck);
-        let broken = ensure_slot(config, &server, &mut replication, watched).await?;
+        let broken = ensure_slot(config, &server, &mut replication, (health, give_up)).await?;
         let (slot, publication) = (&config.postgres.slot, &config.postgres.publication);
         let streaming =
             if whole { Streaming::Off } else { Streaming::of_server(primary.version_num) };
@@ -245,54 +245,63 @@ async fn identify(client: &Client) -> Result<ServerIdentity, Error> {
     Ok(ServerIdentity { system_id, timeline, wal_sender_timeout_ms, epoch, version_num })
 }
 
-/// Makes sure that there is a slot that can stream; says so if it had to be created.
+/// Makes sure that there is a slot that can stream; says so if it had to be created. One that
+/// another process streams from is that one's matter, unless it is lost.
 async fn ensure_slot(
     config: &Config,
     server: &SlotServer,
     replication: &mut Replication,
-    (health, is_stuck): (&Health, bool),
+    (health, give_up): (&Health, &mut Option<Broken>),
 ) -> Result<Option<Broken>, Error> {
     let name = &config.postgres.slot;
     let broken = match step(slot_health::look(&server.sql, name)).await? {
         Some(state) => {
-            let lost_because = state.lost_because();
-            let retained = state.retains_more_than(config.postgres.max_retained_wal);
-            if let Some(cause) = lost_because {
-                tracing::warn!(slot = name, cause, "the slot is lost; creating it anew");
-            } else if let (Some(retained), None) = (retained, state.active_pid) {
-                tracing::error!(
-                    slot = name,
-                    retained_wal_bytes = retained.bytes,
-                    max_retained_wal_bytes = retained.max,
-                    "the slot keeps too much WAL: dropping it and creating it anew; what was not \
-                     removed is made good by sweeping everything"
-                );
-            } else if is_stuck {
-                tracing::error!(
-                    slot = name,
-                    "the server cannot decode what the slot holds: dropping it and creating it \
-                     anew; what was not removed is made good by sweeping everything"
-                );
-            } else {
-                enable_failover(config, &state, replication).await?;
-                return Ok(None);
-            }
+            let broken = match (state.lost_because(), *give_up) {
+                (Some(cause), _) => {
+                    tracing::warn!(slot = name, cause, "the slot is lost; creating it anew");
+                    Broken::SlotCreated
+                }
+                (None, Some(why)) if state.active_pid.is_none() => {
+                    tracing::error!(
+                        slot = name,
+                        "{}: dropping it and creating it anew; what was not removed is made good \
+                         by sweeping everything",
+                        given_up_because(why)
+                    );
+                    why
+                }
+                _ => {
+                    enable_failover(config, &state, replication).await?;
+                    return Ok(None);
+                }
+            };
             step(replication.drop_slot(name)).await?;
-            match (lost_because.is_some(), is_stuck) {
-                (true, _) => Broken::SlotCreated,
-                (false, true) => Broken::SlotUndecodable,
-                (false, false) => Broken::RetainedWal,
-            }
+            *give_up = None;
+            broken
         }
         None => {
             tracing::info!(slot = name, "creating the slot");
-            Broken::SlotCreated
+            give_up.take().unwrap_or(Broken::SlotCreated)
         }
     };
     // Postgres waits here until every transaction that runs now has ended.
     let kind = if config.postgres.failover { SlotKind::Failover } else { SlotKind::Plain };
-    health.alive_while(server.create(replication.create_slot(name, kind))).await?;
+    let created = tokio::select! {
+        biased;
+        created = server.create(replication.create_slot(name, kind)) => created,
+        never = server.tell_what_a_slot_waits_for(health) => match never {},
+    };
+    health.over(&Topic::Slot);
+    created?;
     Ok(Some(broken))
+}
+
+/// Why a slot is given up, for the log.
+fn given_up_because(why: Broken) -> &'static str {
+    match why {
+        Broken::RetainedWal => "the slot keeps too much WAL",
+        _ => "no session gets past what the slot holds",
+    }
 }
 
 /// Makes a slot from before `failover` was set what it would be now. Nobody can while another

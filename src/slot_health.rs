@@ -1,5 +1,13 @@
-//! What the slot costs the server that it is on, sampled for the metrics.
+//! What the slot costs the server that it is on, and when it must go: sampled for the metrics.
+//!
+//! `postgres.max_retained_wal` protects the server's disk from us. What counts is what walsweep has
+//! not confirmed; WAL that the slot keeps for a transaction that stays open a new slot would have to
+//! wait for, and nothing would be removed meanwhile. So a slot goes for what is unconfirmed, and
+//! only if no transaction runs for so long that a new one could not be had soon.
 
+use std::collections::BTreeSet;
+use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep, timeout};
@@ -10,13 +18,17 @@ use crate::error::Error;
 use crate::lsn::Lsn;
 use crate::slot_server::SlotServer;
 use crate::telemetry::metrics::{Metrics, StatusLabel};
+use crate::telemetry::{Health, Topic};
 
 /// How often the slot is looked at. It is also how a dead SQL connection is noticed while there is
 /// nothing to ask it.
-const SAMPLE_INTERVAL: Duration = Duration::from_secs(5);
+pub const SAMPLE_INTERVAL: Duration = Duration::from_secs(5);
 
 /// A sample that is not answered in this time means that the connection is dead.
-const SAMPLE_TIMEOUT: Duration = Duration::from_secs(10);
+pub const SAMPLE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Transactions that are named where somebody waits for more.
+const NAMED_MAX: usize = 3;
 
 /// The values of `pg_replication_slots.wal_status`
 /// (<https://www.postgresql.org/docs/current/view-pg-replication-slots.html>).
@@ -65,11 +77,15 @@ impl SlotState {
         lost_because(&self.wal_status, self.invalidation.as_deref())
     }
 
-    /// The WAL that the slot keeps on the server's disk, if that is more than `max`, in bytes.
-    #[must_use]
-    pub fn retains_more_than(&self, max: Option<u64>) -> Option<Retained> {
-        let bytes = u64::try_from(self.restart_lag?).ok()?;
-        max.filter(|max| bytes > *max).map(|max| Retained { bytes, max })
+    /// What could be confirmed and is not, in bytes. A standby can send what it has replayed.
+    fn unconfirmed(&self) -> u64 {
+        let end = self.replayed.unwrap_or_else(|| self.wal_end());
+        end.0.saturating_sub(self.confirmed_flush_lsn.0)
+    }
+
+    /// The WAL that the slot keeps on the server's disk, in bytes.
+    fn kept(&self) -> u64 {
+        self.restart_lag.and_then(|lag| u64::try_from(lag).ok()).unwrap_or_default()
     }
 }
 
@@ -91,13 +107,146 @@ pub fn lost_because(wal_status: &str, invalidation: Option<&str>) -> Option<&'st
     }
 }
 
-/// A slot that keeps more WAL than it may.
+/// A slot that is further behind than it may be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Retained {
-    /// What it keeps, in bytes.
+    /// What is not confirmed, in bytes.
     pub bytes: u64,
-    /// What it may, in bytes.
+    /// What may be, in bytes.
     pub max: u64,
+}
+
+/// A transaction with an id that runs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Running {
+    /// The session's process; `None` if it is prepared.
+    pid: Option<i32>,
+    /// Its 32-bit id.
+    xid: i64,
+    /// Its name, if it is prepared.
+    gid: Option<String>,
+    database: Option<String>,
+    /// The session's `application_name`.
+    name: Option<String>,
+}
+
+impl fmt::Display for Running {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Running { pid, xid, gid, database, name } = self;
+        let database = database.as_deref().unwrap_or("unknown");
+        match (pid, gid) {
+            (Some(pid), _) => {
+                let name = name.as_deref().unwrap_or("unknown");
+                write!(
+                    formatter,
+                    "process {pid} (`{name}`, database `{database}`, transaction {xid})"
+                )
+            }
+            (None, Some(gid)) => {
+                write!(
+                    formatter,
+                    "prepared transaction `{gid}` (database `{database}`, transaction {xid})"
+                )
+            }
+            (None, None) => write!(formatter, "transaction {xid}"),
+        }
+    }
+}
+
+/// Names the first of these transactions, and counts the others.
+#[must_use]
+pub fn named(running: &[Running]) -> String {
+    let names: Vec<String> = running.iter().take(NAMED_MAX).map(ToString::to_string).collect();
+    match running.len().saturating_sub(NAMED_MAX) {
+        0 => names.join(", "),
+        more => format!("{}, and {more} more", names.join(", ")),
+    }
+}
+
+/// The transactions that run on the primary behind `client`, the longest first.
+///
+/// # Errors
+///
+/// The query's.
+pub async fn running(client: &Client) -> Result<Vec<Running>, tokio_postgres::Error> {
+    let rows = client.query(include_str!("../sql/running.sql"), &[]).await?;
+    let transaction = |row: &tokio_postgres::Row| {
+        let (pid, xid, gid) = (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
+        Ok(Running { pid, xid, gid, database: row.try_get(3)?, name: row.try_get(4)? })
+    };
+    rows.iter().map(transaction).collect()
+}
+
+/// Transactions that last: those that run at two looks.
+#[derive(Debug, Default)]
+pub struct Lasting {
+    before: Option<BTreeSet<i64>>,
+}
+
+impl Lasting {
+    /// Takes in a look; gives those that ran at the one before, too, or `None` if it is the first.
+    pub fn look(&mut self, running: Vec<Running>) -> Option<Vec<Running>> {
+        let now = running.iter().map(|one| one.xid).collect();
+        let before = self.before.replace(now)?;
+        Some(running.into_iter().filter(|one| before.contains(&one.xid)).collect())
+    }
+}
+
+/// What is to be thought of a slot.
+#[derive(Debug, PartialEq, Eq)]
+enum Judgement {
+    /// It is as it should be.
+    Fine,
+    /// It keeps too much, and perhaps not for long: the next look decides.
+    Unsure,
+    /// It keeps too much for transactions that last; what to say of it.
+    Held(String),
+    /// It is too far behind, and a new one can be had.
+    GiveUp(Retained),
+}
+
+/// Judges a slot at each look.
+#[derive(Debug, Default)]
+struct Judge {
+    lasting: Lasting,
+    /// Whether a slot goes also while transactions last that a new one would wait for.
+    spares_nobody: bool,
+}
+
+impl Judge {
+    /// Whether it must be asked which transactions run.
+    fn is_concerned(state: &SlotState, max: Option<u64>) -> bool {
+        max.is_some_and(|max| state.unconfirmed() > max || state.kept() > max)
+    }
+
+    /// Judges the slot `name`, beside which these transactions run.
+    fn judge(
+        &mut self,
+        name: &str,
+        state: &SlotState,
+        (max, running): (Option<u64>, Vec<Running>),
+    ) -> Judgement {
+        let Some(max) = max.filter(|_| Judge::is_concerned(state, max)) else {
+            self.lasting = Lasting::default();
+            return Judgement::Fine;
+        };
+        let Some(lasting) = self.lasting.look(running) else { return Judgement::Unsure };
+        let (bytes, who) = (state.unconfirmed(), named(&lasting));
+        let most = format!("more than the {} MB of `postgres.max_retained_wal`", max >> 20);
+        match (bytes > max, lasting.is_empty() || self.spares_nobody) {
+            (true, true) => Judgement::GiveUp(Retained { bytes, max }),
+            (true, false) => Judgement::Held(format!(
+                "slot `{name}` is {} MB behind, {most}, and a new one would have to wait for {who}",
+                bytes >> 20
+            )),
+            (false, _) if lasting.is_empty() => Judgement::Unsure,
+            (false, _) => Judgement::Held(format!(
+                "slot `{name}` keeps {} MB of WAL, {most}, for transactions that stay open; a new \
+                 one would wait for them, too: {who}",
+                state.kept() >> 20
+            )),
+        }
+    }
 }
 
 /// The state of the slot `name`; `None` if there is none.
@@ -182,38 +331,117 @@ impl Replay {
     }
 }
 
-/// Samples the slot into `metrics` until the session has to end, and says why: the query failed or
-/// was not answered in time, the slot is gone, or it keeps more WAL than it may.
-pub async fn watch(server: &SlotServer, config: &Postgres, metrics: &Metrics) -> Error {
-    let name = &config.slot;
-    let (mut warned, mut replay) = (false, Replay::default());
-    loop {
-        let state = match timeout(SAMPLE_TIMEOUT, sample(server, name, &mut replay)).await {
-            Ok(Ok(Some(state))) => state,
-            Ok(Ok(None)) => return Error::SlotGone,
-            Ok(Err(error)) => return error.into(),
-            Err(_) => return Error::Silent(SAMPLE_TIMEOUT.as_secs()),
+/// Looks after the slot, in a session or between two.
+pub struct Keeper {
+    config: Postgres,
+    health: Arc<Health>,
+    metrics: Arc<Metrics>,
+    replay: Replay,
+    judge: Judge,
+}
+
+impl Keeper {
+    /// A keeper of the slot that `config` names.
+    #[must_use]
+    pub fn new(config: &Postgres, health: &Arc<Health>, metrics: &Arc<Metrics>) -> Keeper {
+        Keeper {
+            config: config.clone(),
+            health: Arc::clone(health),
+            metrics: Arc::clone(metrics),
+            replay: Replay::default(),
+            judge: Judge::default(),
+        }
+    }
+
+    /// No session can be had: transactions that a new slot would wait for no longer keep the old
+    /// one.
+    pub fn spares_nobody(&mut self) {
+        self.judge.spares_nobody = true;
+    }
+
+    /// Samples the slot until the session has to end, and says why: the query failed or was not
+    /// answered in time, the slot is gone, or it is further behind than it may be.
+    pub async fn watch(mut self, server: &SlotServer) -> Error {
+        loop {
+            match self.sample(server).await {
+                Ok(Some((_, Some(retained)))) => return Error::RetainedWal(retained),
+                Ok(Some((_, None))) => {}
+                Ok(None) => return Error::SlotGone,
+                Err(error) => return error,
+            }
+            sleep(SAMPLE_INTERVAL).await;
+        }
+    }
+
+    /// Looks at the slot once, for the metrics and for whoever reads `/readyz`; gives its state, and
+    /// by how much it is too far behind if it must be given up. `None`: there is no slot.
+    ///
+    /// # Errors
+    ///
+    /// A query's; no answer in time.
+    pub async fn sample(
+        &mut self,
+        server: &SlotServer,
+    ) -> Result<Option<(SlotState, Option<Retained>)>, Error> {
+        let (name, max) = (self.config.slot.as_str(), self.config.max_retained_wal);
+        let looked = async {
+            let Some(state) = sample(server, name, &mut self.replay).await? else {
+                return Ok(None);
+            };
+            let is_concerned = Judge::is_concerned(&state, max);
+            let running = if is_concerned { running(&server.primary).await? } else { Vec::new() };
+            Ok::<_, tokio_postgres::Error>(Some((state, running)))
         };
-        metrics.confirmed_lag_bytes.set(state.confirmed_lag.unwrap_or_default());
-        metrics.restart_lag_bytes.set(state.restart_lag.unwrap_or_default());
-        metrics.slot_safe_wal_bytes.set(state.safe_wal_size.unwrap_or(-1));
-        for status in STATUSES {
-            let is_present = i64::from(state.wal_status == status);
-            metrics.slot_wal_status.get_or_create(&StatusLabel { status }).set(is_present);
-        }
-        let at_risk = state.wal_status == "unreserved";
-        if at_risk && !warned {
-            tracing::error!(
-                slot = name,
-                hint = "find out what holds the confirmation, or raise max_slot_wal_keep_size",
-                "the slot is about to be lost: the server may remove WAL that it needs"
+        let Ok(looked) = timeout(SAMPLE_TIMEOUT, looked).await else {
+            return Err(Error::Silent(SAMPLE_TIMEOUT.as_secs()));
+        };
+        let Some((state, running)) = looked? else {
+            tell(&self.metrics, None);
+            self.health.over(&Topic::Slot);
+            return Ok(None);
+        };
+        tell(&self.metrics, Some(&state));
+        let judgement = self.judge.judge(name, &state, (max, running));
+        self.say(&state, &judgement);
+        let retained = match judgement {
+            Judgement::GiveUp(retained) => Some(retained),
+            Judgement::Fine | Judgement::Unsure | Judgement::Held(_) => None,
+        };
+        Ok(Some((state, retained)))
+    }
+
+    /// Says what a person should know.
+    fn say(&self, state: &SlotState, judgement: &Judgement) {
+        if state.wal_status == "unreserved" {
+            let text = format!(
+                "slot `{}` is about to be lost: the server may remove WAL that it needs",
+                self.config.slot
             );
+            let hint = "find out what holds the confirmation, or raise max_slot_wal_keep_size";
+            self.health.trouble(Topic::Slot, &text, Some(hint));
+            return;
         }
-        warned = at_risk;
-        if let Some(retained) = state.retains_more_than(config.max_retained_wal) {
-            return Error::RetainedWal(retained);
+        match judgement {
+            Judgement::Held(text) => {
+                let hint = "end these transactions: `pg_stat_activity` and `pg_prepared_xacts` \
+                            list them";
+                self.health.trouble(Topic::Slot, text, Some(hint));
+            }
+            Judgement::Unsure => {}
+            Judgement::Fine | Judgement::GiveUp(_) => self.health.over(&Topic::Slot),
         }
-        sleep(SAMPLE_INTERVAL).await;
+    }
+}
+
+/// Lets the metrics tell of the slot; `None` if there is none.
+fn tell(metrics: &Metrics, state: Option<&SlotState>) {
+    let bytes = |lag: fn(&SlotState) -> Option<i64>| state.and_then(lag).unwrap_or_default();
+    metrics.confirmed_lag_bytes.set(bytes(|state| state.confirmed_lag));
+    metrics.restart_lag_bytes.set(bytes(|state| state.restart_lag));
+    metrics.slot_safe_wal_bytes.set(state.and_then(|state| state.safe_wal_size).unwrap_or(-1));
+    for status in STATUSES {
+        let is_present = i64::from(state.is_some_and(|state| state.wal_status == status));
+        metrics.slot_wal_status.get_or_create(&StatusLabel { status }).set(is_present);
     }
 }
 
@@ -223,8 +451,80 @@ mod tests {
 
     use tokio::time::Instant;
 
-    use super::{Replay, lost_because};
+    use super::{Judge, Judgement, Replay, Retained, Running, SlotState, lost_because, named};
     use crate::lsn::Lsn;
+
+    const MB: u64 = 1 << 20;
+
+    /// A slot so many MB behind, for which so many are kept.
+    fn slot(unconfirmed: u64, kept: u64) -> SlotState {
+        SlotState {
+            confirmed_flush_lsn: Lsn(1 << 40),
+            wal_status: "reserved".to_owned(),
+            active_pid: None,
+            active_name: None,
+            failover: None,
+            invalidation: None,
+            safe_wal_size: None,
+            confirmed_lag: Some((unconfirmed * MB).cast_signed()),
+            restart_lag: Some((kept * MB).cast_signed()),
+            replayed: None,
+        }
+    }
+
+    fn transaction(xid: i64) -> Running {
+        let (database, name) = (Some("app".to_owned()), Some("psql".to_owned()));
+        Running { pid: Some(7), xid, gid: None, database, name }
+    }
+
+    /// I7: a slot goes for what is not confirmed, and only if another one can be had.
+    #[test]
+    fn a_slot_is_given_up_only_for_what_is_unconfirmed_and_if_no_transaction_lasts() {
+        let max = Some(100 * MB);
+        let judge = |judge: &mut Judge, state: &SlotState, xids: &[i64]| {
+            let running = xids.iter().map(|xid| transaction(*xid)).collect();
+            judge.judge("s", state, (max, running))
+        };
+        let give_up = Judgement::GiveUp(Retained { bytes: 101 * MB, max: 100 * MB });
+        let mut one = Judge::default();
+        let is_held = |judgement: &Judgement| matches!(judgement, Judgement::Held(text) if text.contains("process 7"));
+        assert_eq!(judge(&mut one, &slot(100, 100), &[1]), Judgement::Fine);
+        assert_eq!(judge(&mut one, &slot(101, 200), &[1, 2]), Judgement::Unsure, "the first look");
+        assert!(is_held(&judge(&mut one, &slot(101, 200), &[2, 3])), "2 lasts");
+        assert!(is_held(&judge(&mut one, &slot(101, 200), &[3])), "3 lasts");
+        assert_eq!(judge(&mut one, &slot(101, 200), &[4]), give_up, "others come and go");
+        let mut one = Judge::default();
+        assert_eq!(judge(&mut one, &slot(1, 200), &[1]), Judgement::Unsure);
+        for _ in 0..100 {
+            assert!(is_held(&judge(&mut one, &slot(1, 200), &[1])), "a new slot would wait, too");
+        }
+        assert_eq!(judge(&mut one, &slot(1, 200), &[]), Judgement::Unsure, "it will let go");
+        assert_eq!(judge(&mut one, &slot(1, 2), &[]), Judgement::Fine);
+        assert_eq!(judge(&mut one, &slot(101, 200), &[]), Judgement::Unsure, "a look of before");
+        let unlimited = one.judge("s", &slot(1 << 20, 1 << 20), (None, Vec::new()));
+        assert_eq!(unlimited, Judgement::Fine);
+        // Without a session nothing is removed anyway.
+        let mut one = Judge { spares_nobody: true, ..Judge::default() };
+        assert_eq!(judge(&mut one, &slot(101, 200), &[1]), Judgement::Unsure);
+        assert_eq!(judge(&mut one, &slot(101, 200), &[1]), give_up);
+        assert!(is_held(&judge(&mut one, &slot(1, 200), &[1])), "what is confirmed still counts");
+        // What a standby has not replayed nobody can confirm, and a new slot has to wait for it.
+        let late = SlotState { replayed: Some(Lsn((1 << 40) + 5)), ..slot(500, 500) };
+        let mut one = Judge::default();
+        assert_eq!(judge(&mut one, &late, &[]), Judgement::Unsure);
+        assert_eq!(judge(&mut one, &late, &[]), Judgement::Unsure, "it is the standby's delay");
+    }
+
+    #[test]
+    fn whom_a_slot_waits_for_is_named() {
+        let prepared =
+            Running { pid: None, gid: Some("job 5".to_owned()), name: None, ..transaction(9) };
+        let first = "process 7 (`psql`, database `app`, transaction 1)";
+        let last = "prepared transaction `job 5` (database `app`, transaction 9)";
+        assert_eq!(named(&[transaction(1), prepared.clone()]), format!("{first}, {last}"));
+        let many: Vec<Running> = std::iter::once(prepared).chain((1..6).map(transaction)).collect();
+        assert!(named(&many).ends_with(", and 3 more"), "{}", named(&many));
+    }
 
     #[test]
     fn a_standby_is_late_when_it_lacks_what_was_written_half_a_minute_ago() {

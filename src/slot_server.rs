@@ -6,6 +6,7 @@
 //! begins, and a [`Witness`] says it of everything received before it may be confirmed, because a
 //! standby that is promoted, or follows one that was, goes on sending without a pause.
 
+use std::convert::Infallible;
 use std::pin::pin;
 use std::rc::Rc;
 use std::time::Duration;
@@ -22,13 +23,15 @@ use crate::lsn::Lsn;
 use crate::postgres::{Sql, connect_sql};
 use crate::session::step;
 use crate::settle::{SqlStandby, Standby, StandbyError};
+use crate::slot_health::{Lasting, named, running};
+use crate::telemetry::{Health, Topic};
 
 #[cfg(test)]
 #[path = "slot_server_tests.rs"]
 mod tests;
 
 /// `application_name` of the SQL connection to a standby.
-const NAME: &str = "walsweep slot";
+pub const NAME: &str = "walsweep slot";
 
 /// How often the primary is asked to tell the standby which transactions run: up to three answers
 /// are needed while a slot is created, each of a few dozen bytes.
@@ -141,15 +144,38 @@ impl SlotServer {
         creating: impl Future<Output = Result<T, capture::Error>>,
     ) -> Result<T, Error> {
         if !self.is_standby() {
-            return Ok(patiently(creating).await?);
+            return Ok(creating.await?);
         }
         if !caught_up(&self.primary, &self.sql).await? {
             return Err(Error::StandbyBehind(CATCH_UP_TIMEOUT.as_secs()));
         }
         tokio::select! {
             biased;
-            created = patiently(creating) => Ok(created?),
+            created = creating => Ok(created?),
             error = nudge(&self.primary) => Err(error.into()),
+        }
+    }
+
+    /// Tells, while a slot is created, whom that waits for if it takes long. Never ends.
+    pub async fn tell_what_a_slot_waits_for(&self, health: &Health) -> Infallible {
+        let mut lasting = Lasting::default();
+        loop {
+            // The primary may not answer; the creation, which does not need it, goes on.
+            let running = match timeout(ANSWER_TIMEOUT, running(&self.primary)).await {
+                Ok(Ok(running)) => running,
+                Ok(Err(_)) | Err(_) => Vec::new(),
+            };
+            if let Some(lasting) = lasting.look(running) {
+                let who = match lasting.as_slice() {
+                    [] => "every transaction that runs".to_owned(),
+                    lasting => named(lasting),
+                };
+                let text = format!("creating the slot takes long: the server waits for {who}");
+                let hint = "end these transactions: `pg_stat_activity` and `pg_prepared_xacts` \
+                            list them; nothing is removed before";
+                health.trouble(Topic::Slot, &text, Some(hint));
+            }
+            sleep(SLOW).await;
         }
     }
 }
@@ -242,7 +268,7 @@ impl<S: Standby> Witness<S> {
         mut self,
         mut received: watch::Receiver<Lsn>,
         safe: &watch::Sender<Lsn>,
-    ) -> Result<std::convert::Infallible, Error> {
+    ) -> Result<Infallible, Error> {
         self.standby.connect().await.map_err(Error::SlotStandby)?;
         loop {
             let wanted = *received.borrow_and_update();

@@ -151,9 +151,9 @@ impl Tables<'_> {
         match findings.iter().find(|finding| finding.stops_everything()) {
             Some(finding) => {
                 let text = format!("the next session would be refused: {}", finding.message);
-                self.health.trouble(Topic::Session, &text, cure(finding).as_deref());
+                self.health.trouble(Topic::Checks, &text, cure(finding).as_deref());
             }
-            None => self.health.over(&Topic::Session),
+            None => self.health.over(&Topic::Checks),
         }
     }
 }

@@ -101,6 +101,20 @@ fn what_is_left_out_has_its_default_and_variables_are_replaced() {
 }
 
 #[test]
+fn an_empty_limit_of_retained_wal_is_none() {
+    let text = |limit| {
+        format!(
+            "[postgres]\nurl = \"postgres://h/app\"\nmax_retained_wal = \"{limit}\"\n\
+             [redis]\nurl = \"redis://h\"\n[[rule]]\nname = \"a\"\ntable = \"t\"\nkeys = [\"k\"]\n"
+        )
+    };
+    for (limit, bytes) in [("", None), ("64MB", Some(64 << 20)), ("1TB", Some(1 << 40))] {
+        let (config, _) = judge(&text(limit), &|_| None).unwrap();
+        assert_eq!(config.postgres.max_retained_wal, bytes, "{limit}");
+    }
+}
+
+#[test]
 fn the_debug_form_tells_no_password_wherever_it_stood() {
     for url in ["redis://u:hunter2@h/1", "unix:///run/redis.sock?user=u&pass=hunter2&db=1"] {
         let text = format!(
@@ -121,7 +135,7 @@ fn the_reference_names_the_defaults() {
     let text = fs::read_to_string(root().join("config.toml")).unwrap();
     let (config, _) = judge(&text, &|_| None).unwrap();
     let is_default = |line: &str| {
-        ["replication_url", "publication", "slot", "password_file", "ca_file"]
+        ["replication_url", "publication", "slot", "password_file", "ca_file", "max_retained_wal"]
             .iter()
             .chain(&["max_stall", "window", "listen", "format", "level", "cache"])
             .any(|name| line.starts_with(&format!("# {name} = ")))
@@ -135,12 +149,14 @@ fn the_reference_names_the_defaults() {
             format!("{}\n", option.unwrap_or(line))
         })
         .collect();
-    assert_eq!(found, 12, "the reference names every option with a default");
+    assert_eq!(found, 13, "the reference names every option with a default");
     let (explicit, _) = judge(&uncommented, &|_| None).unwrap();
     assert_eq!(
         format!("{explicit:?}").replace(char::is_numeric, ""),
         format!("{config:?}").replace(char::is_numeric, "")
     );
+    let retained = [&explicit, &config].map(|config| config.postgres.max_retained_wal);
+    assert_eq!(retained, [Some(10 << 30); 2]);
     assert_eq!(explicit.sweep.max_stall, config.sweep.max_stall);
     assert_eq!(explicit.refill.window, config.refill.window);
     assert_eq!(explicit.http.listen, config.http.listen);

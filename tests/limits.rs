@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::support::{Bed, PATIENCE, Settings, Sidecar, eventually};
+use crate::support::{Bed, Fault, PATIENCE, Proxy, Settings, Sidecar, Sql, eventually};
 
 /// Rules whose keys are as many as the rows: nothing collapses before its limit.
 const WIDE_RULES: &str = r#"
@@ -57,7 +57,7 @@ async fn a_large_transaction_keeps_memory_flat() {
     let sidecar = Sidecar::set_up(settings).await;
     bed.settled().await;
     bed.fill(&["item:7", "item:1000007", "item:3000007", "other"]).await;
-    let (mut peak, writer) = (0, crate::support::Sql::connect(&bed.postgres).await);
+    let (mut peak, writer) = (0, Sql::connect(&bed.postgres).await);
     writer.run("begin").await;
     for part in 1..=8 {
         let (first, last) = (part * 100_000, part * 100_000 + 49_999);
@@ -89,6 +89,60 @@ async fn a_large_transaction_keeps_memory_flat() {
     assert!(widened >= 1.0, "{widened}");
 }
 
+/// Writes as much to the log, of a table `ballast` that no rule names.
+async fn write_100_mb(bed: &Bed) {
+    let rows = "select repeat(md5(n::text), 60) from generate_series(1, 10000) n";
+    for _ in 0..5 {
+        bed.sql.run(&format!("insert into ballast {rows}")).await;
+    }
+}
+
+/// A session that has a transaction with an id open; its process id.
+async fn holder(bed: &Bed) -> (Sql, i32) {
+    let holder = Sql::connect(&bed.postgres).await;
+    holder.run("begin; insert into ballast values ('held')").await;
+    let pid = holder.one("select pg_backend_pid()").await;
+    (holder, pid)
+}
+
+/// Whether `/readyz` says so.
+async fn says(sidecar: &Sidecar, part: &str) -> bool {
+    sidecar.get("/readyz").await.is_some_and(|(_, body)| body.contains(part))
+}
+
+/// A new slot would wait for the transaction that makes the old one keep so much: nothing is gained
+/// by it, and removals would stop.
+#[tokio::test]
+async fn wal_that_an_open_transaction_holds_costs_no_slot_and_is_told() {
+    let bed = Bed::new(&["max_wal_size = 64MB"]).await;
+    bed.sql.run("create table ballast (text text)").await;
+    let mut settings = bed.settings();
+    settings.postgres = "max_retained_wal = \"64MB\"".to_owned();
+    let sidecar = Sidecar::set_up(settings).await;
+    bed.settled().await;
+    let (holder, pid) = holder(&bed).await;
+    write_100_mb(&bed).await;
+    bed.settled().await;
+    let slot: String = bed.sql.one(SLOT).await;
+    let process = format!("process {pid}");
+    eventually(PATIENCE, "it is told who holds it", || says(&sidecar, &process)).await;
+    // Two more looks at the slot.
+    tokio::time::sleep(Duration::from_secs(11)).await;
+    bed.fill(&["item:1"]).await;
+    bed.sql.run("update item set version = 1 where id = 1").await;
+    bed.gone("item:1").await;
+    assert_eq!(sidecar.readyz().await, Some(200), "no key waits");
+    let now: String = bed.sql.one(SLOT).await;
+    assert_eq!(now, slot, "the same slot: a new one would keep less");
+    holder.run("commit").await;
+    eventually(PATIENCE, "it is over", || async { !says(&sidecar, "process").await }).await;
+    assert!(sidecar.metric("walsweep_resyncs_total{reason=\"retained_wal\"}").await < 0.5);
+}
+
+/// Where the slot needs the log from: as long as a transaction is open, a slot that is created
+/// later begins later.
+const SLOT: &str = "select restart_lsn::text from pg_replication_slots";
+
 /// I7: where the slot would fill the database's disk, it is given up loudly, and everything that
 /// was owed is made good by a sweep.
 #[tokio::test]
@@ -103,14 +157,7 @@ async fn too_much_retained_wal_is_given_up_for_a_sweep() {
     bed.sql.run("update item set version = 1 where id = 1").await;
     let held = bed.confirmed().await;
     bed.sql.run("create table ballast (text text)").await;
-    for _ in 0..5 {
-        bed.sql
-            .run(
-                "insert into ballast select repeat(md5(n::text), 60)
-                   from generate_series(1, 10000) n",
-            )
-            .await;
-    }
+    write_100_mb(&bed).await;
     sidecar.wait_log("the slot keeps too much WAL").await;
     // Between the old slot and the new one there is none.
     let anew = format!(
@@ -129,4 +176,67 @@ async fn too_much_retained_wal_is_given_up_for_a_sweep() {
     assert!(bed.has("other").await);
     let swept = sidecar.metric("walsweep_resyncs_total{reason=\"retained_wal\"}").await;
     assert!(swept >= 1.0, "{swept}");
+}
+
+/// While Redis is away the slot is far behind, and a new one could not be had either: that is told,
+/// and done when the transaction has ended.
+#[tokio::test]
+async fn a_slot_is_not_given_up_while_a_new_one_could_not_be_had() {
+    let mut bed = Bed::new(&["max_wal_size = 64MB"]).await;
+    bed.sql.run("create table ballast (text text)").await;
+    let mut settings = bed.settings();
+    settings.postgres = "max_retained_wal = \"64MB\"".to_owned();
+    let mut sidecar = Sidecar::set_up(settings).await;
+    bed.settled().await;
+    bed.fill(&["item:1"]).await;
+    bed.redis.pause().unwrap();
+    bed.sql.run("update item set version = 1 where id = 1").await;
+    let held = bed.confirmed().await;
+    let (holder, pid) = holder(&bed).await;
+    write_100_mb(&bed).await;
+    let process = format!("process {pid}");
+    eventually(PATIENCE, "it is told who is in the way", || says(&sidecar, &process)).await;
+    tokio::time::sleep(Duration::from_secs(11)).await;
+    assert_eq!(bed.confirmed().await, held, "it is the old slot");
+    holder.run("commit").await;
+    sidecar.wait_log("the slot keeps too much WAL").await;
+    let anew = format!(
+        "select count(*) = 1 from pg_replication_slots where confirmed_flush_lsn > '{held}'"
+    );
+    eventually(PATIENCE, "another slot", || bed.sql.one::<bool>(&anew)).await;
+    bed.redis.resume().unwrap();
+    bed.cache = bed.redis.connect().await.unwrap();
+    bed.gone("item:1").await;
+    sidecar.wait_ready().await;
+}
+
+/// A slot costs its server as much while no session stands.
+#[tokio::test]
+async fn a_slot_that_nobody_can_stream_is_dropped_before_the_disk_is_full() {
+    let bed = Bed::new(&["max_wal_size = 64MB"]).await;
+    bed.sql.run("create table ballast (text text)").await;
+    let proxy = Proxy::to_port(bed.postgres.port());
+    let mut settings = bed.settings();
+    let url = proxy.url(&settings.postgres_url, bed.postgres.port());
+    settings.postgres = format!("max_retained_wal = \"64MB\"\nreplication_url = {url:?}");
+    let mut sidecar = Sidecar::set_up(settings).await;
+    bed.settled().await;
+    bed.fill(&["item:1", "other"]).await;
+    proxy.set(Fault::Refuse);
+    proxy.reset();
+    eventually(PATIENCE, "no session", || async { sidecar.readyz().await == Some(503) }).await;
+    bed.sql.run("update item set version = 1 where id = 1").await;
+    write_100_mb(&bed).await;
+    eventually(PATIENCE, "the slot is dropped", || async {
+        bed.sql.one::<i64>("select count(*) from pg_replication_slots").await == 0
+    })
+    .await;
+    sidecar.wait_log("the slot keeps too much WAL").await;
+    assert!(bed.has("item:1").await, "nothing can be removed yet");
+    proxy.set(Fault::Nothing);
+    sidecar.wait_ready().await;
+    bed.gone("item:1").await;
+    assert!(bed.has("other").await);
+    let swept = sidecar.metric("walsweep_resyncs_total{reason=\"retained_wal\"}").await;
+    assert!((swept - 1.0).abs() < f64::EPSILON, "{swept}");
 }

@@ -26,6 +26,7 @@ mod replicas;
 mod shutdown;
 mod standby_slot;
 mod streaming;
+mod stuck;
 mod support;
 mod sweeping;
 mod views;

@@ -5,6 +5,9 @@ use std::io;
 use super::frame::Malformed;
 use crate::postgres::{self, ServerError};
 
+/// How the command is named in errors that begins the stream.
+pub(super) const START: &str = "stream slot";
+
 /// The replication connection failed. No variant carries a password or a row value.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -86,6 +89,32 @@ impl Error {
     #[must_use]
     pub fn is_undecodable(&self) -> bool {
         matches!(self, Error::Stream(server) if server.code == "XX000")
+    }
+
+    /// Whether it may be what the slot holds that the server, or we, cannot get past, so that each
+    /// further try from the same position ends alike: the server said so in the stream or when it
+    /// was to begin, or what it sent is not the protocol. Not what an operator does (SQLSTATE class
+    /// 57), nor a lost connection. Seen besides XX000: 42704, as of a publication that was dropped
+    /// and created again (Postgres 14 to 17; 18 warns by 55000), for the server looks it up as of
+    /// the change that it decodes.
+    #[must_use]
+    pub fn blames_slot(&self) -> bool {
+        let by_content = |server: &ServerError| !server.code.starts_with("57");
+        match self {
+            Error::Stream(server) => by_content(server),
+            Error::Command { command, server } => {
+                command.starts_with(START)
+                    && self.slot_problem().is_none()
+                    && !server.is_rejection()
+                    && by_content(server)
+            }
+            Error::Malformed(_) => true,
+            Error::Connect(_)
+            | Error::Ended
+            | Error::Closed
+            | Error::Io(_)
+            | Error::Stalled { .. } => false,
+        }
     }
 
     /// Whether it was a pooler that refused: it does not know the startup parameter `replication`

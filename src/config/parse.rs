@@ -18,6 +18,13 @@ use super::{
 use crate::config::Operations;
 use crate::postgres::Endpoint;
 
+/// `max_retained_wal` unless given, in bytes: a slot that is given up costs one sweep of what the
+/// rules could produce, a full disk costs the database.
+const RETAINED_WAL: u64 = 10 << 30;
+
+/// The least that can be given: a checkpoint of a small server keeps as much.
+const RETAINED_WAL_LEAST: u64 = 64 << 20;
+
 /// What a configuration text says.
 #[derive(Debug)]
 pub struct Parsed {
@@ -110,8 +117,8 @@ fn postgres(reader: &mut Reader<'_>, root: &mut Section<'_, '_>) -> Option<Postg
         let message = format!("`{}` is not a slot name", slot.value);
         reader.problem(slot.at, message, Some("use only `a` to `z`, digits and `_`"));
     }
-    let least = 64 * 1024 * 1024;
-    let max_retained_wal = reader.memory(&mut section, "max_retained_wal", least);
+    let retained = (RETAINED_WAL_LEAST, RETAINED_WAL);
+    let max_retained_wal = reader.memory(&mut section, "max_retained_wal", retained);
     let failover = reader.flag(&mut section, "failover", false);
     let narrow = reader.flag(&mut section, "narrow", true);
     let slot_on = slot_on(reader, &mut section, has_replication_url, failover);

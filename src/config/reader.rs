@@ -182,15 +182,19 @@ impl<'a> Reader<'a> {
         value
     }
 
-    /// A number of bytes in the units of Postgres's settings, at least `least`; empty for none
+    /// A number of bytes in the units of Postgres's settings, at least `least`; `default` unless
+    /// given, empty for none
     /// (<https://www.postgresql.org/docs/current/config-setting.html#CONFIG-SETTING-NAMES-VALUES>).
     pub(super) fn memory(
         &mut self,
         section: &mut Section<'_, '_>,
         name: &'static str,
-        least: u64,
+        (least, default): (u64, u64),
     ) -> Option<u64> {
-        let text = self.text(section, name).filter(|text| !text.value.is_empty())?;
+        let Some(text) = self.text(section, name) else { return Some(default) };
+        if text.value.is_empty() {
+            return None;
+        }
         let bytes = memory(&text.value);
         let message = match bytes {
             None => format!("`{}` is not an amount of memory", text.value),

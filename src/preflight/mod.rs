@@ -55,6 +55,7 @@ pub use self::reads::find as find_reads;
 pub use self::redis::redis;
 pub use self::replicas::replicas;
 pub use self::replication::{replication, unreachable};
+pub use self::slot::before_publication;
 pub(crate) use self::views::{drop_trigger, trigger_name};
 
 use self::catalog::Catalog;

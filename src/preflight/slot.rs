@@ -1,8 +1,10 @@
 //! Checks of the replication slot.
 
+use tokio_postgres::Client;
+
 use super::catalog::{Prepared, Slot};
-use super::{Context, Finding, cure};
-use crate::config::SlotOn;
+use super::{Context, Error, Finding, cure};
+use crate::config::{Config, Postgres, SlotOn};
 use crate::slot_health;
 
 /// The slot as it is, or that there is none.
@@ -40,6 +42,31 @@ pub(super) fn check(context: &Context<'_>) -> Vec<Finding> {
         findings.push(active.hint("a walsweep that is started now waits for it"));
     }
     findings
+}
+
+/// A slot that may have to decode what was committed before its publication was created, or between
+/// one and the next: the server looks the publication up as of the change that it decodes, and gets
+/// no further. `run` finds that out by itself, so only `check` asks.
+///
+/// # Errors
+///
+/// When the catalog cannot be read.
+pub async fn before_publication(config: &Config, client: &Client) -> Result<Vec<Finding>, Error> {
+    let Postgres { slot, publication, .. } = &config.postgres;
+    let query = include_str!("../../sql/publication_age.sql");
+    let row = client.query_opt(query, &[slot, publication]).await?;
+    let is_younger = row.map(|row| row.try_get::<_, Option<bool>>(0)).transpose()?.flatten();
+    if is_younger != Some(true) {
+        return Ok(Vec::new());
+    }
+    let message = format!(
+        "publication `{publication}` was created or altered after what slot `{slot}` may still \
+         have to decode: what was committed while there was none, the server cannot decode"
+    );
+    let younger = Finding::warning("publication_younger", message);
+    let hint = "nothing is to be done: `run` gives such a slot up after three sessions that end at \
+                the same place, and sweeps everything";
+    Ok(vec![younger.hint(hint)])
 }
 
 /// Transactions that may stay open for as long as nobody thinks of them.

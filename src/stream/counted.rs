@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use crate::gather::Row;
 use crate::keys::{KeySet, Signal};
 use crate::lsn::Lsn;
-use crate::telemetry::metrics::{Metrics, OperationLabel, seconds};
+use crate::telemetry::metrics::{Metrics, OperationLabel};
 
 /// How far apart the arrivals are whose age `walsweep_oldest_unconfirmed_seconds` is taken from.
 const AGE_STEP: Duration = Duration::from_millis(100);
@@ -40,8 +40,13 @@ impl Arrivals {
         }
     }
 
-    pub(super) fn oldest_age(&self, now: Instant) -> f64 {
-        self.samples.front().map_or(0.0, |(_, at)| seconds(now - *at))
+    /// Something up to `end_lsn` may have waited since `at`, before this session saw anything.
+    pub(super) fn seed(&mut self, end_lsn: Lsn, at: Instant) {
+        self.samples.push_front((end_lsn, at));
+    }
+
+    pub(super) fn oldest(&self) -> Option<Instant> {
+        self.samples.front().map(|(_, at)| *at)
     }
 }
 

@@ -2,6 +2,8 @@
 
 mod counted;
 mod early;
+#[cfg(test)]
+mod idle_tests;
 mod noted;
 
 use std::collections::VecDeque;
@@ -153,6 +155,16 @@ impl<'a> Stream<'a> {
         }
     }
 
+    /// The same stream, whose server's log ended at `wal_end` when it began: what lies before may
+    /// have waited since `since`, and is not confirmed sooner.
+    #[must_use]
+    pub fn behind(mut self, wal_end: Lsn, since: Option<Instant>) -> Stream<'a> {
+        if let Some(since) = since.filter(|_| wal_end > self.ledger.safe()) {
+            self.arrivals.seed(wal_end, since);
+        }
+        self
+    }
+
     /// Streams until asked to stop.
     ///
     /// What is done first when several things are possible: the wish to stop; what the sweeper
@@ -178,7 +190,7 @@ impl<'a> Stream<'a> {
                 biased;
                 () = shutdown.requested() => return self.drain(watched).await,
                 event = self.ends.events.recv() => self.hear(event, watched).await?,
-                _ = clock.tick() => self.tick(watched, may_read).await?,
+                _ = clock.tick() => self.tick(watched.0, may_read).await?,
                 Some(ended) = self.ends.answers.recv() => self.release(ended),
                 room = room_for(&inputs, self.held.front()) => {
                     self.pass_held(room)?;
@@ -189,7 +201,7 @@ impl<'a> Stream<'a> {
                     filled?;
                     self.take_buffered(&counters)?;
                     if self.reply_due {
-                        self.send_status(false).await?;
+                        self.send_status().await?;
                     }
                     // A socket that is never empty would keep this task running; the gate and the
                     // sweeper live on the same thread.
@@ -396,7 +408,7 @@ impl<'a> Stream<'a> {
                 self.slot.confirm(lsn.min(self.ledger.safe()));
                 self.arrivals.confirmed(self.slot.confirmed());
                 reach(Point::ConfirmDue);
-                self.send_status(false).await?;
+                self.send_status().await?;
                 reach(Point::Confirmed);
             }
             Event::ResyncOwed(broken) => self.resync(broken, health, metrics),
@@ -424,31 +436,36 @@ impl<'a> Stream<'a> {
         self.pass_on(Input::Resync(Box::new(resync)));
     }
 
-    async fn tick(
-        &mut self,
-        (health, metrics): (&Health, &Metrics),
-        listening: bool,
-    ) -> Result<(), Error> {
+    async fn tick(&mut self, health: &Health, listening: bool) -> Result<(), Error> {
         health.beat();
         self.ask();
         let now = Instant::now();
-        metrics.oldest_unconfirmed.set(self.arrivals.oldest_age(now));
+        health.unconfirmed(self.arrivals.oldest());
         if !listening {
             self.listening_since = now;
         }
-        let silent = now - self.slot.last_received().max(self.listening_since);
+        let silent = self.silent(now);
         if silent > self.timing.silence {
             return Err(Error::Silent(silent.as_secs()));
         }
         if now - self.last_status >= self.timing.status {
-            self.send_status(silent >= self.timing.status).await?;
+            self.send_status().await?;
         }
         Ok(())
     }
 
-    async fn send_status(&mut self, reply_requested: bool) -> Result<(), Error> {
+    /// How long the server could have been heard and was not.
+    fn silent(&self, now: Instant) -> Duration {
+        now - self.slot.last_received().max(self.listening_since)
+    }
+
+    /// A server that has nothing to say is asked for a reply, with whatever status comes first: to
+    /// a client that reports often it never speaks by itself.
+    async fn send_status(&mut self) -> Result<(), Error> {
+        let now = Instant::now();
+        let reply_requested = self.silent(now) >= self.timing.status;
         self.reply_due = false;
-        self.last_status = Instant::now();
+        self.last_status = now;
         Ok(self.slot.send_status(reply_requested).await?)
     }
 
@@ -470,7 +487,7 @@ impl<'a> Stream<'a> {
             tokio::select! {
                 biased;
                 event = self.ends.events.recv() => self.hear(event, watched).await?,
-                _ = clock.tick() => self.send_status(false).await?,
+                _ = clock.tick() => self.send_status().await?,
                 room = room_for(&inputs, self.held.front()) => self.pass_held(room)?,
                 () = sleep_until(deadline) => {
                     tracing::warn!(

@@ -11,17 +11,26 @@ use std::time::Duration;
 
 use tokio::time::{Instant, timeout};
 
-use super::metrics::Metrics;
+use super::metrics::{Metrics, seconds};
 
-/// The pipeline gives a sign of life at least every second; after this long without one the process
-/// makes no progress, and whoever watches may restart it.
+/// The pipeline gives a sign of life at least every second, and every six while it waits for
+/// another; after this long without one the process makes no progress, and whoever watches may
+/// restart it.
 const SIGN_OF_LIFE_MAX: Duration = Duration::from_secs(60);
+
+/// Sessions with Postgres that begin and end for this long without getting anywhere are no progress
+/// either. Giving up what the slot holds, which cures most of it, comes long before.
+const NOWHERE_MAX: Duration = Duration::from_secs(300);
 
 /// First distance between two log lines about the same trouble; each next one is twice as long.
 const SAY_AGAIN: Duration = Duration::from_secs(10);
 
 /// Longest distance between two log lines about the same trouble.
 const SAY_AGAIN_MAX: Duration = Duration::from_secs(600);
+
+/// Different texts of one trouble that are logged at once; a text with a number in it may be
+/// another one each time.
+const TEXTS_MAX: usize = 5;
 
 /// What walsweep is doing; only [`Phase::Streaming`] is ready.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,6 +67,8 @@ impl Phase {
 pub enum Topic {
     /// The session with Postgres cannot be had, or ends again and again.
     Session,
+    /// The session stands, and the checks find what would refuse the next one.
+    Checks,
     /// A rule that does not fit its table is suspended: its name.
     Rule(Arc<str>),
     /// Redis refuses removals of a rule: its name.
@@ -74,7 +85,7 @@ pub enum Topic {
     Lookup(Arc<str>),
     /// The tables of the rules cannot be looked at.
     Watch,
-    /// The slot keeps more WAL than it should, or is about to be lost.
+    /// The slot keeps more WAL than it should, is about to be lost, or takes long to be created.
     Slot,
 }
 
@@ -82,9 +93,12 @@ impl Topic {
     /// Whether readers may see stale values while it lasts, so that `/readyz` answers 503.
     fn stops_ready(&self) -> bool {
         match self {
-            Topic::Session | Topic::Rule(_) | Topic::Refused(_) | Topic::Redis | Topic::Late => {
-                true
-            }
+            Topic::Session
+            | Topic::Checks
+            | Topic::Rule(_)
+            | Topic::Refused(_)
+            | Topic::Redis
+            | Topic::Late => true,
             Topic::Replica(_) | Topic::Fence | Topic::Lookup(_) | Topic::Watch | Topic::Slot => {
                 false
             }
@@ -98,8 +112,34 @@ struct Trouble {
     text: String,
     hint: Option<String>,
     since: Instant,
+    /// The texts that were logged.
+    said: Vec<String>,
     /// When it is logged again, and how far that is from the last time.
     say: (Instant, Duration),
+}
+
+impl Trouble {
+    /// Logs it, if this text is new.
+    fn say(&mut self) {
+        let is_new = self.said.len() < TEXTS_MAX && !self.said.contains(&self.text);
+        if is_new {
+            let (text, hint) = (&self.text, self.hint.as_deref());
+            tracing::warn!(hint, "{text}");
+            self.said.push(self.text.clone());
+        }
+    }
+
+    /// Logs it again, if it is time.
+    fn say_again(&mut self, now: Instant) {
+        if self.say.0 > now {
+            return;
+        }
+        self.say.1 = (self.say.1 * 2).min(SAY_AGAIN_MAX);
+        self.say.0 = now + self.say.1;
+        let (text, hint) = (&self.text, self.hint.as_deref());
+        let seconds = (now - self.since).as_secs();
+        tracing::warn!(hint, "still, after {seconds} s: {text}");
+    }
 }
 
 /// What the endpoints tell, kept up to date by whoever finds something out.
@@ -113,6 +153,10 @@ pub struct Health {
 struct State {
     phase: Phase,
     alive_at: Instant,
+    /// Since when sessions begin and end and get nowhere.
+    nowhere_since: Option<Instant>,
+    /// Since when something may be unconfirmed.
+    unconfirmed_since: Option<Instant>,
     troubles: BTreeMap<Topic, Trouble>,
 }
 
@@ -120,8 +164,13 @@ impl Health {
     /// Connecting, and alive.
     #[must_use]
     pub fn new(metrics: Arc<Metrics>) -> Health {
-        let state =
-            State { phase: Phase::Connecting, alive_at: Instant::now(), troubles: BTreeMap::new() };
+        let state = State {
+            phase: Phase::Connecting,
+            alive_at: Instant::now(),
+            nowhere_since: None,
+            unconfirmed_since: None,
+            troubles: BTreeMap::new(),
+        };
         Health { metrics, state: Mutex::new(state) }
     }
 
@@ -138,27 +187,21 @@ impl Health {
         let mut state = self.lock();
         let now = Instant::now();
         state.alive_at = now;
-        for trouble in state.troubles.values_mut().filter(|trouble| trouble.say.0 <= now) {
-            trouble.say.1 = (trouble.say.1 * 2).min(SAY_AGAIN_MAX);
-            trouble.say.0 = now + trouble.say.1;
-            let (text, hint) = (&trouble.text, trouble.hint.as_deref());
-            let seconds = (now - trouble.since).as_secs();
-            tracing::warn!(hint, "still, after {seconds} s: {text}");
-        }
+        state.troubles.values_mut().for_each(|trouble| trouble.say_again(now));
     }
 
     /// Something does not work: `text` says what, in words for the log and for `/readyz`; `hint`
-    /// what a person can do. Logged if it is new; another text for the same topic replaces the last
-    /// one, and is said with the next repetition.
+    /// what a person can do. Logged if it is new, or if the text is, of the first few; later texts
+    /// for the same topic replace the last one, and are said with the next repetition.
     pub fn trouble(&self, topic: Topic, text: &str, hint: Option<&str>) {
         let mut state = self.lock();
         let now = Instant::now();
         let trouble = state.troubles.entry(topic).or_insert_with(|| {
-            tracing::warn!(hint, "{text}");
-            let say = (now + SAY_AGAIN, SAY_AGAIN);
-            Trouble { text: String::new(), hint: None, since: now, say }
+            let (text, hint, said) = (String::new(), None, Vec::new());
+            Trouble { text, hint, since: now, said, say: (now + SAY_AGAIN, SAY_AGAIN) }
         });
         (trouble.text, trouble.hint) = (text.to_owned(), hint.map(str::to_owned));
+        trouble.say();
         self.show(&state);
     }
 
@@ -190,15 +233,42 @@ impl Health {
         }
     }
 
+    /// Sessions with Postgres begin and end and get nowhere, or do so no longer.
+    pub fn gets_nowhere(&self, nowhere: bool) {
+        let mut state = self.lock();
+        let now = Instant::now();
+        state.nowhere_since = nowhere.then(|| state.nowhere_since.unwrap_or(now));
+    }
+
+    /// The oldest transaction that is received and not confirmed arrived at `since`.
+    pub fn unconfirmed(&self, since: Option<Instant>) {
+        self.lock().unconfirmed_since = since;
+    }
+
+    /// No session stands: whatever is committed from now on may be unconfirmed, besides what is.
+    pub fn sees_nothing(&self) {
+        let mut state = self.lock();
+        let now = Instant::now();
+        state.unconfirmed_since.get_or_insert(now);
+    }
+
+    /// Since when something may be unconfirmed.
+    #[must_use]
+    pub fn unconfirmed_since(&self) -> Option<Instant> {
+        self.lock().unconfirmed_since
+    }
+
     /// What is being done.
     #[must_use]
     pub fn phase(&self) -> Phase {
         self.lock().phase
     }
 
-    /// The metrics that tell of the same process.
+    /// The metrics that tell of the same process, those that grow with time as of now.
     #[must_use]
     pub fn metrics(&self) -> &Metrics {
+        let age = self.unconfirmed_since().map_or(Duration::ZERO, |since| since.elapsed());
+        self.metrics.oldest_unconfirmed.set(seconds(age));
         &self.metrics
     }
 
@@ -219,11 +289,25 @@ impl Health {
         (state.is_ready(), text)
     }
 
-    /// What `/healthz` answers: whether the process can make progress, and why not.
+    /// What `/healthz` answers: whether the process makes progress, and why not. One that waits for
+    /// a server which is away, or for a person, does what can be done.
     #[must_use]
     pub fn liveness(&self) -> (bool, String) {
-        let is_alive = self.lock().alive_at.elapsed() < SIGN_OF_LIFE_MAX;
-        (is_alive, if is_alive { "alive\n" } else { "no progress\n" }.to_owned())
+        let state = self.lock();
+        let silent = state.alive_at.elapsed();
+        if silent >= SIGN_OF_LIFE_MAX {
+            return (false, format!("no progress: no sign of life for {} s\n", silent.as_secs()));
+        }
+        match state.nowhere_since.map(|since| since.elapsed()) {
+            Some(lost) if lost >= NOWHERE_MAX => {
+                let trouble = state.troubles.get(&Topic::Session);
+                let why = trouble.map_or("", |trouble| &trouble.text);
+                let seconds = lost.as_secs();
+                let what = "sessions with postgres begin and end, and none gets any further";
+                (false, format!("no progress: for {seconds} s {what}\n{why}\n"))
+            }
+            _ => (true, "alive\n".to_owned()),
+        }
     }
 
     fn show(&self, state: &State) {
@@ -243,10 +327,135 @@ impl State {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
+    use std::io::Write;
+    use std::sync::{Arc, Mutex};
+    use std::time::Duration;
+
+    use tokio::time::{Instant, advance, sleep};
+    use tracing::subscriber::DefaultGuard;
 
     use super::{Health, Phase, Topic};
     use crate::telemetry::metrics::Metrics;
+
+    /// Collects what is logged while it is there.
+    #[derive(Clone, Default)]
+    struct Log(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Log {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().unwrap().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    impl Log {
+        fn start() -> (Log, DefaultGuard) {
+            let log = Log::default();
+            let writer = log.clone();
+            let lines = tracing_subscriber::fmt()
+                .with_writer(move || writer.clone())
+                .with_ansi(false)
+                .without_time()
+                .with_target(false);
+            (log, tracing::subscriber::set_default(lines.finish()))
+        }
+
+        /// The lines since the last call.
+        fn lines(&self) -> Vec<String> {
+            let bytes = std::mem::take(&mut *self.0.lock().unwrap());
+            let lines = String::from_utf8(bytes).unwrap();
+            lines.lines().map(|line| line.trim().to_owned()).collect()
+        }
+    }
+
+    fn streaming() -> Health {
+        let health = Health::new(Arc::new(Metrics::new(&[])));
+        health.set(Phase::Streaming);
+        health
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_lasts_is_said_at_growing_distances_and_once_when_it_is_over() {
+        let (log, _guard) = Log::start();
+        let health = streaming();
+        let mut said = Vec::new();
+        for second in 0..3600 {
+            health.trouble(Topic::Slot, "it is full", Some("empty it"));
+            health.beat();
+            said.extend(log.lines().into_iter().map(|line| (second, line)));
+            advance(Duration::from_secs(1)).await;
+        }
+        let seconds: Vec<i32> = said.iter().map(|(second, _)| *second).collect();
+        assert_eq!(seconds, [0, 10, 30, 70, 150, 310, 630, 1230, 1830, 2430, 3030]);
+        assert_eq!(said[0].1, "WARN it is full hint=\"empty it\"");
+        assert_eq!(said[1].1, "WARN still, after 10 s: it is full hint=\"empty it\"");
+        health.over(&Topic::Slot);
+        health.over(&Topic::Slot);
+        assert_eq!(log.lines(), ["INFO over after 3600.0 s: it is full"]);
+    }
+
+    #[test]
+    fn another_text_of_the_same_trouble_is_said_at_once_but_not_every_one() {
+        let (log, _guard) = Log::start();
+        let health = streaming();
+        for text in ["connection refused", "starting up", "connection refused", "starting up"] {
+            health.trouble(Topic::Session, text, None);
+        }
+        assert_eq!(log.lines(), ["WARN connection refused", "WARN starting up"]);
+        (0..100).for_each(|pid| health.trouble(Topic::Session, &format!("process {pid}"), None));
+        assert_eq!(log.lines().len(), 3, "five texts in all");
+        assert_eq!(health.readiness().1, "not ready\nprocess 99\n");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_process_without_progress_is_not_alive() {
+        let health = streaming();
+        let is_alive = || health.liveness().0;
+        advance(Duration::from_secs(59)).await;
+        assert!(is_alive());
+        advance(Duration::from_secs(1)).await;
+        let silent = (false, "no progress: no sign of life for 60 s\n".to_owned());
+        assert_eq!(health.liveness(), silent);
+        // As the program does between sessions, for so long.
+        let beats = async |seconds: u64| {
+            health.alive_while(sleep(Duration::from_secs(seconds))).await;
+        };
+        beats(900).await;
+        health.beat();
+        assert!(is_alive(), "waiting is no livelock");
+        health.trouble(Topic::Session, "session ended: XX001", None);
+        health.gets_nowhere(true);
+        beats(240).await;
+        health.gets_nowhere(true);
+        assert!(is_alive());
+        beats(60).await;
+        health.beat();
+        let (alive, why) = health.liveness();
+        assert!(!alive && why.contains("for 300 s") && why.contains("XX001"), "{why}");
+        health.gets_nowhere(false);
+        assert_eq!(health.liveness(), (true, "alive\n".to_owned()));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_age_of_what_is_unconfirmed_grows_while_nobody_tells() {
+        let health = streaming();
+        let age = || health.metrics().oldest_unconfirmed.get();
+        assert!(age() < 0.1);
+        health.unconfirmed(Some(Instant::now()));
+        advance(Duration::from_secs(7)).await;
+        health.sees_nothing();
+        assert!((age() - 7.0).abs() < 0.1, "what was known stays");
+        health.unconfirmed(None);
+        assert!(age() < 0.1);
+        health.sees_nothing();
+        advance(Duration::from_secs(5)).await;
+        health.sees_nothing();
+        assert!((age() - 5.0).abs() < 0.1, "from the first moment on");
+    }
 
     #[test]
     fn a_trouble_that_stops_removals_is_not_ready_and_named() {

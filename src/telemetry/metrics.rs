@@ -334,6 +334,16 @@ impl Metrics {
         }
     }
 
+    /// No session with Postgres stands: nothing is in flight, and what is to be sent again is
+    /// counted then; whether Redis and the replicas answer nobody knows.
+    pub fn no_session(&self) {
+        self.postgres_up.set(0);
+        self.in_flight_transactions.set(0);
+        self.redis_up.clear();
+        self.replica_up.clear();
+        self.replica_replay_lag_bytes.clear();
+    }
+
     fn rule(&self, rule: RuleId) -> RuleLabel {
         RuleLabel { rule: self.rules.get(usize::from(rule.0)).cloned().unwrap_or_default() }
     }

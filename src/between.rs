@@ -1,0 +1,99 @@
+//! What is done while no session with Postgres stands: the slot goes on to keep WAL, and is looked
+//! after all the same.
+//!
+//! A session may be out of reach for a reason that has nothing to do with the slot: what `check`
+//! refuses, another address for the replication connection, a login. The slot then keeps WAL for
+//! nobody, and beyond `postgres.max_retained_wal` it is dropped, so that the server's disk does not
+//! fill. The next session creates it anew and sweeps everything. A new slot may have to wait then
+//! for transactions that run; here that counts only for a while, for nothing is removed anyway.
+
+use std::convert::Infallible;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use tokio::time::{Duration, Instant, sleep_until, timeout};
+
+use crate::config::Postgres;
+use crate::error::Error;
+use crate::postgres::connect_sql;
+use crate::preflight::drop_slot;
+use crate::slot_health::{Keeper, SAMPLE_INTERVAL, SAMPLE_TIMEOUT};
+use crate::slot_server::{NAME, SlotServer};
+use crate::telemetry::Health;
+use crate::telemetry::metrics::Metrics;
+
+/// After so long without a session, transactions that a new slot would wait for no longer count.
+const SPARED: Duration = Duration::from_secs(60);
+
+/// Looks after the slot between two sessions, over a connection of its own.
+pub struct Between {
+    config: Postgres,
+    keeper: Keeper,
+    server: Option<SlotServer>,
+    /// Since when there is no session.
+    since: Instant,
+    /// When the slot is looked at next. Most sessions are there before the first time.
+    next: Instant,
+    dropped: bool,
+}
+
+impl Between {
+    /// Looks after the slot that `config` names, from now on.
+    #[must_use]
+    pub fn new(config: &Postgres, health: &Arc<Health>, metrics: &Arc<Metrics>) -> Between {
+        let (config, keeper) = (config.clone(), Keeper::new(config, health, metrics));
+        let since = Instant::now();
+        let next = since + SAMPLE_INTERVAL;
+        Between { config, keeper, server: None, since, next, dropped: false }
+    }
+
+    /// Looks again and again; may be dropped at any time and called again.
+    pub async fn watch(&mut self) -> Infallible {
+        loop {
+            sleep_until(self.next).await;
+            self.next = Instant::now() + SAMPLE_INTERVAL;
+            if let Err(error) = self.look().await {
+                // Why there is no session is told elsewhere.
+                tracing::debug!(%error, "look at the slot between sessions");
+                self.server = None;
+            }
+        }
+    }
+
+    /// Whether the slot was dropped because it kept too much WAL.
+    #[must_use]
+    pub fn has_dropped(&self) -> bool {
+        self.dropped
+    }
+
+    async fn look(&mut self) -> Result<(), Error> {
+        let server = match self.server.take() {
+            Some(server) => server,
+            None => {
+                let sql = connect_sql(&self.config.endpoint, NAME).await?;
+                SlotServer::reach(&self.config, Rc::new(sql)).await?
+            }
+        };
+        if self.since.elapsed() >= SPARED {
+            self.keeper.spares_nobody();
+        }
+        let sampled = self.keeper.sample(&server).await?;
+        if let Some((state, Some(retained))) = sampled
+            && state.active_pid.is_none()
+        {
+            tracing::error!(
+                slot = self.config.slot,
+                unconfirmed_bytes = retained.bytes,
+                max_retained_wal_bytes = retained.max,
+                "the slot keeps too much WAL, and no session can be had: dropping it; the next \
+                 session creates it anew and sweeps everything"
+            );
+            let statement = drop_slot(&self.config.slot);
+            let dropped = timeout(SAMPLE_TIMEOUT, server.sql.batch_execute(&statement)).await;
+            dropped.map_err(|_elapsed| Error::Silent(SAMPLE_TIMEOUT.as_secs()))??;
+            self.dropped = true;
+        }
+        self.server = Some(server);
+        Ok(())
+    }
+}

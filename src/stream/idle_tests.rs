@@ -1,0 +1,95 @@
+//! A server that has nothing to say, on paused time.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
+use tokio::task::LocalSet;
+use tokio::time::{Instant, sleep, timeout};
+
+use super::{Ends, Stream};
+use crate::capture::Slot;
+use crate::error::Error;
+use crate::keys::Rules;
+use crate::lsn::Lsn;
+use crate::session::Timing;
+use crate::shutdown::Shutdown;
+use crate::sweep::Event;
+use crate::telemetry::Health;
+use crate::telemetry::metrics::Metrics;
+
+const START: Lsn = Lsn(100);
+
+/// As follows from `wal_sender_timeout = 60s`, the default.
+const TIMING: Timing = Timing { status: Duration::from_secs(10), silence: Duration::from_secs(40) };
+
+/// How often the watermark is confirmed though nothing happens.
+const COVERED: Duration = Duration::from_secs(5);
+
+/// The length of a `CopyData` message with a status update.
+const STATUS_LENGTH: usize = 39;
+
+/// Notes when it was asked for a reply, and gives one if `answers`; says nothing by itself.
+async fn serve(mut wire: DuplexStream, answers: bool, asked: Rc<RefCell<Vec<Instant>>>) {
+    let mut status = [0; STATUS_LENGTH];
+    while wire.read_exact(&mut status).await.is_ok() {
+        assert_eq!((status[0], status[5]), (b'd', b'r'), "a status update");
+        if status[STATUS_LENGTH - 1] == 1 {
+            asked.borrow_mut().push(Instant::now());
+            if answers {
+                let mut keepalive = vec![b'd', 0, 0, 0, 22, b'k'];
+                keepalive.extend(START.0.to_be_bytes());
+                keepalive.extend([0; 9]);
+                wire.write_all(&keepalive).await.unwrap();
+            }
+        }
+    }
+}
+
+/// Streams for as long, beside a sweeper whose watermark stands; gives what ended it, and when the
+/// server was asked for a reply, from the start on.
+async fn stream(answers: bool, period: Duration) -> (Option<Error>, Vec<Duration>) {
+    let (ours, theirs) = duplex(4096);
+    let (ends, _gate, sweeper) = Ends::new(START);
+    let mut rules = Rules::compile(&[]).unwrap();
+    let (start, asked) = (Instant::now(), Rc::default());
+    tokio::task::spawn_local(serve(theirs, answers, Rc::clone(&asked)));
+    tokio::task::spawn_local(async move {
+        while sweeper.events.send(Event::Covered(START)).await.is_ok() {
+            sleep(COVERED).await;
+        }
+    });
+    let metrics = Arc::new(Metrics::new(&[]));
+    let health = Health::new(Arc::clone(&metrics));
+    let (_trigger, mut shutdown) = Shutdown::by_trigger();
+    let stream = Stream::new(Slot::over(ours), &mut rules, ends, (START, TIMING));
+    let run = Box::pin(stream.run((&health, &metrics), &mut shutdown));
+    let ended = timeout(period, run).await;
+    let asked = asked.borrow().iter().map(|at| *at - start).collect();
+    (ended.ok().and_then(Result::err), asked)
+}
+
+/// With the server's default `wal_sender_timeout` it never speaks first to a client that reports
+/// more often than every half of it.
+#[tokio::test(start_paused = true)]
+async fn a_server_that_has_nothing_to_say_is_asked_and_keeps_its_session() {
+    let hour = Duration::from_secs(3600);
+    let (ended, asked) = LocalSet::new().run_until(stream(true, hour)).await;
+    assert!(ended.is_none(), "{ended:?}");
+    let mut last = Duration::ZERO;
+    for at in &asked {
+        assert!(*at - last <= TIMING.status + COVERED, "not asked from {last:?} to {at:?}");
+        assert!(*at - last >= TIMING.status, "asked too often, at {at:?}");
+        last = *at;
+    }
+    assert!(hour - last <= TIMING.status + COVERED, "not asked after {last:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_that_does_not_answer_when_asked_is_given_up() {
+    let (ended, asked) = LocalSet::new().run_until(stream(false, TIMING.silence * 2)).await;
+    assert!(matches!(ended, Some(Error::Silent(40..=42))), "{ended:?}");
+    assert!(asked.len() >= 3, "asked more than once: {asked:?}");
+}
