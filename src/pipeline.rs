@@ -44,7 +44,7 @@ pub struct Program<'a> {
     /// Its rules, compiled.
     pub rules: &'a mut Rules,
     /// What `/readyz` tells.
-    pub health: &'a Health,
+    pub health: &'a Arc<Health>,
     /// All metrics.
     pub metrics: &'a Arc<Metrics>,
     /// The wish to stop.
@@ -228,7 +228,7 @@ impl<P: Probe + 'static, S: Standby + 'static, N: Node + 'static> Outside<P, S, 
         self,
         (settings, timing): (Settings, Timing),
         rules: &mut Rules,
-        (health, metrics): (&Health, &Arc<Metrics>),
+        (health, metrics): (&Arc<Health>, &Arc<Metrics>),
         shutdown: &mut Shutdown,
     ) -> Result<(), Error> {
         let start = settings.expected.lsn;
@@ -241,8 +241,8 @@ impl<P: Probe + 'static, S: Standby + 'static, N: Node + 'static> Outside<P, S, 
             (spawn(witness.run(received, Rc::clone(&safe))), safe)
         });
         let gate = Gate::new(self.probe, Arc::clone(metrics));
-        let sweeper = Sweeper::new(self.node, settings, Arc::clone(metrics), sweeper_ends.events);
-        let replicas = Replicas::new(rules.everything(), Arc::clone(metrics));
+        let sweeper = Sweeper::new(self.node, settings, Arc::clone(health), sweeper_ends.events);
+        let replicas = Replicas::new(rules.everything(), Arc::clone(health));
         let mut gate = spawn(settle(gate, self.lookups, (replicas, self.standbys), gate_ends));
         let mut sweeper = spawn(sweeper.run(sweeper_ends.visible, sweeper_ends.safe));
         let stream = Stream::new(self.slot, rules, ends, (start, timing)).with_cache(cache);

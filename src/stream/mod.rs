@@ -32,7 +32,8 @@ use crate::watermark::Ledger;
 /// Transactions that may wait between two stages.
 pub const CHANNEL_LENGTH: usize = 1024;
 
-/// Transactions on their way beyond which no more are read (I6): the rest waits in Postgres.
+/// Transactions on their way to their first removal beyond which no more are read (I6): the rest
+/// waits in Postgres.
 const IN_FLIGHT_MAX: usize = 200_000;
 
 /// How long a stop waits for keys on their way. What is not through by then is not confirmed, so
@@ -362,6 +363,7 @@ impl<'a> Stream<'a> {
         (health, metrics): (&Health, &Metrics),
     ) -> Result<(), Error> {
         match event.ok_or(Error::Stage("sweep"))? {
+            Event::Held(held) => self.ledger.hold(&held),
             Event::Swept(swept) => {
                 self.ledger.advance(&swept);
                 self.publish_safe();
@@ -432,7 +434,7 @@ impl<'a> Stream<'a> {
         let inputs = self.ends.inputs.clone();
         let deadline = Instant::now() + DRAIN_TIMEOUT;
         let mut clock = interval(self.timing.status / 2);
-        while self.ledger.in_flight() > 0 || self.slot.confirmed() < self.ledger.safe() {
+        while !self.ledger.is_clear() || self.slot.confirmed() < self.ledger.safe() {
             tokio::select! {
                 biased;
                 event = self.ends.events.recv() => self.hear(event, watched).await?,

@@ -91,7 +91,7 @@ struct Session {
     /// Where its stream began.
     start: u64,
     metrics: Arc<Metrics>,
-    health: Rc<Health>,
+    health: Arc<Health>,
     /// Sweeps of everything before it.
     resyncs: u64,
 }
@@ -132,9 +132,9 @@ impl Judge {
     }
 
     /// A session streams from `start`.
-    pub(crate) fn session(&self, start: u64, metrics: &Arc<Metrics>, health: &Rc<Health>) {
+    pub(crate) fn session(&self, start: u64, metrics: &Arc<Metrics>, health: &Arc<Health>) {
         self.disturbed();
-        let (metrics, health) = (Arc::clone(metrics), Rc::clone(health));
+        let (metrics, health) = (Arc::clone(metrics), Arc::clone(health));
         let resyncs = resyncs(&metrics);
         *self.session.borrow_mut() = Some(Session { start, metrics, health, resyncs });
     }

@@ -37,7 +37,7 @@ pub(crate) enum Order {
 
 /// What the last process is doing.
 #[derive(Clone, Default)]
-pub(crate) struct Window(Rc<std::cell::RefCell<Option<Rc<Health>>>>);
+pub(crate) struct Window(Rc<std::cell::RefCell<Option<Arc<Health>>>>);
 
 impl Window {
     pub(crate) fn phase(&self) -> Doing {
@@ -90,8 +90,8 @@ async fn process(
 ) {
     let mut rules = Rules::compile(rules).expect("the rules are valid");
     let metrics = Arc::new(Metrics::new(rules.names()));
-    let health = Rc::new(Health::new(Arc::clone(&metrics)));
-    window.0.replace(Some(Rc::clone(&health)));
+    let health = Arc::new(Health::new(Arc::clone(&metrics)));
+    window.0.replace(Some(Arc::clone(&health)));
     let mut backoff = Backoff::postgres();
     world.note(|| "walsweep starts".to_owned());
     loop {
@@ -111,7 +111,7 @@ async fn process(
                 world.judge.session(settings.expected.lsn.0, &metrics, &health);
                 let timing =
                     Timing { status: walsender::TIMEOUT / 4, silence: Duration::from_secs(15) };
-                let watched = (health.as_ref(), &metrics);
+                let watched = (&health, &metrics);
                 outside.run((settings, timing), &mut rules, watched, &mut shutdown).await
             }
             Err(error) => Err(error),
