@@ -20,7 +20,7 @@ use crate::postgres::connect_sql;
 use crate::preflight::{Finding, Report};
 use crate::setup;
 use crate::shutdown::Shutdown;
-use crate::sweep::{Node, Pace, Pass, Progress, Standalone, connect, key_name};
+use crate::sweep::{Error, Kind, Node, Pace, Pass, Progress, Standalone, connect, key_name};
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::{Health, http, logging};
 use crate::{lease, preflight};
@@ -272,6 +272,11 @@ pub async fn sweep(path: &Path, patterns: &[String], dry_run: bool) -> Result<()
     let outcome = pass.run(&node, &mut pace, |progress| shown.update(progress)).await;
     shown.clear();
     let progress = outcome.map_err(|error| halted(&error).with_hint(error.hint()))?;
+    if progress.refused() > 0 {
+        let message = "redis refused to remove some of the keys: NOPERM".to_owned();
+        let error = Error::new(Kind::NoPerm, message);
+        return Err(halted(&error).with_hint(error.hint()));
+    }
     let removed: u64 = progress.removed.iter().sum();
     let done = if dry_run { "nothing removed".to_owned() } else { format!("{removed} removed") };
     print(&format!("{} keys scanned, {} matched, {done}\n", progress.scanned, progress.matched))

@@ -309,8 +309,8 @@ impl<P: Probe + 'static, S: Standby + 'static, N: Node + 'static> Outside<P, S, 
             (spawn(witness.run(received, Rc::clone(&safe))), safe)
         });
         let gate = Gate::new(self.probe, Arc::clone(health));
-        let sweeper = Sweeper::new(self.node, settings, Arc::clone(metrics), sweeper_ends.events);
-        let replicas = Replicas::new(rules.everything(), Arc::clone(metrics));
+        let sweeper = Sweeper::new(self.node, settings, Arc::clone(health), sweeper_ends.events);
+        let replicas = Replicas::new(rules.everything(), Arc::clone(health));
         let mut gate = spawn(settle(gate, self.lookups, (replicas, self.standbys), gate_ends));
         let mut sweeper = spawn(sweeper.run(sweeper_ends.visible, sweeper_ends.safe));
         let stream = Stream::new(self.slot, rules, ends, (start, timing)).with_cache(cache);

@@ -99,6 +99,6 @@ impl<P: Probe + 'static> Gate<P> {
     pub(super) async fn take_early(&self, early: Early, outputs: &Sender<Visible>) {
         let Early { xid, keys } = early;
         let (cause, at, position) = (Cause::Early(xid), Instant::now(), Lsn::ZERO);
-        send(outputs, Visible { cause, keys, at, position, settles: true }).await;
+        send(outputs, Visible::new(cause, keys, at, position)).await;
     }
 }

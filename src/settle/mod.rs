@@ -25,6 +25,7 @@ mod early;
 mod fence;
 #[cfg(test)]
 mod fence_tests;
+mod hold;
 mod lookups;
 mod probe;
 mod replicas;
@@ -59,6 +60,7 @@ use snapshot::Seen;
 pub use cache::Cache;
 pub use early::{Early, Ended, Question};
 pub use fence::{Holder, Relations};
+pub use hold::{Held, Hold};
 pub use lookups::Lookups;
 pub use probe::{Probe, SqlProbe};
 pub use replicas::Replicas;
@@ -143,6 +145,8 @@ pub struct Visible {
     /// A server that has replayed up to here sees what made them stale.
     position: Lsn,
     settles: bool,
+    /// What is held from now on.
+    held: Vec<Held>,
 }
 
 /// Why keys are removed.
@@ -165,8 +169,8 @@ pub enum Cause {
 /// What is seen on every standby now, so that this removal of its keys is the last one asked for.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Replayed {
-    /// The end LSNs of transactions.
-    pub end_lsns: Vec<Lsn>,
+    /// What holds back the transactions.
+    pub hold: Option<Hold>,
     /// So many closing sweeps of everything.
     pub resyncs: u32,
 }
@@ -183,10 +187,21 @@ impl Visible {
     }
 
     /// Whether no further removal of these keys is asked for; if one is, it comes as
-    /// [`Cause::Replayed`], and until then nothing may be confirmed.
+    /// [`Cause::Replayed`], and until then what it holds may not be confirmed.
     #[must_use]
     pub fn settles(&self) -> bool {
         self.settles
+    }
+
+    /// Takes out what is held from now on, before anything else is done.
+    #[must_use]
+    pub fn take_held(&mut self) -> Vec<Held> {
+        std::mem::take(&mut self.held)
+    }
+
+    /// Keys that are visible on the primary since `at`.
+    fn new(cause: Cause, keys: KeySet, at: Instant, position: Lsn) -> Visible {
+        Visible { cause, keys, at, position, settles: true, held: Vec::new() }
     }
 
     /// A server that has replayed up to here sees what made the keys stale.
@@ -202,13 +217,17 @@ impl Visible {
             Cause::Transaction(transaction) => transaction.end_lsn,
             Cause::Resync { .. } | Cause::Replayed(_) | Cause::Early(_) => Lsn::ZERO,
         };
-        Visible { cause, keys, at: Instant::now(), position, settles: true }
+        Visible::new(cause, keys, Instant::now(), position)
     }
 
-    /// The same for keys that standbys have yet to replay.
+    /// The same for keys that standbys have yet to replay, held by `by`.
     #[cfg(test)]
-    pub(crate) fn not_replayed(self) -> Visible {
-        Visible { settles: false, ..self }
+    pub(crate) fn not_replayed(self, by: Hold) -> Visible {
+        let held = match &self.cause {
+            Cause::Transaction(transaction) => vec![Held::also(by, transaction.end_lsn)],
+            _ => Vec::new(),
+        };
+        Visible { settles: false, held, ..self }
     }
 }
 
@@ -455,7 +474,7 @@ impl<P: Probe + 'static> Gate<P> {
         let wait = seconds(at - waiting.received_at);
         self.health.metrics().visibility_wait.observe(wait);
         let (cause, keys) = (Cause::Transaction(transaction), waiting.keys);
-        send(outputs, Visible { cause, keys, at, position, settles: true }).await;
+        send(outputs, Visible::new(cause, keys, at, position)).await;
         Ok(())
     }
 
@@ -470,7 +489,7 @@ impl<P: Probe + 'static> Gate<P> {
         let position =
             if self.has_replicas { answer(self.probe.position()).await? } else { Lsn::ZERO };
         let (cause, at) = (Cause::Resync { last }, Instant::now());
-        send(outputs, Visible { cause, keys, at, position, settles: true }).await;
+        send(outputs, Visible::new(cause, keys, at, position)).await;
         Ok(())
     }
 

@@ -10,11 +10,13 @@
 //! what is visible. Redo marks a commit before the position moves past it, so a position at its end
 //! is proof; a standby that does not answer proves nothing.
 //!
-//! Bounds (I6): a standby may be gone for hours. Kept keys are merged, neighbours whose common span
+//! Bounds (I6): a standby may be gone for hours. Of the transactions whose keys are kept nothing is
+//! known but the hold of their group. Kept keys are merged, neighbours whose common span
 //! is smallest for their age first, so that a standby which is late by an hour has its keys removed
 //! late by some minutes more, one that is late by a second by milliseconds. Beyond a limit in bytes
 //! large sets collapse.
 
+use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -22,14 +24,15 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tokio::time::Instant;
+use tokio::time::{Instant, interval};
 
-use super::standby::{Board, Progress, Standby, follow};
-use super::{Cause, LARGE_SET_BYTES, Replayed, Visible, WAITING_BYTES_MAX, send};
+use super::standby::{Board, Failure, Progress, Standby, follow};
+use super::{Cause, Held, Hold, LARGE_SET_BYTES, Replayed, Visible, WAITING_BYTES_MAX, send};
 use crate::channel::{Receiver, Sender};
 use crate::keys::KeySet;
 use crate::lsn::Lsn;
-use crate::telemetry::metrics::{Metrics, ReplicaLabel};
+use crate::telemetry::metrics::ReplicaLabel;
+use crate::telemetry::{Health, Topic};
 
 /// What becomes visible within this time is kept as one.
 const GROUP_WIDTH: Duration = Duration::from_millis(20);
@@ -40,9 +43,20 @@ pub(super) const GROUPS_MAX: usize = 64;
 /// Exact keys beyond which a group takes no more, below the limit at which a set collapses.
 const GROUP_KEYS_MAX: usize = 50_000;
 
+/// How long a standby may be behind before that is said.
+const LATE_AFTER: Duration = Duration::from_secs(30);
+
+/// How often it is looked what is to be said of the standbys.
+const TELL_INTERVAL: Duration = Duration::from_secs(1);
+
+/// What a person can do about a standby that answers and does not replay.
+const LATE_HINT: &str = "look there for `pg_is_wal_replay_paused()`, `recovery_min_apply_delay` and \
+                         queries that conflict with the replay, or take it out of \
+                         `postgres.replicas`";
+
 /// Lets keys pass, and passes them again after every standby's replay.
 pub struct Replicas {
-    metrics: Arc<Metrics>,
+    health: Arc<Health>,
     /// Every key that a rule could produce.
     everything: KeySet,
     labels: Vec<ReplicaLabel>,
@@ -52,6 +66,12 @@ pub struct Replicas {
     bytes: usize,
     /// The furthest position that anything waited for.
     furthest: Lsn,
+    /// What is held from now on, to be told with the next that passes.
+    held: Vec<Held>,
+    /// Of which standbys something is said.
+    told: Vec<bool>,
+    /// Why standbys cannot be counted on.
+    failures: Rc<RefCell<Vec<Option<Failure>>>>,
 }
 
 /// What is known of one standby.
@@ -65,7 +85,12 @@ struct Follower {
 /// Keys that wait for standbys.
 struct Group {
     keys: KeySet,
-    replayed: Replayed,
+    /// Holds back its transactions.
+    hold: Hold,
+    /// Closing sweeps of everything among them.
+    resyncs: u32,
+    /// Where a standby must be to show the first of it.
+    from: Lsn,
     /// Where a standby must be to show all that the keys are removed for.
     position: Lsn,
     /// Which standbys are not there yet.
@@ -79,15 +104,18 @@ impl Replicas {
     /// Takes `everything` that the rules could produce, for a standby that may have shown older
     /// rows than before.
     #[must_use]
-    pub fn new(everything: KeySet, metrics: Arc<Metrics>) -> Replicas {
+    pub fn new(everything: KeySet, health: Arc<Health>) -> Replicas {
         Replicas {
-            metrics,
+            health,
             everything,
             labels: Vec::new(),
             followers: Vec::new(),
             groups: VecDeque::new(),
             bytes: 0,
             furthest: Lsn::ZERO,
+            held: Vec::new(),
+            told: Vec::new(),
+            failures: Rc::default(),
         }
     }
 
@@ -100,15 +128,18 @@ impl Replicas {
         outputs: Sender<Visible>,
     ) {
         self.followers = vec![Follower::default(); standbys.len()];
+        self.told = vec![false; standbys.len()];
+        self.failures.borrow_mut().resize(standbys.len(), None);
         let (wanted, wanted_here) = watch::channel(Lsn::ZERO);
         let (progress, mut changes) = watch::channel(vec![Progress::default(); standbys.len()]);
-        let metrics = Arc::clone(&self.metrics);
-        let board = Board { wanted: wanted_here, progress: Rc::new(progress), metrics };
+        let (health, failures) = (Arc::clone(&self.health), Rc::clone(&self.failures));
+        let board = Board { wanted: wanted_here, progress: Rc::new(progress), health, failures };
         let mut tasks = JoinSet::new();
         for (at, standby) in standbys.into_iter().enumerate() {
             self.labels.push(ReplicaLabel { replica: standby.name().to_owned() });
             tasks.spawn_local(follow(standby, at, board.clone()));
         }
+        let mut clock = interval(TELL_INTERVAL);
         loop {
             tokio::select! {
                 biased;
@@ -128,6 +159,7 @@ impl Replicas {
                     });
                     send(&outputs, visible).await;
                 }
+                _ = clock.tick() => self.tell(),
             }
             self.show_lag();
         }
@@ -146,25 +178,29 @@ impl Replicas {
         }
         if missing.contains(&true) {
             visible.settles = false;
-            let mut replayed = Replayed::default();
-            match &visible.cause {
-                Cause::Transaction(transaction) => replayed.end_lsns.push(transaction.end_lsn),
-                Cause::Resync { last } => replayed.resyncs = u32::from(*last),
-                Cause::Replayed(_) | Cause::Early(_) => {}
-            }
-            self.keep(&visible.keys, replayed, position, missing);
+            self.keep((&visible.keys, &visible.cause), position, missing);
         }
+        visible.held = std::mem::take(&mut self.held);
         visible
     }
 
-    fn keep(&mut self, keys: &KeySet, replayed: Replayed, position: Lsn, missing: Vec<bool>) {
+    fn keep(&mut self, (keys, cause): (&KeySet, &Cause), position: Lsn, missing: Vec<bool>) {
         let now = Instant::now();
         let open = self.groups.back_mut().filter(|last| {
             now < last.since + GROUP_WIDTH
                 && last.keys.exact_len() + keys.exact_len() <= GROUP_KEYS_MAX
         });
-        let added =
-            Group { keys: keys.clone(), replayed, position, missing, since: now, until: now };
+        let hold = open.as_ref().map_or_else(Hold::new_name, |last| last.hold);
+        let mut resyncs = 0;
+        match cause {
+            Cause::Transaction(transaction) => {
+                self.held.push(Held::also(hold, transaction.end_lsn));
+            }
+            Cause::Resync { last } => resyncs = u32::from(*last),
+            Cause::Replayed(_) | Cause::Early(_) => {}
+        }
+        let (since, until, from, keys) = (now, now, position, keys.clone());
+        let added = Group { keys, hold, resyncs, from, position, missing, since, until };
         match open {
             Some(last) => {
                 self.bytes -= last.keys.bytes();
@@ -199,6 +235,7 @@ impl Replicas {
         if let Some(younger) = self.groups.remove(at + 1)
             && let Some(older) = self.groups.get_mut(at)
         {
+            self.held.push(Held::merged(older.hold, younger.hold));
             older.absorb(younger);
         }
         self.weigh();
@@ -226,7 +263,7 @@ impl Replicas {
                 );
                 let missing = (0..self.followers.len()).map(|other| other == at).collect();
                 let everything = self.everything.clone();
-                self.keep(&everything, Replayed::default(), position, missing);
+                self.keep((&everything, &Cause::Resync { last: false }), position, missing);
             }
         }
     }
@@ -239,7 +276,8 @@ impl Replicas {
             self.groups.extend(kept);
         }
         self.weigh();
-        for visible in passed {
+        for mut visible in passed {
+            visible.held = std::mem::take(&mut self.held);
             send(outputs, visible).await;
         }
     }
@@ -259,23 +297,72 @@ impl Replicas {
         }
         let position = group.position;
         let visible = |keys, replayed| {
-            let (cause, at) = (Cause::Replayed(replayed), Instant::now());
-            Visible { cause, keys, at, position, settles: true }
+            Visible::new(Cause::Replayed(replayed), keys, Instant::now(), position)
         };
         if waits {
             passed.push(visible(group.keys.clone(), Replayed::default()));
             return Some(group);
         }
-        passed.push(visible(group.keys, group.replayed));
+        let replayed = Replayed { hold: Some(group.hold), resyncs: group.resyncs };
+        passed.push(visible(group.keys, replayed));
         None
+    }
+
+    /// Says which standbys hold back the confirmation for long, since when, and how much.
+    fn tell(&mut self) {
+        let now = Instant::now();
+        for (at, label) in self.labels.iter().enumerate() {
+            let waits = self.groups.iter().find(|group| group.missing.get(at) == Some(&true));
+            let waits = waits.map(|group| {
+                let bytes = self.furthest.bytes_since(group.from);
+                (now - group.since, bytes)
+            });
+            let held = waits.map(|(since, bytes)| {
+                let seconds = since.as_secs();
+                format!(": for {seconds} s, {bytes} bytes of WAL and what was before")
+            });
+            let (name, held) = (&label.replica, held.unwrap_or_default());
+            let failures = self.failures.borrow();
+            let trouble = match failures.get(at).and_then(Option::as_ref) {
+                Some(Failure { text, hint }) => {
+                    let text = format!(
+                        "replica {name} cannot be counted on: {text}; nothing is confirmed that \
+                         it has not replayed{held}"
+                    );
+                    Some((text, *hint))
+                }
+                None if waits.is_some_and(|(since, _)| since >= LATE_AFTER) => {
+                    let text = format!(
+                        "replica {name} does not replay; nothing is confirmed that it has not \
+                         replayed{held}"
+                    );
+                    Some((text, LATE_HINT))
+                }
+                None => None,
+            };
+            let Some(told) = self.told.get_mut(at) else { continue };
+            let topic = Topic::Replica(name.as_str().into());
+            let was_told = std::mem::replace(told, trouble.is_some());
+            match trouble {
+                Some((text, hint)) => self.health.trouble(topic, &text, Some(hint)),
+                None if was_told => self.health.over(&topic),
+                None => {}
+            }
+        }
     }
 
     fn show_lag(&self) {
         for (follower, label) in self.followers.iter().zip(&self.labels) {
             let lag = self.furthest.bytes_since(follower.progress.replayed);
             let lag = i64::try_from(lag).unwrap_or(i64::MAX);
-            self.metrics.replica_replay_lag_bytes.get_or_create(label).set(lag);
+            self.health.metrics().replica_replay_lag_bytes.get_or_create(label).set(lag);
         }
+    }
+}
+
+impl Drop for Replicas {
+    fn drop(&mut self) {
+        self.health.over_but(|topic| matches!(topic, Topic::Replica(_)), &[]);
     }
 }
 
@@ -283,8 +370,8 @@ impl Group {
     /// Takes in what became visible after it.
     fn absorb(&mut self, other: Group) {
         self.keys.merge(&other.keys);
-        self.replayed.end_lsns.extend(other.replayed.end_lsns);
-        self.replayed.resyncs += other.replayed.resyncs;
+        self.resyncs += other.resyncs;
+        self.from = self.from.min(other.from);
         self.position = self.position.max(other.position);
         for (own, others) in self.missing.iter_mut().zip(other.missing) {
             *own |= others;

@@ -1,6 +1,7 @@
 //! Keys behind standbys whose replay a test decides, on paused time.
 
 use std::cell::Cell;
+use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,13 +10,14 @@ use tokio::task::LocalSet;
 use tokio::time::{sleep, timeout};
 
 use super::replicas::GROUPS_MAX;
-use super::{Answer, Cause, Replayed, Replicas, Standby, StandbyError, Visible};
+use super::{Answer, Cause, Hold, Replayed, Replicas, Standby, StandbyError, Visible};
 use crate::channel::{Receiver, Sender, channel};
 use crate::config::{Located, Location, Operations, Rule, TableName};
 use crate::decode::{Column, Relation, ReplicaIdentity, Tuple, Value};
 use crate::gather::{Change, Row, Transaction};
 use crate::keys::{KeySet, Rules};
 use crate::lsn::Lsn;
+use crate::telemetry::Health;
 use crate::telemetry::metrics::{Metrics, PeerLabel, ReplicaLabel};
 
 type Failure = fn() -> StandbyError;
@@ -76,6 +78,9 @@ struct Bench {
     inputs: Sender<Visible>,
     outputs: Receiver<Visible>,
     metrics: Arc<Metrics>,
+    health: Arc<Health>,
+    /// What holds each transaction.
+    held: BTreeMap<u64, Hold>,
 }
 
 /// What passed: a first removal by its end LSN and whether it settles, or a replayed one.
@@ -113,10 +118,11 @@ impl Bench {
         let metrics = Arc::new(Metrics::new(&[]));
         let (inputs, stage_inputs) = channel(16);
         let (stage_outputs, outputs) = channel(4096);
-        let stage = Replicas::new(rules.everything(), Arc::clone(&metrics));
+        let health = Arc::new(Health::new(Arc::clone(&metrics)));
+        let stage = Replicas::new(rules.everything(), Arc::clone(&health));
         let standbys = vec![one.clone(), other.clone()];
         tokio::task::spawn_local(stage.run(standbys, stage_inputs, stage_outputs));
-        Bench { rules, one, other, inputs, outputs, metrics }
+        Bench { rules, one, other, inputs, outputs, metrics, health, held: BTreeMap::new() }
     }
 
     fn keys(&mut self, ids: impl Iterator<Item = u64>) -> KeySet {
@@ -164,7 +170,8 @@ impl Bench {
 
     /// The next that passes, with its keys; `None` if nothing does for ten seconds.
     async fn next_with_keys(&mut self) -> Option<(Passed, Vec<String>)> {
-        let visible = timeout(Duration::from_secs(10), self.outputs.recv()).await.ok()??;
+        let mut visible = timeout(Duration::from_secs(10), self.outputs.recv()).await.ok()??;
+        self.hold(&mut visible);
         let settles = visible.settles();
         let (cause, keys, _) = visible.into_parts();
         let exact = keys.exact().map(|(_, key)| key.to_vec());
@@ -174,12 +181,30 @@ impl Bench {
             Cause::Transaction(transaction) => Passed::First(transaction.end_lsn.0, settles),
             Cause::Resync { last } => Passed::Resync { last, settles },
             Cause::Early(_) => Passed::Early,
-            Cause::Replayed(Replayed { end_lsns, resyncs }) => {
+            Cause::Replayed(replayed) => {
                 assert!(settles, "nothing comes after it");
-                Passed::Replayed(end_lsns.iter().map(|lsn| lsn.0).collect(), resyncs)
+                Passed::Replayed(self.released(&replayed), replayed.resyncs)
             }
         };
         Some((passed, keys))
+    }
+
+    /// Notes what is held from now on.
+    fn hold(&mut self, visible: &mut Visible) {
+        for held in visible.take_held() {
+            let others = self.held.values_mut().filter(|by| held.holds.contains(by));
+            others.for_each(|by| *by = held.by);
+            self.held.extend(held.end_lsns.iter().map(|end_lsn| (end_lsn.0, held.by)));
+        }
+    }
+
+    /// The transactions that nothing holds any more.
+    fn released(&mut self, replayed: &Replayed) -> Vec<u64> {
+        let is_held = |by: &Hold| Some(*by) == replayed.hold;
+        let (done, others): (BTreeMap<u64, Hold>, _) =
+            std::mem::take(&mut self.held).into_iter().partition(|(_, by)| is_held(by));
+        self.held = others;
+        done.into_keys().collect()
     }
 
     async fn next(&mut self) -> Option<Passed> {
@@ -328,16 +353,18 @@ async fn hours_without_a_standby_keep_memory_flat() {
         bench.other.replayed.set(COMMITS);
         let (mut groups, mut settled, mut bytes) = (0, Vec::new(), 0);
         while let Ok(Some(visible)) = timeout(Duration::from_secs(60), bench.outputs.recv()).await {
+            let mut visible = visible;
+            bench.hold(&mut visible);
             let (cause, keys, _) = visible.into_parts();
             let Cause::Replayed(replayed) = cause else { panic!("{cause:?}") };
             assert!(!keys.is_empty());
             groups += 1;
             bytes += keys.bytes();
-            settled.extend(replayed.end_lsns);
+            settled.extend(bench.released(&replayed));
         }
         assert!(groups <= GROUPS_MAX, "{groups} groups");
         assert!(bytes <= super::WAITING_BYTES_MAX, "{bytes} bytes");
-        assert_eq!(settled, (1..=COMMITS).map(Lsn).collect::<Vec<_>>());
+        assert_eq!(settled, (1..=COMMITS).collect::<Vec<_>>());
     })
     .await;
 }
@@ -358,9 +385,10 @@ async fn a_standby_that_is_always_late_is_not_starved() {
                 server.replayed.set(lsn.saturating_sub(LATE));
             }
             sleep(Duration::from_millis(30)).await;
-            while let Some(visible) = bench.outputs.try_recv() {
+            while let Some(mut visible) = bench.outputs.try_recv() {
+                bench.hold(&mut visible);
                 if let Cause::Replayed(replayed) = visible.into_parts().0 {
-                    let last = replayed.end_lsns.iter().map(|lsn| lsn.0).max();
+                    let last = bench.released(&replayed).last().copied();
                     oldest_unsettled = last.map_or(oldest_unsettled, |last| last + 1);
                 }
             }

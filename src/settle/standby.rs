@@ -1,5 +1,6 @@
 //! How far a standby has replayed, asked for as long as the session lasts.
 
+use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,7 +12,8 @@ use crate::capture::{self, Identity, Replication};
 use crate::lsn::Lsn;
 use crate::postgres::Endpoint;
 use crate::retry::Backoff;
-use crate::telemetry::metrics::{Metrics, PeerLabel, ReplicaLabel};
+use crate::telemetry::Health;
+use crate::telemetry::metrics::{PeerLabel, ReplicaLabel};
 
 /// `application_name` on the standby.
 const NAME: &str = "walsweep replica";
@@ -178,35 +180,43 @@ pub(super) struct Board {
     pub(super) wanted: watch::Receiver<Lsn>,
     /// One entry for each standby.
     pub(super) progress: Rc<watch::Sender<Vec<Progress>>>,
-    pub(super) metrics: Arc<Metrics>,
+    pub(super) health: Arc<Health>,
+    /// One entry for each standby: why it cannot be counted on, while it cannot.
+    pub(super) failures: Rc<RefCell<Vec<Option<Failure>>>>,
+}
+
+/// Why a standby cannot be counted on, and what a person can do.
+#[derive(Clone, Debug)]
+pub(super) struct Failure {
+    pub(super) text: String,
+    pub(super) hint: &'static str,
+}
+
+impl Board {
+    fn note(&self, at: usize, failure: Option<Failure>) {
+        if let Some(one) = self.failures.borrow_mut().get_mut(at) {
+            *one = failure;
+        }
+    }
 }
 
 /// Follows one standby for ever, through every loss of it.
 pub(super) async fn follow<S: Standby>(mut standby: S, at: usize, mut board: Board) {
     let label = ReplicaLabel { replica: standby.name().to_owned() };
-    let up = Up(Arc::clone(&board.metrics), label);
+    let up = Up(Arc::clone(&board.health), label);
     up.set(false);
-    let (mut backoff, mut known, mut complaint) = (Backoff::postgres(), None, String::new());
+    let (mut backoff, mut known) = (Backoff::postgres(), None);
     loop {
         sleep(backoff.next_wait()).await;
         let Err(error) = watch_one(&mut standby, (at, &up), &mut board, &mut known).await;
         if up.set(false) {
-            board.metrics.reconnects.get_or_create(&PeerLabel { peer: "replica" }).inc();
-            (backoff, complaint) = (Backoff::postgres(), String::new());
+            let peer = PeerLabel { peer: "replica" };
+            board.health.metrics().reconnects.get_or_create(&peer).inc();
+            backoff = Backoff::postgres();
             // The first wait is none; a connection that ends at once must not spin.
             backoff.next_wait();
         }
-        // Once for each reason, not once for each attempt of hours.
-        if complaint != error.to_string() {
-            complaint = error.to_string();
-            let (replica, hint) = (standby.name(), error.hint());
-            tracing::warn!(
-                replica,
-                %error,
-                hint,
-                "a replica cannot be counted on; nothing is confirmed that it has not replayed"
-            );
-        }
+        board.note(at, Some(Failure { text: error.to_string(), hint: error.hint() }));
     }
 }
 
@@ -223,6 +233,7 @@ async fn watch_one<S: Standby>(
         let answer = answer.await.map_err(|_elapsed| StandbyError::Timeout)??;
         if !up.set(true) {
             tracing::info!(replica = standby.name(), replayed = %answer.replayed, "follows");
+            board.note(at, None);
         }
         let is_older = known
             .as_ref()
@@ -245,12 +256,12 @@ async fn watch_one<S: Standby>(
 }
 
 /// `walsweep_replica_up` of one standby; 0 when its follower ends.
-struct Up(Arc<Metrics>, ReplicaLabel);
+struct Up(Arc<Health>, ReplicaLabel);
 
 impl Up {
     /// Sets it; says whether it was up before.
     fn set(&self, is_up: bool) -> bool {
-        self.0.replica_up.get_or_create(&self.1).set(i64::from(is_up)) != 0
+        self.0.metrics().replica_up.get_or_create(&self.1).set(i64::from(is_up)) != 0
     }
 }
 

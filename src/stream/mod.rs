@@ -34,7 +34,8 @@ use crate::watermark::Ledger;
 /// Transactions that may wait between two stages.
 pub const CHANNEL_LENGTH: usize = 1024;
 
-/// Transactions on their way beyond which no more are read (I6): the rest waits in Postgres.
+/// Transactions on their way to their first removal beyond which no more are read (I6): the rest
+/// waits in Postgres.
 const IN_FLIGHT_MAX: usize = 200_000;
 
 /// How long a stop waits for keys on their way. What is not through by then is not confirmed, so
@@ -398,6 +399,7 @@ impl<'a> Stream<'a> {
         (health, metrics): (&Health, &Metrics),
     ) -> Result<(), Error> {
         match event.ok_or(Error::Stage("sweep"))? {
+            Event::Held(held) => self.ledger.hold(&held),
             Event::Swept(swept) => {
                 self.ledger.advance(&swept);
                 self.publish_safe();
@@ -473,8 +475,8 @@ impl<'a> Stream<'a> {
     /// sweep of everything is owed nothing is confirmed, and the next start owes it, too; it may
     /// wait for a transaction that stays open for hours.
     fn is_draining(&self) -> bool {
-        let may_confirm = !self.sweep_is_owed && self.slot.confirmed() < self.ledger.safe();
-        self.ledger.in_flight() > 0 || may_confirm
+        let is_unconfirmed = !self.ledger.is_clear() || self.slot.confirmed() < self.ledger.safe();
+        self.ledger.in_flight() > 0 || !self.sweep_is_owed && is_unconfirmed
     }
 
     /// Reads no more, waits for what is on its way, confirms it, and leaves in good order.

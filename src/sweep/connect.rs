@@ -168,6 +168,8 @@ pub(super) fn classify(error: &RedisError) -> Error {
         ErrorKind::Server(_) | ErrorKind::Extension => match error.code() {
             Some("OOM") => Kind::Oom,
             Some("BUSY") => Kind::Busy,
+            Some("MISCONF") => Kind::Misconf,
+            Some("NOREPLICAS") => Kind::NoReplicas,
             Some("WRONGPASS" | "NOAUTH") => Kind::Auth,
             Some("LOADING" | "MASTERDOWN") => Kind::Loading,
             Some("READONLY" | "UNBLOCKED") => Kind::ReadOnly,

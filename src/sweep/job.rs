@@ -1,12 +1,15 @@
 //! What the sweeper works on: a set of keys, and who waits for their removal.
 
+use std::rc::Rc;
+
 use tokio::time::Instant;
 
+use super::exact::Refused;
 use super::observe::Mark;
 use crate::gather::Transaction;
 use crate::keys::{KeySet, RuleId};
 use crate::lsn::Lsn;
-use crate::settle::{Cause, Replayed, Visible};
+use crate::settle::{Cause, Held, Hold, Visible};
 
 /// Keys to remove, with everything that waits for it.
 #[derive(Debug)]
@@ -14,14 +17,13 @@ pub(super) struct Job {
     pub(super) members: Vec<Member>,
     pub(super) keys: KeySet,
     pub(super) round: Round,
-    /// Not merged with other jobs, because Redis refused one that it was part of.
-    pub(super) alone: bool,
-    /// How often Redis refused it.
-    pub(super) refusals: u32,
     /// The furthest end LSN among what the keys were removed for.
     pub(super) covers: Lsn,
     /// From before its first removal on, where writes are observed.
     pub(super) since: Option<Mark>,
+    /// Since when readers could see the oldest of what it removes for the first time, and a rule of
+    /// that.
+    pub(super) oldest: Option<(Instant, RuleId)>,
 }
 
 /// Which removal of its keys a job is.
@@ -29,6 +31,9 @@ pub(super) struct Job {
 pub(super) enum Round {
     /// The first.
     First,
+    /// One before the first, of a transaction that is still being sent: nothing waits for it, its
+    /// keys come again.
+    Early,
     /// The second, after the refill window (I8).
     Second,
     /// The first on a Redis that may have lost the real one (I7).
@@ -46,62 +51,156 @@ impl Round {
 
 /// Something that waits for a removal.
 ///
-/// What is not settled by its removal waits for a removal after the standbys' replay.
-#[derive(Debug)]
+/// What is counted may be shared with the keys that Redis refused of it: whoever is done last has
+/// the only one of its tokens.
+#[derive(Clone, Debug)]
 pub(super) enum Member {
-    /// A transaction, still to be reported as swept.
-    Transaction { transaction: Transaction, visible_at: Instant, settles: bool },
-    /// A sweep of everything.
-    Resync { last: bool, settles: bool },
-    /// A transaction whose keys come again when all of it was received.
-    Early,
-    /// What every standby has replayed, still to be reported.
-    Replayed(Replayed),
+    /// A transaction in flight; `whole` unless Redis refused some of its keys.
+    Transaction { transaction: Transaction, visible_at: Instant, whole: bool },
+    /// A sweep of everything; if it does not settle, it waits for a removal after the standbys'
+    /// replay.
+    Resync { last: bool, settles: bool, token: Rc<()> },
+    /// What standbys have replayed: so many closing sweeps of everything.
+    Replayed { resyncs: u32, token: Rc<()> },
+    /// A removal that Redis may have lost is made again.
+    Repeat { token: Rc<()> },
+    /// What a hold holds; `shared` if it waits for something else besides.
+    Held { hold: Hold, shared: bool },
+    /// Keys of a rule that Redis refused are tried again.
+    Retry(RuleId),
 }
 
 impl Member {
     /// Whether it is a sweep of everything that stays owed after its removal.
     pub(super) fn is_owed_resync(&self) -> bool {
-        matches!(self, Member::Resync { last: true, settles: false })
+        matches!(self, Member::Resync { last: true, settles: false, .. })
+    }
+
+    /// Whether somebody else has a part of it, and goes on with it later.
+    pub(super) fn is_shared(&self) -> bool {
+        match self {
+            Member::Resync { token, .. }
+            | Member::Replayed { token, .. }
+            | Member::Repeat { token } => Rc::strong_count(token) > 1,
+            Member::Transaction { .. } | Member::Held { .. } | Member::Retry(_) => false,
+        }
+    }
+
+    /// The part of it that goes with keys that Redis refused; `None` if a hold says it all.
+    pub(super) fn part(&self) -> Option<Member> {
+        match self {
+            Member::Resync { .. } | Member::Replayed { .. } | Member::Repeat { .. } => {
+                Some(self.clone())
+            }
+            Member::Transaction { .. } | Member::Held { .. } | Member::Retry(_) => None,
+        }
     }
 }
 
 impl Job {
+    /// The removal that `visible` asks for.
     pub(super) fn first(visible: Visible) -> Job {
         let (settles, position) = (visible.settles(), visible.position());
         let (cause, keys, visible_at) = visible.into_parts();
-        let (member, round, covers) = match cause {
+        let token = Rc::new(());
+        match cause {
             Cause::Transaction(transaction) => {
                 let covers = transaction.end_lsn;
-                (Member::Transaction { transaction, visible_at, settles }, Round::First, covers)
+                let member = Member::Transaction { transaction, visible_at, whole: true };
+                let oldest = rule_of(&keys).map(|rule| (visible_at, rule));
+                Job { oldest, ..Job::new(vec![member], keys, Round::First, covers) }
             }
-            Cause::Resync { last } => (Member::Resync { last, settles }, Round::First, Lsn::ZERO),
-            Cause::Early(_) => (Member::Early, Round::First, Lsn::ZERO),
-            Cause::Replayed(replayed) => (Member::Replayed(replayed), Round::Replayed, position),
-        };
-        Job::new(vec![member], keys, round, covers)
+            Cause::Resync { last } => {
+                let member = Member::Resync { last, settles, token };
+                Job::new(vec![member], keys, Round::First, Lsn::ZERO)
+            }
+            Cause::Early(_) => Job::new(Vec::new(), keys, Round::Early, Lsn::ZERO),
+            Cause::Replayed(replayed) => {
+                let resyncs = replayed.resyncs;
+                let mut members = vec![Member::Replayed { resyncs, token }];
+                members.extend(replayed.hold.map(|hold| Member::Held { hold, shared: false }));
+                Job::new(members, keys, Round::Replayed, position)
+            }
+        }
     }
 
     pub(super) fn new(members: Vec<Member>, keys: KeySet, round: Round, covers: Lsn) -> Job {
-        Job { members, keys, round, alone: false, refusals: 0, covers, since: None }
-    }
-
-    /// Whether nothing waits for it: its keys come again, and have their second removal then.
-    pub(super) fn is_early(&self) -> bool {
-        matches!(self.members.as_slice(), [Member::Early])
+        Job { members, keys, round, covers, since: None, oldest: None }
     }
 
     /// Whether a sweep of everything is part of it.
     pub(super) fn is_resync(&self) -> bool {
         self.members.iter().any(|member| matches!(member, Member::Resync { .. }))
     }
+
+    /// Takes in a job of the same round, except for its keys.
+    pub(super) fn absorb(&mut self, other: Job) -> KeySet {
+        self.members.extend(other.members);
+        self.covers = self.covers.max(other.covers);
+        self.since = self.since.take().zip(other.since).map(|(one, other)| one.earlier(other));
+        self.oldest = older(self.oldest, other.oldest);
+        other.keys
+    }
+
+    /// All that waits for it.
+    pub(super) fn waits(&self) -> Waits {
+        let mut waits = Waits::default();
+        for member in &self.members {
+            match member {
+                Member::Transaction { transaction, .. } => waits.end_lsns.push(transaction.end_lsn),
+                Member::Held { hold, shared: false } => waits.holds.push(*hold),
+                Member::Held { hold, shared: true } => waits.shared.push(*hold),
+                _ => {}
+            }
+        }
+        waits
+    }
 }
 
-/// Keys removed and keys not found, by rule.
+/// Transactions in flight, and what is held, that wait for a removal.
+#[derive(Debug, Default)]
+pub(super) struct Waits {
+    end_lsns: Vec<Lsn>,
+    holds: Vec<Hold>,
+    /// Holds that go on holding, besides.
+    shared: Vec<Hold>,
+}
+
+impl Waits {
+    /// `by` holds it as well.
+    pub(super) fn also(mut self, by: Hold) -> Held {
+        self.holds.append(&mut self.shared);
+        Held { by, end_lsns: self.end_lsns, holds: self.holds, moved: false }
+    }
+
+    /// `by` holds it instead.
+    pub(super) fn instead(self, by: Hold) -> [Held; 2] {
+        let shared = Held { by, end_lsns: Vec::new(), holds: self.shared, moved: false };
+        [Held { by, end_lsns: self.end_lsns, holds: self.holds, moved: true }, shared]
+    }
+}
+
+/// A rule that keys belong to; the first of its patterns, if they have any.
+pub(super) fn rule_of(keys: &KeySet) -> Option<RuleId> {
+    let pattern = keys.patterns().next().map(|(rule, _)| rule);
+    pattern.or_else(|| keys.exact().next().map(|(rule, _)| rule))
+}
+
+/// The older of two that may not be there.
+pub(super) fn older(
+    one: Option<(Instant, RuleId)>,
+    other: Option<(Instant, RuleId)>,
+) -> Option<(Instant, RuleId)> {
+    one.into_iter().chain(other).min_by_key(|(since, _)| *since)
+}
+
+/// Keys removed and keys not found, by rule, and what was refused.
 #[derive(Debug, Default)]
 pub(super) struct Tally {
     /// What patterns match is removed as well: no pass is needed.
     pub(super) with_patterns: bool,
+    /// Keys that the user may not remove.
+    pub(super) refused: Refused,
     rows: Vec<(RuleId, u64, u64)>,
 }
 

@@ -5,13 +5,16 @@
 //! written after them. Never knows:
 //! the slot, the stream's order. Invariants: exact keys never wait for a pattern; patterns that
 //! wait share one SCAN pass, those that come during a pass share the next; any error reply holds
-//! back whoever waits for it and is tried again; the watermark moves only where the value last
+//! back whoever waits for it, nobody else, and is tried again; the watermark moves only where the value last
 //! written stands, with every removal of the connection (I7).
 //!
 //! ```text
-//! Visible ─► queue ─► UNLINK ─┬─► no patterns ──────────────┬─► refill ─► queue (second) ─► Swept
-//!                             └─► patterns wait ─► SCAN pass ┘
+//! Visible ─► queue ─► UNLINK ─┬─► no patterns ──────────────┬─► refill ─► removed again ─► Swept
+//!                 │           └─► patterns wait ─► SCAN pass ┘
+//!                 └─► what Redis refuses, by rule ─► tried again
 //! ```
+//!
+//! What waits after its first removal is held, not in flight: see [`Hold`].
 //!
 //! A second removal needs no pass where it is known which keys were written again (`observe`).
 //!
@@ -23,14 +26,17 @@ pub mod connect;
 mod evidence;
 mod exact;
 mod job;
+mod late;
 mod node;
 mod observe;
+mod outcome;
 mod pace;
 mod pass;
 mod queue;
 mod refill;
-mod second;
+mod refused;
 mod ring;
+mod second;
 mod shared;
 mod standalone;
 mod sweeper;
@@ -41,6 +47,7 @@ mod rollback_tests;
 mod tests;
 
 use crate::lsn::Lsn;
+use crate::settle::{Held, Hold};
 
 pub use chain::{Chain, Link};
 pub use evidence::{Broken, TABLES_MARK, Watermark, key_name};
@@ -51,11 +58,12 @@ pub use pass::{Pass, Progress};
 pub use standalone::Standalone;
 pub use sweeper::{Settings, Sweeper};
 
-/// Transactions whose keys are removed for good as far as a sweep can tell. Only this folder makes
-/// one.
+/// Transactions, by themselves or as what a hold holds, whose keys are removed for good as far as a
+/// sweep can tell. Only this folder makes one.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Swept {
     end_lsns: Vec<Lsn>,
+    holds: Vec<Hold>,
 }
 
 impl Swept {
@@ -65,17 +73,25 @@ impl Swept {
         &self.end_lsns
     }
 
+    /// The holds that hold nothing back any more.
+    #[must_use]
+    pub fn holds(&self) -> &[Hold] {
+        &self.holds
+    }
+
     /// For tests of the stage to the right.
     #[cfg(test)]
-    pub(crate) fn for_tests(end_lsns: Vec<Lsn>) -> Swept {
-        Swept { end_lsns }
+    pub(crate) fn for_tests(end_lsns: Vec<Lsn>, holds: Vec<Hold>) -> Swept {
+        Swept { end_lsns, holds }
     }
 }
 
 /// What the sweeper reports.
 #[derive(Debug)]
 pub enum Event {
-    /// These transactions may be confirmed.
+    /// This is held back until its hold is swept.
+    Held(Held),
+    /// These transactions may be confirmed, if nothing else holds them.
     Swept(Swept),
     /// The watermark stands at this LSN: it may be told to Postgres.
     Covered(Lsn),

@@ -12,10 +12,14 @@ pub trait Node {
     fn connect(&self) -> impl Future<Output = Result<(), Error>>;
 
     /// `UNLINK` of each group of keys in one round trip; how many keys of each group were there.
-    /// With no group it counts as a removal that found nothing, for what another connection saw.
-    /// An error of [`Kind::Swapped`] if the server lost a removal that was acknowledged since
-    /// `connect`.
-    fn unlink(&self, groups: &[Vec<&[u8]>]) -> impl Future<Output = Result<Vec<u64>, Error>>;
+    /// `None` for a group of which the user may not remove some key: none of it is removed, the
+    /// others are. With no group it counts as a removal that found nothing, for what another
+    /// connection saw. An error of [`Kind::Swapped`] if the server lost a removal that was
+    /// acknowledged since `connect`.
+    fn unlink(
+        &self,
+        groups: &[Vec<&[u8]>],
+    ) -> impl Future<Output = Result<Vec<Option<u64>>, Error>>;
 
     /// One `SCAN` call on a connection of its own. An error of [`Kind::Swapped`] if another server
     /// answers than at `connect`, which knows nothing of the cursor; so with `ping` and `fence`.
@@ -114,6 +118,10 @@ pub enum Kind {
     Oom,
     /// The server is busy with a script.
     Busy,
+    /// The server takes no writes because it could not save its data.
+    Misconf,
+    /// The server takes no writes because fewer replicas follow it than `min-replicas-to-write`.
+    NoReplicas,
     /// Fewer replicas than `redis.wait_replicas` have the watermark.
     Replicas,
     /// The connection stands, and behind it is another server, or one that went back.
@@ -135,6 +143,8 @@ impl Kind {
             Kind::Loading => "loading",
             Kind::Oom => "oom",
             Kind::Busy => "busy",
+            Kind::Misconf => "misconf",
+            Kind::NoReplicas => "noreplicas",
             Kind::Replicas => "replicas",
             Kind::Swapped => "swapped",
             Kind::Other => "other",
@@ -152,7 +162,13 @@ impl Kind {
             | Kind::ReadOnly
             | Kind::Loading
             | Kind::Swapped => true,
-            Kind::NoPerm | Kind::Oom | Kind::Busy | Kind::Replicas | Kind::Other => false,
+            Kind::NoPerm
+            | Kind::Oom
+            | Kind::Busy
+            | Kind::Misconf
+            | Kind::NoReplicas
+            | Kind::Replicas
+            | Kind::Other => false,
         }
     }
 }
@@ -192,7 +208,15 @@ impl Error {
                  `redis.wait_replicas`",
             ),
             Kind::Swapped => Some("what no watermark covers is removed again"),
-            Kind::Io | Kind::Timeout | Kind::Loading | Kind::Busy | Kind::Other => None,
+            Kind::Busy => Some("end the script that runs in Redis: `SCRIPT KILL`"),
+            Kind::Misconf => Some(
+                "let Redis save its data again (disk space, rights of its folder), or set \
+                 `stop-writes-on-bgsave-error no`",
+            ),
+            Kind::NoReplicas => {
+                Some("bring replicas back, or lower `min-replicas-to-write` in Redis")
+            }
+            Kind::Io | Kind::Timeout | Kind::Loading | Kind::Other => None,
         }
     }
 }

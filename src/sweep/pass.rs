@@ -5,11 +5,12 @@
 //! never outlives the connection: a pass that fails begins again at 0
 //! (<https://redis.io/docs/latest/commands/scan/#scan-guarantees>).
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::exact::{Refused, Search, one_by_one};
 use super::node::{Error, Node, Page, ScanCall};
 use super::pace::Pace;
 use crate::failpoint::{Point, reach};
@@ -17,6 +18,10 @@ use crate::keys::Pattern;
 
 /// Keys removed by one UNLINK while a pass runs; about 0.3 ms of Redis's time.
 const UNLINK_KEYS: usize = 500;
+
+/// Keys of one pattern that Redis refused to remove, beyond which no more are noted: the pattern
+/// itself then stands for them.
+pub(super) const REFUSED_KEYS_MAX: usize = 10_000;
 
 /// Keys matched between two chances for other tasks to run, some 20 µs: the reply to the next call
 /// is then noticed in time, and its duration means what it says.
@@ -49,6 +54,17 @@ pub struct Progress {
     pub removed: Vec<u64>,
     /// How long the latest call held Redis.
     pub stall: Duration,
+    /// Keys that the user may not remove, by the index of their pattern.
+    pub(super) refused: HashMap<usize, Refused>,
+}
+
+impl Progress {
+    /// How many keys are known that Redis refused to remove. For each pattern only so many are
+    /// noted, so that there may be more.
+    #[must_use]
+    pub fn refused(&self) -> usize {
+        self.refused.values().map(HashSet::len).sum()
+    }
 }
 
 impl Pass {
@@ -67,7 +83,8 @@ impl Pass {
         Pass { patterns, groups, dry_run: false }
     }
 
-    /// Scans once, removing what matches. `each_page` hears of every page.
+    /// Scans once, removing what matches, but for what the user may not remove. `each_page` hears of
+    /// every page.
     ///
     /// # Errors
     ///
@@ -136,9 +153,13 @@ impl Pass {
             let groups: Vec<Vec<&[u8]>> =
                 by_pattern.iter().map(|keys| keys.iter().map(|(_, key)| *key).collect()).collect();
             let counts = node.unlink(&groups).await?;
-            for (keys, count) in by_pattern.iter().zip(counts) {
-                let counter = keys.first().and_then(|(index, _)| progress.removed.get_mut(*index));
-                if let Some(counter) = counter {
+            for ((keys, group), count) in by_pattern.iter().zip(&groups).zip(counts) {
+                let Some((index, _)) = keys.first() else { continue };
+                let count = match count {
+                    Some(count) => count,
+                    None => refused(node, (*index, group), progress).await?,
+                };
+                if let Some(counter) = progress.removed.get_mut(*index) {
                     *counter += count;
                 }
             }
@@ -182,6 +203,20 @@ impl Pass {
         filter.push(b'*');
         Some(filter)
     }
+}
+
+/// Removes what can be removed of a command that was refused for keys of this pattern, and notes the
+/// others.
+async fn refused<N: Node>(
+    node: &N,
+    (index, keys): (usize, &[&[u8]]),
+    progress: &mut Progress,
+) -> Result<u64, Error> {
+    let noted = progress.refused.entry(index).or_default();
+    if noted.len() > REFUSED_KEYS_MAX {
+        return Ok(0);
+    }
+    one_by_one(node, keys, Search::Quick, noted).await
 }
 
 /// The call's reply and how long it took, measured where the reply is received.

@@ -1,27 +1,17 @@
 //! What waits for Redis: jobs for the next UNLINK, jobs for the next SCAN pass.
 
 use std::collections::VecDeque;
-use std::time::Duration;
 
-use tokio::time::Instant;
-
-use super::job::{Job, Round};
+use super::job::{Job, Round, rule_of};
+use crate::keys::RuleId;
 
 /// Exact keys that are removed by one batch, unless a single job has more.
 const BATCH_KEYS_MAX: usize = 20_000;
 
-/// Patterns in one pass, unless a single job has more: matching costs time for each.
-const PASS_PATTERNS_MAX: usize = 4_096;
-
-/// First and longest wait before a refused job is tried again.
-const REFUSED_WAIT: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(10));
-
-/// Jobs in the order of their arrival.
+/// First removals in the order of their arrival.
 #[derive(Debug, Default)]
 pub(super) struct Queue {
     jobs: VecDeque<Job>,
-    /// Jobs that Redis refused, with the time of their next try.
-    held: Vec<(Instant, Job)>,
     bytes: usize,
 }
 
@@ -31,72 +21,43 @@ impl Queue {
         self.jobs.push_back(job);
     }
 
-    /// Puts back jobs that Redis refused. One of several may be the reason: from now on each goes
-    /// alone, so that it holds back none of the others.
-    pub(super) fn push_refused(&mut self, jobs: Vec<Job>, now: Instant) {
-        let single = jobs.len() == 1;
-        for mut job in jobs {
-            job.alone = true;
-            if single {
-                let wait = REFUSED_WAIT.0.saturating_mul(1 << job.refusals.min(10));
-                job.refusals += 1;
-                self.bytes += bytes(&job);
-                self.held.push((now + wait.min(REFUSED_WAIT.1), job));
-            } else {
-                self.push(job);
-            }
+    /// Puts a batch back where it was.
+    pub(super) fn put_back(&mut self, jobs: Vec<Job>) {
+        for job in jobs.into_iter().rev() {
+            self.bytes += bytes(&job);
+            self.jobs.push_front(job);
         }
     }
 
-    /// The next batch for UNLINK: jobs of the same round, none that is not due yet.
-    pub(super) fn next_batch(&mut self, now: Instant) -> Vec<Job> {
-        let keys = |job: &Job| job.keys.exact_len();
-        self.take(now, BATCH_KEYS_MAX, keys, |first, job| first.round == job.round)
-    }
-
-    /// The next jobs for one SCAN pass.
-    pub(super) fn next_pass(&mut self, now: Instant) -> Vec<Job> {
-        self.take(now, PASS_PATTERNS_MAX, |job| job.keys.patterns().count(), |_, _| true)
-    }
-
-    fn take(
-        &mut self,
-        now: Instant,
-        limit: usize,
-        size: impl Fn(&Job) -> usize,
-        goes_with: impl Fn(&Job, &Job) -> bool,
-    ) -> Vec<Job> {
-        for (_, job) in self.held.extract_if(.., |(due, _)| *due <= now) {
-            self.jobs.push_back(job);
-        }
+    /// The next batch for UNLINK: jobs of the same round.
+    pub(super) fn next_batch(&mut self) -> Vec<Job> {
         let mut taken: Vec<Job> = Vec::new();
         let mut total = 0;
         while let Some(job) = self.jobs.pop_front() {
-            let fits = taken.first().is_none_or(|first| {
-                let merges = !first.alone && !job.alone && goes_with(first, &job);
-                merges && total + size(&job) <= limit
-            });
+            let size = job.keys.exact_len();
+            let fits = taken
+                .first()
+                .is_none_or(|first| first.round == job.round && total + size <= BATCH_KEYS_MAX);
             if !fits {
                 self.jobs.push_front(job);
                 break;
             }
-            total += size(&job);
+            total += size;
             self.bytes -= bytes(&job);
             taken.push(job);
         }
         taken
     }
 
-    /// When the first refused job is due again.
-    pub(super) fn next_due(&self) -> Option<Instant> {
-        self.held.iter().map(|(due, _)| *due).min()
-    }
-
     /// Everything that waits.
     pub(super) fn drain(&mut self) -> Vec<Job> {
         self.bytes = 0;
-        let held = std::mem::take(&mut self.held).into_iter().map(|(_, job)| job);
-        std::mem::take(&mut self.jobs).into_iter().chain(held).collect()
+        std::mem::take(&mut self.jobs).into()
+    }
+
+    /// The jobs, the next one first.
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Job> {
+        self.jobs.iter()
     }
 
     /// Memory held, in bytes.
@@ -109,15 +70,52 @@ fn bytes(job: &Job) -> usize {
     size_of::<Job>() + job.keys.bytes()
 }
 
+/// What waits for the next SCAN pass: one job for each round. A pass may take long, and others wait
+/// for none, so that what waits for it must not fill the room of the others: it is merged, and
+/// collapses at its limit (I6).
+#[derive(Debug, Default)]
+pub(super) struct Passes(Vec<Job>);
+
+impl Passes {
+    /// Takes a job; gives the rules that were widened for lack of room, and how often.
+    pub(super) fn push(&mut self, mut job: Job) -> Vec<(RuleId, u64)> {
+        job.oldest = job.oldest.map(|(since, rule)| (since, rule_of(&job.keys).unwrap_or(rule)));
+        match self.0.iter_mut().find(|other| other.round == job.round) {
+            Some(other) => {
+                let keys = other.absorb(job);
+                other.keys.merge_within(&keys)
+            }
+            None => {
+                self.0.push(job);
+                Vec::new()
+            }
+        }
+    }
+
+    /// All jobs, for one pass.
+    pub(super) fn take(&mut self) -> Vec<Job> {
+        std::mem::take(&mut self.0)
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Job> {
+        self.0.iter()
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
 /// What `walsweep_sweeps_total` calls a pass for these jobs.
 pub(super) fn pass_reason(jobs: &[Job]) -> &'static str {
+    let has = |round| jobs.iter().any(|job: &Job| job.round == round);
     if jobs.iter().any(Job::is_resync) {
         "resync"
-    } else if jobs.iter().any(|job| job.round == Round::First) {
+    } else if has(Round::First) || has(Round::Early) {
         "rule"
-    } else if jobs.iter().any(|job| job.round == Round::Again) {
+    } else if has(Round::Again) {
         "again"
-    } else if jobs.iter().any(|job| job.round == Round::Replayed) {
+    } else if has(Round::Replayed) {
         "replayed"
     } else {
         "refill"

@@ -5,6 +5,11 @@
 //! eighth of the window wide: a key that a hundred transactions touch is removed again once a
 //! bucket, and a timer belongs to a bucket, not to a transaction.
 //!
+//! A long window with many keys would fill the memory. At a limit the keys of the oldest buckets
+//! give way to their rules' patterns: that removes more. Going early instead would break I8, and
+//! waiting until there is room would hold up first removals. Such buckets are joined, as far as an
+//! eighth of the window, so that they cost a pass each time, not four a second.
+//!
 //! Keys that are through stay until the watermark covers them: if Redis loses the connection
 //! before, it may have lost their removal too. Then they go to the ring.
 
@@ -16,8 +21,9 @@ use tokio::time::Instant;
 use super::job::{Job, Member, Round};
 use super::observe::Mark;
 use super::ring::Ring;
-use crate::keys::KeySet;
+use crate::keys::{KeySet, RuleId};
 use crate::lsn::Lsn;
+use crate::settle::Hold;
 
 /// Widest bucket: bounds by how much a confirmation comes later than the window asks.
 const BUCKET_WIDTH_MAX: Duration = Duration::from_millis(250);
@@ -25,8 +31,21 @@ const BUCKET_WIDTH_MAX: Duration = Duration::from_millis(250);
 /// Exact keys beyond which a bucket is closed early, below the limit at which a set collapses.
 const BUCKET_KEYS_MAX: usize = 50_000;
 
+/// Exact keys of buckets that are removed by one batch, unless a single one has more.
+const DUE_KEYS_MAX: usize = 20_000;
+
+/// Memory of keys that wait for their second removal, in bytes; beyond it the oldest are widened.
+const WAITING_BYTES_MAX: usize = 16 * 1024 * 1024;
+
 /// Key sets kept until the watermark covers them; beyond it the two oldest become one.
 const KEPT_MAX: usize = 32;
+
+/// Memory of those, in bytes; beyond it the oldest are widened. It may take hours until they are
+/// covered, while a standby is gone or Redis refuses something.
+const KEPT_BYTES_MAX: usize = 16 * 1024 * 1024;
+
+/// Rules that were widened for lack of room, and how often.
+pub(super) type Widened = Vec<(RuleId, u64)>;
 
 /// Keys between their first removal and the watermark that covers them.
 pub(super) struct Refill {
@@ -35,16 +54,21 @@ pub(super) struct Refill {
     collecting: Option<Bucket>,
     waiting: VecDeque<Bucket>,
     kept: VecDeque<Kept>,
+    kept_bytes: usize,
     ring: Ring,
 }
 
 struct Bucket {
+    hold: Hold,
     members: Vec<Member>,
     keys: KeySet,
     covers: Lsn,
     since: Option<Mark>,
+    opened_at: Instant,
     /// When it is closed; its second removal is due one window later.
     closes_at: Instant,
+    /// Whether it was widened for lack of room.
+    is_wide: bool,
 }
 
 /// Keys whose last removal so far is done.
@@ -56,10 +80,32 @@ struct Kept {
 }
 
 impl Bucket {
-    fn into_job(self, round: Round) -> Job {
-        let since = self.since;
-        Job { since, ..Job::new(self.members, self.keys, round, self.covers) }
+    /// A bucket that begins with the keys of a job.
+    fn new(job: Job, opened_at: Instant, closes_at: Instant) -> Bucket {
+        let Job { members, keys, covers, since, .. } = job;
+        let (hold, members) = (Hold::new_name(), resyncs(members));
+        Bucket { hold, members, keys, covers, since, opened_at, closes_at, is_wide: false }
     }
+
+    /// Takes in the keys of a job; gives what was widened by it.
+    fn take(&mut self, job: Job) -> Widened {
+        self.members.extend(resyncs(job.members));
+        self.covers = self.covers.max(job.covers);
+        self.since = self.since.take().zip(job.since).map(|(one, other)| one.earlier(other));
+        self.keys.merge_within(&job.keys)
+    }
+
+    fn into_job(self, round: Round) -> Job {
+        let Bucket { hold, mut members, keys, covers, since, .. } = self;
+        members.push(Member::Held { hold, shared: false });
+        Job { since, ..Job::new(members, keys, round, covers) }
+    }
+}
+
+/// What a bucket's hold does not say.
+fn resyncs(mut members: Vec<Member>) -> Vec<Member> {
+    members.retain(|member| matches!(member, Member::Resync { .. } | Member::Replayed { .. }));
+    members
 }
 
 impl Refill {
@@ -67,7 +113,8 @@ impl Refill {
     /// the session's stream begins.
     pub(super) fn new(window: Duration, empty: KeySet, start: Lsn) -> Refill {
         let (collecting, waiting, kept) = (None, VecDeque::new(), VecDeque::new());
-        Refill { window, empty, collecting, waiting, kept, ring: Ring::new(start) }
+        let ring = Ring::new(start);
+        Refill { window, empty, collecting, waiting, kept, kept_bytes: 0, ring }
     }
 
     /// Whether keys are removed twice at all.
@@ -75,59 +122,115 @@ impl Refill {
         !self.window.is_zero()
     }
 
-    /// Takes a job whose keys were removed at `now` for the first time.
-    pub(super) fn add(&mut self, job: Job, now: Instant) {
+    /// Takes a job whose keys were removed at `now` for the first time. Gives what holds back from
+    /// now on all that waited for it, and what was widened.
+    pub(super) fn add(&mut self, job: Job, now: Instant) -> (Hold, Widened) {
+        let mut widened = Widened::new();
         let full = self.collecting.as_ref().is_some_and(|bucket| {
             bucket.closes_at <= now
                 || bucket.keys.exact_len() + job.keys.exact_len() > BUCKET_KEYS_MAX
         });
         if full {
-            self.close(now);
+            widened.extend(self.close(now));
         }
-        match &mut self.collecting {
+        let hold = match &mut self.collecting {
             Some(bucket) => {
-                bucket.keys.merge(&job.keys);
-                bucket.members.extend(job.members);
-                bucket.covers = bucket.covers.max(job.covers);
-                bucket.since =
-                    bucket.since.take().zip(job.since).map(|(one, other)| one.earlier(other));
+                widened.extend(bucket.take(job));
+                bucket.hold
             }
             None => {
                 let closes_at = now + (self.window / 8).min(BUCKET_WIDTH_MAX);
-                let Job { members, keys, covers, since, .. } = job;
-                self.collecting = Some(Bucket { members, keys, covers, since, closes_at });
+                self.collecting.insert(Bucket::new(job, now, closes_at)).hold
             }
-        }
+        };
+        (hold, widened)
     }
 
-    fn close(&mut self, now: Instant) {
+    /// Ends the bucket that is being filled; gives what was widened to make room for it.
+    fn close(&mut self, now: Instant) -> Widened {
         if let Some(mut bucket) = self.collecting.take() {
             bucket.closes_at = bucket.closes_at.min(now);
             self.waiting.push_back(bucket);
         }
+        self.make_room()
+    }
+
+    /// Widens the oldest buckets until the others fit.
+    fn make_room(&mut self) -> Widened {
+        let mut widened = Widened::new();
+        let mut bytes: usize = self.waiting.iter().map(|bucket| bucket.keys.bytes()).sum();
+        for bucket in &mut self.waiting {
+            while bytes > WAITING_BYTES_MAX {
+                let before = bucket.keys.bytes();
+                let Some(rule) = bucket.keys.collapse_largest() else { break };
+                widened.push((rule, 1));
+                bucket.is_wide = true;
+                bytes = (bytes + bucket.keys.bytes()).saturating_sub(before);
+            }
+        }
+        if !widened.is_empty() {
+            self.join_wide();
+        }
+        widened
+    }
+
+    /// Makes one bucket of wide neighbours: each costs a pass, and for most of them the same one.
+    fn join_wide(&mut self) {
+        let mut joined: VecDeque<Bucket> = VecDeque::new();
+        for mut bucket in std::mem::take(&mut self.waiting) {
+            let goes_with = |last: &Bucket| {
+                last.is_wide
+                    && bucket.is_wide
+                    && bucket.closes_at - last.opened_at <= self.window / 8
+            };
+            let Some(last) = joined.pop_back_if(|last| goes_with(last)) else {
+                joined.push_back(bucket);
+                continue;
+            };
+            bucket.opened_at = last.opened_at;
+            bucket.covers = bucket.covers.max(last.covers);
+            bucket.since = bucket.since.zip(last.since).map(|(one, other)| one.earlier(other));
+            bucket.keys.merge(&last.keys);
+            bucket.members.extend(last.members);
+            bucket.members.push(Member::Held { hold: last.hold, shared: false });
+            joined.push_back(bucket);
+        }
+        self.waiting = joined;
     }
 
     /// When something is due next.
     pub(super) fn next_due(&self) -> Option<Instant> {
-        let collecting = self.collecting.as_ref().map(|bucket| bucket.closes_at);
+        let collecting = self.collecting.as_ref().map(|bucket| bucket.closes_at + self.window);
         let waiting = self.waiting.front().map(|bucket| bucket.closes_at + self.window);
         collecting.into_iter().chain(waiting).min()
     }
 
-    /// The second removals that are due at `now`.
+    /// Second removals that are due at `now`, as many as make a batch.
     pub(super) fn due(&mut self, now: Instant) -> Vec<Job> {
-        if self.collecting.as_ref().is_some_and(|bucket| bucket.closes_at <= now) {
-            self.close(now);
+        let window = self.window;
+        let is_due = |bucket: &mut Bucket| bucket.closes_at + window <= now;
+        if self.waiting.is_empty() && self.collecting.as_mut().is_some_and(is_due) {
+            self.waiting.extend(self.collecting.take());
         }
-        let mut due = Vec::new();
-        while let Some(bucket) = self.waiting.pop_front() {
-            if bucket.closes_at + self.window > now {
-                self.waiting.push_front(bucket);
-                break;
-            }
+        let (mut due, mut keys) = (Vec::new(), 0);
+        while keys < DUE_KEYS_MAX
+            && let Some(bucket) = self.waiting.pop_front_if(is_due)
+        {
+            keys += bucket.keys.exact_len();
             due.push(bucket.into_job(Round::Second));
         }
         due
+    }
+
+    /// Puts second removals back that were due.
+    pub(super) fn put_back(&mut self, jobs: Vec<Job>, now: Instant) {
+        for mut job in jobs.into_iter().rev() {
+            let held = std::mem::take(&mut job.members);
+            let due = now.checked_sub(self.window).unwrap_or(now);
+            let mut bucket = Bucket::new(job, due, due);
+            bucket.members = held;
+            self.waiting.push_front(bucket);
+        }
     }
 
     /// Keeps keys whose last removal is done until the watermark covers them.
@@ -135,6 +238,7 @@ impl Refill {
         if keys.is_empty() {
             return;
         }
+        self.kept_bytes += keys.bytes();
         self.kept.push_back(Kept { covers, keys, owed });
         if self.kept.len() > KEPT_MAX {
             // A transaction that stays invisible holds the watermark back while others go on (I3):
@@ -146,7 +250,24 @@ impl Refill {
                 one.covers = one.covers.max(other.covers);
                 self.kept.push_front(one);
             }
+            self.weigh_kept();
         }
+        if self.kept_bytes > KEPT_BYTES_MAX {
+            for kept in &mut self.kept {
+                while self.kept_bytes > KEPT_BYTES_MAX {
+                    let before = kept.keys.bytes();
+                    if kept.keys.collapse_largest().is_none() {
+                        break;
+                    }
+                    let now = self.kept_bytes + kept.keys.bytes();
+                    self.kept_bytes = now.saturating_sub(before);
+                }
+            }
+        }
+    }
+
+    fn weigh_kept(&mut self) {
+        self.kept_bytes = self.kept.iter().map(|kept| kept.keys.bytes()).sum();
     }
 
     /// The watermark stands at `lsn`: what it covers is needed only if Redis goes back.
@@ -162,6 +283,7 @@ impl Refill {
                 self.ring.add(kept.covers, kept.keys, now);
             }
         }
+        self.weigh_kept();
     }
 
     /// Every removal for a transaction that ends later than this can be repeated.
@@ -178,6 +300,7 @@ impl Refill {
     /// Redis may have lost every removal that the watermark does not cover: all of them, to be done
     /// again from the start.
     pub(super) fn all_again(&mut self) -> Vec<Job> {
+        self.kept_bytes = 0;
         let kept = std::mem::take(&mut self.kept)
             .into_iter()
             .map(|kept| Job::new(kept.owed, kept.keys, Round::Again, kept.covers));
@@ -188,11 +311,5 @@ impl Refill {
     /// An empty key set of the rules.
     pub(super) fn empty_keys(&self) -> KeySet {
         self.empty.clone()
-    }
-
-    /// Memory held by keys that wait for their second removal, in bytes.
-    pub(super) fn bytes(&self) -> usize {
-        let buckets = self.waiting.iter().chain(&self.collecting);
-        buckets.map(|bucket| bucket.keys.bytes() + size_of_val(bucket.members.as_slice())).sum()
     }
 }

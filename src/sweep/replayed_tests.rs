@@ -7,46 +7,46 @@ use tokio::time::{Instant, timeout_at};
 use super::{Bench, Event, Kind, Redis, keys, local};
 use crate::gather::Transaction;
 use crate::lsn::Lsn;
-use crate::settle::{Cause, Replayed, Visible};
+use crate::settle::{Cause, Hold, Replayed, Visible};
 
 impl Bench {
     /// A commit that is visible, and not on every standby.
-    async fn commit_not_replayed(&mut self, end_lsn: u64, table: &str, ids: &[&str]) {
+    async fn commit_not_replayed(&mut self, end_lsn: u64, table: &str, ids: &[&str]) -> Hold {
         let keys = keys(&mut self.rules, table, ids);
         let end_lsn = Lsn(end_lsn);
         let transaction = Transaction { xid: 1, commit_lsn: end_lsn, end_lsn, commit_time: 0 };
-        let visible = Visible::for_tests(Cause::Transaction(transaction), keys).not_replayed();
-        self.visible.send(visible).await.unwrap();
+        let visible = Visible::for_tests(Cause::Transaction(transaction), keys);
+        let hold = Hold::new_name();
+        self.visible.send(visible.not_replayed(hold)).await.unwrap();
+        hold
     }
 
     async fn resync_not_replayed(&mut self) {
         let keys = self.rules.everything();
-        let visible = Visible::for_tests(Cause::Resync { last: true }, keys).not_replayed();
-        self.visible.send(visible).await.unwrap();
+        let visible = Visible::for_tests(Cause::Resync { last: true }, keys);
+        self.visible.send(visible.not_replayed(Hold::new_name())).await.unwrap();
     }
 
-    /// All standbys have replayed these commits of table `item`, and so many sweeps.
-    async fn replayed(&mut self, end_lsns: &[u64], ids: &[&str], resyncs: u32) {
+    /// All standbys have replayed commits of table `item` that these hold, and so many sweeps.
+    async fn replayed(&mut self, hold: Option<Hold>, ids: &[&str], resyncs: u32) {
         let keys =
             if resyncs > 0 { self.rules.everything() } else { keys(&mut self.rules, "item", ids) };
-        let end_lsns = end_lsns.iter().map(|&lsn| Lsn(lsn)).collect();
-        let cause = Cause::Replayed(Replayed { end_lsns, resyncs });
+        let cause = Cause::Replayed(Replayed { hold, resyncs });
         self.visible.send(Visible::for_tests(cause, keys)).await.unwrap();
     }
 
-    /// The events of ten seconds.
-    async fn events(&mut self) -> Vec<String> {
-        let mut events = Vec::new();
+    /// What may be confirmed after ten seconds.
+    async fn events(&mut self) -> Vec<u64> {
         let end = Instant::now() + Duration::from_secs(10);
         while let Ok(Some(event)) = timeout_at(end, self.events.recv()).await {
-            events.push(format!("{event:?}"));
+            match &event {
+                Event::Held(held) => self.waiting.held(held),
+                Event::Swept(swept) => self.done.extend(self.waiting.swept(swept)),
+                _ => {}
+            }
         }
-        events
+        std::mem::take(&mut self.done)
     }
-}
-
-fn has_swept(events: &[String]) -> bool {
-    events.iter().any(|event| event.starts_with("Swept"))
 }
 
 #[tokio::test(start_paused = true)]
@@ -55,13 +55,13 @@ async fn nothing_is_swept_before_the_removal_after_the_replay() {
         local(async {
             let mut bench = Bench::new(window);
             bench.redis.fill(&["item:1"]);
-            bench.commit_not_replayed(110, "item", &["1"]).await;
+            let hold = bench.commit_not_replayed(110, "item", &["1"]).await;
             bench.commit(120, "item", &["2"]).await;
             assert_eq!(bench.swept().await, [120], "what standbys need not replay is not held");
-            assert!(!has_swept(&bench.events().await), "110 is not replayed");
+            assert_eq!(bench.events().await, [0; 0], "110 is not replayed");
             assert!(!bench.redis.has("item:1"), "its keys went all the same");
             bench.redis.fill(&["item:1"]);
-            bench.replayed(&[110], &["1"], 0).await;
+            bench.replayed(Some(hold), &["1"], 0).await;
             assert_eq!(bench.swept().await, [110]);
             assert!(!bench.redis.has("item:1"), "what a standby's reader cached is gone");
         })
@@ -74,10 +74,10 @@ async fn nothing_is_swept_before_the_removal_after_the_replay() {
 async fn the_removal_after_the_replay_has_a_second_one() {
     local(async {
         let mut bench = Bench::new(Duration::from_secs(1));
-        bench.commit_not_replayed(110, "item", &["1"]).await;
+        let hold = bench.commit_not_replayed(110, "item", &["1"]).await;
         tokio::time::sleep(Duration::from_secs(5)).await;
         bench.redis.fill(&["item:1"]);
-        bench.replayed(&[110], &["1"], 0).await;
+        bench.replayed(Some(hold), &["1"], 0).await;
         tokio::time::sleep(Duration::from_millis(500)).await;
         assert!(!bench.redis.has("item:1"));
         bench.redis.fill(&["item:1"]);
@@ -93,10 +93,10 @@ async fn keys_found_after_the_replay_count_as_refills() {
     local(async {
         let mut bench = Bench::new(Duration::ZERO);
         bench.redis.fill(&["item:1"]);
-        bench.commit_not_replayed(110, "item", &["1"]).await;
+        let hold = bench.commit_not_replayed(110, "item", &["1"]).await;
         tokio::time::sleep(Duration::from_secs(1)).await;
         bench.redis.fill(&["item:1"]);
-        bench.replayed(&[110], &["1"], 0).await;
+        bench.replayed(Some(hold), &["1"], 0).await;
         assert_eq!(bench.swept().await, [110]);
         let text = bench.metrics.text();
         assert!(text.contains("walsweep_refills_removed_total 1\n"), "{text}");
@@ -118,7 +118,7 @@ async fn a_sweep_of_everything_is_paid_after_the_replay() {
             bench.events().await;
             assert_eq!(bench.redis.watermark_lsn(), None, "still owed");
             bench.redis.fill(&["item:7", "list:7:a"]);
-            bench.replayed(&[], &[], 1).await;
+            bench.replayed(None, &[], 1).await;
             bench.covered(150).await;
             assert!(!bench.redis.has("item:7") && !bench.redis.has("list:7:a"));
         })
@@ -137,9 +137,10 @@ async fn a_lost_redis_does_not_wait_for_standbys_to_be_swept_again() {
             bench.whole().await;
             // The first removal, and the second one, are over.
             bench.events().await;
+            let mut hold = None;
             for _ in 0..2 {
                 bench.redis.0.fails.set(Some(Kind::Io));
-                bench.commit_not_replayed(110, "item", &["1"]).await;
+                hold = Some(bench.commit_not_replayed(110, "item", &["1"]).await);
                 bench.wait(|event| matches!(event, Event::RedisLost).then_some(())).await;
                 bench.redis.fill(&["item:7"]);
                 bench.redis.0.fails.set(None);
@@ -148,7 +149,7 @@ async fn a_lost_redis_does_not_wait_for_standbys_to_be_swept_again() {
                 bench.events().await;
             }
             assert_eq!(bench.redis.watermark_lsn(), None, "still owed");
-            bench.replayed(&[110], &[], 1).await;
+            bench.replayed(hold, &[], 1).await;
             assert_eq!(bench.swept().await, [110]);
             bench.safe.send(Lsn(110)).unwrap();
             bench.covered(110).await;

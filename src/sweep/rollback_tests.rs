@@ -95,7 +95,7 @@ async fn what_redis_lost_is_removed_again_before_the_watermark_moves() {
             let older = bench.value();
             bench.commit_and_cover(120, "item", &["2"]).await;
             bench.commit_and_cover(130, "list", &["3"]).await;
-            *bench.redis.0.forbidden.borrow_mut() = Some(b"item:2".to_vec());
+            bench.redis.forbid(Some("item:2"));
             bench.go_back(older).await;
             // The first is not stale: somebody filled it since, and it stays.
             bench.redis.fill(&["item:1", "item:2", "list:3:a"]);
@@ -103,7 +103,7 @@ async fn what_redis_lost_is_removed_again_before_the_watermark_moves() {
             let early = timeout(Duration::from_secs(30), bench.whole()).await;
             assert!(early.is_err(), "ready with a stale key");
             assert_eq!(bench.redis.watermark_lsn(), Some(Lsn(110)), "the evidence stays");
-            *bench.redis.0.forbidden.borrow_mut() = None;
+            bench.redis.forbid(None);
             bench.whole().await;
             assert!(!bench.redis.has("item:2") && !bench.redis.has("list:3:a"));
             bench.covered(150).await;

@@ -6,6 +6,7 @@ use std::time::SystemTime;
 
 use tokio::time::Instant;
 
+use super::exact::Refused;
 use super::job::{Job, Member, Tally};
 use super::node::{Error, Node, Replaced};
 use super::pace::Pace;
@@ -14,13 +15,19 @@ use super::queue::pass_reason;
 use crate::keys::{Pattern, RuleId};
 use crate::telemetry::metrics::{Metrics, ReasonLabel, seconds};
 
-/// One SCAN pass for all patterns of these jobs.
+/// Keys of one pattern that Redis refused to remove in a pass.
+pub(super) struct RefusedOf {
+    pub(super) pattern: Pattern,
+    pub(super) keys: Refused,
+}
+
+/// One SCAN pass for all patterns of these jobs. Gives what Redis refused to remove.
 pub(super) async fn sweep<N: Node>(
     node: &N,
     metrics: &Metrics,
     jobs: &[Job],
     pace: &mut Pace,
-) -> Result<(), Error> {
+) -> Result<Vec<RefusedOf>, Error> {
     let reason = pass_reason(jobs);
     let began = Instant::now();
     let mut index_of: HashMap<&Pattern, usize> = HashMap::new();
@@ -47,7 +54,12 @@ pub(super) async fn sweep<N: Node>(
         metrics.sweep_scanned_keys.inc_by(progress.scanned - scanned);
         scanned = progress.scanned;
     };
-    let progress = Pass::new(patterns).run(node, pace, each_page).await?;
+    let mut progress = Pass::new(patterns.clone()).run(node, pace, each_page).await?;
+    let refused = std::mem::take(&mut progress.refused).into_iter();
+    let refused = refused.filter(|(_, keys)| !keys.is_empty());
+    let refused = refused
+        .filter_map(|(at, keys)| Some(RefusedOf { pattern: patterns.get(at)?.clone(), keys }))
+        .collect();
     for ((rule, second), removed) in owners.into_iter().zip(progress.removed) {
         let mut tally = Tally::default();
         tally.add(rule, removed, 0);
@@ -55,7 +67,7 @@ pub(super) async fn sweep<N: Node>(
     }
     metrics.sweeps.get_or_create(&ReasonLabel { reason }).inc();
     metrics.sweep_seconds.observe(seconds(began.elapsed()));
-    Ok(())
+    Ok(refused)
 }
 
 /// What came of a write of the watermark.
@@ -101,9 +113,9 @@ pub(super) fn count(metrics: &Metrics, tally: &Tally, second: bool) {
     }
 }
 
-/// Records how long a transaction's keys took.
+/// Records how long a transaction's keys took, if all of them are gone.
 pub(super) fn observe(metrics: &Metrics, member: &Member, now: Instant) {
-    let Member::Transaction { transaction, visible_at, .. } = member else { return };
+    let Member::Transaction { transaction, visible_at, whole: true } = member else { return };
     metrics.visible_to_removed.observe(seconds(now - *visible_at));
     metrics.commit_to_removed.observe(seconds(transaction.age(SystemTime::now())));
 }

@@ -287,7 +287,7 @@ impl Node for Standalone {
         Ok(())
     }
 
-    async fn unlink(&self, groups: &[Vec<&[u8]>]) -> Result<Vec<u64>, Error> {
+    async fn unlink(&self, groups: &[Vec<&[u8]>]) -> Result<Vec<Option<u64>>, Error> {
         let mut connection = self.connections()?.remove;
         let mut pipeline = Pipeline::with_capacity(groups.len());
         for keys in groups {
@@ -447,11 +447,16 @@ fn hear(observer: &Observer, push: &PushInfo) {
     }
 }
 
-fn removed_count(reply: Value) -> Result<u64, Error> {
+/// The count of a reply to UNLINK; `None` where a right is missing, which is about these keys.
+fn removed_count(reply: Value) -> Result<Option<u64>, Error> {
     match reply {
         Value::Int(count) => u64::try_from(count)
+            .map(Some)
             .map_err(|_negative| Error::new(Kind::Other, "UNLINK gave a negative count".into())),
-        Value::ServerError(error) => Err(classify(&error.into())),
+        Value::ServerError(error) => match classify(&error.into()) {
+            error if error.kind() == Kind::NoPerm => Ok(None),
+            error => Err(error),
+        },
         _ => Err(Error::new(Kind::Other, "UNLINK gave an unexpected reply".to_owned())),
     }
 }

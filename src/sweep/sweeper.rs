@@ -1,4 +1,7 @@
-//! The task that owns Redis: what is done next, and what becomes of the outcome.
+//! The task that owns Redis: what is done next.
+//!
+//! First removals, second ones, what Redis refused before, and a pass are under way at the same time,
+//! one of each: none of them waits for another.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -8,28 +11,28 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until};
 
 use super::evidence::Watermark;
-use super::job::{Job, Member, Round, Tally};
+use super::job::{Job, Round, Tally, older};
+use super::late::Late;
 use super::node::{Error, Node};
 use super::pace::Pace;
-use super::queue::Queue;
+use super::queue::{Passes, Queue};
 use super::refill::Refill;
-use super::shared::{Written, count, observe, sweep, write};
+use super::refused::{Pause, Refusals, Retry, Tried, retry};
+use super::shared::{RefusedOf, Written, sweep, write};
 use super::ward::Ward;
-use super::{Broken, Event, Swept, second};
+use super::{Broken, Event, second};
 use crate::channel::Receiver;
 use crate::failpoint::{Point, reach};
 use crate::keys::KeySet;
 use crate::lsn::Lsn;
-use crate::retry::{Backoff, Repeats};
-use crate::settle::Visible;
-use crate::telemetry::metrics::{KindLabel, Metrics, NodeLabel, PeerLabel};
+use crate::retry::Backoff;
+use crate::settle::{Held, Visible};
+use crate::telemetry::metrics::{Metrics, NodeLabel};
+use crate::telemetry::{Health, Topic};
 
-/// Memory of keys that wait for Redis, beyond which no more are taken: the stream then waits in
-/// Postgres, which has a disk (I6).
+/// Memory of keys that wait for their first removal, beyond which no more are taken: the stream then
+/// waits in Postgres, which has a disk (I6).
 const WAITING_BYTES_MAX: usize = 8 * 1024 * 1024;
-
-/// The same for keys that wait for their second removal.
-const REFILL_BYTES_MAX: usize = 16 * 1024 * 1024;
 
 /// Least time between two writes of the watermark. Each costs Redis a small script; a confirmation
 /// that comes this much later costs nothing.
@@ -39,14 +42,14 @@ const WATERMARK_INTERVAL: Duration = Duration::from_millis(50);
 /// emptied or cut off is noticed although nothing is committed.
 const PROBE_INTERVAL: Duration = Duration::from_secs(5);
 
-/// Wait before another try to write the watermark, or to see it on the replicas.
-const WRITE_AGAIN: Duration = Duration::from_secs(1);
+/// First and longest wait before a removal that the server refused, whichever keys, is tried again.
+const UNLINK_WAIT: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(1));
+
+/// The same for a pass, which costs Redis more.
+const PASS_WAIT: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(10));
 
 /// Work under way: it owns its jobs, so that they come back whatever happens.
 type Work<'a, T> = Option<Pin<Box<dyn Future<Output = T> + 'a>>>;
-
-type BatchDone = (Vec<Job>, Result<Tally, Error>);
-type PassDone = (Vec<Job>, Pace, Result<(), Error>);
 
 /// How to sweep.
 #[derive(Debug)]
@@ -68,98 +71,169 @@ pub struct Settings {
 /// Removes keys from one Redis.
 pub struct Sweeper<N> {
     node: N,
-    metrics: Arc<Metrics>,
+    health: Arc<Health>,
     state: State,
 }
 
 /// Everything but the connection.
-struct State {
-    metrics: Arc<Metrics>,
-    events: mpsc::Sender<Event>,
-    queue: Queue,
-    passes: Queue,
-    refill: Refill,
-    ward: Ward,
-    pace: Option<Pace>,
-    connected: bool,
-    next_write: Instant,
-    next_probe: Instant,
-    node: NodeLabel,
-    refusals: Repeats,
+pub(super) struct State {
+    pub(super) health: Arc<Health>,
+    pub(super) events: mpsc::Sender<Event>,
+    pub(super) queue: Queue,
+    pub(super) passes: Passes,
+    /// Keys that standbys have replayed: removed beside the first removals, as second ones are.
+    pub(super) replayed: Option<Job>,
+    pub(super) refill: Refill,
+    pub(super) refusals: Refusals,
+    pub(super) late: Late,
+    pub(super) ward: Ward,
+    pub(super) pace: Option<Pace>,
+    pub(super) connected: bool,
+    pub(super) backoff: Backoff,
+    /// After the server refused removals, or a pass, for whichever keys.
+    pub(super) unlinks: Pause,
+    pub(super) scans: Pause,
+    pub(super) next_write: Instant,
+    pub(super) next_probe: Instant,
+    pub(super) node: NodeLabel,
+    /// What is held from now on, not told yet.
+    pub(super) held: Vec<Held>,
+}
+
+/// What is under way.
+struct Works<'a> {
+    batch: Work<'a, BatchDone>,
+    second: Work<'a, BatchDone>,
+    retries: Work<'a, RetriesDone>,
+    pass: Work<'a, PassDone>,
+    write: Work<'a, Written>,
+    connect: Work<'a, Result<Option<Vec<u8>>, Error>>,
+}
+
+pub(super) type BatchDone = (Vec<Job>, Result<Tally, Error>);
+pub(super) type PassDone = (Vec<Job>, Pace, Result<Vec<RefusedOf>, Error>);
+pub(super) type RetriesDone = (Vec<Retry>, Result<Vec<Tried>, Error>);
+
+/// What came of it.
+pub(super) enum Done {
+    Batch(BatchDone),
+    Second(BatchDone),
+    Retries(RetriesDone),
+    Pass(PassDone),
+    Write(Written),
+    Connect(Result<Option<Vec<u8>>, Error>),
 }
 
 impl<N: Node> Sweeper<N> {
-    /// A sweeper of `node` that reports to `events`.
+    /// A sweeper of `node` that reports to `events`, and what does not work to `health`.
     pub fn new(
         node: N,
         settings: Settings,
-        metrics: Arc<Metrics>,
+        health: Arc<Health>,
         events: mpsc::Sender<Event>,
     ) -> Sweeper<N> {
         let state = State {
-            metrics: Arc::clone(&metrics),
+            health: Arc::clone(&health),
             events,
             queue: Queue::default(),
-            passes: Queue::default(),
+            passes: Passes::default(),
+            replayed: None,
             refill: Refill::new(settings.window, settings.empty, settings.expected.lsn),
+            refusals: Refusals::default(),
+            late: Late::default(),
             ward: Ward::new(settings.expected, settings.wal_end, settings.broken),
             pace: Some(Pace::new(settings.max_stall)),
             connected: false,
+            backoff: Backoff::redis(),
+            unlinks: Pause::new(UNLINK_WAIT),
+            scans: Pause::new(PASS_WAIT),
             next_write: Instant::now(),
             next_probe: Instant::now() + PROBE_INTERVAL,
-            refusals: Repeats::default(),
             node: NodeLabel { node: node.name().to_owned() },
+            held: Vec::new(),
         };
-        Sweeper { node, metrics, state }
+        Sweeper { node, health, state }
     }
 
     /// Takes `visible` sets and moves the watermark up to `safe`, until it is dropped.
     pub async fn run(self, mut visible: Receiver<Visible>, mut safe: watch::Receiver<Lsn>) {
-        let Sweeper { node, metrics, mut state } = self;
-        let mut batch: Work<'_, BatchDone> = None;
-        let mut pass: Work<'_, PassDone> = None;
-        let mut write: Work<'_, Written> = None;
-        let mut connect: Work<'_, Result<Option<Vec<u8>>, Error>> = None;
-        let mut backoff = Backoff::redis();
+        let Sweeper { node, health, mut state } = self;
+        let mut works = Works::none();
         let mut open = true;
         loop {
             let now = Instant::now();
-            if state.connected {
-                if batch.is_none() {
-                    batch = state.next_batch(&node, now);
-                }
-                if pass.is_none() {
-                    pass = state.next_pass(&node, &metrics, now);
-                }
-                if write.is_none() {
-                    write = state.next_write(&node, now, *safe.borrow_and_update());
-                }
-            } else if batch.is_none() && pass.is_none() && write.is_none() && connect.is_none() {
-                // Whatever was under way on the old connection has come back before a new one is
-                // made: nothing of it can arrive afterwards.
-                connect = Some(Box::pin(reconnect(&node, backoff.next_wait())));
-            }
+            works.begin(&mut state, (&node, health.metrics()), now, *safe.borrow_and_update());
+            state.look_late(now);
             let timer = state.next_timer(now);
             tokio::select! {
                 biased;
-                (jobs, outcome) = finished(&mut batch) => state.batch_done(jobs, outcome).await,
-                outcome = finished(&mut write) => state.write_done(outcome).await,
-                found = finished(&mut connect) => {
-                    if state.connect_done(found).await {
-                        backoff = Backoff::redis();
-                    }
-                }
-                (jobs, pace, outcome) = finished(&mut pass) => {
-                    state.pace = Some(pace);
-                    state.pass_done(jobs, outcome).await;
-                }
+                done = works.finished() => state.done(done).await,
                 one = visible.recv(), if open && state.has_room() => match one {
-                    Some(one) => state.queue.push(Job::first(one)),
+                    Some(one) => state.arrived(one).await,
                     None => open = false,
                 },
                 changed = safe.changed() => if changed.is_err() { return },
-                () = sleep_until(timer.unwrap_or(now)), if timer.is_some() => state.tick(),
+                () = sleep_until(timer.unwrap_or(now)), if timer.is_some() => {}
             }
+        }
+    }
+}
+
+impl<'a> Works<'a> {
+    fn none() -> Works<'a> {
+        Works { batch: None, second: None, retries: None, pass: None, write: None, connect: None }
+    }
+
+    fn is_idle(&self) -> bool {
+        let removals = self.batch.is_none() && self.second.is_none() && self.retries.is_none();
+        removals && self.pass.is_none() && self.write.is_none() && self.connect.is_none()
+    }
+
+    /// Begins what can begin at `now`; the watermark may go as far as `safe`.
+    fn begin<N: Node>(
+        &mut self,
+        state: &mut State,
+        (node, metrics): (&'a N, &'a Metrics),
+        now: Instant,
+        safe: Lsn,
+    ) {
+        if !state.connected {
+            if self.is_idle() {
+                // Whatever was under way on the old connection has come back before a new one is
+                // made: nothing of it can arrive afterwards.
+                self.connect = Some(Box::pin(reconnect(node, state.backoff.next_wait())));
+            }
+            return;
+        }
+        if state.unlinks.allows(now) {
+            if self.batch.is_none() {
+                self.batch = state.next_batch(node);
+            }
+            if self.second.is_none() {
+                self.second = state.next_second(node, now);
+            }
+            if self.retries.is_none() {
+                self.retries = state.next_retries(node, now);
+            }
+        }
+        if self.pass.is_none() && state.scans.allows(now) {
+            self.pass = state.next_pass(node, metrics);
+        }
+        if self.write.is_none() {
+            self.write = state.next_write(node, now, safe);
+        }
+    }
+
+    /// The next outcome. May be cancelled: the work goes on later.
+    async fn finished(&mut self) -> Done {
+        tokio::select! {
+            biased;
+            done = finished(&mut self.batch) => Done::Batch(done),
+            done = finished(&mut self.write) => Done::Write(done),
+            done = finished(&mut self.connect) => Done::Connect(done),
+            done = finished(&mut self.retries) => Done::Retries(done),
+            done = finished(&mut self.second) => Done::Second(done),
+            done = finished(&mut self.pass) => Done::Pass(done),
         }
     }
 }
@@ -183,13 +257,28 @@ async fn reconnect<N: Node>(node: &N, wait: Duration) -> Result<Option<Vec<u8>>,
 }
 
 impl State {
+    /// Nothing but first removals takes up room: whatever else waits is merged, and collapses.
     fn has_room(&self) -> bool {
-        self.queue.bytes() + self.passes.bytes() < WAITING_BYTES_MAX
-            && self.refill.bytes() < REFILL_BYTES_MAX
+        self.queue.bytes() < WAITING_BYTES_MAX
     }
 
-    fn next_batch<'a, N: Node>(&mut self, node: &'a N, now: Instant) -> Work<'a, BatchDone> {
-        let mut jobs = self.queue.next_batch(now);
+    fn next_batch<'a, N: Node>(&mut self, node: &'a N) -> Work<'a, BatchDone> {
+        let jobs = self.queue.next_batch();
+        self.late.in_batch = jobs.iter().map(|job| job.oldest).fold(None, older);
+        self.removal(node, jobs)
+    }
+
+    /// Removals that hold nobody up: what standbys have replayed, and second ones that are due.
+    fn next_second<'a, N: Node>(&mut self, node: &'a N, now: Instant) -> Work<'a, BatchDone> {
+        if let Some(job) = self.replayed.take() {
+            return self.removal(node, vec![job]);
+        }
+        let jobs = self.refill.due(now);
+        jobs.iter().for_each(|_| reach(Point::SecondDue));
+        self.removal(node, jobs)
+    }
+
+    fn removal<'a, N: Node>(&self, node: &'a N, mut jobs: Vec<Job>) -> Work<'a, BatchDone> {
         let since = second::since(node, &mut jobs);
         if jobs.is_empty() {
             return None;
@@ -201,16 +290,29 @@ impl State {
         }))
     }
 
-    fn next_pass<'a, N: Node>(
-        &mut self,
-        node: &'a N,
-        metrics: &'a Metrics,
-        now: Instant,
-    ) -> Work<'a, PassDone> {
-        let jobs = self.passes.next_pass(now);
-        if jobs.is_empty() {
+    fn next_retries<'a, N: Node>(&mut self, node: &'a N, now: Instant) -> Work<'a, RetriesDone> {
+        let due = self.refusals.due(now);
+        if due.is_empty() {
             return None;
         }
+        Some(Box::pin(async move {
+            let mut outcomes = Vec::with_capacity(due.len());
+            for one in &due {
+                match retry(node, one).await {
+                    Ok(outcome) => outcomes.push(outcome),
+                    Err(error) => return (due, Err(error)),
+                }
+            }
+            (due, Ok(outcomes))
+        }))
+    }
+
+    fn next_pass<'a, N: Node>(&mut self, node: &'a N, metrics: &'a Metrics) -> Work<'a, PassDone> {
+        if self.passes.is_empty() {
+            return None;
+        }
+        let jobs = self.passes.take();
+        self.late.in_pass = jobs.iter().map(|job| job.oldest).fold(None, older);
         let mut pace = self.pace.take().expect("it came back with the pass before this one");
         Some(Box::pin(async move {
             let outcome = sweep(node, metrics, &jobs, &mut pace).await;
@@ -244,244 +346,57 @@ impl State {
     /// When something becomes due that nothing else would wake for. What was due at `now` is under
     /// way, or begins when the work before it ends, which wakes by itself.
     fn next_timer(&self, now: Instant) -> Option<Instant> {
+        let pauses = [self.unlinks.until(), self.scans.until()];
+        let due = [self.refill.next_due(), self.refusals.next_due(), self.late.next_look()];
         let writes = [Some(self.next_write), Some(self.next_probe)];
-        let started = [self.queue.next_due(), self.passes.next_due()].into_iter().chain(writes);
-        let started = started.flatten().filter(|time| *time > now);
-        started.chain(self.refill.next_due()).min()
+        let all = pauses.into_iter().chain(due).chain(writes).flatten();
+        all.filter(|time| *time > now).min()
     }
 
-    /// Second removals that are due join the queue.
-    fn tick(&mut self) {
-        for job in self.refill.due(Instant::now()) {
-            reach(Point::SecondDue);
+    /// Something is visible.
+    async fn arrived(&mut self, mut visible: Visible) {
+        self.held.extend(visible.take_held());
+        let job = Job::first(visible);
+        if job.round == Round::Replayed {
+            self.put_replayed(job);
+        } else {
             self.queue.push(job);
         }
+        self.tell_held().await;
     }
 
-    async fn batch_done(&mut self, jobs: Vec<Job>, outcome: Result<Tally, Error>) {
-        match outcome {
-            Ok(tally) => {
-                let second = jobs.first().is_some_and(|job| job.round.takes_refills());
-                count(&self.metrics, &tally, second);
-                reach(Point::ExactRemoved);
-                for job in jobs {
-                    if job.keys.has_patterns() && !tally.with_patterns {
-                        self.passes.push(job);
-                    } else {
-                        self.removed(job).await;
-                    }
-                }
+    pub(super) fn put_replayed(&mut self, job: Job) {
+        match &mut self.replayed {
+            Some(waiting) => {
+                let keys = waiting.absorb(job);
+                let widened = waiting.keys.merge_within(&keys);
+                self.widened(&widened);
             }
-            Err(error) => {
-                if self.failed(&error).await {
-                    jobs.into_iter().for_each(|job| self.queue.push(job));
-                } else {
-                    self.queue.push_refused(jobs, Instant::now());
-                }
-            }
+            None => self.replayed = Some(job),
         }
     }
 
-    async fn pass_done(&mut self, jobs: Vec<Job>, outcome: Result<(), Error>) {
-        match outcome {
-            Ok(()) => {
-                reach(Point::PassDone);
-                for job in jobs {
-                    self.removed(job).await;
-                }
+    /// Says whether keys have waited for too long.
+    fn look_late(&mut self, now: Instant) {
+        let mut jobs = self.queue.iter().chain(self.passes.iter()).peekable();
+        match self.late.next_look() {
+            Some(look) if look <= now => {
+                let oldest = jobs.map(|job| job.oldest).fold(None, older);
+                self.late.look(oldest, (&self.health, now));
             }
-            Err(error) => {
-                if self.failed(&error).await {
-                    jobs.into_iter().for_each(|job| self.queue.push(job));
-                } else {
-                    self.passes.push_refused(jobs, Instant::now());
-                }
-            }
+            Some(_) => {}
+            None if jobs.peek().is_none() && self.late.is_quiet() => {}
+            None => self.late.look_later(now),
         }
     }
+}
 
-    /// One removal of a job's keys is acknowledged.
-    async fn removed(&mut self, job: Job) {
-        if job.is_early() {
-            return;
-        }
-        let now = Instant::now();
-        if job.round == Round::First {
-            job.members.iter().for_each(|member| observe(&self.metrics, member, now));
-        }
-        if job.round == Round::Again && self.ward.repeated() {
-            self.report(Event::Whole).await;
-        }
-        if job.round == Round::Second || !self.refill.is_on() {
-            self.note_resyncs(&job, job.round != Round::Second).await;
-            self.done(job).await;
-        } else {
-            reach(Point::FirstRemoved);
-            self.note_resyncs(&job, true).await;
-            self.refill.add(job, now);
-        }
-    }
-
-    async fn note_resyncs(&mut self, job: &Job, is_first: bool) {
-        let closes = job.members.iter().any(|one| matches!(one, Member::Resync { last: true, .. }));
-        if closes && is_first {
-            self.ward.shown();
-            reach(Point::ResyncShown);
-            if self.ward.is_whole() {
-                self.report(Event::Whole).await;
-            }
-        }
-    }
-
-    /// The last removal of a job's keys is acknowledged.
-    async fn done(&mut self, job: Job) {
-        let mut end_lsns = Vec::with_capacity(job.members.len());
-        let mut owed = Vec::new();
-        for member in job.members {
-            match member {
-                Member::Transaction { transaction, settles: true, .. } => {
-                    end_lsns.push(transaction.end_lsn);
-                }
-                Member::Resync { last: true, settles: true } => self.ward.paid(),
-                Member::Replayed(replayed) => {
-                    end_lsns.extend(replayed.end_lsns);
-                    (0..replayed.resyncs).for_each(|_| self.ward.paid());
-                }
-                // If Redis loses the removal before the standbys show it, it is made again.
-                member if member.is_owed_resync() => owed.push(member),
-                Member::Transaction { .. } | Member::Resync { .. } | Member::Early => {}
-            }
-        }
-        self.refill.keep(job.covers, job.keys, owed);
-        reach(Point::Swept);
-        if !end_lsns.is_empty() {
-            self.report(Event::Swept(Swept { end_lsns })).await;
-        }
-    }
-
-    async fn write_done(&mut self, written: Written) {
-        match written {
-            Written::Shared => {
-                reach(Point::WatermarkWritten);
-                self.cover();
-                self.ward.shared();
-                self.report(Event::Covered(self.ward.covered())).await;
-            }
-            Written::Alone(error) => {
-                self.cover();
-                self.failed(&error).await;
-                self.next_write = Instant::now() + WRITE_AGAIN;
-            }
-            Written::Not(found) => match self.ward.contradicted(found, self.refill.floor()) {
-                Some(broken) => self.report(Event::ResyncOwed(broken)).await,
-                // What is under way may have been removed before Redis went back, or after.
-                None => self.disconnect().await,
-            },
-            Written::Failed(error) => {
-                self.failed(&error).await;
-                self.next_write = Instant::now() + WRITE_AGAIN;
-            }
-        }
-    }
-
-    /// The watermark stands in the primary.
-    fn cover(&mut self) {
-        let lsn = self.ward.written();
-        self.refill.covered(lsn, Instant::now());
-    }
-
-    /// A connection was made, or was not. Says whether it was.
-    async fn connect_done(&mut self, found: Result<Option<Vec<u8>>, Error>) -> bool {
-        let found = match found {
-            Ok(found) => found,
-            Err(error) => {
-                self.failed(&error).await;
-                self.report(Event::RedisLost).await;
-                return false;
-            }
+impl Drop for State {
+    fn drop(&mut self) {
+        let of_redis = |topic: &Topic| {
+            let shown = matches!(topic, Topic::Refused(_) | Topic::Redis | Topic::Watermark);
+            shown || *topic == Topic::Late
         };
-        self.connected = true;
-        self.metrics.redis_up.get_or_create(&self.node).set(1);
-        let judged = self.ward.connected(found, self.refill.floor());
-        if self.ward.covered() > Lsn::ZERO {
-            self.refill.covered(self.ward.covered(), Instant::now());
-        }
-        self.repeat_everything(judged.ok().flatten());
-        match judged {
-            Ok(_) => {
-                tracing::info!(node = self.node.node, "connected to redis");
-                if self.ward.is_whole() {
-                    self.report(Event::Whole).await;
-                }
-            }
-            Err(broken) => self.report(Event::ResyncOwed(broken)).await,
-        }
-        true
-    }
-
-    /// Redis may have lost whatever was removed and is not covered: all of it goes to the start. If
-    /// it went back, then also what was covered since.
-    fn repeat_everything(&mut self, went_back_to: Option<Lsn>) {
-        let mut jobs = Vec::new();
-        if let Some(lsn) = went_back_to {
-            jobs = self.refill.covered_again(lsn);
-            let keys = |job: &Job| (job.keys.exact_len() + job.keys.patterns().count()) as u64;
-            let keys = jobs.iter().map(keys).sum();
-            let node = &self.node.node;
-            tracing::warn!(node, %lsn, keys, "redis went back: removing again what it lost");
-            self.metrics.repeated_keys.inc_by(keys);
-        }
-        jobs.extend(self.refill.all_again());
-        jobs.extend(self.queue.drain());
-        jobs.extend(self.passes.drain());
-        for job in &mut jobs {
-            if job.round == Round::Second {
-                job.round = Round::Again;
-            }
-        }
-        self.ward.repeats(jobs.iter().filter(|job| job.round == Round::Again).count());
-        jobs.into_iter().for_each(|job| self.queue.push(job));
-    }
-
-    /// Counts and logs an error. Says whether the connection is lost by it.
-    async fn failed(&mut self, error: &Error) -> bool {
-        let kind = error.kind().as_str();
-        self.metrics.redis_errors.get_or_create(&KindLabel { kind }).inc();
-        let (node, hint) = (&self.node.node, error.hint());
-        match error {
-            Error::Refused(..) => {
-                // Each job that waits is refused on its own: thousands a second under load.
-                if let Some(unsaid) = self.refusals.say(kind, Instant::now()) {
-                    tracing::warn!(
-                        node,
-                        %error,
-                        hint,
-                        unsaid,
-                        "redis refused; held back, trying again"
-                    );
-                }
-                false
-            }
-            Error::Lost(..) => {
-                tracing::warn!(node, %error, hint, "redis is lost; connecting again");
-                self.metrics.redis_up.get_or_create(&self.node).set(0);
-                self.disconnect().await;
-                true
-            }
-        }
-    }
-
-    /// The next thing is to connect again.
-    async fn disconnect(&mut self) {
-        if self.connected {
-            self.metrics.reconnects.get_or_create(&PeerLabel { peer: "redis" }).inc();
-            self.connected = false;
-            self.report(Event::RedisLost).await;
-        }
-    }
-
-    /// A closed channel means that the session ends.
-    async fn report(&self, event: Event) {
-        drop(self.events.send(event).await);
+        self.health.over_but(of_redis, &[]);
     }
 }

@@ -1,7 +1,7 @@
 //! The sweeper against a Redis in memory that a test can break, on paused time.
 
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,7 +19,8 @@ use crate::decode::{Column, Relation, ReplicaIdentity, Tuple, Value};
 use crate::gather::{Change, Row, Transaction};
 use crate::keys::{KeySet, Pattern, Rules};
 use crate::lsn::Lsn;
-use crate::settle::{Cause, Visible};
+use crate::settle::{Cause, Held, Hold, Visible};
+use crate::telemetry::Health;
 use crate::telemetry::metrics::Metrics;
 
 #[path = "replayed_tests.rs"]
@@ -35,8 +36,14 @@ pub(super) struct Inner {
     pub(super) watermark: RefCell<Option<Vec<u8>>>,
     /// Calls fail with this.
     pub(super) fails: Cell<Option<Kind>>,
-    /// UNLINK of this key is refused.
-    pub(super) forbidden: RefCell<Option<Vec<u8>>>,
+    /// UNLINK of what this matches is refused.
+    forbidden: RefCell<Option<Pattern>>,
+    /// UNLINK is refused, whatever the keys.
+    misconf: Cell<bool>,
+    /// How often that was tried.
+    refused: Cell<u32>,
+    /// How long one call takes, in microseconds, beyond the usual 50.
+    slow: Cell<u64>,
     /// No replica has what was written.
     pub(super) alone: Cell<bool>,
     unlinks: Cell<u32>,
@@ -48,11 +55,17 @@ pub(super) struct Inner {
 
 impl Redis {
     async fn work(&self) -> Result<(), Error> {
-        tokio::time::sleep(Duration::from_micros(50)).await;
+        tokio::time::sleep(Duration::from_micros(50 + self.0.slow.get())).await;
         match self.0.fails.get() {
             Some(kind) => Err(Error::new(kind, "told to fail".to_owned())),
             None => Ok(()),
         }
+    }
+
+    /// UNLINK of what this pattern matches is refused from now on.
+    pub(super) fn forbid(&self, pattern: Option<&str>) {
+        let pattern = pattern.map(|pattern| Pattern::parse(pattern.as_bytes()));
+        *self.0.forbidden.borrow_mut() = pattern;
     }
 
     pub(super) fn fill(&self, keys: &[&str]) {
@@ -77,7 +90,7 @@ impl Node for Redis {
         self.work().await
     }
 
-    async fn unlink(&self, groups: &[Vec<&[u8]>]) -> Result<Vec<u64>, Error> {
+    async fn unlink(&self, groups: &[Vec<&[u8]>]) -> Result<Vec<Option<u64>>, Error> {
         self.work().await?;
         if groups.is_empty() {
             self.0.proofs.update(|(empty, fences)| (empty + 1, fences));
@@ -87,11 +100,12 @@ impl Node for Redis {
         let mut counts = Vec::new();
         for group in groups {
             let forbidden = self.0.forbidden.borrow();
-            if forbidden.as_deref().is_some_and(|key| group.contains(&key)) {
-                return Err(Error::new(Kind::NoPerm, "no permission".to_owned()));
+            if group.iter().any(|key| forbidden.as_ref().is_some_and(|one| one.matches(key))) {
+                counts.push(None);
+                continue;
             }
             let mut keys = self.0.keys.borrow_mut();
-            counts.push(group.iter().filter(|key| keys.remove(**key)).count() as u64);
+            counts.push(Some(group.iter().filter(|key| keys.remove(**key)).count() as u64));
         }
         Ok(counts)
     }
@@ -200,6 +214,49 @@ pub(super) struct Bench {
     pub(super) safe: watch::Sender<Lsn>,
     events: mpsc::Receiver<Event>,
     metrics: Arc<Metrics>,
+    health: Arc<Health>,
+    waiting: Waiting,
+    /// Transactions that may be confirmed, not asked for yet.
+    done: Vec<u64>,
+}
+
+/// What a ledger knows of transactions: whether each is in flight, and by what it is held.
+#[derive(Default)]
+pub(super) struct Waiting(BTreeMap<u64, (bool, BTreeSet<Hold>)>);
+
+impl Waiting {
+    fn held(&mut self, held: &Held) {
+        for (_, holds) in self.0.values_mut() {
+            for other in &held.holds {
+                if holds.contains(other) {
+                    if held.moved {
+                        holds.remove(other);
+                    }
+                    holds.insert(held.by);
+                }
+            }
+        }
+        for end_lsn in &held.end_lsns {
+            let (in_flight, holds) = self.0.entry(end_lsn.0).or_insert((true, BTreeSet::new()));
+            *in_flight &= !held.moved;
+            holds.insert(held.by);
+        }
+    }
+
+    /// The transactions that may be confirmed now, and not before.
+    fn swept(&mut self, swept: &super::Swept) -> Vec<u64> {
+        for end_lsn in swept.end_lsns() {
+            self.0.entry(end_lsn.0).or_insert((false, BTreeSet::new())).0 = false;
+        }
+        for (_, holds) in self.0.values_mut() {
+            holds.retain(|hold| !swept.holds().contains(hold));
+        }
+        let is_done = |(in_flight, holds): &(bool, BTreeSet<Hold>)| !in_flight && holds.is_empty();
+        let done: Vec<u64> =
+            self.0.iter().filter(|(_, one)| is_done(one)).map(|(end, _)| *end).collect();
+        self.0.retain(|_, one| !is_done(one));
+        done
+    }
 }
 
 impl Bench {
@@ -227,9 +284,11 @@ impl Bench {
         let wal_end = Lsn(1_000);
         let settings = Settings { max_stall, window, expected, wal_end, broken: None, empty };
         let metrics = Arc::new(Metrics::new(rules.names()));
-        let sweeper = Sweeper::new(redis.clone(), settings, Arc::clone(&metrics), events_sender);
+        let health = Arc::new(Health::new(Arc::clone(&metrics)));
+        let sweeper = Sweeper::new(redis.clone(), settings, Arc::clone(&health), events_sender);
         tokio::task::spawn_local(sweeper.run(sweeper_visible, sweeper_safe));
-        Bench { rules, redis, visible, safe, events, metrics }
+        let waiting = Waiting::default();
+        Bench { rules, redis, visible, safe, events, metrics, health, waiting, done: Vec::new() }
     }
 
     pub(super) async fn commit(&mut self, end_lsn: u64, table: &str, ids: &[&str]) {
@@ -251,6 +310,11 @@ impl Bench {
         let next = async {
             loop {
                 let event = self.events.recv().await.expect("the sweeper runs");
+                match &event {
+                    Event::Held(held) => self.waiting.held(held),
+                    Event::Swept(swept) => self.done.extend(self.waiting.swept(swept)),
+                    _ => {}
+                }
                 if let Some(found) = wanted(&event) {
                     return found;
                 }
@@ -260,11 +324,20 @@ impl Bench {
     }
 
     pub(super) async fn swept(&mut self) -> Vec<u64> {
-        self.wait(|event| match event {
-            Event::Swept(swept) => Some(swept.end_lsns().iter().map(|lsn| lsn.0).collect()),
-            _ => None,
-        })
-        .await
+        while self.done.is_empty() {
+            self.wait(|event| matches!(event, Event::Swept(_)).then_some(())).await;
+        }
+        std::mem::take(&mut self.done)
+    }
+
+    /// Everything that may be confirmed, when it is so many transactions.
+    async fn all_swept(&mut self, count: usize) -> Vec<u64> {
+        let mut swept = self.swept().await;
+        while swept.len() < count {
+            swept.extend(self.swept().await);
+        }
+        swept.sort_unstable();
+        swept
     }
 
     pub(super) async fn covered(&mut self, at_least: u64) {
@@ -406,7 +479,7 @@ async fn a_refused_key_holds_back_nobody_else() {
         let mut bench = Bench::new(Duration::ZERO);
         bench.whole().await;
         bench.redis.fill(&["item:1", "item:2", "item:3"]);
-        *bench.redis.0.forbidden.borrow_mut() = Some(b"item:2".to_vec());
+        bench.redis.forbid(Some("item:2"));
         for (at, id) in ["1", "2", "3"].iter().enumerate() {
             bench.commit(110 + at as u64, "item", &[id]).await;
         }
@@ -416,7 +489,7 @@ async fn a_refused_key_holds_back_nobody_else() {
         }
         assert_eq!(swept, [110, 112]);
         assert!(bench.redis.has("item:2"));
-        *bench.redis.0.forbidden.borrow_mut() = None;
+        bench.redis.forbid(None);
         assert_eq!(bench.swept().await, [111]);
     })
     .await;

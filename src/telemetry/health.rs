@@ -77,6 +77,8 @@ pub enum Topic {
     Redis,
     /// Keys have waited for their removal longer than they should.
     Late,
+    /// Keys are removed, and Redis does not take the watermark, so that nothing is confirmed.
+    Watermark,
     /// A listed replica cannot be counted on: its address.
     Replica(Arc<str>),
     /// A sweep of everything waits for transactions that run.
@@ -99,9 +101,12 @@ impl Topic {
             | Topic::Refused(_)
             | Topic::Redis
             | Topic::Late => true,
-            Topic::Replica(_) | Topic::Fence | Topic::Lookup(_) | Topic::Watch | Topic::Slot => {
-                false
-            }
+            Topic::Replica(_)
+            | Topic::Watermark
+            | Topic::Fence
+            | Topic::Lookup(_)
+            | Topic::Watch
+            | Topic::Slot => false,
         }
     }
 }

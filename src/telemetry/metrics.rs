@@ -145,7 +145,7 @@ pub struct Metrics {
     pub slot_wal_status: Family<StatusLabel, Gauge>,
     /// Age of the oldest transaction that is received and not confirmed.
     pub oldest_unconfirmed: FloatGauge,
-    /// Transactions received whole and not yet complete.
+    /// Transactions received whole, and their keys not yet removed.
     pub in_flight_transactions: Gauge,
     /// 1 while the replication and SQL connections stand.
     pub postgres_up: Gauge,
@@ -278,7 +278,7 @@ impl Metrics {
             ),
             in_flight_transactions: table.gauge(
                 "walsweep_in_flight_transactions",
-                "Transactions received and not yet complete",
+                "Transactions received, and their keys not yet removed",
             ),
             postgres_up: table
                 .gauge("walsweep_postgres_up", "1 while the connections to Postgres stand"),
@@ -344,8 +344,14 @@ impl Metrics {
         self.replica_replay_lag_bytes.clear();
     }
 
+    /// The name of a rule; empty for one that there is not.
+    #[must_use]
+    pub fn rule_name(&self, rule: RuleId) -> &str {
+        self.rules.get(usize::from(rule.0)).map_or("", String::as_str)
+    }
+
     fn rule(&self, rule: RuleId) -> RuleLabel {
-        RuleLabel { rule: self.rules.get(usize::from(rule.0)).cloned().unwrap_or_default() }
+        RuleLabel { rule: self.rule_name(rule).to_owned() }
     }
 
     /// Shows whether the rule of this name is suspended.

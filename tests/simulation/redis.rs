@@ -449,10 +449,10 @@ impl Node for Client {
         Ok(())
     }
 
-    async fn unlink(&self, groups: &[Vec<&[u8]>]) -> Result<Vec<u64>, Error> {
+    async fn unlink(&self, groups: &[Vec<&[u8]>]) -> Result<Vec<Option<u64>>, Error> {
         let groups = groups.iter().map(|group| group.iter().map(|key| owned(key)).collect());
         match self.ask(Request::Unlink(groups.collect(), None)).await? {
-            Reply::Counts(counts) => Ok(counts),
+            Reply::Counts(counts) => Ok(counts.into_iter().map(Some).collect()),
             _ => unreachable!("counts are the reply"),
         }
     }

@@ -7,6 +7,7 @@
 //! pattern matches whatever the template could give, so nothing is lost by it.
 
 mod beyond;
+mod cut;
 mod lookups;
 
 use std::fmt;
@@ -261,6 +262,11 @@ impl KeySet {
                 self.add_whole(template, Some(WidenReason::Limit));
             }
         }
+        self.shrink();
+    }
+
+    /// Gives memory back that was used.
+    fn shrink(&mut self) {
         self.arena.shrink_to_fit();
         self.keys.shrink_to_fit();
         self.key_index = HashTable::new();

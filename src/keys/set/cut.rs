@@ -1,0 +1,151 @@
+//! Parts of a key set as sets of their own, for what a server refuses or a limit widens.
+
+use std::sync::Arc;
+
+use super::{Content, KeySet, Usage, rule_ids, template_ids};
+use crate::keys::label::{RuleId, TemplateId, Whole, WidenReason};
+use crate::keys::pattern::Pattern;
+
+impl KeySet {
+    /// A set of the same rules that holds nothing.
+    #[must_use]
+    pub fn emptied(&self) -> KeySet {
+        KeySet::new(Arc::clone(&self.templates), self.rules.len(), self.limits)
+    }
+
+    /// Moves the exact keys that `is_wanted` names into a set of their own.
+    #[must_use]
+    pub fn take_exact(&mut self, is_wanted: impl Fn(&[u8]) -> bool) -> KeySet {
+        let mut taken = self.emptied();
+        if !self.exact().any(|(_, key)| is_wanted(key)) {
+            return taken;
+        }
+        let mut rest = self.emptied();
+        self.content(|content| match content {
+            Content::Whole(template) => match self.whole_key(template) {
+                Some(key) if is_wanted(key) => taken.add_whole(template, None),
+                _ => rest.add_whole(template, None),
+            },
+            Content::Key(template, key) if is_wanted(key) => taken.add_key(template, key),
+            Content::Key(template, key) => rest.add_key(template, key),
+            Content::Pattern(template, bytes) => rest.add_pattern(template, bytes),
+            Content::Pending(template, bytes) => rest.add_pending(template, bytes),
+            Content::Matches(..) | Content::Widened(..) => {}
+        });
+        rest.rules.clone_from(&self.rules);
+        *self = rest;
+        taken
+    }
+
+    /// The patterns alone, without the exact keys.
+    #[must_use]
+    pub fn patterns_only(&self) -> KeySet {
+        let mut only = self.emptied();
+        self.patterns
+            .iter()
+            .for_each(|(template, pattern)| self.copy(*template, pattern, &mut only));
+        only
+    }
+
+    /// `keys`, that `pattern` of this set matches, as exact keys of the template that gave it; with
+    /// the pattern itself, if `whole`. Empty, if the set has no such pattern.
+    #[must_use]
+    pub fn matched<'a>(
+        &self,
+        pattern: &Pattern,
+        keys: impl Iterator<Item = &'a [u8]>,
+        whole: bool,
+    ) -> KeySet {
+        let mut matched = self.emptied();
+        let mut owners = self.patterns.iter().filter(|(_, own)| own == pattern);
+        if let Some((template, own)) = owners.next() {
+            if whole {
+                self.copy(*template, own, &mut matched);
+            } else {
+                keys.for_each(|key| matched.add_key(*template, key));
+            }
+        }
+        matched
+    }
+
+    /// Each rule's part of the set.
+    #[must_use]
+    pub fn by_rule(&self) -> Vec<(RuleId, KeySet)> {
+        let mut parts: Vec<(RuleId, KeySet)> = Vec::new();
+        self.content(|content| {
+            let (Content::Whole(template)
+            | Content::Key(template, _)
+            | Content::Pattern(template, _)
+            | Content::Pending(template, _)) = content
+            else {
+                return;
+            };
+            let rule = self.rule_of(template);
+            let at = parts.iter().position(|part| part.0 == rule).unwrap_or_else(|| {
+                parts.push((rule, self.emptied()));
+                parts.len() - 1
+            });
+            let Some((_, part)) = parts.get_mut(at) else { return };
+            match content {
+                Content::Whole(template) => part.add_whole(template, None),
+                Content::Key(template, key) => part.add_key(template, key),
+                Content::Pattern(template, bytes) => part.add_pattern(template, bytes),
+                Content::Pending(template, bytes) => part.add_pending(template, bytes),
+                Content::Matches(..) | Content::Widened(..) => {}
+            }
+        });
+        parts
+    }
+
+    /// Gives up what the largest template gave for its widest pattern; gives the template's rule.
+    /// `None` if everything in the set is as wide as it can be.
+    pub fn collapse_largest(&mut self) -> Option<RuleId> {
+        let is_narrow = |usage: &Usage| !usage.whole && usage.keys + usage.patterns > 0;
+        let narrow = template_ids().zip(&self.usage).filter(|(_, usage)| is_narrow(usage));
+        let (template, _) = narrow.max_by_key(|(_, usage)| usage.bytes)?;
+        self.add_whole(template, Some(WidenReason::Limit));
+        self.shrink();
+        Some(self.rule_of(template))
+    }
+
+    /// Adds all of `other` as [`merge`](KeySet::merge) does; gives the rules that were widened
+    /// because both together are too much, and how often.
+    pub fn merge_within(&mut self, other: &KeySet) -> Vec<(RuleId, u64)> {
+        let limit = WidenReason::Limit as usize;
+        let both = self.rules.iter().zip(&other.rules);
+        let before: Vec<u64> =
+            both.map(|(own, others)| own.widened[limit] + others.widened[limit]).collect();
+        self.merge(other);
+        let after = rule_ids().zip(&self.rules).zip(before);
+        after
+            .map(|((rule, counts), before)| (rule, counts.widened[limit].saturating_sub(before)))
+            .filter(|(_, count)| *count > 0)
+            .collect()
+    }
+
+    /// All that a rule could ever give, as patterns; a key without placeholders is its own.
+    pub fn widest(&self, rule: RuleId) -> impl Iterator<Item = &[u8]> {
+        self.templates.iter().filter(move |template| template.rule == rule).map(|template| {
+            match &template.whole {
+                Whole::Key(key) => &**key,
+                Whole::Pattern(pattern) => pattern.as_bytes(),
+            }
+        })
+    }
+
+    fn whole_key(&self, template: TemplateId) -> Option<&[u8]> {
+        match &self.templates[usize::from(template.0)].whole {
+            Whole::Key(key) => Some(key),
+            Whole::Pattern(_) => None,
+        }
+    }
+
+    /// Puts a pattern of this set into another one.
+    fn copy(&self, template: TemplateId, pattern: &Pattern, into: &mut KeySet) {
+        if self.is_whole(template) && self.whole_key(template).is_none() {
+            into.add_whole(template, None);
+        } else {
+            into.add_pattern(template, pattern.as_bytes());
+        }
+    }
+}

@@ -1,0 +1,61 @@
+//! Whether keys wait for their removal for longer than they should.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::job::older;
+use crate::keys::RuleId;
+use crate::telemetry::{Health, Topic};
+
+/// How long after readers can see a commit its keys may wait before it is said. A pass over ten
+/// million keys takes some seconds.
+const LATE_AFTER: Duration = Duration::from_secs(30);
+
+/// How often it is looked whether something is late.
+const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+
+/// The oldest of what is under way, and when to look next.
+#[derive(Debug, Default)]
+pub(super) struct Late {
+    pub(super) in_batch: Option<(Instant, RuleId)>,
+    pub(super) in_pass: Option<(Instant, RuleId)>,
+    next_look: Option<Instant>,
+    is_late: bool,
+}
+
+impl Late {
+    /// When to look next; `None` while nothing waits.
+    pub(super) fn next_look(&self) -> Option<Instant> {
+        self.next_look
+    }
+
+    /// Whether nothing is under way or late.
+    pub(super) fn is_quiet(&self) -> bool {
+        self.in_batch.is_none() && self.in_pass.is_none() && !self.is_late
+    }
+
+    /// Something waits: looks a while later, if it is not meant to look anyway.
+    pub(super) fn look_later(&mut self, now: Instant) {
+        self.next_look.get_or_insert(now + LOOK_INTERVAL);
+    }
+
+    /// Tells `health` whether the oldest, of what waits and what is under way, is late.
+    pub(super) fn look(
+        &mut self,
+        waiting: Option<(Instant, RuleId)>,
+        (health, now): (&Health, Instant),
+    ) {
+        let oldest = older(older(waiting, self.in_batch), self.in_pass);
+        let late = oldest.filter(|(since, _)| now >= *since + LATE_AFTER);
+        if let Some((since, rule)) = late {
+            let (rule, seconds) = (health.metrics().rule_name(rule), (now - since).as_secs());
+            let text = format!("keys of rule `{rule}` have waited {seconds} s for their removal");
+            health.trouble(Topic::Late, &text, None);
+        } else if self.is_late {
+            health.over(&Topic::Late);
+        }
+        self.is_late = late.is_some();
+        self.next_look = (oldest.is_some() || self.is_late).then(|| now + LOOK_INTERVAL);
+    }
+}

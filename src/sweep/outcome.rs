@@ -1,0 +1,524 @@
+//! What becomes of the outcome of the sweeper's work.
+
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::job::{Job, Member, Round, Tally};
+use super::node::{Error, Kind};
+use super::refused::{Retry, Tried};
+use super::shared::{RefusedOf, Written, count, observe};
+use super::sweeper::{BatchDone, Done, State};
+use super::{Event, Swept};
+use crate::failpoint::{Point, reach};
+use crate::keys::{KeySet, Pattern, RuleId, WidenReason};
+use crate::lsn::Lsn;
+use crate::retry::Backoff;
+use crate::settle::Held;
+use crate::telemetry::Topic;
+use crate::telemetry::metrics::{KindLabel, PeerLabel};
+
+/// Wait before another try to write the watermark, or to see it on the replicas.
+const WRITE_AGAIN: Duration = Duration::from_secs(1);
+
+/// Refused keys that are remembered to be tried before a pass.
+const SAMPLES: usize = 64;
+
+impl State {
+    /// Something that was under way has come to its end.
+    pub(super) async fn done(&mut self, done: Done) {
+        match done {
+            Done::Batch(done) => {
+                self.late.in_batch = None;
+                self.batch_done(done).await;
+            }
+            Done::Second(done) => self.batch_done(done).await,
+            Done::Retries((retries, outcome)) => self.retries_done(retries, outcome).await,
+            Done::Pass((jobs, pace, outcome)) => {
+                self.pace = Some(pace);
+                self.late.in_pass = None;
+                self.pass_done(jobs, outcome).await;
+            }
+            Done::Write(written) => self.write_done(written).await,
+            Done::Connect(found) => {
+                if self.connect_done(found).await {
+                    self.backoff = Backoff::redis();
+                }
+            }
+        }
+    }
+
+    async fn batch_done(&mut self, (jobs, outcome): BatchDone) {
+        match outcome {
+            Ok(tally) => {
+                self.took_unlink();
+                let second = jobs.first().is_some_and(|job| job.round.takes_refills());
+                count(self.health.metrics(), &tally, second);
+                reach(Point::ExactRemoved);
+                let mut through = Vec::with_capacity(jobs.len());
+                for mut job in jobs {
+                    self.refuse_keys(&mut job, &tally);
+                    if job.keys.has_patterns() && !tally.with_patterns {
+                        let widened = self.passes.push(job);
+                        self.widened(&widened);
+                    } else {
+                        through.push(job);
+                    }
+                }
+                self.removed(through).await;
+            }
+            Err(error) => {
+                if !self.failed(&error).await {
+                    self.unlinks.failed(Instant::now());
+                    self.say_refuses(&error);
+                }
+                self.put_back(jobs);
+            }
+        }
+    }
+
+    /// Jobs go back to where they wait.
+    fn put_back(&mut self, jobs: Vec<Job>) {
+        let (second, others): (Vec<Job>, _) =
+            jobs.into_iter().partition(|job| job.round == Round::Second);
+        let (replayed, first): (Vec<Job>, _) =
+            others.into_iter().partition(|job| job.round == Round::Replayed);
+        self.refill.put_back(second, Instant::now());
+        replayed.into_iter().for_each(|job| self.put_replayed(job));
+        self.queue.put_back(first);
+    }
+
+    async fn pass_done(&mut self, jobs: Vec<Job>, outcome: Result<Vec<RefusedOf>, Error>) {
+        match outcome {
+            Ok(refused) => {
+                self.took_scan();
+                reach(Point::PassDone);
+                let mut jobs = jobs;
+                for job in &mut jobs {
+                    self.refuse_matched(job, &refused);
+                }
+                self.removed(jobs).await;
+            }
+            Err(error) if error.kind() == Kind::NoPerm => {
+                // SCAN itself, whatever the pattern: exact keys go on.
+                let mut jobs = jobs;
+                for job in &mut jobs {
+                    let patterns = job.keys.patterns_only();
+                    self.refuse(job, &patterns, Vec::new());
+                }
+                self.removed(jobs).await;
+            }
+            Err(error) => {
+                if !self.failed(&error).await {
+                    self.scans.failed(Instant::now());
+                    self.say_refuses(&error);
+                }
+                for job in jobs {
+                    let widened = self.passes.push(job);
+                    self.widened(&widened);
+                }
+            }
+        }
+    }
+
+    async fn retries_done(&mut self, retries: Vec<Retry>, outcome: Result<Vec<Tried>, Error>) {
+        let now = Instant::now();
+        let outcomes = match outcome {
+            Ok(outcomes) => outcomes,
+            Err(error) => {
+                if !self.failed(&error).await {
+                    self.unlinks.failed(now);
+                    self.say_refuses(&error);
+                }
+                for one in &retries {
+                    self.refusals.not_tried(one.rule, &one.keys, now);
+                }
+                return;
+            }
+        };
+        let mut through = Vec::new();
+        for (Retry { rule, mut keys, covers, .. }, tried) in retries.into_iter().zip(outcomes) {
+            count(self.health.metrics(), &tried.tally, false);
+            let refused = keys.take_exact(|key| tried.tally.refused.contains(key));
+            self.refusals.put_back(rule, &refused);
+            if keys.has_patterns() && !tried.with_pass {
+                self.refusals.put_back(rule, &keys.patterns_only());
+                keys = keys.take_exact(|_| true);
+            }
+            let job = Job::new(vec![Member::Retry(rule)], keys, Round::First, covers);
+            if job.keys.has_patterns() {
+                let widened = self.passes.push(job);
+                self.widened(&widened);
+            } else {
+                through.push(job);
+            }
+        }
+        self.removed(through).await;
+    }
+
+    /// One removal of the keys of these jobs is acknowledged, but for what was refused of them.
+    async fn removed(&mut self, jobs: Vec<Job>) {
+        let now = Instant::now();
+        let mut swept = Swept { end_lsns: Vec::new(), holds: Vec::new() };
+        for mut job in jobs {
+            if job.round == Round::Early {
+                continue;
+            }
+            let metrics = self.health.metrics();
+            job.members.iter().for_each(|member| observe(metrics, member, now));
+            self.end_retries(&mut job, now);
+            self.end_repeats(&mut job).await;
+            job.members.retain(|member| !member.is_shared());
+            self.note_resyncs(&job, job.round != Round::Second).await;
+            if job.round == Round::Second || !self.refill.is_on() {
+                self.finish(job, &mut swept);
+            } else {
+                reach(Point::FirstRemoved);
+                let waits = job.waits();
+                let (hold, widened) = self.refill.add(job, now);
+                waits.instead(hold).into_iter().for_each(|held| self.hold(held));
+                self.widened(&widened);
+            }
+        }
+        self.tell_held().await;
+        if !swept.end_lsns.is_empty() || !swept.holds.is_empty() {
+            self.report(Event::Swept(swept)).await;
+        }
+    }
+
+    /// What was refused of a rule was tried again.
+    fn end_retries(&mut self, job: &mut Job, now: Instant) {
+        let mut more = Vec::new();
+        job.members.retain(|member| {
+            let Member::Retry(rule) = member else { return true };
+            if let Some((hold, members)) = self.refusals.tried(*rule, now) {
+                let shared = members.is_none();
+                more.push(Member::Held { hold, shared });
+                more.extend(members.into_iter().flatten());
+                if !shared {
+                    self.health.over(&self.refused_topic(*rule));
+                }
+            }
+            false
+        });
+        job.members.extend(more);
+    }
+
+    /// Removals that Redis may have lost are made again.
+    async fn end_repeats(&mut self, job: &mut Job) {
+        let is_done = |member: &Member| matches!(member, Member::Repeat { .. });
+        let done = job.members.iter().filter(|one| is_done(one) && !one.is_shared()).count();
+        job.members.retain(|member| !is_done(member));
+        for _ in 0..done {
+            if self.ward.repeated() {
+                self.report(Event::Whole).await;
+            }
+        }
+    }
+
+    async fn note_resyncs(&mut self, job: &Job, is_first: bool) {
+        let closes = job.members.iter().any(|one| matches!(one, Member::Resync { last: true, .. }));
+        if closes && is_first {
+            self.ward.shown();
+            reach(Point::ResyncShown);
+            if self.ward.is_whole() {
+                self.report(Event::Whole).await;
+            }
+        }
+    }
+
+    /// The last removal of a job's keys is acknowledged.
+    fn finish(&mut self, job: Job, swept: &mut Swept) {
+        let mut owed = Vec::new();
+        for member in job.members {
+            match member {
+                Member::Transaction { transaction, .. } => swept.end_lsns.push(transaction.end_lsn),
+                Member::Held { hold, shared: false } => swept.holds.push(hold),
+                Member::Resync { last: true, settles: true, .. } => self.ward.paid(),
+                Member::Replayed { resyncs, .. } => (0..resyncs).for_each(|_| self.ward.paid()),
+                // If Redis loses the removal before the standbys show it, it is made again.
+                member if member.is_owed_resync() => owed.push(member),
+                _ => {}
+            }
+        }
+        self.refill.keep(job.covers, job.keys, owed);
+        reach(Point::Swept);
+    }
+
+    /// Redis refused some keys of a batch: they wait by themselves.
+    fn refuse_keys(&mut self, job: &mut Job, tally: &Tally) {
+        let refused = &tally.refused;
+        if refused.is_empty() {
+            return;
+        }
+        if tally.with_patterns {
+            let of = |(_, pattern): (RuleId, &Pattern)| {
+                let keys = refused.iter().filter(|key| pattern.matches(key)).cloned().collect();
+                RefusedOf { pattern: pattern.clone(), keys }
+            };
+            let matched: Vec<RefusedOf> = job.keys.patterns().map(of).collect();
+            self.refuse_matched(job, &matched);
+        }
+        let keys = job.keys.take_exact(|key| refused.contains(key));
+        if !keys.is_empty() {
+            let samples = keys.exact().take(SAMPLES).map(|(_, key)| Box::from(key)).collect();
+            self.refuse(job, &keys, samples);
+        }
+    }
+
+    /// Redis refused keys that patterns matched.
+    fn refuse_matched(&mut self, job: &mut Job, refused: &[RefusedOf]) {
+        for RefusedOf { pattern, keys } in refused {
+            let whole = keys.len() > super::pass::REFUSED_KEYS_MAX;
+            let part = job.keys.matched(pattern, keys.iter().map(|key| &**key), whole);
+            if !part.is_empty() {
+                self.refuse(job, &part, keys.iter().take(SAMPLES).cloned().collect());
+            }
+        }
+    }
+
+    /// Redis refused `keys`, a part of the job's: its rules' sets take them.
+    fn refuse(&mut self, job: &mut Job, keys: &KeySet, samples: Vec<Box<[u8]>>) {
+        if job.round == Round::Early {
+            return;
+        }
+        let kind = Kind::NoPerm.as_str();
+        self.health.metrics().redis_errors.get_or_create(&KindLabel { kind }).inc();
+        for (rule, part) in keys.by_rule() {
+            let now = Instant::now();
+            let (hold, widened) = self.refusals.add((rule, part), job.covers, samples.clone(), now);
+            self.refusals.join(rule, job.members.iter().filter_map(Member::part));
+            self.hold(job.waits().also(hold));
+            self.widened(&widened);
+            self.say_refused(rule);
+        }
+        for member in &mut job.members {
+            if let Member::Transaction { whole, .. } = member {
+                *whole = false;
+            }
+        }
+    }
+
+    fn refused_topic(&self, rule: RuleId) -> Topic {
+        Topic::Refused(Arc::from(self.health.metrics().rule_name(rule)))
+    }
+
+    fn say_refused(&self, rule: RuleId) {
+        let (exact, patterns) = self.refusals.sizes(rule);
+        let (name, node) = (self.health.metrics().rule_name(rule), &self.node.node);
+        let text = format!(
+            "redis refuses to remove keys of rule `{name}` (NOPERM from {node}): {exact} keys and \
+             {patterns} patterns wait"
+        );
+        let empty = self.refill.empty_keys();
+        let rights: Vec<String> =
+            empty.widest(rule).map(|key| format!("~{}", String::from_utf8_lossy(key))).collect();
+        let hint = format!(
+            "give the user of `redis.url` the rights: ACL SETUSER <user> {} +unlink +scan",
+            rights.join(" ")
+        );
+        self.health.trouble(self.refused_topic(rule), &text, Some(&hint));
+    }
+
+    /// Redis refuses something that is no rule's fault.
+    fn say_refuses(&self, error: &Error) {
+        let text = format!("redis at {} refuses removals: {error}", self.node.node);
+        self.health.trouble(Topic::Redis, &text, error.hint());
+    }
+
+    fn took_unlink(&mut self) {
+        if self.unlinks.has_failed() {
+            self.unlinks.is_over();
+            self.say_takes();
+        }
+    }
+
+    fn took_scan(&mut self) {
+        if self.scans.has_failed() {
+            self.scans.is_over();
+            self.say_takes();
+        }
+    }
+
+    fn say_takes(&self) {
+        if !self.unlinks.has_failed() && !self.scans.has_failed() {
+            self.health.over(&Topic::Redis);
+        }
+    }
+
+    async fn write_done(&mut self, written: Written) {
+        let error = match written {
+            Written::Shared => {
+                reach(Point::WatermarkWritten);
+                self.cover();
+                self.ward.shared();
+                self.health.over(&Topic::Watermark);
+                return self.report(Event::Covered(self.ward.covered())).await;
+            }
+            Written::Not(found) => {
+                return match self.ward.contradicted(found, self.refill.floor()) {
+                    Some(broken) => self.report(Event::ResyncOwed(broken)).await,
+                    // What is under way may have been removed before Redis went back, or after.
+                    None => self.disconnect().await,
+                };
+            }
+            Written::Alone(error) => {
+                self.cover();
+                error
+            }
+            Written::Failed(error) => error,
+        };
+        if !self.failed(&error).await {
+            let text = format!("nothing is confirmed, for redis at {}: {error}", self.node.node);
+            self.health.trouble(Topic::Watermark, &text, error.hint());
+        }
+        self.next_write = Instant::now() + WRITE_AGAIN;
+    }
+
+    /// The watermark stands in the primary.
+    fn cover(&mut self) {
+        let lsn = self.ward.written();
+        self.refill.covered(lsn, Instant::now());
+    }
+
+    /// A connection was made, or was not. Says whether it was.
+    async fn connect_done(&mut self, found: Result<Option<Vec<u8>>, Error>) -> bool {
+        let found = match found {
+            Ok(found) => found,
+            Err(error) => {
+                self.failed(&error).await;
+                self.say_lost(&error);
+                self.report(Event::RedisLost).await;
+                return false;
+            }
+        };
+        self.connected = true;
+        self.unlinks.is_over();
+        self.scans.is_over();
+        self.health.over(&Topic::Redis);
+        self.health.metrics().redis_up.get_or_create(&self.node).set(1);
+        let judged = self.ward.connected(found, self.refill.floor());
+        if self.ward.covered() > Lsn::ZERO {
+            self.refill.covered(self.ward.covered(), Instant::now());
+        }
+        self.repeat_everything(judged.ok().flatten());
+        match judged {
+            Ok(_) => {
+                tracing::info!(node = self.node.node, "connected to redis");
+                if self.ward.is_whole() {
+                    self.report(Event::Whole).await;
+                }
+            }
+            Err(broken) => self.report(Event::ResyncOwed(broken)).await,
+        }
+        true
+    }
+
+    /// Redis may have lost whatever was removed and is not covered: all of it goes to the start. If
+    /// it went back, then also what was covered since.
+    fn repeat_everything(&mut self, went_back_to: Option<Lsn>) {
+        let mut jobs = Vec::new();
+        if let Some(lsn) = went_back_to {
+            jobs = self.refill.covered_again(lsn);
+            let keys = |job: &Job| (job.keys.exact_len() + job.keys.patterns().count()) as u64;
+            let keys = jobs.iter().map(keys).sum();
+            let node = &self.node.node;
+            tracing::warn!(node, %lsn, keys, "redis went back: removing again what it lost");
+            self.health.metrics().repeated_keys.inc_by(keys);
+        }
+        jobs.extend(self.refill.all_again());
+        jobs.extend(self.queue.drain());
+        jobs.extend(self.passes.take());
+        jobs.extend(self.replayed.take());
+        let mut repeats = 0;
+        let is_repeat = |member: &Member| matches!(member, Member::Repeat { .. });
+        for job in &mut jobs {
+            if job.round == Round::Second {
+                job.round = Round::Again;
+            }
+            job.members.retain(|member| !is_repeat(member));
+            if job.round == Round::Again {
+                job.members.push(Member::Repeat { token: Rc::new(()) });
+                repeats += 1;
+            }
+        }
+        for members in self.refusals.members().filter(|members| members.iter().any(is_repeat)) {
+            members.retain(|member| !is_repeat(member));
+            members.push(Member::Repeat { token: Rc::new(()) });
+            repeats += 1;
+        }
+        self.ward.repeats(repeats);
+        for job in jobs {
+            if job.round == Round::Replayed {
+                self.put_replayed(job);
+            } else {
+                self.queue.push(job);
+            }
+        }
+    }
+
+    /// Counts an error. Says whether the connection is lost by it.
+    async fn failed(&mut self, error: &Error) -> bool {
+        let kind = error.kind().as_str();
+        self.health.metrics().redis_errors.get_or_create(&KindLabel { kind }).inc();
+        if matches!(error, Error::Refused(..)) {
+            return false;
+        }
+        self.say_lost(error);
+        self.health.metrics().redis_up.get_or_create(&self.node).set(0);
+        self.disconnect().await;
+        true
+    }
+
+    fn say_lost(&self, error: &Error) {
+        let text = format!("redis at {} is lost; connecting again: {error}", self.node.node);
+        self.health.trouble(Topic::Redis, &text, error.hint());
+    }
+
+    /// The next thing is to connect again.
+    async fn disconnect(&mut self) {
+        if self.connected {
+            let peer = PeerLabel { peer: "redis" };
+            self.health.metrics().reconnects.get_or_create(&peer).inc();
+            self.connected = false;
+            self.report(Event::RedisLost).await;
+        }
+    }
+
+    /// Counts rules that were widened because too much waits.
+    pub(super) fn widened(&self, widened: &[(RuleId, u64)]) {
+        let metrics = self.health.metrics();
+        for (rule, count) in widened {
+            metrics.widened(*rule, WidenReason::Limit, *count);
+        }
+    }
+
+    /// Something is held from now on; told with the next report.
+    fn hold(&mut self, held: Held) {
+        if held.end_lsns.is_empty() && held.holds.is_empty() {
+            return;
+        }
+        match self.held.last_mut() {
+            Some(last) if (last.by, last.moved) == (held.by, held.moved) => {
+                last.end_lsns.extend(held.end_lsns);
+                last.holds.extend(held.holds);
+            }
+            _ => self.held.push(held),
+        }
+    }
+
+    /// Tells what is held.
+    pub(super) async fn tell_held(&mut self) {
+        for held in std::mem::take(&mut self.held) {
+            drop(self.events.send(Event::Held(held)).await);
+        }
+    }
+
+    /// A closed channel means that the session ends.
+    async fn report(&mut self, event: Event) {
+        self.tell_held().await;
+        drop(self.events.send(event).await);
+    }
+}

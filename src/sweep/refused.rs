@@ -1,0 +1,245 @@
+//! Keys that Redis refuses to remove, because a right on them is missing.
+//!
+//! They wait here, a set for each rule, outside of the room of all others: merged, and collapsed at
+//! a limit. Each set is tried again as one, ever more rarely, until the right is given. Where it has
+//! become a pattern no pass is made before one of the keys that were refused can be removed: a pass
+//! over all of Redis would be for nothing.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::exact::{self, Refused, Search};
+use super::job::{Member, Tally};
+use super::node::{Error, Node};
+use super::refill::Widened;
+use crate::keys::{KeySet, RuleId};
+use crate::lsn::Lsn;
+use crate::settle::Hold;
+
+/// First and longest wait before refused keys are tried again.
+const WAIT: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(10));
+
+/// Exact keys of a rule, beyond which they collapse. Trying each of them alone costs Redis some
+/// 10 ms.
+const KEYS_MAX: usize = 10_000;
+
+/// Refused keys of a rule that are tried before a pass.
+const SAMPLES_MAX: usize = 64;
+
+/// Tries without a pass, after which there is one whatever the samples say: the right may have been
+/// given for other keys. At the longest wait that is five minutes.
+const TRIES_WITHOUT_PASS: u32 = 30;
+
+/// How often something failed in a row, and until when it is not tried again.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Pause {
+    first: Duration,
+    longest: Duration,
+    tries: u32,
+    until: Option<Instant>,
+}
+
+impl Pause {
+    /// Waits that double from `first` to `longest`; none yet.
+    pub(super) fn new((first, longest): (Duration, Duration)) -> Pause {
+        Pause { first, longest, tries: 0, until: None }
+    }
+
+    /// It failed at `now`.
+    pub(super) fn failed(&mut self, now: Instant) {
+        let wait = self.first.saturating_mul(1 << self.tries.min(10)).min(self.longest);
+        self.tries += 1;
+        self.until = Some(now + wait);
+    }
+
+    /// It went well.
+    pub(super) fn is_over(&mut self) {
+        (self.tries, self.until) = (0, None);
+    }
+
+    /// Whether it may be tried at `now`.
+    pub(super) fn allows(&self, now: Instant) -> bool {
+        self.until.is_none_or(|until| until <= now)
+    }
+
+    /// Until when it is not tried again.
+    pub(super) fn until(&self) -> Option<Instant> {
+        self.until
+    }
+
+    /// Whether the last try failed.
+    pub(super) fn has_failed(&self) -> bool {
+        self.tries > 0
+    }
+}
+
+/// What Redis refuses, by rule.
+#[derive(Debug, Default)]
+pub(super) struct Refusals(BTreeMap<RuleId, Refusal>);
+
+/// What Redis refuses of one rule.
+#[derive(Debug)]
+struct Refusal {
+    hold: Hold,
+    keys: KeySet,
+    members: Vec<Member>,
+    covers: Lsn,
+    samples: Vec<Box<[u8]>>,
+    pause: Pause,
+    without_pass: u32,
+    /// Whether a try is under way.
+    is_tried: bool,
+}
+
+/// Refused keys of a rule that are tried again.
+#[derive(Debug)]
+pub(super) struct Retry {
+    pub(super) rule: RuleId,
+    pub(super) keys: KeySet,
+    pub(super) covers: Lsn,
+    samples: Vec<Box<[u8]>>,
+    with_pass: bool,
+}
+
+/// What came of a try.
+#[derive(Debug)]
+pub(super) struct Tried {
+    pub(super) tally: Tally,
+    /// Whether a pass may do better than the last one.
+    pub(super) with_pass: bool,
+}
+
+impl Refusals {
+    /// Adds keys of one rule, with the end LSN up to which they cover, and `samples` of what was
+    /// refused. Gives what holds back all that waits for them, and what was widened.
+    pub(super) fn add(
+        &mut self,
+        (rule, keys): (RuleId, KeySet),
+        covers: Lsn,
+        samples: Vec<Box<[u8]>>,
+        now: Instant,
+    ) -> (Hold, Widened) {
+        let refusal = self.0.entry(rule).or_insert_with(|| {
+            let mut pause = Pause::new(WAIT);
+            pause.failed(now);
+            Refusal {
+                hold: Hold::new_name(),
+                keys: keys.emptied(),
+                members: Vec::new(),
+                covers,
+                samples: Vec::new(),
+                pause,
+                without_pass: 0,
+                is_tried: false,
+            }
+        });
+        refusal.covers = refusal.covers.max(covers);
+        let mut widened = refusal.keys.merge_within(&keys);
+        while refusal.keys.exact_len() > KEYS_MAX
+            && let Some(rule) = refusal.keys.collapse_largest()
+        {
+            widened.push((rule, 1));
+        }
+        if !samples.is_empty() {
+            refusal.samples = samples;
+            refusal.samples.truncate(SAMPLES_MAX);
+        }
+        (refusal.hold, widened)
+    }
+
+    /// Somebody else waits for what is refused of a rule.
+    pub(super) fn join(&mut self, rule: RuleId, members: impl Iterator<Item = Member>) {
+        if let Some(refusal) = self.0.get_mut(&rule) {
+            refusal.members.extend(members);
+        }
+    }
+
+    /// Takes out what is to be tried again at `now`.
+    pub(super) fn due(&mut self, now: Instant) -> Vec<Retry> {
+        let due = self.0.iter_mut().filter(|(_, one)| !one.is_tried && one.pause.allows(now));
+        due.map(|(rule, refusal)| {
+            refusal.is_tried = true;
+            refusal.without_pass += 1;
+            let empty = refusal.keys.emptied();
+            let keys = std::mem::replace(&mut refusal.keys, empty);
+            let with_pass = refusal.samples.is_empty() || refusal.without_pass > TRIES_WITHOUT_PASS;
+            if with_pass {
+                refusal.without_pass = 0;
+            }
+            let (samples, covers) = (refusal.samples.clone(), refusal.covers);
+            Retry { rule: *rule, keys, covers, samples, with_pass }
+        })
+        .collect()
+    }
+
+    /// When something is to be tried next.
+    pub(super) fn next_due(&self) -> Option<Instant> {
+        self.0.values().filter(|one| !one.is_tried).filter_map(|one| one.pause.until()).min()
+    }
+
+    /// Puts keys back that were tried and not removed.
+    pub(super) fn put_back(&mut self, rule: RuleId, keys: &KeySet) {
+        if let Some(refusal) = self.0.get_mut(&rule) {
+            refusal.keys.merge(keys);
+        }
+    }
+
+    /// A try is over. If nothing is refused any more, gives what waited for it, with its hold; else
+    /// the hold alone, which goes on holding, and the next try comes later.
+    pub(super) fn tried(
+        &mut self,
+        rule: RuleId,
+        now: Instant,
+    ) -> Option<(Hold, Option<Vec<Member>>)> {
+        let refusal = self.0.get_mut(&rule)?;
+        if refusal.keys.is_empty() {
+            let refusal = self.0.remove(&rule)?;
+            return Some((refusal.hold, Some(refusal.members)));
+        }
+        refusal.is_tried = false;
+        refusal.pause.failed(now);
+        Some((refusal.hold, None))
+    }
+
+    /// A try found no answer: it is made again when there is a connection.
+    pub(super) fn not_tried(&mut self, rule: RuleId, keys: &KeySet, now: Instant) {
+        self.put_back(rule, keys);
+        if let Some(refusal) = self.0.get_mut(&rule) {
+            refusal.is_tried = false;
+            refusal.pause.until = Some(now);
+        }
+    }
+
+    /// What waits for refused keys, rule by rule.
+    pub(super) fn members(&mut self) -> impl Iterator<Item = &mut Vec<Member>> {
+        self.0.values_mut().map(|refusal| &mut refusal.members)
+    }
+
+    /// How much is refused of a rule: exact keys and patterns.
+    pub(super) fn sizes(&self, rule: RuleId) -> (usize, usize) {
+        let keys = self.0.get(&rule).map(|refusal| &refusal.keys);
+        keys.map_or((0, 0), |keys| (keys.exact_len(), keys.patterns().count()))
+    }
+}
+
+/// Tries to remove what was refused.
+///
+/// # Errors
+///
+/// The first error of the node that is about more than these keys.
+pub(super) async fn retry<N: Node>(node: &N, retry: &Retry) -> Result<Tried, Error> {
+    let mut tally = Tally::default();
+    if retry.keys.exact_len() > 0 {
+        tally = exact::unlink(node, retry.keys.exact().collect(), Search::Thorough).await?;
+    }
+    let mut with_pass = retry.keys.has_patterns();
+    if with_pass && !retry.with_pass {
+        let samples: Vec<&[u8]> = retry.samples.iter().map(|key| &**key).collect();
+        let mut refused = Refused::new();
+        exact::one_by_one(node, &samples, Search::Thorough, &mut refused).await?;
+        with_pass = refused.len() < samples.len();
+    }
+    Ok(Tried { tally, with_pass })
+}
