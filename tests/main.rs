@@ -22,6 +22,7 @@ mod prepared;
 mod replicas;
 mod shutdown;
 mod standby_slot;
+mod state;
 mod streaming;
 mod support;
 mod sweeping;

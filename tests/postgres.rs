@@ -224,9 +224,11 @@ async fn a_missing_password_names_the_passfile_that_was_ignored() {
 async fn an_error_of_a_query_says_what_the_server_said_without_values() {
     let bed = Bed::start().await;
     let sql = open(&bed.url("postgres", "127.0.0.1", "postgres")).await.unwrap();
-    sql.batch_execute("create table public.t (n text primary key); insert into public.t values ('SECRET')")
-        .await
-        .unwrap();
+    sql.batch_execute(
+        "create table public.t (n text primary key); insert into public.t values ('SECRET')",
+    )
+    .await
+    .unwrap();
     let insert = "insert into public.t select n from public.t";
     let error = Error::from(sql.batch_execute(insert).await.unwrap_err());
     let said = "duplicate key value violates unique constraint \"t_pkey\" (SQLSTATE 23505)";
