@@ -28,8 +28,8 @@ select null::oid, null::oid,
                     from pg_class same
                     join pg_namespace n on n.oid = same.relnamespace
                    where same.relname = c.relname
-                     and n.nspname = any (current_schemas(true))),
-                 current_setting('search_path')),
+                     and n.nspname = any (own.names)),
+                 own.path),
        false
-  from pg_class c
+  from own, pg_class c
  where c.oid = any ($1)

@@ -25,6 +25,7 @@ mod prepared;
 mod replicas;
 mod shutdown;
 mod standby_slot;
+mod state;
 mod streaming;
 mod stuck;
 mod support;
