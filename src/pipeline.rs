@@ -231,7 +231,7 @@ impl Program<'_> {
             let keeper = Keeper::new(&self.config.postgres, self.health, self.metrics);
             async move { keeper.watch(&server).await }
         });
-        let watched = (self.health.as_ref(), self.metrics);
+        let watched = (self.health, self.metrics);
         let stages = outside.run((settings, timing), self.rules, watched, self.shutdown);
         tokio::select! {
             biased;
