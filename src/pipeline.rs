@@ -6,14 +6,14 @@
 //! within a session; the sweeper sees to that, and keepalives are answered meanwhile.
 
 use std::mem::replace;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
 use crate::capture::Slot;
 use crate::channel::{Receiver, Sender, channel};
@@ -21,6 +21,7 @@ use crate::config::Config;
 use crate::error::{Error, Verdict};
 use crate::keys::Rules;
 use crate::postgres::{Endpoint, Sql};
+use crate::preflight::{Finding, Fitness};
 use crate::retry::{Backoff, Stuck};
 use crate::session::{Session, Timing};
 use crate::settle::{
@@ -30,12 +31,15 @@ use crate::shutdown::Shutdown;
 use crate::slot_health;
 use crate::slot_server::Witness;
 use crate::stream::{CHANNEL_LENGTH, Ends, GateEnds, Stream};
-use crate::sweep::{Broken, Node, Settings, Standalone, Sweeper, key_name};
+use crate::sweep::{Broken, Node, Settings, Standalone, Sweeper, connect, key_name};
 use crate::telemetry::metrics::{Metrics, PeerLabel};
 use crate::telemetry::{Health, Phase};
 
 /// How often another try is made while another process has the slot.
 const STANDBY_WAIT: Duration = Duration::from_millis(500);
+
+/// How long the start waits for Redis to be looked at.
+const REDIS_CHECK_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// What the program lends to every session.
 pub struct Program<'a> {
@@ -44,7 +48,7 @@ pub struct Program<'a> {
     /// Its rules, compiled.
     pub rules: &'a mut Rules,
     /// What `/readyz` tells.
-    pub health: &'a Health,
+    pub health: &'a Arc<Health>,
     /// All metrics.
     pub metrics: &'a Arc<Metrics>,
     /// The wish to stop.
@@ -59,6 +63,7 @@ impl Program<'_> {
     ///
     /// What a person has to look at; everything else is tried again.
     pub async fn run(&mut self) -> Result<(), Error> {
+        self.check_redis().await?;
         let mut backoff = Backoff::postgres();
         let mut established = false;
         let mut standing_by = false;
@@ -128,6 +133,25 @@ impl Program<'_> {
         }
     }
 
+    /// Refuses a Redis that `check` refuses, if it can be reached now; one that cannot is looked at
+    /// when it comes.
+    async fn check_redis(&mut self) -> Result<(), Error> {
+        let config = self.config;
+        let fitness = Fitness::new(config, Arc::clone(self.health));
+        let check = async {
+            match connect::connect(&config.redis).await {
+                Ok(mut connection) => fitness.refusals(&mut connection, false).await,
+                Err(error) => error.refusal().map(refused_login).into_iter().collect(),
+            }
+        };
+        let findings = tokio::select! {
+            biased;
+            () = self.shutdown.requested() => Vec::new(),
+            findings = timeout(REDIS_CHECK_TIMEOUT, check) => findings.unwrap_or_default(),
+        };
+        if findings.is_empty() { Ok(()) } else { Err(Error::Refused(findings)) }
+    }
+
     /// Runs one session to its end.
     async fn session(&mut self, session: Session) -> Result<(), Error> {
         let Session { server, witness, slot, expected, wal_end, broken, timing, tables } = session;
@@ -158,6 +182,15 @@ impl Program<'_> {
         } else {
             node
         };
+        let fitness = Rc::new(Fitness::new(self.config, Arc::clone(self.health)));
+        let look = {
+            let fitness = Rc::clone(&fitness);
+            Box::new(move |connection| {
+                let fitness = Rc::clone(&fitness);
+                Box::pin(async move { fitness.look(connection).await }) as Pin<Box<_>>
+            })
+        };
+        let node = node.looked_at(look);
         let probe = SqlProbe::new(Rc::clone(&server.primary)).await?;
         let outside = Outside { slot, witness, probe, standbys, node, lookups };
         let mut health = spawn({
@@ -170,12 +203,14 @@ impl Program<'_> {
                 }
             }
         });
-        let watched = (self.health, self.metrics);
+        let watched = (&**self.health, self.metrics);
+        let redis = || async { connect::connect(&self.config.redis).await.ok() };
         let stages = outside.run((settings, timing), self.rules, watched, self.shutdown);
         tokio::select! {
             biased;
             outcome = stages => outcome,
             ended = &mut health.0 => Err(ended.unwrap_or(Error::Stage("slot health"))),
+            never = fitness.watch(redis) => match never {},
         }
     }
 }
@@ -265,6 +300,11 @@ async fn denied(witness: Option<&mut Task<Error>>) -> Error {
         Some(task) => (&mut task.0).await.unwrap_or(Error::Stage("witness")),
         None => std::future::pending().await,
     }
+}
+
+fn refused_login(reason: String) -> Finding {
+    let hint = "check the user, the password and the certificates of `redis`";
+    Finding::error("redis_login", reason).hint(hint)
 }
 
 /// Runs the gate; where keys need rows, with the lookups behind it; where readers use standbys,

@@ -9,6 +9,7 @@ mod continuity;
 mod crash;
 mod data;
 mod delivery;
+mod fitness;
 mod football;
 mod http;
 mod large;

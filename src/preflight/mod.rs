@@ -19,6 +19,7 @@ mod condition;
 mod cure;
 mod failover;
 mod finding;
+mod fitness;
 mod generated;
 mod identity;
 mod lookups;
@@ -43,6 +44,7 @@ use crate::keys::Rules;
 
 pub(crate) use self::cure::{drop_publication, drop_slot, full_identity_of, render};
 pub use self::finding::{Finding, Report, Severity};
+pub use self::fitness::Fitness;
 pub use self::reads::find as find_reads;
 pub use self::redis::redis;
 pub use self::replicas::replicas;

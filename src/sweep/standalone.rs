@@ -3,6 +3,7 @@
 
 use std::cell::RefCell;
 use std::collections::HashMap;
+use std::pin::Pin;
 
 use redis::aio::MultiplexedConnection;
 use redis::{
@@ -34,6 +35,10 @@ const FENCE_PINGS: usize = 2;
 /// How long one `WAIT` may take; a shortfall is told and tried again after it.
 const WAIT_MS: u32 = 1_000;
 
+/// Looks at the server of a new connection; an error says why it must not be used.
+pub type Look =
+    Box<dyn Fn(MultiplexedConnection) -> Pin<Box<dyn Future<Output = Result<(), String>>>>>;
+
 /// A standalone Redis.
 pub struct Standalone {
     redis: config::Redis,
@@ -45,6 +50,8 @@ pub struct Standalone {
     chain: RefCell<Option<Chain>>,
     /// All keys of the rules, if writes of them are to be observed.
     observed: Option<KeySet>,
+    /// What is asked of a server before it is used.
+    look: Option<Look>,
     connections: RefCell<Option<Connections>>,
 }
 
@@ -67,7 +74,14 @@ impl Standalone {
         let name = node_name(&redis.url);
         let (connections, chain) = (RefCell::new(None), RefCell::new(None));
         let (redis, number_key) = (redis.clone(), number_key(&watermark_key));
-        Standalone { redis, name, watermark_key, number_key, chain, observed: None, connections }
+        let (observed, look) = (None, None);
+        Standalone { redis, name, watermark_key, number_key, chain, observed, look, connections }
+    }
+
+    /// The same, with servers that were looked at before they are used.
+    #[must_use]
+    pub fn looked_at(self, look: Look) -> Standalone {
+        Standalone { look: Some(look), ..self }
     }
 
     /// The same, observing which keys of `everything` are written, if the server lets it.
@@ -278,6 +292,9 @@ impl Node for Standalone {
         if self.check_primary(&mut scan).await? != history {
             let message = "two connections reach two servers".to_owned();
             return Err(Error::new(Kind::Io, message));
+        }
+        if let Some(look) = &self.look {
+            look(scan.clone()).await.map_err(|reason| Error::Lost(reason, Kind::Other))?;
         }
         let wait = match self.redis.wait_replicas {
             0 => None,
