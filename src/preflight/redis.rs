@@ -432,7 +432,25 @@ fn skip_to(rest: &mut std::str::Chars<'_>, end: char) {
 
 #[cfg(test)]
 mod tests {
-    use super::{acl_pattern, sample, server};
+    use redis::{Client, cmd};
+
+    use super::{acl_pattern, may_name, may_unlink, sample, server};
+    use crate::throwaway::{Redis, RedisOptions};
+
+    /// Servers before 7.0 are asked in the second way.
+    #[tokio::test]
+    async fn both_ways_to_ask_for_rights_give_the_same() {
+        let server = Redis::start(RedisOptions::default()).await.unwrap();
+        let mut set_user = cmd("ACL");
+        set_user.arg("SETUSER").arg("app").arg("on").arg(">x").arg("~a:*").arg("+@all");
+        set_user.exec_async(&mut server.connect().await.unwrap()).await.unwrap();
+        let client = Client::open(server.url().replace("//", "//app:x@")).unwrap();
+        let mut connection = client.get_multiplexed_async_connection().await.unwrap();
+        let keys = ["a:1", "b:1", "a:", "a"];
+        let expected = [Some(true), Some(false), Some(true), Some(false)];
+        assert_eq!(may_unlink(&keys, &mut connection).await, expected);
+        assert_eq!(may_name(&keys, &mut connection).await, expected);
+    }
 
     #[test]
     fn a_sample_is_a_key_of_its_template() {

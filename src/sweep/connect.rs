@@ -184,6 +184,8 @@ pub(super) fn classify(error: &RedisError) -> Error {
             Some("WRONGPASS" | "NOAUTH") => Kind::Auth,
             Some("LOADING" | "MASTERDOWN") => Kind::Loading,
             Some("READONLY" | "UNBLOCKED") => Kind::ReadOnly,
+            // A node of a cluster took the place of the server that was connected to.
+            Some("MOVED" | "ASK" | "CROSSSLOT" | "CLUSTERDOWN" | "TRYAGAIN") => Kind::Swapped,
             _ => Kind::Other,
         },
         _ if error.is_timeout() => Kind::Timeout,
