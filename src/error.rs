@@ -222,6 +222,12 @@ impl Error {
     #[must_use]
     pub fn hint(&self) -> Option<&'static str> {
         match self {
+            // What is wrong with Redis has its cure beside it.
+            Error::Refused(findings)
+                if findings.iter().all(|one| one.code.starts_with("redis_")) =>
+            {
+                None
+            }
             Error::Refused(_) => Some("`walsweep setup --print` shows the SQL that cures it"),
             Error::IsStandby => Some("let `postgres.url` name the primary"),
             Error::StreamsStandby => Some(

@@ -6,14 +6,14 @@
 //! within a session; the sweeper sees to that, and keepalives are answered meanwhile.
 
 use std::mem::{replace, take};
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 
 use crate::between::Between;
 use crate::capture::Slot;
@@ -23,6 +23,7 @@ use crate::error::{Error, Verdict};
 use crate::keys::Rules;
 use crate::lsn::Lsn;
 use crate::postgres::{Endpoint, Sql};
+use crate::preflight::{Finding, Fitness};
 use crate::retry::{Attempts, LASTING};
 use crate::session::{Session, Timing, gate_is_dead};
 use crate::settle::{
@@ -33,12 +34,15 @@ use crate::shutdown::Shutdown;
 use crate::slot_health::Keeper;
 use crate::slot_server::Witness;
 use crate::stream::{CHANNEL_LENGTH, Ends, GateEnds, Stream};
-use crate::sweep::{Broken, Node, Settings, Standalone, Sweeper, key_name};
+use crate::sweep::{Broken, Node, Settings, Standalone, Sweeper, connect, key_name};
 use crate::telemetry::metrics::{Metrics, PeerLabel};
 use crate::telemetry::{Health, Phase, Topic};
 
 /// How often another try is made while another process has the slot.
 const STANDBY_WAIT: Duration = Duration::from_millis(500);
+
+/// How long the start waits for Redis to be looked at.
+const REDIS_CHECK_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// What the program lends to every session.
 pub struct Program<'a> {
@@ -79,6 +83,7 @@ impl Program<'_> {
     ///
     /// What a person has to look at; everything else is tried again.
     pub async fn run(&mut self) -> Result<(), Error> {
+        self.check_redis().await?;
         let new_between = |program: &Self| {
             program.health.sees_nothing();
             Between::new(&program.config.postgres, program.health, program.metrics)
@@ -192,6 +197,25 @@ impl Program<'_> {
         Ok(())
     }
 
+    /// Refuses a Redis that `check` refuses, if it can be reached now; one that cannot is looked at
+    /// when it comes.
+    async fn check_redis(&mut self) -> Result<(), Error> {
+        let config = self.config;
+        let fitness = Fitness::new(config, Arc::clone(self.health));
+        let check = async {
+            match connect::connect(&config.redis).await {
+                Ok(mut connection) => fitness.refusals(&mut connection, self.is_strict).await,
+                Err(error) => error.refusal().map(refused_login).into_iter().collect(),
+            }
+        };
+        let findings = tokio::select! {
+            biased;
+            () = self.shutdown.requested() => Vec::new(),
+            findings = timeout(REDIS_CHECK_TIMEOUT, check) => findings.unwrap_or_default(),
+        };
+        if findings.is_empty() { Ok(()) } else { Err(Error::Refused(findings)) }
+    }
+
     /// Runs one session to its end.
     async fn session(&mut self, session: Session) -> Result<(), Error> {
         let Session { gate, server, witness, slot, .. } = session;
@@ -223,6 +247,15 @@ impl Program<'_> {
         } else {
             node
         };
+        let fitness = Rc::new(Fitness::new(self.config, Arc::clone(self.health)));
+        let look = {
+            let fitness = Rc::clone(&fitness);
+            Box::new(move |connection| {
+                let fitness = Rc::clone(&fitness);
+                Box::pin(async move { fitness.look(connection).await }) as Pin<Box<_>>
+            })
+        };
+        let node = node.looked_at(look);
         let probe = SqlProbe::new(Rc::clone(&gate)).await?;
         let primary = Rc::clone(&server.primary);
         let probe = probe.with_fences(Rc::clone(&primary), Relations::of_rules(self.rules));
@@ -232,6 +265,7 @@ impl Program<'_> {
             async move { keeper.watch(&server).await }
         });
         let watched = (self.health, self.metrics);
+        let redis = || async { connect::connect(&self.config.redis).await.ok() };
         let stages = outside.run((settings, timing), self.rules, watched, self.shutdown);
         tokio::select! {
             biased;
@@ -239,6 +273,7 @@ impl Program<'_> {
             ended = &mut health.0 => Err(ended.unwrap_or(Error::Stage("slot health"))),
             error = watch.run(self.config, &primary, self.health) => Err(error),
             error = gate_is_dead(&gate) => Err(error),
+            never = fitness.watch(redis) => match never {},
         }
     }
 }
@@ -334,6 +369,11 @@ async fn denied(witness: Option<&mut Task<Error>>) -> Error {
         Some(task) => (&mut task.0).await.unwrap_or(Error::Stage("witness")),
         None => std::future::pending().await,
     }
+}
+
+fn refused_login(reason: String) -> Finding {
+    let hint = "check the user, the password and the certificates of `redis`";
+    Finding::error("redis_login", reason).hint(hint)
 }
 
 /// Runs the gate; where keys need rows, with the lookups behind it; where readers use standbys,

@@ -104,7 +104,7 @@ async fn rows_of_100_mb_pass_in_little_memory_and_only_what_is_large_widens() {
     let (bed, sidecar) = bed().await;
     let before = peak(sidecar.id());
     let (one, other) = ("body:x:1", "body:x:2");
-    let insert = format!("insert into big values (1, 'one', {BODY}, {BODY})");
+    let insert = format!("insert into big values (1, 'one', {BODY}, repeat('x', 2000000))");
     check(&bed, &insert, &["big:1", "name:one", one]).await;
     let update = format!("update big set name = 'uno', body = 'x' || {BODY} where id = 1");
     let all = ["big:1", "name:one", "name:uno", one, "changed:1", "when:1"];
@@ -171,14 +171,83 @@ async fn a_start_under_a_memory_limit_passes_what_waits() {
     let (bed, mut sidecar) = bed().await;
     assert_eq!(sidecar.sigterm().await, 0);
     bed.fill(&KEYS).await;
-    bed.sql.run(&format!("insert into big values (1, 'one', {BODY}, {BODY})")).await;
-    bed.sql.run(&format!("update big set body = 'x' || {BODY}")).await;
+    bed.sql.run(&format!("insert into big values (1, 'one', {BODY}, null)")).await;
     bed.sql.run(&format!("select pg_logical_emit_message(true, 'app', {BODY})")).await;
     sidecar.start();
     sidecar.wait_ready().await;
     for key in ["big:1", "body:x:1", "app:2"] {
-        eventually(PATIENCE, key, || async { !bed.has(key).await }).await;
+        eventually(PATIENCE * 3, key, || async { !bed.has(key).await }).await;
     }
     bed.settled().await;
     assert_eq!(sidecar.sigterm().await, 0);
+}
+
+/// Whoever can write the watermark key may leave anything there. It is no evidence, and is replaced.
+#[tokio::test]
+async fn a_watermark_of_100_mb_costs_no_memory() {
+    let (bed, mut sidecar) = bed().await;
+    let leave = async || {
+        let large = "x".repeat(100_000_000);
+        let mut set = redis::cmd("SET");
+        set.arg("walsweep:walsweep").arg(large);
+        set.exec_async(&mut bed.cache.clone()).await.unwrap();
+    };
+    let is_ours = || async { bed.watermark().await.is_some_and(|value| value.len() < 10_000) };
+    leave().await;
+    bed.sql.run("insert into item values (1000, 'x', 0)").await;
+    eventually(PATIENCE, "it is replaced", is_ours).await;
+    bed.settled().await;
+    assert_eq!(sidecar.sigterm().await, 0);
+    leave().await;
+    sidecar.start();
+    sidecar.wait_ready().await;
+    eventually(PATIENCE, "it is replaced at the start", is_ours).await;
+    bed.settled().await;
+    assert!(sidecar.metric_sum("walsweep_resyncs_total").await >= 1.0);
+    let resident = peak(sidecar.id());
+    assert!(resident < 96 * 1024, "{resident} KiB");
+}
+
+/// The row of a lookup may be as large as that of a change.
+#[tokio::test]
+async fn a_large_value_of_a_lookup_widens() {
+    let (bed, mut sidecar) = bed().await;
+    // What is not answered in time widens, too: a tenth is large enough.
+    let body = "repeat('0123456789', 1500000)";
+    bed.sql
+        .run(&format!(
+            "create table detail (id int primary key, name text, body text);
+             insert into detail values (1, 'small', {body}), (2, 'small', 'x')"
+        ))
+        .await;
+    assert_eq!(sidecar.sigterm().await, 0);
+    let rules = r#"
+[lookup.d]
+sql = "select name, body from detail where id = $1"
+params = ["id"]
+
+[[rule]]
+name = "detail"
+table = "public.big"
+keys = ["detail:{d.body}:{id}", "name:{d.name}:{id}"]
+"#;
+    sidecar.change(|settings| settings.rules = rules.to_owned());
+    sidecar.start();
+    sidecar.wait_ready().await;
+    bed.settled().await;
+    let before = peak(sidecar.id());
+    for (id, gone) in
+        [(2, &["detail:x:2", "name:small:2"][..]), (1, &["detail:x:1", "name:small:1"])]
+    {
+        let keys = ["detail:x:1", "detail:x:2", "detail:y:2", "name:small:1", "name:small:2"];
+        bed.fill(&keys).await;
+        bed.sql.run(&format!("insert into big values ({id}, 'one', 'x', null)")).await;
+        bed.settled().await;
+        for key in keys {
+            assert_eq!(bed.has(key).await, !gone.contains(&key), "{key} after row {id}");
+        }
+    }
+    let growth = peak(sidecar.id()) - before;
+    assert!(growth < GROWTH_KIB, "{growth} KiB more than {before}");
+    assert!(widened(&sidecar, "detail", "lookup_failed").await >= 1.0);
 }

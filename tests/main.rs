@@ -10,6 +10,7 @@ mod crash;
 mod data;
 mod delivery;
 mod fence;
+mod fitness;
 mod football;
 mod http;
 mod large;

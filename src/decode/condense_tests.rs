@@ -1,6 +1,6 @@
 //! A payload in pieces against the same payload whole.
 
-#![allow(clippy::arithmetic_side_effects, reason = "a test may panic")]
+#![allow(clippy::indexing_slicing, clippy::arithmetic_side_effects, reason = "a test may panic")]
 
 use bytes::Bytes;
 use proptest::collection::vec;
@@ -26,7 +26,7 @@ fn condense(payload: &[u8], cuts: &[Index], (in_block, limits): (bool, Limits)) 
     ends.sort_unstable();
     let (mut condenser, mut start) = (Condenser::with_limits(in_block, limits), 0);
     for end in ends {
-        condenser.push(payload.get(start..end).unwrap());
+        condenser.push(&payload[start..end]);
         start = end;
     }
     condenser.finish()
@@ -58,7 +58,7 @@ fn without_large(message: Message, limits: &Limits) -> Message {
     };
     let name = |name: String| {
         let end = (0..=limits.name.min(name.len())).rev().find(|end| name.is_char_boundary(*end));
-        name.get(..end.unwrap()).unwrap().to_owned()
+        name[..end.unwrap()].to_owned()
     };
     match message {
         Message::Insert(Insert { relation_id, new }) => {
@@ -118,7 +118,7 @@ proptest! {
     ) {
         for (payload, in_block) in [(encode(&content), false), (encode_in_block(7, &content), true)]
         {
-            let cut = payload.get(..end.index(payload.len())).unwrap();
+            let cut = &payload[..end.index(payload.len())];
             let extended = [&payload, [0].as_slice()].concat();
             for limits in [SMALL, Limits::default()] {
                 prop_assert!(condense(cut, &cuts, (in_block, limits)).is_err());

@@ -355,7 +355,7 @@ impl fmt::Debug for LogicalMessage {
             .field("transactional", &self.transactional)
             .field("lsn", &self.lsn)
             .field("prefix", &self.prefix)
-            .field("content", &self.content.as_ref().map(|content| content.len()))
+            .field("content", &self.content.as_ref().map(Bytes::len))
             .finish()
     }
 }

@@ -99,7 +99,7 @@ impl Finding {
         Finding { at: Some(at.clone()), ..self }
     }
 
-    pub(super) fn hint(self, hint: impl Into<String>) -> Finding {
+    pub(crate) fn hint(self, hint: impl Into<String>) -> Finding {
         Finding { hint: Some(hint.into()), ..self }
     }
 

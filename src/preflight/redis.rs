@@ -1,7 +1,7 @@
 //! Checks of Redis: reachable, a primary, with the rights that removing takes.
 
 use redis::aio::MultiplexedConnection;
-use redis::{Cmd, IntoConnectionInfo, RedisError, Value, cmd, pipe};
+use redis::{Cmd, IntoConnectionInfo, RedisError, Value, cmd};
 
 use super::{Finding, Severity};
 use crate::config::{Config, Located};
@@ -10,41 +10,283 @@ use crate::lease::{self, Loaded};
 /// How long the key of the checks lives, if nothing removes it, milliseconds.
 const CHECK_KEY_TTL_MS: u32 = 1_000;
 
+/// The oldest version that is tested: major and minor.
+const VERSION_MIN: (u32, u32) = (6, 2);
+
+/// Asks for each key whether this user may remove it. ARGV: the keys; that they are no KEYS keeps
+/// Redis from refusing the script for them. Gives 1 or 0 for each; nil from a server that cannot be
+/// asked (before 7.0).
+const MAY_UNLINK: &str = "if not redis.acl_check_cmd then return false end \
+     local may = {} \
+     for at, key in ipairs(ARGV) do \
+       may[at] = redis.acl_check_cmd('unlink', key) and 1 or 0 \
+     end \
+     return may";
+
+/// Keys that one script is asked about: some tens of microseconds.
+const KEYS_AT_ONCE: usize = 50;
+
+/// Values that a placeholder may have in a key that is asked about: an ACL may allow only one kind.
+const SAMPLE_VALUES: [&str; 2] = ["x", "1"];
+
 /// Checks the Redis behind `connection`, which must be one to `config.redis.url`. Writes one key,
 /// `walsweep:{slot}:check`, and removes it.
 pub async fn redis(config: &Config, connection: &mut MultiplexedConnection) -> Vec<Finding> {
-    let user = user(config);
-    let mut findings = Vec::new();
-    if let Err(error) = cmd("PING").query_async::<Value>(connection).await {
-        match refusal(&error, &user, "ping", "") {
-            Some(finding) => findings.push(finding),
-            None => {
-                let message = format!("redis does not answer: {error}");
-                return vec![Finding::error("redis_unreachable", message)];
-            }
-        }
-    }
-    // Who may not ask is not told; what matters most shows in the rights below.
-    if let Ok(info) = cmd("INFO").query_async::<String>(connection).await {
-        findings.extend(server(&info, config.redis.wait_replicas));
-    }
-    let is_primary = !findings.iter().any(|finding| finding.code == "redis_replica");
-    if is_primary {
-        findings.extend(rights(config, connection, &user).await);
-        findings.extend(keys(config, connection, &user).await);
+    let needs = Needs::of(config);
+    let Judged { mut findings, forbidden, is_usable } = needs.judge(connection).await;
+    findings.extend(forbidden.into_iter().map(|(_rule, finding)| finding));
+    if is_usable {
         if config.refill.observe {
-            findings.extend(tracking(config, connection, &user).await);
+            findings.extend(tracking(&needs, connection).await);
         }
         findings.extend(functions(connection).await);
     }
     findings
 }
 
-/// The user that the URL names.
-fn user(config: &Config) -> String {
-    let info = config.redis.url.as_str().into_connection_info().ok();
-    let name = info.as_ref().and_then(|info| info.redis_settings().username());
-    name.unwrap_or("default").to_owned()
+/// What is needed of Redis by a configuration.
+#[derive(Clone, Debug)]
+pub(super) struct Needs {
+    /// The user that the URL names.
+    user: String,
+    slot: String,
+    wait_replicas: u32,
+    /// The command that gives the user every right that is needed, and the keys that follow it.
+    acl: (String, String),
+    /// Key templates, each with the name of its rule.
+    templates: Vec<(String, Located<String>)>,
+}
+
+/// What a server was found to be.
+pub(super) struct Judged {
+    /// What concerns every rule.
+    pub(super) findings: Vec<Finding>,
+    /// Rules whose keys may not be removed.
+    pub(super) forbidden: Vec<(String, Finding)>,
+    /// Whether it answers, and is one whole server that is written to.
+    pub(super) is_usable: bool,
+}
+
+impl Needs {
+    pub(super) fn of(config: &Config) -> Needs {
+        let info = config.redis.url.as_str().into_connection_info().ok();
+        let settings = info.as_ref().map(redis::ConnectionInfo::redis_settings);
+        let user = settings.and_then(|settings| settings.username()).unwrap_or("default");
+        let templates = config.rules.iter().flat_map(|rule| {
+            rule.keys.iter().map(|template| (rule.name.clone(), template.clone()))
+        });
+        let mut commands = "+ping +info +scan +unlink +get +set +incr +eval".to_owned();
+        for (is_needed, more) in [
+            (settings.is_some_and(|settings| settings.db() != 0), " +select"),
+            (config.redis.wait_replicas > 0, " +wait"),
+            (config.refill.observe, " +hello +client|tracking"),
+        ] {
+            commands.push_str(if is_needed { more } else { "" });
+        }
+        let templates: Vec<_> = templates.collect();
+        let mut patterns: Vec<String> =
+            templates.iter().map(|(_rule, template)| acl_pattern(&template.value)).collect();
+        patterns.push("walsweep:*".to_owned());
+        patterns.sort();
+        patterns.dedup();
+        let acl = (format!("acl setuser {user} {commands}"), format!(" ~{}", patterns.join(" ~")));
+        Needs {
+            user: user.to_owned(),
+            slot: config.postgres.slot.clone(),
+            wait_replicas: config.redis.wait_replicas,
+            acl,
+            templates,
+        }
+    }
+
+    /// Looks at the server; with a few round trips, however many rules there are.
+    pub(super) async fn judge(&self, connection: &mut MultiplexedConnection) -> Judged {
+        let (mut findings, forbidden) = (Vec::new(), Vec::new());
+        if let Err(error) = cmd("PING").query_async::<Value>(connection).await {
+            match self.refusal(&error, "ping") {
+                Some(finding) => findings.push(finding),
+                None => {
+                    let message = format!("redis does not answer: {error}");
+                    findings.push(Finding::error("redis_unreachable", message));
+                    return Judged { findings, forbidden, is_usable: false };
+                }
+            }
+        }
+        match cmd("INFO").query_async::<String>(connection).await {
+            Ok(info) => findings.extend(server(&info, self.wait_replicas)),
+            // That another server answers is then noticed later, by its watermark.
+            Err(error) => findings.extend(
+                self.refusal(&error, "info")
+                    .map(|finding| Finding { severity: Severity::Warning, ..finding }),
+            ),
+        }
+        if !findings.iter().all(|finding| is_usable(finding.code)) {
+            return Judged { findings, forbidden, is_usable: false };
+        }
+        let rights = self.rights(connection).await;
+        let may_unlink = !rights.iter().any(|(command, _)| *command == "unlink");
+        for (_command, finding) in rights {
+            // Several commands may miss the right to the same key.
+            if !findings.contains(&finding) {
+                findings.push(finding);
+            }
+        }
+        let is_usable = findings.iter().all(|finding| is_usable(finding.code));
+        if !is_usable || !may_unlink {
+            return Judged { findings, forbidden, is_usable };
+        }
+        let forbidden = self.forbidden(connection).await;
+        Judged { findings, forbidden, is_usable }
+    }
+
+    /// What is wrong with each command that walsweep needs, on a key of its own.
+    async fn rights(&self, connection: &mut MultiplexedConnection) -> Vec<(&'static str, Finding)> {
+        let mut findings = Vec::new();
+        for (name, command) in self.commands() {
+            let Err(error) = command.query_async::<Value>(connection).await else { continue };
+            findings.push((name, self.refused(&error, name)));
+        }
+        findings
+    }
+
+    fn commands(&self) -> Vec<(&'static str, Cmd)> {
+        let watermark = format!("walsweep:{}", self.slot);
+        let key = format!("{watermark}:check");
+        let mut scan = cmd("SCAN");
+        scan.arg(0).arg("MATCH").arg(&key).arg("COUNT").arg(1);
+        let mut set = cmd("SET");
+        set.arg(&key).arg(1).arg("PX").arg(CHECK_KEY_TTL_MS);
+        // The keys that the script which moves the watermark has.
+        let mut eval = cmd("EVAL");
+        eval.arg("return 1").arg(2).arg(&watermark).arg(format!("{watermark}:removals"));
+        let on_key = |name: &str| {
+            let mut command = cmd(name);
+            command.arg(&key);
+            command
+        };
+        let mut commands = vec![
+            ("scan", scan),
+            ("set", set),
+            ("get", on_key("GET")),
+            ("incr", on_key("INCR")),
+            ("eval", eval),
+            ("unlink", on_key("UNLINK")),
+        ];
+        if self.wait_replicas > 0 {
+            let mut wait = cmd("WAIT");
+            wait.arg(0).arg(1);
+            commands.push(("wait", wait));
+        }
+        commands
+    }
+
+    /// Why a command was refused.
+    fn refused(&self, error: &RedisError, command: &str) -> Finding {
+        if let Some(finding) = self.refusal(error, command) {
+            return finding;
+        }
+        let name = command.to_uppercase();
+        match error.code() {
+            Some("MOVED" | "ASK" | "CROSSSLOT" | "CLUSTERDOWN") => cluster(),
+            _ if error.to_string().contains("unknown command") => {
+                let message = format!("redis has no command `{name}`");
+                let hint = "end its `rename-command` in the configuration of the server";
+                Finding::error("redis_command", message).hint(hint)
+            }
+            _ => Finding::error("redis_refused", format!("redis refuses `{name}`: {error}")),
+        }
+    }
+
+    /// The rule that the user's rights lack, if that is why a command was refused
+    /// (<https://redis.io/docs/latest/operate/oss_and_stack/management/security/acl/>).
+    fn refusal(&self, error: &RedisError, command: &str) -> Option<Finding> {
+        if error.code() != Some("NOPERM") {
+            return None;
+        }
+        let rule =
+            if is_about_key(error) { "~walsweep:*".to_owned() } else { format!("+{command}") };
+        let message = format!("redis user `{}` lacks `{rule}`", self.user);
+        Some(Finding::error("redis_permission", message).hint(self.cure(is_about_key(error))))
+    }
+
+    /// The command that gives every right. Redis takes no key after the right to all keys, so they
+    /// are left out where it is not they that are missing.
+    fn cure(&self, with_keys: bool) -> String {
+        let (commands, keys) = &self.acl;
+        format!("`{commands}{}`", if with_keys { keys } else { "" })
+    }
+
+    /// The rules whose keys the user may not remove, asked for one key of every template.
+    async fn forbidden(&self, connection: &mut MultiplexedConnection) -> Vec<(String, Finding)> {
+        let samples = self.templates.iter().enumerate().flat_map(|(at, (_rule, template))| {
+            let samples = SAMPLE_VALUES.iter().filter_map(|value| sample(&template.value, value));
+            samples.map(move |sample| (at, sample))
+        });
+        let samples: Vec<(usize, String)> = samples.collect();
+        let mut may = vec![None; self.templates.len()];
+        for asked in samples.chunks(KEYS_AT_ONCE) {
+            let keys: Vec<&str> = asked.iter().map(|(_at, key)| key.as_str()).collect();
+            for ((at, _key), answer) in asked.iter().zip(may_unlink(&keys, connection).await) {
+                let before: &mut Option<bool> = &mut may[*at];
+                *before = answer.map(|answer| before.unwrap_or_default() || answer).or(*before);
+            }
+        }
+        let denied = self.templates.iter().zip(may).filter(|(_, may)| *may == Some(false));
+        denied
+            .map(|((rule, template), _)| {
+                let message = format!(
+                    "redis user `{}` may not remove keys of `{}`",
+                    self.user, template.value
+                );
+                let finding = Finding::error("redis_key_permission", message).at(&template.at);
+                (rule.clone(), finding.hint(self.cure(true)))
+            })
+            .collect()
+    }
+}
+
+/// Whether keys may be removed; `None` where that cannot be known.
+async fn may_unlink(keys: &[&str], connection: &mut MultiplexedConnection) -> Vec<Option<bool>> {
+    let mut eval = cmd("EVAL");
+    eval.arg(MAY_UNLINK).arg(0).arg(keys);
+    match eval.query_async::<Option<Vec<u32>>>(connection).await {
+        Ok(Some(answers)) => answers.into_iter().map(|answer| Some(answer == 1)).collect(),
+        Ok(None) => may_name(keys, connection).await,
+        Err(_refused) => vec![None; keys.len()],
+    }
+}
+
+/// The same of a server that has one right for all that is done with a key: it looks at the keys of
+/// a script, and this one does nothing with them.
+async fn may_name(keys: &[&str], connection: &mut MultiplexedConnection) -> Vec<Option<bool>> {
+    let mut answers = Vec::with_capacity(keys.len());
+    for key in keys {
+        let mut eval = cmd("EVAL");
+        eval.arg("return 1").arg(1).arg(key);
+        answers.push(match eval.query_async::<Value>(connection).await {
+            Ok(_one) => Some(true),
+            Err(error) if error.code() == Some("NOPERM") && is_about_key(&error) => Some(false),
+            Err(_other) => None,
+        });
+    }
+    answers
+}
+
+/// Redis words it differently from version to version, but always says whether it is the command.
+fn is_about_key(error: &RedisError) -> bool {
+    let detail = error.detail().unwrap_or_default();
+    detail.contains("key") && !detail.contains("to run the")
+}
+
+/// Whether keys can be removed from a server of which this is found: all of them, and for good.
+fn is_usable(code: &str) -> bool {
+    !matches!(code, "redis_unreachable" | "redis_replica" | "redis_cluster" | "redis_version")
+}
+
+fn cluster() -> Finding {
+    let message = "`redis.url` reaches one node of a cluster: keys of the other nodes would stay";
+    let cluster = Finding::error("redis_cluster", message);
+    cluster.hint("let `redis.url` name a Redis that is not part of a cluster")
 }
 
 /// What the server says of itself.
@@ -59,10 +301,11 @@ fn server(info: &str, wait_replicas: u32) -> Vec<Finding> {
         findings.push(replica.hint("let `redis.url` name the primary"));
     }
     if value("cluster_enabled") == Some("1") {
-        let message =
-            "`redis.url` reaches one node of a cluster: keys of the other nodes would stay";
-        let cluster = Finding::error("redis_cluster", message);
-        findings.push(cluster.hint("let `redis.url` name a Redis that is not part of a cluster"));
+        findings.push(cluster());
+    }
+    if let Some(version) = value("redis_version").filter(|version| is_old(version)) {
+        let message = format!("redis is version {version}, and 6.2 is the oldest that will do");
+        findings.push(Finding::error("redis_version", message).hint("update the server"));
     }
     if let Some(policy) = value("maxmemory_policy").filter(|policy| policy.starts_with("allkeys")) {
         let message = format!(
@@ -85,85 +328,27 @@ fn server(info: &str, wait_replicas: u32) -> Vec<Finding> {
     findings
 }
 
-/// Each command that walsweep needs, on a key of its own.
-async fn rights(
-    config: &Config,
-    connection: &mut MultiplexedConnection,
-    user: &str,
-) -> Vec<Finding> {
-    let key = format!("walsweep:{}:check", config.postgres.slot);
-    let mut scan = cmd("SCAN");
-    scan.arg(0).arg("MATCH").arg(&key).arg("COUNT").arg(1);
-    let mut set = cmd("SET");
-    set.arg(&key).arg(1).arg("PX").arg(CHECK_KEY_TTL_MS);
-    let mut eval = cmd("EVAL");
-    eval.arg("return 1").arg(1).arg(&key);
-    let on_key = |name: &str| {
-        let mut command = cmd(name);
-        command.arg(&key);
-        command
-    };
-    let mut wait = cmd("WAIT");
-    wait.arg(0).arg(1);
-    let mut commands: Vec<(&str, Cmd)> = vec![
-        ("scan", scan),
-        ("set", set),
-        ("get", on_key("GET")),
-        ("incr", on_key("INCR")),
-        ("eval", eval),
-        ("unlink", on_key("UNLINK")),
-    ];
-    if config.redis.wait_replicas > 0 {
-        commands.push(("wait", wait));
+/// Whether this is a version before [`VERSION_MIN`]; one that cannot be read is not.
+fn is_old(version: &str) -> bool {
+    let mut parts = version.split('.').map(str::parse);
+    match (parts.next(), parts.next()) {
+        (Some(Ok(major)), Some(Ok(minor))) => (major, minor) < VERSION_MIN,
+        _ => false,
     }
-    let mut findings: Vec<Finding> = Vec::new();
-    for (name, command) in commands {
-        let Err(error) = command.query_async::<Value>(connection).await else { continue };
-        let finding = refusal(&error, user, name, "walsweep:*").unwrap_or_else(|| {
-            let name = name.to_uppercase();
-            Finding::error("redis_refused", format!("redis refuses `{name}`: {error}"))
-        });
-        // Several commands may miss the right to the same key.
-        if !findings.contains(&finding) {
-            findings.push(finding);
-        }
-    }
-    findings
-}
-
-/// The rule that a user's rights lack, if that is why a command was refused
-/// (<https://redis.io/docs/latest/operate/oss_and_stack/management/security/acl/>).
-fn refusal(error: &RedisError, user: &str, command: &str, keys: &str) -> Option<Finding> {
-    if error.code() != Some("NOPERM") {
-        return None;
-    }
-    let detail = error.detail().unwrap_or_default();
-    // Redis words it differently from version to version, but always says which of both it is.
-    let rule = if detail.contains("key") && !detail.contains("to run the") {
-        format!("~{keys}")
-    } else {
-        format!("+{command}")
-    };
-    let message = format!("redis user `{user}` lacks `{rule}`");
-    Some(Finding::error("redis_permission", message).hint(format!("`acl setuser {user} {rule}`")))
 }
 
 /// Whether writes can be observed, as `refill.observe` asks. Without it every second removal takes
 /// all keys, so that nothing of the promise is lost.
-async fn tracking(
-    config: &Config,
-    connection: &mut MultiplexedConnection,
-    user: &str,
-) -> Option<Finding> {
+async fn tracking(needs: &Needs, connection: &mut MultiplexedConnection) -> Option<Finding> {
     let mut on = cmd("CLIENT");
     on.arg("TRACKING").arg("ON").arg("BCAST").arg("NOLOOP");
-    on.arg("PREFIX").arg(format!("walsweep:{}:check", config.postgres.slot));
+    on.arg("PREFIX").arg(format!("walsweep:{}:check", needs.slot));
     let mut off = cmd("CLIENT");
     off.arg("TRACKING").arg("OFF");
     // `HELLO` alone changes nothing, and is known where RESP3 is.
     for command in [cmd("HELLO"), on, off] {
         let Err(error) = command.query_async::<Value>(connection).await else { continue };
-        let finding = refusal(&error, user, "client|tracking", "").unwrap_or_else(|| {
+        let finding = needs.refusal(&error, "client|tracking").unwrap_or_else(|| {
             let message = format!("redis cannot tell which keys are written: {error}");
             let hint = "set `refill.observe` to false: every second removal takes all keys anyway";
             Finding::error("redis_tracking", message).hint(hint)
@@ -171,30 +356,6 @@ async fn tracking(
         return Some(Finding { severity: Severity::Warning, code: "redis_tracking", ..finding });
     }
     None
-}
-
-/// Whether the keys of the rules may be removed. It is asked in a transaction that is given up:
-/// rights are looked at when a command is queued, and none is run.
-async fn keys(config: &Config, connection: &mut MultiplexedConnection, user: &str) -> Vec<Finding> {
-    let empty = pipe().cmd("MULTI").cmd("DISCARD").query_async::<Value>(connection).await;
-    if empty.is_err() {
-        return Vec::new();
-    }
-    let mut findings = Vec::new();
-    for key in config.rules.iter().flat_map(|rule| &rule.keys) {
-        let Some(sample) = sample(&key.value) else { continue };
-        let mut pipe = pipe();
-        pipe.cmd("MULTI").cmd("UNLINK").arg(&sample).cmd("DISCARD").ignore_errors();
-        let Ok(replies) = pipe.query_async::<Vec<Value>>(connection).await else { continue };
-        let denied = replies.iter().any(|reply| {
-            matches!(reply, Value::ServerError(error) if error.code() == "NOPERM"
-                && !error.details().unwrap_or_default().contains("to run the"))
-        });
-        if denied {
-            findings.push(forbidden(key, user));
-        }
-    }
-    findings
 }
 
 /// The lease functions, if any are loaded. They are an option, and `run` needs no right to list
@@ -213,35 +374,83 @@ async fn functions(connection: &mut MultiplexedConnection) -> Option<Finding> {
     }
 }
 
-fn forbidden(key: &Located<String>, user: &str) -> Finding {
-    let prefix: String = key.value.chars().take_while(|one| !"{*?[\\".contains(*one)).collect();
-    let message = format!("redis user `{user}` may not remove keys of `{}`", key.value);
-    let hint = format!("`acl setuser {user} ~{prefix}*`");
-    Finding::error("redis_key_permission", message).at(&key.at).hint(hint)
-}
-
-/// A key that a template could give: each placeholder and wildcard is one letter. `None` if it has
-/// syntax that this is too simple for.
-fn sample(template: &str) -> Option<String> {
+/// A key that a template could give, `value` for each placeholder and wildcard. `None` for a class
+/// of which no member is at hand.
+fn sample(template: &str, value: &str) -> Option<String> {
     let mut sample = String::new();
     let mut rest = template.chars();
     while let Some(one) = rest.next() {
         match one {
             '{' => {
-                rest.find(|one| *one == '}')?;
-                sample.push('x');
+                skip_to(&mut rest, '}');
+                sample.push_str(value);
             }
-            '*' | '?' => sample.push('x'),
-            '[' | '}' | '\\' => return None,
+            '*' | '?' => sample.push_str(value),
+            '\\' => sample.extend(rest.next()),
+            '[' => {
+                let member = rest.next().filter(|member| !"^]".contains(*member))?;
+                sample.push(if member == '\\' { rest.next()? } else { member });
+                skip_to(&mut rest, ']');
+            }
             plain => sample.push(plain),
         }
     }
     Some(sample)
 }
 
+/// The pattern of an ACL for all keys that a template could give. It has no spaces.
+fn acl_pattern(template: &str) -> String {
+    let mut pattern = String::new();
+    let mut rest = template.chars();
+    while let Some(one) = rest.next() {
+        match one {
+            '{' => {
+                skip_to(&mut rest, '}');
+                pattern.push('*');
+            }
+            '\\' => pattern.extend(['\\'].into_iter().chain(rest.next())),
+            space if space.is_whitespace() => pattern.push('?'),
+            plain => pattern.push(plain),
+        }
+        if pattern.ends_with("**") && !pattern.ends_with("\\**") {
+            pattern.pop();
+        }
+    }
+    pattern
+}
+
+/// Goes on behind the next `end` that no backslash stands before.
+fn skip_to(rest: &mut std::str::Chars<'_>, end: char) {
+    while let Some(one) = rest.next() {
+        match one {
+            '\\' => drop(rest.next()),
+            one if one == end => return,
+            _ => {}
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use super::{sample, server};
+    use redis::{Client, cmd};
+
+    use super::{acl_pattern, may_name, may_unlink, sample, server};
+    use crate::throwaway::{Redis, RedisOptions};
+
+    /// Servers before 7.0 are asked in the second way.
+    #[tokio::test]
+    async fn both_ways_to_ask_for_rights_give_the_same() {
+        let server = Redis::start(RedisOptions::default()).await.unwrap();
+        let mut set_user = cmd("ACL");
+        set_user.arg("SETUSER").arg("app").arg("on").arg(">x").arg("~a:*").arg("+@all");
+        set_user.exec_async(&mut server.connect().await.unwrap()).await.unwrap();
+        let client = Client::open(server.url().replace("//", "//app:x@")).unwrap();
+        let mut connection = client.get_multiplexed_async_connection().await.unwrap();
+        let keys = ["a:1", "b:1", "a:", "a"];
+        let expected = [Some(true), Some(false), Some(true), Some(false)];
+        assert_eq!(may_unlink(&keys, &mut connection).await, expected);
+        assert_eq!(may_name(&keys, &mut connection).await, expected);
+    }
 
     #[test]
     fn a_sample_is_a_key_of_its_template() {
@@ -249,10 +458,27 @@ mod tests {
             ("a:{b}:c", Some("a:x:c")),
             ("a:*:{b|sha256:16}", Some("a:x:x")),
             ("plain", Some("plain")),
-            ("a:[bc]", None),
-            ("a\\*", None),
+            ("a:[bc]:?", Some("a:b:x")),
+            ("a:[\\]b]", Some("a:]")),
+            ("a:[^bc]", None),
+            ("a\\*\\{", Some("a*{")),
+            ("a:{b|default:\\}}:c", Some("a:x:c")),
         ] {
-            assert_eq!(sample(template).as_deref(), expected, "{template}");
+            assert_eq!(sample(template, "x").as_deref(), expected, "{template}");
+        }
+    }
+
+    #[test]
+    fn a_pattern_of_an_acl_covers_its_template() {
+        for (template, expected) in [
+            ("a:{b}:c", "a:*:c"),
+            ("a:{b}*{c}", "a:*"),
+            ("plain", "plain"),
+            ("a b:[bc]:?", "a?b:[bc]:?"),
+            ("a\\**\\{", "a\\**\\{"),
+            ("a:{b|default:\\}}:c", "a:*:c"),
+        ] {
+            assert_eq!(acl_pattern(template), expected, "{template}");
         }
     }
 
@@ -265,6 +491,10 @@ mod tests {
             ("role:master\r\ncluster_enabled:0\r\nmaxmemory_policy:volatile-lru\r\n", &[]),
             ("connected_slaves:1\r\n", &["redis_replicas"]),
             ("connected_slaves:2\r\n", &[]),
+            ("redis_version:6.0.16\r\n", &["redis_version"]),
+            ("redis_version:6.2.0\r\n", &[]),
+            ("redis_version:10.0.1\r\n", &[]),
+            ("redis_version:unknown\r\n", &[]),
         ] {
             let found: Vec<_> = server(info, 2).iter().map(|finding| finding.code).collect();
             assert_eq!(found, codes, "{info}");

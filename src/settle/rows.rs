@@ -31,6 +31,10 @@ const NAME: &str = "walsweep lookup";
 /// statement holds the server longer either, nor waits for a lock: see `sql/read_only.sql`.
 pub(super) const ANSWER_TIMEOUT: Duration = Duration::from_secs(3);
 
+/// The largest value of a row in bytes that a key is made of, as with the rows of changes. Of a
+/// larger one `sql/lookup_column.sql` sends at least one byte more than this, and not the rest.
+const VALUE_SIZE_MAX: usize = 64 << 10;
+
 /// Questions on their way at once: as many as keep the server busy over a round trip.
 const DEPTH: usize = 64;
 
@@ -378,7 +382,9 @@ async fn query(
         _ => return Ok(Found::Many),
     };
     let text = |at| Ok(row.try_get::<_, Option<Text>>(at)?.map(|text| text.0));
-    (0..row.len()).map(text).collect::<Result<_, _>>().map(Found::Row)
+    let values: Vec<Option<Vec<u8>>> = (0..row.len()).map(text).collect::<Result<_, _>>()?;
+    let is_large = values.iter().flatten().any(|value| value.len() > VALUE_SIZE_MAX);
+    Ok(if is_large { Found::Failed } else { Found::Row(values) })
 }
 
 /// A value as the stream sent it: the server reads it by the parameter's type. Has no `Debug` form

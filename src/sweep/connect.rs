@@ -40,6 +40,19 @@ pub enum ConnectError {
     Redis(Error),
 }
 
+impl ConnectError {
+    /// Why a person has to change something before the server lets us in; `None` if it may do so by
+    /// itself.
+    #[must_use]
+    pub fn refusal(&self) -> Option<String> {
+        let is_refused = match self {
+            ConnectError::CaFile { .. } => true,
+            ConnectError::Redis(error) => matches!(error.kind(), Kind::Auth | Kind::NoPerm),
+        };
+        is_refused.then(|| self.to_string())
+    }
+}
+
 impl From<ConnectError> for Error {
     /// Always [`Error::Lost`], whatever the kind: there is no connection that could stand.
     fn from(error: ConnectError) -> Error {
@@ -173,6 +186,8 @@ pub(super) fn classify(error: &RedisError) -> Error {
             Some("WRONGPASS" | "NOAUTH") => Kind::Auth,
             Some("LOADING" | "MASTERDOWN") => Kind::Loading,
             Some("READONLY" | "UNBLOCKED") => Kind::ReadOnly,
+            // A node of a cluster took the place of the server that was connected to.
+            Some("MOVED" | "ASK" | "CROSSSLOT" | "CLUSTERDOWN" | "TRYAGAIN") => Kind::Swapped,
             _ => Kind::Other,
         },
         _ if error.is_timeout() => Kind::Timeout,

@@ -55,7 +55,7 @@ pub use node::{Error, Kind, Node, Page, Replaced, ScanCall};
 pub use observe::{Mark, Name, Observer};
 pub use pace::Pace;
 pub use pass::{Pass, Progress};
-pub use standalone::Standalone;
+pub use standalone::{Look, Standalone};
 pub use sweeper::{Settings, Sweeper};
 
 /// Transactions, by themselves or as what a hold holds, whose keys are removed for good as far as a

@@ -3,6 +3,7 @@
 
 use std::cell::RefCell;
 use std::collections::HashMap;
+use std::pin::Pin;
 
 use redis::aio::MultiplexedConnection;
 use redis::{
@@ -20,19 +21,32 @@ use crate::keys::KeySet;
 /// Writes the watermark key only if the value expected still stands there, and the number of the
 /// [`Chain`]. A script, because it must be one step: with `SET … GET` the evidence of a loss would
 /// be gone before it is seen. KEYS: the watermark, the number; ARGV: whether a value is expected,
-/// that value, the new value, the number or nothing.
+/// that value, the new value, the number or nothing, how many bytes of a value count.
 const COMPARE_AND_SET: &str = "local standing = redis.call('get', KEYS[1]) \
+     if standing then standing = string.sub(standing, 1, ARGV[5]) end \
      local expected = false \
      if ARGV[1] == '1' then expected = ARGV[2] end \
      if standing ~= expected then return standing end \
      if ARGV[4] ~= '' and redis.pcall('get', KEYS[2]) ~= ARGV[4] then return -1 end \
      redis.call('set', KEYS[1], ARGV[3]) return 1";
 
+/// Reads so many bytes of the watermark at most. KEYS: the watermark; ARGV: the number of bytes.
+const BEGINNING: &str = "local standing = redis.call('get', KEYS[1]) \
+     return standing and string.sub(standing, 1, ARGV[1])";
+
+/// Of a watermark so many bytes are read, far more than ours have: whoever can write the key may
+/// leave 512 MB there. What stands behind them does not count.
+const WATERMARK_SIZE_MAX: usize = 1 << 20;
+
 /// PINGs, one after the other, until names of earlier writes are here; see [`observe`](super).
 const FENCE_PINGS: usize = 2;
 
 /// How long one `WAIT` may take; a shortfall is told and tried again after it.
 const WAIT_MS: u32 = 1_000;
+
+/// Looks at the server of a new connection; an error says why it must not be used.
+pub type Look =
+    Box<dyn Fn(MultiplexedConnection) -> Pin<Box<dyn Future<Output = Result<(), String>>>>>;
 
 /// A standalone Redis.
 pub struct Standalone {
@@ -45,6 +59,8 @@ pub struct Standalone {
     chain: RefCell<Option<Chain>>,
     /// All keys of the rules, if writes of them are to be observed.
     observed: Option<KeySet>,
+    /// What is asked of a server before it is used.
+    look: Option<Look>,
     connections: RefCell<Option<Connections>>,
 }
 
@@ -67,7 +83,14 @@ impl Standalone {
         let name = node_name(&redis.url);
         let (connections, chain) = (RefCell::new(None), RefCell::new(None));
         let (redis, number_key) = (redis.clone(), number_key(&watermark_key));
-        Standalone { redis, name, watermark_key, number_key, chain, observed: None, connections }
+        let (observed, look) = (None, None);
+        Standalone { redis, name, watermark_key, number_key, chain, observed, look, connections }
+    }
+
+    /// The same, with servers that were looked at before they are used.
+    #[must_use]
+    pub fn looked_at(self, look: Look) -> Standalone {
+        Standalone { look: Some(look), ..self }
     }
 
     /// The same, observing which keys of `everything` are written, if the server lets it.
@@ -126,6 +149,7 @@ impl Standalone {
         eval.arg(COMPARE_AND_SET).arg(2).arg(&self.watermark_key).arg(&self.number_key);
         eval.arg(u8::from(expected.is_some())).arg(expected.unwrap_or_default()).arg(value);
         eval.arg(number.map(|number| number.to_string()).unwrap_or_default());
+        eval.arg(WATERMARK_SIZE_MAX);
         let reply = unconstrained(eval.query_async(&mut connection)).await;
         match reply.map_err(|error| classify(&error))? {
             Value::Int(1) => Ok(Replaced::Yes),
@@ -279,6 +303,9 @@ impl Node for Standalone {
             let message = "two connections reach two servers".to_owned();
             return Err(Error::new(Kind::Io, message));
         }
+        if let Some(look) = &self.look {
+            look(scan.clone()).await.map_err(|reason| Error::Lost(reason, Kind::Other))?;
+        }
         let wait = match self.redis.wait_replicas {
             0 => None,
             _ => Some(connect(&self.redis).await.map_err(failed)?),
@@ -351,10 +378,10 @@ impl Node for Standalone {
 
     async fn watermark(&self) -> Result<Option<Vec<u8>>, Error> {
         let mut connection = self.connections()?.remove;
-        let mut get = cmd("GET");
-        get.arg(&self.watermark_key);
+        let mut read = cmd("EVAL");
+        read.arg(BEGINNING).arg(1).arg(&self.watermark_key).arg(WATERMARK_SIZE_MAX);
         self.chain.replace(Some(Chain::begin()));
-        get.query_async(&mut connection).await.map_err(|error| classify(&error))
+        read.query_async(&mut connection).await.map_err(|error| classify(&error))
     }
 
     async fn replace_watermark(

@@ -1,6 +1,8 @@
 //! What is found in Redis.
 
+use redis::aio::MultiplexedConnection;
 use redis::{Client, cmd};
+use walsweep::config::{Config, Rule};
 use walsweep::preflight::{self, Finding, Severity};
 use walsweep::throwaway::{Redis, RedisOptions};
 
@@ -13,19 +15,40 @@ async fn found_as(server: &Redis, rights: &str, keys: &[&str]) -> Vec<Finding> {
 
 async fn found(server: &Redis, rights: &str, keys: &[&str], observe: bool) -> Vec<Finding> {
     let mut admin = server.connect().await.unwrap();
-    let mut set_user = cmd("ACL");
-    set_user.arg("SETUSER").arg("app").arg("reset").arg("on").arg(">x");
-    for right in rights.split_whitespace() {
-        set_user.arg(right);
-    }
-    set_user.exec_async(&mut admin).await.unwrap();
-    let url = server.url().replace("redis://", "redis://app:x@");
-    let mut config = config(0, "app", vec![rule("t", keys)]);
-    let client = Client::open(url.as_str()).unwrap();
-    config.redis.url = url;
+    run(&mut admin, &format!("acl setuser app reset on >x {rights}")).await;
+    let mut config = as_app(server, vec![rule("t", keys)]);
     config.refill.observe = observe;
-    let mut connection = client.get_multiplexed_async_connection().await.unwrap();
+    let mut connection = connect(&config).await;
     preflight::redis(&config, &mut connection).await
+}
+
+fn as_app(server: &Redis, rules: Vec<Rule>) -> Config {
+    let mut config = config(0, "app", rules);
+    config.redis.url = server.url().replace("redis://", "redis://app:x@");
+    config
+}
+
+async fn connect(config: &Config) -> MultiplexedConnection {
+    let client = Client::open(config.redis.url.as_str()).unwrap();
+    client.get_multiplexed_async_connection().await.unwrap()
+}
+
+/// Runs a command, its words between spaces.
+async fn run(connection: &mut MultiplexedConnection, command: &str) {
+    let mut words = command.split_whitespace();
+    let mut command = cmd(words.next().unwrap());
+    for word in words {
+        command.arg(word);
+    }
+    command.exec_async(connection).await.unwrap();
+}
+
+/// The server's major version.
+async fn version(server: &Redis) -> u32 {
+    let mut connection = server.connect().await.unwrap();
+    let info: String = cmd("INFO").arg("server").query_async(&mut connection).await.unwrap();
+    let version = info.lines().find_map(|line| line.strip_prefix("redis_version:")).unwrap();
+    version.split('.').next().unwrap().parse().unwrap()
 }
 
 #[tokio::test]
@@ -35,7 +58,7 @@ async fn a_missing_right_is_named() {
     for (rights, missing) in [
         ("~* +@all", &[][..]),
         ("~db:* ~walsweep:* +@all", &[]),
-        ("~* +ping +scan +get +set +incr +eval +unlink +client", &[]),
+        (ENOUGH, &[]),
         ("~* +@all -unlink", &["+unlink"]),
         ("~* +@all -scan -eval", &["+scan", "+eval"]),
         ("~* +@all -set -ping", &["+ping", "+set"]),
@@ -49,11 +72,91 @@ async fn a_missing_right_is_named() {
         let messages: Vec<&str> = findings.iter().map(|one| one.message.as_str()).collect();
         assert_eq!(messages, expected, "{rights}");
         assert!(findings.iter().all(Finding::is_error));
+        // What is told to cure it does.
+        if let Some(hint) = findings.last().and_then(|finding| finding.hint.as_deref()) {
+            run(&mut admin, hint.trim_matches('`')).await;
+            let config = as_app(&server, vec![rule("t", &["db:a", "db:{id}"])]);
+            let mut app = connect(&config).await;
+            assert_eq!(preflight::redis(&config, &mut app).await, [], "{rights}, then {hint}");
+        }
         let left: u64 = cmd("EXISTS").arg("db:a").query_async(&mut admin).await.unwrap();
         assert_eq!(left, 1, "a check removed a key of the cache");
     }
     let keys: Vec<String> = cmd("KEYS").arg("*").query_async(&mut admin).await.unwrap();
     assert_eq!(keys, ["db:a"]);
+}
+
+#[tokio::test]
+async fn a_right_that_only_helps_is_a_warning() {
+    let server = Redis::start(RedisOptions::default()).await.unwrap();
+    let rights = "~* +@all -info";
+    let findings = found_as(&server, rights, &["k"]).await;
+    assert_eq!(codes(&findings), ["redis_permission"]);
+    assert_eq!(findings[0].severity, Severity::Warning);
+    assert_eq!(findings[0].message, "redis user `app` lacks `+info`");
+}
+
+/// Everything that is needed, and nothing else; `MULTI` and `ACL` are not among it.
+const ENOUGH: &str = "~* +ping +info +scan +get +set +incr +eval +unlink";
+
+#[tokio::test]
+async fn every_template_is_asked_about_with_no_more_rights_than_are_needed() {
+    let server = Redis::start(RedisOptions::default()).await.unwrap();
+    let mut admin = server.connect().await.unwrap();
+    let keys = [
+        "other:{id}",
+        "pat:{id}:*",
+        "plain",
+        "class:[ab]:{id}",
+        "two words:{id|default:\\}}",
+        "star\\*:{id}",
+    ];
+    for (granted, denied) in [
+        ("~t:* ~walsweep:*", &[0, 1, 2, 3, 4, 5][..]),
+        ("~* ", &[]),
+        ("~walsweep:* ~other:[0-9]* ~pat:*:* ~plain ~class:a:* ~two?words:*", &[5]),
+        ("~walsweep:* ~other:* ~pattern:* ~plain2 ~class:c:* ~star?:*", &[1, 2, 3, 4]),
+    ] {
+        let rights = format!("{granted} {}", ENOUGH.trim_start_matches("~* "));
+        let findings = found_as(&server, &rights, &keys).await;
+        let places: Vec<String> =
+            findings.iter().map(|finding| finding.at.as_ref().unwrap().key.clone()).collect();
+        let expected: Vec<String> = denied.iter().map(|at| format!("rule.0.keys.{at}")).collect();
+        assert_eq!(places, expected, "{granted}");
+        assert!(findings.iter().all(|one| one.code == "redis_key_permission" && one.is_error()));
+        if let Some(hint) = findings.first().and_then(|finding| finding.hint.as_deref()) {
+            run(&mut admin, hint.trim_matches('`')).await;
+            let config = as_app(&server, vec![rule("t", &keys)]);
+            let mut app = connect(&config).await;
+            assert_eq!(preflight::redis(&config, &mut app).await, [], "{granted}, then {hint}");
+        }
+    }
+}
+
+/// Redis 7 has rights to write without reading.
+#[tokio::test]
+async fn the_right_to_write_alone_is_enough_for_the_keys_of_rules() {
+    let server = Redis::start(RedisOptions::default()).await.unwrap();
+    if version(&server).await < 7 {
+        return;
+    }
+    let rights = ENOUGH.replace("~*", "%W~db:* ~walsweep:*");
+    assert_eq!(found_as(&server, &rights, &["db:{id}"]).await, []);
+    let rights = ENOUGH.replace("~*", "%R~db:* ~walsweep:*");
+    assert_eq!(codes(&found_as(&server, &rights, &["db:{id}"]).await), ["redis_key_permission"]);
+}
+
+#[tokio::test]
+async fn a_command_that_is_renamed_or_turned_off_is_found() {
+    for (args, name) in
+        [("--rename-command UNLINK none", "UNLINK"), ("--rename-command INCR \"\"", "INCR")]
+    {
+        let args = args.split(' ').map(|arg| arg.replace('"', "")).collect();
+        let server = Redis::start(RedisOptions { args, ..RedisOptions::default() }).await.unwrap();
+        let findings = found_as(&server, "~* +@all", &["k:{id}"]).await;
+        assert_eq!(codes(&findings), ["redis_command"]);
+        assert_eq!(findings[0].message, format!("redis has no command `{name}`"));
+    }
 }
 
 #[tokio::test]
@@ -92,7 +195,9 @@ async fn a_rule_whose_keys_may_not_be_removed_is_named() {
         findings.iter().map(|finding| finding.at.as_ref().unwrap().key.as_str()).collect();
     assert_eq!(places, ["rule.0.keys.1", "rule.0.keys.2"]);
     let hint = find(&findings, "redis_key_permission").hint.as_deref();
-    assert_eq!(hint, Some("`acl setuser app ~stats:*`"));
+    let acl = "`acl setuser app +ping +info +scan +unlink +get +set +incr +eval \
+               ~db:* ~roundup:* ~stats:*:* ~walsweep:*`";
+    assert_eq!(hint, Some(acl));
 }
 
 #[tokio::test]

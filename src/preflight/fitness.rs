@@ -1,0 +1,107 @@
+//! Whether a Redis that `run` has connected to is one that `check` would pass.
+//!
+//! The server behind an address may be exchanged, and a right may be taken away, while walsweep
+//! runs. So it is looked at when the program starts and whenever a connection is made. What
+//! concerns all rules, or makes the server one whose removals count for nothing, is told under
+//! [`Topic::Redis`]; a right that one rule lacks under [`Topic::Refused`]: the other rules go on.
+
+use std::cell::RefCell;
+use std::collections::BTreeSet;
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use redis::aio::MultiplexedConnection;
+use tokio::time::sleep;
+
+use super::Finding;
+use super::redis::{Judged, Needs};
+use crate::config::Config;
+use crate::telemetry::{Health, Topic};
+
+/// While something is told, the server is asked this often whether it is cured.
+const LOOK_AGAIN: Duration = Duration::from_secs(5);
+
+/// Looks at the Redis of a configuration, and tells what is wrong with it.
+#[derive(Debug)]
+pub struct Fitness {
+    needs: Needs,
+    health: Arc<Health>,
+    /// What is told now.
+    told: RefCell<BTreeSet<Topic>>,
+}
+
+impl Fitness {
+    /// Tells `health` about the Redis of this configuration.
+    #[must_use]
+    pub fn new(config: &Config, health: Arc<Health>) -> Fitness {
+        Fitness { needs: Needs::of(config), health, told: RefCell::default() }
+    }
+
+    /// Why the program should not start with the server of this connection. What may pass by
+    /// itself, such as a full memory, is no reason; what concerns one rule is one only if `strict`.
+    pub async fn refusals(
+        &self,
+        connection: &mut MultiplexedConnection,
+        strict: bool,
+    ) -> Vec<Finding> {
+        let Judged { findings, forbidden, .. } = self.needs.judge(connection).await;
+        let forbidden = forbidden.into_iter().map(|(_rule, finding)| finding);
+        let forbidden = forbidden.filter(|_| strict);
+        findings.into_iter().filter(is_lasting).chain(forbidden).collect()
+    }
+
+    /// Looks at the server of a new connection, and tells what is wrong.
+    ///
+    /// # Errors
+    ///
+    /// Why nothing that is removed there may be confirmed: it is not the whole of what readers use.
+    pub async fn look(&self, mut connection: MultiplexedConnection) -> Result<(), String> {
+        let Judged { findings, forbidden, is_usable } = self.needs.judge(&mut connection).await;
+        let lasting: Vec<&Finding> = findings.iter().filter(|one| is_lasting(one)).collect();
+        let mut told = BTreeSet::new();
+        if let Some(first) = lasting.first() {
+            let texts: Vec<&str> = lasting.iter().map(|one| one.message.as_str()).collect();
+            self.tell(&mut told, Topic::Redis, &texts.join("; "), first.hint.as_deref());
+        }
+        for (rule, finding) in &forbidden {
+            let topic = Topic::Refused(rule.as_str().into());
+            let text = format!("rule `{rule}`: {}", finding.message);
+            self.tell(&mut told, topic, &text, finding.hint.as_deref());
+        }
+        let before = self.told.replace(told.clone());
+        before.difference(&told).for_each(|topic| self.health.over(topic));
+        match lasting.first() {
+            Some(first) if !is_usable => Err(first.message.clone()),
+            _ => Ok(()),
+        }
+    }
+
+    fn tell(&self, told: &mut BTreeSet<Topic>, topic: Topic, text: &str, hint: Option<&str>) {
+        self.health.trouble(topic.clone(), text, hint);
+        told.insert(topic);
+    }
+
+    /// Looks again from time to time while something is told, over a connection that `connect`
+    /// makes: a right that is given needs no new connection of the sweeper's.
+    pub async fn watch(
+        &self,
+        connect: impl AsyncFn() -> Option<MultiplexedConnection>,
+    ) -> Infallible {
+        loop {
+            sleep(LOOK_AGAIN).await;
+            if !self.told.borrow().is_empty()
+                && let Some(connection) = connect().await
+            {
+                // A server that must not be used has no connection of the sweeper's, either.
+                drop(self.look(connection).await);
+            }
+        }
+    }
+}
+
+/// Whether a person has to change something. A server that loads its data, has no memory or runs a
+/// script refuses for a while, and the sweeper tries again.
+fn is_lasting(finding: &Finding) -> bool {
+    finding.is_error() && !matches!(finding.code, "redis_refused" | "redis_unreachable")
+}
