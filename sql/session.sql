@@ -11,9 +11,9 @@
 -- are known by SQLSTATE); `synchronous_commit`, with which `setup` waits as long as the operator
 -- wants it to; `lc_monetary`, as README.md says; `default_tablespace`, `check_function_bodies`,
 -- `default_table_access_method` and `default_toast_compression`, as we make no tables;
--- `row_security`, as catalogs have none; `xmloption` and `xmlbinary`, which change no value that is printed;
--- `client_encoding`, which the login asks for; keepalives and `tcp_user_timeout`, which are about
--- the network; costs and methods of the planner, memory, statistics, vacuum and what is logged,
+-- `row_security`, as catalogs have none; `xmloption` and `xmlbinary`, which change no value that is
+-- printed; `client_encoding`, which the login asks for; keepalives and `tcp_user_timeout`, which
+-- are about the network; costs and methods of the planner, memory, statistics, vacuum and what is logged,
 -- which change how long an answer takes and not the answer.
 select pg_catalog.set_config(wanted.name, wanted.setting, false)
   from (values
