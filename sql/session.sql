@@ -13,8 +13,8 @@
 -- `default_table_access_method` and `default_toast_compression`, as we make no tables;
 -- `row_security`, as catalogs have none; `xmloption` and `xmlbinary`, which change no value that is
 -- printed; `client_encoding`, which the login asks for; keepalives and `tcp_user_timeout`, which
--- are about the network; costs and methods of the planner, memory, statistics, vacuum and what is logged,
--- which change how long an answer takes and not the answer.
+-- are about the network; costs and methods of the planner, memory, statistics, vacuum and what is
+-- logged, which change how long an answer takes and not the answer.
 select pg_catalog.set_config(wanted.name, wanted.setting, false)
   from (values
     -- Limits: each would end a session or a question of ours for good, that of transactions also
