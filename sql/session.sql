@@ -7,13 +7,14 @@
 --
 -- Gone through were all settings of context `user` and `superuser` (pg_settings, 14 and 18). Left
 -- as they are: `role`, which is who we are and not what our SQL means; what only a superuser may
--- set (`session_replication_role`, `event_triggers`, `lc_messages`: we write no rows, and errors are
--- known by SQLSTATE); `synchronous_commit`, with which `setup` waits as long as the operator wants it to;
--- `lc_monetary`, as README.md says; `default_tablespace`, `default_table_access_method` and
--- `default_toast_compression`, as we make no tables; `xmloption` and `xmlbinary`, which change no
--- value that is printed; `client_encoding`, which the login asks for; keepalives and
--- `tcp_user_timeout`, which are about the network; costs and methods of the planner, memory,
--- statistics, vacuum and what is logged, which change how long an answer takes and not the answer.
+-- set (`session_replication_role`, `event_triggers`, `lc_messages`: we write no rows, and errors
+-- are known by SQLSTATE); `synchronous_commit`, with which `setup` waits as long as the operator
+-- wants it to; `lc_monetary`, as README.md says; `default_tablespace`, `check_function_bodies`,
+-- `default_table_access_method` and `default_toast_compression`, as we make no tables;
+-- `row_security`, as catalogs have none; `xmloption` and `xmlbinary`, which change no value that is
+-- printed; `client_encoding`, which the login asks for; keepalives and `tcp_user_timeout`, which
+-- are about the network; costs and methods of the planner, memory, statistics, vacuum and what is
+-- logged, which change how long an answer takes and not the answer.
 select pg_catalog.set_config(wanted.name, wanted.setting, false)
   from (values
     -- Limits: each would end a session or a question of ours for good, that of transactions also

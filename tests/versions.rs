@@ -290,6 +290,17 @@ async fn a_pooler_is_refused_wherever_it_stands() {
         let gate = Settings { postgres_url: pooled, postgres: stream, ..direct.clone() };
         if mode == "transaction" {
             refuses(gate, "pooler", &["lends one backend to several sessions"]).await;
+            // What it lends the application next is as it was.
+            let url = direct.postgres_url.replace(&port, &format!(":{}", pooler.port));
+            let connected = tokio_postgres::connect(&url, tokio_postgres::NoTls).await;
+            let (application, connection) = connected.unwrap();
+            drop(tokio::spawn(connection));
+            let shown = application.simple_query("show search_path").await.unwrap();
+            let shown = shown.iter().find_map(|one| match one {
+                tokio_postgres::SimpleQueryMessage::Row(row) => row.get(0),
+                _ => None,
+            });
+            assert_eq!(shown, Some("\"$user\", public"));
         } else {
             // One session, one backend: the gate holds.
             let mut sidecar = Sidecar::new(gate);

@@ -119,13 +119,14 @@ impl Error {
 
     /// Whether it was a pooler that refused: it does not know the startup parameter `replication`
     /// (`PgBouncer` 08P01, RDS Proxy 0A000), or dropped it and so takes a replication command for
-    /// SQL (42601).
+    /// SQL (42601); or it knows no transactions (08P01).
     #[must_use]
     pub fn is_pooler(&self) -> bool {
         match self {
             Error::Connect(error) => matches!(error.sql_state(), Some("08P01" | "0A000")),
             Error::Command { command, server } => {
-                server.code == "42601" && command.starts_with("identify")
+                (server.code == "08P01" && command.starts_with("set the session"))
+                    || (server.code == "42601" && command.starts_with("identify"))
             }
             _ => false,
         }

@@ -187,9 +187,14 @@ impl DerefMut for Sql {
 /// See [`Error`]; the whole attempt is bounded by [`Endpoint::connect_timeout`].
 pub async fn connect_sql(endpoint: &Endpoint, application_name: &str) -> Result<Sql, Error> {
     within(endpoint, async {
+        let pooler = || Error::Pooler { address: endpoint.address() };
         let sql = log_in_as_can_be(endpoint, application_name).await?;
-        if state::set(&sql, state::told_backend(&sql).await?).await? {
-            return Ok(sql);
+        match state::set(&sql, state::told_backend(&sql).await?).await {
+            Ok(true) => return Ok(sql),
+            Ok(false) => {}
+            // One that lends a backend for each statement refuses transactions.
+            Err(error) if error.sql_state() == Some("08P01") => return Err(pooler()),
+            Err(error) => return Err(error),
         }
         // Not the server itself. One session more shows whether each has a backend of its own.
         let other = log_in_as_can_be(endpoint, application_name).await?;
@@ -197,7 +202,7 @@ pub async fn connect_sql(endpoint: &Endpoint, application_name: &str) -> Result<
         other.close().await;
         match sole {
             Some(backend) if state::set(&sql, backend).await? => Ok(sql),
-            _ => Err(Error::Pooler { address: endpoint.address() }),
+            _ => Err(pooler()),
         }
     })
     .await

@@ -90,7 +90,7 @@ async fn planted() -> Bed {
     bed
 }
 
-/// Everything that is done to a database, from the first look to the last, with a change in between.
+/// Everything that is done to a database, from the first look to the last, with changes between.
 async fn live(bed: &Bed, settings: Settings, by_hand: bool) {
     let mut sidecar = Sidecar::new(settings);
     let succeeds = |args: &[&str]| {
