@@ -135,7 +135,9 @@ async fn a_stopped_standby_is_seen_holds_and_is_taken_back() {
     update(&bed, 2).await;
     bed.gone("item:2").await;
     held(&bed, before).await;
-    assert!(sidecar.metric("walsweep_in_flight_transactions").await >= 2.0);
+    let (status, body) = sidecar.get("/readyz").await.unwrap();
+    let named = format!("replica 127.0.0.1:{} cannot be counted on", standby.port());
+    assert!(status == 200 && body.contains(&named) && body.contains("bytes of WAL"), "{body}");
     standby.start_again().await.unwrap();
     bed.settled().await;
     assert_eq!(sidecar.metric(&up(&standby)).await, 1.0);
@@ -143,6 +145,32 @@ async fn a_stopped_standby_is_seen_holds_and_is_taken_back() {
     sidecar.assert_quiet(&["sweeping everything", "cannot be counted on", "started again"]);
     let complaints = sidecar.log().iter().filter(|line| line.contains("counted on")).count();
     assert!(complaints <= 3, "one line for each reason, not for each attempt: {complaints}");
+}
+
+/// Commits with keys, more than may be on their way to their first removal at once.
+const COMMITS: u32 = 205_000;
+
+/// I3: what waits for a replica waits as one, however much it is.
+#[tokio::test]
+async fn a_replica_that_is_gone_stops_nothing_however_much_is_committed() {
+    let (bed, mut standby, sidecar) = start().await;
+    standby.stop(StopMode::Fast).await.unwrap();
+    let before = bed.position().await;
+    bed.sql.run("set synchronous_commit = off").await;
+    let commits = format!(
+        "do $$ begin for at in 1..{COMMITS} loop
+           update item set version = version + 1 where id = 1 + at % 50; commit;
+         end loop; end $$"
+    );
+    bed.sql.run(&commits).await;
+    bed.fill(&["item:99"]).await;
+    update(&bed, 99).await;
+    bed.gone("item:99").await;
+    let in_flight = sidecar.metric("walsweep_in_flight_transactions").await;
+    assert!(in_flight < 1_000.0, "{in_flight} in flight after their removal");
+    assert!(bed.confirmed().await <= before);
+    standby.start_again().await.unwrap();
+    bed.settled().await;
 }
 
 /// A standby that crashed replays again what it had replayed, and readers come in before it is
