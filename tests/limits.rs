@@ -132,6 +132,8 @@ async fn a_long_window_full_of_keys_delays_no_first_removal() {
     assert!(in_flight < 5.0, "{in_flight} in flight after their first removal");
     let widened = sidecar.metric("walsweep_widened_total{rule=\"long\",reason=\"limit\"}").await;
     assert!(widened >= 1.0, "{widened}");
+    let others = sidecar.metric_sum("walsweep_widened_total").await - widened;
+    assert!(others < 0.5, "a few keys are not widened for the many of another rule");
 }
 
 /// I7: where the slot would fill the database's disk, it is given up loudly, and everything that

@@ -35,9 +35,9 @@ impl Queue {
         let mut total = 0;
         while let Some(job) = self.jobs.pop_front() {
             let size = job.keys.exact_len();
-            let fits = taken.first().is_none_or(|first| {
-                first.round == job.round && total + size <= BATCH_KEYS_MAX
-            });
+            let fits = taken
+                .first()
+                .is_none_or(|first| first.round == job.round && total + size <= BATCH_KEYS_MAX);
             if !fits {
                 self.jobs.push_front(job);
                 break;

@@ -37,6 +37,9 @@ const DUE_KEYS_MAX: usize = 20_000;
 /// Memory of keys that wait for their second removal, in bytes; beyond it the oldest are widened.
 const WAITING_BYTES_MAX: usize = 16 * 1024 * 1024;
 
+/// What a rule has in a set is not widened for less: it frees little, and may remove much.
+const LARGE_BYTES: usize = 16 * 1024;
+
 /// Key sets kept until the watermark covers them; beyond it the two oldest become one.
 const KEPT_MAX: usize = 32;
 
@@ -162,7 +165,7 @@ impl Refill {
         for bucket in &mut self.waiting {
             while bytes > WAITING_BYTES_MAX {
                 let before = bucket.keys.bytes();
-                let Some(rule) = bucket.keys.collapse_largest() else { break };
+                let Some(rule) = bucket.keys.collapse_largest(LARGE_BYTES) else { break };
                 widened.push((rule, 1));
                 bucket.is_wide = true;
                 bytes = (bytes + bucket.keys.bytes()).saturating_sub(before);
@@ -256,7 +259,7 @@ impl Refill {
             for kept in &mut self.kept {
                 while self.kept_bytes > KEPT_BYTES_MAX {
                     let before = kept.keys.bytes();
-                    if kept.keys.collapse_largest().is_none() {
+                    if kept.keys.collapse_largest(LARGE_BYTES).is_none() {
                         break;
                     }
                     let now = self.kept_bytes + kept.keys.bytes();

@@ -138,7 +138,7 @@ impl Refusals {
         refusal.covers = refusal.covers.max(covers);
         let mut widened = refusal.keys.merge_within(&keys);
         while refusal.keys.exact_len() > KEYS_MAX
-            && let Some(rule) = refusal.keys.collapse_largest()
+            && let Some(rule) = refusal.keys.collapse_largest(0)
         {
             widened.push((rule, 1));
         }
@@ -164,8 +164,7 @@ impl Refusals {
             refusal.without_pass += 1;
             let empty = refusal.keys.emptied();
             let keys = std::mem::replace(&mut refusal.keys, empty);
-            let with_pass =
-                refusal.samples.is_empty() || refusal.without_pass > TRIES_WITHOUT_PASS;
+            let with_pass = refusal.samples.is_empty() || refusal.without_pass > TRIES_WITHOUT_PASS;
             if with_pass {
                 refusal.without_pass = 0;
             }
@@ -189,7 +188,11 @@ impl Refusals {
 
     /// A try is over. If nothing is refused any more, gives what waited for it, with its hold; else
     /// the hold alone, which goes on holding, and the next try comes later.
-    pub(super) fn tried(&mut self, rule: RuleId, now: Instant) -> Option<(Hold, Option<Vec<Member>>)> {
+    pub(super) fn tried(
+        &mut self,
+        rule: RuleId,
+        now: Instant,
+    ) -> Option<(Hold, Option<Vec<Member>>)> {
         let refusal = self.0.get_mut(&rule)?;
         if refusal.keys.is_empty() {
             let refusal = self.0.remove(&rule)?;

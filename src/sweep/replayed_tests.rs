@@ -74,7 +74,7 @@ async fn the_removal_after_the_replay_has_a_second_one() {
     local(async {
         let mut bench = Bench::new(Duration::from_secs(1));
         let hold = Hold::new_name();
-            bench.commit_not_replayed(hold, 110, &["1"]).await;
+        bench.commit_not_replayed(hold, 110, &["1"]).await;
         tokio::time::sleep(Duration::from_secs(5)).await;
         bench.redis.fill(&["item:1"]);
         bench.replayed(Some(hold), &["1"], 0).await;
@@ -94,7 +94,7 @@ async fn keys_found_after_the_replay_count_as_refills() {
         let mut bench = Bench::new(Duration::ZERO);
         bench.redis.fill(&["item:1"]);
         let hold = Hold::new_name();
-            bench.commit_not_replayed(hold, 110, &["1"]).await;
+        bench.commit_not_replayed(hold, 110, &["1"]).await;
         tokio::time::sleep(Duration::from_secs(1)).await;
         bench.redis.fill(&["item:1"]);
         bench.replayed(Some(hold), &["1"], 0).await;

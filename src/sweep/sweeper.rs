@@ -307,11 +307,7 @@ impl State {
         }))
     }
 
-    fn next_pass<'a, N: Node>(
-        &mut self,
-        node: &'a N,
-        metrics: &'a Metrics,
-    ) -> Work<'a, PassDone> {
+    fn next_pass<'a, N: Node>(&mut self, node: &'a N, metrics: &'a Metrics) -> Work<'a, PassDone> {
         if self.passes.is_empty() {
             return None;
         }

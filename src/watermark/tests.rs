@@ -101,8 +101,16 @@ enum Event {
     Sweep(usize),
     Keepalive(u64),
     /// A transaction in flight waits for a hold, too; or for that alone.
-    Hold { index: usize, by: usize, moved: bool },
-    Merge { by: usize, other: usize, moved: bool },
+    Hold {
+        index: usize,
+        by: usize,
+        moved: bool,
+    },
+    Merge {
+        by: usize,
+        other: usize,
+        moved: bool,
+    },
     Release(usize),
 }
 
