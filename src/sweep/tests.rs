@@ -118,12 +118,16 @@ impl Node for Redis {
         self.work().await?;
         let filter = call.pattern.map(Pattern::parse);
         let keys = self.0.keys.borrow();
-        let after = usize::try_from(call.cursor).unwrap();
-        let page = keys.iter().skip(after).take(call.count);
+        // From the last to the first: what is removed meanwhile moves none of those to come.
+        let end = match usize::try_from(call.cursor).unwrap() {
+            0 => keys.len(),
+            cursor => cursor.min(keys.len()),
+        };
+        let start = end.saturating_sub(call.count);
+        let page = keys.iter().skip(start).take(end - start);
         let matching = |key: &&Vec<u8>| filter.as_ref().is_none_or(|one| one.matches(key));
         let found = page.filter(matching).cloned().collect();
-        let end = after + call.count;
-        let cursor = if end >= keys.len() { 0 } else { end as u64 };
+        let cursor = start as u64;
         if cursor == 0 {
             self.0.passes.set(self.0.passes.get() + 1);
         }
