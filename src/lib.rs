@@ -33,7 +33,8 @@
 //! - **I4 data is not syntax.** A value from a row never acts as a glob.
 //! - **I5 doubt widens.** A value that cannot be known turns its placeholder into `*`.
 //! - **I6 bounded.** Every queue, key set and buffer has a limit; at a limit a key set collapses to
-//!   its rule's pattern, and keepalives are still answered.
+//!   its rule's pattern, and keepalives are still answered. What waits for a second removal, for a
+//!   replica or for a right in Redis is bounded by itself, and holds up no first removal.
 //! - **I7 continuity or sweep.** Ready needs a proof that history is unbroken; without it every key
 //!   that a rule could produce is swept first.
 //! - **I8 late refills are bounded, and can be closed.** Keys are removed again after `[refill]

@@ -12,6 +12,16 @@ table = "public.item"
 keys = ["item:{id}", "a-longer-name-for-the-same-item:{id}:{version}"]
 "#;
 
+/// Rules of two tables; the keys of one are so long that some thousands of them fill the memory for
+/// second removals.
+fn long_rules() -> String {
+    let long = "0123456789".repeat(100);
+    format!(
+        "[[rule]]\nname = \"item\"\ntable = \"public.item\"\nkeys = [\"item:{{id}}\"]\n\
+         [[rule]]\nname = \"long\"\ntable = \"public.long\"\nkeys = [\"{long}:{{id}}\"]\n"
+    )
+}
+
 /// Resident memory of a process in KiB.
 pub(crate) fn resident(pid: u32) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
@@ -142,6 +152,45 @@ async fn wal_that_an_open_transaction_holds_costs_no_slot_and_is_told() {
 /// Where the slot needs the log from: as long as a transaction is open, a slot that is created
 /// later begins later.
 const SLOT: &str = "select restart_lsn::text from pg_replication_slots";
+
+/// I3, I6: what waits for its second removal holds up no first one, however much it is; at its limit
+/// it is widened, not made earlier.
+#[tokio::test]
+async fn a_long_window_full_of_keys_delays_no_first_removal() {
+    let bed = Bed::new(&[]).await;
+    bed.sql.run("create table long (id int primary key)").await;
+    let mut settings = bed.settings();
+    settings.rules = long_rules();
+    let sidecar = Sidecar::set_up(settings.clone()).await;
+    bed.settled().await;
+    drop(sidecar);
+    settings.refill = "60s".to_owned();
+    let mut sidecar = Sidecar::new(settings);
+    sidecar.start();
+    sidecar.wait_ready().await;
+    let received = "walsweep_changes_total{operation=\"insert\"}";
+    for part in 0..5 {
+        let (from, to) = (part * 6_000 + 1, (part + 1) * 6_000);
+        let rows = format!("insert into long select id from generate_series({from}, {to}) id");
+        bed.sql.run(&rows).await;
+        eventually(PATIENCE, "it is received", || async {
+            sidecar.metric(received).await >= f64::from(to)
+        })
+        .await;
+        // Each fills a bucket of its own.
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
+    bed.fill(&["item:1"]).await;
+    bed.sql.run("update item set version = version + 1 where id = 1").await;
+    // A third of the window: none of the others is removed for the second time yet.
+    bed.gone("item:1").await;
+    let in_flight = sidecar.metric("walsweep_in_flight_transactions").await;
+    assert!(in_flight < 5.0, "{in_flight} in flight after their first removal");
+    let widened = sidecar.metric("walsweep_widened_total{rule=\"long\",reason=\"limit\"}").await;
+    assert!(widened >= 1.0, "{widened}");
+    let others = sidecar.metric_sum("walsweep_widened_total").await - widened;
+    assert!(others < 0.5, "a few keys are not widened for the many of another rule");
+}
 
 /// I7: where the slot would fill the database's disk, it is given up loudly, and everything that
 /// was owed is made good by a sweep.

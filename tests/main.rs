@@ -23,6 +23,7 @@ mod observe;
 mod oracle;
 mod outage;
 mod prepared;
+mod refusals;
 mod replicas;
 mod shutdown;
 mod standby_slot;

@@ -135,7 +135,9 @@ async fn a_stopped_standby_is_seen_holds_and_is_taken_back() {
     update(&bed, 2).await;
     bed.gone("item:2").await;
     held(&bed, before).await;
-    assert!(sidecar.metric("walsweep_in_flight_transactions").await >= 2.0);
+    let (status, body) = sidecar.get("/readyz").await.unwrap();
+    let named = format!("replica 127.0.0.1:{} cannot be counted on", standby.port());
+    assert!(status == 200 && body.contains(&named) && body.contains("bytes of WAL"), "{body}");
     standby.start_again().await.unwrap();
     bed.settled().await;
     assert_eq!(sidecar.metric(&up(&standby)).await, 1.0);
@@ -143,6 +145,33 @@ async fn a_stopped_standby_is_seen_holds_and_is_taken_back() {
     sidecar.assert_quiet(&["sweeping everything", "cannot be counted on", "started again"]);
     let complaints = sidecar.log().iter().filter(|line| line.contains("counted on")).count();
     assert!(complaints <= 3, "one line for each reason, not for each attempt: {complaints}");
+}
+
+/// I3: what waits for a replica waits as one, however much it is: the number of transactions on their
+/// way, at whose limit reading stops, does not grow.
+#[tokio::test]
+async fn what_waits_for_a_replica_that_is_gone_is_not_on_its_way_any_more() {
+    let (bed, mut standby, sidecar) = start().await;
+    standby.stop(StopMode::Fast).await.unwrap();
+    let before = sidecar.metric("walsweep_transactions_total").await;
+    let commits = "do $$ begin for at in 1..1000 loop
+           update item set version = version + 1 where id = 1 + at % 50; commit;
+         end loop; end $$";
+    bed.sql.run(commits).await;
+    let committed = bed.position().await;
+    bed.fill(&["item:99"]).await;
+    update(&bed, 99).await;
+    bed.gone("item:99").await;
+    let received = sidecar.metric("walsweep_transactions_total").await - before;
+    assert!(received >= 1_000.0, "{received}");
+    let in_flight = "walsweep_in_flight_transactions";
+    eventually(PATIENCE, "nothing is in flight after its removal", || async {
+        sidecar.metric(in_flight).await < 0.5
+    })
+    .await;
+    assert!(bed.confirmed().await < committed, "it is not replayed");
+    standby.start_again().await.unwrap();
+    bed.settled().await;
 }
 
 /// A standby that crashed replays again what it had replayed, and readers come in before it is

@@ -297,6 +297,9 @@ async fn a_standby_that_is_gone_holds_only_the_end() {
         assert_eq!(bench.next().await, None, "a refused standby has replayed nothing");
         assert_eq!((bench.up(&bench.one), bench.up(&bench.other)), (1, 0));
         assert_eq!((bench.lag(&bench.one), bench.lag(&bench.other)), (0, 1_900));
+        let (_, text) = bench.health.readiness();
+        assert!(text.contains("replica other:5432 cannot be counted on"), "{text}");
+        assert!(text.contains("1800 bytes of WAL"), "{text}");
         bench.other.fails.set(None);
         let mut settled = Vec::new();
         while let Some(Passed::Replayed(end_lsns, 0)) = bench.next().await {
@@ -304,6 +307,32 @@ async fn a_standby_that_is_gone_holds_only_the_end() {
         }
         assert_eq!(settled, (100..2_000).step_by(100).collect::<Vec<_>>());
         assert_eq!(bench.up(&bench.other), 1);
+        let (_, text) = bench.health.readiness();
+        assert!(!text.contains("replica"), "{text}");
+    })
+    .await;
+}
+
+/// It answers, and what its readers may cache waits: that is said, with how much it is.
+#[tokio::test(start_paused = true)]
+async fn a_standby_that_does_not_replay_is_named_after_a_while() {
+    local(async {
+        let mut bench = Bench::new();
+        bench.one.replayed.set(1_000);
+        sleep(Duration::from_secs(2)).await;
+        bench.commit(500).await;
+        bench.commit(700).await;
+        sleep(Duration::from_secs(20)).await;
+        let (_, text) = bench.health.readiness();
+        assert!(!text.contains("replica"), "{text}");
+        sleep(Duration::from_secs(20)).await;
+        let (_, text) = bench.health.readiness();
+        assert!(text.contains("replica other:5432 does not replay"), "{text}");
+        assert!(text.contains("200 bytes of WAL"), "{text}");
+        bench.other.replayed.set(700);
+        sleep(Duration::from_secs(2)).await;
+        let (_, text) = bench.health.readiness();
+        assert!(!text.contains("replica"), "{text}");
     })
     .await;
 }

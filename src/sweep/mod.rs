@@ -42,6 +42,8 @@ mod standalone;
 mod sweeper;
 mod ward;
 #[cfg(test)]
+mod refused_tests;
+#[cfg(test)]
 mod rollback_tests;
 #[cfg(test)]
 mod tests;

@@ -53,7 +53,10 @@ impl State {
     async fn batch_done(&mut self, (jobs, outcome): BatchDone) {
         match outcome {
             Ok(tally) => {
-                self.took_unlink();
+                // That nothing was removed may pass where nothing can be.
+                if tally.rows().next().is_some() {
+                    self.took_unlink();
+                }
                 let second = jobs.first().is_some_and(|job| job.round.takes_refills());
                 count(self.health.metrics(), &tally, second);
                 reach(Point::ExactRemoved);

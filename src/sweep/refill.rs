@@ -37,6 +37,9 @@ const DUE_KEYS_MAX: usize = 20_000;
 /// Memory of keys that wait for their second removal, in bytes; beyond it the oldest are widened.
 const WAITING_BYTES_MAX: usize = 16 * 1024 * 1024;
 
+/// What a rule has in a set is not widened for less: it frees little, and may remove much.
+const LARGE_BYTES: usize = 16 * 1024;
+
 /// Key sets kept until the watermark covers them; beyond it the two oldest become one.
 const KEPT_MAX: usize = 32;
 
@@ -162,7 +165,7 @@ impl Refill {
         for bucket in &mut self.waiting {
             while bytes > WAITING_BYTES_MAX {
                 let before = bucket.keys.bytes();
-                let Some(rule) = bucket.keys.collapse_largest() else { break };
+                let Some(rule) = bucket.keys.collapse_largest(LARGE_BYTES) else { break };
                 widened.push((rule, 1));
                 bucket.is_wide = true;
                 bytes = (bytes + bucket.keys.bytes()).saturating_sub(before);
@@ -256,7 +259,7 @@ impl Refill {
             for kept in &mut self.kept {
                 while self.kept_bytes > KEPT_BYTES_MAX {
                     let before = kept.keys.bytes();
-                    if kept.keys.collapse_largest().is_none() {
+                    if kept.keys.collapse_largest(LARGE_BYTES).is_none() {
                         break;
                     }
                     let now = self.kept_bytes + kept.keys.bytes();
@@ -311,5 +314,66 @@ impl Refill {
     /// An empty key set of the rules.
     pub(super) fn empty_keys(&self) -> KeySet {
         self.empty.clone()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tokio::time::Instant;
+
+    use super::{Refill, WAITING_BYTES_MAX};
+    use crate::lsn::Lsn;
+    use crate::settle::Hold;
+    use crate::sweep::job::{Job, Member, Round};
+    use crate::sweep::tests::{keys, rules};
+
+    const WINDOW: Duration = Duration::from_secs(80);
+
+    fn holds(jobs: &[Job]) -> Vec<Hold> {
+        let members = jobs.iter().flat_map(|job| &job.members);
+        members
+            .filter_map(|member| match member {
+                Member::Held { hold, .. } => Some(*hold),
+                _ => None,
+            })
+            .collect()
+    }
+
+    /// I6, I8: more keys than there is memory for, over a window and a half: none goes before its
+    /// window is over, none much later, every hold ends, and what is wide makes few jobs.
+    #[tokio::test]
+    async fn a_full_window_is_widened_and_never_cut_short() {
+        let mut rules = rules();
+        let began = Instant::now();
+        let mut refill = Refill::new(WINDOW, rules.key_set(), Lsn(1));
+        let (mut added, mut ended, mut jobs, mut widened) = (Vec::new(), Vec::new(), 0, 0);
+        for step in 0..1_200_u32 {
+            let now = began + Duration::from_millis(250) * step;
+            if step < 480 {
+                let ids: Vec<String> = (0..400).map(|id| format!("{step}:{id:0>200}")).collect();
+                let ids: Vec<&str> = ids.iter().map(String::as_str).collect();
+                let job =
+                    Job::new(Vec::new(), keys(&mut rules, "item", &ids), Round::First, Lsn(9));
+                let (hold, wide) = refill.add(job, now);
+                widened += wide.len();
+                added.push((hold, now));
+            }
+            let due = refill.due(now);
+            jobs += due.len();
+            ended.extend(holds(&due).into_iter().map(|hold| (hold, now)));
+            let bytes: usize = refill.waiting.iter().map(|bucket| bucket.keys.bytes()).sum();
+            assert!(bytes <= WAITING_BYTES_MAX, "{bytes} bytes");
+        }
+        assert!(widened > 100, "{widened}");
+        assert!(jobs < 400, "{jobs} second removals");
+        for (hold, at) in added {
+            let (_, end) = ended.iter().find(|(other, _)| *other == hold).expect("it ends");
+            let waited = *end - at;
+            assert!(waited >= WINDOW, "cut short: {waited:?}");
+            assert!(waited <= WINDOW + WINDOW / 8 + Duration::from_secs(1), "{waited:?}");
+        }
+        assert!(refill.next_due().is_none());
     }
 }

@@ -138,7 +138,7 @@ impl Refusals {
         refusal.covers = refusal.covers.max(covers);
         let mut widened = refusal.keys.merge_within(&keys);
         while refusal.keys.exact_len() > KEYS_MAX
-            && let Some(rule) = refusal.keys.collapse_largest()
+            && let Some(rule) = refusal.keys.collapse_largest(0)
         {
             widened.push((rule, 1));
         }

@@ -11,14 +11,12 @@ use crate::settle::{Cause, Hold, Replayed, Visible};
 
 impl Bench {
     /// A commit that is visible, and not on every standby.
-    async fn commit_not_replayed(&mut self, end_lsn: u64, table: &str, ids: &[&str]) -> Hold {
-        let keys = keys(&mut self.rules, table, ids);
+    async fn commit_not_replayed(&mut self, hold: Hold, end_lsn: u64, ids: &[&str]) {
+        let keys = keys(&mut self.rules, "item", ids);
         let end_lsn = Lsn(end_lsn);
         let transaction = Transaction { xid: 1, commit_lsn: end_lsn, end_lsn, commit_time: 0 };
         let visible = Visible::for_tests(Cause::Transaction(transaction), keys);
-        let hold = Hold::new_name();
         self.visible.send(visible.not_replayed(hold)).await.unwrap();
-        hold
     }
 
     async fn resync_not_replayed(&mut self) {
@@ -55,7 +53,8 @@ async fn nothing_is_swept_before_the_removal_after_the_replay() {
         local(async {
             let mut bench = Bench::new(window);
             bench.redis.fill(&["item:1"]);
-            let hold = bench.commit_not_replayed(110, "item", &["1"]).await;
+            let hold = Hold::new_name();
+            bench.commit_not_replayed(hold, 110, &["1"]).await;
             bench.commit(120, "item", &["2"]).await;
             assert_eq!(bench.swept().await, [120], "what standbys need not replay is not held");
             assert_eq!(bench.events().await, [0; 0], "110 is not replayed");
@@ -74,7 +73,8 @@ async fn nothing_is_swept_before_the_removal_after_the_replay() {
 async fn the_removal_after_the_replay_has_a_second_one() {
     local(async {
         let mut bench = Bench::new(Duration::from_secs(1));
-        let hold = bench.commit_not_replayed(110, "item", &["1"]).await;
+        let hold = Hold::new_name();
+        bench.commit_not_replayed(hold, 110, &["1"]).await;
         tokio::time::sleep(Duration::from_secs(5)).await;
         bench.redis.fill(&["item:1"]);
         bench.replayed(Some(hold), &["1"], 0).await;
@@ -93,7 +93,8 @@ async fn keys_found_after_the_replay_count_as_refills() {
     local(async {
         let mut bench = Bench::new(Duration::ZERO);
         bench.redis.fill(&["item:1"]);
-        let hold = bench.commit_not_replayed(110, "item", &["1"]).await;
+        let hold = Hold::new_name();
+        bench.commit_not_replayed(hold, 110, &["1"]).await;
         tokio::time::sleep(Duration::from_secs(1)).await;
         bench.redis.fill(&["item:1"]);
         bench.replayed(Some(hold), &["1"], 0).await;
@@ -137,10 +138,10 @@ async fn a_lost_redis_does_not_wait_for_standbys_to_be_swept_again() {
             bench.whole().await;
             // The first removal, and the second one, are over.
             bench.events().await;
-            let mut hold = None;
-            for _ in 0..2 {
+            let hold = Hold::new_name();
+            for end_lsn in [110, 120] {
                 bench.redis.0.fails.set(Some(Kind::Io));
-                hold = Some(bench.commit_not_replayed(110, "item", &["1"]).await);
+                bench.commit_not_replayed(hold, end_lsn, &["1"]).await;
                 bench.wait(|event| matches!(event, Event::RedisLost).then_some(())).await;
                 bench.redis.fill(&["item:7"]);
                 bench.redis.0.fails.set(None);
@@ -149,10 +150,10 @@ async fn a_lost_redis_does_not_wait_for_standbys_to_be_swept_again() {
                 bench.events().await;
             }
             assert_eq!(bench.redis.watermark_lsn(), None, "still owed");
-            bench.replayed(hold, &[], 1).await;
-            assert_eq!(bench.swept().await, [110]);
-            bench.safe.send(Lsn(110)).unwrap();
-            bench.covered(110).await;
+            bench.replayed(Some(hold), &[], 1).await;
+            assert_eq!(bench.all_swept(2).await, [110, 120]);
+            bench.safe.send(Lsn(120)).unwrap();
+            bench.covered(120).await;
         })
         .await;
     }

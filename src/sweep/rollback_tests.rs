@@ -224,7 +224,7 @@ async fn too_few_replicas_hold_what_is_told_and_no_key() {
         assert!(early.is_err(), "told to Postgres without a replica");
         assert_eq!(bench.redis.watermark_lsn(), Some(Lsn(110)), "it stands in the primary");
         bench.commit(120, "item", &["2"]).await;
-        assert_eq!(bench.swept().await, [120]);
+        assert_eq!(bench.all_swept(2).await, [110, 120]);
         assert!(!bench.redis.has("item:1") && !bench.redis.has("item:2"));
         // Also over a reconnect.
         let standing = bench.value();

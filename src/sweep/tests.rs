@@ -32,24 +32,24 @@ pub(super) struct Redis(pub(super) Rc<Inner>);
 
 #[derive(Default)]
 pub(super) struct Inner {
-    keys: RefCell<BTreeSet<Vec<u8>>>,
+    pub(super) keys: RefCell<BTreeSet<Vec<u8>>>,
     pub(super) watermark: RefCell<Option<Vec<u8>>>,
     /// Calls fail with this.
     pub(super) fails: Cell<Option<Kind>>,
     /// UNLINK of what this matches is refused.
     forbidden: RefCell<Option<Pattern>>,
     /// UNLINK is refused, whatever the keys.
-    misconf: Cell<bool>,
+    pub(super) refuses: Cell<Option<Kind>>,
     /// How often that was tried.
-    refused: Cell<u32>,
+    pub(super) refused: Cell<u32>,
     /// How long one call takes, in microseconds, beyond the usual 50.
-    slow: Cell<u64>,
+    pub(super) slow: Cell<u64>,
     /// No replica has what was written.
     pub(super) alone: Cell<bool>,
-    unlinks: Cell<u32>,
+    pub(super) unlinks: Cell<u32>,
     /// Removals of nothing, and fences.
     pub(super) proofs: Cell<(u32, u32)>,
-    passes: Cell<u32>,
+    pub(super) passes: Cell<u32>,
     watermarks_written: Cell<u32>,
 }
 
@@ -97,6 +97,10 @@ impl Node for Redis {
             return Ok(Vec::new());
         }
         self.0.unlinks.set(self.0.unlinks.get() + 1);
+        if let Some(kind) = self.0.refuses.get() {
+            self.0.refused.set(self.0.refused.get() + 1);
+            return Err(Error::new(kind, "told to refuse".to_owned()));
+        }
         let mut counts = Vec::new();
         for group in groups {
             let forbidden = self.0.forbidden.borrow();
@@ -114,12 +118,16 @@ impl Node for Redis {
         self.work().await?;
         let filter = call.pattern.map(Pattern::parse);
         let keys = self.0.keys.borrow();
-        let after = usize::try_from(call.cursor).unwrap();
-        let page = keys.iter().skip(after).take(call.count);
+        // From the last to the first: what is removed meanwhile moves none of those to come.
+        let end = match usize::try_from(call.cursor).unwrap() {
+            0 => keys.len(),
+            cursor => cursor.min(keys.len()),
+        };
+        let start = end.saturating_sub(call.count);
+        let page = keys.iter().skip(start).take(end - start);
         let matching = |key: &&Vec<u8>| filter.as_ref().is_none_or(|one| one.matches(key));
         let found = page.filter(matching).cloned().collect();
-        let end = after + call.count;
-        let cursor = if end >= keys.len() { 0 } else { end as u64 };
+        let cursor = start as u64;
         if cursor == 0 {
             self.0.passes.set(self.0.passes.get() + 1);
         }
@@ -214,7 +222,7 @@ pub(super) struct Bench {
     pub(super) safe: watch::Sender<Lsn>,
     events: mpsc::Receiver<Event>,
     metrics: Arc<Metrics>,
-    health: Arc<Health>,
+    pub(super) health: Arc<Health>,
     waiting: Waiting,
     /// Transactions that may be confirmed, not asked for yet.
     done: Vec<u64>,
@@ -293,6 +301,10 @@ impl Bench {
 
     pub(super) async fn commit(&mut self, end_lsn: u64, table: &str, ids: &[&str]) {
         let keys = keys(&mut self.rules, table, ids);
+        self.commit_keys(end_lsn, keys).await;
+    }
+
+    pub(super) async fn commit_keys(&mut self, end_lsn: u64, keys: KeySet) {
         let end_lsn = Lsn(end_lsn);
         let transaction = Transaction { xid: 1, commit_lsn: end_lsn, end_lsn, commit_time: 0 };
         let visible = Visible::for_tests(Cause::Transaction(transaction), keys);
@@ -331,7 +343,7 @@ impl Bench {
     }
 
     /// Everything that may be confirmed, when it is so many transactions.
-    async fn all_swept(&mut self, count: usize) -> Vec<u64> {
+    pub(super) async fn all_swept(&mut self, count: usize) -> Vec<u64> {
         let mut swept = self.swept().await;
         while swept.len() < count {
             swept.extend(self.swept().await);

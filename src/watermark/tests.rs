@@ -175,7 +175,9 @@ fn apply(event: &Event, ledger: &mut Ledger, open: &mut [Open], names: &[Hold]) 
         }
         Event::Release(by) => {
             ledger.advance(&released(names[by]));
-            open.iter_mut().for_each(|one| drop(one.holds.remove(&by)));
+            for one in open.iter_mut() {
+                one.holds.remove(&by);
+            }
         }
     }
 }

@@ -98,11 +98,12 @@ impl KeySet {
     }
 
     /// Gives up what the largest template gave for its widest pattern; gives the template's rule.
-    /// `None` if everything in the set is as wide as it can be.
-    pub fn collapse_largest(&mut self) -> Option<RuleId> {
+    /// `None` if that would free less than `least` bytes.
+    pub fn collapse_largest(&mut self, least: usize) -> Option<RuleId> {
         let is_narrow = |usage: &Usage| !usage.whole && usage.keys + usage.patterns > 0;
         let narrow = template_ids().zip(&self.usage).filter(|(_, usage)| is_narrow(usage));
-        let (template, _) = narrow.max_by_key(|(_, usage)| usage.bytes)?;
+        let largest = narrow.max_by_key(|(_, usage)| usage.bytes);
+        let (template, _) = largest.filter(|(_, usage)| usage.bytes >= least)?;
         self.add_whole(template, Some(WidenReason::Limit));
         self.shrink();
         Some(self.rule_of(template))

@@ -1,0 +1,191 @@
+//! What Redis refuses, for one rule or for all, on paused time.
+
+use std::time::Duration;
+
+use tokio::time::timeout;
+
+use super::tests::{Bench, Redis, keys, local};
+use super::{Event, Kind};
+use crate::lsn::Lsn;
+
+/// A rule whose keys are refused, for one transaction with others: each goes its own way.
+#[tokio::test(start_paused = true)]
+async fn what_is_refused_of_a_transaction_holds_it_and_the_rest_goes() {
+    for window in [Duration::ZERO, Duration::from_secs(1)] {
+        local(async {
+            let mut bench = Bench::new(window);
+            bench.whole().await;
+            bench.redis.fill(&["item:1", "item:2", "list:1:a", "list:1:b"]);
+            bench.redis.forbid(Some("list:*a"));
+            let mut keys = keys(&mut bench.rules, "item", &["1"]);
+            keys.merge(&super::tests::keys(&mut bench.rules, "list", &["1"]));
+            bench.commit_keys(110, keys).await;
+            bench.commit(120, "item", &["2"]).await;
+            assert_eq!(bench.swept().await, [120]);
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            assert!(!bench.redis.has("item:1") && !bench.redis.has("list:1:b"));
+            let (ready, text) = bench.health.readiness();
+            assert!(!ready && text.contains("rule `list`") && text.contains("~list:*:*"), "{text}");
+            let early = timeout(Duration::from_secs(30), bench.swept()).await;
+            assert!(early.is_err(), "confirmed with a key that is there");
+            bench.redis.forbid(None);
+            assert_eq!(bench.swept().await, [110]);
+            assert!(!bench.redis.has("list:1:a"));
+            let (_, text) = bench.health.readiness();
+            assert!(!text.contains("refuses"), "{text}");
+        })
+        .await;
+    }
+}
+
+/// I8: what was refused has a second removal after its first.
+#[tokio::test(start_paused = true)]
+async fn what_was_refused_is_removed_again_after_the_window() {
+    local(async {
+        let mut bench = Bench::new(Duration::from_secs(5));
+        bench.whole().await;
+        bench.redis.fill(&["item:1"]);
+        bench.redis.forbid(Some("item:*"));
+        bench.commit(110, "item", &["1"]).await;
+        tokio::time::sleep(Duration::from_secs(20)).await;
+        bench.redis.forbid(None);
+        while bench.redis.has("item:1") {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        tokio::time::sleep(Duration::from_secs(4)).await;
+        bench.redis.fill(&["item:1"]);
+        assert_eq!(bench.swept().await, [110]);
+        assert!(!bench.redis.has("item:1"), "written within the window");
+    })
+    .await;
+}
+
+/// I6: what is refused is one set for each rule, and costs Redis a few commands each time.
+#[tokio::test(start_paused = true)]
+async fn refused_keys_are_tried_as_one_ever_more_rarely() {
+    local(async {
+        let mut bench = Bench::new(Duration::from_secs(1));
+        bench.whole().await;
+        bench.redis.forbid(Some("item:*"));
+        bench.redis.fill(&["list:1:a", "item:3"]);
+        for at in 0..2_000 {
+            bench.commit(110 + at, "item", &[&at.to_string()]).await;
+        }
+        bench.commit(3_000, "list", &["1"]).await;
+        assert_eq!(bench.swept().await, [3_000]);
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        let (calls, passes) = (bench.redis.0.unlinks.get(), bench.redis.0.passes.get());
+        tokio::time::sleep(Duration::from_secs(100)).await;
+        let calls = bench.redis.0.unlinks.get() - calls;
+        assert!(calls < 200, "{calls} round trips in a hundred seconds");
+        assert_eq!(bench.redis.0.passes.get(), passes, "and no pass");
+        bench.redis.forbid(None);
+        assert_eq!(bench.all_swept(2_000).await.len(), 2_000);
+        assert!(!bench.redis.has("item:3"));
+    })
+    .await;
+}
+
+/// A pattern that is refused is not looked for in all of Redis before a key of it can be removed.
+#[tokio::test(start_paused = true)]
+async fn no_pass_is_made_for_a_pattern_before_one_of_its_keys_can_be_removed() {
+    local(async {
+        let mut bench = Bench::new(Duration::ZERO);
+        bench.whole().await;
+        let names: Vec<String> = (0..11_000).map(|number| format!("list:1:{number}")).collect();
+        bench.redis.fill(&names.iter().map(String::as_str).collect::<Vec<_>>());
+        bench.redis.forbid(Some("list:*"));
+        bench.commit(110, "list", &["1"]).await;
+        tokio::time::sleep(Duration::from_secs(30)).await;
+        let passes = bench.redis.0.passes.get();
+        assert!(passes >= 1, "it is looked for once");
+        tokio::time::sleep(Duration::from_secs(120)).await;
+        assert_eq!(bench.redis.0.passes.get(), passes);
+        bench.redis.forbid(None);
+        assert_eq!(bench.swept().await, [110]);
+        assert!(bench.redis.0.keys.borrow().is_empty());
+    })
+    .await;
+}
+
+/// I7: a sweep of everything is not over while a part of it is refused.
+#[tokio::test(start_paused = true)]
+async fn a_sweep_that_is_refused_in_part_stays_owed() {
+    for window in [Duration::ZERO, Duration::from_secs(1)] {
+        local(async {
+            let mut bench = Bench::over(Redis::default(), None, window);
+            bench.redis.fill(&["item:1", "list:1:a"]);
+            bench.redis.forbid(Some("list:*"));
+            bench.resync().await;
+            let early = timeout(Duration::from_secs(30), bench.whole()).await;
+            assert!(early.is_err(), "ready with a stale key");
+            assert!(!bench.redis.has("item:1"), "the other rule's keys go");
+            // Also over a reconnect.
+            bench.redis.0.fails.set(Some(Kind::Io));
+            bench.commit(110, "item", &["2"]).await;
+            bench.wait(|event| matches!(event, Event::RedisLost).then_some(())).await;
+            bench.redis.0.fails.set(None);
+            assert!(timeout(Duration::from_secs(30), bench.whole()).await.is_err(), "after it");
+            bench.safe.send_replace(Lsn(150));
+            tokio::time::sleep(Duration::from_secs(5)).await;
+            assert_eq!(bench.redis.watermark_lsn(), None);
+            bench.redis.forbid(None);
+            bench.whole().await;
+            bench.covered(150).await;
+            assert!(!bench.redis.has("list:1:a"));
+        })
+        .await;
+    }
+}
+
+/// A server that takes no writes is no rule's fault: it is named, and tried now and then.
+#[tokio::test(start_paused = true)]
+async fn a_server_that_refuses_everything_is_tried_now_and_then() {
+    local(async {
+        for kind in [Kind::Misconf, Kind::NoReplicas, Kind::Busy, Kind::Other] {
+            let mut bench = Bench::new(Duration::from_secs(1));
+            bench.whole().await;
+            bench.redis.0.refuses.set(Some(kind));
+            bench.redis.fill(&["item:1", "list:1:a"]);
+            bench.commit(110, "item", &["1"]).await;
+            bench.commit(120, "list", &["1"]).await;
+            tokio::time::sleep(Duration::from_secs(10)).await;
+            let (tried, passes) = (bench.redis.0.refused.get(), bench.redis.0.passes.get());
+            tokio::time::sleep(Duration::from_secs(60)).await;
+            let tried = bench.redis.0.refused.get() - tried;
+            assert!(tried <= 70, "{kind:?}: {tried} tries in a minute");
+            assert!(bench.redis.0.passes.get() - passes <= 6, "{kind:?}");
+            let (ready, text) = bench.health.readiness();
+            assert!(!ready && text.contains("refuses removals"), "{kind:?}: {text}");
+            assert!(text.contains("of rule `item` have waited"), "{kind:?}: {text}");
+            bench.redis.0.refuses.set(None);
+            assert_eq!(bench.all_swept(2).await, [110, 120], "{kind:?}");
+            tokio::time::sleep(Duration::from_secs(2)).await;
+            let (_, text) = bench.health.readiness();
+            assert!(!text.contains("refuses") && !text.contains("waited"), "{kind:?}: {text}");
+        }
+    })
+    .await;
+}
+
+/// I3: second removals are under way beside first ones.
+#[tokio::test(start_paused = true)]
+async fn a_first_removal_does_not_wait_for_a_second_one() {
+    local(async {
+        let mut bench = Bench::new(Duration::from_secs(1));
+        bench.whole().await;
+        let ids: Vec<String> = (0..40_000).map(|id| id.to_string()).collect();
+        bench.commit(110, "item", &ids.iter().map(String::as_str).collect::<Vec<_>>()).await;
+        tokio::time::sleep(Duration::from_millis(1_050)).await;
+        // Each round trip of the second removal takes a second now.
+        bench.redis.0.slow.set(1_000_000);
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        bench.redis.0.slow.set(0);
+        bench.redis.fill(&["item:x"]);
+        bench.commit(120, "item", &["x"]).await;
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        assert!(!bench.redis.has("item:x"), "it waits for second removals");
+        assert_eq!(bench.all_swept(2).await, [110, 120]);
+    })
+    .await;
+}
