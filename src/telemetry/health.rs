@@ -83,8 +83,10 @@ pub enum Topic {
     Lookup(Arc<str>),
     /// The tables of the rules cannot be looked at.
     Watch,
-    /// The slot keeps more WAL than it should, is about to be lost, or takes long to be created.
+    /// The slot keeps more WAL than it should, or is about to be lost.
     Slot,
+    /// A slot takes long to be created.
+    NewSlot,
 }
 
 impl Topic {
@@ -94,9 +96,12 @@ impl Topic {
             Topic::Session | Topic::Rule(_) | Topic::Refused(_) | Topic::Redis | Topic::Late => {
                 true
             }
-            Topic::Replica(_) | Topic::Fence | Topic::Lookup(_) | Topic::Watch | Topic::Slot => {
-                false
-            }
+            Topic::Replica(_)
+            | Topic::Fence
+            | Topic::Lookup(_)
+            | Topic::Watch
+            | Topic::Slot
+            | Topic::NewSlot => false,
         }
     }
 }
