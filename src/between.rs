@@ -7,6 +7,7 @@
 //! fill. The next session creates it anew and sweeps everything. A new slot may have to wait then
 //! for transactions that run; here that counts only for a while, for nothing is removed anyway.
 
+use std::cell::Cell;
 use std::convert::Infallible;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -19,6 +20,7 @@ use crate::postgres::connect_sql;
 use crate::preflight::drop_slot;
 use crate::slot_health::{Keeper, SAMPLE_INTERVAL, SAMPLE_TIMEOUT};
 use crate::slot_server::{NAME, SlotServer};
+use crate::sweep::Broken;
 use crate::telemetry::Health;
 use crate::telemetry::metrics::Metrics;
 
@@ -34,17 +36,23 @@ pub struct Between {
     since: Instant,
     /// When the slot is looked at next. Most sessions are there before the first time.
     next: Instant,
-    dropped: bool,
+    /// Why the next session begins with a new slot.
+    give_up: Rc<Cell<Option<Broken>>>,
 }
 
 impl Between {
-    /// Looks after the slot that `config` names, from now on.
+    /// Looks after the slot that `config` names, from now on. Once it is dropped, `give_up` says
+    /// why.
     #[must_use]
-    pub fn new(config: &Postgres, health: &Arc<Health>, metrics: &Arc<Metrics>) -> Between {
+    pub fn new(
+        config: &Postgres,
+        (health, metrics): (&Arc<Health>, &Arc<Metrics>),
+        give_up: Rc<Cell<Option<Broken>>>,
+    ) -> Between {
         let (config, keeper) = (config.clone(), Keeper::new(config, health, metrics));
         let since = Instant::now();
         let next = since + SAMPLE_INTERVAL;
-        Between { config, keeper, server: None, since, next, dropped: false }
+        Between { config, keeper, server: None, since, next, give_up }
     }
 
     /// Looks again and again; may be dropped at any time and called again.
@@ -58,12 +66,6 @@ impl Between {
                 self.server = None;
             }
         }
-    }
-
-    /// Whether the slot was dropped because it kept too much WAL.
-    #[must_use]
-    pub fn has_dropped(&self) -> bool {
-        self.dropped
     }
 
     async fn look(&mut self) -> Result<(), Error> {
@@ -91,7 +93,7 @@ impl Between {
             let statement = drop_slot(&self.config.slot);
             let dropped = timeout(SAMPLE_TIMEOUT, server.sql.batch_execute(&statement)).await;
             dropped.map_err(|_elapsed| Error::Silent(SAMPLE_TIMEOUT.as_secs()))??;
-            self.dropped = true;
+            self.give_up.set(Some(Broken::RetainedWal));
         }
         self.server = Some(server);
         Ok(())

@@ -278,3 +278,61 @@ impl Error {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{Error, Verdict};
+    use crate::capture;
+    use crate::decode;
+    use crate::postgres::{self, ServerError};
+
+    /// An error that the server sends in the stream.
+    fn stream(code: &str) -> Error {
+        let server = ServerError { code: code.to_owned(), message: "no".to_owned() };
+        Error::Capture(capture::Error::Stream(server))
+    }
+
+    /// What would recur in each session from the same position, and what would not.
+    #[test]
+    fn what_the_slot_holds_is_blamed_for_what_the_server_says_in_the_stream() {
+        let server = |code: &str| ServerError { code: code.to_owned(), message: String::new() };
+        let command = "stream slot `s`".to_owned();
+        let refused = capture::Error::Command { command, server: server("55006") };
+        for (error, is_blamed) in [
+            (stream("XX000"), true),
+            (stream("42704"), true),
+            (stream("55000"), true),
+            (stream("22012"), true),
+            (stream("57P01"), false),
+            (stream("57P03"), false),
+            (stream("57014"), false),
+            (Error::Decode(decode::decode(bytes::Bytes::new()).unwrap_err()), true),
+            (Error::Stage("settle"), true),
+            (Error::Capture(capture::Error::Closed), false),
+            (Error::Capture(capture::Error::Ended), false),
+            (Error::Capture(refused), false),
+            (Error::Silent(40), false),
+            (Error::Refused(Vec::new()), false),
+            (Error::SlotGone, false),
+            (Error::TablesChanged, false),
+        ] {
+            assert_eq!(error.blames_slot(), is_blamed, "{error}");
+            assert!(!is_blamed || error.verdict(true) == Verdict::Retry, "{error}");
+            assert!(!is_blamed || error.verdict(false) == Verdict::Retry, "{error}");
+        }
+    }
+
+    #[test]
+    fn a_server_that_is_away_or_starts_is_out_of_reach() {
+        let refused = |code: &str| {
+            let server = ServerError { code: code.to_owned(), message: String::new() };
+            let (address, user) = ("h:1".to_owned(), "u".to_owned());
+            Error::Sql(postgres::Error::Refused { address, user, server })
+        };
+        let timeout = postgres::Error::Timeout { address: "h:1".to_owned(), seconds: 5 };
+        assert!(Error::Sql(timeout).is_unreachable());
+        assert!(refused("57P03").is_unreachable());
+        assert!(!refused("28P01").is_unreachable());
+        assert!(!Error::Refused(Vec::new()).is_unreachable());
+    }
+}

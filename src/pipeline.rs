@@ -5,6 +5,7 @@
 //! Postgres sends again what was not, so nothing else has to be remembered. Redis may come and go
 //! within a session; the sweeper sees to that, and keepalives are answered meanwhile.
 
+use std::cell::Cell;
 use std::mem::{replace, take};
 use std::pin::{Pin, pin};
 use std::rc::Rc;
@@ -68,7 +69,7 @@ struct Course {
     established: bool,
     standing_by: bool,
     /// Why the next session gives the slot up; taken once that is done.
-    give_up: Option<Broken>,
+    give_up: Rc<Cell<Option<Broken>>>,
     /// Where a session began that could not read a transaction in blocks; until one begins further
     /// on, transactions are read whole.
     whole_at: Option<Lsn>,
@@ -84,19 +85,15 @@ impl Program<'_> {
     /// What a person has to look at; everything else is tried again.
     pub async fn run(&mut self) -> Result<(), Error> {
         self.check_redis().await?;
-        let new_between = |program: &Self| {
-            program.health.sees_nothing();
-            Between::new(&program.config.postgres, program.health, program.metrics)
-        };
         let mut course = Course::default();
-        let mut between = new_between(self);
+        let mut between = self.between(&course);
         loop {
             let wait = if course.standing_by { STANDBY_WAIT } else { course.attempts.wait() };
             let is_stuck = course.attempts.must_give_up();
-            if is_stuck {
-                course.give_up.get_or_insert(Broken::SlotUndecodable);
+            if is_stuck && course.give_up.get().is_none() {
+                course.give_up.set(Some(Broken::SlotUndecodable));
             }
-            let (give_up, whole) = (&mut course.give_up, course.whole_at.is_some());
+            let (give_up, whole) = (&course.give_up, course.whole_at.is_some());
             let attempt = Box::pin(async {
                 sleep(wait).await;
                 let told = (self.health.as_ref(), self.is_strict);
@@ -108,27 +105,31 @@ impl Program<'_> {
                 opened = self.health.alive_while(attempt) => opened,
                 never = between.watch() => match never {},
             };
-            if is_stuck && course.give_up.is_none() {
+            if is_stuck && course.give_up.get().is_none() {
                 course.attempts.gave_up();
             }
             let outcome = match opened {
                 Ok(session) => {
                     drop(between);
                     let outcome = self.stand(session, &mut course).await;
-                    between = new_between(self);
+                    between = self.between(&course);
                     outcome
                 }
                 Err(error) => {
                     course.attempts.came_to_nothing(error.is_unreachable());
-                    if between.has_dropped() {
-                        course.give_up.get_or_insert(Broken::RetainedWal);
-                    }
                     Err((error, "no session"))
                 }
             };
             let Err((error, what)) = outcome else { return Ok(()) };
             self.ended(error, what, &mut course)?;
         }
+    }
+
+    /// No session stands from now on.
+    fn between(&self, course: &Course) -> Between {
+        self.health.sees_nothing();
+        let watched = (self.health, self.metrics);
+        Between::new(&self.config.postgres, watched, Rc::clone(&course.give_up))
     }
 
     /// Runs a session that was opened to its end, and keeps in mind how it ended.
@@ -163,7 +164,7 @@ impl Program<'_> {
             course.whole_at = Some(start);
         }
         if matches!(error, Error::RetainedWal(_)) {
-            course.give_up = Some(Broken::RetainedWal);
+            course.give_up.set(Some(Broken::RetainedWal));
         }
         Err((error, "session ended"))
     }
@@ -173,10 +174,13 @@ impl Program<'_> {
         match error.verdict(course.established) {
             Verdict::Halt => return Err(error),
             Verdict::Standby => {
-                if !replace(&mut course.standing_by, true) {
+                if replace(&mut course.standing_by, true) {
+                    // Not the end of our own last session: what the slot holds is another's matter.
+                    course.attempts = course.attempts.stands_by();
+                    course.give_up.set(None);
+                } else {
                     tracing::info!(holder = %error, "standing by: the slot is in use");
                 }
-                course.attempts.stands_by();
                 self.health.set(Phase::Standby);
                 self.health.over(&Topic::Session);
                 self.health.gets_nowhere(false);

@@ -139,9 +139,10 @@ impl Attempts {
         self.is_unreachable = false;
     }
 
-    /// Another process has the slot: whatever came before is its matter.
-    pub fn stands_by(&mut self) {
-        *self = Attempts { limit: self.limit, ..Attempts::default() };
+    /// As if none had been made, for another process has the slot.
+    #[must_use]
+    pub fn stands_by(&self) -> Attempts {
+        Attempts { limit: self.limit, ..Attempts::default() }
     }
 
     /// The wait before the next attempt: none before the first, short after a session that stood,
@@ -257,8 +258,7 @@ mod tests {
         assert_eq!(wait(&attempts), 10_000);
         attempts.session_ended(one, LASTING, false);
         assert_eq!(wait(&attempts), 100);
-        attempts.stands_by();
-        assert_eq!(wait(&attempts), 0);
+        assert_eq!(wait(&attempts.stands_by()), 0);
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! How a session begins: its connections, to servers of one history, and a slot to stream from.
 
+use std::cell::Cell;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -105,7 +106,7 @@ impl Session {
         config: &Config,
         rules: &mut Rules,
         (health, is_strict): (&Health, bool),
-        give_up: &mut Option<Broken>,
+        give_up: &Cell<Option<Broken>>,
         whole: bool,
     ) -> Result<Session, Error> {
         let sql = Rc::new(connect_sql(&config.postgres.endpoint, WATCH_NAME).await?);
@@ -251,12 +252,12 @@ async fn ensure_slot(
     config: &Config,
     server: &SlotServer,
     replication: &mut Replication,
-    (health, give_up): (&Health, &mut Option<Broken>),
+    (health, give_up): (&Health, &Cell<Option<Broken>>),
 ) -> Result<Option<Broken>, Error> {
     let name = &config.postgres.slot;
     let broken = match step(slot_health::look(&server.sql, name)).await? {
         Some(state) => {
-            let broken = match (state.lost_because(), *give_up) {
+            let broken = match (state.lost_because(), give_up.get()) {
                 (Some(cause), _) => {
                     tracing::warn!(slot = name, cause, "the slot is lost; creating it anew");
                     Broken::SlotCreated
@@ -276,7 +277,7 @@ async fn ensure_slot(
                 }
             };
             step(replication.drop_slot(name)).await?;
-            *give_up = None;
+            give_up.set(None);
             broken
         }
         None => {
@@ -291,7 +292,7 @@ async fn ensure_slot(
         created = server.create(replication.create_slot(name, kind)) => created,
         never = server.tell_what_a_slot_waits_for(health) => match never {},
     };
-    health.over(&Topic::Slot);
+    health.over(&Topic::NewSlot);
     created?;
     Ok(Some(broken))
 }

@@ -173,7 +173,7 @@ impl SlotServer {
                 let text = format!("creating the slot takes long: the server waits for {who}");
                 let hint = "end these transactions: `pg_stat_activity` and `pg_prepared_xacts` \
                             list them; nothing is removed before";
-                health.trouble(Topic::Slot, &text, Some(hint));
+                health.trouble(Topic::NewSlot, &text, Some(hint));
             }
             sleep(SLOW).await;
         }

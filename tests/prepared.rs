@@ -258,6 +258,8 @@ async fn one_from_before_the_slot_is_waited_for() {
             && sidecar.readyz().await != Some(200)
     })
     .await;
+    let (_, why) = sidecar.get("/readyz").await.unwrap();
+    assert!(why.contains("prepared transaction `p`"), "it names whom it waits for: {why}");
     assert!(bed.has("item:1").await);
     bed.sql.run("commit prepared 'p'").await;
     sidecar.wait_ready().await;

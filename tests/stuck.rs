@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 use walsweep::throwaway::StopMode;
 
 use crate::support::{Bed, Fault, PATIENCE, Proxy, Sidecar, Sql, always, eventually, text};
@@ -77,6 +77,33 @@ async fn a_slot_that_is_older_than_its_publication_is_told_by_check_and_given_up
     bed.settled().await;
     let checked = text(&sidecar.command(&["check", "--json"]));
     assert!(!checked.contains("publication_younger"), "{checked}");
+}
+
+/// Whatever ends them: each costs the server two processes and the start of decoding.
+#[tokio::test]
+async fn sessions_that_end_at_once_do_not_spin() {
+    let bed = Bed::new(&[]).await;
+    let mut sidecar = bed.sidecar().await;
+    bed.settled().await;
+    let (began, start) = (sessions(&sidecar), Instant::now());
+    let terminate = "select pg_terminate_backend(active_pid) from pg_replication_slots";
+    while start.elapsed() < Duration::from_secs(8) {
+        bed.sql.run(terminate).await;
+        sleep(Duration::from_millis(5)).await;
+    }
+    // Waits of 0.1 to 6.4 s.
+    let sessions = sessions(&sidecar) - began;
+    assert!((2..=8).contains(&sessions), "{sessions} sessions");
+    let said = readiness(&sidecar).await;
+    assert!(said.contains("terminating connection"), "{said}");
+    assert_eq!(sidecar.get("/healthz").await.unwrap().0, 200, "not for minutes yet");
+    let log = sidecar.log();
+    let loud = log.iter().filter(|line| line.contains("WARN") && line.contains("session ended"));
+    assert!(loud.count() <= 5, "{log:#?}");
+    sidecar.wait_ready().await;
+    bed.fill(&["item:5"]).await;
+    bed.sql.run("update item set version = 1 where id = 5").await;
+    bed.gone("item:5").await;
 }
 
 /// What goes wrong again and again is one trouble, not a line for each attempt.

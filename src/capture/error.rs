@@ -5,9 +5,6 @@ use std::io;
 use super::frame::Malformed;
 use crate::postgres::{self, ServerError};
 
-/// How the command is named in errors that begins the stream.
-pub(super) const START: &str = "stream slot";
-
 /// The replication connection failed. No variant carries a password or a row value.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -92,24 +89,18 @@ impl Error {
     }
 
     /// Whether it may be what the slot holds that the server, or we, cannot get past, so that each
-    /// further try from the same position ends alike: the server said so in the stream or when it
-    /// was to begin, or what it sent is not the protocol. Not what an operator does (SQLSTATE class
-    /// 57), nor a lost connection. Seen besides XX000: 42704, as of a publication that was dropped
-    /// and created again (Postgres 14 to 17; 18 warns by 55000), for the server looks it up as of
-    /// the change that it decodes.
+    /// further try from the same position ends alike: the server said so in the stream, or what it
+    /// sent is not the protocol. Not what an operator does (SQLSTATE class 57), nor a lost
+    /// connection. Seen besides XX000: 42704, of a publication that was dropped and created again
+    /// (Postgres 14 to 17; 18 warns by 55000), for the server looks it up as of the change that it
+    /// decodes.
     #[must_use]
     pub fn blames_slot(&self) -> bool {
-        let by_content = |server: &ServerError| !server.code.starts_with("57");
         match self {
-            Error::Stream(server) => by_content(server),
-            Error::Command { command, server } => {
-                command.starts_with(START)
-                    && self.slot_problem().is_none()
-                    && !server.is_rejection()
-                    && by_content(server)
-            }
+            Error::Stream(server) => !server.code.starts_with("57"),
             Error::Malformed(_) => true,
             Error::Connect(_)
+            | Error::Command { .. }
             | Error::Ended
             | Error::Closed
             | Error::Io(_)

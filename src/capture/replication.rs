@@ -6,7 +6,6 @@ use std::str::FromStr;
 use postgres_protocol::escape::escape_identifier;
 
 use super::connection::{Connection, Row};
-use super::error::START;
 use super::{Error, Malformed, Slot, login};
 use crate::lsn::Lsn;
 use crate::postgres::{BACKEND, Endpoint, begin, within};
@@ -249,7 +248,7 @@ impl Replication {
             literal(&escape_identifier(publication)),
             messages
         );
-        self.connection.command_stream(&format!("{START} `{slot}`"), &command).await?;
+        self.connection.command_stream(&format!("stream slot `{slot}`"), &command).await?;
         let (stream, incoming) = self.connection.into_parts();
         Ok(Slot::resume(stream, incoming))
     }

@@ -87,8 +87,10 @@ pub enum Topic {
     Lookup(Arc<str>),
     /// The tables of the rules cannot be looked at.
     Watch,
-    /// The slot keeps more WAL than it should, is about to be lost, or takes long to be created.
+    /// The slot keeps more WAL than it should, or is about to be lost.
     Slot,
+    /// A slot takes long to be created.
+    NewSlot,
 }
 
 impl Topic {
@@ -106,7 +108,8 @@ impl Topic {
             | Topic::Fence
             | Topic::Lookup(_)
             | Topic::Watch
-            | Topic::Slot => false,
+            | Topic::Slot
+            | Topic::NewSlot => false,
         }
     }
 }

@@ -143,7 +143,8 @@ pub struct Metrics {
     pub slot_safe_wal_bytes: Gauge,
     /// 1 for the slot's present `wal_status`.
     pub slot_wal_status: Family<StatusLabel, Gauge>,
-    /// Age of the oldest transaction that is received and not confirmed.
+    /// Age of the oldest transaction that is received and not confirmed; without a session at least
+    /// the time without one. [`Health::metrics`](super::Health::metrics) keeps it.
     pub oldest_unconfirmed: FloatGauge,
     /// Transactions received whole, and their keys not yet removed.
     pub in_flight_transactions: Gauge,
@@ -157,7 +158,7 @@ pub struct Metrics {
     pub redis_up: Family<NodeLabel, Gauge>,
     /// Errors from Redis.
     pub redis_errors: Family<KindLabel, Counter>,
-    /// Connections made again after a loss.
+    /// Connections that were lost, of Postgres the sessions; each is made again.
     pub reconnects: Family<PeerLabel, Counter>,
     /// Sweeps of everything because history could not be shown to be unbroken.
     pub resyncs: Family<ReasonLabel, Counter>,
@@ -273,7 +274,7 @@ impl Metrics {
             ),
             oldest_unconfirmed: table.add(
                 "walsweep_oldest_unconfirmed_seconds",
-                "Age of the oldest transaction received and not confirmed",
+                "Age of the oldest unconfirmed transaction, or the time without a session",
                 FloatGauge::default(),
             ),
             in_flight_transactions: table.gauge(
@@ -299,7 +300,7 @@ impl Metrics {
             ),
             redis_errors: table.family("walsweep_redis_errors_total", "Errors from Redis"),
             reconnects: table
-                .family("walsweep_reconnects_total", "Connections made again after a loss"),
+                .family("walsweep_reconnects_total", "Connections lost, each to be made again"),
             resyncs: table.family(
                 "walsweep_resyncs_total",
                 "Sweeps of everything because history was not shown to be unbroken",
