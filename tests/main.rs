@@ -11,6 +11,7 @@ mod data;
 mod delivery;
 mod football;
 mod limits;
+mod locks;
 mod messages;
 mod lookup_session;
 mod lookups;
