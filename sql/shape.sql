@@ -3,8 +3,8 @@
 -- change what readers see without any row in the stream.
 -- Privileges: none; the catalogs that it reads are open to all. Versions: 14 to 18. It takes no
 -- lock on any table that it asks about.
--- $1 and $2 are the schemas and names of the rules' tables, $3 the publication, $4 and $5 the
--- schemas and names of the rules' materialized views, $6 the event trigger that tells of them.
+-- $1 and $2 are the schemas and names of the rules' tables, $3 the publication, $4 the event trigger
+-- that tells of materialized views, NULL if no rule looks at one.
 -- Rows: a table's oid and a partition's, the latter null for what concerns the table itself; a text
 -- that is other when something is other; whether what it tells of began empty: a partition that was
 -- made as one of this table, a label that was added to an enum.
@@ -119,16 +119,11 @@ select i.inhparent, i.inhrelid,
   join pg_class c on c.oid = i.inhrelid
   join pg_type t on t.oid = c.reltype
 union all
-select c.oid, null, concat_ws(' ', 'view', c.relkind, n.xmin, t.xmin), false
-  from unnest($4::text[], $5::text[]) as view (schema, name)
-  join pg_namespace n on n.nspname = view.schema
-  join pg_class c on c.relnamespace = n.oid and c.relname = view.name
-  join pg_type t on t.oid = c.reltype
-union all
+-- Of a view itself there is nothing to see: the trigger tells of whatever is done to it.
 select null, null,
        concat_ws(' ', 'trigger', e.oid, e.xmin, p.oid, p.xmin,
                  current_setting('event_triggers', true)), false
   from pg_event_trigger e
   join pg_proc p on p.oid = e.evtfoid
- where e.evtname = $6 and cardinality($4::text[]) > 0
+ where e.evtname = $4
  order by 1 nulls first, 2 nulls first, 3

@@ -22,7 +22,7 @@ use crate::slot_health::{self, SlotState};
 use crate::slot_server::{SlotServer, Witness};
 use crate::sweep::{Broken, TABLES_MARK, Watermark};
 use crate::telemetry::{Health, Topic};
-use crate::watch::{Watch, tell_suspended};
+use crate::watch::{Watch, tell_rules};
 
 /// `application_name` of the gate's connection. Nothing else runs on it: whatever waits for a lock,
 /// or takes long, would hold up removals.
@@ -122,7 +122,7 @@ impl Session {
             return Err(Error::Refused(report));
         }
         let watch = Watch::new(tables, shape?, &report, rules);
-        rules.suspend(&tell_suspended(rules, &report, health));
+        rules.suspend(&tell_rules(rules, &report, health));
         let primary = step(identify(&sql)).await?;
         let gate = open_gate(config, &primary).await?;
         let server = SlotServer::reach(&config.postgres, sql).await?;

@@ -18,13 +18,13 @@ use crate::config::TableName;
 use crate::keys::Rules;
 use crate::preflight::{self, Misfit};
 
-/// The tables and views that are looked at, and the publication.
+/// What is looked at: tables, the publication, the event trigger of views.
 #[derive(Clone, Debug)]
 pub struct Watched {
     tables: (Vec<String>, Vec<String>),
-    views: (Vec<String>, Vec<String>),
     publication: String,
-    trigger: String,
+    /// The event trigger, if rules look at views.
+    trigger: Option<String>,
     /// The tables that kept answers of lookups depend on, by oid.
     lookups: Vec<u32>,
 }
@@ -35,7 +35,7 @@ pub struct Watched {
 pub struct Shape(BTreeMap<(Option<u32>, Option<u32>, String), bool>);
 
 impl Watched {
-    /// The tables and views of the rules, and the tables that kept answers of lookups depend on.
+    /// The tables of the rules, and those that kept answers of lookups depend on.
     #[must_use]
     pub fn new(rules: &Rules, publication: &str, slot: &str) -> Watched {
         let read = || {
@@ -46,9 +46,8 @@ impl Watched {
         tables.extend(read().map(|(_, table)| table));
         Watched {
             tables: owned(tables.into_iter()),
-            views: owned(rules.views()),
             publication: publication.to_owned(),
-            trigger: preflight::trigger_name(slot),
+            trigger: rules.views().next().map(|_view| preflight::trigger_name(slot)),
             lookups: read().map(|(oid, _)| *oid).collect(),
         }
     }
@@ -85,9 +84,8 @@ impl Watched {
         if is_off() {
             return Ok(Vec::new());
         }
-        let Watched { tables, views, publication, trigger, lookups } = self;
-        let values: [&(dyn ToSql + Sync); 6] =
-            [&tables.0, &tables.1, publication, &views.0, &views.1, trigger];
+        let Watched { tables, publication, trigger, lookups } = self;
+        let values: [&(dyn ToSql + Sync); 4] = [&tables.0, &tables.1, publication, trigger];
         let question = preflight::with_published(include_str!("../sql/shape.sql"));
         let mut rows = client.query(&wrap(question), &values).await?;
         if !lookups.is_empty() {

@@ -46,8 +46,8 @@ pub struct Watch {
     misfits: BTreeSet<Misfit>,
     /// The rules, to be asked while others work with them.
     rules: Rules,
-    /// Whether a lookup could not be tried.
-    doubts: bool,
+    /// What the trials of lookups found.
+    of_lookups: Vec<Finding>,
 }
 
 /// What a look found before, in short: a question for the whole is needed only if it is another.
@@ -61,9 +61,9 @@ impl Watch {
     /// Watches whether `shape` stays, and what `findings` say of rules.
     #[must_use]
     pub fn new(watched: Watched, shape: Shape, findings: &[Finding], rules: &Rules) -> Watch {
-        let doubts = findings.iter().any(|finding| finding.code == preflight::LOOKUP_LOCKED);
-        let misfits = preflight::misfits(findings);
-        Watch { watched, shape, misfits, rules: rules.copy(), doubts }
+        let of_lookups = findings.iter().filter(|one| preflight::is_of_lookup(one.code));
+        let (of_lookups, misfits) = (of_lookups.cloned().collect(), preflight::misfits(findings));
+        Watch { watched, shape, misfits, rules: rules.copy(), of_lookups }
     }
 
     /// A text that is another one when the shape is, or when other rules do not fit.
@@ -75,13 +75,13 @@ impl Watch {
     /// Looks until something is no longer as it was at the beginning, and says so; tells `health`
     /// of what it cannot look at, and of what the next session would be refused for.
     pub async fn run(self, config: &Config, client: &Client, health: &Health) -> Error {
-        let Watch { watched, shape, misfits, rules, doubts } = self;
-        let (of_lookups, of_tables): (BTreeSet<_>, BTreeSet<_>) =
-            misfits.into_iter().partition(|(_, code)| preflight::is_of_lookup(code));
-        let tables = Tables { config, client, health, watched: &watched, rules: &rules };
+        let Watch { watched, shape, misfits, rules, of_lookups } = self;
+        let misfits = misfits.into_iter().filter(|(_, code)| !preflight::is_of_lookup(code));
+        let (watched, rules, misfits) = (&watched, &rules, misfits.collect());
+        let tables = Tables { config, client, health, watched, rules, of_lookups: &of_lookups };
         tokio::select! {
-            error = tables.run(shape, &of_tables) => error,
-            error = try_lookups((config, &rules), health, &of_lookups, doubts) => error,
+            error = tables.run(shape, &misfits) => error,
+            error = try_lookups((config, rules), health, &of_lookups) => error,
         }
     }
 }
@@ -93,6 +93,7 @@ struct Tables<'a> {
     health: &'a Health,
     watched: &'a Watched,
     rules: &'a Rules,
+    of_lookups: &'a [Finding],
 }
 
 impl Tables<'_> {
@@ -140,14 +141,17 @@ impl Tables<'_> {
             if preflight::misfits(&findings) != *misfits {
                 return Ok(false);
             }
-            self.tell(&findings);
+            self.tell(findings);
             known.judged = Some(short);
         }
         Ok(true)
     }
 
-    /// What stands against a session, and does not end this one.
-    fn tell(&self, findings: &[Finding]) {
+    /// What does not end the session: a rule that removes more than it should, and what stands
+    /// against another session.
+    fn tell(&self, mut findings: Vec<Finding>) {
+        findings.extend_from_slice(self.of_lookups);
+        tell_rules(self.rules, &findings, self.health);
         match findings.iter().find(|finding| finding.stops_everything()) {
             Some(finding) => {
                 let text = format!("the next session would be refused: {}", finding.message);
@@ -162,19 +166,20 @@ impl Tables<'_> {
 async fn try_lookups(
     (config, rules): (&Config, &Rules),
     health: &Health,
-    misfits: &BTreeSet<Misfit>,
-    mut doubts: bool,
+    before: &[Finding],
 ) -> Error {
     if rules.lookups().is_empty() {
         return std::future::pending().await;
     }
+    let misfits = preflight::misfits(before);
+    let mut doubts = before.iter().any(|finding| finding.code == preflight::LOOKUP_LOCKED);
     let mut pause = if doubts { Duration::ZERO } else { TRIAL_INTERVALS.0 };
     loop {
         sleep(pause).await;
         match timeout(TIMEOUT, trials(config, rules)).await {
             Ok(Ok(trials)) => {
                 doubts = tell_doubts(rules, &trials, health);
-                if found(rules, &trials, misfits) != *misfits {
+                if found(rules, &trials, &misfits) != misfits {
                     return Error::TablesChanged;
                 }
             }
@@ -225,26 +230,32 @@ fn found(rules: &Rules, trials: &[Trial], before: &BTreeSet<Misfit>) -> BTreeSet
     (0..=u16::MAX).map(LookupId).zip(trials).flat_map(of_lookup).collect()
 }
 
-/// Tells of each rule that is suspended, of those that are no longer, and which.
-pub fn tell_suspended(rules: &Rules, findings: &[Finding], health: &Health) -> BTreeSet<String> {
+/// Tells of each rule that does not fit, and no more of those that do; gives those that are
+/// suspended.
+pub fn tell_rules(rules: &Rules, findings: &[Finding], health: &Health) -> BTreeSet<String> {
     let mut suspended = BTreeSet::new();
-    let topic = |name: &str| Topic::Rule(name.into());
+    let mut unfit = Vec::new();
     for name in rules.names() {
-        let is_cause = |finding: &&Finding| finding.suspends().any(|rule| rule == name);
-        let causes: Vec<&Finding> = findings.iter().filter(is_cause).collect();
-        if let Some(first) = causes.first() {
-            let more = match causes.len() - 1 {
-                0 => String::new(),
-                more => format!("; and {more} more, see `walsweep check`"),
-            };
-            let text = format!("rule `{name}` is suspended: {}{more}", first.message);
-            health.trouble(topic(name), &text, cure(first).as_deref());
+        let suspends = |finding: &&Finding| finding.suspends().any(|rule| rule == name);
+        let concerns = |finding: &&Finding| finding.concerns().any(|rule| rule == name);
+        let is_suspended = findings.iter().any(|finding| suspends(&finding));
+        health.metrics().rule_suspended(name, is_suspended);
+        let cause = findings.iter().find(suspends).or_else(|| findings.iter().find(concerns));
+        let Some(cause) = cause else { continue };
+        let what = if is_suspended { "is suspended" } else { "removes more than it should" };
+        let more = match findings.iter().filter(concerns).count() - 1 {
+            0 => String::new(),
+            more => format!("; and {more} more, see `walsweep check`"),
+        };
+        let (topic, message) = (Topic::Rule(name.as_str().into()), &cause.message);
+        let text = format!("rule `{name}` {what}: {message}{more}");
+        health.trouble(topic.clone(), &text, cure(cause).as_deref());
+        unfit.push(topic);
+        if is_suspended {
             suspended.insert(name.clone());
         }
-        health.metrics().rule_suspended(name, !causes.is_empty());
     }
-    let keep: Vec<Topic> = suspended.iter().map(|name| topic(name)).collect();
-    health.over_but(|topic| matches!(topic, Topic::Rule(_)), &keep);
+    health.over_but(|topic| matches!(topic, Topic::Rule(_)), &unfit);
     suspended
 }
 

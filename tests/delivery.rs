@@ -110,7 +110,7 @@ async fn a_rule_that_would_widen_every_day_is_refused_with_its_cure() {
     bed.sql.run("alter table item replica identity default").await;
     let mut sidecar = Sidecar::new(bed.settings());
     bed.sql.run("create publication walsweep for table item").await;
-    sidecar.start();
+    sidecar.start_strictly();
     assert_eq!(sidecar.wait_exit().await, 1);
     let output = sidecar.command(&["check"]);
     assert_eq!(output.status.code(), Some(1));

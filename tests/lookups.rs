@@ -398,7 +398,7 @@ async fn a_thousand_rows_are_read_for_a_hundred_thousand_changes() {
     assert!(widened(&sidecar, "lookup_failed").await < 0.5);
 }
 
-/// What `check` says of a configuration, and whether `run` refuses it.
+/// What `check` says of a configuration, and whether `run --strict` refuses it.
 async fn refused(bed: &Bed, rules: &str, code: &str, parts: &[&str]) {
     let mut sidecar = Sidecar::new(settings(bed, rules));
     let output = sidecar.command(&["check"]);
@@ -408,7 +408,7 @@ async fn refused(bed: &Bed, rules: &str, code: &str, parts: &[&str]) {
     for part in parts {
         assert!(said.contains(part), "{part}\n{said}");
     }
-    sidecar.start();
+    sidecar.start_strictly();
     assert_eq!(sidecar.wait_exit().await, 1, "{code}");
     // The reader of the log may be a moment behind the exit.
     sidecar.wait_log("refused to start").await;

@@ -15,6 +15,7 @@ mod football;
 mod http;
 mod large;
 mod limits;
+mod locks;
 mod messages;
 mod lookup_session;
 mod lookups;

@@ -196,7 +196,8 @@ pub async fn digest(
     rules: &Rules,
     client: &Client,
 ) -> Result<String, tokio_postgres::Error> {
-    catalog::digest(config, rules, client).await
+    let tables = catalog::digest(config, rules, client).await?;
+    Ok(format!("{tables} {}", views::digest(config, client).await?))
 }
 
 /// The candidate that is most like `wanted`, if one is like it at all.

@@ -2,8 +2,9 @@
 
 use postgres_protocol::escape::escape_identifier;
 use serde::Deserialize;
-use tokio_postgres::Client;
+use tokio_postgres::{Client, Row};
 
+use super::catalog::{digest_of, names};
 use super::{Error, Finding, nearest, render};
 use crate::config::{Config, Rule, Source, TableName};
 
@@ -67,13 +68,10 @@ fn with_name(file: &str, slot: &str) -> String {
 /// Missing views, and a trigger that would not tell of each refresh. Asks nothing where no rule
 /// names a view.
 pub(super) async fn check(config: &Config, client: &Client) -> Result<Vec<Finding>, Error> {
-    let rules: Vec<&Rule> =
-        config.rules.iter().filter(|rule| rule.source == Source::MaterializedView).collect();
+    let rules: Vec<&Rule> = rules(config).collect();
     let Some(first) = rules.first() else { return Ok(Vec::new()) };
-    let (schemas, names): (Vec<&str>, Vec<&str>) =
-        rules.iter().map(|rule| (rule.table.schema.as_str(), rule.table.name.as_str())).unzip();
-    let (query, slot) = (include_str!("../../sql/preflight_views.sql"), &config.postgres.slot);
-    let row = client.query_one(query, &[&schemas, &names, &trigger_name(slot)]).await?;
+    let slot = &config.postgres.slot;
+    let row = ask(config, client, include_str!("../../sql/preflight_views.sql")).await?;
     let found: Found = serde_json::from_str(row.try_get(0)?)?;
     let of_rule = |rule: &&Rule| Some(view(&found, rule)?.of_rules([&rule.name]));
     let mut findings: Vec<Finding> = rules.iter().filter_map(of_rule).collect();
@@ -85,6 +83,28 @@ pub(super) async fn check(config: &Config, client: &Client) -> Result<Vec<Findin
         findings.push(of_all(off).hint("set `event_triggers = on`"));
     }
     Ok(findings)
+}
+
+/// A text that is another one when [`check`] would see another catalog.
+pub(super) async fn digest(
+    config: &Config,
+    client: &Client,
+) -> Result<String, tokio_postgres::Error> {
+    if rules(config).next().is_none() {
+        return Ok(String::new());
+    }
+    let query = digest_of(&render(include_str!("../../sql/preflight_views.sql"), &[]));
+    ask(config, client, &query).await?.try_get(0)
+}
+
+fn rules(config: &Config) -> impl Iterator<Item = &Rule> {
+    config.rules.iter().filter(|rule| rule.source == Source::MaterializedView)
+}
+
+async fn ask(config: &Config, client: &Client, query: &str) -> Result<Row, tokio_postgres::Error> {
+    let (schemas, names) = names(rules(config).map(|rule| &rule.table));
+    let trigger = trigger_name(&config.postgres.slot);
+    client.query_one(query, &[&schemas, &names, &trigger]).await
 }
 
 fn view(found: &Found, rule: &Rule) -> Option<Finding> {

@@ -3,8 +3,10 @@
 mod names;
 mod narrow;
 mod partitions;
+mod readings;
 mod rows;
 mod shapes;
+mod suspended;
 pub(crate) mod types;
 mod values;
 

@@ -132,8 +132,17 @@ impl Sidecar {
 
     /// Starts `walsweep run`. Its log goes on where the run before it ended.
     pub(crate) fn start(&mut self) {
+        self.start_with(&["run"]);
+    }
+
+    /// Starts `walsweep run --strict`.
+    pub(crate) fn start_strictly(&mut self) {
+        self.start_with(&["run", "--strict"]);
+    }
+
+    fn start_with(&mut self, args: &[&str]) {
         assert!(self.running.is_none(), "it runs already");
-        let mut child = self.limited(&["run"]).stderr(Stdio::piped()).spawn().unwrap();
+        let mut child = self.limited(args).stderr(Stdio::piped()).spawn().unwrap();
         let reaper = Reaper::new(child.id(), Signal::Kill, self.folder.path()).unwrap();
         let stderr = child.stderr.take().unwrap();
         let log = Arc::clone(&self.log);
