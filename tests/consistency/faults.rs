@@ -4,6 +4,7 @@
 //! Every fault is mended before the next mixture. No two of one mixture strike at the same
 //! target, so that none takes back what another did: what the application does counts as Postgres's.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
 
@@ -281,13 +282,16 @@ pub(crate) struct Mixer {
     kinds: Vec<Kind>,
     deck: Vec<Kind>,
     points: Vec<Point>,
+    /// Of each kind that comes in variations, the next one.
+    turns: BTreeMap<&'static str, u32>,
     random: StdRng,
 }
 
 impl Mixer {
     /// Mixtures of these kinds.
     pub(crate) fn new(kinds: Vec<Kind>, random: StdRng) -> Mixer {
-        Mixer { kinds, deck: Vec::new(), points: Vec::new(), random }
+        let (deck, points, turns) = (Vec::new(), Vec::new(), BTreeMap::new());
+        Mixer { kinds, deck, points, turns, random }
     }
 
     /// The next mixture: one kind, or two or three; empty if there are no kinds.
@@ -309,7 +313,7 @@ impl Mixer {
                 lasts: Duration::from_millis(self.random.random_range(100..3000)),
                 point: self.point(kind),
                 link: self.link(),
-                choice: self.random.random_range(0..1000),
+                choice: self.choice(kind),
             };
             mixture.push(planned);
         }
@@ -322,6 +326,17 @@ impl Mixer {
             self.deck.shuffle(&mut self.random);
         }
         self.deck.pop()
+    }
+
+    /// Tables, families and ways come in their turn, from one of chance on.
+    fn choice(&mut self, kind: Kind) -> u32 {
+        let chosen = self.random.random_range(0..1000);
+        if !kind.is_confined() {
+            return chosen;
+        }
+        let turn = self.turns.entry(kind.name()).or_insert(chosen);
+        *turn += 1;
+        *turn
     }
 
     fn point(&mut self, kind: Kind) -> Point {

@@ -18,7 +18,6 @@ use walsweep::telemetry::metrics::{Metrics, ReasonLabel};
 use walsweep::telemetry::{Health, Phase as Doing};
 
 use crate::postgres::{MARKER, Object, Phase, Postgres, Version};
-use crate::redis::Mood;
 use crate::world::World;
 
 /// How long after its transaction became visible a key may stand when nothing goes wrong. One gate
@@ -70,18 +69,20 @@ pub(crate) struct Looks {
     pub(crate) aborts: Cell<u64>,
     /// First blocks of transactions that an earlier connection had begun to tell of.
     pub(crate) again: Cell<u64>,
+    /// Removals of which some commands were refused for the prefix of their keys.
+    pub(crate) refusals: Cell<u64>,
 }
 
 /// How many things are looked at.
-pub(crate) const LOOKS: usize = 10;
+pub(crate) const LOOKS: usize = 11;
 
 impl Looks {
     /// How often each was looked at.
     pub(crate) fn counts(&self) -> [u64; LOOKS] {
         let Looks { removals, watermarks, statuses, prompt, at_rest, resyncs, .. } = self;
-        let Looks { blocks, parts, aborts, again, .. } = self;
+        let Looks { blocks, parts, aborts, again, refusals, .. } = self;
         let all = [removals, watermarks, statuses, prompt, at_rest, resyncs];
-        let streamed = [blocks, parts, aborts, again];
+        let streamed = [blocks, parts, aborts, again, refusals];
         let mut counts = all.into_iter().chain(streamed).map(Cell::get);
         std::array::from_fn(|_| counts.next().unwrap_or_default())
     }
@@ -222,7 +223,7 @@ impl Judge {
         let is_calm = self.disturbed_at.get().is_none_or(|at| committed > at + CALM);
         let postgres = world.postgres.borrow();
         let redis = world.redis.borrow();
-        let well = postgres.up && redis.up && redis.mood == Mood::default();
+        let well = postgres.up && redis.up && redis.mood.lets_go("item:");
         if !streams || !is_calm || !well || *world.hangs.borrow() {
             return;
         }

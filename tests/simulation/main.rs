@@ -47,6 +47,7 @@ const LOOKED_AT: [&str; LOOKS] = [
     "undone parts of transactions in blocks",
     "undone transactions in blocks",
     "transactions in blocks sent again",
+    "removals refused for a prefix",
 ];
 
 thread_local! {

@@ -9,6 +9,7 @@ use tokio::time::sleep;
 use walsweep::keys::Pattern;
 use walsweep::sweep::{Chain, Error, Kind, Link, Node, Page, Replaced, ScanCall};
 
+use crate::judge::add;
 use crate::postgres::Version;
 use crate::random::mix;
 use crate::world::World;
@@ -48,6 +49,20 @@ pub(crate) struct Mood {
     pub(crate) refuses: Option<(Kind, Which)>,
     /// Not a server of use: READONLY, LOADING.
     pub(crate) useless: Option<Kind>,
+    /// Keys with this prefix are none of walsweep's business: UNLINK is refused, all else is not.
+    pub(crate) forbids: Option<&'static str>,
+}
+
+impl Mood {
+    /// Whether keys of an object whose key this is go as ever.
+    pub(crate) fn lets_go(self, key: &str) -> bool {
+        let others = Mood { forbids: None, ..self };
+        others == Mood::default() && !self.is_forbidden(key)
+    }
+
+    fn is_forbidden(self, key: &str) -> bool {
+        self.forbids.is_some_and(|prefix| key.starts_with(prefix))
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -252,6 +267,8 @@ enum Reply {
     Replaced(Replaced),
     /// The chain does not hold.
     Swapped,
+    /// One of the commands was refused, the others were not.
+    Forbidden,
 }
 
 impl Request {
@@ -269,6 +286,15 @@ impl Request {
         match self {
             Request::Nothing => Reply::Id(redis.id()),
             Request::Unlink(groups, link) => {
+                let mood = redis.mood;
+                let all = groups.len();
+                // Each group is a command of its own, which is refused for any of its keys.
+                let allowed = |group: &Vec<String>| !group.iter().any(|key| mood.is_forbidden(key));
+                let groups: Vec<Vec<String>> = groups.into_iter().filter(allowed).collect();
+                let refused = all - groups.len();
+                if refused > 0 {
+                    world.note(|| format!("UNLINK refused, {refused} of {all} groups"));
+                }
                 world.note(|| format!("UNLINK {}", groups.concat().join(" ")));
                 if !late {
                     groups.iter().flatten().for_each(|key| world.judge.unlinked(world, key));
@@ -277,6 +303,12 @@ impl Request {
                     group.iter().map(|key| u64::from(redis.unlink(key))).sum::<u64>()
                 };
                 let counts = groups.into_iter().map(count).collect();
+                let counts = if refused > 0 {
+                    add(&world.judge.looks.refusals);
+                    Reply::Forbidden
+                } else {
+                    Reply::Counts(counts)
+                };
                 match link {
                     Some(Link::Increase(number))
                         if redis.link(Link::Increase(number)) != number =>
@@ -286,9 +318,9 @@ impl Request {
                     }
                     Some(Link::Set(number)) => {
                         redis.link(Link::Set(number));
-                        Reply::Counts(counts)
+                        counts
                     }
-                    _ => Reply::Counts(counts),
+                    _ => counts,
                 }
             }
             Request::Scan { cursor, pattern } => {
@@ -419,6 +451,7 @@ impl Client {
         self.check(number)?;
         match reply {
             Reply::Swapped => Err(self.lost(Kind::Swapped)),
+            Reply::Forbidden => Err(Error::new(Kind::NoPerm, "told to refuse".to_owned())),
             reply => Ok(reply),
         }
     }

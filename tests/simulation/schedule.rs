@@ -24,7 +24,7 @@ use crate::world::World;
 const REST_BOUND: Duration = Duration::from_secs(120);
 
 /// Kinds of faults, as [`Fault::of`] counts them; those that need a moment to fit count twice.
-const KINDS: u64 = 19;
+const KINDS: u64 = 20;
 
 /// Something that goes wrong. Times are milliseconds.
 #[derive(Clone, Copy, Debug)]
@@ -47,6 +47,11 @@ pub(crate) enum Fault {
     },
     RedisUseless {
         kind: Kind,
+        lasts: u64,
+    },
+    /// The right to the keys of one rule is taken away and given back.
+    RedisForbids {
+        prefix: &'static str,
         lasts: u64,
     },
     /// A promoted replica, or a restart from an older file: the last commands are lost.
@@ -166,6 +171,7 @@ impl Fault {
             16 => Fault::Stuck { lasts },
             17 if random.chance(50) => Fault::SlotAdvanced,
             17 => Fault::SlotDropped { made: random.chance(50) },
+            18 => Fault::RedisForbids { prefix: random.pick(&["item:", "list:"]), lasts },
             _ => Fault::Promotion { lost: usize::try_from(random.below(6)).unwrap(), down },
         }
     }
@@ -173,8 +179,9 @@ impl Fault {
     /// Strikes; what lasts is ended by a task of its own.
     async fn strike(self, world: &Rc<World>, orders: &mpsc::Sender<Order>) {
         world.note(|| format!("FAULT {self:?}"));
-        // That a commit waits must hold up no other (I3).
-        if !matches!(self, Fault::Stuck { .. }) {
+        // That a commit waits must hold up no other (I3), and neither must what Redis refuses of
+        // another rule (I10).
+        if !matches!(self, Fault::Stuck { .. } | Fault::RedisForbids { .. }) {
             world.judge.disturbed();
         }
         match self {
@@ -191,6 +198,16 @@ impl Fault {
             }
             Fault::RedisUseless { kind, lasts } => {
                 set(world, lasts, |mood| &mut mood.useless, Some(kind));
+            }
+            Fault::RedisForbids { prefix, lasts } => {
+                world.redis.borrow_mut().mood.forbids = Some(prefix);
+                later(world, lasts, move |world| {
+                    // What waited for it may take its time.
+                    if prefix == "item:" {
+                        world.judge.disturbed();
+                    }
+                    world.redis.borrow_mut().mood.forbids = None;
+                });
             }
             Fault::RedisRollsBack { commands, down: lasts } => {
                 world.redis.borrow_mut().roll_back(commands);
