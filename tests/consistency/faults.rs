@@ -1,8 +1,8 @@
 //! What can break, alone and in mixtures: of walsweep, Postgres, Redis, and the ways between them;
 //! and what the application does to its own tables.
 //!
-//! Every fault is mended before the next mixture. No two of one mixture strike at the same
-//! target, so that none takes back what another did: what the application does counts as Postgres's.
+//! Every fault is mended before the next mixture. No two of one mixture strike at the same target,
+//! so that none takes back what another did: what the application does counts as Postgres's.
 
 use std::collections::BTreeMap;
 use std::fmt;

@@ -13,7 +13,7 @@ use crate::World;
 use crate::application::{self, Shown};
 use crate::cached::{Key, Rows};
 use crate::faults::{Kind, Planned};
-use crate::schema::{FAMILIES, PHANTOMS};
+use crate::schema::{FAMILIES, PHANTOMS, families_of_rule};
 use crate::servers::{NAME, REDIS_USER, readyz};
 use crate::shared::{PATIENCE, RETRY};
 use crate::support::{Fault, Proxy};
@@ -288,7 +288,8 @@ async fn break_link(proxy: &Proxy, planned: Planned) {
 /// walsweep may not touch the keys of one family for a while.
 async fn refuse_family(world: &World, planned: Planned) -> Shown {
     let refused = planned.family();
-    world.shared.history.trouble_begins(one_family(refused));
+    // A rule's keys may go together or not at all; those of other rules are none of it.
+    world.shared.history.trouble_begins(families_of_rule(refused));
     let mut rights = vec!["SETUSER".to_owned(), REDIS_USER.to_owned(), "resetkeys".to_owned()];
     rights.extend(["~walsweep:*".to_owned(), "~other:*".to_owned()]);
     rights.extend(FAMILIES.iter().filter(|one| **one != refused).map(|one| format!("~{one}:*")));
@@ -323,11 +324,6 @@ async fn is_refused(world: &World, family: &str, wanted: bool) -> Shown {
         }
         sleep(RETRY).await;
     }
-}
-
-fn one_family(name: &'static str) -> &'static [&'static str] {
-    let at = FAMILIES.iter().position(|family| *family == name).unwrap_or(0);
-    &FAMILIES[at..=at]
 }
 
 impl Planned {

@@ -11,7 +11,7 @@
 //!   - `PassGate`, a snapshot contains the commit, and the fence: `src/settle/mod.rs`;
 //!   - `Unlink`, `BeginPass`, `Page`, `JoinPass`, removals, bucket by bucket in a pass, and which
 //!     patterns it takes: `src/sweep/{sweeper,queue,pass}.rs`;
-//!   - `SecondDue`, the refill window, and `hold`, what is held until then: `src/sweep/refill.rs`;
+//!   - `SecondDue`, the refill window, and `hold`, what is held so long: `src/sweep/refill.rs`;
 //!   - `Refused`, `Retry`, what Redis refuses: `src/sweep/sweeper.rs`;
 //!   - `Ask`, a question about the tables that waits for a lock: `src/shape.rs`;
 //!   - `safe`, `Confirm`, what is complete and told to Postgres: `src/watermark/mod.rs`,
@@ -33,8 +33,8 @@
 //! same to walsweep, which repeats it. Batches, limits and the pace of a pass change the order of
 //! steps, never what a step may do. A question that waits is not given up, and a refused key is
 //! tried again only where that changes something: both would repeat themselves. All first removals
-//! share one hold, as if the window were endless. What a lock holder changes is not modelled. Where names are observed, fewer keys are removed
-//! again: the model removes all of them. Buckets are the same on every server. It forgets no
+//! share one hold, as if the window were endless. What a lock holder changes is not modelled. Where
+//! names are observed, fewer keys are removed again: the model removes all of them. Buckets are the same on every server. It forgets no
 //! removal within a session. A server that restarts uncleanly is like a promotion, other rules are
 //! like a missing watermark, and standbys that readers use are not there. One row has one key, two
 //! transactions never write the same row, and there are two buckets.
