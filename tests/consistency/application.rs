@@ -40,7 +40,7 @@ pub(crate) async fn inject(world: &World, planned: Planned) -> Shown {
         _ => {}
     }
     let scope: &[&str] = match planned.kind {
-        Kind::DdlPublication if planned.choice % 3 > 0 => &FAMILIES,
+        Kind::DdlPublication if !planned.choice.is_multiple_of(3) => &FAMILIES,
         _ => &PAGE_FAMILIES,
     };
     // What is stale now must not go by a later commit of the same rows.
@@ -270,7 +270,7 @@ async fn hide(world: &World, planned: Planned) -> Shown {
         Ok(())
     };
     write(world, pages(), |version| format!("update page set version = {version}")).await;
-    if planned.choice % 3 > 0 {
+    if !planned.choice.is_multiple_of(3) {
         let (first, last) = (PHANTOMS.start(), PHANTOMS.end());
         write(world, PHANTOMS.collect(), |version| {
             format!("update item set version = {version} where id between {first} and {last}")

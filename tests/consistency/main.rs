@@ -161,8 +161,7 @@ impl World {
         let config = self.invalidator.variable("CONFIG");
         let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_walsweep"));
         let done = command.args(["setup", "--config", config]).output().await.unwrap();
-        let words = String::from_utf8_lossy(&done.stderr).into_owned();
-        assert!(done.status.success(), "walsweep setup: {words}");
+        assert!(done.status.success(), "walsweep setup: {}", support::text(&done));
     }
 
     /// Counts a fault.

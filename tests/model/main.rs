@@ -34,10 +34,11 @@
 //! steps, never what a step may do. A question that waits is not given up, and a refused key is
 //! tried again only where that changes something: both would repeat themselves. All first removals
 //! share one hold, as if the window were endless. What a lock holder changes is not modelled. Where
-//! names are observed, fewer keys are removed again: the model removes all of them. Buckets are the same on every server. It forgets no
-//! removal within a session. A server that restarts uncleanly is like a promotion, other rules are
-//! like a missing watermark, and standbys that readers use are not there. One row has one key, two
-//! transactions never write the same row, and there are two buckets.
+//! names are observed, fewer keys are removed again: the model removes all of them. Buckets are the
+//! same on every server. It forgets no removal within a session. A server that restarts uncleanly
+//! is like a promotion, other rules are like a missing watermark, and standbys that readers use are
+//! not there. One row has one key, two transactions never write the same row, and there are two
+//! buckets.
 
 #![allow(clippy::panic, clippy::print_stdout, reason = "a test may fail, and tells what it found")]
 

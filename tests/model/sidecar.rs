@@ -4,7 +4,8 @@ use std::fmt;
 
 use super::rule::Rule;
 use super::state::{
-    BUCKETS, Commit, FENCED, JOBS, Job, Mark, ROWS, Round, SWEEP, Scenario, Stage, State, Walsweep,
+    BUCKETS, Commit, FENCED, JOBS, Job, Mark, Question, ROWS, Round, SWEEP, Scenario, Stage, State,
+    Walsweep,
 };
 
 /// One step.
@@ -50,8 +51,10 @@ pub(crate) fn steps(scenario: &Scenario, state: &State, steps: &mut Vec<Step>) {
         }
         return;
     };
-    if state.locked != walsweep.asks {
-        steps.push(if state.locked { Step::Ask } else { Step::Answered });
+    match walsweep.question {
+        Question::Answered if state.locked => steps.push(Step::Ask),
+        Question::Waits if !state.locked => steps.push(Step::Answered),
+        _ => {}
     }
     let is_room = !walsweep.is_refused() || scenario.has(Rule::RefusedApart);
     if let Some(row) = next_commit(state, walsweep) {
@@ -113,7 +116,7 @@ fn next_commit(state: &State, walsweep: &Walsweep) -> Option<usize> {
 
 fn may_pass(scenario: &Scenario, state: &State, walsweep: &Walsweep, job: usize) -> bool {
     let commits = &state.postgres.commits;
-    if walsweep.asks && !scenario.has(Rule::GateAlone) {
+    if walsweep.question == Question::Waits && !scenario.has(Rule::GateAlone) {
         return false;
     }
     if job == FENCED {
@@ -199,7 +202,8 @@ pub(crate) fn take(scenario: &Scenario, state: &mut State, step: Step) {
                 walsweep.jobs[job].stage = Stage::Queued(round);
             }
         }
-        Step::Ask | Step::Answered => walsweep.asks = step == Step::Ask,
+        Step::Ask => walsweep.question = Question::Waits,
+        Step::Answered => walsweep.question = Question::Answered,
         Step::BeginPass => {
             walsweep.pass = Some(0);
             (0..JOBS).filter(|job| scenario.is_pattern(*job)).for_each(|job| {
@@ -237,7 +241,7 @@ fn start(scenario: &Scenario, state: &State) -> Walsweep {
         received: postgres.confirmed,
         jobs: [Job::default(); JOBS],
         hold: None,
-        asks: false,
+        question: Question::Answered,
         fence: [false; ROWS],
         pass: None,
         connected: true,

@@ -108,6 +108,14 @@ pub(crate) struct Job {
     pub(crate) window: bool,
 }
 
+/// A question about the rules' tables.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Question {
+    Answered,
+    /// Behind a lock.
+    Waits,
+}
+
 /// A walsweep that runs. All of it is lost in a crash.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Walsweep {
@@ -117,8 +125,8 @@ pub(crate) struct Walsweep {
     /// The LSN that the hold stands for, below which nothing may be confirmed: that of its smallest
     /// member. Members are all whose first removal is done, and whose second is not.
     pub(crate) hold: Option<u8>,
-    /// Whether a question about the tables waits behind a lock.
-    pub(crate) asks: bool,
+    /// Whether the last question about the tables is answered.
+    pub(crate) question: Question,
     /// Transactions that the second sweep waits for.
     pub(crate) fence: [bool; ROWS],
     /// The next bucket of the pass that is under way.

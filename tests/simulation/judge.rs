@@ -4,6 +4,7 @@
 //! - I2: where the watermark is written nothing older is cached, and nothing that is invisible is
 //!   covered; nothing is confirmed that no watermark covers; what is confirmed never falls.
 //! - I3: with nothing going wrong, a key goes soon after its transaction is visible.
+//! - I10: the same while Redis refuses the keys of another rule.
 //! - I1, I7, I8: at rest no value is cached but the one that a new snapshot reads.
 
 use std::cell::{Cell, RefCell};
