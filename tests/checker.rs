@@ -173,6 +173,10 @@ async fn not_ready_without_a_trouble_excuses_nothing() {
     history.record(&[1], 11);
     advance(seconds(8)).await;
     assert_eq!(life_of(&history, "page"), Some((8, 5)));
+    // Nor does it before one begins.
+    history.trouble_begins(&["page"]);
+    advance(seconds(3)).await;
+    assert_eq!(life_of(&history, "page"), Some((11, 5 + 3)));
 }
 
 #[test]

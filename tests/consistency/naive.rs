@@ -4,6 +4,8 @@
 //! It is built of walsweep's own parts up to the keys, so that what it lacks is what makes the
 //! difference: the gate, the second removal, the watermark.
 
+use std::collections::BTreeSet;
+
 use redis::aio::MultiplexedConnection;
 use tokio::sync::mpsc;
 use walsweep::capture::{Frame, Replication, StreamOptions};
@@ -20,7 +22,6 @@ pub(crate) async fn run() {
     let file = std::env::var("CONFIG").expect("the checker names the configuration");
     let text = std::fs::read_to_string(file).unwrap();
     let config: Config = parse(&text, &|name| std::env::var(name).ok()).config.unwrap();
-    // What needs a lookup it never removes.
     let mut rules = Rules::with_lookups(&config.rules, &config.lookups).unwrap();
     let endpoint = &config.postgres.replication_endpoint;
     let replication = Replication::connect(endpoint, "naive").await.unwrap();
@@ -33,6 +34,9 @@ pub(crate) async fn run() {
     tokio::spawn(sweep(received, cache.clone()));
     let mut gatherer = Gatherer::new();
     let mut keys = rules.key_set();
+    // It looks nothing up and asks for no refresh: all that either could produce goes, at the same
+    // moment as the keys.
+    let mut more = BTreeSet::new();
     loop {
         let payload = match slot.next().await.unwrap() {
             Frame::Data { payload, .. } => payload,
@@ -45,6 +49,7 @@ pub(crate) async fn run() {
             }
         };
         match gatherer.push(decode(payload).unwrap()).unwrap() {
+            Gathered::Logical(message) if message.transactional => drop(more.insert("stat:*")),
             // It asks for whole transactions, so nothing comes in blocks.
             Gathered::Nothing
             | Gathered::Logical(_)
@@ -53,13 +58,21 @@ pub(crate) async fn run() {
             | Gathered::StreamCommitted(_)
             | Gathered::Aborted { .. }
             | Gathered::ShapeUndone { .. } => {}
-            Gathered::Change(change) => rules.add(&change, &mut keys),
+            Gathered::Change(change) => {
+                if change.relation.name == "page" {
+                    more.insert("label:*");
+                }
+                rules.add(&change, &mut keys);
+            }
             Gathered::Truncate(all) => all.iter().for_each(|one| rules.add(one, &mut keys)),
             Gathered::Committed(transaction) => {
                 let keys = std::mem::replace(&mut keys, rules.key_set());
                 unlink(keys.exact().map(|(_, key)| key.to_vec()).collect(), &cache).await;
                 for (_, pattern) in keys.patterns() {
                     patterns.send(pattern.clone()).await.unwrap();
+                }
+                for pattern in std::mem::take(&mut more) {
+                    patterns.send(Pattern::parse(pattern.as_bytes())).await.unwrap();
                 }
                 slot.confirm(transaction.end_lsn);
                 slot.send_status(false).await.unwrap();
