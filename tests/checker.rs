@@ -119,9 +119,11 @@ async fn a_trouble_lengthens_the_bound_of_its_own_keys_by_the_time_to_notice_it(
     advance(seconds(20)).await;
     assert_eq!(life_of(&history, "pages"), Some((24, 5 + 10)), "ready all the time");
     // The cure is something that no row tells, too.
-    history.trouble_goes_on();
+    history.trouble_begins(&["stat"]);
+    history.trouble_goes_on(&["page", "pages"]);
     advance(seconds(3)).await;
     assert_eq!(life_of(&history, "pages"), Some((27, 5 + 10 + 3)));
+    assert_eq!(life_of(&history, "stat"), Some((27, 5 + 3)));
     history.troubles_end();
     advance(seconds(5)).await;
     assert_eq!(life_of(&history, "pages"), Some((32, 5 + 10 + 3)), "over is over");

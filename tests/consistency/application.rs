@@ -18,7 +18,7 @@ use crate::faults::{Kind, Planned};
 use crate::inject::insist;
 use crate::schema::{
     CHILD_PAGE, FAMILIES, MOOD_READING, NAME_READING, NOTE_READING, PAGE_FAMILIES, PAGES, PHANTOMS,
-    PUBLICATION, SECOND_PARTS, SHELVES, STAT, create_page,
+    PUBLICATION, SECOND_PARTS, SHELVES, STAT, create_page, families_of_rule,
 };
 use crate::shared::{Fill, PATIENCE, RETRY};
 
@@ -39,10 +39,6 @@ pub(crate) async fn inject(world: &World, planned: Planned) -> Shown {
         Kind::DdlPartition => return detach(world, planned).await,
         _ => {}
     }
-    let scope: &[&str] = match planned.kind {
-        Kind::DdlPublication if !planned.choice.is_multiple_of(3) => &FAMILIES,
-        _ => &PAGE_FAMILIES,
-    };
     // What is stale now must not go by a later commit of the same rows.
     world.shared.narrow.store(true, Ordering::Relaxed);
     let owned = timeout(PATIENCE, world.shared.own_all(PAGES.chain(PHANTOMS))).await;
@@ -50,7 +46,7 @@ pub(crate) async fn inject(world: &World, planned: Planned) -> Shown {
     // Nor by a second removal for an earlier one.
     sleep(world.shared.window * 5 / 4).await;
     let before = prime(world).await?;
-    world.shared.history.trouble_begins(scope);
+    world.shared.history.trouble_begins(scope(planned));
     match planned.kind {
         Kind::DdlConvert | Kind::DdlColumn | Kind::DdlEnum => {
             read_otherwise(world, planned).await?;
@@ -62,6 +58,16 @@ pub(crate) async fn inject(world: &World, planned: Planned) -> Shown {
         Kind::TableInherited => inherit(world, planned, &before).await,
         Kind::TableSwapped => swap(world, planned).await,
         _ => drop_and_restore(world, planned).await,
+    }
+}
+
+/// The families of keys that a fault is about.
+fn scope(planned: Planned) -> &'static [&'static str] {
+    match planned.kind {
+        Kind::DdlPublication if !planned.choice.is_multiple_of(3) => &FAMILIES,
+        Kind::DdlTrigger => families_of_rule("stat"),
+        Kind::DdlPartition => families_of_rule("part"),
+        _ => &PAGE_FAMILIES,
     }
 }
 
@@ -222,7 +228,7 @@ async fn constrain(world: &World, planned: Planned) -> Shown {
     let query = "select count(*)::text from pg_constraint where contypid = 'code'::regtype";
     let shown = expect(world, query, "1").await;
     sleep(planned.lasts).await;
-    world.shared.history.trouble_goes_on();
+    world.shared.history.trouble_goes_on(scope(planned));
     apply(world, "alter domain code drop constraint short").await;
     shown
 }
@@ -241,7 +247,7 @@ async fn forget_identity(world: &World, planned: Planned) -> Shown {
     })
     .await;
     sleep(planned.lasts * 2).await;
-    world.shared.history.trouble_goes_on();
+    world.shared.history.trouble_goes_on(scope(planned));
     apply(world, "alter table page replica identity full").await;
     shown.and(expect(world, query, "f").await)
 }
@@ -278,7 +284,7 @@ async fn hide(world: &World, planned: Planned) -> Shown {
         .await;
     }
     sleep(planned.lasts * 3).await;
-    world.shared.history.trouble_goes_on();
+    world.shared.history.trouble_goes_on(scope(planned));
     apply(world, back).await;
     shown.and(expect(world, query, &before).await)
 }
@@ -293,7 +299,7 @@ async fn miss_refresh(world: &World, planned: Planned) -> Shown {
     let trigger = "walsweep_refresh";
     let query = "select evtenabled::text from pg_event_trigger where evtname = 'walsweep_refresh'";
     let known = expect(world, query, "A").await;
-    world.shared.history.trouble_begins(&["stat"]);
+    world.shared.history.trouble_begins(scope(planned));
     apply(world, &format!("alter event trigger {trigger} disable")).await;
     write(world, vec![STAT], |version| {
         format!("update seed set version = {version}; refresh materialized view stat")
@@ -302,7 +308,7 @@ async fn miss_refresh(world: &World, planned: Planned) -> Shown {
     let shown = expect(world, query, "D").await;
     let other = differs(&before, &current(world).await?);
     sleep(planned.lasts * 2).await;
-    world.shared.history.trouble_goes_on();
+    world.shared.history.trouble_goes_on(scope(planned));
     apply(world, &format!("alter event trigger {trigger} enable always")).await;
     known.and(shown).and(other)
 }
@@ -315,11 +321,11 @@ async fn detach(world: &World, planned: Planned) -> Shown {
     let _owned = owned.map_err(|_late| "the rows are never free".to_owned())?;
     sleep(world.shared.window * 5 / 4).await;
     let before = prime(world).await?;
-    world.shared.history.trouble_begins(&["part", "parts"]);
+    world.shared.history.trouble_begins(scope(planned));
     write(world, rows.clone(), |_| "alter table part detach partition part_b".to_owned()).await;
     let without = prime(world).await?;
     sleep(planned.lasts * 2).await;
-    world.shared.history.trouble_goes_on();
+    world.shared.history.trouble_goes_on(scope(planned));
     let (first, last) = (SECOND_PARTS.start(), SECOND_PARTS.end() + 1);
     write(world, rows, |version| {
         format!(
@@ -346,7 +352,7 @@ async fn inherit(world: &World, planned: Planned, before: &[(Key, String)]) -> S
     .await;
     let with = prime(world).await?;
     sleep(planned.lasts * 3).await;
-    world.shared.history.trouble_goes_on();
+    world.shared.history.trouble_goes_on(scope(planned));
     write(world, vec![CHILD_PAGE], |_| "drop table page_child".to_owned()).await;
     differs(before, &with).and(differs(&with, &current(world).await?))
 }
@@ -375,7 +381,7 @@ async fn swap(world: &World, planned: Planned) -> Shown {
     if !at_once {
         write(world, pages(), |version| format!("update page set version = {version}")).await;
         sleep(planned.lasts * 3).await;
-        world.shared.history.trouble_goes_on();
+        world.shared.history.trouble_goes_on(scope(planned));
         apply(world, publish).await;
     }
     if before == after { Err("`page` is the table that it was".to_owned()) } else { Ok(()) }
@@ -388,7 +394,7 @@ async fn drop_and_restore(world: &World, planned: Planned) -> Shown {
     write(world, pages(), |_| "drop table page".to_owned()).await;
     let shown = expect(world, query, "").await;
     sleep(planned.lasts * 4).await;
-    world.shared.history.trouble_goes_on();
+    world.shared.history.trouble_goes_on(scope(planned));
     let rows = pages_with_readings().into_iter().filter(|row| *row != MOOD_READING).collect();
     write(world, rows, |version| {
         let create = create_page(version, &mood);

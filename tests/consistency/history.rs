@@ -142,9 +142,11 @@ impl History {
         self.state().troubles.push(trouble);
     }
 
-    /// Something else happened to the same keys, such as the cure.
-    pub(crate) fn trouble_goes_on(&self) {
-        if let Some(trouble) = self.state().troubles.last_mut() {
+    /// Something else happened to the keys of the same families, such as the cure.
+    pub(crate) fn trouble_goes_on(&self, families: &'static [&'static str]) {
+        let mut state = self.state();
+        let mut latest = state.troubles.iter_mut().rev();
+        if let Some(trouble) = latest.find(|trouble| trouble.families == families) {
             trouble.untold.push(Instant::now());
         }
     }

@@ -298,7 +298,7 @@ async fn refuse_family(world: &World, planned: Planned) -> Shown {
     let shown = is_refused(world, refused, true).await;
     sleep(planned.lasts * 4).await;
     let still = is_refused(world, refused, true).await;
-    world.shared.history.trouble_goes_on();
+    world.shared.history.trouble_goes_on(families_of_rule(refused));
     order(world, "ACL", &["SETUSER", REDIS_USER, "~*"]).await;
     shown.and(still).and(is_refused(world, refused, false).await)
 }

@@ -55,7 +55,19 @@ pub(crate) static FAMILIES: [&str; 10] =
     ["item", "slug", "list", "flash", "page", "pages", "label", "part", "parts", "stat"];
 
 /// The families that show rows of `page`.
-pub(crate) const PAGE_FAMILIES: [&str; 3] = ["page", "pages", "label"];
+pub(crate) static PAGE_FAMILIES: [&str; 3] = ["page", "pages", "label"];
+
+/// The families whose keys one rule gives, or two that give nothing else.
+pub(crate) fn families_of_rule(family: &str) -> &'static [&'static str] {
+    match family {
+        "item" | "slug" | "list" => &FAMILIES[0..3],
+        "flash" => &FAMILIES[3..4],
+        "page" | "pages" => &FAMILIES[4..6],
+        "label" => &FAMILIES[6..7],
+        "part" | "parts" => &FAMILIES[7..9],
+        _ => &FAMILIES[9..10],
+    }
+}
 
 /// The families whose keys one rule gives, or two that give nothing else.
 pub(crate) fn families_of_rule(family: &str) -> &'static [&'static str] {
