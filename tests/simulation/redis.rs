@@ -29,6 +29,8 @@ enum Fate {
     Fine,
     /// Answered with an error, nothing done.
     Refused(Kind),
+    /// Done, but for removals of keys that the user has no right on.
+    Forbidden,
     /// The connection is lost before anything is done.
     LostBefore,
     /// The connection is lost, everything is done.
@@ -219,6 +221,9 @@ impl Redis {
             return Fate::Refused(kind);
         }
         match self.mood.refuses {
+            Some((Kind::NoPerm, Which::Unlink)) if which == Some(Which::Unlink) => {
+                return Fate::Forbidden;
+            }
             Some((kind, refused)) if which == Some(refused) => return Fate::Refused(kind),
             _ => {}
         }
@@ -243,7 +248,8 @@ fn next_cursor(cursor: u64, mask: u64) -> u64 {
 /// What walsweep asks for, owned, so that it may arrive after its sender is gone.
 enum Request {
     Nothing,
-    Unlink(Vec<Vec<String>>, Option<Link>),
+    /// With whether some keys are forbidden.
+    Unlink(Vec<Vec<String>>, Option<Link>, bool),
     Scan {
         cursor: u64,
         pattern: Option<Vec<u8>>,
@@ -260,15 +266,13 @@ enum Request {
 enum Reply {
     /// The server's id.
     Id(u64),
-    Counts(Vec<u64>),
+    Counts(Vec<Option<u64>>),
     /// With the server's id.
     Page(Page, u64),
     Watermark(Option<Vec<u8>>),
     Replaced(Replaced),
     /// The chain does not hold.
     Swapped,
-    /// One of the commands was refused, the others were not.
-    Forbidden,
 }
 
 impl Request {
@@ -285,30 +289,31 @@ impl Request {
         let mut redis = world.redis.borrow_mut();
         match self {
             Request::Nothing => Reply::Id(redis.id()),
-            Request::Unlink(groups, link) => {
+            Request::Unlink(mut groups, link, forbids) => {
                 let mood = redis.mood;
-                let all = groups.len();
                 // Each group is a command of its own, which is refused for any of its keys.
-                let allowed = |group: &Vec<String>| !group.iter().any(|key| mood.is_forbidden(key));
-                let groups: Vec<Vec<String>> = groups.into_iter().filter(allowed).collect();
-                let refused = all - groups.len();
-                if refused > 0 {
-                    world.note(|| format!("UNLINK refused, {refused} of {all} groups"));
+                let is_refused = |group: &Vec<String>| {
+                    let is_forbidden =
+                        |key: &String| mood.is_forbidden(key) || forbids && is_forbidden(key);
+                    group.iter().any(is_forbidden)
+                };
+                let refused: Vec<bool> = groups.iter().map(is_refused).collect();
+                world
+                    .note(|| format!("UNLINK {}, refused: {refused:?}", groups.concat().join(" ")));
+                if refused.contains(&true) {
+                    add(&world.judge.looks.refusals);
                 }
-                world.note(|| format!("UNLINK {}", groups.concat().join(" ")));
+                for (group, _) in groups.iter_mut().zip(&refused).filter(|(_, refused)| **refused) {
+                    group.clear();
+                }
                 if !late {
                     groups.iter().flatten().for_each(|key| world.judge.unlinked(world, key));
                 }
                 let count = |group: Vec<String>| {
                     group.iter().map(|key| u64::from(redis.unlink(key))).sum::<u64>()
                 };
-                let counts = groups.into_iter().map(count).collect();
-                let counts = if refused > 0 {
-                    add(&world.judge.looks.refusals);
-                    Reply::Forbidden
-                } else {
-                    Reply::Counts(counts)
-                };
+                let counts = groups.into_iter().map(count).zip(refused);
+                let counts = counts.map(|(count, refused)| (!refused).then_some(count)).collect();
                 match link {
                     Some(Link::Increase(number))
                         if redis.link(Link::Increase(number)) != number =>
@@ -384,7 +389,7 @@ impl Client {
     fn linked(&self, mut request: Request) -> Request {
         let mut chain = self.chain.borrow_mut();
         match &mut request {
-            Request::Unlink(_, link) => *link = chain.as_mut().and_then(Chain::extend),
+            Request::Unlink(_, link, _) => *link = chain.as_mut().and_then(Chain::extend),
             Request::Replace { number, .. } => {
                 *number = chain.as_ref().and_then(Chain::standing);
             }
@@ -409,7 +414,7 @@ impl Client {
             world.note(|| format!("redis call goes wrong: {fate:?}"));
             world.judge.disturbed();
         }
-        let request = if matches!(fate, Fate::Refused(_) | Fate::LostBefore) {
+        let mut request = if matches!(fate, Fate::Refused(_) | Fate::LostBefore) {
             request
         } else {
             self.linked(request)
@@ -445,16 +450,26 @@ impl Client {
                 sleep(self.world.random.millis(50, 500)).await;
                 return Err(self.lost(Kind::Timeout));
             }
+            Fate::Forbidden => {
+                if let Request::Unlink(_, _, forbids) = &mut request {
+                    *forbids = true;
+                }
+                request.serve(world, false)
+            }
             Fate::Fine => request.serve(world, false),
         };
         world.pause(0, 3).await;
         self.check(number)?;
         match reply {
             Reply::Swapped => Err(self.lost(Kind::Swapped)),
-            Reply::Forbidden => Err(Error::new(Kind::NoPerm, "told to refuse".to_owned())),
             reply => Ok(reply),
         }
     }
+}
+
+/// Whether a right on a key is missing while some are: on half of them.
+fn is_forbidden(key: &str) -> bool {
+    key.bytes().fold(7, |hash, byte| mix(hash ^ u64::from(byte))) & 1 == 1
 }
 
 fn owned(key: &[u8]) -> String {
@@ -484,8 +499,8 @@ impl Node for Client {
 
     async fn unlink(&self, groups: &[Vec<&[u8]>]) -> Result<Vec<Option<u64>>, Error> {
         let groups = groups.iter().map(|group| group.iter().map(|key| owned(key)).collect());
-        match self.ask(Request::Unlink(groups.collect(), None)).await? {
-            Reply::Counts(counts) => Ok(counts.into_iter().map(Some).collect()),
+        match self.ask(Request::Unlink(groups.collect(), None, false)).await? {
+            Reply::Counts(counts) => Ok(counts),
             _ => unreachable!("counts are the reply"),
         }
     }
