@@ -199,6 +199,13 @@ impl Error {
         }
     }
 
+    /// Whether we ended a session that worked, so that the next one begins otherwise. Each of these
+    /// is found by looks that are seconds apart, so that nothing spins.
+    #[must_use]
+    pub fn is_intended(&self) -> bool {
+        matches!(self, Error::TablesChanged | Error::RetainedWal(_))
+    }
+
     /// Whether nobody was there, or not yet.
     #[must_use]
     pub fn is_unreachable(&self) -> bool {

@@ -158,7 +158,9 @@ impl Program<'_> {
         self.metrics.no_session();
         let Err(error) = outcome else { return Ok(()) };
         self.metrics.reconnects.get_or_create(&PeerLabel { peer: "postgres" }).inc();
-        course.attempts.session_ended(start, began.elapsed(), error.blames_slot());
+        // A session that ends by our own wish is none that failed, however short it was.
+        let stood = if error.is_intended() { LASTING } else { began.elapsed() };
+        course.attempts.session_ended(start, stood, error.blames_slot());
         course.tables_changed = matches!(error, Error::TablesChanged);
         if error.wants_whole() {
             course.whole_at = Some(start);
