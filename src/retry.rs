@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use tokio::time::Instant;
+
 use crate::lsn::Lsn;
 
 /// Waits that double from a first to a longest one.
@@ -35,6 +37,29 @@ impl Backoff {
         };
         self.failures = self.failures.saturating_add(1);
         wait
+    }
+}
+
+/// How often the same thing is said.
+const SAY_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Keeps a log line that would repeat itself a thousand times a second to one a second.
+#[derive(Debug, Default)]
+pub struct Repeats {
+    said: Option<(&'static str, Instant)>,
+    unsaid: u64,
+}
+
+impl Repeats {
+    /// Whether to say `what` at `now`: if it is something else than the last time, or a second has
+    /// passed. Gives how often it was not said since.
+    pub fn say(&mut self, what: &'static str, now: Instant) -> Option<u64> {
+        if self.said.is_some_and(|(last, at)| last == what && now < at + SAY_INTERVAL) {
+            self.unsaid += 1;
+            return None;
+        }
+        self.said = Some((what, now));
+        Some(std::mem::take(&mut self.unsaid))
     }
 }
 
@@ -156,7 +181,9 @@ impl Attempts {
 mod tests {
     use std::time::Duration;
 
-    use super::{Attempts, Backoff, LASTING, LONG};
+    use tokio::time::Instant;
+
+    use super::{Attempts, Backoff, LASTING, LONG, Repeats};
     use crate::lsn::Lsn;
 
     const SOON: Duration = Duration::from_millis(50);
@@ -232,6 +259,17 @@ mod tests {
         attempts.session_ended(one, LASTING, false);
         assert_eq!(wait(&attempts), 100);
         assert_eq!(wait(&attempts.stands_by()), 0);
+    }
+
+    #[test]
+    fn what_repeats_is_said_once_a_second() {
+        let (mut repeats, start) = (Repeats::default(), Instant::now());
+        let at = |milliseconds| start + Duration::from_millis(milliseconds);
+        assert_eq!(repeats.say("noperm", at(0)), Some(0));
+        assert_eq!(repeats.say("noperm", at(1)), None);
+        assert_eq!(repeats.say("noperm", at(999)), None);
+        assert_eq!(repeats.say("noperm", at(1000)), Some(2));
+        assert_eq!(repeats.say("oom", at(1001)), Some(0), "something else is said at once");
     }
 
     #[test]

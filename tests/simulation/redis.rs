@@ -323,9 +323,9 @@ impl Request {
                     }
                     Some(Link::Set(number)) => {
                         redis.link(Link::Set(number));
-                        counts
+                        Reply::Counts(counts)
                     }
-                    _ => counts,
+                    _ => Reply::Counts(counts),
                 }
             }
             Request::Scan { cursor, pattern } => {
