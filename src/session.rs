@@ -114,9 +114,8 @@ impl Session {
         // checks may know why: they find poolers, which spoil every question.
         let shape = step(tables.look(&sql)).await;
         let report = step(preflight::postgres(config, rules, &sql)).await?;
-        let is_refused = |finding: &Finding| {
-            finding.stops_everything() || is_strict && finding.is_error()
-        };
+        let is_refused =
+            |finding: &Finding| finding.stops_everything() || is_strict && finding.is_error();
         if report.iter().any(is_refused) {
             return Err(Error::Refused(report));
         }

@@ -70,11 +70,7 @@ pub(super) fn begin(access: &str, is_impatient: bool) -> String {
 /// # Errors
 ///
 /// When the connection fails.
-pub async fn trials(
-    config: &Config,
-    rules: &Rules,
-    client: &Client,
-) -> Result<Vec<Trial>, Error> {
+pub async fn trials(config: &Config, rules: &Rules, client: &Client) -> Result<Vec<Trial>, Error> {
     let mut trials: Vec<Trial> = Vec::new();
     for (id, lookup) in (0..=u16::MAX).map(LookupId).zip(rules.lookups()) {
         let is_impatient = trials.iter().any(|one| matches!(one, Trial::Locked(_)));
@@ -106,6 +102,7 @@ async fn locked(lookup: &Lookup, client: &Client) -> Result<Finding, Error> {
         Some(row) => {
             let (pid, program): (Option<i32>, Option<String>) = (row.try_get(0)?, row.try_get(1)?);
             let table: String = row.try_get(2)?;
+            let program = program.filter(|name| !name.is_empty());
             let program = program.map(|name| format!(" (`{name}`)")).unwrap_or_default();
             pid.map_or_else(
                 || format!("a prepared transaction has `{table}` locked"),
@@ -118,11 +115,7 @@ async fn locked(lookup: &Lookup, client: &Client) -> Result<Finding, Error> {
     Ok(finding.hint("it is tried again; until it can be asked, its keys are widened"))
 }
 
-async fn one(
-    config: &Config,
-    lookup: &Lookup,
-    client: &Client,
-) -> Result<Option<Finding>, Error> {
+async fn one(config: &Config, lookup: &Lookup, client: &Client) -> Result<Option<Finding>, Error> {
     let name = &lookup.name;
     let query = lookup.sql.value.trim().trim_end_matches(';');
     let prepared = match client.prepare(query).await {

@@ -174,11 +174,7 @@ fn of_tables(context: &Context<'_>) -> Vec<Finding> {
 /// # Errors
 ///
 /// When the catalog cannot be read.
-pub async fn again(
-    config: &Config,
-    rules: &Rules,
-    client: &Client,
-) -> Result<Vec<Finding>, Error> {
+pub async fn again(config: &Config, rules: &Rules, client: &Client) -> Result<Vec<Finding>, Error> {
     let catalog = Catalog::read(config, rules, client, false).await?;
     let (version, spreads) = (catalog.version, Vec::new());
     let context = Context { config, rules, catalog: &catalog, version, spreads };
