@@ -23,11 +23,13 @@ use crate::preflight::{self, Finding, Misfit, Trial};
 use crate::shape::{Shape, Watched};
 use crate::telemetry::{Health, Topic};
 
-/// How often the tables are looked at: within this time a table without changes is noticed.
-const INTERVAL: Duration = Duration::from_secs(2);
+/// The shortest and the longest pause between two looks at the tables: so soon a table without
+/// changes is noticed.
+const PAUSES: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(10));
 
-/// The part of the time, one in so many, that the server may spend on looks at very many tables.
-const SHARE: u32 = 20;
+/// How many times as long as a look the pause after it is, between these two: the server looks after
+/// very many tables for a part of its time only.
+const PAUSE_FACTOR: u32 = 20;
 
 /// An answer that takes longer means that the connection is dead: the server gives up long before
 /// (`sql/watch_state.sql`).
@@ -98,7 +100,7 @@ struct Tables<'a> {
 
 impl Tables<'_> {
     async fn run(&self, mut shape: Shape, misfits: &BTreeSet<Misfit>) -> Error {
-        let (mut known, mut pause) = (Known::default(), INTERVAL);
+        let (mut known, mut pause) = (Known::default(), PAUSES.0);
         loop {
             sleep(pause).await;
             let began = Instant::now();
@@ -115,7 +117,7 @@ impl Tables<'_> {
                 }
                 Err(_elapsed) => return Error::Silent(TIMEOUT.as_secs()),
             }
-            pause = INTERVAL.max(began.elapsed() * SHARE);
+            pause = (began.elapsed() * PAUSE_FACTOR).clamp(PAUSES.0, PAUSES.1);
         }
     }
 
@@ -173,7 +175,8 @@ async fn try_lookups(
     }
     let misfits = preflight::misfits(before);
     let mut doubts = before.iter().any(|finding| finding.code == preflight::LOOKUP_LOCKED);
-    let mut pause = if doubts { Duration::ZERO } else { TRIAL_INTERVALS.0 };
+    // Whoever is in the way is told at once.
+    let mut pause = if doubts { Duration::ZERO } else { TRIAL_INTERVALS.1 };
     loop {
         sleep(pause).await;
         match timeout(TIMEOUT, trials(config, rules)).await {

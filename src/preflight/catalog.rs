@@ -279,16 +279,17 @@ impl Relation {
 }
 
 /// The constants of an expression as the catalog has it: the bytes of each stand between brackets,
-/// in decimal, those of a text behind four of its length (`outDatum` of outfuncs.c).
+/// in decimal, those of a text behind four of its length, those of a literal without a type before
+/// a zero (`outDatum` of outfuncs.c).
 fn constants<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Vec<String>>, D::Error> {
-    const LENGTH_BYTES: usize = 4;
     let Some(tree) = Option::<String>::deserialize(from)? else { return Ok(None) };
     let constant = |part: &str| {
         let bytes = part.split_once(']')?.0.split_whitespace();
         // Characters are signed on some machines.
         let bytes = bytes.map(|byte| byte.parse::<i16>().map(|byte| byte.to_le_bytes()[0]));
         let bytes = bytes.collect::<Result<Vec<u8>, _>>().ok()?;
-        Some(String::from_utf8_lossy(bytes.get(LENGTH_BYTES..)?).into_owned())
+        // A character for each byte: what is looked for is ASCII, and a length may be any bytes.
+        Some(bytes.into_iter().map(char::from).collect())
     };
     Ok(Some(tree.split('[').skip(1).filter_map(constant).collect()))
 }
@@ -308,7 +309,7 @@ mod tests {
             (
                 r#""{CONST :constvalue 6 [ 24 0 0 0 119 58 ]} {CONST :constvalue 4 [ 1 0 0 0 0 0 ]}
                     {CONST :constvalue 7 [ 28 0 0 0 -61 -92 ]} {CONST :constvalue <>}""#,
-                Some(vec!["w:", "\0\0", "ä"]),
+                Some(vec!["\u{18}\0\0\0w:", "\u{1}\0\0\0\0\0", "\u{1c}\0\0\0\u{c3}\u{a4}"]),
             ),
         ] {
             let tree = tree.replace('\n', " ");

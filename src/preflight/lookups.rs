@@ -104,6 +104,7 @@ async fn locked(lookup: &Lookup, client: &Client) -> Result<Finding, Error> {
         Some(row) => {
             let (pid, program): (Option<i32>, Option<String>) = (row.try_get(0)?, row.try_get(1)?);
             let table: String = row.try_get(2)?;
+            let program = program.filter(|name| !name.is_empty());
             let program = program.map(|name| format!(" (`{name}`)")).unwrap_or_default();
             pid.map_or_else(
                 || format!("a prepared transaction has `{table}` locked"),

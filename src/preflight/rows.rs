@@ -100,8 +100,8 @@ fn fitting(context: &Context<'_>, table: &Table) -> Option<Filter> {
 pub(super) fn existing(table: &Table) -> Existing<'_> {
     let Some(constants) = &table.row_filter else { return Existing::None };
     // It stands behind all other constants.
-    let mark = constants.iter().rfind(|text| text.starts_with(MARK));
-    mark.map_or(Existing::Foreign, |mark| Existing::Own(mark))
+    let mark = constants.iter().rev().find_map(|text| text.find(MARK).map(|at| &text[at..]));
+    mark.map_or(Existing::Foreign, |mark| Existing::Own(mark.trim_end_matches('\0')))
 }
 
 /// Whether the filter that is there is the one that the rules allow.

@@ -107,7 +107,7 @@ async fn an_altered_table_goes_on_by_its_new_columns_after_a_sweep() {
     sidecar.wait_log("has no column `name`").await;
     bed.sql.run("alter table site rename column title to name").await;
     ready(&sidecar).await;
-    let expected = ["watermark_missing", "tables_changed", "session", "20:9", "21:9"];
+    let expected = ["watermark_missing", "tables_changed", "session", "suspended", "20:9", "21:9"];
     sidecar.assert_quiet(&expected);
 }
 

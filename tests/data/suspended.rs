@@ -127,6 +127,8 @@ async fn a_crash_while_suspended_is_made_good_by_the_next_start() {
     let (bed, mut sidecar) = bed().await;
     bed.sql.run("alter table x replica identity default").await;
     told(&sidecar, "rule `x` is suspended: `name` is not in the replica identity").await;
+    eventually(PATIENCE, "x is swept", || async { sidecar.metric(SWEEPS).await == 1.0 }).await;
+    others_go(&bed).await;
     bed.fill(&["x:1"]).await;
     bed.sql.run("update x set name = 'unseen' where id = 1").await;
     others_go(&bed).await;
