@@ -39,7 +39,16 @@ async fn cluster() -> Redis {
     let node = redis_with(&["--cluster-enabled", "yes"]).await;
     let slots = (0..16_384).map(|slot| slot.to_string()).collect::<Vec<_>>().join(" ");
     admin(&node, &format!("CLUSTER ADDSLOTS {slots}")).await;
-    node
+    let mut connection = node.connect().await.unwrap();
+    let mut state = redis::cmd("CLUSTER");
+    state.arg("INFO");
+    loop {
+        let state: String = state.query_async(&mut connection).await.unwrap();
+        if state.contains("cluster_state:ok") {
+            return node;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    }
 }
 
 fn redis_url(server: &Redis) -> String {

@@ -128,7 +128,8 @@ async fn rows_of_100_mb_pass_in_little_memory_and_only_what_is_large_widens() {
          savepoint undone;
          update big set name = 'uno' where id = 1;
          rollback to undone;
-         insert into big select id, 'one', 'x', repeat('x', 1100000) from generate_series(11, 60) id;
+         insert into big
+         select id, 'one', 'x', repeat('x', 1100000) from generate_series(11, 60) id;
          commit"
     );
     check(&bed, &many, &["big:2", "name:one", other]).await;
@@ -148,7 +149,9 @@ async fn messages_of_100_mb_pass_in_little_memory() {
     bed.sql.run("create role anybody login").await;
     let emit = |kind: &str, prefix: &str, content: &str| {
         format!(
-            "set role anybody; select pg_logical_emit_message({kind}, {prefix}, {content}); reset role"
+            "set role anybody;
+             select pg_logical_emit_message({kind}, {prefix}, {content});
+             reset role"
         )
     };
     check(&bed, &emit("false", "'app'", BODY), &[]).await;
@@ -182,7 +185,7 @@ async fn a_start_under_a_memory_limit_passes_what_waits() {
     assert_eq!(sidecar.sigterm().await, 0);
 }
 
-/// Whoever can write the watermark key may leave anything there. It is no evidence, and is replaced.
+/// Whoever can write the watermark key may leave anything there: no evidence, and replaced.
 #[tokio::test]
 async fn a_watermark_of_100_mb_costs_no_memory() {
     let (bed, mut sidecar) = bed().await;

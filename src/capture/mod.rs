@@ -8,8 +8,8 @@
 //! - [`Slot`] is the only holder of the replication connection.
 //! - The confirmed position never falls (I2), and nothing is confirmed that was not passed to
 //!   [`Slot::confirm`]: there is no automatic reply of any kind.
-//! - Memory is reserved for bytes that arrived, never for a length that was announced, and a message
-//!   that is longer than 1 MiB is never whole in memory (I6).
+//! - Memory is reserved for bytes that arrived, never for a length that was announced, and a
+//!   message that is longer than 1 MiB is never whole in memory (I6).
 //! - [`Slot::next`], [`Slot::fill`] and [`Slot::send_status`] can be dropped at any await point
 //!   and lose nothing, so they may stand in a `select!`.
 //!
@@ -102,7 +102,8 @@ impl Slot {
 
     /// Waits for bytes, and reads at least one more into the buffer; there may be new frames in
     /// [`Slot::buffered`] afterwards. Returns at once if a whole message is in the buffer already,
-    /// or a piece of a long one, as after the answer that began the stream. While a backlog streams in small pieces the
+    /// or a piece of a long one, as after the answer that began the stream. While a backlog streams
+    /// in small pieces the
     /// thread is blocked for a moment first, on purpose: see [`pause`].
     ///
     /// # Errors

@@ -11,7 +11,8 @@ use super::{
 /// (<https://www.postgresql.org/docs/current/protocol-logicalrep-message-formats.html>).
 ///
 /// # Panics
-/// With a name that holds a zero byte, content that was left out, or with more columns, relations or content than the
+/// With a name that holds a zero byte, content that was left out, or with more columns, relations
+/// or content than the
 /// protocol can count.
 #[must_use]
 pub fn encode(message: &Message) -> Bytes {

@@ -2,8 +2,9 @@
 //!
 //! Takes: the payload of one `XLogData` frame, whole or, if it is too long for that, in pieces.
 //! Gives: one message, its tuples still slices of the frame, no row copied; of a payload in pieces
-//! without the values that are too large to be kept. Never knows: sockets, transactions, rules. Invariant: never panics, never
-//! reads past the payload; a payload that is too short or too long is an [`Error`]. Follows
+//! without the values that are too large to be kept. Never knows: sockets, transactions, rules.
+//! Invariant: never panics, never reads past the payload; a payload that is too short or too long
+//! is an [`Error`]. Follows
 //! <https://www.postgresql.org/docs/current/protocol-logicalrep-message-formats.html>, protocol
 //! versions 1 to 4 without two-phase commits, and uses its names.
 

@@ -200,7 +200,7 @@ fn a_value_that_was_left_out_widens_and_counts_as_another() {
     let toast: Values<'_> = [Some("1"), UNCHANGED, Some("B"), Some("x")];
     let full = OldKind::Full;
     check(rule(&["k:{id}:{name}"]), insert(large), "/k:1:*/ (large_value 1)");
-    check(rule(&["k:{name}"]), update_from(full, OLD, large), "'k:old' /k:*/ (large_value 1)");
+    check(rule(&["k:{name}"]), update_from(full, OLD, large), "/k:*/ (large_value 1)");
     check(rule(&["k:{name|default:x}"]), delete(OldKind::Full, large), "/k:*/ (large_value 1)");
     let whole = immutable("name", rule(&["k:{name}"]));
     check(whole, update_from(full, large, NEW), "'k:new'");

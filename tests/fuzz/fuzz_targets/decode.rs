@@ -1,5 +1,6 @@
 //! One payload, any bytes: decoding never panics, what decodes encodes back to the same message,
-//! every tuple can be walked, and in pieces it is the same message, or that without what is large. `make fuzz` runs it, with the golden messages as first corpus.
+//! every tuple can be walked, and in pieces it is the same message, or it without what is large.
+//! `make fuzz` runs it, with the golden messages as first corpus.
 
 #![no_main]
 
