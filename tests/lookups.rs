@@ -251,8 +251,8 @@ table = "public.tour"
 keys = ["both:{game.home}:{place.town}"]
 "#;
 
-/// I3, between lookups: a table that is locked delays keys that need it, for the same time each,
-/// and is named.
+/// I3, between lookups: a table that is locked delays transactions with keys that need it, for the
+/// same time each, and is named.
 #[tokio::test]
 async fn a_locked_table_delays_no_other_lookup_and_is_named() {
     let bed = Bed::new(&[]).await;
@@ -268,7 +268,12 @@ async fn a_locked_table_delays_no_other_lookup_and_is_named() {
         )
         .await;
     let sidecar = Sidecar::set_up(settings(&bed, TWO)).await;
+    bed.fill(&["town:town 9"]).await;
+    bed.sql.run("insert into trip values (9, 9)").await;
+    bed.gone("town:town 9").await;
     bed.settled().await;
+    let waits = "select exists (select from pg_stat_activity where application_name = \
+                 'walsweep lookup' and wait_event_type = 'Lock')";
     let locker = Sql::connect(&bed.postgres).await;
     locker.run("begin; lock table game in access exclusive mode").await;
     for round in 1..=3 {
@@ -277,12 +282,9 @@ async fn a_locked_table_delays_no_other_lookup_and_is_named() {
         bed.fill(&["club:any", "town:any", &town, &both, &other]).await;
         bed.sql.run(&format!("update bet set points = {round} where id = 1")).await;
         // The question of the other lookup comes while this one is not answered.
-        tokio::time::sleep(Duration::from_millis(300)).await;
-        bed.sql
-            .run(&format!(
-                "insert into trip values ({round}, {round}); insert into tour values ({round}, 1, {round})"
-            ))
-            .await;
+        eventually(PATIENCE, "it waits for the lock", || async { bed.sql.one(waits).await }).await;
+        bed.sql.run(&format!("insert into trip values ({round}, {round})")).await;
+        bed.sql.run(&format!("insert into tour values ({round}, 1, {round})")).await;
         bed.gone(&town).await;
         assert!(bed.has("club:any").await, "round {round}: it waited for the lock");
         bed.gone(&both).await;

@@ -100,8 +100,8 @@ impl Cache {
     }
 
     /// Opens it once every transaction has ended that has an id by now and may have changed what
-    /// `probe` knows to matter: call it when the stream has begun. If that cannot be asked, it stays
-    /// closed.
+    /// `probe` knows to matter: call it when the stream has begun. If that cannot be asked, it
+    /// stays closed.
     pub async fn open<P: Probe>(self, probe: P) {
         match all_ended(&probe).await {
             Ok(()) => self.0.borrow_mut().begins = false,

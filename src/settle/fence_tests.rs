@@ -157,7 +157,7 @@ async fn who_cannot_be_told_is_waited_for_and_delays_nobody() {
                 Transaction { xid: 59, commit_lsn: Lsn(1), end_lsn: Lsn(2), commit_time: 0 };
             sleep(Duration::from_secs(5)).await;
             let (received_at, keys) = (Instant::now(), rules().key_set());
-            let mapped = Mapped { transaction: transaction.clone(), received_at, keys };
+            let mapped = Mapped { transaction, received_at, keys };
             session.inputs.send(Input::Transaction(Box::new(mapped))).await.unwrap();
             let next = session.next_within(Duration::from_millis(100)).await;
             assert_eq!(next, Some(Cause::Transaction(transaction)), "{is_silent}");

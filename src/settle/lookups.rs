@@ -2,9 +2,9 @@
 //!
 //! A row is read only when the commit that asks for it is visible, so it is at least as new as that
 //! commit. Keys that need no row pass at once, whatever waits (I3). What waits is asked for
-//! together, each row once, on a session for each lookup: one whose table is locked delays only the
-//! keys that name it. What arrives while a session is asked goes with its next round. Which rows
-//! later rounds may use is for the [`Cache`].
+//! together, each row once, on a session for each lookup: one whose table is locked delays only
+//! transactions with keys that name it. What arrives while a session is asked goes with its next
+//! round. Which rows later rounds may use is for the [`Cache`].
 //!
 //! A row that is not found, or not in [`ANSWER_TIMEOUT`] from the moment that its keys came, widens
 //! the keys that name it (I5): nothing waits longer, nothing is skipped.

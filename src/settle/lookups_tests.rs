@@ -165,7 +165,7 @@ fn nothing_is_noted_for_a_transaction_that_has_passed() {
         Visible::for_tests(cause, keys)
     };
     let transaction = Transaction { xid: 5, commit_lsn: Lsn(1), end_lsn: Lsn(2), commit_time: 0 };
-    let commit = |rules: &mut Rules| of(Cause::Transaction(transaction.clone()), rules);
+    let commit = |rules: &mut Rules| of(Cause::Transaction(transaction), rules);
     assert!(held.take(of(Cause::Early(5), &mut rules), &metrics).is_none());
     let (ids, wanted, _) = held.begin(0);
     // The commit passes by what the cache knows, and then the round ends.

@@ -10,12 +10,12 @@
 //! synchronous standbys (xact.c: `XLogFlush`, `SyncRepWaitForLSN`, `ProcArrayEndTransaction`). A
 //! key removed in between is filled again with the old row, for good.
 //!
-//! Why like this: one snapshot answers for all transactions received so far, so the server is asked
-//! once, however many they are; to hold it against each costs a binary search, and what waits for
-//! long is no more than the server has connections and prepared transactions. It is asked for as
-//! early as BEGIN, while the rows are still arriving. What it says stays true, so one that was taken
-//! before and contains the transaction is as good as a new one, while its 64 bits are near enough to
-//! tell what the stream's 32 mean ([`snapshot`]).
+//! Why like this: one snapshot answers for all transactions received so far, so the server is
+//! asked once, however many they are; to hold it against each costs a binary search, and what
+//! waits for long is no more than the server has connections and prepared transactions. It is
+//! asked for as early as BEGIN, while the rows are still arriving. What it says stays true, so one
+//! that was taken before and contains the transaction is as good as a new one, while its 64 bits
+//! are near enough to tell what the stream's 32 mean ([`snapshot`]).
 
 mod ahead;
 mod cache;

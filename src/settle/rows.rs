@@ -2,8 +2,9 @@
 //!
 //! All that is wanted goes out without waiting for the answers between, up to a depth. Whatever
 //! goes wrong with a query makes its keys wide; a lost session is made again, for as long as there
-//! is time. A lookup that cannot be asked is named, and asked now and then until it can. Which server answers is checked when a session begins, as for the gate: a standby would
-//! show older rows.
+//! is time. A lookup that cannot be asked is named, and asked now and then until it can. Which
+//! server answers is checked when a session begins, as for the gate: a standby would show older
+//! rows.
 
 use std::collections::BTreeMap;
 use std::rc::Rc;

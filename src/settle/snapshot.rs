@@ -70,10 +70,10 @@ impl Snapshot {
     }
 
     /// The 64-bit id nearest to xmax with these low 32 bits. Exact while the two are less than 2^31
-    /// apart. For the id of a transaction that is not confirmed, and a snapshot that was taken after
-    /// the id arrived, Postgres enforces that: the slot's `catalog_xmin` is no later than the id
-    /// (snapbuild.c: it follows what ran at the confirmed LSN), and no id is assigned that is 2^31
-    /// after it. An older snapshot knows nothing of the ids since, see [`Seen`].
+    /// apart. For the id of a transaction that is not confirmed, and a snapshot that was taken
+    /// after the id arrived, Postgres enforces that: the slot's `catalog_xmin` is no later than the
+    /// id (snapbuild.c: it follows what ran at the confirmed LSN), and no id is assigned that is
+    /// 2^31 after it. An older snapshot knows nothing of the ids since, see [`Seen`].
     pub(super) fn widen(&self, xid: u32) -> Option<u64> {
         self.xmax.checked_add_signed(i64::from(self.distance(xid)))
     }

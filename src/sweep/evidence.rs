@@ -142,8 +142,8 @@ impl Broken {
     /// Once a watermark of this session stands, every commit below it that has keys went through
     /// the gate, under these rules: one that is lost needs no fence. Every other reason does.
     /// Without a watermark, with a foreign one, one that is behind or one of another history,
-    /// nothing tells who moved the slot to where it is, and whether visibility was waited for. A new
-    /// slot begins behind whatever is committed and invisible. Where rules or tables are others
+    /// nothing tells who moved the slot to where it is, and whether visibility was waited for. A
+    /// new slot begins behind whatever is committed and invisible. Where rules or tables are others
     /// than those that the watermark was written for, commits passed as if they had no keys, and
     /// what has none does not wait at the gate. Of a table that was altered that is not so; but the
     /// same reason stands for one that was not published for a while, and nothing was told of its
