@@ -100,6 +100,11 @@ async fn large_transactions_that_redis_refuses_hold_up_no_other_rule() {
     commit_at_once(&bed, 1, 95_000).await;
     let committed = bed.position().await;
     commit_at_once(&bed, 100_001, 195_000).await;
+    let received = "walsweep_changes_total{operation=\"insert\"}";
+    eventually(PATIENCE * 6, "both are received", || async {
+        sidecar.metric(received).await >= 190_000.0
+    })
+    .await;
     others_go(&bed, &sidecar, 1).await;
     always(Duration::from_secs(1), "nothing is confirmed", || async {
         bed.confirmed().await < committed

@@ -150,6 +150,11 @@ impl State {
                 self.refusals.put_back(rule, &keys.patterns_only());
                 keys = keys.take_exact(|_| true);
             }
+            if keys.is_empty() && self.refusals.sizes(rule) != (0, 0) {
+                // Nothing went.
+                self.refusals.tried(rule, now);
+                continue;
+            }
             let job = Job::new(vec![Member::Retry(rule)], keys, Round::First, covers);
             if job.keys.has_patterns() {
                 let widened = self.passes.push(job);

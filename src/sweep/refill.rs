@@ -352,7 +352,7 @@ mod tests {
         for step in 0..1_200_u32 {
             let now = began + Duration::from_millis(250) * step;
             if step < 480 {
-                let ids: Vec<String> = (0..400).map(|id| format!("{step}:{id:0>200}")).collect();
+                let ids: Vec<String> = (0..60).map(|id| format!("{step}:{id:0>1500}")).collect();
                 let ids: Vec<&str> = ids.iter().map(String::as_str).collect();
                 let job =
                     Job::new(Vec::new(), keys(&mut rules, "item", &ids), Round::First, Lsn(9));

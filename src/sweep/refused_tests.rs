@@ -21,15 +21,16 @@ async fn what_is_refused_of_a_transaction_holds_it_and_the_rest_goes() {
             keys.merge(&super::tests::keys(&mut bench.rules, "list", &["1"]));
             bench.commit_keys(110, keys).await;
             bench.commit(120, "item", &["2"]).await;
-            assert_eq!(bench.swept().await, [120]);
-            tokio::time::sleep(Duration::from_secs(1)).await;
+            tokio::time::sleep(Duration::from_secs(5)).await;
             assert!(!bench.redis.has("item:1") && !bench.redis.has("list:1:b"));
             let (ready, text) = bench.health.readiness();
             assert!(!ready && text.contains("rule `list`") && text.contains("~list:*:*"), "{text}");
-            let early = timeout(Duration::from_secs(30), bench.swept()).await;
+            // The later one is through; with a window it shares the second removal of the first.
+            let early = timeout(Duration::from_secs(30), bench.all_swept(2)).await;
             assert!(early.is_err(), "confirmed with a key that is there");
+            let count = if window.is_zero() { 1 } else { 2 };
             bench.redis.forbid(None);
-            assert_eq!(bench.swept().await, [110]);
+            assert_eq!(bench.all_swept(count).await.first(), Some(&110));
             assert!(!bench.redis.has("list:1:a"));
             let (_, text) = bench.health.readiness();
             assert!(!text.contains("refuses"), "{text}");
