@@ -92,10 +92,10 @@ struct ServerIdentity {
 }
 
 impl Session {
-    /// Connects, checks, suspends the rules that do not fit, and starts streaming from where the slot was confirmed; with
-    /// `slot_is_stuck` from a new slot in its place. With `whole` every transaction is sent at its
-    /// commit, also those that outgrow the server's memory. If it `is_strict`, one rule that does
-    /// not fit is refused like everything else.
+    /// Connects, checks, suspends the rules that do not fit, and starts streaming from where the
+    /// slot was confirmed; with `slot_is_stuck` from a new slot in its place. With `whole` every
+    /// transaction is sent at its commit, also those that outgrow the server's memory. If it
+    /// `is_strict`, one rule that does not fit is refused like everything else.
     ///
     /// # Errors
     ///
@@ -215,8 +215,8 @@ impl ServerIdentity {
 }
 
 /// What the promise of a watermark depends on besides history: the rules, which standbys were
-/// waited for, and the rules' tables, with which rules fit them. A standby that is new in the list may have shown readers what
-/// is confirmed already.
+/// waited for, and the rules' tables, with which rules fit them. A standby that is new in the list
+/// may have shown readers what is confirmed already.
 fn fingerprint(config: &Config, rules: &Rules, tables: &str) -> String {
     let mut replicas: Vec<String> =
         config.postgres.replicas.iter().map(Endpoint::address).collect();
