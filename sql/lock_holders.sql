@@ -1,7 +1,7 @@
--- Who has, or waits for, an exclusive lock on a table of this database. Privileges: none; of another
--- role's session the name is NULL. Versions: 14 and later. It locks nothing that others wait for.
--- Rows: the process, NULL for a prepared transaction; its application_name; the table. Those that
--- have one come first.
+-- Who has, or waits for, an exclusive lock on a table of this database. Privileges: none; of
+-- another role's session the name is NULL. Versions: 14 and later. It locks nothing that others
+-- wait for. Rows: the process, NULL for a prepared transaction; its application_name; the table.
+-- Those that have one come first.
 select l.pid, a.application_name, n.nspname || '.' || c.relname
   from pg_locks l
   join pg_class c on c.oid = l.relation

@@ -3,17 +3,17 @@
 -- change what readers see without any row in the stream.
 -- Privileges: none; the catalogs that it reads are open to all. Versions: 14 to 18. It takes no
 -- lock on any table that it asks about.
--- $1 and $2 are the schemas and names of the rules' tables, $3 the publication, $4 the event trigger
--- that tells of materialized views, NULL if no rule looks at one.
--- Rows: a table's oid and a partition's, the latter null for what concerns the table itself; a text
--- that is other when something is other; whether what it tells of began empty: a partition that was
--- made as one of this table, a label that was added to an enum.
--- An object that is dropped and made again has another oid. One that is altered, or renamed there
--- and back, has another xmin: of its publication, its schema, the type of its rows, its column. It
--- outlives VACUUM, a restored dump is another cluster, and TRUNCATE and rewrites do not change it,
--- with one exception: the rewrite of a table that has columns added with a default.
--- A column's xmin is the one thing that ALTER TYPE from a type to the same one changes for good. It
--- also changes with SET DEFAULT, NOT NULL or STATISTICS, which change no row: doubt widens.
+-- $1 and $2 are the schemas and names of the rules' tables, $3 the publication, $4 the event
+-- trigger that tells of materialized views, NULL if no rule looks at one. Rows: a table's oid and a
+-- partition's, the latter null for what concerns the table itself; a text that is other when
+-- something is other; whether what it tells of began empty: a partition that was made as one of
+-- this table, a label that was added to an enum. An object that is dropped and made again has
+-- another oid. One that is altered, or renamed there and back, has another xmin: of its
+-- publication, its schema, the type of its rows, its column. It outlives VACUUM, a restored dump is
+-- another cluster, and TRUNCATE and rewrites do not change it, with one exception: the rewrite of a
+-- table that has columns added with a default. A column's xmin is the one thing that ALTER TYPE
+-- from a type to the same one changes for good. It also changes with SET DEFAULT, NOT NULL or
+-- STATISTICS, which change no row: doubt widens.
 with recursive wanted as (
   select c.oid, c.relkind, concat_ws(' ', c.relpersistence, n.xmin, t.xmin) as version
     from unnest($1::text[], $2::text[]) as wanted (schema, name)

@@ -216,8 +216,8 @@ impl ServerIdentity {
 }
 
 /// What the promise of a watermark depends on besides history: the rules, which standbys were
-/// waited for, and the rules' tables, with which rules fit them. A standby that is new in the list may have shown readers what
-/// is confirmed already.
+/// waited for, and the rules' tables, with which rules fit them. A standby that is new in the list
+/// may have shown readers what is confirmed already.
 fn fingerprint(config: &Config, rules: &Rules, tables: &str) -> String {
     let mut replicas: Vec<String> =
         config.postgres.replicas.iter().map(Endpoint::address).collect();

@@ -3,9 +3,9 @@
 //!
 //! A table that is renamed, dropped, made again under its name or taken out of the publication
 //! simply has no changes any more; a partition that is attached or detached brings or takes rows
-//! without any; a column that is added or converted, a label of an enum that is renamed changes what
-//! readers see, and no row is sent. Each changes the shape. It is looked at while the stream runs
-//! ([`watch`](crate::watch)), and is part of the watermark
+//! without any; a column that is added or converted, a label of an enum that is renamed changes
+//! what readers see, and no row is sent. Each changes the shape. It is looked at while the stream
+//! runs ([`watch`](crate::watch)), and is part of the watermark
 //! ([`Watermark::rules`](crate::sweep::Watermark)), so that a crash in between forgets nothing.
 
 use std::collections::{BTreeMap, BTreeSet};

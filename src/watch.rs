@@ -27,8 +27,8 @@ use crate::telemetry::{Health, Topic};
 /// changes is noticed.
 const PAUSES: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(10));
 
-/// How many times as long as a look the pause after it is, between these two: the server looks after
-/// very many tables for a part of its time only.
+/// How many times as long as a look the pause after it is, between these two: the server looks
+/// after very many tables for a part of its time only.
 const PAUSE_FACTOR: u32 = 20;
 
 /// An answer that takes longer means that the connection is dead: the server gives up long before

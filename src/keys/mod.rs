@@ -181,8 +181,8 @@ impl Rules {
     }
 
     /// What in the conditions of a table's rules does not fit the types of its columns, each with
-    /// the rule's name; `type_id` gives a column's `pg_type.oid`, of a domain that of its base type,
-    /// `None` for no column.
+    /// the rule's name; `type_id` gives a column's `pg_type.oid`, of a domain that of its base
+    /// type, `None` for no column.
     pub fn condition_misfits(
         &self,
         table: &TableName,

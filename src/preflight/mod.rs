@@ -167,9 +167,9 @@ fn of_tables(context: &Context<'_>) -> Vec<Finding> {
     checks.iter().flat_map(|check| check(context)).collect()
 }
 
-/// The same of rules, and of role and settings, while it runs: what may come to be an error. Whether
-/// the server has room for another slot is nothing to one that streams; lookups are tried by
-/// [`trials`].
+/// The same of rules, and of role and settings, while it runs: what may come to be an error.
+/// Whether the server has room for another slot is nothing to one that streams; lookups are tried
+/// by [`trials`].
 ///
 /// # Errors
 ///
