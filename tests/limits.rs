@@ -99,8 +99,8 @@ async fn a_large_transaction_keeps_memory_flat() {
     assert!(widened >= 1.0, "{widened}");
 }
 
-/// I3, I6: what waits for its second removal holds up no first one, however much it is; at its limit
-/// it is widened, not made earlier.
+/// I3, I6: what waits for its second removal holds up no first one, however much it is; at its
+/// limit it is widened, not made earlier.
 #[tokio::test]
 async fn a_long_window_full_of_keys_delays_no_first_removal() {
     let bed = Bed::new(&[]).await;

@@ -38,8 +38,8 @@ async fn allow(bed: &Bed) {
     admin(bed, "ACL SETUSER walsweep ~guarded:*").await;
 }
 
-/// A bed with a table `guarded`, and a sidecar that may do everything, with all that a start removes
-/// behind it.
+/// A bed with a table `guarded`, and a sidecar that may do everything, with all that a start
+/// removes behind it.
 async fn start(change: impl FnOnce(&mut Settings)) -> (Bed, Sidecar) {
     let bed = Bed::new(&[]).await;
     bed.sql.run("create table guarded (id int primary key, value int not null default 0)").await;
