@@ -38,8 +38,8 @@ async fn allow(bed: &Bed) {
     admin(bed, "ACL SETUSER walsweep ~guarded:*").await;
 }
 
-/// A bed with a table `guarded`, and a sidecar that may do everything, with all that a start removes
-/// behind it.
+/// A bed with a table `guarded`, and a sidecar that may do everything, with all that a start
+/// removes behind it.
 async fn start(change: impl FnOnce(&mut Settings)) -> (Bed, Sidecar) {
     let bed = Bed::new(&[]).await;
     bed.sql.run("create table guarded (id int primary key, value int not null default 0)").await;
@@ -124,6 +124,12 @@ async fn many_small_transactions_that_redis_refuses_hold_up_no_other_rule() {
     forbid(&bed).await;
     commit_each(&bed, 1, 11_000).await;
     others_go(&bed, &sidecar, 1).await;
+    eventually(PATIENCE * 6, "each is received and tried once", || async {
+        let received = sidecar.metric("walsweep_changes_total{operation=\"insert\"}").await;
+        let in_flight = sidecar.metric("walsweep_in_flight_transactions").await;
+        received >= 11_000.0 && in_flight < 0.5
+    })
+    .await;
     let errors = "walsweep_redis_errors_total{kind=\"noperm\"}";
     let tried = sidecar.metric(errors).await;
     sleep(Duration::from_secs(2)).await;

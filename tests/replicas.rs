@@ -147,8 +147,8 @@ async fn a_stopped_standby_is_seen_holds_and_is_taken_back() {
     assert!(complaints <= 3, "one line for each reason, not for each attempt: {complaints}");
 }
 
-/// I3: what waits for a replica waits as one, however much it is: the number of transactions on their
-/// way, at whose limit reading stops, does not grow.
+/// I3: what waits for a replica waits as one, however much it is: the number of transactions on
+/// their way, at whose limit reading stops, does not grow.
 #[tokio::test]
 async fn what_waits_for_a_replica_that_is_gone_is_not_on_its_way_any_more() {
     let (bed, mut standby, sidecar) = start().await;

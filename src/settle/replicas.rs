@@ -50,8 +50,8 @@ const LATE_AFTER: Duration = Duration::from_secs(30);
 const TELL_INTERVAL: Duration = Duration::from_secs(1);
 
 /// What a person can do about a standby that answers and does not replay.
-const LATE_HINT: &str = "look there for `pg_is_wal_replay_paused()`, `recovery_min_apply_delay` and \
-                         queries that conflict with the replay, or take it out of \
+const LATE_HINT: &str = "look there for `pg_is_wal_replay_paused()`, `recovery_min_apply_delay` \
+                         and queries that conflict with the replay, or take it out of \
                          `postgres.replicas`";
 
 /// Lets keys pass, and passes them again after every standby's replay.

@@ -5,8 +5,8 @@
 //! written after them. Never knows:
 //! the slot, the stream's order. Invariants: exact keys never wait for a pattern; patterns that
 //! wait share one SCAN pass, those that come during a pass share the next; any error reply holds
-//! back whoever waits for it, nobody else, and is tried again; the watermark moves only where the value last
-//! written stands, with every removal of the connection (I7).
+//! back whoever waits for it, nobody else, and is tried again; the watermark moves only where the
+//! value last written stands, with every removal of the connection (I7).
 //!
 //! ```text
 //! Visible ─► queue ─► UNLINK ─┬─► no patterns ──────────────┬─► refill ─► removed again ─► Swept

@@ -216,9 +216,13 @@ impl State {
 
     /// Removals that Redis may have lost are made again.
     async fn end_repeats(&mut self, job: &mut Job) {
-        let is_done = |member: &Member| matches!(member, Member::Repeat { .. });
-        let done = job.members.iter().filter(|one| is_done(one) && !one.is_shared()).count();
-        job.members.retain(|member| !is_done(member));
+        let mut done = 0;
+        // One after the other: a job may have several parts of the same one.
+        job.members.retain(|member| {
+            let is_repeat = matches!(member, Member::Repeat { .. });
+            done += usize::from(is_repeat && !member.is_shared());
+            !is_repeat
+        });
         for _ in 0..done {
             if self.ward.repeated() {
                 self.report(Event::Whole).await;

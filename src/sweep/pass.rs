@@ -83,8 +83,8 @@ impl Pass {
         Pass { patterns, groups, dry_run: false }
     }
 
-    /// Scans once, removing what matches, but for what the user may not remove. `each_page` hears of
-    /// every page.
+    /// Scans once, removing what matches, but for what the user may not remove. `each_page` hears
+    /// of every page.
     ///
     /// # Errors
     ///
@@ -205,8 +205,8 @@ impl Pass {
     }
 }
 
-/// Removes what can be removed of a command that was refused for keys of this pattern, and notes the
-/// others.
+/// Removes what can be removed of a command that was refused for keys of this pattern, and notes
+/// the others.
 async fn refused<N: Node>(
     node: &N,
     (index, keys): (usize, &[&[u8]]),

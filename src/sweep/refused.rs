@@ -1,9 +1,9 @@
 //! Keys that Redis refuses to remove, because a right on them is missing.
 //!
 //! They wait here, a set for each rule, outside of the room of all others: merged, and collapsed at
-//! a limit. Each set is tried again as one, ever more rarely, until the right is given. Where it has
-//! become a pattern no pass is made before one of the keys that were refused can be removed: a pass
-//! over all of Redis would be for nothing.
+//! a limit. Each set is tried again as one, ever more rarely, until the right is given. Where it
+//! has become a pattern no pass is made before one of the keys that were refused can be removed: a
+//! pass over all of Redis would be for nothing.
 
 use std::collections::BTreeMap;
 use std::time::Duration;

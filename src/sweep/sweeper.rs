@@ -1,7 +1,7 @@
 //! The task that owns Redis: what is done next.
 //!
-//! First removals, second ones, what Redis refused before, and a pass are under way at the same time,
-//! one of each: none of them waits for another.
+//! First removals, second ones, what Redis refused before, and a pass are under way at the same
+//! time, one of each: none of them waits for another.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -30,8 +30,8 @@ use crate::settle::{Held, Visible};
 use crate::telemetry::metrics::{Metrics, NodeLabel};
 use crate::telemetry::{Health, Topic};
 
-/// Memory of keys that wait for their first removal, beyond which no more are taken: the stream then
-/// waits in Postgres, which has a disk (I6).
+/// Memory of keys that wait for their first removal, beyond which no more are taken: the stream
+/// then waits in Postgres, which has a disk (I6).
 const WAITING_BYTES_MAX: usize = 8 * 1024 * 1024;
 
 /// Least time between two writes of the watermark. Each costs Redis a small script; a confirmation

@@ -44,6 +44,8 @@ pub(super) struct Inner {
     pub(super) refused: Cell<u32>,
     /// How long one call takes, in microseconds, beyond the usual 50.
     pub(super) slow: Cell<u64>,
+    /// SCAN is refused.
+    pub(super) no_scan: Cell<bool>,
     /// No replica has what was written.
     pub(super) alone: Cell<bool>,
     pub(super) unlinks: Cell<u32>,
@@ -116,6 +118,9 @@ impl Node for Redis {
 
     async fn scan(&self, call: &ScanCall<'_>) -> Result<Page, Error> {
         self.work().await?;
+        if self.0.no_scan.get() {
+            return Err(Error::new(Kind::NoPerm, "no permission".to_owned()));
+        }
         let filter = call.pattern.map(Pattern::parse);
         let keys = self.0.keys.borrow();
         // From the last to the first: what is removed meanwhile moves none of those to come.
