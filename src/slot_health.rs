@@ -1,9 +1,9 @@
 //! What the slot costs the server that it is on, and when it must go: sampled for the metrics.
 //!
-//! `postgres.max_retained_wal` protects the server's disk from us. What counts is what walsweep has
-//! not confirmed; WAL that the slot keeps for a transaction that stays open a new slot would have to
-//! wait for, and nothing would be removed meanwhile. So a slot goes for what is unconfirmed, and
-//! only if no transaction runs for so long that a new one could not be had soon.
+//! `postgres.max_retained_wal` protects the server's disk from us. It counts the WAL that walsweep
+//! has not confirmed. WAL that the slot keeps for an open transaction does not count: a new slot
+//! would have to wait for that transaction, and nothing would be removed meanwhile. So a slot goes
+//! for what is unconfirmed, and only if a new one can be had soon.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -373,8 +373,8 @@ impl Keeper {
         }
     }
 
-    /// Looks at the slot once, for the metrics and for whoever reads `/readyz`; gives its state, and
-    /// by how much it is too far behind if it must be given up. `None`: there is no slot.
+    /// Looks at the slot once, for the metrics and for whoever reads `/readyz`; gives its state,
+    /// and by how much it is too far behind if it must be given up. `None`: there is no slot.
     ///
     /// # Errors
     ///

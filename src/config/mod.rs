@@ -60,8 +60,8 @@ pub struct Postgres {
     pub slot: String,
     /// Standbys that the application reads from.
     pub replicas: Vec<Endpoint>,
-    /// WAL in bytes that may be unconfirmed, and so stay on the server's disk, before walsweep gives
-    /// the slot up, sweeps everything and begins anew; `None` (an empty text) is no limit.
+    /// WAL in bytes that may be unconfirmed, and so stay on the server's disk, before walsweep
+    /// gives the slot up, sweeps everything and begins anew; `None` (an empty text) is no limit.
     pub max_retained_wal: Option<u64>,
     /// Whether standbys are to keep a copy of the slot, so that it is there after a promotion.
     /// Needs Postgres 17.
