@@ -104,7 +104,7 @@ fn what_is_left_out_has_its_default_and_variables_are_replaced() {
 fn an_empty_limit_of_retained_wal_is_none() {
     let text = |limit| {
         format!(
-            "[postgres]\nurl = \"postgres://h/app\"\nmax_retained_wal = \"{limit}\"\n\
+            "[postgres]\nurl = \"postgres://u@h/app\"\nmax_retained_wal = \"{limit}\"\n\
              [redis]\nurl = \"redis://h\"\n[[rule]]\nname = \"a\"\ntable = \"t\"\nkeys = [\"k\"]\n"
         )
     };

@@ -153,8 +153,8 @@ async fn wal_that_an_open_transaction_holds_costs_no_slot_and_is_told() {
 /// later begins later.
 const SLOT: &str = "select restart_lsn::text from pg_replication_slots";
 
-/// I3, I6: what waits for its second removal holds up no first one, however much it is; at its limit
-/// it is widened, not made earlier.
+/// I3, I6: what waits for its second removal holds up no first one, however much it is; at its
+/// limit it is widened, not made earlier.
 #[tokio::test]
 async fn a_long_window_full_of_keys_delays_no_first_removal() {
     let bed = Bed::new(&[]).await;

@@ -1,5 +1,5 @@
-//! Locks that others hold, or wait for, on the application's tables: no key of another table waits
-//! for one, no session does, and walsweep neither holds nor awaits one while it watches.
+//! I10: locks that others hold, or wait for, on the application's tables. No key of another table
+//! waits for one, no session does, and walsweep neither holds nor awaits one while it watches.
 
 use std::time::Duration;
 
