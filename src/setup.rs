@@ -242,6 +242,8 @@ pub async fn script(config: &Config, rules: &mut Rules, client: &Client) -> Resu
     if statements.is_empty() {
         script.push_str("\n-- Nothing to do.\n");
     }
+    let end = render(include_str!("../sql/setup/script_end.sql"), &[]);
+    script.push_str(&format!("\n{end};\n"));
     let open = |finding: &&Finding| {
         statements.iter().all(|done| finding.sql.as_ref() != Some(&done.sql))
             && (finding.is_error() || finding.sql.is_some())

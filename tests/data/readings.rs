@@ -221,7 +221,13 @@ const FIXED: [(&str, &[&str]); 6] = [
     ),
     (
         "of the connections that were made; see tests/postgres.rs and tests/replicas.rs",
-        &["pooler", "replication_standby", "replication_unreachable", "two_servers"],
+        &[
+            "pooler",
+            "postgres_unreachable",
+            "replication_standby",
+            "replication_unreachable",
+            "two_servers",
+        ],
     ),
     (
         "of the slot, which cannot be another one while it is streamed from",
@@ -245,15 +251,17 @@ const FIXED: [(&str, &[&str]); 6] = [
         &["lookup_column", "lookup_params", "lookup_privilege", "lookup_writes"],
     ),
     (
-        "of Redis, which the sweeper finds out with each removal",
+        "of Redis, which is looked at with each connection and each removal; see fitness.rs",
         &[
             "redis_cluster",
+            "redis_command",
             "redis_key_permission",
             "redis_permission",
             "redis_refused",
             "redis_replica",
             "redis_tracking",
             "redis_unreachable",
+            "redis_version",
         ],
     ),
 ];

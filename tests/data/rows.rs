@@ -143,7 +143,7 @@ async fn a_filter_for_other_rules_is_refused_and_made_anew() {
         let output = sidecar.command(&["check"]);
         assert!(text(&output).contains("error[row_filter_outdated]"), "{}", text(&output));
         assert!(!output.status.success());
-        sidecar.start();
+        sidecar.start_strictly();
         assert_eq!(sidecar.wait_exit().await, 1);
         sidecar.setup();
         assert_eq!(bed.sql.one::<String>(FILTERED).await, wanted);

@@ -47,7 +47,7 @@ async fn a_value_of_half_a_megabyte_is_a_key_and_a_longer_one_a_pattern() {
     let _: () = bed.cache.clone().set(&key, "cached").await.unwrap();
     let insert = "insert into large values (2, repeat('v', 3000000))";
     expect(&bed, insert, &[&key, "large:w"], &["other"]).await;
-    let widened = "walsweep_widened_total{rule=\"publiclarge\",reason=\"limit\"}";
+    let widened = "walsweep_widened_total{rule=\"publiclarge\",reason=\"large_value\"}";
     assert_eq!(sidecar.metric(widened).await, 1.0);
 }
 
