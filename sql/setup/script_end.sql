@@ -1,0 +1,3 @@
+-- Closes what is run of the script that walsweep prints: psql's session goes on with its own path.
+-- Privileges: none. Versions: 14 to 18.
+reset search_path
