@@ -109,7 +109,7 @@ impl State {
                 let mut jobs = jobs;
                 for job in &mut jobs {
                     let patterns = job.keys.patterns_only();
-                    self.refuse(job, &patterns, Vec::new());
+                    self.refuse(job, &patterns, &[]);
                 }
                 self.removed(jobs).await;
             }
@@ -275,8 +275,9 @@ impl State {
         }
         let keys = job.keys.take_exact(|key| refused.contains(key));
         if !keys.is_empty() {
-            let samples = keys.exact().take(SAMPLES).map(|(_, key)| Box::from(key)).collect();
-            self.refuse(job, &keys, samples);
+            let samples: Vec<Box<[u8]>> =
+                keys.exact().take(SAMPLES).map(|(_, key)| Box::from(key)).collect();
+            self.refuse(job, &keys, &samples);
         }
     }
 
@@ -286,13 +287,14 @@ impl State {
             let whole = keys.len() > super::pass::REFUSED_KEYS_MAX;
             let part = job.keys.matched(pattern, keys.iter().map(|key| &**key), whole);
             if !part.is_empty() {
-                self.refuse(job, &part, keys.iter().take(SAMPLES).cloned().collect());
+                let samples: Vec<Box<[u8]>> = keys.iter().take(SAMPLES).cloned().collect();
+                self.refuse(job, &part, &samples);
             }
         }
     }
 
     /// Redis refused `keys`, a part of the job's: its rules' sets take them.
-    fn refuse(&mut self, job: &mut Job, keys: &KeySet, samples: Vec<Box<[u8]>>) {
+    fn refuse(&mut self, job: &mut Job, keys: &KeySet, samples: &[Box<[u8]>]) {
         if job.round == Round::Early {
             return;
         }
@@ -300,7 +302,7 @@ impl State {
         self.health.metrics().redis_errors.get_or_create(&KindLabel { kind }).inc();
         for (rule, part) in keys.by_rule() {
             let now = Instant::now();
-            let (hold, widened) = self.refusals.add((rule, part), job.covers, samples.clone(), now);
+            let (hold, widened) = self.refusals.add((rule, part), job.covers, samples, now);
             self.refusals.join(rule, job.members.iter().filter_map(Member::part));
             self.hold(job.waits().also(hold));
             self.widened(&widened);
@@ -326,7 +328,7 @@ impl State {
         );
         let empty = self.refill.empty_keys();
         let rights: Vec<String> =
-            empty.widest(rule).map(|key| format!("~{}", String::from_utf8_lossy(key))).collect();
+            empty.widest(rule).map(|key| format!("~{}", key.escape_ascii())).collect();
         let hint = format!(
             "give the user of `redis.url` the rights: ACL SETUSER <user> {} +unlink +scan",
             rights.join(" ")

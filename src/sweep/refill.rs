@@ -186,7 +186,9 @@ impl Refill {
                     && bucket.is_wide
                     && bucket.closes_at - last.opened_at <= self.window / 8
             };
-            let Some(last) = joined.pop_back_if(|last| goes_with(last)) else {
+            let Some(last) =
+                joined.back().is_some_and(goes_with).then(|| joined.pop_back()).flatten()
+            else {
                 joined.push_back(bucket);
                 continue;
             };
@@ -211,13 +213,14 @@ impl Refill {
     /// Second removals that are due at `now`, as many as make a batch.
     pub(super) fn due(&mut self, now: Instant) -> Vec<Job> {
         let window = self.window;
-        let is_due = |bucket: &mut Bucket| bucket.closes_at + window <= now;
-        if self.waiting.is_empty() && self.collecting.as_mut().is_some_and(is_due) {
+        let is_due = |bucket: &Bucket| bucket.closes_at + window <= now;
+        if self.waiting.is_empty() && self.collecting.as_ref().is_some_and(is_due) {
             self.waiting.extend(self.collecting.take());
         }
         let (mut due, mut keys) = (Vec::new(), 0);
         while keys < DUE_KEYS_MAX
-            && let Some(bucket) = self.waiting.pop_front_if(is_due)
+            && self.waiting.front().is_some_and(is_due)
+            && let Some(bucket) = self.waiting.pop_front()
         {
             keys += bucket.keys.exact_len();
             due.push(bucket.into_job(Round::Second));

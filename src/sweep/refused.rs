@@ -118,7 +118,7 @@ impl Refusals {
         &mut self,
         (rule, keys): (RuleId, KeySet),
         covers: Lsn,
-        samples: Vec<Box<[u8]>>,
+        samples: &[Box<[u8]>],
         now: Instant,
     ) -> (Hold, Widened) {
         let refusal = self.0.entry(rule).or_insert_with(|| {
@@ -143,8 +143,7 @@ impl Refusals {
             widened.push((rule, 1));
         }
         if !samples.is_empty() {
-            refusal.samples = samples;
-            refusal.samples.truncate(SAMPLES_MAX);
+            refusal.samples = samples.iter().take(SAMPLES_MAX).cloned().collect();
         }
         (refusal.hold, widened)
     }
