@@ -146,7 +146,7 @@ impl Drop for Driver {
 }
 
 impl Sql {
-    /// Gives the session the role's own view: the search_path and whatever else decides what the
+    /// Gives the session the role's own view: the `search_path` and whatever else decides what the
     /// text of a lookup's query means. From here on only qualified names of ours are safe, also
     /// those of operators.
     ///
