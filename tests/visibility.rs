@@ -284,7 +284,8 @@ async fn ids_far_ahead_of_the_last_look_are_not_taken_for_the_past() {
         for _ in 0..2 {
             assert!(visible.recv().await.is_some());
         }
-        (first.await.unwrap(), second.await.unwrap());
+        first.await.unwrap();
+        second.await.unwrap();
     };
     tokio::select! {
         biased;

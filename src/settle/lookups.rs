@@ -6,7 +6,7 @@
 //! transactions with keys that name it. What arrives while a session is asked goes with its next
 //! round. Which rows later rounds may use is for the [`Cache`].
 //!
-//! A row that is not found, or not in [`ANSWER_TIMEOUT`] from the moment that its keys came, widens
+//! A row that is not found, or not within 3 s from the moment that its keys came, widens
 //! the keys that name it (I5): nothing waits longer, nothing is skipped.
 
 use std::sync::Arc;

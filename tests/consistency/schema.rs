@@ -69,18 +69,6 @@ pub(crate) fn families_of_rule(family: &str) -> &'static [&'static str] {
     }
 }
 
-/// The families whose keys one rule gives, or two that give nothing else.
-pub(crate) fn families_of_rule(family: &str) -> &'static [&'static str] {
-    match family {
-        "item" | "slug" | "list" => &FAMILIES[0..3],
-        "flash" => &FAMILIES[3..4],
-        "page" | "pages" => &FAMILIES[4..6],
-        "label" => &FAMILIES[6..7],
-        "part" | "parts" => &FAMILIES[7..9],
-        _ => &FAMILIES[9..10],
-    }
-}
-
 /// The publication, which somebody may drop and create again by hand.
 pub(crate) const PUBLICATION: &str = "
 create publication walsweep for table item, flash, page, shelf, part

@@ -2,7 +2,8 @@
 
 use std::io::Write;
 use std::process::Stdio;
-use std::time::Instant;
+
+use tokio::time::Instant;
 
 use super::statements::Calls;
 use crate::support::{Bed, Settings, Sidecar, text};
