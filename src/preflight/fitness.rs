@@ -3,7 +3,8 @@
 //! The server behind an address may be exchanged, and a right may be taken away, while walsweep
 //! runs. So it is looked at when the program starts and whenever a connection is made. What
 //! concerns all rules, or makes the server one whose removals count for nothing, is told under
-//! [`Topic::Redis`]; a right that one rule lacks under [`Topic::Refused`]: the other rules go on.
+//! [`Topic::RedisChecks`]; a right that one rule lacks under [`Topic::Refused`]: the other rules go
+//! on.
 
 use std::cell::RefCell;
 use std::collections::BTreeSet;
@@ -29,6 +30,13 @@ pub struct Fitness {
     health: Arc<Health>,
     /// What is told now.
     told: RefCell<BTreeSet<Topic>>,
+}
+
+/// Takes back what it told: the next session's looks for itself.
+impl Drop for Fitness {
+    fn drop(&mut self) {
+        self.told.borrow().iter().for_each(|topic| self.health.over(topic));
+    }
 }
 
 impl Fitness {
@@ -62,7 +70,7 @@ impl Fitness {
         let mut told = BTreeSet::new();
         if let Some(first) = lasting.first() {
             let texts: Vec<&str> = lasting.iter().map(|one| one.message.as_str()).collect();
-            self.tell(&mut told, Topic::Redis, &texts.join("; "), first.hint.as_deref());
+            self.tell(&mut told, Topic::RedisChecks, &texts.join("; "), first.hint.as_deref());
         }
         for (rule, finding) in &forbidden {
             let topic = Topic::Refused(rule.as_str().into());

@@ -75,6 +75,8 @@ pub enum Topic {
     Refused(Arc<str>),
     /// Redis does not do what is asked of it, for whichever rule.
     Redis,
+    /// The checks find something wrong with the Redis that is connected.
+    RedisChecks,
     /// Keys have waited for their removal longer than they should.
     Late,
     /// Keys are removed, and Redis does not take the watermark, so that nothing is confirmed.
@@ -102,6 +104,7 @@ impl Topic {
             | Topic::Rule(_)
             | Topic::Refused(_)
             | Topic::Redis
+            | Topic::RedisChecks
             | Topic::Late => true,
             Topic::Replica(_)
             | Topic::Watermark
