@@ -270,7 +270,9 @@ impl Error {
             Error::RetainedWal(_) => {
                 Some("find out what holds the confirmation: Redis, a replica that is late")
             }
-            Error::TablesChanged => Some("every key of the rules is swept; nothing is to be done"),
+            Error::TablesChanged => {
+                Some("what changed is judged now, and every key of the rules is swept")
+            }
             Error::ShapeUndone { .. } => {
                 Some("none is needed: until the next session, transactions are read whole")
             }

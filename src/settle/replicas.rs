@@ -352,7 +352,9 @@ impl Replicas {
     }
 
     fn show_lag(&self) {
-        for (follower, label) in self.followers.iter().zip(&self.labels) {
+        let known = |follower: &&Follower| follower.progress.replayed > Lsn::ZERO;
+        let all = self.followers.iter().zip(&self.labels);
+        for (follower, label) in all.filter(|(follower, _)| known(follower)) {
             let lag = self.furthest.bytes_since(follower.progress.replayed);
             let lag = i64::try_from(lag).unwrap_or(i64::MAX);
             self.health.metrics().replica_replay_lag_bytes.get_or_create(label).set(lag);

@@ -419,8 +419,10 @@ impl<'a> Stream<'a> {
                 self.sweep_is_owed = false;
                 let was = health.phase();
                 health.set(Phase::Streaming);
-                if was != health.phase() {
+                if was != health.phase() && health.readiness().0 {
                     tracing::info!("ready");
+                } else if was != health.phase() {
+                    tracing::info!("streaming, but not ready: `/readyz` says why");
                 }
             }
         }
@@ -494,7 +496,8 @@ impl<'a> Stream<'a> {
                 () = sleep_until(deadline) => {
                     tracing::warn!(
                         transactions = self.ledger.in_flight(),
-                        "stopping with keys on their way: they are removed at the next start"
+                        "stopping before everything is removed and confirmed; the next start \
+                         removes it again"
                     );
                     break;
                 }
