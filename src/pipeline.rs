@@ -352,6 +352,7 @@ impl<P: Probe + 'static, S: Standby + 'static, N: Node + 'static> Outside<P, S, 
         let gate = Gate::new(self.probe, Arc::clone(health));
         let sweeper = Sweeper::new(self.node, settings, Arc::clone(health), sweeper_ends.events);
         let replicas = Replicas::new(rules.everything(), Arc::clone(health));
+        let replicas = replicas.starting_at(start);
         let mut gate = spawn(settle(gate, self.lookups, (replicas, self.standbys), gate_ends));
         let mut sweeper = spawn(sweeper.run(sweeper_ends.visible, sweeper_ends.safe));
         let stream = Stream::new(self.slot, rules, ends, (start, timing)).with_cache(cache);

@@ -66,6 +66,8 @@ pub struct Replicas {
     bytes: usize,
     /// The furthest position that anything waited for.
     furthest: Lsn,
+    /// Where the session's stream began.
+    start: Lsn,
     /// What is held from now on, to be told with the next that passes.
     held: Vec<Held>,
     /// Of which standbys something is said.
@@ -113,10 +115,18 @@ impl Replicas {
             groups: VecDeque::new(),
             bytes: 0,
             furthest: Lsn::ZERO,
+            start: Lsn::ZERO,
             held: Vec::new(),
             told: Vec::new(),
             failures: Rc::default(),
         }
+    }
+
+    /// The same for a stream that begins at `start`: what ended there or before waits for nobody.
+    #[must_use]
+    pub fn starting_at(mut self, start: Lsn) -> Replicas {
+        self.start = start;
+        self
     }
 
     /// Passes `inputs` on to `outputs`, and again after each of `standbys` has replayed them, until
@@ -352,10 +362,10 @@ impl Replicas {
     }
 
     fn show_lag(&self) {
-        let known = |follower: &&Follower| follower.progress.replayed > Lsn::ZERO;
-        let all = self.followers.iter().zip(&self.labels);
-        for (follower, label) in all.filter(|(follower, _)| known(follower)) {
-            let lag = self.furthest.bytes_since(follower.progress.replayed);
+        for (follower, label) in self.followers.iter().zip(&self.labels) {
+            // Of one that never answered it is known that nothing from before the start waits.
+            let replayed = follower.progress.replayed.max(self.start);
+            let lag = self.furthest.bytes_since(replayed);
             let lag = i64::try_from(lag).unwrap_or(i64::MAX);
             self.health.metrics().replica_replay_lag_bytes.get_or_create(label).set(lag);
         }
