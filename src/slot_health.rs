@@ -16,6 +16,7 @@ use tokio_postgres::Client;
 use crate::config::Postgres;
 use crate::error::Error;
 use crate::lsn::Lsn;
+use crate::postgres;
 use crate::slot_server::SlotServer;
 use crate::telemetry::metrics::{Metrics, StatusLabel};
 use crate::telemetry::{Health, Topic};
@@ -25,7 +26,7 @@ use crate::telemetry::{Health, Topic};
 pub const SAMPLE_INTERVAL: Duration = Duration::from_secs(5);
 
 /// A sample that is not answered in this time means that the connection is dead.
-pub const SAMPLE_TIMEOUT: Duration = Duration::from_secs(10);
+pub const SAMPLE_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Transactions that are named where somebody waits for more.
 const NAMED_MAX: usize = 3;
@@ -359,14 +360,19 @@ impl Keeper {
         self.judge.spares_nobody = true;
     }
 
-    /// Samples the slot until the session has to end, and says why: the query failed or was not
-    /// answered in time, the slot is gone, or it is further behind than it may be.
+    /// Samples the slot until the session has to end, and says why: the connection is lost or no
+    /// answer came in time, the slot is gone, or it is further behind than it may be. What the
+    /// server refuses, such as for a lock on a catalog, ends nothing: the stream needs no answer.
     pub async fn watch(mut self, server: &SlotServer) -> Error {
         loop {
             match self.sample(server).await {
                 Ok(Some((_, Some(retained)))) => return Error::RetainedWal(retained),
                 Ok(Some((_, None))) => {}
                 Ok(None) => return Error::SlotGone,
+                Err(Error::Sql(postgres::Error::Query(error))) => {
+                    let text = format!("how far the slot is behind cannot be asked: {error}");
+                    self.health.trouble(Topic::Slot, &text, Some("it is asked again"));
+                }
                 Err(error) => return error,
             }
             sleep(SAMPLE_INTERVAL).await;

@@ -8,6 +8,7 @@
 //! To parse a query, the server locks the tables that it names, as for every reader. What somebody
 //! else has locked against readers is not waited for: of such a lookup nothing is known for now.
 
+use tokio_postgres::error::DbError;
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{Client, Statement};
 
@@ -124,11 +125,14 @@ async fn one(config: &Config, lookup: &Lookup, client: &Client) -> Result<Option
         Ok(prepared) => prepared,
         Err(error) if is_locked(&error) => return Err(error.into()),
         Err(error) => {
-            let finding = refused(error, |cause| {
-                let text = format!("lookup `{name}` does not prepare: {cause}");
+            let Some(cause) = error.as_db_error() else { return Err(error.into()) };
+            let finding = if is_wrong(cause) {
+                let text = format!("lookup `{name}` does not prepare: {}", told(cause));
                 let hint = "write one query that reads a row by `$1`, `$2` and so on";
                 Finding::error("lookup_sql", text).hint(hint)
-            })?;
+            } else {
+                fails(name, cause)
+            };
             return Ok(Some(finding.at(&lookup.sql.at)));
         }
     };
@@ -136,8 +140,8 @@ async fn one(config: &Config, lookup: &Lookup, client: &Client) -> Result<Option
         return Ok(Some(finding));
     }
     let role = &config.postgres.endpoint.user;
-    let tried = |cause: &tokio_postgres::error::DbError| {
-        let (code, said) = (cause.code().code(), cause.message());
+    let tried = |cause: &DbError| {
+        let (code, said) = (cause.code().code(), told(cause));
         match code {
             CANCELED => {
                 let text = format!("lookup `{name}` was not answered in time: {said}");
@@ -150,8 +154,11 @@ async fn one(config: &Config, lookup: &Lookup, client: &Client) -> Result<Option
             }
             READ_ONLY => Finding::error("lookup_writes", format!("lookup `{name}` writes: {said}"))
                 .hint("a lookup only reads, without `for update` and functions that write"),
-            _ => Finding::error("lookup_sql", format!("lookup `{name}` fails: {said}"))
-                .hint("it is run as a subquery, in a transaction that cannot write"),
+            _ if is_wrong(cause) => {
+                Finding::error("lookup_sql", format!("lookup `{name}` fails: {said}"))
+                    .hint("it is run as a subquery, in a transaction that cannot write")
+            }
+            _ => fails(name, cause),
         }
     };
     let outcome = match client.prepare(&lookup_statement(lookup)).await {
@@ -171,12 +178,27 @@ async fn run(client: &Client, statement: &Statement) -> Result<(), tokio_postgre
     client.query(statement, &nulls).await.map(drop)
 }
 
-/// What the server refused, as a finding; an error of the connection stays one.
-fn refused(
-    error: tokio_postgres::Error,
-    finding: impl FnOnce(String) -> Finding,
-) -> Result<Finding, Error> {
-    if error.as_db_error().is_some() { Ok(finding(message(&error))) } else { Err(error.into()) }
+/// Whether the query can never be right as it is: class 42, syntax and names
+/// (<https://www.postgresql.org/docs/current/errcodes-appendix.html>). Whatever else goes wrong may
+/// be over with the next row, or with the next try.
+fn is_wrong(cause: &DbError) -> bool {
+    cause.code().code().starts_with("42")
+}
+
+/// What may be said of an error (I9): of a query that is wrong the message names tables and columns,
+/// of one that runs it may quote a row.
+fn told(cause: &DbError) -> String {
+    let code = cause.code().code();
+    if is_wrong(cause) || [CANCELED, READ_ONLY].contains(&code) {
+        return cause.message().to_owned();
+    }
+    format!("SQLSTATE {code}")
+}
+
+/// A lookup that fails now: its keys widen, as they do when a row cannot be read.
+fn fails(name: &str, cause: &DbError) -> Finding {
+    let text = format!("lookup `{name}` fails: {}", told(cause));
+    Finding::warning("lookup_fails", text).hint("keys that wait for it are widened meanwhile")
 }
 
 fn parameters(lookup: &Lookup, prepared: &Statement) -> Option<Finding> {

@@ -60,11 +60,14 @@ pub(super) async fn unlink<N: Node>(
     for (rules, groups) in rules.chunks(COMMANDS).zip(groups.chunks(COMMANDS)) {
         let removed = node.unlink(groups).await?;
         for ((rule, group), removed) in rules.iter().zip(groups).zip(removed) {
+            let before = tally.refused.len();
             let removed = match removed {
                 Some(removed) => removed,
                 None => one_by_one(node, group, search, &mut tally.refused).await?,
             };
-            tally.add(*rule, removed, (group.len() as u64).saturating_sub(removed));
+            // What was refused may be there or not.
+            let known = group.len() - (tally.refused.len() - before);
+            tally.add(*rule, removed, (known as u64).saturating_sub(removed));
         }
     }
     Ok(tally)

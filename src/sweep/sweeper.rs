@@ -83,6 +83,8 @@ pub(super) struct State {
     pub(super) passes: Passes,
     /// Keys that standbys have replayed: removed beside the first removals, as second ones are.
     pub(super) replayed: Option<Job>,
+    /// Whether those were what was removed last beside the first removals.
+    replayed_was_last: bool,
     pub(super) refill: Refill,
     pub(super) refusals: Refusals,
     pub(super) late: Late,
@@ -138,6 +140,7 @@ impl<N: Node> Sweeper<N> {
             queue: Queue::default(),
             passes: Passes::default(),
             replayed: None,
+            replayed_was_last: false,
             refill: Refill::new(settings.window, settings.empty, settings.expected.lsn),
             refusals: Refusals::default(),
             late: Late::default(),
@@ -270,10 +273,18 @@ impl State {
 
     /// Removals that hold nobody up: what standbys have replayed, and second ones that are due.
     fn next_second<'a, N: Node>(&mut self, node: &'a N, now: Instant) -> Work<'a, BatchDone> {
-        if let Some(job) = self.replayed.take() {
+        // In turn: standbys that replay all the time would leave the second removals no chance.
+        let is_turn_of_refill = std::mem::take(&mut self.replayed_was_last);
+        let mut jobs = if is_turn_of_refill { self.refill.due(now) } else { Vec::new() };
+        if jobs.is_empty()
+            && let Some(job) = self.replayed.take()
+        {
+            self.replayed_was_last = true;
             return self.removal(node, vec![job]);
         }
-        let jobs = self.refill.due(now);
+        if jobs.is_empty() {
+            jobs = self.refill.due(now);
+        }
         jobs.iter().for_each(|_| reach(Point::SecondDue));
         self.removal(node, jobs)
     }
