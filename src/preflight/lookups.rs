@@ -12,7 +12,7 @@ use tokio_postgres::error::DbError;
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{Client, Statement};
 
-use super::{Error, Finding, message, nearest, render};
+use super::{Error, Finding, nearest, render};
 use crate::config::Config;
 use crate::keys::{Lookup, LookupId, Rules};
 use crate::postgres::AS_ROLE;

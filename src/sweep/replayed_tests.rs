@@ -158,3 +158,23 @@ async fn a_lost_redis_does_not_wait_for_standbys_to_be_swept_again() {
         .await;
     }
 }
+
+/// I8: standbys that replay all the time leave the second removals their turn.
+#[tokio::test(start_paused = true)]
+async fn second_removals_are_made_between_removals_after_replays() {
+    local(async {
+        let mut bench = Bench::new(Duration::from_secs(1));
+        bench.whole().await;
+        bench.commit(110, "item", &["1"]).await;
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        bench.redis.fill(&["item:1"]);
+        // Longer than it takes until the next replay is told.
+        bench.redis.0.slow.set(50_000);
+        for _ in 0..100 {
+            bench.replayed(None, &["2"], 0).await;
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        assert!(!bench.redis.has("item:1"), "its second removal never came");
+    })
+    .await;
+}
