@@ -94,6 +94,9 @@ pub(crate) async fn write(shared: Arc<Shared>, number: u64) {
     let random = shared.random(1, number);
     let own = Arc::clone(&shared);
     let mut writer = Writer { shared: own, random, number, prepared: None, prepared_count: 0 };
+    // Kept from PREPARE to the end of the transaction: what stays prepared at a quiet point would be
+    // waited for, rightly, by every sweep that begins then.
+    let mut turn = None;
     while !shared.stopped() {
         let Ok(client) = connect(&shared.postgres_url).await else {
             sleep(RETRY).await;
@@ -103,12 +106,16 @@ pub(crate) async fn write(shared: Arc<Shared>, number: u64) {
             continue;
         }
         while !shared.stopped() && !client.is_closed() {
-            let turn = shared.writing.read().await;
+            if turn.is_none() {
+                turn = Some(shared.writing.read().await);
+            }
             if writer.turn(&client).await.is_err() {
                 // What the server refused is taken back; a connection that is lost shows above.
                 drop(client.batch_execute("rollback").await);
             }
-            drop(turn);
+            if writer.prepared.is_none() {
+                turn = None;
+            }
             if writer.random.random_range(0..8) == 0 {
                 sleep(Duration::from_millis(writer.random.random_range(1..10))).await;
             }
