@@ -250,7 +250,8 @@ pub fn tell_rules(rules: &Rules, findings: &[Finding], health: &Health) -> BTree
             0 => String::new(),
             more => format!("; and {more} more, see `walsweep check`"),
         };
-        let (topic, message) = (Topic::Rule(name.as_str().into()), &cause.message);
+        let (name_of, message) = (name.as_str().into(), &cause.message);
+        let topic = if is_suspended { Topic::Rule(name_of) } else { Topic::Wide(name_of) };
         let text = format!("rule `{name}` {what}: {message}{more}");
         health.trouble(topic.clone(), &text, cure(cause).as_deref());
         unfit.push(topic);
@@ -258,7 +259,7 @@ pub fn tell_rules(rules: &Rules, findings: &[Finding], health: &Health) -> BTree
             suspended.insert(name.clone());
         }
     }
-    health.over_but(|topic| matches!(topic, Topic::Rule(_)), &unfit);
+    health.over_but(|topic| matches!(topic, Topic::Rule(_) | Topic::Wide(_)), &unfit);
     suspended
 }
 

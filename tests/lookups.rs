@@ -414,6 +414,29 @@ async fn refused(bed: &Bed, rules: &str, code: &str, parts: &[&str]) {
     sidecar.wait_log("refused to start").await;
 }
 
+/// I9: what fails when it is run may fail for the value of a row, and the server's message quotes
+/// it. It is told by its SQLSTATE, and its keys widen: the rule goes on.
+#[tokio::test]
+async fn a_lookup_that_fails_when_tried_suspends_nothing_and_quotes_no_row() {
+    let bed = Bed::new(&[]).await;
+    bed.sql.run(TABLES).await;
+    bed.sql.run("update game set cup = 'secret 4711' where id = 1").await;
+    let query =
+        "select (g.cup::int)::text as cup, home, final from game g where id = coalesce($1, 1)";
+    let rules = RULES.replace("select cup, home, final from game where id = $1", query);
+    let sidecar = Sidecar::set_up(settings(&bed, &rules)).await;
+    let output = sidecar.command(&["check"]);
+    let said = text(&output);
+    assert!(said.contains("warning[lookup_fails]") && said.contains("SQLSTATE 22P02"), "{said}");
+    assert!(output.status.success() && !said.contains("4711"), "{said}");
+    bed.fill(&["club:club 1"]).await;
+    bed.sql.run("update bet set points = 1 where game_id = 1").await;
+    bed.gone("club:club 1").await;
+    let (status, page) = sidecar.get("/readyz").await.unwrap();
+    assert!(status == 200 && !page.contains("4711"), "{status} {page}");
+    assert!(!sidecar.log().iter().any(|line| line.contains("4711")), "a value is in the log");
+}
+
 #[tokio::test]
 async fn a_query_that_cannot_serve_is_refused_with_its_cure() {
     let bed = Bed::new(&[]).await;

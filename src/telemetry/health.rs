@@ -71,6 +71,8 @@ pub enum Topic {
     Checks,
     /// A rule that does not fit its table is suspended: its name.
     Rule(Arc<str>),
+    /// A rule removes more than it should, and nothing stays: its name.
+    Wide(Arc<str>),
     /// Redis refuses removals of a rule: its name.
     Refused(Arc<str>),
     /// Redis does not do what is asked of it, for whichever rule.
@@ -106,7 +108,8 @@ impl Topic {
             | Topic::Redis
             | Topic::RedisChecks
             | Topic::Late => true,
-            Topic::Replica(_)
+            Topic::Wide(_)
+            | Topic::Replica(_)
             | Topic::Watermark
             | Topic::Fence
             | Topic::Lookup(_)
