@@ -185,8 +185,8 @@ fn is_wrong(cause: &DbError) -> bool {
     cause.code().code().starts_with("42")
 }
 
-/// What may be said of an error (I9): of a query that is wrong the message names tables and columns,
-/// of one that runs it may quote a row.
+/// What may be said of an error (I9): of a query that is wrong the message names tables and
+/// columns, of one that runs it may quote a row.
 fn told(cause: &DbError) -> String {
     let code = cause.code().code();
     if is_wrong(cause) || [CANCELED, READ_ONLY].contains(&code) {

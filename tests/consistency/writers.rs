@@ -94,8 +94,8 @@ pub(crate) async fn write(shared: Arc<Shared>, number: u64) {
     let random = shared.random(1, number);
     let own = Arc::clone(&shared);
     let mut writer = Writer { shared: own, random, number, prepared: None, prepared_count: 0 };
-    // Kept from PREPARE to the end of the transaction: what stays prepared at a quiet point would be
-    // waited for, rightly, by every sweep that begins then.
+    // Kept from PREPARE to the end of the transaction: what stays prepared at a quiet point would
+    // be waited for, rightly, by every sweep that begins then.
     let mut turn = None;
     while !shared.stopped() {
         let Ok(client) = connect(&shared.postgres_url).await else {
