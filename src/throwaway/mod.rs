@@ -98,10 +98,12 @@ fn io_error(action: impl Into<String>) -> impl FnOnce(io::Error) -> Error {
 /// stopped for a while is not taken for another.
 const BLOCK_LENGTH: u16 = 1_000;
 
-/// The blocks, in thousands.
-const BLOCKS: std::ops::Range<u16> = 15..30;
+/// The blocks, in thousands. A Redis in cluster mode also listens on the port that is 10 000 higher
+/// (redis.conf: `cluster-port`), so that one has to be outside of the blocks and below every
+/// ephemeral range, too.
+const BLOCKS: std::ops::Range<u16> = 12..22;
 
-/// A port of 127.0.0.1 that nobody listens on, in 15000..30000.
+/// A port of 127.0.0.1 that nobody listens on, in 12000..22000.
 ///
 /// That is below every ephemeral range, on purpose. A client that dials a stopped server again and
 /// again would, inside the ephemeral range, sooner or later be given the server's own port as its
