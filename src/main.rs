@@ -1,23 +1,30 @@
 //! The program: arguments, then one command, then an exit status.
 
 use std::io::{Write, stderr};
+use std::panic::resume_unwind;
 use std::process::ExitCode;
 
 use clap::Parser;
+use tokio::runtime::LocalOptions;
+use tokio::task::spawn_local;
 use walsweep::cli::{Cli, Command};
 use walsweep::commands::{self, Failure};
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
     // One thread does everything: `capture/pause.rs` says why that is the faster way.
-    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+    let mut builder = tokio::runtime::Builder::new_current_thread();
+    let runtime = match builder.enable_all().build_local(LocalOptions::default()) {
         Ok(runtime) => runtime,
         Err(error) => return report(&Failure::halted(format!("start the runtime: {error}"))),
     };
-    let local = tokio::task::LocalSet::new();
-    match local.block_on(&runtime, execute(cli.command)) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(failure) => report(&failure),
+    // A task like the others: the runtime would poll the future of `block_on` with all that is in
+    // it whenever one of them wakes.
+    let outcome = runtime.block_on(async { spawn_local(execute(cli.command)).await });
+    match outcome {
+        Ok(Ok(())) => ExitCode::SUCCESS,
+        Ok(Err(failure)) => report(&failure),
+        Err(error) => resume_unwind(error.into_panic()),
     }
 }
 
