@@ -12,7 +12,8 @@ use std::convert::Infallible;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use tokio::time::{Duration, Instant, sleep_until, timeout};
+use tokio::time::{Duration, Instant, sleep, sleep_until, timeout};
+use tokio_postgres::types::ToSql;
 
 use crate::config::Postgres;
 use crate::error::Error;
@@ -26,6 +27,10 @@ use crate::telemetry::metrics::Metrics;
 
 /// After so long without a session, transactions that a new slot would wait for no longer count.
 const SPARED: Duration = Duration::from_secs(60);
+
+/// How often it is asked whether another process still has the slot. A stand-in takes over so much
+/// later at most.
+const IN_USE_INTERVAL: Duration = Duration::from_millis(500);
 
 /// Looks after the slot between two sessions, over a connection of its own.
 pub struct Between {
@@ -68,14 +73,56 @@ impl Between {
         }
     }
 
-    async fn look(&mut self) -> Result<(), Error> {
-        let server = match self.server.take() {
-            Some(server) => server,
+    /// Waits while another process streams from the slot; no longer, if that cannot be told. Beside
+    /// the sample that is due anyway it is one question each time, which takes no lock and no
+    /// transaction id: a whole session, with all its checks, is begun only when it may be had. May
+    /// be dropped at any time.
+    pub async fn until_free(&mut self) {
+        loop {
+            sleep(IN_USE_INTERVAL).await;
+            let is_in_use = async {
+                if self.next <= Instant::now() {
+                    self.next = Instant::now() + SAMPLE_INTERVAL;
+                    self.look().await?;
+                }
+                self.is_in_use().await
+            };
+            match is_in_use.await {
+                Ok(true) => {}
+                Ok(false) => return,
+                Err(error) => {
+                    // The session that is begun then says it if it lasts.
+                    tracing::debug!(%error, "ask whether the slot is in use");
+                    self.server = None;
+                    return;
+                }
+            }
+        }
+    }
+
+    async fn is_in_use(&mut self) -> Result<bool, Error> {
+        let server = self.reach().await?;
+        let query = include_str!("../sql/slot_in_use.sql");
+        let params: [&(dyn ToSql + Sync); 1] = [&self.config.slot];
+        let row = timeout(SAMPLE_TIMEOUT, server.sql.query_opt(query, &params)).await;
+        self.server = Some(server);
+        let row = row.map_err(|_elapsed| Error::Silent(SAMPLE_TIMEOUT.as_secs()))??;
+        Ok(row.map(|row| row.try_get(0)).transpose()?.unwrap_or(false))
+    }
+
+    /// The server that the slot is on, over the connection that is there.
+    async fn reach(&mut self) -> Result<SlotServer, Error> {
+        match self.server.take() {
+            Some(server) => Ok(server),
             None => {
                 let sql = connect_sql(&self.config.endpoint, NAME).await?;
-                SlotServer::reach(&self.config, Rc::new(sql)).await?
+                SlotServer::reach(&self.config, Rc::new(sql)).await
             }
-        };
+        }
+    }
+
+    async fn look(&mut self) -> Result<(), Error> {
+        let server = self.reach().await?;
         if self.since.elapsed() >= SPARED {
             self.keeper.spares_nobody();
         }

@@ -39,9 +39,6 @@ use crate::sweep::{Broken, Node, Settings, Standalone, Sweeper, connect, key_nam
 use crate::telemetry::metrics::{Metrics, PeerLabel};
 use crate::telemetry::{Health, Phase, Topic};
 
-/// How often another try is made while another process has the slot.
-const STANDBY_WAIT: Duration = Duration::from_millis(500);
-
 /// How long the start waits for Redis to be looked at.
 const REDIS_CHECK_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -88,7 +85,14 @@ impl Program<'_> {
         let mut course = Course::default();
         let mut between = self.between(&course);
         loop {
-            let wait = if course.standing_by { STANDBY_WAIT } else { course.attempts.wait() };
+            if course.standing_by {
+                tokio::select! {
+                    biased;
+                    () = self.shutdown.requested() => return Ok(()),
+                    () = self.health.alive_while(between.until_free()) => {}
+                }
+            }
+            let wait = if course.standing_by { Duration::ZERO } else { course.attempts.wait() };
             let is_stuck = course.attempts.must_give_up();
             if is_stuck && course.give_up.get().is_none() {
                 course.give_up.set(Some(Broken::SlotUndecodable));

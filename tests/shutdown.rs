@@ -1,5 +1,9 @@
 //! How it stops, and how another takes over.
 
+use std::time::Duration;
+
+use tokio::time::sleep;
+
 use crate::support::{Bed, PATIENCE, Sidecar, eventually};
 
 /// I2: a clean stop confirms what is done, so that the next start repeats nothing.
@@ -51,6 +55,26 @@ async fn a_second_one_stands_by_and_takes_over() {
     bed.gone("item:2").await;
     second.wait_ready().await;
     assert_eq!(second.sigterm().await, 0);
+}
+
+/// A stand-in may wait for years: it begins no session while it does, and takes no transaction id.
+#[tokio::test]
+async fn a_stand_in_asks_one_question() {
+    let bed = Bed::new(&[]).await;
+    let _first = bed.sidecar().await;
+    let mut second = Sidecar::new(bed.settings());
+    second.start();
+    second.wait_log("standing by").await;
+    bed.quiet().await;
+    let sessions = "select sessions from pg_stat_database where datname = current_database()";
+    let next = "select pg_snapshot_xmax(pg_current_snapshot())::text::bigint";
+    let before: (i64, i64) = (bed.sql.one(sessions).await, bed.sql.one(next).await);
+    sleep(Duration::from_secs(4)).await;
+    let after: (i64, i64) = (bed.sql.one(sessions).await, bed.sql.one(next).await);
+    assert_eq!(after.1, before.1, "a transaction id");
+    // One to begin with, and one to whom it has to reach.
+    assert!(after.0 - before.0 <= 2, "{} sessions", after.0 - before.0);
+    assert_eq!(second.readyz().await, Some(503));
 }
 
 #[tokio::test]

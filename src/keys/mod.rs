@@ -136,7 +136,7 @@ impl Rules {
     /// An empty key set for these rules.
     #[must_use]
     pub fn key_set(&self) -> KeySet {
-        KeySet::new(Arc::clone(&self.templates), self.rules.len(), self.limits)
+        KeySet::new(Arc::clone(&self.templates), self.limits)
     }
 
     /// Adds the keys of a change to a set of these rules.

@@ -487,3 +487,17 @@ fn every_problem_of_every_rule_is_told() {
     ];
     assert_eq!(messages, expected);
 }
+
+#[test]
+fn a_set_costs_what_is_in_it_however_many_rules_there_are() {
+    let rules: Vec<config::Rule> = (0..1_000)
+        .map(|number| {
+            let keys: Vec<String> = (0..8).map(|key| format!("k:{number}:{key}:{{id}}")).collect();
+            let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
+            config::Rule { name: format!("rule {number}"), ..rule(&keys) }
+        })
+        .collect();
+    let rules = Rules::compile(&rules).unwrap();
+    assert_eq!(rules.key_set().bytes(), 0);
+    assert_eq!(rules.everything().patterns().count(), 8_000);
+}

@@ -500,7 +500,9 @@ impl<P: Probe + 'static> Gate<P> {
         self.waiting.push(waiting);
         if self.waiting_bytes > WAITING_BYTES_MAX {
             let sets = self.waiting.iter_mut().map(|waiting| &mut waiting.keys);
-            sets.filter(|keys| keys.bytes() > LARGE_SET_BYTES).for_each(KeySet::collapse);
+            for keys in sets.filter(|keys| keys.bytes() > LARGE_SET_BYTES) {
+                self.health.metrics().widened_for_room(&keys.collapse());
+            }
             self.waiting_bytes = self.waiting.iter().map(|waiting| waiting.keys.bytes()).sum();
         }
     }

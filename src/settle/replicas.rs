@@ -29,7 +29,7 @@ use tokio::time::{Instant, interval};
 use super::standby::{Board, Failure, Progress, Standby, follow};
 use super::{Cause, Held, Hold, LARGE_SET_BYTES, Replayed, Visible, WAITING_BYTES_MAX, send};
 use crate::channel::{Receiver, Sender};
-use crate::keys::KeySet;
+use crate::keys::{KeySet, RuleId};
 use crate::lsn::Lsn;
 use crate::telemetry::metrics::ReplicaLabel;
 use crate::telemetry::{Health, Topic};
@@ -214,7 +214,8 @@ impl Replicas {
         match open {
             Some(last) => {
                 self.bytes -= last.keys.bytes();
-                last.absorb(added);
+                let widened = last.absorb(added);
+                self.health.metrics().widened_for_room(&widened);
                 self.bytes += last.keys.bytes();
             }
             None => {
@@ -227,7 +228,9 @@ impl Replicas {
         }
         if self.bytes > WAITING_BYTES_MAX {
             let sets = self.groups.iter_mut().map(|group| &mut group.keys);
-            sets.filter(|keys| keys.bytes() > LARGE_SET_BYTES).for_each(KeySet::collapse);
+            for keys in sets.filter(|keys| keys.bytes() > LARGE_SET_BYTES) {
+                self.health.metrics().widened_for_room(&keys.collapse());
+            }
             self.weigh();
         }
     }
@@ -246,7 +249,8 @@ impl Replicas {
             && let Some(older) = self.groups.get_mut(at)
         {
             self.held.push(Held::merged(older.hold, younger.hold));
-            older.absorb(younger);
+            let widened = older.absorb(younger);
+            self.health.metrics().widened_for_room(&widened);
         }
         self.weigh();
     }
@@ -379,9 +383,10 @@ impl Drop for Replicas {
 }
 
 impl Group {
-    /// Takes in what became visible after it.
-    fn absorb(&mut self, other: Group) {
-        self.keys.merge(&other.keys);
+    /// Takes in what became visible after it; gives the rules that were widened because both
+    /// together are too much, and how often.
+    fn absorb(&mut self, other: Group) -> Vec<(RuleId, u64)> {
+        let widened = self.keys.merge_within(&other.keys);
         self.resyncs += other.resyncs;
         self.from = self.from.min(other.from);
         self.position = self.position.max(other.position);
@@ -389,5 +394,6 @@ impl Group {
             *own |= others;
         }
         self.until = other.until;
+        widened
     }
 }

@@ -93,7 +93,7 @@ enum Passed {
 }
 
 /// A rule with one exact key.
-fn rules() -> Rules {
+pub(super) fn rules() -> Rules {
     let located = |text: &str| Located { value: text.to_owned(), at: Location::default() };
     let rule = Rule {
         name: "item".to_owned(),
@@ -110,12 +110,36 @@ fn rules() -> Rules {
     Rules::compile(&[rule]).unwrap()
 }
 
+/// The keys of rows with these ids.
+pub(super) fn keys(rules: &mut Rules, ids: impl Iterator<Item = u64>) -> KeySet {
+    let relation = Arc::new(Relation {
+        id: 1,
+        namespace: "public".to_owned(),
+        name: "item".to_owned(),
+        replica_identity: ReplicaIdentity::Full,
+        columns: vec![Column {
+            is_key: true,
+            name: "id".to_owned(),
+            type_id: 20,
+            type_modifier: -1,
+        }],
+    });
+    let mut keys = rules.key_set();
+    for id in ids {
+        let id = id.to_string();
+        let new = Tuple::from_values(&[Value::Text(id.as_bytes())]);
+        let change = Change { relation: Arc::clone(&relation), row: Row::Insert { new } };
+        rules.add(&change, &mut keys);
+    }
+    keys
+}
+
 impl Bench {
     /// Two standbys, both at position 0.
     fn new() -> Bench {
         let (one, other) = (Server::new("one:5432"), Server::new("other:5432"));
         let rules = rules();
-        let metrics = Arc::new(Metrics::new(&[]));
+        let metrics = Arc::new(Metrics::new(rules.names()));
         let (inputs, stage_inputs) = channel(16);
         let (stage_outputs, outputs) = channel(4096);
         let health = Arc::new(Health::new(Arc::clone(&metrics)));
@@ -126,26 +150,7 @@ impl Bench {
     }
 
     fn keys(&mut self, ids: impl Iterator<Item = u64>) -> KeySet {
-        let relation = Arc::new(Relation {
-            id: 1,
-            namespace: "public".to_owned(),
-            name: "item".to_owned(),
-            replica_identity: ReplicaIdentity::Full,
-            columns: vec![Column {
-                is_key: true,
-                name: "id".to_owned(),
-                type_id: 20,
-                type_modifier: -1,
-            }],
-        });
-        let mut keys = self.rules.key_set();
-        for id in ids {
-            let id = id.to_string();
-            let new = Tuple::from_values(&[Value::Text(id.as_bytes())]);
-            let change = Change { relation: Arc::clone(&relation), row: Row::Insert { new } };
-            self.rules.add(&change, &mut keys);
-        }
-        keys
+        keys(&mut self.rules, ids)
     }
 
     /// A commit that ends at `end_lsn` and touches the key `item:{end_lsn}`.
@@ -394,6 +399,8 @@ async fn hours_without_a_standby_keep_memory_flat() {
         assert!(groups <= GROUPS_MAX, "{groups} groups");
         assert!(bytes <= super::WAITING_BYTES_MAX, "{bytes} bytes");
         assert_eq!(settled, (1..=COMMITS).collect::<Vec<_>>());
+        let widened = "walsweep_widened_total{rule=\"item\",reason=\"limit\"}";
+        assert!(bench.metrics.text().contains(widened), "{}", bench.metrics.text());
     })
     .await;
 }

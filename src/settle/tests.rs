@@ -305,3 +305,33 @@ async fn ids_far_ahead_are_not_taken_for_the_past() {
     })
     .await;
 }
+
+/// I6: more keys than there is room for wait for a commit that stays invisible.
+#[tokio::test(start_paused = true)]
+async fn what_is_widened_for_lack_of_room_is_counted() {
+    local(async {
+        let mut rules = super::replicas_tests::rules();
+        let metrics = Arc::new(Metrics::new(rules.names()));
+        let health = Arc::new(Health::new(Arc::clone(&metrics)));
+        let (inputs, gate_inputs) = channel(16);
+        let (outputs, _visible) = channel(16);
+        let gate = Gate::new(Server::new("20:20:"), health);
+        tokio::task::spawn_local(gate.run(gate_inputs, outputs));
+        let line = |count| {
+            format!("walsweep_widened_total{{rule=\"item\",reason=\"limit\"}} {count}\n")
+        };
+        for xid in 20..32_u32 {
+            let ids = (0..50_000).map(|id| u64::from(xid) * 1_000_000 + id);
+            let keys = super::replicas_tests::keys(&mut rules, ids);
+            let transaction =
+                Transaction { xid, commit_lsn: Lsn(1), end_lsn: Lsn(xid.into()), commit_time: 0 };
+            let mapped = Mapped { transaction, received_at: Instant::now(), keys };
+            inputs.send(Input::Transaction(Box::new(mapped))).await.unwrap();
+        }
+        tokio::time::sleep(MOMENT).await;
+        let text = metrics.text();
+        // All that wait when there is no more room, and again.
+        assert!((5..=12).any(|count| text.contains(&line(count))), "{text}");
+    })
+    .await;
+}

@@ -13,7 +13,7 @@ use super::shared::{RefusedOf, Written, count, observe};
 use super::sweeper::{BatchDone, Done, State};
 use super::{Event, Swept};
 use crate::failpoint::{Point, reach};
-use crate::keys::{KeySet, Pattern, RuleId, WidenReason};
+use crate::keys::{KeySet, Pattern, RuleId};
 use crate::lsn::Lsn;
 use crate::retry::Backoff;
 use crate::settle::Held;
@@ -503,10 +503,7 @@ impl State {
 
     /// Counts rules that were widened because too much waits.
     pub(super) fn widened(&self, widened: &[(RuleId, u64)]) {
-        let metrics = self.health.metrics();
-        for (rule, count) in widened {
-            metrics.widened(*rule, WidenReason::Limit, *count);
-        }
+        self.health.metrics().widened_for_room(widened);
     }
 
     /// Something is held from now on; told with the next report.

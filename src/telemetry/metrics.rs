@@ -378,6 +378,11 @@ impl Metrics {
         self.widened.get_or_create(&WidenedLabel { rule, reason: reason.as_str() }).inc_by(count);
     }
 
+    /// Counts rules that were widened because too much waits, and how often each.
+    pub fn widened_for_room(&self, widened: &[(RuleId, u64)]) {
+        widened.iter().for_each(|(rule, count)| self.widened(*rule, WidenReason::Limit, *count));
+    }
+
     /// Counts a message that nothing could be made of.
     pub fn message_malformed(&self, why: Malformed) {
         self.messages_malformed.get_or_create(&ReasonLabel { reason: why.as_str() }).inc();

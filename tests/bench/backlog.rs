@@ -123,7 +123,7 @@ async fn walsweep(bed: &Bed, slot: &str) -> Cost {
 }
 
 /// User and system time of a process, from `/proc` in ticks of 10 ms.
-fn cpu_seconds(id: u32) -> Option<f64> {
+pub(crate) fn cpu_seconds(id: u32) -> Option<f64> {
     let stat = fs::read_to_string(format!("/proc/{id}/stat")).ok()?;
     let (_, fields) = stat.rsplit_once(") ")?;
     let mut fields = fields.split(' ').skip(11);

@@ -5,7 +5,9 @@
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a benchmark may fail")]
 
 mod backlog;
+mod commits;
 mod latency;
+mod peer;
 mod settlement;
 mod start;
 #[path = "../support/mod.rs"]
@@ -26,6 +28,9 @@ fn main() {
     }
     if wanted("latency") {
         runtime.block_on(latency::run());
+    }
+    if wanted("commits") {
+        runtime.block_on(commits::run());
     }
     if wanted("settlement") {
         runtime.block_on(settlement::run());

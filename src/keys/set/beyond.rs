@@ -9,7 +9,7 @@ impl KeySet {
     /// [`Rules`](crate::keys::Rules), would leave. Counts of rules stay out.
     #[must_use]
     pub fn beyond(&self, known: &KeySet) -> KeySet {
-        let mut more = KeySet::new(Arc::clone(&self.templates), self.rules.len(), self.limits);
+        let mut more = KeySet::new(Arc::clone(&self.templates), self.limits);
         self.content(|content| match content {
             Content::Whole(template) if !known.is_whole(template) => {
                 more.add_whole(template, None);

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Content, KeySet, Usage, rule_ids, template_ids};
+use super::{Content, KeySet, RuleCount, Usage};
 use crate::keys::label::{RuleId, TemplateId, Whole, WidenReason};
 use crate::keys::pattern::Pattern;
 
@@ -10,7 +10,7 @@ impl KeySet {
     /// A set of the same rules that holds nothing.
     #[must_use]
     pub fn emptied(&self) -> KeySet {
-        KeySet::new(Arc::clone(&self.templates), self.rules.len(), self.limits)
+        KeySet::new(Arc::clone(&self.templates), self.limits)
     }
 
     /// Moves the exact keys that `is_wanted` names into a set of their own.
@@ -101,7 +101,7 @@ impl KeySet {
     /// `None` if that would free less than `least` bytes.
     pub fn collapse_largest(&mut self, least: usize) -> Option<RuleId> {
         let is_narrow = |usage: &Usage| !usage.whole && usage.keys + usage.patterns > 0;
-        let narrow = template_ids().zip(&self.usage).filter(|(_, usage)| is_narrow(usage));
+        let narrow = self.usage.iter().filter(|(_, usage)| is_narrow(usage));
         let largest = narrow.max_by_key(|(_, usage)| usage.bytes);
         let (template, _) = largest.filter(|(_, usage)| usage.bytes >= least)?;
         self.add_whole(template, Some(WidenReason::Limit));
@@ -113,15 +113,13 @@ impl KeySet {
     /// because both together are too much, and how often.
     pub fn merge_within(&mut self, other: &KeySet) -> Vec<(RuleId, u64)> {
         let limit = WidenReason::Limit as usize;
-        let both = self.rules.iter().zip(&other.rules);
-        let before: Vec<u64> =
-            both.map(|(own, others)| own.widened[limit] + others.widened[limit]).collect();
+        let before = self.rules.clone();
         self.merge(other);
-        let after = rule_ids().zip(&self.rules).zip(before);
-        after
-            .map(|((rule, counts), before)| (rule, counts.widened[limit].saturating_sub(before)))
-            .filter(|(_, count)| *count > 0)
-            .collect()
+        let count = |(rule, counts): (RuleId, &RuleCount)| {
+            let known = before.get(rule).widened[limit] + other.rules.get(rule).widened[limit];
+            (rule, counts.widened[limit].saturating_sub(known))
+        };
+        self.rules.iter().map(count).filter(|(_, count)| *count > 0).collect()
     }
 
     /// All that a rule could ever give, as patterns; a key without placeholders is its own.

@@ -38,7 +38,7 @@ impl KeySet {
     pub fn resolve(&mut self, answers: &Answers, missing: WidenReason) {
         let pending = std::mem::take(&mut self.pending);
         for (template, bytes) in pending.iter() {
-            let usage = &mut self.usage[usize::from(template.0)];
+            let usage = self.usage.get_mut(template);
             usage.pending = 0;
             usage.bytes -= pending::cost(bytes);
             self.used_bytes -= pending::cost(bytes);
@@ -60,7 +60,7 @@ impl KeySet {
         let own = Usage { pending: 1, bytes: pending::cost(bytes), ..Usage::default() };
         if self.make_room(template, own) {
             self.pending.insert(template, bytes);
-            let usage = &mut self.usage[usize::from(template.0)];
+            let usage = self.usage.get_mut(template);
             usage.pending += 1;
             usage.bytes += own.bytes;
             self.used_bytes += own.bytes;

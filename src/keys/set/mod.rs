@@ -9,6 +9,7 @@
 mod beyond;
 mod cut;
 mod lookups;
+mod sparse;
 
 use std::fmt;
 use std::hash::BuildHasher;
@@ -19,6 +20,7 @@ use hashbrown::{DefaultHashBuilder, HashTable};
 use super::label::{RuleId, TemplateId, TemplateInfo, Whole, WidenReason};
 use super::pattern::Pattern;
 use super::pending::Pending;
+use sparse::Sparse;
 
 /// How large a [`KeySet`] may get.
 ///
@@ -54,10 +56,10 @@ pub struct KeySet {
     key_index: HashTable<u32>,
     patterns: Vec<(TemplateId, Pattern)>,
     pattern_index: HashTable<u32>,
-    usage: Vec<Usage>,
+    usage: Sparse<Usage>,
     used_bytes: usize,
     used_patterns: usize,
-    rules: Vec<RuleCount>,
+    rules: Sparse<RuleCount>,
     /// What waits for rows of lookups.
     pending: Pending,
 }
@@ -113,8 +115,7 @@ const KEY_COST: usize = size_of::<Key>() + 2 * (size_of::<u32>() + 1);
 const PATTERN_COST: usize = 512;
 
 impl KeySet {
-    pub(super) fn new(templates: Arc<[TemplateInfo]>, rule_count: usize, limits: Limits) -> KeySet {
-        let usage = vec![Usage::default(); templates.len()];
+    pub(super) fn new(templates: Arc<[TemplateInfo]>, limits: Limits) -> KeySet {
         KeySet {
             templates,
             limits: Limits { bytes: limits.bytes.min(u32::MAX as usize), ..limits },
@@ -124,10 +125,10 @@ impl KeySet {
             key_index: HashTable::new(),
             patterns: Vec::new(),
             pattern_index: HashTable::new(),
-            usage,
+            usage: Sparse::new(),
             used_bytes: 0,
             used_patterns: 0,
-            rules: vec![RuleCount::default(); rule_count],
+            rules: Sparse::new(),
             pending: Pending::default(),
         }
     }
@@ -152,8 +153,8 @@ impl KeySet {
         self.arena.capacity()
             + self.keys.capacity() * size_of::<Key>()
             + self.key_index.capacity() * 2 * size_of::<u32>()
-            + self.usage.capacity() * size_of::<Usage>()
-            + self.rules.capacity() * size_of::<RuleCount>()
+            + self.usage.bytes()
+            + self.rules.bytes()
             + self.pending.bytes()
             + patterns
     }
@@ -186,7 +187,7 @@ impl KeySet {
     /// How often a template of a rule was widened, for each reason that occurred. A template that
     /// is whole in the set already is not counted again.
     pub fn widened(&self) -> impl Iterator<Item = (RuleId, WidenReason, u64)> {
-        rule_ids().zip(&self.rules).flat_map(|(rule, counts)| {
+        self.rules.iter().flat_map(|(rule, counts)| {
             let reasons = WidenReason::ALL.into_iter().zip(counts.widened);
             reasons
                 .filter(|(_, count)| *count > 0)
@@ -196,8 +197,8 @@ impl KeySet {
 
     /// How many changes each rule that matched at all looked at.
     pub fn matches(&self) -> impl Iterator<Item = (RuleId, u64)> {
-        rule_ids()
-            .zip(&self.rules)
+        self.rules
+            .iter()
             .filter(|(_, counts)| counts.matches > 0)
             .map(|(rule, counts)| (rule, counts.matches))
     }
@@ -205,7 +206,7 @@ impl KeySet {
     /// Adds all of `other`, a set of the same [`Rules`](super::Rules), under this one's limits.
     pub fn merge(&mut self, other: &KeySet) {
         debug_assert!(Arc::ptr_eq(&self.templates, &other.templates), "sets of different rules");
-        for (template, usage) in template_ids().zip(&other.usage) {
+        for (template, usage) in other.usage.iter() {
             if usage.whole {
                 self.add_whole(template, None);
             }
@@ -219,7 +220,8 @@ impl KeySet {
         for (template, bytes) in other.pending.iter() {
             self.add_pending(template, bytes);
         }
-        for (own, others) in self.rules.iter_mut().zip(&other.rules) {
+        for (rule, others) in other.rules.iter::<RuleId>() {
+            let own = self.rules.get_mut(rule);
             own.matches += others.matches;
             for (own, others) in own.widened.iter_mut().zip(others.widened) {
                 *own += others;
@@ -238,11 +240,8 @@ impl KeySet {
 
     /// Everything that makes up the set, part by part: a set that takes all of it is the same.
     pub(super) fn content(&self, mut each: impl FnMut(Content<'_>)) {
-        template_ids().zip(&self.usage).filter(|(_, usage)| usage.whole).for_each(
-            |(template, _)| {
-                each(Content::Whole(template));
-            },
-        );
+        let whole = self.usage.iter().filter(|(_, usage)| usage.whole);
+        whole.for_each(|(template, _)| each(Content::Whole(template)));
         for key in self.keys.iter().filter(|key| !self.is_whole(key.template)) {
             each(Content::Key(key.template, key.bytes(&self.arena)));
         }
@@ -254,15 +253,24 @@ impl KeySet {
         self.widened().for_each(|(rule, why, count)| each(Content::Widened(rule, why, count)));
     }
 
-    /// Gives up every exact key and pattern for its template's widest, to free memory (I6).
-    pub fn collapse(&mut self) {
-        for template in template_ids().take(self.usage.len()) {
-            let usage = self.usage[usize::from(template.0)];
-            if usage.keys + usage.patterns + usage.pending > 0 {
-                self.add_whole(template, Some(WidenReason::Limit));
+    /// Gives up every exact key and pattern for its template's widest, to free memory (I6). Gives
+    /// the rules that were widened by it, and how often.
+    pub fn collapse(&mut self) -> Vec<(RuleId, u64)> {
+        let is_narrow =
+            |usage: &Usage| !usage.whole && usage.keys + usage.patterns + usage.pending > 0;
+        let used = self.usage.iter().filter(|(_, usage)| is_narrow(usage));
+        let narrow: Vec<TemplateId> = used.map(|(template, _)| template).collect();
+        let mut widened: Vec<(RuleId, u64)> = Vec::new();
+        for template in narrow {
+            self.add_whole(template, Some(WidenReason::Limit));
+            let rule = self.rule_of(template);
+            match widened.iter_mut().find(|(other, _)| *other == rule) {
+                Some((_, count)) => *count += 1,
+                None => widened.push((rule, 1)),
             }
         }
         self.shrink();
+        widened
     }
 
     /// Gives memory back that was used.
@@ -275,7 +283,7 @@ impl KeySet {
 
     /// Whether everything that the template could give is in the set.
     pub(super) fn is_whole(&self, template: TemplateId) -> bool {
-        self.usage[usize::from(template.0)].whole
+        self.usage.get(template).whole
     }
 
     pub(super) fn count_match(&mut self, rule: RuleId) {
@@ -283,12 +291,12 @@ impl KeySet {
     }
 
     pub(super) fn count_matches(&mut self, rule: RuleId, count: u64) {
-        self.rules[usize::from(rule.0)].matches += count;
+        self.rules.get_mut(rule).matches += count;
     }
 
     /// Counts a change that the rule looked at for this reason.
     pub(super) fn count_doubt(&mut self, rule: RuleId, reason: WidenReason) {
-        self.rules[usize::from(rule.0)].widened[reason as usize] += 1;
+        self.rules.get_mut(rule).widened[reason as usize] += 1;
     }
 
     pub(super) fn count_widened(&mut self, template: TemplateId, reason: WidenReason) {
@@ -296,7 +304,7 @@ impl KeySet {
     }
 
     pub(super) fn count_widenings(&mut self, rule: RuleId, reason: WidenReason, count: u64) {
-        self.rules[usize::from(rule.0)].widened[reason as usize] += count;
+        self.rules.get_mut(rule).widened[reason as usize] += count;
     }
 
     /// Adds everything that the template could give, in the place of what it gave before. With a
@@ -309,7 +317,7 @@ impl KeySet {
             self.count_widened(template, reason);
         }
         self.drop_all_of(template);
-        self.usage[usize::from(template.0)].whole = true;
+        self.usage.get_mut(template).whole = true;
         let templates = Arc::clone(&self.templates);
         match &templates[usize::from(template.0)].whole {
             Whole::Key(key) => self.insert_key(template, key),
@@ -359,10 +367,11 @@ impl KeySet {
             } else {
                 return true;
             };
-            let largest =
-                template_ids().zip(&self.usage).filter(|(_, usage)| !usage.whole).max_by_key(
-                    |(id, usage)| measure(usage) + if *id == template { measure(&more) } else { 0 },
-                );
+            // Its own entry is among them, from now on.
+            self.usage.get_mut(template);
+            let largest = self.usage.iter().filter(|(_, usage)| !usage.whole).max_by_key(
+                |(id, usage)| measure(usage) + if *id == template { measure(&more) } else { 0 },
+            );
             let largest = largest.map_or(template, |(id, _)| id);
             self.add_whole(largest, Some(WidenReason::Limit));
         }
@@ -393,7 +402,7 @@ impl KeySet {
         self.arena.extend_from_slice(bytes);
         self.keys.push(key);
         self.index_key(at);
-        let usage = &mut self.usage[usize::from(template.0)];
+        let usage = self.usage.get_mut(template);
         usage.keys += 1;
         usage.bytes += key_cost(bytes);
         self.used_bytes += key_cost(bytes);
@@ -412,7 +421,7 @@ impl KeySet {
         let at = small(self.patterns.len());
         self.patterns.push((template, parse()));
         self.index_pattern(at);
-        let usage = &mut self.usage[usize::from(template.0)];
+        let usage = self.usage.get_mut(template);
         if !usage.whole {
             usage.patterns += 1;
             usage.bytes += pattern_cost(bytes);
@@ -435,7 +444,7 @@ impl KeySet {
 
     /// Takes out what the template gave, and closes the gaps.
     fn drop_all_of(&mut self, template: TemplateId) {
-        let usage = std::mem::take(&mut self.usage[usize::from(template.0)]);
+        let usage = self.usage.take(template);
         self.used_bytes -= usage.bytes;
         self.used_patterns -= usage.patterns;
         if usage.pending > 0 {
@@ -489,14 +498,6 @@ fn key_cost(key: &[u8]) -> usize {
 /// The bytes stand in the pattern, and again in its compiled form.
 fn pattern_cost(bytes: &[u8]) -> usize {
     2 * bytes.len() + PATTERN_COST
-}
-
-fn rule_ids() -> impl Iterator<Item = RuleId> {
-    (0..=u16::MAX).map(RuleId)
-}
-
-fn template_ids() -> impl Iterator<Item = TemplateId> {
-    (0..=u16::MAX).map(TemplateId)
 }
 
 fn small(size: usize) -> u32 {

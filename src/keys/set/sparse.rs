@@ -1,0 +1,88 @@
+//! What few of many ids have: a set of a thousand rules costs what is in it.
+
+use crate::keys::label::{RuleId, TemplateId};
+
+/// A value for each id; of those that have the default nothing is kept.
+#[derive(Clone, Debug)]
+pub(super) struct Sparse<T>(Vec<(u16, T)>);
+
+/// An id that a [`Sparse`] is of.
+pub(super) trait Id: Copy {
+    fn number(self) -> u16;
+    fn of(number: u16) -> Self;
+}
+
+impl Id for RuleId {
+    fn number(self) -> u16 {
+        self.0
+    }
+
+    fn of(number: u16) -> RuleId {
+        RuleId(number)
+    }
+}
+
+impl Id for TemplateId {
+    fn number(self) -> u16 {
+        self.0
+    }
+
+    fn of(number: u16) -> TemplateId {
+        TemplateId(number)
+    }
+}
+
+impl<T: Copy + Default> Sparse<T> {
+    pub(super) fn new() -> Sparse<T> {
+        Sparse(Vec::new())
+    }
+
+    fn place(&self, id: impl Id) -> Result<usize, usize> {
+        self.0.binary_search_by_key(&id.number(), |one| one.0)
+    }
+
+    pub(super) fn get(&self, id: impl Id) -> T {
+        self.place(id).map_or_else(|_| T::default(), |at| self.0[at].1)
+    }
+
+    pub(super) fn get_mut(&mut self, id: impl Id) -> &mut T {
+        let at = self.place(id).unwrap_or_else(|at| {
+            self.0.insert(at, (id.number(), T::default()));
+            at
+        });
+        &mut self.0[at].1
+    }
+
+    /// Puts the default in the place of a value, and gives that.
+    pub(super) fn take(&mut self, id: impl Id) -> T {
+        self.place(id).map_or_else(|_| T::default(), |at| self.0.remove(at).1)
+    }
+
+    /// Those that may have another value than the default, ascending.
+    pub(super) fn iter<I: Id>(&self) -> impl Iterator<Item = (I, &T)> {
+        self.0.iter().map(|(number, value)| (I::of(*number), value))
+    }
+
+    /// The memory that it holds, bytes.
+    pub(super) fn bytes(&self) -> usize {
+        self.0.capacity() * size_of::<(u16, T)>()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{RuleId, Sparse};
+
+    #[test]
+    fn what_was_never_set_is_the_default_and_costs_nothing() {
+        let mut sparse: Sparse<u64> = Sparse::new();
+        assert_eq!((sparse.get(RuleId(7)), sparse.bytes()), (0, 0));
+        for id in [9, 3, u16::MAX, 3] {
+            *sparse.get_mut(RuleId(id)) += u64::from(id);
+        }
+        let all: Vec<(RuleId, u64)> = sparse.iter().map(|(id, value)| (id, *value)).collect();
+        assert_eq!(all, [(RuleId(3), 6), (RuleId(9), 9), (RuleId(u16::MAX), 65_535)]);
+        assert_eq!((sparse.take(RuleId(3)), sparse.get(RuleId(3))), (6, 0));
+        assert_eq!(sparse.take(RuleId(4)), 0);
+    }
+}
