@@ -32,6 +32,7 @@ help: ## Show this.
 
 demo: ONLY_SERVERS = 1
 demo: install-deps ## Throwaway Postgres and Redis, and what happens to the keys. KEEP=1 keeps them.
+	$(CARGO) build
 	$(CARGO) run --quiet -- demo $(if $(filter-out 0,$(KEEP)),--keep)
 
 # The last two: the promise under a few faults, on a machine that may be slow; and that the checker
@@ -42,6 +43,8 @@ test: install-deps ## Every test, against real servers.
 	$(CHECKER) --seconds 20 --slack 60 --recovery 120
 	$(CHECKER) --seconds 120 --faults none --invalidator naive --standby-delay 20 \
 	    --expect-stale
+	@echo "all is well: every test passed, walsweep kept the promise, and the checker noticed the" \
+	    "client that does not"
 
 # Folders, downloads and pinned versions: tests/matrix.sh. PG_CACHE: where the servers are kept.
 PG_VERSIONS ?=

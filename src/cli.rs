@@ -82,6 +82,9 @@ pub enum Command {
         /// Count, remove nothing.
         #[arg(long)]
         dry_run: bool,
+        /// Remove keys that no rule covers, too.
+        #[arg(long)]
+        force: bool,
     },
     /// Throwaway Postgres and Redis, a football site, and what happens to its keys.
     Demo {

@@ -255,13 +255,26 @@ pub fn explain(arguments: &ExplainArgs) -> Result<(), Failure> {
     print(&explanation.to_string())
 }
 
-/// `walsweep sweep`.
+/// `walsweep sweep`, without removing anything in a `dry_run`. What no rule covers may be sessions
+/// or locks of somebody else: it goes by `force` alone.
 ///
 /// # Errors
 ///
-/// 78 for the configuration; 1 when Redis fails. What was removed until then stays removed.
-pub async fn sweep(path: &Path, patterns: &[String], dry_run: bool) -> Result<(), Failure> {
-    let (config, _rules) = configuration(path)?;
+/// 78 for the configuration; 1 when Redis fails, or for a pattern that no rule covers. What was
+/// removed until then stays removed.
+pub async fn sweep(
+    path: &Path,
+    patterns: &[String],
+    (dry_run, force): (bool, bool),
+) -> Result<(), Failure> {
+    let (config, rules) = configuration(path)?;
+    let is_foreign = |text: &&str| !rules.covers(&Pattern::parse(text.as_bytes()));
+    let foreign: Vec<&str> = patterns.iter().map(String::as_str).filter(is_foreign).collect();
+    if !(dry_run || force || foreign.is_empty()) {
+        let message = format!("nothing removed: no rule covers all of `{}`", foreign.join("`, `"));
+        let hint = "`--dry-run` counts what matches; `--force` removes it, whoever it belongs to";
+        return Err(Failure::halted(message).with_hint(Some(hint)));
+    }
     let node = Standalone::new(&config.redis, key_name(&config.postgres.slot));
     node.connect().await.map_err(|error| halted(&error).with_hint(error.hint()))?;
     let patterns = patterns.iter().map(|text| Pattern::parse(text.as_bytes())).collect();

@@ -66,6 +66,7 @@ pub mod failpoint;
 pub mod lease;
 pub mod load;
 pub mod lsn;
+pub mod password;
 pub mod pipeline;
 pub mod postgres;
 pub mod preflight;

@@ -38,7 +38,8 @@ pub fn load(path: &Path) -> Result<(Config, Rules), Invalid> {
     let invalid = |problems| Invalid { path: path.to_owned(), problems };
     let text =
         std::fs::read_to_string(path).map_err(|error| invalid(vec![unreadable(path, &error)]))?;
-    judge(&text, &|name| std::env::var(name).ok()).map_err(invalid)
+    let folder = path.parent().unwrap_or(Path::new(""));
+    judge_in(folder, &text, &|name| std::env::var(name).ok()).map_err(invalid)
 }
 
 /// Judges a configuration text; `env` looks up environment variables.
@@ -50,7 +51,16 @@ pub fn judge(
     text: &str,
     env: &dyn Fn(&str) -> Option<String>,
 ) -> Result<(Config, Rules), Vec<Problem>> {
-    let parsed = parse(text, env);
+    judge_in(Path::new(""), text, env)
+}
+
+/// The same of a text that lies in `folder`.
+fn judge_in(
+    folder: &Path,
+    text: &str,
+    env: &dyn Fn(&str) -> Option<String>,
+) -> Result<(Config, Rules), Vec<Problem>> {
+    let parsed = parse(text, env, folder);
     let mut problems = parsed.problems;
     match (Rules::with_lookups(&parsed.rules, &parsed.lookups), parsed.config) {
         (Ok(rules), Some(config)) => return Ok((config, rules)),

@@ -38,8 +38,8 @@ async fn execute(command: Command) -> Result<(), Failure> {
         Command::Teardown { config, lease: true } => commands::drop_lease(&config.config).await,
         Command::Teardown { config, .. } => commands::teardown(&config.config).await,
         Command::Explain(arguments) => commands::explain(&arguments),
-        Command::Sweep { config, patterns, dry_run } => {
-            commands::sweep(&config.config, &patterns, dry_run).await
+        Command::Sweep { config, patterns, dry_run, force } => {
+            commands::sweep(&config.config, &patterns, (dry_run, force)).await
         }
         Command::Demo { keep } => commands::demo(keep).await,
         Command::Completions { shell } => commands::completions(shell),

@@ -274,16 +274,25 @@ impl Program<'_> {
             let keeper = Keeper::new(&self.config.postgres, self.health, self.metrics);
             async move { keeper.watch(&server).await }
         });
+        // A task: what wakes for each commit would otherwise poll all of this, too.
+        let mut beside = spawn({
+            let (config, health) = (self.config.clone(), Arc::clone(self.health));
+            async move {
+                let redis = async || connect::connect(&config.redis).await.ok();
+                tokio::select! {
+                    error = watch.run(&config, &primary, &health) => error,
+                    error = gate_is_dead(&gate) => error,
+                    never = fitness.watch(redis) => match never {},
+                }
+            }
+        });
         let watched = (self.health, self.metrics);
-        let redis = || async { connect::connect(&self.config.redis).await.ok() };
         let stages = outside.run((settings, timing), self.rules, watched, self.shutdown);
         tokio::select! {
             biased;
             outcome = stages => outcome,
             ended = &mut health.0 => Err(ended.unwrap_or(Error::Stage("slot health"))),
-            error = watch.run(self.config, &primary, self.health) => Err(error),
-            error = gate_is_dead(&gate) => Err(error),
-            never = fitness.watch(redis) => match never {},
+            ended = &mut beside.0 => Err(ended.unwrap_or(Error::Stage("watch"))),
         }
     }
 }

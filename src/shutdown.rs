@@ -31,7 +31,8 @@ impl Shutdown {
     }
 
     /// Listens for SIGTERM and SIGINT. A second signal ends the process at once, with status 130:
-    /// nothing is confirmed that is not done, so that loses nothing.
+    /// nothing is confirmed that is not done, so that loses nothing. SIGHUP, which would end it
+    /// when a terminal is closed or an operator expects a reload, is answered in the log.
     ///
     /// # Errors
     ///
@@ -40,6 +41,15 @@ impl Shutdown {
         let (trigger, shutdown) = Shutdown::by_trigger();
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
+        let mut hangup = signal(SignalKind::hangup())?;
+        tokio::spawn(async move {
+            while hangup.recv().await.is_some() {
+                tracing::warn!(
+                    "SIGHUP changes nothing: the configuration is read at the start; restart to \
+                     apply a new one"
+                );
+            }
+        });
         tokio::spawn(async move {
             either(&mut terminate, &mut interrupt).await;
             tracing::info!("stopping: waiting for keys on their way");

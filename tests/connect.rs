@@ -24,7 +24,7 @@ async fn server(args: &[&str]) -> Redis {
 fn settings(url: &str, password: Option<&str>, ca_file: Option<&Path>) -> config::Redis {
     let password = password.map(SecretString::from);
     let ca_file = ca_file.map(Path::to_owned);
-    config::Redis { url: url.to_owned(), password, ca_file, wait_replicas: 0 }
+    config::Redis { url: url.to_owned(), password, password_file: None, ca_file, wait_replicas: 0 }
 }
 
 async fn say(connection: &mut MultiplexedConnection, words: &[&str]) -> String {

@@ -2,11 +2,13 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout, reason = "a test may fail")]
 
+mod by_hand;
 mod cached;
 mod checker;
 mod adversity;
 mod continuity;
 mod crash;
+mod credentials;
 mod data;
 mod delivery;
 mod fence;

@@ -1,6 +1,7 @@
 //! Observed refills (I8): with `[refill] observe = true` the second removal takes what was written
 //! again, and nothing else.
 
+use std::path::Path;
 use std::time::Duration;
 
 use redis::aio::MultiplexedConnection;
@@ -225,7 +226,7 @@ impl Fenced {
              url = \"redis://127.0.0.1:{port}\"\n\
              [[rule]]\nname = \"item\"\ntable = \"item\"\nkeys = [\"item:{{id}}\"]\n"
         );
-        let config: Config = config::parse(&config, &|_| None).config.unwrap();
+        let config: Config = config::parse(&config, &|_| None, Path::new("")).config.unwrap();
         let everything = Rules::compile(&config.rules).unwrap().everything();
         let node = Standalone::new(&config.redis, key_name("test")).observing(everything);
         node.connect().await.unwrap();

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use tokio::time::sleep;
+use walsweep::throwaway::Signal;
 
 use crate::support::{Bed, PATIENCE, Sidecar, eventually};
 
@@ -99,4 +100,19 @@ async fn a_stop_while_redis_is_away_exits_and_loses_nothing() {
     sidecar.wait_ready().await;
     bed.gone("item:1").await;
     assert!(bed.has("keep").await);
+}
+
+/// An operator who expects a reload, or closes a terminal, ends nothing.
+#[tokio::test]
+async fn sighup_is_answered_and_changes_nothing() {
+    let bed = Bed::new(&[]).await;
+    let mut sidecar = bed.sidecar().await;
+    for _ in 0..2 {
+        sidecar.signal(Signal::Hup);
+    }
+    sidecar.wait_log("SIGHUP changes nothing").await;
+    bed.fill(&["item:1"]).await;
+    bed.sql.run("update item set version = 1 where id = 1").await;
+    bed.gone("item:1").await;
+    assert_eq!(sidecar.sigterm().await, 0);
 }

@@ -36,6 +36,7 @@ async fn log_in(
     security: Security,
     application_name: &str,
 ) -> Result<(Connection, Option<i32>), Error> {
+    let endpoint = &endpoint.with_password()?;
     let stream = open(endpoint, security).await?;
     let server_end_point = match endpoint.channel_binding {
         ChannelBinding::Disable => None,

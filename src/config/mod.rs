@@ -77,8 +77,10 @@ pub struct Postgres {
 pub struct Redis {
     /// `redis://` or `rediss://` URL without its password.
     pub url: String,
-    /// Password, from the URL or `password_file`.
+    /// Password of the URL.
     pub password: Option<SecretString>,
+    /// A file with the password, if the URL has none; read at each login.
+    pub password_file: Option<PathBuf>,
     /// PEM file with the certificate authorities that `rediss://` trusts instead of the system's.
     pub ca_file: Option<PathBuf>,
     /// Replicas that must have the removals before they are confirmed to Postgres.

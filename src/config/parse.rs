@@ -3,7 +3,6 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use secrecy::SecretString;
 use toml::de::DeTable;
 use tracing_subscriber::EnvFilter;
 
@@ -16,6 +15,7 @@ use super::{
     lookup,
 };
 use crate::config::Operations;
+use crate::password;
 use crate::postgres::Endpoint;
 
 /// `max_retained_wal` unless given, in bytes: a slot that is given up costs one sweep of what the
@@ -38,10 +38,10 @@ pub struct Parsed {
     pub problems: Vec<Problem>,
 }
 
-/// Reads a configuration; `env` looks up environment variables.
+/// Reads a configuration; `env` looks up environment variables, relative paths begin at `folder`.
 #[must_use]
-pub fn parse(text: &str, env: &dyn Fn(&str) -> Option<String>) -> Parsed {
-    let mut reader = Reader::new(text, env);
+pub fn parse(text: &str, env: &dyn Fn(&str) -> Option<String>, folder: &Path) -> Parsed {
+    let mut reader = Reader::new(text, env, folder);
     let (document, errors) = DeTable::parse_recoverable(text);
     for error in &errors {
         let at = reader.location(error.span().map_or(0, |span| span.start), "");
@@ -157,16 +157,17 @@ fn with_password(
     reader: &mut Reader<'_>,
     mut endpoint: Endpoint,
     url: &Located<String>,
-    password: Option<&Located<SecretString>>,
+    password_file: Option<&Located<PathBuf>>,
 ) -> Option<Endpoint> {
-    match password {
-        Some(password) if endpoint.password.is_some() => {
+    match password_file {
+        Some(file) if endpoint.password.is_some() => {
             let message = format!("`{}` has a password, too", url.at.key);
-            reader.problem(password.at.clone(), message, Some("keep one of the two"));
+            reader.problem(file.at.clone(), message, Some("keep one of the two"));
         }
-        Some(password) => endpoint.password = Some(password.value.clone()),
+        Some(file) => endpoint.password_file = Some(file.value.clone()),
         None => {
-            if let Err(error) = endpoint.load_password() {
+            // Tried now, for what is wrong with it; read at each login.
+            if let Err(error) = endpoint.clone().load_password() {
                 reader.problem(url.at.clone(), error.to_string(), None);
                 return None;
             }
@@ -191,24 +192,22 @@ fn name(
     name
 }
 
-/// The content of `password_file`, without the newline at its end.
+/// `password_file`, which can be read now.
 fn password_file(
     reader: &mut Reader<'_>,
     section: &mut Section<'_, '_>,
-) -> Option<Located<SecretString>> {
-    let path = reader.filled_text(section, "password_file")?;
-    let message = match std::fs::read_to_string(&path.value) {
-        Ok(content) => {
-            let password = content.trim_end_matches(['\r', '\n']);
-            if !password.is_empty() {
-                return Some(Located { value: SecretString::from(password), at: path.at });
-            }
-            format!("read `{}`: the file is empty", path.value)
+) -> Option<Located<PathBuf>> {
+    let text = reader.filled_text(section, "password_file")?;
+    let path = reader.beside(&text.value);
+    match password::read(&path) {
+        Ok(_) => Some(Located { value: path, at: text.at }),
+        Err(error) => {
+            let message = format!("read `{}`: {error}", path.display());
+            let hint = "name a file that holds the password, and nothing else";
+            reader.problem(text.at, message, Some(hint));
+            None
         }
-        Err(error) => format!("read `{}`: {error}", path.value),
-    };
-    reader.problem(path.at, message, Some("name a file that holds the password, and nothing else"));
-    None
+    }
 }
 
 fn redis(reader: &mut Reader<'_>, root: &mut Section<'_, '_>) -> Option<Redis> {
@@ -219,9 +218,9 @@ fn redis(reader: &mut Reader<'_>, root: &mut Section<'_, '_>) -> Option<Redis> {
     let is_unreadable = reader.problems.iter().any(|one| one.at.key == "redis.password_file");
     let ca_file = reader.filled_text(&mut section, "ca_file");
     if let Some(path) = &ca_file
-        && let Err(error) = std::fs::read(&path.value)
+        && let Err(error) = std::fs::read(reader.beside(&path.value))
     {
-        let message = format!("read `{}`: {error}", path.value);
+        let message = format!("read `{}`: {error}", reader.beside(&path.value).display());
         let hint = Some("name a PEM file of certificate authorities");
         reader.problem(path.at.clone(), message, hint);
     }
@@ -254,9 +253,10 @@ fn redis(reader: &mut Reader<'_>, root: &mut Section<'_, '_>) -> Option<Redis> {
                     file with it";
         reader.problem(url.at, message, Some(hint));
     }
-    let password = url_password.or(file_password.map(|file| file.value));
-    let ca_file = ca_file.map(|path| PathBuf::from(path.value));
-    Some(Redis { url: plain.to_string(), password, ca_file, wait_replicas })
+    let password_file = file_password.map(|file| file.value);
+    let ca_file = ca_file.map(|path| reader.beside(&path.value));
+    let (url, password) = (plain.to_string(), url_password);
+    Some(Redis { url, password, password_file, ca_file, wait_replicas })
 }
 
 fn http(reader: &mut Reader<'_>, root: &mut Section<'_, '_>) -> Http {

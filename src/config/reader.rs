@@ -1,6 +1,7 @@
 //! Reads typed values out of a TOML document and collects every problem on the way.
 
 use std::ops::Range;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use toml::Spanned;
@@ -12,6 +13,7 @@ use super::{Located, Location, Problem, Script};
 pub(super) struct Reader<'a> {
     text: &'a str,
     env: &'a dyn Fn(&str) -> Option<String>,
+    folder: &'a Path,
     /// What was wrong so far, in the order of its finding.
     pub(super) problems: Vec<Problem>,
 }
@@ -28,8 +30,18 @@ pub(super) struct Section<'a, 'i> {
 const SLIP_SIMILARITY: f64 = 0.85;
 
 impl<'a> Reader<'a> {
-    pub(super) fn new(text: &'a str, env: &'a dyn Fn(&str) -> Option<String>) -> Reader<'a> {
-        Reader { text, env, problems: Vec::new() }
+    pub(super) fn new(
+        text: &'a str,
+        env: &'a dyn Fn(&str) -> Option<String>,
+        folder: &'a Path,
+    ) -> Reader<'a> {
+        Reader { text, env, folder, problems: Vec::new() }
+    }
+
+    /// The file that a relative path names: it begins where the configuration lies, whatever the
+    /// working directory is.
+    pub(super) fn beside(&self, path: &str) -> PathBuf {
+        self.folder.join(path)
     }
 
     pub(super) fn problem(&mut self, at: Location, message: String, hint: Option<&str>) {

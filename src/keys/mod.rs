@@ -247,6 +247,19 @@ impl Rules {
         keys
     }
 
+    /// Whether every key that `pattern` matches is sure to be one that a rule could produce.
+    #[must_use]
+    pub fn covers(&self, pattern: &Pattern) -> bool {
+        let everything = self.everything();
+        let mut patterns = everything.patterns();
+        match pattern.as_literal() {
+            Some(key) => {
+                everything.exact_rule(&key).is_some() || patterns.any(|(_, own)| own.matches(&key))
+            }
+            None => patterns.any(|(_, own)| own.covers(pattern)),
+        }
+    }
+
     /// 16 hex digits that tell rules apart that give different keys for some change. Names and
     /// order of the rules do not count; tables, operations, `changed`, `immutable`, templates and
     /// the lookups that these name do.

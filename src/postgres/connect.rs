@@ -223,6 +223,7 @@ async fn log_in(
     security: Security,
     application_name: &str,
 ) -> Result<Sql, Error> {
+    let endpoint = &endpoint.with_password()?;
     let stream = open(endpoint, security).await?;
     let mut settings = tokio_postgres::Config::new();
     settings

@@ -41,8 +41,10 @@ pub struct Endpoint {
     pub port: u16,
     /// User name.
     pub user: String,
-    /// Password from the URL, `password_file` or a passfile.
+    /// Password from the URL, or what [`Endpoint::load_password`] found.
     pub password: Option<SecretString>,
+    /// A file with the password, if the URL has none; read at each login.
+    pub password_file: Option<PathBuf>,
     /// `passfile`: where [`Endpoint::load_password`] looks first.
     pub passfile: Option<PathBuf>,
     /// Why [`Endpoint::load_password`] did not use `~/.pgpass`, if it is there and cannot be used.

@@ -9,7 +9,8 @@ use std::sync::Arc;
 
 use secrecy::SecretString;
 
-use super::Endpoint;
+use super::{Endpoint, Error};
+use crate::password;
 
 /// Far more than anyone's passwords; a wrong path must not fill the memory.
 const PASSFILE_SIZE_MAX: u64 = 1024 * 1024;
@@ -25,6 +26,14 @@ pub enum PassfileError {
         /// Why.
         source: io::Error,
     },
+    /// [`Endpoint::password_file`] cannot be read.
+    #[error("read `password_file` `{path}`: {source}")]
+    PasswordFile {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
     /// Others than its owner may read it.
     #[error("read passfile `{path}`: its group or others may read it; run `chmod 600` on it")]
     Permissions {
@@ -34,25 +43,50 @@ pub enum PassfileError {
 }
 
 impl Endpoint {
-    /// Fills [`Endpoint::password`], if there is none yet, from the passfile: `passfile` of the
-    /// URL, else `PGPASSFILE`, else `~/.pgpass`. Without a matching line, or without a file where
-    /// none was named in the URL, there is still none afterwards.
+    /// Fills [`Endpoint::password`], if there is none yet: from [`Endpoint::password_file`], else
+    /// from `PGPASSWORD`, else from the passfile, which is `passfile` of the URL, else
+    /// `PGPASSFILE`, else `~/.pgpass`. Without a matching line, or without a file where none was
+    /// named in the URL, there is still none afterwards.
     ///
     /// A `~/.pgpass` that cannot be used is no error: nobody asked for it, and the server may want
     /// no password at all. It is kept in [`Endpoint::ignored_passfile`] for the login that fails.
     ///
     /// # Errors
-    /// The file that the URL or `PGPASSFILE` names cannot be read, or others may read it.
+    /// The file that the configuration, the URL or `PGPASSFILE` names cannot be read; others may
+    /// read a passfile.
     pub fn load_password(&mut self) -> Result<(), PassfileError> {
-        self.load_password_from(std::env::var_os("PGPASSFILE"), std::env::var_os("HOME"))
+        let variable = |name| std::env::var_os(name);
+        let pgpassword = std::env::var("PGPASSWORD").ok();
+        self.load_password_from(pgpassword, variable("PGPASSFILE"), variable("HOME"))
+    }
+
+    /// The same endpoint with the password that holds now, for one login.
+    pub(crate) fn with_password(&self) -> Result<Endpoint, Error> {
+        let mut endpoint = self.clone();
+        endpoint.load_password().map_err(|error| Error::Login {
+            address: self.address(),
+            user: self.user.clone(),
+            reason: error.to_string(),
+        })?;
+        Ok(endpoint)
     }
 
     fn load_password_from(
         &mut self,
+        pgpassword: Option<String>,
         pgpassfile: Option<OsString>,
         home: Option<OsString>,
     ) -> Result<(), PassfileError> {
         if self.password.is_some() {
+            return Ok(());
+        }
+        if let Some(path) = &self.password_file {
+            let failed = |source| PassfileError::PasswordFile { path: path.clone(), source };
+            self.password = Some(password::read(path).map_err(failed)?);
+            return Ok(());
+        }
+        if let Some(password) = pgpassword.filter(|text| !text.is_empty()) {
+            self.password = Some(SecretString::from(password));
             return Ok(());
         }
         let chosen = pgpassfile.filter(|path| !path.is_empty()).map(PathBuf::from);

@@ -21,7 +21,7 @@ fn load(url: &str, passfile: &str) -> Option<String> {
     let path = folder.path().join("pass");
     write(&path, passfile);
     let mut endpoint = Endpoint::parse(url).unwrap();
-    endpoint.load_password_from(Some(path.into_os_string()), None).unwrap();
+    endpoint.load_password_from(None, Some(path.into_os_string()), None).unwrap();
     endpoint.password.map(|password| password.expose_secret().to_owned())
 }
 
@@ -60,7 +60,11 @@ fn the_url_names_the_file_before_the_environment_and_the_home_folder() {
         let mut endpoint = Endpoint::parse("postgres://u@h").unwrap();
         endpoint.passfile = passfile.map(in_folder);
         let environment = environment.map(|name| in_folder(name).into_os_string());
-        endpoint.load_password_from(environment, Some(folder.path().as_os_str().to_owned()))?;
+        endpoint.load_password_from(
+            None,
+            environment,
+            Some(folder.path().as_os_str().to_owned()),
+        )?;
         Ok::<_, PassfileError>(endpoint.password.map(|text| text.expose_secret().to_owned()))
     };
     assert_eq!(load(Some("url"), Some("environment")).unwrap().as_deref(), Some("url"));
@@ -78,7 +82,7 @@ fn a_chosen_file_that_others_may_read_is_refused_with_its_cure() {
     for mode in [0o640, 0o604, 0o620] {
         fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
         let mut endpoint = Endpoint::parse("postgres://u@h").unwrap();
-        let result = endpoint.load_password_from(Some(path.clone().into_os_string()), None);
+        let result = endpoint.load_password_from(None, Some(path.clone().into_os_string()), None);
         let error = result.unwrap_err().to_string();
         assert!(error.contains(path.to_str().unwrap()), "{mode:o}: {error}");
         assert!(error.contains("`chmod 600`"), "{mode:o}: {error}");
@@ -93,7 +97,7 @@ fn a_file_in_the_home_folder_that_cannot_be_used_is_remembered_and_no_error() {
     write(&path, "*:*:*:*:p");
     let home = || Some(folder.path().as_os_str().to_owned());
     let load =
-        |mut endpoint: Endpoint| endpoint.load_password_from(None, home()).map(|()| endpoint);
+        |mut endpoint: Endpoint| endpoint.load_password_from(None, None, home()).map(|()| endpoint);
     let plain = || Endpoint::parse("postgres://u@h").unwrap();
     assert!(load(plain()).unwrap().ignored_passfile.is_none());
 

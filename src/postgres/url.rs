@@ -178,6 +178,7 @@ impl Parts {
             database: if self.dbname.is_empty() { self.user.clone() } else { self.dbname },
             user: self.user,
             password: Some(self.password).filter(|text| !text.is_empty()).map(SecretString::from),
+            password_file: None,
             passfile: Some(self.passfile).filter(|text| !text.is_empty()).map(PathBuf::from),
             ignored_passfile: None,
             ssl_root_cert: Some(self.sslrootcert)

@@ -27,6 +27,7 @@ mod fence;
 mod fence_tests;
 mod hold;
 mod lookups;
+mod looks;
 mod probe;
 mod replicas;
 #[cfg(test)]
@@ -55,6 +56,7 @@ use crate::postgres;
 use crate::telemetry::Health;
 use crate::telemetry::metrics::seconds;
 use fence::{Fence, Watch};
+use looks::Looks;
 use snapshot::Seen;
 
 pub use cache::Cache;
@@ -71,18 +73,6 @@ pub use standby::{Answer, SqlStandby, Standby, StandbyError};
 
 /// A snapshot that is not answered in this time is an error; the session starts again.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// Looks made at once, one after another, before the gate begins to pause. A look takes some 40 µs
-/// and the usual window is 100 to 400 µs; tokio's timer is no finer than 1 ms.
-const EAGER_LOOKS: u32 = 6;
-
-/// Pause after the eager looks; doubles with each look that shows nothing new.
-const FIRST_PAUSE: Duration = Duration::from_millis(1);
-
-/// Longest pause. A transaction whose synchronous standby is gone can wait for hours; 50 looks a
-/// second cost the server less than a thousandth of a core, and its keys go within 20 ms when the
-/// wait ends.
-const LONGEST_PAUSE: Duration = Duration::from_millis(20);
 
 /// Arrivals taken before a look must come between: a backlog would otherwise pile up here, where
 /// what is not looked at cannot be told from what is not visible.
@@ -289,9 +279,7 @@ pub struct Gate<P> {
     look_wanted: bool,
     /// Transactions that arrived since the last look and wait for the next.
     arrivals: usize,
-    /// Looks since the last arrival that showed nothing new.
-    idle_looks: u32,
-    next_look: Instant,
+    looks: Looks,
     /// Whether sweeps of everything need a position.
     has_replicas: bool,
     /// Where questions are answered.
@@ -326,8 +314,7 @@ impl<P: Probe + 'static> Gate<P> {
             fenced: 0,
             look_wanted: false,
             arrivals: 0,
-            idle_looks: 0,
-            next_look: Instant::now(),
+            looks: Looks::new(Instant::now()),
             has_replicas: false,
             answers: None,
         }
@@ -362,7 +349,7 @@ impl<P: Probe + 'static> Gate<P> {
             if asked.is_none() {
                 asked = self.ask();
             }
-            let look_at = (!self.look_wanted).then_some(self.next_look);
+            let look_at = self.looks.due(self.look_wanted);
             let look_due = self.look_wanted || !self.waiting.is_empty();
             tokio::select! {
                 biased;
@@ -401,8 +388,7 @@ impl<P: Probe + 'static> Gate<P> {
         let Mapped { transaction, received_at, keys } = mapped;
         let is_seen = gate_is_off() || self.remembers(transaction.xid);
         let waiting = Waiting { keys, received_at, kind: Kind::Transaction(transaction), looks: 0 };
-        // A look that showed nothing new before this arrival may well show this one.
-        self.idle_looks = 0;
+        self.looks.arrived(received_at);
         if is_seen {
             self.release(waiting, outputs).await?;
         } else {
@@ -460,8 +446,7 @@ impl<P: Probe + 'static> Gate<P> {
             }
         }
         self.latest = Some(Seen::new(snapshot, asked_at));
-        self.idle_looks = if self.waiting.len() < before { 0 } else { self.idle_looks + 1 };
-        self.next_look = Instant::now() + pause(self.idle_looks);
+        self.looks.looked(Instant::now(), self.waiting.len() < before);
         Ok(())
     }
 
@@ -515,14 +500,6 @@ impl Waiting {
             Kind::Transaction(transaction) => snapshot.sees(transaction.xid),
             Kind::Fence(fence) => fence.is_passed(snapshot),
         }
-    }
-}
-
-/// How long to pause after this many looks in a row that showed nothing new.
-fn pause(idle_looks: u32) -> Duration {
-    match idle_looks.checked_sub(EAGER_LOOKS) {
-        None => Duration::ZERO,
-        Some(doublings) => FIRST_PAUSE.saturating_mul(1 << doublings.min(10)).min(LONGEST_PAUSE),
     }
 }
 

@@ -375,8 +375,8 @@ async fn hours_without_a_standby_keep_memory_flat() {
         let mut bench = Bench::new();
         bench.other.fails.set(Some(|| StandbyError::NotAStandby));
         for lsn in 1..=COMMITS {
-            // 400 000 keys in all, some 60 bytes each with their indices: more than is allowed.
-            let keys = bench.keys((0..200).map(|at| lsn * 1_000 + at));
+            // 800 000 keys in all, some 35 bytes each with their indices: more than is allowed.
+            let keys = bench.keys((0..400).map(|at| lsn * 1_000 + at));
             bench.commit_of(lsn, keys).await;
             assert_eq!(bench.next().await, Some(Passed::First(lsn, false)));
             bench.one.replayed.set(lsn);

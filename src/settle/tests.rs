@@ -317,9 +317,8 @@ async fn what_is_widened_for_lack_of_room_is_counted() {
         let (outputs, _visible) = channel(16);
         let gate = Gate::new(Server::new("20:20:"), health);
         tokio::task::spawn_local(gate.run(gate_inputs, outputs));
-        let line = |count| {
-            format!("walsweep_widened_total{{rule=\"item\",reason=\"limit\"}} {count}\n")
-        };
+        let line =
+            |count| format!("walsweep_widened_total{{rule=\"item\",reason=\"limit\"}} {count}\n");
         for xid in 20..32_u32 {
             let ids = (0..50_000).map(|id| u64::from(xid) * 1_000_000 + id);
             let keys = super::replicas_tests::keys(&mut rules, ids);

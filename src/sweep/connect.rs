@@ -15,7 +15,7 @@ use rustls::pki_types::pem::PemObject;
 use secrecy::ExposeSecret;
 
 use super::node::{Error, Kind};
-use crate::config;
+use crate::{config, password};
 
 /// The client library's default is 1 s, which a server that is far or busy misses.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -35,6 +35,14 @@ pub enum ConnectError {
         /// Why.
         source: std::io::Error,
     },
+    /// `redis.password_file` could not be read.
+    #[error("read `redis.password_file` `{}`: {source}", path.display())]
+    PasswordFile {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
     /// The server could not be reached, or refused the login or the database.
     #[error("connect to redis: {0}")]
     Redis(Error),
@@ -46,7 +54,7 @@ impl ConnectError {
     #[must_use]
     pub fn refusal(&self) -> Option<String> {
         let is_refused = match self {
-            ConnectError::CaFile { .. } => true,
+            ConnectError::CaFile { .. } | ConnectError::PasswordFile { .. } => true,
             ConnectError::Redis(error) => matches!(error.kind(), Kind::Auth | Kind::NoPerm),
         };
         is_refused.then(|| self.to_string())
@@ -57,7 +65,7 @@ impl From<ConnectError> for Error {
     /// Always [`Error::Lost`], whatever the kind: there is no connection that could stand.
     fn from(error: ConnectError) -> Error {
         let kind = match &error {
-            ConnectError::CaFile { .. } => Kind::Io,
+            ConnectError::CaFile { .. } | ConnectError::PasswordFile { .. } => Kind::Io,
             ConnectError::Redis(error) => error.kind(),
         };
         Error::Lost(error.to_string(), kind)
@@ -119,7 +127,11 @@ fn client(
     // Small requests must not wait for the acknowledgement of the one before.
     let tcp = info.tcp_settings().clone().set_nodelay(true);
     let mut settings = info.redis_settings().clone();
-    if let Some(password) = &redis.password {
+    let from_file = redis.password_file.as_deref().map(|path| {
+        let failed = |source| ConnectError::PasswordFile { path: path.to_owned(), source };
+        password::read(path).map_err(failed)
+    });
+    if let Some(password) = from_file.transpose()?.as_ref().or(redis.password.as_ref()) {
         settings = settings.set_password(password.expose_secret());
     }
     if let Some(protocol) = protocol {

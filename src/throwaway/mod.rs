@@ -32,7 +32,10 @@ const PAUSE: Duration = Duration::from_millis(2);
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// No such program is installed.
-    #[error("find `{program}`: not in `${variable}`, not in `$PATH`{elsewhere}")]
+    #[error(
+        "find `{program}`: not in `${variable}`, not in `$PATH`{elsewhere}; Debian has it in the \
+         package `{package}`"
+    )]
     Missing {
         /// The program.
         program: String,
@@ -40,6 +43,8 @@ pub enum Error {
         variable: &'static str,
         /// Where else was looked.
         elsewhere: &'static str,
+        /// Debian's package.
+        package: &'static str,
     },
     /// A file, a folder or a process refused.
     #[error("{action}: {source}")]

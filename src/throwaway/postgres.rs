@@ -84,6 +84,7 @@ impl Postgres {
             program: "initdb".to_owned(),
             variable: BIN_VARIABLE,
             elsewhere: ", not in `/usr/lib/postgresql/*/bin`",
+            package: "postgresql",
         })?;
         let (folder, owner) = make_folder()?;
         let data_dir = options.data_dir.clone().unwrap_or_else(|| folder.path().join("data"));

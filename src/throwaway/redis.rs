@@ -45,6 +45,7 @@ impl Redis {
             program: "redis-server".to_owned(),
             variable: SERVER_VARIABLE,
             elsewhere: "",
+            package: "redis-server",
         })?;
         let folder = tempfile::Builder::new().prefix("walsweep-").tempdir();
         let folder = folder.map_err(io_error("make a temporary folder"))?;

@@ -10,7 +10,7 @@ use tokio::time::sleep;
 use crate::backlog::cpu_seconds;
 use crate::median;
 use crate::peer::Peer;
-use crate::support::{Bed, Settings, Sidecar};
+use crate::support::{Bed, Settings, Sidecar, text};
 
 const ROUNDS: usize = 3;
 const SECONDS: u32 = 10;
@@ -20,7 +20,7 @@ const TABLES: [&str; 3] = ["accounts", "branches", "tellers"];
 pub(crate) async fn run() {
     let bed = Bed::new(&["fsync = on", "max_wal_size = 4GB"]).await;
     let loaded = bed.postgres.command("pgbench").args(["-i", "-q", "-s", "10"]).output().unwrap();
-    assert!(loaded.status.success(), "{}", String::from_utf8_lossy(&loaded.stderr));
+    assert!(loaded.status.success(), "{}", text(&loaded));
     let published = TABLES.map(|table| format!("pgbench_{table}")).join(", ");
     for name in ["walsweep", "unsafe"] {
         bed.sql.run(&format!("create publication {name} for table {published}")).await;
@@ -82,8 +82,8 @@ async fn pgbench(bed: &Bed, rate: Option<u32>) -> f64 {
         command.args(["-R", &rate.to_string()]);
     }
     let output = tokio::task::spawn_blocking(move || command.output()).await.unwrap().unwrap();
-    let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let tps = text.lines().find_map(|line| line.strip_prefix("tps = ")).expect("it tells");
+    let said = text(&output);
+    assert!(output.status.success(), "{said}");
+    let tps = said.lines().find_map(|line| line.strip_prefix("tps = ")).expect("it tells");
     tps.split(' ').next().unwrap().parse().unwrap()
 }

@@ -66,9 +66,8 @@ pub(crate) async fn run() {
 
 fn print(number: &str, when: &str, samples: &mut HashMap<&str, Vec<Duration>>) {
     for (name, share) in [("p50", 0.5), ("p99", 0.99)] {
-        let [own, least, hasty] = NAMES.map(|one| {
-            quantile(samples.get_mut(one).expect("it ran"), share).as_secs_f64() * 1e6
-        });
+        let [own, least, hasty] = NAMES
+            .map(|one| quantile(samples.get_mut(one).expect("it ran"), share).as_secs_f64() * 1e6);
         println!(
             "| {number} | commit acknowledged to key gone, {when}, {name} | {own:.0} µs | least \
              right client {least:.0} µs (unsafe {hasty:.0} µs) | {:.2} × |",
@@ -178,9 +177,8 @@ async fn busy_block(bed: &Bed, name: &str, first: usize, ends: &Ends) -> Vec<Dur
         let (key, at) = ends.recv_timeout(Duration::from_secs(10)).expect("the keys go");
         gone.insert(key, at);
     }
-    let time_of = |(id, at): (usize, Instant)| {
-        gone[&format!("{name}:{id}")].saturating_duration_since(at)
-    };
+    let time_of =
+        |(id, at): (usize, Instant)| gone[&format!("{name}:{id}")].saturating_duration_since(at);
     acknowledged.into_iter().map(time_of).collect()
 }
 

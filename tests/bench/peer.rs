@@ -123,18 +123,14 @@ impl Look {
         while !self.sees(u64::from(xid)) {
             looks += 1;
             if looks >= EAGER_LOOKS {
-                thread::sleep(pause);
+                block(pause);
                 pause = (pause * 2).min(PAUSES.1);
             }
         }
     }
 
     fn sees(&mut self, xid: u64) -> bool {
-        self.0.send_all(&[
-            (b'B', b"\0look\0\0\0\0\0\0\0"),
-            (b'E', b"\0\0\0\0\0"),
-            (b'S', b""),
-        ]);
+        self.0.send_all(&[(b'B', b"\0look\0\0\0\0\0\0\0"), (b'E', b"\0\0\0\0\0"), (b'S', b"")]);
         let mut seen = false;
         loop {
             let (tag, body) = self.0.message();
@@ -147,12 +143,17 @@ impl Look {
                     let runs = running.split(',').any(|one| one.parse() == Ok(xid));
                     seen = xid < xmax && !runs;
                 }
-                b'E' => panic!("{}", String::from_utf8_lossy(&body)),
+                b'E' => assert!(body.is_empty(), "{}", body.escape_ascii()),
                 b'Z' => return seen,
                 _ => {}
             }
         }
     }
+}
+
+#[expect(clippy::disallowed_methods, reason = "a thread of its own, on blocking sockets")]
+fn block(pause: Duration) {
+    thread::sleep(pause);
 }
 
 /// A session without a password.

@@ -83,6 +83,7 @@ pub(crate) fn config(port: u16, database: &str, rules: Vec<Rule>) -> Config {
         redis: walsweep::config::Redis {
             url: "redis://127.0.0.1/0".to_owned(),
             password: None,
+            password_file: None,
             ca_file: None,
             wait_replicas: 0,
         },

@@ -33,14 +33,19 @@ impl Bed {
         let postgres = Postgres::start(options).await.unwrap();
         let redis = Redis::start(RedisOptions::default()).await.unwrap();
         let sql = Sql::connect(&postgres).await;
+        Bed::make_items(&sql).await;
+        let cache = redis.connect().await.unwrap();
+        Bed { postgres, redis, sql, cache }
+    }
+
+    /// The table alone.
+    pub(crate) async fn make_items(sql: &Sql) {
         sql.run(
             "create table item (id int primary key, team text, version bigint not null default 0);
              alter table item replica identity full;
              insert into item select id, 'team ' || id % 10, 0 from generate_series(1, 100) id",
         )
         .await;
-        let cache = redis.connect().await.unwrap();
-        Bed { postgres, redis, sql, cache }
     }
 
     /// Settings for [`ITEM_RULES`].

@@ -369,9 +369,10 @@ impl KeySet {
             };
             // Its own entry is among them, from now on.
             self.usage.get_mut(template);
-            let largest = self.usage.iter().filter(|(_, usage)| !usage.whole).max_by_key(
-                |(id, usage)| measure(usage) + if *id == template { measure(&more) } else { 0 },
-            );
+            let largest =
+                self.usage.iter().filter(|(_, usage)| !usage.whole).max_by_key(|(id, usage)| {
+                    measure(usage) + if *id == template { measure(&more) } else { 0 }
+                });
             let largest = largest.map_or(template, |(id, _)| id);
             self.add_whole(largest, Some(WidenReason::Limit));
         }
