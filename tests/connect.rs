@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use walsweep::config;
 use walsweep::sweep::connect::{ConnectError, connect};
 use walsweep::sweep::{Error, Kind};
-use walsweep::throwaway::{Redis, RedisOptions};
+use walsweep::throwaway::{Redis, RedisOptions, free_port};
 
 async fn server(args: &[&str]) -> Redis {
     let args = args.iter().map(|&arg| arg.to_owned()).collect();
@@ -24,7 +24,14 @@ async fn server(args: &[&str]) -> Redis {
 fn settings(url: &str, password: Option<&str>, ca_file: Option<&Path>) -> config::Redis {
     let password = password.map(SecretString::from);
     let ca_file = ca_file.map(Path::to_owned);
-    config::Redis { url: url.to_owned(), password, password_file: None, ca_file, wait_replicas: 0 }
+    config::Redis {
+        url: url.to_owned(),
+        password,
+        password_file: None,
+        ca_file,
+        client_certificate: None,
+        wait_replicas: 0,
+    }
 }
 
 async fn say(connection: &mut MultiplexedConnection, words: &[&str]) -> String {
@@ -228,14 +235,14 @@ impl Authorities {
     }
 
     /// A server that speaks TLS, and its URL.
-    async fn server(&self) -> (Redis, String) {
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    async fn server(&self, asks_for_certificate: &str) -> (Redis, String) {
+        let port = free_port().unwrap();
         let [pem, key, ca] = ["server.pem", "server.key", "ca.pem"].map(|name| self.file(name));
         let server = server(&[
             "--tls-port",
             &port.to_string(),
             "--tls-auth-clients",
-            "no",
+            asks_for_certificate,
             "--tls-cert-file",
             pem.to_str().unwrap(),
             "--tls-key-file",
@@ -253,7 +260,7 @@ impl Authorities {
 #[tokio::test]
 async fn tls_trusts_the_authority_of_ca_file_and_no_other() {
     let authorities = Authorities::new();
-    let (_server, url) = authorities.server().await;
+    let (_server, url) = authorities.server("no").await;
     let trusted = settings(&url, Some("hunter2"), Some(&authorities.file("ca.pem")));
     let mut connection = connect(&trusted).await.unwrap();
     assert_eq!(say(&mut connection, &["PING"]).await, "PONG");
@@ -268,6 +275,22 @@ async fn tls_trusts_the_authority_of_ca_file_and_no_other() {
     let by_name = config::Redis { url: url.replace("127.0.0.1", "localhost"), ..trusted };
     let (_, text) = refused(&by_name).await;
     assert!(text.contains("not valid for name \"localhost\""), "{text}");
+}
+
+#[tokio::test]
+async fn a_server_that_asks_for_a_certificate_is_shown_one() {
+    let authorities = Authorities::new();
+    let (_server, url) = authorities.server("yes").await;
+    let without = settings(&url, Some("hunter2"), Some(&authorities.file("ca.pem")));
+    refused(&without).await;
+    let files = ["server.pem", "server.key"].map(|name| authorities.file(name));
+    let own = Some(files.clone().into());
+    let with = config::Redis { client_certificate: own, ..without };
+    let mut connection = connect(&with).await.unwrap();
+    assert_eq!(say(&mut connection, &["PING"]).await, "PONG");
+    std::fs::remove_file(&files[1]).unwrap();
+    let (_, text) = refused(&with).await;
+    assert!(text.contains("server.key`: No such file"), "{text}");
 }
 
 #[tokio::test]

@@ -25,11 +25,13 @@ host    all postgres,full 127.0.0.1/32 trust
 host    all scram    127.0.0.1/32 scram-sha-256
 host    all hashed   127.0.0.1/32 md5
 hostssl all gated    127.0.0.1/32 trust
+hostssl all shown    127.0.0.1/32 cert
 ";
 
 const ROLES: &str = "
 create role stranger login;
 create role gated login;
+create role shown login;
 create role full login connection limit 0;
 create role scram login password 'right';
 set password_encryption = 'md5';
@@ -51,7 +53,11 @@ impl Bed {
         make_certificates(&certificates);
         let file = |name: &str| certificates.join(name).display().to_string();
         let (certificate, key) = (file("server.crt"), file("server.key"));
-        let tls = format!("ssl = on\nssl_cert_file = '{certificate}'\nssl_key_file = '{key}'");
+        let authority = file("ca.crt");
+        let tls = format!(
+            "ssl = on\nssl_cert_file = '{certificate}'\nssl_key_file = '{key}'\n\
+             ssl_ca_file = '{authority}'"
+        );
         server.conf(&tls).await.unwrap();
         Bed { server, certificates }
     }
@@ -84,6 +90,9 @@ fn make_certificates(folder: &Path) {
         "x509 -req -in server.csr -CA ca.crt -CAkey ca.key -CAcreateserial -days 2 \
          -extfile extensions -out server.crt",
     );
+    openssl(&format!("{new} -subj /CN=shown -keyout shown.key -out shown.csr"));
+    openssl("x509 -req -in shown.csr -CA ca.crt -CAkey ca.key -days 2 -out shown.crt");
+    fs::set_permissions(folder.join("shown.key"), Permissions::from_mode(0o600)).unwrap();
     let (key, owner) = (folder.join("server.key"), folder.metadata().unwrap());
     fs::set_permissions(&key, Permissions::from_mode(0o600)).unwrap();
     for file in [key, folder.join("server.crt")] {
@@ -128,6 +137,22 @@ async fn every_way_in_gives_a_session_under_its_name() {
         let row = sql.query_one(query, &[]).await.unwrap();
         assert_eq!((row.get(0), row.get(1)), (encrypted, "the test"), "{url}");
     }
+}
+
+#[tokio::test]
+async fn a_server_that_asks_for_a_certificate_is_shown_one() {
+    let bed = Bed::start().await;
+    let file = |name: &str| bed.certificates.join(name).display().to_string();
+    let shown = format!("postgres?sslcert={}&sslkey={}", file("shown.crt"), file("shown.key"));
+    let url = bed.url("shown", "127.0.0.1", &shown);
+    open(&url).await.unwrap();
+    refusal(&bed.url("shown", "127.0.0.1", "postgres")).await;
+    fs::set_permissions(bed.certificates.join("shown.key"), Permissions::from_mode(0o644)).unwrap();
+    let error = refusal(&url).await;
+    assert!(error.is_rejection() && error.to_string().contains("chmod 600"), "{error}");
+    fs::remove_file(bed.certificates.join("shown.crt")).unwrap();
+    let error = refusal(&url).await;
+    assert!(error.is_rejection() && error.to_string().contains("read `sslcert`"), "{error}");
 }
 
 #[tokio::test]

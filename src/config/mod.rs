@@ -83,6 +83,8 @@ pub struct Redis {
     pub password_file: Option<PathBuf>,
     /// PEM file with the certificate authorities that `rediss://` trusts instead of the system's.
     pub ca_file: Option<PathBuf>,
+    /// PEM files of the certificate that is shown to the server and of its key; read at each login.
+    pub client_certificate: Option<(PathBuf, PathBuf)>,
     /// Replicas that must have the removals before they are confirmed to Postgres.
     pub wait_replicas: u32,
 }

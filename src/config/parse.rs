@@ -224,6 +224,7 @@ fn redis(reader: &mut Reader<'_>, root: &mut Section<'_, '_>) -> Option<Redis> {
         let hint = Some("name a PEM file of certificate authorities");
         reader.problem(path.at.clone(), message, hint);
     }
+    let client_certificate = client_certificate(reader, &mut section);
     let wait_replicas = reader.count(&mut section, "wait_replicas");
     reader.finish(&section);
     let url = url?;
@@ -238,11 +239,10 @@ fn redis(reader: &mut Reader<'_>, root: &mut Section<'_, '_>) -> Option<Redis> {
         let message = "`redis.url` has a password, too".to_owned();
         reader.problem(file.at.clone(), message, Some("keep one of the two"));
     }
-    if let Some(path) = &ca_file
-        && plain.scheme() != "rediss"
-    {
+    let certificate = client_certificate.as_ref().map(|(certificate, _)| certificate);
+    for file in ca_file.iter().chain(certificate).filter(|_| plain.scheme() != "rediss") {
         let message = "`redis.url` does not ask for TLS".to_owned();
-        reader.problem(path.at.clone(), message, Some("write `rediss://`, or leave this out"));
+        reader.problem(file.at.clone(), message, Some("write `rediss://`, or leave this out"));
     }
     // The client library would go on as the default user.
     let has_user =
@@ -256,7 +256,33 @@ fn redis(reader: &mut Reader<'_>, root: &mut Section<'_, '_>) -> Option<Redis> {
     let password_file = file_password.map(|file| file.value);
     let ca_file = ca_file.map(|path| reader.beside(&path.value));
     let (url, password) = (plain.to_string(), url_password);
-    Some(Redis { url, password, password_file, ca_file, wait_replicas })
+    let client_certificate = client_certificate
+        .map(|(certificate, key)| (reader.beside(&certificate.value), reader.beside(&key.value)));
+    Some(Redis { url, password, password_file, ca_file, client_certificate, wait_replicas })
+}
+
+/// `cert_file` and `key_file`, which go together.
+fn client_certificate(
+    reader: &mut Reader<'_>,
+    section: &mut Section<'_, '_>,
+) -> Option<(Located<String>, Located<String>)> {
+    let files = ["cert_file", "key_file"].map(|key| reader.filled_text(section, key));
+    for file in files.iter().flatten() {
+        let path = reader.beside(&file.value);
+        if let Err(error) = std::fs::read(&path) {
+            let message = format!("read `{}`: {error}", path.display());
+            reader.problem(file.at.clone(), message, Some("name a PEM file"));
+        }
+    }
+    match files {
+        [Some(certificate), Some(key)] => Some((certificate, key)),
+        [Some(file), None] | [None, Some(file)] => {
+            let hint = "give `cert_file` and `key_file`, or neither";
+            reader.problem(file.at, "one goes with the other".to_owned(), Some(hint));
+            None
+        }
+        [None, None] => None,
+    }
 }
 
 fn http(reader: &mut Reader<'_>, root: &mut Section<'_, '_>) -> Http {

@@ -34,6 +34,16 @@ pub enum Error {
         /// Why.
         reason: String,
     },
+    /// The certificate that we show, or its key, cannot be used.
+    #[error("read `{parameter}` `{path}`: {reason}")]
+    ClientCertificate {
+        /// `sslcert` or `sslkey`.
+        parameter: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        reason: String,
+    },
     /// The server refused TLS, or its certificate was not accepted.
     #[error("negotiate TLS with `{address}`: {reason}")]
     Tls {
@@ -103,6 +113,7 @@ impl Error {
     pub fn is_rejection(&self) -> bool {
         match self {
             Error::RootCertificates { .. }
+            | Error::ClientCertificate { .. }
             | Error::Tls { .. }
             | Error::Login { .. }
             | Error::Pooler { .. } => true,

@@ -55,6 +55,8 @@ pub struct Endpoint {
     pub ssl_mode: SslMode,
     /// `sslrootcert`: PEM file of trusted authorities; `None`: the system's.
     pub ssl_root_cert: Option<PathBuf>,
+    /// `sslcert` and `sslkey`.
+    pub client_certificate: Option<ClientCertificate>,
     /// `channel_binding`.
     pub channel_binding: ChannelBinding,
     /// How long a connection attempt may take.
@@ -85,6 +87,15 @@ impl fmt::Display for Endpoint {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(formatter, "{}@{}/{}", self.user, self.address(), self.database)
     }
+}
+
+/// Who we are, shown to a server that asks for a certificate; both files are read at each login.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClientCertificate {
+    /// PEM file with the certificate, and those between it and the authority.
+    pub certificate: PathBuf,
+    /// PEM file with its key, not encrypted; nobody but its owner may read it.
+    pub key: PathBuf,
 }
 
 /// libpq's `sslmode`

@@ -1,7 +1,9 @@
 //! TLS as libpq does it: what is verified depends on `sslmode`
 //! (<https://www.postgresql.org/docs/current/libpq-ssl.html#LIBPQ-SSL-PROTECTION>).
 
-use std::path::PathBuf;
+use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
@@ -9,8 +11,8 @@ use rustls::client::{verify_server_cert_signed_by_trust_anchor, verify_server_na
 use rustls::crypto::{
     WebPkiSupportedAlgorithms, ring, verify_tls12_signature, verify_tls13_signature,
 };
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::pki_types::pem::{self, PemObject};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::server::ParsedCertificate;
 use rustls::{
     CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme,
@@ -23,7 +25,7 @@ use x509_cert::der::{Decode, oid::ObjectIdentifier};
 use x509_cert::ext::pkix::SubjectAltName;
 use x509_cert::ext::pkix::name::GeneralName;
 
-use super::{Endpoint, Error, SslMode};
+use super::{ClientCertificate, Endpoint, Error, SslMode};
 
 /// What to verify, from `sslmode` and `sslrootcert`. Without `sslrootcert` the modes that verify
 /// trust the system's authorities.
@@ -39,13 +41,43 @@ pub(super) fn client_config(endpoint: &Endpoint) -> Result<Arc<ClientConfig>, Er
         check_name: endpoint.ssl_mode == SslMode::VerifyFull,
         algorithms: provider.signature_verification_algorithms,
     };
-    let config = ClientConfig::builder_with_provider(provider)
+    let builder = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .expect("ring supports the protocol versions of rustls")
         .dangerous()
-        .with_custom_certificate_verifier(Arc::new(verifier))
-        .with_no_client_auth();
-    Ok(Arc::new(config))
+        .with_custom_certificate_verifier(Arc::new(verifier));
+    let Some(files) = &endpoint.client_certificate else {
+        return Ok(Arc::new(builder.with_no_client_auth()));
+    };
+    let (certificate, key) = files.read()?;
+    let config = builder.with_client_auth_cert(certificate, key);
+    Ok(Arc::new(config.map_err(|error| failed("sslcert", &files.certificate, &error))?))
+}
+
+impl ClientCertificate {
+    fn read(&self) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>), Error> {
+        let failed_certificate = |error: pem::Error| failed("sslcert", &self.certificate, &error);
+        let certificates = CertificateDer::pem_file_iter(&self.certificate)
+            .and_then(Iterator::collect::<Result<Vec<_>, _>>)
+            .map_err(failed_certificate)?;
+        if certificates.is_empty() {
+            return Err(failed("sslcert", &self.certificate, &"no certificate in it"));
+        }
+        let metadata = fs::metadata(&self.key);
+        let metadata = metadata.map_err(|error| failed("sslkey", &self.key, &error))?;
+        // As in libpq: one of root's may be readable by a group.
+        let forbidden = if metadata.uid() == 0 { 0o037 } else { 0o077 };
+        if metadata.permissions().mode() & forbidden != 0 {
+            let reason = "others may read it; run `chmod 600` on it";
+            return Err(failed("sslkey", &self.key, &reason));
+        }
+        let key = PrivateKeyDer::from_pem_file(&self.key);
+        Ok((certificates, key.map_err(|error| failed("sslkey", &self.key, &error))?))
+    }
+}
+
+fn failed(parameter: &'static str, path: &Path, reason: &impl ToString) -> Error {
+    Error::ClientCertificate { parameter, path: path.to_owned(), reason: reason.to_string() }
 }
 
 /// Certificates that are trusted.

@@ -7,12 +7,23 @@ use std::time::Duration;
 use percent_encoding::percent_decode_str;
 use secrecy::SecretString;
 
-use super::{ChannelBinding, Endpoint, SslMode};
+use super::{ChannelBinding, ClientCertificate, Endpoint, SslMode};
 
 /// libpq waits for ever by default; a sidecar must come back and try again.
 const CONNECT_TIMEOUT_DEFAULT: Duration = Duration::from_secs(10);
 
 const PORT_DEFAULT: u16 = 5432;
+
+/// The parameters that count.
+const KNOWN: &str = "`user`, `password`, `host`, `port`, `dbname`, `sslmode`, `sslrootcert`, \
+                     `sslcert`, `sslkey`, `connect_timeout`, `passfile`, `channel_binding`, \
+                     `gssencmode`, `target_session_attrs`, `client_encoding`, `options`";
+
+/// Parameters of libpq that change nothing here: walsweep names its own connections, and finds out
+/// by itself when one is dead.
+const OWN: &str = "`application_name`, `fallback_application_name`, `keepalives`, \
+                   `keepalives_idle`, `keepalives_interval`, `keepalives_count`, \
+                   `tcp_user_timeout`, `sslsni`, `sslcompression`";
 
 /// Why a URL is not one that we can use. Never quotes the URL or its values: a password that is
 /// not percent-encoded may end up in any part of it.
@@ -39,9 +50,21 @@ pub enum ParseError {
     /// `[` without `]`, or text after it.
     #[error("the URL has a malformed IPv6 address; write `[::1]`")]
     Address,
-    /// Not a parameter that we know.
-    #[error("the URL has an unknown parameter `{0}`")]
-    UnknownParameter(String),
+    /// Not parameters that we know, all of them.
+    #[error(
+        "the URL has unknown parameters: `{}`; known are: {KNOWN}; without effect, as walsweep \
+         keeps to its own: {OWN}",
+        .0.join("`, `")
+    )]
+    UnknownParameters(Vec<String>),
+    /// A known parameter has a value that walsweep cannot follow.
+    #[error("the URL has `{parameter}`: {why}")]
+    Unsupported {
+        /// Which parameter.
+        parameter: &'static str,
+        /// Why not, and what to do instead.
+        why: &'static str,
+    },
     /// `?name` without a value, or a name that is no name.
     #[error("the URL has a malformed parameter; write `name=value`")]
     Parameter,
@@ -137,6 +160,13 @@ struct Parts {
     connect_timeout: String,
     passfile: String,
     channel_binding: String,
+    sslcert: String,
+    sslkey: String,
+    gssencmode: String,
+    target_session_attrs: String,
+    client_encoding: String,
+    options: String,
+    unknown: Vec<String>,
 }
 
 impl Parts {
@@ -152,7 +182,18 @@ impl Parts {
             "connect_timeout" => &mut self.connect_timeout,
             "passfile" => &mut self.passfile,
             "channel_binding" => &mut self.channel_binding,
-            _ if is_name(name) => return Err(ParseError::UnknownParameter(name.to_owned())),
+            "sslcert" => &mut self.sslcert,
+            "sslkey" => &mut self.sslkey,
+            "gssencmode" => &mut self.gssencmode,
+            "target_session_attrs" => &mut self.target_session_attrs,
+            "client_encoding" => &mut self.client_encoding,
+            "options" => &mut self.options,
+            _ if is_name(name) => {
+                if !OWN.contains(&format!("`{name}`")) {
+                    self.unknown.push(name.to_owned());
+                }
+                return Ok(());
+            }
             _ => return Err(ParseError::Parameter),
         };
         *part = value;
@@ -160,6 +201,10 @@ impl Parts {
     }
 
     fn finish(self) -> Result<Endpoint, ParseError> {
+        if !self.unknown.is_empty() {
+            return Err(ParseError::UnknownParameters(self.unknown));
+        }
+        self.refuse_unsupported()?;
         if self.host.contains(',') || self.port.contains(',') {
             return Err(ParseError::SeveralHosts);
         }
@@ -172,6 +217,7 @@ impl Parts {
         Ok(Endpoint {
             ssl_mode: self.ssl_mode()?,
             channel_binding: self.channel_binding()?,
+            client_certificate: self.client_certificate()?,
             connect_timeout: self.connect_timeout()?,
             port: self.port()?,
             host: self.host,
@@ -185,6 +231,44 @@ impl Parts {
                 .filter(|text| !text.is_empty() && text != "system")
                 .map(PathBuf::from),
         })
+    }
+
+    /// What libpq would do and walsweep does not: said, rather than left out.
+    fn refuse_unsupported(&self) -> Result<(), ParseError> {
+        let unsupported = |parameter, why| Err(ParseError::Unsupported { parameter, why });
+        if !matches!(&*self.gssencmode, "" | "disable" | "prefer") {
+            return unsupported("gssencmode", "GSSAPI is not supported; write `disable`");
+        }
+        if !matches!(&*self.target_session_attrs, "" | "any" | "primary" | "read-write") {
+            let why = "walsweep asks the primary; standbys stand in `postgres.replicas`";
+            return unsupported("target_session_attrs", why);
+        }
+        let encoding = self.client_encoding.to_ascii_lowercase();
+        if !matches!(&*encoding, "" | "auto" | "utf8" | "utf-8" | "unicode") {
+            return unsupported("client_encoding", "keys are made of UTF-8; leave it out");
+        }
+        if !self.options.is_empty() {
+            let why = "sessions have settings of their own; set what lookups need for the role: \
+                       `alter role … set …`";
+            return unsupported("options", why);
+        }
+        Ok(())
+    }
+
+    fn client_certificate(&self) -> Result<Option<ClientCertificate>, ParseError> {
+        match (&*self.sslcert, &*self.sslkey) {
+            ("", "") => Ok(None),
+            ("", _) => {
+                Err(ParseError::Value { parameter: "sslcert", expected: "given with `sslkey`" })
+            }
+            (_, "") => {
+                Err(ParseError::Value { parameter: "sslkey", expected: "given with `sslcert`" })
+            }
+            (certificate, key) => Ok(Some(ClientCertificate {
+                certificate: PathBuf::from(certificate),
+                key: PathBuf::from(key),
+            })),
+        }
     }
 
     fn port(&self) -> Result<u16, ParseError> {

@@ -95,7 +95,22 @@ fn a_wrong_url_says_which_part_is_wrong() {
     check("postgres://u@h/%ff", ParseError::Percent);
     check("postgres://u@h?sslmode", ParseError::Parameter);
     check("postgres://u@h?sslmode=a=b", ParseError::Parameter);
-    check("postgres://u@h?options=x", ParseError::UnknownParameter("options".to_owned()));
+    let unknown = ["krbsrvname", "sslcrl"].map(str::to_owned).to_vec();
+    check(
+        "postgres://u@h?krbsrvname=x&keepalives=1&sslcrl=y&application_name=app",
+        ParseError::UnknownParameters(unknown),
+    );
+    for (url, wrong) in [
+        ("postgres://u@h?options=-csearch_path%3Da", "`options`: "),
+        ("postgres://u@h?gssencmode=require", "`gssencmode`: "),
+        ("postgres://u@h?target_session_attrs=standby", "`target_session_attrs`: "),
+        ("postgres://u@h?client_encoding=latin1", "`client_encoding`: "),
+        ("postgres://u@h?sslcert=a", "invalid `sslkey`"),
+        ("postgres://u@h?sslkey=a", "invalid `sslcert`"),
+    ] {
+        let error = Endpoint::parse(url).unwrap_err();
+        assert!(error.to_string().contains(wrong), "{url}: {error}");
+    }
     for (url, wrong) in [
         ("postgres://u@h:0", "port"),
         ("postgres://u@h:65536", "port"),

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use redis::aio::{AsyncPushSender, MultiplexedConnection};
 use redis::{
-    AsyncConnectionConfig, Client, ErrorKind, IntoConnectionInfo, ProtocolVersion, RedisError,
-    ServerErrorKind, TlsCertificates, cmd,
+    AsyncConnectionConfig, Client, ClientTlsConfig, ErrorKind, IntoConnectionInfo, ProtocolVersion,
+    RedisError, ServerErrorKind, TlsCertificates, cmd,
 };
 use rustls::RootCertStore;
 use rustls::pki_types::CertificateDer;
@@ -35,6 +35,14 @@ pub enum ConnectError {
         /// Why.
         source: std::io::Error,
     },
+    /// `redis.cert_file` or `redis.key_file` could not be read.
+    #[error("read `{}`: {source}", path.display())]
+    Certificate {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
     /// `redis.password_file` could not be read.
     #[error("read `redis.password_file` `{}`: {source}", path.display())]
     PasswordFile {
@@ -54,7 +62,9 @@ impl ConnectError {
     #[must_use]
     pub fn refusal(&self) -> Option<String> {
         let is_refused = match self {
-            ConnectError::CaFile { .. } | ConnectError::PasswordFile { .. } => true,
+            ConnectError::CaFile { .. }
+            | ConnectError::Certificate { .. }
+            | ConnectError::PasswordFile { .. } => true,
             ConnectError::Redis(error) => matches!(error.kind(), Kind::Auth | Kind::NoPerm),
         };
         is_refused.then(|| self.to_string())
@@ -65,7 +75,9 @@ impl From<ConnectError> for Error {
     /// Always [`Error::Lost`], whatever the kind: there is no connection that could stand.
     fn from(error: ConnectError) -> Error {
         let kind = match &error {
-            ConnectError::CaFile { .. } | ConnectError::PasswordFile { .. } => Kind::Io,
+            ConnectError::CaFile { .. }
+            | ConnectError::Certificate { .. }
+            | ConnectError::PasswordFile { .. } => Kind::Io,
             ConnectError::Redis(error) => error.kind(),
         };
         Error::Lost(error.to_string(), kind)
@@ -138,12 +150,21 @@ fn client(
         settings = settings.set_protocol(protocol);
     }
     let info = info.set_tcp_settings(tcp).set_redis_settings(settings);
-    let Some(path) = &redis.ca_file else {
+    if redis.ca_file.is_none() && redis.client_certificate.is_none() {
         return Client::open(info).map_err(|error| failed(&error));
-    };
-    let root_cert =
-        authorities(path).map_err(|source| ConnectError::CaFile { path: path.clone(), source })?;
-    let certificates = TlsCertificates { client_tls: None, root_cert: Some(root_cert) };
+    }
+    let root_cert = redis.ca_file.as_ref().map(|path| {
+        authorities(path).map_err(|source| ConnectError::CaFile { path: path.clone(), source })
+    });
+    let client_tls = redis.client_certificate.as_ref().map(|(certificate, key)| {
+        let read = |path: &PathBuf| {
+            let failed = |source| ConnectError::Certificate { path: path.clone(), source };
+            std::fs::read(path).map_err(failed)
+        };
+        Ok(ClientTlsConfig { client_cert: read(certificate)?, client_key: read(key)? })
+    });
+    let (client_tls, root_cert) = (client_tls.transpose()?, root_cert.transpose()?);
+    let certificates = TlsCertificates { client_tls, root_cert };
     Client::build_with_tls(info, certificates).map_err(|error| failed(&error))
 }
 

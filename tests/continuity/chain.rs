@@ -17,8 +17,14 @@ const NUMBER: &str = "w:removals";
 /// A node that has read its watermark.
 async fn node(port: u16) -> Standalone {
     let url = format!("redis://127.0.0.1:{port}/0");
-    let redis =
-        config::Redis { url, password: None, password_file: None, ca_file: None, wait_replicas: 0 };
+    let redis = config::Redis {
+        url,
+        password: None,
+        password_file: None,
+        ca_file: None,
+        client_certificate: None,
+        wait_replicas: 0,
+    };
     let node = Standalone::new(&redis, "w".to_owned());
     connect(&node).await;
     node

@@ -85,6 +85,7 @@ pub(crate) fn config(port: u16, database: &str, rules: Vec<Rule>) -> Config {
             password: None,
             password_file: None,
             ca_file: None,
+            client_certificate: None,
             wait_replicas: 0,
         },
         sweep: Sweep { max_stall: Duration::from_millis(1) },
