@@ -3,7 +3,8 @@
 //! `postgres.max_retained_wal` protects the server's disk from us. It counts the WAL that walsweep
 //! has not confirmed. WAL that the slot keeps for an open transaction does not count: a new slot
 //! would have to wait for that transaction, and nothing would be removed meanwhile. So a slot goes
-//! for what is unconfirmed, and only if a new one can be had soon.
+//! for what is unconfirmed, and while it is less than [`SPARED_FACTOR`] times too much only if a
+//! new one can be had soon.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -28,6 +29,10 @@ pub const SAMPLE_INTERVAL: Duration = Duration::from_secs(5);
 /// A sample that is not answered in this time means that the connection is dead.
 pub const SAMPLE_TIMEOUT: Duration = Duration::from_secs(20);
 
+/// So many times `postgres.max_retained_wal` is the end: then the slot goes, whichever transactions a
+/// new one has to wait for. Some may always run, one after another; the disk would fill for them.
+const SPARED_FACTOR: u64 = 2;
+
 /// Transactions that are named where somebody waits for more.
 const NAMED_MAX: usize = 3;
 
@@ -46,6 +51,8 @@ pub struct SlotState {
     pub active_pid: Option<i32>,
     /// That process's `application_name`, if it may be seen.
     pub active_name: Option<String>,
+    /// The address that it is connected from, if it may be seen and is not a socket.
+    pub active_address: Option<String>,
     /// Whether a standby is to keep a copy of it; `None` before Postgres 17, which knows none.
     pub failover: Option<bool>,
     invalidation: Option<String>,
@@ -233,12 +240,15 @@ impl Judge {
         };
         let Some(lasting) = self.lasting.look(running) else { return Judgement::Unsure };
         let (bytes, who) = (state.unconfirmed(), named(&lasting));
+        let end = max.saturating_mul(SPARED_FACTOR);
         let most = format!("more than the {} MB of `postgres.max_retained_wal`", max >> 20);
-        match (bytes > max, lasting.is_empty() || self.spares_nobody) {
+        match (bytes > max, lasting.is_empty() || self.spares_nobody || bytes > end) {
             (true, true) => Judgement::GiveUp(Retained { bytes, max }),
             (true, false) => Judgement::Held(format!(
-                "slot `{name}` is {} MB behind, {most}, and a new one would have to wait for {who}",
-                bytes >> 20
+                "slot `{name}` is {} MB behind, {most}, and a new one would have to wait for {who}; \
+                 at {} MB it is given up all the same",
+                bytes >> 20,
+                end >> 20
             )),
             (false, _) if lasting.is_empty() => Judgement::Unsure,
             (false, _) => Judgement::Held(format!(
@@ -271,6 +281,7 @@ pub async fn look(client: &Client, name: &str) -> Result<Option<SlotState>, toki
         invalidation: row.try_get(7)?,
         failover: row.try_get(8)?,
         replayed: row.try_get::<_, Option<&str>>(9)?.and_then(|lsn| lsn.parse().ok()),
+        active_address: row.try_get(10)?,
     }))
 }
 
@@ -469,6 +480,7 @@ mod tests {
             wal_status: "reserved".to_owned(),
             active_pid: None,
             active_name: None,
+            active_address: None,
             failover: None,
             invalidation: None,
             safe_wal_size: None,
@@ -502,6 +514,14 @@ mod tests {
         assert!(is_held(&judge(&mut one, &slot(101, 200), &[2, 3])), "2 lasts");
         assert!(is_held(&judge(&mut one, &slot(101, 200), &[3])), "3 lasts");
         assert_eq!(judge(&mut one, &slot(101, 200), &[4]), give_up, "others come and go");
+        let end = Judgement::GiveUp(Retained { bytes: 201 * MB, max: 100 * MB });
+        let mut one = Judge::default();
+        assert_eq!(judge(&mut one, &slot(101, 200), &[1]), Judgement::Unsure);
+        for xid in 1..100 {
+            let overlapping = judge(&mut one, &slot(200, 300), &[xid, xid + 1]);
+            assert!(is_held(&overlapping), "one after another, and each lasts: {overlapping:?}");
+        }
+        assert_eq!(judge(&mut one, &slot(201, 300), &[99, 100]), end, "the disk goes first");
         let mut one = Judge::default();
         assert_eq!(judge(&mut one, &slot(1, 200), &[1]), Judgement::Unsure);
         for _ in 0..100 {

@@ -108,6 +108,14 @@ impl Error {
         }
     }
 
+    /// Whether the server broke off because the publication was not there when the change was made
+    /// that it decodes: 42704, and from 18 on a warning by 55000.
+    #[must_use]
+    pub fn lacks_publication(&self) -> bool {
+        let is_so = |code: &str| ["42704", "55000"].contains(&code);
+        matches!(self, Error::Stream(server) if is_so(&server.code))
+    }
+
     /// Whether it was a pooler that refused: it does not know the startup parameter `replication`
     /// (`PgBouncer` 08P01, RDS Proxy 0A000), or dropped it and so takes a replication command for
     /// SQL (42601); or it knows no transactions (08P01).
