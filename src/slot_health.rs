@@ -365,10 +365,10 @@ impl Keeper {
         }
     }
 
-    /// No session can be had: transactions that a new slot would wait for no longer keep the old
-    /// one.
-    pub fn spares_nobody(&mut self) {
-        self.judge.spares_nobody = true;
+    /// Whether transactions that a new slot would wait for keep the old one no longer, because no
+    /// session can be had.
+    pub fn spares_nobody(&mut self, spares_nobody: bool) {
+        self.judge.spares_nobody = spares_nobody;
     }
 
     /// Samples the slot until the session has to end, and says why: the connection is lost or no
