@@ -177,7 +177,7 @@ impl Slot {
                 Some(b'c' | b'C' | b'Z') => return Err(Error::Ended),
                 Some(b'N') => {
                     if let Some(warning) = connection::skipped_publication(&message) {
-                        return Err(Error::Stream(warning));
+                        return Err(Error::LeavesOut(warning));
                     }
                 }
                 // Changed settings and NOTIFY may come at any time and mean nothing here.
