@@ -24,11 +24,12 @@ use crate::sweep::Broken;
 use crate::telemetry::Health;
 use crate::telemetry::metrics::Metrics;
 
-/// After so long without a session of anybody's, transactions that a new slot would wait for no longer count.
+/// After so long without a session of anybody's, transactions that a new slot would wait for no
+/// longer count.
 const SPARED: Duration = Duration::from_secs(60);
 
-/// Since when nobody streams. While another walsweep does, its keys go; that it begins a session anew
-/// just now is no reason to take its slot away.
+/// Since when nobody streams. While another walsweep does, its keys go; that it begins a session
+/// anew just now is no reason to take its slot away.
 struct Nobody(Instant);
 
 impl Nobody {

@@ -171,8 +171,8 @@ impl Attempts {
     }
 
     /// The wait before the next attempt: none before the first, short after a session that stood
-    /// and before a new slot, then doubling. One process talks to one server here, so there is no herd that jitter would
-    /// spread.
+    /// and before a new slot, then doubling. One process talks to one server here, so there is no
+    /// herd that jitter would spread.
     #[must_use]
     pub fn wait(&self) -> Duration {
         let longest = if self.is_unreachable { UNREACHABLE_WAIT_MAX } else { WAIT_MAX };

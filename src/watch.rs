@@ -7,8 +7,8 @@
 //!
 //! No question here locks a table, or waits for one; but lookups, which are tried on a session of
 //! their own and never wait long. What cannot be asked is said, and asked again: a watch that fails
-//! ends nothing, only a dead connection does. What is altered meanwhile nobody sees, so that after a
-//! minute it is not ready.
+//! ends nothing, only a dead connection does. What is altered meanwhile nobody sees, so that after
+//! a minute it is not ready.
 
 use std::collections::BTreeSet;
 use std::rc::Rc;

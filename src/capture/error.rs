@@ -22,8 +22,8 @@ pub enum Error {
     /// The server ended the stream with an error.
     #[error("read replication stream: {0}")]
     Stream(ServerError),
-    /// The server leaves a publication out of the stream, and with it every change: Postgres 18 only
-    /// warns.
+    /// The server leaves a publication out of the stream, and with it every change: Postgres 18
+    /// only warns.
     #[error("read replication stream: {0}")]
     LeavesOut(ServerError),
     /// The server ended the stream in order, as it does when it shuts down.

@@ -22,8 +22,9 @@ const SIGN_OF_LIFE_MAX: Duration = Duration::from_secs(60);
 /// either. Giving up what the slot holds, which cures most of it, comes long before.
 const NOWHERE_MAX: Duration = Duration::from_secs(300);
 
-/// The rules' tables may stay unseen for so long: what is altered meanwhile leaves stale values that
-/// no row tells of. A lock on the catalog, such as that of `VACUUM FULL pg_class`, is over by then.
+/// The rules' tables may stay unseen for so long: what is altered meanwhile leaves stale values
+/// that no row tells of. A lock on the catalog, such as that of `VACUUM FULL pg_class`, is over by
+/// then.
 const UNSEEN_MAX: Duration = Duration::from_secs(60);
 
 /// First distance between two log lines about the same trouble; each next one is twice as long.
