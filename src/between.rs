@@ -25,20 +25,36 @@ use crate::sweep::Broken;
 use crate::telemetry::Health;
 use crate::telemetry::metrics::Metrics;
 
-/// After so long without a session, transactions that a new slot would wait for no longer count.
+/// After so long without a session of anybody's, transactions that a new slot would wait for no
+/// longer count.
 const SPARED: Duration = Duration::from_secs(60);
 
 /// How often it is asked whether another process still has the slot. A stand-in takes over so much
 /// later at most.
 const IN_USE_INTERVAL: Duration = Duration::from_millis(500);
 
+/// Since when nobody streams. While another walsweep does, its keys go; that it begins a session
+/// anew just now is no reason to take its slot away.
+struct Nobody(Instant);
+
+impl Nobody {
+    /// Somebody streams at `now`.
+    fn is_over(&mut self, now: Instant) {
+        self.0 = now;
+    }
+
+    /// Whether it lasts, at `now`, for [`SPARED`].
+    fn lasts(&self, now: Instant) -> bool {
+        now - self.0 >= SPARED
+    }
+}
+
 /// Looks after the slot between two sessions, over a connection of its own.
 pub struct Between {
     config: Postgres,
     keeper: Keeper,
     server: Option<SlotServer>,
-    /// Since when there is no session.
-    since: Instant,
+    nobody: Nobody,
     /// When the slot is looked at next. Most sessions are there before the first time.
     next: Instant,
     /// Why the next session begins with a new slot.
@@ -55,9 +71,9 @@ impl Between {
         give_up: Rc<Cell<Option<Broken>>>,
     ) -> Between {
         let (config, keeper) = (config.clone(), Keeper::new(config, health, metrics));
-        let since = Instant::now();
-        let next = since + SAMPLE_INTERVAL;
-        Between { config, keeper, server: None, since, next, give_up }
+        let now = Instant::now();
+        let (nobody, next) = (Nobody(now), now + SAMPLE_INTERVAL);
+        Between { config, keeper, server: None, nobody, next, give_up }
     }
 
     /// Looks again and again; may be dropped at any time and called again.
@@ -123,10 +139,11 @@ impl Between {
 
     async fn look(&mut self) -> Result<(), Error> {
         let server = self.reach().await?;
-        if self.since.elapsed() >= SPARED {
-            self.keeper.spares_nobody();
-        }
+        self.keeper.spares_nobody(self.nobody.lasts(Instant::now()));
         let sampled = self.keeper.sample(&server).await?;
+        if sampled.as_ref().is_some_and(|(state, _)| state.active_pid.is_some()) {
+            self.nobody.is_over(Instant::now());
+        }
         if let Some((state, Some(retained))) = sampled
             && state.active_pid.is_none()
         {
@@ -144,5 +161,21 @@ impl Between {
         }
         self.server = Some(server);
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::Instant;
+
+    use super::{Nobody, SPARED};
+
+    #[test]
+    fn whoever_stands_by_counts_from_when_the_other_was_last_seen() {
+        let start = Instant::now();
+        let mut nobody = Nobody(start);
+        assert!(!nobody.lasts(start) && nobody.lasts(start + SPARED));
+        nobody.is_over(start + SPARED);
+        assert!(!nobody.lasts(start + SPARED) && nobody.lasts(start + 2 * SPARED));
     }
 }

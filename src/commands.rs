@@ -8,9 +8,10 @@ use std::sync::Arc;
 
 use clap::CommandFactory;
 use clap_complete::Shell;
+use tracing::Level;
 
 use crate::cli::{Cli, ExplainArgs};
-use crate::config::{Config, TableName};
+use crate::config::{Config, Log, LogFormat, TableName};
 use crate::demo::{self, DemoOptions};
 use crate::explain::{self, Question};
 use crate::keys::{Pattern, Rules};
@@ -35,17 +36,29 @@ pub struct Failure {
     pub status: u8,
     message: String,
     hint: Option<String>,
+    /// Whether the log has it already.
+    pub is_logged: bool,
 }
 
 impl Failure {
     /// A failure that a person has to look at.
     #[must_use]
     pub fn halted(message: String) -> Failure {
-        Failure { status: 1, message, hint: None }
+        Failure { status: 1, message, hint: None, is_logged: false }
     }
 
     fn with_hint(self, hint: Option<impl Into<String>>) -> Failure {
         Failure { hint: hint.map(Into::into), ..self }
+    }
+
+    /// Says it as the log's last line, where machines read that and expect nothing else.
+    fn in_log(self, log: &Log) -> Failure {
+        let is_logged = log.format == LogFormat::Json && tracing::enabled!(Level::ERROR);
+        if is_logged {
+            let (status, hint) = (self.status, self.hint.as_deref());
+            tracing::error!(status, hint, "{}", self.message);
+        }
+        Failure { is_logged, ..self }
     }
 }
 
@@ -62,7 +75,7 @@ fn halted(error: impl fmt::Display) -> Failure {
 }
 
 fn configuration(path: &Path) -> Result<(Config, Rules), Failure> {
-    load(path).map_err(|invalid| Failure { status: 78, message: invalid.to_string(), hint: None })
+    load(path).map_err(|invalid| Failure { status: 78, ..halted(invalid) })
 }
 
 /// Standard output; a reader that went away is an error like any other.
@@ -78,8 +91,12 @@ fn print(text: &str) -> Result<(), Failure> {
 ///
 /// 78 for the configuration, 1 for what a person has to look at.
 pub async fn run(path: &Path, is_strict: bool) -> Result<(), Failure> {
-    let (config, mut rules) = configuration(path)?;
+    let (config, rules) = configuration(path)?;
     logging::start(&config.log).map_err(halted)?;
+    stream(&config, rules, is_strict).await.map_err(|failure| failure.in_log(&config.log))
+}
+
+async fn stream(config: &Config, mut rules: Rules, is_strict: bool) -> Result<(), Failure> {
     let metrics = Arc::new(Metrics::new(rules.names()));
     let health = Arc::new(Health::new(Arc::clone(&metrics)));
     let mut shutdown = Shutdown::by_signal().map_err(halted)?;
@@ -94,7 +111,7 @@ pub async fn run(path: &Path, is_strict: bool) -> Result<(), Failure> {
         tokio::spawn(http::serve(listener, Arc::clone(&health)));
     }
     let mut program = Program {
-        config: &config,
+        config,
         rules: &mut rules,
         health: &health,
         metrics: &metrics,

@@ -63,12 +63,26 @@ pub enum Error {
         replication: String,
     },
     /// Another process streams from the slot.
-    #[error("process {pid} (`{name}`)")]
+    #[error("process {pid} (`{name}`){}", from(.address.as_deref()))]
     SlotInUse {
         /// Its process id on the server.
         pid: String,
         /// Its `application_name`.
         name: String,
+        /// The address that it is connected from, if that is told.
+        address: Option<String>,
+    },
+    /// The server has to decode what was committed while there was no publication, and never gets
+    /// past it.
+    #[error(
+        "publication `{publication}` was created anew, and the slot still has to decode what was \
+         committed while there was none: {cause}"
+    )]
+    SlotBeforePublication {
+        /// The publication.
+        publication: String,
+        /// What the server said.
+        cause: capture::Error,
     },
     /// The slot was dropped.
     #[error("the slot is gone")]
@@ -103,6 +117,10 @@ impl From<tokio_postgres::Error> for Error {
     fn from(error: tokio_postgres::Error) -> Error {
         Error::Sql(error.into())
     }
+}
+
+fn from(address: Option<&str>) -> String {
+    address.map(|address| format!(", connected from {address}")).unwrap_or_default()
 }
 
 struct Findings<'a>(&'a [Finding]);
@@ -171,6 +189,7 @@ impl Error {
             | Error::Decode(_)
             | Error::Gather(_)
             | Error::Gate(_)
+            | Error::SlotBeforePublication { .. }
             | Error::SlotGone
             | Error::TablesChanged
             | Error::RetainedWal(_)
@@ -194,9 +213,19 @@ impl Error {
     pub fn blames_slot(&self) -> bool {
         match self {
             Error::Capture(error) => error.blames_slot(),
-            Error::Decode(_) | Error::Gather(_) | Error::Stage(_) => true,
+            Error::Decode(_)
+            | Error::Gather(_)
+            | Error::Stage(_)
+            | Error::SlotBeforePublication { .. } => true,
             _ => false,
         }
+    }
+
+    /// Whether each further session from the same position is known to end alike, so that one is
+    /// enough to give the slot up.
+    #[must_use]
+    pub fn condemns_slot(&self) -> bool {
+        matches!(self, Error::SlotBeforePublication { .. })
     }
 
     /// Whether we ended a session that worked, so that the next one begins otherwise. Each of these
@@ -272,6 +301,9 @@ impl Error {
             }
             Error::TablesChanged => {
                 Some("what changed is judged now, and every key of the rules is swept")
+            }
+            Error::SlotBeforePublication { .. } => {
+                Some("none is needed: the slot is given up for a new one, and everything is swept")
             }
             Error::ShapeUndone { .. } => {
                 Some("none is needed: until the next session, transactions are read whole")

@@ -7,11 +7,11 @@
 //! ```text
 //! Slot::next()                  -> Frame              capture     I/O
 //! decode(frame.payload)         -> Message            decode      pure
-//! Gatherer::push(message)       -> Gathered           gather      pure   (the ledger opens it)
-//! rules.add(change)             -> KeySet             keys        pure   (an empty one, too)
+//! Gatherer::push(message)       -> Gathered           gather      pure
+//! rules.add(change)             -> KeySet             keys        pure
 //! gate: wait until visible      -> Visible            settle      I/O
 //! sweeper: remove, remove again -> Swept              sweep       I/O
-//! ledger.advance(swept)         -> Lsn                watermark   pure
+//! ledger.advance(swept)         -> Lsn                watermark   pure   (opened by each COMMIT)
 //! Slot::confirm(lsn)                                  capture again: the loop closes
 //! ```
 //!

@@ -49,6 +49,8 @@ async fn execute(command: Command) -> Result<(), Failure> {
 
 /// The one place where an error becomes text for a person. A closed standard error cannot be told.
 fn report(failure: &Failure) -> ExitCode {
-    drop(writeln!(stderr(), "{failure}"));
+    if !failure.is_logged {
+        drop(writeln!(stderr(), "{failure}"));
+    }
     failure.status.into()
 }

@@ -17,16 +17,16 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::between::Between;
-use crate::capture::Slot;
+use crate::capture::{self, Slot};
 use crate::channel::{Receiver, Sender, channel};
 use crate::config::Config;
 use crate::error::{Error, Verdict};
 use crate::keys::Rules;
 use crate::lsn::Lsn;
 use crate::postgres::{Endpoint, Sql};
-use crate::preflight::{Finding, Fitness};
-use crate::retry::{Attempts, LASTING};
-use crate::session::{Session, Timing, gate_is_dead};
+use crate::preflight::{self, Finding, Fitness};
+use crate::retry::{Attempts, Blame, LASTING};
+use crate::session::{Session, Timing, gate_is_dead, step};
 use crate::settle::{
     self, Cache, Gate, Lookups, Probe, Relations, Replicas, Rows, SqlProbe, SqlStandby, Standby,
     Visible,
@@ -71,6 +71,8 @@ struct Course {
     /// on, transactions are read whole.
     whole_at: Option<Lsn>,
     tables_changed: bool,
+    /// How the last session, or attempt at one, ended.
+    ended: String,
 }
 
 impl Program<'_> {
@@ -150,7 +152,12 @@ impl Program<'_> {
         course.whole_at = course.whole_at.filter(|at| *at == start);
         (course.established, course.standing_by) = (true, false);
         self.metrics.postgres_up.set(1);
-        let wait = if course.attempts.get_nowhere() { LASTING } else { Duration::ZERO };
+        let mut wait = Duration::ZERO;
+        if course.attempts.get_nowhere() {
+            wait = LASTING;
+            let text = format!("a session stands; those before it ended soon: {}", course.ended);
+            self.health.trouble(Topic::Session, &text, None);
+        }
         let health = Arc::clone(self.health);
         let settled = spawn(async move {
             sleep(wait).await;
@@ -164,7 +171,12 @@ impl Program<'_> {
         self.metrics.reconnects.get_or_create(&PeerLabel { peer: "postgres" }).inc();
         // A session that ends by our own wish is none that failed, however short it was.
         let stood = if error.is_intended() { LASTING } else { began.elapsed() };
-        course.attempts.session_ended(start, stood, error.blames_slot());
+        let blame = match error.blames_slot() {
+            _ if error.condemns_slot() => Blame::Certain,
+            true => Blame::Perhaps,
+            false => Blame::None,
+        };
+        course.attempts.session_ended(start, stood, blame);
         course.tables_changed = matches!(error, Error::TablesChanged);
         if error.wants_whole() {
             course.whole_at = Some(start);
@@ -187,7 +199,7 @@ impl Program<'_> {
                 } else {
                     tracing::info!(holder = %error, "standing by: the slot is in use");
                 }
-                self.health.set(Phase::Standby);
+                self.health.stands_by(error.to_string());
                 self.health.over(&Topic::Session);
                 self.health.gets_nowhere(false);
                 self.health.unconfirmed(None);
@@ -197,6 +209,7 @@ impl Program<'_> {
                 let again =
                     if course.attempts.get_nowhere() { " soon, again and again" } else { "" };
                 let text = format!("{what}{again}: {error}");
+                course.ended = error.to_string();
                 tracing::debug!("{text}; trying again");
                 self.health.set(Phase::Connecting);
                 self.health.trouble(Topic::Session, &text, error.hint());
@@ -268,10 +281,11 @@ impl Program<'_> {
         let node = node.looked_at(look);
         let probe = SqlProbe::new(Rc::clone(&gate)).await?;
         let primary = Rc::clone(&server.primary);
-        let probe = probe.with_fences(Rc::clone(&primary), Relations::of_rules(self.rules));
+        let probe = probe.with_fences(primary, Relations::of_rules(self.rules));
         let outside = Outside { slot, witness, probe, standbys, node, lookups };
         let mut health = spawn({
             let keeper = Keeper::new(&self.config.postgres, self.health, self.metrics);
+            let server = server.clone();
             async move { keeper.watch(&server).await }
         });
         // A task: what wakes for each commit would otherwise poll all of this, too.
@@ -280,7 +294,7 @@ impl Program<'_> {
             async move {
                 let redis = async || connect::connect(&config.redis).await.ok();
                 tokio::select! {
-                    error = watch.run(&config, &primary, &health) => error,
+                    error = watch.run(&config, &health) => error,
                     error = gate_is_dead(&gate) => error,
                     never = fitness.watch(redis) => match never {},
                 }
@@ -288,11 +302,29 @@ impl Program<'_> {
         });
         let watched = (self.health, self.metrics);
         let stages = outside.run((settings, timing), self.rules, watched, self.shutdown);
-        tokio::select! {
+        let outcome = tokio::select! {
             biased;
             outcome = stages => outcome,
             ended = &mut health.0 => Err(ended.unwrap_or(Error::Stage("slot health"))),
             ended = &mut beside.0 => Err(ended.unwrap_or(Error::Stage("watch"))),
+        };
+        match outcome {
+            Err(Error::Capture(error)) if error.lacks_publication() => {
+                Err(self.judge_slot(error, &server.sql).await)
+            }
+            outcome => outcome,
+        }
+    }
+
+    /// The server found no publication at a place of its log. If there is one now that is younger
+    /// than what the slot still has to decode, no session gets past that place.
+    async fn judge_slot(&self, cause: capture::Error, sql: &Sql) -> Error {
+        match step(preflight::before_publication(self.config, sql)).await {
+            Ok(findings) if !findings.is_empty() => {
+                let publication = self.config.postgres.publication.clone();
+                Error::SlotBeforePublication { publication, cause }
+            }
+            _ => Error::Capture(cause),
         }
     }
 }

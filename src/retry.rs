@@ -84,6 +84,17 @@ const WAIT_MAX: Duration = Duration::from_secs(10);
 /// that another try does not mend. One or two may have another cause.
 const ALIKE_LIMIT: u32 = 3;
 
+/// Whether what the slot holds ended a session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Blame {
+    /// Something else did.
+    None,
+    /// It may be so.
+    Perhaps,
+    /// It is so, and each further session from the same position ends alike.
+    Certain,
+}
+
 /// Sessions with Postgres as they are tried, begin and end: how long to wait before the next one,
 /// whether they get anywhere, and whether the slot must be given up.
 #[derive(Clone, Debug)]
@@ -100,12 +111,21 @@ pub struct Attempts {
     blamed: u32,
     /// How many of these are too many.
     limit: u32,
+    /// Whether the slot was blamed just now, so that what comes next is something else.
+    is_decided: bool,
 }
 
 impl Default for Attempts {
     fn default() -> Attempts {
-        let (in_vain, is_unreachable, start) = (0, false, Lsn::ZERO);
-        Attempts { in_vain, is_unreachable, start, short: 0, blamed: 0, limit: ALIKE_LIMIT }
+        Attempts {
+            in_vain: 0,
+            is_unreachable: false,
+            start: Lsn::ZERO,
+            short: 0,
+            blamed: 0,
+            limit: ALIKE_LIMIT,
+            is_decided: false,
+        }
     }
 }
 
@@ -113,12 +133,12 @@ impl Attempts {
     /// No session began; `is_unreachable` if nobody was there.
     pub fn came_to_nothing(&mut self, is_unreachable: bool) {
         self.in_vain = self.in_vain.saturating_add(1);
-        self.is_unreachable = is_unreachable;
+        (self.is_unreachable, self.is_decided) = (is_unreachable, false);
     }
 
-    /// A session that began at `start` ended after `stood`; `blames_slot` if it may be what the
-    /// slot holds that ended it.
-    pub fn session_ended(&mut self, start: Lsn, stood: Duration, blames_slot: bool) {
+    /// A session that began at `start` ended after `stood`, and by what the slot holds as far as
+    /// `blame` says.
+    pub fn session_ended(&mut self, start: Lsn, stood: Duration, blame: Blame) {
         let is_short = stood < LASTING;
         if start != self.start || !is_short {
             self.short = 0;
@@ -134,7 +154,12 @@ impl Attempts {
         }
         self.start = start;
         self.short = self.short.saturating_add(u32::from(is_short));
-        self.blamed = self.blamed.saturating_add(u32::from(blames_slot));
+        self.blamed = self.blamed.saturating_add(match blame {
+            Blame::None => 0,
+            Blame::Perhaps => 1,
+            Blame::Certain => ALIKE_LIMIT,
+        });
+        self.is_decided = self.must_give_up();
         self.in_vain = self.in_vain.saturating_add(1);
         self.is_unreachable = false;
     }
@@ -145,14 +170,15 @@ impl Attempts {
         Attempts { limit: self.limit, ..Attempts::default() }
     }
 
-    /// The wait before the next attempt: none before the first, short after a session that stood,
-    /// then doubling. One process talks to one server here, so there is no herd that jitter would
-    /// spread.
+    /// The wait before the next attempt: none before the first, short after a session that stood
+    /// and before a new slot, then doubling. One process talks to one server here, so there is no
+    /// herd that jitter would spread.
     #[must_use]
     pub fn wait(&self) -> Duration {
         let longest = if self.is_unreachable { UNREACHABLE_WAIT_MAX } else { WAIT_MAX };
         match self.in_vain {
             0 => Duration::ZERO,
+            _ if self.is_decided => FIRST_WAIT,
             count => FIRST_WAIT.saturating_mul(1 << (count - 1).min(16)).min(longest),
         }
     }
@@ -183,7 +209,7 @@ mod tests {
 
     use tokio::time::Instant;
 
-    use super::{Attempts, Backoff, LASTING, LONG, Repeats};
+    use super::{Attempts, Backoff, Blame, LASTING, LONG, Repeats};
     use crate::lsn::Lsn;
 
     const SOON: Duration = Duration::from_millis(50);
@@ -197,7 +223,10 @@ mod tests {
         let (one, other) = lsns();
         let mut attempts = Attempts::default();
         let ends = |attempts: &mut Attempts, ends: &[(Lsn, bool)]| {
-            ends.iter().for_each(|(start, why)| attempts.session_ended(*start, SOON, *why));
+            for (start, why) in ends {
+                let blame = if *why { Blame::Perhaps } else { Blame::None };
+                attempts.session_ended(*start, SOON, blame);
+            }
             attempts.must_give_up()
         };
         assert!(!ends(&mut attempts, &[(one, true), (one, true), (other, true)]), "it moves");
@@ -207,15 +236,37 @@ mod tests {
         assert!(!ends(&mut attempts, &[(other, true); 5]), "later each time");
         assert!(ends(&mut attempts, &[(other, true)]));
         attempts.gave_up();
-        attempts.session_ended(one, LONG, false);
+        attempts.session_ended(one, LONG, Blame::None);
         assert!(ends(&mut attempts, &[(one, true); 3]), "a long session begins anew");
+    }
+
+    /// The next attempt is another one, so it comes soon; if it comes to nothing, no sooner than
+    /// any. That it does not help is found, too.
+    #[test]
+    fn one_session_is_enough_where_each_further_one_is_known_to_end_alike() {
+        let (one, other) = lsns();
+        let mut attempts = Attempts::default();
+        (0..9).for_each(|_| attempts.came_to_nothing(false));
+        assert_eq!(attempts.wait().as_millis(), 10_000);
+        attempts.session_ended(one, SOON, Blame::Certain);
+        assert!(attempts.must_give_up());
+        assert_eq!(attempts.wait().as_millis(), 100);
+        attempts.came_to_nothing(false);
+        assert!(attempts.must_give_up());
+        assert_eq!(attempts.wait().as_millis(), 10_000);
+        attempts.gave_up();
+        attempts.session_ended(other, SOON, Blame::Certain);
+        assert!(!attempts.must_give_up(), "later each time");
+        assert_eq!(attempts.wait().as_millis(), 10_000);
+        attempts.session_ended(other, SOON, Blame::Certain);
+        assert!(attempts.must_give_up());
     }
 
     #[test]
     fn a_session_that_lasts_blames_the_slot_as_any() {
         let (one, _) = lsns();
         let mut attempts = Attempts::default();
-        (0..3).for_each(|_| attempts.session_ended(one, LASTING * 6, true));
+        (0..3).for_each(|_| attempts.session_ended(one, LASTING * 6, Blame::Perhaps));
         assert!(attempts.must_give_up(), "decoding up to the place may take a minute");
         assert!(!attempts.get_nowhere());
     }
@@ -234,7 +285,7 @@ mod tests {
             (other, LASTING, false),
             (other, SOON, false),
         ] {
-            attempts.session_ended(start, stood, false);
+            attempts.session_ended(start, stood, Blame::None);
             assert_eq!(attempts.get_nowhere(), nowhere, "{start} {stood:?}");
         }
     }
@@ -248,7 +299,7 @@ mod tests {
         assert_eq!(wait(&attempts), 0);
         let mut waits = Vec::new();
         for start in [one, other, one, other, one, other, one, other, one] {
-            attempts.session_ended(start, SOON, false);
+            attempts.session_ended(start, SOON, Blame::None);
             waits.push(wait(&attempts));
         }
         assert_eq!(waits, [100, 200, 400, 800, 1600, 3200, 6400, 10_000, 10_000]);
@@ -256,7 +307,7 @@ mod tests {
         assert_eq!(wait(&attempts), 2000, "a server that comes back is found soon");
         attempts.came_to_nothing(false);
         assert_eq!(wait(&attempts), 10_000);
-        attempts.session_ended(one, LASTING, false);
+        attempts.session_ended(one, LASTING, Blame::None);
         assert_eq!(wait(&attempts), 100);
         assert_eq!(wait(&attempts.stands_by()), 0);
     }

@@ -19,7 +19,7 @@ use crate::preflight::{self, Finding};
 use crate::settle::SqlStandby;
 use crate::shape::Watched;
 use crate::slot_health::{self, SlotState};
-use crate::slot_server::{SlotServer, Witness};
+use crate::slot_server::{self, SlotServer, Witness};
 use crate::sweep::{Broken, TABLES_MARK, Watermark};
 use crate::telemetry::{Health, Topic};
 use crate::watch::{Watch, tell_rules};
@@ -28,7 +28,8 @@ use crate::watch::{Watch, tell_rules};
 /// or takes long, would hold up removals.
 pub const GATE_NAME: &str = "walsweep";
 
-/// `application_name` of the connection for everything else: checks, the watch, the slot.
+/// `application_name` of the connection for the checks and the watch, whose questions may take
+/// seconds where there are very many tables. Nothing else waits behind them.
 pub const WATCH_NAME: &str = "walsweep watch";
 
 /// How often a dead connection of the gate is looked for while there is nothing to ask it.
@@ -121,11 +122,15 @@ impl Session {
         if report.iter().any(is_refused) {
             return Err(Error::Refused(report));
         }
-        let watch = Watch::new(tables, shape?, &report, rules);
+        // Found by an earlier session; this one has looked.
+        health.over(&Topic::Checks);
+        let watch = Watch::new(Rc::clone(&sql), tables, shape?, &report, rules);
+        health.over(&Topic::Watch);
         rules.suspend(&tell_rules(rules, &report, health));
         let primary = step(identify(&sql)).await?;
-        let gate = open_gate(config, &primary).await?;
-        let server = SlotServer::reach(&config.postgres, sql).await?;
+        let gate = another(config, &primary, GATE_NAME).await?;
+        let beside = another(config, &primary, slot_server::NAME).await?;
+        let server = SlotServer::reach(&config.postgres, beside).await?;
         let (mut replication, identity) = replicate(config, &primary, &server).await?;
         let broken = ensure_slot(config, &server, &mut replication, (health, give_up)).await?;
         let (slot, publication) = (&config.postgres.slot, &config.postgres.publication);
@@ -155,18 +160,24 @@ impl Session {
         };
         let patience = server.wal_sender_timeout_ms().unwrap_or(primary.wal_sender_timeout_ms);
         let timing = Timing::new(patience);
-        step(server.primary.batch_execute(include_str!("../sql/watch_state.sql"))).await?;
+        for sql in [&sql, &server.primary] {
+            step(sql.batch_execute(include_str!("../sql/watch_state.sql"))).await?;
+        }
         Ok(Session { gate, server, witness, slot, expected, wal_end, broken, timing, watch })
     }
 }
 
-/// The gate's connection, to the primary that was checked.
-async fn open_gate(config: &Config, primary: &ServerIdentity) -> Result<Rc<Sql>, Error> {
-    let gate = connect_sql(&config.postgres.endpoint, GATE_NAME).await?;
-    let found = step(identify(&gate)).await?;
+/// Another connection, to the primary that was checked.
+async fn another(
+    config: &Config,
+    primary: &ServerIdentity,
+    application_name: &str,
+) -> Result<Rc<Sql>, Error> {
+    let sql = connect_sql(&config.postgres.endpoint, application_name).await?;
+    let found = step(identify(&sql)).await?;
     let is_same = (&found.system_id, found.timeline) == (&primary.system_id, primary.timeline);
     if is_same && found.epoch == primary.epoch {
-        return Ok(Rc::new(gate));
+        return Ok(Rc::new(sql));
     }
     Err(Error::ManyPrimaries)
 }
@@ -332,7 +343,7 @@ async fn in_use(config: &Config, client: &Client) -> Result<Error, Error> {
     let state = slot_state(config, client).await?;
     let pid = state.active_pid.map_or_else(|| "unknown".to_owned(), |pid| pid.to_string());
     let name = state.active_name.unwrap_or_else(|| "unknown".to_owned());
-    Ok(Error::SlotInUse { pid, name })
+    Ok(Error::SlotInUse { pid, name, address: state.active_address })
 }
 
 #[cfg(test)]

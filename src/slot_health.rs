@@ -3,7 +3,8 @@
 //! `postgres.max_retained_wal` protects the server's disk from us. It counts the WAL that walsweep
 //! has not confirmed. WAL that the slot keeps for an open transaction does not count: a new slot
 //! would have to wait for that transaction, and nothing would be removed meanwhile. So a slot goes
-//! for what is unconfirmed, and only if a new one can be had soon.
+//! for what is unconfirmed, and while it is less than [`SPARED_FACTOR`] times too much only if a
+//! new one can be had soon.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -21,12 +22,20 @@ use crate::slot_server::SlotServer;
 use crate::telemetry::metrics::{Metrics, StatusLabel};
 use crate::telemetry::{Health, Topic};
 
+#[cfg(test)]
+#[path = "slot_health_tests.rs"]
+mod tests;
+
 /// How often the slot is looked at. It is also how a dead SQL connection is noticed while there is
 /// nothing to ask it.
 pub const SAMPLE_INTERVAL: Duration = Duration::from_secs(5);
 
 /// A sample that is not answered in this time means that the connection is dead.
 pub const SAMPLE_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// So many times `postgres.max_retained_wal` is the end: then the slot goes, whichever transactions
+/// a new one has to wait for. Some may always run, one after another; the disk would fill for them.
+const SPARED_FACTOR: u64 = 2;
 
 /// Transactions that are named where somebody waits for more.
 const NAMED_MAX: usize = 3;
@@ -46,6 +55,8 @@ pub struct SlotState {
     pub active_pid: Option<i32>,
     /// That process's `application_name`, if it may be seen.
     pub active_name: Option<String>,
+    /// The address that it is connected from, if it may be seen and is not a socket.
+    pub active_address: Option<String>,
     /// Whether a standby is to keep a copy of it; `None` before Postgres 17, which knows none.
     pub failover: Option<bool>,
     invalidation: Option<String>,
@@ -233,12 +244,15 @@ impl Judge {
         };
         let Some(lasting) = self.lasting.look(running) else { return Judgement::Unsure };
         let (bytes, who) = (state.unconfirmed(), named(&lasting));
+        let end = max.saturating_mul(SPARED_FACTOR);
         let most = format!("more than the {} MB of `postgres.max_retained_wal`", max >> 20);
-        match (bytes > max, lasting.is_empty() || self.spares_nobody) {
+        match (bytes > max, lasting.is_empty() || self.spares_nobody || bytes > end) {
             (true, true) => Judgement::GiveUp(Retained { bytes, max }),
             (true, false) => Judgement::Held(format!(
-                "slot `{name}` is {} MB behind, {most}, and a new one would have to wait for {who}",
-                bytes >> 20
+                "slot `{name}` is {} MB behind, {most}, and a new one would have to wait for \
+                 {who}; at {} MB it is given up all the same",
+                bytes >> 20,
+                end >> 20
             )),
             (false, _) if lasting.is_empty() => Judgement::Unsure,
             (false, _) => Judgement::Held(format!(
@@ -271,6 +285,7 @@ pub async fn look(client: &Client, name: &str) -> Result<Option<SlotState>, toki
         invalidation: row.try_get(7)?,
         failover: row.try_get(8)?,
         replayed: row.try_get::<_, Option<&str>>(9)?.and_then(|lsn| lsn.parse().ok()),
+        active_address: row.try_get(10)?,
     }))
 }
 
@@ -354,10 +369,10 @@ impl Keeper {
         }
     }
 
-    /// No session can be had: transactions that a new slot would wait for no longer keep the old
-    /// one.
-    pub fn spares_nobody(&mut self) {
-        self.judge.spares_nobody = true;
+    /// Whether transactions that a new slot would wait for keep the old one no longer, because no
+    /// session can be had.
+    pub fn spares_nobody(&mut self, spares_nobody: bool) {
+        self.judge.spares_nobody = spares_nobody;
     }
 
     /// Samples the slot until the session has to end, and says why: the connection is lost or no
@@ -448,149 +463,5 @@ fn tell(metrics: &Metrics, state: Option<&SlotState>) {
     for status in STATUSES {
         let is_present = i64::from(state.is_some_and(|state| state.wal_status == status));
         metrics.slot_wal_status.get_or_create(&StatusLabel { status }).set(is_present);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::time::Duration;
-
-    use tokio::time::Instant;
-
-    use super::{Judge, Judgement, Replay, Retained, Running, SlotState, lost_because, named};
-    use crate::lsn::Lsn;
-
-    const MB: u64 = 1 << 20;
-
-    /// A slot so many MB behind, for which so many are kept.
-    fn slot(unconfirmed: u64, kept: u64) -> SlotState {
-        SlotState {
-            confirmed_flush_lsn: Lsn(1 << 40),
-            wal_status: "reserved".to_owned(),
-            active_pid: None,
-            active_name: None,
-            failover: None,
-            invalidation: None,
-            safe_wal_size: None,
-            confirmed_lag: Some((unconfirmed * MB).cast_signed()),
-            restart_lag: Some((kept * MB).cast_signed()),
-            replayed: None,
-        }
-    }
-
-    fn transaction(xid: i64) -> Running {
-        let (database, name) = (Some("app".to_owned()), Some("psql".to_owned()));
-        Running { pid: Some(7), xid, gid: None, database, name }
-    }
-
-    /// I7: a slot goes for what is not confirmed, and only if another one can be had.
-    #[test]
-    fn a_slot_is_given_up_only_for_what_is_unconfirmed_and_if_no_transaction_lasts() {
-        let max = Some(100 * MB);
-        let judge = |judge: &mut Judge, state: &SlotState, xids: &[i64]| {
-            let running = xids.iter().map(|xid| transaction(*xid)).collect();
-            judge.judge("s", state, (max, running))
-        };
-        let give_up = Judgement::GiveUp(Retained { bytes: 101 * MB, max: 100 * MB });
-        let mut one = Judge::default();
-        let is_held = |judgement: &Judgement| match judgement {
-            Judgement::Held(text) => text.contains("process 7"),
-            _ => false,
-        };
-        assert_eq!(judge(&mut one, &slot(100, 100), &[1]), Judgement::Fine);
-        assert_eq!(judge(&mut one, &slot(101, 200), &[1, 2]), Judgement::Unsure, "the first look");
-        assert!(is_held(&judge(&mut one, &slot(101, 200), &[2, 3])), "2 lasts");
-        assert!(is_held(&judge(&mut one, &slot(101, 200), &[3])), "3 lasts");
-        assert_eq!(judge(&mut one, &slot(101, 200), &[4]), give_up, "others come and go");
-        let mut one = Judge::default();
-        assert_eq!(judge(&mut one, &slot(1, 200), &[1]), Judgement::Unsure);
-        for _ in 0..100 {
-            assert!(is_held(&judge(&mut one, &slot(1, 200), &[1])), "a new slot would wait, too");
-        }
-        assert_eq!(judge(&mut one, &slot(1, 200), &[]), Judgement::Unsure, "it will let go");
-        assert_eq!(judge(&mut one, &slot(1, 2), &[]), Judgement::Fine);
-        assert_eq!(judge(&mut one, &slot(101, 200), &[]), Judgement::Unsure, "a look of before");
-        let unlimited = one.judge("s", &slot(1 << 20, 1 << 20), (None, Vec::new()));
-        assert_eq!(unlimited, Judgement::Fine);
-        // Without a session nothing is removed anyway.
-        let mut one = Judge { spares_nobody: true, ..Judge::default() };
-        assert_eq!(judge(&mut one, &slot(101, 200), &[1]), Judgement::Unsure);
-        assert_eq!(judge(&mut one, &slot(101, 200), &[1]), give_up);
-        assert!(is_held(&judge(&mut one, &slot(1, 200), &[1])), "what is confirmed still counts");
-        // What a standby has not replayed nobody can confirm, and a new slot has to wait for it.
-        let late = SlotState { replayed: Some(Lsn((1 << 40) + 5)), ..slot(500, 500) };
-        let mut one = Judge::default();
-        assert_eq!(judge(&mut one, &late, &[]), Judgement::Unsure);
-        assert_eq!(judge(&mut one, &late, &[]), Judgement::Unsure, "it is the standby's delay");
-    }
-
-    #[test]
-    fn whom_a_slot_waits_for_is_named() {
-        let prepared =
-            Running { pid: None, gid: Some("job 5".to_owned()), name: None, ..transaction(9) };
-        let first = "process 7 (`psql`, database `app`, transaction 1)";
-        let last = "prepared transaction `job 5` (database `app`, transaction 9)";
-        assert_eq!(named(&[transaction(1), prepared.clone()]), format!("{first}, {last}"));
-        let many: Vec<Running> = std::iter::once(prepared).chain((1..6).map(transaction)).collect();
-        assert!(named(&many).ends_with(", and 3 more"), "{}", named(&many));
-    }
-
-    #[test]
-    fn a_standby_is_late_when_it_lacks_what_was_written_half_a_minute_ago() {
-        let start = Instant::now();
-        let mut replay = Replay::default();
-        // Seconds, replayed, the primary's end.
-        for (at, replayed, wal_end, is_late) in [
-            (0, 90, 100, false),
-            (5, 99, 150, false),
-            (25, 99, 160, false),
-            (30, 99, 160, true),
-            (35, 100, 160, false),
-            (60, 159, 170, false),
-            (65, 159, 170, true),
-            (70, 165, 170, false),
-            (200, 170, 170, false),
-            (900, 170, 170, false),
-        ] {
-            let now = start + Duration::from_secs(at);
-            assert_eq!(replay.look(Lsn(replayed), Lsn(wal_end), now), is_late, "{at}");
-        }
-    }
-
-    /// A cause that a later version adds must not pass for none: the slot would be streamed from.
-    #[test]
-    fn every_cause_is_a_loss() {
-        let removed = "the server removed WAL that it needed";
-        for (status, cause, expected) in [
-            ("lost", Some("wal_removed"), Some(removed)),
-            ("lost", None, Some(removed)),
-            ("lost", Some("rows_removed"), Some("the server removed catalog rows that it needed")),
-            (
-                "lost",
-                Some("wal_level_insufficient"),
-                Some("the primary's `wal_level` was not `logical`"),
-            ),
-            (
-                "lost",
-                Some("idle_timeout"),
-                Some("nobody read it for `idle_replication_slot_timeout`"),
-            ),
-            (
-                "lost",
-                Some("conflict"),
-                Some(
-                    "the primary removed catalog rows that it needed, or its `wal_level` was not \
-                     `logical`",
-                ),
-            ),
-            ("lost", Some("something else"), Some("the server invalidated it")),
-            // The server marks the slot before its status follows.
-            ("reserved", Some("idle_timeout"), lost_because("lost", Some("idle_timeout"))),
-            ("reserved", None, None),
-            ("extended", None, None),
-            ("unreserved", None, None),
-        ] {
-            assert_eq!(lost_because(status, cause), expected, "{status} {cause:?}");
-        }
     }
 }

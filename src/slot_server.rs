@@ -30,7 +30,8 @@ use crate::telemetry::{Health, Topic};
 #[path = "slot_server_tests.rs"]
 mod tests;
 
-/// `application_name` of the SQL connection to a standby.
+/// `application_name` of the SQL connections that look after the slot: to the primary, and to the
+/// standby if it is there.
 pub const NAME: &str = "walsweep slot";
 
 /// How often the primary is asked to tell the standby which transactions run: up to three answers

@@ -7,9 +7,11 @@
 //!
 //! No question here locks a table, or waits for one; but lookups, which are tried on a session of
 //! their own and never wait long. What cannot be asked is said, and asked again: a watch that fails
-//! ends nothing, only a dead connection does.
+//! ends nothing, only a dead connection does. What is altered meanwhile nobody sees, so that after
+//! a minute it is not ready.
 
 use std::collections::BTreeSet;
+use std::rc::Rc;
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep, timeout};
@@ -18,7 +20,7 @@ use tokio_postgres::Client;
 use crate::config::Config;
 use crate::error::Error;
 use crate::keys::{LookupId, Rules};
-use crate::postgres::connect_sql;
+use crate::postgres::{Sql, connect_sql};
 use crate::preflight::{self, Finding, Misfit, Trial};
 use crate::shape::{Shape, Watched};
 use crate::telemetry::{Health, Topic};
@@ -31,9 +33,9 @@ const PAUSES: (Duration, Duration) = (Duration::from_secs(2), Duration::from_sec
 /// after very many tables for a part of its time only.
 const PAUSE_FACTOR: u32 = 20;
 
-/// An answer that takes longer means that the connection is dead: the server gives up long before
-/// (`sql/watch_state.sql`).
-const TIMEOUT: Duration = Duration::from_secs(20);
+/// A look that takes longer means that the connection is dead: the server gives up each of its some
+/// six questions long before (`sql/watch_state.sql`).
+const TIMEOUT: Duration = Duration::from_secs(60);
 
 /// How often lookups are tried, and how often while one of them cannot be, or does not work.
 const TRIAL_INTERVALS: (Duration, Duration) = (Duration::from_secs(30), Duration::from_secs(2));
@@ -43,6 +45,8 @@ const TRIAL_NAME: &str = "walsweep trial";
 
 /// What the session began with.
 pub struct Watch {
+    /// Asks nothing else.
+    sql: Rc<Sql>,
     watched: Watched,
     shape: Shape,
     misfits: BTreeSet<Misfit>,
@@ -60,12 +64,18 @@ struct Known {
 }
 
 impl Watch {
-    /// Watches whether `shape` stays, and what `findings` say of rules.
+    /// Watches over `sql` whether `shape` stays, and what `findings` say of rules.
     #[must_use]
-    pub fn new(watched: Watched, shape: Shape, findings: &[Finding], rules: &Rules) -> Watch {
+    pub fn new(
+        sql: Rc<Sql>,
+        watched: Watched,
+        shape: Shape,
+        findings: &[Finding],
+        rules: &Rules,
+    ) -> Watch {
         let of_lookups = findings.iter().filter(|one| preflight::is_of_lookup(one.code));
         let (of_lookups, misfits) = (of_lookups.cloned().collect(), preflight::misfits(findings));
-        Watch { watched, shape, misfits, rules: rules.copy(), of_lookups }
+        Watch { sql, watched, shape, misfits, rules: rules.copy(), of_lookups }
     }
 
     /// A text that is another one when the shape is, or when other rules do not fit.
@@ -76,10 +86,11 @@ impl Watch {
 
     /// Looks until something is no longer as it was at the beginning, and says so; tells `health`
     /// of what it cannot look at, and of what the next session would be refused for.
-    pub async fn run(self, config: &Config, client: &Client, health: &Health) -> Error {
-        let Watch { watched, shape, misfits, rules, of_lookups } = self;
+    pub async fn run(self, config: &Config, health: &Health) -> Error {
+        let Watch { sql, watched, shape, misfits, rules, of_lookups } = self;
         let misfits = misfits.into_iter().filter(|(_, code)| !preflight::is_of_lookup(code));
         let (watched, rules, misfits) = (&watched, &rules, misfits.collect());
+        let client: &Client = &sql;
         let tables = Tables { config, client, health, watched, rules, of_lookups: &of_lookups };
         tokio::select! {
             error = tables.run(shape, &misfits) => error,
@@ -111,8 +122,11 @@ impl Tables<'_> {
                     return error.into();
                 }
                 Ok(Err(error)) => {
-                    let text = format!("whether the rules still fit their tables: {error}");
-                    let hint = "it is asked again; what changes meanwhile is noticed then";
+                    let text = format!(
+                        "whether the rules still fit their tables cannot be asked: {error}"
+                    );
+                    let hint = "it is asked again; what changes meanwhile is noticed then. See who \
+                                holds locks on the catalog, and what keeps the server busy";
                     self.health.trouble(Topic::Watch, &text, Some(hint));
                 }
                 Err(_elapsed) => return Error::Silent(TIMEOUT.as_secs()),

@@ -107,7 +107,7 @@ async fn what_is_waited_for_is_named_and_does_not_hold_up_a_stop() {
     bed.fill(&["item:1"]).await;
     assert_eq!(sidecar.sigterm().await, 0);
     let log = sidecar.log();
-    assert!(!log.iter().any(|line| line.contains("with keys on their way")), "it waited");
+    assert!(!log.iter().any(|line| line.contains("stopping before everything")), "it waited");
     sidecar.start();
     bed.gone("item:1").await;
     says(&sidecar, &[&process, "prepared as `p'q`"]).await;

@@ -183,7 +183,35 @@ keys = ["item:{id}", "found:{found.a}"]
     assert_eq!(sidecar.readyz().await, Some(200));
 }
 
-/// What the gate asks runs on a connection of its own.
+/// Somebody else's lock, on a table that the lookup does not read, is not blamed.
+#[tokio::test]
+async fn whoever_locks_a_table_that_a_lookup_does_not_read_is_not_blamed() {
+    let (bed, settings) = bed().await;
+    let rules = r#"
+[lookup.found]
+sql = "select a from only plain where id = $1"
+params = ["id"]
+
+[[rule]]
+name = "item"
+table = "public.item"
+keys = ["item:{id}", "found:{found.a}"]
+"#;
+    let mut sidecar = begun(&bed, Settings { rules: rules.to_owned(), ..settings }).await;
+    let (other, holder) = (Sql::connect(&bed.postgres).await, Sql::connect(&bed.postgres).await);
+    let pid = "select pg_backend_pid()";
+    let (other_pid, pid): (i32, i32) = (other.one(pid).await, holder.one(pid).await);
+    other.run("begin; lock table filtered, part").await;
+    holder.run("begin; lock table plain").await;
+    sidecar.start();
+    sidecar.wait_log("lookup `found` could not be tried").await;
+    let (_, told) = sidecar.get("/readyz").await.unwrap();
+    assert!(told.contains(&format!("process {pid} has `public.plain` locked")), "{told}");
+    assert!(!told.contains(&format!("process {other_pid}")), "{told}");
+}
+
+/// What the gate asks runs on a connection of its own; and what the slot is asked for does not wait
+/// behind what is asked of tables.
 #[tokio::test]
 async fn nothing_but_the_gate_uses_the_gates_connection() {
     let bed = Bed::new(&["log_statement = all", "log_line_prefix = '<%a> '"]).await;
@@ -201,4 +229,8 @@ async fn nothing_but_the_gate_uses_the_gates_connection() {
     assert!(gate.iter().any(|entry| entry.contains("pg_current_snapshot()")), "{gate:?}");
     assert_eq!(gate.iter().find(is_other), None);
     assert!(watch.iter().filter(is_other).count() > 3, "{watch:?}");
+    let slot = of("walsweep slot");
+    let of_slot = |entry: &&String| entry.contains("safe_wal_size");
+    assert!(slot.iter().filter(of_slot).count() > 1, "{slot:?}");
+    assert_eq!(slot.iter().find(|entry| entry.contains("pg_publication")), None);
 }

@@ -147,6 +147,29 @@ async fn a_stopped_standby_is_seen_holds_and_is_taken_back() {
     assert!(complaints <= 3, "one line for each reason, not for each attempt: {complaints}");
 }
 
+/// A stop has nothing to wait for: what the replica holds back is removed, and the next start
+/// removes it again.
+#[tokio::test]
+async fn a_replica_that_is_gone_does_not_hold_up_a_stop() {
+    let (bed, mut standby, mut sidecar) = start().await;
+    standby.stop(StopMode::Fast).await.unwrap();
+    bed.fill(&["item:1"]).await;
+    update(&bed, 1).await;
+    bed.gone("item:1").await;
+    let before = bed.confirmed().await;
+    sidecar.wait_log("cannot be counted on").await;
+    assert_eq!(sidecar.sigterm().await, 0);
+    let log = sidecar.log().join("\n");
+    assert!(log.contains("what was removed is not confirmed"), "{log}");
+    assert!(!log.contains("stopping before everything is removed"), "it waited\n{log}");
+    assert!(bed.confirmed().await <= before);
+    bed.fill(&["item:1"]).await;
+    standby.start_again().await.unwrap();
+    sidecar.start();
+    bed.gone("item:1").await;
+    bed.settled().await;
+}
+
 /// I3: what waits for a replica waits as one, however much it is: the number of transactions on
 /// their way, at whose limit reading stops, does not grow.
 #[tokio::test]

@@ -45,7 +45,9 @@ async fn a_second_one_stands_by_and_takes_over() {
     second.wait_log("standing by").await;
     assert_eq!(second.readyz().await, Some(503));
     let (_, why) = second.get("/readyz").await.unwrap();
-    assert!(why.contains("standby"), "{why}");
+    let pid: i32 = bed.sql.one("select active_pid from pg_replication_slots").await;
+    let holder = format!("standby: process {pid} (`walsweep stream`), connected from 127.0.0.1");
+    assert!(why.contains(&holder), "{why}");
     assert_eq!(second.get("/healthz").await.unwrap().0, 200);
     bed.fill(&["item:1"]).await;
     bed.sql.run("update item set version = 1 where id = 1").await;
@@ -115,4 +117,24 @@ async fn sighup_is_answered_and_changes_nothing() {
     bed.sql.run("update item set version = 1 where id = 1").await;
     bed.gone("item:1").await;
     assert_eq!(sidecar.sigterm().await, 0);
+}
+
+/// Whoever reads the log as JSON gets no line that is none, not even the last.
+#[tokio::test]
+async fn why_it_ends_is_a_line_of_a_log_of_json() {
+    let bed = Bed::new(&[]).await;
+    let mut settings = bed.settings();
+    // The rules stand behind `[log]`.
+    settings.rules = format!("format = \"json\"\n{}", settings.rules);
+    settings.postgres_url = bed.postgres.url_of("missing");
+    let sidecar = Sidecar::new(settings);
+    let ended = sidecar.command(&["run"]);
+    assert_eq!(ended.status.code(), Some(1));
+    let lines = String::from_utf8(ended.stderr).unwrap();
+    let lines: Vec<serde_json::Value> =
+        lines.lines().map(|line| serde_json::from_str(line).expect(line)).collect();
+    let last = lines.last().expect("it says why");
+    let message = last["message"].as_str().unwrap();
+    assert!(message.contains("database \"missing\" does not exist"), "{last}");
+    assert_eq!((&last["level"], &last["status"]), (&"ERROR".into(), &1.into()), "{last}");
 }

@@ -43,7 +43,10 @@ async fn a_publication_made_anew_by_hand_costs_one_slot_and_few_sessions() {
     always(Duration::from_secs(3), "it stays", || async { sidecar.readyz().await == Some(200) })
         .await;
     let sessions = sessions(&sidecar) - began;
-    assert!(sessions <= 5, "{sessions} sessions\n{}", sidecar.log().join("\n"));
+    // One that fails by the change while there was no publication, perhaps one that began before it
+    // was made anew, and the last.
+    assert!(sessions <= 3, "{sessions} sessions\n{}", sidecar.log().join("\n"));
+    sidecar.wait_log("publication `walsweep` was created anew").await;
     let swept = sidecar.metric_sum("walsweep_resyncs_total").await - swept;
     assert!(swept <= 4.0, "{swept} sweeps of everything");
     assert!((given_up(&sidecar).await - 1.0).abs() < f64::EPSILON, "once");
@@ -100,6 +103,10 @@ async fn sessions_that_end_at_once_do_not_spin() {
     let log = sidecar.log();
     let loud = log.iter().filter(|line| line.contains("WARN") && line.contains("session ended"));
     assert!(loud.count() <= 5, "{log:#?}");
+    eventually(PATIENCE, "what was is told as what was", || async {
+        readiness(&sidecar).await.contains("a session stands; those before it ended soon")
+    })
+    .await;
     sidecar.wait_ready().await;
     bed.fill(&["item:5"]).await;
     bed.sql.run("update item set version = 1 where id = 5").await;
@@ -173,5 +180,5 @@ async fn the_metrics_of_the_slot_stay_true_while_no_session_stands() {
     proxy.set(Fault::Nothing);
     sidecar.wait_ready().await;
     let anew = "select count(*) from pg_stat_activity where application_name = 'walsweep slot'";
-    assert_eq!(bed.sql.one::<i64>(anew).await, 0, "no connection is kept for what is over");
+    assert_eq!(bed.sql.one::<i64>(anew).await, 1, "no connection is kept for what is over");
 }

@@ -158,6 +158,12 @@ pub(super) fn server_error(message: &Bytes) -> ServerError {
     }
 }
 
+/// Reads a whole `ErrorResponse` message that ends a stream. The server evaluates row filters and
+/// prints values while it streams, so that what fails there may be a row's value.
+pub(super) fn stream_error(message: &Bytes) -> ServerError {
+    server_error(message).without_values()
+}
+
 /// Reads a whole `NoticeResponse` message, and gives it if it is the warning by which Postgres 18
 /// says that it leaves out a publication, and with it every change. Before that version the stream
 /// ended with an error, as it must: what is left out will never come again.

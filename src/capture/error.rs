@@ -22,6 +22,10 @@ pub enum Error {
     /// The server ended the stream with an error.
     #[error("read replication stream: {0}")]
     Stream(ServerError),
+    /// The server leaves a publication out of the stream, and with it every change: Postgres 18
+    /// only warns.
+    #[error("read replication stream: {0}")]
+    LeavesOut(ServerError),
     /// The server ended the stream in order, as it does when it shuts down.
     #[error("read replication stream: the server ended it")]
     Ended,
@@ -60,7 +64,9 @@ impl Error {
     pub fn sql_state(&self) -> Option<&str> {
         match self {
             Error::Connect(error) => error.sql_state(),
-            Error::Command { server, .. } | Error::Stream(server) => Some(&server.code),
+            Error::Command { server, .. } | Error::Stream(server) | Error::LeavesOut(server) => {
+                Some(&server.code)
+            }
             _ => None,
         }
     }
@@ -92,19 +98,29 @@ impl Error {
     /// further try from the same position ends alike: the server said so in the stream, or what it
     /// sent is not the protocol. Not what an operator does (SQLSTATE class 57), nor a lost
     /// connection. Seen besides XX000: 42704, of a publication that was dropped and created again
-    /// (Postgres 14 to 17; 18 warns by 55000), for the server looks it up as of the change that it
-    /// decodes.
+    /// (Postgres 14 to 17; 18 warns), for the server looks it up as of the change that it decodes.
     #[must_use]
     pub fn blames_slot(&self) -> bool {
         match self {
             Error::Stream(server) => !server.code.starts_with("57"),
-            Error::Malformed(_) => true,
+            Error::LeavesOut(_) | Error::Malformed(_) => true,
             Error::Connect(_)
             | Error::Command { .. }
             | Error::Ended
             | Error::Closed
             | Error::Io(_)
             | Error::Stalled { .. } => false,
+        }
+    }
+
+    /// Whether the server found no publication when the change was made that it decodes: up to
+    /// version 17 by SQLSTATE 42704.
+    #[must_use]
+    pub fn lacks_publication(&self) -> bool {
+        match self {
+            Error::Stream(server) => server.code == "42704",
+            Error::LeavesOut(_) => true,
+            _ => false,
         }
     }
 

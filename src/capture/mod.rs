@@ -173,11 +173,11 @@ impl Slot {
                     message.advance(frame::HEADER_SIZE);
                     return Ok(Some(Frame::parse(message)?));
                 }
-                Some(b'E') => return Err(Error::Stream(connection::server_error(&message))),
+                Some(b'E') => return Err(Error::Stream(connection::stream_error(&message))),
                 Some(b'c' | b'C' | b'Z') => return Err(Error::Ended),
                 Some(b'N') => {
                     if let Some(warning) = connection::skipped_publication(&message) {
-                        return Err(Error::Stream(warning));
+                        return Err(Error::LeavesOut(warning));
                     }
                 }
                 // Changed settings and NOTIFY may come at any time and mean nothing here.
@@ -262,7 +262,7 @@ impl Slot {
             let Taken::Message(message) = taken else { continue };
             match message.first() {
                 Some(b'Z') => return Ok(true),
-                Some(b'E') => return Err(Error::Stream(connection::server_error(&message))),
+                Some(b'E') => return Err(Error::Stream(connection::stream_error(&message))),
                 _ => {}
             }
         }

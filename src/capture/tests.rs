@@ -273,6 +273,16 @@ async fn a_long_message_is_read_on_after_next_was_dropped() {
     drop(writer.await.unwrap());
 }
 
+/// I9: a row filter of the publication may fail for a value.
+#[tokio::test]
+async fn an_error_about_a_row_is_told_without_its_value() {
+    let (mut slot, mut server) = slot();
+    let text = "invalid input syntax for type integer: \"Ada\"";
+    server.write_all(&error("22P02", text)).await.unwrap();
+    let error = slot.next().await.unwrap_err().to_string();
+    assert!(error.contains("22P02") && !error.contains("Ada"), "{error}");
+}
+
 #[tokio::test]
 async fn an_error_or_a_notice_of_any_length_is_told_by_its_beginning() {
     let text = "é".repeat(5 << 20);

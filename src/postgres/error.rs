@@ -158,6 +158,17 @@ impl ServerError {
         self.code.starts_with("28") || self.code == "3D000" || self.code == "42501"
     }
 
+    /// The same, but that the message of an error that is about a row's data, or comes of the
+    /// application's own code (classes 22, 23, P0), may quote a value (I9).
+    pub(crate) fn without_values(self) -> ServerError {
+        let may_quote = ["22", "23", "P0"].iter().any(|class| self.code.starts_with(class));
+        let ServerError { code, mut message } = self;
+        if may_quote {
+            "an error about the data of a row".clone_into(&mut message);
+        }
+        ServerError { code, message }
+    }
+
     /// Reads the code and the primary message; a field that is absent or malformed is empty.
     pub(crate) fn from_fields(mut fields: ErrorFields<'_>) -> ServerError {
         let mut error = ServerError { code: String::new(), message: String::new() };

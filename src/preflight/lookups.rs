@@ -8,9 +8,9 @@
 //! To parse a query, the server locks the tables that it names, as for every reader. What somebody
 //! else has locked against readers is not waited for: of such a lookup nothing is known for now.
 
-use tokio_postgres::error::DbError;
+use tokio_postgres::error::{DbError, ErrorPosition};
 use tokio_postgres::types::ToSql;
-use tokio_postgres::{Client, Statement};
+use tokio_postgres::{Client, Row, Statement};
 
 use super::{Error, Finding, nearest, render};
 use crate::config::Config;
@@ -84,7 +84,7 @@ pub async fn trials(config: &Config, rules: &Rules, client: &Client) -> Result<V
         trials.push(match outcome {
             Ok(finding) => Trial::Tried(finding.map(of_rules)),
             Err(Error::Query(error)) if is_locked(&error) => {
-                Trial::Locked(of_rules(locked(lookup, client).await?))
+                Trial::Locked(of_rules(locked(lookup, &error, client).await?))
             }
             Err(error) => return Err(error),
         });
@@ -97,8 +97,18 @@ pub(super) fn is_locked(error: &tokio_postgres::Error) -> bool {
     error.code().is_some_and(|code| code.code() == LOCKED)
 }
 
-async fn locked(lookup: &Lookup, client: &Client) -> Result<Finding, Error> {
-    let holder = client.query_opt(include_str!("../../sql/lock_holders.sql"), &[]).await?;
+/// A lookup that could not be tried, and who was in the way, if the server said of which relation.
+async fn locked(
+    lookup: &Lookup,
+    error: &tokio_postgres::Error,
+    client: &Client,
+) -> Result<Finding, Error> {
+    let position = error.as_db_error().and_then(DbError::position);
+    let holder = match position {
+        Some(ErrorPosition::Original(at)) => holder(name_at(query_of(lookup), *at), client).await?,
+        // The relation is behind a view, a function or a partitioned table.
+        Some(ErrorPosition::Internal { .. }) | None => None,
+    };
     let name = &lookup.name;
     let who = match holder {
         None => "somebody had a lock on a table that it reads".to_owned(),
@@ -118,10 +128,38 @@ async fn locked(lookup: &Lookup, client: &Client) -> Result<Finding, Error> {
     Ok(finding.hint("it is tried again; until it can be asked, its keys are widened"))
 }
 
+/// Who has, or waits for, an exclusive lock on the relation that a query names so.
+async fn holder(name: &str, client: &Client) -> Result<Option<Row>, Error> {
+    client.batch_execute(&begin("read only", true)).await?;
+    client.batch_execute(AS_ROLE).await?;
+    let found = client.query_one(include_str!("../../sql/lookup_relation.sql"), &[&name]).await;
+    client.batch_execute("rollback").await?;
+    let oid: Option<u32> = found.ok().and_then(|row| row.try_get(0).ok()).flatten();
+    let Some(oid) = oid else { return Ok(None) };
+    Ok(client.query_opt(include_str!("../../sql/lock_holders.sql"), &[&oid]).await?)
+}
+
+/// The name, perhaps with its schema, that begins at a character of a query, counted from 1.
+fn name_at(query: &str, at: u32) -> &str {
+    let start = usize::try_from(at).unwrap_or(usize::MAX).saturating_sub(1);
+    let from = query.char_indices().nth(start).map_or(query.len(), |(at, _)| at);
+    let rest = &query[from..];
+    let mut is_quoted = false;
+    let end = rest.find(|one: char| {
+        is_quoted ^= one == '"';
+        !(is_quoted || one.is_alphanumeric() || ['"', '_', '$', '.'].contains(&one))
+    });
+    &rest[..end.unwrap_or(rest.len())]
+}
+
+/// A lookup's query, without what may end it.
+fn query_of(lookup: &Lookup) -> &str {
+    lookup.sql.value.trim().trim_end_matches(';')
+}
+
 async fn one(config: &Config, lookup: &Lookup, client: &Client) -> Result<Option<Finding>, Error> {
     let name = &lookup.name;
-    let query = lookup.sql.value.trim().trim_end_matches(';');
-    let prepared = match client.prepare(query).await {
+    let prepared = match client.prepare(query_of(lookup)).await {
         Ok(prepared) => prepared,
         Err(error) if is_locked(&error) => return Err(error.into()),
         Err(error) => {
@@ -239,4 +277,22 @@ fn columns(lookup: &Lookup, prepared: &Statement) -> Option<Finding> {
         }
     };
     Some(finding.at(&wrong.at).hint(hint))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::name_at;
+
+    #[test]
+    fn the_name_at_a_position_is_read_as_the_query_has_it() {
+        for (query, at, name) in [
+            ("select a from plain where id = $1", 15, "plain"),
+            ("select a from app.plain", 15, "app.plain"),
+            ("select 'ü' from \"Plain one\".\"a\"\"b\" x", 17, "\"Plain one\".\"a\"\"b\""),
+            ("select a from plain", 99, ""),
+            ("select a from (select 1)", 15, ""),
+        ] {
+            assert_eq!(name_at(query, at), name, "{query}");
+        }
+    }
 }

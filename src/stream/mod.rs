@@ -473,12 +473,18 @@ impl<'a> Stream<'a> {
         Ok(self.slot.send_status(reply_requested).await?)
     }
 
+    /// Whether something that was removed is not confirmed.
+    fn is_unconfirmed(&self) -> bool {
+        !self.ledger.is_clear() || self.slot.confirmed() < self.ledger.safe()
+    }
+
     /// Whether a stop has something to wait for: keys on their way, or their confirmation. While a
     /// sweep of everything is owed nothing is confirmed, and the next start owes it, too; it may
-    /// wait for a transaction that stays open for hours.
-    fn is_draining(&self) -> bool {
-        let is_unconfirmed = !self.ledger.is_clear() || self.slot.confirmed() < self.ledger.safe();
-        self.ledger.in_flight() > 0 || !self.sweep_is_owed && is_unconfirmed
+    /// wait for a transaction that stays open for hours. Nor is it worth a wait where a replica
+    /// that is gone, or a right that Redis does not give, is in the way.
+    fn is_draining(&self, health: &Health) -> bool {
+        let is_in_the_way = self.sweep_is_owed || health.holds_confirmation();
+        self.ledger.in_flight() > 0 || !is_in_the_way && self.is_unconfirmed()
     }
 
     /// Reads no more, waits for what is on its way, confirms it, and leaves in good order.
@@ -487,7 +493,7 @@ impl<'a> Stream<'a> {
         let inputs = self.ends.inputs.clone();
         let deadline = Instant::now() + DRAIN_TIMEOUT;
         let mut clock = interval(self.timing.status / 2);
-        while self.is_draining() {
+        while self.is_draining(watched.0) {
             tokio::select! {
                 biased;
                 event = self.ends.events.recv() => self.hear(event, watched).await?,
@@ -504,6 +510,12 @@ impl<'a> Stream<'a> {
             }
         }
         let confirmed = self.slot.confirmed();
+        if watched.0.holds_confirmation() && self.is_unconfirmed() {
+            tracing::info!(
+                "what was removed is not confirmed, for what `/readyz` named; the next start \
+                 removes it again"
+            );
+        }
         match self.slot.close(CLOSE_TIMEOUT).await {
             Ok(()) => tracing::info!(%confirmed, "stopped"),
             Err(error) => tracing::warn!(%confirmed, %error, "stopped without a farewell"),

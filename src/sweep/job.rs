@@ -86,9 +86,11 @@ impl Member {
         }
     }
 
-    /// The part of it that goes with keys that Redis refused; `None` if a hold says it all.
+    /// The part of it that goes with keys that Redis refused; `None` if a hold says it all: what
+    /// is refused may be so for days, while standbys replay all the time (I6).
     pub(super) fn part(&self) -> Option<Member> {
         match self {
+            Member::Replayed { resyncs: 0, .. } => None,
             Member::Resync { .. } | Member::Replayed { .. } | Member::Repeat { .. } => {
                 Some(self.clone())
             }
@@ -221,5 +223,29 @@ impl Tally {
 
     pub(super) fn removed(&self) -> u64 {
         self.rows.iter().map(|row| row.1).sum()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::rc::Rc;
+
+    use super::Member;
+    use crate::keys::RuleId;
+    use crate::settle::Hold;
+
+    #[test]
+    fn nothing_but_sweeps_and_repetitions_is_kept_with_refused_keys() {
+        let (hold, token) = (Hold::new_name(), Rc::new(()));
+        for (member, is_kept) in [
+            (Member::Resync { last: true, settles: true, token: Rc::clone(&token) }, true),
+            (Member::Replayed { resyncs: 1, token: Rc::clone(&token) }, true),
+            (Member::Repeat { token: Rc::clone(&token) }, true),
+            (Member::Replayed { resyncs: 0, token }, false),
+            (Member::Held { hold, shared: false }, false),
+            (Member::Retry(RuleId(0)), false),
+        ] {
+            assert_eq!(member.part().is_some(), is_kept, "{member:?}");
+        }
     }
 }

@@ -22,6 +22,11 @@ const SIGN_OF_LIFE_MAX: Duration = Duration::from_secs(60);
 /// either. Giving up what the slot holds, which cures most of it, comes long before.
 const NOWHERE_MAX: Duration = Duration::from_secs(300);
 
+/// The rules' tables may stay unseen for so long: what is altered meanwhile leaves stale values
+/// that no row tells of. A lock on the catalog, such as that of `VACUUM FULL pg_class`, is over by
+/// then.
+const UNSEEN_MAX: Duration = Duration::from_secs(60);
+
 /// First distance between two log lines about the same trouble; each next one is twice as long.
 const SAY_AGAIN: Duration = Duration::from_secs(10);
 
@@ -53,7 +58,7 @@ impl Phase {
     fn text(self) -> String {
         match self {
             Phase::Connecting => "connecting to postgres".to_owned(),
-            Phase::Standby => "standby: another process has the slot".to_owned(),
+            Phase::Standby => "standby".to_owned(),
             Phase::RedisLost => "redis is out of reach".to_owned(),
             Phase::Sweeping(reason) => format!("sweeping everything: {reason}"),
             Phase::Streaming => "ready".to_owned(),
@@ -98,8 +103,9 @@ pub enum Topic {
 }
 
 impl Topic {
-    /// Whether readers may see stale values while it lasts, so that `/readyz` answers 503.
-    fn stops_ready(&self) -> bool {
+    /// Whether readers may see stale values for a trouble that has lasted so long, so that
+    /// `/readyz` answers 503.
+    fn stops_ready(&self, lasted: Duration) -> bool {
         match self {
             Topic::Session
             | Topic::Checks
@@ -108,15 +114,20 @@ impl Topic {
             | Topic::Redis
             | Topic::RedisChecks
             | Topic::Late => true,
+            Topic::Watch => lasted >= UNSEEN_MAX,
             Topic::Wide(_)
             | Topic::Replica(_)
             | Topic::Watermark
             | Topic::Fence
             | Topic::Lookup(_)
-            | Topic::Watch
             | Topic::Slot
             | Topic::NewSlot => false,
         }
+    }
+
+    /// Whether keys are gone, and what was removed for them cannot be confirmed while it lasts.
+    fn holds_confirmation(&self) -> bool {
+        matches!(self, Topic::Replica(_) | Topic::Refused(_) | Topic::Watermark)
     }
 }
 
@@ -172,6 +183,8 @@ struct State {
     /// Since when something may be unconfirmed.
     unconfirmed_since: Option<Instant>,
     troubles: BTreeMap<Topic, Trouble>,
+    /// Who has the slot, in [`Phase::Standby`].
+    holder: String,
 }
 
 impl Health {
@@ -184,6 +197,7 @@ impl Health {
             nowhere_since: None,
             unconfirmed_since: None,
             troubles: BTreeMap::new(),
+            holder: String::new(),
         };
         Health { metrics, state: Mutex::new(state) }
     }
@@ -196,12 +210,19 @@ impl Health {
         self.show(&state);
     }
 
+    /// Another walsweep has the slot: `holder`.
+    pub fn stands_by(&self, holder: String) {
+        self.lock().holder = holder;
+        self.set(Phase::Standby);
+    }
+
     /// A sign of life. Says again what has not been said for a while.
     pub fn beat(&self) {
         let mut state = self.lock();
         let now = Instant::now();
         state.alive_at = now;
         state.troubles.values_mut().for_each(|trouble| trouble.say_again(now));
+        self.show(&state);
     }
 
     /// Something does not work: `text` says what, in words for the log and for `/readyz`; `hint`
@@ -272,6 +293,12 @@ impl Health {
         self.lock().unconfirmed_since
     }
 
+    /// Whether something is known to stand in the way of the confirmation of what was removed.
+    #[must_use]
+    pub fn holds_confirmation(&self) -> bool {
+        self.lock().troubles.keys().any(Topic::holds_confirmation)
+    }
+
     /// What is being done.
     #[must_use]
     pub fn phase(&self) -> Phase {
@@ -291,8 +318,10 @@ impl Health {
     #[must_use]
     pub fn readiness(&self) -> (bool, String) {
         let state = self.lock();
-        let phase = match state.phase {
+        let phase = state.phase;
+        let phase = match phase {
             Phase::Streaming if !state.is_ready() => "not ready".to_owned(),
+            Phase::Standby => format!("{}: {} has the slot", phase.text(), state.holder),
             phase => phase.text(),
         };
         let troubles = state.troubles.values().map(|trouble| {
@@ -335,7 +364,9 @@ impl Health {
 
 impl State {
     fn is_ready(&self) -> bool {
-        self.phase == Phase::Streaming && !self.troubles.keys().any(Topic::stops_ready)
+        let stops_ready =
+            |(topic, trouble): (&Topic, &Trouble)| topic.stops_ready(trouble.since.elapsed());
+        self.phase == Phase::Streaming && !self.troubles.iter().any(stops_ready)
     }
 }
 
@@ -471,6 +502,32 @@ mod tests {
         advance(Duration::from_secs(5)).await;
         health.sees_nothing();
         assert!((age() - 5.0).abs() < 0.1, "from the first moment on");
+    }
+
+    /// I7: what an altered table leaves behind is not noticed.
+    #[tokio::test(start_paused = true)]
+    async fn tables_that_stay_unseen_for_a_minute_are_not_ready() {
+        let health = streaming();
+        let is_ready = || (health.readiness().0, health.metrics().ready.get());
+        for second in 0..60 {
+            health.trouble(Topic::Watch, "a lock is in the way", None);
+            assert_eq!(is_ready(), (true, 1), "{second}");
+            advance(Duration::from_secs(1)).await;
+        }
+        health.beat();
+        assert_eq!(is_ready(), (false, 0));
+        health.over(&Topic::Watch);
+        assert_eq!(is_ready(), (true, 1));
+        health.trouble(Topic::Watch, "another lock", None);
+        assert_eq!(is_ready(), (true, 1), "a look in between saw everything");
+    }
+
+    #[test]
+    fn who_has_the_slot_is_named_by_the_one_that_stands_by() {
+        let health = streaming();
+        health.stands_by("process 7 (`walsweep stream`), connected from 10.0.0.7".to_owned());
+        let text = "standby: process 7 (`walsweep stream`), connected from 10.0.0.7 has the slot\n";
+        assert_eq!(health.readiness(), (false, text.to_owned()));
     }
 
     #[test]

@@ -18,7 +18,8 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpListener;
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{Instant, sleep, timeout};
 
@@ -104,7 +105,7 @@ impl Open {
     }
 }
 
-async fn serve_one(stream: TcpStream, health: Arc<Health>) {
+async fn serve_one<S: AsyncRead + AsyncWrite + Unpin>(stream: S, health: Arc<Health>) {
     let service = service_fn(move |request| {
         let response = answer(&request, &health);
         async move { Ok::<_, Infallible>(response) }
@@ -154,7 +155,28 @@ fn text(status: StatusCode, body: String) -> Response<Full<Bytes>> {
 
 #[cfg(test)]
 mod tests {
-    use super::{CONNECTIONS_MAX, connections_max, descriptors_max};
+    use std::sync::Arc;
+
+    use tokio::io::{AsyncWriteExt, duplex};
+    use tokio::time::timeout;
+
+    use super::{
+        CONNECTION_TIMEOUT, CONNECTIONS_MAX, Health, connections_max, descriptors_max, serve_one,
+    };
+    use crate::telemetry::metrics::Metrics;
+
+    /// Whether its request is not whole, or it reads nothing of the answer.
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_ends_in_time_whatever_its_client_does() {
+        for sent in ["", "GET /metr", "GET /metrics HTTP/1.1\r\nHost: a\r\n\r\n"] {
+            let health = Arc::new(Health::new(Arc::new(Metrics::new(&[]))));
+            // It holds a request, and no answer.
+            let (ours, mut theirs) = duplex(64);
+            theirs.write_all(sent.as_bytes()).await.unwrap();
+            let served = timeout(CONNECTION_TIMEOUT * 2, serve_one(ours, health)).await;
+            assert!(served.is_ok(), "open after twice the time: {sent:?}");
+        }
+    }
 
     #[test]
     fn three_of_four_descriptors_are_kept_back() {
