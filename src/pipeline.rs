@@ -263,37 +263,21 @@ impl Program<'_> {
             broken,
             empty: self.rules.key_set(),
         };
-        let node = Standalone::new(&self.config.redis, key_name(&self.config.postgres.slot));
-        let refill = &self.config.refill;
-        let node = if refill.observe && !refill.window.is_zero() {
-            node.observing(self.rules.everything())
-        } else {
-            node
-        };
         let fitness = Rc::new(Fitness::new(self.config, Arc::clone(self.health)));
-        let look = {
-            let fitness = Rc::clone(&fitness);
-            Box::new(move |connection| {
-                let fitness = Rc::clone(&fitness);
-                Box::pin(async move { fitness.look(connection).await }) as Pin<Box<_>>
-            })
-        };
-        let node = node.looked_at(look);
+        let node = self.node(&fitness);
         let probe = SqlProbe::new(Rc::clone(&gate)).await?;
         let primary = Rc::clone(&server.primary);
         let probe = probe.with_fences(primary, Relations::of_rules(self.rules));
         let outside = Outside { slot, witness, probe, standbys, node, lookups };
-        let mut health = spawn({
-            let keeper = Keeper::new(&self.config.postgres, self.health, self.metrics);
-            let server = server.clone();
-            async move { keeper.watch(&server).await }
-        });
         // A task: what wakes for each commit would otherwise poll all of this, too.
         let mut beside = spawn({
             let (config, health) = (self.config.clone(), Arc::clone(self.health));
+            let keeper = Keeper::new(&config.postgres, self.health, self.metrics);
+            let server = server.clone();
             async move {
                 let redis = async || connect::connect(&config.redis).await.ok();
                 tokio::select! {
+                    error = keeper.watch(&server) => error,
                     error = watch.run(&config, &health) => error,
                     error = gate_is_dead(&gate) => error,
                     never = fitness.watch(redis) => match never {},
@@ -305,7 +289,6 @@ impl Program<'_> {
         let outcome = tokio::select! {
             biased;
             outcome = stages => outcome,
-            ended = &mut health.0 => Err(ended.unwrap_or(Error::Stage("slot health"))),
             ended = &mut beside.0 => Err(ended.unwrap_or(Error::Stage("watch"))),
         };
         match outcome {
@@ -314,6 +297,22 @@ impl Program<'_> {
             }
             outcome => outcome,
         }
+    }
+
+    /// Redis, as it is configured; a server is looked at before it is used.
+    fn node(&self, fitness: &Rc<Fitness>) -> Standalone {
+        let node = Standalone::new(&self.config.redis, key_name(&self.config.postgres.slot));
+        let refill = &self.config.refill;
+        let node = if refill.observe && !refill.window.is_zero() {
+            node.observing(self.rules.everything())
+        } else {
+            node
+        };
+        let fitness = Rc::clone(fitness);
+        node.looked_at(Box::new(move |connection| {
+            let fitness = Rc::clone(&fitness);
+            Box::pin(async move { fitness.look(connection).await }) as Pin<Box<_>>
+        }))
     }
 
     /// The server found no publication at a place of its log. If there is one now that is younger

@@ -90,11 +90,13 @@ impl Member {
     /// is refused may be so for days, while standbys replay all the time (I6).
     pub(super) fn part(&self) -> Option<Member> {
         match self {
-            Member::Replayed { resyncs: 0, .. } => None,
+            Member::Replayed { resyncs: 0, .. }
+            | Member::Transaction { .. }
+            | Member::Held { .. }
+            | Member::Retry(_) => None,
             Member::Resync { .. } | Member::Replayed { .. } | Member::Repeat { .. } => {
                 Some(self.clone())
             }
-            Member::Transaction { .. } | Member::Held { .. } | Member::Retry(_) => None,
         }
     }
 }
