@@ -137,7 +137,16 @@ fn the_reference_names_the_defaults() {
     let is_default = |line: &str| {
         ["replication_url", "publication", "slot", "password_file", "ca_file", "max_retained_wal"]
             .iter()
-            .chain(&["max_stall", "window", "listen", "format", "level", "cache"])
+            .chain(&[
+                "max_stall",
+                "window",
+                "listen",
+                "format",
+                "level",
+                "cache",
+                "rows",
+                "missing",
+            ])
             .any(|name| line.starts_with(&format!("# {name} = ")))
     };
     let mut found = 0;
@@ -149,7 +158,7 @@ fn the_reference_names_the_defaults() {
             format!("{}\n", option.unwrap_or(line))
         })
         .collect();
-    assert_eq!(found, 13, "the reference names every option with a default");
+    assert_eq!(found, 15, "the reference names every option with a default");
     let (explicit, _) = judge(&uncommented, &|_| None).unwrap();
     assert_eq!(
         format!("{explicit:?}").replace(char::is_numeric, ""),

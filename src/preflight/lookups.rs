@@ -120,7 +120,7 @@ async fn locked(lookup: &Lookup, client: &Client) -> Result<Finding, Error> {
 
 async fn one(config: &Config, lookup: &Lookup, client: &Client) -> Result<Option<Finding>, Error> {
     let name = &lookup.name;
-    let query = lookup.sql.value.trim().trim_end_matches(';');
+    let query = lookup.query();
     let prepared = match client.prepare(query).await {
         Ok(prepared) => prepared,
         Err(error) if is_locked(&error) => return Err(error.into()),

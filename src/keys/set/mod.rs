@@ -16,7 +16,9 @@ use std::sync::Arc;
 
 use hashbrown::{DefaultHashBuilder, HashTable};
 
+use super::before::Before;
 use super::label::{RuleId, TemplateId, TemplateInfo, Whole, WidenReason};
+use super::lookup::LookupId;
 use super::pattern::Pattern;
 use super::pending::Pending;
 
@@ -60,6 +62,8 @@ pub struct KeySet {
     rules: Vec<RuleCount>,
     /// What waits for rows of lookups.
     pending: Pending,
+    /// Rows of lookups before the transaction.
+    before: Before,
 }
 
 /// Where an exact key lies in the arena.
@@ -91,6 +95,10 @@ pub(super) enum Content<'a> {
     Pattern(TemplateId, &'a [u8]),
     /// What a template needs rows for.
     Pending(TemplateId, &'a [u8]),
+    /// What a lookup gave before the transaction.
+    Before(LookupId, &'a [u8]),
+    /// What a lookup gave before the transaction is not known.
+    Lost(LookupId, WidenReason),
     /// How many changes a rule looked at.
     Matches(RuleId, u64),
     /// How often a rule was widened.
@@ -129,6 +137,7 @@ impl KeySet {
             used_patterns: 0,
             rules: vec![RuleCount::default(); rule_count],
             pending: Pending::default(),
+            before: Before::default(),
         }
     }
 
@@ -155,6 +164,7 @@ impl KeySet {
             + self.usage.capacity() * size_of::<Usage>()
             + self.rules.capacity() * size_of::<RuleCount>()
             + self.pending.bytes()
+            + self.before.bytes()
             + patterns
     }
 
@@ -219,6 +229,7 @@ impl KeySet {
         for (template, bytes) in other.pending.iter() {
             self.add_pending(template, bytes);
         }
+        self.merge_before(&other.before);
         for (own, others) in self.rules.iter_mut().zip(&other.rules) {
             own.matches += others.matches;
             for (own, others) in own.widened.iter_mut().zip(others.widened) {
@@ -250,6 +261,8 @@ impl KeySet {
             each(Content::Pattern(*template, pattern.as_bytes()));
         }
         self.pending.iter().for_each(|(template, bytes)| each(Content::Pending(template, bytes)));
+        self.before.rows().for_each(|(lookup, row)| each(Content::Before(lookup, row)));
+        self.before.lost().for_each(|(lookup, why)| each(Content::Lost(lookup, why)));
         self.matches().for_each(|(rule, count)| each(Content::Matches(rule, count)));
         self.widened().for_each(|(rule, why, count)| each(Content::Widened(rule, why, count)));
     }
@@ -262,6 +275,7 @@ impl KeySet {
                 self.add_whole(template, Some(WidenReason::Limit));
             }
         }
+        self.before.lose_all();
         self.shrink();
     }
 
