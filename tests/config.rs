@@ -146,6 +146,8 @@ fn the_reference_names_the_defaults() {
                 "format",
                 "level",
                 "cache",
+                "rows",
+                "missing",
             ])
             .any(|name| line.starts_with(&format!("# {name} = ")))
     };
@@ -158,7 +160,7 @@ fn the_reference_names_the_defaults() {
             format!("{}\n", option.unwrap_or(line))
         })
         .collect();
-    assert_eq!(found, 15, "the reference names every option with a default");
+    assert_eq!(found, 17, "the reference names every option with a default");
     let (explicit, _) = judge(&uncommented, &|_| None).unwrap();
     assert_eq!(
         format!("{explicit:?}").replace(char::is_numeric, ""),

@@ -168,6 +168,30 @@ pub struct Lookup {
     pub params: Vec<Located<String>>,
     /// How many answers may be kept, at most; 0 for none.
     pub cache: usize,
+    /// How many rows an answer is meant to have.
+    pub rows: LookupRows,
+    /// The most rows of one answer, at least one, where it may have many.
+    pub limit: usize,
+    /// What becomes of a key where one row is wanted and there is none.
+    pub missing: Missing,
+}
+
+/// How many rows an answer of a lookup is meant to have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LookupRows {
+    /// One: another number of rows is a doubt.
+    One,
+    /// Any number: each row gives its keys, none gives none.
+    Many,
+}
+
+/// What becomes of a key where a lookup of one row finds none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Missing {
+    /// The placeholder widens to `*` (I5).
+    Widen,
+    /// There is no key: the configuration says that other rules cover what the row stood for.
+    Skip,
 }
 
 /// A schema-qualified table name, as in `pg_class`: no quotes, case kept.

@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use serde_json::Map;
 
-use crate::config::{Location, TableName};
+use crate::config::{Location, LookupRows, Missing, TableName};
 use crate::decode::{Column, OldKind, OldTuple, Relation, ReplicaIdentity, Tuple, Value};
 use crate::gather::{Change, Row};
 use crate::keys::{KeySet, Pattern, RuleId, Rules, Skip, Wanted, WidenReason, is_time};
@@ -194,6 +194,14 @@ fn waiting(rules: &Rules, template: &str, rows: &[Wanted]) -> String {
             let value = value.map_or("NULL".to_owned(), |value| Shown(value).to_string());
             text.push_str(&format!(", {}: {} = {value}", lookup.name, column.value));
         }
+        text.push_str(&match (lookup.rows, lookup.missing) {
+            (LookupRows::Many, _) => format!(
+                " (each row gives its keys, none gives none, more than {} widen)",
+                lookup.limit
+            ),
+            (LookupRows::One, Missing::Skip) => " (no row gives no key)".to_owned(),
+            (LookupRows::One, Missing::Widen) => String::new(),
+        });
     }
     text
 }
@@ -393,6 +401,7 @@ fn why(reason: WidenReason) -> &'static str {
         WidenReason::ConditionFailed => "`when` cannot be evaluated, and counts as true",
         WidenReason::LookupNoRow => "a lookup finds no row",
         WidenReason::LookupManyRows => "a lookup finds more than one row",
+        WidenReason::LookupLimit => "a lookup finds more rows than its `limit`",
         WidenReason::LookupFailed => "a lookup fails, or is not answered in time",
         WidenReason::LargeValue => "a value is large, and is not kept",
     }

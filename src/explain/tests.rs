@@ -1,7 +1,7 @@
 //! What a change is explained as.
 
 use super::{Error, Object, Operation, Question, explain};
-use crate::config::{Located, Location, Operations, Rule, TableName};
+use crate::config::{self, Located, Location, LookupRows, Missing, Operations, Rule, TableName};
 use crate::keys::Rules;
 
 fn located(value: &str) -> Located<String> {
@@ -12,8 +12,8 @@ fn table(name: &str) -> TableName {
     TableName { schema: "public".to_owned(), name: name.to_owned() }
 }
 
-fn rules() -> Rules {
-    let rule = Rule {
+fn rule() -> Rule {
+    Rule {
         name: "predictions".to_owned(),
         at: Location { line: 12, column: 1, key: "rule.0".to_owned() },
         table: table("predictions"),
@@ -22,10 +22,13 @@ fn rules() -> Rules {
         changed: vec![located("scored")],
         immutable: Vec::new(),
         keys: vec![located("p:{match_id}:{model}"), located("board:*")],
-        source: crate::config::Source::Table,
+        source: config::Source::Table,
         when: None,
-    };
-    Rules::compile(&[rule]).unwrap()
+    }
+}
+
+fn rules() -> Rules {
+    Rules::compile(&[rule()]).unwrap()
 }
 
 fn object(json: &str) -> Option<Object> {
@@ -99,4 +102,42 @@ fn a_table_without_rules_is_told_with_those_that_have_some() {
     };
     let answer = explain(&mut rules(), &question).unwrap().to_string();
     assert_eq!(answer, "no rule looks at `public.other`; rules look at `public.predictions`\n");
+}
+
+/// Rows are not read here, so it says what becomes of each number of them.
+#[test]
+fn a_lookup_says_what_becomes_of_its_rows() {
+    for (rows, missing, said) in [
+        (LookupRows::One, Missing::Widen, ""),
+        (LookupRows::One, Missing::Skip, " (no row gives no key)"),
+        (
+            LookupRows::Many,
+            Missing::Widen,
+            " (each row gives its keys, none gives none, more than 7 widen)",
+        ),
+    ] {
+        let lookup = config::Lookup {
+            name: "team".to_owned(),
+            at: Location::default(),
+            sql: located("select"),
+            params: vec![located("id")],
+            cache: 0,
+            rows,
+            limit: 7,
+            missing,
+        };
+        let mut rule = rule();
+        rule.keys = vec![located("k:{team.x}")];
+        let mut rules = Rules::with_lookups(&[rule], &[lookup]).unwrap();
+        let question = Question {
+            table: table("predictions"),
+            operation: Operation::Delete,
+            old: object(r#"{"id": 5}"#),
+            new: None,
+            identity: Vec::new(),
+        };
+        let answer = explain(&mut rules, &question).unwrap().to_string();
+        let expected = format!("  lookup   k:{{team.x}}, team: id = 5{said}");
+        assert_eq!(answer.lines().nth(1), Some(&*expected));
+    }
 }

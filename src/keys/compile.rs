@@ -10,7 +10,9 @@ use super::filter::push_hex;
 use super::label::{RuleId, TemplateId, TemplateInfo};
 use super::lookup::{self, Lookup, LookupTemplate};
 use super::template::{Template, Version};
-use crate::config::{self, Located, Location, Operations, Problem, Source, TableName};
+use crate::config::{
+    self, Located, Location, LookupRows, Missing, Operations, Problem, Source, TableName,
+};
 
 /// A compiled rule.
 #[derive(Clone, Debug)]
@@ -195,6 +197,13 @@ pub(super) fn fingerprint(rules: &[Rule], lookups: &[Lookup]) -> String {
                 let lookup = &lookups[usize::from(used.id.0)];
                 push_part(&mut line, lookup.sql.value.as_bytes());
                 lookup.params.iter().for_each(|one| push_part(&mut line, one.value.as_bytes()));
+                // One without them has the fingerprint that it had before there were these options.
+                if lookup.rows == LookupRows::Many {
+                    push_part(&mut line, b"\0many");
+                }
+                if lookup.missing == Missing::Skip {
+                    push_part(&mut line, b"\0skip");
+                }
             }
             lines.insert(line);
         }

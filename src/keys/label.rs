@@ -10,7 +10,7 @@ use super::pattern::Pattern;
 pub struct RuleId(pub u16);
 
 /// A key template: its index over all rules.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct TemplateId(pub(super) u16);
 
 /// Why a placeholder turned into `*`, or a rule fired without its `when` being true: the label
@@ -37,6 +37,8 @@ pub enum WidenReason {
     LookupNoRow,
     /// A lookup found more than one row.
     LookupManyRows,
+    /// A lookup found more rows than its `limit`, or than there is memory for.
+    LookupLimit,
     /// A lookup failed, or was not answered in time.
     LookupFailed,
     /// The value is large, and was not kept.
@@ -45,7 +47,7 @@ pub enum WidenReason {
 
 impl WidenReason {
     /// Every reason.
-    pub const ALL: [WidenReason; 12] = [
+    pub const ALL: [WidenReason; 13] = [
         WidenReason::ReplicaIdentity,
         WidenReason::UnchangedToast,
         WidenReason::Truncate,
@@ -56,6 +58,7 @@ impl WidenReason {
         WidenReason::ConditionFailed,
         WidenReason::LookupNoRow,
         WidenReason::LookupManyRows,
+        WidenReason::LookupLimit,
         WidenReason::LookupFailed,
         WidenReason::LargeValue,
     ];
@@ -74,6 +77,7 @@ impl WidenReason {
             WidenReason::ConditionFailed => "condition_failed",
             WidenReason::LookupNoRow => "lookup_no_row",
             WidenReason::LookupManyRows => "lookup_many_rows",
+            WidenReason::LookupLimit => "lookup_limit",
             WidenReason::LookupFailed => "lookup_failed",
             WidenReason::LargeValue => "large_value",
         }

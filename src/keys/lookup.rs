@@ -9,9 +9,11 @@ use std::sync::Arc;
 use hashbrown::HashMap;
 
 use super::compile::{Rule, RuleTemplate, problem};
+use super::known::Known;
 use super::label::WidenReason;
+use super::pending::push_value;
 use super::template::Template;
-use crate::config::{self, Located, Location, Problem, TableName};
+use crate::config::{self, Located, Location, LookupRows, Missing, Problem, TableName};
 
 /// A lookup: its index in [`Rules::lookups`](super::Rules::lookups).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -32,6 +34,34 @@ pub struct Lookup {
     pub cache: usize,
     /// What the answers depend on; `None` while it is not known that they may be kept.
     pub reads: Option<Reads>,
+    /// How many rows an answer is meant to have.
+    pub rows: LookupRows,
+    /// The most rows of an answer that is meant to have many.
+    pub limit: usize,
+    /// What becomes of a key where one row is wanted and there is none.
+    pub missing: Missing,
+    /// Whose rows the answers are; `None` while that is not known to be one table.
+    pub keyed: Option<Keyed>,
+}
+
+impl Lookup {
+    /// The query, without a semicolon behind it.
+    #[must_use]
+    pub fn query(&self) -> &str {
+        self.sql.value.trim().trim_end_matches(';')
+    }
+}
+
+/// The table of `select … from one_table where column = $1 and other = $2`: what the stream tells
+/// of it shows how an answer was before a transaction.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Keyed {
+    /// Its `pg_class.oid`.
+    pub table: u32,
+    /// The columns that are compared with `$1`, `$2` and so on.
+    pub params: Vec<String>,
+    /// Its columns that are [`Lookup::columns`].
+    pub columns: Vec<String>,
 }
 
 /// All that the answers of a lookup depend on.
@@ -60,6 +90,8 @@ pub(super) struct LookupTemplate {
 pub(super) struct Used {
     pub(super) id: LookupId,
     pub(super) params: Vec<Located<String>>,
+    pub(super) rows: LookupRows,
+    pub(super) missing: Missing,
 }
 
 /// Where the value of a placeholder comes from.
@@ -76,12 +108,54 @@ pub(super) enum Origin {
 pub enum Found {
     /// One row: the text of each of [`Lookup::columns`], `None` for NULL.
     Row(Vec<Option<Vec<u8>>>),
+    /// The rows of a lookup that may have many, one at least.
+    Rows(FoundRows),
     /// No row.
     None,
     /// More than one row, so that none of them is the row.
     Many,
+    /// More rows than the lookup may have, or than there is memory for.
+    Beyond,
     /// The query failed, or was not answered in time.
     Failed,
+}
+
+/// Rows, each the text of each of [`Lookup::columns`], back to back.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct FoundRows(Vec<u8>);
+
+/// Its size alone: values are nobody's business (I9).
+impl std::fmt::Debug for FoundRows {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_tuple("FoundRows").field(&self.0.len()).finish()
+    }
+}
+
+impl FoundRows {
+    /// Adds one; `None` is NULL.
+    pub fn push<'a>(&mut self, values: impl Iterator<Item = Option<&'a [u8]>>) {
+        let at = self.0.len();
+        self.0.extend_from_slice(&[0; size_of::<u32>()]);
+        values.for_each(|value| push_value(&mut self.0, value.map_or(Known::Null, Known::Bytes)));
+        let length = u32::try_from(self.0.len() - at - size_of::<u32>());
+        let length = length.expect("a row is smaller than 4 GiB");
+        self.0[at..at + size_of::<u32>()].copy_from_slice(&length.to_ne_bytes());
+    }
+
+    /// The memory that they take, bytes.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.0.capacity()
+    }
+
+    /// Each one, encoded.
+    pub(super) fn iter(&self) -> impl Iterator<Item = &[u8]> {
+        let mut rest = self.0.as_slice();
+        std::iter::from_fn(move || {
+            let length = rest.split_off(..size_of::<u32>())?.try_into().ok()?;
+            rest.split_off(..usize::try_from(u32::from_ne_bytes(length)).ok()?)
+        })
+    }
 }
 
 /// One row that is wanted.
@@ -153,7 +227,11 @@ impl Found {
     /// The memory that its values take, bytes, estimated.
     #[must_use]
     pub fn bytes(&self) -> usize {
-        let Found::Row(columns) = self else { return 0 };
+        let columns = match self {
+            Found::Row(columns) => columns,
+            Found::Rows(rows) => return rows.bytes(),
+            Found::None | Found::Many | Found::Beyond | Found::Failed => return 0,
+        };
         let values = columns.iter().flatten().map(|value| value.capacity() + VALUE_COST);
         columns.capacity() * size_of::<Option<Vec<u8>>>() + values.sum::<usize>()
     }
@@ -162,9 +240,10 @@ impl Found {
 /// Why a value of a lookup is not known, by what it found.
 pub(super) fn unknown(found: &Found) -> WidenReason {
     match found {
-        Found::Row(_) => WidenReason::MissingColumn,
+        Found::Row(_) | Found::Rows(_) => WidenReason::MissingColumn,
         Found::None => WidenReason::LookupNoRow,
         Found::Many => WidenReason::LookupManyRows,
+        Found::Beyond => WidenReason::LookupLimit,
         Found::Failed => WidenReason::LookupFailed,
     }
 }
@@ -183,6 +262,10 @@ pub(super) fn bind(
         columns: Vec::new(),
         cache: lookup.cache,
         reads: None,
+        rows: lookup.rows,
+        limit: lookup.limit,
+        missing: lookup.missing,
+        keyed: None,
     };
     let mut bound: Vec<Lookup> = lookups.iter().map(lookup).collect();
     for key in rules.iter_mut().flat_map(|rule| &mut rule.templates) {
@@ -226,10 +309,18 @@ fn bind_template(
             return Err(problem(&key.at, "there are more than 65 536 lookups", "join some"));
         };
         let place = used.iter().position(|known| known.id == id).unwrap_or_else(|| {
-            used.push(Used { id, params: lookup.params.clone() });
+            let (rows, missing) = (lookup.rows, lookup.missing);
+            used.push(Used { id, params: lookup.params.clone(), rows, missing });
             used.len() - 1
         });
         sources.push(Origin::Row { lookup: place, column });
+    }
+    let many = used.iter().filter(|used| used.rows == LookupRows::Many);
+    let many: Vec<&str> = many.map(|used| &*lookups[usize::from(used.id.0)].name).collect();
+    if let [one, other, ..] = many.as_slice() {
+        let message = format!("a key names two lookups of many rows, `{one}` and `{other}`");
+        let hint = "join them in one query, each row of which gives a key";
+        return Err(problem(&key.at, message, hint));
     }
     let (template, text) = (key.template.clone(), key.text.clone());
     Ok((!used.is_empty()).then_some(LookupTemplate { template, text, lookups: used, sources }))

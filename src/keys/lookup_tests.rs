@@ -2,8 +2,8 @@
 
 use super::packed::Packed;
 use super::tests::{delete, insert, keys_of, located, rule, shown, update_from};
-use super::{Answers, Found, KeySet, Limits, Rules, WidenReason};
-use crate::config::{self, Location, Problem};
+use super::{Answers, Found, FoundRows, KeySet, Limits, Rules, WidenReason};
+use crate::config::{self, Location, LookupRows, Missing, Problem};
 use crate::decode::OldKind;
 use crate::gather::Row;
 
@@ -14,6 +14,9 @@ fn lookup(name: &str, sql: &str, params: &[&str]) -> config::Lookup {
         sql: located("sql", sql),
         params: params.iter().map(|param| located("params.0", param)).collect(),
         cache: 0,
+        rows: LookupRows::One,
+        limit: 1_000,
+        missing: Missing::Widen,
     }
 }
 
@@ -187,4 +190,95 @@ fn names_fit_or_are_problems() {
     let columns: Vec<&str> = rules.column_uses().map(|one| one.column).collect();
     assert_eq!(columns, ["id", "name"]);
     assert_eq!(shown(&rules.everything()), "/k:*:*/");
+}
+
+/// The lookup `team`, of many rows.
+fn many(key: &str) -> Rules {
+    let mut team = lookup("team", "by name", &["name"]);
+    team.rows = LookupRows::Many;
+    Rules::with_lookups(&[rule(&[key])], &[team]).unwrap()
+}
+
+fn rows(rows: &[&[Option<&str>]]) -> Found {
+    let mut found = FoundRows::default();
+    rows.iter().for_each(|row| found.push(row.iter().map(|one| one.map(str::as_bytes))));
+    Found::Rows(found)
+}
+
+#[test]
+fn each_of_many_rows_gives_its_keys_and_none_gives_none() {
+    let check = |key: &str, answered: &Found, expected: &str| {
+        let mut keys = keys_of(&mut many(key), [row("7", Some("n"), None)]);
+        answer(&mut keys, answered);
+        assert_eq!(shown(&keys), expected, "{key}");
+    };
+    let two = rows(&[&[Some("a"), Some("1")], &[Some("b"), Some("2")]]);
+    check("k:{team.x}:{team.y}:{id}", &two, "'k:a:1:7' 'k:b:2:7'");
+    check("k:{team.x}:{team.y}:{team.x}*", &two, "/k:a:1:a*/ /k:b:2:b*/");
+    check("k:{team.x}", &rows(&[&[Some("a")], &[None], &[Some("a")]]), "'k:a'");
+    check("k:{team.x|default:-}", &rows(&[&[Some("")], &[None]]), "'k:' 'k:-'");
+    check("k:{team.x|default:-}", &Found::None, "");
+    check("k:{team.x}:{id}", &Found::Beyond, "/k:*:7/ (lookup_limit 1)");
+    check("k:{team.x}:{id}", &Found::Failed, "/k:*:7/ (lookup_failed 1)");
+    let mut unknown = keys_of(
+        &mut many("k:{team.x}:{id}"),
+        [delete(OldKind::Key, [Some("7"), None, None, None])],
+    );
+    assert_eq!(shown(&unknown), "/k:*:7/ (replica_identity 1)");
+    answer(&mut unknown, &Found::None);
+    assert_eq!(shown(&unknown), "/k:*:7/ (replica_identity 1)");
+}
+
+/// Beside rows of one that is meant to have many, another has one.
+#[test]
+fn two_lookups_of_many_rows_in_one_key_are_a_problem() {
+    let both = |rows: [LookupRows; 2]| {
+        let mut lookups = [lookup("a", "1", &["name"]), lookup("b", "2", &["club"])];
+        lookups.iter_mut().zip(rows).for_each(|(one, rows)| one.rows = rows);
+        Rules::with_lookups(&[rule(&["k:{a.x}:{b.y}"])], &lookups)
+    };
+    let problems = both([LookupRows::Many, LookupRows::Many]).unwrap_err();
+    let text = "a key names two lookups of many rows, `a` and `b`";
+    assert_eq!((problems.len(), &*problems[0].message), (1, text));
+    let mut mixed = both([LookupRows::Many, LookupRows::One]).unwrap();
+    let mut keys = keys_of(&mut mixed, [row("7", Some("n"), Some("c"))]);
+    let mut answers = Answers::default();
+    for wanted in keys.wanted() {
+        let is_many = wanted.lookup.0 == 0;
+        let answer =
+            if is_many { rows(&[&[Some("1")], &[Some("2")]]) } else { found(&[Some("x")]) };
+        answers.insert(wanted, answer);
+    }
+    keys.resolve(&answers, WidenReason::LookupFailed);
+    assert_eq!(shown(&keys), "'k:1:x' 'k:2:x'");
+}
+
+#[test]
+fn no_row_gives_no_key_where_the_configuration_says_so() {
+    let mut team = lookup("team", "by name", &["name"]);
+    team.missing = Missing::Skip;
+    let mut rules = Rules::with_lookups(&[rule(&["k:{team.x|default:-}"])], &[team]).unwrap();
+    for (answered, expected) in [
+        (Found::None, ""),
+        (Found::Many, "/k:*/ (lookup_many_rows 1)"),
+        (Found::Failed, "/k:*/ (lookup_failed 1)"),
+        (found(&[None]), "'k:-'"),
+    ] {
+        let mut keys = keys_of(&mut rules, [row("7", Some("n"), None)]);
+        answer(&mut keys, &answered);
+        assert_eq!(shown(&keys), expected);
+    }
+}
+
+#[test]
+fn how_many_rows_are_meant_is_part_of_the_fingerprint() {
+    let print = |change: &dyn Fn(&mut config::Lookup)| {
+        let mut team = lookup("team", "a", &["name"]);
+        change(&mut team);
+        Rules::with_lookups(&[rule(&["k:{team.x}"])], &[team]).unwrap().fingerprint()
+    };
+    let (plain, many) = (print(&|_| {}), print(&|one| one.rows = LookupRows::Many));
+    let skip = print(&|one| one.missing = Missing::Skip);
+    assert!(plain != many && plain != skip && many != skip);
+    assert_eq!(plain, print(&|one| one.limit = 7), "how many are too many is a doubt, no key");
 }

@@ -11,13 +11,16 @@
 //! `when` (`condition`) is asked before.
 //!
 //! A placeholder of a lookup needs a row that no change tells. What the change does tell travels in
-//! the set (`lookup`, `pending`) until [`KeySet::resolve`] is given the rows.
+//! the set (`lookup`, `pending`) until [`KeySet::resolve`] is given the rows. So does what changes
+//! tell of rows as they were before the transaction (`before`), which the row then is no more.
 //!
 //! A refreshed view and a message have no row either (`signal`): the one gives all that its rule
 //! names, the other what it names itself, within what its rule names.
 
+mod before;
 mod compile;
 mod condition;
+mod entries;
 mod filter;
 mod in_progress;
 mod known;
@@ -32,6 +35,8 @@ mod row_filter;
 mod set;
 mod signal;
 mod template;
+#[cfg(test)]
+mod before_tests;
 #[cfg(test)]
 mod in_progress_tests;
 #[cfg(test)]
@@ -55,7 +60,7 @@ pub use compile::{ColumnUse, Purpose};
 pub(crate) use condition::{Ask, Comparison, Formula, Literal};
 pub use in_progress::InProgress;
 pub use label::{RuleId, WidenReason};
-pub use lookup::{Answers, Found, Lookup, LookupId, Reads, Wanted};
+pub use lookup::{Answers, Found, FoundRows, Keyed, Lookup, LookupId, Reads, Wanted};
 pub use pattern::Pattern;
 pub(crate) use row_filter::Facts;
 pub use set::{KeySet, Limits};
@@ -141,8 +146,8 @@ impl Rules {
 
     /// Adds the keys of a change to a set of these rules.
     pub fn add(&mut self, change: &Change, keys: &mut KeySet) {
-        let plan = self.plans.get(&change.relation, &self.rules);
-        if !plan.rules.is_empty() {
+        let plan = self.plans.get(&change.relation, (&self.rules, &self.lookups));
+        if !plan.rules.is_empty() || !plan.lookups.is_empty() {
             self.renderer.add(&change.row, plan, &self.rules, keys);
         }
     }
@@ -150,7 +155,7 @@ impl Rules {
     /// What one rule alone makes of a change; `None` if the rule looks at another table.
     pub(crate) fn keys_of_rule(&mut self, rule: RuleId, change: &Change) -> Option<KeySet> {
         let mut keys = self.key_set();
-        let mut plan = self.plans.fresh(&change.relation, &self.rules);
+        let mut plan = self.plans.fresh(&change.relation, (&self.rules, &[]));
         plan.rules.retain(|planned| planned.id == rule);
         if plan.rules.is_empty() {
             return None;
@@ -161,7 +166,7 @@ impl Rules {
 
     /// Why one rule does not look at a change; `None` if it does, or looks at another table.
     pub(crate) fn skips(&self, rule: RuleId, change: &Change) -> Option<Skip> {
-        let mut plan = self.plans.fresh(&change.relation, &self.rules);
+        let mut plan = self.plans.fresh(&change.relation, (&self.rules, &[]));
         plan.rules.retain(|planned| planned.id == rule);
         match Renderer::verdict(&change.row, &plan, &self.rules)? {
             Verdict::OtherOperation => Some(Skip::OtherOperation),
@@ -285,6 +290,14 @@ impl Rules {
         if let Some(lookup) = self.lookups.get_mut(usize::from(lookup.0)) {
             lookup.reads = reads;
         }
+    }
+
+    /// Notes whose rows a lookup's answers are, or that this is not known.
+    pub fn set_keyed(&mut self, lookup: LookupId, keyed: Option<Keyed>) {
+        if let Some(lookup) = self.lookups.get_mut(usize::from(lookup.0)) {
+            lookup.keyed = keyed;
+        }
+        self.plans.forget();
     }
 
     /// The tables that rules look at, each once, in the order of the rules.

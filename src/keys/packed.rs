@@ -4,6 +4,7 @@
 //! a key or two. A transaction may have a million subtransactions.
 
 use super::label::{RuleId, TemplateId, WidenReason};
+use super::lookup::LookupId;
 use super::set::{Content, KeySet};
 
 /// A key set that nothing is added to.
@@ -15,8 +16,10 @@ const PATTERN: u8 = 1;
 const WHOLE: u8 = 2;
 const MATCHES: u8 = 3;
 const PENDING: u8 = 4;
+const BEFORE: u8 = 5;
+const LOST: u8 = 6;
 /// This one and those behind it: one for each reason.
-const WIDENED: u8 = 5;
+const WIDENED: u8 = 7;
 
 impl Packed {
     /// What is in `keys`.
@@ -26,6 +29,8 @@ impl Packed {
             Content::Key(template, bytes) => put(&mut out, KEY, template.0, bytes),
             Content::Pattern(template, bytes) => put(&mut out, PATTERN, template.0, bytes),
             Content::Pending(template, bytes) => put(&mut out, PENDING, template.0, bytes),
+            Content::Before(lookup, row) => put(&mut out, BEFORE, lookup.0, row),
+            Content::Lost(lookup, why) => put(&mut out, LOST, lookup.0, &[why as u8]),
             Content::Whole(template) => {
                 out.push(WHOLE);
                 put_number(&mut out, template.0.into());
@@ -60,6 +65,11 @@ impl Packed {
                 KEY => keys.add_key(TemplateId(id), text(&mut rest)),
                 PATTERN => keys.add_pattern(TemplateId(id), text(&mut rest)),
                 PENDING => keys.add_pending(TemplateId(id), text(&mut rest)),
+                BEFORE => keys.add_before(LookupId(id), text(&mut rest)),
+                LOST => {
+                    let why = text(&mut rest).first().map_or(0, |why| usize::from(*why));
+                    keys.lose_before(LookupId(id), WidenReason::ALL[why]);
+                }
                 WHOLE => keys.add_whole(TemplateId(id), None),
                 MATCHES => keys.count_matches(RuleId(id), number(&mut rest)),
                 widened => {

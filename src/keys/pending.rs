@@ -3,13 +3,14 @@
 //! An entry is, for each lookup of the template, its parameters, and then the values of the other
 //! placeholders. It holds no more than that: a thousand changes with the same match are one entry.
 
-use std::hash::BuildHasher;
+use hashbrown::HashSet;
 
-use hashbrown::{DefaultHashBuilder, HashSet, HashTable};
-
+use super::before::ByParams;
+use super::entries::Entries;
 use super::known::Known;
 use super::label::{TemplateId, WidenReason};
-use super::lookup::{Answers, Found, LookupTemplate, Origin, Wanted, unknown};
+use super::lookup::{Answers, Found, LookupTemplate, Origin, Used, Wanted, unknown};
+use crate::config::{LookupRows, Missing};
 
 const NULL: u8 = 0;
 const BYTES: u8 = 1;
@@ -18,87 +19,12 @@ const KNOWN: u8 = 2;
 /// Plus the reason.
 const UNKNOWN: u8 = 3;
 
+/// Choices of rows of all lookups of a template beyond which those of several rows widen: more than
+/// the largest `limit`, and each costs no more than its key.
+const CHOICES_MAX: usize = 20_000;
+
 /// Entries of key templates.
-#[derive(Clone, Default)]
-pub(super) struct Pending {
-    hasher: DefaultHashBuilder,
-    arena: Vec<u8>,
-    entries: Vec<Entry>,
-    index: HashTable<u32>,
-}
-
-#[derive(Clone, Copy)]
-struct Entry {
-    start: usize,
-    len: usize,
-    template: TemplateId,
-}
-
-/// What an entry costs beside its bytes.
-const COST: usize = size_of::<Entry>() + 2 * (size_of::<u32>() + 1);
-
-/// Memory of an entry in bytes.
-pub(super) fn cost(bytes: &[u8]) -> usize {
-    bytes.len() + COST
-}
-
-impl Pending {
-    pub(super) fn len(&self) -> usize {
-        self.entries.len()
-    }
-
-    /// Memory held, in bytes.
-    pub(super) fn bytes(&self) -> usize {
-        self.arena.capacity()
-            + self.entries.capacity() * size_of::<Entry>()
-            + self.index.capacity() * 2 * size_of::<u32>()
-    }
-
-    /// Each entry with its template.
-    pub(super) fn iter(&self) -> impl Iterator<Item = (TemplateId, &[u8])> {
-        self.entries.iter().map(|entry| (entry.template, entry.bytes(&self.arena)))
-    }
-
-    pub(super) fn contains(&self, template: TemplateId, bytes: &[u8]) -> bool {
-        let hash = self.hasher.hash_one((template.0, bytes));
-        let same = |at: &u32| {
-            let entry = &self.entries[*at as usize];
-            entry.template == template && entry.bytes(&self.arena) == bytes
-        };
-        self.index.find(hash, same).is_some()
-    }
-
-    /// Adds what is not in it.
-    pub(super) fn insert(&mut self, template: TemplateId, bytes: &[u8]) {
-        self.entries.push(Entry { start: self.arena.len(), len: bytes.len(), template });
-        self.arena.extend_from_slice(bytes);
-        self.put_last_in_index(self.entries.len() - 1);
-    }
-
-    fn put_last_in_index(&mut self, at: usize) {
-        let (hasher, entries, arena) = (&self.hasher, &self.entries, &self.arena);
-        let hash = |at: &u32| {
-            let entry = &entries[*at as usize];
-            hasher.hash_one((entry.template.0, entry.bytes(arena)))
-        };
-        let at = u32::try_from(at).expect("a key set is limited to less than 4 GiB");
-        self.index.insert_unique(hash(&at), at, hash);
-    }
-
-    /// Takes out the entries of a template.
-    pub(super) fn drop_all_of(&mut self, template: TemplateId) {
-        let all = std::mem::take(self);
-        for (owner, bytes) in all.iter().filter(|(owner, _)| *owner != template) {
-            self.insert(owner, bytes);
-        }
-    }
-}
-
-impl Entry {
-    fn bytes<'a>(&self, arena: &'a [u8]) -> &'a [u8] {
-        &arena[self.start..self.start + self.len]
-    }
-}
+pub(super) type Pending = Entries<TemplateId>;
 
 /// Appends the parameters of a lookup. If one is unknown, so is the row; then false.
 pub(super) fn push_params<'a>(
@@ -168,60 +94,109 @@ impl<'a> Told<'a> {
         })
     }
 
-    /// The value of each placeholder; `missing` is why a row is not known that has no answer.
-    pub(super) fn values(
+    /// Gives `each` the values of all placeholders, once for each choice of rows: with the rows
+    /// that lookups found, and with those that were there before the transaction. Where a lookup
+    /// has none there is no choice.
+    pub(super) fn each_choice(
         &self,
         template: &LookupTemplate,
-        (answers, missing): (&'a Answers, WidenReason),
-    ) -> Vec<Known<'a>> {
-        let rows: Vec<Row<'a>> = template
-            .lookups
-            .iter()
-            .zip(&self.params)
-            .map(|(used, params)| match params {
-                Err(reason) => Row::Unknown(*reason),
-                Ok(params) => {
-                    let wanted = Wanted { lookup: used.id, params: (*params).into() };
-                    Row::of(&wanted, answers.get(&wanted), missing)
-                }
-            })
-            .collect();
-        let mut own = self.values.iter();
-        let value = |origin: &Origin| match origin {
-            Origin::Change => own.next().copied().unwrap_or(Known::Null),
-            Origin::Row { lookup, column } => rows[*lookup].column(*column),
+        rows: &Rows<'a>,
+        mut each: impl FnMut(&[Known<'a>]),
+    ) {
+        let lookups = template.lookups.iter().zip(&self.params);
+        let mut choices: Vec<Vec<Row<'a>>> =
+            lookups.map(|(used, params)| rows.of(used, *params)).collect();
+        let count = choices.iter().try_fold(1_usize, |count, rows| count.checked_mul(rows.len()));
+        if count.is_none_or(|count| count > CHOICES_MAX) {
+            let several = choices.iter_mut().filter(|rows| rows.len() > 1);
+            several.for_each(|rows| *rows = vec![Row::Unknown(WidenReason::Limit)]);
+        }
+        if choices.iter().any(Vec::is_empty) {
+            return;
+        }
+        let (mut chosen, mut values) = (vec![0; choices.len()], Vec::new());
+        loop {
+            let mut own = self.values.iter();
+            values.clear();
+            values.extend(template.sources.iter().map(|origin| match origin {
+                Origin::Change => own.next().copied().unwrap_or(Known::Null),
+                Origin::Row { lookup, column } => choices[*lookup][chosen[*lookup]].column(*column),
+            }));
+            each(&values);
+            let next = choices.iter().zip(&chosen).position(|(rows, at)| at + 1 < rows.len());
+            let Some(next) = next else { return };
+            chosen[next] += 1;
+            chosen[..next].fill(0);
+        }
+    }
+}
+
+/// What is known of rows when keys are rendered.
+pub(super) struct Rows<'a> {
+    pub(super) answers: &'a Answers,
+    /// Why a row is not known that has no answer.
+    pub(super) missing: WidenReason,
+    /// What lookups gave before the transaction.
+    pub(super) before: ByParams<'a>,
+}
+
+impl<'a> Rows<'a> {
+    /// The rows that a lookup's placeholders stand for, one after another: those that it finds, and
+    /// those that it found before the transaction. None, if there is no key.
+    fn of(&self, used: &Used, params: Result<&'a [u8], WidenReason>) -> Vec<Row<'a>> {
+        let params = match params {
+            Ok(params) => params,
+            Err(reason) => return vec![Row::Unknown(reason)],
         };
-        template.sources.iter().map(value).collect()
+        let wanted = Wanted { lookup: used.id, params: params.into() };
+        let is_one = used.rows == LookupRows::One;
+        let mut rows: Vec<Row<'a>> = match self.answers.get(&wanted) {
+            None => return vec![Row::Unknown(self.missing)],
+            Some(Found::Row(columns)) => vec![Row::Found(columns)],
+            Some(Found::Rows(rows)) => rows.iter().map(Row::Encoded).collect(),
+            Some(Found::None) if is_one && wanted.params().contains(&None) => {
+                return vec![Row::Null];
+            }
+            Some(Found::None) => Vec::new(),
+            Some(found) => return vec![Row::Unknown(unknown(found))],
+        };
+        match self.before.get(used.id, params) {
+            Ok(before) => rows.extend(before.iter().copied().map(Row::Encoded)),
+            Err(reason) => return vec![Row::Unknown(reason)],
+        }
+        if rows.is_empty() && is_one && used.missing == Missing::Widen {
+            rows.push(Row::Unknown(WidenReason::LookupNoRow));
+        }
+        rows
     }
 }
 
 /// A row that was looked up.
+#[derive(Clone, Copy)]
 enum Row<'a> {
     Found(&'a [Option<Vec<u8>>]),
+    /// Its columns, encoded.
+    Encoded(&'a [u8]),
     /// A parameter is NULL, and no row has it: nothing is referred to, and that is known.
     Null,
     Unknown(WidenReason),
 }
 
 impl<'a> Row<'a> {
-    fn of(wanted: &Wanted, found: Option<&'a Found>, missing: WidenReason) -> Row<'a> {
-        match found {
-            None => Row::Unknown(missing),
-            Some(Found::Row(columns)) => Row::Found(columns),
-            Some(Found::None) if wanted.params().contains(&None) => Row::Null,
-            Some(found) => Row::Unknown(unknown(found)),
-        }
-    }
-
-    fn column(&self, at: usize) -> Known<'a> {
+    fn column(self, at: usize) -> Known<'a> {
+        let missing = Known::Unknown(WidenReason::MissingColumn);
         match self {
             Row::Found(columns) => match columns.get(at) {
                 Some(Some(bytes)) => Known::Bytes(bytes),
                 Some(None) => Known::Null,
-                None => Known::Unknown(WidenReason::MissingColumn),
+                None => missing,
             },
+            Row::Encoded(mut columns) => {
+                (0..at).for_each(|_| _ = take_value(&mut columns));
+                if columns.is_empty() { missing } else { take_value(&mut columns) }
+            }
             Row::Null => Known::Null,
-            Row::Unknown(reason) => Known::Unknown(*reason),
+            Row::Unknown(reason) => Known::Unknown(reason),
         }
     }
 }

@@ -9,6 +9,7 @@ use hashbrown::HashMap;
 use super::compile::{Rule, RuleTemplate};
 use super::condition::{Kind, kind_of};
 use super::label::{RuleId, TemplateId};
+use super::lookup::{Keyed, Lookup, LookupId};
 use super::template::Version;
 use crate::config::{Operations, Source, TableName};
 use crate::decode::{Relation, ReplicaIdentity};
@@ -34,6 +35,17 @@ pub(super) struct Plan {
     /// The needed columns, in the order of the tuple.
     pub(super) slots: Vec<Slot>,
     pub(super) rules: Vec<PlannedRule>,
+    pub(super) lookups: Vec<PlannedLookup>,
+}
+
+/// A lookup whose rows the relation's are.
+#[derive(Debug)]
+pub(super) struct PlannedLookup {
+    pub(super) id: LookupId,
+    /// Slots of the columns that its parameters are compared with.
+    pub(super) params: Vec<usize>,
+    /// Slots of the columns that keys name.
+    pub(super) columns: Vec<usize>,
 }
 
 /// A column that rules need.
@@ -103,26 +115,39 @@ impl Plans {
         self.by_relation.clear();
     }
 
+    /// Makes every plan anew.
+    pub(super) fn forget(&mut self) {
+        self.by_relation.clear();
+    }
+
     /// Whether the rule looks at nothing for now.
     pub(super) fn is_suspended(&self, rule: RuleId) -> bool {
         self.suspended.contains(&rule)
     }
 
     /// The plan for a relation, made anew if its shape is new.
-    pub(super) fn get(&mut self, relation: &Arc<Relation>, rules: &[Rule]) -> &Plan {
+    pub(super) fn get(
+        &mut self,
+        relation: &Arc<Relation>,
+        (rules, lookups): (&[Rule], &[Lookup]),
+    ) -> &Plan {
         let known = self.by_relation.get(&relation.id);
         if !known.is_some_and(|plan| Arc::ptr_eq(&plan.relation, relation)) {
             if self.by_relation.len() >= PLAN_COUNT_MAX {
                 self.by_relation.clear();
             }
-            let plan = self.fresh(relation, rules);
+            let plan = self.fresh(relation, (rules, lookups));
             self.by_relation.insert(relation.id, plan);
         }
         &self.by_relation[&relation.id]
     }
 
     /// The plan for a relation, outside of the cache.
-    pub(super) fn fresh(&self, relation: &Arc<Relation>, rules: &[Rule]) -> Plan {
+    pub(super) fn fresh(
+        &self,
+        relation: &Arc<Relation>,
+        (rules, lookups): (&[Rule], &[Lookup]),
+    ) -> Plan {
         let own = TableName { schema: relation.namespace.clone(), name: relation.name.clone() };
         let roots = self.aliases.get(&own).map_or(&[][..], Vec::as_slice);
         let looks = |rule: &&Rule| {
@@ -141,21 +166,41 @@ impl Plans {
             let when = rule.when.iter().flat_map(|when| &when.columns);
             slots.extend(when.map(|(_, column)| slot(relation, rule, column)));
         }
+        let keyed = (0..=u16::MAX).map(LookupId).zip(lookups);
+        let keyed = keyed.filter_map(|(id, lookup)| Some((id, lookup.keyed.as_ref()?)));
+        let keyed: Vec<(LookupId, &Keyed)> =
+            keyed.filter(|(_, keyed)| keyed.table == relation.id).collect();
+        let read = keyed.iter().flat_map(|(_, keyed)| keyed.params.iter().chain(&keyed.columns));
+        slots.extend(read.map(|column| slot_of(relation, column, false)));
         slots.sort_unstable();
         slots.dedup();
         let rules = rules.into_iter().map(|rule| planned(relation, rule, &slots)).collect();
-        Plan { relation: Arc::clone(relation), slots, rules }
+        let place = |column: &String| {
+            let slot = slot_of(relation, column, false);
+            slots.binary_search(&slot).expect("every column has its slot")
+        };
+        let planned = |(id, keyed): (LookupId, &Keyed)| PlannedLookup {
+            id,
+            params: keyed.params.iter().map(place).collect(),
+            columns: keyed.columns.iter().map(place).collect(),
+        };
+        let lookups = keyed.into_iter().map(planned).collect();
+        Plan { relation: Arc::clone(relation), slots, rules, lookups }
     }
 }
 
 fn slot(relation: &Relation, rule: &Rule, column: &str) -> Slot {
+    slot_of(relation, column, rule.is_immutable(column))
+}
+
+fn slot_of(relation: &Relation, column: &str, immutable: bool) -> Slot {
     let place = relation.columns.iter().position(|known| known.name == column);
     // With FULL every column is marked, and an old version is always sent whole.
     let identity = relation.replica_identity;
     let has_index = matches!(identity, ReplicaIdentity::Default | ReplicaIdentity::Index);
     Slot {
         column: place.unwrap_or(usize::MAX),
-        immutable: rule.is_immutable(column),
+        immutable,
         is_key: place.is_some_and(|place| has_index && relation.columns[place].is_key),
         is_full: identity == ReplicaIdentity::Full,
         is_boolean: place.is_some_and(|place| relation.columns[place].type_id == BOOLEAN),

@@ -1,13 +1,14 @@
 //! Templates and row versions to keys.
 
+use super::before::{self, ByParams};
 use super::compile::{Rule, RuleTemplate};
 use super::condition::{Fault, Sources, Undecided};
 use super::filter::{Filter, NotText};
 use super::known::{Known, Versions};
 use super::label::{RuleId, TemplateId, WidenReason};
 use super::lookup::{Answers, LookupTemplate};
-use super::pending::{Told, push_params, push_value};
-use super::plan::{Plan, PlannedRule, PlannedTemplate};
+use super::pending::{Rows, Told, push_params, push_value};
+use super::plan::{Plan, PlannedLookup, PlannedRule, PlannedTemplate};
 use super::set::KeySet;
 use super::template::{Glob, Piece, Template, Version};
 use crate::config::Operations;
@@ -92,6 +93,9 @@ impl Renderer {
                 }
             }
         }
+        for planned in &plan.lookups {
+            self.note_before(planned, (row, &versions), keys);
+        }
         self.versions = versions.recycle();
         self.filtering.shrink();
         self.entry.shrink_to(KEY_BYTES_MAX);
@@ -171,12 +175,41 @@ impl Renderer {
         if waits {
             keys.add_pending(id, &entry);
         } else {
-            let nothing = Answers::default();
-            let values = Told::read(template, &entry)
-                .values(template, (&nothing, WidenReason::LookupFailed));
-            self.add_values(id, &template.template, values.iter().copied(), keys);
+            let (answers, missing) = (&Answers::default(), WidenReason::LookupFailed);
+            let rows = Rows { answers, missing, before: ByParams::default() };
+            Told::read(template, &entry).each_choice(template, &rows, |values| {
+                self.add_values(id, &template.template, values.iter().copied(), keys);
+            });
         }
         self.entry = entry;
+    }
+
+    /// Notes what a lookup gave before this change of a row of its table, if that is another answer
+    /// than it gives now, and known.
+    fn note_before(
+        &mut self,
+        planned: &PlannedLookup,
+        (row, versions): (&Row, &Versions<'_>),
+        keys: &mut KeySet,
+    ) {
+        if keys.has_lost(planned.id) {
+            return;
+        }
+        if matches!(row, Row::Truncate) {
+            keys.lose_before(planned.id, WidenReason::Truncate);
+        }
+        let slots = || planned.params.iter().chain(&planned.columns);
+        let is_known = |slot: &usize| !matches!(versions.old[*slot], Known::Unknown(_));
+        let is_same = |slot: &usize| versions.old[*slot] == versions.new[*slot];
+        if !versions.has_old || !slots().all(is_known) || versions.has_new && slots().all(is_same) {
+            return;
+        }
+        let push = |slots: &[usize], out: &mut Vec<u8>| {
+            slots.iter().for_each(|slot| push_value(out, versions.old[*slot]));
+        };
+        let (params, columns) = (&planned.params, &planned.columns);
+        before::write(&mut self.entry, |out| push(params, out), |out| push(columns, out));
+        keys.add_before(planned.id, &self.entry);
     }
 
     /// Adds what a template gives for these values of its placeholders.

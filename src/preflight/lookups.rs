@@ -105,7 +105,7 @@ async fn locked(
 ) -> Result<Finding, Error> {
     let position = error.as_db_error().and_then(DbError::position);
     let holder = match position {
-        Some(ErrorPosition::Original(at)) => holder(name_at(query_of(lookup), *at), client).await?,
+        Some(ErrorPosition::Original(at)) => holder(name_at(lookup.query(), *at), client).await?,
         // The relation is behind a view, a function or a partitioned table.
         Some(ErrorPosition::Internal { .. }) | None => None,
     };
@@ -152,14 +152,10 @@ fn name_at(query: &str, at: u32) -> &str {
     &rest[..end.unwrap_or(rest.len())]
 }
 
-/// A lookup's query, without what may end it.
-fn query_of(lookup: &Lookup) -> &str {
-    lookup.sql.value.trim().trim_end_matches(';')
-}
-
 async fn one(config: &Config, lookup: &Lookup, client: &Client) -> Result<Option<Finding>, Error> {
     let name = &lookup.name;
-    let prepared = match client.prepare(query_of(lookup)).await {
+    let query = lookup.query();
+    let prepared = match client.prepare(query).await {
         Ok(prepared) => prepared,
         Err(error) if is_locked(&error) => return Err(error.into()),
         Err(error) => {

@@ -10,8 +10,8 @@
 //! The catalog is read in two statements (`catalog`), and another one on the standby if the slot is
 //! on one (`slot_standby`); `server`, `slot`, `publication`, `tables`,
 //! `identity`, `partitions` and `condition` conclude from it and ask nothing more. Rules of
-//! materialized views need another one (`views`), `lookups` tries each query, and `reads` asks what
-//! its answers depend on.
+//! materialized views need another one (`views`), `lookups` tries each query, `lookup_index` looks
+//! for an index for it, `reads` asks what its answers depend on, and `keyed` whose rows they are.
 //!
 //! An error is about everything, or about some rules ([`Scope`]): those are suspended, and the
 //! others go on. What is judged of rules before the start is judged again while it runs
@@ -26,6 +26,8 @@ mod finding;
 mod fitness;
 mod generated;
 mod identity;
+mod keyed;
+mod lookup_index;
 mod lookups;
 mod part;
 mod partitions;
@@ -148,6 +150,7 @@ pub async fn postgres(
     findings.extend(of_tables(&context));
     findings.extend(views::check(config, client).await?);
     findings.extend(trials(config, rules, client).await?.into_iter().filter_map(Trial::finding));
+    findings.extend(lookup_index::check(rules, client).await?);
     let outcomes = reads::look(config, rules, client).await?;
     findings.extend(reads::findings(rules, &outcomes));
     reads::keep_the_same(rules, outcomes);

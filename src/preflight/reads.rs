@@ -9,7 +9,7 @@ use postgres_protocol::escape::escape_identifier;
 use tokio_postgres::{Client, Row};
 
 use super::catalog::with_published;
-use super::{Error, Finding, lookups, message, render};
+use super::{Error, Finding, keyed, lookups, message, render};
 use crate::config::{Config, TableName};
 use crate::keys::{Lookup, LookupId, Reads, Rules};
 use crate::postgres::{AS_ROLE, again};
@@ -32,7 +32,8 @@ pub(super) enum Outcome {
     },
 }
 
-/// Finds what the answers of each lookup depend on, and notes it in the rules.
+/// Finds what the answers of each lookup depend on, and whose rows they are, and notes it in the
+/// rules.
 ///
 /// # Errors
 ///
@@ -43,6 +44,8 @@ pub async fn find(config: &Config, rules: &mut Rules, client: &Client) -> Result
         let reads = if let Outcome::Kept(reads) = outcome { Some(reads) } else { None };
         rules.set_reads(id, reads);
     }
+    let keyed = keyed::look(rules, client).await?;
+    ids().zip(keyed).for_each(|(id, keyed)| rules.set_keyed(id, keyed));
     Ok(())
 }
 
@@ -85,7 +88,7 @@ async fn one(
     publication: &str,
     client: &Client,
 ) -> Result<Outcome, tokio_postgres::Error> {
-    let query = lookup.sql.value.trim().trim_end_matches(';');
+    let query = lookup.query();
     client.batch_execute(AS_ROLE).await?;
     let prepared = match client.prepare(query).await {
         Ok(prepared) => prepared,

@@ -148,7 +148,9 @@ impl Cache {
     /// Keeps answers of queries that did not begin before `began`.
     pub(super) fn keep(&self, began: &Began, answers: &Answers) {
         let State { kept, .. } = &mut *self.0.borrow_mut();
-        for (wanted, found) in answers.iter().filter(|(_, found)| **found != Found::Failed) {
+        // What was beyond the memory of one round is no fact about the row.
+        let is_answer = |found: &Found| !matches!(found, Found::Failed | Found::Beyond);
+        for (wanted, found) in answers.iter().filter(|(_, found)| is_answer(found)) {
             let at = usize::from(wanted.lookup.0);
             if let Some(kept) = &mut kept[at]
                 && began.0[at] == Some(kept.generation)

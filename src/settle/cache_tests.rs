@@ -4,7 +4,7 @@ use std::cell::RefCell;
 
 use super::cache::Cache;
 use super::{Error, Holder, Probe, Snapshot};
-use crate::config::{Located, Location, TableName};
+use crate::config::{Located, Location, LookupRows, Missing, TableName};
 use crate::keys::{Answers, Found, Lookup, LookupId, Reads, Wanted};
 use crate::lsn::Lsn;
 
@@ -21,6 +21,10 @@ fn lookup(name: &str, tables: &[u32], cache: usize) -> Lookup {
         columns: Vec::new(),
         cache,
         reads: (!tables.is_empty()).then_some(reads),
+        rows: LookupRows::One,
+        limit: 1_000,
+        missing: Missing::Widen,
+        keyed: None,
     }
 }
 

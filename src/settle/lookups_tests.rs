@@ -41,6 +41,9 @@ fn rules() -> Rules {
         sql: located("by name"),
         params: vec![located("name")],
         cache: 0,
+        rows: config::LookupRows::One,
+        limit: 1_000,
+        missing: config::Missing::Widen,
     };
     Rules::with_lookups(&[rule], &[lookup]).unwrap()
 }

@@ -18,6 +18,7 @@
 //! are near enough to tell what the stream's 32 mean ([`snapshot`]).
 
 mod ahead;
+mod batch;
 mod cache;
 #[cfg(test)]
 mod cache_tests;
@@ -29,6 +30,7 @@ mod hold;
 mod lookups;
 mod looks;
 mod probe;
+mod query;
 mod replicas;
 #[cfg(test)]
 mod replicas_tests;
@@ -65,6 +67,7 @@ pub use fence::{Holder, Relations};
 pub use hold::{Held, Hold};
 pub use lookups::Lookups;
 pub use probe::{Probe, SqlProbe};
+pub(crate) use query::compared_columns;
 pub use replicas::Replicas;
 pub use rows::Rows;
 pub(crate) use rows::{Param, statement as lookup_statement};

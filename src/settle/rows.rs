@@ -1,17 +1,20 @@
 //! Where the rows of lookups come from: a session of the primary that cannot write.
 //!
-//! All that is wanted goes out without waiting for the answers between, up to a depth. Whatever
-//! goes wrong with a query makes its keys wide; a lost session is made again, for as long as there
-//! is time. A lookup that cannot be asked is named, and asked now and then until it can. Which
-//! server answers is checked when a session begins, as for the gate: a standby would show older
-//! rows.
+//! All that is wanted of a lookup goes out in one statement for many rows ([`batch`]), or, where
+//! that cannot be, without waiting for the answers between, up to a depth. Whatever goes wrong with
+//! a query makes its keys wide; a lost session is made again, for as long as there is time. A
+//! lookup that cannot be asked is named, and asked now and then until it can. Which server answers
+//! is checked when a session begins, as for the gate: a standby would show older rows.
 
-use std::collections::BTreeMap;
+use std::cell::Cell;
+use std::collections::{BTreeMap, BTreeSet};
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::BytesMut;
+use futures_util::TryStreamExt;
 use hashbrown::HashMap;
 use postgres_protocol::escape::escape_identifier;
 use tokio::task::JoinSet;
@@ -19,6 +22,8 @@ use tokio::time::{Instant, sleep, timeout};
 use tokio_postgres::Statement;
 use tokio_postgres::types::{Format, FromSql, IsNull, ToSql, Type, to_sql_checked};
 
+use super::batch::{self, Gathered};
+use crate::config::LookupRows;
 use crate::keys::{Answers, Found, Lookup, LookupId, Wanted};
 use crate::postgres::{self, Endpoint, Sql, connect_sql};
 use crate::preflight::render;
@@ -34,10 +39,22 @@ pub(super) const ANSWER_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// The largest value of a row in bytes that a key is made of, as with the rows of changes. Of a
 /// larger one `sql/lookup_column.sql` sends at least one byte more than this, and not the rest.
-const VALUE_SIZE_MAX: usize = 64 << 10;
+pub(super) const VALUE_SIZE_MAX: usize = 64 << 10;
 
-/// Questions on their way at once: as many as keep the server busy over a round trip.
+/// Questions for one row each on their way at once: as many as keep the server busy over a round
+/// trip.
 const DEPTH: usize = 64;
+
+/// Rows that are asked for with one statement. The round trip and the start of a statement are a
+/// small part of its time by then, and what fails, or is late, fails for no more than these.
+const BATCH: usize = 100;
+
+/// Questions for many rows each on their way at once.
+const BATCHES: usize = 2;
+
+/// Memory of the rows of one round, bytes (I6): what waits for them has as much. What is more
+/// widens.
+const ROUND_BYTES_MAX: usize = 16 << 20;
 
 /// Pause before a lost session is made again.
 const RECONNECT_PAUSE: Duration = Duration::from_millis(50);
@@ -51,6 +68,9 @@ const LOCK_TIMEOUT: &str = "55P03";
 /// See [`LOCK_TIMEOUT`].
 const STATEMENT_TIMEOUT: &str = "57014";
 
+/// What is said of a statement that fails for a value: class 22, data exceptions.
+const OF_A_VALUE: &str = "SQLSTATE 22";
+
 /// What a person can do where a lookup cannot be asked.
 const HINT: &str = "see whether `walsweep check` finds fault with it, and who holds locks on the \
      tables that it reads: `select pid, pg_blocking_pids(pid) from pg_stat_activity where \
@@ -58,17 +78,52 @@ const HINT: &str = "see whether `walsweep check` finds fault with it, and who ho
 
 type AnyError = Box<dyn std::error::Error + Sync + Send>;
 
-/// The statement that reads what keys name of a lookup's row, as text.
+/// A lookup, as it is asked for.
+#[derive(Debug)]
+pub(super) struct Asked {
+    name: Arc<str>,
+    /// The query, without a semicolon.
+    pub(super) query: String,
+    /// What keys name of its rows, as text.
+    columns: String,
+    pub(super) rows: LookupRows,
+    limit: usize,
+}
+
+impl Asked {
+    fn new(lookup: &Lookup) -> Asked {
+        let column = |column: &str| {
+            let values = [("column", &*escape_identifier(column))];
+            render(include_str!("../../sql/lookup_column.sql"), &values)
+        };
+        let columns: Vec<String> = lookup.columns.iter().map(|one| column(&one.value)).collect();
+        Asked {
+            name: lookup.name.as_str().into(),
+            query: lookup.query().to_owned(),
+            columns: columns.join(", "),
+            rows: lookup.rows,
+            limit: lookup.limit,
+        }
+    }
+
+    /// The most rows that an answer may have.
+    pub(super) fn most(&self) -> usize {
+        if self.rows == LookupRows::One { 1 } else { self.limit }
+    }
+
+    /// The statement that reads what keys name of the rows of a query, and one row too many.
+    pub(super) fn statement(&self, query: &str) -> String {
+        let limit = (self.most() + 1).to_string();
+        let values = [("columns", &*self.columns), ("query", query), ("limit", &*limit)];
+        render(include_str!("../../sql/lookup.sql"), &values)
+    }
+}
+
+/// The statement that reads what keys name of a lookup's rows, as text.
 #[must_use]
 pub(crate) fn statement(lookup: &Lookup) -> String {
-    let column = |column: &str| {
-        let values = [("column", &*escape_identifier(column))];
-        render(include_str!("../../sql/lookup_column.sql"), &values)
-    };
-    let columns: Vec<String> = lookup.columns.iter().map(|one| column(&one.value)).collect();
-    let query = lookup.sql.value.trim().trim_end_matches(';');
-    let values = [("columns", &*columns.join(", ")), ("query", query)];
-    render(include_str!("../../sql/lookup.sql"), &values)
+    let asked = Asked::new(lookup);
+    asked.statement(&asked.query)
 }
 
 /// Reads rows on the primary with this identity.
@@ -76,8 +131,8 @@ pub struct Rows {
     endpoint: Endpoint,
     system_id: String,
     timeline: u32,
-    /// Name and statement of each, by [`LookupId`].
-    all: Arc<[(Arc<str>, String)]>,
+    /// By [`LookupId`].
+    all: Arc<[Asked]>,
     /// Which of them are asked here: from the first, each one so many further.
     own: (usize, usize),
     /// How the names of kept answers were understood.
@@ -88,6 +143,8 @@ pub struct Rows {
     health: Arc<Health>,
     /// Lookups that could not be asked, each with what was wanted.
     failed: BTreeMap<usize, Wanted>,
+    /// Those of them that failed for another cause than a row's value.
+    doubtful: BTreeSet<usize>,
     again_at: Instant,
     /// Why, since the last answers: of each lookup, and of whichever.
     refusals: HashMap<usize, String>,
@@ -96,9 +153,23 @@ pub struct Rows {
 
 struct Session {
     sql: Rc<Sql>,
-    /// By lookup, once prepared.
-    statements: Vec<Option<Statement>>,
+    /// By lookup.
+    statements: Vec<Prepared>,
+    /// Bytes of rows that this round may still keep.
+    room: Rc<Cell<usize>>,
 }
+
+/// The statements of a lookup, once they are prepared.
+#[derive(Clone, Debug, Default)]
+struct Prepared {
+    /// For one row at a time.
+    single: Option<Statement>,
+    /// For many together; `Some(None)` if they cannot be asked for so.
+    batch: Option<Option<Statement>>,
+}
+
+/// Rows of one lookup that were asked for together, and what came of it.
+type Flight = (Vec<Wanted>, Result<Vec<Found>, tokio_postgres::Error>);
 
 /// Why a session cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -127,7 +198,7 @@ impl Rows {
     ) -> Rows {
         let search_path =
             lookups.iter().find_map(|one| Some(one.reads.as_ref()?.search_path.clone()));
-        let all = lookups.iter().map(|one| (one.name.as_str().into(), statement(one)));
+        let all = lookups.iter().map(Asked::new);
         Rows {
             endpoint,
             system_id,
@@ -139,6 +210,7 @@ impl Rows {
             losses: 0,
             health,
             failed: BTreeMap::new(),
+            doubtful: BTreeSet::new(),
             again_at: Instant::now(),
             refusals: HashMap::new(),
             loss: None,
@@ -159,6 +231,7 @@ impl Rows {
             losses: 0,
             health: Arc::clone(&self.health),
             failed: BTreeMap::new(),
+            doubtful: BTreeSet::new(),
             again_at: Instant::now(),
             refusals: HashMap::new(),
             loss: None,
@@ -194,7 +267,8 @@ impl Rows {
         }
         let mut answers = Answers::default();
         (self.refusals, self.loss) = (HashMap::new(), None);
-        if timeout(ANSWER_TIMEOUT, self.find_all(&wanted, &mut answers)).await.is_err() {
+        let found = Box::pin(self.find_all(&wanted, &mut answers));
+        if timeout(ANSWER_TIMEOUT, found).await.is_err() {
             // What is still on its way would only delay what comes next.
             (self.session, self.losses) = (None, self.losses + 1);
         }
@@ -219,16 +293,22 @@ impl Rows {
             .collect();
         for at in over {
             self.failed.remove(&at);
-            self.health.over(&Topic::Lookup(Arc::clone(&self.all[at].0)));
+            self.doubtful.remove(&at);
+            self.health.over(&Topic::Lookup(Arc::clone(&self.all[at].name)));
         }
         if !failed.is_empty() {
             self.again_at = Instant::now() + AGAIN_PAUSE;
         }
         for (at, one) in failed {
-            let name = &self.all[at].0;
+            let name = &self.all[at].name;
             let cause = self.refusals.get(&at).or(self.loss.as_ref());
             let none = || format!("no answer in {} s", ANSWER_TIMEOUT.as_secs());
             let cause = cause.cloned().unwrap_or_else(none);
+            if cause.starts_with(OF_A_VALUE) {
+                self.doubtful.remove(&at);
+            } else {
+                self.doubtful.insert(at);
+            }
             let text = format!("lookup `{name}` fails: {cause}; keys that name it are widened");
             self.health.trouble(Topic::Lookup(Arc::clone(name)), &text, Some(HINT));
             self.failed.insert(at, one);
@@ -249,71 +329,153 @@ impl Rows {
             Some(session) => session,
             None => self.connect().await?,
         };
-        let mut flying = JoinSet::new();
-        for one in wanted {
-            if answers.knows(one) {
-                continue;
-            }
-            if let Some(statement) = self.prepared(&mut session, one, answers).await? {
-                let (sql, one) = (Rc::clone(&session.sql), one.clone());
-                flying.spawn_local(async move {
-                    let found = query(&sql, &statement, &one).await;
-                    (one, found)
-                });
-            }
-            // What cannot be asked is asked for one row at a time, so that no more waits there.
-            let is_doubtful = self.failed.contains_key(&usize::from(one.lookup.0));
-            if flying.len() >= if is_doubtful { 1 } else { DEPTH } {
-                self.land(&mut flying, &mut session, answers).await?;
-            }
+        session.room.set(ROUND_BYTES_MAX);
+        let mut by_lookup: BTreeMap<usize, Vec<Wanted>> = BTreeMap::new();
+        for one in wanted.iter().filter(|one| !answers.knows(one)) {
+            by_lookup.entry(usize::from(one.lookup.0)).or_default().push(one.clone());
         }
-        while !flying.is_empty() {
-            self.land(&mut flying, &mut session, answers).await?;
+        for (at, wanted) in by_lookup {
+            let mut alone = wanted;
+            // What cannot be asked is asked for one row at a time, so that no more waits there.
+            let is_doubtful = self.doubtful.contains(&at);
+            if alone.len() > 1
+                && !is_doubtful
+                && let Some(batch) = self.batch(&mut session, at, &alone).await?
+            {
+                alone = self.ask_together(&mut session, &batch, (alone, &mut *answers)).await?;
+            }
+            self.ask_alone(&mut session, (at, is_doubtful), (alone, &mut *answers)).await?;
         }
         self.session = Some(session);
         Ok(())
     }
 
-    /// Takes in one answer.
-    async fn land(
+    /// Asks for rows of one lookup together; gives those that have to be asked for alone, because
+    /// the server refused some of them.
+    async fn ask_together(
         &mut self,
-        flying: &mut JoinSet<(Wanted, Result<Found, tokio_postgres::Error>)>,
         session: &mut Session,
-        answers: &mut Answers,
-    ) -> Result<(), Lost> {
-        let Some(Ok((wanted, found))) = flying.join_next().await else { return Ok(()) };
-        match found {
-            Ok(found) => answers.insert(wanted, found),
-            Err(error) => {
-                let at = usize::from(wanted.lookup.0);
-                self.refused(error, at, session)?;
-                answers.insert(wanted, Found::Failed);
+        batch: &Statement,
+        (wanted, answers): (Vec<Wanted>, &mut Answers),
+    ) -> Result<Vec<Wanted>, Lost> {
+        let (mut flying, mut alone) = (JoinSet::new(), Vec::new());
+        for part in wanted.chunks(BATCH) {
+            let (sql, room) = (Rc::clone(&session.sql), Rc::clone(&session.room));
+            let (all, batch, part) = (Arc::clone(&self.all), batch.clone(), part.to_vec());
+            flying.spawn_local(async move {
+                let asked = &all[usize::from(part[0].lookup.0)];
+                let found = batch::ask(&sql, &batch, (asked, &part), &room).await;
+                (part, found)
+            });
+            if flying.len() >= BATCHES {
+                alone.extend(self.land(&mut flying, session, answers).await?);
             }
+        }
+        while !flying.is_empty() {
+            alone.extend(self.land(&mut flying, session, answers).await?);
+        }
+        Ok(alone)
+    }
+
+    /// Asks for rows of one lookup one by one, without waiting for the answers between.
+    async fn ask_alone(
+        &mut self,
+        session: &mut Session,
+        (at, is_doubtful): (usize, bool),
+        (wanted, answers): (Vec<Wanted>, &mut Answers),
+    ) -> Result<(), Lost> {
+        let mut flying = JoinSet::new();
+        for one in wanted {
+            let Some(statement) = self.single(session, at, &one).await? else {
+                answers.insert(one, Found::Failed);
+                continue;
+            };
+            let (sql, room) = (Rc::clone(&session.sql), Rc::clone(&session.room));
+            let all = Arc::clone(&self.all);
+            flying.spawn_local(async move {
+                let found = query(&sql, &statement, (&all[at], &one), &room).await;
+                (vec![one], found.map(|found| vec![found]))
+            });
+            if flying.len() >= if is_doubtful { 1 } else { DEPTH } {
+                self.land(&mut flying, session, answers).await?;
+            }
+        }
+        while !flying.is_empty() {
+            self.land(&mut flying, session, answers).await?;
         }
         Ok(())
     }
 
-    /// The statement of a lookup; `None` if the server does not take it, which is an answer, too.
-    async fn prepared(
+    /// Takes in the answers to one question; gives what has to be asked for alone.
+    async fn land(
+        &mut self,
+        flying: &mut JoinSet<Flight>,
+        session: &mut Session,
+        answers: &mut Answers,
+    ) -> Result<Vec<Wanted>, Lost> {
+        let Some(Ok((wanted, found))) = flying.join_next().await else { return Ok(Vec::new()) };
+        let error = match found {
+            Ok(found) => {
+                wanted.into_iter().zip(found).for_each(|(one, found)| answers.insert(one, found));
+                return Ok(Vec::new());
+            }
+            Err(error) => error,
+        };
+        let (at, is_one) = (usize::from(wanted[0].lookup.0), wanted.len() == 1);
+        let code = error.code().map(|code| code.code().to_owned()).unwrap_or_default();
+        self.refused(error, at, session)?;
+        // The value of one row fails for all of them. Who has a lock is in the way of each.
+        if !is_one && ![LOCK_TIMEOUT, STATEMENT_TIMEOUT].contains(&code.as_str()) {
+            return Ok(wanted);
+        }
+        wanted.into_iter().for_each(|one| answers.insert(one, Found::Failed));
+        Ok(Vec::new())
+    }
+
+    /// The statement for one row of a lookup; `None` if the server does not take it.
+    async fn single(
         &mut self,
         session: &mut Session,
+        at: usize,
         wanted: &Wanted,
-        answers: &mut Answers,
     ) -> Result<Option<Statement>, Lost> {
-        let at = usize::from(wanted.lookup.0);
-        if let Some(statement) = &session.statements[at] {
+        if let Some(statement) = &session.statements[at].single {
             return Ok(Some(statement.clone()));
         }
-        match session.sql.prepare(&self.all[at].1).await {
+        let asked = &self.all[at];
+        match session.sql.prepare(&asked.statement(&asked.query)).await {
             Ok(statement) if statement.params().len() == wanted.params().len() => {
-                session.statements[at] = Some(statement.clone());
+                session.statements[at].single = Some(statement.clone());
                 return Ok(Some(statement));
             }
             Ok(_) => _ = self.refusals.insert(at, "it has other parameters".to_owned()),
             Err(error) => self.refused(error, at, session)?,
         }
-        answers.insert(wanted.clone(), Found::Failed);
         Ok(None)
+    }
+
+    /// The statement for many rows of a lookup; `None` if they have to be asked for one by one.
+    async fn batch(
+        &mut self,
+        session: &mut Session,
+        at: usize,
+        wanted: &[Wanted],
+    ) -> Result<Option<Statement>, Lost> {
+        if let Some(batch) = &session.statements[at].batch {
+            return Ok(batch.clone());
+        }
+        // It tells the types of the parameters; why it is refused is said where it is asked alone.
+        let Some(single) = self.single(session, at, &wanted[0]).await? else { return Ok(None) };
+        let batch = match batch::statement(&self.all[at], single.params()) {
+            None => None,
+            Some(text) => match session.sql.prepare(&text).await.map_err(postgres::Error::from) {
+                Ok(batch) => Some(batch),
+                Err(postgres::Error::Query(server)) if !is_passing(&server.code) => None,
+                Err(error) => return Err(error.into()),
+            },
+        };
+        session.statements[at].batch = Some(batch.clone());
+        Ok(batch)
     }
 
     /// What the server refused widens; everything else is a lost session. A statement that was
@@ -326,7 +488,7 @@ impl Rows {
     ) -> Result<(), Lost> {
         match postgres::Error::from(error) {
             postgres::Error::Query(server) if !is_passing(&server.code) => {
-                session.statements[at] = None;
+                session.statements[at] = Prepared::default();
                 // The message may quote a value (I9); its code does not.
                 let meaning = match server.code.as_str() {
                     LOCK_TIMEOUT => " (a lock is in the way)",
@@ -357,7 +519,8 @@ impl Rows {
         if let Some(path) = &self.search_path {
             sql.query(include_str!("../../sql/search_path.sql"), &[path]).await?;
         }
-        Ok(Session { sql: Rc::new(sql), statements: vec![None; self.all.len()] })
+        let statements = vec![Prepared::default(); self.all.len()];
+        Ok(Session { sql: Rc::new(sql), statements, room: Rc::new(Cell::new(ROUND_BYTES_MAX)) })
     }
 }
 
@@ -371,26 +534,22 @@ fn is_passing(code: &str) -> bool {
 async fn query(
     sql: &Sql,
     statement: &Statement,
-    wanted: &Wanted,
+    (asked, wanted): (&Asked, &Wanted),
+    room: &Cell<usize>,
 ) -> Result<Found, tokio_postgres::Error> {
     let params: Vec<Param<'_>> = wanted.params().into_iter().map(Param).collect();
-    let params: Vec<&(dyn ToSql + Sync)> =
-        params.iter().map(|param| param as &(dyn ToSql + Sync)).collect();
-    let rows = sql.query(statement, &params).await?;
-    let row = match rows.as_slice() {
-        [] => return Ok(Found::None),
-        [row] => row,
-        _ => return Ok(Found::Many),
-    };
-    let text = |at| Ok(row.try_get::<_, Option<Text>>(at)?.map(|text| text.0));
-    let values: Vec<Option<Vec<u8>>> = (0..row.len()).map(text).collect::<Result<_, _>>()?;
-    let is_large = values.iter().flatten().any(|value| value.len() > VALUE_SIZE_MAX);
-    Ok(if is_large { Found::Failed } else { Found::Row(values) })
+    let params = params.iter().map(|param| param as &(dyn ToSql + Sync));
+    let (mut rows, mut gathered) =
+        (pin!(sql.query_raw(statement, params).await?), Gathered::default());
+    while let Some(row) = rows.try_next().await? {
+        gathered.take((&row, 0), asked, room)?;
+    }
+    Ok(gathered.found(asked))
 }
 
 /// A value as the stream sent it: the server reads it by the parameter's type. Has no `Debug` form
 /// of its content (I9).
-pub(crate) struct Param<'a>(Option<&'a [u8]>);
+pub(crate) struct Param<'a>(pub(super) Option<&'a [u8]>);
 
 impl Param<'_> {
     /// NULL, of any type.
@@ -422,11 +581,11 @@ impl ToSql for Param<'_> {
 }
 
 /// A text in whichever encoding.
-struct Text(Vec<u8>);
+pub(super) struct Text<'a>(pub(super) &'a [u8]);
 
-impl<'a> FromSql<'a> for Text {
-    fn from_sql(_type: &Type, raw: &'a [u8]) -> Result<Text, AnyError> {
-        Ok(Text(raw.to_vec()))
+impl<'a> FromSql<'a> for Text<'a> {
+    fn from_sql(_type: &Type, raw: &'a [u8]) -> Result<Text<'a>, AnyError> {
+        Ok(Text(raw))
     }
 
     fn accepts(kind: &Type) -> bool {

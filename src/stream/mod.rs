@@ -351,7 +351,8 @@ impl<'a> Stream<'a> {
         }
     }
 
-    fn take_commit(&mut self, transaction: Transaction, keys: KeySet, counters: &Counters<'_>) {
+    fn take_commit(&mut self, transaction: Transaction, mut keys: KeySet, counters: &Counters<'_>) {
+        keys.end();
         counters.transactions.inc();
         for (rule, why) in self.rules.new_failures() {
             let rule = &self.rules.names()[usize::from(rule.0)];

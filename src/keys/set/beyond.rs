@@ -29,6 +29,8 @@ impl KeySet {
             }
             _ => {}
         });
+        more.merge_before(&known.before);
+        more.merge_before(&self.before);
         more
     }
 }

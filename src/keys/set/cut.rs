@@ -30,6 +30,8 @@ impl KeySet {
             Content::Key(template, key) => rest.add_key(template, key),
             Content::Pattern(template, bytes) => rest.add_pattern(template, bytes),
             Content::Pending(template, bytes) => rest.add_pending(template, bytes),
+            Content::Before(lookup, row) => rest.add_before(lookup, row),
+            Content::Lost(lookup, why) => rest.lose_before(lookup, why),
             Content::Matches(..) | Content::Widened(..) => {}
         });
         rest.rules.clone_from(&self.rules);
@@ -91,7 +93,10 @@ impl KeySet {
                 Content::Key(template, key) => part.add_key(template, key),
                 Content::Pattern(template, bytes) => part.add_pattern(template, bytes),
                 Content::Pending(template, bytes) => part.add_pending(template, bytes),
-                Content::Matches(..) | Content::Widened(..) => {}
+                Content::Before(..)
+                | Content::Lost(..)
+                | Content::Matches(..)
+                | Content::Widened(..) => {}
             }
         });
         parts

@@ -17,7 +17,9 @@ use std::sync::Arc;
 
 use hashbrown::{DefaultHashBuilder, HashTable};
 
+use super::before::Before;
 use super::label::{RuleId, TemplateId, TemplateInfo, Whole, WidenReason};
+use super::lookup::LookupId;
 use super::pattern::Pattern;
 use super::pending::Pending;
 use sparse::Sparse;
@@ -62,6 +64,8 @@ pub struct KeySet {
     rules: Sparse<RuleCount>,
     /// What waits for rows of lookups.
     pending: Pending,
+    /// Rows of lookups before the transaction.
+    before: Before,
 }
 
 /// Where an exact key lies in the arena.
@@ -93,6 +97,10 @@ pub(super) enum Content<'a> {
     Pattern(TemplateId, &'a [u8]),
     /// What a template needs rows for.
     Pending(TemplateId, &'a [u8]),
+    /// What a lookup gave before the transaction.
+    Before(LookupId, &'a [u8]),
+    /// What a lookup gave before the transaction is not known.
+    Lost(LookupId, WidenReason),
     /// How many changes a rule looked at.
     Matches(RuleId, u64),
     /// How often a rule was widened.
@@ -130,6 +138,7 @@ impl KeySet {
             used_patterns: 0,
             rules: Sparse::new(),
             pending: Pending::default(),
+            before: Before::default(),
         }
     }
 
@@ -156,6 +165,7 @@ impl KeySet {
             + self.usage.bytes()
             + self.rules.bytes()
             + self.pending.bytes()
+            + self.before.bytes()
             + patterns
     }
 
@@ -220,6 +230,7 @@ impl KeySet {
         for (template, bytes) in other.pending.iter() {
             self.add_pending(template, bytes);
         }
+        self.merge_before(&other.before);
         for (rule, others) in other.rules.iter::<RuleId>() {
             let own = self.rules.get_mut(rule);
             own.matches += others.matches;
@@ -249,6 +260,8 @@ impl KeySet {
             each(Content::Pattern(*template, pattern.as_bytes()));
         }
         self.pending.iter().for_each(|(template, bytes)| each(Content::Pending(template, bytes)));
+        self.before.rows().for_each(|(lookup, row)| each(Content::Before(lookup, row)));
+        self.before.lost().for_each(|(lookup, why)| each(Content::Lost(lookup, why)));
         self.matches().for_each(|(rule, count)| each(Content::Matches(rule, count)));
         self.widened().for_each(|(rule, why, count)| each(Content::Widened(rule, why, count)));
     }
@@ -269,6 +282,7 @@ impl KeySet {
                 None => widened.push((rule, 1)),
             }
         }
+        self.before.lose_all();
         self.shrink();
         widened
     }

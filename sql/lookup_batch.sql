@@ -1,0 +1,10 @@
+-- The rows of a lookup for many parameters at once, each row with the place of its parameters: one
+-- array for each of them, and sql/lookup.sql with their columns in the place of `$1`, `$2` and so
+-- on. Privileges: whatever the query of the configuration needs. Versions: 14 and later.
+-- Every name of ours is qualified: the session has the role's own view (sql/as_role.sql). Names
+-- within the query mean its own tables first, so that none of ours is taken for one of them.
+select "walsweep asked".place, answer.*
+  from rows from ({arrays}) with ordinality as "walsweep asked" ({names}, place)
+ cross join lateral (
+{statement}
+       ) as answer

@@ -1,0 +1,166 @@
+//! What a lookup gave before the transaction gives keys, too.
+
+use std::sync::Arc;
+
+use super::packed::Packed;
+use super::tests::{insert, located, rule, shown};
+use super::{Answers, Found, KeySet, Keyed, LookupId, Rules, WidenReason};
+use crate::config::{self, Location, LookupRows, Missing};
+use crate::decode::{Column, OldKind, OldTuple, Relation, ReplicaIdentity, Tuple, Value};
+use crate::gather::{Change, Row};
+
+const TEAM: u32 = 2;
+
+/// A key by the club of the team that `name` tells.
+fn rules(rows: LookupRows) -> Rules {
+    let team = config::Lookup {
+        name: "team".to_owned(),
+        at: Location::default(),
+        sql: located("sql", "by name"),
+        params: vec![located("params.0", "name")],
+        cache: 0,
+        rows,
+        limit: 10,
+        missing: Missing::Widen,
+    };
+    let mut rules = Rules::with_lookups(&[rule(&["k:{team.x}"])], &[team]).unwrap();
+    let (params, columns) = (vec!["id".to_owned()], vec!["club".to_owned()]);
+    rules.set_keyed(LookupId(0), Some(Keyed { table: TEAM, params, columns }));
+    rules
+}
+
+/// The table of teams, which no rule looks at.
+fn teams(identity: ReplicaIdentity) -> Arc<Relation> {
+    let column = |name: &str, is_key| Column {
+        is_key,
+        name: name.to_owned(),
+        type_id: 25,
+        type_modifier: -1,
+    };
+    let is_full = identity == ReplicaIdentity::Full;
+    Arc::new(Relation {
+        id: TEAM,
+        namespace: "public".to_owned(),
+        name: "team".to_owned(),
+        replica_identity: identity,
+        columns: vec![column("club", is_full), column("other", is_full), column("id", true)],
+    })
+}
+
+type Team<'a> = [Option<&'a str>; 3];
+
+fn tuple(values: Team<'_>) -> Tuple {
+    Tuple::from_values(
+        &values.map(|one| one.map_or(Value::Null, |one| Value::Text(one.as_bytes()))),
+    )
+}
+
+fn team(club: &str, id: &str) -> Tuple {
+    tuple([Some(club), Some("same"), Some(id)])
+}
+
+fn full(tuple: Tuple) -> OldTuple {
+    OldTuple { kind: OldKind::Full, tuple }
+}
+
+/// The keys of a transaction with these changes of teams, and of one row that refers to team 5.
+fn transaction(rules: &mut Rules, changes: impl IntoIterator<Item = Row>) -> KeySet {
+    let (mut keys, relation) = (rules.key_set(), teams(ReplicaIdentity::Full));
+    for row in changes {
+        rules.add(&Change { relation: Arc::clone(&relation), row }, &mut keys);
+    }
+    let row = insert([Some("7"), Some("5"), None, None]);
+    rules.add(&Change { relation: super::tests::relation(), row }, &mut keys);
+    keys.end();
+    keys
+}
+
+fn resolved(mut keys: KeySet, found: &Found) -> String {
+    let mut answers = Answers::default();
+    keys.wanted().into_iter().for_each(|one| answers.insert(one, found.clone()));
+    keys.resolve(&answers, WidenReason::LookupFailed);
+    shown(&keys)
+}
+
+fn now(club: &str) -> Found {
+    Found::Row(vec![Some(club.as_bytes().to_vec())])
+}
+
+#[test]
+fn a_row_that_the_transaction_deleted_or_changed_gives_its_old_keys_too() {
+    let gone = || Row::Delete { old: full(team("A", "5")) };
+    let moved = |from, to| Row::Update { old: Some(full(team(from, "5"))), new: team(to, "5") };
+    let renumbered = || Row::Update { old: Some(full(team("A", "5"))), new: team("A", "6") };
+    let other = || Row::Delete { old: full(team("Z", "4")) };
+    let mut rules = rules(LookupRows::One);
+    for (changes, found, expected) in [
+        (vec![gone()], Found::None, "'k:A'"),
+        (vec![gone(), Row::Insert { new: team("B", "5") }], now("B"), "'k:B' 'k:A'"),
+        (vec![moved("A", "B")], now("B"), "'k:B' 'k:A'"),
+        (vec![moved("A", "B"), moved("B", "C")], now("C"), "'k:C' 'k:A' 'k:B'"),
+        // A later transaction moved it again: its own rules tell of B.
+        (vec![moved("A", "B")], now("D"), "'k:D' 'k:A'"),
+        (vec![renumbered()], Found::None, "'k:A'"),
+        (vec![moved("A", "A")], now("A"), "'k:A'"),
+        (vec![other()], now("A"), "'k:A'"),
+        (vec![other()], Found::None, "/k:*/ (lookup_no_row 1)"),
+        (vec![gone()], Found::Failed, "/k:*/ (lookup_failed 1)"),
+        (vec![gone()], Found::Many, "/k:*/ (lookup_many_rows 1)"),
+        (vec![Row::Truncate], Found::None, "/k:*/ (truncate 1)"),
+    ] {
+        assert_eq!(resolved(transaction(&mut rules, changes), &found), expected);
+    }
+    let mut many = self::rules(LookupRows::Many);
+    assert_eq!(resolved(transaction(&mut many, [gone(), other()]), &Found::None), "'k:A'");
+}
+
+/// What the stream does not tell is not taken for an answer.
+#[test]
+fn an_old_row_that_is_not_known_is_as_good_as_none() {
+    let mut rules = rules(LookupRows::One);
+    let mut keys = rules.key_set();
+    let old = OldTuple { kind: OldKind::Key, tuple: tuple([None, None, Some("5")]) };
+    let relation = teams(ReplicaIdentity::Default);
+    rules.add(&Change { relation, row: Row::Delete { old } }, &mut keys);
+    let row = insert([Some("7"), Some("5"), None, None]);
+    rules.add(&Change { relation: super::tests::relation(), row }, &mut keys);
+    assert_eq!(resolved(keys, &Found::None), "/k:*/ (lookup_no_row 1)");
+}
+
+#[test]
+fn what_is_known_of_before_travels_with_the_set_and_is_dropped_where_nothing_waits() {
+    let gone = || [Row::Delete { old: full(team("A", "5")) }];
+    let mut rules = rules(LookupRows::One);
+    let (mut packed, mut merged) = (rules.key_set(), rules.key_set());
+    let keys = transaction(&mut rules, gone());
+    Packed::new(&keys).add_to(&mut packed);
+    merged.merge(&keys);
+    let beyond = keys.beyond(&rules.key_set());
+    for set in [packed, merged, beyond] {
+        assert_eq!(resolved(set, &Found::None), "'k:A'");
+    }
+    let mut lost = rules.key_set();
+    Packed::new(&transaction(&mut rules, [Row::Truncate])).add_to(&mut lost);
+    assert_eq!(resolved(lost, &Found::None), "/k:*/ (truncate 1)");
+    let mut alone = rules.key_set();
+    let [row] = gone();
+    rules.add(&Change { relation: teams(ReplicaIdentity::Full), row }, &mut alone);
+    assert!(alone.is_empty() && alone.bytes() > rules.key_set().bytes());
+    alone.end();
+    assert_eq!(alone.bytes(), rules.key_set().bytes());
+}
+
+/// I6 and I5: beyond a limit nothing is known of what was before, and that widens.
+#[test]
+fn what_is_known_of_before_is_bounded_and_its_loss_widens() {
+    let gone = |id: usize| Row::Delete { old: full(team("A", &id.to_string())) };
+    let mut rules = rules(LookupRows::One);
+    let mut keys = transaction(&mut rules, (10..50_000).map(gone));
+    assert!(keys.bytes() < 3 << 20, "{}", keys.bytes());
+    assert_eq!(resolved(keys, &Found::None), "/k:*/ (limit 1)");
+    keys = transaction(&mut rules, (0..10).map(gone));
+    let mut flat = rules.key_set();
+    flat.merge(&keys);
+    flat.collapse();
+    assert_eq!(resolved(flat, &Found::None), "/k:*/ (limit 1)");
+}
