@@ -81,6 +81,7 @@ const FIELDS: [(&str, &[&str]); 6] = [
     ("postgres.endpoint", &["url", "password_file"]),
     ("postgres.replication_endpoint", &["replication_url"]),
     ("redis.password", &["password_file"]),
+    ("redis.client_certificate", &["cert_file", "key_file"]),
     ("rule.at", &[]),
     ("rule.table_at", &[]),
     ("rule.source", &["materialized_view", "message"]),

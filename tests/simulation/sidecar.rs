@@ -112,7 +112,7 @@ async fn process(
                 let timing =
                     Timing { status: walsender::TIMEOUT / 4, silence: Duration::from_secs(15) };
                 let watched = (&health, &metrics);
-                outside.run((settings, timing), &mut rules, watched, &mut shutdown).await
+                Box::pin(outside.run((settings, timing), &mut rules, watched, &mut shutdown)).await
             }
             Err(error) => Err(error),
         };
