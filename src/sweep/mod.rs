@@ -33,8 +33,6 @@ mod outcome;
 mod pace;
 mod pass;
 mod prints;
-#[cfg(test)]
-mod prints_tests;
 mod queue;
 mod refill;
 mod refused;
@@ -44,6 +42,10 @@ mod shared;
 mod standalone;
 mod sweeper;
 mod ward;
+#[cfg(test)]
+mod partial_tests;
+#[cfg(test)]
+mod prints_tests;
 #[cfg(test)]
 mod refused_tests;
 #[cfg(test)]

@@ -264,7 +264,7 @@ pub(super) fn keys(rules: &mut Rules, table: &str, ids: &[&str]) -> KeySet {
 pub(super) struct Bench {
     pub(super) rules: Rules,
     pub(super) redis: Redis,
-    visible: Sender<Visible>,
+    pub(super) visible: Sender<Visible>,
     pub(super) safe: watch::Sender<Lsn>,
     pub(super) adopt: watch::Sender<Rc<Prints>>,
     events: mpsc::Receiver<Event>,
