@@ -82,7 +82,7 @@ async fn a_rule_that_was_suspended_is_swept_alone_and_the_evidence_stays_until_t
         tokio::time::sleep(Duration::from_secs(10)).await;
         assert_eq!(bench.mark().rules, before().digest(), "the sweep is owed");
         bench.resync_of(&doubt).await;
-        assert_eq!(bench.covers().await, Lsn(150));
+        bench.covered(150).await;
         assert!(bench.redis.has("item:1") && !bench.redis.has("list:1:a"));
         let own = prints(&rules()).digest();
         assert_eq!((bench.mark().rules, bench.mark().lsn), (own.clone(), Lsn(150)));
@@ -166,7 +166,7 @@ async fn fingerprints_that_are_taken_up_on_the_way_are_stored_before_the_waterma
         bench.commit(110, "item", &["1"]).await;
         assert_eq!(bench.swept().await, [110]);
         bench.safe.send_replace(Lsn(110));
-        assert_eq!(bench.covers().await, Lsn(110));
+        bench.covered(110).await;
         let first = bench.mark();
         bench.adopt.send_replace(Rc::new(after()));
         assert_eq!(bench.covers().await, Lsn(110), "though nothing was committed");
@@ -175,7 +175,7 @@ async fn fingerprints_that_are_taken_up_on_the_way_are_stored_before_the_waterma
         bench.commit(120, "item", &["2"]).await;
         assert_eq!(bench.swept().await, [120]);
         bench.safe.send_replace(Lsn(120));
-        assert_eq!(bench.covers().await, Lsn(120));
+        bench.covered(120).await;
         bench.redis.0.fails.set(Some(super::Kind::Io));
         bench.commit(130, "item", &["3"]).await;
         bench.wait(|event| matches!(event, Event::RedisLost).then_some(())).await;

@@ -152,7 +152,7 @@ fn unless_refused<T>(outcome: Result<T, Error>) -> Result<Option<T>, Error> {
     match outcome {
         Ok(value) => Ok(Some(value)),
         Err(Error::Refused(error, _)) => {
-            tracing::debug!(error, "redis refuses the fingerprints of the rules");
+            tracing::debug!(%error, "redis refuses the fingerprints of the rules");
             Ok(None)
         }
         Err(error) => Err(error),
