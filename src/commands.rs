@@ -146,9 +146,7 @@ async fn check_postgres(config: &Config, rules: &mut Rules) -> Vec<Finding> {
     findings.extend(preflight::before_publication(config, &sql).await.unwrap_or_else(unreadable));
     findings.extend(preflight::replication(config, &sql).await);
     findings.extend(preflight::replicas(config, &sql).await.unwrap_or_else(unreadable));
-    if !findings.iter().any(Finding::stops_everything) {
-        findings.extend(forecast(config, rules, &sql, &findings).await);
-    }
+    findings.extend(forecast(config, rules, &sql, &findings).await);
     findings
 }
 

@@ -8,7 +8,7 @@ use crate::config::Config;
 use crate::error::Error;
 use crate::keys::{KeySet, Rules};
 use crate::postgres::Sql;
-use crate::preflight::Finding;
+use crate::preflight::{Finding, find_reads};
 use crate::session::{history, step};
 use crate::shape::Watched;
 use crate::slot_health;
@@ -48,10 +48,12 @@ async fn start(
     sql: &Rc<Sql>,
     found: &[Finding],
 ) -> Result<Start, Error> {
-    let watched = Watched::new(rules, &config.postgres.publication, &config.postgres.slot);
+    let mut rules = rules.copy();
+    step(find_reads(config, &mut rules, sql)).await?;
+    let watched = Watched::new(&rules, &config.postgres.publication, &config.postgres.slot);
     let suspended: BTreeSet<String> =
         found.iter().flat_map(Finding::suspends).map(str::to_owned).collect();
-    let prints = step(watched.look(sql)).await?.prints(config, rules, &suspended);
+    let prints = step(watched.look(sql)).await?.prints(config, &rules, &suspended);
     let server = SlotServer::reach(&config.postgres, Rc::clone(sql)).await?;
     let slot = step(slot_health::look(&server.sql, &config.postgres.slot)).await?;
     let slot = slot.filter(|slot| slot.lost_because().is_none());

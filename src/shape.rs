@@ -265,7 +265,8 @@ mod tests {
     fn print(facts: Vec<Fact>) -> TablePrint {
         let named = [fact("table", "t", "7 r p"), fact("schema", "s", "1")];
         let shape = Shape::new(named.into_iter().chain(facts).collect());
-        let name: Vec<String> = shape.relations().map(|(oid, name)| format!("{oid} {name}")).collect();
+        let name: Vec<String> =
+            shape.relations().map(|(oid, name)| format!("{oid} {name}")).collect();
         assert_eq!(name, ["7 s.t"]);
         let mut tables = shape.into_tables().tables;
         tables.pop_first().unwrap().1
@@ -276,7 +277,8 @@ mod tests {
     fn each_kind_of_fact_is_part_of_the_fingerprint() {
         let plain = print(Vec::new());
         for kind in ["published", "files", "column", "type", "label", "partition", "lookup"] {
-            let (one, other) = (print(vec![fact(kind, "1", "a")]), print(vec![fact(kind, "1", "b")]));
+            let (one, other) =
+                (print(vec![fact(kind, "1", "a")]), print(vec![fact(kind, "1", "b")]));
             assert!(one != plain && other != one, "{kind}");
         }
         let versions = ["table", "schema"].map(|kind| Fact {
@@ -286,8 +288,11 @@ mod tests {
         for versioned in versions {
             assert_ne!(print(vec![versioned]), plain);
         }
-        let sql = include_str!("../sql/shape.sql").to_owned() + include_str!("../sql/lookup_shape.sql");
-        for kind in ["published", "files", "column", "type", "label", "partition", "lookup", "table"] {
+        let sql =
+            include_str!("../sql/shape.sql").to_owned() + include_str!("../sql/lookup_shape.sql");
+        for kind in
+            ["published", "files", "column", "type", "label", "partition", "lookup", "table"]
+        {
             assert!(sql.contains(&format!("'{kind}'")), "{kind}");
         }
     }

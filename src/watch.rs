@@ -66,11 +66,7 @@ struct Known {
 impl Watch {
     /// Watches whether what is `watched` stays as in `prints`, and what `findings` say of rules.
     #[must_use]
-    pub fn new(
-        (watched, prints): (Watched, Prints),
-        findings: &[Finding],
-        rules: &Rules,
-    ) -> Watch {
+    pub fn new((watched, prints): (Watched, Prints), findings: &[Finding], rules: &Rules) -> Watch {
         let of_lookups = findings.iter().filter(|one| preflight::is_of_lookup(one.code));
         let (of_lookups, misfits) = (of_lookups.cloned().collect(), preflight::misfits(findings));
         Watch { watched, prints, misfits, rules: rules.copy(), of_lookups }

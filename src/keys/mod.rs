@@ -257,7 +257,8 @@ impl Rules {
     pub fn part(&self, is_wanted: impl Fn(KeyPlace) -> bool) -> KeySet {
         let mut keys = self.key_set();
         for rule in &self.rules {
-            let wanted = rule.templates.iter().enumerate().filter(|(at, _)| is_wanted((rule.id, *at)));
+            let wanted =
+                rule.templates.iter().enumerate().filter(|(at, _)| is_wanted((rule.id, *at)));
             wanted.for_each(|(_, key)| keys.add_whole(key.id, None));
         }
         keys

@@ -6,7 +6,11 @@ use super::tests::{changed, immutable, located, rule};
 use super::{Given, RulePrint, Rules};
 use crate::config::{self, Location, Operations, Script};
 
-fn prints(rules: &[config::Rule], lookups: &[config::Lookup], suspended: &[&str]) -> Vec<RulePrint> {
+fn prints(
+    rules: &[config::Rule],
+    lookups: &[config::Lookup],
+    suspended: &[&str],
+) -> Vec<RulePrint> {
     let named = |(at, rule): (usize, &config::Rule)| {
         let name = if rule.name == "r" { format!("r{at}") } else { rule.name.clone() };
         config::Rule { name, ..rule.clone() }
@@ -66,8 +70,18 @@ fn an_edit_that_only_narrows_gives_nothing_new_and_one_that_widens_gives_its_tem
         ("fewer operations", two(), on(&["update", "delete"], two()), vec![]),
         ("more operations", on(&["update"], two()), on(&["update", "insert"], two()), first()),
         ("no `changed` before", two(), changed("name", two()), vec![]),
-        ("`changed` with less", changed("club", changed("name", two())), changed("name", two()), vec![]),
-        ("`changed` with more", changed("name", two()), changed("club", changed("name", two())), first()),
+        (
+            "`changed` with less",
+            changed("club", changed("name", two())),
+            changed("name", two()),
+            vec![],
+        ),
+        (
+            "`changed` with more",
+            changed("name", two()),
+            changed("club", changed("name", two())),
+            first(),
+        ),
         ("`changed` with another", changed("name", two()), changed("club", two()), first()),
         ("no `changed` any more", changed("name", two()), two(), first()),
         (

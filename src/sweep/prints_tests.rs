@@ -92,7 +92,12 @@ fn a_table_that_reads_as_before_puts_no_key_in_doubt_and_any_other_those_of_its_
             true,
             true,
         ),
-        ("a column of another type", &|table| table.columns.get_mut(&2).unwrap().0 = print("n"), true, true),
+        (
+            "a column of another type",
+            &|table| table.columns.get_mut(&2).unwrap().0 = print("n"),
+            true,
+            true,
+        ),
         ("a column dropped", &|table| table.columns.retain(|number, _| *number != 2), true, true),
         (
             "a column dropped and made again",
@@ -210,7 +215,8 @@ fn what_has_another_digest_or_another_format_is_not_believed() {
     assert_eq!(Prints::from_value(&value, "0123456789abcdef0123456789abcdef"), None);
     assert_eq!(Prints::from_value(b"", &digest), None);
     let text = String::from_utf8(value).unwrap();
-    let older: Prints = serde_json::from_str(&text.replace("\"format\":1", "\"format\":0")).unwrap();
+    let older: Prints =
+        serde_json::from_str(&text.replace("\"format\":1", "\"format\":0")).unwrap();
     assert_eq!(prints.since(&older, Gap::Watermark), Doubt::Everything(Broken::OtherRules));
 }
 

@@ -439,12 +439,7 @@ impl Node for Standalone {
         read.query_async(&mut connection).await.map_err(|error| classify(&error))
     }
 
-    async fn keep_details(
-        &self,
-        digest: &str,
-        value: &[u8],
-        for_good: bool,
-    ) -> Result<(), Error> {
+    async fn keep_details(&self, digest: &str, value: &[u8], for_good: bool) -> Result<(), Error> {
         let mut connection = self.connections()?.remove;
         let mut write = cmd("SET");
         write.arg(details_key(&self.watermark_key, digest)).arg(value);

@@ -16,10 +16,10 @@ use super::job::{Job, Round, Tally, older};
 use super::late::Late;
 use super::node::{Error, Node};
 use super::pace::Pace;
+use super::prints::{Doubt, Prints};
 use super::queue::{Passes, Queue};
 use super::refill::Refill;
 use super::refused::{Pause, Refusals, Retry, Tried, retry};
-use super::prints::{Doubt, Prints};
 use super::shared::{RefusedOf, Written, find, sweep, write};
 use super::ward::{Found, Ward};
 use super::{Broken, Event, second};
@@ -274,11 +274,7 @@ async fn finished<T>(work: &mut Work<'_, T>) -> T {
     }
 }
 
-async fn reconnect<N: Node>(
-    node: &N,
-    wait: Duration,
-    own: String,
-) -> Result<Found, Error> {
+async fn reconnect<N: Node>(node: &N, wait: Duration, own: String) -> Result<Found, Error> {
     tokio::time::sleep(wait).await;
     node.connect().await?;
     find(node, &own).await

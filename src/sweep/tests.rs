@@ -176,12 +176,7 @@ impl Node for Redis {
         Ok(self.0.details.borrow().get(digest).map(|(value, _)| value.clone()))
     }
 
-    async fn keep_details(
-        &self,
-        digest: &str,
-        value: &[u8],
-        for_good: bool,
-    ) -> Result<(), Error> {
+    async fn keep_details(&self, digest: &str, value: &[u8], for_good: bool) -> Result<(), Error> {
         self.work().await?;
         self.0.details.borrow_mut().insert(digest.to_owned(), (value.to_vec(), for_good));
         Ok(())

@@ -141,10 +141,11 @@ impl Ward {
         if let Some(broken) = self.forced.take() {
             return Err(Doubt::Everything(broken));
         }
-        let watermark = evidence::at_start(found, &self.expected, self.wal_end)
-            .map_err(Doubt::Everything)?;
+        let watermark =
+            evidence::at_start(found, &self.expected, self.wal_end).map_err(Doubt::Everything)?;
         let known = std::mem::replace(&mut self.doubt, Doubt::none());
-        let doubt = known.and(evidence::under((&watermark, details), (&self.expected, &self.prints)));
+        let doubt =
+            known.and(evidence::under((&watermark, details), (&self.expected, &self.prints)));
         if !doubt.is_none() {
             return Err(doubt);
         }

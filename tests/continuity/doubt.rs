@@ -179,10 +179,16 @@ const CHANGES: [(&str, &[&str]); 7] = [
         "alter table products alter column name type text using upper(name)",
         &["product", "category", "top"],
     ),
-    ("alter table orders drop column user_id; alter table orders add column user_id int", &["order", "user"]),
+    (
+        "alter table orders drop column user_id; alter table orders add column user_id int",
+        &["order", "user"],
+    ),
     ("alter table orders alter column total type numeric(12, 3)", &["order", "user"]),
     ("alter type state rename value 'open' to 'new'", &["order", "user"]),
-    ("alter table order_items rename to gone; alter table gone rename to order_items", &["cart", "top"]),
+    (
+        "alter table order_items rename to gone; alter table gone rename to order_items",
+        &["cart", "top"],
+    ),
     (
         "alter publication walsweep drop table orders; alter publication walsweep add table orders",
         &["order", "user"],
@@ -198,15 +204,17 @@ async fn a_table_that_reads_otherwise_sweeps_the_keys_of_its_rules_and_lookups_w
         fill(&bed).await;
         bed.sql.run(&format!("begin; {change}; commit")).await;
         count += 1.0;
-        let done = || async {
-            resyncs(&sidecar).await == count && sidecar.readyz().await == Some(200)
-        };
+        let done =
+            || async { resyncs(&sidecar).await == count && sidecar.readyz().await == Some(200) };
         eventually(PATIENCE, change, done).await;
         expect(&bed, swept, change).await;
         bed.settled().await;
     }
-    assert_eq!(sidecar.metric("walsweep_resyncs_total{reason=\"tables_changed\"}").await, count - 1.0);
-    sidecar.wait_log("2 keys of rule `orders` (the table was altered").await;
+    assert_eq!(
+        sidecar.metric("walsweep_resyncs_total{reason=\"tables_changed\"}").await,
+        count - 1.0
+    );
+    sidecar.wait_log("4 keys of rule `orders` (the table was altered").await;
     sidecar.wait_log("2 keys of rule `items` (a table that a lookup reads was altered)").await;
 }
 
@@ -256,7 +264,10 @@ async fn an_edit_sweeps_what_the_rules_cover_that_they_did_not() {
         .await;
         expect(&bed, swept, to).await;
         let expected = f64::from(u8::from(!swept.is_empty()));
-        assert_eq!(sidecar.metric("walsweep_resyncs_total{reason=\"other_rules\"}").await, expected);
+        assert_eq!(
+            sidecar.metric("walsweep_resyncs_total{reason=\"other_rules\"}").await,
+            expected
+        );
         assert_eq!(resyncs(&sidecar).await, expected, "{to}");
     }
     sidecar.wait_log("2 keys of rule `orders` (new, or covering more than before)").await;
@@ -287,7 +298,10 @@ async fn check_says_what_the_next_start_will_sweep() {
     bed.sql.run("alter table orders drop column total").await;
     let said = check(&sidecar);
     assert!(said.contains("error[column_missing]"), "{said}");
-    assert!(said.contains("the next start will sweep keys of rule `orders`: suspended now"), "{said}");
+    assert!(
+        said.contains("the next start will sweep keys of rule `orders`: suspended now"),
+        "{said}"
+    );
 }
 
 /// The fingerprints may be evicted, or somebody else's: then nothing tells what changed.
@@ -386,9 +400,12 @@ async fn a_schema_that_is_renamed_and_renamed_back_loses_no_change() {
     // Another table was to be read meanwhile.
     restart(&bed, &mut sidecar, async |_| {
         bed.sql.run("create schema other; create table other.orders (like shop.orders)").await;
-        for statement in
-            ["shop rename to away", "other rename to shop", "shop rename to other", "away rename to shop"]
-        {
+        for statement in [
+            "shop rename to away",
+            "other rename to shop",
+            "shop rename to other",
+            "away rename to shop",
+        ] {
             bed.sql.run(&format!("alter schema {statement}")).await;
         }
     })

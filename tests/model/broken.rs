@@ -122,15 +122,8 @@ fn the_sweep_of_a_part() {
 #[test]
 fn a_part_excuses_nothing_else() {
     let budget = Budget { rollbacks: 1, alterations: 1, ..Budget::default() };
-    let lines = [
-        SAVED,
-        "walsweep: UNLINK acknowledged: key 1",
-        WRITES,
-        ALTERED,
-        NOTICES,
-        BACK,
-        RECONNECTS,
-    ];
+    let lines =
+        [SAVED, "walsweep: UNLINK acknowledged: key 1", WRITES, ALTERED, NOTICES, BACK, RECONNECTS];
     without(Rule::JudgeWhilePart, two("redis goes back", [Exact; 2], budget), I7, &lines);
 }
 

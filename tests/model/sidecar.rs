@@ -69,11 +69,15 @@ pub(crate) fn steps(scenario: &Scenario, state: &State, steps: &mut Vec<Step>) {
         let step = match job.stage {
             Stage::Gate if may_pass(scenario, state, walsweep, index) => Step::PassGate(index),
             Stage::Queued(_) if !walsweep.connected || !is_room => continue,
-            Stage::Queued(_) if !scenario.is_pattern(index) => match is_refused(walsweep, state, index) {
-                true => Step::Refused(index),
-                false => Step::Unlink(index),
-            },
-            Stage::Refused(_) if is_refused(walsweep, state, index) || !scenario.has(Rule::RefusedAgain) => {
+            Stage::Queued(_) if !scenario.is_pattern(index) => {
+                match is_refused(walsweep, state, index) {
+                    true => Step::Refused(index),
+                    false => Step::Unlink(index),
+                }
+            }
+            Stage::Refused(_)
+                if is_refused(walsweep, state, index) || !scenario.has(Rule::RefusedAgain) =>
+            {
                 continue;
             }
             Stage::Refused(_) => Step::Retry(index),

@@ -346,7 +346,8 @@ fn known(world: &World, rules: &[config::Rule]) {
     let lsn = world.postgres.borrow().flushed();
     let rules = Rules::compile(rules).expect("the rules are valid");
     let (system_id, epoch) = ("7".to_owned(), "1".to_owned());
-    let mark = Watermark { system_id, timeline: 1, epoch, lsn: Lsn(lsn), rules: prints(&rules).digest() };
+    let mark =
+        Watermark { system_id, timeline: 1, epoch, lsn: Lsn(lsn), rules: prints(&rules).digest() };
     world.postgres.borrow_mut().slot = Some(Slot { confirmed: lsn, saved: lsn });
     world.redis.borrow_mut().set_mark(Some(mark.to_value()));
     world.judge.watermark(world, &mark.to_value());
