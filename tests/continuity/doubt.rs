@@ -244,7 +244,7 @@ const EDITS: [(&str, &str, &[&str]); 11] = [
     (", \"user:{user_id}:orders\"]", "]", &[]),
     ("\"order:{id}\"]", "\"order:{id}\", \"user:{user_id}:orders\"]", &["user"]),
     ("select category_id from", "select category_id + 1 as category_id from", &["top"]),
-    ("name = \"products\"", "name = \"what we sell\"", &[]),
+    ("name = \"products\"", "name = \"wares\"", &[]),
     ("keys = [\"product:{id}\"", "immutable = [\"id\"]\nkeys = [\"product:{id}\"", &[]),
 ];
 

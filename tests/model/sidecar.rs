@@ -302,7 +302,9 @@ fn stands(walsweep: &mut Walsweep, lsn: u8) {
 /// Up to where a Redis that went back has its removals, if the rest can be repeated:
 /// `Memory::went_back_to`.
 fn went_back_to(scenario: &Scenario, state: &State, walsweep: &Walsweep) -> Option<u8> {
-    let found = state.redis.mark.filter(|mark| mark.timeline == state.postgres.timeline)?;
+    let is_of_here =
+        |mark: &Mark| (mark.timeline, mark.altered) == (state.postgres.timeline, walsweep.altered);
+    let found = state.redis.mark.filter(is_of_here)?;
     let is_ours = walsweep.stood[usize::from(found.lsn)] && found.lsn >= walsweep.floor;
     (is_ours || !scenario.has(Rule::RememberedOnly)).then_some(found.lsn)
 }

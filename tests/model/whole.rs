@@ -130,9 +130,9 @@ fn redis_refuses_the_keys_of_a_rule() {
 #[test]
 fn a_table_is_altered_and_redis_goes_back() {
     let budget = Budget { reads: 1, crashes: 1, alterations: 1, ..NONE };
-    assert!(holds(two("a table is altered", [Exact, Pattern], budget)) > 20_000);
-    let budget = Budget { crashes: 1, rollbacks: 1, alterations: 1, ..NONE };
+    assert!(holds(one("a table is altered", Pattern, budget)) > 1_000);
+    let budget = Budget { rollbacks: 1, alterations: 1, ..NONE };
     assert!(holds(two("a table is altered and redis goes back", [Exact; 2], budget)) > 30_000);
-    let budget = Budget { reads: 1, hidden_rollbacks: 1, alterations: 1, ..NONE };
-    assert!(holds(two("the same, unseen", [Exact; 2], budget)) > 30_000);
+    let budget = Budget { reads: 1, crashes: 1, hidden_rollbacks: 1, alterations: 1, ..NONE };
+    assert!(holds(one("the same, unseen", Exact, budget)) > 5_000);
 }
