@@ -1,22 +1,23 @@
 -- What the log alone does not tell of the rules' tables: which tables they are, what is published
--- of them, which partitions they have, and what their rows consist of. Whatever of this changes may
--- change what readers see without any row in the stream.
+-- of them, which partitions they have, and what their rows consist of. Whatever of this changes
+-- may change what readers see without any row in the stream.
 -- Privileges: none; the catalogs that it reads are open to all. Versions: 14 to 18. It takes no
 -- lock on any table that it asks about.
 -- $1 and $2 are the schemas and names of the rules' tables, $3 the publication, $4 the event
 -- trigger that tells of materialized views, NULL if no rule looks at one. Rows: the oid of the
 -- rules' table that it concerns, null for all; its kind; which of this kind; how it reads; its
--- version; more of it; whether it told of nothing when it came: a partition that was made as one of
--- this table, a label that was added to an enum. More is a table's owner, which changes its version;
--- whether another schema has a table of its name; whether a column is generated; whether a type, or
--- a label, is as it was when the type was made.
+-- version; more of it; whether it told of nothing when it came: a partition that was made as one
+-- of this table, a label that was added to an enum. More is a table's owner, which changes its
+-- version; whether another schema has a table of its name; whether a column is generated; whether
+-- a type, or a label, is as it was when the type was made.
 -- What each means, and which changes are none, stands in `TablePrint` (src/sweep/prints.rs). An
 -- object that is dropped and made again has another oid. One that is altered, or renamed there and
 -- back, has another xmin: of its publication, its schema, the type of its rows, its column. It
 -- outlives VACUUM, a restored dump is another cluster, and TRUNCATE and rewrites do not change it,
 -- with one exception: the rewrite of a table that has columns added with a default. A column's
 -- xmin is the one thing that ALTER TYPE from a type to the same one changes for good. It also
--- changes with SET DEFAULT, NOT NULL or STATISTICS, which write no row anew: the table's files stay.
+-- changes with SET DEFAULT, NOT NULL or STATISTICS, which write no row anew: the table's files
+-- stay.
 with recursive wanted as (
   select c.oid, c.relkind, c.relname, c.relpersistence, c.relowner, n.oid as schema, n.nspname,
          n.xmin as schema_version, t.xmin as version

@@ -2,9 +2,9 @@
 //!
 //! Two things end the session, and the next one begins with the checks and a sweep of the keys that
 //! are in doubt by it: tables of the rules read otherwise than before ([`shape`](crate::shape),
-//! [`Prints::since`]), or other rules fit. The next session suspends the rules that do not fit. So a
-//! rule is suspended, and taken up again, in one way only, at the beginning of a session, and with a
-//! sweep. What changes and puts no key in doubt ends nothing.
+//! [`Prints::since`]), or other rules fit. The next session suspends the rules that do not fit. So
+//! a rule is suspended, and taken up again, in one way only, at the beginning of a session, and
+//! with a sweep. What changes and puts no key in doubt ends nothing.
 //!
 //! No question here locks a table, or waits for one; but lookups, which are tried on a session of
 //! their own and never wait long. What cannot be asked is said, and asked again: a watch that fails

@@ -5,13 +5,29 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 use std::time::Duration;
 
-use super::tests::{Bench, Redis, expected, local, prints, rules};
+use super::tests::{Bench, Redis, local, rules};
 use super::{Broken, Doubt, Event, Prints, Tables, Watermark, Why};
-use crate::keys::RuleId;
+use crate::keys::{RuleId, Rules};
 use crate::lsn::Lsn;
 use crate::settle::{Cause, Visible};
 
 const NO_WINDOW: Duration = Duration::ZERO;
+
+/// The fingerprints of rules over no tables.
+pub(super) fn prints(rules: &Rules) -> Prints {
+    Prints::new(rules.prints(&BTreeSet::new()), BTreeMap::new(), Tables::default(), &[])
+}
+
+/// A watermark at 100 under these fingerprints.
+pub(super) fn expected(prints: &Prints) -> Watermark {
+    Watermark {
+        system_id: "7".to_owned(),
+        timeline: 1,
+        epoch: "e".to_owned(),
+        lsn: Lsn(100),
+        rules: prints.digest(),
+    }
+}
 
 /// Fingerprints under which `list` was suspended.
 fn before() -> Prints {

@@ -323,7 +323,7 @@ impl Doubt {
         }
     }
 
-    /// Why the keys of a rule are in doubt: the first reason, if they are, and if not everything is.
+    /// The first reason why keys of a rule are in doubt, if they are, and not everything is.
     #[must_use]
     pub fn of_rule(&self, rule: RuleId) -> Option<Why> {
         let Doubt::Keys(keys) = self else { return None };

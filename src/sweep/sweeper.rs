@@ -195,7 +195,9 @@ impl<N: Node> Sweeper<N> {
                     None => open = false,
                 },
                 changed = safe.changed() => if changed.is_err() { return },
-                Ok(()) = prints.changed() => state.ward.adopt(Rc::clone(&prints.borrow_and_update())),
+                Ok(()) = prints.changed() => {
+                    state.ward.adopt(Rc::clone(&prints.borrow_and_update()));
+                }
                 () = sleep_until(timer.unwrap_or(now)), if timer.is_some() => {}
             }
         }

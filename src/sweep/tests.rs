@@ -10,6 +10,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::LocalSet;
 use tokio::time::{Instant, timeout};
 
+use super::partial_tests::{expected, prints};
 use super::{
     Broken, Doubt, Error, Event, Kind, Node, Page, Prints, Replaced, ScanCall, Settings, Sweeper,
     Tables, Watermark,
@@ -215,22 +216,6 @@ pub(super) fn rules() -> Rules {
     };
     let all = [rule("item", "item", "item:{id}"), rule("list", "list", "list:{id}:*")];
     Rules::compile(&all).unwrap()
-}
-
-/// The fingerprints of rules over no tables.
-pub(super) fn prints(rules: &Rules) -> Prints {
-    Prints::new(rules.prints(&BTreeSet::new()), BTreeMap::new(), Tables::default(), &[])
-}
-
-/// A watermark at 100 under these fingerprints.
-pub(super) fn expected(prints: &Prints) -> Watermark {
-    Watermark {
-        system_id: "7".to_owned(),
-        timeline: 1,
-        epoch: "e".to_owned(),
-        lsn: Lsn(100),
-        rules: prints.digest(),
-    }
 }
 
 /// The keys of rows inserted into `item` or `list`.

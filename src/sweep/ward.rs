@@ -109,13 +109,14 @@ impl Ward {
     }
 
     /// A connection was made and the key read; every removal above `floor` can be repeated. Gives
-    /// the LSN from which on they must be, if Redis went back, or the keys of which a sweep is owed.
+    /// the LSN from which on they must be, if Redis went back, or the keys that a sweep is owed of.
     pub(super) fn connected(&mut self, found: Found, floor: Lsn) -> Result<Option<Lsn>, Doubt> {
         let Found { watermark: found, details } = found;
         let attempted = self.attempted.take();
         let judged = if self.owes() {
-            // The sweep that is owed begins again with everything else. One of everything makes good
-            // whatever Redis lost; for one of a part the watermark that it began with must stand.
+            // The sweep that is owed begins again with everything else. One of everything makes
+            // good whatever Redis lost; for one of a part the watermark that it began with must
+            // stand.
             let may_have_lost = self.is_partial && (found.is_none() || found != self.standing);
             if may_have_lost { Err(Doubt::Everything(Broken::WatermarkLost)) } else { Ok(None) }
         } else if self.judged {
