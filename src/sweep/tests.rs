@@ -13,7 +13,7 @@ use tokio::time::{Instant, timeout};
 use super::partial_tests::{expected, prints};
 use super::{
     Broken, Doubt, Error, Event, Kind, Node, Page, Prints, Replaced, ScanCall, Settings, Sweeper,
-    Tables, Watermark,
+    Watermark,
 };
 use crate::channel::{Sender, channel};
 use crate::config::{Located, Location, Operations, Rule, TableName};

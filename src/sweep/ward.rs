@@ -24,6 +24,7 @@ fn rules_of(value: &[u8]) -> Option<String> {
 }
 
 /// What a session knows of the watermark key.
+#[expect(clippy::struct_excessive_bools, reason = "facts that do not depend on each other")]
 pub(super) struct Ward {
     /// The session's history and rules; the LSN is the slot's `confirmed_flush_lsn`.
     expected: Watermark,
