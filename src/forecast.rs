@@ -60,7 +60,11 @@ async fn start(
     let broken = slot.is_none().then_some(Broken::SlotCreated);
     let lsn = slot.as_ref().map(|slot| slot.confirmed_flush_lsn).unwrap_or_default();
     let wal_end = match slot {
-        Some(_) if server.is_standby() => step(server.wal_end()).await?,
+        Some(slot) if slot.active_pid.is_none() && server.is_standby() => {
+            step(server.wal_end()).await?
+        }
+        // Whoever streams moves the watermark after the slot was looked at.
+        Some(slot) if slot.active_pid.is_some() => crate::lsn::Lsn(u64::MAX),
         Some(slot) => slot.wal_end(),
         None => lsn,
     };

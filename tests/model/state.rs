@@ -123,6 +123,7 @@ pub(crate) enum Question {
 }
 
 /// A walsweep that runs. All of it is lost in a crash.
+#[expect(clippy::struct_excessive_bools, reason = "facts that do not depend on each other")]
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Walsweep {
     /// Commits up to here were received.
