@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::io::{IsTerminal, Write, stderr, stdout};
 use std::path::Path;
+use std::rc::Rc;
 use std::sync::Arc;
 
 use clap::CommandFactory;
@@ -14,6 +15,7 @@ use crate::cli::{Cli, ExplainArgs};
 use crate::config::{Config, Log, LogFormat, TableName};
 use crate::demo::{self, DemoOptions};
 use crate::explain::{self, Question};
+use crate::forecast::forecast;
 use crate::keys::{Pattern, Rules};
 use crate::load::load;
 use crate::pipeline::Program;
@@ -152,7 +154,7 @@ fn consequence(report: &Report) -> Option<String> {
 /// A server that cannot be asked is a finding, so that the other one's are still told.
 async fn check_postgres(config: &Config, rules: &mut Rules) -> Vec<Finding> {
     let sql = match connect_sql(&config.postgres.endpoint, NAME).await {
-        Ok(sql) => sql,
+        Ok(sql) => Rc::new(sql),
         Err(error) => return vec![preflight::unreachable(&error)],
     };
     let unreadable =
@@ -161,6 +163,7 @@ async fn check_postgres(config: &Config, rules: &mut Rules) -> Vec<Finding> {
     findings.extend(preflight::before_publication(config, &sql).await.unwrap_or_else(unreadable));
     findings.extend(preflight::replication(config, &sql).await);
     findings.extend(preflight::replicas(config, &sql).await.unwrap_or_else(unreadable));
+    findings.extend(forecast(config, rules, &sql, &findings).await);
     findings
 }
 
@@ -203,7 +206,14 @@ pub async fn teardown(path: &Path) -> Result<(), Failure> {
     let sql = connect_sql(&config.postgres.endpoint, NAME).await.map_err(halted)?;
     let done = setup::teardown(&config, &sql).await;
     let done = done.map_err(|error| halted(&error).with_hint(error.hint()))?;
-    done.iter().try_for_each(|line| print(&format!("{line}\n")))
+    done.iter().try_for_each(|line| print(&format!("{line}\n")))?;
+    let key = key_name(&config.postgres.slot);
+    let line = match Standalone::new(&config.redis, key.clone()).forget().await {
+        Ok(0) => format!("there is no `{key}` in redis"),
+        Ok(_) => format!("removed `{key}` and what belongs to it from redis"),
+        Err(error) => format!("`{key}` may still be in redis, which was not asked: {error}"),
+    };
+    print(&format!("{line}\n"))
 }
 
 /// `walsweep setup --lease`.

@@ -4,6 +4,7 @@ use std::fmt;
 
 use crate::preflight::Finding;
 use crate::slot_health::Retained;
+use crate::sweep::Doubt;
 use crate::{capture, decode, gather, postgres, preflight, settle};
 
 /// Why a session could not begin, or ended.
@@ -88,9 +89,9 @@ pub enum Error {
     #[error("the slot is gone")]
     SlotGone,
     /// A rule's table, its partitions or what is published of it: no longer as it was; or other
-    /// rules fit than before.
+    /// rules fit than before. Which keys are in doubt by it.
     #[error("a table of the rules, or what is published of it, was changed")]
-    TablesChanged,
+    TablesChanged(Doubt),
     /// More WAL is unconfirmed than `postgres.max_retained_wal`; the next session begins with
     /// another slot.
     #[error(
@@ -191,7 +192,7 @@ impl Error {
             | Error::Gate(_)
             | Error::SlotBeforePublication { .. }
             | Error::SlotGone
-            | Error::TablesChanged
+            | Error::TablesChanged(_)
             | Error::RetainedWal(_)
             | Error::Silent(_)
             | Error::ShapeUndone { .. }
@@ -232,7 +233,7 @@ impl Error {
     /// is found by looks that are seconds apart, so that nothing spins.
     #[must_use]
     pub fn is_intended(&self) -> bool {
-        matches!(self, Error::TablesChanged | Error::RetainedWal(_))
+        matches!(self, Error::TablesChanged(_) | Error::RetainedWal(_))
     }
 
     /// Whether nobody was there, or not yet.
@@ -299,8 +300,8 @@ impl Error {
             Error::RetainedWal(_) => {
                 Some("find out what holds the confirmation: Redis, a replica that is late")
             }
-            Error::TablesChanged => {
-                Some("what changed is judged now, and every key of the rules is swept")
+            Error::TablesChanged(_) => {
+                Some("what changed is judged now, and the keys of the rules that read it are swept")
             }
             Error::SlotBeforePublication { .. } => {
                 Some("none is needed: the slot is given up for a new one, and everything is swept")
@@ -326,6 +327,7 @@ mod tests {
     use crate::capture;
     use crate::decode;
     use crate::postgres::{self, ServerError};
+    use crate::sweep::Doubt;
 
     /// An error that the server sends in the stream.
     fn stream(code: &str) -> Error {
@@ -355,7 +357,7 @@ mod tests {
             (Error::Silent(40), false),
             (Error::Refused(Vec::new()), false),
             (Error::SlotGone, false),
-            (Error::TablesChanged, false),
+            (Error::TablesChanged(Doubt::none()), false),
         ] {
             assert_eq!(error.blames_slot(), is_blamed, "{error}");
             assert!(!is_blamed || error.verdict(true) == Verdict::Retry, "{error}");

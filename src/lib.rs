@@ -63,6 +63,7 @@ pub mod demo;
 pub mod error;
 pub mod explain;
 pub mod failpoint;
+pub mod forecast;
 pub mod lease;
 pub mod load;
 pub mod lsn;

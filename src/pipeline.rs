@@ -6,7 +6,7 @@
 //! within a session; the sweeper sees to that, and keepalives are answered meanwhile.
 
 use std::cell::Cell;
-use std::mem::{replace, take};
+use std::mem::replace;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -35,7 +35,7 @@ use crate::shutdown::Shutdown;
 use crate::slot_health::Keeper;
 use crate::slot_server::Witness;
 use crate::stream::{CHANNEL_LENGTH, Ends, GateEnds, Stream};
-use crate::sweep::{Broken, Node, Settings, Standalone, Sweeper, connect, key_name};
+use crate::sweep::{Broken, Doubt, Node, Settings, Standalone, Sweeper, connect, key_name};
 use crate::telemetry::metrics::{Metrics, PeerLabel};
 use crate::telemetry::{Health, Phase, Topic};
 
@@ -59,7 +59,6 @@ pub struct Program<'a> {
 }
 
 /// What one session leaves for the next.
-#[derive(Default)]
 struct Course {
     attempts: Attempts,
     /// Whether a session ever began.
@@ -70,9 +69,24 @@ struct Course {
     /// Where a session began that could not read a transaction in blocks; until one begins further
     /// on, transactions are read whole.
     whole_at: Option<Lsn>,
-    tables_changed: bool,
     /// How the last session, or attempt at one, ended.
     ended: String,
+    /// Keys that a session put in doubt which are not swept yet as far as is known.
+    doubt: Doubt,
+}
+
+impl Default for Course {
+    fn default() -> Course {
+        Course {
+            attempts: Attempts::default(),
+            established: false,
+            standing_by: false,
+            give_up: Rc::default(),
+            whole_at: None,
+            ended: String::new(),
+            doubt: Doubt::none(),
+        }
+    }
 }
 
 impl Program<'_> {
@@ -145,10 +159,8 @@ impl Program<'_> {
         course: &mut Course,
     ) -> Result<(), (Error, &'static str)> {
         let (start, began) = (session.expected.lsn, Instant::now());
-        if take(&mut course.tables_changed) {
-            // They may be again what they were, and were something else meanwhile.
-            session.broken.get_or_insert(Broken::TablesChanged);
-        }
+        // Tables may be again what they were, and were something else meanwhile.
+        session.doubt = course.doubt.clone();
         course.whole_at = course.whole_at.filter(|at| *at == start);
         (course.established, course.standing_by) = (true, false);
         self.metrics.postgres_up.set(1);
@@ -166,6 +178,9 @@ impl Program<'_> {
         });
         let outcome = Box::pin(self.session(session)).await;
         drop(settled);
+        if self.health.phase() == Phase::Streaming {
+            course.doubt = Doubt::none();
+        }
         self.metrics.no_session();
         let Err(error) = outcome else { return Ok(()) };
         self.metrics.reconnects.get_or_create(&PeerLabel { peer: "postgres" }).inc();
@@ -177,7 +192,9 @@ impl Program<'_> {
             false => Blame::None,
         };
         course.attempts.session_ended(start, stood, blame);
-        course.tables_changed = matches!(error, Error::TablesChanged);
+        if let Error::TablesChanged(doubt) = &error {
+            course.doubt = replace(&mut course.doubt, Doubt::none()).and(doubt.clone());
+        }
         if error.wants_whole() {
             course.whole_at = Some(start);
         }
@@ -242,7 +259,8 @@ impl Program<'_> {
     /// Runs one session to its end.
     async fn session(&mut self, session: Session) -> Result<(), Error> {
         let Session { gate, server, witness, slot, .. } = session;
-        let Session { expected, wal_end, broken, timing, watch, .. } = session;
+        let Session { expected, wal_end, prints, broken, doubt, timing, .. } = session;
+        let looks = session.watch;
         tracing::info!(
             slot = self.config.postgres.slot,
             from = %expected.lsn,
@@ -255,12 +273,15 @@ impl Program<'_> {
         let standbys = self.config.postgres.replicas.iter().map(standby).collect();
         let primary = (expected.system_id.clone(), expected.timeline);
         let (lookups, _opening) = Box::pin(self.lookups(primary, &server.primary)).await?.unzip();
+        let (adopt, prints) = watch::channel(Rc::new(prints));
         let settings = Settings {
             max_stall: self.config.sweep.max_stall,
             window: self.config.refill.window,
             expected,
             wal_end,
+            prints,
             broken,
+            doubt,
             empty: self.rules.key_set(),
         };
         let fitness = Rc::new(Fitness::new(self.config, Arc::clone(self.health)));
@@ -278,7 +299,7 @@ impl Program<'_> {
                 let redis = async || connect::connect(&config.redis).await.ok();
                 tokio::select! {
                     error = keeper.watch(&server) => error,
-                    error = watch.run(&config, &health) => error,
+                    error = looks.run(&config, &health, &adopt) => error,
                     error = gate_is_dead(&gate) => error,
                     never = fitness.watch(redis) => match never {},
                 }

@@ -14,13 +14,13 @@ use crate::config::Config;
 use crate::error::Error;
 use crate::keys::Rules;
 use crate::lsn::Lsn;
-use crate::postgres::{Endpoint, Sql, connect_sql};
+use crate::postgres::{Sql, connect_sql};
 use crate::preflight::{self, Finding};
 use crate::settle::SqlStandby;
 use crate::shape::Watched;
 use crate::slot_health::{self, SlotState};
 use crate::slot_server::{self, SlotServer, Witness};
-use crate::sweep::{Broken, TABLES_MARK, Watermark};
+use crate::sweep::{Broken, Doubt, Prints, Watermark};
 use crate::telemetry::{Health, Topic};
 use crate::watch::{Watch, tell_rules};
 
@@ -56,8 +56,12 @@ pub struct Session {
     pub expected: Watermark,
     /// Where the primary's log ended after the slot was taken.
     pub wal_end: Lsn,
+    /// The fingerprints whose digest `expected` carries.
+    pub prints: Prints,
     /// Set when the slot was created for this session.
     pub broken: Option<Broken>,
+    /// Keys that the session before this one put in doubt.
+    pub doubt: Doubt,
     /// When to speak and when to worry.
     pub timing: Timing,
     /// How the rules' tables were, and which rules fitted.
@@ -124,9 +128,13 @@ impl Session {
         }
         // Found by an earlier session; this one has looked.
         health.over(&Topic::Checks);
-        let watch = Watch::new(Rc::clone(&sql), tables, shape?, &report, rules);
+        let shape = shape?;
+        rules.set_relations(shape.relations().map(|(oid, table)| (oid, table.clone())));
+        let suspended = tell_rules(rules, &report, health);
+        rules.suspend(&suspended);
+        let prints = shape.prints(config, rules, &suspended);
+        let watch = Watch::new(Rc::clone(&sql), (tables, prints.clone()), &report, rules);
         health.over(&Topic::Watch);
-        rules.suspend(&tell_rules(rules, &report, health));
         let primary = step(identify(&sql)).await?;
         let gate = another(config, &primary, GATE_NAME).await?;
         let beside = another(config, &primary, slot_server::NAME).await?;
@@ -156,14 +164,27 @@ impl Session {
             timeline: identity.timeline,
             epoch: primary.epoch,
             lsn: state.confirmed_flush_lsn,
-            rules: fingerprint(config, rules, &watch.digest()),
+            rules: prints.digest(),
         };
         let patience = server.wal_sender_timeout_ms().unwrap_or(primary.wal_sender_timeout_ms);
         let timing = Timing::new(patience);
         for sql in [&sql, &server.primary] {
             step(sql.batch_execute(include_str!("../sql/watch_state.sql"))).await?;
         }
-        Ok(Session { gate, server, witness, slot, expected, wal_end, broken, timing, watch })
+        let doubt = Doubt::none();
+        Ok(Session {
+            gate,
+            server,
+            witness,
+            slot,
+            expected,
+            wal_end,
+            prints,
+            broken,
+            doubt,
+            timing,
+            watch,
+        })
     }
 }
 
@@ -226,24 +247,22 @@ impl ServerIdentity {
     }
 }
 
-/// What the promise of a watermark depends on besides history: the rules, which standbys were
-/// waited for, and the rules' tables, with which rules fit them. A standby that is new in the list
-/// may have shown readers what is confirmed already.
-fn fingerprint(config: &Config, rules: &Rules, tables: &str) -> String {
-    let mut replicas: Vec<String> =
-        config.postgres.replicas.iter().map(Endpoint::address).collect();
-    replicas.sort_unstable();
-    let addresses = replicas.iter().map(|address| format!(" {address}"));
-    let tables = format!("{TABLES_MARK}{tables}");
-    std::iter::once(rules.fingerprint()).chain(addresses).chain([tables]).collect()
-}
-
 fn name(identity: &Identity) -> String {
     format!("system {} timeline {}", identity.system_id, identity.timeline)
 }
 
 fn same_server(server: &ServerIdentity, identity: &Identity) -> bool {
     server.system_id == identity.system_id && server.timeline == identity.timeline
+}
+
+/// System id, timeline and epoch of the primary.
+///
+/// # Errors
+///
+/// The query's; also if the server is a standby.
+pub(crate) async fn history(client: &Client) -> Result<(String, u32, String), Error> {
+    let found = step(identify(client)).await?;
+    Ok((found.system_id, found.timeline, found.epoch))
 }
 
 async fn identify(client: &Client) -> Result<ServerIdentity, Error> {

@@ -3,20 +3,21 @@
 //!
 //! A table that is renamed, dropped, made again under its name or taken out of the publication
 //! simply has no changes any more; a partition that is attached or detached brings or takes rows
-//! without any; a column that is added or converted, a label of an enum that is renamed changes
-//! what readers see, and no row is sent. Each changes the shape. It is looked at while the stream
-//! runs ([`watch`](crate::watch)), and is part of the watermark
-//! ([`Watermark::rules`](crate::sweep::Watermark)), so that a crash in between forgets nothing.
+//! without any; a column that is converted, a label of an enum that is renamed changes what readers
+//! see, and no row is sent. Each changes the shape. It is looked at while the stream runs
+//! ([`watch`](crate::watch)), and is part of what a watermark is written under
+//! ([`Prints`]), so that a crash in between forgets nothing.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use sha2::{Digest, Sha256};
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{Client, Row};
 
-use crate::config::TableName;
-use crate::keys::Rules;
-use crate::preflight::{self, Misfit};
+use crate::config::{Config, TableName};
+use crate::keys::{Lookup, Print, Rules};
+use crate::postgres::Endpoint;
+use crate::preflight;
+use crate::sweep::{Prints, TablePrint, Tables};
 
 /// What is looked at: tables, the publication, the event trigger of views.
 #[derive(Clone, Debug)]
@@ -29,10 +30,24 @@ pub struct Watched {
     lookups: Vec<u32>,
 }
 
-/// What `sql/shape.sql` gives: a partitioned table, its partition, a text; and whether what that
-/// tells of began empty.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Shape(BTreeMap<(Option<u32>, Option<u32>, String), bool>);
+/// How the tables are that are there.
+#[derive(Clone, Debug, Default)]
+pub struct Shape {
+    tables: Tables,
+    /// Each by its oid.
+    relations: Vec<(u32, TableName)>,
+}
+
+/// A row of `sql/shape.sql`.
+struct Fact {
+    root: Option<u32>,
+    kind: String,
+    name: String,
+    face: String,
+    version: Option<String>,
+    more: Option<String>,
+    is_born_empty: bool,
+}
 
 impl Watched {
     /// The tables of the rules, and those that kept answers of lookups depend on.
@@ -59,9 +74,8 @@ impl Watched {
     /// The query's.
     pub async fn look(&self, client: &Client) -> Result<Shape, tokio_postgres::Error> {
         let rows = self.ask(client, &|question| question).await?;
-        let entry =
-            |row: &Row| Ok(((row.try_get(0)?, row.try_get(1)?, row.try_get(2)?), row.try_get(3)?));
-        rows.iter().map(entry).collect::<Result<_, _>>().map(Shape)
+        let facts = rows.iter().map(Fact::read).collect::<Result<Vec<_>, _>>()?;
+        Ok(Shape::new(facts))
     }
 
     /// A text that is another one when [`look`](Watched::look) would give another shape; the server
@@ -106,50 +120,180 @@ fn is_off() -> bool {
     cfg!(feature = "failpoints") && std::env::var_os("WALSWEEP_TEST_UNWATCHED").is_some()
 }
 
-impl Shape {
-    /// 16 hex digits that are other for another shape, and for other rules that do not fit: those
-    /// are swept when they fit again, also by a walsweep that knows nothing but the watermark.
-    #[must_use]
-    pub fn digest(&self, misfits: &BTreeSet<Misfit>) -> String {
-        let mut sum = Sha256::new();
-        for (rule, code) in misfits {
-            sum.update(format!("misfit {} {rule} {code}\n", rule.len()));
-        }
-        for (root, partition, text) in self.0.keys() {
-            sum.update(format!("{root:?} {partition:?} {} {text}\n", text.len()));
-        }
-        sum.finalize().iter().take(8).map(|byte| format!("{byte:02x}")).collect()
+impl Fact {
+    fn read(row: &Row) -> Result<Fact, tokio_postgres::Error> {
+        let name: Option<String> = row.try_get(2)?;
+        Ok(Fact {
+            root: row.try_get(0)?,
+            kind: row.try_get(1)?,
+            name: name.unwrap_or_default(),
+            face: row.try_get(3)?,
+            version: row.try_get(4)?,
+            more: row.try_get(5)?,
+            is_born_empty: row.try_get(6)?,
+        })
     }
 
-    /// Whether nothing else happened since `first` than that empty partitions were made, and labels
-    /// of enums that no row has yet.
-    pub(crate) fn follows(&self, first: &Shape) -> bool {
-        first.0.keys().all(|key| self.0.contains_key(key))
-            && self.0.iter().all(|(key, is_born_here)| *is_born_here || first.0.contains_key(key))
+    fn print(&self) -> Print {
+        Print::of([&self.face])
+    }
+
+    fn version(&self) -> Print {
+        Print::of(&self.version)
+    }
+}
+
+/// What is gathered of one table.
+#[derive(Default)]
+struct Draft {
+    schema: String,
+    name: String,
+    /// What may not be another, in order.
+    fixed: BTreeSet<[String; 3]>,
+    lookup: BTreeSet<String>,
+    print: TablePrint,
+}
+
+impl Draft {
+    fn take(&mut self, fact: Fact) {
+        let (print, version) = (fact.print(), fact.version());
+        let own = Print::of([&fact.kind, &fact.name]);
+        match fact.kind.as_str() {
+            "table" => {
+                self.print.row = (version, Print::of(&fact.more));
+                self.name.clone_from(&fact.name);
+            }
+            "schema" => {
+                (self.print.schema, self.print.has_namesake) = (version, fact.more.is_some());
+                self.schema.clone_from(&fact.name);
+            }
+            "files" => {
+                self.print.files = Some(print);
+                return;
+            }
+            "column" => {
+                // A number of Postgres's, from 1 to 1 600.
+                let number = fact.name.parse().unwrap_or_default();
+                self.print.columns.insert(number, (print, version));
+                if fact.more.is_some() {
+                    self.print.generated.insert(number);
+                }
+                return;
+            }
+            "type" | "label" | "partition" => {
+                self.print.parts.insert(own, print);
+                if fact.is_born_empty {
+                    self.print.born_empty.insert(own);
+                }
+                if fact.more.is_some() {
+                    self.print.as_made.insert(own);
+                }
+                return;
+            }
+            "lookup" => {
+                self.lookup.insert(fact.face);
+                return;
+            }
+            _ => {}
+        }
+        self.fixed.insert([fact.kind, fact.name, fact.face]);
+    }
+
+    fn finish(mut self) -> (TableName, TablePrint) {
+        self.print.fixed = Print::of(self.fixed.iter().flatten());
+        self.print.lookup = Print::of(&self.lookup);
+        (TableName { schema: self.schema, name: self.name }, self.print)
+    }
+}
+
+impl Shape {
+    fn new(facts: Vec<Fact>) -> Shape {
+        let mut drafts: BTreeMap<u32, Draft> = BTreeMap::new();
+        let mut shape = Shape::default();
+        for fact in facts {
+            match (fact.root, fact.kind.as_str()) {
+                (Some(root), _) => drafts.entry(root).or_default().take(fact),
+                (None, "trigger") => shape.tables.trigger = fact.print(),
+                (None, _) => shape.tables.publication = fact.print(),
+            }
+        }
+        // Of a table that has another name by now only its lookup is told.
+        for (oid, draft) in drafts.into_iter().filter(|(_, draft)| !draft.name.is_empty()) {
+            let (name, print) = draft.finish();
+            shape.tables.tables.insert(Print::of_table(&name), print);
+            shape.relations.push((oid, name));
+        }
+        shape
+    }
+
+    /// The tables, each by its `pg_class.oid`.
+    pub fn relations(&self) -> impl Iterator<Item = (u32, &TableName)> {
+        self.relations.iter().map(|(oid, table)| (*oid, table))
+    }
+
+    /// How the tables read.
+    #[must_use]
+    pub fn into_tables(self) -> Tables {
+        self.tables
+    }
+
+    /// What a watermark is written under while the tables are so, and the rules of these names are
+    /// suspended.
+    #[must_use]
+    pub fn prints(&self, config: &Config, rules: &Rules, suspended: &BTreeSet<String>) -> Prints {
+        let replicas: Vec<String> =
+            config.postgres.replicas.iter().map(Endpoint::address).collect();
+        let kept = |lookup: &Lookup| {
+            let tables = lookup.reads.as_ref()?.tables.iter();
+            Some((lookup.print(), tables.map(|(_, table)| Print::of_table(table)).collect()))
+        };
+        let lookups = rules.lookups().iter().filter_map(kept).collect();
+        Prints::new(rules.prints(suspended), lookups, self.tables.clone(), &replicas)
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
+    use super::{Fact, Shape};
+    use crate::sweep::TablePrint;
 
-    use super::Shape;
+    fn fact(kind: &str, name: &str, face: &str) -> Fact {
+        let (root, kind, name, face) = (Some(7), kind.into(), name.into(), face.into());
+        Fact { root, kind, name, face, version: None, more: None, is_born_empty: false }
+    }
 
+    fn print(facts: Vec<Fact>) -> TablePrint {
+        let named = [fact("table", "t", "7 r p"), fact("schema", "s", "1")];
+        let shape = Shape::new(named.into_iter().chain(facts).collect());
+        let name: Vec<String> =
+            shape.relations().map(|(oid, name)| format!("{oid} {name}")).collect();
+        assert_eq!(name, ["7 s.t"]);
+        let mut tables = shape.into_tables().tables;
+        tables.pop_first().unwrap().1
+    }
+
+    /// Every kind of `sql/shape.sql` has its place, so that none of them goes unnoticed.
     #[test]
-    fn only_a_partition_that_began_empty_is_nothing_new() {
-        let entry = |partition: u32, born| ((Some(1), Some(partition), "p".to_owned()), born);
-        let shape = |entries: &[_]| Shape(entries.iter().cloned().collect());
-        let first = shape(&[entry(2, false), entry(3, true)]);
-        for (now, follows) in [
-            (shape(&[entry(2, false), entry(3, true)]), true),
-            (shape(&[entry(2, false), entry(3, true), entry(4, true)]), true),
-            (shape(&[entry(2, false), entry(3, true), entry(4, false)]), false),
-            (shape(&[entry(2, false)]), false),
-            (shape(&[entry(3, true)]), false),
-        ] {
-            assert_eq!(now.follows(&first), follows, "{now:?}");
-            let digest = |shape: &Shape| shape.digest(&BTreeSet::new());
-            assert_eq!(digest(&now) == digest(&first), now == first, "{now:?}");
+    fn each_kind_of_fact_is_part_of_the_fingerprint() {
+        let plain = print(Vec::new());
+        for kind in ["published", "files", "column", "type", "label", "partition", "lookup"] {
+            let (one, other) =
+                (print(vec![fact(kind, "1", "a")]), print(vec![fact(kind, "1", "b")]));
+            assert!(one != plain && other != one, "{kind}");
+        }
+        let versions = ["table", "schema"].map(|kind| Fact {
+            version: Some("700".into()),
+            ..fact(kind, if kind == "table" { "t" } else { "s" }, "")
+        });
+        for versioned in versions {
+            assert_ne!(print(vec![versioned]), plain);
+        }
+        let sql =
+            include_str!("../sql/shape.sql").to_owned() + include_str!("../sql/lookup_shape.sql");
+        for kind in
+            ["published", "files", "column", "type", "label", "partition", "lookup", "table"]
+        {
+            assert!(sql.contains(&format!("'{kind}'")), "{kind}");
         }
     }
 }

@@ -1,28 +1,31 @@
 //! The watch while the stream runs: what was judged before the start is judged again.
 //!
-//! Two things end the session, and the next one begins with the checks and sweeps everything: the
-//! rules' tables have another shape ([`shape`](crate::shape)), or other rules fit than before. The
-//! next session suspends the rules that do not fit. So a rule is suspended, and taken up again, in
-//! one way only, at the beginning of a session, and with a sweep.
+//! Two things end the session, and the next one begins with the checks and a sweep of the keys that
+//! are in doubt by it: tables of the rules read otherwise than before ([`shape`](crate::shape),
+//! [`Prints::since`]), or other rules fit. The next session suspends the rules that do not fit. So
+//! a rule is suspended, and taken up again, in one way only, at the beginning of a session, and
+//! with a sweep. What changes and puts no key in doubt ends nothing.
 //!
 //! No question here locks a table, or waits for one; but lookups, which are tried on a session of
 //! their own and never wait long. What cannot be asked is said, and asked again: a watch that fails
 //! ends nothing, only a dead connection does. What is altered meanwhile nobody sees, so that after
 //! a minute it is not ready.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 use std::time::Duration;
 
+use tokio::sync::watch::Sender;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_postgres::Client;
 
 use crate::config::Config;
 use crate::error::Error;
-use crate::keys::{LookupId, Rules};
+use crate::keys::{LookupId, RuleId, Rules};
 use crate::postgres::{Sql, connect_sql};
 use crate::preflight::{self, Finding, Misfit, Trial};
-use crate::shape::{Shape, Watched};
+use crate::shape::Watched;
+use crate::sweep::{Doubt, Gap, Prints, Why};
 use crate::telemetry::{Health, Topic};
 
 /// The shortest and the longest pause between two looks at the tables: so soon a table without
@@ -48,7 +51,7 @@ pub struct Watch {
     /// Asks nothing else.
     sql: Rc<Sql>,
     watched: Watched,
-    shape: Shape,
+    prints: Prints,
     misfits: BTreeSet<Misfit>,
     /// The rules, to be asked while others work with them.
     rules: Rules,
@@ -64,37 +67,32 @@ struct Known {
 }
 
 impl Watch {
-    /// Watches over `sql` whether `shape` stays, and what `findings` say of rules.
+    /// Watches over `sql` whether what is `watched` stays as in `prints`, and what `findings` say of
+    /// rules.
     #[must_use]
     pub fn new(
         sql: Rc<Sql>,
-        watched: Watched,
-        shape: Shape,
+        (watched, prints): (Watched, Prints),
         findings: &[Finding],
         rules: &Rules,
     ) -> Watch {
         let of_lookups = findings.iter().filter(|one| preflight::is_of_lookup(one.code));
         let (of_lookups, misfits) = (of_lookups.cloned().collect(), preflight::misfits(findings));
-        Watch { sql, watched, shape, misfits, rules: rules.copy(), of_lookups }
-    }
-
-    /// A text that is another one when the shape is, or when other rules do not fit.
-    #[must_use]
-    pub fn digest(&self) -> String {
-        self.shape.digest(&self.misfits)
+        Watch { sql, watched, prints, misfits, rules: rules.copy(), of_lookups }
     }
 
     /// Looks until something is no longer as it was at the beginning, and says so; tells `health`
-    /// of what it cannot look at, and of what the next session would be refused for.
-    pub async fn run(self, config: &Config, health: &Health) -> Error {
-        let Watch { sql, watched, shape, misfits, rules, of_lookups } = self;
+    /// of what it cannot look at, and of what the next session would be refused for. What changes
+    /// and puts no key in doubt is sent to `adopt`.
+    pub async fn run(self, config: &Config, health: &Health, adopt: &Sender<Rc<Prints>>) -> Error {
+        let Watch { sql, watched, prints, misfits, rules, of_lookups } = self;
         let misfits = misfits.into_iter().filter(|(_, code)| !preflight::is_of_lookup(code));
         let (watched, rules, misfits) = (&watched, &rules, misfits.collect());
-        let client: &Client = &sql;
-        let tables = Tables { config, client, health, watched, rules, of_lookups: &of_lookups };
+        let (client, of_lookups): (&Client, _) = (&sql, of_lookups.as_slice());
+        let tables = Tables { config, client, health, watched, rules, of_lookups, adopt };
         tokio::select! {
-            error = tables.run(shape, &misfits) => error,
-            error = try_lookups((config, rules), health, &of_lookups) => error,
+            error = tables.run(prints, &misfits) => error,
+            error = try_lookups((config, rules), health, of_lookups) => error,
         }
     }
 }
@@ -107,17 +105,18 @@ struct Tables<'a> {
     watched: &'a Watched,
     rules: &'a Rules,
     of_lookups: &'a [Finding],
+    adopt: &'a Sender<Rc<Prints>>,
 }
 
 impl Tables<'_> {
-    async fn run(&self, mut shape: Shape, misfits: &BTreeSet<Misfit>) -> Error {
+    async fn run(&self, mut prints: Prints, misfits: &BTreeSet<Misfit>) -> Error {
         let (mut known, mut pause) = (Known::default(), PAUSES.0);
         loop {
             sleep(pause).await;
             let began = Instant::now();
-            match timeout(TIMEOUT, self.look(&mut known, &mut shape, misfits)).await {
-                Ok(Ok(true)) => self.health.over(&Topic::Watch),
-                Ok(Ok(false)) => return Error::TablesChanged,
+            match timeout(TIMEOUT, self.look(&mut known, &mut prints, misfits)).await {
+                Ok(Ok(None)) => self.health.over(&Topic::Watch),
+                Ok(Ok(Some(doubt))) => return Error::TablesChanged(doubt),
                 Ok(Err(preflight::Error::Query(error))) if error.as_db_error().is_none() => {
                     return error.into();
                 }
@@ -135,32 +134,39 @@ impl Tables<'_> {
         }
     }
 
-    /// Whether all is as it was. A short answer that is asked for before the whole one can never
-    /// pass for a later state.
+    /// What is in doubt, unless all is as it was. A short answer that is asked for before the whole
+    /// one can never pass for a later state.
     async fn look(
         &self,
         known: &mut Known,
-        shape: &mut Shape,
+        prints: &mut Prints,
         misfits: &BTreeSet<Misfit>,
-    ) -> Result<bool, preflight::Error> {
+    ) -> Result<Option<Doubt>, preflight::Error> {
         let short = self.watched.digest(self.client).await?;
         if known.shape.as_ref() != Some(&short) {
             let now = self.watched.look(self.client).await?;
-            if !now.follows(shape) {
-                return Ok(false);
+            let now = prints.with_tables(now.into_tables());
+            let doubt = now.since(prints, Gap::Look);
+            if !doubt.is_none() {
+                return Ok(Some(doubt));
             }
-            (known.shape, *shape) = (Some(short), now);
+            if now != *prints {
+                *prints = now;
+                self.adopt.send_replace(Rc::new(prints.clone()));
+            }
+            known.shape = Some(short);
         }
         let short = preflight::digest(self.config, self.rules, self.client).await?;
         if known.judged.as_ref() != Some(&short) {
             let findings = preflight::again(self.config, self.rules, self.client).await?;
-            if preflight::misfits(&findings) != *misfits {
-                return Ok(false);
+            let found = preflight::misfits(&findings);
+            if found != *misfits {
+                return Ok(Some(other_fit(self.rules, misfits, &found)));
             }
             self.tell(findings);
             known.judged = Some(short);
         }
-        Ok(true)
+        Ok(None)
     }
 
     /// What does not end the session: a rule that removes more than it should, and what stands
@@ -176,6 +182,25 @@ impl Tables<'_> {
             None => self.health.over(&Topic::Checks),
         }
     }
+}
+
+/// The keys of the rules that fitted, and do not, or the other way round.
+fn other_fit(rules: &Rules, before: &BTreeSet<Misfit>, now: &BTreeSet<Misfit>) -> Doubt {
+    let names = |misfits: &BTreeSet<Misfit>| -> BTreeSet<String> {
+        misfits.iter().map(|(rule, _)| rule.clone()).collect()
+    };
+    let (before, now) = (names(before), names(now));
+    let prints = rules.prints(&now);
+    let mut doubt = BTreeMap::new();
+    for ((id, name), print) in (0..=u16::MAX).map(RuleId).zip(rules.names()).zip(&prints) {
+        let why = match (before.contains(name), now.contains(name)) {
+            (false, true) => Why::Suspended,
+            (true, false) => Why::WasSuspended,
+            _ => continue,
+        };
+        doubt.extend((0..print.keys.len()).map(|place| ((id, place), why)));
+    }
+    Doubt::Keys(doubt)
 }
 
 /// Tries the lookups until other rules fit than before.
@@ -196,8 +221,9 @@ async fn try_lookups(
         match timeout(TIMEOUT, trials(config, rules)).await {
             Ok(Ok(trials)) => {
                 doubts = tell_doubts(rules, &trials, health);
-                if found(rules, &trials, &misfits) != misfits {
-                    return Error::TablesChanged;
+                let found = found(rules, &trials, &misfits);
+                if found != misfits {
+                    return Error::TablesChanged(other_fit(rules, &misfits, &found));
                 }
             }
             // Those that need rows find out for themselves, and widen.

@@ -77,7 +77,7 @@ const SECTIONS: [&str; 8] =
     ["postgres", "redis", "sweep", "refill", "http", "log", "rule", "lookup"];
 
 /// Fields of the configuration's structs whose options have other names.
-const FIELDS: [(&str, &[&str]); 6] = [
+const FIELDS: [(&str, &[&str]); 7] = [
     ("postgres.endpoint", &["url", "password_file"]),
     ("postgres.replication_endpoint", &["replication_url"]),
     ("redis.password", &["password_file"]),

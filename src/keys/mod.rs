@@ -30,6 +30,7 @@ mod packed;
 mod pattern;
 mod pending;
 mod plan;
+mod print;
 mod render;
 mod row_filter;
 mod set;
@@ -41,6 +42,8 @@ mod before_tests;
 mod in_progress_tests;
 #[cfg(test)]
 mod lookup_tests;
+#[cfg(test)]
+mod print_tests;
 #[cfg(test)]
 mod properties;
 #[cfg(test)]
@@ -62,6 +65,7 @@ pub use in_progress::InProgress;
 pub use label::{RuleId, WidenReason};
 pub use lookup::{Answers, Found, FoundRows, Keyed, Lookup, LookupId, Reads, Wanted};
 pub use pattern::Pattern;
+pub use print::{Given, KeyPlace, KeyPrint, Looks, Print, RulePrint};
 pub(crate) use row_filter::Facts;
 pub use set::{KeySet, Limits};
 pub use signal::{Malformed, Signal};
@@ -263,6 +267,35 @@ impl Rules {
             }
             None => patterns.any(|(_, own)| own.covers(pattern)),
         }
+    }
+
+    /// All that some templates could produce, those for which `is_wanted`: each with every
+    /// placeholder a `*`.
+    #[must_use]
+    pub fn part(&self, is_wanted: impl Fn(KeyPlace) -> bool) -> KeySet {
+        let mut keys = self.key_set();
+        for rule in &self.rules {
+            let wanted =
+                rule.templates.iter().enumerate().filter(|(at, _)| is_wanted((rule.id, *at)));
+            wanted.for_each(|(_, key)| keys.add_whole(key.id, None));
+        }
+        keys
+    }
+
+    /// What each rule gives, by [`RuleId`]; the rules of these names are suspended.
+    #[must_use]
+    pub fn prints(&self, suspended: &BTreeSet<String>) -> Vec<RulePrint> {
+        let rules = self.rules.iter().zip(&self.names);
+        let print = |(rule, name): (&Rule, &String)| {
+            print::rule(rule, &self.lookups, suspended.contains(name))
+        };
+        rules.map(print).collect()
+    }
+
+    /// Lets the rules of tables look at changes of these relations, too, whatever they are called
+    /// at the moment of the change: each `pg_class.oid` with the table that it is now.
+    pub fn set_relations(&mut self, relations: impl IntoIterator<Item = (u32, TableName)>) {
+        self.plans.set_relations(relations.into_iter().collect());
     }
 
     /// 16 hex digits that tell rules apart that give different keys for some change. Names and

@@ -24,6 +24,8 @@ pub(super) struct Plans {
     by_relation: HashMap<u32, Plan>,
     /// The tables that a relation is a partition of.
     aliases: HashMap<TableName, Vec<TableName>>,
+    /// The tables that relations are now, by oid.
+    relations: HashMap<u32, TableName>,
     /// The rules that look at nothing for now.
     suspended: BTreeSet<RuleId>,
 }
@@ -109,6 +111,13 @@ impl Plans {
         self.by_relation.clear();
     }
 
+    /// Lets the rules of these tables look at the relations of these oids, whatever their names: a
+    /// table that is renamed and renamed back was the same table all the while.
+    pub(super) fn set_relations(&mut self, relations: HashMap<u32, TableName>) {
+        self.relations = relations;
+        self.by_relation.clear();
+    }
+
     /// Lets these rules look at nothing, and all others at their tables.
     pub(super) fn suspend(&mut self, rules: BTreeSet<RuleId>) {
         self.suspended = rules;
@@ -150,9 +159,10 @@ impl Plans {
     ) -> Plan {
         let own = TableName { schema: relation.namespace.clone(), name: relation.name.clone() };
         let roots = self.aliases.get(&own).map_or(&[][..], Vec::as_slice);
+        let now = self.relations.get(&relation.id);
         let looks = |rule: &&Rule| {
             rule.source == Source::Table
-                && (rule.table == own || roots.contains(&rule.table))
+                && (rule.table == own || roots.contains(&rule.table) || now == Some(&rule.table))
                 && !self.is_suspended(rule.id)
         };
         let rules: Vec<&Rule> = rules.iter().filter(looks).collect();

@@ -86,7 +86,7 @@ impl Finding {
         Finding::new(Severity::Warning, code, message.into())
     }
 
-    pub(super) fn info(code: &'static str, message: impl Into<String>) -> Finding {
+    pub(crate) fn info(code: &'static str, message: impl Into<String>) -> Finding {
         Finding::new(Severity::Info, code, message.into())
     }
 
@@ -103,7 +103,7 @@ impl Finding {
         Finding { hint: Some(hint.into()), ..self }
     }
 
-    pub(super) fn price(self, price: impl Into<String>) -> Finding {
+    pub(crate) fn price(self, price: impl Into<String>) -> Finding {
         Finding { price: Some(price.into()), ..self }
     }
 

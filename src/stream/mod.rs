@@ -5,6 +5,7 @@ mod early;
 #[cfg(test)]
 mod idle_tests;
 mod noted;
+mod swept;
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -13,6 +14,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
 use self::counted::{Arrivals, Counters};
+use self::swept::Sweep;
 use crate::capture::{Frame, Slot};
 use crate::channel::{Closed, Receiver, Room, Sender, channel};
 use crate::config::TableName;
@@ -26,7 +28,7 @@ use crate::preflight;
 use crate::session::Timing;
 use crate::settle::{Cache, Ended, Input, Mapped, Resync, Visible};
 use crate::shutdown::Shutdown;
-use crate::sweep::{Broken, Event};
+use crate::sweep::{Doubt, Event};
 use crate::telemetry::metrics::{Metrics, ReasonLabel};
 use crate::telemetry::{Health, Phase};
 use crate::watermark::Ledger;
@@ -120,8 +122,10 @@ pub struct Stream<'a> {
     /// When it was last asked whether transactions in blocks have ended.
     last_asked: Instant,
     cache: Option<Cache>,
-    /// Whether a sweep of everything is owed, so that nothing can be confirmed.
+    /// Whether a sweep is owed, so that nothing can be confirmed.
     sweep_is_owed: bool,
+    /// What it is about.
+    swept: Option<Sweep>,
 }
 
 impl<'a> Stream<'a> {
@@ -153,6 +157,7 @@ impl<'a> Stream<'a> {
             last_asked: now,
             cache: None,
             sweep_is_owed: false,
+            swept: None,
         }
     }
 
@@ -414,10 +419,13 @@ impl<'a> Stream<'a> {
                 self.send_status().await?;
                 reach(Point::Confirmed);
             }
-            Event::ResyncOwed(broken) => self.resync(broken, health, metrics),
+            Event::ResyncOwed(doubt) => self.resync(doubt, health, metrics),
             Event::RedisLost => health.set(Phase::RedisLost),
             Event::Whole => {
                 self.sweep_is_owed = false;
+                if let Some(swept) = self.swept.take() {
+                    swept.tell(self.rules.names(), metrics);
+                }
                 let was = health.phase();
                 health.set(Phase::Streaming);
                 if was != health.phase() && health.readiness().0 {
@@ -430,14 +438,24 @@ impl<'a> Stream<'a> {
         Ok(())
     }
 
-    fn resync(&mut self, broken: Broken, health: &Health, metrics: &Metrics) {
+    fn resync(&mut self, doubt: Doubt, health: &Health, metrics: &Metrics) {
+        let (broken, keys) = (doubt.reason(), self.rules.part(|place| doubt.is_of(place)));
         let reason = broken.as_str();
-        tracing::warn!(reason, "history is not shown to be unbroken: sweeping everything");
+        match doubt {
+            Doubt::Everything(_) => {
+                tracing::warn!(reason, "history is not shown to be unbroken: sweeping everything");
+            }
+            Doubt::Keys(_) => doubt.told(self.rules.names()).into_iter().for_each(|what| {
+                tracing::info!(reason, "sweeping {what}");
+            }),
+        }
         metrics.resyncs.get_or_create(&ReasonLabel { reason }).inc();
         health.set(Phase::Sweeping(reason));
         self.sweep_is_owed = true;
         reach(Point::ResyncOwed);
-        let resync = Resync { keys: self.rules.everything(), fenced: broken.is_fenced() };
+        let before = self.swept.take();
+        self.swept = Some(Sweep::new(doubt, metrics, before));
+        let resync = Resync { keys, fenced: broken.is_fenced() };
         self.pass_on(Input::Resync(Box::new(resync)));
     }
 

@@ -10,13 +10,14 @@ use std::collections::VecDeque;
 
 use serde::{Deserialize, Serialize};
 
+use super::prints::{Doubt, Gap, Prints};
 use crate::lsn::Lsn;
 
 /// Own watermarks remembered: those of a minute, at one each 50 ms, with room to spare.
 const MEMORY_MAX: usize = 2048;
 
-/// In [`Watermark::rules`], what stands before the digest of the rules' tables.
-pub const TABLES_MARK: &str = " tables:";
+/// Digests of fingerprints that a session remembers.
+const RULES_MAX: usize = 32;
 
 /// Name of the watermark key for a slot.
 #[must_use]
@@ -36,7 +37,8 @@ pub struct Watermark {
     pub epoch: String,
     /// Every commit that ends here or before has had its keys removed.
     pub lsn: Lsn,
-    /// Fingerprint of the rules, and what else the promise depends on; last the rules' tables.
+    /// Digest of the fingerprints of the rules, and of what else the promise depends on
+    /// ([`Prints::digest`]). Values of older versions have a text here that is none.
     pub rules: String,
 }
 
@@ -74,12 +76,11 @@ impl Watermark {
         Some(Watermark { system_id, timeline, epoch, lsn, rules })
     }
 
-    /// Whether both are of the same history under the same rules, wherever in it.
+    /// Whether both are of the same history, wherever in it.
     fn is_of(&self, other: &Watermark) -> bool {
         self.system_id == other.system_id
             && self.timeline == other.timeline
             && self.epoch == other.epoch
-            && self.rules == other.rules
     }
 }
 
@@ -103,7 +104,8 @@ pub enum Broken {
     WatermarkAhead,
     /// The watermark was written under other rules.
     OtherRules,
-    /// The rules' tables, or what is published of them, are not what they were.
+    /// The rules' tables, or what is published of them, are not what they were; or a rule is
+    /// suspended, or was.
     TablesChanged,
     /// The value that we wrote last no longer stands.
     WatermarkLost,
@@ -133,6 +135,26 @@ impl Broken {
             Broken::SlotCreated => "slot_created",
             Broken::RetainedWal => "retained_wal",
             Broken::SlotUndecodable => "slot_undecodable",
+        }
+    }
+
+    /// Why, in words.
+    #[must_use]
+    pub fn told(self) -> &'static str {
+        match self {
+            Broken::WatermarkMissing => "there is no watermark in redis, as before a first start",
+            Broken::WatermarkForeign => "what stands under the watermark's name is none",
+            Broken::WatermarkBehind => "redis went back, or the slot is another one",
+            Broken::OtherSystem => "the watermark is of another postgres cluster",
+            Broken::OtherTimeline => "the watermark is of another timeline",
+            Broken::UncleanRestart => "the server did not end in order since",
+            Broken::WatermarkAhead => "the watermark is ahead of the server's log",
+            Broken::OtherRules => "the watermark is of other rules, and does not tell which",
+            Broken::TablesChanged => "the rules' tables are not what they were",
+            Broken::WatermarkLost => "redis lost the watermark",
+            Broken::SlotCreated => "the slot is new",
+            Broken::RetainedWal => "the slot kept too much WAL",
+            Broken::SlotUndecodable => "the server could not decode what the slot held",
         }
     }
 
@@ -168,8 +190,9 @@ impl Broken {
     }
 }
 
-/// Judges what a new session finds. `expected` has the slot's `confirmed_flush_lsn` as its LSN, the
-/// server's log ends at `wal_end`.
+/// Judges the history that a new session finds. `expected` has the slot's `confirmed_flush_lsn` as
+/// its LSN, the server's log ends at `wal_end`. Which rules it was written under is another matter:
+/// [`under`].
 ///
 /// # Errors
 ///
@@ -191,32 +214,47 @@ pub(super) fn at_start(
         Err(Broken::WatermarkBehind)
     } else if found.lsn > wal_end {
         Err(Broken::WatermarkAhead)
-    } else if without_tables(&found.rules) != without_tables(&expected.rules) {
-        Err(Broken::OtherRules)
-    } else if found.rules != expected.rules {
-        Err(Broken::TablesChanged)
     } else {
         Ok(found)
     }
 }
 
-fn without_tables(rules: &str) -> &str {
-    rules.split_once(TABLES_MARK).map_or(rules, |(rules, _)| rules)
+/// What is in doubt of what a watermark covers, now that `prints` hold, which have the digest of
+/// `expected`. `details` are the fingerprints that it was written under, if they could be read.
+pub(super) fn under(
+    (found, details): (&Watermark, Option<&[u8]>),
+    (expected, prints): (&Watermark, &Prints),
+) -> Doubt {
+    if found.rules == expected.rules {
+        return Doubt::none();
+    }
+    match details.and_then(|value| Prints::from_value(value, &found.rules)) {
+        Some(before) => prints.since(&before, Gap::Watermark),
+        None => Doubt::Everything(Broken::OtherRules),
+    }
 }
 
 /// What a session remembers of its own watermarks.
 pub(super) struct Memory {
     /// LSNs of the values that stood as good evidence in this session, oldest first.
     lsns: VecDeque<Lsn>,
+    /// What they were written under. Each is as good as the next: none put a key in doubt.
+    rules: Vec<String>,
 }
 
 impl Memory {
     pub(super) fn new() -> Memory {
-        Memory { lsns: VecDeque::new() }
+        Memory { lsns: VecDeque::new(), rules: Vec::new() }
     }
 
-    /// The watermark stood at `lsn`.
-    pub(super) fn add(&mut self, lsn: Lsn) {
+    /// The watermark stood at `lsn`, written under `rules`.
+    pub(super) fn add(&mut self, lsn: Lsn, rules: &str) {
+        if self.rules.last().is_none_or(|last| last != rules) {
+            self.rules.push(rules.to_owned());
+            // So often tables are altered in a minute. What is forgotten is swept.
+            let more = self.rules.len().saturating_sub(RULES_MAX);
+            self.rules.drain(..more);
+        }
         self.lsns.push_back(lsn);
         if self.lsns.len() > MEMORY_MAX {
             self.lsns.pop_front();
@@ -233,7 +271,9 @@ impl Memory {
         floor: Lsn,
     ) -> Option<Lsn> {
         let found = Watermark::from_value(found?)?;
-        let is_ours = found.is_of(expected) && self.lsns.contains(&found.lsn);
+        let is_ours = found.is_of(expected)
+            && self.rules.contains(&found.rules)
+            && self.lsns.contains(&found.lsn);
         (is_ours && found.lsn >= floor).then_some(found.lsn)
     }
 }
@@ -272,9 +312,9 @@ mod tests {
             (Some(without_epoch), Err(Broken::UncleanRestart)),
             (Some(watermark(500).to_value()), Ok(Lsn(500))),
             (Some(watermark(501).to_value()), Err(Broken::WatermarkAhead)),
-            (Some(other(|mark| mark.rules = "abd".into())), Err(Broken::OtherRules)),
-            (Some(other(|mark| mark.rules = "abc tables:1".into())), Err(Broken::TablesChanged)),
-            (Some(other(|mark| mark.rules = "abd tables:1".into())), Err(Broken::OtherRules)),
+            // Of other rules; as an older version wrote it.
+            (Some(other(|mark| mark.rules = "abd".into())), Ok(Lsn(100))),
+            (Some(other(|mark| mark.rules = "abc tables:1".into())), Ok(Lsn(100))),
         ];
         for (found, conclusion) in rows {
             let judged = at_start(found.as_deref(), &expected, Lsn(500)).map(|mark| mark.lsn);
@@ -286,7 +326,9 @@ mod tests {
     fn redis_went_back_only_to_a_value_of_this_session_above_the_floor() {
         let expected = watermark(100);
         let mut memory = Memory::new();
-        [100, 110, 130].into_iter().for_each(|lsn| memory.add(Lsn(lsn)));
+        memory.add(Lsn(90), "abb");
+        [100, 110, 130].into_iter().for_each(|lsn| memory.add(Lsn(lsn), "abc"));
+        let before = Watermark { rules: "abb".into(), ..watermark(130) };
         let other_rules = Watermark { rules: "abd".into(), ..watermark(130) };
         let other_epoch = Watermark { epoch: "e2".into(), ..watermark(130) };
         let rows = [
@@ -295,6 +337,7 @@ mod tests {
             (Some(watermark(100).to_value()), None),
             (Some(watermark(120).to_value()), None),
             (Some(watermark(140).to_value()), None),
+            (Some(before.to_value()), Some(Lsn(130))),
             (Some(other_rules.to_value()), None),
             (Some(other_epoch.to_value()), None),
             (Some(b"hello".to_vec()), None),
@@ -304,7 +347,7 @@ mod tests {
             let back = memory.went_back_to(found.as_deref(), &expected, Lsn(110));
             assert_eq!(back, lsn, "{found:?}");
         }
-        (0..MEMORY_MAX as u64).for_each(|lsn| memory.add(Lsn(200 + lsn)));
+        (0..MEMORY_MAX as u64).for_each(|lsn| memory.add(Lsn(200 + lsn), "abc"));
         let found = watermark(130).to_value();
         assert_eq!(memory.went_back_to(Some(&found), &expected, Lsn(110)), None, "forgotten");
     }

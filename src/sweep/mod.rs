@@ -32,6 +32,7 @@ mod observe;
 mod outcome;
 mod pace;
 mod pass;
+mod prints;
 mod queue;
 mod refill;
 mod refused;
@@ -42,21 +43,28 @@ mod standalone;
 mod sweeper;
 mod ward;
 #[cfg(test)]
+mod partial_tests;
+#[cfg(test)]
+mod prints_tests;
+#[cfg(test)]
 mod refused_tests;
 #[cfg(test)]
 mod rollback_tests;
 #[cfg(test)]
 mod tests;
 
+use std::rc::Rc;
+
 use crate::lsn::Lsn;
 use crate::settle::{Held, Hold};
 
 pub use chain::{Chain, Link};
-pub use evidence::{Broken, TABLES_MARK, Watermark, key_name};
+pub use evidence::{Broken, Watermark, key_name};
 pub use node::{Error, Kind, Node, Page, Replaced, ScanCall};
 pub use observe::{Mark, Name, Observer};
 pub use pace::Pace;
 pub use pass::{Pass, Progress};
+pub use prints::{Doubt, Gap, Prints, TablePrint, Tables, Why};
 pub use standalone::{Look, Standalone};
 pub use sweeper::{Settings, Sweeper};
 
@@ -97,10 +105,27 @@ pub enum Event {
     Swept(Swept),
     /// The watermark stands at this LSN: it may be told to Postgres.
     Covered(Lsn),
-    /// History is not shown to be unbroken: a sweep of everything is asked for.
-    ResyncOwed(Broken),
+    /// It is not shown that these keys are right: a sweep of them is asked for.
+    ResyncOwed(Doubt),
     /// The connection to Redis is lost.
     RedisLost,
-    /// No sweep of everything is owed for readers' sake: its first removal is done.
+    /// No sweep is owed for readers' sake: the first removal of the last is done.
     Whole,
+}
+
+/// What a session would find in doubt that expects a watermark like `mark` in a log that ends at
+/// `wal_end`, under `prints`; for the sake of `broken` everything. Writes nothing.
+///
+/// # Errors
+///
+/// The node's.
+pub async fn forecast<N: Node>(
+    node: &N,
+    (mark, wal_end): (Watermark, Lsn),
+    prints: Prints,
+    broken: Option<Broken>,
+) -> Result<Doubt, Error> {
+    let found = shared::find(node, &mark.rules).await?;
+    let mut ward = ward::Ward::new(mark, wal_end, Rc::new(prints), (broken, Doubt::none()));
+    Ok(ward.connected(found, Lsn::ZERO).err().unwrap_or_else(Doubt::none))
 }

@@ -50,6 +50,28 @@ pub trait Node {
         value: &[u8],
     ) -> impl Future<Output = Result<Replaced, Error>>;
 
+    /// The fingerprints under which a watermark was written that carries this digest, as they were
+    /// stored; `None` if they are not there.
+    fn details(&self, _digest: &str) -> impl Future<Output = Result<Option<Vec<u8>>, Error>> {
+        std::future::ready(Ok(None))
+    }
+
+    /// Stores the fingerprints with this digest: for good, or for so long as a watermark takes to
+    /// be written that carries it.
+    fn keep_details(
+        &self,
+        _digest: &str,
+        _value: &[u8],
+        _for_good: bool,
+    ) -> impl Future<Output = Result<(), Error>> {
+        std::future::ready(Ok(()))
+    }
+
+    /// Removes the fingerprints with this digest, which no watermark carries any more.
+    fn drop_details(&self, _digest: &str) -> impl Future<Output = Result<(), Error>> {
+        std::future::ready(Ok(()))
+    }
+
     /// Waits until the watermark `value`, which stands, and with it every removal before it is on
     /// as many replicas as the configuration asks for; by default none is. An error of
     /// [`Kind::Replicas`] if it is on fewer. Holds up nothing else that is asked.

@@ -8,9 +8,11 @@ use tokio::time::Instant;
 
 use super::job::{Job, Member, Round, Tally};
 use super::node::{Error, Kind};
+use super::prints::Doubt;
 use super::refused::{Retry, Tried};
 use super::shared::{RefusedOf, Written, count, observe};
 use super::sweeper::{BatchDone, Done, State};
+use super::ward::Found;
 use super::{Event, Swept};
 use crate::failpoint::{Point, reach};
 use crate::keys::{KeySet, Pattern, RuleId};
@@ -373,7 +375,9 @@ impl State {
             }
             Written::Not(found) => {
                 return match self.ward.contradicted(found, self.refill.floor()) {
-                    Some(broken) => self.report(Event::ResyncOwed(broken)).await,
+                    Some(broken) => {
+                        self.report(Event::ResyncOwed(Doubt::Everything(broken))).await;
+                    }
                     // What is under way may have been removed before Redis went back, or after.
                     None => self.disconnect().await,
                 };
@@ -394,11 +398,12 @@ impl State {
     /// The watermark stands in the primary.
     fn cover(&mut self) {
         let lsn = self.ward.written();
+        self.kept = self.keeping.take().or(self.kept.take());
         self.refill.covered(lsn, Instant::now());
     }
 
     /// A connection was made, or was not. Says whether it was.
-    async fn connect_done(&mut self, found: Result<Option<Vec<u8>>, Error>) -> bool {
+    async fn connect_done(&mut self, found: Result<Found, Error>) -> bool {
         let found = match found {
             Ok(found) => found,
             Err(error) => {
@@ -409,6 +414,7 @@ impl State {
             }
         };
         self.connected = true;
+        (self.kept, self.keeping) = (None, None);
         self.unlinks.is_over();
         self.scans.is_over();
         self.health.over(&Topic::Redis);
@@ -417,7 +423,7 @@ impl State {
         if self.ward.covered() > Lsn::ZERO {
             self.refill.covered(self.ward.covered(), Instant::now());
         }
-        self.repeat_everything(judged.ok().flatten());
+        self.repeat_everything(judged.as_ref().ok().copied().flatten());
         match judged {
             Ok(_) => {
                 tracing::info!(node = self.node.node, "connected to redis");
@@ -425,7 +431,7 @@ impl State {
                     self.report(Event::Whole).await;
                 }
             }
-            Err(broken) => self.report(Event::ResyncOwed(broken)).await,
+            Err(doubt) => self.report(Event::ResyncOwed(doubt)).await,
         }
         true
     }

@@ -28,7 +28,7 @@ impl Bench {
 
     async fn owed(&mut self) -> Broken {
         self.wait(|event| match event {
-            Event::ResyncOwed(broken) => Some(*broken),
+            Event::ResyncOwed(doubt) => Some(doubt.reason()),
             _ => None,
         })
         .await
@@ -48,7 +48,7 @@ async fn a_watermark_changed_by_others_is_not_replaced() {
         *bench.redis.0.watermark.borrow_mut() = Some(b"older".to_vec());
         bench.safe.send_replace(Lsn(150));
         let broken = bench.wait(|event| match event {
-            Event::ResyncOwed(broken) => Some(*broken),
+            Event::ResyncOwed(doubt) => Some(doubt.reason()),
             _ => None,
         });
         assert_eq!(broken.await, Broken::WatermarkLost);

@@ -2,16 +2,20 @@
 //! the watermark; and what is counted.
 
 use std::collections::HashMap;
+use std::rc::Rc;
 use std::time::SystemTime;
 
 use tokio::time::Instant;
 
+use super::evidence::Watermark;
 use super::exact::Refused;
 use super::job::{Job, Member, Tally};
 use super::node::{Error, Node, Replaced};
 use super::pace::Pace;
 use super::pass::{Pass, Progress};
+use super::prints::{Prints, is_digest};
 use super::queue::pass_reason;
+use super::ward::Found;
 use crate::keys::{Pattern, RuleId};
 use crate::telemetry::metrics::{Metrics, ReasonLabel, seconds};
 
@@ -83,22 +87,75 @@ pub(super) enum Written {
 }
 
 /// Writes `value` where `expected` stands, or takes it to stand there already; then waits until it
-/// is shared.
+/// is shared. The fingerprints that it is written under, if they are given, are stored before, and
+/// kept for good after; those of the watermark before it go.
 pub(super) async fn write<N: Node>(
     node: &N,
     expected: Option<Option<Vec<u8>>>,
     value: Vec<u8>,
+    prints: Option<(String, Rc<Prints>)>,
 ) -> Written {
     if let Some(expected) = expected {
+        let details = prints.map(|(digest, prints)| (digest, prints.to_value()));
+        if let Some((digest, details)) = &details
+            && let Err(error) = unless_refused(node.keep_details(digest, details, false).await)
+        {
+            return Written::Failed(error);
+        }
         match node.replace_watermark(expected.as_deref(), &value).await {
             Ok(Replaced::Yes) => {}
             Ok(Replaced::No(found)) => return Written::Not(found),
             Err(error) => return Written::Failed(error),
         }
+        // Whoever is refused, or loses the connection now, has what was stored before for a while.
+        if let Some((digest, details)) = &details {
+            drop(keep(node, (digest, details), expected.as_deref()).await);
+        }
     }
     match node.shared(&value).await {
         Ok(()) => Written::Shared,
         Err(error) => Written::Alone(error),
+    }
+}
+
+/// The digest of the fingerprints that a watermark carries, if it carries one.
+pub(super) fn digest_of(watermark: &[u8]) -> Option<String> {
+    Watermark::from_value(watermark).map(|mark| mark.rules).filter(|rules| is_digest(rules))
+}
+
+async fn keep<N: Node>(
+    node: &N,
+    (digest, details): (&str, &[u8]),
+    before: Option<&[u8]>,
+) -> Result<(), Error> {
+    node.keep_details(digest, details, true).await?;
+    match before.and_then(digest_of).filter(|other| other != digest) {
+        Some(other) => node.drop_details(&other).await,
+        None => Ok(()),
+    }
+}
+
+/// What stands in Redis beside the keys: the watermark, and the fingerprints that it was written
+/// under, if their digest is another than `own`. What cannot be read for any reason but a lost
+/// connection is as if it were not there: more is swept then.
+pub(super) async fn find<N: Node>(node: &N, own: &str) -> Result<Found, Error> {
+    let watermark = node.watermark().await?;
+    let found = watermark.as_deref().and_then(digest_of);
+    let details = match found.filter(|digest| digest != own) {
+        Some(digest) => unless_refused(node.details(&digest).await)?.flatten(),
+        None => None,
+    };
+    Ok(Found { watermark, details })
+}
+
+fn unless_refused<T>(outcome: Result<T, Error>) -> Result<Option<T>, Error> {
+    match outcome {
+        Ok(value) => Ok(Some(value)),
+        Err(Error::Refused(error, _)) => {
+            tracing::debug!(%error, "redis refuses the fingerprints of the rules");
+            Ok(None)
+        }
+        Err(error) => Err(error),
     }
 }
 

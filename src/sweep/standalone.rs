@@ -4,6 +4,7 @@
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::pin::Pin;
+use std::time::Duration;
 
 use redis::aio::MultiplexedConnection;
 use redis::{
@@ -15,6 +16,7 @@ use super::chain::{Chain, Link, number_key};
 use super::connect::{ConnectError, classify, connect, connect_with_pushes};
 use super::node::{Error, Kind, Node, Page, Replaced, ScanCall};
 use super::observe::{Mark, Observer, prefixes};
+use super::shared::digest_of;
 use crate::config;
 use crate::keys::KeySet;
 
@@ -37,6 +39,14 @@ const BEGINNING: &str = "local standing = redis.call('get', KEYS[1]) \
 /// Of a watermark so many bytes are read, far more than ours have: whoever can write the key may
 /// leave 512 MB there. What stands behind them does not count.
 const WATERMARK_SIZE_MAX: usize = 1 << 20;
+
+/// How long fingerprints stay that no watermark carries yet: those of a program that was killed
+/// before it wrote one go by themselves.
+const DETAILS_TTL: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// Of fingerprints so many bytes are read; those of 1 000 wide tables and rules have about one
+/// million.
+const DETAILS_SIZE_MAX: usize = 32 << 20;
 
 /// PINGs, one after the other, until names of earlier writes are here; see [`observe`](super).
 const FENCE_PINGS: usize = 2;
@@ -97,6 +107,25 @@ impl Standalone {
     #[must_use]
     pub fn observing(self, everything: KeySet) -> Standalone {
         Standalone { observed: Some(everything), ..self }
+    }
+
+    /// Removes what walsweep keeps for itself: the watermark and all that belongs to it. Gives how
+    /// many keys there were.
+    ///
+    /// # Errors
+    ///
+    /// Redis is not reached, or refuses.
+    pub async fn forget(&self) -> Result<u64, Error> {
+        let mut connection = connect(&self.redis).await?;
+        let mut read = cmd("EVAL");
+        read.arg(BEGINNING).arg(1).arg(&self.watermark_key).arg(WATERMARK_SIZE_MAX);
+        let found: Result<Option<Vec<u8>>, RedisError> = read.query_async(&mut connection).await;
+        let mut unlink = cmd("UNLINK");
+        unlink.arg(&self.watermark_key).arg(&self.number_key);
+        if let Some(digest) = found.ok().flatten().as_deref().and_then(digest_of) {
+            unlink.arg(details_key(&self.watermark_key, &digest));
+        }
+        unlink.query_async(&mut connection).await.map_err(|error| classify(&error))
     }
 
     /// The connection for removals, and what it observes.
@@ -355,7 +384,8 @@ impl Node for Standalone {
             .map_err(|_other| Error::new(Kind::Other, "SCAN gave an unexpected reply".into()))?;
         // A pattern such as `*:walsweep` must not take the evidence that nothing was lost.
         let own = [self.watermark_key.as_bytes(), self.number_key.as_bytes()];
-        keys.retain(|key| !own.contains(&key.as_slice()));
+        let details = details_key(&self.watermark_key, "");
+        keys.retain(|key| !own.contains(&key.as_slice()) && !key.starts_with(details.as_bytes()));
         Ok(Page { cursor, keys })
     }
 
@@ -401,6 +431,31 @@ impl Node for Standalone {
         }
     }
 
+    async fn details(&self, digest: &str) -> Result<Option<Vec<u8>>, Error> {
+        let mut connection = self.connections()?.remove;
+        let mut read = cmd("EVAL");
+        read.arg(BEGINNING).arg(1).arg(details_key(&self.watermark_key, digest));
+        read.arg(DETAILS_SIZE_MAX);
+        read.query_async(&mut connection).await.map_err(|error| classify(&error))
+    }
+
+    async fn keep_details(&self, digest: &str, value: &[u8], for_good: bool) -> Result<(), Error> {
+        let mut connection = self.connections()?.remove;
+        let mut write = cmd("SET");
+        write.arg(details_key(&self.watermark_key, digest)).arg(value);
+        if !for_good {
+            write.arg("EX").arg(DETAILS_TTL.as_secs());
+        }
+        write.exec_async(&mut connection).await.map_err(|error| classify(&error))
+    }
+
+    async fn drop_details(&self, digest: &str) -> Result<(), Error> {
+        let mut connection = self.connections()?.remove;
+        let mut unlink = cmd("UNLINK");
+        unlink.arg(details_key(&self.watermark_key, digest));
+        unlink.exec_async(&mut connection).await.map_err(|error| classify(&error))
+    }
+
     async fn shared(&self, value: &[u8]) -> Result<(), Error> {
         let Some(mut connection) = self.connections()?.wait else { return Ok(()) };
         // WAIT is about the writes of its own connection, so it needs one. Written over itself, the
@@ -421,6 +476,11 @@ impl Node for Standalone {
         }
         Ok(())
     }
+}
+
+/// Name of the key with the fingerprints of this digest, beside the watermark.
+fn details_key(watermark_key: &str, digest: &str) -> String {
+    format!("{watermark_key}:rules:{digest}")
 }
 
 /// Turns tracking on, if the server tells every write that follows one of our own. Redis before

@@ -4,6 +4,7 @@
 //! time, one of each: none of them waits for another.
 
 use std::pin::Pin;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,11 +16,12 @@ use super::job::{Job, Round, Tally, older};
 use super::late::Late;
 use super::node::{Error, Node};
 use super::pace::Pace;
+use super::prints::{Doubt, Prints};
 use super::queue::{Passes, Queue};
 use super::refill::Refill;
 use super::refused::{Pause, Refusals, Retry, Tried, retry};
-use super::shared::{RefusedOf, Written, sweep, write};
-use super::ward::Ward;
+use super::shared::{RefusedOf, Written, find, sweep, write};
+use super::ward::{Found, Ward};
 use super::{Broken, Event, second};
 use crate::channel::Receiver;
 use crate::failpoint::{Point, reach};
@@ -62,8 +64,13 @@ pub struct Settings {
     pub expected: Watermark,
     /// Where the server's log ended when the session began.
     pub wal_end: Lsn,
+    /// The fingerprints whose digest `expected` carries; and others later, which put no key in
+    /// doubt that was right under those before.
+    pub prints: watch::Receiver<Rc<Prints>>,
     /// Set when history is known to be broken whatever the watermark says.
     pub broken: Option<Broken>,
+    /// Keys that are in doubt whatever the watermark says.
+    pub doubt: Doubt,
     /// An empty key set of the rules.
     pub empty: KeySet,
 }
@@ -72,6 +79,7 @@ pub struct Settings {
 pub struct Sweeper<N> {
     node: N,
     health: Arc<Health>,
+    prints: watch::Receiver<Rc<Prints>>,
     state: State,
 }
 
@@ -89,6 +97,10 @@ pub(super) struct State {
     pub(super) refusals: Refusals,
     pub(super) late: Late,
     pub(super) ward: Ward,
+    /// The digest of the fingerprints that were stored with a watermark of this connection.
+    pub(super) kept: Option<String>,
+    /// The same of the write that is under way.
+    pub(super) keeping: Option<String>,
     pub(super) pace: Option<Pace>,
     pub(super) connected: bool,
     pub(super) backoff: Backoff,
@@ -109,7 +121,7 @@ struct Works<'a> {
     retries: Work<'a, RetriesDone>,
     pass: Work<'a, PassDone>,
     write: Work<'a, Written>,
-    connect: Work<'a, Result<Option<Vec<u8>>, Error>>,
+    connect: Work<'a, Result<Found, Error>>,
 }
 
 pub(super) type BatchDone = (Vec<Job>, Result<Tally, Error>);
@@ -123,7 +135,7 @@ pub(super) enum Done {
     Retries(RetriesDone),
     Pass(PassDone),
     Write(Written),
-    Connect(Result<Option<Vec<u8>>, Error>),
+    Connect(Result<Found, Error>),
 }
 
 impl<N: Node> Sweeper<N> {
@@ -144,7 +156,14 @@ impl<N: Node> Sweeper<N> {
             refill: Refill::new(settings.window, settings.empty, settings.expected.lsn),
             refusals: Refusals::default(),
             late: Late::default(),
-            ward: Ward::new(settings.expected, settings.wal_end, settings.broken),
+            ward: Ward::new(
+                settings.expected,
+                settings.wal_end,
+                Rc::clone(&settings.prints.borrow()),
+                (settings.broken, settings.doubt),
+            ),
+            kept: None,
+            keeping: None,
             pace: Some(Pace::new(settings.max_stall)),
             connected: false,
             backoff: Backoff::redis(),
@@ -155,12 +174,12 @@ impl<N: Node> Sweeper<N> {
             node: NodeLabel { node: node.name().to_owned() },
             held: Vec::new(),
         };
-        Sweeper { node, health, state }
+        Sweeper { node, health, prints: settings.prints, state }
     }
 
     /// Takes `visible` sets and moves the watermark up to `safe`, until it is dropped.
     pub async fn run(self, mut visible: Receiver<Visible>, mut safe: watch::Receiver<Lsn>) {
-        let Sweeper { node, health, mut state } = self;
+        let Sweeper { node, health, mut prints, mut state } = self;
         let mut works = Works::none();
         let mut open = true;
         loop {
@@ -176,6 +195,9 @@ impl<N: Node> Sweeper<N> {
                     None => open = false,
                 },
                 changed = safe.changed() => if changed.is_err() { return },
+                Ok(()) = prints.changed() => {
+                    state.ward.adopt(Rc::clone(&prints.borrow_and_update()));
+                }
                 () = sleep_until(timer.unwrap_or(now)), if timer.is_some() => {}
             }
         }
@@ -204,7 +226,8 @@ impl<'a> Works<'a> {
             if self.is_idle() {
                 // Whatever was under way on the old connection has come back before a new one is
                 // made: nothing of it can arrive afterwards.
-                self.connect = Some(Box::pin(reconnect(node, state.backoff.next_wait())));
+                let own = state.ward.prints().0.to_owned();
+                self.connect = Some(Box::pin(reconnect(node, state.backoff.next_wait(), own)));
             }
             return;
         }
@@ -253,10 +276,10 @@ async fn finished<T>(work: &mut Work<'_, T>) -> T {
     }
 }
 
-async fn reconnect<N: Node>(node: &N, wait: Duration) -> Result<Option<Vec<u8>>, Error> {
+async fn reconnect<N: Node>(node: &N, wait: Duration, own: String) -> Result<Found, Error> {
     tokio::time::sleep(wait).await;
     node.connect().await?;
-    node.watermark().await
+    find(node, &own).await
 }
 
 impl State {
@@ -351,7 +374,11 @@ impl State {
             None => (None, self.ward.unshared()?),
         };
         self.next_write = now + WATERMARK_INTERVAL;
-        Some(Box::pin(write(node, expected, value)))
+        let (digest, prints) = self.ward.prints();
+        let prints = (self.kept.as_deref() != Some(digest) && expected.is_some())
+            .then(|| (digest.to_owned(), Rc::clone(prints)));
+        self.keeping = prints.as_ref().map(|(digest, _)| digest.clone());
+        Some(Box::pin(write(node, expected, value, prints)))
     }
 
     /// When something becomes due that nothing else would wake for. What was due at `now` is under

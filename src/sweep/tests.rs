@@ -10,8 +10,10 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::LocalSet;
 use tokio::time::{Instant, timeout};
 
+use super::partial_tests::{expected, prints};
 use super::{
-    Broken, Error, Event, Kind, Node, Page, Replaced, ScanCall, Settings, Sweeper, Watermark,
+    Broken, Doubt, Error, Event, Kind, Node, Page, Prints, Replaced, ScanCall, Settings, Sweeper,
+    Watermark,
 };
 use crate::channel::{Sender, channel};
 use crate::config::{Located, Location, Operations, Rule, TableName};
@@ -34,6 +36,8 @@ pub(super) struct Redis(pub(super) Rc<Inner>);
 pub(super) struct Inner {
     pub(super) keys: RefCell<BTreeSet<Vec<u8>>>,
     pub(super) watermark: RefCell<Option<Vec<u8>>>,
+    /// Fingerprints by digest, and whether they stay.
+    pub(super) details: RefCell<BTreeMap<String, (Vec<u8>, bool)>>,
     /// Calls fail with this.
     pub(super) fails: Cell<Option<Kind>>,
     /// UNLINK of what this matches is refused.
@@ -168,6 +172,23 @@ impl Node for Redis {
         Ok(Replaced::Yes)
     }
 
+    async fn details(&self, digest: &str) -> Result<Option<Vec<u8>>, Error> {
+        self.work().await?;
+        Ok(self.0.details.borrow().get(digest).map(|(value, _)| value.clone()))
+    }
+
+    async fn keep_details(&self, digest: &str, value: &[u8], for_good: bool) -> Result<(), Error> {
+        self.work().await?;
+        self.0.details.borrow_mut().insert(digest.to_owned(), (value.to_vec(), for_good));
+        Ok(())
+    }
+
+    async fn drop_details(&self, digest: &str) -> Result<(), Error> {
+        self.work().await?;
+        self.0.details.borrow_mut().remove(digest);
+        Ok(())
+    }
+
     async fn shared(&self, value: &[u8]) -> Result<(), Error> {
         self.work().await?;
         assert_eq!(self.0.watermark.borrow().as_deref(), Some(value), "it stands");
@@ -223,8 +244,9 @@ pub(super) fn keys(rules: &mut Rules, table: &str, ids: &[&str]) -> KeySet {
 pub(super) struct Bench {
     pub(super) rules: Rules,
     pub(super) redis: Redis,
-    visible: Sender<Visible>,
+    pub(super) visible: Sender<Visible>,
     pub(super) safe: watch::Sender<Lsn>,
+    pub(super) adopt: watch::Sender<Rc<Prints>>,
     events: mpsc::Receiver<Event>,
     metrics: Arc<Metrics>,
     pub(super) health: Arc<Health>,
@@ -279,29 +301,34 @@ impl Bench {
     }
 
     pub(super) fn over(redis: Redis, watermark: Option<u64>, window: Duration) -> Bench {
-        let rules = rules();
-        let expected = Watermark {
-            system_id: "7".to_owned(),
-            timeline: 1,
-            epoch: "e".to_owned(),
-            lsn: Lsn(100),
-            rules: rules.fingerprint(),
-        };
+        let expected = expected(&prints(&rules()));
         *redis.0.watermark.borrow_mut() =
-            watermark.map(|lsn| Watermark { lsn: Lsn(lsn), ..expected.clone() }.to_value());
+            watermark.map(|lsn| Watermark { lsn: Lsn(lsn), ..expected }.to_value());
+        Bench::found(redis, window)
+    }
+
+    /// A sweeper over a Redis as it is.
+    pub(super) fn found(redis: Redis, window: Duration) -> Bench {
+        let rules = rules();
+        let prints = prints(&rules);
+        let expected = expected(&prints);
         let (visible, sweeper_visible) = channel(64);
         let (events_sender, events) = mpsc::channel(64);
         let (safe, sweeper_safe) = watch::channel(Lsn(100));
         let max_stall = Duration::from_millis(1);
         let empty = rules.key_set();
         let wal_end = Lsn(1_000);
-        let settings = Settings { max_stall, window, expected, wal_end, broken: None, empty };
+        let (broken, doubt) = (None, Doubt::none());
+        let (adopt, prints) = watch::channel(Rc::new(prints));
+        let settings =
+            Settings { max_stall, window, expected, wal_end, prints, broken, doubt, empty };
         let metrics = Arc::new(Metrics::new(rules.names()));
         let health = Arc::new(Health::new(Arc::clone(&metrics)));
         let sweeper = Sweeper::new(redis.clone(), settings, Arc::clone(&health), events_sender);
         tokio::task::spawn_local(sweeper.run(sweeper_visible, sweeper_safe));
         let waiting = Waiting::default();
-        Bench { rules, redis, visible, safe, events, metrics, health, waiting, done: Vec::new() }
+        let done = Vec::new();
+        Bench { rules, redis, visible, safe, adopt, events, metrics, health, waiting, done }
     }
 
     pub(super) async fn commit(&mut self, end_lsn: u64, table: &str, ids: &[&str]) {
@@ -542,7 +569,7 @@ async fn the_evidence_of_a_loss_stays_until_the_sweep_is_done() {
             let mut bench = Bench::over(Redis::default(), watermark, window);
             bench.redis.fill(&["item:1", "list:1:a", "other"]);
             let broken = bench.wait(|event| match event {
-                Event::ResyncOwed(broken) => Some(*broken),
+                Event::ResyncOwed(doubt) => Some(doubt.reason()),
                 _ => None,
             });
             let reason = match watermark {

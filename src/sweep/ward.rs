@@ -3,10 +3,28 @@
 //! Whether Redis has the removals that a move covers is not its matter: the script that moves it
 //! compares the number of the [`chain`](super::chain), and a wrong one comes as a lost connection.
 
+use std::rc::Rc;
+
 use super::evidence::{self, Broken, Memory, Watermark};
+use super::prints::{Doubt, Prints};
 use crate::lsn::Lsn;
 
+/// What was found in Redis when a connection was made.
+#[derive(Debug, Default)]
+pub(super) struct Found {
+    /// The watermark key's value.
+    pub(super) watermark: Option<Vec<u8>>,
+    /// The fingerprints that it was written under, if they are others than ours and are there.
+    pub(super) details: Option<Vec<u8>>,
+}
+
+/// What a watermark was written under.
+fn rules_of(value: &[u8]) -> Option<String> {
+    Watermark::from_value(value).map(|mark| mark.rules)
+}
+
 /// What a session knows of the watermark key.
+#[expect(clippy::struct_excessive_bools, reason = "facts that do not depend on each other")]
 pub(super) struct Ward {
     /// The session's history and rules; the LSN is the slot's `confirmed_flush_lsn`.
     expected: Watermark,
@@ -24,10 +42,19 @@ pub(super) struct Ward {
     shared: bool,
     /// Whether the key was looked at since the session began.
     judged: bool,
+    /// The fingerprints whose digest `expected` carries.
+    prints: Rc<Prints>,
     /// Set when the slot is known to be new, whatever the watermark says.
     forced: Option<Broken>,
-    /// Sweeps of everything asked for.
+    /// What is in doubt whatever the watermark says.
+    doubt: Doubt,
+    /// Whether the standing value is good evidence under other fingerprints that put no key in
+    /// doubt: it is to be written under ours.
+    is_of_others: bool,
+    /// Sweeps asked for, of everything or of a part.
     owed: u32,
+    /// Whether those that are owed are of a part alone. They say nothing of a Redis that goes back.
+    is_partial: bool,
     /// Those of them whose first removal is done, so that readers see nothing stale.
     shown: u32,
     /// Those of them that are done.
@@ -37,61 +64,96 @@ pub(super) struct Ward {
 }
 
 impl Ward {
-    pub(super) fn new(expected: Watermark, wal_end: Lsn, forced: Option<Broken>) -> Ward {
-        let (memory, standing, attempted) = (Memory::new(), None, None);
-        let (covered, shared, judged) = (Lsn::ZERO, false, false);
-        let (owed, shown, paid, repeats) = (0, 0, 0, 0);
+    /// A guard that expects a watermark of this history under `prints`; beside what the watermark
+    /// says, everything must be swept for the sake of `forced`, and the keys in `doubt`.
+    pub(super) fn new(
+        expected: Watermark,
+        wal_end: Lsn,
+        prints: Rc<Prints>,
+        (forced, doubt): (Option<Broken>, Doubt),
+    ) -> Ward {
         Ward {
             expected,
             wal_end,
-            memory,
-            standing,
-            attempted,
-            covered,
-            shared,
-            judged,
+            memory: Memory::new(),
+            standing: None,
+            attempted: None,
+            covered: Lsn::ZERO,
+            shared: false,
+            judged: false,
+            prints,
             forced,
-            owed,
-            shown,
-            paid,
-            repeats,
+            doubt,
+            is_of_others: false,
+            owed: 0,
+            is_partial: false,
+            shown: 0,
+            paid: 0,
+            repeats: 0,
+        }
+    }
+
+    /// The fingerprints that watermarks are written under, and their digest.
+    pub(super) fn prints(&self) -> (&str, &Rc<Prints>) {
+        (&self.expected.rules, &self.prints)
+    }
+
+    /// Watermarks are written under these fingerprints from now on, which put no key in doubt that
+    /// was right under those before.
+    pub(super) fn adopt(&mut self, prints: Rc<Prints>) {
+        let digest = prints.digest();
+        self.prints = prints;
+        if digest != self.expected.rules {
+            self.expected.rules = digest;
+            self.is_of_others = self.judged && !self.owes();
         }
     }
 
     /// A connection was made and the key read; every removal above `floor` can be repeated. Gives
-    /// the LSN from which on they must be, if Redis went back, or why a sweep of everything is
-    /// owed.
-    pub(super) fn connected(
-        &mut self,
-        found: Option<Vec<u8>>,
-        floor: Lsn,
-    ) -> Result<Option<Lsn>, Broken> {
+    /// the LSN from which on they must be, if Redis went back, or the keys that a sweep is owed of.
+    pub(super) fn connected(&mut self, found: Found, floor: Lsn) -> Result<Option<Lsn>, Doubt> {
+        let Found { watermark: found, details } = found;
         let attempted = self.attempted.take();
         let judged = if self.owes() {
-            // The sweep that is owed begins again with everything else; nothing more is concluded.
-            Ok(None)
+            // The sweep that is owed begins again with everything else. One of everything makes
+            // good whatever Redis lost; for one of a part the watermark that it began with must
+            // stand.
+            let may_have_lost = self.is_partial && (found.is_none() || found != self.standing);
+            if may_have_lost { Err(Doubt::Everything(Broken::WatermarkLost)) } else { Ok(None) }
         } else if self.judged {
-            self.judge_again(found.as_deref(), attempted, floor)
+            self.judge_again(found.as_deref(), attempted, floor).map_err(Doubt::Everything)
         } else {
-            self.judge_first(found.as_deref())
+            self.judge_first(found.as_deref(), details.as_deref())
         };
         self.judged = true;
         self.shared = false;
         self.standing = found;
         self.shown = self.paid;
-        if judged.is_err() {
-            self.broken();
+        if let Err(doubt) = &judged {
+            self.broken(doubt);
         }
         judged
     }
 
-    fn judge_first(&mut self, found: Option<&[u8]>) -> Result<Option<Lsn>, Broken> {
+    fn judge_first(
+        &mut self,
+        found: Option<&[u8]>,
+        details: Option<&[u8]>,
+    ) -> Result<Option<Lsn>, Doubt> {
         if let Some(broken) = self.forced.take() {
-            return Err(broken);
+            return Err(Doubt::Everything(broken));
         }
-        let watermark = evidence::at_start(found, &self.expected, self.wal_end)?;
+        let watermark =
+            evidence::at_start(found, &self.expected, self.wal_end).map_err(Doubt::Everything)?;
+        let known = std::mem::replace(&mut self.doubt, Doubt::none());
+        let doubt =
+            known.and(evidence::under((&watermark, details), (&self.expected, &self.prints)));
+        if !doubt.is_none() {
+            return Err(doubt);
+        }
+        self.is_of_others = watermark.rules != self.expected.rules;
         self.covered = watermark.lsn;
-        self.memory.add(watermark.lsn);
+        self.memory.add(watermark.lsn, &watermark.rules);
         Ok(None)
     }
 
@@ -107,38 +169,51 @@ impl Ward {
         if let Some((value, lsn)) = attempted
             && found == Some(value.as_slice())
         {
-            self.covered = lsn;
-            self.memory.add(lsn);
+            self.stands(&value, lsn);
             return Ok(None);
         }
         let back = self.memory.went_back_to(found, &self.expected, floor);
         self.covered = back.ok_or(Broken::WatermarkLost)?;
+        self.is_of_others = found.and_then(rules_of).as_ref() != Some(&self.expected.rules);
         Ok(back)
     }
 
-    fn broken(&mut self) {
+    /// A value of this session stands in Redis.
+    fn stands(&mut self, value: &[u8], lsn: Lsn) {
+        let rules = rules_of(value).unwrap_or_default();
+        if lsn > self.covered || self.is_of_others {
+            self.memory.add(lsn, &rules);
+        }
+        self.is_of_others = rules != self.expected.rules;
+        self.covered = lsn;
+    }
+
+    fn broken(&mut self, doubt: &Doubt) {
+        let is_partial = matches!(doubt, Doubt::Keys(_));
+        self.is_partial = is_partial && (self.is_partial || !self.owes());
+        self.is_of_others = false;
         self.covered = Lsn::ZERO;
         self.owed += 1;
     }
 
-    /// Whether a sweep of everything is owed: the watermark stays as it is until it is done, so
+    /// Whether a sweep is owed: the watermark stays as it is until it is done, so
     /// that a crash on the way does not hide the loss.
     pub(super) fn owes(&self) -> bool {
         self.owed > self.paid
     }
 
-    /// The first removal of a sweep of everything is done.
+    /// The first removal of a sweep that is owed is done.
     pub(super) fn shown(&mut self) {
         self.shown = (self.shown + 1).min(self.owed);
     }
 
-    /// Whether readers see nothing stale that Redis brought back: no sweep of everything is owed
-    /// for their sake, and no removal to be repeated.
+    /// Whether readers see nothing stale that Redis brought back: no sweep is owed for their
+    /// sake, and no removal to be repeated.
     pub(super) fn is_whole(&self) -> bool {
         self.judged && self.shown == self.owed && self.repeats == 0
     }
 
-    /// A sweep of everything is done, second removal included.
+    /// A sweep that was owed is done, second removal included.
     pub(super) fn paid(&mut self) {
         self.paid = (self.paid + 1).min(self.owed);
     }
@@ -157,11 +232,16 @@ impl Ward {
 
     /// The value to write for `safe`, and the value it may replace, if the watermark may move now.
     pub(super) fn next(&mut self, safe: Lsn) -> Option<(Option<Vec<u8>>, Vec<u8>)> {
-        if !self.judged || self.owes() || self.repeats > 0 || safe <= self.covered {
+        if !self.judged || self.owes() || self.repeats > 0 {
             return None;
         }
-        let value = Watermark { lsn: safe, ..self.expected.clone() }.to_value();
-        self.attempted = Some((value.clone(), safe));
+        if safe <= self.covered && !self.is_of_others {
+            return None;
+        }
+        // What other fingerprints covered, and none of it is in doubt, ours cover.
+        let lsn = safe.max(self.covered);
+        let value = Watermark { lsn, ..self.expected.clone() }.to_value();
+        self.attempted = Some((value.clone(), lsn));
         Some((self.standing.clone(), value))
     }
 
@@ -185,11 +265,8 @@ impl Ward {
     /// The value was written, or stood already.
     pub(super) fn written(&mut self) -> Lsn {
         if let Some((value, lsn)) = self.attempted.take() {
-            if lsn > self.covered {
-                self.memory.add(lsn);
-            }
+            self.stands(&value, lsn);
             self.standing = Some(value);
-            self.covered = lsn;
             self.shared = false;
         }
         self.covered
@@ -208,7 +285,7 @@ impl Ward {
             return None;
         }
         self.standing = found;
-        self.broken();
+        self.broken(&Doubt::Everything(Broken::WatermarkLost));
         Some(Broken::WatermarkLost)
     }
 

@@ -60,7 +60,7 @@ impl Phase {
             Phase::Connecting => "connecting to postgres".to_owned(),
             Phase::Standby => "standby".to_owned(),
             Phase::RedisLost => "redis is out of reach".to_owned(),
-            Phase::Sweeping(reason) => format!("sweeping everything: {reason}"),
+            Phase::Sweeping(reason) => format!("sweeping: {reason}"),
             Phase::Streaming => "ready".to_owned(),
             Phase::Stopping => "stopping".to_owned(),
         }

@@ -372,6 +372,13 @@ impl Metrics {
         self.keys_absent.get_or_create(&self.rule(rule)).inc_by(absent);
     }
 
+    /// How many keys of each rule were removed so far, by [`RuleId`].
+    #[must_use]
+    pub fn keys_removed_by_rule(&self) -> Vec<u64> {
+        let label = |rule: &String| RuleLabel { rule: rule.clone() };
+        self.rules.iter().map(|rule| self.keys_removed.get_or_create(&label(rule)).get()).collect()
+    }
+
     /// Counts keys of `rule` that were widened.
     pub fn widened(&self, rule: RuleId, reason: WidenReason, count: u64) {
         let RuleLabel { rule } = self.rule(rule);

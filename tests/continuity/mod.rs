@@ -2,6 +2,7 @@
 //! Postgres and the watermark attacked from every side; at rest no cached value is stale.
 
 mod chain;
+mod doubt;
 mod postgres;
 mod redis;
 mod replicas;

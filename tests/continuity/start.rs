@@ -168,7 +168,15 @@ async fn other_rules_sweep_what_they_cover() {
     bed.settled().await;
     assert_eq!(sidecar.sigterm().await, 0);
     sidecar.change(|settings| settings.rules = settings.rules.replace("{team}", "{team|lower}"));
-    check_start(&bed, &mut sidecar, Some("other_rules")).await;
+    fill(&bed).await;
+    sidecar.start();
+    sidecar.wait_ready().await;
+    assert_eq!(sidecar.metric("walsweep_resyncs_total{reason=\"other_rules\"}").await, 1.0);
+    assert!(!bed.has("list:anything:x").await, "the template is another one");
+    assert!(bed.has("item:1").await && bed.has("item:77").await && bed.has(FOREIGN).await);
+    bed.settled().await;
+    assert_eq!(sidecar.sigterm().await, 0);
+    check_start(&bed, &mut sidecar, None).await;
 }
 
 /// A value by hand is judged like any other: only one that this history could have written, not

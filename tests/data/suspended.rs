@@ -58,10 +58,12 @@ async fn a_dropped_table_suspends_its_rule_and_no_other() {
     assert_eq!(none, [0.0, 0.0]);
     let (_, page) = sidecar.get("/metrics").await.unwrap();
     assert!(page.contains(SUSPENDED) && page.contains("walsweep_rule_suspended{rule=\"item\"} 0"));
-    bed.fill(&["x:9", "other"]).await;
+    bed.fill(&["x:9", "other", "item:77"]).await;
     bed.sql.run("drop table x").await;
     told(&sidecar, "rule `x` is suspended: there is no table `public.x`").await;
     bed.gone("x:9").await;
+    bed.settled().await;
+    assert!(bed.has("item:77").await, "the other rule's");
     let matches = "walsweep_rule_matches_total{rule=\"item\"}";
     let before = sidecar.metric(matches).await;
     others_go(&bed).await;
@@ -81,6 +83,7 @@ async fn a_dropped_table_suspends_its_rule_and_no_other() {
     let what = "it is ready again";
     eventually(PATIENCE, what, || async { sidecar.readyz().await == Some(200) }).await;
     assert!(!bed.has("x:1").await && bed.has("other").await);
+    assert!(bed.has("item:77").await, "the other rule's");
     assert_eq!(sidecar.metric(SUSPENDED).await, 0.0);
     bed.fill(&["x:1", "x:2"]).await;
     bed.sql.run("update x set name = 'y' where id = 1").await;
@@ -135,9 +138,10 @@ async fn a_crash_while_suspended_is_made_good_by_the_next_start() {
     assert!(bed.has("x:1").await, "a suspended rule removes nothing");
     sidecar.kill9();
     bed.sql.run("alter table x replica identity full").await;
+    bed.fill(&["item:77"]).await;
     sidecar.start();
     sidecar.wait_ready().await;
-    assert!(!bed.has("x:1").await);
+    assert!(!bed.has("x:1").await && bed.has("item:77").await);
     assert_eq!(sidecar.metric(SWEEPS).await, 1.0);
     // And no start after that.
     bed.settled().await;

@@ -42,6 +42,8 @@ const FILLS: &str = "reader: writes what it read to redis";
 const SAVED: &str = "redis: a replica or a file has all up to here";
 const BACK: &str = "redis: goes back to that, connections break";
 const UNSEEN: &str = "redis: goes back to that, unseen";
+const ALTERED: &str = "postgres: the table of row 0 is altered";
+const NOTICES: &str = "walsweep: notices that a table is altered";
 const RECONNECTS: &str = "walsweep: connects again, judges the watermark";
 
 /// I1: the key goes early, and the next reader caches the old row for good.
@@ -107,6 +109,22 @@ fn the_smallest_of_a_hold() {
         STARTS,
     ];
     without(Rule::HoldSmallest, two("two commits", [Exact; 2], budget), I8, &lines);
+}
+
+/// I8: what was cached before the table was altered stays.
+#[test]
+fn the_sweep_of_a_part() {
+    let scenario = one("a table is altered", Exact, Budget { alterations: 1, ..Budget::default() });
+    without(Rule::SweepPart, scenario, I8, &[ALTERED, NOTICES]);
+}
+
+/// I7: the sweep that is owed is of key 0; key 1 came back with an older Redis.
+#[test]
+fn a_part_excuses_nothing_else() {
+    let budget = Budget { rollbacks: 1, alterations: 1, ..Budget::default() };
+    let lines =
+        [SAVED, "walsweep: UNLINK acknowledged: key 1", WRITES, ALTERED, NOTICES, BACK, RECONNECTS];
+    without(Rule::JudgeWhilePart, two("redis goes back", [Exact; 2], budget), I7, &lines);
 }
 
 /// I10: the question waits behind the lock, and the gate behind the question.

@@ -30,6 +30,8 @@ pub(crate) enum Event {
     /// Redis refuses the keys of this row's rule from now on.
     Refuse(usize),
     Allow(usize),
+    /// The table of row 0 reads otherwise from now on.
+    Alter,
 }
 
 /// What may happen now.
@@ -80,6 +82,9 @@ pub(crate) fn events(scenario: &Scenario, state: &State, events: &mut Vec<Event>
             false if budget.refusals > 0 => events.push(Event::Refuse(row)),
             false => {}
         }
+    }
+    if budget.alterations > 0 {
+        events.push(Event::Alter);
     }
     if budget.promotions > 0 {
         events.extend((BEGIN..postgres.end).map(Event::Promote));
@@ -142,6 +147,10 @@ pub(crate) fn happen(state: &mut State, event: Event) {
             state.refused[row] = true;
         }
         Event::Allow(row) => state.refused[row] = false,
+        Event::Alter => {
+            state.budget.alterations -= 1;
+            state.postgres.altered = true;
+        }
     }
 }
 
@@ -195,6 +204,7 @@ impl fmt::Display for Event {
             Event::Unlock => write!(formatter, "application: unlocks the rules' tables"),
             Event::Refuse(row) => write!(formatter, "redis: refuses key {row} from now on"),
             Event::Allow(row) => write!(formatter, "redis: accepts key {row} from now on"),
+            Event::Alter => write!(formatter, "postgres: the table of row 0 is altered"),
         }
     }
 }

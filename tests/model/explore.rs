@@ -74,8 +74,8 @@ impl Model for Scenario {
                 !is_at_rest(scenario, state) || nobody_is_held_up(state)
             }),
             Property::always(SPARING, |_, state: &State| {
-                let owes = state.walsweep.as_ref().is_some_and(|walsweep| walsweep.owed);
-                state.history.broken || !owes
+                let owes = state.walsweep.as_ref().filter(|walsweep| walsweep.owed);
+                state.history.broken || owes.is_none_or(|walsweep| walsweep.is_part)
             }),
             Property::sometimes(REST, |scenario: &Scenario, state: &State| {
                 let commits = &state.postgres.commits[..scenario.transactions];
@@ -99,13 +99,14 @@ impl Scenario {
 }
 
 fn begin(cached: [Option<Version>; ROWS], budget: Budget) -> State {
-    let mark = Mark { timeline: 0, lsn: BEGIN };
+    let mark = Mark { timeline: 0, lsn: BEGIN, altered: false };
     State {
         postgres: Postgres {
             commits: [Commit::Running; ROWS],
             end: BEGIN,
             timeline: 0,
             confirmed: BEGIN,
+            altered: false,
         },
         redis: Redis { cached, mark: Some(mark), linked: true },
         saved: None,

@@ -52,6 +52,12 @@ pub(crate) enum Rule {
     SweepOnWatermark,
     /// So does one from another timeline (`sweep::evidence`).
     SweepOnTimeline,
+    /// One that was written while a table read otherwise asks for a sweep of that table's keys
+    /// (`sweep::prints`).
+    SweepPart,
+    /// While such a sweep is owed, a Redis that shows another watermark is judged as ever
+    /// (`sweep::ward`).
+    JudgeWhilePart,
     /// Everything is swept once more when the commits that were invisible at the start are not any
     /// more (`settle`).
     SweepAfterFence,

@@ -13,6 +13,8 @@ use super::state::{
 pub(crate) enum Step {
     /// Connects to both, reads the watermark and judges it.
     Start,
+    /// Notices that a table reads otherwise, and begins a session anew.
+    Notice,
     /// Connects to Redis again.
     Reconnect,
     /// The next commit arrives.
@@ -56,6 +58,9 @@ pub(crate) fn steps(scenario: &Scenario, state: &State, steps: &mut Vec<Step>) {
         Question::Waits if !state.locked => steps.push(Step::Answered),
         _ => {}
     }
+    if state.postgres.altered && !walsweep.altered {
+        steps.push(Step::Notice);
+    }
     let is_room = !walsweep.is_refused() || scenario.has(Rule::RefusedApart);
     if let Some(row) = next_commit(state, walsweep) {
         steps.push(Step::Receive(row));
@@ -64,11 +69,15 @@ pub(crate) fn steps(scenario: &Scenario, state: &State, steps: &mut Vec<Step>) {
         let step = match job.stage {
             Stage::Gate if may_pass(scenario, state, walsweep, index) => Step::PassGate(index),
             Stage::Queued(_) if !walsweep.connected || !is_room => continue,
-            Stage::Queued(_) if !scenario.is_pattern(index) => match is_refused(state, index) {
-                true => Step::Refused(index),
-                false => Step::Unlink(index),
-            },
-            Stage::Refused(_) if is_refused(state, index) || !scenario.has(Rule::RefusedAgain) => {
+            Stage::Queued(_) if !scenario.is_pattern(index) => {
+                match is_refused(walsweep, state, index) {
+                    true => Step::Refused(index),
+                    false => Step::Unlink(index),
+                }
+            }
+            Stage::Refused(_)
+                if is_refused(walsweep, state, index) || !scenario.has(Rule::RefusedAgain) =>
+            {
                 continue;
             }
             Stage::Refused(_) => Step::Retry(index),
@@ -105,8 +114,17 @@ pub(crate) fn steps(scenario: &Scenario, state: &State, steps: &mut Vec<Step>) {
 }
 
 /// Whether Redis refuses any of a job's keys.
-fn is_refused(state: &State, job: usize) -> bool {
-    state.refused.get(job).copied().unwrap_or_else(|| state.refused.contains(&true))
+fn is_refused(walsweep: &Walsweep, state: &State, job: usize) -> bool {
+    rows_of(walsweep, job).any(|row| state.refused[row])
+}
+
+/// The rows whose keys a job removes.
+fn rows_of(walsweep: &Walsweep, job: usize) -> std::ops::Range<usize> {
+    match job {
+        row if row < ROWS => row..row + 1,
+        _ if walsweep.is_part => 0..1,
+        _ => 0..ROWS,
+    }
 }
 
 fn next_commit(state: &State, walsweep: &Walsweep) -> Option<usize> {
@@ -172,18 +190,18 @@ fn confirmable(scenario: &Scenario, state: &State, walsweep: &Walsweep) -> u8 {
 
 /// Does a step.
 pub(crate) fn take(scenario: &Scenario, state: &mut State, step: Step) {
-    if matches!(step, Step::Start | Step::Reconnect) {
+    if matches!(step, Step::Start | Step::Notice | Step::Reconnect) {
         // The number is new, and nothing is counted yet.
         state.redis.linked = true;
         state.saved.iter_mut().for_each(|saved| saved.linked = true);
     }
-    if step == Step::Start {
+    if matches!(step, Step::Start | Step::Notice) {
         state.walsweep = Some(start(scenario, state));
         return;
     }
     let Some(mut walsweep) = state.walsweep.take() else { return };
     match step {
-        Step::Start => {}
+        Step::Start | Step::Notice => {}
         Step::Reconnect => reconnect(scenario, state, &mut walsweep),
         Step::Receive(row) => {
             walsweep.received += 1;
@@ -249,15 +267,20 @@ fn start(scenario: &Scenario, state: &State) -> Walsweep {
         covered: 0,
         floor: postgres.confirmed,
         stood: [false; ROWS + 2],
+        altered: postgres.altered,
         owed: false,
+        is_part: false,
         shown: false,
     };
     let is_behind = found.is_none_or(|mark| mark.lsn < postgres.confirmed);
     let is_foreign = found.is_some_and(|mark| mark.timeline != postgres.timeline);
-    if is_foreign && scenario.has(Rule::SweepOnTimeline)
-        || is_behind && scenario.has(Rule::SweepOnWatermark)
-    {
+    let is_broken = is_foreign && scenario.has(Rule::SweepOnTimeline)
+        || is_behind && scenario.has(Rule::SweepOnWatermark);
+    let reads_otherwise = found.is_some_and(|mark| mark.altered != postgres.altered);
+    let is_part = !is_broken && reads_otherwise && scenario.has(Rule::SweepPart);
+    if is_broken || is_part {
         owe(&mut walsweep);
+        walsweep.is_part = is_part;
         if scenario.has(Rule::SweepAfterFence) {
             walsweep.fence = postgres.commits.map(Commit::is_flushed_only);
             if walsweep.fence.contains(&true) {
@@ -279,18 +302,23 @@ fn stands(walsweep: &mut Walsweep, lsn: u8) {
 /// Up to where a Redis that went back has its removals, if the rest can be repeated:
 /// `Memory::went_back_to`.
 fn went_back_to(scenario: &Scenario, state: &State, walsweep: &Walsweep) -> Option<u8> {
-    let found = state.redis.mark.filter(|mark| mark.timeline == state.postgres.timeline)?;
+    let is_of_here =
+        |mark: &Mark| (mark.timeline, mark.altered) == (state.postgres.timeline, walsweep.altered);
+    let found = state.redis.mark.filter(is_of_here)?;
     let is_ours = walsweep.stood[usize::from(found.lsn)] && found.lsn >= walsweep.floor;
     (is_ours || !scenario.has(Rule::RememberedOnly)).then_some(found.lsn)
 }
 
-/// A sweep of everything is owed: `Ward`, and `Stream::resync`.
+/// A sweep of everything is owed, if it is not said to be of a part: `Ward`, and `Stream::resync`.
+/// What waits for the fence of a part goes on as a part of everything.
 fn owe(walsweep: &mut Walsweep) {
     (walsweep.owed, walsweep.shown) = (true, false);
     walsweep.covered = 0;
     let stage = Stage::Queued(Round::First);
     walsweep.jobs[SWEEP] = Job { stage, ..Job::default() };
-    walsweep.jobs[FENCED] = Job::default();
+    if !std::mem::take(&mut walsweep.is_part) {
+        walsweep.jobs[FENCED] = Job::default();
+    }
 }
 
 /// `State::connect_done`, `State::repeat_everything`, `Ward::connected`.
@@ -313,7 +341,11 @@ fn reconnect(scenario: &Scenario, state: &State, walsweep: &mut Walsweep) {
         };
     }
     let found = state.redis.mark;
-    if !walsweep.owed && found != walsweep.standing && scenario.has(Rule::SweepOnWatermark) {
+    let is_judged = match walsweep.owed {
+        true => walsweep.is_part && scenario.has(Rule::JudgeWhilePart),
+        false => scenario.has(Rule::SweepOnWatermark),
+    };
+    if is_judged && found != walsweep.standing {
         match went_back_to(scenario, state, walsweep) {
             Some(lsn) => {
                 walsweep.covered = lsn;
@@ -356,8 +388,7 @@ fn holds(scenario: &Scenario, state: &State, walsweep: &mut Walsweep) -> bool {
 
 /// Removes what the job's keys name; in one bucket, if it is for a pass. Counted, if it is sent.
 fn remove(state: &mut State, walsweep: &Walsweep, job: usize, bucket: Option<u8>) {
-    let rows = if job < ROWS { job..job + 1 } else { 0..ROWS };
-    for row in rows {
+    for row in rows_of(walsweep, job) {
         if bucket.is_none_or(|bucket| usize::from(bucket) == row) {
             let was = state.redis.cached[row].take();
             if bucket.is_none() || was.is_some() {
@@ -376,7 +407,7 @@ fn page(scenario: &Scenario, state: &mut State, walsweep: &mut Walsweep) {
     let passing =
         |walsweep: &Walsweep, job: usize| matches!(walsweep.jobs[job].stage, Stage::Passing(_));
     for job in 0..JOBS {
-        if passing(walsweep, job) && is_hit(state, job, bucket) {
+        if passing(walsweep, job) && is_hit(walsweep, state, job, bucket) {
             refused(scenario, walsweep, job);
         } else if passing(walsweep, job) {
             remove(state, walsweep, job, Some(bucket));
@@ -398,10 +429,9 @@ fn page(scenario: &Scenario, state: &mut State, walsweep: &mut Walsweep) {
 }
 
 /// Whether a page of a pass finds a key of the job that Redis refuses to remove.
-fn is_hit(state: &State, job: usize, bucket: u8) -> bool {
+fn is_hit(walsweep: &Walsweep, state: &State, job: usize, bucket: u8) -> bool {
     let row = usize::from(bucket);
-    let is_asked_for = job == row || job >= ROWS;
-    is_asked_for && state.refused[row] && state.redis.cached[row].is_some()
+    rows_of(walsweep, job).contains(&row) && state.refused[row] && state.redis.cached[row].is_some()
 }
 
 /// A removal was answered with an error. Without its rule that passes for done.
@@ -462,7 +492,8 @@ fn write(scenario: &Scenario, state: &mut State, walsweep: &mut Walsweep) {
         return;
     }
     let lsn = coverable(scenario, state, walsweep);
-    let mark = Some(Mark { timeline: state.postgres.timeline, lsn });
+    let timeline = state.postgres.timeline;
+    let mark = Some(Mark { timeline, lsn, altered: walsweep.altered });
     (state.redis.mark, walsweep.standing) = (mark, mark);
     stands(walsweep, lsn);
     cover(state, walsweep);
@@ -496,12 +527,13 @@ fn contradicted(scenario: &Scenario, state: &State, walsweep: &mut Walsweep) {
 impl fmt::Display for Step {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         let keys = |job: &usize| match *job {
-            SWEEP => "everything".to_owned(),
-            FENCED => "everything, after the fence".to_owned(),
+            SWEEP => "what is owed".to_owned(),
+            FENCED => "what is owed, after the fence".to_owned(),
             row => format!("key {row}"),
         };
         match self {
             Step::Start => write!(formatter, "walsweep: starts, judges the watermark"),
+            Step::Notice => write!(formatter, "walsweep: notices that a table is altered"),
             Step::Reconnect => write!(formatter, "walsweep: connects again, judges the watermark"),
             Step::Receive(row) => write!(formatter, "walsweep: receives the commit of row {row}"),
             Step::PassGate(job) => write!(formatter, "walsweep: gate lets pass: {}", keys(job)),

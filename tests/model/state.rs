@@ -28,6 +28,8 @@ pub(crate) const BEGIN: u8 = 1;
 pub(crate) enum Version {
     Old,
     New,
+    /// As it reads since its table was altered.
+    Altered,
 }
 
 /// How far a transaction is; with the LSN at which its commit ends.
@@ -49,6 +51,8 @@ pub(crate) struct Postgres {
     pub(crate) timeline: u8,
     /// `confirmed_flush_lsn` of the slot.
     pub(crate) confirmed: u8,
+    /// Whether the table of row 0 reads otherwise than before; no commit tells of it.
+    pub(crate) altered: bool,
 }
 
 /// The value of the watermark key.
@@ -56,6 +60,8 @@ pub(crate) struct Postgres {
 pub(crate) struct Mark {
     pub(crate) timeline: u8,
     pub(crate) lsn: u8,
+    /// Whether it was written since the table of row 0 is altered.
+    pub(crate) altered: bool,
 }
 
 /// What Redis holds.
@@ -117,6 +123,7 @@ pub(crate) enum Question {
 }
 
 /// A walsweep that runs. All of it is lost in a crash.
+#[expect(clippy::struct_excessive_bools, reason = "facts that do not depend on each other")]
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Walsweep {
     /// Commits up to here were received.
@@ -138,8 +145,12 @@ pub(crate) struct Walsweep {
     /// Where the session began, and whether the watermark stood at each LSN since.
     pub(crate) floor: u8,
     pub(crate) stood: [bool; ROWS + 2],
-    /// Whether a sweep of everything is owed.
+    /// How the table of row 0 was when the session began.
+    pub(crate) altered: bool,
+    /// Whether a sweep is owed.
     pub(crate) owed: bool,
+    /// Whether it is of key 0 alone.
+    pub(crate) is_part: bool,
     /// Whether its last first removal is done.
     pub(crate) shown: bool,
 }
@@ -159,6 +170,8 @@ pub(crate) struct Budget {
     pub(crate) locks: u8,
     /// How often Redis refuses the keys of a rule.
     pub(crate) refusals: u8,
+    /// How often the table of row 0 is altered.
+    pub(crate) alterations: u8,
 }
 
 /// What happened that must not have, and what happened that excuses a sweep.
@@ -236,7 +249,11 @@ impl Commit {
 impl Postgres {
     /// What a new snapshot reads.
     pub(crate) fn reads(&self, row: usize) -> Version {
-        if self.commits[row].is_visible() { Version::New } else { Version::Old }
+        match self.commits[row].is_visible() {
+            _ if row == 0 && self.altered => Version::Altered,
+            true => Version::New,
+            false => Version::Old,
+        }
     }
 }
 
@@ -274,7 +291,7 @@ impl Walsweep {
         self.jobs.iter().any(|job| matches!(job.stage, Stage::Refused(_)))
     }
 
-    /// The job that closes the sweep of everything that is owed.
+    /// The job that closes the sweep that is owed.
     pub(crate) fn last_sweep(&self) -> usize {
         if self.jobs[FENCED].stage == Stage::Idle { SWEEP } else { FENCED }
     }

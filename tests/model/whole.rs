@@ -16,6 +16,7 @@ const NONE: Budget = Budget {
     promotions: 0,
     locks: 0,
     refusals: 0,
+    alterations: 0,
 };
 
 /// One transaction on row 0, with all rules.
@@ -123,4 +124,15 @@ fn redis_refuses_the_keys_of_a_rule() {
     assert!(holds(two("redis refuses two rules", [Exact, Pattern], budget)) > 10_000);
     let budget = Budget { reads: 1, crashes: 1, rollbacks: 1, refusals: 1, ..NONE };
     assert!(holds(one("redis refuses a rule and goes back", Pattern, budget)) > 5_000);
+}
+
+/// I7, I8: what is owed of one table says nothing of the others' keys.
+#[test]
+fn a_table_is_altered_and_redis_goes_back() {
+    let budget = Budget { reads: 1, crashes: 1, alterations: 1, ..NONE };
+    assert!(holds(one("a table is altered", Pattern, budget)) > 1_000);
+    let budget = Budget { rollbacks: 1, alterations: 1, ..NONE };
+    assert!(holds(two("a table is altered and redis goes back", [Exact; 2], budget)) > 30_000);
+    let budget = Budget { reads: 1, crashes: 1, hidden_rollbacks: 1, alterations: 1, ..NONE };
+    assert!(holds(one("the same, unseen", Exact, budget)) > 5_000);
 }

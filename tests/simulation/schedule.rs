@@ -17,7 +17,7 @@ use crate::judge::LOOKS;
 use crate::postgres::Slot;
 use crate::random::Random;
 use crate::redis::{Mood, Which};
-use crate::sidecar::{Order, Window, create_slot, live};
+use crate::sidecar::{Order, Window, create_slot, live, prints};
 use crate::world::World;
 
 /// How long after the last fault everything may take to be at rest.
@@ -344,9 +344,10 @@ pub(crate) fn run(seed: u64, rules: &Rc<Vec<config::Rule>>, traced: bool) -> Out
 /// walsweep was here before: the slot stands, and so does its watermark.
 fn known(world: &World, rules: &[config::Rule]) {
     let lsn = world.postgres.borrow().flushed();
-    let fingerprint = Rules::compile(rules).expect("the rules are valid").fingerprint();
+    let rules = Rules::compile(rules).expect("the rules are valid");
     let (system_id, epoch) = ("7".to_owned(), "1".to_owned());
-    let mark = Watermark { system_id, timeline: 1, epoch, lsn: Lsn(lsn), rules: fingerprint };
+    let mark =
+        Watermark { system_id, timeline: 1, epoch, lsn: Lsn(lsn), rules: prints(&rules).digest() };
     world.postgres.borrow_mut().slot = Some(Slot { confirmed: lsn, saved: lsn });
     world.redis.borrow_mut().set_mark(Some(mark.to_value()));
     world.judge.watermark(world, &mark.to_value());

@@ -1,6 +1,7 @@
 //! walsweep itself: the real stages over the servers in memory, session after session, process
 //! after process.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,7 +18,7 @@ use walsweep::retry::Backoff;
 use walsweep::session::Timing;
 use walsweep::settle::{self, Holder, Probe, Snapshot, SqlStandby};
 use walsweep::shutdown::Shutdown;
-use walsweep::sweep::{Broken, Settings, Watermark};
+use walsweep::sweep::{Broken, Doubt, Prints, Settings, Tables, Watermark};
 use walsweep::telemetry::metrics::Metrics;
 use walsweep::telemetry::{Health, Phase as Doing};
 
@@ -155,19 +156,22 @@ async fn open(world: &Rc<World>, rules: &Rules) -> Result<Opened, Error> {
         (slot.confirmed, postgres.timeline, postgres.epoch, Lsn(postgres.flushed()))
     };
     world.note(|| format!("session from {lsn}, {broken:?}"));
+    let prints = prints(rules);
     let expected = Watermark {
         system_id: "7".to_owned(),
         timeline,
         epoch: epoch.to_string(),
         lsn: Lsn(lsn),
-        rules: rules.fingerprint(),
+        rules: prints.digest(),
     };
     let settings = Settings {
         max_stall: Duration::from_millis(5),
         window: world.window,
         expected,
         wal_end,
+        prints: watch::channel(Rc::new(prints)).1,
         broken,
+        doubt: Doubt::none(),
         empty: rules.key_set(),
     };
     let slot = capture::Slot::over(walsender::start(world, lsn));
@@ -175,6 +179,11 @@ async fn open(world: &Rc<World>, rules: &Rules) -> Result<Opened, Error> {
     let (standbys, node) = (Vec::new(), Client::new(world));
     let (witness, lookups) = (None, None);
     Ok((Outside { slot, witness, probe, standbys, node, lookups }, settings))
+}
+
+/// What watermarks are written under: there is no catalog to look at.
+pub(crate) fn prints(rules: &Rules) -> Prints {
+    Prints::new(rules.prints(&BTreeSet::new()), BTreeMap::new(), Tables::default(), &[])
 }
 
 /// Waits for every transaction that runs now, then takes the end of the log. Whatever began

@@ -1,0 +1,94 @@
+//! What the next start will sweep: what that start finds out, asked for beforehand. It reads from
+//! the catalog and from Redis, and changes nothing.
+
+use std::collections::BTreeSet;
+use std::rc::Rc;
+
+use crate::config::Config;
+use crate::error::Error;
+use crate::keys::{KeySet, Rules};
+use crate::postgres::Sql;
+use crate::preflight::{Finding, find_reads};
+use crate::session::{history, step};
+use crate::shape::Watched;
+use crate::slot_health;
+use crate::slot_server::SlotServer;
+use crate::sweep::{self, Broken, Doubt, Node, Standalone, Watermark, key_name};
+
+/// Keys and patterns that are shown, at most.
+const KEYS_MAX: usize = 20;
+
+/// What a start would sweep, if `found` is what the checks find; no finding for nothing. `None` as
+/// well where Postgres or Redis cannot be asked: that has findings of its own.
+pub async fn forecast(
+    config: &Config,
+    rules: &Rules,
+    sql: &Rc<Sql>,
+    found: &[Finding],
+) -> Option<Finding> {
+    let (mark, wal_end, prints, broken) = match start(config, rules, sql, found).await {
+        Ok(start) => start,
+        Err(error) => {
+            tracing::debug!(%error, "what a start would sweep is not known");
+            return None;
+        }
+    };
+    let node = Standalone::new(&config.redis, key_name(&config.postgres.slot));
+    node.connect().await.ok()?;
+    let doubt = sweep::forecast(&node, (mark, wal_end), prints, broken).await.ok()?;
+    (!doubt.is_none()).then(|| finding(rules, &doubt))
+}
+
+type Start = (Watermark, crate::lsn::Lsn, sweep::Prints, Option<Broken>);
+
+/// What a session would begin with.
+async fn start(
+    config: &Config,
+    rules: &Rules,
+    sql: &Rc<Sql>,
+    found: &[Finding],
+) -> Result<Start, Error> {
+    let mut rules = rules.copy();
+    step(find_reads(config, &mut rules, sql)).await?;
+    let watched = Watched::new(&rules, &config.postgres.publication, &config.postgres.slot);
+    let suspended: BTreeSet<String> =
+        found.iter().flat_map(Finding::suspends).map(str::to_owned).collect();
+    let prints = step(watched.look(sql)).await?.prints(config, &rules, &suspended);
+    let server = SlotServer::reach(&config.postgres, Rc::clone(sql)).await?;
+    let slot = step(slot_health::look(&server.sql, &config.postgres.slot)).await?;
+    let slot = slot.filter(|slot| slot.lost_because().is_none());
+    let broken = slot.is_none().then_some(Broken::SlotCreated);
+    let lsn = slot.as_ref().map(|slot| slot.confirmed_flush_lsn).unwrap_or_default();
+    let wal_end = match slot {
+        Some(slot) if slot.active_pid.is_none() && server.is_standby() => {
+            step(server.wal_end()).await?
+        }
+        // Whoever streams moves the watermark after the slot was looked at.
+        Some(slot) if slot.active_pid.is_some() => crate::lsn::Lsn(u64::MAX),
+        Some(slot) => slot.wal_end(),
+        None => lsn,
+    };
+    let (system_id, timeline, epoch) = history(sql).await?;
+    let mark = Watermark { system_id, timeline, epoch, lsn, rules: prints.digest() };
+    Ok((mark, wal_end, prints, broken))
+}
+
+fn finding(rules: &Rules, doubt: &Doubt) -> Finding {
+    let told = doubt.told(rules.names()).join("; ");
+    let keys = rules.part(|place| doubt.is_of(place));
+    let text = format!("the next start will sweep {told}");
+    Finding::info("start_sweeps", text).price(format!("it removes {}", shown(&keys)))
+}
+
+/// The keys and patterns of a set, which hold no value of a row.
+fn shown(keys: &KeySet) -> String {
+    let exact = keys.exact().map(|(_, key)| key);
+    let patterns = keys.patterns().map(|(_, pattern)| pattern.as_bytes());
+    let all: Vec<&[u8]> = exact.chain(patterns).collect();
+    let mut shown: Vec<String> =
+        all.iter().take(KEYS_MAX).map(|key| format!("`{}`", key.escape_ascii())).collect();
+    if all.len() > KEYS_MAX {
+        shown.push(format!("{} more", all.len() - KEYS_MAX));
+    }
+    shown.join(", ")
+}

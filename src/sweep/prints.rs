@@ -1,0 +1,381 @@
+//! What a watermark was written under, as fingerprints: the rules, the tables that they read, and
+//! the standbys that were waited for; and what another state than that puts in doubt (I7).
+//!
+//! The watermark is rewritten all the time, so it carries one digest. The fingerprints lie beside
+//! it, under the name of that digest, from before the first watermark that carries it. What cannot
+//! be read, or has another digest, puts everything in doubt.
+//!
+//! What is in doubt is a key template: what it gave, or what its keys' values are made of, may not
+//! be what the removals so far were about. A template is not in doubt where the same one was at
+//! work for each change that it looks at, over a table whose rows read as they did. Pure.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use super::evidence::Broken;
+use crate::keys::{Given, KeyPlace, KeyPrint, Looks, Print, RuleId, RulePrint};
+
+/// Counts up when the same fingerprints come to mean something else: everything is then in doubt.
+const FORMAT: u32 = 1;
+
+/// Rules that one line names, at most.
+const NAMES_MAX: usize = 20;
+
+/// What a watermark is written under.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Prints {
+    format: u32,
+    /// The standbys that readers use, by address.
+    replicas: BTreeSet<Print>,
+    /// By [`RuleId`].
+    rules: Vec<RulePrint>,
+    /// For each lookup whose answers are kept the tables that these depend on.
+    lookups: BTreeMap<Print, BTreeSet<Print>>,
+    tables: Tables,
+}
+
+/// The tables of rules and kept answers, by [`Print::of_table`], and what concerns all of them.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tables {
+    /// The tables that are there.
+    pub tables: BTreeMap<Print, TablePrint>,
+    /// The publication.
+    pub publication: Print,
+    /// The event trigger that tells of refreshed views.
+    pub trigger: Print,
+}
+
+/// What decides how the rows of a table read, and whether the stream tells of them.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TablePrint {
+    /// What may not be another: which table it is, its kind, its place in the publication.
+    pub fixed: Print,
+    /// The version of the type of its rows, which a new name and a new owner change; and its owner.
+    pub row: (Print, Print),
+    /// The version of its schema, which a new name and a grant change.
+    pub schema: Print,
+    /// Whether another schema has a table of this name.
+    pub has_namesake: bool,
+    /// The files of its rows, which a rewrite changes; `None` where that cannot be told.
+    pub files: Option<Print>,
+    /// Each column by its number: how it reads, and its version.
+    pub columns: BTreeMap<i16, (Print, Print)>,
+    /// Those of them that are generated.
+    #[serde(skip)]
+    pub generated: BTreeSet<i16>,
+    /// Partitions, types and labels of enums.
+    pub parts: BTreeMap<Print, Print>,
+    /// The parts that told of nothing when they came: a partition without rows, a label that no row
+    /// had.
+    #[serde(skip)]
+    pub born_empty: BTreeSet<Print>,
+    /// The parts that are as they were made: a type that is a new column's, and its labels.
+    #[serde(skip)]
+    pub as_made: BTreeSet<Print>,
+    /// What only kept answers of lookups depend on.
+    pub lookup: Print,
+}
+
+/// How long what is compared was out of sight.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Gap {
+    /// Between two looks of one session.
+    Look,
+    /// Maybe since the watermark: what is new may have been something else in between, and commits
+    /// that wrote of it may not be sent again.
+    Watermark,
+}
+
+/// Why the keys of a template are in doubt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Why {
+    /// The rule is new, or gives keys that it did not give.
+    Wider,
+    /// Its table was altered, or what is published of it.
+    Table,
+    /// The publication was altered.
+    Publication,
+    /// The event trigger of materialized views was altered.
+    Trigger,
+    /// A table that its lookup reads was altered.
+    Lookup,
+    /// It is suspended now.
+    Suspended,
+    /// It was suspended.
+    WasSuspended,
+}
+
+/// Which keys are in doubt.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Doubt {
+    /// Every key of every rule, for this reason.
+    Everything(Broken),
+    /// All keys of these templates.
+    Keys(BTreeMap<KeyPlace, Why>),
+}
+
+impl Prints {
+    /// Fingerprints of `rules`, by [`RuleId`], of their tables, and of the addresses of standbys.
+    #[must_use]
+    pub fn new(
+        rules: Vec<RulePrint>,
+        lookups: BTreeMap<Print, BTreeSet<Print>>,
+        tables: Tables,
+        replicas: &[String],
+    ) -> Prints {
+        let replicas = replicas.iter().map(|address| Print::of([address])).collect();
+        Prints { format: FORMAT, replicas, rules, lookups, tables }
+    }
+
+    /// The same rules and standbys over other tables.
+    #[must_use]
+    pub fn with_tables(&self, tables: Tables) -> Prints {
+        Prints { tables, ..self.clone() }
+    }
+
+    /// The tables.
+    #[must_use]
+    pub fn tables(&self) -> &Tables {
+        &self.tables
+    }
+
+    /// The value to store under the digest.
+    #[must_use]
+    pub fn to_value(&self) -> Vec<u8> {
+        serde_json::to_vec(self).expect("numbers and their maps are JSON")
+    }
+
+    /// What a watermark carries: 32 hex digits that are other ones for other fingerprints.
+    #[must_use]
+    pub fn digest(&self) -> String {
+        digest(&self.to_value())
+    }
+
+    /// Reads a stored value; `None` if it is not the one with this digest.
+    #[must_use]
+    pub fn from_value(value: &[u8], expected: &str) -> Option<Prints> {
+        if digest(value) != expected {
+            return None;
+        }
+        serde_json::from_slice(value).ok()
+    }
+
+    /// What this state puts in doubt of keys that were right under `before`.
+    #[must_use]
+    pub fn since(&self, before: &Prints, gap: Gap) -> Doubt {
+        // A standby that is new in the list may have shown readers what is confirmed already.
+        if self.format != before.format || !self.replicas.is_subset(&before.replicas) {
+            return Doubt::Everything(Broken::OtherRules);
+        }
+        let given = Given::new(&before.rules);
+        let mut doubt = BTreeMap::new();
+        for (id, rule) in (0..=u16::MAX).map(RuleId).zip(&self.rules) {
+            let of_source = self.of_source(rule, before, gap);
+            for (place, key) in rule.keys.iter().enumerate() {
+                let was_at_work = given.covers(rule, key, false);
+                let was_known = was_at_work || given.covers(rule, key, true);
+                let why = match (rule.is_suspended, was_at_work, was_known) {
+                    // It is swept when it fits again.
+                    (true, false, true) => None,
+                    (true, true, _) => Some(Why::Suspended),
+                    (_, false, false) => Some(Why::Wider),
+                    (false, false, true) => Some(Why::WasSuspended),
+                    (false, true, _) => of_source.or_else(|| self.of_lookups(key, before, gap)),
+                };
+                doubt.extend(why.map(|why| ((id, place), why)));
+            }
+        }
+        Doubt::Keys(doubt)
+    }
+
+    /// Whether what a rule looks at is as it was.
+    fn of_source(&self, rule: &RulePrint, before: &Prints, gap: Gap) -> Option<Why> {
+        let (now, then) = (&self.tables, &before.tables);
+        match rule.looks {
+            Looks::Table(_) if now.publication != then.publication => Some(Why::Publication),
+            Looks::Table(table) => (!now.reads_as(then, table, gap)).then_some(Why::Table),
+            Looks::View(_) => (now.trigger != then.trigger).then_some(Why::Trigger),
+            Looks::Messages(_) => None,
+        }
+    }
+
+    /// Whether the tables of the lookups that a template names are as they were. Of a lookup whose
+    /// answers were not kept no tables are known.
+    fn of_lookups(&self, key: &KeyPrint, before: &Prints, gap: Gap) -> Option<Why> {
+        let is_as_before = |lookup: &Print| {
+            let Some(then) = before.lookups.get(lookup) else { return true };
+            let is_same = |table: &Print| {
+                let of = |tables: &Tables| tables.tables.get(table).map(|table| table.lookup);
+                of(&self.tables) == of(&before.tables)
+                    && self.tables.reads_as(&before.tables, *table, gap)
+            };
+            self.lookups.get(lookup) == Some(then) && then.iter().all(is_same)
+        };
+        (!key.lookups.iter().all(is_as_before)).then_some(Why::Lookup)
+    }
+}
+
+impl Tables {
+    /// Whether the rows of a table read as they did `before`, and all that became of them since was
+    /// told.
+    fn reads_as(&self, before: &Tables, table: Print, gap: Gap) -> bool {
+        match (self.tables.get(&table), before.tables.get(&table)) {
+            (Some(now), Some(before)) => now.reads_as(before, gap),
+            (now, before) => now.is_none() && before.is_none(),
+        }
+    }
+}
+
+impl TablePrint {
+    /// Each line says which changes are none, and why no row reads otherwise for them.
+    fn reads_as(&self, before: &TablePrint, gap: Gap) -> bool {
+        let (row, owner) = self.row;
+        let (row_before, owner_before) = before.row;
+        // A table that is renamed and renamed back leaves no other trace. Rows of another one,
+        // which had its name meanwhile, may be cached.
+        let is_named_as_before = row == row_before || owner != owner_before;
+        // So it is with a schema, of which a grant leaves the same trace: while it has another name
+        // nothing is read, unless there is another table to be read. Changes that come under
+        // another name are known by the table's oid.
+        let may_be_taken_for_another = self.has_namesake || before.has_namesake;
+        let is_where_it_was = self.schema == before.schema || !may_be_taken_for_another;
+        self.fixed == before.fixed
+            && is_named_as_before
+            && is_where_it_was
+            && self.has_columns_of(before)
+            && self.has_parts_of(before, gap)
+    }
+
+    /// Whether the columns read as they did. A column's version changes with ALTER TYPE from a type
+    /// to the same one, as with NOT NULL, DEFAULT, STATISTICS and grants; but only the first writes
+    /// the rows anew. What a new column says stands in no value that was cached before; what was
+    /// cached since, and altered, was written anew, or is generated.
+    fn has_columns_of(&self, before: &TablePrint) -> bool {
+        let is_rewritten = self.files.is_none() || self.files != before.files;
+        let is_as_before = |(number, (face, version)): (&i16, &(Print, Print))| {
+            let now = self.columns.get(number);
+            now.is_some_and(|now| now.0 == *face && (now.1 == *version || !is_rewritten))
+        };
+        let is_known = |number: &i16| before.columns.contains_key(number);
+        let is_harmless = |number: &i16| !is_rewritten && !self.generated.contains(number);
+        before.columns.iter().all(is_as_before)
+            && self.columns.keys().all(|number| is_known(number) || is_harmless(number))
+    }
+
+    /// Whether all parts are as they were, and new ones brought nothing.
+    fn has_parts_of(&self, before: &TablePrint, gap: Gap) -> bool {
+        let harmless = match gap {
+            Gap::Look => &self.born_empty,
+            Gap::Watermark => &self.as_made,
+        };
+        let is_new = |part: &&Print| !before.parts.contains_key(part);
+        before.parts.iter().all(|(part, face)| self.parts.get(part) == Some(face))
+            && self.parts.keys().filter(is_new).all(|part| harmless.contains(part))
+    }
+}
+
+impl Doubt {
+    /// No doubt.
+    #[must_use]
+    pub fn none() -> Doubt {
+        Doubt::Keys(BTreeMap::new())
+    }
+
+    /// Whether no key is in doubt.
+    #[must_use]
+    pub fn is_none(&self) -> bool {
+        matches!(self, Doubt::Keys(keys) if keys.is_empty())
+    }
+
+    /// Whether the keys of a template are in doubt.
+    #[must_use]
+    pub fn is_of(&self, place: KeyPlace) -> bool {
+        match self {
+            Doubt::Everything(_) => true,
+            Doubt::Keys(keys) => keys.contains_key(&place),
+        }
+    }
+
+    /// Both doubts at once.
+    #[must_use]
+    pub fn and(self, other: Doubt) -> Doubt {
+        match (self, other) {
+            (Doubt::Keys(mut keys), Doubt::Keys(others)) => {
+                for (place, why) in others {
+                    keys.entry(place).or_insert(why);
+                }
+                Doubt::Keys(keys)
+            }
+            (Doubt::Everything(why), _) | (_, Doubt::Everything(why)) => Doubt::Everything(why),
+        }
+    }
+
+    /// The reason that is counted.
+    #[must_use]
+    pub fn reason(&self) -> Broken {
+        match self {
+            Doubt::Everything(why) => *why,
+            Doubt::Keys(keys) if keys.values().any(|why| *why == Why::Wider) => Broken::OtherRules,
+            Doubt::Keys(_) => Broken::TablesChanged,
+        }
+    }
+
+    /// The first reason why keys of a rule are in doubt, if they are, and not everything is.
+    #[must_use]
+    pub fn of_rule(&self, rule: RuleId) -> Option<Why> {
+        let Doubt::Keys(keys) = self else { return None };
+        keys.range((rule, 0)..=(rule, usize::MAX)).map(|(_, why)| *why).min()
+    }
+
+    /// What will be swept, a line for each reason: `names` are the rules', by [`RuleId`].
+    #[must_use]
+    pub fn told(&self, names: &[String]) -> Vec<String> {
+        let keys = match self {
+            Doubt::Everything(why) => return vec![format!("everything: {}", why.told())],
+            Doubt::Keys(keys) => keys,
+        };
+        let mut by_reason: BTreeMap<Why, BTreeSet<RuleId>> = BTreeMap::new();
+        for ((rule, _), why) in keys {
+            by_reason.entry(*why).or_default().insert(*rule);
+        }
+        let line = |(why, rules): (Why, BTreeSet<RuleId>)| {
+            let named = rules.iter().filter_map(|rule| names.get(usize::from(rule.0)));
+            let mut named: Vec<String> =
+                named.take(NAMES_MAX).map(|name| format!("`{name}`")).collect();
+            if rules.len() > NAMES_MAX {
+                named.push(format!("{} more", rules.len() - NAMES_MAX));
+            }
+            let plural = if rules.len() == 1 { "" } else { "s" };
+            format!("keys of rule{plural} {}: {why}", named.join(", "))
+        };
+        by_reason.into_iter().map(line).collect()
+    }
+}
+
+impl fmt::Display for Why {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(match self {
+            Why::Wider => "new, or covering more than before",
+            Why::Table => "the table was altered, or what is published of it",
+            Why::Publication => "the publication was altered",
+            Why::Trigger => "the event trigger that tells of refreshes was altered",
+            Why::Lookup => "a table that a lookup reads was altered",
+            Why::Suspended => "suspended now",
+            Why::WasSuspended => "suspended before",
+        })
+    }
+}
+
+/// Whether a watermark carries a digest of fingerprints; older ones carry another text.
+pub(super) fn is_digest(text: &str) -> bool {
+    text.len() == DIGEST_LENGTH && text.bytes().all(|byte| byte.is_ascii_hexdigit())
+}
+
+const DIGEST_LENGTH: usize = 32;
+
+fn digest(value: &[u8]) -> String {
+    Sha256::digest(value).iter().take(DIGEST_LENGTH / 2).map(|byte| format!("{byte:02x}")).collect()
+}
