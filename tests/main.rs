@@ -26,6 +26,7 @@ mod outage;
 mod prepared;
 mod refusals;
 mod replicas;
+mod setup;
 mod shutdown;
 mod standby_slot;
 mod state;

@@ -28,7 +28,6 @@ mod pattern;
 mod pending;
 mod plan;
 mod render;
-mod row_filter;
 mod set;
 mod signal;
 mod template;
@@ -38,8 +37,6 @@ mod in_progress_tests;
 mod lookup_tests;
 #[cfg(test)]
 mod properties;
-#[cfg(test)]
-mod row_filter_tests;
 #[cfg(test)]
 mod tests;
 #[cfg(test)]
@@ -52,12 +49,10 @@ use crate::config::{self, Location, Operations, Problem, Source, TableName};
 use crate::gather::Change;
 
 pub use compile::{ColumnUse, Purpose};
-pub(crate) use condition::{Ask, Comparison, Formula, Literal};
 pub use in_progress::InProgress;
 pub use label::{RuleId, WidenReason};
 pub use lookup::{Answers, Found, Lookup, LookupId, Reads, Wanted};
 pub use pattern::Pattern;
-pub(crate) use row_filter::Facts;
 pub use set::{KeySet, Limits};
 pub use signal::{Malformed, Signal};
 
