@@ -3,9 +3,9 @@
 -- Privileges: none; the catalogs that it reads are open to all. Versions: 14 to 18. Columns that
 -- came with a later version are read through to_jsonb, which gives null where there is none. It
 -- takes no lock on any table that it asks about.
--- $1 and $2 are the schemas and names of the rules' tables, $3 the publication, $4 whether what is
--- only there for advice is wanted: it changes without any change of a table. $5 is the user of the
--- replication connection.
+-- $1 and $2 are the schemas and names of the rules' tables, $3 the publication, $4 whether other
+-- tables are wanted, for what was perhaps meant: they change without any change of these.
+-- $5 is the user of the replication connection.
 with recursive wanted as (
   select * from unnest($1::text[], $2::text[]) as wanted (schema, name)
 ), found as (
@@ -30,10 +30,11 @@ with recursive wanted as (
 ), {published}, identity as (
   -- The index that the identity is made of, under the conditions of RelationGetIndexList
   -- (relcache.c); its INCLUDE columns are not part of it.
-  select c.oid, jsonb_agg(a.attname order by key.position) as columns
+  select c.oid, jsonb_agg(a.attname order by key.position) as columns, min(x.relname) as index
     from member
     join pg_class c on c.oid = member.oid
     join pg_index i on i.indrelid = c.oid
+    join pg_class x on x.oid = i.indexrelid
    cross join lateral unnest(i.indkey) with ordinality as key (attnum, position)
     join pg_attribute a on a.attrelid = c.oid and a.attnum = key.attnum
    where key.position <= i.indnkeyatts
@@ -50,6 +51,7 @@ with recursive wanted as (
            'persistence', c.relpersistence,
            'identity', c.relreplident,
            'identity_columns', coalesce(identity.columns, '[]'),
+           'identity_index', identity.index,
            'is_published', published.oid is not null) as shown
     from member
     join pg_class c on c.oid = member.oid
@@ -80,9 +82,6 @@ with recursive wanted as (
            'name', a.attname,
            'is_generated', a.attgenerated <> '',
            'is_virtual', a.attgenerated = 'v',
-           'number', a.attnum,
-           -- Below FirstNormalObjectId (transam.h).
-           'is_builtin', a.atttypid < 16384 and a.attcollation < 16384,
            -- What the stream says of a domain: the type that it is made of.
            'type_id', case when t.typtype <> 'd' then t.oid::bigint else (
                         with recursive base as (
@@ -93,12 +92,7 @@ with recursive wanted as (
                             join pg_type next on next.oid = base.typbasetype
                            where base.typtype = 'd'
                         )
-                        select oid::bigint from base where typtype <> 'd') end,
-           'width', case when $4 then (
-                      select s.avg_width
-                        from pg_stats s
-                       where s.schemaname = f.nspname and s.tablename = f.relname
-                         and s.attname = a.attname and not s.inherited) end)
+                        select oid::bigint from base where typtype <> 'd') end)
            order by a.attnum) as shown
     from found f
     join pg_attribute a on a.attrelid = f.oid and a.attnum > 0 and not a.attisdropped
@@ -129,8 +123,6 @@ with recursive wanted as (
            'columns', coalesce(columns.shown, '[]'),
            'partitions', coalesce(partitions.shown, '[]'),
            'heir', foreign_heir.name,
-           'is_inherited', exists (select from pg_inherits i where i.inhparent = f.oid)
-                           or exists (select from pg_inherits i where i.inhrelid = f.oid),
            -- The partitioned table under whose name this one's changes are published.
            'published_as', (select n.nspname || '.' || c.relname
                               from covered
@@ -144,13 +136,14 @@ with recursive wanted as (
                                   join listed on listed.oid = l.ancestor
                                  where l.oid = f.oid),
            'published_columns', published_columns.names,
-           -- As the catalog has it: to print it, the server would lock the table.
-           'row_filter', (select listed.filter
-                            from listed
-                            join published on published.oid = listed.oid
-                            join publication p on not p.puballtables
-                           where listed.oid = f.oid
-                             and f.oid not in (select oid from in_schemas))) as shown
+           -- What it says is not asked: to print it, the server would lock the table.
+           'has_row_filter', exists (select
+                                       from listed
+                                       join published on published.oid = listed.oid
+                                       join publication p on not p.puballtables
+                                      where listed.oid = f.oid
+                                        and listed.filter is not null
+                                        and f.oid not in (select oid from in_schemas))) as shown
     from found f
     join relation on relation.oid = f.oid
     left join columns on columns.oid = f.oid
@@ -159,7 +152,11 @@ with recursive wanted as (
     left join published_columns on published_columns.oid = f.oid
 )
 select jsonb_build_object(
-  'publication', (select to_jsonb(p) from publication p),
+  'publication', (select to_jsonb(p) || jsonb_build_object(
+                           'owner', pg_get_userbyid(p.pubowner),
+                           'comment', obj_description(p.oid, 'pg_publication'))
+                    from publication p),
+  'user', current_user,
   'role', (select jsonb_build_object(
                     'name', r.rolname,
                     'may_replicate', r.rolreplication or r.rolsuper or coalesce(
@@ -171,6 +168,23 @@ select jsonb_build_object(
             order by r.rolname = $5 desc
             limit 1),
   'tables', (select coalesce(jsonb_agg(tables.shown order by tables.oid), '[]') from tables),
+  'unidentified', (
+    select coalesce(jsonb_agg(bare.name), '[]')
+      from (select n.nspname || '.' || c.relname as name
+              from publication p
+              join pg_class c on c.relkind = 'r' and c.relpersistence = 'p' and c.oid >= 16384
+                             and (p.puballtables or exists (
+                                    select from pg_publication_rel r
+                                     where r.prpubid = p.oid and r.prrelid = c.oid))
+              join pg_namespace n on n.oid = c.relnamespace
+             where $4 and not (p.pubupdate and p.pubdelete)
+               and c.oid not in (select oid from member)
+               and (c.relreplident = 'n'
+                    or c.relreplident = 'd' and not exists (
+                         select from pg_index i
+                          where i.indrelid = c.oid and i.indisprimary and i.indimmediate))
+             order by 1
+             limit 3) bare),
   'other_tables', (
     select coalesce(jsonb_agg(jsonb_build_object('schema', other.schema, 'name', other.name)), '[]')
       from (select n.nspname as schema, c.relname as name

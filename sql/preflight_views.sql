@@ -10,8 +10,14 @@ select jsonb_build_object(
       join pg_class c on c.relnamespace = n.oid and c.relname = wanted.name
      where c.relkind in ('r', 'p', 'v', 'm', 'f')),
   'others', (
-    select coalesce(jsonb_agg(known.name order by known.name), '[]')
-      from (select schemaname || '.' || matviewname as name from pg_matviews limit 10000) known),
+    select coalesce(jsonb_agg(to_jsonb(known) order by known.schema, known.name), '[]')
+      from (select schemaname as schema, matviewname as name
+              from pg_matviews limit 10000) known),
+  'function', (
+    select jsonb_build_object('body', p.prosrc, 'comment', obj_description(p.oid, 'pg_proc'))
+      from pg_proc p
+     where p.proname = $3 and p.pronargs = 0
+       and p.pronamespace = to_regnamespace('public')),
   'trigger', (
     select jsonb_build_object(
              'enabled', e.evtenabled,

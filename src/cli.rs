@@ -48,7 +48,7 @@ pub enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Create publication, replica identities, event trigger and slot, where they are missing.
+    /// Create role, publication, replica identities, event trigger and slot, where missing.
     Setup {
         /// The configuration.
         #[command(flatten)]
@@ -56,15 +56,24 @@ pub enum Command {
         /// Print the SQL and do nothing.
         #[arg(long)]
         print: bool,
+        /// Log in as an owner of the tables or a superuser, and set up for the configured role.
+        #[arg(long = "as", value_name = "URL", env = "WALSWEEP_SETUP_AS", hide_env_values = true)]
+        login: Option<String>,
         /// Load the lease functions into Redis, and nothing else; with --print, print them.
         #[arg(long)]
         lease: bool,
     },
-    /// Drop slot, publication and event trigger.
+    /// Drop slot, publication and event trigger, if `setup` made them.
     Teardown {
         /// The configuration.
         #[command(flatten)]
         config: ConfigArg,
+        /// Print the SQL and do nothing.
+        #[arg(long, conflicts_with = "lease")]
+        print: bool,
+        /// Log in as an owner of the tables or a superuser.
+        #[arg(long = "as", value_name = "URL", env = "WALSWEEP_SETUP_AS", hide_env_values = true)]
+        login: Option<String>,
         /// Remove the lease functions from Redis, and nothing else.
         #[arg(long)]
         lease: bool,

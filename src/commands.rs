@@ -21,7 +21,6 @@ use crate::load::load;
 use crate::pipeline::Program;
 use crate::postgres::connect_sql;
 use crate::preflight::{Finding, Report};
-use crate::setup;
 use crate::shutdown::Shutdown;
 use crate::sweep::{Error, Kind, Node, Pace, Pass, Progress, Standalone, connect, key_name};
 use crate::telemetry::metrics::Metrics;
@@ -29,7 +28,7 @@ use crate::telemetry::{Health, http, logging};
 use crate::{lease, preflight};
 
 /// `application_name` of connections that commands other than `run` make.
-const NAME: &str = "walsweep command";
+pub(crate) const NAME: &str = "walsweep command";
 
 /// Why a command did not succeed.
 #[derive(Debug)]
@@ -49,7 +48,7 @@ impl Failure {
         Failure { status: 1, message, hint: None, is_logged: false }
     }
 
-    fn with_hint(self, hint: Option<impl Into<String>>) -> Failure {
+    pub(crate) fn with_hint(self, hint: Option<impl Into<String>>) -> Failure {
         Failure { hint: hint.map(Into::into), ..self }
     }
 
@@ -72,16 +71,16 @@ impl fmt::Display for Failure {
 }
 
 /// Any error as a failure of status 1.
-fn halted(error: impl fmt::Display) -> Failure {
+pub(crate) fn halted(error: impl fmt::Display) -> Failure {
     Failure::halted(error.to_string())
 }
 
-fn configuration(path: &Path) -> Result<(Config, Rules), Failure> {
+pub(crate) fn configuration(path: &Path) -> Result<(Config, Rules), Failure> {
     load(path).map_err(|invalid| Failure { status: 78, ..halted(invalid) })
 }
 
 /// Standard output; a reader that went away is an error like any other.
-fn print(text: &str) -> Result<(), Failure> {
+pub(crate) fn print(text: &str) -> Result<(), Failure> {
     let mut out = stdout();
     let written = out.write_all(text.as_bytes()).and_then(|()| out.flush());
     written.map_err(|error| Failure::halted(format!("write standard output: {error}")))
@@ -101,7 +100,8 @@ pub async fn run(path: &Path, is_strict: bool) -> Result<(), Failure> {
 async fn stream(config: &Config, mut rules: Rules, is_strict: bool) -> Result<(), Failure> {
     let metrics = Arc::new(Metrics::new(rules.names()));
     let health = Arc::new(Health::new(Arc::clone(&metrics)));
-    let mut shutdown = Shutdown::by_signal().map_err(halted)?;
+    let stopping = "stopping: waiting for keys on their way";
+    let mut shutdown = Shutdown::by_signal(stopping).map_err(halted)?;
     let version = env!("CARGO_PKG_VERSION");
     tracing::info!(version, rules = rules.names().len(), "walsweep starts");
     if let Some(address) = config.http.listen {
@@ -141,14 +141,34 @@ pub async fn check(path: &Path, json: bool) -> Result<(), Failure> {
 
 /// What `run` would do about the errors; `None` if there are none.
 fn consequence(report: &Report) -> Option<String> {
-    if report.findings().any(Finding::stops_everything) {
+    let of = |is_it: fn(&Finding) -> bool| report.findings().any(is_it);
+    if of(|finding| finding.stops_everything() && !finding.is_waited_for()) {
         return Some("`walsweep run` would refuse to start".to_owned());
     }
-    let rules: BTreeSet<&str> = report.findings().flat_map(Finding::suspends).collect();
-    let rules: Vec<String> = rules.iter().map(|rule| format!("`{rule}`")).collect();
-    let plural = if rules.len() == 1 { "" } else { "s" };
-    let rules = (!rules.is_empty()).then(|| rules.join(", "))?;
-    Some(format!("`walsweep run` would suspend rule{plural} {rules}; with `--strict` it refuses"))
+    let mut parts = Vec::new();
+    if of(Finding::is_waited_for) {
+        parts.push("`walsweep run` would wait for what cannot be reached".to_owned());
+    }
+    let listed = |rules: BTreeSet<&str>| {
+        let plural = if rules.len() == 1 { "" } else { "s" };
+        let rules: Vec<String> = rules.iter().map(|rule| format!("`{rule}`")).collect();
+        (!rules.is_empty()).then(|| format!("rule{plural} {}", rules.join(", ")))
+    };
+    let suspended = listed(report.findings().flat_map(Finding::suspends).collect());
+    parts.extend(
+        suspended.map(|rules| {
+            format!("`walsweep run` would suspend {rules}; with `--strict` it refuses")
+        }),
+    );
+    let others = report.findings().filter(|finding| finding.suspends().next().is_none());
+    let concerned = listed(others.flat_map(Finding::concerns).collect());
+    parts.extend(concerned.map(|rules| {
+        format!(
+            "`walsweep run` would go on with {rules}, and say what is wrong; with `--strict` \
+                 it refuses"
+        )
+    }));
+    (!parts.is_empty()).then(|| parts.join("\n"))
 }
 
 /// A server that cannot be asked is a finding, so that the other one's are still told.
@@ -170,50 +190,8 @@ async fn check_postgres(config: &Config, rules: &mut Rules) -> Vec<Finding> {
 async fn check_redis(config: &Config) -> Vec<Finding> {
     match connect::connect(&config.redis).await {
         Ok(mut connection) => preflight::redis(config, &mut connection).await,
-        Err(error) => vec![Finding::error("redis_unreachable", error.to_string())],
+        Err(error) => vec![preflight::redis_unreachable(&error)],
     }
-}
-
-/// `walsweep setup`.
-///
-/// # Errors
-///
-/// 78 for the configuration; 1 when a statement fails.
-pub async fn setup(path: &Path, print_only: bool) -> Result<(), Failure> {
-    let (config, mut rules) = configuration(path)?;
-    let sql = connect_sql(&config.postgres.endpoint, NAME).await.map_err(halted)?;
-    if print_only {
-        let script = setup::script(&config, &mut rules, &sql).await.map_err(halted)?;
-        return print(&script);
-    }
-    // What a slot waits for is told while it waits.
-    logging::start(&config.log).map_err(halted)?;
-    let done = setup::setup(&config, &mut rules, &sql).await;
-    let done = done.map_err(|error| halted(&error).with_hint(error.hint()))?;
-    if done.is_empty() {
-        return print("nothing to do\n");
-    }
-    done.iter().try_for_each(|statement| print(&statement.to_string()))
-}
-
-/// `walsweep teardown`.
-///
-/// # Errors
-///
-/// 78 for the configuration; 1 when a statement fails.
-pub async fn teardown(path: &Path) -> Result<(), Failure> {
-    let (config, _rules) = configuration(path)?;
-    let sql = connect_sql(&config.postgres.endpoint, NAME).await.map_err(halted)?;
-    let done = setup::teardown(&config, &sql).await;
-    let done = done.map_err(|error| halted(&error).with_hint(error.hint()))?;
-    done.iter().try_for_each(|line| print(&format!("{line}\n")))?;
-    let key = key_name(&config.postgres.slot);
-    let line = match Standalone::new(&config.redis, key.clone()).forget().await {
-        Ok(0) => format!("there is no `{key}` in redis"),
-        Ok(_) => format!("removed `{key}` and what belongs to it from redis"),
-        Err(error) => format!("`{key}` may still be in redis, which was not asked: {error}"),
-    };
-    print(&format!("{line}\n"))
 }
 
 /// `walsweep setup --lease`.

@@ -77,7 +77,7 @@ fn finding(rules: &Rules, doubt: &Doubt) -> Finding {
     let told = doubt.told(rules.names()).join("; ");
     let keys = rules.part(|place| doubt.is_of(place));
     let text = format!("the next start will sweep {told}");
-    Finding::info("start_sweeps", text).price(format!("it removes {}", shown(&keys)))
+    Finding::info("start_sweeps", text).hint(format!("it removes {}", shown(&keys)))
 }
 
 /// The keys and patterns of a set, which hold no value of a row.

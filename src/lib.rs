@@ -74,6 +74,7 @@ pub mod preflight;
 pub mod retry;
 pub mod session;
 pub mod setup;
+pub mod setup_commands;
 pub mod shape;
 pub mod shutdown;
 pub mod slot_health;

@@ -9,6 +9,7 @@ use tokio::runtime::LocalOptions;
 use tokio::task::spawn_local;
 use walsweep::cli::{Cli, Command};
 use walsweep::commands::{self, Failure};
+use walsweep::setup_commands;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -34,9 +35,13 @@ async fn execute(command: Command) -> Result<(), Failure> {
         Command::Check { config, json } => commands::check(&config.config, json).await,
         Command::Setup { print: true, lease: true, .. } => commands::print_lease(),
         Command::Setup { config, lease: true, .. } => commands::load_lease(&config.config).await,
-        Command::Setup { config, print, .. } => commands::setup(&config.config, print).await,
-        Command::Teardown { config, lease: true } => commands::drop_lease(&config.config).await,
-        Command::Teardown { config, .. } => commands::teardown(&config.config).await,
+        Command::Setup { config, print, login, .. } => {
+            Box::pin(setup_commands::setup(&config.config, print, login.as_deref())).await
+        }
+        Command::Teardown { config, lease: true, .. } => commands::drop_lease(&config.config).await,
+        Command::Teardown { config, print, login, .. } => {
+            setup_commands::teardown(&config.config, print, login.as_deref()).await
+        }
         Command::Explain(arguments) => commands::explain(&arguments),
         Command::Sweep { config, patterns, dry_run, force } => {
             commands::sweep(&config.config, &patterns, (dry_run, force)).await

@@ -24,7 +24,7 @@ use crate::error::{Error, Verdict};
 use crate::keys::Rules;
 use crate::lsn::Lsn;
 use crate::postgres::{Endpoint, Sql};
-use crate::preflight::{self, Finding, Fitness};
+use crate::preflight::{self, Fitness};
 use crate::retry::{Attempts, Blame, LASTING};
 use crate::session::{Session, Timing, gate_is_dead, step};
 use crate::settle::{
@@ -245,7 +245,7 @@ impl Program<'_> {
         let check = async {
             match connect::connect(&config.redis).await {
                 Ok(mut connection) => fitness.refusals(&mut connection, self.is_strict).await,
-                Err(error) => error.refusal().map(refused_login).into_iter().collect(),
+                Err(error) => error.refusal().map(preflight::login_refused).into_iter().collect(),
             }
         };
         let findings = tokio::select! {
@@ -441,11 +441,6 @@ async fn denied(witness: Option<&mut Task<Error>>) -> Error {
         Some(task) => (&mut task.0).await.unwrap_or(Error::Stage("witness")),
         None => std::future::pending().await,
     }
-}
-
-fn refused_login(reason: String) -> Finding {
-    let hint = "check the user, the password and the certificates of `redis`";
-    Finding::error("redis_login", reason).hint(hint)
 }
 
 /// Runs the gate; where keys need rows, with the lookups behind it; where readers use standbys,

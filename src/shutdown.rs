@@ -4,7 +4,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 
 /// Becomes true with the first SIGTERM or SIGINT.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Shutdown {
     wish: watch::Receiver<bool>,
 }
@@ -30,14 +30,15 @@ impl Shutdown {
         (Trigger { wish: sender }, Shutdown { wish })
     }
 
-    /// Listens for SIGTERM and SIGINT. A second signal ends the process at once, with status 130:
-    /// nothing is confirmed that is not done, so that loses nothing. SIGHUP, which would end it
-    /// when a terminal is closed or an operator expects a reload, is answered in the log.
+    /// Listens for SIGTERM and SIGINT; the first is logged with `said`. A second signal ends the
+    /// process at once, with status 130: nothing is confirmed that is not done, so that loses
+    /// nothing. SIGHUP, which would end it when a terminal is closed or an operator expects a
+    /// reload, is answered in the log.
     ///
     /// # Errors
     ///
     /// When the signals cannot be listened for.
-    pub fn by_signal() -> std::io::Result<Shutdown> {
+    pub fn by_signal(said: &'static str) -> std::io::Result<Shutdown> {
         let (trigger, shutdown) = Shutdown::by_trigger();
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
@@ -52,7 +53,7 @@ impl Shutdown {
         });
         tokio::spawn(async move {
             either(&mut terminate, &mut interrupt).await;
-            tracing::info!("stopping: waiting for keys on their way");
+            tracing::info!("{said}");
             trigger.stop();
             either(&mut terminate, &mut interrupt).await;
             std::process::exit(130);

@@ -7,7 +7,6 @@
 //! standby that is promoted, or follows one that was, goes on sending without a pause.
 
 use std::convert::Infallible;
-use std::pin::pin;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -206,19 +205,6 @@ pub async fn caught_up(primary: &Client, standby: &Client) -> Result<bool, tokio
         sleep(LOOK_PAUSE).await;
     }
     Ok(false)
-}
-
-/// Waits for a slot to be created, and says once what it waits for if that takes long.
-pub async fn patiently<T>(creating: impl Future<Output = T>) -> T {
-    let mut creating = pin!(creating);
-    if let Ok(created) = timeout(SLOW, &mut creating).await {
-        return created;
-    }
-    tracing::warn!(
-        hint = "`pg_stat_activity` and `pg_prepared_xacts` list them",
-        "creating the slot takes long: the server waits until every transaction that runs has ended"
-    );
-    creating.await
 }
 
 /// Lets the primary write to its log which transactions run, again and again, and ends only with

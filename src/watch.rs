@@ -285,7 +285,7 @@ pub fn tell_rules(rules: &Rules, findings: &[Finding], health: &Health) -> BTree
         health.metrics().rule_suspended(name, is_suspended);
         let cause = findings.iter().find(suspends).or_else(|| findings.iter().find(concerns));
         let Some(cause) = cause else { continue };
-        let what = if is_suspended { "is suspended" } else { "removes more than it should" };
+        let what = if is_suspended { "is suspended" } else { "goes on" };
         let more = match findings.iter().filter(concerns).count() - 1 {
             0 => String::new(),
             more => format!("; and {more} more, see `walsweep check`"),

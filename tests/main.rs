@@ -29,6 +29,7 @@ mod outage;
 mod prepared;
 mod refusals;
 mod replicas;
+mod setup;
 mod shop;
 mod shutdown;
 mod standby_slot;

@@ -2,8 +2,6 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test may fail")]
 
-#[path = "preflight/filters.rs"]
-mod filters;
 #[path = "preflight/kit.rs"]
 mod kit;
 #[path = "preflight/redis.rs"]
@@ -50,10 +48,15 @@ async fn a_finding_names_place_likeness_and_cure() {
     assert_eq!(find(&findings, "column_missing").at.as_ref().unwrap().key, "rule.0.keys.1");
     assert_eq!(find(&findings, "table_missing").at.as_ref().unwrap().key, "rule.0.table");
     let identity = find(&findings, "replica_identity");
-    assert_eq!(identity.sql.as_deref(), Some("alter table \"public\".\"t\" replica identity full"));
+    assert_eq!(
+        identity.sql.as_deref(),
+        Some("set lock_timeout = '2s';\nalter table \"public\".\"t\" replica identity full")
+    );
     assert!(identity.hint.as_ref().unwrap().contains("`immutable = [\"status\"]`"));
     let sql = find(&findings, "table_not_published").sql.as_deref();
-    let expected = "alter publication \"walsweep\" add table \"o'Brien\".\"a\"\"b\"";
+    // It has no identity, and published it could not be written to.
+    let expected = "set lock_timeout = '2s';\nalter table \"o'Brien\".\"a\"\"b\" replica identity \
+                    full;\nalter publication \"walsweep\" add table \"o'Brien\".\"a\"\"b\"";
     assert_eq!(sql, Some(expected));
 }
 

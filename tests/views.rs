@@ -307,7 +307,7 @@ async fn who_may_not_create_the_trigger_is_told_who_may() {
     assert!(script.contains("create event trigger \"walsweep_refresh\""), "{script}");
     let said = text(&sidecar.command(&["check"]));
     assert!(said.contains("a superuser runs it") && said.contains("`message`"), "{said}");
-    bed.sql.run(&script.replace("\\set ON_ERROR_STOP on", "")).await;
+    crate::setup::psql(&bed, "postgres", &script);
     let output = sidecar.command(&["check"]);
     assert_eq!(output.status.code(), Some(0), "{}", text(&output));
 }

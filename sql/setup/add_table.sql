@@ -1,3 +1,3 @@
 -- One more table in the publication.
--- Privileges: owner of the publication and of the table. Versions: 14 to 18; columns and rows 15.
-alter publication {publication} add table {table}{part}
+-- Privileges: owner of the publication and of the table. Versions: 14 to 18.
+alter publication {publication} add table {table}

@@ -1,6 +1,4 @@
--- Removes the event trigger of refreshed views, and its function.
+-- Removes the event trigger of refreshed views, and its function; one transaction.
 -- Privileges: owner of the event trigger. Versions: 14 to 18.
-begin;
-drop event trigger {trigger};
-drop function public.{trigger}();
-commit
+drop event trigger if exists {trigger};
+drop function if exists public.{trigger}()

@@ -6,13 +6,15 @@
 -- arrives with its commit. The function belongs to whoever installs it and runs with that role's
 -- rights, so that a role that may refresh a view needs no other right; all that comes from the
 -- outside is the view's name. It is made anew, never replaced: one that somebody else had put there
--- would stay theirs. A name that UTF-8 cannot say must not fail the refresh: then the message is
--- empty, and stands for any view. ALWAYS, because session_replication_role = replica would skip it.
-begin;
+-- would stay theirs. Names are told without needless quotes, whatever the session of the refresh
+-- quotes. One transaction. A name that UTF-8 cannot say must not fail the refresh: then the message
+-- is empty, and stands for any view. ALWAYS, because session_replication_role = replica would skip
+-- it.
 drop event trigger if exists {trigger};
 drop function if exists public.{trigger}();
 create function public.{trigger}() returns pg_catalog.event_trigger
-language plpgsql security definer set search_path = pg_catalog, pg_temp
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp set quote_all_identifiers = off
 as $walsweep$
 declare
   command record;
@@ -37,4 +39,5 @@ create event trigger {trigger} on ddl_command_end
                'ALTER TABLE')
   execute function public.{trigger}();
 alter event trigger {trigger} enable always;
-commit
+comment on event trigger {trigger} is {comment};
+comment on function public.{trigger}() is {comment}

@@ -66,8 +66,6 @@ pub struct Postgres {
     /// Whether standbys are to keep a copy of the slot, so that it is there after a promotion.
     /// Needs Postgres 17.
     pub failover: bool,
-    /// Whether `setup` is to publish only the columns and rows that the rules can use.
-    pub narrow: bool,
     /// The server that the slot is on.
     pub slot_on: SlotOn,
 }

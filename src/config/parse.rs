@@ -120,7 +120,6 @@ fn postgres(reader: &mut Reader<'_>, root: &mut Section<'_, '_>) -> Option<Postg
     let retained = (RETAINED_WAL_LEAST, RETAINED_WAL);
     let max_retained_wal = reader.memory(&mut section, "max_retained_wal", retained);
     let failover = reader.flag(&mut section, "failover", false);
-    let narrow = reader.flag(&mut section, "narrow", true);
     let slot_on = slot_on(reader, &mut section, has_replication_url, failover);
     reader.finish(&section);
     let endpoint = sql?;
@@ -134,7 +133,6 @@ fn postgres(reader: &mut Reader<'_>, root: &mut Section<'_, '_>) -> Option<Postg
         replicas,
         max_retained_wal,
         failover,
-        narrow,
         slot_on,
     })
 }

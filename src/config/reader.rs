@@ -26,6 +26,10 @@ pub(super) struct Section<'a, 'i> {
     known: Vec<&'static str>,
 }
 
+/// Keys that earlier versions knew, each with what to do about it.
+const GONE: [(&str, &str); 1] =
+    [("postgres.narrow", "it is gone: `setup` publishes whole tables; take the line out")];
+
 /// Unknown keys at least this similar to a known one are taken for a slip (Jaro-Winkler).
 const SLIP_SIMILARITY: f64 = 0.85;
 
@@ -320,7 +324,12 @@ impl<'a> Reader<'a> {
             if section.known.contains(&name) {
                 continue;
             }
-            let at = self.location(key.span().start, &section.key(name));
+            let path = section.key(name);
+            let at = self.location(key.span().start, &path);
+            if let Some((_, hint)) = GONE.iter().find(|(gone, _)| *gone == path) {
+                self.problem(at, format!("unknown key `{name}`"), Some(hint));
+                continue;
+            }
             let likeness = |known: &&&str| strsim::jaro_winkler(name, known);
             let nearest = section
                 .known

@@ -32,7 +32,6 @@ mod pending;
 mod plan;
 mod print;
 mod render;
-mod row_filter;
 mod set;
 mod signal;
 mod template;
@@ -47,8 +46,6 @@ mod print_tests;
 #[cfg(test)]
 mod properties;
 #[cfg(test)]
-mod row_filter_tests;
-#[cfg(test)]
 mod tests;
 #[cfg(test)]
 mod when_tests;
@@ -60,13 +57,11 @@ use crate::config::{self, Location, Operations, Problem, Source, TableName};
 use crate::gather::Change;
 
 pub use compile::{ColumnUse, Purpose};
-pub(crate) use condition::{Ask, Comparison, Formula, Literal};
 pub use in_progress::InProgress;
 pub use label::{RuleId, WidenReason};
 pub use lookup::{Answers, Found, FoundRows, Keyed, Lookup, LookupId, Reads, Wanted};
 pub use pattern::Pattern;
 pub use print::{Given, KeyPlace, KeyPrint, Looks, Print, RulePrint};
-pub(crate) use row_filter::Facts;
 pub use set::{KeySet, Limits};
 pub use signal::{Malformed, Signal};
 

@@ -12,6 +12,7 @@ use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::task::JoinHandle;
+use tokio_postgres::CancelToken;
 use tokio_postgres::config::{self, SslNegotiation};
 use tokio_rustls::TlsConnector;
 
@@ -204,6 +205,23 @@ pub async fn connect_sql(endpoint: &Endpoint, application_name: &str) -> Result<
             Some(backend) if state::set(&sql, backend).await? => Ok(sql),
             _ => Err(pooler()),
         }
+    })
+    .await
+}
+
+/// Asks the server to end what the session of `token` runs. That it was asked is all that is known:
+/// the statement itself tells whether it ended.
+///
+/// # Errors
+/// The server cannot be reached.
+pub(crate) async fn cancel(token: CancelToken, endpoint: &Endpoint) -> Result<(), Error> {
+    within(endpoint, async {
+        let security = Security::first(endpoint);
+        let stream = match open(endpoint, security).await {
+            Err(error) if security.may_go_plain(&error) => open(endpoint, Security::Plain).await?,
+            result => result?,
+        };
+        Ok(token.cancel_query_raw(stream, Established).await?)
     })
     .await
 }

@@ -20,6 +20,7 @@ use std::time::Duration;
 
 use secrecy::SecretString;
 
+pub(crate) use connect::cancel;
 pub(crate) use connect::{Security, open, within};
 pub use connect::{Sql, connect_sql};
 pub use error::{Error, ServerError};

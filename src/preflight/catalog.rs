@@ -1,9 +1,10 @@
 //! The catalog as the checks see it: one statement for the server, one for the tables.
 
-use serde::{Deserialize, Deserializer};
+use serde::Deserialize;
 use serde_json::{Map, Value};
 use tokio_postgres::{Client, Row};
 
+use super::memory::Memory;
 use super::{Error, render};
 use crate::config::{Config, Postgres, TableName};
 use crate::keys::Rules;
@@ -82,6 +83,8 @@ pub(super) struct Catalog {
     pub(super) senders_max: i64,
     pub(super) senders_used: i64,
     pub(super) role: Role,
+    /// Who asks.
+    pub(super) user: String,
     /// The administrators' role by which a managed service is known.
     pub(super) service: Option<String>,
     pub(super) prepared: Prepared,
@@ -89,6 +92,9 @@ pub(super) struct Catalog {
     pub(super) publication: Option<Publication>,
     pub(super) tables: Vec<Table>,
     pub(super) other_tables: Vec<Name>,
+    /// Tables of the publication that no rule names and that have no replica identity, some of
+    /// them.
+    pub(super) unidentified: Vec<String>,
 }
 
 /// The role of the replication connection.
@@ -146,6 +152,17 @@ pub(super) struct Publication {
     /// Which generated columns are published; `None` before version 18, which publishes none.
     #[serde(default)]
     pub(super) pubgencols: Option<String>,
+    /// Whose it is.
+    pub(super) owner: String,
+    /// What tells whether `setup` made it.
+    pub(super) comment: Option<String>,
+}
+
+impl Publication {
+    /// What `setup` remembers of it; `None` if it did not make it.
+    pub(super) fn memory(&self) -> Option<Memory> {
+        Memory::read(self.comment.as_deref())
+    }
 }
 
 /// A table that a rule names.
@@ -157,17 +174,14 @@ pub(super) struct Table {
     pub(super) partitions: Vec<Relation>,
     /// A table that inherits from it, is no partition, and is named by no rule.
     pub(super) heir: Option<String>,
-    /// Whether it is a partition or parent, or inherits.
-    pub(super) is_inherited: bool,
     /// The partitioned table under whose name its changes are published.
     pub(super) published_as: Option<String>,
     /// Whether the publication names it, or a table that it is a partition of.
     pub(super) is_listed: bool,
     /// The columns that are published; `None` before version 15, which knows no column lists.
     pub(super) published_columns: Option<Vec<String>>,
-    /// The constants of the row filter, in their order.
-    #[serde(deserialize_with = "constants")]
-    pub(super) row_filter: Option<Vec<String>>,
+    /// Whether only some of its rows are published.
+    pub(super) has_row_filter: bool,
 }
 
 /// A row of `pg_class`.
@@ -180,6 +194,8 @@ pub(super) struct Relation {
     pub(super) identity: char,
     /// The columns of the identity's index; none if there is no such index.
     pub(super) identity_columns: Vec<String>,
+    /// The name of that index.
+    pub(super) identity_index: Option<String>,
     /// Whether its changes are published under its own name.
     pub(super) is_published: bool,
 }
@@ -191,14 +207,8 @@ pub(super) struct Column {
     pub(super) is_generated: bool,
     /// Whether it is generated and not stored (version 18).
     pub(super) is_virtual: bool,
-    /// `pg_attribute.attnum`: it stays when the column is renamed.
-    pub(super) number: i32,
-    /// Whether its type, of a domain the domain, and its collation are Postgres's own.
-    pub(super) is_builtin: bool,
     /// `pg_type.oid`; of a domain the one that it is made of.
     pub(super) type_id: u32,
-    /// Bytes on average, if the table was analyzed and may be read.
-    pub(super) width: Option<i64>,
 }
 
 /// The name of a table.
@@ -209,7 +219,7 @@ pub(super) struct Name {
 }
 
 impl Catalog {
-    /// Reads it; `advice` says whether to read what is only there for advice.
+    /// Reads it; `advice` says whether to read the names of other tables, too.
     pub(super) async fn read(
         config: &Config,
         rules: &Rules,
@@ -239,11 +249,6 @@ impl Table {
         self.relation.kind == 'p'
     }
 
-    /// Whether it is a table without partitions and heirs, and is none of either.
-    pub(super) fn is_alone(&self) -> bool {
-        self.relation.kind == 'r' && !self.is_inherited
-    }
-
     /// Whether Postgres takes it into a publication.
     pub(super) fn is_publishable(&self) -> bool {
         matches!(self.relation.kind, 'r' | 'p') && self.relation.persistence == 'p'
@@ -260,9 +265,11 @@ impl Table {
         self.family().filter(|relation| relation.kind != 'p')
     }
 
-    /// Whether the old value of a column is in the log, whichever partition its row is in.
+    /// Whether the old value of a column is in the log, whichever partition its row is in. Of one
+    /// without any identity no row is ever updated or deleted while it is published.
     pub(super) fn identifies(&self, column: &str) -> bool {
-        self.family().all(|relation| relation.identifies(column))
+        let is_known = |one: &Relation| one.identifies(column) || !one.has_identity();
+        self.relation.identifies(column) && self.partitions.iter().all(is_known)
     }
 }
 
@@ -275,48 +282,5 @@ impl Relation {
     /// Whether there is a replica identity.
     pub(super) fn has_identity(&self) -> bool {
         self.identity == 'f' || !self.identity_columns.is_empty()
-    }
-}
-
-/// The constants of an expression as the catalog has it: the bytes of each stand between brackets,
-/// in decimal, those of a text behind four of its length, those of a literal without a type before
-/// a zero (`outDatum` of outfuncs.c).
-fn constants<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Vec<String>>, D::Error> {
-    let Some(tree) = Option::<String>::deserialize(from)? else { return Ok(None) };
-    let constant = |part: &str| {
-        let bytes = part.split_once(']')?.0.split_whitespace();
-        // Characters are signed on some machines.
-        let bytes = bytes.map(|byte| byte.parse::<i16>().map(|byte| byte.to_le_bytes()[0]));
-        let bytes = bytes.collect::<Result<Vec<u8>, _>>().ok()?;
-        // A character for each byte: what is looked for is ASCII, and a length may be any bytes.
-        Some(bytes.into_iter().map(char::from).collect())
-    };
-    Ok(Some(tree.split('[').skip(1).filter_map(constant).collect()))
-}
-
-#[cfg(test)]
-mod tests {
-    use serde::Deserialize;
-
-    #[derive(Deserialize)]
-    struct Filter(#[serde(deserialize_with = "super::constants")] Option<Vec<String>>);
-
-    #[test]
-    fn the_texts_of_a_stored_expression_are_found() {
-        for (tree, expected) in [
-            ("null", None),
-            (r#""{VAR :varno 1}""#, Some(vec![])),
-            (
-                r#""{CONST :constvalue 6 [ 24 0 0 0 119 58 ]} {CONST :constvalue 4 [ 1 0 0 0 0 0 ]}
-                    {CONST :constvalue 7 [ 28 0 0 0 -61 -92 ]} {CONST :constvalue <>}""#,
-                Some(vec!["\u{18}\0\0\0w:", "\u{1}\0\0\0\0\0", "\u{1c}\0\0\0\u{c3}\u{a4}"]),
-            ),
-        ] {
-            let tree = tree.replace('\n', " ");
-            let Filter(found) = serde_json::from_str(&tree).unwrap();
-            let expected: Option<Vec<String>> =
-                expected.map(|texts| texts.into_iter().map(str::to_owned).collect());
-            assert_eq!(found, expected, "{tree}");
-        }
     }
 }

@@ -3,8 +3,9 @@
 use postgres_protocol::escape::{escape_identifier, escape_literal};
 
 use super::catalog::{Relation, Role, Table};
-use super::part::Part;
-use crate::config::{Operations, Postgres};
+use super::memory::{Memory, SENTENCE};
+use super::step::{Does, Identity, LOCK_TIMEOUT, Step};
+use crate::config::{Operations, Postgres, TableName};
 
 /// The statement of a file of `sql/setup/`: without its comments, with each `{name}` replaced.
 pub(crate) fn render(file: &str, values: &[(&str, &str)]) -> String {
@@ -24,8 +25,27 @@ pub(crate) fn render(file: &str, values: &[(&str, &str)]) -> String {
     text
 }
 
-fn qualified(relation: &Relation) -> String {
-    format!("{}.{}", escape_identifier(&relation.schema), escape_identifier(&relation.name))
+/// A table as SQL names it.
+fn qualified(table: &TableName) -> String {
+    format!("{}.{}", escape_identifier(&table.schema), escape_identifier(&table.name))
+}
+
+/// A name as SQL has it.
+pub(crate) fn escaped(name: &str) -> String {
+    escape_identifier(name)
+}
+
+/// A text in dollar quotes that it does not contain: the quotes.
+fn dollar_quote(text: &str) -> String {
+    let mut tags = (0..).map(|number| match number {
+        0 => "$setup$".to_owned(),
+        number => format!("$setup{number}$"),
+    });
+    tags.find(|tag| !text.contains(tag.as_str())).expect("a text is not endless")
+}
+
+fn literal(text: &str) -> String {
+    escape_literal(text).trim_start().to_owned()
 }
 
 /// The names of operations as `publish` takes them, which is their name in a configuration, too.
@@ -36,32 +56,29 @@ pub(super) fn operation_names(operations: Operations) -> Vec<&'static str> {
     names.into_iter().filter_map(|(name, is_set)| is_set.then_some(name)).collect()
 }
 
-/// Creates the publication of these tables, with their stored generated columns or without; `None`
+/// Creates the publication of these tables, with their stored generated columns or without; nothing
 /// if there is none, and rules look at some.
 pub(super) fn create_publication(
     publication: &str,
-    tables: &[(&Table, Part<'_>)],
+    tables: &[&Table],
     operations: Operations,
     with_generated: bool,
-) -> Option<String> {
+) -> Vec<Step> {
+    let names: Vec<TableName> = tables.iter().map(|table| table.relation.table_name()).collect();
     if operations == Operations::NONE {
         let file = include_str!("../../sql/setup/create_empty_publication.sql");
-        return Some(render(file, &[("publication", &escape_identifier(publication))]));
+        let sql = render(file, &[("publication", &escape_identifier(publication))]);
+        return vec![created(publication, Vec::new(), &sql)];
     }
     if tables.is_empty() {
-        return None;
+        return Vec::new();
     }
-    let name = |(table, shown): &(&Table, Part<'_>)| {
-        format!("{}{}", qualified(&table.relation), shown.sql())
-    };
-    let names: Vec<String> = tables.iter().map(name).collect();
-    let before: String = tables.iter().filter_map(|(_, part)| part.before()).collect();
     let mut options = Vec::new();
     if operations != Operations::ALL {
         let operations = escape_literal(&operation_names(operations).join(", "));
         options.push(format!("publish = {operations}"));
     }
-    if tables.iter().any(|(table, _)| table.is_partitioned()) {
+    if tables.iter().any(|table| table.is_partitioned()) {
         options.push("publish_via_partition_root = true".to_owned());
     }
     if with_generated {
@@ -71,134 +88,231 @@ pub(super) fn create_publication(
         none if none.is_empty() => none,
         options => format!(" with ({options})"),
     };
-    let publication = escape_identifier(publication);
-    let values =
-        [("publication", &*publication), ("tables", &names.join(", ")), ("options", &options)];
-    let create = render(include_str!("../../sql/setup/create_publication.sql"), &values);
-    Some(format!("{before}{create}"))
+    let list: Vec<String> = names.iter().map(qualified).collect();
+    let escaped = escape_identifier(publication);
+    let values = [("publication", &*escaped), ("tables", &list.join(", ")), ("options", &options)];
+    let sql = render(include_str!("../../sql/setup/create_publication.sql"), &values);
+    vec![created(publication, names, &sql)]
 }
 
-/// Lets the publication have all of these tables, and no others.
-pub(super) fn set_tables(publication: &str, tables: &[&Table]) -> String {
-    let names: Vec<String> = tables.iter().map(|table| qualified(&table.relation)).collect();
+/// Nobody ever sees the publication without the comment that tells whose it is.
+fn created(publication: &str, tables: Vec<TableName>, sql: &str) -> Step {
+    let comment = comment(publication, &Memory::default());
+    Step::new(Does::CreatePublication(tables), format!("{sql};\n{comment}"))
+}
+
+/// Writes what is remembered, and that the publication is walsweep's.
+pub(crate) fn comment(publication: &str, memory: &Memory) -> String {
     let publication = escape_identifier(publication);
-    let values = [("publication", &*publication), ("tables", &names.join(", "))];
-    render(include_str!("../../sql/setup/set_tables.sql"), &values)
+    let values = [("publication", &*publication), ("comment", &literal(&memory.comment()))];
+    render(include_str!("../../sql/setup/comment.sql"), &values)
+}
+
+fn of_publication(file: &str, publication: &str) -> String {
+    render(file, &[("publication", &escape_identifier(publication))])
 }
 
 /// Lets the publication publish these operations.
-pub(super) fn set_publish(publication: &str, operations: Operations) -> String {
-    let operations = escape_literal(&operation_names(operations).join(", "));
+pub(super) fn set_publish(publication: &str, operations: Operations) -> Vec<Step> {
+    let operations = literal(&operation_names(operations).join(", "));
     let publication = escape_identifier(publication);
     let values = [("publication", &*publication), ("operations", &operations)];
-    render(include_str!("../../sql/setup/set_publish.sql"), &values)
+    let sql = render(include_str!("../../sql/setup/set_publish.sql"), &values);
+    vec![Step::new(Does::SetPublication, sql)]
 }
 
 /// Lets the publication publish partitions under the name of the partitioned table.
-pub(super) fn set_via_root(publication: &str) -> String {
-    let publication = escape_identifier(publication);
-    render(include_str!("../../sql/setup/set_via_root.sql"), &[("publication", &publication)])
+pub(super) fn set_via_root(publication: &str) -> Vec<Step> {
+    let sql = of_publication(include_str!("../../sql/setup/set_via_root.sql"), publication);
+    vec![Step::new(Does::SetPublication, sql)]
 }
 
 /// Lets the publication have stored generated columns.
-pub(super) fn set_generated(publication: &str) -> String {
-    let publication = escape_identifier(publication);
-    render(include_str!("../../sql/setup/set_generated.sql"), &[("publication", &publication)])
+pub(super) fn set_generated(publication: &str) -> Vec<Step> {
+    let sql = of_publication(include_str!("../../sql/setup/set_generated.sql"), publication);
+    vec![Step::new(Does::SetPublication, sql)]
 }
 
-/// Adds this part of a table to the publication.
-pub(super) fn add_table(publication: &str, table: &Table, part: &Part<'_>) -> String {
-    let add = of_table(include_str!("../../sql/setup/add_table.sql"), (publication, table), part);
-    format!("{}{add}", part.before().unwrap_or_default())
+/// Adds a table to the publication.
+pub(super) fn add_table(publication: &str, table: &Table) -> Vec<Step> {
+    let name = table.relation.table_name();
+    let sql = of_table(include_str!("../../sql/setup/add_table.sql"), publication, &name);
+    vec![Step::new(Does::AddTable(name), sql)]
 }
 
-/// Lets the publication have this part of a table.
-pub(super) fn set_part(publication: &str, table: &Table, part: &Part<'_>) -> String {
-    of_table(include_str!("../../sql/setup/set_part.sql"), (publication, table), part)
+/// Takes a table out of the publication.
+pub(super) fn drop_table(publication: &str, table: &TableName) -> Step {
+    let sql = of_table(include_str!("../../sql/setup/drop_table.sql"), publication, table);
+    Step::new(Does::DropTable(table.clone()), sql)
 }
 
-fn of_table(file: &str, (publication, table): (&str, &Table), part: &Part<'_>) -> String {
-    let (publication, table) = (escape_identifier(publication), qualified(&table.relation));
-    let (before, part) = (part.before().unwrap_or_default(), part.sql());
-    let values = [("publication", &*publication), ("table", &table), ("part", &part)];
-    render(file, &[&values[..], &[("before", &before)]].concat())
+/// Lets the publication have all of a table.
+pub(super) fn set_whole(publication: &str, table: &Table) -> Vec<Step> {
+    let name = table.relation.table_name();
+    let sql = of_table(include_str!("../../sql/setup/set_whole.sql"), publication, &name);
+    vec![Step::new(Does::WidenTable(name), sql)]
 }
 
-impl Part<'_> {
-    /// Behind the name of its table; nothing for all of it.
-    fn sql(&self) -> String {
-        let names = self.columns.as_ref();
-        let names = names.map(|names| names.iter().map(|name| escape_identifier(name)));
-        let list = names.map(|names| format!(" ({})", names.collect::<Vec<_>>().join(", ")));
-        let filter = self.filter.as_ref().map(|filter| format!(" {}", filter.sql()));
-        list.into_iter().chain(filter).collect()
-    }
-
-    /// Statements that come first, or writes of the application fail.
-    fn before(&self) -> Option<String> {
-        let before = self.filter.as_ref().and_then(|filter| filter.before.as_ref());
-        before.map(|before| format!("{before};\n"))
-    }
+fn of_table(file: &str, publication: &str, table: &TableName) -> String {
+    let (publication, table) = (escape_identifier(publication), qualified(table));
+    render(file, &[("publication", &publication), ("table", &table)])
 }
 
 /// Gives the table, and each partition of it, the full replica identity: partitions do not inherit
-/// it.
-pub(super) fn full_identity(table: &Table) -> String {
-    let file = include_str!("../../sql/setup/replica_identity.sql");
+/// it. Each in a transaction of its own, so that no lock is held while another is waited for.
+pub(super) fn full_identity(table: &Table) -> Vec<Step> {
     let missing = table.family().filter(|relation| relation.identity != 'f');
-    let statements = missing.map(|relation| render(file, &[("table", &qualified(relation))]));
-    statements.collect::<Vec<_>>().join(";\n")
+    let step = |relation: &Relation| {
+        let name = relation.table_name();
+        let identity = Identity {
+            table: table.relation.table_name(),
+            relation: name.clone(),
+            was: relation.identity,
+            index: relation.identity_index.clone().filter(|_| relation.identity == 'i'),
+        };
+        Step::new(Does::SetIdentity(identity), identity_full(&name))
+    };
+    missing.map(step).collect()
 }
 
-/// Gives one relation the full replica identity.
+fn identity_full(table: &TableName) -> String {
+    let file = include_str!("../../sql/setup/replica_identity.sql");
+    render(file, &[("table", &qualified(table))])
+}
+
+/// Gives one relation the full replica identity, as a person runs it.
 pub(crate) fn full_identity_of(schema: &str, name: &str) -> String {
-    let table = format!("{}.{}", escape_identifier(schema), escape_identifier(name));
-    render(include_str!("../../sql/setup/replica_identity.sql"), &[("table", &table)])
+    let table = TableName { schema: schema.to_owned(), name: name.to_owned() };
+    format!("set lock_timeout = '{LOCK_TIMEOUT}'; {}", identity_full(&table))
+}
+
+/// Gives a relation the identity back that it had; `None` if it is not known which.
+pub(crate) fn identity_as_before(identity: &Identity) -> Option<Step> {
+    let kind = match (identity.was, &identity.index) {
+        ('d', _) => "default".to_owned(),
+        ('n', _) => "nothing".to_owned(),
+        ('i', Some(index)) => format!("using index {}", escape_identifier(index)),
+        _ => return None,
+    };
+    let table = qualified(&identity.relation);
+    let file = include_str!("../../sql/setup/identity_as_before.sql");
+    let sql = render(file, &[("table", &table), ("identity", &kind)]);
+    Some(Step::new(Does::RestoreIdentity(identity.clone()), sql))
 }
 
 /// Lets the role replicate.
-pub(super) fn allow_replication(role: &Role) -> String {
+pub(super) fn allow_replication(role: &Role) -> Vec<Step> {
     let file = if role.is_rds {
         include_str!("../../sql/setup/allow_replication_rds.sql")
     } else {
         include_str!("../../sql/setup/allow_replication.sql")
     };
-    render(file, &[("role", &escape_identifier(&role.name))])
+    vec![Step::new(Does::Role, render(file, &[("role", &escape_identifier(&role.name))]))]
+}
+
+/// Creates the role of a login, or lets it log in and replicate. `verifier` is of its password.
+pub(crate) fn create_role(role: &str, verifier: Option<&str>) -> Step {
+    let file = include_str!("../../sql/setup/create_role.sql");
+    let password = verifier.map(|verifier| format!(" password {}", literal(verifier)));
+    let (escaped, name) = (escape_identifier(role), literal(role));
+    let quote = dollar_quote(role);
+    let values = [
+        ("role", &*escaped),
+        ("name", &name),
+        ("password", password.as_deref().unwrap_or_default()),
+        ("quote", &quote),
+    ];
+    Step::new(Does::Role, render(file, &values))
+}
+
+/// Lets a role connect to a database.
+pub(crate) fn grant_connect(role: &str, database: &str) -> Step {
+    let (role, database) = (escape_identifier(role), escape_identifier(database));
+    let file = include_str!("../../sql/setup/grant_connect.sql");
+    Step::new(Does::Role, render(file, &[("role", &role), ("database", &database)]))
+}
+
+/// Lets a role use the names of a schema.
+pub(super) fn grant_usage(schema: &str, role: &str) -> Step {
+    let (schema, role) = (escape_identifier(schema), escape_identifier(role));
+    let file = include_str!("../../sql/setup/grant_usage.sql");
+    Step::new(Does::Grant, render(file, &[("schema", &schema), ("role", &role)]))
+}
+
+/// Lets a role read a table.
+pub(super) fn grant_select(table: &TableName, role: &str) -> Step {
+    let (table, role) = (qualified(table), escape_identifier(role));
+    let file = include_str!("../../sql/setup/grant_select.sql");
+    Step::new(Does::Grant, render(file, &[("table", &table), ("role", &role)]))
 }
 
 /// Lets a role ask the primary for what a slot on a standby waits for.
-pub(super) fn allow_standby_snapshot(role: &str) -> String {
+pub(super) fn allow_standby_snapshot(role: &str) -> Vec<Step> {
     let file = include_str!("../../sql/setup/allow_standby_snapshot.sql");
-    render(file, &[("role", &escape_identifier(role))])
+    vec![Step::new(Does::Role, render(file, &[("role", &escape_identifier(role))]))]
 }
 
 /// Creates the slot.
-pub(super) fn create_slot(config: &Postgres) -> String {
+pub(super) fn create_slot(config: &Postgres) -> Step {
     let options = if config.failover { ", failover => true" } else { "" };
-    let slot = escape_literal(&config.slot);
+    let slot = literal(&config.slot);
     let values = [("slot", &*slot), ("options", options)];
-    render(include_str!("../../sql/setup/create_slot.sql"), &values)
+    Step::new(Does::Slot, render(include_str!("../../sql/setup/create_slot.sql"), &values))
 }
 
 /// Removes the slot.
 pub(crate) fn drop_slot(slot: &str) -> String {
-    render(include_str!("../../sql/setup/drop_slot.sql"), &[("slot", &escape_literal(slot))])
+    render(include_str!("../../sql/setup/drop_slot.sql"), &[("slot", &literal(slot))])
+}
+
+/// The same as a step.
+pub(super) fn without_slot(slot: &str) -> Step {
+    Step::new(Does::Slot, drop_slot(slot))
 }
 
 /// Removes the publication.
 pub(crate) fn drop_publication(publication: &str) -> String {
-    let publication = escape_identifier(publication);
-    render(include_str!("../../sql/setup/drop_publication.sql"), &[("publication", &publication)])
+    of_publication(include_str!("../../sql/setup/drop_publication.sql"), publication)
+}
+
+/// The comment on what belongs to the event trigger, as a literal.
+pub(super) fn trigger_comment() -> String {
+    literal(SENTENCE)
+}
+
+/// A step for the script: it waits briefly for its locks, and is tried again.
+pub(crate) fn patiently(step: &Step, (attempts, pause): (u32, u64)) -> String {
+    let locked = step.does.locks();
+    let names: Vec<String> = locked.iter().map(|table| literal(&qualified(table))).collect();
+    let tables = format!("array[{}]", names.join(", "));
+    let quote = dollar_quote(&format!("{}{tables}", step.sql));
+    let values = [
+        ("quote", &*quote),
+        ("timeout", LOCK_TIMEOUT),
+        ("sql", &step.sql),
+        ("tables", &tables),
+        ("attempts", &attempts.to_string()),
+        ("pause", &pause.to_string()),
+    ];
+    render(include_str!("../../sql/setup/patiently.sql"), &values)
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{drop_publication, drop_slot};
+    use super::{dollar_quote, drop_publication, drop_slot, patiently};
+    use crate::config::TableName;
+    use crate::preflight::step::{Does, Step};
 
     #[test]
     fn a_name_never_becomes_syntax() {
         let sql = drop_publication("a\"; {slot} --");
         assert_eq!(sql, "drop publication \"a\"\"; {slot} --\"");
         assert_eq!(drop_slot("it's"), "select pg_catalog.pg_drop_replication_slot('it''s')");
+        assert_eq!(dollar_quote("$setup$ $setup1$"), "$setup2$");
+        let table = TableName { schema: "a".to_owned(), name: "$setup$; it's".to_owned() };
+        let step = Step::new(Does::AddTable(table), "x \"$setup$\"".to_owned());
+        let script = patiently(&step, (3, 1));
+        assert!(script.starts_with("do $setup1$\n") && script.ends_with("\n$setup1$"), "{script}");
+        assert!(script.contains("array['\"a\".\"$setup$; it''s\"']"), "{script}");
     }
 }

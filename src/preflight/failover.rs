@@ -98,7 +98,7 @@ fn judge(slot: &str, replica: &str, state: &StandbyState) -> Option<Finding> {
             );
             let orphan = Finding::warning("failover_orphan", message);
             let hint = "drop it there; the standby then copies the primary's";
-            return Some(orphan.hint(hint).sql(cure::drop_slot(slot)));
+            return Some(orphan.hint(hint).cure(vec![cure::without_slot(slot)]));
         }
         None => {}
     }

@@ -4,6 +4,7 @@ use std::fmt;
 
 use serde::{Serialize, Serializer};
 
+use super::step::{Step, printed};
 use crate::config::Location;
 
 /// How bad a finding is.
@@ -64,18 +65,20 @@ pub struct Finding {
     /// What to do about it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub hint: Option<String>,
-    /// What the cure costs, and how it is undone.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub price: Option<String>,
-    /// The statements that cure it, without the last semicolon.
+    /// The statements that cure it, as a person runs them one after another, without the last
+    /// semicolon.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sql: Option<String>,
+    /// The same for a program: a transaction each.
+    #[serde(skip)]
+    pub steps: Vec<Step>,
 }
 
 impl Finding {
     pub(super) fn new(severity: Severity, code: &'static str, message: String) -> Finding {
-        let (scope, at, hint, price, sql) = (Scope::Everything, None, None, None, None);
-        Finding { severity, code, scope, at, message, hint, price, sql }
+        let (scope, at, hint, sql) = (Scope::Everything, None, None, None);
+        let steps = Vec::new();
+        Finding { severity, code, scope, at, message, hint, sql, steps }
     }
 
     pub(crate) fn error(code: &'static str, message: impl Into<String>) -> Finding {
@@ -103,12 +106,10 @@ impl Finding {
         Finding { hint: Some(hint.into()), ..self }
     }
 
-    pub(crate) fn price(self, price: impl Into<String>) -> Finding {
-        Finding { price: Some(price.into()), ..self }
-    }
-
-    pub(super) fn sql(self, sql: impl Into<String>) -> Finding {
-        Finding { sql: Some(sql.into()), ..self }
+    /// What cures it, in this order; nothing for no steps.
+    pub(super) fn cure(self, steps: Vec<Step>) -> Finding {
+        let sql = (!steps.is_empty()).then(|| printed(&steps));
+        Finding { sql, steps, ..self }
     }
 
     /// Whether the promise would not hold: `run` suspends the rules that it concerns, and refuses
@@ -124,6 +125,19 @@ impl Finding {
         self.is_error() && self.scope.is_everything()
     }
 
+    /// Whether `run` would wait until it is over: a server that is down, or busy with itself.
+    #[must_use]
+    pub fn is_waited_for(&self) -> bool {
+        const CODES: [&str; 5] = [
+            "catalog_unreadable",
+            "postgres_unreachable",
+            "redis_refused",
+            "redis_unreachable",
+            "replication_unreachable",
+        ];
+        self.is_error() && CODES.contains(&self.code)
+    }
+
     /// The rules that it concerns, if it is an error.
     pub fn concerns(&self) -> impl Iterator<Item = &str> {
         let rules = match &self.scope {
@@ -134,9 +148,12 @@ impl Finding {
     }
 
     /// The rules that are suspended because of it. A partition that was added without the identity
-    /// of its table, as jobs do every month, makes keys wide and leaves none: its rule goes on.
+    /// of its table, as jobs do every month, makes keys wide, or fails the application's own UPDATE
+    /// and DELETE of its rows, and leaves no key: its rule goes on. So does one whose keys
+    /// Redis does not let go.
     pub fn suspends(&self) -> impl Iterator<Item = &str> {
-        self.concerns().filter(|_| self.code != "partition_identity")
+        const GO_ON: [&str; 2] = ["partition_identity", "redis_key_permission"];
+        self.concerns().filter(|_| !GO_ON.contains(&self.code))
     }
 }
 
@@ -148,9 +165,6 @@ impl fmt::Display for Finding {
         formatter.write_str(&self.message)?;
         if let Some(hint) = &self.hint {
             write!(formatter, "\n    hint: {hint}")?;
-        }
-        if let Some(price) = &self.price {
-            write!(formatter, "\n    price: {price}")?;
         }
         if let Some(sql) = &self.sql {
             write!(formatter, "\n    sql: {};", sql.replace('\n', "\n         "))?;
@@ -237,14 +251,16 @@ mod tests {
     fn report() -> Report {
         let at = Location { line: 7, column: 9, key: "rule.0.table".to_owned() };
         let error = Finding::error("table_missing", "no table `a.b`").at(&at);
-        let error = error.hint("a hint").price("a price").sql("begin;\ncommit");
+        let error = error.hint("a hint");
+        let sql = Some("begin;\ncommit".to_owned());
+        let error = Finding { sql, ..error };
         Report { postgres: vec![Finding::info("x", "y"), error], redis: Vec::new() }
     }
 
     #[test]
     fn the_text_shows_the_worst_first_with_place_hint_and_sql() {
         let text = "error[table_missing]: 7:9: rule.0.table: no table `a.b`\n    hint: a hint\n    \
-                    price: a price\n    sql: begin;\n         commit;\ninfo[x]: y\n\
+                    sql: begin;\n         commit;\ninfo[x]: y\n\
                     1 error, 0 warnings";
         assert_eq!(report().to_string(), text);
     }
@@ -255,7 +271,7 @@ mod tests {
         let finding = serde_json::json!({
             "severity": "error", "code": "table_missing", "message": "no table `a.b`",
             "at": { "line": 7, "column": 9, "key": "rule.0.table" },
-            "hint": "a hint", "price": "a price", "sql": "begin;\ncommit",
+            "hint": "a hint", "sql": "begin;\ncommit",
         });
         assert_eq!(json["postgres"][1], finding);
         assert_eq!(json["postgres"][0].get("hint"), None);

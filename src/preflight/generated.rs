@@ -8,7 +8,7 @@
 //! See <https://www.postgresql.org/docs/18/logical-replication-gencols.html>.
 
 use super::catalog::{Column, Table};
-use super::{Context, Finding, columns, cure};
+use super::{Context, Finding, cure, identity, narrowed};
 use crate::keys::ColumnUse;
 
 /// The first version that publishes generated columns, and refuses writes without them.
@@ -16,7 +16,7 @@ const VERSION_MIN: i32 = 180_000;
 
 /// A replica identity, as it is or will be, with a generated column that is not published.
 pub(super) fn identity(context: &Context<'_>, table: &Table) -> Option<Finding> {
-    let is_full = columns::is_full(context, table);
+    let is_full = identity::is_full(context, table);
     let is_identified = |column: &&Column| {
         is_full || table.family().any(|relation| relation.identifies(&column.name))
     };
@@ -31,7 +31,7 @@ pub(super) fn identity(context: &Context<'_>, table: &Table) -> Option<Finding> 
     Some(if left_out.is_virtual {
         finding.hint("it is virtual: take an identity by index, or `immutable` columns")
     } else {
-        finding.sql(cure::set_generated(&context.config.postgres.publication))
+        finding.cure(cure::set_generated(&context.config.postgres.publication))
     })
 }
 
@@ -39,7 +39,7 @@ pub(super) fn identity(context: &Context<'_>, table: &Table) -> Option<Finding> 
 pub(super) fn is_needed(context: &Context<'_>) -> bool {
     let is_needed = |table: &Table| {
         let name = table.relation.table_name();
-        let is_full = columns::is_full(context, table);
+        let is_full = identity::is_full(context, table);
         table.columns.iter().filter(|column| is_stored(column)).any(|column| {
             let mut uses = context.rules.column_uses();
             is_full
@@ -65,7 +65,7 @@ pub(super) fn unpublished(
     } else if known.is_virtual {
         finding.hint(hint)
     } else {
-        finding.sql(cure::set_generated(&context.config.postgres.publication))
+        finding.cure(cure::set_generated(&context.config.postgres.publication))
     }
 }
 
@@ -85,13 +85,17 @@ pub(super) fn cured_by_full(context: &Context<'_>, table: &Table, finding: Findi
             column.name
         ));
     }
-    let full = cure::full_identity(table);
-    // A table that has to become full for an error has a finding of its own for that, too.
-    if finding.is_error() || left_out(context, table).next().is_none() {
-        return finding.sql(full);
+    let name = &context.config.postgres.publication;
+    let mut steps = Vec::new();
+    // Each finding has all of its own cure: whoever runs only this one must not be worse off.
+    if narrowed::is_limited(table) {
+        steps.extend(cure::set_whole(name, table));
     }
-    let before = cure::set_generated(&context.config.postgres.publication);
-    finding.sql(format!("{before};\n{full}"))
+    if left_out(context, table).next().is_some() {
+        steps.extend(cure::set_generated(name));
+    }
+    steps.extend(cure::full_identity(table));
+    finding.cure(steps)
 }
 
 /// The generated columns that are not published, or will not be once the publication is made, on a

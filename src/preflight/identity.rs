@@ -4,8 +4,8 @@
 //! has an identity of its own: see `partitions`.
 
 use super::catalog::Table;
-use super::part::Part;
-use super::{Context, Finding, columns, cure, generated, publication};
+use super::step::Step;
+use super::{Context, Finding, cure, generated, publication};
 use crate::config::{Operations, Rule};
 use crate::keys::{ColumnUse, Purpose};
 
@@ -28,16 +28,15 @@ pub(super) fn check(context: &Context<'_>) -> Vec<Finding> {
             |table: &&Table| table.is_publishable() && !table.identifies(column.column);
         if let Some(table) = table.filter(is_unknown) {
             let found = unknown_old(&column).map(|one| one.of_rules([column.rule]));
-            let cured = found.map(|one| generated::cured_by_full(context, table, one));
-            findings.extend(cured.map(|one| unlimited(context, table, one)));
+            findings.extend(found.map(|one| generated::cured_by_full(context, table, one)));
         }
     }
     findings
 }
 
-/// The first relation that cannot be updated while it is published.
+/// A table that cannot be updated while it is published. Of its partitions see `partitions`.
 fn no_identity(context: &Context<'_>, table: &Table, rule: &Rule) -> Option<Finding> {
-    let bare = table.holders().find(|relation| relation.kind == 'r' && !relation.has_identity())?;
+    let bare = Some(&table.relation).filter(|one| one.kind == 'r' && !one.has_identity())?;
     let name = bare.table_name();
     let message = format!(
         "`{name}` has no replica identity: the application's own UPDATE and DELETE fail while they \
@@ -52,25 +51,42 @@ fn no_identity(context: &Context<'_>, table: &Table, rule: &Rule) -> Option<Find
 /// Whether an error of this check is cured by a full identity of the table.
 pub(super) fn needs_full(context: &Context<'_>, table: &Table) -> bool {
     let name = table.relation.table_name();
+    // A column that is not there, such as one that was renamed, has a finding of its own.
+    let is_there = |name: &str| table.columns.iter().any(|column| column.name == name);
     let uses = context.rules.column_uses().filter(|column| *column.table == name);
+    let uses = uses.filter(|column| is_there(column.column));
     let mut unknown = uses.filter(|column| !table.identifies(column.column));
     let is_missing = table.holders().any(|relation| !relation.has_identity());
     let is_unknown = unknown.any(|column| unknown_old(&column).is_some_and(|one| one.is_error()));
     (is_missing || is_unknown) && generated::forbids_full(context, table).is_none()
 }
 
-/// A larger identity, which a person may choose, needs all columns published first: the
-/// application's own UPDATE and DELETE would fail. For errors there is a finding of its own.
-fn unlimited(context: &Context<'_>, table: &Table, finding: Finding) -> Finding {
-    let name = &context.config.postgres.publication;
-    match &finding.sql {
-        Some(sql) if !finding.is_error() && columns::is_limited(context, table) => {
-            let part = Part { columns: None, ..Part::kept(context, table) };
-            let sql = format!("{};\n{sql}", cure::set_part(name, table, &part));
-            finding.sql(sql)
-        }
-        _ => finding,
+/// Whether the replica identity is full, or will be once its errors are cured.
+pub(super) fn is_full(context: &Context<'_>, table: &Table) -> bool {
+    table.family().any(|relation| relation.identity == 'f') || needs_full(context, table)
+}
+
+/// Whether a table without an identity cannot be given one: published, the application's own UPDATE
+/// and DELETE of it would fail.
+pub(super) fn is_hopeless(context: &Context<'_>, table: &Table) -> bool {
+    is_bare(context, table) && generated::forbids_full(context, table).is_some()
+}
+
+/// What has to be done before a table is published, or the application's own UPDATE and DELETE of
+/// it fail.
+pub(super) fn before_publishing(context: &Context<'_>, table: &Table) -> Vec<Step> {
+    let generated = generated::identity(context, table).map(|finding| finding.steps);
+    let mut steps = generated.unwrap_or_default();
+    if is_bare(context, table) {
+        steps.extend(cure::full_identity(table));
     }
+    steps
+}
+
+fn is_bare(context: &Context<'_>, table: &Table) -> bool {
+    let published = publication::published(context);
+    (published.update || published.delete)
+        && table.holders().any(|relation| !relation.has_identity())
 }
 
 /// What follows for a rule if the old value of a column is not in the log. A full identity cures

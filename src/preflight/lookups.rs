@@ -160,10 +160,11 @@ async fn one(config: &Config, lookup: &Lookup, client: &Client) -> Result<Option
         Err(error) if is_locked(&error) => return Err(error.into()),
         Err(error) => {
             let Some(cause) = error.as_db_error() else { return Err(error.into()) };
-            let finding = if is_wrong(cause) {
+            let finding = if cause.code().code() == PRIVILEGE {
+                refused(config, name, cause)
+            } else if is_wrong(cause) {
                 let text = format!("lookup `{name}` does not prepare: {}", told(cause));
-                let hint = "write one query that reads a row by `$1`, `$2` and so on";
-                Finding::error("lookup_sql", text).hint(hint)
+                Finding::error("lookup_sql", text).hint(mended(cause))
             } else {
                 fails(name, cause)
             };
@@ -173,7 +174,6 @@ async fn one(config: &Config, lookup: &Lookup, client: &Client) -> Result<Option
     if let Some(finding) = parameters(lookup, &prepared).or_else(|| columns(lookup, &prepared)) {
         return Ok(Some(finding));
     }
-    let role = &config.postgres.endpoint.user;
     let tried = |cause: &DbError| {
         let (code, said) = (cause.code().code(), told(cause));
         match code {
@@ -181,11 +181,7 @@ async fn one(config: &Config, lookup: &Lookup, client: &Client) -> Result<Option
                 let text = format!("lookup `{name}` was not answered in time: {said}");
                 Finding::warning("lookup_slow", text).hint("keys that wait for it are widened")
             }
-            PRIVILEGE => {
-                let text = format!("lookup `{name}` is refused: {said}");
-                let hint = format!("grant `select` on what it reads to `{role}`");
-                Finding::error("lookup_privilege", text).hint(hint)
-            }
+            PRIVILEGE => refused(config, name, cause),
             READ_ONLY => Finding::error("lookup_writes", format!("lookup `{name}` writes: {said}"))
                 .hint("a lookup only reads, without `for update` and functions that write"),
             _ if is_wrong(cause) => {
@@ -205,6 +201,14 @@ async fn one(config: &Config, lookup: &Lookup, client: &Client) -> Result<Option
     Ok(Some(tried(cause).at(&lookup.sql.at)))
 }
 
+/// A right that the role lacks.
+fn refused(config: &Config, name: &str, cause: &DbError) -> Finding {
+    let text = format!("lookup `{name}` is refused: {}", told(cause));
+    let role = &config.postgres.endpoint.user;
+    let hint = format!("grant `usage` on the schema and `select` on what it reads to `{role}`");
+    Finding::error("lookup_privilege", text).hint(hint)
+}
+
 /// Runs a statement with NULL for every parameter.
 async fn run(client: &Client, statement: &Statement) -> Result<(), tokio_postgres::Error> {
     let nulls: Vec<&(dyn ToSql + Sync)> =
@@ -217,6 +221,24 @@ async fn run(client: &Client, statement: &Statement) -> Result<(), tokio_postgre
 /// be over with the next row, or with the next try.
 fn is_wrong(cause: &DbError) -> bool {
     cause.code().code().starts_with("42")
+}
+
+/// What a person can do about a query that is wrong. Of a column that was renamed Postgres names
+/// the one that is most like it.
+fn mended(cause: &DbError) -> String {
+    // SQLSTATE of a column, and of a table, that is not there.
+    const COLUMN: &str = "42703";
+    const TABLE: &str = "42P01";
+    match (cause.code().code(), cause.hint()) {
+        (COLUMN | TABLE, Some(hint)) => hint.to_owned(),
+        (COLUMN, None) => "it was dropped or renamed: let the lookup name another".to_owned(),
+        (TABLE, None) => {
+            "it was dropped or renamed, or is in a schema that the role does not search: let the \
+             lookup name it with its schema"
+                .to_owned()
+        }
+        _ => "write one query that reads a row by `$1`, `$2` and so on".to_owned(),
+    }
 }
 
 /// What may be said of an error (I9): of a query that is wrong the message names tables and

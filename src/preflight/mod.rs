@@ -18,28 +18,30 @@
 //! ([`misfits`], and see [`watch`](crate::watch)).
 
 mod catalog;
-mod columns;
 mod condition;
 mod cure;
 mod failover;
 mod finding;
 mod fitness;
+mod freed;
 mod generated;
+mod grants;
 mod identity;
 mod keyed;
 mod lookup_index;
 mod lookups;
-mod part;
+mod memory;
+mod narrowed;
 mod partitions;
 mod publication;
 mod reads;
 mod redis;
 mod replicas;
 mod replication;
-mod rows;
 mod server;
 mod slot;
 mod slot_standby;
+mod step;
 mod tables;
 mod views;
 
@@ -51,18 +53,24 @@ use crate::config::{Config, Source, TableName};
 use crate::keys::Rules;
 
 pub(crate) use self::catalog::{digest_of, with_published};
-pub(crate) use self::cure::{drop_publication, drop_slot, full_identity_of, render};
+pub(crate) use self::cure::{
+    comment, create_role, drop_publication, drop_slot, escaped, full_identity_of, grant_connect,
+    identity_as_before, patiently, render,
+};
 pub use self::finding::{Finding, Report, Scope, Severity};
 pub use self::fitness::Fitness;
 pub use self::lookups::{LOOKUP_LOCKED, Trial, is_of_lookup, trials};
+pub use self::memory::{Memory, SENTENCE};
 pub use self::reads::find as find_reads;
-pub use self::redis::redis;
+pub use self::redis::{login_refused, redis, unreachable as redis_unreachable};
 pub use self::replicas::replicas;
 pub use self::replication::{replication, unreachable};
 pub use self::slot::before_publication;
+pub(crate) use self::step::printed;
+pub use self::step::{Does, Identity, LOCK_TIMEOUT, Runner, Step};
 pub(crate) use self::views::{drop_trigger, trigger_name};
 
-use self::catalog::Catalog;
+use self::catalog::{Catalog, Name};
 
 /// A rule and the code of an error that concerns it.
 pub type Misfit = (String, &'static str);
@@ -75,9 +83,6 @@ pub fn misfits(findings: &[Finding]) -> BTreeSet<Misfit> {
     };
     findings.iter().flat_map(of).collect()
 }
-
-/// The first version that publishes parts of tables.
-const VERSION_PARTS: i32 = 150_000;
 
 /// Why the checks could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -105,8 +110,6 @@ struct Context<'a> {
     catalog: &'a Catalog,
     /// `server_version_num`.
     version: i32,
-    /// How the values of columns are spread that row filters ask of.
-    spreads: Vec<rows::Spread>,
 }
 
 impl Context<'_> {
@@ -137,8 +140,7 @@ pub async fn postgres(
     let mut pids = vec![backend_pid, catalog.backend_pid];
     pids.push(catalog::server(client).await?.0);
     let on_standby = slot_standby::check(&config.postgres, &mut catalog).await?;
-    let mut context = Context { config, rules, catalog: &catalog, version, spreads: Vec::new() };
-    context.spreads = rows::spreads(&context, client).await?;
+    let context = Context { config, rules, catalog: &catalog, version };
     let mut findings = server::check(&context, &pids);
     if catalog.is_in_recovery {
         // Whatever else is wrong would have to be cured on the primary.
@@ -149,10 +151,12 @@ pub async fn postgres(
     findings.extend(failover::check(&context));
     findings.extend(of_tables(&context));
     findings.extend(views::check(config, client).await?);
-    findings.extend(trials(config, rules, client).await?.into_iter().filter_map(Trial::finding));
+    let tried = trials(config, rules, client).await?.into_iter().filter_map(Trial::finding);
+    findings.extend(grants::check(&context, tried.collect(), client).await?);
     findings.extend(lookup_index::check(rules, client).await?);
     let outcomes = reads::look(config, rules, client).await?;
     findings.extend(reads::findings(rules, &outcomes));
+    findings.extend(freed::check(&context, &reads::kept(&outcomes), client).await?);
     reads::keep_the_same(rules, outcomes);
     for table in &catalog.tables {
         let name = table.relation.table_name();
@@ -163,10 +167,11 @@ pub async fn postgres(
     Ok(findings)
 }
 
-/// What is judged of tables and publication.
+/// What is judged of tables and publication. Identities come first: whoever runs the cures in this
+/// order publishes no table whose writes would then fail.
 fn of_tables(context: &Context<'_>) -> Vec<Finding> {
     let checks =
-        [tables::check, publication::check, identity::check, partitions::check, condition::check];
+        [tables::check, identity::check, partitions::check, publication::check, condition::check];
     checks.iter().flat_map(|check| check(context)).collect()
 }
 
@@ -178,9 +183,8 @@ fn of_tables(context: &Context<'_>) -> Vec<Finding> {
 ///
 /// When the catalog cannot be read.
 pub async fn again(config: &Config, rules: &Rules, client: &Client) -> Result<Vec<Finding>, Error> {
-    let catalog = Catalog::read(config, rules, client, false).await?;
-    let (version, spreads) = (catalog.version, Vec::new());
-    let context = Context { config, rules, catalog: &catalog, version, spreads };
+    let catalog = Catalog::read(config, rules, client, true).await?;
+    let context = Context { config, rules, catalog: &catalog, version: catalog.version };
     let mut findings = server::check(&context, &[]);
     findings.retain(|finding| !server::is_headroom(finding.code));
     findings.extend(of_tables(&context));
@@ -201,6 +205,18 @@ pub async fn digest(
 ) -> Result<String, tokio_postgres::Error> {
     let tables = catalog::digest(config, rules, client).await?;
     Ok(format!("{tables} {}", views::digest(config, client).await?))
+}
+
+/// The table or view that was perhaps meant: one of that name in another schema, or one of a name
+/// like it in the same.
+fn likely(wanted: &TableName, others: &[Name]) -> Option<String> {
+    let shown = |other: &Name| format!("{}.{}", other.schema, other.name);
+    if let Some(namesake) = others.iter().find(|other| other.name == wanted.name) {
+        return Some(shown(namesake));
+    }
+    let beside = others.iter().filter(|other| other.schema == wanted.schema);
+    let like = nearest(&wanted.name, beside.map(|other| other.name.as_str()))?;
+    Some(format!("{}.{like}", wanted.schema))
 }
 
 /// The candidate that is most like `wanted`, if one is like it at all.

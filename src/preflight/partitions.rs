@@ -4,8 +4,8 @@
 //! the identity of the table under whose name it publishes. All of this was seen in the stream of a
 //! server, and `logicalrep_write_update` and `pgoutput_truncate` (proto.c, pgoutput.c) say why.
 
-use super::catalog::Table;
-use super::{Context, Finding, generated};
+use super::catalog::{Relation, Table};
+use super::{Context, Finding, generated, publication};
 use crate::config::Rule;
 
 /// What partitions change for each rule on a partitioned table.
@@ -14,12 +14,35 @@ pub(super) fn check(context: &Context<'_>) -> Vec<Finding> {
     for rule in &context.config.rules {
         let table = context.catalog.table(&rule.table);
         if let Some(table) = table.filter(|table| table.is_partitioned()) {
-            let found = [mixed_identity(context, table, rule), moved(rule), truncated(rule)];
+            let found = [
+                bare(context, table).or_else(|| mixed_identity(context, table, rule)),
+                moved(rule),
+                truncated(rule),
+            ];
             let found = found.into_iter().flatten();
             findings.extend(found.map(|one| one.at(&rule.table_at).of_rules([&rule.name])));
         }
     }
     findings
+}
+
+/// A partition without any identity, as one that was added without a primary key: published, it
+/// cannot be updated.
+fn bare(context: &Context<'_>, table: &Table) -> Option<Finding> {
+    let published = publication::published(context);
+    if !published.update && !published.delete {
+        return None;
+    }
+    let is_bare = |one: &&Relation| one.kind == 'r' && !one.has_identity();
+    let bare = table.partitions.iter().find(is_bare)?;
+    let message = format!(
+        "partition `{}` has no replica identity: the application's own UPDATE and DELETE of its \
+         rows fail while they are published",
+        bare.table_name()
+    );
+    let finding = Finding::error("partition_identity", message);
+    let hint = "give it one, and let whatever adds partitions do the same";
+    Some(generated::cured_by_full(context, table, finding.hint(hint)))
 }
 
 /// A partition whose identity has less than the partitioned table's: the rest arrives as NULL,

@@ -1,9 +1,9 @@
 //! Checks of the publication: does it publish all that the rules look at.
 
 use super::catalog::{Publication, Table};
-use super::part::{self, Part};
-use super::rows::Existing;
-use super::{Context, Finding, columns, cure, generated, identity, rows};
+use super::memory::Memory;
+use super::step::{Does, Step};
+use super::{Context, Finding, cure, generated, identity, narrowed};
 use crate::config::{Operations, Rule};
 use crate::keys::ColumnUse;
 
@@ -22,17 +22,15 @@ pub(super) fn check(context: &Context<'_>) -> Vec<Finding> {
         let all = Finding::info("publication_all_tables", message);
         findings.push(all.hint("one of the rules' tables alone spares the server the rest"));
     }
+    findings.extend(foreign(context, publication));
     for rule in &context.config.rules {
         findings.extend(operations(context, publication, rule));
-        if let Some(table) = context.catalog.table(&rule.table) {
-            let found = [membership(context, publication, table), column_list(context, table)];
-            let found = found.into_iter().flatten();
-            findings.extend(found.map(|one| one.at(&rule.table_at).of_rules([&rule.name])));
-        }
     }
-    for table in &context.catalog.tables {
-        let advice = [columns::advice, rows::advice, part::widening];
-        findings.extend(advice.iter().filter_map(|advice| advice(context, table)));
+    for (rule, table) in context.table_rules() {
+        let found =
+            [membership(context, publication, table, rule), narrowed::column_list(context, table)];
+        let found = found.into_iter().flatten();
+        findings.extend(found.map(|one| one.at(&rule.table_at).of_rules([&rule.name])));
     }
     for column in context.rules.column_uses() {
         if let Some(table) = context.catalog.table(column.table) {
@@ -40,27 +38,46 @@ pub(super) fn check(context: &Context<'_>) -> Vec<Finding> {
             findings.extend(found.map(|one| one.of_rules([column.rule])));
         }
     }
+    for table in &context.catalog.tables {
+        let costs = narrowed::costs(context, publication, table);
+        // A list that is an error is told already.
+        let is_told = |one: &Finding| findings.iter().any(|known| known.steps == one.steps);
+        let news = costs.filter(|one| !is_told(one));
+        findings.extend(news);
+    }
     findings
 }
 
-/// That there is none, and what it needs.
+/// That there is none.
 fn missing(context: &Context<'_>) -> Finding {
     let name = &context.config.postgres.publication;
     let tables = context.catalog.tables.iter().filter(|table| table.is_publishable());
-    let tables: Vec<_> = tables.map(|table| (table, Part::wanted(context, table))).collect();
-    let savings = tables.iter().filter_map(|(table, part)| part.saving(context, table));
-    let savings = savings.collect::<Vec<_>>().join("; ");
-    let message = match savings.as_str() {
-        "" => format!("there is no publication `{name}`"),
-        savings => format!("there is no publication `{name}`; it needs {savings}"),
-    };
-    let missing = Finding::error("publication_missing", message);
-    let sql =
-        cure::create_publication(name, &tables, needed(context), generated::is_needed(context));
-    let whole: Vec<&Table> = tables.iter().map(|(table, _)| *table).collect();
-    let parts = tables.iter().map(|(_, part)| (part.columns.is_some(), part.filter.is_some()));
-    let undo = cure::set_tables(name, &whole);
-    part::priced(&parts.collect::<Vec<_>>(), Finding { sql, ..missing }, &undo)
+    // Published, these could not be written to any more.
+    let tables: Vec<&Table> =
+        tables.filter(|table| !identity::is_hopeless(context, table)).collect();
+    let missing =
+        Finding::error("publication_missing", format!("there is no publication `{name}`"));
+    let (needed, generated) = (needed(context), generated::is_needed(context));
+    let mut steps: Vec<Step> =
+        tables.iter().flat_map(|table| identity::before_publishing(context, table)).collect();
+    steps.extend(cure::create_publication(name, &tables, needed, generated));
+    missing.cure(steps)
+}
+
+/// That it is not walsweep's. Whatever it lacks is then told, and left to whoever owns it.
+fn foreign(context: &Context<'_>, publication: &Publication) -> Option<Finding> {
+    if publication.memory().is_some() {
+        return None;
+    }
+    let (name, owner) = (&context.config.postgres.publication, &publication.owner);
+    let message = format!(
+        "publication `{name}` of `{owner}` was not made by `walsweep setup`, which neither alters \
+         nor drops it"
+    );
+    let hint = "if nobody else reads it, this hands it over to walsweep";
+    let finding = Finding::info("publication_foreign", message).hint(hint);
+    let adopt = Step::new(Does::SetPublication, cure::comment(name, &Memory::default()));
+    Some(finding.cure(vec![adopt]))
 }
 
 /// The operations that any rule looks at.
@@ -111,18 +128,39 @@ fn operations(context: &Context<'_>, publication: &Publication, rule: &Rule) -> 
         format!("rule `{}` looks at {missing}, which publication `{name}` leaves out", rule.name);
     let finding = Finding::error("operation_not_published", message).at(&rule.at);
     let finding = finding.of_rules([&rule.name]);
-    Some(finding.sql(cure::set_publish(name, published(context))))
+    let in_it = context.catalog.tables.iter().filter(|table| table.relation.is_published);
+    let hopeless = in_it.clone().filter(|table| identity::is_hopeless(context, table));
+    let hopeless = hopeless.map(|table| table.relation.table_name().to_string());
+    let unwritable: Vec<String> =
+        context.catalog.unidentified.iter().cloned().chain(hopeless).collect();
+    if !unwritable.is_empty() {
+        return Some(finding.hint(format!(
+            "with it the application's own UPDATE and DELETE of `{}` would fail, which the \
+             publication has, too, and which has no replica identity: give it one first, or take \
+             it out",
+            unwritable.join("`, `")
+        )));
+    }
+    let mut steps: Vec<Step> =
+        in_it.flat_map(|table| identity::before_publishing(context, table)).collect();
+    steps.extend(cure::set_publish(name, published(context)));
+    Some(finding.cure(steps))
 }
 
 /// Whether the changes of a table arrive, under its name, with all rows.
-fn membership(context: &Context<'_>, publication: &Publication, table: &Table) -> Option<Finding> {
+fn membership(
+    context: &Context<'_>,
+    publication: &Publication,
+    table: &Table,
+    rule: &Rule,
+) -> Option<Finding> {
     let name = &context.config.postgres.publication;
     let shown = table.relation.table_name();
     if !table.is_publishable() {
         return None;
     }
     if table.relation.is_published {
-        return rows::check(context, table);
+        return narrowed::row_filter(context, table, rule);
     }
     if let Some(root) = &table.published_as {
         let message =
@@ -138,37 +176,16 @@ fn membership(context: &Context<'_>, publication: &Publication, table: &Table) -
             "publication `{name}` publishes the changes of `{shown}` under the names of its \
              partitions, and a partition that is added later would not be known"
         );
-        return Some(Finding::error("partition_root", message).sql(cure::set_via_root(name)));
+        return Some(Finding::error("partition_root", message).cure(cure::set_via_root(name)));
     }
     let message = format!("`{shown}` is not in publication `{name}`");
     let finding = Finding::error("table_not_published", message);
-    Some(if publication.puballtables {
-        finding
-    } else {
-        let part = Part::wanted(context, table);
-        let finding = finding.sql(cure::add_table(name, table, &part));
-        part.priced(finding, &cure::set_part(name, table, &Part::WHOLE))
-    })
-}
-
-/// A column list with less than the replica identity, as it is or will be.
-fn column_list(context: &Context<'_>, table: &Table) -> Option<Finding> {
-    let writes = published(context);
-    let listed = table.published_columns.as_ref().filter(|_| writes.update || writes.delete)?;
-    let will_be_full = identity::needs_full(context, table);
-    let left_out = table.columns.iter().find(|column| {
-        !listed.contains(&column.name)
-            && !column.is_generated
-            && (will_be_full || table.family().any(|one| one.identifies(&column.name)))
-    })?;
-    let (name, shown) = (&context.config.postgres.publication, table.relation.table_name());
-    let message = format!(
-        "publication `{name}` has a column list for `{shown}` without `{}`, which the replica \
-         identity has or must have: the application's own UPDATE and DELETE fail",
-        left_out.name
-    );
-    let finding = Finding::error("column_list", message);
-    Some(finding.sql(cure::set_part(name, table, &Part::kept(context, table))))
+    if publication.puballtables || identity::is_hopeless(context, table) {
+        return Some(finding);
+    }
+    let mut steps = identity::before_publishing(context, table);
+    steps.extend(cure::add_table(name, table));
+    Some(finding.cure(steps))
 }
 
 /// Whether the values of a column arrive.
@@ -178,26 +195,17 @@ fn unpublished(
     table: &Table,
     column: &ColumnUse<'_>,
 ) -> Option<Finding> {
-    let name = &context.config.postgres.publication;
     let known = table.columns.iter().find(|known| known.name == column.column)?;
     // Before version 18 the list of columns names generated ones, too, and they are never sent.
     let is_sent = !known.is_generated || publication.pubgencols.is_some();
     let is_listed =
         table.published_columns.as_ref().is_none_or(|columns| columns.contains(&known.name));
-    let is_published = is_sent && is_listed;
-    if is_published {
+    if is_sent && is_listed {
         return None;
     }
-    let (shown, column_name) = (column.table, column.column);
-    if known.is_generated {
-        return Some(generated::unpublished(context, known, column));
-    }
-    let message =
-        format!("publication `{name}` has a column list for `{shown}` without `{column_name}`");
-    let finding = Finding::error("column_not_published", message).at(column.at);
-    let finding = match rows::existing(table) {
-        Existing::Foreign => finding.hint("the SQL takes away the table's row filter, too"),
-        Existing::Own(_) | Existing::None => finding,
-    };
-    Some(finding.sql(cure::set_part(name, table, &Part::kept(context, table))))
+    Some(if known.is_generated {
+        generated::unpublished(context, known, column)
+    } else {
+        narrowed::unlisted(context, table, column)
+    })
 }

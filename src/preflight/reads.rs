@@ -133,6 +133,15 @@ fn conclude(rows: &[Row]) -> Result<Outcome, tokio_postgres::Error> {
     }
 }
 
+/// The tables on which answers depend that may be kept.
+pub(super) fn kept(outcomes: &[Outcome]) -> Vec<TableName> {
+    let reads = outcomes.iter().filter_map(|outcome| match outcome {
+        Outcome::Kept(reads) => Some(reads.tables.iter().map(|(_, table)| table.clone())),
+        Outcome::Unasked | Outcome::NotKept { .. } => None,
+    });
+    reads.flatten().collect()
+}
+
 /// What an operator may want to know.
 pub(super) fn findings(rules: &Rules, outcomes: &[Outcome]) -> Vec<Finding> {
     let told = rules.lookups().iter().zip(outcomes).filter_map(|(lookup, outcome)| {

@@ -6,6 +6,7 @@ use redis::{Cmd, IntoConnectionInfo, RedisError, Value, cmd};
 use super::{Finding, Severity};
 use crate::config::{Config, Located};
 use crate::lease::{self, Loaded};
+use crate::sweep::connect::ConnectError;
 
 /// How long the key of the checks lives, if nothing removes it, milliseconds.
 const CHECK_KEY_TTL_MS: u32 = 1_000;
@@ -34,14 +35,47 @@ const SAMPLE_VALUES: [&str; 2] = ["x", "1"];
 pub async fn redis(config: &Config, connection: &mut MultiplexedConnection) -> Vec<Finding> {
     let needs = Needs::of(config);
     let Judged { mut findings, forbidden, is_usable } = needs.judge(connection).await;
-    findings.extend(forbidden.into_iter().map(|(_rule, finding)| finding));
+    findings.extend(forbidden.into_iter().map(|(rule, finding)| finding.of_rules([rule])));
     if is_usable {
         if config.refill.observe {
             findings.extend(tracking(&needs, connection).await);
         }
         findings.extend(functions(connection).await);
     }
-    findings
+    let address = address(config);
+    findings.into_iter().map(|finding| at_address(&address, finding)).collect()
+}
+
+/// Why there is no connection: a login that was refused, or no answer.
+#[must_use]
+pub fn unreachable(error: &ConnectError) -> Finding {
+    match error.refusal() {
+        Some(reason) => login_refused(reason),
+        None => Finding::error("redis_unreachable", error.to_string()),
+    }
+}
+
+/// That Redis does not let the user of the configuration in.
+#[must_use]
+pub fn login_refused(reason: String) -> Finding {
+    let hint = "check the user, the password and the certificates of `redis`";
+    Finding::error("redis_login", reason).hint(hint)
+}
+
+/// Where the Redis of a configuration is, without user and password.
+fn address(config: &Config) -> String {
+    let info = config.redis.url.as_str().into_connection_info();
+    info.map_or_else(|_invalid| "redis".to_owned(), |info| info.addr().to_string())
+}
+
+/// The finding with the server that it is about.
+fn at_address(address: &str, finding: Finding) -> Finding {
+    let message = match finding.message.strip_prefix("redis ") {
+        Some(rest) if rest.starts_with("user ") => format!("redis at `{address}`: {rest}"),
+        Some(rest) => format!("redis at `{address}` {rest}"),
+        None => format!("redis at `{address}`: {}", finding.message),
+    };
+    Finding { message, ..finding }
 }
 
 /// What is needed of Redis by a configuration.

@@ -24,7 +24,8 @@ pub fn unreachable(error: &postgres::Error) -> Finding {
                    on another";
         return pooler("postgres.url", why);
     }
-    Finding::error("postgres_unreachable", error.to_string())
+    let code = if error.is_rejection() { "postgres_login" } else { "postgres_unreachable" };
+    Finding::error(code, error.to_string())
 }
 
 /// Checks that the replication connection reaches the primary behind `client`.
@@ -36,7 +37,9 @@ pub async fn replication(config: &Config, client: &Client) -> Vec<Finding> {
         if error.is_pooler() {
             return vec![pooler(place, &format!("that streams nothing: {error}"))];
         }
-        vec![Finding::error("replication_unreachable", format!("`{place}`: {error}"))]
+        let is_refused = error.is_rejection();
+        let code = if is_refused { "replication_login" } else { "replication_unreachable" };
+        vec![Finding::error(code, format!("`{place}`: {error}"))]
     };
     let looked = async {
         let mut connection = Replication::connect(endpoint, NAME).await?;

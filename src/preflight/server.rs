@@ -40,16 +40,16 @@ pub(super) fn check(context: &Context<'_>, pids: &[i32]) -> Vec<Finding> {
     if !catalog.role.may_replicate {
         let message = format!("role `{}` may not replicate", catalog.role.name);
         let role = Finding::error("replication_role", message);
-        findings.push(role.sql(cure::allow_replication(&catalog.role)));
+        findings.push(role.cure(cure::allow_replication(&catalog.role)));
     }
     findings.extend(headroom(context));
     if catalog.slot_keep_size.as_deref() == Some("-1") {
         let message = "`max_slot_wal_keep_size` is unlimited: a slot that nobody reads fills the \
                        server's disk";
-        let unlimited = Finding::info("slot_keep_unlimited", message);
+        let unlimited = Finding::warning("slot_keep_unlimited", message);
         findings.push(unlimited.hint(
-            "set it, and a slot that falls too far behind is lost instead; walsweep then sweeps \
-             everything",
+            "set it, such as to `20GB`, and a slot that falls too far behind is lost instead; \
+             walsweep then sweeps everything. While it runs, `postgres.max_retained_wal` does it",
         ));
     }
     findings.extend(idle_timeout(catalog.idle_slot_timeout.unwrap_or_default()));

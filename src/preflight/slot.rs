@@ -14,7 +14,7 @@ pub(super) fn check(context: &Context<'_>) -> Vec<Finding> {
         let message = format!("there is no slot `{name}`");
         let missing =
             Finding::info("slot_missing", message).hint("`run` creates it when it starts");
-        let missing = missing.sql(cure::create_slot(&context.config.postgres));
+        let missing = missing.cure(vec![cure::create_slot(&context.config.postgres)]);
         return [missing].into_iter().chain(prepared(&context.catalog.prepared)).collect();
     };
     if let Some(wrong) = unfit(context, slot) {
@@ -30,11 +30,8 @@ pub(super) fn check(context: &Context<'_>) -> Vec<Finding> {
         );
         let early = Finding::error("slot_before_publication", message);
         let early = early.hint("create it anew, after the publication; `run` sweeps everything");
-        findings.push(early.sql(format!(
-            "{};\n{}",
-            cure::drop_slot(name),
-            cure::create_slot(&context.config.postgres)
-        )));
+        let anew = cure::create_slot(&context.config.postgres);
+        findings.push(early.cure(vec![cure::without_slot(name), anew]));
     }
     if let Some(pid) = slot.active_pid {
         let message = format!("slot `{name}` is in use by process {pid}");

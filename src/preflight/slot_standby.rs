@@ -61,7 +61,7 @@ pub(super) async fn check(config: &Postgres, catalog: &mut Catalog) -> Result<Ve
         let message = "the role may not let the primary log which transactions run, for which a \
                        slot that is created on a standby waits: that takes up to a minute";
         let denied = Finding::warning("standby_snapshot", message);
-        findings.push(denied.sql(cure::allow_standby_snapshot(&config.endpoint.user)));
+        findings.push(denied.cure(cure::allow_standby_snapshot(&config.endpoint.user)));
     }
     catalog.slot = state.slot;
     (catalog.slot_keep_size, catalog.idle_slot_timeout) =
@@ -90,7 +90,7 @@ fn left_behind(config: &Postgres, catalog: &Catalog) -> Option<Finding> {
             config.slot
         );
         let left = Finding::warning("slot_on_primary", message);
-        left.hint("drop it there").sql(cure::drop_slot(&config.slot))
+        left.hint("drop it there").cure(vec![cure::without_slot(&config.slot)])
     })
 }
 

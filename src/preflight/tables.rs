@@ -1,7 +1,7 @@
 //! Checks of the tables and columns that the rules name.
 
 use super::catalog::{Relation, Table};
-use super::{Context, Finding, nearest};
+use super::{Context, Finding, likely, nearest};
 use crate::config::{Rule, Source};
 use crate::keys::ColumnUse;
 
@@ -27,18 +27,11 @@ pub(super) fn check(context: &Context<'_>) -> Vec<Finding> {
 }
 
 fn missing(context: &Context<'_>, rule: &Rule) -> Finding {
-    let others = &context.catalog.other_tables;
-    let names: Vec<String> =
-        others.iter().map(|other| format!("{}.{}", other.schema, other.name)).collect();
-    let namesake = others.iter().position(|other| other.name == rule.table.name);
-    let namesake = namesake.and_then(|at| names.get(at)).map(String::as_str);
-    let wanted = rule.table.to_string();
-    let like = namesake.or_else(|| nearest(&wanted, names.iter().map(String::as_str)));
-    let finding =
-        Finding::error("table_missing", format!("there is no table `{wanted}`")).at(&rule.table_at);
-    match like {
+    let message = format!("there is no table `{}`", rule.table);
+    let finding = Finding::error("table_missing", message).at(&rule.table_at);
+    match likely(&rule.table, &context.catalog.other_tables) {
         Some(like) => finding.hint(format!("did you mean `{like}`")),
-        None => finding,
+        None => finding.hint("it was dropped or renamed: name another, or take the rule out"),
     }
 }
 

@@ -4,8 +4,10 @@ use postgres_protocol::escape::escape_identifier;
 use serde::Deserialize;
 use tokio_postgres::{Client, Row};
 
-use super::catalog::{digest_of, names};
-use super::{Error, Finding, nearest, render};
+use super::catalog::{Name, digest_of, names};
+use super::memory::SENTENCE;
+use super::step::{Does, Step};
+use super::{Error, Finding, cure, likely, render};
 use crate::config::{Config, Rule, Source, TableName};
 
 /// What creates the trigger and its function.
@@ -13,6 +15,12 @@ const CREATE: &str = include_str!("../../sql/setup/refresh_trigger.sql");
 
 /// What stands around the function's body in [`CREATE`].
 const QUOTE: &str = "$walsweep$";
+
+/// The settings that the function runs with.
+const SETTINGS: [&str; 2] = ["search_path=pg_catalog, pg_temp", "quote_all_identifiers=off"];
+
+/// What only walsweep's function sends.
+const SENDS: &str = "'walsweep.refresh'";
 
 /// The longest name that Postgres keeps, bytes.
 const NAME_BYTES_MAX: usize = 63;
@@ -22,8 +30,10 @@ const NAME_BYTES_MAX: usize = 63;
 struct Found {
     views: Vec<Relation>,
     /// Every materialized view, for what was perhaps meant.
-    others: Vec<String>,
+    others: Vec<Name>,
     trigger: Option<Trigger>,
+    /// The function of the trigger's name, whoever calls it.
+    function: Option<Function>,
     /// The setting of that name; `None` before version 17, which always has them on.
     event_triggers: Option<String>,
 }
@@ -33,6 +43,13 @@ struct Relation {
     schema: String,
     name: String,
     kind: char,
+}
+
+/// A function without arguments in schema `public`.
+#[derive(Deserialize)]
+struct Function {
+    body: String,
+    comment: Option<String>,
 }
 
 /// A row of `pg_event_trigger`, with its function
@@ -62,7 +79,8 @@ pub(crate) fn drop_trigger(slot: &str) -> String {
 }
 
 fn with_name(file: &str, slot: &str) -> String {
-    render(file, &[("trigger", &escape_identifier(&trigger_name(slot)))])
+    let (trigger, comment) = (escape_identifier(&trigger_name(slot)), cure::trigger_comment());
+    render(file, &[("trigger", &trigger), ("comment", &comment)])
 }
 
 /// Missing views, and a trigger that would not tell of each refresh. Asks nothing where no rule
@@ -124,9 +142,11 @@ fn view(found: &Found, rule: &Rule) -> Option<Finding> {
         None => {
             let message = format!("there is no materialized view `{wanted}`");
             let finding = Finding::error("view_missing", message);
-            match nearest(&wanted, found.others.iter().map(String::as_str)) {
+            match likely(&rule.table, &found.others) {
                 Some(like) => finding.hint(format!("did you mean `{like}`")),
-                None => finding,
+                None => {
+                    finding.hint("it was dropped or renamed: name another, or take the rule out")
+                }
             }
         }
     };
@@ -139,6 +159,11 @@ fn trigger(found: &Found, slot: &str) -> Option<Finding> {
     let installed = with_name(CREATE, slot);
     let body = installed.split(QUOTE).nth(1).unwrap_or_default();
     let what = match &found.trigger {
+        None if found.function.as_ref().is_some_and(|function| !function.is_ours()) => {
+            let message = format!("function `public.{name}` is there, and not walsweep's");
+            let foreign = Finding::error("refresh_trigger_foreign", message);
+            return Some(foreign.hint("give it another name, or let `postgres.slot` have another"));
+        }
         None => "is missing",
         Some(trigger) if trigger.function.trim_matches('"') != format!("public.{name}") => {
             let message =
@@ -156,19 +181,29 @@ fn trigger(found: &Found, slot: &str) -> Option<Finding> {
     let message = format!("event trigger `{name}` {what}: a REFRESH would not be told");
     let hint = "a superuser runs it, or the administrator role of a managed service; without one, \
                 let the rule look at a `message` that the job sends after its REFRESH";
-    Some(Finding::error("refresh_trigger", message).hint(hint).sql(installed))
+    let finding = Finding::error("refresh_trigger", message).hint(hint);
+    Some(finding.cure(vec![Step::new(Does::Trigger, installed)]))
+}
+
+impl Function {
+    /// Whether `setup` made it, also one that did so before there were comments.
+    fn is_ours(&self) -> bool {
+        let is_marked = |comment: &String| comment.starts_with(SENTENCE);
+        self.comment.as_ref().is_some_and(is_marked) || self.body.contains(SENDS)
+    }
 }
 
 impl Trigger {
     fn is_as_installed(&self, body: &str, installed: &str) -> bool {
         let tags = self.tags.as_deref().unwrap_or_default();
-        // Behind the body, the statement quotes its tags and nothing else.
+        // Between the body and this, the statement quotes its tags and nothing else.
         let head = installed.rsplit(QUOTE).next().unwrap_or_default();
+        let head = head.split("execute function").next().unwrap_or_default();
         let wanted = head.matches('\'').count() / 2;
         self.event == "ddl_command_end"
             && self.body == body
             && self.runs_as_owner
-            && self.settings.as_deref() == Some(&["search_path=pg_catalog, pg_temp".to_owned()])
+            && self.settings.as_deref().is_some_and(|set| set == SETTINGS)
             && tags.len() == wanted
             && tags.iter().all(|tag| head.contains(&format!("'{tag}'")))
     }

@@ -549,12 +549,19 @@ fn warn_smaller(rules: &Rules, table: &Relation, partition: &Relation) {
         (name.schema.as_str(), name.name.as_str()) == (&*table.namespace, &*table.name)
     };
     if rules.tables().any(is_looked_at) {
+        let is_bare = partition.columns.iter().all(|column| !column.is_key);
+        let what = if is_bare {
+            "the partition has no replica identity: the application's own UPDATE and DELETE of its \
+             rows fail"
+        } else {
+            "the partition has a smaller replica identity than its table: keys with old values \
+             widen to `*`"
+        };
         tracing::warn!(
             partition = format!("{}.{}", partition.namespace, partition.name),
             table = format!("{}.{}", table.namespace, table.name),
             hint = preflight::full_identity_of(&partition.namespace, &partition.name),
-            "the partition has a smaller replica identity than its table: keys with old values \
-             widen to `*`"
+            "{what}"
         );
     }
 }

@@ -4,13 +4,16 @@ mod names;
 mod narrow;
 mod partitions;
 mod readings;
-mod rows;
 mod shapes;
 mod suspended;
 pub(crate) mod types;
 mod values;
 
 use crate::support::{Bed, Settings, Sidecar, text};
+
+/// Says of a publication that it is walsweep's.
+pub(crate) const ADOPT: &str = "comment on publication walsweep is
+                                'walsweep setup made this, and walsweep teardown drops it'";
 
 /// A sidecar with these rules, over a bed with the tables of `ddl`, set up by walsweep itself.
 async fn sidecar(bed: &Bed, ddl: &str, rules: &str) -> Sidecar {

@@ -10,11 +10,14 @@ use walsweep::config::{
 };
 use walsweep::keys::Rules;
 use walsweep::postgres::Endpoint;
-use walsweep::preflight::{self, Finding};
+use walsweep::preflight::{self, Finding, SENTENCE};
+use walsweep::setup::Hands;
+use walsweep::shutdown::Shutdown;
 use walsweep::throwaway::Postgres;
 
-/// What every throwaway server is found to be; not told in the rows.
-pub(crate) const USUAL: [&str; 2] = ["slot_missing", "slot_keep_unlimited"];
+/// What every throwaway server is found to be, and a publication that a test made by hand; not told
+/// in the rows.
+pub(crate) const USUAL: [&str; 3] = ["slot_missing", "slot_keep_unlimited", "publication_foreign"];
 
 pub(crate) const NO_OPERATIONS: Operations =
     Operations { insert: false, update: false, delete: false, truncate: false };
@@ -77,7 +80,6 @@ pub(crate) fn config(port: u16, database: &str, rules: Vec<Rule>) -> Config {
             replicas: Vec::new(),
             max_retained_wal: None,
             failover: false,
-            narrow: true,
             slot_on: walsweep::config::SlotOn::Primary,
         },
         redis: walsweep::config::Redis {
@@ -95,6 +97,30 @@ pub(crate) fn config(port: u16, database: &str, rules: Vec<Rule>) -> Config {
         rules: rules.into_iter().zip(0..).map(numbered).collect(),
         lookups: Vec::new(),
     }
+}
+
+/// The hands of `setup` and `teardown`, which nobody stops.
+pub(crate) fn hands<'a>(config: &'a Config, client: &'a Client) -> Hands<'a> {
+    let (_trigger, stop) = Shutdown::by_trigger();
+    Hands { client, endpoint: &config.postgres.endpoint, stop }
+}
+
+/// Hands a publication that a test made over to walsweep, if there is one.
+pub(crate) async fn adopt(client: &Client) {
+    let there = "select count(*) from pg_publication where pubname = 'walsweep'";
+    if client.query_one(there, &[]).await.unwrap().get::<_, i64>(0) > 0 {
+        run(client, &format!("comment on publication walsweep is '{SENTENCE}'")).await;
+    }
+}
+
+/// Runs a script with psql, which must succeed.
+pub(crate) fn psql(server: &Postgres, database: &str, script: &str) {
+    let file = server.socket_dir().parent().unwrap().join("script.sql");
+    std::fs::write(&file, script).unwrap();
+    let mut psql = client_program(server, "psql");
+    let psql = psql.args(["-X", "-v", "ON_ERROR_STOP=1", "-d", database]);
+    let output = psql.stdin(std::fs::File::open(&file).unwrap()).output().unwrap();
+    assert!(output.status.success(), "{output:?}\n{script}");
 }
 
 pub(crate) async fn connect(server: &Postgres, database: &str) -> Client {

@@ -7,7 +7,7 @@ use walsweep::setup;
 use walsweep::throwaway::{Postgres, PostgresOptions};
 
 use crate::kit::{
-    NO_OPERATIONS, TABLE, check, codes, config, database, errors, immutable, located,
+    NO_OPERATIONS, TABLE, adopt, check, codes, config, database, errors, hands, immutable, located,
     major_version, rule, when, whole,
 };
 
@@ -21,12 +21,13 @@ async fn hold(server: &Postgres, number: usize, row: Row) -> Vec<Finding> {
     let findings = check(&config, &client).await;
     assert_eq!(codes(&findings), expected, "row {number}: {ddl}\n{findings:#?}");
     let mut rules = Rules::compile(&config.rules).unwrap();
-    let result = setup::setup(&config, &mut rules, &client).await;
+    adopt(&client).await;
+    let result = setup::setup(&config, &mut rules, &hands(&config, &client)).await;
     if errors(&findings).iter().all(|finding| finding.sql.is_some()) {
         result.unwrap_or_else(|error| panic!("row {number}: {error}"));
         let after = check(&config, &client).await;
         assert!(errors(&after).is_empty(), "row {number}: {ddl}\n{after:#?}");
-        let again = setup::setup(&config, &mut rules, &client).await.unwrap();
+        let again = setup::setup(&config, &mut rules, &hands(&config, &client)).await.unwrap();
         assert_eq!(again, [], "row {number}: {ddl}");
     } else {
         assert!(matches!(result, Err(setup::Error::Incurable(_))), "row {number}: {result:?}");

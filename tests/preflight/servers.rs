@@ -10,7 +10,7 @@ use walsweep::setup;
 use walsweep::throwaway::{Postgres, PostgresOptions, StopMode};
 
 use crate::kit::{
-    TABLE, check, client_program, codes, config, connect, database, find, run, whole,
+    TABLE, check, client_program, codes, config, connect, database, find, hands, run, whole,
 };
 
 #[tokio::test]
@@ -42,7 +42,7 @@ async fn a_slot_that_is_in_use_is_told_and_not_dropped() {
     let client = database(&server, "app", &ddl).await;
     let config = config(server.port(), "app", vec![whole("t")]);
     let mut rules = Rules::compile(&config.rules).unwrap();
-    setup::setup(&config, &mut rules, &client).await.unwrap();
+    setup::setup(&config, &mut rules, &hands(&config, &client)).await.unwrap();
     let reader = client_program(&server, "pg_recvlogical")
         .args(["-d", "app", "-S", "slot_app", "--start"])
         .args(["-f", "/dev/null", "-o", "proto_version=1", "-o", "publication_names=walsweep"])
@@ -55,7 +55,7 @@ async fn a_slot_that_is_in_use_is_told_and_not_dropped() {
         assert!(SystemTime::now() < deadline, "pg_recvlogical does not start");
     }
     assert_eq!(codes(&check(&config, &client).await), ["slot_active"]);
-    let error = setup::teardown(&config, &client).await.unwrap_err();
+    let error = setup::teardown(&config, &hands(&config, &client)).await.unwrap_err();
     assert!(matches!(&error, setup::Error::SlotActive { name, .. } if name == "pg_recvlogical"));
     reader.kill().unwrap();
     reader.wait().unwrap();
@@ -71,7 +71,7 @@ async fn a_slot_that_is_lost_or_soon_will_be_is_a_warning() {
     let client = database(&server, "app", TABLE).await;
     let config = config(server.port(), "app", vec![whole("t")]);
     let mut rules = Rules::compile(&config.rules).unwrap();
-    setup::setup(&config, &mut rules, &client).await.unwrap();
+    setup::setup(&config, &mut rules, &hands(&config, &client)).await.unwrap();
     for _ in 0..4 {
         run(&client, "create table x (); drop table x; select pg_switch_wal()").await;
     }
@@ -95,7 +95,7 @@ async fn a_publication_made_after_its_slot_gets_a_new_slot() {
     let findings = check(&config, &client).await;
     assert_eq!(codes(&findings), ["publication_missing", "slot_before_publication"]);
     let mut rules = Rules::compile(&config.rules).unwrap();
-    setup::setup(&config, &mut rules, &client).await.unwrap();
+    setup::setup(&config, &mut rules, &hands(&config, &client)).await.unwrap();
     assert_eq!(codes(&check(&config, &client).await), [""; 0]);
     run(&client, "insert into t values (2)").await;
     let changes = "select count(*) from pg_logical_slot_get_binary_changes('slot_app', null, null,
@@ -122,7 +122,8 @@ async fn a_server_that_cannot_stream_is_refused() {
     let cure = find(&findings, "replication_role").sql.as_deref();
     assert_eq!(cure, Some("alter role \"plain\" replication"));
     let mut rules = Rules::compile(&config.rules).unwrap();
-    let refused = setup::setup(&config, &mut rules, &client).await.unwrap_err().to_string();
+    let refused = setup::setup(&config, &mut rules, &hands(&config, &client)).await;
+    let refused = refused.unwrap_err().to_string();
     assert!(refused.contains("`wal_level` is `replica`"), "{refused}");
 
     for (role, option) in [

@@ -1,14 +1,12 @@
 //! What `setup` makes, prints and names, and what `teardown` leaves.
 
-use std::fs::File;
-
 use tokio_postgres::NoTls;
 use walsweep::keys::Rules;
 use walsweep::setup;
 use walsweep::throwaway::{Postgres, PostgresOptions};
 
 use crate::kit::{
-    TABLE, check, client_program, codes, config, database, immutable, major_version, run, whole,
+    TABLE, adopt, check, codes, config, database, hands, immutable, major_version, psql, run, whole,
 };
 
 #[tokio::test]
@@ -21,40 +19,46 @@ async fn the_printed_script_does_what_setup_does_and_teardown_leaves_nothing() {
     let client = database(&server, "app", ddl).await;
     let config = config(server.port(), "app", vec![whole("t"), whole("p"), immutable("w")]);
     let mut rules = Rules::compile(&config.rules).unwrap();
-    let script = setup::script(&config, &mut rules, &client).await.unwrap();
+    let hands = hands(&config, &client);
+    let script = setup::script(&config, &mut rules, &hands, Vec::new()).await.unwrap();
     assert!(script.starts_with("-- What walsweep needs"), "{script}");
-    assert!(script.contains("--     create role \"postgres\" login replication;"), "{script}");
-    assert!(script.contains("grant connect on database \"app\" to \"postgres\";"), "{script}");
+    assert!(!script.contains("create role"), "it is there: {script}");
     assert!(script.contains("-- Not needed, but: 1:1: rule.0.keys.0: `a` is not in"), "{script}");
     assert_eq!(codes(&check(&config, &client).await).first(), Some(&"delete_widens"));
 
-    let file = server.socket_dir().parent().unwrap().join("script.sql");
-    std::fs::write(&file, &script).unwrap();
-    let output = client_program(&server, "psql")
-        .args(["-X", "-d", "app"])
-        .stdin(File::open(&file).unwrap())
-        .output()
-        .unwrap();
-    assert!(output.status.success(), "{output:?}\n{script}");
+    psql(&server, "app", &script);
     let findings = check(&config, &client).await;
     let expected = ["delete_widens", "partition_added", "partition_truncate"];
     assert_eq!(codes(&findings), expected, "{findings:#?}");
-    let script = setup::script(&config, &mut rules, &client).await.unwrap();
+    let script = setup::script(&config, &mut rules, &hands, Vec::new()).await.unwrap();
     assert!(script.contains("\n-- Nothing to do.\n"), "{script}");
 
-    let lines = setup::teardown(&config, &client).await.unwrap();
-    let expected = [
-        "dropped slot `slot_app`",
-        "dropped publication `walsweep`",
-        "replica identities stay as they are",
-    ];
-    assert_eq!(lines, expected);
-    let left = "select (select count(*) from pg_replication_slots)
-                     + (select count(*) from pg_publication)";
-    assert_eq!(client.query_one(left, &[]).await.unwrap().get::<_, i64>(0), 0);
-    let lines = setup::teardown(&config, &client).await.unwrap();
+    let printed = setup::teardown_script(&config, &hands).await.unwrap();
+    let lines = setup::teardown(&config, &hands).await.unwrap();
+    assert_eq!(lines[..2], ["dropped slot `slot_app`", "dropped publication `walsweep`"]);
+    for part in [
+        "alter table \"public\".\"t\" replica identity default",
+        "alter table \"public\".\"p_x\" replica identity default",
+        "`drop owned by \"postgres\"; drop role \"postgres\";`",
+    ] {
+        assert!(lines.iter().any(|line| line.contains(part)), "{part}: {lines:#?}");
+        assert!(printed.contains(part), "{part}: {printed}");
+    }
+    assert!(printed.contains("`unlink walsweep:slot_app walsweep:slot_app:removals`"), "{printed}");
+    assert!(!lines.concat().contains("\"w\""), "that was not changed: {lines:#?}");
+    assert_eq!(client.query_one(LEFT, &[]).await.unwrap().get::<_, i64>(0), 0);
+    let lines = setup::teardown(&config, &hands).await.unwrap();
     assert_eq!(lines.first().unwrap(), "there is no slot `slot_app`");
+
+    setup::setup(&config, &mut rules, &hands).await.unwrap();
+    let printed = setup::teardown_script(&config, &hands).await.unwrap();
+    psql(&server, "app", &printed);
+    assert_eq!(client.query_one(LEFT, &[]).await.unwrap().get::<_, i64>(0), 0, "{printed}");
 }
+
+/// How many slots and publications there are.
+const LEFT: &str = "select (select count(*) from pg_replication_slots)
+                         + (select count(*) from pg_publication)";
 
 #[tokio::test]
 async fn the_slot_of_another_program_is_not_dropped() {
@@ -69,12 +73,10 @@ async fn the_slot_of_another_program_is_not_dropped() {
         (&client, "physical_replication_slot('slot_app')", "a physical slot"),
     ] {
         run(session, &format!("select pg_create_{make}")).await;
-        let error = setup::teardown(&config, &client).await.unwrap_err();
+        let error = setup::teardown(&config, &hands(&config, &client)).await.unwrap_err();
         assert!(error.to_string().contains(what), "{error}");
         assert!(error.hint().is_some());
-        let left = "select (select count(*) from pg_replication_slots)
-                         + (select count(*) from pg_publication)";
-        assert_eq!(client.query_one(left, &[]).await.unwrap().get::<_, i64>(0), 2, "{make}");
+        assert_eq!(client.query_one(LEFT, &[]).await.unwrap().get::<_, i64>(0), 2, "{make}");
         run(session, "select pg_drop_replication_slot('slot_app')").await;
     }
 }
@@ -89,10 +91,10 @@ async fn a_refused_statement_is_named() {
     drop(tokio::spawn(connection));
     let config = config(server.port(), "app", vec![whole("t")]);
     let mut rules = Rules::compile(&config.rules).unwrap();
-    let error = setup::setup(&config, &mut rules, &client).await.unwrap_err().to_string();
-    let expected = "run `create publication \"walsweep\" for table \"public\".\"t\"`: \
-                    permission denied for database app";
-    assert_eq!(error, expected);
+    let error = setup::setup(&config, &mut rules, &hands(&config, &client)).await;
+    let error = error.unwrap_err().to_string();
+    assert!(error.starts_with("run `create publication \"walsweep\" for table"), "{error}");
+    assert!(error.ends_with("`: permission denied for database app"), "{error}");
 }
 
 #[tokio::test]
@@ -105,10 +107,11 @@ async fn every_table_can_be_written_to_after_setup() {
     // Column lists came with version 15.
     let list = if major_version(&client).await < 15 { "" } else { "(id, a)" };
     run(&client, &format!("create publication walsweep for table t {list}, bare")).await;
+    adopt(&client).await;
     let config = config(server.port(), "app", vec![whole("t"), whole("bare")]);
     let refused = client.batch_execute("update bare set a = 'z'").await;
     assert!(refused.is_err(), "what is to be cured is not there");
     let mut rules = Rules::compile(&config.rules).unwrap();
-    setup::setup(&config, &mut rules, &client).await.unwrap();
+    setup::setup(&config, &mut rules, &hands(&config, &client)).await.unwrap();
     run(&client, "update t set a = 'z'; delete from t; update bare set a = 'z'").await;
 }

@@ -124,6 +124,11 @@ impl Sidecar {
         self.program(args).output().unwrap()
     }
 
+    /// Starts `walsweep ARGS --config FILE`, with what it writes kept for whoever waits for it.
+    pub(crate) fn spawn(&self, args: &[&str]) -> Child {
+        self.program(args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+    }
+
     /// Changes the settings; the next start reads them.
     pub(crate) fn change(&mut self, change: impl FnOnce(&mut Settings)) {
         change(&mut self.settings);

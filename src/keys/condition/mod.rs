@@ -10,7 +10,6 @@ mod decimal;
 mod evaluate;
 mod lower;
 mod parse;
-mod reduce;
 mod time;
 mod typing;
 mod value;
@@ -20,7 +19,6 @@ mod properties;
 mod tests;
 
 pub(super) use evaluate::{Fault, Sources, Undecided};
-pub(crate) use reduce::{Ask, Formula, Literal};
 pub(super) use value::{Kind, kind_of};
 
 use super::filter::Flaw;
@@ -85,7 +83,7 @@ enum Constant {
 
 /// How two values compare.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Comparison {
+enum Comparison {
     Equal,
     Different,
     Less,

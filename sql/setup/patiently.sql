@@ -1,0 +1,26 @@
+-- Around each transaction of the script that walsweep prints: no statement waits longer than
+-- {timeout} for a lock, for whatever comes after it waits behind it; and it is tried again.
+-- Privileges: none. Versions: 14 to 18. {tables} are those that it locks.
+-- What has failed holds no lock while it pauses. The names of sessions are for all to see.
+do {quote}
+begin
+  set local lock_timeout = '{timeout}';
+  for attempt in 1..{attempts} loop
+    begin
+      {sql};
+      return;
+    exception when lock_not_available then
+      raise notice 'waiting for %', (
+        select coalesce(
+                 string_agg(distinct format('process %s (%s)', l.pid, a.application_name), ', '),
+                 'whoever has a lock')
+          from pg_catalog.pg_locks l
+          left join pg_catalog.pg_stat_activity a on a.pid = l.pid
+         where l.locktype = 'relation' and l.granted and l.pid <> pg_backend_pid()
+           and l.relation = any (select to_regclass(name) from unnest({tables}::text[]) as name));
+    end;
+    perform pg_sleep({pause});
+  end loop;
+  raise lock_not_available using message = 'the lock was not to be had: run the script again';
+end
+{quote}

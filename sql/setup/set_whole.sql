@@ -1,0 +1,4 @@
+-- Publishes a table with all its columns and rows; at no moment without the table. One transaction.
+-- Privileges: owner of the publication and of the table. Versions: 14 to 18.
+alter publication {publication} drop table {table};
+alter publication {publication} add table {table}

@@ -1,0 +1,98 @@
+//! What the role lacks to run its lookups: every right at once, as SQL.
+//!
+//! Postgres refuses a query for the first thing that its role may not read, and names one. Here
+//! all that any lookup reads is held against the role's rights.
+
+use std::collections::BTreeSet;
+
+use postgres_protocol::escape::escape_identifier;
+use tokio_postgres::Client;
+
+use super::step::Step;
+use super::{Context, Error, Finding, cure, lookups, render};
+use crate::config::TableName;
+use crate::keys::Lookup;
+use crate::postgres::{AS_ROLE, again};
+
+/// The findings of the lookups' trials, with what is to be granted where a right is missing. Asks
+/// nothing if none was refused, and the session is the role's own.
+///
+/// # Errors
+///
+/// When the connection fails.
+pub(super) async fn check(
+    context: &Context<'_>,
+    mut findings: Vec<Finding>,
+    client: &Client,
+) -> Result<Vec<Finding>, Error> {
+    let role = &context.config.postgres.endpoint.user;
+    let is_refused = findings.iter().any(|finding| finding.code == CODE);
+    let is_another = context.catalog.user != *role;
+    if context.rules.lookups().is_empty() || !(is_refused || is_another) {
+        return Ok(findings);
+    }
+    let (mut steps, mut refused) = (Vec::new(), None);
+    let mut known = BTreeSet::new();
+    for lookup in context.rules.lookups() {
+        let missing = missing(lookup, role, client).await?;
+        refused = refused.or_else(|| (!missing.is_empty()).then_some(lookup));
+        steps.extend(missing.into_iter().filter(|step| known.insert(step.sql.clone())));
+    }
+    if steps.is_empty() {
+        return Ok(findings);
+    }
+    for finding in findings.iter_mut().filter(|finding| finding.code == CODE) {
+        *finding = finding.clone().cure(steps.clone());
+    }
+    // Whoever sets up for the role may read what the role may not.
+    if let Some(lookup) = refused.filter(|_| is_another && !is_refused) {
+        let message = format!("role `{role}` may not read what lookup `{}` reads", lookup.name);
+        findings.push(Finding::error("lookup_privilege", message).at(&lookup.sql.at).cure(steps));
+    }
+    Ok(findings)
+}
+
+/// The code of a finding that a right is missing.
+const CODE: &str = "lookup_privilege";
+
+/// The rights that one lookup lacks.
+async fn missing(lookup: &Lookup, role: &str, client: &Client) -> Result<Vec<Step>, Error> {
+    client.batch_execute(&lookups::begin("read write", false)).await?;
+    // One that cannot be parsed has no function: then the names in its text tell.
+    if let Err(error) = describe(lookup, client).await {
+        if error.as_db_error().is_none() {
+            return Err(error.into());
+        }
+        client.batch_execute("rollback").await?;
+        client.batch_execute(&lookups::begin("read only", false)).await?;
+    }
+    let question = include_str!("../../sql/lookup_grants.sql");
+    let rows = client.query(question, &[&role, &lookup.sql.value]).await;
+    client.batch_execute("rollback").await?;
+    let mut steps = Vec::new();
+    for row in &rows? {
+        let (schema, name): (String, String) = (row.try_get(0)?, row.try_get(1)?);
+        if row.try_get(2)? {
+            steps.push(cure::grant_usage(&schema, role));
+        }
+        if row.try_get(3)? {
+            steps.push(cure::grant_select(&TableName { schema, name }, role));
+        }
+    }
+    Ok(steps)
+}
+
+/// Makes the temporary function from which the catalog tells what the query reads.
+async fn describe(lookup: &Lookup, client: &Client) -> Result<(), tokio_postgres::Error> {
+    let query = lookup.sql.value.trim().trim_end_matches(';');
+    client.batch_execute(AS_ROLE).await?;
+    let prepared = client.prepare(query).await?;
+    let params = prepared.params().iter().map(|one| {
+        let (schema, name) = (escape_identifier(one.schema()), escape_identifier(one.name()));
+        format!("{schema}.{name}")
+    });
+    let params: Vec<String> = params.collect();
+    let values = [("params", &*params.join(", ")), ("query", query)];
+    client.batch_execute(&render(include_str!("../../sql/lookup_body.sql"), &values)).await?;
+    client.batch_execute(&again()).await
+}

@@ -1,0 +1,159 @@
+//! The steps of a cure: transactions, each with what it changes.
+
+use crate::config::TableName;
+
+/// How long a statement may wait for a lock: what the application sends meanwhile waits behind it.
+pub const LOCK_TIMEOUT: &str = "2s";
+
+/// One transaction of a cure.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Step {
+    /// Its statements, with `;` and a new line between two of them.
+    pub sql: String,
+    /// What it does.
+    pub does: Does,
+}
+
+/// What a step changes, and where.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Does {
+    /// Creates the publication, of these tables.
+    CreatePublication(Vec<TableName>),
+    /// Adds a table to the publication.
+    AddTable(TableName),
+    /// Takes a table out of the publication.
+    DropTable(TableName),
+    /// Changes what the publication publishes of a table.
+    WidenTable(TableName),
+    /// Changes the options of the publication.
+    SetPublication,
+    /// Sets a replica identity.
+    SetIdentity(Identity),
+    /// Sets a replica identity back to what it was before `setup`.
+    RestoreIdentity(Identity),
+    /// Creates or drops the slot.
+    Slot,
+    /// Gives a role an attribute or a right.
+    Role,
+    /// Grants what a lookup reads.
+    Grant,
+    /// Creates the event trigger of refreshed views.
+    Trigger,
+}
+
+/// The replica identity of a relation, as it was before `setup` changed it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Identity {
+    /// The table that a rule names: the relation itself, or the table that it is a partition of.
+    pub table: TableName,
+    /// Whose identity it is.
+    pub relation: TableName,
+    /// `pg_class.relreplident`.
+    pub was: char,
+    /// The name of the index, if it was one.
+    pub index: Option<String>,
+}
+
+/// Who may run a step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Runner {
+    /// A superuser, or the administrator of a managed service.
+    Superuser,
+    /// The owner of the tables, and of the publication.
+    Owner,
+    /// A role that may replicate, such as walsweep's own.
+    Replicator,
+}
+
+impl Does {
+    /// Whether a publication that is there is altered: nothing to do to somebody else's.
+    #[must_use]
+    pub fn alters_publication(&self) -> bool {
+        matches!(
+            self,
+            Does::AddTable(_) | Does::DropTable(_) | Does::WidenTable(_) | Does::SetPublication
+        )
+    }
+
+    /// Who may run it.
+    #[must_use]
+    pub fn runner(&self) -> Runner {
+        match self {
+            Does::Role | Does::Trigger => Runner::Superuser,
+            Does::Slot => Runner::Replicator,
+            _ => Runner::Owner,
+        }
+    }
+
+    /// The tables that it locks. ALTER TABLE … REPLICA IDENTITY takes ACCESS EXCLUSIVE: it waits
+    /// for every reader, and every reader then waits for it. What a publication has of a table is
+    /// changed under SHARE UPDATE EXCLUSIVE, which waits for other DDL and VACUUM, and for which no
+    /// reader and no writer waits.
+    #[must_use]
+    pub fn locks(&self) -> Vec<TableName> {
+        match self {
+            Does::CreatePublication(tables) => tables.clone(),
+            Does::AddTable(table) | Does::DropTable(table) | Does::WidenTable(table) => {
+                vec![table.clone()]
+            }
+            Does::SetIdentity(identity) | Does::RestoreIdentity(identity) => {
+                vec![identity.relation.clone()]
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    /// Whether readers and writers wait behind it while it waits.
+    #[must_use]
+    pub fn is_exclusive(&self) -> bool {
+        matches!(self, Does::SetIdentity(_) | Does::RestoreIdentity(_))
+    }
+}
+
+impl Step {
+    pub(super) fn new(does: Does, sql: String) -> Step {
+        Step { sql, does }
+    }
+}
+
+/// Steps as a person runs them one by one: each in its transaction, and none waits long for a lock.
+/// The creation of a slot alone waits for as long as it takes, and nobody waits behind it.
+pub(crate) fn printed(steps: &[Step]) -> String {
+    let mut parts = Vec::new();
+    let mut is_limited = false;
+    for step in steps {
+        let is_slot = step.does == Does::Slot;
+        // For the right of a role no table is locked.
+        let is_limited_too = !is_slot && !matches!(step.does, Does::Role | Does::Grant);
+        if is_limited_too && !is_limited {
+            parts.push(format!("set lock_timeout = '{LOCK_TIMEOUT}'"));
+        } else if is_slot && is_limited {
+            parts.push("set lock_timeout = 0".to_owned());
+        }
+        is_limited = is_limited_too || is_limited && !is_slot;
+        parts.push(match step.sql.contains(";\n") {
+            true => format!("begin;\n{};\ncommit", step.sql),
+            false => step.sql.clone(),
+        });
+    }
+    parts.join(";\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Does, Step, printed};
+
+    #[test]
+    fn a_lock_is_waited_for_briefly_and_a_slot_as_long_as_it_takes() {
+        let step = |does, sql: &str| Step::new(does, sql.to_owned());
+        let steps = [
+            step(Does::SetPublication, "a"),
+            step(Does::SetPublication, "b;\nc"),
+            step(Does::Slot, "d"),
+        ];
+        let expected = "set lock_timeout = '2s';\na;\nbegin;\nb;\nc;\ncommit;\n\
+                        set lock_timeout = 0;\nd";
+        assert_eq!(printed(&steps), expected);
+        assert_eq!(printed(&steps[2..]), "d");
+    }
+}

@@ -1,0 +1,170 @@
+//! Statements that wait briefly for their locks, say for whom, and end when somebody says stop.
+//!
+//! A client that ends leaves its statement on the server: it stays queued for its lock, with all
+//! readers of the table behind it, and is done later. So the wish to stop becomes a cancel request,
+//! and of a client that died all the same the server hears within half a second.
+
+use std::pin::pin;
+use std::time::Duration;
+
+use tokio::time::{sleep, timeout};
+use tokio_postgres::Client;
+use tokio_postgres::error::SqlState;
+
+use super::{Error, NAME};
+use crate::postgres::{self, Endpoint, connect_sql};
+use crate::preflight::{LOCK_TIMEOUT, Step, render};
+use crate::shutdown::Shutdown;
+use crate::slot_health::{named, running};
+
+/// How often a statement is tried that does not get its lock.
+pub(super) const ATTEMPTS: u32 = 20;
+
+/// Between two attempts, so that whoever waited behind it goes first.
+pub(super) const PAUSE: Duration = Duration::from_secs(2);
+
+/// A slot whose creation takes longer is waited for with a word about why.
+const SLOW: Duration = Duration::from_secs(3);
+
+/// How long a statement that was canceled may take to end.
+const CANCEL_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A session that changes the database, and what can stop it.
+#[derive(Debug)]
+pub struct Hands<'a> {
+    /// The session.
+    pub client: &'a Client,
+    /// Where it is connected to: a cancel request needs a connection of its own.
+    pub endpoint: &'a Endpoint,
+    /// The wish to stop.
+    pub stop: Shutdown,
+}
+
+/// What became of one attempt.
+enum Outcome {
+    Done,
+    Locked,
+}
+
+impl Hands<'_> {
+    /// Whether the session is this role's.
+    pub(super) fn is_of(&self, role: &str) -> bool {
+        self.endpoint.user == role
+    }
+
+    /// Lets the server end a statement whose client is gone.
+    pub(super) async fn prepare(&self) -> Result<(), Error> {
+        // Not every system can tell, and those refuse it.
+        let asked = self.client.batch_execute(include_str!("../../sql/connection_check.sql")).await;
+        match asked {
+            Err(error) if error.as_db_error().is_none() => Err(error.into()),
+            _ => Ok(()),
+        }
+    }
+
+    /// Runs a transaction. One that does not get its lock within 2 s is tried again, so that what
+    /// the application sends never waits longer behind it.
+    pub(super) async fn run(&self, step: &Step) -> Result<(), Error> {
+        self.limit(LOCK_TIMEOUT).await?;
+        let mut attempts = 0;
+        loop {
+            if let Outcome::Done = self.once(&step.sql).await? {
+                return Ok(());
+            }
+            let holders = self.holders(step).await?;
+            attempts += 1;
+            if attempts == ATTEMPTS {
+                let sql = step.sql.clone();
+                return Err(Error::Locked { sql, attempts, holders });
+            }
+            tracing::warn!("waiting to run `{}`: {holders}; trying again", step.sql);
+            let mut stop = self.stop.clone();
+            tokio::select! {
+                biased;
+                () = stop.requested() => return Err(Error::Stopped(step.sql.clone())),
+                () = sleep(PAUSE) => {}
+            }
+        }
+    }
+
+    /// Creates a slot, or drops one. For that no lock on a table is taken; a new slot waits until
+    /// every transaction that runs has ended, however long that takes, and nobody waits behind it.
+    pub(super) async fn with_slot(&self, step: &Step) -> Result<(), Error> {
+        self.limit("0").await?;
+        let mut creating = pin!(self.once(&step.sql));
+        if let Ok(created) = timeout(SLOW, &mut creating).await {
+            return created.map(drop);
+        }
+        tracing::warn!(
+            hint = "`pg_stat_activity` and `pg_prepared_xacts` list them",
+            "creating the slot takes long: the server waits until {} has ended",
+            self.lasting().await
+        );
+        creating.await.map(drop)
+    }
+
+    async fn limit(&self, lock_timeout: &str) -> Result<(), Error> {
+        let sql =
+            render(include_str!("../../sql/setup/lock_timeout.sql"), &[("timeout", lock_timeout)]);
+        Ok(self.client.batch_execute(&sql).await?)
+    }
+
+    /// Runs statements, which are one transaction; a wish to stop cancels them on the server.
+    async fn once(&self, sql: &str) -> Result<Outcome, Error> {
+        let mut stop = self.stop.clone();
+        let mut statement = pin!(self.client.batch_execute(sql));
+        let done = tokio::select! {
+            biased;
+            () = stop.requested() => None,
+            done = &mut statement => Some(done),
+        };
+        let Some(done) = done else {
+            if let Err(error) = postgres::cancel(self.client.cancel_token(), self.endpoint).await {
+                tracing::warn!(%error, "the statement could not be canceled");
+            }
+            // It may have been done just before, and then there is no more to cancel.
+            drop(timeout(CANCEL_TIMEOUT, statement).await);
+            return Err(Error::Stopped(sql.to_owned()));
+        };
+        match done {
+            Ok(()) => Ok(Outcome::Done),
+            Err(error) if error.code() == Some(&SqlState::LOCK_NOT_AVAILABLE) => {
+                Ok(Outcome::Locked)
+            }
+            Err(source) => Err(Error::Statement { sql: sql.to_owned(), source }),
+        }
+    }
+
+    /// Who has the lock that a transaction did not get.
+    async fn holders(&self, step: &Step) -> Result<String, Error> {
+        let tables = step.does.locks();
+        let (schemas, names): (Vec<&str>, Vec<&str>) =
+            tables.iter().map(|table| (&*table.schema, &*table.name)).unzip();
+        let question = include_str!("../../sql/setup/lock_holders.sql");
+        let arguments: [&(dyn tokio_postgres::types::ToSql + Sync); 3] =
+            [&schemas, &names, &step.does.is_exclusive()];
+        let rows = self.client.query(question, &arguments).await?;
+        let holder = |row: &tokio_postgres::Row| {
+            let (pid, name): (Option<i32>, Option<String>) = (row.try_get(0)?, row.try_get(1)?);
+            let (since, table): (Option<String>, String) = (row.try_get(2)?, row.try_get(3)?);
+            let name = name.filter(|name| !name.is_empty());
+            let name = name.map(|name| format!(" (`{name}`)")).unwrap_or_default();
+            let since = since.map(|since| format!(" since {since}")).unwrap_or_default();
+            Ok(match pid {
+                Some(pid) => format!("process {pid}{name} has `{table}`{since}"),
+                None => format!("a prepared transaction has `{table}`"),
+            })
+        };
+        let holders = rows.iter().map(holder).collect::<Result<Vec<_>, tokio_postgres::Error>>()?;
+        Ok(if holders.is_empty() { "somebody had the lock".to_owned() } else { holders.join(", ") })
+    }
+
+    /// Names the transactions that a new slot waits for, as far as another session can tell.
+    async fn lasting(&self) -> String {
+        let every = || "every transaction that runs".to_owned();
+        let Ok(sql) = connect_sql(self.endpoint, NAME).await else { return every() };
+        let running = running(&sql).await.unwrap_or_default();
+        sql.close().await;
+        if running.is_empty() { every() } else { named(&running) }
+    }
+}

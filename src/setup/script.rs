@@ -1,0 +1,156 @@
+//! What `setup` would do, as a script for psql, with who may run which part of it.
+
+use super::role;
+use super::{Error, Hands, Plan, Statement, hands, mark, plan};
+use crate::config::{Config, SlotOn};
+use crate::keys::Rules;
+use crate::preflight::{self, Does, Finding, Runner, patiently, render};
+
+/// The script; changes nothing.
+///
+/// # Errors
+///
+/// When the checks cannot be made.
+pub async fn script(
+    config: &Config,
+    rules: &mut Rules,
+    hands: &Hands<'_>,
+    roles: Vec<Statement>,
+) -> Result<String, Error> {
+    let findings = preflight::postgres(config, rules, hands.client).await?;
+    let Plan { statements, advised } = plan(config, &findings, &mark(config, hands).await?);
+    let may_create_slot = may_create_slot(rules, hands).await?;
+    let mut script = head();
+    let statements: Vec<Statement> = roles.into_iter().chain(statements).collect();
+    let mut runner = None;
+    for statement in &statements {
+        let now = statement.step.does.runner();
+        if runner.replace(now) != Some(now) {
+            script.push_str(&format!("\n{}", comment(&who(config, now))));
+        }
+        script.push_str(&part(config, statement, may_create_slot));
+    }
+    if statements.is_empty() {
+        script.push_str("\n-- Nothing to do.\n");
+    }
+    script.push_str(&tail());
+    let is_done = |finding: &&Finding| {
+        statements.iter().any(|done| finding.steps.contains(&done.step))
+            || finding.code == "publication_missing"
+    };
+    for finding in &findings {
+        let is_told = finding.is_error() || finding.sql.is_some();
+        if !is_told || is_done(&finding) {
+            continue;
+        }
+        let what = if advised.contains(finding) {
+            "For the owner of the publication, which is not walsweep's"
+        } else if finding.is_error() {
+            "No SQL cures this"
+        } else {
+            "Not needed, but"
+        };
+        script.push_str(&format!("\n{}", comment(&format!("{what}: {finding}"))));
+    }
+    Ok(script)
+}
+
+/// The part of the script for the role alone, while nobody can log in as it to see the rest.
+#[must_use]
+pub fn script_without_login(config: &Config, cause: &str) -> String {
+    let mut script = head();
+    let why = format!(
+        "The rest cannot be seen yet ({cause}). Run this, then print it again, or let `walsweep \
+         setup --as URL` do all of it.\n\n{}",
+        who(config, Runner::Superuser)
+    );
+    script.push_str(&format!("\n{}", comment(&why)));
+    for need in role::needs(config) {
+        let statement = Statement { step: need.step(false), why: String::new() };
+        script.push_str(&part(config, &statement, false));
+    }
+    let user = &config.postgres.endpoint.user;
+    let password = format!(
+        "The role has no password yet: `\\password {user}` in psql gives it one, or pg_hba.conf \
+         lets it in without."
+    );
+    script.push_str(&format!("\n{}", comment(&password)));
+    script.push_str(&tail());
+    script
+}
+
+fn head() -> String {
+    let begin = render(include_str!("../../sql/setup/script_begin.sql"), &[]);
+    let text = "What walsweep needs in this database, for psql. A superuser may run all of it;\n\
+                else each part says who may. Each statement waits for a lock at most 2 s and is\n\
+                tried again, so that nothing of the application waits longer behind it.";
+    format!("{}\\set ON_ERROR_STOP on\n{begin};\n", comment(text))
+}
+
+fn tail() -> String {
+    let end = render(include_str!("../../sql/setup/script_end.sql"), &[]);
+    format!("\n{end};\n")
+}
+
+fn who(config: &Config, runner: Runner) -> String {
+    let database = &config.postgres.endpoint.database;
+    match runner {
+        Runner::Superuser => {
+            "By a superuser, or the administrator role of a managed service:".to_owned()
+        }
+        Runner::Owner => format!(
+            "By the owner of the tables, who needs CREATE on database `{database}` to make a \
+             publication, and owns the one that is there:"
+        ),
+        Runner::Replicator => "By a role that may replicate, such as walsweep's own:".to_owned(),
+    }
+}
+
+/// One transaction of the script.
+fn part(config: &Config, statement: &Statement, may_create_slot: bool) -> String {
+    let sql = &statement.step.sql;
+    if matches!(statement.step.does, Does::Role | Does::Grant) {
+        // Nobody waits behind these.
+        return format!("\n{}{sql};\n", comment(&statement.why));
+    }
+    if !statement.is_of_slot() {
+        let patient = patiently(&statement.step, (hands::ATTEMPTS, hands::PAUSE.as_secs()));
+        return format!("\n{}{patient};\n", comment(&statement.why));
+    }
+    if config.postgres.slot_on == SlotOn::Standby {
+        return format!("\n{}", comment(&elsewhere(config, sql)));
+    }
+    if may_create_slot {
+        return format!("\n{}{sql};\n", comment(&statement.why));
+    }
+    let later = format!(
+        "{}: `walsweep run` creates it when it starts, or by hand:\n\n    {sql};",
+        statement.why
+    );
+    format!("\n{}", comment(&later))
+}
+
+/// Whether whoever owns the tables, and so runs the script, may create a slot.
+async fn may_create_slot(rules: &Rules, hands: &Hands<'_>) -> Result<bool, Error> {
+    let (schemas, names): (Vec<&str>, Vec<&str>) =
+        rules.tables().map(|table| (&*table.schema, &*table.name)).unzip();
+    let question = include_str!("../../sql/setup/slot_runner.sql");
+    Ok(hands.client.query_one(question, &[&schemas, &names]).await?.try_get(0)?)
+}
+
+/// What a script for the primary says of a slot on a standby.
+fn elsewhere(config: &Config, sql: &str) -> String {
+    let address = config.postgres.replication_endpoint.address();
+    let nudge = render(include_str!("../../sql/log_standby_snapshot.sql"), &[]);
+    let nudge = nudge.trim();
+    format!(
+        "The slot is created on the standby at {address} by `walsweep run` or `walsweep setup`, or \
+         by hand:\n\n    {sql};\n\nand on the primary, again and again while that waits:\n\n    \
+         {nudge};"
+    )
+}
+
+/// A text as lines of comment.
+pub(super) fn comment(text: &str) -> String {
+    text.lines().map(|line| format!("{}\n", format!("-- {line}").trim_end())).collect()
+}

@@ -1,0 +1,225 @@
+//! What `setup` made, removed again; and what stays, told.
+
+use std::collections::BTreeMap;
+
+use super::script::comment;
+use super::{Error, Hands, Mark, mark, slot_standby};
+use crate::config::{Config, SlotOn};
+use crate::postgres::Sql;
+use crate::preflight::{self, Does, Identity, Memory, SENTENCE, Step, printed, render};
+use crate::sweep::key_name;
+
+/// What is to be removed, and what is not.
+struct Remains {
+    /// Whether the slot is there, and free.
+    has_slot: bool,
+    publication: Mark,
+    /// Whether there is an event trigger, or its function, of walsweep's; `None` if there is one of
+    /// somebody else's.
+    trigger: Option<bool>,
+    /// Identities that `setup` changed and that are as it left them.
+    identities: Vec<Identity>,
+}
+
+/// Removes the slot, and publication and event trigger if `setup` made them. Gives a line about
+/// each thing that it did, left, or did not find.
+///
+/// # Errors
+///
+/// When the slot is in use or another program's, or a statement is refused.
+pub async fn teardown(config: &Config, hands: &Hands<'_>) -> Result<Vec<String>, Error> {
+    hands.prepare().await?;
+    let standby = slot_standby(config).await?;
+    let remains = look(config, hands, standby.as_ref()).await?;
+    let (slot, publication) = (&config.postgres.slot, &config.postgres.publication);
+    let mut lines = Vec::new();
+    if remains.has_slot {
+        let step = Step { sql: preflight::drop_slot(slot), does: Does::Slot };
+        match &standby {
+            Some(standby) => {
+                let endpoint = &config.postgres.replication_endpoint;
+                let there = Hands { client: standby, endpoint, stop: hands.stop.clone() };
+                there.with_slot(&step).await?;
+            }
+            None => hands.with_slot(&step).await?,
+        }
+        lines.push(format!("dropped slot `{slot}`"));
+    } else {
+        lines.push(format!("there is no slot `{slot}`"));
+    }
+    for step in publication_steps(config, &remains) {
+        hands.run(&step).await?;
+    }
+    lines.push(match (&remains.publication, others(config, &remains)) {
+        (Mark::Missing, _) => format!("there is no publication `{publication}`"),
+        (Mark::Foreign(owner), _) => format!(
+            "left publication `{publication}` of `{owner}`, which `walsweep setup` did not make"
+        ),
+        (Mark::Ours(_), others) if others.is_empty() => {
+            format!("dropped publication `{publication}`")
+        }
+        (Mark::Ours(_), others) => format!(
+            "left publication `{publication}`: the walsweep with slot {} has it, too",
+            others.join(", ")
+        ),
+    });
+    if remains.trigger == Some(true) {
+        hands.run(&trigger_step(config)).await?;
+        lines.push(format!("dropped event trigger `{}`", preflight::trigger_name(slot)));
+    }
+    lines.extend(left(config, &remains));
+    Ok(lines)
+}
+
+/// The same as a script; changes nothing.
+///
+/// # Errors
+///
+/// When the slot is in use or another program's, or a query is refused.
+pub async fn teardown_script(config: &Config, hands: &Hands<'_>) -> Result<String, Error> {
+    let standby = slot_standby(config).await?;
+    let remains = look(config, hands, standby.as_ref()).await?;
+    let begin = render(include_str!("../../sql/setup/script_begin.sql"), &[]);
+    let end = render(include_str!("../../sql/setup/script_end.sql"), &[]);
+    let mut script = format!(
+        "{}\\set ON_ERROR_STOP on\n{begin};\n",
+        comment("What `walsweep teardown` does to this database, for psql.")
+    );
+    if remains.has_slot {
+        let drop = preflight::drop_slot(&config.postgres.slot);
+        script.push_str(&match config.postgres.slot_on {
+            SlotOn::Primary => format!("\n{drop};\n"),
+            SlotOn::Standby => {
+                format!("\n{}", comment(&format!("On the standby:\n\n    {drop};")))
+            }
+        });
+    }
+    let mut steps = publication_steps(config, &remains);
+    steps.extend((remains.trigger == Some(true)).then(|| trigger_step(config)));
+    for step in steps {
+        script.push_str(&format!("\n{};\n", printed(&[step])));
+    }
+    script.push_str(&format!("\n{end};\n\n"));
+    let watermark = key_name(&config.postgres.slot);
+    let mut lines = left(config, &remains);
+    lines.push(format!(
+        "keys stay in redis: `unlink {watermark} {watermark}:removals` removes walsweep's own, but \
+         for `{watermark}:rules:…`; `walsweep teardown` removes all"
+    ));
+    script.push_str(&comment(&lines.join("\n")));
+    Ok(script)
+}
+
+async fn look(config: &Config, hands: &Hands<'_>, standby: Option<&Sql>) -> Result<Remains, Error> {
+    let holder = standby.map_or(hands.client, |standby| standby);
+    let has_slot = may_drop(&config.postgres.slot, holder).await?;
+    let publication = mark(config, hands).await?;
+    let question = include_str!("../../sql/setup/refresh_trigger_mark.sql");
+    let name = preflight::trigger_name(&config.postgres.slot);
+    let row = hands.client.query_one(question, &[&name, &SENTENCE]).await?;
+    let (has_trigger, is_ours): (bool, bool) = (row.try_get(0)?, row.try_get(1)?);
+    let (has_function, is_function_ours): (bool, bool) = (row.try_get(2)?, row.try_get(3)?);
+    let is_foreign = has_trigger && !is_ours || has_function && !is_function_ours;
+    let trigger = (!is_foreign).then_some(has_trigger || has_function);
+    let identities = match &publication {
+        Mark::Ours(memory) => still_full(memory, config, hands).await?,
+        Mark::Missing | Mark::Foreign(_) => Vec::new(),
+    };
+    Ok(Remains { has_slot, publication, trigger, identities })
+}
+
+/// The identities that are as `setup` left them.
+async fn still_full(
+    memory: &Memory,
+    config: &Config,
+    hands: &Hands<'_>,
+) -> Result<Vec<Identity>, Error> {
+    let identities: BTreeMap<(&str, &str), &Identity> = memory
+        .identities
+        .iter()
+        .map(|one| ((&*one.relation.schema, &*one.relation.name), one))
+        .collect();
+    let (schemas, names): (Vec<&str>, Vec<&str>) = identities.keys().copied().unzip();
+    let question = include_str!("../../sql/setup/identities.sql");
+    let publication = &config.postgres.publication;
+    let rows = hands.client.query(question, &[&schemas, &names, publication]).await?;
+    let mut full = Vec::new();
+    for row in &rows {
+        let (schema, name): (&str, &str) = (row.try_get(0)?, row.try_get(1)?);
+        let identity: i8 = row.try_get(3)?;
+        if let Some(known) = identities.get(&(schema, name))
+            && identity.to_le_bytes() == *b"f"
+        {
+            full.push((*known).clone());
+        }
+    }
+    Ok(full)
+}
+
+/// The slots of other walsweeps that have the publication.
+fn others(config: &Config, remains: &Remains) -> Vec<String> {
+    let Mark::Ours(memory) = &remains.publication else { return Vec::new() };
+    let slots = memory.tables.keys().filter(|slot| **slot != config.postgres.slot);
+    slots.map(|slot| format!("`{slot}`")).collect()
+}
+
+fn publication_steps(config: &Config, remains: &Remains) -> Vec<Step> {
+    let name = &config.postgres.publication;
+    let Mark::Ours(memory) = &remains.publication else { return Vec::new() };
+    let sql = if others(config, remains).is_empty() {
+        preflight::drop_publication(name)
+    } else {
+        let mut memory = memory.clone();
+        memory.tables.remove(&config.postgres.slot);
+        preflight::comment(name, &memory)
+    };
+    vec![Step { sql, does: Does::SetPublication }]
+}
+
+fn trigger_step(config: &Config) -> Step {
+    Step { sql: preflight::drop_trigger(&config.postgres.slot), does: Does::Trigger }
+}
+
+/// A line about each thing that stays, with what removes it.
+fn left(config: &Config, remains: &Remains) -> Vec<String> {
+    let mut lines = Vec::new();
+    let undone = remains.identities.iter().filter_map(preflight::identity_as_before);
+    let undone: Vec<Step> = undone.collect();
+    if undone.is_empty() {
+        lines.push("replica identities stay as they are: none is known to be of setup".to_owned());
+    } else {
+        lines.push(format!(
+            "replica identities stay as they are; those that setup changed go back with: {};",
+            printed(&undone).replace('\n', " ")
+        ));
+    }
+    if remains.trigger.is_none() {
+        let name = preflight::trigger_name(&config.postgres.slot);
+        lines.push(format!("left event trigger or function `{name}`, which is not walsweep's"));
+    }
+    let role = preflight::escaped(&config.postgres.endpoint.user);
+    lines.push(format!(
+        "the role and its grants stay: `drop owned by {role}; drop role {role};` removes them if \
+         it is for walsweep alone"
+    ));
+    lines
+}
+
+/// Whether there is a slot to drop. Slots are known by name in all databases of a server, so that
+/// one of this name may be that of another walsweep, or a standby's.
+async fn may_drop(slot: &str, client: &tokio_postgres::Client) -> Result<bool, Error> {
+    let query = include_str!("../../sql/setup/slot_holder.sql");
+    let row = client.query_opt(query, &[&slot]).await?;
+    let Some(row) = row else { return Ok(false) };
+    let (pid, name): (Option<i32>, Option<String>) = (row.try_get(0)?, row.try_get(1)?);
+    let (is_ours, what): (bool, String) = (row.try_get(2)?, row.try_get(3)?);
+    let slot = slot.to_owned();
+    match pid {
+        _ if !is_ours => Err(Error::SlotForeign { slot, what }),
+        Some(pid) => {
+            let name = name.unwrap_or_else(|| "unknown".to_owned());
+            Err(Error::SlotActive { slot, pid, name })
+        }
+        None => Ok(true),
+    }
+}

@@ -1,0 +1,102 @@
+//! What `setup` and `teardown` do, from configuration to exit status.
+
+use std::path::Path;
+
+use crate::commands::{Failure, NAME, configuration, halted, print};
+use crate::config::Config;
+use crate::postgres::{Endpoint, connect_sql};
+use crate::setup::{self, Hands};
+use crate::shutdown::Shutdown;
+use crate::sweep::{Standalone, key_name};
+use crate::telemetry::logging;
+
+/// What is logged when a person, or a supervisor, wants the command to end.
+const STOPPING: &str = "stopping: canceling what the server is doing";
+
+/// `walsweep setup`; with `login` a URL of an owner or a superuser to do it as.
+///
+/// # Errors
+///
+/// 78 for the configuration; 1 when a statement fails.
+pub async fn setup(path: &Path, print_only: bool, login: Option<&str>) -> Result<(), Failure> {
+    let (config, mut rules) = configuration(path)?;
+    let endpoint = endpoint(&config, login)?;
+    let sql = match connect_sql(&endpoint, NAME).await {
+        Ok(sql) => sql,
+        Err(error) if print_only && login.is_none() => {
+            return print(&setup::script_without_login(&config, &error.to_string()));
+        }
+        Err(error) => {
+            let hint = "`walsweep setup --print` shows the SQL for the role, also without a login; \
+                        `walsweep setup --as URL` creates it";
+            return Err(halted(&error).with_hint(login.is_none().then_some(hint)));
+        }
+    };
+    // What is waited for is told while it is.
+    logging::start(&config.log).map_err(halted)?;
+    let stop = Shutdown::by_signal(STOPPING).map_err(halted)?;
+    let hands = Hands { client: &sql, endpoint: &endpoint, stop };
+    let fail = |error: setup::Error| halted(&error).with_hint(error.hint());
+    let roles = if login.is_some() {
+        setup::role_missing(&config, &hands).await.map_err(fail)?
+    } else {
+        Vec::new()
+    };
+    if print_only {
+        let script = setup::script(&config, &mut rules, &hands, roles).await.map_err(fail)?;
+        return print(&script);
+    }
+    let mut told = false;
+    let mut tell = |statement: &setup::Statement| {
+        told = true;
+        print(&statement.to_string())
+    };
+    for statement in &roles {
+        setup::run(&hands, statement).await.map_err(fail)?;
+        tell(statement)?;
+    }
+    let done = setup::setup(&config, &mut rules, &hands).await.map_err(fail)?;
+    done.iter().try_for_each(&mut tell)?;
+    if told { Ok(()) } else { print("nothing to do\n") }
+}
+
+/// `walsweep teardown`.
+///
+/// # Errors
+///
+/// 78 for the configuration; 1 when a statement fails.
+pub async fn teardown(path: &Path, print_only: bool, login: Option<&str>) -> Result<(), Failure> {
+    let (config, _rules) = configuration(path)?;
+    let endpoint = endpoint(&config, login)?;
+    let sql = connect_sql(&endpoint, NAME).await.map_err(halted)?;
+    logging::start(&config.log).map_err(halted)?;
+    let stop = Shutdown::by_signal(STOPPING).map_err(halted)?;
+    let hands = Hands { client: &sql, endpoint: &endpoint, stop };
+    let fail = |error: setup::Error| halted(&error).with_hint(error.hint());
+    if print_only {
+        return print(&setup::teardown_script(&config, &hands).await.map_err(fail)?);
+    }
+    let done = setup::teardown(&config, &hands).await.map_err(fail)?;
+    done.iter().try_for_each(|line| print(&format!("{line}\n")))?;
+    let key = key_name(&config.postgres.slot);
+    let line = match Standalone::new(&config.redis, key.clone()).forget().await {
+        Ok(0) => format!("there is no `{key}` in redis"),
+        Ok(_) => format!("removed `{key}` and what belongs to it from redis"),
+        Err(error) => format!("`{key}` may still be in redis, which was not asked: {error}"),
+    };
+    print(&format!("{line}\n"))
+}
+
+/// Where to log in: as the configuration says, or as `login` does, to the same database.
+fn endpoint(config: &Config, login: Option<&str>) -> Result<Endpoint, Failure> {
+    let configured = &config.postgres.endpoint;
+    let Some(url) = login else { return Ok(configured.clone()) };
+    let wrong = |cause: String| Failure::halted(format!("read the URL of `--as`: {cause}"));
+    let mut endpoint = Endpoint::parse(url).map_err(|error| wrong(error.to_string()))?;
+    if endpoint.database != configured.database {
+        let (given, wanted) = (&endpoint.database, &configured.database);
+        return Err(wrong(format!("it names database `{given}`, `postgres.url` `{wanted}`")));
+    }
+    endpoint.load_password().map_err(|error| wrong(error.to_string()))?;
+    Ok(endpoint)
+}

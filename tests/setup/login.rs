@@ -1,0 +1,149 @@
+//! A role that cannot log in yet, an owner that is somebody else, and rights for lookups.
+
+use crate::support::{Bed, Settings, Sidecar, Sql, text};
+
+use super::{psql, rule};
+
+/// The tables of somebody who is no superuser, and what lookups read, in a schema of its own.
+const TABLES: &str = "
+    create role shopkeeper login;
+    create schema shop authorization shopkeeper;
+    create table public.cart (id int primary key, club int, name text not null);
+    create table shop.club (id int primary key, name text);
+    create table shop.town (id int primary key, name text);
+    create view shop.towns as select * from shop.town;
+    alter table cart owner to shopkeeper; alter table shop.club owner to shopkeeper;
+    alter table shop.town owner to shopkeeper; alter view shop.towns owner to shopkeeper;
+    insert into cart values (1, 1, 'a'); insert into shop.club values (1, 'x');
+    insert into shop.town values (1, 'y');
+    grant create on database postgres to shopkeeper;";
+
+const LOOKUPS: &str = r#"
+[lookup.club]
+sql = "select c.name from shop.club c where c.id = $1"
+params = ["club"]
+
+[lookup.town]
+sql = "select t.name from \"shop\".towns t where t.id = $1"
+params = ["club"]
+"#;
+
+fn settings(bed: &Bed) -> Settings {
+    let rules = rule("cart", &["cart:{name}", "club:{club.name}", "town:{town.name}"]);
+    let rules = format!("{LOOKUPS}{rules}");
+    let postgres_url = bed.postgres.url().replace("//postgres@", "//walsweep@");
+    Settings { postgres_url, rules, ..bed.settings() }
+}
+
+async fn works(bed: &Bed, sidecar: &mut Sidecar) {
+    sidecar.start();
+    sidecar.wait_ready().await;
+    bed.fill(&["cart:a", "club:x", "town:y", "other"]).await;
+    bed.sql.run("update cart set name = 'b'").await;
+    for key in ["cart:a", "club:x", "town:y"] {
+        bed.gone(key).await;
+    }
+    assert!(bed.has("other").await);
+    assert_eq!(sidecar.sigterm().await, 0);
+}
+
+/// What the README says: the superuser's part first, then the owner's, each by its role.
+#[tokio::test]
+async fn the_role_is_printed_without_a_login_and_the_rest_for_whoever_owns_the_tables() {
+    let bed = Bed::new(&[]).await;
+    bed.sql.run(TABLES).await;
+    let mut sidecar = Sidecar::new(settings(&bed));
+    let output = sidecar.command(&["setup", "--print"]);
+    assert!(output.status.success(), "{}", text(&output));
+    let script = String::from_utf8(output.stdout).unwrap();
+    assert!(script.contains("create role \"walsweep\" login;"), "{script}");
+    assert!(script.contains("grant connect on database \"postgres\""), "{script}");
+    psql(&bed, "postgres", &script);
+    psql(&bed, "postgres", &script);
+    let script = String::from_utf8(sidecar.command(&["setup", "--print"]).stdout).unwrap();
+    for part in [
+        "-- By the owner of the tables",
+        "grant usage on schema \"shop\" to \"walsweep\";",
+        "grant select on \"shop\".\"club\" to \"walsweep\";",
+        "grant select on \"shop\".\"towns\" to \"walsweep\";",
+        "--     select pg_catalog.pg_create_logical_replication_slot",
+    ] {
+        assert!(script.contains(part), "{part}: {script}");
+    }
+    assert!(!script.contains("\"town\""), "a view's table is the view's: {script}");
+    psql(&bed, "shopkeeper", &script);
+    let output = sidecar.command(&["check"]);
+    assert!(output.status.success(), "{}", text(&output));
+    works(&bed, &mut sidecar).await;
+    let said = text(&sidecar.command(&["teardown", "--as", &bed.postgres.url()]));
+    assert!(said.contains("dropped publication `walsweep`"), "{said}");
+}
+
+#[tokio::test]
+async fn setup_as_a_superuser_makes_role_grants_publication_and_slot_at_once() {
+    let bed = Bed::new(&[]).await;
+    bed.sql.run(TABLES).await;
+    let url = bed.postgres.url();
+    let mut plain = settings(&bed);
+    plain.postgres_url = plain.postgres_url.replace("walsweep@", "walsweep:s3cret@");
+    let mut sidecar = Sidecar::new(plain);
+    let output = sidecar.command(&["setup"]);
+    assert!(!output.status.success());
+    assert!(text(&output).contains("`walsweep setup --as URL`"), "{}", text(&output));
+    let printed = text(&sidecar.command(&["setup", "--print", "--as", &url]));
+    assert!(printed.contains("create role \"walsweep\""), "{printed}");
+    let roles = "select count(*) from pg_roles where rolname = 'walsweep'";
+    assert_eq!(bed.sql.one::<i64>(roles).await, 0);
+    let output = sidecar.command(&["setup", "--as", &url]);
+    assert!(output.status.success(), "{}", text(&output));
+    for said in [printed, text(&output)] {
+        assert!(!said.contains("s3cret"), "{said}");
+    }
+    let kept = "select rolpassword from pg_authid where rolname = 'walsweep'";
+    assert!(bed.sql.one::<String>(kept).await.starts_with("SCRAM-SHA-256$"));
+    let output = sidecar.command(&["check"]);
+    assert!(output.status.success(), "{}", text(&output));
+    let again = text(&sidecar.command(&["setup", "--as", &url]));
+    assert!(again.contains("nothing to do"), "{again}");
+    works(&bed, &mut sidecar).await;
+    let other = url.replace("/postgres", "/template1");
+    let said = text(&sidecar.command(&["setup", "--as", &other]));
+    assert!(said.contains("names database `template1`"), "{said}");
+}
+
+/// An owner sets up for a role that a superuser made, which owns nothing.
+#[tokio::test]
+async fn setup_as_the_owner_does_all_but_the_slot_that_run_makes() {
+    let bed = Bed::new(&[]).await;
+    bed.sql.run(TABLES).await;
+    bed.sql.run("create role walsweep login replication").await;
+    let mut sidecar = Sidecar::new(settings(&bed));
+    let url = bed.postgres.url().replace("//postgres@", "//shopkeeper@");
+    let output = sidecar.command(&["setup", "--as", &url]);
+    assert!(output.status.success(), "{}", text(&output));
+    let check = sidecar.command(&["check"]);
+    assert!(check.status.success(), "{}", text(&check));
+    works(&bed, &mut sidecar).await;
+    let owner = "select pg_get_userbyid(pubowner)::text from pg_publication";
+    assert_eq!(bed.sql.one::<String>(owner).await, "shopkeeper");
+}
+
+/// Every right at once, not one after another as Postgres refuses them.
+#[tokio::test]
+async fn check_prints_all_grants_for_lookups_at_once() {
+    let bed = Bed::new(&[]).await;
+    bed.sql.run(TABLES).await;
+    bed.sql
+        .run(
+            "create role walsweep login replication; grant usage on schema shop to walsweep;
+             create publication walsweep for table cart; alter table cart replica identity full",
+        )
+        .await;
+    let sidecar = Sidecar::new(settings(&bed));
+    let check = text(&sidecar.command(&["check"]));
+    assert!(check.contains("error[lookup_privilege]"), "{check}");
+    psql(&bed, "postgres", &super::printed_sql(&check));
+    let check = sidecar.command(&["check"]);
+    assert!(check.status.success(), "{}", text(&check));
+    drop(Sql::connect(&bed.postgres).await);
+}

@@ -1,0 +1,151 @@
+//! What findings say is so, and what they say of `run` is what `run` does.
+
+use crate::support::{Bed, PATIENCE, Settings, Sidecar, eventually, text};
+
+use super::rule;
+
+/// A partition that is added without a key, as jobs do: the application cannot write to its rows,
+/// and that is what is said; the rule goes on.
+#[tokio::test]
+async fn a_partition_without_identity_is_told_as_what_fails_in_the_application() {
+    let bed = Bed::new(&[]).await;
+    bed.sql
+        .run(
+            "create table event (id int not null, day int not null) partition by list (day);
+             alter table event replica identity full;
+             create table event_1 partition of event for values in (1);
+             alter table event_1 replica identity full",
+        )
+        .await;
+    let rules = rule("event", &["event:{id}"]);
+    let sidecar = Sidecar::set_up(Settings { rules, ..bed.settings() }).await;
+    bed.settled().await;
+    bed.sql.run("create table event_2 partition of event for values in (2)").await;
+    bed.sql.run("insert into event values (1, 1), (2, 2)").await;
+    let refused = bed.sql.client().batch_execute("update event set id = 3 where day = 2").await;
+    let refused = refused.unwrap_err().as_db_error().unwrap().message().to_owned();
+    assert!(refused.contains("does not have a replica identity"), "{refused}");
+    let what = "`public.event_2` has no replica identity: the application's own UPDATE and DELETE";
+    let told = || async {
+        let (status, body) = sidecar.get("/readyz").await.unwrap();
+        status == 200 && body.contains(what) && body.contains("rule `event` goes on")
+    };
+    eventually(PATIENCE, "it is told, and the rule goes on", told).await;
+    sidecar.wait_log("the partition has no replica identity").await;
+    let log = sidecar.log().join("\n");
+    assert!(!log.contains("widen to `*`"), "{log}");
+    let check = text(&sidecar.command(&["check"]));
+    assert!(check.contains(what), "{check}");
+    super::psql(&bed, "postgres", &super::printed_sql(&check));
+    bed.fill(&["event:2", "event:9"]).await;
+    bed.sql.run("update event set id = 3 where day = 2").await;
+    bed.gone("event:2").await;
+}
+
+/// The name of a view as the refresh tells it, in a session that quotes every name.
+#[tokio::test]
+async fn a_refresh_in_a_session_that_quotes_all_identifiers_removes_its_keys() {
+    let bed = Bed::new(&[]).await;
+    bed.sql.run("create materialized view totals as select 1 as one").await;
+    let rules =
+        "[[rule]]\nname = \"t\"\nmaterialized_view = \"public.totals\"\nkeys = [\"totals\"]\n";
+    let _sidecar = Sidecar::set_up(Settings { rules: rules.to_owned(), ..bed.settings() }).await;
+    bed.settled().await;
+    bed.fill(&["totals", "other"]).await;
+    bed.sql.run("set quote_all_identifiers = on; refresh materialized view totals").await;
+    bed.gone("totals").await;
+    assert!(bed.has("other").await);
+}
+
+/// A server that is down is waited for; a right that one rule lacks stops that rule's keys alone.
+#[tokio::test]
+async fn check_says_what_run_would_do_and_no_more() {
+    let bed = Bed::new(&[]).await;
+    let mut sidecar = Sidecar::new(bed.settings());
+    sidecar.setup();
+    let said = |sidecar: &Sidecar| {
+        let output = sidecar.command(&["check"]);
+        assert_eq!(output.status.code(), Some(1), "{}", text(&output));
+        text(&output)
+    };
+    let good = bed.settings();
+    for change in [
+        (|new: &mut Settings| new.redis_url = "redis://127.0.0.1:1/0".to_owned()) as fn(&mut _),
+        |new| new.postgres_url = "postgres://postgres@127.0.0.1:1/postgres".to_owned(),
+    ] {
+        sidecar.change(change);
+        let said = said(&sidecar);
+        assert!(said.contains("would wait for what cannot be reached"), "{said}");
+        assert!(!said.contains("refuse to start"), "{said}");
+        sidecar.change(|new| *new = good.clone());
+    }
+    let mut user = redis::cmd("ACL");
+    user.arg("SETUSER").arg("sweeper").arg("on").arg("nopass").arg("+@all");
+    user.arg("~walsweep:*").arg("~list:*");
+    let _: redis::Value = user.query_async(&mut bed.cache.clone()).await.unwrap();
+    sidecar.change(|new| new.redis_url = good.redis_url.replace("redis://", "redis://sweeper:x@"));
+    let report = said(&sidecar);
+    assert!(report.contains("error[redis_key_permission]"), "{report}");
+    assert!(report.contains("would go on with rule `item`"), "{report}");
+    assert!(!report.contains("refuse to start"), "{report}");
+    let address = bed.redis.url().replace("redis://", "");
+    let address = address.split('/').next().unwrap();
+    assert!(report.contains(&format!("redis at `{address}`: user `sweeper`")), "{report}");
+    let wrong = "postgres://nobody@";
+    sidecar.change(|new| {
+        *new = good.clone();
+        new.postgres_url = new.postgres_url.replace("postgres://postgres@", wrong);
+    });
+    let report = said(&sidecar);
+    assert!(report.contains("would refuse to start"), "{report}");
+}
+
+/// What was renamed while it runs is named, in `/readyz` and in `check`.
+#[tokio::test]
+async fn a_renamed_table_and_a_renamed_lookup_column_are_told_with_their_new_names() {
+    let bed = Bed::new(&[]).await;
+    bed.sql
+        .run(
+            "create table club (id int primary key, label text);
+             create table orders (id int primary key, name text not null);
+             create table unlike (id int primary key)",
+        )
+        .await;
+    let lookup = "[lookup.club]\nsql = \"select label from club where id = $1\"\n\
+                  params = [\"id\"]\n";
+    let rules = format!(
+        "{lookup}{}{}",
+        rule("item", &["item:{club.label}"]),
+        rule("orders", &["orders:{id}"])
+    );
+    let sidecar = Sidecar::set_up(Settings { rules, ..bed.settings() }).await;
+    bed.settled().await;
+    bed.sql.run("alter table orders rename to order_s").await;
+    bed.sql.run("alter table club rename label to labels").await;
+    let told = async |part: &str| {
+        let told =
+            || async { sidecar.get("/readyz").await.is_some_and(|(_, body)| body.contains(part)) };
+        eventually(PATIENCE * 3, part, told).await;
+        let check = text(&sidecar.command(&["check"]));
+        assert!(check.contains(part), "{check}");
+    };
+    told("did you mean `public.order_s`").await;
+    told("club.labels").await;
+    bed.sql.run("drop table order_s").await;
+    let check = text(&sidecar.command(&["check"]));
+    assert!(check.contains("it was dropped or renamed"), "{check}");
+    assert!(!check.contains("did you mean `public."), "no table is like it: {check}");
+}
+
+/// A slot that nobody reads fills the disk: that is a warning, not a remark.
+#[tokio::test]
+async fn an_unlimited_slot_is_a_warning() {
+    let bed = Bed::new(&[]).await;
+    let sidecar = Sidecar::new(bed.settings());
+    sidecar.setup();
+    let check = text(&sidecar.command(&["check"]));
+    assert!(check.contains("warning[slot_keep_unlimited]"), "{check}");
+    bed.postgres.conf("max_slot_wal_keep_size = '20GB'").await.unwrap();
+    let check = text(&sidecar.command(&["check"]));
+    assert!(!check.contains("slot_keep_unlimited"), "{check}");
+}

@@ -1,0 +1,178 @@
+//! Whose a publication is: what `setup` made it alters, drops and cleans up; what somebody else
+//! made it advises on.
+
+use crate::support::{Bed, Settings, Sidecar, text};
+
+use super::rule;
+
+const TABLES: &str = "
+    create table shop (id int primary key, name text not null);
+    create table cart (id int primary key, name text not null);
+    create table other (id int primary key, name text not null);";
+
+const PUBLISHED: &str = "select coalesce(string_agg(tablename, ' ' order by tablename), 'none')
+                           from pg_publication_tables where pubname = 'walsweep'";
+
+const OPERATIONS: &str =
+    "select concat(pubinsert, pubupdate, pubdelete, pubtruncate) from pg_publication";
+
+const IDENTITIES: &str = "
+    select string_agg(relname || ' ' || relreplident::text, ', ' order by relname)
+      from pg_class where relname in ('shop', 'cart', 'other')";
+
+fn settings(bed: &Bed, tables: &[&str]) -> Settings {
+    let rules: String = tables.iter().map(|name| rule(name, &["k:{name}"])).collect();
+    Settings::new(&bed.postgres, &bed.redis, &rules)
+}
+
+#[tokio::test]
+async fn a_publication_of_somebody_else_is_advised_and_neither_altered_nor_dropped() {
+    let bed = Bed::new(&[]).await;
+    bed.sql.run(TABLES).await;
+    bed.sql
+        .run(
+            "create publication walsweep for table cart, other with (publish = 'insert');
+             comment on publication walsweep is 'walsweep reads it, and the warehouse'",
+        )
+        .await;
+    let sidecar = Sidecar::new(settings(&bed, &["shop"]));
+    let (published, operations) =
+        (bed.sql.one::<String>(PUBLISHED).await, bed.sql.one::<String>(OPERATIONS).await);
+    let output = sidecar.command(&["setup"]);
+    assert_eq!(output.status.code(), Some(1), "{}", text(&output));
+    let said = text(&output);
+    for part in [
+        "was not made by `walsweep setup`",
+        "alter publication \"walsweep\" add table \"public\".\"shop\";",
+        "alter publication \"walsweep\" set (publish = 'insert, update, delete, truncate');",
+        "hint: ",
+    ] {
+        assert!(said.contains(part), "{part}: {said}");
+    }
+    let is_same = async |what: &str| {
+        assert_eq!(bed.sql.one::<String>(PUBLISHED).await, published, "{what}");
+        assert_eq!(bed.sql.one::<String>(OPERATIONS).await, operations, "{what}");
+        let slots: i64 = bed.sql.one("select count(*) from pg_replication_slots").await;
+        assert_eq!(slots, 0, "{what}");
+    };
+    is_same("setup").await;
+    let script = String::from_utf8(sidecar.command(&["setup", "--print"]).stdout).unwrap();
+    for line in script.lines().filter(|line| line.contains("alter publication")) {
+        assert!(line.starts_with("-- "), "left to its owner: {line}");
+    }
+    let printed = text(&sidecar.command(&["teardown", "--print"]));
+    assert!(!printed.contains("drop publication"), "{printed}");
+    let said = text(&sidecar.command(&["teardown"]));
+    assert!(said.contains("left publication `walsweep` of `postgres`"), "{said}");
+    is_same("teardown").await;
+    // Its owner hands it over.
+    let check = text(&sidecar.command(&["check"]));
+    let (_, after) = check.split_once("info[publication_foreign]").expect("it is told");
+    let sql = super::printed_sql(after.split("\ninfo[").next().unwrap());
+    super::psql(&bed, "postgres", &sql);
+    sidecar.setup();
+    assert_eq!(bed.sql.one::<String>(PUBLISHED).await, "cart other shop");
+    let said = text(&sidecar.command(&["teardown"]));
+    assert!(said.contains("dropped publication `walsweep`"), "{said}");
+}
+
+#[tokio::test]
+async fn a_rule_that_is_taken_out_frees_what_was_published_for_it() {
+    let bed = Bed::new(&[]).await;
+    bed.sql.run(TABLES).await;
+    bed.sql.run("alter table other replica identity full").await;
+    let mut sidecar = Sidecar::new(settings(&bed, &["shop", "cart", "other"]));
+    sidecar.setup();
+    assert_eq!(bed.sql.one::<String>(IDENTITIES).await, "cart f, other f, shop f");
+    // Not by `setup`, and so not its to take out.
+    bed.sql.run("create table hand (id int primary key)").await;
+    bed.sql.run("alter publication walsweep add table hand").await;
+    sidecar.change(|new| new.rules = settings(&bed, &["shop"]).rules);
+    let said = text(&sidecar.command(&["check"]));
+    assert_eq!(said.matches("info[table_unneeded]").count(), 2, "{said}");
+    sidecar.setup();
+    assert_eq!(bed.sql.one::<String>(PUBLISHED).await, "hand shop");
+    let expected = "cart d, other f, shop f";
+    assert_eq!(bed.sql.one::<String>(IDENTITIES).await, expected, "`other` was full before");
+    let said = text(&sidecar.command(&["setup"]));
+    assert!(said.contains("nothing to do"), "{said}");
+    // Another publication needs the identity of a table that has no other.
+    bed.sql.run("create table bare (name text); create publication theirs for table item").await;
+    sidecar.change(|new| new.rules = settings(&bed, &["shop", "bare"]).rules);
+    sidecar.setup();
+    bed.sql.run("alter publication theirs add table bare").await;
+    sidecar.change(|new| new.rules = settings(&bed, &["shop"]).rules);
+    let said = text(&sidecar.command(&["check"]));
+    assert!(said.contains("the full replica identity of `public.bare` stays"), "{said}");
+    sidecar.setup();
+    assert_eq!(bed.sql.one::<String>(PUBLISHED).await, "hand shop");
+    bed.sql.run("insert into bare values ('x'); update bare set name = 'y'").await;
+}
+
+/// Two walsweeps with slots of their own and one publication.
+#[tokio::test]
+async fn what_another_walsweep_uses_is_left_to_it() {
+    let bed = Bed::new(&[]).await;
+    bed.sql.run(TABLES).await;
+    let mut one = Sidecar::new(settings(&bed, &["shop", "cart"]));
+    let publication = Some("walsweep".to_owned());
+    let of_other = settings(&bed, &["cart"]);
+    let other = Sidecar::new(Settings { name: "second".to_owned(), publication, ..of_other });
+    one.setup();
+    other.setup();
+    one.change(|new| new.rules = settings(&bed, &["shop"]).rules);
+    one.setup();
+    assert_eq!(bed.sql.one::<String>(PUBLISHED).await, "cart shop");
+    let said = text(&one.command(&["teardown"]));
+    assert!(said.contains("the walsweep with slot `second` has it, too"), "{said}");
+    assert_eq!(bed.sql.one::<String>(PUBLISHED).await, "cart shop");
+    let said = text(&other.command(&["teardown"]));
+    assert!(said.contains("dropped publication `walsweep`"), "{said}");
+}
+
+/// A table that a lookup's kept answers depend on stays published without a rule.
+#[tokio::test]
+async fn a_table_that_a_lookup_reads_stays_published() {
+    let bed = Bed::new(&[]).await;
+    bed.sql.run(TABLES).await;
+    let lookup = "[lookup.cart]\nsql = \"select name from public.cart where id = $1\"\n\
+                  params = [\"id\"]\n";
+    let of = |tables: &[&str]| {
+        let rules = settings(&bed, tables).rules;
+        format!("{lookup}{rules}{}", rule("item", &["item:{cart.name}"]))
+    };
+    let all = Settings { rules: of(&["cart"]), ..bed.settings() };
+    let mut sidecar = Sidecar::new(all);
+    sidecar.setup();
+    sidecar.change(|new| new.rules = of(&[]));
+    sidecar.setup();
+    assert_eq!(bed.sql.one::<String>(PUBLISHED).await, "cart item");
+}
+
+/// Whoever had put a function there keeps it.
+#[tokio::test]
+async fn a_function_of_somebody_else_is_not_dropped() {
+    let bed = Bed::new(&[]).await;
+    bed.sql
+        .run(
+            "create materialized view v as select 1 as a;
+             create function walsweep_refresh() returns int language sql as 'select 7'",
+        )
+        .await;
+    let rules = "[[rule]]\nname = \"v\"\nmaterialized_view = \"public.v\"\nkeys = [\"v\"]\n";
+    let sidecar = Sidecar::new(Settings { rules: rules.to_owned(), ..bed.settings() });
+    let output = sidecar.command(&["setup"]);
+    assert!(!output.status.success(), "{}", text(&output));
+    assert!(text(&output).contains("is there, and not walsweep's"), "{}", text(&output));
+    let said = text(&sidecar.command(&["teardown"]));
+    assert!(said.contains("left event trigger or function `walsweep_refresh`"), "{said}");
+    assert_eq!(bed.sql.one::<i32>("select walsweep_refresh()").await, 7);
+    // One that was made before there were comments is known by what it sends.
+    bed.sql.run("drop function walsweep_refresh()").await;
+    sidecar.setup();
+    bed.sql.run("comment on function walsweep_refresh() is null").await;
+    bed.sql.run("comment on event trigger walsweep_refresh is null").await;
+    sidecar.setup();
+    let said = text(&sidecar.command(&["teardown"]));
+    assert!(said.contains("dropped event trigger"), "{said}");
+}
