@@ -11,6 +11,15 @@ use crate::explain::Operation;
 #[derive(Debug, Parser)]
 #[command(name = "walsweep", version, about, max_term_width = 100, after_help = EXIT_CODES)]
 pub struct Cli {
+    /// The configuration file; before or after the command.
+    #[arg(
+        long,
+        global = true,
+        value_name = "FILE",
+        default_value = "config.toml",
+        env = "WALSWEEP_CONFIG"
+    )]
+    pub config: PathBuf,
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
@@ -19,40 +28,23 @@ pub struct Cli {
 const EXIT_CODES: &str = "Exit status: 0 clean stop or all well; 1 halted, a person is needed, or \
                           `check` found a problem; 2 usage; 78 the configuration is invalid.";
 
-/// `--config`.
-#[derive(Debug, Args)]
-pub struct ConfigArg {
-    /// The configuration file.
-    #[arg(long, value_name = "FILE", default_value = "config.toml", env = "WALSWEEP_CONFIG")]
-    pub config: PathBuf,
-}
-
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Remove keys as commits become visible, until told to stop.
     Run {
-        /// The configuration.
-        #[command(flatten)]
-        config: ConfigArg,
         /// Refuse to start if a rule does not fit its table, instead of suspending that rule.
         #[arg(long)]
         strict: bool,
     },
     /// Hold the configuration against the database and Redis; every finding with its cure.
     Check {
-        /// The configuration.
-        #[command(flatten)]
-        config: ConfigArg,
         /// Print JSON.
         #[arg(long)]
         json: bool,
     },
     /// Create role, publication, replica identities, event trigger and slot, where missing.
     Setup {
-        /// The configuration.
-        #[command(flatten)]
-        config: ConfigArg,
         /// Print the SQL and do nothing.
         #[arg(long)]
         print: bool,
@@ -65,9 +57,6 @@ pub enum Command {
     },
     /// Drop slot, publication and event trigger, if `setup` made them.
     Teardown {
-        /// The configuration.
-        #[command(flatten)]
-        config: ConfigArg,
         /// Print the SQL and do nothing.
         #[arg(long, conflicts_with = "lease")]
         print: bool,
@@ -82,9 +71,6 @@ pub enum Command {
     Explain(ExplainArgs),
     /// Remove the keys that match, by hand, in one SCAN pass.
     Sweep {
-        /// The configuration.
-        #[command(flatten)]
-        config: ConfigArg,
         /// Redis patterns, such as `db:leaderboard:*`.
         #[arg(required = true, value_name = "PATTERN")]
         patterns: Vec<String>,
@@ -113,9 +99,6 @@ pub enum Command {
 /// Arguments of `explain`.
 #[derive(Debug, Args)]
 pub struct ExplainArgs {
-    /// The configuration.
-    #[command(flatten)]
-    pub config: ConfigArg,
     /// The table or materialized view, `schema.table`; without a schema `public`.
     pub table: String,
     /// What happens to the row: insert, update, delete or truncate; to a view: refresh.

@@ -238,8 +238,8 @@ pub async fn drop_lease(path: &Path) -> Result<(), Failure> {
 /// # Errors
 ///
 /// 78 for the configuration; 1 for a row that is not one.
-pub fn explain(arguments: &ExplainArgs) -> Result<(), Failure> {
-    let (_config, mut rules) = configuration(&arguments.config.config)?;
+pub fn explain(path: &Path, arguments: &ExplainArgs) -> Result<(), Failure> {
+    let (_config, mut rules) = configuration(path)?;
     let row = |name: &str, text: &Option<String>| {
         let parse = |text: &String| {
             serde_json::from_str::<explain::Object>(text).map_err(|error| {

@@ -21,7 +21,7 @@ fn main() -> ExitCode {
     };
     // A task like the others: the runtime would poll the future of `block_on` with all that is in
     // it whenever one of them wakes.
-    let outcome = runtime.block_on(async { spawn_local(execute(cli.command)).await });
+    let outcome = runtime.block_on(async { spawn_local(execute(cli)).await });
     match outcome {
         Ok(Ok(())) => ExitCode::SUCCESS,
         Ok(Err(failure)) => report(&failure),
@@ -29,22 +29,22 @@ fn main() -> ExitCode {
     }
 }
 
-async fn execute(command: Command) -> Result<(), Failure> {
+async fn execute(Cli { config, command }: Cli) -> Result<(), Failure> {
     match command {
-        Command::Run { config, strict } => Box::pin(commands::run(&config.config, strict)).await,
-        Command::Check { config, json } => commands::check(&config.config, json).await,
+        Command::Run { strict } => Box::pin(commands::run(&config, strict)).await,
+        Command::Check { json } => commands::check(&config, json).await,
         Command::Setup { print: true, lease: true, .. } => commands::print_lease(),
-        Command::Setup { config, lease: true, .. } => commands::load_lease(&config.config).await,
-        Command::Setup { config, print, login, .. } => {
-            Box::pin(setup_commands::setup(&config.config, print, login.as_deref())).await
+        Command::Setup { lease: true, .. } => commands::load_lease(&config).await,
+        Command::Setup { print, login, .. } => {
+            Box::pin(setup_commands::setup(&config, print, login.as_deref())).await
         }
-        Command::Teardown { config, lease: true, .. } => commands::drop_lease(&config.config).await,
-        Command::Teardown { config, print, login, .. } => {
-            setup_commands::teardown(&config.config, print, login.as_deref()).await
+        Command::Teardown { lease: true, .. } => commands::drop_lease(&config).await,
+        Command::Teardown { print, login, .. } => {
+            setup_commands::teardown(&config, print, login.as_deref()).await
         }
-        Command::Explain(arguments) => commands::explain(&arguments),
-        Command::Sweep { config, patterns, dry_run, force } => {
-            commands::sweep(&config.config, &patterns, (dry_run, force)).await
+        Command::Explain(arguments) => commands::explain(&config, &arguments),
+        Command::Sweep { patterns, dry_run, force } => {
+            commands::sweep(&config, &patterns, (dry_run, force)).await
         }
         Command::Demo { keep } => commands::demo(keep).await,
         Command::Completions { shell } => commands::completions(shell),

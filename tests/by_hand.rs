@@ -25,3 +25,26 @@ async fn what_no_rule_covers_goes_by_force_alone() {
         }
     }
 }
+
+/// At `debug` the log tells what a transaction removes and why it widened; keys, which hold values,
+/// only where the configuration says so.
+#[tokio::test]
+async fn the_log_tells_what_a_transaction_removes() {
+    let bed = Bed::new(&[]).await;
+    for shows in [false, true] {
+        let mut settings = bed.settings();
+        settings.name = format!("shows_{shows}");
+        settings.rules = format!("keys = {shows}\n{}", settings.rules);
+        let sidecar = Sidecar::set_up(settings).await;
+        let team = format!("secret team {shows}");
+        bed.sql.run(&format!("update item set team = '{team}' where id = 1")).await;
+        bed.sql.run("truncate item; insert into item values (1, 'team 1', 0)").await;
+        sidecar.wait_log("rule `item` 1 keys, 2 patterns").await;
+        sidecar.wait_log("patterns, widened 2 (truncate)").await;
+        let tells = |line: &String| line.contains("secret team");
+        if shows {
+            sidecar.wait_log("`list:secret team true:*`").await;
+        }
+        assert_eq!(sidecar.log().iter().any(tells), shows);
+    }
+}

@@ -58,9 +58,12 @@ fn every_command_judges_the_configuration_first() {
         vec!["sweep", "item:*"],
         vec!["explain", "public.item", "--op", "truncate"],
     ] {
-        let output = walsweep(&[args.as_slice(), &["--config", name]].concat());
-        assert_eq!(output.status.code(), Some(78), "{args:?}");
-        assert!(output.stdout.is_empty(), "{args:?}");
+        let option = ["--config", name];
+        for args in [[args.as_slice(), &option].concat(), [&option, args.as_slice()].concat()] {
+            let output = walsweep(&args);
+            assert_eq!(output.status.code(), Some(78), "{args:?}");
+            assert!(output.stdout.is_empty(), "{args:?}");
+        }
     }
 }
 
@@ -145,6 +148,7 @@ fn the_reference_names_the_defaults() {
                 "listen",
                 "format",
                 "level",
+                "keys",
                 "cache",
                 "rows",
                 "missing",
@@ -160,7 +164,7 @@ fn the_reference_names_the_defaults() {
             format!("{}\n", option.unwrap_or(line))
         })
         .collect();
-    assert_eq!(found, 17, "the reference names every option with a default");
+    assert_eq!(found, 18, "the reference names every option with a default");
     let (explicit, _) = judge(&uncommented, &|_| None).unwrap();
     assert_eq!(
         format!("{explicit:?}").replace(char::is_numeric, ""),

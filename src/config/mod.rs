@@ -117,6 +117,8 @@ pub struct Log {
     pub format: LogFormat,
     /// The least severe level that is written, or a `tracing` filter directive.
     pub level: String,
+    /// Whether the keys of each transaction are told, too.
+    pub keys: bool,
 }
 
 /// How a log line is written.

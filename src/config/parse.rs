@@ -327,8 +327,9 @@ fn log(reader: &mut Reader<'_>, root: &mut Section<'_, '_>) -> Log {
             reader.problem(level.at.clone(), message, Some(hint));
         }
     }
+    let keys = reader.flag(&mut section, "keys", false);
     reader.finish(&section);
-    Log { format, level: level.map_or_else(|| "info".to_owned(), |level| level.value) }
+    Log { format, keys, level: level.map_or_else(|| "info".to_owned(), |level| level.value) }
 }
 
 fn rules(reader: &mut Reader<'_>, root: &mut Section<'_, '_>) -> Vec<Rule> {

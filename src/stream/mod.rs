@@ -6,6 +6,7 @@ mod early;
 mod idle_tests;
 mod noted;
 mod swept;
+mod told;
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -371,6 +372,7 @@ impl<'a> Stream<'a> {
             self.ledger.skip(transaction.end_lsn);
             return self.pass_without_keys(transaction, keys);
         }
+        told::tell(&transaction, &keys, self.rules.names());
         let received_at = Instant::now();
         self.ledger.open(transaction.end_lsn);
         self.arrivals.add(transaction.end_lsn, received_at);

@@ -3,9 +3,12 @@
 use std::io::stderr;
 
 use tracing_subscriber::EnvFilter;
-use tracing_subscriber::filter::ParseError;
+use tracing_subscriber::filter::{Directive, ParseError};
 
 use crate::config::{Log, LogFormat};
+
+/// The target of lines that hold keys.
+pub const KEYS: &str = "walsweep::keys_of_transactions";
 
 /// A plain level is ours alone: what libraries log at `debug` may hold the parameters of a query
 /// (I9). Whoever writes directives gets what they say.
@@ -19,10 +22,14 @@ fn directives(level: &str) -> String {
 ///
 /// A level that is not one.
 pub fn start(log: &Log) -> Result<(), ParseError> {
+    // Whatever the level says: keys hold values of rows (I9).
+    let keys = if log.keys { "debug" } else { "off" };
+    let keys: Directive = format!("{KEYS}={keys}").parse()?;
     let filter = match std::env::var("RUST_LOG") {
         Ok(directives) if !directives.is_empty() => EnvFilter::try_new(directives)?,
         _ => EnvFilter::try_new(directives(&log.level))?,
     };
+    let filter = filter.add_directive(keys);
     let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(stderr);
     match log.format {
         LogFormat::Text => lines.with_ansi(false).with_target(false).init(),

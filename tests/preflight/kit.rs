@@ -93,7 +93,7 @@ pub(crate) fn config(port: u16, database: &str, rules: Vec<Rule>) -> Config {
         sweep: Sweep { max_stall: Duration::from_millis(1) },
         refill: Refill { window: Duration::from_secs(1), observe: false },
         http: Http { listen: None },
-        log: Log { format: LogFormat::Text, level: "info".to_owned() },
+        log: Log { format: LogFormat::Text, level: "info".to_owned(), keys: false },
         rules: rules.into_iter().zip(0..).map(numbered).collect(),
         lookups: Vec::new(),
     }

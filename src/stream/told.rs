@@ -1,0 +1,65 @@
+//! What the log tells of each transaction, at `debug`: which rules give how many keys, and why some
+//! are widened. Keys hold values of rows, so that they are told only where `[log] keys` says so.
+
+use std::collections::BTreeMap;
+
+use tracing::Level;
+
+use crate::gather::Transaction;
+use crate::keys::{KeySet, RuleId, WidenReason};
+
+/// Keys of a transaction that are told, at most.
+const TOLD_MAX: usize = 100;
+
+/// What one rule gives.
+#[derive(Default)]
+struct OfRule {
+    keys: usize,
+    patterns: usize,
+    widened: Vec<(WidenReason, u64)>,
+}
+
+/// Tells of a transaction that has keys; `names` are those of the rules.
+pub(super) fn tell(transaction: &Transaction, keys: &KeySet, names: &[String]) {
+    if !tracing::enabled!(Level::DEBUG) {
+        return;
+    }
+    let (xid, lsn) = (transaction.xid, transaction.end_lsn);
+    let rules = by_rule(keys, names);
+    let waiting = keys.waiting().count();
+    tracing::debug!(xid, %lsn, waiting_for_rows = waiting, "a transaction removes: {rules}");
+    if tracing::enabled!(target: crate::telemetry::logging::KEYS, Level::DEBUG) {
+        let exact = keys.exact().map(|(_, key)| key);
+        let patterns = keys.patterns().map(|(_, pattern)| pattern.as_bytes());
+        let told: Vec<String> = exact
+            .chain(patterns)
+            .take(TOLD_MAX)
+            .map(|key| format!("`{}`", key.escape_ascii()))
+            .collect();
+        let told = told.join(" ");
+        tracing::debug!(target: crate::telemetry::logging::KEYS, xid, "its keys: {told}");
+    }
+}
+
+fn by_rule(keys: &KeySet, names: &[String]) -> String {
+    let mut rules: BTreeMap<RuleId, OfRule> = BTreeMap::new();
+    for (rule, _) in keys.exact() {
+        rules.entry(rule).or_default().keys += 1;
+    }
+    for (rule, _) in keys.patterns() {
+        rules.entry(rule).or_default().patterns += 1;
+    }
+    for (rule, reason, count) in keys.widened() {
+        rules.entry(rule).or_default().widened.push((reason, count));
+    }
+    let part = |(rule, of): (RuleId, OfRule)| {
+        let name = names.get(usize::from(rule.0)).map_or("", String::as_str);
+        let reason = |(reason, count): &(WidenReason, u64)| {
+            format!(", widened {count} ({})", reason.as_str())
+        };
+        let widened: String = of.widened.iter().map(reason).collect();
+        format!("rule `{name}` {} keys, {} patterns{widened}", of.keys, of.patterns)
+    };
+    let parts: Vec<String> = rules.into_iter().map(part).collect();
+    parts.join("; ")
+}
