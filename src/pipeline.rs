@@ -240,6 +240,7 @@ impl Program<'_> {
         let (lookups, _opening) = Box::pin(self.lookups(primary, &server.primary)).await?.unzip();
         let settings = Settings {
             max_stall: self.config.sweep.max_stall,
+            max_load: self.config.sweep.max_load,
             window: self.config.refill.window,
             expected,
             wal_end,

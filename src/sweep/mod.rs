@@ -21,12 +21,14 @@
 //! Why one task with a queue: batches form by themselves while a round trip is under way, as they
 //! do in a group commit, and everything that a lost connection puts in doubt is in one place.
 
+mod budget;
 mod chain;
 pub mod connect;
 mod evidence;
 mod exact;
 mod job;
 mod late;
+mod measure;
 mod node;
 mod observe;
 mod outcome;
@@ -40,6 +42,7 @@ mod second;
 mod shared;
 mod standalone;
 mod sweeper;
+mod throttle;
 mod ward;
 #[cfg(test)]
 mod refused_tests;

@@ -10,7 +10,7 @@ use super::job::{Job, Member, Round, Tally};
 use super::node::{Error, Kind};
 use super::refused::{Retry, Tried};
 use super::shared::{RefusedOf, Written, count, observe};
-use super::sweeper::{BatchDone, Done, State};
+use super::sweeper::{ALIVE_INTERVAL, BatchDone, Done, State};
 use super::{Event, Swept};
 use crate::failpoint::{Point, reach};
 use crate::keys::{KeySet, Pattern, RuleId, WidenReason};
@@ -37,9 +37,19 @@ impl State {
             Done::Second(done) => self.batch_done(done).await,
             Done::Retries((retries, outcome)) => self.retries_done(retries, outcome).await,
             Done::Pass((jobs, pace, outcome)) => {
+                if outcome.is_ok() {
+                    let (health, node) = (&self.health, &self.node.node);
+                    self.throttle.passed(&jobs, &pace.measure.budget, (health, node));
+                }
                 self.pace = Some(pace);
                 self.late.in_pass = None;
                 self.pass_done(jobs, outcome).await;
+            }
+            Done::Alive(outcome) => {
+                self.next_alive = Instant::now() + ALIVE_INTERVAL;
+                if let Err(error) = outcome {
+                    self.failed(&error).await;
+                }
             }
             Done::Write(written) => self.write_done(written).await,
             Done::Connect(found) => {
@@ -53,8 +63,9 @@ impl State {
     async fn batch_done(&mut self, (jobs, outcome): BatchDone) {
         match outcome {
             Ok(tally) => {
-                // That nothing was removed may pass where nothing can be.
-                if tally.rows().next().is_some() {
+                // That nothing was to be removed, or nothing may be, is answered by a server that
+                // takes no writes, too.
+                if tally.rows().any(|(_, removed, absent)| removed + absent > 0) {
                     self.took_unlink();
                 }
                 let second = jobs.first().is_some_and(|job| job.round.takes_refills());
@@ -114,7 +125,8 @@ impl State {
                 self.removed(jobs).await;
             }
             Err(error) => {
-                if !self.failed(&error).await {
+                // That the connection is lost is known already to a pass that waits.
+                if self.connected && !self.failed(&error).await {
                     self.scans.failed(Instant::now());
                     self.say_refuses(&error);
                 }
@@ -409,6 +421,10 @@ impl State {
             }
         };
         self.connected = true;
+        self.lost.send_replace(false);
+        if let Some(pace) = &mut self.pace {
+            pace.connected();
+        }
         self.unlinks.is_over();
         self.scans.is_over();
         self.health.over(&Topic::Redis);
@@ -497,6 +513,7 @@ impl State {
             let peer = PeerLabel { peer: "redis" };
             self.health.metrics().reconnects.get_or_create(&peer).inc();
             self.connected = false;
+            self.lost.send_replace(true);
             self.report(Event::RedisLost).await;
         }
     }

@@ -2,7 +2,7 @@
 //! the watermark; and what is counted.
 
 use std::collections::HashMap;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use tokio::time::Instant;
 
@@ -46,13 +46,14 @@ pub(super) async fn sweep<N: Node>(
             }
         }
     }
-    let mut scanned = 0;
+    let (mut scanned, mut waited) = (0, Duration::ZERO);
     let each_page = |progress: &Progress| {
         if progress.scanned > scanned {
             metrics.scan_stall.observe(seconds(progress.stall));
         }
         metrics.sweep_scanned_keys.inc_by(progress.scanned - scanned);
-        scanned = progress.scanned;
+        metrics.sweep_throttled.inc_by(seconds(progress.waited - waited));
+        (scanned, waited) = (progress.scanned, progress.waited);
     };
     let mut progress = Pass::new(patterns.clone()).run(node, pace, each_page).await?;
     let refused = std::mem::take(&mut progress.refused).into_iter();

@@ -295,7 +295,8 @@ impl Bench {
         let max_stall = Duration::from_millis(1);
         let empty = rules.key_set();
         let wal_end = Lsn(1_000);
-        let settings = Settings { max_stall, window, expected, wal_end, broken: None, empty };
+        let (max_load, broken) = (0.25, None);
+        let settings = Settings { max_stall, max_load, window, expected, wal_end, broken, empty };
         let metrics = Arc::new(Metrics::new(rules.names()));
         let health = Arc::new(Health::new(Arc::clone(&metrics)));
         let sweeper = Sweeper::new(redis.clone(), settings, Arc::clone(&health), events_sender);

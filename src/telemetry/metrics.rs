@@ -15,6 +15,9 @@ use prometheus_client::registry::{Metric, Registry};
 
 use crate::keys::{Malformed, RuleId, WidenReason};
 
+/// A counter of seconds or another real number.
+pub type FloatCounter = Counter<f64, AtomicU64>;
+
 /// A gauge of seconds or another real number.
 pub type FloatGauge = Gauge<f64, AtomicU64>;
 
@@ -129,6 +132,8 @@ pub struct Metrics {
     pub sweep_seconds: Histogram,
     /// Keys that SCAN passes looked at.
     pub sweep_scanned_keys: Counter,
+    /// How long patterns have waited so that SCAN takes no more than `sweep.max_load`.
+    pub sweep_throttled: FloatCounter,
     /// How long one SCAN call held Redis, as seen from here.
     pub scan_stall: Histogram,
     /// Keys that were there again when they were removed again.
@@ -245,6 +250,11 @@ impl Metrics {
             sweep_seconds: table.latency("walsweep_sweep_seconds", "Duration of a SCAN pass"),
             sweep_scanned_keys: table
                 .counter("walsweep_sweep_scanned_keys_total", "Keys that SCAN passes looked at"),
+            sweep_throttled: table.add(
+                "walsweep_sweep_throttled_seconds_total",
+                "Time that patterns waited because SCAN may take `sweep.max_load` of Redis's time",
+                FloatCounter::default(),
+            ),
             scan_stall: table
                 .latency("walsweep_scan_stall_seconds", "How long one SCAN call held Redis"),
             refills_removed: table.counter(
