@@ -32,6 +32,7 @@ mod partitions;
 mod publication;
 mod reads;
 mod redis;
+mod redis_pass;
 mod replicas;
 mod replication;
 mod rows;

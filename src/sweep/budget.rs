@@ -18,8 +18,8 @@ use tokio::time::Instant;
 /// Over every stretch of this length the share is kept.
 pub(super) const WINDOW: Duration = Duration::from_secs(10);
 
-/// Keys should be gone this long after readers can see why, where the share allows it.
-pub(super) const GONE_WITHIN: Duration = Duration::from_secs(5);
+/// Keys should be gone this long after readers can see why, where `sweep.max_load` allows it.
+pub const GONE_WITHIN: Duration = Duration::from_secs(5);
 
 /// Calls that end within this time are noted as one.
 const SLOT: Duration = Duration::from_millis(50);
@@ -73,15 +73,7 @@ impl Budget {
 
     /// How far apart passes of this cost begin.
     pub(super) fn distance(&self, cost: Duration) -> Duration {
-        let share = WINDOW.mul_f64(self.max_load);
-        if self.max_load >= 1.0 || cost.is_zero() {
-            return Duration::ZERO;
-        }
-        if cost > share {
-            return cost.div_f64(self.max_load);
-        }
-        let fits = share.as_nanos() / cost.as_nanos();
-        WINDOW / u32::try_from(fits).unwrap_or(u32::MAX)
+        distance(self.max_load, cost)
     }
 
     /// From when on the next pass may begin, as is known at `now`, `None` for any time; one that is
@@ -185,6 +177,21 @@ impl Budget {
         slot.ended = now;
         slot
     }
+}
+
+/// How far apart passes begin that take `cost` of a server's time each, if they may take the share
+/// `max_load` of it over any ten seconds. Zero where that is no limit.
+#[must_use]
+pub fn distance(max_load: f64, cost: Duration) -> Duration {
+    let share = WINDOW.mul_f64(max_load);
+    if max_load >= 1.0 || cost.is_zero() {
+        return Duration::ZERO;
+    }
+    if cost > share {
+        return cost.div_f64(max_load);
+    }
+    let fits = share.as_nanos() / cost.as_nanos();
+    WINDOW / u32::try_from(fits).unwrap_or(u32::MAX)
 }
 
 impl Slot {

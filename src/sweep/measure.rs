@@ -43,13 +43,16 @@ pub(super) struct Measure {
     account: Option<(Duration, Instant)>,
     /// How long the calls since then lasted.
     lasted: Duration,
+    /// How long the latest pass has waited.
+    waited: Duration,
 }
 
 impl Measure {
     /// Holds SCAN to this share of the server's time.
     pub(super) fn new(max_load: f64) -> Measure {
         let budget = Budget::new(max_load);
-        Measure { budget, lost: None, account: None, lasted: Duration::ZERO }
+        let (lasted, waited) = (Duration::ZERO, Duration::ZERO);
+        Measure { budget, lost: None, account: None, lasted, waited }
     }
 
     /// From now on a pass that waits gives up when `lost` turns true.
@@ -60,6 +63,7 @@ impl Measure {
     /// A pass begins.
     pub(super) async fn begin<N: Node>(&mut self, node: &N) -> Result<(), Error> {
         self.budget.begin(Instant::now());
+        self.waited = Duration::ZERO;
         self.look(node).await
     }
 
@@ -82,8 +86,13 @@ impl Measure {
         }
     }
 
-    /// Waits until SCAN may be called; gives for how long.
-    pub(super) async fn turn<N: Node>(&mut self, node: &N) -> Result<Duration, Error> {
+    /// How long the latest pass has waited for its turns.
+    pub(super) fn waited(&self) -> Duration {
+        self.waited
+    }
+
+    /// Waits until SCAN may be called.
+    pub(super) async fn turn<N: Node>(&mut self, node: &N) -> Result<(), Error> {
         let began = Instant::now();
         let is_due = self.account.is_some_and(|(_, at)| at + ACCOUNT_INTERVAL <= began);
         if is_due || self.budget.waits_until(began).is_some() {
@@ -100,7 +109,8 @@ impl Measure {
                 }
             }
         }
-        Ok(waits_from.elapsed())
+        self.waited += waits_from.elapsed();
+        Ok(())
     }
 
     /// Compares what was measured with the server's account.
@@ -113,7 +123,7 @@ impl Measure {
             && let Some(account) = after.checked_sub(before)
             && !lasted.is_zero()
         {
-            self.budget.settle(at, account.mul_f64(AROUND_CALL).min(lasted));
+            self.budget.settle(at, taken(account, lasted));
         }
         Ok(())
     }
@@ -123,6 +133,13 @@ impl Measure {
         self.lasted = Duration::ZERO;
         Ok(())
     }
+}
+
+/// What SCAN calls took of a server's time, by its own `account` of all clients, if these of ours
+/// lasted for `lasted`, the way there and back included.
+#[must_use]
+pub fn taken(account: Duration, lasted: Duration) -> Duration {
+    account.mul_f64(AROUND_CALL).min(lasted)
 }
 
 /// Comes back when the connection is lost; never, if nobody says so.

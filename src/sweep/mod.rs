@@ -54,14 +54,17 @@ mod tests;
 use crate::lsn::Lsn;
 use crate::settle::{Held, Hold};
 
+pub use budget::{GONE_WITHIN, distance};
 pub use chain::{Chain, Link};
 pub use evidence::{Broken, TABLES_MARK, Watermark, key_name};
+pub use measure::taken;
 pub use node::{Error, Kind, Node, Page, Replaced, ScanCall};
 pub use observe::{Mark, Name, Observer};
 pub use pace::Pace;
 pub use pass::{Pass, Progress};
-pub use standalone::{Look, Standalone};
+pub use standalone::{Look, Standalone, scan_time};
 pub use sweeper::{Settings, Sweeper};
+pub use throttle::HINT as THROTTLED_HINT;
 
 /// Transactions, by themselves or as what a hold holds, whose keys are removed for good as far as a
 /// sweep can tell. Only this folder makes one.

@@ -39,7 +39,7 @@ impl State {
             Done::Pass((jobs, pace, outcome)) => {
                 if outcome.is_ok() {
                     let (health, node) = (&self.health, &self.node.node);
-                    self.throttle.passed(&jobs, &pace.measure.budget, (health, node));
+                    self.throttle.passed(&jobs, &pace.measure, (health, node));
                 }
                 self.pace = Some(pace);
                 self.late.in_pass = None;
@@ -75,6 +75,7 @@ impl State {
                 for mut job in jobs {
                     self.refuse_keys(&mut job, &tally);
                     if job.keys.has_patterns() && !tally.with_patterns {
+                        self.throttle.came(job.round);
                         let widened = self.passes.push(job);
                         self.widened(&widened);
                     } else {

@@ -80,7 +80,8 @@ impl Progress {
     /// Tells the pace of removals that it was not told of.
     fn tell(&mut self, pace: &mut Pace) {
         let (keys, lasted) = std::mem::take(&mut self.removals);
-        pace.measure.removed(keys, lasted);
+        pace.measure.removed(keys, pace.beyond_round_trip(lasted));
+        self.waited = pace.measure.waited();
     }
 }
 
@@ -127,7 +128,7 @@ impl Pass {
         let filter = self.server_filter();
         pace.begin(node).await?;
         let call = |cursor, count| ScanCall { cursor, count, pattern: filter.as_deref() };
-        progress.waited = pace.measure.turn(node).await?;
+        pace.measure.turn(node).await?;
         let (mut page, mut took) = timed(node.scan(&call(0, pace.count()))).await?;
         loop {
             progress.stall = pace.observe(took);
@@ -151,16 +152,14 @@ impl Pass {
             // The next page is fetched, or waited for, while this one is matched and removed.
             let call = call(cursor, pace.count());
             let next = async {
-                let waited = pace.measure.turn(node).await?;
-                Ok::<_, Error>((waited, timed(node.scan(&call)).await?))
+                pace.measure.turn(node).await?;
+                timed(node.scan(&call)).await
             };
             let (next, removed) =
                 tokio::join!(next, self.remove_matching(node, &page, &mut progress));
             removed?;
             reach(Point::PageRemoved);
-            let waited;
-            (waited, (page, took)) = next?;
-            progress.waited += waited;
+            (page, took) = next?;
             progress.tell(pace);
         }
     }

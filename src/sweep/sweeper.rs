@@ -430,6 +430,8 @@ impl State {
 
     /// Says whether keys have waited for too long.
     fn look_late(&mut self, now: Instant) {
+        let is_idle = self.passes.is_empty() && self.late.in_pass.is_none();
+        self.throttle.look(is_idle, (&self.health, now));
         let mut jobs = self.queue.iter().chain(self.passes.iter()).peekable();
         match self.late.next_look() {
             Some(look) if look <= now => {

@@ -5,13 +5,14 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::budget::{Budget, GONE_WITHIN};
+use super::budget::GONE_WITHIN;
 use super::job::{Job, Round, older};
+use super::measure::Measure;
 use crate::telemetry::metrics::{Metrics, seconds};
 use crate::telemetry::{Health, Topic};
 
-/// After the last pass that came too late it is taken back when so long none did. Passes that come
-/// too late every now and then are one trouble.
+/// It is taken back when for so long no pass came too late. Passes that do so every now and then are
+/// one trouble.
 const QUIET: Duration = Duration::from_secs(120);
 
 /// What waits, and what was said of it.
@@ -30,9 +31,9 @@ pub(super) struct Throttle {
 }
 
 impl Throttle {
-    /// A transaction with patterns has come.
-    pub(super) fn came(&mut self) {
-        self.came += 1;
+    /// Patterns have come, of a transaction if it is their first removal.
+    pub(super) fn came(&mut self, round: Round) {
+        self.came += u32::from(round == Round::First);
     }
 
     /// Whether patterns for which readers wait have to wait at `now`, is `waits`. Gives it back.
@@ -46,17 +47,15 @@ impl Throttle {
         waits
     }
 
-    /// A pass for these jobs is through, which itself waited `inside` for its turn. Says so, if keys
-    /// were late for that, and takes it back when they have not been for a while.
+    /// A pass for these jobs is through. Says so, if keys were late for its waiting.
     pub(super) fn passed(
         &mut self,
         jobs: &[Job],
-        budget: &Budget,
+        measure: &Measure,
         (health, node): (&Health, &str),
-        inside: Duration,
     ) {
         let now = Instant::now();
-        let waited = self.waited + inside;
+        let waited = self.waited + measure.waited();
         let firsts = jobs.iter().filter(|job| job.round == Round::First);
         let oldest = firsts.map(|job| job.oldest).fold(None, older);
         let age = oldest.map_or(Duration::ZERO, |(since, _)| now.saturating_duration_since(since));
@@ -64,6 +63,7 @@ impl Throttle {
         // On a far server a pass takes longer than that by itself.
         if age > GONE_WITHIN && waited * 2 > age {
             self.late_at = Some(now);
+            let budget = &measure.budget;
             let cost = budget.pass_cost();
             let text = format!(
                 "keys of patterns waited {:.1} s for their removal: one pass over all keys takes \
@@ -75,7 +75,12 @@ impl Throttle {
                 seconds(budget.distance(cost)),
             );
             health.trouble(Topic::Throttled, &text, Some(HINT));
-        } else if self.late_at.is_some_and(|late_at| late_at + QUIET <= now) {
+        }
+    }
+
+    /// Takes back what was said, if no pass was late for a while, nor may the one under way be.
+    pub(super) fn look(&mut self, is_idle: bool, (health, now): (&Health, Instant)) {
+        if is_idle && self.late_at.is_some_and(|late_at| late_at + QUIET <= now) {
             self.late_at = None;
             health.over(&Topic::Throttled);
         }
@@ -89,7 +94,7 @@ impl Throttle {
     }
 }
 
-/// What can be done about it.
-const HINT: &str = "raise `sweep.max_load`; or let the rules name keys instead of patterns; or keep \
+/// Says what can be done where patterns wait because `sweep.max_load` allows no more.
+pub const HINT: &str = "raise `sweep.max_load`; or let the rules name keys instead of patterns; or keep \
                     what is no cache in another Redis, or in another of its databases, since a \
                     pass looks at every key";

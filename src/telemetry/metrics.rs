@@ -13,6 +13,7 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Metric, Registry};
 
+use super::server_clock::ServerClock;
 use crate::keys::{Malformed, RuleId, WidenReason};
 
 /// A counter of seconds or another real number.
@@ -103,6 +104,8 @@ impl MetricConstructor<Histogram> for Latency {
 #[derive(Debug)]
 pub struct Metrics {
     registry: Mutex<Registry>,
+    /// What the times that the server gives mean here.
+    pub server_clock: ServerClock,
     rules: Vec<String>,
     /// 1 when streaming and no sweep is owed.
     pub ready: Gauge,
@@ -210,6 +213,7 @@ impl Metrics {
         table.0.register("walsweep_build", "What is running", Info::new(version));
         let metrics = Metrics {
             rules: rules.to_vec(),
+            server_clock: ServerClock::default(),
             ready: table.gauge("walsweep_ready", "1 when streaming and no sweep is owed"),
             transactions: table
                 .counter("walsweep_transactions_total", "Committed transactions received"),

@@ -6,6 +6,7 @@
 
 mod backlog;
 mod latency;
+mod patterns;
 mod settlement;
 mod start;
 #[path = "../support/mod.rs"]
@@ -29,6 +30,9 @@ fn main() {
     }
     if wanted("settlement") {
         runtime.block_on(settlement::run());
+    }
+    if wanted("patterns") {
+        runtime.block_on(patterns::run());
     }
     if wanted("transaction") {
         runtime.block_on(transaction::run());
