@@ -312,8 +312,11 @@ async fn a_watermark_key_of_another_type_is_named_and_holds_up_no_removal() {
         sidecar.wait_ready().await;
     }
     assert!(bed.confirmed().await < committed);
-    let theirs: Vec<String> =
-        redis::cmd("LRANGE").arg(&["walsweep:walsweep", "0", "-1"]).query_async(&mut bed.cache.clone()).await.unwrap();
+    let theirs: Vec<String> = redis::cmd("LRANGE")
+        .arg(&["walsweep:walsweep", "0", "-1"])
+        .query_async(&mut bed.cache.clone())
+        .await
+        .unwrap();
     assert_eq!(theirs, ["theirs"]);
     admin(&bed, "UNLINK walsweep:walsweep").await;
     bed.settled().await;

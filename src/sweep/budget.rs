@@ -79,14 +79,16 @@ impl Budget {
     /// From when on the next pass may begin, as is known at `now`, `None` for any time; one that is
     /// `urgent` is for more than second removals.
     pub(super) fn begins_at(&self, urgent: bool, now: Instant) -> Option<Instant> {
-        let paid_at = self.paid_at?;
+        let (paid_at, next_call) = (self.paid_at?, self.waits_until(now));
         let distance = self.distance(self.pass);
         // A pass that comes early makes a later one wait for as long as two of them do.
         let is_bearable = distance * 2 + self.pass <= GONE_WITHIN;
         let taken: Duration = self.latest(now).map(Slot::took).sum();
         let has_room = taken + self.pass * 2 <= WINDOW.mul_f64(self.max_load);
         let early = urgent && is_bearable && has_room;
-        if early { paid_at.checked_sub(distance) } else { Some(paid_at) }
+        let begins_at = if early { paid_at.checked_sub(distance) } else { Some(paid_at) };
+        // Whatever comes while it would wait for its first call can go with it.
+        begins_at.max(next_call)
     }
 
     /// A pass begins.

@@ -31,7 +31,7 @@ const SIGN_OF_LIFE: Duration = Duration::from_millis(500);
 
 /// What a call takes of the server's time for each second of its own account, which leaves out that
 /// the call is read and its reply is sent.
-const AROUND_CALL: f64 = 1.3;
+const AROUND_CALL: f64 = 1.2;
 
 /// Measures passes, and holds them to their share.
 #[derive(Clone, Debug)]

@@ -14,6 +14,10 @@
 //!                 └─► what Redis refuses, by rule ─► tried again
 //! ```
 //!
+//! A pass costs Redis the same whatever it looks for, so that passes have a budget of its time
+//! (`budget`), kept by what each is measured to take (`measure`). First removals go before second
+//! ones, and whatever waits meanwhile shares the next pass.
+//!
 //! What waits after its first removal is held, not in flight: see [`Hold`].
 //!
 //! A second removal needs no pass where it is known which keys were written again (`observe`).
