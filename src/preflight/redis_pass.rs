@@ -151,7 +151,7 @@ mod tests {
         };
         let begin = "one pass over 1 000 000 keys costs this redis about";
         let expected =
-            format!("{begin} 0.3 s; with `sweep.max_load` 0.25 patterns go at most every 1.2 s");
+            format!("{begin} 0.3 s; with `sweep.max_load` 0.25 patterns go at most every 1.4 s");
         assert_eq!(tell(300, 0.25, true), ("info", expected, false));
         assert_eq!(tell(300, 1.0, true), ("info", format!("{begin} 0.3 s"), false));
         let (severity, message, has_hint) = tell(2_000, 0.25, true);

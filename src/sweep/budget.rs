@@ -185,15 +185,15 @@ impl Budget {
 /// `max_load` of it over any ten seconds. Zero where that is no limit.
 #[must_use]
 pub fn distance(max_load: f64, cost: Duration) -> Duration {
-    let share = WINDOW.mul_f64(max_load);
     if max_load >= 1.0 || cost.is_zero() {
         return Duration::ZERO;
     }
-    if cost > share {
-        return cost.div_f64(max_load);
+    // One that is a little dearer than the last must not have to wait on its way.
+    let (share, most) = (WINDOW.mul_f64(max_load), cost.mul_f64(1.1));
+    match share.as_nanos().checked_div(most.as_nanos()) {
+        None | Some(0) => cost.div_f64(max_load),
+        Some(fits) => WINDOW / u32::try_from(fits).unwrap_or(u32::MAX),
     }
-    let fits = share.as_nanos() / cost.as_nanos();
-    WINDOW / u32::try_from(fits).unwrap_or(u32::MAX)
 }
 
 impl Slot {
@@ -320,14 +320,14 @@ mod tests {
         assert!(took < Duration::from_millis(2_400), "{took:?}");
     }
 
-    /// Half a second each: five fit into ten seconds, and their distances are equal, so that the
-    /// longest wait is short. The second one comes early.
+    /// Five fit into ten seconds, and their distances are equal, so that the longest wait is short.
+    /// The second one comes early.
     #[test]
     fn a_stream_of_passes_has_equal_distances() {
-        let calls = run(0.25, &[(10, true); 30], |_| Duration::from_millis(50));
-        let starts: Vec<Instant> = calls.iter().step_by(10).map(|(began, _)| *began).collect();
+        let calls = run(0.25, &[(8, true); 30], |_| Duration::from_millis(50));
+        let starts: Vec<Instant> = calls.iter().step_by(8).map(|(began, _)| *began).collect();
         let distances: Vec<Duration> = starts.windows(2).map(|pair| pair[1] - pair[0]).collect();
-        assert_eq!(distances[0], Duration::from_millis(500), "early after quiet");
+        assert_eq!(distances[0], Duration::from_millis(400), "early after quiet");
         let (most, even) = (distances.iter().max().unwrap(), Duration::from_secs(2));
         assert!(*most <= even * 2 + SLOT, "{distances:?}");
         assert!(distances[8..].iter().all(|one| one.abs_diff(even) <= SLOT * 2), "{distances:?}");
@@ -339,19 +339,19 @@ mod tests {
         let mut budget = Budget::new(0.25);
         let now = Instant::now();
         budget.begin(now);
-        budget.scanned(now, Duration::from_millis(500));
+        budget.scanned(now, Duration::from_millis(400));
         budget.end(true);
         let paid_at = now + Duration::from_secs(2);
         assert_eq!(budget.begins_at(true, now), Some(now));
         assert_eq!(budget.begins_at(false, now), Some(paid_at));
-        for _ in 0..3 {
+        for _ in 0..4 {
             budget.begin(now);
-            budget.scanned(now, Duration::from_millis(500));
+            budget.scanned(now, Duration::from_millis(400));
             budget.end(true);
         }
         // There is room for one more, and it is kept.
         let at = [true, false].map(|urgent| budget.begins_at(urgent, now));
-        assert_eq!(at, [Some(now + Duration::from_secs(8)); 2]);
+        assert_eq!(at, [Some(now + Duration::from_secs(10)); 2]);
         // So dear that the pass after an early one would come too late.
         let mut budget = Budget::new(0.25);
         budget.begin(now);
@@ -387,6 +387,7 @@ mod tests {
         budget.end(false);
         assert_eq!(budget.pass_cost(), Duration::from_millis(500));
         let next = budget.begins_at(false, paid_at).unwrap();
-        assert_eq!(next - paid_at, Duration::from_millis(400));
+        assert_eq!(next - paid_at, budget.distance(Duration::from_millis(100)));
+        assert!(next - paid_at < Duration::from_millis(500));
     }
 }

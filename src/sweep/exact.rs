@@ -155,7 +155,7 @@ mod tests {
                     };
                     let hits = tried.iter().filter(is_of_it).count();
                     let is_seen = hits > 0 && hits < PROBES;
-                    assert!(is_seen || period > 4, "{count}: {period} from {offset}: {hits}");
+                    assert!(is_seen || period > 3, "{count}: {period} from {offset}: {hits}");
                 }
             }
         }

@@ -61,7 +61,7 @@ impl Throttle {
         let age = oldest.map_or(Duration::ZERO, |(since, _)| now.saturating_duration_since(since));
         let rate = self.rate(now);
         // On a far server a pass takes longer than that by itself.
-        if age > GONE_WITHIN && waited * 2 > age {
+        if age > GONE_WITHIN && waited * 4 > age {
             self.late_at = Some(now);
             let budget = &measure.budget;
             let cost = budget.pass_cost();
