@@ -47,7 +47,8 @@ impl State {
             }
             Done::Alive(outcome) => {
                 self.next_alive = Instant::now() + ALIVE_INTERVAL;
-                if let Err(error) = outcome {
+                // One that cannot save its data refuses PING, and is there.
+                if let (Err(error @ Error::Lost(..)), true) = (outcome, self.connected) {
                     self.failed(&error).await;
                 }
             }
