@@ -261,8 +261,8 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(64))]
 
-        /// Whatever passes cost, and whoever asks for them: no ten seconds have more than the share,
-        /// but for as much as one call takes longer than the one before it.
+        /// Whatever passes cost, and whoever asks for them: no ten seconds have more than the
+        /// share, but for as much as one call takes longer than the one before it.
         #[test]
         fn no_ten_seconds_take_more_than_the_share(
             percent in 1_u32..100,

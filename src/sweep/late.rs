@@ -16,8 +16,8 @@ const LATE_AFTER: Duration = Duration::from_secs(30);
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Why it may be.
-const HINT: &str = "another line of this page or of the log says why, if redis refuses or is out of \
-                    reach; if none does, redis is slower than commits come: see \
+const HINT: &str = "another line of this page or of the log says why, if redis refuses or is out \
+                    of reach; if none does, redis is slower than commits come: see \
                     `walsweep_sweep_seconds`, `walsweep_sweep_throttled_seconds_total` and what \
                     `walsweep check` says of the cost of a pass";
 

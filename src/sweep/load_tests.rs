@@ -159,8 +159,8 @@ async fn a_far_server_is_not_taken_for_a_busy_one() {
     }
 }
 
-/// A machine that is late with everything thinks that Redis is busy, unless Redis tells. Removals go
-/// on in any case.
+/// A machine that is late with everything thinks that Redis is busy, unless Redis tells. Removals
+/// go on in any case.
 #[tokio::test(start_paused = true)]
 async fn a_machine_that_is_late_does_not_starve_removals() {
     for tells_time in [true, false] {

@@ -215,8 +215,8 @@ impl Pass {
     }
 
     /// A MATCH that lets Redis leave out names that no pattern can match: the only pattern itself,
-    /// as far as [`FILTER_STARS`], or what all of them begin with. Without it every name crosses the
-    /// network.
+    /// as far as [`FILTER_STARS`], or what all of them begin with. Without it every name crosses
+    /// the network.
     fn server_filter(&self) -> Option<Vec<u8>> {
         if let [only] = self.patterns.as_slice() {
             return Some(only.cut_after_stars(FILTER_STARS));

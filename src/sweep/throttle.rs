@@ -11,8 +11,8 @@ use super::measure::Measure;
 use crate::telemetry::metrics::{Metrics, seconds};
 use crate::telemetry::{Health, Topic};
 
-/// It is taken back when for so long no pass came too late. Passes that do so every now and then are
-/// one trouble.
+/// It is taken back when for so long no pass came too late. Passes that do so every now and then
+/// are one trouble.
 const QUIET: Duration = Duration::from_secs(120);
 
 /// What waits, and what was said of it.
@@ -67,8 +67,8 @@ impl Throttle {
             let cost = budget.pass_cost();
             let text = format!(
                 "keys of patterns waited {:.1} s for their removal: one pass over all keys takes \
-                 {:.2} s of the time of redis at {node}, `sweep.max_load` = {} lets one begin every \
-                 {:.1} s, and {rate:.1} transactions a second bring patterns",
+                 {:.2} s of the time of redis at {node}, `sweep.max_load` = {} lets one begin \
+                 every {:.1} s, and {rate:.1} transactions a second bring patterns",
                 seconds(age),
                 seconds(cost),
                 budget.max_load(),
@@ -95,6 +95,6 @@ impl Throttle {
 }
 
 /// Says what can be done where patterns wait because `sweep.max_load` allows no more.
-pub const HINT: &str = "raise `sweep.max_load`; or let the rules name keys instead of patterns; or keep \
-                    what is no cache in another Redis, or in another of its databases, since a \
+pub const HINT: &str = "raise `sweep.max_load`; or let the rules name keys instead of patterns; or \
+                    keep what is no cache in another Redis, or in another of its databases, since a \
                     pass looks at every key";

@@ -1,5 +1,5 @@
-//! P8: one, ten and fifty commits a second that each remove a pattern, in a Redis of a million other
-//! keys: what they take of Redis, how long their keys stay, and what other clients notice.
+//! P8: one, ten and fifty commits a second that each remove a pattern, in a Redis of a million
+//! other keys: what they take of Redis, how long their keys stay, and what other clients notice.
 //!
 //! `KEYS` and `SECONDS` make it smaller, `MAX_LOAD` sets `sweep.max_load`.
 
