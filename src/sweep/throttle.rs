@@ -95,6 +95,6 @@ impl Throttle {
 }
 
 /// Says what can be done where patterns wait because `sweep.max_load` allows no more.
-pub const HINT: &str = "raise `sweep.max_load`; or let the rules name keys instead of patterns; or \
-                    keep what is no cache in another Redis, or in another of its databases, since a \
-                    pass looks at every key";
+pub const HINT: &str = "raise `sweep.max_load`; or let the rules name keys instead of patterns; \
+                        or keep what is no cache in another Redis, or in another of its \
+                        databases, since a pass looks at every key";
