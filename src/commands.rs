@@ -285,7 +285,7 @@ pub async fn sweep(
     let patterns = patterns.iter().map(|text| Pattern::parse(text.as_bytes())).collect();
     let mut pass = Pass::new(patterns);
     pass.dry_run = dry_run;
-    let mut pace = Pace::new(config.sweep.max_stall);
+    let mut pace = Pace::new(config.sweep.max_stall, config.sweep.max_load);
     let mut shown = Shown::default();
     let outcome = pass.run(&node, &mut pace, |progress| shown.update(progress)).await;
     shown.clear();

@@ -44,7 +44,7 @@
 //!   debug level.
 //! - **I10 no harm.** walsweep never makes the application's own statements fail or wait. A rule
 //!   that no longer fits its table suspends that rule, never the others. What is removed, and why
-//!   something is not, can always be seen.
+//!   something is not, can always be seen. SCAN takes at most a share of Redis's time.
 
 pub mod capture;
 pub mod decode;

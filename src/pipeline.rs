@@ -276,6 +276,7 @@ impl Program<'_> {
         let (adopt, prints) = watch::channel(Rc::new(prints));
         let settings = Settings {
             max_stall: self.config.sweep.max_stall,
+            max_load: self.config.sweep.max_load,
             window: self.config.refill.window,
             expected,
             wal_end,

@@ -95,6 +95,7 @@ fn what_is_left_out_has_its_default_and_variables_are_replaced() {
     assert_eq!((&*config.postgres.slot, &*config.postgres.publication), ("walsweep", "walsweep"));
     assert_eq!(config.redis.url, "redis://db.example/2");
     assert_eq!(config.sweep.max_stall.as_micros(), 1000);
+    assert!((config.sweep.max_load - 0.25).abs() < 1e-9, "{}", config.sweep.max_load);
     assert_eq!(config.refill.window.as_millis(), 1000);
     assert_eq!(config.http.listen, Some("127.0.0.1:9185".parse().unwrap()));
     assert_eq!((config.log.format, &*config.log.level), (LogFormat::Text, "info"));
@@ -144,6 +145,7 @@ fn the_reference_names_the_defaults() {
                 "cert_file",
                 "key_file",
                 "max_stall",
+                "max_load",
                 "window",
                 "listen",
                 "format",
@@ -164,7 +166,7 @@ fn the_reference_names_the_defaults() {
             format!("{}\n", option.unwrap_or(line))
         })
         .collect();
-    assert_eq!(found, 18, "the reference names every option with a default");
+    assert_eq!(found, 19, "the reference names every option with a default");
     let (explicit, _) = judge(&uncommented, &|_| None).unwrap();
     assert_eq!(
         format!("{explicit:?}").replace(char::is_numeric, ""),
@@ -173,6 +175,7 @@ fn the_reference_names_the_defaults() {
     let retained = [&explicit, &config].map(|config| config.postgres.max_retained_wal);
     assert_eq!(retained, [Some(10 << 30); 2]);
     assert_eq!(explicit.sweep.max_stall, config.sweep.max_stall);
+    assert!((explicit.sweep.max_load - config.sweep.max_load).abs() < 1e-9);
     assert_eq!(explicit.refill.window, config.refill.window);
     assert_eq!(explicit.http.listen, config.http.listen);
     assert_eq!((explicit.lookups[0].cache, config.lookups[0].cache), (10_000, 10_000));

@@ -38,6 +38,7 @@ mod streaming;
 mod stuck;
 mod support;
 mod sweeping;
+mod sweeping_load;
 mod views;
 mod versions;
 mod visibility;

@@ -184,6 +184,33 @@ async fn a_pattern_with_many_refused_keys_is_not_looked_for_again_and_again() {
     bed.gone("guarded:11999:1").await;
 }
 
+/// However many keys are refused, those beside them go.
+#[tokio::test]
+async fn keys_that_may_be_removed_go_beside_many_that_may_not() {
+    let (bed, sidecar) = start(|settings| {
+        settings.rules = TWO_RULES.replace("guarded:{id}", "guarded:*:{id}");
+    })
+    .await;
+    let mut pipeline = redis::Pipeline::new();
+    for number in 0..12_000 {
+        pipeline.set(format!("guarded:{number}:1"), 1).ignore();
+        pipeline.set(format!("guarded:free{number}:1"), 1).ignore();
+    }
+    pipeline.exec_async(&mut bed.cache.clone()).await.unwrap();
+    forbid(&bed).await;
+    admin(&bed, "ACL SETUSER walsweep ~guarded:free*").await;
+    commit_each(&bed, 1, 1).await;
+    others_go(&bed, &sidecar, 1).await;
+    let left = async |prefix: &str| -> usize {
+        let mut exists = redis::cmd("EXISTS");
+        (0..12_000).for_each(|number| drop(exists.arg(format!("guarded:{prefix}{number}:1"))));
+        exists.query_async(&mut bed.cache.clone()).await.unwrap()
+    };
+    eventually(PATIENCE, "what may be removed goes", || async { left("free").await == 0 }).await;
+    assert_eq!(left("").await, 12_000);
+    made_good(&bed, &sidecar, "guarded:11999:1").await;
+}
+
 /// I2: what is refused is not confirmed, so that the next start gets it again.
 #[tokio::test]
 async fn a_crash_while_keys_are_refused_loses_none_of_them() {
@@ -207,11 +234,38 @@ async fn a_server_that_takes_no_writes_is_named_and_left_in_peace() {
     let (bed, sidecar) = start(|_| ()).await;
     bed.fill(&["item:1", "guarded:1"]).await;
     admin(&bed, "CONFIG SET min-replicas-to-write 1").await;
+    left_in_peace(&bed, &sidecar, "NOREPLICAS").await;
+    admin(&bed, "CONFIG SET min-replicas-to-write 0").await;
+    takes_writes_again(&bed, &sidecar).await;
+}
+
+/// The folder that it saves to is gone, as a full disk is.
+#[tokio::test]
+async fn a_server_that_cannot_save_is_named_and_left_in_peace() {
+    let (bed, sidecar) = start(|settings| settings.refill = "200ms".to_owned()).await;
+    bed.fill(&["item:1", "guarded:1"]).await;
+    std::fs::remove_dir_all(bed.redis.dir()).unwrap();
+    let mut save = redis::cmd("CONFIG");
+    save.arg(&["SET", "save", "3600 1"]);
+    save.exec_async(&mut bed.cache.clone()).await.unwrap();
+    admin(&bed, "BGSAVE").await;
+    eventually(PATIENCE, "it refuses writes", || async {
+        let set = redis::cmd("SET").arg("probe").arg(1).to_owned();
+        set.exec_async(&mut bed.cache.clone()).await.is_err()
+    })
+    .await;
+    left_in_peace(&bed, &sidecar, "MISCONF").await;
+    admin(&bed, "CONFIG SET stop-writes-on-bgsave-error no").await;
+    takes_writes_again(&bed, &sidecar).await;
+}
+
+/// Commits, and sees the reason named, few tries, and the keys stay.
+async fn left_in_peace(bed: &Bed, sidecar: &Sidecar, reason: &str) {
     bed.sql.run("update item set version = version + 1 where id = 1").await;
-    commit_each(&bed, 1, 1).await;
+    commit_each(bed, 1, 1).await;
     eventually(PATIENCE, "it is named", || async {
         let (status, body) = sidecar.get("/readyz").await.unwrap();
-        status == 503 && body.contains("NOREPLICAS")
+        status == 503 && body.contains(reason)
     })
     .await;
     let errors = "walsweep_redis_errors_total";
@@ -220,9 +274,70 @@ async fn a_server_that_takes_no_writes_is_named_and_left_in_peace() {
     let tried = sidecar.metric_sum(errors).await - tried;
     assert!(tried < 60.0, "{tried} tries");
     assert!(bed.has("item:1").await);
-    admin(&bed, "CONFIG SET min-replicas-to-write 0").await;
+}
+
+async fn takes_writes_again(bed: &Bed, sidecar: &Sidecar) {
     bed.gone("item:1").await;
     bed.gone("guarded:1").await;
     eventually(PATIENCE, "it is ready", || async { sidecar.readyz().await == Some(200) }).await;
     bed.settled().await;
+}
+
+/// I7: somebody else's value under the name of the watermark is told with its cure, holds up no
+/// removal, and is not destroyed; nothing is confirmed meanwhile.
+#[tokio::test]
+async fn a_watermark_key_of_another_type_is_named_and_holds_up_no_removal() {
+    let (bed, mut sidecar) = start(|_| ()).await;
+    admin(&bed, "UNLINK walsweep:walsweep").await;
+    admin(&bed, "RPUSH walsweep:walsweep theirs").await;
+    let committed = bed.position().await;
+    for id in [1, 2] {
+        let key = format!("item:{id}");
+        bed.fill(&[&key]).await;
+        bed.sql.run(&format!("update item set version = version + 1 where id = {id}")).await;
+        bed.gone(&key).await;
+        eventually(PATIENCE, "it is named", || async {
+            let (_, body) = sidecar.get("/readyz").await.unwrap();
+            body.contains("WRONGTYPE") && body.contains("rename or remove it")
+        })
+        .await;
+        let errors = "walsweep_redis_errors_total{kind=\"wrongtype\"}";
+        let tried = sidecar.metric(errors).await;
+        sleep(Duration::from_secs(2)).await;
+        let tried = sidecar.metric(errors).await - tried;
+        assert!(tried <= 4.0, "{tried} tries in two seconds");
+        // The next start finds it so.
+        sidecar.kill9();
+        sidecar.start();
+        sidecar.wait_ready().await;
+    }
+    assert!(bed.confirmed().await <= committed, "nothing later is confirmed");
+    let theirs: Vec<String> = redis::cmd("LRANGE")
+        .arg(&["walsweep:walsweep", "0", "-1"])
+        .query_async(&mut bed.cache.clone())
+        .await
+        .unwrap();
+    assert_eq!(theirs, ["theirs"]);
+    admin(&bed, "UNLINK walsweep:walsweep").await;
+    bed.settled().await;
+    assert!(!sidecar.get("/readyz").await.unwrap().1.contains("WRONGTYPE"));
+}
+
+/// A server that ends silent connections keeps ours: none is made again, and no key waits for it.
+#[tokio::test]
+async fn a_server_that_ends_silent_connections_keeps_ours() {
+    let mut bed = Bed::new(&[]).await;
+    admin(&bed, "CONFIG SET timeout 1").await;
+    let mut settings = bed.settings();
+    settings.level = "info".to_owned();
+    let sidecar = Sidecar::set_up(settings).await;
+    bed.settled().await;
+    sleep(Duration::from_secs(7)).await;
+    bed.cache = bed.redis.connect().await.unwrap();
+    bed.fill(&["list:team 1:a", "item:1"]).await;
+    bed.sql.run("update item set version = version + 1 where id = 1").await;
+    bed.gone("list:team 1:a").await;
+    bed.gone("item:1").await;
+    assert_eq!(sidecar.metric("walsweep_reconnects_total{peer=\"redis\"}").await, 0.0);
+    sidecar.assert_quiet(&["sweeping everything"]);
 }

@@ -92,6 +92,9 @@ pub struct Redis {
 pub struct Sweep {
     /// The longest that one SCAN call may hold Redis.
     pub max_stall: Duration,
+    /// The share of one Redis's time that SCAN passes may take over any ten seconds, above 0 and
+    /// at most 1, which is no limit.
+    pub max_load: f64,
 }
 
 /// `[refill]`: the second removal.

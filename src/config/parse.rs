@@ -58,7 +58,10 @@ pub fn parse(text: &str, env: &dyn Fn(&str) -> Option<String>, folder: &Path) ->
     let redis = redis(&mut reader, &mut root);
     let mut section = reader.section(&mut root, "sweep");
     let bounds = (Duration::from_millis(1), Duration::from_micros(100), Duration::from_secs(1));
-    let sweep = Sweep { max_stall: reader.duration(&mut section, "max_stall", bounds) };
+    let sweep = Sweep {
+        max_stall: reader.duration(&mut section, "max_stall", bounds),
+        max_load: reader.share(&mut section, "max_load", (0.01, 0.25)),
+    };
     reader.finish(&section);
     let mut section = reader.section(&mut root, "refill");
     let bounds = (Duration::from_secs(1), Duration::ZERO, Duration::from_secs(3600));

@@ -87,6 +87,7 @@ impl<'a> Reader<'a> {
             "a string" => "put it in quotes",
             "an array of strings" => "put it in brackets: [\"one\", \"other\"]",
             "a boolean" => "write `true` or `false`, without quotes",
+            "a number" => "write it without quotes, such as `0.25`",
             _ => "see `config.toml` in the repository for the form of every option",
         };
         self.problem(at, message, Some(hint));
@@ -222,6 +223,32 @@ impl<'a> Reader<'a> {
         let hint = "write a number and a unit as Postgres does, such as `64GB`; \"\" is no limit";
         self.problem(text.at, message, Some(hint));
         None
+    }
+
+    /// A share, from `least` to 1; `default` unless given.
+    pub(super) fn share(
+        &mut self,
+        section: &mut Section<'_, '_>,
+        name: &'static str,
+        (least, default): (f64, f64),
+    ) -> f64 {
+        let Some(value) = section.take(name) else { return default };
+        let key = section.key(name);
+        let (float, integer) = (value.get_ref().as_float(), value.get_ref().as_integer());
+        let text = float.map(|float| float.as_str()).or(integer.map(|one| one.as_str()));
+        let Some(text) = text else {
+            self.wrong_type(value, &key, "a number");
+            return default;
+        };
+        match text.parse() {
+            Ok(share) if (least..=1.0).contains(&share) => share,
+            Ok(_) | Err(_) => {
+                let at = self.location(value.span().start, &key);
+                let message = format!("`{text}` is not between {least} and 1");
+                self.problem(at, message, Some(&format!("leave it out for {default}")));
+                default
+            }
+        }
     }
 
     /// True or false.

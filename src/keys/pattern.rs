@@ -105,6 +105,27 @@ impl Pattern {
         &self.0.bytes
     }
 
+    /// A pattern of at most so many stars, none beside another, that matches whatever this one does
+    /// but for the empty key: the pattern itself, or what stands before its last star that counts.
+    #[must_use]
+    pub fn cut_after_stars(&self, most: usize) -> Vec<u8> {
+        let mut cut = Vec::with_capacity(self.0.bytes.len());
+        let (mut rest, mut stars) = (&*self.0.bytes, 0);
+        while !rest.is_empty() && stars < most {
+            let after = after_element(rest);
+            let element = rest.get(..rest.len() - after.len()).unwrap_or_default();
+            rest = after;
+            if element == b"*" {
+                stars += 1;
+                while let [b'*', after @ ..] = rest {
+                    rest = after;
+                }
+            }
+            cut.extend_from_slice(element);
+        }
+        cut
+    }
+
     /// The one key that a pattern without `*`, `?` and `[` matches, unescaped.
     #[must_use]
     pub fn as_literal(&self) -> Option<Vec<u8>> {
@@ -195,6 +216,15 @@ fn elements(bytes: &[u8]) -> Vec<Vec<Element>> {
         }
     }
     parts
+}
+
+/// What follows the first element, or star, of a pattern that is not empty.
+fn after_element(bytes: &[u8]) -> &[u8] {
+    match bytes {
+        [b'[', tail @ ..] => Class::parse(tail).1,
+        [b'\\', _, tail @ ..] | [_, tail @ ..] => tail,
+        [] => bytes,
+    }
 }
 
 fn all_match(elements: &[Element], bytes: &[u8]) -> bool {
@@ -373,6 +403,27 @@ mod tests {
         check(b"\\*", b"a", false);
         check(b"a\\", b"a\\", true);
         check(b"\\\\", b"\\", true);
+    }
+
+    #[test]
+    fn a_pattern_that_is_cut_at_its_stars_matches_no_less() {
+        for (pattern, cut) in [
+            ("a*b", "a*b"),
+            ("a**b***c", "a*b*c"),
+            ("a*b*c*", "a*b*c*"),
+            ("a*b*c*d", "a*b*c*"),
+            ("*a*b*c*d*e*f", "*a*b*"),
+            (r"\*a*[*]*b[^]*]*c*d", r"\*a*[*]*b[^]*"),
+            (r"a\", r"a\"),
+            ("[*", "[*"),
+            ("[a-]*]*", "[a-]*]*"),
+            ("", ""),
+        ] {
+            let wide = Pattern::parse(pattern.as_bytes()).cut_after_stars(3);
+            assert_eq!(wide.escape_ascii().to_string().replace(r"\\", r"\"), cut, "{pattern}");
+            let covers = Pattern::parse(&wide).covers(&Pattern::parse(pattern.as_bytes()));
+            assert!(covers, "{cut} {pattern}");
+        }
     }
 
     #[test]

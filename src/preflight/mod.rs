@@ -36,6 +36,7 @@ mod partitions;
 mod publication;
 mod reads;
 mod redis;
+mod redis_pass;
 mod replicas;
 mod replication;
 mod server;

@@ -41,6 +41,7 @@ pub async fn redis(config: &Config, connection: &mut MultiplexedConnection) -> V
             findings.extend(tracking(&needs, connection).await);
         }
         findings.extend(functions(connection).await);
+        findings.extend(super::redis_pass::cost(config, connection).await);
     }
     let address = address(config);
     findings.into_iter().map(|finding| at_address(&address, finding)).collect()
@@ -454,7 +455,7 @@ fn acl_pattern(template: &str) -> String {
 }
 
 /// Goes on behind the next `end` that no backslash stands before.
-fn skip_to(rest: &mut std::str::Chars<'_>, end: char) {
+pub(super) fn skip_to(rest: &mut std::str::Chars<'_>, end: char) {
     while let Some(one) = rest.next() {
         match one {
             '\\' => drop(rest.next()),

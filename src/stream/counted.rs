@@ -1,7 +1,7 @@
 //! What the metrics are told of a stream.
 
 use std::collections::VecDeque;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::gauge::Gauge;
@@ -68,6 +68,11 @@ impl<'a> Counters<'a> {
         let (transactions, in_flight) =
             (metrics.transactions.clone(), metrics.in_flight_transactions.clone());
         Counters { metrics, transactions, in_flight, operations, refreshes, messages }
+    }
+
+    /// The server said what time it is.
+    pub(super) fn heard(&self, server_time: i64) {
+        self.metrics.server_clock.heard(server_time, SystemTime::now());
     }
 
     pub(super) fn row(&self, row: &Row) {

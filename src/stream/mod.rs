@@ -232,7 +232,8 @@ impl<'a> Stream<'a> {
                     self.take_message(xid, message, counters)?;
                 }
                 Frame::Part { payload, left } => self.take_part((&payload, left), counters)?,
-                Frame::Keepalive { wal_end, reply_requested, .. } => {
+                Frame::Keepalive { wal_end, server_time, reply_requested } => {
+                    counters.heard(server_time);
                     self.ledger.keepalive(wal_end);
                     self.reply_due |= reply_requested;
                 }

@@ -216,6 +216,7 @@ pub(super) fn classify(error: &RedisError) -> Error {
             Some("BUSY") => Kind::Busy,
             Some("MISCONF") => Kind::Misconf,
             Some("NOREPLICAS") => Kind::NoReplicas,
+            Some("WRONGTYPE") => Kind::WrongType,
             Some("WRONGPASS" | "NOAUTH") => Kind::Auth,
             Some("LOADING" | "MASTERDOWN") => Kind::Loading,
             Some("READONLY" | "UNBLOCKED") => Kind::ReadOnly,

@@ -4,6 +4,7 @@
 //! out one by one, so that they hold up no other.
 
 use std::collections::HashSet;
+use std::hash::{DefaultHasher, Hash, Hasher};
 
 use super::job::Tally;
 use super::node::{Error, Node};
@@ -89,19 +90,33 @@ pub(super) async fn one_by_one<N: Node>(
     let before = refused.len();
     let mut rest: Vec<&[u8]> = keys.to_vec();
     if search == Search::Quick && keys.len() > PROBES {
-        // Neighbours are often alike; every so many keys says more than the first ones do.
-        let step = keys.len() / PROBES;
-        let (probes, others): (Vec<_>, Vec<_>) =
-            keys.iter().copied().enumerate().partition(|(at, _)| at % step == 0);
-        let probes: Vec<&[u8]> = probes.into_iter().map(|(_, key)| key).collect();
+        let (probes, others) = probes(keys);
         removed += alone(node, &probes, refused).await?;
-        rest = others.into_iter().map(|(_, key)| key).collect();
+        rest = others;
         if refused.len() - before == probes.len() {
             refused.extend(rest.iter().map(|key| Box::from(*key)));
             return Ok(removed);
         }
     }
     Ok(removed + alone(node, &rest, refused).await?)
+}
+
+/// Chooses keys to be tried alone; gives them and the others. One of each sixteenth, since
+/// neighbours are often alike; which one, the names themselves say, so that keys that come in turn,
+/// such as every second one of another kind, are not all of one kind.
+fn probes<'a>(keys: &[&'a [u8]]) -> (Vec<&'a [u8]>, Vec<&'a [u8]>) {
+    let (mut probes, mut others) = (Vec::with_capacity(PROBES), Vec::with_capacity(keys.len()));
+    for stratum in 0..PROBES {
+        let bounds = [stratum, stratum + 1].map(|at| at * keys.len() / PROBES);
+        let some = keys.get(bounds[0]..bounds[1]).unwrap_or_default();
+        let mut hasher = DefaultHasher::new();
+        (stratum, some).hash(&mut hasher);
+        let chosen = usize::try_from(hasher.finish() % some.len().max(1) as u64).unwrap_or(0);
+        for (at, key) in some.iter().enumerate() {
+            if at == chosen { probes.push(*key) } else { others.push(*key) }
+        }
+    }
+    (probes, others)
 }
 
 /// A command for each key.
@@ -117,4 +132,38 @@ async fn alone<N: Node>(node: &N, keys: &[&[u8]], refused: &mut Refused) -> Resu
         }
     }
     Ok(removed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{PROBES, probes};
+
+    /// Of keys of which every so many-th may be removed, some are tried: whatever the period, and
+    /// wherever it begins.
+    #[test]
+    fn no_order_hides_the_keys_that_may_be_removed() {
+        let names: Vec<String> = (0..500).map(|number| format!("key:{number:03}")).collect();
+        for count in [17, 100, 496, 500] {
+            let keys: Vec<&[u8]> = names.iter().take(count).map(String::as_bytes).collect();
+            let (tried, others) = probes(&keys);
+            assert_eq!((tried.len(), tried.len() + others.len()), (PROBES, count));
+            for period in 2..=8_usize {
+                for offset in 0..period {
+                    let is_of_it = |key: &&&[u8]| {
+                        let at = keys.iter().position(|other| other == *key).unwrap();
+                        at % period == offset
+                    };
+                    let hits = tried.iter().filter(is_of_it).count();
+                    let is_seen = hits > 0 && hits < PROBES;
+                    assert!(is_seen || period > 3, "{count}: {period} from {offset}: {hits}");
+                }
+            }
+        }
+        // Runs of one kind are seen as well.
+        let keys: Vec<&[u8]> = names.iter().map(String::as_bytes).collect();
+        let (tried, _) = probes(&keys);
+        for from in (0..500 - 63).step_by(9) {
+            assert!(tried.iter().any(|key| keys[from..from + 63].contains(key)), "{from}");
+        }
+    }
 }

@@ -15,6 +15,12 @@ const LATE_AFTER: Duration = Duration::from_secs(30);
 /// How often it is looked whether something is late.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 
+/// Why it may be.
+const HINT: &str = "another line of this page or of the log says why, if redis refuses or is out \
+                    of reach; if none does, redis is slower than commits come: see \
+                    `walsweep_sweep_seconds`, `walsweep_sweep_throttled_seconds_total` and what \
+                    `walsweep check` says of the cost of a pass";
+
 /// The oldest of what is under way, and when to look next.
 #[derive(Debug, Default)]
 pub(super) struct Late {
@@ -50,8 +56,11 @@ impl Late {
         let late = oldest.filter(|(since, _)| now >= *since + LATE_AFTER);
         if let Some((since, rule)) = late {
             let (rule, seconds) = (health.metrics().rule_name(rule), (now - since).as_secs());
-            let text = format!("keys of rule `{rule}` have waited {seconds} s for their removal");
-            health.trouble(Topic::Late, &text, None);
+            let text = format!(
+                "keys of rule `{rule}` have waited {seconds} s for their removal: readers may get \
+                 old values from them"
+            );
+            health.trouble(Topic::Late, &text, Some(HINT));
         } else if self.is_late {
             health.over(&Topic::Late);
         }

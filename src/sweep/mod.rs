@@ -14,6 +14,10 @@
 //!                 └─► what Redis refuses, by rule ─► tried again
 //! ```
 //!
+//! A pass costs Redis the same whatever it looks for, so that passes have a budget of its time
+//! (`budget`), kept by what each is measured to take (`measure`). First removals go before second
+//! ones, and whatever waits meanwhile shares the next pass.
+//!
 //! What waits after its first removal is held, not in flight: see [`Hold`].
 //!
 //! A second removal needs no pass where it is known which keys were written again (`observe`).
@@ -21,12 +25,14 @@
 //! Why one task with a queue: batches form by themselves while a round trip is under way, as they
 //! do in a group commit, and everything that a lost connection puts in doubt is in one place.
 
+mod budget;
 mod chain;
 pub mod connect;
 mod evidence;
 mod exact;
 mod job;
 mod late;
+mod measure;
 mod node;
 mod observe;
 mod outcome;
@@ -41,6 +47,7 @@ mod second;
 mod shared;
 mod standalone;
 mod sweeper;
+mod throttle;
 mod ward;
 #[cfg(test)]
 mod partial_tests;
@@ -58,15 +65,18 @@ use std::rc::Rc;
 use crate::lsn::Lsn;
 use crate::settle::{Held, Hold};
 
+pub use budget::{GONE_WITHIN, distance};
 pub use chain::{Chain, Link};
 pub use evidence::{Broken, Watermark, key_name};
+pub use measure::taken;
 pub use node::{Error, Kind, Node, Page, Replaced, ScanCall};
 pub use observe::{Mark, Name, Observer};
 pub use pace::Pace;
 pub use pass::{Pass, Progress};
 pub use prints::{Doubt, Gap, Prints, TablePrint, Tables, Why};
-pub use standalone::{Look, Standalone};
+pub use standalone::{Look, Standalone, scan_time};
 pub use sweeper::{Settings, Sweeper};
+pub use throttle::HINT as THROTTLED_HINT;
 
 /// Transactions, by themselves or as what a hold holds, whose keys are removed for good as far as a
 /// sweep can tell. Only this folder makes one.

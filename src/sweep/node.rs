@@ -1,5 +1,7 @@
 //! What a sweep asks of one Redis server, and what can go wrong with it.
 
+use std::time::Duration;
+
 use super::observe::Mark;
 
 /// One Redis primary. The second implementor is the seeded simulation.
@@ -27,6 +29,18 @@ pub trait Node {
 
     /// A round trip that does nothing, on the connection of `scan`.
     fn ping(&self) -> impl Future<Output = Result<(), Error>>;
+
+    /// How long all SCAN calls of all clients have held the server since some moment, as it counts
+    /// itself; `None` if it does not tell. Goes back to zero when somebody resets it.
+    fn scan_time(&self) -> impl Future<Output = Result<Option<Duration>, Error>> {
+        std::future::ready(Ok(None))
+    }
+
+    /// A round trip that does nothing on every connection, so that a server which ends silent ones
+    /// keeps them.
+    fn keep_alive(&self) -> impl Future<Output = Result<(), Error>> {
+        std::future::ready(Ok(()))
+    }
 
     /// This moment, if the keys that are written from now on are observed.
     fn mark(&self) -> Option<Mark> {
@@ -148,6 +162,8 @@ pub enum Kind {
     Replicas,
     /// The connection stands, and behind it is another server, or one that went back.
     Swapped,
+    /// The key holds another type of value than it should.
+    WrongType,
     /// Any other error reply.
     Other,
 }
@@ -169,6 +185,7 @@ impl Kind {
             Kind::NoReplicas => "noreplicas",
             Kind::Replicas => "replicas",
             Kind::Swapped => "swapped",
+            Kind::WrongType => "wrongtype",
             Kind::Other => "other",
         }
     }
@@ -190,6 +207,7 @@ impl Kind {
             | Kind::Misconf
             | Kind::NoReplicas
             | Kind::Replicas
+            | Kind::WrongType
             | Kind::Other => false,
         }
     }
@@ -230,6 +248,10 @@ impl Error {
                  `redis.wait_replicas`",
             ),
             Kind::Swapped => Some("what no watermark covers is removed again"),
+            Kind::WrongType => Some(
+                "a key named `walsweep:` and the slot's name is not ours: rename or remove it, or \
+                 set `postgres.slot` to another name",
+            ),
             Kind::Busy => Some("end the script that runs in Redis: `SCRIPT KILL`"),
             Kind::Misconf => Some(
                 "let Redis save its data again (disk space, rights of its folder), or set \

@@ -11,7 +11,7 @@ use super::node::{Error, Kind};
 use super::prints::Doubt;
 use super::refused::{Retry, Tried};
 use super::shared::{RefusedOf, Written, count, observe};
-use super::sweeper::{BatchDone, Done, State};
+use super::sweeper::{ALIVE_INTERVAL, BatchDone, Done, State};
 use super::ward::Found;
 use super::{Event, Swept};
 use crate::failpoint::{Point, reach};
@@ -39,9 +39,20 @@ impl State {
             Done::Second(done) => self.batch_done(done).await,
             Done::Retries((retries, outcome)) => self.retries_done(retries, outcome).await,
             Done::Pass((jobs, pace, outcome)) => {
+                if outcome.is_ok() {
+                    let (health, node) = (&self.health, &self.node.node);
+                    self.throttle.passed(&jobs, &pace.measure, (health, node));
+                }
                 self.pace = Some(pace);
                 self.late.in_pass = None;
                 self.pass_done(jobs, outcome).await;
+            }
+            Done::Alive(outcome) => {
+                self.next_alive = Instant::now() + ALIVE_INTERVAL;
+                // One that cannot save its data refuses PING, and is there.
+                if let (Err(error @ Error::Lost(..)), true) = (outcome, self.connected) {
+                    self.failed(&error).await;
+                }
             }
             Done::Write(written) => self.write_done(written).await,
             Done::Connect(found) => {
@@ -55,8 +66,9 @@ impl State {
     async fn batch_done(&mut self, (jobs, outcome): BatchDone) {
         match outcome {
             Ok(tally) => {
-                // That nothing was removed may pass where nothing can be.
-                if tally.rows().next().is_some() {
+                // That nothing was to be removed, or nothing may be, is answered by a server that
+                // takes no writes, too.
+                if tally.rows().any(|(_, removed, absent)| removed + absent > 0) {
                     self.took_unlink();
                 }
                 let second = jobs.first().is_some_and(|job| job.round.takes_refills());
@@ -66,6 +78,7 @@ impl State {
                 for mut job in jobs {
                     self.refuse_keys(&mut job, &tally);
                     if job.keys.has_patterns() && !tally.with_patterns {
+                        self.throttle.came(job.round);
                         let widened = self.passes.push(job);
                         self.widened(&widened);
                     } else {
@@ -116,7 +129,8 @@ impl State {
                 self.removed(jobs).await;
             }
             Err(error) => {
-                if !self.failed(&error).await {
+                // That the connection is lost is known already to a pass that waits.
+                if self.connected && !self.failed(&error).await {
                     self.scans.failed(Instant::now());
                     self.say_refuses(&error);
                 }
@@ -415,6 +429,10 @@ impl State {
         };
         self.connected = true;
         (self.kept, self.keeping) = (None, None);
+        self.lost.send_replace(false);
+        if let Some(pace) = &mut self.pace {
+            pace.connected();
+        }
         self.unlinks.is_over();
         self.scans.is_over();
         self.health.over(&Topic::Redis);
@@ -503,6 +521,7 @@ impl State {
             let peer = PeerLabel { peer: "redis" };
             self.health.metrics().reconnects.get_or_create(&peer).inc();
             self.connected = false;
+            self.lost.send_replace(true);
             self.report(Event::RedisLost).await;
         }
     }

@@ -1,7 +1,13 @@
-//! How much one SCAN call may look at: COUNT follows the time that a call takes.
+//! How much one SCAN call may look at: COUNT follows the time that a call takes. And when the next
+//! one may be made: see [`Measure`].
 
 use std::collections::VecDeque;
 use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::measure::Measure;
+use super::node::{Error, Node};
 
 /// The least COUNT: Redis's own default.
 const COUNT_MIN: usize = 10;
@@ -17,22 +23,56 @@ const COUNT_START: usize = 100;
 /// for a CPU; that a key costs Redis more than the cheapest of these calls says, nobody has seen.
 const CALLS: usize = 8;
 
-/// Adapts COUNT so that one call holds Redis for less than a given time.
+/// Passes whose shortest round trip counts. The way to a server may become longer: a failover.
+const PASSES: usize = 8;
+
+/// PINGs before a pass, the fastest of which counts.
+const PINGS: usize = 3;
+
+/// Adapts COUNT so that one call holds Redis for less than a given time, and makes calls wait so
+/// that all of them take no more of its time than their share.
 #[derive(Clone, Debug)]
 pub struct Pace {
     count: usize,
     max_stall: Duration,
-    /// The shortest round trip seen: what is left when Redis does nothing.
-    round_trip: Duration,
+    /// The shortest round trip in each of the latest passes: what is left when Redis does nothing.
+    round_trips: VecDeque<Duration>,
     /// What a key cost in each of the latest calls, in nanoseconds.
     costs: VecDeque<u64>,
+    pub(super) measure: Measure,
 }
 
 impl Pace {
-    /// A pace that keeps calls under `max_stall`.
+    /// A pace that keeps calls under `max_stall`, and all of them over any ten seconds under the
+    /// share `max_load` of the server's time; 1 is no limit.
     #[must_use]
-    pub fn new(max_stall: Duration) -> Pace {
-        Pace { count: COUNT_START, max_stall, round_trip: Duration::MAX, costs: VecDeque::new() }
+    pub fn new(max_stall: Duration, max_load: f64) -> Pace {
+        let (round_trips, costs) = (VecDeque::new(), VecDeque::new());
+        Pace { count: COUNT_START, max_stall, round_trips, costs, measure: Measure::new(max_load) }
+    }
+
+    /// A pass begins: measures the way to the server.
+    pub(super) async fn begin<N: Node>(&mut self, node: &N) -> Result<(), Error> {
+        self.measure.begin(node).await?;
+        self.next_pass();
+        for _ in 0..PINGS {
+            let began = Instant::now();
+            node.ping().await?;
+            self.idle_round_trip(began.elapsed());
+        }
+        Ok(())
+    }
+
+    fn next_pass(&mut self) {
+        if self.round_trips.len() == PASSES {
+            self.round_trips.pop_front();
+        }
+        self.round_trips.push_back(Duration::MAX);
+    }
+
+    /// Another server may answer from now on.
+    pub(super) fn connected(&mut self) {
+        self.round_trips.clear();
     }
 
     /// COUNT for the next call.
@@ -43,7 +83,18 @@ impl Pace {
 
     /// A call that does no work took this long.
     pub fn idle_round_trip(&mut self, took: Duration) {
-        self.round_trip = self.round_trip.min(took);
+        if self.round_trips.is_empty() {
+            self.round_trips.push_back(Duration::MAX);
+        }
+        if let Some(latest) = self.round_trips.back_mut() {
+            *latest = took.min(*latest);
+        }
+    }
+
+    /// How much longer a call took than one that does nothing.
+    pub(super) fn beyond_round_trip(&self, took: Duration) -> Duration {
+        let round_trip = self.round_trips.iter().min().copied().unwrap_or_default();
+        took.saturating_sub(round_trip)
     }
 
     /// A SCAN call with [`count`](Pace::count) took this long; returns how long it held Redis.
@@ -53,7 +104,7 @@ impl Pace {
     /// does not swing.
     pub fn observe(&mut self, took: Duration) -> Duration {
         self.idle_round_trip(took);
-        let stall = took - self.round_trip;
+        let stall = self.beyond_round_trip(took);
         let count = self.count as u64;
         if self.costs.len() == CALLS {
             self.costs.pop_front();
@@ -65,6 +116,7 @@ impl Pace {
         } else if stall < self.max_stall / 3 {
             self.count = (self.count * 2).min(COUNT_MAX);
         }
+        self.measure.scanned(took, stall);
         stall
     }
 }
@@ -77,7 +129,7 @@ mod tests {
 
     /// A Redis that takes this many nanoseconds a key, 40 µs away.
     fn settle(nanoseconds_per_key: u64, max_stall: Duration) -> (Pace, Duration) {
-        let mut pace = Pace::new(max_stall);
+        let mut pace = Pace::new(max_stall, 1.0);
         pace.idle_round_trip(Duration::from_micros(40));
         let mut longest_at_rest = Duration::ZERO;
         for call in 0..200 {
@@ -101,7 +153,7 @@ mod tests {
 
     #[test]
     fn noise_does_not_make_the_calls_small() {
-        let mut pace = Pace::new(Duration::from_micros(100));
+        let mut pace = Pace::new(Duration::from_micros(100), 1.0);
         pace.idle_round_trip(Duration::from_micros(40));
         // Three calls of four wait some milliseconds for a CPU.
         for call in 0..200 {
@@ -114,7 +166,7 @@ mod tests {
 
     #[test]
     fn a_server_that_becomes_slow_is_noticed_after_some_calls() {
-        let mut pace = Pace::new(Duration::from_millis(1));
+        let mut pace = Pace::new(Duration::from_millis(1), 1.0);
         pace.idle_round_trip(Duration::from_micros(40));
         let call = |pace: &mut Pace, nanoseconds| {
             let work = Duration::from_nanos(nanoseconds * pace.count() as u64);
@@ -133,6 +185,25 @@ mod tests {
     fn a_call_uses_a_good_part_of_the_limit() {
         let (pace, longest) = settle(500, Duration::from_millis(1));
         assert!(longest >= Duration::from_micros(300), "{longest:?} with {}", pace.count());
+    }
+
+    /// A longer way, to another server, is no work of the server's; what the nearer one took is
+    /// forgotten after some passes.
+    #[test]
+    fn a_longer_way_is_noticed() {
+        let mut pace = Pace::new(Duration::from_millis(1), 1.0);
+        let (near, far) = (Duration::from_micros(40), Duration::from_millis(20));
+        pace.idle_round_trip(near);
+        for _ in 0..super::PASSES {
+            assert_eq!(pace.beyond_round_trip(far), far - near);
+            pace.next_pass();
+            pace.idle_round_trip(far);
+        }
+        assert_eq!(pace.beyond_round_trip(far), Duration::ZERO);
+        pace.idle_round_trip(near);
+        pace.connected();
+        pace.idle_round_trip(far);
+        assert_eq!(pace.beyond_round_trip(far), Duration::ZERO);
     }
 
     #[test]

@@ -23,6 +23,13 @@ const UNLINK_KEYS: usize = 500;
 /// itself then stands for them.
 pub(super) const REFUSED_KEYS_MAX: usize = 10_000;
 
+/// Stars of a pattern that Redis is asked to match; what stands behind them is matched here alone.
+/// Redis before 7.0.9 and 6.2.11 tries every place for each star within the place of the one before
+/// it, so that a pattern of some ten stars holds it for hours
+/// (<https://nvd.nist.gov/vuln/detail/CVE-2022-36021>). The last of three costs nothing, and two
+/// cost a key's length squared at worst.
+const FILTER_STARS: usize = 3;
+
 /// Keys matched between two chances for other tasks to run, some 20 µs: the reply to the next call
 /// is then noticed in time, and its duration means what it says.
 pub(super) const MATCH_KEYS: usize = 256;
@@ -54,6 +61,10 @@ pub struct Progress {
     pub removed: Vec<u64>,
     /// How long the latest call held Redis.
     pub stall: Duration,
+    /// For how long the pass has waited, so that SCAN takes no more of Redis's time than its share.
+    pub waited: Duration,
+    /// Keys that were to be removed since the pace was told, and how long that lasted.
+    removals: (u64, Duration),
     /// Keys that the user may not remove, by the index of their pattern.
     pub(super) refused: HashMap<usize, Refused>,
 }
@@ -64,6 +75,13 @@ impl Progress {
     #[must_use]
     pub fn refused(&self) -> usize {
         self.refused.values().map(HashSet::len).sum()
+    }
+
+    /// Tells the pace of removals that it was not told of.
+    fn tell(&mut self, pace: &mut Pace) {
+        let (keys, lasted) = std::mem::take(&mut self.removals);
+        pace.measure.removed(keys, pace.beyond_round_trip(lasted));
+        self.waited = pace.measure.waited();
     }
 }
 
@@ -93,14 +111,24 @@ impl Pass {
         &self,
         node: &N,
         pace: &mut Pace,
+        each_page: impl FnMut(&Progress),
+    ) -> Result<Progress, Error> {
+        let outcome = self.scan(node, pace, each_page).await;
+        pace.measure.end(outcome.is_ok());
+        outcome
+    }
+
+    async fn scan<N: Node>(
+        &self,
+        node: &N,
+        pace: &mut Pace,
         mut each_page: impl FnMut(&Progress),
     ) -> Result<Progress, Error> {
         let mut progress = Progress { removed: vec![0; self.patterns.len()], ..Default::default() };
         let filter = self.server_filter();
-        let began = Instant::now();
-        node.ping().await?;
-        pace.idle_round_trip(began.elapsed());
+        pace.begin(node).await?;
         let call = |cursor, count| ScanCall { cursor, count, pattern: filter.as_deref() };
+        pace.measure.turn(node).await?;
         let (mut page, mut took) = timed(node.scan(&call(0, pace.count()))).await?;
         loop {
             progress.stall = pace.observe(took);
@@ -109,6 +137,8 @@ impl Pass {
             let cursor = page.cursor;
             if cursor == 0 {
                 self.remove_matching(node, &page, &mut progress).await?;
+                progress.tell(pace);
+                pace.measure.settle(node).await?;
                 each_page(&progress);
                 // A key that somebody else removed before the pass came by is not there, and comes
                 // back with a server that lost that. So the pass itself counts as a removal. And
@@ -119,15 +149,18 @@ impl Pass {
                 node.fence().await?;
                 return Ok(progress);
             }
-            // The next page is fetched while this one is matched and removed.
+            // The next page is fetched, or waited for, while this one is matched and removed.
             let call = call(cursor, pace.count());
-            let (next, removed) = tokio::join!(
-                timed(node.scan(&call)),
-                self.remove_matching(node, &page, &mut progress)
-            );
+            let next = async {
+                pace.measure.turn(node).await?;
+                timed(node.scan(&call)).await
+            };
+            let (next, removed) =
+                tokio::join!(next, self.remove_matching(node, &page, &mut progress));
             removed?;
             reach(Point::PageRemoved);
             (page, took) = next?;
+            progress.tell(pace);
         }
     }
 
@@ -152,7 +185,10 @@ impl Pass {
                 chunk.chunk_by(|one, other| one.0 == other.0).collect();
             let groups: Vec<Vec<&[u8]>> =
                 by_pattern.iter().map(|keys| keys.iter().map(|(_, key)| *key).collect()).collect();
+            let began = Instant::now();
             let counts = node.unlink(&groups).await?;
+            progress.removals.0 += chunk.len() as u64;
+            progress.removals.1 += began.elapsed();
             for ((keys, group), count) in by_pattern.iter().zip(&groups).zip(counts) {
                 let Some((index, _)) = keys.first() else { continue };
                 let count = match count {
@@ -179,10 +215,11 @@ impl Pass {
     }
 
     /// A MATCH that lets Redis leave out names that no pattern can match: the only pattern itself,
-    /// or what all of them begin with. Without it every name crosses the network.
+    /// as far as [`FILTER_STARS`], or what all of them begin with. Without it every name crosses
+    /// the network.
     fn server_filter(&self) -> Option<Vec<u8>> {
         if let [only] = self.patterns.as_slice() {
-            return Some(only.as_bytes().to_vec());
+            return Some(only.cut_after_stars(FILTER_STARS));
         }
         let mut prefixes = self.groups.iter().map(|group| group.prefix.as_slice());
         let first = prefixes.next()?;
@@ -212,11 +249,13 @@ async fn refused<N: Node>(
     (index, keys): (usize, &[&[u8]]),
     progress: &mut Progress,
 ) -> Result<u64, Error> {
+    let mut found = Refused::new();
+    let removed = one_by_one(node, keys, Search::Quick, &mut found).await?;
     let noted = progress.refused.entry(index).or_default();
-    if noted.len() > REFUSED_KEYS_MAX {
-        return Ok(0);
-    }
-    one_by_one(node, keys, Search::Quick, noted).await
+    // Whatever can be removed goes; only what cannot is not noted without end.
+    let room = (REFUSED_KEYS_MAX + 1).saturating_sub(noted.len());
+    noted.extend(found.into_iter().take(room));
+    Ok(removed)
 }
 
 /// The call's reply and how long it took, measured where the reply is received.
@@ -237,8 +276,10 @@ mod tests {
 
     #[test]
     fn the_server_filter_is_what_all_patterns_begin_with() {
-        let rows: [(&[&str], Option<&str>); 5] = [
+        let rows: [(&[&str], Option<&str>); 7] = [
             (&["a:*x"], Some("a:*x")),
+            (&["a*b*c*"], Some("a*b*c*")),
+            (&["a*b*c*d*e"], Some("a*b*c*")),
             (&["stats:club:*x*", "stats:model:*"], Some("stats:*")),
             (&["a[1]*", "b*"], None),
             (&[r"a\*b:*", r"a\*c:*"], Some(r"a\**")),

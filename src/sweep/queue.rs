@@ -104,6 +104,11 @@ impl Passes {
     pub(super) fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
+
+    /// Whether readers wait for any of them: all but what was removed before, or comes again.
+    pub(super) fn is_urgent(&self) -> bool {
+        self.0.iter().any(|job| !matches!(job.round, Round::Second | Round::Early))
+    }
 }
 
 /// What `walsweep_sweeps_total` calls a pass for these jobs.

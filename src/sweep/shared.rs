@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 use std::rc::Rc;
-use std::time::SystemTime;
+use std::time::Duration;
 
 use tokio::time::Instant;
 
@@ -50,13 +50,14 @@ pub(super) async fn sweep<N: Node>(
             }
         }
     }
-    let mut scanned = 0;
+    let (mut scanned, mut waited) = (0, Duration::ZERO);
     let each_page = |progress: &Progress| {
         if progress.scanned > scanned {
             metrics.scan_stall.observe(seconds(progress.stall));
         }
         metrics.sweep_scanned_keys.inc_by(progress.scanned - scanned);
-        scanned = progress.scanned;
+        metrics.sweep_throttled.inc_by(seconds(progress.waited - waited));
+        (scanned, waited) = (progress.scanned, progress.waited);
     };
     let mut progress = Pass::new(patterns.clone()).run(node, pace, each_page).await?;
     let refused = std::mem::take(&mut progress.refused).into_iter();
@@ -170,9 +171,58 @@ pub(super) fn count(metrics: &Metrics, tally: &Tally, second: bool) {
     }
 }
 
-/// Records how long a transaction's keys took, if all of them are gone.
+/// Records how long a transaction's keys took, if all of them are gone. A commit is no younger than
+/// its being seen, whatever the clocks say.
 pub(super) fn observe(metrics: &Metrics, member: &Member, now: Instant) {
     let Member::Transaction { transaction, visible_at, whole: true } = member else { return };
-    metrics.visible_to_removed.observe(seconds(now - *visible_at));
-    metrics.commit_to_removed.observe(seconds(transaction.age(SystemTime::now())));
+    let seen_for = now.saturating_duration_since(*visible_at);
+    let age = transaction.age(metrics.server_clock.now()).max(seen_for);
+    metrics.visible_to_removed.observe(seconds(seen_for));
+    metrics.commit_to_removed.observe(seconds(age));
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, SystemTime};
+
+    use tokio::time::Instant;
+
+    use super::observe;
+    use crate::gather::Transaction;
+    use crate::lsn::Lsn;
+    use crate::sweep::job::Member;
+    use crate::telemetry::metrics::Metrics;
+
+    /// The sum of `walsweep_commit_to_removed_seconds` after one transaction whose commit was seen
+    /// half a second ago, by a server whose clock is so many seconds ahead.
+    fn commit_to_removed(ahead: i64, is_heard: bool) -> f64 {
+        let metrics = Metrics::new(&[]);
+        let now = SystemTime::now();
+        let since = now.duration_since(SystemTime::UNIX_EPOCH).unwrap();
+        let postgres_epoch = 946_684_800_000_000;
+        let here = i64::try_from(since.as_micros()).unwrap() - postgres_epoch;
+        let there = here + ahead * 1_000_000;
+        if is_heard {
+            metrics.server_clock.heard(there, now);
+        }
+        let (commit_lsn, end_lsn) = (Lsn(1), Lsn(2));
+        let commit_time = there - 700_000;
+        let transaction = Transaction { xid: 1, commit_lsn, end_lsn, commit_time };
+        let visible_at = Instant::now().checked_sub(Duration::from_millis(500)).unwrap();
+        let member = Member::Transaction { transaction, visible_at, whole: true };
+        observe(&metrics, &member, Instant::now());
+        let text = metrics.text();
+        let sum = "walsweep_commit_to_removed_seconds_sum ";
+        text.lines().find_map(|line| line.strip_prefix(sum)).unwrap().parse().unwrap()
+    }
+
+    #[test]
+    fn the_time_since_a_commit_does_not_depend_on_the_clock_of_the_server() {
+        for ahead in [-3_600, -5, 0, 5, 3_600] {
+            let took = commit_to_removed(ahead, true);
+            assert!((0.69..2.0).contains(&took), "{ahead} s ahead: {took}");
+        }
+        // Before the server has told its time, it is at least as long as the commit was seen.
+        assert!((0.49..0.69).contains(&commit_to_removed(3_600, false)));
+    }
 }

@@ -24,7 +24,8 @@ use crate::keys::KeySet;
 /// [`Chain`]. A script, because it must be one step: with `SET … GET` the evidence of a loss would
 /// be gone before it is seen. KEYS: the watermark, the number; ARGV: whether a value is expected,
 /// that value, the new value, the number or nothing, how many bytes of a value count.
-const COMPARE_AND_SET: &str = "local standing = redis.call('get', KEYS[1]) \
+const COMPARE_AND_SET: &str = "local standing = redis.pcall('get', KEYS[1]) \
+     if type(standing) == 'table' then return standing end \
      if standing then standing = string.sub(standing, 1, ARGV[5]) end \
      local expected = false \
      if ARGV[1] == '1' then expected = ARGV[2] end \
@@ -33,7 +34,9 @@ const COMPARE_AND_SET: &str = "local standing = redis.call('get', KEYS[1]) \
      redis.call('set', KEYS[1], ARGV[3]) return 1";
 
 /// Reads so many bytes of the watermark at most. KEYS: the watermark; ARGV: the number of bytes.
-const BEGINNING: &str = "local standing = redis.call('get', KEYS[1]) \
+/// An error is given back as it is: raised, it would lose its code in servers before 7.0.
+const BEGINNING: &str = "local standing = redis.pcall('get', KEYS[1]) \
+     if type(standing) == 'table' then return standing end \
      return standing and string.sub(standing, 1, ARGV[1])";
 
 /// Of a watermark so many bytes are read, far more than ours have: whoever can write the key may
@@ -301,6 +304,22 @@ fn history(info: &str) -> Option<&str> {
     info.lines().find_map(|line| line.strip_prefix("master_replid:")).map(str::trim_end)
 }
 
+/// Reads how long SCAN calls have held a server, all told, from what `INFO commandstats` says; a
+/// server that has run none yet does not name it. `None` where it says nothing of its commands.
+#[must_use]
+pub fn scan_time(info: &str) -> Option<Duration> {
+    let mut lines = info.lines().filter_map(|line| line.split_once(':'));
+    let (_, scan) = match lines.clone().find(|(name, _)| name.eq_ignore_ascii_case("cmdstat_scan"))
+    {
+        Some(scan) => scan,
+        None => {
+            return lines.any(|(name, _)| name.starts_with("cmdstat_")).then_some(Duration::ZERO);
+        }
+    };
+    let usec = scan.split(',').find_map(|field| field.strip_prefix("usec="))?;
+    usec.trim_end().parse().ok().map(Duration::from_micros)
+}
+
 /// Host and port of a Redis URL.
 fn node_name(url: &str) -> String {
     match url::Url::parse(url) {
@@ -394,6 +413,29 @@ impl Node for Standalone {
         self.ask_the_same(cmd("PING"), scan, history).await.map(drop)
     }
 
+    async fn scan_time(&self) -> Result<Option<Duration>, Error> {
+        let mut connection = self.connections()?.scan;
+        let info: Result<String, RedisError> =
+            cmd("INFO").arg("commandstats").query_async(&mut connection).await;
+        match info {
+            Ok(info) => Ok(scan_time(&info)),
+            Err(error) => match classify(&error) {
+                // Not every server, and not every user, is told.
+                Error::Refused(..) => Ok(None),
+                lost @ Error::Lost(..) => Err(lost),
+            },
+        }
+    }
+
+    async fn keep_alive(&self) -> Result<(), Error> {
+        let Connections { remove, scan, wait, .. } = self.connections()?;
+        for mut connection in [remove, scan].into_iter().chain(wait) {
+            let pong = cmd("PING").exec_async(&mut connection).await;
+            pong.map_err(|error| classify(&error))?;
+        }
+        Ok(())
+    }
+
     fn mark(&self) -> Option<Mark> {
         self.connections.borrow().as_ref()?.observer.as_ref().map(Observer::mark)
     }
@@ -411,7 +453,12 @@ impl Node for Standalone {
         let mut read = cmd("EVAL");
         read.arg(BEGINNING).arg(1).arg(&self.watermark_key).arg(WATERMARK_SIZE_MAX);
         self.chain.replace(Some(Chain::begin()));
-        read.query_async(&mut connection).await.map_err(|error| classify(&error))
+        match read.query_async(&mut connection).await.map_err(|error| classify(&error)) {
+            // Somebody else's value is no evidence, whatever its type. Removals go on; that nothing
+            // can be confirmed is said when the watermark is to be written.
+            Err(error) if error.kind() == Kind::WrongType => Ok(Some(Vec::new())),
+            outcome => outcome,
+        }
     }
 
     async fn replace_watermark(
@@ -550,7 +597,25 @@ fn removed_count(reply: Value) -> Result<Option<u64>, Error> {
 
 #[cfg(test)]
 mod tests {
-    use super::tells_every_write;
+    use std::time::Duration;
+
+    use super::{scan_time, tells_every_write};
+
+    #[test]
+    fn the_account_of_scan_is_read() {
+        let get = "cmdstat_get:calls=1,usec=2,usec_per_call=2.00";
+        let scan = "cmdstat_scan:calls=9,usec=1234,usec_per_call=137.11,failed_calls=0";
+        for (info, expected) in [
+            (format!("# Commandstats\r\n{get}\r\n{scan}\r\n"), Some(1234)),
+            (scan.replace("scan", "SCAN"), Some(1234)),
+            (get.to_owned(), Some(0)),
+            ("# Commandstats\r\n".to_owned(), None),
+            (String::new(), None),
+            ("cmdstat_scan:calls=9".to_owned(), None),
+        ] {
+            assert_eq!(scan_time(&info), expected.map(Duration::from_micros), "{info}");
+        }
+    }
 
     #[test]
     fn only_servers_that_tell_every_write_are_observed() {

@@ -21,6 +21,7 @@ use super::queue::{Passes, Queue};
 use super::refill::Refill;
 use super::refused::{Pause, Refusals, Retry, Tried, retry};
 use super::shared::{RefusedOf, Written, find, sweep, write};
+use super::throttle::Throttle;
 use super::ward::{Found, Ward};
 use super::{Broken, Event, second};
 use crate::channel::Receiver;
@@ -44,6 +45,10 @@ const WATERMARK_INTERVAL: Duration = Duration::from_millis(50);
 /// emptied or cut off is noticed although nothing is committed.
 const PROBE_INTERVAL: Duration = Duration::from_secs(5);
 
+/// How often connections show that they are there. A server that ends silent ones after a second
+/// (`timeout 1`) counts whole seconds, and more than one.
+pub(super) const ALIVE_INTERVAL: Duration = Duration::from_secs(1);
+
 /// First and longest wait before a removal that the server refused, whichever keys, is tried again.
 const UNLINK_WAIT: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(1));
 
@@ -58,6 +63,8 @@ type Work<'a, T> = Option<Pin<Box<dyn Future<Output = T> + 'a>>>;
 pub struct Settings {
     /// The longest that one SCAN call may hold Redis.
     pub max_stall: Duration,
+    /// The share of its time that SCAN may take over any ten seconds; 1 is no limit.
+    pub max_load: f64,
     /// The refill window; zero for no second removal.
     pub window: Duration,
     /// The session's history and rules; its LSN is the slot's `confirmed_flush_lsn`.
@@ -96,6 +103,7 @@ pub(super) struct State {
     pub(super) refill: Refill,
     pub(super) refusals: Refusals,
     pub(super) late: Late,
+    pub(super) throttle: Throttle,
     pub(super) ward: Ward,
     /// The digest of the fingerprints that were stored with a watermark of this connection.
     pub(super) kept: Option<String>,
@@ -103,12 +111,15 @@ pub(super) struct State {
     pub(super) keeping: Option<String>,
     pub(super) pace: Option<Pace>,
     pub(super) connected: bool,
+    /// Turns true with the end of a connection, for a pass that waits for its turn.
+    pub(super) lost: watch::Sender<bool>,
     pub(super) backoff: Backoff,
     /// After the server refused removals, or a pass, for whichever keys.
     pub(super) unlinks: Pause,
     pub(super) scans: Pause,
     pub(super) next_write: Instant,
     pub(super) next_probe: Instant,
+    pub(super) next_alive: Instant,
     pub(super) node: NodeLabel,
     /// What is held from now on, not told yet.
     pub(super) held: Vec<Held>,
@@ -122,6 +133,7 @@ struct Works<'a> {
     pass: Work<'a, PassDone>,
     write: Work<'a, Written>,
     connect: Work<'a, Result<Found, Error>>,
+    alive: Work<'a, Result<(), Error>>,
 }
 
 pub(super) type BatchDone = (Vec<Job>, Result<Tally, Error>);
@@ -136,6 +148,7 @@ pub(super) enum Done {
     Pass(PassDone),
     Write(Written),
     Connect(Result<Found, Error>),
+    Alive(Result<(), Error>),
 }
 
 impl<N: Node> Sweeper<N> {
@@ -146,6 +159,9 @@ impl<N: Node> Sweeper<N> {
         health: Arc<Health>,
         events: mpsc::Sender<Event>,
     ) -> Sweeper<N> {
+        let lost = watch::Sender::new(false);
+        let mut pace = Pace::new(settings.max_stall, settings.max_load);
+        pace.measure.ends_with(lost.subscribe());
         let state = State {
             health: Arc::clone(&health),
             events,
@@ -156,6 +172,7 @@ impl<N: Node> Sweeper<N> {
             refill: Refill::new(settings.window, settings.empty, settings.expected.lsn),
             refusals: Refusals::default(),
             late: Late::default(),
+            throttle: Throttle::default(),
             ward: Ward::new(
                 settings.expected,
                 settings.wal_end,
@@ -164,13 +181,15 @@ impl<N: Node> Sweeper<N> {
             ),
             kept: None,
             keeping: None,
-            pace: Some(Pace::new(settings.max_stall)),
+            pace: Some(pace),
             connected: false,
+            lost,
             backoff: Backoff::redis(),
             unlinks: Pause::new(UNLINK_WAIT),
             scans: Pause::new(PASS_WAIT),
             next_write: Instant::now(),
             next_probe: Instant::now() + PROBE_INTERVAL,
+            next_alive: Instant::now() + ALIVE_INTERVAL,
             node: NodeLabel { node: node.name().to_owned() },
             held: Vec::new(),
         };
@@ -206,12 +225,14 @@ impl<N: Node> Sweeper<N> {
 
 impl<'a> Works<'a> {
     fn none() -> Works<'a> {
-        Works { batch: None, second: None, retries: None, pass: None, write: None, connect: None }
+        let (batch, second, retries, pass) = (None, None, None, None);
+        Works { batch, second, retries, pass, write: None, connect: None, alive: None }
     }
 
     fn is_idle(&self) -> bool {
         let removals = self.batch.is_none() && self.second.is_none() && self.retries.is_none();
-        removals && self.pass.is_none() && self.write.is_none() && self.connect.is_none()
+        let others = self.write.is_none() && self.connect.is_none() && self.alive.is_none();
+        removals && self.pass.is_none() && others
     }
 
     /// Begins what can begin at `now`; the watermark may go as far as `safe`.
@@ -243,7 +264,10 @@ impl<'a> Works<'a> {
             }
         }
         if self.pass.is_none() && state.scans.allows(now) {
-            self.pass = state.next_pass(node, metrics);
+            self.pass = state.next_pass(node, metrics, now);
+        }
+        if self.alive.is_none() && now >= state.next_alive {
+            self.alive = Some(Box::pin(node.keep_alive()));
         }
         if self.write.is_none() {
             self.write = state.next_write(node, now, safe);
@@ -260,6 +284,7 @@ impl<'a> Works<'a> {
             done = finished(&mut self.retries) => Done::Retries(done),
             done = finished(&mut self.second) => Done::Second(done),
             done = finished(&mut self.pass) => Done::Pass(done),
+            done = finished(&mut self.alive) => Done::Alive(done),
         }
     }
 }
@@ -341,8 +366,17 @@ impl State {
         }))
     }
 
-    fn next_pass<'a, N: Node>(&mut self, node: &'a N, metrics: &'a Metrics) -> Work<'a, PassDone> {
+    fn next_pass<'a, N: Node>(
+        &mut self,
+        node: &'a N,
+        metrics: &'a Metrics,
+        now: Instant,
+    ) -> Work<'a, PassDone> {
         if self.passes.is_empty() {
+            return None;
+        }
+        let waits = self.pass_waits_until(now).is_some_and(|at| at > now);
+        if self.throttle.waits(waits && self.passes.is_urgent(), now, metrics) || waits {
             return None;
         }
         let jobs = self.passes.take();
@@ -352,6 +386,12 @@ impl State {
             let outcome = sweep(node, metrics, &jobs, &mut pace).await;
             (jobs, pace, outcome)
         }))
+    }
+
+    /// Until when the passes that wait may not begin, lest SCAN take more than its share.
+    fn pass_waits_until(&self, now: Instant) -> Option<Instant> {
+        let pace = self.pace.as_ref().filter(|_| !self.passes.is_empty())?;
+        pace.measure.budget.begins_at(self.passes.is_urgent(), now)
     }
 
     fn next_write<'a, N: Node>(
@@ -386,8 +426,9 @@ impl State {
     fn next_timer(&self, now: Instant) -> Option<Instant> {
         let pauses = [self.unlinks.until(), self.scans.until()];
         let due = [self.refill.next_due(), self.refusals.next_due(), self.late.next_look()];
-        let writes = [Some(self.next_write), Some(self.next_probe)];
-        let all = pauses.into_iter().chain(due).chain(writes).flatten();
+        let writes = [Some(self.next_write), Some(self.next_probe), Some(self.next_alive)];
+        let pass = self.pass_waits_until(now);
+        let all = pauses.into_iter().chain(due).chain(writes).chain([pass]).flatten();
         all.filter(|time| *time > now).min()
     }
 
@@ -416,6 +457,8 @@ impl State {
 
     /// Says whether keys have waited for too long.
     fn look_late(&mut self, now: Instant) {
+        let is_idle = self.passes.is_empty() && self.late.in_pass.is_none();
+        self.throttle.look(is_idle, (&self.health, now));
         let mut jobs = self.queue.iter().chain(self.passes.iter()).peekable();
         match self.late.next_look() {
             Some(look) if look <= now => {
@@ -433,7 +476,7 @@ impl Drop for State {
     fn drop(&mut self) {
         let of_redis = |topic: &Topic| {
             let shown = matches!(topic, Topic::Refused(_) | Topic::Redis | Topic::Watermark);
-            shown || *topic == Topic::Late
+            shown || matches!(topic, Topic::Late | Topic::Throttled)
         };
         self.health.over_but(of_redis, &[]);
     }

@@ -25,6 +25,8 @@ use crate::settle::{Cause, Held, Hold, Visible};
 use crate::telemetry::Health;
 use crate::telemetry::metrics::Metrics;
 
+#[path = "load_tests.rs"]
+mod load_tests;
 #[path = "replayed_tests.rs"]
 mod replayed_tests;
 
@@ -48,6 +50,12 @@ pub(super) struct Inner {
     pub(super) refused: Cell<u32>,
     /// How long one call takes, in microseconds, beyond the usual 50.
     pub(super) slow: Cell<u64>,
+    /// How long the server is at work for each key that SCAN looks at, in microseconds.
+    pub(super) key_work: Cell<u64>,
+    /// SCAN calls: when each ended, and how long the server was at work.
+    pub(super) scans: RefCell<Vec<(Instant, Duration)>>,
+    /// Whether it tells how long that was.
+    pub(super) tells_time: Cell<bool>,
     /// SCAN is refused.
     pub(super) no_scan: Cell<bool>,
     /// No replica has what was written.
@@ -103,14 +111,20 @@ impl Node for Redis {
             return Ok(Vec::new());
         }
         self.0.unlinks.set(self.0.unlinks.get() + 1);
-        if let Some(kind) = self.0.refuses.get() {
+        let is_forbidden = |group: &Vec<&[u8]>| {
+            let forbidden = self.0.forbidden.borrow();
+            group.iter().any(|key| forbidden.as_ref().is_some_and(|one| one.matches(key)))
+        };
+        // Rights come before whether it takes writes at all.
+        if let Some(kind) = self.0.refuses.get()
+            && !groups.iter().all(is_forbidden)
+        {
             self.0.refused.set(self.0.refused.get() + 1);
             return Err(Error::new(kind, "told to refuse".to_owned()));
         }
         let mut counts = Vec::new();
         for group in groups {
-            let forbidden = self.0.forbidden.borrow();
-            if group.iter().any(|key| forbidden.as_ref().is_some_and(|one| one.matches(key))) {
+            if is_forbidden(group) {
                 counts.push(None);
                 continue;
             }
@@ -126,13 +140,19 @@ impl Node for Redis {
             return Err(Error::new(Kind::NoPerm, "no permission".to_owned()));
         }
         let filter = call.pattern.map(Pattern::parse);
-        let keys = self.0.keys.borrow();
+        let count = self.0.keys.borrow().len();
         // From the last to the first: what is removed meanwhile moves none of those to come.
         let end = match usize::try_from(call.cursor).unwrap() {
-            0 => keys.len(),
-            cursor => cursor.min(keys.len()),
+            0 => count,
+            cursor => cursor.min(count),
         };
         let start = end.saturating_sub(call.count);
+        let work = Duration::from_micros(self.0.key_work.get() * (end - start) as u64);
+        if !work.is_zero() {
+            tokio::time::sleep(work).await;
+            self.0.scans.borrow_mut().push((Instant::now(), work));
+        }
+        let keys = self.0.keys.borrow();
         let page = keys.iter().skip(start).take(end - start);
         let matching = |key: &&Vec<u8>| filter.as_ref().is_none_or(|one| one.matches(key));
         let found = page.filter(matching).cloned().collect();
@@ -144,6 +164,16 @@ impl Node for Redis {
     }
 
     async fn ping(&self) -> Result<(), Error> {
+        self.work().await
+    }
+
+    async fn scan_time(&self) -> Result<Option<Duration>, Error> {
+        self.work().await?;
+        let all = self.0.scans.borrow().iter().map(|(_, took)| *took).sum();
+        Ok(self.0.tells_time.get().then_some(all))
+    }
+
+    async fn keep_alive(&self) -> Result<(), Error> {
         self.work().await
     }
 
@@ -318,10 +348,19 @@ impl Bench {
         let max_stall = Duration::from_millis(1);
         let empty = rules.key_set();
         let wal_end = Lsn(1_000);
-        let (broken, doubt) = (None, Doubt::none());
+        let (max_load, broken, doubt) = (0.25, None, Doubt::none());
         let (adopt, prints) = watch::channel(Rc::new(prints));
-        let settings =
-            Settings { max_stall, window, expected, wal_end, prints, broken, doubt, empty };
+        let settings = Settings {
+            max_stall,
+            max_load,
+            window,
+            expected,
+            wal_end,
+            prints,
+            broken,
+            doubt,
+            empty,
+        };
         let metrics = Arc::new(Metrics::new(rules.names()));
         let health = Arc::new(Health::new(Arc::clone(&metrics)));
         let sweeper = Sweeper::new(redis.clone(), settings, Arc::clone(&health), events_sender);

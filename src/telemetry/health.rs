@@ -86,6 +86,8 @@ pub enum Topic {
     RedisChecks,
     /// Keys have waited for their removal longer than they should.
     Late,
+    /// Keys of patterns wait longer than five seconds, because `sweep.max_load` allows no more.
+    Throttled,
     /// Keys are removed, and Redis does not take the watermark, so that nothing is confirmed.
     Watermark,
     /// A listed replica cannot be counted on: its address.
@@ -118,6 +120,7 @@ impl Topic {
             Topic::Wide(_)
             | Topic::Replica(_)
             | Topic::Watermark
+            | Topic::Throttled
             | Topic::Fence
             | Topic::Lookup(_)
             | Topic::Slot

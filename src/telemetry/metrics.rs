@@ -13,7 +13,11 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Metric, Registry};
 
+use super::server_clock::ServerClock;
 use crate::keys::{Malformed, RuleId, WidenReason};
+
+/// A counter of seconds or another real number.
+pub type FloatCounter = Counter<f64, AtomicU64>;
 
 /// A gauge of seconds or another real number.
 pub type FloatGauge = Gauge<f64, AtomicU64>;
@@ -100,6 +104,8 @@ impl MetricConstructor<Histogram> for Latency {
 #[derive(Debug)]
 pub struct Metrics {
     registry: Mutex<Registry>,
+    /// What the times that the server gives mean here.
+    pub server_clock: ServerClock,
     rules: Vec<String>,
     /// 1 when streaming and no sweep is owed.
     pub ready: Gauge,
@@ -129,6 +135,8 @@ pub struct Metrics {
     pub sweep_seconds: Histogram,
     /// Keys that SCAN passes looked at.
     pub sweep_scanned_keys: Counter,
+    /// How long patterns have waited so that SCAN takes no more than `sweep.max_load`.
+    pub sweep_throttled: FloatCounter,
     /// How long one SCAN call held Redis, as seen from here.
     pub scan_stall: Histogram,
     /// Keys that were there again when they were removed again.
@@ -205,6 +213,7 @@ impl Metrics {
         table.0.register("walsweep_build", "What is running", Info::new(version));
         let metrics = Metrics {
             rules: rules.to_vec(),
+            server_clock: ServerClock::default(),
             ready: table.gauge("walsweep_ready", "1 when streaming and no sweep is owed"),
             transactions: table
                 .counter("walsweep_transactions_total", "Committed transactions received"),
@@ -245,6 +254,11 @@ impl Metrics {
             sweep_seconds: table.latency("walsweep_sweep_seconds", "Duration of a SCAN pass"),
             sweep_scanned_keys: table
                 .counter("walsweep_sweep_scanned_keys_total", "Keys that SCAN passes looked at"),
+            sweep_throttled: table.add(
+                "walsweep_sweep_throttled_seconds_total",
+                "Time that patterns waited because SCAN may take `sweep.max_load` of Redis's time",
+                FloatCounter::default(),
+            ),
             scan_stall: table
                 .latency("walsweep_scan_stall_seconds", "How long one SCAN call held Redis"),
             refills_removed: table.counter(

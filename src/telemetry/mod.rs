@@ -7,5 +7,6 @@ pub mod health;
 pub mod http;
 pub mod logging;
 pub mod metrics;
+pub mod server_clock;
 
 pub use health::{Health, Phase, Topic};

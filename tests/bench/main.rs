@@ -7,6 +7,7 @@
 mod backlog;
 mod commits;
 mod latency;
+mod patterns;
 mod peer;
 mod settlement;
 mod start;
@@ -34,6 +35,9 @@ fn main() {
     }
     if wanted("settlement") {
         runtime.block_on(settlement::run());
+    }
+    if wanted("patterns") {
+        runtime.block_on(patterns::run());
     }
     if wanted("transaction") {
         runtime.block_on(transaction::run());

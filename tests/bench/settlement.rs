@@ -31,7 +31,7 @@ pub(crate) async fn run() {
     settings.level = "info".to_owned();
     let mut sidecar = Sidecar::set_up(settings).await;
     bed.settled().await;
-    fill(&mut bed.cache.clone()).await;
+    fill(&mut bed.cache.clone(), KEYS).await;
     let (mut ours, mut theirs) = (Vec::new(), Vec::new());
     for _ in 0..ROUNDS {
         stale(&mut bed.cache.clone()).await;
@@ -88,9 +88,9 @@ async fn eight_loops(mut cache: MultiplexedConnection) {
     }
 }
 
-/// A million keys that no pattern matches.
-async fn fill(cache: &mut MultiplexedConnection) {
-    for chunk in (0..KEYS).collect::<Vec<_>>().chunks(1000) {
+/// So many keys that no pattern matches.
+pub(crate) async fn fill(cache: &mut MultiplexedConnection, keys: usize) {
+    for chunk in (0..keys).collect::<Vec<_>>().chunks(1000) {
         let mut pipeline = redis::pipe();
         for id in chunk {
             let key = format!("session:{id:07}:page");
@@ -112,7 +112,8 @@ async fn stale(cache: &mut MultiplexedConnection) {
     pipeline.exec_async(cache).await.unwrap();
 }
 
-async fn redis_cpu(mut cache: MultiplexedConnection) -> f64 {
+/// Seconds of a processor that Redis has used.
+pub(crate) async fn redis_cpu(mut cache: MultiplexedConnection) -> f64 {
     let info: String = redis::cmd("INFO").arg("cpu").query_async(&mut cache).await.unwrap();
     let field = |name: &str| -> f64 {
         let line = info.lines().find_map(|line| line.strip_prefix(name)).unwrap();

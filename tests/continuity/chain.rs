@@ -133,7 +133,7 @@ async fn a_pass_counts_as_a_removal_and_spares_the_number() {
     let node = node(server.port()).await;
     node.unlink(&[]).await.unwrap();
     let before = number(&mut admin).await.unwrap();
-    let mut pace = Pace::new(Duration::from_millis(1));
+    let mut pace = Pace::new(Duration::from_millis(1), 1.0);
     let nothing = Pass::new(vec![Pattern::parse(b"none:*")]);
     nothing.run(&node, &mut pace, |_| ()).await.unwrap();
     assert_eq!(number(&mut admin).await, Some(before + 1));

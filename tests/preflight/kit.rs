@@ -90,7 +90,7 @@ pub(crate) fn config(port: u16, database: &str, rules: Vec<Rule>) -> Config {
             client_certificate: None,
             wait_replicas: 0,
         },
-        sweep: Sweep { max_stall: Duration::from_millis(1) },
+        sweep: Sweep { max_stall: Duration::from_millis(1), max_load: 0.25 },
         refill: Refill { window: Duration::from_secs(1), observe: false },
         http: Http { listen: None },
         log: Log { format: LogFormat::Text, level: "info".to_owned(), keys: false },

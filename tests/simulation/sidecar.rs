@@ -166,6 +166,7 @@ async fn open(world: &Rc<World>, rules: &Rules) -> Result<Opened, Error> {
     };
     let settings = Settings {
         max_stall: Duration::from_millis(5),
+        max_load: 0.25,
         window: world.window,
         expected,
         wal_end,

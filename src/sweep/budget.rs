@@ -1,0 +1,393 @@
+//! How much of one Redis's time SCAN passes may take: at most a share of any ten seconds. Pure.
+//!
+//! Two things are decided here. A *call* waits while what the last ten seconds took, with the call
+//! itself, is more than the share: that alone holds the promise, however wrong a forecast is. (A
+//! bucket of tokens would not: one that is full gives all it has, and what flows in besides.) A
+//! *pass* begins when the pass before it is paid for: as many passes of its cost as fit into ten
+//! seconds begin at equal distances. Otherwise a steady stream of patterns would get some passes in
+//! a row, and then none until the first of them is ten seconds old.
+//!
+//! A first removal may begin a distance early: once after quiet, or where the pass before it was
+//! for second removals. So second removals do not stand in its way.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+/// Over every stretch of this length the share is kept.
+pub(super) const WINDOW: Duration = Duration::from_secs(10);
+
+/// Keys should be gone this long after readers can see why, where `sweep.max_load` allows it.
+pub const GONE_WITHIN: Duration = Duration::from_secs(5);
+
+/// Calls that end within this time are noted as one.
+const SLOT: Duration = Duration::from_millis(50);
+
+/// What passes have taken, and what they still may.
+#[derive(Clone, Debug)]
+pub(super) struct Budget {
+    max_load: f64,
+    /// What was taken in the latest [`WINDOW`], the oldest first.
+    slots: VecDeque<Slot>,
+    /// What the latest call took: the next one will take as much.
+    call: Duration,
+    /// What a whole pass took.
+    pass: Duration,
+    /// When everything that was taken is paid for.
+    paid_at: Option<Instant>,
+    /// The pass under way: from when on it is paid, and what it took so far.
+    under_way: Option<(Instant, Duration)>,
+}
+
+/// Calls that were close together.
+#[derive(Clone, Debug)]
+struct Slot {
+    began: Instant,
+    ended: Instant,
+    /// What SCAN took.
+    scan: Duration,
+    /// What removing took.
+    rest: Duration,
+    /// Whether what SCAN took was compared with the server's own account.
+    settled: bool,
+}
+
+impl Budget {
+    /// A budget of this share, of which nothing is taken; 1 is no limit.
+    pub(super) fn new(max_load: f64) -> Budget {
+        let (call, pass) = (Duration::ZERO, Duration::ZERO);
+        let slots = VecDeque::new();
+        Budget { max_load, slots, call, pass, paid_at: None, under_way: None }
+    }
+
+    /// The share.
+    pub(super) fn max_load(&self) -> f64 {
+        self.max_load
+    }
+
+    /// What the latest whole pass took; zero before the first.
+    pub(super) fn pass_cost(&self) -> Duration {
+        self.pass
+    }
+
+    /// How far apart passes of this cost begin.
+    pub(super) fn distance(&self, cost: Duration) -> Duration {
+        distance(self.max_load, cost)
+    }
+
+    /// From when on the next pass may begin, as is known at `now`, `None` for any time; one that is
+    /// `urgent` is for more than second removals.
+    pub(super) fn begins_at(&self, urgent: bool, now: Instant) -> Option<Instant> {
+        let (paid_at, next_call) = (self.paid_at?, self.waits_until(now));
+        let distance = self.distance(self.pass);
+        // A pass that comes early makes a later one wait for as long as two of them do.
+        let is_bearable = distance * 2 + self.pass <= GONE_WITHIN;
+        let taken: Duration = self.latest(now).map(Slot::took).sum();
+        let has_room = taken + self.pass * 2 <= WINDOW.mul_f64(self.max_load);
+        let early = urgent && is_bearable && has_room;
+        let begins_at = if early { paid_at.checked_sub(distance) } else { Some(paid_at) };
+        // Whatever comes while it would wait for its first call can go with it.
+        begins_at.max(next_call)
+    }
+
+    /// A pass begins.
+    pub(super) fn begin(&mut self, now: Instant) {
+        let from = self.paid_at.map_or(now, |paid_at| paid_at.max(now));
+        self.under_way = Some((from, Duration::ZERO));
+    }
+
+    /// The pass is over; `whole` if it came to its end.
+    pub(super) fn end(&mut self, whole: bool) {
+        let Some((from, took)) = self.under_way.take() else { return };
+        if whole {
+            self.pass = took;
+        }
+        self.paid_at = Some(from + self.distance(took));
+    }
+
+    /// A SCAN call that ends at `now` took this much of the server's time.
+    pub(super) fn scanned(&mut self, now: Instant, took: Duration) {
+        self.call = took;
+        self.slot(now).scan += took;
+        if let Some((_, so_far)) = &mut self.under_way {
+            *so_far += took;
+        }
+    }
+
+    /// Removals that end at `now` took this much of the server's time.
+    pub(super) fn removed(&mut self, now: Instant, took: Duration) {
+        self.slot(now).rest += took;
+        if let Some((_, so_far)) = &mut self.under_way {
+            *so_far += took;
+        }
+    }
+
+    /// All SCAN calls since the last time that this was told took so much, as is known at `now`.
+    pub(super) fn settle(&mut self, now: Instant, truth: Duration) {
+        let noted: Duration = self.slots.iter().map(Slot::unsettled).sum();
+        if noted.is_zero() {
+            self.scanned(now, truth);
+        } else {
+            let factor = truth.div_duration_f64(noted);
+            for slot in self.slots.iter_mut().filter(|slot| !slot.settled) {
+                slot.scan = slot.scan.mul_f64(factor);
+            }
+            self.call = self.call.mul_f64(factor);
+            if let Some((_, so_far)) = &mut self.under_way {
+                *so_far = (*so_far + truth).saturating_sub(noted);
+            }
+        }
+        self.slots.iter_mut().for_each(|slot| slot.settled = true);
+    }
+
+    /// Until when the next call has to wait, if it may not be made at `now`.
+    pub(super) fn waits_until(&self, now: Instant) -> Option<Instant> {
+        if self.max_load >= 1.0 {
+            return None;
+        }
+        let share = WINDOW.mul_f64(self.max_load).saturating_sub(self.call);
+        let mut taken: Duration = self.latest(now).map(Slot::took).sum();
+        let mut until = None;
+        for slot in self.latest(now) {
+            // Where a single call takes more than the share it goes alone.
+            if taken <= share || taken.is_zero() {
+                break;
+            }
+            taken = taken.saturating_sub(slot.took());
+            until = Some(slot.ended + WINDOW);
+        }
+        until
+    }
+
+    /// What is not older than [`WINDOW`].
+    fn latest(&self, now: Instant) -> impl Iterator<Item = &Slot> {
+        self.slots.iter().filter(move |slot| slot.ended + WINDOW > now)
+    }
+
+    /// Where to note what ends at `now`.
+    fn slot(&mut self, now: Instant) -> &mut Slot {
+        while self.slots.front().is_some_and(|slot| slot.ended + WINDOW <= now) {
+            self.slots.pop_front();
+        }
+        let fits = |slot: &Slot| !slot.settled && now < slot.began + SLOT;
+        if !self.slots.back().is_some_and(fits) {
+            let (scan, rest) = (Duration::ZERO, Duration::ZERO);
+            self.slots.push_back(Slot { began: now, ended: now, scan, rest, settled: false });
+        }
+        let slot = self.slots.back_mut().expect("one was put there");
+        slot.ended = now;
+        slot
+    }
+}
+
+/// How far apart passes begin that take `cost` of a server's time each, if they may take the share
+/// `max_load` of it over any ten seconds. Zero where that is no limit.
+#[must_use]
+pub fn distance(max_load: f64, cost: Duration) -> Duration {
+    if max_load >= 1.0 || cost.is_zero() {
+        return Duration::ZERO;
+    }
+    // One that is a little dearer than the last must not have to wait on its way.
+    let (share, most) = (WINDOW.mul_f64(max_load), cost.mul_f64(1.1));
+    match share.as_nanos().checked_div(most.as_nanos()) {
+        None | Some(0) => cost.div_f64(max_load),
+        Some(fits) => WINDOW / u32::try_from(fits).unwrap_or(u32::MAX),
+    }
+}
+
+impl Slot {
+    fn took(&self) -> Duration {
+        self.scan + self.rest
+    }
+
+    fn unsettled(&self) -> Duration {
+        if self.settled { Duration::ZERO } else { self.scan }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use proptest::prelude::*;
+    use tokio::time::Instant;
+
+    use super::{Budget, SLOT, WINDOW};
+
+    /// Calls of passes one after the other, each as early as it may be: when it began, and what it
+    /// took.
+    fn run(
+        max_load: f64,
+        passes: &[(u64, bool)],
+        cost_of_call: impl Fn(usize) -> Duration,
+    ) -> Vec<(Instant, Duration)> {
+        let mut budget = Budget::new(max_load);
+        let (mut now, mut calls) = (Instant::now(), Vec::new());
+        for (length, urgent) in passes {
+            now = budget.begins_at(*urgent, now).map_or(now, |at| at.max(now));
+            budget.begin(now);
+            for _ in 0..*length {
+                while let Some(until) = budget.waits_until(now) {
+                    assert!(until > now, "it waits for ever");
+                    now = until;
+                }
+                let took = cost_of_call(calls.len());
+                calls.push((now, took));
+                now += took;
+                budget.scanned(now, took);
+            }
+            budget.end(true);
+        }
+        calls
+    }
+
+    /// The most that was taken in any stretch of [`WINDOW`].
+    fn most(calls: &[(Instant, Duration)]) -> Duration {
+        // A stretch that takes most begins where a call does, or ends where one does.
+        let within = |from: Instant| -> Duration {
+            let to = from + WINDOW;
+            let part = |(began, took): &(Instant, Duration)| {
+                let (begin, end) = ((*began).max(from), (*began + *took).min(to));
+                end.saturating_duration_since(begin)
+            };
+            calls.iter().map(part).sum()
+        };
+        let starts = calls.iter().map(|(began, _)| *began);
+        let ends = calls.iter().filter_map(|(began, took)| (*began + *took).checked_sub(WINDOW));
+        starts.chain(ends).map(within).max().unwrap_or_default()
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        /// Whatever passes cost, and whoever asks for them: no ten seconds have more than the
+        /// share, but for as much as one call takes longer than the one before it.
+        #[test]
+        fn no_ten_seconds_take_more_than_the_share(
+            percent in 1_u32..100,
+            passes in prop::collection::vec((1_u64..60, any::<bool>()), 1..12),
+            costs in prop::collection::vec(1_u64..200, 1..9),
+        ) {
+            let cost = |at: usize| Duration::from_millis(costs[at % costs.len()]);
+            let max_load = f64::from(percent) / 100.0;
+            let calls = run(max_load, &passes, cost);
+            let longest = Duration::from_millis(*costs.iter().max().unwrap());
+            let share = WINDOW.mul_f64(max_load);
+            let most = most(&calls);
+            prop_assert!(most <= share + longest, "{most:?} of {share:?}");
+        }
+
+        /// What the server says counts, whatever was measured before.
+        #[test]
+        fn what_is_settled_is_as_good_as_what_was_measured(
+            factor in 0.1_f64..10.0,
+            costs in prop::collection::vec(1_u64..50, 20..200),
+        ) {
+            let (mut told, mut measured) = (Budget::new(0.25), Budget::new(0.25));
+            let mut now = Instant::now();
+            for budget in [&mut told, &mut measured] {
+                budget.begin(now);
+            }
+            let mut since = Duration::ZERO;
+            for (at, cost) in costs.iter().enumerate() {
+                let cost = Duration::from_millis(*cost);
+                now += cost;
+                since += cost;
+                told.scanned(now, cost.mul_f64(factor));
+                measured.scanned(now, cost);
+                if at % 7 == 0 || at + 1 == costs.len() {
+                    told.settle(now, since);
+                    since = Duration::ZERO;
+                    measured.settle(now, measured.slots.iter().map(super::Slot::unsettled).sum());
+                }
+            }
+            let taken = |budget: &Budget| -> Duration {
+                budget.slots.iter().map(|slot| slot.scan).sum()
+            };
+            let apart = taken(&told).abs_diff(taken(&measured));
+            prop_assert!(apart < Duration::from_micros(1), "{apart:?}");
+            told.end(true);
+            measured.end(true);
+            prop_assert!(told.pass.abs_diff(measured.pass) < Duration::from_micros(1));
+        }
+    }
+
+    #[test]
+    fn a_pass_after_quiet_does_not_wait() {
+        let calls = run(0.25, &[(2_400, true)], |_| Duration::from_millis(1));
+        let took = calls[calls.len() - 1].0 - calls[0].0;
+        assert!(took < Duration::from_millis(2_400), "{took:?}");
+    }
+
+    /// Five fit into ten seconds, and their distances are equal, so that the longest wait is short.
+    /// The second one comes early.
+    #[test]
+    fn a_stream_of_passes_has_equal_distances() {
+        let calls = run(0.25, &[(8, true); 30], |_| Duration::from_millis(50));
+        let starts: Vec<Instant> = calls.iter().step_by(8).map(|(began, _)| *began).collect();
+        let distances: Vec<Duration> = starts.windows(2).map(|pair| pair[1] - pair[0]).collect();
+        assert_eq!(distances[0], Duration::from_millis(400), "early after quiet");
+        let (most, even) = (distances.iter().max().unwrap(), Duration::from_secs(2));
+        assert!(*most <= even * 2 + SLOT, "{distances:?}");
+        assert!(distances[10..].iter().all(|one| one.abs_diff(even) <= SLOT * 2), "{distances:?}");
+    }
+
+    /// A first removal goes before second ones: theirs wait until all is paid for.
+    #[test]
+    fn a_first_removal_may_borrow_and_a_second_one_may_not() {
+        let mut budget = Budget::new(0.25);
+        let now = Instant::now();
+        budget.begin(now);
+        budget.scanned(now, Duration::from_millis(400));
+        budget.end(true);
+        let paid_at = now + Duration::from_secs(2);
+        assert_eq!(budget.begins_at(true, now), Some(now));
+        assert_eq!(budget.begins_at(false, now), Some(paid_at));
+        for _ in 0..4 {
+            budget.begin(now);
+            budget.scanned(now, Duration::from_millis(400));
+            budget.end(true);
+        }
+        // There is room for one more, and it is kept.
+        let at = [true, false].map(|urgent| budget.begins_at(urgent, now));
+        assert_eq!(at, [Some(now + Duration::from_secs(10)); 2]);
+        // So dear that the pass after an early one would come too late.
+        let mut budget = Budget::new(0.25);
+        budget.begin(now);
+        budget.scanned(now, Duration::from_millis(800));
+        budget.end(true);
+        assert!(budget.begins_at(true, now) > Some(now + Duration::from_secs(3)));
+    }
+
+    #[test]
+    fn a_call_that_takes_more_than_the_share_goes_alone() {
+        let calls = run(0.01, &[(20, true)], |_| Duration::from_millis(500));
+        assert_eq!(calls.len(), 20);
+        assert!(most(&calls) <= Duration::from_millis(500), "{:?}", most(&calls));
+    }
+
+    #[test]
+    fn a_load_of_one_is_no_limit() {
+        let calls = run(1.0, &[(100, true); 5], |_| Duration::from_millis(100));
+        let took = calls[calls.len() - 1].0 - calls[0].0;
+        assert_eq!(took, Duration::from_millis(49_900));
+    }
+
+    #[test]
+    fn a_pass_that_fails_is_paid_for_as_far_as_it_went() {
+        let mut budget = Budget::new(0.25);
+        let now = Instant::now();
+        budget.begin(now);
+        budget.scanned(now, Duration::from_millis(500));
+        budget.end(true);
+        let paid_at = budget.begins_at(false, now).unwrap();
+        budget.begin(paid_at);
+        budget.scanned(paid_at, Duration::from_millis(100));
+        budget.end(false);
+        assert_eq!(budget.pass_cost(), Duration::from_millis(500));
+        let next = budget.begins_at(false, paid_at).unwrap();
+        assert_eq!(next - paid_at, budget.distance(Duration::from_millis(100)));
+        assert!(next - paid_at < Duration::from_millis(500));
+    }
+}
