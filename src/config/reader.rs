@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use toml::Spanned;
-use toml::de::{DeTable, DeValue};
+use toml::de::{DeFloat, DeInteger, DeTable, DeValue};
 
 use super::{Located, Location, Problem, Script};
 
@@ -235,7 +235,7 @@ impl<'a> Reader<'a> {
         let Some(value) = section.take(name) else { return default };
         let key = section.key(name);
         let (float, integer) = (value.get_ref().as_float(), value.get_ref().as_integer());
-        let text = float.map(|float| float.as_str()).or(integer.map(|one| one.as_str()));
+        let text = float.map(DeFloat::as_str).or(integer.map(DeInteger::as_str));
         let Some(text) = text else {
             self.wrong_type(value, &key, "a number");
             return default;

@@ -118,7 +118,9 @@ fn text(seconds: f64) -> String {
 /// A number in groups of three digits.
 fn grouped(number: u64) -> String {
     let digits = number.to_string();
-    let groups = digits.as_bytes().rchunks(3).rev().map(String::from_utf8_lossy);
+    let (first, rest) = digits.split_at(digits.len() % 3);
+    let rest = rest.as_bytes().chunks(3).map(|group| group.escape_ascii().to_string());
+    let groups = (!first.is_empty()).then(|| first.to_owned()).into_iter().chain(rest);
     groups.collect::<Vec<_>>().join(" ")
 }
 

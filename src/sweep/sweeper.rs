@@ -109,7 +109,7 @@ pub(super) struct State {
     pub(super) kept: Option<String>,
     /// The same of the write that is under way.
     pub(super) keeping: Option<String>,
-    pub(super) pace: Option<Pace>,
+    pub(super) pace: Option<Box<Pace>>,
     pub(super) connected: bool,
     /// Turns true with the end of a connection, for a pass that waits for its turn.
     pub(super) lost: watch::Sender<bool>,
@@ -137,7 +137,7 @@ struct Works<'a> {
 }
 
 pub(super) type BatchDone = (Vec<Job>, Result<Tally, Error>);
-pub(super) type PassDone = (Vec<Job>, Pace, Result<Vec<RefusedOf>, Error>);
+pub(super) type PassDone = (Vec<Job>, Box<Pace>, Result<Vec<RefusedOf>, Error>);
 pub(super) type RetriesDone = (Vec<Retry>, Result<Vec<Tried>, Error>);
 
 /// What came of it.
@@ -181,7 +181,7 @@ impl<N: Node> Sweeper<N> {
             ),
             kept: None,
             keeping: None,
-            pace: Some(pace),
+            pace: Some(Box::new(pace)),
             connected: false,
             lost,
             backoff: Backoff::redis(),
