@@ -218,8 +218,11 @@ impl<'a> Reader<'a> {
     ) -> f64 {
         let Some(value) = section.take(name) else { return default };
         let key = section.key(name);
-        let (float, integer) = (value.get_ref().as_float(), value.get_ref().as_integer());
-        let text = float.map(|float| float.as_str()).or(integer.map(|one| one.as_str()));
+        let text = match value.get_ref() {
+            DeValue::Float(float) => Some(float.as_str()),
+            DeValue::Integer(integer) => Some(integer.as_str()),
+            _ => None,
+        };
         let Some(text) = text else {
             self.wrong_type(value, &key, "a number");
             return default;

@@ -149,5 +149,5 @@ async fn is_lost(lost: &mut Option<watch::Receiver<bool>>) {
     {
         return;
     }
-    std::future::pending().await
+    std::future::pending::<()>().await;
 }

@@ -281,12 +281,9 @@ fn history(info: &str) -> Option<&str> {
 #[must_use]
 pub fn scan_time(info: &str) -> Option<Duration> {
     let mut lines = info.lines().filter_map(|line| line.split_once(':'));
-    let (_, scan) = match lines.clone().find(|(name, _)| name.eq_ignore_ascii_case("cmdstat_scan"))
-    {
-        Some(scan) => scan,
-        None => {
-            return lines.any(|(name, _)| name.starts_with("cmdstat_")).then_some(Duration::ZERO);
-        }
+    let is_scan = |(name, _): &(&str, &str)| name.eq_ignore_ascii_case("cmdstat_scan");
+    let Some((_, scan)) = lines.clone().find(is_scan) else {
+        return lines.any(|(name, _)| name.starts_with("cmdstat_")).then_some(Duration::ZERO);
     };
     let usec = scan.split(',').find_map(|field| field.strip_prefix("usec="))?;
     usec.trim_end().parse().ok().map(Duration::from_micros)

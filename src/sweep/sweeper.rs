@@ -97,7 +97,7 @@ pub(super) struct State {
     pub(super) late: Late,
     pub(super) throttle: Throttle,
     pub(super) ward: Ward,
-    pub(super) pace: Option<Pace>,
+    pub(super) pace: Option<Box<Pace>>,
     pub(super) connected: bool,
     /// Turns true with the end of a connection, for a pass that waits for its turn.
     pub(super) lost: watch::Sender<bool>,
@@ -125,7 +125,7 @@ struct Works<'a> {
 }
 
 pub(super) type BatchDone = (Vec<Job>, Result<Tally, Error>);
-pub(super) type PassDone = (Vec<Job>, Pace, Result<Vec<RefusedOf>, Error>);
+pub(super) type PassDone = (Vec<Job>, Box<Pace>, Result<Vec<RefusedOf>, Error>);
 pub(super) type RetriesDone = (Vec<Retry>, Result<Vec<Tried>, Error>);
 
 /// What came of it.
@@ -162,7 +162,7 @@ impl<N: Node> Sweeper<N> {
             late: Late::default(),
             throttle: Throttle::default(),
             ward: Ward::new(settings.expected, settings.wal_end, settings.broken),
-            pace: Some(pace),
+            pace: Some(Box::new(pace)),
             connected: false,
             lost,
             backoff: Backoff::redis(),

@@ -142,7 +142,9 @@ async fn left(mut cache: MultiplexedConnection, waiting: &[(Instant, String)]) -
         return Vec::new();
     }
     let mut pipeline = redis::pipe();
-    waiting.iter().for_each(|(_, key)| drop(pipeline.exists(key)));
+    for (_, key) in waiting {
+        pipeline.exists(key);
+    }
     pipeline.query_async(&mut cache).await.unwrap()
 }
 
@@ -155,7 +157,7 @@ fn other_client(url: String, stop: Arc<AtomicBool>) -> JoinHandle<Vec<Duration>>
             let began = Instant::now();
             let _value: Option<Vec<u8>> = cache.get("session:0000007:page").unwrap();
             took.push(began.elapsed());
-            thread::sleep(PAUSE);
+            thread::park_timeout(PAUSE);
         }
         took
     })
