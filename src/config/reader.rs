@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use toml::Spanned;
-use toml::de::{DeFloat, DeInteger, DeTable, DeValue};
+use toml::de::{DeTable, DeValue};
 
 use super::{Located, Location, Problem, Script};
 
@@ -234,8 +234,11 @@ impl<'a> Reader<'a> {
     ) -> f64 {
         let Some(value) = section.take(name) else { return default };
         let key = section.key(name);
-        let (float, integer) = (value.get_ref().as_float(), value.get_ref().as_integer());
-        let text = float.map(DeFloat::as_str).or(integer.map(DeInteger::as_str));
+        let text = match value.get_ref() {
+            DeValue::Float(float) => Some(float.as_str()),
+            DeValue::Integer(integer) => Some(integer.as_str()),
+            _ => None,
+        };
         let Some(text) = text else {
             self.wrong_type(value, &key, "a number");
             return default;

@@ -118,10 +118,14 @@ fn text(seconds: f64) -> String {
 /// A number in groups of three digits.
 fn grouped(number: u64) -> String {
     let digits = number.to_string();
-    let (first, rest) = digits.split_at(digits.len() % 3);
-    let rest = rest.as_bytes().chunks(3).map(|group| group.escape_ascii().to_string());
-    let groups = (!first.is_empty()).then(|| first.to_owned()).into_iter().chain(rest);
-    groups.collect::<Vec<_>>().join(" ")
+    let mut grouped = String::with_capacity(digits.len() + digits.len() / 3);
+    for (at, digit) in digits.chars().enumerate() {
+        if at > 0 && (digits.len() - at).is_multiple_of(3) {
+            grouped.push(' ');
+        }
+        grouped.push(digit);
+    }
+    grouped
 }
 
 /// Whether a key template gives patterns even where every value is known.

@@ -157,13 +157,8 @@ fn other_client(url: String, stop: Arc<AtomicBool>) -> JoinHandle<Vec<Duration>>
             let began = Instant::now();
             let _value: Option<Vec<u8>> = cache.get("session:0000007:page").unwrap();
             took.push(began.elapsed());
-            block(PAUSE);
+            thread::park_timeout(PAUSE);
         }
         took
     })
-}
-
-#[expect(clippy::disallowed_methods, reason = "a thread of its own, on a blocking socket")]
-fn block(pause: Duration) {
-    thread::sleep(pause);
 }
