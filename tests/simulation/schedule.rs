@@ -142,6 +142,15 @@ impl Plan {
     }
 }
 
+/// Lets Redis refuse keys of this prefix, in the place of another one. What waited for that one may
+/// take its time.
+fn forbid(world: &World, prefix: Option<&'static str>) {
+    let before = std::mem::replace(&mut world.redis.borrow_mut().mood.forbids, prefix);
+    if before == Some("item:") {
+        world.judge.disturbed();
+    }
+}
+
 impl Fault {
     fn of(kind: u64, random: &Random) -> Fault {
         let lasts = random.pick(&[20, 100, 100, 300, 300, 1000, 1000, 4500]);
@@ -200,14 +209,8 @@ impl Fault {
                 set(world, lasts, |mood| &mut mood.useless, Some(kind));
             }
             Fault::RedisForbids { prefix, lasts } => {
-                world.redis.borrow_mut().mood.forbids = Some(prefix);
-                later(world, lasts, move |world| {
-                    // What waited for it may take its time.
-                    if prefix == "item:" {
-                        world.judge.disturbed();
-                    }
-                    world.redis.borrow_mut().mood.forbids = None;
-                });
+                forbid(world, Some(prefix));
+                later(world, lasts, move |world| forbid(world, None));
             }
             Fault::RedisRollsBack { commands, down: lasts } => {
                 world.redis.borrow_mut().roll_back(commands);
