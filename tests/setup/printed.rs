@@ -180,6 +180,8 @@ async fn the_printed_script_lets_the_application_pass_while_it_waits() {
     // Queued behind it, and let pass.
     bed.sql.run("set statement_timeout = '10s'; select from item limit 1").await;
     bed.sql.run("update item set version = 1 where id = 1").await;
+    // That was let pass; whom it waits for is asked for only now.
+    tokio::time::sleep(std::time::Duration::from_secs(1)).await;
     reader.run("commit").await;
     let output = psql.wait_with_output().unwrap();
     assert!(output.status.success(), "{}", text(&output));
