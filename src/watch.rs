@@ -67,8 +67,8 @@ struct Known {
 }
 
 impl Watch {
-    /// Watches over `sql` whether what is `watched` stays as in `prints`, and what `findings` say of
-    /// rules.
+    /// Watches over `sql` whether what is `watched` stays as in `prints`, and what `findings` say
+    /// of rules.
     #[must_use]
     pub fn new(
         sql: Rc<Sql>,

@@ -150,12 +150,12 @@ fn the_reference_names_the_defaults() {
                 "listen",
                 "format",
                 "level",
-                "keys",
                 "cache",
                 "rows",
                 "missing",
             ])
             .any(|name| line.starts_with(&format!("# {name} = ")))
+            || line == "# keys = false"
     };
     let mut found = 0;
     let uncommented: String = text

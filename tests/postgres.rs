@@ -91,7 +91,10 @@ fn make_certificates(folder: &Path) {
          -extfile extensions -out server.crt",
     );
     openssl(&format!("{new} -subj /CN=shown -keyout shown.key -out shown.csr"));
-    openssl("x509 -req -in shown.csr -CA ca.crt -CAkey ca.key -days 2 -out shown.crt");
+    openssl(
+        "x509 -req -in shown.csr -CA ca.crt -CAkey ca.key -days 2 -extfile extensions \
+         -out shown.crt",
+    );
     fs::set_permissions(folder.join("shown.key"), Permissions::from_mode(0o600)).unwrap();
     let (key, owner) = (folder.join("server.key"), folder.metadata().unwrap());
     fs::set_permissions(&key, Permissions::from_mode(0o600)).unwrap();

@@ -14,6 +14,7 @@ use tokio::task::unconstrained;
 
 use super::chain::{Chain, Link, number_key};
 use super::connect::{ConnectError, classify, connect, connect_with_pushes};
+use super::info::{history, scan_time};
 use super::node::{Error, Kind, Node, Page, Replaced, ScanCall};
 use super::observe::{Mark, Observer, prefixes};
 use super::shared::digest_of;
@@ -296,25 +297,6 @@ impl Standalone {
         let message = "another server answers on this connection, or its data was exchanged";
         Err(Error::new(Kind::Swapped, message.to_owned()))
     }
-}
-
-/// The id of the replication history in what a server says. A promotion, a restart and `REPLICAOF`
-/// change it; so may, with no loss, the arrival of a first replica.
-fn history(info: &str) -> Option<&str> {
-    info.lines().find_map(|line| line.strip_prefix("master_replid:")).map(str::trim_end)
-}
-
-/// Reads how long SCAN calls have held a server, all told, from what `INFO commandstats` says; a
-/// server that has run none yet does not name it. `None` where it says nothing of its commands.
-#[must_use]
-pub fn scan_time(info: &str) -> Option<Duration> {
-    let mut lines = info.lines().filter_map(|line| line.split_once(':'));
-    let is_scan = |(name, _): &(&str, &str)| name.eq_ignore_ascii_case("cmdstat_scan");
-    let Some((_, scan)) = lines.clone().find(is_scan) else {
-        return lines.any(|(name, _)| name.starts_with("cmdstat_")).then_some(Duration::ZERO);
-    };
-    let usec = scan.split(',').find_map(|field| field.strip_prefix("usec="))?;
-    usec.trim_end().parse().ok().map(Duration::from_micros)
 }
 
 /// Host and port of a Redis URL.

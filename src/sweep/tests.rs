@@ -25,6 +25,8 @@ use crate::settle::{Cause, Held, Hold, Visible};
 use crate::telemetry::Health;
 use crate::telemetry::metrics::Metrics;
 
+#[path = "evidence_tests.rs"]
+mod evidence_tests;
 #[path = "load_tests.rs"]
 mod load_tests;
 #[path = "replayed_tests.rs"]
@@ -574,59 +576,6 @@ async fn a_refused_key_holds_back_nobody_else() {
         assert!(bench.redis.has("item:2"));
         bench.redis.forbid(None);
         assert_eq!(bench.swept().await, [111]);
-    })
-    .await;
-}
-
-#[tokio::test(start_paused = true)]
-async fn the_watermark_is_written_before_it_is_told() {
-    local(async {
-        let mut bench = Bench::new(Duration::ZERO);
-        bench.covered(100).await;
-        bench.safe.send_replace(Lsn(150));
-        bench.covered(150).await;
-        assert_eq!(bench.redis.watermark_lsn(), Some(Lsn(150)));
-    })
-    .await;
-}
-
-#[tokio::test(start_paused = true)]
-async fn an_unbroken_start_sweeps_nothing() {
-    local(async {
-        let mut bench = Bench::new(Duration::ZERO);
-        bench.whole().await;
-        assert_eq!(bench.redis.0.passes.get() + bench.redis.0.unlinks.get(), 0);
-    })
-    .await;
-}
-
-#[tokio::test(start_paused = true)]
-async fn the_evidence_of_a_loss_stays_until_the_sweep_is_done() {
-    local(async {
-        for watermark in [None, Some(90)] {
-            let window = Duration::from_secs(1);
-            let mut bench = Bench::over(Redis::default(), watermark, window);
-            bench.redis.fill(&["item:1", "list:1:a", "other"]);
-            let broken = bench.wait(|event| match event {
-                Event::ResyncOwed(doubt) => Some(doubt.reason()),
-                _ => None,
-            });
-            let reason = match watermark {
-                None => Broken::WatermarkMissing,
-                Some(_) => Broken::WatermarkBehind,
-            };
-            assert_eq!(broken.await, reason);
-            bench.safe.send_replace(Lsn(150));
-            tokio::time::sleep(Duration::from_secs(5)).await;
-            assert_eq!(bench.redis.watermark_lsn(), watermark.map(Lsn), "not yet swept");
-            bench.resync().await;
-            bench.whole().await;
-            assert_eq!(bench.redis.watermark_lsn(), watermark.map(Lsn), "not removed again yet");
-            assert!(!bench.redis.has("item:1") && !bench.redis.has("list:1:a"));
-            assert!(bench.redis.has("other"));
-            bench.covered(150).await;
-            assert_eq!(bench.redis.watermark_lsn(), Some(Lsn(150)));
-        }
     })
     .await;
 }

@@ -1,0 +1,60 @@
+//! The watermark: written before it is told, and left where it shows a loss until that is made good.
+
+use std::time::Duration;
+
+use super::{Bench, Redis, local};
+use crate::lsn::Lsn;
+use crate::sweep::{Broken, Event};
+
+#[tokio::test(start_paused = true)]
+async fn the_watermark_is_written_before_it_is_told() {
+    local(async {
+        let mut bench = Bench::new(Duration::ZERO);
+        bench.covered(100).await;
+        bench.safe.send_replace(Lsn(150));
+        bench.covered(150).await;
+        assert_eq!(bench.redis.watermark_lsn(), Some(Lsn(150)));
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_unbroken_start_sweeps_nothing() {
+    local(async {
+        let mut bench = Bench::new(Duration::ZERO);
+        bench.whole().await;
+        assert_eq!(bench.redis.0.passes.get() + bench.redis.0.unlinks.get(), 0);
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_evidence_of_a_loss_stays_until_the_sweep_is_done() {
+    local(async {
+        for watermark in [None, Some(90)] {
+            let window = Duration::from_secs(1);
+            let mut bench = Bench::over(Redis::default(), watermark, window);
+            bench.redis.fill(&["item:1", "list:1:a", "other"]);
+            let broken = bench.wait(|event| match event {
+                Event::ResyncOwed(doubt) => Some(doubt.reason()),
+                _ => None,
+            });
+            let reason = match watermark {
+                None => Broken::WatermarkMissing,
+                Some(_) => Broken::WatermarkBehind,
+            };
+            assert_eq!(broken.await, reason);
+            bench.safe.send_replace(Lsn(150));
+            tokio::time::sleep(Duration::from_secs(5)).await;
+            assert_eq!(bench.redis.watermark_lsn(), watermark.map(Lsn), "not yet swept");
+            bench.resync().await;
+            bench.whole().await;
+            assert_eq!(bench.redis.watermark_lsn(), watermark.map(Lsn), "not removed again yet");
+            assert!(!bench.redis.has("item:1") && !bench.redis.has("list:1:a"));
+            assert!(bench.redis.has("other"));
+            bench.covered(150).await;
+            assert_eq!(bench.redis.watermark_lsn(), Some(Lsn(150)));
+        }
+    })
+    .await;
+}

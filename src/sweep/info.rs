@@ -1,0 +1,23 @@
+//! Facts in what `INFO` says of a server
+//! (<https://redis.io/docs/latest/commands/info/>).
+
+use std::time::Duration;
+
+/// The id of the replication history in what a server says. A promotion, a restart and `REPLICAOF`
+/// change it; so may, with no loss, the arrival of a first replica.
+pub(super) fn history(info: &str) -> Option<&str> {
+    info.lines().find_map(|line| line.strip_prefix("master_replid:")).map(str::trim_end)
+}
+
+/// Reads how long SCAN calls have held a server, all told, from what `INFO commandstats` says; a
+/// server that has run none yet does not name it. `None` where it says nothing of its commands.
+#[must_use]
+pub fn scan_time(info: &str) -> Option<Duration> {
+    let mut lines = info.lines().filter_map(|line| line.split_once(':'));
+    let is_scan = |(name, _): &(&str, &str)| name.eq_ignore_ascii_case("cmdstat_scan");
+    let Some((_, scan)) = lines.clone().find(is_scan) else {
+        return lines.any(|(name, _)| name.starts_with("cmdstat_")).then_some(Duration::ZERO);
+    };
+    let usec = scan.split(',').find_map(|field| field.strip_prefix("usec="))?;
+    usec.trim_end().parse().ok().map(Duration::from_micros)
+}
