@@ -1,4 +1,4 @@
-//! The watermark: written before it is told, and left where it shows a loss until that is made good.
+//! The watermark: written before it is told, and left as it shows a loss until that is made good.
 
 use std::time::Duration;
 

@@ -576,25 +576,7 @@ fn removed_count(reply: Value) -> Result<Option<u64>, Error> {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
-    use super::{scan_time, tells_every_write};
-
-    #[test]
-    fn the_account_of_scan_is_read() {
-        let get = "cmdstat_get:calls=1,usec=2,usec_per_call=2.00";
-        let scan = "cmdstat_scan:calls=9,usec=1234,usec_per_call=137.11,failed_calls=0";
-        for (info, expected) in [
-            (format!("# Commandstats\r\n{get}\r\n{scan}\r\n"), Some(1234)),
-            (scan.replace("scan", "SCAN"), Some(1234)),
-            (get.to_owned(), Some(0)),
-            ("# Commandstats\r\n".to_owned(), None),
-            (String::new(), None),
-            ("cmdstat_scan:calls=9".to_owned(), None),
-        ] {
-            assert_eq!(scan_time(&info), expected.map(Duration::from_micros), "{info}");
-        }
-    }
+    use super::tells_every_write;
 
     #[test]
     fn only_servers_that_tell_every_write_are_observed() {

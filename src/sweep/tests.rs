@@ -12,8 +12,7 @@ use tokio::time::{Instant, timeout};
 
 use super::partial_tests::{expected, prints};
 use super::{
-    Broken, Doubt, Error, Event, Kind, Node, Page, Prints, Replaced, ScanCall, Settings, Sweeper,
-    Watermark,
+    Doubt, Error, Event, Kind, Node, Page, Prints, Replaced, ScanCall, Settings, Sweeper, Watermark,
 };
 use crate::channel::{Sender, channel};
 use crate::config::{Located, Location, Operations, Rule, TableName};
