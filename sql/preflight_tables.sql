@@ -147,7 +147,8 @@ with recursive wanted as (
   -- publication has a column list, whatever it lists (since 15), or stored generated columns that
   -- it does not publish (since 18): pub_contains_invalid_column (publicationcmds.c).
   select e.oid, o.pubname, n.nspname || '.' || c.relname as name,
-         case when nullif(to_jsonb(r) -> 'prattrs', 'null') is null then generated.name end as left_out
+         case when nullif(to_jsonb(r) -> 'prattrs', 'null') is null
+              then generated.name end as left_out
     from elsewhere e
     join other o on o.oid = e.publication
     join pg_class c on c.oid = e.oid and c.relpersistence = 'p'

@@ -1,5 +1,5 @@
--- What of walsweep's in a database the role of the session may neither drop nor comment on, with its
--- owner.
+-- What of walsweep's in a database the role of the session may neither drop nor comment on, with
+-- its owner.
 -- Privileges: none; the catalogs that it reads are open to all. Versions: 14 to 18. It locks none.
 -- $1 is the publication, $2 the event trigger and its function in schema public; null for none of
 -- them. Rows: a name for messages, and the owner.

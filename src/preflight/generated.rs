@@ -70,7 +70,7 @@ pub(super) fn unpublished(
 }
 
 /// Why the server would refuse the application's writes after a full identity, and what cures that:
-/// a virtual column, or what another publication has of the table, which is not walsweep's to alter.
+/// a virtual column, or what another publication, not walsweep's to alter, has of the table.
 pub(super) fn forbids_full(context: &Context<'_>, table: &Table) -> Option<String> {
     let mut columns = table.columns.iter();
     if let Some(column) = columns.find(|column| column.is_virtual && context.version >= VERSION_MIN)
