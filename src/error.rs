@@ -285,10 +285,7 @@ impl Error {
             Error::Sql(postgres::Error::Pooler { .. }) => {
                 Some("let `postgres.url` name the server itself, by its direct address")
             }
-            Error::Sql(error) if preflight::login_hint(error).is_some() => {
-                preflight::login_hint(error)
-            }
-            Error::Capture(capture::Error::Connect(error))
+            Error::Sql(error) | Error::Capture(capture::Error::Connect(error))
                 if preflight::login_hint(error).is_some() =>
             {
                 preflight::login_hint(error)
