@@ -117,6 +117,49 @@ with recursive wanted as (
                      or a.attgenerated = 's' and publication.shown ->> 'pubgencols' = 's'
               else true end
    group by p.oid
+), other as (
+  select p.oid, p.pubname, p.puballtables, p.pubviaroot, to_jsonb(p) ->> 'pubgencols' as gencols
+    from pg_publication p
+   where p.pubname <> $3 and (p.pubupdate or p.pubdelete)
+), other_schema as (
+  select o.oid as publication, schema.refobjid as schema
+    from other o
+    join pg_depend entry on entry.refclassid = 'pg_catalog.pg_publication'::regclass
+                        and entry.refobjid = o.oid
+                        and entry.classid = to_regclass('pg_catalog.pg_publication_namespace')
+    join pg_depend schema on schema.classid = entry.classid and schema.objid = entry.objid
+                         and schema.refclassid = 'pg_catalog.pg_namespace'::regclass
+), elsewhere as (
+  -- Members that other publications have, and the relation that each has most of.
+  select o.oid as publication, l.oid, (array_agg(l.ancestor order by l.height desc))[1] as top
+    from other o
+   cross join lineage l
+    join pg_class c on c.oid = l.ancestor
+   where c.relkind in ('r', 'p') and c.relpersistence = 'p' and c.oid >= 16384
+     and (o.puballtables
+          or exists (select from pg_publication_rel r
+                      where r.prpubid = o.oid and r.prrelid = c.oid)
+          or exists (select from other_schema s
+                      where s.publication = o.oid and s.schema = c.relnamespace))
+   group by o.oid, l.oid
+), against_full as (
+  -- With a full identity the server refuses UPDATE and DELETE of a member of which another
+  -- publication has a column list, whatever it lists (since 15), or stored generated columns that
+  -- it does not publish (since 18): pub_contains_invalid_column (publicationcmds.c).
+  select e.oid, o.pubname, n.nspname || '.' || c.relname as name,
+         case when nullif(to_jsonb(r) -> 'prattrs', 'null') is null
+              then generated.name end as left_out
+    from elsewhere e
+    join other o on o.oid = e.publication
+    join pg_class c on c.oid = e.oid and c.relpersistence = 'p'
+    join pg_namespace n on n.oid = c.relnamespace
+    left join pg_publication_rel r on r.prpubid = o.oid
+                                  and r.prrelid = case when o.pubviaroot then e.top else e.oid end
+    left join lateral (select min(a.attname) as name
+                         from pg_attribute a
+                        where a.attrelid = e.oid and a.attnum > 0 and not a.attisdropped
+                          and a.attgenerated = 's' and o.gencols <> 's') generated on true
+   where nullif(to_jsonb(r) -> 'prattrs', 'null') is not null or generated.name is not null
 ), tables as (
   select f.oid, jsonb_build_object(
            'relation', relation.shown,
@@ -136,6 +179,21 @@ with recursive wanted as (
                                   join listed on listed.oid = l.ancestor
                                  where l.oid = f.oid),
            'published_columns', published_columns.names,
+           'has_column_list', exists (select
+                                        from listed
+                                        join published on published.oid = listed.oid
+                                        join publication p on not p.puballtables
+                                       where listed.oid = f.oid
+                                         and listed.numbers is not null
+                                         and f.oid not in (select oid from in_schemas)),
+           -- Another publication with which a full identity would make writes fail.
+           'full_refused', (select jsonb_build_object('publication', a.pubname, 'name', a.name,
+                                                      'column', a.left_out)
+                              from against_full a
+                             where a.oid = f.oid
+                                or a.oid in (select oid from partition where parent = f.oid)
+                             order by a.pubname, a.oid
+                             limit 1),
            -- What it says is not asked: to print it, the server would lock the table.
            'has_row_filter', exists (select
                                        from listed

@@ -285,6 +285,11 @@ impl Error {
             Error::Sql(postgres::Error::Pooler { .. }) => {
                 Some("let `postgres.url` name the server itself, by its direct address")
             }
+            Error::Sql(error) | Error::Capture(capture::Error::Connect(error))
+                if preflight::login_hint(error).is_some() =>
+            {
+                preflight::login_hint(error)
+            }
             Error::Capture(error) if error.is_pooler() => Some(
                 "that is a pooler: let `postgres.url` or `postgres.replication_url` name the \
                  server itself",

@@ -4,7 +4,8 @@ use std::path::Path;
 
 use crate::commands::{Failure, NAME, configuration, halted, print};
 use crate::config::Config;
-use crate::postgres::{Endpoint, connect_sql};
+use crate::postgres::{self, Endpoint, connect_sql};
+use crate::preflight;
 use crate::setup::{self, Hands};
 use crate::shutdown::Shutdown;
 use crate::sweep::{Standalone, key_name};
@@ -29,7 +30,8 @@ pub async fn setup(path: &Path, print_only: bool, login: Option<&str>) -> Result
         Err(error) => {
             let hint = "`walsweep setup --print` shows the SQL for the role, also without a login; \
                         `walsweep setup --as URL` creates it";
-            return Err(halted(&error).with_hint(login.is_none().then_some(hint)));
+            let hint = refused(&error, login).or(login.is_none().then_some(hint));
+            return Err(halted(&error).with_hint(hint));
         }
     };
     // What is waited for is told while it is.
@@ -68,7 +70,8 @@ pub async fn setup(path: &Path, print_only: bool, login: Option<&str>) -> Result
 pub async fn teardown(path: &Path, print_only: bool, login: Option<&str>) -> Result<(), Failure> {
     let (config, _rules) = configuration(path)?;
     let endpoint = endpoint(&config, login)?;
-    let sql = connect_sql(&endpoint, NAME).await.map_err(halted)?;
+    let sql = connect_sql(&endpoint, NAME).await;
+    let sql = sql.map_err(|error| halted(&error).with_hint(refused(&error, login)))?;
     logging::start(&config.log).map_err(halted)?;
     let stop = Shutdown::by_signal(STOPPING).map_err(halted)?;
     let hands = Hands { client: &sql, endpoint: &endpoint, stop };
@@ -85,6 +88,17 @@ pub async fn teardown(path: &Path, print_only: bool, login: Option<&str>) -> Res
         Err(error) => format!("`{key}` may still be in redis, which was not asked: {error}"),
     };
     print(&format!("{line}\n"))
+}
+
+/// What can be done about a refused login: the configured one, or that of `--as`.
+fn refused(error: &postgres::Error, login: Option<&str>) -> Option<&'static str> {
+    let hint = preflight::login_hint(error)?;
+    Some(if login.is_none() {
+        hint
+    } else {
+        "see the user and the password in the URL of `--as`, or else `PGPASSWORD`, the passfile, \
+         and the server's pg_hba.conf"
+    })
 }
 
 /// Where to log in: as the configuration says, or as `login` does, to the same database.

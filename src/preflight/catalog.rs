@@ -180,8 +180,23 @@ pub(super) struct Table {
     pub(super) is_listed: bool,
     /// The columns that are published; `None` before version 15, which knows no column lists.
     pub(super) published_columns: Option<Vec<String>>,
+    /// Whether the publication has a column list for it, be it of all columns.
+    pub(super) has_column_list: bool,
     /// Whether only some of its rows are published.
     pub(super) has_row_filter: bool,
+    /// Another publication with which the server would refuse UPDATE and DELETE of the table, or of
+    /// a partition, once its identity is full.
+    pub(super) full_refused: Option<FullRefused>,
+}
+
+/// What another publication has of a table, and a full identity does not go with.
+#[derive(Debug, Deserialize)]
+pub(super) struct FullRefused {
+    pub(super) publication: String,
+    /// The table or the partition, with its schema.
+    pub(super) name: String,
+    /// A stored generated column that it leaves out; `None`: it has a column list.
+    pub(super) column: Option<String>,
 }
 
 /// A row of `pg_class`.

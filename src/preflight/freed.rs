@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use tokio_postgres::Client;
 
 use super::step::Identity;
-use super::{Context, Error, Finding, cure};
+use super::{Context, Error, Finding, cure, tables};
 use crate::config::TableName;
 
 /// A relation as it is now.
@@ -34,8 +34,13 @@ pub(super) async fn check(
     };
     let (name, slot) = (&context.config.postgres.publication, &context.config.postgres.slot);
     let named: BTreeSet<&TableName> = context.rules.tables().collect();
+    // A table that is suggested for one that is missing is perhaps what the rule means.
+    let meant: Vec<String> = tables::meant(context).collect();
     let is_free = |table: &&TableName| {
-        !named.contains(table) && !kept.contains(table) && !memory.has_elsewhere(slot, table)
+        !meant.contains(&format!("{}.{}", table.schema, table.name))
+            && !named.contains(table)
+            && !kept.contains(table)
+            && !memory.has_elsewhere(slot, table)
     };
     let freed: Vec<&TableName> = memory.tables.get(slot).into_iter().flatten().collect();
     let freed: Vec<&TableName> = freed.into_iter().filter(is_free).collect();

@@ -7,8 +7,8 @@
 //!
 //! See <https://www.postgresql.org/docs/18/logical-replication-gencols.html>.
 
-use super::catalog::{Column, Table};
-use super::{Context, Finding, cure, identity, narrowed};
+use super::catalog::{Column, FullRefused, Table};
+use super::{Context, Finding, cure, identity};
 use crate::keys::ColumnUse;
 
 /// The first version that publishes generated columns, and refuses writes without them.
@@ -69,26 +69,45 @@ pub(super) fn unpublished(
     }
 }
 
-/// The column with which the server would refuse the application's writes after a full identity,
-/// whatever is published.
-pub(super) fn forbids_full<'a>(context: &Context<'_>, table: &'a Table) -> Option<&'a Column> {
+/// Why the server would refuse the application's writes after a full identity, and what cures that:
+/// a virtual column, or what another publication, not walsweep's to alter, has of the table.
+pub(super) fn forbids_full(context: &Context<'_>, table: &Table) -> Option<String> {
     let mut columns = table.columns.iter();
-    columns.find(|column| column.is_virtual && context.version >= VERSION_MIN)
-}
-
-/// A finding with a full identity as its cure, after what has to be run first.
-pub(super) fn cured_by_full(context: &Context<'_>, table: &Table, finding: Finding) -> Finding {
-    if let Some(column) = forbids_full(context, table) {
-        return finding.hint(format!(
+    if let Some(column) = columns.find(|column| column.is_virtual && context.version >= VERSION_MIN)
+    {
+        return Some(format!(
             "a full identity would have `{}`, which is virtual, and the server would refuse UPDATE \
              and DELETE; take an identity by index, or `immutable` columns",
             column.name
         ));
     }
+    let FullRefused { publication, name, column } = table.full_refused.as_ref()?;
+    let (what, cure) = match column {
+        None => (
+            "has a column list for it".to_owned(),
+            "publish the whole table there, without a list".to_owned(),
+        ),
+        Some(column) => (
+            format!("does not publish its generated column `{column}`"),
+            format!("set `publish_generated_columns = stored` for `{publication}`"),
+        ),
+    };
+    Some(format!(
+        "with a full identity of `{name}` the server would refuse the application's own UPDATE and \
+         DELETE: publication `{publication}` {what}; {cure}, take an identity by index, or \
+         `immutable` columns"
+    ))
+}
+
+/// A finding with a full identity as its cure, after what has to be run first.
+pub(super) fn cured_by_full(context: &Context<'_>, table: &Table, finding: Finding) -> Finding {
+    if let Some(why) = forbids_full(context, table) {
+        return finding.hint(why);
+    }
     let name = &context.config.postgres.publication;
     let mut steps = Vec::new();
     // Each finding has all of its own cure: whoever runs only this one must not be worse off.
-    if narrowed::is_limited(table) {
+    if table.has_column_list {
         steps.extend(cure::set_whole(name, table));
     }
     if left_out(context, table).next().is_some() {

@@ -65,7 +65,7 @@ pub use self::memory::{Memory, SENTENCE};
 pub use self::reads::find as find_reads;
 pub use self::redis::{login_refused, redis, unreachable as redis_unreachable};
 pub use self::replicas::replicas;
-pub use self::replication::{replication, unreachable};
+pub use self::replication::{login_hint, replication, unreachable};
 pub use self::slot::before_publication;
 pub(crate) use self::step::printed;
 pub use self::step::{Does, Identity, LOCK_TIMEOUT, Runner, Step};

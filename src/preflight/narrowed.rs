@@ -31,7 +31,8 @@ pub(super) fn row_filter(context: &Context<'_>, table: &Table, rule: &Rule) -> O
     Some(Finding::error("row_filter", message).cure(cure::set_whole(name, table)))
 }
 
-/// A column list with less than the replica identity, as it is or will be.
+/// A column list with less than the replica identity, as it is or will be; with a full one the
+/// server allows no list, not even of all columns.
 pub(super) fn column_list(context: &Context<'_>, table: &Table) -> Option<Finding> {
     let writes = publication::published(context);
     let listed = table.published_columns.as_ref().filter(|_| writes.update || writes.delete)?;
@@ -48,12 +49,20 @@ pub(super) fn column_list(context: &Context<'_>, table: &Table) -> Option<Findin
             "{place} without `{column}`, which is in the replica identity: the application's own \
              UPDATE and DELETE fail"
         )
-    } else {
-        let column = left_out.next().filter(|_| identity::needs_full(context, table))?;
+    } else if identity::needs_full(context, table) && table.has_column_list {
+        let without = left_out.next().map(|column| format!(" without `{column}`"));
+        let without = without.unwrap_or_default();
         format!(
-            "{place} without `{column}`, and the rules need the full replica identity: with both, \
-             the application's own UPDATE and DELETE would fail"
+            "{place}{without}, and the rules need the full replica identity: with both, the \
+             application's own UPDATE and DELETE would fail"
         )
+    } else if table.has_column_list && table.holders().any(|one| one.identity == 'f') {
+        format!(
+            "{place}, and its replica identity is full, which goes with no list: the application's \
+             own UPDATE and DELETE fail"
+        )
+    } else {
+        return None;
     };
     Some(Finding::error("column_list", message).cure(cure::set_whole(name, table)))
 }
@@ -73,7 +82,7 @@ pub(super) fn costs(
     publication: &Publication,
     table: &Table,
 ) -> Option<Finding> {
-    let is_narrow = table.is_listed && !publication.puballtables && is_limited(table);
+    let is_narrow = table.is_listed && !publication.puballtables && table.has_column_list;
     if !is_narrow || !table.relation.is_published {
         return None;
     }
@@ -86,13 +95,6 @@ pub(super) fn costs(
     let finding = Finding::warning("narrowed", message).of_rules(context.rules_of(&shown));
     let finding = finding.hint("publish the whole table");
     Some(finding.cure(cure::set_whole(name, table)))
-}
-
-/// Whether the publication has less than all columns of a table.
-pub(super) fn is_limited(table: &Table) -> bool {
-    table.published_columns.as_ref().is_some_and(|listed| {
-        table.columns.iter().any(|one| !one.is_generated && !listed.contains(&one.name))
-    })
 }
 
 impl Context<'_> {

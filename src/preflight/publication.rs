@@ -3,7 +3,7 @@
 use super::catalog::{Publication, Table};
 use super::memory::Memory;
 use super::step::{Does, Step};
-use super::{Context, Finding, cure, generated, identity, narrowed};
+use super::{Context, Finding, cure, generated, identity, narrowed, slot};
 use crate::config::{Operations, Rule};
 use crate::keys::ColumnUse;
 
@@ -60,8 +60,21 @@ fn missing(context: &Context<'_>) -> Finding {
     let (needed, generated) = (needed(context), generated::is_needed(context));
     let mut steps: Vec<Step> =
         tables.iter().flat_map(|table| identity::before_publishing(context, table)).collect();
-    steps.extend(cure::create_publication(name, &tables, needed, generated));
-    missing.cure(steps)
+    let created = cure::create_publication(name, &tables, needed, generated);
+    if created.is_empty() {
+        return missing.cure(steps);
+    }
+    steps.extend(created);
+    let anew = slot::anew(context);
+    if anew.is_empty() {
+        return missing.cure(steps);
+    }
+    steps.extend(anew);
+    let slot = &context.config.postgres.slot;
+    missing.cure(steps).hint(format!(
+        "slot `{slot}` is then created anew, for it cannot be decoded past what was committed \
+         before its publication; `run` sweeps everything"
+    ))
 }
 
 /// That it is not walsweep's. Whatever it lacks is then told, and left to whoever owns it.

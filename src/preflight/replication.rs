@@ -25,7 +25,30 @@ pub fn unreachable(error: &postgres::Error) -> Finding {
         return pooler("postgres.url", why);
     }
     let code = if error.is_rejection() { "postgres_login" } else { "postgres_unreachable" };
-    Finding::error(code, error.to_string())
+    with_login_hint(Finding::error(code, error.to_string()), error)
+}
+
+/// What a person can do about a login that the server refused (SQLSTATE 28P01 and 28000), or for
+/// which there is no password; nothing for other errors.
+#[must_use]
+pub fn login_hint(error: &postgres::Error) -> Option<&'static str> {
+    let is_refused = match error {
+        postgres::Error::Refused { server, .. } => matches!(&*server.code, "28P01" | "28000"),
+        postgres::Error::Login { .. } => true,
+        _ => false,
+    };
+    is_refused.then_some(
+        "if the role is not there yet: `walsweep setup --print` shows its SQL, also without a \
+         login, and `walsweep setup --as URL` creates it; else see `postgres.password_file`, \
+         `PGPASSWORD`, the passfile, and the server's pg_hba.conf",
+    )
+}
+
+fn with_login_hint(finding: Finding, error: &postgres::Error) -> Finding {
+    match login_hint(error) {
+        Some(hint) => finding.hint(hint),
+        None => finding,
+    }
 }
 
 /// Checks that the replication connection reaches the primary behind `client`.
@@ -39,7 +62,11 @@ pub async fn replication(config: &Config, client: &Client) -> Vec<Finding> {
         }
         let is_refused = error.is_rejection();
         let code = if is_refused { "replication_login" } else { "replication_unreachable" };
-        vec![Finding::error(code, format!("`{place}`: {error}"))]
+        let finding = Finding::error(code, format!("`{place}`: {error}"));
+        vec![match &error {
+            crate::capture::Error::Connect(error) => with_login_hint(finding, error),
+            _ => finding,
+        }]
     };
     let looked = async {
         let mut connection = Replication::connect(endpoint, NAME).await?;

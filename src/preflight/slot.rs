@@ -3,6 +3,7 @@
 use tokio_postgres::Client;
 
 use super::catalog::{Prepared, Slot};
+use super::step::Step;
 use super::{Context, Error, Finding, cure};
 use crate::config::{Config, Postgres, SlotOn};
 use crate::slot_health;
@@ -21,24 +22,25 @@ pub(super) fn check(context: &Context<'_>) -> Vec<Finding> {
         return vec![wrong.hint("drop that slot, or let `postgres.slot` name another one")];
     }
     let mut findings = Vec::from_iter(behind(name, slot));
-    let is_lost = lost_because(slot).is_some();
-    if context.catalog.publication.is_none() && slot.active_pid.is_none() && !is_lost {
-        // The server looks the publication up as of the change that it decodes.
-        let message = format!(
-            "slot `{name}` is older than its publication: the server cannot decode what lies \
-             between"
-        );
-        let early = Finding::error("slot_before_publication", message);
-        let early = early.hint("create it anew, after the publication; `run` sweeps everything");
-        let anew = cure::create_slot(&context.config.postgres);
-        findings.push(early.cure(vec![cure::without_slot(name), anew]));
-    }
     if let Some(pid) = slot.active_pid {
         let message = format!("slot `{name}` is in use by process {pid}");
         let active = Finding::info("slot_active", message);
         findings.push(active.hint("a walsweep that is started now waits for it"));
     }
     findings
+}
+
+/// The steps after which the slot begins behind a publication that is now created: the server looks
+/// the publication up as of the change that it decodes, and gets past none from before it. None for
+/// a slot that is not there, in use, not walsweep's, or lost: `run` sees to the last.
+pub(super) fn anew(context: &Context<'_>) -> Vec<Step> {
+    let name = &context.config.postgres.slot;
+    let slot = context.catalog.slot.as_ref().filter(|slot| {
+        slot.active_pid.is_none() && lost_because(slot).is_none() && unfit(context, slot).is_none()
+    });
+    let steps =
+        slot.map(|_| vec![cure::without_slot(name), cure::create_slot(&context.config.postgres)]);
+    steps.unwrap_or_default()
 }
 
 /// A slot that may have to decode what was committed before its publication was created, or between

@@ -35,6 +35,13 @@ fn missing(context: &Context<'_>, rule: &Rule) -> Finding {
     }
 }
 
+/// The tables that are suggested for those that are missing.
+pub(super) fn meant(context: &Context<'_>) -> impl Iterator<Item = String> {
+    let rules = context.config.rules.iter().filter(|rule| rule.source == Source::Table);
+    let missing = rules.filter(|rule| context.catalog.table(&rule.table).is_none());
+    missing.filter_map(|rule| likely(&rule.table, &context.catalog.other_tables))
+}
+
 /// Why the log has no changes of a relation.
 fn kind(relation: &Relation) -> Option<Finding> {
     let what = match (relation.kind, relation.persistence) {

@@ -3,9 +3,12 @@
 //! Nothing is known here of what is needed: the checks before the start find what is missing, and
 //! each of their errors carries its cure (`plan`). Warnings are left to a person.
 //!
-//! Nothing here makes the application wait or fail (I10): each statement waits for its locks at
-//! most 2 s and is tried again (`hands`), identities are there before their table is published, and
-//! a publication that somebody else made is neither altered nor dropped.
+//! A statement of the application may wait behind ours, up to 2 s at a time: ALTER TABLE … REPLICA
+//! IDENTITY waits for all readers of its table, and all who come later wait behind it. So each
+//! statement gives its place up after 2 s, and is tried again when 2 more have gone by (`hands`).
+//! None makes the application fail (I10): identities are there before their table is published, a
+//! full one is not set where another publication does not go with it, and a publication that
+//! somebody else made is neither altered nor dropped.
 
 mod hands;
 mod plan;
@@ -126,6 +129,22 @@ pub enum Error {
         /// Its `application_name`.
         name: String,
     },
+    /// What is to be dropped is partly somebody else's. Nothing was dropped.
+    #[error("drop {}: role `{role}` does not own it; nothing was dropped", .what.join(", "))]
+    NotOwner {
+        /// Who asks.
+        role: String,
+        /// What it may not drop, each with its owner.
+        what: Vec<String>,
+    },
+    /// `teardown` came no further; what it did before stays done.
+    #[error("{}{cause}", .done.iter().map(|line| format!("{line}; then: ")).collect::<String>())]
+    Teardown {
+        /// A line about each thing that was dropped, left, or not found.
+        done: Vec<String>,
+        /// Why it ended.
+        cause: Box<Error>,
+    },
 }
 
 impl Error {
@@ -134,6 +153,16 @@ impl Error {
     pub fn hint(&self) -> Option<&'static str> {
         match self {
             Error::SlotActive { .. } => Some("stop walsweep first"),
+            Error::NotOwner { .. } => Some(
+                "`walsweep teardown --as URL` drops it with the owner's login, or a superuser's",
+            ),
+            Error::Teardown { cause, .. } => match &**cause {
+                Error::Statement { .. } => Some(
+                    "`walsweep teardown --print` shows the SQL, and `walsweep teardown --as URL` \
+                     runs it as a role that may",
+                ),
+                cause => cause.hint(),
+            },
             Error::SlotForeign { .. } => Some("let `postgres.slot` name walsweep's own"),
             Error::Statement { .. } => Some(
                 "`walsweep setup --print` shows the SQL for a role that may run it, and `walsweep \
@@ -173,7 +202,7 @@ fn list(findings: &[Finding]) -> String {
 }
 
 /// Makes what is missing, statement by statement, and gives what it did; nothing if nothing was
-/// missing. `done` is told of each statement once it is done.
+/// missing.
 ///
 /// # Errors
 ///

@@ -71,7 +71,7 @@ pub fn script_without_login(config: &Config, cause: &str) -> String {
     }
     let user = &config.postgres.endpoint.user;
     let password = format!(
-        "The role has no password yet: `\\password {user}` in psql gives it one, or pg_hba.conf \
+        "A new role has no password: `\\password {user}` in psql gives it one, or pg_hba.conf \
          lets it in without."
     );
     script.push_str(&format!("\n{}", comment(&password)));

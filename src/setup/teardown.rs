@@ -3,16 +3,15 @@
 use std::collections::BTreeMap;
 
 use super::script::comment;
-use super::{Error, Hands, Mark, mark, slot_standby};
+use super::{Error, Hands, Mark, NAME, mark, slot_standby};
 use crate::config::{Config, SlotOn};
-use crate::postgres::Sql;
+use crate::postgres::{Sql, connect_sql};
 use crate::preflight::{self, Does, Identity, Memory, SENTENCE, Step, printed, render};
 use crate::sweep::key_name;
 
 /// What is to be removed, and what is not.
 struct Remains {
-    /// Whether the slot is there, and free.
-    has_slot: bool,
+    slot: Held,
     publication: Mark,
     /// Whether there is an event trigger, or its function, of walsweep's; `None` if there is one of
     /// somebody else's.
@@ -21,36 +20,55 @@ struct Remains {
     identities: Vec<Identity>,
 }
 
+/// A slot that is to be dropped.
+enum Held {
+    Missing,
+    Free,
+    /// Somebody streams from it: the process on the server, and its `application_name`.
+    By(i32, String),
+}
+
 /// Removes the slot, and publication and event trigger if `setup` made them. Gives a line about
 /// each thing that it did, left, or did not find.
 ///
 /// # Errors
 ///
-/// When the slot is in use or another program's, or a statement is refused.
+/// When the slot is in use or another program's, or the role may not drop all that is to be
+/// dropped: nothing is dropped then. When a statement is refused; what was done before is told.
 pub async fn teardown(config: &Config, hands: &Hands<'_>) -> Result<Vec<String>, Error> {
     hands.prepare().await?;
     let standby = slot_standby(config).await?;
     let remains = look(config, hands, standby.as_ref()).await?;
-    let (slot, publication) = (&config.postgres.slot, &config.postgres.publication);
-    let mut lines = Vec::new();
-    if remains.has_slot {
-        let step = Step { sql: preflight::drop_slot(slot), does: Does::Slot };
-        match &standby {
-            Some(standby) => {
-                let endpoint = &config.postgres.replication_endpoint;
-                let there = Hands { client: standby, endpoint, stop: hands.stop.clone() };
-                there.with_slot(&step).await?;
-            }
-            None => hands.with_slot(&step).await?,
-        }
-        lines.push(format!("dropped slot `{slot}`"));
-    } else {
-        lines.push(format!("there is no slot `{slot}`"));
+    if let Held::By(pid, name) = remains.slot {
+        return Err(Error::SlotActive { slot: config.postgres.slot.clone(), pid, name });
     }
-    for step in publication_steps(config, &remains) {
+    may_drop_rest(config, hands, &remains).await?;
+    let mut lines = Vec::new();
+    match remove(config, hands, standby.as_ref(), &remains, &mut lines).await {
+        Ok(()) => Ok(lines),
+        Err(cause) => Err(Error::Teardown { done: lines, cause: Box::new(cause) }),
+    }
+}
+
+/// Drops what is to be dropped, and gives `lines` one about each thing.
+async fn remove(
+    config: &Config,
+    hands: &Hands<'_>,
+    standby: Option<&Sql>,
+    remains: &Remains,
+    lines: &mut Vec<String>,
+) -> Result<(), Error> {
+    let (slot, publication) = (&config.postgres.slot, &config.postgres.publication);
+    if let Held::Missing = remains.slot {
+        lines.push(format!("there is no slot `{slot}`"));
+    } else {
+        drop_slot(config, hands, standby).await?;
+        lines.push(format!("dropped slot `{slot}`"));
+    }
+    for step in publication_steps(config, remains) {
         hands.run(&step).await?;
     }
-    lines.push(match (&remains.publication, others(config, &remains)) {
+    lines.push(match (&remains.publication, others(config, remains)) {
         (Mark::Missing, _) => format!("there is no publication `{publication}`"),
         (Mark::Foreign(owner), _) => format!(
             "left publication `{publication}` of `{owner}`, which `walsweep setup` did not make"
@@ -67,15 +85,50 @@ pub async fn teardown(config: &Config, hands: &Hands<'_>) -> Result<Vec<String>,
         hands.run(&trigger_step(config)).await?;
         lines.push(format!("dropped event trigger `{}`", preflight::trigger_name(slot)));
     }
-    lines.extend(left(config, &remains));
-    Ok(lines)
+    lines.extend(left(config, remains));
+    Ok(())
+}
+
+/// Drops the slot, before anything else: where that is refused, nothing is dropped. An owner of
+/// tables need not be one who replicates; walsweep's own role is, and drops it then.
+async fn drop_slot(config: &Config, hands: &Hands<'_>, standby: Option<&Sql>) -> Result<(), Error> {
+    let step = Step { sql: preflight::drop_slot(&config.postgres.slot), does: Does::Slot };
+    let endpoint = &config.postgres.replication_endpoint;
+    let stop = hands.stop.clone();
+    if let Some(standby) = standby {
+        return Hands { client: standby, endpoint, stop }.with_slot(&step).await;
+    }
+    match hands.with_slot(&step).await {
+        Err(error) if error.is_denied() && !hands.is_of(&endpoint.user) => {
+            let Ok(sql) = connect_sql(endpoint, NAME).await else { return Err(error) };
+            Hands { client: &sql, endpoint, stop }.with_slot(&step).await
+        }
+        done => done,
+    }
+}
+
+/// Whether the role may drop all but the slot, asked before that is dropped.
+async fn may_drop_rest(config: &Config, hands: &Hands<'_>, remains: &Remains) -> Result<(), Error> {
+    let is_ours = matches!(remains.publication, Mark::Ours(_));
+    let publication = is_ours.then_some(&config.postgres.publication);
+    let trigger = preflight::trigger_name(&config.postgres.slot);
+    let trigger = (remains.trigger == Some(true)).then_some(trigger);
+    let question = include_str!("../../sql/setup/not_owned.sql");
+    let rows = hands.client.query(question, &[&publication, &trigger]).await?;
+    let not_owned = |row: &tokio_postgres::Row| {
+        let (what, owner): (String, String) = (row.try_get(0)?, row.try_get(1)?);
+        Ok(format!("{what} of `{owner}`"))
+    };
+    let what = rows.iter().map(not_owned).collect::<Result<Vec<_>, tokio_postgres::Error>>()?;
+    let role = hands.endpoint.user.clone();
+    if what.is_empty() { Ok(()) } else { Err(Error::NotOwner { role, what }) }
 }
 
 /// The same as a script; changes nothing.
 ///
 /// # Errors
 ///
-/// When the slot is in use or another program's, or a query is refused.
+/// When the slot is another program's, or a query is refused.
 pub async fn teardown_script(config: &Config, hands: &Hands<'_>) -> Result<String, Error> {
     let standby = slot_standby(config).await?;
     let remains = look(config, hands, standby.as_ref()).await?;
@@ -85,7 +138,11 @@ pub async fn teardown_script(config: &Config, hands: &Hands<'_>) -> Result<Strin
         "{}\\set ON_ERROR_STOP on\n{begin};\n",
         comment("What `walsweep teardown` does to this database, for psql.")
     );
-    if remains.has_slot {
+    if let Held::By(pid, name) = &remains.slot {
+        let first = format!("Stop walsweep first: process {pid} (`{name}`) streams from the slot.");
+        script.push_str(&format!("\n{}", comment(&first)));
+    }
+    if !matches!(remains.slot, Held::Missing) {
         let drop = preflight::drop_slot(&config.postgres.slot);
         script.push_str(&match config.postgres.slot_on {
             SlotOn::Primary => format!("\n{drop};\n"),
@@ -112,7 +169,7 @@ pub async fn teardown_script(config: &Config, hands: &Hands<'_>) -> Result<Strin
 
 async fn look(config: &Config, hands: &Hands<'_>, standby: Option<&Sql>) -> Result<Remains, Error> {
     let holder = standby.map_or(hands.client, |standby| standby);
-    let has_slot = may_drop(&config.postgres.slot, holder).await?;
+    let slot = held(&config.postgres.slot, holder).await?;
     let publication = mark(config, hands).await?;
     let question = include_str!("../../sql/setup/refresh_trigger_mark.sql");
     let name = preflight::trigger_name(&config.postgres.slot);
@@ -125,7 +182,7 @@ async fn look(config: &Config, hands: &Hands<'_>, standby: Option<&Sql>) -> Resu
         Mark::Ours(memory) => still_full(memory, config, hands).await?,
         Mark::Missing | Mark::Foreign(_) => Vec::new(),
     };
-    Ok(Remains { has_slot, publication, trigger, identities })
+    Ok(Remains { slot, publication, trigger, identities })
 }
 
 /// The identities that are as `setup` left them.
@@ -207,19 +264,15 @@ fn left(config: &Config, remains: &Remains) -> Vec<String> {
 
 /// Whether there is a slot to drop. Slots are known by name in all databases of a server, so that
 /// one of this name may be that of another walsweep, or a standby's.
-async fn may_drop(slot: &str, client: &tokio_postgres::Client) -> Result<bool, Error> {
+async fn held(slot: &str, client: &tokio_postgres::Client) -> Result<Held, Error> {
     let query = include_str!("../../sql/setup/slot_holder.sql");
     let row = client.query_opt(query, &[&slot]).await?;
-    let Some(row) = row else { return Ok(false) };
+    let Some(row) = row else { return Ok(Held::Missing) };
     let (pid, name): (Option<i32>, Option<String>) = (row.try_get(0)?, row.try_get(1)?);
     let (is_ours, what): (bool, String) = (row.try_get(2)?, row.try_get(3)?);
-    let slot = slot.to_owned();
-    match pid {
-        _ if !is_ours => Err(Error::SlotForeign { slot, what }),
-        Some(pid) => {
-            let name = name.unwrap_or_else(|| "unknown".to_owned());
-            Err(Error::SlotActive { slot, pid, name })
-        }
-        None => Ok(true),
+    if !is_ours {
+        return Err(Error::SlotForeign { slot: slot.to_owned(), what });
     }
+    let held = |pid| Held::By(pid, name.unwrap_or_else(|| "unknown".to_owned()));
+    Ok(pid.map_or(Held::Free, held))
 }

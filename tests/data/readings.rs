@@ -238,7 +238,6 @@ const FIXED: [(&str, &[&str]); 6] = [
     (
         "of the slot, which cannot be another one while it is streamed from",
         &[
-            "slot_before_publication",
             "slot_database",
             "slot_plugin",
             "slot_synced",

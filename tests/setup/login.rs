@@ -1,6 +1,7 @@
 //! A role that cannot log in yet, an owner that is somebody else, and rights for lookups.
 
-use crate::support::{Bed, Settings, Sidecar, Sql, text};
+use crate::support::{Bed, ITEM_RULES, Settings, Sidecar, Sql, text};
+use walsweep::throwaway::{Postgres, PostgresOptions, Redis, RedisOptions};
 
 use super::{psql, rule};
 
@@ -146,4 +147,34 @@ async fn check_prints_all_grants_for_lookups_at_once() {
     let check = sidecar.command(&["check"]);
     assert!(check.status.success(), "{}", text(&check));
     drop(Sql::connect(&bed.postgres).await);
+}
+
+/// A password that is wrong, or a role that is not there: what to look at, for each login.
+#[tokio::test]
+async fn a_refused_login_is_told_with_where_its_password_comes_from() {
+    let password = Some("s3cret".to_owned());
+    let options = PostgresOptions { password, ..PostgresOptions::default() };
+    let postgres = Postgres::start(options).await.unwrap();
+    let redis = Redis::start(RedisOptions::default()).await.unwrap();
+    let mut settings = Settings::new(&postgres, &redis, ITEM_RULES);
+    settings.postgres_url = settings.postgres_url.replace(":s3cret@", ":wr0ng@");
+    let wrong = settings.postgres_url.clone();
+    let mut sidecar = Sidecar::new(settings);
+    let told = ["`walsweep setup --print`", "`postgres.password_file`", "`PGPASSWORD`", "passfile"];
+    for command in ["check", "setup", "teardown", "run"] {
+        let output = sidecar.command(&[command]);
+        let said = text(&output);
+        assert_eq!(output.status.code(), Some(1), "{command}: {said}");
+        assert!(said.contains("password authentication failed"), "{command}: {said}");
+        for part in told {
+            assert!(said.contains(part), "{command} without {part}: {said}");
+        }
+        assert!(!said.contains("wr0ng"), "{said}");
+    }
+    for command in ["setup", "teardown"] {
+        let said = text(&sidecar.command(&[command, "--as", &wrong]));
+        assert!(said.contains("the password in the URL of `--as`"), "{command}: {said}");
+    }
+    sidecar.change(|new| new.postgres_url = new.postgres_url.replace(":wr0ng@", ":s3cret@"));
+    assert!(!text(&sidecar.command(&["check"])).contains("password_file"));
 }

@@ -2,7 +2,9 @@
 
 mod locks;
 mod login;
+mod others;
 mod printed;
+mod teardown;
 mod truth;
 mod whose;
 

@@ -149,3 +149,41 @@ async fn an_unlimited_slot_is_a_warning() {
     let check = text(&sidecar.command(&["check"]));
     assert!(!check.contains("slot_keep_unlimited"), "{check}");
 }
+
+/// Whoever mistypes a table does not want it freed.
+#[tokio::test]
+async fn a_table_that_is_suggested_is_not_offered_to_be_freed() {
+    let bed = Bed::new(&[]).await;
+    bed.sql
+        .run("create table carts (id int primary key); create table shop (id int primary key)")
+        .await;
+    let of = |names: &[&str]| names.iter().map(|name| rule(name, &["k:{id}"])).collect::<String>();
+    let rules = of(&["carts", "shop"]);
+    let mut sidecar = Sidecar::new(Settings { rules, ..bed.settings() });
+    sidecar.setup();
+    sidecar.change(|new| new.rules = of(&["cart"]));
+    let check = text(&sidecar.command(&["check"]));
+    assert!(check.contains("did you mean `public.carts`"), "{check}");
+    assert!(!check.contains("drop table \"public\".\"carts\""), "{check}");
+    assert!(check.contains("drop table \"public\".\"shop\""), "of another one it is: {check}");
+}
+
+/// Without a publication nothing is older than it: it is created first, and then the slot anew.
+#[tokio::test]
+async fn a_missing_publication_is_told_as_that_alone() {
+    let bed = Bed::new(&[]).await;
+    let sidecar = Sidecar::new(bed.settings());
+    sidecar.setup();
+    bed.sql.run("drop publication walsweep").await;
+    let check = text(&sidecar.command(&["check"]));
+    assert!(check.contains("there is no publication"), "{check}");
+    assert!(!check.contains("older than"), "{check}");
+    assert_eq!(check.matches("error[").count(), 1, "{check}");
+    let sql = super::printed_sql(&check);
+    let (before, after) = sql.split_once("create publication").expect("it is created");
+    assert!(!before.contains("pg_drop_replication_slot"), "{sql}");
+    assert!(after.contains("pg_drop_replication_slot"), "{sql}");
+    super::psql(&bed, "postgres", &sql);
+    let output = sidecar.command(&["check"]);
+    assert!(output.status.success(), "{}", text(&output));
+}

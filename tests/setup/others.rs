@@ -1,0 +1,128 @@
+//! What another publication has of a table, and a full replica identity that does not go with it.
+
+use crate::support::{Bed, Settings, Sidecar, text};
+
+use super::{printed_sql, psql, rule};
+
+/// A table that needs a full identity and is published elsewhere, and what becomes of it.
+struct Case {
+    /// The first major version that knows it.
+    since: i32,
+    ddl: &'static str,
+    /// What the owner of the other publication does about it; `None`: nothing stands in the way.
+    cure: Option<&'static str>,
+}
+
+const PLAIN: &str = "create table cl (id int primary key, name text, note text);";
+
+const SPLIT: &str = "create table cl (id int primary key, name text, note text)
+                       partition by range (id);
+                     create table cl_1 partition of cl for values from (0) to (100);";
+
+const MADE: &str = "create table cl (id int primary key, name text, note text,
+                                     shout text generated always as (upper(name)) stored);";
+
+fn cases() -> Vec<Case> {
+    let case = |since, tables: &'static str, other: &str, cure| {
+        let ddl = Box::leak(format!("{tables} create publication other {other}").into_boxed_str());
+        Case { since, ddl, cure }
+    };
+    let whole = Some("alter publication other set table cl");
+    let stored = Some("alter publication other set (publish_generated_columns = stored)");
+    vec![
+        case(14, PLAIN, "for table cl", None),
+        case(15, PLAIN, "for table cl (id, name)", whole),
+        case(15, PLAIN, "for table cl (id, name, note)", whole),
+        case(15, PLAIN, "for table cl (id, name) with (publish = 'delete')", whole),
+        case(15, PLAIN, "for table cl (id, name) with (publish = 'insert')", None),
+        case(15, PLAIN, "for tables in schema public", None),
+        case(15, SPLIT, "for table cl (id, name) with (publish_via_partition_root = true)", whole),
+        case(
+            15,
+            SPLIT,
+            "for table cl_1 (id, name)",
+            Some("alter publication other set table cl_1"),
+        ),
+        case(18, MADE, "for table cl", stored),
+        case(18, MADE, "for all tables", stored),
+        case(18, MADE, "for tables in schema public", stored),
+        case(18, MADE, "for table cl with (publish_generated_columns = stored)", None),
+        case(18, MADE, "for table cl with (publish = 'insert, truncate')", None),
+    ]
+}
+
+async fn write(bed: &Bed, when: &str) {
+    let writes = "insert into cl values (1, 'a', 'b'); update cl set name = 'c'; delete from cl";
+    if let Err(error) = bed.sql.client().batch_execute(writes).await {
+        panic!("{when}: {error:?}");
+    }
+}
+
+/// I10: neither `setup` nor what it or `check` prints gives a table a full identity with which the
+/// server refuses the application's writes because of somebody else's publication.
+#[tokio::test]
+async fn no_full_identity_where_another_publication_would_make_writes_fail() {
+    let bed = Bed::new(&[]).await;
+    let version = bed.version().await;
+    let rules = rule("cl", &["cl:{name}"]);
+    let sidecar = Sidecar::new(Settings::new(&bed.postgres, &bed.redis, &rules));
+    for case in cases().into_iter().filter(|case| version >= case.since) {
+        bed.sql.run(case.ddl).await;
+        write(&bed, case.ddl).await;
+        if let Some(cure) = case.cure {
+            let check = text(&sidecar.command(&["check"]));
+            assert!(check.contains("publication `other` "), "{}\n{check}", case.ddl);
+            assert!(!printed_sql(&check).contains("identity full"), "{}\n{check}", case.ddl);
+            let output = sidecar.command(&["setup"]);
+            assert_eq!(output.status.code(), Some(1), "{}\n{}", case.ddl, text(&output));
+            write(&bed, &format!("setup of {}", case.ddl)).await;
+            let output = sidecar.command(&["setup", "--print"]);
+            let script = String::from_utf8(output.stdout).unwrap();
+            psql(&bed, "postgres", &script);
+            write(&bed, &format!("script of {}\n{script}", case.ddl)).await;
+            bed.sql.run(cure).await;
+        }
+        sidecar.setup();
+        write(&bed, &format!("after the cure of {}", case.ddl)).await;
+        let bare = "select count(*) from pg_class
+                     where relname in ('cl', 'cl_1') and relreplident <> 'f'";
+        assert_eq!(bed.sql.one::<i64>(bare).await, 0, "{}", case.ddl);
+        let output = sidecar.command(&["teardown"]);
+        assert!(output.status.success(), "{}", text(&output));
+        bed.sql.run("drop publication other; drop table cl").await;
+    }
+}
+
+/// The server allows no list with a full identity, not even one of all columns.
+#[tokio::test]
+async fn a_list_of_all_columns_is_taken_away_before_the_identity_is_full() {
+    let bed = Bed::new(&[]).await;
+    if bed.version().await < 15 {
+        return;
+    }
+    let rules = rule("cl", &["cl:{name}"]);
+    let sidecar = Sidecar::new(Settings::new(&bed.postgres, &bed.redis, &rules));
+    for by_hand in [false, true] {
+        bed.sql.run(PLAIN).await;
+        bed.sql.run("create publication walsweep for table cl (id, name, note)").await;
+        if by_hand {
+            for sql in printed_sql(&text(&sidecar.command(&["check"]))).split_inclusive(";\n") {
+                bed.sql.run(sql).await;
+                write(&bed, sql).await;
+            }
+        } else {
+            bed.sql.run(crate::data::ADOPT).await;
+        }
+        sidecar.setup();
+        write(&bed, "after setup").await;
+        let full = "select relreplident::text from pg_class where relname = 'cl'";
+        assert_eq!(bed.sql.one::<String>(full).await, "f");
+        bed.sql.run("alter publication walsweep set table cl (id, name, note)").await;
+        let check = text(&sidecar.command(&["check"]));
+        assert!(check.contains("error[column_list]"), "{check}");
+        sidecar.setup();
+        write(&bed, "after a list by hand").await;
+        assert!(sidecar.command(&["teardown"]).status.success());
+        bed.sql.run("drop publication if exists walsweep; drop table cl").await;
+    }
+}
