@@ -532,9 +532,9 @@ async fn a_right_that_is_taken_away_is_told_with_the_grant_that_cures_it() {
              grant usage on schema \"Cup\" to poor; grant select on \"Cup\".games to poor",
         )
         .await;
-    let rules =
-        RULES.replace("from game where id", "from game join \"Cup\".games g using (id) where id");
-    let rules = rules.replace("cup, home, final", "g.cup, g.home, g.final");
+    let query =
+        "'select g.cup, g.home, g.final from game join \"Cup\".games g using (id) where id = $1'";
+    let rules = RULES.replace("\"select cup, home, final from game where id = $1\"", query);
     let own = settings(&bed, &rules);
     Sidecar::new(settings(&bed, &rules)).setup();
     let postgres_url = bed.postgres.url().replace("postgres@", "poor@");
