@@ -14,6 +14,7 @@ const TABLES: &str = "
     create table game (id bigint primary key, cup text, home text not null);
     insert into game select id, 'cup ' || id % 10, 'club ' || id from generate_series(1, 1000) id;
     create table bet (id bigint primary key, game_id bigint, points int);
+    alter table game replica identity full;
     alter table bet replica identity full;
     insert into bet select id, id % 1000 + 1, 0 from generate_series(1, 1000) id;";
 

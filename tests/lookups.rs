@@ -516,5 +516,49 @@ async fn a_query_without_privileges_is_refused_with_its_cure() {
         ..settings(&bed, RULES)
     };
     let said = text(&Sidecar::new(poor).command(&["check"]));
-    assert!(said.contains("error[lookup_privilege]") && said.contains("grant `select`"), "{said}");
+    let grant = "sql: grant select on \"public\".\"game\" to \"poor\";";
+    assert!(said.contains("error[lookup_privilege]") && said.contains(grant), "{said}");
+}
+
+/// What it could read before is told by name, with the grant, and not by a number.
+#[tokio::test]
+async fn a_right_that_is_taken_away_is_told_with_the_grant_that_cures_it() {
+    let bed = Bed::new(&[]).await;
+    bed.sql.run(TABLES).await;
+    bed.sql
+        .run(
+            "create role poor login replication; grant select on bet, item, game to poor;
+             create schema \"Cup\"; create table \"Cup\".games as select * from game;
+             grant usage on schema \"Cup\" to poor; grant select on \"Cup\".games to poor",
+        )
+        .await;
+    let query =
+        "'select g.cup, g.home, g.final from game join \"Cup\".games g using (id) where id = $1'";
+    let rules = RULES.replace("\"select cup, home, final from game where id = $1\"", query);
+    let own = settings(&bed, &rules);
+    Sidecar::new(settings(&bed, &rules)).setup();
+    let postgres_url = bed.postgres.url().replace("postgres@", "poor@");
+    let mut sidecar = Sidecar::new(Settings { postgres_url, ..own });
+    sidecar.start();
+    sidecar.wait_ready().await;
+    for (right, said) in [
+        ("select on \"public\".\"game\"", "permission denied for `public.game`"),
+        ("select on \"Cup\".\"games\"", "permission denied for `Cup.games`"),
+        ("usage on schema \"Cup\"", "permission denied for schema `Cup`"),
+    ] {
+        bed.sql.run(&format!("revoke {right} from poor")).await;
+        bed.fill(&["club:any"]).await;
+        bed.sql.run("update bet set points = points + 1 where id < 9").await;
+        bed.gone("club:any").await;
+        sidecar.wait_log(said).await;
+        let cure = format!("grant {right} to \"poor\"");
+        let (_, page) = sidecar.get("/readyz").await.unwrap();
+        assert!(page.contains(said) && page.contains(&cure), "{page}");
+        assert!(!page.contains("42501") && !page.contains("lock"), "{page}");
+        bed.sql.run(&cure).await;
+        eventually(PATIENCE, "it is asked again", || async {
+            !sidecar.get("/readyz").await.unwrap().1.contains("lookup `game`")
+        })
+        .await;
+    }
 }

@@ -81,6 +81,72 @@ async fn each_row_gives_its_keys_and_no_row_gives_none() {
         assert_eq!(left(&bed, &others).await.is_empty(), is_wide, "{id}");
         assert_eq!(sidecar.metric(limit).await > 0.5, is_wide, "{id}");
     }
+    let said = "lookup `products` finds more rows than its `limit` of 12";
+    sidecar.wait_log(said).await;
+    for round in 0..3 {
+        bed.fill(&others).await;
+        bed.sql.run(&format!("update category set name = 'again {round}' where id = 5")).await;
+        assert!(left(&bed, &others).await.is_empty());
+    }
+    let log = sidecar.log();
+    let told: Vec<&String> = log.iter().filter(|line| line.contains(said)).collect();
+    let [line] = told.as_slice() else { panic!("once in ten seconds: {told:?}") };
+    let parts = ["WARN", "`product:{products.id}:", "raise `lookup.products.limit`", "10000"];
+    parts.iter().for_each(|part| assert!(line.contains(part), "{part}: {line}"));
+}
+
+/// A name that the query's tables no longer have means nothing of the statement around it.
+#[tokio::test]
+async fn a_column_that_is_gone_widens_and_is_no_column_of_the_statement_around() {
+    for column in ["place", "p1", "ordinality"] {
+        let rules = format!(
+            "[lookup.venue]\nsql = \"select {column} as x from venue where id = $1\"\n\
+             params = [\"venue_id\"]\ncache = 0\n\
+             [[rule]]\nname = \"show\"\ntable = \"show\"\nkeys = [\"at:{{venue.x}}\"]\n"
+        );
+        let bed = Bed::new(&[]).await;
+        bed.sql
+            .run(&format!(
+                "create table venue (id int primary key, {column} text);
+                 insert into venue values (1, 'hall'), (2, 'club');
+                 create table show (id int primary key, venue_id int, name text);
+                 alter table show replica identity full;
+                 insert into show values (1, 1), (2, 2)"
+            ))
+            .await;
+        let sidecar = Sidecar::set_up(settings(&bed, &rules)).await;
+        bed.settled().await;
+        bed.sql.run(&format!("alter table venue rename column {column} to town")).await;
+        bed.fill(&["at:hall", "at:club"]).await;
+        bed.sql.run("update show set name = 'other'").await;
+        assert!(left(&bed, &["at:hall", "at:club"]).await.is_empty(), "{column}");
+        sidecar.wait_log("SQLSTATE 42703").await;
+    }
+}
+
+/// A column of a row type is several columns of an array of it.
+#[tokio::test]
+async fn rows_that_are_asked_for_by_a_row_are_found() {
+    let rules = "[lookup.venue]\nsql = \"select town from venue where spot = $1::spot\"\n\
+                 params = [\"spot\"]\n\
+                 [[rule]]\nname = \"show\"\ntable = \"show\"\nkeys = [\"at:{venue.town}\"]\n";
+    let bed = Bed::new(&[]).await;
+    bed.sql
+        .run(
+            "create type spot as (x int, y int);
+             create table venue (spot spot, town text);
+             insert into venue values ((1, 2), 'hall'), ((2, 3), 'club');
+             create table show (id int primary key, spot spot, name text);
+             alter table show replica identity full;
+             insert into show values (1, (1, 2)), (2, (2, 3))",
+        )
+        .await;
+    let sidecar = Sidecar::set_up(settings(&bed, rules)).await;
+    bed.settled().await;
+    bed.fill(&["at:hall", "at:club", "at:x"]).await;
+    bed.sql.run("update show set name = 'other'").await;
+    assert_eq!(left(&bed, &["at:hall", "at:club", "at:x"]).await, ["at:x"]);
+    assert!(sidecar.metric_sum("walsweep_widened_total").await < 0.5);
 }
 
 /// The time of its statement stands in each key: as many keys, as many statements.
@@ -262,6 +328,129 @@ async fn a_row_that_the_transaction_deletes_is_told_by_its_own_change() {
     assert!(left(&bed, &pages).await.is_empty());
     let widened = "walsweep_widened_total{rule=\"item\",reason=\"lookup_no_row\"}";
     assert!(sidecar.metric(widened).await > 0.5);
+}
+
+/// I5: what the replica identity does not tell of a row that the transaction changed is unknown.
+#[tokio::test]
+async fn an_old_row_that_the_identity_does_not_tell_widens_until_it_does() {
+    let rules = ORDER_RULES.replace("[\"order_id\"]", "[\"order_id\"]\nmissing = \"skip\"");
+    let (bed, sidecar) = orders(&rules, &[]).await;
+    bed.sql.run("alter table orders replica identity default").await;
+    bed.settled().await;
+    let pages = ["orders:1", "orders:2", "orders:3", "orders:4", "orders:5"];
+    let widened = "walsweep_widened_total{rule=\"item\",reason=\"replica_identity\"}";
+    let both = "begin; update orders set user_id = 4 where id = 3;
+                update item set count = count + 1 where order_id in (3, 5); commit";
+    for (sql, stay, count) in [
+        (
+            "begin; update orders set user_id = 1 where id = 3;
+             update item set count = count + 1 where order_id = 5; commit",
+            &["orders:1", "orders:2", "orders:3", "orders:4"][..],
+            0.0,
+        ),
+        (both, &[], 1.0),
+        ("delete from orders where id = 2", &[], 2.0),
+    ] {
+        bed.fill(&pages).await;
+        bed.sql.run(sql).await;
+        assert_eq!(left(&bed, &pages).await, stay, "{sql}");
+        assert!((sidecar.metric(widened).await - count).abs() < 0.5, "{sql}");
+    }
+    let said = text(&sidecar.command(&["check"]));
+    let cure = "alter table \"public\".\"orders\" replica identity full";
+    assert!(said.contains("warning[lookup_identity]") && said.contains(cure), "{said}");
+    bed.sql.run(cure).await;
+    let said = text(&sidecar.command(&["check"]));
+    assert!(!said.contains("lookup_identity"), "{said}");
+    bed.sql.run("update orders set user_id = 3 where id = 3").await;
+    bed.settled().await;
+    bed.fill(&pages).await;
+    bed.sql.run(both).await;
+    assert_eq!(left(&bed, &pages).await, ["orders:1", "orders:2"]);
+}
+
+/// Changes of a partition come under the name of the table, or under its own.
+#[tokio::test]
+async fn old_rows_of_a_partition_are_told_under_whichever_name() {
+    let tables = "
+        create table orders (id int primary key, user_id int, state text) partition by range (id);
+        create table orders_a partition of orders for values from (0) to (100);
+        alter table orders replica identity full;
+        alter table orders_a replica identity full;
+        create table item (id int primary key, order_id int, count int not null default 1);
+        alter table item replica identity full;
+        insert into orders select id, id, 'new' from generate_series(1, 9) id;
+        insert into item select id, id from generate_series(1, 9) id;";
+    for (table, via_root) in
+        [("orders_a", true), ("orders_a", false), ("orders", true), ("orders", false)]
+    {
+        let bed = Bed::new(&[]).await;
+        bed.sql.run("drop table item").await;
+        bed.sql.run(tables).await;
+        let mut rules = ORDER_RULES.replace("from orders", &format!("from {table}"));
+        if !via_root {
+            rules = rules.replace("table = \"orders\"", "table = \"orders_a\"");
+        }
+        let mut sidecar = Sidecar::new(settings(&bed, &rules));
+        sidecar.setup();
+        let set =
+            format!("alter publication walsweep set (publish_via_partition_root = {via_root})");
+        bed.sql.run(&set).await;
+        sidecar.start();
+        sidecar.wait_ready().await;
+        bed.settled().await;
+        let pages = ["orders:3", "orders:4", "orders:5"];
+        bed.fill(&pages).await;
+        bed.sql
+            .run(
+                "begin; update orders set user_id = 4 where id = 3;
+                 update item set count = 2 where order_id = 3; commit",
+            )
+            .await;
+        assert_eq!(left(&bed, &pages).await, ["orders:5"], "{table} {via_root}");
+        assert!(sidecar.metric_sum("walsweep_widened_total").await < 0.5, "{table} {via_root}");
+    }
+}
+
+/// A value that finds a row is not always the row's text: then whichever row is meant.
+#[tokio::test]
+async fn an_old_row_that_another_text_finds_widens() {
+    let any_case = "collate any_case";
+    for (kind, collation, given, own, asks) in [
+        ("text", any_case, "text", "ABC", "abc"),
+        ("text", "", "text", "abc", "abc"),
+        ("int", "", "text", "7", "007"),
+        ("numeric", "", "numeric", "7.0", "7.00"),
+        ("int", "", "bigint", "7", "7"),
+    ] {
+        let bed = Bed::new(&[]).await;
+        bed.sql.run("drop table item").await;
+        bed.sql
+            .run(&format!(
+                "create collation any_case (provider = icu, locale = 'und-u-ks-level2',
+                                            deterministic = false);
+                 create table orders (id {kind} {collation} primary key, user_id int);
+                 alter table orders replica identity full;
+                 create table item (id int primary key, order_id {given}, count int);
+                 alter table item replica identity full;
+                 insert into orders values ('{own}', 3);
+                 insert into item values (1, '{asks}', 1)"
+            ))
+            .await;
+        let sidecar = Sidecar::set_up(settings(&bed, ORDER_RULES)).await;
+        bed.settled().await;
+        let pages = ["orders:3", "orders:4", "orders:5"];
+        bed.fill(&pages).await;
+        bed.sql
+            .run("begin; update orders set user_id = 4; update item set count = 2; commit")
+            .await;
+        let case = format!("{kind} {collation} {given}");
+        let is_exact = ["text  text", "int  bigint"].contains(&case.as_str());
+        let stay: &[&str] = if is_exact { &["orders:5"] } else { &[] };
+        assert_eq!(left(&bed, &pages).await, stay, "{case}");
+        let widened = "walsweep_widened_total{rule=\"item\",reason=\"lookup_old_row\"}";
+        assert_eq!(sidecar.metric(widened).await < 0.5, is_exact, "{case}");
+    }
 }
 
 #[tokio::test]

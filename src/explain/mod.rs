@@ -402,6 +402,7 @@ fn why(reason: WidenReason) -> &'static str {
         WidenReason::LookupNoRow => "a lookup finds no row",
         WidenReason::LookupManyRows => "a lookup finds more than one row",
         WidenReason::LookupLimit => "a lookup finds more rows than its `limit`",
+        WidenReason::LookupOldRow => "a row that a lookup read is another one now",
         WidenReason::LookupFailed => "a lookup fails, or is not answered in time",
         WidenReason::LargeValue => "a value is large, and is not kept",
     }

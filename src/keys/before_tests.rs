@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::packed::Packed;
-use super::tests::{insert, located, rule, shown};
+use super::tests::{immutable, insert, located, rule, shown};
 use super::{Answers, Found, KeySet, Keyed, LookupId, Rules, WidenReason};
 use crate::config::{self, Location, LookupRows, Missing};
 use crate::decode::{Column, OldKind, OldTuple, Relation, ReplicaIdentity, Tuple, Value};
@@ -13,7 +13,13 @@ const TEAM: u32 = 2;
 
 /// A key by the club of the team that `name` tells.
 fn rules(rows: LookupRows) -> Rules {
-    let team = config::Lookup {
+    let mut rules = Rules::with_lookups(&[rule(&["k:{team.x}"])], &[lookup(rows)]).unwrap();
+    key(&mut rules, true);
+    rules
+}
+
+fn lookup(rows: LookupRows) -> config::Lookup {
+    config::Lookup {
         name: "team".to_owned(),
         at: Location::default(),
         sql: located("sql", "by name"),
@@ -22,11 +28,13 @@ fn rules(rows: LookupRows) -> Rules {
         rows,
         limit: 10,
         missing: Missing::Widen,
-    };
-    let mut rules = Rules::with_lookups(&[rule(&["k:{team.x}"])], &[team]).unwrap();
+    }
+}
+
+/// Tells whose rows they are, and whether their texts are those of the parameters.
+fn key(rules: &mut Rules, is_exact: bool) {
     let (params, columns) = (vec!["id".to_owned()], vec!["club".to_owned()]);
-    rules.set_keyed(LookupId(0), Some(Keyed { table: TEAM, params, columns }));
-    rules
+    rules.set_keyed(LookupId(0), Some(Keyed { tables: vec![TEAM], params, columns, is_exact }));
 }
 
 /// The table of teams, which no rule looks at.
@@ -114,17 +122,70 @@ fn a_row_that_the_transaction_deleted_or_changed_gives_its_old_keys_too() {
     assert_eq!(resolved(transaction(&mut many, [gone(), other()]), &Found::None), "'k:A'");
 }
 
-/// What the stream does not tell is not taken for an answer.
+/// I5: where the stream does not tell what a row was, any key may have been another one.
 #[test]
-fn an_old_row_that_is_not_known_is_as_good_as_none() {
+fn what_is_not_known_of_an_old_row_widens() {
+    let unknown = |rules: &mut Rules, row, id: &str, (identity, found): (_, &Found)| {
+        let mut keys = rules.key_set();
+        rules.add(&Change { relation: teams(identity), row }, &mut keys);
+        let row = insert([Some("7"), Some(id), None, None]);
+        rules.add(&Change { relation: super::tests::relation(), row }, &mut keys);
+        resolved(keys, found)
+    };
+    let gone = || {
+        let old = OldTuple { kind: OldKind::Key, tuple: tuple([None, None, Some("5")]) };
+        Row::Delete { old }
+    };
+    let moved = || Row::Update { old: None, new: team("B", "5") };
+    let unmoved = || {
+        let new = Tuple::from_values(&[Value::Unchanged, Value::Null, Value::Text(b"5")]);
+        Row::Update { old: None, new }
+    };
+    let by_id = || ReplicaIdentity::Default;
     let mut rules = rules(LookupRows::One);
+    let wide = "/k:*/ (replica_identity 1)";
+    for (row, id, identity, found, expected) in [
+        (gone(), "5", by_id(), Found::None, wide),
+        (gone(), "4", by_id(), now("A"), "'k:A'"),
+        (moved(), "5", by_id(), now("B"), wide),
+        (moved(), "4", by_id(), now("A"), "'k:A'"),
+        (unmoved(), "5", by_id(), now("B"), "'k:B'"),
+        // It does not even tell which row it was.
+        (moved(), "4", ReplicaIdentity::Nothing, now("A"), wide),
+    ] {
+        assert_eq!(unknown(&mut rules, row, id, (identity, &found)), expected);
+    }
+    // Another text may find the row.
+    key(&mut rules, false);
+    let full = || ReplicaIdentity::Full;
+    let moved = |to| Row::Update { old: Some(full_row("A")), new: team(to, "5") };
+    for (row, expected) in [(moved("B"), "/k:*/ (lookup_old_row 1)"), (moved("A"), "'k:A'")] {
+        assert_eq!(unknown(&mut rules, row, "05", (full(), &now("A"))), expected);
+    }
+    for rows in [LookupRows::One, LookupRows::Many] {
+        let (mut rules, found) = (self::rules(rows), (by_id(), &Found::None));
+        assert_eq!(unknown(&mut rules, gone(), "5", found), wide);
+    }
+}
+
+fn full_row(club: &str) -> OldTuple {
+    full(team(club, "5"))
+}
+
+/// What a rule of the table says of its columns holds for lookups of it, too.
+#[test]
+fn what_never_changes_is_known_of_an_old_row() {
+    let mut team_rule = immutable("club", rule(&["t:{id}"]));
+    (team_rule.name, team_rule.table.name) = ("teams".to_owned(), "team".to_owned());
+    let lookup = lookup(LookupRows::One);
+    let mut rules = Rules::with_lookups(&[rule(&["k:{team.x}"]), team_rule], &[lookup]).unwrap();
+    key(&mut rules, true);
     let mut keys = rules.key_set();
-    let old = OldTuple { kind: OldKind::Key, tuple: tuple([None, None, Some("5")]) };
-    let relation = teams(ReplicaIdentity::Default);
-    rules.add(&Change { relation, row: Row::Delete { old } }, &mut keys);
+    let row = Row::Update { old: None, new: team("B", "5") };
+    rules.add(&Change { relation: teams(ReplicaIdentity::Default), row }, &mut keys);
     let row = insert([Some("7"), Some("5"), None, None]);
     rules.add(&Change { relation: super::tests::relation(), row }, &mut keys);
-    assert_eq!(resolved(keys, &Found::None), "/k:*/ (lookup_no_row 1)");
+    assert_eq!(resolved(keys, &now("B")), "'t:5' 'k:B'");
 }
 
 #[test]

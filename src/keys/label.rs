@@ -43,11 +43,13 @@ pub enum WidenReason {
     LookupFailed,
     /// The value is large, and was not kept.
     LargeValue,
+    /// What a lookup gave before the transaction is not known, and was perhaps something else.
+    LookupOldRow,
 }
 
 impl WidenReason {
     /// Every reason.
-    pub const ALL: [WidenReason; 13] = [
+    pub const ALL: [WidenReason; 14] = [
         WidenReason::ReplicaIdentity,
         WidenReason::UnchangedToast,
         WidenReason::Truncate,
@@ -61,6 +63,7 @@ impl WidenReason {
         WidenReason::LookupLimit,
         WidenReason::LookupFailed,
         WidenReason::LargeValue,
+        WidenReason::LookupOldRow,
     ];
 
     /// The label.
@@ -80,6 +83,7 @@ impl WidenReason {
             WidenReason::LookupLimit => "lookup_limit",
             WidenReason::LookupFailed => "lookup_failed",
             WidenReason::LargeValue => "large_value",
+            WidenReason::LookupOldRow => "lookup_old_row",
         }
     }
 }

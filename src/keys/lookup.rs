@@ -56,12 +56,15 @@ impl Lookup {
 /// of it shows how an answer was before a transaction.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Keyed {
-    /// Its `pg_class.oid`.
-    pub table: u32,
+    /// Under which `pg_class.oid` its changes may come: its own, those of what it is a partition
+    /// of, and of its partitions.
+    pub tables: Vec<u32>,
     /// The columns that are compared with `$1`, `$2` and so on.
     pub params: Vec<String>,
     /// Its columns that are [`Lookup::columns`].
     pub columns: Vec<String>,
+    /// Whether a row's text in `params` is that of the parameters that find it.
+    pub is_exact: bool,
 }
 
 /// All that the answers of a lookup depend on.

@@ -48,6 +48,8 @@ pub(super) struct PlannedLookup {
     pub(super) params: Vec<usize>,
     /// Slots of the columns that keys name.
     pub(super) columns: Vec<usize>,
+    /// Whether a row's text in `params` is that of the parameters that find it.
+    pub(super) is_exact: bool,
 }
 
 /// A column that rules need.
@@ -179,22 +181,26 @@ impl Plans {
         let keyed = (0..=u16::MAX).map(LookupId).zip(lookups);
         let keyed = keyed.filter_map(|(id, lookup)| Some((id, lookup.keyed.as_ref()?)));
         let keyed: Vec<(LookupId, &Keyed)> =
-            keyed.filter(|(_, keyed)| keyed.table == relation.id).collect();
+            keyed.filter(|(_, keyed)| keyed.tables.contains(&relation.id)).collect();
         let read = keyed.iter().flat_map(|(_, keyed)| keyed.params.iter().chain(&keyed.columns));
-        slots.extend(read.map(|column| slot_of(relation, column, false)));
+        let is_immutable = |column: &str| rules.iter().any(|rule| rule.is_immutable(column));
+        let read = read.map(|column| slot_of(relation, column, is_immutable(column)));
+        let read: Vec<Slot> = read.collect();
+        slots.extend(read);
         slots.sort_unstable();
         slots.dedup();
-        let rules = rules.into_iter().map(|rule| planned(relation, rule, &slots)).collect();
         let place = |column: &String| {
-            let slot = slot_of(relation, column, false);
+            let slot = slot_of(relation, column, is_immutable(column));
             slots.binary_search(&slot).expect("every column has its slot")
         };
         let planned = |(id, keyed): (LookupId, &Keyed)| PlannedLookup {
             id,
             params: keyed.params.iter().map(place).collect(),
             columns: keyed.columns.iter().map(place).collect(),
+            is_exact: keyed.is_exact,
         };
         let lookups = keyed.into_iter().map(planned).collect();
+        let rules = rules.iter().map(|rule| self::planned(relation, rule, &slots)).collect();
         Plan { relation: Arc::clone(relation), slots, rules, lookups }
     }
 }

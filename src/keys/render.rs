@@ -8,7 +8,7 @@ use super::known::{Known, Versions};
 use super::label::{RuleId, TemplateId, WidenReason};
 use super::lookup::{Answers, LookupTemplate};
 use super::pending::{Rows, Told, push_params, push_value};
-use super::plan::{Plan, PlannedLookup, PlannedRule, PlannedTemplate};
+use super::plan::{Plan, PlannedLookup, PlannedRule, PlannedTemplate, Slot};
 use super::set::KeySet;
 use super::template::{Glob, Piece, Template, Version};
 use crate::config::Operations;
@@ -94,7 +94,7 @@ impl Renderer {
             }
         }
         for planned in &plan.lookups {
-            self.note_before(planned, (row, &versions), keys);
+            self.note_before((planned, &plan.slots), (row, &versions), keys);
         }
         self.versions = versions.recycle();
         self.filtering.shrink();
@@ -184,32 +184,42 @@ impl Renderer {
         self.entry = entry;
     }
 
-    /// Notes what a lookup gave before this change of a row of its table, if that is another answer
-    /// than it gives now, and known.
+    /// Notes what a lookup gave before this change of a row of its table, if that may be another
+    /// answer than it gives now. What the stream does not tell of the row is unknown (I5): of its
+    /// columns, so that they widen; of what its parameters are compared with, so that any answer of
+    /// the lookup may have been another one.
     fn note_before(
         &mut self,
-        planned: &PlannedLookup,
+        (planned, slots): (&PlannedLookup, &[Slot]),
         (row, versions): (&Row, &Versions<'_>),
         keys: &mut KeySet,
     ) {
-        if keys.has_lost(planned.id) {
+        let PlannedLookup { id, params, columns, is_exact } = planned;
+        if keys.has_lost(*id) {
             return;
         }
         if matches!(row, Row::Truncate) {
-            keys.lose_before(planned.id, WidenReason::Truncate);
+            keys.lose_before(*id, WidenReason::Truncate);
         }
-        let slots = || planned.params.iter().chain(&planned.columns);
-        let is_known = |slot: &usize| !matches!(versions.old[*slot], Known::Unknown(_));
-        let is_same = |slot: &usize| versions.old[*slot] == versions.new[*slot];
-        if !versions.has_old || !slots().all(is_known) || versions.has_new && slots().all(is_same) {
+        let mut read = params.iter().chain(columns);
+        let differs = |slot: &usize| versions.differs(*slot, slots);
+        if !versions.has_old || versions.has_new && !read.any(differs) {
+            return;
+        }
+        let unknown = params.iter().find_map(|slot| match versions.old[*slot] {
+            Known::Unknown(why) => Some(why),
+            Known::Null | Known::Bytes(_) => None,
+        });
+        let inexact = (!is_exact).then_some(WidenReason::LookupOldRow);
+        if let Some(why) = unknown.or(inexact) {
+            keys.lose_before(*id, why);
             return;
         }
         let push = |slots: &[usize], out: &mut Vec<u8>| {
             slots.iter().for_each(|slot| push_value(out, versions.old[*slot]));
         };
-        let (params, columns) = (&planned.params, &planned.columns);
         before::write(&mut self.entry, |out| push(params, out), |out| push(columns, out));
-        keys.add_before(planned.id, &self.entry);
+        keys.add_before(*id, &self.entry);
     }
 
     /// Adds what a template gives for these values of its placeholders.

@@ -233,14 +233,14 @@ pub(crate) fn grant_connect(role: &str, database: &str) -> Step {
 }
 
 /// Lets a role use the names of a schema.
-pub(super) fn grant_usage(schema: &str, role: &str) -> Step {
+pub(crate) fn grant_usage(schema: &str, role: &str) -> Step {
     let (schema, role) = (escape_identifier(schema), escape_identifier(role));
     let file = include_str!("../../sql/setup/grant_usage.sql");
     Step::new(Does::Grant, render(file, &[("schema", &schema), ("role", &role)]))
 }
 
 /// Lets a role read a table.
-pub(super) fn grant_select(table: &TableName, role: &str) -> Step {
+pub(crate) fn grant_select(table: &TableName, role: &str) -> Step {
     let (table, role) = (qualified(table), escape_identifier(role));
     let file = include_str!("../../sql/setup/grant_select.sql");
     Step::new(Does::Grant, render(file, &[("table", &table), ("role", &role)]))

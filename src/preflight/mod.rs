@@ -11,7 +11,8 @@
 //! on one (`slot_standby`); `server`, `slot`, `publication`, `tables`,
 //! `identity`, `partitions` and `condition` conclude from it and ask nothing more. Rules of
 //! materialized views need another one (`views`), `lookups` tries each query, `lookup_index` looks
-//! for an index for it, `reads` asks what its answers depend on, and `keyed` whose rows they are.
+//! for an index for it, `reads` asks what its answers depend on, and `keyed` whose rows they are,
+//! and whether the stream tells them as they were.
 //!
 //! An error is about everything, or about some rules ([`Scope`]): those are suspended, and the
 //! others go on. What is judged of rules before the start is judged again while it runs
@@ -56,7 +57,7 @@ use crate::keys::Rules;
 pub(crate) use self::catalog::{digest_of, with_published};
 pub(crate) use self::cure::{
     comment, create_role, drop_publication, drop_slot, escaped, full_identity_of, grant_connect,
-    identity_as_before, patiently, render,
+    grant_select, grant_usage, identity_as_before, patiently, render,
 };
 pub use self::finding::{Finding, Report, Scope, Severity};
 pub use self::fitness::Fitness;
@@ -158,6 +159,7 @@ pub async fn postgres(
     let outcomes = reads::look(config, rules, client).await?;
     findings.extend(reads::findings(rules, &outcomes));
     findings.extend(freed::check(&context, &reads::kept(&outcomes), client).await?);
+    findings.extend(keyed::check(config, rules, client).await?);
     reads::keep_the_same(rules, outcomes);
     for table in &catalog.tables {
         let name = table.relation.table_name();

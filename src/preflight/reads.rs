@@ -44,8 +44,8 @@ pub async fn find(config: &Config, rules: &mut Rules, client: &Client) -> Result
         let reads = if let Outcome::Kept(reads) = outcome { Some(reads) } else { None };
         rules.set_reads(id, reads);
     }
-    let keyed = keyed::look(rules, client).await?;
-    ids().zip(keyed).for_each(|(id, keyed)| rules.set_keyed(id, keyed));
+    let seen = keyed::look(config, rules, client).await?;
+    ids().zip(seen).for_each(|(id, seen)| rules.set_keyed(id, seen.map(|seen| seen.keyed)));
     Ok(())
 }
 

@@ -22,8 +22,7 @@ const VALUE_COST: usize = 32;
 /// The statement that asks for many rows of a lookup, whose query has parameters of these types;
 /// `None` if they cannot be asked for together.
 pub(super) fn statement(asked: &Asked, types: &[Type]) -> Option<String> {
-    // Arrays of arrays have one shape; boxes are the only type whose arrays have another delimiter.
-    let is_plain = |kind: &Type| !matches!(kind.kind(), Kind::Array(_) | Kind::Pseudo);
+    // Boxes are the only type whose arrays have another delimiter.
     if types.is_empty() || !types.iter().all(|kind| is_plain(kind) && *kind != Type::BOX) {
         return None;
     }
@@ -33,13 +32,23 @@ pub(super) fn statement(asked: &Asked, types: &[Type]) -> Option<String> {
         format!("pg_catalog.unnest(${}::{schema}.{name}[])", at + 1)
     };
     let arrays: Vec<String> = types.iter().enumerate().map(array).collect();
-    let names: Vec<String> = (1..=types.len()).map(|number| format!("p{number}")).collect();
+    let names: Vec<String> = (1..=types.len()).map(query::column_name).collect();
     let values = [
         ("arrays", &*arrays.join(", ")),
         ("names", &*names.join(", ")),
         ("statement", &*asked.statement(&query)),
     ];
     Some(render(include_str!("../../sql/lookup_batch.sql"), &values))
+}
+
+/// Whether an array of the type is one column: arrays of arrays have one shape, and a row is as many
+/// columns as it has.
+fn is_plain(kind: &Type) -> bool {
+    match kind.kind() {
+        Kind::Array(_) | Kind::Composite(_) | Kind::Pseudo => false,
+        Kind::Domain(base) => is_plain(base),
+        _ => true,
+    }
 }
 
 /// Asks for rows of one lookup together. Each row is kept as it comes, as far as there is `room`.

@@ -9,12 +9,14 @@
 //! A row that is not found, or not within 3 s from the moment that its keys came, widens
 //! the keys that name it (I5): nothing waits longer, nothing is skipped.
 
+use std::iter::once;
 use std::sync::Arc;
 
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 
 use super::cache::Cache;
+use super::over_limit::OverLimit;
 use super::rows::Rows;
 use super::waiting::Waiting;
 use super::{Cause, Visible, send};
@@ -71,7 +73,8 @@ impl Lookups {
     /// waits. Needs a [`LocalSet`](tokio::task::LocalSet) around it.
     pub async fn run(self, mut inputs: Receiver<Visible>, outputs: Sender<Visible>) {
         let Lookups { rows, cache } = self;
-        let health = rows.health();
+        let (health, all) = (rows.health(), rows.all());
+        let mut over_limit = OverLimit::default();
         let (_told, metrics) = (Told(Arc::clone(&health)), health.metrics());
         let mut resting: Vec<Option<Rows>> =
             rows.on_sessions(SESSIONS_MAX).into_iter().map(Some).collect();
@@ -95,6 +98,9 @@ impl Lookups {
                     // A round that panicked takes the session with it.
                     let Ok(Round { at, rows, ids, known, read }) = round else { return };
                     resting[at] = Some(rows);
+                    for answers in [&known, &read] {
+                        over_limit.tell(&all, answers, waiting.sets(&ids));
+                    }
                     for visible in waiting.end(at, &ids, (known, read), metrics) {
                         send(&outputs, visible).await;
                     }
@@ -115,6 +121,7 @@ impl Lookups {
                         let passes = match waiting.known(cache.as_ref(), &visible) {
                             Some(answers) => {
                                 count(metrics, "cache", answers.iter().count());
+                                over_limit.tell(&all, &answers, once(&visible.keys));
                                 Some(waiting.resolved(visible, &answers, metrics))
                             }
                             None => waiting.take(visible, metrics),

@@ -34,6 +34,8 @@ mod query;
 mod replicas;
 #[cfg(test)]
 mod replicas_tests;
+mod over_limit;
+mod refusal;
 mod rows;
 mod snapshot;
 mod standby;

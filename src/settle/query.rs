@@ -22,7 +22,8 @@ enum Token<'a> {
     Other(&'a str),
 }
 
-/// The alias of what a statement asks for; a query that has it in its text is asked alone.
+/// The alias of what a statement asks for, and what the names of its columns begin with, so that no
+/// name of a query is taken for one of them; a query that has it in its text is asked alone.
 const ASKED: &str = "walsweep asked";
 
 /// The query with a column of what is asked for in the place of each parameter; `None` if the
@@ -40,9 +41,14 @@ pub(super) fn with_columns(query: &str) -> Option<String> {
     Some(tokens(query)?.iter().map(write).collect())
 }
 
-/// The column that stands for a parameter.
+/// The column that stands for a parameter, with its table.
 fn column(number: usize) -> String {
-    format!("\"{ASKED}\".p{number}")
+    format!("\"{ASKED}\".{}", column_name(number))
+}
+
+/// The same without its table.
+pub(super) fn column_name(number: usize) -> String {
+    format!("\"{ASKED} {number}\"")
 }
 
 /// Of a query `select … from one_table where column = $1 and other = $2` the columns that are
@@ -249,7 +255,12 @@ mod tests {
 
     #[track_caller]
     fn changed(query: &str, expected: &str) {
-        let expected = expected.replace('@', "\"walsweep asked\".p");
+        let mut parts = expected.split('@');
+        let mut expected = parts.next().unwrap_or_default().to_owned();
+        for part in parts {
+            let (number, rest) = part.split_once(')').unwrap();
+            expected.push_str(&format!("\"walsweep asked\".\"walsweep asked {number}\"){rest}"));
+        }
         assert_eq!(with_columns(query).as_deref(), Some(&*expected), "{query}");
     }
 
@@ -280,7 +291,8 @@ mod tests {
             "select $1from t",
             "select $, $1",
             "select $a-$ $1",
-            "select \"walsweep asked\".p1 from t where a = $1",
+            "select \"walsweep asked\" from t where a = $1",
+            "select \"walsweep asked place\" from t where a = $1",
         ] {
             assert_eq!(with_columns(query), None, "{query}");
         }

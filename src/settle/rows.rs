@@ -23,6 +23,7 @@ use tokio_postgres::Statement;
 use tokio_postgres::types::{Format, FromSql, IsNull, ToSql, Type, to_sql_checked};
 
 use super::batch::{self, Gathered};
+use super::refusal::{LOCK_TIMEOUT, Refusal, STATEMENT_TIMEOUT};
 use crate::config::LookupRows;
 use crate::keys::{Answers, Found, Lookup, LookupId, Wanted};
 use crate::postgres::{self, Endpoint, Sql, connect_sql};
@@ -54,27 +55,13 @@ const BATCHES: usize = 2;
 
 /// Memory of the rows of one round, bytes (I6): what waits for them has as much. What is more
 /// widens.
-const ROUND_BYTES_MAX: usize = 16 << 20;
+pub(super) const ROUND_BYTES_MAX: usize = 16 << 20;
 
 /// Pause before a lost session is made again.
 const RECONNECT_PAUSE: Duration = Duration::from_millis(50);
 
 /// Pause before a lookup that could not be asked is tried again, whether keys wait for it or not.
 const AGAIN_PAUSE: Duration = Duration::from_secs(1);
-
-/// SQLSTATE of a statement that did not get its locks in `lock_timeout`, or took longer than
-/// `statement_timeout`.
-const LOCK_TIMEOUT: &str = "55P03";
-/// See [`LOCK_TIMEOUT`].
-const STATEMENT_TIMEOUT: &str = "57014";
-
-/// What is said of a statement that fails for a value: class 22, data exceptions.
-const OF_A_VALUE: &str = "SQLSTATE 22";
-
-/// What a person can do where a lookup cannot be asked.
-const HINT: &str = "see whether `walsweep check` finds fault with it, and who holds locks on the \
-     tables that it reads: `select pid, pg_blocking_pids(pid) from pg_stat_activity where \
-     application_name = 'walsweep lookup'`";
 
 type AnyError = Box<dyn std::error::Error + Sync + Send>;
 
@@ -104,6 +91,11 @@ impl Asked {
             rows: lookup.rows,
             limit: lookup.limit,
         }
+    }
+
+    /// Its name.
+    pub(super) fn name(&self) -> &str {
+        &self.name
     }
 
     /// The most rows that an answer may have.
@@ -147,7 +139,7 @@ pub struct Rows {
     doubtful: BTreeSet<usize>,
     again_at: Instant,
     /// Why, since the last answers: of each lookup, and of whichever.
-    refusals: HashMap<usize, String>,
+    refusals: HashMap<usize, Refusal>,
     loss: Option<String>,
 }
 
@@ -239,6 +231,11 @@ impl Rows {
         (0..count).map(one).collect()
     }
 
+    /// Every lookup, by [`LookupId`].
+    pub(super) fn all(&self) -> Arc<[Asked]> {
+        Arc::clone(&self.all)
+    }
+
     /// Who is told of lookups that cannot be asked.
     pub(super) fn health(&self) -> Arc<Health> {
         Arc::clone(&self.health)
@@ -301,16 +298,18 @@ impl Rows {
         }
         for (at, one) in failed {
             let name = &self.all[at].name;
-            let cause = self.refusals.get(&at).or(self.loss.as_ref());
-            let none = || format!("no answer in {} s", ANSWER_TIMEOUT.as_secs());
-            let cause = cause.cloned().unwrap_or_else(none);
-            if cause.starts_with(OF_A_VALUE) {
+            let refusal = self.refusals.get(&at).cloned();
+            let lost = || self.loss.clone().map(Refusal::new);
+            let none = || Refusal::new(format!("no answer in {} s", ANSWER_TIMEOUT.as_secs()));
+            let refusal = refusal.or_else(lost).unwrap_or_else(none);
+            if refusal.is_of_a_value() {
                 self.doubtful.remove(&at);
             } else {
                 self.doubtful.insert(at);
             }
+            let Refusal { cause, hint } = refusal;
             let text = format!("lookup `{name}` fails: {cause}; keys that name it are widened");
-            self.health.trouble(Topic::Lookup(Arc::clone(name)), &text, Some(HINT));
+            self.health.trouble(Topic::Lookup(Arc::clone(name)), &text, Some(&hint));
             self.failed.insert(at, one);
         }
     }
@@ -423,7 +422,7 @@ impl Rows {
         };
         let (at, is_one) = (usize::from(wanted[0].lookup.0), wanted.len() == 1);
         let code = error.code().map(|code| code.code().to_owned()).unwrap_or_default();
-        self.refused(error, at, session)?;
+        self.refused(error, at, session).await?;
         // The value of one row fails for all of them. Who has a lock is in the way of each.
         if !is_one && ![LOCK_TIMEOUT, STATEMENT_TIMEOUT].contains(&code.as_str()) {
             return Ok(wanted);
@@ -448,8 +447,10 @@ impl Rows {
                 session.statements[at].single = Some(statement.clone());
                 return Ok(Some(statement));
             }
-            Ok(_) => _ = self.refusals.insert(at, "it has other parameters".to_owned()),
-            Err(error) => self.refused(error, at, session)?,
+            Ok(_) => {
+                self.refusals.insert(at, Refusal::new("it has other parameters"));
+            }
+            Err(error) => self.refused(error, at, session).await?,
         }
         Ok(None)
     }
@@ -480,26 +481,23 @@ impl Rows {
 
     /// What the server refused widens; everything else is a lost session. A statement that was
     /// refused is prepared anew: its tables may have changed.
-    fn refused(
+    async fn refused(
         &mut self,
         error: tokio_postgres::Error,
         at: usize,
         session: &mut Session,
     ) -> Result<(), Lost> {
-        match postgres::Error::from(error) {
-            postgres::Error::Query(server) if !is_passing(&server.code) => {
-                session.statements[at] = Prepared::default();
-                // The message may quote a value (I9); its code does not.
-                let meaning = match server.code.as_str() {
-                    LOCK_TIMEOUT => " (a lock is in the way)",
-                    STATEMENT_TIMEOUT => " (it takes too long)",
-                    _ => "",
-                };
-                self.refusals.insert(at, format!("SQLSTATE {}{meaning}", server.code));
-                Ok(())
-            }
-            error => Err(error.into()),
+        let server = match postgres::Error::from(error) {
+            postgres::Error::Query(server) if !is_passing(&server.code) => server,
+            error => return Err(error.into()),
+        };
+        session.statements[at] = Prepared::default();
+        if !self.refusals.contains_key(&at) {
+            let asked = (&self.all[at], &*self.endpoint.user);
+            let refusal = Refusal::of(&server, asked, &session.sql).await?;
+            self.refusals.insert(at, refusal);
         }
+        Ok(())
     }
 
     async fn connect(&self) -> Result<Session, Lost> {

@@ -10,7 +10,7 @@ use super::ahead::Ahead;
 use super::cache::Cache;
 use super::rows::ANSWER_TIMEOUT;
 use super::{Cause, Visible, WAITING_BYTES_MAX};
-use crate::keys::{Answers, Wanted, WidenReason};
+use crate::keys::{Answers, KeySet, Wanted, WidenReason};
 use crate::telemetry::metrics::Metrics;
 
 /// What waits.
@@ -116,6 +116,11 @@ impl Waiting {
         let sets = ids.iter().filter_map(|id| self.held.get(id)).map(|held| &held.visible);
         let (wanted, known) = self.ahead.split(sets, |wanted| self.session(wanted) == session);
         (ids, wanted.into_iter().collect(), known)
+    }
+
+    /// The keys of those of these sets that wait.
+    pub(super) fn sets(&self, ids: &[u64]) -> impl Iterator<Item = &KeySet> {
+        ids.iter().filter_map(|id| self.held.get(id)).map(|held| &held.visible.keys)
     }
 
     /// Takes in what a round found, known before or read now; gives what waits for no other.

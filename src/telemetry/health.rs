@@ -142,8 +142,28 @@ struct Trouble {
     since: Instant,
     /// The texts that were logged, without their numbers: one that counts is not new each second.
     said: Vec<String>,
-    /// When it is logged again, and how far that is from the last time.
-    say: (Instant, Duration),
+    /// When it is logged again.
+    again: Distance,
+}
+
+/// When something is said that was said before: at growing distances.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Distance {
+    /// The time, and how far that is from the last one; `None` if it never was said.
+    next: Option<(Instant, Duration)>,
+}
+
+impl Distance {
+    /// Whether to say it now, as is then done.
+    pub(crate) fn is_due(&mut self, now: Instant) -> bool {
+        let distance = match self.next {
+            Some((at, _)) if at > now => return false,
+            Some((_, distance)) => (distance * 2).min(SAY_AGAIN_MAX),
+            None => SAY_AGAIN,
+        };
+        self.next = Some((now + distance, distance));
+        true
+    }
 }
 
 impl Trouble {
@@ -159,11 +179,9 @@ impl Trouble {
 
     /// Logs it again, if it is time.
     fn say_again(&mut self, now: Instant) {
-        if self.say.0 > now {
+        if !self.again.is_due(now) {
             return;
         }
-        self.say.1 = (self.say.1 * 2).min(SAY_AGAIN_MAX);
-        self.say.0 = now + self.say.1;
         let (text, hint) = (&self.text, self.hint.as_deref());
         let seconds = (now - self.since).as_secs();
         tracing::warn!(hint, "still, after {seconds} s: {text}");
@@ -236,7 +254,9 @@ impl Health {
         let now = Instant::now();
         let trouble = state.troubles.entry(topic).or_insert_with(|| {
             let (text, hint, said) = (String::new(), None, Vec::new());
-            Trouble { text, hint, since: now, said, say: (now + SAY_AGAIN, SAY_AGAIN) }
+            let mut again = Distance::default();
+            again.is_due(now);
+            Trouble { text, hint, since: now, said, again }
         });
         (trouble.text, trouble.hint) = (text.to_owned(), hint.map(str::to_owned));
         trouble.say();
