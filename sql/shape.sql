@@ -4,7 +4,8 @@
 -- Privileges: none; the catalogs that it reads are open to all. Versions: 14 to 18. It takes no
 -- lock on any table that it asks about.
 -- $1 and $2 are the schemas and names of the rules' tables and materialized views, $3 the
--- publication, $4 the event trigger that tells of views, NULL if no rule looks at one. Rows: the oid of the
+-- publication, $4 the event trigger that tells of views, NULL if no rule looks at one.
+-- Rows: the oid of the
 -- rules' table that it concerns, null for all; its kind; which of this kind; how it reads; its
 -- version; more of it; whether it told of nothing when it came: a partition that was made as one
 -- of this table, a label that was added to an enum. More is a table's owner, which changes its
@@ -13,7 +14,8 @@
 -- What each means, and which changes are none, stands in `TablePrint` (src/sweep/prints.rs). An
 -- object that is dropped and made again has another oid. One that is altered, or renamed there and
 -- back, has another xmin: of its publication, its schema, the type of its rows, its column, its
--- label. A partition that was detached and attached again has another pg_inherits.xmin. It outlives VACUUM, a restored dump is another cluster, and TRUNCATE and rewrites do not change it,
+-- label. A partition that was detached and attached again has another pg_inherits.xmin.
+-- Each xmin outlives VACUUM, a restored dump is another cluster, and TRUNCATE and rewrites do not change it,
 -- with one exception: the rewrite of a table that has columns added with a default. A column's
 -- xmin is the one thing that ALTER TYPE from a type to the same one changes for good. It also
 -- changes with SET DEFAULT, NOT NULL or STATISTICS, which write no row anew: the table's files
