@@ -15,7 +15,8 @@
 -- object that is dropped and made again has another oid. One that is altered, or renamed there and
 -- back, has another xmin: of its publication, its schema, the type of its rows, its column, its
 -- label. A partition that was detached and attached again has another pg_inherits.xmin.
--- Each xmin outlives VACUUM, a restored dump is another cluster, and TRUNCATE and rewrites do not change it,
+-- Each xmin outlives VACUUM, a restored dump is another cluster, and TRUNCATE and rewrites do not
+-- change it,
 -- with one exception: the rewrite of a table that has columns added with a default. A column's
 -- xmin is the one thing that ALTER TYPE from a type to the same one changes for good. It also
 -- changes with SET DEFAULT, NOT NULL or STATISTICS, which write no row anew: the table's files
