@@ -16,7 +16,7 @@ with role as (
 )
 select c.oid, 'lookup', null::text,
        concat_ws(' ', c.oid, c.relkind, c.relpersistence, c.relrowsecurity,
-                 (select string_agg(concat_ws(' ', i.inhrelid, i.inhparent), ' '
+                 (select string_agg(concat_ws(' ', i.inhrelid, i.inhparent, i.xmin), ' '
                                     order by i.inhrelid, i.inhparent)
                     from pg_inherits i
                    where c.oid in (i.inhrelid, i.inhparent)),

@@ -3,8 +3,9 @@
 -- may change what readers see without any row in the stream.
 -- Privileges: none; the catalogs that it reads are open to all. Versions: 14 to 18. It takes no
 -- lock on any table that it asks about.
--- $1 and $2 are the schemas and names of the rules' tables, $3 the publication, $4 the event
--- trigger that tells of materialized views, NULL if no rule looks at one. Rows: the oid of the
+-- $1 and $2 are the schemas and names of the rules' tables and materialized views, $3 the
+-- publication, $4 the event trigger that tells of views, NULL if no rule looks at one.
+-- Rows: the oid of the
 -- rules' table that it concerns, null for all; its kind; which of this kind; how it reads; its
 -- version; more of it; whether it told of nothing when it came: a partition that was made as one
 -- of this table, a label that was added to an enum. More is a table's owner, which changes its
@@ -12,8 +13,10 @@
 -- a type, or a label, is as it was when the type was made.
 -- What each means, and which changes are none, stands in `TablePrint` (src/sweep/prints.rs). An
 -- object that is dropped and made again has another oid. One that is altered, or renamed there and
--- back, has another xmin: of its publication, its schema, the type of its rows, its column. It
--- outlives VACUUM, a restored dump is another cluster, and TRUNCATE and rewrites do not change it,
+-- back, has another xmin: of its publication, its schema, the type of its rows, its column, its
+-- label. A partition that was detached and attached again has another pg_inherits.xmin.
+-- Each xmin outlives VACUUM, a restored dump is another cluster, and TRUNCATE and rewrites do not
+-- change it,
 -- with one exception: the rewrite of a table that has columns added with a default. A column's
 -- xmin is the one thing that ALTER TYPE from a type to the same one changes for good. It also
 -- changes with SET DEFAULT, NOT NULL or STATISTICS, which write no row anew: the table's files
@@ -46,7 +49,7 @@ with recursive wanted as (
   select w.oid as root, a.atttypid as oid
     from wanted w
     join pg_attribute a on a.attrelid = w.oid
-   where a.attnum > 0 and not a.attisdropped and a.atttypid >= 16384
+   where w.relkind <> 'm' and a.attnum > 0 and not a.attisdropped and a.atttypid >= 16384
    union
   select type.root, part.oid
     from type
@@ -77,13 +80,20 @@ select l.oid, 'published', concat_ws(' ', 'schema', s.entry), null, null, null, 
   from lineage l
   join in_schemas s on s.oid = l.ancestor
 union all
-select w.oid, 'published', 'by name', concat_ws(' ', covered.top, published.oid), null, null, false
+-- Published as a partition of another table only while it is one.
+select w.oid, 'published', 'by name',
+       concat_ws(' ', covered.top, published.oid,
+                 (select string_agg(i.xmin::text, ' ' order by l.height)
+                    from lineage top
+                    join lineage l on l.oid = top.oid and l.height < top.height
+                    join pg_inherits i on i.inhrelid = l.ancestor
+                   where top.oid = w.oid and top.ancestor = covered.top)), null, null, false
   from wanted w
   join covered on covered.oid = w.oid
   left join published on published.oid = w.oid
 union all
 select w.oid, 'table', w.relname, concat_ws(' ', w.oid, w.relkind, w.relpersistence),
-       w.version::text, w.relowner::text, false
+       case when w.relkind <> 'm' then w.version::text end, w.relowner::text, false
   from wanted w
 union all
 select w.oid, 'schema', w.nspname, w.schema::text, w.schema_version::text,
@@ -99,7 +109,7 @@ union all
 -- The files of all its rows, partitions' and heirs' included.
 select f.root, 'files', null, sum(hashtextextended(concat_ws(' ', c.oid, c.relfilenode), 0))::text,
        null, null, false
-  from (select oid, oid as root from wanted where relkind in ('r', 'm')
+  from (select oid, oid as root from wanted where relkind = 'r'
          union
         select oid, root from below
          union
@@ -107,13 +117,14 @@ select f.root, 'files', null, sum(hashtextextended(concat_ws(' ', c.oid, c.relfi
   join pg_class c on c.oid = f.oid
  group by f.root
 union all
-select w.oid, 'column', a.attnum::text,
+select w.oid, 'column', concat_ws(' ', a.attnum, a.attname),
        concat_ws(' ', a.attname, a.atttypid, a.atttypmod, a.attcollation, a.attgenerated,
                  hashtextextended(d.adbin::text, 0)),
        a.xmin::text, case when a.attgenerated <> '' then 'generated' end, false
   from wanted w
   join pg_attribute a on a.attrelid = w.oid and a.attnum > 0 and not a.attisdropped
   left join pg_attrdef d on d.adrelid = a.attrelid and d.adnum = a.attnum and a.attgenerated <> ''
+ where w.relkind <> 'm'
 union all
 select type.root, 'type', t.oid::text,
        concat_ws(' ', t.typtype, t.typbasetype, t.typoutput, p.xmin,
@@ -136,14 +147,15 @@ select type.root, 'type', t.oid::text,
        ) as made (made)
 union all
 -- A label that is new is in no row yet.
-select type.root, 'label', concat_ws(' ', e.enumtypid, e.oid), e.enumlabel, null,
+select type.root, 'label', concat_ws(' ', e.enumtypid, e.oid),
+       concat_ws(' ', e.xmin, e.enumlabel), null,
        case when e.xmin = t.xmin then 'as made' end, true
   from type
   join pg_type t on t.oid = type.oid
   join pg_enum e on e.enumtypid = type.oid
 union all
 select part.root, 'partition', concat_ws(' ', i.inhparent, i.inhrelid),
-       concat_ws(' ', c.relkind, c.relpersistence), null, null,
+       concat_ws(' ', c.relkind, c.relpersistence, i.xmin), null, null,
        -- The type of a table's rows is made with the table and stays as it is, and so do columns.
        -- To attach a table changes each of its columns: whoever makes, fills and attaches one in
        -- one transaction is known by that.
@@ -159,7 +171,8 @@ select part.root, 'partition', concat_ws(' ', i.inhparent, i.inhrelid),
   join pg_class c on c.oid = i.inhrelid
   join pg_type t on t.oid = c.reltype
 union all
--- Of a view itself there is nothing to see: the trigger tells of whatever is done to it.
+-- Of a view only which one has the name is looked at: the trigger tells of whatever is done to the
+-- view, but there is no ALTER SCHEMA among what it sees, by which another view takes the name.
 select null, 'trigger', null,
        concat_ws(' ', e.oid, e.xmin, p.oid, p.xmin, current_setting('event_triggers', true)),
        null, null, false

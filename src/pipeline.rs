@@ -229,7 +229,12 @@ impl Program<'_> {
                 course.ended = error.to_string();
                 tracing::debug!("{text}; trying again");
                 self.health.set(Phase::Connecting);
-                self.health.trouble(Topic::Session, &text, error.hint());
+                match &error {
+                    Error::TablesChanged(_) if !course.attempts.get_nowhere() => {
+                        self.health.interruption(Topic::Session, &text, error.hint());
+                    }
+                    _ => self.health.trouble(Topic::Session, &text, error.hint()),
+                }
                 self.health.gets_nowhere(course.attempts.get_nowhere());
                 self.health.sees_nothing();
             }

@@ -50,7 +50,7 @@ struct Fact {
 }
 
 impl Watched {
-    /// The tables of the rules, and those that kept answers of lookups depend on.
+    /// The tables and views of the rules, and the tables that kept answers of lookups depend on.
     #[must_use]
     pub fn new(rules: &Rules, publication: &str, slot: &str) -> Watched {
         let read = || {
@@ -59,6 +59,7 @@ impl Watched {
         };
         let mut tables: BTreeSet<&TableName> = rules.tables().collect();
         tables.extend(read().map(|(_, table)| table));
+        tables.extend(rules.views());
         Watched {
             tables: owned(tables.into_iter()),
             publication: publication.to_owned(),
@@ -172,9 +173,11 @@ impl Draft {
                 return;
             }
             "column" => {
-                // A number of Postgres's, from 1 to 1 600.
-                let number = fact.name.parse().unwrap_or_default();
+                // A number of Postgres's, from 1 to 1 600, and the name.
+                let (number, name) = fact.name.split_once(' ').unwrap_or((&fact.name, ""));
+                let number = number.parse().unwrap_or_default();
                 self.print.columns.insert(number, (print, version));
+                self.print.names.columns.insert(number, name.to_owned());
                 if fact.more.is_some() {
                     self.print.generated.insert(number);
                 }
@@ -182,6 +185,12 @@ impl Draft {
             }
             "type" | "label" | "partition" => {
                 self.print.parts.insert(own, print);
+                let kind = match fact.kind.as_str() {
+                    "partition" => "a partition",
+                    "label" => "a label of an enum",
+                    _ => "a type",
+                };
+                self.print.names.parts.insert(own, kind);
                 if fact.is_born_empty {
                     self.print.born_empty.insert(own);
                 }
@@ -202,7 +211,9 @@ impl Draft {
     fn finish(mut self) -> (TableName, TablePrint) {
         self.print.fixed = Print::of(self.fixed.iter().flatten());
         self.print.lookup = Print::of(&self.lookup);
-        (TableName { schema: self.schema, name: self.name }, self.print)
+        let name = TableName { schema: self.schema, name: self.name };
+        self.print.names.table = name.to_string();
+        (name, self.print)
     }
 }
 

@@ -198,7 +198,7 @@ fn other_fit(rules: &Rules, before: &BTreeSet<Misfit>, now: &BTreeSet<Misfit>) -
             (true, false) => Why::WasSuspended,
             _ => continue,
         };
-        doubt.extend((0..print.keys.len()).map(|place| ((id, place), why)));
+        doubt.extend((0..print.keys.len()).map(|place| ((id, place), why.clone())));
     }
     Doubt::Keys(doubt)
 }

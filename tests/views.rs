@@ -158,6 +158,50 @@ async fn a_refresh_while_walsweep_is_down_is_not_lost() {
     assert!(sidecar.metric_sum("walsweep_resyncs_total").await < 1.0, "it is the refresh's work");
 }
 
+/// ALTER SCHEMA has no command that the trigger could tell of.
+#[tokio::test]
+async fn a_view_that_takes_the_place_of_another_with_its_schema_is_swept() {
+    let bed = Bed::new(&[]).await;
+    bed.sql
+        .run(
+            "create schema stats; create materialized view stats.mv as select 1 as one;
+             create schema stats2; create materialized view stats2.mv as select 2 as one;
+             create materialized view public.totals as select 1 as one",
+        )
+        .await;
+    let rule = |name: &str, view: &str| {
+        format!("[[rule]]\nname = {name:?}\nmaterialized_view = {view:?}\nkeys = [{name:?}]\n")
+    };
+    let rules = rule("mv", "stats.mv") + &rule("totals", "public.totals");
+    let mut sidecar = Sidecar::set_up(Settings { rules, ..bed.settings() }).await;
+    let exchange = "begin; alter schema stats rename to old; alter schema stats2 rename to stats;
+                    alter schema old rename to stats2; commit";
+    bed.settled().await;
+    bed.fill(&["mv", "totals"]).await;
+    bed.sql.run(exchange).await;
+    bed.gone("mv").await;
+    sidecar.wait_ready().await;
+    bed.settled().await;
+    for change in [exchange.to_owned(), format!("{exchange}; {exchange}")] {
+        assert_eq!(sidecar.sigterm().await, 0);
+        bed.fill(&["mv", "totals"]).await;
+        bed.sql.run(&change).await;
+        sidecar.start();
+        sidecar.wait_ready().await;
+        assert!(!bed.has("mv").await, "{change}");
+        assert!(bed.has("totals").await);
+        bed.settled().await;
+    }
+    // A refresh is told by the trigger alone, and ends no session.
+    let reconnects = "walsweep_reconnects_total{peer=\"postgres\"}";
+    bed.fill(&["mv", "totals"]).await;
+    bed.sql.run("refresh materialized view stats.mv").await;
+    bed.gone("mv").await;
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    assert_eq!(sidecar.metric(reconnects).await, 0.0);
+    assert!(bed.has("totals").await);
+}
+
 #[tokio::test]
 async fn check_finds_what_is_wrong_with_the_trigger_and_setup_cures_it() {
     let bed = Bed::new(&[]).await;

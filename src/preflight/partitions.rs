@@ -96,6 +96,7 @@ fn truncated(rule: &Rule) -> Option<Finding> {
     }
     let message =
         format!("a TRUNCATE of one partition of `{}` is not published: its keys stay", rule.table);
-    let hint = "so it is with DETACH and DROP; `walsweep sweep` removes keys by hand";
+    let hint =
+        "`walsweep sweep` removes keys by hand; DETACH and DROP of a partition are swept for";
     Some(Finding::warning("partition_truncate", message).hint(hint))
 }

@@ -75,7 +75,7 @@ pub use node::{Error, Kind, Node, Page, Replaced, ScanCall};
 pub use observe::{Mark, Name, Observer};
 pub use pace::Pace;
 pub use pass::{Pass, Progress};
-pub use prints::{Doubt, Gap, Prints, TablePrint, Tables, Why};
+pub use prints::{Altered, Doubt, Gap, Names, Prints, TablePrint, Tables, Why};
 pub use standalone::{Look, Standalone};
 pub use sweeper::{Settings, Sweeper};
 pub use throttle::HINT as THROTTLED_HINT;

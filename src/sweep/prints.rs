@@ -11,6 +11,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -23,6 +24,12 @@ const FORMAT: u32 = 1;
 
 /// Rules that one line names, at most.
 const NAMES_MAX: usize = 20;
+
+/// Reasons that are told one by one, at most.
+const REASONS_MAX: usize = 20;
+
+/// Reasons that one line tells, at most.
+const REASONS_OF_LINE_MAX: usize = 3;
 
 /// What a watermark is written under.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -77,7 +84,25 @@ pub struct TablePrint {
     pub as_made: BTreeSet<Print>,
     /// What only kept answers of lookups depend on.
     pub lookup: Print,
+    /// For what is told of a change; never stored.
+    #[serde(skip)]
+    pub names: Names,
 }
+
+/// How a table, its columns and its parts are called; empty in fingerprints that were read back.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Names {
+    /// The table, with its schema.
+    pub table: String,
+    /// The columns, by number.
+    pub columns: BTreeMap<i16, String>,
+    /// The kind of each part, as in `a partition`.
+    pub parts: BTreeMap<Print, &'static str>,
+}
+
+/// What was altered of which table, in words without any value of a row.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Altered(pub(super) Arc<str>);
 
 /// How long what is compared was out of sight.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -90,18 +115,18 @@ pub enum Gap {
 }
 
 /// Why the keys of a template are in doubt.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Why {
     /// The rule is new, or gives keys that it did not give.
     Wider,
-    /// Its table was altered, or what is published of it.
-    Table,
+    /// Its table or view was altered, or what is published of it.
+    Table(Altered),
     /// The publication was altered.
     Publication,
     /// The event trigger of materialized views was altered.
     Trigger,
-    /// A table that its lookup reads was altered.
-    Lookup,
+    /// A table was altered that answers of its lookup depend on, which were kept.
+    Lookup(Altered),
     /// It is suspended now.
     Suspended,
     /// It was suspended.
@@ -183,7 +208,9 @@ impl Prints {
                     (true, true, _) => Some(Why::Suspended),
                     (_, false, false) => Some(Why::Wider),
                     (false, false, true) => Some(Why::WasSuspended),
-                    (false, true, _) => of_source.or_else(|| self.of_lookups(key, before, gap)),
+                    (false, true, _) => {
+                        of_source.clone().or_else(|| self.of_lookups(key, before, gap))
+                    }
                 };
                 doubt.extend(why.map(|why| ((id, place), why)));
             }
@@ -196,8 +223,10 @@ impl Prints {
         let (now, then) = (&self.tables, &before.tables);
         match rule.looks {
             Looks::Table(_) if now.publication != then.publication => Some(Why::Publication),
-            Looks::Table(table) => (!now.reads_as(then, table, gap)).then_some(Why::Table),
-            Looks::View(_) => (now.trigger != then.trigger).then_some(Why::Trigger),
+            Looks::View(_) if now.trigger != then.trigger => Some(Why::Trigger),
+            Looks::Table(table) | Looks::View(table) => {
+                now.altered_since(then, table, gap).map(Why::Table)
+            }
             Looks::Messages(_) => None,
         }
     }
@@ -205,33 +234,51 @@ impl Prints {
     /// Whether the tables of the lookups that a template names are as they were. Of a lookup whose
     /// answers were not kept no tables are known.
     fn of_lookups(&self, key: &KeyPrint, before: &Prints, gap: Gap) -> Option<Why> {
-        let is_as_before = |lookup: &Print| {
-            let Some(then) = before.lookups.get(lookup) else { return true };
-            let is_same = |table: &Print| {
+        let altered_since = |lookup: &Print| {
+            let then = before.lookups.get(lookup)?;
+            let altered = |table: &Print| {
                 let of = |tables: &Tables| tables.tables.get(table).map(|table| table.lookup);
-                of(&self.tables) == of(&before.tables)
-                    && self.tables.reads_as(&before.tables, *table, gap)
+                let altered = self.tables.altered_since(&before.tables, *table, gap);
+                let is_other = of(&self.tables) != of(&before.tables);
+                let other = || Altered(format!("{} is another", self.tables.told(*table)).into());
+                altered.or_else(|| is_other.then(other))
             };
-            self.lookups.get(lookup) == Some(then) && then.iter().all(is_same)
+            let is_other = self.lookups.get(lookup) != Some(then);
+            let other = || Altered("what a lookup reads is another".into());
+            then.iter().find_map(altered).or_else(|| is_other.then(other))
         };
-        (!key.lookups.iter().all(is_as_before)).then_some(Why::Lookup)
+        key.lookups.iter().find_map(altered_since).map(Why::Lookup)
     }
 }
 
 impl Tables {
-    /// Whether the rows of a table read as they did `before`, and all that became of them since was
-    /// told.
-    fn reads_as(&self, before: &Tables, table: Print, gap: Gap) -> bool {
-        match (self.tables.get(&table), before.tables.get(&table)) {
-            (Some(now), Some(before)) => now.reads_as(before, gap),
-            (now, before) => now.is_none() && before.is_none(),
-        }
+    /// By what the rows of a table may read otherwise than `before`, or may have changed since
+    /// untold.
+    fn altered_since(&self, before: &Tables, table: Print, gap: Gap) -> Option<Altered> {
+        let what = match (self.tables.get(&table), before.tables.get(&table)) {
+            (Some(now), Some(before)) => now.altered_since(before, gap)?,
+            (None, None) => return None,
+            (Some(_), None) => format!("{} was not there before", self.told(table)),
+            (None, Some(_)) => format!("{} is gone", before.told(table)),
+        };
+        Some(Altered(what.into()))
+    }
+
+    fn told(&self, table: Print) -> String {
+        self.tables.get(&table).map_or_else(|| Names::default().told(), |table| table.names.told())
+    }
+}
+
+impl Names {
+    fn told(&self) -> String {
+        if self.table.is_empty() { "its table".to_owned() } else { format!("`{}`", self.table) }
     }
 }
 
 impl TablePrint {
-    /// Each line says which changes are none, and why no row reads otherwise for them.
-    fn reads_as(&self, before: &TablePrint, gap: Gap) -> bool {
+    /// By what the rows may read otherwise. Each line says which changes are none, and why no row
+    /// reads otherwise for them.
+    fn altered_since(&self, before: &TablePrint, gap: Gap) -> Option<String> {
         let (row, owner) = self.row;
         let (row_before, owner_before) = before.row;
         // A table that is renamed and renamed back leaves no other trace. Rows of another one,
@@ -242,18 +289,38 @@ impl TablePrint {
         // another name are known by the table's oid.
         let may_be_taken_for_another = self.has_namesake || before.has_namesake;
         let is_where_it_was = self.schema == before.schema || !may_be_taken_for_another;
-        self.fixed == before.fixed
-            && is_named_as_before
-            && is_where_it_was
-            && self.has_columns_of(before)
-            && self.has_parts_of(before, gap)
+        let table = self.names.told();
+        if self.fixed != before.fixed {
+            return Some(format!("{table} is another, or is published otherwise"));
+        }
+        if !is_named_as_before {
+            return Some(format!("{table} was renamed"));
+        }
+        if !is_where_it_was {
+            return Some(format!("the schema of {table} was altered"));
+        }
+        let column = |number: &i16| {
+            let known = [&self.names, &before.names].map(|names| names.columns.get(number));
+            let name = known.into_iter().flatten().next().map(|name| format!("`{name}`"));
+            format!("column {} of {table}", name.unwrap_or_else(|| number.to_string()))
+        };
+        let kind = |part: &Print| {
+            let kind = self.names.parts.get(part).or_else(|| before.names.parts.get(part));
+            kind.copied().unwrap_or("a partition, a type or a label of an enum")
+        };
+        let altered = self.column_since(before).map(|number| column(&number));
+        let altered = altered.or_else(|| {
+            let part = self.part_since(before, gap)?;
+            Some(format!("{} of {table}", kind(&part)))
+        });
+        altered.map(|what| what + " was altered")
     }
 
-    /// Whether the columns read as they did. A column's version changes with ALTER TYPE from a type
+    /// The first column that may read otherwise. A column's version changes with ALTER TYPE from a type
     /// to the same one, as with NOT NULL, DEFAULT, STATISTICS and grants; but only the first writes
     /// the rows anew. What a new column says stands in no value that was cached before; what was
     /// cached since, and altered, was written anew, or is generated.
-    fn has_columns_of(&self, before: &TablePrint) -> bool {
+    fn column_since(&self, before: &TablePrint) -> Option<i16> {
         let is_rewritten = self.files.is_none() || self.files != before.files;
         let is_as_before = |(number, (face, version)): (&i16, &(Print, Print))| {
             let now = self.columns.get(number);
@@ -261,19 +328,21 @@ impl TablePrint {
         };
         let is_known = |number: &i16| before.columns.contains_key(number);
         let is_harmless = |number: &i16| !is_rewritten && !self.generated.contains(number);
-        before.columns.iter().all(is_as_before)
-            && self.columns.keys().all(|number| is_known(number) || is_harmless(number))
+        let altered = before.columns.iter().find(|column| !is_as_before(*column));
+        let new = || self.columns.keys().find(|number| !is_known(number) && !is_harmless(number));
+        altered.map(|(number, _)| number).or_else(new).copied()
     }
 
-    /// Whether all parts are as they were, and new ones brought nothing.
-    fn has_parts_of(&self, before: &TablePrint, gap: Gap) -> bool {
+    /// The first part that is not as it was, or is new and brought something.
+    fn part_since(&self, before: &TablePrint, gap: Gap) -> Option<Print> {
         let harmless = match gap {
             Gap::Look => &self.born_empty,
             Gap::Watermark => &self.as_made,
         };
         let is_new = |part: &&Print| !before.parts.contains_key(part);
-        before.parts.iter().all(|(part, face)| self.parts.get(part) == Some(face))
-            && self.parts.keys().filter(is_new).all(|part| harmless.contains(part))
+        let altered = before.parts.iter().find(|(part, face)| self.parts.get(part) != Some(face));
+        let new = || self.parts.keys().filter(is_new).find(|part| !harmless.contains(part));
+        altered.map(|(part, _)| part).or_else(new).copied()
     }
 }
 
@@ -327,7 +396,23 @@ impl Doubt {
     #[must_use]
     pub fn of_rule(&self, rule: RuleId) -> Option<Why> {
         let Doubt::Keys(keys) = self else { return None };
-        keys.range((rule, 0)..=(rule, usize::MAX)).map(|(_, why)| *why).min()
+        keys.range((rule, 0)..=(rule, usize::MAX)).map(|(_, why)| why).min().cloned()
+    }
+
+    /// The reasons, in one line.
+    #[must_use]
+    pub fn reasons(&self) -> String {
+        let keys = match self {
+            Doubt::Everything(why) => return why.told().to_owned(),
+            Doubt::Keys(keys) => keys,
+        };
+        let reasons: BTreeSet<&Why> = keys.values().collect();
+        let mut told: Vec<String> =
+            reasons.iter().take(REASONS_OF_LINE_MAX).map(ToString::to_string).collect();
+        if reasons.len() > REASONS_OF_LINE_MAX {
+            told.push(format!("{} more", reasons.len() - REASONS_OF_LINE_MAX));
+        }
+        told.join("; ")
     }
 
     /// What will be swept, a line for each reason: `names` are the rules', by [`RuleId`].
@@ -337,11 +422,13 @@ impl Doubt {
             Doubt::Everything(why) => return vec![format!("everything: {}", why.told())],
             Doubt::Keys(keys) => keys,
         };
-        let mut by_reason: BTreeMap<Why, BTreeSet<RuleId>> = BTreeMap::new();
+        let mut by_reason: BTreeMap<&Why, BTreeSet<RuleId>> = BTreeMap::new();
         for ((rule, _), why) in keys {
-            by_reason.entry(*why).or_default().insert(*rule);
+            by_reason.entry(why).or_default().insert(*rule);
         }
-        let line = |(why, rules): (Why, BTreeSet<RuleId>)| {
+        let more: BTreeSet<RuleId> =
+            by_reason.values().skip(REASONS_MAX).flatten().copied().collect();
+        let line = |(why, rules): (&dyn fmt::Display, &BTreeSet<RuleId>)| {
             let named = rules.iter().filter_map(|rule| names.get(usize::from(rule.0)));
             let mut named: Vec<String> =
                 named.take(NAMES_MAX).map(|name| format!("`{name}`")).collect();
@@ -351,21 +438,27 @@ impl Doubt {
             let plural = if rules.len() == 1 { "" } else { "s" };
             format!("keys of rule{plural} {}: {why}", named.join(", "))
         };
-        by_reason.into_iter().map(line).collect()
+        let by_reason = by_reason.iter().take(REASONS_MAX);
+        let mut lines: Vec<String> = by_reason.map(|(why, rules)| line((why, rules))).collect();
+        if !more.is_empty() {
+            lines.push(line((&"for more reasons like these", &more)));
+        }
+        lines
     }
 }
 
 impl fmt::Display for Why {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str(match self {
+        let what = match self {
+            Why::Table(altered) => return formatter.write_str(&altered.0),
+            Why::Lookup(altered) => return write!(formatter, "read by a lookup: {}", altered.0),
             Why::Wider => "new, or covering more than before",
-            Why::Table => "the table was altered, or what is published of it",
             Why::Publication => "the publication was altered",
             Why::Trigger => "the event trigger that tells of refreshes was altered",
-            Why::Lookup => "a table that a lookup reads was altered",
             Why::Suspended => "suspended now",
             Why::WasSuspended => "suspended before",
-        })
+        };
+        formatter.write_str(what)
     }
 }
 

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::tests::rules;
-use super::{Broken, Doubt, Gap, Prints, TablePrint, Tables, Why};
+use super::{Altered, Broken, Doubt, Gap, Names, Prints, TablePrint, Tables, Why};
 use crate::config::{Located, Location, Operations, Rule, Source, TableName};
 use crate::keys::{Print, RuleId, Rules};
 
@@ -49,7 +49,11 @@ fn doubt(now: &Prints, before: &Prints, gap: Gap) -> [Option<Why>; 2] {
     };
     let doubt = now.since(&before, gap);
     assert!(matches!(doubt, Doubt::Keys(_)), "{doubt:?}");
-    [0, 1].map(|rule| doubt.of_rule(RuleId(rule)))
+    let plain = |why| match why {
+        Why::Table(_) => Why::Table(Altered::default()),
+        other => other,
+    };
+    [0, 1].map(|rule| doubt.of_rule(RuleId(rule)).map(plain))
 }
 
 type Change = (&'static str, fn(&mut TablePrint), bool);
@@ -59,7 +63,7 @@ fn check(changes: &[Change]) {
     let before = over(|_| {});
     for (what, change, is_in_doubt) in changes {
         let now = over(change);
-        let expected = [is_in_doubt.then_some(Why::Table), None];
+        let expected = [is_in_doubt.then_some(Why::Table(Altered::default())), None];
         assert_eq!(doubt(&now, &before, Gap::Look), expected, "{what}");
         assert_eq!(doubt(&now, &before, Gap::Watermark), expected, "{what}");
         assert_eq!(now.digest() == before.digest(), *what == "nothing", "{what}");
@@ -144,12 +148,13 @@ fn a_part_that_is_new_is_trusted_between_looks_if_it_began_empty_and_later_if_it
             table.born_empty.extend(born_empty.then_some(print("p2")));
             table.as_made.extend(as_made.then_some(print("p2")));
         });
-        let expected = |is_in_doubt: bool| [is_in_doubt.then_some(Why::Table), None];
+        let expected =
+            |is_in_doubt: bool| [is_in_doubt.then_some(Why::Table(Altered::default())), None];
         assert_eq!(doubt(&now, &before, Gap::Look), expected(look));
         assert_eq!(doubt(&now, &before, Gap::Watermark), expected(watermark));
     }
     let renamed = over(|table| table.parts = [(print("p1"), print("other"))].into());
-    assert_eq!(doubt(&renamed, &before, Gap::Look), [Some(Why::Table), None]);
+    assert_eq!(doubt(&renamed, &before, Gap::Look), [Some(Why::Table(Altered::default())), None]);
 }
 
 #[test]
@@ -157,13 +162,22 @@ fn the_publication_is_all_tables_matter_and_a_table_that_is_gone_its_rules() {
     let before = over(|_| {});
     let tables = before.tables().clone();
     let publication = Tables { publication: print("2"), ..tables.clone() };
-    assert_eq!(doubt(&with(publication, &[]), &before, Gap::Look), [Some(Why::Publication); 2]);
+    assert_eq!(
+        doubt(&with(publication, &[]), &before, Gap::Look),
+        [Some(Why::Publication), Some(Why::Publication)]
+    );
     let trigger = Tables { trigger: print("2"), ..tables.clone() };
-    assert_eq!(doubt(&with(trigger, &[]), &before, Gap::Look), [None; 2], "no rule of a view");
+    assert_eq!(doubt(&with(trigger, &[]), &before, Gap::Look), [None, None], "no rule of a view");
     let mut gone = tables;
     gone.tables.remove(&name("list"));
-    assert_eq!(doubt(&with(gone.clone(), &[]), &before, Gap::Look), [None, Some(Why::Table)]);
-    assert_eq!(doubt(&before, &with(gone, &[]), Gap::Look), [None, Some(Why::Table)]);
+    assert_eq!(
+        doubt(&with(gone.clone(), &[]), &before, Gap::Look),
+        [None, Some(Why::Table(Altered::default()))]
+    );
+    assert_eq!(
+        doubt(&before, &with(gone, &[]), Gap::Look),
+        [None, Some(Why::Table(Altered::default()))]
+    );
 }
 
 /// Once when it is suspended, once when it is not any more, and nothing between.
@@ -216,11 +230,11 @@ fn what_has_another_digest_or_another_format_is_not_believed() {
 #[test]
 fn reasons_are_told_with_the_rules_that_they_are_about() {
     let names: Vec<String> = (0..30).map(|rule| format!("r{rule}")).collect();
-    let keys = (0..30).map(|rule| ((RuleId(rule), 0), Why::Table)).collect();
+    let keys = (0..30).map(|rule| ((RuleId(rule), 0), Why::Publication)).collect();
     let told = Doubt::Keys(keys).told(&names);
     assert_eq!(told.len(), 1);
     assert!(told[0].starts_with("keys of rules `r0`, `r1`"), "{told:?}");
-    assert!(told[0].ends_with("`r19`, 10 more: the table was altered, or what is published of it"));
+    assert!(told[0].ends_with("`r19`, 10 more: the publication was altered"));
     let two = [((RuleId(1), 0), Why::Wider), ((RuleId(0), 0), Why::Suspended)];
     let two = Doubt::Keys(two.into());
     let expected = [
@@ -229,6 +243,55 @@ fn reasons_are_told_with_the_rules_that_they_are_about() {
     ];
     assert_eq!(two.told(&names), expected);
     assert_eq!(two.reason(), Broken::OtherRules);
+}
+
+/// The names are not stored: after a start a column that is gone is told by its number.
+#[test]
+fn what_was_altered_is_told_with_the_table_and_the_column() {
+    let named = |table: &mut TablePrint| {
+        let columns = table.columns.keys().map(|number| (*number, format!("c{number}")));
+        let parts = table.parts.keys().map(|part| (*part, "a partition"));
+        let (columns, parts) = (columns.collect(), parts.collect());
+        table.names = Names { table: "public.item".to_owned(), columns, parts };
+    };
+    let told = |change: fn(&mut TablePrint), before: &Prints| {
+        let now = over(|table| {
+            change(table);
+            named(table);
+        });
+        now.since(before, Gap::Look).reasons()
+    };
+    let retyped = |table: &mut TablePrint| {
+        table.columns.insert(2, (print("other"), print("800")));
+    };
+    let dropped = |table: &mut TablePrint| table.columns.retain(|number, _| *number != 2);
+    let detached = |table: &mut TablePrint| table.parts.clear();
+    let before = over(named);
+    assert_eq!(told(retyped, &before), "column `c2` of `public.item` was altered");
+    assert_eq!(told(dropped, &before), "column `c2` of `public.item` was altered");
+    assert_eq!(told(detached, &before), "a partition of `public.item` was altered");
+    let another = |table: &mut TablePrint| table.fixed = print("other");
+    assert_eq!(told(another, &before), "`public.item` is another, or is published otherwise");
+    let stored = Prints::from_value(&before.to_value(), &before.digest()).unwrap();
+    assert!(!String::from_utf8(before.to_value()).unwrap().contains("item"));
+    assert_eq!(told(retyped, &stored), "column `c2` of `public.item` was altered");
+    assert_eq!(told(dropped, &stored), "column 2 of `public.item` was altered");
+    let other = "a partition, a type or a label of an enum of `public.item` was altered";
+    assert_eq!(told(detached, &stored), other);
+}
+
+#[test]
+fn many_reasons_are_told_as_a_few() {
+    let names: Vec<String> = (0..30).map(|rule| format!("r{rule}")).collect();
+    let because = |rule: u16| Why::Table(Altered(format!("`t{rule:02}` was renamed").into()));
+    let keys = (0..30).map(|rule| ((RuleId(rule), 0), because(rule))).collect();
+    let doubt = Doubt::Keys(keys);
+    let told = doubt.told(&names);
+    assert_eq!(told.len(), 21);
+    assert_eq!(told[0], "keys of rule `r0`: `t00` was renamed");
+    assert!(told[20].starts_with("keys of rules `r20`, `r21`"), "{told:?}");
+    let few = "`t00` was renamed; `t01` was renamed; `t02` was renamed; 27 more";
+    assert_eq!(doubt.reasons(), few);
 }
 
 /// I6: the fingerprints of 1 000 rules over 1 000 tables of 20 columns.

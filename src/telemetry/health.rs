@@ -167,12 +167,16 @@ impl Distance {
 }
 
 impl Trouble {
-    /// Logs it, if this text is new.
-    fn say(&mut self) {
+    /// Logs it, if this text is new; as a warning, unless it is what has to happen.
+    fn say(&mut self, is_intended: bool) {
         let words: String = self.text.chars().filter(|one| !one.is_ascii_digit()).collect();
         if self.said.len() < TEXTS_MAX && !self.said.contains(&words) {
             let (text, hint) = (&self.text, self.hint.as_deref());
-            tracing::warn!(hint, "{text}");
+            if is_intended {
+                tracing::info!(hint, "{text}");
+            } else {
+                tracing::warn!(hint, "{text}");
+            }
             self.said.push(words);
         }
     }
@@ -250,6 +254,16 @@ impl Health {
     /// what a person can do. Logged if it is new, or if the text is, of the first few; later texts
     /// for the same topic replace the last one, and are said with the next repetition.
     pub fn trouble(&self, topic: Topic, text: &str, hint: Option<&str>) {
+        self.hold(topic, (text, hint), false);
+    }
+
+    /// Something does not work for a moment, as it has to: as [`trouble`](Health::trouble), but the
+    /// log has it as information.
+    pub fn interruption(&self, topic: Topic, text: &str, hint: Option<&str>) {
+        self.hold(topic, (text, hint), true);
+    }
+
+    fn hold(&self, topic: Topic, (text, hint): (&str, Option<&str>), is_intended: bool) {
         let mut state = self.lock();
         let now = Instant::now();
         let trouble = state.troubles.entry(topic).or_insert_with(|| {
@@ -259,7 +273,7 @@ impl Health {
             Trouble { text, hint, since: now, said, again }
         });
         (trouble.text, trouble.hint) = (text.to_owned(), hint.map(str::to_owned));
-        trouble.say();
+        trouble.say(is_intended);
         self.show(&state);
     }
 

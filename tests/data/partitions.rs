@@ -1,6 +1,6 @@
 //! Partitioned tables, whose changes come under their own name or under that of a partition.
 
-use crate::support::Bed;
+use crate::support::{Bed, Settings, Sidecar};
 
 use super::{expect, rule, sidecar};
 
@@ -129,4 +129,66 @@ async fn rows_of_a_partition_that_is_filled_and_attached_in_one_transaction_are_
     expect(&bed, add, &["part:9", "list:new:x"], &["part:8", "other"]).await;
     tokio::time::sleep(std::time::Duration::from_secs(3)).await;
     assert!(bed.has("part:8").await);
+}
+
+/// Fills keys, runs statements as one transaction, quicker than a look, and again while walsweep is
+/// down: `gone` goes, the other keys stay.
+async fn swept(bed: &Bed, sidecar: &mut Sidecar, statements: &str, (gone, stay): (&str, &[&str])) {
+    let others = async || {
+        for key in stay {
+            assert!(bed.has(key).await, "{key} after {statements}");
+        }
+    };
+    sidecar.wait_ready().await;
+    bed.settled().await;
+    bed.fill(stay).await;
+    bed.fill(&[gone]).await;
+    bed.sql.run(&format!("begin; {statements}; commit")).await;
+    bed.gone(gone).await;
+    sidecar.wait_ready().await;
+    bed.settled().await;
+    others().await;
+    assert_eq!(sidecar.sigterm().await, 0);
+    bed.fill(&[gone]).await;
+    bed.sql.run(&format!("begin; {statements}; commit")).await;
+    sidecar.start();
+    sidecar.wait_ready().await;
+    assert!(!bed.has(gone).await, "{statements}");
+    others().await;
+}
+
+/// What is changed in between is another table's: only the membership tells of it, as a new one.
+#[tokio::test]
+async fn a_partition_or_an_heir_that_is_taken_out_changed_and_put_back_at_once_is_swept() {
+    let bed = Bed::new(&[]).await;
+    let rules = [
+        rule("public.part", &["part:{id}"]),
+        rule("public.tree", &["tree:{id}"]),
+        rule("public.heir", &["heir:{id}"]),
+    ];
+    let more = "create table tree (id int primary key, owner text);
+                create table heir (primary key (id)) inherits (tree);
+                insert into heir values (1, 'a'); insert into part values (1, 'eu', 'a')";
+    let mut sidecar = sidecar(&bed, &format!("{TABLE}{more}"), &rules.concat()).await;
+    let part = "alter table part detach partition part_eu; update part_eu set owner = 'b';
+                alter table part attach partition part_eu for values in ('eu')";
+    swept(&bed, &mut sidecar, part, ("part:1", &["tree:1", "heir:1"])).await;
+    let tree = "alter table heir no inherit tree; alter table heir inherit tree";
+    swept(&bed, &mut sidecar, tree, ("tree:1", &["part:1", "heir:1"])).await;
+}
+
+/// Changes of a partition are told while it is a part of the table that is published.
+#[tokio::test]
+async fn a_partition_that_is_published_with_its_table_and_taken_out_for_a_change_is_swept() {
+    let bed = Bed::new(&[]).await;
+    let rules = [rule("public.part_eu", &["eu:{id}"]), rule("public.part_asia", &["asia:{id}"])];
+    let more = "create table part_asia partition of part for values in ('asia');
+                insert into part values (1, 'eu', 'a');
+                create publication walsweep for table part";
+    bed.sql.run(&format!("{TABLE}{more}")).await;
+    let mut sidecar =
+        Sidecar::set_up(Settings::new(&bed.postgres, &bed.redis, &rules.concat())).await;
+    let statements = "alter table part detach partition part_eu; update part_eu set owner = 'b';
+                      alter table part attach partition part_eu for values in ('eu')";
+    swept(&bed, &mut sidecar, statements, ("eu:1", &["asia:1"])).await;
 }
