@@ -41,8 +41,8 @@ pub(super) fn statement(asked: &Asked, types: &[Type]) -> Option<String> {
     Some(render(include_str!("../../sql/lookup_batch.sql"), &values))
 }
 
-/// Whether an array of the type is one column: arrays of arrays have one shape, and a row is as many
-/// columns as it has.
+/// Whether an array of the type is one column: arrays of arrays have one shape, and a row is as
+/// many columns as it has.
 fn is_plain(kind: &Type) -> bool {
     match kind.kind() {
         Kind::Array(_) | Kind::Composite(_) | Kind::Pseudo => false,
