@@ -228,6 +228,7 @@ async fn a_lookup_alone_sees_the_roles_own_view() {
         .run(
             "create schema app; create schema first;
              create table app.team (id int primary key, label text not null);
+             alter table app.team replica identity full;
              insert into app.team select id, 'label ' || id from generate_series(1, 100) id;
              alter role postgres set search_path = first, app;
              alter role postgres set standard_conforming_strings = off;
