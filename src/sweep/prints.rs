@@ -316,10 +316,10 @@ impl TablePrint {
         altered.map(|what| what + " was altered")
     }
 
-    /// The first column that may read otherwise. A column's version changes with ALTER TYPE from a type
-    /// to the same one, as with NOT NULL, DEFAULT, STATISTICS and grants; but only the first writes
-    /// the rows anew. What a new column says stands in no value that was cached before; what was
-    /// cached since, and altered, was written anew, or is generated.
+    /// The first column that may read otherwise. A column's version changes with ALTER TYPE from a
+    /// type to the same one, as with NOT NULL, DEFAULT, STATISTICS and grants; but only the first
+    /// writes the rows anew. What a new column says stands in no value that was cached before; what
+    /// was cached since, and altered, was written anew, or is generated.
     fn column_since(&self, before: &TablePrint) -> Option<i16> {
         let is_rewritten = self.files.is_none() || self.files != before.files;
         let is_as_before = |(number, (face, version)): (&i16, &(Print, Print))| {
