@@ -5,6 +5,7 @@
 //! difference: the gate, the second removal, the watermark.
 
 use std::collections::BTreeSet;
+use std::path::Path;
 
 use redis::aio::MultiplexedConnection;
 use tokio::sync::mpsc;
@@ -21,7 +22,8 @@ const PATTERNS_MAX: usize = 10_000;
 pub(crate) async fn run() {
     let file = std::env::var("CONFIG").expect("the checker names the configuration");
     let text = std::fs::read_to_string(file).unwrap();
-    let config: Config = parse(&text, &|name| std::env::var(name).ok()).config.unwrap();
+    let config: Config =
+        parse(&text, &|name| std::env::var(name).ok(), Path::new("")).config.unwrap();
     let mut rules = Rules::with_lookups(&config.rules, &config.lookups).unwrap();
     let endpoint = &config.postgres.replication_endpoint;
     let replication = Replication::connect(endpoint, "naive").await.unwrap();
