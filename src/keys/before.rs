@@ -56,7 +56,7 @@ impl Before {
         self.lost().find(|(lost, _)| *lost == lookup).map(|(_, why)| why)
     }
 
-    /// Adds a row that the lookup gave for parameters: see [`write`].
+    /// Adds a row that the lookup gave for parameters: see [`write()`].
     pub(super) fn add(&mut self, lookup: LookupId, row: &[u8]) {
         if self.why_lost(lookup).is_some() || self.rows.contains(lookup, row) {
             return;
