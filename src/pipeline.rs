@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
-use tokio::task::JoinHandle;
+use tokio::task::{JoinError, JoinHandle};
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::between::Between;
@@ -428,16 +428,27 @@ impl<P: Probe + 'static, S: Standby + 'static, N: Node + 'static> Outside<P, S, 
         let mut sweeper = spawn(sweeper.run(sweeper_ends.visible, sweeper_ends.safe));
         let stream = Stream::new(self.slot, rules, ends, (start, timing)).with_cache(cache);
         let stream = stream.behind(wal_end, health.unconfirmed_since());
-        tokio::select! {
+        let outcome = tokio::select! {
             biased;
             outcome = stream.run((health, metrics), shutdown) => outcome,
-            ended = &mut gate.0 => Err(match ended {
-                Ok(Err(error)) => error.into(),
-                _ => Error::Stage("settle"),
-            }),
+            ended = &mut gate.0 => return Err(why_settled(ended)),
             _ = &mut sweeper.0 => Err(Error::Stage("sweep")),
             error = denied(witness.as_mut().map(|(task, _safe)| task)) => Err(error),
+        };
+        match outcome {
+            // The stream met the closed channel before the end of the stage was seen here. Without
+            // its reason, a lost connection would look like a stage that the slot's content ends.
+            Err(Error::Stage("settle")) => Err(why_settled((&mut gate.0).await)),
+            outcome => outcome,
         }
+    }
+}
+
+/// Why the gate's stage ended, from what its task gave.
+fn why_settled(ended: Result<Result<(), settle::Error>, JoinError>) -> Error {
+    match ended {
+        Ok(Err(error)) => error.into(),
+        Ok(Ok(())) | Err(_) => Error::Stage("settle"),
     }
 }
 

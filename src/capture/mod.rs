@@ -102,15 +102,15 @@ impl Slot {
 
     /// Waits for bytes, and reads at least one more into the buffer; there may be new frames in
     /// [`Slot::buffered`] afterwards. Returns at once if a whole message is in the buffer already,
-    /// or a piece of a long one, as after the answer that began the stream. While a backlog streams
-    /// in small pieces the
-    /// thread is blocked for a moment first, on purpose: see [`pause`].
+    /// or a piece of a long one, as after the answer that began the stream. While much comes in
+    /// small pieces the thread is blocked for a moment first, on purpose: see [`pause`].
+    /// Returns whether so much came that the socket may hold more.
     ///
     /// # Errors
     /// The connection failed or was closed, or what stands in the buffer is not the protocol.
-    pub async fn fill(&mut self) -> Result<(), Error> {
+    pub async fn fill(&mut self) -> Result<bool, Error> {
         if passing::is_ready(&self.incoming, self.passing.as_ref())? {
-            return Ok(());
+            return Ok(false);
         }
         if let Some(error) = self.failed.take() {
             return Err(Error::Io(error));
@@ -122,7 +122,7 @@ impl Slot {
         let size = self.read_all().await?;
         self.last_received = Instant::now();
         self.pause.after_read(self.last_received, size);
-        Ok(())
+        Ok(self.incoming.len() == self.incoming.capacity())
     }
 
     /// Waits for bytes, and takes all that are there, as far as the buffer has room: TLS gives one
@@ -212,6 +212,13 @@ impl Slot {
     #[must_use]
     pub fn confirmed(&self) -> Lsn {
         self.confirmed
+    }
+
+    /// Until when to wait, at most, for what was read last to be through: the next
+    /// [`Slot::fill`] blocks the thread, and what is on its way with it. `None` for no time.
+    #[must_use]
+    pub fn rests_until(&self) -> Option<Instant> {
+        Some(self.pause.rest()).filter(|rest| !rest.is_zero()).map(|rest| self.last_received + rest)
     }
 
     /// When a byte last came from the server.

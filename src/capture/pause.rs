@@ -12,8 +12,14 @@
 //!
 //! The wait blocks the thread on purpose. An asynchronous timer would wait in `epoll_wait`, where
 //! the next change wakes the thread at once, and has a granularity of a whole millisecond besides.
-//! The program runs on one thread; what else it does may start 0.2 ms later, while a backlog
-//! streams and never otherwise: a single commit, or a thousand in a second, are read as they come.
+//! The program runs on one thread; what else it does may start 0.2 ms later.
+//!
+//! Many small commits are no backlog, but each of their messages is a wake-up, too. Above some
+//! 2 000 commits a second they are *gathered*: the thread blocks for a millisecond between two
+//! reads, and a read, a look of the gate and a round trip to Redis serve all that came meanwhile.
+//! It does not block while those that were read are on their way; the stream sees to that
+//! ([`Slot::rests_until`](super::Slot::rests_until)). A single commit, or a thousand in a second,
+//! are read as they come.
 
 use std::time::Duration;
 
@@ -39,40 +45,91 @@ const BUSY_WINDOW_COUNT: u32 = 2;
 /// slice of the scheduler, which on a loaded machine interrupts the sender without ending anything.
 const BACKLOG_WINDOW: Duration = Duration::from_millis(8);
 
+/// Pause while commits are gathered. At 2 000 commits a second, three messages each, that is two
+/// commits, which wait for half of it.
+const GATHER_PAUSE: Duration = Duration::from_millis(1);
+
+/// Messages in a millisecond from which on commits are gathered. A thousand commits of three rows
+/// in a second are five.
+const GATHER_MESSAGE_COUNT: u128 = 6;
+
+/// How long messages are counted for that. A group commit is over sooner.
+const GATHER_WINDOW: Duration = Duration::from_millis(32);
+
+/// So many windows one after the other have to be that busy.
+const GATHER_WINDOW_COUNT: u32 = 2;
+
 /// Whether the stream is busy, and whether the next read waits.
 #[derive(Debug, Default)]
 pub(super) struct Pause {
-    window_start: Option<Instant>,
+    backlog: Windows,
+    gather: Windows,
+    /// How long the next read waits.
+    due: Duration,
+}
+
+/// Messages counted in windows of time.
+#[derive(Debug, Default)]
+struct Windows {
+    start: Option<Instant>,
     message_count: u32,
-    busy_windows: u32,
-    due: bool,
+    /// How many windows in a row were busy, until now.
+    busy: u32,
+}
+
+impl Windows {
+    fn count_message(&mut self) {
+        self.message_count = self.message_count.saturating_add(1);
+    }
+
+    /// Ends the window if it is `length` old: it was busy with so many messages a millisecond.
+    fn judge(&mut self, now: Instant, length: Duration, messages_min: u128) {
+        let elapsed = now.duration_since(*self.start.get_or_insert(now));
+        if elapsed < length {
+            return;
+        }
+        let is_busy = u128::from(self.message_count) >= messages_min * elapsed.as_micros() / 1_000;
+        self.busy = if is_busy { self.busy.saturating_add(1) } else { 0 };
+        self.start = Some(now);
+        self.message_count = 0;
+    }
 }
 
 impl Pause {
     /// Counts a message of the stream.
     pub(super) fn count_message(&mut self) {
-        self.message_count = self.message_count.saturating_add(1);
+        self.backlog.count_message();
+        self.gather.count_message();
     }
 
     /// Judges after a read of `size` bytes at `now` whether to wait before the next one.
     pub(super) fn after_read(&mut self, now: Instant, size: usize) {
-        let start = *self.window_start.get_or_insert(now);
-        let elapsed = now.duration_since(start);
-        let is_backlog = self.busy_windows >= BUSY_WINDOW_COUNT;
-        if elapsed >= if is_backlog { BACKLOG_WINDOW } else { WINDOW } {
-            let rate_min = BUSY_MESSAGE_COUNT * elapsed.as_micros() / WINDOW.as_micros();
-            let is_busy = u128::from(self.message_count) >= rate_min;
-            self.busy_windows = if is_busy { self.busy_windows.saturating_add(1) } else { 0 };
-            self.window_start = Some(now);
-            self.message_count = 0;
-        }
-        self.due = size < LARGE_READ_SIZE && self.busy_windows >= BUSY_WINDOW_COUNT;
+        let length = if self.is_backlog() { BACKLOG_WINDOW } else { WINDOW };
+        self.backlog.judge(now, length, BUSY_MESSAGE_COUNT);
+        self.gather.judge(now, GATHER_WINDOW, GATHER_MESSAGE_COUNT);
+        self.due = match (self.is_backlog(), self.gather.busy >= GATHER_WINDOW_COUNT) {
+            _ if size >= LARGE_READ_SIZE => Duration::ZERO,
+            (true, _) => PAUSE,
+            (false, true) => GATHER_PAUSE,
+            (false, false) => Duration::ZERO,
+        };
+    }
+
+    fn is_backlog(&self) -> bool {
+        self.backlog.busy >= BUSY_WINDOW_COUNT
+    }
+
+    /// How long to wait at most for what the last read brought, before [`Pause::take`] blocks the
+    /// thread; zero where it does not matter.
+    pub(super) fn rest(&self) -> Duration {
+        if self.due == GATHER_PAUSE { GATHER_PAUSE } else { Duration::ZERO }
     }
 
     /// Waits, if the last read asked for it; once for each read.
     pub(super) fn take(&mut self) {
-        if std::mem::take(&mut self.due) {
-            block_thread();
+        let due = std::mem::take(&mut self.due);
+        if !due.is_zero() {
+            block_thread(due);
         }
     }
 }
@@ -81,8 +138,8 @@ impl Pause {
     clippy::disallowed_methods,
     reason = "only a thread that is not in epoll_wait saves the sender its wake-ups"
 )]
-fn block_thread() {
-    std::thread::sleep(PAUSE);
+fn block_thread(pause: Duration) {
+    std::thread::sleep(pause);
 }
 
 #[cfg(test)]
@@ -91,22 +148,30 @@ mod tests {
 
     use tokio::time::Instant;
 
-    use super::Pause;
+    use super::{GATHER_PAUSE, PAUSE, Pause};
 
-    /// Feeds a stream for 100 ms: every `period` a read of `messages` messages of 100 bytes.
-    /// Returns how many of the reads asked for a pause.
-    fn pauses(period: Duration, messages: usize) -> u32 {
+    /// Feeds a stream for so long: every `period` a read of `messages` messages of 100 bytes.
+    /// Returns how many of the reads asked for this pause.
+    fn count(due: Duration, length: Duration, period: Duration, messages: usize) -> u32 {
         let mut pause = Pause::default();
         let start = Instant::now();
         let mut count = 0;
-        for at in 0..u32::try_from(100_000 / period.as_micros()).unwrap() {
+        for at in 0..u32::try_from(length.as_micros() / period.as_micros()).unwrap() {
             pause.after_read(start + period * at, messages * 100);
             for _ in 0..messages {
                 pause.count_message();
             }
-            count += u32::from(pause.due);
+            count += u32::from(pause.due == due);
         }
         count
+    }
+
+    fn pauses(period: Duration, messages: usize) -> u32 {
+        count(PAUSE, Duration::from_millis(100), period, messages)
+    }
+
+    fn gathers(period: Duration, messages: usize) -> bool {
+        count(GATHER_PAUSE, Duration::from_secs(1), period, messages) > 0
     }
 
     #[test]
@@ -115,6 +180,34 @@ mod tests {
         assert_eq!(pauses(Duration::from_micros(200), 1), 0, "each message by itself");
         assert_eq!(pauses(Duration::from_millis(8), 40), 0, "eight commits at once");
         assert_eq!(pauses(Duration::from_millis(32), 160), 0, "thirty-two commits at once");
+    }
+
+    #[test]
+    fn only_many_commits_are_gathered() {
+        for (period, messages, gathered) in [
+            (Duration::from_millis(1), 3, false),
+            (Duration::from_millis(1), 5, false),
+            (Duration::from_millis(8), 40, false),
+            (Duration::from_micros(200), 1, false),
+            (Duration::from_secs(1), 300, false),
+            (Duration::from_micros(500), 3, true),
+            (Duration::from_micros(100), 1, true),
+            (Duration::from_millis(4), 40, true),
+        ] {
+            assert_eq!(gathers(period, messages), gathered, "{messages} every {period:?}");
+        }
+    }
+
+    #[test]
+    fn a_commit_after_a_silence_is_not_gathered() {
+        let (mut pause, start) = (Pause::default(), Instant::now());
+        for at in 0..200 {
+            pause.after_read(start + Duration::from_micros(500) * at, 500);
+            (0..5).for_each(|_| pause.count_message());
+        }
+        assert_eq!(pause.rest(), GATHER_PAUSE);
+        pause.after_read(start + Duration::from_secs(1), 100);
+        assert!(pause.due.is_zero() && pause.rest().is_zero());
     }
 
     #[test]
@@ -137,9 +230,9 @@ mod tests {
             pause.after_read(start + Duration::from_micros(50) * at, 1000);
             (0..10).for_each(|_| pause.count_message());
         }
-        assert!(pause.due);
+        assert_eq!(pause.due, PAUSE);
         pause.after_read(start + Duration::from_secs(1), 100);
-        assert!(!pause.due);
+        assert!(pause.due.is_zero());
     }
 
     #[test]
@@ -150,7 +243,7 @@ mod tests {
             now += after;
             pause.after_read(now, 1000);
             (0..messages).for_each(|_| pause.count_message());
-            pause.due
+            pause.due == PAUSE
         };
         for _ in 0..400 {
             read(Duration::from_micros(50), 10);
@@ -162,8 +255,8 @@ mod tests {
 
     #[test]
     fn a_read_waits_once() {
-        let mut pause = Pause { due: true, ..Pause::default() };
+        let mut pause = Pause { due: PAUSE, ..Pause::default() };
         pause.take();
-        assert!(!pause.due);
+        assert!(pause.due.is_zero());
     }
 }

@@ -393,7 +393,7 @@ impl<P: Probe + 'static> Gate<P> {
         let Mapped { transaction, received_at, keys } = mapped;
         let is_seen = gate_is_off() || self.remembers(transaction.xid);
         let waiting = Waiting { keys, received_at, kind: Kind::Transaction(transaction), looks: 0 };
-        self.looks.arrived(received_at);
+        self.looks.arrived();
         if is_seen {
             self.release(waiting, outputs).await?;
         } else {

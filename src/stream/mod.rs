@@ -193,6 +193,11 @@ impl<'a> Stream<'a> {
         clock.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             let may_read = self.held.is_empty() && self.ledger.in_flight() < IN_FLIGHT_MAX;
+            // What is on its way already must not wait while the thread is blocked for more.
+            let rest = self
+                .slot
+                .rests_until()
+                .filter(|until| may_read && self.ledger.in_flight() > 0 && *until > Instant::now());
             tokio::select! {
                 biased;
                 () = shutdown.requested() => return self.drain(watched).await,
@@ -204,15 +209,18 @@ impl<'a> Stream<'a> {
                     self.listening_since = Instant::now();
                     self.take_buffered(&counters)?;
                 }
-                filled = self.slot.fill(), if may_read => {
-                    filled?;
+                () = sleep_until(rest.unwrap_or_else(Instant::now)), if rest.is_some() => {}
+                filled = self.slot.fill(), if may_read && rest.is_none() => {
+                    let has_more = filled?;
                     self.take_buffered(&counters)?;
                     if self.reply_due {
                         self.send_status().await?;
                     }
                     // A socket that is never empty would keep this task running; the gate and the
                     // sweeper live on the same thread.
-                    tokio::task::yield_now().await;
+                    if has_more {
+                        tokio::task::yield_now().await;
+                    }
                 }
             }
             counters.in_flight.set(i64::try_from(self.ledger.in_flight()).unwrap_or(i64::MAX));
