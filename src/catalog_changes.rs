@@ -85,9 +85,8 @@ mod tests {
     /// The catalogs, tables and views, that a question reads.
     fn catalogs(question: &str) -> BTreeSet<&str> {
         let text = question.lines().filter(|line| !line.trim_start().starts_with("--"));
-        let words = text.flat_map(|line| {
-            line.split(|one: char| !one.is_ascii_alphanumeric() && one != '_')
-        });
+        let words = text
+            .flat_map(|line| line.split(|one: char| !one.is_ascii_alphanumeric() && one != '_'));
         let words: Vec<&str> = words.filter(|word| !word.is_empty()).collect();
         let reads = words.windows(2).filter(|pair| ["from", "join"].contains(&pair[0]));
         reads.map(|pair| pair[1]).filter(|name| name.starts_with("pg_")).collect()

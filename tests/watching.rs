@@ -168,15 +168,17 @@ const PARTITIONS: usize = 2_000;
 /// A server with so many tables, and a table of so many partitions; walsweep is set up for them.
 async fn many(conf: &[&str]) -> (Bed, Sidecar) {
     let bed = Bed::new(conf).await;
-    let tables = (1..=TABLES).map(|one| format!("create table t{one} (id int primary key, a int);"));
+    let tables =
+        (1..=TABLES).map(|one| format!("create table t{one} (id int primary key, a int);"));
     bed.sql.run(&tables.collect::<String>()).await;
     bed.sql.run("create table p (id int primary key, a int) partition by range (id)").await;
     for first in (0..PARTITIONS).step_by(100) {
         let last = first + 100;
         let range = |from: usize, to: usize| format!("for values from ({from}) to ({to})");
         let hundred = format!("{} partition by range (id);", range(first, last));
-        let parts = (first..last)
-            .map(|one| format!("create table p{one} partition of q{first} {};", range(one, one + 1)));
+        let parts = (first..last).map(|one| {
+            format!("create table p{one} partition of q{first} {};", range(one, one + 1))
+        });
         let parts: String = parts.collect();
         bed.sql.run(&format!("create table q{first} partition of p {hundred} {parts}")).await;
     }

@@ -11,17 +11,16 @@ use crate::backlog::cpu_seconds;
 use crate::support::{Bed, Settings, Sidecar, Sql};
 
 /// How long nothing happens, and then how long somebody writes now and then.
-const IDLE: Duration = Duration::from_secs(20);
+const IDLE: Duration = Duration::from_secs(60);
 
 /// Between two commits of whoever writes now and then.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// How many commits come at once, one after another.
-const COMMITS: usize = 2_000;
+/// How many keys go by commits that come one after another, each of one row.
+const KEYS: usize = 4_000;
 
 /// The processes of the server that work for walsweep.
-const BACKENDS: &str =
-    "select coalesce(array_agg(pid), '{}') from pg_stat_activity where application_name like 'walsweep%'";
+const BACKENDS: &str = "select coalesce(array_agg(pid), '{}') from pg_stat_activity where application_name like 'walsweep%'";
 
 /// The most that one of these has locked, and all of them.
 const LOCKS: &str = "select coalesce(max(own), 0), coalesce(sum(own), 0)::bigint
@@ -35,7 +34,9 @@ pub(crate) async fn run() {
     let share: usize = share.unwrap_or(1_000);
     let (tables, rules, partitions) = (share, share, 10 * share);
     let rule = |table: &str, name: usize| {
-        format!("[[rule]]\nname = \"r{name}\"\ntable = \"public.{table}\"\nkeys = [\"r{name}:{{id}}\"]\n")
+        format!(
+            "[[rule]]\nname = \"r{name}\"\ntable = \"public.{table}\"\nkeys = [\"r{name}:{{id}}\"]\n"
+        )
     };
     let bed = bed().await;
     for name in 1..=tables {
@@ -44,14 +45,14 @@ pub(crate) async fn run() {
     }
     let own = (1..=tables).map(|name| rule(&format!("t{name}"), name)).collect();
     let update = move |turn: usize| format!("update t{} set b = {turn}", turn % tables + 1);
-    measure(&format!("{tables} tables with a rule each"), &bed, own, &update).await;
+    measure((&format!("{tables} tables with a rule each"), KEYS), &bed, own, &update).await;
 
     let bed = self::bed().await;
     bed.sql.run("create table t (id int primary key, a text, b int)").await;
     bed.sql.run("insert into t values (1, 'a', 1)").await;
     let own = (1..=rules).map(|name| rule("t", name)).collect();
     let update = |turn: usize| format!("update t set b = {turn}");
-    measure(&format!("{rules} rules of one table"), &bed, own, &update).await;
+    measure((&format!("{rules} rules of one table"), KEYS / rules * 10), &bed, own, &update).await;
 
     let bed = self::bed().await;
     bed.sql.run("create table t (id int primary key, a text, b int) partition by range (id)").await;
@@ -69,7 +70,7 @@ pub(crate) async fn run() {
     bed.sql.run("insert into t select id, 'a', 1 from generate_series(0, 99) as id").await;
     let own = rule("t", 1);
     let update = |turn: usize| format!("update p{} set b = {turn}", turn % 100);
-    measure(&format!("{partitions} partitions of one table"), &bed, own, &update).await;
+    measure((&format!("{partitions} partitions of one table"), KEYS), &bed, own, &update).await;
 }
 
 /// A server with room for so many tables.
@@ -77,7 +78,12 @@ async fn bed() -> Bed {
     Bed::new(&["shared_buffers = '256MB'", "max_wal_size = '4GB'"]).await
 }
 
-async fn measure(what: &str, bed: &Bed, rules: String, update: &dyn Fn(usize) -> String) {
+async fn measure(
+    (what, commits): (&str, usize),
+    bed: &Bed,
+    rules: String,
+    update: &dyn Fn(usize) -> String,
+) {
     let mut settings = Settings { rules, ..bed.settings() };
     settings.level = "info".to_owned();
     settings.refill = "1s".to_owned();
@@ -88,7 +94,7 @@ async fn measure(what: &str, bed: &Bed, rules: String, update: &dyn Fn(usize) ->
     // The first start has all to sweep; what every other start costs is asked for.
     sidecar.start();
     ready(bed, &mut sidecar).await;
-    bed.settled().await;
+    settled(bed).await;
     assert_eq!(sidecar.sigterm().await, 0);
     bed.sql.run("vacuum analyze").await;
     let began = Instant::now();
@@ -100,15 +106,15 @@ async fn measure(what: &str, bed: &Bed, rules: String, update: &dyn Fn(usize) ->
     let (idle, most) = share(bed, most, &|_| None).await;
     let (busy, most) = share(bed, most, &|turn| Some(update(turn))).await;
     let resident = resident(sidecar.id());
-    bed.settled().await;
+    settled(bed).await;
     let before = (cpu_seconds(sidecar.id()).unwrap(), backends(&bed.sql).await);
-    for turn in 0..COMMITS {
+    for turn in 0..commits {
         bed.sql.run(&update(turn)).await;
     }
-    bed.settled().await;
+    settled(bed).await;
     let after = (cpu_seconds(sidecar.id()).unwrap(), backends(&bed.sql).await);
     #[expect(clippy::cast_precision_loss, reason = "some thousand")]
-    let each = |spent: f64| spent / COMMITS as f64 * 1e6;
+    let each = |spent: f64| spent / commits as f64 * 1e6;
     println!(
         "| scale | {what} | setup {:.1} s, start to ready {:.2} s; Postgres idle {:.2} % of a core, \
          with ten commits a second {:.2} %; at most {} locks, {} of one session; {} MiB; a commit \
@@ -124,6 +130,15 @@ async fn measure(what: &str, bed: &Bed, rules: String, update: &dyn Fn(usize) ->
         each(after.1 - before.1),
     );
     assert_eq!(sidecar.sigterm().await, 0);
+}
+
+/// Waits until everything that is committed by now is confirmed, as long as that may take.
+async fn settled(bed: &Bed) {
+    let position = bed.position().await;
+    while bed.confirmed().await < position {
+        bed.sql.run("select pg_logical_emit_message(false, 'settle', '')").await;
+        sleep(Duration::from_millis(10)).await;
+    }
 }
 
 /// Waits until it is ready, as long as that may take; gives the most that it has locked meanwhile.
