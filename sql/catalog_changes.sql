@@ -3,12 +3,12 @@
 -- sql/lookup_shape.sql, sql/preflight_tables.sql, sql/preflight_views.sql, with sql/published.sql),
 -- or when settings were read anew. It reads each catalog once, as it lies: what it costs grows with
 -- the catalog, and not with what the rules name.
--- Privileges: none; the catalogs that it reads are open to all. Versions: 14 to 18. It takes no lock
--- on any table that it asks about.
+-- Privileges: none; the catalogs that it reads are open to all. Versions: 14 to 18. It takes no
+-- lock on any table that it asks about.
 -- Whatever is inserted or updated has the xmin of its transaction, be it frozen since, and whoever
--- ran has one that is not older. A row that is deleted is one less of its catalog; of columns, their
--- defaults and indexes none goes without a row of pg_class, or a newer one of its own. Names of
--- roles are read from a view, which has no xmin.
+-- ran has one that is not older. A row that is deleted is one less of its catalog; of columns,
+-- their defaults and indexes none goes without a row of pg_class, or a newer one of its own. Names
+-- of roles are read from a view, which has no xmin.
 -- Tables of a session alone do not count: applications make them all the time, and no rule names
 -- one. An xid is compared around its 32 bits, so it may not become too old.
 with temporary as (

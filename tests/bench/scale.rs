@@ -20,7 +20,9 @@ const PAUSE: Duration = Duration::from_millis(100);
 const KEYS: usize = 4_000;
 
 /// The processes of the server that work for walsweep.
-const BACKENDS: &str = "select coalesce(array_agg(pid), '{}') from pg_stat_activity where application_name like 'walsweep%'";
+const BACKENDS: &str = "select coalesce(array_agg(pid), '{}')
+      from pg_stat_activity
+     where application_name like 'walsweep%'";
 
 /// The most that one of these has locked, and all of them.
 const LOCKS: &str = "select coalesce(max(own), 0), coalesce(sum(own), 0)::bigint
@@ -35,7 +37,8 @@ pub(crate) async fn run() {
     let (tables, rules, partitions) = (share, share, 10 * share);
     let rule = |table: &str, name: usize| {
         format!(
-            "[[rule]]\nname = \"r{name}\"\ntable = \"public.{table}\"\nkeys = [\"r{name}:{{id}}\"]\n"
+            "[[rule]]\nname = \"r{name}\"\ntable = \"public.{table}\"\n\
+             keys = [\"r{name}:{{id}}\"]\n"
         )
     };
     let bed = bed().await;
@@ -52,7 +55,13 @@ pub(crate) async fn run() {
     bed.sql.run("insert into t values (1, 'a', 1)").await;
     let own = (1..=rules).map(|name| rule("t", name)).collect();
     let update = |turn: usize| format!("update t set b = {turn}");
-    measure((&format!("{rules} rules of one table"), KEYS / rules * 10), &bed, own, &update).await;
+    measure(
+        (&format!("{rules} rules of one table"), (KEYS / rules * 10).max(1)),
+        &bed,
+        own,
+        &update,
+    )
+    .await;
 
     let bed = self::bed().await;
     bed.sql.run("create table t (id int primary key, a text, b int) partition by range (id)").await;
@@ -116,9 +125,9 @@ async fn measure(
     #[expect(clippy::cast_precision_loss, reason = "some thousand")]
     let each = |spent: f64| spent / commits as f64 * 1e6;
     println!(
-        "| scale | {what} | setup {:.1} s, start to ready {:.2} s; Postgres idle {:.2} % of a core, \
-         with ten commits a second {:.2} %; at most {} locks, {} of one session; {} MiB; a commit \
-         {:.0} µs of walsweep, {:.0} µs of its sessions | – | – |",
+        "| scale | {what} | setup {:.1} s, start to ready {:.2} s; Postgres idle {:.2} % of a \
+         core, with ten commits a second {:.2} %; at most {} locks, {} of one session; {} MiB; a \
+         commit {:.0} µs of walsweep, {:.0} µs of its sessions | – | – |",
         setup.as_secs_f64(),
         ready.as_secs_f64(),
         idle * 1e2,
