@@ -160,54 +160,53 @@ with recursive wanted as (
                         where a.attrelid = e.oid and a.attnum > 0 and not a.attisdropped
                           and a.attgenerated = 's' and o.gencols <> 's') generated on true
    where nullif(to_jsonb(r) -> 'prattrs', 'null') is not null or generated.name is not null
+), published_as as (
+  -- The partitioned table under whose name a table's changes are published.
+  select covered.oid, n.nspname || '.' || c.relname as name
+    from covered
+    join publication p on p.pubviaroot
+    join pg_class c on c.oid = covered.top
+    join pg_namespace n on n.oid = c.relnamespace
+   where covered.top <> covered.oid
+), is_listed as (
+  -- What the publication names, or a table that it is a partition of.
+  select l.oid from lineage l join listed on listed.oid = l.ancestor
+), narrowed as (
+  select listed.oid, listed.numbers, listed.filter
+    from listed
+    join published on published.oid = listed.oid
+    join publication p on not p.puballtables
+   where listed.oid not in (select oid from in_schemas)
+), full_refused as (
+  -- Another publication with which a full identity of a table would make writes fail.
+  select distinct on (part.parent) part.parent as oid,
+         jsonb_build_object('publication', a.pubname, 'name', a.name, 'column', a.left_out) as shown
+    from (select oid as parent, oid from found
+           union all
+          select parent, oid from partition) part
+    join against_full a on a.oid = part.oid
+   order by part.parent, a.pubname, a.oid
 ), tables as (
   select f.oid, jsonb_build_object(
            'relation', relation.shown,
            'columns', coalesce(columns.shown, '[]'),
            'partitions', coalesce(partitions.shown, '[]'),
            'heir', foreign_heir.name,
-           -- The partitioned table under whose name this one's changes are published.
-           'published_as', (select n.nspname || '.' || c.relname
-                              from covered
-                              join publication p on p.pubviaroot
-                              join pg_class c on c.oid = covered.top
-                              join pg_namespace n on n.oid = c.relnamespace
-                             where covered.oid = f.oid and covered.top <> f.oid),
-           -- Whether the publication names it or a table that it is a partition of.
-           'is_listed', exists (select
-                                  from lineage l
-                                  join listed on listed.oid = l.ancestor
-                                 where l.oid = f.oid),
+           'published_as', published_as.name,
+           'is_listed', f.oid in (select oid from is_listed),
            'published_columns', published_columns.names,
-           'has_column_list', exists (select
-                                        from listed
-                                        join published on published.oid = listed.oid
-                                        join publication p on not p.puballtables
-                                       where listed.oid = f.oid
-                                         and listed.numbers is not null
-                                         and f.oid not in (select oid from in_schemas)),
-           -- Another publication with which a full identity would make writes fail.
-           'full_refused', (select jsonb_build_object('publication', a.pubname, 'name', a.name,
-                                                      'column', a.left_out)
-                              from against_full a
-                             where a.oid = f.oid
-                                or a.oid in (select oid from partition where parent = f.oid)
-                             order by a.pubname, a.oid
-                             limit 1),
+           'has_column_list', f.oid in (select oid from narrowed where numbers is not null),
+           'full_refused', full_refused.shown,
            -- What it says is not asked: to print it, the server would lock the table.
-           'has_row_filter', exists (select
-                                       from listed
-                                       join published on published.oid = listed.oid
-                                       join publication p on not p.puballtables
-                                      where listed.oid = f.oid
-                                        and listed.filter is not null
-                                        and f.oid not in (select oid from in_schemas))) as shown
+           'has_row_filter', f.oid in (select oid from narrowed where filter is not null)) as shown
     from found f
     join relation on relation.oid = f.oid
     left join columns on columns.oid = f.oid
     left join partitions on partitions.parent = f.oid
     left join foreign_heir on foreign_heir.parent = f.oid
+    left join published_as on published_as.oid = f.oid
     left join published_columns on published_columns.oid = f.oid
+    left join full_refused on full_refused.oid = f.oid
 )
 select jsonb_build_object(
   'publication', (select to_jsonb(p) || jsonb_build_object(

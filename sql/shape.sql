@@ -44,7 +44,15 @@ with recursive wanted as (
    where w.relkind = 'r'
 ), member as (
   select oid from wanted
-), {published}, type as (
+), {published}, path as (
+  -- What makes a table a partition of the one under whose name it is published.
+  select covered.oid, string_agg(i.xmin::text, ' ' order by l.height) as versions
+    from covered
+    join lineage top on top.oid = covered.oid and top.ancestor = covered.top
+    join lineage l on l.oid = covered.oid and l.height < top.height
+    join pg_inherits i on i.inhrelid = l.ancestor
+   group by covered.oid
+), type as (
   -- The users' own types of the columns, and what those consist of.
   select w.oid as root, a.atttypid as oid
     from wanted w
@@ -82,15 +90,11 @@ select l.oid, 'published', concat_ws(' ', 'schema', s.entry), null, null, null, 
 union all
 -- Published as a partition of another table only while it is one.
 select w.oid, 'published', 'by name',
-       concat_ws(' ', covered.top, published.oid,
-                 (select string_agg(i.xmin::text, ' ' order by l.height)
-                    from lineage top
-                    join lineage l on l.oid = top.oid and l.height < top.height
-                    join pg_inherits i on i.inhrelid = l.ancestor
-                   where top.oid = w.oid and top.ancestor = covered.top)), null, null, false
+       concat_ws(' ', covered.top, published.oid, path.versions), null, null, false
   from wanted w
   join covered on covered.oid = w.oid
   left join published on published.oid = w.oid
+  left join path on path.oid = w.oid
 union all
 select w.oid, 'table', w.relname, concat_ws(' ', w.oid, w.relkind, w.relpersistence),
        case when w.relkind <> 'm' then w.version::text end, w.relowner::text, false

@@ -55,6 +55,7 @@ pub mod sweep;
 pub mod watermark;
 
 pub mod between;
+pub mod catalog_changes;
 pub mod channel;
 pub mod cli;
 pub mod commands;

@@ -102,7 +102,9 @@ impl Watched {
         let Watched { tables, publication, trigger, lookups } = self;
         let values: [&(dyn ToSql + Sync); 4] = [&tables.0, &tables.1, publication, trigger];
         let question = preflight::with_published(include_str!("../sql/shape.sql"));
-        let mut rows = client.query(&wrap(question), &values).await?;
+        let question = wrap(question);
+        let asked = client.query(&question, &values);
+        let mut rows = preflight::of_many(client, tables.0.len(), asked).await?;
         if !lookups.is_empty() {
             let question = include_str!("../sql/lookup_shape.sql").to_owned();
             rows.extend(client.query(&wrap(question), &[lookups]).await?);

@@ -6,6 +6,9 @@
 //! a rule is suspended, and taken up again, in one way only, at the beginning of a session, and
 //! with a sweep. What changes and puts no key in doubt ends nothing.
 //!
+//! Most of the time only one thing is asked: whether any transaction wrote to the catalog since the
+//! last look ([`catalog_changes`](crate::catalog_changes)).
+//!
 //! No question here locks a table, or waits for one; but lookups, which are tried on a session of
 //! their own and never wait long. What cannot be asked is said, and asked again: a watch that fails
 //! ends nothing, only a dead connection does. What is altered meanwhile nobody sees, so that after
@@ -19,6 +22,7 @@ use tokio::sync::watch::Sender;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_postgres::Client;
 
+use crate::catalog_changes::CatalogChanges;
 use crate::config::Config;
 use crate::error::Error;
 use crate::keys::{LookupId, RuleId, Rules};
@@ -33,11 +37,12 @@ use crate::telemetry::{Health, Topic};
 const PAUSES: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(10));
 
 /// How many times as long as a look the pause after it is, between these two: the server looks
-/// after very many tables for a part of its time only.
-const PAUSE_FACTOR: u32 = 20;
+/// after very many tables for a part of its time only. The first where somebody looked whether the
+/// catalog has changed, a hundredth; the second where it had.
+const PAUSE_FACTORS: (u32, u32) = (100, 20);
 
 /// A look that takes longer means that the connection is dead: the server gives up each of its some
-/// six questions long before (`sql/watch_state.sql`).
+/// eight questions long before (`sql/watch_state.sql`).
 const TIMEOUT: Duration = Duration::from_secs(60);
 
 /// How often lookups are tried, and how often while one of them cannot be, or does not work.
@@ -62,8 +67,19 @@ pub struct Watch {
 /// What a look found before, in short: a question for the whole is needed only if it is another.
 #[derive(Default)]
 struct Known {
+    changes: CatalogChanges,
     shape: Option<String>,
     judged: Option<String>,
+}
+
+/// What came of a look.
+enum Looked {
+    /// Nobody has written to the catalog.
+    Unchanged,
+    /// What was written puts no key in doubt.
+    Alike,
+    /// The keys that are in doubt.
+    Doubt(Doubt),
 }
 
 impl Watch {
@@ -114,9 +130,14 @@ impl Tables<'_> {
         loop {
             sleep(pause).await;
             let began = Instant::now();
+            let mut factor = PAUSE_FACTORS.1;
             match timeout(TIMEOUT, self.look(&mut known, &mut prints, misfits)).await {
-                Ok(Ok(None)) => self.health.over(&Topic::Watch),
-                Ok(Ok(Some(doubt))) => return Error::TablesChanged(doubt),
+                Ok(Ok(Looked::Unchanged)) => {
+                    factor = PAUSE_FACTORS.0;
+                    self.health.over(&Topic::Watch);
+                }
+                Ok(Ok(Looked::Alike)) => self.health.over(&Topic::Watch),
+                Ok(Ok(Looked::Doubt(doubt))) => return Error::TablesChanged(doubt),
                 Ok(Err(preflight::Error::Query(error))) if error.as_db_error().is_none() => {
                     return error.into();
                 }
@@ -130,7 +151,7 @@ impl Tables<'_> {
                 }
                 Err(_elapsed) => return Error::Silent(TIMEOUT.as_secs()),
             }
-            pause = (began.elapsed() * PAUSE_FACTOR).clamp(PAUSES.0, PAUSES.1);
+            pause = (began.elapsed() * factor).clamp(PAUSES.0, PAUSES.1);
         }
     }
 
@@ -141,14 +162,17 @@ impl Tables<'_> {
         known: &mut Known,
         prints: &mut Prints,
         misfits: &BTreeSet<Misfit>,
-    ) -> Result<Option<Doubt>, preflight::Error> {
+    ) -> Result<Looked, preflight::Error> {
+        let Some(seen) = known.changes.since(self.client).await? else {
+            return Ok(Looked::Unchanged);
+        };
         let short = self.watched.digest(self.client).await?;
         if known.shape.as_ref() != Some(&short) {
             let now = self.watched.look(self.client).await?;
             let now = prints.with_tables(now.into_tables());
             let doubt = now.since(prints, Gap::Look);
             if !doubt.is_none() {
-                return Ok(Some(doubt));
+                return Ok(Looked::Doubt(doubt));
             }
             if now != *prints {
                 *prints = now;
@@ -161,12 +185,13 @@ impl Tables<'_> {
             let findings = preflight::again(self.config, self.rules, self.client).await?;
             let found = preflight::misfits(&findings);
             if found != *misfits {
-                return Ok(Some(other_fit(self.rules, misfits, &found)));
+                return Ok(Looked::Doubt(other_fit(self.rules, misfits, &found)));
             }
             self.tell(findings);
             known.judged = Some(short);
         }
-        Ok(None)
+        known.changes.keep(seen);
+        Ok(Looked::Alike)
     }
 
     /// What does not end the session: a rule that removes more than it should, and what stands

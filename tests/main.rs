@@ -42,4 +42,5 @@ mod sweeping_load;
 mod views;
 mod versions;
 mod visibility;
+mod watching;
 mod when;

@@ -12,6 +12,8 @@ use super::{Located, Location, Problem, Script};
 /// A document being read.
 pub(super) struct Reader<'a> {
     text: &'a str,
+    /// Where each line but the first begins: every option asks for its place.
+    lines: Vec<usize>,
     env: &'a dyn Fn(&str) -> Option<String>,
     folder: &'a Path,
     /// What was wrong so far, in the order of its finding.
@@ -39,7 +41,8 @@ impl<'a> Reader<'a> {
         env: &'a dyn Fn(&str) -> Option<String>,
         folder: &'a Path,
     ) -> Reader<'a> {
-        Reader { text, env, folder, problems: Vec::new() }
+        let lines = text.match_indices('\n').map(|(newline, _)| newline + 1).collect();
+        Reader { text, lines, env, folder, problems: Vec::new() }
     }
 
     /// The file that a relative path names: it begins where the configuration lies, whatever the
@@ -55,9 +58,10 @@ impl<'a> Reader<'a> {
     /// The place of a byte offset, lines and columns counted from 1, columns in characters.
     pub(super) fn location(&self, offset: usize, key: &str) -> Location {
         let before = self.text.get(..offset).unwrap_or(self.text);
-        let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
+        let lines = self.lines.partition_point(|start| *start <= before.len());
+        let line_start = lines.checked_sub(1).map_or(0, |last| self.lines[last]);
         Location {
-            line: before.matches('\n').count() + 1,
+            line: lines + 1,
             column: before.get(line_start..).map_or(0, |line| line.chars().count()) + 1,
             key: key.to_owned(),
         }

@@ -220,7 +220,7 @@ fn change(rules: &Rules, question: &Question) -> Result<Change, Error> {
     let mut columns: BTreeSet<&str> =
         [old, new].into_iter().flatten().flat_map(Object::keys).map(String::as_str).collect();
     if *operation == Operation::Delete {
-        let used = rules.column_uses().filter(|used| used.table == table);
+        let used = rules.column_uses_of(table);
         columns.extend(used.map(|used| used.column));
     }
     let is_key = |column: &str| match old {

@@ -342,6 +342,12 @@ impl Rules {
         self.rules.iter().zip(&self.names).flat_map(|(rule, name)| compile::column_uses(rule, name))
     }
 
+    /// The columns that the rules of a table read.
+    pub fn column_uses_of(&self, table: &TableName) -> impl Iterator<Item = ColumnUse<'_>> {
+        let rules = self.rules.iter().zip(&self.names).filter(|(rule, _)| rule.table == *table);
+        rules.flat_map(|(rule, name)| compile::column_uses(rule, name))
+    }
+
     /// The operations that a rule looks at; none for a rule that is not of these.
     #[must_use]
     pub fn operations(&self, rule: RuleId) -> Operations {

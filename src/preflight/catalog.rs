@@ -2,6 +2,7 @@
 
 use serde::Deserialize;
 use serde_json::{Map, Value};
+use tokio_postgres::types::ToSql;
 use tokio_postgres::{Client, Row};
 
 use super::memory::Memory;
@@ -35,7 +36,32 @@ async fn tables(
     let (schemas, names) = names(rules.tables());
     let Postgres { publication, replication_endpoint, .. } = &config.postgres;
     let user = &replication_endpoint.user;
-    client.query_one(query, &[&schemas, &names, publication, &advice, user]).await
+    let values: [&(dyn ToSql + Sync); 5] = [&schemas, &names, publication, &advice, user];
+    of_many(client, names.len(), client.query_one(query, &values)).await
+}
+
+/// What is `asked` over `client` of so many `tables`, planned for as many as they are: in a
+/// transaction of its own, so that the session is afterwards as it was.
+///
+/// # Errors
+///
+/// The question's.
+pub(crate) async fn of_many<T>(
+    client: &Client,
+    tables: usize,
+    asked: impl Future<Output = Result<T, tokio_postgres::Error>>,
+) -> Result<T, tokio_postgres::Error> {
+    client.batch_execute("begin").await?;
+    let tables = i64::try_from(tables).unwrap_or(i64::MAX);
+    let planned = client.query(include_str!("../../sql/plan_many.sql"), &[&tables]).await;
+    let answer = match planned {
+        Ok(_settings) => asked.await,
+        Err(error) => Err(error),
+    };
+    let ended = client.batch_execute("rollback").await;
+    let answer = answer?;
+    ended?;
+    Ok(answer)
 }
 
 fn tables_query() -> String {

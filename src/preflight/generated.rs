@@ -41,10 +41,10 @@ pub(super) fn is_needed(context: &Context<'_>) -> bool {
         let name = table.relation.table_name();
         let is_full = identity::is_full(context, table);
         table.columns.iter().filter(|column| is_stored(column)).any(|column| {
-            let mut uses = context.rules.column_uses();
+            let mut uses = context.rules.column_uses_of(&name);
             is_full
                 || table.family().any(|relation| relation.identifies(&column.name))
-                || uses.any(|used| *used.table == name && used.column == column.name)
+                || uses.any(|used| used.column == column.name)
         })
     };
     context.version >= VERSION_MIN && context.catalog.tables.iter().any(is_needed)

@@ -53,7 +53,7 @@ pub(super) fn needs_full(context: &Context<'_>, table: &Table) -> bool {
     let name = table.relation.table_name();
     // A column that is not there, such as one that was renamed, has a finding of its own.
     let is_there = |name: &str| table.columns.iter().any(|column| column.name == name);
-    let uses = context.rules.column_uses().filter(|column| *column.table == name);
+    let uses = context.rules.column_uses_of(&name);
     let uses = uses.filter(|column| is_there(column.column));
     let mut unknown = uses.filter(|column| !table.identifies(column.column));
     let is_missing = table.holders().any(|relation| !relation.has_identity());

@@ -54,7 +54,7 @@ use tokio_postgres::Client;
 use crate::config::{Config, Source, TableName};
 use crate::keys::Rules;
 
-pub(crate) use self::catalog::{digest_of, with_published};
+pub(crate) use self::catalog::{digest_of, of_many, with_published};
 pub(crate) use self::cure::{
     comment, create_role, drop_publication, drop_slot, escaped, full_identity_of, grant_connect,
     grant_select, grant_usage, identity_as_before, patiently, render,

@@ -9,6 +9,7 @@ mod commits;
 mod latency;
 mod patterns;
 mod peer;
+mod scale;
 mod settlement;
 mod start;
 #[path = "../support/mod.rs"]
@@ -44,6 +45,9 @@ fn main() {
     }
     if wanted("start") {
         runtime.block_on(start::run());
+    }
+    if wanted("scale") {
+        runtime.block_on(scale::run());
     }
 }
 
