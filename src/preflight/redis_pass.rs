@@ -11,7 +11,7 @@ use crate::config::Config;
 use crate::sweep;
 
 /// A pass over fewer keys costs some milliseconds.
-const KEYS_MIN: u64 = 10_000;
+pub(super) const KEYS_MIN: u64 = 10_000;
 
 /// SCAN calls that are timed, and what each looks at: some milliseconds of the server's time.
 const CALLS: u64 = 20;
@@ -40,7 +40,7 @@ pub(super) async fn cost(
 }
 
 /// The keys of the database; `None` if the server does not tell.
-async fn keys(
+pub(super) async fn keys(
     config: &Config,
     connection: &mut MultiplexedConnection,
 ) -> Result<Option<u64>, RedisError> {
@@ -117,7 +117,7 @@ fn text(seconds: f64) -> String {
 }
 
 /// A number in groups of three digits.
-fn grouped(number: u64) -> String {
+pub(super) fn grouped(number: u64) -> String {
     let digits = number.to_string();
     let mut grouped = String::with_capacity(digits.len() + digits.len() / 3);
     for (at, digit) in digits.chars().enumerate() {
@@ -130,7 +130,7 @@ fn grouped(number: u64) -> String {
 }
 
 /// Whether a key template gives patterns even where every value is known.
-fn is_pattern(template: &str) -> bool {
+pub(super) fn is_pattern(template: &str) -> bool {
     let mut rest = template.chars();
     while let Some(one) = rest.next() {
         match one {
