@@ -67,7 +67,8 @@ pub enum Command {
         #[arg(long)]
         lease: bool,
     },
-    /// Show which keys a row change removes, and by which rule. Needs no server.
+    /// Show which keys a row change removes, and by which rule. Reads no row, and needs no server;
+    /// where Postgres can be reached, columns are compared with those that the table has.
     Explain(ExplainArgs),
     /// Remove the keys that match, by hand, in one SCAN pass.
     Sweep {
@@ -113,4 +114,7 @@ pub struct ExplainArgs {
     /// The row after, as JSON.
     #[arg(long, value_name = "JSON")]
     pub new: Option<String>,
+    /// Ask no server which columns the table has.
+    #[arg(long)]
+    pub offline: bool,
 }

@@ -6,21 +6,23 @@ use std::io::{IsTerminal, Write, stderr, stdout};
 use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use clap::CommandFactory;
 use clap_complete::Shell;
+use tokio::time::timeout;
 use tracing::Level;
 
 use crate::cli::{Cli, ExplainArgs};
 use crate::config::{Config, Log, LogFormat, TableName};
 use crate::demo::{self, DemoOptions};
 use crate::explain::{self, Question};
-use crate::forecast::forecast;
+use crate::forecast::{Forecast, forecast};
 use crate::keys::{Pattern, Rules};
 use crate::load::load;
 use crate::pipeline::Program;
 use crate::postgres::connect_sql;
-use crate::preflight::{Finding, Report};
+use crate::preflight::{Fact, Finding, Report};
 use crate::shutdown::Shutdown;
 use crate::sweep::{Error, Kind, Node, Pace, Pass, Progress, Standalone, connect, key_name};
 use crate::telemetry::metrics::Metrics;
@@ -30,6 +32,9 @@ use crate::{lease, preflight};
 /// `application_name` of connections that commands other than `run` make.
 pub(crate) const NAME: &str = "walsweep command";
 
+/// How long `explain` waits for Postgres: it answers without, too.
+const EXPLAIN_WAIT: Duration = Duration::from_secs(2);
+
 /// Why a command did not succeed.
 #[derive(Debug)]
 pub struct Failure {
@@ -37,15 +42,15 @@ pub struct Failure {
     pub status: u8,
     message: String,
     hint: Option<String>,
-    /// Whether the log has it already.
-    pub is_logged: bool,
+    /// Whether the log or standard output has it already.
+    pub is_said: bool,
 }
 
 impl Failure {
     /// A failure that a person has to look at.
     #[must_use]
     pub fn halted(message: String) -> Failure {
-        Failure { status: 1, message, hint: None, is_logged: false }
+        Failure { status: 1, message, hint: None, is_said: false }
     }
 
     pub(crate) fn with_hint(self, hint: Option<impl Into<String>>) -> Failure {
@@ -54,12 +59,12 @@ impl Failure {
 
     /// Says it as the log's last line, where machines read that and expect nothing else.
     fn in_log(self, log: &Log) -> Failure {
-        let is_logged = log.format == LogFormat::Json && tracing::enabled!(Level::ERROR);
-        if is_logged {
+        let is_said = log.format == LogFormat::Json && tracing::enabled!(Level::ERROR);
+        if is_said {
             let (status, hint) = (self.status, self.hint.as_deref());
             tracing::error!(status, hint, "{}", self.message);
         }
-        Failure { is_logged, ..self }
+        Failure { is_said, ..self }
     }
 }
 
@@ -131,12 +136,20 @@ async fn stream(config: &Config, mut rules: Rules, is_strict: bool) -> Result<()
 /// 78 for the configuration; 1 when a finding is an error or a server cannot be asked.
 pub async fn check(path: &Path, json: bool) -> Result<(), Failure> {
     let (config, mut rules) = configuration(path)?;
-    let report = Report {
-        postgres: check_postgres(&config, &mut rules).await,
-        redis: check_redis(&config).await,
-    };
-    print(&format!("{}\n", if json { report.to_json() } else { report.to_string() }))?;
-    consequence(&report).map_or(Ok(()), |what| Err(Failure::halted(what)))
+    let mut report = Report::default();
+    let start = check_postgres(&config, &mut rules, &mut report).await;
+    check_redis(&config, &mut report).await;
+    report.facts.extend(preflight::of_rules(&config));
+    report.facts.extend(start);
+    let verdict = consequence(&report);
+    if json {
+        // Programs read `ok` and the findings; the verdict is for people.
+        print(&format!("{}\n", report.to_json()))?;
+        return verdict.map_or(Ok(()), |what| Err(Failure::halted(what)));
+    }
+    let said = verdict.as_deref().unwrap_or("`walsweep run` would start");
+    print(&format!("{report}\n{said}\n"))?;
+    verdict.map_or(Ok(()), |what| Err(Failure { is_said: true, ..Failure::halted(what) }))
 }
 
 /// What `run` would do about the errors; `None` if there are none.
@@ -171,26 +184,43 @@ fn consequence(report: &Report) -> Option<String> {
     (!parts.is_empty()).then(|| parts.join("\n"))
 }
 
-/// A server that cannot be asked is a finding, so that the other one's are still told.
-async fn check_postgres(config: &Config, rules: &mut Rules) -> Vec<Finding> {
+/// A server that cannot be asked is a finding, so that the other one's are still told. Gives a fact
+/// about the next start, if it sweeps nothing.
+async fn check_postgres(config: &Config, rules: &mut Rules, report: &mut Report) -> Option<Fact> {
     let sql = match connect_sql(&config.postgres.endpoint, NAME).await {
         Ok(sql) => Rc::new(sql),
-        Err(error) => return vec![preflight::unreachable(&error)],
+        Err(error) => {
+            report.postgres.push(preflight::unreachable(&error));
+            return None;
+        }
     };
+    report.facts.extend(preflight::of_postgres(config, &sql).await);
     let unreadable =
         |error: preflight::Error| vec![Finding::error("catalog_unreadable", error.to_string())];
     let mut findings = preflight::postgres(config, rules, &sql).await.unwrap_or_else(unreadable);
     findings.extend(preflight::before_publication(config, &sql).await.unwrap_or_else(unreadable));
     findings.extend(preflight::replication(config, &sql).await);
     findings.extend(preflight::replicas(config, &sql).await.unwrap_or_else(unreadable));
-    findings.extend(forecast(config, rules, &sql, &findings).await);
-    findings
+    let forecast = forecast(config, rules, &sql, &findings).await;
+    report.postgres = findings;
+    match forecast {
+        Forecast::Unknown => None,
+        Forecast::Nothing => Some(Fact::new("start", "the next one sweeps nothing".to_owned())),
+        Forecast::Sweeps(finding) => {
+            report.postgres.push(finding);
+            None
+        }
+    }
 }
 
-async fn check_redis(config: &Config) -> Vec<Finding> {
+async fn check_redis(config: &Config, report: &mut Report) {
     match connect::connect(&config.redis).await {
-        Ok(mut connection) => preflight::redis(config, &mut connection).await,
-        Err(error) => vec![preflight::redis_unreachable(&error)],
+        Ok(mut connection) => {
+            report.redis = preflight::redis(config, &mut connection).await;
+            let facts = preflight::of_redis(config, &mut connection, &report.redis).await;
+            report.facts.extend(facts);
+        }
+        Err(error) => report.redis.push(preflight::redis_unreachable(&error)),
     }
 }
 
@@ -237,9 +267,9 @@ pub async fn drop_lease(path: &Path) -> Result<(), Failure> {
 ///
 /// # Errors
 ///
-/// 78 for the configuration; 1 for a row that is not one.
-pub fn explain(path: &Path, arguments: &ExplainArgs) -> Result<(), Failure> {
-    let (_config, mut rules) = configuration(path)?;
+/// 78 for the configuration; 1 for a row that is not one, or a column that the table has not.
+pub async fn explain(path: &Path, arguments: &ExplainArgs) -> Result<(), Failure> {
+    let (config, mut rules) = configuration(path)?;
     let row = |name: &str, text: &Option<String>| {
         let parse = |text: &String| {
             serde_json::from_str::<explain::Object>(text).map_err(|error| {
@@ -255,9 +285,25 @@ pub fn explain(path: &Path, arguments: &ExplainArgs) -> Result<(), Failure> {
         new: row("new", &arguments.new)?,
         identity: arguments.identity.clone(),
     };
-    let explanation = explain::explain(&mut rules, &question)
-        .map_err(|error| halted(&error).with_hint(error.hint()))?;
-    print(&explanation.to_string())
+    let failed = |error: explain::Error| halted(&error).with_hint(error.hint());
+    let explanation = explain::explain(&mut rules, &question).map_err(failed)?;
+    let note = if arguments.offline { None } else { compare(&config, &question).await? };
+    print(&format!("{explanation}{}", note.unwrap_or_default()))
+}
+
+/// Compares columns with those of the table; gives a note where Postgres cannot be asked.
+async fn compare(config: &Config, question: &Question) -> Result<Option<String>, Failure> {
+    let asked = async {
+        let sql = connect_sql(&config.postgres.endpoint, NAME).await.map_err(|e| e.to_string())?;
+        explain::compare(question, &sql).await.map_err(|error| preflight::message(&error))
+    };
+    let why = match timeout(EXPLAIN_WAIT, asked).await {
+        Ok(Ok(Ok(()))) => return Ok(None),
+        Ok(Ok(Err(error))) => return Err(halted(&error).with_hint(error.hint())),
+        Ok(Err(why)) => why,
+        Err(_elapsed) => format!("no answer in {} s", EXPLAIN_WAIT.as_secs()),
+    };
+    Ok(Some(format!("\nnote       columns were not compared with the table: {why}\n")))
 }
 
 /// `walsweep sweep`, without removing anything in a `dry_run`. What no rule covers may be sessions

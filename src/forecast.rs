@@ -18,25 +18,40 @@ use crate::sweep::{self, Broken, Doubt, Node, Standalone, Watermark, key_name};
 /// Keys and patterns that are shown, at most.
 const KEYS_MAX: usize = 20;
 
-/// What a start would sweep, if `found` is what the checks find; no finding for nothing. `None` as
-/// well where Postgres or Redis cannot be asked: that has findings of its own.
+/// What the next start would sweep.
+#[derive(Debug)]
+pub enum Forecast {
+    /// Postgres or Redis cannot be asked: that has findings of its own.
+    Unknown,
+    /// Nothing.
+    Nothing,
+    /// These keys.
+    Sweeps(Finding),
+}
+
+/// What a start would sweep, if `found` is what the checks find.
 pub async fn forecast(
     config: &Config,
     rules: &Rules,
     sql: &Rc<Sql>,
     found: &[Finding],
-) -> Option<Finding> {
+) -> Forecast {
     let (mark, wal_end, prints, broken) = match start(config, rules, sql, found).await {
         Ok(start) => start,
         Err(error) => {
             tracing::debug!(%error, "what a start would sweep is not known");
-            return None;
+            return Forecast::Unknown;
         }
     };
     let node = Standalone::new(&config.redis, key_name(&config.postgres.slot));
-    node.connect().await.ok()?;
-    let doubt = sweep::forecast(&node, (mark, wal_end), prints, broken).await.ok()?;
-    (!doubt.is_none()).then(|| finding(rules, &doubt))
+    if node.connect().await.is_err() {
+        return Forecast::Unknown;
+    }
+    match sweep::forecast(&node, (mark, wal_end), prints, broken).await {
+        Ok(doubt) if doubt.is_none() => Forecast::Nothing,
+        Ok(doubt) => Forecast::Sweeps(finding(rules, &doubt)),
+        Err(_error) => Forecast::Unknown,
+    }
 }
 
 type Start = (Watermark, crate::lsn::Lsn, sweep::Prints, Option<Broken>);

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use crate::config::{Config, Problem, parse, unreadable};
+use crate::config::{Config, Problem, Quotes, parse, unreadable};
 use crate::keys::Rules;
 
 /// A configuration that cannot be used.
@@ -64,9 +64,22 @@ fn judge_in(
     let mut problems = parsed.problems;
     match (Rules::with_lookups(&parsed.rules, &parsed.lookups), parsed.config) {
         (Ok(rules), Some(config)) => return Ok((config, rules)),
-        (Err(more), _) => problems.extend(more),
+        (Err(more), _) => problems.extend(more.into_iter().map(|one| typed(one, text))),
         (Ok(_), None) => {}
     }
     problems.sort_by(|one, other| one.at.cmp(&other.at));
     Err(problems)
+}
+
+/// The problem of a rule with its hint as it is typed where the problem is: a key template that
+/// stands in `"…"` needs two backslashes for one.
+fn typed(problem: Problem, file: &str) -> Problem {
+    let is_template = problem.at.key.rsplit('.').nth(1) == Some("keys");
+    match Quotes::at(file, &problem.at).filter(|_| is_template) {
+        Some(quotes) => {
+            let hint = problem.hint.map(|hint| quotes.typed(&hint));
+            Problem { hint, ..problem }
+        }
+        None => problem,
+    }
 }

@@ -42,7 +42,7 @@ async fn execute(Cli { config, command }: Cli) -> Result<(), Failure> {
         Command::Teardown { print, login, .. } => {
             setup_commands::teardown(&config, print, login.as_deref()).await
         }
-        Command::Explain(arguments) => commands::explain(&config, &arguments),
+        Command::Explain(arguments) => commands::explain(&config, &arguments).await,
         Command::Sweep { patterns, dry_run, force } => {
             commands::sweep(&config, &patterns, (dry_run, force)).await
         }
@@ -54,7 +54,7 @@ async fn execute(Cli { config, command }: Cli) -> Result<(), Failure> {
 
 /// The one place where an error becomes text for a person. A closed standard error cannot be told.
 fn report(failure: &Failure) -> ExitCode {
-    if !failure.is_logged {
+    if !failure.is_said {
         drop(writeln!(stderr(), "{failure}"));
     }
     failure.status.into()

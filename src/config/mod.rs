@@ -2,6 +2,7 @@
 
 mod lookup;
 mod parse;
+mod quotes;
 mod reader;
 mod redis_url;
 mod script;
@@ -20,6 +21,7 @@ use crate::postgres::Endpoint;
 
 pub(crate) use parse::unreadable;
 pub use parse::{Parsed, parse};
+pub use quotes::Quotes;
 pub use script::Script;
 pub use slot_on::SlotOn;
 pub(crate) use source::OWN_PREFIX;

@@ -10,11 +10,15 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use serde_json::Map;
+use tokio_postgres::{Client, Error as SqlError};
 
 use crate::config::{Location, LookupRows, Missing, TableName};
 use crate::decode::{Column, OldKind, OldTuple, Relation, ReplicaIdentity, Tuple, Value};
 use crate::gather::{Change, Row};
-use crate::keys::{KeySet, Pattern, RuleId, Rules, Skip, Wanted, WidenReason, is_time};
+use crate::keys::{
+    ColumnUse, KeySet, Pattern, Purpose, RuleId, Rules, Skip, Wanted, WidenReason, is_time,
+};
+use crate::preflight::nearest;
 
 /// A row as JSON: column to value.
 pub type Object = Map<String, serde_json::Value>;
@@ -78,6 +82,21 @@ pub enum Error {
     /// A value is an array or an object, which Postgres prints in ways of its own.
     #[error("read column `{0}`: an array or object is not the text that Postgres sends")]
     Nested(String),
+    /// The table is not there.
+    #[error("explain: there is no table or materialized view `{0}`")]
+    NoTable(TableName),
+    /// A row, or the identity, names a column that the table does not have.
+    #[error("read `--{option}`: `{table}` has no column `{column}`")]
+    NoColumn {
+        /// `old`, `new` or `identity`.
+        option: &'static str,
+        /// The table.
+        table: TableName,
+        /// The column.
+        column: String,
+        /// The columns that it has.
+        columns: Vec<String>,
+    },
 }
 
 impl Error {
@@ -89,6 +108,13 @@ impl Error {
             Error::MissingRow { version, .. } => Some(format!("add `--{version} JSON`")),
             Error::ExtraRow { version, .. } => Some(format!("leave `--{version}` out")),
             Error::Nested(_) => Some("give the value as a text, as psql shows it".to_owned()),
+            Error::NoTable(_) => Some("write `schema.table` as psql shows it".to_owned()),
+            Error::NoColumn { column, columns, .. } => {
+                Some(match nearest(column, columns.iter().map(String::as_str)) {
+                    Some(like) => format!("did you mean `{like}`?"),
+                    None => format!("its columns are `{}`", columns.join("`, `")),
+                })
+            }
         }
     }
 }
@@ -106,6 +132,9 @@ pub struct Explanation {
     pub tables: Vec<TableName>,
     /// All materialized views that rules look at.
     pub views: Vec<TableName>,
+    /// Columns that the rows have and no rule of the table reads, each with one that a rule reads,
+    /// is not given and is perhaps meant.
+    pub unread: Vec<(String, Option<String>)>,
 }
 
 /// What one rule makes of the change.
@@ -130,12 +159,12 @@ pub enum Outcome {
     ConditionFalse,
     /// It looks at the change.
     Keys {
-        /// Keys that are removed.
-        exact: Vec<Vec<u8>>,
-        /// Patterns whose keys are removed.
-        patterns: Vec<Pattern>,
-        /// Why templates were widened.
-        widened: Vec<WidenReason>,
+        /// Keys that are removed, each with the template that gives it.
+        exact: Vec<(Vec<u8>, Option<String>)>,
+        /// Patterns whose keys are removed, each with the template that gives it.
+        patterns: Vec<(Pattern, Option<String>)>,
+        /// Why templates were widened, and the columns that are not known, where that is why.
+        widened: Vec<(WidenReason, Vec<String>)>,
         /// Templates that need rows, with the parameters of their lookups.
         lookups: Vec<String>,
     },
@@ -159,7 +188,7 @@ pub fn explain(rules: &mut Rules, question: &Question) -> Result<Explanation, Er
             Operation::Refresh => None,
             _ => rules.skips(rule, &change),
         };
-        let outcome = outcome(rules, skip, &keys);
+        let outcome = outcome(rules, (rule, &name), question, skip, &keys);
         explained.push(Explained { rule: name, at: place.clone(), outcome });
     }
     Ok(Explanation {
@@ -168,21 +197,113 @@ pub fn explain(rules: &mut Rules, question: &Question) -> Result<Explanation, Er
         rules: explained,
         tables: rules.tables().cloned().collect(),
         views: rules.views().cloned().collect(),
+        unread: unread(rules, question),
     })
 }
 
-fn outcome(rules: &Rules, skip: Option<Skip>, keys: &KeySet) -> Outcome {
+/// Compares the columns that a question names with those that its table has.
+///
+/// # Errors
+/// The table is not there, or has no such column.
+pub async fn compare(question: &Question, sql: &Client) -> Result<Result<(), Error>, SqlError> {
+    let TableName { schema, name } = &question.table;
+    let rows = sql.query(include_str!("../../sql/explain_columns.sql"), &[schema, name]).await?;
+    let columns =
+        rows.iter().map(|row| row.try_get(0)).collect::<Result<Vec<String>, SqlError>>()?;
+    Ok(fits(question, columns))
+}
+
+fn fits(question: &Question, columns: Vec<String>) -> Result<(), Error> {
+    if columns.is_empty() {
+        return Err(Error::NoTable(question.table.clone()));
+    }
+    let of = |option: &'static str, row: &Option<Object>| {
+        let names = row.iter().flat_map(Object::keys).cloned();
+        names.map(|name| (option, name)).collect::<Vec<_>>()
+    };
+    let identity = question.identity.iter().map(|name| ("identity", name.clone()));
+    let mut named = of("old", &question.old).into_iter().chain(of("new", &question.new));
+    let unknown = |(_, column): &(&str, String)| !columns.contains(column);
+    let wrong = named.find(unknown).or_else(|| identity.clone().find(unknown));
+    match wrong {
+        Some((option, column)) => {
+            let table = question.table.clone();
+            Err(Error::NoColumn { option, table, column, columns })
+        }
+        None => Ok(()),
+    }
+}
+
+/// Columns of the rows that no rule of the table reads.
+fn unread(rules: &Rules, question: &Question) -> Vec<(String, Option<String>)> {
+    let read: BTreeSet<&str> = rules
+        .column_uses()
+        .filter(|used| used.table == &question.table)
+        .map(|used| used.column)
+        .collect();
+    let given: BTreeSet<&str> = [&question.old, &question.new]
+        .into_iter()
+        .flatten()
+        .flat_map(Object::keys)
+        .map(String::as_str)
+        .collect();
+    if read.is_empty() {
+        return Vec::new();
+    }
+    let meant = |column: &str| nearest(column, read.difference(&given).copied()).map(str::to_owned);
+    given.difference(&read).map(|column| ((*column).to_owned(), meant(column))).collect()
+}
+
+fn outcome(
+    rules: &Rules,
+    (rule, name): (RuleId, &str),
+    question: &Question,
+    skip: Option<Skip>,
+    keys: &KeySet,
+) -> Outcome {
+    let from = |pattern: &Pattern| match rules.templates_of(rule, pattern).as_slice() {
+        [template] if template.as_bytes() != pattern.as_bytes() => Some((*template).to_owned()),
+        _ => None,
+    };
+    let exact = |key: &[u8]| (key.to_vec(), from(&Pattern::literal(key)));
     match skip {
         Some(Skip::OtherOperation) => Outcome::OtherOperation,
         Some(Skip::Unchanged) => Outcome::Unchanged,
         Some(Skip::ConditionFalse) => Outcome::ConditionFalse,
         None => Outcome::Keys {
-            exact: keys.exact().map(|(_, key)| key.to_vec()).collect(),
-            patterns: keys.patterns().map(|(_, pattern)| pattern.clone()).collect(),
-            widened: keys.widened().map(|(_, reason, _)| reason).collect(),
+            exact: keys.exact().map(|(_, key)| exact(key)).collect(),
+            patterns: keys.patterns().map(|(_, one)| (one.clone(), from(one))).collect(),
+            widened: keys
+                .widened()
+                .map(|(_, reason, _)| (reason, unknown(rules, name, question, reason)))
+                .collect(),
             lookups: keys.waiting().map(|(text, rows)| waiting(rules, text, &rows)).collect(),
         },
     }
+}
+
+/// The columns of a rule's keys whose values are not known for this reason.
+fn unknown(rules: &Rules, rule: &str, question: &Question, reason: WidenReason) -> Vec<String> {
+    let Question { old, new, identity, .. } = question;
+    let has = |row: &Option<Object>, column: &str| {
+        row.as_ref().is_some_and(|row| row.contains_key(column))
+    };
+    let is_key = |column: &str| identity.iter().any(|key| key == column);
+    let is_unknown = |used: &ColumnUse<'_>| {
+        let Purpose::Key { old: needs_old, .. } = used.purpose else { return false };
+        let is_given = has(old, used.column) || has(new, used.column);
+        match reason {
+            WidenReason::ReplicaIdentity => {
+                let is_sent = has(old, used.column) || (old.is_none() && is_key(used.column));
+                let is_kept = used.immutable && new.is_some();
+                needs_old && !is_sent && !is_kept && (is_given || new.is_none())
+            }
+            WidenReason::MissingColumn => !is_given,
+            _ => false,
+        }
+    };
+    let used = rules.column_uses().filter(|used| used.rule == rule && is_unknown(used));
+    used.map(|used| used.column.to_owned()).collect()
 }
 
 /// A template that needs rows, and which.
@@ -339,6 +460,13 @@ impl fmt::Display for Explanation {
             for view in &self.views {
                 write!(formatter, "; at `{view}` with `--op refresh`")?;
             }
+            let tables: Vec<String> = self.tables.iter().map(ToString::to_string).collect();
+            let wanted = self.table.to_string();
+            if let Some(like) = nearest(&wanted, tables.iter().map(String::as_str))
+                && like != wanted
+            {
+                write!(formatter, "; did you mean `{like}`?")?;
+            }
             return writeln!(formatter);
         }
         for (at, explained) in self.rules.iter().enumerate() {
@@ -347,6 +475,16 @@ impl fmt::Display for Explanation {
             }
             writeln!(formatter, "rule `{}` (line {})", explained.rule, explained.at.line)?;
             self.outcome(formatter, &explained.outcome)?;
+        }
+        if !self.unread.is_empty() {
+            writeln!(formatter)?;
+        }
+        for (column, meant) in &self.unread {
+            write!(formatter, "unread     `{column}`: no rule of `{}` reads it", self.table)?;
+            match meant {
+                Some(meant) => writeln!(formatter, "; did you mean `{meant}`?")?,
+                None => writeln!(formatter)?,
+            }
         }
         Ok(())
     }
@@ -371,17 +509,25 @@ impl Explanation {
         if exact.is_empty() && patterns.is_empty() && lookups.is_empty() {
             writeln!(formatter, "  nothing  a value of every key is NULL, or its version missing")?;
         }
-        for key in exact {
-            writeln!(formatter, "  key      {}", Shown(key))?;
-        }
-        for pattern in patterns {
-            writeln!(formatter, "  pattern  {}", Shown(pattern.as_bytes()))?;
+        let exact = exact.iter().map(|(key, from)| ("key    ", key.as_slice(), from));
+        let patterns = patterns.iter().map(|(one, from)| ("pattern", one.as_bytes(), from));
+        for (kind, key, from) in exact.chain(patterns) {
+            write!(formatter, "  {kind}  {}", Shown(key))?;
+            match from {
+                Some(template) => writeln!(formatter, "  from `{template}`")?,
+                None => writeln!(formatter)?,
+            }
         }
         for lookup in lookups {
             writeln!(formatter, "  lookup   {lookup}")?;
         }
-        for reason in widened {
-            writeln!(formatter, "  widened  {}: {}", reason.as_str(), why(*reason))?;
+        for (reason, columns) in widened {
+            write!(formatter, "  widened  {}: {}", reason.as_str(), why(*reason))?;
+            match columns.as_slice() {
+                [] => writeln!(formatter)?,
+                [column] => writeln!(formatter, " (column `{column}`)")?,
+                columns => writeln!(formatter, " (columns `{}`)", columns.join("`, `"))?,
+            }
         }
         Ok(())
     }

@@ -59,24 +59,77 @@ fn each_operation_is_explained() {
     let row = r#"{"match_id": 7, "model": "o'1", "scored": false}"#;
     let scored = r#"{"scored": true, "model": null}"#;
     check("insert", "", row, &["nothing  it does not look at insert"]);
-    check("delete", row, "", &["key      p:7:o'1", "pattern  board:*"]);
-    check("update", row, scored, &["key      p:7:o'1", "pattern  board:*"]);
+    check(
+        "delete",
+        row,
+        "",
+        &["key      p:7:o'1  from `p:{match_id}:{model}`", "pattern  board:*"],
+    );
+    check(
+        "update",
+        row,
+        scored,
+        &["key      p:7:o'1  from `p:{match_id}:{model}`", "pattern  board:*"],
+    );
     check("update", row, row, &["nothing  no column of `changed` differs"]);
-    let truncated = ["pattern  p:*:*", "pattern  board:*", "widened  truncate: every row is gone"];
+    let truncated = [
+        "pattern  p:*:*  from `p:{match_id}:{model}`",
+        "pattern  board:*",
+        "widened  truncate: every row is gone",
+    ];
     check("truncate", "", "", &truncated);
 }
 
 #[test]
 fn what_is_not_given_is_unknown() {
     let why = "widened  replica_identity: an old value is not sent; set `replica identity \
-               full`, or declare it `immutable`";
+               full`, or declare it `immutable` (column `model`)";
+    let from = "from `p:{match_id}:{model}`";
+    let [exact, pattern] =
+        ["key      p:7:1.5", "pattern  p:7:*"].map(|one| format!("{one}  {from}"));
     let row = r#"{"match_id": 7, "model": 1.5, "scored": true}"#;
-    let both = ["key      p:7:1.5", "pattern  p:7:*", "pattern  board:*", why];
-    check("update", "", row, &both);
-    check("delete", r#"{"match_id": 7}"#, "", &["pattern  p:7:*", "pattern  board:*", why]);
-    let missing = "widened  missing_column: a column is not in the row";
+    check("update", "", row, &[&exact, &pattern, "pattern  board:*", why]);
+    check("delete", r#"{"match_id": 7}"#, "", &[&pattern, "pattern  board:*", why]);
+    let missing = "widened  missing_column: a column is not in the row (column `model`)";
     let new = r#"{"match_id": 7, "scored": true}"#;
-    check("update", "", new, &["pattern  p:7:*", "pattern  board:*", missing]);
+    check("update", "", new, &[&pattern, "pattern  board:*", missing]);
+}
+
+#[test]
+fn a_column_that_no_rule_reads_is_told_with_the_one_that_was_meant() {
+    let row = r#"{"match_id": 7, "modle": "a", "colour": 1}"#;
+    let answer = ask("delete", row, "").unwrap();
+    let told = "\nunread     `colour`: no rule of `public.predictions` reads it\n\
+                unread     `modle`: no rule of `public.predictions` reads it; did you mean \
+                `model`?\n";
+    assert!(answer.ends_with(told), "{answer}");
+}
+
+#[test]
+fn a_column_that_the_table_has_not_is_told_with_the_option_that_names_it() {
+    let question = |old: &str, identity: &str| Question {
+        table: table("predictions"),
+        operation: Operation::Update,
+        old: object(old),
+        new: object(r#"{"model": 1}"#),
+        identity: vec![identity.to_owned()],
+    };
+    let fits = |question: &Question, columns: &[&str]| {
+        super::fits(question, columns.iter().map(|one| (*one).to_owned()).collect())
+    };
+    let columns = ["match_id", "model"];
+    assert_eq!(fits(&question(r#"{"model": 1}"#, "match_id"), &columns), Ok(()));
+    for (question, said, hint) in [
+        (question(r#"{"matchid": 1}"#, "match_id"), "read `--old`: ", "did you mean `match_id`?"),
+        (question("", "x"), "read `--identity`: ", "its columns are `match_id`, `model`"),
+    ] {
+        let error = fits(&question, &columns).unwrap_err();
+        assert!(error.to_string().starts_with(said), "{error}");
+        assert!(error.to_string().contains("`public.predictions` has no column `"), "{error}");
+        assert_eq!(error.hint().as_deref(), Some(hint));
+    }
+    let gone = fits(&question("", "match_id"), &[]).unwrap_err();
+    assert_eq!(gone, Error::NoTable(table("predictions")));
 }
 
 #[test]
@@ -102,6 +155,9 @@ fn a_table_without_rules_is_told_with_those_that_have_some() {
     };
     let answer = explain(&mut rules(), &question).unwrap().to_string();
     assert_eq!(answer, "no rule looks at `public.other`; rules look at `public.predictions`\n");
+    let near = Question { table: table("prediction"), ..question };
+    let answer = explain(&mut rules(), &near).unwrap().to_string();
+    assert!(answer.ends_with("; did you mean `public.predictions`?\n"), "{answer}");
 }
 
 /// Rows are not read here, so it says what becomes of each number of them.

@@ -66,7 +66,7 @@ pub use set::{KeySet, Limits};
 pub use signal::{Malformed, Signal};
 
 use compile::Rule;
-use label::TemplateInfo;
+use label::{TemplateInfo, Whole};
 use plan::Plans;
 use render::{Renderer, Verdict};
 
@@ -346,6 +346,19 @@ impl Rules {
     pub fn column_uses_of(&self, table: &TableName) -> impl Iterator<Item = ColumnUse<'_>> {
         let rules = self.rules.iter().zip(&self.names).filter(|(rule, _)| rule.table == *table);
         rules.flat_map(|(rule, name)| compile::column_uses(rule, name))
+    }
+
+    /// The templates of a rule that can give a pattern, or a key as one, as the file writes them.
+    pub(crate) fn templates_of(&self, rule: RuleId, pattern: &Pattern) -> Vec<&str> {
+        let Some(rule) = self.rules.get(usize::from(rule.0)) else { return Vec::new() };
+        let key = pattern.as_literal();
+        let gives = |template: &&compile::RuleTemplate| match (template.template.whole(), &key) {
+            (Whole::Key(own), Some(key)) => own[..] == key[..],
+            (Whole::Key(_), None) => false,
+            (Whole::Pattern(own), Some(key)) => own.matches(key),
+            (Whole::Pattern(own), None) => own.covers(pattern),
+        };
+        rule.templates.iter().filter(gives).map(|template| template.text.as_str()).collect()
     }
 
     /// The operations that a rule looks at; none for a rule that is not of these.

@@ -99,6 +99,13 @@ impl Pattern {
         &self.0.prefix
     }
 
+    /// The pattern that one key matches.
+    pub(crate) fn literal(key: &[u8]) -> Pattern {
+        let mut bytes = Vec::with_capacity(key.len());
+        push_escaped(&mut bytes, key);
+        Pattern::parse(&bytes)
+    }
+
     /// The pattern as Redis gets it.
     #[must_use]
     pub fn as_bytes(&self) -> &[u8] {

@@ -4,6 +4,7 @@ use std::fmt;
 
 use serde::{Serialize, Serializer};
 
+use super::facts::Fact;
 use super::step::{Step, printed};
 use crate::config::Location;
 
@@ -198,6 +199,8 @@ pub struct Report {
     pub postgres: Vec<Finding>,
     /// In Redis.
     pub redis: Vec<Finding>,
+    /// What was looked at, and is as it should be.
+    pub facts: Vec<Fact>,
 }
 
 impl Report {
@@ -212,7 +215,7 @@ impl Report {
         self.findings().any(Finding::is_error)
     }
 
-    /// One JSON object: `ok`, and the findings of `postgres` and of `redis`.
+    /// One JSON object: `ok`, the findings of `postgres` and of `redis`, and the `facts`.
     #[must_use]
     pub fn to_json(&self) -> String {
         #[derive(Serialize)]
@@ -227,13 +230,16 @@ impl Report {
 }
 
 impl fmt::Display for Report {
-    /// The findings, the worst first, and a line that counts them.
+    /// The findings, the worst first, what is as it should be, and a line that counts.
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut findings: Vec<&Finding> = self.findings().collect();
         findings.sort_by_key(|finding| finding.severity);
         for finding in findings {
             let Finding { severity, code, .. } = finding;
             writeln!(formatter, "{}[{code}]: {finding}", severity.as_str())?;
+        }
+        for Fact { about, text } in &self.facts {
+            writeln!(formatter, "{about:<9} {text}")?;
         }
         let count = |severity| self.findings().filter(|one| one.severity == severity).count();
         let (errors, warnings) = (count(Severity::Error), count(Severity::Warning));
@@ -245,7 +251,7 @@ impl fmt::Display for Report {
 
 #[cfg(test)]
 mod tests {
-    use super::{Finding, Report};
+    use super::{Fact, Finding, Report};
     use crate::config::Location;
 
     fn report() -> Report {
@@ -254,13 +260,16 @@ mod tests {
         let error = error.hint("a hint");
         let sql = Some("begin;\ncommit".to_owned());
         let error = Finding { sql, ..error };
-        Report { postgres: vec![Finding::info("x", "y"), error], redis: Vec::new() }
+        let facts = [("postgres", "version 15.18"), ("pass", "over 7 keys")];
+        let facts = facts.map(|(about, text)| Fact::new(about, text.to_owned())).to_vec();
+        Report { postgres: vec![Finding::info("x", "y"), error], redis: Vec::new(), facts }
     }
 
     #[test]
     fn the_text_shows_the_worst_first_with_place_hint_and_sql() {
         let text = "error[table_missing]: 7:9: rule.0.table: no table `a.b`\n    hint: a hint\n    \
                     sql: begin;\n         commit;\ninfo[x]: y\n\
+                    postgres  version 15.18\npass      over 7 keys\n\
                     1 error, 0 warnings";
         assert_eq!(report().to_string(), text);
     }
@@ -275,6 +284,8 @@ mod tests {
         });
         assert_eq!(json["postgres"][1], finding);
         assert_eq!(json["postgres"][0].get("hint"), None);
+        let fact = serde_json::json!({ "about": "pass", "text": "over 7 keys" });
+        assert_eq!(json["facts"][1], fact);
         assert_eq!((&json["ok"], &json["redis"]), (&false.into(), &serde_json::json!([])));
     }
 }

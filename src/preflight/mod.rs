@@ -21,6 +21,7 @@
 mod catalog;
 mod condition;
 mod cure;
+mod facts;
 mod failover;
 mod finding;
 mod fitness;
@@ -59,6 +60,7 @@ pub(crate) use self::cure::{
     comment, create_role, drop_publication, drop_slot, escaped, full_identity_of, grant_connect,
     grant_select, grant_usage, identity_as_before, patiently, render,
 };
+pub use self::facts::{Fact, of_postgres, of_redis, of_rules};
 pub use self::finding::{Finding, Report, Scope, Severity};
 pub use self::fitness::Fitness;
 pub use self::lookups::{LOOKUP_LOCKED, Trial, is_of_lookup, trials};
@@ -223,7 +225,10 @@ fn likely(wanted: &TableName, others: &[Name]) -> Option<String> {
 }
 
 /// The candidate that is most like `wanted`, if one is like it at all.
-fn nearest<'a>(wanted: &str, candidates: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+pub(crate) fn nearest<'a>(
+    wanted: &str,
+    candidates: impl Iterator<Item = &'a str>,
+) -> Option<&'a str> {
     /// Two of five characters may differ: more is another word.
     const LIKE: f64 = 0.6;
     candidates

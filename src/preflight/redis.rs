@@ -64,7 +64,7 @@ pub fn login_refused(reason: String) -> Finding {
 }
 
 /// Where the Redis of a configuration is, without user and password.
-fn address(config: &Config) -> String {
+pub(super) fn address(config: &Config) -> String {
     let info = config.redis.url.as_str().into_connection_info();
     info.map_or_else(|_invalid| "redis".to_owned(), |info| info.addr().to_string())
 }

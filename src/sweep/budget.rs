@@ -3,9 +3,16 @@
 //! Two things are decided here. A *call* waits while what the last ten seconds took, with the call
 //! itself, is more than the share: that alone holds the promise, however wrong a forecast is. (A
 //! bucket of tokens would not: one that is full gives all it has, and what flows in besides.) A
-//! *pass* begins when the pass before it is paid for: as many passes of its cost as fit into ten
-//! seconds begin at equal distances. Otherwise a steady stream of patterns would get some passes in
-//! a row, and then none until the first of them is ten seconds old.
+//! *pass* begins when the pass before it is paid for: as many whole passes as fit into the share of
+//! ten seconds have the rest of these ten seconds between them, in equal parts. Otherwise a steady
+//! stream of patterns would get some passes in a row, and then none until the first of them is ten
+//! seconds old.
+//!
+//! No plan lets patterns that come all the time wait less, at worst: who comes when a pass begins
+//! waits until the end of the next, and j such waits in a row hold j + 1 passes. If only j of them
+//! fit into the share, they hold all that is no share of a window, too. Passes at `cost / max_load`
+//! would look fair, but the last one of a window would stand still on its way until the window has
+//! moved on, which is longer.
 //!
 //! A first removal may begin a distance early: once after quiet, or where the pass before it was
 //! for second removals. So second removals do not stand in its way.
@@ -24,6 +31,17 @@ pub const GONE_WITHIN: Duration = Duration::from_secs(5);
 /// Calls that end within this time are noted as one.
 const SLOT: Duration = Duration::from_millis(50);
 
+/// Passes, of which the dearest counts. One that is dearer than was thought may find no room for
+/// its end, and waits there for the window to move on.
+const PASSES: usize = 4;
+
+/// A pass that was cheaper than this share of another says that the keys are no more: what the
+/// other took is forgotten.
+const ALIKE: f64 = 0.6;
+
+/// What a plan leaves of the share, for a call may end before its limit and not on it.
+const PLANNED: f64 = 0.99;
+
 /// What passes have taken, and what they still may.
 #[derive(Clone, Debug)]
 pub(super) struct Budget {
@@ -32,8 +50,8 @@ pub(super) struct Budget {
     slots: VecDeque<Slot>,
     /// What the latest call took: the next one will take as much.
     call: Duration,
-    /// What a whole pass took.
-    pass: Duration,
+    /// What the latest whole passes took.
+    passes: VecDeque<Duration>,
     /// When everything that was taken is paid for.
     paid_at: Option<Instant>,
     /// The pass under way: from when on it is paid, and what it took so far.
@@ -56,9 +74,9 @@ struct Slot {
 impl Budget {
     /// A budget of this share, of which nothing is taken; 1 is no limit.
     pub(super) fn new(max_load: f64) -> Budget {
-        let (call, pass) = (Duration::ZERO, Duration::ZERO);
-        let slots = VecDeque::new();
-        Budget { max_load, slots, call, pass, paid_at: None, under_way: None }
+        let (slots, passes) = (VecDeque::new(), VecDeque::new());
+        let call = Duration::ZERO;
+        Budget { max_load, slots, call, passes, paid_at: None, under_way: None }
     }
 
     /// The share.
@@ -66,9 +84,10 @@ impl Budget {
         self.max_load
     }
 
-    /// What the latest whole pass took; zero before the first.
+    /// What the next whole pass may take: as much as the dearest of the latest ones. Zero before
+    /// the first.
     pub(super) fn pass_cost(&self) -> Duration {
-        self.pass
+        self.passes.iter().max().copied().unwrap_or_default()
     }
 
     /// How far apart passes of this cost begin.
@@ -80,11 +99,12 @@ impl Budget {
     /// `urgent` is for more than second removals.
     pub(super) fn begins_at(&self, urgent: bool, now: Instant) -> Option<Instant> {
         let (paid_at, next_call) = (self.paid_at?, self.waits_until(now));
-        let distance = self.distance(self.pass);
+        let cost = self.pass_cost();
+        let distance = self.distance(cost);
         // A pass that comes early makes a later one wait for as long as two of them do.
-        let is_bearable = distance * 2 + self.pass <= GONE_WITHIN;
+        let is_bearable = distance * 2 + cost <= GONE_WITHIN;
         let taken: Duration = self.latest(now).map(Slot::took).sum();
-        let has_room = taken + self.pass * 2 <= WINDOW.mul_f64(self.max_load);
+        let has_room = taken + cost * 2 <= WINDOW.mul_f64(self.max_load);
         let early = urgent && is_bearable && has_room;
         let begins_at = if early { paid_at.checked_sub(distance) } else { Some(paid_at) };
         // Whatever comes while it would wait for its first call can go with it.
@@ -100,10 +120,16 @@ impl Budget {
     /// The pass is over; `whole` if it came to its end.
     pub(super) fn end(&mut self, whole: bool) {
         let Some((from, took)) = self.under_way.take() else { return };
-        if whole {
-            self.pass = took;
+        if !whole {
+            self.paid_at = Some(from + self.distance(took));
+            return;
         }
-        self.paid_at = Some(from + self.distance(took));
+        self.passes.retain(|other| took >= other.mul_f64(ALIKE));
+        if self.passes.len() == PASSES {
+            self.passes.pop_front();
+        }
+        self.passes.push_back(took);
+        self.paid_at = Some(from + took + rest(self.max_load, self.pass_cost()));
     }
 
     /// A SCAN call that ends at `now` took this much of the server's time.
@@ -185,14 +211,31 @@ impl Budget {
 /// `max_load` of it over any ten seconds. Zero where that is no limit.
 #[must_use]
 pub fn distance(max_load: f64, cost: Duration) -> Duration {
+    if max_load >= 1.0 || cost.is_zero() { Duration::ZERO } else { cost + rest(max_load, cost) }
+}
+
+/// How long keys stay at most whose patterns come all the time, if a pass takes `cost` of a
+/// server's time, and passes may take the share `max_load` of it over any ten seconds: from coming
+/// right behind the begin of one pass to the end of the next. A pass that is dearer than the share
+/// stands still on its way; patterns after quiet have a pass of their own at once.
+#[must_use]
+pub fn longest_wait(max_load: f64, cost: Duration) -> Duration {
+    let (distance, share) = (distance(max_load, cost), WINDOW.mul_f64(max_load * PLANNED));
+    let lasts = if cost <= share { cost } else { distance };
+    distance.max(cost) + lasts
+}
+
+/// How long Redis rests from passes between two of them.
+fn rest(max_load: f64, cost: Duration) -> Duration {
     if max_load >= 1.0 || cost.is_zero() {
         return Duration::ZERO;
     }
-    // One that is a little dearer than the last must not have to wait on its way.
-    let (share, most) = (WINDOW.mul_f64(max_load), cost.mul_f64(1.1));
-    match share.as_nanos().checked_div(most.as_nanos()) {
-        None | Some(0) => cost.div_f64(max_load),
-        Some(fits) => WINDOW / u32::try_from(fits).unwrap_or(u32::MAX),
+    let share = WINDOW.mul_f64(max_load * PLANNED);
+    match share.as_nanos().checked_div(cost.as_nanos()) {
+        // Each goes as far as its share, and waits for the next ten seconds.
+        None | Some(0) => cost.div_f64(max_load).saturating_sub(cost),
+        // What a slot holds is free when the whole slot is ten seconds old.
+        Some(fits) => (WINDOW + SLOT - share) / u32::try_from(fits).unwrap_or(u32::MAX),
     }
 }
 
@@ -213,7 +256,7 @@ mod tests {
     use proptest::prelude::*;
     use tokio::time::Instant;
 
-    use super::{Budget, SLOT, WINDOW};
+    use super::{Budget, PLANNED, SLOT, WINDOW, longest_wait};
 
     /// Calls of passes one after the other, each as early as it may be: when it began, and what it
     /// took.
@@ -309,7 +352,8 @@ mod tests {
             prop_assert!(apart < Duration::from_micros(1), "{apart:?}");
             told.end(true);
             measured.end(true);
-            prop_assert!(told.pass.abs_diff(measured.pass) < Duration::from_micros(1));
+            let apart = told.pass_cost().abs_diff(measured.pass_cost());
+            prop_assert!(apart < Duration::from_micros(1), "{apart:?}");
         }
     }
 
@@ -320,7 +364,7 @@ mod tests {
         assert!(took < Duration::from_millis(2_400), "{took:?}");
     }
 
-    /// Five fit into ten seconds, and their distances are equal, so that the longest wait is short.
+    /// Six fit into ten seconds, and their distances are equal, so that the longest wait is short.
     /// The second one comes early.
     #[test]
     fn a_stream_of_passes_has_equal_distances() {
@@ -328,9 +372,100 @@ mod tests {
         let starts: Vec<Instant> = calls.iter().step_by(8).map(|(began, _)| *began).collect();
         let distances: Vec<Duration> = starts.windows(2).map(|pair| pair[1] - pair[0]).collect();
         assert_eq!(distances[0], Duration::from_millis(400), "early after quiet");
-        let (most, even) = (distances.iter().max().unwrap(), Duration::from_secs(2));
+        let (most, even) = (distances.iter().max().unwrap(), Duration::from_micros(1_662_500));
         assert!(*most <= even * 2 + SLOT, "{distances:?}");
         assert!(distances[10..].iter().all(|one| one.abs_diff(even) <= SLOT * 2), "{distances:?}");
+    }
+
+    /// The bounds of [`longest_wait`], which nobody can better: whatever begins when, two passes are
+    /// within such a wait, and as many passes as fit within ten seconds have their rest between
+    /// them. Rounding to equal parts of ten seconds made it 11.1 s where it is 6.1 s now.
+    #[test]
+    fn patterns_that_come_all_the_time_wait_no_longer_than_they_must() {
+        for percent in [5, 10, 25, 50, 90] {
+            let max_load = f64::from(percent) / 100.0;
+            for millis in (300..3_000).step_by(90) {
+                let cost = Duration::from_millis(millis);
+                let (longest, within) = (longest_wait(max_load, cost), waits(max_load, |_| cost));
+                let case = format!("{percent} %, {cost:?}: {within:?} of {longest:?}");
+                // A pass beyond the share goes in parts, and what is left may need another window.
+                let is_beyond = cost > WINDOW.mul_f64(max_load * PLANNED);
+                let slack = if is_beyond { WINDOW + longest / 10 } else { cost / 20 };
+                assert!(within <= longest + SLOT * 2 + slack, "{case}");
+                // What `check` foretells is no exaggeration, either.
+                assert!(is_beyond || within + SLOT * 2 >= longest, "{case}");
+            }
+        }
+    }
+
+    /// On a busy machine passes differ by a third: the dearest of the latest ones counts, so that
+    /// the next one finds room and does not stand still on its way until the window has moved on.
+    #[test]
+    fn passes_that_differ_find_room() {
+        for (max_load, millis) in [(0.25, 600), (0.25, 1_000), (0.5, 1_000), (0.1, 400)] {
+            let cost = Duration::from_millis(millis);
+            let differ = |at: usize| cost.mul_f64([1.0, 0.87, 1.13, 0.93][at % 4]);
+            let (longest, within) =
+                (longest_wait(max_load, cost.mul_f64(1.13)), waits(max_load, differ));
+            assert!(within <= longest + SLOT * 2, "{max_load} {cost:?}: {within:?} of {longest:?}");
+        }
+    }
+
+    /// Keys that went make the next pass cheap: what passes took before says nothing of it.
+    #[test]
+    fn a_redis_that_was_emptied_is_not_made_to_wait_for_what_it_had() {
+        let mut budget = Budget::new(0.25);
+        let mut now = Instant::now();
+        for millis in [3_000, 3_000, 3_000, 10] {
+            now = budget.begins_at(false, now).map_or(now, |at| at.max(now));
+            budget.begin(now);
+            budget.scanned(now, Duration::from_millis(millis));
+            budget.end(true);
+        }
+        assert_eq!(budget.pass_cost(), Duration::from_millis(10));
+    }
+
+    #[test]
+    fn the_longest_wait_is_what_the_share_allows() {
+        let wait = |max_load, millis| longest_wait(max_load, Duration::from_millis(millis));
+        // Two of them fit into 2.5 s, one does, none does.
+        assert_eq!(wait(0.25, 1_140), Duration::from_micros(2 * 1_140_000 + 7_575_000 / 2));
+        assert_eq!(wait(0.25, 1_300), Duration::from_millis(2 * 1_300 + 7_575));
+        assert_eq!(wait(0.25, 3_000), Duration::from_secs(24));
+        // One after the other: what comes after the begin of one waits for the next as well.
+        assert_eq!(wait(1.0, 1_000), Duration::from_secs(2));
+        assert_eq!(wait(0.25, 0), Duration::ZERO);
+    }
+
+    /// How long patterns that come all the time wait at most, from coming to the end of their pass,
+    /// if passes cost so much.
+    fn waits(max_load: f64, cost: impl Fn(usize) -> Duration) -> Duration {
+        const CALLS: u32 = 100;
+        let mut budget = Budget::new(max_load);
+        let (mut now, mut passes) = (Instant::now(), Vec::new());
+        // After quiet passes come early for a while, and the next ones wait longer for it.
+        let (steady, mut at) = (now + WINDOW * 2, 0);
+        while passes.len() < 12 {
+            at += 1;
+            while let Some(until) = budget.begins_at(true, now).filter(|until| *until > now) {
+                now = until;
+            }
+            let began = now;
+            budget.begin(now);
+            for _ in 0..CALLS {
+                while let Some(until) = budget.waits_until(now) {
+                    now = until;
+                }
+                now += cost(at) / CALLS;
+                budget.scanned(now, cost(at) / CALLS);
+            }
+            budget.end(true);
+            if began > steady {
+                passes.push((began, now));
+            }
+        }
+        let waits = passes.windows(2).map(|pair| pair[1].1 - pair[0].0);
+        waits.max().unwrap()
     }
 
     /// A first removal goes before second ones: theirs wait until all is paid for.
@@ -341,9 +476,9 @@ mod tests {
         budget.begin(now);
         budget.scanned(now, Duration::from_millis(400));
         budget.end(true);
-        let paid_at = now + Duration::from_secs(2);
+        let distance = Duration::from_micros(1_662_500);
         assert_eq!(budget.begins_at(true, now), Some(now));
-        assert_eq!(budget.begins_at(false, now), Some(paid_at));
+        assert_eq!(budget.begins_at(false, now), Some(now + distance));
         for _ in 0..4 {
             budget.begin(now);
             budget.scanned(now, Duration::from_millis(400));
@@ -351,7 +486,7 @@ mod tests {
         }
         // There is room for one more, and it is kept.
         let at = [true, false].map(|urgent| budget.begins_at(urgent, now));
-        assert_eq!(at, [Some(now + Duration::from_secs(10)); 2]);
+        assert_eq!(at, [Some(now + distance * 5); 2]);
         // So dear that the pass after an early one would come too late.
         let mut budget = Budget::new(0.25);
         budget.begin(now);

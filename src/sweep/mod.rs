@@ -66,7 +66,7 @@ use std::rc::Rc;
 use crate::lsn::Lsn;
 use crate::settle::{Held, Hold};
 
-pub use budget::{GONE_WITHIN, distance};
+pub use budget::{GONE_WITHIN, distance, longest_wait};
 pub use chain::{Chain, Link};
 pub use evidence::{Broken, Watermark, key_name};
 pub use info::scan_time;
