@@ -177,6 +177,7 @@ async fn check_postgres(config: &Config, rules: &mut Rules) -> Vec<Finding> {
         Ok(sql) => Rc::new(sql),
         Err(error) => return vec![preflight::unreachable(&error)],
     };
+    let config = &config.only(sql.address());
     let unreadable =
         |error: preflight::Error| vec![Finding::error("catalog_unreadable", error.to_string())];
     let mut findings = preflight::postgres(config, rules, &sql).await.unwrap_or_else(unreadable);

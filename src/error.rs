@@ -240,9 +240,7 @@ impl Error {
     #[must_use]
     pub fn is_unreachable(&self) -> bool {
         match self {
-            Error::Sql(postgres::Error::Connect { .. } | postgres::Error::Timeout { .. }) => true,
-            // Class 57: the server starts, stops or recovers.
-            Error::Sql(error) => error.sql_state().is_some_and(|code| code.starts_with("57")),
+            Error::Sql(error) => error.is_unreachable(),
             _ => false,
         }
     }

@@ -263,7 +263,7 @@ impl Program<'_> {
 
     /// Runs one session to its end.
     async fn session(&mut self, session: Session) -> Result<(), Error> {
-        let Session { gate, server, witness, slot, .. } = session;
+        let Session { config, gate, server, witness, slot, .. } = session;
         let Session { expected, wal_end, prints, broken, doubt, timing, .. } = session;
         let looks = session.watch;
         tracing::info!(
@@ -277,7 +277,7 @@ impl Program<'_> {
         };
         let standbys = self.config.postgres.replicas.iter().map(standby).collect();
         let primary = (expected.system_id.clone(), expected.timeline);
-        let (lookups, _opening) = Box::pin(self.lookups(primary, &server.primary)).await?.unzip();
+        let (lookups, _opening) = Box::pin(self.lookups(&config, primary, &server.primary)).await?.unzip();
         let (adopt, prints) = watch::channel(Rc::new(prints));
         let settings = Settings {
             max_stall: self.config.sweep.max_stall,
@@ -298,7 +298,7 @@ impl Program<'_> {
         let outside = Outside { slot, witness, probe, standbys, node, lookups };
         // A task: what wakes for each commit would otherwise poll all of this, too.
         let mut beside = spawn({
-            let (config, health) = (self.config.clone(), Arc::clone(self.health));
+            let health = Arc::clone(self.health);
             let keeper = Keeper::new(&config.postgres, self.health, self.metrics);
             let server = server.clone();
             async move {
@@ -359,6 +359,7 @@ impl Program<'_> {
     /// Who reads rows, if rules name lookups, and who opens their cache.
     async fn lookups(
         &self,
+        config: &Config,
         server: (String, u32),
         sql: &Rc<Sql>,
     ) -> Result<Option<(Lookups, Option<Task<()>>)>, Error> {
@@ -366,7 +367,7 @@ impl Program<'_> {
         if lookups.is_empty() {
             return Ok(None);
         }
-        let (endpoint, health) = (self.config.postgres.endpoint.clone(), Arc::clone(self.health));
+        let (endpoint, health) = (config.postgres.endpoint.clone(), Arc::clone(self.health));
         let rows = Rows::new(endpoint, server, lookups, health);
         let cache = Cache::new(lookups);
         let opening = match cache.clone() {

@@ -44,6 +44,8 @@ const STEP_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Everything that a session has before the first frame.
 pub struct Session {
+    /// The configuration; of several hosts that are configured, with the primary that was found.
+    pub config: Config,
     /// The gate's connection.
     pub gate: Rc<Sql>,
     /// The other SQL connections: to the primary, and the one that looks after the slot.
@@ -115,6 +117,9 @@ impl Session {
         whole: bool,
     ) -> Result<Session, Error> {
         let sql = Rc::new(connect_sql(&config.postgres.endpoint, WATCH_NAME).await?);
+        // From here on nobody asks another server, whatever becomes of this one.
+        let found = config.only(sql.address());
+        let config = &found;
         step(preflight::find_reads(config, rules, &sql)).await?;
         let tables = Watched::new(rules, &config.postgres.publication, &config.postgres.slot);
         // Looked at before they are judged: what changes in between is a change. If that fails, the
@@ -173,6 +178,7 @@ impl Session {
         }
         let doubt = Doubt::none();
         Ok(Session {
+            config: found,
             gate,
             server,
             witness,

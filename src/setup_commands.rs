@@ -37,6 +37,7 @@ pub async fn setup(path: &Path, print_only: bool, login: Option<&str>) -> Result
     // What is waited for is told while it is.
     logging::start(&config.log).map_err(halted)?;
     let stop = Shutdown::by_signal(STOPPING).map_err(halted)?;
+    let (config, endpoint) = (config.only(sql.address()), endpoint.only(sql.address()));
     let hands = Hands { client: &sql, endpoint: &endpoint, stop };
     let fail = |error: setup::Error| halted(&error).with_hint(error.hint());
     let roles = if login.is_some() {
@@ -74,6 +75,7 @@ pub async fn teardown(path: &Path, print_only: bool, login: Option<&str>) -> Res
     let sql = sql.map_err(|error| halted(&error).with_hint(refused(&error, login)))?;
     logging::start(&config.log).map_err(halted)?;
     let stop = Shutdown::by_signal(STOPPING).map_err(halted)?;
+    let (config, endpoint) = (config.only(sql.address()), endpoint.only(sql.address()));
     let hands = Hands { client: &sql, endpoint: &endpoint, stop };
     let fail = |error: setup::Error| halted(&error).with_hint(error.hint());
     if print_only {
