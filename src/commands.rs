@@ -100,8 +100,7 @@ pub async fn run(path: &Path, is_strict: bool) -> Result<(), Failure> {
 async fn stream(config: &Config, mut rules: Rules, is_strict: bool) -> Result<(), Failure> {
     let metrics = Arc::new(Metrics::new(rules.names()));
     let health = Arc::new(Health::new(Arc::clone(&metrics)));
-    let stopping = "stopping: waiting for keys on their way";
-    let mut shutdown = Shutdown::by_signal(stopping).map_err(halted)?;
+    let mut shutdown = Shutdown::by_signal("stopping").map_err(halted)?;
     let version = env!("CARGO_PKG_VERSION");
     tracing::info!(version, rules = rules.names().len(), "walsweep starts");
     if let Some(address) = config.http.listen {

@@ -73,6 +73,8 @@ struct Course {
     ended: String,
     /// Keys that a session put in doubt which are not swept yet as far as is known.
     doubt: Doubt,
+    /// The server's process that served the last session's stream, which may outlive it.
+    walsender: Option<i32>,
 }
 
 impl Default for Course {
@@ -85,7 +87,22 @@ impl Default for Course {
             whole_at: None,
             ended: String::new(),
             doubt: Doubt::none(),
+            walsender: None,
         }
+    }
+}
+
+impl Course {
+    /// The slot is in use; says whether that is news. What it holds is another's matter from the
+    /// second time on, unless that is the end of our own last session, which the server has not
+    /// noticed.
+    fn finds_in_use(&mut self, error: &Error) -> bool {
+        let is_news = !replace(&mut self.standing_by, true);
+        if !is_news && !error.is_held_by(self.walsender) {
+            self.attempts = self.attempts.stands_by();
+            self.give_up.set(None);
+        }
+        is_news
     }
 }
 
@@ -104,7 +121,10 @@ impl Program<'_> {
             if course.standing_by {
                 tokio::select! {
                     biased;
-                    () = self.shutdown.requested() => return Ok(()),
+                    () = self.shutdown.requested() => {
+                        tracing::info!("stopped while another process has the slot");
+                        return Ok(());
+                    }
                     () = self.health.alive_while(between.until_free()) => {}
                 }
             }
@@ -121,7 +141,10 @@ impl Program<'_> {
             });
             let opened = tokio::select! {
                 biased;
-                () = self.shutdown.requested() => return Ok(()),
+                () = self.shutdown.requested() => {
+                    tracing::info!("stopped before a session stood");
+                    return Ok(());
+                }
                 opened = self.health.alive_while(attempt) => opened,
                 never = between.watch() => match never {},
             };
@@ -163,6 +186,7 @@ impl Program<'_> {
         session.doubt = course.doubt.clone();
         course.whole_at = course.whole_at.filter(|at| *at == start);
         (course.established, course.standing_by) = (true, false);
+        course.walsender = session.walsender;
         self.metrics.postgres_up.set(1);
         let mut wait = Duration::ZERO;
         if course.attempts.get_nowhere() {
@@ -209,11 +233,7 @@ impl Program<'_> {
         match error.verdict(course.established) {
             Verdict::Halt => return Err(error),
             Verdict::Standby => {
-                if replace(&mut course.standing_by, true) {
-                    // Not the end of our own last session: what the slot holds is another's matter.
-                    course.attempts = course.attempts.stands_by();
-                    course.give_up.set(None);
-                } else {
+                if course.finds_in_use(&error) {
                     tracing::info!(holder = %error, "standing by: the slot is in use");
                 }
                 self.health.stands_by(error.to_string());
@@ -277,7 +297,18 @@ impl Program<'_> {
         };
         let standbys = self.config.postgres.replicas.iter().map(standby).collect();
         let primary = (expected.system_id.clone(), expected.timeline);
-        let (lookups, _opening) = Box::pin(self.lookups(&config, primary, &server.primary)).await?.unzip();
+        let mut shutdown = self.shutdown.clone();
+        let prepared = async {
+            let lookups = Box::pin(self.lookups(&config, primary, &server.primary)).await?;
+            Ok::<_, Error>((lookups, SqlProbe::new(Rc::clone(&gate)).await?))
+        };
+        // A server that falls silent here holds up neither a stop nor the next session.
+        let (lookups, probe) = tokio::select! {
+            biased;
+            () = shutdown.requested() => return Ok(()),
+            prepared = step(prepared) => prepared?,
+        };
+        let (lookups, _opening) = lookups.unzip();
         let (adopt, prints) = watch::channel(Rc::new(prints));
         let settings = Settings {
             max_stall: self.config.sweep.max_stall,
@@ -292,7 +323,6 @@ impl Program<'_> {
         };
         let fitness = Rc::new(Fitness::new(self.config, Arc::clone(self.health)));
         let node = self.node(&fitness);
-        let probe = SqlProbe::new(Rc::clone(&gate)).await?;
         let primary = Rc::clone(&server.primary);
         let probe = probe.with_fences(primary, Relations::of_rules(self.rules));
         let outside = Outside { slot, witness, probe, standbys, node, lookups };
@@ -319,9 +349,11 @@ impl Program<'_> {
             ended = &mut beside.0 => Err(ended.unwrap_or(Error::Stage("watch"))),
         };
         match outcome {
-            Err(Error::Capture(error)) if error.lacks_publication() => {
-                Err(self.judge_slot(error, &server.sql).await)
-            }
+            Err(Error::Capture(error)) if error.lacks_publication() => tokio::select! {
+                biased;
+                () = shutdown.requested() => Ok(()),
+                judged = self.judge_slot(error, &server.sql) => Err(judged),
+            },
             outcome => outcome,
         }
     }

@@ -48,6 +48,8 @@ pub struct Session {
     pub config: Config,
     /// The gate's connection.
     pub gate: Rc<Sql>,
+    /// The process that serves the stream, on the server that the slot is on.
+    pub walsender: Option<i32>,
     /// The other SQL connections: to the primary, and the one that looks after the slot.
     pub server: SlotServer,
     /// Who says that what a standby sends is the primary's history.
@@ -179,6 +181,7 @@ impl Session {
         let doubt = Doubt::none();
         Ok(Session {
             config: found,
+            walsender: state.active_pid,
             gate,
             server,
             witness,

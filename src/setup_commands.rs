@@ -108,11 +108,12 @@ fn endpoint(config: &Config, login: Option<&str>) -> Result<Endpoint, Failure> {
     let configured = &config.postgres.endpoint;
     let Some(url) = login else { return Ok(configured.clone()) };
     let wrong = |cause: String| Failure::halted(format!("read the URL of `--as`: {cause}"));
-    let mut endpoint = Endpoint::parse(url).map_err(|error| wrong(error.to_string()))?;
+    let endpoint = Endpoint::parse(url).map_err(|error| wrong(error.to_string()))?;
     if endpoint.database != configured.database {
         let (given, wanted) = (&endpoint.database, &configured.database);
         return Err(wrong(format!("it names database `{given}`, `postgres.url` `{wanted}`")));
     }
-    endpoint.load_password().map_err(|error| wrong(error.to_string()))?;
+    // Tried now, for what is wrong with it; read at each login, for the host that it is with.
+    endpoint.clone().load_password().map_err(|error| wrong(error.to_string()))?;
     Ok(endpoint)
 }

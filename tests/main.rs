@@ -14,6 +14,7 @@ mod delivery;
 mod fence;
 mod fitness;
 mod football;
+mod hosts;
 mod http;
 mod large;
 mod limits;

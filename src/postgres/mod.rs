@@ -80,8 +80,7 @@ impl Endpoint {
     /// hosts all, with commas.
     #[must_use]
     pub fn address(&self) -> String {
-        let all: Vec<String> =
-            self.places().map(|(host, port)| address_of(host, *port)).collect();
+        let all: Vec<String> = self.places().map(|(host, port)| address_of(host, *port)).collect();
         all.join(",")
     }
 

@@ -181,7 +181,7 @@ fn identity_full(table: &TableName) -> String {
 }
 
 /// Gives one relation the full replica identity, as a person runs it.
-pub(crate) fn full_identity_of(schema: &str, name: &str) -> String {
+pub(super) fn full_identity_of(schema: &str, name: &str) -> String {
     let table = TableName { schema: schema.to_owned(), name: name.to_owned() };
     format!("set lock_timeout = '{LOCK_TIMEOUT}'; {}", identity_full(&table))
 }

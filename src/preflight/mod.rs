@@ -56,7 +56,7 @@ use crate::keys::Rules;
 
 pub(crate) use self::catalog::{digest_of, with_published};
 pub(crate) use self::cure::{
-    comment, create_role, drop_publication, drop_slot, escaped, full_identity_of, grant_connect,
+    comment, create_role, drop_publication, drop_slot, escaped, grant_connect,
     grant_select, grant_usage, identity_as_before, patiently, render,
 };
 pub use self::finding::{Finding, Report, Scope, Severity};

@@ -25,7 +25,6 @@ use crate::failpoint::{Point, reach};
 use crate::gather::{Gathered, Gatherer, Transaction};
 use crate::keys::{InProgress, KeySet, Rules, Signal};
 use crate::lsn::Lsn;
-use crate::preflight;
 use crate::session::Timing;
 use crate::settle::{Cache, Ended, Input, Mapped, Resync, Visible};
 use crate::shutdown::Shutdown;
@@ -512,6 +511,9 @@ impl<'a> Stream<'a> {
     /// Reads no more, waits for what is on its way, confirms it, and leaves in good order.
     async fn drain(mut self, watched: (&Health, &Metrics)) -> Result<(), Error> {
         watched.0.set(Phase::Stopping);
+        if self.is_draining(watched.0) {
+            tracing::info!("waiting for keys on their way");
+        }
         let inputs = self.ends.inputs.clone();
         let deadline = Instant::now() + DRAIN_TIMEOUT;
         let mut clock = interval(self.timing.status / 2);
@@ -563,7 +565,7 @@ fn warn_smaller(rules: &Rules, table: &Relation, partition: &Relation) {
         tracing::warn!(
             partition = format!("{}.{}", partition.namespace, partition.name),
             table = format!("{}.{}", table.namespace, table.name),
-            hint = preflight::full_identity_of(&partition.namespace, &partition.name),
+            hint = "`walsweep check` has the SQL that cures it, or says what stands against it",
             "{what}"
         );
     }
