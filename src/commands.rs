@@ -25,7 +25,7 @@ use crate::shutdown::Shutdown;
 use crate::sweep::{Error, Kind, Node, Pace, Pass, Progress, Standalone, connect, key_name};
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::{Health, http, logging};
-use crate::{lease, preflight};
+use crate::{lease, preflight, throwaway};
 
 /// `application_name` of connections that commands other than `run` make.
 pub(crate) const NAME: &str = "walsweep command";
@@ -103,6 +103,9 @@ async fn stream(config: &Config, mut rules: Rules, is_strict: bool) -> Result<()
     let mut shutdown = Shutdown::by_signal("stopping").map_err(halted)?;
     let version = env!("CARGO_PKG_VERSION");
     tracing::info!(version, rules = rules.names().len(), "walsweep starts");
+    for finding in preflight::files(config).findings() {
+        tracing::warn!(hint = finding.hint, "{}", finding.message);
+    }
     if let Some(address) = config.http.listen {
         let listener = http::listen(address).await.map_err(|error| {
             Failure::halted(format!("listen on `{address}`: {error}"))
@@ -130,10 +133,9 @@ async fn stream(config: &Config, mut rules: Rules, is_strict: bool) -> Result<()
 /// 78 for the configuration; 1 when a finding is an error or a server cannot be asked.
 pub async fn check(path: &Path, json: bool) -> Result<(), Failure> {
     let (config, mut rules) = configuration(path)?;
-    let report = Report {
-        postgres: check_postgres(&config, &mut rules).await,
-        redis: check_redis(&config).await,
-    };
+    let mut report = preflight::files(&config);
+    report.postgres.extend(check_postgres(&config, &mut rules).await);
+    report.redis.extend(check_redis(&config).await);
     print(&format!("{}\n", if json { report.to_json() } else { report.to_string() }))?;
     consequence(&report).map_or(Ok(()), |what| Err(Failure::halted(what)))
 }
@@ -331,7 +333,13 @@ impl Shown {
 ///
 /// 1 when a server does not start, or a key did not do as it should.
 pub async fn demo(keep: bool) -> Result<(), Failure> {
-    demo::run(DemoOptions { keep }).await.map_err(halted)
+    demo::run(DemoOptions { keep }).await.map_err(|error| {
+        let hint = matches!(error, demo::Error::Server(throwaway::Error::Missing { .. }))
+            .then_some(
+                "install both servers: `apt install postgresql redis-server`; none has to run",
+            );
+        halted(&error).with_hint(hint)
+    })
 }
 
 /// `walsweep completions`.

@@ -203,9 +203,7 @@ impl Error {
     /// Whether it is this process of the server that has the slot.
     #[must_use]
     pub fn is_held_by(&self, walsender: Option<i32>) -> bool {
-        let is_it = |walsender: i32| {
-            matches!(self, Error::SlotInUse { pid, .. } if *pid == walsender.to_string())
-        };
+        let is_it = |walsender: i32| matches!(self, Error::SlotInUse { pid, .. } if *pid == walsender.to_string());
         walsender.is_some_and(is_it)
     }
 

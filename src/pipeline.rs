@@ -532,3 +532,31 @@ impl<T> Drop for Task<T> {
 fn spawn<T: 'static>(future: impl Future<Output = T> + 'static) -> Task<T> {
     Task(tokio::task::spawn_local(future))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::Course;
+    use crate::error::Error;
+    use crate::sweep::Broken;
+
+    fn held_by(pid: i32) -> Error {
+        let name = "walsweep stream".to_owned();
+        Error::SlotInUse { pid: pid.to_string(), name, address: None }
+    }
+
+    /// A server may take a minute to notice that our last session is gone. What made us give up the
+    /// slot then holds as before; of another process's slot we know nothing.
+    #[test]
+    fn our_own_old_stream_takes_no_decision_back_and_another_process_does() {
+        for (holder, stays) in [(7, true), (8, false)] {
+            let mut course = Course { walsender: Some(7), ..Course::default() };
+            course.give_up.set(Some(Broken::SlotUndecodable));
+            assert!(course.finds_in_use(&held_by(holder)), "news");
+            assert!(course.give_up.get().is_some(), "it may have been our own");
+            for _ in 0..3 {
+                assert!(!course.finds_in_use(&held_by(holder)), "no news");
+            }
+            assert_eq!(course.give_up.get().is_some(), stays, "process {holder}");
+        }
+    }
+}

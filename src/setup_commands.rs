@@ -59,7 +59,16 @@ pub async fn setup(path: &Path, print_only: bool, login: Option<&str>) -> Result
         tell(statement)?;
     }
     let done = setup::setup(&config, &mut rules, &hands).await.map_err(fail)?;
-    done.iter().try_for_each(&mut tell)?;
+    done.statements.iter().try_for_each(&mut tell)?;
+    if !done.left.is_empty() {
+        let others = if told { "the others are set up" } else { "nothing else is to do" };
+        let message = format!(
+            "set up the database: {others}; no SQL cures this of some rules, which `walsweep run` \
+             suspends:{}",
+            setup::list(&done.left)
+        );
+        return Err(Failure::halted(message));
+    }
     if told { Ok(()) } else { print("nothing to do\n") }
 }
 

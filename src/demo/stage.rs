@@ -21,6 +21,13 @@ use crate::throwaway::{
 /// The site's complete rule set, which is also the reference of all options.
 const CONFIG: &str = include_str!("../../config.toml");
 
+/// A rule of [`CONFIG`] as it stands there, without what is said before it.
+pub(super) fn rule(name: &str) -> impl Iterator<Item = &'static str> {
+    let named = format!("[[rule]]\nname = \"{name}\"\n");
+    let rule = CONFIG.find(&named).and_then(|at| CONFIG.get(at..)).unwrap_or_default();
+    rule.lines().take_while(|line| !line.is_empty())
+}
+
 /// The slot of [`CONFIG`], which is the default.
 const SLOT: &str = "walsweep";
 

@@ -105,7 +105,7 @@ fn a_file_in_the_home_folder_that_cannot_be_used_is_remembered_and_no_error() {
     let endpoint = load(plain()).unwrap();
     assert!(endpoint.password.is_none());
     let ignored = endpoint.ignored_passfile.unwrap();
-    assert!(matches!(&*ignored, PassfileError::Permissions { path: seen } if *seen == path));
+    assert!(matches!(&*ignored, PassfileError::Permissions { path: seen, .. } if *seen == path));
 
     let named = Endpoint { passfile: Some(path), ..plain() };
     assert!(matches!(load(named), Err(PassfileError::Permissions { .. })));

@@ -22,6 +22,7 @@ mod catalog;
 mod condition;
 mod cure;
 mod failover;
+mod files;
 mod finding;
 mod fitness;
 mod freed;
@@ -56,9 +57,10 @@ use crate::keys::Rules;
 
 pub(crate) use self::catalog::{digest_of, with_published};
 pub(crate) use self::cure::{
-    comment, create_role, drop_publication, drop_slot, escaped, grant_connect,
-    grant_select, grant_usage, identity_as_before, patiently, render,
+    comment, create_role, drop_publication, drop_slot, escaped, grant_connect, grant_select,
+    grant_usage, identity_as_before, patiently, render,
 };
+pub use self::files::files;
 pub use self::finding::{Finding, Report, Scope, Severity};
 pub use self::fitness::Fitness;
 pub use self::lookups::{LOOKUP_LOCKED, Trial, is_of_lookup, trials};

@@ -3,6 +3,8 @@
 mod counted;
 mod early;
 #[cfg(test)]
+mod full_tests;
+#[cfg(test)]
 mod idle_tests;
 mod noted;
 mod swept;
