@@ -55,7 +55,7 @@ fn the_demonstration_without_servers_names_their_packages() {
     let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_walsweep"));
     command.arg("demo").env("PATH", "/nonexistent").env_remove("WALSWEEP_REDIS_SERVER");
     let output = command.output().unwrap();
-    let said = crate::support::text(&output);
+    let said = text(&output);
     assert_eq!(output.status.code(), Some(1), "{said}");
     for part in ["not in `$PATH`", "Debian has it in the package", "postgresql redis-server"] {
         assert!(said.contains(part), "{part}: {said}");

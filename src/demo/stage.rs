@@ -55,8 +55,9 @@ impl Stage {
     /// Starts the servers, plays the season in, runs `walsweep setup` and `walsweep run`, and waits
     /// until it is ready.
     pub(super) async fn set(out: &mut impl Write) -> Result<Stage, Error> {
-        let postgres = Postgres::start(PostgresOptions::default()).await?;
+        // Redis first: it is there at once, or is missing before anything runs.
         let redis = Redis::start(RedisOptions::default()).await?;
+        let postgres = Postgres::start(PostgresOptions::default()).await?;
         let (sql, cache) = (postgres.connect().await?, redis.connect().await?);
         for part in site::SCHEMA {
             sql.batch_execute(part).await?;
