@@ -297,17 +297,8 @@ impl Program<'_> {
         };
         let standbys = self.config.postgres.replicas.iter().map(standby).collect();
         let primary = (expected.system_id.clone(), expected.timeline);
-        let mut shutdown = self.shutdown.clone();
-        let prepared = async {
-            let lookups = Box::pin(self.lookups(&config, primary, &server.primary)).await?;
-            Ok::<_, Error>((lookups, SqlProbe::new(Rc::clone(&gate)).await?))
-        };
-        // A server that falls silent here holds up neither a stop nor the next session.
-        let (lookups, probe) = tokio::select! {
-            biased;
-            () = shutdown.requested() => return Ok(()),
-            prepared = step(prepared) => prepared?,
-        };
+        let prepared = self.prepare(&config, primary, (&gate, &server.primary)).await?;
+        let Some((lookups, probe)) = prepared else { return Ok(()) };
         let (lookups, _opening) = lookups.unzip();
         let (adopt, prints) = watch::channel(Rc::new(prints));
         let settings = Settings {
@@ -348,6 +339,7 @@ impl Program<'_> {
             outcome = stages => outcome,
             ended = &mut beside.0 => Err(ended.unwrap_or(Error::Stage("watch"))),
         };
+        let mut shutdown = self.shutdown.clone();
         match outcome {
             Err(Error::Capture(error)) if error.lacks_publication() => tokio::select! {
                 biased;
@@ -387,14 +379,37 @@ impl Program<'_> {
     }
 }
 
+/// Who reads rows, and who opens their cache.
+type Reading = Option<(Lookups, Option<Task<()>>)>;
+
 impl Program<'_> {
+    /// What a session asks for before its stages run; `None` if a stop is asked for meanwhile. A
+    /// server that falls silent here holds up neither a stop nor the next session.
+    async fn prepare(
+        &self,
+        config: &Config,
+        server: (String, u32),
+        (gate, primary): (&Rc<Sql>, &Rc<Sql>),
+    ) -> Result<Option<(Reading, SqlProbe)>, Error> {
+        let mut shutdown = self.shutdown.clone();
+        let prepared = async {
+            let lookups = Box::pin(self.lookups(config, server, primary)).await?;
+            Ok::<_, Error>((lookups, SqlProbe::new(Rc::clone(gate)).await?))
+        };
+        tokio::select! {
+            biased;
+            () = shutdown.requested() => Ok(None),
+            prepared = step(prepared) => prepared.map(Some),
+        }
+    }
+
     /// Who reads rows, if rules name lookups, and who opens their cache.
     async fn lookups(
         &self,
         config: &Config,
         server: (String, u32),
         sql: &Rc<Sql>,
-    ) -> Result<Option<(Lookups, Option<Task<()>>)>, Error> {
+    ) -> Result<Reading, Error> {
         let lookups = self.rules.lookups();
         if lookups.is_empty() {
             return Ok(None);

@@ -153,13 +153,7 @@ impl Session {
             if whole { Streaming::Off } else { Streaming::of_server(primary.version_num) };
         let options = StreamOptions { messages: rules.need_messages(), streaming };
         let started = step(replication.start(slot, publication, options)).await;
-        let slot = match started {
-            Ok(slot) => slot,
-            Err(Error::Capture(error)) if error.slot_problem() == Some(SlotProblem::Active) => {
-                return Err(in_use(config, &server.sql).await?);
-            }
-            Err(error) => return Err(error),
-        };
+        let slot = unless_in_use(started, config, &server).await?;
         // Only now nobody else can move the slot.
         let state = slot_state(config, &server.sql).await?;
         // A standby that was started again may have replayed less than it had before.
@@ -178,7 +172,6 @@ impl Session {
         for sql in [&sql, &server.primary] {
             step(sql.batch_execute(include_str!("../sql/watch_state.sql"))).await?;
         }
-        let doubt = Doubt::none();
         Ok(Session {
             config: found,
             walsender: state.active_pid,
@@ -190,7 +183,7 @@ impl Session {
             wal_end,
             prints,
             broken,
-            doubt,
+            doubt: Doubt::none(),
             timing,
             watch,
         })
@@ -364,6 +357,20 @@ async fn enable_failover(
 
 async fn slot_state(config: &Config, client: &Client) -> Result<SlotState, Error> {
     step(slot_health::look(client, &config.postgres.slot)).await?.ok_or(Error::SlotGone)
+}
+
+/// The stream; if another process has the slot, who that is.
+async fn unless_in_use(
+    started: Result<Slot, Error>,
+    config: &Config,
+    server: &SlotServer,
+) -> Result<Slot, Error> {
+    match started {
+        Err(Error::Capture(error)) if error.slot_problem() == Some(SlotProblem::Active) => {
+            Err(in_use(config, &server.sql).await?)
+        }
+        started => started,
+    }
 }
 
 /// Who has the slot.
