@@ -42,7 +42,8 @@ select c.oid, n.nspname::text, c.relname::text,
           from pg_index i
           join pg_class x on x.oid = i.indexrelid
          where i.indrelid = c.oid and i.indisreplident),
-       case when listed.name is not null then 'publication "' || listed.name || '" has a column list'
+       case when listed.name is not null
+              then 'publication "' || listed.name || '" has a column list'
             when current_setting('server_version_num')::int >= 180000
                  and exists (select from pg_attribute a
                               where a.attrelid = c.oid and a.attnum > 0 and a.attgenerated <> '')
