@@ -32,6 +32,7 @@ help: ## Show this.
 
 demo: ONLY_SERVERS = 1
 demo: install-deps ## Throwaway Postgres and Redis, and what happens to the keys. KEEP=1 keeps them.
+	@echo "building walsweep; the first time that takes some minutes"
 	$(CARGO) build
 	$(CARGO) run --quiet -- demo $(if $(filter-out 0,$(KEEP)),--keep)
 

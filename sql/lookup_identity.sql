@@ -1,7 +1,10 @@
 -- Under which relations changes of a lookup's table may come, $1 by oid, and what the publication
 -- $2 tells of old rows: the table, what it is a partition of, and its own partitions and heirs.
 -- Rows: oid, schema, name; whether the relation holds rows that are published, and without a full
--- replica identity; the columns of its identity then.
+-- replica identity; the columns of its identity then; what the identity is, and its index if it is
+-- one; why a full one must not be set, or null: with one the server refuses UPDATE and DELETE where
+-- a publication has a column list of the table (since 15), or generated columns are not published
+-- (since 18). That is told of any list, and since 18 of any generated column, rather than too late.
 -- Privileges: none; the catalogs that it reads are open to all. Versions: 14 to 18.
 with recursive above as (
   select $1::oid as oid
@@ -33,9 +36,25 @@ select c.oid, n.nspname::text, c.relname::text,
                       when 'd' then i.indisprimary
                       when 'i' then i.indisreplident
                       else false
-                    end)
+                    end),
+       c.relreplident,
+       (select x.relname::text
+          from pg_index i
+          join pg_class x on x.oid = i.indexrelid
+         where i.indrelid = c.oid and i.indisreplident),
+       case when listed.name is not null
+              then 'publication "' || listed.name || '" has a column list'
+            when current_setting('server_version_num')::int >= 180000
+                 and exists (select from pg_attribute a
+                              where a.attrelid = c.oid and a.attnum > 0 and a.attgenerated <> '')
+              then 'the table has a generated column' end
   from member
   join pg_class c on c.oid = member.oid
   join pg_namespace n on n.oid = c.relnamespace
   left join covered on covered.oid = member.oid
+ cross join (select min(p.pubname) as name
+               from pg_publication p
+               join pg_publication_rel r on r.prpubid = p.oid
+              where r.prrelid in (select oid from member)
+                and nullif(to_jsonb(r) -> 'prattrs', 'null') is not null) as listed
  order by 2, 3

@@ -27,7 +27,7 @@ use crate::shutdown::Shutdown;
 use crate::sweep::{Error, Kind, Node, Pace, Pass, Progress, Standalone, connect, key_name};
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::{Health, http, logging};
-use crate::{lease, preflight};
+use crate::{lease, preflight, throwaway};
 
 /// `application_name` of connections that commands other than `run` make.
 pub(crate) const NAME: &str = "walsweep command";
@@ -105,10 +105,12 @@ pub async fn run(path: &Path, is_strict: bool) -> Result<(), Failure> {
 async fn stream(config: &Config, mut rules: Rules, is_strict: bool) -> Result<(), Failure> {
     let metrics = Arc::new(Metrics::new(rules.names()));
     let health = Arc::new(Health::new(Arc::clone(&metrics)));
-    let stopping = "stopping: waiting for keys on their way";
-    let mut shutdown = Shutdown::by_signal(stopping).map_err(halted)?;
+    let mut shutdown = Shutdown::by_signal("stopping").map_err(halted)?;
     let version = env!("CARGO_PKG_VERSION");
     tracing::info!(version, rules = rules.names().len(), "walsweep starts");
+    for finding in preflight::files(config).findings() {
+        tracing::warn!(hint = finding.hint, "{}", finding.message);
+    }
     if let Some(address) = config.http.listen {
         let listener = http::listen(address).await.map_err(|error| {
             Failure::halted(format!("listen on `{address}`: {error}"))
@@ -136,7 +138,7 @@ async fn stream(config: &Config, mut rules: Rules, is_strict: bool) -> Result<()
 /// 78 for the configuration; 1 when a finding is an error or a server cannot be asked.
 pub async fn check(path: &Path, json: bool) -> Result<(), Failure> {
     let (config, mut rules) = configuration(path)?;
-    let mut report = Report::default();
+    let mut report = preflight::files(&config);
     let start = check_postgres(&config, &mut rules, &mut report).await;
     check_redis(&config, &mut report).await;
     report.facts.extend(preflight::of_rules(&config));
@@ -194,6 +196,7 @@ async fn check_postgres(config: &Config, rules: &mut Rules, report: &mut Report)
             return None;
         }
     };
+    let config = &config.only(sql.address());
     report.facts.extend(preflight::of_postgres(config, &sql).await);
     let unreadable =
         |error: preflight::Error| vec![Finding::error("catalog_unreadable", error.to_string())];
@@ -377,7 +380,13 @@ impl Shown {
 ///
 /// 1 when a server does not start, or a key did not do as it should.
 pub async fn demo(keep: bool) -> Result<(), Failure> {
-    demo::run(DemoOptions { keep }).await.map_err(halted)
+    demo::run(DemoOptions { keep }).await.map_err(|error| {
+        let hint = matches!(error, demo::Error::Server(throwaway::Error::Missing { .. }))
+            .then_some(
+                "install both servers: `apt install postgresql redis-server`; none has to run",
+            );
+        halted(&error).with_hint(hint)
+    })
 }
 
 /// `walsweep completions`.

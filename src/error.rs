@@ -200,6 +200,13 @@ impl Error {
         }
     }
 
+    /// Whether it is this process of the server that has the slot.
+    #[must_use]
+    pub fn is_held_by(&self, walsender: Option<i32>) -> bool {
+        let is_it = |walsender: i32| matches!(self, Error::SlotInUse { pid, .. } if *pid == walsender.to_string());
+        walsender.is_some_and(is_it)
+    }
+
     /// Whether the server cannot decode what the slot is to stream next.
     #[must_use]
     pub fn is_undecodable(&self) -> bool {
@@ -240,9 +247,7 @@ impl Error {
     #[must_use]
     pub fn is_unreachable(&self) -> bool {
         match self {
-            Error::Sql(postgres::Error::Connect { .. } | postgres::Error::Timeout { .. }) => true,
-            // Class 57: the server starts, stops or recovers.
-            Error::Sql(error) => error.sql_state().is_some_and(|code| code.starts_with("57")),
+            Error::Sql(error) => error.is_unreachable(),
             _ => false,
         }
     }

@@ -22,6 +22,9 @@ fn main() -> ExitCode {
     // A task like the others: the runtime would poll the future of `block_on` with all that is in
     // it whenever one of them wakes.
     let outcome = runtime.block_on(async { spawn_local(execute(cli)).await });
+    // Not to wait for a resolver that does not answer: it has a thread of its own for that, and may
+    // take tens of seconds.
+    runtime.shutdown_background();
     match outcome {
         Ok(Ok(())) => ExitCode::SUCCESS,
         Ok(Err(failure)) => report(&failure),

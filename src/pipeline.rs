@@ -73,6 +73,8 @@ struct Course {
     ended: String,
     /// Keys that a session put in doubt which are not swept yet as far as is known.
     doubt: Doubt,
+    /// The server's process that served the last session's stream, which may outlive it.
+    walsender: Option<i32>,
 }
 
 impl Default for Course {
@@ -85,7 +87,22 @@ impl Default for Course {
             whole_at: None,
             ended: String::new(),
             doubt: Doubt::none(),
+            walsender: None,
         }
+    }
+}
+
+impl Course {
+    /// The slot is in use; says whether that is news. What it holds is another's matter from the
+    /// second time on, unless that is the end of our own last session, which the server has not
+    /// noticed.
+    fn finds_in_use(&mut self, error: &Error) -> bool {
+        let is_news = !replace(&mut self.standing_by, true);
+        if !is_news && !error.is_held_by(self.walsender) {
+            self.attempts = self.attempts.stands_by();
+            self.give_up.set(None);
+        }
+        is_news
     }
 }
 
@@ -104,7 +121,10 @@ impl Program<'_> {
             if course.standing_by {
                 tokio::select! {
                     biased;
-                    () = self.shutdown.requested() => return Ok(()),
+                    () = self.shutdown.requested() => {
+                        tracing::info!("stopped while another process has the slot");
+                        return Ok(());
+                    }
                     () = self.health.alive_while(between.until_free()) => {}
                 }
             }
@@ -121,7 +141,10 @@ impl Program<'_> {
             });
             let opened = tokio::select! {
                 biased;
-                () = self.shutdown.requested() => return Ok(()),
+                () = self.shutdown.requested() => {
+                    tracing::info!("stopped before a session stood");
+                    return Ok(());
+                }
                 opened = self.health.alive_while(attempt) => opened,
                 never = between.watch() => match never {},
             };
@@ -163,6 +186,7 @@ impl Program<'_> {
         session.doubt = course.doubt.clone();
         course.whole_at = course.whole_at.filter(|at| *at == start);
         (course.established, course.standing_by) = (true, false);
+        course.walsender = session.walsender;
         self.metrics.postgres_up.set(1);
         let mut wait = Duration::ZERO;
         if course.attempts.get_nowhere() {
@@ -209,11 +233,7 @@ impl Program<'_> {
         match error.verdict(course.established) {
             Verdict::Halt => return Err(error),
             Verdict::Standby => {
-                if replace(&mut course.standing_by, true) {
-                    // Not the end of our own last session: what the slot holds is another's matter.
-                    course.attempts = course.attempts.stands_by();
-                    course.give_up.set(None);
-                } else {
+                if course.finds_in_use(&error) {
                     tracing::info!(holder = %error, "standing by: the slot is in use");
                 }
                 self.health.stands_by(error.to_string());
@@ -263,7 +283,7 @@ impl Program<'_> {
 
     /// Runs one session to its end.
     async fn session(&mut self, session: Session) -> Result<(), Error> {
-        let Session { gate, server, witness, slot, .. } = session;
+        let Session { config, gate, server, witness, slot, .. } = session;
         let Session { expected, wal_end, prints, broken, doubt, timing, .. } = session;
         let looks = session.watch;
         tracing::info!(
@@ -277,7 +297,9 @@ impl Program<'_> {
         };
         let standbys = self.config.postgres.replicas.iter().map(standby).collect();
         let primary = (expected.system_id.clone(), expected.timeline);
-        let (lookups, _opening) = Box::pin(self.lookups(primary, &server.primary)).await?.unzip();
+        let prepared = self.prepare(&config, primary, (&gate, &server.primary)).await?;
+        let Some((lookups, probe)) = prepared else { return Ok(()) };
+        let (lookups, _opening) = lookups.unzip();
         let (adopt, prints) = watch::channel(Rc::new(prints));
         let settings = Settings {
             max_stall: self.config.sweep.max_stall,
@@ -292,13 +314,12 @@ impl Program<'_> {
         };
         let fitness = Rc::new(Fitness::new(self.config, Arc::clone(self.health)));
         let node = self.node(&fitness);
-        let probe = SqlProbe::new(Rc::clone(&gate)).await?;
         let primary = Rc::clone(&server.primary);
         let probe = probe.with_fences(primary, Relations::of_rules(self.rules));
         let outside = Outside { slot, witness, probe, standbys, node, lookups };
         // A task: what wakes for each commit would otherwise poll all of this, too.
         let mut beside = spawn({
-            let (config, health) = (self.config.clone(), Arc::clone(self.health));
+            let health = Arc::clone(self.health);
             let keeper = Keeper::new(&config.postgres, self.health, self.metrics);
             let server = server.clone();
             async move {
@@ -318,10 +339,13 @@ impl Program<'_> {
             outcome = stages => outcome,
             ended = &mut beside.0 => Err(ended.unwrap_or(Error::Stage("watch"))),
         };
+        let mut shutdown = self.shutdown.clone();
         match outcome {
-            Err(Error::Capture(error)) if error.lacks_publication() => {
-                Err(self.judge_slot(error, &server.sql).await)
-            }
+            Err(Error::Capture(error)) if error.lacks_publication() => tokio::select! {
+                biased;
+                () = shutdown.requested() => Ok(()),
+                judged = self.judge_slot(error, &server.sql) => Err(judged),
+            },
             outcome => outcome,
         }
     }
@@ -355,18 +379,42 @@ impl Program<'_> {
     }
 }
 
+/// Who reads rows, and who opens their cache.
+type Reading = Option<(Lookups, Option<Task<()>>)>;
+
 impl Program<'_> {
+    /// What a session asks for before its stages run; `None` if a stop is asked for meanwhile. A
+    /// server that falls silent here holds up neither a stop nor the next session.
+    async fn prepare(
+        &self,
+        config: &Config,
+        server: (String, u32),
+        (gate, primary): (&Rc<Sql>, &Rc<Sql>),
+    ) -> Result<Option<(Reading, SqlProbe)>, Error> {
+        let mut shutdown = self.shutdown.clone();
+        let prepared = async {
+            let lookups = Box::pin(self.lookups(config, server, primary)).await?;
+            Ok::<_, Error>((lookups, SqlProbe::new(Rc::clone(gate)).await?))
+        };
+        tokio::select! {
+            biased;
+            () = shutdown.requested() => Ok(None),
+            prepared = step(prepared) => prepared.map(Some),
+        }
+    }
+
     /// Who reads rows, if rules name lookups, and who opens their cache.
     async fn lookups(
         &self,
+        config: &Config,
         server: (String, u32),
         sql: &Rc<Sql>,
-    ) -> Result<Option<(Lookups, Option<Task<()>>)>, Error> {
+    ) -> Result<Reading, Error> {
         let lookups = self.rules.lookups();
         if lookups.is_empty() {
             return Ok(None);
         }
-        let (endpoint, health) = (self.config.postgres.endpoint.clone(), Arc::clone(self.health));
+        let (endpoint, health) = (config.postgres.endpoint.clone(), Arc::clone(self.health));
         let rows = Rows::new(endpoint, server, lookups, health);
         let cache = Cache::new(lookups);
         let opening = match cache.clone() {
@@ -509,4 +557,32 @@ impl<T> Drop for Task<T> {
 
 fn spawn<T: 'static>(future: impl Future<Output = T> + 'static) -> Task<T> {
     Task(tokio::task::spawn_local(future))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Course;
+    use crate::error::Error;
+    use crate::sweep::Broken;
+
+    fn held_by(pid: i32) -> Error {
+        let name = "walsweep stream".to_owned();
+        Error::SlotInUse { pid: pid.to_string(), name, address: None }
+    }
+
+    /// A server may take a minute to notice that our last session is gone. What made us give up the
+    /// slot then holds as before; of another process's slot we know nothing.
+    #[test]
+    fn our_own_old_stream_takes_no_decision_back_and_another_process_does() {
+        for (holder, stays) in [(7, true), (8, false)] {
+            let mut course = Course { walsender: Some(7), ..Course::default() };
+            course.give_up.set(Some(Broken::SlotUndecodable));
+            assert!(course.finds_in_use(&held_by(holder)), "news");
+            assert!(course.give_up.get().is_some(), "it may have been our own");
+            for _ in 0..3 {
+                assert!(!course.finds_in_use(&held_by(holder)), "no news");
+            }
+            assert_eq!(course.give_up.get().is_some(), stays, "process {holder}");
+        }
+    }
 }

@@ -44,8 +44,12 @@ const STEP_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Everything that a session has before the first frame.
 pub struct Session {
+    /// The configuration; of several hosts that are configured, with the primary that was found.
+    pub config: Config,
     /// The gate's connection.
     pub gate: Rc<Sql>,
+    /// The process that serves the stream, on the server that the slot is on.
+    pub walsender: Option<i32>,
     /// The other SQL connections: to the primary, and the one that looks after the slot.
     pub server: SlotServer,
     /// Who says that what a standby sends is the primary's history.
@@ -115,6 +119,9 @@ impl Session {
         whole: bool,
     ) -> Result<Session, Error> {
         let sql = Rc::new(connect_sql(&config.postgres.endpoint, WATCH_NAME).await?);
+        // From here on nobody asks another server, whatever becomes of this one.
+        let found = config.only(sql.address());
+        let config = &found;
         step(preflight::find_reads(config, rules, &sql)).await?;
         let tables = Watched::new(rules, &config.postgres.publication, &config.postgres.slot);
         // Looked at before they are judged: what changes in between is a change. If that fails, the
@@ -146,13 +153,7 @@ impl Session {
             if whole { Streaming::Off } else { Streaming::of_server(primary.version_num) };
         let options = StreamOptions { messages: rules.need_messages(), streaming };
         let started = step(replication.start(slot, publication, options)).await;
-        let slot = match started {
-            Ok(slot) => slot,
-            Err(Error::Capture(error)) if error.slot_problem() == Some(SlotProblem::Active) => {
-                return Err(in_use(config, &server.sql).await?);
-            }
-            Err(error) => return Err(error),
-        };
+        let slot = unless_in_use(started, config, &server).await?;
         // Only now nobody else can move the slot.
         let state = slot_state(config, &server.sql).await?;
         // A standby that was started again may have replayed less than it had before.
@@ -171,8 +172,9 @@ impl Session {
         for sql in [&sql, &server.primary] {
             step(sql.batch_execute(include_str!("../sql/watch_state.sql"))).await?;
         }
-        let doubt = Doubt::none();
         Ok(Session {
+            config: found,
+            walsender: state.active_pid,
             gate,
             server,
             witness,
@@ -181,7 +183,7 @@ impl Session {
             wal_end,
             prints,
             broken,
-            doubt,
+            doubt: Doubt::none(),
             timing,
             watch,
         })
@@ -355,6 +357,20 @@ async fn enable_failover(
 
 async fn slot_state(config: &Config, client: &Client) -> Result<SlotState, Error> {
     step(slot_health::look(client, &config.postgres.slot)).await?.ok_or(Error::SlotGone)
+}
+
+/// The stream; if another process has the slot, who that is.
+async fn unless_in_use(
+    started: Result<Slot, Error>,
+    config: &Config,
+    server: &SlotServer,
+) -> Result<Slot, Error> {
+    match started {
+        Err(Error::Capture(error)) if error.slot_problem() == Some(SlotProblem::Active) => {
+            Err(in_use(config, &server.sql).await?)
+        }
+        started => started,
+    }
 }
 
 /// Who has the slot.

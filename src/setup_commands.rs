@@ -37,6 +37,7 @@ pub async fn setup(path: &Path, print_only: bool, login: Option<&str>) -> Result
     // What is waited for is told while it is.
     logging::start(&config.log).map_err(halted)?;
     let stop = Shutdown::by_signal(STOPPING).map_err(halted)?;
+    let (config, endpoint) = (config.only(sql.address()), endpoint.only(sql.address()));
     let hands = Hands { client: &sql, endpoint: &endpoint, stop };
     let fail = |error: setup::Error| halted(&error).with_hint(error.hint());
     let roles = if login.is_some() {
@@ -58,7 +59,16 @@ pub async fn setup(path: &Path, print_only: bool, login: Option<&str>) -> Result
         tell(statement)?;
     }
     let done = setup::setup(&config, &mut rules, &hands).await.map_err(fail)?;
-    done.iter().try_for_each(&mut tell)?;
+    done.statements.iter().try_for_each(&mut tell)?;
+    if !done.left.is_empty() {
+        let others = if told { "the others are set up" } else { "nothing else is to do" };
+        let message = format!(
+            "set up the database: {others}; no SQL cures this of some rules, which `walsweep run` \
+             suspends:{}",
+            setup::list(&done.left)
+        );
+        return Err(Failure::halted(message));
+    }
     if told { Ok(()) } else { print("nothing to do\n") }
 }
 
@@ -74,6 +84,7 @@ pub async fn teardown(path: &Path, print_only: bool, login: Option<&str>) -> Res
     let sql = sql.map_err(|error| halted(&error).with_hint(refused(&error, login)))?;
     logging::start(&config.log).map_err(halted)?;
     let stop = Shutdown::by_signal(STOPPING).map_err(halted)?;
+    let (config, endpoint) = (config.only(sql.address()), endpoint.only(sql.address()));
     let hands = Hands { client: &sql, endpoint: &endpoint, stop };
     let fail = |error: setup::Error| halted(&error).with_hint(error.hint());
     if print_only {
@@ -106,11 +117,12 @@ fn endpoint(config: &Config, login: Option<&str>) -> Result<Endpoint, Failure> {
     let configured = &config.postgres.endpoint;
     let Some(url) = login else { return Ok(configured.clone()) };
     let wrong = |cause: String| Failure::halted(format!("read the URL of `--as`: {cause}"));
-    let mut endpoint = Endpoint::parse(url).map_err(|error| wrong(error.to_string()))?;
+    let endpoint = Endpoint::parse(url).map_err(|error| wrong(error.to_string()))?;
     if endpoint.database != configured.database {
         let (given, wanted) = (&endpoint.database, &configured.database);
         return Err(wrong(format!("it names database `{given}`, `postgres.url` `{wanted}`")));
     }
-    endpoint.load_password().map_err(|error| wrong(error.to_string()))?;
+    // Tried now, for what is wrong with it; read at each login, for the host that it is with.
+    endpoint.clone().load_password().map_err(|error| wrong(error.to_string()))?;
     Ok(endpoint)
 }

@@ -48,3 +48,16 @@ async fn the_log_tells_what_a_transaction_removes() {
         assert_eq!(sidecar.log().iter().any(tells), shows);
     }
 }
+
+/// Whoever has none of the servers reads at once what to install.
+#[test]
+fn the_demonstration_without_servers_names_their_packages() {
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_walsweep"));
+    command.arg("demo").env("PATH", "/nonexistent").env_remove("WALSWEEP_REDIS_SERVER");
+    let output = command.output().unwrap();
+    let said = text(&output);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    for part in ["not in `$PATH`", "Debian has it in the package", "postgresql redis-server"] {
+        assert!(said.contains(part), "{part}: {said}");
+    }
+}

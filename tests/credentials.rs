@@ -1,8 +1,10 @@
 //! Passwords that change while it runs.
 
-use std::fs;
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 
-use crate::support::{Bed, ITEM_RULES, PATIENCE, Settings, Sidecar, Sql, eventually};
+use crate::support::{Bed, ITEM_RULES, PATIENCE, Settings, Sidecar, Sql, eventually, text};
 use walsweep::throwaway::{Postgres, PostgresOptions, Redis, RedisOptions};
 
 /// Files that hold passwords are read at each login, of every connection, and are found beside the
@@ -65,4 +67,46 @@ async fn set_password(cache: &mut redis::aio::MultiplexedConnection, password: &
     let mut set = redis::cmd("CONFIG");
     set.arg("SET").arg("requirepass").arg(password);
     set.exec_async(cache).await.unwrap();
+}
+
+/// Files with secrets are looked at as libpq looks at its own, and yet nothing is refused: a secret
+/// that is mounted is often a link to a file of root's that everybody may read.
+#[tokio::test]
+async fn a_secret_that_others_may_read_is_warned_of_and_used() {
+    let bed = Bed::new(&[]).await;
+    let folder = tempfile::tempdir().unwrap();
+    let (data, link) = (folder.path().join("..data"), folder.path().join("password"));
+    fs::write(&data, "word\n").unwrap();
+    std::os::unix::fs::symlink(&data, &link).unwrap();
+    let home = folder.path().join(".pgpass");
+    fs::write(&home, "*:*:*:*:word\n").unwrap();
+    let mode = |path: &Path, mode| fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
+    let mut settings = bed.settings();
+    settings.postgres = format!("password_file = {link:?}");
+    settings.env = vec![("HOME".to_owned(), folder.path().to_str().unwrap().to_owned())];
+    let mut sidecar = Sidecar::new(settings);
+    sidecar.setup();
+    let wrong = format!("`{}` has mode 0644", link.display());
+    for (bits, is_warned) in [(0o600, false), (0o644, true), (0o604, true)] {
+        mode(&data, bits);
+        let check = sidecar.command(&["check"]);
+        let said = text(&check);
+        assert!(check.status.success(), "{said}");
+        assert_eq!(said.contains("warning[secret_readable]"), is_warned, "{bits:o}: {said}");
+    }
+    mode(&data, 0o644);
+    let said = text(&sidecar.command(&["check"]));
+    let cure = format!("`chmod 600 {}`", link.display());
+    assert!(said.contains(&wrong) && said.contains(&cure) && !said.contains("word\n"), "{said}");
+    sidecar.start();
+    sidecar.wait_ready().await;
+    sidecar.wait_log(&wrong).await;
+    // Without another source of a password, `~/.pgpass` would be it.
+    sidecar.change(|settings| settings.postgres.clear());
+    mode(&home, 0o640);
+    let said = text(&sidecar.command(&["check"]));
+    assert!(said.contains("warning[passfile_ignored]") && said.contains("mode 0640"), "{said}");
+    mode(&home, 0o600);
+    let said = text(&sidecar.command(&["check"]));
+    assert!(!said.contains("warning[passfile_ignored]"), "{said}");
 }

@@ -104,6 +104,38 @@ async fn a_stop_while_redis_is_away_exits_and_loses_nothing() {
     assert!(bed.has("keep").await);
 }
 
+/// A Redis that is away from the beginning takes nothing, and nothing is on its way to it.
+#[tokio::test]
+async fn a_stop_before_redis_ever_answered_waits_for_nothing() {
+    let bed = Bed::new(&[]).await;
+    let mut sidecar = Sidecar::new(bed.settings());
+    sidecar.setup();
+    bed.redis.pause().unwrap();
+    sidecar.start();
+    sidecar.wait_log("streaming").await;
+    // What is written meanwhile has no keys, and moves what could be confirmed.
+    bed.sql.run("create table other (id int); insert into other values (1)").await;
+    sleep(Duration::from_secs(2)).await;
+    let began = std::time::Instant::now();
+    assert_eq!(sidecar.sigterm().await, 0);
+    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+    bed.redis.resume().unwrap();
+}
+
+/// Where no session was had, the log says so and does not speak of keys.
+#[tokio::test]
+async fn a_stop_of_a_stand_in_says_that_it_stood_by() {
+    let bed = Bed::new(&[]).await;
+    let _first = bed.sidecar().await;
+    let mut second = Sidecar::new(bed.settings());
+    second.start();
+    second.wait_log("standing by").await;
+    assert_eq!(second.sigterm().await, 0);
+    let log = second.log().concat();
+    assert!(log.contains("stopped while another process has the slot"), "{log}");
+    assert!(!log.contains("keys on their way"), "{log}");
+}
+
 /// An operator who expects a reload, or closes a terminal, ends nothing.
 #[tokio::test]
 async fn sighup_is_answered_and_changes_nothing() {

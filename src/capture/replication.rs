@@ -8,7 +8,7 @@ use postgres_protocol::escape::escape_identifier;
 use super::connection::{Connection, Row};
 use super::{Error, Malformed, Slot, login};
 use crate::lsn::Lsn;
-use crate::postgres::{BACKEND, Endpoint, begin, within};
+use crate::postgres::{BACKEND, Endpoint, IN_RECOVERY, Passed, begin, within};
 
 /// Which server this is, and how far its log goes: the answer to `IDENTIFY_SYSTEM`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -99,8 +99,34 @@ impl Replication {
     ///
     /// # Errors
     /// See [`postgres::Error`](crate::postgres::Error), and [`Error::is_pooler`]; the whole attempt
-    /// is bounded by [`Endpoint::connect_timeout`].
+    /// is bounded by [`Endpoint::connect_timeout`]. Of several hosts it is the first that is a
+    /// primary, each within that time.
     pub async fn connect(
+        endpoint: &Endpoint,
+        application_name: &str,
+    ) -> Result<Replication, Error> {
+        if !endpoint.is_several() {
+            return Replication::connect_one(endpoint, application_name).await;
+        }
+        let mut passed = Passed::default();
+        for host in endpoint.each() {
+            let looked = within(&host, async {
+                let mut replication = Replication::connect_one(&host, application_name).await?;
+                let row = replication.query_row("ask whether it is a standby", IN_RECOVERY).await?;
+                Ok((column::<String>(&row, 0)? == "t", replication))
+            });
+            match looked.await {
+                Ok((false, replication)) => return Ok(replication),
+                Ok((true, _standby)) => passed.standby(&host),
+                Err(Error::Connect(error)) => passed.failed(error)?,
+                Err(error) => return Err(error),
+            }
+        }
+        Err(passed.all().into())
+    }
+
+    /// The session with one host.
+    async fn connect_one(
         endpoint: &Endpoint,
         application_name: &str,
     ) -> Result<Replication, Error> {

@@ -48,6 +48,18 @@ pub struct Config {
     pub lookups: Vec<Lookup>,
 }
 
+impl Config {
+    /// The same, with the primary at this address alone where URLs name several hosts, of which it
+    /// is one: what a session begins with one server must not go on with another.
+    #[must_use]
+    pub fn only(&self, primary: &str) -> Config {
+        let mut config = self.clone();
+        config.postgres.endpoint = config.postgres.endpoint.only(primary);
+        config.postgres.replication_endpoint = config.postgres.replication_endpoint.only(primary);
+        config
+    }
+}
+
 /// `[postgres]`: where changes come from.
 #[derive(Clone, Debug)]
 pub struct Postgres {

@@ -112,6 +112,10 @@ fn postgres(reader: &mut Reader<'_>, root: &mut Section<'_, '_>) -> Option<Postg
         .into_iter()
         .filter_map(|url| Some((endpoint(Some(url.clone()))?, url)))
         .collect();
+    for (_, url) in replicas.iter().filter(|(endpoint, _)| endpoint.is_several()) {
+        let message = "the URL of a replica names several hosts".to_owned();
+        reader.problem(url.at.clone(), message, Some("name each standby by a URL of its own"));
+    }
     let replicas = each_once(reader, replicas);
     let publication = name(reader, &mut section, "publication");
     let slot = name(reader, &mut section, "slot");
@@ -123,7 +127,8 @@ fn postgres(reader: &mut Reader<'_>, root: &mut Section<'_, '_>) -> Option<Postg
     let retained = (RETAINED_WAL_LEAST, RETAINED_WAL);
     let max_retained_wal = reader.memory(&mut section, "max_retained_wal", retained);
     let failover = reader.flag(&mut section, "failover", false);
-    let slot_on = slot_on(reader, &mut section, has_replication_url, failover);
+    let standby = replication.as_ref().filter(|_| has_replication_url);
+    let slot_on = slot_on(reader, &mut section, (has_replication_url, standby), failover);
     reader.finish(&section);
     let endpoint = sql?;
     let replication_endpoint = if has_replication_url { replication? } else { endpoint.clone() };

@@ -1,6 +1,7 @@
 //! Which server the slot is on.
 
 use super::reader::{Reader, Section};
+use crate::postgres::Endpoint;
 
 /// `[postgres] slot_on`: the server that the slot is on, and so the one that sends the changes.
 /// Whatever is asked of what readers see is asked of the primary in either case.
@@ -17,7 +18,7 @@ pub enum SlotOn {
 pub(super) fn slot_on(
     reader: &mut Reader<'_>,
     section: &mut Section<'_, '_>,
-    has_replication_url: bool,
+    (has_replication_url, standby): (bool, Option<&Endpoint>),
     failover: bool,
 ) -> SlotOn {
     let Some(text) = reader.text(section, "slot_on") else { return SlotOn::Primary };
@@ -33,6 +34,14 @@ pub(super) fn slot_on(
     if !has_replication_url {
         let message = "a slot on a standby needs `postgres.replication_url`".to_owned();
         let hint = "let `replication_url` name the standby; `url` stays the primary's";
+        reader.problem(text.at.clone(), message, Some(hint));
+    }
+    if standby.is_some_and(Endpoint::is_several) {
+        let message = "a slot is on one standby, and `postgres.replication_url` names several \
+                       hosts"
+            .to_owned();
+        let hint = "let `replication_url` name the standby that the slot is on; `url` may name \
+                    several hosts";
         reader.problem(text.at.clone(), message, Some(hint));
     }
     if failover {

@@ -23,6 +23,8 @@ pub(super) struct Act {
 enum Touches {
     /// Nothing.
     Nothing,
+    /// When a match begins.
+    Kickoff(i64),
     /// A match and the points of its predictions.
     Scores(i64),
     /// Every match of the clubs of these names.
@@ -40,6 +42,7 @@ impl Act {
         }
         let touched: Vec<&Fixture> = match &self.touches {
             Touches::Nothing => return false,
+            Touches::Kickoff(id) => return topic == "roundup" && subject == id.to_string(),
             Touches::Models => {
                 return topic == "models" || (topic == "leaderboard" && subject == "db");
             }
@@ -66,6 +69,17 @@ const AWKWARD: &str = "Bodø/Glimt [W]*";
 
 /// What that club is called later.
 const RENAMED: &str = "Bodø/Glimt Kvinner";
+
+/// The match that [`opening`] is about.
+pub(super) const POSTPONED: i64 = 5;
+
+/// What is shown first, in full: one UPDATE of the match [`POSTPONED`].
+pub(super) fn opening() -> Act {
+    let file = include_str!("../../sql/football/postpone.sql");
+    let lines = file.lines().filter(|line| !line.starts_with("--"));
+    let statement = lines.collect::<Vec<_>>().join("\n");
+    Act { title: statement.clone(), statement, commits: true, touches: Touches::Kickoff(POSTPONED) }
+}
 
 /// The demonstration, over the season's first matches.
 pub(super) fn acts(matches: &[Fixture]) -> Vec<Act> {

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use self::act::{Act, acts};
+use self::act::{Act, acts, opening};
 use self::site::{Cached, Fixture};
 use self::stage::Stage;
 use crate::throwaway;
@@ -101,6 +101,9 @@ struct Outcome {
 /// How soon after its commit nothing stale may be left, by the site's acceptance words.
 const FRESH: Duration = Duration::from_secs(5);
 
+/// The rule of the first act.
+const OPENING_RULE: &str = "roundups";
+
 /// How often a test's eye looks at Redis. The next look starts a millisecond after the last began.
 const LOOK: Duration = Duration::from_millis(1);
 
@@ -109,8 +112,16 @@ const LOOK: Duration = Duration::from_millis(1);
 /// that should stay went.
 pub async fn run(options: DemoOptions) -> Result<(), Error> {
     let mut out = io::stdout();
+    let said = writeln!(out, "Starting a Postgres and a Redis that end with this demonstration.");
+    said.map_err(io_error("write the report"))?;
     let mut stage = Stage::set(&mut out).await?;
     let (mut stale, mut lost, mut went) = (0, 0, 0);
+    let first = opening();
+    let outcome = perform(&mut stage, &first).await?;
+    tell_opening(&mut out, &first, &outcome).map_err(io_error("write the report"))?;
+    stale += outcome.stale.len();
+    lost += outcome.lost.len();
+    went += outcome.went.len();
     let acts = acts(&site::fixtures(&stage.sql).await?);
     for act in &acts {
         let outcome = perform(&mut stage, act).await?;
@@ -123,7 +134,7 @@ pub async fn run(options: DemoOptions) -> Result<(), Error> {
         out,
         "\n{} transactions: {went} keys went, {stale} that should have gone stayed, {lost} that \
          should have stayed went.",
-        acts.len()
+        acts.len() + 1
     );
     written.map_err(io_error("write the report"))?;
     if options.keep {
@@ -186,6 +197,31 @@ async fn watch(
     }
     outcome.stale = going.into_iter().map(|cached| cached.key.clone()).collect();
     Ok(outcome)
+}
+
+/// Writes the first act so that whoever has never seen walsweep reads what it is: a statement, the
+/// rule that it concerns as the configuration has it, and its keys.
+fn tell_opening(out: &mut impl Write, act: &Act, outcome: &Outcome) -> io::Result<()> {
+    let Outcome { went, stale, lost, stayed } = outcome;
+    writeln!(out, "\nOne UPDATE:\n\n    {}\n\nIts rule:\n", act.title)?;
+    for line in stage::rule(OPENING_RULE) {
+        writeln!(out, "    {line}")?;
+    }
+    writeln!(out, "\nIts keys:\n")?;
+    for (after, _, key) in went {
+        writeln!(out, "    cached, and gone {:.1} ms after the commit: {key}", millis(*after))?;
+    }
+    for key in stale {
+        writeln!(out, "    WRONG: should have gone: {key}")?;
+    }
+    for key in lost {
+        writeln!(out, "    WRONG: should have stayed: {key}")?;
+    }
+    writeln!(out, "\nAll {} others stay, such as:\n", stayed.len())?;
+    if let Some(key) = nearest(outcome, "roundup") {
+        writeln!(out, "    {key}")?;
+    }
+    writeln!(out, "\nAnd now transactions of the site, whose other rules stand in config.toml.")
 }
 
 /// Writes what became of the cache.
@@ -257,8 +293,40 @@ fn io_error(action: &'static str) -> impl FnOnce(io::Error) -> Error {
 
 #[cfg(test)]
 mod tests {
-    use super::{Cached, acts, site};
+    use std::time::Duration;
+
+    use super::{Cached, OPENING_RULE, Outcome, acts, opening, site, stage, tell_opening};
     use crate::throwaway::{Postgres, PostgresOptions, Redis, RedisOptions};
+
+    /// Whoever reads these lines knows what walsweep does.
+    #[test]
+    fn it_opens_with_one_update_its_rule_and_its_keys() {
+        let went = |key: &str| (Duration::from_millis(2), "roundup".to_owned(), key.to_owned());
+        let outcome = Outcome {
+            went: vec![went("roundup:5"), went("roundup:slug:five")],
+            stayed: vec![("roundup".to_owned(), "roundup:slug:four".to_owned())],
+            ..Outcome::default()
+        };
+        let mut text = Vec::new();
+        tell_opening(&mut text, &opening(), &outcome).unwrap();
+        let text = String::from_utf8(text).unwrap();
+        let mut rest = text.as_str();
+        for part in [
+            "One UPDATE:",
+            "update matches set kickoff = kickoff + interval '1 hour' where id = 5",
+            "[[rule]]",
+            "table = \"public.matches\"",
+            "keys = [\"roundup:{id}\", \"roundup:slug:{slug}\"]",
+            "gone 2.0 ms after the commit: roundup:5",
+            "gone 2.0 ms after the commit: roundup:slug:five",
+            "roundup:slug:four",
+        ] {
+            let at = rest.find(part).unwrap_or_else(|| panic!("{part} in {text}"));
+            rest = &rest[at + part.len()..];
+        }
+        assert!(text.lines().count() <= 25, "{text}");
+        assert!(stage::rule(OPENING_RULE).all(|line| !line.is_empty()));
+    }
 
     #[tokio::test]
     async fn every_act_runs_and_makes_cached_keys_stale_only_if_it_commits_something_shown() {
@@ -276,16 +344,18 @@ mod tests {
 
         let mut matches = site::fixtures(&sql).await.unwrap();
         let mut counts = Vec::new();
-        for act in acts(&matches.clone()) {
+        for act in std::iter::once(opening()).chain(acts(&matches.clone())) {
             sql.batch_execute(&act.statement).await.unwrap();
             let before = std::mem::replace(&mut matches, site::fixtures(&sql).await.unwrap());
             let both: Vec<_> = before.into_iter().chain(matches.clone()).collect();
             let stale = |one: &&Cached| act.makes_stale(&one.topic, &one.subject, &both);
             counts.push(cached.iter().filter(stale).count());
         }
-        let [settled, again, rolled_back, venue, renamed, model, deleted] = counts[..] else {
+        let [postponed, settled, again, rolled_back, venue, renamed, model, deleted] = counts[..]
+        else {
             panic!("{counts:?}");
         };
+        assert_eq!(postponed, 2);
         // 504 leaderboards, 12 model pages, 4 overviews, 3 pages of the match, 4 of its
         // competition, 4 of each club.
         assert_eq!((settled, again, deleted), (535, 535, 535));

@@ -21,6 +21,13 @@ use crate::throwaway::{
 /// The site's complete rule set, which is also the reference of all options.
 const CONFIG: &str = include_str!("../../config.toml");
 
+/// A rule of [`CONFIG`] as it stands there, without what is said before it.
+pub(super) fn rule(name: &str) -> impl Iterator<Item = &'static str> {
+    let named = format!("[[rule]]\nname = \"{name}\"\n");
+    let rule = CONFIG.find(&named).and_then(|at| CONFIG.get(at..)).unwrap_or_default();
+    rule.lines().take_while(|line| !line.is_empty())
+}
+
 /// The slot of [`CONFIG`], which is the default.
 const SLOT: &str = "walsweep";
 
@@ -48,8 +55,9 @@ impl Stage {
     /// Starts the servers, plays the season in, runs `walsweep setup` and `walsweep run`, and waits
     /// until it is ready.
     pub(super) async fn set(out: &mut impl Write) -> Result<Stage, Error> {
-        let postgres = Postgres::start(PostgresOptions::default()).await?;
+        // Redis first: it is there at once, or is missing before anything runs.
         let redis = Redis::start(RedisOptions::default()).await?;
+        let postgres = Postgres::start(PostgresOptions::default()).await?;
         let (sql, cache) = (postgres.connect().await?, redis.connect().await?);
         for part in site::SCHEMA {
             sql.batch_execute(part).await?;

@@ -17,7 +17,9 @@ use tokio_postgres::config::{self, SslNegotiation};
 use tokio_rustls::TlsConnector;
 
 use super::stream::{Established, Stream};
-use super::{ChannelBinding, Endpoint, Error, ServerError, SslMode, state, tls};
+use super::{
+    ChannelBinding, Endpoint, Error, IN_RECOVERY, Passed, ServerError, SslMode, state, tls,
+};
 
 /// Kernel probes find a peer that vanished without a word, in about half a minute, even while
 /// nobody is waiting for it.
@@ -133,6 +135,7 @@ async fn negotiate(
 #[derive(Debug)]
 pub struct Sql {
     client: tokio_postgres::Client,
+    address: String,
     driver: Driver,
 }
 
@@ -157,9 +160,16 @@ impl Sql {
         Ok(self.client.batch_execute(state::AS_ROLE).await?)
     }
 
+    /// The address that it is connected to, which [`Endpoint::only`] takes: one host, also where the
+    /// endpoint named several.
+    #[must_use]
+    pub fn address(&self) -> &str {
+        &self.address
+    }
+
     /// Says goodbye to the server, which otherwise logs a lost connection. Takes at most a second.
     pub async fn close(self) {
-        let Sql { client, mut driver } = self;
+        let Sql { client, mut driver, .. } = self;
         drop(client);
         // Whether the farewell arrived or not, the session is over.
         drop(tokio::time::timeout(CLOSE_TIMEOUT, &mut driver.0).await);
@@ -182,11 +192,36 @@ impl DerefMut for Sql {
 
 /// Opens a session for SQL, logs in, and brings the session into the state that `sql/session.sql`
 /// lists, whatever the role's settings are. `application_name` is what `pg_stat_activity` shows.
-/// Must be called within a tokio runtime, which runs the session's bytes.
+/// Must be called within a tokio runtime, which runs the session's bytes. Of several hosts it is
+/// the first that is a primary.
 ///
 /// # Errors
-/// See [`Error`]; the whole attempt is bounded by [`Endpoint::connect_timeout`].
+/// See [`Error`]; the attempt with each host is bounded by [`Endpoint::connect_timeout`].
 pub async fn connect_sql(endpoint: &Endpoint, application_name: &str) -> Result<Sql, Error> {
+    if !endpoint.is_several() {
+        return connect_one(endpoint, application_name).await;
+    }
+    let mut passed = Passed::default();
+    for host in endpoint.each() {
+        let looked = within(&host, async {
+            let sql = connect_one(&host, application_name).await?;
+            let is_standby = sql.query_one(IN_RECOVERY, &[]).await?.try_get::<_, bool>(0)?;
+            Ok(if is_standby { Err(sql) } else { Ok(sql) })
+        });
+        match looked.await {
+            Ok(Ok(sql)) => return Ok(sql),
+            Ok(Err(standby)) => {
+                standby.close().await;
+                passed.standby(&host);
+            }
+            Err(error) => passed.failed(error)?,
+        }
+    }
+    Err(passed.all())
+}
+
+/// The session with one host.
+async fn connect_one(endpoint: &Endpoint, application_name: &str) -> Result<Sql, Error> {
     within(endpoint, async {
         let pooler = || Error::Pooler { address: endpoint.address() };
         let sql = log_in_as_can_be(endpoint, application_name).await?;
@@ -268,7 +303,7 @@ async fn log_in(
             tracing::debug!(error = %Error::from(error), "sql session ended");
         }
     }));
-    Ok(Sql { client, driver })
+    Ok(Sql { client, address: endpoint.address(), driver })
 }
 
 /// Sorts a failed login.

@@ -26,6 +26,14 @@ pub enum Error {
         /// `connect_timeout`.
         seconds: u64,
     },
+    /// None of several hosts is a primary that takes sessions.
+    #[error("find the primary among {} hosts: {}", .reasons.len(), .reasons.join("; "))]
+    NoPrimary {
+        /// What is the matter with each host.
+        reasons: Vec<String>,
+        /// Whether nobody was there, or not yet.
+        is_unreachable: bool,
+    },
     /// The trusted certificates could not be read.
     #[error("read `sslrootcert` `{path}`: {reason}")]
     RootCertificates {
@@ -120,8 +128,22 @@ impl Error {
             Error::Refused { server, .. } | Error::Query(server) => server.is_rejection(),
             Error::Connect { .. }
             | Error::Timeout { .. }
+            | Error::NoPrimary { .. }
             | Error::Lost(_)
             | Error::Unexpected(_) => false,
+        }
+    }
+}
+
+impl Error {
+    /// Whether nobody was there, or not yet.
+    #[must_use]
+    pub fn is_unreachable(&self) -> bool {
+        match self {
+            Error::Connect { .. } | Error::Timeout { .. } => true,
+            Error::NoPrimary { is_unreachable, .. } => *is_unreachable,
+            // Class 57: the server starts, stops or recovers.
+            error => error.sql_state().is_some_and(|code| code.starts_with("57")),
         }
     }
 }

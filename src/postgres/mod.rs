@@ -7,6 +7,7 @@
 
 mod connect;
 mod error;
+mod hosts;
 mod passfile;
 mod state;
 mod stream;
@@ -24,12 +25,13 @@ pub(crate) use connect::cancel;
 pub(crate) use connect::{Security, open, within};
 pub use connect::{Sql, connect_sql};
 pub use error::{Error, ServerError};
+pub(crate) use hosts::{IN_RECOVERY, Passed};
 pub use passfile::PassfileError;
 pub(crate) use state::{AS_ROLE, BACKEND, again, begin};
 pub use stream::Stream;
 pub use url::ParseError;
 
-/// One Postgres server, database and user, from a `postgres://` URL as libpq reads it
+/// One Postgres server, or the primary among several, with database and user, from a `postgres://` URL as libpq reads it
 /// (<https://www.postgresql.org/docs/current/libpq-connect.html#LIBPQ-CONNSTRING-URIS>).
 ///
 /// [`Display`](fmt::Display) prints `user@host:port/database` and never the password; so does
@@ -40,6 +42,9 @@ pub struct Endpoint {
     pub host: String,
     /// TCP port, or the number in a Unix socket's name.
     pub port: u16,
+    /// More hosts and ports, to be tried in this order after the first one; the primary among all
+    /// of them is meant.
+    pub others: Vec<(String, u16)>,
     /// User name.
     pub user: String,
     /// Password from the URL, or what [`Endpoint::load_password`] found.
@@ -71,16 +76,49 @@ impl Endpoint {
         self.host.starts_with('/')
     }
 
-    /// Where the server listens, for messages: `host:port`, or the path of the socket.
+    /// Where the server listens, for messages: `host:port`, or the path of the socket; of several
+    /// hosts all, with commas.
     #[must_use]
     pub fn address(&self) -> String {
-        if self.is_unix_socket() {
-            format!("{}/.s.PGSQL.{}", self.host.trim_end_matches('/'), self.port)
-        } else if self.host.contains(':') {
-            format!("[{}]:{}", self.host, self.port)
-        } else {
-            format!("{}:{}", self.host, self.port)
-        }
+        let all: Vec<String> = self.places().map(|(host, port)| address_of(host, *port)).collect();
+        all.join(",")
+    }
+
+    /// Whether there is a choice among several hosts.
+    #[must_use]
+    pub fn is_several(&self) -> bool {
+        !self.others.is_empty()
+    }
+
+    /// Each host as an endpoint of its own, in order.
+    pub fn each(&self) -> impl Iterator<Item = Endpoint> {
+        self.places().map(|(host, port)| Endpoint {
+            host: host.clone(),
+            port: *port,
+            others: Vec::new(),
+            ..self.clone()
+        })
+    }
+
+    /// The host of this address alone; all of them if it is none of them.
+    #[must_use]
+    pub fn only(&self, address: &str) -> Endpoint {
+        self.each().find(|one| one.address() == address).unwrap_or_else(|| self.clone())
+    }
+
+    fn places(&self) -> impl Iterator<Item = (&String, &u16)> {
+        let others = self.others.iter().map(|(host, port)| (host, port));
+        std::iter::once((&self.host, &self.port)).chain(others)
+    }
+}
+
+fn address_of(host: &str, port: u16) -> String {
+    if host.starts_with('/') {
+        format!("{}/.s.PGSQL.{port}", host.trim_end_matches('/'))
+    } else if host.contains(':') {
+        format!("[{host}]:{port}")
+    } else {
+        format!("{host}:{port}")
     }
 }
 

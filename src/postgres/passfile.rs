@@ -35,10 +35,15 @@ pub enum PassfileError {
         source: io::Error,
     },
     /// Others than its owner may read it.
-    #[error("read passfile `{path}`: its group or others may read it; run `chmod 600` on it")]
+    #[error(
+        "read passfile `{path}`: it has mode {mode:04o}, so that its group or others may read it; \
+         run `chmod 600 {path}`"
+    )]
     Permissions {
         /// The file.
         path: PathBuf,
+        /// Its permissions.
+        mode: u32,
     },
 }
 
@@ -120,8 +125,9 @@ fn read(path: &Path, named: bool) -> Result<Option<String>, PassfileError> {
         }
         Ok(_) | Err(_) => return Ok(None),
     };
-    if metadata.permissions().mode() & 0o077 != 0 {
-        return Err(PassfileError::Permissions { path: path.to_owned() });
+    let mode = metadata.permissions().mode() & 0o7777;
+    if mode & 0o077 != 0 {
+        return Err(PassfileError::Permissions { path: path.to_owned(), mode });
     }
     let mut text = String::new();
     let mut file = fs::File::open(path).map_err(failed)?.take(PASSFILE_SIZE_MAX);

@@ -105,8 +105,24 @@ fn a_file_in_the_home_folder_that_cannot_be_used_is_remembered_and_no_error() {
     let endpoint = load(plain()).unwrap();
     assert!(endpoint.password.is_none());
     let ignored = endpoint.ignored_passfile.unwrap();
-    assert!(matches!(&*ignored, PassfileError::Permissions { path: seen } if *seen == path));
+    assert!(matches!(&*ignored, PassfileError::Permissions { path: seen, .. } if *seen == path));
 
     let named = Endpoint { passfile: Some(path), ..plain() };
     assert!(matches!(load(named), Err(PassfileError::Permissions { .. })));
+}
+
+/// A password goes to no other host than the one that its line names.
+#[test]
+fn each_of_several_hosts_has_its_own_line() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("pass");
+    write(&path, "a:1:d:u:of a\nb:2:d:u:of b\n");
+    let passfile = format!("passfile={}", path.display());
+    let endpoint = Endpoint::parse(&format!("postgres://u@a:1,b:2,c:3/d?{passfile}")).unwrap();
+    let found = endpoint.each().map(|one| {
+        let password = one.with_password().unwrap().password;
+        password.map(|password| password.expose_secret().to_owned())
+    });
+    let expected = [Some("of a".to_owned()), Some("of b".to_owned()), None];
+    assert_eq!(found.collect::<Vec<_>>(), expected);
 }

@@ -67,8 +67,12 @@ impl ClientCertificate {
         let metadata = metadata.map_err(|error| failed("sslkey", &self.key, &error))?;
         // As in libpq: one of root's may be readable by a group.
         let forbidden = if metadata.uid() == 0 { 0o037 } else { 0o077 };
-        if metadata.permissions().mode() & forbidden != 0 {
-            let reason = "others may read it; run `chmod 600` on it";
+        let mode = metadata.permissions().mode() & 0o7777;
+        if mode & forbidden != 0 {
+            let path = self.key.display();
+            let reason = format!(
+                "it has mode {mode:04o}, so that others may read it; run `chmod 600 {path}`"
+            );
             return Err(failed("sslkey", &self.key, &reason));
         }
         let key = PrivateKeyDer::from_pem_file(&self.key);

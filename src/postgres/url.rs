@@ -44,9 +44,14 @@ pub enum ParseError {
     /// No host.
     #[error("the URL names no host; for a Unix socket write `?host=/folder/of/the/socket`")]
     Host,
-    /// A comma in the host or port.
-    #[error("the URL names several hosts; walsweep follows one primary")]
-    SeveralHosts,
+    /// Neither one port for all hosts, nor one for each.
+    #[error("the URL names {hosts} hosts and {ports} ports; give each host its own, or one port")]
+    Ports {
+        /// How many hosts.
+        hosts: usize,
+        /// How many ports.
+        ports: usize,
+    },
     /// `[` without `]`, or text after it.
     #[error("the URL has a malformed IPv6 address; write `[::1]`")]
     Address,
@@ -81,7 +86,8 @@ pub enum ParseError {
 impl Endpoint {
     /// Reads a URL such as `postgres://user:password@host:5432/database?sslmode=verify-full`.
     /// Without a database it is the user's name, without a port 5432, without `sslmode` `prefer`,
-    /// without `connect_timeout` 10 s. No environment variable is consulted.
+    /// without `connect_timeout` 10 s. No environment variable is consulted. Several hosts are
+    /// separated by commas, `h1:5432,h2:5433`; so are the values of `host` and `port`.
     ///
     /// # Errors
     /// Says which part is wrong, never with its value.
@@ -106,9 +112,10 @@ impl Endpoint {
         }
         let (place, parameters) = rest.split_once('?').unwrap_or((rest, ""));
         let (server, database) = place.split_once('/').unwrap_or((place, ""));
-        let (host, port) = host_and_port(server)?;
-        parts.set("host", decode(host)?)?;
-        parts.set("port", decode(port)?)?;
+        let places = server.split(',').map(host_and_port).collect::<Result<Vec<_>, _>>()?;
+        let (hosts, ports): (Vec<&str>, Vec<&str>) = places.into_iter().unzip();
+        parts.set("host", decode(&hosts.join(","))?)?;
+        parts.set("port", decode(&ports.join(","))?)?;
         parts.set("dbname", decode(database)?)?;
         for parameter in parameters.split('&').filter(|parameter| !parameter.is_empty()) {
             let (name, value) = parameter.split_once('=').ok_or(ParseError::Parameter)?;
@@ -205,22 +212,19 @@ impl Parts {
             return Err(ParseError::UnknownParameters(self.unknown));
         }
         self.refuse_unsupported()?;
-        if self.host.contains(',') || self.port.contains(',') {
-            return Err(ParseError::SeveralHosts);
-        }
         if self.user.is_empty() {
             return Err(ParseError::User);
         }
-        if self.host.is_empty() {
-            return Err(ParseError::Host);
-        }
+        let mut places = self.places()?.into_iter();
+        let (host, port) = places.next().ok_or(ParseError::Host)?;
         Ok(Endpoint {
             ssl_mode: self.ssl_mode()?,
             channel_binding: self.channel_binding()?,
             client_certificate: self.client_certificate()?,
             connect_timeout: self.connect_timeout()?,
-            port: self.port()?,
-            host: self.host,
+            port,
+            host,
+            others: places.collect(),
             database: if self.dbname.is_empty() { self.user.clone() } else { self.dbname },
             user: self.user,
             password: Some(self.password).filter(|text| !text.is_empty()).map(SecretString::from),
@@ -240,7 +244,8 @@ impl Parts {
             return unsupported("gssencmode", "GSSAPI is not supported; write `disable`");
         }
         if !matches!(&*self.target_session_attrs, "" | "any" | "primary" | "read-write") {
-            let why = "walsweep asks the primary; standbys stand in `postgres.replicas`";
+            let why = "walsweep asks the primary, and finds it among several hosts by itself; \
+                       standbys stand in `postgres.replicas`";
             return unsupported("target_session_attrs", why);
         }
         let encoding = self.client_encoding.to_ascii_lowercase();
@@ -271,15 +276,21 @@ impl Parts {
         }
     }
 
-    fn port(&self) -> Result<u16, ParseError> {
-        if self.port.is_empty() {
-            return Ok(PORT_DEFAULT);
+    /// Hosts, each with its port: one port is every host's, else each has its own.
+    fn places(&self) -> Result<Vec<(String, u16)>, ParseError> {
+        let hosts: Vec<&str> = self.host.split(',').collect();
+        let ports = self.port.split(',').map(port).collect::<Result<Vec<_>, _>>()?;
+        if hosts.iter().any(|host| host.is_empty()) {
+            return Err(ParseError::Host);
         }
-        self.port
-            .parse()
-            .ok()
-            .filter(|port| *port > 0)
-            .ok_or(ParseError::Value { parameter: "port", expected: "a number from 1 to 65535" })
+        let place = |(host, port): (&str, u16)| (host.to_owned(), port);
+        match ports.as_slice() {
+            [port] => Ok(hosts.into_iter().map(|host| place((host, *port))).collect()),
+            ports if ports.len() == hosts.len() => {
+                Ok(hosts.into_iter().zip(ports.iter().copied()).map(place).collect())
+            }
+            ports => Err(ParseError::Ports { hosts: hosts.len(), ports: ports.len() }),
+        }
     }
 
     /// With `sslrootcert=system` anyone can have a trusted certificate, so that, as in libpq, only
@@ -330,6 +341,16 @@ impl Parts {
             expected: "a number of seconds, at least 1",
         })
     }
+}
+
+fn port(text: &str) -> Result<u16, ParseError> {
+    if text.is_empty() {
+        return Ok(PORT_DEFAULT);
+    }
+    text.parse()
+        .ok()
+        .filter(|port| *port > 0)
+        .ok_or(ParseError::Value { parameter: "port", expected: "a number from 1 to 65535" })
 }
 
 /// Whether a text can be shown as a parameter's name. Anything else may be a piece of a password.

@@ -36,6 +36,30 @@ fn a_url_is_read_as_libpq_reads_it() {
 }
 
 #[test]
+fn several_hosts_are_read_as_libpq_reads_them() {
+    for (url, expected) in [
+        ("postgres://u@a,b/d", "a:5432,b:5432"),
+        ("postgres://u@a:1,b:2/d?target_session_attrs=primary", "a:1,b:2"),
+        ("postgres://u@a:1,b/d?target_session_attrs=read-write", "a:1,b:5432"),
+        ("postgres://u@a,b:2", "a:5432,b:2"),
+        ("postgres://u@[::1]:1,[::2]/d", "[::1]:1,[::2]:5432"),
+        ("postgres:///d?user=u&host=a,b&port=1,2", "a:1,b:2"),
+        ("postgres:///d?user=u&host=a,b&port=1", "a:1,b:1"),
+        ("postgres://u@/d?host=/run/a,/run/b", "/run/a/.s.PGSQL.5432,/run/b/.s.PGSQL.5432"),
+        ("postgres://u@%2Frun%2Fa,h/d", "/run/a/.s.PGSQL.5432,h:5432"),
+    ] {
+        let endpoint = Endpoint::parse(url).unwrap();
+        assert_eq!(endpoint.address(), expected, "{url}");
+        let each: Vec<String> = endpoint.each().map(|one| one.address()).collect();
+        assert_eq!(each.join(","), expected, "{url}");
+        assert!(endpoint.is_several() && endpoint.each().all(|one| !one.is_several()), "{url}");
+        let last = each.last().unwrap();
+        assert_eq!(endpoint.only(last).address(), *last, "{url}");
+        assert_eq!(endpoint.only("elsewhere:1").address(), expected, "{url}");
+    }
+}
+
+#[test]
 fn parameters_are_read_and_have_defaults() {
     let endpoint = Endpoint::parse("postgres://u@h").unwrap();
     assert_eq!(endpoint.ssl_mode, SslMode::Prefer);
@@ -85,7 +109,11 @@ fn a_wrong_url_says_which_part_is_wrong() {
     check("postgres://", ParseError::User);
     check("postgres://h/d", ParseError::User);
     check("postgres://u@/d", ParseError::Host);
-    check("postgres://u@a,b/d", ParseError::SeveralHosts);
+    check("postgres://u@a,/d", ParseError::Host);
+    check("postgres://u@,b/d", ParseError::Host);
+    check("postgres://u@a,b/d?port=1,2,3", ParseError::Ports { hosts: 2, ports: 3 });
+    check("postgres://u@a/d?port=1,2", ParseError::Ports { hosts: 1, ports: 2 });
+    check("postgres://u@[::1,b/d", ParseError::Address);
     check("postgres://u@[::1/d", ParseError::Address);
     check("postgres://u@[::1]x/d", ParseError::Address);
     check("postgres://u@@h", ParseError::At);
@@ -115,6 +143,7 @@ fn a_wrong_url_says_which_part_is_wrong() {
         ("postgres://u@h:0", "port"),
         ("postgres://u@h:65536", "port"),
         ("postgres://u@h:x", "port"),
+        ("postgres://u@h:1,i:x", "port"),
         ("postgres://u@h?sslmode=on", "sslmode"),
         ("postgres://u@h?channel_binding=on", "channel_binding"),
         ("postgres://u@h?connect_timeout=0", "connect_timeout"),

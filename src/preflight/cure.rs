@@ -170,7 +170,7 @@ pub(super) fn full_identity(table: &Table) -> Vec<Step> {
             was: relation.identity,
             index: relation.identity_index.clone().filter(|_| relation.identity == 'i'),
         };
-        Step::new(Does::SetIdentity(identity), identity_full(&name))
+        set_identity_full(identity)
     };
     missing.map(step).collect()
 }
@@ -180,10 +180,10 @@ fn identity_full(table: &TableName) -> String {
     render(file, &[("table", &qualified(table))])
 }
 
-/// Gives one relation the full replica identity, as a person runs it.
-pub(crate) fn full_identity_of(schema: &str, name: &str) -> String {
-    let table = TableName { schema: schema.to_owned(), name: name.to_owned() };
-    format!("set lock_timeout = '{LOCK_TIMEOUT}'; {}", identity_full(&table))
+/// Gives one relation the full replica identity.
+pub(super) fn set_identity_full(before: Identity) -> Step {
+    let sql = identity_full(&before.relation);
+    Step::new(Does::SetIdentity(before), sql)
 }
 
 /// Gives a relation the identity back that it had; `None` if it is not known which.

@@ -11,8 +11,9 @@ use tokio_postgres::types::Type;
 use tokio_postgres::{Client, Row};
 
 use super::catalog::{names, with_published};
-use super::cure::full_identity_of;
+use super::cure::set_identity_full;
 use super::lookups::begin;
+use super::step::Identity;
 use super::{Error, Finding, lookups};
 use crate::config::{Config, TableName};
 use crate::keys::{Keyed, Lookup, LookupId, Rules};
@@ -37,6 +38,10 @@ struct Relation {
     name: TableName,
     /// The columns of its old rows that are known, where that is not all of them.
     known: Option<Vec<String>>,
+    /// Its replica identity as it is.
+    identity: Identity,
+    /// Why it must not have a full one.
+    forbids_full: Option<String>,
 }
 
 /// A column of the lookup's table, or of one whose changes give its parameters.
@@ -122,9 +127,15 @@ impl Seen {
                  have it: a transaction that updates or deletes such a row widens keys that need \
                  it to `*`"
             );
-            let sql = Some(full_identity_of(&table.schema, &table.name));
             let finding = Finding::warning("lookup_identity", text).at(&lookup.sql.at);
-            Some(Finding { sql, ..finding })
+            Some(match &relation.forbids_full {
+                None => finding.cure(vec![set_identity_full(relation.identity.clone())]),
+                Some(why) => finding.hint(format!(
+                    "with a full replica identity the server would refuse the application's own \
+                     UPDATE and DELETE: {why}; if `{name}`'s columns never change, name them in \
+                     `immutable` of a rule of `{table}`"
+                )),
+            })
         };
         self.relations.iter().filter_map(finding).collect()
     }
@@ -172,7 +183,12 @@ async fn one(
         oids.push(row.try_get(0)?);
         let name = TableName { schema: row.try_get(1)?, name: row.try_get(2)? };
         let known: Vec<String> = row.try_get(4)?;
-        relations.push(Relation { name, known: row.try_get::<_, bool>(3)?.then_some(known) });
+        let (was, index): (i8, Option<String>) = (row.try_get(5)?, row.try_get(6)?);
+        let was = char::from(was.to_le_bytes()[0]);
+        let index = index.filter(|_| was == 'i');
+        let identity = Identity { table: name.clone(), relation: name.clone(), was, index };
+        let known = row.try_get::<_, bool>(3)?.then_some(known);
+        relations.push(Relation { name, known, identity, forbids_full: row.try_get(7)? });
     }
     Ok(Some(Seen { keyed: Keyed { tables: oids, params, columns, is_exact }, relations }))
 }

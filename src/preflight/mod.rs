@@ -23,6 +23,7 @@ mod condition;
 mod cure;
 mod facts;
 mod failover;
+mod files;
 mod finding;
 mod fitness;
 mod freed;
@@ -57,10 +58,11 @@ use crate::keys::Rules;
 
 pub(crate) use self::catalog::{digest_of, of_many, with_published};
 pub(crate) use self::cure::{
-    comment, create_role, drop_publication, drop_slot, escaped, full_identity_of, grant_connect,
-    grant_select, grant_usage, identity_as_before, patiently, render,
+    comment, create_role, drop_publication, drop_slot, escaped, grant_connect, grant_select,
+    grant_usage, identity_as_before, patiently, render,
 };
 pub use self::facts::{Fact, of_postgres, of_redis, of_rules};
+pub use self::files::files;
 pub use self::finding::{Finding, Report, Scope, Severity};
 pub use self::fitness::Fitness;
 pub use self::lookups::{LOOKUP_LOCKED, Trial, is_of_lookup, trials};

@@ -61,6 +61,15 @@ impl fmt::Display for Statement {
     }
 }
 
+/// What `setup` did, and what it left.
+#[derive(Debug, Default)]
+pub struct Done {
+    /// Transactions, in their order; none if nothing was missing.
+    pub statements: Vec<Statement>,
+    /// What no SQL cures of some rules: the others are set up.
+    pub left: Vec<Finding>,
+}
+
 /// Why a database could not be set up or cleaned up.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -68,7 +77,7 @@ pub enum Error {
     #[error("check the database: {0}")]
     Preflight(#[from] preflight::Error),
     /// Something is wrong that no statement cures; nothing was changed.
-    #[error("set up the database: no SQL cures this:{}", list(.0))]
+    #[error("set up the database: no SQL cures this, and nothing was changed:{}", list(.0))]
     Incurable(Vec<Finding>),
     /// The publication is somebody else's, and lacks something; nothing was changed.
     #[error(
@@ -197,30 +206,28 @@ impl From<tokio_postgres::Error> for Error {
     }
 }
 
-fn list(findings: &[Finding]) -> String {
+/// Findings, each on a line of its own.
+pub(crate) fn list(findings: &[Finding]) -> String {
     findings.iter().map(|finding| format!("\n{finding}")).collect()
 }
 
-/// Makes what is missing, statement by statement, and gives what it did; nothing if nothing was
-/// missing.
+/// Makes what is missing, statement by statement, and gives what it did. What SQL cannot cure of
+/// some rules is left: the others need not wait for it.
 ///
 /// # Errors
 ///
-/// When something is wrong that SQL cannot cure, or the publication is somebody else's and lacks
+/// When something is wrong with everything that SQL cannot cure, or the publication is somebody else's and lacks
 /// something (nothing is changed then), when a statement is refused, or somebody asks to stop.
-pub async fn setup(
-    config: &Config,
-    rules: &mut Rules,
-    hands: &Hands<'_>,
-) -> Result<Vec<Statement>, Error> {
+pub async fn setup(config: &Config, rules: &mut Rules, hands: &Hands<'_>) -> Result<Done, Error> {
     hands.prepare().await?;
     let (mut done, mut is_slot_left) = (Vec::new(), false);
     for _ in 0..ROUNDS_MAX {
         let findings = preflight::postgres(config, rules, hands.client).await?;
         let incurable = |finding: &&Finding| finding.is_error() && finding.sql.is_none();
-        let incurable: Vec<Finding> = findings.iter().filter(incurable).cloned().collect();
-        if !incurable.is_empty() {
-            return Err(Error::Incurable(incurable));
+        let left: Vec<Finding> = findings.iter().filter(incurable).cloned().collect();
+        let is_left = |name: &String| left.iter().any(|one| one.concerns().any(|of| of == name));
+        if left.iter().any(Finding::stops_everything) || rules.names().iter().all(is_left) {
+            return Err(Error::Incurable(left));
         }
         let mark = mark(config, hands).await?;
         let Plan { statements, advised } = plan(config, &findings, &mark);
@@ -231,7 +238,7 @@ pub async fn setup(
         let is_open = |statement: &Statement| !(is_slot_left && statement.is_of_slot());
         let statements: Vec<Statement> = statements.into_iter().filter(is_open).collect();
         if statements.is_empty() {
-            return Ok(done);
+            return Ok(Done { statements: done, left });
         }
         for statement in statements {
             if !statement.is_of_slot() {
@@ -252,7 +259,12 @@ pub async fn setup(
     }
     let mut findings = preflight::postgres(config, rules, hands.client).await?;
     findings.retain(Finding::is_error);
-    if findings.is_empty() { Ok(done) } else { Err(Error::Uncured(findings)) }
+    let (uncured, left): (Vec<Finding>, Vec<Finding>) =
+        findings.into_iter().partition(|one| one.sql.is_some() || one.stops_everything());
+    if uncured.is_empty() {
+        return Ok(Done { statements: done, left });
+    }
+    Err(Error::Uncured(uncured))
 }
 
 /// Does what is needed before anything else, such as to create the role.

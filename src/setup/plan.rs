@@ -24,9 +24,10 @@ pub struct Plan {
     pub advised: Vec<Finding>,
 }
 
-/// What is no error and yet to be done: the slot, which `run` makes otherwise; whole tables, and
-/// what no rule needs any more, in walsweep's own publication.
-const DONE_TOO: [&str; 3] = ["slot_missing", "narrowed", "table_unneeded"];
+/// What is no error and yet to be done: the slot, which `run` makes otherwise; identities that tell
+/// a lookup its old rows; whole tables, and what no rule needs any more, in walsweep's own
+/// publication.
+const DONE_TOO: [&str; 4] = ["slot_missing", "lookup_identity", "narrowed", "table_unneeded"];
 
 /// The cures of the findings that keep walsweep from running, each transaction once.
 ///

@@ -3,6 +3,8 @@
 mod counted;
 mod early;
 #[cfg(test)]
+mod full_tests;
+#[cfg(test)]
 mod idle_tests;
 mod noted;
 mod swept;
@@ -25,7 +27,6 @@ use crate::failpoint::{Point, reach};
 use crate::gather::{Gathered, Gatherer, Transaction};
 use crate::keys::{InProgress, KeySet, Rules, Signal};
 use crate::lsn::Lsn;
-use crate::preflight;
 use crate::session::Timing;
 use crate::settle::{Cache, Ended, Input, Mapped, Resync, Visible};
 use crate::shutdown::Shutdown;
@@ -109,6 +110,8 @@ pub struct Stream<'a> {
     /// Keys of transactions that come in blocks.
     in_progress: InProgress,
     ledger: Ledger,
+    /// Where it began, which the server has as confirmed.
+    start: Lsn,
     ends: Ends,
     /// What the gate had no room for; nothing is read until it has.
     held: VecDeque<Input>,
@@ -147,6 +150,7 @@ impl<'a> Stream<'a> {
             in_progress: InProgress::new(rules.key_set()),
             rules,
             ledger: Ledger::new(start),
+            start,
             ends,
             held: VecDeque::new(),
             arrivals: Arrivals::default(),
@@ -505,25 +509,33 @@ impl<'a> Stream<'a> {
 
     /// Whether something that was removed is not confirmed.
     fn is_unconfirmed(&self) -> bool {
-        !self.ledger.is_clear() || self.slot.confirmed() < self.ledger.safe()
+        let confirmed = self.slot.confirmed().max(self.start);
+        !self.ledger.is_clear() || confirmed < self.ledger.safe()
     }
 
     /// Whether a stop has something to wait for: keys on their way, or their confirmation. While a
     /// sweep of everything is owed nothing is confirmed, and the next start owes it, too; it may
     /// wait for a transaction that stays open for hours. Nor is it worth a wait where a replica
-    /// that is gone, or a right that Redis does not give, is in the way.
-    fn is_draining(&self, health: &Health) -> bool {
-        let is_in_the_way = self.sweep_is_owed || health.holds_confirmation();
+    /// that is gone, or a right that Redis does not give, is in the way; or a Redis that is away,
+    /// if nothing but the confirmation is left.
+    fn is_draining(&self, (health, phase): (&Health, Phase)) -> bool {
+        let is_away =
+            matches!(phase, Phase::RedisLost | Phase::Connecting) && self.ledger.is_clear();
+        let is_in_the_way = self.sweep_is_owed || is_away || health.holds_confirmation();
         self.ledger.in_flight() > 0 || !is_in_the_way && self.is_unconfirmed()
     }
 
     /// Reads no more, waits for what is on its way, confirms it, and leaves in good order.
     async fn drain(mut self, watched: (&Health, &Metrics)) -> Result<(), Error> {
+        let phase = watched.0.phase();
         watched.0.set(Phase::Stopping);
+        if self.is_draining((watched.0, phase)) {
+            tracing::info!("waiting for keys on their way");
+        }
         let inputs = self.ends.inputs.clone();
         let deadline = Instant::now() + DRAIN_TIMEOUT;
         let mut clock = interval(self.timing.status / 2);
-        while self.is_draining(watched.0) {
+        while self.is_draining((watched.0, phase)) {
             tokio::select! {
                 biased;
                 event = self.ends.events.recv() => self.hear(event, watched).await?,
@@ -571,7 +583,7 @@ fn warn_smaller(rules: &Rules, table: &Relation, partition: &Relation) {
         tracing::warn!(
             partition = format!("{}.{}", partition.namespace, partition.name),
             table = format!("{}.{}", table.namespace, table.name),
-            hint = preflight::full_identity_of(&partition.namespace, &partition.name),
+            hint = "`walsweep check` has the SQL that cures it, or says what stands against it",
             "{what}"
         );
     }

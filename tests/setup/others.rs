@@ -126,3 +126,35 @@ async fn a_list_of_all_columns_is_taken_away_before_the_identity_is_full() {
         bed.sql.run("drop publication if exists walsweep; drop table cl").await;
     }
 }
+
+/// What nobody but the owner of another publication can cure keeps one rule back, and no other.
+#[tokio::test]
+async fn a_rule_that_another_publication_forbids_leaves_the_others_set_up() {
+    let bed = Bed::new(&[]).await;
+    if bed.version().await < 15 {
+        return;
+    }
+    bed.sql.run(PLAIN).await;
+    bed.sql.run("create publication other for table cl (id, name)").await;
+    let rules = rule("cl", &["cl:{name}"]) + crate::support::ITEM_RULES;
+    let mut sidecar = Sidecar::new(Settings::new(&bed.postgres, &bed.redis, &rules));
+    let output = sidecar.command(&["setup"]);
+    let said = text(&output);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    for part in ["create publication", "the others are set up", "publication `other` "] {
+        assert!(said.contains(part), "{part}: {said}");
+    }
+    write(&bed, "setup").await;
+    let again = sidecar.command(&["setup"]);
+    assert_eq!(again.status.code(), Some(1), "it is still left");
+    assert!(text(&again).contains("nothing else is to do"), "{}", text(&again));
+    sidecar.start();
+    sidecar.wait_log("rule `cl` is suspended").await;
+    bed.fill(&["item:1"]).await;
+    bed.sql.run("update item set version = 1 where id = 1").await;
+    bed.gone("item:1").await;
+    bed.sql.run("alter publication other set table cl").await;
+    let output = sidecar.command(&["setup"]);
+    assert!(output.status.success(), "{}", text(&output));
+    sidecar.wait_ready().await;
+}
