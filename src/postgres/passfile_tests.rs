@@ -85,7 +85,7 @@ fn a_chosen_file_that_others_may_read_is_refused_with_its_cure() {
         let result = endpoint.load_password_from(None, Some(path.clone().into_os_string()), None);
         let error = result.unwrap_err().to_string();
         assert!(error.contains(path.to_str().unwrap()), "{mode:o}: {error}");
-        assert!(error.contains("`chmod 600`"), "{mode:o}: {error}");
+        assert!(error.contains("`chmod 600 /"), "{mode:o}: {error}");
         assert!(endpoint.password.is_none());
     }
 }
