@@ -297,7 +297,15 @@ async fn explain_says_that_the_condition_is_false() {
     let when = "new.status == 'scored' && new.points > 2";
     let sidecar = Sidecar::new(Settings::new(&bed.postgres, &bed.redis, &rule(when, "")));
     let explain = |new: &str| {
-        text(&sidecar.command(&["explain", "prediction", "--op", "insert", "--new", new]))
+        text(&sidecar.command(&[
+            "explain",
+            "prediction",
+            "--op",
+            "insert",
+            "--new",
+            new,
+            "--offline",
+        ]))
     };
     let scored = explain(r#"{"match_id": 7, "status": "scored", "points": 3}"#);
     assert!(scored.contains("board:7"), "{scored}");

@@ -377,9 +377,9 @@ mod tests {
         assert!(distances[10..].iter().all(|one| one.abs_diff(even) <= SLOT * 2), "{distances:?}");
     }
 
-    /// The bounds of [`longest_wait`], which nobody can better: whatever begins when, two passes are
-    /// within such a wait, and as many passes as fit within ten seconds have their rest between
-    /// them. Rounding to equal parts of ten seconds made it 11.1 s where it is 6.1 s now.
+    /// The bounds of [`longest_wait`], which no plan betters: such a wait holds two passes, and as
+    /// many passes as fit into ten seconds have their rest between them. Equal parts of ten seconds
+    /// made it 11.1 s where it is 6.1 s now.
     #[test]
     fn patterns_that_come_all_the_time_wait_no_longer_than_they_must() {
         for percent in [5, 10, 25, 50, 90] {
@@ -388,7 +388,7 @@ mod tests {
                 let cost = Duration::from_millis(millis);
                 let (longest, within) = (longest_wait(max_load, cost), waits(max_load, |_| cost));
                 let case = format!("{percent} %, {cost:?}: {within:?} of {longest:?}");
-                // A pass beyond the share goes in parts, and what is left may need another window.
+                // A pass beyond the share goes in parts; what is left may need another window.
                 let is_beyond = cost > WINDOW.mul_f64(max_load * PLANNED);
                 let slack = if is_beyond { WINDOW + longest / 10 } else { cost / 20 };
                 assert!(within <= longest + SLOT * 2 + slack, "{case}");
