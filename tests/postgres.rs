@@ -239,7 +239,7 @@ async fn a_missing_password_names_the_passfile_that_was_ignored() {
     let bed = Bed::start().await;
     let mut endpoint = Endpoint::parse(&bed.url("scram", "127.0.0.1", "postgres")).unwrap();
     let path = PathBuf::from("/home/somebody/.pgpass");
-    endpoint.ignored_passfile = Some(Arc::new(PassfileError::Permissions { path }));
+    endpoint.ignored_passfile = Some(Arc::new(PassfileError::Permissions { path, mode: 0o644 }));
     let text = connect_sql(&endpoint, "the test").await.unwrap_err().to_string();
     assert!(text.contains("there is none: read passfile `/home/somebody/.pgpass`"), "{text}");
     assert!(text.contains("run `chmod 600 /"), "{text}");
