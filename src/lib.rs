@@ -10,16 +10,39 @@
 //! Gatherer::push(message)       -> Gathered           gather      pure
 //! rules.add(change)             -> KeySet             keys        pure
 //! gate: wait until visible      -> Visible            settle      I/O
+//! lookups: read rows that keys name; replicas: wait until standbys have replayed, both in settle
 //! sweeper: remove, remove again -> Swept              sweep       I/O
-//! ledger.advance(swept)         -> Lsn                watermark   pure   (opened by each COMMIT)
+//! ledger.advance(swept)         -> Lsn                ledger      pure   (opened by each COMMIT)
+//! watermark: written to Redis, then told back         sweep::proof
 //! Slot::confirm(lsn)                                  capture again: the loop closes
 //! ```
 //!
+//! So a commit makes two trips back to the stream: *swept* lets the ledger advance, up to which the
+//! watermark may be written; *covered*, by the watermark, lets the slot be confirmed.
+//!
 //! A stage takes what the stage before it gives and looks left only: it may import the output of
-//! earlier stages, never a later stage and never [`pipeline`]. [`settle::Visible`] and
+//! earlier stages, never a later stage and never [`run::pipeline`]. [`settle::Visible`] and
 //! [`sweep::Swept`] have private constructors, so "remove only what is visible" and "advance only
-//! over what is removed" are facts of the type system. [`pipeline`] is the one file that knows the
-//! order.
+//! over what is removed" are facts of the type system. [`run::pipeline`] is the one file that knows
+//! the order.
+//!
+//! Beside the flow stand: [`run`], sessions one after the other, and the loop of the stream;
+//! [`source`], the server with the slot and its tables, watched while the stream runs;
+//! [`preflight`], what `check` finds, and [`setup`], which cures it; [`command`], what a person
+//! types; [`postgres`], [`config`] and [`telemetry`], which the others use. [`throwaway`] servers
+//! and the [`demo`] are for tests and for a first look.
+//!
+//! # Words
+//!
+//! - **primary**: the Postgres server that commits. **source**: the server whose slot is read, the
+//!   primary or a standby of it. **replica**: a standby that readers read from. **stand-in**: a
+//!   second walsweep that waits for the slot.
+//! - **removal**: the first one of a key; **second removal**: the one after the refill window.
+//! - **pass**: one turn of SCAN over a Redis. **sweep**: passes for patterns, without a commit that
+//!   asks for them; **resync**: a sweep of everything that rules can produce.
+//! - **watermark**: the value in Redis. **ledger**: what may be confirmed to Postgres. **proof**:
+//!   watermark, chain of removals and ring of the latest ones, together.
+//! - **block**: a piece of a transaction that is sent while it runs.
 //!
 //! # The promise
 //!
@@ -50,37 +73,25 @@ pub mod capture;
 pub mod decode;
 pub mod gather;
 pub mod keys;
+pub mod ledger;
 pub mod settle;
 pub mod sweep;
-pub mod watermark;
 
-pub mod between;
-pub mod catalog_changes;
-pub mod channel;
-pub mod cli;
-pub mod commands;
+pub mod run;
+pub mod source;
+
+pub mod command;
 pub mod config;
 pub mod demo;
-pub mod error;
-pub mod explain;
-pub mod failpoint;
-pub mod forecast;
 pub mod lease;
-pub mod load;
-pub mod lsn;
-pub mod password;
-pub mod pipeline;
 pub mod postgres;
 pub mod preflight;
-pub mod retry;
-pub mod session;
 pub mod setup;
-pub mod setup_commands;
-pub mod shape;
-pub mod shutdown;
-pub mod slot_health;
-pub mod slot_server;
-pub mod stream;
 pub mod telemetry;
 pub mod throwaway;
-pub mod watch;
+
+pub mod channel;
+pub mod failpoint;
+pub mod lsn;
+pub mod password;
+pub mod retry;

@@ -7,9 +7,9 @@ use std::process::ExitCode;
 use clap::Parser;
 use tokio::runtime::LocalOptions;
 use tokio::task::spawn_local;
-use walsweep::cli::{Cli, Command};
-use walsweep::commands::{self, Failure};
-use walsweep::setup_commands;
+use walsweep::command::cli::{Cli, Command};
+use walsweep::command::commands::{self, Failure};
+use walsweep::command::setup_commands;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();

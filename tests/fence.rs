@@ -4,7 +4,7 @@ use std::rc::Rc;
 
 use redis::AsyncCommands as _;
 use tokio_postgres::{Client, NoTls};
-use walsweep::load::judge;
+use walsweep::command::load::judge;
 use walsweep::postgres::{Endpoint, connect_sql};
 use walsweep::settle::{Holder, Probe as _, Relations, SqlProbe};
 

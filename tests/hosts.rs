@@ -85,7 +85,7 @@ async fn where_no_host_is_a_primary_each_is_named_with_the_reason() {
     drop(standby);
 }
 
-/// As with libpq: a host that wants another password is not passed over, for a person has to see it.
+/// As with libpq: a host that wants another password is not passed over; a person has to see it.
 #[tokio::test]
 async fn a_login_that_is_refused_ends_the_search() {
     let bed = Bed::new(&[]).await;

@@ -17,10 +17,10 @@ use std::path::Path;
 use source::Source;
 
 /// The stages, in the order of the flow.
-const STAGES: [&str; 7] = ["capture", "decode", "gather", "keys", "settle", "sweep", "watermark"];
+const STAGES: [&str; 7] = ["capture", "decode", "gather", "keys", "settle", "sweep", "ledger"];
 
 /// The stages that do no input and output, and know no time.
-const PURE: [&str; 4] = ["decode", "gather", "keys", "watermark"];
+const PURE: [&str; 4] = ["decode", "gather", "keys", "ledger"];
 
 /// What a pure stage may not name, besides a clock's `now`.
 const IMPURE: [&str; 9] = [
@@ -36,7 +36,7 @@ const IMPURE: [&str; 9] = [
 ];
 
 /// The files that may know the pipeline.
-const ABOVE_PIPELINE: [&str; 3] = ["src/lib.rs", "src/main.rs", "src/commands.rs"];
+const ABOVE_PIPELINE: [&str; 3] = ["src/lib.rs", "src/main.rs", "src/command/commands.rs"];
 
 /// SQL that may stand in a source file: file, how the text starts, why.
 const SQL_ALLOWED: [(&str, &str, &str); 1] = [(
@@ -175,8 +175,8 @@ fn stages_look_left_only(source: &Source) -> Vec<String> {
             STAGES[own + 1..].iter().any(|later| is_within(&path, &format!("crate::{later}")))
         });
         let pipeline =
-            is_within(&path, "crate::pipeline") || is_within(&path, "walsweep::pipeline");
-        if right || pipeline && !above && !source.path.starts_with("src/pipeline") {
+            is_within(&path, "crate::run::pipeline") || is_within(&path, "walsweep::run::pipeline");
+        if right || pipeline && !above && !source.path.starts_with("src/run/pipeline") {
             wrong.push(format!("{}:{line}: looks right, at {path}", source.path));
         }
     }
@@ -333,7 +333,7 @@ fn untested_promises(library: &str, tests: &[Source]) -> Vec<String> {
 // --------------------------------------------------------------------------------------- the tests
 
 #[test]
-fn decode_gather_keys_and_watermark_do_no_io() {
+fn decode_gather_keys_and_ledger_do_no_io() {
     hold(&product(), pure_stages_stay_pure);
     let good = "use std::{fmt, time};\nfn f(o: &tokio_like::T) {}\n\
                 #[cfg(test)]\nmod tests { use tokio::time; }\n// tokio::spawn\n";
@@ -357,16 +357,16 @@ fn a_stage_imports_no_later_stage_and_nobody_the_pipeline() {
     for bad in [
         "use crate::keys::KeySet;",
         "use crate::{lsn, sweep::{self, Swept}};",
-        "use super::super::watermark::Ledger;",
+        "use super::super::ledger::Ledger;",
         "fn f(a: crate::settle::Visible) {}",
-        "use crate::pipeline::run;",
+        "use crate::run::pipeline::run;",
     ] {
         check(stages_look_left_only, "src/gather/held.rs", bad, good);
     }
     check(
         stages_look_left_only,
         "src/telemetry/http.rs",
-        "use crate::pipeline;",
+        "use crate::run::pipeline;",
         "use crate::sweep;",
     );
 }

@@ -160,8 +160,8 @@ impl Sql {
         Ok(self.client.batch_execute(state::AS_ROLE).await?)
     }
 
-    /// The address that it is connected to, which [`Endpoint::only`] takes: one host, also where the
-    /// endpoint named several.
+    /// The address that it is connected to, which [`Endpoint::only`] takes: one host, also where
+    /// the endpoint named several.
     #[must_use]
     pub fn address(&self) -> &str {
         &self.address

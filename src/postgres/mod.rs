@@ -31,7 +31,8 @@ pub(crate) use state::{AS_ROLE, BACKEND, again, begin};
 pub use stream::Stream;
 pub use url::ParseError;
 
-/// One Postgres server, or the primary among several, with database and user, from a `postgres://` URL as libpq reads it
+/// One Postgres server, or the primary among several, with database and user, from a `postgres://`
+/// URL as libpq reads it
 /// (<https://www.postgresql.org/docs/current/libpq-connect.html#LIBPQ-CONNSTRING-URIS>).
 ///
 /// [`Display`](fmt::Display) prints `user@host:port/database` and never the password; so does

@@ -16,7 +16,7 @@
 //!
 //! An error is about everything, or about some rules ([`Scope`]): those are suspended, and the
 //! others go on. What is judged of rules before the start is judged again while it runs
-//! ([`misfits`], and see [`watch`](crate::watch)).
+//! ([`misfits`], and see [`watch`](crate::source::watch)).
 
 mod catalog;
 mod condition;

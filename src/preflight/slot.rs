@@ -6,7 +6,7 @@ use super::catalog::{Prepared, Slot};
 use super::step::Step;
 use super::{Context, Error, Finding, cure};
 use crate::config::{Config, Postgres, SlotOn};
-use crate::slot_health;
+use crate::source::slot_health;
 
 /// The slot as it is, or that there is none.
 pub(super) fn check(context: &Context<'_>) -> Vec<Finding> {

@@ -14,8 +14,8 @@ use tokio_postgres::error::SqlState;
 use super::{Error, NAME};
 use crate::postgres::{self, Endpoint, connect_sql};
 use crate::preflight::{LOCK_TIMEOUT, Step, render};
-use crate::shutdown::Shutdown;
-use crate::slot_health::{named, running};
+use crate::run::shutdown::Shutdown;
+use crate::source::slot_health::{named, running};
 
 /// How often a statement is tried that does not get its lock.
 pub(super) const ATTEMPTS: u32 = 20;

@@ -24,7 +24,7 @@ use crate::config::{Config, SlotOn};
 use crate::keys::Rules;
 use crate::postgres::{Sql, connect_sql};
 use crate::preflight::{self, Does, Finding, Memory, Step};
-use crate::slot_server::{caught_up, nudge};
+use crate::source::slot_server::{caught_up, nudge};
 
 pub use self::hands::Hands;
 pub use self::plan::{Mark, Plan, plan};
@@ -216,8 +216,9 @@ pub(crate) fn list(findings: &[Finding]) -> String {
 ///
 /// # Errors
 ///
-/// When something is wrong with everything that SQL cannot cure, or the publication is somebody else's and lacks
-/// something (nothing is changed then), when a statement is refused, or somebody asks to stop.
+/// When something is wrong with everything that SQL cannot cure, or the publication is somebody
+/// else's and lacks something (nothing is changed then), when a statement is refused, or somebody
+/// asks to stop.
 pub async fn setup(config: &Config, rules: &mut Rules, hands: &Hands<'_>) -> Result<Done, Error> {
     hands.prepare().await?;
     let (mut done, mut is_slot_left) = (Vec::new(), false);

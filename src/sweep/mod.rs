@@ -26,9 +26,7 @@
 //! do in a group commit, and everything that a lost connection puts in doubt is in one place.
 
 mod budget;
-mod chain;
 pub mod connect;
-mod evidence;
 mod exact;
 mod info;
 mod job;
@@ -39,17 +37,15 @@ mod observe;
 mod outcome;
 mod pace;
 mod pass;
-mod prints;
+mod proof;
 mod queue;
 mod refill;
 mod refused;
-mod ring;
 mod second;
 mod shared;
 mod standalone;
 mod sweeper;
 mod throttle;
-mod ward;
 #[cfg(test)]
 mod partial_tests;
 #[cfg(test)]
@@ -67,15 +63,15 @@ use crate::lsn::Lsn;
 use crate::settle::{Held, Hold};
 
 pub use budget::{GONE_WITHIN, distance, longest_wait};
-pub use chain::{Chain, Link};
-pub use evidence::{Broken, Watermark, key_name};
 pub use info::scan_time;
 pub use measure::taken;
 pub use node::{Error, Kind, Node, Page, Replaced, ScanCall};
 pub use observe::{Mark, Name, Observer};
 pub use pace::Pace;
 pub use pass::{Pass, Progress};
-pub use prints::{Altered, Doubt, Gap, Names, Prints, TablePrint, Tables, Why};
+pub use proof::chain::{Chain, Link};
+pub use proof::evidence::{Broken, Watermark, key_name};
+pub use proof::prints::{Altered, Doubt, Gap, Names, Prints, TablePrint, Tables, Why};
 pub use standalone::{Look, Standalone};
 pub use sweeper::{Settings, Sweeper};
 pub use throttle::HINT as THROTTLED_HINT;
@@ -138,6 +134,6 @@ pub async fn forecast<N: Node>(
     broken: Option<Broken>,
 ) -> Result<Doubt, Error> {
     let found = shared::find(node, &mark.rules).await?;
-    let mut ward = ward::Ward::new(mark, wal_end, Rc::new(prints), (broken, Doubt::none()));
+    let mut ward = proof::ward::Ward::new(mark, wal_end, Rc::new(prints), (broken, Doubt::none()));
     Ok(ward.connected(found, Lsn::ZERO).err().unwrap_or_else(Doubt::none))
 }

@@ -29,8 +29,8 @@ use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
 
-use super::chain::number_key;
 use super::pass::Pass;
+use super::proof::chain::number_key;
 use crate::keys::KeySet;
 
 /// Memory of names that somebody may still ask for, bytes. Names that nobody asks for any more are

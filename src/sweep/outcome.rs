@@ -8,11 +8,11 @@ use tokio::time::Instant;
 
 use super::job::{Job, Member, Round, Tally};
 use super::node::{Error, Kind};
-use super::prints::Doubt;
+use super::proof::prints::Doubt;
+use super::proof::ward::Found;
 use super::refused::{Retry, Tried};
 use super::shared::{RefusedOf, Written, count, observe};
 use super::sweeper::{ALIVE_INTERVAL, BatchDone, Done, State};
-use super::ward::Found;
 use super::{Event, Swept};
 use crate::failpoint::{Point, reach};
 use crate::keys::{KeySet, Pattern, RuleId};

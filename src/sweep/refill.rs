@@ -20,7 +20,7 @@ use tokio::time::Instant;
 
 use super::job::{Job, Member, Round};
 use super::observe::Mark;
-use super::ring::Ring;
+use super::proof::ring::Ring;
 use crate::keys::{KeySet, RuleId};
 use crate::lsn::Lsn;
 use crate::settle::Hold;

@@ -12,11 +12,11 @@ use redis::{
 };
 use tokio::task::unconstrained;
 
-use super::chain::{Chain, Link, number_key};
 use super::connect::{ConnectError, classify, connect, connect_with_pushes};
 use super::info::{history, scan_time};
 use super::node::{Error, Kind, Node, Page, Replaced, ScanCall};
 use super::observe::{Mark, Observer, prefixes};
+use super::proof::chain::{Chain, Link, number_key};
 use super::shared::digest_of;
 use crate::config;
 use crate::keys::KeySet;

@@ -13,10 +13,10 @@
 //!     patterns it takes: `src/sweep/{sweeper,queue,pass}.rs`;
 //!   - `SecondDue`, the refill window, and `hold`, what is held so long: `src/sweep/refill.rs`;
 //!   - `Refused`, `Retry`, what Redis refuses: `src/sweep/sweeper.rs`;
-//!   - `Ask`, a question about the tables that waits for a lock: `src/shape.rs`;
-//!   - `safe`, `Confirm`, what is complete and told to Postgres: `src/watermark/mod.rs`,
-//!     `src/stream.rs`;
-//!   - `start`, `reconnect`, what a watermark proves and what is repeated: `src/session.rs`,
+//!   - `Ask`, a question about the tables that waits for a lock: `src/source/shape.rs`;
+//!   - `safe`, `Confirm`, what is complete and told to Postgres: `src/ledger/mod.rs`,
+//!     `src/run/stream.rs`;
+//!   - `start`, `reconnect`, what a watermark proves and what is repeated: `src/run/session.rs`,
 //!     `src/sweep/{evidence,ward,sweeper,ring}.rs`;
 //!   - `WriteWatermark`, `Probe`, compare and set: `src/sweep/{ward,standalone}.rs`;
 //!   - `holds`, whether the number of removals is right: `src/sweep/{chain,standalone}.rs`.

@@ -8,14 +8,14 @@ pub(crate) enum Rule {
     /// Each commit passes the gate by itself, whatever its predecessors wait for (`settle`).
     GateForEach,
     /// A commit counts as complete when its removal is acknowledged, not when it is sent (`sweep`,
-    /// `watermark`).
+    /// `ledger`).
     AfterAcknowledgement,
     /// Keys are removed again after the refill window (`sweep::refill`).
     SecondRemoval,
     /// A commit counts as complete only after the second removal (`sweep::sweeper`).
     HoldUntilSecond,
     /// A transaction whose first removal is done counts in a hold, which stands for its smallest
-    /// member (`sweep::refill`, `watermark`).
+    /// member (`sweep::refill`, `ledger`).
     HoldSmallest,
     /// No question that may wait for a lock shares the gate's connection (`session`, `settle`).
     GateAlone,
@@ -31,37 +31,37 @@ pub(crate) enum Rule {
     RefusedNotReady,
     /// Patterns that arrive during a pass wait for the next one (`sweep::queue`).
     NextPass,
-    /// The watermark covers only what is complete (`stream`, `sweep::ward`).
+    /// The watermark covers only what is complete (`stream`, `sweep::proof::ward`).
     WatermarkAfterRemovals,
-    /// The watermark replaces only the value that walsweep wrote last (`sweep::ward`).
+    /// The watermark replaces only the value that walsweep wrote last (`sweep::proof::ward`).
     CompareAndSet,
     /// Each removal is counted in Redis, and a connection whose number is not right is given up
-    /// (`sweep::chain`).
+    /// (`sweep::proof::chain`).
     Chain,
     /// Postgres is told only what the watermark covers (`stream`).
     ConfirmAfterWatermark,
     /// After a lost connection everything above the watermark is removed again (`sweep::sweeper`).
     RepeatOnReconnect,
     /// Where Redis went back to a watermark of this session, the removals above it are repeated
-    /// from memory (`sweep::ring`).
+    /// from memory (`sweep::proof::ring`).
     RepeatFromMemory,
     /// An older watermark that this session did not write is evidence of nothing
-    /// (`sweep::evidence`).
+    /// (`proof::evidence`).
     RememberedOnly,
-    /// A watermark that is missing or behind asks for a sweep of everything (`sweep::evidence`).
+    /// A watermark that is missing or behind asks for a sweep of everything (`proof::evidence`).
     SweepOnWatermark,
-    /// So does one from another timeline (`sweep::evidence`).
+    /// So does one from another timeline (`proof::evidence`).
     SweepOnTimeline,
     /// One that was written while a table read otherwise asks for a sweep of that table's keys
-    /// (`sweep::prints`).
+    /// (`sweep::proof::prints`).
     SweepPart,
     /// While such a sweep is owed, a Redis that shows another watermark is judged as ever
-    /// (`sweep::ward`).
+    /// (`sweep::proof::ward`).
     JudgeWhilePart,
     /// Everything is swept once more when the commits that were invisible at the start are not any
     /// more (`settle`).
     SweepAfterFence,
     /// After a sweep of everything the watermark is written anew, though it covers no more than
-    /// before (`sweep::ward`).
+    /// before (`sweep::proof::ward`).
     WatermarkAfterSweep,
 }

@@ -252,7 +252,7 @@ pub(crate) fn take(scenario: &Scenario, state: &mut State, step: Step) {
     state.walsweep = Some(walsweep);
 }
 
-/// A new session: `session`, `sweep::evidence::at_start`, and what the gate makes of a resync.
+/// A new session: `session`, `proof::evidence::at_start`, and what the gate makes of a resync.
 fn start(scenario: &Scenario, state: &State) -> Walsweep {
     let (found, postgres) = (state.redis.mark, &state.postgres);
     let mut walsweep = Walsweep {

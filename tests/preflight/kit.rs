@@ -11,8 +11,8 @@ use walsweep::config::{
 use walsweep::keys::Rules;
 use walsweep::postgres::Endpoint;
 use walsweep::preflight::{self, Finding, SENTENCE};
+use walsweep::run::shutdown::Shutdown;
 use walsweep::setup::Hands;
-use walsweep::shutdown::Shutdown;
 use walsweep::throwaway::Postgres;
 
 /// What every throwaway server is found to be, and a publication that a test made by hand; not told

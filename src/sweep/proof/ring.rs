@@ -22,7 +22,7 @@ const AGE_MAX: Duration = Duration::from_secs(60);
 const BYTES_MAX: usize = 4 * 1024 * 1024;
 
 /// Covered key sets, oldest first, each with the furthest end LSN that it was removed for.
-pub(super) struct Ring {
+pub(in crate::sweep) struct Ring {
     sets: VecDeque<Set>,
     bytes: usize,
     floor: Lsn,
@@ -36,17 +36,17 @@ struct Set {
 
 impl Ring {
     /// A ring that knows nothing of what ends at `floor` or before.
-    pub(super) fn new(floor: Lsn) -> Ring {
+    pub(in crate::sweep) fn new(floor: Lsn) -> Ring {
         Ring { sets: VecDeque::new(), bytes: 0, floor }
     }
 
     /// Every removal for a transaction that ends later than this is here, or not covered yet.
-    pub(super) fn floor(&self) -> Lsn {
+    pub(in crate::sweep) fn floor(&self) -> Lsn {
         self.floor
     }
 
     /// Takes keys that the watermark covers from `now` on; the oldest make room.
-    pub(super) fn add(&mut self, covers: Lsn, keys: KeySet, now: Instant) {
+    pub(in crate::sweep) fn add(&mut self, covers: Lsn, keys: KeySet, now: Instant) {
         self.bytes += cost(&keys);
         self.sets.push_back(Set { covers, keys, since: now });
         while let Some(oldest) = self.sets.front()
@@ -61,7 +61,7 @@ impl Ring {
     }
 
     /// Takes out what was removed for transactions that end later than `lsn`.
-    pub(super) fn take_above(&mut self, lsn: Lsn) -> Vec<(Lsn, KeySet)> {
+    pub(in crate::sweep) fn take_above(&mut self, lsn: Lsn) -> Vec<(Lsn, KeySet)> {
         let sets = std::mem::take(&mut self.sets);
         let (above, below): (Vec<Set>, _) = sets.into_iter().partition(|set| set.covers > lsn);
         self.sets = VecDeque::from(below);

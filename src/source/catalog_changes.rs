@@ -71,8 +71,8 @@ impl CatalogChanges {
             return Ok(statements.clone());
         }
         let statements = Statements {
-            moment: client.prepare(include_str!("../sql/catalog_moment.sql")).await?,
-            changes: client.prepare(include_str!("../sql/catalog_changes.sql")).await?,
+            moment: client.prepare(include_str!("../../sql/catalog_moment.sql")).await?,
+            changes: client.prepare(include_str!("../../sql/catalog_changes.sql")).await?,
         };
         Ok(self.statements.insert(statements).clone())
     }
@@ -94,13 +94,13 @@ mod tests {
 
     #[test]
     fn every_catalog_that_a_look_reads_is_asked_for_changes() {
-        let known = catalogs(include_str!("../sql/catalog_changes.sql"));
+        let known = catalogs(include_str!("../../sql/catalog_changes.sql"));
         for look in [
-            include_str!("../sql/shape.sql"),
-            include_str!("../sql/lookup_shape.sql"),
-            include_str!("../sql/published.sql"),
-            include_str!("../sql/preflight_tables.sql"),
-            include_str!("../sql/preflight_views.sql"),
+            include_str!("../../sql/shape.sql"),
+            include_str!("../../sql/lookup_shape.sql"),
+            include_str!("../../sql/published.sql"),
+            include_str!("../../sql/preflight_tables.sql"),
+            include_str!("../../sql/preflight_views.sql"),
         ] {
             let read = catalogs(look);
             assert!(read.len() > 2, "{look}");

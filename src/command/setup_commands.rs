@@ -2,12 +2,12 @@
 
 use std::path::Path;
 
-use crate::commands::{Failure, NAME, configuration, halted, print};
+use crate::command::commands::{Failure, NAME, configuration, halted, print};
 use crate::config::Config;
 use crate::postgres::{self, Endpoint, connect_sql};
 use crate::preflight;
+use crate::run::shutdown::Shutdown;
 use crate::setup::{self, Hands};
-use crate::shutdown::Shutdown;
 use crate::sweep::{Standalone, key_name};
 use crate::telemetry::logging;
 

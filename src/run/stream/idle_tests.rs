@@ -11,11 +11,11 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::{Ends, Stream};
 use crate::capture::Slot;
-use crate::error::Error;
 use crate::keys::Rules;
 use crate::lsn::Lsn;
-use crate::session::Timing;
-use crate::shutdown::Shutdown;
+use crate::run::error::Error;
+use crate::run::session::Timing;
+use crate::run::shutdown::Shutdown;
 use crate::sweep::Event;
 use crate::telemetry::Health;
 use crate::telemetry::metrics::Metrics;

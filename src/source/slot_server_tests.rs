@@ -8,8 +8,8 @@ use tokio::task::LocalSet;
 use tokio::time::{sleep, timeout};
 
 use super::{IDLE_PAUSE, Witness};
-use crate::error::Error;
 use crate::lsn::Lsn;
+use crate::run::error::Error;
 use crate::settle::{Answer, Standby, StandbyError};
 
 /// Answers with what was set last; `None` is a promotion.

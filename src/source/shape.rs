@@ -5,7 +5,7 @@
 //! simply has no changes any more; a partition that is attached or detached brings or takes rows
 //! without any; a column that is converted, a label of an enum that is renamed changes what readers
 //! see, and no row is sent. Each changes the shape. It is looked at while the stream runs
-//! ([`watch`](crate::watch)), and is part of what a watermark is written under
+//! ([`watch`](crate::source::watch)), and is part of what a watermark is written under
 //! ([`Prints`]), so that a crash in between forgets nothing.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -101,12 +101,12 @@ impl Watched {
         }
         let Watched { tables, publication, trigger, lookups } = self;
         let values: [&(dyn ToSql + Sync); 4] = [&tables.0, &tables.1, publication, trigger];
-        let question = preflight::with_published(include_str!("../sql/shape.sql"));
+        let question = preflight::with_published(include_str!("../../sql/shape.sql"));
         let question = wrap(question);
         let asked = client.query(&question, &values);
         let mut rows = preflight::of_many(client, tables.0.len(), asked).await?;
         if !lookups.is_empty() {
-            let question = include_str!("../sql/lookup_shape.sql").to_owned();
+            let question = include_str!("../../sql/lookup_shape.sql").to_owned();
             rows.extend(client.query(&wrap(question), &[lookups]).await?);
         }
         Ok(rows)
@@ -301,8 +301,8 @@ mod tests {
         for versioned in versions {
             assert_ne!(print(vec![versioned]), plain);
         }
-        let sql =
-            include_str!("../sql/shape.sql").to_owned() + include_str!("../sql/lookup_shape.sql");
+        let sql = include_str!("../../sql/shape.sql").to_owned()
+            + include_str!("../../sql/lookup_shape.sql");
         for kind in
             ["published", "files", "column", "type", "label", "partition", "lookup", "table"]
         {

@@ -20,20 +20,19 @@ use self::counted::{Arrivals, Counters};
 use self::swept::Sweep;
 use crate::capture::{Frame, Slot};
 use crate::channel::{Closed, Receiver, Room, Sender, channel};
-use crate::config::TableName;
-use crate::decode::{Condenser, LogicalMessage, Message, Relation, decode, decode_in_block};
-use crate::error::Error;
+use crate::decode::{Condenser, LogicalMessage, Message, decode, decode_in_block};
 use crate::failpoint::{Point, reach};
 use crate::gather::{Gathered, Gatherer, Transaction};
 use crate::keys::{InProgress, KeySet, Rules, Signal};
+use crate::ledger::Ledger;
 use crate::lsn::Lsn;
-use crate::session::Timing;
+use crate::run::error::Error;
+use crate::run::session::Timing;
+use crate::run::shutdown::Shutdown;
 use crate::settle::{Cache, Ended, Input, Mapped, Resync, Visible};
-use crate::shutdown::Shutdown;
 use crate::sweep::{Doubt, Event};
 use crate::telemetry::metrics::{Metrics, ReasonLabel};
 use crate::telemetry::{Health, Phase};
-use crate::watermark::Ledger;
 
 /// Transactions that may wait between two stages.
 pub const CHANNEL_LENGTH: usize = 1024;
@@ -378,7 +377,7 @@ impl<'a> Stream<'a> {
             tracing::warn!(rule, why, "`when` cannot be evaluated for a row, and counts as true");
         }
         for (table, partition) in self.gatherer.smaller_partitions() {
-            warn_smaller(self.rules, &table, &partition);
+            told::warn_smaller(self.rules, &table, &partition);
         }
         counters.keys(&keys);
         if keys.is_empty() {
@@ -563,29 +562,6 @@ impl<'a> Stream<'a> {
             Err(error) => tracing::warn!(%confirmed, %error, "stopped without a farewell"),
         }
         Ok(())
-    }
-}
-
-/// A partition that was added since the start, most likely: it inherits no replica identity.
-fn warn_smaller(rules: &Rules, table: &Relation, partition: &Relation) {
-    let is_looked_at = |name: &TableName| {
-        (name.schema.as_str(), name.name.as_str()) == (&*table.namespace, &*table.name)
-    };
-    if rules.tables().any(is_looked_at) {
-        let is_bare = partition.columns.iter().all(|column| !column.is_key);
-        let what = if is_bare {
-            "the partition has no replica identity: the application's own UPDATE and DELETE of its \
-             rows fail"
-        } else {
-            "the partition has a smaller replica identity than its table: keys with old values \
-             widen to `*`"
-        };
-        tracing::warn!(
-            partition = format!("{}.{}", partition.namespace, partition.name),
-            table = format!("{}.{}", table.namespace, table.name),
-            hint = "`walsweep check` has the SQL that cures it, or says what stands against it",
-            "{what}"
-        );
     }
 }
 

@@ -207,7 +207,7 @@ pub fn explain(rules: &mut Rules, question: &Question) -> Result<Explanation, Er
 /// The table is not there, or has no such column.
 pub async fn compare(question: &Question, sql: &Client) -> Result<Result<(), Error>, SqlError> {
     let TableName { schema, name } = &question.table;
-    let rows = sql.query(include_str!("../../sql/explain_columns.sql"), &[schema, name]).await?;
+    let rows = sql.query(include_str!("../../../sql/explain_columns.sql"), &[schema, name]).await?;
     let columns =
         rows.iter().map(|row| row.try_get(0)).collect::<Result<Vec<String>, SqlError>>()?;
     Ok(fits(question, columns))

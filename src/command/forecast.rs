@@ -5,14 +5,14 @@ use std::collections::BTreeSet;
 use std::rc::Rc;
 
 use crate::config::Config;
-use crate::error::Error;
 use crate::keys::{KeySet, Rules};
 use crate::postgres::Sql;
 use crate::preflight::{Finding, find_reads};
-use crate::session::{history, step};
-use crate::shape::Watched;
-use crate::slot_health;
-use crate::slot_server::SlotServer;
+use crate::run::error::Error;
+use crate::run::session::{history, step};
+use crate::source::shape::Watched;
+use crate::source::slot_health;
+use crate::source::slot_server::SlotServer;
 use crate::sweep::{self, Broken, Doubt, Node, Standalone, Watermark, key_name};
 
 /// Keys and patterns that are shown, at most.

@@ -4,7 +4,8 @@
 //! after the removals that it covers are acknowledged, so a Redis that lost one of them, by
 //! whatever way, has lost the watermark written after it too. What no watermark covers yet is
 //! removed again after a lost connection; for one that stands there is the [`chain`](super::chain).
-//! Pure: what to conclude from what was found; reading and writing is [`Node`](super::Node)'s.
+//! Pure: what to conclude from what was found; reading and writing is
+//! [`Node`](crate::sweep::Node)'s.
 
 use std::collections::VecDeque;
 
@@ -197,7 +198,7 @@ impl Broken {
 /// # Errors
 ///
 /// Why everything must be swept.
-pub(super) fn at_start(
+pub(in crate::sweep) fn at_start(
     found: Option<&[u8]>,
     expected: &Watermark,
     wal_end: Lsn,
@@ -221,7 +222,7 @@ pub(super) fn at_start(
 
 /// What is in doubt of what a watermark covers, now that `prints` hold, which have the digest of
 /// `expected`. `details` are the fingerprints that it was written under, if they could be read.
-pub(super) fn under(
+pub(in crate::sweep) fn under(
     (found, details): (&Watermark, Option<&[u8]>),
     (expected, prints): (&Watermark, &Prints),
 ) -> Doubt {
@@ -235,7 +236,7 @@ pub(super) fn under(
 }
 
 /// What a session remembers of its own watermarks.
-pub(super) struct Memory {
+pub(in crate::sweep) struct Memory {
     /// LSNs of the values that stood as good evidence in this session, oldest first.
     lsns: VecDeque<Lsn>,
     /// What they were written under. Each is as good as the next: none put a key in doubt.
@@ -243,12 +244,12 @@ pub(super) struct Memory {
 }
 
 impl Memory {
-    pub(super) fn new() -> Memory {
+    pub(in crate::sweep) fn new() -> Memory {
         Memory { lsns: VecDeque::new(), rules: Vec::new() }
     }
 
     /// The watermark stood at `lsn`, written under `rules`.
-    pub(super) fn add(&mut self, lsn: Lsn, rules: &str) {
+    pub(in crate::sweep) fn add(&mut self, lsn: Lsn, rules: &str) {
         if self.rules.last().is_none_or(|last| last != rules) {
             self.rules.push(rules.to_owned());
             // So often tables are altered in a minute. What is forgotten is swept.
@@ -264,7 +265,7 @@ impl Memory {
     /// Up to where a Redis that shows `found` has kept its removals, if `found` is a value of this
     /// session that is not below `floor`, from where on every removal can be repeated. A value that
     /// the session never wrote, older or newer, is evidence of nothing.
-    pub(super) fn went_back_to(
+    pub(in crate::sweep) fn went_back_to(
         &self,
         found: Option<&[u8]>,
         expected: &Watermark,

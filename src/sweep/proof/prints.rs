@@ -102,7 +102,7 @@ pub struct Names {
 
 /// What was altered of which table, in words without any value of a row.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Altered(pub(super) Arc<str>);
+pub struct Altered(pub(in crate::sweep) Arc<str>);
 
 /// How long what is compared was out of sight.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -463,7 +463,7 @@ impl fmt::Display for Why {
 }
 
 /// Whether a watermark carries a digest of fingerprints; older ones carry another text.
-pub(super) fn is_digest(text: &str) -> bool {
+pub(in crate::sweep) fn is_digest(text: &str) -> bool {
     text.len() == DIGEST_LENGTH && text.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
 
-use crate::explain::Operation;
+use crate::command::explain::Operation;
 
 /// Removes Redis cache keys once the Postgres commit that makes them stale is visible.
 #[derive(Debug, Parser)]

@@ -11,11 +11,11 @@ use crate::lsn::Lsn;
 
 /// What was found in Redis when a connection was made.
 #[derive(Debug, Default)]
-pub(super) struct Found {
+pub(in crate::sweep) struct Found {
     /// The watermark key's value.
-    pub(super) watermark: Option<Vec<u8>>,
+    pub(in crate::sweep) watermark: Option<Vec<u8>>,
     /// The fingerprints that it was written under, if they are others than ours and are there.
-    pub(super) details: Option<Vec<u8>>,
+    pub(in crate::sweep) details: Option<Vec<u8>>,
 }
 
 /// What a watermark was written under.
@@ -25,7 +25,7 @@ fn rules_of(value: &[u8]) -> Option<String> {
 
 /// What a session knows of the watermark key.
 #[expect(clippy::struct_excessive_bools, reason = "facts that do not depend on each other")]
-pub(super) struct Ward {
+pub(in crate::sweep) struct Ward {
     /// The session's history and rules; the LSN is the slot's `confirmed_flush_lsn`.
     expected: Watermark,
     /// Where the server's log ended when the session began.
@@ -66,7 +66,7 @@ pub(super) struct Ward {
 impl Ward {
     /// A guard that expects a watermark of this history under `prints`; beside what the watermark
     /// says, everything must be swept for the sake of `forced`, and the keys in `doubt`.
-    pub(super) fn new(
+    pub(in crate::sweep) fn new(
         expected: Watermark,
         wal_end: Lsn,
         prints: Rc<Prints>,
@@ -94,13 +94,13 @@ impl Ward {
     }
 
     /// The fingerprints that watermarks are written under, and their digest.
-    pub(super) fn prints(&self) -> (&str, &Rc<Prints>) {
+    pub(in crate::sweep) fn prints(&self) -> (&str, &Rc<Prints>) {
         (&self.expected.rules, &self.prints)
     }
 
     /// Watermarks are written under these fingerprints from now on, which put no key in doubt that
     /// was right under those before.
-    pub(super) fn adopt(&mut self, prints: Rc<Prints>) {
+    pub(in crate::sweep) fn adopt(&mut self, prints: Rc<Prints>) {
         let digest = prints.digest();
         self.prints = prints;
         if digest != self.expected.rules {
@@ -111,7 +111,11 @@ impl Ward {
 
     /// A connection was made and the key read; every removal above `floor` can be repeated. Gives
     /// the LSN from which on they must be, if Redis went back, or the keys that a sweep is owed of.
-    pub(super) fn connected(&mut self, found: Found, floor: Lsn) -> Result<Option<Lsn>, Doubt> {
+    pub(in crate::sweep) fn connected(
+        &mut self,
+        found: Found,
+        floor: Lsn,
+    ) -> Result<Option<Lsn>, Doubt> {
         let Found { watermark: found, details } = found;
         let attempted = self.attempted.take();
         let judged = if self.owes() {
@@ -198,40 +202,40 @@ impl Ward {
 
     /// Whether a sweep is owed: the watermark stays as it is until it is done, so
     /// that a crash on the way does not hide the loss.
-    pub(super) fn owes(&self) -> bool {
+    pub(in crate::sweep) fn owes(&self) -> bool {
         self.owed > self.paid
     }
 
     /// The first removal of a sweep that is owed is done.
-    pub(super) fn shown(&mut self) {
+    pub(in crate::sweep) fn shown(&mut self) {
         self.shown = (self.shown + 1).min(self.owed);
     }
 
     /// Whether readers see nothing stale that Redis brought back: no sweep is owed for their
     /// sake, and no removal to be repeated.
-    pub(super) fn is_whole(&self) -> bool {
+    pub(in crate::sweep) fn is_whole(&self) -> bool {
         self.judged && self.shown == self.owed && self.repeats == 0
     }
 
     /// A sweep that was owed is done, second removal included.
-    pub(super) fn paid(&mut self) {
+    pub(in crate::sweep) fn paid(&mut self) {
         self.paid = (self.paid + 1).min(self.owed);
     }
 
     /// So many jobs repeat removals that Redis may have lost.
-    pub(super) fn repeats(&mut self, jobs: usize) {
+    pub(in crate::sweep) fn repeats(&mut self, jobs: usize) {
         self.repeats = jobs;
     }
 
     /// One of them is done. Says whether it was the last that readers waited for.
-    pub(super) fn repeated(&mut self) -> bool {
+    pub(in crate::sweep) fn repeated(&mut self) -> bool {
         let was = self.is_whole();
         self.repeats = self.repeats.saturating_sub(1);
         self.is_whole() && !was
     }
 
     /// The value to write for `safe`, and the value it may replace, if the watermark may move now.
-    pub(super) fn next(&mut self, safe: Lsn) -> Option<(Option<Vec<u8>>, Vec<u8>)> {
+    pub(in crate::sweep) fn next(&mut self, safe: Lsn) -> Option<(Option<Vec<u8>>, Vec<u8>)> {
         if !self.judged || self.owes() || self.repeats > 0 {
             return None;
         }
@@ -247,7 +251,7 @@ impl Ward {
 
     /// The standing value, to be written over itself: what shows, while there is nothing to cover,
     /// that Redis answers and has lost nothing.
-    pub(super) fn again(&mut self) -> Option<(Option<Vec<u8>>, Vec<u8>)> {
+    pub(in crate::sweep) fn again(&mut self) -> Option<(Option<Vec<u8>>, Vec<u8>)> {
         if !self.judged || self.owes() || self.repeats > 0 {
             return None;
         }
@@ -257,13 +261,13 @@ impl Ward {
     }
 
     /// The value that stands, if it is good evidence and not known to be on the replicas.
-    pub(super) fn unshared(&self) -> Option<Vec<u8>> {
+    pub(in crate::sweep) fn unshared(&self) -> Option<Vec<u8>> {
         let is_evidence = self.judged && !self.owes() && self.covered > Lsn::ZERO;
         if is_evidence && !self.shared { self.standing.clone() } else { None }
     }
 
     /// The value was written, or stood already.
-    pub(super) fn written(&mut self) -> Lsn {
+    pub(in crate::sweep) fn written(&mut self) -> Lsn {
         if let Some((value, lsn)) = self.attempted.take() {
             self.stands(&value, lsn);
             self.standing = Some(value);
@@ -273,13 +277,17 @@ impl Ward {
     }
 
     /// As many replicas have the standing value as are asked for.
-    pub(super) fn shared(&mut self) {
+    pub(in crate::sweep) fn shared(&mut self) {
         self.shared = true;
     }
 
     /// The value was not written: `found` stands there, not what we believed. Says why a sweep of
     /// everything is owed; `None` if it is enough to connect again and to repeat what Redis lost.
-    pub(super) fn contradicted(&mut self, found: Option<Vec<u8>>, floor: Lsn) -> Option<Broken> {
+    pub(in crate::sweep) fn contradicted(
+        &mut self,
+        found: Option<Vec<u8>>,
+        floor: Lsn,
+    ) -> Option<Broken> {
         self.attempted = None;
         if self.memory.went_back_to(found.as_deref(), &self.expected, floor).is_some() {
             return None;
@@ -290,7 +298,7 @@ impl Ward {
     }
 
     /// Up to where the standing watermark covers.
-    pub(super) fn covered(&self) -> Lsn {
+    pub(in crate::sweep) fn covered(&self) -> Lsn {
         self.covered
     }
 }

@@ -1,13 +1,13 @@
 //! The watch while the stream runs: what was judged before the start is judged again.
 //!
 //! Two things end the session, and the next one begins with the checks and a sweep of the keys that
-//! are in doubt by it: tables of the rules read otherwise than before ([`shape`](crate::shape),
+//! are in doubt by it: tables of the rules read otherwise than before ([`shape`](super::shape),
 //! [`Prints::since`]), or other rules fit. The next session suspends the rules that do not fit. So
 //! a rule is suspended, and taken up again, in one way only, at the beginning of a session, and
 //! with a sweep. What changes and puts no key in doubt ends nothing.
 //!
 //! Most of the time only one thing is asked: whether any transaction wrote to the catalog since the
-//! last look ([`catalog_changes`](crate::catalog_changes)).
+//! last look ([`catalog_changes`](crate::source::catalog_changes)).
 //!
 //! No question here locks a table, or waits for one; but lookups, which are tried on a session of
 //! their own and never wait long. What cannot be asked is said, and asked again: a watch that fails
@@ -22,13 +22,13 @@ use tokio::sync::watch::Sender;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_postgres::Client;
 
-use crate::catalog_changes::CatalogChanges;
 use crate::config::Config;
-use crate::error::Error;
 use crate::keys::{LookupId, RuleId, Rules};
 use crate::postgres::{Sql, connect_sql};
 use crate::preflight::{self, Finding, Misfit, Trial};
-use crate::shape::Watched;
+use crate::run::error::Error;
+use crate::source::catalog_changes::CatalogChanges;
+use crate::source::shape::Watched;
 use crate::sweep::{Doubt, Gap, Prints, Why};
 use crate::telemetry::{Health, Topic};
 

@@ -76,7 +76,7 @@ impl Chain {
 
 /// Name of the key with the number, beside the watermark.
 #[must_use]
-pub(super) fn number_key(watermark_key: &str) -> String {
+pub(in crate::sweep) fn number_key(watermark_key: &str) -> String {
     format!("{watermark_key}:removals")
 }
 

@@ -11,18 +11,18 @@ use crate::capture::{
     Identity, Replication, Slot, SlotKind, SlotProblem, StreamOptions, Streaming,
 };
 use crate::config::Config;
-use crate::error::Error;
 use crate::keys::Rules;
 use crate::lsn::Lsn;
 use crate::postgres::{Sql, connect_sql};
 use crate::preflight::{self, Finding};
+use crate::run::error::Error;
 use crate::settle::SqlStandby;
-use crate::shape::Watched;
-use crate::slot_health::{self, SlotState};
-use crate::slot_server::{self, SlotServer, Witness};
+use crate::source::shape::Watched;
+use crate::source::slot_health::{self, SlotState};
+use crate::source::slot_server::{self, SlotServer, Witness};
+use crate::source::watch::{Watch, tell_rules};
 use crate::sweep::{Broken, Doubt, Prints, Watermark};
 use crate::telemetry::{Health, Topic};
-use crate::watch::{Watch, tell_rules};
 
 /// `application_name` of the gate's connection. Nothing else runs on it: whatever waits for a lock,
 /// or takes long, would hold up removals.
@@ -170,7 +170,7 @@ impl Session {
         let patience = server.wal_sender_timeout_ms().unwrap_or(primary.wal_sender_timeout_ms);
         let timing = Timing::new(patience);
         for sql in [&sql, &server.primary] {
-            step(sql.batch_execute(include_str!("../sql/watch_state.sql"))).await?;
+            step(sql.batch_execute(include_str!("../../sql/watch_state.sql"))).await?;
         }
         Ok(Session {
             config: found,
@@ -268,7 +268,7 @@ pub(crate) async fn history(client: &Client) -> Result<(String, u32, String), Er
 }
 
 async fn identify(client: &Client) -> Result<ServerIdentity, Error> {
-    let row = client.query_one(include_str!("../sql/identity.sql"), &[]).await?;
+    let row = client.query_one(include_str!("../../sql/identity.sql"), &[]).await?;
     let timeline: Option<&str> = row.try_get(2)?;
     let Some(timeline) = timeline.and_then(|digits| u32::from_str_radix(digits, 16).ok()) else {
         return Err(Error::IsStandby);

@@ -17,12 +17,12 @@ use tokio_postgres::error::SqlState;
 
 use crate::capture::{self, Identity, Run};
 use crate::config::{Postgres, SlotOn};
-use crate::error::Error;
 use crate::lsn::Lsn;
 use crate::postgres::{Sql, connect_sql};
-use crate::session::step;
+use crate::run::error::Error;
+use crate::run::session::step;
 use crate::settle::{SqlStandby, Standby, StandbyError};
-use crate::slot_health::{Lasting, named, running};
+use crate::source::slot_health::{Lasting, named, running};
 use crate::telemetry::{Health, Topic};
 
 #[cfg(test)]
@@ -79,9 +79,9 @@ impl SlotServer {
             return Ok(SlotServer { sql: Rc::clone(&primary), primary, standby: None });
         }
         let sql = connect_sql(&config.replication_endpoint, NAME).await?;
-        let row = step(sql.query_one(include_str!("../sql/replayed.sql"), &[])).await?;
+        let row = step(sql.query_one(include_str!("../../sql/replayed.sql"), &[])).await?;
         let run = Run { in_recovery: row.try_get(0)?, id: row.try_get(2)? };
-        let row = step(sql.query_one(include_str!("../sql/identity.sql"), &[])).await?;
+        let row = step(sql.query_one(include_str!("../../sql/identity.sql"), &[])).await?;
         if !run.in_recovery {
             return Err(Error::StreamsPrimary);
         }
@@ -131,7 +131,7 @@ impl SlotServer {
     ///
     /// The query's; an answer that is none.
     pub async fn wal_end(&self) -> Result<Lsn, tokio_postgres::Error> {
-        lsn(&self.primary, include_str!("../sql/wal_end.sql")).await
+        lsn(&self.primary, include_str!("../../sql/wal_end.sql")).await
     }
 
     /// Lets `creating` create the slot, and does what a standby needs for that.
@@ -193,9 +193,9 @@ async fn lsn(client: &Client, query: &str) -> Result<Lsn, tokio_postgres::Error>
 ///
 /// A query's.
 pub async fn caught_up(primary: &Client, standby: &Client) -> Result<bool, tokio_postgres::Error> {
-    let position = lsn(primary, include_str!("../sql/position.sql")).await?;
+    let position = lsn(primary, include_str!("../../sql/position.sql")).await?;
     let deadline = Instant::now() + CATCH_UP_TIMEOUT;
-    let replayed = include_str!("../sql/replayed.sql");
+    let replayed = include_str!("../../sql/replayed.sql");
     while Instant::now() < deadline {
         let row = standby.query_one(replayed, &[]).await?;
         let text: Option<&str> = row.try_get(1)?;
@@ -213,7 +213,8 @@ pub async fn caught_up(primary: &Client, standby: &Client) -> Result<bool, tokio
 pub async fn nudge(primary: &Client) -> tokio_postgres::Error {
     let mut told = false;
     loop {
-        let nudged = primary.batch_execute(include_str!("../sql/log_standby_snapshot.sql")).await;
+        let nudged =
+            primary.batch_execute(include_str!("../../sql/log_standby_snapshot.sql")).await;
         let nudged = match nudged {
             Err(error) if error.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE) => {
                 if !std::mem::replace(&mut told, true) {
@@ -225,7 +226,7 @@ pub async fn nudge(primary: &Client) -> tokio_postgres::Error {
                     );
                 }
                 // With something new in the log, the background writer does it every 15 s.
-                primary.batch_execute(include_str!("../sql/position.sql")).await
+                primary.batch_execute(include_str!("../../sql/position.sql")).await
             }
             done => done,
         };

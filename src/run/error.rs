@@ -3,7 +3,7 @@
 use std::fmt;
 
 use crate::preflight::Finding;
-use crate::slot_health::Retained;
+use crate::source::slot_health::Retained;
 use crate::sweep::Doubt;
 use crate::{capture, decode, gather, postgres, preflight, settle};
 
@@ -203,8 +203,8 @@ impl Error {
     /// Whether it is this process of the server that has the slot.
     #[must_use]
     pub fn is_held_by(&self, walsender: Option<i32>) -> bool {
-        let is_it = |walsender: i32| matches!(self, Error::SlotInUse { pid, .. } if *pid == walsender.to_string());
-        walsender.is_some_and(is_it)
+        let Error::SlotInUse { pid, .. } = self else { return false };
+        walsender.is_some_and(|walsender| *pid == walsender.to_string())
     }
 
     /// Whether the server cannot decode what the slot is to stream next.

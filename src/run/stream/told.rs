@@ -5,8 +5,10 @@ use std::collections::BTreeMap;
 
 use tracing::Level;
 
+use crate::config::TableName;
+use crate::decode::Relation;
 use crate::gather::Transaction;
-use crate::keys::{KeySet, RuleId, WidenReason};
+use crate::keys::{KeySet, RuleId, Rules, WidenReason};
 
 /// Keys of a transaction that are told, at most.
 const TOLD_MAX: usize = 100;
@@ -17,6 +19,29 @@ struct OfRule {
     keys: usize,
     patterns: usize,
     widened: Vec<(WidenReason, u64)>,
+}
+
+/// Warns of a partition, most likely added since the start: it inherits no replica identity.
+pub(super) fn warn_smaller(rules: &Rules, table: &Relation, partition: &Relation) {
+    let is_looked_at = |name: &TableName| {
+        (name.schema.as_str(), name.name.as_str()) == (&*table.namespace, &*table.name)
+    };
+    if rules.tables().any(is_looked_at) {
+        let is_bare = partition.columns.iter().all(|column| !column.is_key);
+        let what = if is_bare {
+            "the partition has no replica identity: the application's own UPDATE and DELETE of its \
+             rows fail"
+        } else {
+            "the partition has a smaller replica identity than its table: keys with old values \
+             widen to `*`"
+        };
+        tracing::warn!(
+            partition = format!("{}.{}", partition.namespace, partition.name),
+            table = format!("{}.{}", table.namespace, table.name),
+            hint = "`walsweep check` has the SQL that cures it, or says what stands against it",
+            "{what}"
+        );
+    }
 }
 
 /// Tells of a transaction that has keys; `names` are those of the rules.

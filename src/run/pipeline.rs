@@ -16,25 +16,25 @@ use tokio::sync::watch;
 use tokio::task::{JoinError, JoinHandle};
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::between::Between;
 use crate::capture::{self, Slot};
 use crate::channel::{Receiver, Sender, channel};
 use crate::config::Config;
-use crate::error::{Error, Verdict};
 use crate::keys::Rules;
 use crate::lsn::Lsn;
 use crate::postgres::{Endpoint, Sql};
 use crate::preflight::{self, Fitness};
 use crate::retry::{Attempts, Blame, LASTING};
-use crate::session::{Session, Timing, gate_is_dead, step};
+use crate::run::error::{Error, Verdict};
+use crate::run::session::{Session, Timing, gate_is_dead, step};
+use crate::run::shutdown::Shutdown;
+use crate::run::stream::{CHANNEL_LENGTH, Ends, GateEnds, Stream};
 use crate::settle::{
     self, Cache, Gate, Lookups, Probe, Relations, Replicas, Rows, SqlProbe, SqlStandby, Standby,
     Visible,
 };
-use crate::shutdown::Shutdown;
-use crate::slot_health::Keeper;
-use crate::slot_server::Witness;
-use crate::stream::{CHANNEL_LENGTH, Ends, GateEnds, Stream};
+use crate::source::between::Between;
+use crate::source::slot_health::Keeper;
+use crate::source::slot_server::Witness;
 use crate::sweep::{Broken, Doubt, Node, Settings, Standalone, Sweeper, connect, key_name};
 use crate::telemetry::metrics::{Metrics, PeerLabel};
 use crate::telemetry::{Health, Phase, Topic};
@@ -562,7 +562,7 @@ fn spawn<T: 'static>(future: impl Future<Output = T> + 'static) -> Task<T> {
 #[cfg(test)]
 mod tests {
     use super::Course;
-    use crate::error::Error;
+    use crate::run::error::Error;
     use crate::sweep::Broken;
 
     fn held_by(pid: i32) -> Error {

@@ -16,11 +16,11 @@ use tokio::time::{Duration, Instant, sleep, sleep_until, timeout};
 use tokio_postgres::types::ToSql;
 
 use crate::config::Postgres;
-use crate::error::Error;
 use crate::postgres::connect_sql;
 use crate::preflight::drop_slot;
-use crate::slot_health::{Keeper, SAMPLE_INTERVAL, SAMPLE_TIMEOUT};
-use crate::slot_server::{NAME, SlotServer};
+use crate::run::error::Error;
+use crate::source::slot_health::{Keeper, SAMPLE_INTERVAL, SAMPLE_TIMEOUT};
+use crate::source::slot_server::{NAME, SlotServer};
 use crate::sweep::Broken;
 use crate::telemetry::Health;
 use crate::telemetry::metrics::Metrics;
@@ -118,7 +118,7 @@ impl Between {
 
     async fn is_in_use(&mut self) -> Result<bool, Error> {
         let server = self.reach().await?;
-        let query = include_str!("../sql/slot_in_use.sql");
+        let query = include_str!("../../sql/slot_in_use.sql");
         let params: [&(dyn ToSql + Sync); 1] = [&self.config.slot];
         let row = timeout(SAMPLE_TIMEOUT, server.sql.query_opt(query, &params)).await;
         self.server = Some(server);

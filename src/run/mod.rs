@@ -1,0 +1,13 @@
+//! The program as it runs: sessions one after the other, and the stages of each joined.
+//!
+//! - [`pipeline`]: the order of the stages, and what follows a session that ended;
+//! - [`session`]: how one begins;
+//! - [`stream`]: the loop from the slot to the gate, and from the sweeper back to the slot;
+//! - [`error`]: why one ends, whether the next is tried, and what a person can do;
+//! - [`shutdown`]: the wish to stop.
+
+pub mod error;
+pub mod pipeline;
+pub mod session;
+pub mod shutdown;
+pub mod stream;

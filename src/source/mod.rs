@@ -1,0 +1,14 @@
+//! The server whose slot is read, watched from beside the stream.
+//!
+//! - [`slot_server`]: which server that is, the primary or a standby, and whether it still is;
+//! - [`slot_health`]: the disk that the slot costs, for whom it waits, and when it has to go;
+//! - [`shape`]: how the rules' tables read; [`watch`], which judges again what was judged before
+//!   the start; and [`catalog_changes`], whether anybody wrote to the catalog since;
+//! - [`between`]: what goes on while no session stands.
+
+pub mod between;
+pub mod catalog_changes;
+pub mod shape;
+pub mod slot_health;
+pub mod slot_server;
+pub mod watch;
