@@ -116,7 +116,7 @@ async fn a_stop_before_redis_ever_answered_waits_for_nothing() {
     // What is written meanwhile has no keys, and moves what could be confirmed.
     bed.sql.run("create table other (id int); insert into other values (1)").await;
     sleep(Duration::from_secs(2)).await;
-    let began = std::time::Instant::now();
+    let began = tokio::time::Instant::now();
     assert_eq!(sidecar.sigterm().await, 0);
     assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
     bed.redis.resume().unwrap();

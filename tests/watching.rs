@@ -210,7 +210,7 @@ async fn a_small_lock_table_is_room_enough_for_very_many_tables() {
                           where a.application_name like 'walsweep%'
                           group by l.pid) as own";
     let (mut most, mut ready) = ((0, 0), None);
-    let began = std::time::Instant::now();
+    let began = tokio::time::Instant::now();
     // The start, and the first looks.
     while ready.is_none_or(|ready| began.elapsed() < ready + 2 * LOOKS) {
         assert!(!sidecar.has_ended() && began.elapsed() < 3 * PATIENCE);

@@ -106,7 +106,7 @@ impl Replication {
         application_name: &str,
     ) -> Result<Replication, Error> {
         if !endpoint.is_several() {
-            return Replication::connect_one(endpoint, application_name).await;
+            return Box::pin(Replication::connect_one(endpoint, application_name)).await;
         }
         let mut passed = Passed::default();
         for host in endpoint.each() {
@@ -115,7 +115,7 @@ impl Replication {
                 let row = replication.query_row("ask whether it is a standby", IN_RECOVERY).await?;
                 Ok((column::<String>(&row, 0)? == "t", replication))
             });
-            match looked.await {
+            match Box::pin(looked).await {
                 Ok((false, replication)) => return Ok(replication),
                 Ok((true, _standby)) => passed.standby(&host),
                 Err(Error::Connect(error)) => passed.failed(error)?,

@@ -199,7 +199,7 @@ impl DerefMut for Sql {
 /// See [`Error`]; the attempt with each host is bounded by [`Endpoint::connect_timeout`].
 pub async fn connect_sql(endpoint: &Endpoint, application_name: &str) -> Result<Sql, Error> {
     if !endpoint.is_several() {
-        return connect_one(endpoint, application_name).await;
+        return Box::pin(connect_one(endpoint, application_name)).await;
     }
     let mut passed = Passed::default();
     for host in endpoint.each() {
@@ -208,7 +208,7 @@ pub async fn connect_sql(endpoint: &Endpoint, application_name: &str) -> Result<
             let is_standby = sql.query_one(IN_RECOVERY, &[]).await?.try_get::<_, bool>(0)?;
             Ok(if is_standby { Err(sql) } else { Ok(sql) })
         });
-        match looked.await {
+        match Box::pin(looked).await {
             Ok(Ok(sql)) => return Ok(sql),
             Ok(Err(standby)) => {
                 standby.close().await;
