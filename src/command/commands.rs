@@ -205,7 +205,7 @@ async fn check_postgres(config: &Config, rules: &mut Rules, report: &mut Report)
     findings.extend(preflight::replication(config, &sql).await);
     findings.extend(preflight::replicas(config, &sql).await.unwrap_or_else(unreadable));
     let forecast = forecast(config, rules, &sql, &findings).await;
-    report.postgres = findings;
+    report.postgres.extend(findings);
     match forecast {
         Forecast::Unknown => None,
         Forecast::Nothing => Some(Fact::new("start", "the next one sweeps nothing".to_owned())),
@@ -219,7 +219,7 @@ async fn check_postgres(config: &Config, rules: &mut Rules, report: &mut Report)
 async fn check_redis(config: &Config, report: &mut Report) {
     match connect::connect(&config.redis).await {
         Ok(mut connection) => {
-            report.redis = preflight::redis(config, &mut connection).await;
+            report.redis.extend(preflight::redis(config, &mut connection).await);
             let facts = preflight::of_redis(config, &mut connection, &report.redis).await;
             report.facts.extend(facts);
         }

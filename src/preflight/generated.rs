@@ -37,10 +37,15 @@ pub(super) fn identity(context: &Context<'_>, table: &Table) -> Option<Finding> 
 
 /// Whether a publication that is made has to have stored generated columns.
 pub(super) fn is_needed(context: &Context<'_>) -> bool {
+    // Few tables have any, and what is asked of those that have goes through all rules.
     let is_needed = |table: &Table| {
+        let mut stored = table.columns.iter().filter(|column| is_stored(column)).peekable();
+        if stored.peek().is_none() {
+            return false;
+        }
         let name = table.relation.table_name();
         let is_full = identity::is_full(context, table);
-        table.columns.iter().filter(|column| is_stored(column)).any(|column| {
+        stored.any(|column| {
             let mut uses = context.rules.column_uses_of(&name);
             is_full
                 || table.family().any(|relation| relation.identifies(&column.name))
@@ -121,10 +126,12 @@ pub(super) fn cured_by_full(context: &Context<'_>, table: &Table, finding: Findi
 /// server for which that matters; those that nothing cures first.
 fn left_out<'a>(context: &Context<'_>, table: &'a Table) -> impl Iterator<Item = &'a Column> {
     let publication = context.catalog.publication.as_ref();
-    let publishes_stored = publication.map_or_else(
-        || is_needed(context),
-        |publication| publication.pubgencols.as_deref() == Some("s"),
-    );
+    // What is asked of all tables is not asked for one that it does not matter for.
+    let publishes_stored = !table.columns.iter().any(is_stored)
+        || publication.map_or_else(
+            || is_needed(context),
+            |publication| publication.pubgencols.as_deref() == Some("s"),
+        );
     let matters = context.version >= VERSION_MIN;
     let virtuals = table.columns.iter().filter(move |column| matters && column.is_virtual);
     let stored = table

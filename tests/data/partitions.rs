@@ -46,7 +46,7 @@ async fn a_partition_with_a_smaller_identity_widens_and_is_told_with_its_cure() 
                insert into part values (10, 'asia', 'b'), (11, 'asia', 'c'), (12, 'asia', 'd')";
     expect(&bed, add, &["owner:b", "owner:d"], &["owner:a"]).await;
     sidecar.wait_log("partition=\"public.part_asia\"").await;
-    sidecar.wait_log("alter table \\\"public\\\".\\\"part_asia\\\" replica identity full").await;
+    sidecar.wait_log("`walsweep check` has the SQL that cures it").await;
     let update = "update part set owner = 'n' where id = 10";
     expect(&bed, update, &["owner:b", "owner:n"], &["item:1"]).await;
     let moved = "update part set id = 20 where id = 11";

@@ -109,8 +109,6 @@ pub struct Stream<'a> {
     /// Keys of transactions that come in blocks.
     in_progress: InProgress,
     ledger: Ledger,
-    /// Where it began, which the server has as confirmed.
-    start: Lsn,
     ends: Ends,
     /// What the gate had no room for; nothing is read until it has.
     held: VecDeque<Input>,
@@ -149,7 +147,6 @@ impl<'a> Stream<'a> {
             in_progress: InProgress::new(rules.key_set()),
             rules,
             ledger: Ledger::new(start),
-            start,
             ends,
             held: VecDeque::new(),
             arrivals: Arrivals::default(),
@@ -508,8 +505,7 @@ impl<'a> Stream<'a> {
 
     /// Whether something that was removed is not confirmed.
     fn is_unconfirmed(&self) -> bool {
-        let confirmed = self.slot.confirmed().max(self.start);
-        !self.ledger.is_clear() || confirmed < self.ledger.safe()
+        !self.ledger.is_clear() || self.slot.confirmed() < self.ledger.safe()
     }
 
     /// Whether a stop has something to wait for: keys on their way, or their confirmation. While a
