@@ -1,5 +1,7 @@
 //! The steps of a cure: transactions, each with what it changes.
 
+use std::collections::BTreeSet;
+
 use crate::config::TableName;
 
 /// How long a statement may wait for a lock: what the application sends meanwhile waits behind it.
@@ -66,6 +68,16 @@ pub enum Runner {
 }
 
 impl Does {
+    /// Whether one of these tables is published by it.
+    #[must_use]
+    pub fn publishes_any(&self, tables: &BTreeSet<&TableName>) -> bool {
+        match self {
+            Does::CreatePublication(all) => all.iter().any(|table| tables.contains(table)),
+            Does::AddTable(table) => tables.contains(table),
+            _ => false,
+        }
+    }
+
     /// Whether a publication that is there is altered: nothing to do to somebody else's.
     #[must_use]
     pub fn alters_publication(&self) -> bool {

@@ -16,11 +16,12 @@ mod role;
 mod script;
 mod teardown;
 
+use std::collections::BTreeSet;
 use std::fmt;
 
 use tokio_postgres::error::SqlState;
 
-use crate::config::{Config, SlotOn};
+use crate::config::{Config, SlotOn, TableName};
 use crate::keys::Rules;
 use crate::postgres::{Sql, connect_sql};
 use crate::preflight::{self, Does, Finding, Memory, Step};
@@ -216,9 +217,9 @@ pub(crate) fn list(findings: &[Finding]) -> String {
 ///
 /// # Errors
 ///
-/// When something is wrong with everything that SQL cannot cure, or the publication is somebody
-/// else's and lacks something (nothing is changed then), when a statement is refused, or somebody
-/// asks to stop.
+/// When something is wrong that SQL cannot cure, with everything or with a table that would be
+/// published all the same, or the publication is somebody else's and lacks something (nothing is
+/// changed then), when a statement is refused, or somebody asks to stop.
 pub async fn setup(config: &Config, rules: &mut Rules, hands: &Hands<'_>) -> Result<Done, Error> {
     hands.prepare().await?;
     let (mut done, mut is_slot_left) = (Vec::new(), false);
@@ -232,6 +233,9 @@ pub async fn setup(config: &Config, rules: &mut Rules, hands: &Hands<'_>) -> Res
         }
         let mark = mark(config, hands).await?;
         let Plan { statements, advised } = plan(config, &findings, &mark);
+        if publishes_unwritable(config, &left, &statements) {
+            return Err(Error::Incurable(left));
+        }
         if !advised.is_empty() {
             let publication = config.postgres.publication.clone();
             return Err(Error::Foreign { publication, findings: advised });
@@ -266,6 +270,20 @@ pub async fn setup(config: &Config, rules: &mut Rules, hands: &Hands<'_>) -> Res
         return Ok(Done { statements: done, left });
     }
     Err(Error::Uncured(uncured))
+}
+
+/// Findings that no SQL cures, and that stand for UPDATE and DELETE which fail once the table is
+/// published: of heirs without an identity of their own, and with a generated column in one.
+const UNWRITABLE: [&str; 2] = ["inheritance", "generated_identity"];
+
+/// Whether a table would be published, for a rule that is left, whose rows could then not be
+/// changed any more.
+fn publishes_unwritable(config: &Config, left: &[Finding], statements: &[Statement]) -> bool {
+    let unwritable = left.iter().filter(|one| UNWRITABLE.contains(&one.code));
+    let rules: BTreeSet<&str> = unwritable.flat_map(Finding::concerns).collect();
+    let rules = config.rules.iter().filter(|rule| rules.contains(rule.name.as_str()));
+    let tables: BTreeSet<&TableName> = rules.map(|rule| &rule.table).collect();
+    statements.iter().any(|one| one.step.does.publishes_any(&tables))
 }
 
 /// Does what is needed before anything else, such as to create the role.

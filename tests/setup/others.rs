@@ -158,3 +158,42 @@ async fn a_rule_that_another_publication_forbids_leaves_the_others_set_up() {
     assert!(output.status.success(), "{}", text(&output));
     sidecar.wait_ready().await;
 }
+
+/// I10: nothing is published for a rule that is left if its rows could not be changed any more:
+/// those of heirs without an identity of their own, and with a virtual column in a full identity.
+#[tokio::test]
+async fn a_table_of_a_rule_that_is_left_stays_writable() {
+    let bed = Bed::new(&[]).await;
+    bed.sql
+        .run(
+            "create table ok (id int primary key, a int);
+             create table par (id int primary key, a int);
+             create table heir () inherits (par);
+             insert into par values (1, 1); insert into heir values (2, 2);",
+        )
+        .await;
+    let rules = rule("ok", &["ok:{id}"]);
+    let mut sidecar = Sidecar::new(Settings::new(&bed.postgres, &bed.redis, &rules));
+    let mut cases = vec![("par", "inherit", "update par set a = 3; update heir set a = 4")];
+    if bed.version().await >= 18 {
+        bed.sql
+            .run(
+                "create table made (id int primary key, a int,
+                                    twice int generated always as (a * 2) virtual);
+                 alter table made replica identity full; insert into made values (1, 1);",
+            )
+            .await;
+        cases.push(("made", "virtual", "update made set a = 3"));
+    }
+    for (table, why, write) in cases {
+        let both = rules.clone() + &rule(table, &[&format!("{table}:{{id}}")]);
+        sidecar.change(|settings| settings.rules = both);
+        let output = sidecar.command(&["setup"]);
+        assert_eq!(output.status.code(), Some(1), "{}", text(&output));
+        assert!(text(&output).contains(why), "{}", text(&output));
+        bed.sql.run(write).await;
+        let published =
+            format!("select count(*) from pg_publication_tables where tablename = '{table}'");
+        assert_eq!(bed.sql.one::<i64>(&published).await, 0, "{table}");
+    }
+}
