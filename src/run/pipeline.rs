@@ -333,13 +333,10 @@ impl Program<'_> {
             }
         });
         let watched = (self.health, self.metrics);
-        let stages = outside.run((settings, timing), self.rules, watched, self.shutdown);
-        let outcome = tokio::select! {
-            biased;
-            outcome = stages => outcome,
-            ended = &mut beside.0 => Err(ended.unwrap_or(Error::Stage("watch"))),
-        };
         let mut shutdown = self.shutdown.clone();
+        let stages = outside.run((settings, timing), self.rules, watched, self.shutdown);
+        let stages = Box::pin(stages);
+        let outcome = until_either_ends(stages, &mut beside, &shutdown).await;
         match outcome {
             Err(Error::Capture(error)) if error.lacks_publication() => tokio::select! {
                 biased;
@@ -489,6 +486,23 @@ impl<P: Probe + 'static, S: Standby + 'static, N: Node + 'static> Outside<P, S, 
             Err(Error::Stage("settle")) => Err(why_settled((&mut gate.0).await)),
             outcome => outcome,
         }
+    }
+}
+
+/// Runs the stages until they end, or what is beside them does. While a stop is under way, only the
+/// stages end it: they have keys on their way to remove, and the next start finds what changed.
+async fn until_either_ends(
+    mut stages: impl Future<Output = Result<(), Error>> + Unpin,
+    beside: &mut Task<Error>,
+    shutdown: &Shutdown,
+) -> Result<(), Error> {
+    tokio::select! {
+        biased;
+        outcome = &mut stages => outcome,
+        ended = &mut beside.0 => match ended {
+            _ if shutdown.is_requested() => stages.await,
+            ended => Err(ended.unwrap_or(Error::Stage("watch"))),
+        },
     }
 }
 

@@ -61,6 +61,12 @@ impl Shutdown {
         Ok(shutdown)
     }
 
+    /// Whether somebody has asked for the stop.
+    #[must_use]
+    pub fn is_requested(&self) -> bool {
+        *self.wish.borrow()
+    }
+
     /// Waits for the wish.
     pub async fn requested(&mut self) {
         if self.wish.wait_for(|stop| *stop).await.is_err() {
