@@ -11,3 +11,4 @@ pub mod pipeline;
 pub mod session;
 pub mod shutdown;
 pub mod stream;
+mod task;

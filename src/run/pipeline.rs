@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
-use tokio::task::{JoinError, JoinHandle};
+use tokio::task::JoinError;
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::capture::{self, Slot};
@@ -28,6 +28,7 @@ use crate::run::error::{Error, Verdict};
 use crate::run::session::{Session, Timing, gate_is_dead, step};
 use crate::run::shutdown::Shutdown;
 use crate::run::stream::{CHANNEL_LENGTH, Ends, GateEnds, Stream};
+use crate::run::task::{Task, spawn};
 use crate::settle::{
     self, Cache, Gate, Lookups, Probe, Relations, Replicas, Rows, SqlProbe, SqlStandby, Standby,
     Visible,
@@ -558,19 +559,6 @@ async fn look_up<P: Probe + 'static>(
     }
     looking.await;
     Ok(())
-}
-
-/// A task that ends with the session.
-struct Task<T>(JoinHandle<T>);
-
-impl<T> Drop for Task<T> {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
-}
-
-fn spawn<T: 'static>(future: impl Future<Output = T> + 'static) -> Task<T> {
-    Task(tokio::task::spawn_local(future))
 }
 
 #[cfg(test)]
