@@ -28,7 +28,7 @@ use crate::run::error::{Error, Verdict};
 use crate::run::session::{Session, Timing, gate_is_dead, step};
 use crate::run::shutdown::Shutdown;
 use crate::run::stream::{CHANNEL_LENGTH, Ends, GateEnds, Stream};
-use crate::run::task::{Task, spawn};
+use crate::run::task::{Task, spawn, until_either_ends};
 use crate::settle::{
     self, Cache, Gate, Lookups, Probe, Relations, Replicas, Rows, SqlProbe, SqlStandby, Standby,
     Visible,
@@ -487,23 +487,6 @@ impl<P: Probe + 'static, S: Standby + 'static, N: Node + 'static> Outside<P, S, 
             Err(Error::Stage("settle")) => Err(why_settled((&mut gate.0).await)),
             outcome => outcome,
         }
-    }
-}
-
-/// Runs the stages until they end, or what is beside them does. While a stop is under way, only the
-/// stages end it: they have keys on their way to remove, and the next start finds what changed.
-async fn until_either_ends(
-    mut stages: impl Future<Output = Result<(), Error>> + Unpin,
-    beside: &mut Task<Error>,
-    shutdown: &Shutdown,
-) -> Result<(), Error> {
-    tokio::select! {
-        biased;
-        outcome = &mut stages => outcome,
-        ended = &mut beside.0 => match ended {
-            _ if shutdown.is_requested() => stages.await,
-            ended => Err(ended.unwrap_or(Error::Stage("watch"))),
-        },
     }
 }
 
