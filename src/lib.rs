@@ -21,7 +21,9 @@
 //! watermark may be written; *covered*, by the watermark, lets the slot be confirmed.
 //!
 //! A stage takes what the stage before it gives and looks left only: it may import the output of
-//! earlier stages, never a later stage and never [`run::pipeline`]. [`settle::Visible`] and
+//! earlier stages, never a later stage and never [`run::pipeline`]. Every other room of the tree
+//! stands on a floor, too, and imports from lower ones only, so that there is no circle; the floors
+//! are listed, and held, in `tests/tidy.rs`. [`settle::Visible`] and
 //! [`sweep::Swept`] have private constructors, so "remove only what is visible" and "advance only
 //! over what is removed" are facts of the type system. [`run::pipeline`] is the one file that knows
 //! the order.

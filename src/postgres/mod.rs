@@ -10,6 +10,7 @@ mod error;
 mod hosts;
 mod passfile;
 mod state;
+pub(crate) mod statement;
 mod stream;
 mod tls;
 mod url;

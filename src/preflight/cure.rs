@@ -6,24 +6,7 @@ use super::catalog::{Relation, Role, Table};
 use super::memory::{Memory, SENTENCE};
 use super::step::{Does, Identity, LOCK_TIMEOUT, Step};
 use crate::config::{Operations, Postgres, TableName};
-
-/// The statement of a file of `sql/setup/`: without its comments, with each `{name}` replaced.
-pub(crate) fn render(file: &str, values: &[(&str, &str)]) -> String {
-    let lines: Vec<&str> = file.lines().filter(|line| !line.starts_with("--")).collect();
-    let mut text = String::new();
-    let template = lines.join("\n");
-    let mut rest = template.as_str();
-    // In one pass, so that a brace in a name is not taken for a placeholder.
-    while let Some((before, after)) = rest.split_once('{') {
-        text.push_str(before);
-        let (name, after) = after.split_once('}').expect("the files close their braces");
-        let value = values.iter().find(|(known, _)| *known == name);
-        text.push_str(value.expect("the files name only what is given").1);
-        rest = after;
-    }
-    text.push_str(rest);
-    text
-}
+use crate::postgres::statement::{self, render};
 
 /// A table as SQL names it.
 fn qualified(table: &TableName) -> String {
@@ -234,16 +217,12 @@ pub(crate) fn grant_connect(role: &str, database: &str) -> Step {
 
 /// Lets a role use the names of a schema.
 pub(crate) fn grant_usage(schema: &str, role: &str) -> Step {
-    let (schema, role) = (escape_identifier(schema), escape_identifier(role));
-    let file = include_str!("../../sql/setup/grant_usage.sql");
-    Step::new(Does::Grant, render(file, &[("schema", &schema), ("role", &role)]))
+    Step::new(Does::Grant, statement::grant_usage(schema, role))
 }
 
 /// Lets a role read a table.
 pub(crate) fn grant_select(table: &TableName, role: &str) -> Step {
-    let (table, role) = (qualified(table), escape_identifier(role));
-    let file = include_str!("../../sql/setup/grant_select.sql");
-    Step::new(Does::Grant, render(file, &[("table", &table), ("role", &role)]))
+    Step::new(Does::Grant, statement::grant_select((&table.schema, &table.name), role))
 }
 
 /// Lets a role ask the primary for what a slot on a standby waits for.

@@ -3,7 +3,7 @@
 use postgres_protocol::escape::escape_literal;
 use serde::Deserialize;
 
-use super::{Context, Error, Finding, cure};
+use super::{Context, Error, Finding, cure, render};
 use crate::capture::Replication;
 use crate::config::Postgres;
 use crate::postgres::Endpoint;
@@ -76,7 +76,7 @@ pub(super) async fn standby(
     }
     let Ok(mut connection) = Replication::connect(endpoint, NAME).await else { return Ok(None) };
     let query = include_str!("../../sql/failover_standby.sql");
-    let query = cure::render(query, &[("slot", &escape_literal(&config.slot))]);
+    let query = render(query, &[("slot", &escape_literal(&config.slot))]);
     let Ok(row) = connection.query_row("look at the standby's slots", &query).await else {
         return Ok(None);
     };

@@ -58,8 +58,8 @@ use crate::keys::Rules;
 
 pub(crate) use self::catalog::{digest_of, of_many, with_published};
 pub(crate) use self::cure::{
-    comment, create_role, drop_publication, drop_slot, escaped, grant_connect, grant_select,
-    grant_usage, identity_as_before, patiently, render,
+    comment, create_role, drop_publication, drop_slot, escaped, grant_connect, identity_as_before,
+    patiently,
 };
 pub use self::facts::{Fact, of_postgres, of_redis, of_rules};
 pub use self::files::files;
@@ -72,9 +72,11 @@ pub use self::redis::{login_refused, redis, unreachable as redis_unreachable};
 pub use self::replicas::replicas;
 pub use self::replication::{login_hint, replication, unreachable};
 pub use self::slot::before_publication;
+pub(crate) use self::slot::lost_because;
 pub(crate) use self::step::printed;
 pub use self::step::{Does, Identity, LOCK_TIMEOUT, Runner, Step};
 pub(crate) use self::views::{drop_trigger, trigger_name};
+pub(crate) use crate::postgres::statement::render;
 
 use self::catalog::{Catalog, Name};
 

@@ -6,7 +6,6 @@ use super::catalog::{Prepared, Slot};
 use super::step::Step;
 use super::{Context, Error, Finding, cure};
 use crate::config::{Config, Postgres, SlotOn};
-use crate::source::slot_health;
 
 /// The slot as it is, or that there is none.
 pub(super) fn check(context: &Context<'_>) -> Vec<Finding> {
@@ -36,7 +35,7 @@ pub(super) fn check(context: &Context<'_>) -> Vec<Finding> {
 pub(super) fn anew(context: &Context<'_>) -> Vec<Step> {
     let name = &context.config.postgres.slot;
     let slot = context.catalog.slot.as_ref().filter(|slot| {
-        slot.active_pid.is_none() && lost_because(slot).is_none() && unfit(context, slot).is_none()
+        slot.active_pid.is_none() && why_lost(slot).is_none() && unfit(context, slot).is_none()
     });
     let steps =
         slot.map(|_| vec![cure::without_slot(name), cure::create_slot(&context.config.postgres)]);
@@ -79,15 +78,15 @@ fn prepared(Prepared { count, seconds }: &Prepared) -> Option<Finding> {
 }
 
 /// Why nothing can be streamed from it.
-fn lost_because(slot: &Slot) -> Option<&'static str> {
+fn why_lost(slot: &Slot) -> Option<&'static str> {
     let status = slot.wal_status.as_deref().unwrap_or_default();
     let conflict = (slot.conflicting == Some(true)).then_some("conflict");
-    slot_health::lost_because(status, slot.invalidation_reason.as_deref().or(conflict))
+    lost_because(status, slot.invalidation_reason.as_deref().or(conflict))
 }
 
 /// A slot that is, or soon will be, without WAL that it needs.
 fn behind(name: &str, slot: &Slot) -> Option<Finding> {
-    if let Some(cause) = lost_because(slot) {
+    if let Some(cause) = why_lost(slot) {
         let lost = Finding::warning("slot_lost", format!("slot `{name}` is lost: {cause}"));
         return Some(lost.hint("`run` creates it anew and sweeps everything"));
     }
@@ -132,4 +131,22 @@ fn unfit(context: &Context<'_>, slot: &Slot) -> Option<Finding> {
         return Some(Finding::error("slot_two_phase", message));
     }
     None
+}
+
+/// Why a slot of this `wal_status` and, since Postgres 17, this `invalidation_reason` is lost;
+/// `None` if it is not (<https://www.postgresql.org/docs/current/view-pg-replication-slots.html>).
+#[must_use]
+pub(crate) fn lost_because(wal_status: &str, invalidation: Option<&str>) -> Option<&'static str> {
+    match invalidation {
+        Some("idle_timeout") => Some("nobody read it for `idle_replication_slot_timeout`"),
+        Some("rows_removed") => Some("the server removed catalog rows that it needed"),
+        Some("conflict") => Some(
+            "the primary removed catalog rows that it needed, or its `wal_level` was not `logical`",
+        ),
+        Some("wal_level_insufficient") => Some("the primary's `wal_level` was not `logical`"),
+        Some("wal_removed") => Some("the server removed WAL that it needed"),
+        Some(_) => Some("the server invalidated it"),
+        None if wal_status == "lost" => Some("the server removed WAL that it needed"),
+        None => None,
+    }
 }

@@ -3,9 +3,7 @@
 use std::fmt;
 
 use crate::preflight::Finding;
-use crate::source::slot_health::Retained;
-use crate::sweep::Doubt;
-use crate::{capture, decode, gather, postgres, preflight, settle};
+use crate::{capture, decode, gather, postgres, preflight, settle, source};
 
 /// Why a session could not begin, or ended.
 #[derive(Debug, thiserror::Error)]
@@ -13,15 +11,9 @@ pub enum Error {
     /// The checks at start found what would break the promise.
     #[error("refused to start:\n{}", Findings(.0))]
     Refused(Vec<Finding>),
-    /// The checks could not be made.
-    #[error("check the database: {0}")]
-    Preflight(#[from] preflight::Error),
-    /// The SQL connection.
-    #[error("{0}")]
-    Sql(#[from] postgres::Error),
-    /// The replication connection.
-    #[error("stream from postgres: {0}")]
-    Capture(#[from] capture::Error),
+    /// A connection to the server whose slot is read, or what was found there.
+    #[error(transparent)]
+    Source(#[from] source::Error),
     /// What it sent.
     #[error("decode the stream: {0}")]
     Decode(#[from] decode::Error),
@@ -34,24 +26,6 @@ pub enum Error {
     /// The gate's connection is to a standby.
     #[error("`postgres.url` reaches a standby")]
     IsStandby,
-    /// The replication connection is to a standby.
-    #[error("the replication connection reaches a standby, and the slot is to be on the primary")]
-    StreamsStandby,
-    /// The replication connection is to a primary, and the slot is to be on a standby.
-    #[error(
-        "`postgres.replication_url` reaches a primary, and `postgres.slot_on` is `standby`: it was \
-         promoted, or always was a primary"
-    )]
-    StreamsPrimary,
-    /// Two connections to one address reached two servers.
-    #[error("`postgres.replication_url` reaches now one server and now another")]
-    ManyStandbys,
-    /// The standby that the slot is on cannot be counted on.
-    #[error("look after the standby that the slot is on: {0}")]
-    SlotStandby(#[source] settle::StandbyError),
-    /// The standby has not replayed what the primary wrote before a slot was to be created.
-    #[error("the standby has not replayed in {0} s what the primary had written")]
-    StandbyBehind(u64),
     /// Two SQL connections to one address reached two primaries, or one that began anew between.
     #[error("`postgres.url` reaches now one primary and now another")]
     ManyPrimaries,
@@ -85,24 +59,6 @@ pub enum Error {
         /// What the server said.
         cause: capture::Error,
     },
-    /// The slot was dropped.
-    #[error("the slot is gone")]
-    SlotGone,
-    /// A rule's table, its partitions or what is published of it: no longer as it was; or other
-    /// rules fit than before. Which keys are in doubt by it.
-    #[error("what the rules depend on was changed: {}", .0.reasons())]
-    TablesChanged(Doubt),
-    /// More WAL is unconfirmed than `postgres.max_retained_wal`; the next session begins with
-    /// another slot.
-    #[error(
-        "the slot is {} MB behind, more than the {} MB of `postgres.max_retained_wal`",
-        .0.bytes >> 20,
-        .0.max >> 20
-    )]
-    RetainedWal(Retained),
-    /// The server sent nothing for too long.
-    #[error("the server sent nothing for {0} s, though asked to")]
-    Silent(u64),
     /// A transaction that was sent while it runs altered a table and then undid a part of itself.
     #[error("transaction `{xid}` altered a table and rolled back to a savepoint")]
     ShapeUndone {
@@ -116,7 +72,25 @@ pub enum Error {
 
 impl From<tokio_postgres::Error> for Error {
     fn from(error: tokio_postgres::Error) -> Error {
-        Error::Sql(error.into())
+        Error::Source(error.into())
+    }
+}
+
+impl From<postgres::Error> for Error {
+    fn from(error: postgres::Error) -> Error {
+        Error::Source(error.into())
+    }
+}
+
+impl From<capture::Error> for Error {
+    fn from(error: capture::Error) -> Error {
+        Error::Source(error.into())
+    }
+}
+
+impl From<preflight::Error> for Error {
+    fn from(error: preflight::Error) -> Error {
+        Error::Source(error.into())
     }
 }
 
@@ -154,47 +128,19 @@ impl Error {
     pub fn verdict(&self, established: bool) -> Verdict {
         match self {
             Error::SlotInUse { .. } => Verdict::Standby,
+            Error::Refused(_) | Error::IsStandby | Error::TwoServers { .. } if !established => {
+                Verdict::Halt
+            }
+            Error::Source(error) if !established && error.is_mistyped() => Verdict::Halt,
             Error::Refused(_)
             | Error::IsStandby
-            | Error::StreamsStandby
-            | Error::StreamsPrimary
-            | Error::ManyStandbys
             | Error::TwoServers { .. }
-                if !established =>
-            {
-                Verdict::Halt
-            }
-            Error::Preflight(preflight::Error::Standby(error))
-                if !established && error.is_rejection() =>
-            {
-                Verdict::Halt
-            }
-            Error::Sql(error) if !established && error.is_rejection() => Verdict::Halt,
-            Error::Capture(error)
-                if !established && (error.is_rejection() || error.is_pooler()) =>
-            {
-                Verdict::Halt
-            }
-            Error::Refused(_)
-            | Error::IsStandby
-            | Error::StreamsStandby
-            | Error::StreamsPrimary
-            | Error::ManyStandbys
-            | Error::SlotStandby(_)
-            | Error::StandbyBehind(_)
+            | Error::Source(_)
             | Error::ManyPrimaries
-            | Error::TwoServers { .. }
-            | Error::Preflight(_)
-            | Error::Sql(_)
-            | Error::Capture(_)
             | Error::Decode(_)
             | Error::Gather(_)
             | Error::Gate(_)
             | Error::SlotBeforePublication { .. }
-            | Error::SlotGone
-            | Error::TablesChanged(_)
-            | Error::RetainedWal(_)
-            | Error::Silent(_)
             | Error::ShapeUndone { .. }
             | Error::Stage(_) => Verdict::Retry,
         }
@@ -207,10 +153,17 @@ impl Error {
         walsender.is_some_and(|walsender| *pid == walsender.to_string())
     }
 
+    /// Whether another process streams from the slot.
+    #[must_use]
+    pub fn finds_slot_active(&self) -> bool {
+        let Error::Source(source::Error::Capture(error)) = self else { return false };
+        error.slot_problem() == Some(capture::SlotProblem::Active)
+    }
+
     /// Whether the server cannot decode what the slot is to stream next.
     #[must_use]
     pub fn is_undecodable(&self) -> bool {
-        matches!(self, Error::Capture(error) if error.is_undecodable())
+        matches!(self, Error::Source(source::Error::Capture(error)) if error.is_undecodable())
     }
 
     /// Whether it may be what the slot holds that ended the session, so that each further one from
@@ -220,7 +173,7 @@ impl Error {
     #[must_use]
     pub fn blames_slot(&self) -> bool {
         match self {
-            Error::Capture(error) => error.blames_slot(),
+            Error::Source(source::Error::Capture(error)) => error.blames_slot(),
             Error::Decode(_)
             | Error::Gather(_)
             | Error::Stage(_)
@@ -236,20 +189,16 @@ impl Error {
         matches!(self, Error::SlotBeforePublication { .. })
     }
 
-    /// Whether we ended a session that worked, so that the next one begins otherwise. Each of these
-    /// is found by looks that are seconds apart, so that nothing spins.
+    /// Whether we ended a session that worked: see [`source::Error::is_intended`].
     #[must_use]
     pub fn is_intended(&self) -> bool {
-        matches!(self, Error::TablesChanged(_) | Error::RetainedWal(_))
+        matches!(self, Error::Source(error) if error.is_intended())
     }
 
     /// Whether nobody was there, or not yet.
     #[must_use]
     pub fn is_unreachable(&self) -> bool {
-        match self {
-            Error::Sql(error) => error.is_unreachable(),
-            _ => false,
-        }
+        matches!(self, Error::Source(source::Error::Sql(error)) if error.is_unreachable())
     }
 
     /// Whether the next session must get every transaction whole, at its commit: of those that
@@ -272,33 +221,8 @@ impl Error {
             }
             Error::Refused(_) => Some("`walsweep setup --print` shows the SQL that cures it"),
             Error::IsStandby => Some("let `postgres.url` name the primary"),
-            Error::StreamsStandby => Some(
-                "let `postgres.replication_url` name the primary, or leave it out; if the slot is \
-                 to be there, set `postgres.slot_on = \"standby\"`",
-            ),
-            Error::StreamsPrimary => Some(
-                "let `postgres.replication_url` name a standby of the primary that `postgres.url` \
-                 names; if that one is the new primary, let `postgres.url` name it",
-            ),
-            Error::ManyStandbys => {
-                Some("let `postgres.replication_url` name one standby by an address of its own")
-            }
+            Error::Source(error) => error.hint(),
             Error::ManyPrimaries => Some("let `postgres.url` name one server by its own address"),
-            Error::SlotStandby(_) | Error::StandbyBehind(_) => {
-                Some("see that it follows the primary that `postgres.url` names")
-            }
-            Error::Sql(postgres::Error::Pooler { .. }) => {
-                Some("let `postgres.url` name the server itself, by its direct address")
-            }
-            Error::Sql(error) | Error::Capture(capture::Error::Connect(error))
-                if preflight::login_hint(error).is_some() =>
-            {
-                preflight::login_hint(error)
-            }
-            Error::Capture(error) if error.is_pooler() => Some(
-                "that is a pooler: let `postgres.url` or `postgres.replication_url` name the \
-                 server itself",
-            ),
             Error::TwoServers { .. } => Some(
                 "let `postgres.url` and `postgres.replication_url` name the same primary, or a \
                      primary and a standby that follows it",
@@ -307,26 +231,13 @@ impl Error {
                 "this is a defect of walsweep or of the server: please report it; what cannot \
                       be read is given up for a sweep of everything",
             ),
-            Error::RetainedWal(_) => {
-                Some("find out what holds the confirmation: Redis, a replica that is late")
-            }
-            Error::TablesChanged(_) => {
-                Some("what changed is judged now, and the keys of the rules that read it are swept")
-            }
             Error::SlotBeforePublication { .. } => {
                 Some("none is needed: the slot is given up for a new one, and everything is swept")
             }
             Error::ShapeUndone { .. } => {
                 Some("none is needed: until the next session, transactions are read whole")
             }
-            Error::Preflight(_)
-            | Error::Sql(_)
-            | Error::Capture(_)
-            | Error::Gate(_)
-            | Error::SlotInUse { .. }
-            | Error::SlotGone
-            | Error::Silent(_)
-            | Error::Stage(_) => None,
+            Error::Gate(_) | Error::SlotInUse { .. } | Error::Stage(_) => None,
         }
     }
 }
@@ -337,12 +248,13 @@ mod tests {
     use crate::capture;
     use crate::decode;
     use crate::postgres::{self, ServerError};
+    use crate::source;
     use crate::sweep::Doubt;
 
     /// An error that the server sends in the stream.
     fn stream(code: &str) -> Error {
         let server = ServerError { code: code.to_owned(), message: "no".to_owned() };
-        Error::Capture(capture::Error::Stream(server))
+        Error::from(capture::Error::Stream(server))
     }
 
     /// What would recur in each session from the same position, and what would not.
@@ -361,13 +273,13 @@ mod tests {
             (stream("57014"), false),
             (Error::Decode(decode::decode(bytes::Bytes::new()).unwrap_err()), true),
             (Error::Stage("settle"), true),
-            (Error::Capture(capture::Error::Closed), false),
-            (Error::Capture(capture::Error::Ended), false),
-            (Error::Capture(refused), false),
-            (Error::Silent(40), false),
+            (Error::from(capture::Error::Closed), false),
+            (Error::from(capture::Error::Ended), false),
+            (Error::from(refused), false),
+            (Error::Source(source::Error::Silent(40)), false),
             (Error::Refused(Vec::new()), false),
-            (Error::SlotGone, false),
-            (Error::TablesChanged(Doubt::none()), false),
+            (Error::Source(source::Error::SlotGone), false),
+            (Error::Source(source::Error::TablesChanged(Doubt::none())), false),
         ] {
             assert_eq!(error.blames_slot(), is_blamed, "{error}");
             assert!(!is_blamed || error.verdict(true) == Verdict::Retry, "{error}");
@@ -380,10 +292,10 @@ mod tests {
         let refused = |code: &str| {
             let server = ServerError { code: code.to_owned(), message: String::new() };
             let (address, user) = ("h:1".to_owned(), "u".to_owned());
-            Error::Sql(postgres::Error::Refused { address, user, server })
+            Error::from(postgres::Error::Refused { address, user, server })
         };
         let timeout = postgres::Error::Timeout { address: "h:1".to_owned(), seconds: 5 };
-        assert!(Error::Sql(timeout).is_unreachable());
+        assert!(Error::from(timeout).is_unreachable());
         assert!(refused("57P03").is_unreachable());
         assert!(!refused("28P01").is_unreachable());
         assert!(!Error::Refused(Vec::new()).is_unreachable());

@@ -34,8 +34,8 @@ use crate::settle::{
     Visible,
 };
 use crate::source::between::Between;
-use crate::source::slot_health::Keeper;
 use crate::source::slot_server::Witness;
+use crate::source::{self, slot_health::Keeper};
 use crate::sweep::{Broken, Doubt, Node, Settings, Standalone, Sweeper, connect, key_name};
 use crate::telemetry::metrics::{Metrics, PeerLabel};
 use crate::telemetry::{Health, Phase, Topic};
@@ -217,13 +217,13 @@ impl Program<'_> {
             false => Blame::None,
         };
         course.attempts.session_ended(start, stood, blame);
-        if let Error::TablesChanged(doubt) = &error {
+        if let Error::Source(source::Error::TablesChanged(doubt)) = &error {
             course.doubt = replace(&mut course.doubt, Doubt::none()).and(doubt.clone());
         }
         if error.wants_whole() {
             course.whole_at = Some(start);
         }
-        if matches!(error, Error::RetainedWal(_)) {
+        if matches!(error, Error::Source(source::Error::RetainedWal(_))) {
             course.give_up.set(Some(Broken::RetainedWal));
         }
         Err((error, "session ended"))
@@ -251,7 +251,9 @@ impl Program<'_> {
                 tracing::debug!("{text}; trying again");
                 self.health.set(Phase::Connecting);
                 match &error {
-                    Error::TablesChanged(_) if !course.attempts.get_nowhere() => {
+                    Error::Source(source::Error::TablesChanged(_))
+                        if !course.attempts.get_nowhere() =>
+                    {
                         self.health.interruption(Topic::Session, &text, error.hint());
                     }
                     _ => self.health.trouble(Topic::Session, &text, error.hint()),
@@ -326,8 +328,8 @@ impl Program<'_> {
             async move {
                 let redis = async || connect::connect(&config.redis).await.ok();
                 tokio::select! {
-                    error = keeper.watch(&server) => error,
-                    error = looks.run(&config, &health, &adopt) => error,
+                    error = keeper.watch(&server) => error.into(),
+                    error = looks.run(&config, &health, &adopt) => error.into(),
                     error = gate_is_dead(&gate) => error,
                     never = fitness.watch(redis) => match never {},
                 }
@@ -339,11 +341,13 @@ impl Program<'_> {
         let stages = Box::pin(stages);
         let outcome = until_either_ends(stages, &mut beside, &shutdown).await;
         match outcome {
-            Err(Error::Capture(error)) if error.lacks_publication() => tokio::select! {
-                biased;
-                () = shutdown.requested() => Ok(()),
-                judged = self.judge_slot(error, &server.sql) => Err(judged),
-            },
+            Err(Error::Source(source::Error::Capture(error))) if error.lacks_publication() => {
+                tokio::select! {
+                    biased;
+                    () = shutdown.requested() => Ok(()),
+                    judged = self.judge_slot(error, &server.sql) => Err(judged),
+                }
+            }
             outcome => outcome,
         }
     }
@@ -372,7 +376,7 @@ impl Program<'_> {
                 let publication = self.config.postgres.publication.clone();
                 Error::SlotBeforePublication { publication, cause }
             }
-            _ => Error::Capture(cause),
+            _ => cause.into(),
         }
     }
 }
@@ -499,9 +503,9 @@ fn why_settled(ended: Result<Result<(), settle::Error>, JoinError>) -> Error {
 }
 
 /// Why the witness speaks no more; never without one.
-async fn denied(witness: Option<&mut Task<Error>>) -> Error {
+async fn denied(witness: Option<&mut Task<source::Error>>) -> Error {
     match witness {
-        Some(task) => (&mut task.0).await.unwrap_or(Error::Stage("witness")),
+        Some(task) => (&mut task.0).await.map_or(Error::Stage("witness"), Error::Source),
         None => std::future::pending().await,
     }
 }

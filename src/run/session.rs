@@ -7,9 +7,7 @@ use std::time::Duration;
 use tokio::time::{sleep, timeout};
 use tokio_postgres::Client;
 
-use crate::capture::{
-    Identity, Replication, Slot, SlotKind, SlotProblem, StreamOptions, Streaming,
-};
+use crate::capture::{Identity, Replication, Slot, SlotKind, StreamOptions, Streaming};
 use crate::config::Config;
 use crate::keys::Rules;
 use crate::lsn::Lsn;
@@ -17,6 +15,7 @@ use crate::postgres::{Sql, connect_sql};
 use crate::preflight::{self, Finding};
 use crate::run::error::Error;
 use crate::settle::SqlStandby;
+use crate::source;
 use crate::source::shape::Watched;
 use crate::source::slot_health::{self, SlotState};
 use crate::source::slot_server::{self, SlotServer, Witness};
@@ -239,7 +238,7 @@ pub(crate) async fn step<T, E: Into<Error>>(
 ) -> Result<T, Error> {
     match timeout(STEP_TIMEOUT, asked).await {
         Ok(answer) => answer.map_err(Into::into),
-        Err(_elapsed) => Err(Error::Silent(STEP_TIMEOUT.as_secs())),
+        Err(_elapsed) => Err(source::Error::Silent(STEP_TIMEOUT.as_secs()).into()),
     }
 }
 
@@ -350,13 +349,15 @@ async fn enable_failover(
     }
     let name = &config.postgres.slot;
     match step(replication.enable_failover(name)).await {
-        Err(Error::Capture(error)) if error.slot_problem() == Some(SlotProblem::Active) => Ok(()),
+        Err(error) if error.finds_slot_active() => Ok(()),
         done => done.map(|()| tracing::info!(slot = name, "standbys may keep a copy of the slot")),
     }
 }
 
 async fn slot_state(config: &Config, client: &Client) -> Result<SlotState, Error> {
-    step(slot_health::look(client, &config.postgres.slot)).await?.ok_or(Error::SlotGone)
+    step(slot_health::look(client, &config.postgres.slot))
+        .await?
+        .ok_or(source::Error::SlotGone.into())
 }
 
 /// The stream; if another process has the slot, who that is.
@@ -366,9 +367,7 @@ async fn unless_in_use(
     server: &SlotServer,
 ) -> Result<Slot, Error> {
     match started {
-        Err(Error::Capture(error)) if error.slot_problem() == Some(SlotProblem::Active) => {
-            Err(in_use(config, &server.sql).await?)
-        }
+        Err(error) if error.finds_slot_active() => Err(in_use(config, &server.sql).await?),
         started => started,
     }
 }

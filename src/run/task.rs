@@ -46,7 +46,7 @@ mod tests {
             .run_until(async {
                 for stops in [false, true] {
                     let (trigger, shutdown) = Shutdown::by_trigger();
-                    let mut beside = spawn(async { Error::Silent(1) });
+                    let mut beside = spawn(async { Error::Stage("slot") });
                     let stages = Box::pin(async {
                         tokio::time::sleep(std::time::Duration::from_millis(20)).await;
                         Ok(())

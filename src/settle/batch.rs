@@ -14,7 +14,7 @@ use super::rows::{Asked, Param, Text, VALUE_SIZE_MAX};
 use crate::config::LookupRows;
 use crate::keys::{Found, FoundRows, Wanted};
 use crate::postgres::Sql;
-use crate::preflight::render;
+use crate::postgres::statement::render;
 
 /// What a value costs beside its bytes.
 const VALUE_COST: usize = 32;

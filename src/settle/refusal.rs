@@ -2,8 +2,8 @@
 
 use super::rows::Asked;
 use crate::config::TableName;
+use crate::postgres::statement::{grant_select, grant_usage};
 use crate::postgres::{ServerError, Sql};
-use crate::preflight::{grant_select, grant_usage};
 
 /// SQLSTATE of a statement that did not get its locks in `lock_timeout`, or took longer than
 /// `statement_timeout`.
@@ -78,12 +78,12 @@ async fn denied(
         return Ok(Refusal { cause: "permission denied".to_owned(), hint: GRANT.to_owned() });
     };
     let (schema, name): (String, Option<String>) = (row.try_get(0)?, row.try_get(1)?);
-    let (what, step) = match name {
+    let (what, cure) = match name {
         None => (format!("schema `{schema}`"), grant_usage(&schema, role)),
         Some(name) => {
-            let table = TableName { schema, name };
-            (format!("`{table}`"), grant_select(&table, role))
+            let cure = grant_select((&schema, &name), role);
+            (format!("`{}`", TableName { schema, name }), cure)
         }
     };
-    Ok(Refusal { cause: format!("permission denied for {what}"), hint: format!("`{}`", step.sql) })
+    Ok(Refusal { cause: format!("permission denied for {what}"), hint: format!("`{cure}`") })
 }

@@ -26,8 +26,8 @@ use super::batch::{self, Gathered};
 use super::refusal::{LOCK_TIMEOUT, Refusal, STATEMENT_TIMEOUT};
 use crate::config::LookupRows;
 use crate::keys::{Answers, Found, Lookup, LookupId, Wanted};
+use crate::postgres::statement::render;
 use crate::postgres::{self, Endpoint, Sql, connect_sql};
-use crate::preflight::render;
 use crate::telemetry::{Health, Topic};
 
 /// `application_name` on the server.

@@ -12,15 +12,15 @@ use std::convert::Infallible;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use tokio::time::{Duration, Instant, sleep, sleep_until, timeout};
+use tokio::time::{Duration, Instant, sleep, sleep_until};
 use tokio_postgres::types::ToSql;
 
 use crate::config::Postgres;
 use crate::postgres::connect_sql;
 use crate::preflight::drop_slot;
-use crate::run::error::Error;
 use crate::source::slot_health::{Keeper, SAMPLE_INTERVAL, SAMPLE_TIMEOUT};
 use crate::source::slot_server::{NAME, SlotServer};
+use crate::source::{Error, within};
 use crate::sweep::Broken;
 use crate::telemetry::Health;
 use crate::telemetry::metrics::Metrics;
@@ -120,10 +120,9 @@ impl Between {
         let server = self.reach().await?;
         let query = include_str!("../../sql/slot_in_use.sql");
         let params: [&(dyn ToSql + Sync); 1] = [&self.config.slot];
-        let row = timeout(SAMPLE_TIMEOUT, server.sql.query_opt(query, &params)).await;
+        let row = within(SAMPLE_TIMEOUT, server.sql.query_opt(query, &params)).await;
         self.server = Some(server);
-        let row = row.map_err(|_elapsed| Error::Silent(SAMPLE_TIMEOUT.as_secs()))??;
-        Ok(row.map(|row| row.try_get(0)).transpose()?.unwrap_or(false))
+        Ok(row?.map(|row| row.try_get(0)).transpose()?.unwrap_or(false))
     }
 
     /// The server that the slot is on, over the connection that is there.
@@ -155,8 +154,7 @@ impl Between {
                  session creates it anew and sweeps everything"
             );
             let statement = drop_slot(&self.config.slot);
-            let dropped = timeout(SAMPLE_TIMEOUT, server.sql.batch_execute(&statement)).await;
-            dropped.map_err(|_elapsed| Error::Silent(SAMPLE_TIMEOUT.as_secs()))??;
+            within(SAMPLE_TIMEOUT, server.sql.batch_execute(&statement)).await?;
             self.give_up.set(Some(Broken::RetainedWal));
         }
         self.server = Some(server);

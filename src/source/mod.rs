@@ -8,7 +8,11 @@
 
 pub mod between;
 pub mod catalog_changes;
+mod error;
 pub mod shape;
 pub mod slot_health;
 pub mod slot_server;
 pub mod watch;
+
+pub use error::Error;
+pub(crate) use error::within;

@@ -11,14 +11,15 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep};
 use tokio_postgres::Client;
 
 use crate::config::Postgres;
 use crate::lsn::Lsn;
 use crate::postgres;
-use crate::run::error::Error;
+use crate::preflight::lost_because;
 use crate::source::slot_server::SlotServer;
+use crate::source::{Error, within};
 use crate::telemetry::metrics::{Metrics, StatusLabel};
 use crate::telemetry::{Health, Topic};
 
@@ -98,24 +99,6 @@ impl SlotState {
     /// The WAL that the slot keeps on the server's disk, in bytes.
     fn kept(&self) -> u64 {
         self.restart_lag.and_then(|lag| u64::try_from(lag).ok()).unwrap_or_default()
-    }
-}
-
-/// Why a slot of this `wal_status` and, since Postgres 17, this `invalidation_reason` is lost;
-/// `None` if it is not (<https://www.postgresql.org/docs/current/view-pg-replication-slots.html>).
-#[must_use]
-pub fn lost_because(wal_status: &str, invalidation: Option<&str>) -> Option<&'static str> {
-    match invalidation {
-        Some("idle_timeout") => Some("nobody read it for `idle_replication_slot_timeout`"),
-        Some("rows_removed") => Some("the server removed catalog rows that it needed"),
-        Some("conflict") => Some(
-            "the primary removed catalog rows that it needed, or its `wal_level` was not `logical`",
-        ),
-        Some("wal_level_insufficient") => Some("the primary's `wal_level` was not `logical`"),
-        Some("wal_removed") => Some("the server removed WAL that it needed"),
-        Some(_) => Some("the server invalidated it"),
-        None if wal_status == "lost" => Some("the server removed WAL that it needed"),
-        None => None,
     }
 }
 
@@ -413,10 +396,7 @@ impl Keeper {
             let running = if is_concerned { running(&server.primary).await? } else { Vec::new() };
             Ok::<_, tokio_postgres::Error>(Some((state, running)))
         };
-        let Ok(looked) = timeout(SAMPLE_TIMEOUT, looked).await else {
-            return Err(Error::Silent(SAMPLE_TIMEOUT.as_secs()));
-        };
-        let Some((state, running)) = looked? else {
+        let Some((state, running)) = within(SAMPLE_TIMEOUT, looked).await? else {
             tell(&self.metrics, None);
             self.health.over(&Topic::Slot);
             return Ok(None);

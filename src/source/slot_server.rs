@@ -19,10 +19,9 @@ use crate::capture::{self, Identity, Run};
 use crate::config::{Postgres, SlotOn};
 use crate::lsn::Lsn;
 use crate::postgres::{Sql, connect_sql};
-use crate::run::error::Error;
-use crate::run::session::step;
 use crate::settle::{SqlStandby, Standby, StandbyError};
-use crate::source::slot_health::{Lasting, named, running};
+use crate::source::slot_health::{Lasting, SAMPLE_TIMEOUT, named, running};
+use crate::source::{Error, within};
 use crate::telemetry::{Health, Topic};
 
 #[cfg(test)]
@@ -79,9 +78,13 @@ impl SlotServer {
             return Ok(SlotServer { sql: Rc::clone(&primary), primary, standby: None });
         }
         let sql = connect_sql(&config.replication_endpoint, NAME).await?;
-        let row = step(sql.query_one(include_str!("../../sql/replayed.sql"), &[])).await?;
+        let row =
+            within(SAMPLE_TIMEOUT, sql.query_one(include_str!("../../sql/replayed.sql"), &[]))
+                .await?;
         let run = Run { in_recovery: row.try_get(0)?, id: row.try_get(2)? };
-        let row = step(sql.query_one(include_str!("../../sql/identity.sql"), &[])).await?;
+        let row =
+            within(SAMPLE_TIMEOUT, sql.query_one(include_str!("../../sql/identity.sql"), &[]))
+                .await?;
         if !run.in_recovery {
             return Err(Error::StreamsPrimary);
         }

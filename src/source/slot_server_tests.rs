@@ -9,8 +9,8 @@ use tokio::time::{sleep, timeout};
 
 use super::{IDLE_PAUSE, Witness};
 use crate::lsn::Lsn;
-use crate::run::error::Error;
 use crate::settle::{Answer, Standby, StandbyError};
+use crate::source::Error;
 
 /// Answers with what was set last; `None` is a promotion.
 struct Script(watch::Receiver<Option<Answer>>);

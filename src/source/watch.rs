@@ -26,7 +26,7 @@ use crate::config::Config;
 use crate::keys::{LookupId, RuleId, Rules};
 use crate::postgres::{Sql, connect_sql};
 use crate::preflight::{self, Finding, Misfit, Trial};
-use crate::run::error::Error;
+use crate::source::Error;
 use crate::source::catalog_changes::CatalogChanges;
 use crate::source::shape::Watched;
 use crate::sweep::{Doubt, Gap, Prints, Why};

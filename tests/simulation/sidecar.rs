@@ -152,7 +152,7 @@ async fn open(world: &Rc<World>, rules: &Rules) -> Result<Opened, Error> {
     check()?;
     let (lsn, timeline, epoch, wal_end) = {
         let postgres = world.postgres.borrow();
-        let slot = postgres.slot.as_ref().ok_or(Error::SlotGone)?;
+        let slot = postgres.slot.as_ref().ok_or(walsweep::source::Error::SlotGone)?;
         (slot.confirmed, postgres.timeline, postgres.epoch, Lsn(postgres.flushed()))
     };
     world.note(|| format!("session from {lsn}, {broken:?}"));

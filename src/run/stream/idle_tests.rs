@@ -16,6 +16,7 @@ use crate::lsn::Lsn;
 use crate::run::error::Error;
 use crate::run::session::Timing;
 use crate::run::shutdown::Shutdown;
+use crate::source;
 use crate::sweep::Event;
 use crate::telemetry::Health;
 use crate::telemetry::metrics::Metrics;
@@ -90,6 +91,6 @@ async fn a_server_that_has_nothing_to_say_is_asked_and_keeps_its_session() {
 #[tokio::test(start_paused = true)]
 async fn a_server_that_does_not_answer_when_asked_is_given_up() {
     let (ended, asked) = LocalSet::new().run_until(stream(false, TIMING.silence * 2)).await;
-    assert!(matches!(ended, Some(Error::Silent(40..=42))), "{ended:?}");
+    assert!(matches!(ended, Some(Error::Source(source::Error::Silent(40..=42)))), "{ended:?}");
     assert!(asked.len() >= 3, "asked more than once: {asked:?}");
 }

@@ -30,6 +30,7 @@ use crate::run::error::Error;
 use crate::run::session::Timing;
 use crate::run::shutdown::Shutdown;
 use crate::settle::{Cache, Ended, Input, Mapped, Resync, Visible};
+use crate::source;
 use crate::sweep::{Doubt, Event};
 use crate::telemetry::metrics::{Metrics, ReasonLabel};
 use crate::telemetry::{Health, Phase};
@@ -197,7 +198,7 @@ impl<'a> Stream<'a> {
             let rest = self
                 .slot
                 .rests_until()
-                .filter(|until| may_read && self.ledger.in_flight() > 0 && *until > Instant::now());
+                .filter(|until| may_read && self.is_awaited() && *until > Instant::now());
             tokio::select! {
                 biased;
                 () = shutdown.requested() => return self.drain(watched).await,
@@ -480,7 +481,7 @@ impl<'a> Stream<'a> {
         }
         let silent = self.silent(now);
         if silent > self.timing.silence {
-            return Err(Error::Silent(silent.as_secs()));
+            return Err(source::Error::Silent(silent.as_secs()).into());
         }
         if now - self.last_status >= self.timing.status {
             self.send_status().await?;
@@ -501,6 +502,12 @@ impl<'a> Stream<'a> {
         self.reply_due = false;
         self.last_status = now;
         Ok(self.slot.send_status(reply_requested).await?)
+    }
+
+    /// Whether a removal is on its way that somebody waits for: a first one, or a sweep that is
+    /// owed, whose every step would wait for the blocked thread.
+    fn is_awaited(&self) -> bool {
+        self.ledger.in_flight() > 0 || self.sweep_is_owed
     }
 
     /// Whether something that was removed is not confirmed.
