@@ -8,15 +8,13 @@ use postgres_protocol::escape::escape_identifier;
 use super::connection::{Connection, Row};
 use super::{Error, Malformed, Slot, login};
 use crate::lsn::Lsn;
-use crate::postgres::{BACKEND, Endpoint, IN_RECOVERY, Passed, begin, within};
+use crate::postgres::{BACKEND, Endpoint, History, IN_RECOVERY, Passed, begin, within};
 
 /// Which server this is, and how far its log goes: the answer to `IDENTIFY_SYSTEM`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Identity {
-    /// The cluster's identifier, shared by a primary and its physical standbys.
-    pub system_id: String,
-    /// The timeline, which a promotion raises.
-    pub timeline: u32,
+    /// The history that it sends.
+    pub history: History,
     /// The end of the flushed log.
     pub xlogpos: Lsn,
 }
@@ -170,8 +168,7 @@ impl Replication {
         let row = self.connection.command("identify the server", "IDENTIFY_SYSTEM").await?;
         let row = row.unwrap_or_default();
         Ok(Identity {
-            system_id: column(&row, 0)?,
-            timeline: column(&row, 1)?,
+            history: History { system_id: column(&row, 0)?, timeline: column(&row, 1)? },
             xlogpos: column(&row, 2)?,
         })
     }

@@ -6,10 +6,10 @@ use std::rc::Rc;
 
 use crate::config::Config;
 use crate::keys::{KeySet, Rules};
-use crate::postgres::Sql;
+use crate::postgres::{History, Sql};
 use crate::preflight::{Finding, find_reads};
 use crate::run::error::Error;
-use crate::run::session::{history, step};
+use crate::run::session::{primary, step};
 use crate::source::shape::Watched;
 use crate::source::slot_health;
 use crate::source::slot_server::SlotServer;
@@ -83,8 +83,9 @@ async fn start(
         Some(slot) => slot.wal_end(),
         None => lsn,
     };
-    let (system_id, timeline, epoch) = history(sql).await?;
-    let mark = Watermark { system_id, timeline, epoch, lsn, rules: prints.digest() };
+    let (History { system_id, timeline }, primary) = primary(sql).await?;
+    let rules = prints.digest();
+    let mark = Watermark { system_id, timeline, epoch: primary.epoch, lsn, rules };
     Ok((mark, wal_end, prints, broken))
 }
 

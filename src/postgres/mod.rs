@@ -7,6 +7,7 @@
 
 mod connect;
 mod error;
+mod history;
 mod hosts;
 mod passfile;
 mod state;
@@ -26,6 +27,7 @@ pub(crate) use connect::cancel;
 pub(crate) use connect::{Security, open, within};
 pub use connect::{Sql, connect_sql};
 pub use error::{Error, ServerError};
+pub use history::{History, Server, identify};
 pub(crate) use hosts::{IN_RECOVERY, Passed};
 pub use passfile::PassfileError;
 pub(crate) use state::{AS_ROLE, BACKEND, again, begin};

@@ -4,6 +4,7 @@ use tokio_postgres::Client;
 
 use super::{Error, Finding, failover};
 use crate::config::Config;
+use crate::postgres::identify;
 use crate::settle::{SqlStandby, Standby, StandbyError};
 
 /// Checks each of `config.postgres.replicas` against the primary behind `client`. None of what is
@@ -16,15 +17,13 @@ pub async fn replicas(config: &Config, client: &Client) -> Result<Vec<Finding>, 
     if config.postgres.replicas.is_empty() {
         return Ok(Vec::new());
     }
-    let row = client.query_one(include_str!("../../sql/identity.sql"), &[]).await?;
-    let (system_id, timeline): (&str, Option<&str>) = (row.try_get(1)?, row.try_get(2)?);
-    let Some(timeline) = timeline.and_then(|digits| u32::from_str_radix(digits, 16).ok()) else {
+    let Some(history) = identify(client).await?.history else {
         // That `postgres.url` reaches a standby is told elsewhere.
         return Ok(Vec::new());
     };
     let mut findings = Vec::new();
     for endpoint in &config.postgres.replicas {
-        let standby = SqlStandby::new(endpoint.clone(), system_id, timeline);
+        let standby = SqlStandby::new(endpoint.clone(), history.clone());
         findings.push(check(standby).await);
         findings.extend(failover::standby(&config.postgres, endpoint).await?);
     }

@@ -5,7 +5,7 @@ use tokio_postgres::Client;
 use super::Finding;
 use crate::capture::{Identity, Replication};
 use crate::config::{Config, SlotOn};
-use crate::postgres;
+use crate::postgres::{self, identify};
 
 /// `application_name` of the connections that are made to look.
 const NAME: &str = "walsweep command";
@@ -96,19 +96,11 @@ fn standby() -> Finding {
 
 /// Another history than the primary's; `None` if it is that, or the primary does not tell.
 async fn other_server(identity: &Identity, client: &Client) -> Option<Finding> {
-    let row = client.query_one(include_str!("../../sql/identity.sql"), &[]).await.ok()?;
-    let (expected, timeline): (String, Option<&str>) = (row.try_get(1).ok()?, row.try_get(2).ok()?);
-    let timeline = timeline.and_then(|digits| u32::from_str_radix(digits, 16).ok());
-    let is_same = timeline.is_none_or(|timeline| timeline == identity.timeline);
-    if identity.system_id == expected && is_same {
+    let (found, expected) = (&identity.history, identify(client).await.ok()?.history?);
+    if *found == expected {
         return None;
     }
-    let timeline = timeline.unwrap_or_default();
-    let message = format!(
-        "`postgres.url` reaches system {expected} timeline {timeline}, the replication connection \
-         {} timeline {}",
-        identity.system_id, identity.timeline
-    );
+    let message = format!("`postgres.url` reaches {expected}, the replication connection {found}");
     let hint = "let `postgres.url` and `postgres.replication_url` name the same primary, or a \
                 primary and a standby that follows it";
     Some(Finding::error("two_servers", message).hint(hint))

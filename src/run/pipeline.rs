@@ -21,7 +21,7 @@ use crate::channel::{Receiver, Sender, channel};
 use crate::config::Config;
 use crate::keys::Rules;
 use crate::lsn::Lsn;
-use crate::postgres::{Endpoint, Sql};
+use crate::postgres::{Endpoint, History, Sql};
 use crate::preflight::{self, Fitness};
 use crate::retry::{Attempts, Blame, LASTING};
 use crate::run::error::{Error, Verdict};
@@ -295,12 +295,11 @@ impl Program<'_> {
             timeline = expected.timeline,
             "streaming"
         );
-        let standby = |endpoint: &Endpoint| {
-            SqlStandby::new(endpoint.clone(), &expected.system_id, expected.timeline)
-        };
+        let (system_id, timeline) = (expected.system_id.clone(), expected.timeline);
+        let history = History { system_id, timeline };
+        let standby = |endpoint: &Endpoint| SqlStandby::new(endpoint.clone(), history.clone());
         let standbys = self.config.postgres.replicas.iter().map(standby).collect();
-        let primary = (expected.system_id.clone(), expected.timeline);
-        let prepared = self.prepare(&config, primary, (&gate, &server.primary)).await?;
+        let prepared = self.prepare(&config, history.clone(), (&gate, &server.primary)).await?;
         let Some((lookups, probe)) = prepared else { return Ok(()) };
         let (lookups, _opening) = lookups.unzip();
         let (adopt, prints) = watch::channel(Rc::new(prints));
@@ -390,12 +389,12 @@ impl Program<'_> {
     async fn prepare(
         &self,
         config: &Config,
-        server: (String, u32),
+        history: History,
         (gate, primary): (&Rc<Sql>, &Rc<Sql>),
     ) -> Result<Option<(Reading, SqlProbe)>, Error> {
         let mut shutdown = self.shutdown.clone();
         let prepared = async {
-            let lookups = Box::pin(self.lookups(config, server, primary)).await?;
+            let lookups = Box::pin(self.lookups(config, history, primary)).await?;
             Ok::<_, Error>((lookups, SqlProbe::new(Rc::clone(gate)).await?))
         };
         tokio::select! {
@@ -409,7 +408,7 @@ impl Program<'_> {
     async fn lookups(
         &self,
         config: &Config,
-        server: (String, u32),
+        history: History,
         sql: &Rc<Sql>,
     ) -> Result<Reading, Error> {
         let lookups = self.rules.lookups();
@@ -417,7 +416,7 @@ impl Program<'_> {
             return Ok(None);
         }
         let (endpoint, health) = (config.postgres.endpoint.clone(), Arc::clone(self.health));
-        let rows = Rows::new(endpoint, server, lookups, health);
+        let rows = Rows::new(endpoint, history, lookups, health);
         let cache = Cache::new(lookups);
         let opening = match cache.clone() {
             Some(cache) => {

@@ -7,11 +7,11 @@ use std::time::Duration;
 use tokio::time::{sleep, timeout};
 use tokio_postgres::Client;
 
-use crate::capture::{Identity, Replication, Slot, SlotKind, StreamOptions, Streaming};
+use crate::capture::{Replication, Slot, SlotKind, StreamOptions, Streaming};
 use crate::config::Config;
 use crate::keys::Rules;
 use crate::lsn::Lsn;
-use crate::postgres::{Sql, connect_sql};
+use crate::postgres::{History, Server, Sql, connect_sql, identify};
 use crate::preflight::{self, Finding};
 use crate::run::error::Error;
 use crate::settle::SqlStandby;
@@ -91,15 +91,6 @@ impl Timing {
     }
 }
 
-/// What an ordinary connection says of its server.
-struct ServerIdentity {
-    system_id: String,
-    timeline: u32,
-    wal_sender_timeout_ms: i64,
-    epoch: String,
-    version_num: i32,
-}
-
 impl Session {
     /// Connects, checks, suspends the rules that do not fit, and starts streaming from where the
     /// slot was confirmed; with `give_up` from a new slot in its place, for that reason, which is
@@ -141,11 +132,11 @@ impl Session {
         let prints = shape.prints(config, rules, &suspended);
         let watch = Watch::new(Rc::clone(&sql), (tables, prints.clone()), &report, rules);
         health.over(&Topic::Watch);
-        let primary = step(identify(&sql)).await?;
+        let (history, primary) = primary(&sql).await?;
         let gate = another(config, &primary, GATE_NAME).await?;
         let beside = another(config, &primary, slot_server::NAME).await?;
         let server = SlotServer::reach(&config.postgres, beside).await?;
-        let (mut replication, identity) = replicate(config, &primary, &server).await?;
+        let mut replication = replicate(config, &history, &server).await?;
         let broken = ensure_slot(config, &server, &mut replication, (health, give_up)).await?;
         let (slot, publication) = (&config.postgres.slot, &config.postgres.publication);
         let streaming =
@@ -158,10 +149,10 @@ impl Session {
         // A standby that was started again may have replayed less than it had before.
         let wal_end =
             if server.is_standby() { step(server.wal_end()).await? } else { state.wal_end() };
-        let witness = server.witness(&config.postgres, &identity);
+        let witness = server.witness(&config.postgres, &history);
         let expected = Watermark {
-            system_id: identity.system_id,
-            timeline: identity.timeline,
+            system_id: history.system_id,
+            timeline: history.timeline,
             epoch: primary.epoch,
             lsn: state.confirmed_flush_lsn,
             rules: prints.digest(),
@@ -192,13 +183,12 @@ impl Session {
 /// Another connection, to the primary that was checked.
 async fn another(
     config: &Config,
-    primary: &ServerIdentity,
+    primary: &Server,
     application_name: &str,
 ) -> Result<Rc<Sql>, Error> {
     let sql = connect_sql(&config.postgres.endpoint, application_name).await?;
     let found = step(identify(&sql)).await?;
-    let is_same = (&found.system_id, found.timeline) == (&primary.system_id, primary.timeline);
-    if is_same && found.epoch == primary.epoch {
+    if (&found.history, &found.epoch) == (&primary.history, &primary.epoch) {
         return Ok(Rc::new(sql));
     }
     Err(Error::ManyPrimaries)
@@ -217,19 +207,20 @@ pub async fn gate_is_dead(gate: &Client) -> Error {
 /// A replication connection to the server that the slot is on, which has the primary's history.
 async fn replicate(
     config: &Config,
-    primary: &ServerIdentity,
+    history: &History,
     server: &SlotServer,
-) -> Result<(Replication, Identity), Error> {
+) -> Result<Replication, Error> {
     let endpoint = &config.postgres.replication_endpoint;
     let mut replication = Replication::connect(endpoint, REPLICATION_NAME).await?;
     let identity = step(replication.identify_system()).await?;
     // A standby has the primary's identity, and none of its slots.
     server.accept(&step(replication.run()).await?)?;
-    if !same_server(primary, &identity) {
-        return Err(Error::TwoServers { sql: primary.name(), replication: name(&identity) });
+    if identity.history != *history {
+        let (sql, replication) = (history.to_string(), identity.history.to_string());
+        return Err(Error::TwoServers { sql, replication });
     }
     step(replication.accept_any_bytes()).await?;
-    Ok((replication, identity))
+    Ok(replication)
 }
 
 /// One step of the beginning, which a peer that fell silent must not hold for ever.
@@ -242,39 +233,14 @@ pub(crate) async fn step<T, E: Into<Error>>(
     }
 }
 
-impl ServerIdentity {
-    fn name(&self) -> String {
-        format!("system {} timeline {}", self.system_id, self.timeline)
-    }
-}
-
-fn name(identity: &Identity) -> String {
-    format!("system {} timeline {}", identity.system_id, identity.timeline)
-}
-
-fn same_server(server: &ServerIdentity, identity: &Identity) -> bool {
-    server.system_id == identity.system_id && server.timeline == identity.timeline
-}
-
-/// System id, timeline and epoch of the primary.
+/// Who the server behind `client` is, and the history that it writes.
 ///
 /// # Errors
 ///
 /// The query's; also if the server is a standby.
-pub(crate) async fn history(client: &Client) -> Result<(String, u32, String), Error> {
-    let found = step(identify(client)).await?;
-    Ok((found.system_id, found.timeline, found.epoch))
-}
-
-async fn identify(client: &Client) -> Result<ServerIdentity, Error> {
-    let row = client.query_one(include_str!("../../sql/identity.sql"), &[]).await?;
-    let timeline: Option<&str> = row.try_get(2)?;
-    let Some(timeline) = timeline.and_then(|digits| u32::from_str_radix(digits, 16).ok()) else {
-        return Err(Error::IsStandby);
-    };
-    let (system_id, wal_sender_timeout_ms) = (row.try_get(1)?, row.try_get(3)?);
-    let (epoch, version_num) = (row.try_get(4)?, row.try_get(5)?);
-    Ok(ServerIdentity { system_id, timeline, wal_sender_timeout_ms, epoch, version_num })
+pub(crate) async fn primary(client: &Client) -> Result<(History, Server), Error> {
+    let server = step(identify(client)).await?;
+    Ok((server.history.clone().ok_or(Error::IsStandby)?, server))
 }
 
 /// Makes sure that there is a slot that can stream; says so if it had to be created. One that

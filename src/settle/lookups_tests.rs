@@ -14,7 +14,7 @@ use crate::decode::{Column, Relation, ReplicaIdentity, Tuple, Value};
 use crate::gather::{Change, Row, Transaction};
 use crate::keys::{Answers, Found, RuleId, Rules, WidenReason};
 use crate::lsn::Lsn;
-use crate::postgres::Endpoint;
+use crate::postgres::{Endpoint, History};
 use crate::settle::rows::{ANSWER_TIMEOUT, Rows};
 use crate::settle::{Cause, Visible};
 use crate::telemetry::Health;
@@ -106,7 +106,7 @@ async fn a_server_that_is_silent_is_not_waited_for() {
     let url = format!("postgres://u@127.0.0.1:{port}/d?sslmode=disable&connect_timeout=1");
     let mut rules = rules();
     let wanted: Vec<_> = waiting(&mut rules, 2).keys.wanted().into_iter().collect();
-    let server = ("7".to_owned(), 1);
+    let server = History { system_id: "7".to_owned(), timeline: 1 };
     let health = Arc::new(Health::new(Arc::new(Metrics::new(&[]))));
     let endpoint = Endpoint::parse(&url).unwrap();
     let mut rows = Rows::new(endpoint, server, rules.lookups(), Arc::clone(&health));
@@ -127,7 +127,12 @@ async fn keys_that_come_in_the_midst_of_a_round_wait_no_longer_than_others() {
     let mut rules = rules();
     let health = Arc::new(Health::new(Arc::new(Metrics::new(&["r".to_owned()]))));
     let endpoint = Endpoint::parse(&url).unwrap();
-    let rows = Rows::new(endpoint, ("7".to_owned(), 1), rules.lookups(), Arc::clone(&health));
+    let rows = Rows::new(
+        endpoint,
+        History { system_id: "7".to_owned(), timeline: 1 },
+        rules.lookups(),
+        Arc::clone(&health),
+    );
     let (inputs, received) = channel(64);
     let (outputs, mut passed) = channel(64);
     let step = Duration::from_millis(400);

@@ -27,7 +27,7 @@ use super::refusal::{LOCK_TIMEOUT, Refusal, STATEMENT_TIMEOUT};
 use crate::config::LookupRows;
 use crate::keys::{Answers, Found, Lookup, LookupId, Wanted};
 use crate::postgres::statement::render;
-use crate::postgres::{self, Endpoint, Sql, connect_sql};
+use crate::postgres::{self, Endpoint, History, Sql, connect_sql, identify};
 use crate::telemetry::{Health, Topic};
 
 /// `application_name` on the server.
@@ -118,11 +118,10 @@ pub(crate) fn statement(lookup: &Lookup) -> String {
     asked.statement(&asked.query)
 }
 
-/// Reads rows on the primary with this identity.
+/// Reads rows on the primary with this history.
 pub struct Rows {
     endpoint: Endpoint,
-    system_id: String,
-    timeline: u32,
+    history: History,
     /// By [`LookupId`].
     all: Arc<[Asked]>,
     /// Which of them are asked here: from the first, each one so many further.
@@ -184,7 +183,7 @@ impl Rows {
     #[must_use]
     pub fn new(
         endpoint: Endpoint,
-        (system_id, timeline): (String, u32),
+        history: History,
         lookups: &[Lookup],
         health: Arc<Health>,
     ) -> Rows {
@@ -193,8 +192,7 @@ impl Rows {
         let all = lookups.iter().map(Asked::new);
         Rows {
             endpoint,
-            system_id,
-            timeline,
+            history,
             all: all.collect(),
             own: (0, 1),
             search_path,
@@ -214,8 +212,7 @@ impl Rows {
         let count = self.all.len().clamp(1, count);
         let one = |at| Rows {
             endpoint: self.endpoint.clone(),
-            system_id: self.system_id.clone(),
-            timeline: self.timeline,
+            history: self.history.clone(),
             all: Arc::clone(&self.all),
             own: (at, count),
             search_path: self.search_path.clone(),
@@ -502,10 +499,7 @@ impl Rows {
 
     async fn connect(&self) -> Result<Session, Lost> {
         let sql = connect_sql(&self.endpoint, NAME).await?;
-        let row = sql.query_one(include_str!("../../sql/identity.sql"), &[]).await?;
-        let (system_id, timeline): (&str, Option<&str>) = (row.try_get(1)?, row.try_get(2)?);
-        let timeline = timeline.and_then(|digits| u32::from_str_radix(digits, 16).ok());
-        if (system_id, timeline) != (&self.system_id, Some(self.timeline)) {
+        if identify(&sql).await?.history.as_ref() != Some(&self.history) {
             return Err(Lost::OtherServer);
         }
         sql.batch_execute(include_str!("../../sql/read_only.sql")).await?;

@@ -10,7 +10,7 @@ use tokio::time::{sleep, timeout};
 
 use crate::capture::{self, Identity, Replication};
 use crate::lsn::Lsn;
-use crate::postgres::Endpoint;
+use crate::postgres::{Endpoint, History};
 use crate::retry::Backoff;
 use crate::telemetry::Health;
 use crate::telemetry::metrics::{PeerLabel, ReplicaLabel};
@@ -108,28 +108,27 @@ impl StandbyError {
 pub struct SqlStandby {
     endpoint: Endpoint,
     name: String,
-    system_id: String,
-    timeline: u32,
+    history: History,
     connection: Option<Replication>,
 }
 
 impl SqlStandby {
-    /// A standby at `endpoint` of the primary with this system id and timeline.
+    /// A standby at `endpoint` of the primary with this history.
     #[must_use]
-    pub fn new(endpoint: Endpoint, system_id: &str, timeline: u32) -> SqlStandby {
+    pub fn new(endpoint: Endpoint, history: History) -> SqlStandby {
         let name = endpoint.address();
-        SqlStandby { endpoint, name, system_id: system_id.to_owned(), timeline, connection: None }
+        SqlStandby { endpoint, name, history, connection: None }
     }
 
     fn judge(&self, identity: Identity, in_recovery: bool) -> Result<(), StandbyError> {
-        let (found, expected) = (identity.system_id, self.system_id.clone());
+        let (found, expected) = (identity.history.system_id, self.history.system_id.clone());
         if found != expected {
             return Err(StandbyError::OtherSystem { found, expected });
         }
         if !in_recovery {
             return Err(StandbyError::NotAStandby);
         }
-        let (found, expected) = (identity.timeline, self.timeline);
+        let (found, expected) = (identity.history.timeline, self.history.timeline);
         if found != expected {
             return Err(StandbyError::OtherTimeline { found, expected });
         }

@@ -15,10 +15,10 @@ use tokio::time::{Instant, sleep, timeout};
 use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
 
-use crate::capture::{self, Identity, Run};
+use crate::capture::{self, Run};
 use crate::config::{Postgres, SlotOn};
 use crate::lsn::Lsn;
-use crate::postgres::{Sql, connect_sql};
+use crate::postgres::{History, Sql, connect_sql, identify};
 use crate::settle::{SqlStandby, Standby, StandbyError};
 use crate::source::slot_health::{Lasting, SAMPLE_TIMEOUT, named, running};
 use crate::source::{Error, within};
@@ -82,13 +82,11 @@ impl SlotServer {
             within(SAMPLE_TIMEOUT, sql.query_one(include_str!("../../sql/replayed.sql"), &[]))
                 .await?;
         let run = Run { in_recovery: row.try_get(0)?, id: row.try_get(2)? };
-        let row =
-            within(SAMPLE_TIMEOUT, sql.query_one(include_str!("../../sql/identity.sql"), &[]))
-                .await?;
+        let server = within(SAMPLE_TIMEOUT, identify(&sql)).await?;
         if !run.in_recovery {
             return Err(Error::StreamsPrimary);
         }
-        let side = Side { run, wal_sender_timeout_ms: row.try_get(3)? };
+        let side = Side { run, wal_sender_timeout_ms: server.wal_sender_timeout_ms };
         Ok(SlotServer { primary, sql: Rc::new(sql), standby: Some(Rc::new(side)) })
     }
 
@@ -118,13 +116,13 @@ impl SlotServer {
         self.standby.as_ref().map(|side| side.wal_sender_timeout_ms)
     }
 
-    /// Who says that what a standby of this identity sends is the primary's history; `None` where
+    /// Who says that what a standby sends is the primary's history; `None` where
     /// the primary sends.
     #[must_use]
-    pub fn witness(&self, config: &Postgres, identity: &Identity) -> Option<Witness<SqlStandby>> {
+    pub fn witness(&self, config: &Postgres, history: &History) -> Option<Witness<SqlStandby>> {
         let endpoint = config.replication_endpoint.clone();
         let side = self.standby.as_ref()?;
-        let standby = SqlStandby::new(endpoint, &identity.system_id, identity.timeline);
+        let standby = SqlStandby::new(endpoint, history.clone());
         Some(Witness { standby, run: side.run.id.clone() })
     }
 

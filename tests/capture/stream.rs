@@ -49,10 +49,10 @@ async fn a_slot_is_created_streamed_confirmed_and_dropped() {
     let server = Server::start().await;
     let mut replication = server.replication().await;
     let identity = replication.identify_system().await.unwrap();
-    assert_eq!(identity.timeline, 1);
+    assert_eq!(identity.history.timeline, 1);
     let query = "select system_identifier::text from pg_control_system()";
     let system_id: String = server.sql().await.query_one(query, &[]).await.unwrap().get(0);
-    assert_eq!(identity.system_id, system_id);
+    assert_eq!(identity.history.system_id, system_id);
 
     prepare(&server).await;
     let created = confirmed_flush_lsn(&server).await;
