@@ -9,8 +9,9 @@
 //! decode(frame.payload)         -> Message            decode      pure
 //! Gatherer::push(message)       -> Gathered           gather      pure
 //! rules.add(change)             -> KeySet             keys        pure
-//! gate: wait until visible      -> Visible            settle      I/O
-//! lookups: read rows that keys name; replicas: wait until standbys have replayed, both in settle
+//! gate: wait until visible      -> Gated              settle::gate        I/O
+//! lookup: read rows of keys     -> Visible            settle::lookup      I/O
+//! replay: once more, when standbys have replayed      settle::replay      I/O
 //! sweeper: remove, remove again -> Swept              sweep       I/O
 //! ledger.advance(swept)         -> Lsn                ledger      pure   (opened by each COMMIT)
 //! watermark: written to Redis, then told back         sweep::proof
@@ -23,9 +24,9 @@
 //! A stage takes what the stage before it gives and looks left only: it may import the output of
 //! earlier stages, never a later stage and never [`run::pipeline`]. Every other room of the tree
 //! stands on a floor, too, and imports from lower ones only, so that there is no circle; the floors
-//! are listed, and held, in `tests/tidy.rs`. [`settle::Visible`] and
-//! [`sweep::Swept`] have private constructors, so "remove only what is visible" and "advance only
-//! over what is removed" are facts of the type system. [`run::pipeline`] is the one file that knows
+//! are listed, and held, in `tests/tidy.rs`. [`settle::Gated`], [`settle::Visible`] and
+//! [`sweep::Swept`] have private constructors, so "remove only what is visible, with its rows read"
+//! and "advance only over what is removed" are facts of the type system. [`run::pipeline`] is the one file that knows
 //! the order.
 //!
 //! Beside the flow stand: [`run`], sessions one after the other, and the loop of the stream;

@@ -14,7 +14,7 @@ use walsweep::gather::Transaction;
 use walsweep::keys::Rules;
 use walsweep::lsn::Lsn;
 use walsweep::postgres::{Endpoint, connect_sql};
-use walsweep::settle::{self, Gate, Holder, Input, Mapped, Probe, Snapshot, SqlProbe};
+use walsweep::settle::{self, Gate, Holder, Input, Mapped, Probe, Snapshot, SqlProbe, Visible};
 use walsweep::telemetry::Health;
 use walsweep::telemetry::metrics::Metrics;
 use walsweep::throwaway::StopMode;
@@ -254,7 +254,7 @@ async fn ids_far_ahead_of_the_last_look_are_not_taken_for_the_past() {
     let current = Rc::new(RefCell::new(probe(&bed).await));
     let health = Arc::new(Health::new(Arc::new(Metrics::new(&[]))));
     let (inputs, gate_inputs) = channel(16);
-    let (outputs, mut visible) = channel(16);
+    let (outputs, mut visible) = channel::<Visible>(16);
     let gate = Gate::new(Across(Rc::clone(&current)), health).run(gate_inputs, outputs);
     let test = async {
         let before: i64 = bed.sql.one("select pg_current_xact_id()::text::bigint").await;

@@ -8,7 +8,7 @@
 //!   reads at a new snapshot and writes later. A Redis that goes back to a prefix of its commands,
 //!   held by a replica or a file, or that refuses the keys of a rule. The end of walsweep anywhere.
 //! - `sidecar.rs`, walsweep:
-//!   - `PassGate`, a snapshot contains the commit, and the fence: `src/settle/mod.rs`;
+//!   - `PassGate`, a snapshot contains the commit, and the fence: `src/settle/gate/mod.rs`;
 //!   - `Unlink`, `BeginPass`, `Page`, `JoinPass`, removals, bucket by bucket in a pass, and which
 //!     patterns it takes: `src/sweep/{sweeper,queue,pass}.rs`;
 //!   - `SecondDue`, the refill window, and `hold`, what is held so long: `src/sweep/refill.rs`;

@@ -5,7 +5,7 @@
 
 use hashbrown::{HashMap, HashSet};
 
-use super::{Cause, Visible};
+use super::{Cause, Gated};
 use crate::keys::{Answers, Found, Wanted};
 
 /// Memory of the rows, bytes (I6); what is more is read again.
@@ -25,10 +25,10 @@ impl Ahead {
     }
 
     /// Notes what was read for keys that go early, after the transaction was visible.
-    pub(super) fn note(&mut self, visible: &Visible, read: &Answers) {
-        let Cause::Early(xid) = visible.cause else { return };
+    pub(super) fn note(&mut self, gated: &Gated, read: &Answers) {
+        let Cause::Early(xid) = gated.cause else { return };
         let noted = self.answers.entry(xid).or_default();
-        for wanted in visible.keys.wanted() {
+        for wanted in gated.keys.wanted() {
             let Some(found) = read.get(&wanted).filter(|found| **found != Found::Failed) else {
                 continue;
             };
@@ -41,8 +41,8 @@ impl Ahead {
     }
 
     /// The transaction's commit has what it needs.
-    pub(super) fn forget(&mut self, visible: &Visible) {
-        let Cause::Transaction(transaction) = &visible.cause else { return };
+    pub(super) fn forget(&mut self, gated: &Gated) {
+        let Cause::Transaction(transaction) = &gated.cause else { return };
         for (wanted, found) in self.answers.remove(&transaction.xid).iter().flat_map(Answers::iter)
         {
             self.bytes -= wanted.bytes() + found.bytes();
@@ -53,13 +53,13 @@ impl Ahead {
     /// asked for: what one transaction knows and another wants is asked for, and new for both.
     pub(super) fn split<'a>(
         &self,
-        all: impl Iterator<Item = &'a Visible>,
+        all: impl Iterator<Item = &'a Gated>,
         is_asked_for: impl Fn(&Wanted) -> bool,
     ) -> (HashSet<Wanted>, Answers) {
         let (mut wanted, mut known) = (HashSet::new(), Vec::new());
-        for visible in all {
-            for one in visible.keys.wanted().into_iter().filter(&is_asked_for) {
-                match self.get(&visible.cause, &one) {
+        for gated in all {
+            for one in gated.keys.wanted().into_iter().filter(&is_asked_for) {
+                match self.get(&gated.cause, &one) {
                     Some(found) => known.push((one, found.clone())),
                     None => _ = wanted.insert(one),
                 }

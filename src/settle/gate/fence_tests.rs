@@ -8,11 +8,12 @@ use std::time::Duration;
 use tokio::task::LocalSet;
 use tokio::time::{Instant, sleep, timeout};
 
-use super::{Cause, Error, Gate, Holder, Input, Mapped, Probe, Resync, Snapshot, Visible};
+use super::{Cause, Error, Gate, Holder, Input, Mapped, Probe, Resync, Snapshot};
 use crate::channel::{Receiver, Sender, channel};
 use crate::gather::Transaction;
 use crate::keys::Rules;
 use crate::lsn::Lsn;
+use crate::settle::Visible;
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::{Health, Phase};
 
@@ -81,7 +82,7 @@ async fn session(snapshot: &'static str, holders: Holders) -> Session {
     let health = Arc::new(Health::new(Arc::new(Metrics::new(&[]))));
     health.set(Phase::Streaming);
     let (inputs, gate_inputs) = channel(16);
-    let (outputs, mut visible) = channel(16);
+    let (outputs, mut visible) = channel::<Visible>(16);
     let gate = Gate::new(server.clone(), Arc::clone(&health));
     tokio::task::spawn_local(gate.run(gate_inputs, outputs));
     let resync = Resync { keys: rules().everything(), fenced: true };

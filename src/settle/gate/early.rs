@@ -7,11 +7,10 @@
 //! comes, or keys that are lost on the way, cost time and nothing else.
 
 use super::snapshot::Seen;
-use super::{Cause, Error, Gate, Probe, Visible, answer, send};
-use crate::channel::Sender;
+use super::{Cause, Error, Gate, Gated, Probe, answer, send};
+use crate::channel::{Sender, Weight};
 use crate::keys::KeySet;
 use crate::lsn::Lsn;
-use tokio::time::Instant;
 
 /// What may have ended while it is still being sent.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -65,10 +64,10 @@ impl Early {
 
 impl<P: Probe + 'static> Gate<P> {
     /// Takes a snapshot, and tells which of these transactions it sees as committed.
-    pub(super) async fn take_questions(
+    pub(super) async fn take_questions<T: From<Gated> + Weight>(
         &mut self,
         questions: Vec<Question>,
-        outputs: &Sender<Visible>,
+        outputs: &Sender<T>,
     ) -> Result<(), Error> {
         self.look(outputs).await?;
         let Some(snapshot) = self.latest.as_ref().map(Seen::snapshot) else { return Ok(()) };
@@ -96,9 +95,12 @@ impl<P: Probe + 'static> Gate<P> {
     }
 
     /// Passes on what is known to be visible.
-    pub(super) async fn take_early(&self, early: Early, outputs: &Sender<Visible>) {
+    pub(super) async fn take_early<T: From<Gated> + Weight>(
+        &self,
+        early: Early,
+        outputs: &Sender<T>,
+    ) {
         let Early { xid, keys } = early;
-        let (cause, at, position) = (Cause::Early(xid), Instant::now(), Lsn::ZERO);
-        send(outputs, Visible::new(cause, keys, at, position)).await;
+        send(outputs, Gated::new(Cause::Early(xid), keys, Lsn::ZERO).into()).await;
     }
 }

@@ -149,7 +149,7 @@ impl Standby for SqlStandby {
 
     async fn replayed(&mut self) -> Result<Answer, StandbyError> {
         let connection = self.connection.as_mut().ok_or(capture::Error::Closed)?;
-        let sql = include_str!("../../sql/replayed.sql");
+        let sql = include_str!("../../../sql/replayed.sql");
         let row = connection.query_row("ask for the replay position", sql).await?;
         // The timeline is asked for after the position: it only ever rises, and a standby does not
         // follow a new one from beyond its fork, so the position is one of this history.

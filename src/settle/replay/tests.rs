@@ -9,14 +9,14 @@ use std::time::Duration;
 use tokio::task::LocalSet;
 use tokio::time::{sleep, timeout};
 
-use super::replicas::GROUPS_MAX;
-use super::{Answer, Cause, Hold, Replayed, Replicas, Standby, StandbyError, Visible};
+use super::{Answer, GROUPS_MAX, Replicas, Standby, StandbyError};
 use crate::channel::{Receiver, Sender, channel};
 use crate::config::{Located, Location, Operations, Rule, TableName};
 use crate::decode::{Column, Relation, ReplicaIdentity, Tuple, Value};
 use crate::gather::{Change, Row, Transaction};
 use crate::keys::{KeySet, Rules};
 use crate::lsn::Lsn;
+use crate::settle::{Cause, Hold, Replayed, Visible};
 use crate::telemetry::Health;
 use crate::telemetry::metrics::{Metrics, PeerLabel, ReplicaLabel};
 
@@ -93,7 +93,7 @@ enum Passed {
 }
 
 /// A rule with one exact key.
-pub(super) fn rules() -> Rules {
+pub(in crate::settle) fn rules() -> Rules {
     let located = |text: &str| Located { value: text.to_owned(), at: Location::default() };
     let rule = Rule {
         name: "item".to_owned(),
@@ -111,7 +111,7 @@ pub(super) fn rules() -> Rules {
 }
 
 /// The keys of rows with these ids.
-pub(super) fn keys(rules: &mut Rules, ids: impl Iterator<Item = u64>) -> KeySet {
+pub(in crate::settle) fn keys(rules: &mut Rules, ids: impl Iterator<Item = u64>) -> KeySet {
     let relation = Arc::new(Relation {
         id: 1,
         namespace: "public".to_owned(),

@@ -81,7 +81,7 @@ impl Asked {
     fn new(lookup: &Lookup) -> Asked {
         let column = |column: &str| {
             let values = [("column", &*escape_identifier(column))];
-            render(include_str!("../../sql/lookup_column.sql"), &values)
+            render(include_str!("../../../sql/lookup_column.sql"), &values)
         };
         let columns: Vec<String> = lookup.columns.iter().map(|one| column(&one.value)).collect();
         Asked {
@@ -107,7 +107,7 @@ impl Asked {
     pub(super) fn statement(&self, query: &str) -> String {
         let limit = (self.most() + 1).to_string();
         let values = [("columns", &*self.columns), ("query", query), ("limit", &*limit)];
-        render(include_str!("../../sql/lookup.sql"), &values)
+        render(include_str!("../../../sql/lookup.sql"), &values)
     }
 }
 
@@ -502,14 +502,14 @@ impl Rows {
         if identify(&sql).await?.history.as_ref() != Some(&self.history) {
             return Err(Lost::OtherServer);
         }
-        sql.batch_execute(include_str!("../../sql/read_only.sql")).await?;
-        let check = sql.batch_execute(include_str!("../../sql/connection_check.sql")).await;
+        sql.batch_execute(include_str!("../../../sql/read_only.sql")).await?;
+        let check = sql.batch_execute(include_str!("../../../sql/connection_check.sql")).await;
         if let Err(error) = check {
             tracing::debug!(error = %postgres::Error::from(error), "no check of connections");
         }
         sql.act_as_role().await?;
         if let Some(path) = &self.search_path {
-            sql.query(include_str!("../../sql/search_path.sql"), &[path]).await?;
+            sql.query(include_str!("../../../sql/search_path.sql"), &[path]).await?;
         }
         let statements = vec![Prepared::default(); self.all.len()];
         Ok(Session { sql: Rc::new(sql), statements, room: Rc::new(Cell::new(ROUND_BYTES_MAX)) })

@@ -73,7 +73,7 @@ pub struct Holder {
 
 /// What must have ended before a sweep is the last one.
 #[derive(Debug)]
-pub(super) struct Fence {
+pub(in crate::settle) struct Fence {
     /// Every transaction up to this id, except
     through: u64,
     /// those that changed nothing that matters.
@@ -81,24 +81,24 @@ pub(super) struct Fence {
 }
 
 impl Fence {
-    pub(super) fn new(through: u64) -> Fence {
+    pub(in crate::settle) fn new(through: u64) -> Fence {
         Fence { through, harmless: HashSet::new() }
     }
 
     /// Whether a snapshot shows that all have ended.
-    pub(super) fn is_passed(&self, snapshot: &Snapshot) -> bool {
+    pub(in crate::settle) fn is_passed(&self, snapshot: &Snapshot) -> bool {
         let running = snapshot.running_through(self.through);
         running.is_some_and(|mut all| all.all(|xid| self.harmless.contains(&xid)))
     }
 
     /// Those that have not ended, for all that a snapshot shows.
-    pub(super) fn awaited(&self, snapshot: &Snapshot) -> Vec<u64> {
+    pub(in crate::settle) fn awaited(&self, snapshot: &Snapshot) -> Vec<u64> {
         let running = snapshot.running_through(self.through).into_iter().flatten();
         running.filter(|xid| !self.harmless.contains(xid)).collect()
     }
 
     /// Takes in the answer to a question about these ids.
-    pub(super) fn judged(&mut self, asked: &[u64], holders: &[Holder]) {
+    pub(in crate::settle) fn judged(&mut self, asked: &[u64], holders: &[Holder]) {
         let holds = |xid: &u64| holders.iter().any(|holder| holder.xid == *xid);
         let harmless = asked.iter().filter(|xid| **xid <= self.through && !holds(xid));
         self.harmless.extend(harmless);

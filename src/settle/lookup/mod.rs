@@ -9,21 +9,37 @@
 //! A row that is not found, or not within 3 s from the moment that its keys came, widens
 //! the keys that name it (I5): nothing waits longer, nothing is skipped.
 
+mod ahead;
+mod batch;
+mod cache;
+#[cfg(test)]
+mod cache_tests;
+mod over_limit;
+mod query;
+mod refusal;
+mod rows;
+#[cfg(test)]
+mod tests;
+mod waiting;
+
 use std::iter::once;
 use std::sync::Arc;
 
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 
-use super::cache::Cache;
-use super::over_limit::OverLimit;
-use super::rows::Rows;
-use super::waiting::Waiting;
-use super::{Cause, Visible, send};
+use self::over_limit::OverLimit;
+use self::waiting::Waiting;
+use super::{Cause, Gated, Visible, send};
 use crate::channel::{Receiver, Sender};
 use crate::keys::{Answers, Wanted};
 use crate::telemetry::metrics::{Metrics, SourceLabel};
 use crate::telemetry::{Health, Topic};
+
+pub use self::cache::Cache;
+pub(crate) use self::query::compared_columns;
+pub use self::rows::Rows;
+pub(crate) use self::rows::{Param, statement as lookup_statement};
 
 /// Sessions at once: with more lookups than this some share one. Each is a connection of the
 /// server, made when it is first needed.
@@ -71,7 +87,7 @@ impl Lookups {
 
     /// Passes `inputs` on to `outputs`, with every key rendered, until `inputs` ends and nothing
     /// waits. Needs a [`LocalSet`](tokio::task::LocalSet) around it.
-    pub async fn run(self, mut inputs: Receiver<Visible>, outputs: Sender<Visible>) {
+    pub async fn run(self, mut inputs: Receiver<Gated>, outputs: Sender<Visible>) {
         let Lookups { rows, cache } = self;
         let (health, all) = (rows.health(), rows.all());
         let mut over_limit = OverLimit::default();
@@ -111,20 +127,20 @@ impl Lookups {
                     }
                 }
                 () = at_last(again) => {}
-                visible = inputs.recv(), if open => match visible {
+                gated = inputs.recv(), if open => match gated {
                     None => open = false,
-                    Some(visible) => {
+                    Some(gated) => {
                         // What has no keys came to be seen by the cache alone.
-                        if ends(cache.as_ref(), &visible) && visible.keys.is_empty() {
+                        if ends(cache.as_ref(), &gated) && gated.keys.is_empty() {
                             continue;
                         }
-                        let passes = match waiting.known(cache.as_ref(), &visible) {
+                        let passes = match waiting.known(cache.as_ref(), &gated) {
                             Some(answers) => {
                                 count(metrics, "cache", answers.iter().count());
-                                over_limit.tell(&all, &answers, once(&visible.keys));
-                                Some(waiting.resolved(visible, &answers, metrics))
+                                over_limit.tell(&all, &answers, once(&gated.keys));
+                                Some(waiting.resolved(gated, &answers, metrics))
                             }
-                            None => waiting.take(visible, metrics),
+                            None => waiting.take(gated, metrics),
                         };
                         if let Some(passes) = passes {
                             send(&outputs, passes).await;
@@ -178,8 +194,8 @@ async fn round(
 }
 
 /// Tells the cache of a transaction that new snapshots see.
-fn ends(cache: Option<&Cache>, visible: &Visible) -> bool {
-    let (Some(cache), Cause::Transaction(transaction)) = (cache, &visible.cause) else {
+fn ends(cache: Option<&Cache>, gated: &Gated) -> bool {
+    let (Some(cache), Cause::Transaction(transaction)) = (cache, &gated.cause) else {
         return false;
     };
     cache.ended(transaction.xid);
@@ -190,7 +206,3 @@ fn count(metrics: &Metrics, source: &'static str, rows: usize) {
     let rows = u64::try_from(rows).unwrap_or(u64::MAX);
     metrics.lookup_rows.get_or_create(&SourceLabel { source }).inc_by(rows);
 }
-
-#[cfg(test)]
-#[path = "lookups_tests.rs"]
-mod tests;

@@ -3,10 +3,10 @@
 use std::cell::RefCell;
 
 use super::cache::Cache;
-use super::{Error, Holder, Probe, Snapshot};
 use crate::config::{Located, Location, LookupRows, Missing, TableName};
 use crate::keys::{Answers, Found, Lookup, LookupId, Reads, Wanted};
 use crate::lsn::Lsn;
+use crate::settle::{Error, Holder, Probe, Snapshot};
 
 const GAME: u32 = 16_400;
 const CLUB: u32 = 16_500;

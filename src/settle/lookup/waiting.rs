@@ -9,8 +9,9 @@ use tokio::time::Instant;
 use super::ahead::Ahead;
 use super::cache::Cache;
 use super::rows::ANSWER_TIMEOUT;
-use super::{Cause, Visible, WAITING_BYTES_MAX};
+use super::{Cause, Gated, Visible};
 use crate::keys::{Answers, KeySet, Wanted, WidenReason};
+use crate::settle::WAITING_BYTES_MAX;
 use crate::telemetry::metrics::Metrics;
 
 /// What waits.
@@ -31,7 +32,7 @@ pub(super) struct Waiting {
 /// A set that waits.
 #[derive(Debug)]
 struct Held {
-    visible: Visible,
+    gated: Gated,
     until: Instant,
     /// A bit for each session that has not answered for it.
     sessions: u32,
@@ -58,19 +59,19 @@ impl Waiting {
     }
 
     /// Keeps what needs rows; gives back what passes at once. Beyond the limit nothing waits.
-    pub(super) fn take(&mut self, visible: Visible, metrics: &Metrics) -> Option<Visible> {
+    pub(super) fn take(&mut self, gated: Gated, metrics: &Metrics) -> Option<Visible> {
         let mut sessions = 0;
-        for wanted in visible.keys.wanted() {
+        for wanted in gated.keys.wanted() {
             sessions |= 1_u32 << self.session(&wanted);
         }
         if sessions == 0 {
-            return Some(self.resolved(visible, &Answers::default(), metrics));
+            return Some(self.resolved(gated, &Answers::default(), metrics));
         }
-        let bytes = visible.keys.bytes();
+        let bytes = gated.keys.bytes();
         if self.bytes + bytes > WAITING_BYTES_MAX {
-            self.forget(&visible);
+            self.forget(&gated);
             let none = (&Answers::default(), WidenReason::Limit);
-            return Some(resolve(visible, none, metrics));
+            return Some(resolve(gated, none, metrics));
         }
         let id = self.next;
         self.next += 1;
@@ -79,23 +80,23 @@ impl Waiting {
                 unasked.push(id);
             }
         }
-        if let Cause::Early(xid) = visible.cause {
+        if let Cause::Early(xid) = gated.cause {
             self.early.entry(xid).or_default().push(id);
         }
         self.bytes += bytes;
         let (until, found) = (Instant::now() + ANSWER_TIMEOUT, Answers::default());
-        self.held.insert(id, Held { visible, until, sessions, found, bytes });
+        self.held.insert(id, Held { gated, until, sessions, found, bytes });
         None
     }
 
     /// All that keys wait for, if the cache has all of it, or it was read for the same keys.
-    pub(super) fn known(&self, cache: Option<&Cache>, visible: &Visible) -> Option<Answers> {
-        if !visible.keys.has_pending() {
+    pub(super) fn known(&self, cache: Option<&Cache>, gated: &Gated) -> Option<Answers> {
+        if !gated.keys.has_pending() {
             return None;
         }
         let mut answers = Answers::default();
-        for wanted in visible.keys.wanted() {
-            let found = match self.ahead.get(&visible.cause, &wanted) {
+        for wanted in gated.keys.wanted() {
+            let found = match self.ahead.get(&gated.cause, &wanted) {
                 Some(found) => found.clone(),
                 None => cache?.get(&wanted)?,
             };
@@ -113,14 +114,14 @@ impl Waiting {
     pub(super) fn begin(&mut self, session: usize) -> (Vec<u64>, Vec<Wanted>, Answers) {
         let mut ids = take(&mut self.unasked[session]);
         ids.retain(|id| self.held.contains_key(id));
-        let sets = ids.iter().filter_map(|id| self.held.get(id)).map(|held| &held.visible);
+        let sets = ids.iter().filter_map(|id| self.held.get(id)).map(|held| &held.gated);
         let (wanted, known) = self.ahead.split(sets, |wanted| self.session(wanted) == session);
         (ids, wanted.into_iter().collect(), known)
     }
 
     /// The keys of those of these sets that wait.
     pub(super) fn sets(&self, ids: &[u64]) -> impl Iterator<Item = &KeySet> {
-        ids.iter().filter_map(|id| self.held.get(id)).map(|held| &held.visible.keys)
+        ids.iter().filter_map(|id| self.held.get(id)).map(|held| &held.gated.keys)
     }
 
     /// Takes in what a round found, known before or read now; gives what waits for no other.
@@ -133,7 +134,7 @@ impl Waiting {
     ) -> Vec<Visible> {
         // What is known may be older than a transaction that is still being sent.
         ids.iter().filter_map(|id| self.held.get(id)).for_each(|held| {
-            self.ahead.note(&held.visible, &read);
+            self.ahead.note(&held.gated, &read);
         });
         let mut answers = known;
         answers.extend(read);
@@ -182,27 +183,27 @@ impl Waiting {
         (answers, missing): (Option<&Answers>, WidenReason),
         metrics: &Metrics,
     ) -> Option<Visible> {
-        let Held { visible, found, .. } = self.drop_held(id)?;
-        self.forget(&visible);
-        Some(resolve(visible, (answers.unwrap_or(&found), missing), metrics))
+        let Held { gated, found, .. } = self.drop_held(id)?;
+        self.forget(&gated);
+        Some(resolve(gated, (answers.unwrap_or(&found), missing), metrics))
     }
 
     /// Renders one that waits for nothing.
     pub(super) fn resolved(
         &mut self,
-        visible: Visible,
+        gated: Gated,
         answers: &Answers,
         metrics: &Metrics,
     ) -> Visible {
-        self.forget(&visible);
-        resolve(visible, (answers, WidenReason::LookupFailed), metrics)
+        self.forget(&gated);
+        resolve(gated, (answers, WidenReason::LookupFailed), metrics)
     }
 
     /// A transaction passes, so that nothing that was read for it is needed any more; nor what of
     /// it should go early: it would only be noted for nobody, until another has the same 32 bits.
-    fn forget(&mut self, visible: &Visible) {
-        self.ahead.forget(visible);
-        let Cause::Transaction(transaction) = &visible.cause else { return };
+    fn forget(&mut self, gated: &Gated) {
+        self.ahead.forget(gated);
+        let Cause::Transaction(transaction) = &gated.cause else { return };
         for id in self.early.remove(&transaction.xid).into_iter().flatten() {
             self.drop_held(id);
         }
@@ -211,7 +212,7 @@ impl Waiting {
     fn drop_held(&mut self, id: u64) -> Option<Held> {
         let held = self.held.remove(&id)?;
         self.bytes -= held.bytes;
-        if let Cause::Early(xid) = held.visible.cause
+        if let Cause::Early(xid) = held.gated.cause
             && let Some(ids) = self.early.get_mut(&xid)
         {
             ids.retain(|other| *other != id);
@@ -230,7 +231,7 @@ impl Waiting {
 impl Held {
     /// Keeps those of the answers that it waits for.
     fn keep(&mut self, answers: &Answers) {
-        for wanted in self.visible.keys.wanted() {
+        for wanted in self.gated.keys.wanted() {
             if let Some(found) = answers.get(&wanted) {
                 self.bytes += wanted.bytes() + found.bytes();
                 self.found.insert(wanted, found.clone());
@@ -241,12 +242,12 @@ impl Held {
 
 /// Renders what waited, and counts what it widened.
 fn resolve(
-    mut visible: Visible,
+    gated: Gated,
     (answers, missing): (&Answers, WidenReason),
     metrics: &Metrics,
 ) -> Visible {
-    let counted: Vec<_> = visible.keys.widened().collect();
-    visible.keys.resolve(answers, missing);
+    let counted: Vec<_> = gated.keys.widened().collect();
+    let visible = gated.resolved(answers, missing);
     if matches!(visible.cause, Cause::Early(_)) {
         // It comes again, and counts then.
         return visible;

@@ -7,7 +7,8 @@ use std::time::Duration;
 use tokio::task::LocalSet;
 use tokio::time::{Instant, sleep_until, timeout};
 
-use super::{Lookups, Waiting};
+use super::rows::ANSWER_TIMEOUT;
+use super::{Lookups, Rows, Waiting};
 use crate::channel::channel;
 use crate::config::{self, Located, Location, Operations, Source, TableName};
 use crate::decode::{Column, Relation, ReplicaIdentity, Tuple, Value};
@@ -15,8 +16,7 @@ use crate::gather::{Change, Row, Transaction};
 use crate::keys::{Answers, Found, RuleId, Rules, WidenReason};
 use crate::lsn::Lsn;
 use crate::postgres::{Endpoint, History};
-use crate::settle::rows::{ANSWER_TIMEOUT, Rows};
-use crate::settle::{Cause, Visible};
+use crate::settle::{Cause, Gated, Visible};
 use crate::telemetry::Health;
 use crate::telemetry::metrics::Metrics;
 
@@ -49,7 +49,7 @@ fn rules() -> Rules {
 }
 
 /// Keys that wait for this many rows, each by a name of a kilobyte.
-fn waiting(rules: &mut Rules, count: usize) -> Visible {
+fn waiting(rules: &mut Rules, count: usize) -> Gated {
     let column = Column { is_key: true, name: "name".to_owned(), type_id: 25, type_modifier: -1 };
     let relation = Arc::new(Relation {
         id: 1,
@@ -64,7 +64,7 @@ fn waiting(rules: &mut Rules, count: usize) -> Visible {
         let new = Tuple::from_values(&[Value::Text(name.as_bytes())]);
         rules.add(&Change { relation: Arc::clone(&relation), row: Row::Insert { new } }, &mut keys);
     }
-    Visible::for_tests(Cause::Resync { last: true }, keys)
+    Gated::for_tests(Cause::Resync { last: true }, keys)
 }
 
 /// I6: beyond the limit nothing waits, and a round gives back what it held.
@@ -91,9 +91,9 @@ fn what_waits_is_bounded_and_makes_room_again() {
 /// Where nobody looks rows up, keys that wait are not lost.
 #[test]
 fn what_nobody_looks_up_widens() {
-    let visible = waiting(&mut rules(), 1);
-    assert!(visible.keys.has_pending());
-    let (_, keys, _) = visible.into_parts();
+    let gated = waiting(&mut rules(), 1);
+    assert!(gated.keys.has_pending());
+    let (_, keys, _) = Visible::from(gated).into_parts();
     let patterns: Vec<&[u8]> = keys.patterns().map(|(_, pattern)| pattern.as_bytes()).collect();
     assert_eq!(patterns, [b"k:*"]);
 }
@@ -170,7 +170,7 @@ fn nothing_is_noted_for_a_transaction_that_has_passed() {
     let mut held = Waiting::new(1);
     let of = |cause: Cause, rules: &mut Rules| {
         let keys = waiting(rules, 1).keys;
-        Visible::for_tests(cause, keys)
+        Gated::for_tests(cause, keys)
     };
     let transaction = Transaction { xid: 5, commit_lsn: Lsn(1), end_lsn: Lsn(2), commit_time: 0 };
     let commit = |rules: &mut Rules| of(Cause::Transaction(transaction), rules);

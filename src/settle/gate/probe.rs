@@ -46,7 +46,7 @@ impl SqlProbe {
     ///
     /// The query's, when it cannot be prepared; [`Error::Timeout`].
     pub async fn new(client: Rc<Sql>) -> Result<SqlProbe, Error> {
-        let prepared = client.prepare(include_str!("../../sql/visible.sql"));
+        let prepared = client.prepare(include_str!("../../../sql/visible.sql"));
         let visible = answer(async { Ok(prepared.await?) }).await?;
         Ok(SqlProbe { client, visible, fences: None })
     }
@@ -69,7 +69,7 @@ impl Probe for SqlProbe {
     }
 
     async fn fence(&self) -> Result<u64, Error> {
-        let messages = self.client.simple_query(include_str!("../../sql/fence.sql")).await?;
+        let messages = self.client.simple_query(include_str!("../../../sql/fence.sql")).await?;
         messages
             .iter()
             .find_map(|message| match message {
@@ -80,7 +80,7 @@ impl Probe for SqlProbe {
     }
 
     async fn position(&self) -> Result<Lsn, Error> {
-        let row = self.client.query_one(include_str!("../../sql/position.sql"), &[]).await?;
+        let row = self.client.query_one(include_str!("../../../sql/position.sql"), &[]).await?;
         row.try_get::<_, &str>(0)?
             .parse()
             .map_err(|_lsn| Error::Answer(super::snapshot::ParseError))
@@ -88,7 +88,7 @@ impl Probe for SqlProbe {
 
     async fn committed(&self, xids: &[u64]) -> Result<Vec<bool>, Error> {
         let xids: Vec<i64> = xids.iter().map(|xid| xid.cast_signed()).collect();
-        let rows = self.client.query(include_str!("../../sql/committed.sql"), &[&xids]).await?;
+        let rows = self.client.query(include_str!("../../../sql/committed.sql"), &[&xids]).await?;
         Ok(rows.iter().map(|row| row.try_get(0)).collect::<Result<_, _>>()?)
     }
 
@@ -98,7 +98,7 @@ impl Probe for SqlProbe {
             return Ok(xids.iter().map(unknown).collect());
         };
         let low: Vec<i64> = xids.iter().map(|xid| (xid & 0xFFFF_FFFF).cast_signed()).collect();
-        let query = include_str!("../../sql/fence_holders.sql");
+        let query = include_str!("../../../sql/fence_holders.sql");
         let rows = client.query(query, &[&low, schemas, names, oids, any]).await?;
         let mut holders = Vec::new();
         for row in rows {

@@ -20,10 +20,8 @@ use std::time::Duration;
 use hashbrown::{HashMap, HashSet};
 use tokio::time::sleep;
 
-use super::fence::Fence;
-use super::probe::Probe;
-use super::{Error, answer};
 use crate::keys::{Answers, Found, Lookup, LookupId, Wanted};
+use crate::settle::gate::{Error, Fence, Probe, answer};
 
 /// Memory of the answers of all lookups, bytes (I6): the default number of answers of two lookups
 /// with short rows, beside the memory goal of 64 MiB for everything.

@@ -16,6 +16,10 @@
 //! late by some minutes more, one that is late by a second by milliseconds. Beyond a limit in bytes
 //! large sets collapse.
 
+mod standby;
+#[cfg(test)]
+pub(in crate::settle) mod tests;
+
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::rc::Rc;
@@ -26,13 +30,15 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, interval};
 
-use super::standby::{Board, Failure, Progress, Standby, follow};
+use self::standby::{Board, Failure, Progress, follow};
 use super::{Cause, Held, Hold, LARGE_SET_BYTES, Replayed, Visible, WAITING_BYTES_MAX, send};
 use crate::channel::{Receiver, Sender};
 use crate::keys::{KeySet, RuleId};
 use crate::lsn::Lsn;
 use crate::telemetry::metrics::ReplicaLabel;
 use crate::telemetry::{Health, Topic};
+
+pub use self::standby::{Answer, SqlStandby, Standby, StandbyError};
 
 /// What becomes visible within this time is kept as one.
 const GROUP_WIDTH: Duration = Duration::from_millis(20);
@@ -311,7 +317,8 @@ impl Replicas {
         }
         let position = group.position;
         let visible = |keys, replayed| {
-            Visible::new(Cause::Replayed(replayed), keys, Instant::now(), position)
+            let (cause, at) = (Cause::Replayed(replayed), Instant::now());
+            Visible { cause, keys, at, position, settles: true, held: Vec::new() }
         };
         if waits {
             passed.push(visible(group.keys.clone(), Replayed::default()));

@@ -9,12 +9,11 @@ use crate::channel::{Receiver, Sender, channel};
 use tokio::task::{JoinHandle, LocalSet};
 use tokio::time::Instant;
 
-use super::{
-    Cause, Error, Gate, Holder, Input, Mapped, Probe, Question, Resync, Snapshot, Visible,
-};
+use super::{Cause, Error, Gate, Holder, Input, Mapped, Probe, Question, Resync, Snapshot};
 use crate::gather::Transaction;
 use crate::keys::Rules;
 use crate::lsn::Lsn;
+use crate::settle::Visible;
 use crate::telemetry::Health;
 use crate::telemetry::metrics::Metrics;
 
@@ -217,7 +216,7 @@ async fn only_what_is_seen_and_committed_is_answered() {
         let server = Server::new("40:60:40");
         server.committed.borrow_mut().extend([40, 50, 51, 45]);
         let (inputs, gate_inputs) = channel(16);
-        let (outputs, mut visible) = channel(16);
+        let (outputs, mut visible) = channel::<Visible>(16);
         let (answers, mut answered) = tokio::sync::mpsc::channel(16);
         let health = Arc::new(Health::new(Arc::new(Metrics::new(&[]))));
         let gate = Gate::new(server, health).with_answers(answers);
@@ -310,18 +309,18 @@ async fn ids_far_ahead_are_not_taken_for_the_past() {
 #[tokio::test(start_paused = true)]
 async fn what_is_widened_for_lack_of_room_is_counted() {
     local(async {
-        let mut rules = super::replicas_tests::rules();
+        let mut rules = crate::settle::replay::tests::rules();
         let metrics = Arc::new(Metrics::new(rules.names()));
         let health = Arc::new(Health::new(Arc::clone(&metrics)));
         let (inputs, gate_inputs) = channel(16);
-        let (outputs, _visible) = channel(16);
+        let (outputs, _visible) = channel::<Visible>(16);
         let gate = Gate::new(Server::new("20:20:"), health);
         tokio::task::spawn_local(gate.run(gate_inputs, outputs));
         let line =
             |count| format!("walsweep_widened_total{{rule=\"item\",reason=\"limit\"}} {count}\n");
         for xid in 20..32_u32 {
             let ids = (0..50_000).map(|id| u64::from(xid) * 1_000_000 + id);
-            let keys = super::replicas_tests::keys(&mut rules, ids);
+            let keys = crate::settle::replay::tests::keys(&mut rules, ids);
             let transaction =
                 Transaction { xid, commit_lsn: Lsn(1), end_lsn: Lsn(xid.into()), commit_time: 0 };
             let mapped = Mapped { transaction, received_at: Instant::now(), keys };

@@ -38,7 +38,7 @@ pub(super) fn statement(asked: &Asked, types: &[Type]) -> Option<String> {
         ("names", &*names.join(", ")),
         ("statement", &*asked.statement(&query)),
     ];
-    Some(render(include_str!("../../sql/lookup_batch.sql"), &values))
+    Some(render(include_str!("../../../sql/lookup_batch.sql"), &values))
 }
 
 /// Whether an array of the type is one column: arrays of arrays have one shape, and a row is as

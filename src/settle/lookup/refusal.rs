@@ -68,7 +68,7 @@ async fn denied(
     (asked, role): (&Asked, &str),
     sql: &Sql,
 ) -> Result<Refusal, tokio_postgres::Error> {
-    let question = include_str!("../../sql/lookup_denied.sql");
+    let question = include_str!("../../../sql/lookup_denied.sql");
     let found = match sql.query_opt(question, &[&message, &asked.query]).await {
         Ok(found) => found,
         Err(error) if error.as_db_error().is_some() => None,
