@@ -64,7 +64,7 @@
 //! - **I7 continuity or sweep.** Ready needs a proof that history is unbroken; without it every key
 //!   that a rule could produce is swept first.
 //! - **I8 late refills are bounded, and can be closed.** Keys are removed again after `[refill]
-//!   window`, and the LSN is confirmed only after that. Readers that use the functions of [`lease`]
+//!   window`, and the LSN is confirmed only after that. Readers that use the functions of [`lease`](sweep::redis::lease)
 //!   cannot store what they read before a removal.
 //! - **I9 nothing leaks.** No row value and no secret in logs, metrics or errors, except keys at
 //!   debug level.
@@ -86,7 +86,6 @@ pub mod source;
 pub mod command;
 pub mod config;
 pub mod demo;
-pub mod lease;
 pub mod postgres;
 pub mod preflight;
 pub mod setup;

@@ -12,7 +12,7 @@ use secrecy::SecretString;
 use tempfile::TempDir;
 use tokio::time::Instant;
 use walsweep::config;
-use walsweep::sweep::connect::{ConnectError, connect};
+use walsweep::sweep::redis::connect::{ConnectError, connect};
 use walsweep::sweep::{Error, Kind};
 use walsweep::throwaway::{Redis, RedisOptions, free_port};
 

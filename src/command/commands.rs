@@ -24,10 +24,11 @@ use crate::postgres::connect_sql;
 use crate::preflight::{Fact, Finding, Report};
 use crate::run::pipeline::Program;
 use crate::run::shutdown::Shutdown;
-use crate::sweep::{Error, Kind, Node, Pace, Pass, Progress, Standalone, connect, key_name};
+use crate::sweep::redis::{connect, lease};
+use crate::sweep::{Error, Kind, Node, Pace, Pass, Progress, Standalone, key_name};
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::{Health, http, logging};
-use crate::{lease, preflight, throwaway};
+use crate::{preflight, throwaway};
 
 /// `application_name` of connections that commands other than `run` make.
 pub(crate) const NAME: &str = "walsweep command";

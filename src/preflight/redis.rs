@@ -5,8 +5,8 @@ use redis::{Cmd, IntoConnectionInfo, RedisError, Value, cmd};
 
 use super::{Finding, Severity};
 use crate::config::{Config, Located};
-use crate::lease::{self, Loaded};
-use crate::sweep::connect::ConnectError;
+use crate::sweep::redis::connect::ConnectError;
+use crate::sweep::redis::lease::{self, Loaded};
 
 /// How long the key of the checks lives, if nothing removes it, milliseconds.
 const CHECK_KEY_TTL_MS: u32 = 1_000;

@@ -1,11 +1,13 @@
 //! The program as it runs: sessions one after the other, and the stages of each joined.
 //!
 //! - [`pipeline`]: the order of the stages, and what follows a session that ended;
+//! - `attempts`: when the next one is tried, and whether sessions get anywhere;
 //! - [`session`]: how one begins;
 //! - [`stream`]: the loop from the slot to the gate, and from the sweeper back to the slot;
 //! - [`error`]: why one ends, whether the next is tried, and what a person can do;
 //! - [`shutdown`]: the wish to stop.
 
+mod attempts;
 pub mod error;
 pub mod pipeline;
 pub mod session;

@@ -23,7 +23,7 @@ use crate::keys::Rules;
 use crate::lsn::Lsn;
 use crate::postgres::{Endpoint, History, Sql};
 use crate::preflight::{self, Fitness};
-use crate::retry::{Attempts, Blame, LASTING};
+use crate::run::attempts::{Attempts, Blame, LASTING};
 use crate::run::error::{Error, Verdict};
 use crate::run::session::{Session, Timing, gate_is_dead, step};
 use crate::run::shutdown::Shutdown;
@@ -36,7 +36,8 @@ use crate::settle::{
 use crate::source::between::Between;
 use crate::source::slot_server::Witness;
 use crate::source::{self, slot_health::Keeper};
-use crate::sweep::{Broken, Doubt, Node, Settings, Standalone, Sweeper, connect, key_name};
+use crate::sweep::redis::connect;
+use crate::sweep::{Broken, Doubt, Node, Settings, Standalone, Sweeper, key_name};
 use crate::telemetry::metrics::{Metrics, PeerLabel};
 use crate::telemetry::{Health, Phase, Topic};
 

@@ -4,8 +4,8 @@ use std::rc::Rc;
 
 use tokio::time::Instant;
 
-use super::exact::Refused;
-use super::observe::Mark;
+use super::redis::observe::Mark;
+use super::redis::unlink::Refused;
 use crate::gather::Transaction;
 use crate::keys::{KeySet, RuleId};
 use crate::lsn::Lsn;

@@ -6,7 +6,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::{Bench, Kind, keys, local};
 use crate::settle::{Cause, Replayed, Visible};
-use crate::sweep::budget::{GONE_WITHIN, WINDOW};
+use crate::sweep::redis::budget::{GONE_WITHIN, WINDOW};
 
 /// A bench whose Redis has so many other keys, and works a millisecond for each.
 async fn bench(others: usize, window: Duration) -> Bench {

@@ -25,25 +25,16 @@
 //! Why one task with a queue: batches form by themselves while a round trip is under way, as they
 //! do in a group commit, and everything that a lost connection puts in doubt is in one place.
 
-mod budget;
-pub mod connect;
-mod exact;
-mod info;
 mod job;
 mod late;
-mod measure;
-mod node;
-mod observe;
 mod outcome;
-mod pace;
-mod pass;
 mod proof;
 mod queue;
+pub mod redis;
 mod refill;
 mod refused;
 mod second;
 mod shared;
-mod standalone;
 mod sweeper;
 mod throttle;
 #[cfg(test)]
@@ -62,17 +53,17 @@ use std::rc::Rc;
 use crate::lsn::Lsn;
 use crate::settle::{Held, Hold};
 
-pub use budget::{GONE_WITHIN, distance, longest_wait};
-pub use info::scan_time;
-pub use measure::taken;
-pub use node::{Error, Kind, Node, Page, Replaced, ScanCall};
-pub use observe::{Mark, Name, Observer};
-pub use pace::Pace;
-pub use pass::{Pass, Progress};
+pub use self::redis::budget::{GONE_WITHIN, distance, longest_wait};
+pub use self::redis::info::scan_time;
+pub use self::redis::measure::taken;
+pub use self::redis::node::{Error, Kind, Node, Page, Replaced, ScanCall};
+pub use self::redis::observe::{Mark, Name, Observer};
+pub use self::redis::pace::Pace;
+pub use self::redis::pass::{Pass, Progress};
+pub use self::redis::standalone::{Look, Standalone};
 pub use proof::chain::{Chain, Link};
 pub use proof::evidence::{Broken, Watermark, key_name};
 pub use proof::prints::{Altered, Doubt, Gap, Names, Prints, TablePrint, Tables, Why};
-pub use standalone::{Look, Standalone};
 pub use sweeper::{Settings, Sweeper};
 pub use throttle::HINT as THROTTLED_HINT;
 

@@ -7,9 +7,9 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::job::{Job, Member, Round, Tally};
-use super::node::{Error, Kind};
 use super::proof::prints::Doubt;
 use super::proof::ward::Found;
+use super::redis::node::{Error, Kind};
 use super::refused::{Retry, Tried};
 use super::shared::{RefusedOf, Written, count, observe};
 use super::sweeper::{ALIVE_INTERVAL, BatchDone, Done, State};
@@ -300,7 +300,7 @@ impl State {
     /// Redis refused keys that patterns matched.
     fn refuse_matched(&mut self, job: &mut Job, refused: &[RefusedOf]) {
         for RefusedOf { pattern, keys } in refused {
-            let whole = keys.len() > super::pass::REFUSED_KEYS_MAX;
+            let whole = keys.len() > super::redis::pass::REFUSED_KEYS_MAX;
             let part = job.keys.matched(pattern, keys.iter().map(|key| &**key), whole);
             if !part.is_empty() {
                 let samples: Vec<Box<[u8]>> = keys.iter().take(SAMPLES).cloned().collect();

@@ -19,8 +19,8 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::job::{Job, Member, Round};
-use super::observe::Mark;
 use super::proof::ring::Ring;
+use super::redis::observe::Mark;
 use crate::keys::{KeySet, RuleId};
 use crate::lsn::Lsn;
 use crate::settle::Hold;

@@ -10,9 +10,9 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::exact::{self, Refused, Search};
 use super::job::{Member, Tally};
-use super::node::{Error, Node};
+use super::redis::node::{Error, Node};
+use super::redis::unlink::{self, Refused, Search};
 use super::refill::Widened;
 use crate::keys::{KeySet, RuleId};
 use crate::lsn::Lsn;
@@ -231,13 +231,13 @@ impl Refusals {
 pub(super) async fn retry<N: Node>(node: &N, retry: &Retry) -> Result<Tried, Error> {
     let mut tally = Tally::default();
     if retry.keys.exact_len() > 0 {
-        tally = exact::unlink(node, retry.keys.exact().collect(), Search::Thorough).await?;
+        tally = unlink::unlink(node, retry.keys.exact().collect(), Search::Thorough).await?;
     }
     let mut with_pass = retry.keys.has_patterns();
     if with_pass && !retry.with_pass {
         let samples: Vec<&[u8]> = retry.samples.iter().map(|key| &**key).collect();
         let mut refused = Refused::new();
-        exact::one_by_one(node, &samples, Search::Thorough, &mut refused).await?;
+        unlink::one_by_one(node, &samples, Search::Thorough, &mut refused).await?;
         with_pass = refused.len() < samples.len();
     }
     Ok(Tried { tally, with_pass })

@@ -2,11 +2,11 @@
 
 use std::borrow::Cow;
 
-use super::exact::{self, Search};
 use super::job::{Job, Round, Tally};
-use super::node::{Error, Node};
-use super::observe::Mark;
-use super::pass::{MATCH_KEYS, Pass};
+use super::redis::node::{Error, Node};
+use super::redis::observe::Mark;
+use super::redis::pass::{MATCH_KEYS, Pass};
+use super::redis::unlink::{self, Search};
 use crate::keys::{KeySet, RuleId};
 
 /// From when on writes count for the jobs of a batch. A first removal begins now: that is noted in
@@ -39,7 +39,7 @@ pub(super) async fn remove<N: Node>(
         if let Some(written) = since.written() {
             let keys = union(jobs, empty, KeySet::merge);
             let found = find(&keys, &written).await;
-            let mut tally = exact::unlink(node, found, Search::Quick).await?;
+            let mut tally = unlink::unlink(node, found, Search::Quick).await?;
             tally.with_patterns = true;
             return Ok(tally);
         }
@@ -47,7 +47,7 @@ pub(super) async fn remove<N: Node>(
     // Exact keys only: a pattern of one job would swallow the keys of another, which is then taken
     // for done and does not wait for the pattern's pass.
     let keys = union(jobs, empty, KeySet::merge_exact);
-    exact::unlink(node, keys.exact().collect(), Search::Quick).await
+    unlink::unlink(node, keys.exact().collect(), Search::Quick).await
 }
 
 /// The keys of all jobs; a single one's need not be copied.

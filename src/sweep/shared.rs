@@ -7,15 +7,15 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::exact::Refused;
 use super::job::{Job, Member, Tally};
-use super::node::{Error, Node, Replaced};
-use super::pace::Pace;
-use super::pass::{Pass, Progress};
 use super::proof::evidence::Watermark;
 use super::proof::prints::{Prints, is_digest};
 use super::proof::ward::Found;
 use super::queue::pass_reason;
+use super::redis::node::{Error, Node, Replaced};
+use super::redis::pace::Pace;
+use super::redis::pass::{Pass, Progress};
+use super::redis::unlink::Refused;
 use crate::keys::{Pattern, RuleId};
 use crate::telemetry::metrics::{Metrics, ReasonLabel, seconds};
 

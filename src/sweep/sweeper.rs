@@ -13,12 +13,12 @@ use tokio::time::{Instant, sleep_until};
 
 use super::job::{Job, Round, Tally, older};
 use super::late::Late;
-use super::node::{Error, Node};
-use super::pace::Pace;
 use super::proof::evidence::Watermark;
 use super::proof::prints::{Doubt, Prints};
 use super::proof::ward::{Found, Ward};
 use super::queue::{Passes, Queue};
+use super::redis::node::{Error, Node};
+use super::redis::pace::Pace;
 use super::refill::Refill;
 use super::refused::{Pause, Refusals, Retry, Tried, retry};
 use super::shared::{RefusedOf, Written, find, sweep, write};

@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::budget::GONE_WITHIN;
 use super::job::{Job, Round, older};
-use super::measure::Measure;
+use super::redis::budget::GONE_WITHIN;
+use super::redis::measure::Measure;
 use crate::telemetry::metrics::{Metrics, seconds};
 use crate::telemetry::{Health, Topic};
 

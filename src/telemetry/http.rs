@@ -24,7 +24,7 @@ use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::Health;
-use crate::retry::Repeats;
+use super::repeats::Repeats;
 
 /// A connection that is older than this ends, whether its client has not sent a request or has not
 /// read the answer. Prometheus waits as long for a scrape, unless it is told otherwise.

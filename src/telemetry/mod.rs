@@ -7,6 +7,7 @@ pub mod health;
 pub mod http;
 pub mod logging;
 pub mod metrics;
+mod repeats;
 pub mod server_clock;
 
 pub use health::{Health, Phase, Topic};

@@ -2,7 +2,7 @@
 
 use redis::aio::MultiplexedConnection;
 use redis::{AsyncCommands, Client, RedisError, Value, cmd};
-use walsweep::lease;
+use walsweep::sweep::redis::lease;
 use walsweep::throwaway::{Redis, RedisOptions};
 
 /// What a marker begins with; clients of several versions rely on it.

@@ -1,7 +1,7 @@
 //! `setup --lease`, `setup --lease --print`, `check` and `teardown --lease`.
 
 use redis::cmd;
-use walsweep::lease::{self, LIBRARY, Loaded};
+use walsweep::sweep::redis::lease::{self, LIBRARY, Loaded};
 use walsweep::throwaway::{Redis, RedisOptions};
 
 use crate::support::{Bed, Sidecar, text};

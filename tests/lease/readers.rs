@@ -2,7 +2,7 @@
 //! the lease the same readers leave stale values behind, or these tests would show nothing.
 
 use redis::{AsyncCommands, cmd};
-use walsweep::lease;
+use walsweep::sweep::redis::lease;
 use walsweep::throwaway::{Redis, RedisOptions, Signal};
 
 use crate::python::{Id, Readers};

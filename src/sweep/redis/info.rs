@@ -5,7 +5,7 @@ use std::time::Duration;
 
 /// The id of the replication history in what a server says. A promotion, a restart and `REPLICAOF`
 /// change it; so may, with no loss, the arrival of a first replica.
-pub(super) fn history(info: &str) -> Option<&str> {
+pub(in crate::sweep) fn history(info: &str) -> Option<&str> {
     info.lines().find_map(|line| line.strip_prefix("master_replid:")).map(str::trim_end)
 }
 

@@ -39,7 +39,7 @@ pub struct Pace {
     round_trips: VecDeque<Duration>,
     /// What a key cost in each of the latest calls, in nanoseconds.
     costs: VecDeque<u64>,
-    pub(super) measure: Measure,
+    pub(in crate::sweep) measure: Measure,
 }
 
 impl Pace {
@@ -52,7 +52,7 @@ impl Pace {
     }
 
     /// A pass begins: measures the way to the server.
-    pub(super) async fn begin<N: Node>(&mut self, node: &N) -> Result<(), Error> {
+    pub(in crate::sweep) async fn begin<N: Node>(&mut self, node: &N) -> Result<(), Error> {
         self.measure.begin(node).await?;
         self.next_pass();
         for _ in 0..PINGS {
@@ -71,7 +71,7 @@ impl Pace {
     }
 
     /// Another server may answer from now on.
-    pub(super) fn connected(&mut self) {
+    pub(in crate::sweep) fn connected(&mut self) {
         self.round_trips.clear();
     }
 
@@ -92,7 +92,7 @@ impl Pace {
     }
 
     /// How much longer a call took than one that does nothing.
-    pub(super) fn beyond_round_trip(&self, took: Duration) -> Duration {
+    pub(in crate::sweep) fn beyond_round_trip(&self, took: Duration) -> Duration {
         let round_trip = self.round_trips.iter().min().copied().unwrap_or_default();
         took.saturating_sub(round_trip)
     }

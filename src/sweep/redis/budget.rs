@@ -23,7 +23,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 /// Over every stretch of this length the share is kept.
-pub(super) const WINDOW: Duration = Duration::from_secs(10);
+pub(in crate::sweep) const WINDOW: Duration = Duration::from_secs(10);
 
 /// Keys should be gone this long after readers can see why, where `sweep.max_load` allows it.
 pub const GONE_WITHIN: Duration = Duration::from_secs(5);
@@ -44,7 +44,7 @@ const PLANNED: f64 = 0.99;
 
 /// What passes have taken, and what they still may.
 #[derive(Clone, Debug)]
-pub(super) struct Budget {
+pub(in crate::sweep) struct Budget {
     max_load: f64,
     /// What was taken in the latest [`WINDOW`], the oldest first.
     slots: VecDeque<Slot>,
@@ -73,31 +73,31 @@ struct Slot {
 
 impl Budget {
     /// A budget of this share, of which nothing is taken; 1 is no limit.
-    pub(super) fn new(max_load: f64) -> Budget {
+    pub(in crate::sweep) fn new(max_load: f64) -> Budget {
         let (slots, passes) = (VecDeque::new(), VecDeque::new());
         let call = Duration::ZERO;
         Budget { max_load, slots, call, passes, paid_at: None, under_way: None }
     }
 
     /// The share.
-    pub(super) fn max_load(&self) -> f64 {
+    pub(in crate::sweep) fn max_load(&self) -> f64 {
         self.max_load
     }
 
     /// What the next whole pass may take: as much as the dearest of the latest ones. Zero before
     /// the first.
-    pub(super) fn pass_cost(&self) -> Duration {
+    pub(in crate::sweep) fn pass_cost(&self) -> Duration {
         self.passes.iter().max().copied().unwrap_or_default()
     }
 
     /// How far apart passes of this cost begin.
-    pub(super) fn distance(&self, cost: Duration) -> Duration {
+    pub(in crate::sweep) fn distance(&self, cost: Duration) -> Duration {
         distance(self.max_load, cost)
     }
 
     /// From when on the next pass may begin, as is known at `now`, `None` for any time; one that is
     /// `urgent` is for more than second removals.
-    pub(super) fn begins_at(&self, urgent: bool, now: Instant) -> Option<Instant> {
+    pub(in crate::sweep) fn begins_at(&self, urgent: bool, now: Instant) -> Option<Instant> {
         let (paid_at, next_call) = (self.paid_at?, self.waits_until(now));
         let cost = self.pass_cost();
         let distance = self.distance(cost);
@@ -112,13 +112,13 @@ impl Budget {
     }
 
     /// A pass begins.
-    pub(super) fn begin(&mut self, now: Instant) {
+    pub(in crate::sweep) fn begin(&mut self, now: Instant) {
         let from = self.paid_at.map_or(now, |paid_at| paid_at.max(now));
         self.under_way = Some((from, Duration::ZERO));
     }
 
     /// The pass is over; `whole` if it came to its end.
-    pub(super) fn end(&mut self, whole: bool) {
+    pub(in crate::sweep) fn end(&mut self, whole: bool) {
         let Some((from, took)) = self.under_way.take() else { return };
         if !whole {
             self.paid_at = Some(from + self.distance(took));
@@ -133,7 +133,7 @@ impl Budget {
     }
 
     /// A SCAN call that ends at `now` took this much of the server's time.
-    pub(super) fn scanned(&mut self, now: Instant, took: Duration) {
+    pub(in crate::sweep) fn scanned(&mut self, now: Instant, took: Duration) {
         self.call = took;
         self.slot(now).scan += took;
         if let Some((_, so_far)) = &mut self.under_way {
@@ -142,7 +142,7 @@ impl Budget {
     }
 
     /// Removals that end at `now` took this much of the server's time.
-    pub(super) fn removed(&mut self, now: Instant, took: Duration) {
+    pub(in crate::sweep) fn removed(&mut self, now: Instant, took: Duration) {
         self.slot(now).rest += took;
         if let Some((_, so_far)) = &mut self.under_way {
             *so_far += took;
@@ -150,7 +150,7 @@ impl Budget {
     }
 
     /// All SCAN calls since the last time that this was told took so much, as is known at `now`.
-    pub(super) fn settle(&mut self, now: Instant, truth: Duration) {
+    pub(in crate::sweep) fn settle(&mut self, now: Instant, truth: Duration) {
         let noted: Duration = self.slots.iter().map(Slot::unsettled).sum();
         if noted.is_zero() {
             self.scanned(now, truth);
@@ -168,7 +168,7 @@ impl Budget {
     }
 
     /// Until when the next call has to wait, if it may not be made at `now`.
-    pub(super) fn waits_until(&self, now: Instant) -> Option<Instant> {
+    pub(in crate::sweep) fn waits_until(&self, now: Instant) -> Option<Instant> {
         if self.max_load >= 1.0 {
             return None;
         }

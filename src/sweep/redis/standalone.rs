@@ -16,10 +16,10 @@ use super::connect::{ConnectError, classify, connect, connect_with_pushes};
 use super::info::{history, scan_time};
 use super::node::{Error, Kind, Node, Page, Replaced, ScanCall};
 use super::observe::{Mark, Observer, prefixes};
-use super::proof::chain::{Chain, Link, number_key};
-use super::shared::digest_of;
 use crate::config;
 use crate::keys::KeySet;
+use crate::sweep::proof::chain::{Chain, Link, number_key};
+use crate::sweep::shared::digest_of;
 
 /// Writes the watermark key only if the value expected still stands there, and the number of the
 /// [`Chain`]. A script, because it must be one step: with `SET … GET` the evidence of a loss would

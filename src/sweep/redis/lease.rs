@@ -10,7 +10,7 @@ use redis::aio::MultiplexedConnection;
 use redis::{RedisError, Value, cmd};
 
 /// The library's code, as `FUNCTION LOAD` takes it.
-pub const LIBRARY: &str = include_str!("../lua/lease.lua");
+pub const LIBRARY: &str = include_str!("../../../lua/lease.lua");
 
 /// The library's name, that of its first line.
 const NAME: &str = "walsweep_lease";

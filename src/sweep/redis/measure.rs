@@ -35,8 +35,8 @@ const AROUND_CALL: f64 = 1.2;
 
 /// Measures passes, and holds them to their share.
 #[derive(Clone, Debug)]
-pub(super) struct Measure {
-    pub(super) budget: Budget,
+pub(in crate::sweep) struct Measure {
+    pub(in crate::sweep) budget: Budget,
     /// Turns true when the connection is lost.
     lost: Option<watch::Receiver<bool>>,
     /// The server's account and when it was asked for; `None` if it does not tell.
@@ -49,37 +49,37 @@ pub(super) struct Measure {
 
 impl Measure {
     /// Holds SCAN to this share of the server's time.
-    pub(super) fn new(max_load: f64) -> Measure {
+    pub(in crate::sweep) fn new(max_load: f64) -> Measure {
         let budget = Budget::new(max_load);
         let (lasted, waited) = (Duration::ZERO, Duration::ZERO);
         Measure { budget, lost: None, account: None, lasted, waited }
     }
 
     /// From now on a pass that waits gives up when `lost` turns true.
-    pub(super) fn ends_with(&mut self, lost: watch::Receiver<bool>) {
+    pub(in crate::sweep) fn ends_with(&mut self, lost: watch::Receiver<bool>) {
         self.lost = Some(lost);
     }
 
     /// A pass begins.
-    pub(super) async fn begin<N: Node>(&mut self, node: &N) -> Result<(), Error> {
+    pub(in crate::sweep) async fn begin<N: Node>(&mut self, node: &N) -> Result<(), Error> {
         self.budget.begin(Instant::now());
         self.waited = Duration::ZERO;
         self.look(node).await
     }
 
     /// The pass is over; `whole` if it came to its end.
-    pub(super) fn end(&mut self, whole: bool) {
+    pub(in crate::sweep) fn end(&mut self, whole: bool) {
         self.budget.end(whole);
     }
 
     /// A SCAN call lasted this long, and is taken to have held the server for `stall`.
-    pub(super) fn scanned(&mut self, lasted: Duration, stall: Duration) {
+    pub(in crate::sweep) fn scanned(&mut self, lasted: Duration, stall: Duration) {
         self.lasted += lasted;
         self.budget.scanned(Instant::now(), stall);
     }
 
     /// Calls that removed so many keys lasted this long beyond the round trip.
-    pub(super) fn removed(&mut self, keys: u64, lasted: Duration) {
+    pub(in crate::sweep) fn removed(&mut self, keys: u64, lasted: Duration) {
         if keys > 0 {
             let most = REMOVAL_MAX.saturating_mul(u32::try_from(keys).unwrap_or(u32::MAX));
             self.budget.removed(Instant::now(), lasted.min(most));
@@ -87,12 +87,12 @@ impl Measure {
     }
 
     /// How long the latest pass has waited for its turns.
-    pub(super) fn waited(&self) -> Duration {
+    pub(in crate::sweep) fn waited(&self) -> Duration {
         self.waited
     }
 
     /// Waits until SCAN may be called.
-    pub(super) async fn turn<N: Node>(&mut self, node: &N) -> Result<(), Error> {
+    pub(in crate::sweep) async fn turn<N: Node>(&mut self, node: &N) -> Result<(), Error> {
         let began = Instant::now();
         let is_due = self.account.is_some_and(|(_, at)| at + ACCOUNT_INTERVAL <= began);
         if is_due || self.budget.waits_until(began).is_some() {
@@ -114,7 +114,7 @@ impl Measure {
     }
 
     /// Compares what was measured with the server's account.
-    pub(super) async fn settle<N: Node>(&mut self, node: &N) -> Result<(), Error> {
+    pub(in crate::sweep) async fn settle<N: Node>(&mut self, node: &N) -> Result<(), Error> {
         let Some((before, _)) = self.account else { return Ok(()) };
         let lasted = self.lasted;
         self.look(node).await?;

@@ -30,8 +30,8 @@ use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
 
 use super::pass::Pass;
-use super::proof::chain::number_key;
 use crate::keys::KeySet;
+use crate::sweep::proof::chain::number_key;
 
 /// Memory of names that somebody may still ask for, bytes. Names that nobody asks for any more are
 /// dropped when the total has doubled, so that it stays below twice this.
@@ -170,7 +170,7 @@ impl Mark {
 
     /// The earlier one, or the one that knows nothing.
     #[must_use]
-    pub(super) fn earlier(self, other: Mark) -> Mark {
+    pub(in crate::sweep) fn earlier(self, other: Mark) -> Mark {
         let same = Arc::ptr_eq(&self.observer.0, &other.observer.0);
         let keep = if same { self.at <= other.at } else { self.observer.names().closed };
         if keep { self } else { other }
@@ -251,7 +251,7 @@ impl fmt::Debug for Mark {
 /// The narrowest prefixes of all keys of a set, none the beginning of another, which Redis refuses
 /// (<https://redis.io/docs/latest/commands/client-tracking/>). An empty one stands for every key.
 #[must_use]
-pub(super) fn prefixes(everything: &KeySet) -> Vec<Vec<u8>> {
+pub(in crate::sweep) fn prefixes(everything: &KeySet) -> Vec<Vec<u8>> {
     let exact = everything.exact().map(|(_, key)| key);
     let patterns = everything.patterns().map(|(_, pattern)| pattern.literal_prefix());
     narrowest(exact.chain(patterns).collect(), PREFIXES_MAX)

@@ -10,9 +10,9 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::exact::{Refused, Search, one_by_one};
 use super::node::{Error, Node, Page, ScanCall};
 use super::pace::Pace;
+use super::unlink::{Refused, Search, one_by_one};
 use crate::failpoint::{Point, reach};
 use crate::keys::Pattern;
 
@@ -21,7 +21,7 @@ const UNLINK_KEYS: usize = 500;
 
 /// Keys of one pattern that Redis refused to remove, beyond which no more are noted: the pattern
 /// itself then stands for them.
-pub(super) const REFUSED_KEYS_MAX: usize = 10_000;
+pub(in crate::sweep) const REFUSED_KEYS_MAX: usize = 10_000;
 
 /// Stars of a pattern that Redis is asked to match; what stands behind them is matched here alone.
 /// Redis before 7.0.9 and 6.2.11 tries every place for each star within the place of the one before
@@ -32,7 +32,7 @@ const FILTER_STARS: usize = 3;
 
 /// Keys matched between two chances for other tasks to run, some 20 µs: the reply to the next call
 /// is then noticed in time, and its duration means what it says.
-pub(super) const MATCH_KEYS: usize = 256;
+pub(in crate::sweep) const MATCH_KEYS: usize = 256;
 
 /// What a pass does.
 #[derive(Debug)]
@@ -66,7 +66,7 @@ pub struct Progress {
     /// Keys that were to be removed since the pace was told, and how long that lasted.
     removals: (u64, Duration),
     /// Keys that the user may not remove, by the index of their pattern.
-    pub(super) refused: HashMap<usize, Refused>,
+    pub(in crate::sweep) refused: HashMap<usize, Refused>,
 }
 
 impl Progress {
@@ -204,7 +204,7 @@ impl Pass {
     }
 
     /// The first pattern that matches, in the order of their prefixes.
-    pub(super) fn find(&self, key: &[u8]) -> Option<usize> {
+    pub(in crate::sweep) fn find(&self, key: &[u8]) -> Option<usize> {
         self.groups.iter().filter(|group| key.starts_with(&group.prefix)).find_map(|group| {
             group
                 .members

@@ -203,7 +203,7 @@ fn failed(error: &RedisError) -> ConnectError {
 
 /// The class of a client library's error, and its text without what the server quotes: an error
 /// reply may repeat a key.
-pub(super) fn classify(error: &RedisError) -> Error {
+pub(in crate::sweep) fn classify(error: &RedisError) -> Error {
     let kind = match error.kind() {
         ErrorKind::AuthenticationFailed => Kind::Auth,
         ErrorKind::Server(ServerErrorKind::NoPerm) => Kind::NoPerm,

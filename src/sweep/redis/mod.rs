@@ -1,0 +1,18 @@
+//! One Redis server: how it is reached, what is asked of it, and what that costs it.
+//!
+//! - [`connect`], and [`standalone`]: its connections. [`node`]: what a sweeper asks of it;
+//! - [`unlink`], exact keys; [`pass`], patterns; [`observe`], which keys were written again;
+//! - [`pace`], [`measure`] and [`budget`]: how much of its time SCAN may take, and takes;
+//! - [`lease`]: functions for readers, which no stage knows.
+
+pub(super) mod budget;
+pub mod connect;
+pub(super) mod info;
+pub mod lease;
+pub(super) mod measure;
+pub(super) mod node;
+pub(super) mod observe;
+pub(super) mod pace;
+pub(super) mod pass;
+pub(super) mod standalone;
+pub(super) mod unlink;
