@@ -69,10 +69,10 @@
 //! - **I9 nothing leaks.** No row value and no secret in logs, metrics or errors, except keys at
 //!   debug level where `[log] keys` says so.
 //! - **I10 no harm.** walsweep never makes the application's own statements fail. In two places
-//!   they may wait for it, briefly: behind a statement of `setup`, 2 s at a time, and DDL behind the
-//!   query of a lookup, as behind any reader, 3 s. A rule that no longer fits its table suspends
-//!   that rule, never the others. What is removed, and why something is not, can always be seen.
-//!   SCAN takes at most a share of Redis's time.
+//!   they may wait for it: behind a statement of `setup`, 2 s at a time, and DDL behind the query
+//!   of a lookup, as behind any reader, 3 s. A rule that no longer fits its table suspends that
+//!   rule, never the others. What is removed, and why something is not, can always be seen. SCAN
+//!   takes at most a share of Redis's time.
 
 pub mod capture;
 pub mod decode;
