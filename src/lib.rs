@@ -5,7 +5,7 @@
 //! This page is the architecture. The folders of `src/` are the flow, in order:
 //!
 //! ```text
-//! Slot::next()                  -> Frame              capture     I/O
+//! Slot::fill(), buffered()      -> Frame              capture     I/O
 //! decode(frame.payload)         -> Message            decode      pure
 //! Gatherer::push(message)       -> Gathered           gather      pure
 //! rules.add(change)             -> KeySet             keys        pure
@@ -13,7 +13,7 @@
 //! lookup: read rows of keys     -> Visible            settle::lookup      I/O
 //! replay: once more, when standbys have replayed      settle::replay      I/O
 //! sweeper: remove, remove again -> Swept              sweep       I/O
-//! ledger.advance(swept)         -> Lsn                ledger      pure   (opened by each COMMIT)
+//! ledger.advance(swept), safe() -> Lsn                ledger      pure   (opened by each COMMIT)
 //! watermark: written to Redis, then told back         sweep::proof
 //! Slot::confirm(lsn)                                  capture again: the loop closes
 //! ```
@@ -51,26 +51,29 @@
 //!
 //! - **I1 post-visible.** No key is removed for a transaction before that transaction is visible to
 //!   new snapshots on the primary. Receiving COMMIT on the slot is not that moment.
-//! - **I2 confirm last.** The confirmed LSN never passes the end of a transaction whose keys are
+//! - **I2 confirm last.** The confirmed LSN never reaches the end of a transaction whose keys are
 //!   not removed and acknowledged; it never falls; a keepalive counts only when nothing is in
-//!   flight.
+//!   flight or held.
 //! - **I3 no head-of-line wait.** A transaction stuck before visibility delays its own keys and the
 //!   confirmed LSN, never the keys of later visible transactions.
 //! - **I4 data is not syntax.** A value from a row never acts as a glob.
 //! - **I5 doubt widens.** A value that cannot be known turns its placeholder into `*`.
-//! - **I6 bounded.** Every queue, key set and buffer has a limit; at a limit a key set collapses to
-//!   its rule's pattern, and keepalives are still answered. What waits for a second removal, for a
-//!   replica or for a right in Redis is bounded by itself, and holds up no first removal.
+//! - **I6 bounded.** Every queue, key set and buffer has a limit. At it a key set collapses to its
+//!   rule's pattern, or no more is read; keepalives are still answered. What waits for a second
+//!   removal, for a replica or for a right in Redis is bounded by itself, and holds up no first
+//!   removal.
 //! - **I7 continuity or sweep.** Ready needs a proof that history is unbroken; without it every key
 //!   that a rule could produce is swept first.
 //! - **I8 late refills are bounded, and can be closed.** Keys are removed again after `[refill]
 //!   window`, and the LSN is confirmed only after that. Readers that use the functions of [`lease`](sweep::redis::lease)
 //!   cannot store what they read before a removal.
 //! - **I9 nothing leaks.** No row value and no secret in logs, metrics or errors, except keys at
-//!   debug level.
-//! - **I10 no harm.** walsweep never makes the application's own statements fail or wait. A rule
-//!   that no longer fits its table suspends that rule, never the others. What is removed, and why
-//!   something is not, can always be seen. SCAN takes at most a share of Redis's time.
+//!   debug level where `[log] keys` says so.
+//! - **I10 no harm.** walsweep never makes the application's own statements fail. In two places
+//!   they may wait for it: behind a statement of `setup`, 2 s at a time, and DDL behind the query
+//!   of a lookup, as behind any reader, 3 s. A rule that no longer fits its table suspends that
+//!   rule, never the others. What is removed, and why something is not, can always be seen. SCAN
+//!   takes at most a share of Redis's time.
 
 pub mod capture;
 pub mod decode;

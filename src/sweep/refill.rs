@@ -8,7 +8,8 @@
 //! A long window with many keys would fill the memory. At a limit the keys of the oldest buckets
 //! give way to their rules' patterns: that removes more. Going early instead would break I8, and
 //! waiting until there is room would hold up first removals. Such buckets are joined, as far as an
-//! eighth of the window, so that they cost a pass each time, not four a second.
+//! eighth of the window, so that they cost a pass each time, not four a second; and so are buckets
+//! of few keys each, which none would free much by giving way.
 //!
 //! Keys that are through stay until the watermark covers them: if Redis loses the connection
 //! before, it may have lost their removal too. Then they go to the ring.
@@ -37,7 +38,8 @@ const DUE_KEYS_MAX: usize = 20_000;
 /// Memory of keys that wait for their second removal, in bytes; beyond it the oldest are widened.
 const WAITING_BYTES_MAX: usize = 16 * 1024 * 1024;
 
-/// What a rule has in a set is not widened for less: it frees little, and may remove much.
+/// What a rule has in a set is not widened for less, while anything is larger: it frees little, and
+/// may remove much.
 const LARGE_BYTES: usize = 16 * 1024;
 
 /// Key sets kept until the watermark covers them; beyond it the two oldest become one.
@@ -96,6 +98,27 @@ impl Bucket {
         self.covers = self.covers.max(job.covers);
         self.since = self.since.take().zip(job.since).map(|(one, other)| one.earlier(other));
         self.keys.merge_within(&job.keys)
+    }
+
+    /// One bucket of this and a younger one; notes what is `widened` by it.
+    fn with(self, younger: Bucket, widened: &mut Widened) -> Bucket {
+        let is_larger = self.keys.bytes() >= younger.keys.bytes();
+        let (mut keys, others) =
+            if is_larger { (self.keys, younger.keys) } else { (younger.keys, self.keys) };
+        widened.extend(keys.merge_within(&others));
+        let mut members = younger.members;
+        members.extend(self.members);
+        members.push(Member::Held { hold: self.hold, shared: false });
+        Bucket {
+            hold: younger.hold,
+            members,
+            keys,
+            covers: younger.covers.max(self.covers),
+            since: younger.since.zip(self.since).map(|(one, other)| one.earlier(other)),
+            opened_at: self.opened_at,
+            closes_at: younger.closes_at,
+            is_wide: self.is_wide || younger.is_wide,
+        }
     }
 
     fn into_job(self, round: Round) -> Job {
@@ -158,49 +181,59 @@ impl Refill {
         self.make_room()
     }
 
-    /// Widens the oldest buckets until the others fit.
+    /// Makes the buckets fit into their memory. What frees much goes first: large parts of the
+    /// oldest. Where there are only small ones, however many, neighbours become one before.
     fn make_room(&mut self) -> Widened {
-        let mut widened = Widened::new();
-        let mut bytes: usize = self.waiting.iter().map(|bucket| bucket.keys.bytes()).sum();
+        let mut widened = self.widen_oldest(LARGE_BYTES);
+        if !widened.is_empty() {
+            widened.extend(self.join(|one, other| one.is_wide && other.is_wide));
+        }
+        if self.waiting_bytes() > WAITING_BYTES_MAX {
+            widened.extend(self.join(|_, _| true));
+            widened.extend(self.widen_oldest(LARGE_BYTES));
+            widened.extend(self.widen_oldest(0));
+        }
+        widened
+    }
+
+    fn waiting_bytes(&self) -> usize {
+        let collecting = self.collecting.as_ref().map_or(0, |bucket| bucket.keys.bytes());
+        collecting + self.waiting.iter().map(|bucket| bucket.keys.bytes()).sum::<usize>()
+    }
+
+    /// Widens the oldest buckets until all fit, but nothing that would free less than `least` bytes.
+    fn widen_oldest(&mut self, least: usize) -> Widened {
+        let (mut widened, mut bytes) = (Widened::new(), self.waiting_bytes());
         for bucket in &mut self.waiting {
             while bytes > WAITING_BYTES_MAX {
                 let before = bucket.keys.bytes();
-                let Some(rule) = bucket.keys.collapse_largest(LARGE_BYTES) else { break };
+                let Some(rule) = bucket.keys.collapse_largest(least) else { break };
                 widened.push((rule, 1));
                 bucket.is_wide = true;
                 bytes = (bytes + bucket.keys.bytes()).saturating_sub(before);
             }
         }
-        if !widened.is_empty() {
-            self.join_wide();
-        }
         widened
     }
 
-    /// Makes one bucket of wide neighbours: each costs a pass, and for most of them the same one.
-    fn join_wide(&mut self) {
-        let mut joined: VecDeque<Bucket> = VecDeque::new();
-        for mut bucket in std::mem::take(&mut self.waiting) {
+    /// Makes one bucket of neighbours that are `alike`, as far as an eighth of the window: of wide
+    /// ones each costs a pass, and for most of them the same one. Gives what was widened by it.
+    fn join(&mut self, alike: fn(&Bucket, &Bucket) -> bool) -> Widened {
+        let (mut joined, mut widened) = (VecDeque::<Bucket>::new(), Widened::new());
+        for bucket in std::mem::take(&mut self.waiting) {
             let goes_with = |last: &Bucket| {
-                last.is_wide
-                    && bucket.is_wide
-                    && bucket.closes_at - last.opened_at <= self.window / 8
+                alike(last, &bucket) && bucket.closes_at - last.opened_at <= self.window / 8
             };
-            let Some(last) =
-                joined.back().is_some_and(goes_with).then(|| joined.pop_back()).flatten()
-            else {
-                joined.push_back(bucket);
-                continue;
-            };
-            bucket.opened_at = last.opened_at;
-            bucket.covers = bucket.covers.max(last.covers);
-            bucket.since = bucket.since.zip(last.since).map(|(one, other)| one.earlier(other));
-            bucket.keys.merge(&last.keys);
-            bucket.members.extend(last.members);
-            bucket.members.push(Member::Held { hold: last.hold, shared: false });
-            joined.push_back(bucket);
+            match joined.pop_back() {
+                Some(last) if goes_with(&last) => joined.push_back(last.with(bucket, &mut widened)),
+                last => {
+                    joined.extend(last);
+                    joined.push_back(bucket);
+                }
+            }
         }
         self.waiting = joined;
+        widened
     }
 
     /// When something is due next.
@@ -258,11 +291,11 @@ impl Refill {
             }
             self.weigh_kept();
         }
-        if self.kept_bytes > KEPT_BYTES_MAX {
+        for least in [LARGE_BYTES, 0] {
             for kept in &mut self.kept {
                 while self.kept_bytes > KEPT_BYTES_MAX {
                     let before = kept.keys.bytes();
-                    if kept.keys.collapse_largest(LARGE_BYTES).is_none() {
+                    if kept.keys.collapse_largest(least).is_none() {
                         break;
                     }
                     let now = self.kept_bytes + kept.keys.bytes();
@@ -345,17 +378,25 @@ mod tests {
     }
 
     /// I6, I8: more keys than there is memory for, over a window and a half: none goes before its
-    /// window is over, none much later, every hold ends, and what is wide makes few jobs.
+    /// window is over, none much later, every hold ends, and what is wide makes few jobs. So with
+    /// large sets, and with many small ones.
     #[tokio::test]
     async fn a_full_window_is_widened_and_never_cut_short() {
+        fill_a_window((WINDOW, 1_500), 400);
+        fill_a_window((WINDOW * 30, 90), 400);
+    }
+
+    /// Adds 60 keys of such a length every 250 ms for a window and a half.
+    fn fill_a_window((window, length): (Duration, usize), jobs_max: usize) {
         let mut rules = rules();
         let began = Instant::now();
-        let mut refill = Refill::new(WINDOW, rules.key_set(), Lsn(1));
+        let mut refill = Refill::new(window, rules.key_set(), Lsn(1));
         let (mut added, mut ended, mut jobs, mut widened) = (Vec::new(), Vec::new(), 0, 0);
-        for step in 0..1_200_u32 {
+        let steps = u32::try_from(window.as_millis() / 250).unwrap();
+        for step in 0..steps * 4 {
             let now = began + Duration::from_millis(250) * step;
-            if step < 480 {
-                let ids: Vec<String> = (0..60).map(|id| format!("{step}:{id:0>1500}")).collect();
+            if step < steps * 3 / 2 {
+                let ids: Vec<String> = (0..60).map(|id| format!("{step}:{id:0>length$}")).collect();
                 let ids: Vec<&str> = ids.iter().map(String::as_str).collect();
                 let job =
                     Job::new(Vec::new(), keys(&mut rules, "item", &ids), Round::First, Lsn(9));
@@ -366,16 +407,16 @@ mod tests {
             let due = refill.due(now);
             jobs += due.len();
             ended.extend(holds(&due).into_iter().map(|hold| (hold, now)));
-            let bytes: usize = refill.waiting.iter().map(|bucket| bucket.keys.bytes()).sum();
-            assert!(bytes <= WAITING_BYTES_MAX, "{bytes} bytes");
+            let bytes = refill.waiting_bytes();
+            assert!(bytes <= WAITING_BYTES_MAX + 256 * 1024, "{bytes} bytes");
         }
-        assert!(widened > 100, "{widened}");
-        assert!(jobs < 400, "{jobs} second removals");
+        assert!(widened > 10, "{widened}");
+        assert!(jobs < jobs_max, "{jobs} second removals");
         for (hold, at) in added {
             let (_, end) = ended.iter().find(|(other, _)| *other == hold).expect("it ends");
             let waited = *end - at;
-            assert!(waited >= WINDOW, "cut short: {waited:?}");
-            assert!(waited <= WINDOW + WINDOW / 8 + Duration::from_secs(1), "{waited:?}");
+            assert!(waited >= window, "cut short: {waited:?}");
+            assert!(waited <= window + window / 8 + Duration::from_secs(1), "{waited:?}");
         }
         assert!(refill.next_due().is_none());
     }
