@@ -1,6 +1,8 @@
 //! The session that looks rows up: it prints values as the stream does, cannot write, and belongs
 //! to the primary.
 
+use std::time::Duration;
+
 use crate::data::types::{ODD, SETTINGS};
 use crate::support::{Bed, PATIENCE, Proxy, Settings, Sidecar, Sql, eventually, text};
 
@@ -155,4 +157,48 @@ async fn a_standby_in_the_place_of_the_primary_is_not_asked() {
     bed.gone("club:moved").await;
     bed.settled().await;
     assert!(bed.has("club:club 1").await, "it finds rows again");
+}
+
+/// I10: a statement that is slow leaves the server, and the locks that it holds, within its bound.
+#[tokio::test]
+async fn a_slow_lookup_ends_on_the_server_and_its_keys_widen() {
+    let bed = Bed::new(&[]).await;
+    bed.sql.run(TABLES).await;
+    let rules = RULES.replace("where id = $1", "where id = $1 and pg_sleep(60) is not null");
+    let _sidecar = Sidecar::set_up(Settings { rules, ..bed.settings() }).await;
+    bed.fill(&["club:any"]).await;
+    bed.sql.run("update bet set points = 1 where id = 1").await;
+    bed.gone("club:any").await;
+    let asleep = "select not exists (select from pg_stat_activity
+                   where application_name = 'walsweep lookup' and wait_event = 'PgSleep')";
+    let limit = Duration::from_secs(6);
+    eventually(limit, "nothing sleeps any more", || async { bed.sql.one(asleep).await }).await;
+    let locker = Sql::connect(&bed.postgres).await;
+    locker.run("set lock_timeout = '2s'; begin; lock table game; rollback").await;
+}
+
+/// What docs/managed.md says that a server must have room for.
+#[tokio::test]
+async fn a_session_has_four_connections_and_one_for_each_of_eight_lookups() {
+    let bed = Bed::new(&[]).await;
+    bed.sql.run(TABLES).await;
+    let lookup = |number: usize| {
+        format!(
+            "[lookup.game{number}]\nsql = \"select home from game where id = $1 and {number} = \
+             {number}\"\nparams = [\"game_id\"]\n"
+        )
+    };
+    let lookups: String = (0..9).map(lookup).collect();
+    let keys: Vec<String> =
+        (0..9).map(|number| format!("k{number}:{{game{number}.home}}")).collect();
+    let rules = format!("{lookups}[[rule]]\nname = \"bet\"\ntable = \"bet\"\nkeys = {keys:?}\n");
+    let _sidecar = Sidecar::set_up(Settings { rules, ..bed.settings() }).await;
+    bed.settled().await;
+    let count = "select count(*) from pg_stat_activity where application_name like 'walsweep%'";
+    let count = || async { bed.sql.one::<i64>(count).await };
+    eventually(PATIENCE, "four connections", || async { count().await == 4 }).await;
+    bed.fill(&["k8:club 1"]).await;
+    bed.sql.run("update bet set points = 1 where id = 1").await;
+    bed.gone("k8:club 1").await;
+    eventually(PATIENCE, "twelve connections", || async { count().await == 12 }).await;
 }

@@ -215,8 +215,9 @@ async fn a_locked_table_delays_nobody_else_and_widens_in_time() {
     bed.settled().await;
     let waiting = "select not exists (select from pg_stat_activity
                     where application_name = 'walsweep lookup' and wait_event_type = 'Lock')";
-    eventually(PATIENCE, "no statement is left behind", || async { bed.sql.one(waiting).await })
-        .await;
+    // The server ends each after two seconds.
+    let limit = Duration::from_secs(6);
+    eventually(limit, "no statement is left behind", || async { bed.sql.one(waiting).await }).await;
     locker.run("rollback").await;
     bed.fill(&["club:any", "club:club 2"]).await;
     bed.sql.run("update bet set points = 2 where id = 1").await;

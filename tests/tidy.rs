@@ -5,6 +5,8 @@
 
 #![allow(clippy::panic, clippy::unwrap_used, reason = "a test may fail")]
 
+#[path = "support/bounds.rs"]
+mod bounds;
 #[path = "support/links.rs"]
 mod links;
 #[path = "support/source.rs"]

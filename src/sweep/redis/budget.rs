@@ -256,7 +256,7 @@ mod tests {
     use proptest::prelude::*;
     use tokio::time::Instant;
 
-    use super::{Budget, PLANNED, SLOT, WINDOW, longest_wait};
+    use super::{Budget, GONE_WITHIN, PLANNED, SLOT, WINDOW, distance, longest_wait};
 
     /// Calls of passes one after the other, each as early as it may be: when it began, and what it
     /// took.
@@ -435,6 +435,12 @@ mod tests {
         // One after the other: what comes after the begin of one waits for the next as well.
         assert_eq!(wait(1.0, 1_000), Duration::from_secs(2));
         assert_eq!(wait(0.25, 0), Duration::ZERO);
+        // The figures of docs/guarantee.md.
+        let is_about = |time: Duration, millis: u64| time.as_millis().abs_diff(millis.into()) < 50;
+        assert!(is_about(distance(0.25, Duration::from_millis(500)), 2_400));
+        assert!(wait(0.25, 800) <= GONE_WITHIN && wait(0.25, 850) > GONE_WITHIN);
+        assert!(is_about(wait(0.25, 1_200), 6_200), "{:?}", wait(0.25, 1_200));
+        assert!(wait(0.25, 1_230) < WINDOW && wait(0.25, 1_240) >= WINDOW);
     }
 
     /// How long patterns that come all the time wait at most, from coming to the end of their pass,
