@@ -65,8 +65,8 @@
 //! - **I7 continuity or sweep.** Ready needs a proof that history is unbroken; without it every key
 //!   that a rule could produce is swept first.
 //! - **I8 late refills are bounded, and can be closed.** Keys are removed again after `[refill]
-//!   window`, and the LSN is confirmed only after that. Readers that use the functions of [`lease`](sweep::redis::lease)
-//!   cannot store what they read before a removal.
+//!   window`, and the LSN is confirmed only after that. Readers that use the functions of
+//!   [the lease](sweep::redis::lease) cannot store what they read before a removal.
 //! - **I9 nothing leaks.** No row value and no secret in logs, metrics or errors, except keys at
 //!   debug level where `[log] keys` says so.
 //! - **I10 no harm.** walsweep never makes the application's own statements fail. In two places

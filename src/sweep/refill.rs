@@ -201,7 +201,7 @@ impl Refill {
         collecting + self.waiting.iter().map(|bucket| bucket.keys.bytes()).sum::<usize>()
     }
 
-    /// Widens the oldest buckets until all fit, but nothing that would free less than `least` bytes.
+    /// Widens the oldest buckets until all fit, but nothing that frees less than `least` bytes.
     fn widen_oldest(&mut self, least: usize) -> Widened {
         let (mut widened, mut bytes) = (Widened::new(), self.waiting_bytes());
         for bucket in &mut self.waiting {
