@@ -95,3 +95,4 @@ pub mod failpoint;
 pub mod lsn;
 pub mod password;
 pub mod retry;
+pub mod words;

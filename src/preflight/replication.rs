@@ -5,7 +5,7 @@ use tokio_postgres::Client;
 use super::Finding;
 use crate::capture::{Identity, Replication};
 use crate::config::{Config, SlotOn};
-use crate::postgres;
+use crate::postgres::{self, Obstacle};
 
 /// `application_name` of the connections that are made to look.
 const NAME: &str = "walsweep command";
@@ -35,6 +35,9 @@ pub fn login_hint(error: &postgres::Error) -> Option<&'static str> {
     let is_refused = match error {
         postgres::Error::Refused { server, .. } => matches!(&*server.code, "28P01" | "28000"),
         postgres::Error::Login { .. } => true,
+        postgres::Error::NoPrimary(hosts) => {
+            hosts.iter().any(|host| host.obstacle == Obstacle::Login)
+        }
         _ => false,
     };
     is_refused.then_some(
@@ -68,8 +71,14 @@ pub async fn replication(config: &Config, client: &Client) -> Vec<Finding> {
             _ => finding,
         }]
     };
+    let primary = history(client).await;
     let looked = async {
-        let mut connection = Replication::connect(endpoint, NAME).await?;
+        let mut connection = match &primary {
+            Some((system_id, timeline)) => {
+                Replication::connect_to(endpoint, NAME, (system_id, *timeline)).await?
+            }
+            None => Replication::connect(endpoint, NAME).await?,
+        };
         let identity = connection.identify_system().await?;
         Ok((identity, connection.run().await?.in_recovery))
     };
@@ -79,7 +88,10 @@ pub async fn replication(config: &Config, client: &Client) -> Vec<Finding> {
         Ok((_, true)) if is_separate && config.postgres.slot_on == SlotOn::Primary => {
             vec![standby()]
         }
-        Ok((identity, _)) => Vec::from_iter(other_server(&identity, client).await),
+        Ok((identity, _)) => {
+            let primary = primary.as_ref().map(|(system_id, timeline)| (&**system_id, *timeline));
+            Vec::from_iter(primary.and_then(|primary| other_server(&identity, primary)))
+        }
     }
 }
 
@@ -94,18 +106,20 @@ fn standby() -> Finding {
     )
 }
 
-/// Another history than the primary's; `None` if it is that, or the primary does not tell.
-async fn other_server(identity: &Identity, client: &Client) -> Option<Finding> {
+/// System id and timeline of a primary; `None` if it does not tell.
+async fn history(client: &Client) -> Option<(String, u32)> {
     let row = client.query_one(include_str!("../../sql/identity.sql"), &[]).await.ok()?;
-    let (expected, timeline): (String, Option<&str>) = (row.try_get(1).ok()?, row.try_get(2).ok()?);
-    let timeline = timeline.and_then(|digits| u32::from_str_radix(digits, 16).ok());
-    let is_same = timeline.is_none_or(|timeline| timeline == identity.timeline);
-    if identity.system_id == expected && is_same {
+    let timeline: Option<&str> = row.try_get(2).ok()?;
+    Some((row.try_get(1).ok()?, u32::from_str_radix(timeline?, 16).ok()?))
+}
+
+/// Another history than the primary's.
+fn other_server(identity: &Identity, (system_id, timeline): (&str, u32)) -> Option<Finding> {
+    if (identity.system_id.as_str(), identity.timeline) == (system_id, timeline) {
         return None;
     }
-    let timeline = timeline.unwrap_or_default();
     let message = format!(
-        "`postgres.url` reaches system {expected} timeline {timeline}, the replication connection \
+        "`postgres.url` reaches system {system_id} timeline {timeline}, the replication connection \
          {} timeline {}",
         identity.system_id, identity.timeline
     );
