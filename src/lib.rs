@@ -100,3 +100,4 @@ pub mod failpoint;
 pub mod lsn;
 pub mod password;
 pub mod retry;
+pub mod words;

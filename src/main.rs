@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use tokio::runtime::LocalOptions;
 use tokio::task::spawn_local;
+use walsweep::command::check;
 use walsweep::command::cli::{Cli, Command};
 use walsweep::command::commands::{self, Failure};
 use walsweep::command::setup_commands;
@@ -35,7 +36,7 @@ fn main() -> ExitCode {
 async fn execute(Cli { config, command }: Cli) -> Result<(), Failure> {
     match command {
         Command::Run { strict } => Box::pin(commands::run(&config, strict)).await,
-        Command::Check { json } => commands::check(&config, json).await,
+        Command::Check { json } => check::check(&config, json).await,
         Command::Setup { print: true, lease: true, .. } => commands::print_lease(),
         Command::Setup { lease: true, .. } => commands::load_lease(&config).await,
         Command::Setup { print, login, .. } => {

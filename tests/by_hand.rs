@@ -39,7 +39,7 @@ async fn the_log_tells_what_a_transaction_removes() {
         let team = format!("secret team {shows}");
         bed.sql.run(&format!("update item set team = '{team}' where id = 1")).await;
         bed.sql.run("truncate item; insert into item values (1, 'team 1', 0)").await;
-        sidecar.wait_log("rule `item` 1 keys, 2 patterns").await;
+        sidecar.wait_log("rule `item` 1 key, 2 patterns").await;
         sidecar.wait_log("patterns, widened 2 (truncate)").await;
         let tells = |line: &String| line.contains("secret team");
         if shows {

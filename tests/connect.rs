@@ -101,7 +101,11 @@ async fn the_database_of_the_url_is_selected_and_the_connection_is_named() {
 
     let url = format!("redis://127.0.0.1:{}/99", server.port());
     let (_, text) = refused(&settings(&url, None, None)).await;
-    assert_eq!(text, "connect to redis: choose the database: DB index is out of range");
+    let expected = format!(
+        "connect to redis at `127.0.0.1:{}`: choose the database: DB index is out of range",
+        server.port()
+    );
+    assert_eq!(text, expected);
 }
 
 #[tokio::test]
@@ -136,7 +140,8 @@ async fn a_lost_connection_stays_lost() {
 async fn a_port_where_nobody_listens_says_so() {
     let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let (error, text) = refused(&settings(&format!("redis://127.0.0.1:{port}"), None, None)).await;
-    assert!(text.starts_with("connect to redis: Connection refused"), "{text}");
+    let expected = format!("connect to redis at `127.0.0.1:{port}`: Connection refused");
+    assert!(text.starts_with(&expected), "{text}");
     assert_eq!(Error::from(error).kind(), Kind::Io);
 }
 

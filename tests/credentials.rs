@@ -1,7 +1,7 @@
 //! Passwords that change while it runs.
 
 use std::fs::{self, Permissions};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 
 use crate::support::{Bed, ITEM_RULES, PATIENCE, Settings, Sidecar, Sql, eventually, text};
@@ -109,4 +109,51 @@ async fn a_secret_that_others_may_read_is_warned_of_and_used() {
     mode(&home, 0o600);
     let said = text(&sidecar.command(&["check"]));
     assert!(!said.contains("warning[passfile_ignored]"), "{said}");
+}
+
+/// Each file that the configuration names is looked at by itself. One of root's may be readable by
+/// its group, as libpq has it for `sslkey`; nobody else's may.
+#[tokio::test]
+async fn every_file_with_a_secret_is_looked_at_and_judged_by_its_owner() {
+    let bed = Bed::new(&[]).await;
+    let folder = tempfile::tempdir().unwrap();
+    let names = ["postgres-password", "redis-password", "redis-key"];
+    let files = names.map(|name| folder.path().join(name));
+    let certificate = folder.path().join("redis-cert");
+    for file in files.iter().chain([&certificate]) {
+        fs::write(file, "word\n").unwrap();
+        fs::set_permissions(file, Permissions::from_mode(0o600)).unwrap();
+    }
+    let mut settings = bed.settings();
+    settings.postgres = format!("password_file = {:?}", files[0]);
+    settings.redis_url = format!("rediss://127.0.0.1:{}", bed.redis.port());
+    settings.redis = format!(
+        "password_file = {:?}\ncert_file = {certificate:?}\nkey_file = {:?}",
+        files[1], files[2]
+    );
+    let sidecar = Sidecar::new(settings);
+    let warned = || {
+        let said = text(&sidecar.command(&["check"]));
+        names.map(|name| {
+            let is_of_it = |line: &&str| line.contains(name) && line.contains("has mode");
+            said.lines()
+                .filter(|line| line.starts_with("warning[secret_readable]"))
+                .any(|line| is_of_it(&line))
+        })
+    };
+    assert_eq!(warned(), [false; 3]);
+    for at in 0..3 {
+        fs::set_permissions(&files[at], Permissions::from_mode(0o604)).unwrap();
+        let mut expected = [false; 3];
+        expected[at] = true;
+        assert_eq!(warned(), expected, "{}", names[at]);
+        fs::set_permissions(&files[at], Permissions::from_mode(0o600)).unwrap();
+    }
+    let is_root = fs::metadata(&files[0]).unwrap().uid() == 0;
+    fs::set_permissions(&files[0], Permissions::from_mode(0o640)).unwrap();
+    assert_eq!(warned()[0], !is_root, "a group reads it");
+    if is_root {
+        std::os::unix::fs::chown(&files[0], Some(65_534), None).unwrap();
+        assert!(warned()[0], "somebody else's");
+    }
 }

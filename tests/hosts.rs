@@ -1,8 +1,11 @@
 //! Several hosts in one URL: the primary among them, and nobody else.
 
+use std::io::Write;
 use std::net::TcpListener;
+use std::thread;
 use std::time::Duration;
 
+use tokio::net::TcpStream;
 use tokio::time::sleep;
 use walsweep::throwaway::{Postgres, free_port};
 
@@ -55,6 +58,7 @@ async fn every_command_passes_over_hosts_that_are_no_primary() {
     sidecar.setup();
     let check = sidecar.command(&["check"]);
     assert!(check.status.success(), "{}", text(&check));
+    assert!(!text(&check).contains("is a standby"), "as it may be: {}", text(&check));
     sidecar.start();
     sidecar.wait_ready().await;
     bed.fill(&["item:1"]).await;
@@ -85,21 +89,195 @@ async fn where_no_host_is_a_primary_each_is_named_with_the_reason() {
     drop(standby);
 }
 
-/// As with libpq: a host that wants another password is not passed over; a person has to see it.
+/// A file of ours that cannot be read is no host's fault: it is told once, and of no host.
 #[tokio::test]
-async fn a_login_that_is_refused_ends_the_search() {
+async fn what_would_fail_with_every_host_ends_the_search() {
     let bed = Bed::new(&[]).await;
+    let (dead, port) = (free_port().unwrap(), bed.postgres.port());
+    let parameters = "?sslmode=verify-full&sslrootcert=/nowhere/root.crt";
+    let sidecar = Sidecar::new(settings(&bed, url(&[port, dead], parameters)));
+    let said = text(&sidecar.command(&["check"]));
+    assert_eq!(said.matches("read `sslrootcert` `/nowhere/root.crt`").count(), 1, "{said}");
+    assert!(!said.contains("find the primary"), "{said}");
+}
+
+/// A host that answers each connection with what is not the protocol, for as long as it lives.
+fn garbage(words: &'static str) -> u16 {
+    let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+    let port = listener.local_addr().unwrap().port();
+    thread::spawn(move || {
+        for stream in listener.incoming() {
+            let Ok(mut stream) = stream else { return };
+            drop(stream.write_all(words.as_bytes()));
+        }
+    });
+    port
+}
+
+/// Lets nobody log in by TCP as anyone but the tests' own sessions do.
+async fn reject(server: &Postgres) {
+    let rules = "local all all trust\nhost all all all reject\n\
+                 host replication all all reject\n";
+    std::fs::write(server.data_dir().join("pg_hba.conf"), rules).unwrap();
+    Sql::connect(server).await.run("select pg_reload_conf()").await;
+    eventually(PATIENCE, "it refuses sessions", || async { server.connect().await.is_err() }).await;
+}
+
+/// libpq would end its search at the first of them: a host that wants another password, one that
+/// `pg_hba.conf` closes, and ports that something else has.
+#[tokio::test]
+async fn a_host_that_cannot_be_used_does_not_hide_the_primary_behind_it() {
+    let bed = Bed::new(&[]).await;
+    let standby = bed.postgres.standby("standby", &[]).await.unwrap();
+    reject(&standby).await;
     let guarded = walsweep::throwaway::PostgresOptions {
         password: Some("secret".to_owned()),
         ..Default::default()
     };
     let guarded = Postgres::start(guarded).await.unwrap();
-    let url = url(&[guarded.port(), bed.postgres.port()], "");
-    let sidecar = Sidecar::new(settings(&bed, url));
+    let dead = free_port().unwrap();
+    // The first letter of one is a yes to the question for TLS.
+    let (ssh, http) = (garbage("SSH-2.0-x\r\n"), garbage("HTTP/1.1 400 Bad Request\r\n\r\n"));
+    let unfit = [dead, guarded.port(), standby.port(), ssh, http];
+    let hosts = [&unfit[..], &[bed.postgres.port()]].concat();
+    let mut sidecar = Sidecar::new(settings(&bed, url(&hosts, "?connect_timeout=3")));
+    sidecar.setup();
     let check = sidecar.command(&["check"]);
     let said = text(&check);
-    assert!(!check.status.success() && said.contains("postgres_login"), "{said}");
-    assert!(said.contains(&format!("127.0.0.1:{}", guarded.port())), "{said}");
+    assert!(check.status.success(), "{said}");
+    assert_eq!(said.matches("warning[postgres_host]: ").count(), unfit.len(), "{said}");
+    for (port, why) in [
+        (dead, "Connection refused"),
+        (guarded.port(), "wants a password and there is none"),
+        (standby.port(), "pg_hba.conf rejects connection"),
+        (ssh, "`127.0.0.1:"),
+        (http, "`127.0.0.1:"),
+    ] {
+        let is_told = |line: &str| {
+            line.starts_with("warning[postgres_host]")
+                && line.contains(&format!("`127.0.0.1:{port}`"))
+                && line.contains(why)
+        };
+        assert!(said.lines().any(is_told), "{port}: {why}: {said}");
+    }
+    sidecar.start();
+    sidecar.wait_ready().await;
+    let log = sidecar.log();
+    let told = format!("the primary is `127.0.0.1:{}`; passed over: ", bed.postgres.port());
+    let told: Vec<&String> = log.iter().filter(|line| line.contains(&told)).collect();
+    assert_eq!(told.len(), 1, "one line for one session: {told:?}");
+    for port in unfit {
+        assert!(told[0].contains(&format!("`127.0.0.1:{port}`")), "{port}: {told:?}");
+    }
+    bed.fill(&["item:1"]).await;
+    bed.sql.run("update item set version = 1 where id = 1").await;
+    bed.gone("item:1").await;
+    drop(standby);
+}
+
+/// While one of the hosts may come back as the primary there is something to wait for; where each
+/// answers, and none can be used, a person has to see it.
+#[tokio::test]
+async fn a_start_waits_for_a_primary_that_may_come_and_no_other() {
+    let bed = Bed::new(&[]).await;
+    let standby = bed.postgres.standby("standby", &[]).await.unwrap();
+    let closed = bed.postgres.standby("closed", &[]).await.unwrap();
+    reject(&closed).await;
+    let mut sidecar = Sidecar::new(settings(&bed, url(&[closed.port(), standby.port()], "")));
+    sidecar.start();
+    assert_eq!(sidecar.wait_exit().await, 1);
+    let log = sidecar.log().concat();
+    for part in ["pg_hba.conf rejects connection", "is a standby", "the server's pg_hba.conf"] {
+        assert!(log.contains(part), "{part}: {log}");
+    }
+    let dead = free_port().unwrap();
+    sidecar.change(|settings| settings.postgres_url = url(&[closed.port(), dead], ""));
+    sidecar.start();
+    sidecar.wait_log("no session with postgres: find the primary among 2 hosts: ").await;
+    let (status, page) = sidecar.get("/readyz").await.unwrap();
+    assert_eq!(status, 503, "{page}");
+    for part in ["pg_hba.conf rejects connection", "Connection refused"] {
+        assert!(page.contains(part), "{part}: {page}");
+    }
+    assert!(!sidecar.has_ended());
+    drop((standby, closed));
+}
+
+/// Leads so many connections to one server, and all that come later to another.
+async fn demoted_after(count: usize, first: u16, then: u16) -> u16 {
+    let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    tokio::spawn(async move {
+        for at in 0.. {
+            let (mut client, _) = listener.accept().await.unwrap();
+            let target = if at < count { first } else { then };
+            tokio::spawn(async move {
+                let mut server = TcpStream::connect(("127.0.0.1", target)).await.unwrap();
+                drop(tokio::io::copy_bidirectional(&mut client, &mut server).await);
+            });
+        }
+    });
+    port
+}
+
+/// A start opens some connections, one after another: the gate's is the second, the stream's the
+/// fourth.
+#[tokio::test]
+async fn a_switchover_between_two_connects_of_a_start_is_followed() {
+    let bed = Bed::new(&[]).await;
+    let standby = bed.postgres.standby("standby", &[]).await.unwrap();
+    let mut sidecar = Sidecar::new(bed.settings());
+    sidecar.setup();
+    for count in [1, 2, 3] {
+        let moved = demoted_after(count, bed.postgres.port(), standby.port()).await;
+        let hosts = [moved, bed.postgres.port()];
+        sidecar.change(|settings| settings.postgres_url = url(&hosts, ""));
+        sidecar.start();
+        sidecar.wait_ready().await;
+        let primary = format!("the primary is `127.0.0.1:{}`", bed.postgres.port());
+        sidecar.wait_log(&primary).await;
+        assert_eq!(sidecar.sigterm().await, 0);
+    }
+    // Where one host is named it is a mistake, as ever.
+    let moved = demoted_after(1, bed.postgres.port(), standby.port()).await;
+    sidecar.change(|settings| settings.postgres_url = url(&[moved], ""));
+    sidecar.start();
+    assert_eq!(sidecar.wait_exit().await, 1);
+    assert!(sidecar.log().concat().contains("`postgres.url` reaches a standby"));
+    drop(standby);
+}
+
+/// Two URLs name one server by two addresses, and another server calls itself a primary, too: which
+/// is meant the servers tell, and not the texts.
+#[tokio::test]
+async fn the_stream_comes_from_the_server_that_sql_reaches_whatever_it_is_called() {
+    let bed = Bed::new(&[]).await;
+    let standby = bed.postgres.standby("standby", &[]).await.unwrap();
+    Sql::connect(&standby).await.run("select pg_promote()").await;
+    let sql = Sql::connect(&standby).await;
+    let (old, new) = (bed.postgres.port(), standby.port());
+    let mut sidecar = Sidecar::new(settings(&bed, url(&[new], "")));
+    sidecar.setup();
+    let both = format!("postgres://postgres@localhost:{old},localhost:{new}/postgres");
+    sidecar.change(|settings| settings.postgres = format!("replication_url = {both:?}"));
+    let check = sidecar.command(&["check"]);
+    assert!(check.status.success(), "{}", text(&check));
+    sidecar.start();
+    sidecar.wait_ready().await;
+    let streams = "select count(*) from pg_stat_replication
+                    where application_name = 'walsweep stream'";
+    assert_eq!((bed.sql.one::<i64>(streams).await, sql.one::<i64>(streams).await), (0, 1));
+    bed.fill(&["item:1"]).await;
+    sql.run("update item set version = 1 where id = 1").await;
+    bed.gone("item:1").await;
+    // None of these is it.
+    assert_eq!(sidecar.sigterm().await, 0);
+    let other =
+        format!("postgres://postgres@localhost:{old},localhost:{}/postgres", free_port().unwrap());
+    sidecar.change(|settings| settings.postgres = format!("replication_url = {other:?}"));
+    let said = text(&sidecar.command(&["check"]));
+    assert!(said.contains("is another primary, of system "), "{said}");
+    drop(standby);
 }
 
 /// The old primary is gone, and the standby is promoted: the next session finds it, and all of its

@@ -521,6 +521,35 @@ async fn a_query_without_privileges_is_refused_with_its_cure() {
     assert!(said.contains("error[lookup_privilege]") && said.contains(grant), "{said}");
 }
 
+/// The cure of each is its own: who reads of one table is not told to open another.
+#[tokio::test]
+async fn each_lookup_is_told_with_the_grants_that_it_lacks_itself() {
+    let bed = Bed::new(&[]).await;
+    bed.sql.run(TABLES).await;
+    bed.sql
+        .run(
+            "create role poor login replication; grant select on bet, item to poor;
+             create table cup (id int primary key, name text)",
+        )
+        .await;
+    let rules = format!(
+        "{RULES}\n[[rule]]\nname = \"cups\"\ntable = \"public.bet\"\n\
+         keys = [\"cup:{{cup.name}}\"]\n[lookup.cup]\n\
+         sql = \"select name from public.cup where id = $1\"\n\
+         params = [\"game_id\"]\n"
+    );
+    let poor = Settings {
+        postgres_url: bed.postgres.url().replace("postgres@", "poor@"),
+        ..settings(&bed, &rules)
+    };
+    let said = text(&Sidecar::new(poor).command(&["check"]));
+    let findings = said.split("error[").filter(|one| one.starts_with("lookup_privilege]"));
+    let cures: Vec<(bool, bool)> =
+        findings.map(|one| (one.contains("\"game\" to"), one.contains("\"cup\" to"))).collect();
+    assert_eq!(cures.len(), 2, "{said}");
+    assert!(cures.contains(&(true, false)) && cures.contains(&(false, true)), "{said}");
+}
+
 /// What it could read before is told by name, with the grant, and not by a number.
 #[tokio::test]
 async fn a_right_that_is_taken_away_is_told_with_the_grant_that_cures_it() {

@@ -122,6 +122,19 @@ async fn a_stop_before_redis_ever_answered_waits_for_nothing() {
     bed.redis.resume().unwrap();
 }
 
+/// What was wrong is wrong still, and nobody looks any more.
+#[tokio::test]
+async fn a_stop_does_not_tell_a_trouble_as_resolved() {
+    let mut bed = Bed::new(&[]).await;
+    let mut sidecar = bed.sidecar().await;
+    bed.redis.kill9().await.unwrap();
+    bed.sql.run("update item set version = 1 where id = 1").await;
+    sidecar.wait_log("the connection to redis is lost").await;
+    assert_eq!(sidecar.sigterm().await, 0);
+    let log = sidecar.log().concat();
+    assert!(!log.contains("resolved after"), "{log}");
+}
+
 /// Where no session was had, the log says so and does not speak of keys.
 #[tokio::test]
 async fn a_stop_of_a_stand_in_says_that_it_stood_by() {
@@ -133,7 +146,7 @@ async fn a_stop_of_a_stand_in_says_that_it_stood_by() {
     assert_eq!(second.sigterm().await, 0);
     let log = second.log().concat();
     assert!(log.contains("stopped while another process has the slot"), "{log}");
-    assert!(!log.contains("keys on their way"), "{log}");
+    assert!(!log.contains("waiting until the last keys"), "{log}");
 }
 
 /// An operator who expects a reload, or closes a terminal, ends nothing.
@@ -169,4 +182,39 @@ async fn why_it_ends_is_a_line_of_a_log_of_json() {
     let message = last["message"].as_str().unwrap();
     assert!(message.contains("database \"missing\" does not exist"), "{last}");
     assert_eq!((&last["level"], &last["status"]), (&"ERROR".into(), &1.into()), "{last}");
+}
+
+/// The system's resolver has a thread of its own, which nothing can end before it answers.
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn a_stop_does_not_wait_for_a_resolver_that_does_not_answer() {
+    // One that takes longer than any test waits, for this name alone.
+    const RESOLVER: &str = r#"
+        #define _GNU_SOURCE
+        #include <dlfcn.h>
+        #include <netdb.h>
+        #include <string.h>
+        #include <unistd.h>
+        int getaddrinfo(const char *node, const char *service, const struct addrinfo *hints,
+                        struct addrinfo **found) {
+            int (*next)(const char *, const char *, const struct addrinfo *, struct addrinfo **);
+            if (node && !strcmp(node, "slow.invalid")) { sleep(60); return EAI_AGAIN; }
+            *(void **)&next = dlsym(RTLD_NEXT, "getaddrinfo");
+            return next(node, service, hints, found);
+        }"#;
+    let folder = tempfile::tempdir().unwrap();
+    let [source, library] = ["slow.c", "slow.so"].map(|name| folder.path().join(name));
+    std::fs::write(&source, RESOLVER).unwrap();
+    let mut compiler = std::process::Command::new("cc");
+    compiler.args(["-shared", "-fPIC", "-o"]).arg(&library).arg(&source).arg("-ldl");
+    assert!(compiler.status().unwrap().success());
+    let bed = Bed::new(&[]).await;
+    let mut settings = bed.settings();
+    settings.postgres_url =
+        "postgres://postgres@slow.invalid:5432/postgres?connect_timeout=1".to_owned();
+    settings.env = vec![("LD_PRELOAD".to_owned(), library.to_str().unwrap().to_owned())];
+    let mut sidecar = Sidecar::new(settings);
+    sidecar.start();
+    sidecar.wait_log("connect to `slow.invalid:5432`: no answer within 1 s").await;
+    assert_eq!(sidecar.sigterm().await, 0, "within {PATIENCE:?}");
 }

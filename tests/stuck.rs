@@ -101,7 +101,9 @@ async fn sessions_that_end_at_once_do_not_spin() {
     assert!(said.contains("terminating connection"), "{said}");
     assert_eq!(sidecar.get("/healthz").await.unwrap().0, 200, "not for minutes yet");
     let log = sidecar.log();
-    let loud = log.iter().filter(|line| line.contains("WARN") && line.contains("session ended"));
+    let loud = log
+        .iter()
+        .filter(|line| line.contains("WARN") && line.contains("the session with postgres ended"));
     assert!(loud.count() <= 5, "{log:#?}");
     eventually(PATIENCE, "what was is told as what was", || async {
         readiness(&sidecar).await.contains("a session stands; those before it ended soon")
@@ -141,7 +143,7 @@ async fn an_outage_of_postgres_is_named_in_readyz_and_told_seldom() {
     bed.postgres.start_again().await.unwrap();
     bed.sql = Sql::connect(&bed.postgres).await;
     sidecar.wait_ready().await;
-    sidecar.wait_log("over after").await;
+    sidecar.wait_log("resolved after").await;
     assert_eq!(readiness(&sidecar).await, "ready\n");
     bed.settled().await;
     eventually(PATIENCE, "nothing waits any more", || async { sidecar.metric(age).await < 0.5 })

@@ -21,7 +21,7 @@ use source::Source;
 /// Every room of `src`, a folder or a file, in floors: a room imports from lower floors only, so
 /// that there is no circle. The stages stand in the order of the flow.
 const FLOORS: [&[&str]; 14] = [
-    &["channel", "failpoint", "lsn", "password"],
+    &["channel", "failpoint", "lsn", "password", "words"],
     &["postgres", "retry", "throwaway"],
     &["config", "demo"],
     &["capture"],

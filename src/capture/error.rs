@@ -3,7 +3,7 @@
 use std::io;
 
 use super::frame::Malformed;
-use crate::postgres::{self, ServerError};
+use crate::postgres::{self, Attempt, Obstacle, ServerError};
 
 /// The replication connection failed. No variant carries a password or a row value.
 #[derive(Debug, thiserror::Error)]
@@ -148,6 +148,21 @@ impl Error {
             Error::Command { server, .. } | Error::Stream(server) => server.is_rejection(),
             _ => false,
         }
+    }
+}
+
+impl Attempt for Error {
+    fn obstacle(&self) -> Obstacle {
+        match self {
+            error if error.is_pooler() => Obstacle::Misfit,
+            Error::Connect(error) => error.obstacle(),
+            error if error.is_rejection() => Obstacle::Misfit,
+            _ => Obstacle::Busy,
+        }
+    }
+
+    fn is_ours(&self) -> bool {
+        matches!(self, Error::Connect(error) if error.is_ours())
     }
 }
 

@@ -8,7 +8,7 @@ use postgres_protocol::escape::escape_identifier;
 use super::connection::{Connection, Row};
 use super::{Error, Malformed, Slot, login};
 use crate::lsn::Lsn;
-use crate::postgres::{BACKEND, Endpoint, History, IN_RECOVERY, Passed, begin, within};
+use crate::postgres::{BACKEND, Endpoint, History, IN_RECOVERY, PassedOver, Search, begin, within};
 
 /// Which server this is, and how far its log goes: the answer to `IDENTIFY_SYSTEM`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -103,24 +103,57 @@ impl Replication {
         endpoint: &Endpoint,
         application_name: &str,
     ) -> Result<Replication, Error> {
+        Replication::find(endpoint, application_name, None).await
+    }
+
+    /// The same, but of several hosts the primary of this history: another URL may name
+    /// the same server by another address, and a second one that calls itself the primary.
+    ///
+    /// # Errors
+    /// As for [`Replication::connect`]. One host alone is not compared.
+    pub async fn connect_to(
+        endpoint: &Endpoint,
+        application_name: &str,
+        meant: &History,
+    ) -> Result<Replication, Error> {
+        Replication::find(endpoint, application_name, Some(meant)).await
+    }
+
+    async fn find(
+        endpoint: &Endpoint,
+        application_name: &str,
+        meant: Option<&History>,
+    ) -> Result<Replication, Error> {
         if !endpoint.is_several() {
             return Box::pin(Replication::connect_one(endpoint, application_name)).await;
         }
-        let mut passed = Passed::default();
-        for host in endpoint.each() {
+        let mut search = Search::new(endpoint)?;
+        loop {
+            let host = search.next()?;
             let looked = within(&host, async {
                 let mut replication = Replication::connect_one(&host, application_name).await?;
-                let row = replication.query_row("ask whether it is a standby", IN_RECOVERY).await?;
-                Ok((column::<String>(&row, 0)? == "t", replication))
+                let unfit = replication.unfit(&host, meant).await?;
+                Ok::<_, Error>(unfit.map_or(Ok(replication), Err))
             });
-            match Box::pin(looked).await {
-                Ok((false, replication)) => return Ok(replication),
-                Ok((true, _standby)) => passed.standby(&host),
-                Err(Error::Connect(error)) => passed.failed(error)?,
-                Err(error) => return Err(error),
+            if let Some(replication) = search.took(Box::pin(looked).await)? {
+                return Ok(replication);
             }
         }
-        Err(passed.all().into())
+    }
+
+    /// Why it is not the primary that is meant.
+    async fn unfit(
+        &mut self,
+        host: &Endpoint,
+        meant: Option<&History>,
+    ) -> Result<Option<PassedOver>, Error> {
+        let row = self.query_row("ask whether it is a standby", IN_RECOVERY).await?;
+        if column::<String>(&row, 0)? == "t" {
+            return Ok(Some(PassedOver::standby(host)));
+        }
+        let Some(meant) = meant else { return Ok(None) };
+        let found = self.identify_system().await?.history;
+        Ok((found != *meant).then(|| PassedOver::another(host, &found)))
     }
 
     /// The session with one host.

@@ -68,7 +68,7 @@ pub enum Command {
         lease: bool,
     },
     /// Show which keys a row change removes, and by which rule. Reads no row, and needs no server;
-    /// where Postgres can be reached, columns are compared with those that the table has.
+    /// where Postgres can be reached, columns, types and replica identity are the table's.
     Explain(ExplainArgs),
     /// Remove the keys that match, by hand, in one SCAN pass.
     Sweep {
@@ -105,16 +105,16 @@ pub struct ExplainArgs {
     /// What happens to the row: insert, update, delete or truncate; to a view: refresh.
     #[arg(long, value_name = "OPERATION")]
     pub op: Operation,
-    /// Columns of the replica identity, for an UPDATE without an old row.
+    /// Columns of the replica identity, for an UPDATE without an old row; else the table's.
     #[arg(long, value_name = "COLUMN", value_delimiter = ',')]
     pub identity: Vec<String>,
-    /// The row before, as JSON: only what the replica identity sends; a column left out is unknown.
+    /// The row before, as JSON. Of it only what the replica identity sends is known.
     #[arg(long, value_name = "JSON")]
     pub old: Option<String>,
     /// The row after, as JSON.
     #[arg(long, value_name = "JSON")]
     pub new: Option<String>,
-    /// Ask no server which columns the table has.
+    /// Ask no server; types and replica identity are then supposed to be as the rows tell.
     #[arg(long)]
     pub offline: bool,
 }

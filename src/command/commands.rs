@@ -1,10 +1,8 @@
 //! What each command does, from configuration to exit status.
 
-use std::collections::BTreeSet;
 use std::fmt;
 use std::io::{IsTerminal, Write, stderr, stdout};
 use std::path::Path;
-use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,19 +13,18 @@ use tracing::Level;
 
 use crate::command::cli::{Cli, ExplainArgs};
 use crate::command::explain::{self, Question};
-use crate::command::forecast::{Forecast, forecast};
 use crate::command::load::load;
 use crate::config::{Config, Log, LogFormat, TableName};
 use crate::demo::{self, DemoOptions};
 use crate::keys::{Pattern, Rules};
 use crate::postgres::connect_sql;
-use crate::preflight::{Fact, Finding, Report};
 use crate::run::pipeline::Program;
 use crate::run::shutdown::Shutdown;
 use crate::sweep::redis::{connect, lease};
 use crate::sweep::{Error, Kind, Node, Pace, Pass, Progress, Standalone, key_name};
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::{Health, http, logging};
+use crate::words::counted;
 use crate::{preflight, throwaway};
 
 /// `application_name` of connections that commands other than `run` make.
@@ -100,10 +97,17 @@ pub(crate) fn print(text: &str) -> Result<(), Failure> {
 pub async fn run(path: &Path, is_strict: bool) -> Result<(), Failure> {
     let (config, rules) = configuration(path)?;
     logging::start(&config.log).map_err(halted)?;
-    stream(&config, rules, is_strict).await.map_err(|failure| failure.in_log(&config.log))
+    let file = path.display().to_string().into();
+    let outcome = stream(&config, rules, is_strict, file).await;
+    outcome.map_err(|failure| failure.in_log(&config.log))
 }
 
-async fn stream(config: &Config, mut rules: Rules, is_strict: bool) -> Result<(), Failure> {
+async fn stream(
+    config: &Config,
+    mut rules: Rules,
+    is_strict: bool,
+    file: Arc<str>,
+) -> Result<(), Failure> {
     let metrics = Arc::new(Metrics::new(rules.names()));
     let health = Arc::new(Health::new(Arc::clone(&metrics)));
     let mut shutdown = Shutdown::by_signal("stopping").map_err(halted)?;
@@ -129,103 +133,10 @@ async fn stream(config: &Config, mut rules: Rules, is_strict: bool) -> Result<()
         is_strict,
     };
     let outcome = program.run().await;
-    outcome.map_err(|error| halted(&error).with_hint(error.hint()))
-}
-
-/// `walsweep check`.
-///
-/// # Errors
-///
-/// 78 for the configuration; 1 when a finding is an error or a server cannot be asked.
-pub async fn check(path: &Path, json: bool) -> Result<(), Failure> {
-    let (config, mut rules) = configuration(path)?;
-    let mut report = preflight::files(&config);
-    let start = check_postgres(&config, &mut rules, &mut report).await;
-    check_redis(&config, &mut report).await;
-    report.facts.extend(preflight::of_rules(&config));
-    report.facts.extend(start);
-    let verdict = consequence(&report);
-    if json {
-        // Programs read `ok` and the findings; the verdict is for people.
-        print(&format!("{}\n", report.to_json()))?;
-        return verdict.map_or(Ok(()), |what| Err(Failure::halted(what)));
-    }
-    let said = verdict.as_deref().unwrap_or("`walsweep run` would start");
-    print(&format!("{report}\n{said}\n"))?;
-    verdict.map_or(Ok(()), |what| Err(Failure { is_said: true, ..Failure::halted(what) }))
-}
-
-/// What `run` would do about the errors; `None` if there are none.
-fn consequence(report: &Report) -> Option<String> {
-    let of = |is_it: fn(&Finding) -> bool| report.findings().any(is_it);
-    if of(|finding| finding.stops_everything() && !finding.is_waited_for()) {
-        return Some("`walsweep run` would refuse to start".to_owned());
-    }
-    let mut parts = Vec::new();
-    if of(Finding::is_waited_for) {
-        parts.push("`walsweep run` would wait for what cannot be reached".to_owned());
-    }
-    let listed = |rules: BTreeSet<&str>| {
-        let plural = if rules.len() == 1 { "" } else { "s" };
-        let rules: Vec<String> = rules.iter().map(|rule| format!("`{rule}`")).collect();
-        (!rules.is_empty()).then(|| format!("rule{plural} {}", rules.join(", ")))
-    };
-    let suspended = listed(report.findings().flat_map(Finding::suspends).collect());
-    parts.extend(
-        suspended.map(|rules| {
-            format!("`walsweep run` would suspend {rules}; with `--strict` it refuses")
-        }),
-    );
-    let others = report.findings().filter(|finding| finding.suspends().next().is_none());
-    let concerned = listed(others.flat_map(Finding::concerns).collect());
-    parts.extend(concerned.map(|rules| {
-        format!(
-            "`walsweep run` would go on with {rules}, and say what is wrong; with `--strict` \
-                 it refuses"
-        )
-    }));
-    (!parts.is_empty()).then(|| parts.join("\n"))
-}
-
-/// A server that cannot be asked is a finding, so that the other one's are still told. Gives a fact
-/// about the next start, if it sweeps nothing.
-async fn check_postgres(config: &Config, rules: &mut Rules, report: &mut Report) -> Option<Fact> {
-    let sql = match connect_sql(&config.postgres.endpoint, NAME).await {
-        Ok(sql) => Rc::new(sql),
-        Err(error) => {
-            report.postgres.push(preflight::unreachable(&error));
-            return None;
-        }
-    };
-    let config = &config.only(sql.address());
-    report.facts.extend(preflight::of_postgres(config, &sql).await);
-    let unreadable =
-        |error: preflight::Error| vec![Finding::error("catalog_unreadable", error.to_string())];
-    let mut findings = preflight::postgres(config, rules, &sql).await.unwrap_or_else(unreadable);
-    findings.extend(preflight::before_publication(config, &sql).await.unwrap_or_else(unreadable));
-    findings.extend(preflight::replication(config, &sql).await);
-    findings.extend(preflight::replicas(config, &sql).await.unwrap_or_else(unreadable));
-    let forecast = forecast(config, rules, &sql, &findings).await;
-    report.postgres.extend(findings);
-    match forecast {
-        Forecast::Unknown => None,
-        Forecast::Nothing => Some(Fact::new("start", "the next one sweeps nothing".to_owned())),
-        Forecast::Sweeps(finding) => {
-            report.postgres.push(finding);
-            None
-        }
-    }
-}
-
-async fn check_redis(config: &Config, report: &mut Report) {
-    match connect::connect(&config.redis).await {
-        Ok(mut connection) => {
-            report.redis.extend(preflight::redis(config, &mut connection).await);
-            let facts = preflight::of_redis(config, &mut connection, &report.redis).await;
-            report.facts.extend(facts);
-        }
-        Err(error) => report.redis.push(preflight::redis_unreachable(&error)),
-    }
+    outcome.map_err(|error| {
+        let error = error.in_file(&file);
+        halted(&error).with_hint(error.hint())
+    })
 }
 
 /// `walsweep setup --lease`.
@@ -290,24 +201,32 @@ pub async fn explain(path: &Path, arguments: &ExplainArgs) -> Result<(), Failure
         identity: arguments.identity.clone(),
     };
     let failed = |error: explain::Error| halted(&error).with_hint(error.hint());
-    let explanation = explain::explain(&mut rules, &question).map_err(failed)?;
-    let note = if arguments.offline { None } else { compare(&config, &question).await? };
+    explain::check(&rules, &question).map_err(failed)?;
+    let told = if arguments.offline { Err(None) } else { ask(&config, &question).await? };
+    let (question, table, note) = match told {
+        Ok((table, typed)) => (typed, Some(table), None),
+        Err(why) => (question, None, why),
+    };
+    let explanation = explain::explain(&mut rules, &question, table.as_ref()).map_err(failed)?;
     print(&format!("{explanation}{}", note.unwrap_or_default()))
 }
 
-/// Compares columns with those of the table; gives a note where Postgres cannot be asked.
-async fn compare(config: &Config, question: &Question) -> Result<Option<String>, Failure> {
+/// Asks for the table as it is; gives a note where Postgres cannot be asked.
+async fn ask(
+    config: &Config,
+    question: &Question,
+) -> Result<Result<(explain::Table, Question), Option<String>>, Failure> {
     let asked = async {
         let sql = connect_sql(&config.postgres.endpoint, NAME).await.map_err(|e| e.to_string())?;
-        explain::compare(question, &sql).await.map_err(|error| preflight::message(&error))
+        explain::ask(question, &sql).await.map_err(|error| preflight::message(&error))
     };
     let why = match timeout(EXPLAIN_WAIT, asked).await {
-        Ok(Ok(Ok(()))) => return Ok(None),
+        Ok(Ok(Ok(told))) => return Ok(Ok(told)),
         Ok(Ok(Err(error))) => return Err(halted(&error).with_hint(error.hint())),
         Ok(Err(why)) => why,
         Err(_elapsed) => format!("no answer in {} s", EXPLAIN_WAIT.as_secs()),
     };
-    Ok(Some(format!("\nnote       columns were not compared with the table: {why}\n")))
+    Ok(Err(Some(format!("note       columns were not compared with the table: {why}\n"))))
 }
 
 /// `walsweep sweep`, without removing anything in a `dry_run`. What no rule covers may be sessions
@@ -347,7 +266,8 @@ pub async fn sweep(
     }
     let removed: u64 = progress.removed.iter().sum();
     let done = if dry_run { "nothing removed".to_owned() } else { format!("{removed} removed") };
-    print(&format!("{} keys scanned, {} matched, {done}\n", progress.scanned, progress.matched))
+    let scanned = counted(progress.scanned, "key");
+    print(&format!("{scanned} scanned, {} matched, {done}\n", progress.matched))
 }
 
 /// A line of progress, for a person who watches.

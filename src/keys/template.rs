@@ -278,8 +278,16 @@ impl<'a> Parser<'a> {
 
     /// A placeholder, from behind its `{`.
     fn placeholder(&mut self) {
+        if self.rest.starts_with('{') && self.rest.contains('}') {
+            return self.doubled();
+        }
+        let text = self.rest;
         let Some(parts) = self.placeholder_parts() else {
-            self.flaw("a `{` has no `}`", "write `\\{` for the character itself");
+            let column = name(text).map_or_else(|_unnamed| "column".to_owned(), |(name, _)| name);
+            let hint = format!(
+                "write `{{{column}}}` for a column's value, or `\\{{` for the character itself"
+            );
+            self.flaw("a `{` has no `}`", hint);
             self.rest = "";
             return;
         };
@@ -302,6 +310,17 @@ impl<'a> Parser<'a> {
             }
             Err(flaw) => self.flaws.push(flaw),
         }
+    }
+
+    /// `{{column}}`, as other programs write a placeholder, from behind its first `{`.
+    fn doubled(&mut self) {
+        let inner = self.rest.trim_start_matches('{');
+        let (column, after) = inner.split_once('}').unwrap_or((inner, ""));
+        self.rest = after.trim_start_matches('}');
+        self.flaw(
+            format!("`{{{{{column}}}}}` has two braces on each side"),
+            format!("write `{{{column}}}`; a brace that stands for itself is `\\{{`"),
+        );
     }
 
     /// Takes the text up to the closing `}`, cut at each `|`; `None` without a `}`. Quotes count in

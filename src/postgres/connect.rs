@@ -18,7 +18,8 @@ use tokio_rustls::TlsConnector;
 
 use super::stream::{Established, Stream};
 use super::{
-    ChannelBinding, Endpoint, Error, IN_RECOVERY, Passed, ServerError, SslMode, state, tls,
+    ChannelBinding, Endpoint, Error, IN_RECOVERY, PassedOver, Search, ServerError, SslMode, state,
+    tls,
 };
 
 /// Kernel probes find a peer that vanished without a word, in about half a minute, even while
@@ -136,6 +137,7 @@ async fn negotiate(
 pub struct Sql {
     client: tokio_postgres::Client,
     address: String,
+    passed_over: Vec<PassedOver>,
     driver: Driver,
 }
 
@@ -165,6 +167,12 @@ impl Sql {
     #[must_use]
     pub fn address(&self) -> &str {
         &self.address
+    }
+
+    /// The hosts that were tried before it, where the endpoint named several.
+    #[must_use]
+    pub fn passed_over(&self) -> &[PassedOver] {
+        &self.passed_over
     }
 
     /// Says goodbye to the server, which otherwise logs a lost connection. Takes at most a second.
@@ -201,23 +209,21 @@ pub async fn connect_sql(endpoint: &Endpoint, application_name: &str) -> Result<
     if !endpoint.is_several() {
         return Box::pin(connect_one(endpoint, application_name)).await;
     }
-    let mut passed = Passed::default();
-    for host in endpoint.each() {
+    let mut search = Search::new(endpoint)?;
+    loop {
+        let host = search.next()?;
         let looked = within(&host, async {
             let sql = connect_one(&host, application_name).await?;
-            let is_standby = sql.query_one(IN_RECOVERY, &[]).await?.try_get::<_, bool>(0)?;
-            Ok(if is_standby { Err(sql) } else { Ok(sql) })
-        });
-        match Box::pin(looked).await {
-            Ok(Ok(sql)) => return Ok(sql),
-            Ok(Err(standby)) => {
-                standby.close().await;
-                passed.standby(&host);
+            if !sql.query_one(IN_RECOVERY, &[]).await?.try_get::<_, bool>(0)? {
+                return Ok(Ok(sql));
             }
-            Err(error) => passed.failed(error)?,
+            sql.close().await;
+            Ok::<_, Error>(Err(PassedOver::standby(&host)))
+        });
+        if let Some(sql) = search.took(Box::pin(looked).await)? {
+            return Ok(Sql { passed_over: search.passed_over(), ..sql });
         }
     }
-    Err(passed.all())
 }
 
 /// The session with one host.
@@ -303,7 +309,7 @@ async fn log_in(
             tracing::debug!(error = %Error::from(error), "sql session ended");
         }
     }));
-    Ok(Sql { client, address: endpoint.address(), driver })
+    Ok(Sql { client, address: endpoint.address(), passed_over: Vec::new(), driver })
 }
 
 /// Sorts a failed login.

@@ -7,6 +7,8 @@ use std::path::PathBuf;
 use fallible_iterator::FallibleIterator;
 use postgres_protocol::message::backend::ErrorFields;
 
+use super::hosts::{Obstacle, PassedOver, listed};
+
 /// A connection or a query failed. No variant carries a password, a row value or a URL.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -27,13 +29,8 @@ pub enum Error {
         seconds: u64,
     },
     /// None of several hosts is a primary that takes sessions.
-    #[error("find the primary among {} hosts: {}", .reasons.len(), .reasons.join("; "))]
-    NoPrimary {
-        /// What is the matter with each host.
-        reasons: Vec<String>,
-        /// Whether nobody was there, or not yet.
-        is_unreachable: bool,
-    },
+    #[error("find the primary among {} hosts: {}", .0.len(), listed(.0))]
+    NoPrimary(Vec<PassedOver>),
     /// The trusted certificates could not be read.
     #[error("read `sslrootcert` `{path}`: {reason}")]
     RootCertificates {
@@ -126,9 +123,13 @@ impl Error {
             | Error::Login { .. }
             | Error::Pooler { .. } => true,
             Error::Refused { server, .. } | Error::Query(server) => server.is_rejection(),
+            // While one of them may come to be the primary there is something to wait for.
+            Error::NoPrimary(hosts) => {
+                hosts.iter().any(PassedOver::needs_a_person)
+                    && !hosts.iter().any(PassedOver::may_come)
+            }
             Error::Connect { .. }
             | Error::Timeout { .. }
-            | Error::NoPrimary { .. }
             | Error::Lost(_)
             | Error::Unexpected(_) => false,
         }
@@ -141,7 +142,7 @@ impl Error {
     pub fn is_unreachable(&self) -> bool {
         match self {
             Error::Connect { .. } | Error::Timeout { .. } => true,
-            Error::NoPrimary { is_unreachable, .. } => *is_unreachable,
+            Error::NoPrimary(hosts) => hosts.iter().all(|host| host.obstacle == Obstacle::Away),
             // Class 57: the server starts, stops or recovers.
             error => error.sql_state().is_some_and(|code| code.starts_with("57")),
         }

@@ -1,11 +1,18 @@
 //! The primary among several hosts, as libpq finds it with `target_session_attrs=primary`
-//! (<https://www.postgresql.org/docs/current/libpq-connect.html#LIBPQ-MULTIPLE-HOSTS>).
+//! (<https://www.postgresql.org/docs/current/libpq-connect.html#LIBPQ-MULTIPLE-HOSTS>), with one
+//! difference: libpq ends its search at the first host that refuses the login, and here it goes on.
+//! One host with another `pg_hba.conf`, or a port that something else has taken, must not hide the
+//! primary behind it. Why each host was passed over is told, whether a primary is found or not.
 //!
 //! Each connection looks for itself where nothing is known yet. Once a session has found its
 //! primary, all its other connections name that host alone ([`Endpoint::only`]): a commit may be
-//! judged by nobody but the server that it was made on.
+//! judged by nobody but the server that it was made on. Where that host has another name in
+//! another URL, the search is made there, too, and takes only what says of itself that it is the
+//! same server.
 
-use super::{Endpoint, Error};
+use std::fmt;
+
+use super::{Endpoint, Error, History};
 
 #[cfg(doc)]
 use super::connect_sql;
@@ -13,37 +20,140 @@ use super::connect_sql;
 /// The question whether a server is a standby.
 pub(crate) const IN_RECOVERY: &str = include_str!("../../sql/in_recovery.sql");
 
-/// Hosts that were passed over, each with the reason.
-#[derive(Debug, Default)]
-pub(crate) struct Passed {
-    reasons: Vec<String>,
-    /// Whether each of them was out of reach, so that nobody was there.
-    is_somebody_there: bool,
+/// What keeps a host from being the primary that is looked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Obstacle {
+    /// It is a standby, as it may be.
+    Standby,
+    /// It refuses the login, or there is no password for it.
+    Login,
+    /// What answers there cannot be used as it is: no TLS, a pooler, another primary, no Postgres.
+    Misfit,
+    /// Nobody answers, or it is only starting.
+    Away,
+    /// It answers, and could not be used this time.
+    Busy,
 }
 
-impl Passed {
-    /// Passes over a host that is a standby.
-    pub(crate) fn standby(&mut self, host: &Endpoint) {
-        self.is_somebody_there = true;
-        self.reasons.push(format!("`{}` is a standby", host.address()));
+/// A host that was passed over in the search for the primary, and why.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PassedOver {
+    /// What is the matter with it.
+    pub obstacle: Obstacle,
+    text: String,
+}
+
+impl PassedOver {
+    /// A standby.
+    pub(crate) fn standby(host: &Endpoint) -> PassedOver {
+        let text = format!("`{}` is a standby", host.address());
+        PassedOver { obstacle: Obstacle::Standby, text }
     }
 
-    /// Passes over a host that cannot be reached, or does not take sessions now.
+    /// A primary that is not the one that is meant.
+    pub(crate) fn another(host: &Endpoint, found: &History) -> PassedOver {
+        let who = format!("another primary, of {found}");
+        let text = format!("`{}` is {who}", host.address());
+        PassedOver { obstacle: Obstacle::Misfit, text }
+    }
+
+    /// Whether a person has to change something before it can be used.
+    pub(super) fn needs_a_person(&self) -> bool {
+        matches!(self.obstacle, Obstacle::Login | Obstacle::Misfit)
+    }
+
+    /// Whether the next try may find the primary there.
+    pub(super) fn may_come(&self) -> bool {
+        matches!(self.obstacle, Obstacle::Away | Obstacle::Busy)
+    }
+}
+
+impl fmt::Display for PassedOver {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(&self.text)
+    }
+}
+
+/// The reasons in one line.
+pub(crate) fn listed(passed: &[PassedOver]) -> String {
+    let texts: Vec<&str> = passed.iter().map(|one| one.text.as_str()).collect();
+    texts.join("; ")
+}
+
+/// An error of an attempt with one host.
+pub(crate) trait Attempt: From<Error> + fmt::Display {
+    /// What it says about the host.
+    fn obstacle(&self) -> Obstacle;
+
+    /// Whether it is about something of ours, so that each host would fail alike.
+    fn is_ours(&self) -> bool;
+}
+
+impl Attempt for Error {
+    fn obstacle(&self) -> Obstacle {
+        match self {
+            Error::Login { .. } => Obstacle::Login,
+            Error::Refused { server, .. } if server.is_rejection() => Obstacle::Login,
+            error if error.is_rejection() => Obstacle::Misfit,
+            error if error.is_unreachable() => Obstacle::Away,
+            _ => Obstacle::Busy,
+        }
+    }
+
+    fn is_ours(&self) -> bool {
+        matches!(self, Error::RootCertificates { .. } | Error::ClientCertificate { .. })
+    }
+}
+
+/// The way from host to host, to the one that is the primary.
+#[derive(Debug)]
+pub(crate) struct Search {
+    hosts: std::vec::IntoIter<Endpoint>,
+    passed: Vec<PassedOver>,
+}
+
+impl Search {
+    /// Begins with the first of several hosts.
     ///
     /// # Errors
-    /// A person has to change something, such as a password: as in libpq the hosts after it are not
-    /// tried.
-    pub(crate) fn failed(&mut self, error: Error) -> Result<(), Error> {
-        if error.is_rejection() {
-            return Err(error);
-        }
-        self.is_somebody_there |= !error.is_unreachable();
-        self.reasons.push(error.to_string());
-        Ok(())
+    /// The password's file cannot be read, which is the same for all.
+    pub(crate) fn new(endpoint: &Endpoint) -> Result<Search, Error> {
+        endpoint.with_password()?;
+        let hosts = endpoint.each().collect::<Vec<_>>().into_iter();
+        Ok(Search { hosts, passed: Vec::new() })
     }
 
-    /// None was left.
-    pub(crate) fn all(self) -> Error {
-        Error::NoPrimary { reasons: self.reasons, is_unreachable: !self.is_somebody_there }
+    /// The host to try next.
+    ///
+    /// # Errors
+    /// There is none left.
+    pub(crate) fn next(&mut self) -> Result<Endpoint, Error> {
+        self.hosts.next().ok_or_else(|| Error::NoPrimary(std::mem::take(&mut self.passed)))
+    }
+
+    /// Takes what came of the host: a session with the one that is meant, that it is another, or
+    /// that there is no session. Gives the session.
+    ///
+    /// # Errors
+    /// What would fail with every host.
+    pub(crate) fn took<S, E: Attempt>(
+        &mut self,
+        looked: Result<Result<S, PassedOver>, E>,
+    ) -> Result<Option<S>, E> {
+        match looked {
+            Ok(Ok(session)) => return Ok(Some(session)),
+            Ok(Err(unfit)) => self.passed.push(unfit),
+            Err(error) if error.is_ours() => return Err(error),
+            Err(error) => {
+                let (obstacle, text) = (error.obstacle(), error.to_string());
+                self.passed.push(PassedOver { obstacle, text });
+            }
+        }
+        Ok(None)
+    }
+
+    /// The hosts before the one that was found.
+    pub(crate) fn passed_over(self) -> Vec<PassedOver> {
+        self.passed
     }
 }

@@ -8,9 +8,10 @@ use serde::Serialize;
 use tokio_postgres::Client;
 
 use super::redis::address;
-use super::redis_pass::{self, KEYS_MIN, grouped};
+use super::redis_pass::{self, KEYS_MIN};
 use super::{Finding, catalog};
 use crate::config::{Config, Rule, Source};
+use crate::words::counted;
 
 /// Rules that are told one by one, at most.
 const RULES_MAX: usize = 20;
@@ -64,7 +65,10 @@ pub async fn of_redis(
     text.push_str(&format!(", {}", counted(keys, "key")));
     let mut facts = vec![Fact::new("redis", text)];
     if keys < KEYS_MIN && findings.iter().all(|finding| finding.code != "redis_pass") {
-        let text = format!("over {} it costs redis some milliseconds", counted(keys, "key"));
+        let text = match keys {
+            0 => "redis has no keys: one SCAN pass costs it nothing".to_owned(),
+            _ => format!("one SCAN pass over {} costs redis milliseconds", counted(keys, "key")),
+        };
         facts.push(Fact::new("pass", text));
     }
     facts
@@ -112,13 +116,4 @@ fn listed<const N: usize>(counts: [(u64, &str); N]) -> String {
     let some = counts.into_iter().filter(|(count, _)| *count > 0);
     let some: Vec<String> = some.map(|(count, noun)| counted(count, noun)).collect();
     some.join(" and ")
-}
-
-fn counted(count: u64, noun: &str) -> String {
-    let plural = match (count, noun.ends_with('x')) {
-        (1, _) => "",
-        (_, true) => "es",
-        (_, false) => "s",
-    };
-    format!("{} {noun}{plural}", grouped(count))
 }

@@ -1,6 +1,7 @@
 //! What a check found, and how it is shown.
 
 use std::fmt;
+use std::sync::Arc;
 
 use serde::{Serialize, Serializer};
 
@@ -61,6 +62,9 @@ pub struct Finding {
     /// The place in the configuration that it is about.
     #[serde(serialize_with = "serialize_location", skip_serializing_if = "Option::is_none")]
     pub at: Option<Location>,
+    /// The configuration file that the place is in, once [`Finding::in_file`] has said it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub file: Option<Arc<str>>,
     /// What was found, lowercase, values in backticks.
     pub message: String,
     /// What to do about it.
@@ -77,16 +81,16 @@ pub struct Finding {
 
 impl Finding {
     pub(super) fn new(severity: Severity, code: &'static str, message: String) -> Finding {
-        let (scope, at, hint, sql) = (Scope::Everything, None, None, None);
+        let (scope, at, file, hint, sql) = (Scope::Everything, None, None, None, None);
         let steps = Vec::new();
-        Finding { severity, code, scope, at, message, hint, sql, steps }
+        Finding { severity, code, scope, at, file, message, hint, sql, steps }
     }
 
     pub(crate) fn error(code: &'static str, message: impl Into<String>) -> Finding {
         Finding::new(Severity::Error, code, message.into())
     }
 
-    pub(super) fn warning(code: &'static str, message: impl Into<String>) -> Finding {
+    pub(crate) fn warning(code: &'static str, message: impl Into<String>) -> Finding {
         Finding::new(Severity::Warning, code, message.into())
     }
 
@@ -101,6 +105,13 @@ impl Finding {
 
     pub(super) fn at(self, at: &Location) -> Finding {
         Finding { at: Some(at.clone()), ..self }
+    }
+
+    /// Its place is in this file; nothing changes for one without a place.
+    #[must_use]
+    pub fn in_file(self, file: &Arc<str>) -> Finding {
+        let file = self.at.is_some().then(|| Arc::clone(file));
+        Finding { file, ..self }
     }
 
     pub(crate) fn hint(self, hint: impl Into<String>) -> Finding {
@@ -160,6 +171,9 @@ impl Finding {
 
 impl fmt::Display for Finding {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(file) = &self.file {
+            write!(formatter, "{file}:")?;
+        }
         if let Some(at) = &self.at {
             write!(formatter, "{}:{}: {}: ", at.line, at.column, at.key)?;
         }
@@ -192,13 +206,15 @@ fn serialize_location<S: Serializer>(
     at.as_ref().map(place).serialize(serializer)
 }
 
-/// What was found at both servers.
+/// What was found at both servers, and here.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Report {
     /// In the database.
     pub postgres: Vec<Finding>,
     /// In Redis.
     pub redis: Vec<Finding>,
+    /// On this machine: what `run` would need of it.
+    pub own: Vec<Finding>,
     /// What was looked at, and is as it should be.
     pub facts: Vec<Fact>,
 }
@@ -206,7 +222,7 @@ pub struct Report {
 impl Report {
     /// All findings, those of Postgres first.
     pub fn findings(&self) -> impl Iterator<Item = &Finding> {
-        self.postgres.iter().chain(&self.redis)
+        self.postgres.iter().chain(&self.redis).chain(&self.own)
     }
 
     /// Whether anything is an error.
@@ -215,16 +231,28 @@ impl Report {
         self.findings().any(Finding::is_error)
     }
 
-    /// One JSON object: `ok`, the findings of `postgres` and of `redis`, and the `facts`.
+    /// The same, with the places of all findings in this file.
     #[must_use]
-    pub fn to_json(&self) -> String {
+    pub fn in_file(self, file: &Arc<str>) -> Report {
+        let placed = |findings: Vec<Finding>| {
+            findings.into_iter().map(|finding| finding.in_file(file)).collect()
+        };
+        let (postgres, redis, own) = (placed(self.postgres), placed(self.redis), placed(self.own));
+        Report { postgres, redis, own, ..self }
+    }
+
+    /// One JSON object: `ok`, the `verdict`, the findings about walsweep's `own` start, about
+    /// `postgres` and about `redis`, and the `facts`.
+    #[must_use]
+    pub fn to_json(&self, verdict: &impl Serialize) -> String {
         #[derive(Serialize)]
-        struct Shown<'a> {
+        struct Shown<'a, V> {
             ok: bool,
+            verdict: &'a V,
             #[serde(flatten)]
             report: &'a Report,
         }
-        let shown = Shown { ok: !self.has_errors(), report: self };
+        let shown = Shown { ok: !self.has_errors(), verdict, report: self };
         serde_json::to_string_pretty(&shown).expect("texts and numbers are JSON")
     }
 }
@@ -262,13 +290,14 @@ mod tests {
         let error = Finding { sql, ..error };
         let facts = [("postgres", "version 15.18"), ("pass", "over 7 keys")];
         let facts = facts.map(|(about, text)| Fact::new(about, text.to_owned())).to_vec();
-        Report { postgres: vec![Finding::info("x", "y"), error], redis: Vec::new(), facts }
+        let report = Report { postgres: vec![Finding::info("x", "y"), error], ..Report::default() };
+        Report { facts, ..report }.in_file(&"walsweep.toml".into())
     }
 
     #[test]
     fn the_text_shows_the_worst_first_with_place_hint_and_sql() {
-        let text = "error[table_missing]: 7:9: rule.0.table: no table `a.b`\n    hint: a hint\n    \
-                    sql: begin;\n         commit;\ninfo[x]: y\n\
+        let text = "error[table_missing]: walsweep.toml:7:9: rule.0.table: no table `a.b`\n    \
+                    hint: a hint\n    sql: begin;\n         commit;\ninfo[x]: y\n\
                     postgres  version 15.18\npass      over 7 keys\n\
                     1 error, 0 warnings";
         assert_eq!(report().to_string(), text);
@@ -276,16 +305,18 @@ mod tests {
 
     #[test]
     fn the_json_has_every_field_that_is_there() {
-        let json: serde_json::Value = serde_json::from_str(&report().to_json()).unwrap();
+        let json: serde_json::Value = serde_json::from_str(&report().to_json(&"start")).unwrap();
         let finding = serde_json::json!({
             "severity": "error", "code": "table_missing", "message": "no table `a.b`",
-            "at": { "line": 7, "column": 9, "key": "rule.0.table" },
+            "at": { "line": 7, "column": 9, "key": "rule.0.table" }, "file": "walsweep.toml",
             "hint": "a hint", "sql": "begin;\ncommit",
         });
         assert_eq!(json["postgres"][1], finding);
         assert_eq!(json["postgres"][0].get("hint"), None);
+        assert_eq!(json["postgres"][0].get("file"), None, "it has no place");
         let fact = serde_json::json!({ "about": "pass", "text": "over 7 keys" });
         assert_eq!(json["facts"][1], fact);
         assert_eq!((&json["ok"], &json["redis"]), (&false.into(), &serde_json::json!([])));
+        assert_eq!(json["verdict"], "start");
     }
 }

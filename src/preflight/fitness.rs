@@ -35,7 +35,7 @@ pub struct Fitness {
 /// Takes back what it told: the next session's looks for itself.
 impl Drop for Fitness {
     fn drop(&mut self) {
-        self.told.borrow().iter().for_each(|topic| self.health.over(topic));
+        self.health.forget(|topic| self.told.borrow().contains(topic));
     }
 }
 

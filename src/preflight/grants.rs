@@ -1,9 +1,7 @@
-//! What the role lacks to run its lookups: every right at once, as SQL.
+//! What the role lacks to run its lookups: every right of each lookup at once, as SQL.
 //!
 //! Postgres refuses a query for the first thing that its role may not read, and names one. Here
-//! all that any lookup reads is held against the role's rights.
-
-use std::collections::BTreeSet;
+//! all that a lookup reads is held against the role's rights.
 
 use postgres_protocol::escape::escape_identifier;
 use tokio_postgres::Client;
@@ -11,7 +9,7 @@ use tokio_postgres::Client;
 use super::step::Step;
 use super::{Context, Error, Finding, cure, lookups, render};
 use crate::config::TableName;
-use crate::keys::Lookup;
+use crate::keys::{Lookup, LookupId};
 use crate::postgres::{AS_ROLE, again};
 
 /// The findings of the lookups' trials, with what is to be granted where a right is missing. Asks
@@ -31,23 +29,25 @@ pub(super) async fn check(
     if context.rules.lookups().is_empty() || !(is_refused || is_another) {
         return Ok(findings);
     }
-    let (mut steps, mut refused) = (Vec::new(), None);
-    let mut known = BTreeSet::new();
-    for lookup in context.rules.lookups() {
-        let missing = missing(lookup, role, client).await?;
-        refused = refused.or_else(|| (!missing.is_empty()).then_some(lookup));
-        steps.extend(missing.into_iter().filter(|step| known.insert(step.sql.clone())));
-    }
-    if steps.is_empty() {
-        return Ok(findings);
-    }
-    for finding in findings.iter_mut().filter(|finding| finding.code == CODE) {
-        *finding = finding.clone().cure(steps.clone());
-    }
-    // Whoever sets up for the role may read what the role may not.
-    if let Some(lookup) = refused.filter(|_| is_another && !is_refused) {
-        let message = format!("role `{role}` may not read what lookup `{}` reads", lookup.name);
-        findings.push(Finding::error("lookup_privilege", message).at(&lookup.sql.at).cure(steps));
+    for (id, lookup) in (0..=u16::MAX).map(LookupId).zip(context.rules.lookups()) {
+        let steps = missing(lookup, role, client).await?;
+        if steps.is_empty() {
+            continue;
+        }
+        let is_of_it =
+            |one: &&mut Finding| one.code == CODE && one.at.as_ref() == Some(&lookup.sql.at);
+        match findings.iter_mut().find(is_of_it) {
+            Some(finding) => *finding = finding.clone().cure(steps),
+            // Whoever sets up for the role may read what the role may not.
+            None if is_another => {
+                let name = &lookup.name;
+                let message = format!("role `{role}` may not read what lookup `{name}` reads");
+                let finding = Finding::error("lookup_privilege", message);
+                let finding = finding.at(&lookup.sql.at).cure(steps);
+                findings.push(finding.of_rules(context.rules.rules_of_lookup(id)));
+            }
+            None => {}
+        }
     }
     Ok(findings)
 }

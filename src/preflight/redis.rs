@@ -52,7 +52,10 @@ pub async fn redis(config: &Config, connection: &mut MultiplexedConnection) -> V
 pub fn unreachable(error: &ConnectError) -> Finding {
     match error.refusal() {
         Some(reason) => login_refused(reason),
-        None => Finding::error("redis_unreachable", error.to_string()),
+        None => {
+            let hint = "see that Redis runs, and that `redis.url` names it";
+            Finding::error("redis_unreachable", error.to_string()).hint(hint)
+        }
     }
 }
 

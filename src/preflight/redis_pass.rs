@@ -9,6 +9,7 @@ use tokio::time::Instant;
 use super::Finding;
 use crate::config::Config;
 use crate::sweep;
+use crate::words::counted;
 
 /// A pass over fewer keys costs some milliseconds.
 pub(super) const KEYS_MIN: u64 = 10_000;
@@ -89,7 +90,8 @@ async fn account(connection: &mut MultiplexedConnection) -> Option<Duration> {
 fn told(keys: u64, cost: Duration, max_load: f64, has_patterns: bool) -> Finding {
     let distance = sweep::distance(max_load, cost);
     let [cost_text, distance_text] = [cost, distance].map(|time| text(time.as_secs_f64()));
-    let costs = format!("one pass over {} keys costs this redis about {cost_text}", grouped(keys));
+    let keys = counted(keys, "key");
+    let costs = format!("one pass over {keys} costs this redis about {cost_text}");
     if distance.is_zero() {
         return Finding::info("redis_pass", costs);
     }
@@ -114,19 +116,6 @@ fn text(seconds: f64) -> String {
         some if some < 9.95 => format!("{some:.1} s"),
         many => format!("{many:.0} s"),
     }
-}
-
-/// A number in groups of three digits.
-pub(super) fn grouped(number: u64) -> String {
-    let digits = number.to_string();
-    let mut grouped = String::with_capacity(digits.len() + digits.len() / 3);
-    for (at, digit) in digits.chars().enumerate() {
-        if at > 0 && (digits.len() - at).is_multiple_of(3) {
-            grouped.push(' ');
-        }
-        grouped.push(digit);
-    }
-    grouped
 }
 
 /// Whether a key template gives patterns even where every value is known.

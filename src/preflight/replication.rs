@@ -5,7 +5,7 @@ use tokio_postgres::Client;
 use super::Finding;
 use crate::capture::{Identity, Replication};
 use crate::config::{Config, SlotOn};
-use crate::postgres::{self, identify};
+use crate::postgres::{self, History, Obstacle, identify};
 
 /// `application_name` of the connections that are made to look.
 const NAME: &str = "walsweep command";
@@ -35,6 +35,9 @@ pub fn login_hint(error: &postgres::Error) -> Option<&'static str> {
     let is_refused = match error {
         postgres::Error::Refused { server, .. } => matches!(&*server.code, "28P01" | "28000"),
         postgres::Error::Login { .. } => true,
+        postgres::Error::NoPrimary(hosts) => {
+            hosts.iter().any(|host| host.obstacle == Obstacle::Login)
+        }
         _ => false,
     };
     is_refused.then_some(
@@ -68,8 +71,12 @@ pub async fn replication(config: &Config, client: &Client) -> Vec<Finding> {
             _ => finding,
         }]
     };
+    let primary = identify(client).await.ok().and_then(|server| server.history);
     let looked = async {
-        let mut connection = Replication::connect(endpoint, NAME).await?;
+        let mut connection = match &primary {
+            Some(history) => Replication::connect_to(endpoint, NAME, history).await?,
+            None => Replication::connect(endpoint, NAME).await?,
+        };
         let identity = connection.identify_system().await?;
         Ok((identity, connection.run().await?.in_recovery))
     };
@@ -79,7 +86,9 @@ pub async fn replication(config: &Config, client: &Client) -> Vec<Finding> {
         Ok((_, true)) if is_separate && config.postgres.slot_on == SlotOn::Primary => {
             vec![standby()]
         }
-        Ok((identity, _)) => Vec::from_iter(other_server(&identity, client).await),
+        Ok((Identity { history, .. }, _)) => {
+            Vec::from_iter(primary.and_then(|primary| other_server(&history, &primary)))
+        }
     }
 }
 
@@ -94,10 +103,9 @@ fn standby() -> Finding {
     )
 }
 
-/// Another history than the primary's; `None` if it is that, or the primary does not tell.
-async fn other_server(identity: &Identity, client: &Client) -> Option<Finding> {
-    let (found, expected) = (&identity.history, identify(client).await.ok()?.history?);
-    if *found == expected {
+/// Another history than the primary's.
+fn other_server(found: &History, expected: &History) -> Option<Finding> {
+    if found == expected {
         return None;
     }
     let message = format!("`postgres.url` reaches {expected}, the replication connection {found}");

@@ -1,7 +1,9 @@
 //! Why a session ended, what happens next, and what a person can do.
 
 use std::fmt;
+use std::sync::Arc;
 
+use crate::config::Postgres;
 use crate::preflight::Finding;
 use crate::{capture, decode, gather, postgres, preflight, settle, source};
 
@@ -146,6 +148,21 @@ impl Error {
         }
     }
 
+    /// Whether it may come of a switchover between two connects of one start, so that the next try
+    /// finds another primary: each URL that counts names several hosts, and only a primary was
+    /// taken among them. Where one host is named it is a mistake that stays.
+    #[must_use]
+    pub fn may_be_switchover(&self, config: &Postgres) -> bool {
+        let (sql, replication) = (&config.endpoint, &config.replication_endpoint);
+        match self {
+            Error::IsStandby => sql.is_several(),
+            Error::Source(source::Error::StreamsStandby) | Error::TwoServers { .. } => {
+                sql.is_several() && replication.is_several()
+            }
+            _ => false,
+        }
+    }
+
     /// Whether it is this process of the server that has the slot.
     #[must_use]
     pub fn is_held_by(&self, walsender: Option<i32>) -> bool {
@@ -207,6 +224,17 @@ impl Error {
     #[must_use]
     pub fn wants_whole(&self) -> bool {
         self.is_undecodable() || matches!(self, Error::ShapeUndone { .. })
+    }
+
+    /// The same, with the places of its findings in this configuration file.
+    #[must_use]
+    pub fn in_file(self, file: &Arc<str>) -> Error {
+        match self {
+            Error::Refused(findings) => {
+                Error::Refused(findings.into_iter().map(|one| one.in_file(file)).collect())
+            }
+            other => other,
+        }
     }
 
     /// What a person can do about it.

@@ -144,7 +144,7 @@ impl Program<'_> {
             let opened = tokio::select! {
                 biased;
                 () = self.shutdown.requested() => {
-                    tracing::info!("stopped before a session stood");
+                    tracing::info!("stopped before there was a session with postgres");
                     return Ok(());
                 }
                 opened = self.health.alive_while(attempt) => opened,
@@ -162,7 +162,7 @@ impl Program<'_> {
                 }
                 Err(error) => {
                     course.attempts.came_to_nothing(error.is_unreachable());
-                    Err((error, "no session"))
+                    Err((error, "no session with postgres"))
                 }
             };
             let Err((error, what)) = outcome else { return Ok(()) };
@@ -227,12 +227,18 @@ impl Program<'_> {
         if matches!(error, Error::Source(source::Error::RetainedWal(_))) {
             course.give_up.set(Some(Broken::RetainedWal));
         }
-        Err((error, "session ended"))
+        let what = if error.is_intended() {
+            "a new session with postgres begins"
+        } else {
+            "the session with postgres ended"
+        };
+        Err((error, what))
     }
 
     /// A session could not be had, or ended: says so, unless a person is needed.
     fn ended(&self, error: Error, what: &str, course: &mut Course) -> Result<(), Error> {
-        match error.verdict(course.established) {
+        let may_pass = course.established || error.may_be_switchover(&self.config.postgres);
+        match error.verdict(may_pass) {
             Verdict::Halt => return Err(error),
             Verdict::Standby => {
                 if course.finds_in_use(&error) {

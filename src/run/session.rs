@@ -11,7 +11,7 @@ use crate::capture::{Replication, Slot, SlotKind, StreamOptions, Streaming};
 use crate::config::Config;
 use crate::keys::Rules;
 use crate::lsn::Lsn;
-use crate::postgres::{History, Server, Sql, connect_sql, identify};
+use crate::postgres::{History, Obstacle, Server, Sql, connect_sql, identify, listed};
 use crate::preflight::{self, Finding};
 use crate::run::error::Error;
 use crate::settle::SqlStandby;
@@ -109,6 +109,7 @@ impl Session {
         whole: bool,
     ) -> Result<Session, Error> {
         let sql = Rc::new(connect_sql(&config.postgres.endpoint, WATCH_NAME).await?);
+        tell_passed_over(&sql);
         // From here on nobody asks another server, whatever becomes of this one.
         let found = config.only(sql.address());
         let config = &found;
@@ -180,6 +181,21 @@ impl Session {
     }
 }
 
+/// Tells of the hosts that were tried before the primary. A standby among them is as it should be.
+fn tell_passed_over(sql: &Sql) {
+    let (primary, passed) = (sql.address(), sql.passed_over());
+    let is_plain = passed.iter().all(|host| host.obstacle == Obstacle::Standby);
+    match passed {
+        [] => {}
+        passed if is_plain => tracing::info!("the primary is `{primary}`; {}", listed(passed)),
+        passed => tracing::warn!(
+            hint = "a switchover to a host that walsweep cannot use is not followed",
+            "the primary is `{primary}`; passed over: {}",
+            listed(passed)
+        ),
+    }
+}
+
 /// Another connection, to the primary that was checked.
 async fn another(
     config: &Config,
@@ -211,7 +227,7 @@ async fn replicate(
     server: &SlotServer,
 ) -> Result<Replication, Error> {
     let endpoint = &config.postgres.replication_endpoint;
-    let mut replication = Replication::connect(endpoint, REPLICATION_NAME).await?;
+    let mut replication = Replication::connect_to(endpoint, REPLICATION_NAME, history).await?;
     let identity = step(replication.identify_system()).await?;
     // A standby has the primary's identity, and none of its slots.
     server.accept(&step(replication.run()).await?)?;

@@ -72,7 +72,7 @@ pub struct Visible {
 pub enum Cause {
     /// A committed transaction.
     Transaction(Transaction),
-    /// History that is not shown to be unbroken; `last` closes it.
+    /// A sweep of what may be stale, because a change may have been missed; `last` closes it.
     Resync {
         /// Whether no further sweep is owed after this one.
         last: bool,

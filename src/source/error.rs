@@ -45,7 +45,7 @@ pub enum Error {
     SlotGone,
     /// A rule's table, its partitions or what is published of it: no longer as it was; or other
     /// rules fit than before. Which keys are in doubt by it.
-    #[error("what the rules depend on was changed: {}", .0.reasons())]
+    #[error("what the rules read was changed: {}", .0.reasons())]
     TablesChanged(Doubt),
     /// More WAL is unconfirmed than `postgres.max_retained_wal`; the next session begins with
     /// another slot.

@@ -21,6 +21,7 @@ use crate::retry::Backoff;
 use crate::settle::Held;
 use crate::telemetry::Topic;
 use crate::telemetry::metrics::{KindLabel, PeerLabel};
+use crate::words::counted;
 
 /// Wait before another try to write the watermark, or to see it on the replicas.
 const WRITE_AGAIN: Duration = Duration::from_secs(1);
@@ -338,9 +339,12 @@ impl State {
     fn say_refused(&self, rule: RuleId) {
         let (exact, patterns) = self.refusals.sizes(rule);
         let (name, node) = (self.health.metrics().rule_name(rule), &self.node.node);
+        let count = |size: usize, noun| counted(u64::try_from(size).unwrap_or(u64::MAX), noun);
         let text = format!(
-            "redis refuses to remove keys of rule `{name}` (NOPERM from {node}): {exact} keys and \
-             {patterns} patterns wait"
+            "redis refuses to remove keys of rule `{name}` (NOPERM from {node}): waiting are {} \
+             and {}",
+            count(exact, "key"),
+            count(patterns, "pattern")
         );
         let empty = self.refill.empty_keys();
         let rights: Vec<String> =
@@ -463,7 +467,7 @@ impl State {
             let keys = |job: &Job| (job.keys.exact_len() + job.keys.patterns().count()) as u64;
             let keys = jobs.iter().map(keys).sum();
             let node = &self.node.node;
-            tracing::warn!(node, %lsn, keys, "redis went back: removing again what it lost");
+            tracing::warn!(node, %lsn, keys, "redis lost removals: those keys are removed again");
             self.health.metrics().repeated_keys.inc_by(keys);
         }
         jobs.extend(self.refill.all_again());
@@ -511,7 +515,7 @@ impl State {
     }
 
     fn say_lost(&self, error: &Error) {
-        let text = format!("redis at {} is lost; connecting again: {error}", self.node.node);
+        let text = format!("the connection to redis is lost; connecting again: {error}");
         self.health.trouble(Topic::Redis, &text, error.hint());
     }
 

@@ -478,6 +478,6 @@ impl Drop for State {
             let shown = matches!(topic, Topic::Refused(_) | Topic::Redis | Topic::Watermark);
             shown || matches!(topic, Topic::Late | Topic::Throttled)
         };
-        self.health.over_but(of_redis, &[]);
+        self.health.forget(of_redis);
     }
 }

@@ -14,8 +14,7 @@ use tokio::time::{Instant, timeout};
 use super::metrics::{Metrics, seconds};
 
 /// The pipeline gives a sign of life at least every second, and every six while it waits for
-/// another; after this long without one the process makes no progress, and whoever watches may
-/// restart it.
+/// another. After this long without one, whoever watches may restart the process.
 const SIGN_OF_LIFE_MAX: Duration = Duration::from_secs(60);
 
 /// Sessions with Postgres that begin and end for this long without getting anywhere are no progress
@@ -33,8 +32,7 @@ const SAY_AGAIN: Duration = Duration::from_secs(10);
 /// Longest distance between two log lines about the same trouble.
 const SAY_AGAIN_MAX: Duration = Duration::from_secs(600);
 
-/// Different texts of one trouble that are logged at once; a text with a number in it may be
-/// another one each time.
+/// Different texts of one trouble that are logged at once: a text may be another one each time.
 const TEXTS_MAX: usize = 5;
 
 /// What walsweep is doing; only [`Phase::Streaming`] is ready.
@@ -46,7 +44,7 @@ pub enum Phase {
     Standby,
     /// Redis is out of reach.
     RedisLost,
-    /// History is not shown to be unbroken: everything is swept first; why.
+    /// A change may have been missed, so that keys are swept first; why.
     Sweeping(&'static str),
     /// Everything that is committed and visible is on its way out of Redis.
     Streaming,
@@ -183,12 +181,11 @@ impl Trouble {
 
     /// Logs it again, if it is time.
     fn say_again(&mut self, now: Instant) {
-        if !self.again.is_due(now) {
-            return;
+        if self.again.is_due(now) {
+            let (text, hint) = (&self.text, self.hint.as_deref());
+            let seconds = (now - self.since).as_secs();
+            tracing::warn!(hint, "still, after {seconds} s: {text}");
         }
-        let (text, hint) = (&self.text, self.hint.as_deref());
-        let seconds = (now - self.since).as_secs();
-        tracing::warn!(hint, "still, after {seconds} s: {text}");
     }
 }
 
@@ -282,7 +279,7 @@ impl Health {
         let mut state = self.lock();
         if let Some(trouble) = state.troubles.remove(topic) {
             let (text, seconds) = (&trouble.text, trouble.since.elapsed().as_secs_f64());
-            tracing::info!("over after {seconds:.1} s: {text}");
+            tracing::info!("resolved after {seconds:.1} s: {text}");
             self.show(&state);
         }
     }
@@ -292,6 +289,13 @@ impl Health {
         let gone = |topic: &&Topic| kind(topic) && !keep.contains(topic);
         let topics: Vec<Topic> = self.lock().troubles.keys().filter(gone).cloned().collect();
         topics.iter().for_each(|topic| self.over(topic));
+    }
+
+    /// Drops troubles of a kind without a word: nobody looks any more whether they are over.
+    pub fn forget(&self, kind: impl Fn(&Topic) -> bool) {
+        let mut state = self.lock();
+        state.troubles.retain(|topic, _| !kind(topic));
+        self.show(&state);
     }
 
     /// Awaits something that may rightly take long, giving signs of life.
@@ -477,7 +481,17 @@ mod tests {
         assert_eq!(said[1].1, "WARN still, after 10 s: it is full hint=\"empty it\"");
         health.over(&Topic::Slot);
         health.over(&Topic::Slot);
-        assert_eq!(log.lines(), ["INFO over after 3600.0 s: it is full"]);
+        assert_eq!(log.lines(), ["INFO resolved after 3600.0 s: it is full"]);
+    }
+
+    #[test]
+    fn what_is_forgotten_is_taken_back_and_not_told_as_resolved() {
+        let (log, _guard) = Log::start();
+        let health = streaming();
+        health.trouble(Topic::Redis, "redis is away", None);
+        health.forget(|topic| *topic == Topic::Redis);
+        assert_eq!(health.readiness(), (true, "ready\n".to_owned()));
+        assert_eq!(log.lines(), ["WARN redis is away"]);
     }
 
     #[test]

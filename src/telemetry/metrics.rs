@@ -168,7 +168,7 @@ pub struct Metrics {
     pub redis_errors: Family<KindLabel, Counter>,
     /// Connections that were lost, of Postgres the sessions; each is made again.
     pub reconnects: Family<PeerLabel, Counter>,
-    /// Sweeps of everything because history could not be shown to be unbroken.
+    /// Sweeps of what may be stale because a change may have been missed.
     pub resyncs: Family<ReasonLabel, Counter>,
 }
 
@@ -317,7 +317,7 @@ impl Metrics {
                 .family("walsweep_reconnects_total", "Connections lost, each to be made again"),
             resyncs: table.family(
                 "walsweep_resyncs_total",
-                "Sweeps of everything because history was not shown to be unbroken",
+                "Sweeps of what may be stale because a change may have been missed",
             ),
             registry: Mutex::new(table.0),
         };

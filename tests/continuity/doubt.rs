@@ -220,8 +220,8 @@ async fn a_table_that_reads_otherwise_sweeps_the_keys_of_its_rules_and_lookups_w
     );
     let of_lookup = "read by a lookup: column `name` of `public.products` was altered";
     for said in [
-        "session ended: what the rules depend on was changed: column `name` of `public.products` \
-         was altered",
+        "a new session with postgres begins: what the rules read was changed: column `name` of \
+         `public.products` was altered",
         "keys of rule `products`: column `name` of `public.products` was altered",
         &format!("2 keys of rule `items` ({of_lookup})"),
         "4 keys of rule `orders` (column `user_id` of `public.orders` was altered)",
@@ -231,7 +231,7 @@ async fn a_table_that_reads_otherwise_sweeps_the_keys_of_its_rules_and_lookups_w
     ] {
         sidecar.wait_log(said).await;
     }
-    let warns = |line: &String| line.contains("WARN") && line.contains("session ended");
+    let warns = |line: &String| line.contains("WARN") && line.contains("session with postgres");
     assert!(!sidecar.log().iter().any(warns), "what has to end a session is no trouble");
 }
 
@@ -301,7 +301,8 @@ async fn check_says_what_the_next_start_will_sweep() {
     sidecar.setup();
     fill(&bed).await;
     let said = check(&sidecar);
-    let everything = "the next start will sweep everything: there is no watermark in redis";
+    let everything =
+        "the next start will sweep everything: walsweep's watermark key is not in redis";
     assert!(said.contains(everything) && said.contains("`category:*:*`"), "{said}");
     expect(&bed, &[], "it only asks").await;
     assert_eq!(bed.watermark().await, None);

@@ -1,6 +1,8 @@
 //! Which keys a change of one row removes, by which rule, and what was widened and why: the answer
 //! of `walsweep explain`, from the same code that maps the stream.
 
+mod show;
+mod table;
 #[cfg(test)]
 mod tests;
 
@@ -10,8 +12,10 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use serde_json::Map;
-use tokio_postgres::{Client, Error as SqlError};
 
+pub use self::table::{Identity, Table, TableColumn, ask};
+
+use self::show::Shown;
 use crate::config::{Location, LookupRows, Missing, TableName};
 use crate::decode::{Column, OldKind, OldTuple, Relation, ReplicaIdentity, Tuple, Value};
 use crate::gather::{Change, Row};
@@ -40,7 +44,7 @@ pub enum Operation {
 
 /// A change to explain.
 ///
-/// JSON null is NULL, `true` is `t`, numbers stand as JSON writes them, texts as they are.
+/// JSON null is NULL; any other value is what its text is in the type of its column.
 #[derive(Clone, Debug)]
 pub struct Question {
     /// The table.
@@ -83,8 +87,38 @@ pub enum Error {
     #[error("read column `{0}`: an array or object is not the text that Postgres sends")]
     Nested(String),
     /// The table is not there.
-    #[error("explain: there is no table or materialized view `{0}`")]
-    NoTable(TableName),
+    #[error("explain: there is no table or materialized view `{table}`")]
+    NoTable {
+        /// The table that is asked about.
+        table: TableName,
+        /// The one that was perhaps meant.
+        like: Option<String>,
+    },
+    /// Only a materialized view is refreshed.
+    #[error("explain `refresh`: `{0}` is a table, and only a materialized view is refreshed")]
+    NotAView(TableName),
+    /// The rows of a view are not changed one by one.
+    #[error(
+        "explain `{operation}`: `{view}` is a materialized view: its rows change by REFRESH alone"
+    )]
+    OnlyRefreshed {
+        /// The operation.
+        operation: Operation,
+        /// The view.
+        view: TableName,
+    },
+    /// A value is none of its column's type.
+    #[error("read `--{option}`: column `{column}` is of type `{kind}`: {said}")]
+    NotOfType {
+        /// `old` or `new`.
+        option: &'static str,
+        /// The column.
+        column: String,
+        /// Its type.
+        kind: String,
+        /// What the server said.
+        said: String,
+    },
     /// A row, or the identity, names a column that the table does not have.
     #[error("read `--{option}`: `{table}` has no column `{column}`")]
     NoColumn {
@@ -108,7 +142,17 @@ impl Error {
             Error::MissingRow { version, .. } => Some(format!("add `--{version} JSON`")),
             Error::ExtraRow { version, .. } => Some(format!("leave `--{version}` out")),
             Error::Nested(_) => Some("give the value as a text, as psql shows it".to_owned()),
-            Error::NoTable(_) => Some("write `schema.table` as psql shows it".to_owned()),
+            Error::NoTable { like: Some(like), .. } => Some(format!("did you mean `{like}`?")),
+            Error::NoTable { like: None, .. } => {
+                Some("write `schema.table` as psql shows it".to_owned())
+            }
+            Error::NotAView(_) => {
+                Some("ask for `--op insert`, `update`, `delete` or `truncate`".to_owned())
+            }
+            Error::OnlyRefreshed { view, .. } => {
+                Some(format!("ask for its rules: they look at `{view}` with `--op refresh`"))
+            }
+            Error::NotOfType { .. } => Some("write it as psql shows it".to_owned()),
             Error::NoColumn { column, columns, .. } => {
                 Some(match nearest(column, columns.iter().map(String::as_str)) {
                     Some(like) => format!("did you mean `{like}`?"),
@@ -135,6 +179,8 @@ pub struct Explanation {
     /// Columns that the rows have and no rule of the table reads, each with one that a rule reads,
     /// is not given and is perhaps meant.
     pub unread: Vec<(String, Option<String>)>,
+    /// What has to be known besides, a sentence each.
+    pub notes: Vec<String>,
 }
 
 /// What one rule makes of the change.
@@ -170,12 +216,48 @@ pub enum Outcome {
     },
 }
 
-/// Tells what the rules make of a change.
+/// Sees whether a question can be answered at all, without a server.
 ///
 /// # Errors
-/// A row version is missing or is one too many, or a value cannot be one of Postgres.
-pub fn explain(rules: &mut Rules, question: &Question) -> Result<Explanation, Error> {
-    let change = change(rules, question)?;
+/// A row version is missing or is one too many; rules say that the table is a view, or that the
+/// view is a table.
+pub fn check(rules: &Rules, question: &Question) -> Result<(), Error> {
+    let Question { table, operation, old, new, .. } = question;
+    let is_refresh = *operation == Operation::Refresh;
+    if is_refresh && rules.tables().any(|one| one == table) {
+        return Err(Error::NotAView(table.clone()));
+    }
+    if !is_refresh && rules.views().any(|one| one == table) {
+        return Err(Error::OnlyRefreshed { operation: *operation, view: table.clone() });
+    }
+    let (has_old, has_new) = match operation {
+        Operation::Insert => (Some(false), true),
+        Operation::Update => (None, true),
+        Operation::Delete => (Some(true), false),
+        Operation::Truncate | Operation::Refresh => (Some(false), false),
+    };
+    expect_row(*operation, "old", old.is_some(), has_old)?;
+    expect_row(*operation, "new", new.is_some(), Some(has_new))
+}
+
+/// Tells what the rules make of a change. With the `table` as the server has it, values are of its
+/// types and the old row holds what its replica identity sends; without, the question alone tells.
+///
+/// # Errors
+/// Those of [`check`]; also a value that cannot be one of Postgres.
+pub fn explain(
+    rules: &mut Rules,
+    question: &Question,
+    table: Option<&Table>,
+) -> Result<Explanation, Error> {
+    check(rules, question)?;
+    let (asked, notes) = match table {
+        Some(table) => table.sent(question, &read_columns(rules, &question.table)),
+        None => (question.clone(), supposed(question)),
+    };
+    let unread = unread(rules, question);
+    let question = &asked;
+    let change = change(rules, question, table)?;
     let mut explained = Vec::new();
     for (at, name) in rules.names().to_vec().into_iter().enumerate() {
         let rule = RuleId(u16::try_from(at).expect("rules are counted in 16 bits"));
@@ -197,50 +279,33 @@ pub fn explain(rules: &mut Rules, question: &Question) -> Result<Explanation, Er
         rules: explained,
         tables: rules.tables().cloned().collect(),
         views: rules.views().cloned().collect(),
-        unread: unread(rules, question),
+        unread,
+        notes,
     })
 }
 
-/// Compares the columns that a question names with those that its table has.
-///
-/// # Errors
-/// The table is not there, or has no such column.
-pub async fn compare(question: &Question, sql: &Client) -> Result<Result<(), Error>, SqlError> {
-    let TableName { schema, name } = &question.table;
-    let rows = sql.query(include_str!("../../../sql/explain_columns.sql"), &[schema, name]).await?;
-    let columns =
-        rows.iter().map(|row| row.try_get(0)).collect::<Result<Vec<String>, SqlError>>()?;
-    Ok(fits(question, columns))
+/// What is supposed where no server was asked.
+fn supposed(question: &Question) -> Vec<String> {
+    let rows = question.old.is_some() || question.new.is_some();
+    let types = "without the table, a value is of the type that it has in JSON, and a text that \
+                 reads like a time is a timestamp";
+    let is_old = matches!(question.operation, Operation::Update | Operation::Delete);
+    let old = "without the table, Postgres is supposed to send of the old row what `--old` holds";
+    [(rows, types), (is_old, old)]
+        .into_iter()
+        .filter(|(is_so, _)| *is_so)
+        .map(|(_, text)| text.to_owned())
+        .collect()
 }
 
-fn fits(question: &Question, columns: Vec<String>) -> Result<(), Error> {
-    if columns.is_empty() {
-        return Err(Error::NoTable(question.table.clone()));
-    }
-    let of = |option: &'static str, row: &Option<Object>| {
-        let names = row.iter().flat_map(Object::keys).cloned();
-        names.map(|name| (option, name)).collect::<Vec<_>>()
-    };
-    let identity = question.identity.iter().map(|name| ("identity", name.clone()));
-    let mut named = of("old", &question.old).into_iter().chain(of("new", &question.new));
-    let unknown = |(_, column): &(&str, String)| !columns.contains(column);
-    let wrong = named.find(unknown).or_else(|| identity.clone().find(unknown));
-    match wrong {
-        Some((option, column)) => {
-            let table = question.table.clone();
-            Err(Error::NoColumn { option, table, column, columns })
-        }
-        None => Ok(()),
-    }
+/// The columns that the rules of a table read.
+fn read_columns<'a>(rules: &'a Rules, table: &TableName) -> BTreeSet<&'a str> {
+    rules.column_uses().filter(|used| used.table == table).map(|used| used.column).collect()
 }
 
 /// Columns of the rows that no rule of the table reads.
 fn unread(rules: &Rules, question: &Question) -> Vec<(String, Option<String>)> {
-    let read: BTreeSet<&str> = rules
-        .column_uses()
-        .filter(|used| used.table == &question.table)
-        .map(|used| used.column)
-        .collect();
+    let read = read_columns(rules, &question.table);
     let given: BTreeSet<&str> = [&question.old, &question.new]
         .into_iter()
         .flatten()
@@ -328,16 +393,8 @@ fn waiting(rules: &Rules, template: &str, rows: &[Wanted]) -> String {
 }
 
 /// The change that Postgres would send.
-fn change(rules: &Rules, question: &Question) -> Result<Change, Error> {
+fn change(rules: &Rules, question: &Question, known: Option<&Table>) -> Result<Change, Error> {
     let Question { table, operation, old, new, identity } = question;
-    let (has_old, has_new) = match operation {
-        Operation::Insert => (Some(false), true),
-        Operation::Update => (None, true),
-        Operation::Delete => (Some(true), false),
-        Operation::Truncate | Operation::Refresh => (Some(false), false),
-    };
-    expect_row(*operation, "old", old.is_some(), has_old)?;
-    expect_row(*operation, "new", new.is_some(), Some(has_new))?;
     let mut columns: BTreeSet<&str> =
         [old, new].into_iter().flatten().flat_map(Object::keys).map(String::as_str).collect();
     if *operation == Operation::Delete {
@@ -358,7 +415,9 @@ fn change(rules: &Rules, question: &Question) -> Result<Change, Error> {
             .map(|name| Column {
                 is_key: is_key(name),
                 name: (*name).to_owned(),
-                type_id: type_of([old, new].into_iter().flatten().find_map(|row| row.get(*name))),
+                type_id: known.and_then(|table| table.type_id(name)).unwrap_or_else(|| {
+                    type_of([old, new].into_iter().flatten().find_map(|row| row.get(*name)))
+                }),
                 type_modifier: -1,
             })
             .collect(),
@@ -447,121 +506,5 @@ impl fmt::Display for Operation {
             Operation::Truncate => "truncate",
             Operation::Refresh => "refresh",
         })
-    }
-}
-
-impl fmt::Display for Explanation {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.rules.is_empty() {
-            write!(formatter, "no rule looks at `{}`; rules look at", self.table)?;
-            for (at, table) in self.tables.iter().enumerate() {
-                write!(formatter, "{} `{table}`", if at == 0 { "" } else { "," })?;
-            }
-            for view in &self.views {
-                write!(formatter, "; at `{view}` with `--op refresh`")?;
-            }
-            let tables: Vec<String> = self.tables.iter().map(ToString::to_string).collect();
-            let wanted = self.table.to_string();
-            if let Some(like) = nearest(&wanted, tables.iter().map(String::as_str))
-                && like != wanted
-            {
-                write!(formatter, "; did you mean `{like}`?")?;
-            }
-            return writeln!(formatter);
-        }
-        for (at, explained) in self.rules.iter().enumerate() {
-            if at > 0 {
-                writeln!(formatter)?;
-            }
-            writeln!(formatter, "rule `{}` (line {})", explained.rule, explained.at.line)?;
-            self.outcome(formatter, &explained.outcome)?;
-        }
-        if !self.unread.is_empty() {
-            writeln!(formatter)?;
-        }
-        for (column, meant) in &self.unread {
-            write!(formatter, "unread     `{column}`: no rule of `{}` reads it", self.table)?;
-            match meant {
-                Some(meant) => writeln!(formatter, "; did you mean `{meant}`?")?,
-                None => writeln!(formatter)?,
-            }
-        }
-        Ok(())
-    }
-}
-
-impl Explanation {
-    fn outcome(&self, formatter: &mut fmt::Formatter<'_>, outcome: &Outcome) -> fmt::Result {
-        let (exact, patterns, widened, lookups) = match outcome {
-            Outcome::OtherOperation => {
-                return writeln!(formatter, "  nothing  it does not look at {}", self.operation);
-            }
-            Outcome::Unchanged => {
-                return writeln!(formatter, "  nothing  no column of `changed` differs");
-            }
-            Outcome::ConditionFalse => {
-                return writeln!(formatter, "  nothing  its `when` is false");
-            }
-            Outcome::Keys { exact, patterns, widened, lookups } => {
-                (exact, patterns, widened, lookups)
-            }
-        };
-        if exact.is_empty() && patterns.is_empty() && lookups.is_empty() {
-            writeln!(formatter, "  nothing  a value of every key is NULL, or its version missing")?;
-        }
-        let exact = exact.iter().map(|(key, from)| ("key    ", key.as_slice(), from));
-        let patterns = patterns.iter().map(|(one, from)| ("pattern", one.as_bytes(), from));
-        for (kind, key, from) in exact.chain(patterns) {
-            write!(formatter, "  {kind}  {}", Shown(key))?;
-            match from {
-                Some(template) => writeln!(formatter, "  from `{template}`")?,
-                None => writeln!(formatter)?,
-            }
-        }
-        for lookup in lookups {
-            writeln!(formatter, "  lookup   {lookup}")?;
-        }
-        for (reason, columns) in widened {
-            write!(formatter, "  widened  {}: {}", reason.as_str(), why(*reason))?;
-            match columns.as_slice() {
-                [] => writeln!(formatter)?,
-                [column] => writeln!(formatter, " (column `{column}`)")?,
-                columns => writeln!(formatter, " (columns `{}`)", columns.join("`, `"))?,
-            }
-        }
-        Ok(())
-    }
-}
-
-fn why(reason: WidenReason) -> &'static str {
-    match reason {
-        WidenReason::ReplicaIdentity => {
-            "an old value is not sent; set `replica identity full`, or declare it `immutable`"
-        }
-        WidenReason::UnchangedToast => "a value did not change, and was not sent",
-        WidenReason::Truncate => "every row is gone",
-        WidenReason::Limit => "a limit of the key set was reached",
-        WidenReason::MissingColumn => "a column is not in the row",
-        WidenReason::NotText => "a filter needs text, and the value is none",
-        WidenReason::ConditionUnknown => "`when` depends on what is unknown, and counts as true",
-        WidenReason::ConditionFailed => "`when` cannot be evaluated, and counts as true",
-        WidenReason::LookupNoRow => "a lookup finds no row",
-        WidenReason::LookupManyRows => "a lookup finds more than one row",
-        WidenReason::LookupLimit => "a lookup finds more rows than its `limit`",
-        WidenReason::LookupOldRow => "a row that a lookup read is another one now",
-        WidenReason::LookupFailed => "a lookup fails, or is not answered in time",
-        WidenReason::LargeValue => "a value is large, and is not kept",
-    }
-}
-
-/// Bytes for people.
-struct Shown<'a>(&'a [u8]);
-
-impl fmt::Display for Shown<'_> {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match std::str::from_utf8(self.0) {
-            Ok(text) => formatter.write_str(text),
-            Err(_) => write!(formatter, "{}", self.0.escape_ascii()),
-        }
     }
 }

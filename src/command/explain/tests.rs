@@ -1,6 +1,8 @@
 //! What a change is explained as.
 
-use super::{Error, Object, Operation, Question, explain};
+use super::{
+    Error, Explanation, Identity, Object, Operation, Question, Table, TableColumn, explain,
+};
 use crate::config::{self, Located, Location, LookupRows, Missing, Operations, Rule, TableName};
 use crate::keys::Rules;
 
@@ -43,7 +45,12 @@ fn ask(operation: &str, old: &str, new: &str) -> Result<String, Error> {
         new: object(new),
         identity: vec!["match_id".to_owned()],
     };
-    explain(&mut rules(), &question).map(|explanation| explanation.to_string())
+    explain(&mut rules(), &question, None).map(shown)
+}
+
+/// The answer without what is noted of every one that no server was asked for.
+fn shown(explanation: Explanation) -> String {
+    Explanation { notes: Vec::new(), ..explanation }.to_string()
 }
 
 #[track_caller]
@@ -114,22 +121,93 @@ fn a_column_that_the_table_has_not_is_told_with_the_option_that_names_it() {
         new: object(r#"{"model": 1}"#),
         identity: vec![identity.to_owned()],
     };
-    let fits = |question: &Question, columns: &[&str]| {
-        super::fits(question, columns.iter().map(|one| (*one).to_owned()).collect())
-    };
-    let columns = ["match_id", "model"];
-    assert_eq!(fits(&question(r#"{"model": 1}"#, "match_id"), &columns), Ok(()));
+    let table = known(&[("match_id", 23), ("model", 25)], Identity::Full);
+    assert_eq!(table.fits(&question(r#"{"model": 1}"#, "match_id"), false), Ok(()));
     for (question, said, hint) in [
         (question(r#"{"matchid": 1}"#, "match_id"), "read `--old`: ", "did you mean `match_id`?"),
         (question("", "x"), "read `--identity`: ", "its columns are `match_id`, `model`"),
     ] {
-        let error = fits(&question, &columns).unwrap_err();
+        let error = table.fits(&question, false).unwrap_err();
         assert!(error.to_string().starts_with(said), "{error}");
         assert!(error.to_string().contains("`public.predictions` has no column `"), "{error}");
         assert_eq!(error.hint().as_deref(), Some(hint));
     }
-    let gone = fits(&question("", "match_id"), &[]).unwrap_err();
-    assert_eq!(gone, Error::NoTable(table("predictions")));
+}
+
+fn known(columns: &[(&str, u32)], identity: Identity) -> Table {
+    let column = |(name, type_id): &(&str, u32)| TableColumn {
+        name: (*name).to_owned(),
+        type_id: *type_id,
+        type_name: None,
+    };
+    Table { columns: columns.iter().map(column).collect(), identity }
+}
+
+/// What the table's replica identity does not send is unknown, whatever the question tells of it.
+#[test]
+fn of_the_old_row_there_is_what_the_replica_identity_sends() {
+    let ask = |identity: &Identity, operation: &str, old: &str, new: &str| {
+        let table = known(&[("match_id", 23), ("model", 25), ("scored", 16)], identity.clone());
+        let question = Question {
+            table: self::table("predictions"),
+            operation: operation.parse().unwrap(),
+            old: object(old),
+            new: object(new),
+            identity: Vec::new(),
+        };
+        explain(&mut rules(), &question, Some(&table)).unwrap().to_string()
+    };
+    let row = r#"{"match_id": 7, "model": "a", "scored": "f"}"#;
+    let key = Identity::Columns(vec!["match_id".to_owned()]);
+    let whole = ask(&Identity::Full, "delete", row, "");
+    assert!(whole.contains("key      p:7:a") && !whole.contains("note"), "{whole}");
+    let cut = ask(&key, "delete", row, "");
+    assert!(cut.contains("pattern  p:7:*") && !cut.contains("p:7:a"), "{cut}");
+    let note = "note       of `--old` Postgres sends no `model`, `scored`: the replica identity is \
+                `match_id`\n";
+    assert!(cut.ends_with(note), "{cut}");
+    // Nothing is sent of an old row whose identity stays, so `scored` may have changed.
+    let update = ask(&key, "update", row, r#"{"scored": "f"}"#);
+    assert!(update.contains("key      p:7:a") && update.contains("pattern  p:7:*"), "{update}");
+    let moved = ask(&key, "update", row, r#"{"match_id": 8}"#);
+    for part in ["key      p:8:a", "pattern  p:7:*"] {
+        assert!(moved.contains(part), "{part}: {moved}");
+    }
+    let bare = ask(&Identity::Columns(Vec::new()), "delete", row, "");
+    assert!(bare.contains("pattern  p:*:*") && bare.contains("refuses this statement"), "{bare}");
+    let untold = ask(&Identity::Full, "update", "", row);
+    let note = "note       Postgres sends the whole old row; `--old` does not tell `match_id`, \
+                `model`, `scored`, which counts as unknown here\n";
+    assert!(untold.ends_with(note), "{untold}");
+}
+
+#[test]
+fn a_table_is_not_refreshed() {
+    let error = ask("refresh", "", "").unwrap_err();
+    assert_eq!(error, Error::NotAView(table("predictions")));
+    let hint = "ask for `--op insert`, `update`, `delete` or `truncate`";
+    assert_eq!(error.hint().as_deref(), Some(hint));
+}
+
+#[test]
+fn without_the_table_it_is_said_what_is_supposed() {
+    let question = |operation: &str, old: &str, new: &str| Question {
+        table: table("predictions"),
+        operation: operation.parse().unwrap(),
+        old: object(old),
+        new: object(new),
+        identity: Vec::new(),
+    };
+    for (question, notes) in [
+        (question("truncate", "", ""), 0),
+        (question("insert", "", "{}"), 1),
+        (question("delete", "{}", ""), 2),
+    ] {
+        let answer = explain(&mut rules(), &question, None).unwrap();
+        assert_eq!(answer.notes.len(), notes, "{:?}", answer.notes);
+        let said = answer.to_string();
+        assert_eq!(said.matches("\nnote       without the table, ").count(), notes, "{said}");
+    }
 }
 
 #[test]
@@ -153,10 +231,10 @@ fn a_table_without_rules_is_told_with_those_that_have_some() {
         new: None,
         identity: Vec::new(),
     };
-    let answer = explain(&mut rules(), &question).unwrap().to_string();
+    let answer = shown(explain(&mut rules(), &question, None).unwrap());
     assert_eq!(answer, "no rule looks at `public.other`; rules look at `public.predictions`\n");
     let near = Question { table: table("prediction"), ..question };
-    let answer = explain(&mut rules(), &near).unwrap().to_string();
+    let answer = shown(explain(&mut rules(), &near, None).unwrap());
     assert!(answer.ends_with("; did you mean `public.predictions`?\n"), "{answer}");
 }
 
@@ -192,7 +270,7 @@ fn a_lookup_says_what_becomes_of_its_rows() {
             new: None,
             identity: Vec::new(),
         };
-        let answer = explain(&mut rules, &question).unwrap().to_string();
+        let answer = shown(explain(&mut rules, &question, None).unwrap());
         let expected = format!("  lookup   k:{{team.x}}, team: id = 5{said}");
         assert_eq!(answer.lines().nth(1), Some(&*expected));
     }

@@ -453,13 +453,11 @@ impl<'a> Stream<'a> {
     fn resync(&mut self, doubt: Doubt, health: &Health, metrics: &Metrics) {
         let (broken, keys) = (doubt.reason(), self.rules.part(|place| doubt.is_of(place)));
         let reason = broken.as_str();
-        match doubt {
-            Doubt::Everything(_) => {
-                tracing::warn!(reason, "history is not shown to be unbroken: sweeping everything");
+        for what in doubt.told(self.rules.names()) {
+            match doubt {
+                Doubt::Everything(_) => tracing::warn!(reason, "sweeping {what}"),
+                Doubt::Keys(_) => tracing::info!(reason, "sweeping {what}"),
             }
-            Doubt::Keys(_) => doubt.told(self.rules.names()).into_iter().for_each(|what| {
-                tracing::info!(reason, "sweeping {what}");
-            }),
         }
         metrics.resyncs.get_or_create(&ReasonLabel { reason }).inc();
         health.set(Phase::Sweeping(reason));
@@ -532,7 +530,7 @@ impl<'a> Stream<'a> {
         let phase = watched.0.phase();
         watched.0.set(Phase::Stopping);
         if self.is_draining((watched.0, phase)) {
-            tracing::info!("waiting for keys on their way");
+            tracing::info!("stopping: waiting until the last keys are removed and confirmed");
         }
         let inputs = self.ends.inputs.clone();
         let deadline = Instant::now() + DRAIN_TIMEOUT;
@@ -562,7 +560,9 @@ impl<'a> Stream<'a> {
         }
         match self.slot.close(CLOSE_TIMEOUT).await {
             Ok(()) => tracing::info!(%confirmed, "stopped"),
-            Err(error) => tracing::warn!(%confirmed, %error, "stopped without a farewell"),
+            Err(error) => {
+                tracing::warn!(%confirmed, %error, "stopped; the stream did not end in order");
+            }
         }
         Ok(())
     }

@@ -9,6 +9,7 @@ use crate::config::TableName;
 use crate::decode::Relation;
 use crate::gather::Transaction;
 use crate::keys::{KeySet, RuleId, Rules, WidenReason};
+use crate::words::counted;
 
 /// Keys of a transaction that are told, at most.
 const TOLD_MAX: usize = 100;
@@ -16,8 +17,8 @@ const TOLD_MAX: usize = 100;
 /// What one rule gives.
 #[derive(Default)]
 struct OfRule {
-    keys: usize,
-    patterns: usize,
+    keys: u64,
+    patterns: u64,
     widened: Vec<(WidenReason, u64)>,
 }
 
@@ -83,7 +84,8 @@ fn by_rule(keys: &KeySet, names: &[String]) -> String {
             format!(", widened {count} ({})", reason.as_str())
         };
         let widened: String = of.widened.iter().map(reason).collect();
-        format!("rule `{name}` {} keys, {} patterns{widened}", of.keys, of.patterns)
+        let (keys, patterns) = (counted(of.keys, "key"), counted(of.patterns, "pattern"));
+        format!("rule `{name}` {keys}, {patterns}{widened}")
     };
     let parts: Vec<String> = rules.into_iter().map(part).collect();
     parts.join("; ")

@@ -216,7 +216,9 @@ impl Watch {
 
 impl Drop for Watch {
     fn drop(&mut self) {
-        self.over();
+        if self.since.is_some() {
+            self.health.forget(|topic| *topic == Topic::Fence);
+        }
     }
 }
 

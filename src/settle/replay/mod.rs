@@ -385,7 +385,7 @@ impl Replicas {
 
 impl Drop for Replicas {
     fn drop(&mut self) {
-        self.health.over_but(|topic| matches!(topic, Topic::Replica(_)), &[]);
+        self.health.forget(|topic| matches!(topic, Topic::Replica(_)));
     }
 }
 

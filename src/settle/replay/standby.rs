@@ -231,7 +231,7 @@ async fn watch_one<S: Standby>(
         let answer = timeout(ANSWER_TIMEOUT, standby.replayed());
         let answer = answer.await.map_err(|_elapsed| StandbyError::Timeout)??;
         if !up.set(true) {
-            tracing::info!(replica = standby.name(), replayed = %answer.replayed, "follows");
+            tracing::info!(replica = standby.name(), replayed = %answer.replayed, "following");
             board.note(at, None);
         }
         let is_older = known

@@ -85,7 +85,7 @@ impl Watermark {
     }
 }
 
-/// Why history is not shown to be unbroken.
+/// Why a change may have been missed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Broken {
     /// No watermark: a first start, or a Redis that is empty or older than the first one.
@@ -143,12 +143,16 @@ impl Broken {
     #[must_use]
     pub fn told(self) -> &'static str {
         match self {
-            Broken::WatermarkMissing => "there is no watermark in redis, as before a first start",
-            Broken::WatermarkForeign => "what stands under the watermark's name is none",
-            Broken::WatermarkBehind => "redis went back, or the slot is another one",
+            Broken::WatermarkMissing => {
+                "walsweep's watermark key is not in redis, as before a first start"
+            }
+            Broken::WatermarkForeign => {
+                "the key of walsweep's watermark in redis holds something else"
+            }
+            Broken::WatermarkBehind => "redis lost removals, or the slot is another one",
             Broken::OtherSystem => "the watermark is of another postgres cluster",
             Broken::OtherTimeline => "the watermark is of another timeline",
-            Broken::UncleanRestart => "the server did not end in order since",
+            Broken::UncleanRestart => "postgres did not shut down in order since the last removal",
             Broken::WatermarkAhead => "the watermark is ahead of the server's log",
             Broken::OtherRules => "the watermark is of other rules, and does not tell which",
             Broken::TablesChanged => "the rules' tables are not what they were",

@@ -408,7 +408,7 @@ impl Doubt {
         };
         let reasons: BTreeSet<&Why> = keys.values().collect();
         let mut told: Vec<String> =
-            reasons.iter().take(REASONS_OF_LINE_MAX).map(ToString::to_string).collect();
+            reasons.iter().take(REASONS_OF_LINE_MAX).map(|why| why.alone()).collect();
         if reasons.len() > REASONS_OF_LINE_MAX {
             told.push(format!("{} more", reasons.len() - REASONS_OF_LINE_MAX));
         }
@@ -447,6 +447,18 @@ impl Doubt {
     }
 }
 
+impl Why {
+    /// The same where no rule is named before it.
+    fn alone(&self) -> String {
+        match self {
+            Why::Wider => "a rule is new, or covers more than before".to_owned(),
+            Why::Suspended => "a rule is suspended now".to_owned(),
+            Why::WasSuspended => "a rule was suspended until now".to_owned(),
+            Why::Table(_) | Why::Lookup(_) | Why::Publication | Why::Trigger => self.to_string(),
+        }
+    }
+}
+
 impl fmt::Display for Why {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         let what = match self {
@@ -456,7 +468,7 @@ impl fmt::Display for Why {
             Why::Publication => "the publication was altered",
             Why::Trigger => "the event trigger that tells of refreshes was altered",
             Why::Suspended => "suspended now",
-            Why::WasSuspended => "suspended before",
+            Why::WasSuspended => "suspended until now",
         };
         formatter.write_str(what)
     }

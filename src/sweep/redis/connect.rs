@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use redis::aio::{AsyncPushSender, MultiplexedConnection};
 use redis::{
-    AsyncConnectionConfig, Client, ClientTlsConfig, ErrorKind, IntoConnectionInfo, ProtocolVersion,
-    RedisError, ServerErrorKind, TlsCertificates, cmd,
+    AsyncConnectionConfig, Client, ClientTlsConfig, ConnectionInfo, ErrorKind, IntoConnectionInfo,
+    ProtocolVersion, RedisError, ServerErrorKind, TlsCertificates, cmd,
 };
 use rustls::RootCertStore;
 use rustls::pki_types::CertificateDer;
@@ -52,8 +52,13 @@ pub enum ConnectError {
         source: std::io::Error,
     },
     /// The server could not be reached, or refused the login or the database.
-    #[error("connect to redis: {0}")]
-    Redis(Error),
+    #[error("connect to redis at `{address}`: {error}")]
+    Redis {
+        /// Host and port, or the path of the socket.
+        address: String,
+        /// Why.
+        error: Error,
+    },
 }
 
 impl ConnectError {
@@ -65,7 +70,9 @@ impl ConnectError {
             ConnectError::CaFile { .. }
             | ConnectError::Certificate { .. }
             | ConnectError::PasswordFile { .. } => true,
-            ConnectError::Redis(error) => matches!(error.kind(), Kind::Auth | Kind::NoPerm),
+            ConnectError::Redis { error, .. } => {
+                matches!(error.kind(), Kind::Auth | Kind::NoPerm)
+            }
         };
         is_refused.then(|| self.to_string())
     }
@@ -78,7 +85,7 @@ impl From<ConnectError> for Error {
             ConnectError::CaFile { .. }
             | ConnectError::Certificate { .. }
             | ConnectError::PasswordFile { .. } => Kind::Io,
-            ConnectError::Redis(error) => error.kind(),
+            ConnectError::Redis { error, .. } => error.kind(),
         };
         Error::Lost(error.to_string(), kind)
     }
@@ -121,7 +128,7 @@ async fn open(
     let mut connection = client
         .get_multiplexed_async_connection_with_config(&config)
         .await
-        .map_err(|error| failed(&error))?;
+        .map_err(|error| failed(client.get_connection_info(), &error))?;
     // Only a name for `CLIENT LIST`; an ACL may forbid it.
     let mut name = cmd("CLIENT");
     name.arg("SETNAME").arg("walsweep");
@@ -135,7 +142,10 @@ fn client(
 ) -> Result<Client, ConnectError> {
     // The client library brings no cryptography. A provider that is installed already is as good.
     drop(rustls::crypto::ring::default_provider().install_default());
-    let info = redis.url.as_str().into_connection_info().map_err(|error| failed(&error))?;
+    let info = redis.url.as_str().into_connection_info().map_err(|error| {
+        // The configuration was judged; a URL is not shown, for what it may hold.
+        ConnectError::Redis { address: "redis.url".to_owned(), error: told(&error) }
+    })?;
     // Small requests must not wait for the acknowledgement of the one before.
     let tcp = info.tcp_settings().clone().set_nodelay(true);
     let mut settings = info.redis_settings().clone();
@@ -151,7 +161,7 @@ fn client(
     }
     let info = info.set_tcp_settings(tcp).set_redis_settings(settings);
     if redis.ca_file.is_none() && redis.client_certificate.is_none() {
-        return Client::open(info).map_err(|error| failed(&error));
+        return Client::open(info.clone()).map_err(|error| failed(&info, &error));
     }
     let root_cert = redis.ca_file.as_ref().map(|path| {
         authorities(path).map_err(|source| ConnectError::CaFile { path: path.clone(), source })
@@ -165,7 +175,7 @@ fn client(
     });
     let (client_tls, root_cert) = (client_tls.transpose()?, root_cert.transpose()?);
     let certificates = TlsCertificates { client_tls, root_cert };
-    Client::build_with_tls(info, certificates).map_err(|error| failed(&error))
+    Client::build_with_tls(info.clone(), certificates).map_err(|error| failed(&info, &error))
 }
 
 /// The content of a PEM file, checked here: the client library trusts nobody when a file holds no
@@ -183,12 +193,17 @@ fn authorities(path: &Path) -> Result<Vec<u8>, std::io::Error> {
     Ok(pem)
 }
 
+/// A failed connection, with the place.
+fn failed(info: &ConnectionInfo, error: &RedisError) -> ConnectError {
+    ConnectError::Redis { address: info.addr().to_string(), error: told(error) }
+}
+
 /// The class and the text of a failed connection. No key was sent yet, so that more may be told
 /// than [`classify`] does: the cause of a broken connection or handshake, and the server's words
 /// about SELECT, the one command of the login whose refusal is not about the password.
-fn failed(error: &RedisError) -> ConnectError {
+fn told(error: &RedisError) -> Error {
     let class = classify(error);
-    let told = match (error.kind(), error.detail(), std::error::Error::source(error)) {
+    match (error.kind(), error.detail(), std::error::Error::source(error)) {
         (ErrorKind::Io, _, Some(cause)) => Error::new(class.kind(), cause.to_string()),
         (ErrorKind::InvalidClientConfig, ..) => Error::new(class.kind(), error.to_string()),
         (ErrorKind::Server(ServerErrorKind::ResponseError), Some(detail), _) => {
@@ -197,8 +212,7 @@ fn failed(error: &RedisError) -> ConnectError {
             Error::new(kind, format!("choose the database: {detail}"))
         }
         _ => class,
-    };
-    ConnectError::Redis(told)
+    }
 }
 
 /// The class of a client library's error, and its text without what the server quotes: an error

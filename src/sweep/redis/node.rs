@@ -247,7 +247,9 @@ impl Error {
                 "nothing is confirmed meanwhile: bring replicas back, or lower \
                  `redis.wait_replicas`",
             ),
-            Kind::Swapped => Some("what no watermark covers is removed again"),
+            Kind::Swapped => {
+                Some("none is needed: keys whose removal may be lost are removed again")
+            }
             Kind::WrongType => Some(
                 "a key named `walsweep:` and the slot's name is not ours: rename or remove it, or \
                  set `postgres.slot` to another name",
@@ -260,7 +262,8 @@ impl Error {
             Kind::NoReplicas => {
                 Some("bring replicas back, or lower `min-replicas-to-write` in Redis")
             }
-            Kind::Io | Kind::Timeout | Kind::Loading | Kind::Other => None,
+            Kind::Io | Kind::Timeout => Some("see that Redis runs, and that `redis.url` names it"),
+            Kind::Loading | Kind::Other => None,
         }
     }
 }

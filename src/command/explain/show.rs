@@ -1,0 +1,123 @@
+//! The words of an explanation.
+
+use std::fmt;
+
+use super::table::like;
+use super::{Explanation, Outcome};
+use crate::keys::WidenReason;
+
+impl fmt::Display for Explanation {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.rules.is_empty() {
+            write!(formatter, "no rule looks at `{}`; rules look at", self.table)?;
+            for (at, table) in self.tables.iter().enumerate() {
+                write!(formatter, "{} `{table}`", if at == 0 { "" } else { "," })?;
+            }
+            for view in &self.views {
+                write!(formatter, "; at `{view}` with `--op refresh`")?;
+            }
+            let known: Vec<_> = self.tables.iter().chain(&self.views).cloned().collect();
+            if let Some(like) = like(&self.table, &known) {
+                write!(formatter, "; did you mean `{like}`?")?;
+            }
+            return writeln!(formatter);
+        }
+        for (at, explained) in self.rules.iter().enumerate() {
+            if at > 0 {
+                writeln!(formatter)?;
+            }
+            writeln!(formatter, "rule `{}` (line {})", explained.rule, explained.at.line)?;
+            self.outcome(formatter, &explained.outcome)?;
+        }
+        if !self.unread.is_empty() {
+            writeln!(formatter)?;
+        }
+        for (column, meant) in &self.unread {
+            write!(formatter, "unread     `{column}`: no rule of `{}` reads it", self.table)?;
+            match meant {
+                Some(meant) => writeln!(formatter, "; did you mean `{meant}`?")?,
+                None => writeln!(formatter)?,
+            }
+        }
+        if !self.notes.is_empty() {
+            writeln!(formatter)?;
+        }
+        self.notes.iter().try_for_each(|note| writeln!(formatter, "note       {note}"))
+    }
+}
+
+impl Explanation {
+    fn outcome(&self, formatter: &mut fmt::Formatter<'_>, outcome: &Outcome) -> fmt::Result {
+        let (exact, patterns, widened, lookups) = match outcome {
+            Outcome::OtherOperation => {
+                return writeln!(formatter, "  nothing  it does not look at {}", self.operation);
+            }
+            Outcome::Unchanged => {
+                return writeln!(formatter, "  nothing  no column of `changed` differs");
+            }
+            Outcome::ConditionFalse => {
+                return writeln!(formatter, "  nothing  its `when` is false");
+            }
+            Outcome::Keys { exact, patterns, widened, lookups } => {
+                (exact, patterns, widened, lookups)
+            }
+        };
+        if exact.is_empty() && patterns.is_empty() && lookups.is_empty() {
+            writeln!(formatter, "  nothing  a value of every key is NULL, or its version missing")?;
+        }
+        let exact = exact.iter().map(|(key, from)| ("key    ", key.as_slice(), from));
+        let patterns = patterns.iter().map(|(one, from)| ("pattern", one.as_bytes(), from));
+        for (kind, key, from) in exact.chain(patterns) {
+            write!(formatter, "  {kind}  {}", Shown(key))?;
+            match from {
+                Some(template) => writeln!(formatter, "  from `{template}`")?,
+                None => writeln!(formatter)?,
+            }
+        }
+        for lookup in lookups {
+            writeln!(formatter, "  lookup   {lookup}")?;
+        }
+        for (reason, columns) in widened {
+            write!(formatter, "  widened  {}: {}", reason.as_str(), why(*reason))?;
+            match columns.as_slice() {
+                [] => writeln!(formatter)?,
+                [column] => writeln!(formatter, " (column `{column}`)")?,
+                columns => writeln!(formatter, " (columns `{}`)", columns.join("`, `"))?,
+            }
+        }
+        Ok(())
+    }
+}
+
+fn why(reason: WidenReason) -> &'static str {
+    match reason {
+        WidenReason::ReplicaIdentity => {
+            "an old value is not sent; set `replica identity full`, or declare it `immutable`"
+        }
+        WidenReason::UnchangedToast => "a value did not change, and was not sent",
+        WidenReason::Truncate => "every row is gone",
+        WidenReason::Limit => "a limit of the key set was reached",
+        WidenReason::MissingColumn => "a column is not in the row",
+        WidenReason::NotText => "a filter needs text, and the value is none",
+        WidenReason::ConditionUnknown => "`when` depends on what is unknown, and counts as true",
+        WidenReason::ConditionFailed => "`when` cannot be evaluated, and counts as true",
+        WidenReason::LookupNoRow => "a lookup finds no row",
+        WidenReason::LookupManyRows => "a lookup finds more than one row",
+        WidenReason::LookupLimit => "a lookup finds more rows than its `limit`",
+        WidenReason::LookupOldRow => "a row that a lookup read is another one now",
+        WidenReason::LookupFailed => "a lookup fails, or is not answered in time",
+        WidenReason::LargeValue => "a value is large, and is not kept",
+    }
+}
+
+/// Bytes for people.
+pub(super) struct Shown<'a>(pub(super) &'a [u8]);
+
+impl fmt::Display for Shown<'_> {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match std::str::from_utf8(self.0) {
+            Ok(text) => formatter.write_str(text),
+            Err(_) => write!(formatter, "{}", self.0.escape_ascii()),
+        }
+    }
+}
