@@ -582,5 +582,16 @@ mod tests {
         health.over_but(|topic| matches!(topic, Topic::Rule(_)), &[]);
         health.over(&Topic::Watch);
         assert_eq!(health.readiness(), (true, "ready\n".to_owned()));
+        let x = || "x".into();
+        let stale = [Topic::Session, Topic::Checks, Topic::Rule(x()), Topic::Refused(x())];
+        let stale = stale.into_iter().chain([Topic::Redis, Topic::RedisChecks, Topic::Late]);
+        let others = [Topic::Wide(x()), Topic::Replica(x()), Topic::Lookup(x()), Topic::Watermark];
+        let others = others.into_iter().chain([Topic::Throttled, Topic::Fence, Topic::Slot]);
+        let all = stale.map(|one| (one, false)).chain(others.map(|one| (one, true)));
+        for (topic, is_ready) in all.chain([(Topic::NewSlot, true)]) {
+            health.trouble(topic.clone(), "x", None);
+            assert_eq!(health.readiness().0, is_ready, "{topic:?}");
+            health.over(&topic);
+        }
     }
 }
