@@ -8,7 +8,8 @@
 -- Whatever is inserted or updated has the xmin of its transaction, be it frozen since, and whoever
 -- ran has one that is not older. A row that is deleted is one less of its catalog; of columns,
 -- their defaults and indexes none goes without a row of pg_class, or a newer one of its own. Names
--- of roles are read from a view, which has no xmin.
+-- and attributes of roles are read from a view, which has no xmin: also those by which a role reads
+-- more or less than before (inheritance, row security), so that lookups are tried again.
 -- Tables of a session alone do not count: applications make them all the time, and no rule names
 -- one. An xid is compared around its 32 bits, so it may not become too old.
 with temporary as (
@@ -74,8 +75,13 @@ select concat_ws(' ', pg_conf_load_time(), age($1::text::xid) not between 0 and 
                    select 10, xmin from pg_auth_members
                     union all
                    -- Comments of publications and of the function of an event trigger.
-                   select 11, xmin from pg_description where objoid >= 16384) as known
+                   select 11, xmin from pg_description where objoid >= 16384
+                    union all
+                   select 12, xmin from pg_policy
+                    union all
+                   select 13, xmin from pg_db_role_setting) as known
             group by known.catalog) as other),
   'roles',
-  (select sum(hashtextextended(concat_ws(' ', oid, rolname, rolsuper, rolreplication), 0))
+  (select sum(hashtextextended(concat_ws(' ', oid, rolname, rolsuper, rolinherit, rolreplication,
+                                         rolbypassrls), 0))
      from pg_roles))

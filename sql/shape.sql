@@ -22,8 +22,9 @@
 -- changes with SET DEFAULT, NOT NULL or STATISTICS, which write no row anew: the table's files
 -- stay.
 with recursive wanted as (
-  select c.oid, c.relkind, c.relname, c.relpersistence, c.relowner, n.oid as schema, n.nspname,
-         n.xmin as schema_version, t.xmin as version
+  select c.oid, c.relkind, c.relname, c.relpersistence, c.relowner, c.relrowsecurity,
+         c.relforcerowsecurity, n.oid as schema, n.nspname, n.xmin as schema_version,
+         t.xmin as version
     from unnest($1::text[], $2::text[]) as wanted (schema, name)
     join pg_namespace n on n.nspname = wanted.schema
     join pg_class c on c.relnamespace = n.oid and c.relname = wanted.name
@@ -110,6 +111,15 @@ select w.oid, 'schema', w.nspname, w.schema::text, w.schema_version::text,
          limit 1), false
   from wanted w
 union all
+-- Which rows whoever reads it is shown.
+select w.oid, 'security', null, concat_ws(' ', w.relforcerowsecurity, policy.versions), null, null,
+       false
+  from wanted w
+  left join (select polrelid, string_agg(concat_ws(' ', oid, xmin), ' ' order by oid) as versions
+               from pg_policy
+              group by polrelid) as policy on policy.polrelid = w.oid
+ where w.relrowsecurity
+union all
 -- The files of all its rows, partitions' and heirs' included.
 select f.root, 'files', null, sum(hashtextextended(concat_ws(' ', c.oid, c.relfilenode), 0))::text,
        null, null, false
@@ -183,3 +193,26 @@ select null, 'trigger', null,
   from pg_event_trigger e
   join pg_proc p on p.oid = e.evtfoid
  where e.evtname = $4
+union all
+-- As whom lookups read: what of the role, its settings and the database's changes what a query of
+-- theirs gives. Sessions that stand keep what they began with. Settings with a point in their name
+-- are the application's own.
+select null, 'role', null,
+       concat_ws(' ', r.rolsuper, r.rolbypassrls,
+                 (select string_agg(concat_ws(' ', s.setdatabase, s.setrole, setting), ' '
+                                    order by s.setdatabase, s.setrole, setting)
+                    from pg_db_role_setting s
+                   cross join unnest(s.setconfig) as setting
+                   where s.setrole in (0, r.oid)
+                     and s.setdatabase in (0, (select oid from pg_database
+                                                where datname = current_database()))
+                     and (split_part(setting, '=', 1) like '%.%'
+                          or lower(split_part(setting, '=', 1)) in (
+                               'search_path', 'standard_conforming_strings',
+                               'transform_null_equals', 'array_nulls', 'quote_all_identifiers',
+                               'datestyle', 'role', 'row_security', 'default_text_search_config',
+                               'lc_monetary', 'lc_numeric', 'lc_time', 'xmloption',
+                               'xmlbinary')))),
+       null, null, false
+  from pg_roles r
+ where r.rolname = session_user

@@ -148,6 +148,133 @@ async fn a_change_of_a_savepoint_or_a_prepared_transaction_is_noticed() {
     sidecar.wait_log("altered").await;
 }
 
+/// A catalog that is not read in time, as the server's limit or an administrator ends a question:
+/// the tables are looked at instead, and for a while nothing else is tried.
+#[tokio::test]
+async fn a_catalog_that_is_not_read_in_time_is_looked_at_by_the_names_of_the_tables() {
+    let bed = Bed::new(&TOLD).await;
+    let sidecar = bed.sidecar().await;
+    bed.sql
+        .run(
+            "set allow_system_table_mods = on;
+             insert into pg_description select id, 'pg_class'::regclass, 0, 'long ago'
+                                          from generate_series(2000000, 2500000) id;
+             reset allow_system_table_mods; create table written (id int)",
+        )
+        .await;
+    let cancel = "select count(pg_cancel_backend(pid)) from pg_stat_activity
+                   where application_name = 'walsweep watch' and state = 'active'
+                     and query like '-- A text that is another one%'";
+    let given_up = || sidecar.log().iter().filter(|line| line.contains("read its catalog")).count();
+    eventually(PATIENCE, "the catalog is given up", || async {
+        bed.sql.run("insert into written values (1)").await;
+        bed.sql.one::<i64>(cancel).await;
+        given_up() > 0
+    })
+    .await;
+    let before = Asked::of(&bed);
+    for table in ["one", "other"] {
+        bed.sql.run(&format!("create table {table} (id int)")).await;
+        let looked = before.looks;
+        let is_asked = || async { Asked::of(&bed).looks > looked };
+        eventually(PATIENCE, "the tables are looked at", is_asked).await;
+        sleep(LOOKS).await;
+    }
+    let since = Asked::of(&bed).since(before);
+    assert!(since.changes == 0 && since.looks > 1, "{since:?}");
+    assert_eq!((given_up(), sidecar.readyz().await), (1, Some(200)));
+    assert_eq!(sidecar.metric("walsweep_reconnects_total{peer=\"postgres\"}").await, 0.0);
+    bed.fill(&["item:1"]).await;
+    bed.sql.run("alter table item alter version type text using 'v' || version").await;
+    bed.gone("item:1").await;
+    sidecar.wait_log("altered").await;
+}
+
+/// A role that reads `team` by what it inherits.
+const READER: &str = "
+    create role reader; create role sweeper login replication; grant reader to sweeper;
+    create table team (id int primary key, label text);
+    insert into team select id, 'ours ' || id from generate_series(1, 100) id;
+    grant select on team to reader;
+    create schema other; create table other.team as select id, 'other ' || id as label from team;
+    grant usage on schema other to sweeper; grant select on other.team to sweeper;
+    create publication walsweep for table item;";
+
+const READER_RULES: &str = r#"
+[lookup.team]
+sql = "select label from team where id = $1"
+params = ["id"]
+
+[[rule]]
+name = "item"
+table = "public.item"
+keys = ["item:{id}", "team:{team.label}"]
+"#;
+
+/// Lookups are tried every 30 s, and whenever somebody wrote to the catalog: this waits less.
+#[tokio::test]
+async fn what_lookups_read_as_is_noticed_as_soon_as_the_catalog_is_written_to() {
+    let bed = Bed::new(&[]).await;
+    bed.sql.run(READER).await;
+    let postgres_url = bed.postgres.url().replace("postgres@", "sweeper@");
+    let settings = Settings { postgres_url, rules: READER_RULES.to_owned(), ..bed.settings() };
+    let mut sidecar = Sidecar::new(settings);
+    sidecar.start();
+    sidecar.wait_ready().await;
+    let (revoked, granted) = if bed.version().await < 16 {
+        ("alter role sweeper noinherit", "alter role sweeper inherit")
+    } else {
+        ("grant reader to sweeper with inherit false", "grant reader to sweeper with inherit true")
+    };
+    // The first trial is over.
+    sleep(LOOKS).await;
+    bed.sql.run(revoked).await;
+    let told = || async {
+        let page = sidecar.get("/readyz").await;
+        page.is_some_and(|(status, body)| {
+            status == 503 && body.contains("rule `item` is suspended")
+        })
+    };
+    eventually(PATIENCE, "what is not inherited any more is told", told).await;
+    bed.sql.run(granted).await;
+    let well = || async { sidecar.readyz().await == Some(200) };
+    eventually(PATIENCE, "it is well again", well).await;
+    let reads = async |label: &str| {
+        let key = format!("team:{label}");
+        let is_read = || async {
+            bed.fill(&[&key, "team:neither"]).await;
+            bed.sql.run("update item set version = version + 1 where id = 1").await;
+            bed.settled().await;
+            !bed.has(&key).await && bed.has("team:neither").await
+        };
+        eventually(PATIENCE, &format!("`{label}` is read"), is_read).await;
+    };
+    reads("ours 1").await;
+    for (altered, label) in [
+        ("alter role sweeper set search_path = other", "other 1"),
+        ("alter role sweeper reset search_path", "ours 1"),
+        ("alter database postgres set search_path = other", "other 1"),
+        ("alter role sweeper in database postgres set search_path = public", "ours 1"),
+    ] {
+        bed.fill(&["item:77", "team:before"]).await;
+        bed.sql.run(altered).await;
+        bed.gone("team:before").await;
+        assert!(bed.has("item:77").await, "{altered}: it needs no row");
+        reads(label).await;
+    }
+    for altered in ["alter role sweeper bypassrls", "alter role sweeper nobypassrls"] {
+        bed.fill(&["team:before"]).await;
+        bed.sql.run(altered).await;
+        bed.gone("team:before").await;
+    }
+    bed.fill(&["team:before"]).await;
+    bed.sql
+        .run("alter role sweeper set work_mem = '8MB'; alter role sweeper connection limit 99")
+        .await;
+    sleep(LOOKS).await;
+    assert!(bed.has("team:before").await, "nothing reads otherwise");
+}
+
 /// Rules for tables `t1` to `t{tables}`, and for the partitioned table `p`.
 fn rules(tables: usize) -> String {
     let names = (1..=tables).map(|one| format!("t{one}")).chain(["p".to_owned()]);

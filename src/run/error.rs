@@ -309,10 +309,21 @@ mod tests {
             (Error::Source(source::Error::SlotGone), false),
             (Error::Source(source::Error::TablesChanged(Doubt::none())), false),
         ] {
+            assert!(!error.condemns_slot(), "one more session may get further: {error}");
             assert_eq!(error.blames_slot(), is_blamed, "{error}");
             assert!(!is_blamed || error.verdict(true) == Verdict::Retry, "{error}");
             assert!(!is_blamed || error.verdict(false) == Verdict::Retry, "{error}");
         }
+    }
+
+    /// What was committed while there was no publication stays so, whoever reads it.
+    #[test]
+    fn a_publication_made_anew_condemns_the_slot_at_once() {
+        let server = ServerError { code: "42704".to_owned(), message: String::new() };
+        let (publication, cause) = ("p".to_owned(), capture::Error::Stream(server));
+        let error = Error::SlotBeforePublication { publication, cause };
+        assert!(error.condemns_slot() && error.blames_slot());
+        assert_eq!(error.verdict(true), Verdict::Retry);
     }
 
     #[test]

@@ -4,14 +4,27 @@
 //! First for the transactions that a question sees: as long as these are the same, so is the
 //! catalog, and that costs the server nothing. Where something was written, for the versions of the
 //! catalog's rows, once through. Only when these differ somebody has to look.
+//!
+//! A catalog that is very bloated is not read in time. What may have changed is then looked at, by
+//! the names of the rules' tables, which costs little on whichever catalog; for a while nobody asks
+//! for the versions, lest the server reads for seconds again and again.
 
+use std::time::Duration;
+
+use tokio::time::Instant;
+use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, Row, Statement};
+
+/// How long nobody asks for the versions of the catalog's rows after they were not read in time.
+const REST: Duration = Duration::from_secs(600);
 
 /// What is known of the catalog as it was looked at.
 #[derive(Default)]
 pub struct CatalogChanges {
     statements: Option<Statements>,
     kept: Option<Seen>,
+    /// When the versions were not read in time, for the last time.
+    late: Option<Instant>,
 }
 
 /// How the catalog was before a look at it.
@@ -21,8 +34,8 @@ pub struct Seen {
     moment: String,
     /// The oldest that it may not show, an xid.
     oldest: String,
-    /// What those from `oldest` on have changed.
-    changes: String,
+    /// What those from `oldest` on have changed; `None` where it was not read.
+    changes: Option<String>,
 }
 
 /// The questions, which are asked for as long as the session lasts.
@@ -39,26 +52,53 @@ impl CatalogChanges {
     ///
     /// # Errors
     ///
-    /// A question's.
+    /// A question's; but not that the server gave up reading the catalog for it.
     pub async fn since(&mut self, client: &Client) -> Result<Option<Seen>, tokio_postgres::Error> {
-        let Statements { moment, changes } = self.statements(client).await?;
-        let row = client.query_one(&moment, &[]).await?;
+        let statements = self.statements(client).await?;
+        let row = client.query_one(&statements.moment, &[]).await?;
         let (moment, oldest): (String, String) = (row.try_get(0)?, row.try_get(1)?);
-        let ask = async |oldest: &String| {
-            let row: Row = client.query_one(&changes, &[oldest]).await?;
-            row.try_get::<_, String>(0)
-        };
-        if let Some(kept) = &mut self.kept {
-            if kept.moment == moment {
-                return Ok(None);
-            }
-            if kept.changes == ask(&kept.oldest).await? {
+        let kept = self.kept.as_ref();
+        if kept.is_some_and(|kept| kept.moment == moment) {
+            return Ok(None);
+        }
+        let before = kept.and_then(|kept| Some((kept.oldest.clone(), kept.changes.clone()?)));
+        if let Some((oldest, changes)) = before {
+            let now = self.changes(client, &statements, &oldest).await?;
+            if let Some(kept) = self.kept.as_mut().filter(|_| now == Some(changes)) {
                 kept.moment = moment;
                 return Ok(None);
             }
         }
-        let changes = ask(&oldest).await?;
+        let changes = self.changes(client, &statements, &oldest).await?;
         Ok(Some(Seen { moment, oldest, changes }))
+    }
+
+    /// What transactions from `oldest` on have changed; `None` if the server does not say it in
+    /// time, or did not a while ago.
+    async fn changes(
+        &mut self,
+        client: &Client,
+        statements: &Statements,
+        oldest: &String,
+    ) -> Result<Option<String>, tokio_postgres::Error> {
+        if self.late.is_some_and(|late| late.elapsed() < REST) {
+            return Ok(None);
+        }
+        let asked: Result<Row, _> = client.query_one(&statements.changes, &[oldest]).await;
+        match asked {
+            Ok(row) => row.try_get(0).map(Some),
+            Err(error) if error.code() == Some(&SqlState::QUERY_CANCELED) => {
+                if self.late.replace(Instant::now()).is_none() {
+                    tracing::warn!(
+                        "the server does not read its catalog in 8 s: the rules' tables are looked \
+                         at whenever anything was written. What bloats it is most often \
+                         pg_attribute; `vacuum full pg_attribute` locks every query out meanwhile"
+                    );
+                }
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
     }
 
     /// Remembers how the catalog was before a look, which has been made.
@@ -105,8 +145,9 @@ mod tests {
             let read = catalogs(look);
             assert!(read.len() > 2, "{look}");
             for catalog in read {
-                // The view of pg_class, and what changes when the settings are read.
-                let is_told = ["pg_matviews", "pg_settings"].contains(&catalog);
+                // The view of pg_class, what changes when the settings are read, and the database,
+                // which a session cannot leave.
+                let is_told = ["pg_matviews", "pg_settings", "pg_database"].contains(&catalog);
                 assert!(is_told || known.contains(catalog), "{catalog}");
             }
         }

@@ -3,10 +3,10 @@
 //!
 //! A table that is renamed, dropped, made again under its name or taken out of the publication
 //! simply has no changes any more; a partition that is attached or detached brings or takes rows
-//! without any; a column that is converted, a label of an enum that is renamed changes what readers
-//! see, and no row is sent. Each changes the shape. It is looked at while the stream runs
-//! ([`watch`](crate::source::watch)), and is part of what a watermark is written under
-//! ([`Prints`]), so that a crash in between forgets nothing.
+//! without any; a column that is converted, a label of an enum that is renamed, a policy of row
+//! security changes what readers see, and no row is sent. Each changes the shape. It is looked at
+//! while the stream runs ([`watch`](crate::source::watch)), and is part of what a watermark is
+//! written under ([`Prints`]), so that a crash in between forgets nothing.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -227,6 +227,7 @@ impl Shape {
             match (fact.root, fact.kind.as_str()) {
                 (Some(root), _) => drafts.entry(root).or_default().take(fact),
                 (None, "trigger") => shape.tables.trigger = fact.print(),
+                (None, "role") => shape.tables.role = fact.print(),
                 (None, _) => shape.tables.publication = fact.print(),
             }
         }
@@ -268,6 +269,7 @@ impl Shape {
 #[cfg(test)]
 mod tests {
     use super::{Fact, Shape};
+    use crate::keys::Print;
     use crate::sweep::TablePrint;
 
     fn fact(kind: &str, name: &str, face: &str) -> Fact {
@@ -289,7 +291,9 @@ mod tests {
     #[test]
     fn each_kind_of_fact_is_part_of_the_fingerprint() {
         let plain = print(Vec::new());
-        for kind in ["published", "files", "column", "type", "label", "partition", "lookup"] {
+        for kind in
+            ["published", "files", "column", "type", "label", "partition", "lookup", "security"]
+        {
             let (one, other) =
                 (print(vec![fact(kind, "1", "a")]), print(vec![fact(kind, "1", "b")]));
             assert!(one != plain && other != one, "{kind}");
@@ -301,11 +305,29 @@ mod tests {
         for versioned in versions {
             assert_ne!(print(vec![versioned]), plain);
         }
+        let of_all =
+            |kind: &str| Shape::new(vec![Fact { root: None, ..fact(kind, "", "a") }]).into_tables();
+        let [publication, trigger, role] = ["publication", "trigger", "role"].map(of_all);
+        let none = Print::default();
+        assert!(publication.publication != none && publication.role == none);
+        assert!(trigger.trigger != none && trigger.publication == none);
+        assert!(role.role != none && role.publication == none);
         let sql = include_str!("../../sql/shape.sql").to_owned()
             + include_str!("../../sql/lookup_shape.sql");
-        for kind in
-            ["published", "files", "column", "type", "label", "partition", "lookup", "table"]
-        {
+        for kind in [
+            "published",
+            "files",
+            "column",
+            "type",
+            "label",
+            "partition",
+            "lookup",
+            "table",
+            "security",
+            "role",
+            "trigger",
+            "publication",
+        ] {
             assert!(sql.contains(&format!("'{kind}'")), "{kind}");
         }
     }

@@ -7,7 +7,8 @@
 //! with a sweep. What changes and puts no key in doubt ends nothing.
 //!
 //! Most of the time only one thing is asked: whether any transaction wrote to the catalog since the
-//! last look ([`catalog_changes`](crate::source::catalog_changes)).
+//! last look ([`catalog_changes`](crate::source::catalog_changes)). One that did may have granted
+//! or revoked what lookups need, so they are tried again then.
 //!
 //! No question here locks a table, or waits for one; but lookups, which are tried on a session of
 //! their own and never wait long. What cannot be asked is said, and asked again: a watch that fails
@@ -18,6 +19,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 use std::time::Duration;
 
+use tokio::sync::Notify;
 use tokio::sync::watch::Sender;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_postgres::Client;
@@ -45,7 +47,8 @@ const PAUSE_FACTORS: (u32, u32) = (100, 20);
 /// eight questions long before (`sql/watch_state.sql`).
 const TIMEOUT: Duration = Duration::from_secs(60);
 
-/// How often lookups are tried, and how often while one of them cannot be, or does not work.
+/// How often lookups are tried, and how often while one of them cannot be, or does not work; so
+/// long after the catalog was written to, too.
 const TRIAL_INTERVALS: (Duration, Duration) = (Duration::from_secs(30), Duration::from_secs(2));
 
 /// `application_name` of the session that tries lookups.
@@ -105,10 +108,11 @@ impl Watch {
         let misfits = misfits.into_iter().filter(|(_, code)| !preflight::is_of_lookup(code));
         let (watched, rules, misfits) = (&watched, &rules, misfits.collect());
         let (client, of_lookups): (&Client, _) = (&sql, of_lookups.as_slice());
-        let tables = Tables { config, client, health, watched, rules, of_lookups, adopt };
+        let written = &Notify::new();
+        let tables = Tables { config, client, health, watched, rules, of_lookups, adopt, written };
         tokio::select! {
             error = tables.run(prints, &misfits) => error,
-            error = try_lookups((config, rules), health, of_lookups) => error,
+            error = try_lookups((config, rules), health, of_lookups, written) => error,
         }
     }
 }
@@ -122,6 +126,8 @@ struct Tables<'a> {
     rules: &'a Rules,
     of_lookups: &'a [Finding],
     adopt: &'a Sender<Rc<Prints>>,
+    /// Told when somebody wrote to the catalog.
+    written: &'a Notify,
 }
 
 impl Tables<'_> {
@@ -166,6 +172,7 @@ impl Tables<'_> {
         let Some(seen) = known.changes.since(self.client).await? else {
             return Ok(Looked::Unchanged);
         };
+        self.written.notify_one();
         let short = self.watched.digest(self.client).await?;
         if known.shape.as_ref() != Some(&short) {
             let now = self.watched.look(self.client).await?;
@@ -233,6 +240,7 @@ async fn try_lookups(
     (config, rules): (&Config, &Rules),
     health: &Health,
     before: &[Finding],
+    written: &Notify,
 ) -> Error {
     if rules.lookups().is_empty() {
         return std::future::pending().await;
@@ -241,8 +249,14 @@ async fn try_lookups(
     let mut doubts = before.iter().any(|finding| finding.code == preflight::LOOKUP_LOCKED);
     // Whoever is in the way is told at once.
     let mut pause = if doubts { Duration::ZERO } else { TRIAL_INTERVALS.1 };
+    let mut rest = TRIAL_INTERVALS.1;
     loop {
-        sleep(pause).await;
+        tokio::select! {
+            () = sleep(pause) => {}
+            // A change of the tables often comes in steps, and the last of them counts.
+            () = async { written.notified().await; sleep(rest).await } => {}
+        }
+        let began = Instant::now();
         match timeout(TIMEOUT, trials(config, rules)).await {
             Ok(Ok(trials)) => {
                 doubts = tell_doubts(rules, &trials, health);
@@ -257,6 +271,7 @@ async fn try_lookups(
         }
         let is_unwell = doubts || !misfits.is_empty();
         pause = if is_unwell { TRIAL_INTERVALS.1 } else { TRIAL_INTERVALS.0 };
+        rest = (began.elapsed() * PAUSE_FACTORS.1).max(TRIAL_INTERVALS.1);
     }
 }
 

@@ -180,6 +180,23 @@ fn the_publication_is_all_tables_matter_and_a_table_that_is_gone_its_rules() {
     );
 }
 
+/// Lookups read as a role, and with its settings.
+#[test]
+fn another_role_or_other_settings_of_it_matter_to_lookups_alone() {
+    let with = |role: &str, looks_up: bool| {
+        let mut rules = rules().prints(&BTreeSet::new());
+        rules[0].keys[0].lookups.extend(looks_up.then(|| print("lookup")));
+        let tables = Tables { role: print(role), ..over(|_| {}).tables().clone() };
+        Prints::new(rules, BTreeMap::new(), tables, &[])
+    };
+    for gap in [Gap::Look, Gap::Watermark] {
+        let found = doubt(&with("2", true), &with("1", true), gap);
+        assert_eq!(found, [Some(Why::Role), None]);
+        assert_eq!(doubt(&with("2", false), &with("1", false), gap), [None, None]);
+        assert_eq!(doubt(&with("1", true), &with("1", true), gap), [None, None]);
+    }
+}
+
 /// Once when it is suspended, once when it is not any more, and nothing between.
 #[test]
 fn a_suspended_rule_is_in_doubt_when_it_begins_and_when_it_ends() {
@@ -271,7 +288,10 @@ fn what_was_altered_is_told_with_the_table_and_the_column() {
     assert_eq!(told(dropped, &before), "column `c2` of `public.item` was altered");
     assert_eq!(told(detached, &before), "a partition of `public.item` was altered");
     let another = |table: &mut TablePrint| table.fixed = print("other");
-    assert_eq!(told(another, &before), "`public.item` is another, or is published otherwise");
+    assert_eq!(
+        told(another, &before),
+        "`public.item` is another, or is published or secured otherwise"
+    );
     let stored = Prints::from_value(&before.to_value(), &before.digest()).unwrap();
     assert!(!String::from_utf8(before.to_value()).unwrap().contains("item"));
     assert_eq!(told(retyped, &stored), "column `c2` of `public.item` was altered");

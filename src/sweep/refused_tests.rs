@@ -2,10 +2,12 @@
 
 use std::time::Duration;
 
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
-use super::tests::{Bench, Redis, keys, local};
+use super::refused::Refusals;
+use super::tests::{Bench, Redis, keys, local, rules};
 use super::{Event, Kind};
+use crate::keys::RuleId;
 use crate::lsn::Lsn;
 
 /// A rule whose keys are refused, for one transaction with others: each goes its own way.
@@ -37,6 +39,23 @@ async fn what_is_refused_of_a_transaction_holds_it_and_the_rest_goes() {
         })
         .await;
     }
+}
+
+/// I6: what is refused of a rule takes no more room than so many keys, whoever waits for it.
+#[test]
+fn many_refused_keys_of_a_rule_become_its_pattern() {
+    let (mut rules, mut refusals) = (rules(), Refusals::default());
+    let mut add = |ids: std::ops::Range<u32>| {
+        let ids: Vec<String> = ids.map(|id| id.to_string()).collect();
+        let ids: Vec<&str> = ids.iter().map(String::as_str).collect();
+        let keys = keys(&mut rules, "item", &ids);
+        let (_hold, widened) = refusals.add((RuleId(0), keys), Lsn(1), &[], Instant::now());
+        (widened, refusals.sizes(RuleId(0)))
+    };
+    assert_eq!(add(0..6_000), (Vec::new(), (6_000, 0)));
+    assert_eq!(add(4_000..10_000), (Vec::new(), (10_000, 0)));
+    assert_eq!(add(0..10_001), (vec![(RuleId(0), 1)], (0, 1)));
+    assert_eq!(add(20_000..20_001).1, (0, 1), "the pattern has it");
 }
 
 /// I8: what was refused has a second removal after its first.

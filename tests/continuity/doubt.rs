@@ -227,7 +227,7 @@ async fn a_table_that_reads_otherwise_sweeps_the_keys_of_its_rules_and_lookups_w
         "4 keys of rule `orders` (column `user_id` of `public.orders` was altered)",
         "4 keys of rule `orders` (a label of an enum of `public.orders` was altered)",
         "(`public.order_items` was renamed)",
-        "(`public.orders` is another, or is published otherwise)",
+        "(`public.orders` is another, or is published or secured otherwise)",
     ] {
         sidecar.wait_log(said).await;
     }

@@ -46,6 +46,8 @@ async fn whatever_changes_how_a_row_reads_is_swept_and_nothing_else() {
     let nothing = "truncate verse; vacuum full poem; cluster poem using poem_pkey; analyze poem;
                    alter type mood add value 'calm'; create index on poem (title);
                    reindex table poem; comment on table poem is 'x'; grant select on poem to public;
+                   create policy off on poem using (id > 0); drop policy off on poem;
+                   create policy seen on poem using (id > 0);
                    create table verse_us partition of verse for values in ('us')";
     for statement in nothing.split(';') {
         bed.sql.run(statement).await;
@@ -63,6 +65,12 @@ async fn whatever_changes_how_a_row_reads_is_swept_and_nothing_else() {
         ("alter type place rename attribute town to city", poem),
         ("alter type place add attribute street text", poem),
         ("alter table poem alter column id set not null, alter column title type varchar", poem),
+        ("alter table poem enable row level security", poem),
+        ("alter policy seen on poem using (id > 1)", poem),
+        ("create policy too on poem using (id < 9)", poem),
+        ("alter table poem force row level security", poem),
+        ("drop policy too on poem", poem),
+        ("alter table poem disable row level security", poem),
         ("alter table verse detach partition verse_us", verse),
         ("drop table verse_eu", verse),
     ];

@@ -53,12 +53,16 @@ pub struct Tables {
     pub publication: Print,
     /// The event trigger that tells of refreshed views.
     pub trigger: Print,
+    /// As whom lookups read: the role's attributes and settings that change what a query gives.
+    #[serde(default)]
+    pub role: Print,
 }
 
 /// What decides how the rows of a table read, and whether the stream tells of them.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TablePrint {
-    /// What may not be another: which table it is, its kind, its place in the publication.
+    /// What may not be another: which table it is, its kind, its place in the publication, its row
+    /// security.
     pub fixed: Print,
     /// The version of the type of its rows, which a new name and a new owner change; and its owner.
     pub row: (Print, Print),
@@ -127,6 +131,8 @@ pub enum Why {
     Trigger,
     /// A table was altered that answers of its lookup depend on, which were kept.
     Lookup(Altered),
+    /// Its lookup reads as another: the role's attributes or settings were altered.
+    Role,
     /// It is suspended now.
     Suspended,
     /// It was suspended.
@@ -231,9 +237,12 @@ impl Prints {
         }
     }
 
-    /// Whether the tables of the lookups that a template names are as they were. Of a lookup whose
-    /// answers were not kept no tables are known.
+    /// Whether the lookups that a template names read as they did: as whom, and of which tables. Of
+    /// a lookup whose answers were not kept no tables are known.
     fn of_lookups(&self, key: &KeyPrint, before: &Prints, gap: Gap) -> Option<Why> {
+        if !key.lookups.is_empty() && self.tables.role != before.tables.role {
+            return Some(Why::Role);
+        }
         let altered_since = |lookup: &Print| {
             let then = before.lookups.get(lookup)?;
             let altered = |table: &Print| {
@@ -291,7 +300,7 @@ impl TablePrint {
         let is_where_it_was = self.schema == before.schema || !may_be_taken_for_another;
         let table = self.names.told();
         if self.fixed != before.fixed {
-            return Some(format!("{table} is another, or is published otherwise"));
+            return Some(format!("{table} is another, or is published or secured otherwise"));
         }
         if !is_named_as_before {
             return Some(format!("{table} was renamed"));
@@ -454,7 +463,9 @@ impl Why {
             Why::Wider => "a rule is new, or covers more than before".to_owned(),
             Why::Suspended => "a rule is suspended now".to_owned(),
             Why::WasSuspended => "a rule was suspended until now".to_owned(),
-            Why::Table(_) | Why::Lookup(_) | Why::Publication | Why::Trigger => self.to_string(),
+            Why::Table(_) | Why::Lookup(_) | Why::Publication | Why::Trigger | Why::Role => {
+                self.to_string()
+            }
         }
     }
 }
@@ -467,6 +478,7 @@ impl fmt::Display for Why {
             Why::Wider => "new, or covering more than before",
             Why::Publication => "the publication was altered",
             Why::Trigger => "the event trigger that tells of refreshes was altered",
+            Why::Role => "the role's settings or rights, by which a lookup reads, were altered",
             Why::Suspended => "suspended now",
             Why::WasSuspended => "suspended until now",
         };
