@@ -186,6 +186,51 @@ with recursive wanted as (
           select parent, oid from partition) part
     join against_full a on a.oid = part.oid
    order by part.parent, a.pubname, a.oid
+), unnamed as (
+  -- All that a publication has which does not publish every UPDATE and DELETE, by whatever way, and
+  -- whether with a column list or a row filter, of which it is not asked what they are.
+  select seed.oid, seed.is_narrow
+    from (select r.prrelid as oid,
+                 nullif(to_jsonb(r) -> 'prattrs', 'null') is not null
+                   or nullif(to_jsonb(r) -> 'prqual', 'null') is not null as is_narrow
+            from publication p
+            join pg_publication_rel r on r.prpubid = p.oid
+           where $4 and not (p.pubupdate and p.pubdelete)
+           union
+          select c.oid, false
+            from publication p
+            join pg_class c on c.relkind in ('r', 'p')
+           where $4 and not (p.pubupdate and p.pubdelete)
+             and (p.puballtables
+                  or exists (select
+                               from pg_depend entry
+                               join pg_depend schema on schema.classid = entry.classid
+                                and schema.objid = entry.objid
+                                and schema.refclassid = 'pg_catalog.pg_namespace'::regclass
+                              where entry.refclassid = 'pg_catalog.pg_publication'::regclass
+                                and entry.refobjid = p.oid
+                                and entry.classid
+                                    = to_regclass('pg_catalog.pg_publication_namespace')
+                                and schema.refobjid = c.relnamespace))) seed
+   union
+  select i.inhrelid, unnamed.is_narrow
+    from unnamed
+    join pg_inherits i on i.inhparent = unnamed.oid
+    join pg_class c on c.oid = i.inhrelid and c.relispartition
+), unnamed_identity as (
+  -- As `identity`, of these tables.
+  select i.indrelid as oid, bool_or(a.attgenerated <> '') as has_generated
+    from unnamed
+    join pg_class c on c.oid = unnamed.oid
+    join pg_index i on i.indrelid = c.oid
+   cross join lateral unnest(i.indkey) with ordinality as key (attnum, position)
+    join pg_attribute a on a.attrelid = c.oid and a.attnum = key.attnum
+   where key.position <= i.indnkeyatts
+     and i.indisvalid and i.indisunique and i.indimmediate and i.indpred is null
+     and case c.relreplident when 'd' then i.indisprimary
+                             when 'i' then i.indisreplident
+                             else false end
+   group by i.indrelid
 ), tables as (
   select f.oid, jsonb_build_object(
            'relation', relation.shown,
@@ -228,18 +273,21 @@ select jsonb_build_object(
   'unidentified', (
     select coalesce(jsonb_agg(bare.name), '[]')
       from (select n.nspname || '.' || c.relname as name
-              from publication p
-              join pg_class c on c.relkind = 'r' and c.relpersistence = 'p' and c.oid >= 16384
-                             and (p.puballtables or exists (
-                                    select from pg_publication_rel r
-                                     where r.prpubid = p.oid and r.prrelid = c.oid))
+              from unnamed
+              join pg_class c on c.oid = unnamed.oid and c.relkind = 'r' and c.relpersistence = 'p'
+                             and c.oid >= 16384
               join pg_namespace n on n.oid = c.relnamespace
-             where $4 and not (p.pubupdate and p.pubdelete)
-               and c.oid not in (select oid from member)
-               and (c.relreplident = 'n'
-                    or c.relreplident = 'd' and not exists (
-                         select from pg_index i
-                          where i.indrelid = c.oid and i.indisprimary and i.indimmediate))
+             cross join (select to_jsonb(p) ->> 'pubgencols' as gencols from publication p) p
+              left join unnamed_identity own on own.oid = c.oid
+             where c.oid not in (select oid from member)
+               and (c.relreplident <> 'f' and own.oid is null
+                    or own.has_generated and p.gencols <> 's'
+                    or c.relreplident = 'f' and exists (
+                         select from pg_attribute a
+                          where a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped
+                            and (a.attgenerated = 's' and p.gencols <> 's'
+                                 or a.attgenerated = 'v'))
+                    or unnamed.is_narrow)
              order by 1
              limit 3) bare),
   'other_tables', (

@@ -56,7 +56,7 @@ async fn a_finding_names_place_likeness_and_cure() {
     let sql = find(&findings, "table_not_published").sql.as_deref();
     // It has no identity, and published it could not be written to.
     let expected = "set lock_timeout = '2s';\nalter table \"o'Brien\".\"a\"\"b\" replica identity \
-                    full;\nalter publication \"walsweep\" add table \"o'Brien\".\"a\"\"b\"";
+                    full;\nalter publication \"walsweep\" add table only \"o'Brien\".\"a\"\"b\"";
     assert_eq!(sql, Some(expected));
 }
 

@@ -55,11 +55,12 @@ pub async fn setup(path: &Path, print_only: bool, login: Option<&str>) -> Result
         print(&statement.to_string())
     };
     for statement in &roles {
-        setup::run(&hands, statement).await.map_err(fail)?;
+        setup::run(&config, &hands, statement).await.map_err(fail)?;
         tell(statement)?;
     }
     let done = setup::setup(&config, &mut rules, &hands).await.map_err(fail)?;
     done.statements.iter().try_for_each(&mut tell)?;
+    done.refused.iter().try_for_each(|refused| print(&format!("{refused}\n")))?;
     if !done.left.is_empty() {
         let others = if told { "the others are set up" } else { "nothing else is to do" };
         let message = format!(
@@ -69,7 +70,7 @@ pub async fn setup(path: &Path, print_only: bool, login: Option<&str>) -> Result
         );
         return Err(Failure::halted(message));
     }
-    if told { Ok(()) } else { print("nothing to do\n") }
+    if told || !done.refused.is_empty() { Ok(()) } else { print("nothing to do\n") }
 }
 
 /// `walsweep teardown`.

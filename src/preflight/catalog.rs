@@ -118,8 +118,8 @@ pub(super) struct Catalog {
     pub(super) publication: Option<Publication>,
     pub(super) tables: Vec<Table>,
     pub(super) other_tables: Vec<Name>,
-    /// Tables of the publication that no rule names and that have no replica identity, some of
-    /// them.
+    /// Tables of the publication that no rule names and that could not be written to any more if it
+    /// published updates and deletes, some of them.
     pub(super) unidentified: Vec<String>,
 }
 

@@ -71,7 +71,8 @@ pub(super) fn create_publication(
         none if none.is_empty() => none,
         options => format!(" with ({options})"),
     };
-    let list: Vec<String> = names.iter().map(qualified).collect();
+    // What inherits from one of them is a table of its own, which nobody may want published.
+    let list: Vec<String> = names.iter().map(|name| format!("only {}", qualified(name))).collect();
     let escaped = escape_identifier(publication);
     let values = [("publication", &*escaped), ("tables", &list.join(", ")), ("options", &options)];
     let sql = render(include_str!("../../sql/setup/create_publication.sql"), &values);
@@ -80,8 +81,29 @@ pub(super) fn create_publication(
 
 /// Nobody ever sees the publication without the comment that tells whose it is.
 fn created(publication: &str, tables: Vec<TableName>, sql: &str) -> Step {
-    let comment = comment(publication, &Memory::default());
-    Step::new(Does::CreatePublication(tables), format!("{sql};\n{comment}"))
+    let memory = Memory::default();
+    let sql = format!("{sql};\n{}", comment(publication, &memory));
+    Step::new(Does::CreatePublication(tables, memory), sql)
+}
+
+/// A step whose comment on the publication remembers this instead, if it writes one.
+pub(crate) fn remembering(step: Step, publication: &str, memory: &Memory) -> Step {
+    let (old, does) = match &step.does {
+        Does::Remember(old) => (old, Does::Remember(memory.clone())),
+        Does::CreatePublication(tables, old) => {
+            (old, Does::CreatePublication(tables.clone(), memory.clone()))
+        }
+        _ => return step,
+    };
+    let old = comment(publication, old);
+    let before = step.sql.strip_suffix(&old).expect("such a step ends with its comment");
+    Step::new(does, format!("{before}{}", comment(publication, memory)))
+}
+
+/// Lets the publication remember this.
+pub(super) fn remember(publication: &str, memory: Memory) -> Step {
+    let sql = comment(publication, &memory);
+    Step::new(Does::Remember(memory), sql)
 }
 
 /// Writes what is remembered, and that the publication is walsweep's.
@@ -101,7 +123,7 @@ pub(super) fn set_publish(publication: &str, operations: Operations) -> Vec<Step
     let publication = escape_identifier(publication);
     let values = [("publication", &*publication), ("operations", &operations)];
     let sql = render(include_str!("../../sql/setup/set_publish.sql"), &values);
-    vec![Step::new(Does::SetPublication, sql)]
+    vec![Step::new(Does::SetOperations, sql)]
 }
 
 /// Lets the publication publish partitions under the name of the partitioned table.
@@ -236,7 +258,7 @@ pub(super) fn create_slot(config: &Postgres) -> Step {
     let options = if config.failover { ", failover => true" } else { "" };
     let slot = literal(&config.slot);
     let values = [("slot", &*slot), ("options", options)];
-    Step::new(Does::Slot, render(include_str!("../../sql/setup/create_slot.sql"), &values))
+    Step::new(Does::CreateSlot, render(include_str!("../../sql/setup/create_slot.sql"), &values))
 }
 
 /// Removes the slot.
@@ -246,7 +268,7 @@ pub(crate) fn drop_slot(slot: &str) -> String {
 
 /// The same as a step.
 pub(super) fn without_slot(slot: &str) -> Step {
-    Step::new(Does::Slot, drop_slot(slot))
+    Step::new(Does::DropSlot, drop_slot(slot))
 }
 
 /// Removes the publication.

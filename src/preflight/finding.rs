@@ -1,5 +1,6 @@
 //! What a check found, and how it is shown.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
@@ -77,13 +78,16 @@ pub struct Finding {
     /// The same for a program: a transaction each.
     #[serde(skip)]
     pub steps: Vec<Step>,
+    /// Whether `setup` cures it although it is no error: walsweep runs without, at a price.
+    #[serde(skip)]
+    pub is_done_by_setup: bool,
 }
 
 impl Finding {
     pub(super) fn new(severity: Severity, code: &'static str, message: String) -> Finding {
         let (scope, at, file, hint, sql) = (Scope::Everything, None, None, None, None);
-        let steps = Vec::new();
-        Finding { severity, code, scope, at, file, message, hint, sql, steps }
+        let (steps, is_done_by_setup) = (Vec::new(), false);
+        Finding { severity, code, scope, at, file, message, hint, sql, steps, is_done_by_setup }
     }
 
     pub(crate) fn error(code: &'static str, message: impl Into<String>) -> Finding {
@@ -118,6 +122,11 @@ impl Finding {
         Finding { hint: Some(hint.into()), ..self }
     }
 
+    /// `setup` cures it, too, if it may.
+    pub(super) fn done_by_setup(self) -> Finding {
+        Finding { is_done_by_setup: true, ..self }
+    }
+
     /// What cures it, in this order; nothing for no steps.
     pub(super) fn cure(self, steps: Vec<Step>) -> Finding {
         let sql = (!steps.is_empty()).then(|| printed(&steps));
@@ -129,6 +138,12 @@ impl Finding {
     #[must_use]
     pub fn is_error(&self) -> bool {
         self.severity == Severity::Error
+    }
+
+    /// Whether `setup` cures it if anything does.
+    #[must_use]
+    pub fn is_due(&self) -> bool {
+        self.is_error() || self.is_done_by_setup
     }
 
     /// Whether `run` refuses to start because of it, whatever the rules.
@@ -169,23 +184,45 @@ impl Finding {
     }
 }
 
+impl Finding {
+    /// All but its SQL.
+    fn head(&self) -> String {
+        let Finding { at, file, message, hint, .. } = self;
+        let at = at.as_ref();
+        let file = file.as_ref().map(|file| format!("{file}:")).unwrap_or_default();
+        let place = at.map(|at| format!("{}:{}: {}: ", at.line, at.column, at.key));
+        let hint = hint.as_ref().map(|hint| format!("\n    hint: {hint}"));
+        format!("{file}{}{message}{}", place.unwrap_or_default(), hint.unwrap_or_default())
+    }
+
+    /// How another finding refers to it.
+    fn place(&self) -> String {
+        let at = self.at.as_ref();
+        at.map_or_else(|| format!("`{}`", self.code), |at| format!("{}:{}", at.line, at.column))
+    }
+}
+
 impl fmt::Display for Finding {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if let Some(file) = &self.file {
-            write!(formatter, "{file}:")?;
-        }
-        if let Some(at) = &self.at {
-            write!(formatter, "{}:{}: {}: ", at.line, at.column, at.key)?;
-        }
-        formatter.write_str(&self.message)?;
-        if let Some(hint) = &self.hint {
-            write!(formatter, "\n    hint: {hint}")?;
-        }
-        if let Some(sql) = &self.sql {
-            write!(formatter, "\n    sql: {};", sql.replace('\n', "\n         "))?;
-        }
-        Ok(())
+        formatter.write_str(&self.head())?;
+        self.sql.iter().try_for_each(|sql| {
+            write!(formatter, "\n    sql: {};", sql.replace('\n', "\n         "))
+        })
     }
+}
+
+/// Findings as texts, one after another: the SQL that several have is printed once.
+pub(crate) fn told<'a>(findings: impl Iterator<Item = &'a Finding>) -> Vec<String> {
+    let mut known: BTreeMap<&str, &Finding> = BTreeMap::new();
+    let mut text = |finding: &'a Finding| {
+        let first = finding.sql.as_deref().and_then(|sql| known.get(sql));
+        if let Some(first) = first {
+            return format!("{}\n    cure: the SQL above, at {}", finding.head(), first.place());
+        }
+        known.extend(finding.sql.as_deref().map(|sql| (sql, finding)));
+        finding.to_string()
+    };
+    findings.map(&mut text).collect()
 }
 
 #[expect(clippy::ref_option, reason = "the signature that serde calls")]
@@ -262,9 +299,9 @@ impl fmt::Display for Report {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut findings: Vec<&Finding> = self.findings().collect();
         findings.sort_by_key(|finding| finding.severity);
-        for finding in findings {
+        for (finding, text) in findings.iter().zip(told(findings.iter().copied())) {
             let Finding { severity, code, .. } = finding;
-            writeln!(formatter, "{}[{code}]: {finding}", severity.as_str())?;
+            writeln!(formatter, "{}[{code}]: {text}", severity.as_str())?;
         }
         for Fact { about, text } in &self.facts {
             writeln!(formatter, "{about:<9} {text}")?;
@@ -301,6 +338,18 @@ mod tests {
                     postgres  version 15.18\npass      over 7 keys\n\
                     1 error, 0 warnings";
         assert_eq!(report().to_string(), text);
+    }
+
+    #[test]
+    fn sql_that_several_findings_have_is_printed_once_and_referred_to() {
+        let Report { postgres, .. } = report();
+        let second = Finding { at: None, code: "b", ..postgres[1].clone() };
+        let other = Finding { sql: Some("other".to_owned()), ..second.clone() };
+        let texts = super::told([&postgres[1], &second, &other, &second].into_iter());
+        assert!(texts[0].ends_with("    sql: begin;\n         commit;"), "{}", texts[0]);
+        assert_eq!(texts[1], "no table `a.b`\n    hint: a hint\n    cure: the SQL above, at 7:9");
+        assert!(texts[2].ends_with("    sql: other;"), "{}", texts[2]);
+        assert_eq!(texts[3], texts[1]);
     }
 
     #[test]

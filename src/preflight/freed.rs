@@ -71,7 +71,7 @@ pub(super) async fn check(
         }
         let message =
             format!("publication `{name}` publishes `{table}`, which no rule names any more");
-        let finding = Finding::info("table_unneeded", message).cure(steps);
+        let finding = Finding::info("table_unneeded", message).cure(steps).done_by_setup();
         findings.push(if stays.is_empty() {
             finding
         } else {

@@ -8,7 +8,8 @@
 //! See <https://www.postgresql.org/docs/18/logical-replication-gencols.html>.
 
 use super::catalog::{Column, FullRefused, Table};
-use super::{Context, Finding, cure, identity};
+use super::step::Step;
+use super::{Context, Finding, cure, identity, publication};
 use crate::keys::ColumnUse;
 
 /// The first version that publishes generated columns, and refuses writes without them.
@@ -16,6 +17,10 @@ const VERSION_MIN: i32 = 180_000;
 
 /// A replica identity, as it is or will be, with a generated column that is not published.
 pub(super) fn identity(context: &Context<'_>, table: &Table) -> Option<Finding> {
+    let writes = publication::published(context);
+    if !writes.update && !writes.delete {
+        return None;
+    }
     let is_full = identity::is_full(context, table);
     let is_identified = |column: &&Column| {
         is_full || table.family().any(|relation| relation.identifies(&column.name))
@@ -29,7 +34,10 @@ pub(super) fn identity(context: &Context<'_>, table: &Table) -> Option<Finding> 
     let finding = Finding::error("generated_identity", message);
     let finding = finding.of_rules(context.rules_of(&shown));
     Some(if left_out.is_virtual {
-        finding.hint("it is virtual: take an identity by index, or `immutable` columns")
+        finding.hint(format!(
+            "`{name}` is virtual: make it `stored`, or give `{shown}` another identity than a full \
+             one"
+        ))
     } else {
         finding.cure(cure::set_generated(&context.config.postgres.publication))
     })
@@ -113,13 +121,32 @@ pub(super) fn cured_by_full(context: &Context<'_>, table: &Table, finding: Findi
     let mut steps = Vec::new();
     // Each finding has all of its own cure: whoever runs only this one must not be worse off.
     if table.has_column_list {
-        steps.extend(cure::set_whole(name, table));
-    }
-    if left_out(context, table).next().is_some() {
+        steps.extend(whole(context, table));
+    } else if left_out(context, table).next().is_some() {
         steps.extend(cure::set_generated(name));
     }
     steps.extend(cure::full_identity(table));
     finding.cure(steps)
+}
+
+/// Lets the publication have all of a table. A list may have a generated column that the replica
+/// identity has, and that the publication has without a list only if it has all of them.
+pub(super) fn whole(context: &Context<'_>, table: &Table) -> Vec<Step> {
+    let name = &context.config.postgres.publication;
+    let is_full = identity::is_full(context, table);
+    let is_needed = |column: &Column| {
+        let listed = table.published_columns.as_ref();
+        is_full
+            || table.family().any(|relation| relation.identifies(&column.name))
+            || listed.is_some_and(|listed| listed.contains(&column.name))
+    };
+    let mut stored = left_out(context, table).filter(|column| !column.is_virtual);
+    let mut steps = Vec::new();
+    if stored.any(is_needed) {
+        steps.extend(cure::set_generated(name));
+    }
+    steps.extend(cure::set_whole(name, table));
+    steps
 }
 
 /// The generated columns that are not published, or will not be once the publication is made, on a

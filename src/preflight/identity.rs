@@ -66,27 +66,27 @@ pub(super) fn is_full(context: &Context<'_>, table: &Table) -> bool {
     table.family().any(|relation| relation.identity == 'f') || needs_full(context, table)
 }
 
-/// Whether a table without an identity cannot be given one: published, the application's own UPDATE
-/// and DELETE of it would fail.
-pub(super) fn is_hopeless(context: &Context<'_>, table: &Table) -> bool {
-    is_bare(context, table) && generated::forbids_full(context, table).is_some()
-}
-
-/// What has to be done before a table is published, or the application's own UPDATE and DELETE of
-/// it fail.
-pub(super) fn before_publishing(context: &Context<'_>, table: &Table) -> Vec<Step> {
-    let generated = generated::identity(context, table).map(|finding| finding.steps);
-    let mut steps = generated.unwrap_or_default();
-    if is_bare(context, table) {
+/// Decides whether a table may be published; `setup`, `setup --print` and `check` all go by it.
+/// Gives the steps to take before, or why it must not be, since the application's own UPDATE and
+/// DELETE of it would fail whatever is done here.
+pub(super) fn publishing(context: &Context<'_>, table: &Table) -> Result<Vec<Step>, String> {
+    let shown = table.relation.table_name();
+    let mut steps = Vec::new();
+    if let Some(finding) = generated::identity(context, table) {
+        if finding.steps.is_empty() {
+            return Err(finding.hint.unwrap_or(finding.message));
+        }
+        steps = finding.steps;
+    }
+    let writes = publication::published(context);
+    let mut holders = table.holders().filter(|_| writes.update || writes.delete);
+    if holders.any(|relation| !relation.has_identity()) {
+        if let Some(why) = generated::forbids_full(context, table) {
+            return Err(format!("`{shown}` has no replica identity, and {why}"));
+        }
         steps.extend(cure::full_identity(table));
     }
-    steps
-}
-
-fn is_bare(context: &Context<'_>, table: &Table) -> bool {
-    let published = publication::published(context);
-    (published.update || published.delete)
-        && table.holders().any(|relation| !relation.has_identity())
+    Ok(steps)
 }
 
 /// What follows for a rule if the old value of a column is not in the log. A full identity cures

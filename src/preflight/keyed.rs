@@ -7,6 +7,8 @@
 //! the change that gives the parameter is of the same type: `'007'` finds the row 7 and is another
 //! text. Otherwise the change tells no more than that some answer may have been another one.
 
+use std::collections::BTreeMap;
+
 use tokio_postgres::types::Type;
 use tokio_postgres::{Client, Row};
 
@@ -36,9 +38,9 @@ pub(super) struct Seen {
 #[derive(Debug)]
 struct Relation {
     name: TableName,
-    /// The columns of its old rows that are known, where that is not all of them.
+    /// The columns that its identity has, where it counts and is no full one.
     known: Option<Vec<String>>,
-    /// Its replica identity as it is.
+    /// Its replica identity as it is, and under whose name it is published.
     identity: Identity,
     /// Why it must not have a full one.
     forbids_full: Option<String>,
@@ -88,7 +90,7 @@ pub(super) async fn look(
     Ok(all)
 }
 
-/// Says of which lookups the stream does not tell old rows: whatever changes such a row together
+/// Tells of which lookups the stream does not have old rows: whatever changes such a row together
 /// with one that needs it makes keys wide.
 ///
 /// # Errors
@@ -110,26 +112,42 @@ pub(super) async fn check(
 }
 
 impl Seen {
-    /// The relations that do not tell all of their old rows that is needed.
+    /// The tables of whose old rows not all is known that is needed: each with the partitions that
+    /// are published with it, all of which have to have it.
     fn unknown(&self, config: &Config, lookup: &Lookup) -> Vec<Finding> {
         let of_family = |table: &TableName| self.relations.iter().any(|one| one.name == *table);
         let rules = config.rules.iter().filter(|rule| of_family(&rule.table));
         let immutable: Vec<&str> =
             rules.flat_map(|rule| &rule.immutable).map(|column| column.value.as_str()).collect();
         let read = || self.keyed.params.iter().chain(&self.keyed.columns);
-        let finding = |relation: &Relation| {
+        let unknown = |relation: &Relation| {
             let known = relation.known.as_ref()?;
-            let column = read()
-                .find(|column| !known.contains(column) && !immutable.contains(&column.as_str()))?;
-            let (name, table) = (&lookup.name, &relation.name);
+            let is_unknown =
+                |column: &&String| !known.contains(column) && !immutable.contains(&column.as_str());
+            read().find(is_unknown).cloned()
+        };
+        let mut families: BTreeMap<&TableName, Vec<(&Relation, String)>> = BTreeMap::new();
+        for relation in &self.relations {
+            if let Some(column) = unknown(relation) {
+                families.entry(&relation.identity.table).or_default().push((relation, column));
+            }
+        }
+        let finding = |(table, family): (&TableName, Vec<(&Relation, String)>)| {
+            let (relation, column) = family.first()?;
+            let (name, of) = (&lookup.name, &relation.name);
+            let of = if of == table { String::new() } else { format!(" of partition `{of}`") };
             let text = format!(
-                "lookup `{name}` reads `{column}` of `{table}`, and the replica identity does not \
-                 have it: a transaction that updates or deletes such a row widens keys that need \
-                 it to `*`"
+                "lookup `{name}` reads `{column}` of `{table}`, and the replica identity{of} does \
+                 not have it: a transaction that updates or deletes such a row widens keys that \
+                 need it to `*`"
             );
             let finding = Finding::warning("lookup_identity", text).at(&lookup.sql.at);
-            Some(match &relation.forbids_full {
-                None => finding.cure(vec![set_identity_full(relation.identity.clone())]),
+            let forbidden = family.iter().find_map(|(one, _)| one.forbids_full.as_ref());
+            Some(match forbidden {
+                None => {
+                    let before = family.iter().map(|(one, _)| one.identity.clone());
+                    finding.cure(before.map(set_identity_full).collect()).done_by_setup()
+                }
                 Some(why) => finding.hint(format!(
                     "with a full replica identity the server would refuse the application's own \
                      UPDATE and DELETE: {why}; if `{name}`'s columns never change, name them in \
@@ -137,7 +155,7 @@ impl Seen {
                 )),
             })
         };
-        self.relations.iter().filter_map(finding).collect()
+        families.into_iter().filter_map(finding).collect()
     }
 }
 
@@ -186,7 +204,8 @@ async fn one(
         let (was, index): (i8, Option<String>) = (row.try_get(5)?, row.try_get(6)?);
         let was = char::from(was.to_le_bytes()[0]);
         let index = index.filter(|_| was == 'i');
-        let identity = Identity { table: name.clone(), relation: name.clone(), was, index };
+        let table = TableName { schema: row.try_get(8)?, name: row.try_get(9)? };
+        let identity = Identity { table, relation: name.clone(), was, index };
         let known = row.try_get::<_, bool>(3)?.then_some(known);
         relations.push(Relation { name, known, identity, forbids_full: row.try_get(7)? });
     }

@@ -11,7 +11,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Value, json};
 
-use super::step::Identity;
+use super::catalog::Publication;
+use super::step::{Does, Identity, Step};
+use super::{Context, Finding, cure, identity};
 use crate::config::TableName;
 
 /// How the comment on everything that `setup` makes begins.
@@ -65,10 +67,109 @@ impl Memory {
         format!("{SENTENCE}\n{}", json!({ "tables": tables, "identities": identities }))
     }
 
+    /// What is to be remembered once the walsweep of this slot has these tables, and these steps
+    /// are done.
+    #[must_use]
+    pub fn after<'a>(
+        &self,
+        slot: &str,
+        tables: impl IntoIterator<Item = TableName>,
+        steps: impl IntoIterator<Item = &'a Step>,
+    ) -> Memory {
+        let mut memory = self.clone();
+        let own = memory.tables.entry(slot.to_owned()).or_default();
+        own.extend(tables);
+        for step in steps {
+            match &step.does {
+                // What it was before the first change is what it goes back to.
+                Does::SetIdentity(now)
+                    if memory.identities.iter().all(|one| one.relation != now.relation) =>
+                {
+                    memory.identities.insert(now.clone());
+                }
+                Does::RestoreIdentity(identity) => {
+                    memory.identities.remove(identity);
+                }
+                Does::DropTable(table) => {
+                    own.remove(table);
+                }
+                _ => {}
+            }
+        }
+        memory
+    }
+
+    /// The same without what was to be remembered of steps that were not done: of those that are
+    /// known already, nothing is forgotten.
+    #[must_use]
+    pub fn without<'a>(
+        &self,
+        steps: impl IntoIterator<Item = &'a Step>,
+        before: Option<&Memory>,
+    ) -> Memory {
+        let is_known =
+            |one: &Identity| before.is_some_and(|memory| memory.identities.contains(one));
+        let mut memory = self.clone();
+        for step in steps {
+            match &step.does {
+                Does::SetIdentity(identity) if !is_known(identity) => {
+                    memory.identities.remove(identity);
+                }
+                Does::RestoreIdentity(identity) if is_known(identity) => {
+                    memory.identities.insert(identity.clone());
+                }
+                Does::DropTable(table) => {
+                    let known = before.into_iter().flat_map(|memory| &memory.tables);
+                    for (slot, _) in known.filter(|(_, tables)| tables.contains(table)) {
+                        memory.tables.entry(slot.clone()).or_default().insert(table.clone());
+                    }
+                }
+                _ => {}
+            }
+        }
+        memory
+    }
+
     /// Whether a walsweep of another slot has the table, too.
     #[must_use]
     pub fn has_elsewhere(&self, slot: &str, table: &TableName) -> bool {
         self.tables.iter().any(|(other, tables)| other != slot && tables.contains(table))
+    }
+}
+
+/// Lets the comment on walsweep's own publication say all that the cures of these findings change:
+/// with its creation, or as a finding of its own, which is cured last. So whoever runs what is
+/// printed leaves the same behind as `setup`.
+pub(super) fn remember(context: &Context<'_>, findings: &mut Vec<Finding>) {
+    let postgres = &context.config.postgres;
+    let before = match context.catalog.publication.as_ref().map(Publication::memory) {
+        Some(None) => return,
+        Some(Some(memory)) => Some(memory),
+        None => None,
+    };
+    let steps = findings.iter().filter(|one| one.is_due()).flat_map(|one| &one.steps);
+    // A table that must not be published is none that `setup` published.
+    let tables = context.table_rules().filter_map(|(rule, table)| {
+        let is_left = identity::publishing(context, table).is_err();
+        (table.relation.is_published || !is_left).then(|| rule.table.clone())
+    });
+    let memory = before.clone().unwrap_or_default().after(&postgres.slot, tables, steps);
+    let name = &postgres.publication;
+    for finding in findings.iter_mut() {
+        let creates = |step: &Step| matches!(step.does, Does::CreatePublication(..));
+        if finding.steps.iter().any(creates) {
+            let steps = finding.steps.iter().cloned();
+            let steps = steps.map(|step| cure::remembering(step, name, &memory)).collect();
+            *finding = finding.clone().cure(steps);
+        }
+    }
+    if before.is_some_and(|before| before != memory) {
+        let message = format!(
+            "the comment on publication `{name}` does not tell all that `setup` does for it: \
+             `teardown`, and a rule that is taken out, go by that"
+        );
+        let finding = Finding::info("publication_memory", message).done_by_setup();
+        findings.push(finding.cure(vec![cure::remember(name, memory)]));
     }
 }
 
@@ -88,7 +189,7 @@ fn identity(value: &Value) -> Option<Identity> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Identity, Memory, SENTENCE};
+    use super::{Does, Identity, Memory, SENTENCE, Step};
     use crate::config::TableName;
 
     #[test]
@@ -109,6 +210,34 @@ mod tests {
         assert!(memory.has_elsewhere("walsweep", &table("c")));
         assert!(memory.has_elsewhere("other", &table("a\"b")));
         assert!(!memory.has_elsewhere("walsweep", &table("a\"b")));
+    }
+
+    #[test]
+    fn what_is_done_is_remembered_and_what_was_refused_is_not() {
+        let table = |name: &str| TableName { schema: "s".to_owned(), name: name.to_owned() };
+        let identity = |name: &str, was| Identity {
+            table: table(name),
+            relation: table(name),
+            was,
+            index: None,
+        };
+        let step = |does| Step { sql: String::new(), does };
+        let mut before = Memory::default();
+        before.tables.insert("walsweep".to_owned(), [table("old"), table("a")].into());
+        before.identities = [identity("old", 'd'), identity("a", 'n')].into();
+        let steps = [
+            step(Does::SetIdentity(identity("a", 'd'))),
+            step(Does::SetIdentity(identity("b", 'd'))),
+            step(Does::DropTable(table("old"))),
+            step(Does::RestoreIdentity(identity("old", 'd'))),
+        ];
+        let after = before.after("walsweep", [table("a"), table("b")], &steps);
+        assert_eq!(after.tables["walsweep"], [table("a"), table("b")].into());
+        let first = "the identity before the first change";
+        assert_eq!(after.identities, [identity("a", 'n'), identity("b", 'd')].into(), "{first}");
+        let mut refused = before.clone();
+        refused.tables.entry("walsweep".to_owned()).or_default().insert(table("b"));
+        assert_eq!(after.without(&steps, Some(&before)), refused);
     }
 
     #[test]

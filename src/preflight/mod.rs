@@ -59,10 +59,11 @@ use crate::keys::Rules;
 pub(crate) use self::catalog::{digest_of, of_many, with_published};
 pub(crate) use self::cure::{
     comment, create_role, drop_publication, drop_slot, escaped, grant_connect, identity_as_before,
-    patiently,
+    patiently, remembering,
 };
 pub use self::facts::{Fact, of_postgres, of_redis, of_rules};
 pub use self::files::files;
+pub(crate) use self::finding::told;
 pub use self::finding::{Finding, Report, Scope, Severity};
 pub use self::fitness::Fitness;
 pub use self::lookups::{LOOKUP_LOCKED, Trial, is_of_lookup, trials};
@@ -166,6 +167,7 @@ pub async fn postgres(
     findings.extend(reads::findings(rules, &outcomes));
     findings.extend(freed::check(&context, &reads::kept(&outcomes), client).await?);
     findings.extend(keyed::check(config, rules, client).await?);
+    memory::remember(&context, &mut findings);
     reads::keep_the_same(rules, outcomes);
     for table in &catalog.tables {
         let name = table.relation.table_name();

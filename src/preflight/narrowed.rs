@@ -8,7 +8,7 @@
 //! (<https://www.postgresql.org/docs/current/logical-replication-row-filter.html>).
 
 use super::catalog::{Publication, Table};
-use super::{Context, Finding, cure, identity, publication};
+use super::{Context, Finding, generated, identity, publication};
 use crate::config::{Rule, Source};
 use crate::keys::ColumnUse;
 
@@ -28,7 +28,7 @@ pub(super) fn row_filter(context: &Context<'_>, table: &Table, rule: &Rule) -> O
         "publication `{name}` has a row filter for `{shown}`: no key is removed for the rows that \
          it leaves out; {COSTS}"
     );
-    Some(Finding::error("row_filter", message).cure(cure::set_whole(name, table)))
+    Some(Finding::error("row_filter", message).cure(generated::whole(context, table)))
 }
 
 /// A column list with less than the replica identity, as it is or will be; with a full one the
@@ -64,7 +64,7 @@ pub(super) fn column_list(context: &Context<'_>, table: &Table) -> Option<Findin
     } else {
         return None;
     };
-    Some(Finding::error("column_list", message).cure(cure::set_whole(name, table)))
+    Some(Finding::error("column_list", message).cure(generated::whole(context, table)))
 }
 
 /// A column that a rule names and the list leaves out.
@@ -73,7 +73,7 @@ pub(super) fn unlisted(context: &Context<'_>, table: &Table, column: &ColumnUse<
     let message =
         format!("publication `{name}` has a column list for `{shown}` without `{}`", column.column);
     let finding = Finding::error("column_not_published", message).at(column.at);
-    finding.cure(cure::set_whole(name, table))
+    finding.cure(generated::whole(context, table))
 }
 
 /// A column list that has all that the rules need, for now.
@@ -94,7 +94,7 @@ pub(super) fn costs(
     );
     let finding = Finding::warning("narrowed", message).of_rules(context.rules_of(&shown));
     let finding = finding.hint("publish the whole table");
-    Some(finding.cure(cure::set_whole(name, table)))
+    Some(finding.cure(generated::whole(context, table)).done_by_setup())
 }
 
 impl Context<'_> {

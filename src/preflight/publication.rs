@@ -2,7 +2,6 @@
 
 use super::catalog::{Publication, Table};
 use super::memory::Memory;
-use super::step::{Does, Step};
 use super::{Context, Finding, cure, generated, identity, narrowed, slot};
 use crate::config::{Operations, Rule};
 use crate::keys::ColumnUse;
@@ -51,30 +50,41 @@ pub(super) fn check(context: &Context<'_>) -> Vec<Finding> {
 /// That there is none.
 fn missing(context: &Context<'_>) -> Finding {
     let name = &context.config.postgres.publication;
-    let tables = context.catalog.tables.iter().filter(|table| table.is_publishable());
-    // Published, these could not be written to any more.
-    let tables: Vec<&Table> =
-        tables.filter(|table| !identity::is_hopeless(context, table)).collect();
+    let (mut tables, mut left, mut steps) = (Vec::new(), Vec::new(), Vec::new());
+    for table in context.catalog.tables.iter().filter(|table| table.is_publishable()) {
+        match identity::publishing(context, table) {
+            Ok(before) => {
+                steps.extend(before);
+                tables.push(table);
+            }
+            Err(why) => left.push(left_out(table, &why)),
+        }
+    }
     let missing =
         Finding::error("publication_missing", format!("there is no publication `{name}`"));
     let (needed, generated) = (needed(context), generated::is_needed(context));
-    let mut steps: Vec<Step> =
-        tables.iter().flat_map(|table| identity::before_publishing(context, table)).collect();
     let created = cure::create_publication(name, &tables, needed, generated);
-    if created.is_empty() {
-        return missing.cure(steps);
-    }
+    let anew = if created.is_empty() { Vec::new() } else { slot::anew(context) };
+    let mut hints = left;
+    hints.extend((!anew.is_empty()).then(|| {
+        let slot = &context.config.postgres.slot;
+        format!(
+            "slot `{slot}` is then created anew, for it cannot be decoded past what was committed \
+             before its publication; `run` sweeps everything"
+        )
+    }));
     steps.extend(created);
-    let anew = slot::anew(context);
-    if anew.is_empty() {
-        return missing.cure(steps);
-    }
     steps.extend(anew);
-    let slot = &context.config.postgres.slot;
-    missing.cure(steps).hint(format!(
-        "slot `{slot}` is then created anew, for it cannot be decoded past what was committed \
-         before its publication; `run` sweeps everything"
-    ))
+    let missing = missing.cure(steps);
+    if hints.is_empty() { missing } else { missing.hint(hints.join("; ")) }
+}
+
+/// That a table is not published, and why.
+fn left_out(table: &Table, why: &str) -> String {
+    let shown = table.relation.table_name();
+    format!(
+        "`{shown}` is left out, for the application's own UPDATE and DELETE of it would fail: {why}"
+    )
 }
 
 /// That it is not walsweep's. Whatever it lacks is then told, and left to whoever owns it.
@@ -89,8 +99,7 @@ fn foreign(context: &Context<'_>, publication: &Publication) -> Option<Finding> 
     );
     let hint = "if nobody else reads it, this hands it over to walsweep";
     let finding = Finding::info("publication_foreign", message).hint(hint);
-    let adopt = Step::new(Does::SetPublication, cure::comment(name, &Memory::default()));
-    Some(finding.cure(vec![adopt]))
+    Some(finding.cure(vec![cure::remember(name, Memory::default())]))
 }
 
 /// The operations that any rule looks at.
@@ -141,23 +150,33 @@ fn operations(context: &Context<'_>, publication: &Publication, rule: &Rule) -> 
         format!("rule `{}` looks at {missing}, which publication `{name}` leaves out", rule.name);
     let finding = Finding::error("operation_not_published", message).at(&rule.at);
     let finding = finding.of_rules([&rule.name]);
-    let in_it = context.catalog.tables.iter().filter(|table| table.relation.is_published);
-    let hopeless = in_it.clone().filter(|table| identity::is_hopeless(context, table));
-    let hopeless = hopeless.map(|table| table.relation.table_name().to_string());
-    let unwritable: Vec<String> =
-        context.catalog.unidentified.iter().cloned().chain(hopeless).collect();
+    let mut unwritable = context.catalog.unidentified.clone();
+    let mut steps = Vec::new();
+    for table in context.catalog.tables.iter().filter(|table| is_in(table)) {
+        // A list, or a filter, that the identity does not go with, was no harm so far.
+        if table.has_column_list || table.has_row_filter {
+            steps.extend(generated::whole(context, table));
+        }
+        match identity::publishing(context, table) {
+            Ok(before) => steps.extend(before),
+            Err(_) => unwritable.push(table.relation.table_name().to_string()),
+        }
+    }
     if !unwritable.is_empty() {
         return Some(finding.hint(format!(
             "with it the application's own UPDATE and DELETE of `{}` would fail, which the \
-             publication has, too, and which has no replica identity: give it one first, or take \
-             it out",
+             publication has, too: it has no replica identity, or one that does not go with what \
+             is published of it; give it another one first, or take it out",
             unwritable.join("`, `")
         )));
     }
-    let mut steps: Vec<Step> =
-        in_it.flat_map(|table| identity::before_publishing(context, table)).collect();
     steps.extend(cure::set_publish(name, published(context)));
     Some(finding.cure(steps))
+}
+
+/// Whether changes of a table are published, be it under the names of its partitions.
+fn is_in(table: &Table) -> bool {
+    table.family().any(|relation| relation.is_published)
 }
 
 /// Whether the changes of a table arrive, under its name, with all rows.
@@ -193,12 +212,16 @@ fn membership(
     }
     let message = format!("`{shown}` is not in publication `{name}`");
     let finding = Finding::error("table_not_published", message);
-    if publication.puballtables || identity::is_hopeless(context, table) {
+    if publication.puballtables {
         return Some(finding);
     }
-    let mut steps = identity::before_publishing(context, table);
-    steps.extend(cure::add_table(name, table));
-    Some(finding.cure(steps))
+    Some(match identity::publishing(context, table) {
+        Err(why) => finding.hint(left_out(table, &why)),
+        Ok(mut steps) => {
+            steps.extend(cure::add_table(name, table));
+            finding.cure(steps)
+        }
+    })
 }
 
 /// Whether the values of a column arrive.

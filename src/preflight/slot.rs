@@ -15,6 +15,7 @@ pub(super) fn check(context: &Context<'_>) -> Vec<Finding> {
         let missing =
             Finding::info("slot_missing", message).hint("`run` creates it when it starts");
         let missing = missing.cure(vec![cure::create_slot(&context.config.postgres)]);
+        let missing = missing.done_by_setup();
         return [missing].into_iter().chain(prepared(&context.catalog.prepared)).collect();
     };
     if let Some(wrong) = unfit(context, slot) {

@@ -1,7 +1,6 @@
 //! The steps of a cure: transactions, each with what it changes.
 
-use std::collections::BTreeSet;
-
+use super::memory::Memory;
 use crate::config::TableName;
 
 /// How long a statement may wait for a lock: what the application sends meanwhile waits behind it.
@@ -19,22 +18,30 @@ pub struct Step {
 /// What a step changes, and where.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Does {
-    /// Creates the publication, of these tables.
-    CreatePublication(Vec<TableName>),
+    /// Creates the publication, of these tables, with what its comment remembers.
+    CreatePublication(Vec<TableName>, Memory),
     /// Adds a table to the publication.
     AddTable(TableName),
     /// Takes a table out of the publication.
     DropTable(TableName),
     /// Changes what the publication publishes of a table.
     WidenTable(TableName),
-    /// Changes the options of the publication.
+    /// Lets the publication publish generated columns, or partitions under their table's name.
     SetPublication,
+    /// Lets the publication publish other operations.
+    SetOperations,
+    /// Writes into the comment on the publication what is remembered.
+    Remember(Memory),
+    /// Drops the publication.
+    DropPublication,
     /// Sets a replica identity.
     SetIdentity(Identity),
     /// Sets a replica identity back to what it was before `setup`.
     RestoreIdentity(Identity),
-    /// Creates or drops the slot.
-    Slot,
+    /// Creates the slot.
+    CreateSlot,
+    /// Drops the slot.
+    DropSlot,
     /// Gives a role an attribute or a right.
     Role,
     /// Grants what a lookup reads.
@@ -46,7 +53,8 @@ pub enum Does {
 /// The replica identity of a relation, as it was before `setup` changed it.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Identity {
-    /// The table that a rule names: the relation itself, or the table that it is a partition of.
+    /// The table under whose name it is published: the relation itself, or the table that it is a
+    /// partition of.
     pub table: TableName,
     /// Whose identity it is.
     pub relation: TableName,
@@ -68,23 +76,24 @@ pub enum Runner {
 }
 
 impl Does {
-    /// Whether one of these tables is published by it.
-    #[must_use]
-    pub fn publishes_any(&self, tables: &BTreeSet<&TableName>) -> bool {
-        match self {
-            Does::CreatePublication(all) => all.iter().any(|table| tables.contains(table)),
-            Does::AddTable(table) => tables.contains(table),
-            _ => false,
-        }
-    }
-
     /// Whether a publication that is there is altered: nothing to do to somebody else's.
     #[must_use]
     pub fn alters_publication(&self) -> bool {
         matches!(
             self,
-            Does::AddTable(_) | Does::DropTable(_) | Does::WidenTable(_) | Does::SetPublication
+            Does::AddTable(_)
+                | Does::DropTable(_)
+                | Does::WidenTable(_)
+                | Does::SetPublication
+                | Does::SetOperations
+                | Does::Remember(_)
         )
+    }
+
+    /// Whether it is of the slot, which may be on a standby; all else is the primary's.
+    #[must_use]
+    pub fn is_of_slot(&self) -> bool {
+        matches!(self, Does::CreateSlot | Does::DropSlot)
     }
 
     /// Who may run it.
@@ -92,7 +101,7 @@ impl Does {
     pub fn runner(&self) -> Runner {
         match self {
             Does::Role | Does::Trigger => Runner::Superuser,
-            Does::Slot => Runner::Replicator,
+            Does::CreateSlot | Does::DropSlot => Runner::Replicator,
             _ => Runner::Owner,
         }
     }
@@ -104,7 +113,7 @@ impl Does {
     #[must_use]
     pub fn locks(&self) -> Vec<TableName> {
         match self {
-            Does::CreatePublication(tables) => tables.clone(),
+            Does::CreatePublication(tables, _) => tables.clone(),
             Does::AddTable(table) | Does::DropTable(table) | Does::WidenTable(table) => {
                 vec![table.clone()]
             }
@@ -134,7 +143,7 @@ pub(crate) fn printed(steps: &[Step]) -> String {
     let mut parts = Vec::new();
     let mut is_limited = false;
     for step in steps {
-        let is_slot = step.does == Does::Slot;
+        let is_slot = step.does.is_of_slot();
         // For the right of a role no table is locked.
         let is_limited_too = !is_slot && !matches!(step.does, Does::Role | Does::Grant);
         if is_limited_too && !is_limited {
@@ -161,7 +170,7 @@ mod tests {
         let steps = [
             step(Does::SetPublication, "a"),
             step(Does::SetPublication, "b;\nc"),
-            step(Does::Slot, "d"),
+            step(Does::CreateSlot, "d"),
         ];
         let expected = "set lock_timeout = '2s';\na;\nbegin;\nb;\nc;\ncommit;\n\
                         set lock_timeout = 0;\nd";

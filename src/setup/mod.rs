@@ -24,7 +24,7 @@ use tokio_postgres::error::SqlState;
 use crate::config::{Config, SlotOn, TableName};
 use crate::keys::Rules;
 use crate::postgres::{Sql, connect_sql};
-use crate::preflight::{self, Does, Finding, Memory, Step};
+use crate::preflight::{self, Does, Finding, Memory, Runner, Step, remembering};
 use crate::source::slot_server::{caught_up, nudge};
 
 pub use self::hands::Hands;
@@ -45,15 +45,22 @@ const ROUNDS_MAX: usize = 3;
 pub struct Statement {
     /// The transaction.
     pub step: Step,
-    /// What it cures, in one line.
+    /// What it cures, in one line; once it is done, what was done.
     pub why: String,
+    /// Whether walsweep, or one of its rules, does not run without.
+    pub is_needed: bool,
+    /// What has to be done before, if it is not needed: no table gets another identity while it is
+    /// still published.
+    pub after: Vec<Step>,
 }
 
-impl Statement {
-    /// Whether it is of the slot, which may be on a standby; all else is the primary's.
-    fn is_of_slot(&self) -> bool {
-        self.step.does == Does::Slot
-    }
+/// A transaction that the server did not do, and that walsweep runs without.
+#[derive(Debug)]
+pub struct Refused {
+    /// The transaction.
+    pub statement: Statement,
+    /// Why not.
+    pub error: Error,
 }
 
 impl fmt::Display for Statement {
@@ -67,6 +74,10 @@ impl fmt::Display for Statement {
 pub struct Done {
     /// Transactions, in their order; none if nothing was missing.
     pub statements: Vec<Statement>,
+    /// What was refused, and is not needed.
+    pub refused: Vec<Refused>,
+    /// What was not tried, because what has to be done before was refused.
+    pub skipped: Vec<Step>,
     /// What no SQL cures of some rules: the others are set up.
     pub left: Vec<Finding>,
 }
@@ -101,6 +112,16 @@ pub enum Error {
         sql: String,
         /// What Postgres said.
         source: tokio_postgres::Error,
+    },
+    /// The role may not run a statement; those before it stay.
+    #[error("run `{sql}`: {}", preflight::message(.source))]
+    Denied {
+        /// The statement.
+        sql: String,
+        /// What Postgres said.
+        source: tokio_postgres::Error,
+        /// Who may.
+        who: String,
     },
     /// A lock was not to be had; the statements before it stay.
     #[error("run `{sql}`: the lock was not to be had in {attempts} attempts: {holders}")]
@@ -157,10 +178,32 @@ pub enum Error {
     },
 }
 
+impl fmt::Display for Refused {
+    /// For a person, as lines of comment beside those of what was done.
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Refused { statement: Statement { step, why, .. }, error } = self;
+        let text = if step.does.is_of_slot() {
+            format!("Left to `walsweep run`, which sees to the slot when it starts: {error}")
+        } else {
+            let hint = error.hint().map(|hint| format!("\nhint: {hint}"));
+            let hint = hint.unwrap_or_default();
+            format!("Not done, and not needed to run: {error}\nWithout it: {why}{hint}")
+        };
+        formatter.write_str(&script::comment(&text))
+    }
+}
+
 impl Error {
     /// What a person can do about it.
     #[must_use]
-    pub fn hint(&self) -> Option<&'static str> {
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Error::Denied { who, .. } => Some(who.clone()),
+            error => error.known_hint().map(str::to_owned),
+        }
+    }
+
+    fn known_hint(&self) -> Option<&'static str> {
         match self {
             Error::SlotActive { .. } => Some("stop walsweep first"),
             Error::NotOwner { .. } => Some(
@@ -171,13 +214,16 @@ impl Error {
                     "`walsweep teardown --print` shows the SQL, and `walsweep teardown --as URL` \
                      runs it as a role that may",
                 ),
-                cause => cause.hint(),
+                cause => cause.known_hint(),
             },
             Error::SlotForeign { .. } => Some("let `postgres.slot` name walsweep's own"),
-            Error::Statement { .. } => Some(
+            Error::Statement { .. } if self.is_denied() => Some(
                 "`walsweep setup --print` shows the SQL for a role that may run it, and `walsweep \
                  setup --as URL` runs it as that role",
             ),
+            Error::Statement { .. } => {
+                Some("what was done before it stays; `walsweep check` tells what is left")
+            }
             Error::Locked { .. } => Some("run it again: what is done already is not done twice"),
             Error::Foreign { .. } => Some(
                 "let its owner run that SQL, or let `postgres.publication` name another; `walsweep \
@@ -185,6 +231,7 @@ impl Error {
             ),
             Error::StandbyBehind => Some("see that it follows the primary"),
             Error::Standby(_)
+            | Error::Denied { .. }
             | Error::Stopped(_)
             | Error::Preflight(_)
             | Error::Incurable(_)
@@ -199,6 +246,17 @@ impl Error {
         let denied = &SqlState::INSUFFICIENT_PRIVILEGE;
         matches!(self, Error::Statement { source, .. } if source.code() == Some(denied))
     }
+
+    /// Whether the server refused the statement, or its locks, and goes on with others.
+    fn is_refusal(&self) -> bool {
+        match self {
+            Error::Statement { source, .. } | Error::Denied { source, .. } => {
+                source.as_db_error().is_some()
+            }
+            Error::Locked { .. } => true,
+            _ => false,
+        }
+    }
 }
 
 impl From<tokio_postgres::Error> for Error {
@@ -209,90 +267,200 @@ impl From<tokio_postgres::Error> for Error {
 
 /// Findings, each on a line of its own.
 pub(crate) fn list(findings: &[Finding]) -> String {
-    findings.iter().map(|finding| format!("\n{finding}")).collect()
+    preflight::told(findings.iter()).iter().map(|finding| format!("\n{finding}")).collect()
 }
 
 /// Makes what is missing, statement by statement, and gives what it did. What SQL cannot cure of
-/// some rules is left: the others need not wait for it.
+/// some rules is left: the others need not wait for it. So is what the server refuses and walsweep
+/// runs without.
 ///
 /// # Errors
 ///
-/// When something is wrong that SQL cannot cure, with everything or with a table that would be
-/// published all the same, or the publication is somebody else's and lacks something (nothing is
-/// changed then), when a statement is refused, or somebody asks to stop.
+/// When something is wrong that SQL cannot cure, with everything or with every rule, or the
+/// publication is somebody else's and lacks something (nothing is changed then), when a statement
+/// is refused that is needed, or somebody asks to stop.
 pub async fn setup(config: &Config, rules: &mut Rules, hands: &Hands<'_>) -> Result<Done, Error> {
     hands.prepare().await?;
-    let (mut done, mut is_slot_left) = (Vec::new(), false);
+    let mut done = Done::default();
     for _ in 0..ROUNDS_MAX {
         let findings = preflight::postgres(config, rules, hands.client).await?;
-        let incurable = |finding: &&Finding| finding.is_error() && finding.sql.is_none();
-        let left: Vec<Finding> = findings.iter().filter(incurable).cloned().collect();
+        let mark = mark(config, hands).await?;
+        let Plan { statements, advised, left } = plan(&findings, &mark);
         let is_left = |name: &String| left.iter().any(|one| one.concerns().any(|of| of == name));
         if left.iter().any(Finding::stops_everything) || rules.names().iter().all(is_left) {
-            return Err(Error::Incurable(left));
-        }
-        let mark = mark(config, hands).await?;
-        let Plan { statements, advised } = plan(config, &findings, &mark);
-        if publishes_unwritable(config, &left, &statements) {
             return Err(Error::Incurable(left));
         }
         if !advised.is_empty() {
             let publication = config.postgres.publication.clone();
             return Err(Error::Foreign { publication, findings: advised });
         }
-        let is_open = |statement: &Statement| !(is_slot_left && statement.is_of_slot());
-        let statements: Vec<Statement> = statements.into_iter().filter(is_open).collect();
-        if statements.is_empty() {
-            return Ok(Done { statements: done, left });
-        }
+        done.left = left;
+        let before = done.statements.len();
         for statement in statements {
-            if !statement.is_of_slot() {
-                hands.run(&statement.step).await?;
-            } else if let Some(standby) = slot_standby(config).await? {
-                create_slot(config, hands, &standby, &statement.step).await?;
-            } else if let Err(error) = hands.with_slot(&statement.step).await {
-                if !error.is_denied() || hands.is_of(&config.postgres.replication_endpoint.user) {
-                    return Err(error);
-                }
-                // An owner need not be one who replicates.
-                tracing::info!("the slot is left to `walsweep run`: this role may not create it");
-                is_slot_left = true;
+            if !statement.is_needed && done.has_refused(&statement.step) {
                 continue;
             }
-            done.push(statement);
+            if statement.after.iter().any(|step| done.has_refused(step)) {
+                done.skipped.push(statement.step);
+                continue;
+            }
+            let Some(statement) = remembered(config, statement, &done, &mark) else { continue };
+            match once(config, hands, &statement).await {
+                Ok(()) => done.statements.push(statement.done(config)),
+                Err(error) if goes_on_without(config, hands, &statement, &error) => {
+                    done.refused.push(Refused { statement, error });
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        if done.statements.len() == before {
+            return Ok(done);
         }
     }
     let mut findings = preflight::postgres(config, rules, hands.client).await?;
     findings.retain(Finding::is_error);
     let (uncured, left): (Vec<Finding>, Vec<Finding>) =
         findings.into_iter().partition(|one| one.sql.is_some() || one.stops_everything());
-    if uncured.is_empty() {
-        return Ok(Done { statements: done, left });
+    done.left = left;
+    if uncured.is_empty() { Ok(done) } else { Err(Error::Uncured(uncured)) }
+}
+
+impl Done {
+    /// Whether a step was tried before; a comment is another one when more is to be remembered.
+    fn has_refused(&self, step: &Step) -> bool {
+        let is_comment = |does: &Does| matches!(does, Does::Remember(_));
+        let mut refused = self.refused.iter().map(|one| &one.statement.step).chain(&self.skipped);
+        refused.any(|one| one == step || is_comment(&one.does) && is_comment(&step.does))
     }
-    Err(Error::Uncured(uncured))
 }
 
-/// Findings that no SQL cures, and that stand for UPDATE and DELETE which fail once the table is
-/// published: of heirs without an identity of their own, and with a generated column in one.
-const UNWRITABLE: [&str; 2] = ["inheritance", "generated_identity"];
-
-/// Whether a table would be published, for a rule that is left, whose rows could then not be
-/// changed any more.
-fn publishes_unwritable(config: &Config, left: &[Finding], statements: &[Statement]) -> bool {
-    let unwritable = left.iter().filter(|one| UNWRITABLE.contains(&one.code));
-    let rules: BTreeSet<&str> = unwritable.flat_map(Finding::concerns).collect();
-    let rules = config.rules.iter().filter(|rule| rules.contains(rule.name.as_str()));
-    let tables: BTreeSet<&TableName> = rules.map(|rule| &rule.table).collect();
-    statements.iter().any(|one| one.step.does.publishes_any(&tables))
+impl Statement {
+    /// The same once it is done.
+    fn done(self, config: &Config) -> Statement {
+        let slot = &config.postgres.slot;
+        let why = match self.step.does {
+            Does::CreateSlot => format!("created slot `{slot}`"),
+            Does::DropSlot => format!("dropped slot `{slot}`, to create it anew"),
+            _ => self.why,
+        };
+        Statement { why, ..self }
+    }
 }
 
-/// Does what is needed before anything else, such as to create the role.
+/// The statement, without what it would remember of steps that were refused; `None` if that is no
+/// more than what is remembered already.
+fn remembered(
+    config: &Config,
+    statement: Statement,
+    done: &Done,
+    mark: &Mark,
+) -> Option<Statement> {
+    let before = if let Mark::Ours(memory) = mark { Some(memory) } else { None };
+    let (Does::Remember(memory) | Does::CreatePublication(_, memory)) = &statement.step.does else {
+        return Some(statement);
+    };
+    let refused = done.refused.iter().map(|one| &one.statement.step).chain(&done.skipped);
+    let memory = memory.without(refused, before);
+    let is_news = before != Some(&memory);
+    let step = remembering(statement.step, &config.postgres.publication, &memory);
+    is_news.then_some(Statement { step, ..statement })
+}
+
+/// Runs one statement, where it belongs.
+async fn once(config: &Config, hands: &Hands<'_>, statement: &Statement) -> Result<(), Error> {
+    let step = &statement.step;
+    if !step.does.is_of_slot() {
+        return run(config, hands, statement).await;
+    }
+    match slot_standby(config).await? {
+        Some(standby) => create_slot(config, hands, &standby, step).await,
+        None => hands.with_slot(step).await,
+    }
+}
+
+/// Whether `setup` goes on after this error: walsweep runs without the statement, or its own role
+/// does it when it starts, for an owner of tables need not be one who replicates.
+fn goes_on_without(
+    config: &Config,
+    hands: &Hands<'_>,
+    statement: &Statement,
+    error: &Error,
+) -> bool {
+    let postgres = &config.postgres;
+    if statement.step.does.is_of_slot() {
+        let is_here = postgres.slot_on == SlotOn::Primary;
+        return is_here && error.is_denied() && !hands.is_of(&postgres.replication_endpoint.user);
+    }
+    !statement.is_needed && error.is_refusal()
+}
+
+/// Runs a statement, and says who may if this role may not.
 ///
 /// # Errors
 ///
 /// The statement's; see [`Error`].
-pub async fn run(hands: &Hands<'_>, statement: &Statement) -> Result<(), Error> {
-    hands.run(&statement.step).await
+pub async fn run(config: &Config, hands: &Hands<'_>, statement: &Statement) -> Result<(), Error> {
+    match hands.run(&statement.step).await {
+        Err(Error::Statement { sql, source })
+            if source.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE) =>
+        {
+            let who = who_may(config, hands, &statement.step.does).await?;
+            Err(Error::Denied { sql, source, who })
+        }
+        ran => ran,
+    }
+}
+
+/// Who may do what this role may not.
+async fn who_may(config: &Config, hands: &Hands<'_>, does: &Does) -> Result<String, Error> {
+    let role = &hands.endpoint.user;
+    if does.runner() == Runner::Superuser {
+        return Ok("a superuser may, or the administrator role of a managed service: `walsweep \
+                   setup --print` shows the SQL, and `walsweep setup --as URL` with that login \
+                   runs it"
+            .to_owned());
+    }
+    let publication = does.alters_publication().then_some(&config.postgres.publication);
+    let not_owned = not_owned(hands, publication, None, &does.locks()).await?;
+    let owners: BTreeSet<&str> = not_owned.iter().map(|(_, owner)| owner.as_str()).collect();
+    let what: Vec<String> =
+        not_owned.iter().map(|(what, owner)| format!("{what} of `{owner}`")).collect();
+    let owners: Vec<&str> = owners.into_iter().collect();
+    Ok(match owners.as_slice() {
+        [] => {
+            let database = preflight::escaped(&config.postgres.endpoint.database);
+            let grantee = preflight::escaped(role);
+            format!(
+                "`grant create on database {database} to {grantee}` lets role `{role}`; or a \
+                 superuser's login in `walsweep setup --as URL`"
+            )
+        }
+        [owner] => format!(
+            "role `{role}` does not own {}: `walsweep setup --as URL` with the login of \
+             `{owner}`, or a superuser's",
+            what.join(", ")
+        ),
+        _ => format!(
+            "role `{role}` does not own {}: `walsweep setup --as URL` with a superuser's login, or \
+             that of a role that is a member of each owner",
+            what.join(", ")
+        ),
+    })
+}
+
+/// What of a publication, an event trigger and tables the role does not own: each with its owner.
+async fn not_owned(
+    hands: &Hands<'_>,
+    publication: Option<&String>,
+    trigger: Option<&String>,
+    tables: &[TableName],
+) -> Result<Vec<(String, String)>, Error> {
+    let (schemas, names): (Vec<&str>, Vec<&str>) =
+        tables.iter().map(|table| (&*table.schema, &*table.name)).unzip();
+    let question = include_str!("../../sql/setup/not_owned.sql");
+    let rows = hands.client.query(question, &[&publication, &trigger, &schemas, &names]).await?;
+    let owned = |row: &tokio_postgres::Row| Ok((row.try_get(0)?, row.try_get(1)?));
+    Ok(rows.iter().map(owned).collect::<Result<Vec<_>, tokio_postgres::Error>>()?)
 }
 
 /// Whose the publication is.

@@ -68,7 +68,8 @@ pub async fn missing(config: &Config, hands: &Hands<'_>) -> Result<Vec<Statement
         let is_met = row.map(|row| need.is_met(&row)).transpose()?.unwrap_or(false);
         if !is_met {
             let why = format!("role `{user}` has to log in, and to replicate");
-            lacking.push(Statement { step: need.step(true), why });
+            let (step, after) = (need.step(true), Vec::new());
+            lacking.push(Statement { step, why, is_needed: true, after });
         }
     }
     Ok(lacking)

@@ -4,7 +4,7 @@ use super::role;
 use super::{Error, Hands, Plan, Statement, hands, mark, plan};
 use crate::config::{Config, SlotOn};
 use crate::keys::Rules;
-use crate::preflight::{self, Does, Finding, Runner, patiently, render};
+use crate::preflight::{self, Does, Finding, Runner, Step, patiently, render};
 
 /// The script; changes nothing.
 ///
@@ -18,9 +18,12 @@ pub async fn script(
     roles: Vec<Statement>,
 ) -> Result<String, Error> {
     let findings = preflight::postgres(config, rules, hands.client).await?;
-    let Plan { statements, advised } = plan(config, &findings, &mark(config, hands).await?);
+    let Plan { statements, advised, left } = plan(&findings, &mark(config, hands).await?);
     let may_create_slot = may_create_slot(rules, hands).await?;
     let mut script = head();
+    let (first, left): (Vec<&Finding>, Vec<&Finding>) =
+        left.iter().partition(|finding| finding.stops_everything());
+    script.push_str(&by_hand("Before anything else, by hand", &first));
     let statements: Vec<Statement> = roles.into_iter().chain(statements).collect();
     let mut runner = None;
     for statement in &statements {
@@ -34,25 +37,21 @@ pub async fn script(
         script.push_str("\n-- Nothing to do.\n");
     }
     script.push_str(&tail());
-    let is_done = |finding: &&Finding| {
-        statements.iter().any(|done| finding.steps.contains(&done.step))
-            || finding.code == "publication_missing"
-    };
-    for finding in &findings {
-        let is_told = finding.is_error() || finding.sql.is_some();
-        if !is_told || is_done(&finding) {
-            continue;
-        }
-        let what = if advised.contains(finding) {
-            "For the owner of the publication, which is not walsweep's"
-        } else if finding.is_error() {
-            "No SQL cures this"
-        } else {
-            "Not needed, but"
-        };
-        script.push_str(&format!("\n{}", comment(&format!("{what}: {finding}"))));
-    }
+    let advised: Vec<&Finding> = advised.iter().collect();
+    let owner = "For the owner of the publication, which is not walsweep's";
+    script.push_str(&by_hand(owner, &advised));
+    script.push_str(&by_hand("By hand", &left));
+    let is_done = |step: &Step| statements.iter().any(|done| done.step == *step);
+    let is_optional = |one: &&Finding| !one.is_error() && !one.steps.iter().all(is_done);
+    let optional: Vec<&Finding> = findings.iter().filter(is_optional).collect();
+    script.push_str(&by_hand("Not needed, but", &optional));
     Ok(script)
+}
+
+/// What the script leaves to a person, each under the same words.
+fn by_hand(what: &str, findings: &[&Finding]) -> String {
+    let texts = preflight::told(findings.iter().copied());
+    texts.iter().map(|text| format!("\n{}", comment(&format!("{what}: {text}")))).collect()
 }
 
 /// The part of the script for the role alone, while nobody can log in as it to see the rest.
@@ -66,7 +65,9 @@ pub fn script_without_login(config: &Config, cause: &str) -> String {
     );
     script.push_str(&format!("\n{}", comment(&why)));
     for need in role::needs(config) {
-        let statement = Statement { step: need.step(false), why: String::new() };
+        let step = need.step(false);
+        let (why, after) = (String::new(), Vec::new());
+        let statement = Statement { step, why, is_needed: true, after };
         script.push_str(&part(config, &statement, false));
     }
     let user = &config.postgres.endpoint.user;
@@ -113,7 +114,7 @@ fn part(config: &Config, statement: &Statement, may_create_slot: bool) -> String
         // Nobody waits behind these.
         return format!("\n{}{sql};\n", comment(&statement.why));
     }
-    if !statement.is_of_slot() {
+    if !statement.step.does.is_of_slot() {
         let patient = patiently(&statement.step, (hands::ATTEMPTS, hands::PAUSE.as_secs()));
         return format!("\n{}{patient};\n", comment(&statement.why));
     }

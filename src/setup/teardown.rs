@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::script::comment;
-use super::{Error, Hands, Mark, NAME, mark, slot_standby};
+use super::{Error, Hands, Mark, NAME, mark, not_owned, slot_standby};
 use crate::config::{Config, SlotOn};
 use crate::postgres::{Sql, connect_sql};
 use crate::preflight::{self, Does, Identity, Memory, SENTENCE, Step, printed, render};
@@ -92,7 +92,7 @@ async fn remove(
 /// Drops the slot, before anything else: where that is refused, nothing is dropped. An owner of
 /// tables need not be one who replicates; walsweep's own role is, and drops it then.
 async fn drop_slot(config: &Config, hands: &Hands<'_>, standby: Option<&Sql>) -> Result<(), Error> {
-    let step = Step { sql: preflight::drop_slot(&config.postgres.slot), does: Does::Slot };
+    let step = Step { sql: preflight::drop_slot(&config.postgres.slot), does: Does::DropSlot };
     let endpoint = &config.postgres.replication_endpoint;
     let stop = hands.stop.clone();
     if let Some(standby) = standby {
@@ -113,13 +113,9 @@ async fn may_drop_rest(config: &Config, hands: &Hands<'_>, remains: &Remains) ->
     let publication = is_ours.then_some(&config.postgres.publication);
     let trigger = preflight::trigger_name(&config.postgres.slot);
     let trigger = (remains.trigger == Some(true)).then_some(trigger);
-    let question = include_str!("../../sql/setup/not_owned.sql");
-    let rows = hands.client.query(question, &[&publication, &trigger]).await?;
-    let not_owned = |row: &tokio_postgres::Row| {
-        let (what, owner): (String, String) = (row.try_get(0)?, row.try_get(1)?);
-        Ok(format!("{what} of `{owner}`"))
-    };
-    let what = rows.iter().map(not_owned).collect::<Result<Vec<_>, tokio_postgres::Error>>()?;
+    let rows = not_owned(hands, publication, trigger.as_ref(), &[]).await?;
+    let what: Vec<String> =
+        rows.into_iter().map(|(what, owner)| format!("{what} of `{owner}`")).collect();
     let role = hands.endpoint.user.clone();
     if what.is_empty() { Ok(()) } else { Err(Error::NotOwner { role, what }) }
 }
@@ -223,14 +219,12 @@ fn others(config: &Config, remains: &Remains) -> Vec<String> {
 fn publication_steps(config: &Config, remains: &Remains) -> Vec<Step> {
     let name = &config.postgres.publication;
     let Mark::Ours(memory) = &remains.publication else { return Vec::new() };
-    let sql = if others(config, remains).is_empty() {
-        preflight::drop_publication(name)
-    } else {
-        let mut memory = memory.clone();
-        memory.tables.remove(&config.postgres.slot);
-        preflight::comment(name, &memory)
-    };
-    vec![Step { sql, does: Does::SetPublication }]
+    if others(config, remains).is_empty() {
+        return vec![Step { sql: preflight::drop_publication(name), does: Does::DropPublication }];
+    }
+    let mut memory = memory.clone();
+    memory.tables.remove(&config.postgres.slot);
+    vec![Step { sql: preflight::comment(name, &memory), does: Does::Remember(memory) }]
 }
 
 fn trigger_step(config: &Config) -> Step {

@@ -76,7 +76,7 @@ async fn a_list_that_is_there_is_told_and_widened_if_it_is_walsweeps() {
     assert!(text(&output).contains("error[column_not_published]"), "{}", text(&output));
     let output = sidecar.command(&["setup"]);
     assert!(!output.status.success());
-    for part in ["was not made by `walsweep setup`", "add table \"public\".\"person\";"] {
+    for part in ["was not made by `walsweep setup`", "add table only \"public\".\"person\";"] {
         assert!(text(&output).contains(part), "{part}: {}", text(&output));
     }
     assert_eq!(bed.sql.one::<String>(PUBLISHED).await, before, "somebody else's");

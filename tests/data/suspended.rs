@@ -75,7 +75,7 @@ async fn a_dropped_table_suspends_its_rule_and_no_other() {
     assert!(text(&check).contains("would suspend rule `x`"), "{}", text(&check));
     // Made again, it is not published: the cure is another one.
     bed.sql.run(TABLE).await;
-    told(&sidecar, "alter publication \"walsweep\" add table \"public\".\"x\"").await;
+    told(&sidecar, "alter publication \"walsweep\" add table only \"public\".\"x\"").await;
     others_go(&bed).await;
     bed.fill(&["x:1"]).await;
     bed.sql.run("update x set name = 'z' where id = 1").await;

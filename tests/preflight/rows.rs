@@ -186,6 +186,26 @@ async fn what_a_publication_leaves_out_of_a_table_is_found() {
     .await;
 }
 
+/// Since version 18 the server refuses UPDATE and DELETE, and only where they are published.
+#[tokio::test]
+async fn a_virtual_column_is_no_matter_to_a_publication_of_inserts() {
+    let made = "create table t (id int primary key, a text,
+                                v text generated always as (upper(a)) virtual);
+                alter table t replica identity full;
+                create publication walsweep for table t";
+    let inserts: &'static str = Box::leak(format!("{made} with (publish = 'insert')").into());
+    let only_insert =
+        Rule { operations: Operations { insert: true, ..NO_OPERATIONS }, ..whole("t") };
+    hold_since(
+        18,
+        vec![
+            (inserts, vec![only_insert.clone()], &[]),
+            (made, vec![only_insert], &["generated_identity"]),
+        ],
+    )
+    .await;
+}
+
 #[tokio::test]
 async fn old_values_that_the_log_lacks_are_found() {
     let table = "create table t (id int primary key, a text, b text not null, c text);

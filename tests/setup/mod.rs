@@ -1,9 +1,12 @@
 //! `setup`, `check` and `teardown` do no harm (I10): what they print, wait for, own and leave.
 
+mod heirs;
 mod locks;
 mod login;
+mod old_rows;
 mod others;
 mod printed;
+mod refused;
 mod teardown;
 mod truth;
 mod whose;

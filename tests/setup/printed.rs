@@ -25,6 +25,12 @@ const TABLES: &str = "
     create table sparse (id int, a text not null, b text) partition by list (a);
     create table sparse_1 partition of sparse for values in ('a1');
     create table sparse_2 partition of sparse default;
+    create table keyed (id int not null, a text not null, b text,
+                        g text not null generated always as (id || 'k') stored);
+    create unique index keyed_g on keyed (g);
+    alter table keyed replica identity using index keyed_g;
+    create table par (id int primary key, a text not null, b text);
+    create table heir () inherits (par);
     create table \"it's \"\"odd\"\" $setup$\" (id int primary key, a text not null, b text);";
 
 /// Since version 18: a column that no publication has.
@@ -32,9 +38,24 @@ const VIRTUAL: &str = "
     create table virtual (id int primary key, a text not null, b text,
                           v text generated always as (a || 'x') virtual);
     create table virtual_bare (id int, a text not null, b text,
-                               v text generated always as (a || 'x') virtual);";
+                               v text generated always as (a || 'x') virtual);
+    create table virtual_full (id int primary key, a text not null, b text,
+                               v text generated always as (a || 'x') virtual);
+    alter table virtual_full replica identity full;";
 
-const NAMES: [&str; 10] = [
+/// Tables that no rule names.
+const ASIDE: &str = "
+    create table aside (id int, a text not null, b text);
+    create table aside_split (id int, a text not null, b text) partition by list (a);
+    create table aside_split_1 partition of aside_split default;";
+
+/// Those that a publication of inserts alone may have.
+const ASIDE_MADE: &str = "
+    create table aside_made (id int primary key, a text not null, b text,
+                             v text generated always as (a || 'x') virtual);
+    alter table aside_made replica identity full;";
+
+const NAMES: [&str; 12] = [
     "usual",
     "whole",
     "indexed",
@@ -44,16 +65,23 @@ const NAMES: [&str; 10] = [
     "made",
     "split",
     "sparse",
+    "keyed",
+    "par",
     "it's \"odd\" $setup$",
 ];
 
 fn names(version: i32) -> Vec<&'static str> {
-    let more: &[&str] = if version >= 18 { &["virtual", "virtual_bare"] } else { &[] };
+    let more: &[&str] =
+        if version >= 18 { &["virtual", "virtual_bare", "virtual_full"] } else { &[] };
     NAMES.iter().chain(more).copied().collect()
 }
 
 /// What the application does to each table, in one transaction: what fails is named.
 async fn write(bed: &Bed, names: &[&str], when: &str) {
+    let version = bed.version().await;
+    let made = if version >= 18 { Some("aside_made") } else { None };
+    let more = ["heir", "aside", "aside_split"].into_iter().chain(made);
+    let names: Vec<&str> = names.iter().copied().chain(more).collect();
     let writes = |name: &&str| {
         let table = format!("\"{}\"", name.replace('"', "\"\""));
         format!(
@@ -63,7 +91,11 @@ async fn write(bed: &Bed, names: &[&str], when: &str) {
              delete from {table} where id = 7; delete from {table};"
         )
     };
-    let all: String = names.iter().map(writes).collect();
+    let mut all: String = names.iter().map(writes).collect();
+    all.push_str(
+        "insert into aside.bare values ('x'); update aside.bare set a = 'y'; \
+                  delete from aside.bare;",
+    );
     if let Err(error) = bed.sql.client().batch_execute(&all).await {
         panic!("{when}: {error:?}");
     }
@@ -88,6 +120,8 @@ fn publications(version: i32) -> Vec<Option<&'static str>> {
         Some("for table usual, whole with (publish = 'insert, update')"),
         Some("for table usual, indexed, split, split_1"),
         Some("for table bare, sparse, nothing with (publish = 'insert')"),
+        Some("for table usual, aside with (publish = 'insert')"),
+        Some("for table usual, aside_split with (publish = 'insert, truncate')"),
     ];
     if version >= 15 {
         all.push(Some("for table usual (id, a), whole where (b <> 'x'), indexed (b)"));
@@ -95,20 +129,31 @@ fn publications(version: i32) -> Vec<Option<&'static str>> {
             "for table made (id, b), split where (a <> 'z')
                with (publish_via_partition_root = true)",
         ));
+        all.push(Some("for table usual (a) with (publish = 'insert')"));
+        all.push(Some("for table usual where (b <> 'x') with (publish = 'insert')"));
+        all.push(Some("for tables in schema aside with (publish = 'insert')"));
+    }
+    if version >= 18 {
+        // What publishes a generated column is a list, or an option.
+        all.push(Some("for table keyed (id, g)"));
+        all.push(Some("for table usual, virtual_full with (publish = 'insert')"));
+        all.push(Some("for table usual, aside_made with (publish = 'insert')"));
     }
     all
 }
 
 /// I10: neither the script of `setup --print` nor any SQL that a finding shows makes a statement of
-/// the application fail, whatever was there, and whoever made the publication.
+/// the application fail, whatever was there, and whoever made the publication. Both leave the same
+/// comment for `teardown`.
 #[tokio::test]
 async fn what_is_printed_is_run_and_every_table_can_be_written_to() {
     let bed = Bed::new(&["max_replication_slots = 64"]).await;
     let version = bed.version().await;
     let names = names(version);
-    let (mut count, mut is_open) = (0, false);
+    let mut count = 0;
     for publication in publications(version) {
         for is_immutable in [false, true] {
+            let mut comments = Vec::new();
             for (by_script, is_ours) in [(true, true), (true, false), (false, true), (false, false)]
             {
                 let what = format!("{publication:?} {is_immutable} {by_script} {is_ours}");
@@ -129,34 +174,94 @@ async fn what_is_printed_is_run_and_every_table_can_be_written_to() {
                 if by_script {
                     psql(&bed, "postgres", &printed);
                     write(&bed, &names, &format!("script {what}\n{printed}")).await;
+                    tells_what_is_left(&bed, &printed).await;
                 }
-                // Statement by statement, as a person runs it; after each cure the tables are
-                // written to, also when no other was run.
-                for sql in printed_sql(&printed).split_inclusive(";\n") {
-                    let sql = sql.trim_end();
-                    bed.sql.run(sql).await;
-                    is_open = (is_open || sql == "begin;") && sql != "commit;";
-                    if !is_open {
-                        write(&bed, &names, &format!("{sql} of {what}\n{printed}")).await;
-                        count += 1;
-                    }
+                if is_ours {
+                    let comment = bed.sql.one::<Option<String>>(COMMENT).await;
+                    comments.extend(by_script.then_some(comment));
+                }
+                count += by_hand(&bed, &names, &printed, &what).await;
+                if is_ours && !by_script {
+                    comments.push(bed.sql.one::<Option<String>>(COMMENT).await);
                 }
             }
+            assert_eq!(comments[0], comments[1], "{publication:?} {is_immutable}");
+            let comment = comments[0].as_deref().unwrap_or_default();
+            let is_told = comment.contains("\"relation\":[\"public\",\"usual\"]");
+            assert!(is_told || is_immutable, "{publication:?} {comment}");
         }
     }
     assert!(count > 100, "{count} cures were run");
 }
 
+const COMMENT: &str = "select max(obj_description(oid, 'pg_publication')) from pg_publication";
+
+/// Runs it statement by statement, as a person does; after each cure the tables are written to.
+/// Gives how many cures there were.
+async fn by_hand(bed: &Bed, names: &[&str], printed: &str, what: &str) -> u32 {
+    let (mut count, mut is_open) = (0, false);
+    for sql in printed_sql(printed).split_inclusive(";\n") {
+        let sql = sql.trim_end();
+        bed.sql.run(sql).await;
+        is_open = (is_open || sql == "begin;") && sql != "commit;";
+        if !is_open {
+            write(bed, names, &format!("{sql} of {what}\n{printed}")).await;
+            count += 1;
+        }
+    }
+    count
+}
+
+/// A table of a rule that the script does not publish is named in it, with what to do about it.
+async fn tells_what_is_left(bed: &Bed, script: &str) {
+    let left = "select relname::text from pg_class
+                 where relname like 'virtual%' and relkind = 'r'
+                   and relname not in (select tablename from pg_publication_tables
+                                        where pubname = 'walsweep')";
+    for row in bed.sql.client().query(left, &[]).await.unwrap() {
+        let name: String = row.get(0);
+        let is_told = |line: &str| line.starts_with("-- By hand: ") && line.contains(&name);
+        assert!(script.lines().any(is_told), "{name} is left and not told: {script}");
+    }
+}
+
 async fn reset(bed: &Bed, version: i32) {
-    let more = if version >= 18 { VIRTUAL } else { "" };
+    let more = if version >= 18 { format!("{VIRTUAL}{ASIDE_MADE}") } else { String::new() };
     bed.sql
         .run(
             "select pg_drop_replication_slot(slot_name) from pg_replication_slots;
              drop publication if exists walsweep;
+             drop schema if exists aside cascade; create schema aside;
+             create table aside.bare (a text);
              drop schema public cascade; create schema public",
         )
         .await;
-    bed.sql.run(&format!("{TABLES}{more}")).await;
+    bed.sql.run(&format!("{TABLES}{more}{ASIDE}")).await;
+}
+
+/// Whoever runs the SQL of one finding, and no other, is not worse off: that lets a publication of
+/// inserts publish updates, of tables whose identity, or list, was no matter so far.
+#[tokio::test]
+async fn the_sql_that_adds_operations_is_run_alone_and_every_table_can_be_written_to() {
+    let bed = Bed::new(&[]).await;
+    let version = bed.version().await;
+    let names = names(version);
+    let inserts = publications(version).into_iter().flatten().filter(|one| one.contains("'insert"));
+    for publication in inserts {
+        reset(&bed, version).await;
+        bed.sql.run(&format!("create publication walsweep {publication}")).await;
+        bed.sql.run(crate::data::ADOPT).await;
+        let settings = Settings::new(&bed.postgres, &bed.redis, &rules(&names, true));
+        let check = text(&Sidecar::new(settings).command(&["check"]));
+        let findings: Vec<&str> = check.split("\nerror[").collect();
+        let told = "operation_not_published]";
+        let finding =
+            findings.iter().find(|one| one.trim_start_matches("error[").starts_with(told));
+        let finding = finding.unwrap_or_else(|| panic!("{publication}: {check}"));
+        let finding = finding.split("\nwarning[").next().unwrap();
+        bed.sql.run(&printed_sql(finding)).await;
+        write(&bed, &names, &format!("{publication}\n{finding}")).await;
+    }
 }
 
 /// The printed script waits briefly for each lock, lets others pass, and is tried again.

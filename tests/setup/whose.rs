@@ -43,7 +43,7 @@ async fn a_publication_of_somebody_else_is_advised_and_neither_altered_nor_dropp
     let said = text(&output);
     for part in [
         "was not made by `walsweep setup`",
-        "alter publication \"walsweep\" add table \"public\".\"shop\";",
+        "alter publication \"walsweep\" add table only \"public\".\"shop\";",
         "alter publication \"walsweep\" set (publish = 'insert, update, delete, truncate');",
         "hint: ",
     ] {

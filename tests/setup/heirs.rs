@@ -1,0 +1,99 @@
+//! Tables that inherit from a published one are tables of their own: they are published if a rule
+//! names them, and only then.
+
+use crate::support::{Bed, Settings, Sidecar, text};
+
+use super::{printed_sql, psql, rule};
+
+/// `heir` has no replica identity: published, it could not be written to.
+const TABLES: &str = "
+    create table par (id int primary key, a text);
+    create table heir () inherits (par);
+    create table grand (primary key (id)) inherits (par);
+    create table ok (id int primary key, a text);
+    insert into par values (1, 'a'); insert into heir values (2, 'b');
+    insert into ok values (3, 'c');";
+
+const WRITE: &str = "update par set a = a || 'x'; update heir set a = a || 'y';
+                     insert into heir values (9, 'z'); delete from par where id = 9;
+                     update ok set a = 'x'";
+
+const PUBLISHED: &str = "select coalesce(string_agg(tablename, ' ' order by tablename), 'none')
+                           from pg_publication_tables where pubname = 'walsweep'";
+
+fn settings(bed: &Bed, tables: &[&str]) -> Settings {
+    let rules: String = tables.iter().map(|name| rule(name, &["k:{id}"])).collect();
+    Settings::new(&bed.postgres, &bed.redis, &rules)
+}
+
+/// The rule of a table with an heir that no rule names is left, and the heir stays unpublished and
+/// writable, whoever runs the SQL.
+#[tokio::test]
+async fn what_inherits_from_a_table_is_not_published_with_it() {
+    for by in ["setup", "script", "check"] {
+        let bed = Bed::new(&[]).await;
+        bed.sql.run(TABLES).await;
+        let sidecar = Sidecar::new(settings(&bed, &["ok", "par"]));
+        match by {
+            "setup" => {
+                let output = sidecar.command(&["setup"]);
+                assert_eq!(output.status.code(), Some(1), "{}", text(&output));
+                assert!(text(&output).contains("inherits from `public.par`"), "{}", text(&output));
+            }
+            "script" => {
+                let output = sidecar.command(&["setup", "--print"]);
+                let script = String::from_utf8(output.stdout).unwrap();
+                psql(&bed, "postgres", &script);
+                let told = script.lines().find(|line| line.starts_with("-- By hand: "));
+                let told = told.expect("the rule that is left is named");
+                assert!(told.contains("rule.1.table: `public."), "{script}");
+                assert!(told.contains("inherits from `public.par`"), "{script}");
+            }
+            _ => psql(&bed, "postgres", &printed_sql(&text(&sidecar.command(&["check"])))),
+        }
+        assert_eq!(bed.sql.one::<String>(PUBLISHED).await, "ok par", "{by}");
+        bed.sql.run(WRITE).await;
+    }
+}
+
+/// Adding a table whose heir is in the publication fails without ONLY, and taking it out takes the
+/// heir with it.
+#[tokio::test]
+async fn a_table_comes_and_goes_without_what_inherits_from_it() {
+    let bed = Bed::new(&[]).await;
+    bed.sql.run(TABLES).await;
+    let mut sidecar = Sidecar::new(settings(&bed, &["ok", "grand"]));
+    sidecar.setup();
+    assert_eq!(bed.sql.one::<String>(PUBLISHED).await, "grand ok");
+    // With a rule for each there is nothing left to complain of.
+    bed.sql.run("alter table heir add primary key (id)").await;
+    sidecar.change(|new| new.rules = settings(&bed, &["ok", "grand", "heir", "par"]).rules);
+    sidecar.setup();
+    assert_eq!(bed.sql.one::<String>(PUBLISHED).await, "grand heir ok par");
+    let output = sidecar.command(&["check"]);
+    assert!(output.status.success(), "{}", text(&output));
+    sidecar.change(|new| new.rules = settings(&bed, &["ok", "grand"]).rules);
+    bed.sql.run("alter publication walsweep drop table only heir").await;
+    sidecar.setup();
+    assert_eq!(bed.sql.one::<String>(PUBLISHED).await, "grand ok", "`par` alone is taken out");
+    bed.sql.run(WRITE).await;
+}
+
+/// A list that somebody made is widened for its table alone.
+#[tokio::test]
+async fn a_table_is_widened_without_what_inherits_from_it() {
+    let bed = Bed::new(&[]).await;
+    if bed.version().await < 15 {
+        return;
+    }
+    bed.sql.run(TABLES).await;
+    bed.sql.run("create publication walsweep for table only par (id), ok, only grand (id)").await;
+    bed.sql.run(crate::data::ADOPT).await;
+    let sidecar = Sidecar::new(settings(&bed, &["ok", "par"]));
+    let output = sidecar.command(&["setup"]);
+    assert_eq!(output.status.code(), Some(1), "`par` has heirs without a rule");
+    let columns = "select string_agg(tablename || ' ' || cardinality(attnames), ', '
+                                     order by tablename) from pg_publication_tables";
+    assert_eq!(bed.sql.one::<String>(columns).await, "grand 1, ok 2, par 2");
+    bed.sql.run(WRITE).await;
+}
