@@ -73,8 +73,9 @@ impl Error {
     pub fn is_mistyped(&self) -> bool {
         match self {
             Error::StreamsStandby | Error::StreamsPrimary | Error::ManyStandbys => true,
-            Error::Preflight(preflight::Error::Standby(error)) => error.is_rejection(),
-            Error::Sql(error) => error.is_rejection(),
+            Error::Preflight(preflight::Error::Standby(error)) | Error::Sql(error) => {
+                error.is_rejection()
+            }
             Error::Capture(error) => error.is_rejection() || error.is_pooler(),
             _ => false,
         }
