@@ -343,7 +343,7 @@ mod tests {
     #[test]
     fn sql_that_several_findings_have_is_printed_once_and_referred_to() {
         let Report { postgres, .. } = report();
-        let second = Finding { at: None, code: "b", ..postgres[1].clone() };
+        let second = Finding { at: None, file: None, code: "b", ..postgres[1].clone() };
         let other = Finding { sql: Some("other".to_owned()), ..second.clone() };
         let texts = super::told([&postgres[1], &second, &other, &second].into_iter());
         assert!(texts[0].ends_with("    sql: begin;\n         commit;"), "{}", texts[0]);
