@@ -1,9 +1,9 @@
 -- What a role lacks to run the query of a lookup: rights on the tables and views that the query
 -- names, and on their schemas. Privileges: none. Versions: 14 to 18.
 -- $1 is the role, $2 the query. Where sql/lookup_body.sql made a function of the query, that tells
--- what it depends on; a query with a schema that the role may not use is not parsed, and then the
--- qualified names in its text do, without their quotes. Rows: schema, relation, whether USAGE is
--- missing, and SELECT.
+-- what it depends on; a query with a schema that the role may not use is not parsed, and then alone
+-- the qualified names in its text do, without their quotes and outside of comments. Rows: schema,
+-- relation, whether USAGE is missing, and SELECT.
 with role as (
   select oid from pg_roles where rolname = $1
 ), relation as (
@@ -16,12 +16,14 @@ with role as (
   select c.oid
     from pg_namespace n
     join pg_class c on c.relnamespace = n.oid and c.relkind in ('r', 'p', 'v', 'm', 'f')
-   cross join lateral (select lower(translate($2, '"', ''))::text as query,
-                              lower(n.nspname || '.' || c.relname) as name) as text
    where not coalesce((select has_schema_privilege(role.oid, n.oid, 'usage') from role), false)
-     and strpos(text.query, text.name) > 0
-     and substr(text.query, strpos(text.query, text.name) + length(text.name), 1)
-         !~ '[[:alnum:]_$]'
+     and not exists (select from pg_proc
+                      where pronamespace = pg_my_temp_schema() and proname = 'walsweep_lookup')
+     and lower(translate(regexp_replace($2, '/\*.*?\*/|--[^\n]*', ' ', 'g'), '"', ''))
+         ~ ('(^|[^[:alnum:]_$.])'
+            || regexp_replace(lower(n.nspname || '.' || c.relname),
+                              '([.^$*+?(){}|\[\]\\-])', '\\\1', 'g')
+            || '($|[^[:alnum:]_$])')
 )
 select n.nspname::text, c.relname::text,
        not coalesce((select has_schema_privilege(role.oid, n.oid, 'usage') from role), false),

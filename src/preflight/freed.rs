@@ -15,6 +15,8 @@ struct Now {
     identity: char,
     /// Whether another publication may need its identity.
     is_in_others: bool,
+    /// The tables of which it is a partition, and whether the publication has them.
+    roots: Vec<(TableName, bool)>,
 }
 
 /// Tables that `setup` published for a rule of this walsweep, and that no rule and no kept answer
@@ -64,7 +66,7 @@ pub(super) async fn check(
             let Some(now) = find(&identity.relation).filter(|now| now.identity == 'f') else {
                 continue;
             };
-            match cure::identity_as_before(identity).filter(|_| is_safe(now, identity)) {
+            match cure::identity_as_before(identity).filter(|_| is_safe(now, identity, &named)) {
                 Some(step) => steps.push(step),
                 None => stays.push(format!("`{}`", identity.relation)),
             }
@@ -82,9 +84,19 @@ pub(super) async fn check(
 }
 
 /// Whether no write of the application depends on the full identity, and the one from before is
-/// surely there.
-fn is_safe(now: &Now, identity: &Identity) -> bool {
-    !now.is_in_others && matches!(identity.was, 'd' | 'n')
+/// surely there. It does where the relation is a partition of another table that is published, or
+/// that a rule names, so that it will be.
+fn is_safe(now: &Now, identity: &Identity, named: &BTreeSet<&TableName>) -> bool {
+    let is_needed = |(root, is_published): &(TableName, bool)| {
+        *root != identity.table && (*is_published || named.contains(root))
+    };
+    !now.is_in_others && !now.roots.iter().any(is_needed) && matches!(identity.was, 'd' | 'n')
+}
+
+/// Schema, name, and whether it is published, of each.
+fn roots(json: &str) -> Vec<(TableName, bool)> {
+    let all: Vec<(String, String, bool)> = serde_json::from_str(json).unwrap_or_default();
+    all.into_iter().map(|(schema, name, is)| (TableName { schema, name }, is)).collect()
 }
 
 async fn ask(
@@ -103,6 +115,7 @@ async fn ask(
             is_listed: row.try_get(2)?,
             identity: char::from(identity.to_le_bytes()[0]),
             is_in_others: row.try_get(4)?,
+            roots: roots(row.try_get(5)?),
         })
     };
     rows.iter().map(now).collect()

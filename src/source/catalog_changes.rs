@@ -25,6 +25,8 @@ pub struct CatalogChanges {
     kept: Option<Seen>,
     /// When the versions were not read in time, for the last time.
     late: Option<Instant>,
+    /// Whether the last question read the catalog.
+    has_read: bool,
 }
 
 /// How the catalog was before a look at it.
@@ -57,6 +59,7 @@ impl CatalogChanges {
         let statements = self.statements(client).await?;
         let row = client.query_one(&statements.moment, &[]).await?;
         let (moment, oldest): (String, String) = (row.try_get(0)?, row.try_get(1)?);
+        self.has_read = false;
         let kept = self.kept.as_ref();
         if kept.is_some_and(|kept| kept.moment == moment) {
             return Ok(None);
@@ -84,6 +87,7 @@ impl CatalogChanges {
         if self.late.is_some_and(|late| late.elapsed() < REST) {
             return Ok(None);
         }
+        self.has_read = true;
         let asked: Result<Row, _> = client.query_one(&statements.changes, &[oldest]).await;
         match asked {
             Ok(row) => row.try_get(0).map(Some),
@@ -99,6 +103,12 @@ impl CatalogChanges {
             }
             Err(error) => Err(error),
         }
+    }
+
+    /// Whether the last question read the catalog, and was no question of the moment alone.
+    #[must_use]
+    pub fn has_read(&self) -> bool {
+        self.has_read
     }
 
     /// Remembers how the catalog was before a look, which has been made.

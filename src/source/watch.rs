@@ -15,7 +15,7 @@
 //! ends nothing, only a dead connection does. What is altered meanwhile nobody sees, so that after
 //! a minute it is not ready.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -73,6 +73,25 @@ struct Known {
     changes: CatalogChanges,
     shape: Option<String>,
     judged: Option<String>,
+}
+
+/// What the latest looks at an unchanged catalog took. The least of them is what one costs: on a
+/// busy server each waits for a processor besides, and looks must not be rare for that.
+#[derive(Default)]
+struct Costs(VecDeque<Duration>);
+
+impl Costs {
+    /// How many are remembered.
+    const COUNT: usize = 8;
+
+    /// Adds one; gives the least.
+    fn least(&mut self, took: Duration) -> Duration {
+        self.0.push_back(took);
+        if self.0.len() > Costs::COUNT {
+            self.0.pop_front();
+        }
+        self.0.iter().min().copied().unwrap_or(took)
+    }
 }
 
 /// What came of a look.
@@ -133,13 +152,14 @@ struct Tables<'a> {
 impl Tables<'_> {
     async fn run(&self, mut prints: Prints, misfits: &BTreeSet<Misfit>) -> Error {
         let (mut known, mut pause) = (Known::default(), PAUSES.0);
+        let mut costs = Costs::default();
         loop {
             sleep(pause).await;
             let began = Instant::now();
-            let mut factor = PAUSE_FACTORS.1;
+            let mut is_unchanged = false;
             match timeout(TIMEOUT, self.look(&mut known, &mut prints, misfits)).await {
                 Ok(Ok(Looked::Unchanged)) => {
-                    factor = PAUSE_FACTORS.0;
+                    is_unchanged = true;
                     self.health.over(&Topic::Watch);
                 }
                 Ok(Ok(Looked::Alike)) => self.health.over(&Topic::Watch),
@@ -157,7 +177,13 @@ impl Tables<'_> {
                 }
                 Err(_elapsed) => return Error::Silent(TIMEOUT.as_secs()),
             }
-            pause = (began.elapsed() * factor).clamp(PAUSES.0, PAUSES.1);
+            let took = began.elapsed();
+            pause = match (is_unchanged, known.changes.has_read()) {
+                (true, true) => costs.least(took) * PAUSE_FACTORS.0,
+                (true, false) => PAUSES.0,
+                (false, _) => took * PAUSE_FACTORS.1,
+            };
+            pause = pause.clamp(PAUSES.0, PAUSES.1);
         }
     }
 

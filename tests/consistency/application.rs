@@ -337,6 +337,9 @@ async fn detach(world: &World, planned: Planned) -> Shown {
     differs(&before, &without).and(differs(&without, &current(world).await?))
 }
 
+/// Longer than the longest pause between two looks at the tables, and such a look.
+const HEIR_STAYS: Duration = Duration::from_secs(13);
+
 /// Another table inherits from a rule's, and with it a row; later it goes.
 async fn inherit(world: &World, planned: Planned, before: &[(Key, String)]) -> Shown {
     let first = PAGES.start();
@@ -351,7 +354,8 @@ async fn inherit(world: &World, planned: Planned, before: &[(Key, String)]) -> S
     })
     .await;
     let with = prime(world).await?;
-    sleep(planned.lasts * 3).await;
+    // When it is gone, nothing in the catalog tells that it was there: so it stays until a look.
+    sleep(HEIR_STAYS.max(planned.lasts * 3)).await;
     world.shared.history.trouble_goes_on(scope(planned));
     write(world, vec![CHILD_PAGE], |_| "drop table page_child".to_owned()).await;
     differs(before, &with).and(differs(&with, &current(world).await?))

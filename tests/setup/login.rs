@@ -112,6 +112,46 @@ async fn setup_as_a_superuser_makes_role_grants_publication_and_slot_at_once() {
     assert!(said.contains("names database `template1`"), "{said}");
 }
 
+/// Whatever a lookup calls belongs to others: a superuser who sets up runs none of it, and what it
+/// reads is granted to the role alone.
+#[tokio::test]
+async fn a_superuser_who_sets_up_runs_no_code_of_others_and_grants_nothing_else() {
+    let bed = Bed::new(&[]).await;
+    bed.sql.run(TABLES).await;
+    bed.sql
+        .run(
+            "create function shop.told() returns text volatile language plpgsql
+                 as $$begin raise log 'told by %', current_user; return ''; end$$;
+             create function shop.seems() returns text immutable language plpgsql
+                 as $$begin return shop.told(); end$$;
+             create view shop.trap as select id, name || shop.seems() as name from shop.town;
+             alter function shop.told() owner to shopkeeper;
+             alter function shop.seems() owner to shopkeeper;
+             alter view shop.trap owner to shopkeeper;
+             create schema p; create table p.town (id int); create schema h;
+             create table h.secret (id int)",
+        )
+        .await;
+    let trap = "select t.name, shop.told() as more from shop.trap t where t.id = $1 \
+                /* unlike h.secret */";
+    let lookup = format!("[lookup.town]\nsql = \"{trap}\"\nparams = [\"club\"]\n");
+    let rules = format!("{lookup}{}", rule("cart", &["cart:{name}", "town:{town.name}"]));
+    let sidecar = Sidecar::new(Settings { rules, ..settings(&bed) });
+    let url = bed.postgres.url();
+    for command in [&["setup", "--print", "--as", &url][..], &["setup", "--as", &url]] {
+        let output = sidecar.command(command);
+        assert!(output.status.success(), "{}", text(&output));
+    }
+    let log = bed.postgres.data_dir().parent().unwrap().join("log");
+    let log = std::fs::read_to_string(log).unwrap();
+    assert!(!log.contains("told by postgres"), "{log}");
+    let granted = "select string_agg(n.nspname || '.' || c.relname, ' ' order by 1)::text
+                     from pg_class c join pg_namespace n on n.oid = c.relnamespace
+                    where c.oid >= 16384 and has_table_privilege('walsweep', c.oid, 'select')
+                      and n.nspname in ('shop', 'p', 'h')";
+    assert_eq!(bed.sql.one::<Option<String>>(granted).await.as_deref(), Some("shop.trap"));
+}
+
 /// An owner sets up for a role that a superuser made, which owns nothing.
 #[tokio::test]
 async fn setup_as_the_owner_does_all_but_the_slot_that_run_makes() {

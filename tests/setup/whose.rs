@@ -109,6 +109,28 @@ async fn a_rule_that_is_taken_out_frees_what_was_published_for_it() {
     bed.sql.run("insert into bare values ('x'); update bare set name = 'y'").await;
 }
 
+/// I10: a partition whose own rule went is still published as a part of its table.
+#[tokio::test]
+async fn a_partition_that_another_rule_needs_keeps_its_identity() {
+    let bed = Bed::new(&[]).await;
+    bed.sql
+        .run(
+            "create table ev (id int, k int, name text) partition by list (k);
+             create table ev1 partition of ev for values in (1);
+             create table ev2 partition of ev for values in (2);
+             insert into ev values (1, 1, 'a'), (2, 2, 'b')",
+        )
+        .await;
+    let mut sidecar = Sidecar::new(settings(&bed, &["ev1"]));
+    sidecar.setup();
+    bed.sql.run("update ev set name = 'c' where k = 1").await;
+    sidecar.change(|new| new.rules = settings(&bed, &["ev"]).rules);
+    sidecar.setup();
+    bed.sql.run("update ev set name = 'd'; delete from ev where id = 1").await;
+    let said = text(&sidecar.command(&["setup"]));
+    assert!(said.contains("nothing to do"), "{said}");
+}
+
 /// Two walsweeps with slots of their own and one publication.
 #[tokio::test]
 async fn what_another_walsweep_uses_is_left_to_it() {

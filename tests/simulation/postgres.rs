@@ -328,7 +328,8 @@ impl Postgres {
 
     /// Whether a transaction is known to have written nothing that is not undone.
     pub(crate) fn holds_no_lock(&self, xid: u64) -> bool {
-        let running = self.transactions.iter().find(|one| one.xid == xid);
+        // After a promotion an id may be that of a transaction that was lost, too.
+        let running = self.transactions.iter().rev().find(|one| one.xid == xid);
         running.is_some_and(|one| one.objects.is_empty() && !one.truncates)
     }
 
