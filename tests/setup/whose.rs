@@ -125,7 +125,10 @@ async fn a_partition_that_another_rule_needs_keeps_its_identity() {
     sidecar.setup();
     bed.sql.run("update ev set name = 'c' where k = 1").await;
     sidecar.change(|new| new.rules = settings(&bed, &["ev"]).rules);
+    let printed = text(&sidecar.command(&["setup", "--print"]));
     sidecar.setup();
+    // Not for a moment, and not in what is printed.
+    assert!(printed.contains("drop table only") && !printed.contains("default"), "{printed}");
     bed.sql.run("update ev set name = 'd'; delete from ev where id = 1").await;
     let said = text(&sidecar.command(&["setup"]));
     assert!(said.contains("nothing to do"), "{said}");
