@@ -3,8 +3,8 @@
 -- $1 and $2 are schemas and names, $3 is the publication. Rows: those that are there.
 -- The third column is whether the publication names the relation itself, the fifth whether another
 -- publication of updates or deletes may have it: then the application's writes need an identity.
--- The last are the tables of which it is a partition, and whether the publication has them, by their
--- name, by their schema, or with all tables: what is published of them needs its identity, too.
+-- The last are the tables of which it is a partition, and whether the publication has them, be it
+-- by name, by schema, or with all tables: what is published of them needs its identity, too.
 select n.nspname::text, c.relname::text,
        exists (select from pg_publication_rel r
                  join pg_publication p on p.oid = r.prpubid

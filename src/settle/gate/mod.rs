@@ -193,8 +193,8 @@ impl<P: Probe + 'static> Gate<P> {
         }
     }
 
-    /// The same gate in front of [`Replicas`](super::Replicas): it asks the primary where its log is
-    /// for each sweep of everything.
+    /// The same gate in front of [`Replicas`](super::Replicas): it asks the primary where its log
+    /// is for each sweep of everything.
     #[must_use]
     pub fn with_replicas(self) -> Gate<P> {
         Gate { has_replicas: true, ..self }
