@@ -82,8 +82,10 @@ simulate: ## Schedules of faults on virtual time. SCHEDULES=100000; SEED=1: from
 bench: install-deps ## Speed, as ratios against other programs. ONLY=latency: one part.
 	$(CARGO) bench --bench speed
 
+# The plain check builds without what the tests depend on, as an installation does.
 lint: ## Format, lints and documentation, each without a single warning.
 	$(CARGO) fmt --check
+	$(CARGO) check --bins
 	$(CARGO) clippy --all-targets --all-features -- -D warnings
 	$(CARGO) clippy --test consistency --all-features -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --no-deps --document-private-items
