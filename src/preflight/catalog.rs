@@ -5,10 +5,11 @@ use serde_json::{Map, Value};
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{Client, Row};
 
+use super::Error;
 use super::memory::Memory;
-use super::{Error, render};
 use crate::config::{Config, Postgres, TableName};
 use crate::keys::Rules;
+use crate::postgres::statement::render;
 
 /// The backend that answered, and its `server_version_num`.
 pub(super) async fn server(client: &Client) -> Result<(i32, i32), Error> {

@@ -3,10 +3,11 @@
 use postgres_protocol::escape::escape_literal;
 use serde::Deserialize;
 
-use super::{Context, Error, Finding, cure, render};
+use super::{Context, Error, Finding, cure};
 use crate::capture::Replication;
 use crate::config::Postgres;
 use crate::postgres::Endpoint;
+use crate::postgres::statement::render;
 
 /// The first version with failover slots.
 const VERSION_MIN: i32 = 170_000;

@@ -7,9 +7,10 @@ use postgres_protocol::escape::escape_identifier;
 use tokio_postgres::Client;
 
 use super::step::Step;
-use super::{Context, Error, Finding, cure, lookups, render};
+use super::{Context, Error, Finding, cure, lookups};
 use crate::config::TableName;
 use crate::keys::{Lookup, LookupId};
+use crate::postgres::statement::render;
 use crate::postgres::{AS_ROLE, again};
 
 /// The findings of the lookups' trials, with what is to be granted where a right is missing. Asks

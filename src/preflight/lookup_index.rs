@@ -9,8 +9,9 @@ use serde_json::Value;
 use tokio_postgres::{Client, SimpleQueryMessage};
 
 use super::lookups::begin;
-use super::{Error, Finding, lookups, render};
+use super::{Error, Finding, lookups};
 use crate::keys::{Lookup, LookupId, Rules};
+use crate::postgres::statement::render;
 use crate::postgres::{AS_ROLE, again};
 
 /// The size in bytes of a table from which on reading it whole is worth a word.

@@ -16,10 +16,11 @@ use tokio_postgres::error::{DbError, ErrorPosition};
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{Client, Row, Statement};
 
-use super::{Error, Finding, nearest, render};
+use super::{Error, Finding, nearest};
 use crate::config::Config;
 use crate::keys::{Lookup, LookupId, Rules};
 use crate::postgres::AS_ROLE;
+use crate::postgres::statement::render;
 use crate::settle::{Param, lookup_statement};
 
 /// SQLSTATE of a write in a transaction that cannot, of a missing privilege, of a timeout, of a

@@ -77,7 +77,6 @@ pub(crate) use self::slot::lost_because;
 pub(crate) use self::step::printed;
 pub use self::step::{Does, Identity, LOCK_TIMEOUT, Runner, Step};
 pub(crate) use self::views::{drop_trigger, trigger_name};
-pub(crate) use crate::postgres::statement::render;
 
 use self::catalog::{Catalog, Name};
 

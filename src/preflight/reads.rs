@@ -9,9 +9,10 @@ use postgres_protocol::escape::escape_identifier;
 use tokio_postgres::{Client, Row};
 
 use super::catalog::with_published;
-use super::{Error, Finding, keyed, lookups, message, render};
+use super::{Error, Finding, keyed, lookups, message};
 use crate::config::{Config, TableName};
 use crate::keys::{Lookup, LookupId, Reads, Rules};
+use crate::postgres::statement::render;
 use crate::postgres::{AS_ROLE, again};
 
 /// Types with a lower `pg_type.oid` are part of Postgres (`FirstNormalObjectId`, transam.h).

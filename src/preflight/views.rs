@@ -7,8 +7,9 @@ use tokio_postgres::{Client, Row};
 use super::catalog::{Name, digest_of, names};
 use super::memory::SENTENCE;
 use super::step::{Does, Step};
-use super::{Error, Finding, cure, likely, render};
+use super::{Error, Finding, cure, likely};
 use crate::config::{Config, Rule, Source, TableName};
+use crate::postgres::statement::render;
 
 /// What creates the trigger and its function.
 const CREATE: &str = include_str!("../../sql/setup/refresh_trigger.sql");

@@ -12,8 +12,9 @@ use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
 
 use super::{Error, NAME};
+use crate::postgres::statement::render;
 use crate::postgres::{self, Endpoint, connect_sql};
-use crate::preflight::{LOCK_TIMEOUT, Step, render};
+use crate::preflight::{LOCK_TIMEOUT, Step};
 use crate::run::shutdown::Shutdown;
 use crate::source::slot_health::{named, running};
 

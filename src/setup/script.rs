@@ -4,7 +4,8 @@ use super::role;
 use super::{Error, Hands, Plan, Statement, hands, mark, plan};
 use crate::config::{Config, SlotOn};
 use crate::keys::Rules;
-use crate::preflight::{self, Does, Finding, Runner, Step, patiently, render};
+use crate::postgres::statement::render;
+use crate::preflight::{self, Does, Finding, Runner, Step, patiently};
 
 /// The script; changes nothing.
 ///

@@ -5,8 +5,9 @@ use std::collections::BTreeMap;
 use super::script::comment;
 use super::{Error, Hands, Mark, NAME, mark, not_owned, slot_standby};
 use crate::config::{Config, SlotOn};
+use crate::postgres::statement::render;
 use crate::postgres::{Sql, connect_sql};
-use crate::preflight::{self, Does, Identity, Memory, SENTENCE, Step, printed, render};
+use crate::preflight::{self, Does, Identity, Memory, SENTENCE, Step, printed};
 use crate::sweep::key_name;
 
 /// What is to be removed, and what is not.

@@ -9,7 +9,8 @@ use tokio_postgres::{Client, Error as SqlError};
 
 use super::{Error, Object, Operation, Question};
 use crate::config::TableName;
-use crate::preflight::{nearest, render};
+use crate::postgres::statement::render;
+use crate::preflight::nearest;
 
 /// Types whose values are whole numbers: `int8`, `int2`, `int4`, `oid`.
 const WHOLE: [u32; 4] = [20, 21, 23, 26];
