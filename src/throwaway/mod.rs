@@ -8,6 +8,7 @@
 mod postgres;
 mod process;
 mod redis;
+mod template;
 #[cfg(test)]
 mod tests;
 

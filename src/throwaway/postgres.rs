@@ -6,12 +6,14 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 
 use tempfile::TempDir;
 use tokio::time::{Instant, sleep};
 use tokio_postgres::{Client, NoTls};
 
 use super::process::{Process, Signal, signal};
+use super::template::{Template, rename};
 use super::{Error, PATIENCE, PAUSE, free_port, in_path, io_error, tail};
 
 /// The environment variable that names the folder of `postgres` and `initdb`.
@@ -67,6 +69,8 @@ pub struct Postgres {
     password: Option<String>,
     port: u16,
     folder: TempDir,
+    /// What the data folder was copied from; others are, while this is here.
+    template: Option<Arc<Template>>,
 }
 
 /// The user that the server runs as when the caller is root, whom Postgres refuses.
@@ -96,11 +100,12 @@ impl Postgres {
             password: options.password.clone(),
             port: free_port()?,
             folder,
+            template: None,
         };
         server.new_folder("socket")?;
         if options.data_dir.is_none() {
             server.new_folder("data")?;
-            server.initdb()?;
+            server.fill()?;
             let fsync = if options.fsync { "on" } else { "off" };
             server.append_conf(&format!("{CONF}fsync = {fsync}"))?;
         }
@@ -190,12 +195,7 @@ impl Postgres {
     /// base backup.
     pub fn new_folder(&self, name: &str) -> Result<PathBuf, Error> {
         let path = self.folder.path().join(name);
-        let made = fs::create_dir(&path)
-            .and_then(|()| fs::set_permissions(&path, Permissions::from_mode(0o700)))
-            .and_then(|()| {
-                self.owner.map_or(Ok(()), |to| chown(&path, Some(to.uid), Some(to.gid)))
-            });
-        made.map_err(io_error(format!("make folder `{name}`")))?;
+        make_private(&path, self.owner)?;
         Ok(path)
     }
 
@@ -316,10 +316,30 @@ impl Postgres {
         Ok(())
     }
 
-    /// Fills the new data folder.
-    fn initdb(&self) -> Result<(), Error> {
+    /// Fills the new data folder. Where no password is asked for, it is the copy of a template.
+    fn fill(&mut self) -> Result<(), Error> {
+        if self.password.is_some() {
+            return self.initdb(&self.data_dir);
+        }
+        let template = Template::of(&self.bin_dir, || {
+            let (folder, owner) = make_folder()?;
+            let data_dir = Template::data_in(folder.path());
+            make_private(&data_dir, owner)?;
+            self.initdb(&data_dir)?;
+            Ok(folder)
+        })?;
+        template.copy(&self.data_dir, self.owner.map(|to| (to.uid, to.gid)))?;
+        self.template = Some(template);
+        rename(&self.data_dir)?;
+        let mut command = self.command("pg_resetwal");
+        command.args(["-f", "-D"]).arg(&self.data_dir);
+        run("pg_resetwal", &mut command, &self.folder.path().join("resetwal.log"))
+    }
+
+    /// Fills an empty data folder.
+    fn initdb(&self, data_dir: &Path) -> Result<(), Error> {
         let mut command = self.command("initdb");
-        command.arg("-D").arg(&self.data_dir).args(["-U", "postgres", "-N"]);
+        command.arg("-D").arg(data_dir).args(["-U", "postgres", "-N"]);
         command.args(["-E", "UTF8", "--locale=C"]);
         if let Some(password) = &self.password {
             let file = self.folder.path().join("password");
@@ -370,6 +390,14 @@ fn find_bin_dir() -> Option<PathBuf> {
         folder.join("initdb").is_file().then_some((version, folder))
     });
     versions.max().map(|(_, folder)| folder)
+}
+
+/// Makes a folder that only the server's user can enter.
+fn make_private(path: &Path, owner: Option<Owner>) -> Result<(), Error> {
+    let made = fs::create_dir(path)
+        .and_then(|()| fs::set_permissions(path, Permissions::from_mode(0o700)))
+        .and_then(|()| owner.map_or(Ok(()), |to| chown(path, Some(to.uid), Some(to.gid))));
+    made.map_err(io_error(format!("make folder `{}`", path.display())))
 }
 
 /// A new temporary folder that the server's user can enter, and that user.

@@ -34,6 +34,19 @@ async fn postgres_keeps_its_data_over_every_kind_of_end_and_leaves_nothing() {
 }
 
 #[tokio::test]
+async fn each_server_has_a_history_of_its_own() {
+    let mut identifiers = Vec::new();
+    for _ in 0..2 {
+        let mut server = Postgres::start(PostgresOptions::default()).await.unwrap();
+        server.restart(StopMode::Immediate).await.unwrap();
+        let question = "select system_identifier from pg_control_system()";
+        let row = server.connect().await.unwrap().query_one(question, &[]).await.unwrap();
+        identifiers.push(row.get::<_, i64>(0));
+    }
+    assert!(identifiers[0] > 0 && identifiers[0] != identifiers[1], "{identifiers:?}");
+}
+
+#[tokio::test]
 async fn a_password_is_asked_for_by_scram() {
     let password = Some("s3cret".to_owned());
     let options = PostgresOptions { password, ..PostgresOptions::default() };
