@@ -173,7 +173,8 @@ impl Walsweep {
         let child = child.map_err(io_error("start `walsweep run`"))?;
         let mut walsweep = Walsweep { child, reaper: None, http_port, folder };
         let (id, path) = (walsweep.child.id(), walsweep.folder.path());
-        let reaper = Reaper::new(id, Signal::Term, path).map_err(io_error("start the reaper"))?;
+        let reaper =
+            Reaper::new(id, Signal::Term, &[path]).map_err(io_error("start the reaper"))?;
         walsweep.reaper = Some(reaper);
         walsweep.wait_ready().await?;
         Ok(walsweep)

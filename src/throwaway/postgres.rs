@@ -301,8 +301,9 @@ impl Postgres {
             command.arg("-c").arg(setting);
         }
         let log = self.folder.path().join("log");
-        let folder = self.folder.path();
-        let mut process = Process::spawn("postgres", command, Signal::Quit, &log, folder)?;
+        let mut folders = vec![self.folder.path()];
+        folders.extend(self.template.as_ref().map(|template| template.folder()));
+        let mut process = Process::spawn("postgres", command, Signal::Quit, &log, &folders)?;
         while tokio_postgres::connect(&self.url(), NoTls).await.is_err() {
             process.still_runs()?;
             if Instant::now() > deadline {

@@ -11,7 +11,7 @@ use tokio::time::{Instant, sleep};
 use super::{Error, PATIENCE, PAUSE, io_error, tail};
 
 /// What the reaper does: it waits until its standard input ends, which is when the process that
-/// holds the other end is gone, however it went; then it ends the server and removes the folder.
+/// holds the other end is gone, however it went; then it ends the server and removes the folders.
 /// A parent-death signal would not do: Linux ties it to the thread that forked, and a test's thread
 /// ends before the process does.
 const REAPER: &str = r#"
@@ -21,7 +21,7 @@ n=0; while kill -0 "$1" && ! grep -q "^State:.Z" "/proc/$1/status"; do
     if [ $n = 50 ]; then kill -KILL "$1"; break; fi
     sleep 0.1; n=$((n + 1))
 done
-rm -rf "$3"
+shift 2; rm -rf "$@"
 "#;
 
 /// A signal that a server or a sidecar can be sent.
@@ -78,10 +78,10 @@ pub struct Reaper(Child);
 
 impl Reaper {
     /// Watches over process `id`: sends it `end` when this process is gone, SIGKILL after 5 s, and
-    /// removes `folder`. Fails when no shell can be started.
-    pub fn new(id: u32, end: Signal, folder: &Path) -> io::Result<Reaper> {
+    /// removes these folders. Fails when no shell can be started.
+    pub fn new(id: u32, end: Signal, folders: &[&Path]) -> io::Result<Reaper> {
         let mut command = Command::new("sh");
-        command.args(["-c", REAPER, "walsweep-reaper", &id.to_string(), end.name()]).arg(folder);
+        command.args(["-c", REAPER, "walsweep-reaper", &id.to_string(), end.name()]).args(folders);
         command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
         Ok(Reaper(command.process_group(0).spawn()?))
     }
@@ -111,13 +111,13 @@ pub(super) struct Process {
 impl Process {
     /// Starts `command` in a process group of its own (so that Ctrl-C reaches only its owner), with
     /// its output appended to the file `log`. `end` ends it when the value is dropped or its
-    /// owner dies; then `folder` is removed, too.
+    /// owner dies; then the folders are removed, too.
     pub(super) fn spawn(
         name: &'static str,
         mut command: Command,
         end: Signal,
         log: &Path,
-        folder: &Path,
+        folders: &[&Path],
     ) -> Result<Process, Error> {
         let file = File::options().create(true).append(true).open(log);
         let file = file.map_err(io_error(format!("open the log of {name}")))?;
@@ -125,7 +125,7 @@ impl Process {
         let again = file.try_clone().map_err(io_error("share the log"))?;
         command.stdin(Stdio::null()).stdout(file).stderr(again).process_group(0);
         let mut child = command.spawn().map_err(io_error(format!("start {name}")))?;
-        let reaper = match Reaper::new(child.id(), end, folder) {
+        let reaper = match Reaper::new(child.id(), end, folders) {
             Ok(reaper) => Some(reaper),
             Err(source) => {
                 drop(child.kill().and_then(|()| child.wait()));

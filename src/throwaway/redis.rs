@@ -106,7 +106,7 @@ impl Redis {
         command.args(["--daemonize", "no"]).args(&self.args);
         let log = self.folder.path().join("log");
         let folder = self.folder.path();
-        let mut process = Process::spawn("redis", command, Signal::Kill, &log, folder)?;
+        let mut process = Process::spawn("redis", command, Signal::Kill, &log, &[folder])?;
         let deadline = Instant::now() + PATIENCE;
         while !answers(self.port).await {
             process.still_runs()?;

@@ -39,6 +39,11 @@ impl Template {
         Ok(template)
     }
 
+    /// Its temporary folder, which is removed with the last server that was copied from it.
+    pub(super) fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
     /// Copies it into an empty folder, for a user and group, if another than this one.
     pub(super) fn copy(&self, to: &Path, owner: Option<(u32, u32)>) -> Result<(), Error> {
         copy(&Template::data_in(self.folder.path()), to, owner)

@@ -1,6 +1,6 @@
 //! Throwaway servers against the real programs.
 
-use std::path::Path;
+use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, Stdio};
 
 use redis::AsyncCommands;
@@ -89,9 +89,10 @@ async fn redis_restarts_with_its_file_and_pauses() {
 #[tokio::test]
 async fn owner_that_is_killed() {
     let Ok(note) = std::env::var("WALSWEEP_TEST_OWNER") else { return };
+    let _postgres = Postgres::start(PostgresOptions::default()).await.unwrap();
     let server = Redis::start(RedisOptions::default()).await.unwrap();
     let draft = format!("{note}.draft");
-    std::fs::write(&draft, format!("{} {}", server.port(), server.dir().display())).unwrap();
+    std::fs::write(&draft, server.port().to_string()).unwrap();
     std::fs::rename(draft, note).unwrap();
     std::future::pending::<()>().await;
 }
@@ -100,9 +101,17 @@ async fn owner_that_is_killed() {
 async fn a_server_dies_with_its_owner() {
     let folder = tempfile::tempdir().unwrap();
     let note = folder.path().join("note");
+    // Where it makes its folders; the server's user passes through.
+    let made = folder.path().join("made");
+    std::fs::create_dir(&made).unwrap();
+    for open in [folder.path(), &made] {
+        std::fs::set_permissions(open, std::fs::Permissions::from_mode(0o711)).unwrap();
+    }
+    let is_empty = || std::fs::read_dir(&made).unwrap().next().is_none();
     let mut owner = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "throwaway::tests::owner_that_is_killed"])
         .env("WALSWEEP_TEST_OWNER", &note)
+        .env("TMPDIR", &made)
         .stdout(Stdio::null())
         .spawn()
         .unwrap();
@@ -112,16 +121,17 @@ async fn a_server_dies_with_its_owner() {
         tokio::time::sleep(pause).await;
     }
     let text = std::fs::read_to_string(&note).unwrap();
-    let (port, dir) = text.split_once(' ').unwrap();
+    let port: u16 = text.parse().unwrap();
     let block = |port: u16| port / super::BLOCK_LENGTH;
     let own = super::free_port().unwrap();
-    assert_ne!(block(port.parse().unwrap()), block(own), "ports of two processes");
+    assert_ne!(block(port), block(own), "ports of two processes");
     let address = format!("127.0.0.1:{port}");
     tokio::net::TcpStream::connect(&address).await.unwrap();
+    assert!(!is_empty());
     owner.kill().unwrap();
     owner.wait().unwrap();
     let gone = async {
-        while Path::new(dir).exists() || tokio::net::TcpStream::connect(&address).await.is_ok() {
+        while !is_empty() || tokio::net::TcpStream::connect(&address).await.is_ok() {
             tokio::time::sleep(pause).await;
         }
     };

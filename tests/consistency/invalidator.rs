@@ -108,7 +108,7 @@ impl Invalidator {
         command.stdout(log.try_clone().unwrap()).stderr(log).process_group(0);
         command.envs(self.environment.iter().map(|(name, value)| (name, value))).envs(doom);
         let child = command.spawn().unwrap();
-        let reaper = Reaper::new(child.id(), Signal::Kill, &self.folder).unwrap();
+        let reaper = Reaper::new(child.id(), Signal::Kill, &[&self.folder]).unwrap();
         Running { child, reaper, started: Instant::now(), doomed: doom.is_some() }
     }
 

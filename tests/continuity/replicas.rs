@@ -125,7 +125,7 @@ impl Sentinel {
         let mut command = Command::new(server.unwrap_or_else(|| "redis-server".into()));
         command.arg(folder.path().join("sentinel.conf")).arg("--sentinel");
         let child = command.stdin(Stdio::null()).stdout(Stdio::null()).spawn().unwrap();
-        let reaper = Reaper::new(child.id(), Signal::Kill, folder.path()).unwrap();
+        let reaper = Reaper::new(child.id(), Signal::Kill, &[folder.path()]).unwrap();
         Sentinel { child, _reaper: reaper, folder, port: own_port }
     }
 

@@ -39,7 +39,7 @@ impl Readers {
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
-        let reaper = Reaper::new(child.id(), Signal::Kill, folder.path()).unwrap();
+        let reaper = Reaper::new(child.id(), Signal::Kill, &[folder.path()]).unwrap();
         let orders = child.stdin.take().unwrap();
         let stdout = BufReader::new(child.stdout.take().unwrap());
         let said = Arc::<Mutex<Vec<String>>>::default();

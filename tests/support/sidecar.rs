@@ -148,7 +148,7 @@ impl Sidecar {
     fn start_with(&mut self, args: &[&str]) {
         assert!(self.running.is_none(), "it runs already");
         let mut child = self.limited(args).stderr(Stdio::piped()).spawn().unwrap();
-        let reaper = Reaper::new(child.id(), Signal::Kill, self.folder.path()).unwrap();
+        let reaper = Reaper::new(child.id(), Signal::Kill, &[self.folder.path()]).unwrap();
         let stderr = child.stderr.take().unwrap();
         let log = Arc::clone(&self.log);
         thread::spawn(move || {
