@@ -29,8 +29,9 @@ pub struct Plan {
 ///
 /// The order is one in which no write of the application fails in between: generated columns, which
 /// a full replica identity asks for, go first, and then column lists, which it does not allow;
-/// identities are there before anything is published. The slot follows the publication, which the
-/// server looks up as of each change that it decodes. What `setup` did is remembered before that.
+/// identities are there before anything is published, and go back after all that is taken out. The
+/// slot follows the publication, which the server looks up as of each change that it decodes.
+/// Whatever is changed is remembered before that, and forgotten once it is undone.
 #[must_use]
 pub fn plan(findings: &[Finding], mark: &Mark) -> Plan {
     let mut plan = Plan::default();
@@ -57,6 +58,15 @@ pub fn plan(findings: &[Finding], mark: &Mark) -> Plan {
             ranked.push((rank(&step), Statement { step, why, is_needed, after }));
         }
     }
+    // A relation may belong to several tables that are taken out.
+    let drops = |step: &&Step| matches!(step.does, Does::DropTable(_));
+    let dropped: Vec<Step> =
+        ranked.iter().map(|(_, one)| &one.step).filter(drops).cloned().collect();
+    for (_, one) in &mut ranked {
+        if matches!(one.step.does, Does::RestoreIdentity(_)) {
+            one.after.clone_from(&dropped);
+        }
+    }
     ranked.sort_by_key(|(rank, _)| *rank);
     plan.statements = ranked.into_iter().map(|(_, statement)| statement).collect();
     plan
@@ -68,13 +78,14 @@ fn rank(step: &Step) -> u8 {
         Does::Role => 0,
         Does::Trigger => 1,
         Does::Grant => 2,
-        Does::SetPublication => 3,
-        Does::WidenTable(_) => 4,
-        Does::SetIdentity(_) => 5,
-        Does::SetOperations | Does::CreatePublication(..) | Does::AddTable(_) => 6,
-        Does::DropTable(_) | Does::DropPublication => 7,
-        Does::RestoreIdentity(_) => 8,
-        Does::Remember(_) => 9,
-        Does::DropSlot | Does::CreateSlot => 10,
+        Does::CreatePublication(_) | Does::RememberFirst(_) => 3,
+        Does::SetPublication => 4,
+        Does::WidenTable(_) => 5,
+        Does::SetIdentity(_) => 6,
+        Does::SetOperations | Does::AddTables(_) => 7,
+        Does::DropTable(_) | Does::DropPublication => 8,
+        Does::RestoreIdentity(_) => 9,
+        Does::Remember(_) => 10,
+        Does::DropSlot | Does::CreateSlot => 11,
     }
 }
