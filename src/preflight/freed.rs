@@ -83,39 +83,52 @@ fn undone<'a>(
     undone
 }
 
-/// Tables that an earlier version published together with one that they inherit from. Whoever wrote
-/// to one of them without a replica identity failed.
+/// Tables that are published, inherit from one of walsweep's, and are named by no rule. An earlier
+/// version published them together with it: those are taken out, once. What came by other hands is
+/// told alone.
 async fn heirs(
     context: &Context<'_>,
     memory: &Memory,
     is_needed: impl Fn(&TableName) -> bool,
     client: &Client,
 ) -> Result<Vec<Finding>, Error> {
-    if memory.without_heirs {
-        return Ok(Vec::new());
-    }
     let name = &context.config.postgres.publication;
     let parents: BTreeSet<&TableName> =
         memory.tables.values().flatten().chain(context.rules.tables()).collect();
     let (schemas, tables) = names(parents.iter().copied());
     let question = include_str!("../../sql/setup/published_heirs.sql");
     let rows = client.query(question, &[&schemas, &tables, name]).await?;
-    let mut families: BTreeMap<String, Vec<TableName>> = BTreeMap::new();
+    let ours: BTreeSet<String> =
+        memory.tables.values().flatten().map(ToString::to_string).collect();
+    let mut families: BTreeMap<(bool, String), Vec<TableName>> = BTreeMap::new();
     for row in &rows {
         let heir = TableName { schema: row.try_get(0)?, name: row.try_get(1)? };
+        let parents: Vec<String> = row.try_get(2)?;
+        let own = parents.iter().find(|name| ours.contains(*name) && !memory.without_heirs);
+        let Some(parent) = own.or(parents.first()) else { continue };
         if !is_needed(&heir) && !memory.has(&heir) {
-            families.entry(row.try_get(2)?).or_default().push(heir);
+            families.entry((own.is_some(), parent.clone())).or_default().push(heir);
         }
     }
-    let finding = |(parent, heirs): (String, Vec<TableName>)| {
+    let finding = |((is_ours, parent), heirs): ((bool, String), Vec<TableName>)| {
         let (count, first) = (heirs.len(), heirs.first()?);
+        let what = match count {
+            1 => format!("`{first}`, which inherits from `{parent}`, and which"),
+            count => {
+                format!("{count} tables that inherit from `{parent}`, such as `{first}`, and that")
+            }
+        };
         let message = format!(
-            "publication `{name}` publishes {count} tables that inherit from `{parent}` and that \
-             no rule names, `{first}` among them: an earlier version published them together, and \
-             the application's own UPDATE and DELETE fail where one has no replica identity"
+            "publication `{name}` publishes {what} no rule names: the application's own UPDATE and \
+             DELETE fail where there is no replica identity"
         );
         let steps = heirs.iter().map(|heir| cure::drop_table(name, heir)).collect();
-        Some(Finding::warning("heir_published", message).cure(steps).done_by_setup())
+        let finding = Finding::warning("heir_published", message).cure(steps);
+        Some(if is_ours {
+            finding.hint("an earlier version published them together").done_by_setup()
+        } else {
+            finding.hint("if nobody else reads them from there, take them out")
+        })
     };
     Ok(families.into_iter().filter_map(finding).collect())
 }

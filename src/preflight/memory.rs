@@ -31,7 +31,7 @@ pub struct Memory {
     /// Replica identities that `setup` changed, as they were.
     pub identities: BTreeSet<Identity>,
     /// Whether tables were taken out that an earlier version published because they inherit from
-    /// one of these: since then, whoever put one in did so by hand.
+    /// one of these, or none was ever put in: whoever put one in did so by hand.
     pub without_heirs: bool,
 }
 
