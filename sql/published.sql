@@ -3,7 +3,8 @@
 -- Privileges: none; the catalogs that it reads are open to all. Versions: 14 to 18.
 -- It takes no lock on a relation that it asks about, unlike pg_publication_tables (from 15 on),
 -- pg_partition_tree and pg_partition_ancestors: whoever has one exclusively would hold it up.
--- schema_of: the schemas that any publication has. lineage: each member with itself and every partitioned table that it is a partition of.
+-- schema_of: the schemas that any publication has. lineage: each member with itself and every
+-- partitioned table that it is a partition of.
 -- listed, in_schemas: what the publication names. covered: members that it publishes, top is the
 -- relation that it publishes most of. published: members that it publishes under their own name
 -- (get_rel_sync_entry of pgoutput.c).

@@ -317,8 +317,8 @@ impl Table {
 }
 
 impl Relation {
-    /// Whether it holds rows, and the log has their changes: not of a foreign table, nor of one that
-    /// is unlogged or temporary.
+    /// Whether it holds rows, and the log has their changes: not of a foreign table, nor of one
+    /// that is unlogged or temporary.
     pub(super) fn is_logged(&self) -> bool {
         self.kind == 'r' && self.persistence == 'p'
     }

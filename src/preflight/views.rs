@@ -72,8 +72,8 @@ struct Trigger {
 const END: &str = "_refresh";
 
 /// The name of the trigger and of its function: each slot has its own, so that no `teardown` takes
-/// that of another walsweep. A slot's name for which there is no room is cut, and a digest of all of
-/// it follows.
+/// that of another walsweep. A slot's name for which there is no room is cut, and a digest of all
+/// of it follows.
 pub(crate) fn trigger_name(slot: &str) -> String {
     const DIGEST_BYTES: usize = 8;
     let room = NAME_BYTES_MAX - END.len();

@@ -8,9 +8,10 @@
 //! statement gives its place up after 2 s, and is tried again when 2 more have gone by (`hands`).
 //! None makes the application fail (I10): identities are there before their table is published, a
 //! full one is not set where another publication does not go with it, and a publication that
-//! somebody else made is neither altered nor dropped. What is changed can be undone: it is remembered
-//! on the publication before it is done, and told where that is refused.
+//! somebody else made is neither altered nor dropped. What is changed can be undone: it is
+//! remembered on the publication before it is done, and told where that is refused.
 
+mod done;
 mod hands;
 mod plan;
 mod rights;
@@ -29,6 +30,7 @@ use crate::postgres::{Sql, connect_sql};
 use crate::preflight::{self, Does, Finding, Identity, Memory, Runner, Step, remembering};
 use crate::source::slot_server::{caught_up, nudge};
 
+pub use self::done::{Done, Refused};
 pub use self::hands::Hands;
 pub use self::plan::{Mark, Plan, plan};
 pub use self::role::missing as role_missing;
@@ -56,34 +58,10 @@ pub struct Statement {
     pub after: Vec<Step>,
 }
 
-/// A transaction that the server did not do, and that walsweep runs without.
-#[derive(Debug)]
-pub struct Refused {
-    /// The transaction.
-    pub statement: Statement,
-    /// Why not.
-    pub error: Error,
-}
-
 impl fmt::Display for Statement {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(formatter, "{}{};", script::comment(&self.why), self.step.sql)
     }
-}
-
-/// What `setup` did, and what it left.
-#[derive(Debug, Default)]
-pub struct Done {
-    /// Transactions, in their order; none if nothing was missing.
-    pub statements: Vec<Statement>,
-    /// What was refused, and is not needed.
-    pub refused: Vec<Refused>,
-    /// What was not tried, because what has to be done before was refused.
-    pub skipped: Vec<Step>,
-    /// What no SQL cures of some rules: the others are set up.
-    pub left: Vec<Finding>,
-    /// The identities that the publication remembers.
-    known: BTreeSet<Identity>,
 }
 
 /// Why a database could not be set up or cleaned up.
@@ -128,7 +106,9 @@ pub enum Error {
         who: String,
     },
     /// The role may not do all that is needed. Of it nothing was done.
-    #[error("set up the database: role `{role}` may not {}; nothing of it was done", .lacks.join(", "))]
+    #[error(
+        "set up the database: role `{role}` may not {}; nothing of it was done", .lacks.join(", ")
+    )]
     Unentitled {
         /// Who asks.
         role: String,
@@ -198,32 +178,6 @@ pub enum Error {
         /// Why it ended.
         cause: Box<Error>,
     },
-}
-
-impl fmt::Display for Done {
-    /// For a person, what ended early: what stays of it, and what nobody else remembers.
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str("what was done before it stays:")?;
-        for one in &self.statements {
-            write!(formatter, "\n{};", one.step.sql)?;
-        }
-        self.forgotten().iter().try_for_each(|text| write!(formatter, "\n{}", text.trim_end()))
-    }
-}
-
-impl fmt::Display for Refused {
-    /// For a person, as lines of comment beside those of what was done.
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Refused { statement: Statement { step, why, .. }, error } = self;
-        let text = if step.does.is_of_slot() {
-            format!("Left to `walsweep run`, which sees to the slot when it starts: {error}")
-        } else {
-            let hint = error.hint().map(|hint| format!("\nhint: {hint}"));
-            let hint = hint.unwrap_or_default();
-            format!("Not done, and not needed to run: {error}\nWithout it: {why}{hint}")
-        };
-        formatter.write_str(&script::comment(&text))
-    }
 }
 
 impl Error {
@@ -312,10 +266,10 @@ pub(crate) fn list(findings: &[Finding]) -> String {
 ///
 /// # Errors
 ///
-/// When something is wrong that SQL cannot cure, with everything or with every rule, the publication
-/// is somebody else's and lacks something, or the role may not do all that is needed (nothing is
-/// changed then), when a statement is refused that is needed, or somebody asks to stop. What was
-/// done before is told with it.
+/// When something is wrong that SQL cannot cure, with everything or with every rule, the
+/// publication is somebody else's and lacks something, or the role may not do all that is needed
+/// (nothing is changed then), when a statement is refused that is needed, or somebody asks to stop.
+/// What was done before is told with it.
 pub async fn setup(config: &Config, rules: &mut Rules, hands: &Hands<'_>) -> Result<Done, Error> {
     hands.prepare().await?;
     let mut done = Done::default();
@@ -428,39 +382,6 @@ fn memory_of(step: &Step) -> Option<&Memory> {
             Some(memory)
         }
         _ => None,
-    }
-}
-
-impl Done {
-    /// Whether a step was tried before; a comment is another one when more is to be remembered.
-    fn has_refused(&self, step: &Step) -> bool {
-        let is_comment = |does: &Does| matches!(does, Does::Remember(_) | Does::RememberFirst(_));
-        self.undone().any(|one| one == step || is_comment(&one.does) && is_comment(&step.does))
-    }
-
-    /// The steps that were refused, or not tried.
-    fn undone(&self) -> impl Iterator<Item = &Step> {
-        self.refused.iter().map(|one| &one.statement.step).chain(&self.skipped)
-    }
-
-    /// What sets back the replica identities that were changed and are remembered nowhere, as lines
-    /// of comment; `None` if there are none.
-    #[must_use]
-    pub fn forgotten(&self) -> Option<String> {
-        let changed = self.statements.iter().filter_map(|one| match &one.step.does {
-            Does::SetIdentity(identity) => Some(identity),
-            _ => None,
-        });
-        let is_known =
-            |identity: &&Identity| self.known.iter().any(|one| one.relation == identity.relation);
-        let forgotten = changed.filter(|identity| !is_known(identity));
-        let back: Vec<Step> = forgotten.filter_map(preflight::identity_as_before).collect();
-        let text = format!(
-            "Remembered nowhere, so keep it: this sets the replica identities back that were \
-             changed.\n\n    {};",
-            preflight::printed(&back).replace('\n', "\n    ")
-        );
-        (!back.is_empty()).then(|| script::comment(&text))
     }
 }
 

@@ -89,3 +89,31 @@ fn rank(step: &Step) -> u8 {
         Does::DropSlot | Does::CreateSlot => 11,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{Mark, plan};
+    use crate::config::TableName;
+    use crate::preflight::{Does, Finding, Identity, Memory, Step};
+
+    /// A relation may be a part of several of them.
+    #[test]
+    fn an_identity_goes_back_only_if_all_that_is_taken_out_is() {
+        let table = |name: &str| TableName { schema: "s".to_owned(), name: name.to_owned() };
+        let step = |sql: &str, does| Step { sql: sql.to_owned(), does };
+        let finding = |steps| Finding {
+            steps,
+            is_done_by_setup: true,
+            ..Finding::info("table_unneeded", "it is published")
+        };
+        let drops = ["a", "b"].map(|name| step(name, Does::DropTable(table(name))));
+        let identity = Identity { table: table("a"), relation: table("c"), was: 'd', index: None };
+        let back = step("c", Does::RestoreIdentity(identity));
+        let findings =
+            [finding(vec![drops[1].clone(), back.clone()]), finding(vec![drops[0].clone()])];
+        let plan = plan(&findings, &Mark::Ours(Memory::default()));
+        let last = plan.statements.last().expect("there are three");
+        assert_eq!((plan.statements.len(), &last.step), (3, &back));
+        assert!(drops.iter().all(|drop| last.after.contains(drop)), "{last:?}");
+    }
+}

@@ -15,8 +15,8 @@ struct Lacking {
     tables: BTreeMap<TableName, String>,
 }
 
-/// Asks for the rights that the owner of the tables and of the publication has. Gives the steps that
-/// the server will refuse, none of which is needed.
+/// Asks for the rights that the owner of the tables and of the publication has. Gives the steps
+/// that the server will refuse, none of which is needed.
 ///
 /// # Errors
 ///
@@ -45,7 +45,7 @@ pub(super) async fn ask(
     let altered = needed.iter().any(|does| does.alters_publication());
     let owner = lacking.publication.as_ref().filter(|_| altered);
     let altered =
-        owner.map(|owner| format!("alter publication `{}` of `{owner}`", postgres.publication));
+        owner.map(|owner| format!("change publication `{}` of `{owner}`", postgres.publication));
     lacks.extend(altered);
     // By owner, how many and one of them: whoever is not the owner lacks most of them.
     let tables: BTreeSet<TableName> = needed.iter().flat_map(|does| does.owned()).collect();
@@ -56,8 +56,8 @@ pub(super) async fn ask(
         }
     }
     lacks.extend(owners.iter().map(|(owner, (count, first))| match count {
-        1 => format!("alter table `{first}` of `{owner}`"),
-        count => format!("alter {count} tables of `{owner}`, such as `{first}`"),
+        1 => format!("change table `{first}` of `{owner}`"),
+        count => format!("change {count} tables of `{owner}`, such as `{first}`"),
     }));
     if !owners.is_empty() || owner.is_some() {
         let tables = owners.into_values().map(|(_, table)| table).collect();

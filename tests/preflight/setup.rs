@@ -93,9 +93,9 @@ async fn what_a_role_may_not_do_is_named() {
     let mut rules = Rules::compile(&config.rules).unwrap();
     let error = setup::setup(&config, &mut rules, &hands(&config, &client)).await;
     let error = error.unwrap_err().to_string();
-    let told = "set up the database: role `plain` may not create a publication in database `app`, \
-                alter table `public.t` of `postgres`; nothing of it was done";
-    assert_eq!(error, told);
+    let told = "may not create a publication in database `app`, change table `public.t` of \
+                `postgres`; nothing of it was done";
+    assert!(error.starts_with("set up the database: role `") && error.ends_with(told), "{error}");
 }
 
 #[tokio::test]

@@ -1,5 +1,5 @@
-//! What is remembered on a publication: there before anything is changed, and never believed further
-//! than the publication's owner may go.
+//! What is remembered on a publication: there before anything is changed, and never believed
+//! further than the publication's owner may go.
 
 use walsweep::preflight::SENTENCE;
 use walsweep::throwaway::{Signal, signal};
@@ -219,12 +219,12 @@ async fn nothing_is_changed_by_who_may_not_do_all_that_is_needed() {
     for (revoked, told) in [
         (
             "",
-            "role `shopkeeper` may not alter table `public.ledger` of `registrar`; nothing of it \
+            "role `shopkeeper` may not change table `public.ledger` of `registrar`; nothing of it \
              was done",
         ),
         (
             "revoke create on database postgres from shopkeeper",
-            "role `shopkeeper` may not create a publication in database `postgres`, alter table \
+            "role `shopkeeper` may not create a publication in database `postgres`, change table \
              `public.ledger` of `registrar`; nothing of it was done",
         ),
     ] {

@@ -209,6 +209,24 @@ async fn an_identity_goes_back_after_all_that_is_taken_out() {
     assert_eq!(bed.sql.one::<String>(PUBLISHED).await, "shop");
 }
 
+/// A table that is taken out may be published all the same, with its schema.
+#[tokio::test]
+async fn what_is_still_published_with_its_schema_keeps_its_identity() {
+    let bed = Bed::new(&[]).await;
+    if bed.version().await < 15 {
+        return;
+    }
+    bed.sql.run(TABLES).await;
+    bed.sql.run("create table bare (name text); insert into bare values ('a')").await;
+    let mut sidecar = Sidecar::new(settings(&bed, &["shop", "bare"]));
+    sidecar.setup();
+    bed.sql.run("alter publication walsweep add tables in schema public").await;
+    sidecar.change(|new| new.rules = settings(&bed, &["shop"]).rules);
+    let said = text(&sidecar.command(&["setup"]));
+    assert!(said.contains("drop table only \"public\".\"bare\""), "{said}");
+    bed.sql.run("update bare set name = 'b'; delete from bare").await;
+}
+
 /// Two walsweeps in one database with slots and publications of their own: what one changed and the
 /// other needs stays, and is not told as what may go back.
 #[tokio::test]
