@@ -4,9 +4,9 @@
 -- The third column is whether the publication names the relation itself, the fifth another
 -- publication of updates or deletes that has it, by whatever way: then the application's writes
 -- need an identity. The sixth is whether the publication's owner may alter the relation. The
--- seventh, as JSON, are the relation and the tables that it is a partition of: schema, name, whether
--- the publication names it, and whether it has it otherwise, by schema or with all tables. What is
--- published of them needs the relation's identity, too. The last are its indexes that may be its
+-- seventh, as JSON, are the relation and the tables that it is a partition of: schema, name,
+-- whether the publication names it, and whether it has it otherwise, by schema or with all tables.
+-- What is published of them needs the relation's identity, too. The last are its indexes that may be its
 -- identity (check_index_for_replica_identity and ATExecReplicaIdentity, tablecmds.c).
 with recursive member as (
   select c.oid

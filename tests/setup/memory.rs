@@ -8,8 +8,8 @@ use crate::support::{Bed, PATIENCE, Settings, Sidecar, Sql, eventually, text};
 
 use super::{printed_sql, psql, rule};
 
-/// Tables of `shopkeeper`, who is no superuser, and of `registrar`. `ledger`, `till` and `ev_1` have
-/// no identity but the full one, by their owners' choice.
+/// Tables of `shopkeeper`, who is no superuser, and of `registrar`. `ledger`, `till` and `ev_1`
+/// have no identity but the full one, by their owners' choice.
 const TABLES: &str = "
     create role shopkeeper login; create role registrar login;
     create table cart (id int primary key, name text not null);
@@ -31,7 +31,8 @@ const COMMENT: &str = "select obj_description(oid, 'pg_publication') from pg_pub
 const IDENTITIES: &str = "select string_agg(relname || ' ' || relreplident::text, ', '
                                             order by relname)
                             from pg_class
-                           where relname in ('cart', 'ev', 'ev_1', 'ev_2', 'ledger', 'shop', 'till')";
+                           where relname in ('cart', 'ev', 'ev_1', 'ev_2', 'ledger', 'shop',
+                                             'till')";
 
 fn settings(bed: &Bed, tables: &[&str]) -> Settings {
     let rules: String = tables.iter().map(|name| rule(name, &["k:{name}"])).collect();

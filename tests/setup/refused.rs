@@ -105,8 +105,8 @@ async fn a_comment_that_only_the_owner_of_the_publication_may_write_does_not_kee
     assert_eq!(output.status.code(), Some(1), "{said}");
     let hint = "does not own publication `walsweep` of `postgres`, table `public.club` of \
                 `registrar`: `walsweep setup --as URL` with a superuser's login";
-    let told = "role `shopkeeper` may not change publication `walsweep` of `postgres`, change table \
-                `public.club` of `registrar`; nothing of it was done";
+    let told = "role `shopkeeper` may not change publication `walsweep` of `postgres`, change \
+                table `public.club` of `registrar`; nothing of it was done";
     assert!(said.contains(told) && said.contains(hint), "{said}");
     assert!(!said.contains("setup --print"), "no circle: {said}");
 }

@@ -49,7 +49,8 @@ async fn partitions_that_the_log_does_not_have_are_told_as_that_and_stop_nothing
     let bed = Bed::new(&[]).await;
     bed.sql
         .run(
-            "create foreign data wrapper nothing; create server nowhere foreign data wrapper nothing;
+            "create foreign data wrapper nothing;
+             create server nowhere foreign data wrapper nothing;
              create table event (id int not null, day int not null) partition by list (day);
              create table event_1 partition of event for values in (1);
              create unlogged table event_2 partition of event for values in (2);
