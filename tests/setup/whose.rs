@@ -191,7 +191,8 @@ async fn an_identity_goes_back_after_all_that_is_taken_out() {
                   teardown drops it\n{\"tables\":{\"walsweep\":[[\"public\",\"ev\"],\
                   [\"public\",\"ev1\"],[\"public\",\"za\"],[\"public\",\"shop\"]]},\"identities\":[\
                   {\"table\":[\"public\",\"ev\"],\"relation\":[\"public\",\"ev1\"],\"was\":\"d\"},\
-                  {\"table\":[\"public\",\"za\"],\"relation\":[\"public\",\"za\"],\"was\":\"d\"}]}'";
+                  {\"table\":[\"public\",\"za\"],\"relation\":[\"public\",\"za\"],\
+                  \"was\":\"d\"}]}'";
     bed.sql.run(memory).await;
     bed.sql
         .run("alter table ev1 replica identity full; alter table za replica identity full")
