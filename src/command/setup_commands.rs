@@ -61,6 +61,7 @@ pub async fn setup(path: &Path, print_only: bool, login: Option<&str>) -> Result
     let done = setup::setup(&config, &mut rules, &hands).await.map_err(fail)?;
     done.statements.iter().try_for_each(&mut tell)?;
     done.refused.iter().try_for_each(|refused| print(&format!("{refused}\n")))?;
+    done.forgotten().iter().try_for_each(|text| print(text))?;
     if !done.left.is_empty() {
         let others = if told { "the others are set up" } else { "nothing else is to do" };
         let message = format!(

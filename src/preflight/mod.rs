@@ -40,6 +40,7 @@ mod publication;
 mod reads;
 mod redis;
 mod redis_pass;
+mod remembered;
 mod replicas;
 mod replication;
 mod server;
@@ -59,7 +60,7 @@ use crate::keys::Rules;
 pub(crate) use self::catalog::{digest_of, of_many, with_published};
 pub(crate) use self::cure::{
     comment, create_role, drop_publication, drop_slot, escaped, grant_connect, identity_as_before,
-    patiently, remembering,
+    patiently, remember, remembering,
 };
 pub use self::facts::{Fact, of_postgres, of_redis, of_rules};
 pub use self::files::files;
@@ -70,13 +71,14 @@ pub use self::lookups::{LOOKUP_LOCKED, Trial, is_of_lookup, trials};
 pub use self::memory::{Memory, SENTENCE};
 pub use self::reads::find as find_reads;
 pub use self::redis::{login_refused, redis, unreachable as redis_unreachable};
+pub(crate) use self::remembered::after_teardown;
 pub use self::replicas::replicas;
 pub use self::replication::{login_hint, replication, unreachable};
 pub use self::slot::before_publication;
 pub(crate) use self::slot::lost_because;
 pub(crate) use self::step::printed;
 pub use self::step::{Does, Identity, LOCK_TIMEOUT, Runner, Step};
-pub(crate) use self::views::{drop_trigger, trigger_name};
+pub(crate) use self::views::{drop_trigger, older_trigger_name, trigger_name, trigger_names};
 
 use self::catalog::{Catalog, Name};
 

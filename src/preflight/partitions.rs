@@ -33,7 +33,7 @@ fn bare(context: &Context<'_>, table: &Table) -> Option<Finding> {
     if !published.update && !published.delete {
         return None;
     }
-    let is_bare = |one: &&Relation| one.kind == 'r' && !one.has_identity();
+    let is_bare = |one: &&Relation| one.is_logged() && !one.has_identity();
     let bare = table.partitions.iter().find(is_bare)?;
     let message = format!(
         "partition `{}` has no replica identity: the application's own UPDATE and DELETE of its \
@@ -52,10 +52,9 @@ fn mixed_identity(context: &Context<'_>, table: &Table, rule: &Rule) -> Option<F
         return None;
     }
     let names = || table.columns.iter().map(|column| column.name.as_str());
-    let less =
-        table.partitions.iter().filter(|partition| partition.kind == 'r').find(|partition| {
-            names().any(|name| table.relation.identifies(name) && !partition.identifies(name))
-        });
+    let less = table.partitions.iter().filter(|one| one.is_logged()).find(|partition| {
+        names().any(|name| table.relation.identifies(name) && !partition.identifies(name))
+    });
     let root = table.relation.table_name();
     if let Some(less) = less {
         let message = format!(

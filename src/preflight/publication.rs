@@ -2,6 +2,7 @@
 
 use super::catalog::{Publication, Table};
 use super::memory::Memory;
+use super::step::Step;
 use super::{Context, Finding, cure, generated, identity, narrowed, slot};
 use crate::config::{Operations, Rule};
 use crate::keys::ColumnUse;
@@ -50,11 +51,11 @@ pub(super) fn check(context: &Context<'_>) -> Vec<Finding> {
 /// That there is none.
 fn missing(context: &Context<'_>) -> Finding {
     let name = &context.config.postgres.publication;
-    let (mut tables, mut left, mut steps) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut tables, mut left, mut identities) = (Vec::new(), Vec::new(), Vec::new());
     for table in context.catalog.tables.iter().filter(|table| table.is_publishable()) {
         match identity::publishing(context, table) {
             Ok(before) => {
-                steps.extend(before);
+                identities.extend(before);
                 tables.push(table);
             }
             Err(why) => left.push(left_out(table, &why)),
@@ -64,7 +65,7 @@ fn missing(context: &Context<'_>) -> Finding {
         Finding::error("publication_missing", format!("there is no publication `{name}`"));
     let (needed, generated) = (needed(context), generated::is_needed(context));
     let created = cure::create_publication(name, &tables, needed, generated);
-    let anew = if created.is_empty() { Vec::new() } else { slot::anew(context) };
+    let anew = if created.is_none() { Vec::new() } else { slot::anew(context) };
     let mut hints = left;
     hints.extend((!anew.is_empty()).then(|| {
         let slot = &context.config.postgres.slot;
@@ -73,7 +74,12 @@ fn missing(context: &Context<'_>) -> Finding {
              before its publication; `run` sweeps everything"
         )
     }));
-    steps.extend(created);
+    // It is there first, with a comment in which what is changed next is remembered.
+    let mut steps: Vec<Step> = created.into_iter().collect();
+    if !steps.is_empty() {
+        steps.extend(identities);
+        steps.extend(cure::add_tables(name, &tables));
+    }
     steps.extend(anew);
     let missing = missing.cure(steps);
     if hints.is_empty() { missing } else { missing.hint(hints.join("; ")) }
@@ -201,7 +207,8 @@ fn membership(
             Finding::error("partition_leaf", message).hint(format!("let the rule name `{root}`")),
         );
     }
-    let all = !table.partitions.is_empty() && table.partitions.iter().all(|one| one.is_published);
+    let mut logged = table.partitions.iter().filter(|one| one.is_logged()).peekable();
+    let all = logged.peek().is_some() && logged.all(|one| one.is_published);
     let by_leaf = table.is_listed || publication.puballtables || all;
     if table.is_partitioned() && !publication.pubviaroot && by_leaf {
         let message = format!(
@@ -218,7 +225,7 @@ fn membership(
     Some(match identity::publishing(context, table) {
         Err(why) => finding.hint(left_out(table, &why)),
         Ok(mut steps) => {
-            steps.extend(cure::add_table(name, table));
+            steps.extend(cure::add_tables(name, &[table]));
             finding.cure(steps)
         }
     })

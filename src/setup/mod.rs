@@ -8,10 +8,13 @@
 //! statement gives its place up after 2 s, and is tried again when 2 more have gone by (`hands`).
 //! None makes the application fail (I10): identities are there before their table is published, a
 //! full one is not set where another publication does not go with it, and a publication that
-//! somebody else made is neither altered nor dropped.
+//! somebody else made is neither altered nor dropped. What is changed can be undone: it is
+//! remembered on the publication before it is done, and told where that is refused.
 
+mod done;
 mod hands;
 mod plan;
+mod rights;
 mod role;
 mod script;
 mod teardown;
@@ -24,9 +27,10 @@ use tokio_postgres::error::SqlState;
 use crate::config::{Config, SlotOn, TableName};
 use crate::keys::Rules;
 use crate::postgres::{Sql, connect_sql};
-use crate::preflight::{self, Does, Finding, Memory, Runner, Step, remembering};
+use crate::preflight::{self, Does, Finding, Identity, Memory, Runner, Step, remembering};
 use crate::source::slot_server::{caught_up, nudge};
 
+pub use self::done::{Done, Refused};
 pub use self::hands::Hands;
 pub use self::plan::{Mark, Plan, plan};
 pub use self::role::missing as role_missing;
@@ -54,32 +58,10 @@ pub struct Statement {
     pub after: Vec<Step>,
 }
 
-/// A transaction that the server did not do, and that walsweep runs without.
-#[derive(Debug)]
-pub struct Refused {
-    /// The transaction.
-    pub statement: Statement,
-    /// Why not.
-    pub error: Error,
-}
-
 impl fmt::Display for Statement {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(formatter, "{}{};", script::comment(&self.why), self.step.sql)
     }
-}
-
-/// What `setup` did, and what it left.
-#[derive(Debug, Default)]
-pub struct Done {
-    /// Transactions, in their order; none if nothing was missing.
-    pub statements: Vec<Statement>,
-    /// What was refused, and is not needed.
-    pub refused: Vec<Refused>,
-    /// What was not tried, because what has to be done before was refused.
-    pub skipped: Vec<Step>,
-    /// What no SQL cures of some rules: the others are set up.
-    pub left: Vec<Finding>,
 }
 
 /// Why a database could not be set up or cleaned up.
@@ -123,6 +105,26 @@ pub enum Error {
         /// Who may.
         who: String,
     },
+    /// The role may not do all that is needed. Of it nothing was done.
+    #[error(
+        "set up the database: role `{role}` may not {}; nothing of it was done", .lacks.join(", ")
+    )]
+    Unentitled {
+        /// Who asks.
+        role: String,
+        /// What it may not do.
+        lacks: Vec<String>,
+        /// Who may.
+        who: String,
+    },
+    /// Some statements were done before it ended.
+    #[error("{cause}\n{done}")]
+    Partly {
+        /// What was done, and stays.
+        done: Box<Done>,
+        /// Why it ended.
+        cause: Box<Error>,
+    },
     /// A lock was not to be had; the statements before it stay.
     #[error("run `{sql}`: the lock was not to be had in {attempts} attempts: {holders}")]
     Locked {
@@ -134,7 +136,7 @@ pub enum Error {
         holders: String,
     },
     /// Somebody asked to stop. Of this statement nothing is left on the server.
-    #[error("stopped: `{0}` was canceled; what was done before it stays")]
+    #[error("stopped: `{0}` was canceled")]
     Stopped(String),
     /// The standby that the slot is on cannot be reached.
     #[error("ask the standby of `postgres.replication_url`: {0}")]
@@ -178,27 +180,13 @@ pub enum Error {
     },
 }
 
-impl fmt::Display for Refused {
-    /// For a person, as lines of comment beside those of what was done.
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Refused { statement: Statement { step, why, .. }, error } = self;
-        let text = if step.does.is_of_slot() {
-            format!("Left to `walsweep run`, which sees to the slot when it starts: {error}")
-        } else {
-            let hint = error.hint().map(|hint| format!("\nhint: {hint}"));
-            let hint = hint.unwrap_or_default();
-            format!("Not done, and not needed to run: {error}\nWithout it: {why}{hint}")
-        };
-        formatter.write_str(&script::comment(&text))
-    }
-}
-
 impl Error {
     /// What a person can do about it.
     #[must_use]
     pub fn hint(&self) -> Option<String> {
         match self {
-            Error::Denied { who, .. } => Some(who.clone()),
+            Error::Denied { who, .. } | Error::Unentitled { who, .. } => Some(who.clone()),
+            Error::Partly { cause, .. } => cause.hint(),
             error => error.known_hint().map(str::to_owned),
         }
     }
@@ -232,6 +220,8 @@ impl Error {
             Error::StandbyBehind => Some("see that it follows the primary"),
             Error::Standby(_)
             | Error::Denied { .. }
+            | Error::Unentitled { .. }
+            | Error::Partly { .. }
             | Error::Stopped(_)
             | Error::Preflight(_)
             | Error::Incurable(_)
@@ -276,12 +266,27 @@ pub(crate) fn list(findings: &[Finding]) -> String {
 ///
 /// # Errors
 ///
-/// When something is wrong that SQL cannot cure, with everything or with every rule, or the
-/// publication is somebody else's and lacks something (nothing is changed then), when a statement
-/// is refused that is needed, or somebody asks to stop.
+/// When something is wrong that SQL cannot cure, with everything or with every rule, the
+/// publication is somebody else's and lacks something, or the role may not do all that is needed
+/// (nothing is changed then), when a statement is refused that is needed, or somebody asks to stop.
+/// What was done before is told with it.
 pub async fn setup(config: &Config, rules: &mut Rules, hands: &Hands<'_>) -> Result<Done, Error> {
     hands.prepare().await?;
     let mut done = Done::default();
+    match rounds(config, rules, hands, &mut done).await {
+        Ok(()) => Ok(done),
+        Err(cause) if done.statements.is_empty() => Err(cause),
+        Err(cause) => Err(Error::Partly { done: Box::new(done), cause: Box::new(cause) }),
+    }
+}
+
+/// Checks and cures, until nothing is left to cure.
+async fn rounds(
+    config: &Config,
+    rules: &mut Rules,
+    hands: &Hands<'_>,
+    done: &mut Done,
+) -> Result<(), Error> {
     for _ in 0..ROUNDS_MAX {
         let findings = preflight::postgres(config, rules, hands.client).await?;
         let mark = mark(config, hands).await?;
@@ -296,25 +301,9 @@ pub async fn setup(config: &Config, rules: &mut Rules, hands: &Hands<'_>) -> Res
         }
         done.left = left;
         let before = done.statements.len();
-        for statement in statements {
-            if !statement.is_needed && done.has_refused(&statement.step) {
-                continue;
-            }
-            if statement.after.iter().any(|step| done.has_refused(step)) {
-                done.skipped.push(statement.step);
-                continue;
-            }
-            let Some(statement) = remembered(config, statement, &done, &mark) else { continue };
-            match once(config, hands, &statement).await {
-                Ok(()) => done.statements.push(statement.done(config)),
-                Err(error) if goes_on_without(config, hands, &statement, &error) => {
-                    done.refused.push(Refused { statement, error });
-                }
-                Err(error) => return Err(error),
-            }
-        }
+        round(config, hands, statements, &mark, done).await?;
         if done.statements.len() == before {
-            return Ok(done);
+            return Ok(());
         }
     }
     let mut findings = preflight::postgres(config, rules, hands.client).await?;
@@ -322,15 +311,77 @@ pub async fn setup(config: &Config, rules: &mut Rules, hands: &Hands<'_>) -> Res
     let (uncured, left): (Vec<Finding>, Vec<Finding>) =
         findings.into_iter().partition(|one| one.sql.is_some() || one.stops_everything());
     done.left = left;
-    if uncured.is_empty() { Ok(done) } else { Err(Error::Uncured(uncured)) }
+    if uncured.is_empty() { Ok(()) } else { Err(Error::Uncured(uncured)) }
 }
 
-impl Done {
-    /// Whether a step was tried before; a comment is another one when more is to be remembered.
-    fn has_refused(&self, step: &Step) -> bool {
-        let is_comment = |does: &Does| matches!(does, Does::Remember(_));
-        let mut refused = self.refused.iter().map(|one| &one.statement.step).chain(&self.skipped);
-        refused.any(|one| one == step || is_comment(&one.does) && is_comment(&step.does))
+/// Runs the statements of one plan. What is remembered before the first change is corrected after
+/// the last, if some of it was refused.
+async fn round(
+    config: &Config,
+    hands: &Hands<'_>,
+    statements: Vec<Statement>,
+    mark: &Mark,
+    done: &mut Done,
+) -> Result<(), Error> {
+    let denied = rights::ask(config, hands, &statements).await?;
+    let before = if let Mark::Ours(memory) = mark { Some(memory) } else { None };
+    done.known = before.map(|memory| memory.identities.clone()).unwrap_or_default();
+    let mut written = None;
+    for statement in statements {
+        if !statement.is_needed && done.has_refused(&statement.step) {
+            continue;
+        }
+        if statement.after.iter().any(|step| done.has_refused(step)) {
+            done.skipped.push(statement.step);
+            continue;
+        }
+        let undone = done.undone().chain(&denied);
+        let Some(statement) = remembered(config, statement, undone, before) else { continue };
+        if let Some(memory) = attempt(config, hands, statement, done).await? {
+            written = Some(memory);
+        }
+    }
+    let Some(memory) = written else { return Ok(()) };
+    let corrected = memory.without(done.undone(), before);
+    if corrected != memory {
+        let step = preflight::remember(&config.postgres.publication, corrected);
+        let why = "what was refused is not remembered".to_owned();
+        let statement = Statement { step, why, is_needed: false, after: Vec::new() };
+        attempt(config, hands, statement, done).await?;
+    }
+    Ok(())
+}
+
+/// Runs a statement that may be refused if it is not needed. Gives what is remembered since, if it
+/// wrote that.
+async fn attempt(
+    config: &Config,
+    hands: &Hands<'_>,
+    statement: Statement,
+    done: &mut Done,
+) -> Result<Option<Memory>, Error> {
+    match once(config, hands, &statement).await {
+        Ok(()) => {
+            let memory = memory_of(&statement.step).cloned();
+            done.known.extend(memory.iter().flat_map(|memory| memory.identities.clone()));
+            done.statements.push(statement.done(config));
+            Ok(memory)
+        }
+        Err(error) if goes_on_without(config, hands, &statement, &error) => {
+            done.refused.push(Refused { statement, error });
+            Ok(None)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// What a step lets the publication remember.
+fn memory_of(step: &Step) -> Option<&Memory> {
+    match &step.does {
+        Does::Remember(memory) | Does::RememberFirst(memory) | Does::CreatePublication(memory) => {
+            Some(memory)
+        }
+        _ => None,
     }
 }
 
@@ -347,20 +398,16 @@ impl Statement {
     }
 }
 
-/// The statement, without what it would remember of steps that were refused; `None` if that is no
+/// The statement, without what it would remember of steps that are not done; `None` if that is no
 /// more than what is remembered already.
-fn remembered(
+fn remembered<'a>(
     config: &Config,
     statement: Statement,
-    done: &Done,
-    mark: &Mark,
+    undone: impl Iterator<Item = &'a Step>,
+    before: Option<&Memory>,
 ) -> Option<Statement> {
-    let before = if let Mark::Ours(memory) = mark { Some(memory) } else { None };
-    let (Does::Remember(memory) | Does::CreatePublication(_, memory)) = &statement.step.does else {
-        return Some(statement);
-    };
-    let refused = done.refused.iter().map(|one| &one.statement.step).chain(&done.skipped);
-    let memory = memory.without(refused, before);
+    let Some(memory) = memory_of(&statement.step) else { return Some(statement) };
+    let memory = memory.without(undone, before);
     let is_news = before != Some(&memory);
     let step = remembering(statement.step, &config.postgres.publication, &memory);
     is_news.then_some(Statement { step, ..statement })

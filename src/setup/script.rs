@@ -152,7 +152,9 @@ fn elsewhere(config: &Config, sql: &str) -> String {
     )
 }
 
-/// A text as lines of comment.
+/// A text as lines of comment. Whatever ends a comment begins a new one: psql and the server take a
+/// carriage return for the end of a line, and a name in the text may have one.
 pub(super) fn comment(text: &str) -> String {
-    text.lines().map(|line| format!("{}\n", format!("-- {line}").trim_end())).collect()
+    let lines = text.lines().flat_map(|line| line.split('\r'));
+    lines.map(|line| format!("{}\n", format!("-- {line}").trim_end())).collect()
 }

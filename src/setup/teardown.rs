@@ -1,13 +1,11 @@
 //! What `setup` made, removed again; and what stays, told.
 
-use std::collections::BTreeMap;
-
 use super::script::comment;
 use super::{Error, Hands, Mark, NAME, mark, not_owned, slot_standby};
 use crate::config::{Config, SlotOn};
 use crate::postgres::statement::render;
 use crate::postgres::{Sql, connect_sql};
-use crate::preflight::{self, Does, Identity, Memory, SENTENCE, Step, printed};
+use crate::preflight::{self, Does, Identity, SENTENCE, Step, printed};
 use crate::sweep::key_name;
 
 /// What is to be removed, and what is not.
@@ -17,8 +15,11 @@ struct Remains {
     /// Whether there is an event trigger, or its function, of walsweep's; `None` if there is one of
     /// somebody else's.
     trigger: Option<bool>,
-    /// Identities that `setup` changed and that are as it left them.
-    identities: Vec<Identity>,
+    /// One that an earlier version made, for this slot or for another of a long name.
+    older_trigger: Option<String>,
+    /// Identities that `setup` changed and that are as it left them: what sets each back, or why it
+    /// has to stay.
+    identities: Vec<(Identity, Result<Step, String>)>,
 }
 
 /// A slot that is to be dropped.
@@ -176,38 +177,19 @@ async fn look(config: &Config, hands: &Hands<'_>, standby: Option<&Sql>) -> Resu
     let is_foreign = has_trigger && !is_ours || has_function && !is_function_ours;
     let trigger = (!is_foreign).then_some(has_trigger || has_function);
     let identities = match &publication {
-        Mark::Ours(memory) => still_full(memory, config, hands).await?,
+        Mark::Ours(memory) => preflight::after_teardown(config, memory, hands.client).await?,
         Mark::Missing | Mark::Foreign(_) => Vec::new(),
     };
-    Ok(Remains { slot, publication, trigger, identities })
+    let older_trigger = older_trigger(config, hands).await?;
+    Ok(Remains { slot, publication, trigger, older_trigger, identities })
 }
 
-/// The identities that are as `setup` left them.
-async fn still_full(
-    memory: &Memory,
-    config: &Config,
-    hands: &Hands<'_>,
-) -> Result<Vec<Identity>, Error> {
-    let identities: BTreeMap<(&str, &str), &Identity> = memory
-        .identities
-        .iter()
-        .map(|one| ((&*one.relation.schema, &*one.relation.name), one))
-        .collect();
-    let (schemas, names): (Vec<&str>, Vec<&str>) = identities.keys().copied().unzip();
-    let question = include_str!("../../sql/setup/identities.sql");
-    let publication = &config.postgres.publication;
-    let rows = hands.client.query(question, &[&schemas, &names, publication]).await?;
-    let mut full = Vec::new();
-    for row in &rows {
-        let (schema, name): (&str, &str) = (row.try_get(0)?, row.try_get(1)?);
-        let identity: i8 = row.try_get(3)?;
-        if let Some(known) = identities.get(&(schema, name))
-            && identity.to_le_bytes() == *b"f"
-        {
-            full.push((*known).clone());
-        }
-    }
-    Ok(full)
+/// An event trigger of walsweep's that may be that of another walsweep with a long slot name, too.
+async fn older_trigger(config: &Config, hands: &Hands<'_>) -> Result<Option<String>, Error> {
+    let Some(name) = preflight::older_trigger_name(&config.postgres.slot) else { return Ok(None) };
+    let question = include_str!("../../sql/setup/refresh_trigger_mark.sql");
+    let row = hands.client.query_one(question, &[&name, &SENTENCE]).await?;
+    Ok(row.try_get::<_, bool>(1)?.then_some(name))
 }
 
 /// The slots of other walsweeps that have the publication.
@@ -229,25 +211,38 @@ fn publication_steps(config: &Config, remains: &Remains) -> Vec<Step> {
 }
 
 fn trigger_step(config: &Config) -> Step {
-    Step { sql: preflight::drop_trigger(&config.postgres.slot), does: Does::Trigger }
+    let name = preflight::trigger_name(&config.postgres.slot);
+    Step { sql: preflight::drop_trigger(&name), does: Does::Trigger }
 }
 
 /// A line about each thing that stays, with what removes it.
 fn left(config: &Config, remains: &Remains) -> Vec<String> {
     let mut lines = Vec::new();
-    let undone = remains.identities.iter().filter_map(preflight::identity_as_before);
-    let undone: Vec<Step> = undone.collect();
-    if undone.is_empty() {
+    let undone = remains.identities.iter().filter_map(|(_, back)| back.as_ref().ok());
+    let undone: Vec<Step> = undone.cloned().collect();
+    if remains.identities.is_empty() {
         lines.push("replica identities stay as they are: none is known to be of setup".to_owned());
-    } else {
+    } else if !undone.is_empty() {
         lines.push(format!(
             "replica identities stay as they are; those that setup changed go back with: {};",
             printed(&undone).replace('\n', " ")
         ));
     }
+    let kept =
+        remains.identities.iter().filter_map(|(one, back)| Some((one, back.as_ref().err()?)));
+    lines.extend(
+        kept.map(|(one, why)| format!("`{}` keeps its full replica identity: {why}", one.relation)),
+    );
     if remains.trigger.is_none() {
         let name = preflight::trigger_name(&config.postgres.slot);
         lines.push(format!("left event trigger or function `{name}`, which is not walsweep's"));
+    }
+    if let Some(name) = &remains.older_trigger {
+        lines.push(format!(
+            "left event trigger `{name}`, which an earlier version made: another slot whose name \
+             begins alike may have it, too; otherwise {}; removes it",
+            preflight::drop_trigger(name).replace('\n', " ")
+        ));
     }
     let role = preflight::escaped(&config.postgres.endpoint.user);
     lines.push(format!(

@@ -3,6 +3,7 @@
 mod heirs;
 mod locks;
 mod login;
+mod memory;
 mod old_rows;
 mod others;
 mod printed;
