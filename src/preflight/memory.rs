@@ -3,7 +3,7 @@
 //! Postgres keeps no author of an object, only an owner, and the owner of the tables owns what
 //! `setup` makes as well as what they made themselves. So `setup` leaves a comment: a sentence by
 //! which a publication is known as walsweep's, and below it, as JSON, which tables each walsweep
-//! (by its slot) uses, and the replica identities from before. A publication without the sentence
+//! (by its slot) uses, which slots are walsweep's, and the replica identities from before. A publication without the sentence
 //! is somebody else's, whatever it contains: it is never altered and never dropped, and whoever
 //! owns it may hand it over with the comment that `check` prints.
 
@@ -24,6 +24,9 @@ pub const SENTENCE: &str = "walsweep setup made this, and walsweep teardown drop
 pub struct Memory {
     /// The tables that rules look at, by the slot of the walsweep that has them.
     pub tables: BTreeMap<String, BTreeSet<TableName>>,
+    /// The slots that were not there when `setup` saw to them, so that they are walsweep's: a slot
+    /// itself bears no mark.
+    pub slots: BTreeSet<String>,
     /// Replica identities that `setup` changed, as they were.
     pub identities: BTreeSet<Identity>,
 }
@@ -40,6 +43,11 @@ impl Memory {
             let tables = tables.as_array().into_iter().flatten().filter_map(name);
             memory.tables.insert(slot.clone(), tables.collect());
         }
+        memory.slots = match json["slots"].as_array() {
+            Some(slots) => slots.iter().filter_map(Value::as_str).map(str::to_owned).collect(),
+            // A walsweep that did not know this yet made the slot of each that has tables.
+            None => memory.tables.keys().cloned().collect(),
+        };
         let identities = json["identities"].as_array().into_iter().flatten();
         memory.identities = identities.filter_map(identity).collect();
         Some(memory)
@@ -61,10 +69,39 @@ impl Memory {
             })
         };
         let identities: Vec<Value> = self.identities.iter().map(identity).collect();
-        if tables.is_empty() && identities.is_empty() {
+        if self.is_empty() {
             return SENTENCE.to_owned();
         }
-        format!("{SENTENCE}\n{}", json!({ "tables": tables, "identities": identities }))
+        let slots = &self.slots;
+        let json = json!({ "tables": tables, "slots": slots, "identities": identities });
+        format!("{SENTENCE}\n{json}")
+    }
+
+    /// Whether it tells no more than whose the publication is.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.tables.is_empty() && self.slots.is_empty() && self.identities.is_empty()
+    }
+
+    /// Whether the slot of this name is walsweep's.
+    #[must_use]
+    pub fn claims(&self, slot: &str) -> bool {
+        self.slots.contains(slot)
+    }
+
+    /// The same, with the slot of this name as walsweep's.
+    #[must_use]
+    pub fn with_slot(mut self, slot: &str) -> Memory {
+        self.slots.insert(slot.to_owned());
+        self
+    }
+
+    /// The same without the walsweep of this slot, whose slot is gone.
+    #[must_use]
+    pub fn without_slot(mut self, slot: &str) -> Memory {
+        self.tables.remove(slot);
+        self.slots.remove(slot);
+        self
     }
 
     /// What is to be remembered once the walsweep of this slot has these tables, and these steps
@@ -153,7 +190,11 @@ pub(super) fn remember(context: &Context<'_>, findings: &mut Vec<Finding>) {
         let is_left = identity::publishing(context, table).is_err();
         (table.relation.is_published || !is_left).then(|| rule.table.clone())
     });
-    let memory = before.clone().unwrap_or_default().after(&postgres.slot, tables, steps);
+    let mut memory = before.clone().unwrap_or_default().after(&postgres.slot, tables, steps);
+    // One that is there is walsweep's only if it was before: nothing else tells whose it is.
+    if context.catalog.slot.is_none() {
+        memory = memory.with_slot(&postgres.slot);
+    }
     let name = &postgres.publication;
     for finding in findings.iter_mut() {
         let creates = |step: &Step| matches!(step.does, Does::CreatePublication(..));
@@ -199,6 +240,7 @@ mod tests {
         assert_eq!(memory.comment(), SENTENCE);
         memory.tables.insert("walsweep".to_owned(), [table("a\"b"), table("c")].into());
         memory.tables.insert("other".to_owned(), [table("c")].into());
+        memory.slots.insert("walsweep".to_owned());
         memory.identities.insert(Identity {
             table: table("c"),
             relation: table("c_1"),
@@ -210,6 +252,18 @@ mod tests {
         assert!(memory.has_elsewhere("walsweep", &table("c")));
         assert!(memory.has_elsewhere("other", &table("a\"b")));
         assert!(!memory.has_elsewhere("walsweep", &table("a\"b")));
+        assert!(memory.claims("walsweep") && !memory.claims("other"));
+    }
+
+    /// A comment of before slots were told apart, and one that tells of none.
+    #[test]
+    fn a_comment_without_slots_tells_them_by_their_tables_and_an_empty_list_none() {
+        let table = "{\"tables\": {\"walsweep\": [[\"s\", \"a\"]]}";
+        for (more, is_claimed) in [("}", true), (", \"slots\": []}", false)] {
+            let memory = Memory::read(Some(&format!("{SENTENCE}\n{table}{more}"))).unwrap();
+            assert_eq!(memory.claims("walsweep"), is_claimed, "{more}");
+            assert!(!memory.claims("debezium"));
+        }
     }
 
     #[test]

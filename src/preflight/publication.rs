@@ -64,17 +64,9 @@ fn missing(context: &Context<'_>) -> Finding {
         Finding::error("publication_missing", format!("there is no publication `{name}`"));
     let (needed, generated) = (needed(context), generated::is_needed(context));
     let created = cure::create_publication(name, &tables, needed, generated);
-    let anew = if created.is_empty() { Vec::new() } else { slot::anew(context) };
     let mut hints = left;
-    hints.extend((!anew.is_empty()).then(|| {
-        let slot = &context.config.postgres.slot;
-        format!(
-            "slot `{slot}` is then created anew, for it cannot be decoded past what was committed \
-             before its publication; `run` sweeps everything"
-        )
-    }));
+    hints.extend(slot::beside_new_publication(context).filter(|_| !created.is_empty()));
     steps.extend(created);
-    steps.extend(anew);
     let missing = missing.cure(steps);
     if hints.is_empty() { missing } else { missing.hint(hints.join("; ")) }
 }

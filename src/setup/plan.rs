@@ -67,7 +67,7 @@ fn rank(step: &Step) -> u8 {
     match step.does {
         Does::Role => 0,
         Does::Trigger => 1,
-        Does::Grant => 2,
+        Does::Grant { .. } => 2,
         Does::SetPublication => 3,
         Does::WidenTable(_) => 4,
         Does::SetIdentity(_) => 5,

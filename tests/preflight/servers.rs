@@ -21,7 +21,7 @@ async fn the_slot_is_held_against_its_configuration() {
     let config = config(server.port(), "app", vec![whole("t")]);
     let other = server.connect().await.unwrap();
     for (session, arguments, expected) in [
-        (&client, "'slot_app', 'pgoutput'", &[][..]),
+        (&client, "'slot_app', 'pgoutput'", &["slot_unclaimed"][..]),
         (&client, "'slot_app', 'test_decoding'", &["slot_plugin"]),
         (&other, "'slot_app', 'pgoutput'", &["slot_database"]),
         (&client, "'slot_app', 'pgoutput', true", &["slot_temporary"]),

@@ -7,6 +7,7 @@ mod old_rows;
 mod others;
 mod printed;
 mod refused;
+mod slot;
 mod teardown;
 mod truth;
 mod whose;
