@@ -25,6 +25,9 @@ struct Remains {
     /// Whether there is an event trigger, or its function, of walsweep's; `None` if there is one of
     /// somebody else's.
     trigger: Option<bool>,
+    /// Whether there is one that has its name from a slot that is left, and may be of whoever reads
+    /// that.
+    has_trigger_of_slot: bool,
     /// Identities that `setup` changed and that are as it left them.
     identities: Vec<Kept>,
     roles: Vec<Stays>,
@@ -222,10 +225,12 @@ async fn look(config: &Config, hands: &Hands<'_>, standby: Option<&Sql>) -> Resu
     let (has_trigger, is_ours): (bool, bool) = (row.try_get(0)?, row.try_get(1)?);
     let (has_function, is_function_ours): (bool, bool) = (row.try_get(2)?, row.try_get(3)?);
     let is_foreign = has_trigger && !is_ours || has_function && !is_function_ours;
-    let trigger = (!is_foreign).then_some(has_trigger || has_function);
+    let is_there = has_trigger || has_function;
+    let has_trigger_of_slot = is_there && !is_foreign && matches!(slot, Held::Unclaimed);
+    let trigger = (!is_foreign).then_some(is_there && !has_trigger_of_slot);
     let identities = kept(config, &publication, hands).await?;
     let roles = roles(config, hands).await?;
-    Ok(Remains { slot, publication, owner, trigger, identities, roles })
+    Ok(Remains { slot, publication, owner, trigger, has_trigger_of_slot, identities, roles })
 }
 
 /// Whose the publication is, and the role that owns it, if there is one.
@@ -267,6 +272,13 @@ fn left(config: &Config, remains: &Remains) -> Vec<String> {
     if remains.trigger.is_none() {
         let name = preflight::trigger_name(&config.postgres.slot);
         lines.push(format!("left event trigger or function `{name}`, which is not walsweep's"));
+    }
+    if remains.has_trigger_of_slot {
+        let name = preflight::trigger_name(&config.postgres.slot);
+        let drop = printed(&[trigger_step(config)]).replace('\n', " ");
+        lines.push(format!(
+            "left event trigger `{name}`, which has its name from the slot, and goes with it: {drop};"
+        ));
     }
     lines.extend(remains.roles.iter().map(ToString::to_string));
     lines

@@ -149,28 +149,37 @@ async fn a_slot_that_run_makes_is_claimed_by_the_setup_before() {
     }
 }
 
-/// A copied configuration, with a publication of its own.
+/// A copied configuration, with a publication of its own: slot, watermark and event trigger have
+/// one name, and are the first one's.
 #[tokio::test]
 async fn a_second_walsweep_with_a_copied_slot_leaves_the_first_ones() {
     let bed = Bed::new(&[]).await;
-    let mut first = bed.sidecar().await;
+    bed.sql.run("create materialized view v as select 1 as a").await;
+    let of_view =
+        "[[rule]]\nname = \"v\"\nmaterialized_view = \"public.v\"\nkeys = [\"v\"]\n";
+    let rules = rule("item", &["item:{id}"]) + of_view;
+    let mut first = Sidecar::set_up(Settings { rules: rules.clone(), ..bed.settings() }).await;
     bed.settled().await;
     assert_eq!(first.sigterm().await, 0);
     let stands: String = bed.sql.one(STANDS).await;
-    let second = Settings { publication: Some("second".to_owned()), ..bed.settings() };
-    let second = Sidecar::new(second);
+    let publication = Some("second".to_owned());
+    let second = Sidecar::new(Settings { publication, rules, ..bed.settings() });
     second.setup();
     assert_eq!(bed.sql.one::<String>(STANDS).await, stands, "setup");
     let watermark = bed.watermark().await;
     assert!(watermark.is_some());
     let said = text(&second.command(&["teardown"]));
-    assert!(said.contains("left slot `walsweep`"), "{said}");
-    assert!(said.contains("dropped publication `second`"), "{said}");
+    for part in ["left slot `walsweep`", "left event trigger `walsweep_refresh`", "`second`"] {
+        assert!(said.contains(part), "{part}: {said}");
+    }
     assert_eq!(bed.sql.one::<String>(STANDS).await, stands, "teardown");
     assert_eq!(bed.watermark().await, watermark, "it is the first one's: {said}");
+    let triggers = "select count(*) from pg_event_trigger";
+    assert_eq!(bed.sql.one::<i64>(triggers).await, 1, "{said}");
     let said = text(&first.command(&["teardown"]));
     assert!(said.contains("dropped slot `walsweep`"), "{said}");
     assert_eq!(bed.watermark().await, None);
+    assert_eq!(bed.sql.one::<i64>(triggers).await, 0, "{said}");
 }
 
 /// One that `run` made without `setup` is no other program's: its watermark tells.
