@@ -139,9 +139,12 @@ async fn same_server(config: &Config, login: &Sql, has_roles: bool) -> Result<bo
         Ok(found) => found,
         Err(error) if has_roles && is_unknown(&error) => {
             let (here, there) = (login.address(), configured.address());
-            let message = format!("`--as` reaches `{here}`, `postgres.url` another server: {error}");
+            let message =
+                format!("`--as` reaches `{here}`, `postgres.url` another server: {error}");
             let hint = format!("let both name the same server; the role was made at `{here}`");
-            return Err(Failure::halted(message).with_hint(Some(format!("{hint}, not at `{there}`"))));
+            return Err(
+                Failure::halted(message).with_hint(Some(format!("{hint}, not at `{there}`")))
+            );
         }
         Err(error) => {
             tracing::warn!(

@@ -198,7 +198,8 @@ impl Finding {
     /// Its SQL as it is shown.
     fn shown_sql(&self) -> String {
         let sql = self.sql.as_ref();
-        sql.map(|sql| format!("\n    sql: {};", sql.replace('\n', "\n         "))).unwrap_or_default()
+        sql.map(|sql| format!("\n    sql: {};", sql.replace('\n', "\n         ")))
+            .unwrap_or_default()
     }
 
     /// How another finding refers to it.

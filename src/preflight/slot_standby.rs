@@ -91,7 +91,10 @@ fn left_behind(config: &Postgres, catalog: &Catalog) -> Option<Finding> {
         Some(pid) => format!("process {pid} reads it"),
         None => "nobody reads it, and it keeps WAL".to_owned(),
     };
-    let left = Finding::warning("slot_on_primary", format!("a slot `{name}` is on the primary, too: {who}"));
+    let left = Finding::warning(
+        "slot_on_primary",
+        format!("a slot `{name}` is on the primary, too: {who}"),
+    );
     let drop = cure::drop_slot(name);
     Some(left.hint(format!(
         "only if it is walsweep's of before, and nobody else needs it: `{drop};` there"

@@ -21,9 +21,12 @@ impl Kept {
     /// A line for all that can go back, and one about each that cannot.
     pub(super) fn told(all: &[Kept]) -> Vec<String> {
         if all.is_empty() {
-            return vec!["replica identities stay as they are: none is known to be of setup".into()];
+            return vec![
+                "replica identities stay as they are: none is known to be of setup".into(),
+            ];
         }
-        let steps: Vec<Step> = all.iter().filter_map(|one| one.back.as_ref().ok()).cloned().collect();
+        let steps: Vec<Step> =
+            all.iter().filter_map(|one| one.back.as_ref().ok()).cloned().collect();
         let go_back = format!(
             "replica identities stay as they are; those that setup changed go back with: {};",
             printed(&steps).replace('\n', " ")

@@ -198,7 +198,8 @@ async fn setup_and_teardown_as_a_login_of_another_server_change_nothing_there() 
     let printed = text(&sidecar.command(&["setup", "--print", "--as", &as_other]));
     assert!(printed.contains("nothing but the name of the database was compared"), "{printed}");
     bed.sql.run("create role walsweep login replication").await;
-    for command in [&["setup"][..], &["setup", "--print"], &["teardown"], &["teardown", "--print"]] {
+    for command in [&["setup"][..], &["setup", "--print"], &["teardown"], &["teardown", "--print"]]
+    {
         let output = sidecar.command(&[command, &["--as", &as_other]].concat());
         let said = text(&output);
         assert_eq!(output.status.code(), Some(1), "{command:?}: {said}");
@@ -223,7 +224,8 @@ async fn a_first_setup_as_a_login_of_another_server_ends_with_the_role() {
     let output = sidecar.command(&["setup", "--as", &there.postgres.url()]);
     let said = text(&output);
     assert_eq!(output.status.code(), Some(1), "{said}");
-    for part in ["nothing but the name of the database was compared", "another server", "role was"] {
+    for part in ["nothing but the name of the database was compared", "another server", "role was"]
+    {
         assert!(said.contains(part), "{part}: {said}");
     }
     let made = "select (select count(*) from pg_publication)

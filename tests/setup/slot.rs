@@ -155,8 +155,7 @@ async fn a_slot_that_run_makes_is_claimed_by_the_setup_before() {
 async fn a_second_walsweep_with_a_copied_slot_leaves_the_first_ones() {
     let bed = Bed::new(&[]).await;
     bed.sql.run("create materialized view v as select 1 as a").await;
-    let of_view =
-        "[[rule]]\nname = \"v\"\nmaterialized_view = \"public.v\"\nkeys = [\"v\"]\n";
+    let of_view = "[[rule]]\nname = \"v\"\nmaterialized_view = \"public.v\"\nkeys = [\"v\"]\n";
     let rules = rule("item", &["item:{id}"]) + of_view;
     let mut first = Sidecar::set_up(Settings { rules: rules.clone(), ..bed.settings() }).await;
     bed.settled().await;

@@ -163,8 +163,7 @@ async fn an_identity_that_cannot_or_must_not_go_back_is_told_and_not_printed() {
     second.setup();
     let back = |name: &str, to: &str| format!("\"public\".\"{name}\" replica identity {to}");
     let printed = text(&sidecar.command(&["teardown", "--print"]));
-    let as_before =
-        [back("plain", "default;"), back("keyed", "using index \"keyed_code\";")];
+    let as_before = [back("plain", "default;"), back("keyed", "using index \"keyed_code\";")];
     for part in &as_before {
         assert!(printed.contains(part), "{part}: {printed}");
     }
@@ -178,7 +177,9 @@ async fn an_identity_that_cannot_or_must_not_go_back_is_told_and_not_printed() {
                     `keyed_code`, which is gone, or may be none any more";
         assert!(printed.contains(gone), "{is_there_again}: {printed}");
         // Of this name, and no identity.
-        bed.sql.run("drop index if exists keyed_code; create index keyed_code on keyed (code)").await;
+        bed.sql
+            .run("drop index if exists keyed_code; create index keyed_code on keyed (code)")
+            .await;
     }
     let said = text(&sidecar.command(&["teardown"]));
     let (_, back) = said.split_once("go back with: ").unwrap_or_else(|| panic!("{said}"));
@@ -193,7 +194,9 @@ async fn an_identity_that_cannot_or_must_not_go_back_is_told_and_not_printed() {
 #[tokio::test]
 async fn a_role_that_is_not_for_walsweep_alone_is_not_sent_to_be_dropped() {
     let bed = Bed::new(&[]).await;
-    bed.sql.run("create role app login replication; grant create on database postgres to app").await;
+    bed.sql
+        .run("create role app login replication; grant create on database postgres to app")
+        .await;
     bed.sql.run("alter table item owner to app").await;
     for (role, why) in [("app", "it owns something"), ("postgres", "it is a superuser")] {
         let postgres_url = bed.postgres.url().replace("//postgres@", &format!("//{role}@"));
