@@ -3,9 +3,9 @@
 //! Postgres keeps no author of an object, only an owner, and the owner of the tables owns what
 //! `setup` makes as well as what they made themselves. So `setup` leaves a comment: a sentence by
 //! which a publication is known as walsweep's, and below it, as JSON, which tables each walsweep
-//! (by its slot) uses, which slots are walsweep's, and the replica identities from before. A publication without the sentence
-//! is somebody else's, whatever it contains: it is never altered and never dropped, and whoever
-//! owns it may hand it over with the comment that `check` prints.
+//! (by its slot) uses, which slots are walsweep's, and the replica identities from before. A
+//! publication without the sentence is somebody else's, whatever it contains: it is never altered
+//! and never dropped, and whoever owns it may hand it over with the comment that `check` prints.
 
 use std::collections::{BTreeMap, BTreeSet};
 

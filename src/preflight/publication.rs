@@ -60,15 +60,14 @@ fn missing(context: &Context<'_>) -> Finding {
             Err(why) => left.push(left_out(table, &why)),
         }
     }
-    let missing =
-        Finding::error("publication_missing", format!("there is no publication `{name}`"));
     let (needed, generated) = (needed(context), generated::is_needed(context));
     let created = cure::create_publication(name, &tables, needed, generated);
-    let mut hints = left;
-    hints.extend(slot::beside_new_publication(context).filter(|_| !created.is_empty()));
+    let beside = slot::beside_new_publication(context).filter(|_| !created.is_empty());
+    let beside = beside.map(|beside| format!(". {beside}")).unwrap_or_default();
+    let message = format!("there is no publication `{name}`{beside}");
     steps.extend(created);
-    let missing = missing.cure(steps);
-    if hints.is_empty() { missing } else { missing.hint(hints.join("; ")) }
+    let missing = Finding::error("publication_missing", message).cure(steps);
+    if left.is_empty() { missing } else { missing.hint(left.join("; ")) }
 }
 
 /// That a table is not published, and why.

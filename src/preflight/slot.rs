@@ -126,7 +126,7 @@ pub(super) fn beside_new_publication(context: &Context<'_>) -> Option<String> {
     context.catalog.slot.as_ref().filter(|slot| unfit(context, slot).is_none())?;
     let drop = cure::drop_slot(name);
     Some(format!(
-        "slot `{name}` is left, for it may be another program's: what was committed before its \
+        "Slot `{name}` is left, for it may be another program's: what was committed before its \
          publication it cannot decode, and `run` gives it up if it comes to that, and sweeps \
          everything; only if nobody else reads it, `{drop};` spares it that"
     ))

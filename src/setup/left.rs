@@ -155,7 +155,8 @@ impl fmt::Display for Stays {
             Some(why) => write!(formatter, "; it is not walsweep's alone: {why}"),
             None => write!(
                 formatter,
-                "; if it is for walsweep alone, and has no rights in other databases, `drop role {}`",
+                "; if it is for walsweep alone, and has no rights in other databases, `drop role \
+                 {}`",
                 preflight::escaped(role)
             ),
         }

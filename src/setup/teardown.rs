@@ -120,8 +120,8 @@ fn unclaimed(config: &Config) -> String {
     let place = if config.postgres.slot_on == SlotOn::Standby { " on the standby" } else { "" };
     let drop = preflight::drop_slot(slot);
     format!(
-        "left slot `{slot}`: no comment on a publication `{publication}` says that `walsweep setup` \
-         made it. It keeps WAL; only if nobody else reads it, drop it{place}: {drop};"
+        "left slot `{slot}`: no comment on a publication `{publication}` says that `walsweep \
+         setup` made it. It keeps WAL; only if nobody else reads it, drop it{place}: {drop};"
     )
 }
 
@@ -277,7 +277,8 @@ fn left(config: &Config, remains: &Remains) -> Vec<String> {
         let name = preflight::trigger_name(&config.postgres.slot);
         let drop = printed(&[trigger_step(config)]).replace('\n', " ");
         lines.push(format!(
-            "left event trigger `{name}`, which has its name from the slot, and goes with it: {drop};"
+            "left event trigger `{name}`, which has its name from the slot, and goes with it: \
+             {drop};"
         ));
     }
     lines.extend(remains.roles.iter().map(ToString::to_string));

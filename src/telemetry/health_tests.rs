@@ -75,8 +75,8 @@ async fn what_lasts_is_said_at_growing_distances_and_once_when_it_is_over() {
 fn what_is_over_is_told_without_its_sql() {
     let (log, _guard) = Log::start();
     let health = streaming();
-    let text = "no session: refused to start:\nno publication\n    hint: h\n    sql: begin;\n         \
-                commit;";
+    let text =
+        "no session: refused to start:\nno publication\n    hint: h\n    sql: a;\n         b;";
     health.trouble(Topic::Session, text, None);
     health.over(&Topic::Session);
     let last = log.lines().pop().unwrap();

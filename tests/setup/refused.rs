@@ -118,13 +118,12 @@ async fn a_publication_that_may_not_be_created_is_told_with_the_grant() {
     let sidecar = Sidecar::new(settings(&bed, rule("cart", &["cart:{id}"])));
     let owner = bed.postgres.url().replace("//postgres@", "//shopkeeper@");
     let said = text(&sidecar.command(&["setup", "--as", &owner]));
-    let hint = "`grant create on database \"postgres\" to \"shopkeeper\"` by the owner of the database \
-                lets role `shopkeeper`";
+    let hint = "`grant create on database \"postgres\" to \"shopkeeper\"` by the owner of the \
+                database lets role `shopkeeper`";
     assert!(said.contains("permission denied for database") && said.contains(hint), "{said}");
 }
 
-/// A hint names a login that can do it, and no grant that does not help: without what it names, what
-/// it names next is refused again.
+/// A hint names a login that can do it, and no grant that does not help.
 #[tokio::test]
 async fn a_hint_names_who_can_and_what_helps() {
     let bed = Bed::new(&[]).await;
@@ -159,8 +158,8 @@ async fn a_hint_names_who_can_and_what_helps() {
     sidecar.change(|new| new.rules = lookup);
     let all = said(&sidecar, "shopkeeper");
     let owner = "role `shopkeeper` does not own table `public.club` of `registrar`: `registrar` \
-                 cannot log in; `walsweep setup --as URL` with the login of a member of it, such as \
-                 `clerk`, or a superuser's";
+                 cannot log in; `walsweep setup --as URL` with the login of a member of it, such \
+                 as `clerk`, or a superuser's";
     assert!(all.contains("grant select on") && all.contains(owner), "{all}");
     assert!(!all.contains("grant create"), "{all}");
 }

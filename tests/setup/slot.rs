@@ -34,7 +34,7 @@ async fn the_slot_of_another_consumer_survives_setup_run_and_teardown() {
     let mut sidecar = Sidecar::new(bed.settings());
     let script = String::from_utf8(sidecar.command(&["setup", "--print"]).stdout).unwrap();
     assert_eq!(dropping(&script), [""; 0], "{script}");
-    assert!(script.contains("slot `walsweep` is left, for it may be another"), "{script}");
+    assert!(script.contains("Slot `walsweep` is left, for it may be another"), "{script}");
     sidecar.setup();
     sidecar.setup();
     assert_eq!(bed.sql.one::<String>(STANDS).await, stands, "setup");
@@ -81,8 +81,8 @@ async fn a_slot_that_its_owner_claims_is_read_and_dropped() {
     assert_eq!(bed.sql.one::<String>(STANDS).await, "none");
 }
 
-/// The publication is gone, and with it what told whose the slot is: `run`, which left its watermark
-/// in Redis, goes on all the same.
+/// The publication is gone, and with it what told whose the slot is: `run`, which left its
+/// watermark in Redis, goes on all the same.
 #[tokio::test]
 async fn a_publication_dropped_by_hand_and_set_up_again_leaves_the_slot_to_run() {
     let bed = Bed::new(&[]).await;
@@ -198,8 +198,8 @@ async fn a_new_slot_name_that_nobody_set_up_is_told_and_does_not_stop_a_restart(
         assert_eq!(sidecar.sigterm().await, 0);
         let check = sidecar.command(&["check"]);
         assert!(check.status.success(), "{is_again}: {}", text(&check));
-        let told = "warning[slot_unclaimed]: slot `renamed` is there, and may be another program's: \
-                    for publication `walsweep` `walsweep setup` saw to slot `walsweep` alone";
+        let told = "warning[slot_unclaimed]: slot `renamed` is there, and may be another \
+                    program's: for publication `walsweep` `walsweep setup` saw to slot `walsweep` alone";
         assert!(text(&check).contains(told), "{is_again}: {}", text(&check));
     }
     // What has not been read by any walsweep with this Redis is another matter.
