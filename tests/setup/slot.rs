@@ -199,7 +199,8 @@ async fn a_new_slot_name_that_nobody_set_up_is_told_and_does_not_stop_a_restart(
         let check = sidecar.command(&["check"]);
         assert!(check.status.success(), "{is_again}: {}", text(&check));
         let told = "warning[slot_unclaimed]: slot `renamed` is there, and may be another \
-                    program's: for publication `walsweep` `walsweep setup` saw to slot `walsweep` alone";
+                    program's: for publication `walsweep` `walsweep setup` saw to slot \
+                    `walsweep` alone";
         assert!(text(&check).contains(told), "{is_again}: {}", text(&check));
     }
     // What has not been read by any walsweep with this Redis is another matter.
