@@ -50,6 +50,10 @@ async fn the_slot_of_another_consumer_survives_setup_run_and_teardown() {
     assert_eq!(bed.sql.one::<String>(STANDS).await, stands, "run");
     let script = String::from_utf8(sidecar.command(&["teardown", "--print"]).stdout).unwrap();
     assert_eq!(dropping(&script), [""; 0], "{script}");
+    psql(&bed, "postgres", &script);
+    assert_eq!(bed.sql.one::<String>(STANDS).await, stands, "the printed teardown");
+    assert_eq!(bed.sql.one::<i64>(PUBLICATIONS).await, 0);
+    sidecar.setup();
     let output = sidecar.command(&["teardown"]);
     assert!(output.status.success(), "{}", text(&output));
     for part in ["left slot `walsweep`", "only if nobody else reads it", "dropped publication"] {
@@ -57,8 +61,6 @@ async fn the_slot_of_another_consumer_survives_setup_run_and_teardown() {
     }
     assert_eq!(bed.sql.one::<String>(STANDS).await, stands, "teardown");
     assert_eq!(bed.sql.one::<i64>(PUBLICATIONS).await, 0);
-    psql(&bed, "postgres", &script);
-    assert_eq!(bed.sql.one::<String>(STANDS).await, stands, "the printed teardown");
 }
 
 /// Whoever knows better says so, once; then all is as if `setup` had made it.
