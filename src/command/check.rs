@@ -70,6 +70,7 @@ async fn check_postgres(config: &Config, rules: &mut Rules, report: &mut Report)
     let unreadable =
         |error: preflight::Error| vec![Finding::error("catalog_unreadable", error.to_string())];
     let mut findings = preflight::postgres(config, rules, &sql).await.unwrap_or_else(unreadable);
+    preflight::hold_against_redis(config, &sql, &mut findings).await;
     findings.extend(preflight::before_publication(config, &sql).await.unwrap_or_else(unreadable));
     findings.extend(preflight::replication(config, &sql).await);
     findings.extend(preflight::replicas(config, &sql).await.unwrap_or_else(unreadable));

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use crate::command::commands::{Failure, NAME, configuration, halted, print};
 use crate::config::Config;
-use crate::postgres::{self, Endpoint, connect_sql};
+use crate::postgres::{self, Endpoint, Sql, connect_sql};
 use crate::preflight;
 use crate::run::shutdown::Shutdown;
 use crate::setup::{self, Hands};
@@ -38,14 +38,16 @@ pub async fn setup(path: &Path, print_only: bool, login: Option<&str>) -> Result
     logging::start(&config.log).map_err(halted)?;
     let stop = Shutdown::by_signal(STOPPING).map_err(halted)?;
     let (config, endpoint) = (config.only(sql.address()), endpoint.only(sql.address()));
+    let is_compared = login.is_none() || same_server(&config, &sql, false).await?;
     let hands = Hands { client: &sql, endpoint: &endpoint, stop };
     let fail = |error: setup::Error| halted(&error).with_hint(error.hint());
     let roles = if login.is_some() {
-        setup::role_missing(&config, &hands).await.map_err(fail)?
+        setup::role_missing(&config, &hands, print_only).await.map_err(fail)?
     } else {
         Vec::new()
     };
     if print_only {
+        let roles = roles.into_iter().map(|role| role.statement).collect();
         let script = setup::script(&config, &mut rules, &hands, roles).await.map_err(fail)?;
         return print(&script);
     }
@@ -54,9 +56,13 @@ pub async fn setup(path: &Path, print_only: bool, login: Option<&str>) -> Result
         told = true;
         print(&statement.to_string())
     };
-    for statement in &roles {
-        setup::run(&config, &hands, statement).await.map_err(fail)?;
-        tell(statement)?;
+    for role in &roles {
+        role.run(&config, &hands).await.map_err(fail)?;
+        tell(&role.statement)?;
+    }
+    if !is_compared && !roles.is_empty() {
+        // Now the role is there, and perhaps may log in.
+        same_server(&config, &sql, true).await?;
     }
     let done = setup::setup(&config, &mut rules, &hands).await.map_err(fail)?;
     done.statements.iter().try_for_each(&mut tell)?;
@@ -87,20 +93,90 @@ pub async fn teardown(path: &Path, print_only: bool, login: Option<&str>) -> Res
     logging::start(&config.log).map_err(halted)?;
     let stop = Shutdown::by_signal(STOPPING).map_err(halted)?;
     let (config, endpoint) = (config.only(sql.address()), endpoint.only(sql.address()));
+    if login.is_some() {
+        same_server(&config, &sql, false).await?;
+    }
     let hands = Hands { client: &sql, endpoint: &endpoint, stop };
     let fail = |error: setup::Error| halted(&error).with_hint(error.hint());
     if print_only {
         return print(&setup::teardown_script(&config, &hands).await.map_err(fail)?);
     }
     let done = setup::teardown(&config, &hands).await.map_err(fail)?;
-    done.iter().try_for_each(|line| print(&format!("{line}\n")))?;
+    done.lines.iter().try_for_each(|line| print(&format!("{line}\n")))?;
     let key = key_name(&config.postgres.slot);
+    if done.leaves_slot {
+        let what = "left in redis, for whoever reads the slot: once it is dropped";
+        return print(&format!("`{key}` is {what}, `unlink {key} {key}:removals`\n"));
+    }
     let line = match Standalone::new(&config.redis, key.clone()).forget().await {
         Ok(0) => format!("there is no `{key}` in redis"),
         Ok(_) => format!("removed `{key}` and what belongs to it from redis"),
         Err(error) => format!("`{key}` may still be in redis, which was not asked: {error}"),
     };
     print(&format!("{line}\n"))
+}
+
+/// Whether the login of `--as` is known to be to the server that `postgres.url` names, which is
+/// asked with the configuration's own login, if that is another address; a warning says what was
+/// compared if it cannot be. With `has_roles` those of the configuration are there.
+///
+/// # Errors
+///
+/// It is another server.
+async fn same_server(config: &Config, login: &Sql, has_roles: bool) -> Result<bool, Failure> {
+    let configured = &config.postgres.endpoint;
+    if configured.each().any(|one| one.address() == login.address()) {
+        return Ok(true);
+    }
+    let query = include_str!("../../sql/setup/same_server.sql");
+    let asked = async {
+        let own = connect_sql(configured, NAME).await?;
+        let row = own.query_one(query, &[]).await?;
+        let address = own.address().to_owned();
+        own.close().await;
+        Ok::<_, postgres::Error>((address, row.try_get::<_, String>(0)?, row.try_get::<_, u32>(1)?))
+    };
+    let (address, started, database) = match asked.await {
+        Ok(found) => found,
+        Err(error) if has_roles && is_unknown(&error) => {
+            let (here, there) = (login.address(), configured.address());
+            let message =
+                format!("`--as` reaches `{here}`, `postgres.url` another server: {error}");
+            let hint = format!("let both name the same server; the role was made at `{here}`");
+            return Err(
+                Failure::halted(message).with_hint(Some(format!("{hint}, not at `{there}`")))
+            );
+        }
+        Err(error) => {
+            tracing::warn!(
+                hint = "see that both are the same server",
+                "`--as` reaches `{}`, `postgres.url` names `{}`: nothing but the name of the \
+                 database was compared, for the login of `postgres.url` fails: {error}",
+                login.address(),
+                configured.address()
+            );
+            return Ok(false);
+        }
+    };
+    let row = login.query_one(query, &[]).await.map_err(halted)?;
+    let (here, oid): (String, u32) =
+        (row.try_get(0).map_err(halted)?, row.try_get(1).map_err(halted)?);
+    if (&here, oid) == (&started, database) {
+        return Ok(true);
+    }
+    let message = format!(
+        "the URL of `--as` reaches another server, `{}`, started at {here}, than `postgres.url`: \
+         `{address}`, started at {started}",
+        login.address()
+    );
+    let hint = "let both name the same server; what was printed above was done at that of `--as`";
+    Err(Failure::halted(message).with_hint(Some(hint)))
+}
+
+/// Whether the server says that there is no such role; one that wants a password does not tell.
+fn is_unknown(error: &postgres::Error) -> bool {
+    let postgres::Error::Refused { server, .. } = error else { return false };
+    server.code == "28000" && server.message.contains("does not exist")
 }
 
 /// What can be done about a refused login: the configured one, or that of `--as`.

@@ -112,6 +112,8 @@ pub(super) struct Catalog {
     pub(super) role: Role,
     /// Who asks.
     pub(super) user: String,
+    /// Whether that is a superuser.
+    pub(super) is_superuser: bool,
     /// The administrators' role by which a managed service is known.
     pub(super) service: Option<String>,
     pub(super) prepared: Prepared,

@@ -242,12 +242,15 @@ pub(crate) fn grant_connect(role: &str, database: &str) -> Step {
 
 /// Lets a role use the names of a schema.
 pub(crate) fn grant_usage(schema: &str, role: &str) -> Step {
-    Step::new(Does::Grant, statement::grant_usage(schema, role))
+    let does = Does::Grant { on: schema.to_owned(), table: None };
+    Step::new(does, statement::grant_usage(schema, role))
 }
 
 /// Lets a role read a table.
 pub(crate) fn grant_select(table: &TableName, role: &str) -> Step {
-    Step::new(Does::Grant, statement::grant_select((&table.schema, &table.name), role))
+    let TableName { schema, name } = table;
+    let does = Does::Grant { on: schema.clone(), table: Some(name.clone()) };
+    Step::new(does, statement::grant_select((schema, name), role))
 }
 
 /// Lets a role ask the primary for what a slot on a standby waits for.
@@ -267,11 +270,6 @@ pub(super) fn create_slot(config: &Postgres) -> Step {
 /// Removes the slot.
 pub(crate) fn drop_slot(slot: &str) -> String {
     render(include_str!("../../sql/setup/drop_slot.sql"), &[("slot", &literal(slot))])
-}
-
-/// The same as a step.
-pub(super) fn without_slot(slot: &str) -> Step {
-    Step::new(Does::DropSlot, drop_slot(slot))
 }
 
 /// Removes the publication.

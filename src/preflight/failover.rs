@@ -98,8 +98,10 @@ fn judge(slot: &str, replica: &str, state: &StandbyState) -> Option<Finding> {
                  and after a promotion it stands where it was left"
             );
             let orphan = Finding::warning("failover_orphan", message);
-            let hint = "drop it there; the standby then copies the primary's";
-            return Some(orphan.hint(hint).cure(vec![cure::without_slot(slot)]));
+            let drop = cure::drop_slot(slot);
+            return Some(orphan.hint(format!(
+                "only if nobody needs it: `{drop};` there; the standby then copies the primary's"
+            )));
         }
         None => {}
     }

@@ -185,14 +185,21 @@ impl Finding {
 }
 
 impl Finding {
-    /// All but its SQL.
-    fn head(&self) -> String {
-        let Finding { at, file, message, hint, .. } = self;
+    /// All but its SQL, with this hint.
+    fn head(&self, hint: Option<&str>) -> String {
+        let Finding { at, file, message, .. } = self;
         let at = at.as_ref();
         let file = file.as_ref().map(|file| format!("{file}:")).unwrap_or_default();
         let place = at.map(|at| format!("{}:{}: {}: ", at.line, at.column, at.key));
-        let hint = hint.as_ref().map(|hint| format!("\n    hint: {hint}"));
-        format!("{file}{}{message}{}", place.unwrap_or_default(), hint.unwrap_or_default())
+        let hint = hint.map(|hint| format!("\n    hint: {hint}")).unwrap_or_default();
+        format!("{file}{}{message}{hint}", place.unwrap_or_default())
+    }
+
+    /// Its SQL as it is shown.
+    fn shown_sql(&self) -> String {
+        let sql = self.sql.as_ref();
+        sql.map(|sql| format!("\n    sql: {};", sql.replace('\n', "\n         ")))
+            .unwrap_or_default()
     }
 
     /// How another finding refers to it.
@@ -204,23 +211,27 @@ impl Finding {
 
 impl fmt::Display for Finding {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str(&self.head())?;
-        self.sql.iter().try_for_each(|sql| {
-            write!(formatter, "\n    sql: {};", sql.replace('\n', "\n         "))
-        })
+        write!(formatter, "{}{}", self.head(self.hint.as_deref()), self.shown_sql())
     }
 }
 
-/// Findings as texts, one after another: the SQL that several have is printed once.
+/// Findings as texts, one after another: SQL and long hints that several have are printed once.
 pub(crate) fn told<'a>(findings: impl Iterator<Item = &'a Finding>) -> Vec<String> {
+    /// A shorter hint is as easily read again as a reference to another place.
+    const LONG: usize = 80;
     let mut known: BTreeMap<&str, &Finding> = BTreeMap::new();
+    let mut first = |text: Option<&'a str>, finding: &'a Finding| {
+        text.and_then(|text| known.insert(text, known.get(text).copied().unwrap_or(finding)))
+    };
     let mut text = |finding: &'a Finding| {
-        let first = finding.sql.as_deref().and_then(|sql| known.get(sql));
-        if let Some(first) = first {
-            return format!("{}\n    cure: the SQL above, at {}", finding.head(), first.place());
+        let hint = finding.hint.as_deref();
+        let hint_before = first(hint.filter(|hint| hint.len() > LONG), finding);
+        let hint_before = hint_before.map(|before| format!("as above, at {}", before.place()));
+        let head = finding.head(hint_before.as_deref().or(hint));
+        match first(finding.sql.as_deref(), finding) {
+            Some(before) => format!("{head}\n    cure: the SQL above, at {}", before.place()),
+            None => format!("{head}{}", finding.shown_sql()),
         }
-        known.extend(finding.sql.as_deref().map(|sql| (sql, finding)));
-        finding.to_string()
     };
     findings.map(&mut text).collect()
 }
@@ -350,6 +361,17 @@ mod tests {
         assert_eq!(texts[1], "no table `a.b`\n    hint: a hint\n    cure: the SQL above, at 7:9");
         assert!(texts[2].ends_with("    sql: other;"), "{}", texts[2]);
         assert_eq!(texts[3], texts[1]);
+    }
+
+    #[test]
+    fn a_long_hint_that_several_findings_have_is_printed_once_and_referred_to() {
+        let hint = "`acl setuser app +ping +info`, ".repeat(4);
+        let of = |message: &str, hint: &str| Finding::error("a", message).hint(hint);
+        let findings = [of("x", &hint), of("y", &hint), of("z", "short"), of("w", "short")];
+        let texts = super::told(findings.iter());
+        assert_eq!(texts[0], format!("x\n    hint: {hint}"));
+        let others = ["y\n    hint: as above, at `a`", "z\n    hint: short", "w\n    hint: short"];
+        assert_eq!(texts[1..], others);
     }
 
     #[test]

@@ -3,9 +3,9 @@
 //! Postgres keeps no author of an object, only an owner, and the owner of the tables owns what
 //! `setup` makes as well as what they made themselves. So `setup` leaves a comment: a sentence by
 //! which a publication is known as walsweep's, and below it, as JSON, which tables each walsweep
-//! (by its slot) uses, and the replica identities from before. A publication without the sentence
-//! is somebody else's, whatever it contains: it is never altered and never dropped, and whoever
-//! owns it may hand it over with the comment that `check` prints.
+//! (by its slot) uses, which slots are walsweep's, and the replica identities from before. A
+//! publication without the sentence is somebody else's, whatever it contains: it is never altered
+//! and never dropped, and whoever owns it may hand it over with the comment that `check` prints.
 //!
 //! The publication's owner may write anything into it, and who sets up may be a superuser. So what
 //! is read of it never leads further than that owner may go: see `remembered`. It is written before
@@ -28,6 +28,9 @@ pub const SENTENCE: &str = "walsweep setup made this, and walsweep teardown drop
 pub struct Memory {
     /// The tables that rules look at, by the slot of the walsweep that has them.
     pub tables: BTreeMap<String, BTreeSet<TableName>>,
+    /// The slots that were not there when `setup` saw to them, so that they are walsweep's: a slot
+    /// itself bears no mark.
+    pub slots: BTreeSet<String>,
     /// Replica identities that `setup` changed, as they were.
     pub identities: BTreeSet<Identity>,
     /// Whether tables were taken out that an earlier version published because they inherit from
@@ -48,6 +51,12 @@ impl Memory {
             let tables = tables.as_array().into_iter().flatten().filter_map(name);
             memory.tables.insert(slot.clone(), tables.collect());
         }
+        memory.slots = match json["slots"].as_array() {
+            Some(slots) => slots.iter().filter_map(Value::as_str).map(str::to_owned).collect(),
+            // A walsweep that did not know this yet made the slot of each that has tables.
+            None => memory.tables.keys().cloned().collect(),
+        };
+        memory.slots.retain(|slot| is_slot(slot));
         let identities = json["identities"].as_array().into_iter().flatten().filter_map(identity);
         // Two that say what one relation was tell nothing.
         let mut by_relation: BTreeMap<TableName, Vec<Identity>> = BTreeMap::new();
@@ -76,14 +85,49 @@ impl Memory {
             })
         };
         let identities: Vec<Value> = self.identities.iter().map(identity).collect();
-        if tables.is_empty() && identities.is_empty() {
+        if self.is_empty() {
             return SENTENCE.to_owned();
         }
-        let mut all = json!({ "tables": tables, "identities": identities });
+        let slots = &self.slots;
+        let mut all = json!({ "tables": tables, "slots": slots, "identities": identities });
         if self.without_heirs {
             all["without_heirs"] = Value::Bool(true);
         }
         format!("{SENTENCE}\n{all}")
+    }
+
+    /// Whether it tells no more than whose the publication is.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.tables.is_empty() && self.slots.is_empty() && self.identities.is_empty()
+    }
+
+    /// Whether the slot of this name is walsweep's.
+    #[must_use]
+    pub fn claims(&self, slot: &str) -> bool {
+        self.slots.contains(slot)
+    }
+
+    /// The same, with the slot of this name as walsweep's.
+    #[must_use]
+    pub fn with_slot(mut self, slot: &str) -> Memory {
+        self.slots.insert(slot.to_owned());
+        self
+    }
+
+    /// The same without the walsweep of this slot, whose slot is gone.
+    #[must_use]
+    pub fn without_slot(mut self, slot: &str) -> Memory {
+        self.tables.remove(slot);
+        self.slots.remove(slot);
+        self
+    }
+
+    /// The slots of other walsweeps that have the publication.
+    pub fn others<'a>(&'a self, slot: &str) -> impl Iterator<Item = &'a String> {
+        let all: BTreeSet<&String> = self.tables.keys().chain(&self.slots).collect();
+        let others: Vec<&String> = all.into_iter().filter(|other| *other != slot).collect();
+        others.into_iter()
     }
 
     /// What is to be remembered once the walsweep of this slot has these tables, and these steps
@@ -184,8 +228,12 @@ pub(super) fn remember(context: &Context<'_>, findings: &mut Vec<Finding>) {
     let names = || tables.iter().map(|(table, _)| table.clone());
     let known = before.clone().unwrap_or_default();
     let forgets = |step: &&Step| matches!(step.does, Does::DropTable(_) | Does::RestoreIdentity(_));
+    let is_new = context.catalog.slot.is_none();
+    // A slot that is there is walsweep's only if it was before: nothing else tells whose it is.
+    let claiming = |memory: Memory| if is_new { memory.with_slot(&postgres.slot) } else { memory };
     let first = known.after(&postgres.slot, names(), steps().filter(|step| !forgets(step)));
-    let mut last = known.after(&postgres.slot, names(), steps());
+    let first = claiming(first);
+    let mut last = claiming(known.after(&postgres.slot, names(), steps()));
     let is_forgetful = steps().any(|step| forgets(&step));
     last.without_heirs |= last != known || is_forgetful;
     let name = &postgres.publication;
@@ -275,6 +323,7 @@ mod tests {
         assert_eq!(memory.comment(), SENTENCE);
         memory.tables.insert("walsweep".to_owned(), [table("a\"b"), table("c")].into());
         memory.tables.insert("other".to_owned(), [table("c")].into());
+        memory.slots.insert("walsweep".to_owned());
         memory.identities.insert(Identity {
             table: table("c"),
             relation: table("c_1"),
@@ -287,6 +336,18 @@ mod tests {
         assert!(memory.has_elsewhere("walsweep", &table("c")));
         assert!(memory.has_elsewhere("other", &table("a\"b")));
         assert!(!memory.has_elsewhere("walsweep", &table("a\"b")));
+        assert!(memory.claims("walsweep") && !memory.claims("other"));
+    }
+
+    /// A comment of before slots were told apart, and one that tells of none.
+    #[test]
+    fn a_comment_without_slots_tells_them_by_their_tables_and_an_empty_list_none() {
+        let table = "{\"tables\": {\"walsweep\": [[\"s\", \"a\"]]}";
+        for (more, is_claimed) in [("}", true), (", \"slots\": []}", false)] {
+            let memory = Memory::read(Some(&format!("{SENTENCE}\n{table}{more}"))).unwrap();
+            assert_eq!(memory.claims("walsweep"), is_claimed, "{more}");
+            assert!(!memory.claims("debezium"));
+        }
     }
 
     /// Whoever owns the publication may have written it.

@@ -61,28 +61,19 @@ fn missing(context: &Context<'_>) -> Finding {
             Err(why) => left.push(left_out(table, &why)),
         }
     }
-    let missing =
-        Finding::error("publication_missing", format!("there is no publication `{name}`"));
     let (needed, generated) = (needed(context), generated::is_needed(context));
     let created = cure::create_publication(name, &tables, needed, generated);
-    let anew = if created.is_none() { Vec::new() } else { slot::anew(context) };
-    let mut hints = left;
-    hints.extend((!anew.is_empty()).then(|| {
-        let slot = &context.config.postgres.slot;
-        format!(
-            "slot `{slot}` is then created anew, for it cannot be decoded past what was committed \
-             before its publication; `run` sweeps everything"
-        )
-    }));
+    let beside = slot::beside_new_publication(context).filter(|_| created.is_some());
+    let beside = beside.map(|beside| format!(". {beside}")).unwrap_or_default();
+    let message = format!("there is no publication `{name}`{beside}");
     // It is there first, with a comment in which what is changed next is remembered.
     let mut steps: Vec<Step> = created.into_iter().collect();
     if !steps.is_empty() {
         steps.extend(identities);
         steps.extend(cure::add_tables(name, &tables));
     }
-    steps.extend(anew);
-    let missing = missing.cure(steps);
-    if hints.is_empty() { missing } else { missing.hint(hints.join("; ")) }
+    let missing = Finding::error("publication_missing", message).cure(steps);
+    if left.is_empty() { missing } else { missing.hint(left.join("; ")) }
 }
 
 /// That a table is not published, and why.

@@ -140,35 +140,25 @@ impl Needs {
     /// Looks at the server; with a few round trips, however many rules there are.
     pub(super) async fn judge(&self, connection: &mut MultiplexedConnection) -> Judged {
         let (mut findings, forbidden) = (Vec::new(), Vec::new());
-        if let Err(error) = cmd("PING").query_async::<Value>(connection).await {
-            match self.refusal(&error, "ping") {
-                Some(finding) => findings.push(finding),
-                None => {
-                    let message = format!("redis does not answer: {error}");
-                    findings.push(Finding::error("redis_unreachable", message));
-                    return Judged { findings, forbidden, is_usable: false };
-                }
-            }
+        let mut missing = Missing::default();
+        if let Err(error) = cmd("PING").query_async::<Value>(connection).await
+            && !missing.takes(&error, "ping")
+        {
+            let message = format!("redis does not answer: {error}");
+            findings.push(Finding::error("redis_unreachable", message));
+            return Judged { findings, forbidden, is_usable: false };
         }
         match cmd("INFO").query_async::<String>(connection).await {
             Ok(info) => findings.extend(server(&info, self.wait_replicas)),
             // That another server answers is then noticed later, by its watermark.
-            Err(error) => findings.extend(
-                self.refusal(&error, "info")
-                    .map(|finding| Finding { severity: Severity::Warning, ..finding }),
-            ),
+            Err(error) => missing.info = is_denied(&error),
         }
         if !findings.iter().all(|finding| is_usable(finding.code)) {
+            findings.extend(self.lacking(missing));
             return Judged { findings, forbidden, is_usable: false };
         }
-        let rights = self.rights(connection).await;
-        let may_unlink = !rights.iter().any(|(command, _)| *command == "unlink");
-        for (_command, finding) in rights {
-            // Several commands may miss the right to the same key.
-            if !findings.contains(&finding) {
-                findings.push(finding);
-            }
-        }
+        let may_unlink = self.rights(connection, (&mut missing, &mut findings)).await;
+        findings.extend(self.lacking(missing));
         let is_usable = findings.iter().all(|finding| is_usable(finding.code));
         if !is_usable || !may_unlink {
             return Judged { findings, forbidden, is_usable };
@@ -177,14 +167,43 @@ impl Needs {
         Judged { findings, forbidden, is_usable }
     }
 
-    /// What is wrong with each command that walsweep needs, on a key of its own.
-    async fn rights(&self, connection: &mut MultiplexedConnection) -> Vec<(&'static str, Finding)> {
-        let mut findings = Vec::new();
+    /// Tries each command that walsweep needs, on a key of its own, and notes what is wrong. Gives
+    /// whether UNLINK works.
+    async fn rights(
+        &self,
+        connection: &mut MultiplexedConnection,
+        (missing, findings): (&mut Missing, &mut Vec<Finding>),
+    ) -> bool {
+        let mut may_unlink = true;
         for (name, command) in self.commands() {
             let Err(error) = command.query_async::<Value>(connection).await else { continue };
-            findings.push((name, self.refused(&error, name)));
+            may_unlink &= name != "unlink";
+            if missing.takes(&error, name) {
+                continue;
+            }
+            let finding = refused(&error, name);
+            if !findings.contains(&finding) {
+                findings.push(finding);
+            }
         }
-        findings
+        may_unlink
+    }
+
+    /// All rights that are missing, once, with the command that gives them. To lack INFO alone is
+    /// a warning.
+    fn lacking(&self, missing: Missing) -> Option<Finding> {
+        let Missing { mut rights, with_keys, info } = missing;
+        let is_error = !rights.is_empty();
+        rights.extend(info.then(|| "+info".to_owned()));
+        let severity = if is_error { Severity::Error } else { Severity::Warning };
+        let finding = Finding { severity, ..self.lacks(&rights, with_keys) };
+        (!rights.is_empty()).then_some(finding)
+    }
+
+    fn lacks(&self, rights: &[String], with_keys: bool) -> Finding {
+        let rights: Vec<String> = rights.iter().map(|right| format!("`{right}`")).collect();
+        let message = format!("redis user `{}` lacks {}", self.user, rights.join(", "));
+        Finding::error("redis_permission", message).hint(self.cure(with_keys))
     }
 
     fn commands(&self) -> Vec<(&'static str, Cmd)> {
@@ -216,35 +235,6 @@ impl Needs {
             commands.push(("wait", wait));
         }
         commands
-    }
-
-    /// Why a command was refused.
-    fn refused(&self, error: &RedisError, command: &str) -> Finding {
-        if let Some(finding) = self.refusal(error, command) {
-            return finding;
-        }
-        let name = command.to_uppercase();
-        match error.code() {
-            Some("MOVED" | "ASK" | "CROSSSLOT" | "CLUSTERDOWN") => cluster(),
-            _ if error.to_string().contains("unknown command") => {
-                let message = format!("redis has no command `{name}`");
-                let hint = "end its `rename-command` in the configuration of the server";
-                Finding::error("redis_command", message).hint(hint)
-            }
-            _ => Finding::error("redis_refused", format!("redis refuses `{name}`: {error}")),
-        }
-    }
-
-    /// The rule that the user's rights lack, if that is why a command was refused
-    /// (<https://redis.io/docs/latest/operate/oss_and_stack/management/security/acl/>).
-    fn refusal(&self, error: &RedisError, command: &str) -> Option<Finding> {
-        if error.code() != Some("NOPERM") {
-            return None;
-        }
-        let rule =
-            if is_about_key(error) { "~walsweep:*".to_owned() } else { format!("+{command}") };
-        let message = format!("redis user `{}` lacks `{rule}`", self.user);
-        Some(Finding::error("redis_permission", message).hint(self.cure(is_about_key(error))))
     }
 
     /// The command that gives every right. Redis takes no key after the right to all keys, so they
@@ -280,6 +270,56 @@ impl Needs {
                 (rule.clone(), finding.hint(self.cure(true)))
             })
             .collect()
+    }
+}
+
+/// Rights that a user lacks, as ACL rules.
+#[derive(Default)]
+struct Missing {
+    rights: Vec<String>,
+    /// Whether one is a right to keys.
+    with_keys: bool,
+    /// Whether INFO is refused.
+    info: bool,
+}
+
+impl Missing {
+    /// Notes the right that is why a command was refused; `false` if that is not why.
+    fn takes(&mut self, error: &RedisError, command: &str) -> bool {
+        if !is_denied(error) {
+            return false;
+        }
+        self.with_keys |= is_about_key(error);
+        // Several commands may miss the right to the same key.
+        let right = right(error, command);
+        if !self.rights.contains(&right) {
+            self.rights.push(right);
+        }
+        true
+    }
+}
+
+/// The ACL rule whose absence is why a command was denied
+/// (<https://redis.io/docs/latest/operate/oss_and_stack/management/security/acl/>).
+fn right(error: &RedisError, command: &str) -> String {
+    if is_about_key(error) { "~walsweep:*".to_owned() } else { format!("+{command}") }
+}
+
+fn is_denied(error: &RedisError) -> bool {
+    error.code() == Some("NOPERM")
+}
+
+/// Why a command was refused, if that is no right.
+fn refused(error: &RedisError, command: &str) -> Finding {
+    let name = command.to_uppercase();
+    match error.code() {
+        Some("MOVED" | "ASK" | "CROSSSLOT" | "CLUSTERDOWN") => cluster(),
+        _ if error.to_string().contains("unknown command") => {
+            let message = format!("redis has no command `{name}`");
+            let hint = "end its `rename-command` in the configuration of the server";
+            Finding::error("redis_command", message).hint(hint)
+        }
+        _ => Finding::error("redis_refused", format!("redis refuses `{name}`: {error}")),
     }
 }
 
@@ -386,11 +426,13 @@ async fn tracking(needs: &Needs, connection: &mut MultiplexedConnection) -> Opti
     // `HELLO` alone changes nothing, and is known where RESP3 is.
     for command in [cmd("HELLO"), on, off] {
         let Err(error) = command.query_async::<Value>(connection).await else { continue };
-        let finding = needs.refusal(&error, "client|tracking").unwrap_or_else(|| {
+        let finding = if is_denied(&error) {
+            needs.lacks(&[right(&error, "client|tracking")], is_about_key(&error))
+        } else {
             let message = format!("redis cannot tell which keys are written: {error}");
             let hint = "set `refill.observe` to false: every second removal takes all keys anyway";
             Finding::error("redis_tracking", message).hint(hint)
-        });
+        };
         return Some(Finding { severity: Severity::Warning, code: "redis_tracking", ..finding });
     }
     None

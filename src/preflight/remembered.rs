@@ -147,7 +147,7 @@ pub(crate) async fn after_teardown(
     let relations = memory.identities.iter().map(|one| &one.relation).collect();
     let now = now(&relations, &config.postgres.publication, client).await?;
     let none = BTreeSet::new();
-    let is_shared = memory.tables.keys().any(|other| other != slot);
+    let is_shared = memory.others(slot).next().is_some();
     let published = if is_shared { Published::Without(&none) } else { Published::Nothing };
     let back = |identity: &Identity| {
         let now = now.get(&identity.relation).filter(|now| now.is_full)?;

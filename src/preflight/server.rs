@@ -42,6 +42,7 @@ pub(super) fn check(context: &Context<'_>, pids: &[i32]) -> Vec<Finding> {
         let role = Finding::error("replication_role", message);
         findings.push(role.cure(cure::allow_replication(&catalog.role)));
     }
+    findings.extend(superuser(context));
     findings.extend(headroom(context));
     if catalog.slot_keep_size.as_deref() == Some("-1") {
         let message = "`max_slot_wal_keep_size` is unlimited: a slot that nobody reads fills the \
@@ -60,6 +61,24 @@ pub(super) fn check(context: &Context<'_>, pids: &[i32]) -> Vec<Finding> {
         findings.push(asynchronous(&format!("for {}", catalog.asynchronous.join(", "))));
     }
     findings
+}
+
+/// A role of the configuration that may do everything, and runs what lookups call.
+fn superuser(context: &Context<'_>) -> Option<Finding> {
+    let role = &context.config.postgres.endpoint.user;
+    let is_own = context.catalog.is_superuser && context.catalog.user == *role;
+    if !is_own || context.rules.lookups().is_empty() {
+        return None;
+    }
+    let message = format!(
+        "role `{role}` of `postgres.url` is a superuser: what lookups call, such as the functions \
+         of a view, may do everything, whoever owns them"
+    );
+    let finding = Finding::warning("superuser", message);
+    Some(finding.hint(
+        "let `postgres.url` name a role of its own, such as `walsweep`: `walsweep setup --as URL` \
+         makes it, and grants what lookups read",
+    ))
 }
 
 /// How to turn logical decoding on, by the role that the administrators of a managed service have;

@@ -82,16 +82,23 @@ async fn read(config: &Postgres) -> Result<State, Error> {
     Ok(state)
 }
 
-/// A slot on the primary that nobody reads any more.
+/// A slot of this name on the primary, such as the one of before the slot was on a standby. It may
+/// be another program's, too.
 fn left_behind(config: &Postgres, catalog: &Catalog) -> Option<Finding> {
-    catalog.slot.as_ref().map(|_slot| {
-        let message = format!(
-            "a slot `{}` is on the primary, too, where nobody reads it: it keeps WAL",
-            config.slot
-        );
-        let left = Finding::warning("slot_on_primary", message);
-        left.hint("drop it there").cure(vec![cure::without_slot(&config.slot)])
-    })
+    let slot = catalog.slot.as_ref()?;
+    let name = &config.slot;
+    let who = match slot.active_pid {
+        Some(pid) => format!("process {pid} reads it"),
+        None => "nobody reads it, and it keeps WAL".to_owned(),
+    };
+    let left = Finding::warning(
+        "slot_on_primary",
+        format!("a slot `{name}` is on the primary, too: {who}"),
+    );
+    let drop = cure::drop_slot(name);
+    Some(left.hint(format!(
+        "only if it is walsweep's of before, and nobody else needs it: `{drop};` there"
+    )))
 }
 
 /// What decoding on a standby needs

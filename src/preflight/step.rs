@@ -46,8 +46,13 @@ pub enum Does {
     DropSlot,
     /// Gives a role an attribute or a right.
     Role,
-    /// Grants what a lookup reads.
-    Grant,
+    /// Grants what a lookup reads: a table, or if that is none the schema.
+    Grant {
+        /// The schema.
+        on: String,
+        /// The table's name in it.
+        table: Option<String>,
+    },
     /// Creates the event trigger of refreshed views.
     Trigger,
 }
@@ -152,7 +157,7 @@ pub(crate) fn printed(steps: &[Step]) -> String {
     for step in steps {
         let is_slot = step.does.is_of_slot();
         // For the right of a role no table is locked.
-        let is_limited_too = !is_slot && !matches!(step.does, Does::Role | Does::Grant);
+        let is_limited_too = !is_slot && !matches!(step.does, Does::Role | Does::Grant { .. });
         if is_limited_too && !is_limited {
             parts.push(format!("set lock_timeout = '{LOCK_TIMEOUT}'"));
         } else if is_slot && is_limited {

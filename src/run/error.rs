@@ -241,13 +241,7 @@ impl Error {
     #[must_use]
     pub fn hint(&self) -> Option<&'static str> {
         match self {
-            // What is wrong with Redis has its cure beside it.
-            Error::Refused(findings)
-                if findings.iter().all(|one| one.code.starts_with("redis_")) =>
-            {
-                None
-            }
-            Error::Refused(_) => Some("`walsweep setup --print` shows the SQL that cures it"),
+            Error::Refused(findings) => after_refusal(findings),
             Error::IsStandby => Some("let `postgres.url` name the primary"),
             Error::Source(error) => error.hint(),
             Error::ManyPrimaries => Some("let `postgres.url` name one server by its own address"),
@@ -267,6 +261,25 @@ impl Error {
             }
             Error::Gate(_) | Error::SlotInUse { .. } | Error::Stage(_) => None,
         }
+    }
+}
+
+/// What a person can do about these findings beside what stands in them. Where none stops
+/// everything, it is `--strict` that refuses.
+fn after_refusal(findings: &[Finding]) -> Option<&'static str> {
+    let mut errors = findings.iter().filter(|finding| finding.is_error()).peekable();
+    errors.peek()?;
+    let is_of_rules = !findings.iter().any(Finding::stops_everything);
+    match (is_of_rules, errors.any(|finding| finding.sql.is_some())) {
+        (true, true) => Some(
+            "`walsweep setup --print` shows the SQL; without `--strict` walsweep runs, suspends \
+             what does not fit, and says so",
+        ),
+        (true, false) => {
+            Some("without `--strict` walsweep runs, suspends what does not fit, and says so")
+        }
+        (false, true) => Some("`walsweep setup --print` shows the SQL that cures it"),
+        (false, false) => None,
     }
 }
 

@@ -12,7 +12,7 @@ use crate::config::Config;
 use crate::keys::Rules;
 use crate::lsn::Lsn;
 use crate::postgres::{History, Obstacle, Server, Sql, connect_sql, identify, listed};
-use crate::preflight::{self, Finding};
+use crate::preflight::{self, Finding, Severity};
 use crate::run::error::Error;
 use crate::settle::SqlStandby;
 use crate::source;
@@ -35,7 +35,7 @@ pub const WATCH_NAME: &str = "walsweep watch";
 const GATE_INTERVAL: Duration = Duration::from_secs(5);
 
 /// `application_name` of the replication connection.
-const REPLICATION_NAME: &str = "walsweep stream";
+pub(crate) const REPLICATION_NAME: &str = "walsweep stream";
 
 /// The longest that the server may take for one step of the beginning. Only the creation of a slot
 /// has no limit: it waits for every transaction that runs.
@@ -96,7 +96,8 @@ impl Session {
     /// slot was confirmed; with `give_up` from a new slot in its place, for that reason, which is
     /// taken once the old one is gone. With `whole` every transaction is sent at its commit, also
     /// those that outgrow the server's memory. If it `is_strict`, one rule that does not fit is
-    /// refused like everything else.
+    /// refused like everything else; if it `is_first`, so is a slot that is probably another
+    /// program's, for nothing is confirmed from it yet.
     ///
     /// # Errors
     ///
@@ -104,7 +105,7 @@ impl Session {
     pub async fn open(
         config: &Config,
         rules: &mut Rules,
-        (health, is_strict): (&Health, bool),
+        (health, is_strict, is_first): (&Health, bool, bool),
         give_up: &Cell<Option<Broken>>,
         whole: bool,
     ) -> Result<Session, Error> {
@@ -118,12 +119,7 @@ impl Session {
         // Looked at before they are judged: what changes in between is a change. If that fails, the
         // checks may know why: they find poolers, which spoil every question.
         let shape = step(tables.look(&sql)).await;
-        let report = step(preflight::postgres(config, rules, &sql)).await?;
-        let is_refused =
-            |finding: &Finding| finding.stops_everything() || is_strict && finding.is_error();
-        if report.iter().any(is_refused) {
-            return Err(Error::Refused(report));
-        }
+        let report = checked(config, rules, &sql, (is_strict, is_first)).await?;
         // Found by an earlier session; this one has looked.
         health.over(&Topic::Checks);
         let shape = shape?;
@@ -163,6 +159,9 @@ impl Session {
         for sql in [&sql, &server.primary] {
             step(sql.batch_execute(include_str!("../../sql/watch_state.sql"))).await?;
         }
+        if is_first {
+            tell_doubts(&report);
+        }
         Ok(Session {
             config: found,
             walsender: state.active_pid,
@@ -178,6 +177,32 @@ impl Session {
             timing,
             watch,
         })
+    }
+}
+
+/// What the checks find; an error if that lets nothing begin.
+async fn checked(
+    config: &Config,
+    rules: &mut Rules,
+    sql: &Sql,
+    (is_strict, is_first): (bool, bool),
+) -> Result<Vec<Finding>, Error> {
+    let mut report = step(preflight::postgres(config, rules, sql)).await?;
+    if is_first {
+        preflight::hold_against_redis(config, sql, &mut report).await;
+    }
+    let is_refused =
+        |finding: &Finding| finding.stops_everything() || is_strict && finding.is_error();
+    if report.iter().any(is_refused) { Err(Error::Refused(report)) } else { Ok(report) }
+}
+
+/// Tells that the slot may be another program's, where nothing tells that it is walsweep's.
+fn tell_doubts(report: &[Finding]) {
+    for Finding { severity, message, hint, .. } in preflight::doubts(report) {
+        match severity {
+            Severity::Info => tracing::info!(hint, "{message}"),
+            Severity::Warning | Severity::Error => tracing::warn!(hint, "{message}"),
+        }
     }
 }
 

@@ -13,29 +13,31 @@
 
 mod done;
 mod hands;
+mod left;
 mod plan;
 mod rights;
 mod role;
 mod script;
 mod teardown;
+mod who;
 
-use std::collections::BTreeSet;
 use std::fmt;
 
 use tokio_postgres::error::SqlState;
 
-use crate::config::{Config, SlotOn, TableName};
+use crate::config::{Config, SlotOn};
 use crate::keys::Rules;
 use crate::postgres::{Sql, connect_sql};
-use crate::preflight::{self, Does, Finding, Identity, Memory, Runner, Step, remembering};
+use crate::preflight::{self, Does, Finding, Memory, Step, remembering};
 use crate::source::slot_server::{caught_up, nudge};
 
 pub use self::done::{Done, Refused};
 pub use self::hands::Hands;
 pub use self::plan::{Mark, Plan, plan};
-pub use self::role::missing as role_missing;
+pub use self::role::{Lacking, missing as role_missing};
 pub use self::script::{script, script_without_login};
-pub use self::teardown::{teardown, teardown_script};
+pub use self::teardown::{Removed, teardown, teardown_script};
+use self::who::who_may;
 
 /// `application_name` of the connection to the standby that the slot is on.
 const NAME: &str = "walsweep command";
@@ -49,7 +51,7 @@ const ROUNDS_MAX: usize = 3;
 pub struct Statement {
     /// The transaction.
     pub step: Step,
-    /// What it cures, in one line; once it is done, what was done.
+    /// What it cures; once it is done, what was done.
     pub why: String,
     /// Whether walsweep, or one of its rules, does not run without.
     pub is_needed: bool,
@@ -169,6 +171,8 @@ pub enum Error {
         role: String,
         /// What it may not drop, each with its owner.
         what: Vec<String>,
+        /// Who may.
+        who: String,
     },
     /// `teardown` came no further; what it did before stays done.
     #[error("{}{cause}", .done.iter().map(|line| format!("{line}; then: ")).collect::<String>())]
@@ -185,7 +189,9 @@ impl Error {
     #[must_use]
     pub fn hint(&self) -> Option<String> {
         match self {
-            Error::Denied { who, .. } | Error::Unentitled { who, .. } => Some(who.clone()),
+            Error::Denied { who, .. }
+            | Error::NotOwner { who, .. }
+            | Error::Unentitled { who, .. } => Some(who.clone()),
             Error::Partly { cause, .. } => cause.hint(),
             error => error.known_hint().map(str::to_owned),
         }
@@ -194,9 +200,6 @@ impl Error {
     fn known_hint(&self) -> Option<&'static str> {
         match self {
             Error::SlotActive { .. } => Some("stop walsweep first"),
-            Error::NotOwner { .. } => Some(
-                "`walsweep teardown --as URL` drops it with the owner's login, or a superuser's",
-            ),
             Error::Teardown { cause, .. } => match &**cause {
                 Error::Statement { .. } => Some(
                     "`walsweep teardown --print` shows the SQL, and `walsweep teardown --as URL` \
@@ -220,6 +223,7 @@ impl Error {
             Error::StandbyBehind => Some("see that it follows the primary"),
             Error::Standby(_)
             | Error::Denied { .. }
+            | Error::NotOwner { .. }
             | Error::Unentitled { .. }
             | Error::Partly { .. }
             | Error::Stopped(_)
@@ -391,7 +395,6 @@ impl Statement {
         let slot = &config.postgres.slot;
         let why = match self.step.does {
             Does::CreateSlot => format!("created slot `{slot}`"),
-            Does::DropSlot => format!("dropped slot `{slot}`, to create it anew"),
             _ => self.why,
         };
         Statement { why, ..self }
@@ -447,67 +450,25 @@ fn goes_on_without(
 ///
 /// The statement's; see [`Error`].
 pub async fn run(config: &Config, hands: &Hands<'_>, statement: &Statement) -> Result<(), Error> {
-    match hands.run(&statement.step).await {
+    run_shown(config, hands, &statement.step, &statement.step.sql).await
+}
+
+/// The same of a step that messages show as `shown`.
+async fn run_shown(
+    config: &Config,
+    hands: &Hands<'_>,
+    step: &Step,
+    shown: &str,
+) -> Result<(), Error> {
+    match hands.run_shown(step, shown).await {
         Err(Error::Statement { sql, source })
             if source.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE) =>
         {
-            let who = who_may(config, hands, &statement.step.does).await?;
+            let who = who_may(config, hands, &step.does).await?;
             Err(Error::Denied { sql, source, who })
         }
         ran => ran,
     }
-}
-
-/// Who may do what this role may not.
-async fn who_may(config: &Config, hands: &Hands<'_>, does: &Does) -> Result<String, Error> {
-    let role = &hands.endpoint.user;
-    if does.runner() == Runner::Superuser {
-        return Ok("a superuser may, or the administrator role of a managed service: `walsweep \
-                   setup --print` shows the SQL, and `walsweep setup --as URL` with that login \
-                   runs it"
-            .to_owned());
-    }
-    let publication = does.alters_publication().then_some(&config.postgres.publication);
-    let not_owned = not_owned(hands, publication, None, &does.locks()).await?;
-    let owners: BTreeSet<&str> = not_owned.iter().map(|(_, owner)| owner.as_str()).collect();
-    let what: Vec<String> =
-        not_owned.iter().map(|(what, owner)| format!("{what} of `{owner}`")).collect();
-    let owners: Vec<&str> = owners.into_iter().collect();
-    Ok(match owners.as_slice() {
-        [] => {
-            let database = preflight::escaped(&config.postgres.endpoint.database);
-            let grantee = preflight::escaped(role);
-            format!(
-                "`grant create on database {database} to {grantee}` lets role `{role}`; or a \
-                 superuser's login in `walsweep setup --as URL`"
-            )
-        }
-        [owner] => format!(
-            "role `{role}` does not own {}: `walsweep setup --as URL` with the login of \
-             `{owner}`, or a superuser's",
-            what.join(", ")
-        ),
-        _ => format!(
-            "role `{role}` does not own {}: `walsweep setup --as URL` with a superuser's login, or \
-             that of a role that is a member of each owner",
-            what.join(", ")
-        ),
-    })
-}
-
-/// What of a publication, an event trigger and tables the role does not own: each with its owner.
-async fn not_owned(
-    hands: &Hands<'_>,
-    publication: Option<&String>,
-    trigger: Option<&String>,
-    tables: &[TableName],
-) -> Result<Vec<(String, String)>, Error> {
-    let (schemas, names): (Vec<&str>, Vec<&str>) =
-        tables.iter().map(|table| (&*table.schema, &*table.name)).unzip();
-    let question = include_str!("../../sql/setup/not_owned.sql");
-    let rows = hands.client.query(question, &[&publication, &trigger, &schemas, &names]).await?;
-    let owned = |row: &tokio_postgres::Row| Ok((row.try_get(0)?, row.try_get(1)?));
-    Ok(rows.iter().map(owned).collect::<Result<Vec<_>, tokio_postgres::Error>>()?)
 }
 
 /// Whose the publication is.

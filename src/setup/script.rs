@@ -71,11 +71,7 @@ pub fn script_without_login(config: &Config, cause: &str) -> String {
         let statement = Statement { step, why, is_needed: true, after };
         script.push_str(&part(config, &statement, false));
     }
-    let user = &config.postgres.endpoint.user;
-    let password = format!(
-        "A new role has no password: `\\password {user}` in psql gives it one, or pg_hba.conf \
-         lets it in without."
-    );
+    let password = role::no_password(&config.postgres.endpoint.user);
     script.push_str(&format!("\n{}", comment(&password)));
     script.push_str(&tail());
     script
@@ -111,7 +107,7 @@ fn who(config: &Config, runner: Runner) -> String {
 /// One transaction of the script.
 fn part(config: &Config, statement: &Statement, may_create_slot: bool) -> String {
     let sql = &statement.step.sql;
-    if matches!(statement.step.does, Does::Role | Does::Grant) {
+    if matches!(statement.step.does, Does::Role | Does::Grant { .. }) {
         // Nobody waits behind these.
         return format!("\n{}{sql};\n", comment(&statement.why));
     }

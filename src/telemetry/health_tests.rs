@@ -72,6 +72,18 @@ async fn what_lasts_is_said_at_growing_distances_and_once_when_it_is_over() {
 }
 
 #[test]
+fn what_is_over_is_told_without_its_sql() {
+    let (log, _guard) = Log::start();
+    let health = streaming();
+    let text =
+        "no session: refused to start:\nno publication\n    hint: h\n    sql: a;\n         b;";
+    health.trouble(Topic::Session, text, None);
+    health.over(&Topic::Session);
+    let last = log.lines().pop().unwrap();
+    assert!(last.ends_with(" s: no session: refused to start: no publication"), "{last}");
+}
+
+#[test]
 fn what_is_forgotten_is_taken_back_and_not_told_as_resolved() {
     let (log, _guard) = Log::start();
     let health = streaming();

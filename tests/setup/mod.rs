@@ -8,6 +8,7 @@ mod old_rows;
 mod others;
 mod printed;
 mod refused;
+mod slot;
 mod teardown;
 mod truth;
 mod whose;
