@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use tokio_postgres::Client;
 
 use super::step::Identity;
-use super::{Context, Error, Finding, cure, tables};
+use super::{Code, Context, Error, Finding, cure, tables};
 use crate::config::TableName;
 
 /// A relation as it is now.
@@ -73,7 +73,7 @@ pub(super) async fn check(
         }
         let message =
             format!("publication `{name}` publishes `{table}`, which no rule names any more");
-        let finding = Finding::info("table_unneeded", message).cure(steps).done_by_setup();
+        let finding = Finding::info(Code::TableUnneeded, message).cure(steps).done_by_setup();
         findings.push(if stays.is_empty() {
             finding
         } else {

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 use super::catalog::Publication;
 use super::step::{Does, Identity, Step};
-use super::{Context, Finding, cure, identity};
+use super::{Code, Context, Finding, cure, identity};
 use crate::config::TableName;
 
 /// How the comment on everything that `setup` makes begins.
@@ -168,7 +168,7 @@ pub(super) fn remember(context: &Context<'_>, findings: &mut Vec<Finding>) {
             "the comment on publication `{name}` does not tell all that `setup` does for it: \
              `teardown`, and a rule that is taken out, go by that"
         );
-        let finding = Finding::info("publication_memory", message).done_by_setup();
+        let finding = Finding::info(Code::PublicationMemory, message).done_by_setup();
         findings.push(finding.cure(vec![cure::remember(name, memory)]));
     }
 }

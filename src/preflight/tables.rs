@@ -1,7 +1,7 @@
 //! Checks of the tables and columns that the rules name.
 
 use super::catalog::{Relation, Table};
-use super::{Context, Finding, likely, nearest};
+use super::{Code, Context, Finding, likely, nearest};
 use crate::config::{Rule, Source};
 use crate::keys::ColumnUse;
 
@@ -28,7 +28,7 @@ pub(super) fn check(context: &Context<'_>) -> Vec<Finding> {
 
 fn missing(context: &Context<'_>, rule: &Rule) -> Finding {
     let message = format!("there is no table `{}`", rule.table);
-    let finding = Finding::error("table_missing", message).at(&rule.table_at);
+    let finding = Finding::error(Code::TableMissing, message).at(&rule.table_at);
     match likely(&rule.table, &context.catalog.other_tables) {
         Some(like) => finding.hint(format!("did you mean `{like}`")),
         None => finding.hint("it was dropped or renamed: name another, or take the rule out"),
@@ -54,7 +54,7 @@ fn kind(relation: &Relation) -> Option<Finding> {
     };
     let name = relation.table_name();
     let message = format!("`{name}` is {what}: its changes are not in the log");
-    let finding = Finding::error("table_kind", message);
+    let finding = Finding::error(Code::TableKind, message);
     let is_view = relation.kind == 'm';
     Some(if is_view { finding.hint("name it with `materialized_view`") } else { finding })
 }
@@ -69,7 +69,7 @@ fn inherited(table: &Table) -> Option<Finding> {
          their changes"
     );
     let hint = format!("add a rule for each table that inherits from `{name}`");
-    Some(Finding::error("inheritance", message).hint(hint))
+    Some(Finding::error(Code::Inheritance, message).hint(hint))
 }
 
 fn missing_column(table: &Table, column: &ColumnUse<'_>) -> Option<Finding> {
@@ -78,7 +78,8 @@ fn missing_column(table: &Table, column: &ColumnUse<'_>) -> Option<Finding> {
     }
     let names = table.columns.iter().map(|known| known.name.as_str());
     let message = format!("`{}` has no column `{}`", column.table, column.column);
-    let finding = Finding::error("column_missing", message).at(column.at).of_rules([column.rule]);
+    let finding =
+        Finding::error(Code::ColumnMissing, message).at(column.at).of_rules([column.rule]);
     Some(match nearest(column.column, names.clone()) {
         Some(like) => finding.hint(format!("did you mean `{like}`")),
         None => {

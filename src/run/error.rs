@@ -241,13 +241,7 @@ impl Error {
     #[must_use]
     pub fn hint(&self) -> Option<&'static str> {
         match self {
-            // What is wrong with Redis has its cure beside it.
-            Error::Refused(findings)
-                if findings.iter().all(|one| one.code.starts_with("redis_")) =>
-            {
-                None
-            }
-            Error::Refused(_) => Some("`walsweep setup --print` shows the SQL that cures it"),
+            Error::Refused(findings) => refused(findings),
             Error::IsStandby => Some("let `postgres.url` name the primary"),
             Error::Source(error) => error.hint(),
             Error::ManyPrimaries => Some("let `postgres.url` name one server by its own address"),
@@ -270,12 +264,31 @@ impl Error {
     }
 }
 
+/// What cures findings together: each has its own cure beside it.
+fn refused(findings: &[Finding]) -> Option<&'static str> {
+    let errors: Vec<&Finding> = findings.iter().filter(|finding| finding.is_error()).collect();
+    let is_of_rules = !errors.iter().any(|finding| finding.stops_everything());
+    match (errors.iter().any(|finding| finding.sql.is_some()), is_of_rules) {
+        _ if errors.is_empty() => None,
+        (true, false) => Some("`walsweep setup --print` shows the SQL that cures it"),
+        (true, true) => Some(
+            "`walsweep setup --print` shows the SQL that cures it; without `--strict` it stops no \
+             other rule than those that it is about",
+        ),
+        (false, true) => {
+            Some("without `--strict` it stops no other rule than those that it is about")
+        }
+        (false, false) => None,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::{Error, Verdict};
     use crate::capture;
     use crate::decode;
     use crate::postgres::{self, ServerError};
+    use crate::preflight::{Code, Finding};
     use crate::source;
     use crate::sweep::Doubt;
 
@@ -283,6 +296,28 @@ mod tests {
     fn stream(code: &str) -> Error {
         let server = ServerError { code: code.to_owned(), message: "no".to_owned() };
         Error::from(capture::Error::Stream(server))
+    }
+
+    /// It is printed below the findings, each of which has its own cure.
+    #[test]
+    fn the_hint_of_what_is_refused_leads_to_what_helps() {
+        let plain = |code| Finding::error(code, "wrong");
+        let cured = |code| Finding { sql: Some("alter".to_owned()), ..plain(code) };
+        let of_rule = |finding: Finding| finding.of_rules(["a"]);
+        let (setup, strict) = ("`walsweep setup --print`", "without `--strict`");
+        for (findings, is_setup, is_strict) in [
+            (vec![cured(Code::PublicationMissing)], true, false),
+            (vec![plain(Code::InRecovery)], false, false),
+            (vec![plain(Code::RedisCluster)], false, false),
+            (vec![of_rule(plain(Code::LookupSql))], false, true),
+            (vec![of_rule(cured(Code::ReplicaIdentity))], true, true),
+            (vec![plain(Code::WalLevel), of_rule(cured(Code::ReplicaIdentity))], true, false),
+            (vec![Finding::warning(Code::SlotLost, "lost")], false, false),
+        ] {
+            let hint = Error::Refused(findings.clone()).hint().unwrap_or_default();
+            assert_eq!(hint.contains(setup), is_setup, "{findings:?}: {hint}");
+            assert_eq!(hint.contains(strict), is_strict, "{findings:?}: {hint}");
+        }
     }
 
     /// What would recur in each session from the same position, and what would not.
