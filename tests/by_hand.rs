@@ -19,11 +19,32 @@ async fn what_no_rule_covers_goes_by_force_alone() {
         let (ended, said) = (output.status.success(), text(&output));
         let is_refused = left == keys && !args.contains(&"--dry-run");
         assert_eq!(ended, !is_refused, "{args:?}: {said}");
-        assert_eq!(is_refused, said.contains("no rule covers") && said.contains("`--force`"));
+        let is_told = said.contains("no rule covers") && said.contains("`--force`");
+        assert_eq!(is_told, left == keys, "{args:?}: {said}");
         for key in keys {
             assert_eq!(bed.has(key).await, left.contains(&key), "{args:?}: {key}: {said}");
         }
     }
+}
+
+/// Of several patterns each says what it found.
+#[tokio::test]
+async fn a_sweep_by_hand_counts_by_pattern() {
+    let bed = Bed::new(&[]).await;
+    bed.fill(&["item:1", "item:2", "list:team 1:a", "session:1"]).await;
+    let sidecar = Sidecar::new(bed.settings());
+    let said =
+        text(&sidecar.command(&["sweep", "item:*", "list:team 1:*", "session:*", "--dry-run"]));
+    let expected = "`item:*`: 2 keys matched\n`list:team 1:*`: 1 key matched\n\
+                    `session:*`: 1 key matched\n4 keys matched, nothing removed\n\
+                    no rule covers all of `session:*`: to remove it takes `--force`\n";
+    assert_eq!(said, expected);
+    let said = text(&sidecar.command(&["sweep", "item:1", "list:team 1:*"]));
+    let expected = "`item:1`: 1 key matched, 1 removed\n`list:team 1:*`: 1 key matched, 1 removed\n\
+                    2 keys matched, 2 removed\n";
+    assert_eq!(said, expected);
+    let said = text(&sidecar.command(&["sweep", "item:2"]));
+    assert_eq!(said, "1 key matched, 1 removed\n");
 }
 
 /// At `debug` the log tells what a transaction removes and why it widened; keys, which hold values,

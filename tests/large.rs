@@ -88,7 +88,7 @@ async fn check(bed: &Bed, statements: &str, gone: &[&str]) {
 }
 
 /// The largest resident memory that a process ever had, in KiB.
-fn peak(pid: u32) -> u64 {
+pub(crate) fn peak(pid: u32) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
     line.trim().trim_end_matches(" kB").parse().unwrap()

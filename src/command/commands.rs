@@ -251,8 +251,8 @@ pub async fn sweep(
     }
     let node = Standalone::new(&config.redis, key_name(&config.postgres.slot));
     node.connect().await.map_err(|error| halted(&error).with_hint(error.hint()))?;
-    let patterns = patterns.iter().map(|text| Pattern::parse(text.as_bytes())).collect();
-    let mut pass = Pass::new(patterns);
+    let parsed = patterns.iter().map(|text| Pattern::parse(text.as_bytes())).collect();
+    let mut pass = Pass::new(parsed);
     pass.dry_run = dry_run;
     let mut pace = Pace::new(config.sweep.max_stall, config.sweep.max_load);
     let mut shown = Shown::default();
@@ -264,10 +264,26 @@ pub async fn sweep(
         let error = Error::new(Kind::NoPerm, message);
         return Err(halted(&error).with_hint(error.hint()));
     }
+    print(&swept(patterns, &progress, dry_run))?;
+    if dry_run && !foreign.is_empty() {
+        let foreign = foreign.join("`, `");
+        print(&format!("no rule covers all of `{foreign}`: to remove it takes `--force`\n"))?;
+    }
+    Ok(())
+}
+
+/// What a pass by hand came to; of several patterns each, too.
+fn swept(patterns: &[String], progress: &Progress, dry_run: bool) -> String {
+    let mut lines = String::new();
+    let each = patterns.iter().zip(&progress.matched_by).zip(&progress.removed);
+    for ((pattern, matched), removed) in each.filter(|_| patterns.len() > 1) {
+        let matched = format!("`{pattern}`: {} matched", counted(*matched, "key"));
+        let removed = if dry_run { String::new() } else { format!(", {removed} removed") };
+        lines.push_str(&format!("{matched}{removed}\n"));
+    }
     let removed: u64 = progress.removed.iter().sum();
     let done = if dry_run { "nothing removed".to_owned() } else { format!("{removed} removed") };
-    let scanned = counted(progress.scanned, "key");
-    print(&format!("{scanned} scanned, {} matched, {done}\n", progress.matched))
+    format!("{lines}{} matched, {done}\n", counted(progress.matched, "key"))
 }
 
 /// A line of progress, for a person who watches.

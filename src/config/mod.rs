@@ -8,6 +8,7 @@ mod redis_url;
 mod script;
 mod slot_on;
 mod source;
+mod unclosed;
 
 use std::fmt;
 use std::net::SocketAddr;

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use serde::{Serialize, Serializer};
 
+use super::code::Code;
 use super::facts::Fact;
 use super::step::{Step, printed};
 use crate::config::Location;
@@ -56,7 +57,7 @@ pub struct Finding {
     /// How bad it is.
     pub severity: Severity,
     /// A name for programs, such as `replica_identity`; it stays the same over versions.
-    pub code: &'static str,
+    pub code: Code,
     /// Whether it concerns some rules, and which.
     #[serde(rename = "rules", skip_serializing_if = "Scope::is_everything")]
     pub scope: Scope,
@@ -84,26 +85,28 @@ pub struct Finding {
 }
 
 impl Finding {
-    pub(super) fn new(severity: Severity, code: &'static str, message: String) -> Finding {
-        let (scope, at, file, hint, sql) = (Scope::Everything, None, None, None, None);
+    /// One that says of its cure what its code says, until it is told another.
+    pub(super) fn new(severity: Severity, code: Code, message: String) -> Finding {
+        let (scope, at, file, sql) = (Scope::Everything, None, None, None);
+        let hint = (severity != Severity::Info).then(|| code.cure().to_owned());
         let (steps, is_done_by_setup) = (Vec::new(), false);
         Finding { severity, code, scope, at, file, message, hint, sql, steps, is_done_by_setup }
     }
 
-    pub(crate) fn error(code: &'static str, message: impl Into<String>) -> Finding {
+    pub(crate) fn error(code: Code, message: impl Into<String>) -> Finding {
         Finding::new(Severity::Error, code, message.into())
     }
 
-    pub(crate) fn warning(code: &'static str, message: impl Into<String>) -> Finding {
+    pub(crate) fn warning(code: Code, message: impl Into<String>) -> Finding {
         Finding::new(Severity::Warning, code, message.into())
     }
 
-    pub(crate) fn info(code: &'static str, message: impl Into<String>) -> Finding {
+    pub(crate) fn info(code: Code, message: impl Into<String>) -> Finding {
         Finding::new(Severity::Info, code, message.into())
     }
 
     /// It concerns these rules alone.
-    pub(super) fn of_rules<S: Into<String>>(self, rules: impl IntoIterator<Item = S>) -> Finding {
+    pub(crate) fn of_rules<S: Into<String>>(self, rules: impl IntoIterator<Item = S>) -> Finding {
         Finding { scope: Scope::Rules(rules.into_iter().map(Into::into).collect()), ..self }
     }
 
@@ -130,7 +133,9 @@ impl Finding {
     /// What cures it, in this order; nothing for no steps.
     pub(super) fn cure(self, steps: Vec<Step>) -> Finding {
         let sql = (!steps.is_empty()).then(|| printed(&steps));
-        Finding { sql, steps, ..self }
+        // The SQL says more than the code.
+        let hint = self.hint.filter(|hint| sql.is_none() || hint != self.code.cure());
+        Finding { sql, steps, hint, ..self }
     }
 
     /// Whether the promise would not hold: `run` suspends the rules that it concerns, and refuses
@@ -155,14 +160,7 @@ impl Finding {
     /// Whether `run` would wait until it is over: a server that is down, or busy with itself.
     #[must_use]
     pub fn is_waited_for(&self) -> bool {
-        const CODES: [&str; 5] = [
-            "catalog_unreadable",
-            "postgres_unreachable",
-            "redis_refused",
-            "redis_unreachable",
-            "replication_unreachable",
-        ];
-        self.is_error() && CODES.contains(&self.code)
+        self.is_error() && self.code.is_waited_for()
     }
 
     /// The rules that it concerns, if it is an error.
@@ -179,8 +177,7 @@ impl Finding {
     /// and DELETE of its rows, and leaves no key: its rule goes on. So does one whose keys
     /// Redis does not let go.
     pub fn suspends(&self) -> impl Iterator<Item = &str> {
-        const GO_ON: [&str; 2] = ["partition_identity", "redis_key_permission"];
-        self.concerns().filter(|_| !GO_ON.contains(&self.code))
+        self.concerns().filter(|_| !self.code.goes_on())
     }
 }
 
@@ -205,7 +202,10 @@ impl Finding {
     /// How another finding refers to it.
     fn place(&self) -> String {
         let at = self.at.as_ref();
-        at.map_or_else(|| format!("`{}`", self.code), |at| format!("{}:{}", at.line, at.column))
+        at.map_or_else(
+            || format!("`{}`", self.code.as_str()),
+            |at| format!("{}:{}", at.line, at.column),
+        )
     }
 }
 
@@ -312,7 +312,7 @@ impl fmt::Display for Report {
         findings.sort_by_key(|finding| finding.severity);
         for (finding, text) in findings.iter().zip(told(findings.iter().copied())) {
             let Finding { severity, code, .. } = finding;
-            writeln!(formatter, "{}[{code}]: {text}", severity.as_str())?;
+            writeln!(formatter, "{}[{}]: {text}", severity.as_str(), code.as_str())?;
         }
         for Fact { about, text } in &self.facts {
             writeln!(formatter, "{about:<9} {text}")?;
@@ -327,25 +327,28 @@ impl fmt::Display for Report {
 
 #[cfg(test)]
 mod tests {
-    use super::{Fact, Finding, Report};
+    use super::{Code, Fact, Finding, Report};
     use crate::config::Location;
 
     fn report() -> Report {
         let at = Location { line: 7, column: 9, key: "rule.0.table".to_owned() };
-        let error = Finding::error("table_missing", "no table `a.b`").at(&at);
+        let error = Finding::error(Code::TableMissing, "no table `a.b`").at(&at);
         let error = error.hint("a hint");
         let sql = Some("begin;\ncommit".to_owned());
         let error = Finding { sql, ..error };
         let facts = [("postgres", "version 15.18"), ("pass", "over 7 keys")];
         let facts = facts.map(|(about, text)| Fact::new(about, text.to_owned())).to_vec();
-        let report = Report { postgres: vec![Finding::info("x", "y"), error], ..Report::default() };
+        let report = Report {
+            postgres: vec![Finding::info(Code::StartSweeps, "y"), error],
+            ..Report::default()
+        };
         Report { facts, ..report }.in_file(&"walsweep.toml".into())
     }
 
     #[test]
     fn the_text_shows_the_worst_first_with_place_hint_and_sql() {
         let text = "error[table_missing]: walsweep.toml:7:9: rule.0.table: no table `a.b`\n    \
-                    hint: a hint\n    sql: begin;\n         commit;\ninfo[x]: y\n\
+                    hint: a hint\n    sql: begin;\n         commit;\ninfo[start_sweeps]: y\n\
                     postgres  version 15.18\npass      over 7 keys\n\
                     1 error, 0 warnings";
         assert_eq!(report().to_string(), text);
@@ -354,7 +357,7 @@ mod tests {
     #[test]
     fn sql_that_several_findings_have_is_printed_once_and_referred_to() {
         let Report { postgres, .. } = report();
-        let second = Finding { at: None, file: None, code: "b", ..postgres[1].clone() };
+        let second = Finding { at: None, file: None, code: Code::TableKind, ..postgres[1].clone() };
         let other = Finding { sql: Some("other".to_owned()), ..second.clone() };
         let texts = super::told([&postgres[1], &second, &other, &second].into_iter());
         assert!(texts[0].ends_with("    sql: begin;\n         commit;"), "{}", texts[0]);
@@ -366,11 +369,16 @@ mod tests {
     #[test]
     fn a_long_hint_that_several_findings_have_is_printed_once_and_referred_to() {
         let hint = "`acl setuser app +ping +info`, ".repeat(4);
-        let of = |message: &str, hint: &str| Finding::error("a", message).hint(hint);
+        let of =
+            |message: &str, hint: &str| Finding::error(Code::RedisPermission, message).hint(hint);
         let findings = [of("x", &hint), of("y", &hint), of("z", "short"), of("w", "short")];
         let texts = super::told(findings.iter());
         assert_eq!(texts[0], format!("x\n    hint: {hint}"));
-        let others = ["y\n    hint: as above, at `a`", "z\n    hint: short", "w\n    hint: short"];
+        let others = [
+            "y\n    hint: as above, at `redis_permission`",
+            "z\n    hint: short",
+            "w\n    hint: short",
+        ];
         assert_eq!(texts[1..], others);
     }
 

@@ -9,7 +9,7 @@ use super::catalog::names;
 use super::memory::Memory;
 use super::remembered::{self, Now, Published};
 use super::step::Step;
-use super::{Context, Error, Finding, cure, tables};
+use super::{Code, Context, Error, Finding, cure, tables};
 use crate::config::TableName;
 
 /// Tables that `setup` published for a rule of this walsweep, and that no rule and no kept answer
@@ -52,7 +52,7 @@ pub(super) async fn check(
         let steps = std::iter::once(cure::drop_table(name, table)).chain(back).collect();
         let message =
             format!("publication `{name}` publishes `{table}`, which no rule names any more");
-        let finding = Finding::info("table_unneeded", message).cure(steps).done_by_setup();
+        let finding = Finding::info(Code::TableUnneeded, message).cure(steps).done_by_setup();
         findings.push(if stays.is_empty() { finding } else { finding.hint(stays.join("; ")) });
     }
     Ok(findings)
@@ -123,7 +123,7 @@ async fn heirs(
              DELETE fail where there is no replica identity"
         );
         let steps = heirs.iter().map(|heir| cure::drop_table(name, heir)).collect();
-        let finding = Finding::warning("heir_published", message).cure(steps);
+        let finding = Finding::warning(Code::HeirPublished, message).cure(steps);
         Some(if is_ours {
             finding.hint("an earlier version published them together").done_by_setup()
         } else {

@@ -8,7 +8,7 @@ use serde_json::Value;
 use tokio_postgres::{Client, SimpleQueryMessage};
 
 use super::lookups::begin;
-use super::{Error, Finding, lookups};
+use super::{Code, Error, Finding, lookups};
 use crate::keys::{Lookup, LookupId, Rules};
 use crate::postgres::statement::{identifier, render};
 use crate::postgres::{AS_ROLE, again};
@@ -134,7 +134,7 @@ async fn judge(
     let text = format!(
         "lookup `{name}` reads all of `{schema}.{table}` ({size} MB) each time: no index serves it"
     );
-    let finding = Finding::warning("lookup_index", text).at(&lookup.sql.at);
+    let finding = Finding::warning(Code::LookupIndex, text).at(&lookup.sql.at);
     Ok(Some(match column {
         None => finding.hint("see what `explain` says of it with `enable_seqscan = off`"),
         Some(column) if is_partitioned => finding.hint(format!(

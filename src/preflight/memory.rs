@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 
 use super::catalog::Publication;
 use super::step::{Does, Identity, Step};
-use super::{Context, Finding, cure, identity};
+use super::{Code, Context, Finding, cure, identity};
 use crate::config::TableName;
 
 /// How the comment on everything that `setup` makes begins.
@@ -271,14 +271,14 @@ fn untold(context: &Context<'_>, unknown: Option<&TableName>) -> Finding {
          `teardown`, and a rule that is taken out, go by that"
     );
     let Some(unknown) = unknown else {
-        return Finding::info("publication_memory", message).done_by_setup();
+        return Finding::info(Code::PublicationMemory, message).done_by_setup();
     };
     let slot = &context.config.postgres.slot;
     let message = format!(
         "{message}; it does not name `{unknown}` for slot `{slot}`, so that another walsweep with \
          this publication may take it out, or drop the publication"
     );
-    let finding = Finding::warning("publication_memory", message).done_by_setup();
+    let finding = Finding::warning(Code::PublicationMemory, message).done_by_setup();
     let owner = context.catalog.publication.as_ref().map(|one| one.owner.as_str());
     finding.hint(format!(
         "`{}`, who owns the publication, may write it, and a superuser",

@@ -19,6 +19,7 @@
 //! ([`misfits`], and see [`watch`](crate::source::watch)).
 
 mod catalog;
+mod code;
 mod condition;
 mod cure;
 mod facts;
@@ -58,6 +59,7 @@ use crate::config::{Config, Source, TableName};
 use crate::keys::Rules;
 
 pub(crate) use self::catalog::{digest_of, of_many, with_published};
+pub use self::code::Code;
 pub(crate) use self::cure::{
     comment, create_role, drop_publication, drop_slot, escaped, grant_connect, identity_as_before,
     patiently, remember, remembering,
@@ -67,7 +69,7 @@ pub use self::files::files;
 pub(crate) use self::finding::told;
 pub use self::finding::{Finding, Report, Scope, Severity};
 pub use self::fitness::Fitness;
-pub use self::lookups::{LOOKUP_LOCKED, Trial, is_of_lookup, trials};
+pub use self::lookups::{Trial, trials};
 pub use self::memory::{Memory, SENTENCE};
 pub use self::reads::find as find_reads;
 pub use self::redis::{login_refused, redis, unreachable as redis_unreachable};
@@ -83,7 +85,7 @@ pub(crate) use self::views::{drop_trigger, older_trigger_name, trigger_name, tri
 use self::catalog::{Catalog, Name};
 
 /// A rule and the code of an error that concerns it.
-pub type Misfit = (String, &'static str);
+pub type Misfit = (String, Code);
 
 /// Which rules do not fit, and why.
 #[must_use]
@@ -201,7 +203,7 @@ pub async fn again(config: &Config, rules: &Rules, client: &Client) -> Result<Ve
     let catalog = Catalog::read(config, rules, client, true).await?;
     let context = Context { config, rules, catalog: &catalog, version: catalog.version };
     let mut findings = server::check(&context, &[]);
-    findings.retain(|finding| !server::is_headroom(finding.code));
+    findings.retain(|finding| !finding.code.is_headroom());
     findings.extend(of_tables(&context));
     findings.extend(views::check(config, client).await?);
     findings.retain(Finding::is_error);

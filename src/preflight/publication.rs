@@ -3,7 +3,7 @@
 use super::catalog::{Publication, Table};
 use super::memory::Memory;
 use super::step::Step;
-use super::{Context, Finding, cure, generated, identity, narrowed, slot};
+use super::{Code, Context, Finding, cure, generated, identity, narrowed, slot};
 use crate::config::{Operations, Rule};
 use crate::keys::ColumnUse;
 
@@ -19,7 +19,7 @@ pub(super) fn check(context: &Context<'_>) -> Vec<Finding> {
     };
     if publication.puballtables {
         let message = format!("publication `{name}` publishes every table");
-        let all = Finding::info("publication_all_tables", message);
+        let all = Finding::info(Code::PublicationAllTables, message);
         findings.push(all.hint("one of the rules' tables alone spares the server the rest"));
     }
     findings.extend(foreign(context, publication));
@@ -72,7 +72,7 @@ fn missing(context: &Context<'_>) -> Finding {
         steps.extend(identities);
         steps.extend(cure::add_tables(name, &tables));
     }
-    let missing = Finding::error("publication_missing", message).cure(steps);
+    let missing = Finding::error(Code::PublicationMissing, message).cure(steps);
     if left.is_empty() { missing } else { missing.hint(left.join("; ")) }
 }
 
@@ -95,7 +95,7 @@ fn foreign(context: &Context<'_>, publication: &Publication) -> Option<Finding> 
          nor drops it"
     );
     let hint = "if nobody else reads it, this hands it over to walsweep";
-    let finding = Finding::info("publication_foreign", message).hint(hint);
+    let finding = Finding::info(Code::PublicationForeign, message).hint(hint);
     Some(finding.cure(vec![cure::remember(name, Memory::default())]))
 }
 
@@ -145,7 +145,7 @@ fn operations(context: &Context<'_>, publication: &Publication, rule: &Rule) -> 
     let missing = missing.map(|one| format!("`{one}`")).collect::<Vec<_>>().join(", ");
     let message =
         format!("rule `{}` looks at {missing}, which publication `{name}` leaves out", rule.name);
-    let finding = Finding::error("operation_not_published", message).at(&rule.at);
+    let finding = Finding::error(Code::OperationNotPublished, message).at(&rule.at);
     let finding = finding.of_rules([&rule.name]);
     let mut unwritable = context.catalog.unidentified.clone();
     let mut steps = Vec::new();
@@ -195,7 +195,8 @@ fn membership(
         let message =
             format!("`{shown}` is a partition whose changes are published as those of `{root}`");
         return Some(
-            Finding::error("partition_leaf", message).hint(format!("let the rule name `{root}`")),
+            Finding::error(Code::PartitionLeaf, message)
+                .hint(format!("let the rule name `{root}`")),
         );
     }
     let mut logged = table.partitions.iter().filter(|one| one.is_logged()).peekable();
@@ -206,10 +207,10 @@ fn membership(
             "publication `{name}` publishes the changes of `{shown}` under the names of its \
              partitions, and a partition that is added later would not be known"
         );
-        return Some(Finding::error("partition_root", message).cure(cure::set_via_root(name)));
+        return Some(Finding::error(Code::PartitionRoot, message).cure(cure::set_via_root(name)));
     }
     let message = format!("`{shown}` is not in publication `{name}`");
-    let finding = Finding::error("table_not_published", message);
+    let finding = Finding::error(Code::TableNotPublished, message);
     if publication.puballtables {
         return Some(finding);
     }

@@ -3,7 +3,7 @@
 use redis::aio::MultiplexedConnection;
 use redis::{Cmd, IntoConnectionInfo, RedisError, Value, cmd};
 
-use super::{Finding, Severity};
+use super::{Code, Finding, Severity};
 use crate::config::{Config, Located};
 use crate::sweep::redis::connect::ConnectError;
 use crate::sweep::redis::lease::{self, Loaded};
@@ -54,7 +54,7 @@ pub fn unreachable(error: &ConnectError) -> Finding {
         Some(reason) => login_refused(reason),
         None => {
             let hint = "see that Redis runs, and that `redis.url` names it";
-            Finding::error("redis_unreachable", error.to_string()).hint(hint)
+            Finding::error(Code::RedisUnreachable, error.to_string()).hint(hint)
         }
     }
 }
@@ -63,7 +63,7 @@ pub fn unreachable(error: &ConnectError) -> Finding {
 #[must_use]
 pub fn login_refused(reason: String) -> Finding {
     let hint = "check the user, the password and the certificates of `redis`";
-    Finding::error("redis_login", reason).hint(hint)
+    Finding::error(Code::RedisLogin, reason).hint(hint)
 }
 
 /// Where the Redis of a configuration is, without user and password.
@@ -145,7 +145,7 @@ impl Needs {
             && !missing.takes(&error, "ping")
         {
             let message = format!("redis does not answer: {error}");
-            findings.push(Finding::error("redis_unreachable", message));
+            findings.push(Finding::error(Code::RedisUnreachable, message));
             return Judged { findings, forbidden, is_usable: false };
         }
         match cmd("INFO").query_async::<String>(connection).await {
@@ -153,13 +153,13 @@ impl Needs {
             // That another server answers is then noticed later, by its watermark.
             Err(error) => missing.info = is_denied(&error),
         }
-        if !findings.iter().all(|finding| is_usable(finding.code)) {
+        if findings.iter().any(|finding| finding.code.spoils_redis()) {
             findings.extend(self.lacking(missing));
             return Judged { findings, forbidden, is_usable: false };
         }
         let may_unlink = self.rights(connection, (&mut missing, &mut findings)).await;
         findings.extend(self.lacking(missing));
-        let is_usable = findings.iter().all(|finding| is_usable(finding.code));
+        let is_usable = !findings.iter().any(|finding| finding.code.spoils_redis());
         if !is_usable || !may_unlink {
             return Judged { findings, forbidden, is_usable };
         }
@@ -203,7 +203,7 @@ impl Needs {
     fn lacks(&self, rights: &[String], with_keys: bool) -> Finding {
         let rights: Vec<String> = rights.iter().map(|right| format!("`{right}`")).collect();
         let message = format!("redis user `{}` lacks {}", self.user, rights.join(", "));
-        Finding::error("redis_permission", message).hint(self.cure(with_keys))
+        Finding::error(Code::RedisPermission, message).hint(self.cure(with_keys))
     }
 
     fn commands(&self) -> Vec<(&'static str, Cmd)> {
@@ -266,7 +266,7 @@ impl Needs {
                     "redis user `{}` may not remove keys of `{}`",
                     self.user, template.value
                 );
-                let finding = Finding::error("redis_key_permission", message).at(&template.at);
+                let finding = Finding::error(Code::RedisKeyPermission, message).at(&template.at);
                 (rule.clone(), finding.hint(self.cure(true)))
             })
             .collect()
@@ -317,9 +317,9 @@ fn refused(error: &RedisError, command: &str) -> Finding {
         _ if error.to_string().contains("unknown command") => {
             let message = format!("redis has no command `{name}`");
             let hint = "end its `rename-command` in the configuration of the server";
-            Finding::error("redis_command", message).hint(hint)
+            Finding::error(Code::RedisCommand, message).hint(hint)
         }
-        _ => Finding::error("redis_refused", format!("redis refuses `{name}`: {error}")),
+        _ => Finding::error(Code::RedisRefused, format!("redis refuses `{name}`: {error}")),
     }
 }
 
@@ -356,14 +356,9 @@ fn is_about_key(error: &RedisError) -> bool {
     detail.contains("key") && !detail.contains("to run the")
 }
 
-/// Whether keys can be removed from a server of which this is found: all of them, and for good.
-fn is_usable(code: &str) -> bool {
-    !matches!(code, "redis_unreachable" | "redis_replica" | "redis_cluster" | "redis_version")
-}
-
 fn cluster() -> Finding {
     let message = "`redis.url` reaches one node of a cluster: keys of the other nodes would stay";
-    let cluster = Finding::error("redis_cluster", message);
+    let cluster = Finding::error(Code::RedisCluster, message);
     cluster.hint("let `redis.url` name a Redis that is not part of a cluster")
 }
 
@@ -375,7 +370,7 @@ fn server(info: &str, wait_replicas: u32) -> Vec<Finding> {
     };
     let mut findings = Vec::new();
     if value("role") == Some("slave") {
-        let replica = Finding::error("redis_replica", "`redis.url` reaches a replica");
+        let replica = Finding::error(Code::RedisReplica, "`redis.url` reaches a replica");
         findings.push(replica.hint("let `redis.url` name the primary"));
     }
     if value("cluster_enabled") == Some("1") {
@@ -383,14 +378,14 @@ fn server(info: &str, wait_replicas: u32) -> Vec<Finding> {
     }
     if let Some(version) = value("redis_version").filter(|version| is_old(version)) {
         let message = format!("redis is version {version}, and 6.2 is the oldest that will do");
-        findings.push(Finding::error("redis_version", message).hint("update the server"));
+        findings.push(Finding::error(Code::RedisVersion, message).hint("update the server"));
     }
     if let Some(policy) = value("maxmemory_policy").filter(|policy| policy.starts_with("allkeys")) {
         let message = format!(
             "`maxmemory-policy` is `{policy}`: the watermark key may be evicted, and each eviction \
              costs a sweep of everything"
         );
-        let evicts = Finding::warning("redis_eviction", message);
+        let evicts = Finding::warning(Code::RedisEviction, message);
         findings
             .push(evicts.hint("`volatile-*` spares keys without a time to live, as this one is"));
     }
@@ -400,7 +395,7 @@ fn server(info: &str, wait_replicas: u32) -> Vec<Finding> {
             "`wait_replicas` is {wait_replicas}, and {replicas} replicas are connected: nothing is \
              confirmed, and the slot keeps WAL"
         );
-        let few = Finding::warning("redis_replicas", message);
+        let few = Finding::warning(Code::RedisReplicas, message);
         findings.push(few.hint("connect the replicas, or lower `redis.wait_replicas`"));
     }
     findings
@@ -431,9 +426,9 @@ async fn tracking(needs: &Needs, connection: &mut MultiplexedConnection) -> Opti
         } else {
             let message = format!("redis cannot tell which keys are written: {error}");
             let hint = "set `refill.observe` to false: every second removal takes all keys anyway";
-            Finding::error("redis_tracking", message).hint(hint)
+            Finding::error(Code::RedisTracking, message).hint(hint)
         };
-        return Some(Finding { severity: Severity::Warning, code: "redis_tracking", ..finding });
+        return Some(Finding { severity: Severity::Warning, code: Code::RedisTracking, ..finding });
     }
     None
 }
@@ -444,11 +439,11 @@ async fn functions(connection: &mut MultiplexedConnection) -> Option<Finding> {
     match lease::loaded(connection).await {
         Ok(Loaded::Current) => {
             let message = "the lease functions are loaded, in this version".to_owned();
-            Some(Finding::info("lease_loaded", message))
+            Some(Finding::info(Code::LeaseLoaded, message))
         }
         Ok(Loaded::Other) => {
             let message = "the lease functions are loaded, in another version".to_owned();
-            Some(Finding::warning("lease_outdated", message).hint("`walsweep setup --lease`"))
+            Some(Finding::warning(Code::LeaseOutdated, message).hint("`walsweep setup --lease`"))
         }
         Ok(Loaded::Nothing) | Err(_) => None,
     }
@@ -576,7 +571,7 @@ mod tests {
             ("redis_version:10.0.1\r\n", &[]),
             ("redis_version:unknown\r\n", &[]),
         ] {
-            let found: Vec<_> = server(info, 2).iter().map(|finding| finding.code).collect();
+            let found: Vec<_> = server(info, 2).iter().map(|one| one.code.as_str()).collect();
             assert_eq!(found, codes, "{info}");
         }
     }

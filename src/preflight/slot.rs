@@ -12,14 +12,11 @@ use tokio::time::timeout;
 use tokio_postgres::Client;
 
 use super::catalog::{Prepared, Publication, Slot};
-use super::{Context, Error, Finding, Severity, cure};
+use super::{Code, Context, Error, Finding, Severity, cure};
 use crate::config::{Config, Postgres, SlotOn};
 use crate::postgres::identify;
 use crate::sweep::redis::connect;
 use crate::sweep::{Watermark, key_name};
-
-/// The code of the finding that nothing tells whose the slot is.
-const UNCLAIMED: &str = "slot_unclaimed";
 
 /// How long Redis is asked whether walsweep has read the slot.
 const REDIS_TIMEOUT: Duration = Duration::from_secs(2);
@@ -30,7 +27,7 @@ pub(super) fn check(context: &Context<'_>) -> Vec<Finding> {
     let Some(slot) = &context.catalog.slot else {
         let message = format!("there is no slot `{name}`");
         let missing =
-            Finding::info("slot_missing", message).hint("`run` creates it when it starts");
+            Finding::info(Code::SlotMissing, message).hint("`run` creates it when it starts");
         let missing = missing.cure(vec![cure::create_slot(&context.config.postgres)]);
         let missing = missing.done_by_setup();
         return [missing].into_iter().chain(prepared(&context.catalog.prepared)).collect();
@@ -43,7 +40,7 @@ pub(super) fn check(context: &Context<'_>) -> Vec<Finding> {
     findings.extend(unclaimed(context));
     if let Some(pid) = slot.active_pid {
         let message = format!("slot `{name}` is in use by process {pid}");
-        let active = Finding::info("slot_active", message);
+        let active = Finding::info(Code::SlotActive, message);
         findings.push(active.hint("a walsweep that is started now waits for it"));
     }
     findings
@@ -76,7 +73,7 @@ fn unclaimed(context: &Context<'_>) -> Option<Finding> {
     );
     let is_doubtful = memory.as_ref().is_some_and(|memory| !memory.is_empty());
     let severity = if is_doubtful { Severity::Warning } else { Severity::Info };
-    let finding = Finding::new(severity, UNCLAIMED, message);
+    let finding = Finding::new(severity, Code::SlotUnclaimed, message);
     let other = "if another program reads it, let `postgres.slot` name another one";
     Some(match memory {
         Some(memory) => finding
@@ -92,7 +89,7 @@ fn unclaimed(context: &Context<'_>) -> Option<Finding> {
 /// nothing.
 pub async fn hold_against_redis(config: &Config, client: &Client, findings: &mut [Finding]) {
     let is_doubtful =
-        |one: &&mut Finding| one.code == UNCLAIMED && one.severity == Severity::Warning;
+        |one: &&mut Finding| one.code == Code::SlotUnclaimed && one.severity == Severity::Warning;
     let Some(finding) = findings.iter_mut().find(is_doubtful) else { return };
     if timeout(REDIS_TIMEOUT, was_read(config, client)).await == Ok(Some(false)) {
         finding.severity = Severity::Error;
@@ -115,7 +112,7 @@ async fn was_read(config: &Config, client: &Client) -> Option<bool> {
 
 /// Whether it is worth a line of the log of `run` whose the slot may be, and which.
 pub(crate) fn doubts(findings: &[Finding]) -> impl Iterator<Item = &Finding> {
-    findings.iter().filter(|finding| finding.code == UNCLAIMED)
+    findings.iter().filter(|finding| finding.code == Code::SlotUnclaimed)
 }
 
 /// What is said of a slot that is there when the publication is created. The server looks the
@@ -151,7 +148,7 @@ pub async fn before_publication(config: &Config, client: &Client) -> Result<Vec<
         "publication `{publication}` was created or altered after what slot `{slot}` may still \
          have to decode: what was committed while there was none, the server cannot decode"
     );
-    let younger = Finding::warning("publication_younger", message);
+    let younger = Finding::warning(Code::PublicationYounger, message);
     let hint = "nothing is to be done: `run` gives such a slot up after three sessions that end at \
                 the same place, and sweeps everything";
     Ok(vec![younger.hint(hint)])
@@ -164,7 +161,7 @@ fn prepared(Prepared { count, seconds }: &Prepared) -> Option<Finding> {
          has ended"
     );
     let hint = "`commit prepared` or `rollback prepared` what `pg_prepared_xacts` lists";
-    (*count > 0).then(|| Finding::warning("slot_waits", message).hint(hint))
+    (*count > 0).then(|| Finding::warning(Code::SlotWaits, message).hint(hint))
 }
 
 /// Why nothing can be streamed from it.
@@ -177,7 +174,7 @@ fn why_lost(slot: &Slot) -> Option<&'static str> {
 /// A slot that is, or soon will be, without WAL that it needs.
 fn behind(name: &str, slot: &Slot) -> Option<Finding> {
     if let Some(cause) = why_lost(slot) {
-        let lost = Finding::warning("slot_lost", format!("slot `{name}` is lost: {cause}"));
+        let lost = Finding::warning(Code::SlotLost, format!("slot `{name}` is lost: {cause}"));
         return Some(lost.hint("`run` creates it anew and sweeps everything"));
     }
     match slot.wal_status.as_deref() {
@@ -186,7 +183,7 @@ fn behind(name: &str, slot: &Slot) -> Option<Finding> {
                 "slot `{name}` keeps more WAL than `max_slot_wal_keep_size` allows: a checkpoint \
                  may take it away, and the slot is lost"
             );
-            let soon = Finding::warning("slot_unreserved", message);
+            let soon = Finding::warning(Code::SlotUnreserved, message);
             Some(soon.hint("let walsweep catch up now, or raise `max_slot_wal_keep_size`"))
         }
         _ => None,
@@ -201,24 +198,24 @@ fn unfit(context: &Context<'_>, slot: &Slot) -> Option<Finding> {
         let plugin = slot.plugin.as_deref().unwrap_or("none: it is a physical slot");
         let message =
             format!("slot `{name}` has another output plugin than `pgoutput`: `{plugin}`");
-        return Some(Finding::error("slot_plugin", message));
+        return Some(Finding::error(Code::SlotPlugin, message));
     }
     if slot.database.as_ref() != Some(database) {
         let other = slot.database.as_deref().unwrap_or_default();
         let message = format!("slot `{name}` is of database `{other}`, not of `{database}`");
-        return Some(Finding::error("slot_database", message));
+        return Some(Finding::error(Code::SlotDatabase, message));
     }
     if slot.synced == Some(true) && context.config.postgres.slot_on == SlotOn::Standby {
         let message = format!("slot `{name}` is the standby's copy of the primary's");
-        return Some(Finding::error("slot_synced", message));
+        return Some(Finding::error(Code::SlotSynced, message));
     }
     if slot.temporary {
         let message = format!("slot `{name}` is temporary: it ends with the session that made it");
-        return Some(Finding::error("slot_temporary", message));
+        return Some(Finding::error(Code::SlotTemporary, message));
     }
     if slot.two_phase == Some(true) {
         let message = format!("slot `{name}` decodes at PREPARE TRANSACTION, before the commit");
-        return Some(Finding::error("slot_two_phase", message));
+        return Some(Finding::error(Code::SlotTwoPhase, message));
     }
     None
 }

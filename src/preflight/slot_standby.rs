@@ -3,7 +3,7 @@
 use serde::Deserialize;
 
 use super::catalog::{Catalog, Slot};
-use super::{Error, Finding, cure};
+use super::{Code, Error, Finding, cure};
 use crate::config::{Postgres, SlotOn};
 use crate::postgres::connect_sql;
 
@@ -44,7 +44,7 @@ pub(super) async fn check(config: &Postgres, catalog: &mut Catalog) -> Result<Ve
             "`postgres.slot_on = \"standby\"` needs PostgreSQL 16, the server is {}",
             catalog.version / 10_000
         );
-        let finding = Finding::error("standby_version", message);
+        let finding = Finding::error(Code::StandbyVersion, message);
         return Ok(vec![finding.hint("leave the option out: the slot is then on the primary")]);
     }
     let state = read(config).await?;
@@ -53,14 +53,14 @@ pub(super) async fn check(config: &Postgres, catalog: &mut Catalog) -> Result<Ve
                        `standby`";
         let hint = "let `postgres.replication_url` name a standby of the primary; if that one was \
                     promoted and is the new primary, let `postgres.url` name it";
-        return Ok(vec![Finding::error("replication_primary", message).hint(hint)]);
+        return Ok(vec![Finding::error(Code::ReplicationPrimary, message).hint(hint)]);
     }
     let mut findings = Vec::from_iter(left_behind(config, catalog));
     findings.extend(settings(&state));
     if catalog.may_log_snapshot == Some(false) {
         let message = "the role may not let the primary log which transactions run, for which a \
                        slot that is created on a standby waits: that takes up to a minute";
-        let denied = Finding::warning("standby_snapshot", message);
+        let denied = Finding::warning(Code::StandbySnapshot, message);
         findings.push(denied.cure(cure::allow_standby_snapshot(&config.endpoint.user)));
     }
     catalog.slot = state.slot;
@@ -92,7 +92,7 @@ fn left_behind(config: &Postgres, catalog: &Catalog) -> Option<Finding> {
         None => "nobody reads it, and it keeps WAL".to_owned(),
     };
     let left = Finding::warning(
-        "slot_on_primary",
+        Code::SlotOnPrimary,
         format!("a slot `{name}` is on the primary, too: {who}"),
     );
     let drop = cure::drop_slot(name);
@@ -107,19 +107,19 @@ fn settings(state: &State) -> Vec<Finding> {
     let mut findings = Vec::new();
     if state.wal_level != "logical" {
         let message = format!("`wal_level` of the standby is `{}`", state.wal_level);
-        let level = Finding::error("standby_wal_level", message);
+        let level = Finding::error(Code::StandbyWalLevel, message);
         findings.push(level.hint("set `wal_level = logical` there, too, and start it again"));
     }
     if !state.hot_standby_feedback {
         let message = "`hot_standby_feedback` of the standby is off: the primary removes catalog \
                        rows that the slot needs, and the slot is lost";
-        let off = Finding::warning("standby_feedback", message);
+        let off = Finding::warning(Code::StandbyFeedback, message);
         findings.push(off.hint("set it to `on` there, or each loss costs a sweep of everything"));
     }
     if state.primary_slot_name.as_deref() == Some("") {
         let message = "the standby has no `primary_slot_name`: while it is away, the primary \
                        removes catalog rows that the slot needs, and the slot is lost";
-        let none = Finding::warning("standby_primary_slot", message);
+        let none = Finding::warning(Code::StandbyPrimarySlot, message);
         findings.push(none.hint("set it there to a physical slot of the server that it follows"));
     }
     findings

@@ -8,7 +8,7 @@ use tokio_postgres::{Client, Row};
 use super::catalog::{Name, digest_of, names};
 use super::memory::SENTENCE;
 use super::step::{Does, Step};
-use super::{Error, Finding, cure, likely};
+use super::{Code, Error, Finding, cure, likely};
 use crate::config::{Config, Rule, Source, TableName};
 use crate::postgres::statement::render;
 
@@ -126,7 +126,7 @@ pub(super) async fn check(config: &Config, client: &Client) -> Result<Vec<Findin
     findings.extend(trigger(&found, slot).map(|finding| of_all(finding).at(&first.table_at)));
     if found.event_triggers.as_deref() == Some("off") {
         let off =
-            Finding::error("event_triggers_off", "`event_triggers` is off: no refresh is told");
+            Finding::error(Code::EventTriggersOff, "`event_triggers` is off: no refresh is told");
         findings.push(of_all(off).hint("set `event_triggers = on`"));
     }
     Ok(findings)
@@ -162,15 +162,16 @@ fn view(found: &Found, rule: &Rule) -> Option<Finding> {
         Some('m') => return None,
         Some('r' | 'p') => {
             let message = format!("`{wanted}` is a table, and no materialized view");
-            Finding::error("view_kind", message).hint("name it with `table`")
+            Finding::error(Code::ViewKind, message).hint("name it with `table`")
         }
         Some(_) => {
             let message = format!("`{wanted}` is no materialized view: it is never refreshed");
-            Finding::error("view_kind", message).hint("let rules look at the tables that it reads")
+            Finding::error(Code::ViewKind, message)
+                .hint("let rules look at the tables that it reads")
         }
         None => {
             let message = format!("there is no materialized view `{wanted}`");
-            let finding = Finding::error("view_missing", message);
+            let finding = Finding::error(Code::ViewMissing, message);
             match likely(&rule.table, &found.others) {
                 Some(like) => finding.hint(format!("did you mean `{like}`")),
                 None => {
@@ -197,14 +198,14 @@ fn trigger(found: &Found, slot: &str) -> Option<Finding> {
     let what = match found.trigger.as_ref().filter(|trigger| trigger.name == name) {
         None if found.function.as_ref().is_some_and(|function| !function.is_ours()) => {
             let message = format!("function `public.{name}` is there, and not walsweep's");
-            let foreign = Finding::error("refresh_trigger_foreign", message);
+            let foreign = Finding::error(Code::RefreshTriggerForeign, message);
             return Some(foreign.hint("give it another name, or let `postgres.slot` have another"));
         }
         None => "is missing",
         Some(trigger) if !trigger.is_own() => {
             let message =
                 format!("event trigger `{name}` calls `{}`, not its own", trigger.function);
-            let foreign = Finding::error("refresh_trigger_foreign", message);
+            let foreign = Finding::error(Code::RefreshTriggerForeign, message);
             return Some(foreign.hint("give it another name, or let `postgres.slot` have another"));
         }
         Some(trigger) if trigger.enabled == 'D' => "is disabled",
@@ -217,7 +218,7 @@ fn trigger(found: &Found, slot: &str) -> Option<Finding> {
     let message = format!("event trigger `{name}` {what}: a REFRESH would not be told");
     let hint = "a superuser runs it, or the administrator role of a managed service; without one, \
                 let the rule look at a `message` that the job sends after its REFRESH";
-    let finding = Finding::error("refresh_trigger", message).hint(hint);
+    let finding = Finding::error(Code::RefreshTrigger, message).hint(hint);
     Some(finding.cure(vec![Step::new(Does::Trigger, installed)]))
 }
 

@@ -289,6 +289,7 @@ mod tests {
     use crate::capture;
     use crate::decode;
     use crate::postgres::{self, ServerError};
+    use crate::preflight::{Code, Finding};
     use crate::source;
     use crate::sweep::Doubt;
 
@@ -296,6 +297,28 @@ mod tests {
     fn stream(code: &str) -> Error {
         let server = ServerError { code: code.to_owned(), message: "no".to_owned() };
         Error::from(capture::Error::Stream(server))
+    }
+
+    /// It is printed below the findings, each of which has its own cure.
+    #[test]
+    fn the_hint_of_what_is_refused_leads_to_what_helps() {
+        let plain = |code| Finding::error(code, "wrong");
+        let cured = |code| Finding { sql: Some("alter".to_owned()), ..plain(code) };
+        let of_rule = |finding: Finding| finding.of_rules(["a"]);
+        let (setup, strict) = ("`walsweep setup --print`", "without `--strict`");
+        for (findings, is_setup, is_strict) in [
+            (vec![cured(Code::PublicationMissing)], true, false),
+            (vec![plain(Code::InRecovery)], false, false),
+            (vec![plain(Code::RedisCluster)], false, false),
+            (vec![of_rule(plain(Code::LookupSql))], false, true),
+            (vec![of_rule(cured(Code::ReplicaIdentity))], true, true),
+            (vec![plain(Code::WalLevel), of_rule(cured(Code::ReplicaIdentity))], true, false),
+            (vec![Finding::warning(Code::SlotLost, "lost")], false, false),
+        ] {
+            let hint = Error::Refused(findings.clone()).hint().unwrap_or_default();
+            assert_eq!(hint.contains(setup), is_setup, "{findings:?}: {hint}");
+            assert_eq!(hint.contains(strict), is_strict, "{findings:?}: {hint}");
+        }
     }
 
     /// What would recur in each session from the same position, and what would not.

@@ -21,6 +21,7 @@ use crate::source::slot_health::{self, SlotState};
 use crate::source::slot_server::{self, SlotServer, Witness};
 use crate::source::watch::{Watch, tell_rules};
 use crate::sweep::{Broken, Doubt, Prints, Watermark};
+use crate::telemetry::metrics::SlotLabel;
 use crate::telemetry::{Health, Topic};
 
 /// `application_name` of the gate's connection. Nothing else runs on it: whatever waits for a lock,
@@ -130,6 +131,7 @@ impl Session {
         let watch = Watch::new(Rc::clone(&sql), (tables, prints.clone()), &report, rules);
         health.over(&Topic::Watch);
         let (history, primary) = primary(&sql).await?;
+        health.metrics().slot_is(&slot_label(config, &history));
         let gate = another(config, &primary, GATE_NAME).await?;
         let beside = another(config, &primary, slot_server::NAME).await?;
         let server = SlotServer::reach(&config.postgres, beside).await?;
@@ -204,6 +206,13 @@ fn tell_doubts(report: &[Finding]) {
             Severity::Warning | Severity::Error => tracing::warn!(hint, "{message}"),
         }
     }
+}
+
+/// The slot of a configuration on a server of this history, as the metrics tell of it.
+pub(crate) fn slot_label(config: &Config, history: &History) -> SlotLabel {
+    let (slot, database) =
+        (config.postgres.slot.clone(), config.postgres.endpoint.database.clone());
+    SlotLabel { slot, database, system_id: history.system_id.clone() }
 }
 
 /// Tells of the hosts that were tried before the primary. A standby among them is as it should be.

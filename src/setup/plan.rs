@@ -94,7 +94,7 @@ fn rank(step: &Step) -> u8 {
 mod tests {
     use super::{Mark, plan};
     use crate::config::TableName;
-    use crate::preflight::{Does, Finding, Identity, Memory, Step};
+    use crate::preflight::{Code, Does, Finding, Identity, Memory, Step};
 
     /// A relation may be a part of several of them.
     #[test]
@@ -104,7 +104,7 @@ mod tests {
         let finding = |steps| Finding {
             steps,
             is_done_by_setup: true,
-            ..Finding::info("table_unneeded", "it is published")
+            ..Finding::info(Code::TableUnneeded, "it is published")
         };
         let drops = ["a", "b"].map(|name| step(name, Does::DropTable(table(name))));
         let identity = Identity { table: table("a"), relation: table("c"), was: 'd', index: None };

@@ -27,7 +27,7 @@ use tokio_postgres::Client;
 use crate::config::Config;
 use crate::keys::{LookupId, RuleId, Rules};
 use crate::postgres::{Sql, connect_sql};
-use crate::preflight::{self, Finding, Misfit, Trial};
+use crate::preflight::{self, Code, Finding, Misfit, Trial};
 use crate::source::Error;
 use crate::source::catalog_changes::CatalogChanges;
 use crate::source::shape::Watched;
@@ -114,7 +114,7 @@ impl Watch {
         findings: &[Finding],
         rules: &Rules,
     ) -> Watch {
-        let of_lookups = findings.iter().filter(|one| preflight::is_of_lookup(one.code));
+        let of_lookups = findings.iter().filter(|one| one.code.is_of_lookup());
         let (of_lookups, misfits) = (of_lookups.cloned().collect(), preflight::misfits(findings));
         Watch { sql, watched, prints, misfits, rules: rules.copy(), of_lookups }
     }
@@ -124,7 +124,7 @@ impl Watch {
     /// and puts no key in doubt is sent to `adopt`.
     pub async fn run(self, config: &Config, health: &Health, adopt: &Sender<Rc<Prints>>) -> Error {
         let Watch { sql, watched, prints, misfits, rules, of_lookups } = self;
-        let misfits = misfits.into_iter().filter(|(_, code)| !preflight::is_of_lookup(code));
+        let misfits = misfits.into_iter().filter(|(_, code)| !code.is_of_lookup());
         let (watched, rules, misfits) = (&watched, &rules, misfits.collect());
         let (client, of_lookups): (&Client, _) = (&sql, of_lookups.as_slice());
         let written = &Notify::new();
@@ -272,7 +272,7 @@ async fn try_lookups(
         return std::future::pending().await;
     }
     let misfits = preflight::misfits(before);
-    let mut doubts = before.iter().any(|finding| finding.code == preflight::LOOKUP_LOCKED);
+    let mut doubts = before.iter().any(|finding| finding.code == Code::LookupLocked);
     // Whoever is in the way is told at once.
     let mut pause = if doubts { Duration::ZERO } else { TRIAL_INTERVALS.1 };
     let mut rest = TRIAL_INTERVALS.1;

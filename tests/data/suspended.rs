@@ -72,7 +72,11 @@ async fn a_dropped_table_suspends_its_rule_and_no_other() {
     assert_eq!(sidecar.metric_sum("walsweep_rule_suspended").await, 1.0);
     let check = sidecar.command(&["check"]);
     assert_eq!(check.status.code(), Some(1));
-    assert!(text(&check).contains("would suspend rule `x`"), "{}", text(&check));
+    assert!(
+        text(&check).contains("suspend rule `x`; with `--strict` it refuses"),
+        "{}",
+        text(&check)
+    );
     // Made again, it is not published: the cure is another one.
     bed.sql.run(TABLE).await;
     told(&sidecar, "alter publication \"walsweep\" add table only \"public\".\"x\"").await;

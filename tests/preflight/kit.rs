@@ -162,7 +162,7 @@ pub(crate) async fn check(config: &Config, client: &Client) -> Vec<Finding> {
 }
 
 pub(crate) fn codes(findings: &[Finding]) -> Vec<&'static str> {
-    let mut codes: Vec<_> = findings.iter().map(|finding| finding.code).collect();
+    let mut codes: Vec<_> = findings.iter().map(|finding| finding.code.as_str()).collect();
     codes.retain(|code| !USUAL.contains(code));
     codes.sort_unstable();
     codes.dedup();
@@ -170,7 +170,7 @@ pub(crate) fn codes(findings: &[Finding]) -> Vec<&'static str> {
 }
 
 pub(crate) fn find<'a>(findings: &'a [Finding], code: &str) -> &'a Finding {
-    let found = findings.iter().find(|finding| finding.code == code);
+    let found = findings.iter().find(|finding| finding.code.as_str() == code);
     found.unwrap_or_else(|| panic!("no {code} in {findings:#?}"))
 }
 

@@ -5,7 +5,7 @@ use std::process::Stdio;
 use std::time::{Duration, SystemTime};
 
 use walsweep::keys::Rules;
-use walsweep::preflight::{self, Severity};
+use walsweep::preflight::{self, Code, Severity};
 use walsweep::setup;
 use walsweep::throwaway::{Postgres, PostgresOptions, StopMode};
 
@@ -83,7 +83,7 @@ async fn a_slot_that_is_lost_or_soon_will_be_is_a_warning() {
     let findings = check(&config, &client).await;
     assert_eq!(codes(&findings), ["slot_lost"]);
     assert_eq!(find(&findings, "slot_lost").severity, Severity::Warning);
-    assert!(!findings.iter().any(|finding| finding.code == "slot_keep_unlimited"));
+    assert!(!findings.iter().any(|finding| finding.code == Code::SlotKeepUnlimited));
 }
 
 /// It may be another program's; if it is walsweep's, `run` gives it up.
