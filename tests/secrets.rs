@@ -141,7 +141,7 @@ async fn no_page_and_no_report_tells_a_value_a_key_or_a_password_whatever_fails(
     // Each of the passwords is no longer the right one.
     admin(&site.bed.cache, "ACL SETUSER app resetpass >another").await;
     admin(&site.bed.cache, "CLIENT KILL USER app").await;
-    site.tells_nothing("WRONGPASS", &["WRONGPASS"]).await;
+    site.tells_nothing("authentication failed", &["authentication failed"]).await;
     admin(&site.bed.cache, &format!("ACL SETUSER app resetpass >{PASSWORD}-redis")).await;
     site.works().await;
     site.bed.sql.run("alter role postgres password 'another'").await;

@@ -430,10 +430,10 @@ mod tests {
             (0..64).map(|id| rule(&format!("r{id}"), "item", &format!("{id}:{{id}}"))).collect();
         let mut rules = Rules::compile(&all).unwrap();
         let mut refill = Refill::new(WINDOW, rules.key_set(), Lsn(1));
-        let steps = u64::try_from(KEPT_MAX).unwrap() * 2;
-        let id = |step: u64, id: u32| format!("{step}:{id:0>200}");
+        let steps = u64::try_from(KEPT_MAX).unwrap() + 8;
+        let id = |step: u64, id: u32| format!("{step}:{id:0>1000}");
         for step in 0..steps {
-            let ids: Vec<String> = (0..40).map(|one| id(step, one)).collect();
+            let ids: Vec<String> = (0..8).map(|one| id(step, one)).collect();
             let ids: Vec<&str> = ids.iter().map(String::as_str).collect();
             refill.keep(Lsn(10 + step), keys(&mut rules, "item", &ids), Vec::new());
             let bytes: usize = refill.kept.iter().map(|kept| kept.keys.bytes()).sum();
