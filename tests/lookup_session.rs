@@ -224,7 +224,7 @@ async fn what_a_comment_of_a_query_names_is_not_to_be_granted() {
         "[lookup.club]\nsql = \"{query}\"\nparams = [\"id\"]\n\
          [[rule]]\nname = \"item\"\ntable = \"public.item\"\nkeys = [\"club:{{club.name}}\"]\n"
     );
-    let said = crate::support::text(&Sidecar::new(settings).command(&["check"]));
+    let said = text(&Sidecar::new(settings).command(&["check"]));
     for part in ["on schema \"shop\" to \"plain\"", "on \"shop\".\"club\" to \"plain\""] {
         assert!(said.contains(part), "{part}: {said}");
     }

@@ -75,8 +75,8 @@ struct Known {
     judged: Option<String>,
 }
 
-/// What the latest questions of one kind took. The least of them is what one costs: on a busy server
-/// each waits for a processor besides, and they must not be rare for that.
+/// What the latest questions of one kind took. The least of them is what one costs: on a busy
+/// server each waits for a processor besides, and they must not be rare for that.
 #[derive(Default)]
 struct Costs(VecDeque<Duration>);
 
