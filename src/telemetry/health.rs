@@ -420,4 +420,4 @@ fn head(text: &str) -> String {
 
 #[cfg(test)]
 #[path = "health_tests.rs"]
-mod tests;
+pub(crate) mod tests;
