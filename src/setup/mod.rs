@@ -27,7 +27,7 @@ use tokio_postgres::error::SqlState;
 use crate::config::{Config, SlotOn, TableName};
 use crate::keys::Rules;
 use crate::postgres::{Sql, connect_sql};
-use crate::preflight::{self, Does, Finding, Identity, Memory, Runner, Step, remembering};
+use crate::preflight::{self, Does, Finding, Memory, Runner, Step, remembering};
 use crate::source::slot_server::{caught_up, nudge};
 
 pub use self::done::{Done, Refused};
