@@ -12,7 +12,7 @@ use crate::telemetry::metrics::Metrics;
 
 /// Collects what is logged while it is there.
 #[derive(Clone, Default)]
-struct Log(Arc<Mutex<Vec<u8>>>);
+pub(crate) struct Log(Arc<Mutex<Vec<u8>>>);
 
 impl Write for Log {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
@@ -26,7 +26,7 @@ impl Write for Log {
 }
 
 impl Log {
-    fn start() -> (Log, DefaultGuard) {
+    pub(crate) fn start() -> (Log, DefaultGuard) {
         let log = Log::default();
         let writer = log.clone();
         let lines = tracing_subscriber::fmt()
@@ -38,7 +38,7 @@ impl Log {
     }
 
     /// The lines since the last call.
-    fn lines(&self) -> Vec<String> {
+    pub(crate) fn lines(&self) -> Vec<String> {
         let bytes = std::mem::take(&mut *self.0.lock().unwrap());
         let lines = String::from_utf8(bytes).unwrap();
         lines.lines().map(|line| line.trim().to_owned()).collect()

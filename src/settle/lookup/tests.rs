@@ -18,6 +18,7 @@ use crate::lsn::Lsn;
 use crate::postgres::{Endpoint, History};
 use crate::settle::{Cause, Gated, Visible};
 use crate::telemetry::Health;
+use crate::telemetry::health::tests::Log;
 use crate::telemetry::metrics::Metrics;
 
 /// One rule, whose key needs a row by column `name`.
@@ -161,6 +162,32 @@ async fn keys_that_come_in_the_midst_of_a_round_wait_no_longer_than_others() {
         late.iter().all(|late| *late <= ANSWER_TIMEOUT + Duration::from_millis(50)),
         "{late:?}"
     );
+}
+
+/// Whether the lookup works again the next session finds out.
+#[tokio::test(start_paused = true)]
+async fn with_the_session_a_lookup_that_fails_is_taken_back_and_not_told_as_resolved() {
+    let (log, _guard) = Log::start();
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = silent.local_addr().unwrap().port();
+    let url = format!("postgres://u@127.0.0.1:{port}/d?sslmode=disable");
+    let mut rules = rules();
+    let health = Arc::new(Health::new(Arc::new(Metrics::new(&["r".to_owned()]))));
+    let server = History { system_id: "7".to_owned(), timeline: 1 };
+    let endpoint = Endpoint::parse(&url).unwrap();
+    let rows = Rows::new(endpoint, server, rules.lookups(), Arc::clone(&health));
+    let test = async {
+        let (inputs, received) = channel(64);
+        let (outputs, mut passed) = channel(64);
+        tokio::task::spawn_local(Lookups::new(rows, None).run(received, outputs));
+        inputs.send(waiting(&mut rules, 1)).await.unwrap();
+        assert!(passed.recv().await.is_some());
+        assert!(health.readiness().1.contains("lookup `team` fails"), "{:?}", health.readiness());
+    };
+    LocalSet::new().run_until(test).await;
+    assert!(!health.readiness().1.contains("lookup"), "{:?}", health.readiness());
+    let lines = log.lines().concat();
+    assert!(lines.contains("lookup `team` fails") && !lines.contains("resolved"), "{lines}");
 }
 
 /// What is read ahead of a transaction's commit is for nobody else, even if it never serves.
