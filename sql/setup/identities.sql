@@ -6,8 +6,8 @@
 -- need an identity. The sixth is whether the publication's owner may alter the relation. The
 -- seventh, as JSON, are the relation and the tables that it is a partition of: schema, name,
 -- whether the publication names it, and whether it has it otherwise, by schema or with all tables.
--- What is published of them needs the relation's identity, too. The last are its indexes that may be its
--- identity (check_index_for_replica_identity and ATExecReplicaIdentity, tablecmds.c).
+-- What is published of them needs the relation's identity, too. The last are its indexes that may
+-- be its identity (check_index_for_replica_identity and ATExecReplicaIdentity, tablecmds.c).
 with recursive member as (
   select c.oid
     from unnest($1::text[], $2::text[]) as wanted (schema, name)

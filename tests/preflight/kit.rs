@@ -17,12 +17,13 @@ use walsweep::throwaway::Postgres;
 
 /// What every throwaway server is found to be, and a publication that a test made by hand, and gave
 /// a comment that tells no more than whose it is; a superuser; not told in the rows.
-pub(crate) const USUAL: [&str; 5] = [
+pub(crate) const USUAL: [&str; 6] = [
     "slot_missing",
     "slot_keep_unlimited",
     "publication_foreign",
     "publication_memory",
     "superuser",
+    "heir_published",
 ];
 
 pub(crate) const NO_OPERATIONS: Operations =
