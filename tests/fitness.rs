@@ -171,8 +171,7 @@ async fn a_server_that_comes_later_is_looked_at_when_it_comes() {
     ready(&sidecar).await;
     let body = sidecar.get("/readyz").await.unwrap().1;
     assert!(!body.contains("cluster"), "{body}");
-    // Ready it is once all keys are swept; the watermark is written a little later.
-    bed.settled().await;
+    bed.marked().await;
     // It takes the place of the one that was right.
     front.to(target(&cluster));
     not_ready(&sidecar, &[told]).await;
