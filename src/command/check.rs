@@ -11,8 +11,10 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use super::commands::{Failure, NAME, configuration, print};
+use super::NAME;
+use super::failure::{Failure, print};
 use super::forecast::{Forecast, forecast};
+use super::load::configuration;
 use super::verdict::Verdict;
 use crate::config::Config;
 use crate::keys::Rules;

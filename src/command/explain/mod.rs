@@ -1,6 +1,7 @@
 //! Which keys a change of one row removes, by which rule, and what was widened and why: the answer
 //! of `walsweep explain`, from the same code that maps the stream.
 
+pub mod command;
 mod show;
 mod table;
 #[cfg(test)]
