@@ -95,7 +95,8 @@ pub(super) fn endpoint(config: &Config, login: Option<&str>) -> Result<Endpoint,
     let endpoint = Endpoint::parse(url).map_err(|error| wrong(error.to_string()))?;
     if endpoint.database != configured.database {
         let (given, wanted) = (&endpoint.database, &configured.database);
-        return Err(wrong(format!("it names database `{given}`, `postgres.url` `{wanted}`")));
+        let wrong = wrong(format!("it names database `{given}`, `postgres.url` `{wanted}`"));
+        return Err(wrong.with_hint(Some(format!("end that URL with `/{wanted}`"))));
     }
     // Tried now, for what is wrong with it; read at each login, for the host that it is with.
     endpoint.clone().load_password().map_err(|error| wrong(error.to_string()))?;

@@ -98,7 +98,7 @@ fn no_toml(reader: &mut Reader<'_>, text: &str, errors: &[toml::de::Error]) {
         let unclosed = unclosed::bracket(text).filter(|open| *open <= start(error));
         match unclosed.filter(|_| !is_twice(error)) {
             Some(open) => {
-                let hint = Some("write `]` behind its last value");
+                let hint = Some("write `]` after its last value");
                 let at = reader.location(open, "");
                 reader.problem(at, "this `[` has no `]`".to_owned(), hint);
             }

@@ -247,6 +247,7 @@ pub(super) fn remember(context: &Context<'_>, findings: &mut Vec<Finding>) {
         return;
     };
     let mut steps = Vec::new();
+    let whole = last.clone();
     if first != before {
         // One comment is enough where nothing is to be forgotten.
         steps.push(cure::remember_first(name, if is_forgetful { first } else { last.clone() }));
@@ -258,7 +259,16 @@ pub(super) fn remember(context: &Context<'_>, findings: &mut Vec<Finding>) {
         let own = before.tables.get(&postgres.slot);
         let is_known = |table: &TableName| own.is_some_and(|own| own.contains(table));
         let unknown = tables.iter().find(|(table, is_there)| *is_there && !is_known(table));
-        findings.push(untold(context, unknown.map(|(table, _)| table)).cure(steps));
+        let mut untold = untold(context, unknown.map(|(table, _)| table)).cure(steps);
+        // The statement that claims the slot says all this, too: of two that are run one after the
+        // other the second would take back what the first said.
+        let claims = |one: &&mut Finding| one.code == Code::SlotUnclaimed && one.sql.is_some();
+        if let Some(one) = findings.iter_mut().find(claims) {
+            *one = one.clone().cure(vec![cure::remember(name, whole.with_slot(&postgres.slot))]);
+            untold.sql = None;
+            untold = untold.hint("`walsweep setup` writes it, or the SQL that records the slot");
+        }
+        findings.push(untold);
     }
 }
 

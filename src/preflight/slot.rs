@@ -64,12 +64,15 @@ fn unclaimed(context: &Context<'_>) -> Option<Finding> {
         (Some(_), Some(memory)) => {
             let slots: Vec<String> = memory.slots.iter().map(|one| format!("`{one}`")).collect();
             let slots = slots.join(", ");
-            format!("for publication `{name}` `walsweep setup` saw to slot {slots} alone")
+            format!("publication `{name}` records only slot {slots} as walsweep's")
         }
     };
+    let reader = context.catalog.slot.as_ref().and_then(|one| one.active_pid);
+    let reader = reader.map(|pid| format!("; process {pid} reads it now"));
+    let reader = reader.unwrap_or_default();
     let message = format!(
-        "slot `{slot}` is there, and may be another program's: {why}. `run` streams from it, and \
-         what it confirms nobody else is sent any more; `setup` and `teardown` leave it"
+        "slot `{slot}` is there, and may be another program's: {why}{reader}. That program would \
+         never receive what `run` confirms; `setup` and `teardown` leave the slot"
     );
     let is_doubtful = memory.as_ref().is_some_and(|memory| !memory.is_empty());
     let severity = if is_doubtful { Severity::Warning } else { Severity::Info };
@@ -77,7 +80,7 @@ fn unclaimed(context: &Context<'_>) -> Option<Finding> {
     let other = "if another program reads it, let `postgres.slot` name another one";
     Some(match memory {
         Some(memory) => finding
-            .hint(format!("{other}; if it is walsweep's, this says so"))
+            .hint(format!("{other}; if it is walsweep's, record that with:"))
             .cure(vec![cure::remember(name, memory.with_slot(slot))]),
         None => finding.hint(other),
     })

@@ -28,7 +28,7 @@ use tokio_postgres::error::SqlState;
 use crate::config::{Config, SlotOn};
 use crate::keys::Rules;
 use crate::postgres::{Sql, connect_sql};
-use crate::preflight::{self, Does, Finding, Memory, Step, remembering};
+use crate::preflight::{self, Code, Does, Finding, Memory, Step, remembering};
 use crate::source::slot_server::{caught_up, nudge};
 
 pub use self::done::{Done, Refused};
@@ -72,13 +72,19 @@ pub enum Error {
     /// The checks could not be made.
     #[error("check the database: {0}")]
     Preflight(#[from] preflight::Error),
-    /// Something is wrong that no statement cures; nothing was changed.
-    #[error("set up the database: no SQL cures this, and nothing was changed:{}", list(.0))]
+    /// Something is wrong that no statement cures; no table, publication or slot was changed.
+    #[error(
+        "set up the database: somebody has to see to this first; tables, publication and slot are \
+         as they were:{}", list(.0)
+    )]
     Incurable(Vec<Finding>),
+    /// The slot is probably another program's, and `run` would refuse it.
+    #[error("set up the database: `walsweep run` would refuse to start:\n{0}")]
+    SlotUnclaimed(Box<Finding>),
     /// The publication is somebody else's, and lacks something; nothing was changed.
     #[error(
         "set up the database: publication `{publication}` was not made by `walsweep setup`, and \
-         lacks something; nothing was changed:{}", list(.findings)
+         lacks something; tables, publication and slot are as they were:{}", list(.findings)
     )]
     Foreign {
         /// The publication.
@@ -229,6 +235,7 @@ impl Error {
             | Error::Stopped(_)
             | Error::Preflight(_)
             | Error::Incurable(_)
+            | Error::SlotUnclaimed(_)
             | Error::Uncured(_) => None,
         }
     }
@@ -292,7 +299,7 @@ async fn rounds(
     done: &mut Done,
 ) -> Result<(), Error> {
     for _ in 0..ROUNDS_MAX {
-        let findings = preflight::postgres(config, rules, hands.client).await?;
+        let findings = looked(config, rules, hands).await?;
         let mark = mark(config, hands).await?;
         let Plan { statements, advised, left } = plan(&findings, &mark);
         let is_left = |name: &String| left.iter().any(|one| one.concerns().any(|of| of == name));
@@ -316,6 +323,26 @@ async fn rounds(
         findings.into_iter().partition(|one| one.sql.is_some() || one.stops_everything());
     done.left = left;
     if uncured.is_empty() { Ok(()) } else { Err(Error::Uncured(uncured)) }
+}
+
+/// What the checks find.
+///
+/// # Errors
+///
+/// The checks', and [`Error::SlotUnclaimed`]: what was set up for a slot that `run` refuses would
+/// stay remembered when another name is chosen.
+async fn looked(
+    config: &Config,
+    rules: &mut Rules,
+    hands: &Hands<'_>,
+) -> Result<Vec<Finding>, Error> {
+    let mut findings = preflight::postgres(config, rules, hands.client).await?;
+    preflight::hold_against_redis(config, hands.client, &mut findings).await;
+    let is_refused = |one: &Finding| one.code == Code::SlotUnclaimed && one.is_error();
+    match findings.iter().position(is_refused) {
+        Some(at) => Err(Error::SlotUnclaimed(Box::new(findings.swap_remove(at)))),
+        None => Ok(findings),
+    }
 }
 
 /// Runs the statements of one plan. What is remembered before the first change is corrected after

@@ -1,7 +1,7 @@
 //! What `setup` would do, as a script for psql, with who may run which part of it.
 
 use super::role;
-use super::{Error, Hands, Plan, Statement, hands, mark, plan};
+use super::{Error, Hands, Plan, Statement, hands, looked, mark, plan};
 use crate::config::{Config, SlotOn};
 use crate::keys::Rules;
 use crate::postgres::statement::render;
@@ -18,7 +18,7 @@ pub async fn script(
     hands: &Hands<'_>,
     roles: Vec<Statement>,
 ) -> Result<String, Error> {
-    let findings = preflight::postgres(config, rules, hands.client).await?;
+    let findings = looked(config, rules, hands).await?;
     let Plan { statements, advised, left } = plan(&findings, &mark(config, hands).await?);
     let may_create_slot = may_create_slot(rules, hands).await?;
     let mut script = head();

@@ -27,6 +27,15 @@ fn dropping(script: &str) -> Vec<&str> {
     lines.filter(|line| !line.starts_with("--")).collect()
 }
 
+/// `setup` does not say that all is well where `run` would refuse to start.
+fn refused(sidecar: &Sidecar) {
+    let output = sidecar.command(&["setup"]);
+    assert_eq!(output.status.code(), Some(1), "{}", text(&output));
+    for part in ["would refuse to start", "slot `walsweep` is there", "name another one"] {
+        assert!(text(&output).contains(part), "{part}: {}", text(&output));
+    }
+}
+
 #[tokio::test]
 async fn the_slot_of_another_consumer_survives_setup_run_and_teardown() {
     let bed = Bed::new(&[]).await;
@@ -35,8 +44,10 @@ async fn the_slot_of_another_consumer_survives_setup_run_and_teardown() {
     let script = String::from_utf8(sidecar.command(&["setup", "--print"]).stdout).unwrap();
     assert_eq!(dropping(&script), [""; 0], "{script}");
     assert!(script.contains("Slot `walsweep` is left, for it may be another"), "{script}");
-    sidecar.setup();
-    sidecar.setup();
+    refused(&sidecar);
+    let comment: String = bed.sql.one(COMMENT).await;
+    refused(&sidecar);
+    assert_eq!(bed.sql.one::<String>(COMMENT).await, comment);
     assert_eq!(bed.sql.one::<String>(STANDS).await, stands, "setup");
     let check = text(&sidecar.command(&["check"]));
     assert!(check.contains("error[slot_unclaimed]: slot `walsweep` is there"), "{check}");
@@ -53,7 +64,7 @@ async fn the_slot_of_another_consumer_survives_setup_run_and_teardown() {
     psql(&bed, "postgres", &script);
     assert_eq!(bed.sql.one::<String>(STANDS).await, stands, "the printed teardown");
     assert_eq!(bed.sql.one::<i64>(PUBLICATIONS).await, 0);
-    sidecar.setup();
+    refused(&sidecar);
     let output = sidecar.command(&["teardown"]);
     assert!(output.status.success(), "{}", text(&output));
     for part in ["left slot `walsweep`", "only if nobody else reads it", "dropped publication"] {
@@ -69,12 +80,23 @@ async fn a_slot_that_its_owner_claims_is_read_and_dropped() {
     let bed = Bed::new(&[]).await;
     others_slot(&bed).await;
     let mut sidecar = Sidecar::new(bed.settings());
-    sidecar.setup();
+    refused(&sidecar);
+    // Of another walsweep, so that both the slot and the tables are to be recorded.
+    let comment: String = bed.sql.one(COMMENT).await;
+    let others = comment.replace("\"walsweep\"", "\"other\"").replace("[]", "[\"other\"]");
+    let others = others.replace("\"identities\":[\"other\"]", "\"identities\":[]");
+    bed.sql.run(&format!("comment on publication walsweep is '{others}'")).await;
     let check = text(&sidecar.command(&["check"]));
+    assert!(
+        check.contains("[slot_unclaimed]") && check.contains("[publication_memory]"),
+        "{check}"
+    );
     psql(&bed, "postgres", &printed_sql(&check));
     let check = sidecar.command(&["check"]);
     assert!(check.status.success(), "{}", text(&check));
-    assert!(!text(&check).contains("slot_unclaimed"), "{}", text(&check));
+    for code in ["slot_unclaimed", "publication_memory"] {
+        assert!(!text(&check).contains(code), "{}", text(&check));
+    }
     sidecar.start();
     sidecar.wait_ready().await;
     assert_eq!(sidecar.sigterm().await, 0);
@@ -99,7 +121,7 @@ async fn a_publication_dropped_by_hand_and_set_up_again_leaves_the_slot_to_run()
     assert!(check.status.success(), "{}", text(&check));
     assert!(text(&check).contains("warning[slot_unclaimed]"), "{}", text(&check));
     sidecar.start();
-    sidecar.wait_log("nobody else is sent any more").await;
+    sidecar.wait_log("never receive what `run` confirms").await;
     bed.fill(&["item:2"]).await;
     sidecar.wait_ready().await;
     bed.sql.run("update item set version = 2 where id = 2").await;
@@ -201,8 +223,8 @@ async fn a_new_slot_name_that_nobody_set_up_is_told_and_does_not_stop_a_restart(
         let check = sidecar.command(&["check"]);
         assert!(check.status.success(), "{is_again}: {}", text(&check));
         let told = "warning[slot_unclaimed]: slot `renamed` is there, and may be another \
-                    program's: for publication `walsweep` `walsweep setup` saw to slot \
-                    `walsweep` alone";
+                    program's: publication `walsweep` records only slot `walsweep` as \
+                    walsweep's";
         assert!(text(&check).contains(told), "{is_again}: {}", text(&check));
     }
     // What has not been read by any walsweep with this Redis is another matter.

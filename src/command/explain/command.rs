@@ -63,7 +63,7 @@ async fn ask(
         Ok(Ok(Ok(told))) => return Ok(Ok(told)),
         Ok(Ok(Err(error))) => return Err(halted(&error).with_hint(error.hint())),
         Ok(Err(why)) => why,
-        Err(_elapsed) => format!("no answer in {} s", EXPLAIN_WAIT.as_secs()),
+        Err(_elapsed) => format!("Postgres gave no answer in {} s", EXPLAIN_WAIT.as_secs()),
     };
     Ok(Err(Some(format!("note       columns were not compared with the table: {why}\n"))))
 }
