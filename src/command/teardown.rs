@@ -25,8 +25,10 @@ pub async fn teardown(path: &Path, print_only: bool, login: Option<&str>) -> Res
     logging::start(&config.log).map_err(halted)?;
     let stop = Shutdown::by_signal(STOPPING).map_err(halted)?;
     let (config, endpoint) = (config.only(sql.address()), endpoint.only(sql.address()));
-    if login.is_some() {
-        same_server(&config, &sql, false).await?;
+    if login.is_some() && !same_server(&config, &sql, false).await? {
+        let message = "nothing dropped: `--as` may reach another server than `postgres.url`";
+        let hint = "mend the login of `postgres.url`, or let it name the server in the same words";
+        return Err(Failure::halted(message.to_owned()).with_hint(Some(hint)));
     }
     let hands = Hands { client: &sql, endpoint: &endpoint, stop };
     let fail = |error: setup::Error| halted(&error).with_hint(error.hint());

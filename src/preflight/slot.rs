@@ -88,16 +88,22 @@ fn unclaimed(context: &Context<'_>) -> Option<Finding> {
 
 /// Makes an error of a slot that is probably another program's, so that `run` does not begin with
 /// it: `setup` was at work for the publication and does not claim it, and no walsweep with this
-/// Redis has read it, which would have left its watermark. A Redis that gives no answer proves
-/// nothing.
-pub async fn hold_against_redis(config: &Config, client: &Client, findings: &mut [Finding]) {
+/// Redis has read it, which would have left its watermark. Gives whether that is known: a Redis that
+/// gives no answer proves nothing.
+pub async fn hold_against_redis(
+    config: &Config,
+    client: &Client,
+    findings: &mut [Finding],
+) -> bool {
     let is_doubtful =
         |one: &&mut Finding| one.code == Code::SlotUnclaimed && one.severity == Severity::Warning;
-    let Some(finding) = findings.iter_mut().find(is_doubtful) else { return };
-    if timeout(REDIS_TIMEOUT, was_read(config, client)).await == Ok(Some(false)) {
+    let Some(finding) = findings.iter_mut().find(is_doubtful) else { return true };
+    let was_read = timeout(REDIS_TIMEOUT, was_read(config, client)).await.ok().flatten();
+    if was_read == Some(false) {
         finding.severity = Severity::Error;
         finding.message.push_str("; nor has a walsweep with this Redis read it before");
     }
+    was_read.is_some()
 }
 
 /// Whether a walsweep with this Redis has read the slot of this name of this server; `None` if that

@@ -49,6 +49,9 @@ pub enum Error {
         /// The address that it is connected from, if that is told.
         address: Option<String>,
     },
+    /// Nothing tells yet whose the slot is, and nothing was read from it.
+    #[error("slot `{0}` may be another program's, and redis does not answer whether it is not")]
+    SlotInDoubt(String),
     /// The server has to decode what was committed while there was no publication, and never gets
     /// past it.
     #[error(
@@ -142,6 +145,7 @@ impl Error {
             | Error::Decode(_)
             | Error::Gather(_)
             | Error::Gate(_)
+            | Error::SlotInDoubt(_)
             | Error::SlotBeforePublication { .. }
             | Error::ShapeUndone { .. }
             | Error::Stage(_) => Verdict::Retry,
@@ -243,6 +247,10 @@ impl Error {
         match self {
             Error::Refused(findings) => after_refusal(findings),
             Error::IsStandby => Some("let `postgres.url` name the primary"),
+            Error::SlotInDoubt(_) => Some(
+                "see that Redis runs and lets walsweep in; `walsweep check` tells what else shows \
+                 whose it is",
+            ),
             Error::Source(error) => error.hint(),
             Error::ManyPrimaries => Some("let `postgres.url` name one server by its own address"),
             Error::TwoServers { .. } => Some(

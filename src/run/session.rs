@@ -190,8 +190,8 @@ async fn checked(
     (is_strict, is_first): (bool, bool),
 ) -> Result<Vec<Finding>, Error> {
     let mut report = step(preflight::postgres(config, rules, sql)).await?;
-    if is_first {
-        preflight::hold_against_redis(config, sql, &mut report).await;
+    if is_first && !preflight::hold_against_redis(config, sql, &mut report).await {
+        return Err(Error::SlotInDoubt(config.postgres.slot.clone()));
     }
     let is_refused =
         |finding: &Finding| finding.stops_everything() || is_strict && finding.is_error();

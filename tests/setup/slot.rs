@@ -74,6 +74,24 @@ async fn the_slot_of_another_consumer_survives_setup_run_and_teardown() {
     assert_eq!(bed.sql.one::<i64>(PUBLICATIONS).await, 0);
 }
 
+/// Redis knows whether walsweep has read the slot; until it answers nothing is read, or dropped.
+#[tokio::test]
+async fn a_slot_in_doubt_waits_for_redis_to_answer() {
+    let mut bed = Bed::new(&[]).await;
+    let stands = others_slot(&bed).await;
+    let mut sidecar = Sidecar::new(bed.settings());
+    refused(&sidecar);
+    bed.redis.kill9().await.unwrap();
+    sidecar.start();
+    sidecar.wait_log("redis does not answer whether it is not").await;
+    assert_eq!(bed.sql.one::<String>(STANDS).await, stands);
+    bed.redis.start_again().await.unwrap();
+    assert_eq!(sidecar.wait_exit().await, 1);
+    let log = sidecar.log().concat();
+    assert!(!log.contains("streaming") && !log.contains("dropping it"), "{log}");
+    assert_eq!(bed.sql.one::<String>(STANDS).await, stands);
+}
+
 /// Whoever knows better says so, once; then all is as if `setup` had made it.
 #[tokio::test]
 async fn a_slot_that_its_owner_claims_is_read_and_dropped() {
