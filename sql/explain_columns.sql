@@ -1,7 +1,7 @@
 -- The columns of a table or materialized view, in their order; no row for one that is not there.
 -- Of each: name, the type (of a domain the one that it is made of), that type as SQL writes it if
--- it is a built-in one, whether it belongs to the replica identity; and of the relation: whether it
--- is a view, whether its replica identity is full.
+-- it is a built-in one or an enum, whether it belongs to the replica identity; and of the relation:
+-- whether it is a view, whether its replica identity is full.
 -- Privileges: none; the catalogs that it reads are open to all. Versions: 14 to 18. It takes no
 -- lock on the table.
 -- $1 and $2 are schema and name.
@@ -37,8 +37,8 @@ with recursive relation as (
 )
 select m.attname::text,
        m.type,
-       -- Oids from 16384 on are not the server's own.
-       case when m.type < 16384 then format_type(m.type, m.modifier) end,
+       -- Oids from 16384 on are not the server's own. An enum's input function is.
+       case when m.type < 16384 or m.typtype = 'e' then format_type(m.type, m.modifier) end,
        r.relreplident = 'f' or m.attnum in (select attnum from identity),
        r.relkind = 'm',
        r.relreplident = 'f'

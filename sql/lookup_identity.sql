@@ -33,7 +33,7 @@ with recursive above as (
 select c.oid, n.nspname::text, c.relname::text,
        c.relreplident <> 'f'
          and covered.oid is not null
-         and (c.relkind = 'r'
+         and (c.relkind = 'r' and c.relpersistence = 'p'
               or c.relkind = 'p' and covered.top = c.oid and publication.pubviaroot),
        array(select a.attname::text
                from pg_index i

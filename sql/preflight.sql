@@ -6,6 +6,8 @@ select jsonb_build_object(
   'backend_pid', pg_backend_pid(),
   'database', current_database(),
   'is_in_recovery', pg_is_in_recovery(),
+  -- Of whoever asks.
+  'is_superuser', current_setting('is_superuser')::boolean,
   'wal_level', current_setting('wal_level'),
   'version', current_setting('server_version_num')::int,
   'slot_keep_size', (select setting from pg_settings where name = 'max_slot_wal_keep_size'),

@@ -121,14 +121,6 @@ with recursive wanted as (
   select p.oid, p.pubname, p.puballtables, p.pubviaroot, to_jsonb(p) ->> 'pubgencols' as gencols
     from pg_publication p
    where p.pubname <> $3 and (p.pubupdate or p.pubdelete)
-), other_schema as (
-  select o.oid as publication, schema.refobjid as schema
-    from other o
-    join pg_depend entry on entry.refclassid = 'pg_catalog.pg_publication'::regclass
-                        and entry.refobjid = o.oid
-                        and entry.classid = to_regclass('pg_catalog.pg_publication_namespace')
-    join pg_depend schema on schema.classid = entry.classid and schema.objid = entry.objid
-                         and schema.refclassid = 'pg_catalog.pg_namespace'::regclass
 ), elsewhere as (
   -- Members that other publications have, and the relation that each has most of.
   select o.oid as publication, l.oid, (array_agg(l.ancestor order by l.height desc))[1] as top
@@ -139,7 +131,7 @@ with recursive wanted as (
      and (o.puballtables
           or exists (select from pg_publication_rel r
                       where r.prpubid = o.oid and r.prrelid = c.oid)
-          or exists (select from other_schema s
+          or exists (select from schema_of s
                       where s.publication = o.oid and s.schema = c.relnamespace))
    group by o.oid, l.oid
 ), against_full as (
@@ -202,16 +194,8 @@ with recursive wanted as (
             join pg_class c on c.relkind in ('r', 'p')
            where $4 and not (p.pubupdate and p.pubdelete)
              and (p.puballtables
-                  or exists (select
-                               from pg_depend entry
-                               join pg_depend schema on schema.classid = entry.classid
-                                and schema.objid = entry.objid
-                                and schema.refclassid = 'pg_catalog.pg_namespace'::regclass
-                              where entry.refclassid = 'pg_catalog.pg_publication'::regclass
-                                and entry.refobjid = p.oid
-                                and entry.classid
-                                    = to_regclass('pg_catalog.pg_publication_namespace')
-                                and schema.refobjid = c.relnamespace))) seed
+                  or exists (select from schema_of s
+                              where s.publication = p.oid and s.schema = c.relnamespace))) seed
    union
   select i.inhrelid, unnamed.is_narrow
     from unnamed

@@ -3,12 +3,20 @@
 -- Privileges: none; the catalogs that it reads are open to all. Versions: 14 to 18.
 -- It takes no lock on a relation that it asks about, unlike pg_publication_tables (from 15 on),
 -- pg_partition_tree and pg_partition_ancestors: whoever has one exclusively would hold it up.
--- lineage: each member with itself and every partitioned table that it is a partition of.
+-- schema_of: the schemas that any publication has. lineage: each member with itself and every
+-- partitioned table that it is a partition of.
 -- listed, in_schemas: what the publication names. covered: members that it publishes, top is the
 -- relation that it publishes most of. published: members that it publishes under their own name
 -- (get_rel_sync_entry of pgoutput.c).
 -- pg_publication_namespace is not there before 15; pg_depend knows its rows on every version.
-lineage as (
+schema_of as (
+  select entry.refobjid as publication, schema.refobjid as schema, schema.objid as entry
+    from pg_depend entry
+    join pg_depend schema on schema.classid = entry.classid and schema.objid = entry.objid
+                         and schema.refclassid = 'pg_catalog.pg_namespace'::regclass
+   where entry.refclassid = 'pg_catalog.pg_publication'::regclass
+     and entry.classid = to_regclass('pg_catalog.pg_publication_namespace')
+), lineage as (
   select oid, oid as ancestor, 0 as height
     from member
    union all
@@ -25,14 +33,10 @@ lineage as (
     join pg_publication_rel r on r.prpubid = p.oid
     join ancestor on ancestor.oid = r.prrelid
 ), in_schemas as (
-  select c.oid, schema.objid as entry
+  select c.oid, s.entry
     from publication p
-    join pg_depend entry on entry.refclassid = 'pg_catalog.pg_publication'::regclass
-                        and entry.refobjid = p.oid
-                        and entry.classid = to_regclass('pg_catalog.pg_publication_namespace')
-    join pg_depend schema on schema.classid = entry.classid and schema.objid = entry.objid
-                         and schema.refclassid = 'pg_catalog.pg_namespace'::regclass
-    join pg_class c on c.relnamespace = schema.refobjid
+    join schema_of s on s.publication = p.oid
+    join pg_class c on c.relnamespace = s.schema
     join ancestor on ancestor.oid = c.oid
 ), named as (
   select c.oid

@@ -4,7 +4,8 @@
 -- Privileges: none; the catalogs that it reads are open to all. Versions: 14 to 18. It takes no
 -- lock on any table that it asks about.
 -- $1 and $2 are the schemas and names of the rules' tables and materialized views, $3 the
--- publication, $4 the event trigger that tells of views, NULL if no rule looks at one.
+-- publication, $4 the names that the event trigger of views may have, of which the first that is
+-- there counts, NULL if no rule looks at one.
 -- Rows: the oid of the
 -- rules' table that it concerns, null for all; its kind; which of this kind; how it reads; its
 -- version; more of it; whether it told of nothing when it came: a partition that was made as one
@@ -192,7 +193,11 @@ select null, 'trigger', null,
        null, null, false
   from pg_event_trigger e
   join pg_proc p on p.oid = e.evtfoid
- where e.evtname = $4
+ where e.evtname = (select known.evtname
+                     from pg_event_trigger known
+                    where known.evtname = any ($4::text[])
+                    order by array_position($4::text[], known.evtname::text)
+                    limit 1)
 union all
 -- As whom lookups read: what of the role, its settings and the database's changes what a query of
 -- theirs gives. Sessions that stand keep what they began with. Settings with a point in their name

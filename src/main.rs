@@ -7,10 +7,9 @@ use std::process::ExitCode;
 use clap::Parser;
 use tokio::runtime::LocalOptions;
 use tokio::task::spawn_local;
-use walsweep::command::check;
 use walsweep::command::cli::{Cli, Command};
-use walsweep::command::commands::{self, Failure};
-use walsweep::command::setup_commands;
+use walsweep::command::failure::Failure;
+use walsweep::command::{check, demo, explain, lease, pages, run, setup, sweep, teardown};
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -35,24 +34,24 @@ fn main() -> ExitCode {
 
 async fn execute(Cli { config, command }: Cli) -> Result<(), Failure> {
     match command {
-        Command::Run { strict } => Box::pin(commands::run(&config, strict)).await,
+        Command::Run { strict } => Box::pin(run::run(&config, strict)).await,
         Command::Check { json } => check::check(&config, json).await,
-        Command::Setup { print: true, lease: true, .. } => commands::print_lease(),
-        Command::Setup { lease: true, .. } => commands::load_lease(&config).await,
+        Command::Setup { print: true, lease: true, .. } => lease::print_lease(),
+        Command::Setup { lease: true, .. } => lease::load_lease(&config).await,
         Command::Setup { print, login, .. } => {
-            Box::pin(setup_commands::setup(&config, print, login.as_deref())).await
+            Box::pin(setup::setup(&config, print, login.as_deref())).await
         }
-        Command::Teardown { lease: true, .. } => commands::drop_lease(&config).await,
+        Command::Teardown { lease: true, .. } => lease::drop_lease(&config).await,
         Command::Teardown { print, login, .. } => {
-            setup_commands::teardown(&config, print, login.as_deref()).await
+            teardown::teardown(&config, print, login.as_deref()).await
         }
-        Command::Explain(arguments) => commands::explain(&config, &arguments).await,
+        Command::Explain(arguments) => explain::command::explain(&config, &arguments).await,
         Command::Sweep { patterns, dry_run, force } => {
-            commands::sweep(&config, &patterns, (dry_run, force)).await
+            sweep::sweep(&config, &patterns, (dry_run, force)).await
         }
-        Command::Demo { keep } => commands::demo(keep).await,
-        Command::Completions { shell } => commands::completions(shell),
-        Command::Man => commands::man(),
+        Command::Demo { keep } => demo::demo(keep).await,
+        Command::Completions { shell } => pages::completions(shell),
+        Command::Man => pages::man(),
     }
 }
 

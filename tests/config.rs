@@ -46,6 +46,35 @@ fn a_wrong_configuration_says_everything_at_once_and_exits_with_78() {
     }
 }
 
+/// What the parser makes of the rest is a guess, and nobody reads a hundred guesses.
+#[test]
+fn one_slip_of_the_syntax_is_one_problem_at_its_place() {
+    let text = fs::read_to_string(root().join("config.toml")).unwrap();
+    let (mut offset, mut arrays) = (0, 0);
+    for (line, number) in text.split_inclusive('\n').zip(1..) {
+        let code = line.split('#').next().unwrap();
+        let equals = code.find('=');
+        let is_syntax = |(at, one): &(usize, char)| match one {
+            '=' => equals == Some(*at),
+            one => "[]\"".contains(*one),
+        };
+        for (at, character) in code.char_indices().filter(is_syntax) {
+            let mut wrong = text.clone();
+            wrong.remove(offset + at);
+            let problems = judge(&wrong, &|_| None).map(|_| ()).unwrap_err();
+            let told: Vec<String> = problems.iter().map(ToString::to_string).collect();
+            assert_eq!(problems.len(), 1, "{number}: without `{character}`: {told:?}");
+            if character == ']' && code.contains(" = [") {
+                let place = (problems[0].at.line, problems[0].at.column);
+                assert_eq!(place, (number, code.find('[').unwrap() + 1), "{told:?}");
+                arrays += 1;
+            }
+        }
+        offset += line.len();
+    }
+    assert!(arrays > 5, "{arrays} arrays on a line of their own");
+}
+
 #[test]
 fn every_command_judges_the_configuration_first() {
     let name = "tests/golden/config/names.toml";

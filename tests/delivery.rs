@@ -104,6 +104,34 @@ async fn a_delete_on_default_identity_widens_and_check_says_so() {
     assert!(sidecar.metric(widened).await >= 1.0);
 }
 
+/// `changed` alone is worth no larger log: what it costs is said, and what ends that.
+#[tokio::test]
+async fn changed_without_old_values_counts_every_update_and_is_warned_of() {
+    let bed = Bed::new(&[]).await;
+    bed.sql
+        .run(
+            "create table seat (id int primary key, room text, note text);
+             insert into seat values (1, 'a', 'x'), (2, 'a', 'x')",
+        )
+        .await;
+    let rules = "[[rule]]\nname = \"seat\"\ntable = \"public.seat\"\nchanged = [\"note\"]\n\
+                 keys = [\"seat:{id}\"]\n";
+    let sidecar = Sidecar::set_up(Settings::new(&bed.postgres, &bed.redis, rules)).await;
+    let identity = "select relreplident::text from pg_class where relname = 'seat'";
+    assert_eq!(bed.sql.one::<String>(identity).await, "d", "`setup` changed it");
+    let said = text(&sidecar.command(&["check"]));
+    let cure = "alter table \"public\".\"seat\" replica identity full";
+    assert!(said.contains("warning[changed_unknown]") && said.contains(cure), "{said}");
+    let room = "update seat set room = room || 'b' where id = 1";
+    check(&bed, room, &["seat:1"], &["seat:2"]).await;
+    bed.sql.run(cure).await;
+    // It is noticed within seconds; what is sent has the old values at once.
+    check(&bed, room, &[], &["seat:1", "seat:2"]).await;
+    check(&bed, "update seat set note = 'y' where id = 1", &["seat:1"], &["seat:2"]).await;
+    let said = text(&sidecar.command(&["check"]));
+    assert!(!said.contains("changed_unknown"), "{said}");
+}
+
 #[tokio::test]
 async fn a_rule_that_would_widen_every_day_is_refused_with_its_cure() {
     let bed = Bed::new(&[]).await;

@@ -201,7 +201,7 @@ async fn check_says_what_a_second_run_would_do_beside_one_that_runs() {
     assert!(check.status.success(), "{said}");
     assert!(said.contains("info[slot_active]") && said.contains("info[listen_running]"), "{said}");
     let verdict = "`walsweep run` is at work already; another one beside it needs an \
-                   `http.listen` of its own, and would stand by\n";
+                   `http.listen` of its own, and would stand by until the slot is free\n";
     assert!(said.ends_with(verdict), "{said}");
     let json = sidecar.command(&["check", "--json"]).stdout;
     let json: serde_json::Value = serde_json::from_slice(&json).unwrap();
@@ -221,6 +221,96 @@ async fn check_says_what_a_second_run_would_do_beside_one_that_runs() {
     drop(listener);
     let said = text(&sidecar.command(&["check"]));
     assert!(said.ends_with("\n`walsweep run` would start\n"), "{said}");
+}
+
+/// Each walsweep is called `walsweep` by default, and so is its slot: another one that has the
+/// address is told from this one by what it streams.
+#[tokio::test]
+async fn a_walsweep_of_another_slot_at_the_address_is_not_this_one() {
+    let bed = Bed::new(&[]).await;
+    let mut sidecar = bed.sidecar().await;
+    let listen = sidecar.http_port();
+    let said = text(&sidecar.command(&["check"]));
+    assert!(said.contains("info[listen_running]"), "{said}");
+    bed.sql.run("create database other").await;
+    let other_database = bed.postgres.url_of("other");
+    for change in [
+        (|new: &mut Settings, _: &str| new.name = "another".to_owned()) as fn(&mut Settings, &str),
+        |new, url| new.postgres_url = url.to_owned(),
+    ] {
+        let mut settings = bed.settings();
+        change(&mut settings, &other_database);
+        let other = Sidecar::new_at(settings, listen);
+        let check = other.command(&["check"]);
+        let said = text(&check);
+        assert_eq!(check.status.code(), Some(1), "{said}");
+        assert!(said.contains("error[listen_in_use]: "), "{said}");
+        assert!(said.contains("slot=\"walsweep\",database=\"postgres\","), "{said}");
+        assert!(!said.contains("is at work already"), "{said}");
+        assert!(said.ends_with("\n`walsweep run` would refuse to start\n"), "{said}");
+    }
+    assert_eq!(sidecar.sigterm().await, 0);
+}
+
+/// The server refuses such a row, so that no key of it is ever removed.
+#[tokio::test]
+async fn explain_refuses_a_value_that_the_column_cannot_hold() {
+    let bed = Bed::new(&[]).await;
+    bed.sql
+        .run(
+            "create type mood as enum ('sad', 'ok');
+             create schema closed;
+             create type closed.mood as enum ('sad', 'ok');
+             create domain code as varchar(3);
+             create table typed (id smallint primary key, short varchar(3), coded code, bits bit(3),
+                                 total numeric(4,2), feels mood, hidden closed.mood, data jsonb,
+                                 plain json, fixed char(2), many int[], moods mood[])",
+        )
+        .await;
+    let mut settings = bed.settings();
+    settings.rules = "[[rule]]\nname = \"typed\"\ntable = \"public.typed\"\n\
+                      keys = [\"t:{id}:{short}:{coded}:{bits}:{total}:{feels}:{data}\"]\n"
+        .to_owned();
+    let mut sidecar = Sidecar::new(settings);
+    let explain = |sidecar: &Sidecar, new: &str| {
+        let output = sidecar.command(&["explain", "typed", "--op", "insert", "--new", new]);
+        (output.status.code(), text(&output))
+    };
+    for (new, said) in [
+        (r#"{"id": 40000}"#, "column `id` is of type `smallint`: value \"40000\" is out of range"),
+        (r#"{"id": 1.5}"#, "column `id` is of type `smallint`: invalid input syntax"),
+        (
+            r#"{"short": "abcd"}"#,
+            "column `short` is of type `character varying(3)`: value too long",
+        ),
+        (
+            r#"{"coded": "abcd"}"#,
+            "column `coded` is of type `character varying(3)`: value too long",
+        ),
+        (r#"{"fixed": "abc"}"#, "column `fixed` is of type `character(2)`: value too long"),
+        (r#"{"bits": "10"}"#, "column `bits` is of type `bit(3)`: bit string length 2"),
+        (r#"{"total": 100}"#, "column `total` is of type `numeric(4,2)`: numeric field overflow"),
+        (r#"{"feels": "fine"}"#, "column `feels` is of type `public.mood`: invalid input value"),
+        (r#"{"data": "{"}"#, "column `data` is of type `jsonb`: invalid input syntax"),
+        (r#"{"many": "1"}"#, "column `many` is of type `integer[]`: malformed array literal"),
+    ] {
+        let (code, told) = explain(&sidecar, new);
+        assert!(told.contains(&format!("read `--new`: {said}")), "{new}: {told}");
+        assert_eq!(code, Some(1), "{new}: {told}");
+    }
+    let good = r#"{"id": 7, "short": "abc   ", "coded": "a", "bits": "101", "total": 1.005,
+                   "feels": "ok", "data": "{\"b\":1,\"a\":2}", "plain": "{\"b\":1}", "many": "{1}",
+                   "moods": "{sad}", "hidden": "sad", "fixed": "a"}"#;
+    let (code, told) = explain(&sidecar, good);
+    assert_eq!(code, Some(0), "{told}");
+    let key = "key      t:7:abc:a:101:1.01:ok:{\"a\": 2, \"b\": 1}";
+    assert!(told.contains(key), "{told}");
+    // Of what the role may not name nothing is said.
+    bed.sql.run("create role reader login").await;
+    sidecar.change(|new| new.postgres_url = new.postgres_url.replace("postgres@", "reader@"));
+    let (code, told) = explain(&sidecar, r#"{"id": 7, "hidden": "never", "feels": "ok"}"#);
+    assert_eq!(code, Some(0), "{told}");
+    assert!(!told.contains("were not compared"), "{told}");
 }
 
 #[tokio::test]

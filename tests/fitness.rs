@@ -171,8 +171,7 @@ async fn a_server_that_comes_later_is_looked_at_when_it_comes() {
     ready(&sidecar).await;
     let body = sidecar.get("/readyz").await.unwrap().1;
     assert!(!body.contains("cluster"), "{body}");
-    // Ready it is once all keys are swept; the watermark is written a little later.
-    bed.settled().await;
+    bed.marked().await;
     // It takes the place of the one that was right.
     front.to(target(&cluster));
     not_ready(&sidecar, &[told]).await;
@@ -203,4 +202,21 @@ async fn a_right_that_is_lost_is_named_at_the_next_connection_and_keys_go_on() {
     admin(&bed.redis, "ACL SETUSER app +incr").await;
     ready(&sidecar).await;
     bed.settled().await;
+}
+
+/// A session that begins looks for itself: what the one before it told is told no more.
+#[tokio::test]
+async fn what_was_wrong_with_redis_is_told_no_more_when_a_new_session_finds_it_right() {
+    let bed = Bed::new(&[]).await;
+    set_user(&bed.redis, "~*").await;
+    let redis_url = redis_url(&bed.redis);
+    let sidecar = Sidecar::set_up(Settings { redis_url, ..bed.settings() }).await;
+    bed.settled().await;
+    admin(&bed.redis, "ACL SETUSER app -incr").await;
+    admin(&bed.redis, "CLIENT KILL USER app").await;
+    not_ready(&sidecar, &["redis user `app` lacks `+incr`"]).await;
+    // It is looked at again every five seconds; the session ends sooner.
+    admin(&bed.redis, "ACL SETUSER app +incr").await;
+    bed.sql.run("select pg_terminate_backend(active_pid) from pg_replication_slots").await;
+    ready(&sidecar).await;
 }

@@ -1,6 +1,6 @@
 //! Several hosts in one URL: the primary among them, and nobody else.
 
-use std::io::Write;
+use std::io::{Read, Write};
 use std::net::TcpListener;
 use std::thread;
 use std::time::Duration;
@@ -9,6 +9,7 @@ use tokio::net::TcpStream;
 use tokio::time::sleep;
 use walsweep::throwaway::{Postgres, free_port};
 
+use crate::large::peak;
 use crate::support::{Bed, Fault, PATIENCE, Proxy, Settings, Sidecar, Sql, eventually, text};
 
 /// A rule that needs a row, and so a session of its own.
@@ -175,20 +176,23 @@ async fn a_host_that_cannot_be_used_does_not_hide_the_primary_behind_it() {
     drop(standby);
 }
 
-/// While one of the hosts may come back as the primary there is something to wait for; where each
+/// While one of the hosts may come to be the primary there is something to wait for; where each
 /// answers, and none can be used, a person has to see it.
 #[tokio::test]
 async fn a_start_waits_for_a_primary_that_may_come_and_no_other() {
     let bed = Bed::new(&[]).await;
-    let standby = bed.postgres.standby("standby", &[]).await.unwrap();
-    let closed = bed.postgres.standby("closed", &[]).await.unwrap();
-    reject(&closed).await;
-    let mut sidecar = Sidecar::new(settings(&bed, url(&[closed.port(), standby.port()], "")));
+    let [closed, other] = [
+        bed.postgres.standby("closed", &[]).await.unwrap(),
+        bed.postgres.standby("other", &[]).await.unwrap(),
+    ];
+    for standby in [&closed, &other] {
+        reject(standby).await;
+    }
+    let mut sidecar = Sidecar::new(settings(&bed, url(&[closed.port(), other.port()], "")));
     sidecar.start();
     assert_eq!(sidecar.wait_exit().await, 1);
-    let log = sidecar.log().concat();
-    for part in ["pg_hba.conf rejects connection", "is a standby", "the server's pg_hba.conf"] {
-        assert!(log.contains(part), "{part}: {log}");
+    for part in ["pg_hba.conf rejects connection", "the server's pg_hba.conf"] {
+        sidecar.wait_log(part).await;
     }
     let dead = free_port().unwrap();
     sidecar.change(|settings| settings.postgres_url = url(&[closed.port(), dead], ""));
@@ -200,7 +204,57 @@ async fn a_start_waits_for_a_primary_that_may_come_and_no_other() {
         assert!(page.contains(part), "{part}: {page}");
     }
     assert!(!sidecar.has_ended());
+    drop((closed, other));
+}
+
+/// So it is in the middle of a switchover: the old primary lets nobody in, and the new one is not
+/// promoted yet.
+#[tokio::test]
+async fn a_start_waits_until_a_standby_is_promoted() {
+    let bed = Bed::new(&[]).await;
+    let standby = bed.postgres.standby("standby", &[]).await.unwrap();
+    let closed = bed.postgres.standby("closed", &[]).await.unwrap();
+    reject(&closed).await;
+    let hosts = url(&[standby.port(), closed.port()], "");
+    let mut sidecar = Sidecar::new(settings(&bed, url(&[bed.postgres.port()], "")));
+    sidecar.setup();
+    follows(&standby, &bed).await;
+    sidecar.change(|settings| settings.postgres_url = hosts);
+    let check = text(&sidecar.command(&["check"]));
+    let verdict = "`walsweep run` would wait for what cannot be reached\n";
+    assert!(check.ends_with(verdict), "{check}");
+    sidecar.start();
+    sidecar.wait_log("no session with postgres: find the primary among 2 hosts: ").await;
+    let (status, page) = sidecar.get("/readyz").await.unwrap();
+    assert_eq!(status, 503, "{page}");
+    for part in ["is a standby", "pg_hba.conf rejects connection"] {
+        assert!(page.contains(part), "{part}: {page}");
+    }
+    Sql::connect(&standby).await.run("select pg_promote()").await;
+    sidecar.wait_ready().await;
     drop((standby, closed));
+}
+
+/// What a lookup reads is asked before the server is judged, and must not hide what is wrong.
+#[tokio::test]
+async fn a_standby_is_named_as_one_whatever_the_rules_need() {
+    let bed = Bed::new(&[]).await;
+    bed.sql.run("create table team (id text primary key, name text)").await;
+    let standby = bed.postgres.standby("standby", &[]).await.unwrap();
+    follows(&standby, &bed).await;
+    let rules = LOOKUP_RULES.replace("cache = 0\n", "");
+    let settings = Settings { rules, ..settings(&bed, url(&[standby.port()], "")) };
+    let mut sidecar = Sidecar::new(settings);
+    sidecar.start();
+    assert_eq!(sidecar.wait_exit().await, 1);
+    sidecar.wait_log("let `postgres.url` name the primary").await;
+    let log = sidecar.log().concat();
+    for said in [log, text(&sidecar.command(&["check"])), text(&sidecar.command(&["setup"]))] {
+        assert!(said.contains("`postgres.url` reaches a standby"), "{said}");
+        assert!(said.contains("let `postgres.url` name the primary"), "{said}");
+        assert!(!said.contains("cannot set transaction read-write mode"), "{said}");
+    }
+    drop(standby);
 }
 
 /// Leads so many connections to one server, and all that come later to another.
@@ -358,4 +412,83 @@ async fn a_session_keeps_to_the_host_that_it_began_with() {
     first.set(Fault::Nothing);
     bed.gone("roster:name2").await;
     assert_eq!(sidecar.readyz().await, Some(200));
+}
+
+/// A message of this kind that announces so many bytes, with what is there of it.
+fn message(tag: u8, length: u32, body: &[u8]) -> Vec<u8> {
+    [&[tag], &length.to_be_bytes()[..], body].concat()
+}
+
+/// A host that lets everybody in, answers each question with these bytes, and goes on for as long
+/// as somebody reads, up to a gigabyte.
+fn flood(login: &'static [u8], more: impl Fn(u32) -> Vec<u8> + Send + Clone + 'static) -> u16 {
+    let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+    let port = listener.local_addr().unwrap().port();
+    thread::spawn(move || {
+        for stream in listener.incoming() {
+            let (Ok(mut stream), more) = (stream, more.clone()) else { return };
+            thread::spawn(move || {
+                let mut question = [0; 4096];
+                let _startup = stream.read(&mut question).unwrap();
+                stream.write_all(login).unwrap();
+                if !login.is_empty() {
+                    let _query = stream.read(&mut question).unwrap();
+                }
+                let (mut sent, mut round) = (0, 0);
+                while sent < 1 << 30 {
+                    let bytes = more(round);
+                    if stream.write_all(&bytes).is_err() {
+                        return;
+                    }
+                    (sent, round) = (sent + bytes.len(), round + 1);
+                }
+            });
+        }
+    });
+    port
+}
+
+/// I6: before a password is checked, whoever answers at the address is a stranger, and one that
+/// lets everybody in is no better known. None of them decides how much memory is used.
+#[tokio::test]
+async fn a_stranger_at_the_address_costs_no_memory() {
+    let bed = Bed::new(&[]).await;
+    // A login without a password: `AuthenticationOk`, `BackendKeyData`, `ReadyForQuery`.
+    let login = b"R\0\0\0\x08\0\0\0\0K\0\0\0\x0c\0\0\0\x01\0\0\0\x01Z\0\0\0\x05I";
+    let zeros = || vec![0; 1 << 16];
+    let long = |tag: u8| {
+        move |round| match round {
+            0 => message(tag, i32::MAX.unsigned_abs(), &[]),
+            _ => zeros(),
+        }
+    };
+    // Each setting has a name of its own, and would be remembered.
+    let settings = |round: u32| {
+        if round == 0 {
+            return message(b'R', 8, &[0; 4]);
+        }
+        let named = |at: u32| format!("{round}.{at}{:01000}\0v\0", 0);
+        let one =
+            |at| message(b'S', 4 + u32::try_from(named(at).len()).unwrap(), named(at).as_bytes());
+        (0..64).flat_map(one).collect()
+    };
+    for (name, port) in [
+        ("a question", flood(b"", long(b'R'))),
+        ("an error", flood(b"", long(b'E'))),
+        ("settings", flood(b"", settings)),
+        ("a row", flood(login, long(b'D'))),
+    ] {
+        let url = url(&[port], "?sslmode=disable&connect_timeout=5");
+        let mut sidecar = Sidecar::new(self::settings(&bed, url));
+        sidecar.start();
+        sidecar.wait_log("no session with postgres: ").await;
+        let peak = peak(sidecar.id());
+        assert!(peak < 40 << 10, "{name}: {peak} KiB");
+        let said = sidecar.log().concat();
+        assert!(
+            said.contains("it announces a message of") || said.contains("it sends more"),
+            "{said}"
+        );
+        assert!(!sidecar.has_ended(), "{name}");
+    }
 }

@@ -202,3 +202,31 @@ async fn a_session_has_four_connections_and_one_for_each_of_eight_lookups() {
     bed.gone("k8:club 1").await;
     eventually(PATIENCE, "twelve connections", || async { count().await == 12 }).await;
 }
+
+/// A query in a schema that the role may not use the server does not parse for it: then its text
+/// tells what it reads, but for its comments.
+#[tokio::test]
+async fn what_a_comment_of_a_query_names_is_not_to_be_granted() {
+    let bed = Bed::new(&[]).await;
+    bed.sql
+        .run(
+            "create role plain login replication; create publication walsweep for table item;
+             create schema shop; create table shop.club (id int primary key, name text);
+             create schema hidden; create table hidden.secret (id int);
+             create table hidden.other (id int)",
+        )
+        .await;
+    let query = "select name from shop.club where id = $1 /* unlike hidden.secret */ \
+                 -- nor hidden.other";
+    let mut settings = bed.settings();
+    settings.postgres_url = settings.postgres_url.replace("postgres@", "plain@");
+    settings.rules = format!(
+        "[lookup.club]\nsql = \"{query}\"\nparams = [\"id\"]\n\
+         [[rule]]\nname = \"item\"\ntable = \"public.item\"\nkeys = [\"club:{{club.name}}\"]\n"
+    );
+    let said = text(&Sidecar::new(settings).command(&["check"]));
+    for part in ["on schema \"shop\" to \"plain\"", "on \"shop\".\"club\" to \"plain\""] {
+        assert!(said.contains(part), "{part}: {said}");
+    }
+    assert!(!said.contains("\"hidden\""), "{said}");
+}

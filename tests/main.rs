@@ -31,6 +31,7 @@ mod outage;
 mod prepared;
 mod refusals;
 mod replicas;
+mod secrets;
 mod setup;
 mod shop;
 mod shutdown;

@@ -9,6 +9,8 @@
 mod bounds;
 #[path = "support/links.rs"]
 mod links;
+#[path = "support/said.rs"]
+mod said;
 #[path = "support/source.rs"]
 mod source;
 

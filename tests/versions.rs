@@ -182,6 +182,42 @@ async fn a_standby_that_must_come_first_holds_a_failover_slot() {
     bed.gone("item:1").await;
 }
 
+/// Taken out of the configuration while it runs, the option changes nothing: the slot stays what it
+/// is, with what that costs, until it is dropped.
+#[tokio::test]
+async fn a_slot_stays_a_failover_slot_without_the_option_until_it_is_dropped() {
+    let bed = Bed::new(&[]).await;
+    if bed.version().await < 17 {
+        return refused(&bed).await;
+    }
+    let mut sidecar = Sidecar::set_up(failover(&bed, &[])).await;
+    bed.settled().await;
+    sidecar.change(|settings| settings.postgres.clear());
+    let said = text(&sidecar.command(&["setup"]));
+    assert!(said.contains("nothing to do"), "{said}");
+    bed.cache_rows().await;
+    for _ in 0..2 {
+        update(&bed.sql, 1).await;
+        bed.gone("item:1").await;
+        assert_eq!(slot(&bed.sql, "failover").await.as_deref(), Some("true"));
+        assert_eq!(sidecar.sigterm().await, 0);
+        sidecar.start();
+        sidecar.wait_ready().await;
+        bed.fill(&["item:1"]).await;
+    }
+    assert!(sidecar.metric_sum("walsweep_resyncs_total").await < 1.0);
+    assert!(bed.has("item:2").await, "nothing was swept");
+    bed.sql.run("select pg_create_physical_replication_slot('standby')").await;
+    bed.postgres.conf("synchronized_standby_slots = 'standby'").await.unwrap();
+    assert!(check(&sidecar).contains("failover_standby_absent"), "it waits for standbys still");
+    bed.postgres.conf("synchronized_standby_slots = ''").await.unwrap();
+    assert_eq!(sidecar.sigterm().await, 0);
+    bed.sql.run("select pg_drop_replication_slot('walsweep')").await;
+    sidecar.start();
+    sidecar.wait_ready().await;
+    assert_eq!(slot(&bed.sql, "failover").await.as_deref(), Some("false"));
+}
+
 /// A slot that nobody read for too long is told with its cause, made anew, and everything is swept.
 /// One that is streamed never counts as idle.
 #[tokio::test]

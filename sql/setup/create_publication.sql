@@ -1,4 +1,3 @@
--- The publication, of named tables only, each with all its columns and rows. Each name has ONLY:
--- without it, the tables that inherit from it would be published, too.
--- Privileges: CREATE on the database, owner of each table. Versions: 14 to 18.
-create publication {publication} for table {tables}{options}
+-- The publication, of no table yet: its comment remembers what is changed before tables are added.
+-- Messages are streamed without a table. Privileges: CREATE on the database. Versions: 14 to 18.
+create publication {publication}{options}

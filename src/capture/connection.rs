@@ -10,13 +10,16 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::passing::{self, Passing, Taken};
 use super::{Error, Malformed, READ_BUFFER_SIZE, READ_ROOM_MIN, Wire};
-use crate::postgres::ServerError;
+use crate::postgres::{Limits, ServerError};
 
 /// A connection, and what was read from it and not yet used.
 pub(super) struct Connection {
     stream: Box<dyn Wire>,
     incoming: BytesMut,
     passing: Option<Passing>,
+    /// How much a stranger may send. None once the login is done: a stream has messages of up to
+    /// 1 GiB.
+    limits: Option<Limits>,
 }
 
 /// A message from the server.
@@ -32,7 +35,13 @@ pub(super) type Row = Vec<Option<String>>;
 
 impl Connection {
     pub(super) fn new(stream: Box<dyn Wire>) -> Connection {
-        Connection { stream, incoming: BytesMut::new(), passing: None }
+        let limits = Some(Limits::default());
+        Connection { stream, incoming: BytesMut::new(), passing: None, limits }
+    }
+
+    /// The login is done, and longer messages may come.
+    pub(super) fn forget_limits(&mut self) {
+        self.limits = None;
     }
 
     /// The stream, and the bytes that were read from it already.
@@ -79,8 +88,12 @@ impl Connection {
             if self.incoming.capacity() - self.incoming.len() < READ_ROOM_MIN {
                 self.incoming.reserve(READ_BUFFER_SIZE);
             }
+            let before = self.incoming.len();
             if self.stream.read_buf(&mut self.incoming).await? == 0 {
                 return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            if let Some(limits) = &mut self.limits {
+                limits.pass(&self.incoming[before..])?;
             }
         }
     }

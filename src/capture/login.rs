@@ -152,7 +152,10 @@ impl<'a> Login<'a> {
         let mut backend = None;
         loop {
             match self.receive().await? {
-                Message::ReadyForQuery(_) => return Ok(backend),
+                Message::ReadyForQuery(_) => {
+                    self.connection.forget_limits();
+                    return Ok(backend);
+                }
                 Message::BackendKeyData(body) => backend = Some(body.process_id()),
                 _ => return Err(self.fail("the server does not end the login")),
             }

@@ -68,3 +68,40 @@ async fn a_binding_that_somebody_took_off_the_list_is_told() {
         assert_eq!(said[4..].split_inclusive(",,").next(), Some(expected), "{first:?}");
     }
 }
+
+/// A login with a server that sends these bytes again and again. Gives how many it got rid of, and
+/// what became of the login.
+async fn flooded(bytes: &[u8]) -> (usize, Result<(), Error>) {
+    let endpoint = Endpoint::parse("postgres://u:secret@127.0.0.1/d").unwrap();
+    let (ours, mut server) = duplex(1 << 16);
+    let connection = Connection::new(Box::new(ours));
+    let mut login =
+        Login { endpoint: &endpoint, server_end_point: None, connection, is_bound: false };
+    // In the end it hangs up.
+    let speaking = async move {
+        let mut sent = 0;
+        while sent < 64 << 20 && server.write_all(bytes).await.is_ok() {
+            sent += bytes.len();
+        }
+        sent
+    };
+    let logging_in = async {
+        let outcome = login.authenticate().await;
+        drop(login);
+        outcome
+    };
+    tokio::join!(speaking, logging_in)
+}
+
+/// Nobody is known yet, and whatever speaks for ever is heard for a megabyte.
+#[tokio::test]
+async fn a_stranger_is_not_listened_to_for_ever() {
+    let notice = [b"N", &104_u32.to_be_bytes()[..], &[0; 100]].concat();
+    let error = [b"E", &(1_u32 << 30).to_be_bytes()[..], &[b'x'; 1 << 16]].concat();
+    for bytes in [&notice[..], &error, b"HTTP/1.1 400 Bad Request\r\n\r\n", b"220 mail ESMTP\r\n"] {
+        let (sent, outcome) = flooded(bytes).await;
+        let Err(Error::Connect { source, .. }) = outcome else { panic!("{outcome:?}") };
+        assert_eq!(source.kind(), std::io::ErrorKind::InvalidData, "{source}");
+        assert!(sent <= 2 << 20, "{sent} bytes, {source}");
+    }
+}

@@ -7,7 +7,7 @@ use std::rc::Rc;
 use crate::config::Config;
 use crate::keys::{KeySet, Rules};
 use crate::postgres::{History, Sql};
-use crate::preflight::{Finding, find_reads};
+use crate::preflight::{Code, Finding, find_reads};
 use crate::run::error::Error;
 use crate::run::session::{primary, step};
 use crate::source::shape::Watched;
@@ -93,7 +93,7 @@ fn finding(rules: &Rules, doubt: &Doubt) -> Finding {
     let told = doubt.told(rules.names()).join("; ");
     let keys = rules.part(|place| doubt.is_of(place));
     let text = format!("the next start will sweep {told}");
-    Finding::info("start_sweeps", text).hint(format!("it removes {}", shown(&keys)))
+    Finding::info(Code::StartSweeps, text).hint(format!("it removes {}", shown(&keys)))
 }
 
 /// The keys and patterns of a set, which hold no value of a row.

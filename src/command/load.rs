@@ -3,6 +3,7 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
+use super::failure::{Failure, halted};
 use crate::config::{Config, Problem, Quotes, parse, unreadable};
 use crate::keys::Rules;
 
@@ -28,6 +29,15 @@ impl fmt::Display for Invalid {
 }
 
 impl std::error::Error for Invalid {}
+
+/// Reads the file at `path`, for a command.
+///
+/// # Errors
+///
+/// 78 for everything that is wrong with it.
+pub(crate) fn configuration(path: &Path) -> Result<(Config, Rules), Failure> {
+    load(path).map_err(|invalid| halted(invalid).with_status(78))
+}
 
 /// Reads the file at `path`.
 ///

@@ -1,13 +1,24 @@
-//! The commands: from arguments to an exit status.
+//! The commands: from arguments to an exit status, each in a file of its name.
 //!
-//! [`cli`] is the grammar of the arguments. [`load`] reads the configuration with all its problems
-//! at once. The others are what the commands do; [`check`] ends with a verdict.
+//! [`cli`] is the grammar of the arguments, [`load`] reads the configuration with all its problems at
+//! once, [`failure`] is how each of them ends. `setup` and `teardown` share a `login`; what
+//! [`check`](mod@check) finds ends in a `verdict` and a [`forecast`](mod@forecast).
 
 pub mod check;
 pub mod cli;
-pub mod commands;
+pub mod demo;
 pub mod explain;
+pub mod failure;
 pub mod forecast;
+pub mod lease;
 pub mod load;
-pub mod setup_commands;
+mod login;
+pub mod pages;
+pub mod run;
+pub mod setup;
+pub mod sweep;
+pub mod teardown;
 mod verdict;
+
+/// `application_name` of connections that commands other than `run` make.
+pub(crate) const NAME: &str = "walsweep command";

@@ -4,13 +4,7 @@ use std::collections::BTreeSet;
 
 use serde::Serialize;
 
-use crate::preflight::{Finding, Report};
-
-/// The code of the finding that another process streams from the slot.
-const SLOT_ACTIVE: &str = "slot_active";
-
-/// The code of the finding that a walsweep listens at `http.listen`.
-pub(super) const RUNNING: &str = "listen_running";
+use crate::preflight::{Code, Finding, Report};
 
 /// What `run` would do.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -18,7 +12,7 @@ pub(super) struct Verdict {
     /// The word for it, for programs: `start`, or the first that holds of `refuse`, `wait`,
     /// `running`, `stand_by`, `suspend` and `go_on`.
     pub(super) run: &'static str,
-    /// The words for it: a line for each that holds.
+    /// The words for it, one sentence: all that holds, in order.
     pub(super) text: String,
 }
 
@@ -30,51 +24,51 @@ impl Verdict {
             let text = "`walsweep run` would refuse to start".to_owned();
             return Verdict { run: "refuse", text };
         }
-        let parts = [
-            waits(report).map(|text| ("wait", text)),
-            others(report),
-            suspends(report).map(|text| ("suspend", text)),
-            goes_on(report).map(|text| ("go_on", text)),
-        ];
-        let (runs, texts): (Vec<&str>, Vec<String>) = parts.into_iter().flatten().unzip();
-        match runs.first() {
-            Some(run) => Verdict { run, text: texts.join("\n") },
-            None => Verdict { run: "start", text: "`walsweep run` would start".to_owned() },
+        let parts = [waits(report), stands_by(report), suspends(report), goes_on(report)];
+        let (mut runs, texts): (Vec<&str>, Vec<String>) = parts.into_iter().flatten().unzip();
+        let mut text = match (has(report, Code::ListenRunning), texts.join(", then ")) {
+            (false, then) if then.is_empty() => "`walsweep run` would start".to_owned(),
+            (false, then) => format!("`walsweep run` would {then}"),
+            (true, then) => {
+                runs.insert(usize::from(runs.first() == Some(&"wait")), "running");
+                let and = if then.is_empty() { "" } else { ", and would " };
+                format!(
+                    "`walsweep run` is at work already; another one beside it needs an \
+                     `http.listen` of its own{and}{then}"
+                )
+            }
+        };
+        if runs.iter().any(|run| ["suspend", "go_on"].contains(run)) {
+            text.push_str("; with `--strict` it refuses");
         }
+        Verdict { run: runs.first().copied().unwrap_or("start"), text }
     }
 }
 
-fn waits(report: &Report) -> Option<String> {
+fn has(report: &Report, code: Code) -> bool {
+    report.findings().any(|finding| finding.code == code)
+}
+
+fn waits(report: &Report) -> Option<(&'static str, String)> {
     let waits = report.findings().any(Finding::is_waited_for);
-    waits.then(|| "`walsweep run` would wait for what cannot be reached".to_owned())
+    waits.then(|| ("wait", "wait for what cannot be reached".to_owned()))
 }
 
-/// Who is there already.
-fn others(report: &Report) -> Option<(&'static str, String)> {
-    let has = |code: &str| report.findings().any(|finding| finding.code == code);
-    if has(RUNNING) {
-        let and = if has(SLOT_ACTIVE) { ", and would stand by" } else { "" };
-        let text = format!(
-            "`walsweep run` is at work already; another one beside it needs an `http.listen` of \
-             its own{and}"
-        );
-        return Some(("running", text));
-    }
-    let text = "`walsweep run` would stand by until the slot is free";
-    has(SLOT_ACTIVE).then(|| ("stand_by", text.to_owned()))
+/// Until whoever is there already has ended.
+fn stands_by(report: &Report) -> Option<(&'static str, String)> {
+    has(report, Code::SlotActive)
+        .then(|| ("stand_by", "stand by until the slot is free".to_owned()))
 }
 
-fn suspends(report: &Report) -> Option<String> {
+fn suspends(report: &Report) -> Option<(&'static str, String)> {
     let rules = listed(&report.findings().flat_map(Finding::suspends).collect())?;
-    Some(format!("`walsweep run` would suspend {rules}; with `--strict` it refuses"))
+    Some(("suspend", format!("suspend {rules}")))
 }
 
-fn goes_on(report: &Report) -> Option<String> {
+fn goes_on(report: &Report) -> Option<(&'static str, String)> {
     let others = report.findings().filter(|finding| finding.suspends().next().is_none());
     let rules = listed(&others.flat_map(Finding::concerns).collect())?;
-    Some(format!(
-        "`walsweep run` would go on with {rules}, and say what is wrong; with `--strict` it refuses"
-    ))
+    Some(("go_on", format!("go on with {rules}, and say what is wrong")))
 }
 
 fn listed(rules: &BTreeSet<&str>) -> Option<String> {
@@ -85,8 +79,8 @@ fn listed(rules: &BTreeSet<&str>) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::{RUNNING, SLOT_ACTIVE, Verdict};
-    use crate::preflight::{Finding, Report};
+    use super::Verdict;
+    use crate::preflight::{Code, Finding, Report};
 
     #[track_caller]
     fn check(findings: Vec<Finding>, run: &str, text: &str) {
@@ -99,17 +93,35 @@ mod tests {
     fn the_verdict_says_what_a_run_would_do() {
         let running = "`walsweep run` is at work already; another one beside it needs an \
                        `http.listen` of its own";
-        let active = || Finding::info(SLOT_ACTIVE, "in use");
+        let active = || Finding::info(Code::SlotActive, "in use");
         check(Vec::new(), "start", "`walsweep run` would start");
-        let stands = "`walsweep run` would stand by until the slot is free";
-        check(vec![active()], "stand_by", stands);
-        let listens = || Finding::info(RUNNING, "a walsweep");
+        let stands = "stand by until the slot is free";
+        check(vec![active()], "stand_by", &format!("`walsweep run` would {stands}"));
+        let listens = || Finding::info(Code::ListenRunning, "a walsweep");
         check(vec![listens()], "running", running);
-        check(vec![listens(), active()], "running", &format!("{running}, and would stand by"));
-        let away = Finding::error("redis_unreachable", "away");
-        let both = format!("`walsweep run` would wait for what cannot be reached\n{stands}");
-        check(vec![away, active()], "wait", &both);
-        let wrong = Finding::error("slot_plugin", "wrong");
+        let both = format!("{running}, and would {stands}");
+        check(vec![listens(), active()], "running", &both);
+        let away = || Finding::error(Code::RedisUnreachable, "away");
+        let both = format!("`walsweep run` would wait for what cannot be reached, then {stands}");
+        check(vec![away(), active()], "wait", &both);
+        let both = format!("{running}, and would wait for what cannot be reached");
+        check(vec![away(), listens()], "wait", &both);
+        let wrong = Finding::error(Code::SlotPlugin, "wrong");
         check(vec![active(), wrong], "refuse", "`walsweep run` would refuse to start");
+    }
+
+    /// It is read as one, and so is what a program shows of it.
+    #[test]
+    fn there_is_one_verdict_however_much_holds() {
+        let of = |code, rule: &str| Finding::error(code, "wrong").of_rules([rule]);
+        let (misfit, partition) =
+            (|| of(Code::ReplicaIdentity, "a"), || of(Code::PartitionIdentity, "b"));
+        let strict = "; with `--strict` it refuses";
+        let suspends = format!("`walsweep run` would suspend rule `a`{strict}");
+        check(vec![misfit()], "suspend", &suspends);
+        let goes_on = "go on with rule `b`, and say what is wrong";
+        let both = format!("`walsweep run` would suspend rule `a`, then {goes_on}{strict}");
+        check(vec![partition(), misfit()], "suspend", &both);
+        check(vec![partition()], "go_on", &format!("`walsweep run` would {goes_on}{strict}"));
     }
 }

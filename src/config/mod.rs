@@ -8,8 +8,9 @@ mod redis_url;
 mod script;
 mod slot_on;
 mod source;
+mod unclosed;
 
-use std::fmt;
+use std::fmt::{self, Write};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -222,7 +223,17 @@ pub struct TableName {
 
 impl fmt::Display for TableName {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(formatter, "{}.{}", self.schema, self.name)
+        // A name may hold anything: none may begin a line of its own, or act on a terminal.
+        for part in [&*self.schema, ".", &*self.name] {
+            for one in part.chars() {
+                if one.is_control() {
+                    write!(formatter, "{}", one.escape_default())?;
+                } else {
+                    formatter.write_char(one)?;
+                }
+            }
+        }
+        Ok(())
     }
 }
 

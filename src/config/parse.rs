@@ -12,7 +12,7 @@ use super::slot_on::slot_on;
 use super::source::{Named, Source, source};
 use super::{
     Config, Http, Located, Log, LogFormat, Lookup, Postgres, Problem, Redis, Refill, Rule, Sweep,
-    lookup,
+    lookup, unclosed,
 };
 use crate::config::Operations;
 use crate::password;
@@ -43,13 +43,9 @@ pub struct Parsed {
 pub fn parse(text: &str, env: &dyn Fn(&str) -> Option<String>, folder: &Path) -> Parsed {
     let mut reader = Reader::new(text, env, folder);
     let (document, errors) = DeTable::parse_recoverable(text);
-    for error in &errors {
-        let at = reader.location(error.span().map_or(0, |span| span.start), "");
-        let message = error.message().trim().replace('\n', ", ");
-        reader.problem(at, message, Some("see https://toml.io for the syntax"));
-    }
     // What stands around such an error is read as a guess, and its problems would be guesses, too.
     if !errors.is_empty() {
+        no_toml(&mut reader, text, &errors);
         let (rules, lookups) = (Vec::new(), Vec::new());
         return Parsed { config: None, rules, lookups, problems: sorted(reader.problems) };
     }
@@ -82,6 +78,37 @@ pub fn parse(text: &str, env: &dyn Fn(&str) -> Option<String>, folder: &Path) ->
         _ => None,
     };
     Parsed { config, rules, lookups, problems }
+}
+
+/// Tells of a text that is no TOML: each key that is there twice, up to the line of the first error
+/// of another kind, and that. Whatever else the parser says may come of it.
+fn no_toml(reader: &mut Reader<'_>, text: &str, errors: &[toml::de::Error]) {
+    /// What the parser says of such a key, beside which it understands the rest.
+    const TWICE: &str = "duplicate key";
+    let start = |error: &toml::de::Error| error.span().map_or(0, |span| span.start);
+    let mut errors: Vec<&toml::de::Error> = errors.iter().collect();
+    errors.sort_by_key(|error| start(error));
+    let is_twice = |error: &toml::de::Error| error.message().trim() == TWICE;
+    let line = |error: &toml::de::Error| reader.location(start(error), "").line;
+    let first = errors.iter().find(|error| !is_twice(error)).copied();
+    let end = first.map_or(usize::MAX, line);
+    let told = errors.into_iter().filter(|error| is_twice(error) && line(error) < end);
+    let told: Vec<_> = told.chain(first).collect();
+    for error in told {
+        let unclosed = unclosed::bracket(text).filter(|open| *open <= start(error));
+        match unclosed.filter(|_| !is_twice(error)) {
+            Some(open) => {
+                let hint = Some("write `]` after its last value");
+                let at = reader.location(open, "");
+                reader.problem(at, "this `[` has no `]`".to_owned(), hint);
+            }
+            None => {
+                let message = error.message().trim().replace('\n', ", ");
+                let hint = Some("see https://toml.io for the syntax");
+                reader.problem(reader.location(start(error), ""), message, hint);
+            }
+        }
+    }
 }
 
 fn sorted(mut problems: Vec<Problem>) -> Vec<Problem> {

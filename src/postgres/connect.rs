@@ -16,6 +16,7 @@ use tokio_postgres::CancelToken;
 use tokio_postgres::config::{self, SslNegotiation};
 use tokio_rustls::TlsConnector;
 
+use super::limits::{Limited, Strange};
 use super::stream::{Established, Stream};
 use super::{
     ChannelBinding, Endpoint, Error, IN_RECOVERY, PassedOver, Search, ServerError, SslMode, state,
@@ -283,7 +284,7 @@ async fn log_in(
     application_name: &str,
 ) -> Result<Sql, Error> {
     let endpoint = &endpoint.with_password()?;
-    let stream = open(endpoint, security).await?;
+    let stream = Limited::new(open(endpoint, security).await?);
     let mut settings = tokio_postgres::Config::new();
     settings
         .user(&endpoint.user)
@@ -321,7 +322,7 @@ fn login_error(endpoint: &Endpoint, error: &tokio_postgres::Error) -> Error {
     let cause = std::error::Error::source(error);
     match cause.and_then(|cause| cause.downcast_ref::<io::Error>()) {
         // An I/O error in disguise is how malformed and lying SCRAM messages are told, too.
-        Some(cause) if cause.raw_os_error().is_some() || is_cut(cause) => {
+        Some(cause) if cause.raw_os_error().is_some() || is_cut(cause) || is_strange(cause) => {
             Error::Connect { address, source: io::Error::new(cause.kind(), cause.to_string()) }
         }
         _ if error.is_closed() => {
@@ -343,6 +344,11 @@ fn without_password(endpoint: &Endpoint) -> String {
         Some(cause) => format!("{reason}: {cause}"),
         None => reason.to_owned(),
     }
+}
+
+/// Whether it is no server of Postgres, by what it says.
+fn is_strange(error: &io::Error) -> bool {
+    error.get_ref().and_then(|cause| cause.downcast_ref::<Strange>()).is_some()
 }
 
 fn is_cut(error: &io::Error) -> bool {

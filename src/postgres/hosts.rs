@@ -62,9 +62,10 @@ impl PassedOver {
         matches!(self.obstacle, Obstacle::Login | Obstacle::Misfit)
     }
 
-    /// Whether the next try may find the primary there.
+    /// Whether the next try may find the primary there. A standby may be promoted, and is for a
+    /// while what a switchover leaves.
     pub(super) fn may_come(&self) -> bool {
-        matches!(self.obstacle, Obstacle::Away | Obstacle::Busy)
+        matches!(self.obstacle, Obstacle::Standby | Obstacle::Away | Obstacle::Busy)
     }
 }
 

@@ -96,12 +96,12 @@ impl TlsStream for Stream {
 /// that come out of a `TlsConnect`.
 pub(super) struct Established;
 
-impl TlsConnect<Stream> for Established {
-    type Stream = Stream;
+impl<S: TlsStream + Unpin> TlsConnect<S> for Established {
+    type Stream = S;
     type Error = io::Error;
-    type Future = Ready<io::Result<Stream>>;
+    type Future = Ready<io::Result<S>>;
 
-    fn connect(self, stream: Stream) -> Self::Future {
+    fn connect(self, stream: S) -> Self::Future {
         ready(Ok(stream))
     }
 }

@@ -112,6 +112,8 @@ pub(super) struct Catalog {
     pub(super) role: Role,
     /// Who asks.
     pub(super) user: String,
+    /// Whether that is a superuser.
+    pub(super) is_superuser: bool,
     /// The administrators' role by which a managed service is known.
     pub(super) service: Option<String>,
     pub(super) prepared: Prepared,
@@ -302,20 +304,33 @@ impl Table {
         std::iter::once(&self.relation).chain(&self.partitions)
     }
 
-    /// The relations that hold rows.
+    /// The relations whose changes are in the log.
     pub(super) fn holders(&self) -> impl Iterator<Item = &Relation> {
-        self.family().filter(|relation| relation.kind != 'p')
+        self.family().filter(|relation| relation.is_logged())
     }
 
     /// Whether the old value of a column is in the log, whichever partition its row is in. Of one
     /// without any identity no row is ever updated or deleted while it is published.
     pub(super) fn identifies(&self, column: &str) -> bool {
         let is_known = |one: &Relation| one.identifies(column) || !one.has_identity();
-        self.relation.identifies(column) && self.partitions.iter().all(is_known)
+        let mut logged = self.partitions.iter().filter(|one| one.is_logged());
+        self.relation.identifies(column) && logged.all(is_known)
     }
 }
 
 impl Relation {
+    /// Whether it holds rows, and the log has their changes: not of a foreign table, nor of one
+    /// that is unlogged or temporary.
+    pub(super) fn is_logged(&self) -> bool {
+        self.kind == 'r' && self.persistence == 'p'
+    }
+
+    /// Whether its replica identity counts: that of a partitioned table for the names of the
+    /// columns, that of what is in the log for what the log has.
+    pub(super) fn counts(&self) -> bool {
+        self.kind == 'p' || self.is_logged()
+    }
+
     /// Whether the replica identity has the column.
     pub(super) fn identifies(&self, column: &str) -> bool {
         self.identity == 'f' || self.identity_columns.iter().any(|one| one == column)

@@ -1,6 +1,6 @@
 //! Checks of `when` against the types of the columns.
 
-use super::{Context, Finding};
+use super::{Code, Context, Finding};
 
 /// What in the conditions does not fit the table: it would fail on every row, and count as true.
 pub(super) fn check(context: &Context<'_>) -> Vec<Finding> {
@@ -11,7 +11,7 @@ pub(super) fn check(context: &Context<'_>) -> Vec<Finding> {
             known.columns.iter().find(|column| column.name == name).map(|column| column.type_id)
         };
         for (rule, problem) in context.rules.condition_misfits(table, &type_id) {
-            let finding = Finding::error("condition_type", problem.message).at(&problem.at);
+            let finding = Finding::error(Code::ConditionType, problem.message).at(&problem.at);
             let finding = finding.of_rules([rule]);
             findings.push(problem.hint.into_iter().fold(finding, Finding::hint));
         }

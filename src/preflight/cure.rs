@@ -6,16 +6,21 @@ use super::catalog::{Relation, Role, Table};
 use super::memory::{Memory, SENTENCE};
 use super::step::{Does, Identity, LOCK_TIMEOUT, Step};
 use crate::config::{Operations, Postgres, TableName};
-use crate::postgres::statement::{self, render};
+use crate::postgres::statement::{self, identifier, render};
 
 /// A table as SQL names it.
 fn qualified(table: &TableName) -> String {
+    format!("{}.{}", identifier(&table.schema), identifier(&table.name))
+}
+
+/// The same for `to_regclass`, which knows no escapes.
+fn quoted(table: &TableName) -> String {
     format!("{}.{}", escape_identifier(&table.schema), escape_identifier(&table.name))
 }
 
 /// A name as SQL has it.
 pub(crate) fn escaped(name: &str) -> String {
-    escape_identifier(name)
+    identifier(name)
 }
 
 /// A text in dollar quotes that it does not contain: the quotes.
@@ -39,26 +44,23 @@ pub(super) fn operation_names(operations: Operations) -> Vec<&'static str> {
     names.into_iter().filter_map(|(name, is_set)| is_set.then_some(name)).collect()
 }
 
-/// Creates the publication of these tables, with their stored generated columns or without; nothing
-/// if there is none, and rules look at some.
+/// Creates the publication that these tables will be added to, with their stored generated columns
+/// or without; nothing if there is none, and rules look at some. Nobody ever sees it without the
+/// comment that tells whose it is.
 pub(super) fn create_publication(
     publication: &str,
     tables: &[&Table],
     operations: Operations,
     with_generated: bool,
-) -> Vec<Step> {
-    let names: Vec<TableName> = tables.iter().map(|table| table.relation.table_name()).collect();
-    if operations == Operations::NONE {
-        let file = include_str!("../../sql/setup/create_empty_publication.sql");
-        let sql = render(file, &[("publication", &escape_identifier(publication))]);
-        return vec![created(publication, Vec::new(), &sql)];
-    }
-    if tables.is_empty() {
-        return Vec::new();
+) -> Option<Step> {
+    // Messages are streamed without one table being named.
+    let is_of_messages = operations == Operations::NONE;
+    if tables.is_empty() && !is_of_messages {
+        return None;
     }
     let mut options = Vec::new();
-    if operations != Operations::ALL {
-        let operations = escape_literal(&operation_names(operations).join(", "));
+    if operations != Operations::ALL && !is_of_messages {
+        let operations = literal(&operation_names(operations).join(", "));
         options.push(format!("publish = {operations}"));
     }
     if tables.iter().any(|table| table.is_partitioned()) {
@@ -71,28 +73,19 @@ pub(super) fn create_publication(
         none if none.is_empty() => none,
         options => format!(" with ({options})"),
     };
-    // What inherits from one of them is a table of its own, which nobody may want published.
-    let list: Vec<String> = names.iter().map(|name| format!("only {}", qualified(name))).collect();
-    let escaped = escape_identifier(publication);
-    let values = [("publication", &*escaped), ("tables", &list.join(", ")), ("options", &options)];
+    let values = [("publication", &*identifier(publication)), ("options", &options)];
     let sql = render(include_str!("../../sql/setup/create_publication.sql"), &values);
-    vec![created(publication, names, &sql)]
-}
-
-/// Nobody ever sees the publication without the comment that tells whose it is.
-fn created(publication: &str, tables: Vec<TableName>, sql: &str) -> Step {
     let memory = Memory::default();
     let sql = format!("{sql};\n{}", comment(publication, &memory));
-    Step::new(Does::CreatePublication(tables, memory), sql)
+    Some(Step::new(Does::CreatePublication(memory), sql))
 }
 
 /// A step whose comment on the publication remembers this instead, if it writes one.
 pub(crate) fn remembering(step: Step, publication: &str, memory: &Memory) -> Step {
     let (old, does) = match &step.does {
         Does::Remember(old) => (old, Does::Remember(memory.clone())),
-        Does::CreatePublication(tables, old) => {
-            (old, Does::CreatePublication(tables.clone(), memory.clone()))
-        }
+        Does::RememberFirst(old) => (old, Does::RememberFirst(memory.clone())),
+        Does::CreatePublication(old) => (old, Does::CreatePublication(memory.clone())),
         _ => return step,
     };
     let old = comment(publication, old);
@@ -101,26 +94,32 @@ pub(crate) fn remembering(step: Step, publication: &str, memory: &Memory) -> Ste
 }
 
 /// Lets the publication remember this.
-pub(super) fn remember(publication: &str, memory: Memory) -> Step {
+pub(crate) fn remember(publication: &str, memory: Memory) -> Step {
     let sql = comment(publication, &memory);
     Step::new(Does::Remember(memory), sql)
 }
 
+/// Lets the publication remember what is about to be changed.
+pub(super) fn remember_first(publication: &str, memory: Memory) -> Step {
+    let sql = comment(publication, &memory);
+    Step::new(Does::RememberFirst(memory), sql)
+}
+
 /// Writes what is remembered, and that the publication is walsweep's.
 pub(crate) fn comment(publication: &str, memory: &Memory) -> String {
-    let publication = escape_identifier(publication);
+    let publication = identifier(publication);
     let values = [("publication", &*publication), ("comment", &literal(&memory.comment()))];
     render(include_str!("../../sql/setup/comment.sql"), &values)
 }
 
 fn of_publication(file: &str, publication: &str) -> String {
-    render(file, &[("publication", &escape_identifier(publication))])
+    render(file, &[("publication", &identifier(publication))])
 }
 
 /// Lets the publication publish these operations.
 pub(super) fn set_publish(publication: &str, operations: Operations) -> Vec<Step> {
     let operations = literal(&operation_names(operations).join(", "));
-    let publication = escape_identifier(publication);
+    let publication = identifier(publication);
     let values = [("publication", &*publication), ("operations", &operations)];
     let sql = render(include_str!("../../sql/setup/set_publish.sql"), &values);
     vec![Step::new(Does::SetOperations, sql)]
@@ -138,11 +137,14 @@ pub(super) fn set_generated(publication: &str) -> Vec<Step> {
     vec![Step::new(Does::SetPublication, sql)]
 }
 
-/// Adds a table to the publication.
-pub(super) fn add_table(publication: &str, table: &Table) -> Vec<Step> {
-    let name = table.relation.table_name();
-    let sql = of_table(include_str!("../../sql/setup/add_table.sql"), publication, &name);
-    vec![Step::new(Does::AddTable(name), sql)]
+/// Adds tables to the publication; nothing for none. What inherits from one of them is a table of
+/// its own, which nobody may want published.
+pub(super) fn add_tables(publication: &str, tables: &[&Table]) -> Option<Step> {
+    let names: Vec<TableName> = tables.iter().map(|table| table.relation.table_name()).collect();
+    let list: Vec<String> = names.iter().map(|name| format!("only {}", qualified(name))).collect();
+    let values = [("publication", &*identifier(publication)), ("tables", &list.join(", "))];
+    let sql = render(include_str!("../../sql/setup/add_table.sql"), &values);
+    (!names.is_empty()).then(|| Step::new(Does::AddTables(names), sql))
 }
 
 /// Takes a table out of the publication.
@@ -159,14 +161,15 @@ pub(super) fn set_whole(publication: &str, table: &Table) -> Vec<Step> {
 }
 
 fn of_table(file: &str, publication: &str, table: &TableName) -> String {
-    let (publication, table) = (escape_identifier(publication), qualified(table));
+    let (publication, table) = (identifier(publication), qualified(table));
     render(file, &[("publication", &publication), ("table", &table)])
 }
 
 /// Gives the table, and each partition of it, the full replica identity: partitions do not inherit
-/// it. Each in a transaction of its own, so that no lock is held while another is waited for.
+/// it. Each in a transaction of its own, so that no lock is held while another is waited for. What
+/// is not in the log needs none, and a foreign table cannot have one.
 pub(super) fn full_identity(table: &Table) -> Vec<Step> {
-    let missing = table.family().filter(|relation| relation.identity != 'f');
+    let missing = table.family().filter(|one| one.identity != 'f' && one.counts());
     let step = |relation: &Relation| {
         let name = relation.table_name();
         let identity = Identity {
@@ -196,7 +199,7 @@ pub(crate) fn identity_as_before(identity: &Identity) -> Option<Step> {
     let kind = match (identity.was, &identity.index) {
         ('d', _) => "default".to_owned(),
         ('n', _) => "nothing".to_owned(),
-        ('i', Some(index)) => format!("using index {}", escape_identifier(index)),
+        ('i', Some(index)) => format!("using index {}", identifier(index)),
         _ => return None,
     };
     let table = qualified(&identity.relation);
@@ -212,14 +215,14 @@ pub(super) fn allow_replication(role: &Role) -> Vec<Step> {
     } else {
         include_str!("../../sql/setup/allow_replication.sql")
     };
-    vec![Step::new(Does::Role, render(file, &[("role", &escape_identifier(&role.name))]))]
+    vec![Step::new(Does::Role, render(file, &[("role", &identifier(&role.name))]))]
 }
 
 /// Creates the role of a login, or lets it log in and replicate. `verifier` is of its password.
 pub(crate) fn create_role(role: &str, verifier: Option<&str>) -> Step {
     let file = include_str!("../../sql/setup/create_role.sql");
     let password = verifier.map(|verifier| format!(" password {}", literal(verifier)));
-    let (escaped, name) = (escape_identifier(role), literal(role));
+    let (escaped, name) = (identifier(role), literal(role));
     let quote = dollar_quote(role);
     let values = [
         ("role", &*escaped),
@@ -232,25 +235,28 @@ pub(crate) fn create_role(role: &str, verifier: Option<&str>) -> Step {
 
 /// Lets a role connect to a database.
 pub(crate) fn grant_connect(role: &str, database: &str) -> Step {
-    let (role, database) = (escape_identifier(role), escape_identifier(database));
+    let (role, database) = (identifier(role), identifier(database));
     let file = include_str!("../../sql/setup/grant_connect.sql");
     Step::new(Does::Role, render(file, &[("role", &role), ("database", &database)]))
 }
 
 /// Lets a role use the names of a schema.
 pub(crate) fn grant_usage(schema: &str, role: &str) -> Step {
-    Step::new(Does::Grant, statement::grant_usage(schema, role))
+    let does = Does::Grant { on: schema.to_owned(), table: None };
+    Step::new(does, statement::grant_usage(schema, role))
 }
 
 /// Lets a role read a table.
 pub(crate) fn grant_select(table: &TableName, role: &str) -> Step {
-    Step::new(Does::Grant, statement::grant_select((&table.schema, &table.name), role))
+    let TableName { schema, name } = table;
+    let does = Does::Grant { on: schema.clone(), table: Some(name.clone()) };
+    Step::new(does, statement::grant_select((schema, name), role))
 }
 
 /// Lets a role ask the primary for what a slot on a standby waits for.
 pub(super) fn allow_standby_snapshot(role: &str) -> Vec<Step> {
     let file = include_str!("../../sql/setup/allow_standby_snapshot.sql");
-    vec![Step::new(Does::Role, render(file, &[("role", &escape_identifier(role))]))]
+    vec![Step::new(Does::Role, render(file, &[("role", &identifier(role))]))]
 }
 
 /// Creates the slot.
@@ -266,11 +272,6 @@ pub(crate) fn drop_slot(slot: &str) -> String {
     render(include_str!("../../sql/setup/drop_slot.sql"), &[("slot", &literal(slot))])
 }
 
-/// The same as a step.
-pub(super) fn without_slot(slot: &str) -> Step {
-    Step::new(Does::DropSlot, drop_slot(slot))
-}
-
 /// Removes the publication.
 pub(crate) fn drop_publication(publication: &str) -> String {
     of_publication(include_str!("../../sql/setup/drop_publication.sql"), publication)
@@ -284,7 +285,7 @@ pub(super) fn trigger_comment() -> String {
 /// A step for the script: it waits briefly for its locks, and is tried again.
 pub(crate) fn patiently(step: &Step, (attempts, pause): (u32, u64)) -> String {
     let locked = step.does.locks();
-    let names: Vec<String> = locked.iter().map(|table| literal(&qualified(table))).collect();
+    let names: Vec<String> = locked.iter().map(|table| literal(&quoted(table))).collect();
     let tables = format!("array[{}]", names.join(", "));
     let quote = dollar_quote(&format!("{}{tables}", step.sql));
     let values = [
@@ -311,9 +312,11 @@ mod tests {
         assert_eq!(drop_slot("it's"), "select pg_catalog.pg_drop_replication_slot('it''s')");
         assert_eq!(dollar_quote("$setup$ $setup1$"), "$setup2$");
         let table = TableName { schema: "a".to_owned(), name: "$setup$; it's".to_owned() };
-        let step = Step::new(Does::AddTable(table), "x \"$setup$\"".to_owned());
+        let step = Step::new(Does::AddTables(vec![table]), "x \"$setup$\"".to_owned());
         let script = patiently(&step, (3, 1));
         assert!(script.starts_with("do $setup1$\n") && script.ends_with("\n$setup1$"), "{script}");
         assert!(script.contains("array['\"a\".\"$setup$; it''s\"']"), "{script}");
+        // Whatever is in a name, the statement stays on its line.
+        assert_eq!(drop_publication("a\r\nb"), "drop publication U&\"a\\000D\\000Ab\"");
     }
 }

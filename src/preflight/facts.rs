@@ -9,7 +9,7 @@ use tokio_postgres::Client;
 
 use super::redis::address;
 use super::redis_pass::{self, KEYS_MIN};
-use super::{Finding, catalog};
+use super::{Code, Finding, catalog};
 use crate::config::{Config, Rule, Source};
 use crate::words::counted;
 
@@ -64,7 +64,7 @@ pub async fn of_redis(
     let keys = keys.unwrap_or_default();
     text.push_str(&format!(", {}", counted(keys, "key")));
     let mut facts = vec![Fact::new("redis", text)];
-    if keys < KEYS_MIN && findings.iter().all(|finding| finding.code != "redis_pass") {
+    if keys < KEYS_MIN && findings.iter().all(|finding| finding.code != Code::RedisPass) {
         let text = match keys {
             0 => "redis has no keys: one SCAN pass costs it nothing".to_owned(),
             _ => format!("one SCAN pass over {} costs redis milliseconds", counted(keys, "key")),

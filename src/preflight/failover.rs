@@ -3,7 +3,7 @@
 use postgres_protocol::escape::escape_literal;
 use serde::Deserialize;
 
-use super::{Context, Error, Finding, cure};
+use super::{Code, Context, Error, Finding, cure};
 use crate::capture::Replication;
 use crate::config::Postgres;
 use crate::postgres::Endpoint;
@@ -23,7 +23,7 @@ pub(super) fn check(context: &Context<'_>) -> Vec<Finding> {
             "`postgres.failover` needs PostgreSQL 17, the server is {}",
             catalog.version / 10_000
         );
-        return vec![Finding::error("failover_version", message).hint("leave the option out")];
+        return vec![Finding::error(Code::FailoverVersion, message).hint("leave the option out")];
     }
     let is_failover = catalog.slot.as_ref().and_then(|slot| slot.failover) == Some(true);
     let mut findings = Vec::new();
@@ -33,12 +33,12 @@ pub(super) fn check(context: &Context<'_>) -> Vec<Finding> {
              to walsweep until it does, and stale keys stay",
             catalog.absent_standbys.join("`, `")
         );
-        let absent = Finding::warning("failover_standby_absent", message);
+        let absent = Finding::warning(Code::FailoverStandbyAbsent, message);
         findings.push(absent.hint("start that standby, or take it out of the setting"));
     }
     if config.failover && config.replicas.is_empty() {
         let message = "whether a standby keeps a copy of the slot is not known";
-        let unknown = Finding::info("failover_unknown", message);
+        let unknown = Finding::info(Code::FailoverUnknown, message);
         findings.push(unknown.hint("`check` looks at those in `postgres.replicas`"));
     }
     findings
@@ -90,16 +90,18 @@ fn judge(slot: &str, replica: &str, state: &StandbyState) -> Option<Finding> {
         Some(copy) if copy.synced && !copy.temporary => return None,
         Some(copy) if copy.synced => {
             let message = format!("replica `{replica}` does not have the whole of `{slot}` yet");
-            return Some(Finding::info("failover_not_yet", message).hint("it is copying it"));
+            return Some(Finding::info(Code::FailoverNotYet, message).hint("it is copying it"));
         }
         Some(_) => {
             let message = format!(
                 "replica `{replica}` has a slot `{slot}` of its own: it keeps the primary's away, \
                  and after a promotion it stands where it was left"
             );
-            let orphan = Finding::warning("failover_orphan", message);
-            let hint = "drop it there; the standby then copies the primary's";
-            return Some(orphan.hint(hint).cure(vec![cure::without_slot(slot)]));
+            let orphan = Finding::warning(Code::FailoverOrphan, message);
+            let drop = cure::drop_slot(slot);
+            return Some(orphan.hint(format!(
+                "only if nobody needs it: `{drop};` there; the standby then copies the primary's"
+            )));
         }
         None => {}
     }
@@ -107,10 +109,10 @@ fn judge(slot: &str, replica: &str, state: &StandbyState) -> Option<Finding> {
     let message = format!("replica `{replica}` has no copy of slot `{slot}`");
     if missing.is_empty() {
         let hint = "it comes with the standby's next look, if the slot is a failover slot already";
-        return Some(Finding::info("failover_not_yet", message).hint(hint));
+        return Some(Finding::info(Code::FailoverNotYet, message).hint(hint));
     }
     let hint = format!("set there: {}", missing.join(", "));
-    Some(Finding::warning("failover_not_synced", message).hint(hint))
+    Some(Finding::warning(Code::FailoverNotSynced, message).hint(hint))
 }
 
 /// What a standby needs to copy slots
@@ -145,7 +147,7 @@ mod tests {
             value("has_dbname", "true"),
         );
         let finding = judge("walsweep", "b:5432", &serde_json::from_str(&state).unwrap())?;
-        Some((finding.code, finding.hint.unwrap_or_default()))
+        Some((finding.code.as_str(), finding.hint.unwrap_or_default()))
     }
 
     #[test]

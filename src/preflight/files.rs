@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 
-use super::{Finding, Report};
+use super::{Code, Finding, Report};
 use crate::config::Config;
 
 /// Looks at the modes of the files that the configuration names, and of a `~/.pgpass` that was
@@ -17,7 +17,8 @@ pub fn files(config: &Config) -> Report {
     let mut of_postgres: Vec<Finding> = postgres.password_file.iter().filter_map(exposed).collect();
     let logged_in = postgres.with_password().ok();
     if let Some(cause) = logged_in.and_then(|endpoint| endpoint.ignored_passfile) {
-        of_postgres.push(Finding::warning("passfile_ignored", format!("{cause}: it is ignored")));
+        of_postgres
+            .push(Finding::warning(Code::PassfileIgnored, format!("{cause}: it is ignored")));
     }
     let key = redis.client_certificate.iter().map(|(_certificate, key)| key);
     let of_redis = redis.password_file.iter().chain(key).filter_map(exposed).collect();
@@ -39,5 +40,5 @@ fn exposed(path: impl AsRef<Path>) -> Option<Finding> {
         "`chmod 600 {shown}`, or 640 where its group is walsweep's; of a Kubernetes secret set \
          `defaultMode: 0440` and `fsGroup`"
     );
-    Some(Finding::warning("secret_readable", message).hint(hint))
+    Some(Finding::warning(Code::SecretReadable, message).hint(hint))
 }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use serde::{Serialize, Serializer};
 
+use super::code::Code;
 use super::facts::Fact;
 use super::step::{Step, printed};
 use crate::config::Location;
@@ -56,7 +57,7 @@ pub struct Finding {
     /// How bad it is.
     pub severity: Severity,
     /// A name for programs, such as `replica_identity`; it stays the same over versions.
-    pub code: &'static str,
+    pub code: Code,
     /// Whether it concerns some rules, and which.
     #[serde(rename = "rules", skip_serializing_if = "Scope::is_everything")]
     pub scope: Scope,
@@ -84,26 +85,28 @@ pub struct Finding {
 }
 
 impl Finding {
-    pub(super) fn new(severity: Severity, code: &'static str, message: String) -> Finding {
-        let (scope, at, file, hint, sql) = (Scope::Everything, None, None, None, None);
+    /// One that says of its cure what its code says, until it is told another.
+    pub(super) fn new(severity: Severity, code: Code, message: String) -> Finding {
+        let (scope, at, file, sql) = (Scope::Everything, None, None, None);
+        let hint = (severity != Severity::Info).then(|| code.cure().to_owned());
         let (steps, is_done_by_setup) = (Vec::new(), false);
         Finding { severity, code, scope, at, file, message, hint, sql, steps, is_done_by_setup }
     }
 
-    pub(crate) fn error(code: &'static str, message: impl Into<String>) -> Finding {
+    pub(crate) fn error(code: Code, message: impl Into<String>) -> Finding {
         Finding::new(Severity::Error, code, message.into())
     }
 
-    pub(crate) fn warning(code: &'static str, message: impl Into<String>) -> Finding {
+    pub(crate) fn warning(code: Code, message: impl Into<String>) -> Finding {
         Finding::new(Severity::Warning, code, message.into())
     }
 
-    pub(crate) fn info(code: &'static str, message: impl Into<String>) -> Finding {
+    pub(crate) fn info(code: Code, message: impl Into<String>) -> Finding {
         Finding::new(Severity::Info, code, message.into())
     }
 
     /// It concerns these rules alone.
-    pub(super) fn of_rules<S: Into<String>>(self, rules: impl IntoIterator<Item = S>) -> Finding {
+    pub(crate) fn of_rules<S: Into<String>>(self, rules: impl IntoIterator<Item = S>) -> Finding {
         Finding { scope: Scope::Rules(rules.into_iter().map(Into::into).collect()), ..self }
     }
 
@@ -130,7 +133,9 @@ impl Finding {
     /// What cures it, in this order; nothing for no steps.
     pub(super) fn cure(self, steps: Vec<Step>) -> Finding {
         let sql = (!steps.is_empty()).then(|| printed(&steps));
-        Finding { sql, steps, ..self }
+        // The SQL says more than the code.
+        let hint = self.hint.filter(|hint| sql.is_none() || hint != self.code.cure());
+        Finding { sql, steps, hint, ..self }
     }
 
     /// Whether the promise would not hold: `run` suspends the rules that it concerns, and refuses
@@ -155,14 +160,7 @@ impl Finding {
     /// Whether `run` would wait until it is over: a server that is down, or busy with itself.
     #[must_use]
     pub fn is_waited_for(&self) -> bool {
-        const CODES: [&str; 5] = [
-            "catalog_unreadable",
-            "postgres_unreachable",
-            "redis_refused",
-            "redis_unreachable",
-            "replication_unreachable",
-        ];
-        self.is_error() && CODES.contains(&self.code)
+        self.is_error() && self.code.is_waited_for()
     }
 
     /// The rules that it concerns, if it is an error.
@@ -179,48 +177,61 @@ impl Finding {
     /// and DELETE of its rows, and leaves no key: its rule goes on. So does one whose keys
     /// Redis does not let go.
     pub fn suspends(&self) -> impl Iterator<Item = &str> {
-        const GO_ON: [&str; 2] = ["partition_identity", "redis_key_permission"];
-        self.concerns().filter(|_| !GO_ON.contains(&self.code))
+        self.concerns().filter(|_| !self.code.goes_on())
     }
 }
 
 impl Finding {
-    /// All but its SQL.
-    fn head(&self) -> String {
-        let Finding { at, file, message, hint, .. } = self;
+    /// All but its SQL, with this hint.
+    fn head(&self, hint: Option<&str>) -> String {
+        let Finding { at, file, message, .. } = self;
         let at = at.as_ref();
         let file = file.as_ref().map(|file| format!("{file}:")).unwrap_or_default();
         let place = at.map(|at| format!("{}:{}: {}: ", at.line, at.column, at.key));
-        let hint = hint.as_ref().map(|hint| format!("\n    hint: {hint}"));
-        format!("{file}{}{message}{}", place.unwrap_or_default(), hint.unwrap_or_default())
+        let hint = hint.map(|hint| format!("\n    hint: {hint}")).unwrap_or_default();
+        format!("{file}{}{message}{hint}", place.unwrap_or_default())
+    }
+
+    /// Its SQL as it is shown.
+    fn shown_sql(&self) -> String {
+        let sql = self.sql.as_ref();
+        sql.map(|sql| format!("\n    sql: {};", sql.replace('\n', "\n         ")))
+            .unwrap_or_default()
     }
 
     /// How another finding refers to it.
     fn place(&self) -> String {
         let at = self.at.as_ref();
-        at.map_or_else(|| format!("`{}`", self.code), |at| format!("{}:{}", at.line, at.column))
+        at.map_or_else(
+            || format!("`{}`", self.code.as_str()),
+            |at| format!("{}:{}", at.line, at.column),
+        )
     }
 }
 
 impl fmt::Display for Finding {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str(&self.head())?;
-        self.sql.iter().try_for_each(|sql| {
-            write!(formatter, "\n    sql: {};", sql.replace('\n', "\n         "))
-        })
+        write!(formatter, "{}{}", self.head(self.hint.as_deref()), self.shown_sql())
     }
 }
 
-/// Findings as texts, one after another: the SQL that several have is printed once.
+/// Findings as texts, one after another: SQL and long hints that several have are printed once.
 pub(crate) fn told<'a>(findings: impl Iterator<Item = &'a Finding>) -> Vec<String> {
+    /// A shorter hint is as easily read again as a reference to another place.
+    const LONG: usize = 80;
     let mut known: BTreeMap<&str, &Finding> = BTreeMap::new();
+    let mut first = |text: Option<&'a str>, finding: &'a Finding| {
+        text.and_then(|text| known.insert(text, known.get(text).copied().unwrap_or(finding)))
+    };
     let mut text = |finding: &'a Finding| {
-        let first = finding.sql.as_deref().and_then(|sql| known.get(sql));
-        if let Some(first) = first {
-            return format!("{}\n    cure: the SQL above, at {}", finding.head(), first.place());
+        let hint = finding.hint.as_deref();
+        let hint_before = first(hint.filter(|hint| hint.len() > LONG), finding);
+        let hint_before = hint_before.map(|before| format!("as above, at {}", before.place()));
+        let head = finding.head(hint_before.as_deref().or(hint));
+        match first(finding.sql.as_deref(), finding) {
+            Some(before) => format!("{head}\n    cure: the SQL above, at {}", before.place()),
+            None => format!("{head}{}", finding.shown_sql()),
         }
-        known.extend(finding.sql.as_deref().map(|sql| (sql, finding)));
-        finding.to_string()
     };
     findings.map(&mut text).collect()
 }
@@ -301,7 +312,7 @@ impl fmt::Display for Report {
         findings.sort_by_key(|finding| finding.severity);
         for (finding, text) in findings.iter().zip(told(findings.iter().copied())) {
             let Finding { severity, code, .. } = finding;
-            writeln!(formatter, "{}[{code}]: {text}", severity.as_str())?;
+            writeln!(formatter, "{}[{}]: {text}", severity.as_str(), code.as_str())?;
         }
         for Fact { about, text } in &self.facts {
             writeln!(formatter, "{about:<9} {text}")?;
@@ -316,25 +327,28 @@ impl fmt::Display for Report {
 
 #[cfg(test)]
 mod tests {
-    use super::{Fact, Finding, Report};
+    use super::{Code, Fact, Finding, Report};
     use crate::config::Location;
 
     fn report() -> Report {
         let at = Location { line: 7, column: 9, key: "rule.0.table".to_owned() };
-        let error = Finding::error("table_missing", "no table `a.b`").at(&at);
+        let error = Finding::error(Code::TableMissing, "no table `a.b`").at(&at);
         let error = error.hint("a hint");
         let sql = Some("begin;\ncommit".to_owned());
         let error = Finding { sql, ..error };
         let facts = [("postgres", "version 15.18"), ("pass", "over 7 keys")];
         let facts = facts.map(|(about, text)| Fact::new(about, text.to_owned())).to_vec();
-        let report = Report { postgres: vec![Finding::info("x", "y"), error], ..Report::default() };
+        let report = Report {
+            postgres: vec![Finding::info(Code::StartSweeps, "y"), error],
+            ..Report::default()
+        };
         Report { facts, ..report }.in_file(&"walsweep.toml".into())
     }
 
     #[test]
     fn the_text_shows_the_worst_first_with_place_hint_and_sql() {
         let text = "error[table_missing]: walsweep.toml:7:9: rule.0.table: no table `a.b`\n    \
-                    hint: a hint\n    sql: begin;\n         commit;\ninfo[x]: y\n\
+                    hint: a hint\n    sql: begin;\n         commit;\ninfo[start_sweeps]: y\n\
                     postgres  version 15.18\npass      over 7 keys\n\
                     1 error, 0 warnings";
         assert_eq!(report().to_string(), text);
@@ -343,13 +357,29 @@ mod tests {
     #[test]
     fn sql_that_several_findings_have_is_printed_once_and_referred_to() {
         let Report { postgres, .. } = report();
-        let second = Finding { at: None, file: None, code: "b", ..postgres[1].clone() };
+        let second = Finding { at: None, file: None, code: Code::TableKind, ..postgres[1].clone() };
         let other = Finding { sql: Some("other".to_owned()), ..second.clone() };
         let texts = super::told([&postgres[1], &second, &other, &second].into_iter());
         assert!(texts[0].ends_with("    sql: begin;\n         commit;"), "{}", texts[0]);
         assert_eq!(texts[1], "no table `a.b`\n    hint: a hint\n    cure: the SQL above, at 7:9");
         assert!(texts[2].ends_with("    sql: other;"), "{}", texts[2]);
         assert_eq!(texts[3], texts[1]);
+    }
+
+    #[test]
+    fn a_long_hint_that_several_findings_have_is_printed_once_and_referred_to() {
+        let hint = "`acl setuser app +ping +info`, ".repeat(4);
+        let of =
+            |message: &str, hint: &str| Finding::error(Code::RedisPermission, message).hint(hint);
+        let findings = [of("x", &hint), of("y", &hint), of("z", "short"), of("w", "short")];
+        let texts = super::told(findings.iter());
+        assert_eq!(texts[0], format!("x\n    hint: {hint}"));
+        let others = [
+            "y\n    hint: as above, at `redis_permission`",
+            "z\n    hint: short",
+            "w\n    hint: short",
+        ];
+        assert_eq!(texts[1..], others);
     }
 
     #[test]

@@ -111,5 +111,5 @@ impl Fitness {
 /// Whether a person has to change something. A server that loads its data, has no memory or runs a
 /// script refuses for a while, and the sweeper tries again.
 fn is_lasting(finding: &Finding) -> bool {
-    finding.is_error() && !matches!(finding.code, "redis_refused" | "redis_unreachable")
+    finding.is_error() && !finding.is_waited_for()
 }

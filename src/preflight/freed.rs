@@ -1,23 +1,16 @@
-//! What a rule that was taken out leaves behind in walsweep's own publication.
+//! What a rule that was taken out leaves behind in walsweep's own publication, and what an earlier
+//! version put there that no rule named.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use tokio_postgres::Client;
 
-use super::step::Identity;
-use super::{Context, Error, Finding, cure, tables};
+use super::catalog::names;
+use super::memory::Memory;
+use super::remembered::{self, Now, Published};
+use super::step::Step;
+use super::{Code, Context, Error, Finding, cure, tables};
 use crate::config::TableName;
-
-/// A relation as it is now.
-struct Now {
-    name: TableName,
-    is_listed: bool,
-    identity: char,
-    /// Whether another publication may need its identity.
-    is_in_others: bool,
-    /// The tables of which it is a partition, and whether the publication has them.
-    roots: Vec<(TableName, bool)>,
-}
 
 /// Tables that `setup` published for a rule of this walsweep, and that no rule and no kept answer
 /// of a lookup needs any more. What it did not publish is not its to take away.
@@ -36,87 +29,106 @@ pub(super) async fn check(
     };
     let (name, slot) = (&context.config.postgres.publication, &context.config.postgres.slot);
     let named: BTreeSet<&TableName> = context.rules.tables().collect();
+    let is_needed = |table: &TableName| {
+        named.contains(table) || kept.contains(table) || memory.has_elsewhere(slot, table)
+    };
+    let mut findings = heirs(context, &memory, &is_needed, client).await?;
     // A table that is suggested for one that is missing is perhaps what the rule means.
     let meant: Vec<String> = tables::meant(context).collect();
-    let is_free = |table: &&TableName| {
-        !meant.contains(&format!("{}.{}", table.schema, table.name))
-            && !named.contains(table)
-            && !kept.contains(table)
-            && !memory.has_elsewhere(slot, table)
-    };
-    let freed: Vec<&TableName> = memory.tables.get(slot).into_iter().flatten().collect();
-    let freed: Vec<&TableName> = freed.into_iter().filter(is_free).collect();
+    let is_free = |table: &&TableName| !meant.contains(&table.to_string()) && !is_needed(table);
+    let freed = memory.tables.get(slot).into_iter().flatten().filter(is_free);
+    let freed: BTreeSet<&TableName> = freed.collect();
     if freed.is_empty() {
-        return Ok(Vec::new());
+        return Ok(findings);
     }
-    let changed: Vec<&Identity> =
-        memory.identities.iter().filter(|one| freed.contains(&&one.table)).collect();
-    let asked: BTreeSet<&TableName> =
-        freed.iter().copied().chain(changed.iter().map(|one| &one.relation)).collect();
-    let now = ask(&asked, name, client).await?;
-    let find = |wanted: &TableName| now.iter().find(|one| one.name == *wanted);
-    let mut findings = Vec::new();
-    for table in freed {
-        if find(table).is_none_or(|now| !now.is_listed) {
-            continue;
-        }
-        let mut steps = vec![cure::drop_table(name, table)];
-        let mut stays = Vec::new();
-        for identity in changed.iter().filter(|one| one.table == *table) {
-            let Some(now) = find(&identity.relation).filter(|now| now.identity == 'f') else {
-                continue;
-            };
-            match cure::identity_as_before(identity).filter(|_| is_safe(now, identity, &named)) {
-                Some(step) => steps.push(step),
-                None => stays.push(format!("`{}`", identity.relation)),
-            }
-        }
+    let changed = memory.identities.iter().map(|one| &one.relation);
+    let asked = freed.iter().copied().chain(changed).collect();
+    let now = remembered::now(&asked, name, client).await?;
+    let is_listed = |table: &&TableName| now.get(*table).is_some_and(|now| now.is_listed);
+    let dropped: BTreeSet<&TableName> = freed.into_iter().filter(is_listed).collect();
+    let mut undone = undone(&memory, &now, &dropped, is_needed);
+    for table in dropped {
+        let (back, stays) = undone.remove(table).unwrap_or_default();
+        let steps = std::iter::once(cure::drop_table(name, table)).chain(back).collect();
         let message =
             format!("publication `{name}` publishes `{table}`, which no rule names any more");
-        let finding = Finding::info("table_unneeded", message).cure(steps).done_by_setup();
-        findings.push(if stays.is_empty() {
-            finding
-        } else {
-            finding.hint(format!("the full replica identity of {} stays", stays.join(", ")))
-        });
+        let finding = Finding::info(Code::TableUnneeded, message).cure(steps).done_by_setup();
+        findings.push(if stays.is_empty() { finding } else { finding.hint(stays.join("; ")) });
     }
     Ok(findings)
 }
 
-/// Whether no write of the application depends on the full identity, and the one from before is
-/// surely there. It does where the relation is a partition of another table that is published, or
-/// that a rule names, so that it will be.
-fn is_safe(now: &Now, identity: &Identity, named: &BTreeSet<&TableName>) -> bool {
-    let is_needed = |(root, is_published): &(TableName, bool)| {
-        *root != identity.table && (*is_published || named.contains(root))
-    };
-    !now.is_in_others && !now.roots.iter().any(is_needed) && matches!(identity.was, 'd' | 'n')
+/// What becomes of the identities that were changed for tables that are dropped: the steps that set
+/// them back, and a sentence about each that stays. Of several tables that a relation belongs to it
+/// is told with the last, so that whoever runs the SQL in its order has dropped them all.
+fn undone<'a>(
+    memory: &'a Memory,
+    now: &BTreeMap<TableName, Now>,
+    dropped: &BTreeSet<&'a TableName>,
+    is_needed: impl Fn(&TableName) -> bool,
+) -> BTreeMap<&'a TableName, (Vec<Step>, Vec<String>)> {
+    let mut undone: BTreeMap<&TableName, (Vec<Step>, Vec<String>)> = BTreeMap::new();
+    let published = Published::Without(dropped);
+    for identity in &memory.identities {
+        let Some(now) = now.get(&identity.relation).filter(|now| now.is_full) else { continue };
+        let concerned = std::iter::once(&identity.table).chain(now.above());
+        let Some(last) = concerned.filter_map(|one| dropped.get(one)).max() else { continue };
+        let (back, stays) = undone.entry(*last).or_default();
+        match now.back(identity, &published, &is_needed) {
+            Ok(step) => back.push(step),
+            Err(why) => stays
+                .push(format!("the full replica identity of `{}` stays: {why}", identity.relation)),
+        }
+    }
+    undone
 }
 
-/// Schema, name, and whether it is published, of each.
-fn roots(json: &str) -> Vec<(TableName, bool)> {
-    let all: Vec<(String, String, bool)> = serde_json::from_str(json).unwrap_or_default();
-    all.into_iter().map(|(schema, name, is)| (TableName { schema, name }, is)).collect()
-}
-
-async fn ask(
-    tables: &BTreeSet<&TableName>,
-    publication: &str,
+/// Tables that are published, inherit from one of walsweep's, and are named by no rule. An earlier
+/// version published them together with it: those are taken out, once. What came by other hands is
+/// told alone.
+async fn heirs(
+    context: &Context<'_>,
+    memory: &Memory,
+    is_needed: impl Fn(&TableName) -> bool,
     client: &Client,
-) -> Result<Vec<Now>, Error> {
-    let (schemas, names): (Vec<&str>, Vec<&str>) =
-        tables.iter().map(|table| (&*table.schema, &*table.name)).unzip();
-    let question = include_str!("../../sql/setup/identities.sql");
-    let rows = client.query(question, &[&schemas, &names, &publication]).await?;
-    let now = |row: &tokio_postgres::Row| {
-        let identity: i8 = row.try_get(3)?;
-        Ok(Now {
-            name: TableName { schema: row.try_get(0)?, name: row.try_get(1)? },
-            is_listed: row.try_get(2)?,
-            identity: char::from(identity.to_le_bytes()[0]),
-            is_in_others: row.try_get(4)?,
-            roots: roots(row.try_get(5)?),
+) -> Result<Vec<Finding>, Error> {
+    let name = &context.config.postgres.publication;
+    let parents: BTreeSet<&TableName> =
+        memory.tables.values().flatten().chain(context.rules.tables()).collect();
+    let (schemas, tables) = names(parents.iter().copied());
+    let question = include_str!("../../sql/setup/published_heirs.sql");
+    let rows = client.query(question, &[&schemas, &tables, name]).await?;
+    let ours: BTreeSet<String> =
+        memory.tables.values().flatten().map(ToString::to_string).collect();
+    let mut families: BTreeMap<(bool, String), Vec<TableName>> = BTreeMap::new();
+    for row in &rows {
+        let heir = TableName { schema: row.try_get(0)?, name: row.try_get(1)? };
+        let parents: Vec<String> = row.try_get(2)?;
+        let own = parents.iter().find(|name| ours.contains(*name) && !memory.without_heirs);
+        let Some(parent) = own.or(parents.first()) else { continue };
+        if !is_needed(&heir) && !memory.has(&heir) {
+            families.entry((own.is_some(), parent.clone())).or_default().push(heir);
+        }
+    }
+    let finding = |((is_ours, parent), heirs): ((bool, String), Vec<TableName>)| {
+        let (count, first) = (heirs.len(), heirs.first()?);
+        let what = match count {
+            1 => format!("`{first}`, which inherits from `{parent}`, and which"),
+            count => {
+                format!("{count} tables that inherit from `{parent}`, such as `{first}`, and that")
+            }
+        };
+        let message = format!(
+            "publication `{name}` publishes {what} no rule names: the application's own UPDATE and \
+             DELETE fail where there is no replica identity"
+        );
+        let steps = heirs.iter().map(|heir| cure::drop_table(name, heir)).collect();
+        let finding = Finding::warning(Code::HeirPublished, message).cure(steps);
+        Some(if is_ours {
+            finding.hint("an earlier version published them together").done_by_setup()
+        } else {
+            finding.hint("if nobody else reads them from there, take them out")
         })
     };
-    rows.iter().map(now).collect()
+    Ok(families.into_iter().filter_map(finding).collect())
 }

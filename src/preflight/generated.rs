@@ -9,7 +9,7 @@
 
 use super::catalog::{Column, FullRefused, Table};
 use super::step::Step;
-use super::{Context, Finding, cure, identity, publication};
+use super::{Code, Context, Finding, cure, identity, publication};
 use crate::keys::ColumnUse;
 
 /// The first version that publishes generated columns, and refuses writes without them.
@@ -31,7 +31,7 @@ pub(super) fn identity(context: &Context<'_>, table: &Table) -> Option<Finding> 
         "`{shown}` has the generated column `{name}`, which its replica identity has or must have: \
          published without it, the server refuses the application's own UPDATE and DELETE"
     );
-    let finding = Finding::error("generated_identity", message);
+    let finding = Finding::error(Code::GeneratedIdentity, message);
     let finding = finding.of_rules(context.rules_of(&shown));
     Some(if left_out.is_virtual {
         finding.hint(format!(
@@ -71,7 +71,7 @@ pub(super) fn unpublished(
 ) -> Finding {
     let message =
         format!("`{}` of `{}` is generated, and not published", column.column, column.table);
-    let finding = Finding::error("generated_column", message).at(column.at);
+    let finding = Finding::error(Code::GeneratedColumn, message).at(column.at);
     let hint = "name the columns that it is generated from";
     if context.version < VERSION_MIN {
         finding.hint(format!("{hint}; since version 18 a publication can have it, too"))

@@ -7,7 +7,7 @@ use postgres_protocol::escape::escape_identifier;
 use tokio_postgres::Client;
 
 use super::step::Step;
-use super::{Context, Error, Finding, cure, lookups};
+use super::{Code, Context, Error, Finding, cure, lookups};
 use crate::config::TableName;
 use crate::keys::{Lookup, LookupId};
 use crate::postgres::statement::render;
@@ -25,7 +25,7 @@ pub(super) async fn check(
     client: &Client,
 ) -> Result<Vec<Finding>, Error> {
     let role = &context.config.postgres.endpoint.user;
-    let is_refused = findings.iter().any(|finding| finding.code == CODE);
+    let is_refused = findings.iter().any(|finding| finding.code == Code::LookupPrivilege);
     let is_another = context.catalog.user != *role;
     if context.rules.lookups().is_empty() || !(is_refused || is_another) {
         return Ok(findings);
@@ -35,15 +35,16 @@ pub(super) async fn check(
         if steps.is_empty() {
             continue;
         }
-        let is_of_it =
-            |one: &&mut Finding| one.code == CODE && one.at.as_ref() == Some(&lookup.sql.at);
+        let is_of_it = |one: &&mut Finding| {
+            one.code == Code::LookupPrivilege && one.at.as_ref() == Some(&lookup.sql.at)
+        };
         match findings.iter_mut().find(is_of_it) {
             Some(finding) => *finding = finding.clone().cure(steps),
             // Whoever sets up for the role may read what the role may not.
             None if is_another => {
                 let name = &lookup.name;
                 let message = format!("role `{role}` may not read what lookup `{name}` reads");
-                let finding = Finding::error("lookup_privilege", message);
+                let finding = Finding::error(Code::LookupPrivilege, message);
                 let finding = finding.at(&lookup.sql.at).cure(steps);
                 findings.push(finding.of_rules(context.rules.rules_of_lookup(id)));
             }
@@ -52,9 +53,6 @@ pub(super) async fn check(
     }
     Ok(findings)
 }
-
-/// The code of a finding that a right is missing.
-const CODE: &str = "lookup_privilege";
 
 /// The rights that one lookup lacks.
 async fn missing(lookup: &Lookup, role: &str, client: &Client) -> Result<Vec<Step>, Error> {

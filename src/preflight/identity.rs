@@ -5,7 +5,7 @@
 
 use super::catalog::Table;
 use super::step::Step;
-use super::{Context, Finding, cure, generated, publication};
+use super::{Code, Context, Finding, cure, generated, publication};
 use crate::config::{Operations, Rule};
 use crate::keys::{ColumnUse, Purpose};
 
@@ -42,7 +42,7 @@ fn no_identity(context: &Context<'_>, table: &Table, rule: &Rule) -> Option<Find
         "`{name}` has no replica identity: the application's own UPDATE and DELETE fail while they \
          are published"
     );
-    let finding = Finding::error("no_identity", message).at(&rule.table_at);
+    let finding = Finding::error(Code::NoIdentity, message).at(&rule.table_at);
     let finding =
         finding.hint("a primary key is an identity, too, if that is enough for the rules");
     Some(generated::cured_by_full(context, table, finding))
@@ -101,7 +101,7 @@ fn unknown_old(column: &ColumnUse<'_>) -> Option<Finding> {
                 "{place}: its old value is unknown when a row is updated or deleted, and keys \
                  widen to `*`"
             );
-            let finding = Finding::error("replica_identity", message).at(column.at);
+            let finding = Finding::error(Code::ReplicaIdentity, message).at(column.at);
             let hint = format!(
                 "if `{name}` never changes, `immutable = [\"{name}\"]` in rule `{}` will do, too",
                 column.rule
@@ -110,18 +110,18 @@ fn unknown_old(column: &ColumnUse<'_>) -> Option<Finding> {
         }
         Purpose::Key { old: true, .. } if delete => {
             let message = format!("{place}: a DELETE widens this key to `*`");
-            Some(Finding::warning("delete_widens", message).at(column.at))
+            Some(Finding::warning(Code::DeleteWidens, message).at(column.at))
         }
         Purpose::Changed if update && !column.immutable => {
             let message = format!("{place}: it counts as changed by every UPDATE");
-            Some(Finding::warning("changed_unknown", message).at(column.at))
+            Some(Finding::warning(Code::ChangedUnknown, message).at(column.at))
         }
         Purpose::When { old: true, .. } if !column.immutable && (update || delete) => {
             let message = format!(
                 "{place}: its old value is unknown when a row is updated or deleted, and `when` \
                  counts as true where it depends on it"
             );
-            Some(Finding::warning("condition_unknown", message).at(column.at))
+            Some(Finding::warning(Code::ConditionUnknown, message).at(column.at))
         }
         Purpose::Key { .. } | Purpose::Changed | Purpose::When { .. } => None,
     }

@@ -16,7 +16,7 @@ use super::catalog::{names, with_published};
 use super::cure::set_identity_full;
 use super::lookups::begin;
 use super::step::Identity;
-use super::{Error, Finding, lookups};
+use super::{Code, Error, Finding, lookups};
 use crate::config::{Config, TableName};
 use crate::keys::{Keyed, Lookup, LookupId, Rules};
 use crate::postgres::{AS_ROLE, again};
@@ -141,7 +141,7 @@ impl Seen {
                  not have it: a transaction that updates or deletes such a row widens keys that \
                  need it to `*`"
             );
-            let finding = Finding::warning("lookup_identity", text).at(&lookup.sql.at);
+            let finding = Finding::warning(Code::LookupIdentity, text).at(&lookup.sql.at);
             let forbidden = family.iter().find_map(|(one, _)| one.forbids_full.as_ref());
             Some(match forbidden {
                 None => {

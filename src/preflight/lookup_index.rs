@@ -4,14 +4,13 @@
 //! values: what is read whole all the same has no index that could be used. Reading a whole index,
 //! in search of a column that is not its first, is no better.
 
-use postgres_protocol::escape::escape_identifier;
 use serde_json::Value;
 use tokio_postgres::{Client, SimpleQueryMessage};
 
 use super::lookups::begin;
-use super::{Error, Finding, lookups};
+use super::{Code, Error, Finding, lookups};
 use crate::keys::{Lookup, LookupId, Rules};
-use crate::postgres::statement::render;
+use crate::postgres::statement::{identifier, render};
 use crate::postgres::{AS_ROLE, again};
 
 /// The size in bytes of a table from which on reading it whole is worth a word.
@@ -135,7 +134,7 @@ async fn judge(
     let text = format!(
         "lookup `{name}` reads all of `{schema}.{table}` ({size} MB) each time: no index serves it"
     );
-    let finding = Finding::warning("lookup_index", text).at(&lookup.sql.at);
+    let finding = Finding::warning(Code::LookupIndex, text).at(&lookup.sql.at);
     Ok(Some(match column {
         None => finding.hint("see what `explain` says of it with `enable_seqscan = off`"),
         Some(column) if is_partitioned => finding.hint(format!(
@@ -143,7 +142,7 @@ async fn judge(
              the table"
         )),
         Some(column) => {
-            let table = format!("{}.{}", escape_identifier(&schema), escape_identifier(&table));
+            let table = format!("{}.{}", identifier(&schema), identifier(&table));
             let values = [("table", &*table), ("column", &*column)];
             // No step of setup: it may take hours, and nothing stands still without it.
             let sql = Some(render(include_str!("../../sql/lookup_index_cure.sql"), &values));

@@ -16,7 +16,7 @@ use tokio_postgres::error::{DbError, ErrorPosition};
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{Client, Row, Statement};
 
-use super::{Error, Finding, nearest};
+use super::{Code, Error, Finding, nearest};
 use crate::config::Config;
 use crate::keys::{Lookup, LookupId, Rules};
 use crate::postgres::AS_ROLE;
@@ -36,15 +36,6 @@ const PATIENCE: &str = "200ms";
 
 /// The same once somebody was in the way: a start must not wait for each of many lookups.
 const SHORT_PATIENCE: &str = "20ms";
-
-/// The code of a finding about a lookup that could not be tried.
-pub const LOOKUP_LOCKED: &str = "lookup_locked";
-
-/// Whether a finding of this code comes of [`trials`].
-#[must_use]
-pub fn is_of_lookup(code: &str) -> bool {
-    code.starts_with("lookup_")
-}
 
 /// What is known of a lookup.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -136,7 +127,7 @@ async fn locked(
         }
     };
     let text = format!("lookup `{name}` could not be tried: {who}");
-    let finding = Finding::warning(LOOKUP_LOCKED, text).at(&lookup.sql.at);
+    let finding = Finding::warning(Code::LookupLocked, text).at(&lookup.sql.at);
     Ok(finding.hint("it is tried again; until it can be asked, its keys are widened"))
 }
 
@@ -180,7 +171,7 @@ async fn one(
                 refused(config, name, cause)
             } else if is_wrong(cause) {
                 let text = format!("lookup `{name}` does not prepare: {}", told(cause));
-                Finding::error("lookup_sql", text).hint(mended(cause))
+                Finding::error(Code::LookupSql, text).hint(mended(cause))
             } else {
                 fails(name, cause)
             };
@@ -195,13 +186,15 @@ async fn one(
         match code {
             CANCELED => {
                 let text = format!("lookup `{name}` was not answered in time: {said}");
-                Finding::warning("lookup_slow", text).hint("keys that wait for it are widened")
+                Finding::warning(Code::LookupSlow, text).hint("keys that wait for it are widened")
             }
             PRIVILEGE => refused(config, name, cause),
-            READ_ONLY => Finding::error("lookup_writes", format!("lookup `{name}` writes: {said}"))
-                .hint("a lookup only reads, without `for update` and functions that write"),
+            READ_ONLY => {
+                Finding::error(Code::LookupWrites, format!("lookup `{name}` writes: {said}"))
+                    .hint("a lookup only reads, without `for update` and functions that write")
+            }
             _ if is_wrong(cause) => {
-                Finding::error("lookup_sql", format!("lookup `{name}` fails: {said}"))
+                Finding::error(Code::LookupSql, format!("lookup `{name}` fails: {said}"))
                     .hint("it is run as a subquery, in a transaction that cannot write")
             }
             _ => fails(name, cause),
@@ -223,7 +216,7 @@ fn refused(config: &Config, name: &str, cause: &DbError) -> Finding {
     let text = format!("lookup `{name}` is refused: {}", told(cause));
     let role = &config.postgres.endpoint.user;
     let hint = format!("grant `usage` on the schema and `select` on what it reads to `{role}`");
-    Finding::error("lookup_privilege", text).hint(hint)
+    Finding::error(Code::LookupPrivilege, text).hint(hint)
 }
 
 /// Runs a statement with NULL for every parameter.
@@ -271,7 +264,7 @@ fn told(cause: &DbError) -> String {
 /// A lookup that fails now: its keys widen, as they do when a row cannot be read.
 fn fails(name: &str, cause: &DbError) -> Finding {
     let text = format!("lookup `{name}` fails: {}", told(cause));
-    Finding::warning("lookup_fails", text).hint("keys that wait for it are widened meanwhile")
+    Finding::warning(Code::LookupFails, text).hint("keys that wait for it are widened meanwhile")
 }
 
 fn parameters(lookup: &Lookup, prepared: &Statement) -> Option<Finding> {
@@ -287,7 +280,7 @@ fn parameters(lookup: &Lookup, prepared: &Statement) -> Option<Finding> {
         plural(has)
     );
     let hint = "`params` are the columns of the change for `$1`, `$2` and so on, in this order";
-    Some(Finding::error("lookup_params", text).at(&lookup.sql.at).hint(hint))
+    Some(Finding::error(Code::LookupParams, text).at(&lookup.sql.at).hint(hint))
 }
 
 /// The first column that a key names and the query does not give, or gives twice.
@@ -300,9 +293,10 @@ fn columns(lookup: &Lookup, prepared: &Statement) -> Option<Finding> {
     if count(column) > 1 {
         let text = format!("lookup `{name}` gives more than one column `{column}`");
         let hint = "give each column a name of its own with `as`";
-        return Some(Finding::error("lookup_column", text).at(&wrong.at).hint(hint));
+        return Some(Finding::error(Code::LookupColumn, text).at(&wrong.at).hint(hint));
     }
-    let finding = Finding::error("lookup_column", format!("lookup `{name}` gives no `{column}`"));
+    let finding =
+        Finding::error(Code::LookupColumn, format!("lookup `{name}` gives no `{column}`"));
     let hint = match nearest(column, given.iter().copied()) {
         Some(like) => format!("did you mean `{name}.{like}`"),
         None if given.is_empty() => "it gives no columns: write a query that reads".to_owned(),

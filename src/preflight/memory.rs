@@ -3,9 +3,13 @@
 //! Postgres keeps no author of an object, only an owner, and the owner of the tables owns what
 //! `setup` makes as well as what they made themselves. So `setup` leaves a comment: a sentence by
 //! which a publication is known as walsweep's, and below it, as JSON, which tables each walsweep
-//! (by its slot) uses, and the replica identities from before. A publication without the sentence
-//! is somebody else's, whatever it contains: it is never altered and never dropped, and whoever
-//! owns it may hand it over with the comment that `check` prints.
+//! (by its slot) uses, which slots are walsweep's, and the replica identities from before. A
+//! publication without the sentence is somebody else's, whatever it contains: it is never altered
+//! and never dropped, and whoever owns it may hand it over with the comment that `check` prints.
+//!
+//! The publication's owner may write anything into it, and who sets up may be a superuser. So what
+//! is read of it never leads further than that owner may go: see `remembered`. It is written before
+//! the first identity is changed, so that whatever ends `setup` in between, nothing is forgotten.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -13,7 +17,7 @@ use serde_json::{Value, json};
 
 use super::catalog::Publication;
 use super::step::{Does, Identity, Step};
-use super::{Context, Finding, cure, identity};
+use super::{Code, Context, Finding, cure, identity};
 use crate::config::TableName;
 
 /// How the comment on everything that `setup` makes begins.
@@ -24,8 +28,14 @@ pub const SENTENCE: &str = "walsweep setup made this, and walsweep teardown drop
 pub struct Memory {
     /// The tables that rules look at, by the slot of the walsweep that has them.
     pub tables: BTreeMap<String, BTreeSet<TableName>>,
+    /// The slots that were not there when `setup` saw to them, so that they are walsweep's: a slot
+    /// itself bears no mark.
+    pub slots: BTreeSet<String>,
     /// Replica identities that `setup` changed, as they were.
     pub identities: BTreeSet<Identity>,
+    /// Whether tables were taken out that an earlier version published because they inherit from
+    /// one of these, or none was ever put in: whoever put one in did so by hand.
+    pub without_heirs: bool,
 }
 
 impl Memory {
@@ -36,12 +46,26 @@ impl Memory {
         let rest = comment?.strip_prefix(SENTENCE)?;
         let mut memory = Memory::default();
         let Ok(json) = serde_json::from_str::<Value>(rest.trim()) else { return Some(memory) };
-        for (slot, tables) in json["tables"].as_object().into_iter().flatten() {
+        let tables = json["tables"].as_object().into_iter().flatten();
+        for (slot, tables) in tables.filter(|(slot, _)| is_slot(slot)) {
             let tables = tables.as_array().into_iter().flatten().filter_map(name);
             memory.tables.insert(slot.clone(), tables.collect());
         }
-        let identities = json["identities"].as_array().into_iter().flatten();
-        memory.identities = identities.filter_map(identity).collect();
+        memory.slots = match json["slots"].as_array() {
+            Some(slots) => slots.iter().filter_map(Value::as_str).map(str::to_owned).collect(),
+            // A walsweep that did not know this yet made the slot of each that has tables.
+            None => memory.tables.keys().cloned().collect(),
+        };
+        memory.slots.retain(|slot| is_slot(slot));
+        let identities = json["identities"].as_array().into_iter().flatten().filter_map(identity);
+        // Two that say what one relation was tell nothing.
+        let mut by_relation: BTreeMap<TableName, Vec<Identity>> = BTreeMap::new();
+        for one in identities {
+            by_relation.entry(one.relation.clone()).or_default().push(one);
+        }
+        let sure = by_relation.into_values().filter(|all| all.len() == 1).flatten();
+        memory.identities = sure.collect();
+        memory.without_heirs = json["without_heirs"] == Value::Bool(true);
         Some(memory)
     }
 
@@ -61,10 +85,49 @@ impl Memory {
             })
         };
         let identities: Vec<Value> = self.identities.iter().map(identity).collect();
-        if tables.is_empty() && identities.is_empty() {
+        if self.is_empty() {
             return SENTENCE.to_owned();
         }
-        format!("{SENTENCE}\n{}", json!({ "tables": tables, "identities": identities }))
+        let slots = &self.slots;
+        let mut all = json!({ "tables": tables, "slots": slots, "identities": identities });
+        if self.without_heirs {
+            all["without_heirs"] = Value::Bool(true);
+        }
+        format!("{SENTENCE}\n{all}")
+    }
+
+    /// Whether it tells no more than whose the publication is.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.tables.is_empty() && self.slots.is_empty() && self.identities.is_empty()
+    }
+
+    /// Whether the slot of this name is walsweep's.
+    #[must_use]
+    pub fn claims(&self, slot: &str) -> bool {
+        self.slots.contains(slot)
+    }
+
+    /// The same, with the slot of this name as walsweep's.
+    #[must_use]
+    pub fn with_slot(mut self, slot: &str) -> Memory {
+        self.slots.insert(slot.to_owned());
+        self
+    }
+
+    /// The same without the walsweep of this slot, whose slot is gone.
+    #[must_use]
+    pub fn without_slot(mut self, slot: &str) -> Memory {
+        self.tables.remove(slot);
+        self.slots.remove(slot);
+        self
+    }
+
+    /// The slots of other walsweeps that have the publication.
+    pub fn others<'a>(&'a self, slot: &str) -> impl Iterator<Item = &'a String> {
+        let all: BTreeSet<&String> = self.tables.keys().chain(&self.slots).collect();
+        let others: Vec<&String> = all.into_iter().filter(|other| *other != slot).collect();
+        others.into_iter()
     }
 
     /// What is to be remembered once the walsweep of this slot has these tables, and these steps
@@ -123,11 +186,17 @@ impl Memory {
                     for (slot, _) in known.filter(|(_, tables)| tables.contains(table)) {
                         memory.tables.entry(slot.clone()).or_default().insert(table.clone());
                     }
+                    memory.without_heirs &= before.is_some_and(|memory| memory.without_heirs);
                 }
                 _ => {}
             }
         }
         memory
+    }
+
+    /// Whether a walsweep, of whatever slot, has the table.
+    pub(super) fn has(&self, table: &TableName) -> bool {
+        self.tables.values().any(|tables| tables.contains(table))
     }
 
     /// Whether a walsweep of another slot has the table, too.
@@ -138,8 +207,8 @@ impl Memory {
 }
 
 /// Lets the comment on walsweep's own publication say all that the cures of these findings change:
-/// with its creation, or as a finding of its own, which is cured last. So whoever runs what is
-/// printed leaves the same behind as `setup`.
+/// with its creation, or as a finding of its own. So whoever runs what is printed leaves the same
+/// behind as `setup`. What is about to be changed is remembered first, and forgotten last.
 pub(super) fn remember(context: &Context<'_>, findings: &mut Vec<Finding>) {
     let postgres = &context.config.postgres;
     let before = match context.catalog.publication.as_ref().map(Publication::memory) {
@@ -147,30 +216,90 @@ pub(super) fn remember(context: &Context<'_>, findings: &mut Vec<Finding>) {
         Some(Some(memory)) => Some(memory),
         None => None,
     };
-    let steps = findings.iter().filter(|one| one.is_due()).flat_map(|one| &one.steps);
+    let steps = || findings.iter().filter(|one| one.is_due()).flat_map(|one| &one.steps);
     // A table that must not be published is none that `setup` published.
-    let tables = context.table_rules().filter_map(|(rule, table)| {
-        let is_left = identity::publishing(context, table).is_err();
-        (table.relation.is_published || !is_left).then(|| rule.table.clone())
-    });
-    let memory = before.clone().unwrap_or_default().after(&postgres.slot, tables, steps);
+    let tables: Vec<(TableName, bool)> = context
+        .table_rules()
+        .filter(|(_, table)| {
+            table.relation.is_published || identity::publishing(context, table).is_ok()
+        })
+        .map(|(rule, table)| (rule.table.clone(), table.relation.is_published))
+        .collect();
+    let names = || tables.iter().map(|(table, _)| table.clone());
+    let known = before.clone().unwrap_or_default();
+    let forgets = |step: &&Step| matches!(step.does, Does::DropTable(_) | Does::RestoreIdentity(_));
+    let is_new = context.catalog.slot.is_none();
+    // A slot that is there is walsweep's only if it was before: nothing else tells whose it is.
+    let claiming = |memory: Memory| if is_new { memory.with_slot(&postgres.slot) } else { memory };
+    let first = known.after(&postgres.slot, names(), steps().filter(|step| !forgets(step)));
+    let first = claiming(first);
+    let mut last = claiming(known.after(&postgres.slot, names(), steps()));
+    let is_forgetful = steps().any(|step| forgets(&step));
+    last.without_heirs |= last != known || is_forgetful;
     let name = &postgres.publication;
-    for finding in findings.iter_mut() {
-        let creates = |step: &Step| matches!(step.does, Does::CreatePublication(..));
-        if finding.steps.iter().any(creates) {
+    let Some(before) = before else {
+        let creates = |step: &Step| matches!(step.does, Does::CreatePublication(_));
+        for finding in findings.iter_mut().filter(|one| one.steps.iter().any(creates)) {
             let steps = finding.steps.iter().cloned();
-            let steps = steps.map(|step| cure::remembering(step, name, &memory)).collect();
+            let steps = steps.map(|step| cure::remembering(step, name, &last)).collect();
             *finding = finding.clone().cure(steps);
         }
+        return;
+    };
+    let mut steps = Vec::new();
+    let whole = last.clone();
+    if first != before {
+        // One comment is enough where nothing is to be forgotten.
+        steps.push(cure::remember_first(name, if is_forgetful { first } else { last.clone() }));
+        steps.extend(is_forgetful.then(|| cure::remember(name, last)));
+    } else if last != before {
+        steps.push(cure::remember(name, last));
     }
-    if before.is_some_and(|before| before != memory) {
-        let message = format!(
-            "the comment on publication `{name}` does not tell all that `setup` does for it: \
-             `teardown`, and a rule that is taken out, go by that"
-        );
-        let finding = Finding::info("publication_memory", message).done_by_setup();
-        findings.push(finding.cure(vec![cure::remember(name, memory)]));
+    if !steps.is_empty() {
+        let own = before.tables.get(&postgres.slot);
+        let is_known = |table: &TableName| own.is_some_and(|own| own.contains(table));
+        let unknown = tables.iter().find(|(table, is_there)| *is_there && !is_known(table));
+        let mut untold = untold(context, unknown.map(|(table, _)| table)).cure(steps);
+        // The statement that claims the slot says all this, too: of two that are run one after the
+        // other the second would take back what the first said.
+        let claims = |one: &&mut Finding| one.code == Code::SlotUnclaimed && one.sql.is_some();
+        if let Some(one) = findings.iter_mut().find(claims) {
+            *one = one.clone().cure(vec![cure::remember(name, whole.with_slot(&postgres.slot))]);
+            untold.sql = None;
+            untold = untold.hint("`walsweep setup` writes it, or the SQL that records the slot");
+        }
+        findings.push(untold);
     }
+}
+
+/// That the comment lacks something: a table that is published and that this walsweep needs, or no
+/// more than what was done for it.
+fn untold(context: &Context<'_>, unknown: Option<&TableName>) -> Finding {
+    let name = &context.config.postgres.publication;
+    let message = format!(
+        "the comment on publication `{name}` does not tell all that `setup` does for it: \
+         `teardown`, and a rule that is taken out, go by that"
+    );
+    let Some(unknown) = unknown else {
+        return Finding::info(Code::PublicationMemory, message).done_by_setup();
+    };
+    let slot = &context.config.postgres.slot;
+    let message = format!(
+        "{message}; it does not name `{unknown}` for slot `{slot}`, so that another walsweep with \
+         this publication may take it out, or drop the publication"
+    );
+    let finding = Finding::warning(Code::PublicationMemory, message).done_by_setup();
+    let owner = context.catalog.publication.as_ref().map(|one| one.owner.as_str());
+    finding.hint(format!(
+        "`{}`, who owns the publication, may write it, and a superuser",
+        owner.unwrap_or_default()
+    ))
+}
+
+/// Whether a text may be the name of a slot (`ReplicationSlotValidateName`, slot.c).
+fn is_slot(name: &str) -> bool {
+    let is_allowed = |one: u8| one.is_ascii_lowercase() || one.is_ascii_digit() || one == b'_';
+    (1..=63).contains(&name.len()) && name.bytes().all(is_allowed)
 }
 
 fn name(pair: &Value) -> Option<TableName> {
@@ -182,7 +311,12 @@ fn identity(value: &Value) -> Option<Identity> {
     Some(Identity {
         table: name(&value["table"])?,
         relation: name(&value["relation"])?,
-        was: value["was"].as_str()?.chars().next()?,
+        was: match value["was"].as_str()? {
+            "d" => 'd',
+            "n" => 'n',
+            "i" => 'i',
+            _ => return None,
+        },
         index: value["index"].as_str().map(str::to_owned),
     })
 }
@@ -199,17 +333,50 @@ mod tests {
         assert_eq!(memory.comment(), SENTENCE);
         memory.tables.insert("walsweep".to_owned(), [table("a\"b"), table("c")].into());
         memory.tables.insert("other".to_owned(), [table("c")].into());
+        memory.slots.insert("walsweep".to_owned());
         memory.identities.insert(Identity {
             table: table("c"),
             relation: table("c_1"),
             was: 'i',
             index: Some("c_1_key".to_owned()),
         });
+        memory.without_heirs = true;
         let comment = memory.comment();
         assert_eq!(Memory::read(Some(&comment)), Some(memory.clone()));
         assert!(memory.has_elsewhere("walsweep", &table("c")));
         assert!(memory.has_elsewhere("other", &table("a\"b")));
         assert!(!memory.has_elsewhere("walsweep", &table("a\"b")));
+        assert!(memory.claims("walsweep") && !memory.claims("other"));
+    }
+
+    /// A comment of before slots were told apart, and one that tells of none.
+    #[test]
+    fn a_comment_without_slots_tells_them_by_their_tables_and_an_empty_list_none() {
+        let table = "{\"tables\": {\"walsweep\": [[\"s\", \"a\"]]}";
+        for (more, is_claimed) in [("}", true), (", \"slots\": []}", false)] {
+            let memory = Memory::read(Some(&format!("{SENTENCE}\n{table}{more}"))).unwrap();
+            assert_eq!(memory.claims("walsweep"), is_claimed, "{more}");
+            assert!(!memory.claims("debezium"));
+        }
+    }
+
+    /// Whoever owns the publication may have written it.
+    #[test]
+    fn what_no_walsweep_writes_is_not_believed() {
+        let one = |relation: &str, was: &str| {
+            format!(
+                "{{\"table\":[\"s\",\"t\"],\"relation\":[\"s\",\"{relation}\"],\"was\":\"{was}\"}}"
+            )
+        };
+        let all = [one("twice", "d"), one("twice", "n"), one("odd", "default"), one("t", "n")];
+        let tables = "{\"walsweep\":[[\"s\",\"t\"]],\"a\\r\\nb\":[],\"\":[],\"A\":[]}";
+        let json = format!("{{\"tables\":{tables},\"identities\":[{}]}}", all.join(","));
+        let memory = Memory::read(Some(&format!("{SENTENCE}\n{json}"))).expect("it is ours");
+        let relations: Vec<&str> =
+            memory.identities.iter().map(|one| one.relation.name.as_str()).collect();
+        assert_eq!(relations, ["t"]);
+        assert_eq!(memory.tables.keys().collect::<Vec<_>>(), ["walsweep"]);
+        assert!(!memory.without_heirs);
     }
 
     #[test]

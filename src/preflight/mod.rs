@@ -19,6 +19,7 @@
 //! ([`misfits`], and see [`watch`](crate::source::watch)).
 
 mod catalog;
+mod code;
 mod condition;
 mod cure;
 mod facts;
@@ -40,6 +41,7 @@ mod publication;
 mod reads;
 mod redis;
 mod redis_pass;
+mod remembered;
 mod replicas;
 mod replication;
 mod server;
@@ -57,31 +59,33 @@ use crate::config::{Config, Source, TableName};
 use crate::keys::Rules;
 
 pub(crate) use self::catalog::{digest_of, of_many, with_published};
+pub use self::code::Code;
 pub(crate) use self::cure::{
     comment, create_role, drop_publication, drop_slot, escaped, grant_connect, identity_as_before,
-    patiently, remembering,
+    patiently, remember, remembering,
 };
 pub use self::facts::{Fact, of_postgres, of_redis, of_rules};
 pub use self::files::files;
 pub(crate) use self::finding::told;
 pub use self::finding::{Finding, Report, Scope, Severity};
 pub use self::fitness::Fitness;
-pub use self::lookups::{LOOKUP_LOCKED, Trial, is_of_lookup, trials};
+pub use self::lookups::{Trial, trials};
 pub use self::memory::{Memory, SENTENCE};
 pub use self::reads::find as find_reads;
 pub use self::redis::{login_refused, redis, unreachable as redis_unreachable};
+pub(crate) use self::remembered::after_teardown;
 pub use self::replicas::replicas;
 pub use self::replication::{login_hint, replication, unreachable};
-pub use self::slot::before_publication;
-pub(crate) use self::slot::lost_because;
+pub use self::slot::{before_publication, hold_against_redis};
+pub(crate) use self::slot::{doubts, lost_because};
 pub(crate) use self::step::printed;
 pub use self::step::{Does, Identity, LOCK_TIMEOUT, Runner, Step};
-pub(crate) use self::views::{drop_trigger, trigger_name};
+pub(crate) use self::views::{drop_trigger, older_trigger_name, trigger_name, trigger_names};
 
 use self::catalog::{Catalog, Name};
 
 /// A rule and the code of an error that concerns it.
-pub type Misfit = (String, &'static str);
+pub type Misfit = (String, Code);
 
 /// Which rules do not fit, and why.
 #[must_use]
@@ -199,7 +203,7 @@ pub async fn again(config: &Config, rules: &Rules, client: &Client) -> Result<Ve
     let catalog = Catalog::read(config, rules, client, true).await?;
     let context = Context { config, rules, catalog: &catalog, version: catalog.version };
     let mut findings = server::check(&context, &[]);
-    findings.retain(|finding| !server::is_headroom(finding.code));
+    findings.retain(|finding| !finding.code.is_headroom());
     findings.extend(of_tables(&context));
     findings.extend(views::check(config, client).await?);
     findings.retain(Finding::is_error);

@@ -8,7 +8,7 @@
 //! (<https://www.postgresql.org/docs/current/logical-replication-row-filter.html>).
 
 use super::catalog::{Publication, Table};
-use super::{Context, Finding, generated, identity, publication};
+use super::{Code, Context, Finding, generated, identity, publication};
 use crate::config::{Rule, Source};
 use crate::keys::ColumnUse;
 
@@ -28,7 +28,7 @@ pub(super) fn row_filter(context: &Context<'_>, table: &Table, rule: &Rule) -> O
         "publication `{name}` has a row filter for `{shown}`: no key is removed for the rows that \
          it leaves out; {COSTS}"
     );
-    Some(Finding::error("row_filter", message).cure(generated::whole(context, table)))
+    Some(Finding::error(Code::RowFilter, message).cure(generated::whole(context, table)))
 }
 
 /// A column list with less than the replica identity, as it is or will be; with a full one the
@@ -64,7 +64,7 @@ pub(super) fn column_list(context: &Context<'_>, table: &Table) -> Option<Findin
     } else {
         return None;
     };
-    Some(Finding::error("column_list", message).cure(generated::whole(context, table)))
+    Some(Finding::error(Code::ColumnList, message).cure(generated::whole(context, table)))
 }
 
 /// A column that a rule names and the list leaves out.
@@ -72,7 +72,7 @@ pub(super) fn unlisted(context: &Context<'_>, table: &Table, column: &ColumnUse<
     let (name, shown) = (&context.config.postgres.publication, column.table);
     let message =
         format!("publication `{name}` has a column list for `{shown}` without `{}`", column.column);
-    let finding = Finding::error("column_not_published", message).at(column.at);
+    let finding = Finding::error(Code::ColumnNotPublished, message).at(column.at);
     finding.cure(generated::whole(context, table))
 }
 
@@ -92,7 +92,7 @@ pub(super) fn costs(
         "publication `{name}` has a column list for `{shown}`, {listed} of {} columns: {COSTS}",
         table.columns.len()
     );
-    let finding = Finding::warning("narrowed", message).of_rules(context.rules_of(&shown));
+    let finding = Finding::warning(Code::Narrowed, message).of_rules(context.rules_of(&shown));
     let finding = finding.hint("publish the whole table");
     Some(finding.cure(generated::whole(context, table)).done_by_setup())
 }

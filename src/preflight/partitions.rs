@@ -5,7 +5,7 @@
 //! server, and `logicalrep_write_update` and `pgoutput_truncate` (proto.c, pgoutput.c) say why.
 
 use super::catalog::{Relation, Table};
-use super::{Context, Finding, generated, publication};
+use super::{Code, Context, Finding, generated, publication};
 use crate::config::Rule;
 
 /// What partitions change for each rule on a partitioned table.
@@ -33,14 +33,14 @@ fn bare(context: &Context<'_>, table: &Table) -> Option<Finding> {
     if !published.update && !published.delete {
         return None;
     }
-    let is_bare = |one: &&Relation| one.kind == 'r' && !one.has_identity();
+    let is_bare = |one: &&Relation| one.is_logged() && !one.has_identity();
     let bare = table.partitions.iter().find(is_bare)?;
     let message = format!(
         "partition `{}` has no replica identity: the application's own UPDATE and DELETE of its \
          rows fail while they are published",
         bare.table_name()
     );
-    let finding = Finding::error("partition_identity", message);
+    let finding = Finding::error(Code::PartitionIdentity, message);
     let hint = "give it one, and let whatever adds partitions do the same";
     Some(generated::cured_by_full(context, table, finding.hint(hint)))
 }
@@ -52,10 +52,9 @@ fn mixed_identity(context: &Context<'_>, table: &Table, rule: &Rule) -> Option<F
         return None;
     }
     let names = || table.columns.iter().map(|column| column.name.as_str());
-    let less =
-        table.partitions.iter().filter(|partition| partition.kind == 'r').find(|partition| {
-            names().any(|name| table.relation.identifies(name) && !partition.identifies(name))
-        });
+    let less = table.partitions.iter().filter(|one| one.is_logged()).find(|partition| {
+        names().any(|name| table.relation.identifies(name) && !partition.identifies(name))
+    });
     let root = table.relation.table_name();
     if let Some(less) = less {
         let message = format!(
@@ -63,7 +62,7 @@ fn mixed_identity(context: &Context<'_>, table: &Table, rule: &Rule) -> Option<F
              NULL",
             less.table_name()
         );
-        let finding = Finding::error("partition_identity", message);
+        let finding = Finding::error(Code::PartitionIdentity, message);
         return Some(generated::cured_by_full(context, table, finding));
     }
     let message = format!(
@@ -71,7 +70,7 @@ fn mixed_identity(context: &Context<'_>, table: &Table, rule: &Rule) -> Option<F
          values of its rows would arrive as NULL"
     );
     let hint = "add `alter table … replica identity full` to whatever adds partitions";
-    let finding = Finding::warning("partition_added", message).hint(hint);
+    let finding = Finding::warning(Code::PartitionAdded, message).hint(hint);
     (table.relation.identity == 'f').then_some(finding)
 }
 
@@ -86,7 +85,7 @@ fn moved(rule: &Rule) -> Option<Finding> {
         rule.table
     );
     let hint = "let the rule look at `insert` and `delete`, too";
-    Some(Finding::warning("partition_move", message).hint(hint))
+    Some(Finding::warning(Code::PartitionMove, message).hint(hint))
 }
 
 /// pgoutput leaves it out when it publishes partitions under the name of their table.
@@ -98,5 +97,5 @@ fn truncated(rule: &Rule) -> Option<Finding> {
         format!("a TRUNCATE of one partition of `{}` is not published: its keys stay", rule.table);
     let hint =
         "`walsweep sweep` removes keys by hand; DETACH and DROP of a partition are swept for";
-    Some(Finding::warning("partition_truncate", message).hint(hint))
+    Some(Finding::warning(Code::PartitionTruncate, message).hint(hint))
 }

@@ -2,7 +2,8 @@
 
 use super::catalog::{Publication, Table};
 use super::memory::Memory;
-use super::{Context, Finding, cure, generated, identity, narrowed, slot};
+use super::step::Step;
+use super::{Code, Context, Finding, cure, generated, identity, narrowed, slot};
 use crate::config::{Operations, Rule};
 use crate::keys::ColumnUse;
 
@@ -18,7 +19,7 @@ pub(super) fn check(context: &Context<'_>) -> Vec<Finding> {
     };
     if publication.puballtables {
         let message = format!("publication `{name}` publishes every table");
-        let all = Finding::info("publication_all_tables", message);
+        let all = Finding::info(Code::PublicationAllTables, message);
         findings.push(all.hint("one of the rules' tables alone spares the server the rest"));
     }
     findings.extend(foreign(context, publication));
@@ -50,33 +51,29 @@ pub(super) fn check(context: &Context<'_>) -> Vec<Finding> {
 /// That there is none.
 fn missing(context: &Context<'_>) -> Finding {
     let name = &context.config.postgres.publication;
-    let (mut tables, mut left, mut steps) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut tables, mut left, mut identities) = (Vec::new(), Vec::new(), Vec::new());
     for table in context.catalog.tables.iter().filter(|table| table.is_publishable()) {
         match identity::publishing(context, table) {
             Ok(before) => {
-                steps.extend(before);
+                identities.extend(before);
                 tables.push(table);
             }
             Err(why) => left.push(left_out(table, &why)),
         }
     }
-    let missing =
-        Finding::error("publication_missing", format!("there is no publication `{name}`"));
     let (needed, generated) = (needed(context), generated::is_needed(context));
     let created = cure::create_publication(name, &tables, needed, generated);
-    let anew = if created.is_empty() { Vec::new() } else { slot::anew(context) };
-    let mut hints = left;
-    hints.extend((!anew.is_empty()).then(|| {
-        let slot = &context.config.postgres.slot;
-        format!(
-            "slot `{slot}` is then created anew, for it cannot be decoded past what was committed \
-             before its publication; `run` sweeps everything"
-        )
-    }));
-    steps.extend(created);
-    steps.extend(anew);
-    let missing = missing.cure(steps);
-    if hints.is_empty() { missing } else { missing.hint(hints.join("; ")) }
+    let beside = slot::beside_new_publication(context).filter(|_| created.is_some());
+    let beside = beside.map(|beside| format!(". {beside}")).unwrap_or_default();
+    let message = format!("there is no publication `{name}`{beside}");
+    // It is there first, with a comment in which what is changed next is remembered.
+    let mut steps: Vec<Step> = created.into_iter().collect();
+    if !steps.is_empty() {
+        steps.extend(identities);
+        steps.extend(cure::add_tables(name, &tables));
+    }
+    let missing = Finding::error(Code::PublicationMissing, message).cure(steps);
+    if left.is_empty() { missing } else { missing.hint(left.join("; ")) }
 }
 
 /// That a table is not published, and why.
@@ -98,8 +95,12 @@ fn foreign(context: &Context<'_>, publication: &Publication) -> Option<Finding> 
          nor drops it"
     );
     let hint = "if nobody else reads it, this hands it over to walsweep";
-    let finding = Finding::info("publication_foreign", message).hint(hint);
-    Some(finding.cure(vec![cure::remember(name, Memory::default())]))
+    let finding = Finding::info(Code::PublicationForeign, message).hint(hint);
+    // A slot that is not there yet will be walsweep's.
+    let slot = &context.config.postgres.slot;
+    let is_new = context.catalog.slot.is_none();
+    let memory = if is_new { Memory::default().with_slot(slot) } else { Memory::default() };
+    Some(finding.cure(vec![cure::remember(name, memory)]))
 }
 
 /// The operations that any rule looks at.
@@ -148,7 +149,7 @@ fn operations(context: &Context<'_>, publication: &Publication, rule: &Rule) -> 
     let missing = missing.map(|one| format!("`{one}`")).collect::<Vec<_>>().join(", ");
     let message =
         format!("rule `{}` looks at {missing}, which publication `{name}` leaves out", rule.name);
-    let finding = Finding::error("operation_not_published", message).at(&rule.at);
+    let finding = Finding::error(Code::OperationNotPublished, message).at(&rule.at);
     let finding = finding.of_rules([&rule.name]);
     let mut unwritable = context.catalog.unidentified.clone();
     let mut steps = Vec::new();
@@ -198,27 +199,29 @@ fn membership(
         let message =
             format!("`{shown}` is a partition whose changes are published as those of `{root}`");
         return Some(
-            Finding::error("partition_leaf", message).hint(format!("let the rule name `{root}`")),
+            Finding::error(Code::PartitionLeaf, message)
+                .hint(format!("let the rule name `{root}`")),
         );
     }
-    let all = !table.partitions.is_empty() && table.partitions.iter().all(|one| one.is_published);
+    let mut logged = table.partitions.iter().filter(|one| one.is_logged()).peekable();
+    let all = logged.peek().is_some() && logged.all(|one| one.is_published);
     let by_leaf = table.is_listed || publication.puballtables || all;
     if table.is_partitioned() && !publication.pubviaroot && by_leaf {
         let message = format!(
             "publication `{name}` publishes the changes of `{shown}` under the names of its \
              partitions, and a partition that is added later would not be known"
         );
-        return Some(Finding::error("partition_root", message).cure(cure::set_via_root(name)));
+        return Some(Finding::error(Code::PartitionRoot, message).cure(cure::set_via_root(name)));
     }
     let message = format!("`{shown}` is not in publication `{name}`");
-    let finding = Finding::error("table_not_published", message);
+    let finding = Finding::error(Code::TableNotPublished, message);
     if publication.puballtables {
         return Some(finding);
     }
     Some(match identity::publishing(context, table) {
         Err(why) => finding.hint(left_out(table, &why)),
         Ok(mut steps) => {
-            steps.extend(cure::add_table(name, table));
+            steps.extend(cure::add_tables(name, &[table]));
             finding.cure(steps)
         }
     })

@@ -9,7 +9,7 @@ use postgres_protocol::escape::escape_identifier;
 use tokio_postgres::{Client, Row};
 
 use super::catalog::with_published;
-use super::{Error, Finding, keyed, lookups, message};
+use super::{Code, Error, Finding, keyed, lookups, message};
 use crate::config::{Config, TableName};
 use crate::keys::{Lookup, LookupId, Reads, Rules};
 use crate::postgres::statement::render;
@@ -71,8 +71,8 @@ pub(super) async fn look(
             outcomes.push(Outcome::Unasked);
             continue;
         }
-        client.batch_execute(&lookups::begin("read write", was_locked)).await?;
-        let outcome = one(lookup, &config.postgres.publication, client).await;
+        let begin = lookups::begin("read write", was_locked);
+        let outcome = one(lookup, (&begin, &config.postgres.publication), client).await;
         client.batch_execute("rollback").await?;
         was_locked |= outcome.as_ref().is_err_and(lookups::is_locked);
         let refused = |error: tokio_postgres::Error| match error.as_db_error() {
@@ -84,12 +84,15 @@ pub(super) async fn look(
     Ok(outcomes)
 }
 
+/// What is found of one lookup, in a transaction that is left open. A standby refuses to `begin`:
+/// that it is one the other checks say.
 async fn one(
     lookup: &Lookup,
-    publication: &str,
+    (begin, publication): (&str, &str),
     client: &Client,
 ) -> Result<Outcome, tokio_postgres::Error> {
     let query = lookup.query();
+    client.batch_execute(begin).await?;
     client.batch_execute(AS_ROLE).await?;
     let prepared = match client.prepare(query).await {
         Ok(prepared) => prepared,
@@ -149,7 +152,7 @@ pub(super) fn findings(rules: &Rules, outcomes: &[Outcome]) -> Vec<Finding> {
         let Outcome::NotKept { why, publish } = outcome else { return None };
         let name = &lookup.name;
         let text = format!("answers of lookup `{name}` are not kept: {why}");
-        let finding = Finding::info("lookup_not_cached", text).at(&lookup.sql.at);
+        let finding = Finding::info(Code::LookupNotCached, text).at(&lookup.sql.at);
         Some(match publish {
             Some(table) => {
                 let hint = format!(

@@ -3,7 +3,7 @@
 use redis::aio::MultiplexedConnection;
 use redis::{Cmd, IntoConnectionInfo, RedisError, Value, cmd};
 
-use super::{Finding, Severity};
+use super::{Code, Finding, Severity};
 use crate::config::{Config, Located};
 use crate::sweep::redis::connect::ConnectError;
 use crate::sweep::redis::lease::{self, Loaded};
@@ -54,7 +54,7 @@ pub fn unreachable(error: &ConnectError) -> Finding {
         Some(reason) => login_refused(reason),
         None => {
             let hint = "see that Redis runs, and that `redis.url` names it";
-            Finding::error("redis_unreachable", error.to_string()).hint(hint)
+            Finding::error(Code::RedisUnreachable, error.to_string()).hint(hint)
         }
     }
 }
@@ -63,7 +63,7 @@ pub fn unreachable(error: &ConnectError) -> Finding {
 #[must_use]
 pub fn login_refused(reason: String) -> Finding {
     let hint = "check the user, the password and the certificates of `redis`";
-    Finding::error("redis_login", reason).hint(hint)
+    Finding::error(Code::RedisLogin, reason).hint(hint)
 }
 
 /// Where the Redis of a configuration is, without user and password.
@@ -140,36 +140,26 @@ impl Needs {
     /// Looks at the server; with a few round trips, however many rules there are.
     pub(super) async fn judge(&self, connection: &mut MultiplexedConnection) -> Judged {
         let (mut findings, forbidden) = (Vec::new(), Vec::new());
-        if let Err(error) = cmd("PING").query_async::<Value>(connection).await {
-            match self.refusal(&error, "ping") {
-                Some(finding) => findings.push(finding),
-                None => {
-                    let message = format!("redis does not answer: {error}");
-                    findings.push(Finding::error("redis_unreachable", message));
-                    return Judged { findings, forbidden, is_usable: false };
-                }
-            }
+        let mut missing = Missing::default();
+        if let Err(error) = cmd("PING").query_async::<Value>(connection).await
+            && !missing.takes(&error, "ping")
+        {
+            let message = format!("redis does not answer: {error}");
+            findings.push(Finding::error(Code::RedisUnreachable, message));
+            return Judged { findings, forbidden, is_usable: false };
         }
         match cmd("INFO").query_async::<String>(connection).await {
             Ok(info) => findings.extend(server(&info, self.wait_replicas)),
             // That another server answers is then noticed later, by its watermark.
-            Err(error) => findings.extend(
-                self.refusal(&error, "info")
-                    .map(|finding| Finding { severity: Severity::Warning, ..finding }),
-            ),
+            Err(error) => missing.info = is_denied(&error),
         }
-        if !findings.iter().all(|finding| is_usable(finding.code)) {
+        if findings.iter().any(|finding| finding.code.spoils_redis()) {
+            findings.extend(self.lacking(missing));
             return Judged { findings, forbidden, is_usable: false };
         }
-        let rights = self.rights(connection).await;
-        let may_unlink = !rights.iter().any(|(command, _)| *command == "unlink");
-        for (_command, finding) in rights {
-            // Several commands may miss the right to the same key.
-            if !findings.contains(&finding) {
-                findings.push(finding);
-            }
-        }
-        let is_usable = findings.iter().all(|finding| is_usable(finding.code));
+        let may_unlink = self.rights(connection, (&mut missing, &mut findings)).await;
+        findings.extend(self.lacking(missing));
+        let is_usable = !findings.iter().any(|finding| finding.code.spoils_redis());
         if !is_usable || !may_unlink {
             return Judged { findings, forbidden, is_usable };
         }
@@ -177,14 +167,43 @@ impl Needs {
         Judged { findings, forbidden, is_usable }
     }
 
-    /// What is wrong with each command that walsweep needs, on a key of its own.
-    async fn rights(&self, connection: &mut MultiplexedConnection) -> Vec<(&'static str, Finding)> {
-        let mut findings = Vec::new();
+    /// Tries each command that walsweep needs, on a key of its own, and notes what is wrong. Gives
+    /// whether UNLINK works.
+    async fn rights(
+        &self,
+        connection: &mut MultiplexedConnection,
+        (missing, findings): (&mut Missing, &mut Vec<Finding>),
+    ) -> bool {
+        let mut may_unlink = true;
         for (name, command) in self.commands() {
             let Err(error) = command.query_async::<Value>(connection).await else { continue };
-            findings.push((name, self.refused(&error, name)));
+            may_unlink &= name != "unlink";
+            if missing.takes(&error, name) {
+                continue;
+            }
+            let finding = refused(&error, name);
+            if !findings.contains(&finding) {
+                findings.push(finding);
+            }
         }
-        findings
+        may_unlink
+    }
+
+    /// All rights that are missing, once, with the command that gives them. To lack INFO alone is
+    /// a warning.
+    fn lacking(&self, missing: Missing) -> Option<Finding> {
+        let Missing { mut rights, with_keys, info } = missing;
+        let is_error = !rights.is_empty();
+        rights.extend(info.then(|| "+info".to_owned()));
+        let severity = if is_error { Severity::Error } else { Severity::Warning };
+        let finding = Finding { severity, ..self.lacks(&rights, with_keys) };
+        (!rights.is_empty()).then_some(finding)
+    }
+
+    fn lacks(&self, rights: &[String], with_keys: bool) -> Finding {
+        let rights: Vec<String> = rights.iter().map(|right| format!("`{right}`")).collect();
+        let message = format!("redis user `{}` lacks {}", self.user, rights.join(", "));
+        Finding::error(Code::RedisPermission, message).hint(self.cure(with_keys))
     }
 
     fn commands(&self) -> Vec<(&'static str, Cmd)> {
@@ -218,35 +237,6 @@ impl Needs {
         commands
     }
 
-    /// Why a command was refused.
-    fn refused(&self, error: &RedisError, command: &str) -> Finding {
-        if let Some(finding) = self.refusal(error, command) {
-            return finding;
-        }
-        let name = command.to_uppercase();
-        match error.code() {
-            Some("MOVED" | "ASK" | "CROSSSLOT" | "CLUSTERDOWN") => cluster(),
-            _ if error.to_string().contains("unknown command") => {
-                let message = format!("redis has no command `{name}`");
-                let hint = "end its `rename-command` in the configuration of the server";
-                Finding::error("redis_command", message).hint(hint)
-            }
-            _ => Finding::error("redis_refused", format!("redis refuses `{name}`: {error}")),
-        }
-    }
-
-    /// The rule that the user's rights lack, if that is why a command was refused
-    /// (<https://redis.io/docs/latest/operate/oss_and_stack/management/security/acl/>).
-    fn refusal(&self, error: &RedisError, command: &str) -> Option<Finding> {
-        if error.code() != Some("NOPERM") {
-            return None;
-        }
-        let rule =
-            if is_about_key(error) { "~walsweep:*".to_owned() } else { format!("+{command}") };
-        let message = format!("redis user `{}` lacks `{rule}`", self.user);
-        Some(Finding::error("redis_permission", message).hint(self.cure(is_about_key(error))))
-    }
-
     /// The command that gives every right. Redis takes no key after the right to all keys, so they
     /// are left out where it is not they that are missing.
     fn cure(&self, with_keys: bool) -> String {
@@ -276,10 +266,60 @@ impl Needs {
                     "redis user `{}` may not remove keys of `{}`",
                     self.user, template.value
                 );
-                let finding = Finding::error("redis_key_permission", message).at(&template.at);
+                let finding = Finding::error(Code::RedisKeyPermission, message).at(&template.at);
                 (rule.clone(), finding.hint(self.cure(true)))
             })
             .collect()
+    }
+}
+
+/// Rights that a user lacks, as ACL rules.
+#[derive(Default)]
+struct Missing {
+    rights: Vec<String>,
+    /// Whether one is a right to keys.
+    with_keys: bool,
+    /// Whether INFO is refused.
+    info: bool,
+}
+
+impl Missing {
+    /// Notes the right that is why a command was refused; `false` if that is not why.
+    fn takes(&mut self, error: &RedisError, command: &str) -> bool {
+        if !is_denied(error) {
+            return false;
+        }
+        self.with_keys |= is_about_key(error);
+        // Several commands may miss the right to the same key.
+        let right = right(error, command);
+        if !self.rights.contains(&right) {
+            self.rights.push(right);
+        }
+        true
+    }
+}
+
+/// The ACL rule whose absence is why a command was denied
+/// (<https://redis.io/docs/latest/operate/oss_and_stack/management/security/acl/>).
+fn right(error: &RedisError, command: &str) -> String {
+    if is_about_key(error) { "~walsweep:*".to_owned() } else { format!("+{command}") }
+}
+
+fn is_denied(error: &RedisError) -> bool {
+    error.code() == Some("NOPERM")
+}
+
+/// Why a command was refused, if that is no right.
+fn refused(error: &RedisError, command: &str) -> Finding {
+    let name = command.to_uppercase();
+    match error.code() {
+        Some("MOVED" | "ASK" | "CROSSSLOT" | "CLUSTERDOWN") => cluster(),
+        _ if error.to_string().contains("unknown command") => {
+            let message = format!("redis has no command `{name}`");
+            let hint = "end its `rename-command` in the configuration of the server";
+            Finding::error(Code::RedisCommand, message).hint(hint)
+        }
+        _ => Finding::error(Code::RedisRefused, format!("redis refuses `{name}`: {error}")),
     }
 }
 
@@ -316,14 +356,9 @@ fn is_about_key(error: &RedisError) -> bool {
     detail.contains("key") && !detail.contains("to run the")
 }
 
-/// Whether keys can be removed from a server of which this is found: all of them, and for good.
-fn is_usable(code: &str) -> bool {
-    !matches!(code, "redis_unreachable" | "redis_replica" | "redis_cluster" | "redis_version")
-}
-
 fn cluster() -> Finding {
     let message = "`redis.url` reaches one node of a cluster: keys of the other nodes would stay";
-    let cluster = Finding::error("redis_cluster", message);
+    let cluster = Finding::error(Code::RedisCluster, message);
     cluster.hint("let `redis.url` name a Redis that is not part of a cluster")
 }
 
@@ -335,7 +370,7 @@ fn server(info: &str, wait_replicas: u32) -> Vec<Finding> {
     };
     let mut findings = Vec::new();
     if value("role") == Some("slave") {
-        let replica = Finding::error("redis_replica", "`redis.url` reaches a replica");
+        let replica = Finding::error(Code::RedisReplica, "`redis.url` reaches a replica");
         findings.push(replica.hint("let `redis.url` name the primary"));
     }
     if value("cluster_enabled") == Some("1") {
@@ -343,14 +378,14 @@ fn server(info: &str, wait_replicas: u32) -> Vec<Finding> {
     }
     if let Some(version) = value("redis_version").filter(|version| is_old(version)) {
         let message = format!("redis is version {version}, and 6.2 is the oldest that will do");
-        findings.push(Finding::error("redis_version", message).hint("update the server"));
+        findings.push(Finding::error(Code::RedisVersion, message).hint("update the server"));
     }
     if let Some(policy) = value("maxmemory_policy").filter(|policy| policy.starts_with("allkeys")) {
         let message = format!(
             "`maxmemory-policy` is `{policy}`: the watermark key may be evicted, and each eviction \
              costs a sweep of everything"
         );
-        let evicts = Finding::warning("redis_eviction", message);
+        let evicts = Finding::warning(Code::RedisEviction, message);
         findings
             .push(evicts.hint("`volatile-*` spares keys without a time to live, as this one is"));
     }
@@ -360,7 +395,7 @@ fn server(info: &str, wait_replicas: u32) -> Vec<Finding> {
             "`wait_replicas` is {wait_replicas}, and {replicas} replicas are connected: nothing is \
              confirmed, and the slot keeps WAL"
         );
-        let few = Finding::warning("redis_replicas", message);
+        let few = Finding::warning(Code::RedisReplicas, message);
         findings.push(few.hint("connect the replicas, or lower `redis.wait_replicas`"));
     }
     findings
@@ -386,12 +421,14 @@ async fn tracking(needs: &Needs, connection: &mut MultiplexedConnection) -> Opti
     // `HELLO` alone changes nothing, and is known where RESP3 is.
     for command in [cmd("HELLO"), on, off] {
         let Err(error) = command.query_async::<Value>(connection).await else { continue };
-        let finding = needs.refusal(&error, "client|tracking").unwrap_or_else(|| {
+        let finding = if is_denied(&error) {
+            needs.lacks(&[right(&error, "client|tracking")], is_about_key(&error))
+        } else {
             let message = format!("redis cannot tell which keys are written: {error}");
             let hint = "set `refill.observe` to false: every second removal takes all keys anyway";
-            Finding::error("redis_tracking", message).hint(hint)
-        });
-        return Some(Finding { severity: Severity::Warning, code: "redis_tracking", ..finding });
+            Finding::error(Code::RedisTracking, message).hint(hint)
+        };
+        return Some(Finding { severity: Severity::Warning, code: Code::RedisTracking, ..finding });
     }
     None
 }
@@ -402,11 +439,11 @@ async fn functions(connection: &mut MultiplexedConnection) -> Option<Finding> {
     match lease::loaded(connection).await {
         Ok(Loaded::Current) => {
             let message = "the lease functions are loaded, in this version".to_owned();
-            Some(Finding::info("lease_loaded", message))
+            Some(Finding::info(Code::LeaseLoaded, message))
         }
         Ok(Loaded::Other) => {
             let message = "the lease functions are loaded, in another version".to_owned();
-            Some(Finding::warning("lease_outdated", message).hint("`walsweep setup --lease`"))
+            Some(Finding::warning(Code::LeaseOutdated, message).hint("`walsweep setup --lease`"))
         }
         Ok(Loaded::Nothing) | Err(_) => None,
     }
@@ -534,7 +571,7 @@ mod tests {
             ("redis_version:10.0.1\r\n", &[]),
             ("redis_version:unknown\r\n", &[]),
         ] {
-            let found: Vec<_> = server(info, 2).iter().map(|finding| finding.code).collect();
+            let found: Vec<_> = server(info, 2).iter().map(|one| one.code.as_str()).collect();
             assert_eq!(found, codes, "{info}");
         }
     }

@@ -6,7 +6,7 @@ use redis::aio::MultiplexedConnection;
 use redis::{IntoConnectionInfo, RedisError, Value, cmd};
 use tokio::time::Instant;
 
-use super::Finding;
+use super::{Code, Finding};
 use crate::config::Config;
 use crate::sweep;
 use crate::words::counted;
@@ -93,20 +93,20 @@ fn told(keys: u64, cost: Duration, max_load: f64, has_patterns: bool) -> Finding
     let keys = counted(keys, "key");
     let costs = format!("one pass over {keys} costs this redis about {cost_text}");
     if distance.is_zero() {
-        return Finding::info("redis_pass", costs);
+        return Finding::info(Code::RedisPass, costs);
     }
     let message = format!(
         "{costs}; with `sweep.max_load` {max_load} patterns go at most every {distance_text}"
     );
     let longest = sweep::longest_wait(max_load, cost);
     if !has_patterns || longest <= sweep::GONE_WITHIN {
-        return Finding::info("redis_pass", message);
+        return Finding::info(Code::RedisPass, message);
     }
     let message = format!(
         "{message}: their keys may stay for {}, longer than 5 s",
         text(longest.as_secs_f64())
     );
-    Finding::warning("redis_pass", message).hint(sweep::THROTTLED_HINT)
+    Finding::warning(Code::RedisPass, message).hint(sweep::THROTTLED_HINT)
 }
 
 /// Seconds in words, with as many digits as say something.

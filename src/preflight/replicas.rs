@@ -2,7 +2,7 @@
 
 use tokio_postgres::Client;
 
-use super::{Error, Finding, failover};
+use super::{Code, Error, Finding, failover};
 use crate::config::Config;
 use crate::postgres::identify;
 use crate::settle::{SqlStandby, Standby, StandbyError};
@@ -39,7 +39,7 @@ async fn check(mut standby: SqlStandby) -> Finding {
     match outcome {
         Ok(answer) => {
             let message = format!("replica `{name}` has replayed up to {}", answer.replayed);
-            Finding::info("replica_follows", message)
+            Finding::info(Code::ReplicaFollows, message)
         }
         Err(error) => {
             let message = format!("replica `{name}`: {error}: nothing would be confirmed");
@@ -48,12 +48,12 @@ async fn check(mut standby: SqlStandby) -> Finding {
     }
 }
 
-fn code(error: &StandbyError) -> &'static str {
+fn code(error: &StandbyError) -> Code {
     match error {
-        StandbyError::Connection(error) if error.is_rejection() => "replica_privileges",
-        StandbyError::Connection(_) | StandbyError::Timeout => "replica_unreachable",
-        StandbyError::NotAStandby => "replica_not_standby",
-        StandbyError::OtherSystem { .. } => "replica_other_system",
-        StandbyError::OtherTimeline { .. } => "replica_other_timeline",
+        StandbyError::Connection(error) if error.is_rejection() => Code::ReplicaPrivileges,
+        StandbyError::Connection(_) | StandbyError::Timeout => Code::ReplicaUnreachable,
+        StandbyError::NotAStandby => Code::ReplicaNotStandby,
+        StandbyError::OtherSystem { .. } => Code::ReplicaOtherSystem,
+        StandbyError::OtherTimeline { .. } => Code::ReplicaOtherTimeline,
     }
 }

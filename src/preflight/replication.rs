@@ -2,7 +2,7 @@
 
 use tokio_postgres::Client;
 
-use super::Finding;
+use super::{Code, Finding};
 use crate::capture::{Identity, Replication};
 use crate::config::{Config, SlotOn};
 use crate::postgres::{self, History, Obstacle, identify};
@@ -12,7 +12,7 @@ const NAME: &str = "walsweep command";
 
 /// The finding that `place` reaches a pooler.
 fn pooler(place: &str, why: &str) -> Finding {
-    let found = Finding::error("pooler", format!("`{place}` reaches a pooler {why}"));
+    let found = Finding::error(Code::Pooler, format!("`{place}` reaches a pooler {why}"));
     found.hint(format!("let `{place}` name the server itself, by its direct address"))
 }
 
@@ -24,7 +24,7 @@ pub fn unreachable(error: &postgres::Error) -> Finding {
                    on another";
         return pooler("postgres.url", why);
     }
-    let code = if error.is_rejection() { "postgres_login" } else { "postgres_unreachable" };
+    let code = if error.is_rejection() { Code::PostgresLogin } else { Code::PostgresUnreachable };
     with_login_hint(Finding::error(code, error.to_string()), error)
 }
 
@@ -64,7 +64,7 @@ pub async fn replication(config: &Config, client: &Client) -> Vec<Finding> {
             return vec![pooler(place, &format!("that streams nothing: {error}"))];
         }
         let is_refused = error.is_rejection();
-        let code = if is_refused { "replication_login" } else { "replication_unreachable" };
+        let code = if is_refused { Code::ReplicationLogin } else { Code::ReplicationUnreachable };
         let finding = Finding::error(code, format!("`{place}`: {error}"));
         vec![match &error {
             crate::capture::Error::Connect(error) => with_login_hint(finding, error),
@@ -94,7 +94,7 @@ pub async fn replication(config: &Config, client: &Client) -> Vec<Finding> {
 
 fn standby() -> Finding {
     let standby = Finding::error(
-        "replication_standby",
+        Code::ReplicationStandby,
         "`postgres.replication_url` reaches a standby, and the slot is to be on the primary",
     );
     standby.hint(
@@ -111,5 +111,5 @@ fn other_server(found: &History, expected: &History) -> Option<Finding> {
     let message = format!("`postgres.url` reaches {expected}, the replication connection {found}");
     let hint = "let `postgres.url` and `postgres.replication_url` name the same primary, or a \
                 primary and a standby that follows it";
-    Some(Finding::error("two_servers", message).hint(hint))
+    Some(Finding::error(Code::TwoServers, message).hint(hint))
 }

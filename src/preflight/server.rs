@@ -1,6 +1,6 @@
 //! Checks of the server and of the role.
 
-use super::{Context, Finding, cure};
+use super::{Code, Context, Finding, cure};
 use crate::config::SlotOn;
 
 /// The oldest version that walsweep streams from: the first with protocol version 2.
@@ -10,7 +10,7 @@ const VERSION_MIN: i32 = 14;
 pub(super) fn version(version: i32) -> Option<Finding> {
     let major = version / 10_000;
     let too_old = || {
-        Finding::error("server_version", format!("the server's version is {major}"))
+        Finding::error(Code::ServerVersion, format!("the server's version is {major}"))
             .hint(format!("walsweep needs PostgreSQL {VERSION_MIN} or later"))
     };
     (major < VERSION_MIN).then(too_old)
@@ -24,29 +24,30 @@ pub(super) fn check(context: &Context<'_>, pids: &[i32]) -> Vec<Finding> {
     if pids.windows(2).any(|pair| pair.first() != pair.last()) {
         let message = "`postgres.url` reaches a pooler that spreads one session over several \
                        backends: what was read on one need not hold on another";
-        let pooler = Finding::error("pooler", message);
+        let pooler = Finding::error(Code::Pooler, message);
         findings.push(pooler.hint("let `postgres.url` name the server itself"));
     }
     if catalog.is_in_recovery {
-        let standby = Finding::error("in_recovery", "`postgres.url` reaches a standby");
+        let standby = Finding::error(Code::InRecovery, "`postgres.url` reaches a standby");
         findings.push(standby.hint("let `postgres.url` name the primary"));
         return findings;
     }
     if catalog.wal_level != "logical" {
         let message = format!("`wal_level` is `{}`", catalog.wal_level);
-        let level = Finding::error("wal_level", message);
+        let level = Finding::error(Code::WalLevel, message);
         findings.push(level.hint(logical_decoding(catalog.service.as_deref())));
     }
     if !catalog.role.may_replicate {
         let message = format!("role `{}` may not replicate", catalog.role.name);
-        let role = Finding::error("replication_role", message);
+        let role = Finding::error(Code::ReplicationRole, message);
         findings.push(role.cure(cure::allow_replication(&catalog.role)));
     }
+    findings.extend(superuser(context));
     findings.extend(headroom(context));
     if catalog.slot_keep_size.as_deref() == Some("-1") {
         let message = "`max_slot_wal_keep_size` is unlimited: a slot that nobody reads fills the \
                        server's disk";
-        let unlimited = Finding::warning("slot_keep_unlimited", message);
+        let unlimited = Finding::warning(Code::SlotKeepUnlimited, message);
         findings.push(unlimited.hint(
             "set it, such as to `20GB`, and a slot that falls too far behind is lost instead; \
              walsweep then sweeps everything. While it runs, `postgres.max_retained_wal` does it",
@@ -60,6 +61,24 @@ pub(super) fn check(context: &Context<'_>, pids: &[i32]) -> Vec<Finding> {
         findings.push(asynchronous(&format!("for {}", catalog.asynchronous.join(", "))));
     }
     findings
+}
+
+/// A role of the configuration that may do everything, and runs what lookups call.
+fn superuser(context: &Context<'_>) -> Option<Finding> {
+    let role = &context.config.postgres.endpoint.user;
+    let is_own = context.catalog.is_superuser && context.catalog.user == *role;
+    if !is_own || context.rules.lookups().is_empty() {
+        return None;
+    }
+    let message = format!(
+        "role `{role}` of `postgres.url` is a superuser: what lookups call, such as the functions \
+         of a view, may do everything, whoever owns them"
+    );
+    let finding = Finding::warning(Code::Superuser, message);
+    Some(finding.hint(
+        "let `postgres.url` name a role of its own, such as `walsweep`: `walsweep setup --as URL` \
+         makes it, and grants what lookups read",
+    ))
 }
 
 /// How to turn logical decoding on, by the role that the administrators of a managed service have;
@@ -96,10 +115,10 @@ fn idle_timeout(seconds: i64) -> Option<Finding> {
          slot is lost, and everything is swept"
     );
     if seconds < SHORT {
-        let short = Finding::warning("idle_slot_timeout", message);
+        let short = Finding::warning(Code::IdleSlotTimeout, message);
         return Some(short.hint("raise it to a day: a restart must not cost a sweep"));
     }
-    Some(Finding::info("idle_slot_timeout", message))
+    Some(Finding::info(Code::IdleSlotTimeout, message))
 }
 
 /// Commits that do not wait for the disk.
@@ -108,13 +127,8 @@ fn asynchronous(scope: &str) -> Finding {
         "`synchronous_commit` is off {scope}: commits are visible before they are written, so keys \
          are removed later, and a crash of the server may take back what readers saw"
     );
-    let late = Finding::warning("synchronous_commit", message);
+    let late = Finding::warning(Code::SynchronousCommit, message);
     late.hint("set it to `on` for those who write cached tables")
-}
-
-/// Whether a finding is one of [`headroom`].
-pub(super) fn is_headroom(code: &str) -> bool {
-    matches!(code, "replication_slots_full" | "wal_senders_full")
 }
 
 /// Room for the slot and its sender. A slot that exists needs none, and one that is in use has its
@@ -128,8 +142,8 @@ fn headroom(context: &Context<'_>) -> Vec<Finding> {
         SlotOn::Primary => "",
         SlotOn::Standby => " of the standby",
     };
-    let slots = ("replication_slots_full", "max_replication_slots");
-    let senders = ("wal_senders_full", "max_wal_senders");
+    let slots = (Code::ReplicationSlotsFull, "max_replication_slots");
+    let senders = (Code::WalSendersFull, "max_wal_senders");
     let rows = [
         (needs_slot, slots, catalog.slots_used, catalog.slots_max),
         (needs_sender, senders, catalog.senders_used, catalog.senders_max),
@@ -144,11 +158,11 @@ fn headroom(context: &Context<'_>) -> Vec<Finding> {
 
 #[cfg(test)]
 mod tests {
-    use super::version;
+    use super::{Code, version};
 
     #[test]
     fn only_a_server_before_14_is_too_old() {
-        assert_eq!(version(130_022).map(|finding| finding.code), Some("server_version"));
+        assert_eq!(version(130_022).map(|finding| finding.code), Some(Code::ServerVersion));
         assert_eq!(version(140_000), None);
         assert_eq!(version(180_001), None);
     }

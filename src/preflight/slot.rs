@@ -1,11 +1,25 @@
 //! Checks of the replication slot.
+//!
+//! A slot bears no mark: neither an owner nor a comment. It is known as walsweep's by what the
+//! comment on walsweep's own publication claims ([`memory`](super::memory)). One that nothing
+//! claims may be another program's, whose place in the log is gone for good once somebody else
+//! confirms from the slot, or drops it. So no SQL that is printed drops one.
 
+use std::time::Duration;
+
+use redis::cmd;
+use tokio::time::timeout;
 use tokio_postgres::Client;
 
-use super::catalog::{Prepared, Slot};
-use super::step::Step;
-use super::{Context, Error, Finding, cure};
+use super::catalog::{Prepared, Publication, Slot};
+use super::{Code, Context, Error, Finding, Severity, cure};
 use crate::config::{Config, Postgres, SlotOn};
+use crate::postgres::identify;
+use crate::sweep::redis::connect;
+use crate::sweep::{Watermark, key_name};
+
+/// How long Redis is asked whether walsweep has read the slot.
+const REDIS_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The slot as it is, or that there is none.
 pub(super) fn check(context: &Context<'_>) -> Vec<Finding> {
@@ -13,34 +27,115 @@ pub(super) fn check(context: &Context<'_>) -> Vec<Finding> {
     let Some(slot) = &context.catalog.slot else {
         let message = format!("there is no slot `{name}`");
         let missing =
-            Finding::info("slot_missing", message).hint("`run` creates it when it starts");
+            Finding::info(Code::SlotMissing, message).hint("`run` creates it when it starts");
         let missing = missing.cure(vec![cure::create_slot(&context.config.postgres)]);
         let missing = missing.done_by_setup();
         return [missing].into_iter().chain(prepared(&context.catalog.prepared)).collect();
     };
     if let Some(wrong) = unfit(context, slot) {
-        return vec![wrong.hint("drop that slot, or let `postgres.slot` name another one")];
+        let hint = "let `postgres.slot` name another one, or drop that slot if nobody needs it";
+        return vec![wrong.hint(hint)];
     }
     let mut findings = Vec::from_iter(behind(name, slot));
+    findings.extend(unclaimed(context));
     if let Some(pid) = slot.active_pid {
         let message = format!("slot `{name}` is in use by process {pid}");
-        let active = Finding::info("slot_active", message);
+        let active = Finding::info(Code::SlotActive, message);
         findings.push(active.hint("a walsweep that is started now waits for it"));
     }
     findings
 }
 
-/// The steps after which the slot begins behind a publication that is now created: the server looks
-/// the publication up as of the change that it decodes, and gets past none from before it. None for
-/// a slot that is not there, in use, not walsweep's, or lost: `run` sees to the last.
-pub(super) fn anew(context: &Context<'_>) -> Vec<Step> {
+/// A slot that is not known as walsweep's. Where `setup` was at work for the publication and does
+/// not claim it, that is a warning: it found the slot there, or never saw this configuration.
+fn unclaimed(context: &Context<'_>) -> Option<Finding> {
+    let Postgres { slot, publication: name, .. } = &context.config.postgres;
+    let publication = context.catalog.publication.as_ref();
+    let memory = publication.and_then(Publication::memory);
+    if memory.as_ref().is_some_and(|memory| memory.claims(slot)) {
+        return None;
+    }
+    let why = match (publication, &memory) {
+        (None, _) => format!("there is no publication `{name}` that would tell"),
+        (Some(_), None) => format!("publication `{name}` is not walsweep's, and does not tell"),
+        (Some(_), Some(memory)) if memory.slots.is_empty() => {
+            format!("`walsweep setup` did not make it for publication `{name}`")
+        }
+        (Some(_), Some(memory)) => {
+            let slots: Vec<String> = memory.slots.iter().map(|one| format!("`{one}`")).collect();
+            let slots = slots.join(", ");
+            format!("publication `{name}` records only slot {slots} as walsweep's")
+        }
+    };
+    let reader = context.catalog.slot.as_ref().and_then(|one| one.active_pid);
+    let reader = reader.map(|pid| format!("; process {pid} reads it now"));
+    let reader = reader.unwrap_or_default();
+    let message = format!(
+        "slot `{slot}` is there, and may be another program's: {why}{reader}. That program would \
+         never receive what `run` confirms; `setup` and `teardown` leave the slot"
+    );
+    let is_doubtful = memory.as_ref().is_some_and(|memory| !memory.is_empty());
+    let severity = if is_doubtful { Severity::Warning } else { Severity::Info };
+    let finding = Finding::new(severity, Code::SlotUnclaimed, message);
+    let other = "if another program reads it, let `postgres.slot` name another one";
+    Some(match memory {
+        Some(memory) => finding
+            .hint(format!("{other}; if it is walsweep's, record that with:"))
+            .cure(vec![cure::remember(name, memory.with_slot(slot))]),
+        None => finding.hint(other),
+    })
+}
+
+/// Makes an error of a slot that is probably another program's, so that `run` does not begin with
+/// it: `setup` was at work for the publication and does not claim it, and no walsweep with this
+/// Redis has read it, which would have left its watermark. Gives whether that is known: a Redis that
+/// gives no answer proves nothing.
+pub async fn hold_against_redis(
+    config: &Config,
+    client: &Client,
+    findings: &mut [Finding],
+) -> bool {
+    let is_doubtful =
+        |one: &&mut Finding| one.code == Code::SlotUnclaimed && one.severity == Severity::Warning;
+    let Some(finding) = findings.iter_mut().find(is_doubtful) else { return true };
+    let was_read = timeout(REDIS_TIMEOUT, was_read(config, client)).await.ok().flatten();
+    if was_read == Some(false) {
+        finding.severity = Severity::Error;
+        finding.message.push_str("; nor has a walsweep with this Redis read it before");
+    }
+    was_read.is_some()
+}
+
+/// Whether a walsweep with this Redis has read the slot of this name of this server; `None` if that
+/// cannot be asked.
+async fn was_read(config: &Config, client: &Client) -> Option<bool> {
+    let mut connection = connect::connect(&config.redis).await.ok()?;
+    let get = cmd("GET").arg(key_name(&config.postgres.slot)).to_owned();
+    let Some(value) = get.query_async::<Option<Vec<u8>>>(&mut connection).await.ok()? else {
+        return Some(false);
+    };
+    let history = identify(client).await.ok()?.history?;
+    let is_of = |mark: Watermark| mark.system_id == history.system_id;
+    Some(Watermark::from_value(&value).is_none_or(is_of))
+}
+
+/// Whether it is worth a line of the log of `run` whose the slot may be, and which.
+pub(crate) fn doubts(findings: &[Finding]) -> impl Iterator<Item = &Finding> {
+    findings.iter().filter(|finding| finding.code == Code::SlotUnclaimed)
+}
+
+/// What is said of a slot that is there when the publication is created. The server looks the
+/// publication up as of the change that it decodes, and gets past none from before it. With the
+/// publication before, all that told whose the slot is went away, so it is left.
+pub(super) fn beside_new_publication(context: &Context<'_>) -> Option<String> {
     let name = &context.config.postgres.slot;
-    let slot = context.catalog.slot.as_ref().filter(|slot| {
-        slot.active_pid.is_none() && why_lost(slot).is_none() && unfit(context, slot).is_none()
-    });
-    let steps =
-        slot.map(|_| vec![cure::without_slot(name), cure::create_slot(&context.config.postgres)]);
-    steps.unwrap_or_default()
+    context.catalog.slot.as_ref().filter(|slot| unfit(context, slot).is_none())?;
+    let drop = cure::drop_slot(name);
+    Some(format!(
+        "Slot `{name}` is left, for it may be another program's: what was committed before its \
+         publication it cannot decode, and `run` gives it up if it comes to that, and sweeps \
+         everything; only if nobody else reads it, `{drop};` spares it that"
+    ))
 }
 
 /// A slot that may have to decode what was committed before its publication was created, or between
@@ -62,7 +157,7 @@ pub async fn before_publication(config: &Config, client: &Client) -> Result<Vec<
         "publication `{publication}` was created or altered after what slot `{slot}` may still \
          have to decode: what was committed while there was none, the server cannot decode"
     );
-    let younger = Finding::warning("publication_younger", message);
+    let younger = Finding::warning(Code::PublicationYounger, message);
     let hint = "nothing is to be done: `run` gives such a slot up after three sessions that end at \
                 the same place, and sweeps everything";
     Ok(vec![younger.hint(hint)])
@@ -75,7 +170,7 @@ fn prepared(Prepared { count, seconds }: &Prepared) -> Option<Finding> {
          has ended"
     );
     let hint = "`commit prepared` or `rollback prepared` what `pg_prepared_xacts` lists";
-    (*count > 0).then(|| Finding::warning("slot_waits", message).hint(hint))
+    (*count > 0).then(|| Finding::warning(Code::SlotWaits, message).hint(hint))
 }
 
 /// Why nothing can be streamed from it.
@@ -88,7 +183,7 @@ fn why_lost(slot: &Slot) -> Option<&'static str> {
 /// A slot that is, or soon will be, without WAL that it needs.
 fn behind(name: &str, slot: &Slot) -> Option<Finding> {
     if let Some(cause) = why_lost(slot) {
-        let lost = Finding::warning("slot_lost", format!("slot `{name}` is lost: {cause}"));
+        let lost = Finding::warning(Code::SlotLost, format!("slot `{name}` is lost: {cause}"));
         return Some(lost.hint("`run` creates it anew and sweeps everything"));
     }
     match slot.wal_status.as_deref() {
@@ -97,7 +192,7 @@ fn behind(name: &str, slot: &Slot) -> Option<Finding> {
                 "slot `{name}` keeps more WAL than `max_slot_wal_keep_size` allows: a checkpoint \
                  may take it away, and the slot is lost"
             );
-            let soon = Finding::warning("slot_unreserved", message);
+            let soon = Finding::warning(Code::SlotUnreserved, message);
             Some(soon.hint("let walsweep catch up now, or raise `max_slot_wal_keep_size`"))
         }
         _ => None,
@@ -112,24 +207,24 @@ fn unfit(context: &Context<'_>, slot: &Slot) -> Option<Finding> {
         let plugin = slot.plugin.as_deref().unwrap_or("none: it is a physical slot");
         let message =
             format!("slot `{name}` has another output plugin than `pgoutput`: `{plugin}`");
-        return Some(Finding::error("slot_plugin", message));
+        return Some(Finding::error(Code::SlotPlugin, message));
     }
     if slot.database.as_ref() != Some(database) {
         let other = slot.database.as_deref().unwrap_or_default();
         let message = format!("slot `{name}` is of database `{other}`, not of `{database}`");
-        return Some(Finding::error("slot_database", message));
+        return Some(Finding::error(Code::SlotDatabase, message));
     }
     if slot.synced == Some(true) && context.config.postgres.slot_on == SlotOn::Standby {
         let message = format!("slot `{name}` is the standby's copy of the primary's");
-        return Some(Finding::error("slot_synced", message));
+        return Some(Finding::error(Code::SlotSynced, message));
     }
     if slot.temporary {
         let message = format!("slot `{name}` is temporary: it ends with the session that made it");
-        return Some(Finding::error("slot_temporary", message));
+        return Some(Finding::error(Code::SlotTemporary, message));
     }
     if slot.two_phase == Some(true) {
         let message = format!("slot `{name}` decodes at PREPARE TRANSACTION, before the commit");
-        return Some(Finding::error("slot_two_phase", message));
+        return Some(Finding::error(Code::SlotTwoPhase, message));
     }
     None
 }

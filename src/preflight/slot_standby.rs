@@ -3,7 +3,7 @@
 use serde::Deserialize;
 
 use super::catalog::{Catalog, Slot};
-use super::{Error, Finding, cure};
+use super::{Code, Error, Finding, cure};
 use crate::config::{Postgres, SlotOn};
 use crate::postgres::connect_sql;
 
@@ -44,7 +44,7 @@ pub(super) async fn check(config: &Postgres, catalog: &mut Catalog) -> Result<Ve
             "`postgres.slot_on = \"standby\"` needs PostgreSQL 16, the server is {}",
             catalog.version / 10_000
         );
-        let finding = Finding::error("standby_version", message);
+        let finding = Finding::error(Code::StandbyVersion, message);
         return Ok(vec![finding.hint("leave the option out: the slot is then on the primary")]);
     }
     let state = read(config).await?;
@@ -53,14 +53,14 @@ pub(super) async fn check(config: &Postgres, catalog: &mut Catalog) -> Result<Ve
                        `standby`";
         let hint = "let `postgres.replication_url` name a standby of the primary; if that one was \
                     promoted and is the new primary, let `postgres.url` name it";
-        return Ok(vec![Finding::error("replication_primary", message).hint(hint)]);
+        return Ok(vec![Finding::error(Code::ReplicationPrimary, message).hint(hint)]);
     }
     let mut findings = Vec::from_iter(left_behind(config, catalog));
     findings.extend(settings(&state));
     if catalog.may_log_snapshot == Some(false) {
         let message = "the role may not let the primary log which transactions run, for which a \
                        slot that is created on a standby waits: that takes up to a minute";
-        let denied = Finding::warning("standby_snapshot", message);
+        let denied = Finding::warning(Code::StandbySnapshot, message);
         findings.push(denied.cure(cure::allow_standby_snapshot(&config.endpoint.user)));
     }
     catalog.slot = state.slot;
@@ -82,16 +82,23 @@ async fn read(config: &Postgres) -> Result<State, Error> {
     Ok(state)
 }
 
-/// A slot on the primary that nobody reads any more.
+/// A slot of this name on the primary, such as the one of before the slot was on a standby. It may
+/// be another program's, too.
 fn left_behind(config: &Postgres, catalog: &Catalog) -> Option<Finding> {
-    catalog.slot.as_ref().map(|_slot| {
-        let message = format!(
-            "a slot `{}` is on the primary, too, where nobody reads it: it keeps WAL",
-            config.slot
-        );
-        let left = Finding::warning("slot_on_primary", message);
-        left.hint("drop it there").cure(vec![cure::without_slot(&config.slot)])
-    })
+    let slot = catalog.slot.as_ref()?;
+    let name = &config.slot;
+    let who = match slot.active_pid {
+        Some(pid) => format!("process {pid} reads it"),
+        None => "nobody reads it, and it keeps WAL".to_owned(),
+    };
+    let left = Finding::warning(
+        Code::SlotOnPrimary,
+        format!("a slot `{name}` is on the primary, too: {who}"),
+    );
+    let drop = cure::drop_slot(name);
+    Some(left.hint(format!(
+        "only if it is walsweep's of before, and nobody else needs it: `{drop};` there"
+    )))
 }
 
 /// What decoding on a standby needs
@@ -100,19 +107,19 @@ fn settings(state: &State) -> Vec<Finding> {
     let mut findings = Vec::new();
     if state.wal_level != "logical" {
         let message = format!("`wal_level` of the standby is `{}`", state.wal_level);
-        let level = Finding::error("standby_wal_level", message);
+        let level = Finding::error(Code::StandbyWalLevel, message);
         findings.push(level.hint("set `wal_level = logical` there, too, and start it again"));
     }
     if !state.hot_standby_feedback {
         let message = "`hot_standby_feedback` of the standby is off: the primary removes catalog \
                        rows that the slot needs, and the slot is lost";
-        let off = Finding::warning("standby_feedback", message);
+        let off = Finding::warning(Code::StandbyFeedback, message);
         findings.push(off.hint("set it to `on` there, or each loss costs a sweep of everything"));
     }
     if state.primary_slot_name.as_deref() == Some("") {
         let message = "the standby has no `primary_slot_name`: while it is away, the primary \
                        removes catalog rows that the slot needs, and the slot is lost";
-        let none = Finding::warning("standby_primary_slot", message);
+        let none = Finding::warning(Code::StandbyPrimarySlot, message);
         findings.push(none.hint("set it there to a physical slot of the server that it follows"));
     }
     findings

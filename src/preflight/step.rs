@@ -18,10 +18,10 @@ pub struct Step {
 /// What a step changes, and where.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Does {
-    /// Creates the publication, of these tables, with what its comment remembers.
-    CreatePublication(Vec<TableName>, Memory),
-    /// Adds a table to the publication.
-    AddTable(TableName),
+    /// Creates the publication, of no table yet, with what its comment remembers.
+    CreatePublication(Memory),
+    /// Adds tables to the publication.
+    AddTables(Vec<TableName>),
     /// Takes a table out of the publication.
     DropTable(TableName),
     /// Changes what the publication publishes of a table.
@@ -30,6 +30,8 @@ pub enum Does {
     SetPublication,
     /// Lets the publication publish other operations.
     SetOperations,
+    /// Writes into the comment on the publication what is about to be changed.
+    RememberFirst(Memory),
     /// Writes into the comment on the publication what is remembered.
     Remember(Memory),
     /// Drops the publication.
@@ -44,8 +46,13 @@ pub enum Does {
     DropSlot,
     /// Gives a role an attribute or a right.
     Role,
-    /// Grants what a lookup reads.
-    Grant,
+    /// Grants what a lookup reads: a table, or if that is none the schema.
+    Grant {
+        /// The schema.
+        on: String,
+        /// The table's name in it.
+        table: Option<String>,
+    },
     /// Creates the event trigger of refreshed views.
     Trigger,
 }
@@ -81,11 +88,12 @@ impl Does {
     pub fn alters_publication(&self) -> bool {
         matches!(
             self,
-            Does::AddTable(_)
+            Does::AddTables(_)
                 | Does::DropTable(_)
                 | Does::WidenTable(_)
                 | Does::SetPublication
                 | Does::SetOperations
+                | Does::RememberFirst(_)
                 | Does::Remember(_)
         )
     }
@@ -113,15 +121,19 @@ impl Does {
     #[must_use]
     pub fn locks(&self) -> Vec<TableName> {
         match self {
-            Does::CreatePublication(tables, _) => tables.clone(),
-            Does::AddTable(table) | Does::DropTable(table) | Does::WidenTable(table) => {
-                vec![table.clone()]
-            }
+            Does::AddTables(tables) => tables.clone(),
+            Does::DropTable(table) | Does::WidenTable(table) => vec![table.clone()],
             Does::SetIdentity(identity) | Does::RestoreIdentity(identity) => {
                 vec![identity.relation.clone()]
             }
             _ => Vec::new(),
         }
+    }
+
+    /// The tables that whoever runs it has to own; to take one out of a publication is none needed.
+    #[must_use]
+    pub fn owned(&self) -> Vec<TableName> {
+        if let Does::DropTable(_) = self { Vec::new() } else { self.locks() }
     }
 
     /// Whether readers and writers wait behind it while it waits.
@@ -145,7 +157,7 @@ pub(crate) fn printed(steps: &[Step]) -> String {
     for step in steps {
         let is_slot = step.does.is_of_slot();
         // For the right of a role no table is locked.
-        let is_limited_too = !is_slot && !matches!(step.does, Does::Role | Does::Grant);
+        let is_limited_too = !is_slot && !matches!(step.does, Does::Role | Does::Grant { .. });
         if is_limited_too && !is_limited {
             parts.push(format!("set lock_timeout = '{LOCK_TIMEOUT}'"));
         } else if is_slot && is_limited {

@@ -1,7 +1,7 @@
 //! Checks of the tables and columns that the rules name.
 
 use super::catalog::{Relation, Table};
-use super::{Context, Finding, likely, nearest};
+use super::{Code, Context, Finding, likely, nearest};
 use crate::config::{Rule, Source};
 use crate::keys::ColumnUse;
 
@@ -12,7 +12,8 @@ pub(super) fn check(context: &Context<'_>) -> Vec<Finding> {
         match context.catalog.table(&rule.table) {
             None => findings.push(missing(context, rule).of_rules([&rule.name])),
             Some(table) => {
-                let found = table.family().filter_map(kind).chain(inherited(table));
+                let kinds = table.family().filter_map(|one| kind(table, one));
+                let found = kinds.chain(inherited(table));
                 let found = found.map(|one| one.at(&rule.table_at).of_rules([&rule.name]));
                 findings.extend(found);
             }
@@ -28,7 +29,7 @@ pub(super) fn check(context: &Context<'_>) -> Vec<Finding> {
 
 fn missing(context: &Context<'_>, rule: &Rule) -> Finding {
     let message = format!("there is no table `{}`", rule.table);
-    let finding = Finding::error("table_missing", message).at(&rule.table_at);
+    let finding = Finding::error(Code::TableMissing, message).at(&rule.table_at);
     match likely(&rule.table, &context.catalog.other_tables) {
         Some(like) => finding.hint(format!("did you mean `{like}`")),
         None => finding.hint("it was dropped or renamed: name another, or take the rule out"),
@@ -42,8 +43,8 @@ pub(super) fn meant(context: &Context<'_>) -> impl Iterator<Item = String> {
     missing.filter_map(|rule| likely(&rule.table, &context.catalog.other_tables))
 }
 
-/// Why the log has no changes of a relation.
-fn kind(relation: &Relation) -> Option<Finding> {
+/// Why the log has no changes of a table, or of one of its partitions.
+fn kind(table: &Table, relation: &Relation) -> Option<Finding> {
     let what = match (relation.kind, relation.persistence) {
         ('r' | 'p', 'p') => return None,
         ('r' | 'p', 'u') => "an unlogged table",
@@ -52,11 +53,18 @@ fn kind(relation: &Relation) -> Option<Finding> {
         ('m', _) => "a materialized view",
         _ => "a foreign table",
     };
-    let name = relation.table_name();
-    let message = format!("`{name}` is {what}: its changes are not in the log");
-    let finding = Finding::error("table_kind", message);
-    let is_view = relation.kind == 'm';
-    Some(if is_view { finding.hint("name it with `materialized_view`") } else { finding })
+    let (name, root) = (relation.table_name(), table.relation.table_name());
+    let of = if name == root { String::new() } else { format!(", a partition of `{root}`,") };
+    let message = format!("`{name}`{of} is {what}: its changes are not in the log");
+    let finding = Finding::error(Code::TableKind, message);
+    Some(match relation.kind {
+        'm' => finding.hint("name it with `materialized_view`"),
+        _ if name != root => finding.hint(format!(
+            "no key of its rows would be removed: detach it, or let rules name each of the other \
+             partitions instead of `{root}`"
+        )),
+        _ => finding,
+    })
 }
 
 /// Who reads a table reads the rows of those that inherit from it; their changes come under their
@@ -69,7 +77,7 @@ fn inherited(table: &Table) -> Option<Finding> {
          their changes"
     );
     let hint = format!("add a rule for each table that inherits from `{name}`");
-    Some(Finding::error("inheritance", message).hint(hint))
+    Some(Finding::error(Code::Inheritance, message).hint(hint))
 }
 
 fn missing_column(table: &Table, column: &ColumnUse<'_>) -> Option<Finding> {
@@ -78,7 +86,8 @@ fn missing_column(table: &Table, column: &ColumnUse<'_>) -> Option<Finding> {
     }
     let names = table.columns.iter().map(|known| known.name.as_str());
     let message = format!("`{}` has no column `{}`", column.table, column.column);
-    let finding = Finding::error("column_missing", message).at(column.at).of_rules([column.rule]);
+    let finding =
+        Finding::error(Code::ColumnMissing, message).at(column.at).of_rules([column.rule]);
     Some(match nearest(column.column, names.clone()) {
         Some(like) => finding.hint(format!("did you mean `{like}`")),
         None => {

@@ -2,12 +2,13 @@
 
 use postgres_protocol::escape::escape_identifier;
 use serde::Deserialize;
+use sha2::{Digest, Sha256};
 use tokio_postgres::{Client, Row};
 
 use super::catalog::{Name, digest_of, names};
 use super::memory::SENTENCE;
 use super::step::{Does, Step};
-use super::{Error, Finding, cure, likely};
+use super::{Code, Error, Finding, cure, likely};
 use crate::config::{Config, Rule, Source, TableName};
 use crate::postgres::statement::render;
 
@@ -57,6 +58,7 @@ struct Function {
 /// (<https://www.postgresql.org/docs/current/catalog-pg-event-trigger.html>).
 #[derive(Deserialize)]
 struct Trigger {
+    name: String,
     enabled: char,
     event: String,
     tags: Option<Vec<String>>,
@@ -66,21 +68,47 @@ struct Trigger {
     settings: Option<Vec<String>>,
 }
 
+/// How the name of each trigger ends.
+const END: &str = "_refresh";
+
 /// The name of the trigger and of its function: each slot has its own, so that no `teardown` takes
-/// that of another walsweep.
+/// that of another walsweep. A slot's name for which there is no room is cut, and a digest of all
+/// of it follows.
 pub(crate) fn trigger_name(slot: &str) -> String {
-    const END: &str = "_refresh";
-    let start: String = slot.chars().take(NAME_BYTES_MAX - END.len()).collect();
-    start + END
+    const DIGEST_BYTES: usize = 8;
+    let room = NAME_BYTES_MAX - END.len();
+    if slot.len() <= room {
+        return format!("{slot}{END}");
+    }
+    let digest = Sha256::digest(slot.as_bytes());
+    let digest: String =
+        digest.iter().take(DIGEST_BYTES).map(|byte| format!("{byte:02x}")).collect();
+    format!("{}_{digest}{END}", cut(slot, room - 1 - digest.len()))
 }
 
-/// Removes the trigger.
-pub(crate) fn drop_trigger(slot: &str) -> String {
-    with_name(include_str!("../../sql/setup/drop_refresh_trigger.sql"), slot)
+/// The name that an earlier version gave it, if that was another one: it only cut the slot's name,
+/// so that two long ones could have the same trigger.
+pub(crate) fn older_trigger_name(slot: &str) -> Option<String> {
+    let older = format!("{}{END}", cut(slot, NAME_BYTES_MAX - END.len()));
+    (older != trigger_name(slot)).then_some(older)
 }
 
-fn with_name(file: &str, slot: &str) -> String {
-    let (trigger, comment) = (escape_identifier(&trigger_name(slot)), cure::trigger_comment());
+/// The names by which it is looked for, the first of them first.
+pub(crate) fn trigger_names(slot: &str) -> Vec<String> {
+    std::iter::once(trigger_name(slot)).chain(older_trigger_name(slot)).collect()
+}
+
+fn cut(slot: &str, length: usize) -> String {
+    slot.chars().take(length).collect()
+}
+
+/// Removes the trigger of this name, and its function.
+pub(crate) fn drop_trigger(name: &str) -> String {
+    with_name(include_str!("../../sql/setup/drop_refresh_trigger.sql"), name)
+}
+
+fn with_name(file: &str, name: &str) -> String {
+    let (trigger, comment) = (escape_identifier(name), cure::trigger_comment());
     render(file, &[("trigger", &trigger), ("comment", &comment)])
 }
 
@@ -98,7 +126,7 @@ pub(super) async fn check(config: &Config, client: &Client) -> Result<Vec<Findin
     findings.extend(trigger(&found, slot).map(|finding| of_all(finding).at(&first.table_at)));
     if found.event_triggers.as_deref() == Some("off") {
         let off =
-            Finding::error("event_triggers_off", "`event_triggers` is off: no refresh is told");
+            Finding::error(Code::EventTriggersOff, "`event_triggers` is off: no refresh is told");
         findings.push(of_all(off).hint("set `event_triggers = on`"));
     }
     Ok(findings)
@@ -122,8 +150,8 @@ fn rules(config: &Config) -> impl Iterator<Item = &Rule> {
 
 async fn ask(config: &Config, client: &Client, query: &str) -> Result<Row, tokio_postgres::Error> {
     let (schemas, names) = names(rules(config).map(|rule| &rule.table));
-    let trigger = trigger_name(&config.postgres.slot);
-    client.query_one(query, &[&schemas, &names, &trigger]).await
+    let triggers = trigger_names(&config.postgres.slot);
+    client.query_one(query, &[&schemas, &names, &triggers]).await
 }
 
 fn view(found: &Found, rule: &Rule) -> Option<Finding> {
@@ -134,15 +162,16 @@ fn view(found: &Found, rule: &Rule) -> Option<Finding> {
         Some('m') => return None,
         Some('r' | 'p') => {
             let message = format!("`{wanted}` is a table, and no materialized view");
-            Finding::error("view_kind", message).hint("name it with `table`")
+            Finding::error(Code::ViewKind, message).hint("name it with `table`")
         }
         Some(_) => {
             let message = format!("`{wanted}` is no materialized view: it is never refreshed");
-            Finding::error("view_kind", message).hint("let rules look at the tables that it reads")
+            Finding::error(Code::ViewKind, message)
+                .hint("let rules look at the tables that it reads")
         }
         None => {
             let message = format!("there is no materialized view `{wanted}`");
-            let finding = Finding::error("view_missing", message);
+            let finding = Finding::error(Code::ViewMissing, message);
             match likely(&rule.table, &found.others) {
                 Some(like) => finding.hint(format!("did you mean `{like}`")),
                 None => {
@@ -157,19 +186,26 @@ fn view(found: &Found, rule: &Rule) -> Option<Finding> {
 /// A trigger that is not as this version installs it.
 fn trigger(found: &Found, slot: &str) -> Option<Finding> {
     let name = trigger_name(slot);
-    let installed = with_name(CREATE, slot);
+    let installed = with_name(CREATE, &name);
     let body = installed.split(QUOTE).nth(1).unwrap_or_default();
-    let what = match &found.trigger {
+    if let Some(older) = found.trigger.as_ref().filter(|trigger| trigger.name != name)
+        && older.is_own()
+        && older.enabled == 'A'
+        && older.is_as_installed(body, &installed)
+    {
+        return None;
+    }
+    let what = match found.trigger.as_ref().filter(|trigger| trigger.name == name) {
         None if found.function.as_ref().is_some_and(|function| !function.is_ours()) => {
             let message = format!("function `public.{name}` is there, and not walsweep's");
-            let foreign = Finding::error("refresh_trigger_foreign", message);
+            let foreign = Finding::error(Code::RefreshTriggerForeign, message);
             return Some(foreign.hint("give it another name, or let `postgres.slot` have another"));
         }
         None => "is missing",
-        Some(trigger) if trigger.function.trim_matches('"') != format!("public.{name}") => {
+        Some(trigger) if !trigger.is_own() => {
             let message =
                 format!("event trigger `{name}` calls `{}`, not its own", trigger.function);
-            let foreign = Finding::error("refresh_trigger_foreign", message);
+            let foreign = Finding::error(Code::RefreshTriggerForeign, message);
             return Some(foreign.hint("give it another name, or let `postgres.slot` have another"));
         }
         Some(trigger) if trigger.enabled == 'D' => "is disabled",
@@ -182,7 +218,7 @@ fn trigger(found: &Found, slot: &str) -> Option<Finding> {
     let message = format!("event trigger `{name}` {what}: a REFRESH would not be told");
     let hint = "a superuser runs it, or the administrator role of a managed service; without one, \
                 let the rule look at a `message` that the job sends after its REFRESH";
-    let finding = Finding::error("refresh_trigger", message).hint(hint);
+    let finding = Finding::error(Code::RefreshTrigger, message).hint(hint);
     Some(finding.cure(vec![Step::new(Does::Trigger, installed)]))
 }
 
@@ -195,6 +231,11 @@ impl Function {
 }
 
 impl Trigger {
+    /// Whether it calls the function of its own name.
+    fn is_own(&self) -> bool {
+        self.function.trim_matches('"') == format!("public.{}", self.name)
+    }
+
     fn is_as_installed(&self, body: &str, installed: &str) -> bool {
         let tags = self.tags.as_deref().unwrap_or_default();
         // Between the body and this, the statement quotes its tags and nothing else.
@@ -207,5 +248,26 @@ impl Trigger {
             && self.settings.as_deref().is_some_and(|set| set == SETTINGS)
             && tags.len() == wanted
             && tags.iter().all(|tag| head.contains(&format!("'{tag}'")))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{older_trigger_name, trigger_name};
+
+    #[test]
+    fn slots_whose_names_begin_alike_have_triggers_of_their_own() {
+        let start = "s".repeat(55);
+        assert_eq!(trigger_name(&start), format!("{start}_refresh"));
+        assert_eq!(older_trigger_name(&start), None);
+        let slots = ["a", "b", "ab", "abcdefgh"].map(|end| format!("{start}{end}"));
+        let mut names: Vec<String> = slots.iter().map(|slot| trigger_name(slot)).collect();
+        assert!(names.iter().all(|name| name.len() == 63 && name.ends_with("_refresh")));
+        names.push(trigger_name(&start));
+        names.sort();
+        names.dedup();
+        assert_eq!(names.len(), slots.len() + 1);
+        let older = slots.iter().map(|slot| older_trigger_name(slot));
+        assert!(older.into_iter().all(|older| older == Some(format!("{start}_refresh"))));
     }
 }

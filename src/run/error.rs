@@ -49,6 +49,9 @@ pub enum Error {
         /// The address that it is connected from, if that is told.
         address: Option<String>,
     },
+    /// Nothing tells yet whose the slot is, and nothing was read from it.
+    #[error("slot `{0}` may be another program's, and redis does not answer whether it is not")]
+    SlotInDoubt(String),
     /// The server has to decode what was committed while there was no publication, and never gets
     /// past it.
     #[error(
@@ -142,6 +145,7 @@ impl Error {
             | Error::Decode(_)
             | Error::Gather(_)
             | Error::Gate(_)
+            | Error::SlotInDoubt(_)
             | Error::SlotBeforePublication { .. }
             | Error::ShapeUndone { .. }
             | Error::Stage(_) => Verdict::Retry,
@@ -241,14 +245,12 @@ impl Error {
     #[must_use]
     pub fn hint(&self) -> Option<&'static str> {
         match self {
-            // What is wrong with Redis has its cure beside it.
-            Error::Refused(findings)
-                if findings.iter().all(|one| one.code.starts_with("redis_")) =>
-            {
-                None
-            }
-            Error::Refused(_) => Some("`walsweep setup --print` shows the SQL that cures it"),
+            Error::Refused(findings) => after_refusal(findings),
             Error::IsStandby => Some("let `postgres.url` name the primary"),
+            Error::SlotInDoubt(_) => Some(
+                "see that Redis runs and lets walsweep in; `walsweep check` tells what else shows \
+                 whose it is",
+            ),
             Error::Source(error) => error.hint(),
             Error::ManyPrimaries => Some("let `postgres.url` name one server by its own address"),
             Error::TwoServers { .. } => Some(
@@ -270,12 +272,32 @@ impl Error {
     }
 }
 
+/// What a person can do about these findings beside what stands in them. Where none stops
+/// everything, it is `--strict` that refuses.
+fn after_refusal(findings: &[Finding]) -> Option<&'static str> {
+    let mut errors = findings.iter().filter(|finding| finding.is_error()).peekable();
+    errors.peek()?;
+    let is_of_rules = !findings.iter().any(Finding::stops_everything);
+    match (is_of_rules, errors.any(|finding| finding.sql.is_some())) {
+        (true, true) => Some(
+            "`walsweep setup --print` shows the SQL; without `--strict` walsweep runs, suspends \
+             what does not fit, and says so",
+        ),
+        (true, false) => {
+            Some("without `--strict` walsweep runs, suspends what does not fit, and says so")
+        }
+        (false, true) => Some("`walsweep setup --print` shows the SQL that cures it"),
+        (false, false) => None,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::{Error, Verdict};
     use crate::capture;
     use crate::decode;
     use crate::postgres::{self, ServerError};
+    use crate::preflight::{Code, Finding};
     use crate::source;
     use crate::sweep::Doubt;
 
@@ -283,6 +305,28 @@ mod tests {
     fn stream(code: &str) -> Error {
         let server = ServerError { code: code.to_owned(), message: "no".to_owned() };
         Error::from(capture::Error::Stream(server))
+    }
+
+    /// It is printed below the findings, each of which has its own cure.
+    #[test]
+    fn the_hint_of_what_is_refused_leads_to_what_helps() {
+        let plain = |code| Finding::error(code, "wrong");
+        let cured = |code| Finding { sql: Some("alter".to_owned()), ..plain(code) };
+        let of_rule = |finding: Finding| finding.of_rules(["a"]);
+        let (setup, strict) = ("`walsweep setup --print`", "without `--strict`");
+        for (findings, is_setup, is_strict) in [
+            (vec![cured(Code::PublicationMissing)], true, false),
+            (vec![plain(Code::InRecovery)], false, false),
+            (vec![plain(Code::RedisCluster)], false, false),
+            (vec![of_rule(plain(Code::LookupSql))], false, true),
+            (vec![of_rule(cured(Code::ReplicaIdentity))], true, true),
+            (vec![plain(Code::WalLevel), of_rule(cured(Code::ReplicaIdentity))], true, false),
+            (vec![Finding::warning(Code::SlotLost, "lost")], false, false),
+        ] {
+            let hint = Error::Refused(findings.clone()).hint().unwrap_or_default();
+            assert_eq!(hint.contains(setup), is_setup, "{findings:?}: {hint}");
+            assert_eq!(hint.contains(strict), is_strict, "{findings:?}: {hint}");
+        }
     }
 
     /// What would recur in each session from the same position, and what would not.

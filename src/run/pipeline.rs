@@ -138,7 +138,7 @@ impl Program<'_> {
             let (give_up, whole) = (&course.give_up, course.whole_at.is_some());
             let attempt = Box::pin(async {
                 sleep(wait).await;
-                let told = (self.health.as_ref(), self.is_strict);
+                let told = (self.health.as_ref(), self.is_strict, !course.established);
                 Session::open(self.config, self.rules, told, give_up, whole).await
             });
             let opened = tokio::select! {

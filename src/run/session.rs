@@ -12,7 +12,7 @@ use crate::config::Config;
 use crate::keys::Rules;
 use crate::lsn::Lsn;
 use crate::postgres::{History, Obstacle, Server, Sql, connect_sql, identify, listed};
-use crate::preflight::{self, Finding};
+use crate::preflight::{self, Finding, Severity};
 use crate::run::error::Error;
 use crate::settle::SqlStandby;
 use crate::source;
@@ -21,6 +21,7 @@ use crate::source::slot_health::{self, SlotState};
 use crate::source::slot_server::{self, SlotServer, Witness};
 use crate::source::watch::{Watch, tell_rules};
 use crate::sweep::{Broken, Doubt, Prints, Watermark};
+use crate::telemetry::metrics::SlotLabel;
 use crate::telemetry::{Health, Topic};
 
 /// `application_name` of the gate's connection. Nothing else runs on it: whatever waits for a lock,
@@ -35,7 +36,7 @@ pub const WATCH_NAME: &str = "walsweep watch";
 const GATE_INTERVAL: Duration = Duration::from_secs(5);
 
 /// `application_name` of the replication connection.
-const REPLICATION_NAME: &str = "walsweep stream";
+pub(crate) const REPLICATION_NAME: &str = "walsweep stream";
 
 /// The longest that the server may take for one step of the beginning. Only the creation of a slot
 /// has no limit: it waits for every transaction that runs.
@@ -96,7 +97,8 @@ impl Session {
     /// slot was confirmed; with `give_up` from a new slot in its place, for that reason, which is
     /// taken once the old one is gone. With `whole` every transaction is sent at its commit, also
     /// those that outgrow the server's memory. If it `is_strict`, one rule that does not fit is
-    /// refused like everything else.
+    /// refused like everything else; if it `is_first`, so is a slot that is probably another
+    /// program's, for nothing is confirmed from it yet.
     ///
     /// # Errors
     ///
@@ -104,7 +106,7 @@ impl Session {
     pub async fn open(
         config: &Config,
         rules: &mut Rules,
-        (health, is_strict): (&Health, bool),
+        (health, is_strict, is_first): (&Health, bool, bool),
         give_up: &Cell<Option<Broken>>,
         whole: bool,
     ) -> Result<Session, Error> {
@@ -118,12 +120,7 @@ impl Session {
         // Looked at before they are judged: what changes in between is a change. If that fails, the
         // checks may know why: they find poolers, which spoil every question.
         let shape = step(tables.look(&sql)).await;
-        let report = step(preflight::postgres(config, rules, &sql)).await?;
-        let is_refused =
-            |finding: &Finding| finding.stops_everything() || is_strict && finding.is_error();
-        if report.iter().any(is_refused) {
-            return Err(Error::Refused(report));
-        }
+        let report = checked(config, rules, &sql, (is_strict, is_first)).await?;
         // Found by an earlier session; this one has looked.
         health.over(&Topic::Checks);
         let shape = shape?;
@@ -134,6 +131,7 @@ impl Session {
         let watch = Watch::new(Rc::clone(&sql), (tables, prints.clone()), &report, rules);
         health.over(&Topic::Watch);
         let (history, primary) = primary(&sql).await?;
+        health.metrics().slot_is(&slot_label(config, &history));
         let gate = another(config, &primary, GATE_NAME).await?;
         let beside = another(config, &primary, slot_server::NAME).await?;
         let server = SlotServer::reach(&config.postgres, beside).await?;
@@ -163,6 +161,9 @@ impl Session {
         for sql in [&sql, &server.primary] {
             step(sql.batch_execute(include_str!("../../sql/watch_state.sql"))).await?;
         }
+        if is_first {
+            tell_doubts(&report);
+        }
         Ok(Session {
             config: found,
             walsender: state.active_pid,
@@ -179,6 +180,39 @@ impl Session {
             watch,
         })
     }
+}
+
+/// What the checks find; an error if that lets nothing begin.
+async fn checked(
+    config: &Config,
+    rules: &mut Rules,
+    sql: &Sql,
+    (is_strict, is_first): (bool, bool),
+) -> Result<Vec<Finding>, Error> {
+    let mut report = step(preflight::postgres(config, rules, sql)).await?;
+    if is_first && !preflight::hold_against_redis(config, sql, &mut report).await {
+        return Err(Error::SlotInDoubt(config.postgres.slot.clone()));
+    }
+    let is_refused =
+        |finding: &Finding| finding.stops_everything() || is_strict && finding.is_error();
+    if report.iter().any(is_refused) { Err(Error::Refused(report)) } else { Ok(report) }
+}
+
+/// Tells that the slot may be another program's, where nothing tells that it is walsweep's.
+fn tell_doubts(report: &[Finding]) {
+    for Finding { severity, message, hint, .. } in preflight::doubts(report) {
+        match severity {
+            Severity::Info => tracing::info!(hint, "{message}"),
+            Severity::Warning | Severity::Error => tracing::warn!(hint, "{message}"),
+        }
+    }
+}
+
+/// The slot of a configuration on a server of this history, as the metrics tell of it.
+pub(crate) fn slot_label(config: &Config, history: &History) -> SlotLabel {
+    let (slot, database) =
+        (config.postgres.slot.clone(), config.postgres.endpoint.database.clone());
+    SlotLabel { slot, database, system_id: history.system_id.clone() }
 }
 
 /// Tells of the hosts that were tried before the primary. A standby among them is as it should be.

@@ -66,23 +66,28 @@ impl Hands<'_> {
     /// Runs a transaction. One that does not get its lock within 2 s is tried again, so that what
     /// the application sends never waits longer behind it.
     pub(super) async fn run(&self, step: &Step) -> Result<(), Error> {
+        self.run_shown(step, &step.sql).await
+    }
+
+    /// The same of a step that messages show as `shown`: it may have a secret in it.
+    pub(super) async fn run_shown(&self, step: &Step, shown: &str) -> Result<(), Error> {
         self.limit(LOCK_TIMEOUT).await?;
         let mut attempts = 0;
         loop {
-            if let Outcome::Done = self.once(&step.sql).await? {
+            if let Outcome::Done = self.once(&step.sql, shown).await? {
                 return Ok(());
             }
             let holders = self.holders(step).await?;
             attempts += 1;
             if attempts == ATTEMPTS {
-                let sql = step.sql.clone();
+                let sql = shown.to_owned();
                 return Err(Error::Locked { sql, attempts, holders });
             }
-            tracing::warn!("waiting to run `{}`: {holders}; trying again", step.sql);
+            tracing::warn!("waiting to run `{shown}`: {holders}; trying again");
             let mut stop = self.stop.clone();
             tokio::select! {
                 biased;
-                () = stop.requested() => return Err(Error::Stopped(step.sql.clone())),
+                () = stop.requested() => return Err(Error::Stopped(shown.to_owned())),
                 () = sleep(PAUSE) => {}
             }
         }
@@ -92,7 +97,7 @@ impl Hands<'_> {
     /// every transaction that runs has ended, however long that takes, and nobody waits behind it.
     pub(super) async fn with_slot(&self, step: &Step) -> Result<(), Error> {
         self.limit("0").await?;
-        let mut creating = pin!(self.once(&step.sql));
+        let mut creating = pin!(self.once(&step.sql, &step.sql));
         if let Ok(created) = timeout(SLOW, &mut creating).await {
             return created.map(drop);
         }
@@ -111,7 +116,7 @@ impl Hands<'_> {
     }
 
     /// Runs statements, which are one transaction; a wish to stop cancels them on the server.
-    async fn once(&self, sql: &str) -> Result<Outcome, Error> {
+    async fn once(&self, sql: &str, shown: &str) -> Result<Outcome, Error> {
         let mut stop = self.stop.clone();
         let mut statement = pin!(self.client.batch_execute(sql));
         let done = tokio::select! {
@@ -125,14 +130,14 @@ impl Hands<'_> {
             }
             // It may have been done just before, and then there is no more to cancel.
             drop(timeout(CANCEL_TIMEOUT, statement).await);
-            return Err(Error::Stopped(sql.to_owned()));
+            return Err(Error::Stopped(shown.to_owned()));
         };
         match done {
             Ok(()) => Ok(Outcome::Done),
             Err(error) if error.code() == Some(&SqlState::LOCK_NOT_AVAILABLE) => {
                 Ok(Outcome::Locked)
             }
-            Err(source) => Err(Error::Statement { sql: sql.to_owned(), source }),
+            Err(source) => Err(Error::Statement { sql: shown.to_owned(), source }),
         }
     }
 

@@ -8,30 +8,36 @@
 //! statement gives its place up after 2 s, and is tried again when 2 more have gone by (`hands`).
 //! None makes the application fail (I10): identities are there before their table is published, a
 //! full one is not set where another publication does not go with it, and a publication that
-//! somebody else made is neither altered nor dropped.
+//! somebody else made is neither altered nor dropped. What is changed can be undone: it is
+//! remembered on the publication before it is done, and told where that is refused.
 
+mod done;
 mod hands;
+mod left;
 mod plan;
+mod rights;
 mod role;
 mod script;
 mod teardown;
+mod who;
 
-use std::collections::BTreeSet;
 use std::fmt;
 
 use tokio_postgres::error::SqlState;
 
-use crate::config::{Config, SlotOn, TableName};
+use crate::config::{Config, SlotOn};
 use crate::keys::Rules;
 use crate::postgres::{Sql, connect_sql};
-use crate::preflight::{self, Does, Finding, Memory, Runner, Step, remembering};
+use crate::preflight::{self, Code, Does, Finding, Memory, Step, remembering};
 use crate::source::slot_server::{caught_up, nudge};
 
+pub use self::done::{Done, Refused};
 pub use self::hands::Hands;
 pub use self::plan::{Mark, Plan, plan};
-pub use self::role::missing as role_missing;
+pub use self::role::{Lacking, missing as role_missing};
 pub use self::script::{script, script_without_login};
-pub use self::teardown::{teardown, teardown_script};
+pub use self::teardown::{Removed, teardown, teardown_script};
+use self::who::who_may;
 
 /// `application_name` of the connection to the standby that the slot is on.
 const NAME: &str = "walsweep command";
@@ -45,7 +51,7 @@ const ROUNDS_MAX: usize = 3;
 pub struct Statement {
     /// The transaction.
     pub step: Step,
-    /// What it cures, in one line; once it is done, what was done.
+    /// What it cures; once it is done, what was done.
     pub why: String,
     /// Whether walsweep, or one of its rules, does not run without.
     pub is_needed: bool,
@@ -54,32 +60,10 @@ pub struct Statement {
     pub after: Vec<Step>,
 }
 
-/// A transaction that the server did not do, and that walsweep runs without.
-#[derive(Debug)]
-pub struct Refused {
-    /// The transaction.
-    pub statement: Statement,
-    /// Why not.
-    pub error: Error,
-}
-
 impl fmt::Display for Statement {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(formatter, "{}{};", script::comment(&self.why), self.step.sql)
     }
-}
-
-/// What `setup` did, and what it left.
-#[derive(Debug, Default)]
-pub struct Done {
-    /// Transactions, in their order; none if nothing was missing.
-    pub statements: Vec<Statement>,
-    /// What was refused, and is not needed.
-    pub refused: Vec<Refused>,
-    /// What was not tried, because what has to be done before was refused.
-    pub skipped: Vec<Step>,
-    /// What no SQL cures of some rules: the others are set up.
-    pub left: Vec<Finding>,
 }
 
 /// Why a database could not be set up or cleaned up.
@@ -88,13 +72,19 @@ pub enum Error {
     /// The checks could not be made.
     #[error("check the database: {0}")]
     Preflight(#[from] preflight::Error),
-    /// Something is wrong that no statement cures; nothing was changed.
-    #[error("set up the database: no SQL cures this, and nothing was changed:{}", list(.0))]
+    /// Something is wrong that no statement cures; no table, publication or slot was changed.
+    #[error(
+        "set up the database: somebody has to see to this first; tables, publication and slot are \
+         as they were:{}", list(.0)
+    )]
     Incurable(Vec<Finding>),
+    /// The slot is probably another program's, and `run` would refuse it.
+    #[error("set up the database: `walsweep run` would refuse to start:\n{0}")]
+    SlotUnclaimed(Box<Finding>),
     /// The publication is somebody else's, and lacks something; nothing was changed.
     #[error(
         "set up the database: publication `{publication}` was not made by `walsweep setup`, and \
-         lacks something; nothing was changed:{}", list(.findings)
+         lacks something; tables, publication and slot are as they were:{}", list(.findings)
     )]
     Foreign {
         /// The publication.
@@ -123,6 +113,26 @@ pub enum Error {
         /// Who may.
         who: String,
     },
+    /// The role may not do all that is needed. Of it nothing was done.
+    #[error(
+        "set up the database: role `{role}` may not {}; nothing of it was done", .lacks.join(", ")
+    )]
+    Unentitled {
+        /// Who asks.
+        role: String,
+        /// What it may not do.
+        lacks: Vec<String>,
+        /// Who may.
+        who: String,
+    },
+    /// Some statements were done before it ended.
+    #[error("{cause}\n{done}")]
+    Partly {
+        /// What was done, and stays.
+        done: Box<Done>,
+        /// Why it ended.
+        cause: Box<Error>,
+    },
     /// A lock was not to be had; the statements before it stay.
     #[error("run `{sql}`: the lock was not to be had in {attempts} attempts: {holders}")]
     Locked {
@@ -134,7 +144,7 @@ pub enum Error {
         holders: String,
     },
     /// Somebody asked to stop. Of this statement nothing is left on the server.
-    #[error("stopped: `{0}` was canceled; what was done before it stays")]
+    #[error("stopped: `{0}` was canceled")]
     Stopped(String),
     /// The standby that the slot is on cannot be reached.
     #[error("ask the standby of `postgres.replication_url`: {0}")]
@@ -167,6 +177,8 @@ pub enum Error {
         role: String,
         /// What it may not drop, each with its owner.
         what: Vec<String>,
+        /// Who may.
+        who: String,
     },
     /// `teardown` came no further; what it did before stays done.
     #[error("{}{cause}", .done.iter().map(|line| format!("{line}; then: ")).collect::<String>())]
@@ -178,27 +190,15 @@ pub enum Error {
     },
 }
 
-impl fmt::Display for Refused {
-    /// For a person, as lines of comment beside those of what was done.
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Refused { statement: Statement { step, why, .. }, error } = self;
-        let text = if step.does.is_of_slot() {
-            format!("Left to `walsweep run`, which sees to the slot when it starts: {error}")
-        } else {
-            let hint = error.hint().map(|hint| format!("\nhint: {hint}"));
-            let hint = hint.unwrap_or_default();
-            format!("Not done, and not needed to run: {error}\nWithout it: {why}{hint}")
-        };
-        formatter.write_str(&script::comment(&text))
-    }
-}
-
 impl Error {
     /// What a person can do about it.
     #[must_use]
     pub fn hint(&self) -> Option<String> {
         match self {
-            Error::Denied { who, .. } => Some(who.clone()),
+            Error::Denied { who, .. }
+            | Error::NotOwner { who, .. }
+            | Error::Unentitled { who, .. } => Some(who.clone()),
+            Error::Partly { cause, .. } => cause.hint(),
             error => error.known_hint().map(str::to_owned),
         }
     }
@@ -206,9 +206,6 @@ impl Error {
     fn known_hint(&self) -> Option<&'static str> {
         match self {
             Error::SlotActive { .. } => Some("stop walsweep first"),
-            Error::NotOwner { .. } => Some(
-                "`walsweep teardown --as URL` drops it with the owner's login, or a superuser's",
-            ),
             Error::Teardown { cause, .. } => match &**cause {
                 Error::Statement { .. } => Some(
                     "`walsweep teardown --print` shows the SQL, and `walsweep teardown --as URL` \
@@ -232,9 +229,13 @@ impl Error {
             Error::StandbyBehind => Some("see that it follows the primary"),
             Error::Standby(_)
             | Error::Denied { .. }
+            | Error::NotOwner { .. }
+            | Error::Unentitled { .. }
+            | Error::Partly { .. }
             | Error::Stopped(_)
             | Error::Preflight(_)
             | Error::Incurable(_)
+            | Error::SlotUnclaimed(_)
             | Error::Uncured(_) => None,
         }
     }
@@ -276,14 +277,29 @@ pub(crate) fn list(findings: &[Finding]) -> String {
 ///
 /// # Errors
 ///
-/// When something is wrong that SQL cannot cure, with everything or with every rule, or the
-/// publication is somebody else's and lacks something (nothing is changed then), when a statement
-/// is refused that is needed, or somebody asks to stop.
+/// When something is wrong that SQL cannot cure, with everything or with every rule, the
+/// publication is somebody else's and lacks something, or the role may not do all that is needed
+/// (nothing is changed then), when a statement is refused that is needed, or somebody asks to stop.
+/// What was done before is told with it.
 pub async fn setup(config: &Config, rules: &mut Rules, hands: &Hands<'_>) -> Result<Done, Error> {
     hands.prepare().await?;
     let mut done = Done::default();
+    match rounds(config, rules, hands, &mut done).await {
+        Ok(()) => Ok(done),
+        Err(cause) if done.statements.is_empty() => Err(cause),
+        Err(cause) => Err(Error::Partly { done: Box::new(done), cause: Box::new(cause) }),
+    }
+}
+
+/// Checks and cures, until nothing is left to cure.
+async fn rounds(
+    config: &Config,
+    rules: &mut Rules,
+    hands: &Hands<'_>,
+    done: &mut Done,
+) -> Result<(), Error> {
     for _ in 0..ROUNDS_MAX {
-        let findings = preflight::postgres(config, rules, hands.client).await?;
+        let findings = looked(config, rules, hands).await?;
         let mark = mark(config, hands).await?;
         let Plan { statements, advised, left } = plan(&findings, &mark);
         let is_left = |name: &String| left.iter().any(|one| one.concerns().any(|of| of == name));
@@ -296,25 +312,9 @@ pub async fn setup(config: &Config, rules: &mut Rules, hands: &Hands<'_>) -> Res
         }
         done.left = left;
         let before = done.statements.len();
-        for statement in statements {
-            if !statement.is_needed && done.has_refused(&statement.step) {
-                continue;
-            }
-            if statement.after.iter().any(|step| done.has_refused(step)) {
-                done.skipped.push(statement.step);
-                continue;
-            }
-            let Some(statement) = remembered(config, statement, &done, &mark) else { continue };
-            match once(config, hands, &statement).await {
-                Ok(()) => done.statements.push(statement.done(config)),
-                Err(error) if goes_on_without(config, hands, &statement, &error) => {
-                    done.refused.push(Refused { statement, error });
-                }
-                Err(error) => return Err(error),
-            }
-        }
+        round(config, hands, statements, &mark, done).await?;
         if done.statements.len() == before {
-            return Ok(done);
+            return Ok(());
         }
     }
     let mut findings = preflight::postgres(config, rules, hands.client).await?;
@@ -322,15 +322,97 @@ pub async fn setup(config: &Config, rules: &mut Rules, hands: &Hands<'_>) -> Res
     let (uncured, left): (Vec<Finding>, Vec<Finding>) =
         findings.into_iter().partition(|one| one.sql.is_some() || one.stops_everything());
     done.left = left;
-    if uncured.is_empty() { Ok(done) } else { Err(Error::Uncured(uncured)) }
+    if uncured.is_empty() { Ok(()) } else { Err(Error::Uncured(uncured)) }
 }
 
-impl Done {
-    /// Whether a step was tried before; a comment is another one when more is to be remembered.
-    fn has_refused(&self, step: &Step) -> bool {
-        let is_comment = |does: &Does| matches!(does, Does::Remember(_));
-        let mut refused = self.refused.iter().map(|one| &one.statement.step).chain(&self.skipped);
-        refused.any(|one| one == step || is_comment(&one.does) && is_comment(&step.does))
+/// What the checks find.
+///
+/// # Errors
+///
+/// The checks', and [`Error::SlotUnclaimed`]: what was set up for a slot that `run` refuses would
+/// stay remembered when another name is chosen.
+async fn looked(
+    config: &Config,
+    rules: &mut Rules,
+    hands: &Hands<'_>,
+) -> Result<Vec<Finding>, Error> {
+    let mut findings = preflight::postgres(config, rules, hands.client).await?;
+    preflight::hold_against_redis(config, hands.client, &mut findings).await;
+    let is_refused = |one: &Finding| one.code == Code::SlotUnclaimed && one.is_error();
+    match findings.iter().position(is_refused) {
+        Some(at) => Err(Error::SlotUnclaimed(Box::new(findings.swap_remove(at)))),
+        None => Ok(findings),
+    }
+}
+
+/// Runs the statements of one plan. What is remembered before the first change is corrected after
+/// the last, if some of it was refused.
+async fn round(
+    config: &Config,
+    hands: &Hands<'_>,
+    statements: Vec<Statement>,
+    mark: &Mark,
+    done: &mut Done,
+) -> Result<(), Error> {
+    let denied = rights::ask(config, hands, &statements).await?;
+    let before = if let Mark::Ours(memory) = mark { Some(memory) } else { None };
+    done.known = before.map(|memory| memory.identities.clone()).unwrap_or_default();
+    let mut written = None;
+    for statement in statements {
+        if !statement.is_needed && done.has_refused(&statement.step) {
+            continue;
+        }
+        if statement.after.iter().any(|step| done.has_refused(step)) {
+            done.skipped.push(statement.step);
+            continue;
+        }
+        let undone = done.undone().chain(&denied);
+        let Some(statement) = remembered(config, statement, undone, before) else { continue };
+        if let Some(memory) = attempt(config, hands, statement, done).await? {
+            written = Some(memory);
+        }
+    }
+    let Some(memory) = written else { return Ok(()) };
+    let corrected = memory.without(done.undone(), before);
+    if corrected != memory {
+        let step = preflight::remember(&config.postgres.publication, corrected);
+        let why = "what was refused is not remembered".to_owned();
+        let statement = Statement { step, why, is_needed: false, after: Vec::new() };
+        attempt(config, hands, statement, done).await?;
+    }
+    Ok(())
+}
+
+/// Runs a statement that may be refused if it is not needed. Gives what is remembered since, if it
+/// wrote that.
+async fn attempt(
+    config: &Config,
+    hands: &Hands<'_>,
+    statement: Statement,
+    done: &mut Done,
+) -> Result<Option<Memory>, Error> {
+    match once(config, hands, &statement).await {
+        Ok(()) => {
+            let memory = memory_of(&statement.step).cloned();
+            done.known.extend(memory.iter().flat_map(|memory| memory.identities.clone()));
+            done.statements.push(statement.done(config));
+            Ok(memory)
+        }
+        Err(error) if goes_on_without(config, hands, &statement, &error) => {
+            done.refused.push(Refused { statement, error });
+            Ok(None)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// What a step lets the publication remember.
+fn memory_of(step: &Step) -> Option<&Memory> {
+    match &step.does {
+        Does::Remember(memory) | Does::RememberFirst(memory) | Does::CreatePublication(memory) => {
+            Some(memory)
+        }
+        _ => None,
     }
 }
 
@@ -340,27 +422,22 @@ impl Statement {
         let slot = &config.postgres.slot;
         let why = match self.step.does {
             Does::CreateSlot => format!("created slot `{slot}`"),
-            Does::DropSlot => format!("dropped slot `{slot}`, to create it anew"),
             _ => self.why,
         };
         Statement { why, ..self }
     }
 }
 
-/// The statement, without what it would remember of steps that were refused; `None` if that is no
+/// The statement, without what it would remember of steps that are not done; `None` if that is no
 /// more than what is remembered already.
-fn remembered(
+fn remembered<'a>(
     config: &Config,
     statement: Statement,
-    done: &Done,
-    mark: &Mark,
+    undone: impl Iterator<Item = &'a Step>,
+    before: Option<&Memory>,
 ) -> Option<Statement> {
-    let before = if let Mark::Ours(memory) = mark { Some(memory) } else { None };
-    let (Does::Remember(memory) | Does::CreatePublication(_, memory)) = &statement.step.does else {
-        return Some(statement);
-    };
-    let refused = done.refused.iter().map(|one| &one.statement.step).chain(&done.skipped);
-    let memory = memory.without(refused, before);
+    let Some(memory) = memory_of(&statement.step) else { return Some(statement) };
+    let memory = memory.without(undone, before);
     let is_news = before != Some(&memory);
     let step = remembering(statement.step, &config.postgres.publication, &memory);
     is_news.then_some(Statement { step, ..statement })
@@ -400,67 +477,25 @@ fn goes_on_without(
 ///
 /// The statement's; see [`Error`].
 pub async fn run(config: &Config, hands: &Hands<'_>, statement: &Statement) -> Result<(), Error> {
-    match hands.run(&statement.step).await {
+    run_shown(config, hands, &statement.step, &statement.step.sql).await
+}
+
+/// The same of a step that messages show as `shown`.
+async fn run_shown(
+    config: &Config,
+    hands: &Hands<'_>,
+    step: &Step,
+    shown: &str,
+) -> Result<(), Error> {
+    match hands.run_shown(step, shown).await {
         Err(Error::Statement { sql, source })
             if source.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE) =>
         {
-            let who = who_may(config, hands, &statement.step.does).await?;
+            let who = who_may(config, hands, &step.does).await?;
             Err(Error::Denied { sql, source, who })
         }
         ran => ran,
     }
-}
-
-/// Who may do what this role may not.
-async fn who_may(config: &Config, hands: &Hands<'_>, does: &Does) -> Result<String, Error> {
-    let role = &hands.endpoint.user;
-    if does.runner() == Runner::Superuser {
-        return Ok("a superuser may, or the administrator role of a managed service: `walsweep \
-                   setup --print` shows the SQL, and `walsweep setup --as URL` with that login \
-                   runs it"
-            .to_owned());
-    }
-    let publication = does.alters_publication().then_some(&config.postgres.publication);
-    let not_owned = not_owned(hands, publication, None, &does.locks()).await?;
-    let owners: BTreeSet<&str> = not_owned.iter().map(|(_, owner)| owner.as_str()).collect();
-    let what: Vec<String> =
-        not_owned.iter().map(|(what, owner)| format!("{what} of `{owner}`")).collect();
-    let owners: Vec<&str> = owners.into_iter().collect();
-    Ok(match owners.as_slice() {
-        [] => {
-            let database = preflight::escaped(&config.postgres.endpoint.database);
-            let grantee = preflight::escaped(role);
-            format!(
-                "`grant create on database {database} to {grantee}` lets role `{role}`; or a \
-                 superuser's login in `walsweep setup --as URL`"
-            )
-        }
-        [owner] => format!(
-            "role `{role}` does not own {}: `walsweep setup --as URL` with the login of \
-             `{owner}`, or a superuser's",
-            what.join(", ")
-        ),
-        _ => format!(
-            "role `{role}` does not own {}: `walsweep setup --as URL` with a superuser's login, or \
-             that of a role that is a member of each owner",
-            what.join(", ")
-        ),
-    })
-}
-
-/// What of a publication, an event trigger and tables the role does not own: each with its owner.
-async fn not_owned(
-    hands: &Hands<'_>,
-    publication: Option<&String>,
-    trigger: Option<&String>,
-    tables: &[TableName],
-) -> Result<Vec<(String, String)>, Error> {
-    let (schemas, names): (Vec<&str>, Vec<&str>) =
-        tables.iter().map(|table| (&*table.schema, &*table.name)).unzip();
-    let question = include_str!("../../sql/setup/not_owned.sql");
-    let rows = hands.client.query(question, &[&publication, &trigger, &schemas, &names]).await?;
-    let owned = |row: &tokio_postgres::Row| Ok((row.try_get(0)?, row.try_get(1)?));
-    Ok(rows.iter().map(owned).collect::<Result<Vec<_>, tokio_postgres::Error>>()?)
 }
 
 /// Whose the publication is.

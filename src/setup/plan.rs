@@ -29,8 +29,9 @@ pub struct Plan {
 ///
 /// The order is one in which no write of the application fails in between: generated columns, which
 /// a full replica identity asks for, go first, and then column lists, which it does not allow;
-/// identities are there before anything is published. The slot follows the publication, which the
-/// server looks up as of each change that it decodes. What `setup` did is remembered before that.
+/// identities are there before anything is published, and go back after all that is taken out. The
+/// slot follows the publication, which the server looks up as of each change that it decodes.
+/// Whatever is changed is remembered before that, and forgotten once it is undone.
 #[must_use]
 pub fn plan(findings: &[Finding], mark: &Mark) -> Plan {
     let mut plan = Plan::default();
@@ -57,6 +58,15 @@ pub fn plan(findings: &[Finding], mark: &Mark) -> Plan {
             ranked.push((rank(&step), Statement { step, why, is_needed, after }));
         }
     }
+    // A relation may belong to several tables that are taken out.
+    let drops = |step: &&Step| matches!(step.does, Does::DropTable(_));
+    let dropped: Vec<Step> =
+        ranked.iter().map(|(_, one)| &one.step).filter(drops).cloned().collect();
+    for (_, one) in &mut ranked {
+        if matches!(one.step.does, Does::RestoreIdentity(_)) {
+            one.after.clone_from(&dropped);
+        }
+    }
     ranked.sort_by_key(|(rank, _)| *rank);
     plan.statements = ranked.into_iter().map(|(_, statement)| statement).collect();
     plan
@@ -67,14 +77,43 @@ fn rank(step: &Step) -> u8 {
     match step.does {
         Does::Role => 0,
         Does::Trigger => 1,
-        Does::Grant => 2,
-        Does::SetPublication => 3,
-        Does::WidenTable(_) => 4,
-        Does::SetIdentity(_) => 5,
-        Does::SetOperations | Does::CreatePublication(..) | Does::AddTable(_) => 6,
-        Does::DropTable(_) | Does::DropPublication => 7,
-        Does::RestoreIdentity(_) => 8,
-        Does::Remember(_) => 9,
-        Does::DropSlot | Does::CreateSlot => 10,
+        Does::Grant { .. } => 2,
+        Does::CreatePublication(_) | Does::RememberFirst(_) => 3,
+        Does::SetPublication => 4,
+        Does::WidenTable(_) => 5,
+        Does::SetIdentity(_) => 6,
+        Does::SetOperations | Does::AddTables(_) => 7,
+        Does::DropTable(_) | Does::DropPublication => 8,
+        Does::RestoreIdentity(_) => 9,
+        Does::Remember(_) => 10,
+        Does::DropSlot | Does::CreateSlot => 11,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Mark, plan};
+    use crate::config::TableName;
+    use crate::preflight::{Code, Does, Finding, Identity, Memory, Step};
+
+    /// A relation may be a part of several of them.
+    #[test]
+    fn an_identity_goes_back_only_if_all_that_is_taken_out_is() {
+        let table = |name: &str| TableName { schema: "s".to_owned(), name: name.to_owned() };
+        let step = |sql: &str, does| Step { sql: sql.to_owned(), does };
+        let finding = |steps| Finding {
+            steps,
+            is_done_by_setup: true,
+            ..Finding::info(Code::TableUnneeded, "it is published")
+        };
+        let drops = ["a", "b"].map(|name| step(name, Does::DropTable(table(name))));
+        let identity = Identity { table: table("a"), relation: table("c"), was: 'd', index: None };
+        let back = step("c", Does::RestoreIdentity(identity));
+        let findings =
+            [finding(vec![drops[1].clone(), back.clone()]), finding(vec![drops[0].clone()])];
+        let plan = plan(&findings, &Mark::Ours(Memory::default()));
+        let last = plan.statements.last().expect("there are three");
+        assert_eq!((plan.statements.len(), &last.step), (3, &back));
+        assert!(drops.iter().all(|drop| last.after.contains(drop)), "{last:?}");
     }
 }

@@ -3,7 +3,7 @@
 use postgres_protocol::password::scram_sha_256;
 use secrecy::ExposeSecret;
 
-use super::{Error, Hands, Statement};
+use super::{Error, Hands, Statement, run_shown};
 use crate::config::Config;
 use crate::postgres::Endpoint;
 use crate::preflight::{Step, create_role, grant_connect};
@@ -38,6 +38,17 @@ impl Need<'_> {
         }
     }
 
+    /// What the cure is for, in a line.
+    fn why(&self) -> String {
+        let user = self.user();
+        match self {
+            Need::Login(_) => format!("role `{user}` has to log in, and to replicate"),
+            Need::Connect(endpoint) => {
+                format!("role `{user}` has to connect to database `{}`", endpoint.database)
+            }
+        }
+    }
+
     fn user(&self) -> &str {
         match self {
             Need::Login(endpoint) | Need::Connect(endpoint) => &endpoint.user,
@@ -53,24 +64,68 @@ impl Need<'_> {
     }
 }
 
-/// What the roles of a configuration lack, with its cure. A new role gets the configuration's
-/// password.
+/// What a role lacks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Lacking {
+    /// Its cure, as it is shown and printed: without a password, which nobody has to see.
+    pub statement: Statement,
+    /// The cure as the server is sent it.
+    sent: Step,
+}
+
+impl Lacking {
+    /// Runs the cure; a new role gets the configuration's password.
+    ///
+    /// # Errors
+    ///
+    /// The statement's; see [`Error`].
+    pub async fn run(&self, config: &Config, hands: &Hands<'_>) -> Result<(), Error> {
+        run_shown(config, hands, &self.sent, &self.statement.step.sql).await
+    }
+}
+
+/// What the roles of a configuration lack, with its cure; with what becomes of the password of a
+/// new role, if the cures are run, or if they `are_printed`.
 ///
 /// # Errors
 ///
 /// The query's.
-pub async fn missing(config: &Config, hands: &Hands<'_>) -> Result<Vec<Statement>, Error> {
+pub async fn missing(
+    config: &Config,
+    hands: &Hands<'_>,
+    are_printed: bool,
+) -> Result<Vec<Lacking>, Error> {
     let question = include_str!("../../sql/setup/role_state.sql");
     let mut lacking = Vec::new();
     for need in needs(config) {
         let user = need.user();
         let row = hands.client.query_opt(question, &[&user]).await?;
+        let is_new = row.is_none();
         let is_met = row.map(|row| need.is_met(&row)).transpose()?.unwrap_or(false);
-        if !is_met {
-            let why = format!("role `{user}` has to log in, and to replicate");
-            let (step, after) = (need.step(true), Vec::new());
-            lacking.push(Statement { step, why, is_needed: true, after });
+        if is_met {
+            continue;
         }
+        let mut why = need.why();
+        if let Need::Login(endpoint) = need
+            && is_new
+        {
+            why.push('\n');
+            why.push_str(&match &endpoint.password {
+                Some(_) if !are_printed => "It has the password of the configuration.".to_owned(),
+                _ => no_password(user),
+            });
+        }
+        let (step, after) = (need.step(false), Vec::new());
+        let statement = Statement { step, why, is_needed: true, after };
+        lacking.push(Lacking { statement, sent: need.step(true) });
     }
     Ok(lacking)
+}
+
+/// How a new role comes by a password.
+pub(super) fn no_password(user: &str) -> String {
+    format!(
+        "A new role has no password: `\\password {user}` in psql gives it one, or pg_hba.conf lets \
+         it in without."
+    )
 }

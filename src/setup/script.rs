@@ -1,7 +1,7 @@
 //! What `setup` would do, as a script for psql, with who may run which part of it.
 
 use super::role;
-use super::{Error, Hands, Plan, Statement, hands, mark, plan};
+use super::{Error, Hands, Plan, Statement, hands, looked, mark, plan};
 use crate::config::{Config, SlotOn};
 use crate::keys::Rules;
 use crate::postgres::statement::render;
@@ -18,7 +18,7 @@ pub async fn script(
     hands: &Hands<'_>,
     roles: Vec<Statement>,
 ) -> Result<String, Error> {
-    let findings = preflight::postgres(config, rules, hands.client).await?;
+    let findings = looked(config, rules, hands).await?;
     let Plan { statements, advised, left } = plan(&findings, &mark(config, hands).await?);
     let may_create_slot = may_create_slot(rules, hands).await?;
     let mut script = head();
@@ -71,11 +71,7 @@ pub fn script_without_login(config: &Config, cause: &str) -> String {
         let statement = Statement { step, why, is_needed: true, after };
         script.push_str(&part(config, &statement, false));
     }
-    let user = &config.postgres.endpoint.user;
-    let password = format!(
-        "A new role has no password: `\\password {user}` in psql gives it one, or pg_hba.conf \
-         lets it in without."
-    );
+    let password = role::no_password(&config.postgres.endpoint.user);
     script.push_str(&format!("\n{}", comment(&password)));
     script.push_str(&tail());
     script
@@ -111,7 +107,7 @@ fn who(config: &Config, runner: Runner) -> String {
 /// One transaction of the script.
 fn part(config: &Config, statement: &Statement, may_create_slot: bool) -> String {
     let sql = &statement.step.sql;
-    if matches!(statement.step.does, Does::Role | Does::Grant) {
+    if matches!(statement.step.does, Does::Role | Does::Grant { .. }) {
         // Nobody waits behind these.
         return format!("\n{}{sql};\n", comment(&statement.why));
     }
@@ -152,7 +148,9 @@ fn elsewhere(config: &Config, sql: &str) -> String {
     )
 }
 
-/// A text as lines of comment.
+/// A text as lines of comment. Whatever ends a comment begins a new one: psql and the server take a
+/// carriage return for the end of a line, and a name in the text may have one.
 pub(super) fn comment(text: &str) -> String {
-    text.lines().map(|line| format!("{}\n", format!("-- {line}").trim_end())).collect()
+    let lines = text.lines().flat_map(|line| line.split('\r'));
+    lines.map(|line| format!("{}\n", format!("-- {line}").trim_end())).collect()
 }

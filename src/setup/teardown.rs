@@ -1,42 +1,64 @@
 //! What `setup` made, removed again; and what stays, told.
+//!
+//! A slot bears no mark, so that one is dropped only if the comment on walsweep's own publication
+//! claims it: what another program has not read yet would be lost for good.
 
-use std::collections::BTreeMap;
-
+use super::left::{Kept, Stays, kept, roles};
 use super::script::comment;
-use super::{Error, Hands, Mark, NAME, mark, not_owned, slot_standby};
-use crate::config::{Config, SlotOn};
+use super::who::{Asked, NotOwned, login, not_owned};
+use super::{Error, Hands, Mark, NAME, mark, slot_standby};
+use crate::config::{Config, Postgres, SlotOn};
 use crate::postgres::statement::render;
 use crate::postgres::{Sql, connect_sql};
-use crate::preflight::{self, Does, Identity, Memory, SENTENCE, Step, printed};
+use crate::preflight::{self, Does, SENTENCE, Step, printed};
+use crate::run::session::REPLICATION_NAME;
 use crate::sweep::key_name;
 
 /// What is to be removed, and what is not.
 struct Remains {
     slot: Held,
     publication: Mark,
+    /// Whose the publication is.
+    owner: Option<String>,
     /// Whether there is an event trigger, or its function, of walsweep's; `None` if there is one of
     /// somebody else's.
     trigger: Option<bool>,
+    /// One that an earlier version made, for this slot or for another of a long name.
+    older_trigger: Option<String>,
+    /// Whether there is one that has its name from a slot that is left, and may be of whoever reads
+    /// that.
+    has_trigger_of_slot: bool,
     /// Identities that `setup` changed and that are as it left them.
-    identities: Vec<Identity>,
+    identities: Vec<Kept>,
+    roles: Vec<Stays>,
 }
 
-/// A slot that is to be dropped.
+/// A slot of the configured name, of this database and of the right kind.
 enum Held {
     Missing,
     Free,
     /// Somebody streams from it: the process on the server, and its `application_name`.
     By(i32, String),
+    /// Nothing tells that it is walsweep's.
+    Unclaimed,
 }
 
-/// Removes the slot, and publication and event trigger if `setup` made them. Gives a line about
-/// each thing that it did, left, or did not find.
+/// What `teardown` did.
+#[derive(Debug, Default)]
+pub struct Removed {
+    /// A line about each thing that was dropped, left, or not found.
+    pub lines: Vec<String>,
+    /// Whether there is a slot that was left, for it may be another program's.
+    pub leaves_slot: bool,
+}
+
+/// Removes slot, publication and event trigger if `setup` made them.
 ///
 /// # Errors
 ///
 /// When the slot is in use or another program's, or the role may not drop all that is to be
 /// dropped: nothing is dropped then. When a statement is refused; what was done before is told.
-pub async fn teardown(config: &Config, hands: &Hands<'_>) -> Result<Vec<String>, Error> {
+pub async fn teardown(config: &Config, hands: &Hands<'_>) -> Result<Removed, Error> {
     hands.prepare().await?;
     let standby = slot_standby(config).await?;
     let remains = look(config, hands, standby.as_ref()).await?;
@@ -46,7 +68,7 @@ pub async fn teardown(config: &Config, hands: &Hands<'_>) -> Result<Vec<String>,
     may_drop_rest(config, hands, &remains).await?;
     let mut lines = Vec::new();
     match remove(config, hands, standby.as_ref(), &remains, &mut lines).await {
-        Ok(()) => Ok(lines),
+        Ok(()) => Ok(Removed { lines, leaves_slot: matches!(remains.slot, Held::Unclaimed) }),
         Err(cause) => Err(Error::Teardown { done: lines, cause: Box::new(cause) }),
     }
 }
@@ -60,12 +82,14 @@ async fn remove(
     lines: &mut Vec<String>,
 ) -> Result<(), Error> {
     let (slot, publication) = (&config.postgres.slot, &config.postgres.publication);
-    if let Held::Missing = remains.slot {
-        lines.push(format!("there is no slot `{slot}`"));
-    } else {
-        drop_slot(config, hands, standby).await?;
-        lines.push(format!("dropped slot `{slot}`"));
-    }
+    lines.push(match remains.slot {
+        Held::Missing => format!("there is no slot `{slot}`"),
+        Held::Unclaimed => unclaimed(config),
+        Held::Free | Held::By(..) => {
+            drop_slot(config, hands, standby).await?;
+            format!("dropped slot `{slot}`")
+        }
+    });
     for step in publication_steps(config, remains) {
         hands.run(&step).await?;
     }
@@ -88,6 +112,17 @@ async fn remove(
     }
     lines.extend(left(config, remains));
     Ok(())
+}
+
+/// What is said of a slot that is left.
+fn unclaimed(config: &Config) -> String {
+    let Postgres { slot, publication, .. } = &config.postgres;
+    let place = if config.postgres.slot_on == SlotOn::Standby { " on the standby" } else { "" };
+    let drop = preflight::drop_slot(slot);
+    format!(
+        "left slot `{slot}`: no comment on a publication `{publication}` says that `walsweep \
+         setup` made it. It keeps WAL; only if nobody else reads it, drop it{place}: {drop};"
+    )
 }
 
 /// Drops the slot, before anything else: where that is refused, nothing is dropped. An owner of
@@ -114,11 +149,14 @@ async fn may_drop_rest(config: &Config, hands: &Hands<'_>, remains: &Remains) ->
     let publication = is_ours.then_some(&config.postgres.publication);
     let trigger = preflight::trigger_name(&config.postgres.slot);
     let trigger = (remains.trigger == Some(true)).then_some(trigger);
-    let rows = not_owned(hands, publication, trigger.as_ref(), &[]).await?;
-    let what: Vec<String> =
-        rows.into_iter().map(|(what, owner)| format!("{what} of `{owner}`")).collect();
-    let role = hands.endpoint.user.clone();
-    if what.is_empty() { Ok(()) } else { Err(Error::NotOwner { role, what }) }
+    let asked = Asked { publication, trigger: trigger.as_ref(), ..Asked::default() };
+    let rows = not_owned(hands, asked).await?;
+    if rows.is_empty() {
+        return Ok(());
+    }
+    let what = rows.iter().map(NotOwned::told).collect();
+    let who = login("teardown", None, &rows);
+    Err(Error::NotOwner { role: hands.endpoint.user.clone(), what, who })
 }
 
 /// The same as a script; changes nothing.
@@ -139,19 +177,19 @@ pub async fn teardown_script(config: &Config, hands: &Hands<'_>) -> Result<Strin
         let first = format!("Stop walsweep first: process {pid} (`{name}`) streams from the slot.");
         script.push_str(&format!("\n{}", comment(&first)));
     }
-    if !matches!(remains.slot, Held::Missing) {
-        let drop = preflight::drop_slot(&config.postgres.slot);
-        script.push_str(&match config.postgres.slot_on {
-            SlotOn::Primary => format!("\n{drop};\n"),
-            SlotOn::Standby => {
-                format!("\n{}", comment(&format!("On the standby:\n\n    {drop};")))
-            }
-        });
+    match &remains.slot {
+        Held::Missing => {}
+        Held::Unclaimed => script.push_str(&format!("\n{}", comment(&unclaimed(config)))),
+        Held::Free | Held::By(..) => script.push_str(&slot_part(config)),
     }
-    let mut steps = publication_steps(config, &remains);
-    steps.extend((remains.trigger == Some(true)).then(|| trigger_step(config)));
-    for step in steps {
-        script.push_str(&format!("\n{};\n", printed(&[step])));
+    for step in publication_steps(config, &remains) {
+        let owner = remains.owner.as_deref().unwrap_or_default();
+        let who = format!("By `{owner}`, who owns the publication, or a superuser:");
+        script.push_str(&format!("\n{}{};\n", comment(&who), printed(&[step])));
+    }
+    if remains.trigger == Some(true) {
+        let who = "By a superuser, or the administrator role of a managed service:";
+        script.push_str(&format!("\n{}{};\n", comment(who), printed(&[trigger_step(config)])));
     }
     script.push_str(&format!("\n{end};\n\n"));
     let watermark = key_name(&config.postgres.slot);
@@ -164,57 +202,70 @@ pub async fn teardown_script(config: &Config, hands: &Hands<'_>) -> Result<Strin
     Ok(script)
 }
 
+/// The part of the script that drops the slot, and who may run it.
+fn slot_part(config: &Config) -> String {
+    let drop = preflight::drop_slot(&config.postgres.slot);
+    let role = &config.postgres.replication_endpoint.user;
+    let who = format!("a role that may replicate, such as `{role}`");
+    match config.postgres.slot_on {
+        SlotOn::Primary => format!("\n{}{drop};\n", comment(&format!("By {who}:"))),
+        SlotOn::Standby => {
+            format!("\n{}", comment(&format!("On the standby, by {who}:\n\n    {drop};")))
+        }
+    }
+}
+
 async fn look(config: &Config, hands: &Hands<'_>, standby: Option<&Sql>) -> Result<Remains, Error> {
     let holder = standby.map_or(hands.client, |standby| standby);
-    let slot = held(&config.postgres.slot, holder).await?;
-    let publication = mark(config, hands).await?;
+    let (publication, owner) = mark_and_owner(config, hands).await?;
+    let slot = held(&config.postgres.slot, &publication, holder).await?;
     let question = include_str!("../../sql/setup/refresh_trigger_mark.sql");
     let name = preflight::trigger_name(&config.postgres.slot);
     let row = hands.client.query_one(question, &[&name, &SENTENCE]).await?;
     let (has_trigger, is_ours): (bool, bool) = (row.try_get(0)?, row.try_get(1)?);
     let (has_function, is_function_ours): (bool, bool) = (row.try_get(2)?, row.try_get(3)?);
     let is_foreign = has_trigger && !is_ours || has_function && !is_function_ours;
-    let trigger = (!is_foreign).then_some(has_trigger || has_function);
-    let identities = match &publication {
-        Mark::Ours(memory) => still_full(memory, config, hands).await?,
-        Mark::Missing | Mark::Foreign(_) => Vec::new(),
-    };
-    Ok(Remains { slot, publication, trigger, identities })
+    let is_there = has_trigger || has_function;
+    let has_trigger_of_slot = is_there && !is_foreign && matches!(slot, Held::Unclaimed);
+    let trigger = (!is_foreign).then_some(is_there && !has_trigger_of_slot);
+    let older_trigger = older_trigger(config, hands).await?;
+    let identities = kept(config, &publication, hands).await?;
+    let roles = roles(config, hands).await?;
+    Ok(Remains {
+        slot,
+        publication,
+        owner,
+        trigger,
+        older_trigger,
+        has_trigger_of_slot,
+        identities,
+        roles,
+    })
 }
 
-/// The identities that are as `setup` left them.
-async fn still_full(
-    memory: &Memory,
+/// An event trigger of walsweep's that may be that of another walsweep with a long slot name, too.
+async fn older_trigger(config: &Config, hands: &Hands<'_>) -> Result<Option<String>, Error> {
+    let Some(name) = preflight::older_trigger_name(&config.postgres.slot) else { return Ok(None) };
+    let question = include_str!("../../sql/setup/refresh_trigger_mark.sql");
+    let row = hands.client.query_one(question, &[&name, &SENTENCE]).await?;
+    Ok(row.try_get::<_, bool>(1)?.then_some(name))
+}
+
+/// Whose the publication is, and the role that owns it, if there is one.
+async fn mark_and_owner(
     config: &Config,
     hands: &Hands<'_>,
-) -> Result<Vec<Identity>, Error> {
-    let identities: BTreeMap<(&str, &str), &Identity> = memory
-        .identities
-        .iter()
-        .map(|one| ((&*one.relation.schema, &*one.relation.name), one))
-        .collect();
-    let (schemas, names): (Vec<&str>, Vec<&str>) = identities.keys().copied().unzip();
-    let question = include_str!("../../sql/setup/identities.sql");
-    let publication = &config.postgres.publication;
-    let rows = hands.client.query(question, &[&schemas, &names, publication]).await?;
-    let mut full = Vec::new();
-    for row in &rows {
-        let (schema, name): (&str, &str) = (row.try_get(0)?, row.try_get(1)?);
-        let identity: i8 = row.try_get(3)?;
-        if let Some(known) = identities.get(&(schema, name))
-            && identity.to_le_bytes() == *b"f"
-        {
-            full.push((*known).clone());
-        }
-    }
-    Ok(full)
+) -> Result<(Mark, Option<String>), Error> {
+    let question = include_str!("../../sql/setup/publication_mark.sql");
+    let row = hands.client.query_opt(question, &[&config.postgres.publication]).await?;
+    let owner = row.map(|row| row.try_get(0)).transpose()?;
+    Ok((mark(config, hands).await?, owner))
 }
 
 /// The slots of other walsweeps that have the publication.
 fn others(config: &Config, remains: &Remains) -> Vec<String> {
     let Mark::Ours(memory) = &remains.publication else { return Vec::new() };
-    let slots = memory.tables.keys().filter(|slot| **slot != config.postgres.slot);
-    slots.map(|slot| format!("`{slot}`")).collect()
+    memory.others(&config.postgres.slot).map(|slot| format!("`{slot}`")).collect()
 }
 
 fn publication_steps(config: &Config, remains: &Remains) -> Vec<Step> {
@@ -223,43 +274,49 @@ fn publication_steps(config: &Config, remains: &Remains) -> Vec<Step> {
     if others(config, remains).is_empty() {
         return vec![Step { sql: preflight::drop_publication(name), does: Does::DropPublication }];
     }
-    let mut memory = memory.clone();
-    memory.tables.remove(&config.postgres.slot);
+    let memory = memory.clone().without_slot(&config.postgres.slot);
     vec![Step { sql: preflight::comment(name, &memory), does: Does::Remember(memory) }]
 }
 
 fn trigger_step(config: &Config) -> Step {
-    Step { sql: preflight::drop_trigger(&config.postgres.slot), does: Does::Trigger }
+    let name = preflight::trigger_name(&config.postgres.slot);
+    Step { sql: preflight::drop_trigger(&name), does: Does::Trigger }
 }
 
 /// A line about each thing that stays, with what removes it.
 fn left(config: &Config, remains: &Remains) -> Vec<String> {
-    let mut lines = Vec::new();
-    let undone = remains.identities.iter().filter_map(preflight::identity_as_before);
-    let undone: Vec<Step> = undone.collect();
-    if undone.is_empty() {
-        lines.push("replica identities stay as they are: none is known to be of setup".to_owned());
-    } else {
-        lines.push(format!(
-            "replica identities stay as they are; those that setup changed go back with: {};",
-            printed(&undone).replace('\n', " ")
-        ));
-    }
+    let mut lines = Kept::told(&remains.identities);
     if remains.trigger.is_none() {
         let name = preflight::trigger_name(&config.postgres.slot);
         lines.push(format!("left event trigger or function `{name}`, which is not walsweep's"));
     }
-    let role = preflight::escaped(&config.postgres.endpoint.user);
-    lines.push(format!(
-        "the role and its grants stay: `drop owned by {role}; drop role {role};` removes them if \
-         it is for walsweep alone"
-    ));
+    if let Some(name) = &remains.older_trigger {
+        lines.push(format!(
+            "left event trigger `{name}`, which an earlier version made: another slot whose name \
+             begins alike may have it, too; otherwise {}; removes it",
+            preflight::drop_trigger(name).replace('\n', " ")
+        ));
+    }
+    if remains.has_trigger_of_slot {
+        let name = preflight::trigger_name(&config.postgres.slot);
+        let drop = printed(&[trigger_step(config)]).replace('\n', " ");
+        lines.push(format!(
+            "left event trigger `{name}`, which has its name from the slot, and goes with it: \
+             {drop};"
+        ));
+    }
+    lines.extend(remains.roles.iter().map(ToString::to_string));
     lines
 }
 
 /// Whether there is a slot to drop. Slots are known by name in all databases of a server, so that
-/// one of this name may be that of another walsweep, or a standby's.
-async fn held(slot: &str, client: &tokio_postgres::Client) -> Result<Held, Error> {
+/// one of this name may be that of another walsweep, or a standby's. A walsweep that streams from
+/// one that nothing claims needs the publication, and has to be stopped all the same.
+async fn held(
+    slot: &str,
+    publication: &Mark,
+    client: &tokio_postgres::Client,
+) -> Result<Held, Error> {
     let query = include_str!("../../sql/setup/slot_holder.sql");
     let row = client.query_opt(query, &[&slot]).await?;
     let Some(row) = row else { return Ok(Held::Missing) };
@@ -267,6 +324,11 @@ async fn held(slot: &str, client: &tokio_postgres::Client) -> Result<Held, Error
     let (is_ours, what): (bool, String) = (row.try_get(2)?, row.try_get(3)?);
     if !is_ours {
         return Err(Error::SlotForeign { slot: slot.to_owned(), what });
+    }
+    let is_claimed = matches!(publication, Mark::Ours(memory) if memory.claims(slot));
+    let is_walsweep = pid.is_some() && name.as_deref() == Some(REPLICATION_NAME);
+    if !is_claimed && !is_walsweep {
+        return Ok(Held::Unclaimed);
     }
     let held = |pid| Held::By(pid, name.unwrap_or_else(|| "unknown".to_owned()));
     Ok(pid.map_or(Held::Free, held))

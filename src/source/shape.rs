@@ -24,8 +24,8 @@ use crate::sweep::{Prints, TablePrint, Tables};
 pub struct Watched {
     tables: (Vec<String>, Vec<String>),
     publication: String,
-    /// The event trigger, if rules look at views.
-    trigger: Option<String>,
+    /// The names that the event trigger may have, if rules look at views.
+    triggers: Option<Vec<String>>,
     /// The tables that kept answers of lookups depend on, by oid.
     lookups: Vec<u32>,
 }
@@ -63,7 +63,7 @@ impl Watched {
         Watched {
             tables: owned(tables.into_iter()),
             publication: publication.to_owned(),
-            trigger: rules.views().next().map(|_view| preflight::trigger_name(slot)),
+            triggers: rules.views().next().map(|_view| preflight::trigger_names(slot)),
             lookups: read().map(|(oid, _)| *oid).collect(),
         }
     }
@@ -99,8 +99,8 @@ impl Watched {
         if is_off() {
             return Ok(Vec::new());
         }
-        let Watched { tables, publication, trigger, lookups } = self;
-        let values: [&(dyn ToSql + Sync); 4] = [&tables.0, &tables.1, publication, trigger];
+        let Watched { tables, publication, triggers, lookups } = self;
+        let values: [&(dyn ToSql + Sync); 4] = [&tables.0, &tables.1, publication, triggers];
         let question = preflight::with_published(include_str!("../../sql/shape.sql"));
         let question = wrap(question);
         let asked = client.query(&question, &values);

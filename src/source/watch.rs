@@ -27,7 +27,7 @@ use tokio_postgres::Client;
 use crate::config::Config;
 use crate::keys::{LookupId, RuleId, Rules};
 use crate::postgres::{Sql, connect_sql};
-use crate::preflight::{self, Finding, Misfit, Trial};
+use crate::preflight::{self, Code, Finding, Misfit, Trial};
 use crate::source::Error;
 use crate::source::catalog_changes::CatalogChanges;
 use crate::source::shape::Watched;
@@ -75,8 +75,8 @@ struct Known {
     judged: Option<String>,
 }
 
-/// What the latest looks at an unchanged catalog took. The least of them is what one costs: on a
-/// busy server each waits for a processor besides, and looks must not be rare for that.
+/// What the latest questions of one kind took. The least of them is what one costs: on a busy
+/// server each waits for a processor besides, and they must not be rare for that.
 #[derive(Default)]
 struct Costs(VecDeque<Duration>);
 
@@ -92,6 +92,46 @@ impl Costs {
         }
         self.0.iter().min().copied().unwrap_or(took)
     }
+}
+
+/// How far a look went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Reach {
+    /// Nobody wrote anything.
+    Moment,
+    /// Somebody did, and the catalog has not changed.
+    Catalog,
+    /// The tables were looked at.
+    Tables,
+    /// It failed on the way.
+    Failed,
+}
+
+/// How soon the tables are looked at again.
+#[derive(Default)]
+struct Pace {
+    of_catalog: Costs,
+    of_tables: Costs,
+}
+
+impl Pace {
+    /// The pause after a look that took so long. One that failed is no measure of others: the next
+    /// may wait as long for the same lock.
+    fn pause(&mut self, reach: Reach, took: Duration) -> Duration {
+        let pause = match reach {
+            Reach::Moment => PAUSES.0,
+            Reach::Catalog => self.of_catalog.least(took) * PAUSE_FACTORS.0,
+            Reach::Tables => self.of_tables.least(took) * PAUSE_FACTORS.1,
+            Reach::Failed => took * PAUSE_FACTORS.1,
+        };
+        pause.clamp(PAUSES.0, PAUSES.1)
+    }
+}
+
+/// How long to wait with the next trial of the lookups after the catalog was written to, when the
+/// last one took so long.
+fn rest(trials: &mut Costs, took: Duration) -> Duration {
+    (trials.least(took) * PAUSE_FACTORS.1).max(TRIAL_INTERVALS.1)
 }
 
 /// What came of a look.
@@ -114,7 +154,7 @@ impl Watch {
         findings: &[Finding],
         rules: &Rules,
     ) -> Watch {
-        let of_lookups = findings.iter().filter(|one| preflight::is_of_lookup(one.code));
+        let of_lookups = findings.iter().filter(|one| one.code.is_of_lookup());
         let (of_lookups, misfits) = (of_lookups.cloned().collect(), preflight::misfits(findings));
         Watch { sql, watched, prints, misfits, rules: rules.copy(), of_lookups }
     }
@@ -124,7 +164,7 @@ impl Watch {
     /// and puts no key in doubt is sent to `adopt`.
     pub async fn run(self, config: &Config, health: &Health, adopt: &Sender<Rc<Prints>>) -> Error {
         let Watch { sql, watched, prints, misfits, rules, of_lookups } = self;
-        let misfits = misfits.into_iter().filter(|(_, code)| !preflight::is_of_lookup(code));
+        let misfits = misfits.into_iter().filter(|(_, code)| !code.is_of_lookup());
         let (watched, rules, misfits) = (&watched, &rules, misfits.collect());
         let (client, of_lookups): (&Client, _) = (&sql, of_lookups.as_slice());
         let written = &Notify::new();
@@ -152,17 +192,21 @@ struct Tables<'a> {
 impl Tables<'_> {
     async fn run(&self, mut prints: Prints, misfits: &BTreeSet<Misfit>) -> Error {
         let (mut known, mut pause) = (Known::default(), PAUSES.0);
-        let mut costs = Costs::default();
+        let mut pace = Pace::default();
         loop {
             sleep(pause).await;
             let began = Instant::now();
-            let mut is_unchanged = false;
+            let mut reach = Reach::Failed;
             match timeout(TIMEOUT, self.look(&mut known, &mut prints, misfits)).await {
                 Ok(Ok(Looked::Unchanged)) => {
-                    is_unchanged = true;
+                    let has_read = known.changes.has_read();
+                    reach = if has_read { Reach::Catalog } else { Reach::Moment };
                     self.health.over(&Topic::Watch);
                 }
-                Ok(Ok(Looked::Alike)) => self.health.over(&Topic::Watch),
+                Ok(Ok(Looked::Alike)) => {
+                    reach = Reach::Tables;
+                    self.health.over(&Topic::Watch);
+                }
                 Ok(Ok(Looked::Doubt(doubt))) => return Error::TablesChanged(doubt),
                 Ok(Err(preflight::Error::Query(error))) if error.as_db_error().is_none() => {
                     return error.into();
@@ -177,13 +221,7 @@ impl Tables<'_> {
                 }
                 Err(_elapsed) => return Error::Silent(TIMEOUT.as_secs()),
             }
-            let took = began.elapsed();
-            pause = match (is_unchanged, known.changes.has_read()) {
-                (true, true) => costs.least(took) * PAUSE_FACTORS.0,
-                (true, false) => PAUSES.0,
-                (false, _) => took * PAUSE_FACTORS.1,
-            };
-            pause = pause.clamp(PAUSES.0, PAUSES.1);
+            pause = pace.pause(reach, began.elapsed());
         }
     }
 
@@ -272,19 +310,20 @@ async fn try_lookups(
         return std::future::pending().await;
     }
     let misfits = preflight::misfits(before);
-    let mut doubts = before.iter().any(|finding| finding.code == preflight::LOOKUP_LOCKED);
+    let mut doubts = before.iter().any(|finding| finding.code == Code::LookupLocked);
     // Whoever is in the way is told at once.
     let mut pause = if doubts { Duration::ZERO } else { TRIAL_INTERVALS.1 };
-    let mut rest = TRIAL_INTERVALS.1;
+    let (mut resting, mut costs) = (TRIAL_INTERVALS.1, Costs::default());
     loop {
         tokio::select! {
             () = sleep(pause) => {}
             // A change of the tables often comes in steps, and the last of them counts.
-            () = async { written.notified().await; sleep(rest).await } => {}
+            () = async { written.notified().await; sleep(resting).await } => {}
         }
         let began = Instant::now();
         match timeout(TIMEOUT, trials(config, rules)).await {
             Ok(Ok(trials)) => {
+                resting = rest(&mut costs, began.elapsed());
                 doubts = tell_doubts(rules, &trials, health);
                 let found = found(rules, &trials, &misfits);
                 if found != misfits {
@@ -297,7 +336,6 @@ async fn try_lookups(
         }
         let is_unwell = doubts || !misfits.is_empty();
         pause = if is_unwell { TRIAL_INTERVALS.1 } else { TRIAL_INTERVALS.0 };
-        rest = (began.elapsed() * PAUSE_FACTORS.1).max(TRIAL_INTERVALS.1);
     }
 }
 
@@ -374,4 +412,57 @@ fn cure(finding: &Finding) -> Option<String> {
     let sql = finding.sql.as_ref().map(|sql| format!("`walsweep setup`, or {sql}"));
     let parts: Vec<String> = finding.hint.clone().into_iter().chain(sql).collect();
     (!parts.is_empty()).then(|| parts.join("; "))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::{Costs, PAUSES, Pace, Reach, TRIAL_INTERVALS, rest};
+
+    const SHORT: Duration = Duration::from_millis(5);
+    const LONG: Duration = Duration::from_millis(400);
+
+    /// Most looks at a busy server wait for a processor: one of eight that does not tells the cost.
+    #[test]
+    fn looks_that_wait_for_a_processor_do_not_make_the_next_ones_rare() {
+        for reach in [Reach::Catalog, Reach::Tables] {
+            let mut pace = Pace::default();
+            assert!(pace.pause(reach, LONG) > PAUSES.0 * 3, "{reach:?}");
+            for _ in 0..3 {
+                assert_eq!(pace.pause(reach, SHORT), PAUSES.0, "{reach:?}");
+                for number in 0..7 {
+                    assert_eq!(pace.pause(reach, LONG), PAUSES.0, "{reach:?} {number}");
+                }
+            }
+            assert!(pace.pause(reach, LONG) > PAUSES.0 * 3, "{reach:?}: what all eight took");
+        }
+    }
+
+    /// A look that finds nothing new is no measure of one that has to look at the tables, and
+    /// neither is of one that gave up.
+    #[test]
+    fn each_kind_of_look_has_a_cost_of_its_own() {
+        let mut pace = Pace::default();
+        let long = Duration::from_secs(8);
+        assert_eq!(pace.pause(Reach::Moment, LONG), PAUSES.0);
+        assert_eq!(pace.pause(Reach::Tables, LONG), long);
+        pace.pause(Reach::Catalog, SHORT);
+        assert_eq!(pace.pause(Reach::Tables, LONG), long);
+        pace.pause(Reach::Tables, SHORT);
+        assert_eq!(pace.pause(Reach::Failed, LONG), long);
+        assert_eq!(pace.pause(Reach::Failed, SHORT), PAUSES.0);
+        assert_eq!(pace.pause(Reach::Catalog, LONG), PAUSES.0);
+    }
+
+    #[test]
+    fn trials_that_wait_for_a_processor_do_not_make_the_next_ones_late() {
+        let mut costs = Costs::default();
+        assert_eq!(rest(&mut costs, LONG), Duration::from_secs(8));
+        assert_eq!(rest(&mut costs, SHORT), TRIAL_INTERVALS.1);
+        for _ in 0..7 {
+            assert_eq!(rest(&mut costs, LONG), TRIAL_INTERVALS.1);
+        }
+        assert_eq!(rest(&mut costs, LONG), Duration::from_secs(8), "what all eight took");
+    }
 }

@@ -359,11 +359,12 @@ mod tests {
 
     use tokio::time::Instant;
 
-    use super::{Refill, WAITING_BYTES_MAX};
+    use super::{KEPT_BYTES_MAX, KEPT_MAX, Refill, WAITING_BYTES_MAX};
+    use crate::keys::Rules;
     use crate::lsn::Lsn;
     use crate::settle::Hold;
     use crate::sweep::job::{Job, Member, Round};
-    use crate::sweep::tests::{keys, rules};
+    use crate::sweep::tests::{keys, rule, rules};
 
     const WINDOW: Duration = Duration::from_secs(80);
 
@@ -419,5 +420,35 @@ mod tests {
             assert!(waited <= window + window / 8 + Duration::from_secs(1), "{waited:?}");
         }
         assert!(refill.next_due().is_none());
+    }
+
+    /// I6: what waits for the watermark, too, also where each of many rules has little in a set, so
+    /// that none frees much by giving way. It stays whole.
+    #[test]
+    fn what_waits_for_the_watermark_is_bounded_and_covers_every_key() {
+        let all: Vec<_> =
+            (0..64).map(|id| rule(&format!("r{id}"), "item", &format!("{id}:{{id}}"))).collect();
+        let mut rules = Rules::compile(&all).unwrap();
+        let mut refill = Refill::new(WINDOW, rules.key_set(), Lsn(1));
+        let steps = u64::try_from(KEPT_MAX).unwrap() + 8;
+        let id = |step: u64, id: u32| format!("{step}:{id:0>1000}");
+        for step in 0..steps {
+            let ids: Vec<String> = (0..8).map(|one| id(step, one)).collect();
+            let ids: Vec<&str> = ids.iter().map(String::as_str).collect();
+            refill.keep(Lsn(10 + step), keys(&mut rules, "item", &ids), Vec::new());
+            let bytes: usize = refill.kept.iter().map(|kept| kept.keys.bytes()).sum();
+            assert!(bytes <= KEPT_BYTES_MAX, "{bytes} bytes in {} sets", refill.kept.len());
+            assert!(refill.kept.len() <= KEPT_MAX);
+        }
+        let jobs = refill.all_again();
+        assert!(jobs.iter().any(|job| job.keys.has_patterns()), "there was too much");
+        for (step, rule) in (0..steps).flat_map(|step| [(step, 0), (step, 63)]) {
+            let key = format!("{rule}:{}", id(step, 7));
+            let has = |job: &Job| {
+                job.keys.exact_rule(key.as_bytes()).is_some()
+                    || job.keys.patterns().any(|(_, one)| one.matches(key.as_bytes()))
+            };
+            assert!(jobs.iter().any(|job| job.covers >= Lsn(10 + step) && has(job)), "{key}");
+        }
     }
 }

@@ -230,10 +230,9 @@ impl Node for Redis {
     }
 }
 
-/// Two rules: `item:{id}` exact, `list:{id}:*` a pattern.
-pub(super) fn rules() -> Rules {
-    let located = |text: &str| Located { value: text.to_owned(), at: Location::default() };
-    let rule = |name: &str, table: &str, key: &str| Rule {
+/// A rule of one template.
+pub(super) fn rule(name: &str, table: &str, key: &str) -> Rule {
+    Rule {
         name: name.to_owned(),
         at: Location::default(),
         table: TableName { schema: "public".to_owned(), name: table.to_owned() },
@@ -241,12 +240,16 @@ pub(super) fn rules() -> Rules {
         operations: Operations::ALL,
         changed: Vec::new(),
         immutable: Vec::new(),
-        keys: vec![located(key)],
+        keys: vec![Located { value: key.to_owned(), at: Location::default() }],
         source: crate::config::Source::Table,
         when: None,
-    };
-    let all = [rule("item", "item", "item:{id}"), rule("list", "list", "list:{id}:*")];
-    Rules::compile(&all).unwrap()
+    }
+}
+
+/// Two rules: `item:{id}` exact, `list:{id}:*` a pattern.
+pub(super) fn rules() -> Rules {
+    Rules::compile(&[rule("item", "item", "item:{id}"), rule("list", "list", "list:{id}:*")])
+        .unwrap()
 }
 
 /// The keys of rows inserted into `item` or `list`.

@@ -278,7 +278,7 @@ impl Health {
     pub fn over(&self, topic: &Topic) {
         let mut state = self.lock();
         if let Some(trouble) = state.troubles.remove(topic) {
-            let (text, seconds) = (&trouble.text, trouble.since.elapsed().as_secs_f64());
+            let (text, seconds) = (head(&trouble.text), trouble.since.elapsed().as_secs_f64());
             tracing::info!("resolved after {seconds:.1} s: {text}");
             self.show(&state);
         }
@@ -411,6 +411,13 @@ impl State {
     }
 }
 
+/// A text without the hints and the SQL of findings in it, which are lines of their own: once it is
+/// over nobody needs them.
+fn head(text: &str) -> String {
+    let lines = text.lines().filter(|line| !line.starts_with("    "));
+    lines.collect::<Vec<_>>().join(" ")
+}
+
 #[cfg(test)]
 #[path = "health_tests.rs"]
-mod tests;
+pub(crate) mod tests;

@@ -12,7 +12,7 @@ use crate::telemetry::metrics::Metrics;
 
 /// Collects what is logged while it is there.
 #[derive(Clone, Default)]
-struct Log(Arc<Mutex<Vec<u8>>>);
+pub(crate) struct Log(Arc<Mutex<Vec<u8>>>);
 
 impl Write for Log {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
@@ -26,7 +26,7 @@ impl Write for Log {
 }
 
 impl Log {
-    fn start() -> (Log, DefaultGuard) {
+    pub(crate) fn start() -> (Log, DefaultGuard) {
         let log = Log::default();
         let writer = log.clone();
         let lines = tracing_subscriber::fmt()
@@ -38,7 +38,7 @@ impl Log {
     }
 
     /// The lines since the last call.
-    fn lines(&self) -> Vec<String> {
+    pub(crate) fn lines(&self) -> Vec<String> {
         let bytes = std::mem::take(&mut *self.0.lock().unwrap());
         let lines = String::from_utf8(bytes).unwrap();
         lines.lines().map(|line| line.trim().to_owned()).collect()
@@ -69,6 +69,18 @@ async fn what_lasts_is_said_at_growing_distances_and_once_when_it_is_over() {
     health.over(&Topic::Slot);
     health.over(&Topic::Slot);
     assert_eq!(log.lines(), ["INFO resolved after 3600.0 s: it is full"]);
+}
+
+#[test]
+fn what_is_over_is_told_without_its_sql() {
+    let (log, _guard) = Log::start();
+    let health = streaming();
+    let text =
+        "no session: refused to start:\nno publication\n    hint: h\n    sql: a;\n         b;";
+    health.trouble(Topic::Session, text, None);
+    health.over(&Topic::Session);
+    let last = log.lines().pop().unwrap();
+    assert!(last.ends_with(" s: no session: refused to start: no publication"), "{last}");
 }
 
 #[test]

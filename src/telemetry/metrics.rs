@@ -81,6 +81,17 @@ label!(
     VersionLabel, version, &'static str
 );
 
+/// `slot`, `database` and `system_id`: which slot, of all that there are anywhere.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct SlotLabel {
+    /// The slot's name.
+    pub slot: String,
+    /// Its database.
+    pub database: String,
+    /// The identifier of its cluster.
+    pub system_id: String,
+}
+
 /// `rule` and `reason`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct WidenedLabel {
@@ -107,6 +118,7 @@ pub struct Metrics {
     /// What the times that the server gives mean here.
     pub server_clock: ServerClock,
     rules: Vec<String>,
+    slot: Family<SlotLabel, Gauge>,
     /// 1 when streaming and no sweep is owed.
     pub ready: Gauge,
     /// Committed transactions received.
@@ -214,6 +226,12 @@ impl Metrics {
         let metrics = Metrics {
             rules: rules.to_vec(),
             server_clock: ServerClock::default(),
+            // Near the front of the page, where `walsweep check` looks for it.
+            slot: table.add(
+                "walsweep_slot_info",
+                "1 for the slot of the latest session",
+                Family::default(),
+            ),
             ready: table.gauge("walsweep_ready", "1 when streaming and no sweep is owed"),
             transactions: table
                 .counter("walsweep_transactions_total", "Committed transactions received"),
@@ -357,6 +375,12 @@ impl Metrics {
         self.redis_up.clear();
         self.replica_up.clear();
         self.replica_replay_lag_bytes.clear();
+    }
+
+    /// Shows whose slot it is.
+    pub fn slot_is(&self, slot: &SlotLabel) {
+        self.slot.clear();
+        self.slot.get_or_create(slot).set(1);
     }
 
     /// The name of a rule; empty for one that there is not.

@@ -196,7 +196,7 @@ async fn connections_that_break_under_load_are_not_taken_for_swapped() {
     settings.redis_url = front.url(&settings.redis_url, bed.redis.port());
     settings.refill = "200ms".to_owned();
     let sidecar = Sidecar::set_up(settings).await;
-    bed.settled().await;
+    bed.marked().await;
     let before = sidecar.metric_sum("walsweep_resyncs_total").await;
     let began = Instant::now();
     let mut load = Load::start(&bed);

@@ -1,6 +1,7 @@
 //! A publication that somebody narrowed by hand: what it leaves out, what it costs, how it is
 //! widened.
 
+use crate::setup::printed_sql;
 use crate::support::{Bed, PATIENCE, Settings, Sidecar, eventually, text};
 
 use super::{ADOPT, checked, rule};
@@ -80,7 +81,11 @@ async fn a_list_that_is_there_is_told_and_widened_if_it_is_walsweeps() {
         assert!(text(&output).contains(part), "{part}: {}", text(&output));
     }
     assert_eq!(bed.sql.one::<String>(PUBLISHED).await, before, "somebody else's");
+    // `setup` made the slot, and could not record it on somebody else's publication.
     bed.sql.run(ADOPT).await;
+    let said = text(&sidecar.command(&["setup"]));
+    assert!(said.contains("if it is walsweep's, record that with:"), "{said}");
+    bed.sql.run(&printed_sql(&said)).await;
     sidecar.setup();
     let all = "badgeid,code,story personid,name,mail,story wholeid,a,b";
     assert_eq!(bed.sql.one::<String>(PUBLISHED).await, all);

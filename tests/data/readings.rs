@@ -6,6 +6,7 @@ use std::fs;
 use std::path::Path;
 
 use tokio::time::{Duration, sleep};
+use walsweep::preflight::Code;
 
 use crate::support::{Bed, PATIENCE, Settings, Sidecar, eventually, text};
 
@@ -251,6 +252,7 @@ const FIXED: [(&str, &[&str]); 6] = [
             "slot_synced",
             "slot_temporary",
             "slot_two_phase",
+            "slot_unclaimed",
             "replication_slots_full",
             "wal_senders_full",
         ],
@@ -287,14 +289,17 @@ fn codes(folder: &Path, found: &mut BTreeSet<String>) {
         let text = text.split("#[cfg(test)]").next().unwrap();
         for call in text.split("Finding::error(").skip(1) {
             let argument = call.split([',', ')']).next().unwrap().trim();
-            match argument.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')) {
-                Some(code) => drop(found.insert(code.to_owned())),
+            let code = argument.strip_prefix("Code::").and_then(|name| {
+                Code::ALL.iter().find(|code| format!("{code:?}") == name).copied()
+            });
+            match code {
+                Some(code) => drop(found.insert(code.as_str().to_owned())),
                 // `headroom` has its codes in a table, `replication` a choice of two.
                 None => assert_eq!(argument, "code", "a code that this test cannot read"),
             }
         }
     }
-    let more = ["replication_slots_full", "wal_senders_full", "postgres_login"];
+    let more = ["replication_slots_full", "wal_senders_full", "postgres_login", "slot_unclaimed"];
     found.extend(more.map(str::to_owned));
     let more = ["postgres_unreachable", "replication_login", "replication_unreachable"];
     found.extend(more.map(str::to_owned));

@@ -3,7 +3,7 @@
 use redis::aio::MultiplexedConnection;
 use redis::{Client, cmd};
 use walsweep::config::{Config, Rule};
-use walsweep::preflight::{self, Finding, Severity};
+use walsweep::preflight::{self, Code, Finding, Severity};
 use walsweep::throwaway::{Redis, RedisOptions};
 
 use crate::kit::{codes, config, find, rule};
@@ -71,12 +71,16 @@ async fn a_missing_right_is_named() {
         ("~* +@all -scan -eval", &["+scan", "+eval"]),
         ("~* +@all -set -ping", &["+ping", "+set"]),
         ("~* +@all -get -incr", &["+get", "+incr"]),
+        ("~* +@all -info -get", &["+get", "+info"]),
+        ("~db:* +@all -scan", &["+scan", "~walsweep:*"]),
         ("~db:* +@all", &["~walsweep:*"]),
     ] {
         let () = cmd("SET").arg("db:a").arg(1).query_async(&mut admin).await.unwrap();
         let findings = found_as(&server, rights, &["db:a", "db:{id}"]).await;
-        let expected: Vec<String> =
-            missing.iter().map(|right| format!("redis user `app` lacks `{right}`")).collect();
+        // All at once, with one hint.
+        let all: Vec<String> = missing.iter().map(|right| format!("`{right}`")).collect();
+        let told = format!("redis user `app` lacks {}", all.join(", "));
+        let expected = Vec::from_iter((!all.is_empty()).then_some(told));
         let messages: Vec<String> = findings.iter().map(plain).collect();
         assert_eq!(messages, expected, "{rights}");
         assert!(findings.iter().all(Finding::is_error));
@@ -131,7 +135,7 @@ async fn every_template_is_asked_about_with_no_more_rights_than_are_needed() {
             findings.iter().map(|finding| finding.at.as_ref().unwrap().key.clone()).collect();
         let expected: Vec<String> = denied.iter().map(|at| format!("rule.0.keys.{at}")).collect();
         assert_eq!(places, expected, "{granted}");
-        assert!(findings.iter().all(|one| one.code == "redis_key_permission" && one.is_error()));
+        assert!(findings.iter().all(|one| one.code == Code::RedisKeyPermission && one.is_error()));
         if let Some(hint) = findings.first().and_then(|finding| finding.hint.as_deref()) {
             run(&mut admin, hint.trim_matches('`')).await;
             let config = as_app(&server, vec![rule("t", &keys)]);
@@ -187,7 +191,7 @@ async fn a_server_that_does_not_tell_of_writes_is_found_where_that_is_asked_for(
         let findings = found(server, rights, &["k"], observe).await;
         assert_eq!(findings.len(), expected.len(), "{rights}: {findings:#?}");
         for (finding, expected) in findings.iter().zip(expected) {
-            assert_eq!((finding.severity, finding.code), (Severity::Warning, "redis_tracking"));
+            assert_eq!((finding.severity, finding.code), (Severity::Warning, Code::RedisTracking));
             assert!(plain(finding).starts_with(expected), "{finding}");
             assert!(finding.hint.is_some());
         }

@@ -79,6 +79,41 @@ async fn a_table_comes_and_goes_without_what_inherits_from_it() {
     bed.sql.run(WRITE).await;
 }
 
+/// An earlier version published what inherits from a table together with it. That is told, and
+/// undone once: whoever puts one in later does so by hand.
+#[tokio::test]
+async fn what_an_earlier_version_published_with_a_table_is_told_and_taken_out() {
+    for (rules, left) in
+        [(&["ok", "par"][..], "ok par"), (&["ok", "par", "grand"], "grand ok par"), (&["ok"], "ok")]
+    {
+        let bed = Bed::new(&[]).await;
+        bed.sql.run(TABLES).await;
+        bed.sql
+            .run(
+                "create publication walsweep for table par, ok;
+                 comment on publication walsweep is
+                   'walsweep setup made this, and walsweep teardown drops it
+                    {\"tables\":{\"walsweep\":[[\"public\",\"ok\"],[\"public\",\"par\"]]}}'",
+            )
+            .await;
+        assert_eq!(bed.sql.one::<String>(PUBLISHED).await, "grand heir ok par");
+        assert!(bed.sql.client().batch_execute(WRITE).await.is_err(), "it is harm");
+        let sidecar = Sidecar::new(settings(&bed, rules));
+        let check = text(&sidecar.command(&["check"]));
+        let (_, told) = check.split_once("warning[heir_published]").expect("it is told");
+        assert!(told.contains("from `public.par`"), "{check}");
+        assert!(told.contains("drop table only \"public\".\"heir\";"), "{check}");
+        let said = text(&sidecar.command(&["setup"]));
+        assert_eq!(bed.sql.one::<String>(PUBLISHED).await, left, "{said}");
+        bed.sql.run(WRITE).await;
+        bed.sql.run("alter publication walsweep add table only heir").await;
+        let said = text(&sidecar.command(&["setup"]));
+        assert!(bed.sql.one::<String>(PUBLISHED).await.contains("heir"), "by hand: {said}");
+        let is_told = text(&sidecar.command(&["check"])).contains("heir_published");
+        assert_eq!(is_told, rules.contains(&"par"), "nothing else of `par` is walsweep's");
+    }
+}
+
 /// A list that somebody made is widened for its table alone.
 #[tokio::test]
 async fn a_table_is_widened_without_what_inherits_from_it() {

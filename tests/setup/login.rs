@@ -97,8 +97,11 @@ async fn setup_as_a_superuser_makes_role_grants_publication_and_slot_at_once() {
     assert_eq!(bed.sql.one::<i64>(roles).await, 0);
     let output = sidecar.command(&["setup", "--as", &url]);
     assert!(output.status.success(), "{}", text(&output));
-    for said in [printed, text(&output)] {
-        assert!(!said.contains("s3cret"), "{said}");
+    assert!(text(&output).contains("-- It has the password of the configuration."), "{output:?}");
+    let script = text(&sidecar.command(&["setup", "--print", "--as", &url]));
+    assert!(printed.contains("-- A new role has no password: `\\password walsweep`"), "{printed}");
+    for said in [printed, text(&output), script] {
+        assert!(!said.contains("s3cret") && !said.contains("SCRAM"), "{said}");
     }
     let kept = "select rolpassword from pg_authid where rolname = 'walsweep'";
     assert!(bed.sql.one::<String>(kept).await.starts_with("SCRAM-SHA-256$"));
@@ -167,6 +170,86 @@ async fn setup_as_the_owner_does_all_but_the_slot_that_run_makes() {
     works(&bed, &mut sidecar).await;
     let owner = "select pg_get_userbyid(pubowner)::text from pg_publication";
     assert_eq!(bed.sql.one::<String>(owner).await, "shopkeeper");
+    let said = text(&sidecar.command(&["teardown", "--as", &url]));
+    for part in [
+        "dropped slot `",
+        "role `walsweep` stays, with what it was granted in this database: `revoke usage on schema \
+         shop from walsweep; revoke select on shop.club from walsweep; ",
+        "`drop role \"walsweep\"`",
+    ] {
+        assert!(said.contains(part), "{part}: {said}");
+    }
+    let (_, rights) = said.split_once("in this database: `").unwrap();
+    bed.sql.run(rights.split('`').next().unwrap()).await;
+    bed.sql.run("drop role walsweep").await;
+}
+
+/// A URL of another server, such as one of before a copy was made, does nothing there.
+#[tokio::test]
+async fn setup_and_teardown_as_a_login_of_another_server_change_nothing_there() {
+    let bed = Bed::new(&[]).await;
+    let there = Bed::new(&[]).await;
+    let made = "select (select count(*) from pg_publication) + (select count(*) from pg_roles
+                         where rolname = 'walsweep') + (select count(*) from pg_replication_slots)";
+    let postgres_url = bed.postgres.url().replace("//postgres@", "//walsweep@");
+    let sidecar = Sidecar::new(Settings { postgres_url, ..bed.settings() });
+    let as_other = there.postgres.url();
+    // With no login at home there is nothing to compare but the name, and that is said.
+    let printed = text(&sidecar.command(&["setup", "--print", "--as", &as_other]));
+    assert!(printed.contains("nothing but the name of the database was compared"), "{printed}");
+    bed.sql.run("create role walsweep login replication").await;
+    for command in [&["setup"][..], &["setup", "--print"], &["teardown"], &["teardown", "--print"]]
+    {
+        let output = sidecar.command(&[command, &["--as", &as_other]].concat());
+        let said = text(&output);
+        assert_eq!(output.status.code(), Some(1), "{command:?}: {said}");
+        assert!(said.contains("reaches another server"), "{command:?}: {said}");
+        assert_eq!(there.sql.one::<i64>(made).await, 0, "{command:?}: {said}");
+    }
+    // By another address it is still the same one.
+    let home = bed.postgres.url().replace("127.0.0.1", "localhost");
+    let output = sidecar.command(&["setup", "--as", &home]);
+    assert!(output.status.success(), "{}", text(&output));
+    assert!(!text(&output).contains("was compared"), "{}", text(&output));
+    assert_eq!(there.sql.one::<i64>(made).await, 0);
+}
+
+/// The first `setup` makes the role, so that nobody can log in before to compare the servers.
+#[tokio::test]
+async fn a_first_setup_as_a_login_of_another_server_ends_with_the_role() {
+    let bed = Bed::new(&[]).await;
+    let there = Bed::new(&[]).await;
+    let postgres_url = bed.postgres.url().replace("//postgres@", "//walsweep@");
+    let sidecar = Sidecar::new(Settings { postgres_url, ..bed.settings() });
+    let output = sidecar.command(&["setup", "--as", &there.postgres.url()]);
+    let said = text(&output);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    for part in ["nothing but the name of the database was compared", "another server", "role was"]
+    {
+        assert!(said.contains(part), "{part}: {said}");
+    }
+    let made = "select (select count(*) from pg_publication)
+                       + (select count(*) from pg_replication_slots)";
+    assert_eq!(there.sql.one::<i64>(made).await, 0, "{said}");
+}
+
+/// Lookups of a superuser run what belongs to others, and so `check` sends to a role of its own.
+#[tokio::test]
+async fn a_superuser_in_the_configuration_is_told_where_lookups_run_with_it() {
+    let bed = Bed::new(&[]).await;
+    bed.sql.run(TABLES).await;
+    bed.sql.run("create role walsweep login replication").await;
+    let mut plain = settings(&bed);
+    plain.postgres_url = bed.postgres.url();
+    let mut sidecar = Sidecar::new(plain);
+    let told = "warning[superuser]: role `postgres` of `postgres.url` is a superuser";
+    let check = text(&sidecar.command(&["check"]));
+    assert!(check.contains(told) && check.contains("`walsweep setup --as URL`"), "{check}");
+    sidecar.change(|new| *new = settings(&bed));
+    let check = text(&sidecar.command(&["check"]));
+    assert!(!check.contains("[superuser]"), "{check}");
+    let printed = text(&sidecar.command(&["setup", "--print", "--as", &bed.postgres.url()]));
+    assert!(!printed.contains("is a superuser"), "that is not the configuration's: {printed}");
 }
 
 /// Every right at once, not one after another as Postgres refuses them.

@@ -3,10 +3,12 @@
 mod heirs;
 mod locks;
 mod login;
+mod memory;
 mod old_rows;
 mod others;
 mod printed;
 mod refused;
+mod slot;
 mod teardown;
 mod truth;
 mod whose;
@@ -28,7 +30,7 @@ pub(crate) fn psql(bed: &Bed, role: &str, script: &str) {
 }
 
 /// The SQL of findings as they are printed, in their order; also behind `-- ` in a script.
-fn printed_sql(text: &str) -> String {
+pub(crate) fn printed_sql(text: &str) -> String {
     let mut sql = String::new();
     let mut is_sql = false;
     for line in text.lines() {

@@ -55,8 +55,8 @@ async fn a_refused_step_that_is_not_needed_leaves_all_others_done() {
         "-- Not done, and not needed to run: run `alter table \"public\".\"club\" replica identity",
         "must be owner of table club",
         "-- Without it: lookup `club` reads `name` of `public.club`",
-        "-- hint: role `shopkeeper` does not own table `public.club` of `registrar`: `walsweep \
-         setup --as URL` with the login of `registrar`, or a superuser's",
+        "-- hint: role `shopkeeper` does not own table `public.club` of `registrar`: `registrar` \
+         cannot log in, and no member of it; `walsweep setup --as URL` with a superuser's login",
         "-- created slot `walsweep`",
     ] {
         assert!(said.contains(part), "{part}: {said}");
@@ -105,7 +105,9 @@ async fn a_comment_that_only_the_owner_of_the_publication_may_write_does_not_kee
     assert_eq!(output.status.code(), Some(1), "{said}");
     let hint = "does not own publication `walsweep` of `postgres`, table `public.club` of \
                 `registrar`: `walsweep setup --as URL` with a superuser's login";
-    assert!(said.contains("must be owner of publication") && said.contains(hint), "{said}");
+    let told = "role `shopkeeper` may not change publication `walsweep` of `postgres`, change \
+                table `public.club` of `registrar`; nothing of it was done";
+    assert!(said.contains(told) && said.contains(hint), "{said}");
     assert!(!said.contains("setup --print"), "no circle: {said}");
 }
 
@@ -118,8 +120,51 @@ async fn a_publication_that_may_not_be_created_is_told_with_the_grant() {
     let sidecar = Sidecar::new(settings(&bed, rule("cart", &["cart:{id}"])));
     let owner = bed.postgres.url().replace("//postgres@", "//shopkeeper@");
     let said = text(&sidecar.command(&["setup", "--as", &owner]));
-    let hint = "`grant create on database \"postgres\" to \"shopkeeper\"` lets role `shopkeeper`";
-    assert!(said.contains("permission denied for database") && said.contains(hint), "{said}");
+    let hint = "`grant create on database \"postgres\" to \"shopkeeper\"` by the owner of the \
+                database lets role `shopkeeper`";
+    let told = "role `shopkeeper` may not create a publication in database `postgres`";
+    assert!(said.contains(told) && said.contains(hint), "{said}");
+}
+
+/// A hint names a login that can do it, and no grant that does not help.
+#[tokio::test]
+async fn a_hint_names_who_can_and_what_helps() {
+    let bed = Bed::new(&[]).await;
+    bed.sql.run(TABLES).await;
+    let as_role = |role: &str| bed.postgres.url().replace("//postgres@", &format!("//{role}@"));
+    let of_club = || settings(&bed, rule("club", &["club:{id}"]));
+    let mut sidecar = Sidecar::new(of_club());
+    let said = |sidecar: &Sidecar, role: &str| {
+        let output = sidecar.command(&["setup", "--as", &as_role(role)]);
+        assert_eq!(output.status.code(), Some(1), "{}", text(&output));
+        text(&output)
+    };
+    // Nobody may log in as the owner, and then a member may.
+    let all = said(&sidecar, "shopkeeper");
+    let nobody = "`registrar` cannot log in, and no member of it; `walsweep setup --as URL` with a \
+                  superuser's login, or that of a role that `grant \"registrar\" to …` makes a \
+                  member";
+    assert!(all.contains(nobody), "{all}");
+    bed.sql.run("create role clerk login; grant registrar to clerk").await;
+    let all = said(&sidecar, "shopkeeper");
+    let member = "with the login of a member of it, such as `clerk`, or a superuser's";
+    assert!(all.contains(member), "{all}");
+    // Without the grant it is refused again, with it done.
+    let all = said(&sidecar, "clerk");
+    assert!(all.contains("`grant create on database \"postgres\" to \"clerk\"`"), "{all}");
+    bed.sql.run("grant create on database postgres to registrar").await;
+    let output = sidecar.command(&["setup", "--as", &as_role("clerk")]);
+    assert!(output.status.success(), "{}", text(&output));
+    // To grant what a lookup reads takes the owner of that, and no right on the database.
+    bed.sql.run("drop publication walsweep; revoke select on club from shopkeeper, walsweep").await;
+    let lookup = LOOKUP.to_owned() + &rule("cart", &["cart:{club.name}"]);
+    sidecar.change(|new| new.rules = lookup);
+    let all = said(&sidecar, "shopkeeper");
+    let owner = "role `shopkeeper` does not own table `public.club` of `registrar`: `registrar` \
+                 cannot log in; `walsweep setup --as URL` with the login of a member of it, such \
+                 as `clerk`, or a superuser's";
+    assert!(all.contains("grant select on") && all.contains(owner), "{all}");
+    assert!(!all.contains("grant create"), "{all}");
 }
 
 /// A table that cannot be taken out of the publication keeps the identity that it needs there.

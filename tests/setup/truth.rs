@@ -42,6 +42,55 @@ async fn a_partition_without_identity_is_told_as_what_fails_in_the_application()
     bed.gone("event:2").await;
 }
 
+/// What holds rows whose changes are not in the log has no identity to be set, and the rest of the
+/// table, and of the configuration, is set up all the same.
+#[tokio::test]
+async fn partitions_that_the_log_does_not_have_are_told_as_that_and_stop_nothing_else() {
+    let bed = Bed::new(&[]).await;
+    bed.sql
+        .run(
+            "create foreign data wrapper nothing;
+             create server nowhere foreign data wrapper nothing;
+             create table event (id int not null, day int not null) partition by list (day);
+             create table event_1 partition of event for values in (1);
+             create unlogged table event_2 partition of event for values in (2);
+             create foreign table event_3 partition of event for values in (3) server nowhere;
+             insert into event values (1, 1), (2, 2)",
+        )
+        .await;
+    let rules = rule("event", &["event:{id}"]) + crate::support::ITEM_RULES;
+    let sidecar = Sidecar::new(Settings { rules, ..bed.settings() });
+    let told = [
+        "`public.event_2`, a partition of `public.event`, is an unlogged table: its changes are \
+         not in the log",
+        "`public.event_3`, a partition of `public.event`, is a foreign table: its changes are not \
+         in the log",
+    ];
+    let output = sidecar.command(&["setup"]);
+    let said = text(&output);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains("the others are set up"), "{said}");
+    let check = text(&sidecar.command(&["check"]));
+    for part in told {
+        assert!(said.contains(part) && check.contains(part), "{part}: {said}\n{check}");
+    }
+    assert!(
+        check.contains("error[table_kind]") && !check.contains("partition_identity"),
+        "{check}"
+    );
+    let identities = "select string_agg(relname || ' ' || relreplident::text, ', '
+                                        order by relname)
+                        from pg_class where relname like 'event%'";
+    let expected = "event f, event_1 f, event_2 d, event_3 n";
+    assert_eq!(bed.sql.one::<String>(identities).await, expected, "{said}");
+    let published =
+        "select count(*) from pg_publication_tables where tablename in ('item', 'event')";
+    assert_eq!(bed.sql.one::<i64>(published).await, 2, "{said}");
+    bed.sql.run("update event set id = id + 1 where day in (1, 2)").await;
+    let again = sidecar.command(&["setup"]);
+    assert!(text(&again).contains("nothing else is to do"), "{}", text(&again));
+}
+
 /// The name of a view as the refresh tells it, in a session that quotes every name.
 #[tokio::test]
 async fn a_refresh_in_a_session_that_quotes_all_identifiers_removes_its_keys() {
@@ -168,7 +217,8 @@ async fn a_table_that_is_suggested_is_not_offered_to_be_freed() {
     assert!(check.contains("drop table only \"public\".\"shop\""), "of another one it is: {check}");
 }
 
-/// Without a publication nothing is older than it: it is created first, and then the slot anew.
+/// Without a publication nothing is older than it: it is created, and the slot left, for nothing
+/// tells any more whose that is.
 #[tokio::test]
 async fn a_missing_publication_is_told_as_that_alone() {
     let bed = Bed::new(&[]).await;
@@ -180,10 +230,10 @@ async fn a_missing_publication_is_told_as_that_alone() {
     assert!(!check.contains("older than"), "{check}");
     assert_eq!(check.matches("error[").count(), 1, "{check}");
     let sql = super::printed_sql(&check);
-    let (before, after) = sql.split_once("create publication").expect("it is created");
-    assert!(!before.contains("pg_drop_replication_slot"), "{sql}");
-    assert!(after.contains("pg_drop_replication_slot"), "{sql}");
+    assert!(sql.contains("create publication") && !sql.contains("pg_drop_"), "{sql}");
+    assert!(check.contains("only if nobody else reads it, `select pg_catalog.pg_drop_"), "{check}");
     super::psql(&bed, "postgres", &sql);
+    bed.sql.run("select pg_drop_replication_slot('walsweep')").await;
     let output = sidecar.command(&["check"]);
     assert!(output.status.success(), "{}", text(&output));
 }

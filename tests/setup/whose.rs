@@ -134,6 +134,179 @@ async fn a_partition_that_another_rule_needs_keeps_its_identity() {
     assert!(said.contains("nothing to do"), "{said}");
 }
 
+/// I10: the other way round, a partition of a table whose rule went has a rule of its own now.
+#[tokio::test]
+async fn a_partition_that_gets_a_rule_of_its_own_keeps_its_identity_until_that_goes_too() {
+    let bed = Bed::new(&[]).await;
+    bed.sql.run(TABLES).await;
+    bed.sql
+        .run(
+            "create table ev (id int, k int, name text) partition by list (k);
+             create table ev1 partition of ev for values in (1);
+             create table ev2 partition of ev for values in (2);
+             insert into ev values (1, 1, 'a'), (2, 2, 'b')",
+        )
+        .await;
+    let identities = "select string_agg(relname || ' ' || relreplident::text, ', '
+                                        order by relname)
+                        from pg_class where relname like 'ev%'";
+    let mut sidecar = Sidecar::new(settings(&bed, &["shop", "ev"]));
+    sidecar.setup();
+    assert_eq!(bed.sql.one::<String>(identities).await, "ev f, ev1 f, ev2 f");
+    sidecar.change(|new| new.rules = settings(&bed, &["shop", "ev1"]).rules);
+    // Not for a moment, and not in what is printed.
+    let default = "\"public\".\"ev1\" replica identity default";
+    let check = text(&sidecar.command(&["check"]));
+    assert!(check.contains("of `public.ev1` stays: `public.ev1` is still in use"), "{check}");
+    let said = text(&sidecar.command(&["setup"]));
+    for text in [&check, &said] {
+        assert!(text.contains("drop table only") && !text.contains(default), "{text}");
+    }
+    assert_eq!(bed.sql.one::<String>(identities).await, "ev d, ev1 f, ev2 d", "{said}");
+    assert_eq!(bed.sql.one::<String>(PUBLISHED).await, "ev1 shop", "{said}");
+    bed.sql.run("update ev set name = 'd'; delete from ev where id = 1").await;
+    sidecar.change(|new| new.rules = settings(&bed, &["shop"]).rules);
+    sidecar.setup();
+    assert_eq!(bed.sql.one::<String>(PUBLISHED).await, "shop");
+    assert_eq!(bed.sql.one::<String>(identities).await, "ev d, ev1 d, ev2 d");
+    bed.sql.run("update ev set name = 'e'").await;
+}
+
+/// A relation of two tables that are taken out at once goes back after both, whoever runs the SQL.
+#[tokio::test]
+async fn an_identity_goes_back_after_all_that_is_taken_out() {
+    let bed = Bed::new(&[]).await;
+    bed.sql.run(TABLES).await;
+    bed.sql
+        .run(
+            "create table ev (id int, k int, name text) partition by list (k);
+             create table ev1 partition of ev for values in (1);
+             create table za partition of ev for values in (2);
+             insert into ev values (1, 1, 'a'), (2, 2, 'b');
+             create publication walsweep for table ev, ev1, za, shop
+               with (publish_via_partition_root = true)",
+        )
+        .await;
+    let memory = "comment on publication walsweep is 'walsweep setup made this, and walsweep \
+                  teardown drops it\n{\"tables\":{\"walsweep\":[[\"public\",\"ev\"],\
+                  [\"public\",\"ev1\"],[\"public\",\"za\"],[\"public\",\"shop\"]]},\"identities\":[\
+                  {\"table\":[\"public\",\"ev\"],\"relation\":[\"public\",\"ev1\"],\"was\":\"d\"},\
+                  {\"table\":[\"public\",\"za\"],\"relation\":[\"public\",\"za\"],\
+                  \"was\":\"d\"}]}'";
+    bed.sql.run(memory).await;
+    bed.sql
+        .run("alter table ev1 replica identity full; alter table za replica identity full")
+        .await;
+    let sidecar = Sidecar::new(settings(&bed, &["shop"]));
+    let check = text(&sidecar.command(&["check"]));
+    for sql in super::printed_sql(&check).split_inclusive(";\n") {
+        bed.sql.run(sql).await;
+        bed.sql.run("update ev set name = name || 'x'").await;
+    }
+    let identities = "select string_agg(relname || ' ' || relreplident::text, ', '
+                                        order by relname)
+                        from pg_class where relname in ('ev1', 'za')";
+    assert_eq!(bed.sql.one::<String>(identities).await, "ev1 d, za d", "{check}");
+    assert_eq!(bed.sql.one::<String>(PUBLISHED).await, "shop");
+}
+
+/// A table that is taken out may be published all the same, with its schema.
+#[tokio::test]
+async fn what_is_still_published_with_its_schema_keeps_its_identity() {
+    let bed = Bed::new(&[]).await;
+    if bed.version().await < 15 {
+        return;
+    }
+    bed.sql.run(TABLES).await;
+    bed.sql.run("create table bare (name text); insert into bare values ('a')").await;
+    let mut sidecar = Sidecar::new(settings(&bed, &["shop", "bare"]));
+    sidecar.setup();
+    bed.sql.run("alter publication walsweep add tables in schema public").await;
+    sidecar.change(|new| new.rules = settings(&bed, &["shop"]).rules);
+    let said = text(&sidecar.command(&["setup"]));
+    assert!(said.contains("drop table only \"public\".\"bare\""), "{said}");
+    bed.sql.run("update bare set name = 'b'; delete from bare").await;
+}
+
+/// Two walsweeps in one database with slots and publications of their own: what one changed and the
+/// other needs stays, and is not told as what may go back.
+#[tokio::test]
+async fn what_a_second_walsweep_needs_is_not_undone_by_the_first() {
+    let bed = Bed::new(&[]).await;
+    bed.sql.run(TABLES).await;
+    bed.sql
+        .run(
+            "create table ev (id int, k int, name text) partition by list (k);
+             create table ev1 partition of ev for values in (1);
+             create table ev2 partition of ev for values in (2);
+             insert into ev values (1, 1, 'a'), (2, 2, 'b')",
+        )
+        .await;
+    let mut first = Sidecar::new(settings(&bed, &["shop", "ev1"]));
+    let second = Settings { name: "second".to_owned(), ..settings(&bed, &["ev"]) };
+    let second = Sidecar::new(second);
+    first.setup();
+    second.setup();
+    let write = "update ev set name = name || 'x'";
+    bed.sql.run(write).await;
+    let told = text(&first.command(&["teardown", "--print"]));
+    assert!(!told.contains("\"ev1\" replica identity default"), "{told}");
+    assert!(told.contains("publication `second` has it, too"), "{told}");
+    first.change(|new| new.rules = settings(&bed, &["shop"]).rules);
+    first.setup();
+    bed.sql.run(write).await;
+    let said = text(&first.command(&["teardown"]));
+    assert!(said.contains("dropped publication `walsweep`"), "{said}");
+    bed.sql.run(write).await;
+    let said = text(&second.command(&["setup"]));
+    assert!(said.contains("nothing to do"), "{said}");
+}
+
+/// Slots whose long names begin alike had one trigger between them.
+#[tokio::test]
+async fn each_of_two_long_slots_has_a_trigger_of_its_own() {
+    let bed = Bed::new(&[]).await;
+    bed.sql.run("create materialized view v as select 1 as a").await;
+    let rules = "[[rule]]\nname = \"v\"\nmaterialized_view = \"public.v\"\nkeys = [\"v\"]\n";
+    let start = "s".repeat(55);
+    let of = |end: &str| {
+        let name = format!("{start}{end}");
+        Sidecar::new(Settings { name, rules: rules.to_owned(), ..bed.settings() })
+    };
+    let (first, second) = (of("one"), of("two"));
+    first.setup();
+    second.setup();
+    let count = "select count(*) from pg_event_trigger";
+    assert_eq!(bed.sql.one::<i64>(count).await, 2);
+    let said = text(&first.command(&["teardown"]));
+    assert!(said.contains("dropped event trigger"), "{said}");
+    assert_eq!(bed.sql.one::<i64>(count).await, 1, "{said}");
+    let fits = |what: &str| {
+        let output = second.command(&["check"]);
+        assert!(output.status.success(), "{what}: {}", text(&output));
+    };
+    fits("its own is left");
+    // One that an earlier version made is as good, and nobody's to drop alone.
+    let older = format!("{start}_refresh");
+    let own: String = bed.sql.one("select evtname::text from pg_event_trigger").await;
+    bed.sql
+        .run(&format!(
+            "alter event trigger {own} rename to {older}; alter function {own}() rename to {older}"
+        ))
+        .await;
+    fits("an older name");
+    let said = text(&second.command(&["teardown"]));
+    assert!(said.contains(&format!("left event trigger `{older}`")), "{said}");
+    assert_eq!(bed.sql.one::<i64>(count).await, 1, "{said}");
+    let (_, sql) = said.split_once("otherwise ").expect("its removal is told");
+    super::psql(&bed, "postgres", sql.split(" removes it").next().unwrap());
+    assert_eq!(bed.sql.one::<i64>(count).await, 0, "{said}");
+    second.setup();
+    bed.sql.run(&format!("alter event trigger {own} disable")).await;
+    let output = second.command(&["check"]);
+    assert_eq!(output.status.code(), Some(1), "{}", text(&output));
+}
+
 /// Two walsweeps with slots of their own and one publication.
 #[tokio::test]
 async fn what_another_walsweep_uses_is_left_to_it() {

@@ -7,7 +7,7 @@ use walsweep::lsn::Lsn;
 use walsweep::throwaway::{Signal, StopMode, signal};
 
 use super::{Pair, check, confirmed, resyncs};
-use crate::support::{Bed, PATIENCE, Sidecar, Sql, eventually};
+use crate::support::{Bed, PATIENCE, Proxy, Sidecar, Sql, eventually};
 
 /// The LSN of the watermark.
 async fn watermark(bed: &Bed) -> Lsn {
@@ -114,6 +114,74 @@ async fn a_clean_restart_of_the_primary_costs_no_sweep() {
     pair.settled().await;
     assert_eq!(resyncs(&sidecar).await, before, "nothing was swept");
     pair.bed.fresh().await;
+}
+
+/// The primary is lost, another standby takes its place, and the standby with the slot follows that
+/// one: the slot stays, and what readers cached of commits that are no more is swept.
+#[tokio::test]
+async fn a_standby_that_follows_another_primary_keeps_its_slot_and_everything_is_swept() {
+    let old;
+    let Some(mut pair) = Pair::start(&[]).await else { return };
+    let successor = pair.bed.postgres.standby("successor", &[]).await.unwrap();
+    let front = Proxy::to_port(pair.bed.postgres.port());
+    let mut settings = pair.settings();
+    settings.postgres_url = front.url(&settings.postgres_url, pair.bed.postgres.port());
+    let mut sidecar = Sidecar::set_up(settings).await;
+    pair.settled().await;
+    // Neither standby gets the last commit, which readers of the primary have cached.
+    let (follower, next) = (Sql::connect(&pair.standby).await, Sql::connect(&successor).await);
+    let position = pair.bed.position().await;
+    for standby in [&follower, &next] {
+        eventually(PATIENCE, "it has replayed", || async {
+            let replayed = "select pg_last_wal_replay_lsn()::text";
+            standby.one::<String>(replayed).await.parse::<Lsn>().unwrap() >= position
+        })
+        .await;
+    }
+    let source: String = follower.one("select current_setting('primary_conninfo')").await;
+    for standby in [&follower, &next] {
+        follow(standby, "").await;
+    }
+    pair.update(7).await;
+    pair.bed.cache_rows().await;
+    pair.bed.postgres.kill9().await.unwrap();
+    next.run("select pg_create_physical_replication_slot('standby')").await;
+    next.run("select pg_promote()").await;
+    let (from, to) = (pair.bed.postgres.port().to_string(), successor.port().to_string());
+    follow(&follower, &source.replace(&from, &to)).await;
+    old = std::mem::replace(&mut pair.bed.postgres, successor);
+    pair.bed.sql = next;
+    assert_eq!(pair.bed.stale().await, ["item:7"], "the commit is no more");
+    let kept = confirmed(&pair.standby).await;
+    assert!(kept.is_some());
+    front.retarget(([127, 0, 0, 1], pair.bed.postgres.port()).into());
+    front.reset();
+    let timeline = "walsweep_resyncs_total{reason=\"other_timeline\"}";
+    eventually(PATIENCE, "the other history is noticed", || async {
+        sidecar.metric(timeline).await > 0.0
+    })
+    .await;
+    sidecar.wait_ready().await;
+    pair.bed.fresh().await;
+    let created = "walsweep_resyncs_total{reason=\"slot_created\"}";
+    assert_eq!(sidecar.metric(created).await, 0.0, "the slot stays");
+    pair.works(8).await;
+    pair.settled().await;
+    assert!(confirmed(&pair.standby).await > kept);
+    drop(pair);
+    drop(old);
+}
+
+/// Lets a standby stream from there, or from nowhere.
+async fn follow(standby: &Sql, source: &str) {
+    let source = source.replace('\'', "\'\'");
+    standby.run(&format!("alter system set primary_conninfo = '{source}'")).await;
+    standby.run("select pg_reload_conf()").await;
+    let receives = "select exists (select from pg_stat_wal_receiver where status = 'streaming')";
+    eventually(PATIENCE, "it follows, or is cut off", || async {
+        standby.one::<bool>(receives).await != source.is_empty()
+    })
+    .await;
 }
 
 /// A slot that somebody dropped, or that the standby's successor never had, is created anew, and

@@ -96,8 +96,12 @@ pub(crate) struct Sidecar {
 impl Sidecar {
     /// Writes the configuration; nothing runs yet.
     pub(crate) fn new(settings: Settings) -> Sidecar {
+        Sidecar::new_at(settings, free_port().unwrap())
+    }
+
+    /// The same, with its pages at this port.
+    pub(crate) fn new_at(settings: Settings, http_port: u16) -> Sidecar {
         let folder = TempDir::new().unwrap();
-        let http_port = free_port().unwrap();
         let log = Arc::default();
         let sidecar = Sidecar { settings, folder, http_port, log, running: None };
         sidecar.write_config();

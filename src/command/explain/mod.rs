@@ -1,6 +1,7 @@
 //! Which keys a change of one row removes, by which rule, and what was widened and why: the answer
 //! of `walsweep explain`, from the same code that maps the stream.
 
+pub mod command;
 mod show;
 mod table;
 #[cfg(test)]
@@ -211,6 +212,9 @@ pub enum Outcome {
         patterns: Vec<(Pattern, Option<String>)>,
         /// Why templates were widened, and the columns that are not known, where that is why.
         widened: Vec<(WidenReason, Vec<String>)>,
+        /// Columns whose old value Postgres sends, and the question does not tell, so that
+        /// templates were widened here.
+        untold: Vec<String>,
         /// Templates that need rows, with the parameters of their lookups.
         lookups: Vec<String>,
     },
@@ -256,6 +260,8 @@ pub fn explain(
         None => (question.clone(), supposed(question)),
     };
     let unread = unread(rules, question);
+    // What is sent is as `--identity` says, if that is given.
+    let sender = table.filter(|_| question.identity.is_empty());
     let question = &asked;
     let change = change(rules, question, table)?;
     let mut explained = Vec::new();
@@ -270,7 +276,12 @@ pub fn explain(
             Operation::Refresh => None,
             _ => rules.skips(rule, &change),
         };
-        let outcome = outcome(rules, (rule, &name), question, skip, &keys);
+        let outcome = match skip {
+            Some(Skip::OtherOperation) => Outcome::OtherOperation,
+            Some(Skip::Unchanged) => Outcome::Unchanged,
+            Some(Skip::ConditionFalse) => Outcome::ConditionFalse,
+            None => keyed(rules, (rule, &name), (question, sender), &keys),
+        };
         explained.push(Explained { rule: name, at: place.clone(), outcome });
     }
     Ok(Explanation {
@@ -319,11 +330,11 @@ fn unread(rules: &Rules, question: &Question) -> Vec<(String, Option<String>)> {
     given.difference(&read).map(|column| ((*column).to_owned(), meant(column))).collect()
 }
 
-fn outcome(
+/// What becomes of a change that a rule looks at.
+fn keyed(
     rules: &Rules,
     (rule, name): (RuleId, &str),
-    question: &Question,
-    skip: Option<Skip>,
+    (question, sender): (&Question, Option<&Table>),
     keys: &KeySet,
 ) -> Outcome {
     let from = |pattern: &Pattern| match rules.templates_of(rule, pattern).as_slice() {
@@ -331,19 +342,26 @@ fn outcome(
         _ => None,
     };
     let exact = |key: &[u8]| (key.to_vec(), from(&Pattern::literal(key)));
-    match skip {
-        Some(Skip::OtherOperation) => Outcome::OtherOperation,
-        Some(Skip::Unchanged) => Outcome::Unchanged,
-        Some(Skip::ConditionFalse) => Outcome::ConditionFalse,
-        None => Outcome::Keys {
-            exact: keys.exact().map(|(_, key)| exact(key)).collect(),
-            patterns: keys.patterns().map(|(_, one)| (one.clone(), from(one))).collect(),
-            widened: keys
-                .widened()
-                .map(|(_, reason, _)| (reason, unknown(rules, name, question, reason)))
-                .collect(),
-            lookups: keys.waiting().map(|(text, rows)| waiting(rules, text, &rows)).collect(),
-        },
+    let mut untold = Vec::new();
+    let mut columns = |reason| {
+        let unknown = unknown(rules, name, question, reason);
+        if reason != WidenReason::ReplicaIdentity {
+            return Some((reason, unknown));
+        }
+        // What would be sent is unknown only here.
+        let is_sent = |column: &String| sender.is_some_and(|table| table.sends(column));
+        let (sent, unsent): (Vec<_>, Vec<_>) = unknown.into_iter().partition(is_sent);
+        let is_why = !unsent.is_empty() || sent.is_empty();
+        untold.extend(sent);
+        is_why.then_some((reason, unsent))
+    };
+    let widened = keys.widened().filter_map(|(_, reason, _)| columns(reason)).collect();
+    Outcome::Keys {
+        exact: keys.exact().map(|(_, key)| exact(key)).collect(),
+        patterns: keys.patterns().map(|(_, one)| (one.clone(), from(one))).collect(),
+        widened,
+        untold,
+        lookups: keys.waiting().map(|(text, rows)| waiting(rules, text, &rows)).collect(),
     }
 }
 

@@ -48,7 +48,7 @@ impl fmt::Display for Explanation {
 
 impl Explanation {
     fn outcome(&self, formatter: &mut fmt::Formatter<'_>, outcome: &Outcome) -> fmt::Result {
-        let (exact, patterns, widened, lookups) = match outcome {
+        let (exact, patterns, widened, untold, lookups) = match outcome {
             Outcome::OtherOperation => {
                 return writeln!(formatter, "  nothing  it does not look at {}", self.operation);
             }
@@ -58,8 +58,8 @@ impl Explanation {
             Outcome::ConditionFalse => {
                 return writeln!(formatter, "  nothing  its `when` is false");
             }
-            Outcome::Keys { exact, patterns, widened, lookups } => {
-                (exact, patterns, widened, lookups)
+            Outcome::Keys { exact, patterns, widened, untold, lookups } => {
+                (exact, patterns, widened, untold, lookups)
             }
         };
         if exact.is_empty() && patterns.is_empty() && lookups.is_empty() {
@@ -78,14 +78,23 @@ impl Explanation {
             writeln!(formatter, "  lookup   {lookup}")?;
         }
         for (reason, columns) in widened {
-            write!(formatter, "  widened  {}: {}", reason.as_str(), why(*reason))?;
-            match columns.as_slice() {
-                [] => writeln!(formatter)?,
-                [column] => writeln!(formatter, " (column `{column}`)")?,
-                columns => writeln!(formatter, " (columns `{}`)", columns.join("`, `"))?,
-            }
+            let why = why(*reason);
+            writeln!(formatter, "  widened  {}: {why}{}", reason.as_str(), named(columns))?;
+        }
+        if !untold.is_empty() {
+            let why = "an old value that Postgres sends is not told here; add it to `--old`";
+            writeln!(formatter, "  widened  in this answer alone: {why}{}", named(untold))?;
         }
         Ok(())
+    }
+}
+
+/// The columns that a sentence is about.
+fn named(columns: &[String]) -> String {
+    match columns {
+        [] => String::new(),
+        [column] => format!(" (column `{column}`)"),
+        columns => format!(" (columns `{}`)", columns.join("`, `")),
     }
 }
 

@@ -5,6 +5,7 @@
 use std::collections::BTreeSet;
 
 use serde_json::Value;
+use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, Error as SqlError};
 
 use super::{Error, Object, Operation, Question};
@@ -14,6 +15,9 @@ use crate::preflight::nearest;
 
 /// Types whose values are whole numbers: `int8`, `int2`, `int4`, `oid`.
 const WHOLE: [u32; 4] = [20, 21, 23, 26];
+
+/// `json` and `jsonb`.
+const JSON: [u32; 2] = [114, 3802];
 
 /// A table.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,7 +35,7 @@ pub struct TableColumn {
     pub name: String,
     /// The `pg_type.oid` of its type; of a domain that of the type that it is made of.
     pub type_id: u32,
-    /// That type as SQL writes it, with its modifier, if it is a built-in one.
+    /// That type as SQL writes it, with its modifier, if it is a built-in one or an enum.
     pub type_name: Option<String>,
 }
 
@@ -120,6 +124,14 @@ impl Table {
         self.columns.iter().find(|column| column.name == name)
     }
 
+    /// Whether a row that is changed or deleted is sent with the old value of this column.
+    pub(super) fn sends(&self, column: &str) -> bool {
+        match &self.identity {
+            Identity::Full => true,
+            Identity::Columns(keys) => keys.iter().any(|key| key == column),
+        }
+    }
+
     pub(super) fn fits(&self, question: &Question, is_view: bool) -> Result<(), Error> {
         let Question { table, operation, .. } = question;
         match (is_view, *operation == Operation::Refresh) {
@@ -144,9 +156,9 @@ impl Table {
         }
     }
 
-    /// A value as the type of its column writes it. What is of no built-in type is left as it is:
-    /// reading it may run somebody's function, with walsweep's rights. Inside the error: the type,
-    /// and what the server said.
+    /// A value as the type of its column writes it. What is neither of a built-in type nor of an
+    /// enum is left as it is: reading it may run somebody's function, with walsweep's rights.
+    /// Inside the error: the type, and what the server said.
     async fn typed(
         &self,
         column: &str,
@@ -164,11 +176,18 @@ impl Table {
             Value::Number(number) => written(number, column.type_id),
             Value::Null | Value::Array(_) | Value::Object(_) => return Ok(Ok(value.clone())),
         };
-        let cast =
-            render(include_str!("../../../sql/explain_value.sql"), &[("type", kind.as_str())]);
-        match sql.query_one(&cast, &[&text]).await {
+        let question = match JSON.contains(&column.type_id) {
+            true => include_str!("../../../sql/explain_json.sql"),
+            false => include_str!("../../../sql/explain_value.sql"),
+        };
+        let question = render(question, &[("type", kind.as_str())]);
+        match sql.query_one(&question, &[&text]).await {
             Ok(row) => Ok(Ok(Value::String(row.try_get(0)?))),
             Err(error) => match error.as_db_error() {
+                // An enum in a schema that the role may not use.
+                Some(refused) if *refused.code() == SqlState::INSUFFICIENT_PRIVILEGE => {
+                    Ok(Ok(value.clone()))
+                }
                 Some(refused) => Ok(Err((kind.clone(), refused.message().to_owned()))),
                 None => Err(error),
             },

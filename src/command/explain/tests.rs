@@ -181,6 +181,33 @@ fn of_the_old_row_there_is_what_the_replica_identity_sends() {
     assert!(untold.ends_with(note), "{untold}");
 }
 
+/// The full identity is set already: what is not known here is a matter of the question alone.
+#[test]
+fn an_old_value_that_is_sent_and_not_told_has_no_cure_at_the_table() {
+    let ask = |identity: &Identity, old: &str| {
+        let table = known(&[("match_id", 23), ("model", 25), ("scored", 16)], identity.clone());
+        let question = Question {
+            table: self::table("predictions"),
+            operation: Operation::Delete,
+            old: object(old),
+            new: None,
+            identity: Vec::new(),
+        };
+        explain(&mut rules(), &question, Some(&table)).unwrap().to_string()
+    };
+    let alone = "  widened  in this answer alone: an old value that Postgres sends is not told \
+                 here; add it to `--old` (column `model`)\n";
+    let said = ask(&Identity::Full, r#"{"match_id": 7}"#);
+    assert!(said.contains(alone) && said.contains("pattern  p:7:*"), "{said}");
+    assert!(!said.contains("set `replica identity full`"), "{said}");
+    // Of two columns one is sent.
+    let key = Identity::Columns(vec!["model".to_owned()]);
+    let said = ask(&key, r#"{"scored": "t"}"#);
+    assert!(said.contains(alone), "{said}");
+    let unsent = "`replica identity full`, or declare it `immutable` (column `match_id`)\n";
+    assert!(said.contains(unsent), "{said}");
+}
+
 #[test]
 fn a_table_is_not_refreshed() {
     let error = ask("refresh", "", "").unwrap_err();

@@ -54,7 +54,7 @@ fn frame(out: &mut Vec<u8>, payload: &[u8]) {
 }
 
 /// A transaction that says one thing.
-fn transaction(number: usize) -> (Vec<u8>, Lsn) {
+pub(super) fn transaction(number: usize) -> (Vec<u8>, Lsn) {
     let end = START.0 + 10 + 10 * number as u64;
     let lsn = (end - 5).to_be_bytes();
     let xid = u32::try_from(number + 700).unwrap().to_be_bytes();

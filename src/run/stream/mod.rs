@@ -7,6 +7,8 @@ mod full_tests;
 #[cfg(test)]
 mod idle_tests;
 mod noted;
+#[cfg(test)]
+mod rest_tests;
 mod swept;
 mod told;
 

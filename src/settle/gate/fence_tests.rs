@@ -14,6 +14,7 @@ use crate::gather::Transaction;
 use crate::keys::Rules;
 use crate::lsn::Lsn;
 use crate::settle::Visible;
+use crate::telemetry::health::tests::Log;
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::{Health, Phase};
 
@@ -145,6 +146,22 @@ async fn whom_it_waits_for_is_named_until_it_has_ended() {
         );
     })
     .await;
+}
+
+/// Nobody knows when the session ends whether the transaction has ended.
+#[tokio::test(start_paused = true)]
+async fn with_the_session_it_is_taken_back_and_not_told_as_resolved() {
+    let (log, _guard) = Log::start();
+    let health = local(async {
+        let mut session = session("40:60:40", Some(vec![process(40)])).await;
+        assert_eq!(session.next_within(LONG).await, None);
+        assert!(session.says().contains("transaction 40"), "{}", session.says());
+        session.health
+    })
+    .await;
+    assert_eq!(health.readiness().1, "ready\n");
+    let lines = log.lines().concat();
+    assert!(lines.contains("transaction 40") && !lines.contains("resolved"), "{lines}");
 }
 
 /// Doubt waits, and looks go on meanwhile (I3).

@@ -333,3 +333,32 @@ async fn what_is_widened_for_lack_of_room_is_counted() {
     })
     .await;
 }
+
+/// I6: a set costs what is in it, however many rules there are, so that nothing has to give way.
+#[tokio::test(start_paused = true)]
+async fn of_a_thousand_rules_sixty_commits_that_wait_keep_their_keys() {
+    local(async {
+        let mut rules = crate::settle::replay::tests::many_rules(1_000);
+        let metrics = Arc::new(Metrics::new(rules.names()));
+        let health = Arc::new(Health::new(Arc::clone(&metrics)));
+        let (inputs, gate_inputs) = channel(16);
+        let (outputs, mut visible) = channel::<Visible>(16);
+        let server = Server::new("20:20:");
+        let gate = Gate::new(server.clone(), health);
+        tokio::task::spawn_local(gate.run(gate_inputs, outputs));
+        for xid in 20..80_u32 {
+            let keys = crate::settle::replay::tests::keys(&mut rules, std::iter::once(xid.into()));
+            let transaction =
+                Transaction { xid, commit_lsn: Lsn(1), end_lsn: Lsn(xid.into()), commit_time: 0 };
+            let mapped = Mapped { transaction, received_at: Instant::now(), keys };
+            inputs.send(Input::Transaction(Box::new(mapped))).await.unwrap();
+        }
+        tokio::time::sleep(MOMENT).await;
+        server.shows("80:80:");
+        for number in 0..60 {
+            let keys = visible.recv().await.unwrap().into_parts().1;
+            assert_eq!((keys.exact_len(), keys.has_patterns()), (1, false), "{number}: {keys:?}");
+        }
+    })
+    .await;
+}

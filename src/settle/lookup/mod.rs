@@ -17,6 +17,7 @@ mod cache_tests;
 mod over_limit;
 mod query;
 mod refusal;
+mod room;
 mod rows;
 #[cfg(test)]
 mod tests;
@@ -94,7 +95,7 @@ impl Lookups {
         let (_told, metrics) = (Told(Arc::clone(&health)), health.metrics());
         let mut resting: Vec<Option<Rows>> =
             rows.on_sessions(SESSIONS_MAX).into_iter().map(Some).collect();
-        let mut waiting = Waiting::new(resting.len());
+        let mut waiting = Waiting::new(resting.len(), all.len());
         let (mut rounds, mut open) = (JoinSet::new(), true);
         while open || !waiting.is_empty() {
             let now = Instant::now();

@@ -18,25 +18,31 @@ use crate::lsn::Lsn;
 use crate::postgres::{Endpoint, History};
 use crate::settle::{Cause, Gated, Visible};
 use crate::telemetry::Health;
+use crate::telemetry::health::tests::Log;
 use crate::telemetry::metrics::Metrics;
 
 /// One rule, whose key needs a row by column `name`.
 fn rules() -> Rules {
+    rules_of(&[("r", "t", "k:{team.x}")], &["team"])
+}
+
+/// Rules by name, table and key, and lookups that are asked by column `name`.
+fn rules_of(rules: &[(&str, &str, &str)], lookups: &[&str]) -> Rules {
     let located = |value: &str| Located { value: value.to_owned(), at: Location::default() };
-    let rule = config::Rule {
-        name: "r".to_owned(),
+    let rule = |(name, table, key): &(&str, &str, &str)| config::Rule {
+        name: (*name).to_owned(),
         at: Location::default(),
-        table: TableName { schema: "public".to_owned(), name: "t".to_owned() },
+        table: TableName { schema: "public".to_owned(), name: (*table).to_owned() },
         table_at: Location::default(),
         operations: Operations::ALL,
         changed: Vec::new(),
         immutable: Vec::new(),
-        keys: vec![located("k:{team.x}")],
+        keys: vec![located(key)],
         source: Source::Table,
         when: None,
     };
-    let lookup = config::Lookup {
-        name: "team".to_owned(),
+    let lookup = |name: &&str| config::Lookup {
+        name: (*name).to_owned(),
         at: Location::default(),
         sql: located("by name"),
         params: vec![located("name")],
@@ -45,24 +51,34 @@ fn rules() -> Rules {
         limit: 1_000,
         missing: config::Missing::Widen,
     };
-    Rules::with_lookups(&[rule], &[lookup]).unwrap()
+    let rules: Vec<_> = rules.iter().map(rule).collect();
+    let lookups: Vec<_> = lookups.iter().map(lookup).collect();
+    Rules::with_lookups(&rules, &lookups).unwrap()
 }
 
 /// Keys that wait for this many rows, each by a name of a kilobyte.
 fn waiting(rules: &mut Rules, count: usize) -> Gated {
-    let column = Column { is_key: true, name: "name".to_owned(), type_id: 25, type_modifier: -1 };
-    let relation = Arc::new(Relation {
-        id: 1,
-        namespace: "public".to_owned(),
-        name: "t".to_owned(),
-        replica_identity: ReplicaIdentity::Default,
-        columns: vec![column],
-    });
+    waiting_for(rules, &["t"], count)
+}
+
+/// The same of rows of several tables.
+fn waiting_for(rules: &mut Rules, tables: &[&str], count: usize) -> Gated {
     let mut keys = rules.key_set();
-    for number in 0..count {
-        let name = format!("{number:01000}");
-        let new = Tuple::from_values(&[Value::Text(name.as_bytes())]);
-        rules.add(&Change { relation: Arc::clone(&relation), row: Row::Insert { new } }, &mut keys);
+    for table in tables {
+        let (name, type_id) = ("name".to_owned(), 25);
+        let relation = Arc::new(Relation {
+            id: 1,
+            namespace: "public".to_owned(),
+            name: (*table).to_owned(),
+            replica_identity: ReplicaIdentity::Default,
+            columns: vec![Column { is_key: true, name, type_id, type_modifier: -1 }],
+        });
+        for number in 0..count {
+            let name = format!("{number:01000}");
+            let new = Tuple::from_values(&[Value::Text(name.as_bytes())]);
+            let row = Row::Insert { new };
+            rules.add(&Change { relation: Arc::clone(&relation), row }, &mut keys);
+        }
     }
     Gated::for_tests(Cause::Resync { last: true }, keys)
 }
@@ -71,7 +87,7 @@ fn waiting(rules: &mut Rules, count: usize) -> Gated {
 #[test]
 fn what_waits_is_bounded_and_makes_room_again() {
     let (mut rules, metrics) = (rules(), Metrics::new(&["r".to_owned()]));
-    let mut held = Waiting::new(1);
+    let mut held = Waiting::new(1, 1);
     for _ in 0..3 {
         let count =
             (0..100).take_while(|_| held.take(waiting(&mut rules, 4_000), &metrics).is_none());
@@ -85,6 +101,32 @@ fn what_waits_is_bounded_and_makes_room_again() {
         assert_eq!(wanted.len(), 4_000, "each row once");
         let none = (Answers::default(), Answers::default());
         assert_eq!(held.end(0, &ids, none, &metrics).len(), count);
+    }
+}
+
+/// One that is behind a lock fills what it is given, and widens no key of another.
+#[test]
+fn a_lookup_that_does_not_answer_leaves_room_for_each_other() {
+    let names = ["city", "team", "user"];
+    let tables = [("c", "c", "c:{city.x}"), ("t", "t", "t:{team.x}"), ("u", "u", "u:{user.x}")];
+    let (mut rules, metrics) = (rules_of(&tables, &names), Metrics::new(&["c".to_owned()]));
+    for sessions in [3, 1] {
+        let mut held = Waiting::new(sessions, names.len());
+        // What waits for both is kept for the one that does not answer.
+        assert!(held.take(waiting_for(&mut rules, &["c", "t"], 100), &metrics).is_none());
+        if sessions == 3 {
+            let (ids, ..) = held.begin(1);
+            let none = (Answers::default(), Answers::default());
+            assert!(held.end(1, &ids, none, &metrics).is_empty());
+        }
+        let counts = ["c", "t", "u"].map(|table| {
+            let mut fill = || held.take(waiting_for(&mut rules, &[table], 100), &metrics).is_none();
+            (0..1_000).take_while(|_| fill()).count()
+        });
+        assert!((40..200).contains(&counts[0]), "{sessions}: {counts:?} sets of 0.1 MB and more");
+        assert!(counts[1..].iter().all(|count| (8..40).contains(count)), "{sessions}: {counts:?}");
+        // Who has answered is not charged for what waits for another.
+        assert_eq!(counts[1] == counts[2], sessions == 3, "{sessions}: {counts:?}");
     }
 }
 
@@ -163,11 +205,37 @@ async fn keys_that_come_in_the_midst_of_a_round_wait_no_longer_than_others() {
     );
 }
 
+/// Whether the lookup works again the next session finds out.
+#[tokio::test(start_paused = true)]
+async fn with_the_session_a_lookup_that_fails_is_taken_back_and_not_told_as_resolved() {
+    let (log, _guard) = Log::start();
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = silent.local_addr().unwrap().port();
+    let url = format!("postgres://u@127.0.0.1:{port}/d?sslmode=disable");
+    let mut rules = rules();
+    let health = Arc::new(Health::new(Arc::new(Metrics::new(&["r".to_owned()]))));
+    let server = History { system_id: "7".to_owned(), timeline: 1 };
+    let endpoint = Endpoint::parse(&url).unwrap();
+    let rows = Rows::new(endpoint, server, rules.lookups(), Arc::clone(&health));
+    let test = async {
+        let (inputs, received) = channel(64);
+        let (outputs, mut passed) = channel(64);
+        tokio::task::spawn_local(Lookups::new(rows, None).run(received, outputs));
+        inputs.send(waiting(&mut rules, 1)).await.unwrap();
+        assert!(passed.recv().await.is_some());
+        assert!(health.readiness().1.contains("lookup `team` fails"), "{:?}", health.readiness());
+    };
+    LocalSet::new().run_until(test).await;
+    assert!(!health.readiness().1.contains("lookup"), "{:?}", health.readiness());
+    let lines = log.lines().concat();
+    assert!(lines.contains("lookup `team` fails") && !lines.contains("resolved"), "{lines}");
+}
+
 /// What is read ahead of a transaction's commit is for nobody else, even if it never serves.
 #[test]
 fn nothing_is_noted_for_a_transaction_that_has_passed() {
     let (mut rules, metrics) = (rules(), Metrics::new(&["r".to_owned()]));
-    let mut held = Waiting::new(1);
+    let mut held = Waiting::new(1, 1);
     let of = |cause: Cause, rules: &mut Rules| {
         let keys = waiting(rules, 1).keys;
         Gated::for_tests(cause, keys)

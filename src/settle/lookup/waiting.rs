@@ -1,6 +1,6 @@
 //! Sets of keys that wait for rows: for which sessions, until when, within which memory.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::mem::take;
 
 use hashbrown::HashMap;
@@ -8,11 +8,14 @@ use tokio::time::Instant;
 
 use super::ahead::Ahead;
 use super::cache::Cache;
+use super::room::Room;
 use super::rows::ANSWER_TIMEOUT;
 use super::{Cause, Gated, Visible};
 use crate::keys::{Answers, KeySet, Wanted, WidenReason};
-use crate::settle::WAITING_BYTES_MAX;
 use crate::telemetry::metrics::Metrics;
+
+/// Lookups, by their places.
+pub(super) type Places = BTreeSet<usize>;
 
 /// What waits.
 #[derive(Debug)]
@@ -22,8 +25,8 @@ pub(super) struct Waiting {
     next: u64,
     /// By session: what has not been asked for there.
     unasked: Vec<Vec<u64>>,
-    /// Memory of the keys, and of rows that wait for others, in bytes.
-    bytes: usize,
+    /// Memory of the keys, and of rows that wait for others.
+    room: Room,
     /// Sets of transactions that are still being sent, by their 32-bit ids.
     early: HashMap<u32, Vec<u64>>,
     ahead: Ahead,
@@ -36,19 +39,21 @@ struct Held {
     until: Instant,
     /// A bit for each session that has not answered for it.
     sessions: u32,
+    /// The lookups that have not.
+    lookups: Places,
     /// What was found by those that have.
     found: Answers,
     bytes: usize,
 }
 
 impl Waiting {
-    /// Nothing, for so many sessions: lookups have them in turn.
-    pub(super) fn new(sessions: usize) -> Waiting {
+    /// Nothing, for so many lookups, and sessions that they have in turn.
+    pub(super) fn new(sessions: usize, lookups: usize) -> Waiting {
         Waiting {
             held: BTreeMap::new(),
             next: 0,
             unasked: vec![Vec::new(); sessions],
-            bytes: 0,
+            room: Room::new(lookups),
             early: HashMap::new(),
             ahead: Ahead::default(),
         }
@@ -60,15 +65,14 @@ impl Waiting {
 
     /// Keeps what needs rows; gives back what passes at once. Beyond the limit nothing waits.
     pub(super) fn take(&mut self, gated: Gated, metrics: &Metrics) -> Option<Visible> {
-        let mut sessions = 0;
-        for wanted in gated.keys.wanted() {
-            sessions |= 1_u32 << self.session(&wanted);
-        }
+        let wanted = gated.keys.wanted();
+        let lookups: Places = wanted.iter().map(|one| usize::from(one.lookup.0)).collect();
+        let sessions = lookups.iter().fold(0, |all, at| all | 1_u32 << self.session(*at));
         if sessions == 0 {
             return Some(self.resolved(gated, &Answers::default(), metrics));
         }
         let bytes = gated.keys.bytes();
-        if self.bytes + bytes > WAITING_BYTES_MAX {
+        if !self.room.has(bytes, &lookups) {
             self.forget(&gated);
             let none = (&Answers::default(), WidenReason::Limit);
             return Some(resolve(gated, none, metrics));
@@ -83,9 +87,9 @@ impl Waiting {
         if let Cause::Early(xid) = gated.cause {
             self.early.entry(xid).or_default().push(id);
         }
-        self.bytes += bytes;
+        self.room.take(bytes, &lookups);
         let (until, found) = (Instant::now() + ANSWER_TIMEOUT, Answers::default());
-        self.held.insert(id, Held { gated, until, sessions, found, bytes });
+        self.held.insert(id, Held { gated, until, sessions, lookups, found, bytes });
         None
     }
 
@@ -115,7 +119,8 @@ impl Waiting {
         let mut ids = take(&mut self.unasked[session]);
         ids.retain(|id| self.held.contains_key(id));
         let sets = ids.iter().filter_map(|id| self.held.get(id)).map(|held| &held.gated);
-        let (wanted, known) = self.ahead.split(sets, |wanted| self.session(wanted) == session);
+        let is_asked_for = |one: &Wanted| self.session(usize::from(one.lookup.0)) == session;
+        let (wanted, known) = self.ahead.split(sets, is_asked_for);
         (ids, wanted.into_iter().collect(), known)
     }
 
@@ -139,9 +144,14 @@ impl Waiting {
         let mut answers = known;
         answers.extend(read);
         let mut passed = Vec::new();
+        let sessions = self.unasked.len();
         for id in ids {
             let Some(held) = self.held.get_mut(id) else { continue };
             held.sessions &= !(1 << session);
+            let is_answered = |at: &usize| at % sessions == session;
+            let (answered, left) = take(&mut held.lookups).into_iter().partition(is_answered);
+            self.room.leave(held.bytes, &answered);
+            held.lookups = left;
             if held.sessions == 0 && held.found.is_empty() {
                 passed.extend(self.give_up(
                     *id,
@@ -150,12 +160,12 @@ impl Waiting {
                 ));
                 continue;
             }
-            let before = held.bytes;
-            held.keep(&answers);
-            self.bytes += held.bytes - before;
+            let more = held.keep(&answers);
+            let has_room = self.room.has(more, &held.lookups);
+            self.room.take(more, &held.lookups);
             if held.sessions == 0 {
                 passed.extend(self.give_up(*id, (None, WidenReason::LookupFailed), metrics));
-            } else if self.bytes > WAITING_BYTES_MAX {
+            } else if !has_room {
                 passed.extend(self.give_up(*id, (None, WidenReason::Limit), metrics));
             }
         }
@@ -211,7 +221,7 @@ impl Waiting {
 
     fn drop_held(&mut self, id: u64) -> Option<Held> {
         let held = self.held.remove(&id)?;
-        self.bytes -= held.bytes;
+        self.room.give_back(held.bytes, &held.lookups);
         if let Cause::Early(xid) = held.gated.cause
             && let Some(ids) = self.early.get_mut(&xid)
         {
@@ -223,20 +233,23 @@ impl Waiting {
         Some(held)
     }
 
-    fn session(&self, wanted: &Wanted) -> usize {
-        usize::from(wanted.lookup.0) % self.unasked.len()
+    /// The session of a lookup.
+    fn session(&self, lookup: usize) -> usize {
+        lookup % self.unasked.len()
     }
 }
 
 impl Held {
-    /// Keeps those of the answers that it waits for.
-    fn keep(&mut self, answers: &Answers) {
+    /// Keeps those of the answers that it waits for; gives the bytes that they take.
+    fn keep(&mut self, answers: &Answers) -> usize {
+        let before = self.bytes;
         for wanted in self.gated.keys.wanted() {
             if let Some(found) = answers.get(&wanted) {
                 self.bytes += wanted.bytes() + found.bytes();
                 self.found.insert(wanted, found.clone());
             }
         }
+        self.bytes - before
     }
 }
 

@@ -18,6 +18,7 @@ use crate::keys::{KeySet, Rules};
 use crate::lsn::Lsn;
 use crate::settle::{Cause, Hold, Replayed, Visible};
 use crate::telemetry::Health;
+use crate::telemetry::health::tests::Log;
 use crate::telemetry::metrics::{Metrics, PeerLabel, ReplicaLabel};
 
 type Failure = fn() -> StandbyError;
@@ -92,22 +93,34 @@ enum Passed {
     Early,
 }
 
-/// A rule with one exact key.
-pub(in crate::settle) fn rules() -> Rules {
-    let located = |text: &str| Located { value: text.to_owned(), at: Location::default() };
-    let rule = Rule {
-        name: "item".to_owned(),
+/// A rule of a table.
+fn rule(table: &str, keys: &[&str]) -> Rule {
+    let located = |text: &&str| Located { value: (*text).to_owned(), at: Location::default() };
+    Rule {
+        name: table.to_owned(),
         at: Location::default(),
-        table: TableName { schema: "public".to_owned(), name: "item".to_owned() },
+        table: TableName { schema: "public".to_owned(), name: table.to_owned() },
         table_at: Location::default(),
         operations: Operations::ALL,
         changed: Vec::new(),
         immutable: Vec::new(),
-        keys: vec![located("item:{id}")],
+        keys: keys.iter().map(located).collect(),
         source: crate::config::Source::Table,
         when: None,
-    };
-    Rules::compile(&[rule]).unwrap()
+    }
+}
+
+/// A rule with one exact key.
+pub(in crate::settle) fn rules() -> Rules {
+    Rules::compile(&[rule("item", &["item:{id}"])]).unwrap()
+}
+
+/// The same rule after so many others of eight keys each.
+pub(in crate::settle) fn many_rules(others: usize) -> Rules {
+    let keys = ["a:{id}", "b:{id}", "c:{id}", "d:{id}", "e:{id}", "f:{id}", "g:{id}", "h:{id}"];
+    let others = (0..others).map(|number| rule(&format!("other_{number}"), &keys));
+    let all: Vec<Rule> = others.chain([rule("item", &["item:{id}"])]).collect();
+    Rules::compile(&all).unwrap()
 }
 
 /// The keys of rows with these ids.
@@ -243,6 +256,24 @@ async fn what_goes_early_waits_for_no_standby() {
         assert_eq!(bench.next().await, None, "its keys come again with the commit");
     })
     .await;
+}
+
+/// Whether the standby is back the next session finds out.
+#[tokio::test(start_paused = true)]
+async fn with_the_session_a_standby_that_fails_is_taken_back_and_not_told_as_resolved() {
+    let (log, _guard) = Log::start();
+    let health = local(async {
+        let bench = Bench::new();
+        bench.one.fails.set(Some(|| StandbyError::Timeout));
+        sleep(Duration::from_secs(60)).await;
+        let told = bench.health.readiness().1;
+        assert!(told.contains("replica one:5432 cannot be counted on"), "{told}");
+        bench.health
+    })
+    .await;
+    assert!(!health.readiness().1.contains("replica"), "{:?}", health.readiness());
+    let lines = log.lines().concat();
+    assert!(lines.contains("one:5432") && !lines.contains("resolved"), "{lines}");
 }
 
 #[tokio::test(start_paused = true)]

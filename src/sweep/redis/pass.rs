@@ -57,6 +57,8 @@ pub struct Progress {
     pub scanned: u64,
     /// Keys that matched a pattern.
     pub matched: u64,
+    /// The same, by pattern; a key that several patterns match counts for the first.
+    pub matched_by: Vec<u64>,
     /// Keys removed, by pattern; a key that several patterns match counts for the first.
     pub removed: Vec<u64>,
     /// How long the latest call held Redis.
@@ -124,7 +126,9 @@ impl Pass {
         pace: &mut Pace,
         mut each_page: impl FnMut(&Progress),
     ) -> Result<Progress, Error> {
-        let mut progress = Progress { removed: vec![0; self.patterns.len()], ..Default::default() };
+        let none = vec![0; self.patterns.len()];
+        let mut progress =
+            Progress { removed: none.clone(), matched_by: none, ..Default::default() };
         let filter = self.server_filter();
         pace.begin(node).await?;
         let call = |cursor, count| ScanCall { cursor, count, pattern: filter.as_deref() };
@@ -176,6 +180,9 @@ impl Pass {
             tokio::task::yield_now().await;
         }
         progress.matched += found.len() as u64;
+        for (index, _) in &found {
+            progress.matched_by[*index] += 1;
+        }
         if self.dry_run {
             return Ok(());
         }

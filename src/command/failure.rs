@@ -1,0 +1,64 @@
+//! How a command ends: what it prints, and why it did not succeed.
+
+use std::fmt;
+use std::io::{Write, stdout};
+
+use tracing::Level;
+
+use crate::config::{Log, LogFormat};
+
+/// Why a command did not succeed.
+#[derive(Debug)]
+pub struct Failure {
+    /// The exit status: 1 halted, 78 the configuration is invalid (`EX_CONFIG` of sysexits.h).
+    pub status: u8,
+    message: String,
+    hint: Option<String>,
+    /// Whether the log or standard output has it already.
+    pub is_said: bool,
+}
+
+impl Failure {
+    /// A failure that a person has to look at.
+    #[must_use]
+    pub fn halted(message: String) -> Failure {
+        Failure { status: 1, message, hint: None, is_said: false }
+    }
+
+    pub(super) fn with_status(self, status: u8) -> Failure {
+        Failure { status, ..self }
+    }
+
+    pub(crate) fn with_hint(self, hint: Option<impl Into<String>>) -> Failure {
+        Failure { hint: hint.map(Into::into), ..self }
+    }
+
+    /// Says it as the log's last line, where machines read that and expect nothing else.
+    pub(super) fn in_log(self, log: &Log) -> Failure {
+        let is_said = log.format == LogFormat::Json && tracing::enabled!(Level::ERROR);
+        if is_said {
+            let (status, hint) = (self.status, self.hint.as_deref());
+            tracing::error!(status, hint, "{}", self.message);
+        }
+        Failure { is_said, ..self }
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(&self.message)?;
+        self.hint.iter().try_for_each(|hint| write!(formatter, "\n  hint: {hint}"))
+    }
+}
+
+/// Any error as a failure of status 1.
+pub(crate) fn halted(error: impl fmt::Display) -> Failure {
+    Failure::halted(error.to_string())
+}
+
+/// Standard output; a reader that went away is an error like any other.
+pub(crate) fn print(text: &str) -> Result<(), Failure> {
+    let mut out = stdout();
+    let written = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+    written.map_err(|error| Failure::halted(format!("write standard output: {error}")))
+}

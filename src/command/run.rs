@@ -1,0 +1,64 @@
+//! `walsweep run`.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use super::failure::{Failure, halted};
+use super::load::configuration;
+use crate::config::Config;
+use crate::keys::Rules;
+use crate::preflight;
+use crate::run::pipeline::Program;
+use crate::run::shutdown::Shutdown;
+use crate::telemetry::metrics::Metrics;
+use crate::telemetry::{Health, http, logging};
+
+/// `walsweep run`.
+///
+/// # Errors
+///
+/// 78 for the configuration, 1 for what a person has to look at.
+pub async fn run(path: &Path, is_strict: bool) -> Result<(), Failure> {
+    let (config, rules) = configuration(path)?;
+    logging::start(&config.log).map_err(halted)?;
+    let file = path.display().to_string().into();
+    let outcome = stream(&config, rules, is_strict, file).await;
+    outcome.map_err(|failure| failure.in_log(&config.log))
+}
+
+async fn stream(
+    config: &Config,
+    mut rules: Rules,
+    is_strict: bool,
+    file: Arc<str>,
+) -> Result<(), Failure> {
+    let metrics = Arc::new(Metrics::new(rules.names()));
+    let health = Arc::new(Health::new(Arc::clone(&metrics)));
+    let mut shutdown = Shutdown::by_signal("stopping").map_err(halted)?;
+    let version = env!("CARGO_PKG_VERSION");
+    tracing::info!(version, rules = rules.names().len(), "walsweep starts");
+    for finding in preflight::files(config).findings() {
+        tracing::warn!(hint = finding.hint, "{}", finding.message);
+    }
+    if let Some(address) = config.http.listen {
+        let listener = http::listen(address).await.map_err(|error| {
+            Failure::halted(format!("listen on `{address}`: {error}"))
+                .with_hint(Some("choose another `http.listen`, or \"\" for none"))
+        })?;
+        tracing::info!(%address, "serving /metrics /healthz /readyz");
+        tokio::spawn(http::serve(listener, Arc::clone(&health)));
+    }
+    let mut program = Program {
+        config,
+        rules: &mut rules,
+        health: &health,
+        metrics: &metrics,
+        shutdown: &mut shutdown,
+        is_strict,
+    };
+    let outcome = program.run().await;
+    outcome.map_err(|error| {
+        let error = error.in_file(&file);
+        halted(&error).with_hint(error.hint())
+    })
+}

@@ -1,0 +1,78 @@
+//! `walsweep setup`.
+
+use std::path::Path;
+
+use super::NAME;
+use super::failure::{Failure, halted, print};
+use super::load::configuration;
+use super::login::{STOPPING, endpoint, refused, same_server};
+use crate::postgres::connect_sql;
+use crate::run::shutdown::Shutdown;
+use crate::setup::{self, Hands};
+use crate::telemetry::logging;
+
+/// `walsweep setup`; with `login` a URL of an owner or a superuser to do it as.
+///
+/// # Errors
+///
+/// 78 for the configuration; 1 when a statement fails.
+pub async fn setup(path: &Path, print_only: bool, login: Option<&str>) -> Result<(), Failure> {
+    let (config, mut rules) = configuration(path)?;
+    let endpoint = endpoint(&config, login)?;
+    let sql = match connect_sql(&endpoint, NAME).await {
+        Ok(sql) => sql,
+        Err(error) if print_only && login.is_none() => {
+            return print(&setup::script_without_login(&config, &error.to_string()));
+        }
+        Err(error) => {
+            let hint = "`walsweep setup --print` shows the SQL for the role, also without a login; \
+                        `walsweep setup --as URL` creates it";
+            let hint = refused(&error, login).or(login.is_none().then_some(hint));
+            return Err(halted(&error).with_hint(hint));
+        }
+    };
+    // What is waited for is told while it is.
+    logging::start(&config.log).map_err(halted)?;
+    let stop = Shutdown::by_signal(STOPPING).map_err(halted)?;
+    let (config, endpoint) = (config.only(sql.address()), endpoint.only(sql.address()));
+    let is_compared = login.is_none() || same_server(&config, &sql, false).await?;
+    let hands = Hands { client: &sql, endpoint: &endpoint, stop };
+    let fail = |error: setup::Error| halted(&error).with_hint(error.hint());
+    let roles = if login.is_some() {
+        setup::role_missing(&config, &hands, print_only).await.map_err(fail)?
+    } else {
+        Vec::new()
+    };
+    if print_only {
+        let roles = roles.into_iter().map(|role| role.statement).collect();
+        let script = setup::script(&config, &mut rules, &hands, roles).await.map_err(fail)?;
+        return print(&script);
+    }
+    let mut told = false;
+    let mut tell = |statement: &setup::Statement| {
+        told = true;
+        print(&statement.to_string())
+    };
+    for role in &roles {
+        role.run(&config, &hands).await.map_err(fail)?;
+        tell(&role.statement)?;
+    }
+    if !is_compared && !roles.is_empty() {
+        // Now the role is there, and perhaps may log in.
+        same_server(&config, &sql, true).await?;
+    }
+    let done = setup::setup(&config, &mut rules, &hands).await.map_err(fail)?;
+    done.statements.iter().try_for_each(&mut tell)?;
+    done.refused.iter().try_for_each(|refused| print(&format!("{refused}\n")))?;
+    done.forgotten().iter().try_for_each(|text| print(text))?;
+    if !done.left.is_empty() {
+        let others = if told { "the others are set up" } else { "nothing else is to do" };
+        let message = format!(
+            "set up the database: {others}; no SQL cures this of some rules, which `walsweep run` \
+             suspends:{}",
+            setup::list(&done.left)
+        );
+        return Err(Failure::halted(message));
+    }
+    if told || !done.refused.is_empty() { Ok(()) } else { print("nothing to do\n") }
+}

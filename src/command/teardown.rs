@@ -1,0 +1,51 @@
+//! `walsweep teardown`.
+
+use std::path::Path;
+
+use super::NAME;
+use super::failure::{Failure, halted, print};
+use super::load::configuration;
+use super::login::{STOPPING, endpoint, refused, same_server};
+use crate::postgres::connect_sql;
+use crate::run::shutdown::Shutdown;
+use crate::setup::{self, Hands};
+use crate::sweep::{Standalone, key_name};
+use crate::telemetry::logging;
+
+/// `walsweep teardown`.
+///
+/// # Errors
+///
+/// 78 for the configuration; 1 when a statement fails.
+pub async fn teardown(path: &Path, print_only: bool, login: Option<&str>) -> Result<(), Failure> {
+    let (config, _rules) = configuration(path)?;
+    let endpoint = endpoint(&config, login)?;
+    let sql = connect_sql(&endpoint, NAME).await;
+    let sql = sql.map_err(|error| halted(&error).with_hint(refused(&error, login)))?;
+    logging::start(&config.log).map_err(halted)?;
+    let stop = Shutdown::by_signal(STOPPING).map_err(halted)?;
+    let (config, endpoint) = (config.only(sql.address()), endpoint.only(sql.address()));
+    if login.is_some() && !same_server(&config, &sql, false).await? {
+        let message = "nothing dropped: `--as` may reach another server than `postgres.url`";
+        let hint = "mend the login of `postgres.url`, or let it name the server in the same words";
+        return Err(Failure::halted(message.to_owned()).with_hint(Some(hint)));
+    }
+    let hands = Hands { client: &sql, endpoint: &endpoint, stop };
+    let fail = |error: setup::Error| halted(&error).with_hint(error.hint());
+    if print_only {
+        return print(&setup::teardown_script(&config, &hands).await.map_err(fail)?);
+    }
+    let done = setup::teardown(&config, &hands).await.map_err(fail)?;
+    done.lines.iter().try_for_each(|line| print(&format!("{line}\n")))?;
+    let key = key_name(&config.postgres.slot);
+    if done.leaves_slot {
+        let what = "left in redis, for whoever reads the slot: once it is dropped";
+        return print(&format!("`{key}` is {what}, `unlink {key} {key}:removals`\n"));
+    }
+    let line = match Standalone::new(&config.redis, key.clone()).forget().await {
+        Ok(0) => format!("there is no `{key}` in redis"),
+        Ok(_) => format!("removed `{key}` and what belongs to it from redis"),
+        Err(error) => format!("`{key}` may still be in redis, which was not asked: {error}"),
+    };
+    print(&format!("{line}\n"))
+}

@@ -1,0 +1,100 @@
+//! What `teardown` leaves: replica identities and roles, with what would take each back.
+
+use std::collections::BTreeSet;
+use std::fmt;
+
+use super::{Error, Hands, Mark};
+use crate::config::Config;
+use crate::preflight::{self, Identity, Step, printed};
+
+/// More rights of a role than so many are not listed.
+const RIGHTS_MAX: usize = 20;
+
+/// The full replica identity of a relation, which `setup` set.
+pub(super) struct Kept {
+    identity: Identity,
+    /// What gives back the one from before, or why it had better stay.
+    back: Result<Step, String>,
+}
+
+impl Kept {
+    /// A line for all that can go back, and one about each that cannot.
+    pub(super) fn told(all: &[Kept]) -> Vec<String> {
+        if all.is_empty() {
+            return vec![
+                "replica identities stay as they are: none is known to be of setup".into(),
+            ];
+        }
+        let steps: Vec<Step> =
+            all.iter().filter_map(|one| one.back.as_ref().ok()).cloned().collect();
+        let go_back = format!(
+            "replica identities stay as they are; those that setup changed go back with: {};",
+            printed(&steps).replace('\n', " ")
+        );
+        let stays = all.iter().filter_map(|one| {
+            let why = one.back.as_ref().err()?;
+            Some(format!("`{}` keeps its full replica identity: {why}", one.identity.relation))
+        });
+        (!steps.is_empty()).then_some(go_back).into_iter().chain(stays).collect()
+    }
+}
+
+/// The identities that are as `setup` left them.
+pub(super) async fn kept(
+    config: &Config,
+    publication: &Mark,
+    hands: &Hands<'_>,
+) -> Result<Vec<Kept>, Error> {
+    let Mark::Ours(memory) = publication else { return Ok(Vec::new()) };
+    let all = preflight::after_teardown(config, memory, hands.client).await?;
+    Ok(all.into_iter().map(|(identity, back)| Kept { identity, back }).collect())
+}
+
+/// A role that stays, with its rights.
+pub(super) struct Stays {
+    role: String,
+    /// Why it is not walsweep's alone.
+    is_used: Option<&'static str>,
+    /// What takes back what it was granted, be it by `setup` or by somebody else.
+    rights: Vec<String>,
+}
+
+/// The roles of the configuration that are there.
+pub(super) async fn roles(config: &Config, hands: &Hands<'_>) -> Result<Vec<Stays>, Error> {
+    let postgres = &config.postgres;
+    let users = BTreeSet::from([&postgres.endpoint.user, &postgres.replication_endpoint.user]);
+    let question = include_str!("../../sql/setup/role_rights.sql");
+    let mut roles = Vec::new();
+    for role in users {
+        let Some(row) = hands.client.query_opt(question, &[role]).await? else { continue };
+        let is_used = match (row.try_get(0)?, row.try_get(1)?) {
+            (true, _) => Some("it is a superuser"),
+            (false, true) => Some("it owns something"),
+            (false, false) => None,
+        };
+        roles.push(Stays { role: role.clone(), is_used, rights: row.try_get(2)? });
+    }
+    Ok(roles)
+}
+
+impl fmt::Display for Stays {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Stays { role, is_used, rights } = self;
+        write!(formatter, "role `{role}` stays")?;
+        if !rights.is_empty() {
+            let shown = rights.iter().take(RIGHTS_MAX).map(String::as_str).collect::<Vec<_>>();
+            let more = if rights.len() > RIGHTS_MAX { " and more" } else { "" };
+            let shown = shown.join("; ");
+            write!(formatter, ", with what it was granted in this database: `{shown}`{more}")?;
+        }
+        match is_used {
+            Some(why) => write!(formatter, "; it is not walsweep's alone: {why}"),
+            None => write!(
+                formatter,
+                "; if it is for walsweep alone, and has no rights in other databases, `drop role \
+                 {}`",
+                preflight::escaped(role)
+            ),
+        }
+    }
+}
