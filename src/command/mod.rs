@@ -1,7 +1,7 @@
 //! The commands: from arguments to an exit status, each in a file of its name.
 //!
-//! [`cli`] is the grammar of the arguments, [`load`] reads the configuration with all its problems at
-//! once, [`failure`] is how each of them ends. `setup` and `teardown` share a `login`; what
+//! [`cli`] is the grammar of the arguments, [`load`] reads the configuration with all its problems
+//! at once, [`failure`] is how each of them ends. `setup` and `teardown` share a `login`; what
 //! [`check`](mod@check) finds ends in a `verdict` and a [`forecast`](mod@forecast).
 
 pub mod check;

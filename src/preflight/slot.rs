@@ -88,8 +88,8 @@ fn unclaimed(context: &Context<'_>) -> Option<Finding> {
 
 /// Makes an error of a slot that is probably another program's, so that `run` does not begin with
 /// it: `setup` was at work for the publication and does not claim it, and no walsweep with this
-/// Redis has read it, which would have left its watermark. Gives whether that is known: a Redis that
-/// gives no answer proves nothing.
+/// Redis has read it, which would have left its watermark. Gives whether that is known: a Redis
+/// that gives no answer proves nothing.
 pub async fn hold_against_redis(
     config: &Config,
     client: &Client,

@@ -76,8 +76,8 @@ fn copy(from: &Path, to: &Path, owner: Option<(u32, u32)>) -> io::Result<()> {
 }
 
 /// Gives a copied data folder a system identifier of its own, as each `initdb` does: the first
-/// field of the control file (`src/include/catalog/pg_control.h`). The checksum of the file is wrong
-/// afterwards, until `pg_resetwal --force` has written it, and the log, anew.
+/// field of the control file (`src/include/catalog/pg_control.h`). The checksum of the file is
+/// wrong afterwards, until `pg_resetwal --force` has written it, and the log, anew.
 pub(super) fn rename(data_dir: &Path) -> Result<(), Error> {
     let control = fs::File::options().write(true).open(data_dir.join("global/pg_control"));
     // SQL shows it as a signed number.

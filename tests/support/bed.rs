@@ -102,8 +102,8 @@ impl Bed {
         self.cache.clone().get("walsweep:walsweep").await.unwrap()
     }
 
-    /// Waits until the watermark is written: after a start with nothing to do that is a little later
-    /// than readiness, and than all is confirmed.
+    /// Waits until the watermark is written: after a start with nothing to do that is a little
+    /// later than readiness, and than all is confirmed.
     pub(crate) async fn marked(&self) {
         let written = || async { self.watermark().await.is_some() };
         super::eventually(super::PATIENCE, "the watermark is written", written).await;
