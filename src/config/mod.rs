@@ -339,3 +339,19 @@ impl fmt::Display for Problem {
         hint.iter().try_for_each(|hint| write!(formatter, "\n  hint: {hint}"))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::TableName;
+
+    /// Such as one out of a comment that somebody else may write.
+    #[test]
+    fn a_table_is_shown_on_one_line_and_moves_no_cursor() {
+        let table = |schema: &str, name: &str| {
+            TableName { schema: schema.to_owned(), name: name.to_owned() }.to_string()
+        };
+        assert_eq!(table("public", "Straße \"x\""), "public.Straße \"x\"");
+        let forged = table("x\r", "y\nerror[role]: z\u{1b}[1A");
+        assert_eq!(forged, "x\\r.y\\nerror[role]: z\\u{1b}[1A");
+    }
+}
