@@ -12,14 +12,22 @@
 //! gate: wait until visible      -> Gated              settle::gate        I/O
 //! lookup: read rows of keys     -> Visible            settle::lookup      I/O
 //! replay: once more, when standbys have replayed      settle::replay      I/O
-//! sweeper: remove, remove again -> Swept              sweep       I/O
-//! ledger.advance(swept), safe() -> Lsn                ledger      pure   (opened by each COMMIT)
-//! watermark: written to Redis, then told back         sweep::proof
+//! targets: each removes, and again -> Swept           sweep       I/O    (a task each)
+//! ledger.advance(target, swept) -> Lsn                ledger      pure   (opened by each COMMIT)
+//! watermark: written to a target, then told back      sweep::proof
+//! ledger.confirmable()          -> Lsn                ledger      pure   (the least of all)
 //! Slot::confirm(lsn)                                  capture again: the loop closes
 //! ```
 //!
-//! So a commit makes two trips back to the stream: *swept* lets the ledger advance, up to which the
-//! watermark may be written; *covered*, by the watermark, lets the slot be confirmed.
+//! So a commit makes two trips back to the stream: *swept* lets the target's side of the ledger
+//! advance, up to which its watermark may be written; *covered*, by the watermarks of all targets,
+//! lets the slot be confirmed.
+//!
+//! Today a configuration names one target, which takes what is visible as it comes. The code knows
+//! several: before them stands a [`sweep::FanOut`], and each has a proof, a queue, second removals
+//! and tries of its own. One that is slow or away delays its own keys and what is confirmed, never
+//! what another removes: what it has no room for becomes one set that is widened at a limit, and is
+//! in flight there no longer. One that is new, or lost something, is swept alone.
 //!
 //! A stage takes what the stage before it gives and looks left only: it may import the output of
 //! earlier stages, never a later stage and never [`run::pipeline`]. Every other room of the tree
@@ -41,6 +49,7 @@
 //!   primary or a standby of it. **replica**: a standby that readers read from. **stand-in**: a
 //!   second walsweep that waits for the slot.
 //! - **removal**: the first one of a key; **second removal**: the one after the refill window.
+//! - **target**: one Redis deployment that keys are removed from. **node**: a Redis primary of it.
 //! - **pass**: one turn of SCAN over a Redis. **sweep**: passes for patterns, without a commit that
 //!   asks for them; **resync**: a sweep of everything that rules can produce.
 //! - **watermark**: the value in Redis. **ledger**: what may be confirmed to Postgres. **proof**:

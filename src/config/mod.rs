@@ -8,6 +8,7 @@ mod redis_url;
 mod script;
 mod slot_on;
 mod source;
+mod target;
 mod unclosed;
 
 use std::fmt::{self, Write};
@@ -27,6 +28,7 @@ pub use script::Script;
 pub use slot_on::SlotOn;
 pub(crate) use source::OWN_PREFIX;
 pub use source::Source;
+pub use target::TargetId;
 
 /// The whole configuration.
 #[derive(Clone, Debug)]

@@ -17,7 +17,7 @@ use tokio::time::sleep;
 
 use super::Finding;
 use super::redis::{Judged, Needs};
-use crate::config::Config;
+use crate::config::{Config, TargetId};
 use crate::telemetry::{Health, Topic};
 
 /// While something is told, the server is asked this often whether it is cured.
@@ -73,7 +73,7 @@ impl Fitness {
             self.tell(&mut told, Topic::RedisChecks, &texts.join("; "), first.hint.as_deref());
         }
         for (rule, finding) in &forbidden {
-            let topic = Topic::Refused(rule.as_str().into());
+            let topic = Topic::Refused(TargetId::FIRST, rule.as_str().into());
             let text = format!("rule `{rule}`: {}", finding.message);
             self.tell(&mut told, topic, &text, finding.hint.as_deref());
         }

@@ -3,7 +3,9 @@
 //! - [`pipeline`]: the order of the stages, and what follows a session that ended;
 //! - `attempts`: when the next one is tried, and whether sessions get anywhere;
 //! - [`session`]: how one begins;
-//! - [`stream`]: the loop from the slot to the gate, and from the sweeper back to the slot;
+//! - [`stream`]: the loop from the slot to the gate, and from the targets back to the slot;
+//! - `targets`: a task for each, which the simulation joins in the same way;
+//! - `vouched`: what stands between both where the slot is on a standby;
 //! - [`error`]: why one ends, whether the next is tried, and what a person can do;
 //! - [`shutdown`]: the wish to stop.
 
@@ -13,4 +15,6 @@ pub mod pipeline;
 pub mod session;
 pub mod shutdown;
 pub mod stream;
+mod targets;
 mod task;
+mod vouched;

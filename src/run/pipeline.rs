@@ -1,9 +1,9 @@
 //! The one file that knows the order of the stages.
 //!
-//! A session is one replication connection with its gate, its sweeper and its ledger. Whatever goes
+//! A session is one replication connection with its gate, its targets and its ledger. Whatever goes
 //! wrong with Postgres ends the session and the next one begins where the slot was confirmed:
 //! Postgres sends again what was not, so nothing else has to be remembered. Redis may come and go
-//! within a session; the sweeper sees to that, and keepalives are answered meanwhile.
+//! within a session; its sweeper sees to that, and keepalives are answered meanwhile.
 
 use std::cell::Cell;
 use std::mem::replace;
@@ -28,7 +28,9 @@ use crate::run::error::{Error, Verdict};
 use crate::run::session::{Session, Timing, gate_is_dead, step};
 use crate::run::shutdown::Shutdown;
 use crate::run::stream::{CHANNEL_LENGTH, Ends, GateEnds, Stream};
+use crate::run::targets::{first_ended, sweep};
 use crate::run::task::{Task, spawn, until_either_ends};
+use crate::run::vouched::{Vouching, vouch};
 use crate::settle::{
     self, Cache, Gate, Lookups, Probe, Relations, Replicas, Rows, SqlProbe, SqlStandby, Standby,
     Visible,
@@ -37,7 +39,7 @@ use crate::source::between::Between;
 use crate::source::slot_server::Witness;
 use crate::source::{self, slot_health::Keeper};
 use crate::sweep::redis::connect;
-use crate::sweep::{Broken, Doubt, Node, Settings, Standalone, Sweeper, key_name};
+use crate::sweep::{Broken, Doubt, Node, Room, Settings, Standalone, key_name};
 use crate::telemetry::metrics::{Metrics, PeerLabel};
 use crate::telemetry::{Health, Phase, Topic};
 
@@ -320,12 +322,13 @@ impl Program<'_> {
             broken,
             doubt,
             empty: self.rules.key_set(),
+            room: Room::default(),
         };
         let fitness = Rc::new(Fitness::new(self.config, Arc::clone(self.health)));
-        let node = self.node(&fitness);
+        let nodes = vec![self.node(&fitness)];
         let primary = Rc::clone(&server.primary);
         let probe = probe.with_fences(primary, Relations::of_rules(self.rules));
-        let outside = Outside { slot, witness, probe, standbys, node, lookups };
+        let outside = Outside { slot, witness, probe, standbys, nodes, lookups };
         // A task: what wakes for each commit would otherwise poll all of this, too.
         let mut beside = spawn({
             let health = Arc::clone(self.health);
@@ -447,8 +450,8 @@ pub struct Outside<P, S, N> {
     pub probe: P,
     /// The standbys that readers use, too.
     pub standbys: Vec<S>,
-    /// The Redis.
-    pub node: N,
+    /// The Redis of each target: of those that the configuration names, one.
+    pub nodes: Vec<N>,
     /// Who reads rows, if rules name lookups.
     pub lookups: Option<Lookups>,
 }
@@ -468,28 +471,27 @@ impl<P: Probe + 'static, S: Standby + 'static, N: Node + 'static> Outside<P, S, 
         shutdown: &mut Shutdown,
     ) -> Result<(), Error> {
         let (start, wal_end) = (settings.expected.lsn, settings.wal_end);
-        let (ends, gate_ends, mut sweeper_ends) = Ends::new(start);
+        let (ends, gate_ends, mut target_ends) = Ends::new(start, self.nodes.len());
         let cache = self.lookups.as_ref().and_then(Lookups::cache);
         let mut witness = self.witness.map(|witness| {
-            let (safe, vouched) = watch::channel(start);
-            let (received, safe) = (replace(&mut sweeper_ends.safe, vouched), Rc::new(safe));
-            // Held here, too: the sweeper would end with it before it is said why.
-            (spawn(witness.run(received, Rc::clone(&safe))), safe)
+            let Vouching { asked, vouched, tasks } = vouch(start, &mut target_ends.safe);
+            let safe = Rc::new(vouched);
+            // Held here, too: the sweepers would end with it before it is said why.
+            (spawn(witness.run(asked, Rc::clone(&safe))), (safe, tasks))
         });
         let gate = Gate::new(self.probe, Arc::clone(health));
-        let sweeper = Sweeper::new(self.node, settings, Arc::clone(health), sweeper_ends.events);
         let replicas = Replicas::new(rules.everything(), Arc::clone(health));
         let replicas = replicas.starting_at(start);
         let mut gate = spawn(settle(gate, self.lookups, (replicas, self.standbys), gate_ends));
-        let mut sweeper = spawn(sweeper.run(sweeper_ends.visible, sweeper_ends.safe));
+        let mut sweeping = sweep(self.nodes, &settings, health, target_ends);
         let stream = Stream::new(self.slot, rules, ends, (start, timing)).with_cache(cache);
         let stream = stream.behind(wal_end, health.unconfirmed_since());
         let outcome = tokio::select! {
             biased;
             outcome = stream.run((health, metrics), shutdown) => outcome,
             ended = &mut gate.0 => return Err(why_settled(ended)),
-            _ = &mut sweeper.0 => Err(Error::Stage("sweep")),
-            error = denied(witness.as_mut().map(|(task, _safe)| task)) => Err(error),
+            () = first_ended(&mut sweeping) => Err(Error::Stage("sweep")),
+            error = denied(witness.as_mut().map(|(task, _held)| task)) => Err(error),
         };
         match outcome {
             // The stream met the closed channel before the end of the stage was seen here. Without

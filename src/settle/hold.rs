@@ -36,6 +36,12 @@ pub struct Held {
 }
 
 impl Held {
+    /// Whether nothing is held that was not held before.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.end_lsns.is_empty() && self.holds.is_empty()
+    }
+
     /// A transaction in flight that waits for this hold, too.
     #[must_use]
     pub fn also(by: Hold, end_lsn: Lsn) -> Held {

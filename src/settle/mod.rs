@@ -22,6 +22,7 @@ mod replay;
 use tokio::time::Instant;
 
 use crate::channel::{Closed, Sender, Weight};
+use crate::config::TargetId;
 use crate::gather::Transaction;
 use crate::keys::{Answers, KeySet, WidenReason};
 use crate::lsn::Lsn;
@@ -51,6 +52,8 @@ pub struct Gated {
     at: Instant,
     /// A server that has replayed up to here sees what made them stale.
     position: Lsn,
+    /// The target that they are removed from; `None` for all.
+    target: Option<TargetId>,
 }
 
 /// Keys that may be removed now: what made them stale is visible, and every row that they need is
@@ -62,6 +65,8 @@ pub struct Visible {
     at: Instant,
     /// A server that has replayed up to here sees what made them stale.
     position: Lsn,
+    /// The target that they are removed from; `None` for all.
+    target: Option<TargetId>,
     settles: bool,
     /// What is held from now on.
     held: Vec<Held>,
@@ -94,17 +99,22 @@ pub struct Replayed {
 }
 
 impl Gated {
-    /// Keys that are visible on the primary since now.
+    /// Keys that are visible on the primary since now, and go from all targets.
     fn new(cause: Cause, keys: KeySet, position: Lsn) -> Gated {
-        Gated { cause, keys, at: Instant::now(), position }
+        Gated { cause, keys, at: Instant::now(), position, target: None }
+    }
+
+    /// The same, to go from this target, if there is one, and from no other.
+    fn of(self, target: Option<TargetId>) -> Gated {
+        Gated { target, ..self }
     }
 
     /// The same with these rows; the keys of a row that is not among them widen, for the reason
     /// `missing`.
     fn resolved(mut self, answers: &Answers, missing: WidenReason) -> Visible {
         self.keys.resolve(answers, missing);
-        let Gated { cause, keys, at, position } = self;
-        Visible { cause, keys, at, position, settles: true, held: Vec::new() }
+        let Gated { cause, keys, at, position, target } = self;
+        Visible { cause, keys, at, position, target, settles: true, held: Vec::new() }
     }
 
     /// For tests of the stages to the right.
@@ -139,6 +149,12 @@ impl Visible {
         self.settles
     }
 
+    /// The target that the keys are removed from; `None` for all.
+    #[must_use]
+    pub fn target(&self) -> Option<TargetId> {
+        self.target
+    }
+
     /// Takes out what is held from now on, before anything else is done.
     #[must_use]
     pub fn take_held(&mut self) -> Vec<Held> {
@@ -155,6 +171,12 @@ impl Visible {
     #[cfg(test)]
     pub(crate) fn for_tests(cause: Cause, keys: KeySet) -> Visible {
         Gated::for_tests(cause, keys).into()
+    }
+
+    /// The same for one target.
+    #[cfg(test)]
+    pub(crate) fn of(self, target: TargetId) -> Visible {
+        Visible { target: Some(target), ..self }
     }
 
     /// The same for keys that standbys have yet to replay, held by `by`.

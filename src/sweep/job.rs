@@ -86,6 +86,19 @@ impl Member {
         }
     }
 
+    /// The same for another target, with which it shares nothing.
+    fn elsewhere(&self) -> Member {
+        let token = Rc::new(());
+        match self {
+            Member::Resync { last, settles, .. } => {
+                Member::Resync { last: *last, settles: *settles, token }
+            }
+            Member::Replayed { resyncs, .. } => Member::Replayed { resyncs: *resyncs, token },
+            Member::Repeat { .. } => Member::Repeat { token },
+            Member::Transaction { .. } | Member::Held { .. } | Member::Retry(_) => self.clone(),
+        }
+    }
+
     /// The part of it that goes with keys that Redis refused; `None` if a hold says it all: what
     /// is refused may be so for days, while standbys replay all the time (I6).
     pub(super) fn part(&self) -> Option<Member> {
@@ -126,6 +139,13 @@ impl Job {
                 Job::new(members, keys, Round::Replayed, position)
             }
         }
+    }
+
+    /// The same for another target, before anything is done with either.
+    pub(super) fn elsewhere(&self) -> Job {
+        let members = self.members.iter().map(Member::elsewhere).collect();
+        let keys = self.keys.clone();
+        Job { oldest: self.oldest, ..Job::new(members, keys, self.round, self.covers) }
     }
 
     pub(super) fn new(members: Vec<Member>, keys: KeySet, round: Round, covers: Lsn) -> Job {

@@ -5,6 +5,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::job::older;
+use crate::config::TargetId;
 use crate::keys::RuleId;
 use crate::telemetry::{Health, Topic};
 
@@ -22,8 +23,9 @@ const HINT: &str = "another line of this page or of the log says why, if redis r
                     `walsweep check` says of the cost of a pass";
 
 /// The oldest of what is under way, and when to look next.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Late {
+    target: TargetId,
     pub(super) in_batch: Option<(Instant, RuleId)>,
     pub(super) in_pass: Option<(Instant, RuleId)>,
     next_look: Option<Instant>,
@@ -31,6 +33,11 @@ pub(super) struct Late {
 }
 
 impl Late {
+    /// Nothing of a target is under way.
+    pub(super) fn new(target: TargetId) -> Late {
+        Late { target, in_batch: None, in_pass: None, next_look: None, is_late: false }
+    }
+
     /// When to look next; `None` while nothing waits.
     pub(super) fn next_look(&self) -> Option<Instant> {
         self.next_look
@@ -60,9 +67,9 @@ impl Late {
                 "keys of rule `{rule}` have waited {seconds} s for their removal: readers may get \
                  old values from them"
             );
-            health.trouble(Topic::Late, &text, Some(HINT));
+            health.trouble(Topic::Late(self.target), &text, Some(HINT));
         } else if self.is_late {
-            health.over(&Topic::Late);
+            health.over(&Topic::Late(self.target));
         }
         self.is_late = late.is_some();
         self.next_look = (oldest.is_some() || self.is_late).then(|| now + LOOK_INTERVAL);

@@ -54,7 +54,7 @@ impl Bench {
                 self.commit(1_000 + number, "list", &[&format!("{number:05}")]).await;
                 (next, number) = (next + distance, number + 1);
             }
-            while let Ok(event) = self.events.try_recv() {
+            while let Ok((_, event)) = self.events.try_recv() {
                 drop(event);
             }
             sleep(Duration::from_millis(5)).await;

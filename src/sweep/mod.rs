@@ -2,11 +2,13 @@
 //!
 //! Takes: [`Visible`](crate::settle::Visible) key sets. Gives: [`Swept`], once their keys are
 //! removed, removed again after the refill window, and every reply is read; and the watermark
-//! written after them. Never knows:
-//! the slot, the stream's order. Invariants: exact keys never wait for a pattern; patterns that
-//! wait share one SCAN pass, those that come during a pass share the next; any error reply holds
-//! back whoever waits for it, nobody else, and is tried again; the watermark moves only where the
-//! value last written stands, with every removal of the connection (I7).
+//! written after them. Never knows: the slot, the stream's order. Each target has a sweeper, which
+//! is a task of its own: with its queue, its proof, its second removals and its tries, it knows of
+//! no other. Where there are several, a [`FanOut`] stands before them. Invariants: exact keys never
+//! wait for a pattern; patterns that wait share one SCAN pass, those that come during a pass share
+//! the next; any error reply holds back whoever waits for it, nobody else, and is tried again; the
+//! watermark moves only where the value last written stands, with every removal of the connection
+//! (I7).
 //!
 //! ```text
 //! Visible ─► queue ─► UNLINK ─┬─► no patterns ──────────────┬─► refill ─► removed again ─► Swept
@@ -25,6 +27,9 @@
 //! Why one task with a queue: batches form by themselves while a round trip is under way, as they
 //! do in a group commit, and everything that a lost connection puts in doubt is in one place.
 
+mod fan_out;
+#[cfg(test)]
+mod fan_out_tests;
 mod job;
 mod late;
 mod outcome;
@@ -61,10 +66,11 @@ pub use self::redis::observe::{Mark, Name, Observer};
 pub use self::redis::pace::Pace;
 pub use self::redis::pass::{Pass, Progress};
 pub use self::redis::standalone::{Look, Standalone};
+pub use fan_out::{FanOut, Parcel};
 pub use proof::chain::{Chain, Link};
 pub use proof::evidence::{Broken, Watermark, key_name};
 pub use proof::prints::{Altered, Doubt, Gap, Names, Prints, TablePrint, Tables, Why};
-pub use sweeper::{Settings, Sweeper};
+pub use sweeper::{Room, Settings, Sweeper};
 pub use throttle::HINT as THROTTLED_HINT;
 
 /// Transactions, by themselves or as what a hold holds, whose keys are removed for good as far as a
@@ -95,7 +101,7 @@ impl Swept {
     }
 }
 
-/// What the sweeper reports.
+/// What the sweeper of a target reports, with its [`TargetId`](crate::config::TargetId).
 #[derive(Debug)]
 pub enum Event {
     /// This is held back until its hold is swept.
@@ -106,7 +112,7 @@ pub enum Event {
     Covered(Lsn),
     /// It is not shown that these keys are right: a sweep of them is asked for.
     ResyncOwed(Doubt),
-    /// The connection to Redis is lost.
+    /// The connection to its Redis is lost.
     RedisLost,
     /// No sweep is owed for readers' sake: the first removal of the last is done.
     Whole,

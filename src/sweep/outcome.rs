@@ -333,7 +333,7 @@ impl State {
     }
 
     fn refused_topic(&self, rule: RuleId) -> Topic {
-        Topic::Refused(Arc::from(self.health.metrics().rule_name(rule)))
+        Topic::Refused(self.target, Arc::from(self.health.metrics().rule_name(rule)))
     }
 
     fn say_refused(&self, rule: RuleId) {
@@ -359,7 +359,7 @@ impl State {
     /// Redis refuses something that is no rule's fault.
     fn say_refuses(&self, error: &Error) {
         let text = format!("redis at {} refuses removals: {error}", self.node.node);
-        self.health.trouble(Topic::Redis, &text, error.hint());
+        self.health.trouble(Topic::Redis(self.target), &text, error.hint());
     }
 
     fn took_unlink(&mut self) {
@@ -378,7 +378,7 @@ impl State {
 
     fn say_takes(&self) {
         if !self.unlinks.has_failed() && !self.scans.has_failed() {
-            self.health.over(&Topic::Redis);
+            self.health.over(&Topic::Redis(self.target));
         }
     }
 
@@ -388,7 +388,7 @@ impl State {
                 reach(Point::WatermarkWritten);
                 self.cover();
                 self.ward.shared();
-                self.health.over(&Topic::Watermark);
+                self.health.over(&Topic::Watermark(self.target));
                 return self.report(Event::Covered(self.ward.covered())).await;
             }
             Written::Not(found) => {
@@ -408,7 +408,7 @@ impl State {
         };
         if !self.failed(&error).await {
             let text = format!("nothing is confirmed, for redis at {}: {error}", self.node.node);
-            self.health.trouble(Topic::Watermark, &text, error.hint());
+            self.health.trouble(Topic::Watermark(self.target), &text, error.hint());
         }
         self.next_write = Instant::now() + WRITE_AGAIN;
     }
@@ -439,7 +439,7 @@ impl State {
         }
         self.unlinks.is_over();
         self.scans.is_over();
-        self.health.over(&Topic::Redis);
+        self.health.over(&Topic::Redis(self.target));
         self.health.metrics().redis_up.get_or_create(&self.node).set(1);
         let judged = self.ward.connected(found, self.refill.floor());
         if self.ward.covered() > Lsn::ZERO {
@@ -516,7 +516,7 @@ impl State {
 
     fn say_lost(&self, error: &Error) {
         let text = format!("the connection to redis is lost; connecting again: {error}");
-        self.health.trouble(Topic::Redis, &text, error.hint());
+        self.health.trouble(Topic::Redis(self.target), &text, error.hint());
     }
 
     /// The next thing is to connect again.
@@ -537,7 +537,7 @@ impl State {
 
     /// Something is held from now on; told with the next report.
     fn hold(&mut self, held: Held) {
-        if held.end_lsns.is_empty() && held.holds.is_empty() {
+        if held.is_empty() {
             return;
         }
         match self.held.last_mut() {
@@ -552,13 +552,13 @@ impl State {
     /// Tells what is held.
     pub(super) async fn tell_held(&mut self) {
         for held in std::mem::take(&mut self.held) {
-            drop(self.events.send(Event::Held(held)).await);
+            drop(self.events.send((self.target, Event::Held(held))).await);
         }
     }
 
     /// A closed channel means that the session ends.
     async fn report(&mut self, event: Event) {
         self.tell_held().await;
-        drop(self.events.send(event).await);
+        drop(self.events.send((self.target, event)).await);
     }
 }

@@ -36,7 +36,7 @@ impl Bench {
     /// What may be confirmed after ten seconds.
     async fn events(&mut self) -> Vec<u64> {
         let end = Instant::now() + Duration::from_secs(10);
-        while let Ok(Some(event)) = timeout_at(end, self.events.recv()).await {
+        while let Ok(Some((_, event))) = timeout_at(end, self.events.recv()).await {
             match &event {
                 Event::Held(held) => self.waiting.held(held),
                 Event::Swept(swept) => self.done.extend(self.waiting.swept(swept)),

@@ -1,4 +1,4 @@
-//! The task that owns Redis: what is done next.
+//! The task of one target, which owns its Redis: what is done next.
 //!
 //! First removals, second ones, what Redis refused before, and a pass are under way at the same
 //! time, one of each: none of them waits for another.
@@ -23,19 +23,16 @@ use super::refill::Refill;
 use super::refused::{Pause, Refusals, Retry, Tried, retry};
 use super::shared::{RefusedOf, Written, find, sweep, write};
 use super::throttle::Throttle;
-use super::{Broken, Event, second};
+use super::{Broken, Event, Parcel, second};
 use crate::channel::Receiver;
+use crate::config::TargetId;
 use crate::failpoint::{Point, reach};
 use crate::keys::KeySet;
 use crate::lsn::Lsn;
 use crate::retry::Backoff;
-use crate::settle::{Held, Visible};
+use crate::settle::Held;
+use crate::telemetry::Health;
 use crate::telemetry::metrics::{Metrics, NodeLabel};
-use crate::telemetry::{Health, Topic};
-
-/// Memory of keys that wait for their first removal, beyond which no more are taken: the stream
-/// then waits in Postgres, which has a disk (I6).
-const WAITING_BYTES_MAX: usize = 8 * 1024 * 1024;
 
 /// Least time between two writes of the watermark. Each costs Redis a small script; a confirmation
 /// that comes this much later costs nothing.
@@ -58,8 +55,24 @@ const PASS_WAIT: (Duration, Duration) = (Duration::from_millis(100), Duration::f
 /// Work under way: it owns its jobs, so that they come back whatever happens.
 type Work<'a, T> = Option<Pin<Box<dyn Future<Output = T> + 'a>>>;
 
+/// What may wait for a target (I6).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Room {
+    /// Key sets on their way to it.
+    pub length: usize,
+    /// Memory of keys that it has taken and not removed for the first time, bytes; beyond it no
+    /// more are taken.
+    pub bytes: usize,
+}
+
+impl Default for Room {
+    fn default() -> Room {
+        Room { length: 1024, bytes: 8 * 1024 * 1024 }
+    }
+}
+
 /// How to sweep.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Settings {
     /// The longest that one SCAN call may hold Redis.
     pub max_stall: Duration,
@@ -80,9 +93,11 @@ pub struct Settings {
     pub doubt: Doubt,
     /// An empty key set of the rules.
     pub empty: KeySet,
+    /// What may wait.
+    pub room: Room,
 }
 
-/// Removes keys from one Redis.
+/// Removes keys from the Redis of one target.
 pub struct Sweeper<N> {
     node: N,
     health: Arc<Health>,
@@ -93,7 +108,10 @@ pub struct Sweeper<N> {
 /// Everything but the connection.
 pub(super) struct State {
     pub(super) health: Arc<Health>,
-    pub(super) events: mpsc::Sender<Event>,
+    pub(super) target: TargetId,
+    pub(super) events: mpsc::Sender<(TargetId, Event)>,
+    /// Memory of first removals that wait, in bytes, beyond which no more are taken.
+    room: usize,
     pub(super) queue: Queue,
     pub(super) passes: Passes,
     /// Keys that standbys have replayed: removed beside the first removals, as second ones are.
@@ -152,27 +170,30 @@ pub(super) enum Done {
 }
 
 impl<N: Node> Sweeper<N> {
-    /// A sweeper of `node` that reports to `events`, and what does not work to `health`.
+    /// A sweeper of `node`, the Redis of a target, that reports to `events`, and what does not work
+    /// to `health`.
     pub fn new(
         node: N,
         settings: Settings,
         health: Arc<Health>,
-        events: mpsc::Sender<Event>,
+        (target, events): (TargetId, mpsc::Sender<(TargetId, Event)>),
     ) -> Sweeper<N> {
         let lost = watch::Sender::new(false);
         let mut pace = Pace::new(settings.max_stall, settings.max_load);
         pace.measure.ends_with(lost.subscribe());
         let state = State {
             health: Arc::clone(&health),
+            target,
             events,
+            room: settings.room.bytes,
             queue: Queue::default(),
             passes: Passes::default(),
             replayed: None,
             replayed_was_last: false,
             refill: Refill::new(settings.window, settings.empty, settings.expected.lsn),
             refusals: Refusals::default(),
-            late: Late::default(),
-            throttle: Throttle::default(),
+            late: Late::new(target),
+            throttle: Throttle::new(target),
             ward: Ward::new(
                 settings.expected,
                 settings.wal_end,
@@ -197,7 +218,11 @@ impl<N: Node> Sweeper<N> {
     }
 
     /// Takes `visible` sets and moves the watermark up to `safe`, until it is dropped.
-    pub async fn run(self, mut visible: Receiver<Visible>, mut safe: watch::Receiver<Lsn>) {
+    pub async fn run<T: Into<Parcel>>(
+        self,
+        mut visible: Receiver<T>,
+        mut safe: watch::Receiver<Lsn>,
+    ) {
         let Sweeper { node, health, mut prints, mut state } = self;
         let mut works = Works::none();
         let mut open = true;
@@ -210,7 +235,7 @@ impl<N: Node> Sweeper<N> {
                 biased;
                 done = works.finished() => state.done(done).await,
                 one = visible.recv(), if open && state.has_room() => match one {
-                    Some(one) => state.arrived(one).await,
+                    Some(one) => state.arrived(one.into()).await,
                     None => open = false,
                 },
                 changed = safe.changed() => if changed.is_err() { return },
@@ -310,7 +335,7 @@ async fn reconnect<N: Node>(node: &N, wait: Duration, own: String) -> Result<Fou
 impl State {
     /// Nothing but first removals takes up room: whatever else waits is merged, and collapses.
     fn has_room(&self) -> bool {
-        self.queue.bytes() < WAITING_BYTES_MAX
+        self.queue.bytes() < self.room
     }
 
     fn next_batch<'a, N: Node>(&mut self, node: &'a N) -> Work<'a, BatchDone> {
@@ -433,9 +458,9 @@ impl State {
     }
 
     /// Something is visible.
-    async fn arrived(&mut self, mut visible: Visible) {
-        self.held.extend(visible.take_held());
-        let job = Job::first(visible);
+    async fn arrived(&mut self, parcel: Parcel) {
+        let Parcel { job, held } = parcel;
+        self.held.extend(held);
         if job.round == Round::Replayed {
             self.put_replayed(job);
         } else {
@@ -474,10 +499,6 @@ impl State {
 
 impl Drop for State {
     fn drop(&mut self) {
-        let of_redis = |topic: &Topic| {
-            let shown = matches!(topic, Topic::Refused(_) | Topic::Redis | Topic::Watermark);
-            shown || matches!(topic, Topic::Late | Topic::Throttled)
-        };
-        self.health.forget(of_redis);
+        self.health.forget(|topic| topic.target() == Some(self.target));
     }
 }

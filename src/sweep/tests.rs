@@ -12,10 +12,11 @@ use tokio::time::{Instant, timeout};
 
 use super::partial_tests::{expected, prints};
 use super::{
-    Doubt, Error, Event, Kind, Node, Page, Prints, Replaced, ScanCall, Settings, Sweeper, Watermark,
+    Doubt, Error, Event, Kind, Node, Page, Prints, Replaced, Room, ScanCall, Settings, Sweeper,
+    Watermark,
 };
 use crate::channel::{Sender, channel};
-use crate::config::{Located, Location, Operations, Rule, TableName};
+use crate::config::{Located, Location, Operations, Rule, TableName, TargetId};
 use crate::decode::{Column, Relation, ReplicaIdentity, Tuple, Value};
 use crate::gather::{Change, Row, Transaction};
 use crate::keys::{KeySet, Pattern, Rules};
@@ -275,13 +276,33 @@ pub(super) fn keys(rules: &mut Rules, table: &str, ids: &[&str]) -> KeySet {
     keys
 }
 
+/// How a sweeper of these rules sweeps that begins at 100, and who changes the fingerprints.
+pub(super) fn settings(rules: &Rules, window: Duration) -> (watch::Sender<Rc<Prints>>, Settings) {
+    let prints = prints(rules);
+    let expected = expected(&prints);
+    let (adopt, prints) = watch::channel(Rc::new(prints));
+    let settings = Settings {
+        max_stall: Duration::from_millis(1),
+        max_load: 0.25,
+        window,
+        expected,
+        wal_end: Lsn(1_000),
+        prints,
+        broken: None,
+        doubt: Doubt::none(),
+        empty: rules.key_set(),
+        room: Room::default(),
+    };
+    (adopt, settings)
+}
+
 pub(super) struct Bench {
     pub(super) rules: Rules,
     pub(super) redis: Redis,
     pub(super) visible: Sender<Visible>,
     pub(super) safe: watch::Sender<Lsn>,
     pub(super) adopt: watch::Sender<Rc<Prints>>,
-    events: mpsc::Receiver<Event>,
+    events: mpsc::Receiver<(TargetId, Event)>,
     metrics: Arc<Metrics>,
     pub(super) health: Arc<Health>,
     waiting: Waiting,
@@ -294,7 +315,7 @@ pub(super) struct Bench {
 pub(super) struct Waiting(BTreeMap<u64, (bool, BTreeSet<Hold>)>);
 
 impl Waiting {
-    fn held(&mut self, held: &Held) {
+    pub(super) fn held(&mut self, held: &Held) {
         for (_, holds) in self.0.values_mut() {
             for other in &held.holds {
                 if holds.contains(other) {
@@ -313,7 +334,7 @@ impl Waiting {
     }
 
     /// The transactions that may be confirmed now, and not before.
-    fn swept(&mut self, swept: &super::Swept) -> Vec<u64> {
+    pub(super) fn swept(&mut self, swept: &super::Swept) -> Vec<u64> {
         for end_lsn in swept.end_lsns() {
             self.0.entry(end_lsn.0).or_insert((false, BTreeSet::new())).0 = false;
         }
@@ -344,30 +365,14 @@ impl Bench {
     /// A sweeper over a Redis as it is.
     pub(super) fn found(redis: Redis, window: Duration) -> Bench {
         let rules = rules();
-        let prints = prints(&rules);
-        let expected = expected(&prints);
+        let (adopt, settings) = settings(&rules, window);
         let (visible, sweeper_visible) = channel(64);
         let (events_sender, events) = mpsc::channel(64);
         let (safe, sweeper_safe) = watch::channel(Lsn(100));
-        let max_stall = Duration::from_millis(1);
-        let empty = rules.key_set();
-        let wal_end = Lsn(1_000);
-        let (max_load, broken, doubt) = (0.25, None, Doubt::none());
-        let (adopt, prints) = watch::channel(Rc::new(prints));
-        let settings = Settings {
-            max_stall,
-            max_load,
-            window,
-            expected,
-            wal_end,
-            prints,
-            broken,
-            doubt,
-            empty,
-        };
         let metrics = Arc::new(Metrics::new(rules.names()));
         let health = Arc::new(Health::new(Arc::clone(&metrics)));
-        let sweeper = Sweeper::new(redis.clone(), settings, Arc::clone(&health), events_sender);
+        let told = (TargetId::FIRST, events_sender);
+        let sweeper = Sweeper::new(redis.clone(), settings, Arc::clone(&health), told);
         tokio::task::spawn_local(sweeper.run(sweeper_visible, sweeper_safe));
         let waiting = Waiting::default();
         let done = Vec::new();
@@ -396,7 +401,7 @@ impl Bench {
     pub(super) async fn wait<T>(&mut self, mut wanted: impl FnMut(&Event) -> Option<T>) -> T {
         let next = async {
             loop {
-                let event = self.events.recv().await.expect("the sweeper runs");
+                let (_, event) = self.events.recv().await.expect("the sweeper runs");
                 match &event {
                     Event::Held(held) => self.waiting.held(held),
                     Event::Swept(swept) => self.done.extend(self.waiting.swept(swept)),

@@ -8,6 +8,7 @@ use tokio::time::Instant;
 use super::job::{Job, Round, older};
 use super::redis::budget::GONE_WITHIN;
 use super::redis::measure::Measure;
+use crate::config::TargetId;
 use crate::telemetry::metrics::{Metrics, seconds};
 use crate::telemetry::{Health, Topic};
 
@@ -16,8 +17,9 @@ use crate::telemetry::{Health, Topic};
 const QUIET: Duration = Duration::from_secs(120);
 
 /// What waits, and what was said of it.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Throttle {
+    target: TargetId,
     /// Since when the next pass could have begun.
     since: Option<Instant>,
     /// How long the pass under way waited before it began.
@@ -31,6 +33,12 @@ pub(super) struct Throttle {
 }
 
 impl Throttle {
+    /// Nothing of a target waits.
+    pub(super) fn new(target: TargetId) -> Throttle {
+        let (since, waited, late_at) = (None, Duration::ZERO, None);
+        Throttle { target, since, waited, late_at, counted_from: None, came: 0 }
+    }
+
     /// Patterns have come, of a transaction if it is their first removal.
     pub(super) fn came(&mut self, round: Round) {
         self.came += u32::from(round == Round::First);
@@ -74,7 +82,7 @@ impl Throttle {
                 budget.max_load(),
                 seconds(budget.distance(cost)),
             );
-            health.trouble(Topic::Throttled, &text, Some(HINT));
+            health.trouble(Topic::Throttled(self.target), &text, Some(HINT));
         }
     }
 
@@ -82,7 +90,7 @@ impl Throttle {
     pub(super) fn look(&mut self, is_idle: bool, (health, now): (&Health, Instant)) {
         if is_idle && self.late_at.is_some_and(|late_at| late_at + QUIET <= now) {
             self.late_at = None;
-            health.over(&Topic::Throttled);
+            health.over(&Topic::Throttled(self.target));
         }
     }
 

@@ -12,6 +12,7 @@ use std::time::Duration;
 use tokio::time::{Instant, timeout};
 
 use super::metrics::{Metrics, seconds};
+use crate::config::TargetId;
 
 /// The pipeline gives a sign of life at least every second, and every six while it waits for
 /// another. After this long without one, whoever watches may restart the process.
@@ -76,18 +77,19 @@ pub enum Topic {
     Rule(Arc<str>),
     /// A rule removes more than it should, and nothing stays: its name.
     Wide(Arc<str>),
-    /// Redis refuses removals of a rule: its name.
-    Refused(Arc<str>),
-    /// Redis does not do what is asked of it, for whichever rule.
-    Redis,
+    /// A target's Redis refuses removals of a rule: its name.
+    Refused(TargetId, Arc<str>),
+    /// A target's Redis does not do what is asked of it, for whichever rule.
+    Redis(TargetId),
     /// The checks find something wrong with the Redis that is connected.
     RedisChecks,
-    /// Keys have waited for their removal longer than they should.
-    Late,
+    /// Keys have waited for their removal from a target longer than they should.
+    Late(TargetId),
     /// Keys of patterns wait longer than five seconds, because `sweep.max_load` allows no more.
-    Throttled,
-    /// Keys are removed, and Redis does not take the watermark, so that nothing is confirmed.
-    Watermark,
+    Throttled(TargetId),
+    /// Keys are removed, and a target's Redis does not take the watermark, so that nothing is
+    /// confirmed.
+    Watermark(TargetId),
     /// A listed replica cannot be counted on: its address.
     Replica(Arc<str>),
     /// A sweep of everything waits for transactions that run.
@@ -110,15 +112,15 @@ impl Topic {
             Topic::Session
             | Topic::Checks
             | Topic::Rule(_)
-            | Topic::Refused(_)
-            | Topic::Redis
+            | Topic::Refused(..)
+            | Topic::Redis(_)
             | Topic::RedisChecks
-            | Topic::Late => true,
+            | Topic::Late(_) => true,
             Topic::Watch => lasted >= UNSEEN_MAX,
             Topic::Wide(_)
             | Topic::Replica(_)
-            | Topic::Watermark
-            | Topic::Throttled
+            | Topic::Watermark(_)
+            | Topic::Throttled(_)
             | Topic::Fence
             | Topic::Lookup(_)
             | Topic::Slot
@@ -126,9 +128,32 @@ impl Topic {
         }
     }
 
+    /// The target that it is of, if its sweeper tells of it.
+    #[must_use]
+    pub fn target(&self) -> Option<TargetId> {
+        match self {
+            Topic::Refused(target, _)
+            | Topic::Redis(target)
+            | Topic::Late(target)
+            | Topic::Throttled(target)
+            | Topic::Watermark(target) => Some(*target),
+            Topic::Session
+            | Topic::Checks
+            | Topic::Rule(_)
+            | Topic::Wide(_)
+            | Topic::RedisChecks
+            | Topic::Replica(_)
+            | Topic::Fence
+            | Topic::Lookup(_)
+            | Topic::Watch
+            | Topic::Slot
+            | Topic::NewSlot => None,
+        }
+    }
+
     /// Whether keys are gone, and what was removed for them cannot be confirmed while it lasts.
     fn holds_confirmation(&self) -> bool {
-        matches!(self, Topic::Replica(_) | Topic::Refused(_) | Topic::Watermark)
+        matches!(self, Topic::Replica(_) | Topic::Refused(..) | Topic::Watermark(_))
     }
 }
 

@@ -8,6 +8,7 @@ use tokio::time::{Instant, advance, sleep};
 use tracing::subscriber::DefaultGuard;
 
 use super::{Health, Phase, Topic};
+use crate::config::TargetId;
 use crate::telemetry::metrics::Metrics;
 
 /// Collects what is logged while it is there.
@@ -87,8 +88,8 @@ fn what_is_over_is_told_without_its_sql() {
 fn what_is_forgotten_is_taken_back_and_not_told_as_resolved() {
     let (log, _guard) = Log::start();
     let health = streaming();
-    health.trouble(Topic::Redis, "redis is away", None);
-    health.forget(|topic| *topic == Topic::Redis);
+    health.trouble(Topic::Redis(TargetId::FIRST), "redis is away", None);
+    health.forget(|topic| *topic == Topic::Redis(TargetId::FIRST));
     assert_eq!(health.readiness(), (true, "ready\n".to_owned()));
     assert_eq!(log.lines(), ["WARN redis is away"]);
 }
@@ -196,10 +197,21 @@ fn a_trouble_that_stops_removals_is_not_ready_and_named() {
     health.over(&Topic::Watch);
     assert_eq!(health.readiness(), (true, "ready\n".to_owned()));
     let x = || "x".into();
-    let stale = [Topic::Session, Topic::Checks, Topic::Rule(x()), Topic::Refused(x())];
-    let stale = stale.into_iter().chain([Topic::Redis, Topic::RedisChecks, Topic::Late]);
-    let others = [Topic::Wide(x()), Topic::Replica(x()), Topic::Lookup(x()), Topic::Watermark];
-    let others = others.into_iter().chain([Topic::Throttled, Topic::Fence, Topic::Slot]);
+    let stale =
+        [Topic::Session, Topic::Checks, Topic::Rule(x()), Topic::Refused(TargetId::FIRST, x())];
+    let stale = stale.into_iter().chain([
+        Topic::Redis(TargetId::FIRST),
+        Topic::RedisChecks,
+        Topic::Late(TargetId::FIRST),
+    ]);
+    let others = [
+        Topic::Wide(x()),
+        Topic::Replica(x()),
+        Topic::Lookup(x()),
+        Topic::Watermark(TargetId::FIRST),
+    ];
+    let others =
+        others.into_iter().chain([Topic::Throttled(TargetId::FIRST), Topic::Fence, Topic::Slot]);
     let all = stale.map(|one| (one, false)).chain(others.map(|one| (one, true)));
     for (topic, is_ready) in all.chain([(Topic::NewSlot, true)]) {
         health.trouble(topic.clone(), "x", None);

@@ -7,7 +7,7 @@ use super::explore::{I1, I2, I3, I7, I8, I10, SPARING, breaks, stays_right};
 use super::rule::Rule;
 use super::state::Shape::{Exact, Pattern};
 use super::state::{Budget, Scenario};
-use super::whole::{one, two};
+use super::whole::{both, one, two};
 
 /// Asserts that a scenario without a rule breaks a property, and how: each of `lines` is in the
 /// way that leads there, in this order.
@@ -293,6 +293,31 @@ fn the_watermark_after_a_sweep() {
     let over = "walsweep: writes the watermark over itself";
     let lines = [SAVED, WRITES, KILLED, STARTS, BACK, RECONNECTS, SCANS, over, BACK, RECONNECTS];
     without(Rule::WatermarkAfterSweep, one("the same file", Exact, budget), I7, &lines);
+}
+
+/// I2: what the other target has not removed is confirmed.
+#[test]
+fn the_least_of_all_targets() {
+    let scenario = both(one("two targets", Exact, Budget::default()));
+    let lines = [VISIBLE, PASSED, REMOVED, WRITES, CONFIRMS];
+    without(Rule::LeastOfTargets, scenario, I2, &lines);
+}
+
+/// I10: the other target is away and full, and the first one is not fed.
+#[test]
+fn a_full_target_stops_no_other() {
+    let budget = Budget { absences: 1, ..Budget::default() };
+    let away = "redis: goes away (the other target)";
+    let lines = [COMMITTED, VISIBLE, "walsweep: gate lets pass: key 1", away];
+    without(Rule::FedApart, both(two("a target is away", [Exact; 2], budget)), I10, &lines);
+}
+
+/// Nothing stale comes of it; but a target that lost nothing is emptied.
+#[test]
+fn each_target_is_swept_for_itself() {
+    let budget = Budget { crashes: 1, rollbacks: 1, ..Budget::default() };
+    let lines = [REMOVED, SAVED, WRITES, KILLED, STARTS, BACK, RECONNECTS];
+    without(Rule::OwnSweep, both(one("one goes back", Exact, budget)), SPARING, &lines);
 }
 
 /// Not promised: a fill that is later than the window.

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::state::{BEGIN, Commit, Scenario, State};
+use super::state::{At, BEGIN, Commit, Scenario, State, Target};
 
 /// One thing that happens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -30,69 +30,91 @@ pub(crate) enum Event {
     /// Redis refuses the keys of this row's rule from now on.
     Refuse(usize),
     Allow(usize),
+    /// A target goes away: its connections break, and nobody can make another one.
+    Leave,
+    Return,
     /// The table of row 0 reads otherwise from now on.
     Alter,
 }
 
-/// What may happen now.
-pub(crate) fn events(scenario: &Scenario, state: &State, events: &mut Vec<Event>) {
+/// What may happen now, and to which target; what happens to none of them stands with the first.
+pub(crate) fn events(scenario: &Scenario, state: &State, events: &mut Vec<(At, Event)>) {
     let (postgres, budget) = (&state.postgres, &state.budget);
     for row in 0..scenario.transactions {
         match postgres.commits[row] {
-            Commit::Running => events.push(Event::Commit(row)),
-            Commit::Flushed(_) => events.push(Event::Show(row)),
+            Commit::Running => events.push((0, Event::Commit(row))),
+            Commit::Flushed(_) => events.push((0, Event::Show(row))),
             Commit::Visible(_) | Commit::Lost => {}
         }
     }
+    for at in 0..state.targets.len() {
+        read_or_go_back(scenario, (state, at), |event| events.push((at, event)));
+    }
+    if budget.crashes > 0 && state.walsweep.is_some() {
+        events.push((0, Event::Crash));
+    }
+    if budget.moved_slots > 0 && state.walsweep.is_none() && postgres.confirmed < postgres.end {
+        events.push((0, Event::MoveSlot));
+    }
+    match state.locked {
+        true => events.push((0, Event::Unlock)),
+        false if budget.locks > 0 => events.push((0, Event::Lock)),
+        false => {}
+    }
+    for at in 0..state.targets.len() {
+        refuse_or_leave(scenario, (state, at), |event| events.push((at, event)));
+    }
+    if budget.alterations > 0 {
+        events.push((0, Event::Alter));
+    }
+    if budget.promotions > 0 {
+        events.extend((BEGIN..postgres.end).map(|end| (0, Event::Promote(end))));
+    }
+}
+
+fn read_or_go_back(scenario: &Scenario, (state, at): (&State, At), mut push: impl FnMut(Event)) {
+    let (budget, target) = (&state.budget, &state.targets[at]);
     match state.reader {
-        Some(_) => events.push(Event::Fill),
+        Some((of, _, _)) if of == at => push(Event::Fill),
         None if budget.reads > 0 => {
-            let absent = |row: &usize| state.redis.cached[*row].is_none();
-            events.extend((0..scenario.transactions).filter(absent).map(Event::Read));
+            let absent = |row: &usize| target.redis.cached[*row].is_none();
+            (0..scenario.transactions).filter(absent).map(Event::Read).for_each(&mut push);
         }
-        None => {}
+        _ => {}
     }
     let may_go_back = budget.rollbacks + budget.hidden_rollbacks > 0;
-    match &state.saved {
-        None if may_go_back => events.push(Event::Save),
-        Some(saved) if !saved.equals(&state.redis) => {
+    match &target.saved {
+        None if may_go_back => push(Event::Save),
+        Some(saved) if !saved.equals(&target.redis) => {
             if budget.rollbacks > 0 {
-                events.push(Event::GoBack);
+                push(Event::GoBack);
             }
             if budget.hidden_rollbacks > 0 {
-                events.push(Event::GoBackHidden);
+                push(Event::GoBackHidden);
             }
         }
         _ => {}
     }
-    if budget.crashes > 0 && state.walsweep.is_some() {
-        events.push(Event::Crash);
-    }
-    if budget.moved_slots > 0 && state.walsweep.is_none() && postgres.confirmed < postgres.end {
-        events.push(Event::MoveSlot);
-    }
-    match state.locked {
-        true => events.push(Event::Unlock),
-        false if budget.locks > 0 => events.push(Event::Lock),
-        false => {}
-    }
+}
+
+fn refuse_or_leave(scenario: &Scenario, (state, at): (&State, At), mut push: impl FnMut(Event)) {
+    let target = &state.targets[at];
     for row in 0..scenario.transactions {
-        match state.refused[row] {
-            true => events.push(Event::Allow(row)),
-            false if budget.refusals > 0 => events.push(Event::Refuse(row)),
+        match target.refused[row] {
+            true => push(Event::Allow(row)),
+            false if state.budget.refusals > 0 => push(Event::Refuse(row)),
             false => {}
         }
     }
-    if budget.alterations > 0 {
-        events.push(Event::Alter);
-    }
-    if budget.promotions > 0 {
-        events.extend((BEGIN..postgres.end).map(Event::Promote));
+    match target.is_away {
+        true => push(Event::Return),
+        false if state.budget.absences > 0 => push(Event::Leave),
+        false => {}
     }
 }
 
 /// Lets it happen.
-pub(crate) fn happen(state: &mut State, event: Event) {
+pub(crate) fn happen(state: &mut State, at: At, event: Event) {
     match event {
         Event::Commit(row) => {
             state.postgres.end += 1;
@@ -105,27 +127,25 @@ pub(crate) fn happen(state: &mut State, event: Event) {
         }
         Event::Read(row) => {
             state.budget.reads -= 1;
-            state.reader = Some((row, state.postgres.reads(row)));
+            state.reader = Some((at, row, state.postgres.reads(row)));
         }
         Event::Fill => {
-            if let Some((row, value)) = state.reader.take() {
-                state.redis.cached[row] = Some(value);
+            if let Some((at, row, value)) = state.reader.take() {
+                state.targets[at].redis.cached[row] = Some(value);
             }
-            if let Some(walsweep) = &mut state.walsweep {
-                walsweep.jobs.iter_mut().for_each(|job| job.window = false);
+            if let Some(sweeper) = state.sweeper(at) {
+                sweeper.jobs.iter_mut().for_each(|job| job.window = false);
             }
         }
-        Event::Save => state.saved = Some(state.redis.clone()),
+        Event::Save => state.targets[at].saved = Some(state.targets[at].redis.clone()),
         Event::GoBack => {
             state.budget.rollbacks -= 1;
-            go_back(state);
-            if let Some(walsweep) = &mut state.walsweep {
-                walsweep.connected = false;
-            }
+            go_back(&mut state.targets[at]);
+            lose(state, at);
         }
         Event::GoBackHidden => {
             state.budget.hidden_rollbacks -= 1;
-            go_back(state);
+            go_back(&mut state.targets[at]);
         }
         Event::Crash => {
             state.budget.crashes -= 1;
@@ -144,9 +164,15 @@ pub(crate) fn happen(state: &mut State, event: Event) {
         Event::Unlock => state.locked = false,
         Event::Refuse(row) => {
             state.budget.refusals -= 1;
-            state.refused[row] = true;
+            state.targets[at].refused[row] = true;
         }
-        Event::Allow(row) => state.refused[row] = false,
+        Event::Allow(row) => state.targets[at].refused[row] = false,
+        Event::Leave => {
+            state.budget.absences -= 1;
+            state.targets[at].is_away = true;
+            lose(state, at);
+        }
+        Event::Return => state.targets[at].is_away = false,
         Event::Alter => {
             state.budget.alterations -= 1;
             state.postgres.altered = true;
@@ -154,11 +180,18 @@ pub(crate) fn happen(state: &mut State, event: Event) {
     }
 }
 
-fn go_back(state: &mut State) {
-    state.history.broken = true;
+/// The connections to a target break.
+fn lose(state: &mut State, at: At) {
+    if let Some(sweeper) = state.sweeper(at) {
+        sweeper.connected = false;
+    }
+}
+
+fn go_back(target: &mut Target) {
+    target.broken = true;
     // The file stays: the next start of Redis may load it once more.
-    if let Some(saved) = &state.saved {
-        state.redis = saved.clone();
+    if let Some(saved) = &target.saved {
+        target.redis = saved.clone();
     }
 }
 
@@ -204,6 +237,8 @@ impl fmt::Display for Event {
             Event::Unlock => write!(formatter, "application: unlocks the rules' tables"),
             Event::Refuse(row) => write!(formatter, "redis: refuses key {row} from now on"),
             Event::Allow(row) => write!(formatter, "redis: accepts key {row} from now on"),
+            Event::Leave => write!(formatter, "redis: goes away"),
+            Event::Return => write!(formatter, "redis: is there again"),
             Event::Alter => write!(formatter, "postgres: the table of row 0 is altered"),
         }
     }

@@ -61,6 +61,12 @@ pub(crate) enum Rule {
     /// Everything is swept once more when the commits that were invisible at the start are not any
     /// more (`settle`).
     SweepAfterFence,
+    /// Postgres is told the least that all targets have removed and cover (`ledger`).
+    LeastOfTargets,
+    /// A target that has no room stops no other (`sweep::fan_out`).
+    FedApart,
+    /// What one target owes is swept from no other (`stream`, `sweep::fan_out`).
+    OwnSweep,
     /// After a sweep of everything the watermark is written anew, though it covers no more than
     /// before (`sweep::proof::ward`).
     WatermarkAfterSweep,

@@ -1,4 +1,4 @@
-//! What the model knows: Postgres, Redis, one reader, walsweep, and what faults may still come.
+//! What the model knows: Postgres, the targets, a reader, walsweep, and what faults may come.
 //!
 //! Two transactions, each of which changes one row; the value of that row is cached under one key.
 //! The log counts commits: the first that is modelled ends at LSN 2, and all before are done.
@@ -64,7 +64,26 @@ pub(crate) struct Mark {
     pub(crate) altered: bool,
 }
 
-/// What Redis holds.
+/// The place of a target.
+pub(crate) type At = usize;
+
+/// One Redis that keys are removed from, and what is done to it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Target {
+    pub(crate) redis: Redis,
+    /// A prefix of its commands that a replica or a file holds.
+    pub(crate) saved: Option<Redis>,
+    /// Of which rows, each of which has its rule, it refuses the keys.
+    pub(crate) refused: [bool; ROWS],
+    /// Whether nobody can connect to it.
+    pub(crate) is_away: bool,
+    /// Removals of these commits were acknowledged.
+    pub(crate) removed: [bool; ROWS],
+    /// Whether it went back.
+    pub(crate) broken: bool,
+}
+
+/// What a Redis holds.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Redis {
     pub(crate) cached: [Option<Version>; ROWS],
@@ -123,22 +142,32 @@ pub(crate) enum Question {
 }
 
 /// A walsweep that runs. All of it is lost in a crash.
-#[expect(clippy::struct_excessive_bools, reason = "facts that do not depend on each other")]
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Walsweep {
+    /// Whether the last question about the tables is answered.
+    pub(crate) question: Question,
+    /// One for each target.
+    pub(crate) sweepers: Vec<Sweeper>,
+}
+
+/// What is known of one target, by its sweeper and by its side of the ledger.
+#[expect(clippy::struct_excessive_bools, reason = "facts that do not depend on each other")]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Sweeper {
+    pub(crate) at: At,
     /// Commits up to here were received.
     pub(crate) received: u8,
     pub(crate) jobs: [Job; JOBS],
     /// The LSN that the hold stands for, below which nothing may be confirmed: that of its smallest
     /// member. Members are all whose first removal is done, and whose second is not.
     pub(crate) hold: Option<u8>,
-    /// Whether the last question about the tables is answered.
-    pub(crate) question: Question,
     /// Transactions that the second sweep waits for.
     pub(crate) fence: [bool; ROWS],
     /// The next bucket of the pass that is under way.
     pub(crate) pass: Option<u8>,
     pub(crate) connected: bool,
+    /// Whether the watermark was looked at since the session began.
+    pub(crate) judged: bool,
     /// The watermark as walsweep believes it to stand.
     pub(crate) standing: Option<Mark>,
     pub(crate) covered: u8,
@@ -170,6 +199,8 @@ pub(crate) struct Budget {
     pub(crate) locks: u8,
     /// How often Redis refuses the keys of a rule.
     pub(crate) refusals: u8,
+    /// How often a target goes away, for a while or for good.
+    pub(crate) absences: u8,
     /// How often the table of row 0 is altered.
     pub(crate) alterations: u8,
 }
@@ -179,11 +210,9 @@ pub(crate) struct Budget {
 pub(crate) struct History {
     /// A key was removed for a commit that was not visible.
     pub(crate) removed_early: bool,
-    /// Removals for these commits were acknowledged.
-    pub(crate) removed: [bool; ROWS],
-    /// walsweep confirmed a commit whose removal was not acknowledged.
+    /// walsweep confirmed a commit whose removal was not acknowledged by every target.
     pub(crate) confirmed_early: bool,
-    /// Redis went back, the slot was moved, or commits were lost.
+    /// The slot was moved, or commits were lost.
     pub(crate) broken: bool,
 }
 
@@ -191,16 +220,12 @@ pub(crate) struct History {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct State {
     pub(crate) postgres: Postgres,
-    pub(crate) redis: Redis,
-    /// A prefix of Redis's commands that a replica or a file holds.
-    pub(crate) saved: Option<Redis>,
-    /// A value read from Postgres and not yet written to Redis.
-    pub(crate) reader: Option<(usize, Version)>,
+    pub(crate) targets: Vec<Target>,
+    /// A value read from Postgres and not yet written to this target.
+    pub(crate) reader: Option<(At, usize, Version)>,
     pub(crate) walsweep: Option<Walsweep>,
     /// Whether somebody has the rules' tables for himself.
     pub(crate) locked: bool,
-    /// Of which rows, each of which has its rule, Redis refuses the keys.
-    pub(crate) refused: [bool; ROWS],
     pub(crate) budget: Budget,
     pub(crate) history: History,
 }
@@ -219,6 +244,7 @@ pub(crate) enum Shape {
 pub(crate) struct Scenario {
     pub(crate) name: &'static str,
     pub(crate) transactions: usize,
+    pub(crate) targets: usize,
     pub(crate) shapes: [Shape; ROWS],
     pub(crate) budget: Budget,
     /// Whether a reader may write later than the window.
@@ -258,12 +284,21 @@ impl Postgres {
 }
 
 impl State {
-    /// Whether a cached value is not what a new snapshot reads.
-    pub(crate) fn is_stale(&self) -> bool {
-        let mut rows = 0..ROWS;
-        rows.any(|row| {
-            self.redis.cached[row].is_some_and(|value| value != self.postgres.reads(row))
-        })
+    /// Whether a value that a target has cached is not what a new snapshot reads.
+    pub(crate) fn is_stale(&self, at: At) -> bool {
+        let cached = self.targets[at].redis.cached.into_iter().enumerate();
+        let mut values = cached.filter_map(|(row, value)| Some((row, value?)));
+        values.any(|(row, value)| value != self.postgres.reads(row))
+    }
+
+    /// The sweeper of a target, if walsweep runs.
+    pub(crate) fn sweeper(&mut self, at: At) -> Option<&mut Sweeper> {
+        self.walsweep.as_mut()?.sweepers.get_mut(at)
+    }
+
+    /// Whether history is broken, as a target sees it.
+    pub(crate) fn is_broken(&self, at: At) -> bool {
+        self.history.broken || self.targets[at].broken
     }
 }
 
@@ -274,8 +309,8 @@ impl Redis {
     }
 }
 
-impl Walsweep {
-    /// Whether readers may trust the cache, as `/readyz` says it.
+impl Sweeper {
+    /// Whether readers may trust what the target has cached, as `/readyz` says it.
     pub(crate) fn is_ready(&self) -> bool {
         self.connected && (!self.owed || self.shown) && !self.repeats()
     }
@@ -289,6 +324,11 @@ impl Walsweep {
     /// Whether keys wait because Redis refuses them.
     pub(crate) fn is_refused(&self) -> bool {
         self.jobs.iter().any(|job| matches!(job.stage, Stage::Refused(_)))
+    }
+
+    /// Whether it has no room: one first removal waits.
+    pub(crate) fn is_full(&self) -> bool {
+        self.jobs.iter().any(|job| job.stage == Stage::Queued(Round::First))
     }
 
     /// The job that closes the sweep that is owed.

@@ -17,6 +17,7 @@ const NONE: Budget = Budget {
     locks: 0,
     refusals: 0,
     alterations: 0,
+    absences: 0,
 };
 
 /// One transaction on row 0, with all rules.
@@ -24,6 +25,7 @@ pub(crate) fn one(name: &'static str, shape: Shape, budget: Budget) -> Scenario 
     Scenario {
         name,
         transactions: 1,
+        targets: 1,
         shapes: [shape; 2],
         budget,
         late: false,
@@ -35,6 +37,11 @@ pub(crate) fn one(name: &'static str, shape: Shape, budget: Budget) -> Scenario 
 /// Two transactions, one for each row.
 pub(crate) fn two(name: &'static str, shapes: [Shape; 2], budget: Budget) -> Scenario {
     Scenario { transactions: 2, shapes, ..one(name, Exact, budget) }
+}
+
+/// The same with two targets.
+pub(crate) fn both(scenario: Scenario) -> Scenario {
+    Scenario { targets: 2, ..scenario }
 }
 
 /// I1, I2, I3, I8.
@@ -135,4 +142,31 @@ fn a_table_is_altered_and_redis_goes_back() {
     assert!(holds(two("a table is altered and redis goes back", [Exact; 2], budget)) > 30_000);
     let budget = Budget { reads: 1, crashes: 1, hidden_rollbacks: 1, alterations: 1, ..NONE };
     assert!(holds(one("the same, unseen", Exact, budget)) > 5_000);
+}
+
+/// I10: a target that is away, perhaps for good, holds up what is confirmed, and no key of another.
+#[test]
+fn a_target_is_away() {
+    let budget = Budget { crashes: 1, absences: 1, ..NONE };
+    assert!(holds(both(two("a target is away, a crash", [Exact; 2], budget))) > 30_000);
+    let budget = Budget { reads: 1, absences: 2, ..NONE };
+    assert!(holds(both(one("targets are away, a read", Pattern, budget))) > 10_000);
+}
+
+/// I7: the other target is not swept with it, and nothing that it has not removed is confirmed.
+#[test]
+fn one_target_of_two_goes_back() {
+    let budget = Budget { crashes: 1, rollbacks: 1, ..NONE };
+    assert!(holds(both(one("one target goes back", Exact, budget))) > 10_000);
+    let budget = Budget { reads: 1, crashes: 1, hidden_rollbacks: 1, ..NONE };
+    assert!(holds(both(one("one target goes back unseen", Exact, budget))) > 10_000);
+}
+
+/// I7, I8: what breaks history breaks it for both.
+#[test]
+fn two_targets_and_a_slot_that_is_moved() {
+    let budget = Budget { crashes: 1, moved_slots: 1, absences: 1, ..NONE };
+    assert!(holds(both(one("two targets, the slot is moved", Exact, budget))) > 10_000);
+    let budget = Budget { crashes: 1, refusals: 1, ..NONE };
+    assert!(holds(both(one("two targets, one refuses", Exact, budget))) > 1_000);
 }

@@ -142,8 +142,8 @@ pub(crate) async fn write_marker(world: &Rc<World>) -> u64 {
     world.postgres.borrow().transactions[version].end_lsn
 }
 
-/// Reads through the cache: on a miss the row, and a little later it is cached. Never later than
-/// the refill window after it was read.
+/// Reads through the cache of one target: on a miss the row, and a little later it is cached. Never
+/// later than the refill window after it was read.
 pub(crate) async fn read(world: Rc<World>) {
     let random = &world.random;
     while world.open.get() {
@@ -152,7 +152,8 @@ pub(crate) async fn read(world: Rc<World>) {
             0 => format!("list:{}:{}", random.below(LISTS.into()), random.below(3)),
             _ => format!("item:{}", random.below(u64::from(ITEMS) - 1)),
         };
-        let cached = world.redis.borrow().get(&key);
+        let at = usize::try_from(random.below(world.targets() as u64)).unwrap();
+        let cached = world.redis[at].borrow().get(&key);
         if cached.is_some() || !world.postgres.borrow().up {
             continue;
         }
@@ -164,9 +165,9 @@ pub(crate) async fn read(world: Rc<World>) {
             2 => world.pause(0, window - 2).await,
             _ => world.pause(window / 2, window - 2).await,
         }
-        let mut redis = world.redis.borrow_mut();
+        let mut redis = world.redis[at].borrow_mut();
         if redis.up && redis.mood.useless.is_none() {
-            world.note(|| format!("fill {key} with {version}"));
+            world.note(|| format!("target {at}: fill {key} with {version}"));
             redis.fill(&key, version);
         }
     }

@@ -3,8 +3,10 @@
 //! - I1: no exact key is removed while no visible transaction of the session asks for it.
 //! - I2: where the watermark is written nothing older is cached, and nothing that is invisible is
 //!   covered; nothing is confirmed that no watermark covers; what is confirmed never falls.
-//! - I3: with nothing going wrong, a key goes soon after its transaction is visible.
+//! - I3: with nothing going wrong, a key goes soon after its transaction is visible; from a target
+//!   with which nothing goes wrong, whatever another one does.
 //! - I10: the same while Redis refuses the keys of another rule.
+//! - Nothing is swept from a target that lost nothing, because another one did.
 //! - I1, I7, I8: at rest no value is cached but the one that a new snapshot reads.
 
 use std::cell::{Cell, RefCell};
@@ -43,16 +45,26 @@ const REASONS: [&str; 11] = [
     "retained_wal",
 ];
 
-#[derive(Default)]
 pub(crate) struct Judge {
     failures: RefCell<Vec<String>>,
     disturbed_at: Cell<Option<Instant>>,
-    unlinked_at: RefCell<BTreeMap<Object, Instant>>,
-    /// The furthest watermark, by timeline.
-    watermarks: RefCell<BTreeMap<u32, u64>>,
+    targets: Vec<Target>,
     session: RefCell<Option<Session>>,
     /// What was looked at, to show that the looking happened.
     pub(crate) looks: Looks,
+}
+
+/// What was seen of one target.
+#[derive(Default)]
+struct Target {
+    disturbed_at: Cell<Option<Instant>>,
+    /// Whether walsweep is connected to it.
+    is_connected: Cell<bool>,
+    /// Whether something was done to it, or to Postgres, for which it may be swept.
+    may_sweep: Cell<bool>,
+    unlinked_at: RefCell<BTreeMap<Object, Instant>>,
+    /// The furthest watermark, by timeline.
+    watermarks: RefCell<BTreeMap<u32, u64>>,
 }
 
 #[derive(Default)]
@@ -72,19 +84,24 @@ pub(crate) struct Looks {
     pub(crate) again: Cell<u64>,
     /// Removals of which some commands were refused for the prefix of their keys.
     pub(crate) refusals: Cell<u64>,
+    /// Removals from a target that lost nothing while another one may be swept.
+    pub(crate) spared: Cell<u64>,
+    /// Prompt removals from a target while something goes wrong with another.
+    pub(crate) beside: Cell<u64>,
 }
 
 /// How many things are looked at.
-pub(crate) const LOOKS: usize = 11;
+pub(crate) const LOOKS: usize = 13;
 
 impl Looks {
     /// How often each was looked at.
     pub(crate) fn counts(&self) -> [u64; LOOKS] {
         let Looks { removals, watermarks, statuses, prompt, at_rest, resyncs, .. } = self;
-        let Looks { blocks, parts, aborts, again, refusals, .. } = self;
+        let Looks { blocks, parts, aborts, again, refusals, spared, beside, .. } = self;
         let all = [removals, watermarks, statuses, prompt, at_rest, resyncs];
-        let streamed = [blocks, parts, aborts, again, refusals];
-        let mut counts = all.into_iter().chain(streamed).map(Cell::get);
+        let streamed = [blocks, parts, aborts, again];
+        let others = [refusals, spared, beside];
+        let mut counts = all.into_iter().chain(streamed).chain(others).map(Cell::get);
         std::array::from_fn(|_| counts.next().unwrap_or_default())
     }
 }
@@ -120,6 +137,17 @@ fn is_stale(postgres: &Postgres, object: Object, value: Version, lsn: u64) -> bo
 }
 
 impl Judge {
+    /// A judge of so many targets.
+    pub(crate) fn new(targets: usize) -> Judge {
+        Judge {
+            failures: RefCell::default(),
+            disturbed_at: Cell::new(None),
+            targets: (0..targets).map(|_| Target::default()).collect(),
+            session: RefCell::default(),
+            looks: Looks::default(),
+        }
+    }
+
     pub(crate) fn fail(&self, text: String) {
         self.failures.borrow_mut().push(text);
     }
@@ -133,9 +161,28 @@ impl Judge {
         self.disturbed_at.set(Some(Instant::now()));
     }
 
+    /// The same of one target: of the others promptness is asked for all the same.
+    pub(crate) fn disturbed_at(&self, at: usize) {
+        self.targets[at].disturbed_at.set(Some(Instant::now()));
+    }
+
+    /// walsweep is connected to a target, or is not any more. It may take a moment to begin.
+    pub(crate) fn connected(&self, at: usize, is_connected: bool) {
+        self.targets[at].is_connected.set(is_connected);
+        self.disturbed_at(at);
+    }
+
+    /// A target may be swept from now on; all of them, if none is named.
+    pub(crate) fn may_sweep(&self, at: Option<usize>) {
+        let targets = self.targets.iter().enumerate();
+        let named = targets.filter(|(place, _)| at.is_none_or(|at| at == *place));
+        named.for_each(|(_, target)| target.may_sweep.set(true));
+    }
+
     /// A session streams from `start`.
     pub(crate) fn session(&self, start: u64, metrics: &Arc<Metrics>, health: &Arc<Health>) {
         self.disturbed();
+        self.targets.iter().for_each(|target| target.is_connected.set(false));
         let (metrics, health) = (Arc::clone(metrics), Arc::clone(health));
         let resyncs = resyncs(&metrics);
         *self.session.borrow_mut() = Some(Session { start, metrics, health, resyncs });
@@ -151,13 +198,18 @@ impl Judge {
     }
 
     /// I1. A removal by pattern may take any list's keys, and a sweep of everything takes all.
-    pub(crate) fn unlinked(&self, world: &World, key: &str) {
+    pub(crate) fn unlinked(&self, world: &World, at: usize, key: &str) {
         let object = Object::of_key(key);
-        self.unlinked_at.borrow_mut().insert(object, Instant::now());
+        let target = &self.targets[at];
+        target.unlinked_at.borrow_mut().insert(object, Instant::now());
         let session = self.session.borrow();
         let Some(session) = session.as_ref() else { return };
-        if matches!(object, Object::List(_)) || resyncs(&session.metrics) > session.resyncs {
+        let is_swept = resyncs(&session.metrics) > session.resyncs;
+        if matches!(object, Object::List(_)) || is_swept && target.may_sweep.get() {
             return;
+        }
+        if is_swept {
+            add(&self.looks.spared);
         }
         add(&self.looks.removals);
         let postgres = world.postgres.borrow();
@@ -165,15 +217,16 @@ impl Judge {
             one.was_shown && one.end_lsn > session.start && one.objects.contains(&object)
         });
         if !asks {
-            world.fail(&format!("I1: {key} was removed, and no visible transaction asks for it"));
+            let what = "was removed, and no visible transaction asks for it";
+            world.fail(&format!("I1: {key} of target {at} {what}"));
         }
     }
 
     /// I2 and I7, where the watermark is written.
-    pub(crate) fn watermark(&self, world: &World, value: &[u8]) {
+    pub(crate) fn watermark(&self, world: &World, at: usize, value: &[u8]) {
         let mark = Watermark::from_value(value).expect("walsweep writes watermarks");
         let lsn = mark.lsn.0;
-        let mut watermarks = self.watermarks.borrow_mut();
+        let mut watermarks = self.targets[at].watermarks.borrow_mut();
         let furthest = watermarks.entry(mark.timeline).or_default();
         *furthest = lsn.max(*furthest);
         let postgres = world.postgres.borrow();
@@ -188,9 +241,10 @@ impl Judge {
                 world.fail(&format!("I2: the watermark {lsn} covers {version}, still invisible"));
             }
         }
-        for (key, value) in world.redis.borrow().cached() {
+        for (key, value) in world.redis[at].borrow().cached() {
             if is_stale(&postgres, Object::of_key(key), value, lsn) {
-                world.fail(&format!("I2: the watermark {lsn} is written, {key} holds {value}"));
+                let what = format!("the watermark {lsn} is written, {key} holds {value}");
+                world.fail(&format!("I2: target {at}: {what}"));
             }
         }
     }
@@ -202,9 +256,10 @@ impl Judge {
             world.fail(&format!("I2: confirmed {lsn} after {before}"));
         }
         let timeline = world.postgres.borrow().timeline;
-        let covered = self.watermarks.borrow().get(&timeline).copied().unwrap_or(0);
+        let of = |target: &Target| target.watermarks.borrow().get(&timeline).copied().unwrap_or(0);
+        let covered = self.targets.iter().map(of).min().unwrap_or(0);
         if lsn > covered {
-            world.fail(&format!("I2: confirmed {lsn}, the watermark covers {covered}"));
+            world.fail(&format!("I2: confirmed {lsn}, the watermarks cover {covered}"));
         }
     }
 
@@ -220,36 +275,51 @@ impl Judge {
 
     fn was_prompt(&self, world: &World, version: Version, (committed, shown): (Instant, Instant)) {
         let session = self.session.borrow();
-        let streams = session.as_ref().is_some_and(|one| one.health.phase() == Doing::Streaming);
+        // A target that is lost, or is swept, may not hold up another one.
+        let is_on =
+            |phase| matches!(phase, Doing::Streaming | Doing::RedisLost | Doing::Sweeping(_));
+        let streams = session.as_ref().is_some_and(|one| is_on(one.health.phase()));
         let is_calm = self.disturbed_at.get().is_none_or(|at| committed > at + CALM);
         let postgres = world.postgres.borrow();
-        let redis = world.redis.borrow();
-        let well = postgres.up && redis.up && redis.mood.lets_go("item:");
-        if !streams || !is_calm || !well || *world.hangs.borrow() {
-            return;
-        }
         let transaction = &postgres.transactions[version];
-        if transaction.truncates {
+        if !streams || !is_calm || !postgres.up || *world.hangs.borrow() || transaction.truncates {
             return;
         }
-        for object in &transaction.objects {
-            let removed = self.unlinked_at.borrow().get(object).copied();
+        let is_well = |at: &usize| self.is_well(world, *at, committed);
+        let well: Vec<usize> = (0..world.targets()).filter(is_well).collect();
+        let is_beside = well.len() < world.targets();
+        for (at, object) in
+            well.iter().flat_map(|at| transaction.objects.iter().map(|of| (*at, of)))
+        {
+            let removed = self.targets[at].unlinked_at.borrow().get(object).copied();
             if matches!(object, Object::Item(_)) && removed.is_none_or(|removed| removed < shown) {
-                world.fail(&format!("I3: {version} is visible for long, {object:?} not removed"));
+                let what = format!("{version} is visible for long, {object:?} not removed");
+                world.fail(&format!("I3: target {at}: {what}"));
             }
-            add(&self.looks.prompt);
+            add(if is_beside { &self.looks.beside } else { &self.looks.prompt });
         }
+    }
+
+    /// Whether nothing has gone wrong with a target since a while before something was committed.
+    fn is_well(&self, world: &World, at: usize, committed: Instant) -> bool {
+        let redis = world.redis[at].borrow();
+        let disturbed_at = self.targets[at].disturbed_at.get();
+        let is_calm = disturbed_at.is_none_or(|at| committed > at + CALM);
+        self.targets[at].is_connected.get() && is_calm && redis.up && redis.mood.lets_go("item:")
     }
 
     /// I1, I7 and I8: nothing but what is current.
     pub(crate) fn at_rest(&self, world: &World) {
         let postgres = world.postgres.borrow();
-        for (key, value) in world.redis.borrow().cached() {
-            let current = postgres.current(Object::of_key(key));
-            if value != current {
-                world.fail(&format!("at rest {key} holds {value}, a reader would find {current}"));
+        for (at, redis) in world.redis.iter().enumerate() {
+            for (key, value) in redis.borrow().cached() {
+                let current = postgres.current(Object::of_key(key));
+                if value != current {
+                    let what = format!("{key} holds {value}, a reader would find {current}");
+                    world.fail(&format!("at rest, target {at}: {what}"));
+                }
+                add(&self.looks.at_rest);
             }
-            add(&self.looks.at_rest);
         }
         if postgres.current(MARKER) == 0 {
             world.fail("the last transaction is missing");

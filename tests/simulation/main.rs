@@ -1,5 +1,5 @@
 //! Thousands of schedules of faults, each from a seed: the real stages on virtual time, against a
-//! Postgres, a Redis and readers in memory that do whatever real ones may do.
+//! Postgres, one or two Redis and readers in memory that do whatever real ones may do.
 //!
 //! `SEED=123` runs the schedule of that seed alone and tells what happened; `SCHEDULES=100000` runs
 //! so many, from a seed of chance or from `SEED` on.
@@ -48,6 +48,8 @@ const LOOKED_AT: [&str; LOOKS] = [
     "undone transactions in blocks",
     "transactions in blocks sent again",
     "removals refused for a prefix",
+    "removals from a target that lost nothing, while another is swept",
+    "prompt removals from a target, while something is wrong with another",
 ];
 
 thread_local! {

@@ -285,8 +285,8 @@ impl Request {
         }
     }
 
-    fn serve(self, world: &World, late: bool) -> Reply {
-        let mut redis = world.redis.borrow_mut();
+    fn serve(self, (world, at): (&World, usize), late: bool) -> Reply {
+        let mut redis = world.redis[at].borrow_mut();
         match self {
             Request::Nothing => Reply::Id(redis.id()),
             Request::Unlink(mut groups, link, forbids) => {
@@ -298,8 +298,10 @@ impl Request {
                     group.iter().any(is_forbidden)
                 };
                 let refused: Vec<bool> = groups.iter().map(is_refused).collect();
-                world
-                    .note(|| format!("UNLINK {}, refused: {refused:?}", groups.concat().join(" ")));
+                world.note(|| {
+                    let keys = groups.concat().join(" ");
+                    format!("target {at}: UNLINK {keys}, refused: {refused:?}")
+                });
                 if refused.contains(&true) {
                     add(&world.judge.looks.refusals);
                 }
@@ -307,7 +309,8 @@ impl Request {
                     group.clear();
                 }
                 if !late {
-                    groups.iter().flatten().for_each(|key| world.judge.unlinked(world, key));
+                    let keys = groups.iter().flatten();
+                    keys.for_each(|key| world.judge.unlinked(world, at, key));
                 }
                 let count = |group: Vec<String>| {
                     group.iter().map(|key| u64::from(redis.unlink(key))).sum::<u64>()
@@ -318,7 +321,7 @@ impl Request {
                     Some(Link::Increase(number))
                         if redis.link(Link::Increase(number)) != number =>
                     {
-                        world.note(|| "the chain is broken".to_owned());
+                        world.note(|| format!("target {at}: the chain is broken"));
                         Reply::Swapped
                     }
                     Some(Link::Set(number)) => {
@@ -331,7 +334,8 @@ impl Request {
             Request::Scan { cursor, pattern } => {
                 let page = redis.scan(world, cursor, pattern.as_deref());
                 world.note(|| {
-                    format!("SCAN {cursor}: {} keys, then {}", page.keys.len(), page.cursor)
+                    let (count, next) = (page.keys.len(), page.cursor);
+                    format!("target {at}: SCAN {cursor}: {count} keys, then {next}")
                 });
                 Reply::Page(page, redis.id())
             }
@@ -339,26 +343,27 @@ impl Request {
             Request::Replace { expected, value, number } => {
                 let text = String::from_utf8(value.clone()).unwrap();
                 if redis.mark != expected {
-                    world.note(|| format!("watermark not {text}"));
+                    world.note(|| format!("target {at}: watermark not {text}"));
                     return Reply::Replaced(Replaced::No(redis.mark.clone()));
                 }
                 if number.is_some_and(|number| number != redis.number) {
-                    world.note(|| "the chain is broken".to_owned());
+                    world.note(|| format!("target {at}: the chain is broken"));
                     return Reply::Swapped;
                 }
-                world.note(|| format!("watermark {text}"));
+                world.note(|| format!("target {at}: watermark {text}"));
                 redis.run(Command::Mark(Some(value.clone())));
                 drop(redis);
-                world.judge.watermark(world, &value);
+                world.judge.watermark(world, at, &value);
                 Reply::Replaced(Replaced::Yes)
             }
         }
     }
 }
 
-/// walsweep's connections.
+/// walsweep's connections to one target.
 pub(crate) struct Client {
     world: Rc<World>,
+    at: usize,
     connection: Cell<Option<u64>>,
     /// The id of the server that was connected to.
     id: Cell<u64>,
@@ -366,18 +371,19 @@ pub(crate) struct Client {
 }
 
 impl Client {
-    pub(crate) fn new(world: &Rc<World>) -> Client {
+    pub(crate) fn new(world: &Rc<World>, at: usize) -> Client {
         let (connection, id, chain) = (Cell::new(None), Cell::new(0), RefCell::new(None));
-        Client { world: Rc::clone(world), connection, id, chain }
+        Client { world: Rc::clone(world), at, connection, id, chain }
     }
 
     fn lost(&self, kind: Kind) -> Error {
         self.connection.set(None);
+        self.world.judge.connected(self.at, false);
         Error::new(kind, "told to fail".to_owned())
     }
 
     fn check(&self, number: u64) -> Result<(), Error> {
-        let redis = self.world.redis.borrow();
+        let redis = self.world.redis[self.at].borrow();
         if redis.up && redis.connections == number && self.connection.get() == Some(number) {
             Ok(())
         } else {
@@ -403,16 +409,16 @@ impl Client {
     }
 
     async fn ask(&self, request: Request) -> Result<Reply, Error> {
-        let world = &self.world;
+        let (world, at) = (&self.world, self.at);
         let number = self.connection.get().ok_or_else(|| self.lost(Kind::Io))?;
         let is_scan = request.which() == Some(Which::Scan);
-        let longest = if is_scan { world.redis.borrow().scan_pause } else { 3 };
+        let longest = if is_scan { world.redis[at].borrow().scan_pause } else { 3 };
         world.pause(0, longest).await;
         self.check(number)?;
-        let fate = world.redis.borrow().fate(request.which(), world);
+        let fate = world.redis[at].borrow().fate(request.which(), world);
         if fate != Fate::Fine {
-            world.note(|| format!("redis call goes wrong: {fate:?}"));
-            world.judge.disturbed();
+            world.note(|| format!("target {at}: a call goes wrong: {fate:?}"));
+            world.judge.disturbed_at(at);
         }
         let mut request = if matches!(fate, Fate::Refused(_) | Fate::LostBefore) {
             request
@@ -427,12 +433,12 @@ impl Client {
             }
             Fate::LostBefore => return Err(self.lost(Kind::Io)),
             Fate::LostAfter => {
-                request.serve(world, false);
+                request.serve((world, at), false);
                 return Err(self.lost(Kind::Io));
             }
             Fate::TimedOut { done } => {
                 if done {
-                    request.serve(world, false);
+                    request.serve((world, at), false);
                 }
                 sleep(world.random.millis(100, 500)).await;
                 return Err(self.lost(Kind::Timeout));
@@ -441,10 +447,10 @@ impl Client {
                 let (world, wait) = (Rc::clone(world), world.random.millis(100, 1500));
                 tokio::task::spawn_local(async move {
                     sleep(wait).await;
-                    let is_same = world.redis.borrow().connections == number;
-                    if is_same && world.redis.borrow().up {
-                        world.note(|| "a late command arrives".to_owned());
-                        request.serve(&world, true);
+                    let is_same = world.redis[at].borrow().connections == number;
+                    if is_same && world.redis[at].borrow().up {
+                        world.note(|| format!("target {at}: a late command arrives"));
+                        request.serve((&world, at), true);
                     }
                 });
                 sleep(self.world.random.millis(50, 500)).await;
@@ -454,9 +460,9 @@ impl Client {
                 if let Request::Unlink(_, _, forbids) = &mut request {
                     *forbids = true;
                 }
-                request.serve(world, false)
+                request.serve((world, at), false)
             }
-            Fate::Fine => request.serve(world, false),
+            Fate::Fine => request.serve((world, at), false),
         };
         world.pause(0, 3).await;
         self.check(number)?;
@@ -478,13 +484,13 @@ fn owned(key: &[u8]) -> String {
 
 impl Node for Client {
     fn name(&self) -> &str {
-        "memory"
+        ["memory", "memory, too"][self.at]
     }
 
     async fn connect(&self) -> Result<(), Error> {
         self.connection.set(None);
         self.world.pause(1, 5).await;
-        let redis = self.world.redis.borrow();
+        let redis = self.world.redis[self.at].borrow();
         if let Some(kind) = redis.mood.useless.filter(|_| redis.up) {
             return Err(Error::new(kind, "told to refuse".to_owned()));
         }
@@ -492,6 +498,7 @@ impl Node for Client {
             return Err(Error::new(Kind::Io, "connection refused".to_owned()));
         }
         self.connection.set(Some(redis.connections));
+        self.world.judge.connected(self.at, true);
         self.id.set(redis.id());
         self.chain.replace(None);
         Ok(())

@@ -9,7 +9,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 use walsweep::config;
 use walsweep::keys::Rules;
 use walsweep::lsn::Lsn;
-use walsweep::sweep::{Kind, Watermark};
+use walsweep::sweep::{Kind, Room, Watermark};
 use walsweep::telemetry::Phase as Doing;
 
 use crate::clients;
@@ -105,16 +105,21 @@ pub(crate) struct Plan {
     pub(crate) pause_max: u64,
     /// How many milliseconds a SCAN call may take.
     pub(crate) scan_pause: u64,
-    /// Whether slot and watermark stand already.
-    pub(crate) known: bool,
+    /// Of each target whether its watermark stands already; the slot does, if one stands.
+    pub(crate) known: Vec<bool>,
+    /// What may wait for a target.
+    pub(crate) room: Room,
     /// How long clients are busy, milliseconds.
     pub(crate) busy: u64,
-    pub(crate) script: Vec<(u64, Fault)>,
+    /// When something goes wrong, with which target if it is one of Redis, and what.
+    pub(crate) script: Vec<(u64, usize, Fault)>,
 }
 
 impl Plan {
     fn new(random: &Random) -> Plan {
         let busy = random.between(600, 2400);
+        let targets = random.between(1, 2);
+        let target = || usize::try_from(random.below(targets)).unwrap();
         let mut script = Vec::new();
         // Now and then one kind strikes again and again: what is rare needs many chances.
         let theme = random.chance(25).then(|| random.below(KINDS));
@@ -122,20 +127,26 @@ impl Plan {
         for _ in 0..count {
             let any = || Fault::of(theme.unwrap_or_else(|| random.below(KINDS)), random);
             let at = random.below(busy);
-            script.push((at, any()));
+            script.push((at, target(), any()));
             // Faults like company: one often strikes while another is being dealt with.
             if random.chance(40) {
-                script.push((at + random.below(150), any()));
+                script.push((at + random.below(150), target(), any()));
             }
         }
-        script.sort_by_key(|(at, _)| *at);
+        script.sort_by_key(|(at, _, _)| *at);
+        // One that is new beside one that is not; or none was here before, or all.
+        let known = random.chance(70);
+        let known = (0..targets).map(|_| known && random.chance(85)).collect();
+        let is_small = targets > 1 && random.chance(60);
+        let room = Room { length: 4, bytes: 16 * 1024 };
         Plan {
             window: Duration::from_millis(random.pick(&[0, 40, 150, 400])),
             writers: random.between(1, 4),
             readers: random.between(1, 4),
             pause_max: random.pick(&[20, 50, 120]),
             scan_pause: random.pick(&[3, 3, 30, 200]),
-            known: random.chance(70),
+            known,
+            room: if is_small { room } else { Room::default() },
             busy,
             script,
         }
@@ -144,10 +155,10 @@ impl Plan {
 
 /// Lets Redis refuse keys of this prefix, in the place of another one. What waited for that one may
 /// take its time.
-fn forbid(world: &World, prefix: Option<&'static str>) {
-    let before = std::mem::replace(&mut world.redis.borrow_mut().mood.forbids, prefix);
+fn forbid(world: &World, at: usize, prefix: Option<&'static str>) {
+    let before = std::mem::replace(&mut world.redis[at].borrow_mut().mood.forbids, prefix);
     if before == Some("item:") {
-        world.judge.disturbed();
+        world.judge.disturbed_at(at);
     }
 }
 
@@ -185,42 +196,85 @@ impl Fault {
         }
     }
 
+    /// Whether it goes wrong with the Redis of one target.
+    fn is_of_redis(self) -> bool {
+        match self {
+            Fault::RedisDown { .. }
+            | Fault::RedisFlaky { .. }
+            | Fault::RedisRefuses { .. }
+            | Fault::RedisUseless { .. }
+            | Fault::RedisForbids { .. }
+            | Fault::RedisRollsBack { .. }
+            | Fault::RedisRollsBackHidden { .. }
+            | Fault::WatermarkGone { .. } => true,
+            Fault::Sidecar(_)
+            | Fault::PostgresCut
+            | Fault::CutAfter { .. }
+            | Fault::PostgresRestarts { .. }
+            | Fault::SqlHangs { .. }
+            | Fault::Stuck { .. }
+            | Fault::SlotDropped { .. }
+            | Fault::SlotAdvanced
+            | Fault::Promotion { .. } => false,
+        }
+    }
+
+    /// Whether a sweep may follow: history is broken, or a watermark came late.
+    fn may_sweep(self) -> bool {
+        matches!(
+            self,
+            Fault::RedisFlaky { .. }
+                | Fault::RedisRollsBack { .. }
+                | Fault::RedisRollsBackHidden { .. }
+                | Fault::WatermarkGone { .. }
+                | Fault::PostgresRestarts { .. }
+                | Fault::SlotDropped { .. }
+                | Fault::SlotAdvanced
+                | Fault::Promotion { .. }
+        )
+    }
+
     /// Strikes; what lasts is ended by a task of its own.
-    async fn strike(self, world: &Rc<World>, orders: &mpsc::Sender<Order>) {
-        world.note(|| format!("FAULT {self:?}"));
+    async fn strike(self, world: &Rc<World>, at: usize, orders: &mpsc::Sender<Order>) {
+        world.note(|| format!("FAULT {self:?}, target {at}"));
+        if self.may_sweep() {
+            world.judge.may_sweep(self.is_of_redis().then_some(at));
+        }
         // That a commit waits must hold up no other (I3), and neither must what Redis refuses of
         // another rule (I10).
-        if !matches!(self, Fault::Stuck { .. } | Fault::RedisForbids { .. }) {
+        if self.is_of_redis() && !matches!(self, Fault::RedisForbids { .. }) {
+            world.judge.disturbed_at(at);
+        } else if !matches!(self, Fault::Stuck { .. } | Fault::RedisForbids { .. }) {
             world.judge.disturbed();
         }
         match self {
             Fault::Sidecar(order) => drop(orders.try_send(order)),
             Fault::RedisDown { lasts } => {
-                world.redis.borrow_mut().cut();
-                down(world, lasts);
+                world.redis[at].borrow_mut().cut();
+                down(world, at, lasts);
             }
             Fault::RedisFlaky { percent, lasts } => {
-                set(world, lasts, |mood| &mut mood.flaky, percent);
+                set(world, at, lasts, |mood| &mut mood.flaky, percent);
             }
             Fault::RedisRefuses { kind, which, lasts } => {
-                set(world, lasts, |mood| &mut mood.refuses, Some((kind, which)));
+                set(world, at, lasts, |mood| &mut mood.refuses, Some((kind, which)));
             }
             Fault::RedisUseless { kind, lasts } => {
-                set(world, lasts, |mood| &mut mood.useless, Some(kind));
+                set(world, at, lasts, |mood| &mut mood.useless, Some(kind));
             }
             Fault::RedisForbids { prefix, lasts } => {
-                forbid(world, Some(prefix));
-                later(world, lasts, move |world| forbid(world, None));
+                forbid(world, at, Some(prefix));
+                later(world, lasts, move |world| forbid(world, at, None));
             }
             Fault::RedisRollsBack { commands, down: lasts } => {
-                world.redis.borrow_mut().roll_back(commands);
-                down(world, lasts);
+                world.redis[at].borrow_mut().roll_back(commands);
+                down(world, at, lasts);
             }
             Fault::RedisRollsBackHidden { commands } => {
-                world.redis.borrow_mut().roll_back_hidden(commands);
+                world.redis[at].borrow_mut().roll_back_hidden(commands);
             }
             Fault::WatermarkGone { foreign } => {
-                world.redis.borrow_mut().set_mark(foreign.then(|| b"hello".to_vec()));
+                world.redis[at].borrow_mut().set_mark(foreign.then(|| b"hello".to_vec()));
             }
             _ => self.strike_postgres(world).await,
         }
@@ -287,11 +341,11 @@ fn later(world: &Rc<World>, lasts: u64, end: impl FnOnce(&World) + 'static) {
     });
 }
 
-fn down(world: &Rc<World>, lasts: u64) {
-    world.redis.borrow_mut().up = lasts == 0;
-    later(world, lasts, |world| {
-        world.judge.disturbed();
-        world.redis.borrow_mut().up = true;
+fn down(world: &Rc<World>, at: usize, lasts: u64) {
+    world.redis[at].borrow_mut().up = lasts == 0;
+    later(world, lasts, move |world| {
+        world.judge.disturbed_at(at);
+        world.redis[at].borrow_mut().up = true;
     });
 }
 
@@ -305,14 +359,15 @@ fn back_after(world: &Rc<World>, down: u64) {
 
 fn set<T: Default + 'static>(
     world: &Rc<World>,
+    at: usize,
     lasts: u64,
     which: fn(&mut Mood) -> &mut T,
     value: T,
 ) {
-    *which(&mut world.redis.borrow_mut().mood) = value;
+    *which(&mut world.redis[at].borrow_mut().mood) = value;
     later(world, lasts, move |world| {
-        world.judge.disturbed();
-        *which(&mut world.redis.borrow_mut().mood) = T::default();
+        world.judge.disturbed_at(at);
+        *which(&mut world.redis[at].borrow_mut().mood) = T::default();
     });
 }
 
@@ -335,7 +390,7 @@ pub(crate) fn run(seed: u64, rules: &Rc<Vec<config::Rule>>, traced: bool) -> Out
     let random = Random::new(crate::random::mix(seed));
     let plan = Plan::new(&random);
     local.block_on(&runtime, async {
-        let world = Rc::new(World::new(random, plan.window, traced));
+        let world = Rc::new(World::new(random, &plan, traced));
         play(&world, &plan, rules).await;
         world.judge.session_over();
         let failures = world.judge.failures();
@@ -344,23 +399,31 @@ pub(crate) fn run(seed: u64, rules: &Rc<Vec<config::Rule>>, traced: bool) -> Out
     })
 }
 
-/// walsweep was here before: the slot stands, and so does its watermark.
-fn known(world: &World, rules: &[config::Rule]) {
+/// walsweep was here before: the slot stands, and so do the watermarks of the targets that it knew.
+fn known(world: &World, known: &[bool], rules: &[config::Rule]) {
     let lsn = world.postgres.borrow().flushed();
     let rules = Rules::compile(rules).expect("the rules are valid");
     let (system_id, epoch) = ("7".to_owned(), "1".to_owned());
     let mark =
         Watermark { system_id, timeline: 1, epoch, lsn: Lsn(lsn), rules: prints(&rules).digest() };
     world.postgres.borrow_mut().slot = Some(Slot { confirmed: lsn, saved: lsn });
-    world.redis.borrow_mut().set_mark(Some(mark.to_value()));
-    world.judge.watermark(world, &mark.to_value());
+    for (at, _) in known.iter().enumerate().filter(|(_, known)| **known) {
+        world.redis[at].borrow_mut().set_mark(Some(mark.to_value()));
+        world.judge.watermark(world, at, &mark.to_value());
+    }
 }
 
 async fn play(world: &Rc<World>, plan: &Plan, rules: &Rc<Vec<config::Rule>>) {
     let began = Instant::now();
-    world.redis.borrow_mut().scan_pause = plan.scan_pause;
-    if plan.known {
-        known(world, rules);
+    for (at, redis) in world.redis.iter().enumerate() {
+        redis.borrow_mut().scan_pause = plan.scan_pause;
+        if !plan.known[at] {
+            world.judge.may_sweep(Some(at));
+        }
+    }
+    match plan.known.contains(&true) {
+        true => known(world, &plan.known, rules),
+        false => world.judge.may_sweep(None),
     }
     let (orders, taken) = mpsc::channel(16);
     let window = Window::default();
@@ -375,9 +438,9 @@ async fn play(world: &Rc<World>, plan: &Plan, rules: &Rc<Vec<config::Rule>>) {
     for _ in 0..plan.readers {
         clients.push(tokio::task::spawn_local(clients::read(Rc::clone(world))));
     }
-    for (at, fault) in &plan.script {
+    for (at, target, fault) in &plan.script {
         sleep_until(began + Duration::from_millis(*at)).await;
-        fault.strike(world, &orders).await;
+        fault.strike(world, *target, &orders).await;
     }
     sleep_until(began + Duration::from_millis(plan.busy)).await;
     world.open.set(false);

@@ -174,12 +174,14 @@ async fn open(world: &Rc<World>, rules: &Rules) -> Result<Opened, Error> {
         broken,
         doubt: Doubt::none(),
         empty: rules.key_set(),
+        room: world.room,
     };
     let slot = capture::Slot::over(walsender::start(world, lsn));
     let probe = Asker { world: Rc::clone(world), number: *world.sql.borrow() };
-    let (standbys, node) = (Vec::new(), Client::new(world));
+    let nodes = (0..world.targets()).map(|at| Client::new(world, at)).collect();
+    let standbys = Vec::new();
     let (witness, lookups) = (None, None);
-    Ok((Outside { slot, witness, probe, standbys, node, lookups }, settings))
+    Ok((Outside { slot, witness, probe, standbys, nodes, lookups }, settings))
 }
 
 /// What watermarks are written under: there is no catalog to look at.

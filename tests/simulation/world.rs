@@ -1,4 +1,4 @@
-//! What all parts of a schedule share: time, chance, the two servers, and what went wrong.
+//! What all parts of a schedule share: time, chance, the servers, and what went wrong.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
@@ -6,19 +6,24 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
+use walsweep::sweep::Room;
 
 use crate::judge::Judge;
 use crate::postgres::{Postgres, Version};
 use crate::random::Random;
 use crate::redis::Redis;
+use crate::schedule::Plan;
 
 /// One schedule's world. Everything in it happens on one thread, on paused time.
 pub(crate) struct World {
     pub(crate) random: Random,
     /// The refill window, which is also how long a reader may take.
     pub(crate) window: Duration,
+    /// What may wait for a target.
+    pub(crate) room: Room,
     pub(crate) postgres: RefCell<Postgres>,
-    pub(crate) redis: RefCell<Redis>,
+    /// The Redis of each target.
+    pub(crate) redis: Vec<RefCell<Redis>>,
     pub(crate) judge: Judge,
     /// How far the log is flushed.
     pub(crate) flushed: watch::Sender<u64>,
@@ -43,14 +48,17 @@ pub(crate) struct World {
 }
 
 impl World {
-    pub(crate) fn new(random: Random, window: Duration, traced: bool) -> World {
+    pub(crate) fn new(random: Random, plan: &Plan, traced: bool) -> World {
+        let targets = plan.known.len();
         let postgres = Postgres::new(&random);
+        let redis = (0..targets).map(|_| RefCell::new(Redis::new(random.next()))).collect();
         World {
             postgres: RefCell::new(postgres),
-            redis: RefCell::new(Redis::new(random.next())),
+            redis,
             random,
-            window,
-            judge: Judge::default(),
+            window: plan.window,
+            room: plan.room,
+            judge: Judge::new(targets),
             flushed: watch::Sender::new(0),
             replication: watch::Sender::new(0),
             sql: watch::Sender::new(0),
@@ -63,6 +71,11 @@ impl World {
             born: Instant::now(),
             trace: traced.then(RefCell::default),
         }
+    }
+
+    /// How many targets there are.
+    pub(crate) fn targets(&self) -> usize {
+        self.redis.len()
     }
 
     /// Virtual milliseconds since the schedule began.

@@ -11,7 +11,7 @@ use tokio::time::sleep;
 
 use super::{Ends, IN_FLIGHT_MAX, Stream};
 use crate::capture::Slot;
-use crate::config::{Located, Location, Operations, Rule, Source, TableName};
+use crate::config::{Located, Location, Operations, Rule, Source, TableName, TargetId};
 use crate::keys::Rules;
 use crate::lsn::Lsn;
 use crate::run::session::Timing;
@@ -73,7 +73,7 @@ async fn a_backlog_that_nothing_removes_is_not_read_whole_and_goes_on_once_somet
 async fn backlog() {
     let (ours, theirs) = duplex(64 * 1024);
     let (mut statuses, mut server) = split(theirs);
-    let (ends, gate, sweeper) = Ends::new(START);
+    let (ends, gate, sweeper) = Ends::new(START, 1);
     let (sent, taken) = (Rc::new(Cell::new(0)), Rc::new(RefCell::new(Vec::new())));
     spawn_local({
         let sent = Rc::clone(&sent);
@@ -118,13 +118,15 @@ async fn backlog() {
     assert!(before < BACKLOG, "{before} of {BACKLOG} were read");
     // What is removed makes room for the rest.
     let removed: Vec<Lsn> = taken.borrow().clone();
-    sweeper.events.send(Event::Swept(Swept::for_tests(removed, Vec::new()))).await.unwrap();
+    let event = Event::Swept(Swept::for_tests(removed, Vec::new()));
+    sweeper.events.send((TargetId::FIRST, event)).await.unwrap();
     while taken.borrow().len() < BACKLOG {
         assert!(!running.is_finished());
         sleep(Duration::from_millis(50)).await;
     }
     let removed: Vec<Lsn> = taken.borrow().iter().skip(before).copied().collect();
-    sweeper.events.send(Event::Swept(Swept::for_tests(removed, Vec::new()))).await.unwrap();
+    let event = Event::Swept(Swept::for_tests(removed, Vec::new()));
+    sweeper.events.send((TargetId::FIRST, event)).await.unwrap();
     trigger.stop();
     drop(sweeper);
     drop(running.await);

@@ -11,6 +11,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::{Ends, Stream};
 use crate::capture::Slot;
+use crate::config::TargetId;
 use crate::keys::Rules;
 use crate::lsn::Lsn;
 use crate::run::error::Error;
@@ -53,12 +54,12 @@ async fn serve(mut wire: DuplexStream, answers: bool, asked: Rc<RefCell<Vec<Inst
 /// server was asked for a reply, from the start on.
 async fn stream(answers: bool, period: Duration) -> (Option<Error>, Vec<Duration>) {
     let (ours, theirs) = duplex(4096);
-    let (ends, _gate, sweeper) = Ends::new(START);
+    let (ends, _gate, sweeper) = Ends::new(START, 1);
     let mut rules = Rules::compile(&[]).unwrap();
     let (start, asked) = (Instant::now(), Rc::default());
     tokio::task::spawn_local(serve(theirs, answers, Rc::clone(&asked)));
     tokio::task::spawn_local(async move {
-        while sweeper.events.send(Event::Covered(START)).await.is_ok() {
+        while sweeper.events.send((TargetId::FIRST, Event::Covered(START))).await.is_ok() {
             sleep(COVERED).await;
         }
     });

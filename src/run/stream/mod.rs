@@ -10,6 +10,9 @@ mod noted;
 #[cfg(test)]
 mod rest_tests;
 mod swept;
+mod targets;
+#[cfg(test)]
+mod targets_tests;
 mod told;
 
 use std::collections::VecDeque;
@@ -19,9 +22,10 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
 use self::counted::{Arrivals, Counters};
-use self::swept::Sweep;
+use self::targets::Progress;
 use crate::capture::{Frame, Slot};
 use crate::channel::{Closed, Receiver, Room, Sender, channel};
+use crate::config::TargetId;
 use crate::decode::{Condenser, LogicalMessage, Message, decode, decode_in_block};
 use crate::failpoint::{Point, reach};
 use crate::gather::{Gathered, Gatherer, Transaction};
@@ -31,10 +35,10 @@ use crate::lsn::Lsn;
 use crate::run::error::Error;
 use crate::run::session::Timing;
 use crate::run::shutdown::Shutdown;
-use crate::settle::{Cache, Ended, Input, Mapped, Resync, Visible};
+use crate::settle::{Cache, Ended, Input, Mapped, Visible};
 use crate::source;
-use crate::sweep::{Doubt, Event};
-use crate::telemetry::metrics::{Metrics, ReasonLabel};
+use crate::sweep::Event;
+use crate::telemetry::metrics::Metrics;
 use crate::telemetry::{Health, Phase};
 
 /// Transactions that may wait between two stages.
@@ -58,9 +62,10 @@ const MALFORMED_PAUSE: Duration = Duration::from_secs(10);
 /// The channels of a session, as the stream holds them.
 pub struct Ends {
     inputs: Sender<Input>,
-    events: mpsc::Receiver<Event>,
+    events: mpsc::Receiver<(TargetId, Event)>,
     answers: mpsc::Receiver<Ended>,
-    safe: watch::Sender<Lsn>,
+    /// How far each target's watermark may go.
+    safe: Vec<watch::Sender<Lsn>>,
 }
 
 /// The gate's ends.
@@ -73,29 +78,29 @@ pub struct GateEnds {
     pub answers: mpsc::Sender<Ended>,
 }
 
-/// The sweeper's ends.
-pub struct SweeperEnds {
-    /// What it takes.
+/// The targets' ends.
+pub struct TargetEnds {
+    /// What they take.
     pub visible: Receiver<Visible>,
-    /// How far the watermark may go.
-    pub safe: watch::Receiver<Lsn>,
-    /// What it gives.
-    pub events: mpsc::Sender<Event>,
+    /// How far the watermark of each may go.
+    pub safe: Vec<watch::Receiver<Lsn>>,
+    /// What they give.
+    pub events: mpsc::Sender<(TargetId, Event)>,
 }
 
 impl Ends {
-    /// The channels between the stages of a session that begins at `start`.
+    /// The channels between the stages of a session that begins at `start`, with so many targets.
     #[must_use]
-    pub fn new(start: Lsn) -> (Ends, GateEnds, SweeperEnds) {
+    pub fn new(start: Lsn, targets: usize) -> (Ends, GateEnds, TargetEnds) {
         let (inputs, gate_inputs) = channel(CHANNEL_LENGTH);
-        let (visible, sweeper_visible) = channel(CHANNEL_LENGTH);
+        let (visible, targets_visible) = channel(CHANNEL_LENGTH);
         let (events_sender, events) = mpsc::channel(CHANNEL_LENGTH);
         let (answers_sender, answers) = mpsc::channel(CHANNEL_LENGTH);
-        let (safe, sweeper_safe) = watch::channel(start);
+        let (safe, targets_safe) = (0..targets).map(|_| watch::channel(start)).unzip();
         (
             Ends { inputs, events, answers, safe },
             GateEnds { inputs: gate_inputs, visible, answers: answers_sender },
-            SweeperEnds { visible: sweeper_visible, safe: sweeper_safe, events: events_sender },
+            TargetEnds { visible: targets_visible, safe: targets_safe, events: events_sender },
         )
     }
 }
@@ -126,10 +131,8 @@ pub struct Stream<'a> {
     /// When it was last asked whether transactions in blocks have ended.
     last_asked: Instant,
     cache: Option<Cache>,
-    /// Whether a sweep is owed, so that nothing can be confirmed.
-    sweep_is_owed: bool,
-    /// What it is about.
-    swept: Option<Sweep>,
+    /// How far each target is.
+    targets: Vec<Progress>,
 }
 
 impl<'a> Stream<'a> {
@@ -149,7 +152,8 @@ impl<'a> Stream<'a> {
             keys: rules.key_set(),
             in_progress: InProgress::new(rules.key_set()),
             rules,
-            ledger: Ledger::new(start),
+            ledger: Ledger::new(start, ends.safe.len()),
+            targets: ends.safe.iter().map(|_| Progress::default()).collect(),
             ends,
             held: VecDeque::new(),
             arrivals: Arrivals::default(),
@@ -160,8 +164,6 @@ impl<'a> Stream<'a> {
             malformed_told: None,
             last_asked: now,
             cache: None,
-            sweep_is_owed: false,
-            swept: None,
         }
     }
 
@@ -409,66 +411,37 @@ impl<'a> Stream<'a> {
     }
 
     fn publish_safe(&self) {
-        let safe = self.ledger.safe();
-        self.ends.safe.send_if_modified(|published| std::mem::replace(published, safe) != safe);
+        for (target, published) in TargetId::first(self.ends.safe.len()).zip(&self.ends.safe) {
+            let safe = self.ledger.safe_of(target);
+            published.send_if_modified(|published| std::mem::replace(published, safe) != safe);
+        }
     }
 
     async fn hear(
         &mut self,
-        event: Option<Event>,
+        event: Option<(TargetId, Event)>,
         (health, metrics): (&Health, &Metrics),
     ) -> Result<(), Error> {
-        match event.ok_or(Error::Stage("sweep"))? {
-            Event::Held(held) => self.ledger.hold(&held),
+        let (target, event) = event.ok_or(Error::Stage("sweep"))?;
+        match event {
+            Event::Held(held) => self.ledger.hold(target, &held),
             Event::Swept(swept) => {
-                self.ledger.advance(&swept);
+                self.ledger.advance(target, &swept);
                 self.publish_safe();
             }
             Event::Covered(lsn) => {
-                // The watermark may be ahead of this session's stream: what lies between is sent
-                // again, and removed again before it is confirmed.
-                self.slot.confirm(lsn.min(self.ledger.safe()));
+                self.ledger.cover(target, lsn);
+                self.slot.confirm(self.ledger.confirmable());
                 self.arrivals.confirmed(self.slot.confirmed());
                 reach(Point::ConfirmDue);
                 self.send_status().await?;
                 reach(Point::Confirmed);
             }
-            Event::ResyncOwed(doubt) => self.resync(doubt, health, metrics),
-            Event::RedisLost => health.set(Phase::RedisLost),
-            Event::Whole => {
-                self.sweep_is_owed = false;
-                if let Some(swept) = self.swept.take() {
-                    swept.tell(self.rules.names(), metrics);
-                }
-                let was = health.phase();
-                health.set(Phase::Streaming);
-                if was != health.phase() && health.readiness().0 {
-                    tracing::info!("ready");
-                } else if was != health.phase() {
-                    tracing::info!("streaming, but not ready: `/readyz` says why");
-                }
-            }
+            Event::ResyncOwed(doubt) => self.resync(target, doubt, (health, metrics)),
+            Event::RedisLost => self.lost(target, health),
+            Event::Whole => self.whole(target, (health, metrics)),
         }
         Ok(())
-    }
-
-    fn resync(&mut self, doubt: Doubt, health: &Health, metrics: &Metrics) {
-        let (broken, keys) = (doubt.reason(), self.rules.part(|place| doubt.is_of(place)));
-        let reason = broken.as_str();
-        for what in doubt.told(self.rules.names()) {
-            match doubt {
-                Doubt::Everything(_) => tracing::warn!(reason, "sweeping {what}"),
-                Doubt::Keys(_) => tracing::info!(reason, "sweeping {what}"),
-            }
-        }
-        metrics.resyncs.get_or_create(&ReasonLabel { reason }).inc();
-        health.set(Phase::Sweeping(reason));
-        self.sweep_is_owed = true;
-        reach(Point::ResyncOwed);
-        let before = self.swept.take();
-        self.swept = Some(Sweep::new(doubt, metrics, before));
-        let resync = Resync { keys, fenced: broken.is_fenced() };
-        self.pass_on(Input::Resync(Box::new(resync)));
     }
 
     async fn tick(&mut self, health: &Health, listening: bool) -> Result<(), Error> {
@@ -507,7 +480,7 @@ impl<'a> Stream<'a> {
     /// Whether a removal is on its way that somebody waits for: a first one, or a sweep that is
     /// owed, whose every step would wait for the blocked thread.
     fn is_awaited(&self) -> bool {
-        self.ledger.in_flight() > 0 || self.sweep_is_owed
+        self.ledger.in_flight() > 0 || self.owes_sweep()
     }
 
     /// Whether something that was removed is not confirmed.
@@ -523,7 +496,7 @@ impl<'a> Stream<'a> {
     fn is_draining(&self, (health, phase): (&Health, Phase)) -> bool {
         let is_away =
             matches!(phase, Phase::RedisLost | Phase::Connecting) && self.ledger.is_clear();
-        let is_in_the_way = self.sweep_is_owed || is_away || health.holds_confirmation();
+        let is_in_the_way = self.owes_sweep() || is_away || health.holds_confirmation();
         self.ledger.in_flight() > 0 || !is_in_the_way && self.is_unconfirmed()
     }
 

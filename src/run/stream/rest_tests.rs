@@ -13,6 +13,7 @@ use tokio::time::Instant;
 use super::full_tests::transaction;
 use super::{Ends, Stream};
 use crate::capture::Slot;
+use crate::config::TargetId;
 use crate::keys::Rules;
 use crate::lsn::Lsn;
 use crate::run::session::Timing;
@@ -50,7 +51,7 @@ async fn serve(mut wire: WriteHalf<DuplexStream>, sent: Rc<Cell<usize>>) {
 async fn steps(is_owed: bool) -> u64 {
     let (ours, theirs) = duplex(64 * 1024);
     let (mut statuses, server) = split(theirs);
-    let (ends, gate, sweeper) = Ends::new(START);
+    let (ends, gate, sweeper) = Ends::new(START, 1);
     let mut inputs = gate.inputs;
     spawn_local(async move { while inputs.recv().await.is_some() {} });
     spawn_local(async move {
@@ -59,7 +60,7 @@ async fn steps(is_owed: bool) -> u64 {
     });
     if is_owed {
         let doubt = Doubt::Everything(Broken::SlotCreated);
-        sweeper.events.send(Event::ResyncOwed(doubt)).await.unwrap();
+        sweeper.events.send((TargetId::FIRST, Event::ResyncOwed(doubt))).await.unwrap();
     }
     let (sent, steps) = (Rc::new(Cell::new(0)), Rc::new(Cell::new(0)));
     let serving = spawn_local(serve(server, Rc::clone(&sent)));

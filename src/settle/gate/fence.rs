@@ -148,7 +148,7 @@ impl<P: Probe + 'static> Gate<P> {
     fn awaited(&self) -> Vec<u64> {
         let Some(seen) = &self.latest else { return Vec::new() };
         let fences = self.waiting.iter().filter_map(|waiting| match &waiting.kind {
-            Kind::Fence(fence) => Some(fence.awaited(seen.snapshot())),
+            Kind::Fence(fence, _) => Some(fence.awaited(seen.snapshot())),
             Kind::Transaction(_) => None,
         });
         fences.flatten().collect::<BTreeSet<u64>>().into_iter().collect()
@@ -156,7 +156,7 @@ impl<P: Probe + 'static> Gate<P> {
 
     fn held_fences(&mut self) -> impl Iterator<Item = &mut Fence> {
         self.waiting.iter_mut().filter_map(|waiting| match &mut waiting.kind {
-            Kind::Fence(fence) => Some(fence),
+            Kind::Fence(fence, _) => Some(fence),
             Kind::Transaction(_) => None,
         })
     }

@@ -86,7 +86,7 @@ async fn session(snapshot: &'static str, holders: Holders) -> Session {
     let (outputs, mut visible) = channel::<Visible>(16);
     let gate = Gate::new(server.clone(), Arc::clone(&health));
     tokio::task::spawn_local(gate.run(gate_inputs, outputs));
-    let resync = Resync { keys: rules().everything(), fenced: true };
+    let resync = Resync { keys: rules().everything(), target: None, fenced: true };
     inputs.send(Input::Resync(Box::new(resync))).await.unwrap();
     assert_eq!(visible.recv().await.unwrap().into_parts().0, Cause::Resync { last: false });
     Session { server, inputs, visible, health }

@@ -37,6 +37,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 
 use super::{Cause, Gated, LARGE_SET_BYTES, WAITING_BYTES_MAX, send};
 use crate::channel::{Receiver, Sender, Weight};
+use crate::config::TargetId;
 use crate::failpoint::{self, Point};
 use crate::gather::Transaction;
 use crate::keys::KeySet;
@@ -96,6 +97,8 @@ pub struct Mapped {
 pub struct Resync {
     /// Every key that a rule could produce.
     pub keys: KeySet,
+    /// The target that owes it; `None` for all.
+    pub target: Option<TargetId>,
     /// Whether commits older than the stream may still be invisible.
     pub fenced: bool,
 }
@@ -170,8 +173,8 @@ struct Waiting {
 
 enum Kind {
     Transaction(Transaction),
-    /// A sweep of everything.
-    Fence(Fence),
+    /// A sweep of everything, on this target or on all.
+    Fence(Fence, Option<TargetId>),
 }
 
 impl<P: Probe + 'static> Gate<P> {
@@ -286,7 +289,7 @@ impl<P: Probe + 'static> Gate<P> {
         resync: Resync,
         outputs: &Sender<T>,
     ) -> Result<(), Error> {
-        let Resync { keys, fenced } = resync;
+        let Resync { keys, target, fenced } = resync;
         let mut last = true;
         if fenced {
             let fence = Fence::new(answer(self.probe.fence()).await?);
@@ -295,12 +298,12 @@ impl<P: Probe + 'static> Gate<P> {
             last = fence.is_passed(&snapshot);
             self.latest = Some(Seen::new(snapshot, asked_at));
             if !last {
-                let kind = Kind::Fence(fence);
+                let kind = Kind::Fence(fence, target);
                 let (keys, received_at) = (keys.clone(), Instant::now());
                 self.hold(Waiting { keys, received_at, kind, looks: 0 });
             }
         }
-        self.resync(last, keys, outputs).await
+        self.resync((last, target), keys, outputs).await
     }
 
     /// Takes a snapshot and lets pass what it contains.
@@ -333,8 +336,11 @@ impl<P: Probe + 'static> Gate<P> {
         outputs: &Sender<T>,
     ) -> Result<(), Error> {
         failpoint::reach(Point::Visible);
-        let Kind::Transaction(transaction) = waiting.kind else {
-            return self.resync(true, waiting.keys, outputs).await;
+        let transaction = match waiting.kind {
+            Kind::Transaction(transaction) => transaction,
+            Kind::Fence(_, target) => {
+                return self.resync((true, target), waiting.keys, outputs).await;
+            }
         };
         let position = transaction.end_lsn;
         let wait = seconds(waiting.received_at.elapsed());
@@ -348,21 +354,21 @@ impl<P: Probe + 'static> Gate<P> {
     /// far as the primary has written.
     async fn resync<T: From<Gated> + Weight>(
         &self,
-        last: bool,
+        (last, target): (bool, Option<TargetId>),
         keys: KeySet,
         outputs: &Sender<T>,
     ) -> Result<(), Error> {
         let position =
             if self.has_replicas { answer(self.probe.position()).await? } else { Lsn::ZERO };
         let cause = Cause::Resync { last };
-        send(outputs, Gated::new(cause, keys, position).into()).await;
+        send(outputs, Gated::new(cause, keys, position).of(target).into()).await;
         Ok(())
     }
 
     /// Takes in what is not visible, and keeps the keys that wait below [`WAITING_BYTES_MAX`].
     fn hold(&mut self, waiting: Waiting) {
         self.waiting_bytes += waiting.keys.bytes();
-        self.fenced += usize::from(matches!(waiting.kind, Kind::Fence(_)));
+        self.fenced += usize::from(matches!(waiting.kind, Kind::Fence(..)));
         self.waiting.push(waiting);
         if self.waiting_bytes > WAITING_BYTES_MAX {
             let sets = self.waiting.iter_mut().map(|waiting| &mut waiting.keys);
@@ -379,7 +385,7 @@ impl Waiting {
     fn is_visible(&self, snapshot: &Snapshot) -> bool {
         match &self.kind {
             Kind::Transaction(transaction) => snapshot.sees(transaction.xid),
-            Kind::Fence(fence) => fence.is_passed(snapshot),
+            Kind::Fence(fence, _) => fence.is_passed(snapshot),
         }
     }
 }

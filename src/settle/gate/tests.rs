@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::channel::{Receiver, Sender, channel};
+use crate::config::TargetId;
 use tokio::task::{JoinHandle, LocalSet};
 use tokio::time::Instant;
 
@@ -244,14 +245,17 @@ async fn only_what_is_seen_and_committed_is_answered() {
 async fn a_fenced_resync_is_repeated_when_older_transactions_have_ended() {
     local(async {
         let mut session = session("40:60:40");
-        let resync = Resync { keys: rules().everything(), fenced: true };
+        let target = Some(TargetId(1));
+        let resync = Resync { keys: rules().everything(), target, fenced: true };
         session.inputs.send(Input::Resync(Box::new(resync))).await.unwrap();
         let first = session.visible.recv().await.unwrap();
+        assert_eq!(first.target(), target, "from no other");
         assert_eq!(first.into_parts().0, Cause::Resync { last: false });
         let early = tokio::time::timeout(Duration::from_secs(60), session.visible.recv()).await;
         assert!(early.is_err(), "40 still runs");
         session.server.shows("51:60:55");
         let second = session.visible.recv().await.unwrap();
+        assert_eq!(second.target(), target, "nor now");
         assert_eq!(second.into_parts().0, Cause::Resync { last: true });
     })
     .await;
@@ -262,7 +266,7 @@ async fn a_resync_with_nothing_older_is_made_once() {
     local(async {
         for (snapshot, fenced) in [("51:51:", true), ("40:60:40", false)] {
             let mut session = session(snapshot);
-            let resync = Resync { keys: rules().everything(), fenced };
+            let resync = Resync { keys: rules().everything(), target: None, fenced };
             session.inputs.send(Input::Resync(Box::new(resync))).await.unwrap();
             let only = session.visible.recv().await.unwrap();
             assert_eq!(only.into_parts().0, Cause::Resync { last: true });

@@ -33,6 +33,7 @@ use tokio::time::{Instant, interval};
 use self::standby::{Board, Failure, Progress, follow};
 use super::{Cause, Held, Hold, LARGE_SET_BYTES, Replayed, Visible, WAITING_BYTES_MAX, send};
 use crate::channel::{Receiver, Sender};
+use crate::config::TargetId;
 use crate::keys::{KeySet, RuleId};
 use crate::lsn::Lsn;
 use crate::telemetry::metrics::ReplicaLabel;
@@ -93,6 +94,8 @@ struct Follower {
 /// Keys that wait for standbys.
 struct Group {
     keys: KeySet,
+    /// The target that they go from; `None` for all.
+    target: Option<TargetId>,
     /// Holds back its transactions.
     hold: Hold,
     /// Closing sweeps of everything among them.
@@ -194,16 +197,23 @@ impl Replicas {
         }
         if missing.contains(&true) {
             visible.settles = false;
-            self.keep((&visible.keys, &visible.cause), position, missing);
+            let target = visible.target;
+            self.keep((&visible.keys, &visible.cause, target), position, missing);
         }
         visible.held = std::mem::take(&mut self.held);
         visible
     }
 
-    fn keep(&mut self, (keys, cause): (&KeySet, &Cause), position: Lsn, missing: Vec<bool>) {
+    fn keep(
+        &mut self,
+        (keys, cause, target): (&KeySet, &Cause, Option<TargetId>),
+        position: Lsn,
+        missing: Vec<bool>,
+    ) {
         let now = Instant::now();
         let open = self.groups.back_mut().filter(|last| {
-            now < last.since + GROUP_WIDTH
+            last.target == target
+                && now < last.since + GROUP_WIDTH
                 && last.keys.exact_len() + keys.exact_len() <= GROUP_KEYS_MAX
         });
         let hold = open.as_ref().map_or_else(Hold::new_name, |last| last.hold);
@@ -216,7 +226,7 @@ impl Replicas {
             Cause::Replayed(_) | Cause::Early(_) => {}
         }
         let (since, until, from, keys) = (now, now, position, keys.clone());
-        let added = Group { keys, hold, resyncs, from, position, missing, since, until };
+        let added = Group { keys, target, hold, resyncs, from, position, missing, since, until };
         match open {
             Some(last) => {
                 self.bytes -= last.keys.bytes();
@@ -242,16 +252,24 @@ impl Replicas {
     }
 
     /// Makes one group of the two neighbours whose common span is smallest for their age: what
-    /// waits in the older one then waits for the younger one's position, too.
+    /// waits in the older one then waits for the younger one's position, too. Neighbours are of the
+    /// same target, so that what one owes is not removed from another.
     fn merge_two(&mut self, now: Instant) {
         let delay = |(older, younger): (&Group, &Group)| {
             let span = (younger.until - older.since).as_secs_f64();
             span / (now - younger.until).as_secs_f64().max(f64::MIN_POSITIVE)
         };
-        let pairs = self.groups.iter().zip(self.groups.iter().skip(1)).map(delay);
-        let best = pairs.enumerate().min_by(|one, other| one.1.total_cmp(&other.1));
-        let Some((at, _)) = best else { return };
-        if let Some(younger) = self.groups.remove(at + 1)
+        let next = |at: usize, older: &Group| {
+            let mut younger = self.groups.iter().enumerate().skip(at + 1);
+            younger.find(|(_, younger)| younger.target == older.target)
+        };
+        let pairs = self.groups.iter().enumerate().filter_map(|(at, older)| {
+            let (next, younger) = next(at, older)?;
+            Some((at, next, delay((older, younger))))
+        });
+        let best = pairs.min_by(|one, other| one.2.total_cmp(&other.2));
+        let Some((at, next, _)) = best else { return };
+        if let Some(younger) = self.groups.remove(next)
             && let Some(older) = self.groups.get_mut(at)
         {
             self.held.push(Held::merged(older.hold, younger.hold));
@@ -283,7 +301,8 @@ impl Replicas {
                 );
                 let missing = (0..self.followers.len()).map(|other| other == at).collect();
                 let everything = self.everything.clone();
-                self.keep((&everything, &Cause::Resync { last: false }), position, missing);
+                let owed = (&everything, &Cause::Resync { last: false }, None);
+                self.keep(owed, position, missing);
             }
         }
     }
@@ -315,10 +334,10 @@ impl Replicas {
         if !reached {
             return Some(group);
         }
-        let position = group.position;
+        let (position, target) = (group.position, group.target);
         let visible = |keys, replayed| {
             let (cause, at) = (Cause::Replayed(replayed), Instant::now());
-            Visible { cause, keys, at, position, settles: true, held: Vec::new() }
+            Visible { cause, keys, at, position, target, settles: true, held: Vec::new() }
         };
         if waits {
             passed.push(visible(group.keys.clone(), Replayed::default()));

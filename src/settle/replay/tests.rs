@@ -9,9 +9,9 @@ use std::time::Duration;
 use tokio::task::LocalSet;
 use tokio::time::{sleep, timeout};
 
-use super::{Answer, GROUPS_MAX, Replicas, Standby, StandbyError};
+use super::{Answer, GROUP_WIDTH, GROUPS_MAX, Replicas, Standby, StandbyError};
 use crate::channel::{Receiver, Sender, channel};
-use crate::config::{Located, Location, Operations, Rule, TableName};
+use crate::config::{Located, Location, Operations, Rule, TableName, TargetId};
 use crate::decode::{Column, Relation, ReplicaIdentity, Tuple, Value};
 use crate::gather::{Change, Row, Transaction};
 use crate::keys::{KeySet, Rules};
@@ -186,6 +186,14 @@ impl Bench {
         self.inputs.send(visible).await.unwrap();
     }
 
+    /// A sweep of everything that one target owes.
+    async fn resync_of(&mut self, target: TargetId, position: u64) {
+        let keys = self.rules.everything();
+        let visible = Visible::for_tests(Cause::Resync { last: true }, keys);
+        let visible = Visible { position: Lsn(position), ..visible.of(target) };
+        self.inputs.send(visible).await.unwrap();
+    }
+
     /// The next that passes, with its keys; `None` if nothing does for ten seconds.
     async fn next_with_keys(&mut self) -> Option<(Passed, Vec<String>)> {
         let mut visible = timeout(Duration::from_secs(10), self.outputs.recv()).await.ok()??;
@@ -254,6 +262,33 @@ async fn what_goes_early_waits_for_no_standby() {
         bench.one.replayed.set(300);
         bench.other.replayed.set(300);
         assert_eq!(bench.next().await, None, "its keys come again with the commit");
+    })
+    .await;
+}
+
+/// However many groups wait and become one, for as long as standbys are away.
+#[tokio::test(start_paused = true)]
+async fn what_one_target_owes_is_removed_again_from_that_one_alone() {
+    local(async {
+        let (mut bench, owing) = (Bench::new(), TargetId(1));
+        for at in 1..=u64::try_from(GROUPS_MAX).unwrap() {
+            bench.commit(at * 100).await;
+            bench.resync_of(owing, at * 100 + 50).await;
+            sleep(GROUP_WIDTH * 2).await;
+        }
+        [&bench.one, &bench.other].into_iter().for_each(|server| server.replayed.set(1_000_000));
+        let (mut sweeps, mut commits) = (0, 0);
+        while let Ok(Some(visible)) = timeout(Duration::from_secs(10), bench.outputs.recv()).await {
+            let target = visible.target();
+            let (cause, keys, _) = visible.into_parts();
+            if let Cause::Replayed(Replayed { hold: Some(_), resyncs }) = cause {
+                let is_swept = keys.patterns().next().is_some();
+                assert_eq!(target, Some(owing).filter(|_| is_swept), "{resyncs} sweeps");
+                sweeps += resyncs;
+                commits += keys.exact_len();
+            }
+        }
+        assert_eq!((usize::try_from(sweeps).unwrap(), commits), (GROUPS_MAX, GROUPS_MAX));
     })
     .await;
 }

@@ -1,0 +1,109 @@
+//! What is known of each target, and what that makes of the whole.
+
+use super::Stream;
+use super::swept::Sweep;
+use crate::config::TargetId;
+use crate::failpoint::{Point, reach};
+use crate::settle::{Input, Resync};
+use crate::sweep::Doubt;
+use crate::telemetry::metrics::{Metrics, ReasonLabel};
+use crate::telemetry::{Health, Phase};
+
+/// How far a target is.
+pub(super) struct Progress {
+    /// As it would be if it were the only one.
+    phase: Phase,
+    /// Whether it owes a sweep, so that nothing can be confirmed.
+    owes_sweep: bool,
+    /// What the sweep is about.
+    swept: Option<Sweep>,
+}
+
+impl Default for Progress {
+    /// It has not been heard of.
+    fn default() -> Progress {
+        Progress { phase: Phase::Connecting, owes_sweep: false, swept: None }
+    }
+}
+
+impl Stream<'_> {
+    /// Whether a target owes a sweep, so that nothing can be confirmed.
+    pub(super) fn owes_sweep(&self) -> bool {
+        self.targets.iter().any(|target| target.owes_sweep)
+    }
+
+    /// The connection to a target's Redis is lost: what stands there is not known any more.
+    pub(super) fn lost(&mut self, target: TargetId, health: &Health) {
+        self.ledger.uncover(target);
+        self.is_in(target, Phase::RedisLost, health);
+    }
+
+    /// Nothing stale is left in a target for a reader to see.
+    pub(super) fn whole(&mut self, target: TargetId, (health, metrics): (&Health, &Metrics)) {
+        if let Some(progress) = self.targets.get_mut(target.place()) {
+            progress.owes_sweep = false;
+            if let Some(swept) = progress.swept.take() {
+                swept.tell(self.rules.names(), metrics);
+            }
+        }
+        self.is_in(target, Phase::Streaming, health);
+    }
+
+    /// A target, and no other, owes a sweep of what is in doubt there.
+    pub(super) fn resync(
+        &mut self,
+        target: TargetId,
+        doubt: Doubt,
+        (health, metrics): (&Health, &Metrics),
+    ) {
+        self.ledger.uncover(target);
+        let (broken, keys) = (doubt.reason(), self.rules.part(|place| doubt.is_of(place)));
+        let reason = broken.as_str();
+        for what in doubt.told(self.rules.names()) {
+            match doubt {
+                Doubt::Everything(_) => tracing::warn!(reason, "sweeping {what}"),
+                Doubt::Keys(_) => tracing::info!(reason, "sweeping {what}"),
+            }
+        }
+        metrics.resyncs.get_or_create(&ReasonLabel { reason }).inc();
+        self.is_in(target, Phase::Sweeping(reason), health);
+        if let Some(progress) = self.targets.get_mut(target.place()) {
+            progress.owes_sweep = true;
+            reach(Point::ResyncOwed);
+            let before = progress.swept.take();
+            progress.swept = Some(Sweep::new(doubt, metrics, before));
+        }
+        let target = Some(target).filter(|_| self.targets.len() > 1);
+        let resync = Resync { keys, target, fenced: broken.is_fenced() };
+        self.pass_on(Input::Resync(Box::new(resync)));
+    }
+
+    /// What a target does now. The whole does what the one does that is furthest behind.
+    fn is_in(&mut self, target: TargetId, phase: Phase, health: &Health) {
+        if let Some(progress) = self.targets.get_mut(target.place()) {
+            progress.phase = phase;
+        }
+        let phases = self.targets.iter().map(|target| target.phase);
+        let phase = phases.min_by_key(|phase| nearness(*phase)).unwrap_or(phase);
+        let was = health.phase();
+        health.set(phase);
+        if phase != Phase::Streaming || was == health.phase() {
+            return;
+        }
+        if health.readiness().0 {
+            tracing::info!("ready");
+        } else {
+            tracing::info!("streaming, but not ready: `/readyz` says why");
+        }
+    }
+}
+
+/// How near to ready a target in this phase is.
+fn nearness(phase: Phase) -> u8 {
+    match phase {
+        Phase::RedisLost => 0,
+        Phase::Connecting | Phase::Standby | Phase::Stopping => 1,
+        Phase::Sweeping(_) => 2,
+        Phase::Streaming => 3,
+    }
+}
