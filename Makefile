@@ -21,7 +21,7 @@ ARGS ?=
 CHECKER := $(CARGO) test --quiet --all-features --test consistency --
 # Most of the time tests wait, for servers and for what must not happen.
 export RUST_TEST_THREADS ?= 5
-# Of `make test-matrix`: modules of tests/main.rs, with spaces (empty: all), and how many versions
+# Of `make test-matrix`: modules of tests/main, with spaces (empty: all), and how many versions
 # of Postgres are tried side by side.
 MATRIX_PARTS ?=
 MATRIX_JOBS ?= 1

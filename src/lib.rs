@@ -24,7 +24,7 @@
 //! A stage takes what the stage before it gives and looks left only: it may import the output of
 //! earlier stages, never a later stage and never [`run::pipeline`]. Every other room of the tree
 //! stands on a floor, too, and imports from lower ones only, so that there is no circle; the floors
-//! are listed, and held, in `tests/tidy.rs`. [`settle::Gated`], [`settle::Visible`] and
+//! are listed, and held, in `tests/tidy/main.rs`. [`settle::Gated`], [`settle::Visible`] and
 //! [`sweep::Swept`] have private constructors, so "remove only what is visible, with its rows read"
 //! and "advance only over what is removed" are facts of the type system. [`run::pipeline`] is the
 //! one file that knows the order.

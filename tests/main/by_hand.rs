@@ -90,7 +90,7 @@ fn the_demonstration_without_servers_names_their_packages() {
 
 /// The commands of a target of the Makefile.
 fn recipe(target: &str) -> Vec<&'static str> {
-    let lines = include_str!("../Makefile").lines();
+    let lines = include_str!("../../Makefile").lines();
     let from = format!("{target}: install-deps");
     let after = lines.skip_while(|line| !line.starts_with(&from)).skip(1);
     after.map_while(|line| line.strip_prefix('\t')).collect()
@@ -118,7 +118,7 @@ fn the_readme_lists_every_command_and_options_that_it_has() {
         assert!(output.status.success(), "{args:?}: {}", text(&output));
         text(&output)
     };
-    let table = include_str!("../README.md").split("\n## Commands\n").nth(1).unwrap();
+    let table = include_str!("../../README.md").split("\n## Commands\n").nth(1).unwrap();
     let rows = table.lines().skip_while(|line| !line.starts_with('|')).skip(2);
     let mut listed = BTreeSet::new();
     for row in rows.take_while(|line| line.starts_with('|')) {

@@ -39,6 +39,7 @@ mod standby_slot;
 mod state;
 mod streaming;
 mod stuck;
+#[path = "../support/mod.rs"]
 mod support;
 mod sweeping;
 mod sweeping_load;

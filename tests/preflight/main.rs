@@ -2,15 +2,10 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test may fail")]
 
-#[path = "preflight/kit.rs"]
 mod kit;
-#[path = "preflight/redis.rs"]
 mod redis_rights;
-#[path = "preflight/rows.rs"]
 mod rows;
-#[path = "preflight/servers.rs"]
 mod servers;
-#[path = "preflight/setup.rs"]
 mod setup_twice;
 
 use std::sync::Arc;

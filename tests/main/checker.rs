@@ -2,9 +2,9 @@
 //!
 //! The checker itself is a program of its own: `make check-consistency`.
 
-#[path = "consistency/effects.rs"]
+#[path = "../consistency/effects.rs"]
 mod effects;
-#[path = "consistency/history.rs"]
+#[path = "../consistency/history.rs"]
 mod history;
 
 use std::time::Duration;

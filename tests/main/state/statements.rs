@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 
-#[path = "../support/source.rs"]
+#[path = "../../tidy/source.rs"]
 #[allow(dead_code, reason = "the style test needs all of it")]
 mod source;
 

@@ -36,7 +36,7 @@ const HOSTILE: [(&str, &str); 24] = [
 
 /// The rows of the list: name and value.
 fn listed() -> Vec<(String, String)> {
-    let lines = include_str!("../../sql/session.sql").lines().map(str::trim);
+    let lines = include_str!("../../../sql/session.sql").lines().map(str::trim);
     let rows =
         lines.filter_map(|line| line.strip_prefix("('")?.trim_end_matches(',').strip_suffix("')"));
     let pair = |row: &str| {

@@ -5,13 +5,9 @@
 
 #![allow(clippy::panic, clippy::unwrap_used, reason = "a test may fail")]
 
-#[path = "support/bounds.rs"]
 mod bounds;
-#[path = "support/links.rs"]
 mod links;
-#[path = "support/said.rs"]
 mod said;
-#[path = "support/source.rs"]
 mod source;
 
 use std::collections::BTreeSet;
@@ -362,7 +358,7 @@ fn untested_promises(library: &str, tests: &[Source]) -> Vec<String> {
         }
         let names = |source: &&Source| {
             let mut words = source.tests.split(|one: char| !one.is_alphanumeric());
-            source.path != "tests/tidy.rs"
+            source.path != "tests/tidy/main.rs"
                 && words.any(|word| {
                     word.strip_prefix(['I', 'i']).is_some_and(|rest| rest == number.to_string())
                 })
@@ -555,7 +551,7 @@ fn every_promise_has_a_test_that_names_it() {
     };
     let page = |count| lines(count, "//! - **IN x.** y\n");
     let names = |count| lines(count, "/// IN\n");
-    let tests = |text: &str| [Source::new("tests/main.rs", text)];
+    let tests = |text: &str| [Source::new("tests/main/main.rs", text)];
     let all = PROMISE_COUNT;
     assert_none(&untested_promises(&page(all), &tests(&names(all))));
     assert_eq!(untested_promises(&page(all), &tests(&names(all - 1))).len(), 1);

@@ -233,7 +233,7 @@ const FIXED: [(&str, &[&str]); 6] = [
         ],
     ),
     (
-        "of the connections that were made; see tests/postgres.rs and tests/replicas.rs",
+        "of the connections that were made; see tests/postgres/main.rs and tests/main/replicas.rs",
         &[
             "pooler",
             "postgres_login",
