@@ -24,13 +24,6 @@ use crate::settle::{Cause, Held, Hold, Visible};
 use crate::telemetry::Health;
 use crate::telemetry::metrics::Metrics;
 
-#[path = "evidence_tests.rs"]
-mod evidence_tests;
-#[path = "load_tests.rs"]
-mod load_tests;
-#[path = "replayed_tests.rs"]
-mod replayed_tests;
-
 /// What a Redis holds, and how it behaves.
 #[derive(Clone, Default)]
 pub(super) struct Redis(pub(super) Rc<Inner>);
@@ -281,12 +274,12 @@ pub(super) struct Bench {
     pub(super) visible: Sender<Visible>,
     pub(super) safe: watch::Sender<Lsn>,
     pub(super) adopt: watch::Sender<Rc<Prints>>,
-    events: mpsc::Receiver<Event>,
-    metrics: Arc<Metrics>,
+    pub(super) events: mpsc::Receiver<Event>,
+    pub(super) metrics: Arc<Metrics>,
     pub(super) health: Arc<Health>,
-    waiting: Waiting,
+    pub(super) waiting: Waiting,
     /// Transactions that may be confirmed, not asked for yet.
-    done: Vec<u64>,
+    pub(super) done: Vec<u64>,
 }
 
 /// What a ledger knows of transactions: whether each is in flight, and by what it is held.
@@ -294,7 +287,7 @@ pub(super) struct Bench {
 pub(super) struct Waiting(BTreeMap<u64, (bool, BTreeSet<Hold>)>);
 
 impl Waiting {
-    fn held(&mut self, held: &Held) {
+    pub(super) fn held(&mut self, held: &Held) {
         for (_, holds) in self.0.values_mut() {
             for other in &held.holds {
                 if holds.contains(other) {
@@ -313,7 +306,7 @@ impl Waiting {
     }
 
     /// The transactions that may be confirmed now, and not before.
-    fn swept(&mut self, swept: &super::Swept) -> Vec<u64> {
+    pub(super) fn swept(&mut self, swept: &super::Swept) -> Vec<u64> {
         for end_lsn in swept.end_lsns() {
             self.0.entry(end_lsn.0).or_insert((false, BTreeSet::new())).0 = false;
         }

@@ -239,7 +239,7 @@ const BOUNDS: &[(&str, &str, &str, &str)] = &[
     (
         "README.md",
         "the three above are looked at every 5 s",
-        "src/source/slot_health.rs",
+        "src/source/slot_health/mod.rs",
         "SAMPLE_INTERVAL: Duration = Duration::from_secs(5)",
     ),
     (

@@ -18,7 +18,7 @@ use crate::lsn::Lsn;
 use crate::postgres::{Endpoint, History};
 use crate::settle::{Cause, Gated, Visible};
 use crate::telemetry::Health;
-use crate::telemetry::health::tests::Log;
+use crate::telemetry::health_tests::Log;
 use crate::telemetry::metrics::Metrics;
 
 /// One rule, whose key needs a row by column `name`.

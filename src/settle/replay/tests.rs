@@ -18,7 +18,7 @@ use crate::keys::{KeySet, Rules};
 use crate::lsn::Lsn;
 use crate::settle::{Cause, Hold, Replayed, Visible};
 use crate::telemetry::Health;
-use crate::telemetry::health::tests::Log;
+use crate::telemetry::health_tests::Log;
 use crate::telemetry::metrics::{Metrics, PeerLabel, ReplicaLabel};
 
 type Failure = fn() -> StandbyError;

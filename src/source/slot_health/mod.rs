@@ -24,7 +24,6 @@ use crate::telemetry::metrics::{Metrics, StatusLabel};
 use crate::telemetry::{Health, Topic};
 
 #[cfg(test)]
-#[path = "slot_health_tests.rs"]
 mod tests;
 
 /// How often the slot is looked at. It is also how a dead SQL connection is noticed while there is
@@ -164,7 +163,7 @@ pub fn named(running: &[Running]) -> String {
 ///
 /// The query's.
 pub async fn running(client: &Client) -> Result<Vec<Running>, tokio_postgres::Error> {
-    let rows = client.query(include_str!("../../sql/running.sql"), &[]).await?;
+    let rows = client.query(include_str!("../../../sql/running.sql"), &[]).await?;
     let transaction = |row: &tokio_postgres::Row| {
         let (pid, xid, gid) = (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
         Ok(Running { pid, xid, gid, database: row.try_get(3)?, name: row.try_get(4)? })
@@ -253,7 +252,7 @@ impl Judge {
 ///
 /// The query's.
 pub async fn look(client: &Client, name: &str) -> Result<Option<SlotState>, tokio_postgres::Error> {
-    let Some(row) = client.query_opt(include_str!("../../sql/slot.sql"), &[&name]).await? else {
+    let Some(row) = client.query_opt(include_str!("../../../sql/slot.sql"), &[&name]).await? else {
         return Ok(None);
     };
     let confirmed: Option<&str> = row.try_get(0)?;
