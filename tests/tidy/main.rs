@@ -9,6 +9,7 @@ mod bounds;
 mod links;
 mod said;
 mod source;
+mod tree;
 
 use std::collections::BTreeSet;
 use std::fs;
