@@ -84,7 +84,7 @@ bench: install-deps ## Speed, as ratios against other programs. ONLY=latency: on
 
 # The plain check builds without what the tests depend on, as an installation does.
 lint: ## Format, lints and documentation, each without a single warning.
-	$(CARGO) fmt --check
+	$(CARGO) fmt --all --check
 	$(CARGO) check --bins
 	$(CARGO) clippy --all-targets --all-features -- -D warnings
 	$(CARGO) clippy --test consistency --all-features -- -D warnings

@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use walsweep::config;
 use walsweep::sweep::redis::connect::{ConnectError, connect};
 use walsweep::sweep::{Error, Kind};
-use walsweep::throwaway::{Redis, RedisOptions, free_port};
+use walsweep_stage::throwaway::{Redis, RedisOptions, free_port};
 
 async fn server(args: &[&str]) -> Redis {
     let args = args.iter().map(|&arg| arg.to_owned()).collect();

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use redis::AsyncCommands;
 use tokio::time::sleep;
-use walsweep::throwaway::{Redis, RedisOptions, Signal, signal};
+use walsweep_stage::throwaway::{Redis, RedisOptions, Signal, signal};
 
 use crate::support::{Bed, Fault, Load, PATIENCE, Proxy, Sidecar, Swap, always, eventually};
 

@@ -2,7 +2,7 @@
 //! stream told before.
 
 use tokio::time::Instant;
-use walsweep::throwaway::{Signal, signal};
+use walsweep_stage::throwaway::{Signal, signal};
 
 use crate::lookups::rows_read;
 use crate::streaming::stop_sender;

@@ -5,7 +5,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 
 use crate::support::{Bed, ITEM_RULES, PATIENCE, Settings, Sidecar, Sql, eventually, text};
-use walsweep::throwaway::{Postgres, PostgresOptions, Redis, RedisOptions};
+use walsweep_stage::throwaway::{Postgres, PostgresOptions, Redis, RedisOptions};
 
 /// Files that hold passwords are read at each login, of every connection, and are found beside the
 /// configuration.

@@ -316,7 +316,7 @@ async fn explain_refuses_a_value_that_the_column_cannot_hold() {
 #[tokio::test]
 async fn a_redis_that_is_not_there_is_told_with_its_address_and_what_to_do() {
     let bed = Bed::new(&[]).await;
-    let dead = walsweep::throwaway::free_port().unwrap();
+    let dead = walsweep_stage::throwaway::free_port().unwrap();
     let mut settings = bed.settings();
     settings.redis_url = format!("redis://127.0.0.1:{dead}");
     let sidecar = Sidecar::new(settings);

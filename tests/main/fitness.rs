@@ -1,6 +1,6 @@
 //! What `check` refuses of Redis, `run` refuses: at the start, and whenever it connects.
 
-use walsweep::throwaway::{Redis, RedisOptions};
+use walsweep_stage::throwaway::{Redis, RedisOptions};
 
 use crate::support::{Bed, PATIENCE, Settings, Sidecar, Swap, eventually};
 

@@ -11,9 +11,9 @@ use crate::support::{Bed, Settings, Sidecar};
 const CONFIG: &str = include_str!("../../config.toml");
 
 const SCHEMA: [&str; 3] = [
-    include_str!("../../sql/football/schema.sql"),
-    include_str!("../../sql/football/season.sql"),
-    include_str!("../../sql/football/acts.sql"),
+    include_str!("../../crates/stage/sql/football/schema.sql"),
+    include_str!("../../crates/stage/sql/football/season.sql"),
+    include_str!("../../crates/stage/sql/football/acts.sql"),
 ];
 
 /// The site's lookups and rules, as they stand in the configuration that is shipped.
@@ -102,7 +102,7 @@ impl Site {
             bed.sql.run(script).await;
         }
         bed.sql.run("call generate_season()").await;
-        let query = include_str!("../../sql/football/cached.sql");
+        let query = include_str!("../../crates/stage/sql/football/cached.sql");
         let rows = bed.sql.client().query(query, &[]).await.unwrap();
         let cached = rows.iter().map(|row| Cached {
             topic: row.get(0),

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use tokio::net::TcpStream;
 use tokio::time::sleep;
-use walsweep::throwaway::{Postgres, free_port};
+use walsweep_stage::throwaway::{Postgres, free_port};
 
 use crate::large::peak;
 use crate::support::{Bed, Fault, PATIENCE, Proxy, Settings, Sidecar, Sql, eventually, text};
@@ -131,7 +131,7 @@ async fn a_host_that_cannot_be_used_does_not_hide_the_primary_behind_it() {
     let bed = Bed::new(&[]).await;
     let standby = bed.postgres.standby("standby", &[]).await.unwrap();
     reject(&standby).await;
-    let guarded = walsweep::throwaway::PostgresOptions {
+    let guarded = walsweep_stage::throwaway::PostgresOptions {
         password: Some("secret".to_owned()),
         ..Default::default()
     };

@@ -7,7 +7,7 @@ use futures_util::future::join_all;
 use redis::AsyncCommands;
 use redis::aio::MultiplexedConnection;
 use tokio::time::sleep;
-use walsweep::throwaway::{Redis, RedisOptions};
+use walsweep_stage::throwaway::{Redis, RedisOptions};
 
 use crate::support::{
     Bed, Fault, Load, PATIENCE, Proxy, Settings, Sidecar, Way, always, eventually,

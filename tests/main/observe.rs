@@ -12,7 +12,7 @@ use tokio::time::{Instant, sleep};
 use walsweep::config::{self, Config};
 use walsweep::keys::Rules;
 use walsweep::sweep::{Node, Standalone, key_name};
-use walsweep::throwaway::{Redis, RedisOptions};
+use walsweep_stage::throwaway::{Redis, RedisOptions};
 
 use crate::support::{Bed, PATIENCE, Settings, Sidecar, eventually};
 

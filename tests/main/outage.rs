@@ -5,7 +5,7 @@ use std::time::Duration;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use tokio::time::{Instant, sleep};
-use walsweep::throwaway::StopMode;
+use walsweep_stage::throwaway::StopMode;
 
 use crate::support::{Bed, Load, PATIENCE, Sidecar, Sql, eventually};
 

@@ -5,7 +5,7 @@ use std::thread;
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
-use walsweep::throwaway::StopMode;
+use walsweep_stage::throwaway::StopMode;
 
 use crate::limits::resident;
 use crate::streaming::{assert_exact, cached, insert, received, set_up};

@@ -8,7 +8,7 @@ use redis::AsyncCommands;
 use walsweep::lsn::Lsn;
 use walsweep::postgres::{Endpoint, connect_sql};
 use walsweep::settle::{self, Probe, SqlProbe};
-use walsweep::throwaway::{Postgres, StopMode};
+use walsweep_stage::throwaway::{Postgres, StopMode};
 
 use crate::support::{Bed, PATIENCE, Settings, Sidecar, Sql, always, eventually, text};
 

@@ -2,7 +2,7 @@
 //! of all when something fails.
 
 use redis::aio::MultiplexedConnection;
-use walsweep::throwaway::{Postgres, PostgresOptions, Redis, RedisOptions, StopMode};
+use walsweep_stage::throwaway::{Postgres, PostgresOptions, Redis, RedisOptions, StopMode};
 
 use crate::support::{Bed, PATIENCE, Settings, Sidecar, Sql, eventually, text};
 

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use tokio::time::sleep;
-use walsweep::throwaway::Signal;
+use walsweep_stage::throwaway::Signal;
 
 use crate::support::{Bed, PATIENCE, Sidecar, eventually};
 

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use tokio::time::Instant;
-use walsweep::throwaway::{Signal, signal};
+use walsweep_stage::throwaway::{Signal, signal};
 
 use crate::support::{Bed, PATIENCE, Settings, Sidecar, Sql, always, eventually};
 use crate::visibility::{GHOST, release, stuck, waits};

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
-use walsweep::throwaway::StopMode;
+use walsweep_stage::throwaway::StopMode;
 
 use crate::support::{Bed, Fault, PATIENCE, Proxy, Sidecar, Sql, always, eventually, text};
 

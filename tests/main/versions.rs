@@ -2,7 +2,7 @@
 //! server each test holds what walsweep says there instead.
 
 use redis::AsyncCommands;
-use walsweep::throwaway::{Postgres, PostgresOptions, StopMode};
+use walsweep_stage::throwaway::{Postgres, PostgresOptions, StopMode};
 
 use crate::support::{Bed, PATIENCE, Proxy, Settings, Sidecar, Sql, eventually, text};
 
@@ -267,7 +267,7 @@ struct Pooler {
 impl Pooler {
     async fn start(server: &Postgres, mode: &str) -> Pooler {
         let folder = server.new_folder(&format!("pooler_{mode}")).unwrap();
-        let port = walsweep::throwaway::free_port().unwrap();
+        let port = walsweep_stage::throwaway::free_port().unwrap();
         let file = folder.join("pgbouncer.ini");
         let conf = format!(
             "[databases]\n* = host=127.0.0.1 port={} user=postgres\n[pgbouncer]\n\

@@ -17,7 +17,7 @@ use walsweep::postgres::{Endpoint, connect_sql};
 use walsweep::settle::{self, Gate, Holder, Input, Mapped, Probe, Snapshot, SqlProbe, Visible};
 use walsweep::telemetry::Health;
 use walsweep::telemetry::metrics::Metrics;
-use walsweep::throwaway::StopMode;
+use walsweep_stage::throwaway::StopMode;
 
 use crate::support::{Bed, PATIENCE, Sql, always, eventually};
 

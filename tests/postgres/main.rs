@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 use walsweep::postgres::{Endpoint, Error, PassfileError, Sql, connect_sql};
-use walsweep::throwaway::{Postgres, PostgresOptions, StopMode};
+use walsweep_stage::throwaway::{Postgres, PostgresOptions, StopMode};
 
 /// How long anything may take that should take milliseconds.
 const PATIENCE: Duration = Duration::from_secs(20);

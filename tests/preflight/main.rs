@@ -15,7 +15,7 @@ use walsweep::decode::{Relation, ReplicaIdentity};
 use walsweep::gather::{Change, Row};
 use walsweep::keys::Rules;
 use walsweep::preflight;
-use walsweep::throwaway::{Postgres, PostgresOptions};
+use walsweep_stage::throwaway::{Postgres, PostgresOptions};
 
 use crate::kit::{check, config, database, find, rule, whole};
 

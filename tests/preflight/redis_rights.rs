@@ -4,7 +4,7 @@ use redis::aio::MultiplexedConnection;
 use redis::{Client, cmd};
 use walsweep::config::{Config, Rule};
 use walsweep::preflight::{self, Code, Finding, Severity};
-use walsweep::throwaway::{Redis, RedisOptions};
+use walsweep_stage::throwaway::{Redis, RedisOptions};
 
 use crate::kit::{codes, config, find, rule};
 

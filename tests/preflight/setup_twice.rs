@@ -3,7 +3,7 @@
 use tokio_postgres::NoTls;
 use walsweep::keys::Rules;
 use walsweep::setup;
-use walsweep::throwaway::{Postgres, PostgresOptions};
+use walsweep_stage::throwaway::{Postgres, PostgresOptions};
 
 use crate::kit::{
     TABLE, adopt, check, codes, config, database, hands, immutable, major_version, psql, run, whole,

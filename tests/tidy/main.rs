@@ -21,8 +21,8 @@ use source::Source;
 /// that there is no circle. The stages stand in the order of the flow.
 const FLOORS: [&[&str]; 14] = [
     &["channel", "failpoint", "lsn", "password", "words"],
-    &["postgres", "retry", "throwaway"],
-    &["config", "demo"],
+    &["postgres", "retry"],
+    &["config"],
     &["capture"],
     &["decode"],
     &["gather"],
@@ -55,18 +55,21 @@ const IMPURE: [&str; 9] = [
     "std::process",
 ];
 
+/// The file that may know what the program is shown on, besides tests.
+const SHOWS: &str = "src/command/demo.rs";
+
 /// The files that may know the pipeline.
 const ABOVE_PIPELINE: [&str; 3] = ["src/lib.rs", "src/main.rs", "src/command/run.rs"];
 
 /// SQL that may stand in a source file: file, how the text starts, why.
 const SQL_ALLOWED: [(&str, &str, &str); 1] = [(
-    "src/throwaway/postgres.rs",
+    "crates/stage/src/throwaway/postgres.rs",
     "select pg_conf_load_time()",
     "one call without arguments, of a server that only tests and the demonstration have",
 )];
 
 /// Everything that stands at the root; names that start with a dot do not count, nor does `target`.
-const TOP_LEVEL: [&str; 12] = [
+const TOP_LEVEL: [&str; 13] = [
     "CHANGELOG.md",
     "Cargo.lock",
     "Cargo.toml",
@@ -74,6 +77,7 @@ const TOP_LEVEL: [&str; 12] = [
     "Makefile",
     "README.md",
     "config.toml",
+    "crates",
     "docs",
     "lua",
     "sql",
@@ -138,7 +142,7 @@ fn root_file(name: &str) -> String {
 }
 
 fn sources() -> Vec<Source> {
-    let files = files("src", &[".rs"]).into_iter().chain(files("tests", &[".rs"]));
+    let files = ["src", "crates", "tests"].into_iter().flat_map(|folder| files(folder, &[".rs"]));
     files.map(|(path, text)| Source::new(&path, &text)).collect()
 }
 
@@ -222,6 +226,12 @@ fn nobody_knows_the_pipeline(source: &Source) -> Vec<String> {
     };
     let uses = source.paths().into_iter().filter(|(_, path)| is_pipeline(path));
     uses.map(|(line, path)| format!("{}:{line}: uses {path}", source.path)).collect()
+}
+
+fn only_the_demonstration_knows_the_stage(source: &Source) -> Vec<String> {
+    let uses = source.paths().into_iter().filter(|(_, path)| is_within(path, "walsweep_stage"));
+    let wrong = uses.filter(|_| source.path.starts_with("src/") && source.path != SHOWS);
+    wrong.map(|(line, path)| format!("{}:{line}: uses {path}", source.path)).collect()
 }
 
 fn sizes_are_kept(source: &Source) -> Vec<String> {
@@ -427,6 +437,17 @@ fn nobody_else_names_the_pipeline() {
 }
 
 #[test]
+fn the_product_needs_no_stage_but_for_the_demonstration() {
+    hold(&product(), only_the_demonstration_knows_the_stage);
+    let bad = "fn f(a: walsweep_stage::throwaway::Redis) {}";
+    let good = "#[cfg(test)]\nmod tests { use walsweep_stage::throwaway::Redis; }";
+    check(only_the_demonstration_knows_the_stage, "src/command/check.rs", bad, good);
+    check(only_the_demonstration_knows_the_stage, "src/run/task.rs", bad, "use crate::demo;");
+    let shows = Source::new(SHOWS, &root_file(SHOWS));
+    assert!(shows.paths().iter().any(|(_, path)| is_within(path, "walsweep_stage")));
+}
+
+#[test]
 fn files_and_functions_are_small() {
     hold(&sources(), sizes_are_kept);
     let long = |count| format!("//! x\nfn f() {{\n{}}}\n", "    x();\n".repeat(count));
@@ -438,7 +459,7 @@ fn files_and_functions_are_small() {
 fn every_file_opens_with_its_purpose() {
     hold(&sources(), every_file_says_what_it_is);
     check(every_file_says_what_it_is, "src/x.rs", "use std::fmt;\n", "//! Formats.\n");
-    for (path, text) in files("sql", &[".sql"]) {
+    for (path, text) in files("sql", &[".sql"]).into_iter().chain(files("crates", &[".sql"])) {
         assert!(text.starts_with("-- "), "{path}: does not open with `--`");
         assert!(text.contains("Privileges: ") && text.contains("Versions: "), "{path}: for whom");
     }
@@ -453,6 +474,7 @@ fn every_file_opens_with_its_purpose() {
 #[test]
 fn lines_fit_and_nothing_is_left_for_later() {
     let mut all = files("src", &[".rs"]);
+    all.extend(files("crates", &[".rs", ".sql"]));
     all.extend(files("tests", &[".rs", ".py"]));
     all.extend(files("sql", &[".sql"]).into_iter().chain(files("lua", &[".lua"])));
     all.extend(files("docs", &[".go", ".mjs", ".py"]));

@@ -66,7 +66,7 @@ impl Source {
 
     /// The path without `self` and `super`, seen from this file's module.
     fn resolve(&self, path: &str) -> String {
-        let file = self.path.strip_prefix("src/").unwrap_or(&self.path);
+        let file = self.path.split_once("src/").map_or(self.path.as_str(), |(_, file)| file);
         let file = file.strip_suffix(".rs").unwrap_or(file);
         let mut module: Vec<&str> = std::iter::once("crate").chain(file.split('/')).collect();
         if matches!(module.last(), Some(&("mod" | "lib" | "main"))) {

@@ -7,7 +7,7 @@ use redis::{AsyncCommands, cmd};
 use walsweep::config;
 use walsweep::keys::Pattern;
 use walsweep::sweep::{Error, Kind, Node, Pace, Pass, Replaced, Standalone};
-use walsweep::throwaway::{Redis, RedisOptions};
+use walsweep_stage::throwaway::{Redis, RedisOptions};
 
 use super::redis::{address, replica_of};
 use crate::support::{PATIENCE, Swap, eventually};

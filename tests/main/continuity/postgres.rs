@@ -4,7 +4,7 @@ use std::fs;
 use std::time::Duration;
 
 use redis::AsyncCommands;
-use walsweep::throwaway::{Postgres, PostgresOptions, Signal, StopMode, signal};
+use walsweep_stage::throwaway::{Postgres, PostgresOptions, Signal, StopMode, signal};
 
 use crate::support::{Bed, PATIENCE, Proxy, Sidecar, Sql, eventually};
 

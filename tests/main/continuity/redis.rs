@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use redis::aio::MultiplexedConnection;
 use redis::{AsyncCommands, cmd};
-use walsweep::throwaway::{Redis, RedisOptions};
+use walsweep_stage::throwaway::{Redis, RedisOptions};
 
 use crate::support::{Bed, Fault, PATIENCE, Proxy, Sidecar, Way, eventually};
 

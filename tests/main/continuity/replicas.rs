@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use redis::cmd;
 use tempfile::TempDir;
-use walsweep::throwaway::{Reaper, Redis, Signal, free_port};
+use walsweep_stage::throwaway::{Reaper, Redis, Signal, free_port};
 
 use super::redis::{address, in_sync, replica_of};
 

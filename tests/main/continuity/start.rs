@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use redis::AsyncCommands;
 use walsweep::lsn::Lsn;
-use walsweep::throwaway::StopMode;
+use walsweep_stage::throwaway::StopMode;
 
 use crate::support::{Bed, PATIENCE, Sidecar, Sql, always, eventually};
 

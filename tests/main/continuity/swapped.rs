@@ -5,7 +5,7 @@ use std::time::Duration;
 use redis::cmd;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};
-use walsweep::throwaway::{Redis, Signal, signal};
+use walsweep_stage::throwaway::{Redis, Signal, signal};
 
 use super::redis::{address, in_sync, replica_of};
 use crate::support::{

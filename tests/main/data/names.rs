@@ -2,7 +2,7 @@
 
 use redis::AsyncCommands;
 use tokio_postgres::{Client, NoTls};
-use walsweep::throwaway::{Postgres, PostgresOptions};
+use walsweep_stage::throwaway::{Postgres, PostgresOptions};
 
 use crate::support::{Bed, PATIENCE, Settings, Sidecar, Sql, eventually};
 

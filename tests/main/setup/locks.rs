@@ -5,7 +5,7 @@ use std::process::Output;
 use std::time::Duration;
 
 use tokio::time::sleep;
-use walsweep::throwaway::{Signal, signal};
+use walsweep_stage::throwaway::{Signal, signal};
 
 use crate::support::{Bed, PATIENCE, Sidecar, Sql, eventually, text};
 

@@ -1,7 +1,7 @@
 //! A role that cannot log in yet, an owner that is somebody else, and rights for lookups.
 
 use crate::support::{Bed, ITEM_RULES, Settings, Sidecar, Sql, text};
-use walsweep::throwaway::{Postgres, PostgresOptions, Redis, RedisOptions};
+use walsweep_stage::throwaway::{Postgres, PostgresOptions, Redis, RedisOptions};
 
 use super::{psql, rule};
 

@@ -2,7 +2,7 @@
 //! further than the publication's owner may go.
 
 use walsweep::preflight::SENTENCE;
-use walsweep::throwaway::{Signal, signal};
+use walsweep_stage::throwaway::{Signal, signal};
 
 use crate::support::{Bed, PATIENCE, Settings, Sidecar, Sql, eventually, text};
 

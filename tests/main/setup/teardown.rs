@@ -1,6 +1,6 @@
 //! `teardown` drops all that is its to drop or nothing, and tells what it did.
 
-use walsweep::throwaway::{Signal, signal};
+use walsweep_stage::throwaway::{Signal, signal};
 
 use crate::support::{Bed, PATIENCE, Settings, Sidecar, Sql, eventually, text};
 

@@ -4,7 +4,7 @@ use std::io::Write;
 use std::process::Command;
 
 use walsweep::lsn::Lsn;
-use walsweep::throwaway::{Signal, StopMode, signal};
+use walsweep_stage::throwaway::{Signal, StopMode, signal};
 
 use super::{Pair, check, confirmed, resyncs};
 use crate::support::{Bed, PATIENCE, Proxy, Sidecar, Sql, eventually};

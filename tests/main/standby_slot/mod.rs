@@ -5,7 +5,7 @@ mod history;
 mod servers;
 
 use walsweep::lsn::Lsn;
-use walsweep::throwaway::Postgres;
+use walsweep_stage::throwaway::Postgres;
 
 use crate::support::{Bed, PATIENCE, Proxy, Settings, Sidecar, eventually, text};
 

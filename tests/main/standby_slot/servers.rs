@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio::io::copy_bidirectional;
 use tokio::net::{TcpListener, TcpStream};
-use walsweep::throwaway::free_port;
+use walsweep_stage::throwaway::free_port;
 
 use super::{Pair, check, confirmed, on_standby, resyncs};
 use crate::support::{PATIENCE, Settings, Sidecar, Sql, always, eventually, text};

@@ -18,17 +18,14 @@ use crate::throwaway::{
     Postgres, PostgresOptions, Reaper, Redis, RedisOptions, Signal, free_port, signal,
 };
 
-/// The site's complete rule set, which is also the reference of all options.
-const CONFIG: &str = include_str!("../../config.toml");
-
-/// A rule of [`CONFIG`] as it stands there, without what is said before it.
-pub(super) fn rule(name: &str) -> impl Iterator<Item = &'static str> {
+/// A rule of a configuration as it stands there, without what is said before it.
+pub(super) fn rule<'a>(config: &'a str, name: &str) -> impl Iterator<Item = &'a str> + use<'a> {
     let named = format!("[[rule]]\nname = \"{name}\"\n");
-    let rule = CONFIG.find(&named).and_then(|at| CONFIG.get(at..)).unwrap_or_default();
+    let rule = config.find(&named).and_then(|at| config.get(at..)).unwrap_or_default();
     rule.lines().take_while(|line| !line.is_empty())
 }
 
-/// The slot of [`CONFIG`], which is the default.
+/// The slot of the configuration, which is the default.
 const SLOT: &str = "walsweep";
 
 /// How long walsweep may take to be ready, to confirm, and to end.
@@ -54,7 +51,7 @@ pub(super) struct Stage {
 impl Stage {
     /// Starts the servers, plays the season in, runs `walsweep setup` and `walsweep run`, and waits
     /// until it is ready.
-    pub(super) async fn set(out: &mut impl Write) -> Result<Stage, Error> {
+    pub(super) async fn set(config: &str, out: &mut impl Write) -> Result<Stage, Error> {
         // Redis first: it is there at once, or is missing before anything runs.
         let redis = Redis::start(RedisOptions::default()).await?;
         let postgres = Postgres::start(PostgresOptions::default()).await?;
@@ -67,7 +64,7 @@ impl Stage {
         let spare = matches.last().map_or(0, |last| last.id);
         let keys = site::cached(&sql).await?.len();
         let start = Instant::now();
-        let walsweep = Walsweep::start(&postgres.url(), &redis.url()).await?;
+        let walsweep = Walsweep::start(config, &postgres.url(), &redis.url()).await?;
         let written = writeln!(
             out,
             "Postgres on port {}, Redis on port {}: a season of {} matches, {keys} keys cached \
@@ -147,11 +144,11 @@ struct Walsweep {
 
 impl Walsweep {
     /// Runs `setup`, starts `run`, waits until it is ready.
-    async fn start(postgres_url: &str, redis_url: &str) -> Result<Walsweep, Error> {
+    async fn start(config: &str, postgres_url: &str, redis_url: &str) -> Result<Walsweep, Error> {
         let folder = tempfile::Builder::new().prefix("walsweep-").tempdir();
         let folder = folder.map_err(io_error("make a temporary folder"))?;
         let http_port = free_port()?;
-        let config = adapt(CONFIG, postgres_url, redis_url, http_port)?;
+        let config = adapt(config, postgres_url, redis_url, http_port)?;
         let file = folder.path().join("config.toml");
         fs::write(&file, config).map_err(io_error("write the configuration"))?;
 
@@ -255,7 +252,9 @@ async fn is_ready(http_port: u16) -> io::Result<bool> {
 
 #[cfg(test)]
 mod tests {
-    use super::{CONFIG, adapt};
+    use super::adapt;
+
+    const CONFIG: &str = include_str!("../../../../config.toml");
 
     #[test]
     fn only_addresses_differ_from_the_configuration_at_the_root() {

@@ -20,10 +20,12 @@ use self::stage::Stage;
 use crate::throwaway;
 
 /// The demonstration's options.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 pub struct DemoOptions {
     /// Leave everything running, for a look around, until Ctrl-C.
     pub keep: bool,
+    /// walsweep's configuration for the site, its addresses to be replaced.
+    pub config: &'static str,
 }
 
 /// Why the demonstration failed.
@@ -114,11 +116,12 @@ pub async fn run(options: DemoOptions) -> Result<(), Error> {
     let mut out = io::stdout();
     let said = writeln!(out, "Starting a Postgres and a Redis that end with this demonstration.");
     said.map_err(io_error("write the report"))?;
-    let mut stage = Stage::set(&mut out).await?;
+    let mut stage = Stage::set(options.config, &mut out).await?;
     let (mut stale, mut lost, mut went) = (0, 0, 0);
     let first = opening();
     let outcome = perform(&mut stage, &first).await?;
-    tell_opening(&mut out, &first, &outcome).map_err(io_error("write the report"))?;
+    let told = tell_opening(&mut out, options.config, &first, &outcome);
+    told.map_err(io_error("write the report"))?;
     stale += outcome.stale.len();
     lost += outcome.lost.len();
     went += outcome.went.len();
@@ -201,10 +204,15 @@ async fn watch(
 
 /// Writes the first act so that whoever has never seen walsweep reads what it is: a statement, the
 /// rule that it concerns as the configuration has it, and its keys.
-fn tell_opening(out: &mut impl Write, act: &Act, outcome: &Outcome) -> io::Result<()> {
+fn tell_opening(
+    out: &mut impl Write,
+    config: &str,
+    act: &Act,
+    outcome: &Outcome,
+) -> io::Result<()> {
     let Outcome { went, stale, lost, stayed } = outcome;
     writeln!(out, "\nOne UPDATE:\n\n    {}\n\nIts rule:\n", act.title)?;
-    for line in stage::rule(OPENING_RULE) {
+    for line in stage::rule(config, OPENING_RULE) {
         writeln!(out, "    {line}")?;
     }
     writeln!(out, "\nIts keys:\n")?;
@@ -298,6 +306,8 @@ mod tests {
     use super::{Cached, OPENING_RULE, Outcome, acts, opening, site, stage, tell_opening};
     use crate::throwaway::{Postgres, PostgresOptions, Redis, RedisOptions};
 
+    const CONFIG: &str = include_str!("../../../../config.toml");
+
     /// Whoever reads these lines knows what walsweep does.
     #[test]
     fn it_opens_with_one_update_its_rule_and_its_keys() {
@@ -308,7 +318,7 @@ mod tests {
             ..Outcome::default()
         };
         let mut text = Vec::new();
-        tell_opening(&mut text, &opening(), &outcome).unwrap();
+        tell_opening(&mut text, CONFIG, &opening(), &outcome).unwrap();
         let text = String::from_utf8(text).unwrap();
         let mut rest = text.as_str();
         for part in [
@@ -325,7 +335,7 @@ mod tests {
             rest = &rest[at + part.len()..];
         }
         assert!(text.lines().count() <= 25, "{text}");
-        assert!(stage::rule(OPENING_RULE).all(|line| !line.is_empty()));
+        assert!(stage::rule(CONFIG, OPENING_RULE).all(|line| !line.is_empty()));
     }
 
     #[tokio::test]

@@ -10,7 +10,7 @@ use super::Fixture;
 pub(super) struct Act {
     /// What happens, for people.
     pub(super) title: String,
-    /// The statement, a call of a procedure in `sql/football/acts.sql`.
+    /// The statement, a call of a procedure in `crates/stage/sql/football/acts.sql`.
     pub(super) statement: String,
     /// Whether the transaction commits.
     pub(super) commits: bool,
