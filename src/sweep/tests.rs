@@ -15,7 +15,7 @@ use super::{
     Doubt, Error, Event, Kind, Node, Page, Prints, Replaced, ScanCall, Settings, Sweeper, Watermark,
 };
 use crate::channel::{Sender, channel};
-use crate::config::{Located, Location, Operations, Rule, TableName};
+use crate::config::Rule;
 use crate::decode::{Column, Relation, ReplicaIdentity, Tuple, Value};
 use crate::gather::{Change, Row, Transaction};
 use crate::keys::{KeySet, Pattern, Rules};
@@ -225,18 +225,7 @@ impl Node for Redis {
 
 /// A rule of one template.
 pub(super) fn rule(name: &str, table: &str, key: &str) -> Rule {
-    Rule {
-        name: name.to_owned(),
-        at: Location::default(),
-        table: TableName { schema: "public".to_owned(), name: table.to_owned() },
-        table_at: Location::default(),
-        operations: Operations::ALL,
-        changed: Vec::new(),
-        immutable: Vec::new(),
-        keys: vec![Located { value: key.to_owned(), at: Location::default() }],
-        source: crate::config::Source::Table,
-        when: None,
-    }
+    Rule { name: name.to_owned(), ..Rule::for_tests(table, &[key]) }
 }
 
 /// Two rules: `item:{id}` exact, `list:{id}:*` a pattern.

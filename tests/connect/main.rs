@@ -2,9 +2,11 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test may fail")]
 
+#[path = "../support/certificates.rs"]
+mod certificates;
+
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use redis::aio::MultiplexedConnection;
 use redis::{Value, cmd};
@@ -15,6 +17,8 @@ use walsweep::config;
 use walsweep::sweep::redis::connect::{ConnectError, connect};
 use walsweep::sweep::{Error, Kind};
 use walsweep_stage::throwaway::{Redis, RedisOptions, free_port};
+
+use crate::certificates::Certificates;
 
 async fn server(args: &[&str]) -> Redis {
     let args = args.iter().map(|&arg| arg.to_owned()).collect();
@@ -167,82 +171,26 @@ async fn a_reply_may_take_as_long_as_a_busy_server_needs() {
 
 /// Two certificate authorities, one of which has signed a certificate for 127.0.0.1.
 struct Authorities {
-    folder: TempDir,
+    certificates: Certificates,
+    _folder: TempDir,
 }
 
 impl Authorities {
     fn new() -> Authorities {
-        let authorities = Authorities { folder: tempfile::tempdir().unwrap() };
-        for name in ["ca", "other"] {
-            let (key, pem) = (format!("{name}.key"), format!("{name}.pem"));
-            let subject = format!("/CN=walsweep test {name}");
-            authorities.openssl(&[
-                "req",
-                "-x509",
-                "-newkey",
-                "ec",
-                "-pkeyopt",
-                "ec_paramgen_curve:P-256",
-                "-nodes",
-                "-days",
-                "2",
-                "-subj",
-                &subject,
-                "-keyout",
-                &key,
-                "-out",
-                &pem,
-            ]);
-        }
-        authorities.openssl(&[
-            "req",
-            "-newkey",
-            "ec",
-            "-pkeyopt",
-            "ec_paramgen_curve:P-256",
-            "-nodes",
-            "-subj",
-            "/CN=redis",
-            "-keyout",
-            "server.key",
-            "-out",
-            "server.csr",
-        ]);
-        std::fs::write(authorities.file("names"), "subjectAltName=IP:127.0.0.1\n").unwrap();
-        authorities.openssl(&[
-            "x509",
-            "-req",
-            "-in",
-            "server.csr",
-            "-CA",
-            "ca.pem",
-            "-CAkey",
-            "ca.key",
-            "-CAcreateserial",
-            "-days",
-            "2",
-            "-extfile",
-            "names",
-            "-out",
-            "server.pem",
-        ]);
-        authorities
+        let folder = tempfile::tempdir().unwrap();
+        let certificates = Certificates::new(folder.path());
+        certificates.sign("server", "redis", "IP:127.0.0.1");
+        Authorities { certificates, _folder: folder }
     }
 
     fn file(&self, name: &str) -> PathBuf {
-        self.folder.path().join(name)
-    }
-
-    fn openssl(&self, args: &[&str]) {
-        let output =
-            Command::new("openssl").current_dir(self.folder.path()).args(args).output().unwrap();
-        assert!(output.status.success(), "{args:?}\n{}", output.stderr.escape_ascii());
+        self.certificates.file(name)
     }
 
     /// A server that speaks TLS, and its URL.
     async fn server(&self, asks_for_certificate: &str) -> (Redis, String) {
         let port = free_port().unwrap();
-        let [pem, key, ca] = ["server.pem", "server.key", "ca.pem"].map(|name| self.file(name));
+        let [pem, key, ca] = ["server.crt", "server.key", "ca.crt"].map(|name| self.file(name));
         let server = server(&[
             "--tls-port",
             &port.to_string(),
@@ -266,12 +214,12 @@ impl Authorities {
 async fn tls_trusts_the_authority_of_ca_file_and_no_other() {
     let authorities = Authorities::new();
     let (_server, url) = authorities.server("no").await;
-    let trusted = settings(&url, Some("hunter2"), Some(&authorities.file("ca.pem")));
+    let trusted = settings(&url, Some("hunter2"), Some(&authorities.file("ca.crt")));
     let mut connection = connect(&trusted).await.unwrap();
     assert_eq!(say(&mut connection, &["PING"]).await, "PONG");
     assert!(say(&mut connection, &["CLIENT", "INFO"]).await.contains(" db=1 "));
 
-    let other = authorities.file("other.pem");
+    let other = authorities.file("other.crt");
     for ca_file in [Some(other.as_path()), None] {
         let (error, text) = refused(&settings(&url, Some("hunter2"), ca_file)).await;
         assert!(text.contains("invalid peer certificate: UnknownIssuer"), "{ca_file:?} {text}");
@@ -286,9 +234,9 @@ async fn tls_trusts_the_authority_of_ca_file_and_no_other() {
 async fn a_server_that_asks_for_a_certificate_is_shown_one() {
     let authorities = Authorities::new();
     let (_server, url) = authorities.server("yes").await;
-    let without = settings(&url, Some("hunter2"), Some(&authorities.file("ca.pem")));
+    let without = settings(&url, Some("hunter2"), Some(&authorities.file("ca.crt")));
     refused(&without).await;
-    let files = ["server.pem", "server.key"].map(|name| authorities.file(name));
+    let files = ["server.crt", "server.key"].map(|name| authorities.file(name));
     let own = Some(files.clone().into());
     let with = config::Redis { client_certificate: own, ..without };
     let mut connection = connect(&with).await.unwrap();

@@ -3,17 +3,21 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test may fail")]
 
+#[path = "../support/certificates.rs"]
+mod certificates;
+
 use std::fs::{self, Permissions};
 use std::net::TcpListener;
-use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 use walsweep::postgres::{Endpoint, Error, PassfileError, Sql, connect_sql};
 use walsweep_stage::throwaway::{Postgres, PostgresOptions, StopMode};
+
+use crate::certificates::Certificates;
 
 /// How long anything may take that should take milliseconds.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -41,7 +45,7 @@ create role hashed login password 'right';
 /// A server with roles, and with TLS by a certificate for `localhost` that `ca.crt` vouches for.
 struct Bed {
     server: Postgres,
-    certificates: PathBuf,
+    certificates: Certificates,
 }
 
 impl Bed {
@@ -49,16 +53,10 @@ impl Bed {
         let server = Postgres::start(PostgresOptions::default()).await.unwrap();
         server.connect().await.unwrap().batch_execute(ROLES).await.unwrap();
         fs::write(server.data_dir().join("pg_hba.conf"), HBA).unwrap();
-        let certificates = server.new_folder("certificates").unwrap();
-        make_certificates(&certificates);
-        let file = |name: &str| certificates.join(name).display().to_string();
-        let (certificate, key) = (file("server.crt"), file("server.key"));
-        let authority = file("ca.crt");
-        let tls = format!(
-            "ssl = on\nssl_cert_file = '{certificate}'\nssl_key_file = '{key}'\n\
-             ssl_ca_file = '{authority}'"
-        );
-        server.conf(&tls).await.unwrap();
+        let certificates = Certificates::new(&server.new_folder("certificates").unwrap());
+        certificates.sign("server", "localhost", "DNS:localhost");
+        certificates.sign("shown", "shown", "DNS:shown");
+        server.conf(&certificates.conf()).await.unwrap();
         Bed { server, certificates }
     }
 
@@ -69,37 +67,7 @@ impl Bed {
 
     /// The parameter that trusts the certificate `name`.
     fn root(&self, name: &str) -> String {
-        format!("sslrootcert={}", self.certificates.join(name).display())
-    }
-}
-
-/// An authority and the server's certificate signed by it, and another authority.
-fn make_certificates(folder: &Path) {
-    let openssl = |arguments: &str| {
-        let mut command = Command::new("openssl");
-        let output = command.args(arguments.split(' ')).current_dir(folder).output().unwrap();
-        assert!(output.status.success(), "{arguments}: {}", output.stderr.escape_ascii());
-    };
-    let new = "req -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2";
-    for name in ["ca", "other"] {
-        openssl(&format!("{new} -x509 -subj /CN={name} -keyout {name}.key -out {name}.crt"));
-    }
-    openssl(&format!("{new} -subj /CN=localhost -keyout server.key -out server.csr"));
-    fs::write(folder.join("extensions"), "subjectAltName=DNS:localhost").unwrap();
-    openssl(
-        "x509 -req -in server.csr -CA ca.crt -CAkey ca.key -CAcreateserial -days 2 \
-         -extfile extensions -out server.crt",
-    );
-    openssl(&format!("{new} -subj /CN=shown -keyout shown.key -out shown.csr"));
-    openssl(
-        "x509 -req -in shown.csr -CA ca.crt -CAkey ca.key -days 2 -extfile extensions \
-         -out shown.crt",
-    );
-    fs::set_permissions(folder.join("shown.key"), Permissions::from_mode(0o600)).unwrap();
-    let (key, owner) = (folder.join("server.key"), folder.metadata().unwrap());
-    fs::set_permissions(&key, Permissions::from_mode(0o600)).unwrap();
-    for file in [key, folder.join("server.crt")] {
-        chown(file, Some(owner.uid()), Some(owner.gid())).unwrap();
+        format!("sslrootcert={}", self.certificates.file(name).display())
     }
 }
 
@@ -145,15 +113,15 @@ async fn every_way_in_gives_a_session_under_its_name() {
 #[tokio::test]
 async fn a_server_that_asks_for_a_certificate_is_shown_one() {
     let bed = Bed::start().await;
-    let file = |name: &str| bed.certificates.join(name).display().to_string();
+    let file = |name: &str| bed.certificates.file(name).display().to_string();
     let shown = format!("postgres?sslcert={}&sslkey={}", file("shown.crt"), file("shown.key"));
     let url = bed.url("shown", "127.0.0.1", &shown);
     open(&url).await.unwrap();
     refusal(&bed.url("shown", "127.0.0.1", "postgres")).await;
-    fs::set_permissions(bed.certificates.join("shown.key"), Permissions::from_mode(0o644)).unwrap();
+    fs::set_permissions(bed.certificates.file("shown.key"), Permissions::from_mode(0o644)).unwrap();
     let error = refusal(&url).await;
     assert!(error.is_rejection() && error.to_string().contains("chmod 600"), "{error}");
-    fs::remove_file(bed.certificates.join("shown.crt")).unwrap();
+    fs::remove_file(bed.certificates.file("shown.crt")).unwrap();
     let error = refusal(&url).await;
     assert!(error.is_rejection() && error.to_string().contains("read `sslcert`"), "{error}");
 }

@@ -18,7 +18,7 @@ const NESTED: [(&str, &[&str]); 7] = [
 ];
 
 /// Files of tests that more than one program compiles, by `#[path]`.
-const SHARED: [&str; 1] = ["tests/support/mod.rs"];
+const SHARED: [&str; 2] = ["tests/support/certificates.rs", "tests/support/mod.rs"];
 
 /// Programs of another workspace, each file one.
 const FUZZ_TARGETS: &str = "tests/fuzz/fuzz_targets/";
