@@ -14,6 +14,7 @@ mod tree;
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
+use std::sync::LazyLock;
 
 use source::Source;
 
@@ -142,8 +143,13 @@ fn root_file(name: &str) -> String {
 }
 
 fn sources() -> Vec<Source> {
-    let files = ["src", "crates", "tests"].into_iter().flat_map(|folder| files(folder, &[".rs"]));
-    files.map(|(path, text)| Source::new(&path, &text)).collect()
+    /// Read once for all rules: that takes most of the time.
+    static ALL: LazyLock<Vec<Source>> = LazyLock::new(|| {
+        let folders = ["src", "crates", "tests"].into_iter();
+        let files = folders.flat_map(|folder| files(folder, &[".rs"]));
+        files.map(|(path, text)| Source::new(&path, &text)).collect()
+    });
+    ALL.clone()
 }
 
 /// The product: sources that are not for tests.

@@ -1,6 +1,7 @@
 //! A Rust source file as the style test sees it: code without comments and texts, texts, paths.
 
 /// One file.
+#[derive(Clone)]
 pub(crate) struct Source {
     /// Path from the root, with `/`.
     pub(crate) path: String,
@@ -47,14 +48,15 @@ impl Source {
     pub(crate) fn paths(&self) -> Vec<(usize, String)> {
         let tokens = tokens(&self.code);
         let mut paths = Vec::new();
-        let mut at = 0;
+        let (mut at, mut line, mut counted) = (0, 1, 0);
         while at < tokens.len() {
             let (offset, word) = tokens[at];
             if !is_word(word) || word.starts_with(|first: char| first.is_ascii_digit()) {
                 at += 1;
                 continue;
             }
-            let line = line_of(&self.code, offset);
+            line += self.code[counted..offset].matches('\n').count();
+            counted = offset;
             let mut found = Vec::new();
             let start = if word == "use" { at + 1 } else { at };
             at = tree(&tokens, start, "", &mut found);

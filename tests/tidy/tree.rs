@@ -115,9 +115,10 @@ fn undeclared(sources: &[Source]) -> Vec<String> {
         let file = below(&source.path, folder, "/").unwrap_or_default();
         let own = format!("mod {module};");
         ["mod.rs", "lib.rs", "main.rs"].contains(&file)
-            && source.text.lines().any(|line| {
-                line.strip_suffix(&own).is_some_and(|before| !before.starts_with("//"))
-            })
+            && source
+                .text
+                .lines()
+                .any(|line| line.strip_suffix(&own).is_some_and(|before| !before.starts_with("//")))
     };
     let mut wrong = Vec::new();
     for source in sources {
@@ -129,7 +130,7 @@ fn undeclared(sources: &[Source]) -> Vec<String> {
     wrong
 }
 
-/// A `#[path]` in the product, or one of tests that does not lead to another suite's file; and tests
+/// A `#[path]` in the product, or one of tests that does not lead to another folder; and tests
 /// beside the code whose file does not say that it is of tests.
 fn modules_stand_where_their_name_says(source: &Source) -> Vec<String> {
     let is_of_tests = source.path.starts_with("tests/");
@@ -209,7 +210,9 @@ fn every_file_is_a_module_of_its_folder() {
     for bad in ["", "// mod b;", "mod bb;", "mod b {}"] {
         assert_eq!(undeclared(&tree(bad)), ["src/a/b.rs: nothing in src/a declares it"], "{bad}");
     }
-    assert_none(&sources().iter().flat_map(modules_stand_where_their_name_says).collect::<Vec<_>>());
+    assert_none(
+        &sources().iter().flat_map(modules_stand_where_their_name_says).collect::<Vec<_>>(),
+    );
     for (path, bad, good) in [
         ("src/x.rs", "#[path = \"y.rs\"]\nmod tests;", "#[cfg(test)]\nmod x_tests;"),
         ("src/x/mod.rs", "#[cfg(test)]\npub(crate) mod kit;", "#[cfg(test)]\nmod tests;"),
