@@ -29,6 +29,7 @@ mod observe;
 mod oracle;
 mod outage;
 mod prepared;
+mod proxy;
 mod refusals;
 mod replicas;
 mod secrets;

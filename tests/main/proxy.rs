@@ -8,8 +8,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{Instant, timeout};
 
-use super::proxy::{Fault, Proxy, Way};
-use super::{PATIENCE, eventually};
+use crate::support::{Fault, PATIENCE, Proxy, Way, eventually};
 
 /// Long enough for a byte to get through.
 const WHILE: Duration = Duration::from_millis(100);
