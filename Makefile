@@ -1,6 +1,7 @@
 # What people do with a checkout. Needs a Rust toolchain; the servers are installed where missing.
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-matrix test-hard check-consistency fuzz simulate bench lint install-deps
+.PHONY: help demo test test-build test-matrix test-hard check-consistency fuzz simulate bench lint
+.PHONY: install-deps
 
 CARGO ?= cargo
 # KEEP=1: `make demo` leaves its servers running until Ctrl-C.
@@ -21,7 +22,7 @@ ARGS ?=
 CHECKER := $(CARGO) test --quiet --all-features --test consistency --
 # Most of the time tests wait, for servers and for what must not happen.
 export RUST_TEST_THREADS ?= 5
-# Of `make test-matrix`: modules of tests/main.rs, with spaces (empty: all), and how many versions
+# Of `make test-matrix`: modules of tests/main, with spaces (empty: all), and how many versions
 # of Postgres are tried side by side.
 MATRIX_PARTS ?=
 MATRIX_JOBS ?= 1
@@ -37,6 +38,10 @@ demo: install-deps ## Throwaway Postgres and Redis, and what happens to the keys
 	@echo "building walsweep; the first time that takes some minutes"
 	$(CARGO) build
 	$(CARGO) run --quiet -- demo $(if $(filter-out 0,$(KEEP)),--keep)
+
+test-build: install-deps ## Every test is built, and none runs.
+	$(CARGO) test --all-features --no-run
+	$(CHECKER) --help >/dev/null
 
 # The last two: the promise under a few faults, on a machine that may be slow; and that the checker
 # notices an invalidator that does not keep it. Its removals must come before the commit is visible
@@ -84,7 +89,7 @@ bench: install-deps ## Speed, as ratios against other programs. ONLY=latency: on
 
 # The plain check builds without what the tests depend on, as an installation does.
 lint: ## Format, lints and documentation, each without a single warning.
-	$(CARGO) fmt --check
+	$(CARGO) fmt --all --check
 	$(CARGO) check --bins
 	$(CARGO) clippy --all-targets --all-features -- -D warnings
 	$(CARGO) clippy --test consistency --all-features -- -D warnings

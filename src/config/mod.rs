@@ -1,5 +1,7 @@
 //! The configuration file: its structs, its defaults, and every problem in it at once.
 
+#[cfg(any(test, feature = "failpoints"))]
+mod for_tests;
 mod lookup;
 mod parse;
 mod quotes;

@@ -76,7 +76,7 @@ impl Endpoint {
         Ok(endpoint)
     }
 
-    fn load_password_from(
+    pub(super) fn load_password_from(
         &mut self,
         pgpassword: Option<String>,
         pgpassfile: Option<OsString>,
@@ -180,7 +180,3 @@ fn unescape(field: &str) -> String {
     }
     text
 }
-
-#[cfg(test)]
-#[path = "passfile_tests.rs"]
-mod tests;

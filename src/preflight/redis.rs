@@ -508,9 +508,9 @@ pub(super) fn skip_to(rest: &mut std::str::Chars<'_>, end: char) {
 #[cfg(test)]
 mod tests {
     use redis::{Client, cmd};
+    use walsweep_stage::throwaway::{Redis, RedisOptions};
 
     use super::{acl_pattern, may_name, may_unlink, sample, server};
-    use crate::throwaway::{Redis, RedisOptions};
 
     /// Servers before 7.0 are asked in the second way.
     #[tokio::test]

@@ -38,11 +38,17 @@ mod shared;
 mod sweeper;
 mod throttle;
 #[cfg(test)]
+mod evidence_tests;
+#[cfg(test)]
+mod load_tests;
+#[cfg(test)]
 mod partial_tests;
 #[cfg(test)]
 mod prints_tests;
 #[cfg(test)]
 mod refused_tests;
+#[cfg(test)]
+mod replayed_tests;
 #[cfg(test)]
 mod rollback_tests;
 #[cfg(test)]

@@ -15,7 +15,7 @@ use super::{
     Doubt, Error, Event, Kind, Node, Page, Prints, Replaced, ScanCall, Settings, Sweeper, Watermark,
 };
 use crate::channel::{Sender, channel};
-use crate::config::{Located, Location, Operations, Rule, TableName};
+use crate::config::Rule;
 use crate::decode::{Column, Relation, ReplicaIdentity, Tuple, Value};
 use crate::gather::{Change, Row, Transaction};
 use crate::keys::{KeySet, Pattern, Rules};
@@ -23,13 +23,6 @@ use crate::lsn::Lsn;
 use crate::settle::{Cause, Held, Hold, Visible};
 use crate::telemetry::Health;
 use crate::telemetry::metrics::Metrics;
-
-#[path = "evidence_tests.rs"]
-mod evidence_tests;
-#[path = "load_tests.rs"]
-mod load_tests;
-#[path = "replayed_tests.rs"]
-mod replayed_tests;
 
 /// What a Redis holds, and how it behaves.
 #[derive(Clone, Default)]
@@ -232,18 +225,7 @@ impl Node for Redis {
 
 /// A rule of one template.
 pub(super) fn rule(name: &str, table: &str, key: &str) -> Rule {
-    Rule {
-        name: name.to_owned(),
-        at: Location::default(),
-        table: TableName { schema: "public".to_owned(), name: table.to_owned() },
-        table_at: Location::default(),
-        operations: Operations::ALL,
-        changed: Vec::new(),
-        immutable: Vec::new(),
-        keys: vec![Located { value: key.to_owned(), at: Location::default() }],
-        source: crate::config::Source::Table,
-        when: None,
-    }
+    Rule { name: name.to_owned(), ..Rule::for_tests(table, &[key]) }
 }
 
 /// Two rules: `item:{id}` exact, `list:{id}:*` a pattern.
@@ -281,12 +263,12 @@ pub(super) struct Bench {
     pub(super) visible: Sender<Visible>,
     pub(super) safe: watch::Sender<Lsn>,
     pub(super) adopt: watch::Sender<Rc<Prints>>,
-    events: mpsc::Receiver<Event>,
-    metrics: Arc<Metrics>,
+    pub(super) events: mpsc::Receiver<Event>,
+    pub(super) metrics: Arc<Metrics>,
     pub(super) health: Arc<Health>,
-    waiting: Waiting,
+    pub(super) waiting: Waiting,
     /// Transactions that may be confirmed, not asked for yet.
-    done: Vec<u64>,
+    pub(super) done: Vec<u64>,
 }
 
 /// What a ledger knows of transactions: whether each is in flight, and by what it is held.
@@ -294,7 +276,7 @@ pub(super) struct Bench {
 pub(super) struct Waiting(BTreeMap<u64, (bool, BTreeSet<Hold>)>);
 
 impl Waiting {
-    fn held(&mut self, held: &Held) {
+    pub(super) fn held(&mut self, held: &Held) {
         for (_, holds) in self.0.values_mut() {
             for other in &held.holds {
                 if holds.contains(other) {
@@ -313,7 +295,7 @@ impl Waiting {
     }
 
     /// The transactions that may be confirmed now, and not before.
-    fn swept(&mut self, swept: &super::Swept) -> Vec<u64> {
+    pub(super) fn swept(&mut self, swept: &super::Swept) -> Vec<u64> {
         for end_lsn in swept.end_lsns() {
             self.0.entry(end_lsn.0).or_insert((false, BTreeSet::new())).0 = false;
         }

@@ -417,7 +417,3 @@ fn head(text: &str) -> String {
     let lines = text.lines().filter(|line| !line.starts_with("    "));
     lines.collect::<Vec<_>>().join(" ")
 }
-
-#[cfg(test)]
-#[path = "health_tests.rs"]
-pub(crate) mod tests;

@@ -7,8 +7,8 @@ use std::time::Duration;
 use tokio::time::{Instant, advance, sleep};
 use tracing::subscriber::DefaultGuard;
 
-use super::{Health, Phase, Topic};
-use crate::telemetry::metrics::Metrics;
+use super::health::{Health, Phase, Topic};
+use super::metrics::Metrics;
 
 /// Collects what is logged while it is there.
 #[derive(Clone, Default)]

@@ -6,8 +6,6 @@
 mod bed;
 mod load;
 mod proxy;
-#[cfg(test)]
-mod proxy_tests;
 mod sidecar;
 mod swap;
 
@@ -17,7 +15,7 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep};
 use tokio_postgres::Client;
 use tokio_postgres::types::{FromSqlOwned, ToSql};
-use walsweep::throwaway::Postgres;
+use walsweep_stage::throwaway::Postgres;
 
 pub(crate) use self::bed::{Bed, ITEM_RULES};
 pub(crate) use self::load::Load;
@@ -28,7 +26,7 @@ pub(crate) use self::swap::Swap;
 /// How long anything may take that should take milliseconds.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Asks every millisecond until the answer is yes. Gives the time that it took; panics with `what`
+/// Asks again and again until the answer is yes. Gives the time that it took; panics with `what`
 /// when `limit` is over.
 pub(crate) async fn eventually<F, A>(limit: Duration, what: &str, mut question: F) -> Duration
 where
@@ -40,12 +38,15 @@ where
         if question().await {
             return start.elapsed();
         }
-        assert!(start.elapsed() < limit, "not within {limit:?}: {what}");
-        sleep(Duration::from_millis(1)).await;
+        let waited = start.elapsed();
+        assert!(waited < limit, "not within {limit:?}: {what}");
+        // Each question takes the processor from what it waits for: a millisecond is soon enough
+        // at first, and later a part of what has passed.
+        sleep((waited / 32).clamp(Duration::from_millis(1), Duration::from_millis(10))).await;
     }
 }
 
-/// Asks every millisecond for all of `period` that the answer stays yes.
+/// Asks every five milliseconds for all of `period` that the answer stays yes.
 pub(crate) async fn always<F, A>(period: Duration, what: &str, mut question: F)
 where
     F: FnMut() -> A,
@@ -54,7 +55,7 @@ where
     let start = Instant::now();
     while start.elapsed() < period {
         assert!(question().await, "after {:?} no longer: {what}", start.elapsed());
-        sleep(Duration::from_millis(1)).await;
+        sleep(Duration::from_millis(5)).await;
     }
 }
 
