@@ -125,9 +125,9 @@ impl Memory {
 
     /// The slots of other walsweeps that have the publication.
     pub fn others<'a>(&'a self, slot: &str) -> impl Iterator<Item = &'a String> {
-        let all: BTreeSet<&String> = self.tables.keys().chain(&self.slots).collect();
-        let others: Vec<&String> = all.into_iter().filter(|other| *other != slot).collect();
-        others.into_iter()
+        let claimed = self.slots.iter().filter(|slot| !self.tables.contains_key(*slot));
+        let slot = slot.to_owned();
+        self.tables.keys().chain(claimed).filter(move |other| **other != slot)
     }
 
     /// What is to be remembered once the walsweep of this slot has these tables, and these steps
@@ -211,11 +211,13 @@ impl Memory {
 /// behind as `setup`. What is about to be changed is remembered first, and forgotten last.
 pub(super) fn remember(context: &Context<'_>, findings: &mut Vec<Finding>) {
     let postgres = &context.config.postgres;
-    let before = match context.catalog.publication.as_ref().map(Publication::memory) {
+    let publication = context.catalog.publication.as_ref();
+    let before = match publication.map(Publication::memory) {
         Some(None) => return,
         Some(Some(memory)) => Some(memory),
         None => None,
     };
+    let standing = publication.and_then(|one| one.comment.as_deref());
     let steps = || findings.iter().filter(|one| one.is_due()).flat_map(|one| &one.steps);
     // A table that must not be published is none that `setup` published.
     let tables: Vec<(TableName, bool)> = context
@@ -241,7 +243,7 @@ pub(super) fn remember(context: &Context<'_>, findings: &mut Vec<Finding>) {
         let creates = |step: &Step| matches!(step.does, Does::CreatePublication(_));
         for finding in findings.iter_mut().filter(|one| one.steps.iter().any(creates)) {
             let steps = finding.steps.iter().cloned();
-            let steps = steps.map(|step| cure::remembering(step, name, &last)).collect();
+            let steps = steps.map(|step| cure::remembering(step, name, None, &last)).collect();
             *finding = finding.clone().cure(steps);
         }
         return;
@@ -250,10 +252,12 @@ pub(super) fn remember(context: &Context<'_>, findings: &mut Vec<Finding>) {
     let whole = last.clone();
     if first != before {
         // One comment is enough where nothing is to be forgotten.
-        steps.push(cure::remember_first(name, if is_forgetful { first } else { last.clone() }));
-        steps.extend(is_forgetful.then(|| cure::remember(name, last)));
+        let now = if is_forgetful { first } else { last.clone() };
+        let written = now.comment();
+        steps.push(cure::remember_first(name, standing, now));
+        steps.extend(is_forgetful.then(|| cure::remember(name, Some(&written), last)));
     } else if last != before {
-        steps.push(cure::remember(name, last));
+        steps.push(cure::remember(name, standing, last));
     }
     if !steps.is_empty() {
         let own = before.tables.get(&postgres.slot);
@@ -264,7 +268,8 @@ pub(super) fn remember(context: &Context<'_>, findings: &mut Vec<Finding>) {
         // other the second would take back what the first said.
         let claims = |one: &&mut Finding| one.code == Code::SlotUnclaimed && one.sql.is_some();
         if let Some(one) = findings.iter_mut().find(claims) {
-            *one = one.clone().cure(vec![cure::remember(name, whole.with_slot(&postgres.slot))]);
+            let whole = whole.with_slot(&postgres.slot);
+            *one = one.clone().cure(vec![cure::remember(name, standing, whole)]);
             untold.sql = None;
             untold = untold.hint("`walsweep setup` writes it, or the SQL that records the slot");
         }

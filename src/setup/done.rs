@@ -26,6 +26,9 @@ pub struct Done {
     pub skipped: Vec<Step>,
     /// What no SQL cures of some rules: the others are set up.
     pub left: Vec<Finding>,
+    /// What is to be known of the publication: whose it is, if it is a stranger's, and slots that
+    /// its comment records and that are not there.
+    pub told: Vec<Finding>,
     /// The identities that the publication remembers.
     pub(super) known: BTreeSet<Identity>,
 }

@@ -1,7 +1,7 @@
 //! What `setup` would do, as a script for psql, with who may run which part of it.
 
 use super::role;
-use super::{Error, Hands, Plan, Statement, hands, looked, mark, plan};
+use super::{Error, Hands, Plan, Statement, hands, looked, marked, plan};
 use crate::config::{Config, SlotOn};
 use crate::keys::Rules;
 use crate::postgres::statement::render;
@@ -19,7 +19,7 @@ pub async fn script(
     roles: Vec<Statement>,
 ) -> Result<String, Error> {
     let findings = looked(config, rules, hands).await?;
-    let Plan { statements, advised, left } = plan(&findings, &mark(config, hands).await?);
+    let Plan { statements, advised, left } = plan(&findings, &marked(config, hands).await?.mark);
     let may_create_slot = may_create_slot(rules, hands).await?;
     let mut script = head();
     let (first, left): (Vec<&Finding>, Vec<&Finding>) =
