@@ -124,10 +124,9 @@ impl Memory {
     }
 
     /// The slots of other walsweeps that have the publication.
-    pub fn others<'a>(&'a self, slot: &str) -> impl Iterator<Item = &'a String> {
+    pub fn others<'a>(&'a self, slot: &'a str) -> impl Iterator<Item = &'a String> {
         let claimed = self.slots.iter().filter(|slot| !self.tables.contains_key(*slot));
-        let slot = slot.to_owned();
-        self.tables.keys().chain(claimed).filter(move |other| **other != slot)
+        self.tables.keys().chain(claimed).filter(move |other| *other != slot)
     }
 
     /// What is to be remembered once the walsweep of this slot has these tables, and these steps
@@ -271,7 +270,8 @@ pub(super) fn remember(context: &Context<'_>, findings: &mut Vec<Finding>) {
             let whole = whole.with_slot(&postgres.slot);
             *one = one.clone().cure(vec![cure::remember(name, standing, whole)]);
             untold.sql = None;
-            untold = untold.hint("`walsweep setup` writes it, or the SQL that records the slot");
+            let setup = writer(context);
+            untold = untold.hint(format!("{setup} writes it, or the SQL that records the slot"));
         }
         findings.push(untold);
     }
@@ -296,9 +296,22 @@ fn untold(context: &Context<'_>, unknown: Option<&TableName>) -> Finding {
     let finding = Finding::warning(Code::PublicationMemory, message).done_by_setup();
     let owner = context.catalog.publication.as_ref().map(|one| one.owner.as_str());
     finding.hint(format!(
-        "`{}`, who owns the publication, may write it, and a superuser",
-        owner.unwrap_or_default()
+        "`{}`, who owns the publication, may write it, and a superuser: {} does",
+        owner.unwrap_or_default(),
+        writer(context)
     ))
+}
+
+/// The `setup` that may write the comment.
+fn writer(context: &Context<'_>) -> String {
+    let catalog = context.catalog;
+    match &catalog.publication {
+        Some(publication) if !catalog.is_superuser && publication.owner != catalog.user => format!(
+            "`walsweep setup --as URL` with the login of `{}`, or a superuser's,",
+            publication.owner
+        ),
+        _ => "`walsweep setup`".to_owned(),
+    }
 }
 
 /// Whether a text may be the name of a slot (`ReplicationSlotValidateName`, slot.c).

@@ -15,7 +15,7 @@ use crate::preflight::{self, Finding, Severity};
 use crate::run::error::Error;
 use crate::settle::SqlStandby;
 use crate::source;
-use crate::source::own::{self, Custody, Over};
+use crate::source::own::{self, Custody, Over, Whose};
 use crate::source::shape::Watched;
 use crate::source::slot_health::{self, SlotState};
 use crate::source::slot_server::{self, SlotServer, Witness};
@@ -120,7 +120,7 @@ impl Session {
         // Looked at before they are judged: what changes in between is a change. If that fails, the
         // checks may know why: they find poolers, which spoil every question.
         let shape = step(tables.look(&sql)).await;
-        let report = checked(config, rules, &sql, (is_strict, is_first)).await?;
+        let (report, whose) = checked(config, rules, &sql, (is_strict, is_first)).await?;
         // Found by an earlier session; this one has looked.
         health.over(&Topic::Checks);
         let shape = shape?;
@@ -145,6 +145,9 @@ impl Session {
         let slot = unless_in_use(started, config, &server).await?;
         // Only now nobody else can move the slot.
         let state = slot_state(config, &server.sql).await?;
+        if whose == Whose::Open && broken.is_none() {
+            custody.reads_stranger(state.confirmed_flush_lsn);
+        }
         // A standby that was started again may have replayed less than it had before.
         let wal_end =
             if server.is_standby() { step(server.wal_end()).await? } else { state.wal_end() };
@@ -182,20 +185,25 @@ impl Session {
     }
 }
 
-/// What the checks find; an error if that lets nothing begin.
+/// What the checks find, and whose the slot is at a first start; an error if that lets nothing
+/// begin.
 async fn checked(
     config: &Config,
     rules: &mut Rules,
     sql: &Sql,
     (is_strict, is_first): (bool, bool),
-) -> Result<Vec<Finding>, Error> {
+) -> Result<(Vec<Finding>, Whose), Error> {
     let mut report = step(preflight::postgres(config, rules, sql)).await?;
-    if is_first && !own::hold_against_redis(config, sql, &mut report).await {
+    let whose = match is_first {
+        true => own::hold_against_redis(config, sql, &mut report).await,
+        false => Whose::Ours,
+    };
+    if whose == Whose::Unanswered {
         return Err(Error::SlotInDoubt(config.postgres.slot.clone()));
     }
     let is_refused =
         |finding: &Finding| finding.stops_everything() || is_strict && finding.is_error();
-    if report.iter().any(is_refused) { Err(Error::Refused(report)) } else { Ok(report) }
+    if report.iter().any(is_refused) { Err(Error::Refused(report)) } else { Ok((report, whose)) }
 }
 
 /// Tells that the slot may be another program's, or is not recorded as walsweep's, with the SQL that

@@ -362,6 +362,8 @@ async fn held(
             );
             Held::Left(left_slot(config, &why))
         }
-        Said::Read(_) | Said::Nothing | Said::Unanswered(_) => Held::Free(confirmed),
+        Said::Read(_) | Said::Unmoved(_) | Said::Nothing | Said::Unanswered(_) => {
+            Held::Free(confirmed)
+        }
     })
 }

@@ -37,6 +37,8 @@ pub struct Custody {
     /// Why the slot is to be given up for a new one; taken back once that is done.
     pub give_up: Cell<Option<Broken>>,
     is_made: Cell<bool>,
+    /// Where it stood when this process began to read it, if nothing showed then whose it is.
+    strange_at: Cell<Option<Lsn>>,
     is_told: Cell<bool>,
 }
 
@@ -44,6 +46,13 @@ impl Custody {
     /// This process has just made the slot.
     pub fn made(&self) {
         self.is_made.set(true);
+        self.strange_at.set(None);
+    }
+
+    /// This process begins to read a slot that stands at `confirmed`, and of which nothing shows
+    /// whose it is. The watermark that it will write at this place shows nothing either.
+    pub fn reads_stranger(&self, confirmed: Lsn) {
+        self.strange_at.set(Some(confirmed));
     }
 
     /// The slot is gone, or another process has it: whichever is there next, somebody else may
@@ -76,6 +85,8 @@ pub enum Said {
     /// It is here, behind the slot: somebody else moved that, or made it anew, or Redis lost the
     /// watermark's last value.
     Behind(Lsn),
+    /// It is here because this process wrote it when it began, and has not moved the slot since.
+    Unmoved(Lsn),
     /// There is none of this slot's name and this cluster.
     Nothing,
     /// Redis did not answer, and why not.
@@ -91,6 +102,9 @@ impl fmt::Display for Said {
                 "the watermark in redis is behind it, at {lsn}: somebody else moved the slot, or \
                  made it anew, or redis lost what came after"
             ),
+            Said::Unmoved(lsn) => {
+                write!(formatter, "the watermark in redis, at {lsn}, says no more")
+            }
             Said::Nothing => formatter.write_str("redis has no watermark of it"),
             Said::Unanswered(why) => write!(formatter, "redis does not answer: {why}"),
         }
@@ -164,6 +178,11 @@ async fn show(
     let said = match history {
         Some(history) => ask_redis(config, &history.system_id, found.confirmed).await,
         None => Said::Nothing,
+    };
+    let is_unmoved = custody.strange_at.get().is_some_and(|at| found.confirmed <= at);
+    let said = match said {
+        Said::Read(lsn) if is_unmoved => Said::Unmoved(lsn),
+        said => said,
     };
     if let Said::Read(_) = said {
         return Ok(Some(Ok(own())));
@@ -262,20 +281,34 @@ pub async fn drop_slot(own: Own, over: Over<'_>) -> Result<(), Error> {
     if is_dropped { Ok(()) } else { Err(Error::SlotNotOwn(slot)) }
 }
 
+/// Whose a slot is that is about to be read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Whose {
+    /// Walsweep's, as is shown; or there is none yet.
+    Ours,
+    /// Nothing shows it; it is read if the findings do not refuse it.
+    Open,
+    /// Redis would show it, and does not answer.
+    Unanswered,
+}
+
 /// Holds what is found of a slot that nothing claims against Redis: see
-/// [`preflight::weigh_unclaimed`]. Gives whether it is known as far as it has to be: where nothing
-/// else tells whose a slot is, a Redis that gives no answer leaves that open. Redis is not asked of
-/// any other slot.
+/// [`preflight::weigh_unclaimed`]. Redis is not asked of any other slot.
 pub async fn hold_against_redis(
     config: &Config,
     primary: &Client,
     findings: &mut [Finding],
-) -> bool {
+) -> Whose {
     if preflight::doubts(findings).next().is_none() {
-        return true;
+        return Whose::Ours;
     }
     let was_read = was_read(config, primary).await;
-    preflight::weigh_unclaimed(&config.postgres, findings, was_read)
+    let is_known = preflight::weigh_unclaimed(&config.postgres, findings, was_read);
+    match (is_known, was_read) {
+        (false, _) => Whose::Unanswered,
+        (true, Some(true)) => Whose::Ours,
+        (true, _) => Whose::Open,
+    }
 }
 
 /// Whether a walsweep with this Redis has read the slot, and nobody else since; `None` if that
@@ -291,7 +324,7 @@ async fn was_read(config: &Config, primary: &Client) -> Option<bool> {
     let history = identify(primary).await.ok()?.history?;
     match ask_redis(config, &history.system_id, confirmed).await {
         Said::Read(_) => Some(true),
-        Said::Behind(_) | Said::Nothing => Some(false),
+        Said::Behind(_) | Said::Unmoved(_) | Said::Nothing => Some(false),
         Said::Unanswered(_) => None,
     }
 }

@@ -410,7 +410,11 @@ pub fn tell_rules(rules: &Rules, findings: &[Finding], health: &Health) -> BTree
 /// What a person can do about a finding, in one text.
 fn cure(finding: &Finding) -> Option<String> {
     let sql = finding.sql.as_ref().map(|sql| format!("`walsweep setup`, or {sql}"));
-    let parts: Vec<String> = finding.hint.clone().into_iter().chain(sql).collect();
+    let is_unpublished = finding.code == Code::TableNotPublished;
+    let restart = "if the configuration no longer has the rule, restart walsweep".to_owned();
+    let restart = is_unpublished.then_some(restart);
+    let hint = finding.hint.clone();
+    let parts: Vec<String> = hint.into_iter().chain(sql).chain(restart).collect();
     (!parts.is_empty()).then(|| parts.join("; "))
 }
 

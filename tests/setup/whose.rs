@@ -323,7 +323,7 @@ async fn what_another_walsweep_uses_is_left_to_it() {
     assert_eq!(bed.sql.one::<String>(PUBLISHED).await, "cart shop");
     let said = text(&one.command(&["teardown"]));
     assert!(said.contains("the walsweep with slot `second` has it, too"), "{said}");
-    assert_eq!(bed.sql.one::<String>(PUBLISHED).await, "cart shop");
+    assert_eq!(bed.sql.one::<String>(PUBLISHED).await, "cart", "`shop` was its own alone");
     let said = text(&other.command(&["teardown"]));
     assert!(said.contains("dropped publication `walsweep`"), "{said}");
 }
