@@ -342,9 +342,8 @@ async fn held(
     let is_claimed = matches!(publication, Mark::Ours(memory) if memory.claims(slot));
     let is_walsweep = pid.is_some() && reader.as_deref() == Some(REPLICATION_NAME);
     if !is_claimed && !is_walsweep {
-        let why = format!(
-            "no comment on a publication `{name}` says that `walsweep setup` made it"
-        );
+        let why =
+            format!("no comment on a publication `{name}` says that `walsweep setup` made it");
         return Ok(Held::Left(left_slot(config, &why)));
     }
     if let Some(pid) = pid {

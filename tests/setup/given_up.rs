@@ -99,7 +99,9 @@ async fn a_slot_that_a_person_made_in_advance_works_from_the_first_start() {
 #[tokio::test]
 async fn a_slot_that_keeps_too_much_and_may_be_anothers_is_read_on() {
     let mut bed = Bed::new(&["max_wal_size = 64MB"]).await;
-    bed.sql.run("create table ballast (text text); create publication walsweep for table item").await;
+    bed.sql
+        .run("create table ballast (text text); create publication walsweep for table item")
+        .await;
     bed.sql.run(MAKE).await;
     let mut settings = bed.settings();
     settings.postgres = "max_retained_wal = \"64MB\"".to_owned();
@@ -126,7 +128,9 @@ async fn a_slot_that_keeps_too_much_and_may_be_anothers_is_read_on() {
 #[tokio::test]
 async fn a_slot_that_nobody_can_stream_and_may_be_anothers_is_not_dropped() {
     let bed = Bed::new(&["max_wal_size = 64MB"]).await;
-    bed.sql.run("create table ballast (text text); create publication walsweep for table item").await;
+    bed.sql
+        .run("create table ballast (text text); create publication walsweep for table item")
+        .await;
     bed.sql.run(MAKE).await;
     let proxy = Proxy::to_port(bed.postgres.port());
     let mut settings = bed.settings();

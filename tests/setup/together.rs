@@ -52,7 +52,8 @@ async fn two_setups_at_once_leave_what_both_are_to_be_remembered_of() {
         ] {
             assert!(comment.contains(part), "round {round}, {part}: {comment}");
         }
-        let slots = if round % 2 == 1 { "[\"one\",\"third\",\"two\"]" } else { "[\"one\",\"two\"]" };
+        let slots =
+            if round % 2 == 1 { "[\"one\",\"third\",\"two\"]" } else { "[\"one\",\"two\"]" };
         assert!(comment.contains(&format!("\"slots\":{slots}")), "round {round}: {comment}");
         let said = text(&one.command(&["setup"])) + &text(&two.command(&["setup"]));
         assert_eq!(said.matches("nothing to do").count(), 2, "round {round}: {said}");
@@ -89,9 +90,7 @@ fn run_psql(bed: &Bed, before: &str, script: &str) -> Output {
 async fn a_script_that_was_printed_before_another_was_run_forgets_nothing() {
     let bed = Bed::new(&[]).await;
     bed.sql.run(TABLES).await;
-    bed.sql
-        .run("create table \"it's \\ $setup$\" (id int primary key, name text not null)")
-        .await;
+    bed.sql.run("create table \"it's \\ $setup$\" (id int primary key, name text not null)").await;
     let odd = "[[rule]]\nname = \"odd\"\ntable = '''public.\"it's \\ $setup$\"'''\n\
                keys = [\"k:{name}\"]\n";
     let third = of(&bed, "third", &["item"]);

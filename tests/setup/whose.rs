@@ -118,7 +118,10 @@ async fn whoever_takes_a_rule_out_is_told_to_restart_what_runs() {
     bed.settled().await;
     sidecar.change(|new| new.rules = settings(&bed, &["shop"]).rules);
     let check = text(&sidecar.command(&["check"]));
-    assert!(check.contains("restart walsweep first, if it runs since the rule was there"), "{check}");
+    assert!(
+        check.contains("restart walsweep first, if it runs since the rule was there"),
+        "{check}"
+    );
     let said = text(&sidecar.command(&["setup"]));
     let told = "-- A walsweep that runs since before has rules of `public.cart` still, and suspends \
                 them: restart it.";
