@@ -275,6 +275,28 @@ pub(super) fn remember(context: &Context<'_>, findings: &mut Vec<Finding>) {
         }
         findings.push(untold);
     }
+    one_comment(findings);
+}
+
+/// Leaves the SQL of one finding that writes the comment: of two that are printed together the
+/// second finds it changed.
+fn one_comment(findings: &mut [Finding]) {
+    let writes = |step: &Step| matches!(step.does, Does::Remember(_) | Does::RememberFirst(_));
+    let mut writers =
+        findings.iter().filter(|one| one.sql.is_some() && one.steps.iter().any(writes));
+    let is_due = writers.any(|one| one.code != Code::SlotGone);
+    let mut kept = usize::from(!is_due);
+    for one in findings.iter_mut().filter(|one| one.code == Code::SlotGone) {
+        if kept == 0 {
+            (one.sql, one.steps) = (None, Vec::new());
+            let hint = one.hint.take().unwrap_or_default();
+            let by_name = hint.split(", or as ").next().unwrap_or_default();
+            one.hint = Some(format!(
+                "{by_name}; `check` prints its SQL once the other SQL that writes the comment is run"
+            ));
+        }
+        kept = kept.saturating_sub(1);
+    }
 }
 
 /// That the comment lacks something: a table that is published and that this walsweep needs, or no

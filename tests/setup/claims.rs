@@ -1,7 +1,7 @@
 //! What shows that a slot is walsweep's, and what does not: a claim in the comment is a name, and
 //! so is a watermark; whoever makes a slot of that name meanwhile keeps it.
 
-use crate::support::{Bed, Settings, Sidecar, text};
+use crate::support::{Bed, PATIENCE, Settings, Sidecar, eventually, text};
 
 use super::{printed_sql, psql, rule};
 
@@ -142,8 +142,8 @@ async fn a_slot_that_only_redis_knows_is_told_with_who_records_it_before_it_is_r
     flush(&bed).await;
     sidecar.start();
     assert_eq!(sidecar.wait_exit().await, 1);
-    let refused = sidecar.log()[log.len()..].join("\n");
-    assert!(refused.contains(who), "{refused}");
+    let refused = || async { sidecar.log()[log.len()..].join("\n").contains(who) };
+    eventually(PATIENCE, "the refusal names who may record it", refused).await;
     let (_, cure) = check.split_once("warning[slot_unclaimed]").unwrap();
     let cure = cure.split("\nwarning[").next().and_then(|cure| cure.split("\ninfo[").next());
     psql(&bed, "shopkeeper", &printed_sql(cure.unwrap()));
