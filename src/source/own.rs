@@ -114,7 +114,8 @@ impl fmt::Display for Said {
 /// Asks Redis for the watermark of the slot, which stands at `confirmed` in the cluster
 /// `system_id`. The slot has to be looked at before: a watermark that is in use only grows.
 pub async fn ask_redis(config: &Config, system_id: &str, confirmed: Lsn) -> Said {
-    match standing(&config.redis, &key_name(&config.postgres.slot)).await {
+    // Boxed: a connection to Redis is a large future, and this one is seldom polled.
+    match Box::pin(standing(&config.redis, &key_name(&config.postgres.slot))).await {
         Err(error) => Said::Unanswered(error.to_string()),
         Ok(Some(mark)) if mark.system_id == system_id && mark.lsn >= confirmed => {
             Said::Read(mark.lsn)

@@ -267,3 +267,42 @@ async fn what_is_printed_for_an_owner_gives_that_owner_no_right_to_replicate() {
     let replicates = "select rolreplication from pg_roles where rolname = 'shopkeeper'";
     assert!(!bed.sql.one::<bool>(replicates).await, "{script}");
 }
+
+/// Whoever runs what `check` prints for the hand-over, and for the slot, and starts: the slot that
+/// the SQL made is recorded.
+#[tokio::test]
+async fn the_sql_that_hands_a_publication_over_records_the_slot_that_is_made_beside_it() {
+    let bed = Bed::new(&[]).await;
+    bed.sql.run("create publication walsweep for table item").await;
+    let mut sidecar = Sidecar::new(bed.settings());
+    let check = text(&sidecar.command(&["check"]));
+    assert!(check.contains("publication_foreign") && check.contains("slot_missing"), "{check}");
+    psql(&bed, "postgres", &printed_sql(&check));
+    assert!(bed.sql.one::<String>(STANDS).await.starts_with("walsweep "));
+    let check = sidecar.command(&["check"]);
+    assert!(check.status.success(), "{}", text(&check));
+    assert!(!text(&check).contains("slot_unclaimed"), "{}", text(&check));
+    sidecar.start();
+    sidecar.wait_ready().await;
+    assert_eq!(sidecar.sigterm().await, 0);
+    let said = text(&sidecar.command(&["teardown"]));
+    assert!(said.contains("dropped slot `walsweep`"), "{said}");
+}
+
+/// It comes from the comment, and so from whoever owns the publication.
+#[tokio::test]
+async fn the_name_of_an_index_is_shown_on_one_line() {
+    let bed = Bed::new(&[]).await;
+    bed.sql
+        .run(
+            "create table shop (id int primary key, code text not null, name text not null);
+             create unique index \"odd\nindex\" on shop (code);
+             alter table shop replica identity using index \"odd\nindex\"",
+        )
+        .await;
+    let sidecar = Sidecar::new(of(&bed, "walsweep", &["shop"]));
+    sidecar.setup();
+    bed.sql.run("drop index \"odd\nindex\"").await;
+    let printed = text(&sidecar.command(&["teardown", "--print"]));
+    assert!(printed.contains("it was that of index `odd\\nindex`, which is gone"), "{printed}");
+}

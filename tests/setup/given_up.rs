@@ -153,3 +153,21 @@ async fn a_slot_that_nobody_can_stream_and_may_be_anothers_is_not_dropped() {
     sidecar.wait_ready().await;
     assert!(!sidecar.log().iter().any(|line| line.contains("dropping it")), "nothing was dropped");
 }
+
+/// Of the slot that this very process made it needs no other proof, be Redis away or emptied.
+#[tokio::test]
+async fn a_slot_that_this_very_process_made_is_given_up_while_redis_is_away() {
+    let mut bed = Bed::new(&[]).await;
+    bed.sql.run("create publication walsweep for table item").await;
+    let mut sidecar = Sidecar::new(bed.settings());
+    sidecar.start();
+    sidecar.wait_ready().await;
+    bed.settled().await;
+    bed.redis.pause().unwrap();
+    bed.sql.run("drop publication walsweep; update item set version = 9 where id = 2").await;
+    bed.sql.run("create publication walsweep for table item").await;
+    sidecar.wait_log("dropping it and creating it anew").await;
+    bed.redis.resume().unwrap();
+    bed.cache = bed.redis.connect().await.unwrap();
+    sidecar.wait_ready().await;
+}
