@@ -71,6 +71,31 @@ async fn a_slot_that_cannot_be_decoded_and_may_be_anothers_is_left_until_a_perso
     sidecar.wait_ready().await;
 }
 
+/// The watermark that walsweep writes where it begins to read shows nothing: it has moved nothing.
+#[tokio::test]
+async fn a_slot_that_walsweep_has_not_moved_is_not_its_own_for_having_been_read() {
+    let bed = Bed::new(&[]).await;
+    bed.sql.run("create publication walsweep for table item; checkpoint").await;
+    // Nothing else in the log would let the slot move.
+    bed.quiet().await;
+    bed.sql.run(MAKE).await;
+    let stands: String = bed.sql.one(STANDS).await;
+    let mut sidecar = Sidecar::new(bed.settings());
+    sidecar.start();
+    sidecar.wait_ready().await;
+    bed.marked().await;
+    assert_eq!(bed.sql.one::<String>(STANDS).await, stands, "it has not moved");
+    bed.sql
+        .run(
+            "begin; drop publication walsweep; update item set version = 7 where id = 1;
+             create publication walsweep for table item; commit",
+        )
+        .await;
+    said(&sidecar, "and is not dropped, for it may be another program's").await;
+    assert!(readiness(&sidecar).await.contains("the watermark in redis, at "));
+    assert_eq!(bed.sql.one::<String>(STANDS).await, stands);
+}
+
 /// A slot that was made in advance, by hand, with a publication that was.
 #[tokio::test]
 async fn a_slot_that_a_person_made_in_advance_works_from_the_first_start() {
