@@ -1,5 +1,5 @@
--- Whether each owner of some tables may create a slot; without tables, whoever asks. And the owners,
--- as messages name them; null without tables.
+-- Whether each owner of some tables may create a slot; without tables, whoever asks. And the
+-- owners, as messages name them; null without tables.
 -- Privileges: none. Versions: 14 to 18. $1 and $2 are schemas and names.
 select coalesce(bool_and(o.rolsuper or o.rolreplication),
                 (select rolsuper or rolreplication from pg_roles where rolname = current_user)),

@@ -292,7 +292,7 @@ fn one_comment(findings: &mut [Finding]) {
             let hint = one.hint.take().unwrap_or_default();
             let by_name = hint.split(", or as ").next().unwrap_or_default();
             one.hint = Some(format!(
-                "{by_name}; `check` prints its SQL once the other SQL that writes the comment is run"
+                "{by_name}; `check` prints its SQL once the other that writes the comment is run"
             ));
         }
         kept = kept.saturating_sub(1);

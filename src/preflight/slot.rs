@@ -140,8 +140,8 @@ pub(super) fn beside_new_publication(context: &Context<'_>) -> Option<String> {
     let drop = cure::drop_slot(name);
     Some(format!(
         "Slot `{name}` is left, for it may be another program's: what was committed before its \
-         publication it cannot decode, and if it comes to that, `run` makes a new one only if redis \
-         shows that it has read this one; only if nobody else reads it, `{drop};` spares it that"
+         publication it cannot decode, and if it comes to that, `run` makes a new one only if \
+         redis shows that it has read this one; only if nobody else reads it, `{drop};` spares it that"
     ))
 }
 
@@ -165,8 +165,9 @@ pub async fn before_publication(config: &Config, client: &Client) -> Result<Vec<
          have to decode: what was committed while there was none, the server cannot decode"
     );
     let younger = Finding::warning(Code::PublicationYounger, message);
-    let hint = "nothing is to be done if the slot is shown to be walsweep's: `run` gives it up after \
-                three sessions that end at the same place, and sweeps everything; else it says so";
+    let hint = "nothing is to be done if the slot is shown to be walsweep's: `run` gives it up \
+                after three sessions that end at the same place, and sweeps everything; else it \
+                says so";
     Ok(vec![younger.hint(hint)])
 }
 

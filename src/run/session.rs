@@ -94,9 +94,9 @@ impl Timing {
 
 impl Session {
     /// Connects, checks, suspends the rules that do not fit, and starts streaming from where the
-    /// slot was confirmed; where `custody` says why the slot is to be given up, from a new one in its
-    /// place, if it is shown that the old one may be dropped. With `whole` every transaction is sent at its commit, also
-    /// those that outgrow the server's memory. If it `is_strict`, one rule that does not fit is
+    /// slot was confirmed; where `custody` says why the slot is to be given up, from a new one in
+    /// its place, if it is shown that the old one may be dropped. With `whole` every transaction is
+    /// sent at its commit, also those that outgrow the server's memory. If it `is_strict`, one rule that does not fit is
     /// refused like everything else; if it `is_first`, so is a slot that is probably another
     /// program's, for nothing is confirmed from it yet.
     ///
@@ -206,8 +206,8 @@ async fn checked(
     if report.iter().any(is_refused) { Err(Error::Refused(report)) } else { Ok((report, whose)) }
 }
 
-/// Tells that the slot may be another program's, or is not recorded as walsweep's, with the SQL that
-/// records it.
+/// Tells that the slot may be another program's, or is not recorded as walsweep's, with the SQL
+/// that records it.
 fn tell_doubts(report: &[Finding]) {
     for Finding { severity, message, hint, sql, .. } in preflight::doubts(report) {
         let sql = sql.as_ref().map(|sql| format!("{sql};"));

@@ -55,7 +55,8 @@ impl Done {
         });
         let dropped: Vec<String> = dropped.collect();
         let restart = format!(
-            "A walsweep that runs since before has rules of {} still, and suspends them: restart it.",
+            "A walsweep that runs since before has rules of {} still, and suspends them: restart \
+             it",
             dropped.join(", ")
         );
         let restart = (!dropped.is_empty()).then_some(restart);

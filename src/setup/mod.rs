@@ -14,6 +14,7 @@
 mod done;
 mod hands;
 mod left;
+mod marked;
 mod plan;
 mod rights;
 mod role;
@@ -36,6 +37,7 @@ use crate::source::slot_server::{caught_up, nudge};
 
 pub use self::done::{Done, Refused};
 pub use self::hands::Hands;
+use self::marked::{Marked, marked};
 pub use self::plan::{Mark, Plan, plan};
 pub use self::role::{Lacking, missing as role_missing};
 pub use self::script::{script, script_without_login};
@@ -545,28 +547,6 @@ async fn run_shown(
         }
         ran => ran,
     }
-}
-
-/// The publication as it is now.
-struct Marked {
-    /// Whose it is.
-    mark: Mark,
-    /// The role that owns it, if there is one.
-    owner: Option<String>,
-    comment: Option<String>,
-}
-
-/// Looks whose the publication is.
-async fn marked(config: &Config, hands: &Hands<'_>) -> Result<Marked, Error> {
-    let question = include_str!("../../sql/setup/publication_mark.sql");
-    let row = hands.client.query_opt(question, &[&config.postgres.publication]).await?;
-    let Some(row) = row else {
-        return Ok(Marked { mark: Mark::Missing, owner: None, comment: None });
-    };
-    let (owner, comment): (String, Option<String>) = (row.try_get(0)?, row.try_get(1)?);
-    let mark = Memory::read(comment.as_deref());
-    let mark = mark.map_or_else(|| Mark::Foreign(owner.clone()), Mark::Ours);
-    Ok(Marked { mark, owner: Some(owner), comment })
 }
 
 /// A connection to the standby that the slot is on; `None` if that is the primary.

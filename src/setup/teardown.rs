@@ -276,8 +276,8 @@ fn others(config: &Config, remains: &Remains) -> Vec<String> {
     memory.others(&config.postgres.slot).map(|slot| format!("`{slot}`")).collect()
 }
 
-/// What becomes of the publication: it is dropped; or, if others have it, too, what no other uses is
-/// taken out, and what was remembered of this slot is forgotten then.
+/// What becomes of the publication: it is dropped; or, if others have it, too, what no other uses
+/// is taken out, and what was remembered of this slot is forgotten then.
 fn publication_steps(config: &Config, remains: &Remains) -> Vec<Step> {
     let (name, standing) = (&config.postgres.publication, remains.publication.comment.as_deref());
     let Mark::Ours(memory) = &remains.publication.mark else { return Vec::new() };
