@@ -332,8 +332,10 @@ async fn rounds(
 ) -> Result<(), Error> {
     let (mut finished, mut overtaken) = (0, 0);
     while finished < ROUNDS_MAX {
-        let findings = looked(config, rules, hands).await?;
+        // First: what the findings say of the comment is of later, so that whatever is written in
+        // between is found out by the comparison.
         let marked = marked(config, hands).await?;
+        let findings = looked(config, rules, hands).await?;
         let Plan { statements, advised, left } = plan(&findings, &marked.mark);
         let is_left = |name: &String| left.iter().any(|one| one.concerns().any(|of| of == name));
         if left.iter().any(Finding::stops_everything) || rules.names().iter().all(is_left) {

@@ -35,7 +35,7 @@ async fn two_setups_at_once_leave_what_both_are_to_be_remembered_of() {
     bed.sql.run(TABLES).await;
     let (one, two) = (of(&bed, "one", &["shop", "club"]), of(&bed, "two", &["cart", "club"]));
     let third = of(&bed, "third", &["stall"]);
-    for round in 0..12 {
+    for round in 0..20 {
         if round % 2 == 1 {
             third.setup();
         }
