@@ -21,6 +21,7 @@ use crate::keys::Rules;
 use crate::postgres::{Obstacle, Sql, connect_sql, identify};
 use crate::preflight::{self, Code, Fact, Finding, Report};
 use crate::run::session::slot_label;
+use crate::source::own::hold_against_redis;
 use crate::sweep::redis::connect;
 use crate::telemetry::http;
 use crate::telemetry::metrics::{Metrics, SlotLabel};
@@ -80,7 +81,7 @@ async fn check_postgres(
     let unreadable =
         |error: preflight::Error| vec![Finding::error(Code::CatalogUnreadable, error.to_string())];
     let mut findings = preflight::postgres(config, rules, &sql).await.unwrap_or_else(unreadable);
-    preflight::hold_against_redis(config, &sql, &mut findings).await;
+    hold_against_redis(config, &sql, &mut findings).await;
     findings.extend(preflight::before_publication(config, &sql).await.unwrap_or_else(unreadable));
     findings.extend(preflight::replication(config, &sql).await);
     findings.extend(preflight::replicas(config, &sql).await.unwrap_or_else(unreadable));

@@ -37,10 +37,11 @@ pub(super) fn check(context: &Context<'_>, pids: &[i32]) -> Vec<Finding> {
         let level = Finding::error(Code::WalLevel, message);
         findings.push(level.hint(logical_decoding(catalog.service.as_deref())));
     }
-    if !catalog.role.may_replicate {
-        let message = format!("role `{}` may not replicate", catalog.role.name);
-        let role = Finding::error(Code::ReplicationRole, message);
-        findings.push(role.cure(cure::allow_replication(&catalog.role)));
+    // A role that is not there yet is made with this right.
+    if let Some(role) = catalog.role.as_ref().filter(|role| !role.may_replicate) {
+        let message = format!("role `{}` may not replicate", role.name);
+        let finding = Finding::error(Code::ReplicationRole, message);
+        findings.push(finding.cure(cure::allow_replication(role)));
     }
     findings.extend(superuser(context));
     findings.extend(headroom(context));

@@ -67,6 +67,7 @@ pub use self::redis::observe::{Mark, Name, Observer};
 pub use self::redis::pace::Pace;
 pub use self::redis::pass::{Pass, Progress};
 pub use self::redis::standalone::{Look, Standalone};
+pub use self::redis::standing::standing;
 pub use proof::chain::{Chain, Link};
 pub use proof::evidence::{Broken, Watermark, key_name};
 pub use proof::prints::{Altered, Doubt, Gap, Names, Prints, TablePrint, Tables, Why};

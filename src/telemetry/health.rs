@@ -98,6 +98,8 @@ pub enum Topic {
     Watch,
     /// The slot keeps more WAL than it should, or is about to be lost.
     Slot,
+    /// The slot has to go, and nothing shows that it is walsweep's.
+    SlotOwner,
     /// A slot takes long to be created.
     NewSlot,
 }
@@ -122,6 +124,7 @@ impl Topic {
             | Topic::Fence
             | Topic::Lookup(_)
             | Topic::Slot
+            | Topic::SlotOwner
             | Topic::NewSlot => false,
         }
     }

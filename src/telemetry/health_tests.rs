@@ -201,7 +201,7 @@ fn a_trouble_that_stops_removals_is_not_ready_and_named() {
     let others = [Topic::Wide(x()), Topic::Replica(x()), Topic::Lookup(x()), Topic::Watermark];
     let others = others.into_iter().chain([Topic::Throttled, Topic::Fence, Topic::Slot]);
     let all = stale.map(|one| (one, false)).chain(others.map(|one| (one, true)));
-    for (topic, is_ready) in all.chain([(Topic::NewSlot, true)]) {
+    for (topic, is_ready) in all.chain([(Topic::NewSlot, true), (Topic::SlotOwner, true)]) {
         health.trouble(topic.clone(), "x", None);
         assert_eq!(health.readiness().0, is_ready, "{topic:?}");
         health.over(&topic);

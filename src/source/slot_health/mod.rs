@@ -8,16 +8,18 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 use tokio_postgres::Client;
 
-use crate::config::Postgres;
+use crate::config::{Config, Postgres};
 use crate::lsn::Lsn;
 use crate::postgres;
 use crate::preflight::lost_because;
+use crate::source::own::{Custody, evidence};
 use crate::source::slot_server::SlotServer;
 use crate::source::{Error, within};
 use crate::telemetry::metrics::{Metrics, StatusLabel};
@@ -331,7 +333,8 @@ impl Replay {
 
 /// Looks after the slot, in a session or between two.
 pub struct Keeper {
-    config: Postgres,
+    config: Config,
+    custody: Rc<Custody>,
     health: Arc<Health>,
     metrics: Arc<Metrics>,
     replay: Replay,
@@ -341,9 +344,14 @@ pub struct Keeper {
 impl Keeper {
     /// A keeper of the slot that `config` names.
     #[must_use]
-    pub fn new(config: &Postgres, health: &Arc<Health>, metrics: &Arc<Metrics>) -> Keeper {
+    pub fn new(
+        config: &Config,
+        custody: &Rc<Custody>,
+        (health, metrics): (&Arc<Health>, &Arc<Metrics>),
+    ) -> Keeper {
         Keeper {
             config: config.clone(),
+            custody: Rc::clone(custody),
             health: Arc::clone(health),
             metrics: Arc::clone(metrics),
             replay: Replay::default(),
@@ -358,13 +366,23 @@ impl Keeper {
     }
 
     /// Samples the slot until the session has to end, and says why: the connection is lost or no
-    /// answer came in time, the slot is gone, or it is further behind than it may be. What the
-    /// server refuses, such as for a lock on a catalog, ends nothing: the stream needs no answer.
+    /// answer came in time, the slot is gone, or it is further behind than it may be, and shown to
+    /// be walsweep's: one that is not is read on, and keys go. What the server refuses, such as for
+    /// a lock on a catalog, ends nothing: the stream needs no answer.
     pub async fn watch(mut self, server: &SlotServer) -> Error {
         loop {
             match self.sample(server).await {
-                Ok(Some((_, Some(retained)))) => return Error::RetainedWal(retained),
-                Ok(Some((_, None))) => {}
+                Ok(Some((_, Some(retained)))) => match self.may_give_up(server).await {
+                    Ok(true) => return Error::RetainedWal(retained),
+                    Ok(false) | Err(Error::Sql(postgres::Error::Query(_))) => {}
+                    Err(error) => return error,
+                },
+                Ok(Some((state, None))) => {
+                    let max = self.config.postgres.max_retained_wal;
+                    if !Judge::is_concerned(&state, max) {
+                        self.health.over(&Topic::SlotOwner);
+                    }
+                }
                 Ok(None) => return Error::SlotGone,
                 Err(Error::Sql(postgres::Error::Query(error))) => {
                     let text = format!("how far the slot is behind cannot be asked: {error}");
@@ -374,6 +392,13 @@ impl Keeper {
             }
             sleep(SAMPLE_INTERVAL).await;
         }
+    }
+
+    /// Whether the slot, which keeps too much, is shown to be walsweep's.
+    async fn may_give_up(&self, server: &SlotServer) -> Result<bool, Error> {
+        let why = "keeps too much WAL";
+        let own = evidence(&self.config, &self.custody, &self.health, server, why).await?;
+        Ok(own.is_some())
     }
 
     /// Looks at the slot once, for the metrics and for whoever reads `/readyz`; gives its state,
@@ -386,7 +411,8 @@ impl Keeper {
         &mut self,
         server: &SlotServer,
     ) -> Result<Option<(SlotState, Option<Retained>)>, Error> {
-        let (name, max) = (self.config.slot.as_str(), self.config.max_retained_wal);
+        let Postgres { slot: name, max_retained_wal: max, .. } = &self.config.postgres;
+        let max = *max;
         let looked = async {
             let Some(state) = sample(server, name, &mut self.replay).await? else {
                 return Ok(None);
@@ -397,7 +423,9 @@ impl Keeper {
         };
         let Some((state, running)) = within(SAMPLE_TIMEOUT, looked).await? else {
             tell(&self.metrics, None);
+            self.custody.lost();
             self.health.over(&Topic::Slot);
+            self.health.over(&Topic::SlotOwner);
             return Ok(None);
         };
         tell(&self.metrics, Some(&state));
@@ -415,7 +443,7 @@ impl Keeper {
         if state.wal_status == "unreserved" {
             let text = format!(
                 "slot `{}` is about to be lost: the server may remove WAL that it needs",
-                self.config.slot
+                self.config.postgres.slot
             );
             let hint = "find out what holds the confirmation, or raise max_slot_wal_keep_size";
             self.health.trouble(Topic::Slot, &text, Some(hint));

@@ -301,3 +301,40 @@ async fn a_refused_login_is_told_with_where_its_password_comes_from() {
     sidecar.change(|new| new.postgres_url = new.postgres_url.replace(":wr0ng@", ":s3cret@"));
     assert!(!text(&sidecar.command(&["check"])).contains("password_file"));
 }
+
+/// Where the login of the configuration fails, nothing shows that another address is the same
+/// server: neither command changes anything. The same words are the same server.
+#[tokio::test]
+async fn setup_and_teardown_change_nothing_where_the_servers_cannot_be_compared() {
+    let password = Some("s3cret".to_owned());
+    let options = PostgresOptions { password, ..PostgresOptions::default() };
+    let postgres = Postgres::start(options).await.unwrap();
+    let redis = Redis::start(RedisOptions::default()).await.unwrap();
+    let sql = Sql::connect(&postgres).await;
+    Bed::make_items(&sql).await;
+    let mut settings = Settings::new(&postgres, &redis, ITEM_RULES);
+    settings.postgres_url = settings.postgres_url.replace(":s3cret@", ":wr0ng@");
+    let sidecar = Sidecar::new(settings);
+    let (same, other) = (postgres.url(), postgres.url().replace("127.0.0.1", "localhost"));
+    let made = "select (select count(*) from pg_publication)
+                     + (select count(*) from pg_replication_slots)";
+    let doubt = "`--as` may reach another server than `postgres.url`";
+    let output = sidecar.command(&["setup", "--as", &other]);
+    let said = text(&output);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains(&format!("nothing was changed: {doubt}")), "{said}");
+    assert_eq!(sql.one::<i64>(made).await, 0, "{said}");
+    let output = sidecar.command(&["setup", "--print", "--as", &other]);
+    assert!(output.status.success(), "to print is no harm: {}", text(&output));
+    let output = sidecar.command(&["setup", "--as", &same]);
+    assert!(output.status.success(), "{}", text(&output));
+    assert_eq!(sql.one::<i64>(made).await, 2);
+    let output = sidecar.command(&["teardown", "--as", &other]);
+    let said = text(&output);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains(&format!("nothing dropped: {doubt}")), "{said}");
+    assert_eq!(sql.one::<i64>(made).await, 2, "{said}");
+    let output = sidecar.command(&["teardown", "--as", &same]);
+    assert!(output.status.success(), "{}", text(&output));
+    assert_eq!(sql.one::<i64>(made).await, 0);
+}

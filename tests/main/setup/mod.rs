@@ -1,5 +1,7 @@
 //! `setup`, `check` and `teardown` do no harm (I10): what they print, wait for, own and leave.
 
+mod claims;
+mod given_up;
 mod heirs;
 mod locks;
 mod login;
@@ -10,6 +12,7 @@ mod printed;
 mod refused;
 mod slot;
 mod teardown;
+mod together;
 mod truth;
 mod whose;
 

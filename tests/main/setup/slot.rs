@@ -139,7 +139,7 @@ async fn a_publication_dropped_by_hand_and_set_up_again_leaves_the_slot_to_run()
     assert!(check.status.success(), "{}", text(&check));
     assert!(text(&check).contains("warning[slot_unclaimed]"), "{}", text(&check));
     sidecar.start();
-    sidecar.wait_log("never receive what `run` confirms").await;
+    sidecar.wait_log("if redis is emptied, the next start refuses it").await;
     bed.fill(&["item:2"]).await;
     sidecar.wait_ready().await;
     bed.sql.run("update item set version = 2 where id = 2").await;
@@ -240,9 +240,8 @@ async fn a_new_slot_name_that_nobody_set_up_is_told_and_does_not_stop_a_restart(
         assert_eq!(sidecar.sigterm().await, 0);
         let check = sidecar.command(&["check"]);
         assert!(check.status.success(), "{is_again}: {}", text(&check));
-        let told = "warning[slot_unclaimed]: slot `renamed` is there, and may be another \
-                    program's: publication `walsweep` records only slot `walsweep` as \
-                    walsweep's";
+        let told = "warning[slot_unclaimed]: slot `renamed` is not recorded as walsweep's on \
+                    publication `walsweep`: only its watermark in redis shows that it is";
         assert!(text(&check).contains(told), "{is_again}: {}", text(&check));
     }
     // What has not been read by any walsweep with this Redis is another matter.
@@ -263,6 +262,8 @@ async fn beside_a_publication_of_somebody_else_the_slot_is_left_and_told() {
     sidecar.setup();
     sidecar.start();
     sidecar.wait_ready().await;
+    bed.settled().await;
+    bed.marked().await;
     let check = text(&sidecar.command(&["check"]));
     assert!(check.contains("info[slot_unclaimed]"), "{check}");
     // While a walsweep streams from it, nothing is torn down under it.

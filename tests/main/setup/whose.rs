@@ -1,7 +1,7 @@
 //! Whose a publication is: what `setup` made it alters, drops and cleans up; what somebody else
 //! made it advises on.
 
-use crate::support::{Bed, Settings, Sidecar, text};
+use crate::support::{Bed, PATIENCE, Settings, Sidecar, eventually, text};
 
 use super::rule;
 
@@ -107,6 +107,35 @@ async fn a_rule_that_is_taken_out_frees_what_was_published_for_it() {
     sidecar.setup();
     assert_eq!(bed.sql.one::<String>(PUBLISHED).await, "hand shop");
     bed.sql.run("insert into bare values ('x'); update bare set name = 'y'").await;
+}
+
+/// `setup` before the restart takes a table from a walsweep that still has its rule.
+#[tokio::test]
+async fn whoever_takes_a_rule_out_is_told_to_restart_what_runs() {
+    let bed = Bed::new(&[]).await;
+    bed.sql.run(TABLES).await;
+    let mut sidecar = Sidecar::set_up(settings(&bed, &["shop", "cart"])).await;
+    bed.settled().await;
+    sidecar.change(|new| new.rules = settings(&bed, &["shop"]).rules);
+    let check = text(&sidecar.command(&["check"]));
+    assert!(
+        check.contains("restart walsweep first, if it runs since the rule was there"),
+        "{check}"
+    );
+    let said = text(&sidecar.command(&["setup"]));
+    let told = "-- A walsweep that runs since before has rules of `public.cart` still, and \
+                suspends them: restart it";
+    assert!(said.contains(told), "{said}");
+    let restart = "if the configuration no longer has the rule, restart walsweep";
+    let told = || async {
+        let (_, body) = sidecar.get("/readyz").await.unwrap();
+        body.contains("rule `cart` is suspended") && body.contains(restart)
+    };
+    eventually(PATIENCE, "the rule is suspended, and how that ends is told", told).await;
+    assert_eq!(sidecar.sigterm().await, 0);
+    sidecar.start();
+    sidecar.wait_ready().await;
+    assert!(text(&sidecar.command(&["setup"])).contains("nothing to do"));
 }
 
 /// I10: a partition whose own rule went is still published as a part of its table.
@@ -323,7 +352,7 @@ async fn what_another_walsweep_uses_is_left_to_it() {
     assert_eq!(bed.sql.one::<String>(PUBLISHED).await, "cart shop");
     let said = text(&one.command(&["teardown"]));
     assert!(said.contains("the walsweep with slot `second` has it, too"), "{said}");
-    assert_eq!(bed.sql.one::<String>(PUBLISHED).await, "cart shop");
+    assert_eq!(bed.sql.one::<String>(PUBLISHED).await, "cart", "`shop` was its own alone");
     let said = text(&other.command(&["teardown"]));
     assert!(said.contains("dropped publication `walsweep`"), "{said}");
 }
