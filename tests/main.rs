@@ -15,6 +15,7 @@ mod explain;
 mod fence;
 mod fitness;
 mod football;
+mod hints;
 mod hosts;
 mod http;
 mod large;

@@ -72,7 +72,9 @@ pub use self::fitness::Fitness;
 pub use self::lookups::{Trial, trials};
 pub use self::memory::{Memory, SENTENCE};
 pub use self::reads::find as find_reads;
-pub use self::redis::{login_refused, redis, unreachable as redis_unreachable};
+pub use self::redis::{
+    login_refused, missing_rights, redis, unreachable as redis_unreachable,
+};
 pub(crate) use self::remembered::after_teardown;
 pub use self::replicas::replicas;
 pub use self::replication::{login_hint, replication, unreachable};

@@ -5,7 +5,8 @@ use redis::{Cmd, IntoConnectionInfo, RedisError, Value, cmd};
 
 use super::{Code, Finding, Severity};
 use crate::config::{Config, Located};
-use crate::sweep::redis::connect::ConnectError;
+use crate::sweep::Kind;
+use crate::sweep::redis::connect::{self, ConnectError};
 use crate::sweep::redis::lease::{self, Loaded};
 
 /// How long the key of the checks lives, if nothing removes it, milliseconds.
@@ -49,21 +50,38 @@ pub async fn redis(config: &Config, connection: &mut MultiplexedConnection) -> V
 
 /// Why there is no connection: a login that was refused, or no answer.
 #[must_use]
-pub fn unreachable(error: &ConnectError) -> Finding {
-    match error.refusal() {
-        Some(reason) => login_refused(reason),
-        None => {
-            let hint = "see that Redis runs, and that `redis.url` names it";
-            Finding::error(Code::RedisUnreachable, error.to_string()).hint(hint)
-        }
-    }
+pub fn unreachable(config: &Config, error: &ConnectError) -> Finding {
+    login_refused(config, error).unwrap_or_else(|| {
+        let hint = "see that Redis runs, and that `redis.url` names it";
+        Finding::error(Code::RedisUnreachable, error.to_string()).hint(hint)
+    })
 }
 
-/// That Redis does not let the user of the configuration in.
+/// That Redis does not let the user of the configuration in, if a person has to change something
+/// about that.
 #[must_use]
-pub fn login_refused(reason: String) -> Finding {
-    let hint = "check the user, the password and the certificates of `redis`";
-    Finding::error(Code::RedisLogin, reason).hint(hint)
+pub fn login_refused(config: &Config, error: &ConnectError) -> Option<Finding> {
+    let finding = Finding::error(Code::RedisLogin, error.refusal()?);
+    Some(match error {
+        ConnectError::Redis { error, .. } if error.kind() == Kind::NoPerm => {
+            finding.hint(Needs::of(config).cure(false))
+        }
+        error => match error.hint() {
+            Some(hint) => finding.hint(hint),
+            None => finding,
+        },
+    })
+}
+
+/// The command that gives the user of the configuration every right, if Redis can be asked and he
+/// lacks one.
+pub async fn missing_rights(config: &Config) -> Option<String> {
+    let found = match connect::connect(&config.redis).await {
+        Ok(mut connection) => redis(config, &mut connection).await,
+        Err(error) => vec![login_refused(config, &error)?],
+    };
+    let rights = [Code::RedisPermission, Code::RedisKeyPermission, Code::RedisLogin];
+    found.into_iter().find(|finding| rights.contains(&finding.code))?.hint
 }
 
 /// Where the Redis of a configuration is, without user and password.
@@ -144,8 +162,7 @@ impl Needs {
         if let Err(error) = cmd("PING").query_async::<Value>(connection).await
             && !missing.takes(&error, "ping")
         {
-            let message = format!("redis does not answer: {error}");
-            findings.push(Finding::error(Code::RedisUnreachable, message));
+            findings.push(unanswered(&error));
             return Judged { findings, forbidden, is_usable: false };
         }
         match cmd("INFO").query_async::<String>(connection).await {
@@ -271,6 +288,17 @@ impl Needs {
             })
             .collect()
     }
+}
+
+/// Why PING has no answer, where it is no right that is missing.
+fn unanswered(error: &RedisError) -> Finding {
+    if error.code() != Some("NOAUTH") {
+        let message = format!("redis does not answer: {error}");
+        return Finding::error(Code::RedisUnreachable, message);
+    }
+    let hint = "let `redis.password_file` name a file with the password and nothing else; if it \
+                is that of a user of the ACL, name him too: `redis://user@host`";
+    Finding::error(Code::RedisLogin, "redis wants a password, and there is none").hint(hint)
 }
 
 /// Rights that a user lacks, as ACL rules.
