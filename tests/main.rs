@@ -11,6 +11,7 @@ mod crash;
 mod credentials;
 mod data;
 mod delivery;
+mod documents;
 mod explain;
 mod fence;
 mod fitness;

@@ -69,11 +69,13 @@ const SQL_ALLOWED: [(&str, &str, &str); 1] = [(
 )];
 
 /// Everything that stands at the root; names that start with a dot do not count, nor does `target`.
-const TOP_LEVEL: [&str; 12] = [
+const TOP_LEVEL: [&str; 14] = [
     "CHANGELOG.md",
+    "CONTRIBUTING.md",
     "Cargo.lock",
     "Cargo.toml",
-    "LICENSE",
+    "LICENSE-APACHE",
+    "LICENSE-MIT",
     "Makefile",
     "README.md",
     "config.toml",
