@@ -89,8 +89,8 @@ fn each_operation_is_explained() {
 
 #[test]
 fn what_is_not_given_is_unknown() {
-    let why = "widened  replica_identity: an old value is not sent; set `replica identity \
-               full`, or declare it `immutable` (column `model`)";
+    let why = "widened  replica_identity: Postgres does not send an old value, so `*` stands for \
+               it; set `replica identity full`, or declare the column `immutable` (column `model`)";
     let from = "from `p:{match_id}:{model}`";
     let [exact, pattern] =
         ["key      p:7:1.5", "pattern  p:7:*"].map(|one| format!("{one}  {from}"));
