@@ -65,5 +65,5 @@ async fn ask(
         Ok(Err(why)) => why,
         Err(_elapsed) => format!("Postgres gave no answer in {} s", EXPLAIN_WAIT.as_secs()),
     };
-    Ok(Err(Some(format!("note       the columns were not compared with those of the table: {why}\n"))))
+    Ok(Err(Some(format!("note       columns were not compared with the table: {why}\n"))))
 }
