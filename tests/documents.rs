@@ -6,7 +6,7 @@ use std::net::TcpListener;
 use redis::cmd;
 use walsweep::postgres::{Endpoint, connect_sql};
 
-use crate::support::{Bed, PATIENCE, Settings, Sidecar, Sql, eventually, text};
+use crate::support::{Bed, PATIENCE, Settings, Sidecar, eventually, text};
 
 const EXACT_RULES: &str = r#"
 [[rule]]
@@ -84,7 +84,9 @@ async fn a_database_that_swapdb_exchanges_is_swept() {
 #[tokio::test]
 async fn without_a_primary_key_updates_of_a_published_table_fail_until_there_is_another_identity() {
     let bed = Bed::new(&[]).await;
-    bed.sql.run("create table page (id int primary key, a text); insert into page values (1)").await;
+    bed.sql
+        .run("create table page (id int primary key, a text); insert into page values (1)")
+        .await;
     let rules = EXACT_RULES.replace("public.item", "public.page");
     let sidecar = Sidecar::new(Settings { rules, ..bed.settings() });
     sidecar.setup();

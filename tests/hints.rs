@@ -34,17 +34,15 @@ async fn told(what: &str, settings: Settings, parts: &[&str]) -> String {
 #[tokio::test]
 async fn a_login_to_postgres_that_fails_is_told_with_what_lets_it_in() {
     let bed = Bed::new(&[]).await;
-    bed.sql
-        .run(
-            "create database closed; revoke connect on database closed from public;
-             create role guest login replication",
-        )
-        .await;
+    bed.sql.run("create database closed").await;
+    bed.sql.run("revoke connect on database closed from public").await;
+    bed.sql.run("create role guest login replication").await;
     let locked = PostgresOptions { password: Some("w".to_owned()), ..PostgresOptions::default() };
     let locked = Postgres::start(locked).await.unwrap();
     let home = tempfile::tempdir().unwrap();
     let guest = |url: String| url.replace("postgres@", "guest@");
-    let let_in = ["`walsweep setup --as URL` creates it", "`postgres.password_file`", "pg_hba.conf"];
+    let let_in =
+        ["`walsweep setup --as URL` creates it", "`postgres.password_file`", "pg_hba.conf"];
     let rows: [(&str, String, &[&str]); 5] = [
         (
             "a database that is not there",
@@ -83,7 +81,8 @@ async fn a_redis_that_does_not_let_walsweep_in_is_told_with_what_does() {
     let bed = Bed::new(&[]).await;
     Sidecar::new(bed.settings()).setup();
     let locked = Redis::start(RedisOptions::default()).await.unwrap();
-    admin(&locked, "ACL SETUSER app on >x ~* +ping +info +scan +unlink +get +set +incr +eval").await;
+    admin(&locked, "ACL SETUSER app on >x ~* +ping +info +scan +unlink +get +set +incr +eval")
+        .await;
     let as_app = |url: String| url.replace("redis://", "redis://app:x@");
     let wants = Redis::start(RedisOptions::default()).await.unwrap();
     admin(&wants, "CONFIG SET requirepass secret").await;
@@ -182,9 +181,8 @@ async fn a_password_file_that_is_not_there_is_named_before_and_while_it_is_used(
     let end = "select count(pg_terminate_backend(pid)) from pg_stat_activity
                 where application_name like 'walsweep%'";
     bed.sql.run(end).await;
-    sidecar.wait_log("No such file or directory").await;
-    let log = sidecar.log().join("\n");
-    assert!(log.contains("write the password, and nothing else, into that file"), "{log}");
+    sidecar.wait_log("write the password, and nothing else, into that file").await;
+    assert!(sidecar.log().concat().contains("No such file or directory"));
 }
 
 /// Once, although both the checks and the attempt to stream find it out.
@@ -195,10 +193,18 @@ async fn a_role_that_may_not_replicate_is_told_once_with_the_sql() {
     bed.sql.run("create role plain login").await;
     let postgres_url = bed.postgres.url().replace("postgres@", "plain@");
     let parts = ["role `plain` may not replicate", "alter role \"plain\" replication"];
-    let said =
-        told("no REPLICATION", Settings { postgres_url, ..bed.settings() }, &parts).await;
+    let said = told("no REPLICATION", Settings { postgres_url, ..bed.settings() }, &parts).await;
     let errors: Vec<&str> = said.lines().filter(|line| line.starts_with("error[")).collect();
     assert_eq!(errors.len(), 1, "{said}");
+    // While it runs nobody has looked before.
+    bed.sql.run("create role other login replication superuser").await;
+    let postgres_url = bed.postgres.url().replace("postgres@", "other@");
+    let name = "other".to_owned();
+    let sidecar = Sidecar::set_up(Settings { postgres_url, name, ..bed.settings() }).await;
+    bed.sql.run("alter role other noreplication nosuperuser").await;
+    bed.sql.run("select pg_terminate_backend(active_pid) from pg_replication_slots").await;
+    sidecar.wait_log("role `other` may not replicate").await;
+    assert!(!sidecar.log().concat().contains("grant connect"));
 }
 
 /// What it says to do is enough.

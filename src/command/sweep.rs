@@ -58,14 +58,14 @@ pub async fn sweep(
     Ok(())
 }
 
-/// The failure of a pass; where a right is missing, with the command that gives every one.
+/// The failure of a pass; where Redis lets the user do too little, with what lets him.
 async fn failed(config: &Config, error: &Error) -> Failure {
     let hint = error.hint().map(str::to_owned);
-    let missing = match error.kind() {
-        Kind::NoPerm => preflight::missing_rights(config).await,
+    let told = match error.kind() {
+        Kind::NoPerm | Kind::Auth | Kind::Other => preflight::lets_redis(config).await,
         _ => None,
     };
-    halted(error).with_hint(missing.or(hint))
+    halted(error).with_hint(told.or(hint))
 }
 
 /// What a pass by hand came to; of several patterns each, too.

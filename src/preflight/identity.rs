@@ -118,8 +118,8 @@ fn unknown_old(column: &ColumnUse<'_>) -> Option<Finding> {
         }
         Purpose::When { old: true, .. } if !column.immutable && (update || delete) => {
             let message = format!(
-                "{place}: Postgres does not send its old value with an UPDATE or DELETE, and `when` \
-                 counts as true where it depends on it"
+                "{place}: Postgres does not send its old value with an UPDATE or DELETE, and \
+                 `when` counts as true where it depends on it"
             );
             Some(Finding::warning(Code::ConditionUnknown, message).at(column.at))
         }

@@ -40,6 +40,7 @@ mod partitions;
 mod publication;
 mod reads;
 mod redis;
+mod redis_login;
 mod redis_pass;
 mod remembered;
 mod replicas;
@@ -72,12 +73,11 @@ pub use self::fitness::Fitness;
 pub use self::lookups::{Trial, trials};
 pub use self::memory::{Memory, SENTENCE};
 pub use self::reads::find as find_reads;
-pub use self::redis::{
-    login_refused, missing_rights, redis, unreachable as redis_unreachable,
-};
+pub use self::redis::redis;
+pub use self::redis_login::{lets_redis, login_refused, unreachable as redis_unreachable};
 pub(crate) use self::remembered::after_teardown;
 pub use self::replicas::replicas;
-pub use self::replication::{login_hint, replication, unreachable};
+pub use self::replication::{login_hint, replication, replication_hint, unreachable};
 pub use self::slot::{before_publication, hold_against_redis};
 pub(crate) use self::slot::{doubts, lost_because};
 pub(crate) use self::step::printed;

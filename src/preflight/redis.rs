@@ -3,10 +3,8 @@
 use redis::aio::MultiplexedConnection;
 use redis::{Cmd, IntoConnectionInfo, RedisError, Value, cmd};
 
-use super::{Code, Finding, Severity};
+use super::{Code, Finding, Severity, redis_login};
 use crate::config::{Config, Located};
-use crate::sweep::Kind;
-use crate::sweep::redis::connect::{self, ConnectError};
 use crate::sweep::redis::lease::{self, Loaded};
 
 /// How long the key of the checks lives, if nothing removes it, milliseconds.
@@ -46,42 +44,6 @@ pub async fn redis(config: &Config, connection: &mut MultiplexedConnection) -> V
     }
     let address = address(config);
     findings.into_iter().map(|finding| at_address(&address, finding)).collect()
-}
-
-/// Why there is no connection: a login that was refused, or no answer.
-#[must_use]
-pub fn unreachable(config: &Config, error: &ConnectError) -> Finding {
-    login_refused(config, error).unwrap_or_else(|| {
-        let hint = "see that Redis runs, and that `redis.url` names it";
-        Finding::error(Code::RedisUnreachable, error.to_string()).hint(hint)
-    })
-}
-
-/// That Redis does not let the user of the configuration in, if a person has to change something
-/// about that.
-#[must_use]
-pub fn login_refused(config: &Config, error: &ConnectError) -> Option<Finding> {
-    let finding = Finding::error(Code::RedisLogin, error.refusal()?);
-    Some(match error {
-        ConnectError::Redis { error, .. } if error.kind() == Kind::NoPerm => {
-            finding.hint(Needs::of(config).cure(false))
-        }
-        error => match error.hint() {
-            Some(hint) => finding.hint(hint),
-            None => finding,
-        },
-    })
-}
-
-/// The command that gives the user of the configuration every right, if Redis can be asked and he
-/// lacks one.
-pub async fn missing_rights(config: &Config) -> Option<String> {
-    let found = match connect::connect(&config.redis).await {
-        Ok(mut connection) => redis(config, &mut connection).await,
-        Err(error) => vec![login_refused(config, &error)?],
-    };
-    let rights = [Code::RedisPermission, Code::RedisKeyPermission, Code::RedisLogin];
-    found.into_iter().find(|finding| rights.contains(&finding.code))?.hint
 }
 
 /// Where the Redis of a configuration is, without user and password.
@@ -162,7 +124,7 @@ impl Needs {
         if let Err(error) = cmd("PING").query_async::<Value>(connection).await
             && !missing.takes(&error, "ping")
         {
-            findings.push(unanswered(&error));
+            findings.push(redis_login::unanswered(&error));
             return Judged { findings, forbidden, is_usable: false };
         }
         match cmd("INFO").query_async::<String>(connection).await {
@@ -256,7 +218,7 @@ impl Needs {
 
     /// The command that gives every right. Redis takes no key after the right to all keys, so they
     /// are left out where it is not they that are missing.
-    fn cure(&self, with_keys: bool) -> String {
+    pub(super) fn cure(&self, with_keys: bool) -> String {
         let (commands, keys) = &self.acl;
         format!("`{commands}{}`", if with_keys { keys } else { "" })
     }
@@ -288,17 +250,6 @@ impl Needs {
             })
             .collect()
     }
-}
-
-/// Why PING has no answer, where it is no right that is missing.
-fn unanswered(error: &RedisError) -> Finding {
-    if error.code() != Some("NOAUTH") {
-        let message = format!("redis does not answer: {error}");
-        return Finding::error(Code::RedisUnreachable, message);
-    }
-    let hint = "let `redis.password_file` name a file with the password and nothing else; if it \
-                is that of a user of the ACL, name him too: `redis://user@host`";
-    Finding::error(Code::RedisLogin, "redis wants a password, and there is none").hint(hint)
 }
 
 /// Rights that a user lacks, as ACL rules.

@@ -25,14 +25,14 @@ pub fn unreachable(error: &postgres::Error) -> Finding {
         return pooler("postgres.url", why);
     }
     let code = if error.is_rejection() { Code::PostgresLogin } else { Code::PostgresUnreachable };
-    with_login_hint(Finding::error(code, error.to_string()), error)
+    with_hint(Finding::error(code, error.to_string()), login_hint(error))
 }
 
 /// What a person can do about a role that is not let in.
-const LET_IN: &str = "if there is no such role yet: `walsweep setup --as URL` creates it, and `walsweep \
-                      setup --print` shows the SQL, also without a login; else see that its \
-                      password stands in `postgres.password_file`, `PGPASSWORD` or the passfile \
-                      (`\\password ROLE` in psql sets a new one), and that the server's \
+const LET_IN: &str = "if there is no such role yet: `walsweep setup --as URL` creates it, and \
+                      `walsweep setup --print` shows the SQL, also without a login; else see that \
+                      its password stands in `postgres.password_file`, `PGPASSWORD` or the \
+                      passfile (`\\password ROLE` in psql sets a new one), and that the server's \
                       pg_hba.conf lets it in";
 
 /// What a person can do about a login that the server refused, or for which there is no password;
@@ -65,8 +65,17 @@ pub fn login_hint(error: &postgres::Error) -> Option<&'static str> {
     }
 }
 
-fn with_login_hint(finding: Finding, error: &postgres::Error) -> Finding {
-    match login_hint(error) {
+/// The same of a replication connection, for which the role has to be allowed to replicate.
+#[must_use]
+pub fn replication_hint(error: &postgres::Error) -> Option<&'static str> {
+    match error.sql_state() {
+        Some("42501") => Some("let the role replicate, as a superuser: `alter role … replication`"),
+        _ => login_hint(error),
+    }
+}
+
+fn with_hint(finding: Finding, hint: Option<&'static str>) -> Finding {
+    match hint {
         Some(hint) => finding.hint(hint),
         None => finding,
     }
@@ -92,7 +101,7 @@ pub async fn replication(config: &Config, client: &Client, known: &[Finding]) ->
         let code = if is_refused { Code::ReplicationLogin } else { Code::ReplicationUnreachable };
         let finding = Finding::error(code, format!("`{place}`: {error}"));
         vec![match &error {
-            crate::capture::Error::Connect(error) => with_login_hint(finding, error),
+            crate::capture::Error::Connect(error) => with_hint(finding, replication_hint(error)),
             _ => finding,
         }]
     };

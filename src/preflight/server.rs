@@ -155,12 +155,13 @@ fn headroom(context: &Context<'_>) -> Vec<Finding> {
     ];
     let full = rows.into_iter().filter(|(is_needed, _, used, max)| *is_needed && used >= max);
     let findings = full.map(|(_, (code, setting), used, max)| {
-        Finding::error(code, format!("`{setting}`{of} is {max}, and {used} are in use"))
-            .hint(format!(
+        Finding::error(code, format!("`{setting}`{of} is {max}, and {used} are in use")).hint(
+            format!(
                 "run `alter system set {setting} = {}` as a superuser, and restart Postgres: to \
                  reload it is not enough",
                 max + 10
-            ))
+            ),
+        )
     });
     findings.collect()
 }

@@ -107,7 +107,9 @@ fn why(reason: WidenReason) -> &'static str {
             "Postgres does not send an old value, so `*` stands for it; set `replica identity \
              full`, or declare the column `immutable`"
         }
-        WidenReason::UnchangedToast => "a large value did not change, and Postgres does not send it",
+        WidenReason::UnchangedToast => {
+            "a large value did not change, and Postgres does not send it"
+        }
         WidenReason::Truncate => "every row is gone",
         WidenReason::Limit => "a limit of the key set was reached",
         WidenReason::MissingColumn => "a column is not in the row",

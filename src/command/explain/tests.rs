@@ -204,7 +204,7 @@ fn an_old_value_that_is_sent_and_not_told_has_no_cure_at_the_table() {
     let key = Identity::Columns(vec!["model".to_owned()]);
     let said = ask(&key, r#"{"scored": "t"}"#);
     assert!(said.contains(alone), "{said}");
-    let unsent = "`replica identity full`, or declare it `immutable` (column `match_id`)\n";
+    let unsent = "`replica identity full`, or declare the column `immutable` (column `match_id`)\n";
     assert!(said.contains(unsent), "{said}");
 }
 
