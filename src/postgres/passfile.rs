@@ -68,10 +68,10 @@ impl Endpoint {
     /// The same endpoint with the password that holds now, for one login.
     pub(crate) fn with_password(&self) -> Result<Endpoint, Error> {
         let mut endpoint = self.clone();
-        endpoint.load_password().map_err(|error| Error::Login {
+        endpoint.load_password().map_err(|source| Error::Password {
             address: self.address(),
             user: self.user.clone(),
-            reason: error.to_string(),
+            source,
         })?;
         Ok(endpoint)
     }

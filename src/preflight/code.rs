@@ -273,7 +273,7 @@ codes! {
     ViewMissing, "view_missing",
         "name a materialized view that there is";
     WalLevel, "wal_level",
-        "set `wal_level = logical` and start the server again";
+        "set `wal_level = logical`, and restart Postgres";
     WalSendersFull, "wal_senders_full",
         "raise `max_wal_senders`";
 }

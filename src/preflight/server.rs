@@ -50,8 +50,10 @@ pub(super) fn check(context: &Context<'_>, pids: &[i32]) -> Vec<Finding> {
                        server's disk";
         let unlimited = Finding::warning(Code::SlotKeepUnlimited, message);
         findings.push(unlimited.hint(
-            "set it, such as to `20GB`, and a slot that falls too far behind is lost instead; \
-             walsweep then sweeps everything. While it runs, `postgres.max_retained_wal` does it",
+            "run `alter system set max_slot_wal_keep_size = '20GB'` and `select pg_reload_conf()` \
+             as a superuser: a slot that falls too far behind is then lost, and walsweep makes a \
+             new one and sweeps everything. While walsweep runs, `postgres.max_retained_wal` sees \
+             to it before",
         ));
     }
     findings.extend(idle_timeout(catalog.idle_slot_timeout.unwrap_or_default()));
@@ -99,7 +101,10 @@ fn logical_decoding(service: Option<&str>) -> &'static str {
             "set the server parameter `wal_level` to `logical` and restart the server"
         }
         Some("neon_superuser") => "enable logical replication in the project's settings",
-        _ => "set `wal_level = logical` and start the server again",
+        _ => {
+            "run `alter system set wal_level = logical` as a superuser, and restart Postgres: to \
+             reload it is not enough"
+        }
     }
 }
 
@@ -151,8 +156,13 @@ fn headroom(context: &Context<'_>) -> Vec<Finding> {
     ];
     let full = rows.into_iter().filter(|(is_needed, _, used, max)| *is_needed && used >= max);
     let findings = full.map(|(_, (code, setting), used, max)| {
-        Finding::error(code, format!("`{setting}`{of} is {max}, and {used} are in use"))
-            .hint(format!("raise `{setting}` and start the server again"))
+        Finding::error(code, format!("`{setting}`{of} is {max}, and {used} are in use")).hint(
+            format!(
+                "run `alter system set {setting} = {}` as a superuser, and restart Postgres: to \
+                 reload it is not enough",
+                max + 10
+            ),
+        )
     });
     findings.collect()
 }

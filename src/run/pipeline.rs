@@ -283,7 +283,7 @@ impl Program<'_> {
         let check = async {
             match connect::connect(&config.redis).await {
                 Ok(mut connection) => fitness.refusals(&mut connection, self.is_strict).await,
-                Err(error) => error.refusal().map(preflight::login_refused).into_iter().collect(),
+                Err(error) => preflight::login_refused(config, &error).into_iter().collect(),
             }
         };
         let findings = tokio::select! {

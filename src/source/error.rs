@@ -121,20 +121,17 @@ impl Error {
             Error::Sql(postgres::Error::Pooler { .. }) => {
                 Some("let `postgres.url` name the server itself, by its direct address")
             }
-            Error::Sql(error) | Error::Capture(capture::Error::Connect(error))
-                if preflight::login_hint(error).is_some() =>
+            Error::Capture(capture::Error::Connect(error))
+                if preflight::replication_hint(error).is_some() =>
             {
-                preflight::login_hint(error)
+                preflight::replication_hint(error)
             }
             Error::Capture(error) if error.is_pooler() => Some(
                 "that is a pooler: let `postgres.url` or `postgres.replication_url` name the \
                  server itself",
             ),
-            Error::Preflight(_)
-            | Error::Sql(_)
-            | Error::Capture(_)
-            | Error::SlotGone
-            | Error::Silent(_) => None,
+            Error::Sql(error) => preflight::login_hint(error),
+            Error::Preflight(_) | Error::Capture(_) | Error::SlotGone | Error::Silent(_) => None,
         }
     }
 }

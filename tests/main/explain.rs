@@ -143,7 +143,7 @@ async fn explain_takes_the_replica_identity_from_the_table() {
     assert!(said.contains("hint: ask for `--op insert`"), "{said}");
     assert_eq!(refresh.status.code(), Some(1));
     let offline = text(&explain(&sidecar, row, &["--offline"]));
-    assert!(offline.contains("note       without the table, "), "{offline}");
+    assert!(offline.contains("note       the table was not asked: "), "{offline}");
 }
 
 /// The verdict stands with the rest, on standard output, whatever it is.

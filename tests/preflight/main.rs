@@ -39,7 +39,7 @@ async fn a_finding_names_place_likeness_and_cure() {
     );
     let findings = check(&config, &client).await;
     let hint = find(&findings, "column_missing").hint.as_deref();
-    assert_eq!(hint, Some("did you mean `status`"));
+    assert_eq!(hint, Some("did you mean `status`?"));
     assert_eq!(find(&findings, "column_missing").at.as_ref().unwrap().key, "rule.0.keys.1");
     assert_eq!(find(&findings, "table_missing").at.as_ref().unwrap().key, "rule.0.table");
     let identity = find(&findings, "replica_identity");

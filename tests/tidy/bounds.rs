@@ -50,7 +50,7 @@ const BOUNDS: &[(&str, &str, &str, &str)] = &[
     ),
     (
         "README.md",
-        "a value above 64 KiB",
+        "where a value is above 64 KiB",
         "src/settle/lookup/rows.rs",
         "VALUE_SIZE_MAX: usize = 64 << 10",
     ),
@@ -63,7 +63,7 @@ const BOUNDS: &[(&str, &str, &str, &str)] = &[
     ("README.md", "at most 10000", "src/config/lookup.rs", "LIMIT_MOST: u32 = 10_000"),
     (
         "README.md",
-        "rows of one round may take 16 MiB",
+        "one round of lookups share 16 MiB",
         "src/settle/lookup/rows.rs",
         "ROUND_BYTES_MAX: usize = 16 << 20",
     ),
@@ -248,6 +248,117 @@ const BOUNDS: &[(&str, &str, &str, &str)] = &[
         "src/run/attempts.rs",
         "ALIKE_LIMIT: u32 = 3",
     ),
+    ("README.md", "Rust 1.88 or later", "Cargo.toml", "rust-version = \"1.88\""),
+    (
+        "README.md",
+        "`[postgres] max_retained_wal` (10 GB)",
+        "src/config/parse.rs",
+        "RETAINED_WAL: u64 = 10 << 30",
+    ),
+    (
+        "README.md",
+        "at most a quarter of its time (`[sweep] max_load`)",
+        "src/config/parse.rs",
+        "\"max_load\", (0.01, 0.25)",
+    ),
+    (
+        "README.md",
+        "after `[refill] window` (1 s)",
+        "src/config/parse.rs",
+        "(Duration::from_secs(1), Duration::ZERO, Duration::from_secs(3600))",
+    ),
+    (
+        "README.md",
+        "one standalone Redis 6.2 or later, and Postgres 14 to 18",
+        "src/preflight/redis.rs",
+        "VERSION_MIN: (u32, u32) = (6, 2)",
+    ),
+    (
+        "README.md",
+        "one standalone Redis 6.2 or later, and Postgres 14 to 18",
+        "src/preflight/server.rs",
+        "VERSION_MIN: i32 = 14",
+    ),
+    ("README.md", "on 14 and 18 those that depend", ".ci/run", "PG_VERSIONS=\"14 18\""),
+    (
+        "README.md",
+        "again every two to ten seconds",
+        "src/source/watch.rs",
+        "PAUSES: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(10))",
+    ),
+    (
+        "README.md",
+        "tries lookups every thirty seconds",
+        "src/source/watch.rs",
+        "TRIAL_INTERVALS: (Duration, Duration) = (Duration::from_secs(30)",
+    ),
+    (
+        "README.md",
+        "and gives up after 0.2 s",
+        "src/preflight/lookups.rs",
+        "PATIENCE: &str = \"200ms\"",
+    ),
+    (
+        "README.md",
+        "says so, and is 503 after a minute",
+        "src/telemetry/health.rs",
+        "UNSEEN_MAX: Duration = Duration::from_secs(60)",
+    ),
+    (
+        "README.md",
+        "was written in the last minute, walsweep repeats",
+        "src/sweep/proof/ring.rs",
+        "AGE_MAX: Duration = Duration::from_secs(60)",
+    ),
+    (
+        "README.md",
+        "from memory, as far as 4 MiB of keys reach",
+        "src/sweep/proof/ring.rs",
+        "BYTES_MAX: usize = 4 * 1024 * 1024",
+    ),
+    (
+        "README.md",
+        "Half of the 16 MiB for keys that wait",
+        "src/settle/mod.rs",
+        "WAITING_BYTES_MAX: usize = 16 * 1024 * 1024",
+    ),
+    (
+        "README.md",
+        "30 s after readers could see the commit",
+        "src/sweep/late.rs",
+        "LATE_AFTER: Duration = Duration::from_secs(30)",
+    ),
+    (
+        "README.md",
+        "more than 1 MiB removes all of the rule's keys",
+        "src/capture/passing.rs",
+        "HELD_SIZE_MAX: usize = 1 << 20",
+    ),
+    (
+        "README.md",
+        "unless no session has stood for a minute",
+        "src/source/between.rs",
+        "SPARED: Duration = Duration::from_secs(60)",
+    ),
+    ("README.md", "only beyond twice that", "src/source/slot_health.rs", "SPARED_FACTOR: u64 = 2"),
+    (
+        "docs/guarantee.md",
+        "killed at each of 14 named points",
+        "src/failpoint.rs",
+        "pub const ALL: [Point; 14]",
+    ),
+    (
+        "docs/guarantee.md",
+        "when it reads rows after 2 s without the lock",
+        "sql/read_only.sql",
+        "lock_timeout = '2s'",
+    ),
+    (
+        "docs/guarantee.md",
+        "does not read it in 8 s costs no more",
+        "src/source/catalog_changes.rs",
+        "does not read its catalog in 8 s",
+    ),
     (
         "config.toml",
         "unless no session has stood for a minute",
@@ -255,6 +366,22 @@ const BOUNDS: &[(&str, &str, &str, &str)] = &[
         "SPARED: Duration = Duration::from_secs(60)",
     ),
 ];
+
+/// A sentence of a document that counts, and what is counted: as often the text stands in the file.
+const COUNTS: &[(&str, &str, &str, &str, usize)] = &[
+    ("docs/guarantee.md", "in nineteen scenarios", "tests/model/whole.rs", "assert!(holds(", 19),
+    // One test more is of an assumption.
+    ("docs/guarantee.md", "Each of 26 rules", "tests/model/broken.rs", "#[test]", 27),
+];
+
+#[test]
+fn what_the_documents_count_is_there_as_often() {
+    for (document, sentence, source, text, count) in COUNTS {
+        let document_text = root_file(document).split_whitespace().collect::<Vec<_>>().join(" ");
+        assert!(document_text.contains(sentence), "{document} does not say `{sentence}`");
+        assert_eq!(root_file(source).matches(text).count(), *count, "{source}: see `{sentence}`");
+    }
+}
 
 /// What does not stand where it should. `read` gives a file.
 fn wrong_bounds(bounds: &[(&str, &str, &str, &str)], read: impl Fn(&str) -> String) -> Vec<String> {

@@ -75,8 +75,8 @@ fn each_operation_is_explained() {
 
 #[test]
 fn what_is_not_given_is_unknown() {
-    let why = "widened  replica_identity: an old value is not sent; set `replica identity \
-               full`, or declare it `immutable` (column `model`)";
+    let why = "widened  replica_identity: Postgres does not send an old value, so `*` stands for \
+               it; set `replica identity full`, or declare the column `immutable` (column `model`)";
     let from = "from `p:{match_id}:{model}`";
     let [exact, pattern] =
         ["key      p:7:1.5", "pattern  p:7:*"].map(|one| format!("{one}  {from}"));
@@ -190,7 +190,7 @@ fn an_old_value_that_is_sent_and_not_told_has_no_cure_at_the_table() {
     let key = Identity::Columns(vec!["model".to_owned()]);
     let said = ask(&key, r#"{"scored": "t"}"#);
     assert!(said.contains(alone), "{said}");
-    let unsent = "`replica identity full`, or declare it `immutable` (column `match_id`)\n";
+    let unsent = "`replica identity full`, or declare the column `immutable` (column `match_id`)\n";
     assert!(said.contains(unsent), "{said}");
 }
 
@@ -219,7 +219,7 @@ fn without_the_table_it_is_said_what_is_supposed() {
         let answer = explain(&mut rules(), &question, None).unwrap();
         assert_eq!(answer.notes.len(), notes, "{:?}", answer.notes);
         let said = answer.to_string();
-        assert_eq!(said.matches("\nnote       without the table, ").count(), notes, "{said}");
+        assert_eq!(said.matches("\nnote       the table was not asked: ").count(), notes, "{said}");
     }
 }
 
