@@ -1,6 +1,6 @@
 //! What newcomers mistype or forget: each command names the thing, the place and the cure.
 
-use walsweep::throwaway::{Postgres, PostgresOptions, Redis, RedisOptions, StopMode};
+use walsweep_stage::throwaway::{Postgres, PostgresOptions, Redis, RedisOptions, StopMode};
 
 use crate::support::{Bed, ITEM_RULES, Settings, Sidecar, Sql, text};
 
