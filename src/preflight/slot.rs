@@ -141,7 +141,8 @@ pub(super) fn beside_new_publication(context: &Context<'_>) -> Option<String> {
     Some(format!(
         "Slot `{name}` is left, for it may be another program's: what was committed before its \
          publication it cannot decode, and if it comes to that, `run` makes a new one only if \
-         redis shows that it has read this one; only if nobody else reads it, `{drop};` spares it that"
+         redis shows that it has read this one; only if nobody else reads it, `{drop};` spares it \
+         that"
     ))
 }
 

@@ -96,9 +96,9 @@ impl Session {
     /// Connects, checks, suspends the rules that do not fit, and starts streaming from where the
     /// slot was confirmed; where `custody` says why the slot is to be given up, from a new one in
     /// its place, if it is shown that the old one may be dropped. With `whole` every transaction is
-    /// sent at its commit, also those that outgrow the server's memory. If it `is_strict`, one rule that does not fit is
-    /// refused like everything else; if it `is_first`, so is a slot that is probably another
-    /// program's, for nothing is confirmed from it yet.
+    /// sent at its commit, also those that outgrow the server's memory. If it `is_strict`, one rule
+    /// that does not fit is refused like everything else; if it `is_first`, so is a slot that is
+    /// probably another program's, for nothing is confirmed from it yet.
     ///
     /// # Errors
     ///
