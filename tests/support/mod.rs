@@ -26,7 +26,7 @@ pub(crate) use self::swap::Swap;
 /// How long anything may take that should take milliseconds.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Asks again and again until the answer is yes. Gives the time that it took; panics with `what`
+/// Asks every millisecond until the answer is yes. Gives the time that it took; panics with `what`
 /// when `limit` is over.
 pub(crate) async fn eventually<F, A>(limit: Duration, what: &str, mut question: F) -> Duration
 where
@@ -38,15 +38,12 @@ where
         if question().await {
             return start.elapsed();
         }
-        let waited = start.elapsed();
-        assert!(waited < limit, "not within {limit:?}: {what}");
-        // Each question takes the processor from what it waits for: a millisecond is soon enough
-        // at first, and later a part of what has passed.
-        sleep((waited / 32).clamp(Duration::from_millis(1), Duration::from_millis(10))).await;
+        assert!(start.elapsed() < limit, "not within {limit:?}: {what}");
+        sleep(Duration::from_millis(1)).await;
     }
 }
 
-/// Asks every five milliseconds for all of `period` that the answer stays yes.
+/// Asks every millisecond for all of `period` that the answer stays yes.
 pub(crate) async fn always<F, A>(period: Duration, what: &str, mut question: F)
 where
     F: FnMut() -> A,
@@ -55,7 +52,7 @@ where
     let start = Instant::now();
     while start.elapsed() < period {
         assert!(question().await, "after {:?} no longer: {what}", start.elapsed());
-        sleep(Duration::from_millis(5)).await;
+        sleep(Duration::from_millis(1)).await;
     }
 }
 
