@@ -340,7 +340,12 @@ const BOUNDS: &[(&str, &str, &str, &str)] = &[
         "src/source/between.rs",
         "SPARED: Duration = Duration::from_secs(60)",
     ),
-    ("README.md", "only beyond twice that", "src/source/slot_health/mod.rs", "SPARED_FACTOR: u64 = 2"),
+    (
+        "README.md",
+        "only beyond twice that",
+        "src/source/slot_health/mod.rs",
+        "SPARED_FACTOR: u64 = 2",
+    ),
     (
         "docs/guarantee.md",
         "killed at each of 14 named points",
