@@ -1,7 +1,6 @@
 # What people do with a checkout. Needs a Rust toolchain; the servers are installed where missing.
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-build test-matrix test-hard check-consistency fuzz simulate bench lint
-.PHONY: install-deps
+.PHONY: help demo test test-matrix test-hard check-consistency fuzz simulate bench lint install-deps
 
 CARGO ?= cargo
 # KEEP=1: `make demo` leaves its servers running until Ctrl-C.
@@ -38,10 +37,6 @@ demo: install-deps ## Throwaway Postgres and Redis, and what happens to the keys
 	@echo "building walsweep; the first time that takes some minutes"
 	$(CARGO) build
 	$(CARGO) run --quiet -- demo $(if $(filter-out 0,$(KEEP)),--keep)
-
-test-build: install-deps ## Every test is built, and none runs.
-	$(CARGO) test --all-features --no-run
-	$(CHECKER) --help >/dev/null
 
 # The last two: the promise under a few faults, on a machine that may be slow; and that the checker
 # notices an invalidator that does not keep it. Its removals must come before the commit is visible

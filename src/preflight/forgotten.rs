@@ -11,6 +11,11 @@ use super::step::Step;
 use super::{Code, Context, Error, Finding, cure};
 use crate::config::TableName;
 
+/// So many of them are told. The rest is told once these are forgotten: to work out what is left of
+/// a comment without a slot takes time that grows with the comment, which its owner may write, and
+/// every session begins with the checks.
+const TOLD_MAX: usize = 5;
+
 /// Each such slot but the configured one, which `run` makes, with what forgets it.
 ///
 /// # Errors
@@ -21,10 +26,12 @@ pub(super) async fn check(context: &Context<'_>, client: &Client) -> Result<Vec<
     let Some(memory) = publication.memory() else { return Ok(Vec::new()) };
     let (name, own) = (&context.config.postgres.publication, &context.config.postgres.slot);
     let is_gone = |slot: &&String| !context.catalog.slots.contains(slot);
-    let gone: Vec<&String> = memory.others(own).filter(is_gone).collect();
+    let mut gone: Vec<&String> = memory.others(own).filter(is_gone).collect();
     if gone.is_empty() {
         return Ok(Vec::new());
     }
+    let untold = gone.len().saturating_sub(TOLD_MAX);
+    gone.truncate(TOLD_MAX);
     // A rule of this walsweep may name one before that is recorded.
     let named: BTreeSet<&TableName> = context.rules.tables().collect();
     let alone = |slot: &str| {
@@ -33,6 +40,11 @@ pub(super) async fn check(context: &Context<'_>, client: &Client) -> Result<Vec<
     };
     let asked = gone.iter().flat_map(|slot| alone(slot)).collect();
     let now = remembered::now(&asked, name, client).await?;
+    let others = match untold {
+        0 => String::new(),
+        1 => "; and another one that is not there".to_owned(),
+        untold => format!("; and {untold} others that are not there"),
+    };
     let finding = |slot: &String| {
         let is_listed = |table: &&TableName| now.get(*table).is_some_and(|now| now.is_listed);
         let listed: Vec<&TableName> = alone(slot).into_iter().filter(is_listed).collect();
@@ -52,7 +64,7 @@ pub(super) async fn check(context: &Context<'_>, client: &Client) -> Result<Vec<
         };
         let message = format!(
             "publication `{name}` records slot `{slot}`, which is not on this server in this \
-             database{tables}"
+             database{tables}{others}"
         );
         let hint = format!(
             "if it is on no standby either, `walsweep teardown` with `postgres.slot = \"{slot}\"` \

@@ -351,11 +351,11 @@ async fn held(
     }
     let history = identify(primary).await?.history;
     let said = match history {
-        Some(history) => ask_redis(config, &history.system_id, confirmed).await,
+        Some(history) => ask_redis(config, (primary, &history.system_id), confirmed).await?,
         None => Said::Nothing,
     };
     Ok(match said {
-        Said::Behind(_) => {
+        Said::Behind(_) | Said::Ahead(_) => {
             let why = format!(
                 "publication `{name}` records it, but of its confirmed_flush_lsn {confirmed} {said}"
             );

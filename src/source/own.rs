@@ -9,7 +9,8 @@
 //! - this process made it, and has not seen it gone, or with somebody else, since;
 //! - Redis has a watermark of this slot and this cluster that is not behind the slot's
 //!   `confirmed_flush_lsn`: walsweep writes it before it confirms, so nobody else moved the slot.
-//!   One that was made anew under the same name begins behind whatever was confirmed before.
+//!   One that was made anew under the same name begins behind whatever was confirmed before; and a
+//!   watermark beyond the end of the log is of a history that a restored server has not.
 //!
 //! A Redis that does not answer shows nothing.
 
@@ -85,6 +86,9 @@ pub enum Said {
     /// It is here, behind the slot: somebody else moved that, or made it anew, or Redis lost the
     /// watermark's last value.
     Behind(Lsn),
+    /// It is here, beyond the end of the server's log: it is of a history that this server, restored
+    /// from an older state, has not.
+    Ahead(Lsn),
     /// It is here because this process wrote it when it began, and has not moved the slot since.
     Unmoved(Lsn),
     /// There is none of this slot's name and this cluster.
@@ -102,6 +106,11 @@ impl fmt::Display for Said {
                 "the watermark in redis is behind it, at {lsn}: somebody else moved the slot, or \
                  made it anew, or redis lost what came after"
             ),
+            Said::Ahead(lsn) => write!(
+                formatter,
+                "the watermark in redis, at {lsn}, is beyond the end of this server's log: the \
+                 server was restored from an older state"
+            ),
             Said::Unmoved(lsn) => {
                 write!(formatter, "the watermark in redis, at {lsn}, says no more")
             }
@@ -112,17 +121,30 @@ impl fmt::Display for Said {
 }
 
 /// Asks Redis for the watermark of the slot, which stands at `confirmed` in the cluster
-/// `system_id`. The slot has to be looked at before: a watermark that is in use only grows.
-pub async fn ask_redis(config: &Config, system_id: &str, confirmed: Lsn) -> Said {
+/// `system_id`; `primary` is its primary. The slot has to be looked at before, and the end of the
+/// log is after: a watermark that is in use grows meanwhile.
+///
+/// # Errors
+///
+/// The question's to the primary.
+pub async fn ask_redis(
+    config: &Config,
+    (primary, system_id): (&Client, &str),
+    confirmed: Lsn,
+) -> Result<Said, tokio_postgres::Error> {
     // Boxed: a connection to Redis is a large future, and this one is seldom polled.
-    match Box::pin(standing(&config.redis, &key_name(&config.postgres.slot))).await {
-        Err(error) => Said::Unanswered(error.to_string()),
-        Ok(Some(mark)) if mark.system_id == system_id && mark.lsn >= confirmed => {
-            Said::Read(mark.lsn)
-        }
-        Ok(Some(mark)) if mark.system_id == system_id => Said::Behind(mark.lsn),
-        Ok(_) => Said::Nothing,
-    }
+    let mark = match Box::pin(standing(&config.redis, &key_name(&config.postgres.slot))).await {
+        Err(error) => return Ok(Said::Unanswered(error.to_string())),
+        Ok(Some(mark)) if mark.system_id == system_id => mark,
+        Ok(_) => return Ok(Said::Nothing),
+    };
+    let row = primary.query_one(include_str!("../../sql/wal_end.sql"), &[]).await?;
+    let wal_end: Lsn = row.try_get::<_, &str>(0)?.parse().unwrap_or_default();
+    Ok(match mark.lsn {
+        lsn if lsn > wal_end => Said::Ahead(lsn),
+        lsn if lsn >= confirmed => Said::Read(lsn),
+        lsn => Said::Behind(lsn),
+    })
 }
 
 /// A slot of the configured name.
@@ -177,7 +199,9 @@ async fn show(
     }
     let history = identify(&server.primary).await?.history;
     let said = match history {
-        Some(history) => ask_redis(config, &history.system_id, found.confirmed).await,
+        Some(history) => {
+            ask_redis(config, (&server.primary, &history.system_id), found.confirmed).await?
+        }
         None => Said::Nothing,
     };
     let is_unmoved = custody.strange_at.get().is_some_and(|at| found.confirmed <= at);
@@ -243,8 +267,8 @@ fn told(config: &Postgres, unshown: &Unshown, why: &str) -> (String, String) {
         SlotOn::Standby => (&config.replication_endpoint.user, " on the standby"),
     };
     let mut hint = format!(
-        "{other}; if none does, drop it{place} as `{role}`, or as another role with REPLICATION: \
-         `{drop};`, and walsweep makes it anew and sweeps everything"
+        "{other}; if none does, stop walsweep, drop it{place} as `{role}`, or as another role with \
+         REPLICATION: `{drop};`, and start walsweep, which makes it anew and sweeps everything"
     );
     if let Some(owner) = owner {
         hint.push_str(&format!(
@@ -323,9 +347,9 @@ async fn was_read(config: &Config, primary: &Client) -> Option<bool> {
     let holder = standby.as_ref().map_or(primary, |standby| standby);
     let confirmed = find(config, holder).await.ok()??.confirmed;
     let history = identify(primary).await.ok()?.history?;
-    match ask_redis(config, &history.system_id, confirmed).await {
+    match ask_redis(config, (primary, &history.system_id), confirmed).await.ok()? {
         Said::Read(_) => Some(true),
-        Said::Behind(_) | Said::Unmoved(_) | Said::Nothing => Some(false),
+        Said::Behind(_) | Said::Ahead(_) | Said::Unmoved(_) | Said::Nothing => Some(false),
         Said::Unanswered(_) => None,
     }
 }

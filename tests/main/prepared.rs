@@ -8,6 +8,7 @@ use tokio::time::{Instant, sleep};
 use walsweep_stage::throwaway::StopMode;
 
 use crate::limits::resident;
+use crate::streaming::SLOT_BY_HAND;
 use crate::streaming::{assert_exact, cached, insert, received, set_up};
 use crate::support::{Bed, PATIENCE, Sidecar, Sql, always, eventually, text};
 use crate::visibility::{GHOST, release, stuck};
@@ -72,7 +73,7 @@ async fn a_small_one_counts_when_it_is_committed() {
     for key in ["item:2", "item:3", "list:team 2:a"] {
         assert!(bed.has(key).await, "{key} is of what was undone");
     }
-    sidecar.assert_quiet(&["sweeping everything"]);
+    sidecar.assert_quiet(&["sweeping everything", SLOT_BY_HAND]);
 }
 
 /// I2: what came in blocks before a crash comes again, wherever the second phase falls.
@@ -174,7 +175,7 @@ async fn many_that_stay_prepared_hold_up_no_other() {
         bed.sql.run(&format!("{end} prepared 'large {number}'")).await;
     }
     assert_exact(&bed, 60_000).await;
-    sidecar.assert_quiet(&["sweeping everything"]);
+    sidecar.assert_quiet(&["sweeping everything", SLOT_BY_HAND]);
 }
 
 /// The kinds of messages that the server would send of the slot now.

@@ -84,7 +84,7 @@ async fn a_list_that_is_there_is_told_and_widened_if_it_is_walsweeps() {
     // `setup` made the slot, and could not record it on somebody else's publication.
     bed.sql.run(ADOPT).await;
     let said = text(&sidecar.command(&["setup"]));
-    assert!(said.contains("if it is walsweep's, record that with:"), "{said}");
+    assert!(said.contains("if it is walsweep's, record that as `postgres`, who owns"), "{said}");
     bed.sql.run(&printed_sql(&said)).await;
     sidecar.setup();
     let all = "badgeid,code,story personid,name,mail,story wholeid,a,b";

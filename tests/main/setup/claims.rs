@@ -1,6 +1,8 @@
 //! What shows that a slot is walsweep's, and what does not: a claim in the comment is a name, and
 //! so is a watermark; whoever makes a slot of that name meanwhile keeps it.
 
+use redis::AsyncCommands;
+
 use crate::support::{Bed, PATIENCE, Settings, Sidecar, eventually, text};
 
 use super::{printed_sql, psql, rule};
@@ -36,7 +38,7 @@ async fn flush(bed: &Bed) {
     let _: () = redis::cmd("FLUSHALL").query_async(&mut bed.cache.clone()).await.unwrap();
 }
 
-/// Its watermark is that of the slot from before.
+/// Its watermark is that of the slot from before, or of another history.
 #[tokio::test]
 async fn an_old_watermark_does_not_make_a_new_slot_of_that_name_walsweeps() {
     let bed = Bed::new(&[]).await;
@@ -51,6 +53,16 @@ async fn an_old_watermark_does_not_make_a_new_slot_of_that_name_walsweeps() {
     assert_eq!(sidecar.sigterm().await, 0);
     let check = sidecar.command(&["check"]);
     assert!(check.status.success(), "as it was: {}", text(&check));
+    // One from beyond the end of the log is of a history that a restored server has not.
+    let (key, mut cache) = ("walsweep:renamed", bed.cache.clone());
+    let value: String = cache.get(key).await.unwrap();
+    let (before, after) = value.split_once("\"lsn\":\"").expect("it names an LSN");
+    let (_, after) = after.split_once('"').unwrap();
+    let ahead = format!("{before}\"lsn\":\"FF/0\"{after}");
+    let _: () = cache.set(key, ahead).await.unwrap();
+    let check = text(&sidecar.command(&["check"]));
+    assert!(check.contains("error[slot_unclaimed]"), "{check}");
+    let _: () = cache.set(key, &value).await.unwrap();
     let stands = remade(&bed, "renamed").await;
     let check = text(&sidecar.command(&["check"]));
     assert!(check.contains("error[slot_unclaimed]"), "{check}");

@@ -46,7 +46,7 @@ async fn a_slot_that_cannot_be_decoded_and_may_be_anothers_is_left_until_a_perso
     for part in [
         "has to be given up, for no session gets past what it holds",
         "let `postgres.slot` name another one",
-        "drop it as `postgres`, or as another role with REPLICATION",
+        "stop walsweep, drop it as `postgres`, or as another role with REPLICATION",
         DROP,
     ] {
         assert!(body.contains(part), "{part}: {body}");
