@@ -86,8 +86,8 @@ pub enum Said {
     /// It is here, behind the slot: somebody else moved that, or made it anew, or Redis lost the
     /// watermark's last value.
     Behind(Lsn),
-    /// It is here, beyond the end of the server's log: it is of a history that this server, restored
-    /// from an older state, has not.
+    /// It is here, beyond the end of the log: it is of a history that this server, which was
+    /// restored from an older state, does not have.
     Ahead(Lsn),
     /// It is here because this process wrote it when it began, and has not moved the slot since.
     Unmoved(Lsn),
