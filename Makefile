@@ -21,7 +21,7 @@ ARGS ?=
 CHECKER := $(CARGO) test --quiet --all-features --test consistency --
 # Most of the time tests wait, for servers and for what must not happen.
 export RUST_TEST_THREADS ?= 5
-# Of `make test-matrix`: modules of tests/main.rs, with spaces (empty: all), and how many versions
+# Of `make test-matrix`: modules of tests/main, with spaces (empty: all), and how many versions
 # of Postgres are tried side by side.
 MATRIX_PARTS ?=
 MATRIX_JOBS ?= 1
@@ -84,7 +84,7 @@ bench: install-deps ## Speed, as ratios against other programs. ONLY=latency: on
 
 # The plain check builds without what the tests depend on, as an installation does.
 lint: ## Format, lints and documentation, each without a single warning.
-	$(CARGO) fmt --check
+	$(CARGO) fmt --all --check
 	$(CARGO) check --bins
 	$(CARGO) clippy --all-targets --all-features -- -D warnings
 	$(CARGO) clippy --test consistency --all-features -- -D warnings

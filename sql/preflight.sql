@@ -53,5 +53,8 @@ select jsonb_build_object(
                         'count', count(*),
                         'seconds', coalesce(extract(epoch from now() - min(p.prepared))::bigint, 0))
                  from pg_prepared_xacts p),
-  'slot', (select to_jsonb(s) from pg_replication_slots s where s.slot_name = $1)
+  'slot', (select to_jsonb(s) from pg_replication_slots s where s.slot_name = $1),
+  'slots', (select coalesce(jsonb_agg(s.slot_name), '[]')
+              from pg_replication_slots s
+             where s.database = current_database())
 )::text

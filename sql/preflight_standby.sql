@@ -15,5 +15,8 @@ select jsonb_build_object(
   'slots_used', (select count(*) from pg_replication_slots),
   'senders_max', current_setting('max_wal_senders')::int,
   'senders_used', (select count(*) from pg_stat_replication),
-  'slot', (select to_jsonb(s) from pg_replication_slots s where s.slot_name = $1)
+  'slot', (select to_jsonb(s) from pg_replication_slots s where s.slot_name = $1),
+  'slots', (select coalesce(jsonb_agg(s.slot_name), '[]')
+              from pg_replication_slots s
+             where s.database = current_database())
 )::text

@@ -240,6 +240,12 @@ with recursive wanted as (
 select jsonb_build_object(
   'publication', (select to_jsonb(p) || jsonb_build_object(
                            'owner', pg_get_userbyid(p.pubowner),
+                           'owner_is_superuser', coalesce(
+                             (select rolsuper from pg_roles where oid = p.pubowner), false),
+                           'owner_owns', exists (
+                             select from found
+                               join pg_class c on c.oid = found.oid
+                              where pg_has_role(p.pubowner, c.relowner, 'usage')),
                            'comment', obj_description(p.oid, 'pg_publication'))
                     from publication p),
   'user', current_user,
@@ -250,9 +256,7 @@ select jsonb_build_object(
                          from pg_roles rds where rds.rolname = 'rds_replication'), false),
                     'is_rds', exists (select from pg_roles where rolname = 'rds_replication'))
              from pg_roles r
-            where r.rolname in ($5, current_user)
-            order by r.rolname = $5 desc
-            limit 1),
+            where r.rolname = $5),
   'tables', (select coalesce(jsonb_agg(tables.shown order by tables.oid), '[]') from tables),
   'unidentified', (
     select coalesce(jsonb_agg(bare.name), '[]')

@@ -32,7 +32,7 @@
 //! A stage takes what the stage before it gives and looks left only: it may import the output of
 //! earlier stages, never a later stage and never [`run::pipeline`]. Every other room of the tree
 //! stands on a floor, too, and imports from lower ones only, so that there is no circle; the floors
-//! are listed, and held, in `tests/tidy.rs`. [`settle::Gated`], [`settle::Visible`] and
+//! are listed, and held, in `tests/tidy/main.rs`. [`settle::Gated`], [`settle::Visible`] and
 //! [`sweep::Swept`] have private constructors, so "remove only what is visible, with its rows read"
 //! and "advance only over what is removed" are facts of the type system. [`run::pipeline`] is the
 //! one file that knows the order.
@@ -40,8 +40,9 @@
 //! Beside the flow stand: [`run`], sessions one after the other, and the loop of the stream;
 //! [`source`], the server with the slot and its tables, watched while the stream runs;
 //! [`preflight`], what `check` finds, and [`setup`], which cures it; [`command`], what a person
-//! types; [`postgres`], [`config`] and [`telemetry`], which the others use. [`throwaway`] servers
-//! and the [`demo`] are for tests and for a first look.
+//! types; [`postgres`], [`config`] and [`telemetry`], which the others use. Servers to show and to
+//! test the program on, and the site of its demonstration, are a crate of their own,
+//! [`walsweep_stage`].
 //!
 //! # Words
 //!
@@ -97,12 +98,10 @@ pub mod source;
 
 pub mod command;
 pub mod config;
-pub mod demo;
 pub mod postgres;
 pub mod preflight;
 pub mod setup;
 pub mod telemetry;
-pub mod throwaway;
 
 pub mod channel;
 pub mod failpoint;

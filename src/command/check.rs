@@ -5,15 +5,11 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
-
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
-use tokio::time::timeout;
 
 use super::NAME;
 use super::failure::{Failure, print};
 use super::forecast::{Forecast, forecast};
+use super::listener::{Listener, listener};
 use super::load::configuration;
 use super::verdict::Verdict;
 use crate::config::Config;
@@ -21,15 +17,10 @@ use crate::keys::Rules;
 use crate::postgres::{Obstacle, Sql, connect_sql, identify};
 use crate::preflight::{self, Code, Fact, Finding, Report};
 use crate::run::session::slot_label;
+use crate::source::own::hold_against_redis;
 use crate::sweep::redis::connect;
 use crate::telemetry::http;
-use crate::telemetry::metrics::{Metrics, SlotLabel};
-
-/// How long whoever listens at `http.listen` has to show whose walsweep it is.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
-
-/// What is read of its metrics for that.
-const ANSWER_BYTES_MAX: u64 = 64 << 10;
+use crate::telemetry::metrics::SlotLabel;
 
 /// `walsweep check`.
 ///
@@ -80,9 +71,10 @@ async fn check_postgres(
     let unreadable =
         |error: preflight::Error| vec![Finding::error(Code::CatalogUnreadable, error.to_string())];
     let mut findings = preflight::postgres(config, rules, &sql).await.unwrap_or_else(unreadable);
-    preflight::hold_against_redis(config, &sql, &mut findings).await;
+    hold_against_redis(config, &sql, &mut findings).await;
     findings.extend(preflight::before_publication(config, &sql).await.unwrap_or_else(unreadable));
-    findings.extend(preflight::replication(config, &sql).await);
+    let of_replication = preflight::replication(config, &sql, &findings).await;
+    findings.extend(of_replication);
     findings.extend(preflight::replicas(config, &sql).await.unwrap_or_else(unreadable));
     let forecast = forecast(config, rules, &sql, &findings).await;
     report.postgres.extend(findings);
@@ -116,19 +108,8 @@ async fn check_redis(config: &Config, report: &mut Report) {
             let facts = preflight::of_redis(config, &mut connection, &report.redis).await;
             report.facts.extend(facts);
         }
-        Err(error) => report.redis.push(preflight::redis_unreachable(&error)),
+        Err(error) => report.redis.push(preflight::redis_unreachable(config, &error)),
     }
-}
-
-/// Who listens at an address.
-#[derive(Debug, PartialEq, Eq)]
-enum Listener {
-    /// A walsweep that streams from this slot, or does not tell yet from which.
-    Own,
-    /// A walsweep that streams from another slot: its series of `walsweep_slot_info`.
-    Another(String),
-    /// Something else.
-    Stranger,
 }
 
 /// Tries to listen where `run` would, and stops at once. An address that somebody has is not taken
@@ -136,9 +117,8 @@ enum Listener {
 /// that runs.
 async fn check_listen(address: SocketAddr, slot: Option<SlotLabel>) -> Option<Finding> {
     let error = http::listen(address).await.err()?;
-    let page = timeout(ANSWER_TIMEOUT, metrics(address)).await.unwrap_or_default();
     let message = format!("cannot listen on `http.listen` `{address}`: ");
-    Some(match listener(&page, slot) {
+    Some(match listener(address, slot).await {
         Listener::Own => {
             let message = format!(
                 "a walsweep listens at `http.listen` `{address}`, as it does while it runs"
@@ -157,69 +137,4 @@ async fn check_listen(address: SocketAddr, slot: Option<SlotLabel>) -> Option<Fi
             Finding::error(Code::ListenInUse, format!("{message}{error}")).hint(hint)
         }
     })
-}
-
-/// Who gave this page of metrics. Where it is not known which slot is meant, a walsweep is believed
-/// to be of that one.
-fn listener(page: &str, slot: Option<SlotLabel>) -> Listener {
-    if !page.contains("\n# TYPE walsweep_") {
-        return Listener::Stranger;
-    }
-    let series = |page: &str| {
-        let line = page.lines().find(|line| line.starts_with("walsweep_slot_info{"));
-        line.and_then(|line| line.strip_suffix(" 1")).map(str::to_owned)
-    };
-    let own = slot.and_then(|slot| {
-        let metrics = Metrics::new(&[]);
-        metrics.slot_is(&slot);
-        series(&metrics.text())
-    });
-    match (series(page), own) {
-        (Some(whose), Some(own)) if whose != own => Listener::Another(whose),
-        _ => Listener::Own,
-    }
-}
-
-/// The beginning of what is told at `/metrics`; nothing where nobody answers.
-async fn metrics(address: SocketAddr) -> String {
-    let Ok(mut stream) = TcpStream::connect(address).await else { return String::new() };
-    let request = "GET /metrics HTTP/1.1\r\nHost: walsweep\r\nConnection: close\r\n\r\n";
-    if stream.write_all(request.as_bytes()).await.is_err() {
-        return String::new();
-    }
-    let mut answer = Vec::new();
-    // What came before an error counts.
-    drop(stream.take(ANSWER_BYTES_MAX).read_to_end(&mut answer).await);
-    answer.utf8_chunks().map(|chunk| chunk.valid()).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::{Listener, listener};
-    use crate::telemetry::metrics::{Metrics, SlotLabel};
-
-    fn label(slot: &str, database: &str, system_id: &str) -> SlotLabel {
-        let [slot, database, system_id] = [slot, database, system_id].map(str::to_owned);
-        SlotLabel { slot, database, system_id }
-    }
-
-    /// A name may be `walsweep` everywhere.
-    #[test]
-    fn a_walsweep_is_known_by_slot_database_and_cluster() {
-        let metrics = Metrics::new(&[]);
-        let young = format!("HTTP/1.1 200 OK\r\n\r\n{}", metrics.text());
-        metrics.slot_is(&label("walsweep", "a\"b", "7"));
-        let page = format!("HTTP/1.1 200 OK\r\n\r\n{}", metrics.text());
-        assert_eq!(listener(&page, Some(label("walsweep", "a\"b", "7"))), Listener::Own);
-        assert_eq!(listener(&page, None), Listener::Own);
-        assert_eq!(listener(&young, Some(label("other", "a", "7"))), Listener::Own);
-        for other in [("other", "a\"b", "7"), ("walsweep", "a", "7"), ("walsweep", "a\"b", "8")] {
-            let other = label(other.0, other.1, other.2);
-            let Listener::Another(whose) = listener(&page, Some(other)) else { panic!("{page}") };
-            assert!(whose.contains("slot=\"walsweep\"") && whose.contains("\"7\""), "{whose}");
-        }
-        for page in ["", "HTTP/1.1 200 OK\r\n\r\nhello"] {
-            assert_eq!(listener(page, Some(label("walsweep", "a", "7"))), Listener::Stranger);
-        }
-    }
 }

@@ -26,20 +26,20 @@ pub struct Cli {
 }
 
 const EXIT_CODES: &str = "Exit status: 0 clean stop or all well; 1 halted, a person is needed, or \
-                          `check` found a problem; 2 usage; 78 the configuration is invalid.";
+                          `check` found a problem; 2 wrong usage; 78 the configuration is invalid.";
 
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Remove keys as commits become visible, until told to stop.
+    /// Remove keys as commits become visible, until SIGTERM or Ctrl-C.
     Run {
         /// Refuse to start if a rule does not fit its table, instead of suspending that rule.
         #[arg(long)]
         strict: bool,
     },
-    /// Hold the configuration against the database and Redis; every finding with its cure.
+    /// Check the configuration, the database and Redis; print each finding with its cure.
     Check {
-        /// Print JSON.
+        /// Print the findings as JSON.
         #[arg(long)]
         json: bool,
     },
@@ -67,30 +67,32 @@ pub enum Command {
         #[arg(long)]
         lease: bool,
     },
-    /// Show which keys a row change removes, and by which rule. Reads no row, and needs no server;
-    /// where Postgres can be reached, columns, types and replica identity are the table's.
+    /// Show which keys a row change removes, and by which rule.
+    ///
+    /// Reads no row, and needs no server. Where it can reach Postgres, it takes columns, types and
+    /// replica identity from the table.
     Explain(ExplainArgs),
-    /// Remove the keys that match, by hand, in one SCAN pass.
+    /// Remove keys by hand: all that match, in one SCAN pass.
     Sweep {
         /// Redis patterns, such as `db:leaderboard:*`.
         #[arg(required = true, value_name = "PATTERN")]
         patterns: Vec<String>,
-        /// Count, remove nothing.
+        /// Count the keys, and remove nothing.
         #[arg(long)]
         dry_run: bool,
-        /// Remove keys that no rule covers, too.
+        /// Remove also keys that no rule covers.
         #[arg(long)]
         force: bool,
     },
-    /// Throwaway Postgres and Redis, a football site, and what happens to its keys.
+    /// Start throwaway Postgres and Redis with a football site, and show what happens to its keys.
     Demo {
         /// Leave everything running until Ctrl-C.
         #[arg(long)]
         keep: bool,
     },
-    /// Print a completion script.
+    /// Print a completion script for a shell.
     Completions {
-        /// For this shell.
+        /// The shell.
         shell: Shell,
     },
     /// Print the manual page.
@@ -105,16 +107,16 @@ pub struct ExplainArgs {
     /// What happens to the row: insert, update, delete or truncate; to a view: refresh.
     #[arg(long, value_name = "OPERATION")]
     pub op: Operation,
-    /// Columns of the replica identity, for an UPDATE without an old row; else the table's.
+    /// Suppose these columns to be the replica identity, instead of asking the table.
     #[arg(long, value_name = "COLUMN", value_delimiter = ',')]
     pub identity: Vec<String>,
-    /// The row before, as JSON. Of it only what the replica identity sends is known.
+    /// The row before, as a JSON object. Only what the replica identity sends of it counts.
     #[arg(long, value_name = "JSON")]
     pub old: Option<String>,
-    /// The row after, as JSON.
+    /// The row after, as a JSON object; columns that it leaves out did not change.
     #[arg(long, value_name = "JSON")]
     pub new: Option<String>,
-    /// Ask no server; types and replica identity are then supposed to be as the rows tell.
+    /// Ask no server: take types from the JSON, and suppose that Postgres sends all of `--old`.
     #[arg(long)]
     pub offline: bool,
 }

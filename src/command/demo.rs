@@ -1,8 +1,12 @@
 //! `walsweep demo`.
 
+use walsweep_stage::demo::{self, DemoOptions};
+use walsweep_stage::throwaway;
+
 use super::failure::{Failure, halted};
-use crate::demo::{self, DemoOptions};
-use crate::throwaway;
+
+/// The demonstration's rules, which are also the reference of all options.
+const CONFIG: &str = include_str!("../../config.toml");
 
 /// `walsweep demo`.
 ///
@@ -10,7 +14,7 @@ use crate::throwaway;
 ///
 /// 1 when a server does not start, or a key did not do as it should.
 pub async fn demo(keep: bool) -> Result<(), Failure> {
-    demo::run(DemoOptions { keep }).await.map_err(|error| {
+    demo::run(DemoOptions { keep, config: CONFIG }).await.map_err(|error| {
         let hint = matches!(error, demo::Error::Server(throwaway::Error::Missing { .. }))
             .then_some(
                 "install both servers: `apt install postgresql redis-server`; none has to run",

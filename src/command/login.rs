@@ -79,7 +79,8 @@ fn is_unknown(error: &postgres::Error) -> bool {
 /// What can be done about a refused login: the configured one, or that of `--as`.
 pub(super) fn refused(error: &postgres::Error, login: Option<&str>) -> Option<&'static str> {
     let hint = preflight::login_hint(error)?;
-    Some(if login.is_none() {
+    // Both URLs name one database: SQLSTATE 3D000 is about that.
+    Some(if login.is_none() || error.sql_state() == Some("3D000") {
         hint
     } else {
         "see the user and the password in the URL of `--as`, or else `PGPASSWORD`, the passfile, \

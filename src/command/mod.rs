@@ -11,6 +11,7 @@ pub mod explain;
 pub mod failure;
 pub mod forecast;
 pub mod lease;
+mod listener;
 pub mod load;
 mod login;
 pub mod pages;

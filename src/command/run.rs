@@ -1,9 +1,12 @@
 //! `walsweep run`.
 
+use std::io;
+use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 
 use super::failure::{Failure, halted};
+use super::listener::{Listener, listener};
 use super::load::configuration;
 use crate::config::Config;
 use crate::keys::Rules;
@@ -26,6 +29,23 @@ pub async fn run(path: &Path, is_strict: bool) -> Result<(), Failure> {
     outcome.map_err(|failure| failure.in_log(&config.log))
 }
 
+/// That the pages cannot be served; asks whoever has the address whether he is a walsweep, as where
+/// two are started with one file.
+async fn cannot_listen(address: SocketAddr, error: &io::Error) -> Failure {
+    if error.kind() == io::ErrorKind::AddrInUse
+        && listener(address, None).await != Listener::Stranger
+    {
+        let message = format!("listen on `http.listen` `{address}`: a walsweep listens there");
+        let hint = "it may be running already with this configuration: end it first; one that \
+                    stands by, or is of another slot, needs a configuration of its own with \
+                    another `http.listen`";
+        return Failure::halted(message).with_hint(Some(hint));
+    }
+    let hint = "end the program that listens there, or choose another `http.listen`, or \"\" for \
+                none";
+    Failure::halted(format!("listen on `http.listen` `{address}`: {error}")).with_hint(Some(hint))
+}
+
 async fn stream(
     config: &Config,
     mut rules: Rules,
@@ -41,10 +61,10 @@ async fn stream(
         tracing::warn!(hint = finding.hint, "{}", finding.message);
     }
     if let Some(address) = config.http.listen {
-        let listener = http::listen(address).await.map_err(|error| {
-            Failure::halted(format!("listen on `{address}`: {error}"))
-                .with_hint(Some("choose another `http.listen`, or \"\" for none"))
-        })?;
+        let listener = match http::listen(address).await {
+            Ok(listener) => listener,
+            Err(error) => return Err(cannot_listen(address, &error).await),
+        };
         tracing::info!(%address, "serving /metrics /healthz /readyz");
         tokio::spawn(http::serve(listener, Arc::clone(&health)));
     }

@@ -11,6 +11,11 @@ use crate::run::shutdown::Shutdown;
 use crate::setup::{self, Hands};
 use crate::telemetry::logging;
 
+/// What is done where the servers could not be compared.
+const NOT_COMPARED: &str = "mend the login of `postgres.url`, which `walsweep run` needs as well, \
+                            or let `--as` name the server in the same words; `--print` shows the \
+                            SQL for whoever is sure";
+
 /// `walsweep setup`; with `login` a URL of an owner or a superuser to do it as.
 ///
 /// # Errors
@@ -35,7 +40,7 @@ pub async fn setup(path: &Path, print_only: bool, login: Option<&str>) -> Result
     logging::start(&config.log).map_err(halted)?;
     let stop = Shutdown::by_signal(STOPPING).map_err(halted)?;
     let (config, endpoint) = (config.only(sql.address()), endpoint.only(sql.address()));
-    let is_compared = login.is_none() || same_server(&config, &sql, false).await?;
+    let mut is_compared = login.is_none() || same_server(&config, &sql, false).await?;
     let hands = Hands { client: &sql, endpoint: &endpoint, stop };
     let fail = |error: setup::Error| halted(&error).with_hint(error.hint());
     let roles = if login.is_some() {
@@ -59,12 +64,18 @@ pub async fn setup(path: &Path, print_only: bool, login: Option<&str>) -> Result
     }
     if !is_compared && !roles.is_empty() {
         // Now the role is there, and perhaps may log in.
-        same_server(&config, &sql, true).await?;
+        is_compared = same_server(&config, &sql, true).await?;
+    }
+    if !is_compared {
+        let what = if told { "no more was done" } else { "nothing was changed" };
+        let message = format!("{what}: `--as` may reach another server than `postgres.url`");
+        return Err(Failure::halted(message).with_hint(Some(NOT_COMPARED)));
     }
     let done = setup::setup(&config, &mut rules, &hands).await.map_err(fail)?;
     done.statements.iter().try_for_each(&mut tell)?;
     done.refused.iter().try_for_each(|refused| print(&format!("{refused}\n")))?;
     done.forgotten().iter().try_for_each(|text| print(text))?;
+    print(&done.notes())?;
     if !done.left.is_empty() {
         let others = if told { "the others are set up" } else { "nothing else is to do" };
         let message = format!(

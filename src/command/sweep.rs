@@ -5,7 +5,9 @@ use std::path::Path;
 
 use super::failure::{Failure, halted, print};
 use super::load::configuration;
+use crate::config::Config;
 use crate::keys::Pattern;
+use crate::preflight;
 use crate::sweep::{Error, Kind, Node, Pace, Pass, Progress, Standalone, key_name};
 use crate::words::counted;
 
@@ -30,7 +32,9 @@ pub async fn sweep(
         return Err(Failure::halted(message).with_hint(Some(hint)));
     }
     let node = Standalone::new(&config.redis, key_name(&config.postgres.slot));
-    node.connect().await.map_err(|error| halted(&error).with_hint(error.hint()))?;
+    if let Err(error) = node.connect().await {
+        return Err(failed(&config, &error).await);
+    }
     let parsed = patterns.iter().map(|text| Pattern::parse(text.as_bytes())).collect();
     let mut pass = Pass::new(parsed);
     pass.dry_run = dry_run;
@@ -38,11 +42,13 @@ pub async fn sweep(
     let mut shown = Shown::default();
     let outcome = pass.run(&node, &mut pace, |progress| shown.update(progress)).await;
     shown.clear();
-    let progress = outcome.map_err(|error| halted(&error).with_hint(error.hint()))?;
+    let progress = match outcome {
+        Ok(progress) => progress,
+        Err(error) => return Err(failed(&config, &error).await),
+    };
     if progress.refused() > 0 {
         let message = "redis refused to remove some of the keys: NOPERM".to_owned();
-        let error = Error::new(Kind::NoPerm, message);
-        return Err(halted(&error).with_hint(error.hint()));
+        return Err(failed(&config, &Error::new(Kind::NoPerm, message)).await);
     }
     print(&swept(patterns, &progress, dry_run))?;
     if dry_run && !foreign.is_empty() {
@@ -50,6 +56,16 @@ pub async fn sweep(
         print(&format!("no rule covers all of `{foreign}`: to remove it takes `--force`\n"))?;
     }
     Ok(())
+}
+
+/// The failure of a pass; where Redis lets the user do too little, with what lets him.
+async fn failed(config: &Config, error: &Error) -> Failure {
+    let hint = error.hint().map(str::to_owned);
+    let told = match error.kind() {
+        Kind::NoPerm | Kind::Auth | Kind::Other => preflight::lets_redis(config).await,
+        _ => None,
+    };
+    halted(error).with_hint(told.or(hint))
 }
 
 /// What a pass by hand came to; of several patterns each, too.

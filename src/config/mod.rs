@@ -1,5 +1,7 @@
 //! The configuration file: its structs, its defaults, and every problem in it at once.
 
+#[cfg(any(test, feature = "failpoints"))]
+mod for_tests;
 mod lookup;
 mod parse;
 mod quotes;
@@ -11,7 +13,7 @@ mod source;
 mod target;
 mod unclosed;
 
-use std::fmt::{self, Write};
+use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -225,18 +227,18 @@ pub struct TableName {
 
 impl fmt::Display for TableName {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // A name may hold anything: none may begin a line of its own, or act on a terminal.
-        for part in [&*self.schema, ".", &*self.name] {
-            for one in part.chars() {
-                if one.is_control() {
-                    write!(formatter, "{}", one.escape_default())?;
-                } else {
-                    formatter.write_char(one)?;
-                }
-            }
-        }
-        Ok(())
+        write!(formatter, "{}.{}", printable(&self.schema), printable(&self.name))
     }
+}
+
+/// A name as messages show it. It may hold anything: none may begin a line of its own, or act on a
+/// terminal.
+pub(crate) fn printable(name: &str) -> String {
+    let shown = name.chars().map(|one| match one {
+        one if one.is_control() => one.escape_default().to_string(),
+        one => one.to_string(),
+    });
+    shown.collect()
 }
 
 /// A text that does not name a table.

@@ -1,5 +1,6 @@
 //! The sections of the configuration, each to its struct, with all their problems at once.
 
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -236,10 +237,21 @@ fn password_file(
         Ok(_) => Some(Located { value: path, at: text.at }),
         Err(error) => {
             let message = format!("read `{}`: {error}", path.display());
-            let hint = "name a file that holds the password, and nothing else";
-            reader.problem(text.at, message, Some(hint));
+            reader.problem(text.at, message, Some(without_password(error.kind())));
             None
         }
+    }
+}
+
+/// What to do about a file that gives no password.
+fn without_password(why: ErrorKind) -> &'static str {
+    match why {
+        ErrorKind::NotFound => {
+            "write the password, and nothing else, into a file of this name, and `chmod 600` it; \
+             a path that does not begin with `/` begins at the folder of this configuration"
+        }
+        ErrorKind::PermissionDenied => "let the user read it that walsweep runs as",
+        _ => "name a file that holds the password, and nothing else",
     }
 }
 

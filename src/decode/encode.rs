@@ -1,5 +1,6 @@
 //! [`Message`] to pgoutput bytes: the inverse of [`decode`](super::decode()), for tests and for
-//! simulations that speak pgoutput.
+//! simulations that speak pgoutput. Compiled for those alone. It stands here and not in
+//! `crates/stage` because it needs the decoder's types, and the stage needs nothing of walsweep.
 
 use bytes::{BufMut, Bytes, BytesMut};
 

@@ -44,7 +44,7 @@ mod lookup_tests;
 #[cfg(test)]
 mod print_tests;
 #[cfg(test)]
-mod properties;
+mod properties_tests;
 #[cfg(test)]
 mod tests;
 #[cfg(test)]

@@ -19,22 +19,12 @@ pub(super) fn located(key: &str, value: &str) -> Located<String> {
     Located { value: value.to_owned(), at: Location { line: 1, column: 1, key: key.to_owned() } }
 }
 
-fn table() -> TableName {
-    TableName { schema: "public".to_owned(), name: "t".to_owned() }
-}
-
 pub(super) fn rule(keys: &[&str]) -> config::Rule {
     config::Rule {
         name: "r".to_owned(),
         at: Location { line: 1, column: 1, key: "rule.0".to_owned() },
-        table: table(),
-        table_at: Location::default(),
-        operations: Operations::ALL,
-        changed: Vec::new(),
-        immutable: Vec::new(),
         keys: keys.iter().map(|key| located("rule.0.keys.0", key)).collect(),
-        source: config::Source::Table,
-        when: None,
+        ..config::Rule::for_tests("t", &[])
     }
 }
 
@@ -300,7 +290,7 @@ fn a_rule_looks_at_its_operations_and_its_table_only() {
     assert!(keys_of(&mut rules, [insert(NEW)]).is_empty());
     rules.alias(("public", "t"), &inserts.table);
     assert_eq!(shown(&keys_of(&mut rules, [insert(NEW)])), "'k:1'");
-    rules.alias(("public", "t"), &TableName { schema: "public".to_owned(), ..table() });
+    rules.alias(("public", "t"), &TableName::for_tests("t"));
     assert_eq!(
         shown(&keys_of(&mut rules, [insert(NEW)])),
         "'k:1'",
@@ -434,7 +424,7 @@ fn column_uses_tell_which_versions_are_needed() {
         ("r", "club", Purpose::Changed, false),
     ];
     assert_eq!(uses, expected);
-    assert_eq!(rules.tables().collect::<Vec<_>>(), [&table()]);
+    assert_eq!(rules.tables().collect::<Vec<_>>(), [&TableName::for_tests("t")]);
 }
 
 #[track_caller]

@@ -8,6 +8,7 @@ use fallible_iterator::FallibleIterator;
 use postgres_protocol::message::backend::ErrorFields;
 
 use super::hosts::{Obstacle, PassedOver, listed};
+use super::passfile::PassfileError;
 
 /// A connection or a query failed. No variant carries a password, a row value or a URL.
 #[derive(Debug, thiserror::Error)]
@@ -68,6 +69,16 @@ pub enum Error {
         /// Why.
         reason: String,
     },
+    /// The file that the password should come from cannot be read: no login was tried.
+    #[error("log in to `{address}` as `{user}`: {source}")]
+    Password {
+        /// Where.
+        address: String,
+        /// Who.
+        user: String,
+        /// Why.
+        source: PassfileError,
+    },
     /// The server refused the login.
     #[error("log in to `{address}` as `{user}`: {server}")]
     Refused {
@@ -121,6 +132,7 @@ impl Error {
             | Error::ClientCertificate { .. }
             | Error::Tls { .. }
             | Error::Login { .. }
+            | Error::Password { .. }
             | Error::Pooler { .. } => true,
             Error::Refused { server, .. } | Error::Query(server) => server.is_rejection(),
             // While one of them may come to be the primary there is something to wait for.

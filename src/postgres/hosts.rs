@@ -93,7 +93,7 @@ pub(crate) trait Attempt: From<Error> + fmt::Display {
 impl Attempt for Error {
     fn obstacle(&self) -> Obstacle {
         match self {
-            Error::Login { .. } => Obstacle::Login,
+            Error::Login { .. } | Error::Password { .. } => Obstacle::Login,
             Error::Refused { server, .. } if server.is_rejection() => Obstacle::Login,
             error if error.is_rejection() => Obstacle::Misfit,
             error if error.is_unreachable() => Obstacle::Away,

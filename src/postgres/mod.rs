@@ -16,6 +16,10 @@ pub(crate) mod statement;
 mod stream;
 mod tls;
 mod url;
+#[cfg(test)]
+mod passfile_tests;
+#[cfg(test)]
+mod url_tests;
 
 use std::fmt;
 use std::path::PathBuf;

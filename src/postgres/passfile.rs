@@ -68,15 +68,15 @@ impl Endpoint {
     /// The same endpoint with the password that holds now, for one login.
     pub(crate) fn with_password(&self) -> Result<Endpoint, Error> {
         let mut endpoint = self.clone();
-        endpoint.load_password().map_err(|error| Error::Login {
+        endpoint.load_password().map_err(|source| Error::Password {
             address: self.address(),
             user: self.user.clone(),
-            reason: error.to_string(),
+            source,
         })?;
         Ok(endpoint)
     }
 
-    fn load_password_from(
+    pub(super) fn load_password_from(
         &mut self,
         pgpassword: Option<String>,
         pgpassfile: Option<OsString>,
@@ -180,7 +180,3 @@ fn unescape(field: &str) -> String {
     }
     text
 }
-
-#[cfg(test)]
-#[path = "passfile_tests.rs"]
-mod tests;

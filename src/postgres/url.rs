@@ -358,7 +358,3 @@ fn is_name(text: &str) -> bool {
     (1..=32).contains(&text.len())
         && text.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_')
 }
-
-#[cfg(test)]
-#[path = "url_tests.rs"]
-mod tests;

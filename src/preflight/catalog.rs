@@ -109,7 +109,8 @@ pub(super) struct Catalog {
     pub(super) slots_used: i64,
     pub(super) senders_max: i64,
     pub(super) senders_used: i64,
-    pub(super) role: Role,
+    /// The role of the replication connection; `None`: there is none of that name yet.
+    pub(super) role: Option<Role>,
     /// Who asks.
     pub(super) user: String,
     /// Whether that is a superuser.
@@ -118,6 +119,8 @@ pub(super) struct Catalog {
     pub(super) service: Option<String>,
     pub(super) prepared: Prepared,
     pub(super) slot: Option<Slot>,
+    /// The names of this database's slots.
+    pub(super) slots: Vec<String>,
     pub(super) publication: Option<Publication>,
     pub(super) tables: Vec<Table>,
     pub(super) other_tables: Vec<Name>,
@@ -183,6 +186,10 @@ pub(super) struct Publication {
     pub(super) pubgencols: Option<String>,
     /// Whose it is.
     pub(super) owner: String,
+    /// Whether that is a superuser.
+    pub(super) owner_is_superuser: bool,
+    /// Whether that has the rights of the owner of one of the rules' tables.
+    pub(super) owner_owns: bool,
     /// What tells whether `setup` made it.
     pub(super) comment: Option<String>,
 }

@@ -148,6 +148,8 @@ codes! {
         "nothing is to be done";
     PublicationMissing, "publication_missing",
         "create the publication";
+    PublicationOwner, "publication_owner",
+        "let the owner of the tables own the publication, too";
     PublicationYounger, "publication_younger",
         "nothing is to be done: `run` begins with a new slot where it has to";
     RedisCluster, "redis_cluster",
@@ -216,6 +218,8 @@ codes! {
         "nothing is to be done";
     SlotDatabase, "slot_database",
         "let `postgres.slot` name another slot";
+    SlotGone, "slot_gone",
+        "forget it by `walsweep teardown` with that `postgres.slot`";
     SlotKeepUnlimited, "slot_keep_unlimited",
         "set `max_slot_wal_keep_size`";
     SlotLost, "slot_lost",
@@ -269,7 +273,7 @@ codes! {
     ViewMissing, "view_missing",
         "name a materialized view that there is";
     WalLevel, "wal_level",
-        "set `wal_level = logical` and start the server again";
+        "set `wal_level = logical`, and restart Postgres";
     WalSendersFull, "wal_senders_full",
         "raise `max_wal_senders`";
 }

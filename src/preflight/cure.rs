@@ -1,6 +1,7 @@
 //! The statements that cure: the files of `sql/setup/`, with names filled in.
 
 use postgres_protocol::escape::{escape_identifier, escape_literal};
+use sha2::{Digest, Sha256};
 
 use super::catalog::{Relation, Role, Table};
 use super::memory::{Memory, SENTENCE};
@@ -32,8 +33,49 @@ fn dollar_quote(text: &str) -> String {
     tags.find(|tag| !text.contains(tag.as_str())).expect("a text is not endless")
 }
 
+/// A text as SQL has it, on one line whatever is in it, and whatever a session takes a backslash
+/// for.
 fn literal(text: &str) -> String {
-    escape_literal(text).trim_start().to_owned()
+    if !text.contains(char::is_control) {
+        return escape_literal(text).trim_start().to_owned();
+    }
+    let escaped = text.chars().map(|one| match one {
+        '\'' => "''".to_owned(),
+        '\\' => "\\\\".to_owned(),
+        '\n' => "\\n".to_owned(),
+        one if one.is_control() => format!("\\u{:04X}", u32::from(one)),
+        one => one.to_string(),
+    });
+    format!("E'{}'", escaped.collect::<String>())
+}
+
+/// A statement that is run only if the comment on the publication is what was read of it,
+/// `standing`, or what it is to become.
+fn unless_changed(
+    publication: &str,
+    standing: Option<&str>,
+    (statement, becomes): (&str, Option<&str>),
+) -> String {
+    let file = include_str!("../../sql/setup/unless_changed.sql");
+    let lines: Vec<&str> = file.lines().filter(|line| !line.starts_with("--")).collect();
+    let template = lines.iter().flat_map(|line| line.split_whitespace());
+    let template = template.collect::<Vec<_>>().join(" ");
+    let digest = |comment: &str| {
+        let hex = Sha256::digest(comment.as_bytes());
+        let hex: String = hex.iter().map(|byte| format!("{byte:02x}")).collect();
+        literal(&hex)
+    };
+    let known = [Some(standing.unwrap_or_default()), becomes];
+    let standing: Vec<String> = known.into_iter().flatten().map(digest).collect();
+    let name = literal(publication);
+    let quote = dollar_quote(&format!("{name}{statement}"));
+    let values = [
+        ("quote", &*quote),
+        ("name", &name),
+        ("standing", &standing.join(", ")),
+        ("statement", statement),
+    ];
+    render(&template, &values)
 }
 
 /// The names of operations as `publish` takes them, which is their name in a configuration, too.
@@ -80,33 +122,46 @@ pub(super) fn create_publication(
     Some(Step::new(Does::CreatePublication(memory), sql))
 }
 
-/// A step whose comment on the publication remembers this instead, if it writes one.
-pub(crate) fn remembering(step: Step, publication: &str, memory: &Memory) -> Step {
-    let (old, does) = match &step.does {
-        Does::Remember(old) => (old, Does::Remember(memory.clone())),
-        Does::RememberFirst(old) => (old, Does::RememberFirst(memory.clone())),
-        Does::CreatePublication(old) => (old, Does::CreatePublication(memory.clone())),
-        _ => return step,
-    };
-    let old = comment(publication, old);
-    let before = step.sql.strip_suffix(&old).expect("such a step ends with its comment");
-    Step::new(does, format!("{before}{}", comment(publication, memory)))
+/// A step whose comment on the publication remembers this instead, if it writes one, over the
+/// comment that is there, `standing`.
+pub(crate) fn remembering(
+    step: Step,
+    publication: &str,
+    standing: Option<&str>,
+    memory: &Memory,
+) -> Step {
+    match &step.does {
+        Does::Remember(_) => remember(publication, standing, memory.clone()),
+        Does::RememberFirst(_) => remember_first(publication, standing, memory.clone()),
+        Does::CreatePublication(old) => {
+            let old = comment(publication, old);
+            let before = step.sql.strip_suffix(&old).expect("such a step ends with its comment");
+            let sql = format!("{before}{}", comment(publication, memory));
+            Step::new(Does::CreatePublication(memory.clone()), sql)
+        }
+        _ => step,
+    }
 }
 
-/// Lets the publication remember this.
-pub(crate) fn remember(publication: &str, memory: Memory) -> Step {
-    let sql = comment(publication, &memory);
+/// Lets the publication remember this, if its comment still is what was read of it.
+pub(crate) fn remember(publication: &str, standing: Option<&str>, memory: Memory) -> Step {
+    let sql = comment_over(publication, standing, &memory);
     Step::new(Does::Remember(memory), sql)
 }
 
 /// Lets the publication remember what is about to be changed.
-pub(super) fn remember_first(publication: &str, memory: Memory) -> Step {
-    let sql = comment(publication, &memory);
+pub(super) fn remember_first(publication: &str, standing: Option<&str>, memory: Memory) -> Step {
+    let sql = comment_over(publication, standing, &memory);
     Step::new(Does::RememberFirst(memory), sql)
 }
 
+fn comment_over(publication: &str, standing: Option<&str>, memory: &Memory) -> String {
+    let statement = comment(publication, memory);
+    unless_changed(publication, standing, (&statement, Some(&memory.comment())))
+}
+
 /// Writes what is remembered, and that the publication is walsweep's.
-pub(crate) fn comment(publication: &str, memory: &Memory) -> String {
+fn comment(publication: &str, memory: &Memory) -> String {
     let publication = identifier(publication);
     let values = [("publication", &*publication), ("comment", &literal(&memory.comment()))];
     render(include_str!("../../sql/setup/comment.sql"), &values)
@@ -272,9 +327,12 @@ pub(crate) fn drop_slot(slot: &str) -> String {
     render(include_str!("../../sql/setup/drop_slot.sql"), &[("slot", &literal(slot))])
 }
 
-/// Removes the publication.
-pub(crate) fn drop_publication(publication: &str) -> String {
-    of_publication(include_str!("../../sql/setup/drop_publication.sql"), publication)
+/// Removes the publication, if its comment still is what was read of it.
+pub(crate) fn drop_publication(publication: &str, standing: Option<&str>) -> Step {
+    let file = include_str!("../../sql/setup/drop_publication.sql");
+    let statement = of_publication(file, publication);
+    let sql = unless_changed(publication, standing, (&statement, None));
+    Step::new(Does::DropPublication, sql)
 }
 
 /// The comment on what belongs to the event trigger, as a literal.
@@ -307,8 +365,9 @@ mod tests {
 
     #[test]
     fn a_name_never_becomes_syntax() {
-        let sql = drop_publication("a\"; {slot} --");
-        assert_eq!(sql, "drop publication \"a\"\"; {slot} --\"");
+        let sql = drop_publication("a\"; {slot} --", None).sql;
+        assert!(sql.contains("; drop publication \"a\"\"; {slot} --\"; end $setup$"), "{sql}");
+        assert!(sql.contains("(pg_catalog.=) 'a\"; {slot} --')"), "{sql}");
         assert_eq!(drop_slot("it's"), "select pg_catalog.pg_drop_replication_slot('it''s')");
         assert_eq!(dollar_quote("$setup$ $setup1$"), "$setup2$");
         let table = TableName { schema: "a".to_owned(), name: "$setup$; it's".to_owned() };
@@ -317,6 +376,8 @@ mod tests {
         assert!(script.starts_with("do $setup1$\n") && script.ends_with("\n$setup1$"), "{script}");
         assert!(script.contains("array['\"a\".\"$setup$; it''s\"']"), "{script}");
         // Whatever is in a name, the statement stays on its line.
-        assert_eq!(drop_publication("a\r\nb"), "drop publication U&\"a\\000D\\000Ab\"");
+        let sql = drop_publication("a\r\nb", None).sql;
+        assert!(sql.contains("drop publication U&\"a\\000D\\000Ab\";"), "{sql}");
+        assert!(sql.contains("E'a\\u000D\\nb'") && !sql.contains(['\r', '\n']), "{sql}");
     }
 }

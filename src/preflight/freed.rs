@@ -53,7 +53,10 @@ pub(super) async fn check(
         let message =
             format!("publication `{name}` publishes `{table}`, which no rule names any more");
         let finding = Finding::info(Code::TableUnneeded, message).cure(steps).done_by_setup();
-        findings.push(if stays.is_empty() { finding } else { finding.hint(stays.join("; ")) });
+        let restart = "restart walsweep first, if it runs since the rule was there: else it \
+                       suspends the rule";
+        let hints = std::iter::once(restart.to_owned()).chain(stays);
+        findings.push(finding.hint(hints.collect::<Vec<_>>().join("; ")));
     }
     Ok(findings)
 }

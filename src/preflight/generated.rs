@@ -69,8 +69,11 @@ pub(super) fn unpublished(
     known: &Column,
     column: &ColumnUse<'_>,
 ) -> Finding {
-    let message =
+    let mut message =
         format!("`{}` of `{}` is generated, and not published", column.column, column.table);
+    if known.is_virtual {
+        message.push_str(": it is virtual, and no publication can have it");
+    }
     let finding = Finding::error(Code::GeneratedColumn, message).at(column.at);
     let hint = "name the columns that it is generated from";
     if context.version < VERSION_MIN {

@@ -98,8 +98,8 @@ fn unknown_old(column: &ColumnUse<'_>) -> Option<Finding> {
     match column.purpose {
         Purpose::Key { old: true, .. } if !column.immutable && (update || delete) => {
             let message = format!(
-                "{place}: its old value is unknown when a row is updated or deleted, and keys \
-                 widen to `*`"
+                "{place}: Postgres does not send its old value with an UPDATE or DELETE, so that \
+                 `*` takes its place in the key, and too many keys go"
             );
             let finding = Finding::error(Code::ReplicaIdentity, message).at(column.at);
             let hint = format!(
@@ -109,17 +109,17 @@ fn unknown_old(column: &ColumnUse<'_>) -> Option<Finding> {
             Some(finding.hint(hint))
         }
         Purpose::Key { old: true, .. } if delete => {
-            let message = format!("{place}: a DELETE widens this key to `*`");
+            let message = format!("{place}: with a DELETE `*` takes its place in this key");
             Some(Finding::warning(Code::DeleteWidens, message).at(column.at))
         }
         Purpose::Changed if update && !column.immutable => {
-            let message = format!("{place}: it counts as changed by every UPDATE");
+            let message = format!("{place}: every UPDATE counts as a change of it");
             Some(Finding::warning(Code::ChangedUnknown, message).at(column.at))
         }
         Purpose::When { old: true, .. } if !column.immutable && (update || delete) => {
             let message = format!(
-                "{place}: its old value is unknown when a row is updated or deleted, and `when` \
-                 counts as true where it depends on it"
+                "{place}: Postgres does not send its old value with an UPDATE or DELETE, and \
+                 `when` counts as true where it depends on it"
             );
             Some(Finding::warning(Code::ConditionUnknown, message).at(column.at))
         }

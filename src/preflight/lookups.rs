@@ -241,10 +241,10 @@ fn mended(cause: &DbError) -> String {
     const TABLE: &str = "42P01";
     match (cause.code().code(), cause.hint()) {
         (COLUMN | TABLE, Some(hint)) => hint.to_owned(),
-        (COLUMN, None) => "it was dropped or renamed: let the lookup name another".to_owned(),
+        (COLUMN, None) => "let the lookup name a column that is there".to_owned(),
         (TABLE, None) => {
-            "it was dropped or renamed, or is in a schema that the role does not search: let the \
-             lookup name it with its schema"
+            "let the lookup name a table that is there, with its schema: the role may not search \
+             that one"
                 .to_owned()
         }
         _ => "write one query that reads a row by `$1`, `$2` and so on".to_owned(),
@@ -298,7 +298,7 @@ fn columns(lookup: &Lookup, prepared: &Statement) -> Option<Finding> {
     let finding =
         Finding::error(Code::LookupColumn, format!("lookup `{name}` gives no `{column}`"));
     let hint = match nearest(column, given.iter().copied()) {
-        Some(like) => format!("did you mean `{name}.{like}`"),
+        Some(like) => format!("did you mean `{name}.{like}`?"),
         None if given.is_empty() => "it gives no columns: write a query that reads".to_owned(),
         None => {
             let names: Vec<String> = given.iter().map(|name| format!("`{name}`")).collect();

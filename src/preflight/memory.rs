@@ -124,10 +124,9 @@ impl Memory {
     }
 
     /// The slots of other walsweeps that have the publication.
-    pub fn others<'a>(&'a self, slot: &str) -> impl Iterator<Item = &'a String> {
-        let all: BTreeSet<&String> = self.tables.keys().chain(&self.slots).collect();
-        let others: Vec<&String> = all.into_iter().filter(|other| *other != slot).collect();
-        others.into_iter()
+    pub fn others<'a>(&'a self, slot: &'a str) -> impl Iterator<Item = &'a String> {
+        let claimed = self.slots.iter().filter(|slot| !self.tables.contains_key(*slot));
+        self.tables.keys().chain(claimed).filter(move |other| *other != slot)
     }
 
     /// What is to be remembered once the walsweep of this slot has these tables, and these steps
@@ -211,11 +210,13 @@ impl Memory {
 /// behind as `setup`. What is about to be changed is remembered first, and forgotten last.
 pub(super) fn remember(context: &Context<'_>, findings: &mut Vec<Finding>) {
     let postgres = &context.config.postgres;
-    let before = match context.catalog.publication.as_ref().map(Publication::memory) {
+    let publication = context.catalog.publication.as_ref();
+    let before = match publication.map(Publication::memory) {
         Some(None) => return,
         Some(Some(memory)) => Some(memory),
         None => None,
     };
+    let standing = publication.and_then(|one| one.comment.as_deref());
     let steps = || findings.iter().filter(|one| one.is_due()).flat_map(|one| &one.steps);
     // A table that must not be published is none that `setup` published.
     let tables: Vec<(TableName, bool)> = context
@@ -241,7 +242,7 @@ pub(super) fn remember(context: &Context<'_>, findings: &mut Vec<Finding>) {
         let creates = |step: &Step| matches!(step.does, Does::CreatePublication(_));
         for finding in findings.iter_mut().filter(|one| one.steps.iter().any(creates)) {
             let steps = finding.steps.iter().cloned();
-            let steps = steps.map(|step| cure::remembering(step, name, &last)).collect();
+            let steps = steps.map(|step| cure::remembering(step, name, None, &last)).collect();
             *finding = finding.clone().cure(steps);
         }
         return;
@@ -250,10 +251,12 @@ pub(super) fn remember(context: &Context<'_>, findings: &mut Vec<Finding>) {
     let whole = last.clone();
     if first != before {
         // One comment is enough where nothing is to be forgotten.
-        steps.push(cure::remember_first(name, if is_forgetful { first } else { last.clone() }));
-        steps.extend(is_forgetful.then(|| cure::remember(name, last)));
+        let now = if is_forgetful { first } else { last.clone() };
+        let written = now.comment();
+        steps.push(cure::remember_first(name, standing, now));
+        steps.extend(is_forgetful.then(|| cure::remember(name, Some(&written), last)));
     } else if last != before {
-        steps.push(cure::remember(name, last));
+        steps.push(cure::remember(name, standing, last));
     }
     if !steps.is_empty() {
         let own = before.tables.get(&postgres.slot);
@@ -264,11 +267,35 @@ pub(super) fn remember(context: &Context<'_>, findings: &mut Vec<Finding>) {
         // other the second would take back what the first said.
         let claims = |one: &&mut Finding| one.code == Code::SlotUnclaimed && one.sql.is_some();
         if let Some(one) = findings.iter_mut().find(claims) {
-            *one = one.clone().cure(vec![cure::remember(name, whole.with_slot(&postgres.slot))]);
+            let whole = whole.with_slot(&postgres.slot);
+            *one = one.clone().cure(vec![cure::remember(name, standing, whole)]);
             untold.sql = None;
-            untold = untold.hint("`walsweep setup` writes it, or the SQL that records the slot");
+            let setup = writer(context);
+            untold = untold.hint(format!("{setup} writes it, or the SQL that records the slot"));
         }
         findings.push(untold);
+    }
+    one_comment(findings);
+}
+
+/// Leaves the SQL of one finding that writes the comment: of two that are printed together the
+/// second finds it changed.
+fn one_comment(findings: &mut [Finding]) {
+    let writes = |step: &Step| matches!(step.does, Does::Remember(_) | Does::RememberFirst(_));
+    let mut writers =
+        findings.iter().filter(|one| one.sql.is_some() && one.steps.iter().any(writes));
+    let is_due = writers.any(|one| one.code != Code::SlotGone);
+    let mut kept = usize::from(!is_due);
+    for one in findings.iter_mut().filter(|one| one.code == Code::SlotGone) {
+        if kept == 0 {
+            (one.sql, one.steps) = (None, Vec::new());
+            let hint = one.hint.take().unwrap_or_default();
+            let by_name = hint.split(", or as ").next().unwrap_or_default();
+            one.hint = Some(format!(
+                "{by_name}; `check` prints its SQL once the other that writes the comment is run"
+            ));
+        }
+        kept = kept.saturating_sub(1);
     }
 }
 
@@ -291,9 +318,22 @@ fn untold(context: &Context<'_>, unknown: Option<&TableName>) -> Finding {
     let finding = Finding::warning(Code::PublicationMemory, message).done_by_setup();
     let owner = context.catalog.publication.as_ref().map(|one| one.owner.as_str());
     finding.hint(format!(
-        "`{}`, who owns the publication, may write it, and a superuser",
-        owner.unwrap_or_default()
+        "`{}`, who owns the publication, may write it, and a superuser: {} does",
+        owner.unwrap_or_default(),
+        writer(context)
     ))
+}
+
+/// The `setup` that may write the comment.
+fn writer(context: &Context<'_>) -> String {
+    let catalog = context.catalog;
+    match &catalog.publication {
+        Some(publication) if !catalog.is_superuser && publication.owner != catalog.user => format!(
+            "`walsweep setup --as URL` with the login of `{}`, or a superuser's,",
+            publication.owner
+        ),
+        _ => "`walsweep setup`".to_owned(),
+    }
 }
 
 /// Whether a text may be the name of a slot (`ReplicationSlotValidateName`, slot.c).

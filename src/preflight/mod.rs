@@ -27,6 +27,7 @@ mod failover;
 mod files;
 mod finding;
 mod fitness;
+mod forgotten;
 mod freed;
 mod generated;
 mod grants;
@@ -40,6 +41,7 @@ mod partitions;
 mod publication;
 mod reads;
 mod redis;
+mod redis_login;
 mod redis_pass;
 mod remembered;
 mod replicas;
@@ -61,7 +63,7 @@ use crate::keys::Rules;
 pub(crate) use self::catalog::{digest_of, of_many, with_published};
 pub use self::code::Code;
 pub(crate) use self::cure::{
-    comment, create_role, drop_publication, drop_slot, escaped, grant_connect, identity_as_before,
+    create_role, drop_publication, drop_slot, escaped, grant_connect, identity_as_before,
     patiently, remember, remembering,
 };
 pub use self::facts::{Fact, of_postgres, of_redis, of_rules};
@@ -72,12 +74,13 @@ pub use self::fitness::Fitness;
 pub use self::lookups::{Trial, trials};
 pub use self::memory::{Memory, SENTENCE};
 pub use self::reads::find as find_reads;
-pub use self::redis::{login_refused, redis, unreachable as redis_unreachable};
-pub(crate) use self::remembered::after_teardown;
+pub use self::redis::redis;
+pub use self::redis_login::{lets_redis, login_refused, unreachable as redis_unreachable};
+pub(crate) use self::remembered::{Freed, after_teardown};
 pub use self::replicas::replicas;
-pub use self::replication::{login_hint, replication, unreachable};
-pub use self::slot::{before_publication, hold_against_redis};
-pub(crate) use self::slot::{doubts, lost_because};
+pub use self::replication::{login_hint, replication, replication_hint, unreachable};
+pub use self::slot::before_publication;
+pub(crate) use self::slot::{doubts, lost_because, weigh_unclaimed};
 pub(crate) use self::step::printed;
 pub use self::step::{Does, Identity, LOCK_TIMEOUT, Runner, Step};
 pub(crate) use self::views::{drop_trigger, older_trigger_name, trigger_name, trigger_names};
@@ -172,6 +175,7 @@ pub async fn postgres(
     let outcomes = reads::look(config, rules, client).await?;
     findings.extend(reads::findings(rules, &outcomes));
     findings.extend(freed::check(&context, &reads::kept(&outcomes), client).await?);
+    findings.extend(forgotten::check(&context, client).await?);
     findings.extend(keyed::check(config, rules, client).await?);
     memory::remember(&context, &mut findings);
     reads::keep_the_same(rules, outcomes);

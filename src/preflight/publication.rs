@@ -23,6 +23,7 @@ pub(super) fn check(context: &Context<'_>) -> Vec<Finding> {
         findings.push(all.hint("one of the rules' tables alone spares the server the rest"));
     }
     findings.extend(foreign(context, publication));
+    findings.extend(stranger(context, publication));
     for rule in &context.config.rules {
         findings.extend(operations(context, publication, rule));
     }
@@ -100,7 +101,28 @@ fn foreign(context: &Context<'_>, publication: &Publication) -> Option<Finding> 
     let slot = &context.config.postgres.slot;
     let is_new = context.catalog.slot.is_none();
     let memory = if is_new { Memory::default().with_slot(slot) } else { Memory::default() };
-    Some(finding.cure(vec![cure::remember(name, memory)]))
+    Some(finding.cure(vec![cure::remember(name, publication.comment.as_deref(), memory)]))
+}
+
+/// That it bears walsweep's comment, and somebody owns it who has nothing to do with the tables: a
+/// role that may create one can have made it in advance.
+fn stranger(context: &Context<'_>, publication: &Publication) -> Option<Finding> {
+    let (catalog, postgres) = (context.catalog, &context.config.postgres);
+    let Publication { owner, owner_is_superuser, owner_owns, .. } = publication;
+    let is_known = *owner_is_superuser || *owner_owns || catalog.tables.is_empty();
+    let is_login = [&catalog.user, &postgres.endpoint.user].contains(&owner);
+    if publication.memory().is_none() || is_known || is_login {
+        return None;
+    }
+    let name = &postgres.publication;
+    let message = format!(
+        "publication `{name}` is of `{owner}`, who owns none of the rules' tables and is no \
+         superuser, though its comment says that `walsweep setup` made it: whoever owns it may \
+         take tables out, drop it, and write what `setup` and `teardown` read there"
+    );
+    let hint = "see who made it; a superuser may give it to the owner of the tables with `alter \
+                publication … owner to …`, or drop it, and `walsweep setup` makes it anew";
+    Some(Finding::warning(Code::PublicationOwner, message).hint(hint))
 }
 
 /// The operations that any rule looks at.

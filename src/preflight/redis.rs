@@ -3,9 +3,8 @@
 use redis::aio::MultiplexedConnection;
 use redis::{Cmd, IntoConnectionInfo, RedisError, Value, cmd};
 
-use super::{Code, Finding, Severity};
+use super::{Code, Finding, Severity, redis_login};
 use crate::config::{Config, Located};
-use crate::sweep::redis::connect::ConnectError;
 use crate::sweep::redis::lease::{self, Loaded};
 
 /// How long the key of the checks lives, if nothing removes it, milliseconds.
@@ -45,25 +44,6 @@ pub async fn redis(config: &Config, connection: &mut MultiplexedConnection) -> V
     }
     let address = address(config);
     findings.into_iter().map(|finding| at_address(&address, finding)).collect()
-}
-
-/// Why there is no connection: a login that was refused, or no answer.
-#[must_use]
-pub fn unreachable(error: &ConnectError) -> Finding {
-    match error.refusal() {
-        Some(reason) => login_refused(reason),
-        None => {
-            let hint = "see that Redis runs, and that `redis.url` names it";
-            Finding::error(Code::RedisUnreachable, error.to_string()).hint(hint)
-        }
-    }
-}
-
-/// That Redis does not let the user of the configuration in.
-#[must_use]
-pub fn login_refused(reason: String) -> Finding {
-    let hint = "check the user, the password and the certificates of `redis`";
-    Finding::error(Code::RedisLogin, reason).hint(hint)
 }
 
 /// Where the Redis of a configuration is, without user and password.
@@ -144,8 +124,7 @@ impl Needs {
         if let Err(error) = cmd("PING").query_async::<Value>(connection).await
             && !missing.takes(&error, "ping")
         {
-            let message = format!("redis does not answer: {error}");
-            findings.push(Finding::error(Code::RedisUnreachable, message));
+            findings.push(redis_login::unanswered(&error));
             return Judged { findings, forbidden, is_usable: false };
         }
         match cmd("INFO").query_async::<String>(connection).await {
@@ -239,7 +218,7 @@ impl Needs {
 
     /// The command that gives every right. Redis takes no key after the right to all keys, so they
     /// are left out where it is not they that are missing.
-    fn cure(&self, with_keys: bool) -> String {
+    pub(super) fn cure(&self, with_keys: bool) -> String {
         let (commands, keys) = &self.acl;
         format!("`{commands}{}`", if with_keys { keys } else { "" })
     }
@@ -508,9 +487,9 @@ pub(super) fn skip_to(rest: &mut std::str::Chars<'_>, end: char) {
 #[cfg(test)]
 mod tests {
     use redis::{Client, cmd};
+    use walsweep_stage::throwaway::{Redis, RedisOptions};
 
     use super::{acl_pattern, may_name, may_unlink, sample, server};
-    use crate::throwaway::{Redis, RedisOptions};
 
     /// Servers before 7.0 are asked in the second way.
     #[tokio::test]

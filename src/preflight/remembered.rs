@@ -15,7 +15,7 @@ use super::catalog::{names, with_published};
 use super::memory::Memory;
 use super::step::{Identity, Step};
 use super::{Error, cure};
-use crate::config::{Config, TableName};
+use crate::config::{Config, TableName, printable};
 
 /// A relation as it is now.
 pub(super) struct Now {
@@ -122,7 +122,8 @@ impl Now {
         }
         match &identity.index {
             Some(index) if identity.was == 'i' && !self.indexes.contains(index) => Err(format!(
-                "it was that of index `{index}`, which is gone, or cannot be one any more"
+                "it was that of index `{}`, which is gone, or cannot be one any more",
+                printable(index)
             )),
             _ => {
                 let step = cure::identity_as_before(identity);
@@ -132,8 +133,22 @@ impl Now {
     }
 }
 
-/// What gives each identity back once `teardown` of this walsweep is done, or why it has to stay;
-/// without those that are no longer as `setup` left them.
+/// Tables that the walsweep of this slot has, and no other.
+pub(super) fn only_of<'a>(memory: &'a Memory, slot: &str) -> BTreeSet<&'a TableName> {
+    let own = memory.tables.get(slot).into_iter().flatten();
+    own.filter(|table| !memory.has_elsewhere(slot, table)).collect()
+}
+
+/// What `teardown` of one walsweep frees.
+pub(crate) struct Freed {
+    /// What takes those tables out of a publication that others have, too, which no other needs.
+    pub(crate) drops: Vec<Step>,
+    /// What gives each identity back once it is done, or why it has to stay; without those that are
+    /// no longer as `setup` left them.
+    pub(crate) identities: Vec<(Identity, Result<Step, String>)>,
+}
+
+/// What becomes free once `teardown` of this walsweep is done.
 ///
 /// # Errors
 ///
@@ -142,17 +157,21 @@ pub(crate) async fn after_teardown(
     config: &Config,
     memory: &Memory,
     client: &Client,
-) -> Result<Vec<(Identity, Result<Step, String>)>, Error> {
-    let slot = &config.postgres.slot;
-    let relations = memory.identities.iter().map(|one| &one.relation).collect();
-    let now = now(&relations, &config.postgres.publication, client).await?;
-    let none = BTreeSet::new();
+) -> Result<Freed, Error> {
+    let (slot, publication) = (&config.postgres.slot, &config.postgres.publication);
     let is_shared = memory.others(slot).next().is_some();
-    let published = if is_shared { Published::Without(&none) } else { Published::Nothing };
+    let own = if is_shared { only_of(memory, slot) } else { BTreeSet::new() };
+    let relations = memory.identities.iter().map(|one| &one.relation);
+    let now = now(&relations.chain(own.iter().copied()).collect(), publication, client).await?;
+    let is_listed = |table: &&TableName| now.get(*table).is_some_and(|now| now.is_listed);
+    let dropped: BTreeSet<&TableName> = own.into_iter().filter(is_listed).collect();
+    let published = if is_shared { Published::Without(&dropped) } else { Published::Nothing };
     let back = |identity: &Identity| {
         let now = now.get(&identity.relation).filter(|now| now.is_full)?;
         let back = now.back(identity, &published, |table| memory.has_elsewhere(slot, table));
         Some((identity.clone(), back))
     };
-    Ok(memory.identities.iter().filter_map(back).collect())
+    let identities = memory.identities.iter().filter_map(back).collect();
+    let drops = dropped.iter().map(|table| cure::drop_table(publication, table)).collect();
+    Ok(Freed { drops, identities })
 }

@@ -25,37 +25,65 @@ pub fn unreachable(error: &postgres::Error) -> Finding {
         return pooler("postgres.url", why);
     }
     let code = if error.is_rejection() { Code::PostgresLogin } else { Code::PostgresUnreachable };
-    with_login_hint(Finding::error(code, error.to_string()), error)
+    with_hint(Finding::error(code, error.to_string()), login_hint(error))
 }
 
-/// What a person can do about a login that the server refused (SQLSTATE 28P01 and 28000), or for
-/// which there is no password; nothing for other errors.
+/// What a person can do about a role that is not let in.
+const LET_IN: &str = "if there is no such role yet: `walsweep setup --as URL` creates it, and \
+                      `walsweep setup --print` shows the SQL, also without a login; else see that \
+                      its password stands in `postgres.password_file`, `PGPASSWORD` or the \
+                      passfile (`\\password ROLE` in psql sets a new one), and that the server's \
+                      pg_hba.conf lets it in";
+
+/// What a person can do about a login that the server refused, or for which there is no password;
+/// nothing for other errors. Codes:
+/// <https://www.postgresql.org/docs/current/errcodes-appendix.html>.
 #[must_use]
 pub fn login_hint(error: &postgres::Error) -> Option<&'static str> {
-    let is_refused = match error {
-        postgres::Error::Refused { server, .. } => matches!(&*server.code, "28P01" | "28000"),
-        postgres::Error::Login { .. } => true,
+    match error {
+        postgres::Error::Refused { server, .. } => match server.code.as_str() {
+            "28P01" | "28000" => Some(LET_IN),
+            "3D000" => Some(
+                "let `postgres.url` end with the name of a database that this server has: \
+                 `psql -l` lists them",
+            ),
+            "42501" => Some(
+                "let the role connect: `grant connect on database … to …`, which `walsweep setup \
+                 --as URL` does",
+            ),
+            _ => None,
+        },
+        postgres::Error::Login { .. } => Some(LET_IN),
+        postgres::Error::Password { .. } => Some(
+            "write the password, and nothing else, into that file, and let the user that walsweep \
+             runs as read it",
+        ),
         postgres::Error::NoPrimary(hosts) => {
-            hosts.iter().any(|host| host.obstacle == Obstacle::Login)
+            hosts.iter().any(|host| host.obstacle == Obstacle::Login).then_some(LET_IN)
         }
-        _ => false,
-    };
-    is_refused.then_some(
-        "if the role is not there yet: `walsweep setup --print` shows its SQL, also without a \
-         login, and `walsweep setup --as URL` creates it; else see `postgres.password_file`, \
-         `PGPASSWORD`, the passfile, and the server's pg_hba.conf",
-    )
+        _ => None,
+    }
 }
 
-fn with_login_hint(finding: Finding, error: &postgres::Error) -> Finding {
-    match login_hint(error) {
+/// The same of a replication connection, for which the role has to be allowed to replicate.
+#[must_use]
+pub fn replication_hint(error: &postgres::Error) -> Option<&'static str> {
+    match error.sql_state() {
+        Some("42501") => Some("let the role replicate, as a superuser: `alter role … replication`"),
+        _ => login_hint(error),
+    }
+}
+
+fn with_hint(finding: Finding, hint: Option<&'static str>) -> Finding {
+    match hint {
         Some(hint) => finding.hint(hint),
         None => finding,
     }
 }
 
-/// Checks that the replication connection reaches the primary behind `client`.
-pub async fn replication(config: &Config, client: &Client) -> Vec<Finding> {
+/// Checks that the replication connection reaches the primary behind `client`. That the role may
+/// not replicate is not told again where it is among the `known` findings.
+pub async fn replication(config: &Config, client: &Client, known: &[Finding]) -> Vec<Finding> {
     let endpoint = &config.postgres.replication_endpoint;
     let is_separate = endpoint.address() != config.postgres.endpoint.address();
     let place = if is_separate { "postgres.replication_url" } else { "postgres.url" };
@@ -64,10 +92,16 @@ pub async fn replication(config: &Config, client: &Client) -> Vec<Finding> {
             return vec![pooler(place, &format!("that streams nothing: {error}"))];
         }
         let is_refused = error.is_rejection();
+        // SQLSTATE 42501.
+        if error.sql_state() == Some("42501")
+            && known.iter().any(|finding| finding.code == Code::ReplicationRole)
+        {
+            return Vec::new();
+        }
         let code = if is_refused { Code::ReplicationLogin } else { Code::ReplicationUnreachable };
         let finding = Finding::error(code, format!("`{place}`: {error}"));
         vec![match &error {
-            crate::capture::Error::Connect(error) => with_login_hint(finding, error),
+            crate::capture::Error::Connect(error) => with_hint(finding, replication_hint(error)),
             _ => finding,
         }]
     };

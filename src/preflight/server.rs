@@ -37,10 +37,11 @@ pub(super) fn check(context: &Context<'_>, pids: &[i32]) -> Vec<Finding> {
         let level = Finding::error(Code::WalLevel, message);
         findings.push(level.hint(logical_decoding(catalog.service.as_deref())));
     }
-    if !catalog.role.may_replicate {
-        let message = format!("role `{}` may not replicate", catalog.role.name);
-        let role = Finding::error(Code::ReplicationRole, message);
-        findings.push(role.cure(cure::allow_replication(&catalog.role)));
+    // A role that is not there yet is made with this right.
+    if let Some(role) = catalog.role.as_ref().filter(|role| !role.may_replicate) {
+        let message = format!("role `{}` may not replicate", role.name);
+        let finding = Finding::error(Code::ReplicationRole, message);
+        findings.push(finding.cure(cure::allow_replication(role)));
     }
     findings.extend(superuser(context));
     findings.extend(headroom(context));
@@ -49,8 +50,10 @@ pub(super) fn check(context: &Context<'_>, pids: &[i32]) -> Vec<Finding> {
                        server's disk";
         let unlimited = Finding::warning(Code::SlotKeepUnlimited, message);
         findings.push(unlimited.hint(
-            "set it, such as to `20GB`, and a slot that falls too far behind is lost instead; \
-             walsweep then sweeps everything. While it runs, `postgres.max_retained_wal` does it",
+            "run `alter system set max_slot_wal_keep_size = '20GB'` and `select pg_reload_conf()` \
+             as a superuser: a slot that falls too far behind is then lost, and walsweep makes a \
+             new one and sweeps everything. While walsweep runs, `postgres.max_retained_wal` sees \
+             to it before",
         ));
     }
     findings.extend(idle_timeout(catalog.idle_slot_timeout.unwrap_or_default()));
@@ -98,7 +101,10 @@ fn logical_decoding(service: Option<&str>) -> &'static str {
             "set the server parameter `wal_level` to `logical` and restart the server"
         }
         Some("neon_superuser") => "enable logical replication in the project's settings",
-        _ => "set `wal_level = logical` and start the server again",
+        _ => {
+            "run `alter system set wal_level = logical` as a superuser, and restart Postgres: to \
+             reload it is not enough"
+        }
     }
 }
 
@@ -150,8 +156,13 @@ fn headroom(context: &Context<'_>) -> Vec<Finding> {
     ];
     let full = rows.into_iter().filter(|(is_needed, _, used, max)| *is_needed && used >= max);
     let findings = full.map(|(_, (code, setting), used, max)| {
-        Finding::error(code, format!("`{setting}`{of} is {max}, and {used} are in use"))
-            .hint(format!("raise `{setting}` and start the server again"))
+        Finding::error(code, format!("`{setting}`{of} is {max}, and {used} are in use")).hint(
+            format!(
+                "run `alter system set {setting} = {}` as a superuser, and restart Postgres: to \
+                 reload it is not enough",
+                max + 10
+            ),
+        )
     });
     findings.collect()
 }

@@ -5,21 +5,13 @@
 //! claims may be another program's, whose place in the log is gone for good once somebody else
 //! confirms from the slot, or drops it. So no SQL that is printed drops one.
 
-use std::time::Duration;
-
-use redis::cmd;
-use tokio::time::timeout;
 use tokio_postgres::Client;
 
 use super::catalog::{Prepared, Publication, Slot};
+use super::memory::Memory;
+use super::step::Step;
 use super::{Code, Context, Error, Finding, Severity, cure};
 use crate::config::{Config, Postgres, SlotOn};
-use crate::postgres::identify;
-use crate::sweep::redis::connect;
-use crate::sweep::{Watermark, key_name};
-
-/// How long Redis is asked whether walsweep has read the slot.
-const REDIS_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The slot as it is, or that there is none.
 pub(super) fn check(context: &Context<'_>) -> Vec<Finding> {
@@ -78,45 +70,60 @@ fn unclaimed(context: &Context<'_>) -> Option<Finding> {
     let severity = if is_doubtful { Severity::Warning } else { Severity::Info };
     let finding = Finding::new(severity, Code::SlotUnclaimed, message);
     let other = "if another program reads it, let `postgres.slot` name another one";
-    Some(match memory {
-        Some(memory) => finding
-            .hint(format!("{other}; if it is walsweep's, record that with:"))
-            .cure(vec![cure::remember(name, memory.with_slot(slot))]),
-        None => finding.hint(other),
+    Some(match (memory, publication) {
+        (Some(memory), Some(publication)) => finding
+            .hint(format!(
+                "{other}; if it is walsweep's, record that as `{}`, who owns the publication, or \
+                 as a superuser, with:",
+                publication.owner
+            ))
+            .cure(vec![record(publication, name, memory.with_slot(slot))]),
+        _ => finding.hint(other),
     })
 }
 
-/// Makes an error of a slot that is probably another program's, so that `run` does not begin with
-/// it: `setup` was at work for the publication and does not claim it, and no walsweep with this
-/// Redis has read it, which would have left its watermark. Gives whether that is known: a Redis
-/// that gives no answer proves nothing.
-pub async fn hold_against_redis(
-    config: &Config,
-    client: &Client,
-    findings: &mut [Finding],
-) -> bool {
-    let is_doubtful =
-        |one: &&mut Finding| one.code == Code::SlotUnclaimed && one.severity == Severity::Warning;
-    let Some(finding) = findings.iter_mut().find(is_doubtful) else { return true };
-    let was_read = timeout(REDIS_TIMEOUT, was_read(config, client)).await.ok().flatten();
-    if was_read == Some(false) {
-        finding.severity = Severity::Error;
-        finding.message.push_str("; nor has a walsweep with this Redis read it before");
-    }
-    was_read.is_some()
+/// Records in the comment on the publication what `memory` says.
+fn record(publication: &Publication, name: &str, memory: Memory) -> Step {
+    cure::remember(name, publication.comment.as_deref(), memory)
 }
 
-/// Whether a walsweep with this Redis has read the slot of this name of this server; `None` if that
-/// cannot be asked.
-async fn was_read(config: &Config, client: &Client) -> Option<bool> {
-    let mut connection = connect::connect(&config.redis).await.ok()?;
-    let get = cmd("GET").arg(key_name(&config.postgres.slot)).to_owned();
-    let Some(value) = get.query_async::<Option<Vec<u8>>>(&mut connection).await.ok()? else {
-        return Some(false);
-    };
-    let history = identify(client).await.ok()?.history?;
-    let is_of = |mark: Watermark| mark.system_id == history.system_id;
-    Some(Watermark::from_value(&value).is_none_or(is_of))
+/// Weighs what is found of a slot that nothing claims by what Redis says: whether a walsweep with
+/// this Redis has read it and nobody else has moved it since, or `None` where that cannot be asked.
+///
+/// Where `setup` was at work for the publication and does not claim the slot, one that was not read
+/// is probably another program's: an error, so that `run` does not begin with it. One that was read
+/// is walsweep's, but for the record. Where nothing can claim a slot, `run` reads the one that the
+/// configuration names, as a person may have made it in advance; that is a warning.
+///
+/// Gives whether it is known whose the slot is, as far as it has to be before it is read.
+pub(crate) fn weigh_unclaimed(
+    config: &Postgres,
+    findings: &mut [Finding],
+    was_read: Option<bool>,
+) -> bool {
+    let unclaimed = |one: &&mut Finding| one.code == Code::SlotUnclaimed;
+    let Some(finding) = findings.iter_mut().find(unclaimed) else { return true };
+    let is_recorded_elsewhere = finding.severity == Severity::Warning;
+    match (is_recorded_elsewhere, was_read) {
+        (true, Some(false)) => {
+            finding.severity = Severity::Error;
+            finding.message.push_str(
+                "; nor does a watermark in this redis show that walsweep read it up to where it \
+                 stands",
+            );
+        }
+        (true, Some(true)) => {
+            let Postgres { slot, publication, .. } = config;
+            finding.message = format!(
+                "slot `{slot}` is not recorded as walsweep's on publication `{publication}`: only \
+                 its watermark in redis shows that it is; if redis is emptied, the next start \
+                 refuses it"
+            );
+        }
+        (false, Some(true)) | (true, None) => {}
+        (false, _) => finding.severity = Severity::Warning,
+    }
+    !is_recorded_elsewhere || was_read.is_some()
 }
 
 /// Whether it is worth a line of the log of `run` whose the slot may be, and which.
@@ -133,8 +140,9 @@ pub(super) fn beside_new_publication(context: &Context<'_>) -> Option<String> {
     let drop = cure::drop_slot(name);
     Some(format!(
         "Slot `{name}` is left, for it may be another program's: what was committed before its \
-         publication it cannot decode, and `run` gives it up if it comes to that, and sweeps \
-         everything; only if nobody else reads it, `{drop};` spares it that"
+         publication it cannot decode, and if it comes to that, `run` makes a new one only if \
+         redis shows that it has read this one; only if nobody else reads it, `{drop};` spares it \
+         that"
     ))
 }
 
@@ -158,8 +166,9 @@ pub async fn before_publication(config: &Config, client: &Client) -> Result<Vec<
          have to decode: what was committed while there was none, the server cannot decode"
     );
     let younger = Finding::warning(Code::PublicationYounger, message);
-    let hint = "nothing is to be done: `run` gives such a slot up after three sessions that end at \
-                the same place, and sweeps everything";
+    let hint = "nothing is to be done if the slot is shown to be walsweep's: `run` gives it up \
+                after three sessions that end at the same place, and sweeps everything; else it \
+                says so";
     Ok(vec![younger.hint(hint)])
 }
 

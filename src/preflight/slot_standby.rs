@@ -27,6 +27,7 @@ struct State {
     senders_max: i64,
     senders_used: i64,
     slot: Option<Slot>,
+    slots: Vec<String>,
 }
 
 /// Looks at the standby, and lets `catalog` say of it what else would be said of the primary: its
@@ -64,6 +65,7 @@ pub(super) async fn check(config: &Postgres, catalog: &mut Catalog) -> Result<Ve
         findings.push(denied.cure(cure::allow_standby_snapshot(&config.endpoint.user)));
     }
     catalog.slot = state.slot;
+    catalog.slots.extend(state.slots);
     (catalog.slot_keep_size, catalog.idle_slot_timeout) =
         (state.slot_keep_size, state.idle_slot_timeout);
     (catalog.slots_max, catalog.slots_used) = (state.slots_max, state.slots_used);

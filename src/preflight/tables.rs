@@ -1,8 +1,8 @@
 //! Checks of the tables and columns that the rules name.
 
-use super::catalog::{Relation, Table};
+use super::catalog::{Name, Relation, Table};
 use super::{Code, Context, Finding, likely, nearest};
-use crate::config::{Rule, Source};
+use crate::config::{Rule, Source, TableName};
 use crate::keys::ColumnUse;
 
 /// What is missing, and what has no changes in the log.
@@ -31,9 +31,32 @@ fn missing(context: &Context<'_>, rule: &Rule) -> Finding {
     let message = format!("there is no table `{}`", rule.table);
     let finding = Finding::error(Code::TableMissing, message).at(&rule.table_at);
     match likely(&rule.table, &context.catalog.other_tables) {
-        Some(like) => finding.hint(format!("did you mean `{like}`")),
-        None => finding.hint("it was dropped or renamed: name another, or take the rule out"),
+        Some(like) => finding.hint(format!("did you mean `{like}`?")),
+        None => finding.hint(nothing_like(&context.catalog.other_tables, "table")),
     }
+}
+
+/// What to do about a table, or a materialized view, if no name of the database is like its own.
+pub(super) fn nothing_like(others: &[Name], noun: &str) -> String {
+    /// Names that are shown, at most.
+    const SHOWN_MAX: usize = 5;
+    let shown = |other: &Name| {
+        let Name { schema, name } = other;
+        format!("`{}`", TableName { schema: schema.clone(), name: name.clone() })
+    };
+    let mut names: Vec<String> = others.iter().take(SHOWN_MAX).map(shown).collect();
+    if others.len() > SHOWN_MAX {
+        names.push("others".to_owned());
+    }
+    let there = if names.is_empty() {
+        format!("no other {noun}")
+    } else {
+        format!("no {noun} of a name like it, but {}", names.join(", "))
+    };
+    format!(
+        "this database has {there}: see that `postgres.url` names the right database; if it was \
+         dropped or renamed, name another {noun}, or take the rule out"
+    )
 }
 
 /// The tables that are suggested for those that are missing.
@@ -89,7 +112,7 @@ fn missing_column(table: &Table, column: &ColumnUse<'_>) -> Option<Finding> {
     let finding =
         Finding::error(Code::ColumnMissing, message).at(column.at).of_rules([column.rule]);
     Some(match nearest(column.column, names.clone()) {
-        Some(like) => finding.hint(format!("did you mean `{like}`")),
+        Some(like) => finding.hint(format!("did you mean `{like}`?")),
         None => {
             let names: Vec<String> = names.map(|name| format!("`{name}`")).collect();
             finding.hint(format!("its columns are {}", names.join(", ")))

@@ -8,6 +8,7 @@ use tokio_postgres::{Client, Row};
 use super::catalog::{Name, digest_of, names};
 use super::memory::SENTENCE;
 use super::step::{Does, Step};
+use super::tables::nothing_like;
 use super::{Code, Error, Finding, cure, likely};
 use crate::config::{Config, Rule, Source, TableName};
 use crate::postgres::statement::render;
@@ -173,10 +174,8 @@ fn view(found: &Found, rule: &Rule) -> Option<Finding> {
             let message = format!("there is no materialized view `{wanted}`");
             let finding = Finding::error(Code::ViewMissing, message);
             match likely(&rule.table, &found.others) {
-                Some(like) => finding.hint(format!("did you mean `{like}`")),
-                None => {
-                    finding.hint("it was dropped or renamed: name another, or take the rule out")
-                }
+                Some(like) => finding.hint(format!("did you mean `{like}`?")),
+                None => finding.hint(nothing_like(&found.others, "materialized view")),
             }
         }
     };

@@ -5,7 +5,6 @@
 //! Postgres sends again what was not, so nothing else has to be remembered. Redis may come and go
 //! within a session; its sweeper sees to that, and keepalives are answered meanwhile.
 
-use std::cell::Cell;
 use std::mem::replace;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
@@ -36,6 +35,7 @@ use crate::settle::{
     Visible,
 };
 use crate::source::between::Between;
+use crate::source::own::Custody;
 use crate::source::slot_server::Witness;
 use crate::source::{self, slot_health::Keeper};
 use crate::sweep::redis::connect;
@@ -68,8 +68,8 @@ struct Course {
     /// Whether a session ever began.
     established: bool,
     standing_by: bool,
-    /// Why the next session gives the slot up; taken once that is done.
-    give_up: Rc<Cell<Option<Broken>>>,
+    /// Whether this process made the slot, and why the next session gives it up.
+    custody: Rc<Custody>,
     /// Where a session began that could not read a transaction in blocks; until one begins further
     /// on, transactions are read whole.
     whole_at: Option<Lsn>,
@@ -87,7 +87,7 @@ impl Default for Course {
             attempts: Attempts::default(),
             established: false,
             standing_by: false,
-            give_up: Rc::default(),
+            custody: Rc::default(),
             whole_at: None,
             ended: String::new(),
             doubt: Doubt::none(),
@@ -102,9 +102,12 @@ impl Course {
     /// noticed.
     fn finds_in_use(&mut self, error: &Error) -> bool {
         let is_news = !replace(&mut self.standing_by, true);
-        if !is_news && !error.is_held_by(self.walsender) {
-            self.attempts = self.attempts.stands_by();
-            self.give_up.set(None);
+        if !error.is_held_by(self.walsender) {
+            self.custody.lost();
+            if !is_news {
+                self.attempts = self.attempts.stands_by();
+                self.custody.give_up.set(None);
+            }
         }
         is_news
     }
@@ -134,14 +137,14 @@ impl Program<'_> {
             }
             let wait = if course.standing_by { Duration::ZERO } else { course.attempts.wait() };
             let is_stuck = course.attempts.must_give_up();
-            if is_stuck && course.give_up.get().is_none() {
-                course.give_up.set(Some(Broken::SlotUndecodable));
+            if is_stuck && course.custody.give_up.get().is_none() {
+                course.custody.give_up.set(Some(Broken::SlotUndecodable));
             }
-            let (give_up, whole) = (&course.give_up, course.whole_at.is_some());
+            let (custody, whole) = (&course.custody, course.whole_at.is_some());
             let attempt = Box::pin(async {
                 sleep(wait).await;
                 let told = (self.health.as_ref(), self.is_strict, !course.established);
-                Session::open(self.config, self.rules, told, give_up, whole).await
+                Session::open(self.config, self.rules, told, custody, whole).await
             });
             let opened = tokio::select! {
                 biased;
@@ -152,7 +155,7 @@ impl Program<'_> {
                 opened = self.health.alive_while(attempt) => opened,
                 never = between.watch() => match never {},
             };
-            if is_stuck && course.give_up.get().is_none() {
+            if is_stuck && course.custody.give_up.get().is_none() {
                 course.attempts.gave_up();
             }
             let outcome = match opened {
@@ -176,7 +179,7 @@ impl Program<'_> {
     fn between(&self, course: &Course) -> Between {
         self.health.sees_nothing();
         let watched = (self.health, self.metrics);
-        Between::new(&self.config.postgres, watched, Rc::clone(&course.give_up))
+        Between::new(self.config, watched, Rc::clone(&course.custody))
     }
 
     /// Runs a session that was opened to its end, and keeps in mind how it ended.
@@ -204,7 +207,7 @@ impl Program<'_> {
             health.over(&Topic::Session);
             health.gets_nowhere(false);
         });
-        let outcome = Box::pin(self.session(session)).await;
+        let outcome = Box::pin(self.session(session, &course.custody)).await;
         drop(settled);
         if self.health.phase() == Phase::Streaming {
             course.doubt = Doubt::none();
@@ -227,7 +230,7 @@ impl Program<'_> {
             course.whole_at = Some(start);
         }
         if matches!(error, Error::Source(source::Error::RetainedWal(_))) {
-            course.give_up.set(Some(Broken::RetainedWal));
+            course.custody.give_up.set(Some(Broken::RetainedWal));
         }
         let what = if error.is_intended() {
             "a new session with postgres begins"
@@ -282,7 +285,7 @@ impl Program<'_> {
         let check = async {
             match connect::connect(&config.redis).await {
                 Ok(mut connection) => fitness.refusals(&mut connection, self.is_strict).await,
-                Err(error) => error.refusal().map(preflight::login_refused).into_iter().collect(),
+                Err(error) => preflight::login_refused(config, &error).into_iter().collect(),
             }
         };
         let findings = tokio::select! {
@@ -294,7 +297,7 @@ impl Program<'_> {
     }
 
     /// Runs one session to its end.
-    async fn session(&mut self, session: Session) -> Result<(), Error> {
+    async fn session(&mut self, session: Session, custody: &Rc<Custody>) -> Result<(), Error> {
         let Session { config, gate, server, witness, slot, .. } = session;
         let Session { expected, wal_end, prints, broken, doubt, timing, .. } = session;
         let looks = session.watch;
@@ -332,7 +335,7 @@ impl Program<'_> {
         // A task: what wakes for each commit would otherwise poll all of this, too.
         let mut beside = spawn({
             let health = Arc::clone(self.health);
-            let keeper = Keeper::new(&config.postgres, self.health, self.metrics);
+            let keeper = Keeper::new(&config, custody, (self.health, self.metrics));
             let server = server.clone();
             async move {
                 let redis = async || connect::connect(&config.redis).await.ok();
@@ -573,13 +576,13 @@ mod tests {
     fn our_own_old_stream_takes_no_decision_back_and_another_process_does() {
         for (holder, stays) in [(7, true), (8, false)] {
             let mut course = Course { walsender: Some(7), ..Course::default() };
-            course.give_up.set(Some(Broken::SlotUndecodable));
+            course.custody.give_up.set(Some(Broken::SlotUndecodable));
             assert!(course.finds_in_use(&held_by(holder)), "news");
-            assert!(course.give_up.get().is_some(), "it may have been our own");
+            assert!(course.custody.give_up.get().is_some(), "it may have been our own");
             for _ in 0..3 {
                 assert!(!course.finds_in_use(&held_by(holder)), "no news");
             }
-            assert_eq!(course.give_up.get().is_some(), stays, "process {holder}");
+            assert_eq!(course.custody.give_up.get().is_some(), stays, "process {holder}");
         }
     }
 }

@@ -1,6 +1,5 @@
 //! How a session begins: its connections, to servers of one history, and a slot to stream from.
 
-use std::cell::Cell;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -16,6 +15,7 @@ use crate::preflight::{self, Finding, Severity};
 use crate::run::error::Error;
 use crate::settle::SqlStandby;
 use crate::source;
+use crate::source::own::{self, Custody, Over, Whose};
 use crate::source::shape::Watched;
 use crate::source::slot_health::{self, SlotState};
 use crate::source::slot_server::{self, SlotServer, Witness};
@@ -94,11 +94,11 @@ impl Timing {
 
 impl Session {
     /// Connects, checks, suspends the rules that do not fit, and starts streaming from where the
-    /// slot was confirmed; with `give_up` from a new slot in its place, for that reason, which is
-    /// taken once the old one is gone. With `whole` every transaction is sent at its commit, also
-    /// those that outgrow the server's memory. If it `is_strict`, one rule that does not fit is
-    /// refused like everything else; if it `is_first`, so is a slot that is probably another
-    /// program's, for nothing is confirmed from it yet.
+    /// slot was confirmed; where `custody` says why the slot is to be given up, from a new one in
+    /// its place, if it is shown that the old one may be dropped. With `whole` every transaction is
+    /// sent at its commit, also those that outgrow the server's memory. If it `is_strict`, one rule
+    /// that does not fit is refused like everything else; if it `is_first`, so is a slot that is
+    /// probably another program's, for nothing is confirmed from it yet.
     ///
     /// # Errors
     ///
@@ -107,7 +107,7 @@ impl Session {
         config: &Config,
         rules: &mut Rules,
         (health, is_strict, is_first): (&Health, bool, bool),
-        give_up: &Cell<Option<Broken>>,
+        custody: &Custody,
         whole: bool,
     ) -> Result<Session, Error> {
         let sql = Rc::new(connect_sql(&config.postgres.endpoint, WATCH_NAME).await?);
@@ -120,7 +120,7 @@ impl Session {
         // Looked at before they are judged: what changes in between is a change. If that fails, the
         // checks may know why: they find poolers, which spoil every question.
         let shape = step(tables.look(&sql)).await;
-        let report = checked(config, rules, &sql, (is_strict, is_first)).await?;
+        let (report, whose) = checked(config, rules, &sql, (is_strict, is_first)).await?;
         // Found by an earlier session; this one has looked.
         health.over(&Topic::Checks);
         let shape = shape?;
@@ -136,7 +136,7 @@ impl Session {
         let beside = another(config, &primary, slot_server::NAME).await?;
         let server = SlotServer::reach(&config.postgres, beside).await?;
         let mut replication = replicate(config, &history, &server).await?;
-        let broken = ensure_slot(config, &server, &mut replication, (health, give_up)).await?;
+        let broken = ensure_slot(config, &server, &mut replication, (health, custody)).await?;
         let (slot, publication) = (&config.postgres.slot, &config.postgres.publication);
         let streaming =
             if whole { Streaming::Off } else { Streaming::of_server(primary.version_num) };
@@ -145,6 +145,9 @@ impl Session {
         let slot = unless_in_use(started, config, &server).await?;
         // Only now nobody else can move the slot.
         let state = slot_state(config, &server.sql).await?;
+        if whose == Whose::Open && broken.is_none() {
+            custody.reads_stranger(state.confirmed_flush_lsn);
+        }
         // A standby that was started again may have replayed less than it had before.
         let wal_end =
             if server.is_standby() { step(server.wal_end()).await? } else { state.wal_end() };
@@ -182,25 +185,34 @@ impl Session {
     }
 }
 
-/// What the checks find; an error if that lets nothing begin.
+/// What the checks find, and whose the slot is at a first start; an error if that lets nothing
+/// begin.
 async fn checked(
     config: &Config,
     rules: &mut Rules,
     sql: &Sql,
     (is_strict, is_first): (bool, bool),
-) -> Result<Vec<Finding>, Error> {
+) -> Result<(Vec<Finding>, Whose), Error> {
     let mut report = step(preflight::postgres(config, rules, sql)).await?;
-    if is_first && !preflight::hold_against_redis(config, sql, &mut report).await {
+    let whose = match is_first {
+        true => own::hold_against_redis(config, sql, &mut report).await,
+        false => Whose::Ours,
+    };
+    if whose == Whose::Unanswered {
         return Err(Error::SlotInDoubt(config.postgres.slot.clone()));
     }
     let is_refused =
         |finding: &Finding| finding.stops_everything() || is_strict && finding.is_error();
-    if report.iter().any(is_refused) { Err(Error::Refused(report)) } else { Ok(report) }
+    if report.iter().any(is_refused) { Err(Error::Refused(report)) } else { Ok((report, whose)) }
 }
 
-/// Tells that the slot may be another program's, where nothing tells that it is walsweep's.
+/// Tells that the slot may be another program's, or is not recorded as walsweep's, with the SQL
+/// that records it.
 fn tell_doubts(report: &[Finding]) {
-    for Finding { severity, message, hint, .. } in preflight::doubts(report) {
+    for Finding { severity, message, hint, sql, .. } in preflight::doubts(report) {
+        let sql = sql.as_ref().map(|sql| format!("{sql};"));
+        let parts: Vec<String> = hint.clone().into_iter().chain(sql).collect();
+        let hint = (!parts.is_empty()).then(|| parts.join(" "));
         match severity {
             Severity::Info => tracing::info!(hint, "{message}"),
             Severity::Warning | Severity::Error => tracing::warn!(hint, "{message}"),
@@ -294,42 +306,28 @@ pub(crate) async fn primary(client: &Client) -> Result<(History, Server), Error>
 }
 
 /// Makes sure that there is a slot that can stream; says so if it had to be created. One that
-/// another process streams from is that one's matter, unless it is lost.
+/// another process streams from is that one's matter, unless it is lost; one that is not shown to
+/// be walsweep's is not dropped, whatever is wrong with it.
 async fn ensure_slot(
     config: &Config,
     server: &SlotServer,
     replication: &mut Replication,
-    (health, give_up): (&Health, &Cell<Option<Broken>>),
+    (health, custody): (&Health, &Custody),
 ) -> Result<Option<Broken>, Error> {
     let name = &config.postgres.slot;
     let broken = match step(slot_health::look(&server.sql, name)).await? {
-        Some(state) => {
-            let broken = match (state.lost_because(), give_up.get()) {
-                (Some(cause), _) => {
-                    tracing::warn!(slot = name, cause, "the slot is lost; creating it anew");
-                    Broken::SlotCreated
-                }
-                (None, Some(why)) if state.active_pid.is_none() => {
-                    tracing::error!(
-                        slot = name,
-                        "{}: dropping it and creating it anew; what was not removed is made good \
-                         by sweeping everything",
-                        given_up_because(why)
-                    );
-                    why
-                }
-                _ => {
-                    enable_failover(config, &state, replication).await?;
-                    return Ok(None);
-                }
-            };
-            step(replication.drop_slot(name)).await?;
-            give_up.set(None);
-            broken
-        }
+        Some(state) => match give_up(config, server, replication, (health, custody), &state).await?
+        {
+            Some(broken) => broken,
+            None => {
+                enable_failover(config, &state, replication).await?;
+                return Ok(None);
+            }
+        },
         None => {
             tracing::info!(slot = name, "creating the slot");
-            give_up.take().unwrap_or(Broken::SlotCreated)
+            health.over(&Topic::SlotOwner);
+            custody.give_up.take().unwrap_or(Broken::SlotCreated)
         }
     };
     // Postgres waits here until every transaction that runs now has ended.
@@ -341,6 +339,59 @@ async fn ensure_slot(
     };
     health.over(&Topic::NewSlot);
     created?;
+    custody.made();
+    Ok(Some(broken))
+}
+
+/// Drops a slot that is lost, or that is to be given up and is nobody's at the moment; gives why a
+/// new one is made. `None` if the slot is to be read.
+///
+/// # Errors
+///
+/// [`source::Error::SlotNotOwn`]: it cannot be read, and nothing shows that it may be dropped.
+async fn give_up(
+    config: &Config,
+    server: &SlotServer,
+    replication: &mut Replication,
+    (health, custody): (&Health, &Custody),
+    state: &SlotState,
+) -> Result<Option<Broken>, Error> {
+    let name = &config.postgres.slot;
+    let lost = state.lost_because();
+    let (broken, why) = match (lost, custody.give_up.get()) {
+        (Some(cause), _) => (Broken::SlotCreated, format!("is lost ({cause})")),
+        (None, Some(Broken::RetainedWal)) if state.active_pid.is_none() => {
+            (Broken::RetainedWal, "keeps too much WAL".to_owned())
+        }
+        (None, Some(why)) if state.active_pid.is_none() => {
+            (why, "has to be given up, for no session gets past what it holds".to_owned())
+        }
+        _ => {
+            health.over(&Topic::SlotOwner);
+            return Ok(None);
+        }
+    };
+    let Some(own) = step(own::evidence(config, custody, health, server, &why)).await? else {
+        if broken == Broken::RetainedWal {
+            // It can be read, and while it is, keys go.
+            custody.give_up.set(None);
+            return Ok(None);
+        }
+        return Err(source::Error::SlotNotOwn(name.clone()).into());
+    };
+    match lost {
+        Some(cause) => {
+            tracing::warn!(slot = name, cause, "the slot is lost; creating it anew");
+        }
+        None => tracing::error!(
+            slot = name,
+            "{}: dropping it and creating it anew; what was not removed is made good by sweeping \
+             everything",
+            given_up_because(broken)
+        ),
+    }
+    step(own::drop_slot(own, Over::Replication(replication))).await?;
+    custody.give_up.set(None);
     Ok(Some(broken))
 }
 

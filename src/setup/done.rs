@@ -26,6 +26,9 @@ pub struct Done {
     pub skipped: Vec<Step>,
     /// What no SQL cures of some rules: the others are set up.
     pub left: Vec<Finding>,
+    /// What is to be known of the publication: whose it is, if it is a stranger's, and slots that
+    /// its comment records and that are not there.
+    pub told: Vec<Finding>,
     /// The identities that the publication remembers.
     pub(super) known: BTreeSet<Identity>,
 }
@@ -40,6 +43,26 @@ impl Done {
     /// The steps that were refused, or not tried.
     pub(super) fn undone(&self) -> impl Iterator<Item = &Step> {
         self.refused.iter().map(|one| &one.statement.step).chain(&self.skipped)
+    }
+
+    /// What is to be known besides, as lines of comment: what [`Done::told`] holds, and that a
+    /// walsweep which runs still has the rules of tables that were taken out.
+    #[must_use]
+    pub fn notes(&self) -> String {
+        let dropped = self.statements.iter().filter_map(|one| match &one.step.does {
+            Does::DropTable(table) => Some(format!("`{table}`")),
+            _ => None,
+        });
+        let dropped: Vec<String> = dropped.collect();
+        let restart = format!(
+            "A walsweep that runs since before has rules of {} still, and suspends them: restart \
+             it",
+            dropped.join(", ")
+        );
+        let restart = (!dropped.is_empty()).then_some(restart);
+        let told = preflight::told(self.told.iter());
+        let notes = restart.into_iter().chain(told);
+        notes.map(|text| script::comment(&text)).collect()
     }
 
     /// What sets back the replica identities that were changed and are remembered nowhere, as lines

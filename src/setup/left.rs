@@ -5,7 +5,7 @@ use std::fmt;
 
 use super::{Error, Hands, Mark};
 use crate::config::Config;
-use crate::preflight::{self, Identity, Step, printed};
+use crate::preflight::{self, Freed, Identity, Step, printed};
 
 /// More rights of a role than so many are not listed.
 const RIGHTS_MAX: usize = 20;
@@ -39,15 +39,18 @@ impl Kept {
     }
 }
 
-/// The identities that are as `setup` left them.
+/// What takes the tables out of a shared publication that no other walsweep has, and the identities
+/// that are as `setup` left them.
 pub(super) async fn kept(
     config: &Config,
     publication: &Mark,
     hands: &Hands<'_>,
-) -> Result<Vec<Kept>, Error> {
-    let Mark::Ours(memory) = publication else { return Ok(Vec::new()) };
-    let all = preflight::after_teardown(config, memory, hands.client).await?;
-    Ok(all.into_iter().map(|(identity, back)| Kept { identity, back }).collect())
+) -> Result<(Vec<Step>, Vec<Kept>), Error> {
+    let Mark::Ours(memory) = publication else { return Ok((Vec::new(), Vec::new())) };
+    let Freed { drops, identities } =
+        preflight::after_teardown(config, memory, hands.client).await?;
+    let kept = identities.into_iter().map(|(identity, back)| Kept { identity, back });
+    Ok((drops, kept.collect()))
 }
 
 /// A role that stays, with its rights.

@@ -14,6 +14,7 @@
 mod done;
 mod hands;
 mod left;
+mod marked;
 mod plan;
 mod rights;
 mod role;
@@ -22,17 +23,21 @@ mod teardown;
 mod who;
 
 use std::fmt;
+use std::time::Duration;
 
+use tokio::time::sleep;
 use tokio_postgres::error::SqlState;
 
 use crate::config::{Config, SlotOn};
 use crate::keys::Rules;
 use crate::postgres::{Sql, connect_sql};
 use crate::preflight::{self, Code, Does, Finding, Memory, Step, remembering};
+use crate::source::own::hold_against_redis;
 use crate::source::slot_server::{caught_up, nudge};
 
 pub use self::done::{Done, Refused};
 pub use self::hands::Hands;
+use self::marked::{Marked, marked};
 pub use self::plan::{Mark, Plan, plan};
 pub use self::role::{Lacking, missing as role_missing};
 pub use self::script::{script, script_without_login};
@@ -45,6 +50,16 @@ const NAME: &str = "walsweep command";
 /// How often the checks are made again after their cures. A cure may show what it uncovers, such as
 /// the slot that has to follow the publication; nothing uncovers more than that.
 const ROUNDS_MAX: usize = 3;
+
+/// How often it begins anew because somebody else changed the publication meanwhile, such as a
+/// second `setup`: each time that one came further.
+const OVERTAKEN_MAX: usize = 20;
+
+/// Before it begins anew.
+const OVERTAKEN_PAUSE: Duration = Duration::from_millis(50);
+
+/// SQLSTATE of `sql/setup/unless_changed.sql`.
+const CHANGED: &str = "WS001";
 
 /// A transaction, and what it is for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -95,8 +110,16 @@ pub enum Error {
     /// The cures were applied, and yet there are errors.
     #[error("set up the database: still wrong:{}", list(.0))]
     Uncured(Vec<Finding>),
+    /// The publication, or its comment, is no longer as it was read.
+    #[error("publication `{publication}` was changed by somebody else at the same time: {cause}")]
+    Overtaken {
+        /// The publication.
+        publication: String,
+        /// What Postgres said.
+        cause: Box<Error>,
+    },
     /// A statement was refused; those before it stay.
-    #[error("run `{sql}`: {}", preflight::message(.source))]
+    #[error("postgres refused `{sql}`: {}", preflight::message(.source))]
     Statement {
         /// The statement.
         sql: String,
@@ -104,7 +127,7 @@ pub enum Error {
         source: tokio_postgres::Error,
     },
     /// The role may not run a statement; those before it stay.
-    #[error("run `{sql}`: {}", preflight::message(.source))]
+    #[error("postgres refused `{sql}`: {}", preflight::message(.source))]
     Denied {
         /// The statement.
         sql: String,
@@ -134,7 +157,7 @@ pub enum Error {
         cause: Box<Error>,
     },
     /// A lock was not to be had; the statements before it stay.
-    #[error("run `{sql}`: the lock was not to be had in {attempts} attempts: {holders}")]
+    #[error("`{sql}` did not get its lock in {attempts} attempts: {holders}")]
     Locked {
         /// The statement.
         sql: String,
@@ -152,14 +175,6 @@ pub enum Error {
     /// The standby is late, so that a slot there would begin before what it needs.
     #[error("create the slot: the standby has not replayed what the primary wrote 20 s ago")]
     StandbyBehind,
-    /// The slot of that name is another program's. Nothing was changed.
-    #[error("drop slot `{slot}`: it is {what}, and not walsweep's of this database")]
-    SlotForeign {
-        /// The slot.
-        slot: String,
-        /// What it is.
-        what: String,
-    },
     /// The slot cannot be dropped while somebody streams from it.
     #[error("drop slot `{slot}`: process {pid} (`{name}`) streams from it")]
     SlotActive {
@@ -213,7 +228,6 @@ impl Error {
                 ),
                 cause => cause.known_hint(),
             },
-            Error::SlotForeign { .. } => Some("let `postgres.slot` name walsweep's own"),
             Error::Statement { .. } if self.is_denied() => Some(
                 "`walsweep setup --print` shows the SQL for a role that may run it, and `walsweep \
                  setup --as URL` runs it as that role",
@@ -221,7 +235,9 @@ impl Error {
             Error::Statement { .. } => {
                 Some("what was done before it stays; `walsweep check` tells what is left")
             }
-            Error::Locked { .. } => Some("run it again: what is done already is not done twice"),
+            Error::Locked { .. } | Error::Overtaken { .. } => {
+                Some("run it again: what is done already is not done twice")
+            }
             Error::Foreign { .. } => Some(
                 "let its owner run that SQL, or let `postgres.publication` name another; `walsweep \
                  check` prints what hands it over to walsweep",
@@ -246,6 +262,22 @@ impl Error {
     fn is_denied(&self) -> bool {
         let denied = &SqlState::INSUFFICIENT_PRIVILEGE;
         matches!(self, Error::Statement { source, .. } if source.code() == Some(denied))
+    }
+
+    /// Whether somebody else has changed the publication since this step was planned.
+    fn is_overtaken(&self, does: &Does) -> bool {
+        let Error::Statement { source, .. } = self else { return false };
+        match source.code().map(SqlState::code) {
+            Some(CHANGED) => true,
+            // It is there already, or is no longer: so it is with tables in it.
+            Some("42710" | "23505") => {
+                matches!(does, Does::CreatePublication(_) | Does::AddTables(_))
+            }
+            Some("42704") => matches!(does, Does::DropTable(_) | Does::WidenTable(_)),
+            // "tuple concurrently updated": before version 15 the publication is not locked.
+            Some("XX000") => does.alters_publication(),
+            _ => false,
+        }
     }
 
     /// Whether the server refused the statement, or its locks, and goes on with others.
@@ -298,10 +330,13 @@ async fn rounds(
     hands: &Hands<'_>,
     done: &mut Done,
 ) -> Result<(), Error> {
-    for _ in 0..ROUNDS_MAX {
+    let (mut finished, mut overtaken) = (0, 0);
+    while finished < ROUNDS_MAX {
+        // First: what the findings say of the comment is of later, so that whatever is written in
+        // between is found out by the comparison.
+        let marked = marked(config, hands).await?;
         let findings = looked(config, rules, hands).await?;
-        let mark = mark(config, hands).await?;
-        let Plan { statements, advised, left } = plan(&findings, &mark);
+        let Plan { statements, advised, left } = plan(&findings, &marked.mark);
         let is_left = |name: &String| left.iter().any(|one| one.concerns().any(|of| of == name));
         if left.iter().any(Finding::stops_everything) || rules.names().iter().all(is_left) {
             return Err(Error::Incurable(left));
@@ -311,10 +346,17 @@ async fn rounds(
             return Err(Error::Foreign { publication, findings: advised });
         }
         done.left = left;
+        let is_told = |one: &&Finding| matches!(one.code, Code::SlotGone | Code::PublicationOwner);
+        done.told = findings.iter().filter(is_told).cloned().collect();
         let before = done.statements.len();
-        round(config, hands, statements, &mark, done).await?;
-        if done.statements.len() == before {
-            return Ok(());
+        match round(config, hands, statements, &marked, done).await {
+            Ok(()) if done.statements.len() == before => return Ok(()),
+            Ok(()) => finished += 1,
+            Err(Error::Overtaken { .. }) if overtaken < OVERTAKEN_MAX => {
+                overtaken += 1;
+                sleep(OVERTAKEN_PAUSE).await;
+            }
+            Err(error) => return Err(error),
         }
     }
     let mut findings = preflight::postgres(config, rules, hands.client).await?;
@@ -337,7 +379,7 @@ async fn looked(
     hands: &Hands<'_>,
 ) -> Result<Vec<Finding>, Error> {
     let mut findings = preflight::postgres(config, rules, hands.client).await?;
-    preflight::hold_against_redis(config, hands.client, &mut findings).await;
+    hold_against_redis(config, hands.client, &mut findings).await;
     let is_refused = |one: &Finding| one.code == Code::SlotUnclaimed && one.is_error();
     match findings.iter().position(is_refused) {
         Some(at) => Err(Error::SlotUnclaimed(Box::new(findings.swap_remove(at)))),
@@ -351,11 +393,12 @@ async fn round(
     config: &Config,
     hands: &Hands<'_>,
     statements: Vec<Statement>,
-    mark: &Mark,
+    marked: &Marked,
     done: &mut Done,
 ) -> Result<(), Error> {
     let denied = rights::ask(config, hands, &statements).await?;
-    let before = if let Mark::Ours(memory) = mark { Some(memory) } else { None };
+    let before = if let Mark::Ours(memory) = &marked.mark { Some(memory) } else { None };
+    let mut standing = marked.comment.clone();
     done.known = before.map(|memory| memory.identities.clone()).unwrap_or_default();
     let mut written = None;
     for statement in statements {
@@ -367,15 +410,18 @@ async fn round(
             continue;
         }
         let undone = done.undone().chain(&denied);
-        let Some(statement) = remembered(config, statement, undone, before) else { continue };
+        let now = (before, standing.as_deref());
+        let Some(statement) = remembered(config, statement, undone, now) else { continue };
         if let Some(memory) = attempt(config, hands, statement, done).await? {
+            standing = Some(memory.comment());
             written = Some(memory);
         }
     }
     let Some(memory) = written else { return Ok(()) };
     let corrected = memory.without(done.undone(), before);
     if corrected != memory {
-        let step = preflight::remember(&config.postgres.publication, corrected);
+        let publication = &config.postgres.publication;
+        let step = preflight::remember(publication, standing.as_deref(), corrected);
         let why = "what was refused is not remembered".to_owned();
         let statement = Statement { step, why, is_needed: false, after: Vec::new() };
         attempt(config, hands, statement, done).await?;
@@ -398,12 +444,19 @@ async fn attempt(
             done.statements.push(statement.done(config));
             Ok(memory)
         }
+        Err(error) if error.is_overtaken(&statement.step.does) => Err(overtaken(config, error)),
         Err(error) if goes_on_without(config, hands, &statement, &error) => {
             done.refused.push(Refused { statement, error });
             Ok(None)
         }
         Err(error) => Err(error),
     }
+}
+
+/// That somebody else changed the publication.
+fn overtaken(config: &Config, error: Error) -> Error {
+    let publication = config.postgres.publication.clone();
+    Error::Overtaken { publication, cause: Box::new(error) }
 }
 
 /// What a step lets the publication remember.
@@ -428,18 +481,18 @@ impl Statement {
     }
 }
 
-/// The statement, without what it would remember of steps that are not done; `None` if that is no
-/// more than what is remembered already.
+/// The statement, without what it would remember of steps that are not done, over the comment that
+/// stands there now; `None` if that is no more than what was remembered before.
 fn remembered<'a>(
     config: &Config,
     statement: Statement,
     undone: impl Iterator<Item = &'a Step>,
-    before: Option<&Memory>,
+    (before, standing): (Option<&Memory>, Option<&str>),
 ) -> Option<Statement> {
     let Some(memory) = memory_of(&statement.step) else { return Some(statement) };
     let memory = memory.without(undone, before);
     let is_news = before != Some(&memory);
-    let step = remembering(statement.step, &config.postgres.publication, &memory);
+    let step = remembering(statement.step, &config.postgres.publication, standing, &memory);
     is_news.then_some(Statement { step, ..statement })
 }
 
@@ -496,15 +549,6 @@ async fn run_shown(
         }
         ran => ran,
     }
-}
-
-/// Whose the publication is.
-async fn mark(config: &Config, hands: &Hands<'_>) -> Result<Mark, Error> {
-    let question = include_str!("../../sql/setup/publication_mark.sql");
-    let row = hands.client.query_opt(question, &[&config.postgres.publication]).await?;
-    let Some(row) = row else { return Ok(Mark::Missing) };
-    let (owner, comment): (String, Option<&str>) = (row.try_get(0)?, row.try_get(1)?);
-    Ok(Memory::read(comment).map_or(Mark::Foreign(owner), Mark::Ours))
 }
 
 /// A connection to the standby that the slot is on; `None` if that is the primary.

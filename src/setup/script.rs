@@ -1,7 +1,7 @@
 //! What `setup` would do, as a script for psql, with who may run which part of it.
 
 use super::role;
-use super::{Error, Hands, Plan, Statement, hands, looked, mark, plan};
+use super::{Error, Hands, Plan, Statement, hands, looked, marked, plan};
 use crate::config::{Config, SlotOn};
 use crate::keys::Rules;
 use crate::postgres::statement::render;
@@ -19,8 +19,8 @@ pub async fn script(
     roles: Vec<Statement>,
 ) -> Result<String, Error> {
     let findings = looked(config, rules, hands).await?;
-    let Plan { statements, advised, left } = plan(&findings, &mark(config, hands).await?);
-    let may_create_slot = may_create_slot(rules, hands).await?;
+    let Plan { statements, advised, left } = plan(&findings, &marked(config, hands).await?.mark);
+    let (may_create_slot, owners) = owners(rules, hands).await?;
     let mut script = head();
     let (first, left): (Vec<&Finding>, Vec<&Finding>) =
         left.iter().partition(|finding| finding.stops_everything());
@@ -30,7 +30,7 @@ pub async fn script(
     for statement in &statements {
         let now = statement.step.does.runner();
         if runner.replace(now) != Some(now) {
-            script.push_str(&format!("\n{}", comment(&who(config, now))));
+            script.push_str(&format!("\n{}", comment(&who(config, now, owners.as_deref()))));
         }
         script.push_str(&part(config, statement, may_create_slot));
     }
@@ -62,7 +62,7 @@ pub fn script_without_login(config: &Config, cause: &str) -> String {
     let why = format!(
         "The rest cannot be seen yet ({cause}). Run this, then print it again, or let `walsweep \
          setup --as URL` do all of it.\n\n{}",
-        who(config, Runner::Superuser)
+        who(config, Runner::Superuser, None)
     );
     script.push_str(&format!("\n{}", comment(&why)));
     for need in role::needs(config) {
@@ -90,17 +90,22 @@ fn tail() -> String {
     format!("\n{end};\n")
 }
 
-fn who(config: &Config, runner: Runner) -> String {
+/// Who may run a part: `owners` are those of the tables.
+fn who(config: &Config, runner: Runner, owners: Option<&str>) -> String {
     let database = &config.postgres.endpoint.database;
     match runner {
         Runner::Superuser => {
             "By a superuser, or the administrator role of a managed service:".to_owned()
         }
         Runner::Owner => format!(
-            "By the owner of the tables, who needs CREATE on database `{database}` to make a \
-             publication, and owns the one that is there:"
+            "By the owner of the tables{}, who needs CREATE on database `{database}` to make a \
+             publication, and owns the one that is there:",
+            owners.map(|owners| format!(" ({owners})")).unwrap_or_default()
         ),
-        Runner::Replicator => "By a role that may replicate, such as walsweep's own:".to_owned(),
+        Runner::Replicator => format!(
+            "By a role that may replicate, such as walsweep's own, `{}`:",
+            config.postgres.replication_endpoint.user
+        ),
     }
 }
 
@@ -128,12 +133,13 @@ fn part(config: &Config, statement: &Statement, may_create_slot: bool) -> String
     format!("\n{}", comment(&later))
 }
 
-/// Whether whoever owns the tables, and so runs the script, may create a slot.
-async fn may_create_slot(rules: &Rules, hands: &Hands<'_>) -> Result<bool, Error> {
+/// Whether whoever owns the tables, and so runs the script, may create a slot; and who that is.
+async fn owners(rules: &Rules, hands: &Hands<'_>) -> Result<(bool, Option<String>), Error> {
     let (schemas, names): (Vec<&str>, Vec<&str>) =
         rules.tables().map(|table| (&*table.schema, &*table.name)).unzip();
     let question = include_str!("../../sql/setup/slot_runner.sql");
-    Ok(hands.client.query_one(question, &[&schemas, &names]).await?.try_get(0)?)
+    let row = hands.client.query_one(question, &[&schemas, &names]).await?;
+    Ok((row.try_get(0)?, row.try_get(1)?))
 }
 
 /// What a script for the primary says of a slot on a standby.

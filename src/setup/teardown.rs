@@ -3,23 +3,27 @@
 //! A slot bears no mark, so that one is dropped only if the comment on walsweep's own publication
 //! claims it: what another program has not read yet would be lost for good.
 
+use tokio_postgres::Client;
+
 use super::left::{Kept, Stays, kept, roles};
 use super::script::comment;
 use super::who::{Asked, NotOwned, login, not_owned};
-use super::{Error, Hands, Mark, NAME, mark, slot_standby};
+use super::{Error, Hands, Mark, Marked, NAME, marked, overtaken, slot_standby};
 use crate::config::{Config, Postgres, SlotOn};
+use crate::lsn::Lsn;
 use crate::postgres::statement::render;
-use crate::postgres::{Sql, connect_sql};
+use crate::postgres::{Sql, connect_sql, identify};
 use crate::preflight::{self, Does, SENTENCE, Step, printed};
 use crate::run::session::REPLICATION_NAME;
+use crate::source::own::{Said, ask_redis};
 use crate::sweep::key_name;
 
 /// What is to be removed, and what is not.
 struct Remains {
     slot: Held,
-    publication: Mark,
-    /// Whose the publication is.
-    owner: Option<String>,
+    publication: Marked,
+    /// What takes tables out of a publication that others have, too.
+    drops: Vec<Step>,
     /// Whether there is an event trigger, or its function, of walsweep's; `None` if there is one of
     /// somebody else's.
     trigger: Option<bool>,
@@ -33,14 +37,15 @@ struct Remains {
     roles: Vec<Stays>,
 }
 
-/// A slot of the configured name, of this database and of the right kind.
+/// A slot of the configured name.
 enum Held {
     Missing,
-    Free,
+    /// Nobody streams from it, and it was confirmed so far.
+    Free(Lsn),
     /// Somebody streams from it: the process on the server, and its `application_name`.
     By(i32, String),
-    /// Nothing tells that it is walsweep's.
-    Unclaimed,
+    /// Nothing tells that it is walsweep's, or something tells that it is not: the line about it.
+    Left(String),
 }
 
 /// What `teardown` did.
@@ -52,12 +57,14 @@ pub struct Removed {
     pub leaves_slot: bool,
 }
 
-/// Removes slot, publication and event trigger if `setup` made them.
+/// Removes slot, publication and event trigger if `setup` made them. Of a publication that other
+/// walsweeps have, too, it takes out what they do not use, and forgets the slot, be it there or
+/// not.
 ///
 /// # Errors
 ///
-/// When the slot is in use or another program's, or the role may not drop all that is to be
-/// dropped: nothing is dropped then. When a statement is refused; what was done before is told.
+/// When the slot is in use, or the role may not drop all that is to be dropped: nothing is dropped
+/// then. When a statement is refused; what was done before is told.
 pub async fn teardown(config: &Config, hands: &Hands<'_>) -> Result<Removed, Error> {
     hands.prepare().await?;
     let standby = slot_standby(config).await?;
@@ -68,7 +75,7 @@ pub async fn teardown(config: &Config, hands: &Hands<'_>) -> Result<Removed, Err
     may_drop_rest(config, hands, &remains).await?;
     let mut lines = Vec::new();
     match remove(config, hands, standby.as_ref(), &remains, &mut lines).await {
-        Ok(()) => Ok(Removed { lines, leaves_slot: matches!(remains.slot, Held::Unclaimed) }),
+        Ok(()) => Ok(Removed { lines, leaves_slot: matches!(remains.slot, Held::Left(_)) }),
         Err(cause) => Err(Error::Teardown { done: lines, cause: Box::new(cause) }),
     }
 }
@@ -82,18 +89,27 @@ async fn remove(
     lines: &mut Vec<String>,
 ) -> Result<(), Error> {
     let (slot, publication) = (&config.postgres.slot, &config.postgres.publication);
-    lines.push(match remains.slot {
+    lines.push(match &remains.slot {
         Held::Missing => format!("there is no slot `{slot}`"),
-        Held::Unclaimed => unclaimed(config),
-        Held::Free | Held::By(..) => {
+        Held::Left(line) => line.clone(),
+        Held::Free(confirmed) => {
             drop_slot(config, hands, standby).await?;
-            format!("dropped slot `{slot}`")
+            format!("dropped slot `{slot}`, whose confirmed_flush_lsn was {confirmed}")
         }
+        Held::By(..) => format!("slot `{slot}` is in use"),
     });
     for step in publication_steps(config, remains) {
-        hands.run(&step).await?;
+        match hands.run(&step).await {
+            Err(error) if error.is_overtaken(&step.does) => return Err(overtaken(config, error)),
+            ran => ran?,
+        }
+        if let Does::DropTable(table) = &step.does {
+            lines.push(format!(
+                "took `{table}` out of publication `{publication}`: no other walsweep there has it"
+            ));
+        }
     }
-    lines.push(match (&remains.publication, others(config, remains)) {
+    lines.push(match (&remains.publication.mark, others(config, remains)) {
         (Mark::Missing, _) => format!("there is no publication `{publication}`"),
         (Mark::Foreign(owner), _) => format!(
             "left publication `{publication}` of `{owner}`, which `walsweep setup` did not make"
@@ -114,14 +130,14 @@ async fn remove(
     Ok(())
 }
 
-/// What is said of a slot that is left.
-fn unclaimed(config: &Config) -> String {
-    let Postgres { slot, publication, .. } = &config.postgres;
+/// What is said of a slot that is left because of `why`.
+fn left_slot(config: &Config, why: &str) -> String {
+    let slot = &config.postgres.slot;
     let place = if config.postgres.slot_on == SlotOn::Standby { " on the standby" } else { "" };
     let drop = preflight::drop_slot(slot);
     format!(
-        "left slot `{slot}`: no comment on a publication `{publication}` says that `walsweep \
-         setup` made it. It keeps WAL; only if nobody else reads it, drop it{place}: {drop};"
+        "left slot `{slot}`: {why}. It keeps WAL; only if nobody else reads it, drop it{place}: \
+         {drop};"
     )
 }
 
@@ -145,7 +161,7 @@ async fn drop_slot(config: &Config, hands: &Hands<'_>, standby: Option<&Sql>) ->
 
 /// Whether the role may drop all but the slot, asked before that is dropped.
 async fn may_drop_rest(config: &Config, hands: &Hands<'_>, remains: &Remains) -> Result<(), Error> {
-    let is_ours = matches!(remains.publication, Mark::Ours(_));
+    let is_ours = matches!(remains.publication.mark, Mark::Ours(_));
     let publication = is_ours.then_some(&config.postgres.publication);
     let trigger = preflight::trigger_name(&config.postgres.slot);
     let trigger = (remains.trigger == Some(true)).then_some(trigger);
@@ -163,7 +179,7 @@ async fn may_drop_rest(config: &Config, hands: &Hands<'_>, remains: &Remains) ->
 ///
 /// # Errors
 ///
-/// When the slot is another program's, or a query is refused.
+/// When a query is refused.
 pub async fn teardown_script(config: &Config, hands: &Hands<'_>) -> Result<String, Error> {
     let standby = slot_standby(config).await?;
     let remains = look(config, hands, standby.as_ref()).await?;
@@ -171,7 +187,10 @@ pub async fn teardown_script(config: &Config, hands: &Hands<'_>) -> Result<Strin
     let end = render(include_str!("../../sql/setup/script_end.sql"), &[]);
     let mut script = format!(
         "{}\\set ON_ERROR_STOP on\n{begin};\n",
-        comment("What `walsweep teardown` does to this database, for psql.")
+        comment(
+            "What `walsweep teardown` does to this database, for psql. A superuser may run all of \
+             it;\nelse each part says who may."
+        )
     );
     if let Held::By(pid, name) = &remains.slot {
         let first = format!("Stop walsweep first: process {pid} (`{name}`) streams from the slot.");
@@ -179,11 +198,11 @@ pub async fn teardown_script(config: &Config, hands: &Hands<'_>) -> Result<Strin
     }
     match &remains.slot {
         Held::Missing => {}
-        Held::Unclaimed => script.push_str(&format!("\n{}", comment(&unclaimed(config)))),
-        Held::Free | Held::By(..) => script.push_str(&slot_part(config)),
+        Held::Left(line) => script.push_str(&format!("\n{}", comment(line))),
+        Held::Free(_) | Held::By(..) => script.push_str(&slot_part(config)),
     }
     for step in publication_steps(config, &remains) {
-        let owner = remains.owner.as_deref().unwrap_or_default();
+        let owner = remains.publication.owner.as_deref().unwrap_or_default();
         let who = format!("By `{owner}`, who owns the publication, or a superuser:");
         script.push_str(&format!("\n{}{};\n", comment(&who), printed(&[step])));
     }
@@ -217,8 +236,8 @@ fn slot_part(config: &Config) -> String {
 
 async fn look(config: &Config, hands: &Hands<'_>, standby: Option<&Sql>) -> Result<Remains, Error> {
     let holder = standby.map_or(hands.client, |standby| standby);
-    let (publication, owner) = mark_and_owner(config, hands).await?;
-    let slot = held(&config.postgres.slot, &publication, holder).await?;
+    let publication = marked(config, hands).await?;
+    let slot = held(config, &publication.mark, (hands.client, holder)).await?;
     let question = include_str!("../../sql/setup/refresh_trigger_mark.sql");
     let name = preflight::trigger_name(&config.postgres.slot);
     let row = hands.client.query_one(question, &[&name, &SENTENCE]).await?;
@@ -226,15 +245,15 @@ async fn look(config: &Config, hands: &Hands<'_>, standby: Option<&Sql>) -> Resu
     let (has_function, is_function_ours): (bool, bool) = (row.try_get(2)?, row.try_get(3)?);
     let is_foreign = has_trigger && !is_ours || has_function && !is_function_ours;
     let is_there = has_trigger || has_function;
-    let has_trigger_of_slot = is_there && !is_foreign && matches!(slot, Held::Unclaimed);
+    let has_trigger_of_slot = is_there && !is_foreign && matches!(slot, Held::Left(_));
     let trigger = (!is_foreign).then_some(is_there && !has_trigger_of_slot);
     let older_trigger = older_trigger(config, hands).await?;
-    let identities = kept(config, &publication, hands).await?;
+    let (drops, identities) = kept(config, &publication.mark, hands).await?;
     let roles = roles(config, hands).await?;
     Ok(Remains {
         slot,
         publication,
-        owner,
+        drops,
         trigger,
         older_trigger,
         has_trigger_of_slot,
@@ -251,31 +270,23 @@ async fn older_trigger(config: &Config, hands: &Hands<'_>) -> Result<Option<Stri
     Ok(row.try_get::<_, bool>(1)?.then_some(name))
 }
 
-/// Whose the publication is, and the role that owns it, if there is one.
-async fn mark_and_owner(
-    config: &Config,
-    hands: &Hands<'_>,
-) -> Result<(Mark, Option<String>), Error> {
-    let question = include_str!("../../sql/setup/publication_mark.sql");
-    let row = hands.client.query_opt(question, &[&config.postgres.publication]).await?;
-    let owner = row.map(|row| row.try_get(0)).transpose()?;
-    Ok((mark(config, hands).await?, owner))
-}
-
 /// The slots of other walsweeps that have the publication.
 fn others(config: &Config, remains: &Remains) -> Vec<String> {
-    let Mark::Ours(memory) = &remains.publication else { return Vec::new() };
+    let Mark::Ours(memory) = &remains.publication.mark else { return Vec::new() };
     memory.others(&config.postgres.slot).map(|slot| format!("`{slot}`")).collect()
 }
 
+/// What becomes of the publication: it is dropped; or, if others have it, too, what no other uses
+/// is taken out, and what was remembered of this slot is forgotten then.
 fn publication_steps(config: &Config, remains: &Remains) -> Vec<Step> {
-    let name = &config.postgres.publication;
-    let Mark::Ours(memory) = &remains.publication else { return Vec::new() };
+    let (name, standing) = (&config.postgres.publication, remains.publication.comment.as_deref());
+    let Mark::Ours(memory) = &remains.publication.mark else { return Vec::new() };
     if others(config, remains).is_empty() {
-        return vec![Step { sql: preflight::drop_publication(name), does: Does::DropPublication }];
+        return vec![preflight::drop_publication(name, standing)];
     }
     let memory = memory.clone().without_slot(&config.postgres.slot);
-    vec![Step { sql: preflight::comment(name, &memory), does: Does::Remember(memory) }]
+    let forget = preflight::remember(name, standing, memory);
+    remains.drops.iter().cloned().chain([forget]).collect()
 }
 
 fn trigger_step(config: &Config) -> Step {
@@ -311,25 +322,47 @@ fn left(config: &Config, remains: &Remains) -> Vec<String> {
 
 /// Whether there is a slot to drop. Slots are known by name in all databases of a server, so that
 /// one of this name may be that of another walsweep, or a standby's. A walsweep that streams from
-/// one that nothing claims needs the publication, and has to be stopped all the same.
+/// one that nothing claims needs the publication, and has to be stopped all the same. A claim may
+/// have been written before there was a slot: where Redis knows better, it does not count.
 async fn held(
-    slot: &str,
+    config: &Config,
     publication: &Mark,
-    client: &tokio_postgres::Client,
+    (primary, holder): (&Client, &Client),
 ) -> Result<Held, Error> {
+    let Postgres { slot, publication: name, .. } = &config.postgres;
     let query = include_str!("../../sql/setup/slot_holder.sql");
-    let row = client.query_opt(query, &[&slot]).await?;
-    let Some(row) = row else { return Ok(Held::Missing) };
-    let (pid, name): (Option<i32>, Option<String>) = (row.try_get(0)?, row.try_get(1)?);
-    let (is_ours, what): (bool, String) = (row.try_get(2)?, row.try_get(3)?);
-    if !is_ours {
-        return Err(Error::SlotForeign { slot: slot.to_owned(), what });
+    let Some(row) = holder.query_opt(query, &[slot]).await? else { return Ok(Held::Missing) };
+    let (pid, reader): (Option<i32>, Option<String>) = (row.try_get(0)?, row.try_get(1)?);
+    let (is_fit, what): (bool, String) = (row.try_get(2)?, row.try_get(3)?);
+    let confirmed: Lsn = row.try_get::<_, &str>(4)?.parse().unwrap_or_default();
+    if !is_fit {
+        let line = format!("left slot `{slot}`: it is {what}, and not walsweep's of this database");
+        return Ok(Held::Left(line));
     }
     let is_claimed = matches!(publication, Mark::Ours(memory) if memory.claims(slot));
-    let is_walsweep = pid.is_some() && name.as_deref() == Some(REPLICATION_NAME);
+    let is_walsweep = pid.is_some() && reader.as_deref() == Some(REPLICATION_NAME);
     if !is_claimed && !is_walsweep {
-        return Ok(Held::Unclaimed);
+        let why =
+            format!("no comment on a publication `{name}` says that `walsweep setup` made it");
+        return Ok(Held::Left(left_slot(config, &why)));
     }
-    let held = |pid| Held::By(pid, name.unwrap_or_else(|| "unknown".to_owned()));
-    Ok(pid.map_or(Held::Free, held))
+    if let Some(pid) = pid {
+        return Ok(Held::By(pid, reader.unwrap_or_else(|| "unknown".to_owned())));
+    }
+    let history = identify(primary).await?.history;
+    let said = match history {
+        Some(history) => ask_redis(config, (primary, &history.system_id), confirmed).await?,
+        None => Said::Nothing,
+    };
+    Ok(match said {
+        Said::Behind(_) | Said::Ahead(_) => {
+            let why = format!(
+                "publication `{name}` records it, but of its confirmed_flush_lsn {confirmed} {said}"
+            );
+            Held::Left(left_slot(config, &why))
+        }
+        Said::Read(_) | Said::Unmoved(_) | Said::Nothing | Said::Unanswered(_) => {
+            Held::Free(confirmed)
+        }
+    })
 }

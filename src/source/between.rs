@@ -7,7 +7,6 @@
 //! fill. The next session creates it anew and sweeps everything. A new slot may have to wait then
 //! for transactions that run; here that counts only for a while, for nothing is removed anyway.
 
-use std::cell::Cell;
 use std::convert::Infallible;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -15,9 +14,9 @@ use std::sync::Arc;
 use tokio::time::{Duration, Instant, sleep, sleep_until};
 use tokio_postgres::types::ToSql;
 
-use crate::config::Postgres;
+use crate::config::Config;
 use crate::postgres::connect_sql;
-use crate::preflight::drop_slot;
+use crate::source::own::{Custody, Over, drop_slot, evidence};
 use crate::source::slot_health::{Keeper, SAMPLE_INTERVAL, SAMPLE_TIMEOUT};
 use crate::source::slot_server::{NAME, SlotServer};
 use crate::source::{Error, within};
@@ -51,29 +50,30 @@ impl Nobody {
 
 /// Looks after the slot between two sessions, over a connection of its own.
 pub struct Between {
-    config: Postgres,
+    config: Config,
+    health: Arc<Health>,
     keeper: Keeper,
     server: Option<SlotServer>,
     nobody: Nobody,
     /// When the slot is looked at next. Most sessions are there before the first time.
     next: Instant,
-    /// Why the next session begins with a new slot.
-    give_up: Rc<Cell<Option<Broken>>>,
+    custody: Rc<Custody>,
 }
 
 impl Between {
-    /// Looks after the slot that `config` names, from now on. Once it is dropped, `give_up` says
-    /// why.
+    /// Looks after the slot that `config` names, from now on. Once it is dropped, `custody` says
+    /// why the next session begins with a new one.
     #[must_use]
     pub fn new(
-        config: &Postgres,
+        config: &Config,
         (health, metrics): (&Arc<Health>, &Arc<Metrics>),
-        give_up: Rc<Cell<Option<Broken>>>,
+        custody: Rc<Custody>,
     ) -> Between {
-        let (config, keeper) = (config.clone(), Keeper::new(config, health, metrics));
+        let keeper = Keeper::new(config, &custody, (health, metrics));
+        let (config, health) = (config.clone(), Arc::clone(health));
         let now = Instant::now();
         let (nobody, next) = (Nobody(now), now + SAMPLE_INTERVAL);
-        Between { config, keeper, server: None, nobody, next, give_up }
+        Between { config, health, keeper, server: None, nobody, next, custody }
     }
 
     /// Looks again and again; may be dropped at any time and called again.
@@ -119,7 +119,7 @@ impl Between {
     async fn is_in_use(&mut self) -> Result<bool, Error> {
         let server = self.reach().await?;
         let query = include_str!("../../sql/slot_in_use.sql");
-        let params: [&(dyn ToSql + Sync); 1] = [&self.config.slot];
+        let params: [&(dyn ToSql + Sync); 1] = [&self.config.postgres.slot];
         let row = within(SAMPLE_TIMEOUT, server.sql.query_opt(query, &params)).await;
         self.server = Some(server);
         Ok(row?.map(|row| row.try_get(0)).transpose()?.unwrap_or(false))
@@ -130,8 +130,8 @@ impl Between {
         match self.server.take() {
             Some(server) => Ok(server),
             None => {
-                let sql = connect_sql(&self.config.endpoint, NAME).await?;
-                SlotServer::reach(&self.config, Rc::new(sql)).await
+                let sql = connect_sql(&self.config.postgres.endpoint, NAME).await?;
+                SlotServer::reach(&self.config.postgres, Rc::new(sql)).await
             }
         }
     }
@@ -145,17 +145,19 @@ impl Between {
         }
         if let Some((state, Some(retained))) = sampled
             && state.active_pid.is_none()
+            && let why = "keeps too much WAL, and no session can be had"
+            && let Some(own) =
+                evidence(&self.config, &self.custody, &self.health, &server, why).await?
         {
             tracing::error!(
-                slot = self.config.slot,
+                slot = self.config.postgres.slot,
                 unconfirmed_bytes = retained.bytes,
                 max_retained_wal_bytes = retained.max,
                 "the slot keeps too much WAL, and no session can be had: dropping it; the next \
                  session creates it anew and sweeps everything"
             );
-            let statement = drop_slot(&self.config.slot);
-            within(SAMPLE_TIMEOUT, server.sql.batch_execute(&statement)).await?;
-            self.give_up.set(Some(Broken::RetainedWal));
+            drop_slot(own, Over::Sql(&server.sql)).await?;
+            self.custody.give_up.set(Some(Broken::RetainedWal));
         }
         self.server = Some(server);
         Ok(())

@@ -55,6 +55,9 @@ pub enum Error {
         .0.max >> 20
     )]
     RetainedWal(Retained),
+    /// The slot has to go before anything can be streamed, and nothing shows that it is walsweep's.
+    #[error("slot `{0}` has to be made anew, and is not dropped: it may be another program's")]
+    SlotNotOwn(String),
     /// The server sent nothing for too long.
     #[error("the server sent nothing for {0} s, though asked to")]
     Silent(u64),
@@ -109,26 +112,26 @@ impl Error {
             Error::RetainedWal(_) => {
                 Some("find out what holds the confirmation: Redis, a replica that is late")
             }
+            Error::SlotNotOwn(_) => {
+                Some("what shows whose it is, and what to do, is said in the log and at `/readyz`")
+            }
             Error::TablesChanged(_) => {
                 Some("what changed is judged now, and the keys of the rules that read it are swept")
             }
             Error::Sql(postgres::Error::Pooler { .. }) => {
                 Some("let `postgres.url` name the server itself, by its direct address")
             }
-            Error::Sql(error) | Error::Capture(capture::Error::Connect(error))
-                if preflight::login_hint(error).is_some() =>
+            Error::Capture(capture::Error::Connect(error))
+                if preflight::replication_hint(error).is_some() =>
             {
-                preflight::login_hint(error)
+                preflight::replication_hint(error)
             }
             Error::Capture(error) if error.is_pooler() => Some(
                 "that is a pooler: let `postgres.url` or `postgres.replication_url` name the \
                  server itself",
             ),
-            Error::Preflight(_)
-            | Error::Sql(_)
-            | Error::Capture(_)
-            | Error::SlotGone
-            | Error::Silent(_) => None,
+            Error::Sql(error) => preflight::login_hint(error),
+            Error::Preflight(_) | Error::Capture(_) | Error::SlotGone | Error::Silent(_) => None,
         }
     }
 }

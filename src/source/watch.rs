@@ -273,7 +273,7 @@ impl Tables<'_> {
         match findings.iter().find(|finding| finding.stops_everything()) {
             Some(finding) => {
                 let text = format!("the next session would be refused: {}", finding.message);
-                self.health.trouble(Topic::Checks, &text, cure(finding).as_deref());
+                self.health.trouble(Topic::Checks, &text, cure(finding, false).as_deref());
             }
             None => self.health.over(&Topic::Checks),
         }
@@ -397,7 +397,9 @@ pub fn tell_rules(rules: &Rules, findings: &[Finding], health: &Health) -> BTree
         let (name_of, message) = (name.as_str().into(), &cause.message);
         let topic = if is_suspended { Topic::Rule(name_of) } else { Topic::Wide(name_of) };
         let text = format!("rule `{name}` {what}: {message}{more}");
-        health.trouble(topic.clone(), &text, cure(cause).as_deref());
+        let unpublished = |finding: &Finding| finding.code == Code::TableNotPublished;
+        let is_unpublished = findings.iter().filter(concerns).any(unpublished);
+        health.trouble(topic.clone(), &text, cure(cause, is_unpublished).as_deref());
         unfit.push(topic);
         if is_suspended {
             suspended.insert(name.clone());
@@ -407,10 +409,14 @@ pub fn tell_rules(rules: &Rules, findings: &[Finding], health: &Health) -> BTree
     suspended
 }
 
-/// What a person can do about a finding, in one text.
-fn cure(finding: &Finding) -> Option<String> {
+/// What a person can do about a finding, in one text. A table that is not published may be one
+/// whose rule was taken out of the configuration, as `setup` read it.
+fn cure(finding: &Finding, is_unpublished: bool) -> Option<String> {
     let sql = finding.sql.as_ref().map(|sql| format!("`walsweep setup`, or {sql}"));
-    let parts: Vec<String> = finding.hint.clone().into_iter().chain(sql).collect();
+    let restart = "if the configuration no longer has the rule, restart walsweep".to_owned();
+    let restart = is_unpublished.then_some(restart);
+    let hint = finding.hint.clone();
+    let parts: Vec<String> = hint.into_iter().chain(sql).chain(restart).collect();
     (!parts.is_empty()).then(|| parts.join("; "))
 }
 

@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use super::{Bench, Redis, local};
+use super::tests::{Bench, Redis, local};
+use super::{Broken, Event};
 use crate::lsn::Lsn;
-use crate::sweep::{Broken, Event};
 
 #[tokio::test(start_paused = true)]
 async fn the_watermark_is_written_before_it_is_told() {

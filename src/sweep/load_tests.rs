@@ -4,9 +4,10 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep, timeout};
 
-use super::{Bench, Kind, keys, local};
+use super::Kind;
+use super::redis::budget::{GONE_WITHIN, WINDOW};
+use super::tests::{Bench, keys, local};
 use crate::settle::{Cause, Replayed, Visible};
-use crate::sweep::redis::budget::{GONE_WITHIN, WINDOW};
 
 /// A bench whose Redis has so many other keys, and works a millisecond for each.
 async fn bench(others: usize, window: Duration) -> Bench {

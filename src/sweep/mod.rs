@@ -43,11 +43,17 @@ mod shared;
 mod sweeper;
 mod throttle;
 #[cfg(test)]
+mod evidence_tests;
+#[cfg(test)]
+mod load_tests;
+#[cfg(test)]
 mod partial_tests;
 #[cfg(test)]
 mod prints_tests;
 #[cfg(test)]
 mod refused_tests;
+#[cfg(test)]
+mod replayed_tests;
 #[cfg(test)]
 mod rollback_tests;
 #[cfg(test)]
@@ -66,6 +72,7 @@ pub use self::redis::observe::{Mark, Name, Observer};
 pub use self::redis::pace::Pace;
 pub use self::redis::pass::{Pass, Progress};
 pub use self::redis::standalone::{Look, Standalone};
+pub use self::redis::standing::standing;
 pub use fan_out::{FanOut, Parcel};
 pub use proof::chain::{Chain, Link};
 pub use proof::evidence::{Broken, Watermark, key_name};

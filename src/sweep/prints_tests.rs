@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::tests::rules;
 use super::{Altered, Broken, Doubt, Gap, Names, Prints, TablePrint, Tables, Why};
-use crate::config::{Located, Location, Operations, Rule, Source, TableName};
+use crate::config::{Located, Rule, TableName};
 use crate::keys::{Print, RuleId, Rules};
 
 fn print(text: &str) -> Print {
@@ -12,7 +12,7 @@ fn print(text: &str) -> Print {
 }
 
 fn name(table: &str) -> Print {
-    Print::of_table(&TableName { schema: "public".to_owned(), name: table.to_owned() })
+    Print::of_table(&TableName::for_tests(table))
 }
 
 /// A table of two columns, with a partition.
@@ -317,18 +317,11 @@ fn many_reasons_are_told_as_a_few() {
 /// I6: the fingerprints of 1 000 rules over 1 000 tables of 20 columns.
 #[test]
 fn a_thousand_rules_and_tables_fit_into_a_megabyte_and_a_half() {
-    let located = |text: String| Located { value: text, at: Location::default() };
     let rule = |number: usize| Rule {
         name: format!("rule{number}"),
-        at: Location::default(),
-        table: TableName { schema: "public".to_owned(), name: format!("t{number}") },
-        table_at: Location::default(),
-        operations: Operations::ALL,
-        changed: vec![located("name".to_owned()), located("price".to_owned())],
-        immutable: Vec::new(),
-        keys: (0..3).map(|key| located(format!("k:{number}:{key}:{{id}}"))).collect(),
-        source: Source::Table,
-        when: None,
+        changed: vec![Located::for_tests("name"), Located::for_tests("price")],
+        keys: (0..3).map(|key| Located::for_tests(&format!("k:{number}:{key}:{{id}}"))).collect(),
+        ..Rule::for_tests(&format!("t{number}"), &[])
     };
     let rules = Rules::compile(&(0..1_000).map(rule).collect::<Vec<_>>()).unwrap();
     let columns = (1..=20).map(|column| (column, (print(&column.to_string()), print("700"))));

@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use tokio::time::{Instant, timeout_at};
 
-use super::{Bench, Event, Kind, Redis, keys, local};
+use super::tests::{Bench, Redis, keys, local};
+use super::{Event, Kind};
 use crate::gather::Transaction;
 use crate::lsn::Lsn;
 use crate::settle::{Cause, Hold, Replayed, Visible};

@@ -16,7 +16,7 @@ use super::{
     Watermark,
 };
 use crate::channel::{Sender, channel};
-use crate::config::{Located, Location, Operations, Rule, TableName, TargetId};
+use crate::config::{Rule, TargetId};
 use crate::decode::{Column, Relation, ReplicaIdentity, Tuple, Value};
 use crate::gather::{Change, Row, Transaction};
 use crate::keys::{KeySet, Pattern, Rules};
@@ -24,13 +24,6 @@ use crate::lsn::Lsn;
 use crate::settle::{Cause, Held, Hold, Visible};
 use crate::telemetry::Health;
 use crate::telemetry::metrics::Metrics;
-
-#[path = "evidence_tests.rs"]
-mod evidence_tests;
-#[path = "load_tests.rs"]
-mod load_tests;
-#[path = "replayed_tests.rs"]
-mod replayed_tests;
 
 /// What a Redis holds, and how it behaves.
 #[derive(Clone, Default)]
@@ -233,18 +226,7 @@ impl Node for Redis {
 
 /// A rule of one template.
 pub(super) fn rule(name: &str, table: &str, key: &str) -> Rule {
-    Rule {
-        name: name.to_owned(),
-        at: Location::default(),
-        table: TableName { schema: "public".to_owned(), name: table.to_owned() },
-        table_at: Location::default(),
-        operations: Operations::ALL,
-        changed: Vec::new(),
-        immutable: Vec::new(),
-        keys: vec![Located { value: key.to_owned(), at: Location::default() }],
-        source: crate::config::Source::Table,
-        when: None,
-    }
+    Rule { name: name.to_owned(), ..Rule::for_tests(table, &[key]) }
 }
 
 /// Two rules: `item:{id}` exact, `list:{id}:*` a pattern.
@@ -302,12 +284,12 @@ pub(super) struct Bench {
     pub(super) visible: Sender<Visible>,
     pub(super) safe: watch::Sender<Lsn>,
     pub(super) adopt: watch::Sender<Rc<Prints>>,
-    events: mpsc::Receiver<(TargetId, Event)>,
-    metrics: Arc<Metrics>,
+    pub(super) events: mpsc::Receiver<(TargetId, Event)>,
+    pub(super) metrics: Arc<Metrics>,
     pub(super) health: Arc<Health>,
-    waiting: Waiting,
+    pub(super) waiting: Waiting,
     /// Transactions that may be confirmed, not asked for yet.
-    done: Vec<u64>,
+    pub(super) done: Vec<u64>,
 }
 
 /// What a ledger knows of transactions: whether each is in flight, and by what it is held.

@@ -100,6 +100,8 @@ pub enum Topic {
     Watch,
     /// The slot keeps more WAL than it should, or is about to be lost.
     Slot,
+    /// The slot has to go, and nothing shows that it is walsweep's.
+    SlotOwner,
     /// A slot takes long to be created.
     NewSlot,
 }
@@ -124,6 +126,7 @@ impl Topic {
             | Topic::Fence
             | Topic::Lookup(_)
             | Topic::Slot
+            | Topic::SlotOwner
             | Topic::NewSlot => false,
         }
     }
@@ -147,7 +150,8 @@ impl Topic {
             | Topic::Lookup(_)
             | Topic::Watch
             | Topic::Slot
-            | Topic::NewSlot => None,
+            | Topic::NewSlot
+            | Topic::SlotOwner => None,
         }
     }
 
@@ -442,7 +446,3 @@ fn head(text: &str) -> String {
     let lines = text.lines().filter(|line| !line.starts_with("    "));
     lines.collect::<Vec<_>>().join(" ")
 }
-
-#[cfg(test)]
-#[path = "health_tests.rs"]
-pub(crate) mod tests;

@@ -7,9 +7,9 @@ use std::time::Duration;
 use tokio::time::{Instant, advance, sleep};
 use tracing::subscriber::DefaultGuard;
 
-use super::{Health, Phase, Topic};
+use super::health::{Health, Phase, Topic};
+use super::metrics::Metrics;
 use crate::config::TargetId;
-use crate::telemetry::metrics::Metrics;
 
 /// Collects what is logged while it is there.
 #[derive(Clone, Default)]
@@ -213,7 +213,7 @@ fn a_trouble_that_stops_removals_is_not_ready_and_named() {
     let others =
         others.into_iter().chain([Topic::Throttled(TargetId::FIRST), Topic::Fence, Topic::Slot]);
     let all = stale.map(|one| (one, false)).chain(others.map(|one| (one, true)));
-    for (topic, is_ready) in all.chain([(Topic::NewSlot, true)]) {
+    for (topic, is_ready) in all.chain([(Topic::NewSlot, true), (Topic::SlotOwner, true)]) {
         health.trouble(topic.clone(), "x", None);
         assert_eq!(health.readiness().0, is_ready, "{topic:?}");
         health.over(&topic);

@@ -9,5 +9,7 @@ pub mod logging;
 pub mod metrics;
 mod repeats;
 pub mod server_clock;
+#[cfg(test)]
+pub(crate) mod health_tests;
 
 pub use health::{Health, Phase, Topic};

@@ -36,10 +36,10 @@ pub(crate) async fn run() {
     for _ in 0..ROUNDS {
         stale(&mut bed.cache.clone()).await;
         ours.push(measure(&bed, settle(&bed, &sidecar)).await);
-        sidecar.signal(walsweep::throwaway::Signal::Stop);
+        sidecar.signal(walsweep_stage::throwaway::Signal::Stop);
         stale(&mut bed.cache.clone()).await;
         theirs.push(measure(&bed, eight_loops(bed.cache.clone())).await);
-        sidecar.signal(walsweep::throwaway::Signal::Cont);
+        sidecar.signal(walsweep_stage::throwaway::Signal::Cont);
     }
     assert_eq!(sidecar.sigterm().await, 0);
     for (at, what) in [(0, "Redis CPU seconds"), (1, "wall seconds")] {

@@ -3,6 +3,8 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "clippy takes helpers of tests for programs")]
 
+#[path = "../support/certificates.rs"]
+mod certificates;
 mod login;
 mod server;
 mod stream;

@@ -5,6 +5,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 use walsweep::capture::{self, Frame, Slot, SlotKind, SlotProblem, StreamOptions};
 use walsweep::lsn::Lsn;
+use walsweep_stage::throwaway::Signal;
 
 use crate::server::Server;
 
@@ -157,7 +158,7 @@ async fn a_slot_whose_log_is_gone_is_told_as_invalidated() {
 
 #[tokio::test]
 async fn a_server_that_dies_or_stops_ends_the_stream_at_once() {
-    for signal in ["-QUIT", "-INT"] {
+    for signal in [Signal::Quit, Signal::Int] {
         let server = Server::start().await;
         prepare(&server).await;
         let mut slot = stream(&server).await.unwrap();
@@ -174,13 +175,13 @@ async fn a_server_that_dies_or_stops_ends_the_stream_at_once() {
             }
         };
         let expected = match signal {
-            "-INT" => matches!(error, capture::Error::Ended | capture::Error::Stream(_)),
+            Signal::Int => matches!(error, capture::Error::Ended | capture::Error::Stream(_)),
             _ => matches!(
                 error,
                 capture::Error::Stream(_) | capture::Error::Closed | capture::Error::Io(_)
             ),
         };
-        assert!(expected, "{signal}: {error:?}");
+        assert!(expected, "{signal:?}: {error:?}");
     }
 }
 

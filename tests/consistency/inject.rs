@@ -7,7 +7,7 @@ use redis::AsyncCommands;
 use redis::aio::MultiplexedConnection;
 use tokio::time::{Instant, sleep, timeout};
 use walsweep::failpoint::{Point, VARIABLE};
-use walsweep::throwaway::{Signal, StopMode, signal};
+use walsweep_stage::throwaway::{Signal, StopMode, signal};
 
 use crate::World;
 use crate::application::{self, Shown};
@@ -336,7 +336,7 @@ impl Planned {
 /// The listed standby stops, or stops to replay, while commits go on.
 async fn lose_standby(world: &World, planned: Planned) -> Shown {
     let Some(standby) = &world.servers.standby else { return Err("there is none".to_owned()) };
-    let text = |error: walsweep::throwaway::Error| error.to_string();
+    let text = |error: walsweep_stage::throwaway::Error| error.to_string();
     let before = world.shared.commits.load(Ordering::Relaxed);
     let mut standby = standby.lock().await;
     let shown = if planned.kind == Kind::StandbyPaused {

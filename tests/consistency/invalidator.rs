@@ -9,7 +9,7 @@ use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
-use walsweep::throwaway::{Reaper, Signal};
+use walsweep_stage::throwaway::{Reaper, Signal};
 
 /// How often the program is looked at.
 const LOOK: Duration = Duration::from_millis(20);

@@ -11,7 +11,7 @@ use tokio::sync::Mutex;
 use tokio::time::{Instant, sleep};
 use tokio_postgres::Client;
 use walsweep::lsn::Lsn;
-use walsweep::throwaway::{Postgres, PostgresOptions, Redis, RedisOptions, free_port};
+use walsweep_stage::throwaway::{Postgres, PostgresOptions, Redis, RedisOptions, free_port};
 
 use crate::cached::connect;
 use crate::schema::{RULES, create};

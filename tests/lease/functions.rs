@@ -3,7 +3,7 @@
 use redis::aio::MultiplexedConnection;
 use redis::{AsyncCommands, Client, RedisError, Value, cmd};
 use walsweep::sweep::redis::lease;
-use walsweep::throwaway::{Redis, RedisOptions};
+use walsweep_stage::throwaway::{Redis, RedisOptions};
 
 /// What a marker begins with; clients of several versions rely on it.
 const MARK: &[u8] = b"\0walsweep lease ";

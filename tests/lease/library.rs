@@ -2,7 +2,7 @@
 
 use redis::cmd;
 use walsweep::sweep::redis::lease::{self, LIBRARY, Loaded};
-use walsweep::throwaway::{Redis, RedisOptions};
+use walsweep_stage::throwaway::{Redis, RedisOptions};
 
 use crate::support::{Bed, Sidecar, text};
 

@@ -5,7 +5,7 @@ use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::thread;
 
-use walsweep::throwaway::{Reaper, Signal, signal};
+use walsweep_stage::throwaway::{Reaper, Signal, signal};
 
 use crate::support::{PATIENCE, eventually};
 

@@ -3,7 +3,7 @@
 
 use redis::{AsyncCommands, cmd};
 use walsweep::sweep::redis::lease;
-use walsweep::throwaway::{Redis, RedisOptions, Signal};
+use walsweep_stage::throwaway::{Redis, RedisOptions, Signal};
 
 use crate::python::{Id, Readers};
 use crate::support::{Bed, Sidecar};

@@ -13,7 +13,7 @@ use walsweep::postgres::Endpoint;
 use walsweep::preflight::{self, Finding, SENTENCE};
 use walsweep::run::shutdown::Shutdown;
 use walsweep::setup::Hands;
-use walsweep::throwaway::Postgres;
+use walsweep_stage::throwaway::Postgres;
 
 /// What every throwaway server is found to be, and a publication that a test made by hand, and gave
 /// a comment that tells no more than whose it is; a superuser; not told in the rows.

@@ -4,7 +4,7 @@ use walsweep::config::{Operations, Rule};
 use walsweep::keys::Rules;
 use walsweep::preflight::Finding;
 use walsweep::setup;
-use walsweep::throwaway::{Postgres, PostgresOptions};
+use walsweep_stage::throwaway::{Postgres, PostgresOptions};
 
 use crate::kit::{
     NO_OPERATIONS, TABLE, adopt, check, codes, config, database, errors, hands, immutable, located,

@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 use walsweep::keys::Rules;
 use walsweep::preflight::{self, Code, Severity};
 use walsweep::setup;
-use walsweep::throwaway::{Postgres, PostgresOptions, StopMode};
+use walsweep_stage::throwaway::{Postgres, PostgresOptions, StopMode};
 
 use crate::kit::{
     TABLE, adopt, check, client_program, codes, config, connect, database, find, hands, run, whole,

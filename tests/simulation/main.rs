@@ -27,7 +27,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 
-use walsweep::config::{self, Located, Location, Operations, TableName};
+use walsweep::config;
 
 use judge::LOOKS;
 use schedule::{Outcome, run};
@@ -58,18 +58,7 @@ thread_local! {
 }
 
 fn rules() -> Rc<Vec<config::Rule>> {
-    let rule = |name: &str, key: &str| config::Rule {
-        name: name.to_owned(),
-        at: Location::default(),
-        table: TableName { schema: "public".to_owned(), name: name.to_owned() },
-        table_at: Location::default(),
-        operations: Operations::ALL,
-        changed: Vec::new(),
-        immutable: Vec::new(),
-        keys: vec![Located { value: key.to_owned(), at: Location::default() }],
-        source: config::Source::Table,
-        when: None,
-    };
+    let rule = |table: &str, key: &str| config::Rule::for_tests(table, &[key]);
     Rc::new(vec![rule("item", "item:{id}"), rule("list", "list:{id}:*")])
 }
 

@@ -3,7 +3,7 @@
 use redis::AsyncCommands;
 use redis::aio::MultiplexedConnection;
 use walsweep::lsn::Lsn;
-use walsweep::throwaway::{Postgres, PostgresOptions, Redis, RedisOptions, Signal, signal};
+use walsweep_stage::throwaway::{Postgres, PostgresOptions, Redis, RedisOptions, Signal, signal};
 
 use super::{Settings, Sidecar, Sql};
 

@@ -6,8 +6,6 @@
 mod bed;
 mod load;
 mod proxy;
-#[cfg(test)]
-mod proxy_tests;
 mod sidecar;
 mod swap;
 
@@ -17,7 +15,7 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep};
 use tokio_postgres::Client;
 use tokio_postgres::types::{FromSqlOwned, ToSql};
-use walsweep::throwaway::Postgres;
+use walsweep_stage::throwaway::Postgres;
 
 pub(crate) use self::bed::{Bed, ITEM_RULES};
 pub(crate) use self::load::Load;

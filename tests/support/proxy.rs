@@ -19,7 +19,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
-use walsweep::throwaway::free_port;
+use walsweep_stage::throwaway::free_port;
 
 use super::PATIENCE;
 

@@ -11,7 +11,7 @@ use std::thread;
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use walsweep::throwaway::{Postgres, Reaper, Redis, Signal, free_port, signal};
+use walsweep_stage::throwaway::{Postgres, Reaper, Redis, Signal, free_port, signal};
 
 use super::{PATIENCE, eventually};
 

@@ -11,7 +11,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::time::timeout;
-use walsweep::throwaway::free_port;
+use walsweep_stage::throwaway::free_port;
 
 use super::{PATIENCE, eventually};
 

@@ -298,10 +298,11 @@ pub fn explain(
 /// What is supposed where no server was asked.
 fn supposed(question: &Question) -> Vec<String> {
     let rows = question.old.is_some() || question.new.is_some();
-    let types = "without the table, a value is of the type that it has in JSON, and a text that \
-                 reads like a time is a timestamp";
+    let types = "the table was not asked: a value has the type that it has in JSON, and a text \
+                 that reads like a time is a timestamp";
     let is_old = matches!(question.operation, Operation::Update | Operation::Delete);
-    let old = "without the table, Postgres is supposed to send of the old row what `--old` holds";
+    let old =
+        "the table was not asked: Postgres is taken to send of the old row what `--old` holds";
     [(rows, types), (is_old, old)]
         .into_iter()
         .filter(|(is_so, _)| *is_so)

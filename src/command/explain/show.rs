@@ -63,7 +63,10 @@ impl Explanation {
             }
         };
         if exact.is_empty() && patterns.is_empty() && lookups.is_empty() {
-            writeln!(formatter, "  nothing  a value of every key is NULL, or its version missing")?;
+            writeln!(
+                formatter,
+                "  nothing  every key needs a value that is NULL, or a row that this change has not"
+            )?;
         }
         let exact = exact.iter().map(|(key, from)| ("key    ", key.as_slice(), from));
         let patterns = patterns.iter().map(|(one, from)| ("pattern", one.as_bytes(), from));
@@ -101,13 +104,16 @@ fn named(columns: &[String]) -> String {
 fn why(reason: WidenReason) -> &'static str {
     match reason {
         WidenReason::ReplicaIdentity => {
-            "an old value is not sent; set `replica identity full`, or declare it `immutable`"
+            "Postgres does not send an old value, so `*` stands for it; set `replica identity \
+             full`, or declare the column `immutable`"
         }
-        WidenReason::UnchangedToast => "a value did not change, and was not sent",
+        WidenReason::UnchangedToast => {
+            "a large value did not change, and Postgres does not send it"
+        }
         WidenReason::Truncate => "every row is gone",
         WidenReason::Limit => "a limit of the key set was reached",
         WidenReason::MissingColumn => "a column is not in the row",
-        WidenReason::NotText => "a filter needs text, and the value is none",
+        WidenReason::NotText => "a filter needs text, and the value is not text",
         WidenReason::ConditionUnknown => "`when` depends on what is unknown, and counts as true",
         WidenReason::ConditionFailed => "`when` cannot be evaluated, and counts as true",
         WidenReason::LookupNoRow => "a lookup finds no row",
@@ -115,7 +121,7 @@ fn why(reason: WidenReason) -> &'static str {
         WidenReason::LookupLimit => "a lookup finds more rows than its `limit`",
         WidenReason::LookupOldRow => "a row that a lookup read is another one now",
         WidenReason::LookupFailed => "a lookup fails, or is not answered in time",
-        WidenReason::LargeValue => "a value is large, and is not kept",
+        WidenReason::LargeValue => "a value is too large to be kept",
     }
 }
 

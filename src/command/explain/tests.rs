@@ -6,26 +6,12 @@ use super::{
 use crate::config::{self, Located, Location, LookupRows, Missing, Operations, Rule, TableName};
 use crate::keys::Rules;
 
-fn located(value: &str) -> Located<String> {
-    Located { value: value.to_owned(), at: Location::default() }
-}
-
-fn table(name: &str) -> TableName {
-    TableName { schema: "public".to_owned(), name: name.to_owned() }
-}
-
 fn rule() -> Rule {
     Rule {
-        name: "predictions".to_owned(),
         at: Location { line: 12, column: 1, key: "rule.0".to_owned() },
-        table: table("predictions"),
-        table_at: Location::default(),
         operations: Operations { insert: false, ..Operations::ALL },
-        changed: vec![located("scored")],
-        immutable: Vec::new(),
-        keys: vec![located("p:{match_id}:{model}"), located("board:*")],
-        source: config::Source::Table,
-        when: None,
+        changed: vec![Located::for_tests("scored")],
+        ..Rule::for_tests("predictions", &["p:{match_id}:{model}", "board:*"])
     }
 }
 
@@ -39,7 +25,7 @@ fn object(json: &str) -> Option<Object> {
 
 fn ask(operation: &str, old: &str, new: &str) -> Result<String, Error> {
     let question = Question {
-        table: table("predictions"),
+        table: TableName::for_tests("predictions"),
         operation: operation.parse()?,
         old: object(old),
         new: object(new),
@@ -89,8 +75,8 @@ fn each_operation_is_explained() {
 
 #[test]
 fn what_is_not_given_is_unknown() {
-    let why = "widened  replica_identity: an old value is not sent; set `replica identity \
-               full`, or declare it `immutable` (column `model`)";
+    let why = "widened  replica_identity: Postgres does not send an old value, so `*` stands for \
+               it; set `replica identity full`, or declare the column `immutable` (column `model`)";
     let from = "from `p:{match_id}:{model}`";
     let [exact, pattern] =
         ["key      p:7:1.5", "pattern  p:7:*"].map(|one| format!("{one}  {from}"));
@@ -115,7 +101,7 @@ fn a_column_that_no_rule_reads_is_told_with_the_one_that_was_meant() {
 #[test]
 fn a_column_that_the_table_has_not_is_told_with_the_option_that_names_it() {
     let question = |old: &str, identity: &str| Question {
-        table: table("predictions"),
+        table: TableName::for_tests("predictions"),
         operation: Operation::Update,
         old: object(old),
         new: object(r#"{"model": 1}"#),
@@ -149,7 +135,7 @@ fn of_the_old_row_there_is_what_the_replica_identity_sends() {
     let ask = |identity: &Identity, operation: &str, old: &str, new: &str| {
         let table = known(&[("match_id", 23), ("model", 25), ("scored", 16)], identity.clone());
         let question = Question {
-            table: self::table("predictions"),
+            table: TableName::for_tests("predictions"),
             operation: operation.parse().unwrap(),
             old: object(old),
             new: object(new),
@@ -187,7 +173,7 @@ fn an_old_value_that_is_sent_and_not_told_has_no_cure_at_the_table() {
     let ask = |identity: &Identity, old: &str| {
         let table = known(&[("match_id", 23), ("model", 25), ("scored", 16)], identity.clone());
         let question = Question {
-            table: self::table("predictions"),
+            table: TableName::for_tests("predictions"),
             operation: Operation::Delete,
             old: object(old),
             new: None,
@@ -204,14 +190,14 @@ fn an_old_value_that_is_sent_and_not_told_has_no_cure_at_the_table() {
     let key = Identity::Columns(vec!["model".to_owned()]);
     let said = ask(&key, r#"{"scored": "t"}"#);
     assert!(said.contains(alone), "{said}");
-    let unsent = "`replica identity full`, or declare it `immutable` (column `match_id`)\n";
+    let unsent = "`replica identity full`, or declare the column `immutable` (column `match_id`)\n";
     assert!(said.contains(unsent), "{said}");
 }
 
 #[test]
 fn a_table_is_not_refreshed() {
     let error = ask("refresh", "", "").unwrap_err();
-    assert_eq!(error, Error::NotAView(table("predictions")));
+    assert_eq!(error, Error::NotAView(TableName::for_tests("predictions")));
     let hint = "ask for `--op insert`, `update`, `delete` or `truncate`";
     assert_eq!(error.hint().as_deref(), Some(hint));
 }
@@ -219,7 +205,7 @@ fn a_table_is_not_refreshed() {
 #[test]
 fn without_the_table_it_is_said_what_is_supposed() {
     let question = |operation: &str, old: &str, new: &str| Question {
-        table: table("predictions"),
+        table: TableName::for_tests("predictions"),
         operation: operation.parse().unwrap(),
         old: object(old),
         new: object(new),
@@ -233,7 +219,7 @@ fn without_the_table_it_is_said_what_is_supposed() {
         let answer = explain(&mut rules(), &question, None).unwrap();
         assert_eq!(answer.notes.len(), notes, "{:?}", answer.notes);
         let said = answer.to_string();
-        assert_eq!(said.matches("\nnote       without the table, ").count(), notes, "{said}");
+        assert_eq!(said.matches("\nnote       the table was not asked: ").count(), notes, "{said}");
     }
 }
 
@@ -252,7 +238,7 @@ fn a_question_without_sense_has_no_answer() {
 #[test]
 fn a_table_without_rules_is_told_with_those_that_have_some() {
     let question = Question {
-        table: table("other"),
+        table: TableName::for_tests("other"),
         operation: Operation::Truncate,
         old: None,
         new: None,
@@ -260,7 +246,7 @@ fn a_table_without_rules_is_told_with_those_that_have_some() {
     };
     let answer = shown(explain(&mut rules(), &question, None).unwrap());
     assert_eq!(answer, "no rule looks at `public.other`; rules look at `public.predictions`\n");
-    let near = Question { table: table("prediction"), ..question };
+    let near = Question { table: TableName::for_tests("prediction"), ..question };
     let answer = shown(explain(&mut rules(), &near, None).unwrap());
     assert!(answer.ends_with("; did you mean `public.predictions`?\n"), "{answer}");
 }
@@ -280,18 +266,18 @@ fn a_lookup_says_what_becomes_of_its_rows() {
         let lookup = config::Lookup {
             name: "team".to_owned(),
             at: Location::default(),
-            sql: located("select"),
-            params: vec![located("id")],
+            sql: Located::for_tests("select"),
+            params: vec![Located::for_tests("id")],
             cache: 0,
             rows,
             limit: 7,
             missing,
         };
         let mut rule = rule();
-        rule.keys = vec![located("k:{team.x}")];
+        rule.keys = vec![Located::for_tests("k:{team.x}")];
         let mut rules = Rules::with_lookups(&[rule], &[lookup]).unwrap();
         let question = Question {
-            table: table("predictions"),
+            table: TableName::for_tests("predictions"),
             operation: Operation::Delete,
             old: object(r#"{"id": 5}"#),
             new: None,

@@ -14,7 +14,7 @@ mod time;
 mod typing;
 mod value;
 #[cfg(test)]
-mod properties;
+mod properties_tests;
 #[cfg(test)]
 mod tests;
 

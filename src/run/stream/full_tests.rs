@@ -11,7 +11,7 @@ use tokio::time::sleep;
 
 use super::{Ends, IN_FLIGHT_MAX, Stream};
 use crate::capture::Slot;
-use crate::config::{Located, Location, Operations, Rule, Source, TableName, TargetId};
+use crate::config::{Rule, Source, TableName, TargetId};
 use crate::keys::Rules;
 use crate::lsn::Lsn;
 use crate::run::session::Timing;
@@ -28,18 +28,10 @@ const TIMING: Timing = Timing { status: Duration::from_secs(10), silence: Durati
 const BACKLOG: usize = IN_FLIGHT_MAX + 50_000;
 
 fn rules() -> Rules {
-    let located = |text: &str| Located { value: text.to_owned(), at: Location::default() };
     let rule = Rule {
-        name: "said".to_owned(),
-        at: Location::default(),
         table: TableName { schema: String::new(), name: String::new() },
-        table_at: Location::default(),
-        operations: Operations::ALL,
-        changed: Vec::new(),
-        immutable: Vec::new(),
-        keys: vec![located("said")],
         source: Source::Message("p".to_owned()),
-        when: None,
+        ..Rule::for_tests("said", &["said"])
     };
     Rules::compile(&[rule]).unwrap()
 }

@@ -14,7 +14,7 @@ use crate::gather::Transaction;
 use crate::keys::Rules;
 use crate::lsn::Lsn;
 use crate::settle::Visible;
-use crate::telemetry::health::tests::Log;
+use crate::telemetry::health_tests::Log;
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::{Health, Phase};
 

@@ -10,7 +10,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 use super::rows::ANSWER_TIMEOUT;
 use super::{Lookups, Rows, Waiting};
 use crate::channel::channel;
-use crate::config::{self, Located, Location, Operations, Source, TableName};
+use crate::config::{self, Located, Location};
 use crate::decode::{Column, Relation, ReplicaIdentity, Tuple, Value};
 use crate::gather::{Change, Row, Transaction};
 use crate::keys::{Answers, Found, RuleId, Rules, WidenReason};
@@ -18,7 +18,7 @@ use crate::lsn::Lsn;
 use crate::postgres::{Endpoint, History};
 use crate::settle::{Cause, Gated, Visible};
 use crate::telemetry::Health;
-use crate::telemetry::health::tests::Log;
+use crate::telemetry::health_tests::Log;
 use crate::telemetry::metrics::Metrics;
 
 /// One rule, whose key needs a row by column `name`.
@@ -28,24 +28,15 @@ fn rules() -> Rules {
 
 /// Rules by name, table and key, and lookups that are asked by column `name`.
 fn rules_of(rules: &[(&str, &str, &str)], lookups: &[&str]) -> Rules {
-    let located = |value: &str| Located { value: value.to_owned(), at: Location::default() };
     let rule = |(name, table, key): &(&str, &str, &str)| config::Rule {
         name: (*name).to_owned(),
-        at: Location::default(),
-        table: TableName { schema: "public".to_owned(), name: (*table).to_owned() },
-        table_at: Location::default(),
-        operations: Operations::ALL,
-        changed: Vec::new(),
-        immutable: Vec::new(),
-        keys: vec![located(key)],
-        source: Source::Table,
-        when: None,
+        ..config::Rule::for_tests(table, &[key])
     };
     let lookup = |name: &&str| config::Lookup {
         name: (*name).to_owned(),
         at: Location::default(),
-        sql: located("by name"),
-        params: vec![located("name")],
+        sql: Located::for_tests("by name"),
+        params: vec![Located::for_tests("name")],
         cache: 0,
         rows: config::LookupRows::One,
         limit: 1_000,

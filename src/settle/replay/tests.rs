@@ -11,14 +11,14 @@ use tokio::time::{sleep, timeout};
 
 use super::{Answer, GROUP_WIDTH, GROUPS_MAX, Replicas, Standby, StandbyError};
 use crate::channel::{Receiver, Sender, channel};
-use crate::config::{Located, Location, Operations, Rule, TableName, TargetId};
+use crate::config::{Rule, TargetId};
 use crate::decode::{Column, Relation, ReplicaIdentity, Tuple, Value};
 use crate::gather::{Change, Row, Transaction};
 use crate::keys::{KeySet, Rules};
 use crate::lsn::Lsn;
 use crate::settle::{Cause, Hold, Replayed, Visible};
 use crate::telemetry::Health;
-use crate::telemetry::health::tests::Log;
+use crate::telemetry::health_tests::Log;
 use crate::telemetry::metrics::{Metrics, PeerLabel, ReplicaLabel};
 
 type Failure = fn() -> StandbyError;
@@ -93,33 +93,16 @@ enum Passed {
     Early,
 }
 
-/// A rule of a table.
-fn rule(table: &str, keys: &[&str]) -> Rule {
-    let located = |text: &&str| Located { value: (*text).to_owned(), at: Location::default() };
-    Rule {
-        name: table.to_owned(),
-        at: Location::default(),
-        table: TableName { schema: "public".to_owned(), name: table.to_owned() },
-        table_at: Location::default(),
-        operations: Operations::ALL,
-        changed: Vec::new(),
-        immutable: Vec::new(),
-        keys: keys.iter().map(located).collect(),
-        source: crate::config::Source::Table,
-        when: None,
-    }
-}
-
 /// A rule with one exact key.
 pub(in crate::settle) fn rules() -> Rules {
-    Rules::compile(&[rule("item", &["item:{id}"])]).unwrap()
+    Rules::compile(&[Rule::for_tests("item", &["item:{id}"])]).unwrap()
 }
 
 /// The same rule after so many others of eight keys each.
 pub(in crate::settle) fn many_rules(others: usize) -> Rules {
     let keys = ["a:{id}", "b:{id}", "c:{id}", "d:{id}", "e:{id}", "f:{id}", "g:{id}", "h:{id}"];
-    let others = (0..others).map(|number| rule(&format!("other_{number}"), &keys));
-    let all: Vec<Rule> = others.chain([rule("item", &["item:{id}"])]).collect();
+    let others = (0..others).map(|number| Rule::for_tests(&format!("other_{number}"), &keys));
+    let all: Vec<Rule> = others.chain([Rule::for_tests("item", &["item:{id}"])]).collect();
     Rules::compile(&all).unwrap()
 }
 

@@ -51,7 +51,15 @@ pub enum ConnectError {
         /// Why.
         source: std::io::Error,
     },
-    /// The server could not be reached, or refused the login or the database.
+    /// The server has no database of that number; in cluster mode it has one alone.
+    #[error("connect to redis at `{address}`: choose the database: {said}")]
+    Database {
+        /// Host and port, or the path of the socket.
+        address: String,
+        /// What the server said.
+        said: String,
+    },
+    /// The server could not be reached, or refused the login or the right to choose the database.
     #[error("connect to redis at `{address}`: {error}")]
     Redis {
         /// Host and port, or the path of the socket.
@@ -69,12 +77,32 @@ impl ConnectError {
         let is_refused = match self {
             ConnectError::CaFile { .. }
             | ConnectError::Certificate { .. }
-            | ConnectError::PasswordFile { .. } => true,
+            | ConnectError::PasswordFile { .. }
+            | ConnectError::Database { .. } => true,
             ConnectError::Redis { error, .. } => {
                 matches!(error.kind(), Kind::Auth | Kind::NoPerm)
             }
         };
         is_refused.then(|| self.to_string())
+    }
+
+    /// What a person can do about it.
+    #[must_use]
+    pub fn hint(&self) -> Option<&'static str> {
+        match self {
+            ConnectError::CaFile { .. } | ConnectError::Certificate { .. } => {
+                Some("name a PEM file that the user may read that walsweep runs as")
+            }
+            ConnectError::PasswordFile { .. } => Some(
+                "write the password, and nothing else, into that file, and let the user that \
+                 walsweep runs as read it",
+            ),
+            ConnectError::Database { .. } => Some(
+                "let the number at the end of `redis.url` be that of a database of this server, \
+                 such as 0: `redis-cli config get databases` tells how many it has",
+            ),
+            ConnectError::Redis { error, .. } => error.hint(),
+        }
     }
 }
 
@@ -85,6 +113,7 @@ impl From<ConnectError> for Error {
             ConnectError::CaFile { .. }
             | ConnectError::Certificate { .. }
             | ConnectError::PasswordFile { .. } => Kind::Io,
+            ConnectError::Database { .. } => Kind::Other,
             ConnectError::Redis { error, .. } => error.kind(),
         };
         Error::Lost(error.to_string(), kind)
@@ -195,7 +224,12 @@ fn authorities(path: &Path) -> Result<Vec<u8>, std::io::Error> {
 
 /// A failed connection, with the place.
 fn failed(info: &ConnectionInfo, error: &RedisError) -> ConnectError {
-    ConnectError::Redis { address: info.addr().to_string(), error: told(error) }
+    let address = info.addr().to_string();
+    let detail = error.detail().unwrap_or_default();
+    if ["DB index", "cluster mode"].iter().any(|part| detail.contains(part)) {
+        return ConnectError::Database { address, said: detail.to_owned() };
+    }
+    ConnectError::Redis { address, error: told(error) }
 }
 
 /// The class and the text of a failed connection. No key was sent yet, so that more may be told

@@ -9,6 +9,9 @@ use std::collections::HashMap;
 use redis::aio::MultiplexedConnection;
 use redis::{RedisError, Value, cmd};
 
+use super::connect::classify;
+use super::node::Kind;
+
 /// The library's code, as `FUNCTION LOAD` takes it.
 pub const LIBRARY: &str = include_str!("../../../lua/lease.lua");
 
@@ -39,8 +42,8 @@ pub enum Error {
         action: &'static str,
         /// What Redis said.
         message: String,
-        /// Whether the server is a replica.
-        is_replica: bool,
+        /// What a person can do about it.
+        hint: Option<&'static str>,
     },
 }
 
@@ -56,8 +59,7 @@ impl Error {
                 "grant it, or do it as a user who may: `walsweep setup --lease --print | redis-cli \
                  -x FUNCTION LOAD REPLACE`, `redis-cli FUNCTION DELETE walsweep_lease`",
             ),
-            Error::Redis { is_replica: true, .. } => Some("let `redis.url` name the primary"),
-            Error::Redis { .. } => None,
+            Error::Redis { hint, .. } => *hint,
         }
     }
 
@@ -66,9 +68,12 @@ impl Error {
         match error.code() {
             Some("NOPERM") => Error::Forbidden { action, right },
             Some("ERR") if detail.contains("unknown command") => Error::Unsupported { action },
-            code => {
-                let is_replica = code == Some("READONLY");
-                Error::Redis { action, message: error.to_string(), is_replica }
+            _ => {
+                let class = classify(error);
+                // What the others say is about removals.
+                let is_here = matches!(class.kind(), Kind::ReadOnly | Kind::Auth | Kind::Io);
+                let hint = class.hint().filter(|_| is_here);
+                Error::Redis { action, message: error.to_string(), hint }
             }
         }
     }

@@ -1,6 +1,7 @@
 //! One Redis server: how it is reached, what is asked of it, and what that costs it.
 //!
 //! - [`connect`], and [`standalone`]: its connections. [`node`]: what a sweeper asks of it;
+//!   [`standing`]: the watermark, for whoever asks without one;
 //! - [`unlink`], exact keys; [`pass`], patterns; [`observe`], which keys were written again;
 //! - [`pace`], [`measure`] and [`budget`]: how much of its time SCAN may take, and takes;
 //! - [`lease`]: functions for readers, which no stage knows.
@@ -15,4 +16,5 @@ pub(super) mod observe;
 pub(super) mod pace;
 pub(super) mod pass;
 pub(super) mod standalone;
+pub(super) mod standing;
 pub(super) mod unlink;

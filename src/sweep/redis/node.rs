@@ -237,10 +237,13 @@ impl Error {
     pub fn hint(&self) -> Option<&'static str> {
         match self.kind() {
             Kind::NoPerm => Some(
-                "allow the user `+scan +unlink +get +set +incr +eval +ping +info +select` on \
-                 the keys of the rules and on `walsweep:*`, and `+wait` for `wait_replicas`",
+                "`walsweep check` prints the `acl setuser` line that gives the user every right \
+                 that is needed",
             ),
-            Kind::Auth => Some("check the user and password of `redis.url`"),
+            Kind::Auth => Some(
+                "see the user in `redis.url`, and the password: there, or in the file that \
+                 `redis.password_file` names",
+            ),
             Kind::ReadOnly => Some("let `redis.url` name the primary"),
             Kind::Oom => Some("the watermark key needs a few bytes; free memory in Redis"),
             Kind::Replicas => Some(

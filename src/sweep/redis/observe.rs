@@ -275,24 +275,11 @@ fn narrowest(mut texts: Vec<&[u8]>, most: usize) -> Vec<Vec<u8>> {
 #[cfg(test)]
 mod tests {
     use super::{Mark, Observer, narrowest, prefixes};
-    use crate::config::{Located, Location, Operations, Rule, TableName};
+    use crate::config::Rule;
     use crate::keys::{KeySet, Rules};
 
     fn everything(templates: &[&str]) -> KeySet {
-        let located = |text: &&str| Located { value: (*text).into(), at: Location::default() };
-        let rule = Rule {
-            name: "r".into(),
-            at: Location::default(),
-            table: TableName { schema: "public".into(), name: "t".into() },
-            table_at: Location::default(),
-            operations: Operations::ALL,
-            changed: Vec::new(),
-            immutable: Vec::new(),
-            keys: templates.iter().map(located).collect(),
-            source: crate::config::Source::Table,
-            when: None,
-        };
-        Rules::compile(&[rule]).unwrap().everything()
+        Rules::compile(&[Rule::for_tests("t", templates)]).unwrap().everything()
     }
 
     fn observer(bytes_max: usize) -> Observer {

@@ -16,6 +16,7 @@ use super::connect::{ConnectError, classify, connect, connect_with_pushes};
 use super::info::{history, scan_time};
 use super::node::{Error, Kind, Node, Page, Replaced, ScanCall};
 use super::observe::{Mark, Observer, prefixes};
+use super::standing::{self, BEGINNING, WATERMARK_SIZE_MAX};
 use crate::config;
 use crate::keys::KeySet;
 use crate::sweep::proof::chain::{Chain, Link, number_key};
@@ -33,16 +34,6 @@ const COMPARE_AND_SET: &str = "local standing = redis.pcall('get', KEYS[1]) \
      if standing ~= expected then return standing end \
      if ARGV[4] ~= '' and redis.pcall('get', KEYS[2]) ~= ARGV[4] then return -1 end \
      redis.call('set', KEYS[1], ARGV[3]) return 1";
-
-/// Reads so many bytes of the watermark at most. KEYS: the watermark; ARGV: the number of bytes.
-/// An error is given back as it is: raised, it would lose its code in servers before 7.0.
-const BEGINNING: &str = "local standing = redis.pcall('get', KEYS[1]) \
-     if type(standing) == 'table' then return standing end \
-     return standing and string.sub(standing, 1, ARGV[1])";
-
-/// Of a watermark so many bytes are read, far more than ours have: whoever can write the key may
-/// leave 512 MB there. What stands behind them does not count.
-const WATERMARK_SIZE_MAX: usize = 1 << 20;
 
 /// How long fingerprints stay that no watermark carries yet: those of a program that was killed
 /// before it wrote one go by themselves.
@@ -121,9 +112,7 @@ impl Standalone {
     /// Redis is not reached, or refuses.
     pub async fn forget(&self) -> Result<u64, Error> {
         let mut connection = connect(&self.redis).await?;
-        let mut read = cmd("EVAL");
-        read.arg(BEGINNING).arg(1).arg(&self.watermark_key).arg(WATERMARK_SIZE_MAX);
-        let found: Result<Option<Vec<u8>>, RedisError> = read.query_async(&mut connection).await;
+        let found = standing::read(&mut connection, &self.watermark_key).await;
         let mut unlink = cmd("UNLINK");
         unlink.arg(&self.watermark_key).arg(&self.number_key);
         if let Some(digest) = found.ok().flatten().as_deref().and_then(digest_of) {
@@ -429,10 +418,9 @@ impl Node for Standalone {
 
     async fn watermark(&self) -> Result<Option<Vec<u8>>, Error> {
         let mut connection = self.connections()?.remove;
-        let mut read = cmd("EVAL");
-        read.arg(BEGINNING).arg(1).arg(&self.watermark_key).arg(WATERMARK_SIZE_MAX);
         self.chain.replace(Some(Chain::begin()));
-        match read.query_async(&mut connection).await.map_err(|error| classify(&error)) {
+        let found = standing::read(&mut connection, &self.watermark_key).await;
+        match found.map_err(|error| classify(&error)) {
             // Somebody else's value is no evidence, whatever its type. Removals go on; that nothing
             // can be confirmed is said when the watermark is to be written.
             Err(error) if error.kind() == Kind::WrongType => Ok(Some(Vec::new())),

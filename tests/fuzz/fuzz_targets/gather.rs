@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use bytes::{Buf, Bytes};
 use libfuzzer_sys::fuzz_target;
-use walsweep::config::{Located, Location, Operations, Rule, Source, TableName};
+use walsweep::config::{Rule, TableName};
 use walsweep::decode::{
     Begin, Column, Commit, Insert, Message, Relation, ReplicaIdentity, StreamAbort, StreamCommit,
     StreamStart, Truncate, Tuple, Value, decode, decode_in_block, encode, encode_in_block,
@@ -48,19 +48,8 @@ type Wanted = (BTreeSet<Vec<u8>>, BTreeSet<Vec<u8>>);
 impl Fed {
     fn new() -> Fed {
         let rule = |name: &str, keys: &[&str]| Rule {
-            name: name.to_owned(),
-            at: Location::default(),
             table: TableName { schema: "shop".to_owned(), name: name.to_owned() },
-            table_at: Location::default(),
-            operations: Operations::ALL,
-            changed: Vec::new(),
-            immutable: Vec::new(),
-            keys: keys
-                .iter()
-                .map(|key| Located { value: (*key).to_owned(), at: Location::default() })
-                .collect(),
-            source: Source::Table,
-            when: None,
+            ..Rule::for_tests(name, keys)
         };
         let rules = Rules::compile(&[
             rule("narrow", &["narrow:{id}", "list:{name}:*"]),

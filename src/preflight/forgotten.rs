@@ -1,0 +1,77 @@
+//! Slots that the comment on walsweep's own publication records, and that are not there: names that
+//! were tried once, and walsweeps that went without `teardown`. Their tables stay published.
+
+use std::collections::BTreeSet;
+
+use tokio_postgres::Client;
+
+use super::memory::Memory;
+use super::remembered::{self, only_of};
+use super::step::Step;
+use super::{Code, Context, Error, Finding, cure};
+use crate::config::TableName;
+
+/// So many of them are told. The rest is told once these are forgotten: to work out what is left of
+/// a comment without a slot takes time that grows with the comment, which its owner may write, and
+/// every session begins with the checks.
+const TOLD_MAX: usize = 5;
+
+/// Each such slot but the configured one, which `run` makes, with what forgets it.
+///
+/// # Errors
+///
+/// The query's.
+pub(super) async fn check(context: &Context<'_>, client: &Client) -> Result<Vec<Finding>, Error> {
+    let Some(publication) = &context.catalog.publication else { return Ok(Vec::new()) };
+    let Some(memory) = publication.memory() else { return Ok(Vec::new()) };
+    let (name, own) = (&context.config.postgres.publication, &context.config.postgres.slot);
+    let is_gone = |slot: &&String| !context.catalog.slots.contains(slot);
+    let mut gone: Vec<&String> = memory.others(own).filter(is_gone).collect();
+    if gone.is_empty() {
+        return Ok(Vec::new());
+    }
+    let untold = gone.len().saturating_sub(TOLD_MAX);
+    gone.truncate(TOLD_MAX);
+    // A rule of this walsweep may name one before that is recorded.
+    let named: BTreeSet<&TableName> = context.rules.tables().collect();
+    let alone = |slot: &str| {
+        let alone = only_of(&memory, slot).into_iter().filter(|table| !named.contains(table));
+        alone.collect::<Vec<_>>()
+    };
+    let asked = gone.iter().flat_map(|slot| alone(slot)).collect();
+    let now = remembered::now(&asked, name, client).await?;
+    let others = match untold {
+        0 => String::new(),
+        1 => "; and another one that is not there".to_owned(),
+        untold => format!("; and {untold} others that are not there"),
+    };
+    let finding = |slot: &String| {
+        let is_listed = |table: &&TableName| now.get(*table).is_some_and(|now| now.is_listed);
+        let listed: Vec<&TableName> = alone(slot).into_iter().filter(is_listed).collect();
+        let drops = listed.iter().map(|table| cure::drop_table(name, table));
+        let forgets = cure::remember(
+            name,
+            publication.comment.as_deref(),
+            Memory::without_slot(memory.clone(), slot),
+        );
+        let steps: Vec<Step> = drops.chain([forgets]).collect();
+        let tables = match listed.as_slice() {
+            [] => String::new(),
+            [table] => format!("; `{table}` stays published for it"),
+            [table, ..] => {
+                format!("; {} tables stay published for it, such as `{table}`", listed.len())
+            }
+        };
+        let message = format!(
+            "publication `{name}` records slot `{slot}`, which is not on this server in this \
+             database{tables}{others}"
+        );
+        let hint = format!(
+            "if it is on no standby either, `walsweep teardown` with `postgres.slot = \"{slot}\"` \
+             forgets it, or as `{}`, who owns the publication, or as a superuser:",
+            publication.owner
+        );
+        Finding::info(Code::SlotGone, message).hint(hint).cure(steps)
+    };
+    Ok(gone.into_iter().map(finding).collect())
+}

@@ -1,0 +1,56 @@
+//! Why there is no session with Redis, or no user who may do anything, and what lets one in.
+
+use redis::RedisError;
+
+use super::redis::Needs;
+use super::{Code, Finding};
+use crate::config::Config;
+use crate::sweep::Kind;
+use crate::sweep::redis::connect::{self, ConnectError};
+
+/// Why there is no connection: a login that was refused, or no answer.
+#[must_use]
+pub fn unreachable(config: &Config, error: &ConnectError) -> Finding {
+    login_refused(config, error).unwrap_or_else(|| {
+        let hint = "see that Redis runs, and that `redis.url` names it";
+        Finding::error(Code::RedisUnreachable, error.to_string()).hint(hint)
+    })
+}
+
+/// That Redis does not let the user of the configuration in, if a person has to change something
+/// about that.
+#[must_use]
+pub fn login_refused(config: &Config, error: &ConnectError) -> Option<Finding> {
+    let finding = Finding::error(Code::RedisLogin, error.refusal()?);
+    Some(match error {
+        ConnectError::Redis { error, .. } if error.kind() == Kind::NoPerm => {
+            finding.hint(Needs::of(config).cure(false))
+        }
+        error => match error.hint() {
+            Some(hint) => finding.hint(hint),
+            None => finding,
+        },
+    })
+}
+
+/// What lets the user of the configuration in, or gives him every right, if Redis answers and he
+/// lacks one.
+pub async fn lets_redis(config: &Config) -> Option<String> {
+    let found = match connect::connect(&config.redis).await {
+        Ok(mut connection) => super::redis(config, &mut connection).await,
+        Err(error) => vec![login_refused(config, &error)?],
+    };
+    let rights = [Code::RedisPermission, Code::RedisKeyPermission, Code::RedisLogin];
+    found.into_iter().find(|finding| rights.contains(&finding.code))?.hint
+}
+
+/// Why PING has no answer, where it is no right that is missing.
+pub(super) fn unanswered(error: &RedisError) -> Finding {
+    if error.code() != Some("NOAUTH") {
+        let message = format!("redis does not answer: {error}");
+        return Finding::error(Code::RedisUnreachable, message);
+    }
+    let hint = "let `redis.password_file` name a file with the password and nothing else; if it \
+                is that of a user of the ACL, name him too: `redis://user@host`";
+    Finding::error(Code::RedisLogin, "redis wants a password, and there is none").hint(hint)
+}

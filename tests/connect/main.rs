@@ -1,0 +1,266 @@
+//! Connections to a real Redis as the configuration describes them: logins, databases, TLS.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test may fail")]
+
+#[path = "../support/certificates.rs"]
+mod certificates;
+
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+
+use redis::aio::MultiplexedConnection;
+use redis::{Value, cmd};
+use secrecy::SecretString;
+use tempfile::TempDir;
+use tokio::time::Instant;
+use walsweep::config;
+use walsweep::sweep::redis::connect::{ConnectError, connect};
+use walsweep::sweep::{Error, Kind};
+use walsweep_stage::throwaway::{Redis, RedisOptions, free_port};
+
+use crate::certificates::Certificates;
+
+async fn server(args: &[&str]) -> Redis {
+    let args = args.iter().map(|&arg| arg.to_owned()).collect();
+    Redis::start(RedisOptions { args, ..RedisOptions::default() }).await.unwrap()
+}
+
+fn settings(url: &str, password: Option<&str>, ca_file: Option<&Path>) -> config::Redis {
+    let password = password.map(SecretString::from);
+    let ca_file = ca_file.map(Path::to_owned);
+    config::Redis {
+        url: url.to_owned(),
+        password,
+        password_file: None,
+        ca_file,
+        client_certificate: None,
+        wait_replicas: 0,
+    }
+}
+
+async fn say(connection: &mut MultiplexedConnection, words: &[&str]) -> String {
+    let mut command = cmd(words[0]);
+    for word in &words[1..] {
+        command.arg(*word);
+    }
+    command.query_async(connection).await.unwrap()
+}
+
+/// The failure of a connection that must not come about, and its text.
+async fn refused(settings: &config::Redis) -> (ConnectError, String) {
+    let error = connect(settings).await.map(|_| ()).unwrap_err();
+    let text = error.to_string();
+    (error, text)
+}
+
+#[tokio::test]
+async fn a_password_is_asked_for_and_never_told() {
+    let server = server(&["--requirepass", "hunter2"]).await;
+    let url = server.url();
+    let mut connection = connect(&settings(&url, Some("hunter2"), None)).await.unwrap();
+    assert_eq!(say(&mut connection, &["PING"]).await, "PONG");
+
+    let (error, text) = refused(&settings(&url, Some("hunter3"), None)).await;
+    assert!(!text.contains("hunter"), "{text}");
+    assert!(!format!("{error:?}").contains("hunter"), "{error:?}");
+    let error = Error::from(error);
+    assert_eq!(error.kind(), Kind::Auth, "{error}");
+    assert!(error.hint().is_some_and(|hint| hint.contains("password")));
+}
+
+#[tokio::test]
+async fn a_user_of_an_acl_logs_in_with_no_other_right() {
+    let server = server(&[]).await;
+    let mut root = server.connect().await.unwrap();
+    let rights = ["ACL", "SETUSER", "sweeper", "on", ">hunter2", "~*", "+unlink"];
+    assert_eq!(say(&mut root, &rights).await, "OK");
+    let url = server.url().replace("redis://", "redis://sweeper@");
+
+    let mut connection = connect(&settings(&url, Some("hunter2"), None)).await.unwrap();
+    let removed: u64 = cmd("UNLINK").arg("nothing").query_async(&mut connection).await.unwrap();
+    assert_eq!(removed, 0);
+    // CLIENT SETNAME is not among its rights; the name is all that is missing.
+    let clients = say(&mut root, &["CLIENT", "LIST"]).await;
+    assert!(clients.contains("user=sweeper"), "{clients}");
+    assert!(!clients.contains("name=walsweep"), "{clients}");
+
+    let (error, text) = refused(&settings(&url, Some("hunter3"), None)).await;
+    assert!(!text.contains("hunter"), "{text}");
+    assert_eq!(Error::from(error).kind(), Kind::Auth);
+}
+
+#[tokio::test]
+async fn the_database_of_the_url_is_selected_and_the_connection_is_named() {
+    let server = server(&[]).await;
+    let url = format!("redis://127.0.0.1:{}/3", server.port());
+    let mut connection = connect(&settings(&url, None, None)).await.unwrap();
+    assert_eq!(say(&mut connection, &["SET", "k", "v"]).await, "OK");
+    assert_eq!(say(&mut connection, &["CLIENT", "GETNAME"]).await, "walsweep");
+
+    let mut root = server.connect().await.unwrap();
+    let in_zero: bool = cmd("EXISTS").arg("k").query_async(&mut root).await.unwrap();
+    assert!(!in_zero);
+    say(&mut root, &["SELECT", "3"]).await;
+    assert_eq!(say(&mut root, &["GET", "k"]).await, "v");
+
+    let url = format!("redis://127.0.0.1:{}/99", server.port());
+    let (_, text) = refused(&settings(&url, None, None)).await;
+    let expected = format!(
+        "connect to redis at `127.0.0.1:{}`: choose the database: DB index is out of range",
+        server.port()
+    );
+    assert_eq!(text, expected);
+}
+
+#[tokio::test]
+async fn a_unix_socket_is_reached_with_user_and_password() {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("redis.sock");
+    let server = server(&["--unixsocket", socket.to_str().unwrap()]).await;
+    let mut root = server.connect().await.unwrap();
+    let rights = ["ACL", "SETUSER", "sweeper", "on", ">hunter2", "~*", "+@all"];
+    assert_eq!(say(&mut root, &rights).await, "OK");
+
+    let url = format!("redis+unix://{}?user=sweeper&db=2", socket.display());
+    let mut connection = connect(&settings(&url, Some("hunter2"), None)).await.unwrap();
+    assert_eq!(say(&mut connection, &["ACL", "WHOAMI"]).await, "sweeper");
+    let info = say(&mut connection, &["CLIENT", "INFO"]).await;
+    assert!(info.contains(" db=2 "), "{info}");
+}
+
+#[tokio::test]
+async fn a_lost_connection_stays_lost() {
+    let mut server = server(&[]).await;
+    let mut connection = connect(&settings(&server.url(), None, None)).await.unwrap();
+    server.kill9().await.unwrap();
+    server.start_again().await.unwrap();
+    for _ in 0..3 {
+        let reply: Result<Value, _> = cmd("PING").query_async(&mut connection).await;
+        assert!(reply.is_err(), "{reply:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_port_where_nobody_listens_says_so() {
+    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let (error, text) = refused(&settings(&format!("redis://127.0.0.1:{port}"), None, None)).await;
+    let expected = format!("connect to redis at `127.0.0.1:{port}`: Connection refused");
+    assert!(text.starts_with(&expected), "{text}");
+    assert_eq!(Error::from(error).kind(), Kind::Io);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_that_never_answers_is_given_up_after_five_seconds() {
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("redis://{}", silent.local_addr().unwrap());
+    let begin = Instant::now();
+    let (error, _) = refused(&settings(&url, Some("hunter2"), None)).await;
+    assert_eq!(Error::from(error).kind(), Kind::Timeout);
+    assert_eq!(begin.elapsed().as_secs(), 5);
+}
+
+#[tokio::test]
+async fn a_reply_may_take_as_long_as_a_busy_server_needs() {
+    let server = server(&[]).await;
+    let mut connection = connect(&settings(&server.url(), None, None)).await.unwrap();
+    // Twice what the client library waits unless told otherwise.
+    let blocked: Value =
+        cmd("BLPOP").arg("nothing").arg(1).query_async(&mut connection).await.unwrap();
+    assert_eq!(blocked, Value::Nil);
+}
+
+/// Two certificate authorities, one of which has signed a certificate for 127.0.0.1.
+struct Authorities {
+    certificates: Certificates,
+    _folder: TempDir,
+}
+
+impl Authorities {
+    fn new() -> Authorities {
+        let folder = tempfile::tempdir().unwrap();
+        let certificates = Certificates::new(folder.path());
+        certificates.sign("server", "redis", "IP:127.0.0.1");
+        Authorities { certificates, _folder: folder }
+    }
+
+    fn file(&self, name: &str) -> PathBuf {
+        self.certificates.file(name)
+    }
+
+    /// A server that speaks TLS, and its URL.
+    async fn server(&self, asks_for_certificate: &str) -> (Redis, String) {
+        let port = free_port().unwrap();
+        let [pem, key, ca] = ["server.crt", "server.key", "ca.crt"].map(|name| self.file(name));
+        let server = server(&[
+            "--tls-port",
+            &port.to_string(),
+            "--tls-auth-clients",
+            asks_for_certificate,
+            "--tls-cert-file",
+            pem.to_str().unwrap(),
+            "--tls-key-file",
+            key.to_str().unwrap(),
+            "--tls-ca-cert-file",
+            ca.to_str().unwrap(),
+            "--requirepass",
+            "hunter2",
+        ])
+        .await;
+        (server, format!("rediss://127.0.0.1:{port}/1"))
+    }
+}
+
+#[tokio::test]
+async fn tls_trusts_the_authority_of_ca_file_and_no_other() {
+    let authorities = Authorities::new();
+    let (_server, url) = authorities.server("no").await;
+    let trusted = settings(&url, Some("hunter2"), Some(&authorities.file("ca.crt")));
+    let mut connection = connect(&trusted).await.unwrap();
+    assert_eq!(say(&mut connection, &["PING"]).await, "PONG");
+    assert!(say(&mut connection, &["CLIENT", "INFO"]).await.contains(" db=1 "));
+
+    let other = authorities.file("other.crt");
+    for ca_file in [Some(other.as_path()), None] {
+        let (error, text) = refused(&settings(&url, Some("hunter2"), ca_file)).await;
+        assert!(text.contains("invalid peer certificate: UnknownIssuer"), "{ca_file:?} {text}");
+        assert_eq!(Error::from(error).kind(), Kind::Io);
+    }
+    let by_name = config::Redis { url: url.replace("127.0.0.1", "localhost"), ..trusted };
+    let (_, text) = refused(&by_name).await;
+    assert!(text.contains("not valid for name \"localhost\""), "{text}");
+}
+
+#[tokio::test]
+async fn a_server_that_asks_for_a_certificate_is_shown_one() {
+    let authorities = Authorities::new();
+    let (_server, url) = authorities.server("yes").await;
+    let without = settings(&url, Some("hunter2"), Some(&authorities.file("ca.crt")));
+    refused(&without).await;
+    let files = ["server.crt", "server.key"].map(|name| authorities.file(name));
+    let own = Some(files.clone().into());
+    let with = config::Redis { client_certificate: own, ..without };
+    let mut connection = connect(&with).await.unwrap();
+    assert_eq!(say(&mut connection, &["PING"]).await, "PONG");
+    std::fs::remove_file(&files[1]).unwrap();
+    let (_, text) = refused(&with).await;
+    assert!(text.contains("server.key`: No such file"), "{text}");
+}
+
+#[tokio::test]
+async fn a_ca_file_that_cannot_be_used_is_named_with_the_reason() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("authorities.pem");
+    let settings = settings("rediss://127.0.0.1:1", None, Some(&path));
+    let (_, text) = refused(&settings).await;
+    assert!(text.contains("authorities.pem`: No such file"), "{text}");
+    let broken = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
+    for (content, reason) in [
+        ("hello\n", "the file holds no certificate"),
+        (broken, "invalid peer certificate: BadEncoding"),
+    ] {
+        std::fs::write(&path, content).unwrap();
+        let (error, text) = refused(&settings).await;
+        assert!(matches!(error, ConnectError::CaFile { .. }), "{error:?}");
+        assert!(text.starts_with("read `redis.ca_file` `") && text.ends_with(reason), "{text}");
+    }
+}

@@ -1,0 +1,275 @@
+//! What newcomers mistype or forget: each command names the thing, the place and the cure.
+
+use walsweep_stage::throwaway::{Postgres, PostgresOptions, Redis, RedisOptions, StopMode};
+
+use crate::support::{Bed, ITEM_RULES, Settings, Sidecar, Sql, text};
+
+/// Runs a command of Redis, its words between spaces.
+async fn admin(server: &Redis, command: &str) {
+    let mut words = command.split(' ');
+    let mut command = redis::cmd(words.next().unwrap());
+    for word in words {
+        command.arg(word);
+    }
+    command.exec_async(&mut server.connect().await.unwrap()).await.unwrap();
+}
+
+/// Both `check` and `run` end with 1 and say all of this, and `run` ends by itself.
+async fn told(what: &str, settings: Settings, parts: &[&str]) -> String {
+    let mut sidecar = Sidecar::new(settings);
+    let checked = sidecar.command(&["check"]);
+    let said = text(&checked);
+    assert_eq!(checked.status.code(), Some(1), "{what}: {said}");
+    sidecar.start();
+    let status = sidecar.wait_exit().await;
+    assert_eq!(status, 1, "{what}");
+    for part in parts {
+        assert!(said.contains(part), "{what}: check does not say {part:?}: {said}");
+        // What it said last may still be on its way from its pipe.
+        sidecar.wait_log(part).await;
+    }
+    said
+}
+
+#[tokio::test]
+async fn a_login_to_postgres_that_fails_is_told_with_what_lets_it_in() {
+    let bed = Bed::new(&[]).await;
+    bed.sql.run("create database closed").await;
+    bed.sql.run("revoke connect on database closed from public").await;
+    bed.sql.run("create role guest login replication").await;
+    let locked = PostgresOptions { password: Some("w".to_owned()), ..PostgresOptions::default() };
+    let locked = Postgres::start(locked).await.unwrap();
+    let home = tempfile::tempdir().unwrap();
+    let guest = |url: String| url.replace("postgres@", "guest@");
+    let let_in =
+        ["`walsweep setup --as URL` creates it", "`postgres.password_file`", "pg_hba.conf"];
+    let rows: [(&str, String, &[&str]); 5] = [
+        (
+            "a database that is not there",
+            bed.postgres.url_of("nope"),
+            &[
+                "database \"nope\" does not exist (SQLSTATE 3D000)",
+                "let `postgres.url` end with the name of a database",
+                "`psql -l`",
+            ],
+        ),
+        (
+            "a database that the role may not use",
+            guest(bed.postgres.url_of("closed")),
+            &["permission denied for database \"closed\"", "`grant connect on database"],
+        ),
+        ("no such role", bed.postgres.url().replace("postgres@", "nobody@"), &let_in),
+        (
+            "a forgotten password",
+            locked.url().replace(":w@", "@"),
+            &["the server wants a password and there is none", let_in[1], "`\\password ROLE`"],
+        ),
+        (
+            "a wrong password",
+            locked.url().replace(":w@", ":v@"),
+            &["password authentication failed", let_in[1], "`\\password ROLE`"],
+        ),
+    ];
+    for (what, postgres_url, parts) in rows {
+        let env = vec![("HOME".to_owned(), home.path().to_str().unwrap().to_owned())];
+        told(what, Settings { postgres_url, env, ..bed.settings() }, parts).await;
+    }
+}
+
+#[tokio::test]
+async fn a_redis_that_does_not_let_walsweep_in_is_told_with_what_does() {
+    let bed = Bed::new(&[]).await;
+    Sidecar::new(bed.settings()).setup();
+    let locked = Redis::start(RedisOptions::default()).await.unwrap();
+    admin(&locked, "ACL SETUSER app on >x ~* +ping +info +scan +unlink +get +set +incr +eval")
+        .await;
+    let as_app = |url: String| url.replace("redis://", "redis://app:x@");
+    let wants = Redis::start(RedisOptions::default()).await.unwrap();
+    admin(&wants, "CONFIG SET requirepass secret").await;
+    let at = |url: String, database: &str| {
+        format!("{}/{database}", url.trim_end_matches("/0").trim_end_matches('/'))
+    };
+    let rows: [(&str, String, &[&str]); 5] = [
+        (
+            "a database that is not there",
+            at(bed.redis.url(), "99"),
+            &["DB index is out of range", "the end of `redis.url`", "config get databases"],
+        ),
+        (
+            "no right to choose the database",
+            at(as_app(locked.url()), "1"),
+            &[
+                "choose the database: ",
+                "`acl setuser app +ping +info +scan +unlink +get +set +incr +eval +select`",
+            ],
+        ),
+        (
+            "a forgotten password",
+            wants.url(),
+            &["wants a password, and there is none", "`redis.password_file`"],
+        ),
+        (
+            "a wrong password",
+            wants.url().replace("redis://", "redis://:wrong@"),
+            &["`redis.password_file`", "the user in `redis.url`"],
+        ),
+        (
+            "no such user",
+            wants.url().replace("redis://", "redis://nobody:x@"),
+            &["`redis.password_file`", "the user in `redis.url`"],
+        ),
+    ];
+    for (what, redis_url, parts) in rows {
+        let settings = Settings { redis_url, ..bed.settings() };
+        let said = told(what, settings.clone(), parts).await;
+        assert!(said.contains("error[redis_login]"), "{what}: {said}");
+        let swept = Sidecar::new(settings).command(&["sweep", "item:*"]);
+        assert_eq!(swept.status.code(), Some(1), "{what}: {}", text(&swept));
+        let hinted = text(&swept).lines().any(|line| line.starts_with("  hint: "));
+        assert!(hinted, "{what}: {}", text(&swept));
+    }
+}
+
+/// Whoever removes keys by hand reads the whole command, too, and it cures.
+#[tokio::test]
+async fn a_sweep_by_hand_that_redis_refuses_shows_the_whole_acl_command() {
+    let bed = Bed::new(&[]).await;
+    bed.fill(&["item:1"]).await;
+    let commands = "+ping +info +scan +unlink +get +set +incr +eval";
+    let url = bed.redis.url().replace("redis://", "redis://app:x@");
+    for rights in ["~* +ping +info +get +set +incr +eval", &format!("~other:* {commands}")] {
+        admin(&bed.redis, &format!("ACL SETUSER app reset on >x {rights}")).await;
+        let sidecar = Sidecar::new(Settings { redis_url: url.clone(), ..bed.settings() });
+        let said = text(&sidecar.command(&["sweep", "item:*"]));
+        let hint = said.lines().find_map(|line| line.strip_prefix("  hint: `"));
+        let hint = hint.unwrap_or_else(|| panic!("{rights}: no command in {said}"));
+        assert!(hint.starts_with(&format!("acl setuser app {commands}")), "{rights}: {said}");
+        admin(&bed.redis, hint.trim_end_matches('`')).await;
+        let output = sidecar.command(&["sweep", "item:*", "--dry-run"]);
+        assert!(output.status.success(), "{rights}: {}", text(&output));
+    }
+}
+
+#[tokio::test]
+async fn a_password_file_that_is_not_there_is_named_before_and_while_it_is_used() {
+    let bed = Bed::new(&[]).await;
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("password");
+    let of_file = |section: &str| {
+        let mut settings = bed.settings();
+        let line = format!("password_file = {file:?}");
+        match section {
+            "postgres" => settings.postgres = line,
+            _ => settings.redis = line,
+        }
+        settings
+    };
+    for section in ["postgres", "redis"] {
+        let output = Sidecar::new(of_file(section)).command(&["check"]);
+        let said = text(&output);
+        assert_eq!(output.status.code(), Some(78), "{said}");
+        let missing = format!(
+            "{section}.password_file: read `{}`: No such file or directory (os error 2)\n  \
+             hint: write the password, and nothing else, into a file of this name",
+            file.display()
+        );
+        assert!(said.contains(&missing), "{said}");
+    }
+    std::fs::write(&file, "x\n").unwrap();
+    let sidecar = Sidecar::set_up(of_file("postgres")).await;
+    std::fs::remove_file(&file).unwrap();
+    let end = "select count(pg_terminate_backend(pid)) from pg_stat_activity
+                where application_name like 'walsweep%'";
+    bed.sql.run(end).await;
+    sidecar.wait_log("write the password, and nothing else, into that file").await;
+    assert!(sidecar.log().concat().contains("No such file or directory"));
+}
+
+/// Once, although both the checks and the attempt to stream find it out.
+#[tokio::test]
+async fn a_role_that_may_not_replicate_is_told_once_with_the_sql() {
+    let bed = Bed::new(&[]).await;
+    Sidecar::new(bed.settings()).setup();
+    bed.sql.run("create role plain login").await;
+    let postgres_url = bed.postgres.url().replace("postgres@", "plain@");
+    let parts = ["role `plain` may not replicate", "alter role \"plain\" replication"];
+    let said = told("no REPLICATION", Settings { postgres_url, ..bed.settings() }, &parts).await;
+    let errors: Vec<&str> = said.lines().filter(|line| line.starts_with("error[")).collect();
+    assert_eq!(errors.len(), 1, "{said}");
+    // While it runs nobody has looked before.
+    bed.sql.run("create role other login replication superuser").await;
+    let postgres_url = bed.postgres.url().replace("postgres@", "other@");
+    let name = "other".to_owned();
+    let sidecar = Sidecar::set_up(Settings { postgres_url, name, ..bed.settings() }).await;
+    bed.sql.run("alter role other noreplication nosuperuser").await;
+    bed.sql.run("select pg_terminate_backend(active_pid) from pg_replication_slots").await;
+    sidecar.wait_log("role `other` may not replicate").await;
+    assert!(!sidecar.log().concat().contains("grant connect"));
+}
+
+/// What it says to do is enough.
+#[tokio::test]
+async fn a_server_without_logical_decoding_is_told_with_the_sql_and_the_restart() {
+    let mut bed = Bed::new(&["wal_level = replica", "max_replication_slots = 0"]).await;
+    let parts = [
+        "`wal_level` is `replica`",
+        "`alter system set wal_level = logical`",
+        "`alter system set max_replication_slots = 10`",
+        "restart Postgres",
+    ];
+    told("wal_level", bed.settings(), &parts).await;
+    bed.sql.run("alter system set wal_level = logical").await;
+    bed.sql.run("alter system set max_replication_slots = 10").await;
+    bed.postgres.stop(StopMode::Fast).await.unwrap();
+    bed.postgres.start_again().await.unwrap();
+    bed.sql = Sql::connect(&bed.postgres).await;
+    let sidecar = Sidecar::new(bed.settings());
+    let said = text(&sidecar.command(&["check"]));
+    assert!(!said.contains("wal_level") && !said.contains("replication_slots"), "{said}");
+}
+
+/// It never was there, so it was not dropped or renamed.
+#[tokio::test]
+async fn a_table_that_is_not_there_is_told_with_the_one_that_is_meant() {
+    let bed = Bed::new(&[]).await;
+    bed.sql.run("create table sessions (id int primary key)").await;
+    for (named, hint) in [
+        ("public.itme", "hint: did you mean `public.item`?"),
+        ("shop.item", "hint: did you mean `public.item`?"),
+        ("public.Item", "hint: did you mean `public.item`?"),
+        ("public.users", "`public.sessions`"),
+    ] {
+        let rules = ITEM_RULES.replace("public.item", named);
+        let sidecar = Sidecar::new(Settings { rules, ..bed.settings() });
+        let said = text(&sidecar.command(&["check"]));
+        let missing = format!("rule.0.table: there is no table `{named}`");
+        let (_, after) = said.split_once(&missing).unwrap_or_else(|| panic!("{named}: {said}"));
+        let next: Vec<&str> = after.lines().skip(1).take(1).collect();
+        assert!(next[0].contains(hint), "{named}: {said}");
+        assert!(hint.contains("did you mean") || next[0].contains("`postgres.url`"), "{said}");
+    }
+}
+
+#[tokio::test]
+async fn a_second_run_of_one_file_says_that_the_first_one_is_there() {
+    let bed = Bed::new(&[]).await;
+    let sidecar = bed.sidecar().await;
+    let second = sidecar.command(&["run"]);
+    let said = text(&second);
+    assert_eq!(second.status.code(), Some(1), "{said}");
+    let address = format!("`127.0.0.1:{}`", sidecar.http_port());
+    for part in [
+        &format!("listen on `http.listen` {address}: a walsweep listens there"),
+        "it may be running already with this configuration",
+        "another `http.listen`",
+    ] {
+        assert!(said.contains(part), "{part}: {said}");
+    }
+    // Somebody else is no walsweep.
+    let listener = std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let said = text(&Sidecar::new_at(bed.settings(), port).command(&["run"]));
+    assert!(said.contains("Address already in use"), "{said}");
+    assert!(said.contains("hint: end the program that listens there"), "{said}");
+    assert!(!said.contains("a walsweep"), "{said}");
+}

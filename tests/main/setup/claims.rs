@@ -1,0 +1,321 @@
+//! What shows that a slot is walsweep's, and what does not: a claim in the comment is a name, and
+//! so is a watermark; whoever makes a slot of that name meanwhile keeps it.
+
+use redis::AsyncCommands;
+
+use crate::support::{Bed, PATIENCE, Settings, Sidecar, eventually, text};
+
+use super::{printed_sql, psql, rule};
+
+const STANDS: &str = "select coalesce(string_agg(concat_ws(' ', slot_name, restart_lsn,
+                                                          confirmed_flush_lsn), ', '), 'none')
+                        from pg_replication_slots";
+
+const COMMENT: &str = "select obj_description(oid, 'pg_publication') from pg_publication
+                        where pubname = 'walsweep'";
+
+const PUBLISHED: &str = "select coalesce(string_agg(tablename, ' ' order by tablename), 'none')
+                           from pg_publication_tables where pubname = 'walsweep'";
+
+const TABLES: &str = "create table shop (id int primary key, name text not null);
+                      create table cart (id int primary key, name text not null)";
+
+fn of(bed: &Bed, name: &str, tables: &[&str]) -> Settings {
+    let rules = tables.iter().map(|table| rule(table, &["k:{name}"])).collect();
+    let publication = Some("walsweep".to_owned());
+    Settings { name: name.to_owned(), publication, rules, ..bed.settings() }
+}
+
+/// Another program makes a slot under the name anew.
+async fn remade(bed: &Bed, name: &str) -> String {
+    bed.sql.run(&format!("select pg_drop_replication_slot('{name}')")).await;
+    bed.sql.run("update item set version = 7 where id = 1").await;
+    bed.sql.run(&format!("select pg_create_logical_replication_slot('{name}', 'pgoutput')")).await;
+    bed.sql.one(STANDS).await
+}
+
+async fn flush(bed: &Bed) {
+    let _: () = redis::cmd("FLUSHALL").query_async(&mut bed.cache.clone()).await.unwrap();
+}
+
+/// Its watermark is that of the slot from before, or of another history.
+#[tokio::test]
+async fn an_old_watermark_does_not_make_a_new_slot_of_that_name_walsweeps() {
+    let bed = Bed::new(&[]).await;
+    let mut sidecar = bed.sidecar().await;
+    assert_eq!(sidecar.sigterm().await, 0);
+    sidecar.change(|new| {
+        (new.name, new.publication) = ("renamed".to_owned(), Some("walsweep".to_owned()));
+    });
+    sidecar.start();
+    sidecar.wait_ready().await;
+    bed.settled().await;
+    assert_eq!(sidecar.sigterm().await, 0);
+    let check = sidecar.command(&["check"]);
+    assert!(check.status.success(), "as it was: {}", text(&check));
+    // One from beyond the end of the log is of a history that a restored server has not.
+    let (key, mut cache) = ("walsweep:renamed", bed.cache.clone());
+    let value: String = cache.get(key).await.unwrap();
+    let (before, after) = value.split_once("\"lsn\":\"").expect("it names an LSN");
+    let (_, after) = after.split_once('"').unwrap();
+    let ahead = format!("{before}\"lsn\":\"FF/0\"{after}");
+    let _: () = cache.set(key, ahead).await.unwrap();
+    let check = text(&sidecar.command(&["check"]));
+    assert!(check.contains("error[slot_unclaimed]"), "{check}");
+    let _: () = cache.set(key, &value).await.unwrap();
+    let stands = remade(&bed, "renamed").await;
+    let check = text(&sidecar.command(&["check"]));
+    assert!(check.contains("error[slot_unclaimed]"), "{check}");
+    sidecar.start();
+    assert_eq!(sidecar.wait_exit().await, 1);
+    assert_eq!(bed.sql.one::<String>(STANDS).await, stands);
+}
+
+/// The comment claims the name. Redis shows that walsweep read another slot of it.
+#[tokio::test]
+async fn teardown_leaves_a_claimed_slot_that_was_made_anew_and_tells_where_it_dropped_one() {
+    let bed = Bed::new(&[]).await;
+    for is_known in [true, false] {
+        let mut sidecar = bed.sidecar().await;
+        bed.settled().await;
+        bed.marked().await;
+        assert_eq!(sidecar.sigterm().await, 0);
+        let stands = remade(&bed, "walsweep").await;
+        let confirmed = bed.confirmed().await;
+        if !is_known {
+            flush(&bed).await;
+        }
+        let printed = text(&sidecar.command(&["teardown", "--print"]));
+        let is_dropped = printed.lines().any(|line| line.starts_with("select pg_catalog.pg_drop"));
+        assert_eq!(is_dropped, !is_known, "{printed}");
+        let said = text(&sidecar.command(&["teardown"]));
+        if is_known {
+            let left = format!(
+                "left slot `walsweep`: publication `walsweep` records it, but of its \
+                 confirmed_flush_lsn {confirmed} the watermark in redis is behind it"
+            );
+            assert!(said.contains(&left) && said.contains("drop it: select"), "{said}");
+            assert_eq!(bed.sql.one::<String>(STANDS).await, stands);
+            bed.sql.run("select pg_drop_replication_slot('walsweep')").await;
+            flush(&bed).await;
+        } else {
+            let dropped =
+                format!("dropped slot `walsweep`, whose confirmed_flush_lsn was {confirmed}");
+            assert!(said.contains(&dropped), "{said}");
+        }
+    }
+}
+
+/// `run` made the slot, and its login may not write the comment. While all is well it is said what
+/// an emptied Redis would lead to, and who mends it.
+#[tokio::test]
+async fn a_slot_that_only_redis_knows_is_told_with_who_records_it_before_it_is_refused() {
+    let bed = Bed::new(&[]).await;
+    bed.sql
+        .run(
+            "create role shopkeeper login; create role walsweep login replication;
+             alter table item owner to shopkeeper;
+             grant create on database postgres to shopkeeper",
+        )
+        .await;
+    let login = |role: &str| bed.postgres.url().replace("//postgres@", &format!("//{role}@"));
+    let settings = Settings { postgres_url: login("walsweep"), ..bed.settings() };
+    let mut sidecar = Sidecar::new(settings);
+    let output = sidecar.command(&["setup", "--as", &login("shopkeeper")]);
+    assert!(output.status.success(), "{}", text(&output));
+    sidecar.change(|new| {
+        (new.name, new.publication) = ("renamed".to_owned(), Some("walsweep".to_owned()));
+    });
+    sidecar.start();
+    sidecar.wait_ready().await;
+    bed.settled().await;
+    assert_eq!(sidecar.sigterm().await, 0);
+    let told = "slot `renamed` is not recorded as walsweep's on publication `walsweep`: only its \
+                watermark in redis shows that it is; if redis is emptied, the next start refuses \
+                it";
+    let who = "record that as `shopkeeper`, who owns the publication, or as a superuser, with:";
+    let check = sidecar.command(&["check"]);
+    assert!(check.status.success(), "{}", text(&check));
+    let check = text(&check);
+    assert!(check.contains(&format!("warning[slot_unclaimed]: {told}")), "{check}");
+    assert!(check.contains(who), "{check}");
+    let lines = sidecar.log().len();
+    sidecar.start();
+    sidecar.wait_ready().await;
+    // Another session, of which it is not said again.
+    bed.sql.run("select pg_terminate_backend(active_pid) from pg_replication_slots").await;
+    sidecar.wait_log("the session with postgres ended").await;
+    sidecar.wait_ready().await;
+    let log = sidecar.log();
+    let warns: Vec<&String> = log[lines..].iter().filter(|line| line.contains(told)).collect();
+    assert_eq!(warns.len(), 1, "{log:#?}");
+    assert!(warns[0].contains("WARN") && warns[0].contains(who), "{}", warns[0]);
+    assert!(warns[0].contains("comment on publication"), "with the SQL: {}", warns[0]);
+    assert_eq!(sidecar.sigterm().await, 0);
+    flush(&bed).await;
+    sidecar.start();
+    assert_eq!(sidecar.wait_exit().await, 1);
+    let refused = || async { sidecar.log()[log.len()..].join("\n").contains(who) };
+    eventually(PATIENCE, "the refusal names who may record it", refused).await;
+    let (_, cure) = check.split_once("warning[slot_unclaimed]").unwrap();
+    let cure = cure.split("\nwarning[").next().and_then(|cure| cure.split("\ninfo[").next());
+    psql(&bed, "shopkeeper", &printed_sql(cure.unwrap()));
+    sidecar.start();
+    sidecar.wait_ready().await;
+    assert!(!text(&sidecar.command(&["check"])).contains("slot_unclaimed"));
+}
+
+/// A name that was tried once keeps its tables published until somebody forgets it: by its SQL, by
+/// `teardown` with the name, be there no such slot or one of another database.
+#[tokio::test]
+async fn a_slot_name_that_was_tried_once_is_named_and_forgotten() {
+    let bed = Bed::new(&[]).await;
+    bed.sql.run(TABLES).await;
+    bed.sql.run("create database other").await;
+    let own = Sidecar::new(of(&bed, "walsweep", &["shop"]));
+    own.setup();
+    for by in ["sql", "missing", "other database"] {
+        let tried = Sidecar::new(of(&bed, "tried", &["shop", "cart"]));
+        tried.setup();
+        assert_eq!(bed.sql.one::<String>(PUBLISHED).await, "cart shop");
+        assert!(!text(&own.command(&["check"])).contains("slot_gone"), "it is there");
+        bed.sql.run("select pg_drop_replication_slot('tried')").await;
+        let check = text(&own.command(&["check"]));
+        let (_, told) = check.split_once("info[slot_gone]: ").unwrap_or_else(|| panic!("{check}"));
+        for part in [
+            "publication `walsweep` records slot `tried`, which is not on this server in this \
+             database; `public.cart` stays published for it",
+            "`walsweep teardown` with `postgres.slot = \"tried\"` forgets it, or as `postgres`",
+        ] {
+            assert!(told.contains(part), "{part}: {check}");
+        }
+        let said = text(&own.command(&["setup"]));
+        assert!(said.contains("-- publication `walsweep` records slot `tried`"), "{said}");
+        assert_eq!(bed.sql.one::<String>(PUBLISHED).await, "cart shop", "told, not done");
+        if by == "sql" {
+            psql(&bed, "postgres", &printed_sql(told.split("\ninfo[").next().unwrap()));
+        } else {
+            if by == "other database" {
+                let url = bed.postgres.url();
+                make_slot(&bed, &format!("{}/other", url.strip_suffix("/postgres").unwrap()));
+            }
+            let output = tried.command(&["teardown"]);
+            let said = text(&output);
+            assert!(output.status.success(), "{by}: {said}");
+            let part = match by {
+                "missing" => "there is no slot `tried`",
+                _ => "left slot `tried`: it is of database `other`",
+            };
+            assert!(said.contains(part), "{by}: {said}");
+            assert!(said.contains("took `public.cart` out of publication `walsweep`"), "{said}");
+        }
+        assert_eq!(bed.sql.one::<String>(PUBLISHED).await, "shop", "{by}");
+        let comment: String = bed.sql.one(COMMENT).await;
+        assert!(comment.contains("\"walsweep\"") && !comment.contains("tried"), "{by}: {comment}");
+    }
+    let slots = "select string_agg(slot_name, ' ' order by slot_name) from pg_replication_slots";
+    assert_eq!(bed.sql.one::<String>(slots).await, "tried walsweep", "the other database's stays");
+}
+
+/// A slot of this name in another database.
+fn make_slot(bed: &Bed, url: &str) {
+    let mut psql = bed.postgres.command("psql");
+    let make = "select pg_create_logical_replication_slot('tried', 'pgoutput')";
+    psql.args(["-X", "-q", "-v", "ON_ERROR_STOP=1", "-d", url, "-c", make]);
+    let output = psql.output().unwrap();
+    assert!(output.status.success(), "{}", text(&output));
+}
+
+/// A role that may create publications made one in advance that bears walsweep's comment.
+#[tokio::test]
+async fn a_publication_of_a_stranger_that_bears_the_comment_is_named_with_its_owner() {
+    let bed = Bed::new(&[]).await;
+    bed.sql
+        .run(
+            "create role mallory login; create role shopkeeper login;
+             create role walsweep login replication;
+             grant create on database postgres to mallory, shopkeeper;
+             alter table item owner to shopkeeper",
+        )
+        .await;
+    let settings = Settings {
+        postgres_url: bed.postgres.url().replace("//postgres@", "//walsweep@"),
+        ..bed.settings()
+    };
+    let sidecar = Sidecar::new(settings);
+    let squatted = format!("create publication walsweep; {}", crate::data::ADOPT);
+    psql(&bed, "mallory", &squatted);
+    let told = "publication `walsweep` is of `mallory`, who owns none of the rules' tables and is \
+                no superuser";
+    let check = text(&sidecar.command(&["check"]));
+    assert!(check.contains(&format!("warning[publication_owner]: {told}")), "{check}");
+    let said = text(&sidecar.command(&["setup", "--as", &bed.postgres.url()]));
+    assert!(said.contains(&format!("-- {told}")), "{said}");
+    for owner in ["shopkeeper", "walsweep", "postgres"] {
+        bed.sql.run("grant create on database postgres to walsweep").await;
+        bed.sql.run(&format!("alter publication walsweep owner to {owner}")).await;
+        let check = text(&sidecar.command(&["check"]));
+        assert!(!check.contains("publication_owner"), "{owner}: {check}");
+    }
+}
+
+/// The role of the configuration replicates, not whoever owns the tables.
+#[tokio::test]
+async fn what_is_printed_for_an_owner_gives_that_owner_no_right_to_replicate() {
+    let bed = Bed::new(&[]).await;
+    bed.sql
+        .run(
+            "create role shopkeeper login; alter table item owner to shopkeeper;
+             grant create on database postgres to shopkeeper",
+        )
+        .await;
+    let login = |role: &str| bed.postgres.url().replace("//postgres@", &format!("//{role}@"));
+    let sidecar = Sidecar::new(Settings { postgres_url: login("walsweep"), ..bed.settings() });
+    let output = sidecar.command(&["setup", "--print", "--as", &login("shopkeeper")]);
+    assert!(output.status.success(), "{}", text(&output));
+    let script = String::from_utf8(output.stdout).unwrap();
+    assert!(script.contains("alter role \"walsweep\" replication"), "{script}");
+    assert!(script.contains("-- By the owner of the tables (`shopkeeper`), who"), "{script}");
+    psql(&bed, "postgres", &script);
+    let replicates = "select rolreplication from pg_roles where rolname = 'shopkeeper'";
+    assert!(!bed.sql.one::<bool>(replicates).await, "{script}");
+}
+
+/// Whoever runs what `check` prints for the hand-over, and for the slot, and starts: the slot that
+/// the SQL made is recorded.
+#[tokio::test]
+async fn the_sql_that_hands_a_publication_over_records_the_slot_that_is_made_beside_it() {
+    let bed = Bed::new(&[]).await;
+    bed.sql.run("create publication walsweep for table item").await;
+    let mut sidecar = Sidecar::new(bed.settings());
+    let check = text(&sidecar.command(&["check"]));
+    assert!(check.contains("publication_foreign") && check.contains("slot_missing"), "{check}");
+    psql(&bed, "postgres", &printed_sql(&check));
+    assert!(bed.sql.one::<String>(STANDS).await.starts_with("walsweep "));
+    let check = sidecar.command(&["check"]);
+    assert!(check.status.success(), "{}", text(&check));
+    assert!(!text(&check).contains("slot_unclaimed"), "{}", text(&check));
+    sidecar.start();
+    sidecar.wait_ready().await;
+    assert_eq!(sidecar.sigterm().await, 0);
+    let said = text(&sidecar.command(&["teardown"]));
+    assert!(said.contains("dropped slot `walsweep`"), "{said}");
+}
+
+/// It comes from the comment, and so from whoever owns the publication.
+#[tokio::test]
+async fn the_name_of_an_index_is_shown_on_one_line() {
+    let bed = Bed::new(&[]).await;
+    bed.sql
+        .run(
+            "create table shop (id int primary key, code text not null, name text not null);
+             create unique index \"odd\nindex\" on shop (code);
+             alter table shop replica identity using index \"odd\nindex\"",
+        )
+        .await;
+    let sidecar = Sidecar::new(of(&bed, "walsweep", &["shop"]));
+    sidecar.setup();
+    bed.sql.run("drop index \"odd\nindex\"").await;
+    let printed = text(&sidecar.command(&["teardown", "--print"]));
+    assert!(printed.contains("it was that of index `odd\\nindex`, which is gone"), "{printed}");
+}

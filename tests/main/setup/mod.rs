@@ -1,0 +1,60 @@
+//! `setup`, `check` and `teardown` do no harm (I10): what they print, wait for, own and leave.
+
+mod claims;
+mod given_up;
+mod heirs;
+mod locks;
+mod login;
+mod memory;
+mod old_rows;
+mod others;
+mod printed;
+mod refused;
+mod slot;
+mod teardown;
+mod together;
+mod truth;
+mod whose;
+
+use std::io::Write;
+use std::process::Stdio;
+
+use crate::support::{Bed, text};
+
+/// Runs a script with psql as this role, which must succeed.
+pub(crate) fn psql(bed: &Bed, role: &str, script: &str) {
+    let url = bed.postgres.url().replace("//postgres@", &format!("//{role}@"));
+    let mut psql = bed.postgres.command("psql");
+    psql.args(["-X", "-q", "-v", "ON_ERROR_STOP=1", "-d", &url]).stdin(Stdio::piped());
+    let mut psql = psql.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    psql.stdin.take().unwrap().write_all(script.as_bytes()).unwrap();
+    let output = psql.wait_with_output().unwrap();
+    assert!(output.status.success(), "{}\n{script}", text(&output));
+}
+
+/// The SQL of findings as they are printed, in their order; also behind `-- ` in a script.
+pub(crate) fn printed_sql(text: &str) -> String {
+    let mut sql = String::new();
+    let mut is_sql = false;
+    for line in text.lines() {
+        let line = line.strip_prefix("-- ").unwrap_or(line);
+        is_sql = line.starts_with("    sql: ") || is_sql && line.starts_with("         ");
+        if is_sql {
+            sql.push_str(line.strip_prefix("    sql: ").unwrap_or(line).trim_start());
+            sql.push('\n');
+        }
+    }
+    sql
+}
+
+/// A rule without anything unusual.
+fn rule(name: &str, keys: &[&str]) -> String {
+    format!("[[rule]]\nname = {name:?}\ntable = \"public.{name}\"\nkeys = {keys:?}\n")
+}
+
+#[test]
+fn the_sql_of_findings_is_found_in_what_is_printed() {
+    let text = "error[a]: x\n    hint: y\n    sql: begin;\n         commit;\n\
+                warning[b]: z\n-- Not needed, but: c\n--     sql: d;\n--          e;\n-- f";
+    assert_eq!(printed_sql(text), "begin;\ncommit;\nd;\ne;\n");
+}

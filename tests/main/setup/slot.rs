@@ -1,0 +1,288 @@
+//! Whose the slot is: one bears no mark, so that only what the comment on walsweep's publication
+//! claims is dropped, and no `run` begins with one that is probably another program's.
+
+use crate::support::{Bed, Settings, Sidecar, text};
+
+use super::{printed_sql, psql, rule};
+
+/// Where another consumer's slot stands; one that was made anew stands elsewhere.
+const STANDS: &str = "select coalesce(string_agg(concat_ws(' ', slot_name, restart_lsn,
+                                                          confirmed_flush_lsn), ', '), 'none')
+                        from pg_replication_slots";
+
+const COMMENT: &str = "select obj_description(oid, 'pg_publication') from pg_publication
+                        where pubname = 'walsweep'";
+
+const PUBLICATIONS: &str = "select count(*) from pg_publication where pubname = 'walsweep'";
+
+/// What another program has not read yet.
+async fn others_slot(bed: &Bed) -> String {
+    bed.sql.run("select pg_create_logical_replication_slot('walsweep', 'pgoutput')").await;
+    bed.sql.run("update item set version = 7 where id = 1").await;
+    bed.sql.one(STANDS).await
+}
+
+fn dropping(script: &str) -> Vec<&str> {
+    let lines = script.lines().filter(|line| line.contains("pg_drop_replication_slot"));
+    lines.filter(|line| !line.starts_with("--")).collect()
+}
+
+/// `setup` does not say that all is well where `run` would refuse to start.
+fn refused(sidecar: &Sidecar) {
+    let output = sidecar.command(&["setup"]);
+    assert_eq!(output.status.code(), Some(1), "{}", text(&output));
+    for part in ["would refuse to start", "slot `walsweep` is there", "name another one"] {
+        assert!(text(&output).contains(part), "{part}: {}", text(&output));
+    }
+}
+
+#[tokio::test]
+async fn the_slot_of_another_consumer_survives_setup_run_and_teardown() {
+    let bed = Bed::new(&[]).await;
+    let stands = others_slot(&bed).await;
+    let mut sidecar = Sidecar::new(bed.settings());
+    let script = String::from_utf8(sidecar.command(&["setup", "--print"]).stdout).unwrap();
+    assert_eq!(dropping(&script), [""; 0], "{script}");
+    assert!(script.contains("Slot `walsweep` is left, for it may be another"), "{script}");
+    refused(&sidecar);
+    let comment: String = bed.sql.one(COMMENT).await;
+    refused(&sidecar);
+    assert_eq!(bed.sql.one::<String>(COMMENT).await, comment);
+    assert_eq!(bed.sql.one::<String>(STANDS).await, stands, "setup");
+    let check = text(&sidecar.command(&["check"]));
+    assert!(check.contains("error[slot_unclaimed]: slot `walsweep` is there"), "{check}");
+    assert!(check.contains("let `postgres.slot` name another one"), "{check}");
+    assert!(!printed_sql(&check).contains("pg_drop_replication_slot"), "{check}");
+    assert!(check.contains("would refuse to start"), "{check}");
+    sidecar.start();
+    assert_eq!(sidecar.wait_exit().await, 1);
+    let log = sidecar.log().concat();
+    assert!(log.contains("may be another program's") && !log.contains("streaming"), "{log}");
+    assert_eq!(bed.sql.one::<String>(STANDS).await, stands, "run");
+    let script = String::from_utf8(sidecar.command(&["teardown", "--print"]).stdout).unwrap();
+    assert_eq!(dropping(&script), [""; 0], "{script}");
+    psql(&bed, "postgres", &script);
+    assert_eq!(bed.sql.one::<String>(STANDS).await, stands, "the printed teardown");
+    assert_eq!(bed.sql.one::<i64>(PUBLICATIONS).await, 0);
+    refused(&sidecar);
+    let output = sidecar.command(&["teardown"]);
+    assert!(output.status.success(), "{}", text(&output));
+    for part in ["left slot `walsweep`", "only if nobody else reads it", "dropped publication"] {
+        assert!(text(&output).contains(part), "{part}: {}", text(&output));
+    }
+    assert_eq!(bed.sql.one::<String>(STANDS).await, stands, "teardown");
+    assert_eq!(bed.sql.one::<i64>(PUBLICATIONS).await, 0);
+}
+
+/// Redis knows whether walsweep has read the slot; until it answers nothing is read, or dropped.
+#[tokio::test]
+async fn a_slot_in_doubt_waits_for_redis_to_answer() {
+    let mut bed = Bed::new(&[]).await;
+    let stands = others_slot(&bed).await;
+    let mut sidecar = Sidecar::new(bed.settings());
+    refused(&sidecar);
+    bed.redis.kill9().await.unwrap();
+    sidecar.start();
+    sidecar.wait_log("redis does not answer whether it is not").await;
+    assert_eq!(bed.sql.one::<String>(STANDS).await, stands);
+    bed.redis.start_again().await.unwrap();
+    assert_eq!(sidecar.wait_exit().await, 1);
+    let log = sidecar.log().concat();
+    assert!(!log.contains("streaming") && !log.contains("dropping it"), "{log}");
+    assert_eq!(bed.sql.one::<String>(STANDS).await, stands);
+}
+
+/// Whoever knows better says so, once; then all is as if `setup` had made it.
+#[tokio::test]
+async fn a_slot_that_its_owner_claims_is_read_and_dropped() {
+    let bed = Bed::new(&[]).await;
+    others_slot(&bed).await;
+    let mut sidecar = Sidecar::new(bed.settings());
+    refused(&sidecar);
+    // Of another walsweep, so that both the slot and the tables are to be recorded.
+    let comment: String = bed.sql.one(COMMENT).await;
+    let others = comment.replace("\"walsweep\"", "\"other\"").replace("[]", "[\"other\"]");
+    let others = others.replace("\"identities\":[\"other\"]", "\"identities\":[]");
+    bed.sql.run(&format!("comment on publication walsweep is '{others}'")).await;
+    let check = text(&sidecar.command(&["check"]));
+    assert!(
+        check.contains("[slot_unclaimed]") && check.contains("[publication_memory]"),
+        "{check}"
+    );
+    psql(&bed, "postgres", &printed_sql(&check));
+    let check = sidecar.command(&["check"]);
+    assert!(check.status.success(), "{}", text(&check));
+    for code in ["slot_unclaimed", "publication_memory"] {
+        assert!(!text(&check).contains(code), "{}", text(&check));
+    }
+    sidecar.start();
+    sidecar.wait_ready().await;
+    assert_eq!(sidecar.sigterm().await, 0);
+    let said = text(&sidecar.command(&["teardown"]));
+    assert!(said.contains("dropped slot `walsweep`"), "{said}");
+    assert_eq!(bed.sql.one::<String>(STANDS).await, "none");
+}
+
+/// The publication is gone, and with it what told whose the slot is: `run`, which left its
+/// watermark in Redis, goes on all the same.
+#[tokio::test]
+async fn a_publication_dropped_by_hand_and_set_up_again_leaves_the_slot_to_run() {
+    let bed = Bed::new(&[]).await;
+    let mut sidecar = bed.sidecar().await;
+    bed.settled().await;
+    assert_eq!(sidecar.sigterm().await, 0);
+    bed.sql.run("drop publication walsweep; update item set version = 1 where id = 1").await;
+    let stands: String = bed.sql.one(STANDS).await;
+    sidecar.setup();
+    assert_eq!(bed.sql.one::<String>(STANDS).await, stands, "setup leaves it");
+    let check = sidecar.command(&["check"]);
+    assert!(check.status.success(), "{}", text(&check));
+    assert!(text(&check).contains("warning[slot_unclaimed]"), "{}", text(&check));
+    sidecar.start();
+    sidecar.wait_log("if redis is emptied, the next start refuses it").await;
+    bed.fill(&["item:2"]).await;
+    sidecar.wait_ready().await;
+    bed.sql.run("update item set version = 2 where id = 2").await;
+    bed.gone("item:2").await;
+    assert_eq!(sidecar.sigterm().await, 0);
+    let watermark = bed.watermark().await;
+    let said = text(&sidecar.command(&["teardown"]));
+    let (_, after) = said.split_once("drop it: ").unwrap_or_else(|| panic!("{said}"));
+    assert_eq!(bed.watermark().await, watermark, "it belongs to the slot: {said}");
+    bed.sql.run(after.lines().next().unwrap()).await;
+    assert_eq!(bed.sql.one::<String>(STANDS).await, "none");
+}
+
+/// An owner who may not replicate claims the slot for the `run` that makes it.
+#[tokio::test]
+async fn a_slot_that_run_makes_is_claimed_by_the_setup_before() {
+    let bed = Bed::new(&[]).await;
+    bed.sql
+        .run(
+            "create role shopkeeper login; create role walsweep login replication;
+             alter table item owner to shopkeeper;
+             grant create on database postgres to shopkeeper",
+        )
+        .await;
+    let login = |role: &str| bed.postgres.url().replace("//postgres@", &format!("//{role}@"));
+    let settings = Settings { postgres_url: login("walsweep"), ..bed.settings() };
+    let mut sidecar = Sidecar::new(settings);
+    // The printed script, and the command.
+    for is_printed in [true, false] {
+        if is_printed {
+            let script = String::from_utf8(sidecar.command(&["setup", "--print"]).stdout).unwrap();
+            psql(&bed, "shopkeeper", &script);
+        } else {
+            // As whoever may not make it: there is none afterwards.
+            let owner = sidecar.command(&["setup", "--as", &login("shopkeeper")]);
+            assert!(owner.status.success(), "{}", text(&owner));
+            assert!(text(&owner).contains("Left to `walsweep run`"), "{}", text(&owner));
+        }
+        assert_eq!(bed.sql.one::<String>(STANDS).await, "none");
+        let comment: String = bed.sql.one(COMMENT).await;
+        assert!(comment.contains("\"slots\":[\"walsweep\"]"), "{comment}");
+        sidecar.start();
+        sidecar.wait_ready().await;
+        assert_eq!(sidecar.sigterm().await, 0);
+        let check = text(&sidecar.command(&["check"]));
+        assert!(!check.contains("slot_unclaimed"), "{check}");
+        let said = text(&sidecar.command(&["teardown", "--as", &login("shopkeeper")]));
+        assert!(said.contains("dropped slot `walsweep`"), "{said}");
+    }
+}
+
+/// A copied configuration, with a publication of its own: slot, watermark and event trigger have
+/// one name, and are the first one's.
+#[tokio::test]
+async fn a_second_walsweep_with_a_copied_slot_leaves_the_first_ones() {
+    let bed = Bed::new(&[]).await;
+    bed.sql.run("create materialized view v as select 1 as a").await;
+    let of_view = "[[rule]]\nname = \"v\"\nmaterialized_view = \"public.v\"\nkeys = [\"v\"]\n";
+    let rules = rule("item", &["item:{id}"]) + of_view;
+    let mut first = Sidecar::set_up(Settings { rules: rules.clone(), ..bed.settings() }).await;
+    bed.settled().await;
+    assert_eq!(first.sigterm().await, 0);
+    let stands: String = bed.sql.one(STANDS).await;
+    let publication = Some("second".to_owned());
+    let second = Sidecar::new(Settings { publication, rules, ..bed.settings() });
+    second.setup();
+    assert_eq!(bed.sql.one::<String>(STANDS).await, stands, "setup");
+    let watermark = bed.watermark().await;
+    assert!(watermark.is_some());
+    let said = text(&second.command(&["teardown"]));
+    for part in ["left slot `walsweep`", "left event trigger `walsweep_refresh`", "`second`"] {
+        assert!(said.contains(part), "{part}: {said}");
+    }
+    assert_eq!(bed.sql.one::<String>(STANDS).await, stands, "teardown");
+    assert_eq!(bed.watermark().await, watermark, "it is the first one's: {said}");
+    let triggers = "select count(*) from pg_event_trigger";
+    assert_eq!(bed.sql.one::<i64>(triggers).await, 1, "{said}");
+    let said = text(&first.command(&["teardown"]));
+    assert!(said.contains("dropped slot `walsweep`"), "{said}");
+    assert_eq!(bed.watermark().await, None);
+    assert_eq!(bed.sql.one::<i64>(triggers).await, 0, "{said}");
+}
+
+/// One that `run` made without `setup` is no other program's: its watermark tells.
+#[tokio::test]
+async fn a_new_slot_name_that_nobody_set_up_is_told_and_does_not_stop_a_restart() {
+    let bed = Bed::new(&[]).await;
+    let mut sidecar = bed.sidecar().await;
+    assert_eq!(sidecar.sigterm().await, 0);
+    let publication = Some("walsweep".to_owned());
+    sidecar.change(|new| {
+        (new.name, new.publication) = ("renamed".to_owned(), publication);
+    });
+    for is_again in [false, true] {
+        sidecar.start();
+        sidecar.wait_ready().await;
+        bed.settled().await;
+        assert_eq!(sidecar.sigterm().await, 0);
+        let check = sidecar.command(&["check"]);
+        assert!(check.status.success(), "{is_again}: {}", text(&check));
+        let told = "warning[slot_unclaimed]: slot `renamed` is not recorded as walsweep's on \
+                    publication `walsweep`: only its watermark in redis shows that it is";
+        assert!(text(&check).contains(told), "{is_again}: {}", text(&check));
+    }
+    // What has not been read by any walsweep with this Redis is another matter.
+    bed.sql.run("select pg_create_logical_replication_slot('theirs', 'pgoutput')").await;
+    sidecar.change(|new| new.name = "theirs".to_owned());
+    let stands: String = bed.sql.one(STANDS).await;
+    sidecar.start();
+    assert_eq!(sidecar.wait_exit().await, 1);
+    assert_eq!(bed.sql.one::<String>(STANDS).await, stands);
+}
+
+/// With a publication of somebody else nothing can claim a slot.
+#[tokio::test]
+async fn beside_a_publication_of_somebody_else_the_slot_is_left_and_told() {
+    let bed = Bed::new(&[]).await;
+    bed.sql.run("create publication walsweep for table item").await;
+    let mut sidecar = Sidecar::new(bed.settings());
+    sidecar.setup();
+    sidecar.start();
+    sidecar.wait_ready().await;
+    bed.settled().await;
+    bed.marked().await;
+    let check = text(&sidecar.command(&["check"]));
+    assert!(check.contains("info[slot_unclaimed]"), "{check}");
+    // While a walsweep streams from it, nothing is torn down under it.
+    let said = text(&sidecar.command(&["teardown"]));
+    assert!(said.contains("streams from it"), "{said}");
+    assert_eq!(sidecar.sigterm().await, 0);
+    let said = text(&sidecar.command(&["teardown"]));
+    assert!(said.contains("left slot `walsweep`: no comment on a publication"), "{said}");
+}
+
+/// No finding that is about a slot sends anybody to drop it first.
+#[tokio::test]
+async fn an_unfit_slot_is_told_with_another_name_first() {
+    let bed = Bed::new(&[]).await;
+    let sidecar = Sidecar::new(Settings { rules: rule("item", &["item:{id}"]), ..bed.settings() });
+    bed.sql.run("select pg_create_logical_replication_slot('walsweep', 'test_decoding')").await;
+    let check = text(&sidecar.command(&["check"]));
+    let (_, after) = check.split_once("error[slot_plugin]").expect("it is told");
+    let hint = after.lines().nth(1).unwrap().trim();
+    assert!(hint.starts_with("hint: let `postgres.slot` name another one"), "{hint}");
+    assert!(hint.ends_with("if nobody needs it"), "{hint}");
+}

@@ -1,0 +1,203 @@
+//! `teardown` drops all that is its to drop or nothing, and tells what it did.
+
+use walsweep_stage::throwaway::{Signal, signal};
+
+use crate::support::{Bed, PATIENCE, Settings, Sidecar, Sql, eventually, text};
+
+use super::{psql, rule};
+
+const LEFT: &str = "select (select count(*) from pg_replication_slots)
+                         + (select count(*) from pg_publication)";
+
+#[tokio::test]
+async fn a_role_that_does_not_own_the_publication_drops_nothing_and_the_owner_all() {
+    let bed = Bed::new(&[]).await;
+    bed.sql
+        .run(
+            "create role shopkeeper login; create role walsweep login replication;
+             create table cart (id int primary key); alter table cart owner to shopkeeper;
+             grant create on database postgres to shopkeeper",
+        )
+        .await;
+    let postgres_url = bed.postgres.url().replace("//postgres@", "//walsweep@");
+    let rules = rule("cart", &["cart:{id}"]);
+    let sidecar = Sidecar::new(Settings { postgres_url, rules, ..bed.settings() });
+    let owner = bed.postgres.url().replace("//postgres@", "//shopkeeper@");
+    let output = sidecar.command(&["setup", "--as", &owner]);
+    assert!(output.status.success(), "{}", text(&output));
+    sidecar.setup();
+    assert_eq!(bed.sql.one::<i64>(LEFT).await, 2);
+    let output = sidecar.command(&["teardown"]);
+    let said = text(&output);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert_eq!(bed.sql.one::<i64>(LEFT).await, 2, "{said}");
+    for part in [
+        "publication `walsweep` of `shopkeeper`",
+        "nothing was dropped",
+        "`walsweep teardown --as URL`",
+    ] {
+        assert!(said.contains(part), "{part}: {said}");
+    }
+    assert!(!said.contains("walsweep setup"), "{said}");
+    // Who may not drop the slot lets walsweep's role do it.
+    let said = text(&sidecar.command(&["teardown", "--as", &owner]));
+    for part in ["dropped slot `", "dropped publication `walsweep`"] {
+        assert!(said.contains(part), "{part}: {said}");
+    }
+    assert_eq!(bed.sql.one::<i64>(LEFT).await, 0, "{said}");
+}
+
+#[tokio::test]
+async fn a_teardown_that_comes_no_further_tells_what_it_dropped() {
+    let bed = Bed::new(&[]).await;
+    let sidecar = Sidecar::new(bed.settings());
+    sidecar.setup();
+    let other = Sql::connect(&bed.postgres).await;
+    other.run("begin; drop publication walsweep").await;
+    let teardown = sidecar.spawn(&["teardown"]);
+    let waits = || async {
+        bed.sql.one::<i64>("select count(*) from pg_locks where not granted").await > 0
+    };
+    eventually(PATIENCE, "it waits for the publication", waits).await;
+    signal(&[teardown.id()], Signal::Int).unwrap();
+    let output = tokio::task::spawn_blocking(|| teardown.wait_with_output().unwrap()).await;
+    let output = output.unwrap();
+    assert_eq!(output.status.code(), Some(1), "{}", text(&output));
+    assert!(text(&output).contains("dropped slot `"), "{}", text(&output));
+    other.run("rollback").await;
+    let said = text(&sidecar.command(&["teardown"]));
+    assert!(said.contains("dropped publication `walsweep`"), "{said}");
+}
+
+#[tokio::test]
+async fn teardown_print_shows_the_sql_while_walsweep_runs_and_says_to_stop_it_first() {
+    let bed = Bed::new(&[]).await;
+    let mut sidecar = bed.sidecar().await;
+    bed.settled().await;
+    let output = sidecar.command(&["teardown", "--print"]);
+    assert!(output.status.success(), "{}", text(&output));
+    let script = String::from_utf8(output.stdout).unwrap();
+    let holder: i32 = bed.sql.one("select active_pid from pg_replication_slots").await;
+    let first = format!("-- Stop walsweep first: process {holder} (");
+    let at = |part: &str| script.find(part).unwrap_or_else(|| panic!("no {part}: {script}"));
+    assert!(at(&first) < at("select pg_catalog.pg_drop_replication_slot("), "{script}");
+    let output = sidecar.command(&["teardown"]);
+    assert!(text(&output).contains("streams from it"), "{}", text(&output));
+    assert_eq!(bed.sql.one::<i64>(LEFT).await, 2, "nothing is dropped");
+    assert_eq!(sidecar.sigterm().await, 0);
+    psql(&bed, "postgres", &script);
+    assert_eq!(bed.sql.one::<i64>(LEFT).await, 0, "{script}");
+}
+
+/// Whoever owns the publication and cannot log in is not sent to log in.
+#[tokio::test]
+async fn teardown_names_a_login_that_can_and_the_script_who_may_run_each_part() {
+    let bed = Bed::new(&[]).await;
+    bed.sql
+        .run(
+            "create role team nologin; create role clerk login; grant team to clerk;
+             create role walsweep login replication; create role reader login replication;
+             create materialized view v as select 1 as a",
+        )
+        .await;
+    let rules = rule("item", &["item:{id}"])
+        + "[[rule]]\nname = \"v\"\nmaterialized_view = \"public.v\"\nkeys = [\"v\"]\n";
+    let login = |role: &str| bed.postgres.url().replace("//postgres@", &format!("//{role}@"));
+    let settings = Settings { postgres_url: login("walsweep"), rules, ..bed.settings() };
+    let sidecar = Sidecar::new(settings);
+    let output = sidecar.command(&["setup", "--as", &bed.postgres.url()]);
+    assert!(output.status.success(), "{}", text(&output));
+    bed.sql.run("alter publication walsweep owner to team").await;
+    let said = text(&sidecar.command(&["teardown"]));
+    for part in [
+        "publication `walsweep` of `team`, event trigger `walsweep_refresh` of `postgres`",
+        "a member of each owner",
+    ] {
+        assert!(said.contains(part), "{part}: {said}");
+    }
+    let script = String::from_utf8(sidecar.command(&["teardown", "--print"]).stdout).unwrap();
+    let at = |part: &str| script.find(part).unwrap_or_else(|| panic!("no {part}: {script}"));
+    let parts = [
+        "-- By a role that may replicate, such as `walsweep`:",
+        "select pg_catalog.pg_drop_replication_slot(",
+        "-- By `team`, who owns the publication, or a superuser:",
+        "drop publication",
+        "-- By a superuser, or the administrator role of a managed service:",
+        "drop event trigger",
+    ];
+    assert!(parts.windows(2).all(|pair| at(pair[0]) < at(pair[1])), "{script}");
+    bed.sql.run("drop event trigger walsweep_refresh; drop function walsweep_refresh()").await;
+    let said = text(&sidecar.command(&["teardown"]));
+    let member = "`team` cannot log in; `walsweep teardown --as URL` with the login of a member of \
+                  it, such as `clerk`, or a superuser's";
+    assert!(said.contains(member), "{said}");
+    let said = text(&sidecar.command(&["teardown", "--as", &login("clerk")]));
+    assert!(said.contains("dropped publication `walsweep`"), "{said}");
+}
+
+/// What goes back is printed only where it can, and does no harm.
+#[tokio::test]
+async fn an_identity_that_cannot_or_must_not_go_back_is_told_and_not_printed() {
+    let bed = Bed::new(&[]).await;
+    bed.sql
+        .run(
+            "create table plain (id int primary key, name text not null);
+             create table keyed (id int primary key, code text not null, name text not null);
+             create unique index keyed_code on keyed (code);
+             alter table keyed replica identity using index keyed_code;
+             create table shared (id int primary key, name text not null)",
+        )
+        .await;
+    let names = ["plain", "keyed", "shared"];
+    let rules: String = names.iter().map(|name| rule(name, &["k:{name}"])).collect();
+    let sidecar = Sidecar::new(Settings { rules, ..bed.settings() });
+    let second = Settings {
+        name: "second".to_owned(),
+        rules: rule("shared", &["s:{name}"]),
+        ..bed.settings()
+    };
+    let second = Sidecar::new(second);
+    sidecar.setup();
+    second.setup();
+    let back = |name: &str, to: &str| format!("\"public\".\"{name}\" replica identity {to}");
+    let printed = text(&sidecar.command(&["teardown", "--print"]));
+    let as_before = [back("plain", "default;"), back("keyed", "using index \"keyed_code\";")];
+    for part in &as_before {
+        assert!(printed.contains(part), "{part}: {printed}");
+    }
+    let other = "`public.shared` keeps its full replica identity: publication `second` has it, too";
+    assert!(printed.contains(other) && !printed.contains(&back("shared", "default")), "{printed}");
+    bed.sql.run("drop index keyed_code").await;
+    for is_there_again in [false, true] {
+        let printed = text(&sidecar.command(&["teardown", "--print"]));
+        assert!(!printed.contains("using index"), "{printed}");
+        let gone = "`public.keyed` keeps its full replica identity: it was that of index \
+                    `keyed_code`, which is gone, or cannot be one any more";
+        assert!(printed.contains(gone), "{is_there_again}: {printed}");
+        // Of this name, and no identity.
+        bed.sql
+            .run("drop index if exists keyed_code; create index keyed_code on keyed (code)")
+            .await;
+    }
+    let said = text(&sidecar.command(&["teardown"]));
+    let (_, back) = said.split_once("go back with: ").unwrap_or_else(|| panic!("{said}"));
+    bed.sql.run(back.lines().next().unwrap()).await;
+}
+
+/// `drop owned by` would take the tables of whoever owns some.
+#[tokio::test]
+async fn a_role_that_is_not_for_walsweep_alone_is_not_sent_to_be_dropped() {
+    let bed = Bed::new(&[]).await;
+    bed.sql
+        .run("create role app login replication; grant create on database postgres to app")
+        .await;
+    bed.sql.run("alter table item owner to app").await;
+    for (role, why) in [("app", "it owns something"), ("postgres", "it is a superuser")] {
+        let postgres_url = bed.postgres.url().replace("//postgres@", &format!("//{role}@"));
+        let sidecar = Sidecar::new(Settings { postgres_url, ..bed.settings() });
+        sidecar.setup();
+        let said = text(&sidecar.command(&["teardown"]));
+        assert!(said.contains(&format!("role `{role}` stays")) && said.contains(why), "{said}");
+        assert!(!said.contains("drop owned") && !said.contains("drop role"), "{said}");
+    }
+}

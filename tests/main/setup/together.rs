@@ -1,0 +1,183 @@
+//! Several walsweeps with one publication: what one writes into its comment, and takes out of it,
+//! the others keep.
+
+use std::process::{Child, Output};
+
+use crate::support::{Bed, PATIENCE, Settings, Sidecar, eventually, text};
+
+use super::{psql, rule};
+
+const COMMENT: &str = "select obj_description(oid, 'pg_publication') from pg_publication
+                        where pubname = 'walsweep'";
+
+const PUBLISHED: &str = "select coalesce(string_agg(tablename, ' ' order by tablename), 'none')
+                           from pg_publication_tables where pubname = 'walsweep'";
+
+const TABLES: &str = "create table shop (id int primary key, name text not null);
+                      create table cart (id int primary key, name text not null);
+                      create table club (id int primary key, name text not null);
+                      create table stall (id int primary key, name text not null)";
+
+fn of(bed: &Bed, name: &str, tables: &[&str]) -> Sidecar {
+    let rules = tables.iter().map(|table| rule(table, &["k:{name}"])).collect();
+    let publication = Some("walsweep".to_owned());
+    Sidecar::new(Settings { name: name.to_owned(), publication, rules, ..bed.settings() })
+}
+
+async fn ended(child: Child) -> Output {
+    tokio::task::spawn_blocking(|| child.wait_with_output().unwrap()).await.unwrap()
+}
+
+/// Side by side, many times: from nothing, and where there is a publication already.
+#[tokio::test]
+async fn two_setups_at_once_leave_what_both_are_to_be_remembered_of() {
+    let bed = Bed::new(&["max_replication_slots = 16"]).await;
+    bed.sql.run(TABLES).await;
+    let (one, two) = (of(&bed, "one", &["shop", "club"]), of(&bed, "two", &["cart", "club"]));
+    let third = of(&bed, "third", &["stall"]);
+    for round in 0..20 {
+        if round % 2 == 1 {
+            third.setup();
+        }
+        let children = [one.spawn(&["setup"]), two.spawn(&["setup"])];
+        for child in children {
+            let output = ended(child).await;
+            assert!(output.status.success(), "round {round}: {}", text(&output));
+        }
+        let comment: String = bed.sql.one(COMMENT).await;
+        for part in [
+            "\"one\":[[\"public\",\"club\"],[\"public\",\"shop\"]]",
+            "\"two\":[[\"public\",\"cart\"],[\"public\",\"club\"]]",
+            "\"relation\":[\"public\",\"shop\"]",
+            "\"relation\":[\"public\",\"cart\"]",
+        ] {
+            assert!(comment.contains(part), "round {round}, {part}: {comment}");
+        }
+        let slots =
+            if round % 2 == 1 { "[\"one\",\"third\",\"two\"]" } else { "[\"one\",\"two\"]" };
+        assert!(comment.contains(&format!("\"slots\":{slots}")), "round {round}: {comment}");
+        let said = text(&one.command(&["setup"])) + &text(&two.command(&["setup"]));
+        assert_eq!(said.matches("nothing to do").count(), 2, "round {round}: {said}");
+        bed.sql
+            .run(
+                "select pg_drop_replication_slot(slot_name) from pg_replication_slots;
+                 drop publication walsweep;
+                 alter table stall replica identity default;
+                 alter table shop replica identity default;
+                 alter table cart replica identity default;
+                 alter table club replica identity default",
+            )
+            .await;
+    }
+}
+
+fn printed(sidecar: &Sidecar) -> String {
+    String::from_utf8(sidecar.command(&["setup", "--print"]).stdout).unwrap()
+}
+
+fn run_psql(bed: &Bed, before: &str, script: &str) -> Output {
+    let mut psql = bed.postgres.command("psql");
+    let url = bed.postgres.url();
+    psql.args(["-X", "-q", "-v", "ON_ERROR_STOP=1", "-d", &url, "-c", before, "-f", "-"]);
+    psql.stdin(std::process::Stdio::piped());
+    psql.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped());
+    let mut psql = psql.spawn().unwrap();
+    std::io::Write::write_all(&mut psql.stdin.take().unwrap(), script.as_bytes()).unwrap();
+    psql.wait_with_output().unwrap()
+}
+
+/// A script that was printed before somebody else's was run says so, and changes nothing there;
+/// names with quotes, backslashes and dollars are no matter, nor is how the session reads them.
+#[tokio::test]
+async fn a_script_that_was_printed_before_another_was_run_forgets_nothing() {
+    let bed = Bed::new(&[]).await;
+    bed.sql.run(TABLES).await;
+    bed.sql.run("create table \"it's \\ $setup$\" (id int primary key, name text not null)").await;
+    let odd = "[[rule]]\nname = \"odd\"\ntable = '''public.\"it's \\ $setup$\"'''\n\
+               keys = [\"k:{name}\"]\n";
+    let third = of(&bed, "third", &["stall"]);
+    third.setup();
+    let (mut one, two) = (of(&bed, "one", &["shop"]), of(&bed, "two", &["cart"]));
+    one.change(|new| new.rules.push_str(odd));
+    for strings in ["on", "off"] {
+        let before = format!("set standard_conforming_strings = {strings}");
+        let (first, second) = (printed(&one), printed(&two));
+        let output = run_psql(&bed, &before, &first);
+        assert!(output.status.success(), "{}\n{first}", text(&output));
+        let comment: String = bed.sql.one(COMMENT).await;
+        let output = run_psql(&bed, &before, &second);
+        assert!(!output.status.success(), "{}\n{second}", text(&output));
+        let said = text(&output);
+        assert!(said.contains("the comment on the publication changed meanwhile"), "{said}");
+        assert!(said.contains("print this SQL again"), "{said}");
+        assert_eq!(bed.sql.one::<String>(COMMENT).await, comment);
+        let output = run_psql(&bed, &before, &printed(&two));
+        assert!(output.status.success(), "{}", text(&output));
+        let comment: String = bed.sql.one(COMMENT).await;
+        for part in ["\"slots\":[\"one\",\"third\",\"two\"]", "$setup$"] {
+            assert!(comment.contains(part), "{part}: {comment}");
+        }
+        for sidecar in [&one, &two] {
+            let output = sidecar.command(&["check"]);
+            assert!(output.status.success(), "{}", text(&output));
+            assert!(!text(&output).contains("publication_memory"), "{}", text(&output));
+            let said = text(&sidecar.command(&["teardown"]));
+            assert!(said.contains("dropped slot"), "{said}");
+        }
+    }
+}
+
+/// Whoever holds the lock that all of them take is waited for briefly, as with any lock.
+#[tokio::test]
+async fn a_setup_waits_for_the_comment_of_another_and_does_not_fail() {
+    let bed = Bed::new(&[]).await;
+    bed.sql.run(TABLES).await;
+    let (one, two) = (of(&bed, "one", &["shop"]), of(&bed, "two", &["cart"]));
+    one.setup();
+    let other = crate::support::Sql::connect(&bed.postgres).await;
+    other.run("begin; select pg_advisory_xact_lock(2002873459, 2003133808)").await;
+    let setup = two.spawn(&["setup"]);
+    let queued = "select exists (select from pg_locks where not granted)";
+    let waits = || async { bed.sql.one::<bool>(queued).await };
+    eventually(PATIENCE, "it waits", waits).await;
+    other.run("commit").await;
+    let output = ended(setup).await;
+    assert!(output.status.success(), "{}", text(&output));
+}
+
+/// What only the one used is taken out with it, and may have its identity back.
+#[tokio::test]
+async fn a_teardown_takes_out_what_no_other_uses_and_leaves_the_rest() {
+    let bed = Bed::new(&[]).await;
+    bed.sql.run(TABLES).await;
+    let (one, two) = (of(&bed, "one", &["shop", "club"]), of(&bed, "two", &["cart", "club"]));
+    one.setup();
+    two.setup();
+    bed.sql.run("insert into shop values (1, 'a'); insert into club values (1, 'a')").await;
+    let printed = String::from_utf8(one.command(&["teardown", "--print"]).stdout).unwrap();
+    assert!(printed.contains("A superuser may run all of it"), "{printed}");
+    let said = text(&one.command(&["teardown"]));
+    for part in [
+        "dropped slot `one`",
+        "took `public.shop` out of publication `walsweep`",
+        "left publication `walsweep`: the walsweep with slot `two` has it, too",
+        "alter table \"public\".\"shop\" replica identity default",
+        "`public.club` keeps its full replica identity: `public.club` is still in use",
+    ] {
+        assert!(said.contains(part), "{part}: {said}");
+    }
+    assert!(!said.contains("took `public.club`"), "{said}");
+    assert_eq!(bed.sql.one::<String>(PUBLISHED).await, "cart club");
+    let (_, back) = said.split_once("go back with: ").unwrap();
+    bed.sql.run(back.lines().next().unwrap()).await;
+    bed.sql.run("update shop set name = 'b'; update club set name = 'b'").await;
+    let check = two.command(&["check"]);
+    assert!(check.status.success(), "{}", text(&check));
+    // What is printed does the same.
+    one.setup();
+    let printed = String::from_utf8(one.command(&["teardown", "--print"]).stdout).unwrap();
+    psql(&bed, "postgres", &printed);
+    assert_eq!(bed.sql.one::<String>(PUBLISHED).await, "cart club");
+    let said = text(&two.command(&["teardown"]));
+    assert!(said.contains("dropped publication `walsweep`"), "{said}");
+}

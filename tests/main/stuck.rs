@@ -1,0 +1,186 @@
+//! Sessions with Postgres that get nowhere: few are tried, what the slot holds is given up, and
+//! whoever watches is told why there is none.
+
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep};
+use walsweep_stage::throwaway::StopMode;
+
+use crate::support::{Bed, Fault, PATIENCE, Proxy, Sidecar, Sql, always, eventually, text};
+
+/// Sessions that it began.
+fn sessions(sidecar: &Sidecar) -> usize {
+    sidecar.log().iter().filter(|line| line.contains(" streaming ")).count()
+}
+
+async fn given_up(sidecar: &Sidecar) -> f64 {
+    sidecar.metric("walsweep_resyncs_total{reason=\"slot_undecodable\"}").await
+}
+
+/// What `/readyz` answers.
+async fn readiness(sidecar: &Sidecar) -> String {
+    sidecar.get("/readyz").await.map(|(_, body)| body).unwrap_or_default()
+}
+
+/// The slot decodes a stretch of the log in which there was no publication, and fails there for
+/// ever, by SQLSTATE 42704 or, on Postgres 18, by a warning.
+#[tokio::test]
+async fn a_publication_made_anew_by_hand_costs_one_slot_and_few_sessions() {
+    let bed = Bed::new(&[]).await;
+    let sidecar = bed.sidecar().await;
+    bed.settled().await;
+    bed.fill(&["item:77", "list:anything:x", "other"]).await;
+    let (began, swept) = (sessions(&sidecar), sidecar.metric_sum("walsweep_resyncs_total").await);
+    bed.sql.run("drop publication walsweep").await;
+    bed.sql.run("update item set version = 1 where id = 77").await;
+    bed.sql.run("create publication walsweep for table item").await;
+    eventually(PATIENCE, "the slot is given up and it is ready again", || async {
+        given_up(&sidecar).await >= 1.0 && sidecar.readyz().await == Some(200)
+    })
+    .await;
+    bed.gone("item:77").await;
+    bed.gone("list:anything:x").await;
+    always(Duration::from_secs(3), "it stays", || async { sidecar.readyz().await == Some(200) })
+        .await;
+    let sessions = sessions(&sidecar) - began;
+    // One that fails by the change while there was no publication, perhaps one that began before it
+    // was made anew, and the last.
+    assert!(sessions <= 3, "{sessions} sessions\n{}", sidecar.log().join("\n"));
+    sidecar.wait_log("publication `walsweep` was created anew").await;
+    let swept = sidecar.metric_sum("walsweep_resyncs_total").await - swept;
+    assert!(swept <= 4.0, "{swept} sweeps of everything");
+    assert!((given_up(&sidecar).await - 1.0).abs() < f64::EPSILON, "once");
+    bed.fill(&["item:5"]).await;
+    bed.sql.run("update item set version = 1 where id = 5").await;
+    bed.gone("item:5").await;
+    assert!(bed.has("other").await);
+    bed.settled().await;
+}
+
+/// What was done by hand while it was away: `check` tells, a start gets over it.
+#[tokio::test]
+async fn a_slot_that_is_older_than_its_publication_is_told_by_check_and_given_up_by_run() {
+    let bed = Bed::new(&[]).await;
+    let mut sidecar = bed.sidecar().await;
+    bed.settled().await;
+    assert_eq!(sidecar.sigterm().await, 0);
+    let checked = text(&sidecar.command(&["check", "--json"]));
+    assert!(!checked.contains("publication_younger"), "{checked}");
+    bed.sql.run("drop publication walsweep").await;
+    bed.sql.run("update item set version = 1 where id = 77").await;
+    bed.sql.run("create publication walsweep for table item").await;
+    let checked = text(&sidecar.command(&["check", "--json"]));
+    assert!(checked.contains("publication_younger"), "{checked}");
+    bed.fill(&["item:77"]).await;
+    sidecar.start();
+    sidecar.wait_ready().await;
+    bed.gone("item:77").await;
+    eventually(PATIENCE, "given up", || async { given_up(&sidecar).await >= 1.0 }).await;
+    sidecar.wait_ready().await;
+    bed.settled().await;
+    let checked = text(&sidecar.command(&["check", "--json"]));
+    assert!(!checked.contains("publication_younger"), "{checked}");
+}
+
+/// Whatever ends them: each costs the server two processes and the start of decoding.
+#[tokio::test]
+async fn sessions_that_end_at_once_do_not_spin() {
+    let bed = Bed::new(&[]).await;
+    let mut sidecar = bed.sidecar().await;
+    bed.settled().await;
+    let (began, start) = (sessions(&sidecar), Instant::now());
+    let terminate = "select pg_terminate_backend(active_pid) from pg_replication_slots";
+    while start.elapsed() < Duration::from_secs(8) {
+        bed.sql.run(terminate).await;
+        sleep(Duration::from_millis(5)).await;
+    }
+    // Waits of 0.1 to 6.4 s.
+    let sessions = sessions(&sidecar) - began;
+    assert!((2..=8).contains(&sessions), "{sessions} sessions");
+    let said = readiness(&sidecar).await;
+    assert!(said.contains("terminating connection"), "{said}");
+    assert_eq!(sidecar.get("/healthz").await.unwrap().0, 200, "not for minutes yet");
+    let log = sidecar.log();
+    let loud = log
+        .iter()
+        .filter(|line| line.contains("WARN") && line.contains("the session with postgres ended"));
+    assert!(loud.count() <= 5, "{log:#?}");
+    eventually(PATIENCE, "what was is told as what was", || async {
+        readiness(&sidecar).await.contains("a session stands; those before it ended soon")
+    })
+    .await;
+    sidecar.wait_ready().await;
+    bed.fill(&["item:5"]).await;
+    bed.sql.run("update item set version = 1 where id = 5").await;
+    bed.gone("item:5").await;
+}
+
+/// What goes wrong again and again is one trouble, not a line for each attempt.
+#[tokio::test]
+async fn an_outage_of_postgres_is_named_in_readyz_and_told_seldom() {
+    let mut bed = Bed::new(&[]).await;
+    let mut sidecar = bed.sidecar().await;
+    bed.settled().await;
+    bed.postgres.stop(StopMode::Fast).await.unwrap();
+    eventually(PATIENCE, "the cause is named", || async {
+        readiness(&sidecar).await.contains("connect to `127.0.0.1:")
+    })
+    .await;
+    let told = sidecar.log().len();
+    let age = "walsweep_oldest_unconfirmed_seconds";
+    sleep(Duration::from_secs(1)).await;
+    let before = sidecar.metric(age).await;
+    sleep(Duration::from_secs(4)).await;
+    let after = sidecar.metric(age).await;
+    assert!(before > 0.5 && after > before + 3.0, "{before} s, then {after} s");
+    assert!(sidecar.metric("walsweep_postgres_up").await < 0.5);
+    let reconnects = sidecar.metric("walsweep_reconnects_total{peer=\"postgres\"}").await;
+    assert!((reconnects - 1.0).abs() < f64::EPSILON, "{reconnects} connections were lost");
+    let log = sidecar.log();
+    let loud: Vec<_> = log[told..].iter().filter(|line| line.contains("WARN")).collect();
+    assert!(loud.len() <= 2, "{loud:#?}");
+    assert_eq!(sidecar.get("/healthz").await.unwrap().0, 200, "it does what can be done");
+    bed.postgres.start_again().await.unwrap();
+    bed.sql = Sql::connect(&bed.postgres).await;
+    sidecar.wait_ready().await;
+    sidecar.wait_log("resolved after").await;
+    assert_eq!(readiness(&sidecar).await, "ready\n");
+    bed.settled().await;
+    eventually(PATIENCE, "nothing waits any more", || async { sidecar.metric(age).await < 0.5 })
+        .await;
+}
+
+/// Between sessions the slot goes on to cost the server WAL.
+#[tokio::test]
+async fn the_metrics_of_the_slot_stay_true_while_no_session_stands() {
+    let bed = Bed::new(&[]).await;
+    let proxy = Proxy::to_port(bed.postgres.port());
+    let mut settings = bed.settings();
+    let url = proxy.url(&settings.postgres_url, bed.postgres.port());
+    settings.postgres = format!("replication_url = {url:?}");
+    let mut sidecar = Sidecar::set_up(settings).await;
+    bed.settled().await;
+    proxy.set(Fault::Refuse);
+    proxy.reset();
+    bed.sql
+        .run("create table ballast as select repeat('x', 9000) from generate_series(1, 9999)")
+        .await;
+    bed.sql
+        .run("insert into ballast select repeat(md5(n::text), 90) from generate_series(1, 2000) n")
+        .await;
+    for metric in ["walsweep_confirmed_lag_bytes", "walsweep_restart_lag_bytes"] {
+        eventually(PATIENCE, metric, || async { sidecar.metric(metric).await > 1e6 }).await;
+    }
+    assert!(sidecar.metric("walsweep_slot_wal_status{status=\"reserved\"}").await > 0.5);
+    assert_eq!(sidecar.readyz().await, Some(503));
+    bed.sql.run("select pg_drop_replication_slot('walsweep')").await;
+    eventually(PATIENCE, "what is not there costs nothing", || async {
+        sidecar.metric("walsweep_restart_lag_bytes").await < 1.0
+            && sidecar.metric("walsweep_slot_wal_status{status=\"reserved\"}").await < 0.5
+    })
+    .await;
+    proxy.set(Fault::Nothing);
+    sidecar.wait_ready().await;
+    let anew = "select count(*) from pg_stat_activity where application_name = 'walsweep slot'";
+    assert_eq!(bed.sql.one::<i64>(anew).await, 1, "no connection is kept for what is over");
+}
