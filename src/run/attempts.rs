@@ -40,10 +40,11 @@ pub(super) enum Blame {
 /// whether they get anywhere, and whether the slot must be given up.
 #[derive(Clone, Debug)]
 pub(super) struct Attempts {
-    /// In a row: those that came to nothing, and sessions that ended soon.
+    /// In a row: those that reached the server and came to nothing, and sessions that ended soon.
     in_vain: u32,
-    /// Whether the last one found nobody.
-    is_unreachable: bool,
+    /// The last ones in a row that found nobody. They are counted apart: an outage, however long,
+    /// does not make the first tries after it wait.
+    away: u32,
     /// Where the last session began.
     start: Lsn,
     /// Sessions in a row that began there and ended soon.
@@ -60,7 +61,7 @@ impl Default for Attempts {
     fn default() -> Attempts {
         Attempts {
             in_vain: 0,
-            is_unreachable: false,
+            away: 0,
             start: Lsn::ZERO,
             short: 0,
             blamed: 0,
@@ -73,8 +74,12 @@ impl Default for Attempts {
 impl Attempts {
     /// No session began; `is_unreachable` if nobody was there.
     pub(super) fn came_to_nothing(&mut self, is_unreachable: bool) {
-        self.in_vain = self.in_vain.saturating_add(1);
-        (self.is_unreachable, self.is_decided) = (is_unreachable, false);
+        if is_unreachable {
+            self.away = self.away.saturating_add(1);
+        } else {
+            (self.in_vain, self.away) = (self.in_vain.saturating_add(1), 0);
+        }
+        self.is_decided = false;
     }
 
     /// A session that began at `start` ended after `stood`, and by what the slot holds as far as
@@ -101,8 +106,7 @@ impl Attempts {
             Blame::Certain => ALIKE_LIMIT,
         });
         self.is_decided = self.must_give_up();
-        self.in_vain = self.in_vain.saturating_add(1);
-        self.is_unreachable = false;
+        (self.in_vain, self.away) = (self.in_vain.saturating_add(1), 0);
     }
 
     /// As if none had been made, for another process has the slot.
@@ -116,12 +120,19 @@ impl Attempts {
     /// herd that jitter would spread.
     #[must_use]
     pub(super) fn wait(&self) -> Duration {
-        let longest = if self.is_unreachable { UNREACHABLE_WAIT_MAX } else { WAIT_MAX };
-        match self.in_vain {
+        let count = if self.away > 0 { self.away } else { self.in_vain };
+        match count {
             0 => Duration::ZERO,
             _ if self.is_decided => FIRST_WAIT,
-            count => FIRST_WAIT.saturating_mul(1 << (count - 1).min(16)).min(longest),
+            count => FIRST_WAIT.saturating_mul(1 << (count - 1).min(16)).min(self.longest_wait()),
         }
+    }
+
+    /// The longest that the next attempt may have to wait, however many come to nothing as the last
+    /// one did.
+    #[must_use]
+    pub(super) fn longest_wait(&self) -> Duration {
+        if self.away > 0 { UNREACHABLE_WAIT_MAX } else { WAIT_MAX }
     }
 
     /// Whether the last sessions ended soon, one after another, and none began further on.
@@ -243,11 +254,25 @@ mod tests {
         }
         assert_eq!(waits, [100, 200, 400, 800, 1600, 3200, 6400, 10_000, 10_000]);
         attempts.came_to_nothing(true);
-        assert_eq!(wait(&attempts), 2000, "a server that comes back is found soon");
+        assert_eq!(wait(&attempts), 100, "whether it comes back is seen soon");
         attempts.came_to_nothing(false);
         assert_eq!(wait(&attempts), 10_000);
         attempts.session_ended(one, LASTING, Blame::None);
         assert_eq!(wait(&attempts), 100);
         assert_eq!(wait(&attempts.stands_by()), 0);
+    }
+
+    /// After a restart of the server, the first tries that reach it may be refused, too.
+    #[test]
+    fn an_outage_however_long_leaves_the_next_waits_short() {
+        let (one, _) = lsns();
+        let mut attempts = Attempts::default();
+        attempts.session_ended(one, LASTING, Blame::None);
+        let mut waits = Vec::new();
+        for is_unreachable in [true, true, true, true, true, true, true, false, false] {
+            attempts.came_to_nothing(is_unreachable);
+            waits.push(attempts.wait().as_millis());
+        }
+        assert_eq!(waits, [100, 200, 400, 800, 1600, 2000, 2000, 200, 400]);
     }
 }

@@ -219,7 +219,7 @@ impl Error {
     /// Whether nobody was there, or not yet.
     #[must_use]
     pub fn is_unreachable(&self) -> bool {
-        matches!(self, Error::Source(source::Error::Sql(error)) if error.is_unreachable())
+        matches!(self, Error::Source(error) if error.is_unreachable())
     }
 
     /// Whether the next session must get every transaction whole, at its commit: of those that
@@ -375,12 +375,18 @@ mod tests {
         let refused = |code: &str| {
             let server = ServerError { code: code.to_owned(), message: String::new() };
             let (address, user) = ("h:1".to_owned(), "u".to_owned());
-            Error::from(postgres::Error::Refused { address, user, server })
+            postgres::Error::Refused { address, user, server }
         };
         let timeout = postgres::Error::Timeout { address: "h:1".to_owned(), seconds: 5 };
-        assert!(Error::from(timeout).is_unreachable());
-        assert!(refused("57P03").is_unreachable());
-        assert!(!refused("28P01").is_unreachable());
+        for error in [
+            Error::from(timeout),
+            Error::from(refused("57P03")),
+            Error::from(capture::Error::Connect(refused("57P03"))),
+            Error::from(preflight::Error::Standby(refused("57P03"))),
+        ] {
+            assert!(error.is_unreachable(), "{error}");
+        }
+        assert!(!Error::from(refused("28P01")).is_unreachable());
         assert!(!Error::Refused(Vec::new()).is_unreachable());
     }
 }

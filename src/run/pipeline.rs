@@ -258,9 +258,13 @@ impl Program<'_> {
                 course.standing_by = false;
                 let again =
                     if course.attempts.get_nowhere() { " soon, again and again" } else { "" };
-                let text = format!("{what}{again}: {error}");
+                let within = match course.attempts.longest_wait().as_secs() {
+                    _ if error.is_intended() => String::new(),
+                    seconds => format!("; trying again within {seconds} s"),
+                };
+                let text = format!("{what}{again}: {error}{within}");
                 course.ended = error.to_string();
-                tracing::debug!("{text}; trying again");
+                tracing::debug!(wait = ?course.attempts.wait(), "{text}");
                 self.health.set(Phase::Connecting);
                 match &error {
                     Error::Source(source::Error::TablesChanged(_))

@@ -91,6 +91,17 @@ impl Error {
         matches!(self, Error::TablesChanged(_) | Error::RetainedWal(_))
     }
 
+    /// Whether nobody was there, or not yet: on either connection, or on the standby's.
+    #[must_use]
+    pub fn is_unreachable(&self) -> bool {
+        match self {
+            Error::Sql(error)
+            | Error::Preflight(preflight::Error::Standby(error))
+            | Error::Capture(capture::Error::Connect(error)) => error.is_unreachable(),
+            _ => false,
+        }
+    }
+
     /// What a person can do about it.
     #[must_use]
     pub fn hint(&self) -> Option<&'static str> {

@@ -377,8 +377,22 @@ async fn stand_in(world: &World, planned: Planned) -> Shown {
     let Some(second) = &world.stand_in else {
         return Err("only walsweep has one".to_owned());
     };
-    let port = world.servers.second_http_port;
     second.start();
+    // As any service, it is started again when it ends: it refuses a Redis that is a replica just
+    // then.
+    let shown = tokio::select! {
+        shown = takes_over(world, second, planned) => shown,
+        () = second.supervise() => Err("nobody supervised it".to_owned()),
+    };
+    second.kill();
+    match second.exits().into_iter().find(|(how, _)| how != "exit code 1") {
+        Some((how, (_, words))) => Err(format!("the second ended by itself: {how}\n{words}")),
+        None => shown,
+    }
+}
+
+async fn takes_over(world: &World, second: &Invalidator, planned: Planned) -> Shown {
+    let port = world.servers.second_http_port;
     let stands_by = wait_for(port, |answer| answer.is_some_and(|(is_ready, _)| !is_ready)).await;
     // It has asked for the slot by then, and was refused.
     sleep(planned.lasts / 2).await;
@@ -388,7 +402,6 @@ async fn stand_in(world: &World, planned: Planned) -> Shown {
     sleep(planned.lasts).await;
     world.invalidator.release();
     let back = wait_for(world.servers.http_port, |answer| answer.is_some()).await;
-    second.kill();
     let words = || second.last_words();
     match waits {
         Some((false, _)) if stands_by && took_over && back => Ok(()),
