@@ -297,7 +297,7 @@ mod tests {
     use crate::capture;
     use crate::decode;
     use crate::postgres::{self, ServerError};
-    use crate::preflight::{Code, Finding};
+    use crate::preflight::{self, Code, Finding};
     use crate::source;
     use crate::sweep::Doubt;
 

@@ -13,6 +13,7 @@ use crate::World;
 use crate::application::{self, Shown};
 use crate::cached::{Key, Rows};
 use crate::faults::{Kind, Planned};
+use crate::invalidator::Invalidator;
 use crate::schema::{FAMILIES, PHANTOMS, families_of_rule};
 use crate::servers::{NAME, REDIS_USER, readyz};
 use crate::shared::{PATIENCE, RETRY};
