@@ -128,7 +128,7 @@ pub struct Stream<'a> {
     cache: Option<Cache>,
     /// Whether a sweep is owed, so that nothing can be confirmed.
     sweep_is_owed: bool,
-    /// What it is about.
+    /// What it is about, and what it took so far.
     swept: Option<Sweep>,
 }
 
@@ -425,6 +425,10 @@ impl<'a> Stream<'a> {
                 self.publish_safe();
             }
             Event::Covered(lsn) => {
+                // The watermark waits for the second removal of a sweep.
+                if let Some(mut swept) = self.swept.take_if(|swept| swept.is_told()) {
+                    swept.tell_again(metrics);
+                }
                 // The watermark may be ahead of this session's stream: what lies between is sent
                 // again, and removed again before it is confirmed.
                 self.slot.confirm(lsn.min(self.ledger.safe()));
@@ -437,8 +441,8 @@ impl<'a> Stream<'a> {
             Event::RedisLost => health.set(Phase::RedisLost),
             Event::Whole => {
                 self.sweep_is_owed = false;
-                if let Some(swept) = self.swept.take() {
-                    swept.tell(self.rules.names(), metrics);
+                if let Some(swept) = &mut self.swept {
+                    swept.tell(metrics);
                 }
                 let was = health.phase();
                 health.set(Phase::Streaming);
