@@ -38,8 +38,9 @@ pub(super) async fn remove<N: Node>(
         if let Some(written) = since.written() {
             let keys = union(jobs, empty, KeySet::merge);
             let found = find(&keys, &written).await;
-            let (tally, outcome) = unlink::unlink(node, found, Search::Quick).await;
-            return (Tally { with_patterns: true, ..tally }, outcome);
+            let (mut tally, outcome) = unlink::unlink(node, found, Search::Quick).await;
+            tally.with_patterns = true;
+            return (tally, outcome);
         }
     }
     // Exact keys only: a pattern of one job would swallow the keys of another, which is then taken

@@ -148,6 +148,7 @@ async fn postgres_refuses_what_a_column_list_or_a_row_filter_forbids() {
         let server = error.as_db_error().unwrap();
         let said = format!("{} {}", server.message(), server.detail().unwrap_or_default());
         assert!(said.contains(expected), "{statement}: {said}");
+        assert!(README.contains(expected), "the README does not quote `{expected}`");
     }
 }
 
@@ -279,7 +280,7 @@ fn every_option_that_the_readme_names_is_there() {
 /// after which systemd starts it no more is that of a configuration that cannot be read.
 #[test]
 fn the_unit_and_the_container_of_the_readme_start_what_the_program_understands() {
-    let [unit] = &blocks("Run it as a service", "ini")[..] else { panic!("one unit") };
+    let unit = &blocks("Run it as a service", "ini")[0];
     let all = |key: &str| -> Vec<&str> {
         unit.lines().filter_map(|line| line.strip_prefix(key)?.strip_prefix('=')).collect()
     };
@@ -290,7 +291,8 @@ fn the_unit_and_the_container_of_the_readme_start_what_the_program_understands()
     let container = &blocks("Run it as a service", "dockerfile")[0];
     let entry = container.lines().find_map(|line| line.strip_prefix("ENTRYPOINT ")).unwrap();
     let entry: Vec<String> = serde_json::from_str(entry).unwrap();
-    assert_eq!((entry[0].as_str(), &entry[1..]), ("walsweep", arguments));
+    assert_eq!(entry[0], "walsweep");
+    assert_eq!(entry[1..], *arguments);
     let version = container.split("FROM rust:").nth(1).unwrap().split('-').next().unwrap();
     assert!(include_str!("../../Cargo.toml").contains(&format!("rust-version = \"{version}\"")));
     // The same arguments, and another folder.
