@@ -100,9 +100,9 @@ fn left_behind(config: &Postgres, catalog: &Catalog) -> Option<Finding> {
     let drop = cure::drop_slot(name);
     Some(left.hint(match slot.active_pid {
         Some(_) => "if that is a walsweep of before, stop it".to_owned(),
-        None => format!(
-            "only if it is walsweep's of before, and nobody else needs it: `{drop};` there"
-        ),
+        None => {
+            format!("only if it is walsweep's of before, and nobody else needs it: `{drop};` there")
+        }
     }))
 }
 

@@ -240,8 +240,7 @@ pub(super) async fn retry<N: Node>(node: &N, retry: &Retry) -> Result<Tried, Err
     if with_pass && !retry.with_pass {
         let samples: Vec<&[u8]> = retry.samples.iter().map(|key| &**key).collect();
         let mut refused = Refused::new();
-        let removed =
-            unlink::one_by_one(node, &samples, Search::Thorough, &mut refused).await?;
+        let removed = unlink::one_by_one(node, &samples, Search::Thorough, &mut refused).await?;
         tally.add(retry.rule, removed, 0);
         with_pass = refused.len() < samples.len();
     }

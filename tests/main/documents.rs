@@ -246,9 +246,10 @@ async fn a_table_of_a_lookup_is_watched_only_if_its_answers_are_kept() {
 
 /// The text of the blocks of a language in a section of the README.
 fn blocks(section: &str, language: &str) -> Vec<String> {
-    let section = README.split(&format!("\n## {section}\n")).nth(1).expect("it has the section");
+    let (heading, begin) = (format!("\n## {section}\n"), format!("\n```{language}\n"));
+    let section = README.split(&heading).nth(1).expect("it has the section");
     let section = section.split("\n## ").next().unwrap();
-    let blocks = section.split(&format!("\n```{language}\n")).skip(1);
+    let blocks = section.split(&begin).skip(1);
     blocks.map(|rest| rest.split("\n```").next().unwrap().to_owned()).collect()
 }
 
