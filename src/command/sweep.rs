@@ -39,18 +39,27 @@ pub async fn sweep(
     let mut pass = Pass::new(parsed);
     pass.dry_run = dry_run;
     let mut pace = Pace::new(config.sweep.max_stall, config.sweep.max_load);
-    let mut shown = Shown::default();
-    let outcome = pass.run(&node, &mut pace, |progress| shown.update(progress)).await;
+    let (mut shown, mut removed) = (Shown::default(), 0);
+    let each_page = |progress: &Progress| {
+        shown.update(progress);
+        removed = progress.removed.iter().sum();
+    };
+    let outcome = pass.run(&node, &mut pace, each_page).await;
     shown.clear();
     let progress = match outcome {
         Ok(progress) => progress,
-        Err(error) => return Err(failed(&config, &error).await),
+        Err(error) => {
+            if !dry_run {
+                print(&format!("{} removed before it failed\n", counted(removed, "key")))?;
+            }
+            return Err(failed(&config, &error).await);
+        }
     };
+    print(&swept(patterns, &progress, dry_run))?;
     if progress.refused() > 0 {
         let message = "redis refused to remove some of the keys: NOPERM".to_owned();
         return Err(failed(&config, &Error::new(Kind::NoPerm, message)).await);
     }
-    print(&swept(patterns, &progress, dry_run))?;
     if dry_run && !foreign.is_empty() {
         let foreign = foreign.join("`, `");
         print(&format!("no rule covers all of `{foreign}`: to remove it takes `--force`\n"))?;

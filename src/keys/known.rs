@@ -74,15 +74,20 @@ impl<'a> Versions<'a> {
         }
     }
 
+    /// Whether the column differs between the versions of an UPDATE; `None` if that is not known.
+    pub(super) fn difference(&self, at: usize, slots: &[Slot]) -> Option<bool> {
+        match (self.old[at], self.new[at]) {
+            _ if slots[at].immutable => Some(false),
+            // A TOAST value that was not sent is the value that was there before.
+            (_, Known::Unknown(WidenReason::UnchangedToast)) => Some(false),
+            (Known::Unknown(_), _) | (_, Known::Unknown(_)) => None,
+            (old, new) => Some(old != new),
+        }
+    }
+
     /// Whether the column may differ between the versions of an UPDATE.
     pub(super) fn differs(&self, at: usize, slots: &[Slot]) -> bool {
-        match (self.old[at], self.new[at]) {
-            _ if slots[at].immutable => false,
-            // A TOAST value that was not sent is the value that was there before.
-            (_, Known::Unknown(WidenReason::UnchangedToast)) => false,
-            (Known::Unknown(_), _) | (_, Known::Unknown(_)) => true,
-            (old, new) => old != new,
-        }
+        self.difference(at, slots) != Some(false)
     }
 
     /// The same memory, empty, for the row of another lifetime.

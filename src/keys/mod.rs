@@ -175,6 +175,17 @@ impl Rules {
         }
     }
 
+    /// The columns of a rule's `changed` that count as different only because an UPDATE does not
+    /// tell whether they are; none if one of them differs for sure.
+    pub(crate) fn supposed_changed(&self, rule: RuleId, change: &Change) -> Vec<&str> {
+        let mut plan = self.plans.fresh(&change.relation, (&self.rules, &[]));
+        plan.rules.retain(|planned| planned.id == rule);
+        let Some(rule) = self.rules.get(usize::from(rule.0)) else { return Vec::new() };
+        let places = Renderer::supposed(&change.row, &plan);
+        let columns = places.into_iter().filter_map(|place| rule.changed.get(place));
+        columns.map(|column| column.value.as_str()).collect()
+    }
+
     /// The rules whose `when` failed for the first time since the last call, and why: each rule is
     /// told once, and nothing of its values is (I9).
     pub fn new_failures(&mut self) -> Vec<(RuleId, &'static str)> {

@@ -109,6 +109,24 @@ impl Renderer {
         Some(verdict(planned, &rules[usize::from(planned.id.0)], (row, &versions), plan))
     }
 
+    /// Places in `changed` of columns that count as different only because an UPDATE does not tell
+    /// whether they are, for the one rule of a plan; none if one of them differs for sure.
+    pub(super) fn supposed(row: &Row, plan: &Plan) -> Vec<usize> {
+        let Some(planned) = plan.rules.first() else { return Vec::new() };
+        if !matches!(row, Row::Update { .. }) {
+            return Vec::new();
+        }
+        let mut versions = Versions::default();
+        versions.read(row, &plan.slots);
+        let difference = |slot: &usize| versions.difference(*slot, &plan.slots);
+        let found: Vec<Option<bool>> = planned.changed.iter().map(difference).collect();
+        if found.contains(&Some(true)) {
+            return Vec::new();
+        }
+        let unknown = found.iter().enumerate().filter(|(_, differs)| differs.is_none());
+        unknown.map(|(place, _)| place).collect()
+    }
+
     /// The failures of conditions since the last call, at most one for each rule.
     pub(super) fn take_faults(&mut self) -> Vec<(RuleId, Fault)> {
         std::mem::take(&mut self.faults)

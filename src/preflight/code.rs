@@ -109,7 +109,7 @@ codes! {
     LookupSlow, "lookup_slow",
         "create an index that the query can use";
     LookupSql, "lookup_sql",
-        "write one query that reads a row by `$1`, `$2` and so on";
+        "write one SELECT that finds its row by `$1`, `$2` and so on";
     LookupWrites, "lookup_writes",
         "a lookup only reads: take out what writes";
     Narrowed, "narrowed",

@@ -146,7 +146,7 @@ async fn judge(
             let values = [("table", &*table), ("column", &*column)];
             // No step of setup: it may take hours, and nothing stands still without it.
             let sql = Some(render(include_str!("../../sql/lookup_index_cure.sql"), &values));
-            let hint = "keys that wait for it are late, or widened after 3 s";
+            let hint = "until then its keys go late, or after 3 s with `*` for what it gives";
             Finding { sql, ..finding.hint(hint) }
         }
     }))

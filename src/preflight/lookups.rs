@@ -23,6 +23,9 @@ use crate::postgres::AS_ROLE;
 use crate::postgres::statement::render;
 use crate::settle::{Param, lookup_statement};
 
+/// What becomes of keys while a lookup does not answer.
+const MEANWHILE: &str = "until it answers, `*` stands in keys for what it gives";
+
 /// SQLSTATE of a write in a transaction that cannot, of a missing privilege, of a timeout, of a
 /// lock that was not to be had in time
 /// (<https://www.postgresql.org/docs/current/errcodes-appendix.html>).
@@ -128,7 +131,7 @@ async fn locked(
     };
     let text = format!("lookup `{name}` could not be tried: {who}");
     let finding = Finding::warning(Code::LookupLocked, text).at(&lookup.sql.at);
-    Ok(finding.hint("it is tried again; until it can be asked, its keys are widened"))
+    Ok(finding.hint(format!("walsweep tries it again; {MEANWHILE}")))
 }
 
 /// Who has, or waits for, an exclusive lock on the relation that a query names so.
@@ -186,7 +189,8 @@ async fn one(
         match code {
             CANCELED => {
                 let text = format!("lookup `{name}` was not answered in time: {said}");
-                Finding::warning(Code::LookupSlow, text).hint("keys that wait for it are widened")
+                Finding::warning(Code::LookupSlow, text)
+                    .hint(format!("create an index that it can use; {MEANWHILE}"))
             }
             PRIVILEGE => refused(config, name, cause),
             READ_ONLY => {
@@ -195,7 +199,7 @@ async fn one(
             }
             _ if is_wrong(cause) => {
                 Finding::error(Code::LookupSql, format!("lookup `{name}` fails: {said}"))
-                    .hint("it is run as a subquery, in a transaction that cannot write")
+                    .hint("let `select * from (QUERY) x` work in a transaction that only reads")
             }
             _ => fails(name, cause),
         }
@@ -241,13 +245,13 @@ fn mended(cause: &DbError) -> String {
     const TABLE: &str = "42P01";
     match (cause.code().code(), cause.hint()) {
         (COLUMN | TABLE, Some(hint)) => hint.to_owned(),
-        (COLUMN, None) => "let the lookup name a column that is there".to_owned(),
+        (COLUMN, None) => "name a column that the table has".to_owned(),
         (TABLE, None) => {
-            "let the lookup name a table that is there, with its schema: the role may not search \
-             that one"
+            "write the table with its schema, as in `public.orders`: it is not there, or the \
+             `search_path` of the role does not lead to it"
                 .to_owned()
         }
-        _ => "write one query that reads a row by `$1`, `$2` and so on".to_owned(),
+        _ => "write one SELECT that finds its row by `$1`, `$2` and so on".to_owned(),
     }
 }
 
@@ -264,7 +268,8 @@ fn told(cause: &DbError) -> String {
 /// A lookup that fails now: its keys widen, as they do when a row cannot be read.
 fn fails(name: &str, cause: &DbError) -> Finding {
     let text = format!("lookup `{name}` fails: {}", told(cause));
-    Finding::warning(Code::LookupFails, text).hint("keys that wait for it are widened meanwhile")
+    let hint = format!("see why the query fails for these rows; {MEANWHILE}");
+    Finding::warning(Code::LookupFails, text).hint(hint)
 }
 
 fn parameters(lookup: &Lookup, prepared: &Statement) -> Option<Finding> {
@@ -279,7 +284,8 @@ fn parameters(lookup: &Lookup, prepared: &Statement) -> Option<Finding> {
         plural(wants),
         plural(has)
     );
-    let hint = "`params` are the columns of the change for `$1`, `$2` and so on, in this order";
+    let hint = "name one column of the rule's table in `params` for each of `$1`, `$2` and so on, \
+                in this order";
     Some(Finding::error(Code::LookupParams, text).at(&lookup.sql.at).hint(hint))
 }
 
@@ -299,7 +305,7 @@ fn columns(lookup: &Lookup, prepared: &Statement) -> Option<Finding> {
         Finding::error(Code::LookupColumn, format!("lookup `{name}` gives no `{column}`"));
     let hint = match nearest(column, given.iter().copied()) {
         Some(like) => format!("did you mean `{name}.{like}`?"),
-        None if given.is_empty() => "it gives no columns: write a query that reads".to_owned(),
+        None if given.is_empty() => "it gives no columns: write a SELECT".to_owned(),
         None => {
             let names: Vec<String> = given.iter().map(|name| format!("`{name}`")).collect();
             format!("its columns are {}", names.join(", "))

@@ -304,21 +304,21 @@ fn one_comment(findings: &mut [Finding]) {
 fn untold(context: &Context<'_>, unknown: Option<&TableName>) -> Finding {
     let name = &context.config.postgres.publication;
     let message = format!(
-        "the comment on publication `{name}` does not tell all that `setup` does for it: \
-         `teardown`, and a rule that is taken out, go by that"
+        "the comment on publication `{name}` does not list all that `setup` changes for it; what \
+         it does not list, `teardown` does not undo, nor `setup` for a rule that is taken out"
     );
     let Some(unknown) = unknown else {
         return Finding::info(Code::PublicationMemory, message).done_by_setup();
     };
     let slot = &context.config.postgres.slot;
     let message = format!(
-        "{message}; it does not name `{unknown}` for slot `{slot}`, so that another walsweep with \
-         this publication may take it out, or drop the publication"
+        "{message}; it does not list `{unknown}` for slot `{slot}`: another walsweep with this \
+         publication may take the table out, or drop the publication"
     );
     let finding = Finding::warning(Code::PublicationMemory, message).done_by_setup();
     let owner = context.catalog.publication.as_ref().map(|one| one.owner.as_str());
     finding.hint(format!(
-        "`{}`, who owns the publication, may write it, and a superuser: {} does",
+        "only `{}`, who owns the publication, and a superuser may write it: {} does that",
         owner.unwrap_or_default(),
         writer(context)
     ))

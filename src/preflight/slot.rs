@@ -25,7 +25,7 @@ pub(super) fn check(context: &Context<'_>) -> Vec<Finding> {
         return [missing].into_iter().chain(prepared(&context.catalog.prepared)).collect();
     };
     if let Some(wrong) = unfit(context, slot) {
-        let hint = "let `postgres.slot` name another one, or drop that slot if nobody needs it";
+        let hint = way_out(wrong.code, slot);
         return vec![wrong.hint(hint)];
     }
     let mut findings = Vec::from_iter(behind(name, slot));
@@ -36,6 +36,19 @@ pub(super) fn check(context: &Context<'_>) -> Vec<Finding> {
         findings.push(active.hint("a walsweep that is started now waits for it"));
     }
     findings
+}
+
+/// What to do about a slot that walsweep cannot stream from. Nobody is told to drop one that is
+/// read, or that another database has: there the URL is wrong more often than the slot.
+fn way_out(code: Code, slot: &Slot) -> String {
+    let other = "let `postgres.slot` name another one";
+    match (code, slot.active_pid) {
+        (Code::SlotDatabase, _) => {
+            format!("is the database at the end of `postgres.url` right? Only if it is, {other}")
+        }
+        (_, Some(pid)) => format!("{other}: process {pid} has this one"),
+        (_, None) => format!("{other}, or drop that slot if nobody needs it"),
+    }
 }
 
 /// A slot that is not known as walsweep's. Where `setup` was at work for the publication and does
@@ -136,13 +149,18 @@ pub(crate) fn doubts(findings: &[Finding]) -> impl Iterator<Item = &Finding> {
 /// publication before, all that told whose the slot is went away, so it is left.
 pub(super) fn beside_new_publication(context: &Context<'_>) -> Option<String> {
     let name = &context.config.postgres.slot;
-    context.catalog.slot.as_ref().filter(|slot| unfit(context, slot).is_none())?;
-    let drop = cure::drop_slot(name);
+    let slot = context.catalog.slot.as_ref().filter(|slot| unfit(context, slot).is_none())?;
+    let way = match slot.active_pid {
+        Some(pid) => format!("process {pid} reads it now"),
+        None => {
+            let drop = cure::drop_slot(name);
+            format!("only if nobody else reads it, `{drop};` spares it that")
+        }
+    };
     Some(format!(
         "Slot `{name}` is left, for it may be another program's: what was committed before its \
          publication it cannot decode, and if it comes to that, `run` makes a new one only if \
-         redis shows that it has read this one; only if nobody else reads it, `{drop};` spares it \
-         that"
+         redis shows that it has read this one; {way}"
     ))
 }
 
@@ -220,7 +238,10 @@ fn unfit(context: &Context<'_>, slot: &Slot) -> Option<Finding> {
     }
     if slot.database.as_ref() != Some(database) {
         let other = slot.database.as_deref().unwrap_or_default();
-        let message = format!("slot `{name}` is of database `{other}`, not of `{database}`");
+        let reader = slot.active_pid.map(|pid| format!("; process {pid} reads it there"));
+        let reader = reader.unwrap_or_default();
+        let message =
+            format!("slot `{name}` is of database `{other}`, not of `{database}`{reader}");
         return Some(Finding::error(Code::SlotDatabase, message));
     }
     if slot.synced == Some(true) && context.config.postgres.slot_on == SlotOn::Standby {

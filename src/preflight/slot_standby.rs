@@ -98,9 +98,12 @@ fn left_behind(config: &Postgres, catalog: &Catalog) -> Option<Finding> {
         format!("a slot `{name}` is on the primary, too: {who}"),
     );
     let drop = cure::drop_slot(name);
-    Some(left.hint(format!(
-        "only if it is walsweep's of before, and nobody else needs it: `{drop};` there"
-    )))
+    Some(left.hint(match slot.active_pid {
+        Some(_) => "if that is a walsweep of before, stop it".to_owned(),
+        None => {
+            format!("only if it is walsweep's of before, and nobody else needs it: `{drop};` there")
+        }
+    }))
 }
 
 /// What decoding on a standby needs

@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use crate::config::Postgres;
-use crate::preflight::Finding;
+use crate::preflight::{Code, Finding};
 use crate::{capture, decode, gather, postgres, preflight, settle, source};
 
 /// Why a session could not begin, or ended.
@@ -277,6 +277,10 @@ impl Error {
 fn after_refusal(findings: &[Finding]) -> Option<&'static str> {
     let mut errors = findings.iter().filter(|finding| finding.is_error()).peekable();
     errors.peek()?;
+    if findings.iter().any(|finding| finding.code == Code::SlotDatabase) {
+        // In the wrong database nothing else that was found is to be cured.
+        return None;
+    }
     let is_of_rules = !findings.iter().any(Finding::stops_everything);
     match (is_of_rules, errors.any(|finding| finding.sql.is_some())) {
         (true, true) => Some(
@@ -321,6 +325,7 @@ mod tests {
             (vec![of_rule(plain(Code::LookupSql))], false, true),
             (vec![of_rule(cured(Code::ReplicaIdentity))], true, true),
             (vec![plain(Code::WalLevel), of_rule(cured(Code::ReplicaIdentity))], true, false),
+            (vec![plain(Code::SlotDatabase), cured(Code::PublicationMissing)], false, false),
             (vec![Finding::warning(Code::SlotLost, "lost")], false, false),
         ] {
             let hint = Error::Refused(findings.clone()).hint().unwrap_or_default();

@@ -243,8 +243,10 @@ impl Tally {
         self.rows.iter().copied()
     }
 
-    pub(super) fn removed(&self) -> u64 {
-        self.rows.iter().map(|row| row.1).sum()
+    /// Without the keys that were not there, which may have been before.
+    pub(super) fn without_absent(mut self) -> Tally {
+        self.rows.iter_mut().for_each(|row| row.2 = 0);
+        self
     }
 }
 

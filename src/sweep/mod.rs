@@ -43,6 +43,8 @@ mod shared;
 mod sweeper;
 mod throttle;
 #[cfg(test)]
+mod counted_tests;
+#[cfg(test)]
 mod evidence_tests;
 #[cfg(test)]
 mod load_tests;

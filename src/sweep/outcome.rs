@@ -64,15 +64,15 @@ impl State {
         }
     }
 
-    async fn batch_done(&mut self, (jobs, outcome): BatchDone) {
+    async fn batch_done(&mut self, (jobs, (tally, outcome)): BatchDone) {
+        let second = jobs.first().is_some_and(|job| job.round.takes_refills());
         match outcome {
-            Ok(tally) => {
+            Ok(()) => {
                 // That nothing was to be removed, or nothing may be, is answered by a server that
                 // takes no writes, too.
                 if tally.rows().any(|(_, removed, absent)| removed + absent > 0) {
                     self.took_unlink();
                 }
-                let second = jobs.first().is_some_and(|job| job.round.takes_refills());
                 count(self.health.metrics(), &tally, second);
                 reach(Point::ExactRemoved);
                 let mut through = Vec::with_capacity(jobs.len());
@@ -89,6 +89,7 @@ impl State {
                 self.removed(through).await;
             }
             Err(error) => {
+                count(self.health.metrics(), &tally.without_absent(), second);
                 if !self.failed(&error).await {
                     self.unlinks.failed(Instant::now());
                     self.say_refuses(&error);

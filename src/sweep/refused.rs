@@ -231,13 +231,17 @@ impl Refusals {
 pub(super) async fn retry<N: Node>(node: &N, retry: &Retry) -> Result<Tried, Error> {
     let mut tally = Tally::default();
     if retry.keys.exact_len() > 0 {
-        tally = unlink::unlink(node, retry.keys.exact().collect(), Search::Thorough).await?;
+        let keys = retry.keys.exact().collect();
+        let (found, outcome) = unlink::unlink(node, keys, Search::Thorough).await;
+        outcome?;
+        tally = found;
     }
     let mut with_pass = retry.keys.has_patterns();
     if with_pass && !retry.with_pass {
         let samples: Vec<&[u8]> = retry.samples.iter().map(|key| &**key).collect();
         let mut refused = Refused::new();
-        unlink::one_by_one(node, &samples, Search::Thorough, &mut refused).await?;
+        let removed = unlink::one_by_one(node, &samples, Search::Thorough, &mut refused).await?;
+        tally.add(retry.rule, removed, 0);
         with_pass = refused.len() < samples.len();
     }
     Ok(Tried { tally, with_pass })

@@ -101,7 +101,7 @@ async fn keys_found_after_the_replay_count_as_refills() {
         bench.replayed(Some(hold), &["1"], 0).await;
         assert_eq!(bench.swept().await, [110]);
         let text = bench.metrics.text();
-        assert!(text.contains("walsweep_refills_removed_total 1\n"), "{text}");
+        assert!(text.contains("walsweep_refills_removed_total{rule=\"item\"} 1\n"), "{text}");
         assert!(text.contains("walsweep_keys_removed_total{rule=\"item\"} 1\n"), "{text}");
         assert!(text.contains("walsweep_visible_to_removed_seconds_count 1\n"), "{text}");
     })

@@ -23,25 +23,24 @@ pub(super) fn since<N: Node>(node: &N, jobs: &mut [Job]) -> Option<Mark> {
 
 /// Removes from Redis what a batch must: with `since`, the keys and what the patterns match of all
 /// that was written from then on; without it, or when that is not known, the exact keys. `empty` is
-/// an empty key set of the rules.
-///
-/// # Errors
-///
-/// The first error of the node. Keys removed before it stay removed; all are tried again.
+/// an empty key set of the rules. Gives what went, also before the first error of the node; all are
+/// tried again then.
 pub(super) async fn remove<N: Node>(
     node: &N,
     jobs: &[Job],
     empty: KeySet,
     since: Option<Mark>,
-) -> Result<Tally, Error> {
+) -> (Tally, Result<(), Error>) {
     if let Some(since) = since {
-        node.fence().await?;
+        if let Err(error) = node.fence().await {
+            return (Tally::default(), Err(error));
+        }
         if let Some(written) = since.written() {
             let keys = union(jobs, empty, KeySet::merge);
             let found = find(&keys, &written).await;
-            let mut tally = unlink::unlink(node, found, Search::Quick).await?;
+            let (mut tally, outcome) = unlink::unlink(node, found, Search::Quick).await;
             tally.with_patterns = true;
-            return Ok(tally);
+            return (tally, outcome);
         }
     }
     // Exact keys only: a pattern of one job would swallow the keys of another, which is then taken

@@ -51,7 +51,18 @@ pub(super) async fn sweep<N: Node>(
         }
     }
     let (mut scanned, mut waited) = (0, Duration::ZERO);
+    let mut counted = vec![0; owners.len()];
     let each_page = |progress: &Progress| {
+        for (((rule, second), removed), counted) in
+            owners.iter().zip(&progress.removed).zip(&mut counted)
+        {
+            let more = removed - std::mem::replace(counted, *removed);
+            if more > 0 {
+                let mut tally = Tally::default();
+                tally.add(*rule, more, 0);
+                count(metrics, &tally, *second);
+            }
+        }
         if progress.scanned > scanned {
             metrics.scan_stall.observe(seconds(progress.stall));
         }
@@ -65,11 +76,6 @@ pub(super) async fn sweep<N: Node>(
     let refused = refused
         .filter_map(|(at, keys)| Some(RefusedOf { pattern: patterns.get(at)?.clone(), keys }))
         .collect();
-    for ((rule, second), removed) in owners.into_iter().zip(progress.removed) {
-        let mut tally = Tally::default();
-        tally.add(rule, removed, 0);
-        count(metrics, &tally, second);
-    }
     metrics.sweeps.get_or_create(&ReasonLabel { reason }).inc();
     metrics.sweep_seconds.observe(seconds(began.elapsed()));
     Ok(refused)
@@ -162,12 +168,12 @@ fn unless_refused<T>(outcome: Result<T, Error>) -> Result<Option<T>, Error> {
 
 /// Counts removed keys: by rule, or as refills when they were removed before.
 pub(super) fn count(metrics: &Metrics, tally: &Tally, second: bool) {
-    if second {
-        metrics.refills_removed.inc_by(tally.removed());
-    } else {
-        tally
-            .rows()
-            .for_each(|(rule, removed, absent)| metrics.keys_removed(rule, removed, absent));
+    for (rule, removed, absent) in tally.rows() {
+        if second {
+            metrics.refills_removed(rule, removed);
+        } else {
+            metrics.keys_removed(rule, removed, absent);
+        }
     }
 }
 

@@ -154,7 +154,7 @@ struct Works<'a> {
     alive: Work<'a, Result<(), Error>>,
 }
 
-pub(super) type BatchDone = (Vec<Job>, Result<Tally, Error>);
+pub(super) type BatchDone = (Vec<Job>, (Tally, Result<(), Error>));
 pub(super) type PassDone = (Vec<Job>, Box<Pace>, Result<Vec<RefusedOf>, Error>);
 pub(super) type RetriesDone = (Vec<Retry>, Result<Vec<Tried>, Error>);
 

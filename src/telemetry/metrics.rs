@@ -151,8 +151,7 @@ pub struct Metrics {
     pub sweep_throttled: FloatCounter,
     /// How long one SCAN call held Redis, as seen from here.
     pub scan_stall: Histogram,
-    /// Keys that were there again when they were removed again.
-    pub refills_removed: Counter,
+    refills_removed: Family<RuleLabel, Counter>,
     /// Keys and patterns removed again because Redis went back to an older watermark.
     pub repeated_keys: Counter,
     /// Bytes of WAL between the end and `confirmed_flush_lsn`.
@@ -279,7 +278,7 @@ impl Metrics {
             ),
             scan_stall: table
                 .latency("walsweep_scan_stall_seconds", "How long one SCAN call held Redis"),
-            refills_removed: table.counter(
+            refills_removed: table.family(
                 "walsweep_refills_removed_total",
                 "Keys that were there again when they were removed again",
             ),
@@ -348,7 +347,9 @@ impl Metrics {
     fn create_series(&self) {
         for rule in &self.rules {
             let label = RuleLabel { rule: rule.clone() };
-            for family in [&self.rule_matches, &self.keys_removed, &self.keys_absent] {
+            let families =
+                [&self.rule_matches, &self.keys_removed, &self.keys_absent, &self.refills_removed];
+            for family in families {
                 family.get_or_create_owned(&label);
             }
             self.rules_suspended.get_or_create_owned(&label);
@@ -410,11 +411,21 @@ impl Metrics {
         self.keys_absent.get_or_create(&self.rule(rule)).inc_by(absent);
     }
 
-    /// How many keys of each rule were removed so far, by [`RuleId`].
+    /// Counts keys of `rule` that were there again when they were removed again.
+    pub fn refills_removed(&self, rule: RuleId, count: u64) {
+        self.refills_removed.get_or_create(&self.rule(rule)).inc_by(count);
+    }
+
+    /// How many keys of each rule were removed so far, by [`RuleId`]: for the first time, and
+    /// again.
     #[must_use]
-    pub fn keys_removed_by_rule(&self) -> Vec<u64> {
-        let label = |rule: &String| RuleLabel { rule: rule.clone() };
-        self.rules.iter().map(|rule| self.keys_removed.get_or_create(&label(rule)).get()).collect()
+    pub fn keys_removed_by_rule(&self) -> Vec<(u64, u64)> {
+        let removed = |rule: &String| {
+            let label = RuleLabel { rule: rule.clone() };
+            let count = |family: &Family<RuleLabel, Counter>| family.get_or_create(&label).get();
+            (count(&self.keys_removed), count(&self.refills_removed))
+        };
+        self.rules.iter().map(removed).collect()
     }
 
     /// Counts keys of `rule` that were widened.

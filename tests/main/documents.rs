@@ -1,12 +1,21 @@
 //! What README.md and docs/guarantee.md say besides what other tests hold: limits that an operator
 //! has to know, and what Postgres and Redis do that is no code of walsweep's.
 
+use std::collections::BTreeSet;
 use std::net::TcpListener;
+use std::process::{Command, Output};
 
 use redis::cmd;
 use walsweep::postgres::{Endpoint, connect_sql};
 
 use crate::support::{Bed, PATIENCE, Settings, Sidecar, eventually, text};
+
+const README: &str = include_str!("../../README.md");
+
+const PROGRAM: &str = env!("CARGO_BIN_EXE_walsweep");
+
+/// Options of other programs that the README names.
+const FOREIGN: [&str; 5] = ["--from", "--locked", "--path", "--root", "--system"];
 
 const EXACT_RULES: &str = r#"
 [[rule]]
@@ -139,6 +148,7 @@ async fn postgres_refuses_what_a_column_list_or_a_row_filter_forbids() {
         let server = error.as_db_error().unwrap();
         let said = format!("{} {}", server.message(), server.detail().unwrap_or_default());
         assert!(said.contains(expected), "{statement}: {said}");
+        assert!(README.contains(expected), "the README does not quote `{expected}`");
     }
 }
 
@@ -231,5 +241,106 @@ async fn a_table_of_a_lookup_is_watched_only_if_its_answers_are_kept() {
             let stays = || bed.has("item:x");
             crate::support::always(std::time::Duration::from_secs(5), "it stays", stays).await;
         }
+    }
+}
+
+/// The text of the blocks of a language in a section of the README.
+fn blocks(section: &str, language: &str) -> Vec<String> {
+    let (heading, begin) = (format!("\n## {section}\n"), format!("\n```{language}\n"));
+    let section = README.split(&heading).nth(1).expect("it has the section");
+    let section = section.split("\n## ").next().unwrap();
+    let blocks = section.split(&begin).skip(1);
+    blocks.map(|rest| rest.split("\n```").next().unwrap().to_owned()).collect()
+}
+
+/// All words that are options.
+fn options(text: &str) -> BTreeSet<&str> {
+    let is_of_option = |one: char| one.is_ascii_alphanumeric() || one == '-';
+    let words = text.split(|one| !is_of_option(one));
+    let starts = |word: &&str| word.starts_with("--") && word[2..].starts_with(char::is_alphabetic);
+    words.filter(starts).collect()
+}
+
+fn walsweep(arguments: &[&str], env: &[(&str, &str)]) -> Output {
+    Command::new(PROGRAM).args(arguments).envs(env.iter().copied()).output().unwrap()
+}
+
+#[test]
+fn every_option_that_the_readme_names_is_there() {
+    let commands =
+        ["run", "check", "setup", "teardown", "explain", "sweep", "demo", "completions", "man"];
+    let mut help = text(&walsweep(&["--help"], &[]));
+    commands.iter().for_each(|command| help.push_str(&text(&walsweep(&[command, "--help"], &[]))));
+    let (known, named) = (options(&help), options(README));
+    assert!(named.len() > 15, "{named:?}");
+    let unknown: Vec<&str> = named.difference(&known).copied().collect();
+    assert_eq!(unknown, FOREIGN);
+}
+
+/// What the unit and the container start is started as it is written there, and the exit status
+/// after which systemd starts it no more is that of a configuration that cannot be read.
+#[test]
+fn the_unit_and_the_container_of_the_readme_start_what_the_program_understands() {
+    let unit = &blocks("Run it as a service", "ini")[0];
+    let all = |key: &str| -> Vec<&str> {
+        unit.lines().filter_map(|line| line.strip_prefix(key)?.strip_prefix('=')).collect()
+    };
+    assert_eq!((all("User"), all("Restart")), (vec!["walsweep"], vec!["on-failure"]));
+    let start: Vec<&str> = all("ExecStart")[0].split(' ').collect();
+    let [program, arguments @ ..] = &start[..] else { panic!("{start:?}") };
+    assert!(program.ends_with("/walsweep"), "{program}");
+    let container = &blocks("Run it as a service", "dockerfile")[0];
+    let entry = container.lines().find_map(|line| line.strip_prefix("ENTRYPOINT ")).unwrap();
+    let entry: Vec<String> = serde_json::from_str(entry).unwrap();
+    assert_eq!(entry[0], "walsweep");
+    assert_eq!(entry[1..], *arguments);
+    let version = container.split("FROM rust:").nth(1).unwrap().split('-').next().unwrap();
+    assert!(include_str!("../../Cargo.toml").contains(&format!("rust-version = \"{version}\"")));
+    // The same arguments, and another folder.
+    let folder = tempfile::tempdir().unwrap();
+    let here = folder.path().to_str().unwrap();
+    let moved: Vec<String> =
+        arguments.iter().map(|one| one.replace("/etc/walsweep", here)).collect();
+    let moved: Vec<&str> = moved.iter().map(String::as_str).collect();
+    assert_ne!(moved, arguments, "it names the configuration");
+    let status = walsweep(&moved, &[]).status.code().map(|code| code.to_string());
+    assert_eq!(status.as_deref(), Some(all("RestartPreventExitStatus")[0]));
+    // What the unit makes of the passwords is what the configuration beside it names.
+    let credentials = folder.path().join("credentials");
+    std::fs::create_dir(&credentials).unwrap();
+    for credential in all("LoadCredential") {
+        let (name, from) = credential.split_once(':').unwrap();
+        assert!(from.starts_with("/etc/walsweep/"), "{from}");
+        std::fs::write(credentials.join(name), "secret").unwrap();
+    }
+    let told = &blocks("Run it as a service", "toml")[0];
+    let tried = told.replace("[redis]", "url = \"postgres://u@127.0.0.1:1/d\"\n[redis]");
+    let tried = format!("{tried}\nurl = \"redis://127.0.0.1:1/0\"\n{EXACT_RULES}");
+    std::fs::write(folder.path().join("config.toml"), tried).unwrap();
+    let directory = credentials.to_str().unwrap();
+    let config = format!("{here}/config.toml");
+    let check = ["check", "--config", &config];
+    let output = walsweep(&check, &[("CREDENTIALS_DIRECTORY", directory)]);
+    assert_eq!(output.status.code(), Some(1), "nobody is there: {}", text(&output));
+    assert!(text(&output).contains("postgres_unreachable"), "{}", text(&output));
+    let output = walsweep(&check, &[("CREDENTIALS_DIRECTORY", "/nonexistent")]);
+    assert_eq!(output.status.code(), Some(78), "they are read: {}", text(&output));
+}
+
+/// What a newcomer copies first.
+#[test]
+fn the_first_configuration_and_question_of_the_readme_are_answered() {
+    let section = "Try it on your own table";
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("config.toml"), &blocks(section, "toml")[0]).unwrap();
+    std::fs::write(folder.path().join("pg.password"), "secret").unwrap();
+    let commands = &blocks(section, "console")[0];
+    let question = commands.lines().find_map(|line| line.strip_prefix("$ walsweep explain "));
+    let script = format!("{PROGRAM} explain {} --offline", question.unwrap());
+    let output = Command::new("sh").args(["-c", &script]).current_dir(&folder).output().unwrap();
+    let said = text(&output);
+    assert!(output.status.success(), "{said}");
+    for part in ["key      user:1 ", "pattern  team:2:* ", "pattern  team:3:* "] {
+        assert!(said.contains(part), "{part}: {said}");
     }
 }

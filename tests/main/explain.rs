@@ -146,6 +146,24 @@ async fn explain_takes_the_replica_identity_from_the_table() {
     assert!(offline.contains("note       the table was not asked: "), "{offline}");
 }
 
+#[tokio::test]
+async fn explain_says_that_changed_counts_every_update_where_old_values_are_not_sent() {
+    let bed = Bed::new(&[]).await;
+    let rules = "[[rule]]\nname = \"item\"\ntable = \"public.item\"\nchanged = [\"version\"]\n\
+                 keys = [\"item:{id}\"]\n";
+    let sidecar = Sidecar::new(Settings::new(&bed.postgres, &bed.redis, rules));
+    let row = r#"{"id": 7, "version": 2}"#;
+    for (identity, is_told) in [("default", true), ("full", false)] {
+        bed.sql.run(&format!("alter table item replica identity {identity}")).await;
+        let update = ["explain", "item", "--op", "update", "--old", row, "--new", row];
+        let said = text(&sidecar.command(&update));
+        let told = "  changed  counts as met: Postgres does not send the old value";
+        assert_eq!(said.contains(told), is_told, "{identity}: {said}");
+        assert_eq!(said.contains("key      item:7"), is_told, "{identity}: {said}");
+        assert_eq!(said.contains("no column of `changed` differs"), !is_told, "{identity}: {said}");
+    }
+}
+
 /// The verdict stands with the rest, on standard output, whatever it is.
 #[tokio::test]
 async fn check_tells_what_is_fine_and_its_verdict_on_standard_output() {

@@ -76,6 +76,31 @@ async fn a_login_to_postgres_that_fails_is_told_with_what_lets_it_in() {
     }
 }
 
+/// The slot's database is the one that was meant. Whoever drops the slot takes from the walsweep
+/// that streams from it what that has not read.
+#[tokio::test]
+async fn a_wrong_database_is_asked_about_first_and_nobody_is_told_to_drop_the_slot() {
+    let bed = Bed::new(&[]).await;
+    let running = bed.sidecar().await;
+    bed.sql.run("create database other").await;
+    let postgres_url = bed.postgres.url_of("other");
+    let mut wrong = Sidecar::new(Settings { postgres_url, ..bed.settings() });
+    wrong.start();
+    assert_eq!(wrong.wait_exit().await, 1);
+    let refused = wrong.log().concat();
+    for said in [text(&wrong.command(&["check"])), text(&wrong.command(&["setup"])), refused] {
+        let told = "slot `walsweep` is of database `postgres`, not of `other`; process ";
+        let (before, after) = said.split_once(told).unwrap_or_else(|| panic!("{said}"));
+        assert!(!before.contains("hint: "), "another cure comes first: {said}");
+        let hint = after.split_once("hint: ").unwrap().1;
+        let asked = "is the database at the end of `postgres.url` right?";
+        assert!(hint.starts_with(asked), "{said}");
+        assert!(!said.contains("drop that slot") && !said.contains("pg_drop"), "{said}");
+        assert!(!said.contains("`walsweep setup --print` shows"), "{said}");
+    }
+    assert_eq!(running.readyz().await, Some(200));
+}
+
 #[tokio::test]
 async fn a_redis_that_does_not_let_walsweep_in_is_told_with_what_does() {
     let bed = Bed::new(&[]).await;

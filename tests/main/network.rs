@@ -266,6 +266,30 @@ async fn a_redis_that_is_emptied_while_nothing_happens_is_swept() {
     assert!(sidecar.metric("walsweep_resyncs_total{reason=\"watermark_lost\"}").await > 0.5);
 }
 
+/// What a person reads is what went: also what was filled again before the second removal.
+#[tokio::test]
+async fn the_log_of_a_sweep_counts_the_keys_of_its_second_removal_too() {
+    let mut bed = Bed::new(&[]).await;
+    let rules = "[[rule]]\nname = \"item\"\ntable = \"public.item\"\nkeys = [\"item:{id}\"]\n\
+                 [[rule]]\nname = \"list\"\ntable = \"public.item\"\nkeys = [\"list:{team}:*\"]\n";
+    let (rules, refill) = (rules.to_owned(), "3s".to_owned());
+    let sidecar = Sidecar::set_up(Settings { rules, refill, ..bed.settings() }).await;
+    bed.settled().await;
+    bed.marked().await;
+    let _: () = redis::cmd("FLUSHALL").query_async(&mut bed.cache).await.unwrap();
+    sidecar.wait_log("swept reason=\"watermark_lost\" keys=0 ").await;
+    bed.fill(&["item:1", "item:2", "list:team 1:a"]).await;
+    for key in ["item:1", "item:2", "list:team 1:a"] {
+        bed.gone(key).await;
+    }
+    let again = "swept again: what was written meanwhile reason=\"watermark_lost\" keys=3 \
+                 rules=\"2 keys of rule `item`; 1 key of rule `list`\"";
+    sidecar.wait_log(again).await;
+    // One that finds nothing says nothing.
+    let count = sidecar.log().iter().filter(|line| line.contains("swept again")).count();
+    assert_eq!(count, 1, "{:?}", sidecar.log());
+}
+
 /// Silence in the middle of a session's beginning: after the login, before the stream.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_session_that_falls_silent_while_it_begins_is_given_up() {

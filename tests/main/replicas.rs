@@ -77,7 +77,7 @@ async fn what_a_late_standbys_reader_cached_goes_after_the_replay() {
     assert_eq!(read_through(&bed, &reader, 1).await, 1, "removed before the replay");
     bed.settled().await;
     assert!(bed.has("item:1").await, "and not again once it is confirmed");
-    assert!(sidecar.metric("walsweep_refills_removed_total").await >= 2.0);
+    assert!(sidecar.metric_sum("walsweep_refills_removed_total").await >= 2.0);
     sidecar.assert_quiet(&["sweeping everything"]);
 }
 

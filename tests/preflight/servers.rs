@@ -20,15 +20,21 @@ async fn the_slot_is_held_against_its_configuration() {
     let client = database(&server, "app", &ddl).await;
     let config = config(server.port(), "app", vec![whole("t")]);
     let other = server.connect().await.unwrap();
-    for (session, arguments, expected) in [
-        (&client, "'slot_app', 'pgoutput'", &["slot_unclaimed"][..]),
-        (&client, "'slot_app', 'test_decoding'", &["slot_plugin"]),
-        (&other, "'slot_app', 'pgoutput'", &["slot_database"]),
-        (&client, "'slot_app', 'pgoutput', true", &["slot_temporary"]),
-        (&client, "'slot_app', 'pgoutput', false, true", &["slot_two_phase"]),
+    let (unread, database) = ("if nobody needs it", "the database at the end of `postgres.url`");
+    for (session, arguments, expected, told) in [
+        (&client, "'slot_app', 'pgoutput'", &["slot_unclaimed"][..], "if another program reads it"),
+        (&client, "'slot_app', 'test_decoding'", &["slot_plugin"], unread),
+        (&other, "'slot_app', 'pgoutput'", &["slot_database"], database),
+        // The session that made it has it.
+        (&client, "'slot_app', 'pgoutput', true", &["slot_temporary"], "has this one"),
+        (&client, "'slot_app', 'pgoutput', false, true", &["slot_two_phase"], unread),
     ] {
         run(session, &format!("select pg_create_logical_replication_slot({arguments})")).await;
-        assert_eq!(codes(&check(&config, &client).await), expected, "{arguments}");
+        let findings = check(&config, &client).await;
+        assert_eq!(codes(&findings), expected, "{arguments}");
+        let hint = find(&findings, expected[0]).hint.clone().unwrap();
+        assert!(hint.contains(told), "{arguments}: {hint}");
+        assert_eq!(hint.contains("drop that slot"), told == unread, "{arguments}: {hint}");
         run(session, "select pg_drop_replication_slot('slot_app')").await;
     }
     let findings = check(&config, &client).await;

@@ -217,7 +217,19 @@ pub enum Outcome {
         untold: Vec<String>,
         /// Templates that need rows, with the parameters of their lookups.
         lookups: Vec<String>,
+        /// Columns for whose sake alone `changed` counts as met.
+        supposed: Supposed,
     },
+}
+
+/// Columns of `changed` of which it is not known whether they differ, where none is known to: the
+/// rule then counts the UPDATE.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Supposed {
+    /// Postgres does not send their old value.
+    pub unsent: Vec<String>,
+    /// Postgres sends it, and the question does not tell.
+    pub untold: Vec<String>,
 }
 
 /// Sees whether a question can be answered at all, without a server.
@@ -280,7 +292,14 @@ pub fn explain(
             Some(Skip::OtherOperation) => Outcome::OtherOperation,
             Some(Skip::Unchanged) => Outcome::Unchanged,
             Some(Skip::ConditionFalse) => Outcome::ConditionFalse,
-            None => keyed(rules, (rule, &name), (question, sender), &keys),
+            None => {
+                let columns = match question.operation {
+                    Operation::Refresh => Vec::new(),
+                    _ => rules.supposed_changed(rule, &change),
+                };
+                let supposed = Supposed::of(&columns, sender);
+                keyed(rules, (rule, &name), (question, sender), (&keys, supposed))
+            }
         };
         explained.push(Explained { rule: name, at: place.clone(), outcome });
     }
@@ -336,7 +355,7 @@ fn keyed(
     rules: &Rules,
     (rule, name): (RuleId, &str),
     (question, sender): (&Question, Option<&Table>),
-    keys: &KeySet,
+    (keys, supposed): (&KeySet, Supposed),
 ) -> Outcome {
     let from = |pattern: &Pattern| match rules.templates_of(rule, pattern).as_slice() {
         [template] if template.as_bytes() != pattern.as_bytes() => Some((*template).to_owned()),
@@ -363,6 +382,17 @@ fn keyed(
         widened,
         untold,
         lookups: keys.waiting().map(|(text, rows)| waiting(rules, text, &rows)).collect(),
+        supposed,
+    }
+}
+
+impl Supposed {
+    /// Of these columns, where `sender` is the table as it is, if what it sends is known.
+    fn of(columns: &[&str], sender: Option<&Table>) -> Supposed {
+        let is_sent = |column: &String| sender.is_some_and(|table| table.sends(column));
+        let columns = columns.iter().map(|column| (*column).to_owned());
+        let (untold, unsent) = columns.partition(is_sent);
+        Supposed { unsent, untold }
     }
 }
 

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use super::table::like;
-use super::{Explanation, Outcome};
+use super::{Explanation, Outcome, Supposed};
 use crate::keys::WidenReason;
 
 impl fmt::Display for Explanation {
@@ -48,7 +48,7 @@ impl fmt::Display for Explanation {
 
 impl Explanation {
     fn outcome(&self, formatter: &mut fmt::Formatter<'_>, outcome: &Outcome) -> fmt::Result {
-        let (exact, patterns, widened, untold, lookups) = match outcome {
+        let (exact, patterns, widened, untold, lookups, supposed) = match outcome {
             Outcome::OtherOperation => {
                 return writeln!(formatter, "  nothing  it does not look at {}", self.operation);
             }
@@ -58,8 +58,8 @@ impl Explanation {
             Outcome::ConditionFalse => {
                 return writeln!(formatter, "  nothing  its `when` is false");
             }
-            Outcome::Keys { exact, patterns, widened, untold, lookups } => {
-                (exact, patterns, widened, untold, lookups)
+            Outcome::Keys { exact, patterns, widened, untold, lookups, supposed } => {
+                (exact, patterns, widened, untold, lookups, supposed)
             }
         };
         if exact.is_empty() && patterns.is_empty() && lookups.is_empty() {
@@ -87,6 +87,26 @@ impl Explanation {
         if !untold.is_empty() {
             let why = "an old value that Postgres sends is not told here; add it to `--old`";
             writeln!(formatter, "  widened  in this answer alone: {why}{}", named(untold))?;
+        }
+        write!(formatter, "{supposed}")
+    }
+}
+
+impl fmt::Display for Supposed {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Supposed { unsent, untold } = self;
+        if !unsent.is_empty() {
+            let why = "Postgres does not send the old value, so that every UPDATE counts; set \
+                       `replica identity full`, and one that leaves it as it is removes nothing";
+            writeln!(formatter, "  changed  counts as met: {why}{}", named(unsent))?;
+        }
+        if unsent.is_empty() && !untold.is_empty() {
+            let why = "whether it differs is not told here; add it to `--old` and `--new`";
+            writeln!(
+                formatter,
+                "  changed  counts as met in this answer alone: {why}{}",
+                named(untold)
+            )?;
         }
         Ok(())
     }

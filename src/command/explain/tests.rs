@@ -81,11 +81,14 @@ fn what_is_not_given_is_unknown() {
     let [exact, pattern] =
         ["key      p:7:1.5", "pattern  p:7:*"].map(|one| format!("{one}  {from}"));
     let row = r#"{"match_id": 7, "model": 1.5, "scored": true}"#;
-    check("update", "", row, &[&exact, &pattern, "pattern  board:*", why]);
+    let met = "changed  counts as met: Postgres does not send the old value, so that every UPDATE \
+               counts; set `replica identity full`, and one that leaves it as it is removes \
+               nothing (column `scored`)";
+    check("update", "", row, &[&exact, &pattern, "pattern  board:*", why, met]);
     check("delete", r#"{"match_id": 7}"#, "", &[&pattern, "pattern  board:*", why]);
     let missing = "widened  missing_column: a column is not in the row (column `model`)";
     let new = r#"{"match_id": 7, "scored": true}"#;
-    check("update", "", new, &[&pattern, "pattern  board:*", missing]);
+    check("update", "", new, &[&pattern, "pattern  board:*", missing, met]);
 }
 
 #[test]
@@ -165,6 +168,54 @@ fn of_the_old_row_there_is_what_the_replica_identity_sends() {
     let note = "note       Postgres sends the whole old row; `--old` does not tell `match_id`, \
                 `model`, `scored`, which counts as unknown here\n";
     assert!(untold.ends_with(note), "{untold}");
+}
+
+/// Whoever asks whether an UPDATE counts reads that the table lets none pass, and the cure; not so
+/// where a column differs for sure, or only the question does not tell.
+#[test]
+fn that_changed_counts_as_met_without_old_values_is_told() {
+    let key = Identity::Columns(vec!["match_id".to_owned()]);
+    let unsent = "\n  changed  counts as met: Postgres does not send the old value, so that every \
+                  UPDATE counts; set `replica identity full`, and one that leaves it as it is \
+                  removes nothing (column `scored`)\n";
+    let untold = "\n  changed  counts as met in this answer alone: whether it differs is not told \
+                  here; add it to `--old` and `--new` (column `scored`)\n";
+    let row = r#"{"match_id": 7, "model": "a", "scored": "f"}"#;
+    let scored = r#"{"match_id": 7, "model": "a", "scored": "t"}"#;
+    for (identity, operation, old, new, told) in [
+        (&key, "update", row, row, Some(unsent)),
+        (&key, "update", row, scored, Some(unsent)),
+        (&key, "delete", row, "", None),
+        (&Identity::Full, "update", row, scored, None),
+        (&Identity::Full, "update", "", row, Some(untold)),
+        (&Identity::Full, "update", r#"{"match_id": 7}"#, r#"{"model": "a"}"#, Some(untold)),
+    ] {
+        let table = known(&[("match_id", 23), ("model", 25), ("scored", 16)], identity.clone());
+        let question = Question {
+            table: TableName::for_tests("predictions"),
+            operation: operation.parse().unwrap(),
+            old: object(old),
+            new: object(new),
+            identity: Vec::new(),
+        };
+        let said = explain(&mut rules(), &question, Some(&table)).unwrap().to_string();
+        assert_eq!(said.contains("counts as met"), told.is_some(), "{old} {new}: {said}");
+        assert!(said.contains(told.unwrap_or_default()), "{old} {new}: {said}");
+    }
+    // Of a column that never changes there is nothing to suppose.
+    let mut fixed = rule();
+    fixed.immutable = vec![Located::for_tests("scored")];
+    fixed.changed.push(Located::for_tests("model"));
+    let mut rules = Rules::compile(&[fixed]).unwrap();
+    let question = Question {
+        table: TableName::for_tests("predictions"),
+        operation: Operation::Update,
+        old: None,
+        new: object(row),
+        identity: vec!["match_id".to_owned()],
+    };
+    let said = shown(explain(&mut rules, &question, None).unwrap());
+    assert!(said.contains("removes nothing (column `model`)\n"), "{said}");
 }
 
 /// The full identity is set already: what is not known here is a matter of the question alone.

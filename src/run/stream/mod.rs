@@ -431,6 +431,7 @@ impl<'a> Stream<'a> {
             }
             Event::Covered(lsn) => {
                 self.ledger.cover(target, lsn);
+                self.told_again(target, metrics);
                 self.slot.confirm(self.ledger.confirmable());
                 self.arrivals.confirmed(self.slot.confirmed());
                 reach(Point::ConfirmDue);

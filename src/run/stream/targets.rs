@@ -15,7 +15,7 @@ pub(super) struct Progress {
     phase: Phase,
     /// Whether it owes a sweep, so that nothing can be confirmed.
     owes_sweep: bool,
-    /// What the sweep is about.
+    /// What it is about, and what it took so far.
     swept: Option<Sweep>,
 }
 
@@ -42,11 +42,20 @@ impl Stream<'_> {
     pub(super) fn whole(&mut self, target: TargetId, (health, metrics): (&Health, &Metrics)) {
         if let Some(progress) = self.targets.get_mut(target.place()) {
             progress.owes_sweep = false;
-            if let Some(swept) = progress.swept.take() {
-                swept.tell(self.rules.names(), metrics);
+            if let Some(swept) = &mut progress.swept {
+                swept.tell(metrics);
             }
         }
         self.is_in(target, Phase::Streaming, health);
+    }
+
+    /// The watermark of a target moved. It waits for the second removal of a sweep, which is told
+    /// now.
+    pub(super) fn told_again(&mut self, target: TargetId, metrics: &Metrics) {
+        let Some(progress) = self.targets.get_mut(target.place()) else { return };
+        if let Some(mut swept) = progress.swept.take_if(|swept| swept.is_told()) {
+            swept.tell_again(metrics);
+        }
     }
 
     /// A target, and no other, owes a sweep of what is in doubt there.

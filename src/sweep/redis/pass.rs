@@ -104,7 +104,7 @@ impl Pass {
     }
 
     /// Scans once, removing what matches, but for what the user may not remove. `each_page` hears
-    /// of every page.
+    /// of every page, and in the end of all that was done, also before an error.
     ///
     /// # Errors
     ///
@@ -113,22 +113,24 @@ impl Pass {
         &self,
         node: &N,
         pace: &mut Pace,
-        each_page: impl FnMut(&Progress),
+        mut each_page: impl FnMut(&Progress),
     ) -> Result<Progress, Error> {
-        let outcome = self.scan(node, pace, each_page).await;
+        let none = vec![0; self.patterns.len()];
+        let mut progress =
+            Progress { removed: none.clone(), matched_by: none, ..Default::default() };
+        let outcome = self.scan(node, pace, &mut each_page, &mut progress).await;
         pace.measure.end(outcome.is_ok());
-        outcome
+        each_page(&progress);
+        outcome.map(|()| progress)
     }
 
     async fn scan<N: Node>(
         &self,
         node: &N,
         pace: &mut Pace,
-        mut each_page: impl FnMut(&Progress),
-    ) -> Result<Progress, Error> {
-        let none = vec![0; self.patterns.len()];
-        let mut progress =
-            Progress { removed: none.clone(), matched_by: none, ..Default::default() };
+        each_page: &mut impl FnMut(&Progress),
+        progress: &mut Progress,
+    ) -> Result<(), Error> {
         let filter = self.server_filter();
         pace.begin(node).await?;
         let call = |cursor, count| ScanCall { cursor, count, pattern: filter.as_deref() };
@@ -137,13 +139,12 @@ impl Pass {
         loop {
             progress.stall = pace.observe(took);
             progress.scanned += page.keys.len() as u64;
-            each_page(&progress);
+            each_page(progress);
             let cursor = page.cursor;
             if cursor == 0 {
-                self.remove_matching(node, &page, &mut progress).await?;
+                self.remove_matching(node, &page, progress).await?;
                 progress.tell(pace);
                 pace.measure.settle(node).await?;
-                each_page(&progress);
                 // A key that somebody else removed before the pass came by is not there, and comes
                 // back with a server that lost that. So the pass itself counts as a removal. And
                 // each page says who gave it; the fence says who counted.
@@ -151,7 +152,7 @@ impl Pass {
                     node.unlink(&[]).await?;
                 }
                 node.fence().await?;
-                return Ok(progress);
+                return Ok(());
             }
             // The next page is fetched, or waited for, while this one is matched and removed.
             let call = call(cursor, pace.count());
@@ -159,8 +160,7 @@ impl Pass {
                 pace.measure.turn(node).await?;
                 timed(node.scan(&call)).await
             };
-            let (next, removed) =
-                tokio::join!(next, self.remove_matching(node, &page, &mut progress));
+            let (next, removed) = tokio::join!(next, self.remove_matching(node, &page, progress));
             removed?;
             reach(Point::PageRemoved);
             (page, took) = next?;

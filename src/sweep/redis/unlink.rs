@@ -33,16 +33,24 @@ pub(in crate::sweep) enum Search {
     Thorough,
 }
 
-/// Removes keys and counts, by rule, how many were there and how many were not.
-///
-/// # Errors
-///
-/// The first error of the node. Keys removed before it stay removed; all are tried again.
+/// Removes keys and counts, by rule, how many were there and how many were not; also those that
+/// went before an error, which is the first of the node. All are tried again then.
 pub(in crate::sweep) async fn unlink<N: Node>(
+    node: &N,
+    by_rule: Vec<(RuleId, &[u8])>,
+    search: Search,
+) -> (Tally, Result<(), Error>) {
+    let mut tally = Tally::default();
+    let outcome = remove(node, by_rule, search, &mut tally).await;
+    (tally, outcome)
+}
+
+async fn remove<N: Node>(
     node: &N,
     mut by_rule: Vec<(RuleId, &[u8])>,
     search: Search,
-) -> Result<Tally, Error> {
+    tally: &mut Tally,
+) -> Result<(), Error> {
     by_rule.sort_by_key(|(rule, _)| rule.0);
     let commands: Vec<(RuleId, Vec<&[u8]>)> = by_rule
         .chunk_by(|one, other| one.0 == other.0)
@@ -52,7 +60,6 @@ pub(in crate::sweep) async fn unlink<N: Node>(
             Some((*rule, keys.iter().map(|(_, key)| *key).collect()))
         })
         .collect();
-    let mut tally = Tally::default();
     let (rules, groups): (Vec<RuleId>, Vec<Vec<&[u8]>>) = commands.into_iter().unzip();
     if groups.is_empty() {
         // That nothing was to be removed is known of this server only.
@@ -71,7 +78,7 @@ pub(in crate::sweep) async fn unlink<N: Node>(
             tally.add(*rule, removed, (known as u64).saturating_sub(removed));
         }
     }
-    Ok(tally)
+    Ok(())
 }
 
 /// Removes the keys of a command that was refused, but for those that are the reason, which it adds

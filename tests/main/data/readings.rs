@@ -53,7 +53,7 @@ async fn whatever_changes_how_a_row_reads_is_swept_and_nothing_else() {
     for statement in nothing.split(';') {
         bed.sql.run(statement).await;
     }
-    // The TRUNCATE removes `v:*` a second time, a window later.
+    // The removal of `v:*` that the TRUNCATE asks for may still be on its way.
     bed.settled().await;
     bed.fill(&["poem:1", "v:1"]).await;
     sleep(Duration::from_secs(5)).await;

@@ -266,8 +266,8 @@ async fn a_shared_publication_that_cannot_remember_is_told_until_its_owner_write
     let output = second.command(&["setup", "--as", &url_of(&bed, "shopkeeper")]);
     let said = text(&output);
     assert!(output.status.success(), "{said}");
-    let lacks = "it does not name `public.cart` for slot `second`, so that another walsweep with \
-                 this publication may take it out";
+    let lacks = "it does not list `public.cart` for slot `second`: another walsweep with this \
+                 publication may take the table out";
     for part in [
         lacks,
         "must be owner of publication walsweep",

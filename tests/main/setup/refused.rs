@@ -90,7 +90,7 @@ async fn a_comment_that_only_the_owner_of_the_publication_may_write_does_not_kee
     assert!(output.status.success(), "{said}");
     for part in [
         "must be owner of publication walsweep",
-        "`teardown`, and a rule that is taken out, go by that",
+        "what it does not list, `teardown` does not undo",
         "-- hint: role `shopkeeper` does not own publication `walsweep` of `postgres`",
         "-- created slot `walsweep`",
     ] {

@@ -302,6 +302,9 @@ async fn a_slot_moves_to_the_standby_without_a_sweep() {
         confirmed(&pair.bed.postgres).await >= created
     })
     .await;
+    let said = check(&there);
+    assert!(said.contains("slot_on_primary") && said.contains("of before, stop it"), "{said}");
+    assert!(!said.contains("pg_drop_replication_slot"), "it is read: {said}");
     assert_eq!(sidecar.sigterm().await, 0);
     let Settings { postgres, .. } = pair.settings();
     sidecar.change(|settings| settings.postgres = postgres);
