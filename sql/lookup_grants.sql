@@ -3,7 +3,7 @@
 -- $1 is the role, $2 the query. Where sql/lookup_body.sql made a function of the query, that tells
 -- what it depends on; a query with a schema that the role may not use is not parsed, and then alone
 -- the qualified names in its text do, without their quotes and outside of comments. Rows: schema,
--- relation, whether USAGE is missing, and SELECT.
+-- relation, whether USAGE is missing, and SELECT; the owners of the schema and of the relation.
 with role as (
   select oid from pg_roles where rolname = $1
 ), relation as (
@@ -27,7 +27,8 @@ with role as (
 )
 select n.nspname::text, c.relname::text,
        not coalesce((select has_schema_privilege(role.oid, n.oid, 'usage') from role), false),
-       not coalesce((select has_table_privilege(role.oid, c.oid, 'select') from role), false)
+       not coalesce((select has_table_privilege(role.oid, c.oid, 'select') from role), false),
+       pg_get_userbyid(n.nspowner)::text, pg_get_userbyid(c.relowner)::text
   from relation
   join pg_class c using (oid)
   join pg_namespace n on n.oid = c.relnamespace

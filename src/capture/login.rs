@@ -172,8 +172,9 @@ impl<'a> Login<'a> {
     async fn receive(&mut self) -> Result<Message, Error> {
         match self.connection.receive().await {
             Ok(Reply::Message(Message::ErrorResponse(body))) => Err(Error::Refused {
-                address: self.endpoint.address(),
-                user: self.endpoint.user.clone(),
+                address: self.endpoint.address().into(),
+                user: self.endpoint.user.as_str().into(),
+                database: self.endpoint.database.as_str().into(),
                 server: ServerError::from_fields(body.fields()),
             }),
             Ok(Reply::Message(message)) => Ok(message),

@@ -59,7 +59,8 @@ async fn check_postgres(
     let sql = match connect_sql(&config.postgres.endpoint, NAME).await {
         Ok(sql) => Rc::new(sql),
         Err(error) => {
-            report.postgres.push(preflight::unreachable(&error));
+            let endpoint = &config.postgres.endpoint;
+            report.postgres.push(preflight::unreachable(endpoint, &error).await);
             return (None, None);
         }
     };

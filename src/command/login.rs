@@ -1,5 +1,7 @@
 //! Who `setup` and `teardown` log in as, and to which server.
 
+use std::borrow::Cow;
+
 use super::NAME;
 use super::failure::{Failure, halted};
 use crate::config::Config;
@@ -77,15 +79,38 @@ fn is_unknown(error: &postgres::Error) -> bool {
 }
 
 /// What can be done about a refused login: the configured one, or that of `--as`.
-pub(super) fn refused(error: &postgres::Error, login: Option<&str>) -> Option<&'static str> {
+pub(super) fn refused(error: &postgres::Error, login: Option<&str>) -> Option<Cow<'static, str>> {
     let hint = preflight::login_hint(error)?;
-    // Both URLs name one database: SQLSTATE 3D000 is about that.
-    Some(if login.is_none() || error.sql_state() == Some("3D000") {
+    // Both URLs name one database: SQLSTATE 3D000 is about that, and 42501 about the right to it.
+    let is_of_database = matches!(error.sql_state(), Some("3D000" | "42501"));
+    Some(if login.is_none() || is_of_database {
         hint
     } else {
         "see the user and the password in the URL of `--as`, or else `PGPASSWORD`, the passfile, \
          and the server's pg_hba.conf"
+            .into()
     })
+}
+
+/// Why a script holds the part for the role alone, with what lets the rest be seen.
+pub(super) fn partly_printed(error: &postgres::Error) -> Failure {
+    let message = format!(
+        "the script has the part for the role alone, for the rest the database has to be looked \
+         at: {error}"
+    );
+    let is_login = matches!(error.sql_state(), Some("28P01" | "28000"))
+        || matches!(error, postgres::Error::Login { .. });
+    let hint: Cow<'_, str> = if is_login {
+        let password = preflight::PASSWORD_HINT;
+        format!(
+            "if there is no such role yet, let a superuser run that part, and print again; else \
+             {password}"
+        )
+        .into()
+    } else {
+        preflight::login_hint(error).unwrap_or_else(|| "print again once it answers".into())
+    };
+    Failure::halted(message).with_hint(Some(hint))
 }
 
 /// Where to log in: as the configuration says, or as `login` does, to the same database.

@@ -5,7 +5,7 @@ use std::path::Path;
 use super::NAME;
 use super::failure::{Failure, halted, print};
 use super::load::configuration;
-use super::login::{STOPPING, endpoint, refused, same_server};
+use super::login::{STOPPING, endpoint, partly_printed, refused, same_server};
 use crate::postgres::connect_sql;
 use crate::run::shutdown::Shutdown;
 use crate::setup::{self, Hands};
@@ -20,19 +20,20 @@ const NOT_COMPARED: &str = "mend the login of `postgres.url`, which `walsweep ru
 ///
 /// # Errors
 ///
-/// 78 for the configuration; 1 when a statement fails.
+/// 78 for the configuration; 1 when a statement fails, or only a part of the script can be printed.
 pub async fn setup(path: &Path, print_only: bool, login: Option<&str>) -> Result<(), Failure> {
     let (config, mut rules) = configuration(path)?;
     let endpoint = endpoint(&config, login)?;
     let sql = match connect_sql(&endpoint, NAME).await {
         Ok(sql) => sql,
         Err(error) if print_only && login.is_none() => {
-            return print(&setup::script_without_login(&config, &error.to_string()));
+            print(&setup::script_without_login(&config, &error.to_string()))?;
+            return Err(partly_printed(&error));
         }
         Err(error) => {
             let hint = "`walsweep setup --print` shows the SQL for the role, also without a login; \
                         `walsweep setup --as URL` creates it";
-            let hint = refused(&error, login).or(login.is_none().then_some(hint));
+            let hint = refused(&error, login).or(login.is_none().then(|| hint.into()));
             return Err(halted(&error).with_hint(hint));
         }
     };

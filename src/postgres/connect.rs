@@ -317,7 +317,9 @@ async fn log_in(
 fn login_error(endpoint: &Endpoint, error: &tokio_postgres::Error) -> Error {
     let (address, user) = (endpoint.address(), endpoint.user.clone());
     if let Some(server) = error.as_db_error() {
-        return Error::Refused { address, user, server: ServerError::from(server) };
+        let (database, server) = (endpoint.database.as_str().into(), ServerError::from(server));
+        let (address, user) = (address.into(), user.into());
+        return Error::Refused { address, user, database, server };
     }
     let cause = std::error::Error::source(error);
     match cause.and_then(|cause| cause.downcast_ref::<io::Error>()) {

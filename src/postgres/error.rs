@@ -83,9 +83,11 @@ pub enum Error {
     #[error("log in to `{address}` as `{user}`: {server}")]
     Refused {
         /// Where.
-        address: String,
+        address: Box<str>,
         /// Who.
-        user: String,
+        user: Box<str>,
+        /// To which database.
+        database: Box<str>,
         /// What the server said.
         server: ServerError,
     },
@@ -117,6 +119,18 @@ impl Error {
     pub fn sql_state(&self) -> Option<&str> {
         match self {
             Error::Refused { server, .. } | Error::Query(server) => Some(&server.code),
+            _ => None,
+        }
+    }
+
+    /// The role and the database, if the server refused the login for a right that the role lacks:
+    /// to connect to that database, or, of a replication connection, to replicate.
+    #[must_use]
+    pub fn lacks_right(&self) -> Option<(&str, &str)> {
+        match self {
+            Error::Refused { user, database, server, .. } if server.code == "42501" => {
+                Some((user, database))
+            }
             _ => None,
         }
     }

@@ -156,6 +156,8 @@ codes! {
         "let `redis.url` name a Redis that is not part of a cluster";
     RedisCommand, "redis_command",
         "let the server have that command, under its own name";
+    RedisDatabase, "redis_database",
+        "let `redis.url` end with the number of the database that the application uses";
     RedisEviction, "redis_eviction",
         "choose another `maxmemory-policy`, or give Redis more memory";
     RedisKeyPermission, "redis_key_permission",

@@ -5,7 +5,7 @@ use sha2::{Digest, Sha256};
 
 use super::catalog::{Relation, Role, Table};
 use super::memory::{Memory, SENTENCE};
-use super::step::{Does, Identity, LOCK_TIMEOUT, Step};
+use super::step::{Does, Grant, Identity, LOCK_TIMEOUT, Object, Step};
 use crate::config::{Operations, Postgres, TableName};
 use crate::postgres::statement::{self, identifier, render};
 
@@ -265,12 +265,17 @@ pub(crate) fn identity_as_before(identity: &Identity) -> Option<Step> {
 
 /// Lets the role replicate.
 pub(super) fn allow_replication(role: &Role) -> Vec<Step> {
-    let file = if role.is_rds {
+    vec![Step::new(Does::Role, let_replicate(&role.name, role.is_rds))]
+}
+
+/// Lets a role replicate; `is_rds` on Amazon RDS and Aurora.
+pub(super) fn let_replicate(role: &str, is_rds: bool) -> String {
+    let file = if is_rds {
         include_str!("../../sql/setup/allow_replication_rds.sql")
     } else {
         include_str!("../../sql/setup/allow_replication.sql")
     };
-    vec![Step::new(Does::Role, render(file, &[("role", &identifier(&role.name))]))]
+    render(file, &[("role", &identifier(role))])
 }
 
 /// Creates the role of a login, or lets it log in and replicate. `verifier` is of its password.
@@ -290,22 +295,46 @@ pub(crate) fn create_role(role: &str, verifier: Option<&str>) -> Step {
 
 /// Lets a role connect to a database.
 pub(crate) fn grant_connect(role: &str, database: &str) -> Step {
-    let (role, database) = (identifier(role), identifier(database));
-    let file = include_str!("../../sql/setup/grant_connect.sql");
-    Step::new(Does::Role, render(file, &[("role", &role), ("database", &database)]))
+    let values = [("role", &*identifier(role)), ("database", &identifier(database))];
+    let sql = render(include_str!("../../sql/setup/grant_connect.sql"), &values);
+    grant(role, Object::Database(database.to_owned()), sql)
 }
 
 /// Lets a role use the names of a schema.
 pub(crate) fn grant_usage(schema: &str, role: &str) -> Step {
-    let does = Does::Grant { on: schema.to_owned(), table: None };
-    Step::new(does, statement::grant_usage(schema, role))
+    grant(role, Object::Schema(schema.to_owned()), statement::grant_usage(schema, role))
 }
 
 /// Lets a role read a table.
 pub(crate) fn grant_select(table: &TableName, role: &str) -> Step {
-    let TableName { schema, name } = table;
-    let does = Does::Grant { on: schema.clone(), table: Some(name.clone()) };
-    Step::new(does, statement::grant_select((schema, name), role))
+    let sql = statement::grant_select((&table.schema, &table.name), role);
+    grant(role, Object::Table(table.clone()), sql)
+}
+
+fn grant(role: &str, on: Object, sql: String) -> Step {
+    Step::new(Does::Grant(Grant { role: role.to_owned(), on }), sql)
+}
+
+/// The SQL of a step, which fails where it does not do what it says: Postgres answers a GRANT by
+/// somebody who may not grant that with a mere warning.
+pub(crate) fn certain(step: &Step) -> String {
+    let Does::Grant(Grant { role, on }) = &step.does else { return step.sql.clone() };
+    let (has, object, right) = match on {
+        Object::Database(name) => ("has_database_privilege", name.clone(), "connect"),
+        Object::Schema(name) => ("has_schema_privilege", name.clone(), "usage"),
+        Object::Table(table) => ("has_table_privilege", quoted(table), "select"),
+    };
+    let (role, object) = (literal(role), literal(&object));
+    let quote = dollar_quote(&format!("{}{role}{object}", step.sql));
+    let values = [
+        ("quote", &*quote),
+        ("statement", &step.sql),
+        ("has", has),
+        ("role", &role),
+        ("object", &object),
+        ("right", &literal(right)),
+    ];
+    render(include_str!("../../sql/setup/granted.sql"), &values)
 }
 
 /// Lets a role ask the primary for what a slot on a standby waits for.
@@ -359,7 +388,7 @@ pub(crate) fn patiently(step: &Step, (attempts, pause): (u32, u64)) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::{dollar_quote, drop_publication, drop_slot, patiently};
+    use super::{certain, dollar_quote, drop_publication, drop_slot, grant_select, patiently};
     use crate::config::TableName;
     use crate::preflight::step::{Does, Step};
 
@@ -375,6 +404,11 @@ mod tests {
         let script = patiently(&step, (3, 1));
         assert!(script.starts_with("do $setup1$\n") && script.ends_with("\n$setup1$"), "{script}");
         assert!(script.contains("array['\"a\".\"$setup$; it''s\"']"), "{script}");
+        let table = TableName { schema: "a".to_owned(), name: "$setup$\"; it's".to_owned() };
+        let script = certain(&grant_select(&table, "o'r"));
+        assert!(script.starts_with("do $setup1$\n") && script.ends_with("\n$setup1$"), "{script}");
+        let asked = r#"has_table_privilege('o''r', '"a"."$setup$""; it''s"', 'select')"#;
+        assert!(script.contains(asked), "{script}");
         // Whatever is in a name, the statement stays on its line.
         let sql = drop_publication("a\r\nb", None).sql;
         assert!(sql.contains("drop publication U&\"a\\000D\\000Ab\";"), "{sql}");

@@ -8,6 +8,7 @@ use serde::Serialize;
 use tokio_postgres::Client;
 
 use super::redis::address;
+use super::redis_databases::Databases;
 use super::redis_pass::{self, KEYS_MIN};
 use super::{Code, Finding, catalog};
 use crate::config::{Config, Rule, Source};
@@ -57,11 +58,9 @@ pub async fn of_redis(
         (None, None) => return Vec::new(),
     };
     let mut text = format!("{product}version {version} at `{}`", address(config));
-    let Ok(keys) = redis_pass::keys(config, connection).await else {
+    let Ok(Databases { own: keys, .. }) = Databases::read(config, connection).await else {
         return vec![Fact::new("redis", text)];
     };
-    // A database without keys has no line.
-    let keys = keys.unwrap_or_default();
     text.push_str(&format!(", {}", counted(keys, "key")));
     let mut facts = vec![Fact::new("redis", text)];
     if keys < KEYS_MIN && findings.iter().all(|finding| finding.code != Code::RedisPass) {

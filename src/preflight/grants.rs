@@ -3,6 +3,8 @@
 //! Postgres refuses a query for the first thing that its role may not read, and names one. Here
 //! all that a lookup reads is held against the role's rights.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use postgres_protocol::escape::escape_identifier;
 use tokio_postgres::Client;
 
@@ -31,21 +33,22 @@ pub(super) async fn check(
         return Ok(findings);
     }
     for (id, lookup) in (0..=u16::MAX).map(LookupId).zip(context.rules.lookups()) {
-        let steps = missing(lookup, role, client).await?;
-        if steps.is_empty() {
+        let missing = missing(lookup, role, client).await?;
+        if missing.is_empty() {
             continue;
         }
+        let (hint, steps) = (who(&missing), missing.into_iter().map(|(step, _)| step).collect());
         let is_of_it = |one: &&mut Finding| {
             one.code == Code::LookupPrivilege && one.at.as_ref() == Some(&lookup.sql.at)
         };
         match findings.iter_mut().find(is_of_it) {
-            Some(finding) => *finding = finding.clone().cure(steps),
+            Some(finding) => *finding = finding.clone().cure(steps).hint(hint),
             // Whoever sets up for the role may read what the role may not.
             None if is_another => {
                 let name = &lookup.name;
                 let message = format!("role `{role}` may not read what lookup `{name}` reads");
                 let finding = Finding::error(Code::LookupPrivilege, message);
-                let finding = finding.at(&lookup.sql.at).cure(steps);
+                let finding = finding.at(&lookup.sql.at).cure(steps).hint(hint);
                 findings.push(finding.of_rules(context.rules.rules_of_lookup(id)));
             }
             None => {}
@@ -54,8 +57,31 @@ pub(super) async fn check(
     Ok(findings)
 }
 
+/// Something of which a right is missing, and its owner.
+struct Owned {
+    what: String,
+    owner: String,
+}
+
+/// Who may grant what is missing: Postgres refuses others with a mere warning.
+fn who(missing: &[(Step, Owned)]) -> String {
+    let mut by_owner: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
+    for (_, Owned { what, owner }) in missing {
+        by_owner.entry(owner).or_default().insert(what);
+    }
+    let owners = by_owner.into_iter().map(|(owner, what)| {
+        format!("`{owner}` owns {}", what.into_iter().collect::<Vec<_>>().join(", "))
+    });
+    let owners: Vec<String> = owners.collect();
+    format!("whoever owns it may grant that, or a superuser: {}", owners.join("; "))
+}
+
 /// The rights that one lookup lacks.
-async fn missing(lookup: &Lookup, role: &str, client: &Client) -> Result<Vec<Step>, Error> {
+async fn missing(
+    lookup: &Lookup,
+    role: &str,
+    client: &Client,
+) -> Result<Vec<(Step, Owned)>, Error> {
     client.batch_execute(&lookups::begin("read write", false)).await?;
     // One that cannot be parsed has no function: then the names in its text tell.
     if let Err(error) = describe(lookup, client).await {
@@ -72,10 +98,14 @@ async fn missing(lookup: &Lookup, role: &str, client: &Client) -> Result<Vec<Ste
     for row in &rows? {
         let (schema, name): (String, String) = (row.try_get(0)?, row.try_get(1)?);
         if row.try_get(2)? {
-            steps.push(cure::grant_usage(&schema, role));
+            let what = format!("schema `{schema}`");
+            let owned = Owned { what, owner: row.try_get(4)? };
+            steps.push((cure::grant_usage(&schema, role), owned));
         }
         if row.try_get(3)? {
-            steps.push(cure::grant_select(&TableName { schema, name }, role));
+            let table = TableName { schema, name };
+            let owned = Owned { what: format!("`{table}`"), owner: row.try_get(5)? };
+            steps.push((cure::grant_select(&table, role), owned));
         }
     }
     Ok(steps)

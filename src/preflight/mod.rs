@@ -41,6 +41,7 @@ mod partitions;
 mod publication;
 mod reads;
 mod redis;
+mod redis_databases;
 mod redis_login;
 mod redis_pass;
 mod remembered;
@@ -63,7 +64,7 @@ use crate::keys::Rules;
 pub(crate) use self::catalog::{digest_of, of_many, with_published};
 pub use self::code::Code;
 pub(crate) use self::cure::{
-    create_role, drop_publication, drop_slot, escaped, grant_connect, identity_as_before,
+    certain, create_role, drop_publication, drop_slot, escaped, grant_connect, identity_as_before,
     patiently, remember, remembering,
 };
 pub use self::facts::{Fact, of_postgres, of_redis, of_rules};
@@ -78,11 +79,13 @@ pub use self::redis::redis;
 pub use self::redis_login::{lets_redis, login_refused, unreachable as redis_unreachable};
 pub(crate) use self::remembered::{Freed, after_teardown};
 pub use self::replicas::replicas;
-pub use self::replication::{login_hint, replication, replication_hint, unreachable};
+pub use self::replication::{
+    PASSWORD_HINT, login_hint, replication, replication_hint, unreachable,
+};
 pub use self::slot::before_publication;
 pub(crate) use self::slot::{doubts, lost_because, weigh_unclaimed};
 pub(crate) use self::step::printed;
-pub use self::step::{Does, Identity, LOCK_TIMEOUT, Runner, Step};
+pub use self::step::{Does, Grant, Identity, LOCK_TIMEOUT, Object, Step};
 pub(crate) use self::views::{drop_trigger, older_trigger_name, trigger_name, trigger_names};
 
 use self::catalog::{Catalog, Name};

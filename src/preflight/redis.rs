@@ -40,6 +40,7 @@ pub async fn redis(config: &Config, connection: &mut MultiplexedConnection) -> V
             findings.extend(tracking(&needs, connection).await);
         }
         findings.extend(functions(connection).await);
+        findings.extend(super::redis_databases::elsewhere(config, connection).await);
         findings.extend(super::redis_pass::cost(config, connection).await);
     }
     let address = address(config);
@@ -66,7 +67,7 @@ fn at_address(address: &str, finding: Finding) -> Finding {
 #[derive(Clone, Debug)]
 pub(super) struct Needs {
     /// The user that the URL names.
-    user: String,
+    pub(super) user: String,
     slot: String,
     wait_replicas: u32,
     /// The command that gives the user every right that is needed, and the keys that follow it.

@@ -26,6 +26,14 @@ pub fn login_refused(config: &Config, error: &ConnectError) -> Option<Finding> {
         ConnectError::Redis { error, .. } if error.kind() == Kind::NoPerm => {
             finding.hint(Needs::of(config).cure(false))
         }
+        // Redis says the same of a wrong password, of a user that is not there, and of one that is
+        // off.
+        ConnectError::Redis { error, .. } if error.kind() == Kind::Auth => {
+            let user = Needs::of(config).user;
+            let turns_on = format!("if the user is off, `acl setuser {user} on` turns it on");
+            let hints = error.hint().into_iter().chain([&*turns_on]).collect::<Vec<_>>();
+            finding.hint(hints.join("; "))
+        }
         error => match error.hint() {
             Some(hint) => finding.hint(hint),
             None => finding,

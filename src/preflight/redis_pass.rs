@@ -3,9 +3,10 @@
 use std::time::Duration;
 
 use redis::aio::MultiplexedConnection;
-use redis::{IntoConnectionInfo, RedisError, Value, cmd};
+use redis::{RedisError, Value, cmd};
 use tokio::time::Instant;
 
+use super::redis_databases::Databases;
 use super::{Code, Finding};
 use crate::config::Config;
 use crate::sweep;
@@ -29,7 +30,7 @@ pub(super) async fn cost(
     config: &Config,
     connection: &mut MultiplexedConnection,
 ) -> Option<Finding> {
-    let keys = keys(config, connection).await.ok()??;
+    let keys = Databases::read(config, connection).await.ok()?.own;
     if keys < KEYS_MIN {
         return None;
     }
@@ -38,18 +39,6 @@ pub(super) async fn cost(
     let templates = config.rules.iter().flat_map(|rule| &rule.keys);
     let has_patterns = templates.into_iter().any(|template| is_pattern(&template.value));
     Some(told(keys, took.mul_f64(ratio), config.sweep.max_load, has_patterns))
-}
-
-/// The keys of the database; `None` if the server does not tell.
-pub(super) async fn keys(
-    config: &Config,
-    connection: &mut MultiplexedConnection,
-) -> Result<Option<u64>, RedisError> {
-    let url = config.redis.url.as_str().into_connection_info()?;
-    let head = format!("db{}:keys=", url.redis_settings().db());
-    let info: String = cmd("INFO").arg("keyspace").query_async(connection).await?;
-    let line = info.lines().find_map(|line| line.strip_prefix(&head));
-    Ok(line.and_then(|rest| rest.split(',').next()?.parse().ok()))
 }
 
 /// Times some calls; gives what they took of the server's time, and how many keys they looked at.

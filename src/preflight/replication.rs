@@ -1,14 +1,19 @@
 //! Checks of what stands between walsweep and the primary: poolers, and standbys.
 
+use std::borrow::Cow;
+
 use tokio_postgres::Client;
 
-use super::{Code, Finding};
+use super::{Code, Finding, cure};
 use crate::capture::{Identity, Replication};
 use crate::config::{Config, SlotOn};
-use crate::postgres::{self, History, Obstacle, identify};
+use crate::postgres::{self, Endpoint, History, Obstacle, connect_sql, identify};
 
 /// `application_name` of the connections that are made to look.
 const NAME: &str = "walsweep command";
+
+/// The database that is there to log in to, as `psql -l` does, where another one is refused.
+const MAINTENANCE: &str = "postgres";
 
 /// The finding that `place` reaches a pooler.
 fn pooler(place: &str, why: &str) -> Finding {
@@ -16,65 +21,100 @@ fn pooler(place: &str, why: &str) -> Finding {
     found.hint(format!("let `{place}` name the server itself, by its direct address"))
 }
 
-/// Why there is no session with `postgres.url`: a pooler that was found out, or no answer.
-#[must_use]
-pub fn unreachable(error: &postgres::Error) -> Finding {
+/// Why there is no session with `endpoint`, that of `postgres.url`: a pooler that was found out, a
+/// login that was refused, or no answer.
+pub async fn unreachable(endpoint: &Endpoint, error: &postgres::Error) -> Finding {
     if let postgres::Error::Pooler { .. } = error {
         let why = "that lends one backend to several sessions: what was read on one need not hold \
                    on another";
         return pooler("postgres.url", why);
     }
     let code = if error.is_rejection() { Code::PostgresLogin } else { Code::PostgresUnreachable };
-    with_hint(Finding::error(code, error.to_string()), login_hint(error))
+    let finding = Finding::error(code, error.to_string());
+    let Some((user, database)) = error.lacks_right() else {
+        return with_hint(finding, login_hint(error));
+    };
+    let there = Endpoint { database: MAINTENANCE.to_owned(), ..endpoint.clone() };
+    let owner = match connect_sql(&there, NAME).await {
+        Ok(sql) => {
+            let owner = owner(database, &sql).await;
+            sql.close().await;
+            owner
+        }
+        Err(_refused) => None,
+    };
+    finding.hint(let_connect(user, database, owner.as_deref()))
 }
 
+/// Who owns a database, as far as the server tells.
+async fn owner(database: &str, client: &Client) -> Option<String> {
+    let question = include_str!("../../sql/database_owner.sql");
+    client.query_opt(question, &[&database]).await.ok()??.try_get(0).ok()
+}
+
+/// What a person can do about a role that may not connect to a database.
+fn let_connect(user: &str, database: &str, owner: Option<&str>) -> String {
+    let grant = cure::grant_connect(user, database).sql;
+    let owner = match owner {
+        Some(owner) => format!("`{owner}`, who owns database `{database}`"),
+        None => format!("the owner of database `{database}`, whom `psql -l` names"),
+    };
+    format!("let {owner}, or a superuser run `{grant}`")
+}
+
+/// What a person can do about a role that is there, and is not let in.
+pub const PASSWORD_HINT: &str = "see that its password stands in `postgres.password_file`, \
+                                 `PGPASSWORD` or the passfile (`\\password ROLE` in psql sets a \
+                                 new one), and that the server's pg_hba.conf lets it in";
+
 /// What a person can do about a role that is not let in.
-const LET_IN: &str = "if there is no such role yet: `walsweep setup --as URL` creates it, and \
-                      `walsweep setup --print` shows the SQL, also without a login; else see that \
-                      its password stands in `postgres.password_file`, `PGPASSWORD` or the \
-                      passfile (`\\password ROLE` in psql sets a new one), and that the server's \
-                      pg_hba.conf lets it in";
+fn let_in() -> String {
+    format!(
+        "if there is no such role yet: `walsweep setup --as URL` creates it, and `walsweep setup \
+         --print` shows the SQL, also without a login; else {PASSWORD_HINT}"
+    )
+}
 
 /// What a person can do about a login that the server refused, or for which there is no password;
 /// nothing for other errors. Codes:
 /// <https://www.postgresql.org/docs/current/errcodes-appendix.html>.
 #[must_use]
-pub fn login_hint(error: &postgres::Error) -> Option<&'static str> {
+pub fn login_hint(error: &postgres::Error) -> Option<Cow<'static, str>> {
+    let is_login = |host: &postgres::PassedOver| host.obstacle == Obstacle::Login;
     match error {
         postgres::Error::Refused { server, .. } => match server.code.as_str() {
-            "28P01" | "28000" => Some(LET_IN),
+            "28P01" | "28000" => Some(let_in().into()),
             "3D000" => Some(
                 "let `postgres.url` end with the name of a database that this server has: \
-                 `psql -l` lists them",
+                 `psql -l` lists them"
+                    .into(),
             ),
-            "42501" => Some(
-                "let the role connect: `grant connect on database … to …`, which `walsweep setup \
-                 --as URL` does",
-            ),
-            _ => None,
+            _ => {
+                let (user, database) = error.lacks_right()?;
+                Some(let_connect(user, database, None).into())
+            }
         },
-        postgres::Error::Login { .. } => Some(LET_IN),
+        postgres::Error::Login { .. } => Some(let_in().into()),
         postgres::Error::Password { .. } => Some(
             "write the password, and nothing else, into that file, and let the user that walsweep \
-             runs as read it",
+             runs as read it"
+                .into(),
         ),
-        postgres::Error::NoPrimary(hosts) => {
-            hosts.iter().any(|host| host.obstacle == Obstacle::Login).then_some(LET_IN)
-        }
+        postgres::Error::NoPrimary(hosts) => hosts.iter().any(is_login).then(|| let_in().into()),
         _ => None,
     }
 }
 
-/// The same of a replication connection, for which the role has to be allowed to replicate.
+/// The same of a replication connection, for which the role has to be allowed to replicate, too.
 #[must_use]
-pub fn replication_hint(error: &postgres::Error) -> Option<&'static str> {
-    match error.sql_state() {
-        Some("42501") => Some("let the role replicate, as a superuser: `alter role … replication`"),
-        _ => login_hint(error),
-    }
+pub fn replication_hint(error: &postgres::Error) -> Option<Cow<'static, str>> {
+    let Some((user, database)) = error.lacks_right() else { return login_hint(error) };
+    let (replicate, connect) =
+        (cure::let_replicate(user, false), let_connect(user, database, None));
+    Some(format!("let a superuser run `{replicate}`; if the role has that, {connect}").into())
 }
 
-fn with_hint(finding: Finding, hint: Option<&'static str>) -> Finding {
+fn with_hint(finding: Finding, hint: Option<Cow<'static, str>>) -> Finding {
     match hint {
         Some(hint) => finding.hint(hint),
         None => finding,
@@ -87,7 +127,7 @@ pub async fn replication(config: &Config, client: &Client, known: &[Finding]) ->
     let endpoint = &config.postgres.replication_endpoint;
     let is_separate = endpoint.address() != config.postgres.endpoint.address();
     let place = if is_separate { "postgres.replication_url" } else { "postgres.url" };
-    let unreachable = |error: crate::capture::Error| {
+    let unreachable = |error: crate::capture::Error, owner: Option<String>| {
         if error.is_pooler() {
             return vec![pooler(place, &format!("that streams nothing: {error}"))];
         }
@@ -101,7 +141,13 @@ pub async fn replication(config: &Config, client: &Client, known: &[Finding]) ->
         let code = if is_refused { Code::ReplicationLogin } else { Code::ReplicationUnreachable };
         let finding = Finding::error(code, format!("`{place}`: {error}"));
         vec![match &error {
-            crate::capture::Error::Connect(error) => with_hint(finding, replication_hint(error)),
+            crate::capture::Error::Connect(error) => match error.lacks_right() {
+                // The role may replicate, or that is among the known findings.
+                Some((user, database)) => {
+                    finding.hint(let_connect(user, database, owner.as_deref()))
+                }
+                None => with_hint(finding, login_hint(error)),
+            },
             _ => finding,
         }]
     };
@@ -115,7 +161,10 @@ pub async fn replication(config: &Config, client: &Client, known: &[Finding]) ->
         Ok((identity, connection.run().await?.in_recovery))
     };
     match looked.await {
-        Err(error) => unreachable(error),
+        Err(error) => {
+            let owner = owner(&config.postgres.endpoint.database, client).await;
+            unreachable(error, owner)
+        }
         // A pooler may send every session to any server.
         Ok((_, true)) if is_separate && config.postgres.slot_on == SlotOn::Primary => {
             vec![standby()]

@@ -44,15 +44,10 @@ pub enum Does {
     CreateSlot,
     /// Drops the slot.
     DropSlot,
-    /// Gives a role an attribute or a right.
+    /// Makes a role, or gives one an attribute or a right that a superuser alone gives.
     Role,
-    /// Grants what a lookup reads: a table, or if that is none the schema.
-    Grant {
-        /// The schema.
-        on: String,
-        /// The table's name in it.
-        table: Option<String>,
-    },
+    /// Grants a right on something, which its owner may.
+    Grant(Grant),
     /// Creates the event trigger of refreshed views.
     Trigger,
 }
@@ -71,15 +66,24 @@ pub struct Identity {
     pub index: Option<String>,
 }
 
-/// Who may run a step.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Runner {
-    /// A superuser, or the administrator of a managed service.
-    Superuser,
-    /// The owner of the tables, and of the publication.
-    Owner,
-    /// A role that may replicate, such as walsweep's own.
-    Replicator,
+/// A right that a role is granted: CONNECT on a database, USAGE on a schema, SELECT on a table.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Grant {
+    /// Who is granted it.
+    pub role: String,
+    /// What it is a right on.
+    pub on: Object,
+}
+
+/// What a right is granted on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Object {
+    /// A database, by name.
+    Database(String),
+    /// A schema, by name.
+    Schema(String),
+    /// A table, a view, or whatever else a lookup reads.
+    Table(TableName),
 }
 
 impl Does {
@@ -102,16 +106,6 @@ impl Does {
     #[must_use]
     pub fn is_of_slot(&self) -> bool {
         matches!(self, Does::CreateSlot | Does::DropSlot)
-    }
-
-    /// Who may run it.
-    #[must_use]
-    pub fn runner(&self) -> Runner {
-        match self {
-            Does::Role | Does::Trigger => Runner::Superuser,
-            Does::CreateSlot | Does::DropSlot => Runner::Replicator,
-            _ => Runner::Owner,
-        }
     }
 
     /// The tables that it locks. ALTER TABLE … REPLICA IDENTITY takes ACCESS EXCLUSIVE: it waits
@@ -157,7 +151,7 @@ pub(crate) fn printed(steps: &[Step]) -> String {
     for step in steps {
         let is_slot = step.does.is_of_slot();
         // For the right of a role no table is locked.
-        let is_limited_too = !is_slot && !matches!(step.does, Does::Role | Does::Grant { .. });
+        let is_limited_too = !is_slot && !matches!(step.does, Does::Role | Does::Grant(_));
         if is_limited_too && !is_limited {
             parts.push(format!("set lock_timeout = '{LOCK_TIMEOUT}'"));
         } else if is_slot && is_limited {

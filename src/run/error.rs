@@ -1,5 +1,6 @@
 //! Why a session ended, what happens next, and what a person can do.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::sync::Arc;
 
@@ -243,7 +244,14 @@ impl Error {
 
     /// What a person can do about it.
     #[must_use]
-    pub fn hint(&self) -> Option<&'static str> {
+    pub fn hint(&self) -> Option<Cow<'static, str>> {
+        match self {
+            Error::Source(error) => error.hint(),
+            error => error.known_hint().map(Cow::Borrowed),
+        }
+    }
+
+    fn known_hint(&self) -> Option<&'static str> {
         match self {
             Error::Refused(findings) => after_refusal(findings),
             Error::IsStandby => Some("let `postgres.url` name the primary"),
@@ -251,7 +259,6 @@ impl Error {
                 "see that Redis runs and lets walsweep in; `walsweep check` tells what else shows \
                  whose it is",
             ),
-            Error::Source(error) => error.hint(),
             Error::ManyPrimaries => Some("let `postgres.url` name one server by its own address"),
             Error::TwoServers { .. } => Some(
                 "let `postgres.url` and `postgres.replication_url` name the same primary, or a \
@@ -267,7 +274,7 @@ impl Error {
             Error::ShapeUndone { .. } => {
                 Some("none is needed: until the next session, transactions are read whole")
             }
-            Error::Gate(_) | Error::SlotInUse { .. } | Error::Stage(_) => None,
+            Error::Source(_) | Error::Gate(_) | Error::SlotInUse { .. } | Error::Stage(_) => None,
         }
     }
 }
@@ -379,8 +386,8 @@ mod tests {
     fn a_server_that_is_away_or_starts_is_out_of_reach() {
         let refused = |code: &str| {
             let server = ServerError { code: code.to_owned(), message: String::new() };
-            let (address, user) = ("h:1".to_owned(), "u".to_owned());
-            postgres::Error::Refused { address, user, server }
+            let (address, user, database) = ("h:1".into(), "u".into(), "d".into());
+            postgres::Error::Refused { address, user, database, server }
         };
         let timeout = postgres::Error::Timeout { address: "h:1".to_owned(), seconds: 5 };
         for error in [

@@ -270,9 +270,10 @@ impl Program<'_> {
                     Error::Source(source::Error::TablesChanged(_))
                         if !course.attempts.get_nowhere() =>
                     {
-                        self.health.interruption(Topic::Session, &text, error.hint());
+                        let hint = error.hint();
+                        self.health.interruption(Topic::Session, &text, hint.as_deref());
                     }
-                    _ => self.health.trouble(Topic::Session, &text, error.hint()),
+                    _ => self.health.trouble(Topic::Session, &text, error.hint().as_deref()),
                 }
                 self.health.gets_nowhere(course.attempts.get_nowhere());
                 self.health.sees_nothing();

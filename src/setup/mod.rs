@@ -31,7 +31,7 @@ use tokio_postgres::error::SqlState;
 use crate::config::{Config, SlotOn};
 use crate::keys::Rules;
 use crate::postgres::{Sql, connect_sql};
-use crate::preflight::{self, Code, Does, Finding, Memory, Step, remembering};
+use crate::preflight::{self, Code, Does, Finding, Memory, Step, certain, remembering};
 use crate::source::own::hold_against_redis;
 use crate::source::slot_server::{caught_up, nudge};
 
@@ -42,7 +42,7 @@ pub use self::plan::{Mark, Plan, plan};
 pub use self::role::{Lacking, missing as role_missing};
 pub use self::script::{script, script_without_login};
 pub use self::teardown::{Removed, teardown, teardown_script};
-use self::who::who_may;
+use self::who::Owners;
 
 /// `application_name` of the connection to the standby that the slot is on.
 const NAME: &str = "walsweep command";
@@ -540,11 +540,12 @@ async fn run_shown(
     step: &Step,
     shown: &str,
 ) -> Result<(), Error> {
-    match hands.run_shown(step, shown).await {
+    let sent = Step { sql: certain(step), does: step.does.clone() };
+    match hands.run_shown(&sent, shown).await {
         Err(Error::Statement { sql, source })
             if source.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE) =>
         {
-            let who = who_may(config, hands, &step.does).await?;
+            let who = Owners::of(config, hands, &[step]).await?.hint(&[step], &[step]);
             Err(Error::Denied { sql, source, who })
         }
         ran => ran,

@@ -77,7 +77,7 @@ fn rank(step: &Step) -> u8 {
     match step.does {
         Does::Role => 0,
         Does::Trigger => 1,
-        Does::Grant { .. } => 2,
+        Does::Grant(_) => 2,
         Does::CreatePublication(_) | Does::RememberFirst(_) => 3,
         Does::SetPublication => 4,
         Does::WidenTable(_) => 5,

@@ -13,15 +13,23 @@ pub(super) enum Need<'a> {
     /// To be there, to log in and to replicate.
     Login(&'a Endpoint),
     /// To connect to the database.
-    Connect(&'a Endpoint),
+    Connect {
+        /// The role.
+        user: &'a str,
+        /// The database.
+        database: &'a str,
+    },
 }
 
-/// What the roles of a configuration need.
-pub(super) fn needs(config: &Config) -> Vec<Need<'_>> {
+/// What the roles of a configuration need. A logical replication connection is one to a database,
+/// too.
+pub(super) fn needs<'a>(config: &'a Config) -> Vec<Need<'a>> {
     let (sql, replication) = (&config.postgres.endpoint, &config.postgres.replication_endpoint);
     let other = Some(replication).filter(|other| other.user != sql.user);
     let logins = [sql].into_iter().chain(other);
-    logins.map(Need::Login).chain([Need::Connect(sql)]).collect()
+    let connect =
+        |login: &'a Endpoint| Need::Connect { user: &login.user, database: &sql.database };
+    logins.clone().map(Need::Login).chain(logins.map(connect)).collect()
 }
 
 impl Need<'_> {
@@ -34,7 +42,7 @@ impl Need<'_> {
                     password.map(|password| scram_sha_256(password.expose_secret().as_bytes()));
                 create_role(&endpoint.user, verifier.as_deref())
             }
-            Need::Connect(endpoint) => grant_connect(&endpoint.user, &endpoint.database),
+            Need::Connect { user, database } => grant_connect(user, database),
         }
     }
 
@@ -43,15 +51,16 @@ impl Need<'_> {
         let user = self.user();
         match self {
             Need::Login(_) => format!("role `{user}` has to log in, and to replicate"),
-            Need::Connect(endpoint) => {
-                format!("role `{user}` has to connect to database `{}`", endpoint.database)
+            Need::Connect { database, .. } => {
+                format!("role `{user}` has to connect to database `{database}`")
             }
         }
     }
 
     fn user(&self) -> &str {
         match self {
-            Need::Login(endpoint) | Need::Connect(endpoint) => &endpoint.user,
+            Need::Login(endpoint) => &endpoint.user,
+            Need::Connect { user, .. } => user,
         }
     }
 
@@ -59,7 +68,7 @@ impl Need<'_> {
     fn is_met(&self, row: &tokio_postgres::Row) -> Result<bool, tokio_postgres::Error> {
         match self {
             Need::Login(_) => Ok(row.try_get(0)? && row.try_get(1)?),
-            Need::Connect(_) => row.try_get(2),
+            Need::Connect { .. } => row.try_get(2),
         }
     }
 }

@@ -1,11 +1,12 @@
 //! What `setup` would do, as a script for psql, with who may run which part of it.
 
-use super::role;
+use super::role::{self, Need};
+use super::who::{Owners, Who};
 use super::{Error, Hands, Plan, Statement, hands, looked, marked, plan};
 use crate::config::{Config, SlotOn};
 use crate::keys::Rules;
 use crate::postgres::statement::render;
-use crate::preflight::{self, Does, Finding, Runner, Step, patiently};
+use crate::preflight::{self, Does, Finding, Step, certain, patiently};
 
 /// The script; changes nothing.
 ///
@@ -20,19 +21,19 @@ pub async fn script(
 ) -> Result<String, Error> {
     let findings = looked(config, rules, hands).await?;
     let Plan { statements, advised, left } = plan(&findings, &marked(config, hands).await?.mark);
-    let (may_create_slot, owners) = owners(rules, hands).await?;
+    let may_create_slot = may_create_slot(rules, hands).await?;
     let mut script = head();
     let (first, left): (Vec<&Finding>, Vec<&Finding>) =
         left.iter().partition(|finding| finding.stops_everything());
     script.push_str(&by_hand("Before anything else, by hand", &first));
     let statements: Vec<Statement> = roles.into_iter().chain(statements).collect();
-    let mut runner = None;
-    for statement in &statements {
-        let now = statement.step.does.runner();
-        if runner.replace(now) != Some(now) {
-            script.push_str(&format!("\n{}", comment(&who(config, now, owners.as_deref()))));
+    let steps: Vec<&Step> = statements.iter().map(|one| &one.step).collect();
+    let owners = Owners::of(config, hands, &steps).await?;
+    for (who, statements) in parts(&owners, &statements) {
+        script.push_str(&format!("\n{}", comment(&who.heading(config))));
+        for statement in statements {
+            script.push_str(&part(config, statement, may_create_slot));
         }
-        script.push_str(&part(config, statement, may_create_slot));
     }
     if statements.is_empty() {
         script.push_str("\n-- Nothing to do.\n");
@@ -49,6 +50,23 @@ pub async fn script(
     Ok(script)
 }
 
+/// The statements in their order, in parts that the same may run.
+fn parts<'a>(
+    owners: &'a Owners<'_>,
+    statements: &'a [Statement],
+) -> Vec<(Who<'a>, Vec<&'a Statement>)> {
+    let mut parts: Vec<(Who<'a>, Vec<&Statement>)> = Vec::new();
+    for statement in statements {
+        let who = owners.who(&statement.step.does);
+        let is_same = parts.last_mut().is_some_and(|(last, _)| last.takes_in(&who));
+        match parts.last_mut() {
+            Some((_, of_it)) if is_same => of_it.push(statement),
+            _ => parts.push((who, vec![statement])),
+        }
+    }
+    parts
+}
+
 /// What the script leaves to a person, each under the same words.
 fn by_hand(what: &str, findings: &[&Finding]) -> String {
     let texts = preflight::told(findings.iter().copied());
@@ -61,11 +79,21 @@ pub fn script_without_login(config: &Config, cause: &str) -> String {
     let mut script = head();
     let why = format!(
         "The rest cannot be seen yet ({cause}). Run this, then print it again, or let `walsweep \
-         setup --as URL` do all of it.\n\n{}",
-        who(config, Runner::Superuser, None)
+         setup --as URL` do all of it."
     );
     script.push_str(&format!("\n{}", comment(&why)));
+    let mut heading = String::new();
     for need in role::needs(config) {
+        let now = match &need {
+            Need::Login(_) => Who::Superuser.heading(config),
+            Need::Connect { database, .. } => format!(
+                "By the owner of database `{database}`, whom `psql -l` names, or a superuser:"
+            ),
+        };
+        if now != heading {
+            script.push_str(&format!("\n{}", comment(&now)));
+        }
+        heading = now;
         let step = need.step(false);
         let (why, after) = (String::new(), Vec::new());
         let statement = Statement { step, why, is_needed: true, after };
@@ -90,31 +118,12 @@ fn tail() -> String {
     format!("\n{end};\n")
 }
 
-/// Who may run a part: `owners` are those of the tables.
-fn who(config: &Config, runner: Runner, owners: Option<&str>) -> String {
-    let database = &config.postgres.endpoint.database;
-    match runner {
-        Runner::Superuser => {
-            "By a superuser, or the administrator role of a managed service:".to_owned()
-        }
-        Runner::Owner => format!(
-            "By the owner of the tables{}, who needs CREATE on database `{database}` to make a \
-             publication, and owns the one that is there:",
-            owners.map(|owners| format!(" ({owners})")).unwrap_or_default()
-        ),
-        Runner::Replicator => format!(
-            "By a role that may replicate, such as walsweep's own, `{}`:",
-            config.postgres.replication_endpoint.user
-        ),
-    }
-}
-
 /// One transaction of the script.
 fn part(config: &Config, statement: &Statement, may_create_slot: bool) -> String {
     let sql = &statement.step.sql;
-    if matches!(statement.step.does, Does::Role | Does::Grant { .. }) {
+    if matches!(statement.step.does, Does::Role | Does::Grant(_)) {
         // Nobody waits behind these.
-        return format!("\n{}{sql};\n", comment(&statement.why));
+        return format!("\n{}{};\n", comment(&statement.why), certain(&statement.step));
     }
     if !statement.step.does.is_of_slot() {
         let patient = patiently(&statement.step, (hands::ATTEMPTS, hands::PAUSE.as_secs()));
@@ -133,13 +142,12 @@ fn part(config: &Config, statement: &Statement, may_create_slot: bool) -> String
     format!("\n{}", comment(&later))
 }
 
-/// Whether whoever owns the tables, and so runs the script, may create a slot; and who that is.
-async fn owners(rules: &Rules, hands: &Hands<'_>) -> Result<(bool, Option<String>), Error> {
+/// Whether whoever owns the tables, and so runs the script, may create a slot.
+async fn may_create_slot(rules: &Rules, hands: &Hands<'_>) -> Result<bool, Error> {
     let (schemas, names): (Vec<&str>, Vec<&str>) =
         rules.tables().map(|table| (&*table.schema, &*table.name)).unzip();
     let question = include_str!("../../sql/setup/slot_runner.sql");
-    let row = hands.client.query_one(question, &[&schemas, &names]).await?;
-    Ok((row.try_get(0)?, row.try_get(1)?))
+    Ok(hands.client.query_one(question, &[&schemas, &names]).await?.try_get(0)?)
 }
 
 /// What a script for the primary says of a slot on a standby.

@@ -7,7 +7,7 @@ use tokio_postgres::Client;
 
 use super::left::{Kept, Stays, kept, roles};
 use super::script::comment;
-use super::who::{Asked, NotOwned, login, not_owned};
+use super::who::{Asked, Owned, login, not_owned};
 use super::{Error, Hands, Mark, Marked, NAME, marked, overtaken, slot_standby};
 use crate::config::{Config, Postgres, SlotOn};
 use crate::lsn::Lsn;
@@ -162,16 +162,16 @@ async fn drop_slot(config: &Config, hands: &Hands<'_>, standby: Option<&Sql>) ->
 /// Whether the role may drop all but the slot, asked before that is dropped.
 async fn may_drop_rest(config: &Config, hands: &Hands<'_>, remains: &Remains) -> Result<(), Error> {
     let is_ours = matches!(remains.publication.mark, Mark::Ours(_));
-    let publication = is_ours.then_some(&config.postgres.publication);
+    let publication = is_ours.then(|| config.postgres.publication.clone());
     let trigger = preflight::trigger_name(&config.postgres.slot);
     let trigger = (remains.trigger == Some(true)).then_some(trigger);
-    let asked = Asked { publication, trigger: trigger.as_ref(), ..Asked::default() };
-    let rows = not_owned(hands, asked).await?;
+    let asked = Asked { publication, trigger, ..Asked::default() };
+    let rows = not_owned(hands, &asked).await?;
     if rows.is_empty() {
         return Ok(());
     }
-    let what = rows.iter().map(NotOwned::told).collect();
-    let who = login("teardown", None, &rows);
+    let what = rows.iter().map(Owned::told).collect();
+    let who = login("teardown", &rows.iter().collect::<Vec<_>>());
     Err(Error::NotOwner { role: hands.endpoint.user.clone(), what, who })
 }
 

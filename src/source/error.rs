@@ -1,5 +1,6 @@
 //! Why the watch on the server ended.
 
+use std::borrow::Cow;
 use std::time::Duration;
 
 use tokio::time::timeout;
@@ -104,7 +105,16 @@ impl Error {
 
     /// What a person can do about it.
     #[must_use]
-    pub fn hint(&self) -> Option<&'static str> {
+    pub fn hint(&self) -> Option<Cow<'static, str>> {
+        let of_login = match self {
+            Error::Capture(capture::Error::Connect(error)) => preflight::replication_hint(error),
+            Error::Sql(error) => preflight::login_hint(error),
+            _ => None,
+        };
+        of_login.or_else(|| self.known_hint().map(Cow::Borrowed))
+    }
+
+    fn known_hint(&self) -> Option<&'static str> {
         match self {
             Error::StreamsStandby => Some(
                 "let `postgres.replication_url` name the primary, or leave it out; if the slot is \
@@ -132,17 +142,15 @@ impl Error {
             Error::Sql(postgres::Error::Pooler { .. }) => {
                 Some("let `postgres.url` name the server itself, by its direct address")
             }
-            Error::Capture(capture::Error::Connect(error))
-                if preflight::replication_hint(error).is_some() =>
-            {
-                preflight::replication_hint(error)
-            }
             Error::Capture(error) if error.is_pooler() => Some(
                 "that is a pooler: let `postgres.url` or `postgres.replication_url` name the \
                  server itself",
             ),
-            Error::Sql(error) => preflight::login_hint(error),
-            Error::Preflight(_) | Error::Capture(_) | Error::SlotGone | Error::Silent(_) => None,
+            Error::Preflight(_)
+            | Error::Sql(_)
+            | Error::Capture(_)
+            | Error::SlotGone
+            | Error::Silent(_) => None,
         }
     }
 }

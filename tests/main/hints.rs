@@ -56,7 +56,10 @@ async fn a_login_to_postgres_that_fails_is_told_with_what_lets_it_in() {
         (
             "a database that the role may not use",
             guest(bed.postgres.url_of("closed")),
-            &["permission denied for database \"closed\"", "`grant connect on database"],
+            &[
+                "permission denied for database \"closed\"",
+                "or a superuser run `grant connect on database \"closed\" to \"guest\"`",
+            ],
         ),
         ("no such role", bed.postgres.url().replace("postgres@", "nobody@"), &let_in),
         (
@@ -114,7 +117,8 @@ async fn a_redis_that_does_not_let_walsweep_in_is_told_with_what_does() {
     let at = |url: String, database: &str| {
         format!("{}/{database}", url.trim_end_matches("/0").trim_end_matches('/'))
     };
-    let rows: [(&str, String, &[&str]); 5] = [
+    admin(&locked, "ACL SETUSER guest off >x ~* +@all").await;
+    let rows: [(&str, String, &[&str]); 6] = [
         (
             "a database that is not there",
             at(bed.redis.url(), "99"),
@@ -143,6 +147,11 @@ async fn a_redis_that_does_not_let_walsweep_in_is_told_with_what_does() {
             wants.url().replace("redis://", "redis://nobody:x@"),
             &["`redis.password_file`", "the user in `redis.url`"],
         ),
+        (
+            "a user who is off",
+            locked.url().replace("redis://", "redis://guest:x@"),
+            &["the user in `redis.url`", "if the user is off, `acl setuser guest on` turns it on"],
+        ),
     ];
     for (what, redis_url, parts) in rows {
         let settings = Settings { redis_url, ..bed.settings() };
@@ -153,6 +162,54 @@ async fn a_redis_that_does_not_let_walsweep_in_is_told_with_what_does() {
         let hinted = text(&swept).lines().any(|line| line.starts_with("  hint: "));
         assert!(hinted, "{what}: {}", text(&swept));
     }
+}
+
+/// Of another database nothing is ever removed, and that shows nowhere else.
+#[tokio::test]
+async fn a_database_of_redis_without_keys_beside_one_with_keys_is_told() {
+    let bed = Bed::new(&[]).await;
+    bed.fill(&["item:1", "item:2"]).await;
+    let third = format!("{}/3", bed.redis.url().trim_end_matches("/0").trim_end_matches('/'));
+    let mut sidecar = Sidecar::new(Settings { redis_url: third.clone(), ..bed.settings() });
+    sidecar.setup();
+    let check = |sidecar: &Sidecar| {
+        let output = sidecar.command(&["check"]);
+        assert!(output.status.success(), "{}", text(&output));
+        text(&output)
+    };
+    let hint = "let `redis.url` end with its number, such as `/0`";
+    let said = check(&sidecar);
+    assert!(said.contains("warning[redis_database]") && said.contains(hint), "{said}");
+    assert!(
+        said.contains("database 3, which is used, has no keys; database 0 has 2 keys"),
+        "{said}"
+    );
+    // What walsweep writes there itself is no key of the application's.
+    sidecar.start();
+    sidecar.wait_ready().await;
+    let there = redis::Client::open(third.as_str()).unwrap();
+    let mut there = there.get_multiplexed_async_connection().await.unwrap();
+    let own =
+        async || -> u64 { redis::cmd("DBSIZE").query_async(&mut there.clone()).await.unwrap() };
+    crate::support::eventually(crate::support::PATIENCE, "its own keys", || async {
+        own().await > 0
+    })
+    .await;
+    let said = check(&sidecar);
+    assert!(said.contains("has no keys but walsweep's own; database 0 has 2 keys"), "{said}");
+    // Where INFO is refused nothing is known.
+    let rights = "on >x ~* +ping +scan +unlink +get +set +incr +eval +select";
+    admin(&bed.redis, &format!("ACL SETUSER app {rights}")).await;
+    let app = third.replace("redis://", "redis://app:x@");
+    let blind = Sidecar::new(Settings { redis_url: app, ..bed.settings() });
+    assert!(!check(&blind).contains("redis_database"), "{}", check(&blind));
+    admin(&bed.redis, "ACL SETUSER app +info").await;
+    assert!(check(&blind).contains("warning[redis_database]"), "{}", check(&blind));
+    redis::cmd("SET").arg("item:1").arg("x").exec_async(&mut there).await.unwrap();
+    assert!(!check(&sidecar).contains("redis_database"), "{}", check(&sidecar));
+    // In the database with the keys nothing is told of others.
+    let first = Sidecar::new(bed.settings());
+    assert!(!text(&first.command(&["check"])).contains("redis_database"));
 }
 
 /// Whoever removes keys by hand reads the whole command, too, and it cures.

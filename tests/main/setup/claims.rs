@@ -275,7 +275,7 @@ async fn what_is_printed_for_an_owner_gives_that_owner_no_right_to_replicate() {
     assert!(output.status.success(), "{}", text(&output));
     let script = String::from_utf8(output.stdout).unwrap();
     assert!(script.contains("alter role \"walsweep\" replication"), "{script}");
-    assert!(script.contains("-- By the owner of the tables (`shopkeeper`), who"), "{script}");
+    assert!(script.contains("-- By `shopkeeper`, who owns table `public.item`:"), "{script}");
     psql(&bed, "postgres", &script);
     let replicates = "select rolreplication from pg_roles where rolname = 'shopkeeper'";
     assert!(!bed.sql.one::<bool>(replicates).await, "{script}");

@@ -236,7 +236,7 @@ async fn nothing_is_changed_by_who_may_not_do_all_that_is_needed() {
         let output = sidecar.command(&["setup", "--as", &url_of(&bed, "shopkeeper")]);
         assert_eq!(output.status.code(), Some(1), "{}", text(&output));
         let said = text(&output);
-        assert!(said.contains(told) && said.contains("with the login of `registrar`"), "{said}");
+        assert!(said.contains(told) && said.contains("a member of each owner"), "{said}");
         is_same(&said).await;
     }
 }

@@ -2,6 +2,7 @@
 
 mod claims;
 mod given_up;
+mod grants;
 mod heirs;
 mod locks;
 mod login;
