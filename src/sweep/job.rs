@@ -62,6 +62,9 @@ pub(super) enum Member {
     Resync { last: bool, settles: bool, token: Rc<()> },
     /// What standbys have replayed: so many closing sweeps of everything.
     Replayed { resyncs: u32, token: Rc<()> },
+    /// The second removal of a part of a closing sweep, whose other part Redis refused: that one
+    /// goes on as the sweep, and may be done sooner.
+    Rest { token: Rc<()> },
     /// A removal that Redis may have lost is made again.
     Repeat { token: Rc<()> },
     /// What a hold holds; `shared` if it waits for something else besides.
@@ -76,11 +79,25 @@ impl Member {
         matches!(self, Member::Resync { last: true, settles: false, .. })
     }
 
+    /// Whether the watermark waits for its second removal.
+    pub(super) fn closes(&self) -> bool {
+        match self {
+            Member::Resync { last, .. } => *last,
+            Member::Replayed { resyncs, .. } => *resyncs > 0,
+            Member::Rest { .. } => true,
+            Member::Repeat { .. }
+            | Member::Transaction { .. }
+            | Member::Held { .. }
+            | Member::Retry(_) => false,
+        }
+    }
+
     /// Whether somebody else has a part of it, and goes on with it later.
     pub(super) fn is_shared(&self) -> bool {
         match self {
             Member::Resync { token, .. }
             | Member::Replayed { token, .. }
+            | Member::Rest { token }
             | Member::Repeat { token } => Rc::strong_count(token) > 1,
             Member::Transaction { .. } | Member::Held { .. } | Member::Retry(_) => false,
         }
@@ -94,6 +111,7 @@ impl Member {
                 Member::Resync { last: *last, settles: *settles, token }
             }
             Member::Replayed { resyncs, .. } => Member::Replayed { resyncs: *resyncs, token },
+            Member::Rest { .. } => Member::Rest { token },
             Member::Repeat { .. } => Member::Repeat { token },
             Member::Transaction { .. } | Member::Held { .. } | Member::Retry(_) => self.clone(),
         }
@@ -107,9 +125,10 @@ impl Member {
             | Member::Transaction { .. }
             | Member::Held { .. }
             | Member::Retry(_) => None,
-            Member::Resync { .. } | Member::Replayed { .. } | Member::Repeat { .. } => {
-                Some(self.clone())
-            }
+            Member::Resync { .. }
+            | Member::Replayed { .. }
+            | Member::Rest { .. }
+            | Member::Repeat { .. } => Some(self.clone()),
         }
     }
 }
@@ -264,6 +283,7 @@ mod tests {
         for (member, is_kept) in [
             (Member::Resync { last: true, settles: true, token: Rc::clone(&token) }, true),
             (Member::Replayed { resyncs: 1, token: Rc::clone(&token) }, true),
+            (Member::Rest { token: Rc::clone(&token) }, true),
             (Member::Repeat { token: Rc::clone(&token) }, true),
             (Member::Replayed { resyncs: 0, token }, false),
             (Member::Held { hold, shared: false }, false),

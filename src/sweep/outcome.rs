@@ -196,7 +196,7 @@ impl State {
             job.members.iter().for_each(|member| observe(metrics, member, now));
             self.end_retries(&mut job, now);
             self.end_repeats(&mut job).await;
-            job.members.retain(|member| !member.is_shared());
+            self.leave_shared(&mut job);
             self.note_resyncs(&job, job.round != Round::Second).await;
             if job.round == Round::Second || !self.refill.is_on() {
                 self.finish(job, &mut swept);
@@ -211,6 +211,19 @@ impl State {
         self.tell_held().await;
         if !swept.end_lsns.is_empty() || !swept.holds.is_empty() {
             self.report(Event::Swept(swept)).await;
+        }
+    }
+
+    /// What a job shares with keys that Redis refused of it goes on with these. Of a sweep that
+    /// closes, the second removal of the job's own keys is still to come, and may come later than
+    /// that of the others: the watermark waits for both.
+    fn leave_shared(&mut self, job: &mut Job) {
+        let has_second = job.round != Round::Second && self.refill.is_on();
+        let leaves = job.members.iter().any(|member| member.is_shared() && member.closes());
+        job.members.retain(|member| !member.is_shared());
+        if leaves && has_second {
+            self.ward.rests();
+            job.members.push(Member::Rest { token: Rc::new(()) });
         }
     }
 
@@ -268,6 +281,7 @@ impl State {
                 Member::Held { hold, shared: false } => swept.holds.push(hold),
                 Member::Resync { last: true, settles: true, .. } => self.ward.paid(),
                 Member::Replayed { resyncs, .. } => (0..resyncs).for_each(|_| self.ward.paid()),
+                Member::Rest { .. } => self.ward.rested(),
                 // If Redis loses the removal before the standbys show it, it is made again.
                 member if member.is_owed_resync() => owed.push(member),
                 _ => {}

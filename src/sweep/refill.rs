@@ -130,7 +130,9 @@ impl Bucket {
 
 /// What a bucket's hold does not say.
 fn resyncs(mut members: Vec<Member>) -> Vec<Member> {
-    members.retain(|member| matches!(member, Member::Resync { .. } | Member::Replayed { .. }));
+    members.retain(|member| {
+        matches!(member, Member::Resync { .. } | Member::Replayed { .. } | Member::Rest { .. })
+    });
     members
 }
 

@@ -1,12 +1,15 @@
 //! What Redis refuses, for one rule or for all, on paused time.
 
+use std::rc::Rc;
 use std::time::Duration;
 
 use tokio::time::{Instant, timeout};
 
+use super::partial_tests::{expected, prints};
+use super::proof::ward::{Found, Ward};
 use super::refused::Refusals;
 use super::tests::{Bench, Redis, keys, local, rules};
-use super::{Event, Kind};
+use super::{Doubt, Event, Kind, Watermark};
 use crate::keys::RuleId;
 use crate::lsn::Lsn;
 
@@ -155,6 +158,56 @@ async fn a_sweep_that_is_refused_in_part_stays_owed() {
             assert!(!bench.redis.has("list:1:a"));
         })
         .await;
+    }
+}
+
+/// I2: the keys that were refused may have had both removals while the second pass of the others
+/// still goes on. The watermark waits for that: a late fill must not outlive a crash.
+#[tokio::test(start_paused = true)]
+async fn a_watermark_waits_for_the_second_pass_of_a_sweep_that_was_refused_in_part() {
+    local(async {
+        let mut bench = Bench::over(Redis::default(), None, Duration::from_millis(400));
+        let others: Vec<String> = (0..2_000).map(|at| format!("other:{at}")).collect();
+        bench.redis.fill(&others.iter().map(String::as_str).collect::<Vec<_>>());
+        bench.redis.fill(&["list:1:a"]);
+        bench.redis.forbid(Some("list:*"));
+        bench.resync().await;
+        while bench.redis.0.passes.get() == 0 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        // Its keys are refused by then, and not tried again yet.
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        bench.redis.forbid(None);
+        bench.redis.0.key_work.set(1_000);
+        bench.whole().await;
+        assert!(!bench.redis.has("list:1:a"));
+        bench.redis.fill(&["list:2:late"]);
+        bench.safe.send_replace(Lsn(150));
+        bench.covered(150).await;
+        assert!(!bench.redis.has("list:2:late"));
+    })
+    .await;
+}
+
+/// Of what rests of a sweep, not all is removed again over a reconnect: the keys that were refused
+/// had both removals. So a Redis that may have lost those is swept.
+#[test]
+fn what_rests_of_a_sweep_makes_good_no_redis_that_went_back() {
+    for (stands, is_swept) in [(true, false), (false, true)] {
+        let prints = Rc::new(prints(&rules()));
+        let behind = Watermark { lsn: Lsn(90), ..expected(&prints) };
+        let found = |mark: &Watermark| Found { watermark: Some(mark.to_value()), details: None };
+        let own = (None, Doubt::none());
+        let mut ward = Ward::new(expected(&prints), Lsn(100), Rc::clone(&prints), own);
+        assert!(ward.connected(found(&behind), Lsn(100)).is_err(), "it is behind");
+        ward.shown();
+        ward.rests();
+        ward.paid();
+        assert!(ward.owes() && ward.next(Lsn(150)).is_none());
+        let now = if stands { behind } else { Watermark { lsn: Lsn(80), ..behind } };
+        assert_eq!(ward.connected(found(&now), Lsn(100)).is_err(), is_swept);
+        ward.rested();
+        assert_eq!(ward.owes(), is_swept);
     }
 }
 

@@ -57,8 +57,11 @@ pub(in crate::sweep) struct Ward {
     is_partial: bool,
     /// Those of them whose first removal is done, so that readers see nothing stale.
     shown: u32,
-    /// Those of them that are done.
+    /// Those of them that are done, but for what `rests`.
     paid: u32,
+    /// Jobs of sweeps that are owed, or were, whose second removal is not done, while another part
+    /// of the sweep goes on by itself.
+    rests: u32,
     /// Jobs that repeat removals which Redis may have lost.
     repeats: usize,
 }
@@ -89,6 +92,7 @@ impl Ward {
             is_partial: false,
             shown: 0,
             paid: 0,
+            rests: 0,
             repeats: 0,
         }
     }
@@ -120,9 +124,10 @@ impl Ward {
         let attempted = self.attempted.take();
         let judged = if self.owes() {
             // The sweep that is owed begins again with everything else. One of everything makes
-            // good whatever Redis lost; for one of a part the watermark that it began with must
-            // stand.
-            let may_have_lost = self.is_partial && (found.is_none() || found != self.standing);
+            // good whatever Redis lost; for one of a part, and for what rests of one, the watermark
+            // that it began with must stand.
+            let is_part = self.is_partial || self.owed == self.paid;
+            let may_have_lost = is_part && (found.is_none() || found != self.standing);
             if may_have_lost { Err(Doubt::Everything(Broken::WatermarkLost)) } else { Ok(None) }
         } else if self.judged {
             self.judge_again(found.as_deref(), attempted, floor).map_err(Doubt::Everything)
@@ -203,7 +208,7 @@ impl Ward {
     /// Whether a sweep is owed: the watermark stays as it is until it is done, so
     /// that a crash on the way does not hide the loss.
     pub(in crate::sweep) fn owes(&self) -> bool {
-        self.owed > self.paid
+        self.owed > self.paid || self.rests > 0
     }
 
     /// The first removal of a sweep that is owed is done.
@@ -220,6 +225,16 @@ impl Ward {
     /// A sweep that was owed is done, second removal included.
     pub(in crate::sweep) fn paid(&mut self) {
         self.paid = (self.paid + 1).min(self.owed);
+    }
+
+    /// The second removal of a part of a sweep is to come, whatever becomes of the other part.
+    pub(in crate::sweep) fn rests(&mut self) {
+        self.rests += 1;
+    }
+
+    /// It is done.
+    pub(in crate::sweep) fn rested(&mut self) {
+        self.rests = self.rests.saturating_sub(1);
     }
 
     /// So many jobs repeat removals that Redis may have lost.
