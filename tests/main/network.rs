@@ -17,6 +17,10 @@ use crate::support::{
 /// is that of the stream, 15 s, and it is looked at once a second.
 const NOTICED: Duration = Duration::from_secs(30);
 
+/// How long a session stands before it is ready, by design, after three that ended soon at one
+/// place: `LASTING` of `run::attempts`. The faults of a test come that close together.
+const LASTING: Duration = Duration::from_secs(10);
+
 /// A connection of the program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Peer {
@@ -125,7 +129,7 @@ async fn endure(peer: Peer) {
             assert_eq!(site.sidecar.get("/healthz").await.unwrap().0, 200, "it is alive");
         }
         site.proxy.set(Fault::Nothing);
-        site.wait_says(true, PATIENCE, what).await;
+        site.wait_says(true, PATIENCE + LASTING, what).await;
         reconnects = site.reconnects().await;
     }
     for (what, fault) in

@@ -20,7 +20,7 @@ use walsweep_stage::throwaway::{Postgres, PostgresOptions, StopMode};
 use crate::certificates::Certificates;
 
 /// How long anything may take that should take milliseconds.
-const PATIENCE: Duration = Duration::from_secs(40);
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Who may come in, and how. `gated` needs TLS, `stranger` the socket.
 const HBA: &str = "

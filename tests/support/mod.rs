@@ -24,7 +24,7 @@ pub(crate) use self::sidecar::{Settings, Sidecar, text};
 pub(crate) use self::swap::Swap;
 
 /// How long anything may take that should take milliseconds.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(40);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Asks every millisecond until the answer is yes. Gives the time that it took; panics with `what`
 /// when `limit` is over.
