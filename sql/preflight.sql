@@ -54,7 +54,12 @@ select jsonb_build_object(
                         'seconds', coalesce(extract(epoch from now() - min(p.prepared))::bigint, 0))
                  from pg_prepared_xacts p),
   'slot', (select to_jsonb(s) from pg_replication_slots s where s.slot_name = $1),
-  'slots', (select coalesce(jsonb_agg(s.slot_name), '[]')
+  -- `kept` is the WAL that it keeps, in bytes; null for one that is lost.
+  'slots', (select coalesce(jsonb_agg(jsonb_build_object(
+                     'name', s.slot_name, 'active', s.active,
+                     'kept', pg_wal_lsn_diff(here.wal_end, s.restart_lsn)::bigint)), '[]')
               from pg_replication_slots s
+             cross join (select case when pg_is_in_recovery() then pg_last_wal_replay_lsn()
+                                     else pg_current_wal_lsn() end as wal_end) here
              where s.database = current_database())
 )::text

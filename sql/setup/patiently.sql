@@ -1,7 +1,8 @@
 -- Around each transaction of the script that walsweep prints: no statement waits longer than
 -- {timeout} for a lock, for whatever comes after it waits behind it; and it is tried again.
 -- Privileges: none. Versions: 14 to 18. {tables} are those that it locks.
--- What has failed holds no lock while it pauses. The names of sessions are for all to see.
+-- What has failed holds no lock while it pauses. The names of sessions are for all to see. Where
+-- no table is locked, the error itself says who has the lock.
 do {quote}
 begin
   set local lock_timeout = '{timeout}';
@@ -10,10 +11,10 @@ begin
       {sql};
       return;
     exception when lock_not_available then
-      raise notice 'waiting for %', (
+      raise notice 'waiting: %', (
         select coalesce(
                  string_agg(distinct format('process %s (%s)', l.pid, a.application_name), ', '),
-                 'whoever has a lock')
+                 sqlerrm)
           from pg_catalog.pg_locks l
           left join pg_catalog.pg_stat_activity a on a.pid = l.pid
          where l.locktype = 'relation' and l.granted and l.pid <> pg_backend_pid()

@@ -17,7 +17,7 @@ use crate::keys::Rules;
 use crate::postgres::{Obstacle, Sql, connect_sql, identify};
 use crate::preflight::{self, Code, Fact, Finding, Report};
 use crate::run::session::slot_label;
-use crate::source::own::hold_against_redis;
+use crate::source::own::{hold_against_redis, hold_lost};
 use crate::sweep::redis::connect;
 use crate::telemetry::http;
 use crate::telemetry::metrics::SlotLabel;
@@ -73,6 +73,7 @@ async fn check_postgres(
         |error: preflight::Error| vec![Finding::error(Code::CatalogUnreadable, error.to_string())];
     let mut findings = preflight::postgres(config, rules, &sql).await.unwrap_or_else(unreadable);
     hold_against_redis(config, &sql, &mut findings).await;
+    hold_lost(config, &sql, &mut findings).await;
     findings.extend(preflight::before_publication(config, &sql).await.unwrap_or_else(unreadable));
     let of_replication = preflight::replication(config, &sql, &findings).await;
     findings.extend(of_replication);

@@ -85,7 +85,8 @@ async fn start(
     };
     let (History { system_id, timeline }, primary) = primary(sql).await?;
     let rules = prints.digest();
-    let mark = Watermark { system_id, timeline, epoch: primary.epoch, lsn, rules };
+    let epoch = primary.epoch;
+    let mark = Watermark { system_id, timeline, epoch, lsn, rules, of_stranger: false };
     Ok((mark, wal_end, prints, broken))
 }
 

@@ -6,6 +6,9 @@ use serde::Serialize;
 
 use crate::preflight::{Code, Finding, Report};
 
+/// `run` neither reads the slot nor ends.
+const STUCK: Code = Code::SlotNotOwn;
+
 /// What `run` would do.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub(super) struct Verdict {
@@ -19,12 +22,15 @@ pub(super) struct Verdict {
 impl Verdict {
     /// What these findings come to.
     pub(super) fn of(report: &Report) -> Verdict {
-        let refuses = |finding: &Finding| finding.stops_everything() && !finding.is_waited_for();
+        let refuses = |finding: &Finding| {
+            finding.stops_everything() && !finding.is_waited_for() && finding.code != STUCK
+        };
         if report.findings().any(refuses) {
             let text = "`walsweep run` would refuse to start".to_owned();
             return Verdict { run: "refuse", text };
         }
-        let parts = [waits(report), stands_by(report), suspends(report), goes_on(report)];
+        let parts =
+            [waits(report), is_stuck(report), stands_by(report), suspends(report), goes_on(report)];
         let (mut runs, texts): (Vec<&str>, Vec<String>) = parts.into_iter().flatten().unzip();
         let mut text = match (has(report, Code::ListenRunning), texts.join(", then ")) {
             (false, then) if then.is_empty() => "`walsweep run` would start".to_owned(),
@@ -52,6 +58,11 @@ fn has(report: &Report, code: Code) -> bool {
 fn waits(report: &Report) -> Option<(&'static str, String)> {
     let waits = report.findings().any(Finding::is_waited_for);
     waits.then(|| ("wait", "wait for what cannot be reached".to_owned()))
+}
+
+/// Until somebody has said whose the slot is, or dropped it.
+fn is_stuck(report: &Report) -> Option<(&'static str, String)> {
+    has(report, STUCK).then(|| ("wait", "wait until somebody has seen to the slot".to_owned()))
 }
 
 /// Until whoever is there already has ended.
@@ -106,6 +117,11 @@ mod tests {
         check(vec![away(), active()], "wait", &both);
         let both = format!("{running}, and would wait for what cannot be reached");
         check(vec![away(), listens()], "wait", &both);
+        let stuck = || Finding::error(Code::SlotNotOwn, "lost");
+        let waits = "wait until somebody has seen to the slot";
+        check(vec![stuck()], "wait", &format!("`walsweep run` would {waits}"));
+        let both = format!("`walsweep run` would wait for what cannot be reached, then {waits}");
+        check(vec![away(), stuck()], "wait", &both);
         let wrong = Finding::error(Code::SlotPlugin, "wrong");
         check(vec![active(), wrong], "refuse", "`walsweep run` would refuse to start");
     }

@@ -119,8 +119,8 @@ pub(super) struct Catalog {
     pub(super) service: Option<String>,
     pub(super) prepared: Prepared,
     pub(super) slot: Option<Slot>,
-    /// The names of this database's slots.
-    pub(super) slots: Vec<String>,
+    /// This database's slots.
+    pub(super) slots: Vec<Other>,
     pub(super) publication: Option<Publication>,
     pub(super) tables: Vec<Table>,
     pub(super) other_tables: Vec<Name>,
@@ -168,6 +168,16 @@ pub(super) struct Slot {
     /// Whether standbys may keep a copy; `None` before version 17.
     #[serde(default)]
     pub(super) failover: Option<bool>,
+}
+
+/// A slot of whatever name.
+#[derive(Debug, Deserialize)]
+pub(super) struct Other {
+    pub(super) name: String,
+    /// Whether somebody reads it.
+    pub(super) active: bool,
+    /// The WAL that it keeps, in bytes; `None` if it is lost.
+    pub(super) kept: Option<i64>,
 }
 
 /// A row of `pg_publication`

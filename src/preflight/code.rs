@@ -228,6 +228,8 @@ codes! {
         "nothing is to be done: `run` creates it anew";
     SlotMissing, "slot_missing",
         "nothing is to be done: `run` creates it";
+    SlotNotOwn, "slot_not_own",
+        "let `postgres.slot` name another slot, or drop it if nobody needs it";
     SlotOnPrimary, "slot_on_primary",
         "drop the slot on the primary";
     SlotPlugin, "slot_plugin",
@@ -240,6 +242,8 @@ codes! {
         "let `postgres.slot` name another slot";
     SlotUnclaimed, "slot_unclaimed",
         "let `postgres.slot` name another slot, or drop it if nobody needs it";
+    SlotUnread, "slot_unread",
+        "start the walsweep that reads it, or drop it by `walsweep teardown` with its name";
     SlotUnreserved, "slot_unreserved",
         "let walsweep catch up, or raise `max_slot_wal_keep_size`";
     SlotWaits, "slot_waits",

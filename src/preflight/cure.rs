@@ -7,6 +7,7 @@ use super::catalog::{Relation, Role, Table};
 use super::memory::{Memory, SENTENCE};
 use super::step::{Does, Grant, Identity, LOCK_TIMEOUT, Object, Step};
 use crate::config::{Operations, Postgres, TableName};
+use crate::lsn::Lsn;
 use crate::postgres::statement::{self, identifier, render};
 
 /// A table as SQL names it.
@@ -49,24 +50,30 @@ fn literal(text: &str) -> String {
     format!("E'{}'", escaped.collect::<String>())
 }
 
+/// A file of SQL on one line, without its head comment.
+fn on_one_line(file: &str) -> String {
+    let lines = file.lines().filter(|line| !line.starts_with("--"));
+    lines.flat_map(str::split_whitespace).collect::<Vec<_>>().join(" ")
+}
+
+/// What is done if the comment on the publication is another one.
+const REFUSED: &str = "raise sqlstate 'WS001' using message = 'the comment on the publication \
+                       changed meanwhile: print this SQL again'";
+
 /// A statement that is run only if the comment on the publication is what was read of it,
-/// `standing`, or what it is to become.
+/// one of `standing`, or what it is to become.
 fn unless_changed(
     publication: &str,
-    standing: Option<&str>,
-    (statement, becomes): (&str, Option<&str>),
+    standing: &[&str],
+    (statement, becomes, otherwise): (&str, Option<&str>, &str),
 ) -> String {
-    let file = include_str!("../../sql/setup/unless_changed.sql");
-    let lines: Vec<&str> = file.lines().filter(|line| !line.starts_with("--")).collect();
-    let template = lines.iter().flat_map(|line| line.split_whitespace());
-    let template = template.collect::<Vec<_>>().join(" ");
+    let template = on_one_line(include_str!("../../sql/setup/unless_changed.sql"));
     let digest = |comment: &str| {
         let hex = Sha256::digest(comment.as_bytes());
         let hex: String = hex.iter().map(|byte| format!("{byte:02x}")).collect();
         literal(&hex)
     };
-    let known = [Some(standing.unwrap_or_default()), becomes];
-    let standing: Vec<String> = known.into_iter().flatten().map(digest).collect();
+    let standing: Vec<String> = standing.iter().copied().chain(becomes).map(digest).collect();
     let name = literal(publication);
     let quote = dollar_quote(&format!("{name}{statement}"));
     let values = [
@@ -74,6 +81,8 @@ fn unless_changed(
         ("name", &name),
         ("standing", &standing.join(", ")),
         ("statement", statement),
+        ("otherwise", otherwise),
+        ("timeout", LOCK_TIMEOUT),
     ];
     render(&template, &values)
 }
@@ -157,7 +166,20 @@ pub(super) fn remember_first(publication: &str, standing: Option<&str>, memory: 
 
 fn comment_over(publication: &str, standing: Option<&str>, memory: &Memory) -> String {
     let statement = comment(publication, memory);
-    unless_changed(publication, standing, (&statement, Some(&memory.comment())))
+    let (standing, becomes) = (standing.unwrap_or_default(), memory.comment());
+    unless_changed(publication, &[standing], (&statement, Some(&becomes), REFUSED))
+}
+
+/// Lets the publication claim the slot, which has to be there, over one of these comments. Over any
+/// other it does nothing: then the checks tell that nothing claims the slot.
+pub(crate) fn claim(publication: &str, slot: &str, standing: &[&str], memory: Memory) -> Step {
+    let file = include_str!("../../sql/setup/if_slot.sql");
+    let comment = comment(publication, &memory);
+    let statement =
+        render(&on_one_line(file), &[("slot", &literal(slot)), ("statement", &comment)]);
+    let becomes = memory.comment();
+    let sql = unless_changed(publication, standing, (&statement, Some(&becomes), "null"));
+    Step::new(Does::Remember(memory), sql)
 }
 
 /// Writes what is remembered, and that the publication is walsweep's.
@@ -356,11 +378,24 @@ pub(crate) fn drop_slot(slot: &str) -> String {
     render(include_str!("../../sql/setup/drop_slot.sql"), &[("slot", &literal(slot))])
 }
 
+/// Removes the slot, if it is of this database and of walsweep's kind, and was confirmed as far as
+/// when it was looked at. If it `is_read`, it was moved since.
+pub(crate) fn drop_known_slot(slot: &str, confirmed: Lsn, is_read: bool) -> Step {
+    let template = on_one_line(include_str!("../../sql/setup/drop_known_slot.sql"));
+    let (slot, confirmed) = (literal(slot), literal(&confirmed.to_string()));
+    let quote = dollar_quote(&slot);
+    let is_known = if is_read { ">=" } else { "=" };
+    let values =
+        [("quote", &*quote), ("slot", &slot), ("confirmed", &confirmed), ("is_known", is_known)];
+    Step::new(Does::DropSlot, render(&template, &values))
+}
+
 /// Removes the publication, if its comment still is what was read of it.
 pub(crate) fn drop_publication(publication: &str, standing: Option<&str>) -> Step {
     let file = include_str!("../../sql/setup/drop_publication.sql");
     let statement = of_publication(file, publication);
-    let sql = unless_changed(publication, standing, (&statement, None));
+    let standing = standing.unwrap_or_default();
+    let sql = unless_changed(publication, &[standing], (&statement, None, REFUSED));
     Step::new(Does::DropPublication, sql)
 }
 
@@ -388,16 +423,29 @@ pub(crate) fn patiently(step: &Step, (attempts, pause): (u32, u64)) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::{certain, dollar_quote, drop_publication, drop_slot, grant_select, patiently};
+    use super::{
+        certain, dollar_quote, drop_known_slot, drop_publication, drop_slot, grant_select,
+        patiently,
+    };
     use crate::config::TableName;
+    use crate::lsn::Lsn;
     use crate::preflight::step::{Does, Step};
 
     #[test]
     fn a_name_never_becomes_syntax() {
         let sql = drop_publication("a\"; {slot} --", None).sql;
-        assert!(sql.contains("; drop publication \"a\"\"; {slot} --\"; end $setup$"), "{sql}");
+        let dropping = "else drop publication \"a\"\"; {slot} --\"; end if; end $setup$";
+        assert!(sql.contains(dropping), "{sql}");
         assert!(sql.contains("(pg_catalog.=) 'a\"; {slot} --')"), "{sql}");
         assert_eq!(drop_slot("it's"), "select pg_catalog.pg_drop_replication_slot('it''s')");
+        let sql = drop_known_slot("it's", Lsn(7), false).sql;
+        assert!(
+            sql.contains("(pg_catalog.=) 'it''s'") && sql.contains("(pg_catalog.=) '0/7')"),
+            "{sql}"
+        );
+        assert!(sql.contains("pg_drop_replication_slot('it''s'); end $setup$"), "{sql}");
+        let read = drop_known_slot("it's", Lsn(7), true).sql;
+        assert!(read.contains("(pg_catalog.>=) '0/7')") && !read.contains('\n'), "{read}");
         assert_eq!(dollar_quote("$setup$ $setup1$"), "$setup2$");
         let table = TableName { schema: "a".to_owned(), name: "$setup$; it's".to_owned() };
         let step = Step::new(Does::AddTables(vec![table]), "x \"$setup$\"".to_owned());

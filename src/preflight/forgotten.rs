@@ -1,22 +1,57 @@
-//! Slots that the comment on walsweep's own publication records, and that are not there: names that
-//! were tried once, and walsweeps that went without `teardown`. Their tables stay published.
+//! Slots that the comment on walsweep's own publication records, and that are not there, or that
+//! nobody reads: names that were tried once, or changed, and walsweeps that went without
+//! `teardown`. Their tables stay published, and a slot that is there keeps WAL.
 
 use std::collections::BTreeSet;
 
 use tokio_postgres::Client;
 
+use super::catalog::Other;
 use super::memory::Memory;
 use super::remembered::{self, only_of};
 use super::step::Step;
-use super::{Code, Context, Error, Finding, cure};
-use crate::config::TableName;
+use super::{Code, Context, Error, Finding, Severity, cure};
+use crate::config::{Postgres, TableName};
 
 /// So many of them are told. The rest is told once these are forgotten: to work out what is left of
 /// a comment without a slot takes time that grows with the comment, which its owner may write, and
 /// every session begins with the checks.
 const TOLD_MAX: usize = 5;
 
-/// Each such slot but the configured one, which `run` makes, with what forgets it.
+/// A slot that nobody reads is worth a warning once it keeps so many bytes of WAL. On a server that
+/// writes little it takes longer to that than a walsweep is stopped for.
+const KEPT_MAX: i64 = 64 << 20;
+
+/// Slots that are claimed, but for the configured one, and that nobody reads.
+pub(super) fn unread(context: &Context<'_>) -> Vec<Finding> {
+    let Some(publication) = &context.catalog.publication else { return Vec::new() };
+    let Some(memory) = publication.memory() else { return Vec::new() };
+    let Postgres { slot: own, publication: name, .. } = &context.config.postgres;
+    let slots = context.catalog.slots.iter();
+    let slots = slots.filter(|one| one.name != *own && !one.active && memory.claims(&one.name));
+    let finding = |slot: &Other| {
+        let keeps = match slot.kept {
+            Some(bytes) => format!("it keeps {} MB of WAL", (bytes >> 20).max(1)),
+            None => "it is lost, and keeps no WAL".to_owned(),
+        };
+        let is_much = slot.kept.is_some_and(|bytes| bytes > KEPT_MAX);
+        let severity = if is_much { Severity::Warning } else { Severity::Info };
+        let message = format!(
+            "publication `{name}` records slot `{}`, which nobody reads now: {keeps}",
+            slot.name
+        );
+        let drop = cure::drop_slot(&slot.name);
+        Finding::new(severity, Code::SlotUnread, message).hint(format!(
+            "if its walsweep is to go on, start it; if it is gone, or `postgres.slot` has another \
+             name since, `walsweep teardown` with `postgres.slot = \"{}\"` drops the slot and \
+             forgets it, and `{drop};`, by a role that may replicate, drops it",
+            slot.name
+        ))
+    };
+    slots.map(finding).collect()
+}
+
+/// Each slot that is not there but the configured one, which `run` makes, with what forgets it.
 ///
 /// # Errors
 ///
@@ -25,7 +60,7 @@ pub(super) async fn check(context: &Context<'_>, client: &Client) -> Result<Vec<
     let Some(publication) = &context.catalog.publication else { return Ok(Vec::new()) };
     let Some(memory) = publication.memory() else { return Ok(Vec::new()) };
     let (name, own) = (&context.config.postgres.publication, &context.config.postgres.slot);
-    let is_gone = |slot: &&String| !context.catalog.slots.contains(slot);
+    let is_gone = |slot: &&String| context.catalog.slots.iter().all(|one| one.name != **slot);
     let mut gone: Vec<&String> = memory.others(own).filter(is_gone).collect();
     if gone.is_empty() {
         return Ok(Vec::new());

@@ -7,6 +7,9 @@
 //! publication without the sentence is somebody else's, whatever it contains: it is never altered
 //! and never dropped, and whoever owns it may hand it over with the comment that `check` prints.
 //!
+//! A slot is claimed only once it is there, by whoever made it. One that is not there yet is
+//! *wanted*: whoever makes a slot of that name meanwhile keeps it.
+//!
 //! The publication's owner may write anything into it, and who sets up may be a superuser. So what
 //! is read of it never leads further than that owner may go: see `remembered`. It is written before
 //! the first identity is changed, so that whatever ends `setup` in between, nothing is forgotten.
@@ -16,21 +19,35 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde_json::{Value, json};
 
 use super::catalog::Publication;
-use super::step::{Does, Identity, Step};
+use super::step::{Does, Identity, Step, printed};
 use super::{Code, Context, Finding, cure, identity};
-use crate::config::TableName;
+use crate::config::{Postgres, TableName};
 
 /// How the comment on everything that `setup` makes begins.
 pub const SENTENCE: &str = "walsweep setup made this, and walsweep teardown drops it";
+
+/// What the comment on a publication says of a slot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Record {
+    /// It is walsweep's: `setup` made it, or somebody claimed it.
+    Claimed,
+    /// There was none, and `run` was to make it.
+    Wanted,
+    /// No more than of any other; or there is no such comment.
+    Nothing,
+}
 
 /// What the comment on a publication remembers.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Memory {
     /// The tables that rules look at, by the slot of the walsweep that has them.
     pub tables: BTreeMap<String, BTreeSet<TableName>>,
-    /// The slots that were not there when `setup` saw to them, so that they are walsweep's: a slot
-    /// itself bears no mark.
+    /// The slots that `setup` made, or that somebody claimed for walsweep: a slot itself bears no
+    /// mark.
     pub slots: BTreeSet<String>,
+    /// The slots that were not there when `setup` saw to their walsweeps, and that it did not make:
+    /// `run` is to. Who made the one that is there now, this does not tell.
+    pub wanted: BTreeSet<String>,
     /// Replica identities that `setup` changed, as they were.
     pub identities: BTreeSet<Identity>,
     /// Whether tables were taken out that an earlier version published because they inherit from
@@ -57,6 +74,9 @@ impl Memory {
             None => memory.tables.keys().cloned().collect(),
         };
         memory.slots.retain(|slot| is_slot(slot));
+        let wanted = json["wanted"].as_array().into_iter().flatten().filter_map(Value::as_str);
+        let is_new = |slot: &&str| is_slot(slot) && !memory.slots.contains(*slot);
+        memory.wanted = wanted.filter(is_new).map(str::to_owned).collect();
         let identities = json["identities"].as_array().into_iter().flatten().filter_map(identity);
         // Two that say what one relation was tell nothing.
         let mut by_relation: BTreeMap<TableName, Vec<Identity>> = BTreeMap::new();
@@ -90,6 +110,9 @@ impl Memory {
         }
         let slots = &self.slots;
         let mut all = json!({ "tables": tables, "slots": slots, "identities": identities });
+        if !self.wanted.is_empty() {
+            all["wanted"] = json!(self.wanted);
+        }
         if self.without_heirs {
             all["without_heirs"] = Value::Bool(true);
         }
@@ -99,19 +122,40 @@ impl Memory {
     /// Whether it tells no more than whose the publication is.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.tables.is_empty() && self.slots.is_empty() && self.identities.is_empty()
+        let (tables, identities) = (self.tables.is_empty(), self.identities.is_empty());
+        tables && identities && self.slots.is_empty() && self.wanted.is_empty()
+    }
+
+    /// What it says of the slot of this name.
+    #[must_use]
+    pub fn record(&self, slot: &str) -> Record {
+        match (self.slots.contains(slot), self.wanted.contains(slot)) {
+            (true, _) => Record::Claimed,
+            (false, true) => Record::Wanted,
+            (false, false) => Record::Nothing,
+        }
     }
 
     /// Whether the slot of this name is walsweep's.
     #[must_use]
     pub fn claims(&self, slot: &str) -> bool {
-        self.slots.contains(slot)
+        self.record(slot) == Record::Claimed
     }
 
     /// The same, with the slot of this name as walsweep's.
     #[must_use]
     pub fn with_slot(mut self, slot: &str) -> Memory {
+        self.wanted.remove(slot);
         self.slots.insert(slot.to_owned());
+        self
+    }
+
+    /// The same, with a slot of this name to be made; one that is claimed stays so.
+    #[must_use]
+    pub fn wanting(mut self, slot: &str) -> Memory {
+        if !self.claims(slot) {
+            self.wanted.insert(slot.to_owned());
+        }
         self
     }
 
@@ -120,13 +164,15 @@ impl Memory {
     pub fn without_slot(mut self, slot: &str) -> Memory {
         self.tables.remove(slot);
         self.slots.remove(slot);
+        self.wanted.remove(slot);
         self
     }
 
     /// The slots of other walsweeps that have the publication.
     pub fn others<'a>(&'a self, slot: &'a str) -> impl Iterator<Item = &'a String> {
-        let claimed = self.slots.iter().filter(|slot| !self.tables.contains_key(*slot));
-        self.tables.keys().chain(claimed).filter(move |other| *other != slot)
+        let named = self.slots.iter().chain(&self.wanted);
+        let named = named.filter(|slot| !self.tables.contains_key(*slot));
+        self.tables.keys().chain(named).filter(move |other| *other != slot)
     }
 
     /// What is to be remembered once the walsweep of this slot has these tables, and these steps
@@ -212,7 +258,11 @@ pub(super) fn remember(context: &Context<'_>, findings: &mut Vec<Finding>) {
     let postgres = &context.config.postgres;
     let publication = context.catalog.publication.as_ref();
     let before = match publication.map(Publication::memory) {
-        Some(None) => return,
+        Some(None) => {
+            let handed_over = Memory::default().wanting(&postgres.slot);
+            claim_what_is_made(postgres, findings, &[&handed_over.comment()], &handed_over);
+            return;
+        }
         Some(Some(memory)) => Some(memory),
         None => None,
     };
@@ -229,12 +279,13 @@ pub(super) fn remember(context: &Context<'_>, findings: &mut Vec<Finding>) {
     let names = || tables.iter().map(|(table, _)| table.clone());
     let known = before.clone().unwrap_or_default();
     let forgets = |step: &&Step| matches!(step.does, Does::DropTable(_) | Does::RestoreIdentity(_));
-    let is_new = context.catalog.slot.is_none();
-    // A slot that is there is walsweep's only if it was before: nothing else tells whose it is.
-    let claiming = |memory: Memory| if is_new { memory.with_slot(&postgres.slot) } else { memory };
-    let first = known.after(&postgres.slot, names(), steps().filter(|step| !forgets(step)));
-    let first = claiming(first);
-    let mut last = claiming(known.after(&postgres.slot, names(), steps()));
+    // A slot that is there is walsweep's only if it was before: nothing else tells whose it is. Of
+    // a publication that was just handed over nothing else is known, and `run` reads its slot.
+    let is_wanted = context.catalog.slot.is_none() || before.as_ref().is_some_and(Memory::is_empty);
+    let wanting = |memory: Memory| if is_wanted { memory.wanting(&postgres.slot) } else { memory };
+    let kept = steps().filter(|step| !forgets(step));
+    let first = wanting(known.after(&postgres.slot, names(), kept));
+    let mut last = wanting(known.after(&postgres.slot, names(), steps()));
     let is_forgetful = steps().any(|step| forgets(&step));
     last.without_heirs |= last != known || is_forgetful;
     let name = &postgres.publication;
@@ -245,10 +296,14 @@ pub(super) fn remember(context: &Context<'_>, findings: &mut Vec<Finding>) {
             let steps = steps.map(|step| cure::remembering(step, name, None, &last)).collect();
             *finding = finding.clone().cure(steps);
         }
+        if findings.iter().any(|one| one.steps.iter().any(creates)) {
+            claim_what_is_made(postgres, findings, &[&last.comment()], &last);
+        }
         return;
     };
-    let mut steps = Vec::new();
-    let whole = last.clone();
+    let (mut steps, whole) = (Vec::new(), last.clone());
+    let now = [standing.unwrap_or_default(), &last.comment()];
+    let is_claimed_with_it = claim_what_is_made(postgres, findings, &now, &whole);
     if first != before {
         // One comment is enough where nothing is to be forgotten.
         let now = if is_forgetful { first } else { last.clone() };
@@ -269,22 +324,50 @@ pub(super) fn remember(context: &Context<'_>, findings: &mut Vec<Finding>) {
         if let Some(one) = findings.iter_mut().find(claims) {
             let whole = whole.with_slot(&postgres.slot);
             *one = one.clone().cure(vec![cure::remember(name, standing, whole)]);
-            untold.sql = None;
-            let setup = writer(context);
-            untold = untold.hint(format!("{setup} writes it, or the SQL that records the slot"));
+            let hint = format!("{} writes it, or the SQL that records the slot", writer(context));
+            untold = Finding { sql: None, ..untold.hint(hint) };
         }
-        findings.push(untold);
+        // Before the SQL that makes the slot, which is written over it.
+        let slot = findings.iter().position(|one| one.code == Code::SlotMissing);
+        findings.insert(slot.unwrap_or(findings.len()), untold);
     }
-    one_comment(findings);
+    one_comment(findings, is_claimed_with_it);
+}
+
+/// Lets the SQL that makes the slot claim it, too, with all that is to be remembered: only whoever
+/// has made it knows whose it is. The comment has to be one of `standing` then. Gives whether
+/// there is such SQL.
+fn claim_what_is_made(
+    postgres: &Postgres,
+    findings: &mut [Finding],
+    standing: &[&str],
+    whole: &Memory,
+) -> bool {
+    let Postgres { slot, publication, .. } = postgres;
+    if whole.claims(slot) {
+        return false;
+    }
+    let makes = |one: &&mut Finding| one.code == Code::SlotMissing && one.sql.is_some();
+    let Some(finding) = findings.iter_mut().find(makes) else { return false };
+    let claim = cure::claim(publication, slot, standing, whole.clone().with_slot(slot));
+    // `setup` knows by itself whether it made the slot.
+    let steps: Vec<Step> = finding.steps.iter().cloned().chain([claim]).collect();
+    finding.sql = Some(printed(&steps));
+    finding.hint = Some(
+        "`run` creates it when it starts; or, by a role that may replicate, and what claims it by \
+         whoever owns the publication:"
+            .to_owned(),
+    );
+    true
 }
 
 /// Leaves the SQL of one finding that writes the comment: of two that are printed together the
-/// second finds it changed.
-fn one_comment(findings: &mut [Finding]) {
+/// second finds it changed. That which makes the slot may be one (`is_written`).
+fn one_comment(findings: &mut [Finding], is_written: bool) {
     let writes = |step: &Step| matches!(step.does, Does::Remember(_) | Does::RememberFirst(_));
     let mut writers =
         findings.iter().filter(|one| one.sql.is_some() && one.steps.iter().any(writes));
-    let is_due = writers.any(|one| one.code != Code::SlotGone);
+    let is_due = is_written || writers.any(|one| one.code != Code::SlotGone);
     let mut kept = usize::from(!is_due);
     for one in findings.iter_mut().filter(|one| one.code == Code::SlotGone) {
         if kept == 0 {

@@ -64,8 +64,8 @@ use crate::keys::Rules;
 pub(crate) use self::catalog::{digest_of, of_many, with_published};
 pub use self::code::Code;
 pub(crate) use self::cure::{
-    certain, create_role, drop_publication, drop_slot, escaped, grant_connect, identity_as_before,
-    patiently, remember, remembering,
+    certain, claim, create_role, drop_known_slot, drop_publication, drop_slot, escaped,
+    grant_connect, identity_as_before, patiently, remember, remembering,
 };
 pub use self::facts::{Fact, of_postgres, of_redis, of_rules};
 pub use self::files::files;
@@ -73,7 +73,7 @@ pub(crate) use self::finding::told;
 pub use self::finding::{Finding, Report, Scope, Severity};
 pub use self::fitness::Fitness;
 pub use self::lookups::{Trial, trials};
-pub use self::memory::{Memory, SENTENCE};
+pub use self::memory::{Memory, Record, SENTENCE};
 pub use self::reads::find as find_reads;
 pub use self::redis::redis;
 pub use self::redis_login::{lets_redis, login_refused, unreachable as redis_unreachable};
@@ -83,7 +83,7 @@ pub use self::replication::{
     PASSWORD_HINT, login_hint, replication, replication_hint, unreachable,
 };
 pub use self::slot::before_publication;
-pub(crate) use self::slot::{doubts, lost_because, weigh_unclaimed};
+pub(crate) use self::slot::{doubts, lost_because};
 pub(crate) use self::step::printed;
 pub use self::step::{Does, Grant, Identity, LOCK_TIMEOUT, Object, Step};
 pub(crate) use self::views::{drop_trigger, older_trigger_name, trigger_name, trigger_names};
@@ -165,9 +165,10 @@ pub async fn postgres(
         return Ok(findings);
     }
     findings.extend(on_standby);
+    findings.extend(of_tables(&context));
+    // After the publication: the SQL that makes the slot writes into its comment.
     findings.extend(slot::check(&context));
     findings.extend(failover::check(&context));
-    findings.extend(of_tables(&context));
     findings.extend(views::check(config, client).await?);
     let tried = trials(config, rules, client).await?.into_iter().filter_map(Trial::finding);
     findings.extend(grants::check(&context, tried.collect(), client).await?);
@@ -179,6 +180,7 @@ pub async fn postgres(
     findings.extend(reads::findings(rules, &outcomes));
     findings.extend(freed::check(&context, &reads::kept(&outcomes), client).await?);
     findings.extend(forgotten::check(&context, client).await?);
+    findings.extend(forgotten::unread(&context));
     findings.extend(keyed::check(config, rules, client).await?);
     memory::remember(&context, &mut findings);
     reads::keep_the_same(rules, outcomes);

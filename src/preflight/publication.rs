@@ -97,10 +97,9 @@ fn foreign(context: &Context<'_>, publication: &Publication) -> Option<Finding> 
     );
     let hint = "if nobody else reads it, this hands it over to walsweep";
     let finding = Finding::info(Code::PublicationForeign, message).hint(hint);
-    // A slot that is not there yet will be walsweep's.
     let slot = &context.config.postgres.slot;
     let is_new = context.catalog.slot.is_none();
-    let memory = if is_new { Memory::default().with_slot(slot) } else { Memory::default() };
+    let memory = if is_new { Memory::default().wanting(slot) } else { Memory::default() };
     Some(finding.cure(vec![cure::remember(name, publication.comment.as_deref(), memory)]))
 }
 

@@ -8,7 +8,7 @@
 use tokio_postgres::Client;
 
 use super::catalog::{Prepared, Publication, Slot};
-use super::memory::Memory;
+use super::memory::{Memory, Record};
 use super::step::Step;
 use super::{Code, Context, Error, Finding, Severity, cure};
 use crate::config::{Config, Postgres, SlotOn};
@@ -51,8 +51,9 @@ fn way_out(code: Code, slot: &Slot) -> String {
     }
 }
 
-/// A slot that is not known as walsweep's. Where `setup` was at work for the publication and does
-/// not claim it, that is a warning: it found the slot there, or never saw this configuration.
+/// A slot that is not known as walsweep's. Where `setup` was at work for the publication and has no
+/// record of it, that is a warning: it found the slot there, or never saw this configuration. Redis
+/// may know better: see `source::own`.
 fn unclaimed(context: &Context<'_>) -> Option<Finding> {
     let Postgres { slot, publication: name, .. } = &context.config.postgres;
     let publication = context.catalog.publication.as_ref();
@@ -63,6 +64,10 @@ fn unclaimed(context: &Context<'_>) -> Option<Finding> {
     let why = match (publication, &memory) {
         (None, _) => format!("there is no publication `{name}` that would tell"),
         (Some(_), None) => format!("publication `{name}` is not walsweep's, and does not tell"),
+        (Some(_), Some(memory)) if memory.record(slot) == Record::Wanted => format!(
+            "`walsweep setup` did not make it for publication `{name}`, and nobody has claimed it \
+             since"
+        ),
         (Some(_), Some(memory)) if memory.slots.is_empty() => {
             format!("`walsweep setup` did not make it for publication `{name}`")
         }
@@ -79,7 +84,9 @@ fn unclaimed(context: &Context<'_>) -> Option<Finding> {
         "slot `{slot}` is there, and may be another program's: {why}{reader}. That program would \
          never receive what `run` confirms; `setup` and `teardown` leave the slot"
     );
-    let is_doubtful = memory.as_ref().is_some_and(|memory| !memory.is_empty());
+    let is_doubtful =
+        |memory: &Memory| !memory.is_empty() && memory.record(slot) == Record::Nothing;
+    let is_doubtful = memory.as_ref().is_some_and(is_doubtful);
     let severity = if is_doubtful { Severity::Warning } else { Severity::Info };
     let finding = Finding::new(severity, Code::SlotUnclaimed, message);
     let other = "if another program reads it, let `postgres.slot` name another one";
@@ -98,45 +105,6 @@ fn unclaimed(context: &Context<'_>) -> Option<Finding> {
 /// Records in the comment on the publication what `memory` says.
 fn record(publication: &Publication, name: &str, memory: Memory) -> Step {
     cure::remember(name, publication.comment.as_deref(), memory)
-}
-
-/// Weighs what is found of a slot that nothing claims by what Redis says: whether a walsweep with
-/// this Redis has read it and nobody else has moved it since, or `None` where that cannot be asked.
-///
-/// Where `setup` was at work for the publication and does not claim the slot, one that was not read
-/// is probably another program's: an error, so that `run` does not begin with it. One that was read
-/// is walsweep's, but for the record. Where nothing can claim a slot, `run` reads the one that the
-/// configuration names, as a person may have made it in advance; that is a warning.
-///
-/// Gives whether it is known whose the slot is, as far as it has to be before it is read.
-pub(crate) fn weigh_unclaimed(
-    config: &Postgres,
-    findings: &mut [Finding],
-    was_read: Option<bool>,
-) -> bool {
-    let unclaimed = |one: &&mut Finding| one.code == Code::SlotUnclaimed;
-    let Some(finding) = findings.iter_mut().find(unclaimed) else { return true };
-    let is_recorded_elsewhere = finding.severity == Severity::Warning;
-    match (is_recorded_elsewhere, was_read) {
-        (true, Some(false)) => {
-            finding.severity = Severity::Error;
-            finding.message.push_str(
-                "; nor does a watermark in this redis show that walsweep read it up to where it \
-                 stands",
-            );
-        }
-        (true, Some(true)) => {
-            let Postgres { slot, publication, .. } = config;
-            finding.message = format!(
-                "slot `{slot}` is not recorded as walsweep's on publication `{publication}`: only \
-                 its watermark in redis shows that it is; if redis is emptied, the next start \
-                 refuses it"
-            );
-        }
-        (false, Some(true)) | (true, None) => {}
-        (false, _) => finding.severity = Severity::Warning,
-    }
-    !is_recorded_elsewhere || was_read.is_some()
 }
 
 /// Whether it is worth a line of the log of `run` whose the slot may be, and which.
@@ -166,7 +134,8 @@ pub(super) fn beside_new_publication(context: &Context<'_>) -> Option<String> {
 
 /// A slot that may have to decode what was committed before its publication was created, or between
 /// one and the next: the server looks the publication up as of the change that it decodes, and gets
-/// no further. `run` finds that out by itself, so only `check` asks.
+/// no further. `run` finds that out by itself, so only `check` asks. Nothing is said of a slot that
+/// the publication claims, for it was made beside that, nor where it cannot be known.
 ///
 /// # Errors
 ///
@@ -175,6 +144,12 @@ pub async fn before_publication(config: &Config, client: &Client) -> Result<Vec<
     let Postgres { slot, publication, .. } = &config.postgres;
     let query = include_str!("../../sql/publication_age.sql");
     let row = client.query_opt(query, &[slot, publication]).await?;
+    let mark = include_str!("../../sql/setup/publication_mark.sql");
+    let mark = client.query_opt(mark, &[publication]).await?;
+    let comment = mark.as_ref().map(|row| row.try_get::<_, Option<&str>>(1)).transpose()?;
+    if Memory::read(comment.flatten()).is_some_and(|memory| memory.claims(slot)) {
+        return Ok(Vec::new());
+    }
     let is_younger = row.map(|row| row.try_get::<_, Option<bool>>(0)).transpose()?.flatten();
     if is_younger != Some(true) {
         return Ok(Vec::new());

@@ -2,7 +2,7 @@
 
 use serde::Deserialize;
 
-use super::catalog::{Catalog, Slot};
+use super::catalog::{Catalog, Other, Slot};
 use super::{Code, Error, Finding, cure};
 use crate::config::{Postgres, SlotOn};
 use crate::postgres::connect_sql;
@@ -27,7 +27,7 @@ struct State {
     senders_max: i64,
     senders_used: i64,
     slot: Option<Slot>,
-    slots: Vec<String>,
+    slots: Vec<Other>,
 }
 
 /// Looks at the standby, and lets `catalog` say of it what else would be said of the primary: its

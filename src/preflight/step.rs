@@ -108,6 +108,12 @@ impl Does {
         matches!(self, Does::CreateSlot | Does::DropSlot)
     }
 
+    /// Whether it reads the comment on the publication before it writes it, or drops it.
+    #[must_use]
+    pub fn reads_comment(&self) -> bool {
+        matches!(self, Does::Remember(_) | Does::RememberFirst(_) | Does::DropPublication)
+    }
+
     /// The tables that it locks. ALTER TABLE … REPLICA IDENTITY takes ACCESS EXCLUSIVE: it waits
     /// for every reader, and every reader then waits for it. What a publication has of a table is
     /// changed under SHARE UPDATE EXCLUSIVE, which waits for other DDL and VACUUM, and for which no
@@ -144,9 +150,13 @@ impl Step {
 }
 
 /// Steps as a person runs them one by one: each in its transaction, and none waits long for a lock.
-/// The creation of a slot alone waits for as long as it takes, and nobody waits behind it.
+/// The creation of a slot alone waits for as long as it takes, and nobody waits behind it. What
+/// reads the comment has to see what was written while it waited.
 pub(crate) fn printed(steps: &[Step]) -> String {
     let mut parts = Vec::new();
+    if steps.iter().any(|step| step.does.reads_comment()) {
+        parts.push("set default_transaction_isolation = 'read committed'".to_owned());
+    }
     let mut is_limited = false;
     for step in steps {
         let is_slot = step.does.is_of_slot();

@@ -289,6 +289,10 @@ fn after_refusal(findings: &[Finding]) -> Option<&'static str> {
         return None;
     }
     let is_of_rules = !findings.iter().any(Finding::stops_everything);
+    if findings.iter().any(|one| one.is_error() && one.code == Code::SlotUnclaimed) {
+        // `setup` refuses it, too.
+        return Some("`walsweep check` shows it again, with the SQL");
+    }
     match (is_of_rules, errors.any(|finding| finding.sql.is_some())) {
         (true, true) => Some(
             "`walsweep setup --print` shows the SQL; without `--strict` walsweep runs, suspends \

@@ -145,8 +145,8 @@ impl Session {
         let slot = unless_in_use(started, config, &server).await?;
         // Only now nobody else can move the slot.
         let state = slot_state(config, &server.sql).await?;
-        if whose == Whose::Open && broken.is_none() {
-            custody.reads_stranger(state.confirmed_flush_lsn);
+        if broken.is_none() {
+            custody.begins(whose, state.confirmed_flush_lsn);
         }
         // A standby that was started again may have replayed less than it had before.
         let wal_end =
@@ -158,6 +158,7 @@ impl Session {
             epoch: primary.epoch,
             lsn: state.confirmed_flush_lsn,
             rules: prints.digest(),
+            of_stranger: custody.is_of_stranger(),
         };
         let patience = server.wal_sender_timeout_ms().unwrap_or(primary.wal_sender_timeout_ms);
         let timing = Timing::new(patience);

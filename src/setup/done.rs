@@ -40,6 +40,16 @@ impl Done {
         self.undone().any(|one| one == step || is_comment(&one.does) && is_comment(&step.does))
     }
 
+    /// Whether what is to be remembered was refused.
+    pub(super) fn has_refused_comment(&self) -> bool {
+        self.undone().any(|one| matches!(one.does, Does::Remember(_) | Does::RememberFirst(_)))
+    }
+
+    /// Whether the slot was made.
+    pub(super) fn made_slot(&self) -> bool {
+        self.statements.iter().any(|one| one.step.does == Does::CreateSlot)
+    }
+
     /// The steps that were refused, or not tried.
     pub(super) fn undone(&self) -> impl Iterator<Item = &Step> {
         self.refused.iter().map(|one| &one.statement.step).chain(&self.skipped)

@@ -14,7 +14,7 @@ use tokio_postgres::error::SqlState;
 use super::{Error, NAME};
 use crate::postgres::statement::render;
 use crate::postgres::{self, Endpoint, connect_sql};
-use crate::preflight::{LOCK_TIMEOUT, Step};
+use crate::preflight::{LOCK_TIMEOUT, Step, message};
 use crate::run::shutdown::Shutdown;
 use crate::source::slot_health::{named, running};
 
@@ -44,7 +44,8 @@ pub struct Hands<'a> {
 /// What became of one attempt.
 enum Outcome {
     Done,
-    Locked,
+    /// A lock was not to be had, and what the server says of that.
+    Locked(String),
 }
 
 impl Hands<'_> {
@@ -74,10 +75,11 @@ impl Hands<'_> {
         self.limit(LOCK_TIMEOUT).await?;
         let mut attempts = 0;
         loop {
-            if let Outcome::Done = self.once(&step.sql, shown).await? {
-                return Ok(());
-            }
-            let holders = self.holders(step).await?;
+            let said = match self.once(&step.sql, shown).await? {
+                Outcome::Done => return Ok(()),
+                Outcome::Locked(said) => said,
+            };
+            let holders = self.holders(step, said).await?;
             attempts += 1;
             if attempts == ATTEMPTS {
                 let sql = shown.to_owned();
@@ -109,6 +111,30 @@ impl Hands<'_> {
         creating.await.map(drop)
     }
 
+    /// The same; where this role may not, walsweep's own does it, which logs in at `own`: an owner
+    /// of tables need not be one who replicates.
+    pub(super) async fn with_slot_or(&self, own: &Endpoint, step: &Step) -> Result<(), Error> {
+        let denied = match self.with_slot(step).await {
+            Err(error) if error.is_denied() && !self.is_of(&own.user) => error,
+            done => return done,
+        };
+        let Ok(sql) = connect_sql(own, NAME).await else { return Err(denied) };
+        let question = include_str!("../../sql/setup/same_server.sql");
+        let (here, there) =
+            (self.client.query_one(question, &[]).await?, sql.query_one(question, &[]).await?);
+        let place = |row: &tokio_postgres::Row| -> Result<(String, u32), tokio_postgres::Error> {
+            Ok((row.try_get(0)?, row.try_get(1)?))
+        };
+        if place(&here)? != place(&there)? {
+            return Err(denied);
+        }
+        let own = Hands { client: &sql, endpoint: own, stop: self.stop.clone() };
+        match own.with_slot(step).await {
+            Err(error) if error.is_denied() => Err(denied),
+            done => done,
+        }
+    }
+
     async fn limit(&self, lock_timeout: &str) -> Result<(), Error> {
         let sql =
             render(include_str!("../../sql/setup/lock_timeout.sql"), &[("timeout", lock_timeout)]);
@@ -135,15 +161,19 @@ impl Hands<'_> {
         match done {
             Ok(()) => Ok(Outcome::Done),
             Err(error) if error.code() == Some(&SqlState::LOCK_NOT_AVAILABLE) => {
-                Ok(Outcome::Locked)
+                Ok(Outcome::Locked(message(&error)))
             }
             Err(source) => Err(Error::Statement { sql: shown.to_owned(), source }),
         }
     }
 
-    /// Who has the lock that a transaction did not get.
-    async fn holders(&self, step: &Step) -> Result<String, Error> {
+    /// Who has the lock that a transaction did not get. Where it locks no table, the server said it
+    /// (`sql/setup/unless_changed.sql`), or nobody knows.
+    async fn holders(&self, step: &Step, said: String) -> Result<String, Error> {
         let tables = step.does.locks();
+        if tables.is_empty() {
+            return Ok(said);
+        }
         let (schemas, names): (Vec<&str>, Vec<&str>) =
             tables.iter().map(|table| (&*table.schema, &*table.name)).unzip();
         let question = include_str!("../../sql/setup/lock_holders.sql");

@@ -346,7 +346,12 @@ async fn rounds(
             return Err(Error::Foreign { publication, findings: advised });
         }
         done.left = left;
-        let is_told = |one: &&Finding| matches!(one.code, Code::SlotGone | Code::PublicationOwner);
+        let is_told = |one: &&Finding| match one.code {
+            Code::SlotGone | Code::PublicationOwner => true,
+            // Somebody can record it, and this did not just make it.
+            Code::SlotUnclaimed => !one.is_due() && one.sql.is_some() && !done.made_slot(),
+            _ => false,
+        };
         done.told = findings.iter().filter(is_told).cloned().collect();
         let before = done.statements.len();
         match round(config, hands, statements, &marked, done).await {
@@ -405,7 +410,11 @@ async fn round(
         if !statement.is_needed && done.has_refused(&statement.step) {
             continue;
         }
-        if statement.after.iter().any(|step| done.has_refused(step)) {
+        // One that is made and cannot be claimed beside others, `run` would refuse to read.
+        let is_strange = statement.step.does == Does::CreateSlot
+            && before.is_some_and(|memory| !memory.is_empty())
+            && done.has_refused_comment();
+        if is_strange || statement.after.iter().any(|step| done.has_refused(step)) {
             done.skipped.push(statement.step);
             continue;
         }
@@ -417,12 +426,17 @@ async fn round(
             written = Some(memory);
         }
     }
-    let Some(memory) = written else { return Ok(()) };
-    let corrected = memory.without(done.undone(), before);
-    if corrected != memory {
-        let publication = &config.postgres.publication;
-        let step = preflight::remember(publication, standing.as_deref(), corrected);
-        let why = "what was refused is not remembered".to_owned();
+    let Some(memory) = written.or_else(|| before.cloned()) else { return Ok(()) };
+    let mut corrected = memory.without(done.undone(), before);
+    let mut why = "what was refused is not remembered".to_owned();
+    if done.made_slot() {
+        // Only now there is one, and it is known whose.
+        corrected = corrected.with_slot(&config.postgres.slot);
+        why = format!("slot `{}` is walsweep's: this made it", config.postgres.slot);
+    }
+    let step =
+        preflight::remember(&config.postgres.publication, standing.as_deref(), corrected.clone());
+    if corrected != memory && !done.has_refused_comment() {
         let statement = Statement { step, why, is_needed: false, after: Vec::new() };
         attempt(config, hands, statement, done).await?;
     }
@@ -504,7 +518,7 @@ async fn once(config: &Config, hands: &Hands<'_>, statement: &Statement) -> Resu
     }
     match slot_standby(config).await? {
         Some(standby) => create_slot(config, hands, &standby, step).await,
-        None => hands.with_slot(step).await,
+        None => hands.with_slot_or(&config.postgres.replication_endpoint, step).await,
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::role::{self, Need};
 use super::who::{Owners, Who};
-use super::{Error, Hands, Plan, Statement, hands, looked, marked, plan};
+use super::{Error, Hands, Mark, Marked, Plan, Statement, hands, looked, marked, memory_of, plan};
 use crate::config::{Config, SlotOn};
 use crate::keys::Rules;
 use crate::postgres::statement::render;
@@ -20,7 +20,8 @@ pub async fn script(
     roles: Vec<Statement>,
 ) -> Result<String, Error> {
     let findings = looked(config, rules, hands).await?;
-    let Plan { statements, advised, left } = plan(&findings, &marked(config, hands).await?.mark);
+    let marked = marked(config, hands).await?;
+    let Plan { statements, advised, left } = plan(&findings, &marked.mark);
     let may_create_slot = may_create_slot(rules, hands).await?;
     let mut script = head();
     let (first, left): (Vec<&Finding>, Vec<&Finding>) =
@@ -34,6 +35,10 @@ pub async fn script(
         for statement in statements {
             script.push_str(&part(config, statement, may_create_slot));
         }
+    }
+    let makes_slot = statements.iter().any(|one| one.step.does == Does::CreateSlot);
+    if makes_slot && may_create_slot && config.postgres.slot_on == SlotOn::Primary {
+        script.push_str(&claim(config, &statements, &marked).unwrap_or_default());
     }
     if statements.is_empty() {
         script.push_str("\n-- Nothing to do.\n");
@@ -140,6 +145,29 @@ fn part(config: &Config, statement: &Statement, may_create_slot: bool) -> String
         statement.why
     );
     format!("\n{}", comment(&later))
+}
+
+/// The part that claims the slot which the script has made, if there is a comment to say it in.
+fn claim(config: &Config, statements: &[Statement], marked: &Marked) -> Option<String> {
+    let written = statements.iter().rev().find_map(|one| memory_of(&one.step));
+    let (memory, standing) = match (written, &marked.mark) {
+        (Some(memory), _) => (memory, memory.comment()),
+        (None, Mark::Ours(memory)) => (memory, marked.comment.clone().unwrap_or_default()),
+        (None, Mark::Missing | Mark::Foreign(_)) => return None,
+    };
+    let slot = &config.postgres.slot;
+    let claimed = memory.clone().with_slot(slot);
+    if claimed == *memory {
+        return None;
+    }
+    let step = preflight::claim(&config.postgres.publication, slot, &[&standing], claimed);
+    let owner = marked.owner.as_ref().map(|owner| format!("`{owner}`, "));
+    let who = format!(
+        "By {}who owns the publication: slot `{slot}` is walsweep's, for this has made it.",
+        owner.as_deref().unwrap_or("whoever ran the parts before, and so ")
+    );
+    let patient = patiently(&step, (hands::ATTEMPTS, hands::PAUSE.as_secs()));
+    Some(format!("\n{}{patient};\n", comment(&who)))
 }
 
 /// Whether whoever owns the tables, and so runs the script, may create a slot.

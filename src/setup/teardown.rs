@@ -3,25 +3,29 @@
 //! A slot bears no mark, so that one is dropped only if the comment on walsweep's own publication
 //! claims it: what another program has not read yet would be lost for good.
 
+use std::collections::BTreeMap;
+
 use tokio_postgres::Client;
 
 use super::left::{Kept, Stays, kept, roles};
 use super::script::comment;
 use super::who::{Asked, Owned, login, not_owned};
-use super::{Error, Hands, Mark, Marked, NAME, marked, overtaken, slot_standby};
+use super::{Error, Hands, Mark, Marked, marked, overtaken, slot_standby};
 use crate::config::{Config, Postgres, SlotOn};
 use crate::lsn::Lsn;
 use crate::postgres::statement::render;
-use crate::postgres::{Sql, connect_sql, identify};
-use crate::preflight::{self, Does, SENTENCE, Step, printed};
+use crate::postgres::{Sql, identify};
+use crate::preflight::{self, Does, Record, SENTENCE, Step, printed};
 use crate::run::session::REPLICATION_NAME;
-use crate::source::own::{Said, ask_redis};
+use crate::source::own::{Said, Shown, ask_redis, weigh};
 use crate::sweep::key_name;
 
 /// What is to be removed, and what is not.
 struct Remains {
     slot: Held,
     publication: Marked,
+    /// Other walsweeps that have the publication.
+    others: Vec<Other>,
     /// What takes tables out of a publication that others have, too.
     drops: Vec<Step>,
     /// Whether there is an event trigger, or its function, of walsweep's; `None` if there is one of
@@ -37,13 +41,17 @@ struct Remains {
     roles: Vec<Stays>,
 }
 
+/// The slot of another walsweep, and whether somebody reads it; `None` if it is not there.
+type Other = (String, Option<bool>);
+
 /// A slot of the configured name.
 enum Held {
     Missing,
     /// Nobody streams from it, and it was confirmed so far.
     Free(Lsn),
-    /// Somebody streams from it: the process on the server, and its `application_name`.
-    By(i32, String),
+    /// Somebody streams from it: the process on the server, and its `application_name`; and it was
+    /// confirmed so far.
+    By(i32, String, Lsn),
     /// Nothing tells that it is walsweep's, or something tells that it is not: the line about it.
     Left(String),
 }
@@ -69,7 +77,7 @@ pub async fn teardown(config: &Config, hands: &Hands<'_>) -> Result<Removed, Err
     hands.prepare().await?;
     let standby = slot_standby(config).await?;
     let remains = look(config, hands, standby.as_ref()).await?;
-    if let Held::By(pid, name) = remains.slot {
+    if let Held::By(pid, name, _) = remains.slot {
         return Err(Error::SlotActive { slot: config.postgres.slot.clone(), pid, name });
     }
     may_drop_rest(config, hands, &remains).await?;
@@ -93,7 +101,7 @@ async fn remove(
         Held::Missing => format!("there is no slot `{slot}`"),
         Held::Left(line) => line.clone(),
         Held::Free(confirmed) => {
-            drop_slot(config, hands, standby).await?;
+            drop_slot(config, hands, standby, *confirmed).await?;
             format!("dropped slot `{slot}`, whose confirmed_flush_lsn was {confirmed}")
         }
         Held::By(..) => format!("slot `{slot}` is in use"),
@@ -109,18 +117,15 @@ async fn remove(
             ));
         }
     }
-    lines.push(match (&remains.publication.mark, others(config, remains)) {
-        (Mark::Missing, _) => format!("there is no publication `{publication}`"),
-        (Mark::Foreign(owner), _) => format!(
+    lines.push(match &remains.publication.mark {
+        Mark::Missing => format!("there is no publication `{publication}`"),
+        Mark::Foreign(owner) => format!(
             "left publication `{publication}` of `{owner}`, which `walsweep setup` did not make"
         ),
-        (Mark::Ours(_), others) if others.is_empty() => {
+        Mark::Ours(_) if remains.others.is_empty() => {
             format!("dropped publication `{publication}`")
         }
-        (Mark::Ours(_), others) => format!(
-            "left publication `{publication}`: the walsweep with slot {} has it, too",
-            others.join(", ")
-        ),
+        Mark::Ours(_) => left_to(publication, &remains.others),
     });
     if remains.trigger == Some(true) {
         hands.run(&trigger_step(config)).await?;
@@ -141,21 +146,21 @@ fn left_slot(config: &Config, why: &str) -> String {
     )
 }
 
-/// Drops the slot, before anything else: where that is refused, nothing is dropped. An owner of
-/// tables need not be one who replicates; walsweep's own role is, and drops it then.
-async fn drop_slot(config: &Config, hands: &Hands<'_>, standby: Option<&Sql>) -> Result<(), Error> {
-    let step = Step { sql: preflight::drop_slot(&config.postgres.slot), does: Does::DropSlot };
+/// Drops the slot, before anything else: where that is refused, nothing is dropped.
+async fn drop_slot(
+    config: &Config,
+    hands: &Hands<'_>,
+    standby: Option<&Sql>,
+    confirmed: Lsn,
+) -> Result<(), Error> {
+    let step = preflight::drop_known_slot(&config.postgres.slot, confirmed, false);
     let endpoint = &config.postgres.replication_endpoint;
-    let stop = hands.stop.clone();
-    if let Some(standby) = standby {
-        return Hands { client: standby, endpoint, stop }.with_slot(&step).await;
-    }
-    match hands.with_slot(&step).await {
-        Err(error) if error.is_denied() && !hands.is_of(&endpoint.user) => {
-            let Ok(sql) = connect_sql(endpoint, NAME).await else { return Err(error) };
-            Hands { client: &sql, endpoint, stop }.with_slot(&step).await
+    match standby {
+        Some(standby) => {
+            let stop = hands.stop.clone();
+            Hands { client: standby, endpoint, stop }.with_slot(&step).await
         }
-        done => done,
+        None => hands.with_slot_or(endpoint, &step).await,
     }
 }
 
@@ -192,14 +197,15 @@ pub async fn teardown_script(config: &Config, hands: &Hands<'_>) -> Result<Strin
              it;\nelse each part says who may."
         )
     );
-    if let Held::By(pid, name) = &remains.slot {
+    if let Held::By(pid, name, _) = &remains.slot {
         let first = format!("Stop walsweep first: process {pid} (`{name}`) streams from the slot.");
         script.push_str(&format!("\n{}", comment(&first)));
     }
     match &remains.slot {
         Held::Missing => {}
         Held::Left(line) => script.push_str(&format!("\n{}", comment(line))),
-        Held::Free(_) | Held::By(..) => script.push_str(&slot_part(config)),
+        Held::Free(confirmed) => script.push_str(&slot_part(config, (*confirmed, false))),
+        Held::By(_, _, confirmed) => script.push_str(&slot_part(config, (*confirmed, true))),
     }
     for step in publication_steps(config, &remains) {
         let owner = remains.publication.owner.as_deref().unwrap_or_default();
@@ -221,9 +227,10 @@ pub async fn teardown_script(config: &Config, hands: &Hands<'_>) -> Result<Strin
     Ok(script)
 }
 
-/// The part of the script that drops the slot, and who may run it.
-fn slot_part(config: &Config) -> String {
-    let drop = preflight::drop_slot(&config.postgres.slot);
+/// The part of the script that drops the slot, which is confirmed so far and perhaps read on, and
+/// who may run it.
+fn slot_part(config: &Config, (confirmed, is_read): (Lsn, bool)) -> String {
+    let drop = preflight::drop_known_slot(&config.postgres.slot, confirmed, is_read).sql;
     let role = &config.postgres.replication_endpoint.user;
     let who = format!("a role that may replicate, such as `{role}`");
     match config.postgres.slot_on {
@@ -238,6 +245,7 @@ async fn look(config: &Config, hands: &Hands<'_>, standby: Option<&Sql>) -> Resu
     let holder = standby.map_or(hands.client, |standby| standby);
     let publication = marked(config, hands).await?;
     let slot = held(config, &publication.mark, (hands.client, holder)).await?;
+    let others = others(config, &publication.mark, [hands.client, holder]).await?;
     let question = include_str!("../../sql/setup/refresh_trigger_mark.sql");
     let name = preflight::trigger_name(&config.postgres.slot);
     let row = hands.client.query_one(question, &[&name, &SENTENCE]).await?;
@@ -253,6 +261,7 @@ async fn look(config: &Config, hands: &Hands<'_>, standby: Option<&Sql>) -> Resu
     Ok(Remains {
         slot,
         publication,
+        others,
         drops,
         trigger,
         older_trigger,
@@ -270,10 +279,49 @@ async fn older_trigger(config: &Config, hands: &Hands<'_>) -> Result<Option<Stri
     Ok(row.try_get::<_, bool>(1)?.then_some(name))
 }
 
-/// The slots of other walsweeps that have the publication.
-fn others(config: &Config, remains: &Remains) -> Vec<String> {
-    let Mark::Ours(memory) = &remains.publication.mark else { return Vec::new() };
-    memory.others(&config.postgres.slot).map(|slot| format!("`{slot}`")).collect()
+/// The slots of other walsweeps that have the publication, and whether somebody reads each; `None`
+/// if it is on none of these servers.
+async fn others(
+    config: &Config,
+    publication: &Mark,
+    servers: [&Client; 2],
+) -> Result<Vec<Other>, Error> {
+    let Mark::Ours(memory) = publication else { return Ok(Vec::new()) };
+    let names: Vec<&String> = memory.others(&config.postgres.slot).collect();
+    let question = include_str!("../../sql/setup/slots_there.sql");
+    let mut found: BTreeMap<String, bool> = BTreeMap::new();
+    for server in servers {
+        for row in server.query(question, &[&names]).await? {
+            *found.entry(row.try_get(0)?).or_default() |= row.try_get::<_, bool>(1)?;
+        }
+    }
+    Ok(names.into_iter().map(|name| (name.clone(), found.get(name).copied())).collect())
+}
+
+/// That the publication is left to these.
+fn left_to(publication: &str, others: &[Other]) -> String {
+    let of = |state: Option<bool>| {
+        let names = others.iter().filter(|(_, one)| *one == state);
+        names.map(|(name, _)| format!("`{name}`")).collect::<Vec<_>>().join(", ")
+    };
+    let there = others.iter().filter(|(_, state)| state.is_some());
+    let there: Vec<String> = there.map(|(name, _)| format!("`{name}`")).collect();
+    let mut parts = Vec::new();
+    if !there.is_empty() {
+        parts.push(format!("the walsweep with slot {} has it, too", there.join(", ")));
+    }
+    let teardown = "if that walsweep is gone, run `walsweep teardown` with that name as \
+                    `postgres.slot`";
+    match of(Some(false)) {
+        none if none.is_empty() => {}
+        names => parts.push(format!("nobody reads slot {names} now: {teardown}")),
+    }
+    match of(None) {
+        none if none.is_empty() => {}
+        names => parts
+            .push(format!("its comment records slot {names}, too, which is not there: {teardown}")),
+    }
+    format!("left publication `{publication}`: {}", parts.join("; "))
 }
 
 /// What becomes of the publication: it is dropped; or, if others have it, too, what no other uses
@@ -281,7 +329,7 @@ fn others(config: &Config, remains: &Remains) -> Vec<String> {
 fn publication_steps(config: &Config, remains: &Remains) -> Vec<Step> {
     let (name, standing) = (&config.postgres.publication, remains.publication.comment.as_deref());
     let Mark::Ours(memory) = &remains.publication.mark else { return Vec::new() };
-    if others(config, remains).is_empty() {
+    if remains.others.is_empty() {
         return vec![preflight::drop_publication(name, standing)];
     }
     let memory = memory.clone().without_slot(&config.postgres.slot);
@@ -322,8 +370,7 @@ fn left(config: &Config, remains: &Remains) -> Vec<String> {
 
 /// Whether there is a slot to drop. Slots are known by name in all databases of a server, so that
 /// one of this name may be that of another walsweep, or a standby's. A walsweep that streams from
-/// one that nothing claims needs the publication, and has to be stopped all the same. A claim may
-/// have been written before there was a slot: where Redis knows better, it does not count.
+/// one that nothing claims needs the publication, and has to be stopped all the same.
 async fn held(
     config: &Config,
     publication: &Mark,
@@ -339,30 +386,33 @@ async fn held(
         let line = format!("left slot `{slot}`: it is {what}, and not walsweep's of this database");
         return Ok(Held::Left(line));
     }
-    let is_claimed = matches!(publication, Mark::Ours(memory) if memory.claims(slot));
+    let record = match publication {
+        Mark::Ours(memory) => memory.record(slot),
+        Mark::Missing | Mark::Foreign(_) => Record::Nothing,
+    };
     let is_walsweep = pid.is_some() && reader.as_deref() == Some(REPLICATION_NAME);
-    if !is_claimed && !is_walsweep {
+    if record == Record::Nothing && !is_walsweep {
         let why =
             format!("no comment on a publication `{name}` says that `walsweep setup` made it");
         return Ok(Held::Left(left_slot(config, &why)));
     }
     if let Some(pid) = pid {
-        return Ok(Held::By(pid, reader.unwrap_or_else(|| "unknown".to_owned())));
+        return Ok(Held::By(pid, reader.unwrap_or_else(|| "unknown".to_owned()), confirmed));
     }
     let history = identify(primary).await?.history;
     let said = match history {
-        Some(history) => ask_redis(config, (primary, &history.system_id), confirmed).await?,
+        Some(history) => ask_redis(config, (primary, &history), confirmed).await?,
         None => Said::Nothing,
     };
-    Ok(match said {
-        Said::Behind(_) | Said::Ahead(_) => {
-            let why = format!(
-                "publication `{name}` records it, but of its confirmed_flush_lsn {confirmed} {said}"
-            );
-            Held::Left(left_slot(config, &why))
+    let records = match (weigh(record, &said), record) {
+        (Shown::Own, _) => return Ok(Held::Free(confirmed)),
+        (_, Record::Claimed) => "records it",
+        (_, Record::Wanted | Record::Nothing) => {
+            "records that `walsweep run` was to make it, and not who did"
         }
-        Said::Read(_) | Said::Unmoved(_) | Said::Nothing | Said::Unanswered(_) => {
-            Held::Free(confirmed)
-        }
-    })
+    };
+    let why = format!(
+        "publication `{name}` {records}, but of its confirmed_flush_lsn {confirmed} {said}"
+    );
+    Ok(Held::Left(left_slot(config, &why)))
 }

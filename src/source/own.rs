@@ -5,17 +5,20 @@
 //! names, as the operator wants it to. It drops one only with an [`Own`], which this file alone
 //! makes, of one of three proofs:
 //!
-//! - the comment on walsweep's own publication claims the slot;
+//! - the comment on walsweep's own publication claims the slot, as whoever made it wrote there;
 //! - this process made it, and has not seen it gone, or with somebody else, since;
 //! - Redis has a watermark of this slot and this cluster that is not behind the slot's
 //!   `confirmed_flush_lsn`: walsweep writes it before it confirms, so nobody else moved the slot.
 //!   One that was made anew under the same name begins behind whatever was confirmed before; and a
-//!   watermark beyond the end of the log is of a history that a restored server has not.
+//!   watermark beyond the end of the log, or beyond where this server left its timeline, is of a
+//!   history that a restored server has not.
 //!
-//! A Redis that does not answer shows nothing.
+//! A Redis that does not answer shows nothing. What comment and watermark come to together is
+//! [`weigh`]ed in one place, for `run`, `check`, `setup` and `teardown`.
 
 use std::cell::Cell;
 use std::fmt;
+use std::rc::Rc;
 
 use postgres_protocol::escape::escape_literal;
 use tokio_postgres::Client;
@@ -24,8 +27,9 @@ use crate::capture::Replication;
 use crate::config::{Config, Postgres, SlotOn};
 use crate::lsn::Lsn;
 use crate::postgres::statement::render;
-use crate::postgres::{connect_sql, identify};
-use crate::preflight::{self, Finding, Memory};
+use crate::postgres::{History, Sql, connect_sql, identify};
+use crate::preflight::{self, Code, Finding, Memory, Record, Severity};
+use crate::source::lineage::left_at;
 use crate::source::slot_health::SAMPLE_TIMEOUT;
 use crate::source::slot_server::{NAME, SlotServer};
 use crate::source::{Error, within};
@@ -38,6 +42,8 @@ pub struct Custody {
     /// Why the slot is to be given up for a new one; taken back once that is done.
     pub give_up: Cell<Option<Broken>>,
     is_made: Cell<bool>,
+    /// Whether nothing showed whose it is when walsweep began to read it, be it in this process.
+    of_stranger: Cell<bool>,
     /// Where it stood when this process began to read it, if nothing showed then whose it is.
     strange_at: Cell<Option<Lsn>>,
     is_told: Cell<bool>,
@@ -47,13 +53,32 @@ impl Custody {
     /// This process has just made the slot.
     pub fn made(&self) {
         self.is_made.set(true);
+        self.of_stranger.set(false);
         self.strange_at.set(None);
     }
 
     /// This process begins to read a slot that stands at `confirmed`, and of which nothing shows
     /// whose it is. The watermark that it will write at this place shows nothing either.
-    pub fn reads_stranger(&self, confirmed: Lsn) {
+    fn reads_stranger(&self, confirmed: Lsn) {
+        self.of_stranger.set(true);
         self.strange_at.set(Some(confirmed));
+    }
+
+    /// This process begins to read a slot that stands at `confirmed`, as was found of it.
+    pub fn begins(&self, whose: Whose, confirmed: Lsn) {
+        match whose {
+            Whose::Open => self.reads_stranger(confirmed),
+            // A process before this one began so.
+            Whose::Taken => self.of_stranger.set(true),
+            Whose::Ours | Whose::Unanswered => {}
+        }
+    }
+
+    /// Whether nothing showed whose the slot is when walsweep began to read it: the watermark says
+    /// so, for whoever weighs it.
+    #[must_use]
+    pub fn is_of_stranger(&self) -> bool {
+        self.of_stranger.get()
     }
 
     /// The slot is gone, or another process has it: whichever is there next, somebody else may
@@ -83,17 +108,19 @@ pub enum Over<'a> {
 pub enum Said {
     /// It is here, not behind the slot: walsweep read the slot, and nobody else moved it since.
     Read(Lsn),
+    /// The same, and when walsweep began to read the slot, nothing showed whose it was.
+    Taken(Lsn),
     /// It is here, behind the slot: somebody else moved that, or made it anew, or Redis lost the
     /// watermark's last value.
     Behind(Lsn),
-    /// It is here, beyond the end of the log: it is of a history that this server, which was
-    /// restored from an older state, does not have.
+    /// It is here, and of a history that this server does not have: beyond the end of its log, or
+    /// beyond where it left the timeline. It was restored from an older state.
     Ahead(Lsn),
     /// It is here because this process wrote it when it began, and has not moved the slot since.
     Unmoved(Lsn),
     /// There is none of this slot's name and this cluster.
     Nothing,
-    /// Redis did not answer, and why not.
+    /// It could not be asked for, or not weighed; and why not.
     Unanswered(String),
 }
 
@@ -101,6 +128,11 @@ impl fmt::Display for Said {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Said::Read(lsn) => write!(formatter, "redis has its watermark, at {lsn}"),
+            Said::Taken(lsn) => write!(
+                formatter,
+                "redis has its watermark, at {lsn}, and when walsweep began with the slot, nothing \
+                 showed whose it was"
+            ),
             Said::Behind(lsn) => write!(
                 formatter,
                 "the watermark in redis is behind it, at {lsn}: somebody else moved the slot, or \
@@ -108,43 +140,91 @@ impl fmt::Display for Said {
             ),
             Said::Ahead(lsn) => write!(
                 formatter,
-                "the watermark in redis, at {lsn}, is beyond the end of this server's log: the \
-                 server was restored from an older state"
+                "the watermark in redis, at {lsn}, is of a history that this server does not have: \
+                 it was restored from an older state"
             ),
             Said::Unmoved(lsn) => {
                 write!(formatter, "the watermark in redis, at {lsn}, says no more")
             }
             Said::Nothing => formatter.write_str("redis has no watermark of it"),
-            Said::Unanswered(why) => write!(formatter, "redis does not answer: {why}"),
+            Said::Unanswered(why) => formatter.write_str(why),
         }
     }
 }
 
-/// Asks Redis for the watermark of the slot, which stands at `confirmed` in the cluster
-/// `system_id`; `primary` is its primary. The slot has to be looked at before, and the end of the
-/// log is after: a watermark that is in use grows meanwhile.
+/// Asks Redis for the watermark of the slot, which stands at `confirmed`; `primary` is a primary of
+/// this history. The slot has to be looked at before, and the end of the log is after: a watermark
+/// that is in use grows meanwhile. One of before a promotion is as good as any.
 ///
 /// # Errors
 ///
 /// The question's to the primary.
 pub async fn ask_redis(
     config: &Config,
-    (primary, system_id): (&Client, &str),
+    (primary, history): (&Client, &History),
     confirmed: Lsn,
 ) -> Result<Said, tokio_postgres::Error> {
     // Boxed: a connection to Redis is a large future, and this one is seldom polled.
     let mark = match Box::pin(standing(&config.redis, &key_name(&config.postgres.slot))).await {
-        Err(error) => return Ok(Said::Unanswered(error.to_string())),
-        Ok(Some(mark)) if mark.system_id == system_id => mark,
+        Err(error) => return Ok(Said::Unanswered(format!("redis does not answer: {error}"))),
+        Ok(Some(mark)) if mark.system_id == history.system_id => mark,
         Ok(_) => return Ok(Said::Nothing),
+    };
+    let endpoint = &config.postgres.replication_endpoint;
+    let left_at = match Box::pin(left_at(endpoint, history, mark.timeline)).await {
+        Ok(left_at) => left_at.unwrap_or_default(),
+        Err(error) => {
+            let why = format!(
+                "the watermark in redis is of timeline {}, and whether this server's history has \
+                 it, cannot be asked: {error}",
+                mark.timeline
+            );
+            return Ok(Said::Unanswered(why));
+        }
     };
     let row = primary.query_one(include_str!("../../sql/wal_end.sql"), &[]).await?;
     let wal_end: Lsn = row.try_get::<_, &str>(0)?.parse().unwrap_or_default();
     Ok(match mark.lsn {
-        lsn if lsn > wal_end => Said::Ahead(lsn),
-        lsn if lsn >= confirmed => Said::Read(lsn),
-        lsn => Said::Behind(lsn),
+        lsn if lsn > wal_end || lsn > left_at => Said::Ahead(lsn),
+        lsn if lsn < confirmed => Said::Behind(lsn),
+        lsn if mark.of_stranger => Said::Taken(lsn),
+        lsn => Said::Read(lsn),
     })
+}
+
+/// What comment and watermark show of a slot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shown {
+    /// It is this walsweep's.
+    Own,
+    /// It is what this walsweep's configuration names, and either the comment or the watermark says
+    /// that it is walsweep's, but not both: `run` goes by one of them, for nobody is there to ask.
+    /// `teardown`, whose person can be told, does not.
+    Half,
+    /// It may be another program's.
+    Not,
+}
+
+/// Weighs what the comment on walsweep's own publication says of a slot against the watermark:
+///
+/// | the watermark | claimed | wanted | no record |
+/// |---|---|---|---|
+/// | reaches the slot | own | own: `run` made it | half: perhaps another publication's |
+/// | reaches it, begun as a stranger's | own | half: somebody made it meanwhile | half |
+/// | is this process's first | own | not | not |
+/// | is not there, or Redis is silent | own | not: nobody has confirmed it | not |
+/// | is behind, or of another history | half: made anew, or something went back | not | not |
+///
+/// `run` may drop what is its own, or half; `teardown` only what is its own.
+#[must_use]
+pub fn weigh(record: Record, said: &Said) -> Shown {
+    match (record, said) {
+        (Record::Claimed, Said::Behind(_) | Said::Ahead(_))
+        | (Record::Wanted, Said::Taken(_))
+        | (Record::Nothing, Said::Read(_) | Said::Taken(_)) => Shown::Half,
+        (Record::Claimed, _) | (Record::Wanted, Said::Read(_)) => Shown::Own,
+        (Record::Wanted | Record::Nothing, _) => Shown::Not,
+    }
 }
 
 /// A slot of the configured name.
@@ -181,7 +261,7 @@ async fn show(
     custody: &Custody,
     server: &SlotServer,
 ) -> Result<Option<Result<Own, Unshown>>, tokio_postgres::Error> {
-    let Postgres { slot, publication, .. } = &config.postgres;
+    let slot = &config.postgres.slot;
     let Some(found) = find(config, &server.sql).await? else { return Ok(None) };
     let own = || Own { slot: slot.clone(), confirmed: found.confirmed };
     if !found.is_fit {
@@ -190,29 +270,21 @@ async fn show(
     if custody.is_made.get() {
         return Ok(Some(Ok(own())));
     }
-    let question = include_str!("../../sql/setup/publication_mark.sql");
-    let mark = server.primary.query_opt(question, &[publication]).await?;
-    let comment = mark.as_ref().map(|row| row.try_get::<_, Option<&str>>(1)).transpose()?;
-    let memory = Memory::read(comment.flatten());
-    if memory.as_ref().is_some_and(|memory| memory.claims(slot)) {
-        return Ok(Some(Ok(own())));
-    }
+    let (owner, memory) = recorded(config, &server.primary).await?;
     let history = identify(&server.primary).await?.history;
     let said = match history {
-        Some(history) => {
-            ask_redis(config, (&server.primary, &history.system_id), found.confirmed).await?
-        }
+        Some(history) => ask_redis(config, (&server.primary, &history), found.confirmed).await?,
         None => Said::Nothing,
     };
     let is_unmoved = custody.strange_at.get().is_some_and(|at| found.confirmed <= at);
     let said = match said {
-        Said::Read(lsn) if is_unmoved => Said::Unmoved(lsn),
+        Said::Read(lsn) | Said::Taken(lsn) if is_unmoved => Said::Unmoved(lsn),
         said => said,
     };
-    if let Said::Read(_) = said {
+    if weigh(record_of(memory.as_ref(), slot), &said) != Shown::Not {
         return Ok(Some(Ok(own())));
     }
-    let owner = mark.filter(|_| memory.is_some()).map(|row| row.try_get(0)).transpose()?;
+    let owner = owner.filter(|_| memory.is_some());
     Ok(Some(Err(Unshown { found, owner, said })))
 }
 
@@ -306,6 +378,21 @@ pub async fn drop_slot(own: Own, over: Over<'_>) -> Result<(), Error> {
     if is_dropped { Ok(()) } else { Err(Error::SlotNotOwn(slot)) }
 }
 
+/// Lets what `check` found of a lost slot say what `run` does with it: one that is not shown to be
+/// walsweep's stays, and is waited for. Nothing changes where that cannot be asked.
+pub async fn hold_lost(config: &Config, primary: &Rc<Sql>, findings: &mut [Finding]) {
+    let Some(finding) = findings.iter_mut().find(|one| one.code == Code::SlotLost) else { return };
+    let Ok(server) = SlotServer::reach(&config.postgres, Rc::clone(primary)).await else { return };
+    let custody = Custody::default();
+    let asked = within(SAMPLE_TIMEOUT, show(config, &custody, &server)).await;
+    if let Ok(Some(Err(unshown))) = asked {
+        let name = format!("slot `{}` ", config.postgres.slot);
+        let why = finding.message.strip_prefix(&name).unwrap_or("is lost");
+        let (text, hint) = told(&config.postgres, &unshown, why);
+        *finding = Finding::error(Code::SlotNotOwn, text).hint(hint);
+    }
+}
+
 /// Whose a slot is that is about to be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Whose {
@@ -313,32 +400,73 @@ pub enum Whose {
     Ours,
     /// Nothing shows it; it is read if the findings do not refuse it.
     Open,
+    /// Nothing showed it when walsweep began with it; it has read it since, as Redis shows.
+    Taken,
     /// Redis would show it, and does not answer.
     Unanswered,
 }
 
-/// Holds what is found of a slot that nothing claims against Redis: see
-/// [`preflight::weigh_unclaimed`]. Redis is not asked of any other slot.
+/// Holds what is found of a slot that nothing claims against Redis, which is asked of no other
+/// slot; gives whose it is.
+/// Nothing but a word is said of one that the comment has as wanted, or that
+/// nothing can claim: `run` reads what the configuration names. Where `setup` was at work for the
+/// publication and has no record of the slot, one that was not read is probably another program's:
+/// an error, so that `run` does not begin with it.
 pub async fn hold_against_redis(
     config: &Config,
     primary: &Client,
     findings: &mut [Finding],
 ) -> Whose {
-    if preflight::doubts(findings).next().is_none() {
-        return Whose::Ours;
-    }
-    let was_read = was_read(config, primary).await;
-    let is_known = preflight::weigh_unclaimed(&config.postgres, findings, was_read);
-    match (is_known, was_read) {
-        (false, _) => Whose::Unanswered,
-        (true, Some(true)) => Whose::Ours,
-        (true, _) => Whose::Open,
-    }
+    let is_unclaimed = |one: &&mut Finding| one.code == Code::SlotUnclaimed;
+    let Some(finding) = findings.iter_mut().find(is_unclaimed) else { return Whose::Ours };
+    let (record, said) = asked(config, primary).await.unwrap_or((Record::Nothing, None));
+    judge(&config.postgres, finding, record, said.as_ref())
 }
 
-/// Whether a walsweep with this Redis has read the slot, and nobody else since; `None` if that
-/// cannot be asked.
-async fn was_read(config: &Config, primary: &Client) -> Option<bool> {
+/// Lets the finding about a slot that nothing claims say what the watermark adds to it.
+fn judge(config: &Postgres, finding: &mut Finding, record: Record, said: Option<&Said>) -> Whose {
+    let Postgres { slot, publication, .. } = config;
+    let is_recorded_elsewhere = finding.severity == Severity::Warning;
+    let whose = match said {
+        Some(Said::Read(_)) => Whose::Ours,
+        Some(Said::Taken(_)) => Whose::Taken,
+        None if is_recorded_elsewhere => Whose::Unanswered,
+        _ => Whose::Open,
+    };
+    match (is_recorded_elsewhere, whose) {
+        (true, Whose::Open) => {
+            finding.severity = Severity::Error;
+            finding.message.push_str(
+                "; nor does a watermark in this redis show that walsweep read it up to where it \
+                 stands",
+            );
+        }
+        (true, Whose::Ours | Whose::Taken) => {
+            finding.message = format!(
+                "slot `{slot}` is not recorded as walsweep's on publication `{publication}`: only \
+                 its watermark in redis shows that it is; if redis is emptied, the next start \
+                 refuses it"
+            );
+        }
+        (false, Whose::Ours) if record == Record::Wanted => {
+            finding.message = format!(
+                "slot `{slot}`, which `walsweep setup` left to `walsweep run`, was made and read \
+                 by it, as the watermark in redis shows, and publication `{publication}` does not \
+                 record that yet: `walsweep setup` does, with the login of whoever owns it"
+            );
+            // Who makes the slot need not be one who may write the comment.
+            finding.is_done_by_setup = true;
+            finding.hint = Some("or, as that owner, or as a superuser:".to_owned());
+        }
+        (false, Whose::Ours) | (true, Whose::Unanswered) => {}
+        (false, Whose::Taken) if record == Record::Nothing => {}
+        (false, _) => finding.severity = Severity::Warning,
+    }
+    whose
+}
+
+/// What the comment says of the slot, and Redis; `None` for Redis if it does not answer.
+async fn asked(config: &Config, primary: &Client) -> Option<(Record, Option<Said>)> {
     let standby = match config.postgres.slot_on {
         SlotOn::Primary => None,
         SlotOn::Standby => Some(connect_sql(&config.postgres.replication_endpoint, NAME).await),
@@ -346,10 +474,51 @@ async fn was_read(config: &Config, primary: &Client) -> Option<bool> {
     let standby = standby.transpose().ok()?;
     let holder = standby.as_ref().map_or(primary, |standby| standby);
     let confirmed = find(config, holder).await.ok()??.confirmed;
+    let (_, memory) = recorded(config, primary).await.ok()?;
     let history = identify(primary).await.ok()?.history?;
-    match ask_redis(config, (primary, &history.system_id), confirmed).await.ok()? {
-        Said::Read(_) => Some(true),
-        Said::Behind(_) | Said::Ahead(_) | Said::Unmoved(_) | Said::Nothing => Some(false),
-        Said::Unanswered(_) => None,
+    let said = ask_redis(config, (primary, &history), confirmed).await.ok()?;
+    let said = Some(said).filter(|said| !matches!(said, Said::Unanswered(_)));
+    Some((record_of(memory.as_ref(), &config.postgres.slot), said))
+}
+
+/// Who owns the publication, if there is one, and what its comment remembers, if it is walsweep's.
+async fn recorded(
+    config: &Config,
+    primary: &Client,
+) -> Result<(Option<String>, Option<Memory>), tokio_postgres::Error> {
+    let question = include_str!("../../sql/setup/publication_mark.sql");
+    let row = primary.query_opt(question, &[&config.postgres.publication]).await?;
+    let Some(row) = row else { return Ok((None, None)) };
+    Ok((row.try_get(0)?, Memory::read(row.try_get(1)?)))
+}
+
+fn record_of(memory: Option<&Memory>, slot: &str) -> Record {
+    memory.map_or(Record::Nothing, |memory| memory.record(slot))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Said, Shown, weigh};
+    use crate::lsn::Lsn;
+    use crate::preflight::Record;
+
+    /// `run` may drop the slot whatever is shown at all, `teardown` only what is its own.
+    #[test]
+    fn comment_and_watermark_are_weighed_as_the_table_says() {
+        use Shown::{Half, Not, Own};
+        let at = Lsn(7);
+        for (said, claimed, wanted, nothing) in [
+            (Said::Read(at), Own, Own, Half),
+            (Said::Taken(at), Own, Half, Half),
+            (Said::Unmoved(at), Own, Not, Not),
+            (Said::Nothing, Own, Not, Not),
+            (Said::Unanswered("away".to_owned()), Own, Not, Not),
+            (Said::Behind(at), Half, Not, Not),
+            (Said::Ahead(at), Half, Not, Not),
+        ] {
+            assert_eq!(weigh(Record::Claimed, &said), claimed, "claimed, {said}");
+            assert_eq!(weigh(Record::Wanted, &said), wanted, "wanted, {said}");
+            assert_eq!(weigh(Record::Nothing, &said), nothing, "no record, {said}");
+        }
     }
 }

@@ -26,6 +26,7 @@ pub(super) fn expected(prints: &Prints) -> Watermark {
         epoch: "e".to_owned(),
         lsn: Lsn(100),
         rules: prints.digest(),
+        of_stranger: false,
     }
 }
 

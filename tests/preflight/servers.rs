@@ -117,6 +117,33 @@ async fn a_publication_made_after_its_slot_leaves_the_slot_and_says_so() {
     assert_eq!(find(&findings, "slot_unclaimed").severity, Severity::Warning);
     let younger = preflight::before_publication(&config, &client).await.unwrap();
     assert_eq!(codes(&younger), ["publication_younger"]);
+    // A new slot takes over the oldest horizon of the cluster, and its own tells nothing then.
+    run(&client, "select pg_create_logical_replication_slot('other', 'pgoutput')").await;
+    let younger = preflight::before_publication(&config, &client).await.unwrap();
+    assert_eq!(codes(&younger), [""; 0]);
+}
+
+/// Another slot was there, whose horizon this one took over; that has gone since.
+#[tokio::test]
+async fn a_set_up_beside_an_older_slot_is_not_said_to_begin_before_its_publication() {
+    let server = Postgres::start(PostgresOptions::default()).await.unwrap();
+    let client = database(&server, "app", TABLE).await;
+    let other = server.connect().await.unwrap();
+    run(&other, "select pg_create_logical_replication_slot('older', 'test_decoding')").await;
+    for _ in 0..3 {
+        run(&client, "insert into t values (1); delete from t").await;
+    }
+    let config = config(server.port(), "app", vec![whole("t")]);
+    let mut rules = Rules::compile(&config.rules).unwrap();
+    setup::setup(&config, &mut rules, &hands(&config, &client)).await.unwrap();
+    for drop in ["select", "select pg_drop_replication_slot('older')"] {
+        run(&client, drop).await;
+        let younger = preflight::before_publication(&config, &client).await.unwrap();
+        assert_eq!(codes(&younger), [""; 0], "{drop}");
+    }
+    let age =
+        "select age(p.xmin) <= age(s.catalog_xmin) from pg_publication p, pg_replication_slots s";
+    assert!(client.query_one(age, &[]).await.unwrap().get::<_, bool>(0), "its horizon is older");
 }
 
 #[tokio::test]

@@ -404,8 +404,9 @@ fn known(world: &World, known: &[bool], rules: &[config::Rule]) {
     let lsn = world.postgres.borrow().flushed();
     let rules = Rules::compile(rules).expect("the rules are valid");
     let (system_id, epoch) = ("7".to_owned(), "1".to_owned());
+    let rules = prints(&rules).digest();
     let mark =
-        Watermark { system_id, timeline: 1, epoch, lsn: Lsn(lsn), rules: prints(&rules).digest() };
+        Watermark { system_id, timeline: 1, epoch, lsn: Lsn(lsn), rules, of_stranger: false };
     world.postgres.borrow_mut().slot = Some(Slot { confirmed: lsn, saved: lsn });
     for (at, _) in known.iter().enumerate().filter(|(_, known)| **known) {
         world.redis[at].borrow_mut().set_mark(Some(mark.to_value()));

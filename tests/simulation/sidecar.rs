@@ -163,6 +163,7 @@ async fn open(world: &Rc<World>, rules: &Rules) -> Result<Opened, Error> {
         epoch: epoch.to_string(),
         lsn: Lsn(lsn),
         rules: prints.digest(),
+        of_stranger: false,
     };
     let settings = Settings {
         max_stall: Duration::from_millis(5),

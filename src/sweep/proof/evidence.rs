@@ -41,6 +41,8 @@ pub struct Watermark {
     /// Digest of the fingerprints of the rules, and of what else the promise depends on
     /// ([`Prints::digest`]). Values of older versions have a text here that is none.
     pub rules: String,
+    /// Whether nothing showed whose the slot was when walsweep began to read it.
+    pub of_stranger: bool,
 }
 
 /// The text form, JSON for whoever looks at it with `redis-cli`.
@@ -52,6 +54,13 @@ struct Text {
     epoch: String,
     lsn: String,
     rules: String,
+    #[serde(default, skip_serializing_if = "is_false")]
+    of_stranger: bool,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "the signature that serde calls")]
+fn is_false(flag: &bool) -> bool {
+    !*flag
 }
 
 impl Watermark {
@@ -64,6 +73,7 @@ impl Watermark {
             epoch: self.epoch.clone(),
             lsn: self.lsn.to_string(),
             rules: self.rules.clone(),
+            of_stranger: self.of_stranger,
         };
         serde_json::to_vec(&text).expect("texts and a number are JSON")
     }
@@ -73,8 +83,8 @@ impl Watermark {
     pub fn from_value(value: &[u8]) -> Option<Watermark> {
         let text: Text = serde_json::from_slice(value).ok()?;
         let lsn = text.lsn.parse().ok()?;
-        let Text { system_id, timeline, epoch, rules, .. } = text;
-        Some(Watermark { system_id, timeline, epoch, lsn, rules })
+        let Text { system_id, timeline, epoch, rules, of_stranger, .. } = text;
+        Some(Watermark { system_id, timeline, epoch, lsn, rules, of_stranger })
     }
 
     /// Whether both are of the same history, wherever in it.
@@ -290,7 +300,7 @@ mod tests {
 
     fn watermark(lsn: u64) -> Watermark {
         let (system_id, epoch, rules) = ("71".into(), "e1".into(), "abc".into());
-        Watermark { system_id, timeline: 2, epoch, lsn: Lsn(lsn), rules }
+        Watermark { system_id, timeline: 2, epoch, lsn: Lsn(lsn), rules, of_stranger: false }
     }
 
     #[test]
@@ -304,7 +314,11 @@ mod tests {
         // As a version wrote it that knew no epoch.
         let without_epoch =
             br#"{"system_id":"71","timeline":2,"lsn":"0/64","rules":"abc"}"#.to_vec();
+        let of_stranger = Watermark { of_stranger: true, ..watermark(100) };
+        assert_eq!(Watermark::from_value(&of_stranger.to_value()), Some(of_stranger.clone()));
+        assert!(!watermark(100).to_value().ends_with(b"true}"), "an ordinary one does not say it");
         let rows = [
+            (Some(of_stranger.to_value()), Ok(Lsn(100))),
             (Some(watermark(100).to_value()), Ok(Lsn(100))),
             (Some(watermark(101).to_value()), Ok(Lsn(101))),
             (Some(watermark(99).to_value()), Err(Broken::WatermarkBehind)),

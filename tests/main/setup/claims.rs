@@ -2,6 +2,8 @@
 //! so is a watermark; whoever makes a slot of that name meanwhile keeps it.
 
 use redis::AsyncCommands;
+use walsweep::lsn::Lsn;
+use walsweep_stage::throwaway::StopMode;
 
 use crate::support::{Bed, PATIENCE, Settings, Sidecar, eventually, text};
 
@@ -86,7 +88,8 @@ async fn teardown_leaves_a_claimed_slot_that_was_made_anew_and_tells_where_it_dr
             flush(&bed).await;
         }
         let printed = text(&sidecar.command(&["teardown", "--print"]));
-        let is_dropped = printed.lines().any(|line| line.starts_with("select pg_catalog.pg_drop"));
+        let drops = |line: &str| line.contains("perform pg_catalog.pg_drop");
+        let is_dropped = printed.lines().any(|line| drops(line) && !line.starts_with("--"));
         assert_eq!(is_dropped, !is_known, "{printed}");
         let said = text(&sidecar.command(&["teardown"]));
         if is_known {
@@ -300,6 +303,102 @@ async fn the_sql_that_hands_a_publication_over_records_the_slot_that_is_made_bes
     assert_eq!(sidecar.sigterm().await, 0);
     let said = text(&sidecar.command(&["teardown"]));
     assert!(said.contains("dropped slot `walsweep`"), "{said}");
+}
+
+/// A walsweep that goes on under another slot name leaves its old slot, which keeps WAL.
+#[tokio::test]
+async fn a_recorded_slot_that_nobody_reads_is_told_with_what_it_keeps_and_what_drops_it() {
+    let bed = Bed::new(&[]).await;
+    let mut sidecar = bed.sidecar().await;
+    bed.settled().await;
+    assert_eq!(sidecar.sigterm().await, 0);
+    assert!(!text(&sidecar.command(&["check"])).contains("slot_unread"), "it is its own");
+    sidecar.change(|new| {
+        (new.name, new.publication) = ("renamed".to_owned(), Some("walsweep".to_owned()));
+    });
+    sidecar.start();
+    sidecar.wait_ready().await;
+    bed.settled().await;
+    let told = "publication `walsweep` records slot `walsweep`, which nobody reads now: it keeps ";
+    let check = text(&sidecar.command(&["check"]));
+    assert!(check.contains(&format!("info[slot_unread]: {told}")), "{check}");
+    for _ in 0..6 {
+        bed.sql.run("create table x (); drop table x; select pg_switch_wal()").await;
+    }
+    let check = text(&sidecar.command(&["check"]));
+    let warning = format!("warning[slot_unread]: {told}");
+    let (_, after) = check.split_once(&warning).unwrap_or_else(|| panic!("{check}"));
+    let kept: u32 = after.split(' ').next().unwrap().parse().unwrap();
+    assert!(kept > 64, "six segments of 16 MB: {kept}");
+    let hint = "`walsweep teardown` with `postgres.slot = \"walsweep\"` drops the slot";
+    assert!(after.contains(hint), "{check}");
+    // Of the slot that is read `setup` says that the comment does not record it.
+    let said = text(&sidecar.command(&["setup"]));
+    assert!(said.contains("-- slot `renamed` is not recorded as walsweep's"), "{said}");
+    assert_eq!(sidecar.sigterm().await, 0);
+    let said = text(&sidecar.command(&["teardown"]));
+    let left = "the walsweep with slot `walsweep` has it, too; nobody reads slot `walsweep` now: \
+                if that walsweep is gone, run `walsweep teardown` with that name as";
+    assert!(said.contains(left), "{said}");
+    bed.sql.run("select pg_drop_replication_slot('walsweep')").await;
+    let said = text(&sidecar.command(&["teardown"]));
+    let left = "left publication `walsweep`: its comment records slot `walsweep`, too, which is \
+                not there";
+    assert!(said.contains(left) && !said.contains("the walsweep with slot"), "{said}");
+}
+
+/// To work each out takes time that grows with the comment.
+#[tokio::test]
+async fn of_many_recorded_slots_that_are_gone_five_are_told_and_the_others_counted() {
+    let bed = Bed::new(&[]).await;
+    let sidecar = Sidecar::new(bed.settings());
+    sidecar.setup();
+    let comment: String = bed.sql.one(COMMENT).await;
+    let slots: Vec<String> = (1..=7).map(|number| format!("\"gone{number}\"")).collect();
+    let slots = format!("\"slots\":[\"walsweep\",{}]", slots.join(","));
+    let many = comment.replace("\"slots\":[\"walsweep\"]", &slots);
+    bed.sql.run(&format!("comment on publication walsweep is '{many}'")).await;
+    let check = text(&sidecar.command(&["check"]));
+    assert_eq!(check.matches("info[slot_gone]").count(), 5, "{check}");
+    assert!(check.contains("; and 2 others that are not there"), "{check}");
+}
+
+/// A promotion, and a restore from an older state, leave one timeline for the next. What stands in
+/// Redis of before a promotion is as good as ever; what was written on the old timeline after this
+/// server left it is of another history, however far its own log has come since.
+#[tokio::test]
+async fn a_watermark_from_beyond_where_the_server_left_its_timeline_proves_nothing() {
+    let mut bed = Bed::new(&[]).await;
+    let mut sidecar = bed.sidecar().await;
+    assert_eq!(sidecar.sigterm().await, 0);
+    sidecar.change(|new| {
+        (new.name, new.publication) = ("renamed".to_owned(), Some("walsweep".to_owned()));
+    });
+    sidecar.start();
+    sidecar.wait_ready().await;
+    bed.settled().await;
+    assert_eq!(sidecar.sigterm().await, 0);
+    bed.postgres.stop(StopMode::Fast).await.unwrap();
+    std::fs::File::create(bed.postgres.data_dir().join("standby.signal")).unwrap();
+    bed.postgres.start_again().await.unwrap();
+    bed.sql = crate::support::Sql::connect(&bed.postgres).await;
+    bed.sql.run("select pg_promote()").await;
+    let left = bed.position().await;
+    let check = sidecar.command(&["check"]);
+    let told = "warning[slot_unclaimed]: slot `renamed` is not recorded as walsweep's";
+    assert!(check.status.success() && text(&check).contains(told), "{}", text(&check));
+    for _ in 0..2 {
+        bed.sql.run("create table x (); drop table x; select pg_switch_wal()").await;
+    }
+    let (key, mut cache) = ("walsweep:renamed", bed.cache.clone());
+    let value: String = cache.get(key).await.unwrap();
+    assert!(value.contains("\"timeline\":1"), "{value}");
+    let (before, after) = value.split_once("\"lsn\":\"").expect("it names an LSN");
+    let (_, after) = after.split_once('"').unwrap();
+    let beyond = format!("{before}\"lsn\":\"{}\"{after}", Lsn(left.0 + 8192));
+    let _: () = cache.set(key, beyond).await.unwrap();
+    let check = text(&sidecar.command(&["check"]));
+    assert!(check.contains("error[slot_unclaimed]"), "{check}");
 }
 
 /// It comes from the comment, and so from whoever owns the publication.

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use crate::support::{Bed, Fault, PATIENCE, Proxy, Sidecar, eventually};
+use crate::support::{Bed, Fault, PATIENCE, Proxy, Sidecar, eventually, text};
 
 /// Where the slots stand; one that was made anew stands elsewhere.
 const STANDS: &str = "select coalesce(string_agg(concat_ws(' ', slot_name, restart_lsn,
@@ -69,6 +69,50 @@ async fn a_slot_that_cannot_be_decoded_and_may_be_anothers_is_left_until_a_perso
     bed.sql.run("create publication walsweep for table item").await;
     sidecar.wait_log("dropping it and creating it anew").await;
     sidecar.wait_ready().await;
+}
+
+/// `check` judges a lost slot as `run` does.
+#[tokio::test]
+async fn a_lost_slot_that_may_be_anothers_is_waited_for_as_check_says() {
+    let conf = ["max_slot_wal_keep_size = 1MB", "max_wal_size = 1GB", "min_wal_size = 32MB"];
+    let bed = Bed::new(&conf).await;
+    bed.sql.run("create publication walsweep for table item").await;
+    bed.sql.run(MAKE).await;
+    lose(&bed).await;
+    let mut sidecar = Sidecar::new(bed.settings());
+    let check = sidecar.command(&["check"]);
+    assert_eq!(check.status.code(), Some(1), "{}", text(&check));
+    let check = text(&check);
+    let (_, told) = check.split_once("error[slot_not_own]: ").unwrap_or_else(|| panic!("{check}"));
+    for part in ["slot `walsweep` is lost", "and is not dropped, for it may be another", DROP] {
+        assert!(told.contains(part), "{part}: {check}");
+    }
+    let waits = "`walsweep run` would wait until somebody has seen to the slot";
+    assert!(check.contains(waits) && !check.contains("slot_lost"), "{check}");
+    sidecar.start();
+    said(&sidecar, "and is not dropped, for it may be another program's").await;
+    bed.sql.run(DROP).await;
+    sidecar.wait_ready().await;
+    // The one that walsweep made is its own, as Redis shows: it is made anew.
+    bed.settled().await;
+    bed.marked().await;
+    assert_eq!(sidecar.sigterm().await, 0);
+    lose(&bed).await;
+    let check = text(&sidecar.command(&["check"]));
+    assert!(check.contains("warning[slot_lost]") && !check.contains("slot_not_own"), "{check}");
+    assert!(check.contains("`walsweep run` would start"), "{check}");
+    sidecar.start();
+    sidecar.wait_ready().await;
+}
+
+/// Lets the server take away what the slot needs.
+async fn lose(bed: &Bed) {
+    for _ in 0..4 {
+        bed.sql.run("create table x (); drop table x; select pg_switch_wal()").await;
+    }
+    bed.sql.run("checkpoint").await;
+    let lost = "select wal_status = 'lost' from pg_replication_slots";
+    assert!(bed.sql.one::<bool>(lost).await);
 }
 
 /// The watermark that walsweep writes where it begins to read shows nothing: it has moved nothing.

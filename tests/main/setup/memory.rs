@@ -293,5 +293,5 @@ async fn a_shared_publication_that_cannot_remember_is_told_until_its_owner_write
         "select string_agg(tablename, ' ' order by tablename) from pg_publication_tables";
     assert_eq!(bed.sql.one::<String>(published).await, "cart shop");
     let said = text(&first.command(&["teardown"]));
-    assert!(said.contains("the walsweep with slot `second` has it, too"), "{said}");
+    assert!(said.contains("its comment records slot `second`, too, which is not there"), "{said}");
 }

@@ -15,6 +15,7 @@ mod slot;
 mod teardown;
 mod together;
 mod truth;
+mod wanted;
 mod whose;
 
 use std::io::Write;

@@ -153,44 +153,6 @@ async fn a_publication_dropped_by_hand_and_set_up_again_leaves_the_slot_to_run()
     assert_eq!(bed.sql.one::<String>(STANDS).await, "none");
 }
 
-/// An owner who may not replicate claims the slot for the `run` that makes it.
-#[tokio::test]
-async fn a_slot_that_run_makes_is_claimed_by_the_setup_before() {
-    let bed = Bed::new(&[]).await;
-    bed.sql
-        .run(
-            "create role shopkeeper login; create role walsweep login replication;
-             alter table item owner to shopkeeper;
-             grant create on database postgres to shopkeeper",
-        )
-        .await;
-    let login = |role: &str| bed.postgres.url().replace("//postgres@", &format!("//{role}@"));
-    let settings = Settings { postgres_url: login("walsweep"), ..bed.settings() };
-    let mut sidecar = Sidecar::new(settings);
-    // The printed script, and the command.
-    for is_printed in [true, false] {
-        if is_printed {
-            let script = String::from_utf8(sidecar.command(&["setup", "--print"]).stdout).unwrap();
-            psql(&bed, "shopkeeper", &script);
-        } else {
-            // As whoever may not make it: there is none afterwards.
-            let owner = sidecar.command(&["setup", "--as", &login("shopkeeper")]);
-            assert!(owner.status.success(), "{}", text(&owner));
-            assert!(text(&owner).contains("Left to `walsweep run`"), "{}", text(&owner));
-        }
-        assert_eq!(bed.sql.one::<String>(STANDS).await, "none");
-        let comment: String = bed.sql.one(COMMENT).await;
-        assert!(comment.contains("\"slots\":[\"walsweep\"]"), "{comment}");
-        sidecar.start();
-        sidecar.wait_ready().await;
-        assert_eq!(sidecar.sigterm().await, 0);
-        let check = text(&sidecar.command(&["check"]));
-        assert!(!check.contains("slot_unclaimed"), "{check}");
-        let said = text(&sidecar.command(&["teardown", "--as", &login("shopkeeper")]));
-        assert!(said.contains("dropped slot `walsweep`"), "{said}");
-    }
-}
-
 /// A copied configuration, with a publication of its own: slot, watermark and event trigger have
 /// one name, and are the first one's.
 #[tokio::test]

@@ -80,13 +80,44 @@ async fn teardown_print_shows_the_sql_while_walsweep_runs_and_says_to_stop_it_fi
     let holder: i32 = bed.sql.one("select active_pid from pg_replication_slots").await;
     let first = format!("-- Stop walsweep first: process {holder} (");
     let at = |part: &str| script.find(part).unwrap_or_else(|| panic!("no {part}: {script}"));
-    assert!(at(&first) < at("select pg_catalog.pg_drop_replication_slot("), "{script}");
+    assert!(at(&first) < at("perform pg_catalog.pg_drop_replication_slot("), "{script}");
     let output = sidecar.command(&["teardown"]);
     assert!(text(&output).contains("streams from it"), "{}", text(&output));
     assert_eq!(bed.sql.one::<i64>(LEFT).await, 2, "nothing is dropped");
     assert_eq!(sidecar.sigterm().await, 0);
     psql(&bed, "postgres", &script);
     assert_eq!(bed.sql.one::<i64>(LEFT).await, 0, "{script}");
+}
+
+/// What is printed drops what was looked at, or nothing.
+#[tokio::test]
+async fn the_printed_teardown_drops_no_slot_that_was_made_anew_since() {
+    let bed = Bed::new(&[]).await;
+    let mut sidecar = bed.sidecar().await;
+    bed.settled().await;
+    assert_eq!(sidecar.sigterm().await, 0);
+    let script = String::from_utf8(sidecar.command(&["teardown", "--print"]).stdout).unwrap();
+    bed.sql.run("select pg_drop_replication_slot('walsweep')").await;
+    bed.sql.run("update item set version = 7 where id = 1").await;
+    bed.sql.run("select pg_create_logical_replication_slot('walsweep', 'pgoutput')").await;
+    let refused = run_psql(&bed, &script);
+    assert!(!refused.status.success(), "{}\n{script}", text(&refused));
+    assert!(text(&refused).contains("not the one that was looked at"), "{}", text(&refused));
+    assert_eq!(bed.sql.one::<i64>(LEFT).await, 2, "nothing is dropped");
+    bed.sql.run("select pg_drop_replication_slot('walsweep')").await;
+    let other = "select pg_create_logical_replication_slot('walsweep', 'test_decoding')";
+    bed.sql.run(other).await;
+    assert!(!run_psql(&bed, &script).status.success());
+    assert_eq!(bed.sql.one::<i64>(LEFT).await, 2, "nothing is dropped");
+}
+
+fn run_psql(bed: &Bed, script: &str) -> std::process::Output {
+    let mut psql = bed.postgres.command("psql");
+    psql.args(["-X", "-q", "-d", &bed.postgres.url(), "-f", "-"]);
+    psql.stdin(std::process::Stdio::piped()).stdout(std::process::Stdio::piped());
+    let mut psql = psql.stderr(std::process::Stdio::piped()).spawn().unwrap();
+    std::io::Write::write_all(&mut psql.stdin.take().unwrap(), script.as_bytes()).unwrap();
+    psql.wait_with_output().unwrap()
 }
 
 /// Whoever owns the publication and cannot log in is not sent to log in.
@@ -119,7 +150,7 @@ async fn teardown_names_a_login_that_can_and_the_script_who_may_run_each_part() 
     let at = |part: &str| script.find(part).unwrap_or_else(|| panic!("no {part}: {script}"));
     let parts = [
         "-- By a role that may replicate, such as `walsweep`:",
-        "select pg_catalog.pg_drop_replication_slot(",
+        "perform pg_catalog.pg_drop_replication_slot(",
         "-- By `team`, who owns the publication, or a superuser:",
         "drop publication",
         "-- By a superuser, or the administrator role of a managed service:",

@@ -145,6 +145,100 @@ async fn a_setup_waits_for_the_comment_of_another_and_does_not_fail() {
     assert!(output.status.success(), "{}", text(&output));
 }
 
+/// Any role may take it: whoever has it is named, and no SQL waits for it longer than for a table.
+#[tokio::test]
+async fn whoever_keeps_the_lock_of_the_comment_is_named() {
+    let bed = Bed::new(&[]).await;
+    bed.sql.run(TABLES).await;
+    bed.sql.run("create role mallory login").await;
+    let (one, two) = (of(&bed, "one", &["shop"]), of(&bed, "two", &["cart"]));
+    one.setup();
+    let check = text(&two.command(&["check"]));
+    let sql = super::printed_sql(&check);
+    let sql = sql.lines().find(|line| line.contains("comment on publication")).unwrap();
+    let script = printed(&two);
+    let mut psql = bed.postgres.command("psql");
+    let url = bed.postgres.url().replace("//postgres@", "//mallory@");
+    let lock = "begin; select pg_advisory_xact_lock(2002873459, 2003133808); select pg_sleep(600)";
+    psql.env("PGAPPNAME", "idler").args(["-X", "-q", "-d", &url, "-c", lock]);
+    let mut holder = psql.stdout(std::process::Stdio::null()).spawn().unwrap();
+    let taken = "select exists (select from pg_locks where locktype = 'advisory' and granted)";
+    eventually(PATIENCE, "it has the lock", || async { bed.sql.one::<bool>(taken).await }).await;
+    let named = |said: &str| said.contains(" of role mallory (idler)");
+    let refused = bed.sql.client().batch_execute(sql).await.unwrap_err();
+    let said = refused.as_db_error().map(|error| error.message().to_owned()).unwrap_or_default();
+    assert!(named(&said), "{said}");
+    let setup = two.spawn(&["setup"]);
+    let by_script = tokio::task::spawn_blocking({
+        let (postgres, url) = (bed.postgres.command("psql"), bed.postgres.url());
+        move || run_script(postgres, &url, &script)
+    });
+    // Longer than one attempt of each.
+    tokio::time::sleep(std::time::Duration::from_secs(4)).await;
+    holder.kill().unwrap();
+    holder.wait().unwrap();
+    let end = "select pg_terminate_backend(pid) from pg_stat_activity where usename = 'mallory'";
+    bed.sql.run(end).await;
+    let (output, by_script) = (ended(setup).await, by_script.await.unwrap());
+    assert!(named(&text(&output)), "{}", text(&output));
+    assert!(named(&text(&by_script)), "{}", text(&by_script));
+}
+
+fn run_script(mut psql: std::process::Command, url: &str, script: &str) -> Output {
+    psql.args(["-X", "-q", "-d", url, "-f", "-"]);
+    psql.stdin(std::process::Stdio::piped()).stdout(std::process::Stdio::piped());
+    let mut psql = psql.stderr(std::process::Stdio::piped()).spawn().unwrap();
+    std::io::Write::write_all(&mut psql.stdin.take().unwrap(), script.as_bytes()).unwrap();
+    psql.wait_with_output().unwrap()
+}
+
+/// A transaction that has one snapshot from its beginning on would not see what was written while
+/// it waited.
+#[tokio::test]
+async fn what_is_printed_forgets_nothing_in_a_session_of_another_isolation() {
+    let bed = Bed::new(&[]).await;
+    bed.sql.run(TABLES).await;
+    let (one, two) = (of(&bed, "one", &["shop"]), of(&bed, "two", &["cart"]));
+    let third = of(&bed, "third", &["club"]);
+    one.setup();
+    let before: String = bed.sql.one(COMMENT).await;
+    // The SQL that claims a slot of before.
+    bed.sql.run("select pg_create_logical_replication_slot('two', 'pgoutput')").await;
+    let by_check = super::printed_sql(&text(&two.command(&["check"])));
+    let of_comment = by_check.lines().find(|line| line.contains("comment on publication")).unwrap();
+    for level in ["repeatable read", "serializable"] {
+        let set = format!("set default_transaction_isolation = '{level}';\n");
+        // Alone it is refused, for it cannot change what its transaction began as.
+        for open in ["", "begin;\n"] {
+            let alone = format!("{set}{open}{of_comment}\n");
+            let output = run_script(bed.postgres.command("psql"), &bed.postgres.url(), &alone);
+            let said = text(&output);
+            assert!(said.contains("transaction that is read committed"), "{level}: {said}");
+        }
+        let as_before = format!("comment on publication walsweep is '{before}'");
+        bed.sql.run(&as_before).await;
+        for sql in [&by_check, &printed(&third)] {
+            bed.sql.run(&as_before).await;
+            let other = crate::support::Sql::connect(&bed.postgres).await;
+            other.run("begin; select pg_advisory_xact_lock(2002873459, 2003133808)").await;
+            let running = tokio::task::spawn_blocking({
+                let (psql, url) = (bed.postgres.command("psql"), bed.postgres.url());
+                let sql = format!("{set}{sql}");
+                move || run_script(psql, &url, &sql)
+            });
+            let queued = "select exists (select from pg_locks
+                                          where locktype = 'advisory' and not granted)";
+            eventually(PATIENCE, "it waits", || async { bed.sql.one::<bool>(queued).await }).await;
+            let meanwhile = before.replace("\"one\"", "\"meanwhile\"");
+            let comment = format!("comment on publication walsweep is '{meanwhile}'; commit");
+            other.run(&comment).await;
+            let said = text(&running.await.unwrap());
+            assert!(said.contains("changed meanwhile"), "{level}: {said}\n{sql}");
+            assert_eq!(bed.sql.one::<String>(COMMENT).await, meanwhile, "{level}: {sql}");
+        }
+    }
+}
+
 /// What only the one used is taken out with it, and may have its identity back.
 #[tokio::test]
 async fn a_teardown_takes_out_what_no_other_uses_and_leaves_the_rest() {

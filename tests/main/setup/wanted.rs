@@ -1,0 +1,212 @@
+//! A slot is claimed by whoever made it, once it is there: until then the comment says no more than
+//! that it is wanted, and whoever makes one of that name meanwhile keeps it.
+
+use crate::support::{Bed, Settings, Sidecar, text};
+
+use super::{printed_sql, psql};
+
+const STANDS: &str = "select coalesce(string_agg(concat_ws(' ', slot_name, restart_lsn,
+                                                          confirmed_flush_lsn), ', '), 'none')
+                        from pg_replication_slots";
+
+const COMMENT: &str = "select obj_description(oid, 'pg_publication') from pg_publication
+                        where pubname = 'walsweep'";
+
+const MAKE: &str = "select pg_create_logical_replication_slot('walsweep', 'pgoutput')";
+
+/// `shopkeeper` owns the table and may not replicate, `walsweep` may.
+async fn bed() -> Bed {
+    let bed = Bed::new(&[]).await;
+    bed.sql
+        .run(
+            "create role shopkeeper login; create role walsweep login replication;
+             alter table item owner to shopkeeper;
+             grant create on database postgres to shopkeeper",
+        )
+        .await;
+    bed
+}
+
+fn login(bed: &Bed, role: &str) -> String {
+    bed.postgres.url().replace("//postgres@", &format!("//{role}@"))
+}
+
+fn of(bed: &Bed) -> Sidecar {
+    Sidecar::new(Settings { postgres_url: login(bed, "walsweep"), ..bed.settings() })
+}
+
+/// What is printed for an owner, run by that owner, who makes no slot.
+fn printed_by_owner(bed: &Bed, sidecar: &Sidecar) {
+    let script = String::from_utf8(sidecar.command(&["setup", "--print"]).stdout).unwrap();
+    assert!(script.contains("`walsweep run` creates it when it starts, or by hand"), "{script}");
+    psql(bed, "shopkeeper", &script);
+}
+
+async fn flush(bed: &Bed) {
+    let _: () = redis::cmd("FLUSHALL").query_async(&mut bed.cache.clone()).await.unwrap();
+}
+
+/// A teardown would leave the slot, and says why.
+fn leaves(sidecar: &Sidecar, why: &str) {
+    let said = text(&sidecar.command(&["teardown", "--print"]));
+    assert!(said.contains(why), "{said}");
+    assert!(!said.contains("perform pg_catalog.pg_drop"), "{said}");
+}
+
+/// It may be anybody's: `run`, which was to make it, reads it with a word, and nobody drops it, be
+/// it before or after that.
+#[tokio::test]
+async fn whoever_makes_the_slot_before_run_does_keeps_it() {
+    let bed = bed().await;
+    let mut sidecar = of(&bed);
+    printed_by_owner(&bed, &sidecar);
+    assert_eq!(bed.sql.one::<String>(STANDS).await, "none");
+    let comment: String = bed.sql.one(COMMENT).await;
+    assert!(comment.contains("\"slots\":[]"), "nobody has made one: {comment}");
+    bed.sql.run(MAKE).await;
+    bed.sql.run("update item set version = 7 where id = 1").await;
+    let stands: String = bed.sql.one(STANDS).await;
+    let check = sidecar.command(&["check"]);
+    assert!(check.status.success(), "{}", text(&check));
+    let told = "slot `walsweep` is there, and may be another program's: `walsweep setup` did not \
+                make it for publication `walsweep`, and nobody has claimed it since";
+    assert!(text(&check).contains(&format!("warning[slot_unclaimed]: {told}")), "{}", text(&check));
+    let left = "left slot `walsweep`: publication `walsweep` records that `walsweep run` was to \
+                make it, and not who did";
+    leaves(&sidecar, left);
+    assert_eq!(bed.sql.one::<String>(STANDS).await, stands);
+    sidecar.start();
+    sidecar.wait_ready().await;
+    let log = sidecar.log().join("\n");
+    assert!(log.contains(told), "{log}");
+    bed.settled().await;
+    bed.marked().await;
+    assert_eq!(sidecar.sigterm().await, 0);
+    let left = "when walsweep began with the slot, nothing showed";
+    leaves(&sidecar, left);
+    // Another process does not forget it.
+    sidecar.start();
+    sidecar.wait_ready().await;
+    bed.settled().await;
+    assert_eq!(sidecar.sigterm().await, 0);
+    leaves(&sidecar, left);
+    let said = text(&sidecar.command(&["setup", "--as", &login(&bed, "shopkeeper")]));
+    assert!(said.contains(told), "it says so, and claims nothing: {said}");
+    let comment: String = bed.sql.one(COMMENT).await;
+    assert!(comment.contains("\"slots\":[]"), "{comment}");
+    // Whoever knows better says so.
+    psql(&bed, "shopkeeper", &printed_sql(&said));
+    let said = text(&sidecar.command(&["teardown", "--as", &login(&bed, "shopkeeper")]));
+    assert!(said.contains("dropped slot `walsweep`"), "{said}");
+}
+
+/// A Redis that is emptied does not stop a walsweep that was set up to the letter.
+#[tokio::test]
+async fn a_slot_that_run_made_is_claimed_by_the_next_setup_and_read_without_redis() {
+    let bed = bed().await;
+    let mut sidecar = of(&bed);
+    printed_by_owner(&bed, &sidecar);
+    sidecar.start();
+    sidecar.wait_ready().await;
+    bed.settled().await;
+    bed.marked().await;
+    assert_eq!(sidecar.sigterm().await, 0);
+    flush(&bed).await;
+    sidecar.start();
+    sidecar.wait_ready().await;
+    assert_eq!(sidecar.sigterm().await, 0);
+    // What nobody can know any more is not claimed, until it is made anew.
+    bed.sql.run("select pg_drop_replication_slot('walsweep')").await;
+    sidecar.start();
+    sidecar.wait_ready().await;
+    bed.settled().await;
+    assert_eq!(sidecar.sigterm().await, 0);
+    let check = sidecar.command(&["check"]);
+    assert!(check.status.success(), "{}", text(&check));
+    let told = "info[slot_unclaimed]: slot `walsweep`, which `walsweep setup` left to `walsweep \
+                run`, was made and read by it";
+    assert!(text(&check).contains(told), "{}", text(&check));
+    let output = sidecar.command(&["setup", "--as", &login(&bed, "shopkeeper")]);
+    assert!(output.status.success(), "{}", text(&output));
+    let comment: String = bed.sql.one(COMMENT).await;
+    assert!(comment.contains("\"slots\":[\"walsweep\"]"), "{comment}");
+    assert!(!comment.contains("wanted"), "{comment}");
+    assert!(!text(&sidecar.command(&["check"])).contains("slot_unclaimed"));
+    flush(&bed).await;
+    let said = text(&sidecar.command(&["teardown", "--as", &login(&bed, "shopkeeper")]));
+    assert!(said.contains("dropped slot `walsweep`"), "{said}");
+}
+
+/// An owner who may not replicate lets walsweep's own role make it.
+#[tokio::test]
+async fn a_setup_as_an_owner_makes_the_slot_as_walsweeps_role_and_claims_it() {
+    let bed = bed().await;
+    let sidecar = of(&bed);
+    let output = sidecar.command(&["setup", "--as", &login(&bed, "shopkeeper")]);
+    let said = text(&output);
+    assert!(output.status.success() && said.contains("-- created slot `walsweep`"), "{said}");
+    let comment: String = bed.sql.one(COMMENT).await;
+    assert!(comment.contains("\"slots\":[\"walsweep\"]"), "{comment}");
+    let said = text(&sidecar.command(&["setup", "--as", &login(&bed, "shopkeeper")]));
+    assert!(said.contains("nothing to do"), "{said}");
+    let said = text(&sidecar.command(&["teardown", "--as", &login(&bed, "shopkeeper")]));
+    assert!(said.contains("dropped slot `walsweep`"), "{said}");
+    assert_eq!(bed.sql.one::<String>(STANDS).await, "none");
+}
+
+/// A claim that is printed to be run after the slot was made is not written without one.
+#[tokio::test]
+async fn the_sql_that_claims_a_slot_refuses_to_claim_one_that_is_not_there() {
+    let bed = bed().await;
+    let sidecar = of(&bed);
+    let output = sidecar.command(&["setup", "--as", &login(&bed, "shopkeeper")]);
+    assert!(output.status.success(), "{}", text(&output));
+    let said = text(&sidecar.command(&["teardown", "--as", &login(&bed, "shopkeeper")]));
+    assert!(said.contains("dropped publication"), "{said}");
+    printed_by_owner(&bed, &sidecar);
+    let check = text(&sidecar.command(&["check"]));
+    let (_, told) = check.split_once("info[slot_missing]").unwrap_or_else(|| panic!("{check}"));
+    let sql = printed_sql(told.split("\ninfo[").next().unwrap());
+    let claim = sql.lines().find(|line| line.contains("comment on publication")).unwrap();
+    let refused = bed.sql.client().batch_execute(claim).await.unwrap_err();
+    let said = refused.as_db_error().map(|error| error.message().to_owned()).unwrap_or_default();
+    assert!(said.contains("there is no such slot in this database"), "{said}");
+    psql(&bed, "postgres", &sql);
+    let comment: String = bed.sql.one(COMMENT).await;
+    assert!(comment.contains("\"slots\":[\"walsweep\"]"), "{comment}");
+}
+
+/// Publication and slot by hand, handed over by its comment: `run` reads the slot, with a word. A
+/// `setup` beside that is no reason to refuse it, be Redis emptied or not.
+#[tokio::test]
+async fn a_setup_for_a_slot_that_was_made_by_hand_leaves_run_as_it_was() {
+    let bed = bed().await;
+    bed.sql.run("create publication walsweep for table item").await;
+    bed.sql.run("alter publication walsweep owner to shopkeeper").await;
+    bed.sql.run(crate::data::ADOPT).await;
+    bed.sql.run(MAKE).await;
+    let mut sidecar = of(&bed);
+    sidecar.start();
+    sidecar.wait_ready().await;
+    assert_eq!(sidecar.sigterm().await, 0);
+    flush(&bed).await;
+    let output = sidecar.command(&["setup", "--as", &login(&bed, "shopkeeper")]);
+    let said = text(&output);
+    assert!(output.status.success(), "{said}");
+    for part in ["slot `walsweep` is there", "record that as `shopkeeper`", "comment on publica"] {
+        assert!(said.contains(part), "{part}: {said}");
+    }
+    for _ in 0..2 {
+        let check = sidecar.command(&["check"]);
+        assert!(check.status.success(), "{}", text(&check));
+        sidecar.start();
+        sidecar.wait_ready().await;
+        assert_eq!(sidecar.sigterm().await, 0);
+        flush(&bed).await;
+    }
+    let said = text(&sidecar.command(&["setup", "--as", &login(&bed, "shopkeeper")]));
+    psql(&bed, "shopkeeper", &printed_sql(&said));
+    assert!(!text(&sidecar.command(&["check"])).contains("slot_unclaimed"));
+    let said = text(&sidecar.command(&["setup", "--as", &login(&bed, "shopkeeper")]));
+    assert!(said.contains("nothing to do") && !said.contains("slot `walsweep`"), "{said}");
+}
