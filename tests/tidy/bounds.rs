@@ -37,7 +37,7 @@ const BOUNDS: &[(&str, &str, &str, &str)] = &[
     ),
     (
         "README.md",
-        "answer in 3 s from then",
+        "no answer 3 s after it was asked",
         "src/settle/lookup/rows.rs",
         "ANSWER_TIMEOUT: Duration = Duration::from_secs(3)",
     ),
@@ -226,13 +226,13 @@ const BOUNDS: &[(&str, &str, &str, &str)] = &[
     ),
     (
         "README.md",
-        "one answer and ten seconds. Beyond 64 of them",
+        "one answer, and ends after ten seconds. Beyond 64 of them",
         "src/telemetry/http.rs",
         "CONNECTION_TIMEOUT: Duration = Duration::from_secs(10)",
     ),
     (
         "README.md",
-        "one answer and ten seconds. Beyond 64 of them",
+        "one answer, and ends after ten seconds. Beyond 64 of them",
         "src/telemetry/http.rs",
         "CONNECTIONS_MAX: usize = 64",
     ),
