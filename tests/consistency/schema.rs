@@ -69,11 +69,14 @@ pub(crate) fn families_of_rule(family: &str) -> &'static [&'static str] {
     }
 }
 
-/// The publication, which somebody may drop and create again by hand.
-pub(crate) const PUBLICATION: &str = "
+/// The publication, which somebody may drop and create again by hand, with its comment as a dump has
+/// it. That claims the slot as `walsweep setup` leaves it: a lost one of nobody's waits for a person.
+pub(crate) const PUBLICATION: &str = r#"
 create publication walsweep for table item, flash, page, shelf, part
     with (publish_via_partition_root = true);
-";
+comment on publication walsweep is
+    E'walsweep setup made this, and walsweep teardown drops it\n{"slots":["walsweep"]}';
+"#;
 
 /// All tables but `page`.
 const TABLES: &str = "
