@@ -26,8 +26,15 @@ pub(crate) use self::swap::Swap;
 /// How long anything may take that should take milliseconds.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Asks every millisecond until the answer is yes. Gives the time that it took; panics with `what`
-/// when `limit` is over.
+/// How long to rest before the next look at something that is waited for since `start`: a
+/// millisecond, and more the longer it takes, at most 20. Each look costs processor time that what
+/// is waited for needs itself.
+pub(crate) fn pause_since(start: Instant) -> Duration {
+    (start.elapsed() / 16).clamp(Duration::from_millis(1), Duration::from_millis(20))
+}
+
+/// Asks until the answer is yes, ever more rarely ([`pause_since`]). Gives the time that it took;
+/// panics with `what` when `limit` is over.
 pub(crate) async fn eventually<F, A>(limit: Duration, what: &str, mut question: F) -> Duration
 where
     F: FnMut() -> A,
@@ -39,7 +46,7 @@ where
             return start.elapsed();
         }
         assert!(start.elapsed() < limit, "not within {limit:?}: {what}");
-        sleep(Duration::from_millis(1)).await;
+        sleep(pause_since(start)).await;
     }
 }
 

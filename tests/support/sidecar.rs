@@ -13,7 +13,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use walsweep_stage::throwaway::{Postgres, Reaper, Redis, Signal, free_port, signal};
 
-use super::{PATIENCE, eventually};
+use super::{PATIENCE, eventually, pause_since};
 
 /// What a [`Sidecar`] is configured with. Every field may be changed before the start.
 #[derive(Clone, Debug)]
@@ -171,7 +171,7 @@ impl Sidecar {
                 panic!("it ended with {status} before it was ready\n{}", self.log().join("\n"));
             }
             assert!(start.elapsed() < PATIENCE, "not ready\n{}", self.log().join("\n"));
-            tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+            tokio::time::sleep(pause_since(start)).await;
         }
     }
 
@@ -266,7 +266,7 @@ impl Sidecar {
                 return status.code().unwrap_or_else(|| -status.signal().unwrap());
             }
             assert!(start.elapsed() < PATIENCE, "it runs on\n{}", self.log().join("\n"));
-            tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+            tokio::time::sleep(pause_since(start)).await;
         }
     }
 

@@ -304,7 +304,8 @@ impl Postgres {
         let mut folders = vec![self.folder.path()];
         folders.extend(self.template.as_ref().map(|template| template.folder()));
         let mut process = Process::spawn("postgres", command, Signal::Quit, &log, &folders)?;
-        while tokio_postgres::connect(&self.url(), NoTls).await.is_err() {
+        // To ask costs the server a process, which takes from its start: first it says so itself.
+        while !self.says_ready() || tokio_postgres::connect(&self.url(), NoTls).await.is_err() {
             process.still_runs()?;
             if Instant::now() > deadline {
                 return Err(process.late("accept connections"));
@@ -315,6 +316,13 @@ impl Postgres {
         process.still_runs()?;
         self.process = Some(process);
         Ok(())
+    }
+
+    /// Whether the server's own file tells that it accepts connections: the last line of
+    /// `postmaster.pid` (`LOCK_FILE_LINE_PM_STATUS` of `src/include/utils/pidfile.h`).
+    fn says_ready(&self) -> bool {
+        let file = fs::read_to_string(self.data_dir.join("postmaster.pid")).unwrap_or_default();
+        file.lines().nth(7).is_some_and(|status| status.trim_end() == "ready")
     }
 
     /// Fills the new data folder. Where no password is asked for, it is the copy of a template.
