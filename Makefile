@@ -1,6 +1,7 @@
 # What people do with a checkout. Needs a Rust toolchain; the servers are installed where missing.
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-matrix test-hard check-consistency fuzz simulate bench lint install-deps
+.PHONY: help demo test build-tests test-matrix test-hard check-consistency fuzz simulate bench \
+    lint install-deps
 
 CARGO ?= cargo
 # KEEP=1: `make demo` leaves its servers running until Ctrl-C.
@@ -21,6 +22,12 @@ ARGS ?=
 CHECKER := $(CARGO) test --quiet --all-features --test consistency --
 # Most of the time tests wait, for servers and for what must not happen.
 export RUST_TEST_THREADS ?= 5
+# The folders of the tests' servers are thousands of small files; to make and remove them on a disk
+# takes a third of the tests' processor time. So they lie in memory, where 4 GB of it are free for
+# files and programs may be run from there. The checker and `make bench` stay on the disk.
+MEMORY := $(shell df -P -k /dev/shm 2>/dev/null | awk '$$6 == "/dev/shm" && $$4 > 4000000 { print $$6 }')
+MEMORY := $(if $(shell grep " $(MEMORY) [^ ]* [^ ]*noexec" /proc/mounts 2>&1),,$(MEMORY))
+IN_MEMORY := $(if $(TMPDIR),,$(if $(MEMORY),TMPDIR=$(MEMORY)))
 # Of `make test-matrix`: modules of tests/main, with spaces (empty: all), and how many versions
 # of Postgres are tried side by side.
 MATRIX_PARTS ?=
@@ -42,18 +49,22 @@ demo: install-deps ## Throwaway Postgres and Redis, and what happens to the keys
 # notices an invalidator that does not keep it. Its removals must come before the commit is visible
 # to do harm, and they take some milliseconds: so the standby that delays commits is further away.
 test: install-deps ## Every test, against real servers.
-	$(CARGO) test --all-features
+	$(IN_MEMORY) $(CARGO) test --all-features
 	$(CHECKER) --seconds 20 --slack 60 --recovery 120
 	$(CHECKER) --seconds 120 --faults none --invalidator naive --standby-delay 20 \
 	    --expect-stale
 	@echo "all is well: every test passed, walsweep kept the promise, and the checker noticed the" \
 	    "client that does not"
 
+build-tests: ## Build what `make test` runs, and run nothing.
+	$(CARGO) test --all-features --no-run
+	$(CARGO) test --all-features --test consistency --no-run
+
 # Folders, downloads and pinned versions: tests/matrix.sh. PG_CACHE: where the servers are kept.
 PG_VERSIONS ?=
 test-matrix: WITH_PIP = 1
 test-matrix: install-deps ## Every test that uses Postgres, on 14 to 18. PG_VERSIONS="14 18"
-	CARGO="$(CARGO)" tests/matrix.sh $(PG_VERSIONS)
+	$(IN_MEMORY) CARGO="$(CARGO)" tests/matrix.sh $(PG_VERSIONS)
 
 test-hard: install-deps ## The same races and outages for longer: 100 000 commits, 50 kills, 30 s.
 	COMMITS=100000 KILLS=50 OUTAGE_SECONDS=30 $(CARGO) test --all-features --test main -- \
