@@ -25,7 +25,8 @@ export RUST_TEST_THREADS ?= 5
 # The folders of the tests' servers are thousands of small files; to make and remove them on a disk
 # takes a third of the tests' processor time. So they lie in memory, where 4 GB of it are free for
 # files and programs may be run from there. The checker and `make bench` stay on the disk.
-MEMORY := $(shell df -P -k /dev/shm 2>/dev/null | awk '$$6 == "/dev/shm" && $$4 > 4000000 { print $$6 }')
+MEMORY := $(shell df -P -k /dev/shm 2>/dev/null \
+    | awk '$$6 == "/dev/shm" && $$4 > 4000000 { print $$6 }')
 MEMORY := $(if $(shell grep " $(MEMORY) [^ ]* [^ ]*noexec" /proc/mounts 2>&1),,$(MEMORY))
 IN_MEMORY := $(if $(TMPDIR),,$(if $(MEMORY),TMPDIR=$(MEMORY)))
 # Of `make test-matrix`: modules of tests/main, with spaces (empty: all), and how many versions
