@@ -23,7 +23,7 @@ CHECKER := $(CARGO) test --quiet --all-features --test consistency --
 # Most of the time tests wait, for servers and for what must not happen.
 export RUST_TEST_THREADS ?= 5
 # The folders of the tests' servers are thousands of small files; to make and remove them on a disk
-# takes a third of the tests' processor time. So they lie in memory, where 4 GB of it are free for
+# takes a fifth of the tests' processor time. So they lie in memory, where 4 GB of it are free for
 # files and programs may be run from there. The checker and `make bench` stay on the disk.
 MEMORY := $(shell df -P -k /dev/shm 2>/dev/null \
     | awk '$$6 == "/dev/shm" && $$4 > 4000000 { print $$6 }')
