@@ -59,6 +59,13 @@ impl Fitness {
         findings.into_iter().filter(is_lasting).chain(forbidden).collect()
     }
 
+    /// Says in the log whether it is perhaps another database of this server that has the keys.
+    pub async fn look_elsewhere(config: &Config, connection: &mut MultiplexedConnection) {
+        if let Some(finding) = super::redis_databases::elsewhere(config, connection).await {
+            tracing::warn!(hint = finding.hint, "redis: {}", finding.message);
+        }
+    }
+
     /// Looks at the server of a new connection, and tells what is wrong.
     ///
     /// # Errors

@@ -224,6 +224,14 @@ impl Needs {
         format!("`{commands}{}`", if with_keys { keys } else { "" })
     }
 
+    /// The command that makes the user, with every right and a password.
+    pub(super) fn cure_anew(&self) -> String {
+        let (commands, keys) = &self.acl;
+        let named = format!("acl setuser {}", self.user);
+        let rights = commands.strip_prefix(&named).unwrap_or(commands);
+        format!("`{named} on >PASSWORD{rights}{keys}`")
+    }
+
     /// The rules whose keys the user may not remove, asked for one key of every template.
     async fn forbidden(&self, connection: &mut MultiplexedConnection) -> Vec<(String, Finding)> {
         let samples = self.templates.iter().enumerate().flat_map(|(at, (_rule, template))| {

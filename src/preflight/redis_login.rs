@@ -29,8 +29,13 @@ pub fn login_refused(config: &Config, error: &ConnectError) -> Option<Finding> {
         // Redis says the same of a wrong password, of a user that is not there, and of one that is
         // off.
         ConnectError::Redis { error, .. } if error.kind() == Kind::Auth => {
-            let user = Needs::of(config).user;
-            let turns_on = format!("if the user is off, `acl setuser {user} on` turns it on");
+            let needs = Needs::of(config);
+            let user = &needs.user;
+            let turns_on = format!(
+                "if the user is off, `acl setuser {user} on` turns it on; if it is not there, {} \
+                 makes it",
+                needs.cure_anew()
+            );
             let hints = error.hint().into_iter().chain([&*turns_on]).collect::<Vec<_>>();
             finding.hint(hints.join("; "))
         }

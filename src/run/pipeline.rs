@@ -289,7 +289,10 @@ impl Program<'_> {
         let fitness = Fitness::new(config, Arc::clone(self.health));
         let check = async {
             match connect::connect(&config.redis).await {
-                Ok(mut connection) => fitness.refusals(&mut connection, self.is_strict).await,
+                Ok(mut connection) => {
+                    Fitness::look_elsewhere(config, &mut connection).await;
+                    fitness.refusals(&mut connection, self.is_strict).await
+                }
                 Err(error) => preflight::login_refused(config, &error).into_iter().collect(),
             }
         };

@@ -145,7 +145,12 @@ async fn a_redis_that_does_not_let_walsweep_in_is_told_with_what_does() {
         (
             "no such user",
             wants.url().replace("redis://", "redis://nobody:x@"),
-            &["`redis.password_file`", "the user in `redis.url`"],
+            &[
+                "`redis.password_file`",
+                "the user in `redis.url`",
+                "if it is not there, `acl setuser nobody on >PASSWORD +ping +info +scan",
+                " ~item:* ~walsweep:*` makes it",
+            ],
         ),
         (
             "a user who is off",
@@ -187,6 +192,7 @@ async fn a_database_of_redis_without_keys_beside_one_with_keys_is_told() {
     // What walsweep writes there itself is no key of the application's.
     sidecar.start();
     sidecar.wait_ready().await;
+    sidecar.wait_log("database 3, which is used, has no keys; database 0 has 2 keys").await;
     let there = redis::Client::open(third.as_str()).unwrap();
     let mut there = there.get_multiplexed_async_connection().await.unwrap();
     let own =

@@ -88,6 +88,10 @@ async fn what_is_malformed_is_counted_and_harmless() {
     }
     check(&bed, &message(r#"{"keys": ["app:1"]}"#), &["app:1"]).await;
     sidecar.wait_log("a message removes nothing").await;
+    // Of each reason, however many there are of another.
+    for reason in ["not_json", "not_covered", "not_transactional"] {
+        sidecar.wait_log(&format!("reason=\"{reason}\"")).await;
+    }
     assert!(!sidecar.log().iter().any(|line| line.contains("secret")), "content in the log");
 }
 

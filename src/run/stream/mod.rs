@@ -15,7 +15,7 @@ mod targets;
 mod targets_tests;
 mod told;
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
@@ -56,7 +56,8 @@ const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
 /// transaction for it, and nothing is lost without.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// How far apart malformed messages are that the log tells of; the metric counts every one.
+/// How far apart malformed messages of one reason are that the log tells of; the metric counts every
+/// one.
 const MALFORMED_PAUSE: Duration = Duration::from_secs(10);
 
 /// The channels of a session, as the stream holds them.
@@ -126,8 +127,8 @@ pub struct Stream<'a> {
     /// Since when the server could have been heard: reading stops while something is held.
     listening_since: Instant,
     reply_due: bool,
-    /// When a message was last said to be malformed.
-    malformed_told: Option<Instant>,
+    /// When a message was last said to be malformed, by the reason.
+    malformed_told: BTreeMap<&'static str, Instant>,
     /// When it was last asked whether transactions in blocks have ended.
     last_asked: Instant,
     cache: Option<Cache>,
@@ -161,7 +162,7 @@ impl<'a> Stream<'a> {
             last_status: now,
             listening_since: now,
             reply_due: false,
-            malformed_told: None,
+            malformed_told: BTreeMap::new(),
             last_asked: now,
             cache: None,
         }
@@ -355,9 +356,10 @@ impl<'a> Stream<'a> {
         counters.signal(signal);
         let Signal::Malformed(malformed) = signal else { return };
         let now = Instant::now();
-        if self.malformed_told.is_none_or(|last| now - last >= MALFORMED_PAUSE) {
-            self.malformed_told = Some(now);
-            let (reason, prefix) = (malformed.as_str(), &*message.prefix);
+        let (reason, prefix) = (malformed.as_str(), &*message.prefix);
+        let last = self.malformed_told.get(reason);
+        if last.is_none_or(|last| now - *last >= MALFORMED_PAUSE) {
+            self.malformed_told.insert(reason, now);
             tracing::warn!(reason, prefix, lsn = %message.lsn, "a message removes nothing");
         }
     }
