@@ -165,9 +165,13 @@ pub async fn postgres(
         return Ok(findings);
     }
     findings.extend(on_standby);
+    // The SQL that makes the slot writes into the comment on the publication, and so comes after it.
+    // What is wrong with a slot comes first: it may be that of another database than was meant.
+    let (new_slot, of_slot): (Vec<Finding>, Vec<Finding>) =
+        slot::check(&context).into_iter().partition(|one| one.code == Code::SlotMissing);
+    findings.extend(of_slot);
     findings.extend(of_tables(&context));
-    // After the publication: the SQL that makes the slot writes into its comment.
-    findings.extend(slot::check(&context));
+    findings.extend(new_slot);
     findings.extend(failover::check(&context));
     findings.extend(views::check(config, client).await?);
     let tried = trials(config, rules, client).await?.into_iter().filter_map(Trial::finding);

@@ -149,7 +149,7 @@ async fn a_redis_that_does_not_let_walsweep_in_is_told_with_what_does() {
                 "`redis.password_file`",
                 "the user in `redis.url`",
                 "if it is not there, `acl setuser nobody on >PASSWORD +ping +info +scan",
-                " ~item:* ~walsweep:*` makes it",
+                " ~item:* ~list:*:* ~walsweep:*` makes it",
             ],
         ),
         (
@@ -313,7 +313,7 @@ async fn a_server_without_logical_decoding_is_told_with_the_sql_and_the_restart(
     bed.sql = Sql::connect(&bed.postgres).await;
     let sidecar = Sidecar::new(bed.settings());
     let said = text(&sidecar.command(&["check"]));
-    assert!(!said.contains("wal_level") && !said.contains("replication_slots"), "{said}");
+    assert!(!said.contains("wal_level") && !said.contains("max_replication_slots"), "{said}");
 }
 
 /// It never was there, so it was not dropped or renamed.
