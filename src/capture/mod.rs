@@ -48,7 +48,9 @@ use crate::postgres::Endpoint;
 
 pub use error::{Error, SlotProblem};
 pub use frame::{Frame, Malformed};
-pub use replication::{Identity, Replication, Run, SlotKind, StreamOptions, Streaming};
+pub use replication::{
+    Identity, Replication, Run, SlotKind, StreamOptions, Streaming, publication_names,
+};
 
 /// A read brings at most this much, some 3000 row changes; the kernel's buffer is rarely larger.
 const READ_BUFFER_SIZE: usize = 256 * 1024;

@@ -298,10 +298,10 @@ impl Replication {
     ) -> Result<Slot, Error> {
         let messages = if options.messages { ", messages 'true'" } else { "" };
         let command = format!(
-            "START_REPLICATION SLOT {} LOGICAL 0/0 ({}, publication_names {}{})",
+            "START_REPLICATION SLOT {} LOGICAL 0/0 ({}, {}{})",
             escape_identifier(slot),
             options.streaming.options(),
-            literal(&escape_identifier(publication)),
+            publication_names(publication),
             messages
         );
         self.connection.command_stream(&format!("stream slot `{slot}`"), &command).await?;
@@ -314,6 +314,12 @@ impl std::fmt::Debug for Replication {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         formatter.debug_struct("Replication").finish_non_exhaustive()
     }
+}
+
+/// The option of the command that starts a stream which names its publication.
+#[must_use]
+pub fn publication_names(publication: &str) -> String {
+    format!("publication_names {}", literal(&escape_identifier(publication)))
 }
 
 /// Quotes a text as the grammar of replication commands wants it: it has no backslash escapes.

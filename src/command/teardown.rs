@@ -6,10 +6,11 @@ use super::NAME;
 use super::failure::{Failure, halted, print};
 use super::load::configuration;
 use super::login::{STOPPING, endpoint, refused, same_server};
-use crate::postgres::connect_sql;
+use crate::config::printable;
+use crate::postgres::{connect_sql, identify};
 use crate::run::shutdown::Shutdown;
 use crate::setup::{self, Hands};
-use crate::sweep::{Standalone, key_name};
+use crate::sweep::{self, Forgotten, key_name};
 use crate::telemetry::logging;
 
 /// `walsweep teardown`.
@@ -42,10 +43,30 @@ pub async fn teardown(path: &Path, print_only: bool, login: Option<&str>) -> Res
         let what = "left in redis, for whoever reads the slot: once it is dropped";
         return print(&format!("`{key}` is {what}, `unlink {key} {key}:removals`\n"));
     }
-    let line = match Standalone::new(&config.redis, key.clone()).forget().await {
-        Ok(0) => format!("there is no `{key}` in redis"),
-        Ok(_) => format!("removed `{key}` and what belongs to it from redis"),
+    let history = identify(&sql).await.map_err(halted)?.history;
+    let system_id = history.map(|history| history.system_id).unwrap_or_default();
+    let forgotten = sweep::forget(&config.redis, &key, &system_id).await;
+    print(&format!("{}\n", told(&key, &system_id, forgotten)))
+}
+
+/// What became of the watermark of this name.
+fn told(key: &str, system_id: &str, forgotten: Result<Forgotten, sweep::Error>) -> String {
+    let by_hand = format!("only if nobody needs it, `redis-cli unlink {key} {key}:removals`");
+    match forgotten {
+        Ok(Forgotten::Nothing) => format!("there is no `{key}` in redis"),
+        Ok(Forgotten::Removed) => format!("removed `{key}` and what belongs to it from redis"),
+        Ok(Forgotten::Others(other)) => format!(
+            "left `{key}` in redis: it is of the cluster with system identifier {}, and this one \
+             has {system_id}; {by_hand}",
+            printable(&other)
+        ),
+        Ok(Forgotten::Unreadable) => {
+            format!("left `{key}` in redis: it cannot be read, and may be anybody's; {by_hand}")
+        }
+        Ok(Forgotten::Number) => format!(
+            "left `{key}:removals` in redis: nothing shows whose it is, for there is no `{key}`; \
+             {by_hand}"
+        ),
         Err(error) => format!("`{key}` may still be in redis, which was not asked: {error}"),
-    };
-    print(&format!("{line}\n"))
+    }
 }

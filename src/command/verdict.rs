@@ -76,9 +76,13 @@ fn suspends(report: &Report) -> Option<(&'static str, String)> {
     Some(("suspend", format!("suspend {rules}")))
 }
 
+/// Those of which something is wrong, and that are not suspended for it, or for anything else.
 fn goes_on(report: &Report) -> Option<(&'static str, String)> {
+    let suspended: BTreeSet<&str> = report.findings().flat_map(Finding::suspends).collect();
     let others = report.findings().filter(|finding| finding.suspends().next().is_none());
-    let rules = listed(&others.flat_map(Finding::concerns).collect())?;
+    let mut rules: BTreeSet<&str> = others.flat_map(Finding::concerns).collect();
+    rules.retain(|rule| !suspended.contains(rule));
+    let rules = listed(&rules)?;
     Some(("go_on", format!("go on with {rules}, and say what is wrong")))
 }
 
@@ -139,5 +143,8 @@ mod tests {
         let both = format!("`walsweep run` would suspend rule `a`, then {goes_on}{strict}");
         check(vec![partition(), misfit()], "suspend", &both);
         check(vec![partition()], "go_on", &format!("`walsweep run` would {goes_on}{strict}"));
+        // A rule that is suspended does not go on, whatever else is wrong with it.
+        let both = vec![misfit(), of(Code::PartitionIdentity, "a")];
+        check(both, "suspend", &suspends);
     }
 }

@@ -379,14 +379,12 @@ pub(crate) fn drop_slot(slot: &str) -> String {
 }
 
 /// Removes the slot, if it is of this database and of walsweep's kind, and was confirmed as far as
-/// when it was looked at. If it `is_read`, it was moved since.
-pub(crate) fn drop_known_slot(slot: &str, confirmed: Lsn, is_read: bool) -> Step {
+/// when it was looked at.
+pub(crate) fn drop_known_slot(slot: &str, confirmed: Lsn) -> Step {
     let template = on_one_line(include_str!("../../sql/setup/drop_known_slot.sql"));
     let (slot, confirmed) = (literal(slot), literal(&confirmed.to_string()));
     let quote = dollar_quote(&slot);
-    let is_known = if is_read { ">=" } else { "=" };
-    let values =
-        [("quote", &*quote), ("slot", &slot), ("confirmed", &confirmed), ("is_known", is_known)];
+    let values = [("quote", &*quote), ("slot", &slot), ("confirmed", &confirmed)];
     Step::new(Does::DropSlot, render(&template, &values))
 }
 
@@ -438,14 +436,13 @@ mod tests {
         assert!(sql.contains(dropping), "{sql}");
         assert!(sql.contains("(pg_catalog.=) 'a\"; {slot} --')"), "{sql}");
         assert_eq!(drop_slot("it's"), "select pg_catalog.pg_drop_replication_slot('it''s')");
-        let sql = drop_known_slot("it's", Lsn(7), false).sql;
+        let sql = drop_known_slot("it's", Lsn(7)).sql;
         assert!(
             sql.contains("(pg_catalog.=) 'it''s'") && sql.contains("(pg_catalog.=) '0/7')"),
             "{sql}"
         );
         assert!(sql.contains("pg_drop_replication_slot('it''s'); end $setup$"), "{sql}");
-        let read = drop_known_slot("it's", Lsn(7), true).sql;
-        assert!(read.contains("(pg_catalog.>=) '0/7')") && !read.contains('\n'), "{read}");
+        assert!(!sql.contains('\n'), "{sql}");
         assert_eq!(dollar_quote("$setup$ $setup1$"), "$setup2$");
         let table = TableName { schema: "a".to_owned(), name: "$setup$; it's".to_owned() };
         let step = Step::new(Does::AddTables(vec![table]), "x \"$setup$\"".to_owned());

@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use tokio_postgres::Client;
 
 use super::catalog::Other;
-use super::memory::Memory;
+use super::memory::{Memory, Record};
 use super::remembered::{self, only_of};
 use super::step::Step;
 use super::{Code, Context, Error, Finding, Severity, cure};
@@ -27,6 +27,14 @@ pub(super) fn unread(context: &Context<'_>) -> Vec<Finding> {
     let Some(publication) = &context.catalog.publication else { return Vec::new() };
     let Some(memory) = publication.memory() else { return Vec::new() };
     let Postgres { slot: own, publication: name, .. } = &context.config.postgres;
+    // Without a record of the one that is read, `teardown` would see no walsweep that is left.
+    let first = match memory.record(own) {
+        Record::Claimed | Record::Wanted => String::new(),
+        Record::Nothing => format!(
+            "first let `walsweep setup` record slot `{own}`, so that the publication stays for it; \
+             then "
+        ),
+    };
     let slots = context.catalog.slots.iter();
     let slots = slots.filter(|one| one.name != *own && !one.active && memory.claims(&one.name));
     let finding = |slot: &Other| {
@@ -43,8 +51,8 @@ pub(super) fn unread(context: &Context<'_>) -> Vec<Finding> {
         let drop = cure::drop_slot(&slot.name);
         Finding::new(severity, Code::SlotUnread, message).hint(format!(
             "if its walsweep is to go on, start it; if it is gone, or `postgres.slot` has another \
-             name since, `walsweep teardown` with `postgres.slot = \"{}\"` drops the slot and \
-             forgets it, and `{drop};`, by a role that may replicate, drops it",
+             name since, {first}`walsweep teardown` with `postgres.slot = \"{}\"` drops the slot \
+             and forgets it, and `{drop};`, by a role that may replicate, drops it",
             slot.name
         ))
     };

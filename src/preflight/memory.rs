@@ -26,6 +26,13 @@ use crate::config::{Postgres, TableName};
 /// How the comment on everything that `setup` makes begins.
 pub const SENTENCE: &str = "walsweep setup made this, and walsweep teardown drops it";
 
+/// A longer comment is not read, nor one of more slots: some checks take each slot with each table.
+/// One of 10 000 tables with their identities has 2 MB.
+const SIZE_MAX: usize = 8 << 20;
+
+/// See [`SIZE_MAX`].
+const SLOTS_MAX: usize = 1_000;
+
 /// What the comment on a publication says of a slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Record {
@@ -56,13 +63,18 @@ pub struct Memory {
 }
 
 impl Memory {
-    /// Reads a comment; `None` if the object is not walsweep's. What is not understood is
-    /// forgotten: it is then told, not undone.
+    /// Reads a comment; `None` if the object is not walsweep's, or its comment [is
+    /// damaged](Memory::is_damaged). What is not understood of its JSON is forgotten: it is then
+    /// told, not undone.
     #[must_use]
     pub fn read(comment: Option<&str>) -> Option<Memory> {
-        let rest = comment?.strip_prefix(SENTENCE)?;
+        let rest = comment?.strip_prefix(SENTENCE)?.trim();
         let mut memory = Memory::default();
-        let Ok(json) = serde_json::from_str::<Value>(rest.trim()) else { return Some(memory) };
+        if rest.is_empty() {
+            return Some(memory);
+        }
+        let json = (rest.len() <= SIZE_MAX).then(|| serde_json::from_str::<Value>(rest).ok());
+        let json = json.flatten().filter(|json| count_slots(json) <= SLOTS_MAX)?;
         let tables = json["tables"].as_object().into_iter().flatten();
         for (slot, tables) in tables.filter(|(slot, _)| is_slot(slot)) {
             let tables = tables.as_array().into_iter().flatten().filter_map(name);
@@ -87,6 +99,14 @@ impl Memory {
         memory.identities = sure.collect();
         memory.without_heirs = json["without_heirs"] == Value::Bool(true);
         Some(memory)
+    }
+
+    /// Whether a comment begins as walsweep's and cannot be read: what follows is no JSON, or more
+    /// than any walsweep writes. It may have told of others, so nothing goes by it.
+    #[must_use]
+    pub fn is_damaged(comment: Option<&str>) -> bool {
+        let is_begun = comment.is_some_and(|comment| comment.starts_with(SENTENCE));
+        is_begun && Memory::read(comment).is_none()
     }
 
     /// The comment.
@@ -419,6 +439,13 @@ fn writer(context: &Context<'_>) -> String {
     }
 }
 
+/// How many slots a comment names, some of them perhaps more than once.
+fn count_slots(json: &Value) -> usize {
+    let listed = |name: &str| json[name].as_array().map_or(0, Vec::len);
+    let with_tables = json["tables"].as_object().map_or(0, serde_json::Map::len);
+    with_tables.max(listed("slots")).max(listed("wanted"))
+}
+
 /// Whether a text may be the name of a slot (`ReplicationSlotValidateName`, slot.c).
 fn is_slot(name: &str) -> bool {
     let is_allowed = |one: u8| one.is_ascii_lowercase() || one.is_ascii_digit() || one == b'_';
@@ -536,11 +563,15 @@ mod tests {
             (None, false),
             (Some("walsweep reads this; do not drop"), false),
             (Some(SENTENCE), true),
-            (Some(&*format!("{SENTENCE}, or so they say")), true),
+            (Some(&*format!("{SENTENCE}\n")), true),
+            (Some(&*format!("{SENTENCE}, or so they say")), false),
+            (Some(&*format!("{SENTENCE}\n{{\"tables\": {{\"a\"")), false),
             (Some(&*format!("{SENTENCE}\n{{\"tables\": 7}}")), true),
         ] {
             let memory = Memory::read(comment);
             assert_eq!(memory.is_some(), is_ours, "{comment:?}");
+            let is_begun = comment.is_some_and(|comment| comment.starts_with(SENTENCE));
+            assert_eq!(Memory::is_damaged(comment), is_begun && !is_ours, "{comment:?}");
             assert!(memory.is_none_or(|memory| memory == Memory::default()));
         }
     }

@@ -91,12 +91,23 @@ fn foreign(context: &Context<'_>, publication: &Publication) -> Option<Finding> 
         return None;
     }
     let (name, owner) = (&context.config.postgres.publication, &publication.owner);
-    let message = format!(
-        "publication `{name}` of `{owner}` was not made by `walsweep setup`, which neither alters \
-         nor drops it"
-    );
-    let hint = "if nobody else reads it, this hands it over to walsweep";
-    let finding = Finding::info(Code::PublicationForeign, message).hint(hint);
+    let finding = if Memory::is_damaged(publication.comment.as_deref()) {
+        let message = format!(
+            "the comment on publication `{name}` of `{owner}` begins as walsweep's, and cannot be \
+             read: it was cut off, or written by hand; `setup` and `teardown` go by nothing of it, \
+             and neither alter nor drop the publication"
+        );
+        let hint = "write it again as it was, from a dump say; if no other walsweep reads the \
+                    publication, this begins a new one, which does not know what `setup` changed";
+        Finding::warning(Code::PublicationMemory, message).hint(hint)
+    } else {
+        let message = format!(
+            "publication `{name}` of `{owner}` was not made by `walsweep setup`, which neither \
+             alters nor drops it"
+        );
+        let hint = "if nobody else reads it, this hands it over to walsweep";
+        Finding::info(Code::PublicationForeign, message).hint(hint)
+    };
     let slot = &context.config.postgres.slot;
     let is_new = context.catalog.slot.is_none();
     let memory = if is_new { Memory::default().wanting(slot) } else { Memory::default() };

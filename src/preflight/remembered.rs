@@ -148,7 +148,8 @@ pub(crate) struct Freed {
     pub(crate) identities: Vec<(Identity, Result<Step, String>)>,
 }
 
-/// What becomes free once `teardown` of this walsweep is done.
+/// What becomes free once `teardown` of this walsweep is done. Where it `is_unknown` what another
+/// needs that has the publication, no table does.
 ///
 /// # Errors
 ///
@@ -156,11 +157,13 @@ pub(crate) struct Freed {
 pub(crate) async fn after_teardown(
     config: &Config,
     memory: &Memory,
+    is_unknown: bool,
     client: &Client,
 ) -> Result<Freed, Error> {
     let (slot, publication) = (&config.postgres.slot, &config.postgres.publication);
-    let is_shared = memory.others(slot).next().is_some();
-    let own = if is_shared { only_of(memory, slot) } else { BTreeSet::new() };
+    let is_shared = is_unknown || memory.others(slot).next().is_some();
+    let is_known = is_shared && !is_unknown;
+    let own = if is_known { only_of(memory, slot) } else { BTreeSet::new() };
     let relations = memory.identities.iter().map(|one| &one.relation);
     let now = now(&relations.chain(own.iter().copied()).collect(), publication, client).await?;
     let is_listed = |table: &&TableName| now.get(*table).is_some_and(|now| now.is_listed);

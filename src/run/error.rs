@@ -53,6 +53,12 @@ pub enum Error {
     /// Nothing tells yet whose the slot is, and nothing was read from it.
     #[error("slot `{0}` may be another program's, and redis does not answer whether it is not")]
     SlotInDoubt(String),
+    /// Redis alone would show that a slot is walsweep's, and does not answer: none was made.
+    #[error(
+        "slot `{0}` is not made yet: the comment on the publication records others, so that only \
+         redis, which does not answer, would show that it is walsweep's"
+    )]
+    SlotUnshown(String),
     /// The server has to decode what was committed while there was no publication, and never gets
     /// past it.
     #[error(
@@ -147,6 +153,7 @@ impl Error {
             | Error::Gather(_)
             | Error::Gate(_)
             | Error::SlotInDoubt(_)
+            | Error::SlotUnshown(_)
             | Error::SlotBeforePublication { .. }
             | Error::ShapeUndone { .. }
             | Error::Stage(_) => Verdict::Retry,
@@ -258,6 +265,9 @@ impl Error {
             Error::SlotInDoubt(_) => Some(
                 "see that Redis runs and lets walsweep in; `walsweep check` tells what else shows \
                  whose it is",
+            ),
+            Error::SlotUnshown(_) => Some(
+                "see that Redis runs and lets walsweep in; or let `walsweep setup` record the slot",
             ),
             Error::ManyPrimaries => Some("let `postgres.url` name one server by its own address"),
             Error::TwoServers { .. } => Some(

@@ -326,11 +326,14 @@ async fn ensure_slot(
             }
         },
         None => {
-            tracing::info!(slot = name, "creating the slot");
             health.over(&Topic::SlotOwner);
             custody.give_up.take().unwrap_or(Broken::SlotCreated)
         }
     };
+    if step(own::is_unshown_if_made(config, &server.primary)).await? {
+        return Err(Error::SlotUnshown(name.clone()));
+    }
+    tracing::info!(slot = name, "creating the slot");
     // Postgres waits here until every transaction that runs now has ended.
     let kind = if config.postgres.failover { SlotKind::Failover } else { SlotKind::Plain };
     let created = tokio::select! {

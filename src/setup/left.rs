@@ -40,15 +40,16 @@ impl Kept {
 }
 
 /// What takes the tables out of a shared publication that no other walsweep has, and the identities
-/// that are as `setup` left them.
+/// that are as `setup` left them. Where it `is_unknown` what another needs, all tables stay.
 pub(super) async fn kept(
     config: &Config,
     publication: &Mark,
+    is_unknown: bool,
     hands: &Hands<'_>,
 ) -> Result<(Vec<Step>, Vec<Kept>), Error> {
     let Mark::Ours(memory) = publication else { return Ok((Vec::new(), Vec::new())) };
     let Freed { drops, identities } =
-        preflight::after_teardown(config, memory, hands.client).await?;
+        preflight::after_teardown(config, memory, is_unknown, hands.client).await?;
     let kept = identities.into_iter().map(|(identity, back)| Kept { identity, back });
     Ok((drops, kept.collect()))
 }

@@ -14,6 +14,7 @@
 mod done;
 mod hands;
 mod left;
+mod looked;
 mod marked;
 mod plan;
 mod rights;
@@ -32,11 +33,11 @@ use crate::config::{Config, SlotOn};
 use crate::keys::Rules;
 use crate::postgres::{Sql, connect_sql};
 use crate::preflight::{self, Code, Does, Finding, Memory, Step, certain, remembering};
-use crate::source::own::hold_against_redis;
 use crate::source::slot_server::{caught_up, nudge};
 
 pub use self::done::{Done, Refused};
 pub use self::hands::Hands;
+use self::looked::looked;
 use self::marked::{Marked, marked};
 pub use self::plan::{Mark, Plan, plan};
 pub use self::role::{Lacking, missing as role_missing};
@@ -98,12 +99,12 @@ pub enum Error {
     SlotUnclaimed(Box<Finding>),
     /// The publication is somebody else's, and lacks something; nothing was changed.
     #[error(
-        "set up the database: publication `{publication}` was not made by `walsweep setup`, and \
-         lacks something; tables, publication and slot are as they were:{}", list(.findings)
+        "set up the database: {why}, and the publication lacks something; tables, publication and \
+         slot are as they were:{}", list(.findings)
     )]
     Foreign {
-        /// The publication.
-        publication: String,
+        /// Why it is not walsweep's.
+        why: String,
         /// What it lacks, with the SQL for whoever owns it.
         findings: Vec<Finding>,
     },
@@ -342,12 +343,18 @@ async fn rounds(
             return Err(Error::Incurable(left));
         }
         if !advised.is_empty() {
-            let publication = config.postgres.publication.clone();
-            return Err(Error::Foreign { publication, findings: advised });
+            let name = &config.postgres.publication;
+            let why = match Memory::is_damaged(marked.comment.as_deref()) {
+                true => format!("the comment on publication `{name}` cannot be read"),
+                false => format!("publication `{name}` was not made by `walsweep setup`"),
+            };
+            return Err(Error::Foreign { why, findings: advised });
         }
         done.left = left;
         let is_told = |one: &&Finding| match one.code {
             Code::SlotGone | Code::PublicationOwner => true,
+            // It cannot be read.
+            Code::PublicationMemory => !one.is_due(),
             // Somebody can record it, and this did not just make it.
             Code::SlotUnclaimed => !one.is_due() && one.sql.is_some() && !done.made_slot(),
             _ => false,
@@ -370,26 +377,6 @@ async fn rounds(
         findings.into_iter().partition(|one| one.sql.is_some() || one.stops_everything());
     done.left = left;
     if uncured.is_empty() { Ok(()) } else { Err(Error::Uncured(uncured)) }
-}
-
-/// What the checks find.
-///
-/// # Errors
-///
-/// The checks', and [`Error::SlotUnclaimed`]: what was set up for a slot that `run` refuses would
-/// stay remembered when another name is chosen.
-async fn looked(
-    config: &Config,
-    rules: &mut Rules,
-    hands: &Hands<'_>,
-) -> Result<Vec<Finding>, Error> {
-    let mut findings = preflight::postgres(config, rules, hands.client).await?;
-    hold_against_redis(config, hands.client, &mut findings).await;
-    let is_refused = |one: &Finding| one.code == Code::SlotUnclaimed && one.is_error();
-    match findings.iter().position(is_refused) {
-        Some(at) => Err(Error::SlotUnclaimed(Box::new(findings.swap_remove(at)))),
-        None => Ok(findings),
-    }
 }
 
 /// Runs the statements of one plan. What is remembered before the first change is corrected after

@@ -3,7 +3,7 @@
 //! A slot bears no mark, so that one is dropped only if the comment on walsweep's own publication
 //! claims it: what another program has not read yet would be lost for good.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use tokio_postgres::Client;
 
@@ -11,11 +11,12 @@ use super::left::{Kept, Stays, kept, roles};
 use super::script::comment;
 use super::who::{Asked, Owned, login, not_owned};
 use super::{Error, Hands, Mark, Marked, marked, overtaken, slot_standby};
+use crate::capture::publication_names;
 use crate::config::{Config, Postgres, SlotOn};
 use crate::lsn::Lsn;
 use crate::postgres::statement::render;
 use crate::postgres::{Sql, identify};
-use crate::preflight::{self, Does, Record, SENTENCE, Step, printed};
+use crate::preflight::{self, Does, Memory, Record, SENTENCE, Step, printed};
 use crate::run::session::REPLICATION_NAME;
 use crate::source::own::{Said, Shown, ask_redis, weigh};
 use crate::sweep::key_name;
@@ -26,6 +27,9 @@ struct Remains {
     publication: Marked,
     /// Other walsweeps that have the publication.
     others: Vec<Other>,
+    /// Those that read it with a slot which its comment does not record: the process on the server,
+    /// and the slot.
+    unrecorded: Vec<(i32, String)>,
     /// What takes tables out of a publication that others have, too.
     drops: Vec<Step>,
     /// Whether there is an event trigger, or its function, of walsweep's; `None` if there is one of
@@ -41,6 +45,13 @@ struct Remains {
     roles: Vec<Stays>,
 }
 
+impl Remains {
+    /// Whether another walsweep has the publication, too.
+    fn is_shared(&self) -> bool {
+        !(self.others.is_empty() && self.unrecorded.is_empty())
+    }
+}
+
 /// The slot of another walsweep, and whether somebody reads it; `None` if it is not there.
 type Other = (String, Option<bool>);
 
@@ -49,9 +60,8 @@ enum Held {
     Missing,
     /// Nobody streams from it, and it was confirmed so far.
     Free(Lsn),
-    /// Somebody streams from it: the process on the server, and its `application_name`; and it was
-    /// confirmed so far.
-    By(i32, String, Lsn),
+    /// Somebody streams from it: the process on the server, and its `application_name`.
+    By(i32, String),
     /// Nothing tells that it is walsweep's, or something tells that it is not: the line about it.
     Left(String),
 }
@@ -77,7 +87,7 @@ pub async fn teardown(config: &Config, hands: &Hands<'_>) -> Result<Removed, Err
     hands.prepare().await?;
     let standby = slot_standby(config).await?;
     let remains = look(config, hands, standby.as_ref()).await?;
-    if let Held::By(pid, name, _) = remains.slot {
+    if let Held::By(pid, name) = remains.slot {
         return Err(Error::SlotActive { slot: config.postgres.slot.clone(), pid, name });
     }
     may_drop_rest(config, hands, &remains).await?;
@@ -119,13 +129,17 @@ async fn remove(
     }
     lines.push(match &remains.publication.mark {
         Mark::Missing => format!("there is no publication `{publication}`"),
+        Mark::Foreign(owner) if Memory::is_damaged(remains.publication.comment.as_deref()) => {
+            format!(
+                "left publication `{publication}` of `{owner}`: its comment begins as walsweep's, \
+                 and cannot be read; `walsweep check` tells what to do"
+            )
+        }
         Mark::Foreign(owner) => format!(
             "left publication `{publication}` of `{owner}`, which `walsweep setup` did not make"
         ),
-        Mark::Ours(_) if remains.others.is_empty() => {
-            format!("dropped publication `{publication}`")
-        }
-        Mark::Ours(_) => left_to(publication, &remains.others),
+        Mark::Ours(_) if !remains.is_shared() => format!("dropped publication `{publication}`"),
+        Mark::Ours(_) => left_to(publication, remains),
     });
     if remains.trigger == Some(true) {
         hands.run(&trigger_step(config)).await?;
@@ -153,7 +167,7 @@ async fn drop_slot(
     standby: Option<&Sql>,
     confirmed: Lsn,
 ) -> Result<(), Error> {
-    let step = preflight::drop_known_slot(&config.postgres.slot, confirmed, false);
+    let step = preflight::drop_known_slot(&config.postgres.slot, confirmed);
     let endpoint = &config.postgres.replication_endpoint;
     match standby {
         Some(standby) => {
@@ -197,24 +211,17 @@ pub async fn teardown_script(config: &Config, hands: &Hands<'_>) -> Result<Strin
              it;\nelse each part says who may."
         )
     );
-    if let Held::By(pid, name, _) = &remains.slot {
-        let first = format!("Stop walsweep first: process {pid} (`{name}`) streams from the slot.");
-        script.push_str(&format!("\n{}", comment(&first)));
-    }
+    let parts = script_parts(config, &remains);
     match &remains.slot {
-        Held::Missing => {}
-        Held::Left(line) => script.push_str(&format!("\n{}", comment(line))),
-        Held::Free(confirmed) => script.push_str(&slot_part(config, (*confirmed, false))),
-        Held::By(_, _, confirmed) => script.push_str(&slot_part(config, (*confirmed, true))),
-    }
-    for step in publication_steps(config, &remains) {
-        let owner = remains.publication.owner.as_deref().unwrap_or_default();
-        let who = format!("By `{owner}`, who owns the publication, or a superuser:");
-        script.push_str(&format!("\n{}{};\n", comment(&who), printed(&[step])));
-    }
-    if remains.trigger == Some(true) {
-        let who = "By a superuser, or the administrator role of a managed service:";
-        script.push_str(&format!("\n{}{};\n", comment(who), printed(&[trigger_step(config)])));
+        Held::By(pid, name) => {
+            let first = format!(
+                "Stop walsweep, and then print this again: process {pid} (`{name}`) streams from \
+                 slot `{}`.\nIt drops the slot then, and does this:",
+                config.postgres.slot
+            );
+            script.push_str(&format!("\n{}{}", comment(&first), comment(&parts)));
+        }
+        Held::Missing | Held::Left(_) | Held::Free(_) => script.push_str(&parts),
     }
     script.push_str(&format!("\n{end};\n\n"));
     let watermark = key_name(&config.postgres.slot);
@@ -227,10 +234,29 @@ pub async fn teardown_script(config: &Config, hands: &Hands<'_>) -> Result<Strin
     Ok(script)
 }
 
-/// The part of the script that drops the slot, which is confirmed so far and perhaps read on, and
-/// who may run it.
-fn slot_part(config: &Config, (confirmed, is_read): (Lsn, bool)) -> String {
-    let drop = preflight::drop_known_slot(&config.postgres.slot, confirmed, is_read).sql;
+/// The parts of the script, and who may run each.
+fn script_parts(config: &Config, remains: &Remains) -> String {
+    let mut parts = match &remains.slot {
+        // One that is read moves on: no SQL tells it from one that is made anew.
+        Held::Missing | Held::By(..) => String::new(),
+        Held::Left(line) => format!("\n{}", comment(line)),
+        Held::Free(confirmed) => slot_part(config, *confirmed),
+    };
+    for step in publication_steps(config, remains) {
+        let owner = remains.publication.owner.as_deref().unwrap_or_default();
+        let who = format!("By `{owner}`, who owns the publication, or a superuser:");
+        parts.push_str(&format!("\n{}{};\n", comment(&who), printed(&[step])));
+    }
+    if remains.trigger == Some(true) {
+        let who = "By a superuser, or the administrator role of a managed service:";
+        parts.push_str(&format!("\n{}{};\n", comment(who), printed(&[trigger_step(config)])));
+    }
+    parts
+}
+
+/// The part of the script that drops the slot, which is confirmed so far, and who may run it.
+fn slot_part(config: &Config, confirmed: Lsn) -> String {
+    let drop = preflight::drop_known_slot(&config.postgres.slot, confirmed).sql;
     let role = &config.postgres.replication_endpoint.user;
     let who = format!("a role that may replicate, such as `{role}`");
     match config.postgres.slot_on {
@@ -246,6 +272,7 @@ async fn look(config: &Config, hands: &Hands<'_>, standby: Option<&Sql>) -> Resu
     let publication = marked(config, hands).await?;
     let slot = held(config, &publication.mark, (hands.client, holder)).await?;
     let others = others(config, &publication.mark, [hands.client, holder]).await?;
+    let unrecorded = unrecorded(config, &publication.mark, [hands.client, holder]).await?;
     let question = include_str!("../../sql/setup/refresh_trigger_mark.sql");
     let name = preflight::trigger_name(&config.postgres.slot);
     let row = hands.client.query_one(question, &[&name, &SENTENCE]).await?;
@@ -256,12 +283,14 @@ async fn look(config: &Config, hands: &Hands<'_>, standby: Option<&Sql>) -> Resu
     let has_trigger_of_slot = is_there && !is_foreign && matches!(slot, Held::Left(_));
     let trigger = (!is_foreign).then_some(is_there && !has_trigger_of_slot);
     let older_trigger = older_trigger(config, hands).await?;
-    let (drops, identities) = kept(config, &publication.mark, hands).await?;
+    let is_unknown = !unrecorded.is_empty();
+    let (drops, identities) = kept(config, &publication.mark, is_unknown, hands).await?;
     let roles = roles(config, hands).await?;
     Ok(Remains {
         slot,
         publication,
         others,
+        unrecorded,
         drops,
         trigger,
         older_trigger,
@@ -298,8 +327,29 @@ async fn others(
     Ok(names.into_iter().map(|name| (name.clone(), found.get(name).copied())).collect())
 }
 
+/// Walsweeps that stream with the publication from slots that its comment does not record. What
+/// they need of it nothing tells.
+async fn unrecorded(
+    config: &Config,
+    publication: &Mark,
+    servers: [&Client; 2],
+) -> Result<Vec<(i32, String)>, Error> {
+    let Mark::Ours(memory) = publication else { return Ok(Vec::new()) };
+    let slot = &config.postgres.slot;
+    let names: Vec<&String> = memory.others(slot).chain([slot]).collect();
+    let option = publication_names(&config.postgres.publication);
+    let question = include_str!("../../sql/setup/streams_unrecorded.sql");
+    let mut found = BTreeSet::new();
+    for server in servers {
+        for row in server.query(question, &[&names, &REPLICATION_NAME, &option]).await? {
+            found.insert((row.try_get(0)?, row.try_get(1)?));
+        }
+    }
+    Ok(found.into_iter().collect())
+}
+
 /// That the publication is left to these.
-fn left_to(publication: &str, others: &[Other]) -> String {
+fn left_to(publication: &str, Remains { others, unrecorded, .. }: &Remains) -> String {
     let of = |state: Option<bool>| {
         let names = others.iter().filter(|(_, one)| *one == state);
         names.map(|(name, _)| format!("`{name}`")).collect::<Vec<_>>().join(", ")
@@ -309,6 +359,12 @@ fn left_to(publication: &str, others: &[Other]) -> String {
     let mut parts = Vec::new();
     if !there.is_empty() {
         parts.push(format!("the walsweep with slot {} has it, too", there.join(", ")));
+    }
+    for (pid, slot) in unrecorded {
+        parts.push(format!(
+            "process {pid} (`{REPLICATION_NAME}`) reads slot `{slot}` with it, which its comment \
+             does not record: `walsweep setup` with that name as `postgres.slot` does"
+        ));
     }
     let teardown = "if that walsweep is gone, run `walsweep teardown` with that name as \
                     `postgres.slot`";
@@ -329,7 +385,7 @@ fn left_to(publication: &str, others: &[Other]) -> String {
 fn publication_steps(config: &Config, remains: &Remains) -> Vec<Step> {
     let (name, standing) = (&config.postgres.publication, remains.publication.comment.as_deref());
     let Mark::Ours(memory) = &remains.publication.mark else { return Vec::new() };
-    if remains.others.is_empty() {
+    if !remains.is_shared() {
         return vec![preflight::drop_publication(name, standing)];
     }
     let memory = memory.clone().without_slot(&config.postgres.slot);
@@ -397,7 +453,7 @@ async fn held(
         return Ok(Held::Left(left_slot(config, &why)));
     }
     if let Some(pid) = pid {
-        return Ok(Held::By(pid, reader.unwrap_or_else(|| "unknown".to_owned()), confirmed));
+        return Ok(Held::By(pid, reader.unwrap_or_else(|| "unknown".to_owned())));
     }
     let history = identify(primary).await?.history;
     let said = match history {

@@ -13,8 +13,10 @@
 //!   watermark beyond the end of the log, or beyond where this server left its timeline, is of a
 //!   history that a restored server has not.
 //!
-//! A Redis that does not answer shows nothing. What comment and watermark come to together is
-//! [`weigh`]ed in one place, for `run`, `check`, `setup` and `teardown`.
+//! A Redis that does not answer shows nothing. Then one is enough for `run` that the comment wanted
+//! under this name, or `max_retained_wal` would not hold where `setup` may make no slot. What
+//! comment and watermark come to together is [`weigh`]ed in one place, for `run`, `check`, `setup`
+//! and `teardown`.
 
 use std::cell::Cell;
 use std::fmt;
@@ -198,8 +200,8 @@ pub enum Shown {
     /// It is this walsweep's.
     Own,
     /// It is what this walsweep's configuration names, and either the comment or the watermark says
-    /// that it is walsweep's, but not both: `run` goes by one of them, for nobody is there to ask.
-    /// `teardown`, whose person can be told, does not.
+    /// that it is walsweep's, or is to be, but not both: `run` goes by one of them, for nobody is
+    /// there to ask. `teardown`, whose person can be told, does not.
     Half,
     /// It may be another program's.
     Not,
@@ -212,7 +214,8 @@ pub enum Shown {
 /// | reaches the slot | own | own: `run` made it | half: perhaps another publication's |
 /// | reaches it, begun as a stranger's | own | half: somebody made it meanwhile | half |
 /// | is this process's first | own | not | not |
-/// | is not there, or Redis is silent | own | not: nobody has confirmed it | not |
+/// | is not there | own | not: nobody has confirmed it | not |
+/// | is asked for, and Redis is silent | own | half: the comment wanted one of this name | not |
 /// | is behind, or of another history | half: made anew, or something went back | not | not |
 ///
 /// `run` may drop what is its own, or half; `teardown` only what is its own.
@@ -220,7 +223,7 @@ pub enum Shown {
 pub fn weigh(record: Record, said: &Said) -> Shown {
     match (record, said) {
         (Record::Claimed, Said::Behind(_) | Said::Ahead(_))
-        | (Record::Wanted, Said::Taken(_))
+        | (Record::Wanted, Said::Taken(_) | Said::Unanswered(_))
         | (Record::Nothing, Said::Read(_) | Said::Taken(_)) => Shown::Half,
         (Record::Claimed, _) | (Record::Wanted, Said::Read(_)) => Shown::Own,
         (Record::Wanted | Record::Nothing, _) => Shown::Not,
@@ -419,13 +422,32 @@ pub async fn hold_against_redis(
 ) -> Whose {
     let is_unclaimed = |one: &&mut Finding| one.code == Code::SlotUnclaimed;
     let Some(finding) = findings.iter_mut().find(is_unclaimed) else { return Whose::Ours };
-    let (record, said) = asked(config, primary).await.unwrap_or((Record::Nothing, None));
-    judge(&config.postgres, finding, record, said.as_ref())
+    let asked = asked(config, primary).await.unwrap_or_default();
+    judge(&config.postgres, finding, &asked)
+}
+
+/// What the comment and Redis say of a slot.
+struct Asked {
+    /// Who owns the publication, if there is one.
+    owner: Option<String>,
+    record: Record,
+    /// Whether another publication of walsweep's records it, or may.
+    is_recorded_beside: bool,
+    /// `None` if Redis does not answer.
+    said: Option<Said>,
+}
+
+impl Default for Asked {
+    fn default() -> Asked {
+        Asked { owner: None, record: Record::Nothing, is_recorded_beside: true, said: None }
+    }
 }
 
 /// Lets the finding about a slot that nothing claims say what the watermark adds to it.
-fn judge(config: &Postgres, finding: &mut Finding, record: Record, said: Option<&Said>) -> Whose {
+fn judge(config: &Postgres, finding: &mut Finding, asked: &Asked) -> Whose {
     let Postgres { slot, publication, .. } = config;
+    let Asked { owner, record, is_recorded_beside, said } = asked;
+    let (record, owner) = (*record, owner.as_deref().unwrap_or_default());
     let is_recorded_elsewhere = finding.severity == Severity::Warning;
     let whose = match said {
         Some(Said::Read(_)) => Whose::Ours,
@@ -447,6 +469,14 @@ fn judge(config: &Postgres, finding: &mut Finding, record: Record, said: Option<
                  its watermark in redis shows that it is; if redis is emptied, the next start \
                  refuses it"
             );
+            if whose == Whose::Ours && !is_recorded_beside {
+                // Nobody has moved it since walsweep read it, nor was it anybody's before. That one
+                // may have another publication, and this configuration be a copy.
+                finding.is_done_by_setup = true;
+                let hint = finding.hint.take().unwrap_or_default();
+                finding.hint =
+                    Some(format!("`walsweep setup` of `{owner}` records it; or else: {hint}"));
+            }
         }
         (false, Whose::Ours) if record == Record::Wanted => {
             finding.message = format!(
@@ -460,13 +490,38 @@ fn judge(config: &Postgres, finding: &mut Finding, record: Record, said: Option<
         }
         (false, Whose::Ours) | (true, Whose::Unanswered) => {}
         (false, Whose::Taken) if record == Record::Nothing => {}
-        (false, _) => finding.severity = Severity::Warning,
+        (false, _) => {
+            finding.severity = Severity::Warning;
+            if record == Record::Wanted && said.is_none() {
+                finding.message.push_str(&format!(
+                    ". redis does not answer; once it shows that `run` made the slot and read it, \
+                     the next `walsweep setup` of `{owner}`, who owns the publication, claims it"
+                ));
+            }
+        }
     }
     whose
 }
 
-/// What the comment says of the slot, and Redis; `None` for Redis if it does not answer.
-async fn asked(config: &Config, primary: &Client) -> Option<(Record, Option<Said>)> {
+/// Why a slot must not be made now: its record is in the watermark alone, beside others in the
+/// comment, and Redis does not answer. A start after it would refuse the slot, which keeps WAL.
+///
+/// # Errors
+///
+/// A query's; no answer in time.
+pub async fn is_unshown_if_made(config: &Config, primary: &Client) -> Result<bool, Error> {
+    let slot = &config.postgres.slot;
+    let (_, memory) = within(SAMPLE_TIMEOUT, recorded(config, primary)).await?;
+    let is_elsewhere =
+        |memory: &Memory| !memory.is_empty() && memory.record(slot) == Record::Nothing;
+    if !memory.as_ref().is_some_and(is_elsewhere) {
+        return Ok(false);
+    }
+    Ok(Box::pin(standing(&config.redis, &key_name(slot))).await.is_err())
+}
+
+/// What the comment says of the slot, and Redis.
+async fn asked(config: &Config, primary: &Client) -> Option<Asked> {
     let standby = match config.postgres.slot_on {
         SlotOn::Primary => None,
         SlotOn::Standby => Some(connect_sql(&config.postgres.replication_endpoint, NAME).await),
@@ -474,11 +529,21 @@ async fn asked(config: &Config, primary: &Client) -> Option<(Record, Option<Said
     let standby = standby.transpose().ok()?;
     let holder = standby.as_ref().map_or(primary, |standby| standby);
     let confirmed = find(config, holder).await.ok()??.confirmed;
-    let (_, memory) = recorded(config, primary).await.ok()?;
+    let (owner, memory) = recorded(config, primary).await.ok()?;
     let history = identify(primary).await.ok()?.history?;
     let said = ask_redis(config, (primary, &history), confirmed).await.ok()?;
     let said = Some(said).filter(|said| !matches!(said, Said::Unanswered(_)));
-    Some((record_of(memory.as_ref(), &config.postgres.slot), said))
+    let Postgres { slot, publication, .. } = &config.postgres;
+    let question = include_str!("../../sql/setup/other_comments.sql");
+    let comments = primary.query(question, &[publication]).await.ok()?;
+    let mut is_recorded_beside = false;
+    for row in &comments {
+        let comment: &str = row.try_get(0).ok()?;
+        let memory = Memory::read(Some(comment));
+        is_recorded_beside |= Memory::is_damaged(Some(comment))
+            || record_of(memory.as_ref(), slot) != Record::Nothing;
+    }
+    Some(Asked { owner, record: record_of(memory.as_ref(), slot), is_recorded_beside, said })
 }
 
 /// Who owns the publication, if there is one, and what its comment remembers, if it is walsweep's.
@@ -512,7 +577,7 @@ mod tests {
             (Said::Taken(at), Own, Half, Half),
             (Said::Unmoved(at), Own, Not, Not),
             (Said::Nothing, Own, Not, Not),
-            (Said::Unanswered("away".to_owned()), Own, Not, Not),
+            (Said::Unanswered("away".to_owned()), Own, Half, Not),
             (Said::Behind(at), Half, Not, Not),
             (Said::Ahead(at), Half, Not, Not),
         ] {

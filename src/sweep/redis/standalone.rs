@@ -20,7 +20,6 @@ use super::standing::{self, BEGINNING, WATERMARK_SIZE_MAX};
 use crate::config;
 use crate::keys::KeySet;
 use crate::sweep::proof::chain::{Chain, Link, number_key};
-use crate::sweep::shared::digest_of;
 
 /// Writes the watermark key only if the value expected still stands there, and the number of the
 /// [`Chain`]. A script, because it must be one step: with `SET … GET` the evidence of a loss would
@@ -102,23 +101,6 @@ impl Standalone {
     #[must_use]
     pub fn observing(self, everything: KeySet) -> Standalone {
         Standalone { observed: Some(everything), ..self }
-    }
-
-    /// Removes what walsweep keeps for itself: the watermark and all that belongs to it. Gives how
-    /// many keys there were.
-    ///
-    /// # Errors
-    ///
-    /// Redis is not reached, or refuses.
-    pub async fn forget(&self) -> Result<u64, Error> {
-        let mut connection = connect(&self.redis).await?;
-        let found = standing::read(&mut connection, &self.watermark_key).await;
-        let mut unlink = cmd("UNLINK");
-        unlink.arg(&self.watermark_key).arg(&self.number_key);
-        if let Some(digest) = found.ok().flatten().as_deref().and_then(digest_of) {
-            unlink.arg(details_key(&self.watermark_key, &digest));
-        }
-        unlink.query_async(&mut connection).await.map_err(|error| classify(&error))
     }
 
     /// The connection for removals, and what it observes.
@@ -493,7 +475,7 @@ impl Node for Standalone {
 }
 
 /// Name of the key with the fingerprints of this digest, beside the watermark.
-fn details_key(watermark_key: &str, digest: &str) -> String {
+pub(super) fn details_key(watermark_key: &str, digest: &str) -> String {
     format!("{watermark_key}:rules:{digest}")
 }
 

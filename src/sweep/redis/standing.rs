@@ -8,8 +8,11 @@ use tokio::time::timeout;
 
 use super::connect::{classify, connect};
 use super::node::{Error, Kind};
+use super::standalone::details_key;
 use crate::config;
+use crate::sweep::proof::chain::number_key;
 use crate::sweep::proof::evidence::Watermark;
+use crate::sweep::shared::digest_of;
 
 /// Reads so many bytes of the watermark at most. KEYS: the watermark; ARGV: the number of bytes.
 /// An error is given back as it is: raised, it would lose its code in servers before 7.0.
@@ -54,4 +57,54 @@ pub async fn standing(redis: &config::Redis, key: &str) -> Result<Option<Waterma
         Err(error) if error.kind() == Kind::WrongType => Ok(None),
         Err(error) => Err(error),
     }
+}
+
+/// What [`forget`] found, and did with it. What is not shown to be of the cluster stays.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Forgotten {
+    /// The watermark was removed, with all that belongs to it.
+    Removed,
+    /// There was none.
+    Nothing,
+    /// The watermark is of the cluster with this `system_identifier`.
+    Others(String),
+    /// What stands under its name is no watermark.
+    Unreadable,
+    /// Without a watermark there is the number of removals, which does not tell whose it is.
+    Number,
+}
+
+/// Removes what walsweep keeps for itself, the watermark of this name and all that belongs to it,
+/// if that is of the Postgres cluster with this `system_identifier`. Several clusters may share a
+/// Redis, and the names of their slots.
+///
+/// # Errors
+///
+/// Redis is not reached, or refuses.
+pub async fn forget(redis: &config::Redis, key: &str, system_id: &str) -> Result<Forgotten, Error> {
+    let mut connection = connect(redis).await?;
+    let number_key = number_key(key);
+    let value = match read(&mut connection, key).await.map_err(|error| classify(&error)) {
+        Ok(Some(value)) => value,
+        Ok(None) => {
+            let exists = cmd("EXISTS").arg(&number_key).query_async(&mut connection).await;
+            let is_there: bool = exists.map_err(|error| classify(&error))?;
+            return Ok(if is_there { Forgotten::Number } else { Forgotten::Nothing });
+        }
+        Err(error) if error.kind() == Kind::WrongType => return Ok(Forgotten::Unreadable),
+        Err(error) => return Err(error),
+    };
+    match Watermark::from_value(&value) {
+        None => return Ok(Forgotten::Unreadable),
+        Some(mark) if mark.system_id != system_id => return Ok(Forgotten::Others(mark.system_id)),
+        Some(_) => {}
+    }
+    let mut unlink = cmd("UNLINK");
+    unlink.arg(key).arg(&number_key);
+    if let Some(digest) = digest_of(&value) {
+        unlink.arg(details_key(key, &digest));
+    }
+    let unlinked = unlink.query_async::<u64>(&mut connection).await;
+    unlinked.map_err(|error| classify(&error))?;
+    Ok(Forgotten::Removed)
 }

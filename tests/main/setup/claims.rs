@@ -330,11 +330,15 @@ async fn a_recorded_slot_that_nobody_reads_is_told_with_what_it_keeps_and_what_d
     let (_, after) = check.split_once(&warning).unwrap_or_else(|| panic!("{check}"));
     let kept: u32 = after.split(' ').next().unwrap().parse().unwrap();
     assert!(kept > 64, "six segments of 16 MB: {kept}");
-    let hint = "`walsweep teardown` with `postgres.slot = \"walsweep\"` drops the slot";
+    let hint = "first let `walsweep setup` record slot `renamed`, so that the publication stays \
+                for it; then `walsweep teardown` with `postgres.slot = \"walsweep\"` drops the \
+                slot";
     assert!(after.contains(hint), "{check}");
-    // Of the slot that is read `setup` says that the comment does not record it.
+    // Of the slot that is read `setup` says that the comment does not record it, and records it.
     let said = text(&sidecar.command(&["setup"]));
     assert!(said.contains("-- slot `renamed` is not recorded as walsweep's"), "{said}");
+    let check = text(&sidecar.command(&["check"]));
+    assert!(check.contains("[slot_unread]") && !check.contains("first let"), "{check}");
     assert_eq!(sidecar.sigterm().await, 0);
     let said = text(&sidecar.command(&["teardown"]));
     let left = "the walsweep with slot `walsweep` has it, too; nobody reads slot `walsweep` now: \
@@ -417,4 +421,82 @@ async fn the_name_of_an_index_is_shown_on_one_line() {
     bed.sql.run("drop index \"odd\nindex\"").await;
     let printed = text(&sidecar.command(&["teardown", "--print"]));
     assert!(printed.contains("it was that of index `odd\\nindex`, which is gone"), "{printed}");
+}
+
+/// The old slot is torn down while the walsweep goes on under another name, which no comment has.
+#[tokio::test]
+async fn teardown_of_an_old_slot_name_leaves_the_publication_that_is_read_under_a_new_one() {
+    let bed = Bed::new(&[]).await;
+    let mut sidecar = bed.sidecar().await;
+    bed.settled().await;
+    assert_eq!(sidecar.sigterm().await, 0);
+    let publication = || Some("walsweep".to_owned());
+    let old = Sidecar::new(Settings { publication: publication(), ..bed.settings() });
+    sidecar.change(|new| (new.name, new.publication) = ("renamed".to_owned(), publication()));
+    sidecar.start();
+    sidecar.wait_ready().await;
+    bed.settled().await;
+    let pid: i32 = bed.sql.one("select active_pid from pg_replication_slots where active").await;
+    let left = format!(
+        "left publication `walsweep`: process {pid} (`walsweep stream`) reads slot `renamed` with \
+         it, which its comment does not record"
+    );
+    let printed = text(&old.command(&["teardown", "--print"]));
+    assert!(!printed.contains("drop publication"), "{printed}");
+    let output = old.command(&["teardown"]);
+    let said = text(&output);
+    assert!(output.status.success() && said.contains(&left), "{said}");
+    assert!(said.contains("dropped slot `walsweep`"), "{said}");
+    assert_eq!(bed.sql.one::<String>(PUBLISHED).await, "item", "it takes no table out");
+    bed.fill(&["item:2"]).await;
+    bed.sql.run("update item set version = 8 where id = 2").await;
+    bed.gone("item:2").await;
+    assert_eq!(sidecar.sigterm().await, 0);
+    sidecar.setup();
+    sidecar.start();
+    sidecar.wait_ready().await;
+}
+
+/// A walsweep with a publication of its own has nothing to do with this one.
+#[tokio::test]
+async fn teardown_drops_its_publication_while_another_walsweep_reads_its_own() {
+    let bed = Bed::new(&[]).await;
+    let mut other = Sidecar::new(Settings {
+        name: "second".to_owned(),
+        publication: Some("second".to_owned()),
+        ..bed.settings()
+    });
+    other.setup();
+    other.start();
+    other.wait_ready().await;
+    let sidecar = Sidecar::new(bed.settings());
+    sidecar.setup();
+    let said = text(&sidecar.command(&["teardown"]));
+    assert!(said.contains("dropped publication `walsweep`"), "{said}");
+}
+
+/// Redis shows that walsweep read it, and nobody has moved it since: the owner's `setup` writes it
+/// down, so that an emptied Redis stops nothing.
+#[tokio::test]
+async fn setup_claims_a_slot_that_redis_shows_to_be_walsweeps() {
+    let bed = Bed::new(&[]).await;
+    let mut sidecar = bed.sidecar().await;
+    bed.settled().await;
+    assert_eq!(sidecar.sigterm().await, 0);
+    sidecar.change(|new| {
+        (new.name, new.publication) = ("renamed".to_owned(), Some("walsweep".to_owned()));
+    });
+    sidecar.start();
+    sidecar.wait_ready().await;
+    bed.settled().await;
+    assert_eq!(sidecar.sigterm().await, 0);
+    let output = sidecar.command(&["setup"]);
+    let said = text(&output);
+    assert!(output.status.success() && !said.contains("nothing to do"), "{said}");
+    let comment: String = bed.sql.one(COMMENT).await;
+    assert!(comment.contains("\"slots\":[\"renamed\",\"walsweep\"]"), "{comment}");
+    assert!(comment.contains("\"renamed\":[[\"public\",\"item\"]]"), "{comment}");
+    flush(&bed).await;
+    sidecar.start();
+    sidecar.wait_ready().await;
 }

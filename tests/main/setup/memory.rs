@@ -295,3 +295,47 @@ async fn a_shared_publication_that_cannot_remember_is_told_until_its_owner_write
     let said = text(&first.command(&["teardown"]));
     assert!(said.contains("its comment records slot `second`, too, which is not there"), "{said}");
 }
+
+/// Half of a comment tells neither that nobody else has the publication nor what `setup` changed.
+#[tokio::test]
+async fn a_comment_that_was_cut_off_is_told_and_nothing_goes_by_it() {
+    let bed = Bed::new(&[]).await;
+    bed.sql.run(TABLES).await;
+    let first = Sidecar::new(settings(&bed, &["cart"]));
+    first.setup();
+    let publication = Some("walsweep".to_owned());
+    let second =
+        Settings { name: "second".to_owned(), publication, ..settings(&bed, &["cart", "shop"]) };
+    let mut second = Sidecar::new(second);
+    second.setup();
+    let whole: String = bed.sql.one(COMMENT).await;
+    let many: Vec<String> = (0..1001).map(|number| format!("\"s{number}\"")).collect();
+    let many = format!("{SENTENCE}\n{{\"tables\":{{}},\"slots\":[{}]}}", many.join(","));
+    for damaged in [&whole[..whole.len() - 40], &many] {
+        let write = |comment: &str| {
+            format!("comment on publication walsweep is '{}'", comment.replace('\'', "''"))
+        };
+        bed.sql.run(&write(damaged)).await;
+        let check = text(&first.command(&["check"]));
+        let told = "warning[publication_memory]: the comment on publication `walsweep` of \
+                    `postgres` begins as walsweep's, and cannot be read: ";
+        let (_, after) = check.split_once(told).unwrap_or_else(|| panic!("{check}"));
+        assert!(after.contains("write it again as it was"), "{check}");
+        second.change(|new| new.rules = settings(&bed, &["cart", "shop", "till"]).rules);
+        let output = second.command(&["setup"]);
+        let said = text(&output);
+        assert_eq!(output.status.code(), Some(1), "{said}");
+        assert!(said.contains("the comment on publication `walsweep` cannot be read"), "{said}");
+        let said = text(&first.command(&["teardown"]));
+        let left = "left publication `walsweep` of `postgres`: its comment begins as walsweep's, \
+                    and cannot be read";
+        assert!(said.contains(left) && said.contains("left slot `walsweep`"), "{said}");
+        assert_eq!(bed.sql.one::<String>(COMMENT).await, *damaged, "it stays as it was");
+        let published =
+            "select string_agg(tablename, ' ' order by tablename) from pg_publication_tables";
+        assert_eq!(bed.sql.one::<String>(published).await, "cart shop");
+        bed.sql.run(&write(&whole)).await;
+        let check = text(&first.command(&["check"]));
+        assert!(!check.contains("publication_memory"), "{check}");
+    }
+}

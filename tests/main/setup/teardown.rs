@@ -1,5 +1,6 @@
 //! `teardown` drops all that is its to drop or nothing, and tells what it did.
 
+use redis::AsyncCommands;
 use walsweep_stage::throwaway::{Signal, signal};
 
 use crate::support::{Bed, PATIENCE, Settings, Sidecar, Sql, eventually, text};
@@ -78,14 +79,16 @@ async fn teardown_print_shows_the_sql_while_walsweep_runs_and_says_to_stop_it_fi
     assert!(output.status.success(), "{}", text(&output));
     let script = String::from_utf8(output.stdout).unwrap();
     let holder: i32 = bed.sql.one("select active_pid from pg_replication_slots").await;
-    let first = format!("-- Stop walsweep first: process {holder} (");
-    let at = |part: &str| script.find(part).unwrap_or_else(|| panic!("no {part}: {script}"));
-    assert!(at(&first) < at("perform pg_catalog.pg_drop_replication_slot("), "{script}");
+    let first = format!("-- Stop walsweep, and then print this again: process {holder} (");
+    assert!(script.contains(&first) && script.contains("drop publication"), "{script}");
+    assert!(!script.contains("perform pg_catalog.pg_drop_replication_slot("), "{script}");
     let output = sidecar.command(&["teardown"]);
     assert!(text(&output).contains("streams from it"), "{}", text(&output));
-    assert_eq!(bed.sql.one::<i64>(LEFT).await, 2, "nothing is dropped");
-    assert_eq!(sidecar.sigterm().await, 0);
     psql(&bed, "postgres", &script);
+    assert_eq!(bed.sql.one::<i64>(LEFT).await, 2, "nothing is dropped: {script}");
+    assert_eq!(sidecar.sigterm().await, 0);
+    let output = sidecar.command(&["teardown", "--print"]);
+    psql(&bed, "postgres", &String::from_utf8(output.stdout).unwrap());
     assert_eq!(bed.sql.one::<i64>(LEFT).await, 0, "{script}");
 }
 
@@ -231,4 +234,48 @@ async fn a_role_that_is_not_for_walsweep_alone_is_not_sent_to_be_dropped() {
         assert!(said.contains(&format!("role `{role}` stays")) && said.contains(why), "{said}");
         assert!(!said.contains("drop owned") && !said.contains("drop role"), "{said}");
     }
+}
+
+/// Two clusters, and a configuration whose URL names the wrong one. What Redis holds of the other
+/// cluster, or holds that nobody can read, is not this teardown's.
+#[tokio::test]
+async fn teardown_forgets_only_a_watermark_of_its_own_cluster() {
+    let (bed, other) = (Bed::new(&[]).await, Bed::new(&[]).await);
+    let mut sidecar = bed.sidecar().await;
+    bed.settled().await;
+    bed.marked().await;
+    assert_eq!(sidecar.sigterm().await, 0);
+    let wrong = Sidecar::new(Settings { postgres_url: other.postgres.url(), ..bed.settings() });
+    let (key, mut cache) = ("walsweep:walsweep", bed.cache.clone());
+    let keys = async |mut cache: redis::aio::MultiplexedConnection| -> usize {
+        let keys: Vec<String> = cache.keys("walsweep:*").await.unwrap();
+        keys.len()
+    };
+    let (value, count): (String, usize) =
+        (cache.get(key).await.unwrap(), keys(cache.clone()).await);
+    let system = "select system_identifier::text from pg_control_system()";
+    let (own, theirs): (String, String) = (bed.sql.one(system).await, other.sql.one(system).await);
+    let output = wrong.command(&["teardown"]);
+    let said = text(&output);
+    let left = format!(
+        "left `{key}` in redis: it is of the cluster with system identifier {own}, and this one \
+         has {theirs}"
+    );
+    assert!(output.status.success() && said.contains(&left), "{said}");
+    let line = format!("`redis-cli unlink {key} {key}:removals`");
+    assert!(said.contains(&line), "{said}");
+    assert_eq!(keys(cache.clone()).await, count, "{said}");
+    let _: () = cache.set(key, "nobody knows").await.unwrap();
+    let said = text(&wrong.command(&["teardown"]));
+    let left = format!("left `{key}` in redis: it cannot be read");
+    assert!(said.contains(&left) && said.contains(&line), "{said}");
+    let _: () = cache.del(key).await.unwrap();
+    let _: () = cache.set(format!("{key}:removals"), 7).await.unwrap();
+    let said = text(&wrong.command(&["teardown"]));
+    let left = format!("left `{key}:removals` in redis: nothing shows whose it is");
+    assert!(said.contains(&left) && said.contains(&line), "{said}");
+    let _: () = cache.set(key, value).await.unwrap();
+    let said = text(&sidecar.command(&["teardown"]));
+    assert!(said.contains(&format!("removed `{key}`")), "{said}");
+    assert_eq!(keys(cache.clone()).await, 0, "{said}");
 }

@@ -210,3 +210,35 @@ async fn a_setup_for_a_slot_that_was_made_by_hand_leaves_run_as_it_was() {
     let said = text(&sidecar.command(&["setup", "--as", &login(&bed, "shopkeeper")]));
     assert!(said.contains("nothing to do") && !said.contains("slot `walsweep`"), "{said}");
 }
+
+/// `max_retained_wal` holds while Redis is away, for a slot that the owner's script could not make:
+/// the comment wanted it, and the configuration names it. Nobody's `teardown` goes by that.
+#[tokio::test]
+async fn a_wanted_slot_that_keeps_too_much_is_given_up_while_redis_is_away() {
+    let mut bed = bed().await;
+    bed.sql.run("create table ballast (text text)").await;
+    let mut sidecar = of(&bed);
+    sidecar.change(|new| new.postgres = "max_retained_wal = \"64MB\"".to_owned());
+    printed_by_owner(&bed, &sidecar);
+    sidecar.start();
+    sidecar.wait_ready().await;
+    bed.settled().await;
+    bed.marked().await;
+    assert_eq!(sidecar.sigterm().await, 0);
+    bed.redis.pause().unwrap();
+    leaves(&sidecar, "and not who did, but of its confirmed_flush_lsn");
+    let check = text(&sidecar.command(&["check"]));
+    let told = "redis does not answer; once it shows that `run` made the slot and read it, the \
+                next `walsweep setup` of `shopkeeper`, who owns the publication, claims it";
+    assert!(check.contains(told), "{check}");
+    sidecar.start();
+    sidecar.wait_log(" streaming ").await;
+    let rows = "select repeat(md5(n::text), 60) from generate_series(1, 10000) n";
+    for _ in 0..5 {
+        bed.sql.run(&format!("insert into ballast {rows}")).await;
+    }
+    sidecar.wait_log("dropping it and creating it anew").await;
+    bed.redis.resume().unwrap();
+    bed.cache = bed.redis.connect().await.unwrap();
+    sidecar.wait_ready().await;
+}
