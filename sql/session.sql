@@ -8,8 +8,9 @@
 -- Gone through were all settings of context `user` and `superuser` (pg_settings, 14 and 18). Left
 -- as they are: `role`, which is who we are and not what our SQL means; what only a superuser may
 -- set (`session_replication_role`, `event_triggers`, `lc_messages`: we write no rows, and errors
--- are known by SQLSTATE); `synchronous_commit`, with which `setup` waits as long as the operator
--- wants it to; `lc_monetary`, as README.md says; `default_tablespace`, `check_function_bodies`,
+-- are known by SQLSTATE); `synchronous_commit`, but for what `setup` changes
+-- (sql/setup/waits.sql); `lc_monetary`, as README.md says; `default_tablespace`,
+-- `check_function_bodies`,
 -- `default_table_access_method` and `default_toast_compression`, as we make no tables;
 -- `row_security`, as catalogs have none; `xmloption` and `xmlbinary`, which change no value that is
 -- printed; `client_encoding`, which the login asks for; keepalives and `tcp_user_timeout`, which

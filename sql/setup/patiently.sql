@@ -2,10 +2,19 @@
 -- {timeout} for a lock, for whatever comes after it waits behind it; and it is tried again.
 -- Privileges: none. Versions: 14 to 18. {tables} are those that it locks.
 -- What has failed holds no lock while it pauses. The names of sessions are for all to see. Where
--- no table is locked, the error itself says who has the lock.
+-- no table is locked, the error itself says who has the lock. What is done keeps its lock until the
+-- transaction ends: so it has to be one of its own, and waits for no standby when it commits.
 do {quote}
 begin
+  if pg_catalog.transaction_timestamp()
+     operator(pg_catalog.<>) pg_catalog.statement_timestamp() then
+    raise sqlstate 'WS005' using
+      message = 'this has to be run outside a transaction block',
+      hint = 'psql without -1, and with AUTOCOMMIT on: else each table stays locked while the next '
+             'one is waited for';
+  end if;
   set local lock_timeout = '{timeout}';
+  set local synchronous_commit = 'local';
   for attempt in 1..{attempts} loop
     begin
       {sql};

@@ -23,20 +23,7 @@ begin
     perform pg_catalog.pg_advisory_xact_lock(2002873459, 2003133808);
   exception when lock_not_available then
     raise lock_not_available using message = pg_catalog.concat(
-      'the lock of walsweep''s comments is taken by ', coalesce(
-        (select pg_catalog.string_agg(
-                  case when l.pid is null then 'a prepared transaction'
-                       else pg_catalog.format('process %s of role %s (%s)', l.pid, a.usename,
-                                              a.application_name) end, ', ')
-           from pg_catalog.pg_locks l
-           left join pg_catalog.pg_stat_activity a on a.pid operator(pg_catalog.=) l.pid
-          where l.locktype operator(pg_catalog.=) 'advisory' and l.granted
-            and l.database operator(pg_catalog.=) (
-                  select d.oid from pg_catalog.pg_database d
-                   where d.datname operator(pg_catalog.=) pg_catalog.current_database())
-            and l.classid operator(pg_catalog.=) 2002873459::pg_catalog.oid
-            and l.objid operator(pg_catalog.=) 2003133808::pg_catalog.oid
-            and l.objsubid operator(pg_catalog.=) 2), 'somebody'));
+      'the lock of walsweep''s comments is taken by ', {holders});
   end;
   if (select pg_catalog.encode(pg_catalog.sha256(pg_catalog.convert_to(coalesce(
                pg_catalog.obj_description(p.oid, 'pg_publication'), ''), 'UTF8')), 'hex')

@@ -51,6 +51,31 @@ impl fmt::Display for Failure {
     }
 }
 
+/// Standard output of a command that does its work whether or not anybody reads that.
+#[derive(Debug, Default)]
+pub(super) struct Told {
+    failed: Option<Failure>,
+}
+
+impl Told {
+    /// Prints a text, unless one before could not be printed.
+    pub(super) fn print(&mut self, text: &str) {
+        if self.failed.is_none() {
+            self.failed = print(text).err();
+        }
+    }
+
+    /// Ends a command that has done all its work.
+    ///
+    /// # Errors
+    ///
+    /// Not everything could be printed.
+    pub(super) fn end(self) -> Result<(), Failure> {
+        let Some(failed) = self.failed else { return Ok(()) };
+        Err(failed.with_hint(Some("all was done; only what was to be told of it is missing")))
+    }
+}
+
 /// Any error as a failure of status 1.
 pub(crate) fn halted(error: impl fmt::Display) -> Failure {
     Failure::halted(error.to_string())

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use super::NAME;
-use super::failure::{Failure, halted, print};
+use super::failure::{Failure, Told, halted, print};
 use super::load::configuration;
 use super::login::{STOPPING, endpoint, partly_printed, refused, same_server};
 use crate::postgres::connect_sql;
@@ -54,31 +54,28 @@ pub async fn setup(path: &Path, print_only: bool, login: Option<&str>) -> Result
         let script = setup::script(&config, &mut rules, &hands, roles).await.map_err(fail)?;
         return print(&script);
     }
-    let mut told = false;
-    let mut tell = |statement: &setup::Statement| {
-        told = true;
-        print(&statement.to_string())
-    };
+    let mut told = Told::default();
     for role in &roles {
         role.run(&config, &hands).await.map_err(fail)?;
-        tell(&role.statement)?;
+        told.print(&role.statement.to_string());
     }
     if !is_compared && !roles.is_empty() {
         // Now the role is there, and perhaps may log in.
         is_compared = same_server(&config, &sql, true).await?;
     }
     if !is_compared {
-        let what = if told { "no more was done" } else { "nothing was changed" };
+        let what = if roles.is_empty() { "nothing was changed" } else { "no more was done" };
         let message = format!("{what}: `--as` may reach another server than `postgres.url`");
         return Err(Failure::halted(message).with_hint(Some(NOT_COMPARED)));
     }
     let done = setup::setup(&config, &mut rules, &hands).await.map_err(fail)?;
-    done.statements.iter().try_for_each(&mut tell)?;
-    done.refused.iter().try_for_each(|refused| print(&format!("{refused}\n")))?;
-    done.forgotten().iter().try_for_each(|text| print(text))?;
-    print(&done.notes())?;
+    done.statements.iter().for_each(|statement| told.print(&statement.to_string()));
+    done.refused.iter().for_each(|refused| told.print(&format!("{refused}\n")));
+    done.forgotten().iter().for_each(|text| told.print(text));
+    told.print(&done.notes());
+    let has_done = !(roles.is_empty() && done.statements.is_empty());
     if !done.left.is_empty() {
-        let others = if told { "the others are set up" } else { "nothing else is to do" };
+        let others = if has_done { "the others are set up" } else { "nothing else is to do" };
         let message = format!(
             "set up the database: {others}; no SQL cures this of some rules, which `walsweep run` \
              suspends:{}",
@@ -86,5 +83,8 @@ pub async fn setup(path: &Path, print_only: bool, login: Option<&str>) -> Result
         );
         return Err(Failure::halted(message));
     }
-    if told || !done.refused.is_empty() { Ok(()) } else { print("nothing to do\n") }
+    if !has_done && done.refused.is_empty() {
+        told.print("nothing to do\n");
+    }
+    told.end()
 }

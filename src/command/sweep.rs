@@ -3,7 +3,7 @@
 use std::io::{IsTerminal, Write, stderr};
 use std::path::Path;
 
-use super::failure::{Failure, halted, print};
+use super::failure::{Failure, Told, halted};
 use super::load::configuration;
 use crate::config::Config;
 use crate::keys::Pattern;
@@ -46,25 +46,26 @@ pub async fn sweep(
     };
     let outcome = pass.run(&node, &mut pace, each_page).await;
     shown.clear();
+    let mut told = Told::default();
     let progress = match outcome {
         Ok(progress) => progress,
         Err(error) => {
             if !dry_run {
-                print(&format!("{} removed before it failed\n", counted(removed, "key")))?;
+                told.print(&format!("{} removed before it failed\n", counted(removed, "key")));
             }
             return Err(failed(&config, &error).await);
         }
     };
-    print(&swept(patterns, &progress, dry_run))?;
+    told.print(&swept(patterns, &progress, dry_run));
     if progress.refused() > 0 {
         let message = "redis refused to remove some of the keys: NOPERM".to_owned();
         return Err(failed(&config, &Error::new(Kind::NoPerm, message)).await);
     }
     if dry_run && !foreign.is_empty() {
         let foreign = foreign.join("`, `");
-        print(&format!("no rule covers all of `{foreign}`: to remove it takes `--force`\n"))?;
+        told.print(&format!("no rule covers all of `{foreign}`: to remove it takes `--force`\n"));
     }
-    Ok(())
+    told.end()
 }
 
 /// The failure of a pass; where Redis lets the user do too little, with what lets him.

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use super::NAME;
-use super::failure::{Failure, halted, print};
+use super::failure::{Failure, Told, halted, print};
 use super::load::configuration;
 use super::login::{STOPPING, endpoint, refused, same_server};
 use crate::config::printable;
@@ -37,20 +37,23 @@ pub async fn teardown(path: &Path, print_only: bool, login: Option<&str>) -> Res
         return print(&setup::teardown_script(&config, &hands).await.map_err(fail)?);
     }
     let done = setup::teardown(&config, &hands).await.map_err(fail)?;
-    done.lines.iter().try_for_each(|line| print(&format!("{line}\n")))?;
+    let mut told = Told::default();
+    done.lines.iter().for_each(|line| told.print(&format!("{line}\n")));
     let key = key_name(&config.postgres.slot);
     if done.leaves_slot {
         let what = "left in redis, for whoever reads the slot: once it is dropped";
-        return print(&format!("`{key}` is {what}, `unlink {key} {key}:removals`\n"));
+        told.print(&format!("`{key}` is {what}, `unlink {key} {key}:removals`\n"));
+        return told.end();
     }
     let history = identify(&sql).await.map_err(halted)?.history;
     let system_id = history.map(|history| history.system_id).unwrap_or_default();
     let forgotten = sweep::forget(&config.redis, &key, &system_id).await;
-    print(&format!("{}\n", told(&key, &system_id, forgotten)))
+    told.print(&format!("{}\n", became(&key, &system_id, forgotten)));
+    told.end()
 }
 
 /// What became of the watermark of this name.
-fn told(key: &str, system_id: &str, forgotten: Result<Forgotten, sweep::Error>) -> String {
+fn became(key: &str, system_id: &str, forgotten: Result<Forgotten, sweep::Error>) -> String {
     let by_hand = format!("only if nobody needs it, `redis-cli unlink {key} {key}:removals`");
     match forgotten {
         Ok(Forgotten::Nothing) => format!("there is no `{key}` in redis"),

@@ -56,6 +56,8 @@ fn on_one_line(file: &str) -> String {
     lines.flat_map(str::split_whitespace).collect::<Vec<_>>().join(" ")
 }
 
+const COMMENT_LOCK_HOLDERS: &str = include_str!("../../sql/setup/comment_lock_holders.sql");
+
 /// What is done if the comment on the publication is another one.
 const REFUSED: &str = "raise sqlstate 'WS001' using message = 'the comment on the publication \
                        changed meanwhile: print this SQL again'";
@@ -76,6 +78,7 @@ fn unless_changed(
     let standing: Vec<String> = standing.iter().copied().chain(becomes).map(digest).collect();
     let name = literal(publication);
     let quote = dollar_quote(&format!("{name}{statement}"));
+    let holders = on_one_line(COMMENT_LOCK_HOLDERS);
     let values = [
         ("quote", &*quote),
         ("name", &name),
@@ -83,8 +86,15 @@ fn unless_changed(
         ("statement", statement),
         ("otherwise", otherwise),
         ("timeout", LOCK_TIMEOUT),
+        ("holders", &holders),
     ];
     render(&template, &values)
+}
+
+/// Takes the lock of walsweep's comments until the session ends.
+pub(crate) fn hold() -> String {
+    let holders = on_one_line(COMMENT_LOCK_HOLDERS);
+    render(include_str!("../../sql/setup/hold.sql"), &[("holders", &holders)])
 }
 
 /// The names of operations as `publish` takes them, which is their name in a configuration, too.

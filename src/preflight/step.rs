@@ -143,9 +143,37 @@ impl Does {
     }
 }
 
+/// How the statements begin that a block may guard.
+const ESSENTIAL: [&str; 4] = [
+    "comment on publication ",
+    "else drop publication ",
+    "pg_catalog.pg_drop_replication_slot(",
+    "else create role ",
+];
+
+/// Characters that a message shows of a statement.
+const BRIEF_MAX: usize = 160;
+
 impl Step {
     pub(super) fn new(does: Does, sql: String) -> Step {
         Step { sql, does }
+    }
+
+    /// What messages show of it, on a line: of a block that guards a statement that statement, and
+    /// of a long one its beginning.
+    pub(crate) fn brief(&self) -> String {
+        let line = self.sql.split_whitespace().collect::<Vec<_>>().join(" ");
+        let guarded = || {
+            let at = ESSENTIAL.iter().find_map(|begin| line.find(begin))?;
+            let guarded = line[at..].split("; end").next()?;
+            Some(guarded.strip_prefix("else ").unwrap_or(guarded))
+        };
+        let shown = if line.starts_with("do ") { guarded() } else { None };
+        let shown = shown.unwrap_or(&line);
+        match shown.char_indices().nth(BRIEF_MAX) {
+            Some((end, _)) => format!("{}…", &shown[..end]),
+            None => shown.to_owned(),
+        }
     }
 }
 
@@ -164,6 +192,8 @@ pub(crate) fn printed(steps: &[Step]) -> String {
         let is_limited_too = !is_slot && !matches!(step.does, Does::Role | Does::Grant(_));
         if is_limited_too && !is_limited {
             parts.push(format!("set lock_timeout = '{LOCK_TIMEOUT}'"));
+            // What is committed keeps its lock for as long as it waits for a standby.
+            parts.push("set synchronous_commit = local".to_owned());
         } else if is_slot && is_limited {
             parts.push("set lock_timeout = 0".to_owned());
         }
@@ -179,6 +209,9 @@ pub(crate) fn printed(steps: &[Step]) -> String {
 #[cfg(test)]
 mod tests {
     use super::{Does, Step, printed};
+    use crate::lsn::Lsn;
+    use crate::preflight::cure::{claim, create_role, drop_known_slot, drop_publication};
+    use crate::preflight::memory::Memory;
 
     #[test]
     fn a_lock_is_waited_for_briefly_and_a_slot_as_long_as_it_takes() {
@@ -188,9 +221,29 @@ mod tests {
             step(Does::SetPublication, "b;\nc"),
             step(Does::CreateSlot, "d"),
         ];
-        let expected = "set lock_timeout = '2s';\na;\nbegin;\nb;\nc;\ncommit;\n\
+        let expected = "set lock_timeout = '2s';\nset synchronous_commit = local;\na;\n\
+                        begin;\nb;\nc;\ncommit;\n\
                         set lock_timeout = 0;\nd";
         assert_eq!(printed(&steps), expected);
         assert_eq!(printed(&steps[2..]), "d");
+    }
+
+    #[test]
+    fn a_message_shows_what_a_long_statement_is_about() {
+        let brief = |sql: &str| Step::new(Does::SetPublication, sql.to_owned()).brief();
+        assert_eq!(
+            brief("alter table a\n  replica identity full"),
+            "alter table a replica identity full"
+        );
+        let guarded = "do $setup$ begin if x then raise; else comment on publication p is 'c'; end \
+                       if; end $setup$";
+        assert_eq!(brief(guarded), "comment on publication p is 'c'");
+        let long = brief(&"é".repeat(1_000));
+        assert!(long.chars().count() < 200 && long.ends_with('…'), "{long}");
+        let step = drop_known_slot("s", Lsn(7), false);
+        assert_eq!(step.brief(), "pg_catalog.pg_drop_replication_slot('s')");
+        assert_eq!(create_role("r", None).brief(), "create role \"r\" login");
+        assert_eq!(drop_publication("p", None).brief(), "drop publication \"p\"");
+        assert_eq!(claim("p", "s", &[], Memory::default()).brief().find("comment on"), Some(0));
     }
 }

@@ -56,7 +56,7 @@ impl Done {
     }
 
     /// What is to be known besides, as lines of comment: what [`Done::told`] holds, and that a
-    /// walsweep which runs still has the rules of tables that were taken out.
+    /// walsweep which runs since before still has the rules of tables that were taken out.
     #[must_use]
     pub fn notes(&self) -> String {
         let dropped = self.statements.iter().filter_map(|one| match &one.step.does {
@@ -65,8 +65,8 @@ impl Done {
         });
         let dropped: Vec<String> = dropped.collect();
         let restart = format!(
-            "A walsweep that runs since before has rules of {} still, and suspends them: restart \
-             it",
+            "If walsweep was not restarted since the rules of {} went, restart it: it has them \
+             still, and suspends them",
             dropped.join(", ")
         );
         let restart = (!dropped.is_empty()).then_some(restart);

@@ -14,7 +14,7 @@ use tokio_postgres::error::SqlState;
 use super::{Error, NAME};
 use crate::postgres::statement::render;
 use crate::postgres::{self, Endpoint, connect_sql};
-use crate::preflight::{LOCK_TIMEOUT, Step, message};
+use crate::preflight::{LOCK_TIMEOUT, Step, hold, message};
 use crate::run::shutdown::Shutdown;
 use crate::source::slot_health::{named, running};
 
@@ -48,6 +48,19 @@ enum Outcome {
     Locked(String),
 }
 
+/// What becomes of a statement of which nothing is left on the server.
+const CANCELED: &str = "was canceled";
+
+/// What becomes of a statement that was not sent, or is not sent again.
+const NOT_RUN: &str = "was not run";
+
+/// What becomes of a statement that does not end.
+const UNKNOWN: &str = "may still be done, for the server did not cancel it within 10 s";
+
+fn stopped(became: &'static str, shown: &str) -> Error {
+    Error::Stopped { became, sql: shown.to_owned() }
+}
+
 impl Hands<'_> {
     /// Whether the session is this role's.
     pub(super) fn is_of(&self, role: &str) -> bool {
@@ -64,32 +77,45 @@ impl Hands<'_> {
         }
     }
 
+    /// Lets no other `setup` and no `teardown` begin to look before this session has ended.
+    pub(super) async fn hold(&self) -> Result<(), Error> {
+        self.patiently(&hold(), "pg_catalog.pg_advisory_lock(2002873459, 2003133808)", None).await
+    }
+
     /// Runs a transaction. One that does not get its lock within 2 s is tried again, so that what
     /// the application sends never waits longer behind it.
     pub(super) async fn run(&self, step: &Step) -> Result<(), Error> {
-        self.run_shown(step, &step.sql).await
+        self.run_shown(step, &step.brief()).await
     }
 
     /// The same of a step that messages show as `shown`: it may have a secret in it.
     pub(super) async fn run_shown(&self, step: &Step, shown: &str) -> Result<(), Error> {
+        self.patiently(&step.sql, shown, Some(step)).await
+    }
+
+    /// Runs a transaction, which may be that of a step that locks tables.
+    async fn patiently(&self, sql: &str, shown: &str, step: Option<&Step>) -> Result<(), Error> {
         self.limit(LOCK_TIMEOUT).await?;
         let mut attempts = 0;
         loop {
-            let said = match self.once(&step.sql, shown).await? {
+            let said = match self.once(sql, shown).await? {
                 Outcome::Done => return Ok(()),
                 Outcome::Locked(said) => said,
             };
-            let holders = self.holders(step, said).await?;
+            let holders = match step {
+                Some(step) => self.holders(step, said).await?,
+                None => said,
+            };
             attempts += 1;
             if attempts == ATTEMPTS {
                 let sql = shown.to_owned();
                 return Err(Error::Locked { sql, attempts, holders });
             }
-            tracing::warn!("waiting to run `{shown}`: {holders}; trying again");
+            tracing::warn!("waiting: {holders}; trying again to run `{shown}`");
             let mut stop = self.stop.clone();
             tokio::select! {
                 biased;
-                () = stop.requested() => return Err(Error::Stopped(shown.to_owned())),
+                () = stop.requested() => return Err(stopped(NOT_RUN, shown)),
                 () = sleep(PAUSE) => {}
             }
         }
@@ -99,7 +125,8 @@ impl Hands<'_> {
     /// every transaction that runs has ended, however long that takes, and nobody waits behind it.
     pub(super) async fn with_slot(&self, step: &Step) -> Result<(), Error> {
         self.limit("0").await?;
-        let mut creating = pin!(self.once(&step.sql, &step.sql));
+        let shown = step.brief();
+        let mut creating = pin!(self.once(&step.sql, &shown));
         if let Ok(created) = timeout(SLOW, &mut creating).await {
             return created.map(drop);
         }
@@ -136,32 +163,45 @@ impl Hands<'_> {
     }
 
     async fn limit(&self, lock_timeout: &str) -> Result<(), Error> {
-        let sql =
-            render(include_str!("../../sql/setup/lock_timeout.sql"), &[("timeout", lock_timeout)]);
+        let sql = render(include_str!("../../sql/setup/waits.sql"), &[("timeout", lock_timeout)]);
         Ok(self.client.batch_execute(&sql).await?)
     }
 
-    /// Runs statements, which are one transaction; a wish to stop cancels them on the server.
+    /// Runs statements, which are one transaction; a wish to stop cancels them on the server. One
+    /// that was done before it could be canceled is done.
     async fn once(&self, sql: &str, shown: &str) -> Result<Outcome, Error> {
+        if self.stop.is_requested() {
+            return Err(stopped(NOT_RUN, shown));
+        }
         let mut stop = self.stop.clone();
         let mut statement = pin!(self.client.batch_execute(sql));
         let done = tokio::select! {
             biased;
-            () = stop.requested() => None,
             done = &mut statement => Some(done),
+            () = stop.requested() => None,
         };
-        let Some(done) = done else {
-            if let Err(error) = postgres::cancel(self.client.cancel_token(), self.endpoint).await {
-                tracing::warn!(%error, "the statement could not be canceled");
+        let done = match done {
+            Some(done) => done,
+            None => {
+                let cancel = postgres::cancel(self.client.cancel_token(), self.endpoint).await;
+                if let Err(error) = cancel {
+                    tracing::warn!(%error, "the statement could not be canceled");
+                }
+                let Ok(done) = timeout(CANCEL_TIMEOUT, statement).await else {
+                    return Err(stopped(UNKNOWN, shown));
+                };
+                done
             }
-            // It may have been done just before, and then there is no more to cancel.
-            drop(timeout(CANCEL_TIMEOUT, statement).await);
-            return Err(Error::Stopped(shown.to_owned()));
         };
         match done {
             Ok(()) => Ok(Outcome::Done),
             Err(error) if error.code() == Some(&SqlState::LOCK_NOT_AVAILABLE) => {
                 Ok(Outcome::Locked(message(&error)))
+            }
+            Err(error)
+                if self.stop.is_requested() && error.code() == Some(&SqlState::QUERY_CANCELED) =>
+            {
+                Err(stopped(CANCELED, shown))
             }
             Err(source) => Err(Error::Statement { sql: shown.to_owned(), source }),
         }

@@ -12,6 +12,7 @@
 //! remembered on the publication before it is done, and told where that is refused.
 
 mod done;
+mod error;
 mod hands;
 mod left;
 mod looked;
@@ -36,6 +37,7 @@ use crate::preflight::{self, Code, Does, Finding, Memory, Step, certain, remembe
 use crate::source::slot_server::{caught_up, nudge};
 
 pub use self::done::{Done, Refused};
+pub use self::error::Error;
 pub use self::hands::Hands;
 use self::looked::looked;
 use self::marked::{Marked, marked};
@@ -59,9 +61,6 @@ const OVERTAKEN_MAX: usize = 20;
 /// Before it begins anew.
 const OVERTAKEN_PAUSE: Duration = Duration::from_millis(50);
 
-/// SQLSTATE of `sql/setup/unless_changed.sql`.
-const CHANGED: &str = "WS001";
-
 /// A transaction, and what it is for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Statement {
@@ -82,223 +81,6 @@ impl fmt::Display for Statement {
     }
 }
 
-/// Why a database could not be set up or cleaned up.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// The checks could not be made.
-    #[error("check the database: {0}")]
-    Preflight(#[from] preflight::Error),
-    /// Something is wrong that no statement cures; no table, publication or slot was changed.
-    #[error(
-        "set up the database: somebody has to see to this first; tables, publication and slot are \
-         as they were:{}", list(.0)
-    )]
-    Incurable(Vec<Finding>),
-    /// The slot is probably another program's, and `run` would refuse it.
-    #[error("set up the database: `walsweep run` would refuse to start:\n{0}")]
-    SlotUnclaimed(Box<Finding>),
-    /// The publication is somebody else's, and lacks something; nothing was changed.
-    #[error(
-        "set up the database: {why}, and the publication lacks something; tables, publication and \
-         slot are as they were:{}", list(.findings)
-    )]
-    Foreign {
-        /// Why it is not walsweep's.
-        why: String,
-        /// What it lacks, with the SQL for whoever owns it.
-        findings: Vec<Finding>,
-    },
-    /// The cures were applied, and yet there are errors.
-    #[error("set up the database: still wrong:{}", list(.0))]
-    Uncured(Vec<Finding>),
-    /// The publication, or its comment, is no longer as it was read.
-    #[error("publication `{publication}` was changed by somebody else at the same time: {cause}")]
-    Overtaken {
-        /// The publication.
-        publication: String,
-        /// What Postgres said.
-        cause: Box<Error>,
-    },
-    /// A statement was refused; those before it stay.
-    #[error("postgres refused `{sql}`: {}", preflight::message(.source))]
-    Statement {
-        /// The statement.
-        sql: String,
-        /// What Postgres said.
-        source: tokio_postgres::Error,
-    },
-    /// The role may not run a statement; those before it stay.
-    #[error("postgres refused `{sql}`: {}", preflight::message(.source))]
-    Denied {
-        /// The statement.
-        sql: String,
-        /// What Postgres said.
-        source: tokio_postgres::Error,
-        /// Who may.
-        who: String,
-    },
-    /// The role may not do all that is needed. Of it nothing was done.
-    #[error(
-        "set up the database: role `{role}` may not {}; nothing of it was done", .lacks.join(", ")
-    )]
-    Unentitled {
-        /// Who asks.
-        role: String,
-        /// What it may not do.
-        lacks: Vec<String>,
-        /// Who may.
-        who: String,
-    },
-    /// Some statements were done before it ended.
-    #[error("{cause}\n{done}")]
-    Partly {
-        /// What was done, and stays.
-        done: Box<Done>,
-        /// Why it ended.
-        cause: Box<Error>,
-    },
-    /// A lock was not to be had; the statements before it stay.
-    #[error("`{sql}` did not get its lock in {attempts} attempts: {holders}")]
-    Locked {
-        /// The statement.
-        sql: String,
-        /// How often it was tried.
-        attempts: u32,
-        /// Who has it.
-        holders: String,
-    },
-    /// Somebody asked to stop. Of this statement nothing is left on the server.
-    #[error("stopped: `{0}` was canceled")]
-    Stopped(String),
-    /// The standby that the slot is on cannot be reached.
-    #[error("ask the standby of `postgres.replication_url`: {0}")]
-    Standby(#[from] crate::postgres::Error),
-    /// The standby is late, so that a slot there would begin before what it needs.
-    #[error("create the slot: the standby has not replayed what the primary wrote 20 s ago")]
-    StandbyBehind,
-    /// The slot cannot be dropped while somebody streams from it.
-    #[error("drop slot `{slot}`: process {pid} (`{name}`) streams from it")]
-    SlotActive {
-        /// The slot.
-        slot: String,
-        /// The process on the server.
-        pid: i32,
-        /// Its `application_name`.
-        name: String,
-    },
-    /// What is to be dropped is partly somebody else's. Nothing was dropped.
-    #[error("drop {}: role `{role}` does not own it; nothing was dropped", .what.join(", "))]
-    NotOwner {
-        /// Who asks.
-        role: String,
-        /// What it may not drop, each with its owner.
-        what: Vec<String>,
-        /// Who may.
-        who: String,
-    },
-    /// `teardown` came no further; what it did before stays done.
-    #[error("{}{cause}", .done.iter().map(|line| format!("{line}; then: ")).collect::<String>())]
-    Teardown {
-        /// A line about each thing that was dropped, left, or not found.
-        done: Vec<String>,
-        /// Why it ended.
-        cause: Box<Error>,
-    },
-}
-
-impl Error {
-    /// What a person can do about it.
-    #[must_use]
-    pub fn hint(&self) -> Option<String> {
-        match self {
-            Error::Denied { who, .. }
-            | Error::NotOwner { who, .. }
-            | Error::Unentitled { who, .. } => Some(who.clone()),
-            Error::Partly { cause, .. } => cause.hint(),
-            error => error.known_hint().map(str::to_owned),
-        }
-    }
-
-    fn known_hint(&self) -> Option<&'static str> {
-        match self {
-            Error::SlotActive { .. } => Some("stop walsweep first"),
-            Error::Teardown { cause, .. } => match &**cause {
-                Error::Statement { .. } => Some(
-                    "`walsweep teardown --print` shows the SQL, and `walsweep teardown --as URL` \
-                     runs it as a role that may",
-                ),
-                cause => cause.known_hint(),
-            },
-            Error::Statement { .. } if self.is_denied() => Some(
-                "`walsweep setup --print` shows the SQL for a role that may run it, and `walsweep \
-                 setup --as URL` runs it as that role",
-            ),
-            Error::Statement { .. } => {
-                Some("what was done before it stays; `walsweep check` tells what is left")
-            }
-            Error::Locked { .. } | Error::Overtaken { .. } => {
-                Some("run it again: what is done already is not done twice")
-            }
-            Error::Foreign { .. } => Some(
-                "let its owner run that SQL, or let `postgres.publication` name another; `walsweep \
-                 check` prints what hands it over to walsweep",
-            ),
-            Error::StandbyBehind => Some("see that it follows the primary"),
-            Error::Standby(_)
-            | Error::Denied { .. }
-            | Error::NotOwner { .. }
-            | Error::Unentitled { .. }
-            | Error::Partly { .. }
-            | Error::Stopped(_)
-            | Error::Preflight(_)
-            | Error::Incurable(_)
-            | Error::SlotUnclaimed(_)
-            | Error::Uncured(_) => None,
-        }
-    }
-}
-
-impl Error {
-    /// Whether the role lacks a right.
-    fn is_denied(&self) -> bool {
-        let denied = &SqlState::INSUFFICIENT_PRIVILEGE;
-        matches!(self, Error::Statement { source, .. } if source.code() == Some(denied))
-    }
-
-    /// Whether somebody else has changed the publication since this step was planned.
-    fn is_overtaken(&self, does: &Does) -> bool {
-        let Error::Statement { source, .. } = self else { return false };
-        match source.code().map(SqlState::code) {
-            Some(CHANGED) => true,
-            // It is there already, or is no longer: so it is with tables in it.
-            Some("42710" | "23505") => {
-                matches!(does, Does::CreatePublication(_) | Does::AddTables(_))
-            }
-            Some("42704") => matches!(does, Does::DropTable(_) | Does::WidenTable(_)),
-            // "tuple concurrently updated": before version 15 the publication is not locked.
-            Some("XX000") => does.alters_publication(),
-            _ => false,
-        }
-    }
-
-    /// Whether the server refused the statement, or its locks, and goes on with others.
-    fn is_refusal(&self) -> bool {
-        match self {
-            Error::Statement { source, .. } | Error::Denied { source, .. } => {
-                source.as_db_error().is_some()
-            }
-            Error::Locked { .. } => true,
-            _ => false,
-        }
-    }
-}
-
-impl From<tokio_postgres::Error> for Error {
-    fn from(error: tokio_postgres::Error) -> Error {
-        Error::Preflight(preflight::Error::Query(error))
-    }
-}
-
 /// Findings, each on a line of its own.
 pub(crate) fn list(findings: &[Finding]) -> String {
     preflight::told(findings.iter()).iter().map(|finding| format!("\n{finding}")).collect()
@@ -316,6 +98,7 @@ pub(crate) fn list(findings: &[Finding]) -> String {
 /// What was done before is told with it.
 pub async fn setup(config: &Config, rules: &mut Rules, hands: &Hands<'_>) -> Result<Done, Error> {
     hands.prepare().await?;
+    hands.hold().await?;
     let mut done = Done::default();
     match rounds(config, rules, hands, &mut done).await {
         Ok(()) => Ok(done),
@@ -531,7 +314,7 @@ fn goes_on_without(
 ///
 /// The statement's; see [`Error`].
 pub async fn run(config: &Config, hands: &Hands<'_>, statement: &Statement) -> Result<(), Error> {
-    run_shown(config, hands, &statement.step, &statement.step.sql).await
+    run_shown(config, hands, &statement.step, &statement.step.brief()).await
 }
 
 /// The same of a step that messages show as `shown`.
@@ -580,7 +363,7 @@ async fn create_slot(
         biased;
         created = there.with_slot(step) => created,
         source = nudge(primary.client) => {
-            Err(Error::Statement { sql: step.sql.clone(), source })
+            Err(Error::Statement { sql: step.brief(), source })
         }
     }
 }

@@ -89,7 +89,7 @@ impl Lacking {
     ///
     /// The statement's; see [`Error`].
     pub async fn run(&self, config: &Config, hands: &Hands<'_>) -> Result<(), Error> {
-        run_shown(config, hands, &self.sent, &self.statement.step.sql).await
+        run_shown(config, hands, &self.sent, &self.statement.step.brief()).await
     }
 }
 

@@ -23,7 +23,7 @@ pub async fn script(
     let marked = marked(config, hands).await?;
     let Plan { statements, advised, left } = plan(&findings, &marked.mark);
     let may_create_slot = may_create_slot(rules, hands).await?;
-    let mut script = head();
+    let mut script = head(HEADING);
     let (first, left): (Vec<&Finding>, Vec<&Finding>) =
         left.iter().partition(|finding| finding.stops_everything());
     script.push_str(&by_hand("Before anything else, by hand", &first));
@@ -81,7 +81,7 @@ fn by_hand(what: &str, findings: &[&Finding]) -> String {
 /// The part of the script for the role alone, while nobody can log in as it to see the rest.
 #[must_use]
 pub fn script_without_login(config: &Config, cause: &str) -> String {
-    let mut script = head();
+    let mut script = head(HEADING);
     let why = format!(
         "The rest cannot be seen yet ({cause}). Run this, then print it again, or let `walsweep \
          setup --as URL` do all of it."
@@ -110,15 +110,21 @@ pub fn script_without_login(config: &Config, cause: &str) -> String {
     script
 }
 
-fn head() -> String {
+/// The text that says what `setup --print` prints.
+const HEADING: &str = "\
+     What walsweep needs in this database, for psql. A superuser may run all of it;\n\
+     else each part says who may. Each statement waits for a lock at most 2 s and is\n\
+     tried again, so that nothing of the application waits longer behind it.";
+
+/// How a script begins: whatever psql's session was told before, an error ends the script, and each
+/// statement is committed on its own.
+pub(super) fn head(text: &str) -> String {
     let begin = render(include_str!("../../sql/setup/script_begin.sql"), &[]);
-    let text = "What walsweep needs in this database, for psql. A superuser may run all of it;\n\
-                else each part says who may. Each statement waits for a lock at most 2 s and is\n\
-                tried again, so that nothing of the application waits longer behind it.";
-    format!("{}\\set ON_ERROR_STOP on\n{begin};\n", comment(text))
+    format!("{}\\set ON_ERROR_STOP on\n\\set AUTOCOMMIT on\n{begin};\n", comment(text))
 }
 
-fn tail() -> String {
+/// How what is run of a script ends.
+pub(super) fn tail() -> String {
     let end = render(include_str!("../../sql/setup/script_end.sql"), &[]);
     format!("\n{end};\n")
 }

@@ -8,13 +8,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use tokio_postgres::Client;
 
 use super::left::{Kept, Stays, kept, roles};
-use super::script::comment;
+use super::script::{comment, head, tail};
 use super::who::{Asked, Owned, login, not_owned};
 use super::{Error, Hands, Mark, Marked, marked, overtaken, slot_standby};
 use crate::capture::publication_names;
 use crate::config::{Config, Postgres, SlotOn};
 use crate::lsn::Lsn;
-use crate::postgres::statement::render;
 use crate::postgres::{Sql, identify};
 use crate::preflight::{self, Does, Memory, Record, SENTENCE, Step, printed};
 use crate::run::session::REPLICATION_NAME;
@@ -85,6 +84,7 @@ pub struct Removed {
 /// then. When a statement is refused; what was done before is told.
 pub async fn teardown(config: &Config, hands: &Hands<'_>) -> Result<Removed, Error> {
     hands.prepare().await?;
+    hands.hold().await?;
     let standby = slot_standby(config).await?;
     let remains = look(config, hands, standby.as_ref()).await?;
     if let Held::By(pid, name) = remains.slot {
@@ -202,14 +202,9 @@ async fn may_drop_rest(config: &Config, hands: &Hands<'_>, remains: &Remains) ->
 pub async fn teardown_script(config: &Config, hands: &Hands<'_>) -> Result<String, Error> {
     let standby = slot_standby(config).await?;
     let remains = look(config, hands, standby.as_ref()).await?;
-    let begin = render(include_str!("../../sql/setup/script_begin.sql"), &[]);
-    let end = render(include_str!("../../sql/setup/script_end.sql"), &[]);
-    let mut script = format!(
-        "{}\\set ON_ERROR_STOP on\n{begin};\n",
-        comment(
-            "What `walsweep teardown` does to this database, for psql. A superuser may run all of \
-             it;\nelse each part says who may."
-        )
+    let mut script = head(
+        "What `walsweep teardown` does to this database, for psql. A superuser may run all of \
+         it;\nelse each part says who may.",
     );
     let parts = script_parts(config, &remains);
     match &remains.slot {
@@ -223,7 +218,7 @@ pub async fn teardown_script(config: &Config, hands: &Hands<'_>) -> Result<Strin
         }
         Held::Missing | Held::Left(_) | Held::Free(_) => script.push_str(&parts),
     }
-    script.push_str(&format!("\n{end};\n\n"));
+    script.push_str(&format!("{}\n", tail()));
     let watermark = key_name(&config.postgres.slot);
     let mut lines = left(config, &remains);
     lines.push(format!(

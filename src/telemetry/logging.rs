@@ -31,6 +31,8 @@ pub fn start(log: &Log) -> Result<(), ParseError> {
     };
     let filter = filter.add_directive(keys);
     let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(stderr);
+    // That a line cannot be written would be written to the same place, and end the program there.
+    let lines = lines.log_internal_errors(false);
     match log.format {
         LogFormat::Text => lines.with_ansi(false).with_target(false).init(),
         LogFormat::Json => lines.json().flatten_event(true).with_target(false).init(),

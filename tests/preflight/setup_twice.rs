@@ -53,6 +53,8 @@ async fn the_printed_script_does_what_setup_does_and_teardown_leaves_nothing() {
 
     setup::setup(&config, &mut rules, &hands).await.unwrap();
     let printed = setup::teardown_script(&config, &hands).await.unwrap();
+    // As the end of a session of `setup` does.
+    run(&client, "select pg_advisory_unlock_all()").await;
     psql(&server, "app", &printed);
     assert_eq!(client.query_one(LEFT, &[]).await.unwrap().get::<_, i64>(0), 0, "{printed}");
 }

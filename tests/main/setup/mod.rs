@@ -1,6 +1,8 @@
 //! `setup`, `check` and `teardown` do no harm (I10): what they print, wait for, own and leave.
 
 mod claims;
+mod closed;
+mod commits;
 mod given_up;
 mod grants;
 mod heirs;
@@ -10,6 +12,7 @@ mod memory;
 mod old_rows;
 mod others;
 mod printed;
+mod psql;
 mod refused;
 mod slot;
 mod teardown;

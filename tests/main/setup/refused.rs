@@ -52,9 +52,8 @@ async fn a_refused_step_that_is_not_needed_leaves_all_others_done() {
     let said = text(&output);
     assert!(output.status.success(), "{said}");
     for part in [
-        "-- Not done, and not needed to run: postgres refused `alter table \"public\".\"club\" \
-         replica identity",
-        "must be owner of table club",
+        "-- Not done, and not needed to run: postgres refused a statement: must be owner of table \
+         club; it was `alter table \"public\".\"club\" replica identity full`",
         "-- Without it: lookup `club` reads `name` of `public.club`",
         "-- hint: role `shopkeeper` does not own table `public.club` of `registrar`: `registrar` \
          cannot log in, and no member of it; `walsweep setup --as URL` with a superuser's login",
@@ -185,7 +184,7 @@ async fn what_comes_after_a_refused_step_is_left_too() {
     let said = text(&output);
     assert!(output.status.success(), "{said}");
     assert!(
-        said.contains("-- Not done, and not needed to run: postgres refused `alter publication"),
+        said.contains("-- Not done, and not needed to run: postgres refused a statement: must be"),
         "{said}"
     );
     let full = "select relreplident::text from pg_class where relname = 'log'";
@@ -196,4 +195,34 @@ async fn what_comes_after_a_refused_step_is_left_too() {
     assert!(output.status.success(), "{}", text(&output));
     assert_eq!(bed.sql.one::<String>(full).await, "d");
     bed.sql.run("insert into log values ('a'); update log set line = 'b'").await;
+}
+
+/// What was refused is read first: the reason, and of the SQL no more than it is about.
+#[tokio::test]
+async fn an_error_says_why_before_it_shows_the_sql() {
+    let bed = Bed::new(&[]).await;
+    bed.sql
+        .run(
+            "create role clerk login; create table cart (id int primary key, name text not null);
+             alter table cart owner to clerk",
+        )
+        .await;
+    let mut sidecar = Sidecar::new(settings(&bed, rule("item", &["item:{id}"])));
+    let clerk = bed.postgres.url().replace("//postgres@", "//clerk@");
+    let output = sidecar.command(&["setup", "--as", &clerk]);
+    let said = String::from_utf8(output.stderr).unwrap();
+    let first = said.lines().find(|line| line.contains("refused")).unwrap_or(&said);
+    assert!(first.contains("postgres refused a statement: permission denied"), "{said}");
+    assert!(first.ends_with("; it was `create role \"walsweep\" login`"), "{said}");
+    // The comment on a publication is changed by a long statement.
+    let output = sidecar.command(&["setup", "--as", &bed.postgres.url()]);
+    assert!(output.status.success(), "{}", text(&output));
+    bed.sql.run("alter publication walsweep add table cart").await;
+    sidecar.change(|new| new.rules.push_str(&rule("cart", &["cart:{name}"])));
+    let said = text(&sidecar.command(&["setup", "--as", &clerk]));
+    let told = "postgres refused a statement: must be owner of publication walsweep; it was \
+                `comment on publication \"walsweep\" is E'walsweep setup made this";
+    assert!(said.contains(told), "{said}");
+    let refused = said.lines().find(|line| line.contains("postgres refused")).unwrap();
+    assert!(refused.chars().count() < 320 && !refused.contains("$setup$"), "{refused}");
 }

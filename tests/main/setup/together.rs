@@ -145,6 +145,90 @@ async fn a_setup_waits_for_the_comment_of_another_and_does_not_fail() {
     assert!(output.status.success(), "{}", text(&output));
 }
 
+/// A rule of a table without a key, for inserts alone, and one that needs deletes: no DELETE of the
+/// application ever fails, for the one that came later sees what the other has made, and says so.
+#[tokio::test]
+async fn no_table_is_added_to_a_publication_that_another_setup_widens_meanwhile() {
+    let bed = Bed::new(&[]).await;
+    bed.sql.run(TABLES).await;
+    bed.sql.run("create table bare (name text); insert into bare values ('a')").await;
+    let inserts = rule("bare", &["k:{name}"]) + "operations = [\"insert\"]\n";
+    let (mut one, two) = (of(&bed, "one", &[]), of(&bed, "two", &["cart"]));
+    one.change(|new| new.rules = inserts);
+    let other = crate::support::Sql::connect(&bed.postgres).await;
+    other.run("begin; lock table bare in share update exclusive mode").await;
+    let first = one.spawn(&["setup"]);
+    let queued = "select exists (select from pg_locks where not granted)";
+    let waits = || async { bed.sql.one::<bool>(queued).await };
+    eventually(PATIENCE, "it waits for the table", waits).await;
+    let mut second = two.spawn(&["setup"]);
+    tokio::time::sleep(std::time::Duration::from_secs(3)).await;
+    let is_waiting = second.try_wait().unwrap().is_none();
+    other.run("commit").await;
+    let (first, second) = (tokio::spawn(ended(first)), tokio::spawn(ended(second)));
+    while !(first.is_finished() && second.is_finished()) {
+        bed.sql.run("delete from bare where name = 'b'").await;
+    }
+    let (first, second) = (first.await.unwrap(), second.await.unwrap());
+    assert!(first.status.success() && is_waiting, "{}", text(&first));
+    let told = "the application's own UPDATE and DELETE of `public.bare` would fail";
+    assert!(text(&second).contains(told), "{}", text(&second));
+    bed.sql.run("delete from bare").await;
+    assert_eq!(bed.sql.one::<String>(PUBLISHED).await, "bare");
+}
+
+/// The table that nobody had a rule of is another's by now.
+#[tokio::test]
+async fn no_table_is_taken_out_that_another_setup_claims_meanwhile() {
+    let bed = Bed::new(&[]).await;
+    bed.sql.run(TABLES).await;
+    let (mut one, two) = (of(&bed, "one", &["shop", "club"]), of(&bed, "two", &["shop"]));
+    one.setup();
+    one.change(|new| new.rules = rule("club", &["k:{name}"]));
+    let other = crate::support::Sql::connect(&bed.postgres).await;
+    other.run("begin; lock table shop in share update exclusive mode").await;
+    let first = one.spawn(&["setup"]);
+    let queued = "select exists (select from pg_locks where not granted)";
+    let waits = || async { bed.sql.one::<bool>(queued).await };
+    eventually(PATIENCE, "it waits for the table", waits).await;
+    let second = two.spawn(&["setup"]);
+    tokio::time::sleep(std::time::Duration::from_secs(3)).await;
+    other.run("commit").await;
+    for child in [first, second] {
+        let output = ended(child).await;
+        assert!(output.status.success(), "{}", text(&output));
+    }
+    assert_eq!(bed.sql.one::<String>(PUBLISHED).await, "club shop");
+    let check = two.command(&["check"]);
+    assert!(check.status.success(), "{}", text(&check));
+}
+
+/// Of what `teardown` looked at nothing changes until it drops it.
+#[tokio::test]
+async fn a_teardown_waits_for_a_setup_and_names_it() {
+    let bed = Bed::new(&[]).await;
+    bed.sql.run(TABLES).await;
+    let (one, two) = (of(&bed, "one", &["shop"]), of(&bed, "two", &["cart"]));
+    one.setup();
+    let other = crate::support::Sql::connect(&bed.postgres).await;
+    other.run("begin; lock table cart in access share mode").await;
+    let setup = two.spawn(&["setup"]);
+    let queued = "select exists (select from pg_locks where not granted)";
+    let waits = || async { bed.sql.one::<bool>(queued).await };
+    eventually(PATIENCE, "it waits for the table", waits).await;
+    let teardown = one.spawn(&["teardown"]);
+    tokio::time::sleep(std::time::Duration::from_secs(5)).await;
+    other.run("commit").await;
+    let (setup, teardown) = (ended(setup).await, ended(teardown).await);
+    assert!(setup.status.success(), "{}", text(&setup));
+    let said = text(&teardown);
+    assert!(teardown.status.success(), "{said}");
+    let holder = "the lock of walsweep's comments is taken by process ";
+    assert!(said.contains(holder) && said.contains("(walsweep command)"), "{said}");
+    assert!(said.contains("left publication `walsweep`: the walsweep with slot `two`"), "{said}");
+    assert_eq!(bed.sql.one::<String>(PUBLISHED).await, "cart");
+}
+
 /// Any role may take it: whoever has it is named, and no SQL waits for it longer than for a table.
 #[tokio::test]
 async fn whoever_keeps_the_lock_of_the_comment_is_named() {

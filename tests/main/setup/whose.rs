@@ -123,8 +123,8 @@ async fn whoever_takes_a_rule_out_is_told_to_restart_what_runs() {
         "{check}"
     );
     let said = text(&sidecar.command(&["setup"]));
-    let told = "-- A walsweep that runs since before has rules of `public.cart` still, and \
-                suspends them: restart it";
+    let told = "-- If walsweep was not restarted since the rules of `public.cart` went, restart \
+                it: it has them still, and suspends them";
     assert!(said.contains(told), "{said}");
     let restart = "if the configuration no longer has the rule, restart walsweep";
     let told = || async {

@@ -1,0 +1,86 @@
+//! How psql runs what is printed: in one transaction, without autocommit, in another encoding.
+
+use std::io::Write;
+use std::process::{Output, Stdio};
+
+use crate::support::{Bed, Settings, Sidecar, text};
+
+use super::rule;
+
+const IDENTITY: &str = "select relreplident::text from pg_class where relname = 'item'";
+
+const PUBLICATIONS: &str =
+    "select coalesce(string_agg(pubname, ' '), 'none')::text from pg_publication";
+
+/// Runs a script with psql, given these arguments, in a session of this encoding.
+fn run(bed: &Bed, args: &[&str], encoding: &str, script: &str) -> Output {
+    let url = bed.postgres.url();
+    let mut psql = bed.postgres.command("psql");
+    psql.env("PGCLIENTENCODING", encoding).args(["-X", "-q", "-d", &url, "-f", "-"]).args(args);
+    psql.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut psql = psql.spawn().unwrap();
+    psql.stdin.take().unwrap().write_all(script.as_bytes()).unwrap();
+    psql.wait_with_output().unwrap()
+}
+
+fn printed(sidecar: &Sidecar, command: &str) -> String {
+    let output = sidecar.command(&[command, "--print"]);
+    assert!(output.status.success(), "{}", text(&output));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// Each table would stay locked while the script waits for the next one.
+#[tokio::test]
+async fn the_printed_script_refuses_to_be_one_transaction() {
+    let bed = Bed::new(&[]).await;
+    bed.sql.run("alter table item replica identity default").await;
+    let sidecar = Sidecar::new(bed.settings());
+    let script = printed(&sidecar, "setup");
+    let output = run(&bed, &["-1"], "UTF8", &script);
+    let said = text(&output);
+    assert!(!output.status.success(), "{said}");
+    assert!(said.contains("this has to be run outside a transaction block"), "{said}");
+    assert!(said.contains("psql without -1"), "{said}");
+    assert_eq!(bed.sql.one::<String>(IDENTITY).await, "d", "{said}");
+    assert_eq!(bed.sql.one::<String>(PUBLICATIONS).await, "none", "{said}");
+    // So does a part of it that somebody runs alone, whatever path the session has.
+    let (_, part) = script.split_once("\ndo $setup$\n").unwrap();
+    let (part, _) = part.split_once("\n$setup$;\n").unwrap();
+    let part = format!("begin;\ndo $setup$\n{part}\n$setup$;\ncommit;\n");
+    let output = run(&bed, &["-v", "ON_ERROR_STOP=1"], "UTF8", &part);
+    assert!(text(&output).contains("outside a transaction block"), "{}\n{part}", text(&output));
+}
+
+#[tokio::test]
+async fn the_printed_scripts_are_done_in_a_session_without_autocommit() {
+    let bed = Bed::new(&[]).await;
+    bed.sql.run("alter table item replica identity default").await;
+    let sidecar = Sidecar::new(bed.settings());
+    let output = run(&bed, &["-v", "AUTOCOMMIT=off"], "UTF8", &printed(&sidecar, "setup"));
+    assert!(output.status.success(), "{}", text(&output));
+    assert_eq!(bed.sql.one::<String>(IDENTITY).await, "f", "{}", text(&output));
+    assert_eq!(bed.sql.one::<String>(PUBLICATIONS).await, "walsweep", "{}", text(&output));
+    let output = run(&bed, &["-v", "AUTOCOMMIT=off"], "UTF8", &printed(&sidecar, "teardown"));
+    assert!(output.status.success(), "{}", text(&output));
+    assert_eq!(bed.sql.one::<String>(PUBLICATIONS).await, "none", "{}", text(&output));
+}
+
+#[tokio::test]
+async fn the_printed_scripts_mean_the_same_names_in_a_session_of_another_encoding() {
+    let bed = Bed::new(&[]).await;
+    bed.sql.run("create table \"café\" (id int primary key, name text not null)").await;
+    let rules = rule("café", &["k:{name}"]).replace("public.café", "public.\\\"café\\\"");
+    let rules = rules.replace("name = \"café\"", "name = \"cafe\"");
+    let publication = Some("été".to_owned());
+    let sidecar = Sidecar::new(Settings { publication, rules, ..bed.settings() });
+    let script = printed(&sidecar, "setup") + "\\echo :ENCODING\n";
+    let output = run(&bed, &["-v", "ON_ERROR_STOP=1"], "LATIN1", &script);
+    assert!(output.status.success(), "{}", text(&output));
+    assert!(text(&output).contains("LATIN1"), "the session goes on as it was: {}", text(&output));
+    assert_eq!(bed.sql.one::<String>(PUBLICATIONS).await, "été", "{}", text(&output));
+    let output = sidecar.command(&["check"]);
+    assert!(output.status.success(), "{}", text(&output));
+    let output = run(&bed, &["-v", "ON_ERROR_STOP=1"], "LATIN1", &printed(&sidecar, "teardown"));
+    assert!(output.status.success(), "{}", text(&output));
+    assert_eq!(bed.sql.one::<String>(PUBLICATIONS).await, "none", "{}", text(&output));
+}
