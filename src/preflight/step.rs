@@ -240,7 +240,7 @@ mod tests {
         assert_eq!(brief(guarded), "comment on publication p is 'c'");
         let long = brief(&"é".repeat(1_000));
         assert!(long.chars().count() < 200 && long.ends_with('…'), "{long}");
-        let step = drop_known_slot("s", Lsn(7), false);
+        let step = drop_known_slot("s", Lsn(7));
         assert_eq!(step.brief(), "pg_catalog.pg_drop_replication_slot('s')");
         assert_eq!(create_role("r", None).brief(), "create role \"r\" login");
         assert_eq!(drop_publication("p", None).brief(), "drop publication \"p\"");
