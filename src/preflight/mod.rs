@@ -165,7 +165,7 @@ pub async fn postgres(
         return Ok(findings);
     }
     findings.extend(on_standby);
-    // The SQL that makes the slot writes into the comment on the publication, and so comes after it.
+    // The SQL that makes the slot writes into the comment on the publication: it comes after that.
     // What is wrong with a slot comes first: it may be that of another database than was meant.
     let (new_slot, of_slot): (Vec<Finding>, Vec<Finding>) =
         slot::check(&context).into_iter().partition(|one| one.code == Code::SlotMissing);

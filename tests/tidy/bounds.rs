@@ -318,7 +318,7 @@ const BOUNDS: &[(&str, &str, &str, &str)] = &[
     ),
     (
         "README.md",
-        "Half of the 16 MiB for keys that wait",
+        "half of the 16 MiB for keys that wait",
         "src/settle/mod.rs",
         "WAITING_BYTES_MAX: usize = 16 * 1024 * 1024",
     ),

@@ -56,8 +56,7 @@ const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
 /// transaction for it, and nothing is lost without.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// How far apart malformed messages of one reason are that the log tells of; the metric counts every
-/// one.
+/// How far apart malformed messages of one reason are that the log tells of; the metric counts all.
 const MALFORMED_PAUSE: Duration = Duration::from_secs(10);
 
 /// The channels of a session, as the stream holds them.

@@ -237,7 +237,7 @@ impl Error {
     pub fn hint(&self) -> Option<&'static str> {
         match self.kind() {
             Kind::NoPerm => Some(
-                "`walsweep check` prints the `acl setuser` line with every right that the rules need",
+                "`walsweep check` prints the `acl setuser` line with every right that rules need",
             ),
             Kind::Auth => Some(
                 "see the user in `redis.url`, whether it is on (`acl list`), and the password: \
