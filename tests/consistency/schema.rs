@@ -70,7 +70,8 @@ pub(crate) fn families_of_rule(family: &str) -> &'static [&'static str] {
 }
 
 /// The publication, which somebody may drop and create again by hand, with its comment, as a dump
-/// has it. That claims the slot, as `walsweep setup` does: a lost one of nobody's waits for a person.
+/// has it. That claims the slot, as `walsweep setup` does: a lost slot of nobody's waits for a
+/// person.
 pub(crate) const PUBLICATION: &str = r#"
 create publication walsweep for table item, flash, page, shelf, part
     with (publish_via_partition_root = true);
