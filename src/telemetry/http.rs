@@ -56,7 +56,7 @@ pub async fn serve(listener: TcpListener, health: Arc<Health>) {
     loop {
         match listener.accept().await {
             Ok((stream, _peer)) => {
-                open.leave_at_most(max - 1);
+                open.leave_at_most(max - 1).await;
                 open.add(serve_one(stream, Arc::clone(&health)));
             }
             Err(error) => {
@@ -64,7 +64,7 @@ pub async fn serve(listener: TcpListener, health: Arc<Health>) {
                 if let Some(unsaid) = refusals.say("accept", Instant::now()) {
                     tracing::warn!(%error, unsaid, "accept an HTTP connection");
                 }
-                open.leave_at_most(0);
+                open.leave_at_most(0).await;
                 sleep(ACCEPT_PAUSE).await;
             }
         }
@@ -95,12 +95,16 @@ impl Open {
         self.order.push_back(self.tasks.spawn(connection));
     }
 
-    /// Ends the oldest ones until so many are left.
-    fn leave_at_most(&mut self, count: usize) {
+    /// Ends the oldest ones until so many are left. One that is told to end has its descriptor until
+    /// it has ended, and where many clients come at once the next would be accepted before.
+    async fn leave_at_most(&mut self, count: usize) {
         while self.tasks.try_join_next().is_some() {}
         self.order.retain(|one| !one.is_finished());
         while self.order.len() > count {
             self.order.pop_front().iter().for_each(AbortHandle::abort);
+        }
+        while self.tasks.len() > count {
+            self.tasks.join_next().await;
         }
     }
 }
