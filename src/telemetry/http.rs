@@ -95,8 +95,8 @@ impl Open {
         self.order.push_back(self.tasks.spawn(connection));
     }
 
-    /// Ends the oldest ones until so many are left. One that is told to end has its descriptor until
-    /// it has ended, and where many clients come at once the next would be accepted before.
+    /// Ends the oldest ones until so many are left. One that is told to end has its descriptor
+    /// until it has ended, and where many clients come at once the next would be accepted before.
     async fn leave_at_most(&mut self, count: usize) {
         while self.tasks.try_join_next().is_some() {}
         self.order.retain(|one| !one.is_finished());
