@@ -165,7 +165,8 @@ mod tests {
     use tokio::time::timeout;
 
     use super::{
-        CONNECTION_TIMEOUT, CONNECTIONS_MAX, Health, connections_max, descriptors_max, serve_one,
+        CONNECTION_TIMEOUT, CONNECTIONS_MAX, Health, Open, connections_max, descriptors_max,
+        serve_one,
     };
     use crate::telemetry::metrics::Metrics;
 
@@ -180,6 +181,24 @@ mod tests {
             let served = timeout(CONNECTION_TIMEOUT * 2, serve_one(ours, health)).await;
             assert!(served.is_ok(), "open after twice the time: {sent:?}");
         }
+    }
+
+    /// What they hold is given back before the next one is accepted.
+    #[tokio::test]
+    async fn the_oldest_connections_have_ended_when_so_many_are_left() {
+        let (held, mut open) = (Arc::new(()), Open::default());
+        for _ in 0..10 {
+            let descriptor = Arc::clone(&held);
+            open.add(async move {
+                let _descriptor = descriptor;
+                std::future::pending::<()>().await;
+            });
+        }
+        open.leave_at_most(3).await;
+        assert_eq!(Arc::strong_count(&held), 1 + 3);
+        open.leave_at_most(3).await;
+        open.leave_at_most(0).await;
+        assert_eq!(Arc::strong_count(&held), 1);
     }
 
     #[test]

@@ -86,11 +86,15 @@ pub async fn forget(redis: &config::Redis, key: &str, system_id: &str) -> Result
     let number_key = number_key(key);
     let value = match read(&mut connection, key).await.map_err(|error| classify(&error)) {
         Ok(Some(value)) => value,
-        Ok(None) => {
-            let exists = cmd("EXISTS").arg(&number_key).query_async(&mut connection).await;
-            let is_there: bool = exists.map_err(|error| classify(&error))?;
-            return Ok(if is_there { Forgotten::Number } else { Forgotten::Nothing });
-        }
+        // Read as the watermark is: the user need have no other right.
+        Ok(None) => match read(&mut connection, &number_key).await {
+            Ok(None) => return Ok(Forgotten::Nothing),
+            Ok(Some(_)) => return Ok(Forgotten::Number),
+            Err(error) if classify(&error).kind() == Kind::WrongType => {
+                return Ok(Forgotten::Number);
+            }
+            Err(error) => return Err(classify(&error)),
+        },
         Err(error) if error.kind() == Kind::WrongType => return Ok(Forgotten::Unreadable),
         Err(error) => return Err(error),
     };

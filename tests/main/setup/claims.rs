@@ -7,17 +7,9 @@ use walsweep_stage::throwaway::StopMode;
 
 use crate::support::{Bed, PATIENCE, Settings, Sidecar, eventually, text};
 
-use super::{printed_sql, psql, rule};
-
-const STANDS: &str = "select coalesce(string_agg(concat_ws(' ', slot_name, restart_lsn,
-                                                          confirmed_flush_lsn), ', '), 'none')
-                        from pg_replication_slots";
-
-const COMMENT: &str = "select obj_description(oid, 'pg_publication') from pg_publication
-                        where pubname = 'walsweep'";
-
-const PUBLISHED: &str = "select coalesce(string_agg(tablename, ' ' order by tablename), 'none')
-                           from pg_publication_tables where pubname = 'walsweep'";
+use super::{
+    COMMENT, PUBLISHED, STANDS, flush, login, owned_by_shopkeeper, printed_sql, psql, renamed, rule,
+};
 
 const TABLES: &str = "create table shop (id int primary key, name text not null);
                       create table cart (id int primary key, name text not null)";
@@ -36,22 +28,13 @@ async fn remade(bed: &Bed, name: &str) -> String {
     bed.sql.one(STANDS).await
 }
 
-async fn flush(bed: &Bed) {
-    let _: () = redis::cmd("FLUSHALL").query_async(&mut bed.cache.clone()).await.unwrap();
-}
-
 /// Its watermark is that of the slot from before, or of another history.
 #[tokio::test]
 async fn an_old_watermark_does_not_make_a_new_slot_of_that_name_walsweeps() {
     let bed = Bed::new(&[]).await;
     let mut sidecar = bed.sidecar().await;
     assert_eq!(sidecar.sigterm().await, 0);
-    sidecar.change(|new| {
-        (new.name, new.publication) = ("renamed".to_owned(), Some("walsweep".to_owned()));
-    });
-    sidecar.start();
-    sidecar.wait_ready().await;
-    bed.settled().await;
+    renamed(&bed, &mut sidecar).await;
     assert_eq!(sidecar.sigterm().await, 0);
     let check = sidecar.command(&["check"]);
     assert!(check.status.success(), "as it was: {}", text(&check));
@@ -113,25 +96,13 @@ async fn teardown_leaves_a_claimed_slot_that_was_made_anew_and_tells_where_it_dr
 /// an emptied Redis would lead to, and who mends it.
 #[tokio::test]
 async fn a_slot_that_only_redis_knows_is_told_with_who_records_it_before_it_is_refused() {
-    let bed = Bed::new(&[]).await;
-    bed.sql
-        .run(
-            "create role shopkeeper login; create role walsweep login replication;
-             alter table item owner to shopkeeper;
-             grant create on database postgres to shopkeeper",
-        )
-        .await;
-    let login = |role: &str| bed.postgres.url().replace("//postgres@", &format!("//{role}@"));
+    let bed = owned_by_shopkeeper().await;
+    let login = |role: &str| login(&bed, role);
     let settings = Settings { postgres_url: login("walsweep"), ..bed.settings() };
     let mut sidecar = Sidecar::new(settings);
     let output = sidecar.command(&["setup", "--as", &login("shopkeeper")]);
     assert!(output.status.success(), "{}", text(&output));
-    sidecar.change(|new| {
-        (new.name, new.publication) = ("renamed".to_owned(), Some("walsweep".to_owned()));
-    });
-    sidecar.start();
-    sidecar.wait_ready().await;
-    bed.settled().await;
+    renamed(&bed, &mut sidecar).await;
     assert_eq!(sidecar.sigterm().await, 0);
     let told = "slot `renamed` is not recorded as walsweep's on publication `walsweep`: only its \
                 watermark in redis shows that it is; if redis is emptied, the next start refuses \
@@ -160,6 +131,7 @@ async fn a_slot_that_only_redis_knows_is_told_with_who_records_it_before_it_is_r
     assert_eq!(sidecar.wait_exit().await, 1);
     let refused = || async { sidecar.log()[log.len()..].join("\n").contains(who) };
     eventually(PATIENCE, "the refusal names who may record it", refused).await;
+    sidecar.wait_log("`walsweep check` shows it again, with the SQL").await;
     let (_, cure) = check.split_once("warning[slot_unclaimed]").unwrap();
     let cure = cure.split("\nwarning[").next().and_then(|cure| cure.split("\ninfo[").next());
     psql(&bed, "shopkeeper", &printed_sql(cure.unwrap()));
@@ -272,7 +244,7 @@ async fn what_is_printed_for_an_owner_gives_that_owner_no_right_to_replicate() {
              grant create on database postgres to shopkeeper",
         )
         .await;
-    let login = |role: &str| bed.postgres.url().replace("//postgres@", &format!("//{role}@"));
+    let login = |role: &str| login(&bed, role);
     let sidecar = Sidecar::new(Settings { postgres_url: login("walsweep"), ..bed.settings() });
     let output = sidecar.command(&["setup", "--print", "--as", &login("shopkeeper")]);
     assert!(output.status.success(), "{}", text(&output));
@@ -313,12 +285,7 @@ async fn a_recorded_slot_that_nobody_reads_is_told_with_what_it_keeps_and_what_d
     bed.settled().await;
     assert_eq!(sidecar.sigterm().await, 0);
     assert!(!text(&sidecar.command(&["check"])).contains("slot_unread"), "it is its own");
-    sidecar.change(|new| {
-        (new.name, new.publication) = ("renamed".to_owned(), Some("walsweep".to_owned()));
-    });
-    sidecar.start();
-    sidecar.wait_ready().await;
-    bed.settled().await;
+    renamed(&bed, &mut sidecar).await;
     let told = "publication `walsweep` records slot `walsweep`, which nobody reads now: it keeps ";
     let check = text(&sidecar.command(&["check"]));
     assert!(check.contains(&format!("info[slot_unread]: {told}")), "{check}");
@@ -375,12 +342,7 @@ async fn a_watermark_from_beyond_where_the_server_left_its_timeline_proves_nothi
     let mut bed = Bed::new(&[]).await;
     let mut sidecar = bed.sidecar().await;
     assert_eq!(sidecar.sigterm().await, 0);
-    sidecar.change(|new| {
-        (new.name, new.publication) = ("renamed".to_owned(), Some("walsweep".to_owned()));
-    });
-    sidecar.start();
-    sidecar.wait_ready().await;
-    bed.settled().await;
+    renamed(&bed, &mut sidecar).await;
     assert_eq!(sidecar.sigterm().await, 0);
     bed.postgres.stop(StopMode::Fast).await.unwrap();
     std::fs::File::create(bed.postgres.data_dir().join("standby.signal")).unwrap();
@@ -483,12 +445,7 @@ async fn setup_claims_a_slot_that_redis_shows_to_be_walsweeps() {
     let mut sidecar = bed.sidecar().await;
     bed.settled().await;
     assert_eq!(sidecar.sigterm().await, 0);
-    sidecar.change(|new| {
-        (new.name, new.publication) = ("renamed".to_owned(), Some("walsweep".to_owned()));
-    });
-    sidecar.start();
-    sidecar.wait_ready().await;
-    bed.settled().await;
+    renamed(&bed, &mut sidecar).await;
     assert_eq!(sidecar.sigterm().await, 0);
     let output = sidecar.command(&["setup"]);
     let said = text(&output);

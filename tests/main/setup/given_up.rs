@@ -5,12 +5,7 @@ use std::time::Duration;
 
 use crate::support::{Bed, Fault, PATIENCE, Proxy, Sidecar, eventually, text};
 
-/// Where the slots stand; one that was made anew stands elsewhere.
-const STANDS: &str = "select coalesce(string_agg(concat_ws(' ', slot_name, restart_lsn,
-                                                          confirmed_flush_lsn), ', '), 'none')
-                        from pg_replication_slots";
-
-const MAKE: &str = "select pg_create_logical_replication_slot('walsweep', 'pgoutput')";
+use super::{MAKE, STANDS, flush};
 
 const DROP: &str = "select pg_catalog.pg_drop_replication_slot('walsweep');";
 
@@ -212,7 +207,7 @@ async fn a_slot_that_nobody_can_stream_and_may_be_anothers_is_not_dropped() {
     proxy.set(Fault::Refuse);
     proxy.reset();
     eventually(PATIENCE, "no session", || async { sidecar.readyz().await == Some(503) }).await;
-    let _: () = redis::cmd("FLUSHALL").query_async(&mut bed.cache.clone()).await.unwrap();
+    flush(&bed).await;
     write_100_mb(&bed).await;
     said(&sidecar, "no session can be had, and is not dropped").await;
     assert!(readiness(&sidecar).await.contains("redis has no watermark of it"));

@@ -3,7 +3,7 @@
 
 use crate::support::{Bed, Settings, Sidecar, text};
 
-use super::{printed_sql, psql, rule};
+use super::{PUBLISHED, printed_sql, psql, rule};
 
 /// `heir` has no replica identity: published, it could not be written to.
 const TABLES: &str = "
@@ -17,9 +17,6 @@ const TABLES: &str = "
 const WRITE: &str = "update par set a = a || 'x'; update heir set a = a || 'y';
                      insert into heir values (9, 'z'); delete from par where id = 9;
                      update ok set a = 'x'";
-
-const PUBLISHED: &str = "select coalesce(string_agg(tablename, ' ' order by tablename), 'none')
-                           from pg_publication_tables where pubname = 'walsweep'";
 
 fn settings(bed: &Bed, tables: &[&str]) -> Settings {
     let rules: String = tables.iter().map(|name| rule(name, &["k:{id}"])).collect();

@@ -24,11 +24,56 @@ mod whose;
 use std::io::Write;
 use std::process::Stdio;
 
-use crate::support::{Bed, text};
+use crate::support::{Bed, Sidecar, text};
+
+/// Where the slots stand; one that was made anew stands elsewhere.
+const STANDS: &str = "select coalesce(string_agg(concat_ws(' ', slot_name, restart_lsn,
+                                                          confirmed_flush_lsn), ', '), 'none')
+                        from pg_replication_slots";
+
+const COMMENT: &str = "select obj_description(oid, 'pg_publication') from pg_publication
+                        where pubname = 'walsweep'";
+
+const PUBLISHED: &str = "select coalesce(string_agg(tablename, ' ' order by tablename), 'none')
+                           from pg_publication_tables where pubname = 'walsweep'";
+
+const MAKE: &str = "select pg_create_logical_replication_slot('walsweep', 'pgoutput')";
+
+/// Its owner, `shopkeeper`, may not replicate, and `walsweep` may.
+async fn owned_by_shopkeeper() -> Bed {
+    let bed = Bed::new(&[]).await;
+    bed.sql
+        .run(
+            "create role shopkeeper login; create role walsweep login replication;
+             alter table item owner to shopkeeper;
+             grant create on database postgres to shopkeeper",
+        )
+        .await;
+    bed
+}
+
+/// The address of the database with the login of a role.
+fn login(bed: &Bed, role: &str) -> String {
+    bed.postgres.url().replace("//postgres@", &format!("//{role}@"))
+}
+
+async fn flush(bed: &Bed) {
+    let _: () = redis::cmd("FLUSHALL").query_async(&mut bed.cache.clone()).await.unwrap();
+}
+
+/// Goes on under another slot name, as somebody does who changes `postgres.slot` and no more.
+async fn renamed(bed: &Bed, sidecar: &mut Sidecar) {
+    sidecar.change(|new| {
+        (new.name, new.publication) = ("renamed".to_owned(), Some("walsweep".to_owned()));
+    });
+    sidecar.start();
+    sidecar.wait_ready().await;
+    bed.settled().await;
+}
 
 /// Runs a script with psql as this role, which must succeed.
 pub(crate) fn psql(bed: &Bed, role: &str, script: &str) {
-    let url = bed.postgres.url().replace("//postgres@", &format!("//{role}@"));
+    let url = login(bed, role);
     let mut psql = bed.postgres.command("psql");
     psql.args(["-X", "-q", "-v", "ON_ERROR_STOP=1", "-d", &url]).stdin(Stdio::piped());
     let mut psql = psql.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();

@@ -3,15 +3,7 @@
 
 use crate::support::{Bed, Settings, Sidecar, text};
 
-use super::{printed_sql, psql, rule};
-
-/// Where another consumer's slot stands; one that was made anew stands elsewhere.
-const STANDS: &str = "select coalesce(string_agg(concat_ws(' ', slot_name, restart_lsn,
-                                                          confirmed_flush_lsn), ', '), 'none')
-                        from pg_replication_slots";
-
-const COMMENT: &str = "select obj_description(oid, 'pg_publication') from pg_publication
-                        where pubname = 'walsweep'";
+use super::{COMMENT, STANDS, printed_sql, psql, rule};
 
 const PUBLICATIONS: &str = "select count(*) from pg_publication where pubname = 'walsweep'";
 

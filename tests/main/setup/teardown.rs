@@ -5,7 +5,7 @@ use walsweep_stage::throwaway::{Signal, signal};
 
 use crate::support::{Bed, PATIENCE, Settings, Sidecar, Sql, eventually, text};
 
-use super::{psql, rule};
+use super::{login, psql, rule};
 
 const LEFT: &str = "select (select count(*) from pg_replication_slots)
                          + (select count(*) from pg_publication)";
@@ -136,7 +136,7 @@ async fn teardown_names_a_login_that_can_and_the_script_who_may_run_each_part() 
         .await;
     let rules = rule("item", &["item:{id}"])
         + "[[rule]]\nname = \"v\"\nmaterialized_view = \"public.v\"\nkeys = [\"v\"]\n";
-    let login = |role: &str| bed.postgres.url().replace("//postgres@", &format!("//{role}@"));
+    let login = |role: &str| login(&bed, role);
     let settings = Settings { postgres_url: login("walsweep"), rules, ..bed.settings() };
     let sidecar = Sidecar::new(settings);
     let output = sidecar.command(&["setup", "--as", &bed.postgres.url()]);
@@ -241,11 +241,19 @@ async fn a_role_that_is_not_for_walsweep_alone_is_not_sent_to_be_dropped() {
 #[tokio::test]
 async fn teardown_forgets_only_a_watermark_of_its_own_cluster() {
     let (bed, other) = (Bed::new(&[]).await, Bed::new(&[]).await);
-    let mut sidecar = bed.sidecar().await;
+    // With the rights that the README lists, and no more.
+    let mut admin = bed.cache.clone();
+    let rights = ["+ping", "+info", "+scan", "+unlink", "+get", "+set", "+incr", "+eval"];
+    let mut user = redis::cmd("ACL");
+    user.arg(&["SETUSER", "app", "on", ">x", "~item:*", "~list:*", "~walsweep:*"]).arg(&rights);
+    user.exec_async(&mut admin).await.unwrap();
+    let redis_url = bed.redis.url().replace("redis://", "redis://app:x@");
+    let settings = Settings { redis_url, ..bed.settings() };
+    let mut sidecar = Sidecar::set_up(settings.clone()).await;
     bed.settled().await;
     bed.marked().await;
     assert_eq!(sidecar.sigterm().await, 0);
-    let wrong = Sidecar::new(Settings { postgres_url: other.postgres.url(), ..bed.settings() });
+    let wrong = Sidecar::new(Settings { postgres_url: other.postgres.url(), ..settings });
     let (key, mut cache) = ("walsweep:walsweep", bed.cache.clone());
     let keys = async |mut cache: redis::aio::MultiplexedConnection| -> usize {
         let keys: Vec<String> = cache.keys("walsweep:*").await.unwrap();
@@ -270,6 +278,9 @@ async fn teardown_forgets_only_a_watermark_of_its_own_cluster() {
     let left = format!("left `{key}` in redis: it cannot be read");
     assert!(said.contains(&left) && said.contains(&line), "{said}");
     let _: () = cache.del(key).await.unwrap();
+    let _: () = cache.del(format!("{key}:removals")).await.unwrap();
+    let said = text(&wrong.command(&["teardown"]));
+    assert!(said.contains(&format!("there is no `{key}` in redis")), "{said}");
     let _: () = cache.set(format!("{key}:removals"), 7).await.unwrap();
     let said = text(&wrong.command(&["teardown"]));
     let left = format!("left `{key}:removals` in redis: nothing shows whose it is");

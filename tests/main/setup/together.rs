@@ -5,13 +5,7 @@ use std::process::{Child, Output};
 
 use crate::support::{Bed, PATIENCE, Settings, Sidecar, eventually, text};
 
-use super::{psql, rule};
-
-const COMMENT: &str = "select obj_description(oid, 'pg_publication') from pg_publication
-                        where pubname = 'walsweep'";
-
-const PUBLISHED: &str = "select coalesce(string_agg(tablename, ' ' order by tablename), 'none')
-                           from pg_publication_tables where pubname = 'walsweep'";
+use super::{COMMENT, PUBLISHED, psql, rule};
 
 const TABLES: &str = "create table shop (id int primary key, name text not null);
                       create table cart (id int primary key, name text not null);

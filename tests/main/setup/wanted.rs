@@ -3,33 +3,7 @@
 
 use crate::support::{Bed, Settings, Sidecar, text};
 
-use super::{printed_sql, psql};
-
-const STANDS: &str = "select coalesce(string_agg(concat_ws(' ', slot_name, restart_lsn,
-                                                          confirmed_flush_lsn), ', '), 'none')
-                        from pg_replication_slots";
-
-const COMMENT: &str = "select obj_description(oid, 'pg_publication') from pg_publication
-                        where pubname = 'walsweep'";
-
-const MAKE: &str = "select pg_create_logical_replication_slot('walsweep', 'pgoutput')";
-
-/// `shopkeeper` owns the table and may not replicate, `walsweep` may.
-async fn bed() -> Bed {
-    let bed = Bed::new(&[]).await;
-    bed.sql
-        .run(
-            "create role shopkeeper login; create role walsweep login replication;
-             alter table item owner to shopkeeper;
-             grant create on database postgres to shopkeeper",
-        )
-        .await;
-    bed
-}
-
-fn login(bed: &Bed, role: &str) -> String {
-    bed.postgres.url().replace("//postgres@", &format!("//{role}@"))
-}
+use super::{COMMENT, MAKE, STANDS, flush, login, owned_by_shopkeeper, printed_sql, psql};
 
 fn of(bed: &Bed) -> Sidecar {
     Sidecar::new(Settings { postgres_url: login(bed, "walsweep"), ..bed.settings() })
@@ -40,10 +14,6 @@ fn printed_by_owner(bed: &Bed, sidecar: &Sidecar) {
     let script = String::from_utf8(sidecar.command(&["setup", "--print"]).stdout).unwrap();
     assert!(script.contains("`walsweep run` creates it when it starts, or by hand"), "{script}");
     psql(bed, "shopkeeper", &script);
-}
-
-async fn flush(bed: &Bed) {
-    let _: () = redis::cmd("FLUSHALL").query_async(&mut bed.cache.clone()).await.unwrap();
 }
 
 /// A teardown would leave the slot, and says why.
@@ -57,7 +27,7 @@ fn leaves(sidecar: &Sidecar, why: &str) {
 /// it before or after that.
 #[tokio::test]
 async fn whoever_makes_the_slot_before_run_does_keeps_it() {
-    let bed = bed().await;
+    let bed = owned_by_shopkeeper().await;
     let mut sidecar = of(&bed);
     printed_by_owner(&bed, &sidecar);
     assert_eq!(bed.sql.one::<String>(STANDS).await, "none");
@@ -103,7 +73,7 @@ async fn whoever_makes_the_slot_before_run_does_keeps_it() {
 /// A Redis that is emptied does not stop a walsweep that was set up to the letter.
 #[tokio::test]
 async fn a_slot_that_run_made_is_claimed_by_the_next_setup_and_read_without_redis() {
-    let bed = bed().await;
+    let bed = owned_by_shopkeeper().await;
     let mut sidecar = of(&bed);
     printed_by_owner(&bed, &sidecar);
     sidecar.start();
@@ -140,7 +110,7 @@ async fn a_slot_that_run_made_is_claimed_by_the_next_setup_and_read_without_redi
 /// An owner who may not replicate lets walsweep's own role make it.
 #[tokio::test]
 async fn a_setup_as_an_owner_makes_the_slot_as_walsweeps_role_and_claims_it() {
-    let bed = bed().await;
+    let bed = owned_by_shopkeeper().await;
     let sidecar = of(&bed);
     let output = sidecar.command(&["setup", "--as", &login(&bed, "shopkeeper")]);
     let said = text(&output);
@@ -157,7 +127,7 @@ async fn a_setup_as_an_owner_makes_the_slot_as_walsweeps_role_and_claims_it() {
 /// A claim that is printed to be run after the slot was made is not written without one.
 #[tokio::test]
 async fn the_sql_that_claims_a_slot_refuses_to_claim_one_that_is_not_there() {
-    let bed = bed().await;
+    let bed = owned_by_shopkeeper().await;
     let sidecar = of(&bed);
     let output = sidecar.command(&["setup", "--as", &login(&bed, "shopkeeper")]);
     assert!(output.status.success(), "{}", text(&output));
@@ -180,7 +150,7 @@ async fn the_sql_that_claims_a_slot_refuses_to_claim_one_that_is_not_there() {
 /// `setup` beside that is no reason to refuse it, be Redis emptied or not.
 #[tokio::test]
 async fn a_setup_for_a_slot_that_was_made_by_hand_leaves_run_as_it_was() {
-    let bed = bed().await;
+    let bed = owned_by_shopkeeper().await;
     bed.sql.run("create publication walsweep for table item").await;
     bed.sql.run("alter publication walsweep owner to shopkeeper").await;
     bed.sql.run(crate::data::ADOPT).await;
@@ -215,7 +185,7 @@ async fn a_setup_for_a_slot_that_was_made_by_hand_leaves_run_as_it_was() {
 /// the comment wanted it, and the configuration names it. Nobody's `teardown` goes by that.
 #[tokio::test]
 async fn a_wanted_slot_that_keeps_too_much_is_given_up_while_redis_is_away() {
-    let mut bed = bed().await;
+    let mut bed = owned_by_shopkeeper().await;
     bed.sql.run("create table ballast (text text)").await;
     let mut sidecar = of(&bed);
     sidecar.change(|new| new.postgres = "max_retained_wal = \"64MB\"".to_owned());

@@ -3,15 +3,12 @@
 
 use crate::support::{Bed, PATIENCE, Settings, Sidecar, eventually, text};
 
-use super::rule;
+use super::{PUBLISHED, rule};
 
 const TABLES: &str = "
     create table shop (id int primary key, name text not null);
     create table cart (id int primary key, name text not null);
     create table other (id int primary key, name text not null);";
-
-const PUBLISHED: &str = "select coalesce(string_agg(tablename, ' ' order by tablename), 'none')
-                           from pg_publication_tables where pubname = 'walsweep'";
 
 const OPERATIONS: &str =
     "select concat(pubinsert, pubupdate, pubdelete, pubtruncate) from pg_publication";
