@@ -130,7 +130,8 @@ async fn check_listen(address: SocketAddr, slot: Option<SlotLabel>) -> Option<Fi
         }
         Listener::Another(whose) => {
             let message = format!("{message}a walsweep of another slot does, `{whose}`");
-            let hint = "give each walsweep on this machine an `http.listen` of its own";
+            let hint = "if this one is to take its place, stop that one first; else give each \
+                        walsweep on this machine an `http.listen` of its own";
             Finding::error(Code::ListenInUse, message).hint(hint)
         }
         Listener::Stranger => {

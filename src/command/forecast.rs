@@ -98,7 +98,7 @@ fn finding(rules: &Rules, doubt: &Doubt) -> Finding {
 }
 
 /// The keys and patterns of a set, which hold no value of a row.
-fn shown(keys: &KeySet) -> String {
+pub(super) fn shown(keys: &KeySet) -> String {
     let exact = keys.exact().map(|(_, key)| key);
     let patterns = keys.patterns().map(|(_, pattern)| pattern.as_bytes());
     let all: Vec<&[u8]> = exact.chain(patterns).collect();

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use super::NAME;
 use super::failure::{Failure, Told, halted, print};
+use super::forecast::shown;
 use super::load::configuration;
 use super::login::{STOPPING, endpoint, refused, same_server};
 use crate::config::printable;
@@ -19,7 +20,7 @@ use crate::telemetry::logging;
 ///
 /// 78 for the configuration; 1 when a statement fails.
 pub async fn teardown(path: &Path, print_only: bool, login: Option<&str>) -> Result<(), Failure> {
-    let (config, _rules) = configuration(path)?;
+    let (config, rules) = configuration(path)?;
     let endpoint = endpoint(&config, login)?;
     let sql = connect_sql(&endpoint, NAME).await;
     let sql = sql.map_err(|error| halted(&error).with_hint(refused(&error, login)))?;
@@ -39,6 +40,11 @@ pub async fn teardown(path: &Path, print_only: bool, login: Option<&str>) -> Res
     let done = setup::teardown(&config, &hands).await.map_err(fail)?;
     let mut told = Told::default();
     done.lines.iter().for_each(|line| told.print(&format!("{line}\n")));
+    told.print(&format!(
+        "cached keys stay in redis, and this walsweep removes them no more: {}; `walsweep sweep \
+         PATTERN…` removes them by hand\n",
+        shown(&rules.part(|_| true))
+    ));
     let key = key_name(&config.postgres.slot);
     if done.leaves_slot {
         let what = "left in redis, for whoever reads the slot: once it is dropped";

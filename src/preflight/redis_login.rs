@@ -33,7 +33,7 @@ pub fn login_refused(config: &Config, error: &ConnectError) -> Option<Finding> {
             let user = &needs.user;
             let turns_on = format!(
                 "if the user is off, `acl setuser {user} on` turns it on; if it is not there, {} \
-                 makes it",
+                 in `redis-cli` makes it",
                 needs.cure_anew()
             );
             let hints = error.hint().into_iter().chain([&*turns_on]).collect::<Vec<_>>();

@@ -27,7 +27,8 @@ pub async fn script(
     let (first, left): (Vec<&Finding>, Vec<&Finding>) =
         left.iter().partition(|finding| finding.stops_everything());
     script.push_str(&by_hand("Before anything else, by hand", &first));
-    let statements: Vec<Statement> = roles.into_iter().chain(statements).collect();
+    let statements: Vec<Statement> =
+        roles.into_iter().chain(over_what_is_written(config, statements)).collect();
     let steps: Vec<&Step> = statements.iter().map(|one| &one.step).collect();
     let owners = Owners::of(config, hands, &steps).await?;
     for (who, statements) in parts(&owners, &statements) {
@@ -53,6 +54,22 @@ pub async fn script(
     let optional: Vec<&Finding> = findings.iter().filter(is_optional).collect();
     script.push_str(&by_hand("Not needed, but", &optional));
     Ok(script)
+}
+
+/// The statements, each of which writes the comment over what one before it has written: findings
+/// know only the comment that stands now.
+fn over_what_is_written(config: &Config, mut statements: Vec<Statement>) -> Vec<Statement> {
+    let mut standing: Option<String> = None;
+    for statement in &mut statements {
+        let Some(memory) = memory_of(&statement.step) else { continue };
+        let becomes = memory.comment();
+        if let (Does::Remember(memory), Some(standing)) = (&statement.step.does, &standing) {
+            let name = &config.postgres.publication;
+            statement.step = preflight::remember(name, Some(standing), memory.clone());
+        }
+        standing = Some(becomes);
+    }
+    statements
 }
 
 /// The statements in their order, in parts that the same may run.

@@ -290,10 +290,12 @@ fn the_unit_and_the_container_of_the_readme_start_what_the_program_understands()
     let [program, arguments @ ..] = &start[..] else { panic!("{start:?}") };
     assert!(program.ends_with("/walsweep"), "{program}");
     let container = &blocks("Run it as a service", "dockerfile")[0];
-    let entry = container.lines().find_map(|line| line.strip_prefix("ENTRYPOINT ")).unwrap();
-    let entry: Vec<String> = serde_json::from_str(entry).unwrap();
-    assert_eq!(entry[0], "walsweep");
-    assert_eq!(entry[1..], *arguments);
+    let line = |word: &str| container.lines().find_map(|line| line.strip_prefix(word)).unwrap();
+    let words = |word: &str| serde_json::from_str::<Vec<String>>(line(word)).unwrap();
+    // Another command than the one that it runs by itself reads the same configuration.
+    assert_eq!(words("ENTRYPOINT "), ["walsweep"]);
+    let named = line("ENV WALSWEEP_CONFIG=").to_owned();
+    assert_eq!([words("CMD "), vec!["--config".to_owned(), named]].concat(), *arguments);
     let version = container.split("FROM rust:").nth(1).unwrap().split('-').next().unwrap();
     assert!(include_str!("../../Cargo.toml").contains(&format!("rust-version = \"{version}\"")));
     // The same arguments, and another folder.

@@ -6,7 +6,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::{Arc, Mutex};
-use std::thread;
+use std::thread::{self, JoinHandle};
 
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -90,7 +90,8 @@ pub(crate) struct Sidecar {
     folder: TempDir,
     http_port: u16,
     log: Arc<Mutex<Vec<String>>>,
-    running: Option<(Child, Reaper)>,
+    /// With what reads its log, which ends after it.
+    running: Option<(Child, Reaper, JoinHandle<()>)>,
 }
 
 impl Sidecar {
@@ -155,12 +156,12 @@ impl Sidecar {
         let reaper = Reaper::new(child.id(), Signal::Kill, &[self.folder.path()]).unwrap();
         let stderr = child.stderr.take().unwrap();
         let log = Arc::clone(&self.log);
-        thread::spawn(move || {
+        let reader = thread::spawn(move || {
             for line in BufReader::new(stderr).lines().map_while(Result::ok) {
                 log.lock().unwrap().push(line);
             }
         });
-        self.running = Some((child, reaper));
+        self.running = Some((child, reaper, reader));
     }
 
     /// Waits until `/readyz` answers 200; panics with the log when the program ends instead.
@@ -240,10 +241,11 @@ impl Sidecar {
 
     /// Kills it as a crash would.
     pub(crate) fn kill9(&mut self) {
-        let (mut child, reaper) = self.running.take().expect("it runs");
+        let (mut child, reaper, reader) = self.running.take().expect("it runs");
         drop(reaper);
         child.kill().unwrap();
         child.wait().unwrap();
+        reader.join().expect("the log is read to its end");
     }
 
     /// Freezes it, or lets it go on.
@@ -257,12 +259,14 @@ impl Sidecar {
         self.wait_exit().await
     }
 
-    /// Waits for the end; gives the exit code, or the negative number of the signal that ended it.
+    /// Waits for the end, and for the last line of the log; gives the exit code, or the negative
+    /// number of the signal that ended it.
     pub(crate) async fn wait_exit(&mut self) -> i32 {
         let start = tokio::time::Instant::now();
         loop {
             if let Some(status) = self.exited() {
-                self.running = None;
+                let (_, _, reader) = self.running.take().expect("it was started");
+                reader.join().expect("the log is read to its end");
                 return status.code().unwrap_or_else(|| -status.signal().unwrap());
             }
             assert!(start.elapsed() < PATIENCE, "it runs on\n{}", self.log().join("\n"));

@@ -297,6 +297,27 @@ async fn a_shared_publication_that_cannot_remember_is_told_until_its_owner_write
     assert!(said.contains("its comment records slot `second`, too, which is not there"), "{said}");
 }
 
+/// `run` would refuse to read it, once Redis is emptied.
+#[tokio::test]
+async fn no_slot_is_made_where_the_comment_that_would_claim_it_is_refused() {
+    let bed = Bed::new(&[]).await;
+    bed.sql.run(TABLES).await;
+    bed.sql.run("create role keeper login replication").await;
+    let rules = rule("cart", &["cart:{id}"]);
+    Sidecar::new(Settings { rules: rules.clone(), ..settings(&bed, &[]) }).setup();
+    let second = Sidecar::new(Settings {
+        name: "second".to_owned(),
+        publication: Some("walsweep".to_owned()),
+        postgres_url: url_of(&bed, "keeper"),
+        rules,
+        ..settings(&bed, &[])
+    });
+    let said = text(&second.command(&["setup"]));
+    assert!(said.contains("must be owner of publication walsweep"), "{said}");
+    let slots = "select string_agg(slot_name, ' ') from pg_replication_slots";
+    assert_eq!(bed.sql.one::<String>(slots).await, "walsweep", "{said}");
+}
+
 /// Half of a comment tells neither that nobody else has the publication nor what `setup` changed.
 #[tokio::test]
 async fn a_comment_that_was_cut_off_is_told_and_nothing_goes_by_it() {

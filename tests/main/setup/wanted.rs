@@ -3,7 +3,7 @@
 
 use crate::support::{Bed, Settings, Sidecar, text};
 
-use super::{COMMENT, MAKE, STANDS, flush, login, owned_by_shopkeeper, printed_sql, psql};
+use super::{COMMENT, MAKE, STANDS, flush, login, owned_by_shopkeeper, printed_sql, psql, rule};
 
 fn of(bed: &Bed) -> Sidecar {
     Sidecar::new(Settings { postgres_url: login(bed, "walsweep"), ..bed.settings() })
@@ -105,6 +105,29 @@ async fn a_slot_that_run_made_is_claimed_by_the_next_setup_and_read_without_redi
     flush(&bed).await;
     let said = text(&sidecar.command(&["teardown", "--as", &login(&bed, "shopkeeper")]));
     assert!(said.contains("dropped slot `walsweep`"), "{said}");
+}
+
+/// What claims the slot is written over what the same script has written for the new rule.
+#[tokio::test]
+async fn what_is_printed_for_a_new_rule_claims_the_slot_that_run_made_too() {
+    let bed = owned_by_shopkeeper().await;
+    let cart = "create table cart (id int primary key, name text not null);
+                alter table cart owner to shopkeeper";
+    bed.sql.run(cart).await;
+    let mut sidecar = of(&bed);
+    printed_by_owner(&bed, &sidecar);
+    sidecar.start();
+    sidecar.wait_ready().await;
+    bed.settled().await;
+    bed.marked().await;
+    assert_eq!(sidecar.sigterm().await, 0);
+    sidecar.change(|new| new.rules.push_str(&rule("cart", &["cart:{name}"])));
+    let script = String::from_utf8(sidecar.command(&["setup", "--print"]).stdout).unwrap();
+    psql(&bed, "shopkeeper", &script);
+    let comment: String = bed.sql.one(COMMENT).await;
+    assert!(comment.contains("\"slots\":[\"walsweep\"]") && comment.contains("cart"), "{comment}");
+    let check = text(&sidecar.command(&["check"]));
+    assert!(!check.contains("slot_unclaimed") && !check.contains("publication_memory"), "{check}");
 }
 
 /// An owner who may not replicate lets walsweep's own role make it.
