@@ -37,6 +37,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use bytes::{Buf, BytesMut};
 use postgres_protocol::message::frontend;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::task::yield_now;
 use tokio::time::{Instant, timeout};
 
 use crate::lsn::Lsn;
@@ -117,7 +118,9 @@ impl Slot {
         if let Some(error) = self.failed.take() {
             return Err(Error::Io(error));
         }
-        self.pause.take();
+        while self.pause.take() {
+            yield_now().await;
+        }
         if self.incoming.capacity() - self.incoming.len() < READ_ROOM_MIN {
             self.incoming.reserve(READ_BUFFER_SIZE);
         }

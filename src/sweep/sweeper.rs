@@ -235,7 +235,13 @@ impl<N: Node> Sweeper<N> {
                 biased;
                 done = works.finished() => state.done(done).await,
                 one = visible.recv(), if open && state.has_room() => match one {
-                    Some(one) => state.arrived(one.into()).await,
+                    Some(one) => {
+                        state.arrived(one.into()).await;
+                        // What came with it shares its round trip.
+                        while state.has_room() && let Some(one) = visible.try_recv() {
+                            state.arrived(one.into()).await;
+                        }
+                    }
                     None => open = false,
                 },
                 changed = safe.changed() => if changed.is_err() { return },

@@ -445,6 +445,20 @@ async fn keys_go_and_only_then_their_transaction_is_swept() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_becomes_visible_together_shares_a_round_trip() {
+    local(async {
+        let mut bench = Bench::new(Duration::ZERO);
+        bench.whole().await;
+        for (end_lsn, id) in [(110, "1"), (120, "2"), (130, "3")] {
+            bench.commit(end_lsn, "item", &[id]).await;
+        }
+        assert_eq!(bench.all_swept(3).await, [110, 120, 130]);
+        assert_eq!(bench.redis.0.unlinks.get(), 1);
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_pattern_in_the_same_batch_does_not_take_exact_keys_with_it() {
     local(async {
         let mut bench = Bench::new(Duration::ZERO);
