@@ -34,7 +34,7 @@ fn main() -> ExitCode {
 
 async fn execute(Cli { config, command }: Cli) -> Result<(), Failure> {
     match command {
-        Command::Run { strict } => Box::pin(run::run(&config, strict)).await,
+        Command::Run { strict, verbose } => Box::pin(run::run(&config, strict, verbose)).await,
         Command::Check { json } => check::check(&config, json).await,
         Command::Setup { print: true, lease: true, .. } => lease::print_lease(),
         Command::Setup { lease: true, .. } => lease::load_lease(&config).await,

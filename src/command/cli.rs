@@ -36,6 +36,10 @@ pub enum Command {
         /// Refuse to start if a rule does not fit its table, instead of suspending that rule.
         #[arg(long)]
         strict: bool,
+        /// Log at level `debug`: of each transaction how many keys went, by which rule, and what
+        /// widened, and why.
+        #[arg(short, long)]
+        verbose: bool,
     },
     /// Check the configuration, the database and Redis; print each finding with its cure.
     Check {

@@ -16,13 +16,16 @@ use crate::run::shutdown::Shutdown;
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::{Health, http, logging};
 
-/// `walsweep run`.
+/// `walsweep run`; where it `is_verbose`, it logs at level `debug` whatever `[log]` says.
 ///
 /// # Errors
 ///
 /// 78 for the configuration, 1 for what a person has to look at.
-pub async fn run(path: &Path, is_strict: bool) -> Result<(), Failure> {
-    let (config, rules) = configuration(path)?;
+pub async fn run(path: &Path, is_strict: bool, is_verbose: bool) -> Result<(), Failure> {
+    let (mut config, rules) = configuration(path)?;
+    if is_verbose {
+        "debug".clone_into(&mut config.log.level);
+    }
     logging::start(&config.log).map_err(halted)?;
     let file = path.display().to_string().into();
     let outcome = stream(&config, rules, is_strict, file).await;

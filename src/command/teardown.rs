@@ -48,7 +48,7 @@ pub async fn teardown(path: &Path, print_only: bool, login: Option<&str>) -> Res
     let key = key_name(&config.postgres.slot);
     if done.leaves_slot {
         let what = "left in redis, for whoever reads the slot: once it is dropped";
-        told.print(&format!("`{key}` is {what}, `unlink {key} {key}:removals`\n"));
+        told.print(&format!("`{key}` is {what}, `unlink {key} {key}:removals {key}:made`\n"));
         return told.end();
     }
     let history = identify(&sql).await.map_err(halted)?.history;
@@ -60,7 +60,8 @@ pub async fn teardown(path: &Path, print_only: bool, login: Option<&str>) -> Res
 
 /// What became of the watermark of this name.
 fn became(key: &str, system_id: &str, forgotten: Result<Forgotten, sweep::Error>) -> String {
-    let by_hand = format!("only if nobody needs it, `redis-cli unlink {key} {key}:removals`");
+    let by_hand =
+        format!("only if nobody needs it, `redis-cli unlink {key} {key}:removals {key}:made`");
     match forgotten {
         Ok(Forgotten::Nothing) => format!("there is no `{key}` in redis"),
         Ok(Forgotten::Removed) => format!("removed `{key}` and what belongs to it from redis"),

@@ -55,20 +55,13 @@ pub enum ParseError {
     /// `[` without `]`, or text after it.
     #[error("the URL has a malformed IPv6 address; write `[::1]`")]
     Address,
-    /// Not parameters that we know, all of them.
-    #[error(
-        "the URL has unknown parameters: `{}`; known are: {KNOWN}; without effect, as walsweep \
-         keeps to its own: {OWN}",
-        .0.join("`, `")
-    )]
-    UnknownParameters(Vec<String>),
-    /// A known parameter has a value that walsweep cannot follow.
-    #[error("the URL has `{parameter}`: {why}")]
-    Unsupported {
-        /// Which parameter.
-        parameter: &'static str,
-        /// Why not, and what to do instead.
-        why: &'static str,
+    /// Parameters that we do not know, or whose value walsweep cannot follow; all of them.
+    #[error("{}", told(unknown, unsupported))]
+    Parameters {
+        /// The names of those that are not known.
+        unknown: Vec<String>,
+        /// Of those that cannot be followed the name, and why not, with what to do instead.
+        unsupported: Vec<(&'static str, &'static str)>,
     },
     /// `?name` without a value, or a name that is no name.
     #[error("the URL has a malformed parameter; write `name=value`")]
@@ -81,6 +74,20 @@ pub enum ParseError {
         /// What it must be.
         expected: &'static str,
     },
+}
+
+/// What is said of parameters that are not known, and of those that cannot be followed.
+fn told(unknown: &[String], unsupported: &[(&str, &str)]) -> String {
+    let mut parts = Vec::new();
+    if !unknown.is_empty() {
+        parts.push(format!(
+            "the URL has unknown parameters: `{}`; known are: {KNOWN}; without effect, as walsweep \
+             keeps to its own: {OWN}",
+            unknown.join("`, `")
+        ));
+    }
+    parts.extend(unsupported.iter().map(|(name, why)| format!("the URL has `{name}`: {why}")));
+    parts.join("; ")
 }
 
 impl Endpoint {
@@ -208,10 +215,10 @@ impl Parts {
     }
 
     fn finish(self) -> Result<Endpoint, ParseError> {
-        if !self.unknown.is_empty() {
-            return Err(ParseError::UnknownParameters(self.unknown));
+        let unsupported = self.unsupported();
+        if !self.unknown.is_empty() || !unsupported.is_empty() {
+            return Err(ParseError::Parameters { unknown: self.unknown, unsupported });
         }
-        self.refuse_unsupported()?;
         if self.user.is_empty() {
             return Err(ParseError::User);
         }
@@ -238,26 +245,26 @@ impl Parts {
     }
 
     /// What libpq would do and walsweep does not: said, rather than left out.
-    fn refuse_unsupported(&self) -> Result<(), ParseError> {
-        let unsupported = |parameter, why| Err(ParseError::Unsupported { parameter, why });
+    fn unsupported(&self) -> Vec<(&'static str, &'static str)> {
+        let mut all = Vec::new();
         if !matches!(&*self.gssencmode, "" | "disable" | "prefer") {
-            return unsupported("gssencmode", "GSSAPI is not supported; write `disable`");
+            all.push(("gssencmode", "GSSAPI is not supported; write `disable`"));
         }
         if !matches!(&*self.target_session_attrs, "" | "any" | "primary" | "read-write") {
             let why = "walsweep asks the primary, and finds it among several hosts by itself; \
                        standbys stand in `postgres.replicas`";
-            return unsupported("target_session_attrs", why);
+            all.push(("target_session_attrs", why));
         }
         let encoding = self.client_encoding.to_ascii_lowercase();
         if !matches!(&*encoding, "" | "auto" | "utf8" | "utf-8" | "unicode") {
-            return unsupported("client_encoding", "keys are made of UTF-8; leave it out");
+            all.push(("client_encoding", "keys are made of UTF-8; leave it out"));
         }
         if !self.options.is_empty() {
             let why = "sessions have settings of their own; set what lookups need for the role: \
                        `alter role … set …`";
-            return unsupported("options", why);
+            all.push(("options", why));
         }
-        Ok(())
+        all
     }
 
     fn client_certificate(&self) -> Result<Option<ClientCertificate>, ParseError> {

@@ -126,8 +126,19 @@ fn a_wrong_url_says_which_part_is_wrong() {
     let unknown = ["krbsrvname", "sslcrl"].map(str::to_owned).to_vec();
     check(
         "postgres://u@h?krbsrvname=x&keepalives=1&sslcrl=y&application_name=app",
-        ParseError::UnknownParameters(unknown),
+        ParseError::Parameters { unknown, unsupported: Vec::new() },
     );
+    // All at once, whatever is wrong with them.
+    let all = "postgres://u@h?krbsrvname=x&options=-cx&gssencmode=require&client_encoding=latin1";
+    let said = Endpoint::parse(all).unwrap_err().to_string();
+    for part in [
+        "unknown parameters: `krbsrvname`; known are: `user`",
+        "`options`: ",
+        "`gssencmode`: ",
+        "`client_encoding`: ",
+    ] {
+        assert!(said.contains(part), "{part}: {said}");
+    }
     for (url, wrong) in [
         ("postgres://u@h?options=-csearch_path%3Da", "`options`: "),
         ("postgres://u@h?gssencmode=require", "`gssencmode`: "),

@@ -56,6 +56,9 @@ fn on_one_line(file: &str) -> String {
     lines.flat_map(str::split_whitespace).collect::<Vec<_>>().join(" ")
 }
 
+/// The setting of a session that names the slot which it has made.
+const MADE: &str = "walsweep.made_slot";
+
 const COMMENT_LOCK_HOLDERS: &str = include_str!("../../sql/setup/comment_lock_holders.sql");
 
 /// What is done if the comment on the publication is another one.
@@ -169,7 +172,7 @@ pub(crate) fn remember(publication: &str, standing: Option<&str>, memory: Memory
 }
 
 /// Lets the publication remember what is about to be changed.
-pub(super) fn remember_first(publication: &str, standing: Option<&str>, memory: Memory) -> Step {
+pub(crate) fn remember_first(publication: &str, standing: Option<&str>, memory: Memory) -> Step {
     let sql = comment_over(publication, standing, &memory);
     Step::new(Does::RememberFirst(memory), sql)
 }
@@ -180,13 +183,14 @@ fn comment_over(publication: &str, standing: Option<&str>, memory: &Memory) -> S
     unless_changed(publication, &[standing], (&statement, Some(&becomes), REFUSED))
 }
 
-/// Lets the publication claim the slot, which has to be there, over one of these comments. Over any
-/// other it does nothing: then the checks tell that nothing claims the slot.
+/// Lets the publication claim the slot, which [`create_slot_marked`] has made in the same session,
+/// over one of these comments. Over any other it does nothing: then the checks tell that nothing
+/// claims the slot.
 pub(crate) fn claim(publication: &str, slot: &str, standing: &[&str], memory: Memory) -> Step {
     let file = include_str!("../../sql/setup/if_slot.sql");
     let comment = comment(publication, &memory);
-    let statement =
-        render(&on_one_line(file), &[("slot", &literal(slot)), ("statement", &comment)]);
+    let values = [("slot", &*literal(slot)), ("made", MADE), ("statement", &comment)];
+    let statement = render(&on_one_line(file), &values);
     let becomes = memory.comment();
     let sql = unless_changed(publication, standing, (&statement, Some(&becomes), "null"));
     Step::new(Does::Remember(memory), sql)
@@ -347,10 +351,57 @@ fn grant(role: &str, on: Object, sql: String) -> Step {
     Step::new(Does::Grant(Grant { role: role.to_owned(), on }), sql)
 }
 
-/// The SQL of a step, which fails where it does not do what it says: Postgres answers a GRANT by
-/// somebody who may not grant that with a mere warning.
-pub(crate) fn certain(step: &Step) -> String {
-    let Does::Grant(Grant { role, on }) = &step.does else { return step.sql.clone() };
+/// What of another publication forbids an identity that is smaller than a full one: that it has the
+/// table at all.
+const FORBIDS_SMALLER: [&str; 2] = ["true", "false"];
+
+/// The same of a full one: a list of columns, or, since version 18, stored generated columns that
+/// it does not publish.
+const FORBIDS_FULL: [&str; 2] = [
+    "pg_catalog.to_jsonb(p) operator(pg_catalog.->>) 'pubgencols' operator(pg_catalog.=) 'n' \
+     and exists (select from pg_catalog.pg_attribute a \
+     where a.attrelid operator(pg_catalog.=) relation \
+     and a.attgenerated operator(pg_catalog.<>) '' and not a.attisdropped)",
+    "pg_catalog.to_jsonb(r) operator(pg_catalog.->>) 'prattrs' is not null",
+];
+
+/// The SQL of a step for walsweep's publication, which fails where it does not do what it says, or
+/// would do harm by now.
+pub(crate) fn certain(publication: &str, step: &Step) -> String {
+    match &step.does {
+        Does::Grant(granted) => granting(step, granted),
+        Does::SetIdentity(identity) => {
+            unless_elsewhere(publication, &step.sql, &identity.relation, FORBIDS_FULL)
+        }
+        Does::RestoreIdentity(identity) => {
+            unless_elsewhere(publication, &step.sql, &identity.relation, FORBIDS_SMALLER)
+        }
+        _ => step.sql.clone(),
+    }
+}
+
+/// A change of a relation's identity, undone where another publication forbids it.
+fn unless_elsewhere(
+    publication: &str,
+    statement: &str,
+    relation: &TableName,
+    [forbids, entry]: [&str; 2],
+) -> String {
+    let (name, relation) = (literal(publication), literal(&quoted(relation)));
+    let quote = dollar_quote(&format!("{name}{relation}{statement}"));
+    let values = [
+        ("quote", &*quote),
+        ("relation", &relation),
+        ("name", &name),
+        ("statement", statement),
+        ("forbids", forbids),
+        ("entry", entry),
+    ];
+    render(include_str!("../../sql/setup/unless_elsewhere.sql"), &values)
+}
+
+/// Postgres answers a GRANT by somebody who may not grant that with a mere warning.
+fn granting(step: &Step, Grant { role, on }: &Grant) -> String {
     let (has, object, right) = match on {
         Object::Database(name) => ("has_database_privilege", name.clone(), "connect"),
         Object::Schema(name) => ("has_schema_privilege", name.clone(), "usage"),
@@ -383,6 +434,16 @@ pub(super) fn create_slot(config: &Postgres) -> Step {
     Step::new(Does::CreateSlot, render(include_str!("../../sql/setup/create_slot.sql"), &values))
 }
 
+/// The same for a session in which what claims the slot may follow: somebody else's slot of this
+/// name is not claimed by it.
+pub(crate) fn create_slot_marked(config: &Postgres) -> Step {
+    let file = include_str!("../../sql/setup/create_slot_marked.sql");
+    let options = if config.failover { ", failover => true" } else { "" };
+    let slot = literal(&config.slot);
+    let values = [("slot", &*slot), ("options", options), ("made", MADE)];
+    Step::new(Does::CreateSlot, render(file, &values))
+}
+
 /// Removes the slot.
 pub(crate) fn drop_slot(slot: &str) -> String {
     render(include_str!("../../sql/setup/drop_slot.sql"), &[("slot", &literal(slot))])
@@ -413,15 +474,16 @@ pub(super) fn trigger_comment() -> String {
 }
 
 /// A step for the script: it waits briefly for its locks, and is tried again.
-pub(crate) fn patiently(step: &Step, (attempts, pause): (u32, u64)) -> String {
+pub(crate) fn patiently(publication: &str, step: &Step, (attempts, pause): (u32, u64)) -> String {
+    let sql = certain(publication, step);
     let locked = step.does.locks();
     let names: Vec<String> = locked.iter().map(|table| literal(&quoted(table))).collect();
     let tables = format!("array[{}]", names.join(", "));
-    let quote = dollar_quote(&format!("{}{tables}", step.sql));
+    let quote = dollar_quote(&format!("{sql}{tables}"));
     let values = [
         ("quote", &*quote),
         ("timeout", LOCK_TIMEOUT),
-        ("sql", &step.sql),
+        ("sql", &sql),
         ("tables", &tables),
         ("attempts", &attempts.to_string()),
         ("pause", &pause.to_string()),
@@ -456,11 +518,11 @@ mod tests {
         assert_eq!(dollar_quote("$setup$ $setup1$"), "$setup2$");
         let table = TableName { schema: "a".to_owned(), name: "$setup$; it's".to_owned() };
         let step = Step::new(Does::AddTables(vec![table]), "x \"$setup$\"".to_owned());
-        let script = patiently(&step, (3, 1));
+        let script = patiently("p", &step, (3, 1));
         assert!(script.starts_with("do $setup1$\n") && script.ends_with("\n$setup1$"), "{script}");
         assert!(script.contains("array['\"a\".\"$setup$; it''s\"']"), "{script}");
         let table = TableName { schema: "a".to_owned(), name: "$setup$\"; it's".to_owned() };
-        let script = certain(&grant_select(&table, "o'r"));
+        let script = certain("p", &grant_select(&table, "o'r"));
         assert!(script.starts_with("do $setup1$\n") && script.ends_with("\n$setup1$"), "{script}");
         let asked = r#"has_table_privilege('o''r', '"a"."$setup$""; it''s"', 'select')"#;
         assert!(script.contains(asked), "{script}");

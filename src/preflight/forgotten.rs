@@ -92,12 +92,15 @@ pub(super) async fn check(context: &Context<'_>, client: &Client) -> Result<Vec<
         let is_listed = |table: &&TableName| now.get(*table).is_some_and(|now| now.is_listed);
         let listed: Vec<&TableName> = alone(slot).into_iter().filter(is_listed).collect();
         let drops = listed.iter().map(|table| cure::drop_table(name, table));
-        let forgets = cure::remember(
-            name,
-            publication.comment.as_deref(),
-            Memory::without_slot(memory.clone(), slot),
-        );
-        let steps: Vec<Step> = drops.chain([forgets]).collect();
+        let standing = publication.comment.as_deref();
+        let written = memory.comment();
+        let standing_then = if listed.is_empty() { standing } else { Some(&*written) };
+        let forgets =
+            cure::remember(name, standing_then, Memory::without_slot(memory.clone(), slot));
+        // Nothing is taken out if somebody else wrote the comment meanwhile.
+        let guard = cure::remember_first(name, standing, memory.clone());
+        let guard = (!listed.is_empty()).then_some(guard);
+        let steps: Vec<Step> = guard.into_iter().chain(drops).chain([forgets]).collect();
         let tables = match listed.as_slice() {
             [] => String::new(),
             [table] => format!("; `{table}` stays published for it"),

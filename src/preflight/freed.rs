@@ -8,7 +8,7 @@ use tokio_postgres::Client;
 use super::catalog::names;
 use super::memory::Memory;
 use super::remembered::{self, Now, Published};
-use super::step::Step;
+use super::step::{Identity, Step};
 use super::{Code, Context, Error, Finding, cure, tables};
 use crate::config::TableName;
 
@@ -45,8 +45,9 @@ pub(super) async fn check(
     let asked = freed.iter().copied().chain(changed).collect();
     let now = remembered::now(&asked, name, client).await?;
     let is_listed = |table: &&TableName| now.get(*table).is_some_and(|now| now.is_listed);
-    let dropped: BTreeSet<&TableName> = freed.into_iter().filter(is_listed).collect();
+    let dropped: BTreeSet<&TableName> = freed.iter().copied().filter(is_listed).collect();
     let mut undone = undone(&memory, &now, &dropped, is_needed);
+    findings.extend(left_full(&memory, &now, (&freed, &dropped), is_needed));
     for table in dropped {
         let (back, stays) = undone.remove(table).unwrap_or_default();
         let steps = std::iter::once(cure::drop_table(name, table)).chain(back).collect();
@@ -59,6 +60,32 @@ pub(super) async fn check(
         findings.push(finding.hint(hints.collect::<Vec<_>>().join("; ")));
     }
     Ok(findings)
+}
+
+/// Identities that `setup` changed, and that may go back although none of their tables is taken out
+/// now: an earlier `setup` did that, and was stopped.
+fn left_full(
+    memory: &Memory,
+    now: &BTreeMap<TableName, Now>,
+    (freed, dropped): (&BTreeSet<&TableName>, &BTreeSet<&TableName>),
+    is_needed: impl Fn(&TableName) -> bool,
+) -> Vec<Finding> {
+    let published = Published::Without(dropped);
+    let finding = |identity: &Identity| {
+        let now = now.get(&identity.relation).filter(|now| now.is_full)?;
+        let mut concerned = std::iter::once(&identity.table).chain(now.above());
+        if !freed.contains(&identity.table) || concerned.any(|one| dropped.contains(one)) {
+            return None;
+        }
+        let back = now.back(identity, &published, &is_needed).ok()?;
+        let message = format!(
+            "`{}` has the full replica identity that `walsweep setup` gave it for `{}`, which no \
+             rule names any more",
+            identity.relation, identity.table
+        );
+        Some(Finding::info(Code::TableUnneeded, message).cure(vec![back]).done_by_setup())
+    };
+    memory.identities.iter().filter_map(finding).collect()
 }
 
 /// What becomes of the identities that were changed for tables that are dropped: the steps that set

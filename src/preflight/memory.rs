@@ -215,8 +215,10 @@ impl Memory {
                 {
                     memory.identities.insert(now.clone());
                 }
+                // Nobody needs its table then, be it in the publication still or not.
                 Does::RestoreIdentity(identity) => {
                     memory.identities.remove(identity);
+                    own.remove(&identity.table);
                 }
                 Does::DropTable(table) => {
                     own.remove(table);
@@ -324,8 +326,9 @@ pub(super) fn remember(context: &Context<'_>, findings: &mut Vec<Finding>) {
     let (mut steps, whole) = (Vec::new(), last.clone());
     let now = [standing.unwrap_or_default(), &last.comment()];
     let is_claimed_with_it = claim_what_is_made(postgres, findings, &now, &whole);
-    if first != before {
-        // One comment is enough where nothing is to be forgotten.
+    if first != before || is_forgetful {
+        // One comment is enough where nothing is to be forgotten. Else the first one is written
+        // even if it says nothing new: nothing is taken away if somebody else wrote it meanwhile.
         let now = if is_forgetful { first } else { last.clone() };
         let written = now.comment();
         steps.push(cure::remember_first(name, standing, now));
@@ -371,11 +374,15 @@ fn claim_what_is_made(
     let Some(finding) = findings.iter_mut().find(makes) else { return false };
     let claim = cure::claim(publication, slot, standing, whole.clone().with_slot(slot));
     // `setup` knows by itself whether it made the slot.
-    let steps: Vec<Step> = finding.steps.iter().cloned().chain([claim]).collect();
+    let made = finding.steps.iter().map(|step| match step.does {
+        Does::CreateSlot => cure::create_slot_marked(postgres),
+        _ => step.clone(),
+    });
+    let steps: Vec<Step> = made.chain([claim]).collect();
     finding.sql = Some(printed(&steps));
     finding.hint = Some(
-        "`run` creates it when it starts; or, by a role that may replicate, and what claims it by \
-         whoever owns the publication:"
+        "`run` creates it when it starts; or, by whoever owns the publication, if that role may \
+         replicate:"
             .to_owned(),
     );
     true

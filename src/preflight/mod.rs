@@ -64,8 +64,9 @@ use crate::keys::Rules;
 pub(crate) use self::catalog::{digest_of, of_many, with_published};
 pub use self::code::Code;
 pub(crate) use self::cure::{
-    certain, claim, create_role, drop_known_slot, drop_publication, drop_slot, escaped,
-    grant_connect, hold, identity_as_before, patiently, remember, remembering,
+    certain, claim, create_role, create_slot_marked, drop_known_slot, drop_publication, drop_slot,
+    escaped, grant_connect, hold, identity_as_before, patiently, remember, remember_first,
+    remembering,
 };
 pub use self::facts::{Fact, of_postgres, of_redis, of_rules};
 pub use self::files::files;

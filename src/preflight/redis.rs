@@ -108,7 +108,9 @@ impl Needs {
         patterns.push("walsweep:*".to_owned());
         patterns.sort();
         patterns.dedup();
-        let acl = (format!("acl setuser {user} {commands}"), format!(" ~{}", patterns.join(" ~")));
+        let keys: String =
+            patterns.iter().map(|one| format!(" {}", word(&format!("~{one}")))).collect();
+        let acl = (format!("acl setuser {user} {commands}"), keys);
         Needs {
             user: user.to_owned(),
             slot: config.postgres.slot.clone(),
@@ -461,6 +463,14 @@ fn sample(template: &str, value: &str) -> Option<String> {
     Some(sample)
 }
 
+/// An argument as `redis-cli` reads it: in quotes, if it has any (`sdssplitargs`, sds.c).
+fn word(argument: &str) -> String {
+    if !argument.contains(['"', '\'']) {
+        return argument.to_owned();
+    }
+    format!("\"{}\"", argument.replace('\\', "\\\\").replace('"', "\\\""))
+}
+
 /// The pattern of an ACL for all keys that a template could give. It has no spaces.
 fn acl_pattern(template: &str) -> String {
     let mut pattern = String::new();
@@ -498,7 +508,7 @@ mod tests {
     use redis::{Client, cmd};
     use walsweep_stage::throwaway::{Redis, RedisOptions};
 
-    use super::{acl_pattern, may_name, may_unlink, sample, server};
+    use super::{acl_pattern, may_name, may_unlink, sample, server, word};
 
     /// Servers before 7.0 are asked in the second way.
     #[tokio::test]
@@ -542,6 +552,15 @@ mod tests {
             ("a:{b|default:\\}}:c", "a:*:c"),
         ] {
             assert_eq!(acl_pattern(template), expected, "{template}");
+        }
+    }
+
+    #[test]
+    fn an_argument_with_quotes_is_quoted() {
+        for (argument, expected) in
+            [("~a\\*:*", "~a\\*:*"), ("~it's:*", "\"~it's:*\""), ("~q\"\\x:*", "\"~q\\\"\\\\x:*\"")]
+        {
+            assert_eq!(word(argument), expected);
         }
     }
 

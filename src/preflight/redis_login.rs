@@ -12,7 +12,11 @@ use crate::sweep::redis::connect::{self, ConnectError};
 #[must_use]
 pub fn unreachable(config: &Config, error: &ConnectError) -> Finding {
     login_refused(config, error).unwrap_or_else(|| {
-        let hint = "see that Redis runs, and that `redis.url` names it";
+        let hint = match error {
+            ConnectError::Redis { error, .. } => error.hint(),
+            _ => None,
+        };
+        let hint = hint.unwrap_or("see that Redis runs, and that `redis.url` names it");
         Finding::error(Code::RedisUnreachable, error.to_string()).hint(hint)
     })
 }
@@ -60,8 +64,13 @@ pub async fn lets_redis(config: &Config) -> Option<String> {
 /// Why PING has no answer, where it is no right that is missing.
 pub(super) fn unanswered(error: &RedisError) -> Finding {
     if error.code() != Some("NOAUTH") {
-        let message = format!("redis does not answer: {error}");
-        return Finding::error(Code::RedisUnreachable, message);
+        // It may refuse even PING, where it takes no writes.
+        let class = connect::classify(error);
+        let finding = Finding::error(Code::RedisUnreachable, format!("no answer to PING: {class}"));
+        return match class.hint() {
+            Some(hint) => finding.hint(hint),
+            None => finding,
+        };
     }
     let hint = "let `redis.password_file` name a file with the password and nothing else; if it \
                 is that of a user of the ACL, name him too: `redis://user@host`";

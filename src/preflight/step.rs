@@ -177,33 +177,24 @@ impl Step {
     }
 }
 
-/// Steps as a person runs them one by one: each in its transaction, and none waits long for a lock.
-/// The creation of a slot alone waits for as long as it takes, and nobody waits behind it. What
-/// reads the comment has to see what was written while it waited.
+/// Steps as a person runs them one by one: each in its transaction, which ends whatever the session
+/// was told before, and none waits long for a lock. The creation of a slot alone waits for as long
+/// as it takes, and nobody waits behind it; nor does anybody for the right of a role. What reads
+/// the comment has to see what was written while it waited. What is committed keeps its lock for as
+/// long as it waits for a standby.
 pub(crate) fn printed(steps: &[Step]) -> String {
-    let mut parts = Vec::new();
-    if steps.iter().any(|step| step.does.reads_comment()) {
-        parts.push("set default_transaction_isolation = 'read committed'".to_owned());
-    }
-    let mut is_limited = false;
-    for step in steps {
-        let is_slot = step.does.is_of_slot();
-        // For the right of a role no table is locked.
-        let is_limited_too = !is_slot && !matches!(step.does, Does::Role | Does::Grant(_));
-        if is_limited_too && !is_limited {
-            parts.push(format!("set lock_timeout = '{LOCK_TIMEOUT}'"));
-            // What is committed keeps its lock for as long as it waits for a standby.
-            parts.push("set synchronous_commit = local".to_owned());
-        } else if is_slot && is_limited {
-            parts.push("set lock_timeout = 0".to_owned());
+    let part = |step: &Step| {
+        let Step { sql, does } = step;
+        if does.is_of_slot() || matches!(does, Does::Role | Does::Grant(_)) {
+            return sql.clone();
         }
-        is_limited = is_limited_too || is_limited && !is_slot;
-        parts.push(match step.sql.contains(";\n") {
-            true => format!("begin;\n{};\ncommit", step.sql),
-            false => step.sql.clone(),
-        });
-    }
-    parts.join(";\n")
+        let level = if does.reads_comment() { " isolation level read committed" } else { "" };
+        format!(
+            "begin{level};\nset local lock_timeout = '{LOCK_TIMEOUT}';\n\
+             set local synchronous_commit = local;\n{sql};\ncommit"
+        )
+    };
+    steps.iter().map(part).collect::<Vec<_>>().join(";\n")
 }
 
 #[cfg(test)]
@@ -221,9 +212,9 @@ mod tests {
             step(Does::SetPublication, "b;\nc"),
             step(Does::CreateSlot, "d"),
         ];
-        let expected = "set lock_timeout = '2s';\nset synchronous_commit = local;\na;\n\
-                        begin;\nb;\nc;\ncommit;\n\
-                        set lock_timeout = 0;\nd";
+        let limits = "set local lock_timeout = '2s';\nset local synchronous_commit = local";
+        let expected =
+            format!("begin;\n{limits};\na;\ncommit;\nbegin;\n{limits};\nb;\nc;\ncommit;\nd");
         assert_eq!(printed(&steps), expected);
         assert_eq!(printed(&steps[2..]), "d");
     }

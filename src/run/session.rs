@@ -20,7 +20,7 @@ use crate::source::shape::Watched;
 use crate::source::slot_health::{self, SlotState};
 use crate::source::slot_server::{self, SlotServer, Witness};
 use crate::source::watch::{Watch, tell_rules};
-use crate::sweep::{Broken, Doubt, Prints, Watermark};
+use crate::sweep::{self, Broken, Doubt, Prints, Watermark, key_name};
 use crate::telemetry::metrics::SlotLabel;
 use crate::telemetry::{Health, Topic};
 
@@ -160,6 +160,9 @@ impl Session {
             rules: prints.digest(),
             of_stranger: custody.is_of_stranger(),
         };
+        if broken.is_some() {
+            note_made(config, &expected).await;
+        }
         let patience = server.wal_sender_timeout_ms().unwrap_or(primary.wal_sender_timeout_ms);
         let timing = Timing::new(patience);
         for sql in [&sql, &server.primary] {
@@ -345,6 +348,15 @@ async fn ensure_slot(
     created?;
     custody.made();
     Ok(Some(broken))
+}
+
+/// Notes in Redis that the slot was made: a stop before the first watermark would leave one that a
+/// person has to claim.
+async fn note_made(config: &Config, made: &Watermark) {
+    let key = key_name(&config.postgres.slot);
+    if let Err(error) = sweep::note_made(&config.redis, &key, made).await {
+        tracing::debug!(%error, "redis does not know that walsweep made the slot");
+    }
 }
 
 /// Drops a slot that is lost, or that is to be given up and is nobody's at the moment; gives why a

@@ -324,7 +324,7 @@ async fn run_shown(
     step: &Step,
     shown: &str,
 ) -> Result<(), Error> {
-    let sent = Step { sql: certain(step), does: step.does.clone() };
+    let sent = Step { sql: certain(&config.postgres.publication, step), does: step.does.clone() };
     match hands.run_shown(&sent, shown).await {
         Err(Error::Statement { sql, source })
             if source.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE) =>

@@ -137,13 +137,24 @@ const HEADING: &str = "\
 /// statement is committed on its own.
 pub(super) fn head(text: &str) -> String {
     let begin = render(include_str!("../../sql/setup/script_begin.sql"), &[]);
-    format!("{}\\set ON_ERROR_STOP on\n\\set AUTOCOMMIT on\n{begin};\n", comment(text))
+    let keeps: String = VARIABLES
+        .iter()
+        .map(|name| format!("\\set walsweep_{name} :{name}\n\\set {name} on\n"))
+        .collect();
+    format!("{}{keeps}{begin};\n", comment(text))
 }
 
-/// How what is run of a script ends.
+/// What psql is told for as long as the script runs.
+const VARIABLES: [&str; 2] = ["ON_ERROR_STOP", "AUTOCOMMIT"];
+
+/// How what is run of a script ends: psql is as it was before.
 pub(super) fn tail() -> String {
     let end = render(include_str!("../../sql/setup/script_end.sql"), &[]);
-    format!("\n{end};\n")
+    let back: String = VARIABLES
+        .iter()
+        .map(|name| format!("\\set {name} :walsweep_{name}\n\\unset walsweep_{name}\n"))
+        .collect();
+    format!("\n{end};\n{back}")
 }
 
 /// One transaction of the script.
@@ -151,16 +162,26 @@ fn part(config: &Config, statement: &Statement, may_create_slot: bool) -> String
     let sql = &statement.step.sql;
     if matches!(statement.step.does, Does::Role | Does::Grant(_)) {
         // Nobody waits behind these.
-        return format!("\n{}{};\n", comment(&statement.why), certain(&statement.step));
+        return format!(
+            "\n{}{};\n",
+            comment(&statement.why),
+            certain(&config.postgres.publication, &statement.step)
+        );
     }
     if !statement.step.does.is_of_slot() {
-        let patient = patiently(&statement.step, (hands::ATTEMPTS, hands::PAUSE.as_secs()));
+        let name = &config.postgres.publication;
+        let tries = (hands::ATTEMPTS, hands::PAUSE.as_secs());
+        let patient = patiently(name, &statement.step, tries);
         return format!("\n{}{patient};\n", comment(&statement.why));
     }
     if config.postgres.slot_on == SlotOn::Standby {
         return format!("\n{}", comment(&elsewhere(config, sql)));
     }
     if may_create_slot {
+        let sql = match statement.step.does {
+            Does::CreateSlot => preflight::create_slot_marked(&config.postgres).sql,
+            _ => sql.clone(),
+        };
         return format!("\n{}{sql};\n", comment(&statement.why));
     }
     let later = format!(
@@ -189,7 +210,8 @@ fn claim(config: &Config, statements: &[Statement], marked: &Marked) -> Option<S
         "By {}who owns the publication: slot `{slot}` is walsweep's, for this has made it.",
         owner.as_deref().unwrap_or("whoever ran the parts before, and so ")
     );
-    let patient = patiently(&step, (hands::ATTEMPTS, hands::PAUSE.as_secs()));
+    let tries = (hands::ATTEMPTS, hands::PAUSE.as_secs());
+    let patient = patiently(&config.postgres.publication, &step, tries);
     Some(format!("\n{}{patient};\n", comment(&who)))
 }
 

@@ -116,6 +116,11 @@ async fn remove(
         }
         Held::By(..) => format!("slot `{slot}` is in use"),
     });
+    // Before the publication, which remembers what this has not told yet.
+    if remains.trigger == Some(true) {
+        hands.run(&trigger_step(config)).await?;
+        lines.push(format!("dropped event trigger `{}`", preflight::trigger_name(slot)));
+    }
     for step in publication_steps(config, remains) {
         match hands.run(&step).await {
             Err(error) if error.is_overtaken(&step.does) => return Err(overtaken(config, error)),
@@ -141,10 +146,6 @@ async fn remove(
         Mark::Ours(_) if !remains.is_shared() => format!("dropped publication `{publication}`"),
         Mark::Ours(_) => left_to(publication, remains),
     });
-    if remains.trigger == Some(true) {
-        hands.run(&trigger_step(config)).await?;
-        lines.push(format!("dropped event trigger `{}`", preflight::trigger_name(slot)));
-    }
     lines.extend(left(config, remains));
     Ok(())
 }
@@ -222,8 +223,8 @@ pub async fn teardown_script(config: &Config, hands: &Hands<'_>) -> Result<Strin
     let watermark = key_name(&config.postgres.slot);
     let mut lines = left(config, &remains);
     lines.push(format!(
-        "keys stay in redis: `unlink {watermark} {watermark}:removals` removes walsweep's own, but \
-         for `{watermark}:rules:…`; `walsweep teardown` removes all"
+        "keys stay in redis: `unlink {watermark} {watermark}:removals {watermark}:made` removes \
+         walsweep's own, but for `{watermark}:rules:…`; `walsweep teardown` removes all"
     ));
     script.push_str(&comment(&lines.join("\n")));
     Ok(script)
@@ -237,14 +238,14 @@ fn script_parts(config: &Config, remains: &Remains) -> String {
         Held::Left(line) => format!("\n{}", comment(line)),
         Held::Free(confirmed) => slot_part(config, *confirmed),
     };
+    if remains.trigger == Some(true) {
+        let who = "By a superuser, or the administrator role of a managed service:";
+        parts.push_str(&format!("\n{}{};\n", comment(who), printed(&[trigger_step(config)])));
+    }
     for step in publication_steps(config, remains) {
         let owner = remains.publication.owner.as_deref().unwrap_or_default();
         let who = format!("By `{owner}`, who owns the publication, or a superuser:");
         parts.push_str(&format!("\n{}{};\n", comment(&who), printed(&[step])));
-    }
-    if remains.trigger == Some(true) {
-        let who = "By a superuser, or the administrator role of a managed service:";
-        parts.push_str(&format!("\n{}{};\n", comment(who), printed(&[trigger_step(config)])));
     }
     parts
 }
@@ -383,9 +384,13 @@ fn publication_steps(config: &Config, remains: &Remains) -> Vec<Step> {
     if !remains.is_shared() {
         return vec![preflight::drop_publication(name, standing)];
     }
+    // Nothing is taken out if somebody else wrote the comment meanwhile.
+    let guard = preflight::remember_first(name, standing, memory.clone());
+    let guard = (!remains.drops.is_empty()).then_some(guard);
+    let written = guard.as_ref().map(|_| memory.comment());
     let memory = memory.clone().without_slot(&config.postgres.slot);
-    let forget = preflight::remember(name, standing, memory);
-    remains.drops.iter().cloned().chain([forget]).collect()
+    let forget = preflight::remember(name, written.as_deref().or(standing), memory);
+    guard.into_iter().chain(remains.drops.iter().cloned()).chain([forget]).collect()
 }
 
 fn trigger_step(config: &Config) -> Step {
@@ -447,8 +452,9 @@ async fn held(
             format!("no comment on a publication `{name}` says that `walsweep setup` made it");
         return Ok(Held::Left(left_slot(config, &why)));
     }
-    if let Some(pid) = pid {
-        return Ok(Held::By(pid, reader.unwrap_or_else(|| "unknown".to_owned())));
+    let by = |pid: i32| Held::By(pid, reader.clone().unwrap_or_else(|| "unknown".to_owned()));
+    if let Some(pid) = pid.filter(|_| is_walsweep) {
+        return Ok(by(pid));
     }
     let history = identify(primary).await?.history;
     let said = match history {
@@ -456,7 +462,7 @@ async fn held(
         None => Said::Nothing,
     };
     let records = match (weigh(record, &said), record) {
-        (Shown::Own, _) => return Ok(Held::Free(confirmed)),
+        (Shown::Own, _) => return Ok(pid.map_or(Held::Free(confirmed), by)),
         (_, Record::Claimed) => "records it",
         (_, Record::Wanted | Record::Nothing) => {
             "records that `walsweep run` was to make it, and not who did"

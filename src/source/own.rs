@@ -11,7 +11,8 @@
 //!   `confirmed_flush_lsn`: walsweep writes it before it confirms, so nobody else moved the slot.
 //!   One that was made anew under the same name begins behind whatever was confirmed before; and a
 //!   watermark beyond the end of the log, or beyond where this server left its timeline, is of a
-//!   history that a restored server has not.
+//!   history that a restored server has not. Before the first one a note says where the slot was
+//!   made, and counts while it stands there.
 //!
 //! A Redis that does not answer shows nothing. Then one is enough for `run` that the comment wanted
 //! under this name, or `max_retained_wal` would not hold where `setup` may make no slot. What
@@ -35,7 +36,7 @@ use crate::source::lineage::left_at;
 use crate::source::slot_health::SAMPLE_TIMEOUT;
 use crate::source::slot_server::{NAME, SlotServer};
 use crate::source::{Error, within};
-use crate::sweep::{Broken, key_name, standing};
+use crate::sweep::{Broken, key_name, made_at, standing};
 use crate::telemetry::{Health, Topic};
 
 /// What a process keeps in mind of its slot, over all its sessions.
@@ -166,11 +167,18 @@ pub async fn ask_redis(
     (primary, history): (&Client, &History),
     confirmed: Lsn,
 ) -> Result<Said, tokio_postgres::Error> {
+    let silent = |error| Said::Unanswered(format!("redis does not answer: {error}"));
     // Boxed: a connection to Redis is a large future, and this one is seldom polled.
-    let mark = match Box::pin(standing(&config.redis, &key_name(&config.postgres.slot))).await {
-        Err(error) => return Ok(Said::Unanswered(format!("redis does not answer: {error}"))),
+    let key = key_name(&config.postgres.slot);
+    let mark = match Box::pin(standing(&config.redis, &key)).await {
+        Err(error) => return Ok(silent(error)),
         Ok(Some(mark)) if mark.system_id == history.system_id => mark,
-        Ok(_) => return Ok(Said::Nothing),
+        // The first sweep may have been stopped, of a slot that walsweep made and nobody moved.
+        Ok(_) => match Box::pin(made_at(&config.redis, &key, &history.system_id)).await {
+            Ok(made) if made == Some(confirmed) => return Ok(Said::Read(confirmed)),
+            Ok(_) => return Ok(Said::Nothing),
+            Err(error) => return Ok(silent(error)),
+        },
     };
     let endpoint = &config.postgres.replication_endpoint;
     let left_at = match Box::pin(left_at(endpoint, history, mark.timeline)).await {

@@ -74,7 +74,7 @@ pub use self::redis::observe::{Mark, Name, Observer};
 pub use self::redis::pace::Pace;
 pub use self::redis::pass::{Pass, Progress};
 pub use self::redis::standalone::{Look, Standalone};
-pub use self::redis::standing::{Forgotten, forget, standing};
+pub use self::redis::standing::{Forgotten, forget, made_at, note_made, standing};
 pub use fan_out::{FanOut, Parcel};
 pub use proof::chain::{Chain, Link};
 pub use proof::evidence::{Broken, Watermark, key_name};

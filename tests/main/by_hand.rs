@@ -3,7 +3,9 @@
 use std::collections::BTreeSet;
 use std::process::Command;
 
-use crate::support::{Bed, Sidecar, text};
+use walsweep_stage::throwaway::{Signal, signal};
+
+use crate::support::{Bed, PATIENCE, Sidecar, eventually, text};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_walsweep");
 
@@ -73,6 +75,25 @@ async fn the_log_tells_what_a_transaction_removes() {
         }
         assert_eq!(sidecar.log().iter().any(tells), shows);
     }
+}
+
+/// Whatever level the configuration names.
+#[tokio::test]
+async fn a_verbose_run_tells_what_a_transaction_removes() {
+    let bed = Bed::new(&[]).await;
+    let mut settings = bed.settings();
+    settings.level = "warn".to_owned();
+    let sidecar = Sidecar::new(settings);
+    sidecar.setup();
+    let run = sidecar.spawn(&["run", "-v"]);
+    let is_ready = || async { sidecar.readyz().await == Some(200) };
+    eventually(PATIENCE, "it is ready", is_ready).await;
+    bed.sql.run("update item set version = 1 where id = 1").await;
+    bed.settled().await;
+    signal(&[run.id()], Signal::Term).unwrap();
+    let said =
+        text(&tokio::task::spawn_blocking(|| run.wait_with_output().unwrap()).await.unwrap());
+    assert!(said.contains("a transaction removes: rule `item` 1 key"), "{said}");
 }
 
 /// Whoever has none of the servers reads at once what to install.

@@ -157,3 +157,25 @@ async fn every_file_with_a_secret_is_looked_at_and_judged_by_its_owner() {
         assert!(warned()[0], "somebody else's");
     }
 }
+
+/// As libpq takes it, where neither the URL nor a file has one; and no more than that: a wrong one
+/// lets nobody in.
+#[tokio::test]
+async fn a_password_of_the_environment_lets_in() {
+    let password = Some("pg-first".to_owned());
+    let options = PostgresOptions { password, ..PostgresOptions::default() };
+    let postgres = Postgres::start(options).await.unwrap();
+    let redis = Redis::start(RedisOptions::default()).await.unwrap();
+    Bed::make_items(&Sql::connect(&postgres).await).await;
+    let mut settings = Settings::new(&postgres, &redis, ITEM_RULES);
+    settings.postgres_url = settings.postgres_url.replace(":pg-first@", "@");
+    let of = |password: &str| vec![("PGPASSWORD".to_owned(), password.to_owned())];
+    settings.env = of("pg-first");
+    let mut sidecar = Sidecar::set_up(settings).await;
+    assert_eq!(sidecar.sigterm().await, 0);
+    sidecar.change(|new| new.env = of("pg-other"));
+    let check = sidecar.command(&["check"]);
+    let said = text(&check);
+    assert!(!check.status.success() && said.contains("password"), "{said}");
+    assert!(!said.contains("pg-other"), "{said}");
+}

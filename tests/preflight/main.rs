@@ -20,7 +20,12 @@ use walsweep_stage::throwaway::{Postgres, PostgresOptions};
 use crate::kit::{check, config, database, find, rule, whole};
 
 /// What a transaction that locks a table is printed with.
-const LIMITS: &str = "set lock_timeout = '2s';\nset synchronous_commit = local;\n";
+fn limited(statement: &str) -> String {
+    format!(
+        "begin;\nset local lock_timeout = '2s';\nset local synchronous_commit = local;\n\
+         {statement};\ncommit"
+    )
+}
 
 #[tokio::test]
 async fn a_finding_names_place_likeness_and_cure() {
@@ -48,14 +53,16 @@ async fn a_finding_names_place_likeness_and_cure() {
     let identity = find(&findings, "replica_identity");
     assert_eq!(
         identity.sql.as_deref(),
-        Some(&*format!("{LIMITS}alter table \"public\".\"t\" replica identity full"))
+        Some(&*limited("alter table \"public\".\"t\" replica identity full"))
     );
     assert!(identity.hint.as_ref().unwrap().contains("`immutable = [\"status\"]`"));
     let sql = find(&findings, "table_not_published").sql.as_deref();
     // It has no identity, and published it could not be written to.
-    let expected = "alter table \"o'Brien\".\"a\"\"b\" replica identity full;\nalter publication \
-                    \"walsweep\" add table only \"o'Brien\".\"a\"\"b\"";
-    assert_eq!(sql, Some(&*format!("{LIMITS}{expected}")));
+    let steps = [
+        "alter table \"o'Brien\".\"a\"\"b\" replica identity full",
+        "alter publication \"walsweep\" add table only \"o'Brien\".\"a\"\"b\"",
+    ];
+    assert_eq!(sql, Some(&*steps.map(limited).join(";\n")));
 }
 
 #[tokio::test]

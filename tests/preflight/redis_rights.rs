@@ -259,3 +259,24 @@ async fn too_few_replicas_and_a_missing_right_to_wait_are_told() {
     config.redis.wait_replicas = 0;
     assert!(preflight::redis(&config, &mut admin).await.is_empty());
 }
+
+/// It answers nothing but SCRIPT KILL, not even PING.
+#[tokio::test]
+async fn a_redis_that_runs_a_script_is_told_with_what_ends_it() {
+    let args = "--lua-time-limit 10".split(' ').map(str::to_owned).collect();
+    let server = Redis::start(RedisOptions { args, ..RedisOptions::default() }).await.unwrap();
+    let mut connection = server.connect().await.unwrap();
+    let mut busy = server.connect().await.unwrap();
+    let script = tokio::spawn(async move {
+        cmd("EVAL").arg("while true do end").arg(0).exec_async(&mut busy).await
+    });
+    tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+    let mut config = config(0, "app", Vec::new());
+    config.redis.url = server.url();
+    let told = preflight::redis(&config, &mut connection).await;
+    let found = find(&told, "redis_unreachable");
+    let hint = found.hint.as_deref().unwrap_or_default();
+    assert!(found.message.contains("BUSY") && hint.contains("SCRIPT KILL"), "{found:?}");
+    cmd("SCRIPT").arg("KILL").exec_async(&mut connection).await.unwrap();
+    assert!(script.await.unwrap().is_err());
+}

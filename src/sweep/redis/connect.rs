@@ -251,7 +251,7 @@ fn told(error: &RedisError) -> Error {
 
 /// The class of a client library's error, and its text without what the server quotes: an error
 /// reply may repeat a key.
-pub(in crate::sweep) fn classify(error: &RedisError) -> Error {
+pub(crate) fn classify(error: &RedisError) -> Error {
     let kind = match error.kind() {
         ErrorKind::AuthenticationFailed => Kind::Auth,
         ErrorKind::Server(ServerErrorKind::NoPerm) => Kind::NoPerm,

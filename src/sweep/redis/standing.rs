@@ -4,12 +4,14 @@ use std::time::Duration;
 
 use redis::aio::MultiplexedConnection;
 use redis::{RedisError, cmd};
+use tokio::time::error::Elapsed;
 use tokio::time::timeout;
 
 use super::connect::{classify, connect};
 use super::node::{Error, Kind};
 use super::standalone::details_key;
 use crate::config;
+use crate::lsn::Lsn;
 use crate::sweep::proof::chain::number_key;
 use crate::sweep::proof::evidence::Watermark;
 use crate::sweep::shared::digest_of;
@@ -48,15 +50,53 @@ pub async fn standing(redis: &config::Redis, key: &str) -> Result<Option<Waterma
         let mut connection = connect(redis).await?;
         read(&mut connection, key).await.map_err(|error| classify(&error))
     };
-    let late = |_elapsed| {
-        let message = format!("no answer in {} s", TIMEOUT.as_secs());
-        Error::Lost(message, Kind::Timeout)
-    };
     match timeout(TIMEOUT, asked).await.map_err(late)? {
         Ok(value) => Ok(value.as_deref().and_then(Watermark::from_value)),
         Err(error) if error.kind() == Kind::WrongType => Ok(None),
         Err(error) => Err(error),
     }
+}
+
+/// Name of the key that says which slot walsweep made, beside the watermark.
+fn made_key(watermark_key: &str) -> String {
+    format!("{watermark_key}:made")
+}
+
+/// Notes where the slot stands that this process has just made: the watermark comes only after a
+/// sweep of everything, and a process that is stopped before would leave a slot that nothing shows
+/// to be walsweep's. It proves as much, until the slot moves.
+///
+/// # Errors
+///
+/// As with [`standing`].
+pub async fn note_made(redis: &config::Redis, key: &str, made: &Watermark) -> Result<(), Error> {
+    let asked = async {
+        let mut connection = connect(redis).await?;
+        let mut note = cmd("SET");
+        note.arg(made_key(key)).arg(made.to_value());
+        note.exec_async(&mut connection).await.map_err(|error| classify(&error))
+    };
+    timeout(TIMEOUT, asked).await.map_err(late)?
+}
+
+/// Where the slot stood that walsweep made on the cluster with this `system_identifier`; `None` if
+/// nothing is noted of one.
+///
+/// # Errors
+///
+/// As with [`standing`].
+pub async fn made_at(
+    redis: &config::Redis,
+    key: &str,
+    system_id: &str,
+) -> Result<Option<Lsn>, Error> {
+    let noted = standing(redis, &made_key(key)).await?;
+    Ok(noted.filter(|mark| mark.system_id == system_id).map(|mark| mark.lsn))
+}
+
+fn late(_elapsed: Elapsed) -> Error {
+    let message = format!("no answer in {} s", TIMEOUT.as_secs());
+    Error::Lost(message, Kind::Timeout)
 }
 
 /// What [`forget`] found, and did with it. What is not shown to be of the cluster stays.
@@ -87,28 +127,53 @@ pub async fn forget(redis: &config::Redis, key: &str, system_id: &str) -> Result
     let value = match read(&mut connection, key).await.map_err(|error| classify(&error)) {
         Ok(Some(value)) => value,
         // Read as the watermark is: the user need have no other right.
-        Ok(None) => match read(&mut connection, &number_key).await {
-            Ok(None) => return Ok(Forgotten::Nothing),
-            Ok(Some(_)) => return Ok(Forgotten::Number),
-            Err(error) if classify(&error).kind() == Kind::WrongType => {
-                return Ok(Forgotten::Number);
-            }
-            Err(error) => return Err(classify(&error)),
+        Ok(None) => match is_made(&mut connection, key, system_id).await? {
+            true => Vec::new(),
+            false => return without_watermark(&mut connection, &number_key).await,
         },
         Err(error) if error.kind() == Kind::WrongType => return Ok(Forgotten::Unreadable),
         Err(error) => return Err(error),
     };
     match Watermark::from_value(&value) {
+        None if value.is_empty() => {}
         None => return Ok(Forgotten::Unreadable),
         Some(mark) if mark.system_id != system_id => return Ok(Forgotten::Others(mark.system_id)),
         Some(_) => {}
     }
     let mut unlink = cmd("UNLINK");
-    unlink.arg(key).arg(&number_key);
+    unlink.arg(key).arg(&number_key).arg(made_key(key));
     if let Some(digest) = digest_of(&value) {
         unlink.arg(details_key(key, &digest));
     }
     let unlinked = unlink.query_async::<u64>(&mut connection).await;
     unlinked.map_err(|error| classify(&error))?;
     Ok(Forgotten::Removed)
+}
+
+/// Whether it was noted that walsweep made a slot on this cluster.
+async fn is_made(
+    connection: &mut MultiplexedConnection,
+    key: &str,
+    system_id: &str,
+) -> Result<bool, Error> {
+    let noted = read(connection, &made_key(key)).await.map_err(|error| classify(&error));
+    let noted = match noted {
+        Err(error) if error.kind() == Kind::WrongType => None,
+        noted => noted?,
+    };
+    let mark = noted.as_deref().and_then(Watermark::from_value);
+    Ok(mark.is_some_and(|mark| mark.system_id == system_id))
+}
+
+/// What is found where there is no watermark.
+async fn without_watermark(
+    connection: &mut MultiplexedConnection,
+    number_key: &str,
+) -> Result<Forgotten, Error> {
+    match read(connection, number_key).await.map_err(|error| classify(&error)) {
+        Ok(None) => Ok(Forgotten::Nothing),
+        Ok(Some(_)) => Ok(Forgotten::Number),
+        Err(error) if error.kind() == Kind::WrongType => Ok(Forgotten::Number),
+        Err(error) => Err(error),
+    }
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::time::sleep;
 use walsweep_stage::throwaway::{Signal, signal};
 
-use crate::support::{Bed, PATIENCE, Sidecar, Sql, eventually, text};
+use crate::support::{Bed, PATIENCE, Settings, Sidecar, Sql, eventually, text};
 
 const QUEUED: &str = "select count(*) from pg_locks where not granted";
 
@@ -97,4 +97,31 @@ async fn a_slot_that_is_being_created_is_not_left_behind() {
     sleep(Duration::from_millis(300)).await;
     assert_eq!(bed.sql.one::<i64>(slots).await, 0, "nor is it created later");
     sidecar.setup();
+}
+
+/// A table that was taken out of the publication, and whose identity was not given back yet.
+#[tokio::test]
+async fn a_setup_that_was_stopped_on_its_way_back_is_finished_by_the_next() {
+    let bed = Bed::new(&[]).await;
+    bed.sql.run("create table cart (id int primary key, name text not null)").await;
+    let item = bed.settings().rules;
+    let cart = super::rule("cart", &["cart:{name}"]);
+    let mut sidecar = Sidecar::new(Settings { rules: format!("{item}{cart}"), ..bed.settings() });
+    sidecar.setup();
+    sidecar.change(|new| new.rules = item);
+    let reader = Sql::connect(&bed.postgres).await;
+    reader.run("begin; select from cart").await;
+    let setup = sidecar.spawn(&["setup"]);
+    queued(&bed).await;
+    signal(&[setup.id()], Signal::Int).unwrap();
+    let output = wait(setup).await;
+    assert!(text(&output).contains("was canceled"), "{}", text(&output));
+    assert_eq!(bed.sql.one::<String>(super::PUBLISHED).await, "item", "it is out");
+    reader.run("commit").await;
+    let said = text(&sidecar.command(&["setup"]));
+    let identity = "select relreplident::text from pg_class where relname = 'cart'";
+    assert_eq!(bed.sql.one::<String>(identity).await, "d", "{said}");
+    let comment: String = bed.sql.one(super::COMMENT).await;
+    assert!(!comment.contains("cart"), "{comment}");
+    assert!(text(&sidecar.command(&["setup"])).contains("nothing to do"));
 }

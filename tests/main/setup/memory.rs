@@ -202,8 +202,8 @@ async fn an_identity_that_nothing_remembers_is_told_with_what_sets_it_back() {
     let (_, back) = said.split_once("-- Remembered nowhere").expect("it is told");
     let back: Vec<&str> = back.lines().filter_map(|line| line.strip_prefix("--     ")).collect();
     let expected = "alter table \"public\".\"cart\" replica identity default;";
-    let limits = ["set lock_timeout = '2s';", "set synchronous_commit = local;"];
-    assert_eq!(back, [&limits[..], &[expected]].concat(), "{said}");
+    let limits = ["set local lock_timeout = '2s';", "set local synchronous_commit = local;"];
+    assert_eq!(back, [&["begin;"], &limits[..], &[expected, "commit;"]].concat(), "{said}");
     let again = text(&sidecar.command(&["setup"]));
     assert!(again.contains("nothing to do"), "told once, for it was changed once: {again}");
 }

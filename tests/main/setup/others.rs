@@ -1,6 +1,6 @@
 //! What another publication has of a table, and a full replica identity that does not go with it.
 
-use crate::support::{Bed, Settings, Sidecar, text};
+use crate::support::{Bed, PATIENCE, Settings, Sidecar, Sql, eventually, text};
 
 use super::{printed_sql, psql, rule};
 
@@ -199,4 +199,73 @@ async fn a_table_of_a_rule_that_is_left_stays_writable() {
         let others = "select count(*) from pg_publication_tables where tablename = 'ok'";
         assert_eq!(bed.sql.one::<i64>(others).await, 1, "the others are set up");
     }
+}
+
+/// Whoever publishes a table while `setup` waits for its lock needs the identity as it is: with
+/// another one the application's writes would fail.
+#[tokio::test]
+async fn a_publication_that_came_while_setup_waited_is_seen() {
+    let bed = Bed::new(&[]).await;
+    bed.sql
+        .run(
+            "create table bare (id int, w int); insert into bare values (1, 1);
+             create table narrow (id int primary key, w int); insert into narrow values (1, 1)",
+        )
+        .await;
+    let item = bed.settings().rules;
+    let mut sidecar = Sidecar::new(Settings {
+        rules: format!("{item}{}", rule("bare", &["n:{w}"])),
+        ..bed.settings()
+    });
+    sidecar.setup();
+    let identity = async |table: &str| {
+        let question = format!("select relreplident::text from pg_class where relname = '{table}'");
+        bed.sql.one::<String>(&question).await
+    };
+    assert_eq!(identity("bare").await, "f");
+    let is_newer = bed.version().await >= 15;
+    // One is to go back to an identity that it has no key for, the other is to get a full one.
+    for (table, rules, other, stays) in [
+        ("bare", item.clone(), "create publication other for table bare", "f"),
+        (
+            "narrow",
+            format!("{item}{}", rule("narrow", &["n:{id}", "w:{w}"])),
+            "create publication others for table narrow (id)",
+            "d",
+        ),
+    ] {
+        if table == "narrow" && !is_newer {
+            continue;
+        }
+        sidecar.change(|new| new.rules = rules);
+        let script = String::from_utf8(sidecar.command(&["setup", "--print"]).stdout).unwrap();
+        let reader = Sql::connect(&bed.postgres).await;
+        reader.run(&format!("begin; select from {table}")).await;
+        let setup = sidecar.spawn(&["setup"]);
+        let queued =
+            "select exists (select from pg_locks where not granted and relation is not null)";
+        let waits = || async { bed.sql.one::<bool>(queued).await };
+        eventually(PATIENCE, "it waits for the table", waits).await;
+        bed.sql.run(other).await;
+        reader.run("commit").await;
+        let output = tokio::task::spawn_blocking(|| setup.wait_with_output().unwrap()).await;
+        let said = text(&output.unwrap());
+        assert_eq!(identity(table).await, stays, "{said}");
+        bed.sql.run(&format!("update {table} set w = w + 1")).await;
+        // So it is with a script that was printed before.
+        let mut psql = bed.postgres.command("psql");
+        psql.args(["-X", "-q", "-d", &bed.postgres.url(), "-c", "", "-f", "-"]);
+        let said = fed(psql, &script);
+        assert_eq!(identity(table).await, stays, "{said}");
+        bed.sql.run(&format!("update {table} set w = w + 1")).await;
+    }
+}
+
+/// What a program says that reads this.
+fn fed(mut program: std::process::Command, script: &str) -> String {
+    use std::process::Stdio;
+    program.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut program = program.spawn().unwrap();
+    std::io::Write::write_all(&mut program.stdin.take().unwrap(), script.as_bytes()).unwrap();
+    text(&program.wait_with_output().unwrap())
 }

@@ -44,7 +44,8 @@ async fn the_printed_script_refuses_to_be_one_transaction() {
     assert_eq!(bed.sql.one::<String>(IDENTITY).await, "d", "{said}");
     assert_eq!(bed.sql.one::<String>(PUBLICATIONS).await, "none", "{said}");
     // So does a part of it that somebody runs alone, whatever path the session has.
-    let (_, part) = script.split_once("\ndo $setup$\n").unwrap();
+    let (_, part) = script.split_once("\n-- `").unwrap();
+    let (_, part) = part.split_once("\ndo $setup$\n").unwrap();
     let (part, _) = part.split_once("\n$setup$;\n").unwrap();
     let part = format!("begin;\ndo $setup$\n{part}\n$setup$;\ncommit;\n");
     let output = run(&bed, &["-v", "ON_ERROR_STOP=1"], "UTF8", &part);
@@ -83,4 +84,41 @@ async fn the_printed_scripts_mean_the_same_names_in_a_session_of_another_encodin
     let output = run(&bed, &["-v", "ON_ERROR_STOP=1"], "LATIN1", &printed(&sidecar, "teardown"));
     assert!(output.status.success(), "{}", text(&output));
     assert_eq!(bed.sql.one::<String>(PUBLICATIONS).await, "none", "{}", text(&output));
+}
+
+/// Whoever reads a script into a session goes on with it: a DELETE that is to be rolled back would
+/// be done for good if AUTOCOMMIT stayed on.
+#[tokio::test]
+async fn a_session_is_after_the_script_as_it_was_before() {
+    let bed = Bed::new(&[]).await;
+    bed.sql.run("alter table item replica identity default; create schema fs").await;
+    let sidecar = Sidecar::new(bed.settings());
+    let shown = "\n\\echo :AUTOCOMMIT :ON_ERROR_STOP\nshow search_path;\nshow synchronous_commit;\n\
+                 show lock_timeout;\nshow client_encoding;\nshow default_transaction_isolation;\n";
+    let before = "\\set AUTOCOMMIT off\n\\pset tuples_only on\nset search_path = fs;\n\
+                  set lock_timeout = '7s';\nset default_transaction_isolation = serializable;\n\
+                  commit;\n";
+    for command in ["setup", "teardown"] {
+        let script = format!("{before}{}{shown}", printed(&sidecar, command));
+        let output = run(&bed, &[], "LATIN1", &script);
+        let said = String::from_utf8(output.stdout.clone()).unwrap();
+        let lines: Vec<&str> = said.lines().map(str::trim).filter(|one| !one.is_empty()).collect();
+        let expected = ["off off", "fs", "on", "7s", "LATIN1", "serializable"];
+        assert_eq!(lines[lines.len() - 6..], expected, "{}", text(&output));
+    }
+    // Nor does what `check` prints keep a lock, or leave a setting.
+    bed.sql.run("alter table item replica identity default").await;
+    sidecar.setup();
+    bed.sql.run("alter table item replica identity default").await;
+    let check = text(&sidecar.command(&["check"]));
+    let sql = super::printed_sql(check.split("error[replica_identity]").nth(1).unwrap_or(&check));
+    assert!(sql.contains("replica identity full"), "{check}");
+    let script = format!(
+        "{before}{sql}select count(*) from pg_locks where mode = 'AccessExclusiveLock';\n\
+         show lock_timeout;\n"
+    );
+    let output = run(&bed, &[], "UTF8", &script);
+    let said = String::from_utf8(output.stdout.clone()).unwrap();
+    let lines: Vec<&str> = said.lines().map(str::trim).filter(|one| !one.is_empty()).collect();
+    assert_eq!(lines[lines.len() - 2..], ["0", "7s"], "{}", text(&output));
 }

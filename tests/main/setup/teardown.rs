@@ -154,10 +154,10 @@ async fn teardown_names_a_login_that_can_and_the_script_who_may_run_each_part() 
     let parts = [
         "-- By a role that may replicate, such as `walsweep`:",
         "perform pg_catalog.pg_drop_replication_slot(",
-        "-- By `team`, who owns the publication, or a superuser:",
-        "drop publication",
         "-- By a superuser, or the administrator role of a managed service:",
         "drop event trigger",
+        "-- By `team`, who owns the publication, or a superuser:",
+        "drop publication",
     ];
     assert!(parts.windows(2).all(|pair| at(pair[0]) < at(pair[1])), "{script}");
     bed.sql.run("drop event trigger walsweep_refresh; drop function walsweep_refresh()").await;
@@ -270,7 +270,7 @@ async fn teardown_forgets_only_a_watermark_of_its_own_cluster() {
          has {theirs}"
     );
     assert!(output.status.success() && said.contains(&left), "{said}");
-    let line = format!("`redis-cli unlink {key} {key}:removals`");
+    let line = format!("`redis-cli unlink {key} {key}:removals {key}:made`");
     assert!(said.contains(&line), "{said}");
     assert_eq!(keys(cache.clone()).await, count, "{said}");
     let _: () = cache.set(key, "nobody knows").await.unwrap();
@@ -291,4 +291,30 @@ async fn teardown_forgets_only_a_watermark_of_its_own_cluster() {
     let stay = "cached keys stay in redis, and this walsweep removes them no more: `item:*`";
     assert!(said.contains(stay), "{said}");
     assert_eq!(keys(cache.clone()).await, 0, "{said}");
+}
+
+/// What the comment remembers is told before it goes, whatever ends `teardown`.
+#[tokio::test]
+async fn a_teardown_that_is_stopped_forgets_no_identity() {
+    let bed = Bed::new(&[]).await;
+    bed.sql.run("alter table item replica identity default").await;
+    bed.sql.run("create materialized view v as select 1 as n").await;
+    let rules = bed.settings().rules
+        + "[[rule]]\nname = \"v\"\nmaterialized_view = \"public.v\"\nkeys = [\"v\"]\n";
+    let sidecar = Sidecar::new(Settings { rules, ..bed.settings() });
+    sidecar.setup();
+    let other = Sql::connect(&bed.postgres).await;
+    other.run("begin; alter event trigger walsweep_refresh disable").await;
+    let teardown = sidecar.spawn(&["teardown"]);
+    let queued = "select exists (select from pg_locks where not granted)";
+    let waits = || async { bed.sql.one::<bool>(queued).await };
+    eventually(PATIENCE, "it waits for the trigger", waits).await;
+    signal(&[teardown.id()], Signal::Int).unwrap();
+    let output = tokio::task::spawn_blocking(|| teardown.wait_with_output().unwrap()).await;
+    let said = text(&output.unwrap());
+    assert!(said.contains("dropped slot") && !said.contains("dropped publication"), "{said}");
+    other.run("rollback").await;
+    let said = text(&sidecar.command(&["teardown"]));
+    let back = "alter table \"public\".\"item\" replica identity default";
+    assert!(said.contains("dropped event trigger") && said.contains(back), "{said}");
 }

@@ -353,3 +353,48 @@ async fn a_teardown_takes_out_what_no_other_uses_and_leaves_the_rest() {
     let said = text(&two.command(&["teardown"]));
     assert!(said.contains("dropped publication `walsweep`"), "{said}");
 }
+
+/// Nothing of that is done before it is seen that the comment has changed.
+#[tokio::test]
+async fn a_script_that_was_printed_before_takes_no_table_that_another_has_since() {
+    let bed = Bed::new(&["max_replication_slots = 16"]).await;
+    bed.sql.run(TABLES).await;
+    let (mut one, two) = (of(&bed, "one", &["shop", "cart"]), of(&bed, "two", &["cart"]));
+    let identity = "select relreplident::text from pg_class where relname = 'cart'";
+    let third = of(&bed, "third", &["stall"]);
+    third.setup();
+    one.setup();
+    one.change(|new| new.rules = rule("shop", &["k:{name}"]));
+    let freed = printed(&one);
+    assert!(freed.contains("drop table only \"public\".\"cart\""), "{freed}");
+    one.change(|new| new.rules.push_str(&rule("cart", &["k:{name}"])));
+    let teardown = String::from_utf8(one.command(&["teardown", "--print"]).stdout).unwrap();
+    assert!(teardown.contains("drop table only \"public\".\"cart\""), "{teardown}");
+    two.setup();
+    for script in [freed, teardown] {
+        let output = run_psql(&bed, "select", &script);
+        assert!(!output.status.success(), "{}", text(&output));
+        assert!(text(&output).contains("print this SQL again"), "{}", text(&output));
+        assert_eq!(bed.sql.one::<String>(PUBLISHED).await, "cart shop stall");
+        assert_eq!(bed.sql.one::<String>(identity).await, "f");
+    }
+}
+
+/// Each makes the role that both log in as.
+#[tokio::test]
+async fn two_setups_at_once_make_one_role() {
+    let bed = Bed::new(&["max_replication_slots = 16"]).await;
+    bed.sql.run(TABLES).await;
+    for round in 0..6 {
+        let url = bed.postgres.url().replace("//postgres@", &format!("//role{round}@"));
+        let (mut one, mut two) = (of(&bed, "one", &["shop"]), of(&bed, "two", &["cart"]));
+        one.change(|new| new.postgres_url.clone_from(&url));
+        two.change(|new| new.postgres_url.clone_from(&url));
+        let owner = bed.postgres.url();
+        let children = [&one, &two].map(|each| each.spawn(&["setup", "--as", &owner]));
+        for child in children {
+            let output = ended(child).await;
+            assert!(output.status.success(), "round {round}: {}", text(&output));
+        }
+    }
+}

@@ -1,7 +1,9 @@
 //! A slot is claimed by whoever made it, once it is there: until then the comment says no more than
 //! that it is wanted, and whoever makes one of that name meanwhile keeps it.
 
-use crate::support::{Bed, Settings, Sidecar, text};
+use walsweep::failpoint::{Point, VARIABLE};
+
+use crate::support::{Bed, PATIENCE, Settings, Sidecar, eventually, text};
 
 use super::{COMMENT, MAKE, STANDS, flush, login, owned_by_shopkeeper, printed_sql, psql, rule};
 
@@ -163,7 +165,7 @@ async fn the_sql_that_claims_a_slot_refuses_to_claim_one_that_is_not_there() {
     let claim = sql.lines().find(|line| line.contains("comment on publication")).unwrap();
     let refused = bed.sql.client().batch_execute(claim).await.unwrap_err();
     let said = refused.as_db_error().map(|error| error.message().to_owned()).unwrap_or_default();
-    assert!(said.contains("there is no such slot in this database"), "{said}");
+    assert!(said.contains("this session has not made the slot"), "{said}");
     psql(&bed, "postgres", &sql);
     let comment: String = bed.sql.one(COMMENT).await;
     assert!(comment.contains("\"slots\":[\"walsweep\"]"), "{comment}");
@@ -234,4 +236,99 @@ async fn a_wanted_slot_that_keeps_too_much_is_given_up_while_redis_is_away() {
     bed.redis.resume().unwrap();
     bed.cache = bed.redis.connect().await.unwrap();
     sidecar.wait_ready().await;
+}
+
+/// Run without a stop at the first error, the statement that claims comes after one that failed.
+#[tokio::test]
+async fn the_sql_that_makes_and_claims_a_slot_claims_nobody_elses() {
+    let bed = owned_by_shopkeeper().await;
+    let sidecar = of(&bed);
+    printed_by_owner(&bed, &sidecar);
+    let check = text(&sidecar.command(&["check"]));
+    let (_, told) = check.split_once("info[slot_missing]").unwrap_or_else(|| panic!("{check}"));
+    let sql = printed_sql(told.split("\ninfo[").next().unwrap());
+    bed.sql.run(MAKE).await;
+    psql(&bed, "postgres", &format!("\\set ON_ERROR_STOP off\n{sql}"));
+    let comment: String = bed.sql.one(COMMENT).await;
+    assert!(comment.contains("\"slots\":[]"), "{comment}");
+    leaves(&sidecar, "records that `walsweep run` was to make it, and not who did");
+}
+
+/// The watermark comes with the end of the first sweep; a process that dies before it leaves a slot
+/// that is walsweep's all the same, be it one that the comment wanted or one that it does not know.
+#[tokio::test]
+async fn a_slot_whose_first_sweep_was_cut_short_stays_walsweeps() {
+    for is_wanted in [true, false] {
+        let bed = owned_by_shopkeeper().await;
+        let mut sidecar = of(&bed);
+        printed_by_owner(&bed, &sidecar);
+        if !is_wanted {
+            sidecar.change(|new| {
+                let publication = Some("walsweep".to_owned());
+                (new.name, new.publication) = ("renamed".to_owned(), publication);
+            });
+        }
+        let crash = format!("{}:1", Point::WatermarkDue.as_str());
+        sidecar.change(|new| new.env = vec![(VARIABLE.to_owned(), crash)]);
+        sidecar.start();
+        assert_eq!(sidecar.wait_exit().await, -6, "it died before the watermark");
+        sidecar.change(|new| new.env.clear());
+        let check = sidecar.command(&["check"]);
+        assert!(check.status.success(), "{}", text(&check));
+        sidecar.start();
+        sidecar.wait_ready().await;
+        let claimed = if is_wanted { "walsweep" } else { "renamed" };
+        let marked = || async { bed.has(&format!("walsweep:{claimed}")).await };
+        eventually(PATIENCE, "the watermark is written", marked).await;
+        assert_eq!(sidecar.sigterm().await, 0);
+        let log = sidecar.log().join("\n");
+        assert!(!log.contains("may be another program's"), "{log}");
+        let owner = login(&bed, "shopkeeper");
+        let said = text(&sidecar.command(&["setup", "--as", &owner]));
+        let comment: String = bed.sql.one(COMMENT).await;
+        assert!(comment.contains(&format!("\"slots\":[\"{claimed}\"]")), "{said}\n{comment}");
+        let said = text(&sidecar.command(&["teardown", "--as", &owner]));
+        assert!(said.contains(&format!("dropped slot `{claimed}`")), "{said}");
+    }
+}
+
+/// The note says where that stood which walsweep made.
+#[tokio::test]
+async fn a_slot_that_was_made_anew_after_a_first_sweep_was_cut_short_is_nobodys() {
+    let bed = owned_by_shopkeeper().await;
+    let mut sidecar = of(&bed);
+    printed_by_owner(&bed, &sidecar);
+    let crash = format!("{}:1", Point::WatermarkDue.as_str());
+    sidecar.change(|new| new.env = vec![(VARIABLE.to_owned(), crash)]);
+    sidecar.start();
+    assert_eq!(sidecar.wait_exit().await, -6, "it died before the watermark");
+    sidecar.change(|new| new.env.clear());
+    let free =
+        || async { bed.sql.one::<bool>("select not active from pg_replication_slots").await };
+    eventually(PATIENCE, "nobody streams from it", free).await;
+    bed.sql.run("select pg_drop_replication_slot('walsweep'); update item set version = 9").await;
+    bed.sql.run(MAKE).await;
+    leaves(&sidecar, "records that `walsweep run` was to make it, and not who did");
+}
+
+/// It made none, so there is nothing to stop.
+#[tokio::test]
+async fn a_teardown_leaves_a_wanted_slot_that_another_program_reads() {
+    let bed = owned_by_shopkeeper().await;
+    let sidecar = of(&bed);
+    printed_by_owner(&bed, &sidecar);
+    bed.sql.run(MAKE).await;
+    let mut other = bed.postgres.command("pg_recvlogical");
+    other.args(["-d", "postgres", "--slot", "walsweep", "--start", "-f", "/dev/null"]);
+    other.args(["-o", "proto_version=1", "-o", "publication_names=walsweep"]);
+    let mut other = other.spawn().unwrap();
+    let reads = "select active from pg_replication_slots";
+    let is_read = || async { bed.sql.one::<bool>(reads).await };
+    eventually(PATIENCE, "it is read", is_read).await;
+    let output = sidecar.command(&["teardown", "--as", &bed.postgres.url()]);
+    let said = text(&output);
+    other.kill().unwrap();
+    other.wait().unwrap();
+    assert!(output.status.success() && said.contains("left slot `walsweep`"), "{said}");
+    assert!(!said.contains("stop walsweep") && said.contains("dropped publication"), "{said}");
 }
