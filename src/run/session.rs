@@ -160,9 +160,7 @@ impl Session {
             rules: prints.digest(),
             of_stranger: custody.is_of_stranger(),
         };
-        if broken.is_some() {
-            note_made(config, &expected).await;
-        }
+        note_made(config, broken, &expected).await;
         let patience = server.wal_sender_timeout_ms().unwrap_or(primary.wal_sender_timeout_ms);
         let timing = Timing::new(patience);
         for sql in [&sql, &server.primary] {
@@ -350,9 +348,12 @@ async fn ensure_slot(
     Ok(Some(broken))
 }
 
-/// Notes in Redis that the slot was made: a stop before the first watermark would leave one that a
-/// person has to claim.
-async fn note_made(config: &Config, made: &Watermark) {
+/// Notes in Redis that the slot was made, if it was: a stop before the first watermark would leave
+/// one that a person has to claim.
+async fn note_made(config: &Config, broken: Option<Broken>, made: &Watermark) {
+    if broken.is_none() {
+        return;
+    }
     let key = key_name(&config.postgres.slot);
     if let Err(error) = sweep::note_made(&config.redis, &key, made).await {
         tracing::debug!(%error, "redis does not know that walsweep made the slot");
