@@ -78,6 +78,7 @@ pub struct Slot {
     /// A read that failed after others that brought bytes; told when those are used.
     failed: Option<io::Error>,
     pause: Pause,
+    is_shared: bool,
     confirmed: Lsn,
     last_received: Instant,
 }
@@ -98,6 +99,7 @@ impl Slot {
             outgoing: BytesMut::new(),
             failed: None,
             pause: Pause::default(),
+            is_shared: false,
             confirmed: Lsn::ZERO,
             last_received: Instant::now(),
         }
@@ -118,7 +120,7 @@ impl Slot {
         if let Some(error) = self.failed.take() {
             return Err(Error::Io(error));
         }
-        while self.pause.take() {
+        while self.pause.take(self.is_shared) {
             yield_now().await;
         }
         if self.incoming.capacity() - self.incoming.len() < READ_ROOM_MIN {
@@ -224,6 +226,11 @@ impl Slot {
     #[must_use]
     pub fn rests_until(&self) -> Option<Instant> {
         Some(self.pause.rest()).filter(|rest| !rest.is_zero()).map(|rest| self.last_received + rest)
+    }
+
+    /// Whether the thread has other work now, which gets turns while [`Slot::fill`] blocks it.
+    pub fn shares_thread(&mut self, is_shared: bool) {
+        self.is_shared = is_shared;
     }
 
     /// When a byte last came from the server.

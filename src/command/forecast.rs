@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::rc::Rc;
 
 use crate::config::Config;
-use crate::keys::{KeySet, Rules};
+use crate::keys::Rules;
 use crate::postgres::{History, Sql};
 use crate::preflight::{Code, Finding, find_reads};
 use crate::run::error::Error;
@@ -14,9 +14,6 @@ use crate::source::shape::Watched;
 use crate::source::slot_health;
 use crate::source::slot_server::SlotServer;
 use crate::sweep::{self, Broken, Doubt, Node, Standalone, Watermark, key_name};
-
-/// Keys and patterns that are shown, at most.
-const KEYS_MAX: usize = 20;
 
 /// What the next start would sweep.
 #[derive(Debug)]
@@ -94,18 +91,5 @@ fn finding(rules: &Rules, doubt: &Doubt) -> Finding {
     let told = doubt.told(rules.names()).join("; ");
     let keys = rules.part(|place| doubt.is_of(place));
     let text = format!("the next start will sweep {told}");
-    Finding::info(Code::StartSweeps, text).hint(format!("it removes {}", shown(&keys)))
-}
-
-/// The keys and patterns of a set, which hold no value of a row.
-pub(super) fn shown(keys: &KeySet) -> String {
-    let exact = keys.exact().map(|(_, key)| key);
-    let patterns = keys.patterns().map(|(_, pattern)| pattern.as_bytes());
-    let all: Vec<&[u8]> = exact.chain(patterns).collect();
-    let mut shown: Vec<String> =
-        all.iter().take(KEYS_MAX).map(|key| format!("`{}`", key.escape_ascii())).collect();
-    if all.len() > KEYS_MAX {
-        shown.push(format!("{} more", all.len() - KEYS_MAX));
-    }
-    shown.join(", ")
+    Finding::info(Code::StartSweeps, text).hint(format!("it removes {}", keys.shown()))
 }

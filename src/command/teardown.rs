@@ -4,7 +4,6 @@ use std::path::Path;
 
 use super::NAME;
 use super::failure::{Failure, Told, halted, print};
-use super::forecast::shown;
 use super::load::configuration;
 use super::login::{STOPPING, endpoint, refused, same_server};
 use crate::config::printable;
@@ -43,7 +42,7 @@ pub async fn teardown(path: &Path, print_only: bool, login: Option<&str>) -> Res
     told.print(&format!(
         "cached keys stay in redis, and this walsweep removes them no more: {}; `walsweep sweep \
          PATTERN…` removes them by hand\n",
-        shown(&rules.part(|_| true))
+        rules.part(|_| true).shown()
     ));
     let key = key_name(&config.postgres.slot);
     if done.leaves_slot {

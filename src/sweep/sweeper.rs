@@ -413,7 +413,9 @@ impl State {
         let jobs = self.passes.take();
         self.late.in_pass = jobs.iter().map(|job| job.oldest).fold(None, older);
         let mut pace = self.pace.take().expect("it came back with the pass before this one");
+        let under_way = self.health.pass();
         Some(Box::pin(async move {
+            let _until_it_ends = under_way;
             let outcome = sweep(node, metrics, &jobs, &mut pace).await;
             (jobs, pace, outcome)
         }))

@@ -6,6 +6,7 @@
 //! and once more when it is over.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -223,6 +224,18 @@ impl Trouble {
 pub struct Health {
     metrics: Arc<Metrics>,
     state: Mutex<State>,
+    /// SCAN passes that are under way.
+    passes: AtomicUsize,
+}
+
+/// A SCAN pass that is under way, until this is dropped.
+#[derive(Debug)]
+pub struct PassUnderWay(Arc<Health>);
+
+impl Drop for PassUnderWay {
+    fn drop(&mut self) {
+        self.0.passes.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 #[derive(Debug)]
@@ -250,7 +263,20 @@ impl Health {
             troubles: BTreeMap::new(),
             holder: String::new(),
         };
-        Health { metrics, state: Mutex::new(state) }
+        Health { metrics, state: Mutex::new(state), passes: AtomicUsize::new(0) }
+    }
+
+    /// A SCAN pass begins.
+    #[must_use]
+    pub fn pass(self: &Arc<Health>) -> PassUnderWay {
+        self.passes.fetch_add(1, Ordering::Relaxed);
+        PassUnderWay(Arc::clone(self))
+    }
+
+    /// Whether a SCAN pass is under way.
+    #[must_use]
+    pub fn has_pass(&self) -> bool {
+        self.passes.load(Ordering::Relaxed) > 0
     }
 
     /// Sets what is being done. Stopping is the last thing that is done.

@@ -86,14 +86,14 @@ async fn a_stop_while_redis_is_away_exits_and_loses_nothing() {
     let mut sidecar = bed.sidecar().await;
     bed.fill(&["item:1", "keep"]).await;
     bed.redis.pause().unwrap();
+    let before = bed.position().await;
     bed.sql.run("update item set version = 1 where id = 1").await;
-    let before = bed.confirmed().await;
     eventually(PATIENCE, "the commit arrives", || async {
         sidecar.metric("walsweep_transactions_total").await >= 1.0
     })
     .await;
     assert_eq!(sidecar.sigterm().await, 0);
-    assert_eq!(bed.confirmed().await, before);
+    assert!(bed.confirmed().await <= before);
     bed.redis.resume().unwrap();
     bed.cache = bed.redis.connect().await.unwrap();
     // The removal that was on its way may have been done; what counts is that it is repeated.

@@ -113,6 +113,9 @@ struct RuleCount {
     widened: [u64; WidenReason::ALL.len()],
 }
 
+/// Keys and patterns that are shown in a message, at most.
+const SHOWN_MAX: usize = 20;
+
 /// Entries that wait for rows, each of which may be one to be read.
 const PENDING_MAX: usize = 10_000;
 
@@ -140,6 +143,20 @@ impl KeySet {
             pending: Pending::default(),
             before: Before::default(),
         }
+    }
+
+    /// The first keys and patterns, for messages: what no row has given holds no value of one.
+    #[must_use]
+    pub fn shown(&self) -> String {
+        let exact = self.exact().map(|(_, key)| key);
+        let patterns = self.patterns().map(|(_, pattern)| pattern.as_bytes());
+        let all: Vec<&[u8]> = exact.chain(patterns).collect();
+        let shown = all.iter().take(SHOWN_MAX).map(|key| format!("`{}`", key.escape_ascii()));
+        let mut shown: Vec<String> = shown.collect();
+        if all.len() > SHOWN_MAX {
+            shown.push(format!("{} more", all.len() - SHOWN_MAX));
+        }
+        shown.join(", ")
     }
 
     /// Whether there is nothing to remove.

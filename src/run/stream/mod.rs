@@ -199,10 +199,12 @@ impl<'a> Stream<'a> {
         loop {
             let may_read = self.held.is_empty() && self.ledger.in_flight() < IN_FLIGHT_MAX;
             // What is on its way already must not wait while the thread is blocked for more.
+            let is_awaited = self.is_awaited();
+            self.slot.shares_thread(is_awaited || watched.0.has_pass());
             let rest = self
                 .slot
                 .rests_until()
-                .filter(|until| may_read && self.is_awaited() && *until > Instant::now());
+                .filter(|until| may_read && is_awaited && *until > Instant::now());
             tokio::select! {
                 biased;
                 () = shutdown.requested() => return self.drain(watched).await,

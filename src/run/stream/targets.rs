@@ -70,7 +70,9 @@ impl Stream<'_> {
         let reason = broken.as_str();
         for what in doubt.told(self.rules.names()) {
             match doubt {
-                Doubt::Everything(_) => tracing::warn!(reason, "sweeping {what}"),
+                Doubt::Everything(_) => {
+                    tracing::warn!(reason, removes = keys.shown(), "sweeping {what}");
+                }
                 Doubt::Keys(_) => tracing::info!(reason, "sweeping {what}"),
             }
         }

@@ -125,24 +125,25 @@ pub async fn forget(redis: &config::Redis, key: &str, system_id: &str) -> Result
     let mut connection = connect(redis).await?;
     let number_key = number_key(key);
     let value = match read(&mut connection, key).await.map_err(|error| classify(&error)) {
-        Ok(Some(value)) => value,
+        Ok(Some(value)) => Some(value),
         // Read as the watermark is: the user need have no other right.
         Ok(None) => match is_made(&mut connection, key, system_id).await? {
-            true => Vec::new(),
+            true => None,
             false => return without_watermark(&mut connection, &number_key).await,
         },
         Err(error) if error.kind() == Kind::WrongType => return Ok(Forgotten::Unreadable),
         Err(error) => return Err(error),
     };
-    match Watermark::from_value(&value) {
-        None if value.is_empty() => {}
-        None => return Ok(Forgotten::Unreadable),
-        Some(mark) if mark.system_id != system_id => return Ok(Forgotten::Others(mark.system_id)),
-        Some(_) => {}
+    match value.as_deref().map(Watermark::from_value) {
+        Some(None) => return Ok(Forgotten::Unreadable),
+        Some(Some(mark)) if mark.system_id != system_id => {
+            return Ok(Forgotten::Others(mark.system_id));
+        }
+        Some(Some(_)) | None => {}
     }
     let mut unlink = cmd("UNLINK");
     unlink.arg(key).arg(&number_key).arg(made_key(key));
-    if let Some(digest) = digest_of(&value) {
+    if let Some(digest) = value.as_deref().and_then(digest_of) {
         unlink.arg(details_key(key, &digest));
     }
     let unlinked = unlink.query_async::<u64>(&mut connection).await;

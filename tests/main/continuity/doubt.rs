@@ -309,6 +309,9 @@ async fn check_says_what_the_next_start_will_sweep() {
     sidecar.start();
     sidecar.wait_ready().await;
     expect(&bed, &FAMILIES, "the first start").await;
+    let log = sidecar.log();
+    let sweeps = log.iter().find(|line| line.contains("sweeping everything")).expect("it says so");
+    assert!(sweeps.contains("`category:*:*`"), "before, and what goes: {sweeps}");
     bed.settled().await;
     assert!(!check(&sidecar).contains("will sweep"), "while it runs");
     assert_eq!(sidecar.sigterm().await, 0);
