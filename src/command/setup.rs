@@ -84,7 +84,11 @@ pub async fn setup(path: &Path, print_only: bool, login: Option<&str>) -> Result
         return Err(Failure::halted(message));
     }
     if !has_done && done.refused.is_empty() {
-        told.print("nothing to do\n");
+        told.print(if done.told.is_empty() {
+            "nothing to do\n"
+        } else {
+            "nothing to do but that\n"
+        });
     }
     told.end()
 }

@@ -39,15 +39,16 @@ pub async fn teardown(path: &Path, print_only: bool, login: Option<&str>) -> Res
     let done = setup::teardown(&config, &hands).await.map_err(fail)?;
     let mut told = Told::default();
     done.lines.iter().for_each(|line| told.print(&format!("{line}\n")));
+    let others = if done.is_shared { ", unless another walsweep has their rules" } else { "" };
     told.print(&format!(
-        "cached keys stay in redis, and this walsweep removes them no more: {}; `walsweep sweep \
-         PATTERN…` removes them by hand\n",
+        "cached keys stay in redis, and nothing removes them any more{others}: {}; `walsweep sweep \
+         PATTERN…` does so by hand\n",
         rules.part(|_| true).shown()
     ));
     let key = key_name(&config.postgres.slot);
     if done.leaves_slot {
         let what = "left in redis, for whoever reads the slot: once it is dropped";
-        told.print(&format!("`{key}` is {what}, `unlink {key} {key}:removals {key}:made`\n"));
+        told.print(&format!("`{key}` is {what}, {}\n", by_hand(&key)));
         return told.end();
     }
     let history = identify(&sql).await.map_err(halted)?.history;
@@ -57,10 +58,14 @@ pub async fn teardown(path: &Path, print_only: bool, login: Option<&str>) -> Res
     told.end()
 }
 
+/// What removes all that walsweep keeps for itself under this name.
+fn by_hand(key: &str) -> String {
+    format!("`walsweep sweep --force '{key}' '{key}:*'` removes it")
+}
+
 /// What became of the watermark of this name.
 fn became(key: &str, system_id: &str, forgotten: Result<Forgotten, sweep::Error>) -> String {
-    let by_hand =
-        format!("only if nobody needs it, `redis-cli unlink {key} {key}:removals {key}:made`");
+    let by_hand = format!("only if nobody needs it, {}", by_hand(key));
     match forgotten {
         Ok(Forgotten::Nothing) => format!("there is no `{key}` in redis"),
         Ok(Forgotten::Removed) => format!("removed `{key}` and what belongs to it from redis"),

@@ -63,20 +63,27 @@ pub(super) struct Stays {
     rights: Vec<String>,
 }
 
-/// The roles of the configuration that are there.
-pub(super) async fn roles(config: &Config, hands: &Hands<'_>) -> Result<Vec<Stays>, Error> {
+/// The roles of the configuration that are there; another walsweep of a publication that
+/// `is_shared` may log in as they do, and needs their rights.
+pub(super) async fn roles(
+    config: &Config,
+    is_shared: bool,
+    hands: &Hands<'_>,
+) -> Result<Vec<Stays>, Error> {
     let postgres = &config.postgres;
     let users = BTreeSet::from([&postgres.endpoint.user, &postgres.replication_endpoint.user]);
     let question = include_str!("../../sql/setup/role_rights.sql");
     let mut roles = Vec::new();
     for role in users {
         let Some(row) = hands.client.query_opt(question, &[role]).await? else { continue };
-        let is_used = match (row.try_get(0)?, row.try_get(1)?) {
-            (true, _) => Some("it is a superuser"),
-            (false, true) => Some("it owns something"),
-            (false, false) => None,
+        let is_used = match (is_shared, row.try_get(0)?, row.try_get(1)?) {
+            (true, ..) => Some("another walsweep that has the publication may log in as it"),
+            (false, true, _) => Some("it is a superuser"),
+            (false, false, true) => Some("it owns something"),
+            (false, false, false) => None,
         };
-        roles.push(Stays { role: role.clone(), is_used, rights: row.try_get(2)? });
+        let rights = if is_shared { Vec::new() } else { row.try_get(2)? };
+        roles.push(Stays { role: role.clone(), is_used, rights });
     }
     Ok(roles)
 }

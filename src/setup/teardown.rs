@@ -72,6 +72,8 @@ pub struct Removed {
     pub lines: Vec<String>,
     /// Whether there is a slot that was left, for it may be another program's.
     pub leaves_slot: bool,
+    /// Whether another walsweep has the publication, and perhaps the same rules and the same role.
+    pub is_shared: bool,
 }
 
 /// Removes slot, publication and event trigger if `setup` made them. Of a publication that other
@@ -93,7 +95,10 @@ pub async fn teardown(config: &Config, hands: &Hands<'_>) -> Result<Removed, Err
     may_drop_rest(config, hands, &remains).await?;
     let mut lines = Vec::new();
     match remove(config, hands, standby.as_ref(), &remains, &mut lines).await {
-        Ok(()) => Ok(Removed { lines, leaves_slot: matches!(remains.slot, Held::Left(_)) }),
+        Ok(()) => {
+            let leaves_slot = matches!(remains.slot, Held::Left(_));
+            Ok(Removed { lines, leaves_slot, is_shared: remains.is_shared() })
+        }
         Err(cause) => Err(Error::Teardown { done: lines, cause: Box::new(cause) }),
     }
 }
@@ -223,8 +228,8 @@ pub async fn teardown_script(config: &Config, hands: &Hands<'_>) -> Result<Strin
     let watermark = key_name(&config.postgres.slot);
     let mut lines = left(config, &remains);
     lines.push(format!(
-        "keys stay in redis: `unlink {watermark} {watermark}:removals {watermark}:made` removes \
-         walsweep's own, but for `{watermark}:rules:…`; `walsweep teardown` removes all"
+        "keys stay in redis: `walsweep sweep --force '{watermark}' '{watermark}:*'` removes \
+         walsweep's own; so does `walsweep teardown`"
     ));
     script.push_str(&comment(&lines.join("\n")));
     Ok(script)
@@ -281,7 +286,8 @@ async fn look(config: &Config, hands: &Hands<'_>, standby: Option<&Sql>) -> Resu
     let older_trigger = older_trigger(config, hands).await?;
     let is_unknown = !unrecorded.is_empty();
     let (drops, identities) = kept(config, &publication.mark, is_unknown, hands).await?;
-    let roles = roles(config, hands).await?;
+    let is_shared = !(others.is_empty() && unrecorded.is_empty());
+    let roles = roles(config, is_shared, hands).await?;
     Ok(Remains {
         slot,
         publication,

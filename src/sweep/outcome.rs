@@ -365,7 +365,8 @@ impl State {
         let rights: Vec<String> =
             empty.widest(rule).map(|key| format!("~{}", key.escape_ascii())).collect();
         let hint = format!(
-            "give the user of `redis.url` the rights: ACL SETUSER <user> {} +unlink +scan",
+            "`walsweep check` prints the whole `acl setuser` line for the user of `redis.url`; \
+             these keys need {} +unlink +scan",
             rights.join(" ")
         );
         self.health.trouble(self.refused_topic(rule), &text, Some(&hint));

@@ -409,6 +409,11 @@ async fn teardown_of_an_old_slot_name_leaves_the_publication_that_is_read_under_
     let said = text(&output);
     assert!(output.status.success() && said.contains(&left), "{said}");
     assert!(said.contains("dropped slot `walsweep`"), "{said}");
+    // What is left is the other's, too.
+    for part in ["another walsweep that has the publication may log in as it", "unless another"] {
+        assert!(said.contains(part), "{part}: {said}");
+    }
+    assert!(!said.contains("revoke "), "{said}");
     assert_eq!(bed.sql.one::<String>(PUBLISHED).await, "item", "it takes no table out");
     bed.fill(&["item:2"]).await;
     bed.sql.run("update item set version = 8 where id = 2").await;
