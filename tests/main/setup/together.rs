@@ -380,21 +380,24 @@ async fn a_script_that_was_printed_before_takes_no_table_that_another_has_since(
     }
 }
 
-/// Each makes the role that both log in as.
+/// Two at once make the role that both log in as: it is not there for the one, nor can it make it.
 #[tokio::test]
-async fn two_setups_at_once_make_one_role() {
-    let bed = Bed::new(&["max_replication_slots = 16"]).await;
+async fn a_role_that_somebody_else_makes_meanwhile_is_taken() {
+    let bed = Bed::new(&[]).await;
     bed.sql.run(TABLES).await;
-    for round in 0..6 {
-        let url = bed.postgres.url().replace("//postgres@", &format!("//role{round}@"));
-        let (mut one, mut two) = (of(&bed, "one", &["shop"]), of(&bed, "two", &["cart"]));
-        one.change(|new| new.postgres_url.clone_from(&url));
-        two.change(|new| new.postgres_url.clone_from(&url));
-        let owner = bed.postgres.url();
-        let children = [&one, &two].map(|each| each.spawn(&["setup", "--as", &owner]));
-        for child in children {
-            let output = ended(child).await;
-            assert!(output.status.success(), "round {round}: {}", text(&output));
-        }
-    }
+    let mut one = of(&bed, "one", &["shop"]);
+    one.change(|new| {
+        new.postgres_url = bed.postgres.url().replace("//postgres@", "//sweeper@");
+    });
+    let other = crate::support::Sql::connect(&bed.postgres).await;
+    other.run("begin; create role sweeper login").await;
+    let setup = one.spawn(&["setup", "--as", &bed.postgres.url()]);
+    let queued = "select exists (select from pg_locks where not granted)";
+    let waits = || async { bed.sql.one::<bool>(queued).await };
+    eventually(PATIENCE, "it waits for the role", waits).await;
+    other.run("commit").await;
+    let output = ended(setup).await;
+    assert!(output.status.success(), "{}", text(&output));
+    let may = "select rolreplication from pg_roles where rolname = 'sweeper'";
+    assert!(bed.sql.one::<bool>(may).await, "{}", text(&output));
 }
