@@ -3,13 +3,12 @@
 -- somebody else put there; and each statement sees what was committed before it, as those have to
 -- that wait for a lock and read then. None waits for a standby when it commits. What the session
 -- had is kept for the end.
--- Privileges: none. Versions: 14 to 18.
+-- Privileges: none. Versions: 14 to 18. {settings} are the names of what is changed.
 do $setup$
 declare
   setting pg_catalog.text;
 begin
-  foreach setting in array array['client_encoding', 'search_path', 'default_transaction_isolation',
-                                 'synchronous_commit'] loop
+  foreach setting in array array[{settings}] loop
     perform pg_catalog.set_config(pg_catalog.concat('walsweep.', setting),
                                   pg_catalog.current_setting(setting), false);
   end loop;

@@ -60,7 +60,7 @@ pub async fn teardown(path: &Path, print_only: bool, login: Option<&str>) -> Res
 
 /// What removes all that walsweep keeps for itself under this name.
 fn by_hand(key: &str) -> String {
-    format!("`walsweep sweep --force '{key}' '{key}:*'` removes it")
+    format!("`redis-cli --scan --pattern '{key}:*' | xargs redis-cli unlink {key}` removes it")
 }
 
 /// What became of the watermark of this name.

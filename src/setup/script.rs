@@ -136,7 +136,7 @@ const HEADING: &str = "\
 /// How a script begins: whatever psql's session was told before, an error ends the script, and each
 /// statement is committed on its own.
 pub(super) fn head(text: &str) -> String {
-    let begin = render(include_str!("../../sql/setup/script_begin.sql"), &[]);
+    let begin = render(include_str!("../../sql/setup/script_begin.sql"), &[("settings", SETTINGS)]);
     let keeps: String = VARIABLES
         .iter()
         .map(|name| format!("\\set walsweep_{name} :{name}\n\\set {name} on\n"))
@@ -144,12 +144,16 @@ pub(super) fn head(text: &str) -> String {
     format!("{}{keeps}{begin};\n", comment(text))
 }
 
+/// The settings that a session has for as long as the script runs.
+const SETTINGS: &str =
+    "'client_encoding', 'search_path', 'default_transaction_isolation', 'synchronous_commit'";
+
 /// What psql is told for as long as the script runs.
 const VARIABLES: [&str; 2] = ["ON_ERROR_STOP", "AUTOCOMMIT"];
 
 /// How what is run of a script ends: psql is as it was before.
 pub(super) fn tail() -> String {
-    let end = render(include_str!("../../sql/setup/script_end.sql"), &[]);
+    let end = render(include_str!("../../sql/setup/script_end.sql"), &[("settings", SETTINGS)]);
     let back: String = VARIABLES
         .iter()
         .map(|name| format!("\\set {name} :walsweep_{name}\n\\unset walsweep_{name}\n"))

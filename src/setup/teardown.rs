@@ -228,8 +228,8 @@ pub async fn teardown_script(config: &Config, hands: &Hands<'_>) -> Result<Strin
     let watermark = key_name(&config.postgres.slot);
     let mut lines = left(config, &remains);
     lines.push(format!(
-        "keys stay in redis: `walsweep sweep --force '{watermark}' '{watermark}:*'` removes \
-         walsweep's own; so does `walsweep teardown`"
+        "keys stay in redis: `redis-cli --scan --pattern '{watermark}:*' | xargs redis-cli unlink \
+         {watermark}` removes walsweep's own; so does `walsweep teardown`"
     ));
     script.push_str(&comment(&lines.join("\n")));
     Ok(script)

@@ -279,3 +279,24 @@ async fn keys_that_are_refused_do_not_show_that_redis_takes_writes() {
     })
     .await;
 }
+
+/// Who blocks the thread asks.
+#[tokio::test(start_paused = true)]
+async fn a_pass_is_known_while_it_is_under_way() {
+    local(async {
+        let mut bench = Bench::new(Duration::ZERO);
+        bench.whole().await;
+        assert!(!bench.health.has_pass());
+        bench.redis.fill(&["list:1:a"]);
+        bench.redis.0.slow.set(20_000);
+        bench.commit(110, "list", &["1"]).await;
+        let mut is_known = false;
+        while bench.redis.has("list:1:a") {
+            is_known |= bench.health.has_pass();
+            sleep(Duration::from_millis(1)).await;
+        }
+        assert_eq!(bench.swept().await, [110]);
+        assert!(is_known && !bench.health.has_pass());
+    })
+    .await;
+}

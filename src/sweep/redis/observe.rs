@@ -30,6 +30,7 @@ use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
 
 use super::pass::Pass;
+use super::standing::made_key;
 use crate::keys::KeySet;
 use crate::sweep::proof::chain::number_key;
 
@@ -82,7 +83,7 @@ struct Filter {
     keys: KeySet,
     patterns: Pass,
     /// Walsweep's own keys are never removed, whatever a pattern says.
-    own: [Vec<u8>; 2],
+    own: [Vec<u8>; 3],
 }
 
 impl Filter {
@@ -104,7 +105,8 @@ impl Observer {
         let filter = Filter {
             keys: everything.clone(),
             patterns: Pass::new(patterns),
-            own: [watermark_key.to_owned(), number_key(watermark_key)].map(String::into_bytes),
+            own: [watermark_key.to_owned(), number_key(watermark_key), made_key(watermark_key)]
+                .map(String::into_bytes),
         };
         let names = Names {
             filter,

@@ -16,7 +16,7 @@ use super::connect::{ConnectError, classify, connect, connect_with_pushes};
 use super::info::{history, scan_time};
 use super::node::{Error, Kind, Node, Page, Replaced, ScanCall};
 use super::observe::{Mark, Observer, prefixes};
-use super::standing::{self, BEGINNING, WATERMARK_SIZE_MAX};
+use super::standing::{self, BEGINNING, WATERMARK_SIZE_MAX, made_key};
 use crate::config;
 use crate::keys::KeySet;
 use crate::sweep::proof::chain::{Chain, Link, number_key};
@@ -352,7 +352,8 @@ impl Node for Standalone {
         let (cursor, mut keys): (u64, Vec<Vec<u8>>) = redis::from_redis_value(page)
             .map_err(|_other| Error::new(Kind::Other, "SCAN gave an unexpected reply".into()))?;
         // A pattern such as `*:walsweep` must not take the evidence that nothing was lost.
-        let own = [self.watermark_key.as_bytes(), self.number_key.as_bytes()];
+        let made_key = made_key(&self.watermark_key);
+        let own = [&self.watermark_key, &self.number_key, &made_key].map(|key| key.as_bytes());
         let details = details_key(&self.watermark_key, "");
         keys.retain(|key| !own.contains(&key.as_slice()) && !key.starts_with(details.as_bytes()));
         Ok(Page { cursor, keys })

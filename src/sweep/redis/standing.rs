@@ -58,7 +58,7 @@ pub async fn standing(redis: &config::Redis, key: &str) -> Result<Option<Waterma
 }
 
 /// Name of the key that says which slot walsweep made, beside the watermark.
-fn made_key(watermark_key: &str) -> String {
+pub(super) fn made_key(watermark_key: &str) -> String {
     format!("{watermark_key}:made")
 }
 
