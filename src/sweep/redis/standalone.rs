@@ -353,7 +353,7 @@ impl Node for Standalone {
             .map_err(|_other| Error::new(Kind::Other, "SCAN gave an unexpected reply".into()))?;
         // A pattern such as `*:walsweep` must not take the evidence that nothing was lost.
         let made_key = made_key(&self.watermark_key);
-        let own = [&self.watermark_key, &self.number_key, &made_key].map(|key| key.as_bytes());
+        let own = [&self.watermark_key, &self.number_key, &made_key].map(String::as_bytes);
         let details = details_key(&self.watermark_key, "");
         keys.retain(|key| !own.contains(&key.as_slice()) && !key.starts_with(details.as_bytes()));
         Ok(Page { cursor, keys })
