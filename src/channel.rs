@@ -8,8 +8,7 @@ use std::sync::Arc;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
-/// Bytes that one channel holds.
-const BYTES_MAX: usize = 8 * 1024 * 1024;
+use crate::budget::CHANNEL as BYTES_MAX;
 
 /// What the bound is counted in: finer would not fit a semaphore's permits on all targets.
 const UNIT: usize = 1024;
@@ -25,6 +24,8 @@ pub trait Weight {
 pub struct Sender<T> {
     queue: mpsc::Sender<(T, OwnedSemaphorePermit)>,
     room: Arc<Semaphore>,
+    /// How many there are when nothing is held.
+    units: usize,
 }
 
 /// The receiving half.
@@ -44,28 +45,37 @@ pub struct Room<'a, T> {
     bytes: OwnedSemaphorePermit,
 }
 
-/// A channel for at most `length` things, that together hold at most eight megabytes. A single one
+/// A channel for at most `length` things, that together hold at most [`BYTES_MAX`]. A single one
 /// that is larger goes when it is alone.
 #[must_use]
 pub fn channel<T: Weight>(length: usize) -> (Sender<T>, Receiver<T>) {
-    let (sender, receiver) = mpsc::channel(length);
-    let room = Arc::new(Semaphore::new(BYTES_MAX / UNIT));
-    (Sender { queue: sender, room }, Receiver { queue: receiver })
+    channel_of(length, BYTES_MAX)
 }
 
-fn permits(value: &impl Weight) -> u32 {
-    let units = (value.bytes() / UNIT).clamp(1, BYTES_MAX / UNIT);
-    u32::try_from(units).unwrap_or(u32::MAX)
+/// The same for at most so many bytes.
+#[must_use]
+pub fn channel_of<T: Weight>(length: usize, bytes: usize) -> (Sender<T>, Receiver<T>) {
+    let (sender, receiver) = mpsc::channel(length);
+    let units = (bytes / UNIT).max(1);
+    (
+        Sender { queue: sender, room: Arc::new(Semaphore::new(units)), units },
+        Receiver { queue: receiver },
+    )
 }
 
 impl<T: Weight> Sender<T> {
+    fn permits(&self, value: &T) -> u32 {
+        let units = (value.bytes() / UNIT).clamp(1, self.units);
+        u32::try_from(units).unwrap_or(u32::MAX)
+    }
+
     /// Sends at once.
     ///
     /// # Errors
     ///
     /// The value, when there is no room for it or nobody receives any more.
     pub fn try_send(&self, value: T) -> Result<(), T> {
-        match Arc::clone(&self.room).try_acquire_many_owned(permits(&value)) {
+        match Arc::clone(&self.room).try_acquire_many_owned(self.permits(&value)) {
             Ok(bytes) => self.queue.try_send((value, bytes)).map_err(|refused| {
                 let (mpsc::error::TrySendError::Full((value, _))
                 | mpsc::error::TrySendError::Closed((value, _))) = refused;
@@ -87,7 +97,7 @@ impl<T: Weight> Sender<T> {
             biased;
             // First: a receiver that goes lets go of what it held, which makes room.
             () = self.queue.closed() => Err(Closed),
-            bytes = room.acquire_many_owned(permits(value)) => {
+            bytes = room.acquire_many_owned(self.permits(value)) => {
                 Ok(Room { place, bytes: bytes.map_err(|_closed| Closed)? })
             }
         }
@@ -106,7 +116,7 @@ impl<T: Weight> Sender<T> {
 
 impl<T> Clone for Sender<T> {
     fn clone(&self) -> Sender<T> {
-        Sender { queue: self.queue.clone(), room: Arc::clone(&self.room) }
+        Sender { queue: self.queue.clone(), room: Arc::clone(&self.room), units: self.units }
     }
 }
 

@@ -103,6 +103,7 @@ pub mod preflight;
 pub mod setup;
 pub mod telemetry;
 
+pub mod budget;
 pub mod channel;
 pub mod failpoint;
 pub mod lsn;

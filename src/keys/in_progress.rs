@@ -14,12 +14,7 @@ use hashbrown::HashMap;
 
 use super::packed::Packed;
 use super::set::KeySet;
-
-/// Memory of all transactions in progress beyond which the largest is flattened, bytes.
-///
-/// Two transactions at the limit of their own sets, or one with some 200 000 subtransactions of a
-/// few keys, leave the memory goal of 64 MiB intact.
-const BYTES_MAX: usize = 16 * 1024 * 1024;
+use crate::budget::{self, Charge};
 
 /// Subtransactions whose sets stay ready. They nest: more than these are rarely filled in turn.
 const READY_MAX: usize = 8;
@@ -34,6 +29,7 @@ const FLATTENED_MIN: usize = 64 * 1024;
 #[derive(Debug)]
 pub struct InProgress {
     empty: KeySet,
+    /// Memory of all transactions beyond which the largest is flattened, bytes.
     bytes_max: usize,
     /// By top-level transaction; without the one whose block is open.
     waiting: HashMap<u32, Streamed>,
@@ -53,7 +49,8 @@ struct Streamed {
     /// The subtransactions that were filled last, the very last first.
     ready: VecDeque<(u32, KeySet)>,
     packed: HashMap<u32, Packed>,
-    packed_bytes: usize,
+    /// Memory of those.
+    packed_charge: Charge,
 }
 
 impl InProgress {
@@ -61,7 +58,7 @@ impl InProgress {
     #[must_use]
     pub fn new(empty: KeySet) -> InProgress {
         let (waiting, open) = (HashMap::new(), None);
-        InProgress { empty, bytes_max: BYTES_MAX, waiting, open, waiting_bytes: 0 }
+        InProgress { empty, bytes_max: budget::IN_PROGRESS, waiting, open, waiting_bytes: 0 }
     }
 
     /// The same with another limit, bytes.
@@ -101,28 +98,45 @@ impl InProgress {
     pub fn of(&mut self, xid: u32) -> &mut KeySet {
         let open = self.open.get_or_insert_with(|| (xid, Streamed::new(self.empty.clone())));
         let (top, streamed) = open;
-        if *top == xid || streamed.is_flat {
-            return &mut streamed.own;
-        }
-        if streamed.ready.front().is_none_or(|(ready, _)| *ready != xid) {
+        let is_own = *top == xid;
+        if !is_own && !streamed.is_flat && !streamed.is_ready(xid) {
             streamed.make_ready(xid, &self.empty);
-            // Other transactions wait for their block's end: what grows here is this one.
-            if self.waiting_bytes + streamed.packed_bytes > self.bytes_max {
-                streamed.flatten(&self.empty);
-                return &mut streamed.own;
-            }
+        }
+        if self.waiting_bytes + streamed.bytes() > self.bytes_max {
+            self.make_room();
+        }
+        let (_, streamed) = self.open.as_mut().expect("it is open");
+        if is_own || streamed.is_flat {
+            return &mut streamed.own;
         }
         let (_, keys) = streamed.ready.front_mut().expect("it was made ready");
         keys
     }
 
-    /// The block closes; the limit holds from here on.
+    /// The block closes.
     pub fn leave(&mut self) {
         if let Some((xid, streamed)) = self.open.take() {
             self.waiting_bytes += streamed.bytes();
             self.waiting.insert(xid, streamed);
         }
-        while self.waiting_bytes > self.bytes_max && self.flatten_largest() {}
+        self.make_room();
+    }
+
+    /// Flattens the largest, whichever it is, until all fit or nothing more is gained by it.
+    #[cold]
+    fn make_room(&mut self) {
+        loop {
+            let open = self.open.as_ref().map_or(0, |(_, streamed)| streamed.narrow_bytes());
+            let waiting = self.waiting.values().map(Streamed::narrow_bytes).max();
+            let largest = open.max(waiting.unwrap_or_default());
+            if self.bytes() <= self.bytes_max || largest < FLATTENED_MIN {
+                return;
+            }
+            match &mut self.open {
+                Some((_, streamed)) if open == largest => streamed.flatten(&self.empty),
+                _ => self.flatten_largest(),
+            }
+        }
     }
 
     /// The transaction is committed: the keys of all that survived in it.
@@ -176,33 +190,36 @@ impl InProgress {
         Some(streamed)
     }
 
-    /// Says whether that gained anything.
-    fn flatten_largest(&mut self) -> bool {
-        let Some(largest) = self.waiting.values_mut().max_by_key(|streamed| streamed.bytes())
-        else {
-            return false;
-        };
-        let before = largest.bytes();
-        if before < FLATTENED_MIN {
-            return false;
-        }
+    /// Of those that wait.
+    fn flatten_largest(&mut self) {
+        let waiting = self.waiting.values_mut();
+        let Some(largest) = waiting.max_by_key(|streamed| streamed.narrow_bytes()) else { return };
+        self.waiting_bytes -= largest.bytes();
         largest.flatten(&self.empty);
-        let after = largest.bytes();
-        self.waiting_bytes = self.waiting_bytes - before + after;
-        after < before
+        self.waiting_bytes += largest.bytes();
     }
 }
 
 impl Streamed {
     fn new(own: KeySet) -> Streamed {
-        let (ready, packed) = (VecDeque::new(), HashMap::new());
-        Streamed { own, released: None, is_flat: false, ready, packed, packed_bytes: 0 }
+        let (ready, packed, packed_charge) = (VecDeque::new(), HashMap::new(), own.new_charge());
+        Streamed { own, released: None, is_flat: false, ready, packed, packed_charge }
     }
 
     fn bytes(&self) -> usize {
         let ready: usize = self.ready.iter().map(|(_, keys)| keys.bytes()).sum();
         let released = self.released.as_ref().map_or(0, KeySet::bytes);
-        self.own.bytes() + released + ready + self.packed_bytes
+        self.own.bytes() + released + ready + self.packed_charge.bytes()
+    }
+
+    /// The part that flattening may free.
+    fn narrow_bytes(&self) -> usize {
+        if self.is_flat { self.own.narrow_bytes() } else { self.bytes() }
+    }
+
+    /// Whether the set of a subtransaction is the one that was filled last.
+    fn is_ready(&self, xid: u32) -> bool {
+        self.ready.front().is_some_and(|(ready, _)| *ready == xid)
     }
 
     fn has_unreleased(&self) -> bool {
@@ -247,14 +264,16 @@ impl Streamed {
             && let Some((xid, keys)) = self.ready.pop_back()
         {
             let packed = Packed::new(&keys);
-            self.packed_bytes += packed.bytes() + PACKED_COST;
+            let bytes = self.packed_charge.bytes() + packed.bytes() + PACKED_COST;
+            self.packed_charge.set(bytes);
             self.packed.insert(xid, packed);
         }
     }
 
     fn unpack(&mut self, xid: u32) -> Option<Packed> {
         let packed = self.packed.remove(&xid)?;
-        self.packed_bytes -= packed.bytes() + PACKED_COST;
+        let bytes = self.packed_charge.bytes() - packed.bytes() - PACKED_COST;
+        self.packed_charge.set(bytes);
         Some(packed)
     }
 

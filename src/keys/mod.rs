@@ -53,6 +53,7 @@ mod when_tests;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use crate::budget::Memory;
 use crate::config::{self, Location, Operations, Problem, Source, TableName};
 use crate::gather::Change;
 
@@ -82,6 +83,7 @@ pub struct Rules {
     rules: Vec<Rule>,
     templates: Arc<[TemplateInfo]>,
     limits: Limits,
+    memory: Arc<Memory>,
     plans: Plans,
     renderer: Renderer,
     /// The rules whose `when` failed, and were told of.
@@ -124,6 +126,7 @@ impl Rules {
             templates: compile::infos(&rules),
             rules,
             limits: Limits::default(),
+            memory: Arc::default(),
             plans: Plans::default(),
             renderer: Renderer::default(),
             failed: Vec::new(),
@@ -140,7 +143,13 @@ impl Rules {
     /// An empty key set for these rules.
     #[must_use]
     pub fn key_set(&self) -> KeySet {
-        KeySet::new(Arc::clone(&self.templates), self.limits)
+        KeySet::new(Arc::clone(&self.templates), self.limits, &self.memory)
+    }
+
+    /// Where all key sets of these rules are counted.
+    #[must_use]
+    pub fn memory(&self) -> &Arc<Memory> {
+        &self.memory
     }
 
     /// Adds the keys of a change to a set of these rules.
@@ -245,6 +254,7 @@ impl Rules {
             rules: self.rules.clone(),
             templates: Arc::clone(&self.templates),
             limits: self.limits,
+            memory: Arc::clone(&self.memory),
             plans: Plans::default(),
             renderer: Renderer::default(),
             failed: Vec::new(),

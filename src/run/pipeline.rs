@@ -15,6 +15,7 @@ use tokio::sync::watch;
 use tokio::task::JoinError;
 use tokio::time::{Instant, sleep, timeout};
 
+use crate::budget::OfTarget;
 use crate::capture::{self, Slot};
 use crate::channel::{Receiver, Sender, channel};
 use crate::config::Config;
@@ -333,7 +334,7 @@ impl Program<'_> {
             broken,
             doubt,
             empty: self.rules.key_set(),
-            room: Room::default(),
+            room: Room::of(1),
         };
         let fitness = Rc::new(Fitness::new(self.config, Arc::clone(self.health)));
         let nodes = vec![self.node(&fitness)];
@@ -377,7 +378,7 @@ impl Program<'_> {
         let node = Standalone::new(&self.config.redis, key_name(&self.config.postgres.slot));
         let refill = &self.config.refill;
         let node = if refill.observe && !refill.window.is_zero() {
-            node.observing(self.rules.everything())
+            node.observing(self.rules.everything(), OfTarget::of(1).names)
         } else {
             node
         };

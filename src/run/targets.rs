@@ -5,7 +5,7 @@ use std::sync::Arc;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 
-use crate::channel::channel;
+use crate::channel::channel_of;
 use crate::config::TargetId;
 use crate::run::stream::TargetEnds;
 use crate::run::task::{Task, spawn};
@@ -33,7 +33,7 @@ pub(super) fn sweep<N: Node + 'static>(
     }
     let (mut feeds, mut tasks) = (Vec::new(), Vec::new());
     for (sweeper, safe) in sweepers {
-        let (feed, fed) = channel::<Parcel>(settings.room.length);
+        let (feed, fed) = channel_of::<Parcel>(settings.room.length, settings.room.bytes);
         feeds.push(feed);
         tasks.push(spawn(sweeper.run(fed, safe)));
     }

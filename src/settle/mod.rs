@@ -36,12 +36,10 @@ pub use lookup::{Cache, Lookups, Rows};
 pub(crate) use lookup::{Param, compared_columns, lookup_statement};
 pub use replay::{Answer, Replicas, SqlStandby, Standby, StandbyError};
 
-/// Memory of keys that wait in one of the stages, in bytes, beyond which large sets collapse to
-/// their rules' patterns (I6).
-const WAITING_BYTES_MAX: usize = 16 * 1024 * 1024;
-
-/// A set that is smaller gains nothing by collapsing: a pattern takes half a kilobyte.
-const LARGE_SET_BYTES: usize = 8 * 1024;
+/// Sets of keys that wait in a stage collapse to their rules' patterns where there is no room
+/// (I6): first those that are larger than this, bytes, and if that does not do the smaller ones. One
+/// that is smaller still gains nothing by it: a pattern takes half a kilobyte.
+const LARGE_SET_BYTES: [usize; 2] = [8 * 1024, 1024];
 
 /// Keys of what new snapshots of the primary see. Some may need rows that nobody has read yet, so
 /// that no sweeper takes it.

@@ -17,15 +17,13 @@ use tokio::sync::mpsc;
 
 use super::Event;
 use super::job::{Job, Member, Round};
+use crate::budget::OfTarget;
 use crate::channel::{Closed, Receiver, Room, Sender, Weight};
 use crate::config::TargetId;
 use crate::keys::{KeySet, RuleId};
 use crate::lsn::Lsn;
 use crate::settle::{Held, Hold, Visible};
 use crate::telemetry::Health;
-
-/// Memory of a backlog's keys, in bytes, beyond which it is widened.
-pub(super) const BACKLOG_BYTES_MAX: usize = 8 * 1024 * 1024;
 
 /// Keys on their way to a target, with who waits for them.
 #[derive(Debug)]
@@ -40,6 +38,8 @@ pub struct FanOut {
     feeds: Vec<Sender<Parcel>>,
     /// What each target has had no room for.
     backlogs: Vec<Option<Backlog>>,
+    /// Memory of each one's keys, bytes, beyond which it is widened.
+    backlog_bytes_max: usize,
     events: mpsc::Sender<(TargetId, Event)>,
     health: Arc<Health>,
 }
@@ -72,7 +72,8 @@ impl FanOut {
         health: Arc<Health>,
     ) -> FanOut {
         let backlogs = feeds.iter().map(|_| None).collect();
-        FanOut { feeds, backlogs, events, health }
+        let backlog_bytes_max = OfTarget::of(feeds.len()).backlog;
+        FanOut { feeds, backlogs, backlog_bytes_max, events, health }
     }
 
     /// Gives each target what is for it, until `inputs` ends or a target takes no more.
@@ -134,7 +135,8 @@ impl FanOut {
             return;
         }
         let empty = job.keys.emptied();
-        let (held, widened) = backlog.get_or_insert_with(|| Backlog::new(empty)).take(job);
+        let (held, widened) =
+            backlog.get_or_insert_with(|| Backlog::new(empty)).take(job, self.backlog_bytes_max);
         self.health.metrics().widened_for_room(&widened);
         for held in held.into_iter().filter(|held| !held.is_empty()) {
             self.tell(target, held).await;
@@ -156,14 +158,14 @@ impl Backlog {
     }
 
     /// Takes in a job. Gives what is held from now on, and what was widened.
-    fn take(&mut self, mut job: Job) -> ([Held; 2], Vec<(RuleId, u64)>) {
+    fn take(&mut self, mut job: Job, bytes_max: usize) -> ([Held; 2], Vec<(RuleId, u64)>) {
         let held = job.waits().instead(self.hold);
         // Of all others the hold says everything.
         job.members.retain(|member| member.part().is_some());
         let own = &mut self.parcel.job;
         let keys = own.absorb(job);
         let mut widened = own.keys.merge_within(&keys);
-        while own.keys.bytes() > BACKLOG_BYTES_MAX
+        while own.keys.bytes() > bytes_max
             && let Some(rule) = own.keys.collapse_largest(0)
         {
             widened.push((rule, 1));

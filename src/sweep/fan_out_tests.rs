@@ -6,10 +6,11 @@ use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{sleep, timeout};
 
-use super::fan_out::{BACKLOG_BYTES_MAX, FanOut, Parcel};
+use super::fan_out::{FanOut, Parcel};
 use super::job::{Member, Round};
 use super::tests::{Redis, Waiting, keys, local, rules, settings};
 use super::{Event, Kind, Room, Settings, Sweeper, Watermark};
+use crate::budget::OfTarget;
 use crate::channel::{Receiver, Sender, Weight, channel};
 use crate::config::TargetId;
 use crate::gather::Transaction;
@@ -216,7 +217,7 @@ async fn a_backlog_that_is_too_large_gives_way_to_patterns() {
         let patterns: Vec<&[u8]> =
             backlog.job.keys.patterns().map(|(_, pattern)| pattern.as_bytes()).collect();
         assert_eq!(patterns, [&b"item:*"[..]]);
-        assert!(backlog.bytes() <= BACKLOG_BYTES_MAX, "{} bytes", backlog.bytes());
+        assert!(backlog.bytes() <= OfTarget::of(2).backlog, "{} bytes", backlog.bytes());
     })
     .await;
 }
@@ -266,7 +267,8 @@ impl Pair {
         for (target, redis) in [ONE, OTHER].into_iter().zip(&redis) {
             let mark = Watermark { lsn: Lsn(100), ..settings.expected.clone() };
             *redis.0.watermark.borrow_mut() = Some(mark.to_value());
-            let settings = Settings { room: Room { length: 2, bytes: 1 }, ..settings.clone() };
+            let settings =
+                Settings { room: Room { length: 2, bytes: 1, ..Room::of(2) }, ..settings.clone() };
             let (feed, fed) = channel::<Parcel>(2);
             feeds.push(feed);
             let told = (target, told.clone());

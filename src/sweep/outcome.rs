@@ -37,7 +37,10 @@ impl State {
                 self.late.in_batch = None;
                 self.batch_done(done).await;
             }
-            Done::Second(done) => self.batch_done(done).await,
+            Done::Second(done) => {
+                self.refill.ended();
+                self.batch_done(done).await;
+            }
             Done::Retries((retries, outcome)) => self.retries_done(retries, outcome).await,
             Done::Pass((jobs, pace, outcome)) => {
                 if outcome.is_ok() {
@@ -45,6 +48,7 @@ impl State {
                     self.throttle.passed(&jobs, &pace.measure, (health, node));
                 }
                 self.pace = Some(pace);
+                self.passes.ended();
                 self.late.in_pass = None;
                 self.pass_done(jobs, outcome).await;
             }

@@ -72,42 +72,70 @@ fn bytes(job: &Job) -> usize {
 
 /// What waits for the next SCAN pass: one job for each round. A pass may take long, and others wait
 /// for none, so that what waits for it must not fill the room of the others: it is merged, and
-/// collapses at its limit (I6).
-#[derive(Debug, Default)]
-pub(super) struct Passes(Vec<Job>);
+/// collapses at its limit (I6), with what is in the pass that is under way.
+#[derive(Debug)]
+pub(super) struct Passes {
+    jobs: Vec<Job>,
+    /// Memory of keys in the pass that is under way, bytes.
+    under_way: usize,
+    bytes_max: usize,
+}
 
 impl Passes {
+    /// Nothing yet, and at most so many bytes.
+    pub(super) fn new(bytes_max: usize) -> Passes {
+        Passes { jobs: Vec::new(), under_way: 0, bytes_max }
+    }
+
     /// Takes a job; gives the rules that were widened for lack of room, and how often.
     pub(super) fn push(&mut self, mut job: Job) -> Vec<(RuleId, u64)> {
         job.oldest = job.oldest.map(|(since, rule)| (since, rule_of(&job.keys).unwrap_or(rule)));
-        match self.0.iter_mut().find(|other| other.round == job.round) {
+        let mut widened = match self.jobs.iter_mut().find(|other| other.round == job.round) {
             Some(other) => {
                 let keys = other.absorb(job);
                 other.keys.merge_within(&keys)
             }
             None => {
-                self.0.push(job);
+                self.jobs.push(job);
                 Vec::new()
             }
+        };
+        while self.bytes() > self.bytes_max
+            && let Some(largest) = self.jobs.iter_mut().max_by_key(|job| job.keys.bytes())
+            && let Some(rule) = largest.keys.collapse_largest(0)
+        {
+            widened.push((rule, 1));
         }
+        widened
     }
 
     /// All jobs, for one pass.
     pub(super) fn take(&mut self) -> Vec<Job> {
-        std::mem::take(&mut self.0)
+        let jobs = std::mem::take(&mut self.jobs);
+        self.under_way = jobs.iter().map(|job| job.keys.bytes()).sum();
+        jobs
+    }
+
+    /// The pass is over.
+    pub(super) fn ended(&mut self) {
+        self.under_way = 0;
+    }
+
+    fn bytes(&self) -> usize {
+        self.under_way + self.jobs.iter().map(|job| job.keys.bytes()).sum::<usize>()
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = &Job> {
-        self.0.iter()
+        self.jobs.iter()
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.jobs.is_empty()
     }
 
     /// Whether readers wait for any of them: all but what was removed before, or comes again.
     pub(super) fn is_urgent(&self) -> bool {
-        self.0.iter().any(|job| !matches!(job.round, Round::Second | Round::Early))
+        self.jobs.iter().any(|job| !matches!(job.round, Round::Second | Round::Early))
     }
 }
 

@@ -22,6 +22,7 @@ use tokio::time::Instant;
 use super::job::{Job, Member, Round};
 use super::proof::ring::Ring;
 use super::redis::observe::Mark;
+use crate::budget::OfTarget;
 use crate::keys::{KeySet, RuleId};
 use crate::lsn::Lsn;
 use crate::settle::Hold;
@@ -35,9 +36,6 @@ const BUCKET_KEYS_MAX: usize = 50_000;
 /// Exact keys of buckets that are removed by one batch, unless a single one has more.
 const DUE_KEYS_MAX: usize = 20_000;
 
-/// Memory of keys that wait for their second removal, in bytes; beyond it the oldest are widened.
-const WAITING_BYTES_MAX: usize = 16 * 1024 * 1024;
-
 /// What a rule has in a set is not widened for less, while anything is larger: it frees little, and
 /// may remove much.
 const LARGE_BYTES: usize = 16 * 1024;
@@ -45,19 +43,20 @@ const LARGE_BYTES: usize = 16 * 1024;
 /// Key sets kept until the watermark covers them; beyond it the two oldest become one.
 const KEPT_MAX: usize = 32;
 
-/// Memory of those, in bytes; beyond it the oldest are widened. It may take hours until they are
-/// covered, while a standby is gone or Redis refuses something.
-const KEPT_BYTES_MAX: usize = 16 * 1024 * 1024;
-
 /// Rules that were widened for lack of room, and how often.
 pub(super) type Widened = Vec<(RuleId, u64)>;
 
 /// Keys between their first removal and the watermark that covers them.
 pub(super) struct Refill {
     window: Duration,
+    /// The memory of what waits, beyond which the oldest are widened; and of what is kept: it may
+    /// take hours until that is covered, while a standby is gone or Redis refuses something.
+    share: OfTarget,
     empty: KeySet,
     collecting: Option<Bucket>,
     waiting: VecDeque<Bucket>,
+    /// Memory of what is being removed for the second time, bytes.
+    under_way: usize,
     kept: VecDeque<Kept>,
     kept_bytes: usize,
     ring: Ring,
@@ -137,12 +136,20 @@ fn resyncs(mut members: Vec<Member>) -> Vec<Member> {
 }
 
 impl Refill {
-    /// A refill stage with this window; `empty` is a key set of the rules, empty; `start` is where
-    /// the session's stream begins.
-    pub(super) fn new(window: Duration, empty: KeySet, start: Lsn) -> Refill {
-        let (collecting, waiting, kept) = (None, VecDeque::new(), VecDeque::new());
-        let ring = Ring::new(start);
-        Refill { window, empty, collecting, waiting, kept, kept_bytes: 0, ring }
+    /// A refill stage with this window, in its share of the memory; `empty` is a key set of the
+    /// rules, empty; `start` is where the session's stream begins.
+    pub(super) fn new(window: Duration, share: OfTarget, empty: KeySet, start: Lsn) -> Refill {
+        Refill {
+            window,
+            share,
+            empty,
+            collecting: None,
+            waiting: VecDeque::new(),
+            under_way: 0,
+            kept: VecDeque::new(),
+            kept_bytes: 0,
+            ring: Ring::new(start, share.ring),
+        }
     }
 
     /// Whether keys are removed twice at all.
@@ -171,6 +178,9 @@ impl Refill {
                 self.collecting.insert(Bucket::new(job, now, closes_at)).hold
             }
         };
+        if self.waiting_bytes() > self.share.refill {
+            widened.extend(self.make_room());
+        }
         (hold, widened)
     }
 
@@ -190,7 +200,7 @@ impl Refill {
         if !widened.is_empty() {
             widened.extend(self.join(|one, other| one.is_wide && other.is_wide));
         }
-        if self.waiting_bytes() > WAITING_BYTES_MAX {
+        if self.waiting_bytes() > self.share.refill {
             widened.extend(self.join(|_, _| true));
             widened.extend(self.widen_oldest(LARGE_BYTES));
             widened.extend(self.widen_oldest(0));
@@ -200,14 +210,17 @@ impl Refill {
 
     fn waiting_bytes(&self) -> usize {
         let collecting = self.collecting.as_ref().map_or(0, |bucket| bucket.keys.bytes());
-        collecting + self.waiting.iter().map(|bucket| bucket.keys.bytes()).sum::<usize>()
+        self.under_way
+            + collecting
+            + self.waiting.iter().map(|bucket| bucket.keys.bytes()).sum::<usize>()
     }
 
     /// Widens the oldest buckets until all fit, but nothing that frees less than `least` bytes.
     fn widen_oldest(&mut self, least: usize) -> Widened {
         let (mut widened, mut bytes) = (Widened::new(), self.waiting_bytes());
+        let bytes_max = self.share.refill;
         for bucket in &mut self.waiting {
-            while bytes > WAITING_BYTES_MAX {
+            while bytes > bytes_max {
                 let before = bucket.keys.bytes();
                 let Some(rule) = bucket.keys.collapse_largest(least) else { break };
                 widened.push((rule, 1));
@@ -258,9 +271,15 @@ impl Refill {
             && let Some(bucket) = self.waiting.pop_front()
         {
             keys += bucket.keys.exact_len();
+            self.under_way += bucket.keys.bytes();
             due.push(bucket.into_job(Round::Second));
         }
         due
+    }
+
+    /// What was due is removed, or comes back.
+    pub(super) fn ended(&mut self) {
+        self.under_way = 0;
     }
 
     /// Puts second removals back that were due.
@@ -293,9 +312,10 @@ impl Refill {
             }
             self.weigh_kept();
         }
+        let bytes_max = self.share.kept;
         for least in [LARGE_BYTES, 0] {
             for kept in &mut self.kept {
-                while self.kept_bytes > KEPT_BYTES_MAX {
+                while self.kept_bytes > bytes_max {
                     let before = kept.keys.bytes();
                     if kept.keys.collapse_largest(least).is_none() {
                         break;
@@ -361,7 +381,8 @@ mod tests {
 
     use tokio::time::Instant;
 
-    use super::{KEPT_BYTES_MAX, KEPT_MAX, Refill, WAITING_BYTES_MAX};
+    use super::{KEPT_MAX, Refill};
+    use crate::budget::OfTarget;
     use crate::keys::Rules;
     use crate::lsn::Lsn;
     use crate::settle::Hold;
@@ -369,6 +390,7 @@ mod tests {
     use crate::sweep::tests::{keys, rule, rules};
 
     const WINDOW: Duration = Duration::from_secs(80);
+    const SHARE: OfTarget = OfTarget { refill: 16 << 20, kept: 16 << 20, ..OfTarget::of(1) };
 
     fn holds(jobs: &[Job]) -> Vec<Hold> {
         let members = jobs.iter().flat_map(|job| &job.members);
@@ -393,7 +415,7 @@ mod tests {
     fn fill_a_window((window, length): (Duration, usize), jobs_max: usize) {
         let mut rules = rules();
         let began = Instant::now();
-        let mut refill = Refill::new(window, rules.key_set(), Lsn(1));
+        let mut refill = Refill::new(window, SHARE, rules.key_set(), Lsn(1));
         let (mut added, mut ended, mut jobs, mut widened) = (Vec::new(), Vec::new(), 0, 0);
         let steps = u32::try_from(window.as_millis() / 250).unwrap();
         for step in 0..steps * 4 {
@@ -409,9 +431,10 @@ mod tests {
             }
             let due = refill.due(now);
             jobs += due.len();
+            refill.ended();
             ended.extend(holds(&due).into_iter().map(|hold| (hold, now)));
             let bytes = refill.waiting_bytes();
-            assert!(bytes <= WAITING_BYTES_MAX + 256 * 1024, "{bytes} bytes");
+            assert!(bytes <= SHARE.refill + 256 * 1024, "{bytes} bytes");
         }
         assert!(widened > 10, "{widened}");
         assert!(jobs < jobs_max, "{jobs} second removals");
@@ -431,7 +454,7 @@ mod tests {
         let all: Vec<_> =
             (0..64).map(|id| rule(&format!("r{id}"), "item", &format!("{id}:{{id}}"))).collect();
         let mut rules = Rules::compile(&all).unwrap();
-        let mut refill = Refill::new(WINDOW, rules.key_set(), Lsn(1));
+        let mut refill = Refill::new(WINDOW, SHARE, rules.key_set(), Lsn(1));
         let steps = u64::try_from(KEPT_MAX).unwrap() + 8;
         let id = |step: u64, id: u32| format!("{step}:{id:0>1000}");
         for step in 0..steps {
@@ -439,7 +462,7 @@ mod tests {
             let ids: Vec<&str> = ids.iter().map(String::as_str).collect();
             refill.keep(Lsn(10 + step), keys(&mut rules, "item", &ids), Vec::new());
             let bytes: usize = refill.kept.iter().map(|kept| kept.keys.bytes()).sum();
-            assert!(bytes <= KEPT_BYTES_MAX, "{bytes} bytes in {} sets", refill.kept.len());
+            assert!(bytes <= SHARE.kept, "{bytes} bytes in {} sets", refill.kept.len());
             assert!(refill.kept.len() <= KEPT_MAX);
         }
         let jobs = refill.all_again();

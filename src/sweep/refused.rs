@@ -75,9 +75,16 @@ impl Pause {
     }
 }
 
+/// Memory of the refused keys of a rule that are tried before a pass, bytes: at least one is kept.
+const SAMPLES_BYTES_MAX: usize = 4 << 10;
+
 /// What Redis refuses, by rule.
-#[derive(Debug, Default)]
-pub(super) struct Refusals(BTreeMap<RuleId, Refusal>);
+#[derive(Debug)]
+pub(super) struct Refusals {
+    by_rule: BTreeMap<RuleId, Refusal>,
+    /// Memory of all their keys, bytes, beyond which the largest collapse (I6).
+    bytes_max: usize,
+}
 
 /// What Redis refuses of one rule.
 #[derive(Debug)]
@@ -91,6 +98,8 @@ struct Refusal {
     without_pass: u32,
     /// Whether a try is under way.
     is_tried: bool,
+    /// Memory of the keys that are being tried, bytes.
+    tried_bytes: usize,
 }
 
 /// Refused keys of a rule that are tried again.
@@ -112,6 +121,11 @@ pub(super) struct Tried {
 }
 
 impl Refusals {
+    /// Nothing yet, and at most so many bytes.
+    pub(super) fn new(bytes_max: usize) -> Refusals {
+        Refusals { by_rule: BTreeMap::new(), bytes_max }
+    }
+
     /// Adds keys of one rule, with the end LSN up to which they cover, and `samples` of what was
     /// refused. Gives what holds back all that waits for them, and what was widened.
     pub(super) fn add(
@@ -121,7 +135,7 @@ impl Refusals {
         samples: &[Box<[u8]>],
         now: Instant,
     ) -> (Hold, Widened) {
-        let refusal = self.0.entry(rule).or_insert_with(|| {
+        let refusal = self.by_rule.entry(rule).or_insert_with(|| {
             let mut pause = Pause::new(WAIT);
             pause.failed(now);
             Refusal {
@@ -133,6 +147,7 @@ impl Refusals {
                 pause,
                 without_pass: 0,
                 is_tried: false,
+                tried_bytes: 0,
             }
         });
         refusal.covers = refusal.covers.max(covers);
@@ -143,26 +158,43 @@ impl Refusals {
             widened.push((rule, 1));
         }
         if !samples.is_empty() {
-            refusal.samples = samples.iter().take(SAMPLES_MAX).cloned().collect();
+            refusal.sample(samples);
         }
-        (refusal.hold, widened)
+        let hold = refusal.hold;
+        widened.extend(self.make_room());
+        (hold, widened)
+    }
+
+    /// Collapses what is largest until all fit. What is being tried comes back, and counts.
+    fn make_room(&mut self) -> Widened {
+        let mut widened = Widened::new();
+        let bytes = |refusal: &Refusal| refusal.tried_bytes + refusal.keys.bytes();
+        while self.by_rule.values().map(bytes).sum::<usize>() > self.bytes_max {
+            let largest = self.by_rule.values_mut().max_by_key(|refusal| refusal.narrow_bytes());
+            let Some(rule) = largest.and_then(|refusal| refusal.keys.collapse_largest(0)) else {
+                break;
+            };
+            widened.push((rule, 1));
+        }
+        widened
     }
 
     /// Somebody else waits for what is refused of a rule.
     pub(super) fn join(&mut self, rule: RuleId, members: impl Iterator<Item = Member>) {
-        if let Some(refusal) = self.0.get_mut(&rule) {
+        if let Some(refusal) = self.by_rule.get_mut(&rule) {
             refusal.members.extend(members);
         }
     }
 
     /// Takes out what is to be tried again at `now`.
     pub(super) fn due(&mut self, now: Instant) -> Vec<Retry> {
-        let due = self.0.iter_mut().filter(|(_, one)| !one.is_tried && one.pause.allows(now));
+        let due = self.by_rule.iter_mut().filter(|(_, one)| !one.is_tried && one.pause.allows(now));
         due.map(|(rule, refusal)| {
             refusal.is_tried = true;
             refusal.without_pass += 1;
             let empty = refusal.keys.emptied();
             let keys = std::mem::replace(&mut refusal.keys, empty);
+            refusal.tried_bytes = keys.bytes();
             let with_pass = refusal.samples.is_empty() || refusal.without_pass > TRIES_WITHOUT_PASS;
             if with_pass {
                 refusal.without_pass = 0;
@@ -175,12 +207,12 @@ impl Refusals {
 
     /// When something is to be tried next.
     pub(super) fn next_due(&self) -> Option<Instant> {
-        self.0.values().filter(|one| !one.is_tried).filter_map(|one| one.pause.until()).min()
+        self.by_rule.values().filter(|one| !one.is_tried).filter_map(|one| one.pause.until()).min()
     }
 
     /// Puts keys back that were tried and not removed.
     pub(super) fn put_back(&mut self, rule: RuleId, keys: &KeySet) {
-        if let Some(refusal) = self.0.get_mut(&rule) {
+        if let Some(refusal) = self.by_rule.get_mut(&rule) {
             refusal.keys.merge(keys);
         }
     }
@@ -192,12 +224,12 @@ impl Refusals {
         rule: RuleId,
         now: Instant,
     ) -> Option<(Hold, Option<Vec<Member>>)> {
-        let refusal = self.0.get_mut(&rule)?;
+        let refusal = self.by_rule.get_mut(&rule)?;
         if refusal.keys.is_empty() {
-            let refusal = self.0.remove(&rule)?;
+            let refusal = self.by_rule.remove(&rule)?;
             return Some((refusal.hold, Some(refusal.members)));
         }
-        refusal.is_tried = false;
+        (refusal.is_tried, refusal.tried_bytes) = (false, 0);
         refusal.pause.failed(now);
         Some((refusal.hold, None))
     }
@@ -205,21 +237,39 @@ impl Refusals {
     /// A try found no answer: it is made again when there is a connection.
     pub(super) fn not_tried(&mut self, rule: RuleId, keys: &KeySet, now: Instant) {
         self.put_back(rule, keys);
-        if let Some(refusal) = self.0.get_mut(&rule) {
-            refusal.is_tried = false;
+        if let Some(refusal) = self.by_rule.get_mut(&rule) {
+            (refusal.is_tried, refusal.tried_bytes) = (false, 0);
             refusal.pause.until = Some(now);
         }
     }
 
     /// What waits for refused keys, rule by rule.
     pub(super) fn members(&mut self) -> impl Iterator<Item = &mut Vec<Member>> {
-        self.0.values_mut().map(|refusal| &mut refusal.members)
+        self.by_rule.values_mut().map(|refusal| &mut refusal.members)
     }
 
     /// How much is refused of a rule: exact keys and patterns.
     pub(super) fn sizes(&self, rule: RuleId) -> (usize, usize) {
-        let keys = self.0.get(&rule).map(|refusal| &refusal.keys);
+        let keys = self.by_rule.get(&rule).map(|refusal| &refusal.keys);
         keys.map_or((0, 0), |keys| (keys.exact_len(), keys.patterns().count()))
+    }
+}
+
+impl Refusal {
+    /// Takes keys that are tried before a pass.
+    fn sample(&mut self, keys: &[Box<[u8]>]) {
+        let mut bytes = 0;
+        let fits = |(at, key): &(usize, &Box<[u8]>)| {
+            bytes += key.len();
+            *at == 0 || bytes <= SAMPLES_BYTES_MAX
+        };
+        let kept = keys.iter().take(SAMPLES_MAX).enumerate().take_while(fits);
+        self.samples = kept.map(|(_, key)| key.clone()).collect();
+    }
+
+    /// What collapsing may free.
+    fn narrow_bytes(&self) -> usize {
+        if self.keys.exact_len() == 0 { 0 } else { self.keys.bytes() }
     }
 }
 

@@ -47,7 +47,7 @@ async fn what_is_refused_of_a_transaction_holds_it_and_the_rest_goes() {
 /// I6: what is refused of a rule takes no more room than so many keys, whoever waits for it.
 #[test]
 fn many_refused_keys_of_a_rule_become_its_pattern() {
-    let (mut rules, mut refusals) = (rules(), Refusals::default());
+    let (mut rules, mut refusals) = (rules(), Refusals::new(1 << 20));
     let mut add = |ids: std::ops::Range<u32>| {
         let ids: Vec<String> = ids.map(|id| id.to_string()).collect();
         let ids: Vec<&str> = ids.iter().map(String::as_str).collect();

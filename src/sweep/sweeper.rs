@@ -24,6 +24,7 @@ use super::refused::{Pause, Refusals, Retry, Tried, retry};
 use super::shared::{RefusedOf, Written, find, sweep, write};
 use super::throttle::Throttle;
 use super::{Broken, Event, Parcel, second};
+use crate::budget::{CHANNEL, OfTarget};
 use crate::channel::Receiver;
 use crate::config::TargetId;
 use crate::failpoint::{Point, reach};
@@ -60,14 +61,18 @@ type Work<'a, T> = Option<Pin<Box<dyn Future<Output = T> + 'a>>>;
 pub struct Room {
     /// Key sets on their way to it.
     pub length: usize,
-    /// Memory of keys that it has taken and not removed for the first time, bytes; beyond it no
-    /// more are taken.
+    /// Memory of keys that are on their way to it, bytes; and of those that it has taken and not
+    /// removed for the first time, beyond which no more are taken.
     pub bytes: usize,
+    /// What else it may hold.
+    pub share: OfTarget,
 }
 
-impl Default for Room {
-    fn default() -> Room {
-        Room { length: 1024, bytes: 8 * 1024 * 1024 }
+impl Room {
+    /// Of each of so many targets.
+    #[must_use]
+    pub fn of(targets: usize) -> Room {
+        Room { length: 1024, bytes: CHANNEL / targets.max(1), share: OfTarget::of(targets) }
     }
 }
 
@@ -110,8 +115,8 @@ pub(super) struct State {
     pub(super) health: Arc<Health>,
     pub(super) target: TargetId,
     pub(super) events: mpsc::Sender<(TargetId, Event)>,
-    /// Memory of first removals that wait, in bytes, beyond which no more are taken.
-    room: usize,
+    /// What may wait.
+    room: Room,
     pub(super) queue: Queue,
     pub(super) passes: Passes,
     /// Keys that standbys have replayed: removed beside the first removals, as second ones are.
@@ -185,13 +190,18 @@ impl<N: Node> Sweeper<N> {
             health: Arc::clone(&health),
             target,
             events,
-            room: settings.room.bytes,
+            room: settings.room,
             queue: Queue::default(),
-            passes: Passes::default(),
+            passes: Passes::new(settings.room.share.passes),
             replayed: None,
             replayed_was_last: false,
-            refill: Refill::new(settings.window, settings.empty, settings.expected.lsn),
-            refusals: Refusals::default(),
+            refill: Refill::new(
+                settings.window,
+                settings.room.share,
+                settings.empty,
+                settings.expected.lsn,
+            ),
+            refusals: Refusals::new(settings.room.share.refused),
             late: Late::new(target),
             throttle: Throttle::new(target),
             ward: Ward::new(
@@ -341,7 +351,7 @@ async fn reconnect<N: Node>(node: &N, wait: Duration, own: String) -> Result<Fou
 impl State {
     /// Nothing but first removals takes up room: whatever else waits is merged, and collapses.
     fn has_room(&self) -> bool {
-        self.queue.bytes() < self.room
+        self.queue.bytes() < self.room.bytes
     }
 
     fn next_batch<'a, N: Node>(&mut self, node: &'a N) -> Work<'a, BatchDone> {
@@ -481,7 +491,13 @@ impl State {
         match &mut self.replayed {
             Some(waiting) => {
                 let keys = waiting.absorb(job);
-                let widened = waiting.keys.merge_within(&keys);
+                let mut widened = waiting.keys.merge_within(&keys);
+                // As much again may be under way.
+                while waiting.keys.bytes() > self.room.share.replayed / 2
+                    && let Some(rule) = waiting.keys.collapse_largest(0)
+                {
+                    widened.push((rule, 1));
+                }
                 self.widened(&widened);
             }
             None => self.replayed = Some(job),

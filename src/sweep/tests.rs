@@ -273,7 +273,7 @@ pub(super) fn settings(rules: &Rules, window: Duration) -> (watch::Sender<Rc<Pri
         broken: None,
         doubt: Doubt::none(),
         empty: rules.key_set(),
-        room: Room::default(),
+        room: Room::of(1),
     };
     (adopt, settings)
 }

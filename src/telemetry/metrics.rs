@@ -167,6 +167,8 @@ pub struct Metrics {
     pub oldest_unconfirmed: FloatGauge,
     /// Transactions received whole, and their keys not yet removed.
     pub in_flight_transactions: Gauge,
+    /// Memory of key sets, bytes.
+    pub key_sets_bytes: Gauge,
     /// 1 while the replication and SQL connections stand.
     pub postgres_up: Gauge,
     /// 1 while the standby answers and is the one that is meant.
@@ -308,6 +310,10 @@ impl Metrics {
                 "Age of the oldest unconfirmed transaction, or the time without a session",
                 FloatGauge::default(),
             ),
+            key_sets_bytes: table.gauge(
+                "walsweep_key_sets_bytes",
+                "Memory of keys, wherever they are on their way or wait",
+            ),
             in_flight_transactions: table.gauge(
                 "walsweep_in_flight_transactions",
                 "Transactions received, and their keys not yet removed",
@@ -373,6 +379,7 @@ impl Metrics {
     pub fn no_session(&self) {
         self.postgres_up.set(0);
         self.in_flight_transactions.set(0);
+        self.key_sets_bytes.set(0);
         self.redis_up.clear();
         self.replica_up.clear();
         self.replica_replay_lag_bytes.clear();

@@ -255,7 +255,7 @@ keys = ["detail:{d.body}:{id}", "name:{d.name}:{id}"]
     assert!(widened(&sidecar, "detail", "lookup_failed").await >= 1.0);
 }
 
-/// Rows of 60 000 bytes on shelves: 279 of them, with what their places cost, are below 16 MiB. A
+/// Rows of 60 000 bytes on shelves: 104 of them, with what their places cost, are below 6 MiB. A
 /// key that names a value which is missing is none, so that the bodies are read and make no keys.
 const SHELVES: &str = "
     create table shelf (id int primary key, name text not null);
@@ -263,9 +263,9 @@ const SHELVES: &str = "
     create table doc (id int primary key, shelf_id int, body text, missing text);
     insert into shelf select id, 'shelf' from generate_series(1, 4) id;
     insert into doc (id, shelf_id, body)
-    select id, case when id < 379 then 1 when id < 659 then 2 when id < 809 then 3 else 4 end,
+    select id, case when id < 204 then 1 when id < 309 then 2 when id < 364 then 3 else 4 end,
            lpad(id::text, 60000, 'x')
-      from generate_series(100, 958) id;
+      from generate_series(100, 418) id;
     create index on doc (shelf_id);";
 
 const SHELF_RULES: &str = r#"
@@ -281,9 +281,9 @@ table = "public.shelf"
 keys = ["doc:{docs.id}", "body:{docs.missing}:{docs.body}"]
 "#;
 
-/// All rows of one round have 16 MiB, and the next round has as much again.
+/// All rows of one round have 6 MiB, and the next round has as much again.
 #[tokio::test]
-async fn rows_of_one_round_beyond_16_mib_widen_and_the_next_round_has_room_again() {
+async fn rows_of_one_round_beyond_their_share_widen_and_the_next_round_has_room_again() {
     let bed = Bed::new(&[]).await;
     bed.sql.run(SHELVES).await;
     let settings = Settings { rules: SHELF_RULES.to_owned(), ..bed.settings() };
@@ -291,13 +291,13 @@ async fn rows_of_one_round_beyond_16_mib_widen_and_the_next_round_has_room_again
     bed.settled().await;
     let counts = "select string_agg(count::text, ' ' order by shelf_id) from
                     (select shelf_id, count(*) from doc group by 1) of_shelf";
-    assert_eq!(bed.sql.one::<String>(counts).await, "279 280 150 150");
+    assert_eq!(bed.sql.one::<String>(counts).await, "104 105 55 55");
     let mut widened_so_far = 0.0;
     for (shelves, is_wide) in
         [("1", false), ("2", true), ("1", false), ("3", false), ("4", false), ("3, 4", true)]
     {
         let own =
-            format!("select 'doc:' || id from doc where shelf_id in ({shelves}) and id % 30 = 0");
+            format!("select 'doc:' || id from doc where shelf_id in ({shelves}) and id % 10 = 0");
         let own = bed.sql.client().query(&own, &[]).await.unwrap();
         let own: Vec<String> = own.iter().map(|row| row.get(0)).collect();
         assert!(own.len() > 3, "{own:?}");
@@ -315,5 +315,5 @@ async fn rows_of_one_round_beyond_16_mib_widen_and_the_next_round_has_room_again
         assert_eq!(widened_now > widened_so_far, is_wide, "after {shelves}");
         widened_so_far = widened_now;
     }
-    sidecar.wait_log("or more than 16 MiB of them").await;
+    sidecar.wait_log("or more than 6 MiB of them").await;
 }

@@ -6,6 +6,7 @@ mod by_hand;
 mod cached;
 mod checker;
 mod adversity;
+mod budget;
 mod continuity;
 mod crash;
 mod credentials;

@@ -228,7 +228,8 @@ impl Fenced {
         );
         let config: Config = config::parse(&config, &|_| None, Path::new("")).config.unwrap();
         let everything = Rules::compile(&config.rules).unwrap().everything();
-        let node = Standalone::new(&config.redis, key_name("test")).observing(everything);
+        let node = Standalone::new(&config.redis, key_name("test"));
+        let node = node.observing(everything, 1 << 20);
         node.connect().await.unwrap();
         Fenced { redis, node }
     }

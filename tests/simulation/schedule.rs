@@ -138,7 +138,8 @@ impl Plan {
         let known = random.chance(70);
         let known = (0..targets).map(|_| known && random.chance(85)).collect();
         let is_small = targets > 1 && random.chance(60);
-        let room = Room { length: 4, bytes: 16 * 1024 };
+        let whole = Room::of(usize::try_from(targets).unwrap());
+        let room = Room { length: 4, bytes: 16 * 1024, ..whole };
         Plan {
             window: Duration::from_millis(random.pick(&[0, 40, 150, 400])),
             writers: random.between(1, 4),
@@ -146,7 +147,7 @@ impl Plan {
             pause_max: random.pick(&[20, 50, 120]),
             scan_pause: random.pick(&[3, 3, 30, 200]),
             known,
-            room: if is_small { room } else { Room::default() },
+            room: if is_small { room } else { whole },
             busy,
             script,
         }

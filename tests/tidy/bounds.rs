@@ -6,6 +6,18 @@ use super::{assert_none, root_file};
 /// as blanks.
 const BOUNDS: &[(&str, &str, &str, &str)] = &[
     (
+        "README.md",
+        "at most 64 MiB that grow with the load",
+        "src/budget.rs",
+        "pub const ALL: usize = 64 * MIB",
+    ),
+    (
+        "docs/guarantee.md",
+        "have 64 MiB together",
+        "src/budget.rs",
+        "pub const ALL: usize = 64 * MIB",
+    ),
+    (
         "docs/guarantee.md",
         "min(W / 8, 250 ms)",
         "src/sweep/refill.rs",
@@ -13,16 +25,11 @@ const BOUNDS: &[(&str, &str, &str, &str)] = &[
     ),
     (
         "docs/guarantee.md",
-        "more than 16 MiB of keys wait for theirs",
-        "src/sweep/refill.rs",
-        "const WAITING_BYTES_MAX: usize = 16 * 1024 * 1024",
+        "more than 6 MiB of keys wait for theirs",
+        "src/budget.rs",
+        "refill: 6 * MIB",
     ),
-    (
-        "README.md",
-        "Beyond 16 MiB of keys that wait for it",
-        "src/sweep/refill.rs",
-        "const WAITING_BYTES_MAX: usize = 16 * 1024 * 1024",
-    ),
+    ("README.md", "Beyond 6 MiB of keys that wait for it", "src/budget.rs", "refill: 6 * MIB"),
     (
         "docs/guarantee.md",
         "up to 20 ms and a look",
@@ -61,12 +68,7 @@ const BOUNDS: &[(&str, &str, &str, &str)] = &[
         "BATCH: usize = 100",
     ),
     ("README.md", "at most 10000", "src/config/lookup.rs", "LIMIT_MOST: u32 = 10_000"),
-    (
-        "README.md",
-        "one round of lookups share 16 MiB",
-        "src/settle/lookup/rows.rs",
-        "ROUND_BYTES_MAX: usize = 16 << 20",
-    ),
+    ("README.md", "read at the same time share 6 MiB", "src/budget.rs", "ROWS: usize = 6 * MIB"),
     (
         "README.md",
         "a whole table of more than 1 MB",
@@ -172,15 +174,15 @@ const BOUNDS: &[(&str, &str, &str, &str)] = &[
     ),
     (
         "docs/guarantee.md",
-        "remembered for a minute, as far as 4 MiB",
+        "remembered for a minute, as far as 3 MiB",
         "src/sweep/proof/ring.rs",
         "AGE_MAX: Duration = Duration::from_secs(60)",
     ),
     (
         "docs/guarantee.md",
-        "remembered for a minute, as far as 4 MiB",
-        "src/sweep/proof/ring.rs",
-        "BYTES_MAX: usize = 4 * 1024 * 1024",
+        "remembered for a minute, as far as 3 MiB",
+        "src/budget.rs",
+        "ring: 3 * MIB",
     ),
     (
         "docs/guarantee.md",
@@ -208,9 +210,9 @@ const BOUNDS: &[(&str, &str, &str, &str)] = &[
     ),
     (
         "README.md",
-        "16 MiB for all of them the largest becomes",
-        "src/keys/in_progress.rs",
-        "BYTES_MAX: usize = 16 * 1024 * 1024",
+        "8 MiB for all of them the largest becomes",
+        "src/budget.rs",
+        "IN_PROGRESS: usize = 8 * MIB",
     ),
     (
         "README.md",
@@ -310,17 +312,12 @@ const BOUNDS: &[(&str, &str, &str, &str)] = &[
         "src/sweep/proof/ring.rs",
         "AGE_MAX: Duration = Duration::from_secs(60)",
     ),
+    ("README.md", "from memory, as far as 3 MiB of keys reach", "src/budget.rs", "ring: 3 * MIB"),
     (
         "README.md",
-        "from memory, as far as 4 MiB of keys reach",
-        "src/sweep/proof/ring.rs",
-        "BYTES_MAX: usize = 4 * 1024 * 1024",
-    ),
-    (
-        "README.md",
-        "half of the 16 MiB for keys that wait",
-        "src/settle/mod.rs",
-        "WAITING_BYTES_MAX: usize = 16 * 1024 * 1024",
+        "half of the 4 MiB for keys that wait",
+        "src/budget.rs",
+        "LOOKUPS: usize = 4 * MIB",
     ),
     (
         "README.md",

@@ -1,7 +1,5 @@
 //! What one key set has beyond another.
 
-use std::sync::Arc;
-
 use super::{Content, KeySet};
 
 impl KeySet {
@@ -9,7 +7,7 @@ impl KeySet {
     /// [`Rules`](crate::keys::Rules), would leave. Counts of rules stay out.
     #[must_use]
     pub fn beyond(&self, known: &KeySet) -> KeySet {
-        let mut more = KeySet::new(Arc::clone(&self.templates), self.limits);
+        let mut more = self.emptied();
         self.content(|content| match content {
             Content::Whole(template) if !known.is_whole(template) => {
                 more.add_whole(template, None);

@@ -10,7 +10,7 @@ impl KeySet {
     /// A set of the same rules that holds nothing.
     #[must_use]
     pub fn emptied(&self) -> KeySet {
-        KeySet::new(Arc::clone(&self.templates), self.limits)
+        KeySet::new(Arc::clone(&self.templates), self.limits, self.charge.memory())
     }
 
     /// Moves the exact keys that `is_wanted` names into a set of their own.
@@ -35,6 +35,7 @@ impl KeySet {
             Content::Matches(..) | Content::Widened(..) => {}
         });
         rest.rules.clone_from(&self.rules);
+        rest.weigh();
         *self = rest;
         taken
     }
@@ -100,6 +101,12 @@ impl KeySet {
             }
         });
         parts
+    }
+
+    /// Memory that [`KeySet::collapse`] may free, bytes.
+    pub(in crate::keys) fn narrow_bytes(&self) -> usize {
+        let narrow = self.usage.iter::<TemplateId>().filter(|(_, usage)| !usage.whole);
+        narrow.map(|(_, usage)| usage.bytes).sum()
     }
 
     /// Gives up what the largest template gave for its widest pattern; gives the template's rule.

@@ -55,6 +55,7 @@ impl KeySet {
                 });
             }
         }
+        self.weigh();
     }
 
     /// The transaction has no more changes: frees what nothing of it needs.
@@ -62,16 +63,19 @@ impl KeySet {
         if !self.has_pending() {
             self.before = Before::default();
         }
+        self.weigh();
     }
 
     /// Notes what a lookup gave before the transaction: see [`before`](crate::keys::before).
     pub(in crate::keys) fn add_before(&mut self, lookup: LookupId, row: &[u8]) {
         self.before.add(lookup, row);
+        self.weigh();
     }
 
     /// What a lookup gave before the transaction is not known any more.
     pub(in crate::keys) fn lose_before(&mut self, lookup: LookupId, why: WidenReason) {
         self.before.lose(lookup, why);
+        self.weigh();
     }
 
     /// Whether what a lookup gave before the transaction is not known.
@@ -97,6 +101,7 @@ impl KeySet {
             usage.pending += 1;
             usage.bytes += own.bytes;
             self.used_bytes += own.bytes;
+            self.weigh();
         }
     }
 }

@@ -22,14 +22,14 @@ use super::label::{RuleId, TemplateId, TemplateInfo, Whole, WidenReason};
 use super::lookup::LookupId;
 use super::pattern::Pattern;
 use super::pending::Pending;
+use crate::budget::{Charge, Memory, SET_USED};
 use sparse::Sparse;
 
 /// How large a [`KeySet`] may get.
 ///
 /// The defaults: 100 000 keys are removed by some 200 UNLINK commands in about 0.1 s, the time of a
-/// SCAN pass over some hundred thousand keys; beyond that a pass is no slower than the list. 8 MiB
-/// leaves 80 bytes for each of them and keeps several sets in flight below the memory goal of
-/// 64 MiB. A pattern is tried on every key of a pass for some 10 ns, so 1 000 of them make a pass
+/// SCAN pass over some hundred thousand keys; beyond that a pass is no slower than the list. The
+/// bytes leave 20 for each of them, beside what a key costs: see [`budget`](crate::budget). A pattern is tried on every key of a pass for some 10 ns, so 1 000 of them make a pass
 /// over a million keys cost 10 s of our time, and the one that they collapse to is the cheaper.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
@@ -43,7 +43,7 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Limits {
-        Limits { keys: 100_000, bytes: 8 << 20, patterns: 1_000 }
+        Limits { keys: 100_000, bytes: SET_USED, patterns: 1_000 }
     }
 }
 
@@ -66,6 +66,9 @@ pub struct KeySet {
     pending: Pending,
     /// Rows of lookups before the transaction.
     before: Before,
+    /// Memory of the patterns, bytes.
+    pattern_bytes: usize,
+    charge: Charge,
 }
 
 /// Where an exact key lies in the arena.
@@ -119,6 +122,9 @@ const SHOWN_MAX: usize = 20;
 /// Entries that wait for rows, each of which may be one to be read.
 const PENDING_MAX: usize = 10_000;
 
+/// A part of a set that is larger grows by less.
+const LARGE_BYTES: usize = 256 << 10;
+
 /// What a key costs beside its bytes: its entry, and its slots in a half-full index.
 const KEY_COST: usize = size_of::<Key>() + 2 * (size_of::<u32>() + 1);
 
@@ -126,7 +132,11 @@ const KEY_COST: usize = size_of::<Key>() + 2 * (size_of::<u32>() + 1);
 const PATTERN_COST: usize = 512;
 
 impl KeySet {
-    pub(super) fn new(templates: Arc<[TemplateInfo]>, limits: Limits) -> KeySet {
+    pub(super) fn new(
+        templates: Arc<[TemplateInfo]>,
+        limits: Limits,
+        memory: &Arc<Memory>,
+    ) -> KeySet {
         KeySet {
             templates,
             limits: Limits { bytes: limits.bytes.min(u32::MAX as usize), ..limits },
@@ -142,6 +152,8 @@ impl KeySet {
             rules: Sparse::new(),
             pending: Pending::default(),
             before: Before::default(),
+            pattern_bytes: 0,
+            charge: Charge::new(memory),
         }
     }
 
@@ -174,16 +186,35 @@ impl KeySet {
     /// The memory that the set holds, bytes, estimated.
     #[must_use]
     pub fn bytes(&self) -> usize {
-        let patterns: usize =
-            self.patterns.iter().map(|(_, pattern)| pattern_cost(pattern.as_bytes())).sum();
-        self.arena.capacity()
-            + self.keys.capacity() * size_of::<Key>()
-            + self.key_index.capacity() * 2 * size_of::<u32>()
-            + self.usage.bytes()
-            + self.rules.bytes()
-            + self.pending.bytes()
-            + self.before.bytes()
-            + patterns
+        self.charge.bytes()
+    }
+
+    /// Counts something else where this set is counted: nothing yet.
+    #[must_use]
+    pub fn new_charge(&self) -> Charge {
+        Charge::new(self.charge.memory())
+    }
+
+    /// The same set, which is not counted: it is of the configuration, and stays.
+    #[must_use]
+    pub fn uncounted(mut self) -> KeySet {
+        self.charge = Charge::new(&Arc::default());
+        self.weigh();
+        self
+    }
+
+    /// Counts what is held now.
+    pub(super) fn weigh(&mut self) {
+        self.charge.set(
+            self.arena.capacity()
+                + self.keys.capacity() * size_of::<Key>()
+                + self.key_index.capacity() * 2 * size_of::<u32>()
+                + self.usage.bytes()
+                + self.rules.bytes()
+                + self.pending.bytes()
+                + self.before.bytes()
+                + self.pattern_bytes,
+        );
     }
 
     /// The exact keys.
@@ -255,6 +286,7 @@ impl KeySet {
                 *own += others;
             }
         }
+        self.weigh();
     }
 
     /// Adds the exact keys of `other`, a set of the same [`Rules`](super::Rules), and nothing else.
@@ -310,6 +342,7 @@ impl KeySet {
         self.keys.shrink_to_fit();
         self.key_index = HashTable::new();
         (0..small(self.keys.len())).for_each(|at| self.index_key(at));
+        self.weigh();
     }
 
     /// Whether everything that the template could give is in the set.
@@ -431,6 +464,9 @@ impl KeySet {
         }
         let key = Key { start: small(self.arena.len()), len: small(bytes.len()), template };
         let at = small(self.keys.len());
+        let room = self.room();
+        reserve(&mut self.arena, bytes.len());
+        reserve(&mut self.keys, 1);
         self.arena.extend_from_slice(bytes);
         self.keys.push(key);
         self.index_key(at);
@@ -438,6 +474,14 @@ impl KeySet {
         usage.keys += 1;
         usage.bytes += key_cost(bytes);
         self.used_bytes += key_cost(bytes);
+        if self.room() != room {
+            self.weigh();
+        }
+    }
+
+    /// The room for exact keys: while it stays, they take no more memory.
+    fn room(&self) -> (usize, usize, usize) {
+        (self.arena.capacity(), self.keys.capacity(), self.key_index.capacity())
     }
 
     /// Puts a pattern in that passed the limits, or is the widest of its template.
@@ -453,6 +497,7 @@ impl KeySet {
         let at = small(self.patterns.len());
         self.patterns.push((template, parse()));
         self.index_pattern(at);
+        self.pattern_bytes += pattern_cost(bytes);
         let usage = self.usage.get_mut(template);
         if !usage.whole {
             usage.patterns += 1;
@@ -460,6 +505,7 @@ impl KeySet {
             self.used_patterns += 1;
             self.used_bytes += pattern_cost(bytes);
         }
+        self.weigh();
     }
 
     fn index_key(&mut self, at: u32) {
@@ -502,7 +548,10 @@ impl KeySet {
             self.patterns.retain(|(owner, _)| *owner != template);
             self.pattern_index.clear();
             (0..small(self.patterns.len())).for_each(|at| self.index_pattern(at));
+            let own = self.patterns.iter().map(|(_, pattern)| pattern_cost(pattern.as_bytes()));
+            self.pattern_bytes = own.sum();
         }
+        self.weigh();
     }
 }
 
@@ -530,6 +579,14 @@ fn key_cost(key: &[u8]) -> usize {
 /// The bytes stand in the pattern, and again in its compiled form.
 fn pattern_cost(bytes: &[u8]) -> usize {
     2 * bytes.len() + PATTERN_COST
+}
+
+/// Makes room for so many more. A large one grows by a quarter, not to twice its size (I6).
+fn reserve<T>(items: &mut Vec<T>, more: usize) {
+    let (capacity, needed) = (items.capacity(), items.len() + more);
+    if needed > capacity && capacity * size_of::<T>() > LARGE_BYTES {
+        items.reserve_exact(needed.max(capacity + capacity / 4) - items.len());
+    }
 }
 
 fn small(size: usize) -> u32 {

@@ -54,7 +54,8 @@ impl Arrivals {
 pub(super) struct Counters<'a> {
     metrics: &'a Metrics,
     pub(super) transactions: Counter,
-    pub(super) in_flight: Gauge,
+    in_flight: Gauge,
+    key_sets: Gauge,
     operations: [Counter; 4],
     refreshes: Counter,
     messages: Counter,
@@ -65,9 +66,22 @@ impl<'a> Counters<'a> {
         let count = |operation| metrics.changes.get_or_create_owned(&OperationLabel { operation });
         let operations = ["insert", "update", "delete", "truncate"].map(count);
         let (refreshes, messages) = (count("refresh"), count("message"));
-        let (transactions, in_flight) =
-            (metrics.transactions.clone(), metrics.in_flight_transactions.clone());
-        Counters { metrics, transactions, in_flight, operations, refreshes, messages }
+        Counters {
+            metrics,
+            transactions: metrics.transactions.clone(),
+            in_flight: metrics.in_flight_transactions.clone(),
+            key_sets: metrics.key_sets_bytes.clone(),
+            operations,
+            refreshes,
+            messages,
+        }
+    }
+
+    /// So many transactions are in flight, and so many bytes of keys held.
+    pub(super) fn holds(&self, transactions: usize, bytes: usize) {
+        let number = |count| i64::try_from(count).unwrap_or(i64::MAX);
+        self.in_flight.set(number(transactions));
+        self.key_sets.set(number(bytes));
     }
 
     /// The server said what time it is.

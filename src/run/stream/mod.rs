@@ -16,6 +16,7 @@ mod targets_tests;
 mod told;
 
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
@@ -23,6 +24,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
 use self::counted::{Arrivals, Counters};
 use self::targets::Progress;
+use crate::budget::Memory;
 use crate::capture::{Frame, Slot};
 use crate::channel::{Closed, Receiver, Room, Sender, channel};
 use crate::config::TargetId;
@@ -116,6 +118,10 @@ pub struct Stream<'a> {
     keys: KeySet,
     /// Keys of transactions that come in blocks.
     in_progress: InProgress,
+    /// Of all key sets.
+    memory: Arc<Memory>,
+    /// Whether a frame waits until that has room.
+    is_full: bool,
     ledger: Ledger,
     ends: Ends,
     /// What the gate had no room for; nothing is read until it has.
@@ -151,6 +157,8 @@ impl<'a> Stream<'a> {
             condenser: None,
             keys: rules.key_set(),
             in_progress: InProgress::new(rules.key_set()),
+            memory: Arc::clone(rules.memory()),
+            is_full: false,
             rules,
             ledger: Ledger::new(start, ends.safe.len()),
             targets: ends.safe.iter().map(|_| Progress::default()).collect(),
@@ -193,11 +201,12 @@ impl<'a> Stream<'a> {
         shutdown: &mut Shutdown,
     ) -> Result<(), Error> {
         let counters = Counters::new(watched.1);
-        let inputs = self.ends.inputs.clone();
+        let (inputs, memory) = (self.ends.inputs.clone(), Arc::clone(&self.memory));
         let mut clock = interval((self.timing.status / 2).min(Duration::from_secs(1)));
         clock.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
-            let may_read = self.held.is_empty() && self.ledger.in_flight() < IN_FLIGHT_MAX;
+            let may_read =
+                self.held.is_empty() && self.ledger.in_flight() < IN_FLIGHT_MAX && !self.is_full;
             // What is on its way already must not wait while the thread is blocked for more.
             let is_awaited = self.is_awaited();
             self.slot.shares_thread(is_awaited || watched.0.has_pass());
@@ -216,6 +225,10 @@ impl<'a> Stream<'a> {
                     self.listening_since = Instant::now();
                     self.take_buffered(&counters)?;
                 }
+                () = memory.room(), if self.is_full => {
+                    self.listening_since = Instant::now();
+                    self.take_buffered(&counters)?;
+                }
                 () = sleep_until(rest.unwrap_or_else(Instant::now)), if rest.is_some() => {}
                 filled = self.slot.fill(), if may_read && rest.is_none() => {
                     let has_more = filled?;
@@ -230,13 +243,18 @@ impl<'a> Stream<'a> {
                     }
                 }
             }
-            counters.in_flight.set(i64::try_from(self.ledger.in_flight()).unwrap_or(i64::MAX));
+            counters.holds(self.ledger.in_flight(), self.memory.used());
         }
     }
 
-    /// Every whole frame in memory, as long as the gate has room.
+    /// Every whole frame in memory, as long as the gate has room, and another key set fits.
     fn take_buffered(&mut self, counters: &Counters<'_>) -> Result<(), Error> {
+        self.is_full = false;
         while self.held.is_empty() {
+            self.is_full = !self.memory.has_room();
+            if self.is_full {
+                break;
+            }
             let Some(frame) = self.slot.buffered()? else { break };
             match frame {
                 Frame::Data { payload, .. } => {

@@ -35,7 +35,8 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until, timeout};
 
-use super::{Cause, Gated, LARGE_SET_BYTES, WAITING_BYTES_MAX, send};
+use super::{Cause, Gated, LARGE_SET_BYTES, send};
+use crate::budget;
 use crate::channel::{Receiver, Sender, Weight};
 use crate::config::TargetId;
 use crate::failpoint::{self, Point};
@@ -365,14 +366,17 @@ impl<P: Probe + 'static> Gate<P> {
         Ok(())
     }
 
-    /// Takes in what is not visible, and keeps the keys that wait below [`WAITING_BYTES_MAX`].
+    /// Takes in what is not visible, and keeps the keys that wait within their share.
     fn hold(&mut self, waiting: Waiting) {
         self.waiting_bytes += waiting.keys.bytes();
         self.fenced += usize::from(matches!(waiting.kind, Kind::Fence(..)));
         self.waiting.push(waiting);
-        if self.waiting_bytes > WAITING_BYTES_MAX {
+        for large in LARGE_SET_BYTES {
+            if self.waiting_bytes <= budget::GATE {
+                break;
+            }
             let sets = self.waiting.iter_mut().map(|waiting| &mut waiting.keys);
-            for keys in sets.filter(|keys| keys.bytes() > LARGE_SET_BYTES) {
+            for keys in sets.filter(|keys| keys.bytes() > large) {
                 self.health.metrics().widened_for_room(&keys.collapse());
             }
             self.waiting_bytes = self.waiting.iter().map(|waiting| waiting.keys.bytes()).sum();

@@ -6,12 +6,10 @@
 use hashbrown::{HashMap, HashSet};
 
 use super::{Cause, Gated};
+use crate::budget;
 use crate::keys::{Answers, Found, Wanted};
 
-/// Memory of the rows, bytes (I6); what is more is read again.
-const BYTES_MAX: usize = 4 << 20;
-
-/// Rows by top-level transaction.
+/// Rows by top-level transaction, within their share of the memory; what is more is read again.
 #[derive(Debug, Default)]
 pub(super) struct Ahead {
     answers: HashMap<u32, Answers>,
@@ -33,7 +31,7 @@ impl Ahead {
                 continue;
             };
             let bytes = wanted.bytes() + found.bytes();
-            if self.bytes + bytes <= BYTES_MAX && !noted.knows(&wanted) {
+            if self.bytes + bytes <= budget::AHEAD && !noted.knows(&wanted) {
                 self.bytes += bytes;
                 noted.insert(wanted, found.clone());
             }

@@ -1,6 +1,5 @@
 //! One statement for many rows of a lookup, and its rows put together again.
 
-use std::cell::Cell;
 use std::mem::take;
 use std::pin::pin;
 
@@ -10,6 +9,7 @@ use tokio_postgres::types::{Kind, ToSql, Type};
 use tokio_postgres::{Row, Statement};
 
 use super::query;
+use super::room::RowRoom;
 use super::rows::{Asked, Param, Text, VALUE_SIZE_MAX};
 use crate::config::LookupRows;
 use crate::keys::{Found, FoundRows, Wanted};
@@ -59,7 +59,7 @@ pub(super) async fn ask(
     sql: &Sql,
     statement: &Statement,
     (asked, wanted): (&Asked, &[Wanted]),
-    room: &Cell<usize>,
+    room: &RowRoom,
 ) -> Result<Vec<Found>, tokio_postgres::Error> {
     let arrays = arrays(wanted);
     let params = arrays.iter().map(|array| Param(Some(array)));
@@ -125,7 +125,7 @@ impl Gathered {
         &mut self,
         (row, start): (&Row, usize),
         asked: &Asked,
-        room: &Cell<usize>,
+        room: &RowRoom,
     ) -> Result<(), tokio_postgres::Error> {
         self.count += 1;
         if self.is_large || self.is_beyond || self.count > asked.most() {
@@ -137,12 +137,11 @@ impl Gathered {
         self.is_large = values.iter().flatten().any(|value| value.len() > VALUE_SIZE_MAX);
         let bytes: usize = values.iter().flatten().map(|value| value.len()).sum();
         let bytes = bytes + values.len() * VALUE_COST;
-        let Some(left) = room.get().checked_sub(bytes) else {
+        if !room.take(bytes) {
             self.is_beyond = true;
             self.drop_rows(room);
             return Ok(());
-        };
-        room.set(left);
+        }
         self.bytes += bytes;
         match asked.rows {
             LookupRows::One => {
@@ -154,8 +153,8 @@ impl Gathered {
     }
 
     /// What is dropped leaves its room to others.
-    fn drop_rows(&mut self, room: &Cell<usize>) {
-        room.set(room.get() + take(&mut self.bytes));
+    fn drop_rows(&mut self, room: &RowRoom) {
+        room.give_back(take(&mut self.bytes));
         (self.first, self.rows) = (None, FoundRows::default());
     }
 

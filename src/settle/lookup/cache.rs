@@ -20,12 +20,9 @@ use std::time::Duration;
 use hashbrown::{HashMap, HashSet};
 use tokio::time::sleep;
 
+use crate::budget;
 use crate::keys::{Answers, Found, Lookup, LookupId, Wanted};
 use crate::settle::gate::{Error, Fence, Probe, answer};
-
-/// Memory of the answers of all lookups, bytes (I6): the default number of answers of two lookups
-/// with short rows, beside the memory goal of 64 MiB for everything.
-const BYTES_MAX: usize = 8 << 20;
 
 /// What an answer costs beside its bytes: its slot in a table that is half full, the allocation of
 /// its parameters.
@@ -82,7 +79,7 @@ impl Cache {
     pub fn new(lookups: &[Lookup]) -> Option<Cache> {
         let reads = |lookup: &Lookup| lookup.reads.is_some() && lookup.cache > 0;
         let count = lookups.iter().filter(|lookup| reads(lookup)).count();
-        let bytes_max = BYTES_MAX.checked_div(count)?;
+        let bytes_max = budget::ANSWERS.checked_div(count)?;
         let mut readers: HashMap<u32, Vec<usize>> = HashMap::new();
         for (at, lookup) in lookups.iter().enumerate().filter(|(_, lookup)| reads(lookup)) {
             for (oid, _) in lookup.reads.iter().flat_map(|reads| &reads.tables) {

@@ -114,11 +114,13 @@ impl Lookups {
                 Some(round) = rounds.join_next() => {
                     // A round that panicked takes the session with it.
                     let Ok(Round { at, rows, ids, known, read }) = round else { return };
-                    resting[at] = Some(rows);
                     for answers in [&known, &read] {
                         over_limit.tell(&all, answers, waiting.sets(&ids));
                     }
-                    for visible in waiting.end(at, &ids, (known, read), metrics) {
+                    let passed = waiting.end(at, &ids, (known, read), metrics);
+                    rows.let_go();
+                    resting[at] = Some(rows);
+                    for visible in passed {
                         send(&outputs, visible).await;
                     }
                 }

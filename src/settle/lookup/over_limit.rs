@@ -3,7 +3,8 @@
 use hashbrown::HashMap;
 use tokio::time::Instant;
 
-use super::rows::{Asked, ROUND_BYTES_MAX};
+use super::rows::Asked;
+use crate::budget;
 use crate::keys::{Answers, Found, KeySet};
 use crate::telemetry::health::Distance;
 
@@ -42,7 +43,7 @@ impl OverLimit {
 }
 
 fn say(lookup: &Asked, keys: &[&str]) {
-    let (name, limit, room) = (lookup.name(), lookup.most(), ROUND_BYTES_MAX >> 20);
+    let (name, limit, room) = (lookup.name(), lookup.most(), budget::ROWS >> 20);
     let keys: Vec<String> = keys.iter().map(|key| format!("`{key}`")).collect();
     let keys = keys.join(", ");
     let hint =

@@ -6,7 +6,6 @@
 //! lookup that cannot be asked is named, and asked now and then until it can. Which server answers
 //! is checked when a session begins, as for the gate: a standby would show older rows.
 
-use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::pin::pin;
 use std::rc::Rc;
@@ -24,6 +23,7 @@ use tokio_postgres::types::{Format, FromSql, IsNull, ToSql, Type, to_sql_checked
 
 use super::batch::{self, Gathered};
 use super::refusal::{LOCK_TIMEOUT, Refusal, STATEMENT_TIMEOUT};
+use super::room::RowRoom;
 use crate::config::LookupRows;
 use crate::keys::{Answers, Found, Lookup, LookupId, Wanted};
 use crate::postgres::statement::render;
@@ -52,10 +52,6 @@ const BATCH: usize = 100;
 
 /// Questions for many rows each on their way at once.
 const BATCHES: usize = 2;
-
-/// Memory of the rows of one round, bytes (I6): what waits for them has as much. What is more
-/// widens.
-pub(super) const ROUND_BYTES_MAX: usize = 16 << 20;
 
 /// Pause before a lost session is made again.
 const RECONNECT_PAUSE: Duration = Duration::from_millis(50);
@@ -128,6 +124,8 @@ pub struct Rows {
     own: (usize, usize),
     /// How the names of kept answers were understood.
     search_path: Option<String>,
+    /// For the rows of a round; what is more widens (I6).
+    room: Rc<RowRoom>,
     session: Option<Session>,
     /// Sessions lost so far.
     losses: u64,
@@ -146,8 +144,6 @@ struct Session {
     sql: Rc<Sql>,
     /// By lookup.
     statements: Vec<Prepared>,
-    /// Bytes of rows that this round may still keep.
-    room: Rc<Cell<usize>>,
 }
 
 /// The statements of a lookup, once they are prepared.
@@ -196,6 +192,7 @@ impl Rows {
             all: all.collect(),
             own: (0, 1),
             search_path,
+            room: RowRoom::of_sessions(1).map(Rc::new).next().expect("it is one"),
             session: None,
             losses: 0,
             health,
@@ -210,7 +207,8 @@ impl Rows {
     /// The same on several sessions, at most `count` and at least one: lookups have them in turn.
     pub(super) fn on_sessions(&self, count: usize) -> Vec<Rows> {
         let count = self.all.len().clamp(1, count);
-        let one = |at| Rows {
+        let one = |(at, room)| Rows {
+            room: Rc::new(room),
             endpoint: self.endpoint.clone(),
             history: self.history.clone(),
             all: Arc::clone(&self.all),
@@ -225,7 +223,12 @@ impl Rows {
             refusals: HashMap::new(),
             loss: None,
         };
-        (0..count).map(one).collect()
+        (0..count).zip(RowRoom::of_sessions(count)).map(one).collect()
+    }
+
+    /// What was found is not held here any more.
+    pub(super) fn let_go(&self) {
+        self.room.clear();
     }
 
     /// Every lookup, by [`LookupId`].
@@ -325,7 +328,7 @@ impl Rows {
             Some(session) => session,
             None => self.connect().await?,
         };
-        session.room.set(ROUND_BYTES_MAX);
+        self.room.clear();
         let mut by_lookup: BTreeMap<usize, Vec<Wanted>> = BTreeMap::new();
         for one in wanted.iter().filter(|one| !answers.knows(one)) {
             by_lookup.entry(usize::from(one.lookup.0)).or_default().push(one.clone());
@@ -356,7 +359,7 @@ impl Rows {
     ) -> Result<Vec<Wanted>, Lost> {
         let (mut flying, mut alone) = (JoinSet::new(), Vec::new());
         for part in wanted.chunks(BATCH) {
-            let (sql, room) = (Rc::clone(&session.sql), Rc::clone(&session.room));
+            let (sql, room) = (Rc::clone(&session.sql), Rc::clone(&self.room));
             let (all, batch, part) = (Arc::clone(&self.all), batch.clone(), part.to_vec());
             flying.spawn_local(async move {
                 let asked = &all[usize::from(part[0].lookup.0)];
@@ -386,7 +389,7 @@ impl Rows {
                 answers.insert(one, Found::Failed);
                 continue;
             };
-            let (sql, room) = (Rc::clone(&session.sql), Rc::clone(&session.room));
+            let (sql, room) = (Rc::clone(&session.sql), Rc::clone(&self.room));
             let all = Arc::clone(&self.all);
             flying.spawn_local(async move {
                 let found = query(&sql, &statement, (&all[at], &one), &room).await;
@@ -512,7 +515,7 @@ impl Rows {
             sql.query(include_str!("../../../sql/search_path.sql"), &[path]).await?;
         }
         let statements = vec![Prepared::default(); self.all.len()];
-        Ok(Session { sql: Rc::new(sql), statements, room: Rc::new(Cell::new(ROUND_BYTES_MAX)) })
+        Ok(Session { sql: Rc::new(sql), statements })
     }
 }
 
@@ -527,7 +530,7 @@ async fn query(
     sql: &Sql,
     statement: &Statement,
     (asked, wanted): (&Asked, &Wanted),
-    room: &Cell<usize>,
+    room: &RowRoom,
 ) -> Result<Found, tokio_postgres::Error> {
     let params: Vec<Param<'_>> = wanted.params().into_iter().map(Param).collect();
     let params = params.iter().map(|param| param as &(dyn ToSql + Sync));

@@ -81,15 +81,15 @@ fn what_waits_is_bounded_and_makes_room_again() {
     let mut held = Waiting::new(1, 1);
     for _ in 0..3 {
         let count =
-            (0..100).take_while(|_| held.take(waiting(&mut rules, 4_000), &metrics).is_none());
+            (0..100).take_while(|_| held.take(waiting(&mut rules, 1_000), &metrics).is_none());
         let count = count.count();
-        assert!((2..=4).contains(&count), "{count} sets of 4 MB and more wait");
-        let wide = held.take(waiting(&mut rules, 4_000), &metrics).expect("there is no room");
+        assert!((2..=4).contains(&count), "{count} sets of 1 MB and more wait");
+        let wide = held.take(waiting(&mut rules, 1_000), &metrics).expect("there is no room");
         let (_, keys, _) = wide.into_parts();
         assert!(keys.has_patterns() && keys.exact_len() == 0, "{keys:?}");
         assert_eq!(keys.widened().next(), Some((RuleId(0), WidenReason::Limit, 1)));
         let (ids, wanted, _) = held.begin(0);
-        assert_eq!(wanted.len(), 4_000, "each row once");
+        assert_eq!(wanted.len(), 1_000, "each row once");
         let none = (Answers::default(), Answers::default());
         assert_eq!(held.end(0, &ids, none, &metrics).len(), count);
     }
@@ -104,17 +104,17 @@ fn a_lookup_that_does_not_answer_leaves_room_for_each_other() {
     for sessions in [3, 1] {
         let mut held = Waiting::new(sessions, names.len());
         // What waits for both is kept for the one that does not answer.
-        assert!(held.take(waiting_for(&mut rules, &["c", "t"], 100), &metrics).is_none());
+        assert!(held.take(waiting_for(&mut rules, &["c", "t"], 25), &metrics).is_none());
         if sessions == 3 {
             let (ids, ..) = held.begin(1);
             let none = (Answers::default(), Answers::default());
             assert!(held.end(1, &ids, none, &metrics).is_empty());
         }
         let counts = ["c", "t", "u"].map(|table| {
-            let mut fill = || held.take(waiting_for(&mut rules, &[table], 100), &metrics).is_none();
+            let mut fill = || held.take(waiting_for(&mut rules, &[table], 25), &metrics).is_none();
             (0..1_000).take_while(|_| fill()).count()
         });
-        assert!((40..200).contains(&counts[0]), "{sessions}: {counts:?} sets of 0.1 MB and more");
+        assert!((40..200).contains(&counts[0]), "{sessions}: {counts:?} sets of 25 kB and more");
         assert!(counts[1..].iter().all(|count| (8..40).contains(count)), "{sessions}: {counts:?}");
         // Who has answered is not charged for what waits for another.
         assert_eq!(counts[1] == counts[2], sessions == 3, "{sessions}: {counts:?}");

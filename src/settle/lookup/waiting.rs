@@ -11,6 +11,7 @@ use super::cache::Cache;
 use super::room::Room;
 use super::rows::ANSWER_TIMEOUT;
 use super::{Cause, Gated, Visible};
+use crate::budget::Charge;
 use crate::keys::{Answers, KeySet, Wanted, WidenReason};
 use crate::telemetry::metrics::Metrics;
 
@@ -43,6 +44,8 @@ struct Held {
     lookups: Places,
     /// What was found by those that have.
     found: Answers,
+    /// Memory of that.
+    charge: Charge,
     bytes: usize,
 }
 
@@ -89,7 +92,8 @@ impl Waiting {
         }
         self.room.take(bytes, &lookups);
         let (until, found) = (Instant::now() + ANSWER_TIMEOUT, Answers::default());
-        self.held.insert(id, Held { gated, until, sessions, lookups, found, bytes });
+        let charge = gated.keys.new_charge();
+        self.held.insert(id, Held { gated, until, sessions, lookups, found, charge, bytes });
         None
     }
 
@@ -249,7 +253,9 @@ impl Held {
                 self.found.insert(wanted, found.clone());
             }
         }
-        self.bytes - before
+        let more = self.bytes - before;
+        self.charge.set(self.charge.bytes() + more);
+        more
     }
 }
 

@@ -31,7 +31,8 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, interval};
 
 use self::standby::{Board, Failure, Progress, follow};
-use super::{Cause, Held, Hold, LARGE_SET_BYTES, Replayed, Visible, WAITING_BYTES_MAX, send};
+use super::{Cause, Held, Hold, LARGE_SET_BYTES, Replayed, Visible, send};
+use crate::budget;
 use crate::channel::{Receiver, Sender};
 use crate::config::TargetId;
 use crate::keys::{KeySet, RuleId};
@@ -118,7 +119,7 @@ impl Replicas {
     pub fn new(everything: KeySet, health: Arc<Health>) -> Replicas {
         Replicas {
             health,
-            everything,
+            everything: everything.uncounted(),
             labels: Vec::new(),
             followers: Vec::new(),
             groups: VecDeque::new(),
@@ -242,9 +243,12 @@ impl Replicas {
         if self.groups.len() > GROUPS_MAX {
             self.merge_two(now);
         }
-        if self.bytes > WAITING_BYTES_MAX {
+        for large in LARGE_SET_BYTES {
+            if self.bytes <= budget::REPLAY {
+                break;
+            }
             let sets = self.groups.iter_mut().map(|group| &mut group.keys);
-            for keys in sets.filter(|keys| keys.bytes() > LARGE_SET_BYTES) {
+            for keys in sets.filter(|keys| keys.bytes() > large) {
                 self.health.metrics().widened_for_room(&keys.collapse());
             }
             self.weigh();

@@ -446,7 +446,7 @@ async fn hours_without_a_standby_keep_memory_flat() {
             settled.extend(bench.released(&replayed));
         }
         assert!(groups <= GROUPS_MAX, "{groups} groups");
-        assert!(bytes <= super::WAITING_BYTES_MAX, "{bytes} bytes");
+        assert!(bytes <= crate::budget::REPLAY, "{bytes} bytes");
         assert_eq!(settled, (1..=COMMITS).collect::<Vec<_>>());
         let widened = "walsweep_widened_total{rule=\"item\",reason=\"limit\"}";
         assert!(bench.metrics.text().contains(widened), "{}", bench.metrics.text());

@@ -17,14 +17,13 @@ use crate::lsn::Lsn;
 /// take a primary for dead), far longer than a replica lags or an AOF waits for the disk (1 s).
 const AGE_MAX: Duration = Duration::from_secs(60);
 
-/// Memory for them, bytes (I6): some 50 000 keys. A sweep of everything costs the same as removing
-/// a few hundred thousand.
-const BYTES_MAX: usize = 4 * 1024 * 1024;
-
 /// Covered key sets, oldest first, each with the furthest end LSN that it was removed for.
 pub(in crate::sweep) struct Ring {
     sets: VecDeque<Set>,
     bytes: usize,
+    /// Memory for them, bytes (I6): where one target has all of it, some 40 000 keys. A sweep of
+    /// everything costs the same as removing a few hundred thousand.
+    bytes_max: usize,
     floor: Lsn,
 }
 
@@ -35,9 +34,9 @@ struct Set {
 }
 
 impl Ring {
-    /// A ring that knows nothing of what ends at `floor` or before.
-    pub(in crate::sweep) fn new(floor: Lsn) -> Ring {
-        Ring { sets: VecDeque::new(), bytes: 0, floor }
+    /// A ring of so many bytes that knows nothing of what ends at `floor` or before.
+    pub(in crate::sweep) fn new(floor: Lsn, bytes_max: usize) -> Ring {
+        Ring { sets: VecDeque::new(), bytes: 0, bytes_max, floor }
     }
 
     /// Every removal for a transaction that ends later than this is here, or not covered yet.
@@ -50,7 +49,7 @@ impl Ring {
         self.bytes += cost(&keys);
         self.sets.push_back(Set { covers, keys, since: now });
         while let Some(oldest) = self.sets.front()
-            && (self.bytes > BYTES_MAX || now - oldest.since > AGE_MAX)
+            && (self.bytes > self.bytes_max || now - oldest.since > AGE_MAX)
         {
             // What became visible late stands behind what is later in the log (I3), so the sets are
             // in no order of their LSNs.
@@ -80,15 +79,17 @@ mod tests {
 
     use tokio::time::Instant;
 
-    use super::{AGE_MAX, BYTES_MAX, Ring};
+    use super::{AGE_MAX, Ring};
     use crate::lsn::Lsn;
     use crate::sweep::tests::{keys, rules};
+
+    const BYTES_MAX: usize = 4 << 20;
 
     #[tokio::test]
     async fn the_floor_rises_with_age_and_with_bytes_and_never_falls() {
         let mut rules = rules();
         let began = Instant::now();
-        let mut ring = Ring::new(Lsn(100));
+        let mut ring = Ring::new(Lsn(100), BYTES_MAX);
         ring.add(Lsn(130), keys(&mut rules, "item", &["1"]), began);
         ring.add(Lsn(120), keys(&mut rules, "item", &["2"]), began + AGE_MAX);
         assert_eq!(ring.floor(), Lsn(100), "nothing is dropped yet");
@@ -107,7 +108,7 @@ mod tests {
     #[tokio::test]
     async fn what_ends_above_is_taken_out_and_nothing_else() {
         let mut rules = rules();
-        let mut ring = Ring::new(Lsn(100));
+        let mut ring = Ring::new(Lsn(100), BYTES_MAX);
         for lsn in [110, 130, 120, 140] {
             ring.add(Lsn(lsn), keys(&mut rules, "item", &["1"]), Instant::now());
         }

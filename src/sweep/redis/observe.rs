@@ -34,10 +34,6 @@ use super::standing::made_key;
 use crate::keys::KeySet;
 use crate::sweep::proof::chain::number_key;
 
-/// Memory of names that somebody may still ask for, bytes. Names that nobody asks for any more are
-/// dropped when the total has doubled, so that it stays below twice this.
-const NAMES_BYTES_MAX: usize = 8 * 1024 * 1024;
-
 /// Names are not looked through for old ones below this, bytes.
 const PRUNE_BYTES_MIN: usize = 64 * 1024;
 
@@ -64,6 +60,8 @@ pub struct Mark {
 
 struct Names {
     filter: Filter,
+    /// Memory of names, bytes. Those that nobody asks for any more are dropped when the total has
+    /// doubled, or reaches this; names are lost if three quarters of it are left then.
     bytes_max: usize,
     /// Counts names and losses.
     clock: u64,
@@ -94,16 +92,13 @@ impl Filter {
 }
 
 impl Observer {
-    /// An observer of the keys that rules could give; `everything` is the set of all of them.
+    /// An observer of the keys that rules could give, in so many bytes of names; `everything` is the
+    /// set of all of them.
     #[must_use]
-    pub fn new(everything: &KeySet, watermark_key: &str) -> Observer {
-        Observer::with_limit(everything, watermark_key, NAMES_BYTES_MAX)
-    }
-
-    fn with_limit(everything: &KeySet, watermark_key: &str, bytes_max: usize) -> Observer {
+    pub fn new(everything: &KeySet, watermark_key: &str, bytes_max: usize) -> Observer {
         let patterns = everything.patterns().map(|(_, pattern)| pattern.clone()).collect();
         let filter = Filter {
-            keys: everything.clone(),
+            keys: everything.clone().uncounted(),
             patterns: Pass::new(patterns),
             own: [watermark_key.to_owned(), number_key(watermark_key), made_key(watermark_key)]
                 .map(String::into_bytes),
@@ -206,8 +201,8 @@ impl Names {
         let oldest = self.marks.front().map_or(self.clock, |(at, _)| *at);
         self.written.retain(|_, at| *at > oldest);
         self.bytes = self.written.keys().map(|name| cost(name)).sum();
-        self.prune_at = (2 * self.bytes).max(PRUNE_BYTES_MIN.min(self.bytes_max));
-        if self.bytes > self.bytes_max {
+        self.prune_at = (2 * self.bytes).max(PRUNE_BYTES_MIN).min(self.bytes_max);
+        if self.bytes > self.bytes_max / 4 * 3 {
             tracing::warn!(
                 names = self.written.len(),
                 "more keys are written than can be kept: the next second removal takes all keys"
@@ -285,7 +280,7 @@ mod tests {
     }
 
     fn observer(bytes_max: usize) -> Observer {
-        Observer::with_limit(&everything(&["a:{id}", "exact"]), "a:mark", bytes_max)
+        Observer::new(&everything(&["a:{id}", "exact"]), "a:mark", bytes_max)
     }
 
     fn names(mark: &Mark) -> Option<Vec<String>> {
@@ -342,7 +337,7 @@ mod tests {
             most = most.max(observer.names().bytes);
         }
         assert_eq!(names(&mark), None);
-        assert!(most <= 200_100, "{most} bytes were held");
+        assert!(most <= 100_100, "{most} bytes were held");
         assert_eq!(observer.names().bytes, 0);
         let mark = observer.mark();
         observer.wrote(b"a:1");

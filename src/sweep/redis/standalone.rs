@@ -62,7 +62,7 @@ pub struct Standalone {
     /// Begins where the watermark is read: who removes keys without one has nothing to prove.
     chain: RefCell<Option<Chain>>,
     /// All keys of the rules, if writes of them are to be observed.
-    observed: Option<KeySet>,
+    observed: Option<(KeySet, usize)>,
     /// What is asked of a server before it is used.
     look: Option<Look>,
     connections: RefCell<Option<Connections>>,
@@ -97,20 +97,21 @@ impl Standalone {
         Standalone { look: Some(look), ..self }
     }
 
-    /// The same, observing which keys of `everything` are written, if the server lets it.
+    /// The same, observing which keys of `everything` are written, in so many bytes of names, if
+    /// the server lets it.
     #[must_use]
-    pub fn observing(self, everything: KeySet) -> Standalone {
-        Standalone { observed: Some(everything), ..self }
+    pub fn observing(self, everything: KeySet, bytes: usize) -> Standalone {
+        Standalone { observed: Some((everything.uncounted(), bytes)), ..self }
     }
 
     /// The connection for removals, and what it observes.
     async fn connect_to_remove(
         &self,
     ) -> Result<(MultiplexedConnection, Option<Observer>), ConnectError> {
-        let Some(everything) = &self.observed else {
+        let Some((everything, bytes)) = &self.observed else {
             return Ok((connect(&self.redis).await?, None));
         };
-        let observer = Observer::new(everything, &self.watermark_key);
+        let observer = Observer::new(everything, &self.watermark_key, *bytes);
         let heard = {
             let observer = observer.clone();
             move |push: PushInfo| {

@@ -1,0 +1,188 @@
+//! All that grows with the load is full at once: 64 MiB are enough (I6).
+
+use std::time::{Duration, Instant};
+
+use walsweep::budget;
+
+use crate::limits::resident;
+use crate::support::{Bed, PATIENCE, Settings, Sidecar, Sql, eventually};
+
+/// How long everything is filled at once.
+const FILLED: Duration = Duration::from_secs(12);
+
+/// Runs a Redis command as its administrator.
+async fn admin(bed: &Bed, words: &str) {
+    let mut words = words.split(' ');
+    let mut command = redis::cmd(words.next().unwrap());
+    command.arg(words.collect::<Vec<_>>());
+    let _: redis::Value = command.query_async(&mut bed.cache.clone()).await.unwrap();
+}
+
+/// Keys of a kilobyte: exact ones, some that wait for a pass, some that Redis refuses, and some
+/// that need a row.
+fn rules() -> String {
+    let long = "0123456789".repeat(100);
+    format!(
+        r#"
+[lookup.place]
+sql = "select name from place where id = $1"
+params = ["place_id"]
+cache = 10000
+
+[[rule]]
+name = "item"
+table = "public.item"
+keys = ["item:{{id}}"]
+
+[[rule]]
+name = "exact"
+table = "public.exact"
+keys = ["exact:{long}:{{id}}"]
+
+[[rule]]
+name = "passing"
+table = "public.passing"
+keys = ["passing:{long}:{{id}}", "passing:list:{{id}}:*"]
+
+[[rule]]
+name = "guarded"
+table = "public.guarded"
+keys = ["guarded:{long}:{{id}}"]
+
+[[rule]]
+name = "placed"
+table = "public.placed"
+keys = ["placed:{long}:{{id}}:{{place.name}}"]
+"#
+    )
+}
+
+const TABLES: &str = "
+    create table exact (id bigint primary key);
+    create table passing (id bigint primary key);
+    create table guarded (id bigint primary key);
+    create table place (id bigint primary key, name text not null);
+    create table placed (id bigint primary key, place_id bigint not null);
+    alter table placed replica identity full;
+    create sequence number;
+    insert into place select id, repeat('p', 400) from generate_series(1, 10000) id;";
+
+/// A session whose commits wait for no standby.
+async fn local(bed: &Bed) -> Sql {
+    let sql = Sql::connect(&bed.postgres).await;
+    sql.run("set synchronous_commit = local").await;
+    sql
+}
+
+/// Inserts rows of new ids into a table, in one statement.
+fn insert(table: &str, rows: usize) -> String {
+    let placed = if table == "placed" { ", 1 + id % 10000" } else { "" };
+    format!(
+        "insert into {table} select id{placed}
+           from (select nextval('number') as id from generate_series(1, {rows})) of_ids"
+    )
+}
+
+/// A sidecar at rest, with a standby whose replay is paused.
+async fn start(bed: &Bed) -> (Sidecar, walsweep_stage::throwaway::Postgres) {
+    bed.sql.run(TABLES).await;
+    let standby = bed.postgres.standby("paused", &[]).await.unwrap();
+    let rights = "-@all +scan +unlink +get +set +incr +eval +ping +info +select +hello +auth \
+                  +client";
+    admin(bed, &format!("ACL SETUSER walsweep on nopass ~* {rights}")).await;
+    let mut settings = Settings {
+        rules: rules(),
+        postgres: format!("replicas = [{:?}]", standby.url()),
+        refill: "4s".to_owned(),
+        level: "info".to_owned(),
+        sweep: "max_load = 0.01".to_owned(),
+        observe: true,
+        ..bed.settings()
+    };
+    settings.redis_url = settings.redis_url.replace("redis://", "redis://walsweep:any@");
+    let sidecar = Sidecar::set_up(settings).await;
+    bed.sql.run("update item set version = 1 where id = 1").await;
+    bed.settled().await;
+    (sidecar, standby)
+}
+
+/// Reads of a sidecar how much it holds, until told otherwise: keys, and more than `base` of all
+/// memory, in bytes.
+#[derive(Clone, Copy, Debug, Default)]
+struct Peaks {
+    keys: f64,
+    resident: u64,
+}
+
+impl Peaks {
+    async fn look(&mut self, sidecar: &Sidecar, base: u64) {
+        self.keys = self.keys.max(sidecar.metric("walsweep_key_sets_bytes").await);
+        let resident = (resident(sidecar.id()) * 1024).saturating_sub(base);
+        self.resident = self.resident.max(resident);
+    }
+}
+
+/// One transaction that is not visible, two that are still being sent, keys that wait for a row
+/// whose table is locked, keys that Redis refuses, keys for a standby that does not replay, passes
+/// that may take a hundredth of Redis, second removals of seconds, a watermark that waits for all of
+/// them; and then a Redis that does not answer.
+#[tokio::test]
+async fn every_place_is_full_at_once_within_64_mib() {
+    let bed = Bed::new(&["logical_decoding_work_mem = 64kB"]).await;
+    let (sidecar, standby) = start(&bed).await;
+    let base = resident(sidecar.id()) * 1024;
+    Sql::connect(&standby).await.run("select pg_wal_replay_pause()").await;
+    bed.postgres.conf("synchronous_standby_names = 'ghost'").await.unwrap();
+    admin(&bed, "ACL SETUSER walsweep resetkeys ~item:* ~exact:* ~passing:* ~placed:* ~walsweep:*")
+        .await;
+    let mut invisible = Vec::new();
+    for _ in 0..3 {
+        let sql = Sql::connect(&bed.postgres).await;
+        invisible.push(tokio::spawn(async move { sql.run(&insert("exact", 900)).await }));
+    }
+    let (sent, other, locker) = (local(&bed).await, local(&bed).await, local(&bed).await);
+    let writer = local(&bed).await;
+    for open in [&sent, &other] {
+        open.run("begin").await;
+    }
+    let (mut peaks, mut rounds, began) = (Peaks::default(), 0, Instant::now());
+    while began.elapsed() < FILLED {
+        for open in [&sent, &other] {
+            open.run(&insert("exact", 500)).await;
+        }
+        writer.run(&insert("guarded", 300)).await;
+        writer.run(&insert("passing", 300)).await;
+        locker.run("begin; lock table place").await;
+        for _ in 0..3 {
+            writer.run(&insert("placed", 500)).await;
+            writer.run(&insert("exact", 500)).await;
+        }
+        peaks.look(&sidecar, base).await;
+        locker.run("commit").await;
+        peaks.look(&sidecar, base).await;
+        rounds += 1;
+    }
+    bed.redis.pause().unwrap();
+    for _ in 0..40 {
+        writer.run(&insert("exact", 1_000)).await;
+        peaks.look(&sidecar, base).await;
+    }
+    println!("{rounds} rounds: {peaks:?} of {}", budget::ALL);
+    bed.redis.resume().unwrap();
+    assert!(peaks.resident <= budget::ALL as u64, "{peaks:?}");
+    assert!(peaks.keys <= budget::ALL as f64, "{peaks:?}");
+    // Nothing was shown where little was held.
+    assert!(peaks.keys >= 24.0 * 1024.0 * 1024.0, "{peaks:?}");
+    for open in [&sent, &other] {
+        open.run("rollback").await;
+    }
+    bed.postgres.conf("synchronous_standby_names = ''").await.unwrap();
+    for one in invisible {
+        one.await.unwrap();
+    }
+    admin(&bed, "ACL SETUSER walsweep ~*").await;
+    eventually(PATIENCE * 3, "it has room again", || async {
+        sidecar.metric("walsweep_key_sets_bytes").await < 16.0 * 1024.0 * 1024.0
+    })
+    .await;
+}
