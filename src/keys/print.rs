@@ -113,13 +113,18 @@ impl<'a> Given<'a> {
     #[must_use]
     pub fn covers(&self, rule: &RulePrint, key: &KeyPrint, suspended: bool) -> bool {
         let candidates = self.0.get(&key.key).map_or(&[][..], Vec::as_slice);
-        let mut operations = (0..OPERATIONS).map(|bit| 1 << bit);
-        operations.all(|one| {
+        let covered = |one: Option<u8>| {
             let covers = |&(old, old_key): &(&RulePrint, &KeyPrint)| {
                 (suspended || !old.is_suspended) && old.covers(old_key, (rule, key), one)
             };
-            rule.operations & one == 0 || candidates.iter().any(covers)
-        })
+            candidates.iter().any(covers)
+        };
+        if rule.operations == 0 {
+            // The refresh of a view, or a message.
+            return covered(None);
+        }
+        let mut operations = (0..OPERATIONS).map(|bit| 1 << bit);
+        operations.all(|one| rule.operations & one == 0 || covered(Some(one)))
     }
 }
 
@@ -130,14 +135,19 @@ const OPERATIONS: u8 = 4;
 const UPDATE: u8 = 1 << 1;
 
 impl RulePrint {
-    /// Whether it gives `own` for each change by `operation` of which the other gives its key: the
-    /// same template.
-    fn covers(&self, own: &KeyPrint, (other, key): (&RulePrint, &KeyPrint), operation: u8) -> bool {
+    /// Whether it gives `own` for each change by `operation`, if it is one of a row, of which the
+    /// other gives its key: the same template.
+    fn covers(
+        &self,
+        own: &KeyPrint,
+        (other, key): (&RulePrint, &KeyPrint),
+        operation: Option<u8>,
+    ) -> bool {
         let all_changed = self.changed.is_empty()
             || !other.changed.is_empty() && other.changed.is_subset(&self.changed);
         self.looks == other.looks
-            && self.operations & operation != 0
-            && (operation != UPDATE || all_changed)
+            && operation.is_none_or(|one| self.operations & one != 0)
+            && (operation != Some(UPDATE) || all_changed)
             && (self.when.is_none() || self.when == other.when)
             // What was declared never to change was not removed under its old value.
             && self.immutable.is_subset(&other.immutable)

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use super::tests::{changed, immutable, located, rule};
 use super::{Given, RulePrint, Rules};
-use crate::config::{self, Location, Operations, Script};
+use crate::config::{self, Location, Operations, Script, Source};
 
 fn prints(
     rules: &[config::Rule],
@@ -125,10 +125,10 @@ fn rules_are_known_by_what_they_give_and_not_by_their_names() {
     moved.table.name = "u".to_owned();
     assert_eq!(fresh(&whole, &prints(&[moved], &[], &[])), [(0, 0)], "another table");
     let mut view = on(&[], rule(&["k:*"]));
-    view.source = config::Source::MaterializedView;
+    view.source = Source::MaterializedView;
     view.operations = Operations::ALL;
     let mut table = view.clone();
-    table.source = config::Source::Table;
+    table.source = Source::Table;
     assert_eq!(fresh(&prints(&[table], &[], &[]), &prints(&[view], &[], &[])), [(0, 0)]);
 }
 
@@ -150,4 +150,31 @@ fn another_query_of_a_lookup_gives_other_keys_of_the_templates_that_name_it() {
     assert_eq!(fresh(&before, &after("select 1", "select 2")), []);
     assert_eq!(fresh(&before, &after("select 1", "select 3")), [(0, 1), (0, 2)]);
     assert_eq!(fresh(&before, &after("select 2", "select 1")), [(0, 0), (0, 1), (0, 2)]);
+}
+
+/// The refresh of a view and a message are no operation of a row.
+#[test]
+fn a_rule_of_a_view_or_of_messages_is_given_by_its_like_at_work_and_by_nothing_else() {
+    let of = |source: &Source, table: &str| {
+        let operations =
+            Operations { insert: false, update: false, delete: false, truncate: false };
+        let mut rule = rule(&["list:*", "all"]);
+        (rule.source, rule.operations) = (source.clone(), operations);
+        rule.table = format!("public.{table}").parse().unwrap();
+        rule
+    };
+    let view = Source::MaterializedView;
+    let message = |prefix: &str| Source::Message(prefix.to_owned());
+    for (own, other) in [
+        (of(&view, "totals"), of(&view, "others")),
+        (of(&message("jobs"), "t"), of(&message("others"), "t")),
+    ] {
+        let now = prints(std::slice::from_ref(&own), &[], &[]);
+        assert_eq!(fresh(&now, &now), []);
+        assert_eq!(fresh(&[], &now), [(0, 0), (0, 1)], "it is new");
+        let suspended = prints(std::slice::from_ref(&own), &[], &["r0"]);
+        assert_eq!(fresh(&suspended, &now), [(0, 0), (0, 1)], "it was suspended");
+        let others = prints(&[other, rule(&["list:*", "all"])], &[], &[]);
+        assert_eq!(fresh(&others, &now), [(0, 0), (0, 1)], "another gave the same keys");
+    }
 }

@@ -57,7 +57,7 @@ fn on_one_line(file: &str) -> String {
 }
 
 /// The setting of a session that names the slot which it has made.
-const MADE: &str = "walsweep.made_slot";
+pub(crate) const MADE: &str = "walsweep.made_slot";
 
 const COMMENT_LOCK_HOLDERS: &str = include_str!("../../sql/setup/comment_lock_holders.sql");
 
@@ -167,18 +167,41 @@ pub(crate) fn remembering(
 
 /// Lets the publication remember this, if its comment still is what was read of it.
 pub(crate) fn remember(publication: &str, standing: Option<&str>, memory: Memory) -> Step {
-    let sql = comment_over(publication, standing, &memory);
+    let sql = comment_over(publication, standing, &memory, None);
     Step::new(Does::Remember(memory), sql)
 }
 
 /// Lets the publication remember what is about to be changed.
 pub(crate) fn remember_first(publication: &str, standing: Option<&str>, memory: Memory) -> Step {
-    let sql = comment_over(publication, standing, &memory);
+    let sql = comment_over(publication, standing, &memory, None);
     Step::new(Does::RememberFirst(memory), sql)
 }
 
-fn comment_over(publication: &str, standing: Option<&str>, memory: &Memory) -> String {
-    let statement = comment(publication, memory);
+/// Lets the publication forget something, only while there is no slot of the name `without`.
+pub(crate) fn forget(
+    publication: &str,
+    standing: Option<&str>,
+    memory: Memory,
+    without: Option<&str>,
+) -> Step {
+    let sql = comment_over(publication, standing, &memory, without);
+    Step::new(Does::Remember(memory), sql)
+}
+
+/// A statement that is run only while there is no slot of this name.
+fn unless_slot(slot: Option<&str>, statement: String) -> String {
+    let Some(slot) = slot else { return statement };
+    let file = on_one_line(include_str!("../../sql/setup/unless_slot.sql"));
+    render(&file, &[("slot", &literal(slot)), ("statement", &statement)])
+}
+
+fn comment_over(
+    publication: &str,
+    standing: Option<&str>,
+    memory: &Memory,
+    without: Option<&str>,
+) -> String {
+    let statement = unless_slot(without, comment(publication, memory));
     let (standing, becomes) = (standing.unwrap_or_default(), memory.comment());
     unless_changed(publication, &[standing], (&statement, Some(&becomes), REFUSED))
 }
@@ -352,17 +375,20 @@ fn grant(role: &str, on: Object, sql: String) -> Step {
 }
 
 /// What of another publication forbids an identity that is smaller than a full one: that it has the
-/// table at all.
-const FORBIDS_SMALLER: [&str; 2] = ["true", "false"];
+/// table at all. The last is what forbids it whoever publishes the table.
+const FORBIDS_SMALLER: [&str; 3] = ["true", "false", "false"];
 
 /// The same of a full one: a list of columns, or, since version 18, stored generated columns that
-/// it does not publish.
-const FORBIDS_FULL: [&str; 2] = [
+/// it does not publish; and virtual ones, which nobody can.
+const FORBIDS_FULL: [&str; 3] = [
     "pg_catalog.to_jsonb(p) operator(pg_catalog.->>) 'pubgencols' operator(pg_catalog.=) 'n' \
      and exists (select from pg_catalog.pg_attribute a \
      where a.attrelid operator(pg_catalog.=) relation \
      and a.attgenerated operator(pg_catalog.<>) '' and not a.attisdropped)",
     "pg_catalog.to_jsonb(r) operator(pg_catalog.->>) 'prattrs' is not null",
+    "exists (select from pg_catalog.pg_attribute a \
+     where a.attrelid operator(pg_catalog.=) relation \
+     and a.attgenerated operator(pg_catalog.=) 'v' and not a.attisdropped)",
 ];
 
 /// The SQL of a step for walsweep's publication, which fails where it does not do what it says, or
@@ -385,7 +411,7 @@ fn unless_elsewhere(
     publication: &str,
     statement: &str,
     relation: &TableName,
-    [forbids, entry]: [&str; 2],
+    [forbids, entry, always]: [&str; 3],
 ) -> String {
     let (name, relation) = (literal(publication), literal(&quoted(relation)));
     let quote = dollar_quote(&format!("{name}{relation}{statement}"));
@@ -396,6 +422,7 @@ fn unless_elsewhere(
         ("statement", statement),
         ("forbids", forbids),
         ("entry", entry),
+        ("always", always),
     ];
     render(include_str!("../../sql/setup/unless_elsewhere.sql"), &values)
 }
@@ -460,9 +487,13 @@ pub(crate) fn drop_known_slot(slot: &str, confirmed: Lsn) -> Step {
 }
 
 /// Removes the publication, if its comment still is what was read of it.
-pub(crate) fn drop_publication(publication: &str, standing: Option<&str>) -> Step {
+pub(crate) fn drop_publication(
+    publication: &str,
+    standing: Option<&str>,
+    without: Option<&str>,
+) -> Step {
     let file = include_str!("../../sql/setup/drop_publication.sql");
-    let statement = of_publication(file, publication);
+    let statement = unless_slot(without, of_publication(file, publication));
     let standing = standing.unwrap_or_default();
     let sql = unless_changed(publication, &[standing], (&statement, None, REFUSED));
     Step::new(Does::DropPublication, sql)
@@ -503,7 +534,7 @@ mod tests {
 
     #[test]
     fn a_name_never_becomes_syntax() {
-        let sql = drop_publication("a\"; {slot} --", None).sql;
+        let sql = drop_publication("a\"; {slot} --", None, Some("{slot}'")).sql;
         let dropping = "else drop publication \"a\"\"; {slot} --\"; end if; end $setup$";
         assert!(sql.contains(dropping), "{sql}");
         assert!(sql.contains("(pg_catalog.=) 'a\"; {slot} --')"), "{sql}");
@@ -527,7 +558,7 @@ mod tests {
         let asked = r#"has_table_privilege('o''r', '"a"."$setup$""; it''s"', 'select')"#;
         assert!(script.contains(asked), "{script}");
         // Whatever is in a name, the statement stays on its line.
-        let sql = drop_publication("a\r\nb", None).sql;
+        let sql = drop_publication("a\r\nb", None, None).sql;
         assert!(sql.contains("drop publication U&\"a\\000D\\000Ab\";"), "{sql}");
         assert!(sql.contains("E'a\\u000D\\nb'") && !sql.contains(['\r', '\n']), "{sql}");
     }

@@ -64,8 +64,8 @@ use crate::keys::Rules;
 pub(crate) use self::catalog::{digest_of, of_many, with_published};
 pub use self::code::Code;
 pub(crate) use self::cure::{
-    certain, claim, create_role, create_slot_marked, drop_known_slot, drop_publication, drop_slot,
-    escaped, grant_connect, hold, identity_as_before, patiently, remember, remember_first,
+    MADE, certain, claim, create_role, create_slot_marked, drop_known_slot, drop_publication,
+    drop_slot, escaped, forget, grant_connect, hold, identity_as_before, patiently, remember,
     remembering,
 };
 pub use self::facts::{Fact, of_postgres, of_redis, of_rules};

@@ -234,7 +234,7 @@ mod tests {
         let step = drop_known_slot("s", Lsn(7));
         assert_eq!(step.brief(), "pg_catalog.pg_drop_replication_slot('s')");
         assert_eq!(create_role("r", None).brief(), "create role \"r\" login");
-        assert_eq!(drop_publication("p", None).brief(), "drop publication \"p\"");
+        assert_eq!(drop_publication("p", None, None).brief(), "drop publication \"p\"");
         assert_eq!(claim("p", "s", &[], Memory::default()).brief().find("comment on"), Some(0));
     }
 }

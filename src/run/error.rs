@@ -56,7 +56,7 @@ pub enum Error {
     /// Redis alone would show that a slot is walsweep's, and does not answer: none was made.
     #[error(
         "slot `{0}` is not made yet: the comment on the publication records others, so that only \
-         redis, which does not answer, would show that it is walsweep's"
+         redis, which does not answer or takes no writes, would show that it is walsweep's"
     )]
     SlotUnshown(String),
     /// The server has to decode what was committed while there was no publication, and never gets
@@ -267,7 +267,8 @@ impl Error {
                  whose it is",
             ),
             Error::SlotUnshown(_) => Some(
-                "see that Redis runs and lets walsweep in; or let `walsweep setup` record the slot",
+                "see that Redis runs, takes writes and lets walsweep in; or let `walsweep setup` \
+                 record the slot",
             ),
             Error::ManyPrimaries => Some("let `postgres.url` name one server by its own address"),
             Error::TwoServers { .. } => Some(

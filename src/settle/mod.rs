@@ -36,9 +36,9 @@ pub use lookup::{Cache, Lookups, Rows};
 pub(crate) use lookup::{Param, compared_columns, lookup_statement};
 pub use replay::{Answer, Replicas, SqlStandby, Standby, StandbyError};
 
-/// Sets of keys that wait in a stage collapse to their rules' patterns where there is no room
-/// (I6): first those that are larger than this, bytes, and if that does not do the smaller ones. One
-/// that is smaller still gains nothing by it: a pattern takes half a kilobyte.
+/// Sets of keys that wait in a stage collapse to their rules' patterns where there is no room (I6).
+/// Those go first that are larger than the first of these, bytes; if that does not do, those that
+/// are larger than the second. What is smaller gains nothing: a pattern takes half a kilobyte.
 const LARGE_SET_BYTES: [usize; 2] = [8 * 1024, 1024];
 
 /// Keys of what new snapshots of the primary see. Some may need rows that nobody has read yet, so

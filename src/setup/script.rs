@@ -6,7 +6,7 @@ use super::{Error, Hands, Mark, Marked, Plan, Statement, hands, looked, marked, 
 use crate::config::{Config, SlotOn};
 use crate::keys::Rules;
 use crate::postgres::statement::render;
-use crate::preflight::{self, Does, Finding, Step, certain, patiently};
+use crate::preflight::{self, Does, Finding, MADE, Step, certain, patiently};
 
 /// The script; changes nothing.
 ///
@@ -136,7 +136,8 @@ const HEADING: &str = "\
 /// How a script begins: whatever psql's session was told before, an error ends the script, and each
 /// statement is committed on its own.
 pub(super) fn head(text: &str) -> String {
-    let begin = render(include_str!("../../sql/setup/script_begin.sql"), &[("settings", SETTINGS)]);
+    let values = [("settings", SETTINGS), ("made", MADE)];
+    let begin = render(include_str!("../../sql/setup/script_begin.sql"), &values);
     let keeps: String = VARIABLES
         .iter()
         .map(|name| format!("\\set walsweep_{name} :{name}\n\\set {name} on\n"))
@@ -145,8 +146,9 @@ pub(super) fn head(text: &str) -> String {
 }
 
 /// The settings that a session has for as long as the script runs.
-const SETTINGS: &str =
-    "'client_encoding', 'search_path', 'default_transaction_isolation', 'synchronous_commit'";
+const SETTINGS: &str = "'client_encoding', 'search_path', 'default_transaction_isolation', 'synchronous_commit', \
+     'default_transaction_read_only', 'default_transaction_deferrable', 'statement_timeout', \
+     'transaction_timeout'";
 
 /// What psql is told for as long as the script runs.
 const VARIABLES: [&str; 2] = ["ON_ERROR_STOP", "AUTOCOMMIT"];

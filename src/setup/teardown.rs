@@ -61,8 +61,14 @@ enum Held {
     Free(Lsn),
     /// Somebody streams from it: the process on the server, and its `application_name`.
     By(i32, String),
-    /// Nothing tells that it is walsweep's, or something tells that it is not: the line about it.
-    Left(String),
+    /// Nothing tells that it is walsweep's, or something tells that it is not.
+    Left {
+        /// The line about it.
+        line: String,
+        /// Whether the comment on the publication claims it all the same. Then the publication
+        /// stays, too: without it nothing would show whose the slot was.
+        is_claimed: bool,
+    },
 }
 
 /// What `teardown` did.
@@ -96,7 +102,7 @@ pub async fn teardown(config: &Config, hands: &Hands<'_>) -> Result<Removed, Err
     let mut lines = Vec::new();
     match remove(config, hands, standby.as_ref(), &remains, &mut lines).await {
         Ok(()) => {
-            let leaves_slot = matches!(remains.slot, Held::Left(_));
+            let leaves_slot = matches!(remains.slot, Held::Left { .. });
             Ok(Removed { lines, leaves_slot, is_shared: remains.is_shared() })
         }
         Err(cause) => Err(Error::Teardown { done: lines, cause: Box::new(cause) }),
@@ -114,7 +120,7 @@ async fn remove(
     let (slot, publication) = (&config.postgres.slot, &config.postgres.publication);
     lines.push(match &remains.slot {
         Held::Missing => format!("there is no slot `{slot}`"),
-        Held::Left(line) => line.clone(),
+        Held::Left { line, .. } => line.clone(),
         Held::Free(confirmed) => {
             drop_slot(config, hands, standby, *confirmed).await?;
             format!("dropped slot `{slot}`, whose confirmed_flush_lsn was {confirmed}")
@@ -147,6 +153,10 @@ async fn remove(
         }
         Mark::Foreign(owner) => format!(
             "left publication `{publication}` of `{owner}`, which `walsweep setup` did not make"
+        ),
+        Mark::Ours(_) if matches!(remains.slot, Held::Left { is_claimed: true, .. }) => format!(
+            "left publication `{publication}`, whose comment records slot `{slot}`: drop the slot \
+             first, and run `walsweep teardown` again"
         ),
         Mark::Ours(_) if !remains.is_shared() => format!("dropped publication `{publication}`"),
         Mark::Ours(_) => left_to(publication, remains),
@@ -222,7 +232,7 @@ pub async fn teardown_script(config: &Config, hands: &Hands<'_>) -> Result<Strin
             );
             script.push_str(&format!("\n{}{}", comment(&first), comment(&parts)));
         }
-        Held::Missing | Held::Left(_) | Held::Free(_) => script.push_str(&parts),
+        Held::Missing | Held::Left { .. } | Held::Free(_) => script.push_str(&parts),
     }
     script.push_str(&format!("{}\n", tail()));
     let watermark = key_name(&config.postgres.slot);
@@ -240,7 +250,7 @@ fn script_parts(config: &Config, remains: &Remains) -> String {
     let mut parts = match &remains.slot {
         // One that is read moves on: no SQL tells it from one that is made anew.
         Held::Missing | Held::By(..) => String::new(),
-        Held::Left(line) => format!("\n{}", comment(line)),
+        Held::Left { line, .. } => format!("\n{}", comment(line)),
         Held::Free(confirmed) => slot_part(config, *confirmed),
     };
     if remains.trigger == Some(true) {
@@ -281,7 +291,7 @@ async fn look(config: &Config, hands: &Hands<'_>, standby: Option<&Sql>) -> Resu
     let (has_function, is_function_ours): (bool, bool) = (row.try_get(2)?, row.try_get(3)?);
     let is_foreign = has_trigger && !is_ours || has_function && !is_function_ours;
     let is_there = has_trigger || has_function;
-    let has_trigger_of_slot = is_there && !is_foreign && matches!(slot, Held::Left(_));
+    let has_trigger_of_slot = is_there && !is_foreign && matches!(slot, Held::Left { .. });
     let trigger = (!is_foreign).then_some(is_there && !has_trigger_of_slot);
     let older_trigger = older_trigger(config, hands).await?;
     let is_unknown = !unrecorded.is_empty();
@@ -387,15 +397,22 @@ fn left_to(publication: &str, Remains { others, unrecorded, .. }: &Remains) -> S
 fn publication_steps(config: &Config, remains: &Remains) -> Vec<Step> {
     let (name, standing) = (&config.postgres.publication, remains.publication.comment.as_deref());
     let Mark::Ours(memory) = &remains.publication.mark else { return Vec::new() };
+    let without = match remains.slot {
+        Held::Left { is_claimed: true, .. } => return Vec::new(),
+        Held::Left { .. } => None,
+        Held::Missing | Held::Free(_) | Held::By(..) => Some(config.postgres.slot.as_str()),
+    };
+    let without = without.filter(|_| config.postgres.slot_on == SlotOn::Primary);
     if !remains.is_shared() {
-        return vec![preflight::drop_publication(name, standing)];
+        return vec![preflight::drop_publication(name, standing, without)];
     }
     // Nothing is taken out if somebody else wrote the comment meanwhile.
-    let guard = preflight::remember_first(name, standing, memory.clone());
+    let guard = preflight::forget(name, standing, memory.clone(), without);
     let guard = (!remains.drops.is_empty()).then_some(guard);
     let written = guard.as_ref().map(|_| memory.comment());
     let memory = memory.clone().without_slot(&config.postgres.slot);
-    let forget = preflight::remember(name, written.as_deref().or(standing), memory);
+    let standing = written.as_deref().or(standing);
+    let forget = preflight::forget(name, standing, memory, without);
     guard.into_iter().chain(remains.drops.iter().cloned()).chain([forget]).collect()
 }
 
@@ -446,7 +463,7 @@ async fn held(
     let confirmed: Lsn = row.try_get::<_, &str>(4)?.parse().unwrap_or_default();
     if !is_fit {
         let line = format!("left slot `{slot}`: it is {what}, and not walsweep's of this database");
-        return Ok(Held::Left(line));
+        return Ok(Held::Left { line, is_claimed: false });
     }
     let record = match publication {
         Mark::Ours(memory) => memory.record(slot),
@@ -456,7 +473,7 @@ async fn held(
     if record == Record::Nothing && !is_walsweep {
         let why =
             format!("no comment on a publication `{name}` says that `walsweep setup` made it");
-        return Ok(Held::Left(left_slot(config, &why)));
+        return Ok(Held::Left { line: left_slot(config, &why), is_claimed: false });
     }
     let by = |pid: i32| Held::By(pid, reader.clone().unwrap_or_else(|| "unknown".to_owned()));
     if let Some(pid) = pid.filter(|_| is_walsweep) {
@@ -477,5 +494,6 @@ async fn held(
     let why = format!(
         "publication `{name}` {records}, but of its confirmed_flush_lsn {confirmed} {said}"
     );
-    Ok(Held::Left(left_slot(config, &why)))
+    let is_claimed = record == Record::Claimed;
+    Ok(Held::Left { line: left_slot(config, &why), is_claimed })
 }

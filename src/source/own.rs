@@ -36,7 +36,7 @@ use crate::source::lineage::left_at;
 use crate::source::slot_health::SAMPLE_TIMEOUT;
 use crate::source::slot_server::{NAME, SlotServer};
 use crate::source::{Error, within};
-use crate::sweep::{Broken, key_name, made_at, standing};
+use crate::sweep::{Broken, Watermark, key_name, made_at, note_made, standing};
 use crate::telemetry::{Health, Topic};
 
 /// What a process keeps in mind of its slot, over all its sessions.
@@ -172,14 +172,18 @@ pub async fn ask_redis(
     let key = key_name(&config.postgres.slot);
     let mark = match Box::pin(standing(&config.redis, &key)).await {
         Err(error) => return Ok(silent(error)),
-        Ok(Some(mark)) if mark.system_id == history.system_id => mark,
-        // The first sweep may have been stopped, of a slot that walsweep made and nobody moved.
-        Ok(_) => match Box::pin(made_at(&config.redis, &key, &history.system_id)).await {
-            Ok(made) if made == Some(confirmed) => return Ok(Said::Read(confirmed)),
-            Ok(_) => return Ok(Said::Nothing),
-            Err(error) => return Ok(silent(error)),
-        },
+        Ok(mark) => mark.filter(|mark| mark.system_id == history.system_id),
     };
+    if mark.as_ref().is_none_or(|mark| mark.lsn < confirmed) {
+        // The first sweep may have been stopped, of a slot that walsweep made and nobody moved;
+        // there may be a watermark of the one before it.
+        match Box::pin(made_at(&config.redis, &key, &history.system_id)).await {
+            Ok(made) if made == Some(confirmed) => return Ok(Said::Read(confirmed)),
+            Ok(_) => {}
+            Err(error) => return Ok(silent(error)),
+        }
+    }
+    let Some(mark) = mark else { return Ok(Said::Nothing) };
     let endpoint = &config.postgres.replication_endpoint;
     let left_at = match Box::pin(left_at(endpoint, history, mark.timeline)).await {
         Ok(left_at) => left_at.unwrap_or_default(),
@@ -511,8 +515,8 @@ fn judge(config: &Postgres, finding: &mut Finding, asked: &Asked) -> Whose {
     whose
 }
 
-/// Why a slot must not be made now: its record is in the watermark alone, beside others in the
-/// comment, and Redis does not answer. A start after it would refuse the slot, which keeps WAL.
+/// Why a slot must not be made now: its record is in Redis alone, beside others in the comment, and
+/// Redis takes no writes. A start after it would refuse the slot, which keeps WAL.
 ///
 /// # Errors
 ///
@@ -525,7 +529,8 @@ pub async fn is_unshown_if_made(config: &Config, primary: &Client) -> Result<boo
     if !memory.as_ref().is_some_and(is_elsewhere) {
         return Ok(false);
     }
-    Ok(Box::pin(standing(&config.redis, &key_name(slot))).await.is_err())
+    let key = key_name(slot);
+    Ok(Box::pin(note_made(&config.redis, &key, &Watermark::nowhere())).await.is_err())
 }
 
 /// What the comment says of the slot, and Redis.

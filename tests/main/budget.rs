@@ -124,8 +124,8 @@ impl Peaks {
 
 /// One transaction that is not visible, two that are still being sent, keys that wait for a row
 /// whose table is locked, keys that Redis refuses, keys for a standby that does not replay, passes
-/// that may take a hundredth of Redis, second removals of seconds, a watermark that waits for all of
-/// them; and then a Redis that does not answer.
+/// that may take a hundredth of Redis, second removals of seconds, a watermark that waits for all
+/// of them; and then a Redis that does not answer.
 #[tokio::test]
 async fn every_place_is_full_at_once_within_64_mib() {
     let bed = Bed::new(&["logical_decoding_work_mem = 64kB"]).await;

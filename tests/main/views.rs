@@ -355,3 +355,45 @@ async fn who_may_not_create_the_trigger_is_told_who_may() {
     let output = sidecar.command(&["check"]);
     assert_eq!(output.status.code(), Some(0), "{}", text(&output));
 }
+
+/// Its keys are swept once, and what is suspended stays so.
+#[tokio::test]
+async fn a_dropped_view_or_trigger_suspends_its_rules_once() {
+    let (bed, sidecar) = bed().await;
+    bed.settled().await;
+    for (statement, rule) in [
+        ("drop materialized view totals", "totals"),
+        ("drop event trigger walsweep_refresh", "named"),
+    ] {
+        bed.sql.run(statement).await;
+        sidecar.wait_log(&format!("rule `{rule}` is suspended: ")).await;
+        tokio::time::sleep(Duration::from_secs(6)).await;
+        let reconnects = sidecar.metric("walsweep_reconnects_total{peer=\"postgres\"}").await;
+        assert!(reconnects < 2.5, "{reconnects} after {statement}");
+    }
+    bed.fill(&["item:1"]).await;
+    bed.sql.run("update item set version = version + 1 where id = 1").await;
+    bed.gone("item:1").await;
+}
+
+/// I7: what readers cached before there was a rule for it may be stale.
+#[tokio::test]
+async fn a_rule_of_a_view_that_is_new_is_swept_at_the_next_start() {
+    let bed = Bed::new(&[]).await;
+    bed.sql.run(VIEWS).await;
+    let all = settings(&bed);
+    let mut sidecar =
+        Sidecar::set_up(Settings { rules: ITEM_RULES.to_owned(), ..all.clone() }).await;
+    bed.settled().await;
+    assert_eq!(sidecar.sigterm().await, 0);
+    bed.fill(&KEYS).await;
+    bed.fill(&["item:1"]).await;
+    sidecar.change(|settings| settings.rules.clone_from(&all.rules));
+    sidecar.setup();
+    sidecar.start();
+    sidecar.wait_ready().await;
+    for key in KEYS {
+        bed.gone(key).await;
+    }
+    assert!(bed.has("item:1").await, "its rule is as it was");
+}

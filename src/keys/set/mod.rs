@@ -29,8 +29,9 @@ use sparse::Sparse;
 ///
 /// The defaults: 100 000 keys are removed by some 200 UNLINK commands in about 0.1 s, the time of a
 /// SCAN pass over some hundred thousand keys; beyond that a pass is no slower than the list. The
-/// bytes leave 20 for each of them, beside what a key costs: see [`budget`](crate::budget). A pattern is tried on every key of a pass for some 10 ns, so 1 000 of them make a pass
-/// over a million keys cost 10 s of our time, and the one that they collapse to is the cheaper.
+/// bytes leave 20 for each of them, beside what a key costs: see [`budget`](crate::budget). A
+/// pattern is tried on every key of a pass for some 10 ns, so 1 000 of them make a pass over a
+/// million keys cost 10 s of our time, and the one that they collapse to is the cheaper.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
     /// Exact keys, count.

@@ -64,6 +64,19 @@ fn is_false(flag: &bool) -> bool {
 }
 
 impl Watermark {
+    /// Says nothing of any slot.
+    #[must_use]
+    pub fn nowhere() -> Watermark {
+        Watermark {
+            system_id: String::new(),
+            timeline: 0,
+            epoch: String::new(),
+            lsn: Lsn::ZERO,
+            rules: String::new(),
+            of_stranger: false,
+        }
+    }
+
     /// The value to store.
     #[must_use]
     pub fn to_value(&self) -> Vec<u8> {

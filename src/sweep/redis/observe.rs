@@ -92,8 +92,8 @@ impl Filter {
 }
 
 impl Observer {
-    /// An observer of the keys that rules could give, in so many bytes of names; `everything` is the
-    /// set of all of them.
+    /// An observer of the keys that rules could give, in so many bytes of names; `everything` is
+    /// the set of all of them.
     #[must_use]
     pub fn new(everything: &KeySet, watermark_key: &str, bytes_max: usize) -> Observer {
         let patterns = everything.patterns().map(|(_, pattern)| pattern.clone()).collect();
