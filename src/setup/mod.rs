@@ -103,6 +103,11 @@ pub async fn setup(config: &Config, rules: &mut Rules, hands: &Hands<'_>) -> Res
     match rounds(config, rules, hands, &mut done).await {
         Ok(()) => Ok(done),
         Err(cause) if done.statements.is_empty() => Err(cause),
+        // Something is not as it was any more.
+        Err(Error::Incurable(findings)) => {
+            let cause = Box::new(Error::Uncured(findings));
+            Err(Error::Partly { done: Box::new(done), cause })
+        }
         Err(cause) => Err(Error::Partly { done: Box::new(done), cause: Box::new(cause) }),
     }
 }

@@ -8,6 +8,7 @@ mod grants;
 mod heirs;
 mod locks;
 mod login;
+mod meanwhile;
 mod memory;
 mod old_rows;
 mod others;

@@ -66,6 +66,57 @@ async fn the_printed_scripts_are_done_in_a_session_without_autocommit() {
     assert_eq!(bed.sql.one::<String>(PUBLICATIONS).await, "none", "{}", text(&output));
 }
 
+/// What somebody has not committed yet is not committed by it, nor is anything else done.
+#[tokio::test]
+async fn the_printed_scripts_are_refused_in_an_open_transaction() {
+    let bed = Bed::new(&[]).await;
+    let sidecar = Sidecar::new(bed.settings());
+    sidecar.setup();
+    for command in ["setup", "teardown"] {
+        for (args, begin) in [(&["-v", "AUTOCOMMIT=off"][..], ""), (&[], "begin;\n"), (&["-1"], "")]
+        {
+            let script = printed(&sidecar, command);
+            let script = format!("{begin}delete from item where id = 7;\n{script}rollback;\n");
+            let output = run(&bed, args, "UTF8", &script);
+            let said = text(&output);
+            assert!(said.contains("outside a transaction block"), "{command} {args:?}: {said}");
+            let there: i64 = bed.sql.one("select count(*) from item where id = 7").await;
+            assert_eq!(there, 1, "{command} {args:?}: {said}");
+        }
+    }
+    let slots = "select count(*) from pg_replication_slots, pg_publication";
+    assert_eq!(bed.sql.one::<i64>(slots).await, 1, "nothing is dropped");
+}
+
+/// Limits that a role has end no part of it.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_printed_scripts_are_done_whatever_limits_the_role_has() {
+    let bed = Bed::new(&[]).await;
+    bed.sql
+        .run(
+            "alter table item replica identity default;
+             alter role postgres set default_transaction_read_only = on;
+             alter role postgres set default_transaction_deferrable = on;
+             alter role postgres set statement_timeout = '1500ms'",
+        )
+        .await;
+    let sidecar = Sidecar::new(bed.settings());
+    let holder = crate::support::Sql::connect(&bed.postgres).await;
+    holder.run("begin; set transaction read write; select from item").await;
+    let script = printed(&sidecar, "setup");
+    let held = tokio::spawn(async move {
+        tokio::time::sleep(std::time::Duration::from_secs(3)).await;
+        holder.run("commit").await;
+    });
+    let output = tokio::task::block_in_place(|| run(&bed, &[], "UTF8", &script));
+    assert!(output.status.success(), "{}", text(&output));
+    held.await.unwrap();
+    assert_eq!(bed.sql.one::<String>(IDENTITY).await, "f", "{}", text(&output));
+    let output = run(&bed, &[], "UTF8", &printed(&sidecar, "teardown"));
+    assert!(output.status.success(), "{}", text(&output));
+    assert_eq!(bed.sql.one::<String>(PUBLICATIONS).await, "none", "{}", text(&output));
+}
+
 #[tokio::test]
 async fn the_printed_scripts_mean_the_same_names_in_a_session_of_another_encoding() {
     let bed = Bed::new(&[]).await;

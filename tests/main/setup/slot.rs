@@ -1,7 +1,7 @@
 //! Whose the slot is: one bears no mark, so that only what the comment on walsweep's publication
 //! claims is dropped, and no `run` begins with one that is probably another program's.
 
-use crate::support::{Bed, Settings, Sidecar, text};
+use crate::support::{Bed, PATIENCE, Settings, Sidecar, eventually, text};
 
 use super::{COMMENT, STANDS, printed_sql, psql, rule};
 
@@ -250,12 +250,53 @@ async fn run_makes_no_slot_that_only_redis_would_show_before_redis_answers() {
     sidecar.change(|new| {
         (new.name, new.publication) = ("second".to_owned(), Some("walsweep".to_owned()));
     });
+    let slots = "select string_agg(slot_name, ' ' order by slot_name) from pg_replication_slots";
+    // It answers, and takes no note.
+    let mut cache = bed.cache.clone();
+    let set = async |cache: &mut _, bytes: u32| {
+        let mut set = redis::cmd("CONFIG");
+        set.arg("SET").arg("maxmemory").arg(bytes).exec_async(cache).await.unwrap();
+    };
+    set(&mut cache, 1).await;
+    sidecar.start();
+    sidecar.wait_log("slot `second` is not made yet").await;
+    assert_eq!(bed.sql.one::<String>(slots).await, "walsweep");
+    sidecar.kill9();
+    set(&mut cache, 0).await;
     bed.redis.kill9().await.unwrap();
     sidecar.start();
     sidecar.wait_log("slot `second` is not made yet").await;
-    let slots = "select string_agg(slot_name, ' ' order by slot_name) from pg_replication_slots";
     assert_eq!(bed.sql.one::<String>(slots).await, "walsweep");
     bed.redis.start_again().await.unwrap();
     sidecar.wait_ready().await;
     assert_eq!(bed.sql.one::<String>(slots).await, "second walsweep");
+}
+
+/// A stop in the first sweep of a slot that was made anew leaves the watermark of the one before:
+/// the note shows whose the new one is.
+#[tokio::test]
+async fn a_slot_made_anew_is_shown_by_its_note_beside_an_older_watermark() {
+    let bed = Bed::new(&[]).await;
+    let mut first = bed.sidecar().await;
+    assert_eq!(first.sigterm().await, 0);
+    let mut second = Sidecar::new(Settings {
+        name: "second".to_owned(),
+        publication: Some("walsweep".to_owned()),
+        ..bed.settings()
+    });
+    second.start();
+    second.wait_ready().await;
+    bed.sql.run("update item set version = 7 where id = 1").await;
+    assert_eq!(second.sigterm().await, 0);
+    bed.sql.run("select pg_drop_replication_slot('second')").await;
+    bed.sql.run("update item set version = 8 where id = 1").await;
+    let crash = ("WALSWEEP_TEST_CRASH".to_owned(), "resync_owed".to_owned());
+    second.change(|new| new.env.push(crash));
+    second.start();
+    let made = "select count(*) = 1 from pg_replication_slots where slot_name = 'second'";
+    eventually(PATIENCE, "it is made anew", || bed.sql.one::<bool>(made)).await;
+    second.wait_exit().await;
+    second.change(|new| new.env.clear());
+    second.start();
+    second.wait_ready().await;
 }

@@ -114,13 +114,59 @@ async fn the_printed_teardown_drops_no_slot_that_was_made_anew_since() {
     assert_eq!(bed.sql.one::<i64>(LEFT).await, 2, "nothing is dropped");
 }
 
-fn run_psql(bed: &Bed, script: &str) -> std::process::Output {
+pub(super) fn run_psql(bed: &Bed, script: &str) -> std::process::Output {
     let mut psql = bed.postgres.command("psql");
     psql.args(["-X", "-q", "-d", &bed.postgres.url(), "-f", "-"]);
     psql.stdin(std::process::Stdio::piped()).stdout(std::process::Stdio::piped());
     let mut psql = psql.stderr(std::process::Stdio::piped()).spawn().unwrap();
     std::io::Write::write_all(&mut psql.stdin.take().unwrap(), script.as_bytes()).unwrap();
     psql.wait_with_output().unwrap()
+}
+
+/// Printed while there was no slot: a walsweep that was started since reads with the publication.
+#[tokio::test]
+async fn the_printed_teardown_drops_no_publication_that_a_slot_is_read_with() {
+    let bed = Bed::new(&[]).await;
+    let mut sidecar = bed.sidecar().await;
+    assert_eq!(sidecar.sigterm().await, 0);
+    bed.sql.run("select pg_drop_replication_slot('walsweep')").await;
+    let script = String::from_utf8(sidecar.command(&["teardown", "--print"]).stdout).unwrap();
+    sidecar.start();
+    sidecar.wait_ready().await;
+    let refused = run_psql(&bed, &script);
+    assert!(!refused.status.success(), "{}\n{script}", text(&refused));
+    assert!(text(&refused).contains("there is a slot of walsweep's name"), "{}", text(&refused));
+    bed.fill(&["item:1"]).await;
+    bed.sql.run("update item set version = 7 where id = 1").await;
+    bed.gone("item:1").await;
+    assert_eq!(sidecar.sigterm().await, 0);
+    let script = String::from_utf8(sidecar.command(&["teardown", "--print"]).stdout).unwrap();
+    psql(&bed, "postgres", &script);
+    assert_eq!(bed.sql.one::<i64>(LEFT).await, 0, "{script}");
+}
+
+/// A slot whose watermark is of one before it is left, and so is what shows whose it is: the next
+/// `setup` goes on with it.
+#[tokio::test]
+async fn a_teardown_that_leaves_a_claimed_slot_leaves_its_claim() {
+    let bed = Bed::new(&[]).await;
+    let mut sidecar = bed.sidecar().await;
+    bed.settled().await;
+    assert_eq!(sidecar.sigterm().await, 0);
+    let script = String::from_utf8(sidecar.command(&["teardown", "--print"]).stdout).unwrap();
+    psql(&bed, "postgres", &script);
+    bed.sql.run("update item set version = 7 where id = 1").await;
+    sidecar.setup();
+    let said = text(&sidecar.command(&["teardown"]));
+    assert!(said.contains("left slot `walsweep`: publication `walsweep` records it"), "{said}");
+    assert!(said.contains("left publication `walsweep`, whose comment records slot"), "{said}");
+    assert_eq!(bed.sql.one::<i64>(LEFT).await, 2, "{said}");
+    sidecar.setup();
+    sidecar.start();
+    sidecar.wait_ready().await;
+    assert_eq!(sidecar.sigterm().await, 0);
+    sidecar.command(&["teardown"]);
+    assert_eq!(bed.sql.one::<i64>(LEFT).await, 0);
 }
 
 /// Whoever owns the publication and cannot log in is not sent to log in.
