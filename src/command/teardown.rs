@@ -6,7 +6,7 @@ use super::NAME;
 use super::failure::{Failure, Told, halted, print};
 use super::load::configuration;
 use super::login::{STOPPING, endpoint, refused, same_server};
-use crate::config::printable;
+use crate::config::{Config, printable};
 use crate::postgres::{connect_sql, identify};
 use crate::run::shutdown::Shutdown;
 use crate::setup::{self, Hands};
@@ -48,24 +48,23 @@ pub async fn teardown(path: &Path, print_only: bool, login: Option<&str>) -> Res
     let key = key_name(&config.postgres.slot);
     if done.leaves_slot {
         let what = "left in redis, for whoever reads the slot: once it is dropped";
-        told.print(&format!("`{key}` is {what}, {}\n", by_hand(&key)));
+        told.print(&format!("`{key}` is {what}, {} removes it\n", setup::own_keys(&config, &key)));
         return told.end();
     }
     let history = identify(&sql).await.map_err(halted)?.history;
     let system_id = history.map(|history| history.system_id).unwrap_or_default();
     let forgotten = sweep::forget(&config.redis, &key, &system_id).await;
-    told.print(&format!("{}\n", became(&key, &system_id, forgotten)));
+    told.print(&format!("{}\n", became((&config, &key), &system_id, forgotten)));
     told.end()
 }
 
-/// What removes all that walsweep keeps for itself under this name.
-fn by_hand(key: &str) -> String {
-    format!("`redis-cli --scan --pattern '{key}:*' | xargs redis-cli unlink {key}` removes it")
-}
-
 /// What became of the watermark of this name.
-fn became(key: &str, system_id: &str, forgotten: Result<Forgotten, sweep::Error>) -> String {
-    let by_hand = format!("only if nobody needs it, {}", by_hand(key));
+fn became(
+    (config, key): (&Config, &str),
+    system_id: &str,
+    forgotten: Result<Forgotten, sweep::Error>,
+) -> String {
+    let by_hand = format!("only if nobody needs it, {} removes it", setup::own_keys(config, key));
     match forgotten {
         Ok(Forgotten::Nothing) => format!("there is no `{key}` in redis"),
         Ok(Forgotten::Removed) => format!("removed `{key}` and what belongs to it from redis"),

@@ -106,6 +106,14 @@ pub struct Redis {
     pub wait_replicas: u32,
 }
 
+impl Redis {
+    /// How a person calls `redis-cli` for this server in a shell, without the password.
+    #[must_use]
+    pub fn cli(&self) -> String {
+        redis_url::redis_cli(&self.url)
+    }
+}
+
 /// `[sweep]`: how patterns are removed.
 #[derive(Clone, Debug)]
 pub struct Sweep {

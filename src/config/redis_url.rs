@@ -91,6 +91,39 @@ fn socket_password(url: &mut Url) -> Result<Option<SecretString>, UrlError> {
     Ok(password)
 }
 
+/// How `redis-cli` is called for the server of a URL without its password, with arguments for a
+/// shell: <https://redis.io/docs/latest/develop/tools/cli/>.
+pub(super) fn redis_cli(url: &str) -> String {
+    let Ok(url) = Url::parse(url) else { return "redis-cli".to_owned() };
+    let of_query = |name| url.query_pairs().find(|(own, _)| own == name).map(|(_, value)| value);
+    let quoted = |text: &str| format!("'{}'", text.replace('\'', "'\\''"));
+    let decoded =
+        |text: &str| percent_encoding::percent_decode_str(text).decode_utf8_lossy().into_owned();
+    let (mut call, user, database) = match url.host_str().filter(|host| !host.is_empty()) {
+        Some(host) => {
+            let host = host.trim_matches(['[', ']']);
+            let call = format!("redis-cli -h {} -p {}", quoted(host), url.port().unwrap_or(6379));
+            let user = Some(decoded(url.username())).filter(|user| !user.is_empty());
+            (call, user, url.path().trim_matches('/').to_owned())
+        }
+        None => {
+            let call = format!("redis-cli -s {}", quoted(&decoded(url.path())));
+            let database = of_query("db").unwrap_or_default();
+            (call, of_query("user").map(Into::into), database.into_owned())
+        }
+    };
+    if url.scheme() == "rediss" {
+        call.push_str(" --tls");
+    }
+    if let Some(user) = user {
+        call.push_str(&format!(" --user {}", quoted(&user)));
+    }
+    if !matches!(&*database, "" | "0") {
+        call.push_str(&format!(" -n {database}"));
+    }
+    call
+}
+
 fn check_database(text: &str) -> Result<(), UrlError> {
     let is_number = text.bytes().all(|byte| byte.is_ascii_digit()) && text.len() <= 9;
     if is_number { Ok(()) } else { Err(UrlError::Database) }
@@ -105,7 +138,7 @@ fn check_parameters(url: &Url, known: &[&str]) -> Result<(), UrlError> {
 mod tests {
     use secrecy::ExposeSecret;
 
-    use super::{UrlError, split_password};
+    use super::{UrlError, redis_cli, split_password};
 
     #[test]
     fn the_password_leaves_the_url_and_nothing_else_does() {
@@ -121,6 +154,19 @@ mod tests {
             let (rest, found) = split_password(text).unwrap();
             assert_eq!(rest.as_str(), url, "{text}");
             assert_eq!(found.as_ref().map(ExposeSecret::expose_secret), password, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_command_line_names_the_same_server_and_database() {
+        for (url, call) in [
+            ("redis://h", "redis-cli -h 'h' -p 6379"),
+            ("rediss://u@h:1/2", "redis-cli -h 'h' -p 1 --tls --user 'u' -n 2"),
+            ("redis://[::1]:7/0?protocol=resp3", "redis-cli -h '::1' -p 7"),
+            ("redis://it%27s@h", "redis-cli -h 'h' -p 6379 --user 'it'\\''s'"),
+            ("unix:///run/a%20b.sock?db=3&user=u", "redis-cli -s '/run/a b.sock' --user 'u' -n 3"),
+        ] {
+            assert_eq!(redis_cli(url), call, "{url}");
         }
     }
 

@@ -5,7 +5,7 @@ use std::fmt;
 
 use super::{Error, Hands, Mark};
 use crate::config::Config;
-use crate::preflight::{self, Freed, Identity, Step, printed};
+use crate::preflight::{self, Freed, Identity, Memory, Step, printed};
 
 /// More rights of a role than so many are not listed.
 const RIGHTS_MAX: usize = 20;
@@ -76,16 +76,33 @@ pub(super) async fn roles(
     let mut roles = Vec::new();
     for role in users {
         let Some(row) = hands.client.query_opt(question, &[role]).await? else { continue };
-        let is_used = match (is_shared, row.try_get(0)?, row.try_get(1)?) {
-            (true, ..) => Some("another walsweep that has the publication may log in as it"),
-            (false, true, _) => Some("it is a superuser"),
-            (false, false, true) => Some("it owns something"),
-            (false, false, false) => None,
+        let another = match is_shared {
+            true => Some("another walsweep that has the publication may log in as it"),
+            false => is_beside(config, role, hands)
+                .await?
+                .then_some("another walsweep, which has another publication, may log in as it"),
         };
-        let rights = if is_shared { Vec::new() } else { row.try_get(2)? };
+        let is_used = match (another, row.try_get(0)?, row.try_get(1)?) {
+            (Some(another), ..) => Some(another),
+            (None, true, _) => Some("it is a superuser"),
+            (None, false, true) => Some("it owns something"),
+            (None, false, false) => None,
+        };
+        let rights = if another.is_some() { Vec::new() } else { row.try_get(2)? };
         roles.push(Stays { role: role.clone(), is_used, rights });
     }
     Ok(roles)
+}
+
+/// Whether another walsweep of this database, or one that runs, may log in as the role.
+async fn is_beside(config: &Config, role: &str, hands: &Hands<'_>) -> Result<bool, Error> {
+    let question = include_str!("../../sql/setup/beside.sql");
+    let row = hands.client.query_one(question, &[&config.postgres.publication, &role]).await?;
+    let comments: Vec<String> = row.try_get(0)?;
+    let is_walsweeps = |comment: &String| {
+        Memory::read(Some(comment)).is_some() || Memory::is_damaged(Some(comment))
+    };
+    Ok(row.try_get(1)? || comments.iter().any(is_walsweeps))
 }
 
 impl fmt::Display for Stays {

@@ -44,7 +44,7 @@ use self::marked::{Marked, marked};
 pub use self::plan::{Mark, Plan, plan};
 pub use self::role::{Lacking, missing as role_missing};
 pub use self::script::{script, script_without_login};
-pub use self::teardown::{Removed, teardown, teardown_script};
+pub use self::teardown::{Removed, own_keys, teardown, teardown_script};
 use self::who::Owners;
 
 /// `application_name` of the connection to the standby that the slot is on.

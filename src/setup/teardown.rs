@@ -238,11 +238,20 @@ pub async fn teardown_script(config: &Config, hands: &Hands<'_>) -> Result<Strin
     let watermark = key_name(&config.postgres.slot);
     let mut lines = left(config, &remains);
     lines.push(format!(
-        "keys stay in redis: `redis-cli --scan --pattern '{watermark}:*' | xargs redis-cli unlink \
-         {watermark}` removes walsweep's own; so does `walsweep teardown`"
+        "keys stay in redis: `walsweep teardown` removes walsweep's own; so does {}",
+        own_keys(config, &watermark)
     ));
     script.push_str(&comment(&lines.join("\n")));
     Ok(script)
+}
+
+/// The command that removes all that walsweep keeps for itself in Redis under this name.
+#[must_use]
+pub fn own_keys(config: &Config, key: &str) -> String {
+    let cli = config.redis.cli();
+    let has_password = config.redis.password.is_some() || config.redis.password_file.is_some();
+    let password = if has_password { ", with its password in `REDISCLI_AUTH`" } else { "" };
+    format!("`{cli} --scan --pattern '{key}:*' | xargs {cli} unlink {key}`{password}")
 }
 
 /// The parts of the script, and who may run each.

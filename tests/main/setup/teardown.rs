@@ -282,6 +282,32 @@ async fn a_role_that_is_not_for_walsweep_alone_is_not_sent_to_be_dropped() {
     }
 }
 
+/// Another walsweep with a publication of its own logs in as the same role: its grants stay.
+#[tokio::test]
+async fn grants_that_another_walsweep_needs_are_not_sent_to_be_revoked() {
+    let bed = Bed::new(&[]).await;
+    bed.sql.run("create role sweeper login replication; grant select on item to sweeper").await;
+    let postgres_url = bed.postgres.url().replace("//postgres@", "//sweeper@");
+    let first = Sidecar::new(Settings { postgres_url, ..bed.settings() });
+    let second = Settings { name: "second".to_owned(), ..bed.settings() };
+    let other = Sidecar::new(second.clone());
+    let second = Sidecar::new(Settings {
+        postgres_url: bed.postgres.url().replace("//postgres@", "//sweeper@"),
+        ..second
+    });
+    let owner = bed.postgres.url();
+    for (one, is_last) in [(&second, false), (&first, true)] {
+        if !is_last {
+            first.command(&["setup", "--as", &owner]);
+            other.setup();
+        }
+        let said = text(&one.command(&["teardown", "--as", &owner]));
+        assert!(said.contains("role `sweeper` stays"), "{said}");
+        assert_eq!(said.contains("revoke select"), is_last, "{said}");
+        assert_eq!(said.contains("another walsweep, which has another"), !is_last, "{said}");
+    }
+}
+
 /// Two clusters, and a configuration whose URL names the wrong one. What Redis holds of the other
 /// cluster, or holds that nobody can read, is not this teardown's.
 #[tokio::test]
@@ -316,9 +342,10 @@ async fn teardown_forgets_only_a_watermark_of_its_own_cluster() {
          has {theirs}"
     );
     assert!(output.status.success() && said.contains(&left), "{said}");
+    let cli = format!("redis-cli -h '127.0.0.1' -p {} --user 'app'", bed.redis.port());
     let line = format!(
-        "only if nobody needs it, `redis-cli --scan --pattern '{key}:*' | xargs redis-cli unlink \
-         {key}`"
+        "only if nobody needs it, `{cli} --scan --pattern '{key}:*' | xargs {cli} unlink {key}`, \
+         with its password in `REDISCLI_AUTH` removes it"
     );
     assert!(said.contains(&line), "{said}");
     assert_eq!(keys(cache.clone()).await, count, "{said}");
