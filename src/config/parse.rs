@@ -94,7 +94,18 @@ fn no_toml(reader: &mut Reader<'_>, text: &str, errors: &[toml::de::Error]) {
     let first = errors.iter().find(|error| !is_twice(error)).copied();
     let end = first.map_or(usize::MAX, line);
     let told = errors.into_iter().filter(|error| is_twice(error) && line(error) < end);
-    let told: Vec<_> = told.chain(first).collect();
+    let mut told: Vec<_> = told.chain(first).collect();
+    if let Some(at) = told.iter().position(|error| is_twice(error) && is_rule(text, start(error))) {
+        // All that follows is within it, or comes of it.
+        let place = reader.location(start(told[at]), "");
+        let hint = Some("write `[[rule]]`, with both pairs of brackets, above each rule");
+        reader.problem(
+            place,
+            "`[rule]` is one table, and there is a rule already".to_owned(),
+            hint,
+        );
+        told.truncate(at);
+    }
     for error in told {
         let unclosed = unclosed::bracket(text).filter(|open| *open <= start(error));
         match unclosed.filter(|_| !is_twice(error)) {
@@ -110,6 +121,14 @@ fn no_toml(reader: &mut Reader<'_>, text: &str, errors: &[toml::de::Error]) {
             }
         }
     }
+}
+
+/// Whether the line of this byte is the header of a rule as if there were but one.
+fn is_rule(text: &str, at: usize) -> bool {
+    let begin = text.get(..at).and_then(|before| before.rfind('\n')).map_or(0, |end| end + 1);
+    let line = text.get(begin..).and_then(|rest| rest.lines().next()).unwrap_or_default();
+    let name = line.trim_start().strip_prefix('[').and_then(|rest| rest.split_once(']'));
+    name.is_some_and(|(name, _)| name.trim() == "rule")
 }
 
 fn sorted(mut problems: Vec<Problem>) -> Vec<Problem> {

@@ -146,7 +146,7 @@ impl Session {
         // Only now nobody else can move the slot.
         let state = slot_state(config, &server.sql).await?;
         if broken.is_none() {
-            custody.begins(whose, state.confirmed_flush_lsn);
+            custody.begins(&whose, state.confirmed_flush_lsn);
         }
         // A standby that was started again may have replayed less than it had before.
         let wal_end =
@@ -200,8 +200,14 @@ async fn checked(
         true => own::hold_against_redis(config, sql, &mut report).await,
         false => Whose::Ours,
     };
-    if whose == Whose::Unanswered {
-        return Err(Error::SlotInDoubt(config.postgres.slot.clone()));
+    match &whose {
+        Whose::Unanswered => return Err(Error::SlotInDoubt(config.postgres.slot.clone())),
+        // It may be free by the time that it would be read, and nobody knows whose it is.
+        Whose::InUse(pid, name) => {
+            let (pid, name) = (pid.to_string(), name.clone());
+            return Err(Error::SlotInUse { pid, name, address: None });
+        }
+        Whose::Ours | Whose::Open | Whose::Taken => {}
     }
     let is_refused =
         |finding: &Finding| finding.stops_everything() || is_strict && finding.is_error();

@@ -68,12 +68,12 @@ impl Custody {
     }
 
     /// This process begins to read a slot that stands at `confirmed`, as was found of it.
-    pub fn begins(&self, whose: Whose, confirmed: Lsn) {
+    pub fn begins(&self, whose: &Whose, confirmed: Lsn) {
         match whose {
             Whose::Open => self.reads_stranger(confirmed),
             // A process before this one began so.
             Whose::Taken => self.of_stranger.set(true),
-            Whose::Ours | Whose::Unanswered => {}
+            Whose::Ours | Whose::Unanswered | Whose::InUse(..) => {}
         }
     }
 
@@ -249,6 +249,8 @@ struct Found {
     /// What it is, for messages.
     what: String,
     confirmed: Lsn,
+    /// Who reads it: the process on the server, and its `application_name`.
+    reader: Option<(i32, String)>,
 }
 
 /// The slot of the configured name on the server behind `client`, if there is one.
@@ -259,7 +261,9 @@ async fn find(config: &Config, client: &Client) -> Result<Option<Found>, tokio_p
     };
     let confirmed: &str = row.try_get(4)?;
     let confirmed = confirmed.parse().unwrap_or_default();
-    Ok(Some(Found { is_fit: row.try_get(2)?, what: row.try_get(3)?, confirmed }))
+    let (pid, name): (Option<i32>, Option<String>) = (row.try_get(0)?, row.try_get(1)?);
+    let reader = pid.map(|pid| (pid, name.unwrap_or_default()));
+    Ok(Some(Found { is_fit: row.try_get(2)?, what: row.try_get(3)?, confirmed, reader }))
 }
 
 /// Why it is not shown that the slot is walsweep's.
@@ -337,7 +341,7 @@ pub async fn evidence(
 /// What is said of a slot that has to go and may be another program's; and what a person can do.
 fn told(config: &Postgres, unshown: &Unshown, why: &str) -> (String, String) {
     let Postgres { slot, publication, .. } = config;
-    let Unshown { found: Found { is_fit, what, confirmed }, owner, said } = unshown;
+    let Unshown { found: Found { is_fit, what, confirmed, .. }, owner, said } = unshown;
     let other = "if another program reads it, let `postgres.slot` name another one";
     if !is_fit {
         let text = format!("slot `{slot}` {why}, and is not dropped: it is {what}");
@@ -409,7 +413,7 @@ pub async fn hold_lost(config: &Config, primary: &Rc<Sql>, findings: &mut [Findi
 }
 
 /// Whose a slot is that is about to be read.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Whose {
     /// Walsweep's, as is shown; or there is none yet.
     Ours,
@@ -419,6 +423,9 @@ pub enum Whose {
     Taken,
     /// Redis would show it, and does not answer.
     Unanswered,
+    /// Nothing shows it, and somebody reads it: the process on the server, and its
+    /// `application_name`. Another walsweep that has just made it may be among those.
+    InUse(i32, String),
 }
 
 /// Holds what is found of a slot that nothing claims against Redis, which is asked of no other
@@ -447,27 +454,32 @@ struct Asked {
     is_recorded_beside: bool,
     /// `None` if Redis does not answer.
     said: Option<Said>,
+    reader: Option<(i32, String)>,
 }
 
 impl Default for Asked {
     fn default() -> Asked {
-        Asked { owner: None, record: Record::Nothing, is_recorded_beside: true, said: None }
+        let (record, is_recorded_beside) = (Record::Nothing, true);
+        Asked { owner: None, record, is_recorded_beside, said: None, reader: None }
     }
 }
 
 /// Lets the finding about a slot that nothing claims say what the watermark adds to it.
 fn judge(config: &Postgres, finding: &mut Finding, asked: &Asked) -> Whose {
     let Postgres { slot, publication, .. } = config;
-    let Asked { owner, record, is_recorded_beside, said } = asked;
+    let Asked { owner, record, is_recorded_beside, said, reader } = asked;
     let (record, owner) = (*record, owner.as_deref().unwrap_or_default());
     let is_recorded_elsewhere = finding.severity == Severity::Warning;
     let whose = match said {
         Some(Said::Read(_)) => Whose::Ours,
         Some(Said::Taken(_)) => Whose::Taken,
+        _ if let (true, Some((pid, name))) = (is_recorded_elsewhere, reader) => {
+            Whose::InUse(*pid, name.clone())
+        }
         None if is_recorded_elsewhere => Whose::Unanswered,
         _ => Whose::Open,
     };
-    match (is_recorded_elsewhere, whose) {
+    match (is_recorded_elsewhere, &whose) {
         (true, Whose::Open) => {
             finding.severity = Severity::Error;
             finding.message.push_str(
@@ -500,6 +512,9 @@ fn judge(config: &Postgres, finding: &mut Finding, asked: &Asked) -> Whose {
             finding.is_done_by_setup = true;
             finding.hint = Some("or, as that owner, or as a superuser:".to_owned());
         }
+        (true, Whose::InUse(..)) => finding.message.push_str(
+            "; `walsweep run` stands by as long as it is read, and asks again then whose it is",
+        ),
         (false, Whose::Ours) | (true, Whose::Unanswered) => {}
         (false, Whose::Taken) if record == Record::Nothing => {}
         (false, _) => {
@@ -541,7 +556,7 @@ async fn asked(config: &Config, primary: &Client) -> Option<Asked> {
     };
     let standby = standby.transpose().ok()?;
     let holder = standby.as_ref().map_or(primary, |standby| standby);
-    let confirmed = find(config, holder).await.ok()??.confirmed;
+    let Found { confirmed, reader, .. } = find(config, holder).await.ok()??;
     let (owner, memory) = recorded(config, primary).await.ok()?;
     let history = identify(primary).await.ok()?.history?;
     let said = ask_redis(config, (primary, &history), confirmed).await.ok()?;
@@ -556,7 +571,8 @@ async fn asked(config: &Config, primary: &Client) -> Option<Asked> {
         is_recorded_beside |= Memory::is_damaged(Some(comment))
             || record_of(memory.as_ref(), slot) != Record::Nothing;
     }
-    Some(Asked { owner, record: record_of(memory.as_ref(), slot), is_recorded_beside, said })
+    let record = record_of(memory.as_ref(), slot);
+    Some(Asked { owner, record, is_recorded_beside, said, reader })
 }
 
 /// Who owns the publication, if there is one, and what its comment remembers, if it is walsweep's.

@@ -4,8 +4,8 @@ use std::rc::Rc;
 
 use tokio::time::Instant;
 
-use super::redis::observe::Mark;
 use super::redis::unlink::Refused;
+use super::second::Since;
 use crate::gather::Transaction;
 use crate::keys::{KeySet, RuleId};
 use crate::lsn::Lsn;
@@ -19,8 +19,8 @@ pub(super) struct Job {
     pub(super) round: Round,
     /// The furthest end LSN among what the keys were removed for.
     pub(super) covers: Lsn,
-    /// From before its first removal on, where writes are observed.
-    pub(super) since: Option<Mark>,
+    /// From before its first removal on.
+    pub(super) since: Since,
     /// Since when readers could see the oldest of what it removes for the first time, and a rule of
     /// that.
     pub(super) oldest: Option<(Instant, RuleId)>,
@@ -168,7 +168,7 @@ impl Job {
     }
 
     pub(super) fn new(members: Vec<Member>, keys: KeySet, round: Round, covers: Lsn) -> Job {
-        Job { members, keys, round, covers, since: None, oldest: None }
+        Job { members, keys, round, covers, since: Since::default(), oldest: None }
     }
 
     /// Whether a sweep of everything is part of it.
@@ -180,7 +180,7 @@ impl Job {
     pub(super) fn absorb(&mut self, other: Job) -> KeySet {
         self.members.extend(other.members);
         self.covers = self.covers.max(other.covers);
-        self.since = self.since.take().zip(other.since).map(|(one, other)| one.earlier(other));
+        self.since.join(other.since);
         self.oldest = older(self.oldest, other.oldest);
         other.keys
     }

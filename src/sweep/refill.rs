@@ -21,7 +21,7 @@ use tokio::time::Instant;
 
 use super::job::{Job, Member, Round};
 use super::proof::ring::Ring;
-use super::redis::observe::Mark;
+use super::second::Since;
 use crate::budget::OfTarget;
 use crate::keys::{KeySet, RuleId};
 use crate::lsn::Lsn;
@@ -67,7 +67,7 @@ struct Bucket {
     members: Vec<Member>,
     keys: KeySet,
     covers: Lsn,
-    since: Option<Mark>,
+    since: Since,
     opened_at: Instant,
     /// When it is closed; its second removal is due one window later.
     closes_at: Instant,
@@ -95,12 +95,13 @@ impl Bucket {
     fn take(&mut self, job: Job) -> Widened {
         self.members.extend(resyncs(job.members));
         self.covers = self.covers.max(job.covers);
-        self.since = self.since.take().zip(job.since).map(|(one, other)| one.earlier(other));
+        self.since.join(job.since);
         self.keys.merge_within(&job.keys)
     }
 
     /// One bucket of this and a younger one; notes what is `widened` by it.
-    fn with(self, younger: Bucket, widened: &mut Widened) -> Bucket {
+    fn with(mut self, younger: Bucket, widened: &mut Widened) -> Bucket {
+        self.since.join(younger.since);
         let is_larger = self.keys.bytes() >= younger.keys.bytes();
         let (mut keys, others) =
             if is_larger { (self.keys, younger.keys) } else { (younger.keys, self.keys) };
@@ -113,7 +114,7 @@ impl Bucket {
             members,
             keys,
             covers: younger.covers.max(self.covers),
-            since: younger.since.zip(self.since).map(|(one, other)| one.earlier(other)),
+            since: self.since,
             opened_at: self.opened_at,
             closes_at: younger.closes_at,
             is_wide: self.is_wide || younger.is_wide,

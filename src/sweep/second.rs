@@ -9,16 +9,32 @@ use super::redis::pass::{MATCH_KEYS, Pass};
 use super::redis::unlink::{self, Search};
 use crate::keys::{KeySet, RuleId};
 
-/// From when on writes count for the jobs of a batch. A first removal begins now: that is noted in
-/// its jobs. `None` where writes are not observed, or any job has forgotten its moment.
-pub(super) fn since<N: Node>(node: &N, jobs: &mut [Job]) -> Option<Mark> {
-    if jobs.iter().any(|job| job.round != Round::Second) {
-        let now = node.mark();
-        jobs.iter_mut().for_each(|job| job.since.clone_from(&now));
-        return None;
+/// The moment before the first removal of some keys, from which on writes of them count. None where
+/// writes are not observed, or where it is forgotten.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Since(Option<Mark>);
+
+impl Since {
+    /// Of these keys and others.
+    pub(super) fn join(&mut self, other: Since) {
+        self.0 = self.0.take().zip(other.0).map(|(one, other)| one.earlier(other));
     }
-    let marks: Option<Vec<Mark>> = jobs.iter().map(|job| job.since.clone()).collect();
-    marks?.into_iter().reduce(Mark::earlier)
+}
+
+/// From when on writes count for the jobs of a batch. A first removal begins now: that is noted in
+/// its jobs, and none counts for itself.
+pub(super) fn since<N: Node>(node: &N, jobs: &mut [Job]) -> Since {
+    if jobs.iter().any(|job| job.round != Round::Second) {
+        let now = Since(node.mark());
+        jobs.iter_mut().for_each(|job| job.since.clone_from(&now));
+        return Since::default();
+    }
+    let all = jobs.iter().map(|job| job.since.clone());
+    let joined = all.reduce(|mut one, other| {
+        one.join(other);
+        one
+    });
+    joined.unwrap_or_default()
 }
 
 /// Removes from Redis what a batch must: with `since`, the keys and what the patterns match of all
@@ -29,7 +45,7 @@ pub(super) async fn remove<N: Node>(
     node: &N,
     jobs: &[Job],
     empty: KeySet,
-    since: Option<Mark>,
+    Since(since): Since,
 ) -> (Tally, Result<(), Error>) {
     if let Some(since) = since {
         if let Err(error) = node.fence().await {

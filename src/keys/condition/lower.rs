@@ -11,7 +11,7 @@ use crate::keys::template::Version;
 /// How deep the tree may be: `a + b + c` is one level deeper for each of its operators.
 const DEPTH_MAX: usize = 200;
 
-const NAMES: &str = "the names are `old`, `new` and `op`, such as `new.status == 'scored'`";
+const NAMES: &str = "the names are `old`, `new` and `op`, such as `old.status != new.status`";
 const FUNCTIONS: &str = "the functions are `size`, `startsWith`, `endsWith`, `contains`, `int`, \
                          `double`, `timestamp` and `duration`";
 

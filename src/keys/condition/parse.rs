@@ -55,7 +55,7 @@ pub(super) fn parse(text: &str) -> Result<Parsed, Flaws> {
     }
 }
 
-const SYNTAX: &str = "write it in CEL, such as `new.status == 'scored'`; see https://cel.dev";
+const SYNTAX: &str = "write it in CEL, such as `old.status != new.status`; see https://cel.dev";
 
 /// The first error: those behind it follow from the first, more often than not.
 fn flaws(text: &str, errors: Vec<cel::ParseError>) -> Flaws {

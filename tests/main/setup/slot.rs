@@ -1,7 +1,7 @@
 //! Whose the slot is: one bears no mark, so that only what the comment on walsweep's publication
 //! claims is dropped, and no `run` begins with one that is probably another program's.
 
-use crate::support::{Bed, PATIENCE, Settings, Sidecar, eventually, text};
+use crate::support::{Bed, PATIENCE, Settings, Sidecar, Sql, eventually, text};
 
 use super::{COMMENT, STANDS, printed_sql, psql, rule};
 
@@ -299,4 +299,34 @@ async fn a_slot_made_anew_is_shown_by_its_note_beside_an_older_watermark() {
     second.change(|new| new.env.clear());
     second.start();
     second.wait_ready().await;
+}
+
+/// Two processes for one slot at a first start: the second finds a slot that nothing claims yet,
+/// and that the first is making.
+#[tokio::test]
+async fn a_second_process_stands_by_while_the_first_makes_the_slot() {
+    let bed = Bed::new(&[]).await;
+    let mut recorded = bed.sidecar().await;
+    assert_eq!(recorded.sigterm().await, 0);
+    let holder = Sql::connect(&bed.postgres).await;
+    holder.run("begin; update item set version = 1 where id = 99").await;
+    let settings = Settings {
+        name: "second".to_owned(),
+        publication: Some("walsweep".to_owned()),
+        ..bed.settings()
+    };
+    let (mut one, mut two) = (Sidecar::new(settings.clone()), Sidecar::new(settings));
+    one.start();
+    let is_read = "select count(*) = 1 from pg_replication_slots where slot_name = 'second' \
+                   and active_pid is not null";
+    eventually(PATIENCE, "it is being made", || bed.sql.one::<bool>(is_read)).await;
+    two.start();
+    two.wait_log("standing by").await;
+    let check = text(&two.command(&["check"]));
+    assert!(check.contains("`walsweep run` stands by as long as it is read"), "{check}");
+    holder.run("commit").await;
+    one.wait_ready().await;
+    assert!(!two.has_ended());
+    one.kill9();
+    two.wait_ready().await;
 }
