@@ -11,8 +11,7 @@ use hashbrown::HashMap;
 use super::arena::{Arena, cost};
 use super::encoding::{push_row, push_value, take_row};
 use super::known::Known;
-use super::label::WidenReason;
-use super::lookup::LookupId;
+use super::label::{LookupId, WidenReason};
 
 /// Rows of one set beyond which a lookup's are given up, by number and by bytes: what needs them
 /// waits, too, and collapses beyond as many.

@@ -58,8 +58,8 @@ use crate::gather::Change;
 
 pub use compile::{ColumnUse, Purpose};
 pub use in_progress::InProgress;
-pub use label::{RuleId, WidenReason};
-pub use lookup::{Answers, Found, FoundRows, Keyed, Lookup, LookupId, Reads, Wanted, resolve};
+pub use label::{LookupId, RuleId, WidenReason};
+pub use lookup::{Answers, Found, FoundRows, Keyed, Lookup, Reads, Wanted, resolve};
 pub use pattern::Pattern;
 pub use print::{Given, KeyPlace, KeyPrint, Looks, Print, RulePrint};
 pub use set::{KeySet, Limits};

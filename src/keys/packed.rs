@@ -4,8 +4,7 @@
 //! a key or two. A transaction may have a million subtransactions.
 
 use super::encoding::{push_number, push_text, reason, take_number, take_text};
-use super::label::{RuleId, TemplateId};
-use super::lookup::LookupId;
+use super::label::{LookupId, RuleId, TemplateId};
 use super::set::{Content, KeySet};
 
 /// A key set that nothing is added to.

@@ -4,9 +4,9 @@ use std::fmt;
 
 use hashbrown::HashMap;
 
-use super::LookupId;
 use crate::keys::encoding::{push_row, take_row, take_value};
 use crate::keys::known::Known;
+use crate::keys::label::LookupId;
 
 /// One row that is wanted.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]

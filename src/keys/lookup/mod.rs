@@ -3,7 +3,7 @@
 //!
 //! `{match.home_team}` is a column of the row that `[lookup.match]` finds. Such a row can be read
 //! only once the commit is visible, so what the change tells travels in the key set, and
-//! [`resolve`] renders the keys when the rows are there.
+//! [`resolve()`] renders the keys when the rows are there.
 
 mod found;
 mod resolve;
@@ -11,16 +11,13 @@ mod resolve;
 use std::sync::Arc;
 
 use super::compile::{Rule, RuleTemplate, problem};
+use super::label::LookupId;
 use super::template::Template;
 use crate::config::{self, Located, Location, LookupRows, Missing, Problem, TableName};
 
 pub use found::{Answers, Found, FoundRows, Wanted};
 pub use resolve::resolve;
 pub(super) use resolve::{Rows, Told, push_params};
-
-/// A lookup: its index in [`Rules::lookups`](super::Rules::lookups).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct LookupId(pub u16);
 
 /// A lookup and what templates want of it.
 #[derive(Clone, Debug)]

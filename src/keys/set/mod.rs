@@ -18,8 +18,7 @@ use std::sync::Arc;
 
 use super::arena::{Arena, cost};
 use super::before::Before;
-use super::label::{RuleId, TemplateId, TemplateInfo, Whole, WidenReason};
-use super::lookup::LookupId;
+use super::label::{LookupId, RuleId, TemplateId, TemplateInfo, Whole, WidenReason};
 use super::pattern::Pattern;
 use patterns::Patterns;
 use sparse::Sparse;

@@ -4,8 +4,7 @@ use std::mem::take;
 
 use super::{Amount, KeySet, Pending, cost};
 use crate::keys::before::Before;
-use crate::keys::label::{TemplateId, TemplateInfo, WidenReason};
-use crate::keys::lookup::LookupId;
+use crate::keys::label::{LookupId, TemplateId, TemplateInfo, WidenReason};
 
 impl KeySet {
     /// Whether rows have to be looked up before the set is all that is to be removed.
