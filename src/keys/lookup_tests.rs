@@ -229,6 +229,14 @@ fn each_of_many_rows_gives_its_keys_and_none_gives_none() {
     assert_eq!(shown(&unknown), "/k:*:7/ (replica_identity 1)");
 }
 
+/// What is noted by one is counted off by the other.
+#[test]
+fn a_copy_of_an_answer_takes_as_much() {
+    let three = rows(&[&[Some("a"), None], &[Some(""), Some("23")], &[None, None]]);
+    assert_eq!((three.bytes(), three.clone().bytes()), (12, 12));
+    assert_eq!((found(&[Some("ab")]).bytes(), Found::None.bytes()), (4, 0));
+}
+
 /// Beside rows of one that is meant to have many, another has one.
 #[test]
 fn two_lookups_of_many_rows_in_one_key_are_a_problem() {

@@ -68,11 +68,11 @@ impl Wanted {
 }
 
 impl Found {
-    /// The memory that its values take, bytes.
+    /// The memory that its values take, bytes: the same of each copy, as some is counted off again.
     #[must_use]
     pub fn bytes(&self) -> usize {
         match self {
-            Found::Rows(FoundRows(bytes)) => bytes.capacity(),
+            Found::Rows(FoundRows(bytes)) => bytes.len(),
             Found::None | Found::Many | Found::Beyond | Found::Failed => 0,
         }
     }
