@@ -8,9 +8,10 @@
 
 use hashbrown::HashMap;
 
-use super::entries::{Entries, cost};
-use super::label::WidenReason;
-use super::lookup::LookupId;
+use super::arena::{Arena, cost};
+use super::encoding::{push_row, push_value, take_row};
+use super::known::Known;
+use super::label::{LookupId, WidenReason};
 
 /// Rows of one set beyond which a lookup's are given up, by number and by bytes: what needs them
 /// waits, too, and collapses beyond as many.
@@ -21,8 +22,8 @@ const BYTES_MAX: usize = 1 << 20;
 /// Rows before a transaction, by lookup and parameters.
 #[derive(Clone, Default)]
 pub(super) struct Before {
-    /// Of each the length of its parameters, these, and the columns that keys name.
-    rows: Entries<LookupId>,
+    /// See [`write()`].
+    rows: Arena<LookupId, true>,
     used_bytes: usize,
     /// Lookups of whose rows before the transaction nothing is known, and why.
     lost: Vec<(LookupId, WidenReason)>,
@@ -58,10 +59,9 @@ impl Before {
 
     /// Adds a row that the lookup gave for parameters: see [`write()`].
     pub(super) fn add(&mut self, lookup: LookupId, row: &[u8]) {
-        if self.why_lost(lookup).is_some() || self.rows.contains(lookup, row) {
+        if self.why_lost(lookup).is_some() || !self.rows.insert(lookup, row) {
             return;
         }
-        self.rows.insert(lookup, row);
         self.used_bytes += cost(row);
         while self.rows.len() > COUNT_MAX || self.used_bytes > BYTES_MAX {
             self.lose_largest();
@@ -73,6 +73,7 @@ impl Before {
         if self.why_lost(lookup).is_none() {
             self.lost.push((lookup, why));
             self.rows.drop_all_of(lookup);
+            self.rows.shrink();
             self.used_bytes = self.rows.iter().map(|(_, row)| cost(row)).sum();
         }
     }
@@ -93,10 +94,8 @@ impl Before {
 
     pub(super) fn by_params(&self) -> ByParams<'_> {
         let mut rows: HashMap<_, Vec<&[u8]>> = HashMap::new();
-        for (lookup, bytes) in self.rows.iter() {
-            if let Some((params, values)) = read(bytes) {
-                rows.entry((lookup, params)).or_default().push(values);
-            }
+        for (lookup, mut row) in self.rows.iter() {
+            rows.entry((lookup, take_row(&mut row))).or_default().push(row);
         }
         ByParams { rows, lost: &self.lost }
     }
@@ -119,21 +118,13 @@ impl<'a> ByParams<'a> {
     }
 }
 
-/// Writes a row: `params` and then `columns` append encoded values.
-pub(super) fn write(
+/// Writes a row: the parameters that find it, and behind them the columns that keys name.
+pub(super) fn write<'a>(
     out: &mut Vec<u8>,
-    params: impl FnOnce(&mut Vec<u8>),
-    columns: impl FnOnce(&mut Vec<u8>),
+    params: impl ExactSizeIterator<Item = Known<'a>>,
+    columns: impl Iterator<Item = Known<'a>>,
 ) {
     out.clear();
-    out.extend_from_slice(&[0; size_of::<u32>()]);
-    params(out);
-    let length = u32::try_from(out.len() - size_of::<u32>()).expect("a row is smaller than 4 GiB");
-    out[..size_of::<u32>()].copy_from_slice(&length.to_ne_bytes());
-    columns(out);
-}
-
-fn read(mut bytes: &[u8]) -> Option<(&[u8], &[u8])> {
-    let length = bytes.split_off(..size_of::<u32>())?.try_into().ok()?;
-    bytes.split_at_checked(usize::try_from(u32::from_ne_bytes(length)).ok()?)
+    push_row(out, params);
+    columns.for_each(|column| push_value(out, column));
 }

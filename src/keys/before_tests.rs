@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::packed::Packed;
 use super::tests::{immutable, insert, located, rule, shown};
-use super::{Answers, Found, KeySet, Keyed, LookupId, Rules, WidenReason};
+use super::{Answers, Found, KeySet, Keyed, LookupId, Rules, WidenReason, resolve};
 use crate::config::{self, Location, LookupRows, Missing};
 use crate::decode::{Column, OldKind, OldTuple, Relation, ReplicaIdentity, Tuple, Value};
 use crate::gather::{Change, Row};
@@ -86,12 +86,12 @@ fn transaction(rules: &mut Rules, changes: impl IntoIterator<Item = Row>) -> Key
 fn resolved(mut keys: KeySet, found: &Found) -> String {
     let mut answers = Answers::default();
     keys.wanted().into_iter().for_each(|one| answers.insert(one, found.clone()));
-    keys.resolve(&answers, WidenReason::LookupFailed);
+    resolve(&mut keys, &answers, WidenReason::LookupFailed);
     shown(&keys)
 }
 
 fn now(club: &str) -> Found {
-    Found::Row(vec![Some(club.as_bytes().to_vec())])
+    Found::row(&[Some(club)])
 }
 
 #[test]

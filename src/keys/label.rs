@@ -13,6 +13,10 @@ pub struct RuleId(pub u16);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct TemplateId(pub(super) u16);
 
+/// A lookup: its index in [`Rules::lookups`](super::Rules::lookups).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct LookupId(pub u16);
+
 /// Why a placeholder turned into `*`, or a rule fired without its `when` being true: the label
 /// `reason` of `walsweep_widened_total`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]

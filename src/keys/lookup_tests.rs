@@ -2,7 +2,7 @@
 
 use super::packed::Packed;
 use super::tests::{delete, insert, keys_of, located, rule, shown, update_from};
-use super::{Answers, Found, FoundRows, KeySet, Limits, Rules, WidenReason};
+use super::{Answers, Found, FoundRows, KeySet, Limits, Rules, WidenReason, resolve};
 use crate::config::{self, Location, LookupRows, Missing, Problem};
 use crate::decode::OldKind;
 use crate::gather::Row;
@@ -39,12 +39,12 @@ fn row(id: &str, name: Option<&str>, club: Option<&str>) -> Row {
 fn answer(keys: &mut KeySet, found: &Found) {
     let mut answers = Answers::default();
     keys.wanted().into_iter().for_each(|wanted| answers.insert(wanted, found.clone()));
-    keys.resolve(&answers, WidenReason::LookupFailed);
+    resolve(keys, &answers, WidenReason::LookupFailed);
     assert!(!keys.has_pending());
 }
 
 fn found(columns: &[Option<&str>]) -> Found {
-    Found::Row(columns.iter().map(|one| one.map(|text| text.as_bytes().to_vec())).collect())
+    Found::row(columns)
 }
 
 #[track_caller]
@@ -95,7 +95,7 @@ fn a_row_that_is_not_known_widens() {
     check("k:{team.x|default:no}", row("7", None, None), &Found::None, "'k:no'");
     check("k:{team.x}", row("7", None, None), &found(&[Some("null's")]), "'k:null's'");
     let mut keys = keys_of(&mut compile(&["k:{team.x}:{id}"]), [seven()]);
-    keys.resolve(&Answers::default(), WidenReason::Limit);
+    resolve(&mut keys, &Answers::default(), WidenReason::Limit);
     assert_eq!(shown(&keys), "/k:*:7/ (limit 1)");
 }
 
@@ -229,6 +229,14 @@ fn each_of_many_rows_gives_its_keys_and_none_gives_none() {
     assert_eq!(shown(&unknown), "/k:*:7/ (replica_identity 1)");
 }
 
+/// What is noted by one is counted off by the other.
+#[test]
+fn a_copy_of_an_answer_takes_as_much() {
+    let three = rows(&[&[Some("a"), None], &[Some(""), Some("23")], &[None, None]]);
+    assert_eq!((three.bytes(), three.clone().bytes()), (12, 12));
+    assert_eq!((found(&[Some("ab")]).bytes(), Found::None.bytes()), (4, 0));
+}
+
 /// Beside rows of one that is meant to have many, another has one.
 #[test]
 fn two_lookups_of_many_rows_in_one_key_are_a_problem() {
@@ -249,7 +257,7 @@ fn two_lookups_of_many_rows_in_one_key_are_a_problem() {
             if is_many { rows(&[&[Some("1")], &[Some("2")]]) } else { found(&[Some("x")]) };
         answers.insert(wanted, answer);
     }
-    keys.resolve(&answers, WidenReason::LookupFailed);
+    resolve(&mut keys, &answers, WidenReason::LookupFailed);
     assert_eq!(shown(&keys), "'k:1:x' 'k:2:x'");
 }
 

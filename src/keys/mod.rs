@@ -11,16 +11,17 @@
 //! `when` (`condition`) is asked before.
 //!
 //! A placeholder of a lookup needs a row that no change tells. What the change does tell travels in
-//! the set (`lookup`, `pending`) until [`KeySet::resolve`] is given the rows. So does what changes
+//! the set (`lookup`) until [`resolve`] is given the rows. So does what changes
 //! tell of rows as they were before the transaction (`before`), which the row then is no more.
 //!
 //! A refreshed view and a message have no row either (`signal`): the one gives all that its rule
 //! names, the other what it names itself, within what its rule names.
 
+mod arena;
 mod before;
 mod compile;
 mod condition;
-mod entries;
+mod encoding;
 mod filter;
 mod in_progress;
 mod known;
@@ -28,7 +29,6 @@ mod label;
 mod lookup;
 mod packed;
 mod pattern;
-mod pending;
 mod plan;
 mod print;
 mod render;
@@ -59,8 +59,8 @@ use crate::gather::Change;
 
 pub use compile::{ColumnUse, Purpose};
 pub use in_progress::InProgress;
-pub use label::{RuleId, WidenReason};
-pub use lookup::{Answers, Found, FoundRows, Keyed, Lookup, LookupId, Reads, Wanted};
+pub use label::{LookupId, RuleId, WidenReason};
+pub use lookup::{Answers, Found, FoundRows, Keyed, Lookup, Reads, Wanted, resolve};
 pub use pattern::Pattern;
 pub use print::{Given, KeyPlace, KeyPrint, Looks, Print, RulePrint};
 pub use set::{KeySet, Limits};

@@ -3,8 +3,8 @@
 //! A [`KeySet`] has an index and room to grow: some kilobytes, although a subtransaction often adds
 //! a key or two. A transaction may have a million subtransactions.
 
-use super::label::{RuleId, TemplateId, WidenReason};
-use super::lookup::LookupId;
+use super::encoding::{push_number, push_text, reason, take_number, take_text};
+use super::label::{LookupId, RuleId, TemplateId};
 use super::set::{Content, KeySet};
 
 /// A key set that nothing is added to.
@@ -27,23 +27,19 @@ impl Packed {
         let mut out = Vec::new();
         keys.content(|content| match content {
             Content::Key(template, bytes) => put(&mut out, KEY, template.0, bytes),
-            Content::Pattern(template, bytes) => put(&mut out, PATTERN, template.0, bytes),
+            Content::Pattern(template, pattern) => {
+                put(&mut out, PATTERN, template.0, pattern.as_bytes());
+            }
             Content::Pending(template, bytes) => put(&mut out, PENDING, template.0, bytes),
             Content::Before(lookup, row) => put(&mut out, BEFORE, lookup.0, row),
-            Content::Lost(lookup, why) => put(&mut out, LOST, lookup.0, &[why as u8]),
+            Content::Lost(lookup, why) => put_count(&mut out, LOST, lookup.0, why as u64),
             Content::Whole(template) => {
                 out.push(WHOLE);
-                put_number(&mut out, template.0.into());
+                push_number(&mut out, template.0.into());
             }
-            Content::Matches(rule, count) => {
-                out.push(MATCHES);
-                put_number(&mut out, rule.0.into());
-                put_number(&mut out, count);
-            }
-            Content::Widened(rule, reason, count) => {
-                out.push(WIDENED + reason as u8);
-                put_number(&mut out, rule.0.into());
-                put_number(&mut out, count);
+            Content::Matches(rule, count) => put_count(&mut out, MATCHES, rule.0, count),
+            Content::Widened(rule, why, count) => {
+                put_count(&mut out, WIDENED + why as u8, rule.0, count);
             }
         });
         Packed(out.into())
@@ -57,62 +53,34 @@ impl Packed {
     /// Adds everything to `keys`, under the limits of that set.
     pub(super) fn add_to(&self, keys: &mut KeySet) {
         let mut rest = &*self.0;
-        while let Some((&kind, after)) = rest.split_first() {
-            rest = after;
-            let owner = number(&mut rest);
+        while let Some(&kind) = rest.split_off_first() {
+            let owner = take_number(&mut rest);
             let id = u16::try_from(owner).expect("ids have 16 bits");
             match kind {
-                KEY => keys.add_key(TemplateId(id), text(&mut rest)),
-                PATTERN => keys.add_pattern(TemplateId(id), text(&mut rest)),
-                PENDING => keys.add_pending(TemplateId(id), text(&mut rest)),
-                BEFORE => keys.add_before(LookupId(id), text(&mut rest)),
-                LOST => {
-                    let why = text(&mut rest).first().map_or(0, |why| usize::from(*why));
-                    keys.lose_before(LookupId(id), WidenReason::ALL[why]);
-                }
+                KEY => keys.add_key(TemplateId(id), take_text(&mut rest)),
+                PATTERN => keys.add_pattern(TemplateId(id), take_text(&mut rest)),
+                PENDING => keys.add_pending(TemplateId(id), take_text(&mut rest)),
+                BEFORE => keys.add_before(LookupId(id), take_text(&mut rest)),
+                LOST => keys.lose_before(LookupId(id), reason(take_number(&mut rest))),
                 WHOLE => keys.add_whole(TemplateId(id), None),
-                MATCHES => keys.count_matches(RuleId(id), number(&mut rest)),
+                MATCHES => keys.count_matches(RuleId(id), take_number(&mut rest)),
                 widened => {
-                    let reason = WidenReason::ALL[usize::from(widened - WIDENED)];
-                    keys.count_widenings(RuleId(id), reason, number(&mut rest));
+                    let why = reason((widened - WIDENED).into());
+                    keys.count_widenings(RuleId(id), why, take_number(&mut rest));
                 }
             }
         }
     }
 }
 
-fn put(out: &mut Vec<u8>, kind: u8, owner: u16, bytes: &[u8]) {
+fn put(out: &mut Vec<u8>, kind: u8, owner: u16, text: &[u8]) {
     out.push(kind);
-    put_number(out, owner.into());
-    put_number(out, bytes.len() as u64);
-    out.extend_from_slice(bytes);
+    push_number(out, owner.into());
+    push_text(out, text);
 }
 
-/// Seven bits a byte, the lowest first; all but the last have the eighth bit.
-fn put_number(out: &mut Vec<u8>, mut number: u64) {
-    while number >= 0x80 {
-        out.push(u8::try_from(number & 0x7F).expect("seven bits") | 0x80);
-        number >>= 7;
-    }
-    out.push(u8::try_from(number).expect("seven bits"));
-}
-
-fn number(rest: &mut &[u8]) -> u64 {
-    let (mut number, mut shift) = (0, 0);
-    while let Some((&byte, after)) = rest.split_first() {
-        *rest = after;
-        number |= u64::from(byte & 0x7F) << shift;
-        if byte & 0x80 == 0 {
-            break;
-        }
-        shift += 7;
-    }
-    number
-}
-
-fn text<'a>(rest: &mut &'a [u8]) -> &'a [u8] {
-    let length = usize::try_from(number(rest)).expect("it was a length");
-    let (text, after) = rest.split_at(length);
-    *rest = after;
-    text
+fn put_count(out: &mut Vec<u8>, kind: u8, owner: u16, count: u64) {
+    out.push(kind);
+    push_number(out, owner.into());
+    push_number(out, count);
 }

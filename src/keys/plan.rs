@@ -8,8 +8,8 @@ use hashbrown::HashMap;
 
 use super::compile::{Rule, RuleTemplate};
 use super::condition::{Kind, kind_of};
-use super::label::{RuleId, TemplateId};
-use super::lookup::{Keyed, Lookup, LookupId};
+use super::label::{LookupId, RuleId, TemplateId};
+use super::lookup::{Keyed, Lookup};
 use super::template::Version;
 use crate::config::{Operations, Source, TableName};
 use crate::decode::{Relation, ReplicaIdentity};

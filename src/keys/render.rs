@@ -3,11 +3,11 @@
 use super::before::{self, ByParams};
 use super::compile::{Rule, RuleTemplate};
 use super::condition::{Fault, Sources, Undecided};
+use super::encoding::push_value;
 use super::filter::{Filter, NotText};
 use super::known::{Known, Versions};
 use super::label::{RuleId, TemplateId, WidenReason};
-use super::lookup::{Answers, LookupTemplate};
-use super::pending::{Rows, Told, push_params, push_value};
+use super::lookup::{Answers, LookupTemplate, Rows, Told, push_params};
 use super::plan::{Plan, PlannedLookup, PlannedRule, PlannedTemplate, Slot};
 use super::set::KeySet;
 use super::template::{Glob, Piece, Template, Version};
@@ -233,10 +233,8 @@ impl Renderer {
             keys.lose_before(*id, why);
             return;
         }
-        let push = |slots: &[usize], out: &mut Vec<u8>| {
-            slots.iter().for_each(|slot| push_value(out, versions.old[*slot]));
-        };
-        before::write(&mut self.entry, |out| push(params, out), |out| push(columns, out));
+        let old = |slot: &usize| versions.old[*slot];
+        before::write(&mut self.entry, params.iter().map(old), columns.iter().map(old));
         keys.add_before(*id, &self.entry);
     }
 

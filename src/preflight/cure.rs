@@ -535,8 +535,9 @@ mod tests {
     #[test]
     fn a_name_never_becomes_syntax() {
         let sql = drop_publication("a\"; {slot} --", None, Some("{slot}'")).sql;
-        let dropping = "else drop publication \"a\"\"; {slot} --\"; end if; end $setup$";
+        let dropping = "end if; drop publication \"a\"\"; {slot} --\"; end if; end $setup$";
         assert!(sql.contains(dropping), "{sql}");
+        assert!(sql.contains("else if exists (") && sql.contains("'{slot}'''"), "{sql}");
         assert!(sql.contains("(pg_catalog.=) 'a\"; {slot} --')"), "{sql}");
         assert_eq!(drop_slot("it's"), "select pg_catalog.pg_drop_replication_slot('it''s')");
         let sql = drop_known_slot("it's", Lsn(7)).sql;

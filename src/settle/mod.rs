@@ -24,7 +24,7 @@ use tokio::time::Instant;
 use crate::channel::{Closed, Sender, Weight};
 use crate::config::TargetId;
 use crate::gather::Transaction;
-use crate::keys::{Answers, KeySet, WidenReason};
+use crate::keys::{self, Answers, KeySet, WidenReason};
 use crate::lsn::Lsn;
 
 pub use gate::{
@@ -110,7 +110,7 @@ impl Gated {
     /// The same with these rows; the keys of a row that is not among them widen, for the reason
     /// `missing`.
     fn resolved(mut self, answers: &Answers, missing: WidenReason) -> Visible {
-        self.keys.resolve(answers, missing);
+        keys::resolve(&mut self.keys, answers, missing);
         let Gated { cause, keys, at, position, target } = self;
         Visible { cause, keys, at, position, target, settles: true, held: Vec::new() }
     }

@@ -8,27 +8,26 @@ impl KeySet {
     #[must_use]
     pub fn beyond(&self, known: &KeySet) -> KeySet {
         let mut more = self.emptied();
-        self.content(|content| match content {
-            Content::Whole(template) if !known.is_whole(template) => {
-                more.add_whole(template, None);
+        more.before = known.before.clone();
+        more.weigh();
+        let is_whole = |template| known.is_whole(template);
+        self.content(|content| {
+            let is_known = match content {
+                Content::Whole(template) => is_whole(template),
+                Content::Key(template, key) => is_whole(template) || known.has_key(key),
+                Content::Pattern(template, pattern) => {
+                    is_whole(template) || known.patterns.contains(pattern.as_bytes())
+                }
+                Content::Pending(template, bytes) => {
+                    is_whole(template) || known.pending.contains(template, bytes)
+                }
+                Content::Before(..) | Content::Lost(..) => false,
+                Content::Matches(..) | Content::Widened(..) => true,
+            };
+            if !is_known {
+                more.put(content);
             }
-            Content::Key(template, key) if !known.is_whole(template) && !known.has_key(key) => {
-                more.add_key(template, key);
-            }
-            Content::Pattern(template, pattern)
-                if !known.is_whole(template) && !known.has_pattern(pattern) =>
-            {
-                more.add_pattern(template, pattern);
-            }
-            Content::Pending(template, bytes)
-                if !known.is_whole(template) && !known.pending.contains(template, bytes) =>
-            {
-                more.add_pending(template, bytes);
-            }
-            _ => {}
         });
-        more.merge_before(&known.before);
-        more.merge_before(&self.before);
         more
     }
 }

@@ -22,17 +22,10 @@ impl KeySet {
         }
         let mut rest = self.emptied();
         self.content(|content| match content {
-            Content::Whole(template) => match self.whole_key(template) {
-                Some(key) if is_wanted(key) => taken.add_whole(template, None),
-                _ => rest.add_whole(template, None),
-            },
-            Content::Key(template, key) if is_wanted(key) => taken.add_key(template, key),
-            Content::Key(template, key) => rest.add_key(template, key),
-            Content::Pattern(template, bytes) => rest.add_pattern(template, bytes),
-            Content::Pending(template, bytes) => rest.add_pending(template, bytes),
-            Content::Before(lookup, row) => rest.add_before(lookup, row),
-            Content::Lost(lookup, why) => rest.lose_before(lookup, why),
+            Content::Whole(id) if self.whole_key(id).is_some_and(&is_wanted) => taken.put(content),
+            Content::Key(_, key) if is_wanted(key) => taken.put(content),
             Content::Matches(..) | Content::Widened(..) => {}
+            _ => rest.put(content),
         });
         rest.rules.clone_from(&self.rules);
         rest.weigh();
@@ -44,9 +37,7 @@ impl KeySet {
     #[must_use]
     pub fn patterns_only(&self) -> KeySet {
         let mut only = self.emptied();
-        self.patterns
-            .iter()
-            .for_each(|(template, pattern)| self.copy(*template, pattern, &mut only));
+        self.patterns.iter().for_each(|(template, own)| self.copy(template, own, &mut only));
         only
     }
 
@@ -60,12 +51,12 @@ impl KeySet {
         whole: bool,
     ) -> KeySet {
         let mut matched = self.emptied();
-        let mut owners = self.patterns.iter().filter(|(_, own)| own == pattern);
+        let mut owners = self.patterns.iter().filter(|(_, own)| *own == pattern);
         if let Some((template, own)) = owners.next() {
             if whole {
-                self.copy(*template, own, &mut matched);
+                self.copy(template, own, &mut matched);
             } else {
-                keys.for_each(|key| matched.add_key(*template, key));
+                keys.for_each(|key| matched.add_key(template, key));
             }
         }
         matched
@@ -88,16 +79,8 @@ impl KeySet {
                 parts.push((rule, self.emptied()));
                 parts.len() - 1
             });
-            let Some((_, part)) = parts.get_mut(at) else { return };
-            match content {
-                Content::Whole(template) => part.add_whole(template, None),
-                Content::Key(template, key) => part.add_key(template, key),
-                Content::Pattern(template, bytes) => part.add_pattern(template, bytes),
-                Content::Pending(template, bytes) => part.add_pending(template, bytes),
-                Content::Before(..)
-                | Content::Lost(..)
-                | Content::Matches(..)
-                | Content::Widened(..) => {}
+            if let Some((_, part)) = parts.get_mut(at) {
+                part.put(content);
             }
         });
         parts
@@ -106,18 +89,19 @@ impl KeySet {
     /// Memory that [`KeySet::collapse`] may free, bytes.
     pub(in crate::keys) fn narrow_bytes(&self) -> usize {
         let narrow = self.usage.iter::<TemplateId>().filter(|(_, usage)| !usage.whole);
-        narrow.map(|(_, usage)| usage.bytes).sum()
+        narrow.map(|(_, usage)| usage.held.bytes).sum()
     }
 
     /// Gives up what the largest template gave for its widest pattern; gives the template's rule.
     /// `None` if that would free less than `least` bytes.
     pub fn collapse_largest(&mut self, least: usize) -> Option<RuleId> {
-        let is_narrow = |usage: &Usage| !usage.whole && usage.keys + usage.patterns > 0;
+        let is_narrow = |usage: &Usage| !usage.whole && usage.held.keys + usage.held.patterns > 0;
         let narrow = self.usage.iter().filter(|(_, usage)| is_narrow(usage));
-        let largest = narrow.max_by_key(|(_, usage)| usage.bytes);
-        let (template, _) = largest.filter(|(_, usage)| usage.bytes >= least)?;
+        let largest = narrow.max_by_key(|(_, usage)| usage.held.bytes);
+        let (template, _) = largest.filter(|(_, usage)| usage.held.bytes >= least)?;
         self.add_whole(template, Some(WidenReason::Limit));
-        self.shrink();
+        self.keys.shrink();
+        self.weigh();
         Some(self.rule_of(template))
     }
 

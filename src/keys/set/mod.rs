@@ -8,21 +8,20 @@
 
 mod beyond;
 mod cut;
-mod lookups;
+mod patterns;
 mod sparse;
+mod waiting;
 
 use std::fmt;
-use std::hash::BuildHasher;
+use std::ops::{AddAssign, SubAssign};
 use std::sync::Arc;
 
-use hashbrown::{DefaultHashBuilder, HashTable};
-
+use super::arena::{Arena, cost};
 use super::before::Before;
-use super::label::{RuleId, TemplateId, TemplateInfo, Whole, WidenReason};
-use super::lookup::LookupId;
+use super::label::{LookupId, RuleId, TemplateId, TemplateInfo, Whole, WidenReason};
 use super::pattern::Pattern;
-use super::pending::Pending;
 use crate::budget::{Charge, Memory, SET_USED};
+use patterns::Patterns;
 use sparse::Sparse;
 
 /// How large a [`KeySet`] may get.
@@ -53,52 +52,48 @@ impl Default for Limits {
 pub struct KeySet {
     templates: Arc<[TemplateInfo]>,
     limits: Limits,
-    hasher: DefaultHashBuilder,
-    arena: Vec<u8>,
-    keys: Vec<Key>,
-    key_index: HashTable<u32>,
-    patterns: Vec<(TemplateId, Pattern)>,
-    pattern_index: HashTable<u32>,
+    keys: Arena<TemplateId, false>,
+    patterns: Patterns,
     usage: Sparse<Usage>,
-    used_bytes: usize,
-    used_patterns: usize,
+    /// What all templates hold.
+    used: Amount,
     rules: Sparse<RuleCount>,
-    /// What waits for rows of lookups.
     pending: Pending,
     /// Rows of lookups before the transaction.
     before: Before,
-    /// Memory of the patterns, bytes.
-    pattern_bytes: usize,
     charge: Charge,
 }
 
-/// Where an exact key lies in the arena.
-#[derive(Clone, Copy)]
-struct Key {
-    start: u32,
-    len: u32,
-    template: TemplateId,
-}
+/// What waits for rows of lookups.
+pub(super) type Pending = Arena<TemplateId, true>;
 
 /// What one template holds of a set.
 #[derive(Clone, Copy, Default)]
 struct Usage {
-    keys: usize,
-    patterns: usize,
-    bytes: usize,
+    held: Amount,
     /// Everything that the template could give is in the set.
     whole: bool,
+}
+
+/// A part of a set, by what is limited.
+#[derive(Clone, Copy, Default)]
+struct Amount {
+    keys: usize,
+    /// Without the widest of a template; nor do their bytes count.
+    patterns: usize,
     pending: usize,
+    bytes: usize,
 }
 
 /// A part of what a set holds.
+#[derive(Clone, Copy)]
 pub(super) enum Content<'a> {
     /// Everything that a template could give.
     Whole(TemplateId),
     /// An exact key of a template.
     Key(TemplateId, &'a [u8]),
     /// A pattern of a template.
-    Pattern(TemplateId, &'a [u8]),
+    Pattern(TemplateId, &'a Pattern),
     /// What a template needs rows for.
     Pending(TemplateId, &'a [u8]),
     /// What a lookup gave before the transaction.
@@ -123,15 +118,6 @@ const SHOWN_MAX: usize = 20;
 /// Entries that wait for rows, each of which may be one to be read.
 const PENDING_MAX: usize = 10_000;
 
-/// A part of a set that is larger grows by less.
-const LARGE_BYTES: usize = 256 << 10;
-
-/// What a key costs beside its bytes: its entry, and its slots in a half-full index.
-const KEY_COST: usize = size_of::<Key>() + 2 * (size_of::<u32>() + 1);
-
-/// What a pattern costs beside its bytes: the compiled form, measured on patterns of two stars.
-const PATTERN_COST: usize = 512;
-
 impl KeySet {
     pub(super) fn new(
         templates: Arc<[TemplateInfo]>,
@@ -141,19 +127,13 @@ impl KeySet {
         KeySet {
             templates,
             limits: Limits { bytes: limits.bytes.min(u32::MAX as usize), ..limits },
-            hasher: DefaultHashBuilder::default(),
-            arena: Vec::new(),
-            keys: Vec::new(),
-            key_index: HashTable::new(),
-            patterns: Vec::new(),
-            pattern_index: HashTable::new(),
+            keys: Arena::default(),
+            patterns: Patterns::default(),
             usage: Sparse::new(),
-            used_bytes: 0,
-            used_patterns: 0,
+            used: Amount::default(),
             rules: Sparse::new(),
             pending: Pending::default(),
             before: Before::default(),
-            pattern_bytes: 0,
             charge: Charge::new(memory),
         }
     }
@@ -175,7 +155,7 @@ impl KeySet {
     /// Whether there is nothing to remove.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.keys.is_empty() && self.patterns.is_empty() && !self.has_pending()
+        self.exact_len() == 0 && !self.has_patterns() && !self.has_pending()
     }
 
     /// The number of exact keys.
@@ -205,42 +185,41 @@ impl KeySet {
     }
 
     /// Counts what is held now.
-    pub(super) fn weigh(&mut self) {
+    fn weigh(&mut self) {
         self.charge.set(
-            self.arena.capacity()
-                + self.keys.capacity() * size_of::<Key>()
-                + self.key_index.capacity() * 2 * size_of::<u32>()
+            self.keys.bytes()
+                + self.patterns.bytes()
                 + self.usage.bytes()
                 + self.rules.bytes()
                 + self.pending.bytes()
-                + self.before.bytes()
-                + self.pattern_bytes,
+                + self.before.bytes(),
         );
     }
 
     /// The exact keys.
     pub fn exact(&self) -> impl Iterator<Item = (RuleId, &[u8])> {
-        self.keys.iter().map(|key| (self.rule_of(key.template), key.bytes(&self.arena)))
+        self.keys.iter().map(|(template, key)| (self.rule_of(template), key))
     }
 
     /// The rule of an exact key of the set; `None` if it has no such key.
     #[must_use]
     pub fn exact_rule(&self, key: &[u8]) -> Option<RuleId> {
-        let hash = self.hasher.hash_one(key);
-        let same = |at: &u32| self.keys[*at as usize].bytes(&self.arena) == key;
-        let at = self.key_index.find(hash, same)?;
-        Some(self.rule_of(self.keys[*at as usize].template))
+        self.keys.owner(key).map(|template| self.rule_of(template))
+    }
+
+    fn has_key(&self, key: &[u8]) -> bool {
+        self.keys.owner(key).is_some()
     }
 
     /// The patterns.
     pub fn patterns(&self) -> impl Iterator<Item = (RuleId, &Pattern)> {
-        self.patterns.iter().map(|(template, pattern)| (self.rule_of(*template), pattern))
+        self.patterns.iter().map(|(template, pattern)| (self.rule_of(template), pattern))
     }
 
     /// Whether removing the set needs a SCAN pass.
     #[must_use]
     pub fn has_patterns(&self) -> bool {
-        !self.patterns.is_empty()
+        self.patterns.len() > 0
     }
 
     /// How often a template of a rule was widened, for each reason that occurred. A template that
@@ -265,50 +244,28 @@ impl KeySet {
     /// Adds all of `other`, a set of the same [`Rules`](super::Rules), under this one's limits.
     pub fn merge(&mut self, other: &KeySet) {
         debug_assert!(Arc::ptr_eq(&self.templates, &other.templates), "sets of different rules");
-        for (template, usage) in other.usage.iter() {
-            if usage.whole {
-                self.add_whole(template, None);
-            }
-        }
-        for key in &other.keys {
-            self.add_key(key.template, key.bytes(&other.arena));
-        }
-        for (template, pattern) in &other.patterns {
-            self.add_parsed(*template, pattern.as_bytes(), || pattern.clone());
-        }
-        for (template, bytes) in other.pending.iter() {
-            self.add_pending(template, bytes);
-        }
-        self.merge_before(&other.before);
-        for (rule, others) in other.rules.iter::<RuleId>() {
-            let own = self.rules.get_mut(rule);
-            own.matches += others.matches;
-            for (own, others) in own.widened.iter_mut().zip(others.widened) {
-                *own += others;
-            }
-        }
-        self.weigh();
+        other.content(|content| match content {
+            // Most are keys, and a tenth faster without the way around.
+            Content::Key(template, key) => self.add_key(template, key),
+            rest => self.put(rest),
+        });
     }
 
     /// Adds the exact keys of `other`, a set of the same [`Rules`](super::Rules), and nothing else.
     /// No limit holds: what a limit collapses would be a pattern, and no exact key any more.
     pub fn merge_exact(&mut self, other: &KeySet) {
         debug_assert!(Arc::ptr_eq(&self.templates, &other.templates), "sets of different rules");
-        for key in &other.keys {
-            self.insert_key(key.template, key.bytes(&other.arena));
-        }
+        other.keys.iter().for_each(|(template, key)| self.insert_key(template, key));
     }
 
     /// Everything that makes up the set, part by part: a set that takes all of it is the same.
     pub(super) fn content(&self, mut each: impl FnMut(Content<'_>)) {
         let whole = self.usage.iter().filter(|(_, usage)| usage.whole);
         whole.for_each(|(template, _)| each(Content::Whole(template)));
-        for key in self.keys.iter().filter(|key| !self.is_whole(key.template)) {
-            each(Content::Key(key.template, key.bytes(&self.arena)));
-        }
-        for (template, pattern) in self.patterns.iter().filter(|(id, _)| !self.is_whole(*id)) {
-            each(Content::Pattern(*template, pattern.as_bytes()));
-        }
+        let keys = self.keys.iter().filter(|(template, _)| !self.is_whole(*template));
+        keys.for_each(|(template, key)| each(Content::Key(template, key)));
+        let patterns = self.patterns.iter().filter(|(template, _)| !self.is_whole(*template));
+        patterns.for_each(|(template, pattern)| each(Content::Pattern(template, pattern)));
         self.pending.iter().for_each(|(template, bytes)| each(Content::Pending(template, bytes)));
         self.before.rows().for_each(|(lookup, row)| each(Content::Before(lookup, row)));
         self.before.lost().for_each(|(lookup, why)| each(Content::Lost(lookup, why)));
@@ -316,11 +273,27 @@ impl KeySet {
         self.widened().for_each(|(rule, why, count)| each(Content::Widened(rule, why, count)));
     }
 
+    /// Adds a part of another set, under this one's limits.
+    fn put(&mut self, content: Content<'_>) {
+        match content {
+            Content::Whole(template) => self.add_whole(template, None),
+            Content::Key(template, key) => self.add_key(template, key),
+            Content::Pattern(template, pattern) => {
+                self.add_parsed(template, pattern.as_bytes(), || pattern.clone());
+            }
+            Content::Pending(template, bytes) => self.add_pending(template, bytes),
+            Content::Before(lookup, row) => self.add_before(lookup, row),
+            Content::Lost(lookup, why) => self.lose_before(lookup, why),
+            Content::Matches(rule, count) => self.count_matches(rule, count),
+            Content::Widened(rule, why, count) => self.count_widenings(rule, why, count),
+        }
+    }
+
     /// Gives up every exact key and pattern for its template's widest, to free memory (I6). Gives
     /// the rules that were widened by it, and how often.
     pub fn collapse(&mut self) -> Vec<(RuleId, u64)> {
-        let is_narrow =
-            |usage: &Usage| !usage.whole && usage.keys + usage.patterns + usage.pending > 0;
+        let count = |held: &Amount| held.keys + held.patterns + held.pending;
+        let is_narrow = |usage: &Usage| !usage.whole && count(&usage.held) > 0;
         let used = self.usage.iter().filter(|(_, usage)| is_narrow(usage));
         let narrow: Vec<TemplateId> = used.map(|(template, _)| template).collect();
         let mut widened: Vec<(RuleId, u64)> = Vec::new();
@@ -333,17 +306,9 @@ impl KeySet {
             }
         }
         self.before.lose_all();
-        self.shrink();
-        widened
-    }
-
-    /// Gives memory back that was used.
-    fn shrink(&mut self) {
-        self.arena.shrink_to_fit();
-        self.keys.shrink_to_fit();
-        self.key_index = HashTable::new();
-        (0..small(self.keys.len())).for_each(|at| self.index_key(at));
+        self.keys.shrink();
         self.weigh();
+        widened
     }
 
     /// Whether everything that the template could give is in the set.
@@ -387,9 +352,10 @@ impl KeySet {
         match &templates[usize::from(template.0)].whole {
             Whole::Key(key) => self.insert_key(template, key),
             Whole::Pattern(pattern) => {
-                self.insert_pattern(template, pattern.as_bytes(), || pattern.clone());
+                self.patterns.insert(template, pattern.as_bytes(), || pattern.clone());
             }
         }
+        self.weigh();
     }
 
     /// Adds an exact key that the template gave.
@@ -397,8 +363,7 @@ impl KeySet {
         if self.is_whole(template) || self.has_key(key) {
             return;
         }
-        let own = Usage { keys: 1, bytes: key_cost(key), ..Usage::default() };
-        if self.make_room(template, own) {
+        if self.make_room(template, Amount::of_key(key)) {
             self.insert_key(template, key);
         }
     }
@@ -409,26 +374,26 @@ impl KeySet {
     }
 
     fn add_parsed(&mut self, template: TemplateId, bytes: &[u8], parse: impl FnOnce() -> Pattern) {
-        if self.is_whole(template) || self.has_pattern(bytes) {
+        if self.is_whole(template) || self.patterns.contains(bytes) {
             return;
         }
-        let own = Usage { patterns: 1, bytes: pattern_cost(bytes), ..Usage::default() };
-        if self.make_room(template, own) {
-            self.insert_pattern(template, bytes, parse);
+        let own = Amount { patterns: 1, bytes: patterns::cost(bytes), ..Amount::default() };
+        if self.make_room(template, own) && self.patterns.insert(template, bytes, parse) {
+            self.grow(template, own);
         }
     }
 
     /// Collapses the largest template until `more` fits; false if that was `template` itself.
-    fn make_room(&mut self, template: TemplateId, more: Usage) -> bool {
+    fn make_room(&mut self, template: TemplateId, more: Amount) -> bool {
         while !self.is_whole(template) {
-            let measure: fn(&Usage) -> usize = if self.keys.len() + more.keys > self.limits.keys {
-                |usage| usage.keys
-            } else if self.used_patterns + more.patterns > self.limits.patterns {
-                |usage| usage.patterns
-            } else if self.pending.len() + more.pending > self.limits.keys.min(PENDING_MAX) {
-                |usage| usage.pending
-            } else if self.used_bytes + more.bytes > self.limits.bytes {
-                |usage| usage.bytes
+            let measure: fn(&Amount) -> usize = if self.used.keys + more.keys > self.limits.keys {
+                |amount| amount.keys
+            } else if self.used.patterns + more.patterns > self.limits.patterns {
+                |amount| amount.patterns
+            } else if self.used.pending + more.pending > self.limits.keys.min(PENDING_MAX) {
+                |amount| amount.pending
+            } else if self.used.bytes + more.bytes > self.limits.bytes {
+                |amount| amount.bytes
             } else {
                 return true;
             };
@@ -436,7 +401,7 @@ impl KeySet {
             self.usage.get_mut(template);
             let largest =
                 self.usage.iter().filter(|(_, usage)| !usage.whole).max_by_key(|(id, usage)| {
-                    measure(usage) + if *id == template { measure(&more) } else { 0 }
+                    measure(&usage.held) + if *id == template { measure(&more) } else { 0 }
                 });
             let largest = largest.map_or(template, |(id, _)| id);
             self.add_whole(largest, Some(WidenReason::Limit));
@@ -444,121 +409,67 @@ impl KeySet {
         false
     }
 
+    /// What is known of each template.
+    pub(super) fn templates(&self) -> &Arc<[TemplateInfo]> {
+        &self.templates
+    }
+
     fn rule_of(&self, template: TemplateId) -> RuleId {
         self.templates[usize::from(template.0)].rule
     }
 
-    fn has_key(&self, key: &[u8]) -> bool {
-        self.exact_rule(key).is_some()
-    }
-
-    fn has_pattern(&self, bytes: &[u8]) -> bool {
-        let hash = self.hasher.hash_one(bytes);
-        let same = |at: &u32| self.patterns[*at as usize].1.as_bytes() == bytes;
-        self.pattern_index.find(hash, same).is_some()
-    }
-
     /// Puts a key in that passed the limits, or is the only one of its template.
-    fn insert_key(&mut self, template: TemplateId, bytes: &[u8]) {
-        if self.has_key(bytes) {
-            return;
-        }
-        let key = Key { start: small(self.arena.len()), len: small(bytes.len()), template };
-        let at = small(self.keys.len());
-        let room = self.room();
-        reserve(&mut self.arena, bytes.len());
-        reserve(&mut self.keys, 1);
-        self.arena.extend_from_slice(bytes);
-        self.keys.push(key);
-        self.index_key(at);
-        let usage = self.usage.get_mut(template);
-        usage.keys += 1;
-        usage.bytes += key_cost(bytes);
-        self.used_bytes += key_cost(bytes);
-        if self.room() != room {
-            self.weigh();
+    fn insert_key(&mut self, template: TemplateId, key: &[u8]) {
+        if self.keys.insert(template, key) {
+            self.grow(template, Amount::of_key(key));
         }
     }
 
-    /// The room for exact keys: while it stays, they take no more memory.
-    fn room(&self) -> (usize, usize, usize) {
-        (self.arena.capacity(), self.keys.capacity(), self.key_index.capacity())
-    }
-
-    /// Puts a pattern in that passed the limits, or is the widest of its template.
-    fn insert_pattern(
-        &mut self,
-        template: TemplateId,
-        bytes: &[u8],
-        parse: impl FnOnce() -> Pattern,
-    ) {
-        if self.has_pattern(bytes) {
-            return;
-        }
-        let at = small(self.patterns.len());
-        self.patterns.push((template, parse()));
-        self.index_pattern(at);
-        self.pattern_bytes += pattern_cost(bytes);
-        let usage = self.usage.get_mut(template);
-        if !usage.whole {
-            usage.patterns += 1;
-            usage.bytes += pattern_cost(bytes);
-            self.used_patterns += 1;
-            self.used_bytes += pattern_cost(bytes);
-        }
+    /// The template holds so much more.
+    fn grow(&mut self, template: TemplateId, more: Amount) {
+        self.usage.get_mut(template).held += more;
+        self.used += more;
         self.weigh();
     }
 
-    fn index_key(&mut self, at: u32) {
-        let (hasher, keys, arena) = (&self.hasher, &self.keys, &self.arena);
-        let hash = |at: &u32| hasher.hash_one(keys[*at as usize].bytes(arena));
-        self.key_index.insert_unique(hash(&at), at, hash);
-    }
-
-    fn index_pattern(&mut self, at: u32) {
-        let (hasher, patterns) = (&self.hasher, &self.patterns);
-        let hash = |at: &u32| hasher.hash_one(patterns[*at as usize].1.as_bytes());
-        self.pattern_index.insert_unique(hash(&at), at, hash);
-    }
-
-    /// Takes out what the template gave, and closes the gaps.
+    /// Takes out what the template gave.
     fn drop_all_of(&mut self, template: TemplateId) {
-        let usage = self.usage.take(template);
-        self.used_bytes -= usage.bytes;
-        self.used_patterns -= usage.patterns;
-        if usage.pending > 0 {
+        let Usage { held, .. } = self.usage.take(template);
+        self.used -= held;
+        if held.pending > 0 {
             self.pending.drop_all_of(template);
+            self.pending.shrink();
         }
-        if usage.keys > 0 {
-            let (arena, mut end) = (&mut self.arena, 0);
-            self.keys.retain_mut(|key| {
-                let keep = key.template != template;
-                if keep {
-                    let start = key.start as usize;
-                    arena.copy_within(start..start + key.len as usize, end);
-                    key.start = small(end);
-                    end += key.len as usize;
-                }
-                keep
-            });
-            self.arena.truncate(end);
-            self.key_index.clear();
-            (0..small(self.keys.len())).for_each(|at| self.index_key(at));
+        if held.keys > 0 {
+            self.keys.drop_all_of(template);
         }
-        if usage.patterns > 0 {
-            self.patterns.retain(|(owner, _)| *owner != template);
-            self.pattern_index.clear();
-            (0..small(self.patterns.len())).for_each(|at| self.index_pattern(at));
-            let own = self.patterns.iter().map(|(_, pattern)| pattern_cost(pattern.as_bytes()));
-            self.pattern_bytes = own.sum();
+        if held.patterns > 0 {
+            self.patterns.drop_all_of(template);
         }
-        self.weigh();
     }
 }
 
-impl Key {
-    fn bytes<'a>(&self, arena: &'a [u8]) -> &'a [u8] {
-        &arena[self.start as usize..self.start as usize + self.len as usize]
+impl Amount {
+    fn of_key(key: &[u8]) -> Amount {
+        Amount { keys: 1, bytes: cost(key), ..Amount::default() }
+    }
+}
+
+impl AddAssign for Amount {
+    fn add_assign(&mut self, more: Amount) {
+        self.keys += more.keys;
+        self.patterns += more.patterns;
+        self.pending += more.pending;
+        self.bytes += more.bytes;
+    }
+}
+
+impl SubAssign for Amount {
+    fn sub_assign(&mut self, less: Amount) {
+        self.keys -= less.keys;
+        self.patterns -= less.patterns;
+        self.pending -= less.pending;
+        self.bytes -= less.bytes;
     }
 }
 
@@ -571,25 +482,4 @@ impl fmt::Debug for KeySet {
             .field("patterns", &self.patterns.len())
             .finish_non_exhaustive()
     }
-}
-
-fn key_cost(key: &[u8]) -> usize {
-    key.len() + KEY_COST
-}
-
-/// The bytes stand in the pattern, and again in its compiled form.
-fn pattern_cost(bytes: &[u8]) -> usize {
-    2 * bytes.len() + PATTERN_COST
-}
-
-/// Makes room for so many more. A large one grows by a quarter, not to twice its size (I6).
-fn reserve<T>(items: &mut Vec<T>, more: usize) {
-    let (capacity, needed) = (items.capacity(), items.len() + more);
-    if needed > capacity && capacity * size_of::<T>() > LARGE_BYTES {
-        items.reserve_exact(needed.max(capacity + capacity / 4) - items.len());
-    }
-}
-
-fn small(size: usize) -> u32 {
-    u32::try_from(size).expect("a key set is limited to less than 4 GiB")
 }

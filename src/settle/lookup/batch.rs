@@ -111,7 +111,6 @@ fn arrays(wanted: &[Wanted]) -> Vec<Vec<u8>> {
 #[derive(Default)]
 pub(super) struct Gathered {
     count: usize,
-    first: Option<Vec<Option<Vec<u8>>>>,
     rows: FoundRows,
     /// The room that they take.
     bytes: usize,
@@ -143,31 +142,24 @@ impl Gathered {
             return Ok(());
         }
         self.bytes += bytes;
-        match asked.rows {
-            LookupRows::One => {
-                self.first = Some(values.into_iter().map(|one| one.map(<[u8]>::to_vec)).collect());
-            }
-            LookupRows::Many => self.rows.push(values.into_iter()),
-        }
+        self.rows.push(values.into_iter());
         Ok(())
     }
 
     /// What is dropped leaves its room to others.
     fn drop_rows(&mut self, room: &RowRoom) {
         room.give_back(take(&mut self.bytes));
-        (self.first, self.rows) = (None, FoundRows::default());
+        self.rows = FoundRows::default();
     }
 
     /// The answer that they are.
     pub(super) fn found(self, asked: &Asked) -> Found {
-        let is_more = self.count > asked.most();
-        match (asked.rows, self.first) {
+        match asked.rows {
             _ if self.is_large => Found::Failed,
             _ if self.is_beyond => Found::Beyond,
-            (LookupRows::Many, _) if is_more => Found::Beyond,
-            (LookupRows::One, _) if is_more => Found::Many,
-            (LookupRows::Many, _) if self.count > 0 => Found::Rows(self.rows),
-            (LookupRows::One, Some(row)) => Found::Row(row),
+            LookupRows::Many if self.count > asked.most() => Found::Beyond,
+            LookupRows::One if self.count > asked.most() => Found::Many,
+            _ if self.count > 0 => Found::Rows(self.rows),
             _ => Found::None,
         }
     }

@@ -70,7 +70,7 @@ fn wanted(lookup: u16, number: usize) -> Wanted {
 }
 
 fn row(text: &str) -> Found {
-    Found::Row(vec![Some(text.as_bytes().to_vec()), None])
+    Found::row(&[Some(text), None])
 }
 
 fn answers(lookup: u16, numbers: impl IntoIterator<Item = usize>, found: &Found) -> Answers {

@@ -237,7 +237,7 @@ fn nothing_is_noted_for_a_transaction_that_has_passed() {
     let (ids, wanted, _) = held.begin(0);
     // The commit passes by what the cache knows, and then the round ends.
     let mut read = Answers::default();
-    wanted.iter().for_each(|one| read.insert(one.clone(), Found::Row(vec![Some(b"x".to_vec())])));
+    wanted.iter().for_each(|one| read.insert(one.clone(), Found::row(&[Some("x")])));
     held.resolved(commit(&mut rules), &read, &metrics);
     assert!(held.end(0, &ids, (Answers::default(), read), &metrics).is_empty());
     assert!(held.is_empty());

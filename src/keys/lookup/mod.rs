@@ -1,23 +1,23 @@
-//! Rows that templates need and that no change tells: which lookups there are, and what was found.
+//! Rows that templates need and that no change tells: which lookups there are, what was found, and
+//! the keys of that.
 //!
 //! `{match.home_team}` is a column of the row that `[lookup.match]` finds. Such a row can be read
-//! only once the commit is visible, so what the change tells travels in the key set
-//! ([`pending`](super::pending)), and the keys are rendered when the rows are there.
+//! only once the commit is visible, so what the change tells travels in the key set, and
+//! [`resolve()`] renders the keys when the rows are there.
+
+mod found;
+mod resolve;
 
 use std::sync::Arc;
 
-use hashbrown::HashMap;
-
 use super::compile::{Rule, RuleTemplate, problem};
-use super::known::Known;
-use super::label::WidenReason;
-use super::pending::push_value;
+use super::label::LookupId;
 use super::template::Template;
 use crate::config::{self, Located, Location, LookupRows, Missing, Problem, TableName};
 
-/// A lookup: its index in [`Rules::lookups`](super::Rules::lookups).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct LookupId(pub u16);
+pub use found::{Answers, Found, FoundRows, Wanted};
+pub use resolve::resolve;
+pub(super) use resolve::{Rows, Told, push_params};
 
 /// A lookup and what templates want of it.
 #[derive(Clone, Debug)]
@@ -104,151 +104,6 @@ pub(super) enum Origin {
     Change,
     /// A column of the row of one of the template's lookups, both by index.
     Row { lookup: usize, column: usize },
-}
-
-/// What a lookup gave for some parameters.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Found {
-    /// One row: the text of each of [`Lookup::columns`], `None` for NULL.
-    Row(Vec<Option<Vec<u8>>>),
-    /// The rows of a lookup that may have many, one at least.
-    Rows(FoundRows),
-    /// No row.
-    None,
-    /// More than one row, so that none of them is the row.
-    Many,
-    /// More rows than the lookup may have, or than there is memory for.
-    Beyond,
-    /// The query failed, or was not answered in time.
-    Failed,
-}
-
-/// Rows, each the text of each of [`Lookup::columns`], back to back.
-#[derive(Clone, Default, PartialEq, Eq)]
-pub struct FoundRows(Vec<u8>);
-
-/// Its size alone: values are nobody's business (I9).
-impl std::fmt::Debug for FoundRows {
-    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        formatter.debug_tuple("FoundRows").field(&self.0.len()).finish()
-    }
-}
-
-impl FoundRows {
-    /// Adds one; `None` is NULL.
-    pub fn push<'a>(&mut self, values: impl Iterator<Item = Option<&'a [u8]>>) {
-        let at = self.0.len();
-        self.0.extend_from_slice(&[0; size_of::<u32>()]);
-        values.for_each(|value| push_value(&mut self.0, value.map_or(Known::Null, Known::Bytes)));
-        let length = u32::try_from(self.0.len() - at - size_of::<u32>());
-        let length = length.expect("a row is smaller than 4 GiB");
-        self.0[at..at + size_of::<u32>()].copy_from_slice(&length.to_ne_bytes());
-    }
-
-    /// The memory that they take, bytes.
-    #[must_use]
-    pub fn bytes(&self) -> usize {
-        self.0.capacity()
-    }
-
-    /// Each one, encoded.
-    pub(super) fn iter(&self) -> impl Iterator<Item = &[u8]> {
-        let mut rest = self.0.as_slice();
-        std::iter::from_fn(move || {
-            let length = rest.split_off(..size_of::<u32>())?.try_into().ok()?;
-            rest.split_off(..usize::try_from(u32::from_ne_bytes(length)).ok()?)
-        })
-    }
-}
-
-/// One row that is wanted.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Wanted {
-    /// The lookup.
-    pub lookup: LookupId,
-    /// Its parameters, encoded: equal ones are the same bytes.
-    pub(super) params: Box<[u8]>,
-}
-
-/// What an allocation costs beside its bytes.
-const VALUE_COST: usize = 16;
-
-/// What was found.
-#[derive(Debug, Default)]
-pub struct Answers(HashMap<Wanted, Found>);
-
-impl Answers {
-    /// Notes what was found for `wanted`.
-    pub fn insert(&mut self, wanted: Wanted, found: Found) {
-        self.0.insert(wanted, found);
-    }
-
-    /// Whether it is known what is found for `wanted`.
-    #[must_use]
-    pub fn knows(&self, wanted: &Wanted) -> bool {
-        self.0.contains_key(wanted)
-    }
-
-    /// Whether nothing is known.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-
-    /// Everything that is known.
-    pub fn iter(&self) -> impl Iterator<Item = (&Wanted, &Found)> {
-        self.0.iter()
-    }
-
-    /// Adds what `other` knows.
-    pub fn extend(&mut self, other: Answers) {
-        self.0.extend(other.0);
-    }
-
-    /// What is known of `wanted`.
-    #[must_use]
-    pub fn get(&self, wanted: &Wanted) -> Option<&Found> {
-        self.0.get(wanted)
-    }
-}
-
-impl Wanted {
-    /// The memory that its parameters take, bytes.
-    #[must_use]
-    pub fn bytes(&self) -> usize {
-        self.params.len()
-    }
-
-    /// For tests of the stages to the right.
-    #[cfg(test)]
-    pub(crate) fn for_tests(lookup: u16, params: &[u8]) -> Wanted {
-        Wanted { lookup: LookupId(lookup), params: params.into() }
-    }
-}
-
-impl Found {
-    /// The memory that its values take, bytes, estimated.
-    #[must_use]
-    pub fn bytes(&self) -> usize {
-        let columns = match self {
-            Found::Row(columns) => columns,
-            Found::Rows(rows) => return rows.bytes(),
-            Found::None | Found::Many | Found::Beyond | Found::Failed => return 0,
-        };
-        let values = columns.iter().flatten().map(|value| value.capacity() + VALUE_COST);
-        columns.capacity() * size_of::<Option<Vec<u8>>>() + values.sum::<usize>()
-    }
-}
-
-/// Why a value of a lookup is not known, by what it found.
-pub(super) fn unknown(found: &Found) -> WidenReason {
-    match found {
-        Found::Row(_) | Found::Rows(_) => WidenReason::MissingColumn,
-        Found::None => WidenReason::LookupNoRow,
-        Found::Many => WidenReason::LookupManyRows,
-        Found::Beyond => WidenReason::LookupLimit,
-        Found::Failed => WidenReason::LookupFailed,
-    }
 }
 
 /// Binds the templates of the rules to the lookups that they name. Problems: names of no lookup,
