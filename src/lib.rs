@@ -8,7 +8,7 @@
 //! Slot::fill(), buffered()      -> Frame              capture     I/O
 //! decode(frame.payload)         -> Message            decode      pure
 //! Gatherer::push(message)       -> Gathered           gather      pure
-//! rules.add(change)             -> KeySet             keys        pure
+//! bound_rules.add(change)       -> KeySet             keys        pure
 //! gate: wait until visible      -> Gated              settle::gate        I/O
 //! lookup: read rows of keys     -> Visible            settle::lookup      I/O
 //! replay: once more, when standbys have replayed      settle::replay      I/O

@@ -59,7 +59,7 @@ use std::collections::BTreeSet;
 use tokio_postgres::Client;
 
 use crate::config::{Config, Source, TableName};
-use crate::keys::Rules;
+use crate::keys::{Basis, Binding, Reads, Rules};
 
 pub(crate) use self::catalog::{digest_of, of_many, with_published};
 pub use self::code::Code;
@@ -89,7 +89,7 @@ pub(crate) use self::step::printed;
 pub use self::step::{Does, Grant, Identity, LOCK_TIMEOUT, Object, Step};
 pub(crate) use self::views::{drop_trigger, older_trigger_name, trigger_name, trigger_names};
 
-use self::catalog::{Catalog, Name};
+use self::catalog::{Catalog, Name, Relation};
 
 /// A rule and the code of an error that concerns it.
 pub type Misfit = (String, Code);
@@ -140,20 +140,44 @@ impl Context<'_> {
     }
 }
 
-/// Checks the database behind `client`, which must be a connection to `config.postgres.endpoint`,
-/// and lets the rules of a partitioned table look at its partitions, too.
+/// What the checks of a database find.
+#[derive(Debug, Default)]
+pub struct Checked {
+    /// What is told.
+    pub findings: Vec<Finding>,
+    /// The partitions of the rules' tables, each with the table.
+    partitions: Vec<(TableName, TableName)>,
+    /// What the answers of each lookup depend on, by [`LookupId`](crate::keys::LookupId).
+    reads: Vec<Option<Reads>>,
+}
+
+impl Checked {
+    /// What it comes to for the rules, if the answers of lookups rested on `bases` before it: what
+    /// is something else by now is not kept. Relations and rules that do not fit are not in it.
+    #[must_use]
+    pub fn binding(&self, mut bases: Vec<Basis>) -> Binding {
+        for (basis, now) in bases.iter_mut().zip(&self.reads) {
+            basis.reads.take_if(|before| now.as_ref() != Some(before));
+        }
+        let partitions = self.partitions.clone();
+        Binding { partitions, lookups: bases, ..Binding::default() }
+    }
+
+    fn only(findings: Vec<Finding>) -> Checked {
+        Checked { findings, ..Checked::default() }
+    }
+}
+
+/// Checks the database behind `client`, which must be a connection to `config.postgres.endpoint`.
+/// It judges, and changes nothing of the rules.
 ///
 /// # Errors
 ///
 /// When the catalog cannot be read; a database that is unfit is no error but findings.
-pub async fn postgres(
-    config: &Config,
-    rules: &mut Rules,
-    client: &Client,
-) -> Result<Vec<Finding>, Error> {
+pub async fn postgres(config: &Config, rules: &Rules, client: &Client) -> Result<Checked, Error> {
     let (backend_pid, version) = catalog::server(client).await?;
     if let Some(finding) = server::version(version) {
-        return Ok(vec![finding]);
+        return Ok(Checked::only(vec![finding]));
     }
     let mut catalog = Catalog::read(config, rules, client, true).await?;
     let mut pids = vec![backend_pid, catalog.backend_pid];
@@ -163,7 +187,7 @@ pub async fn postgres(
     let mut findings = server::check(&context, &pids);
     if catalog.is_in_recovery {
         // Whatever else is wrong would have to be cured on the primary.
-        return Ok(findings);
+        return Ok(Checked::only(findings));
     }
     findings.extend(on_standby);
     // The SQL that makes the slot writes into the comment on the publication: it comes after that.
@@ -188,14 +212,13 @@ pub async fn postgres(
     findings.extend(forgotten::unread(&context));
     findings.extend(keyed::check(config, rules, client).await?);
     memory::remember(&context, &mut findings);
-    reads::keep_the_same(rules, outcomes);
-    for table in &catalog.tables {
-        let name = table.relation.table_name();
-        for partition in &table.partitions {
-            rules.alias((&partition.schema, &partition.name), &name);
-        }
-    }
-    Ok(findings)
+    let partitions = catalog.tables.iter().flat_map(|table| {
+        let of_table = |one: &Relation| (one.table_name(), table.relation.table_name());
+        table.partitions.iter().map(of_table)
+    });
+    let partitions = partitions.collect();
+    let reads = outcomes.into_iter().map(reads::Outcome::reads).collect();
+    Ok(Checked { findings, partitions, reads })
 }
 
 /// What is judged of tables and publication. Identities come first: whoever runs the cures in this
@@ -264,7 +287,7 @@ pub(crate) fn nearest<'a>(
         .map(|(_, candidate)| candidate)
 }
 
-impl catalog::Relation {
+impl Relation {
     fn table_name(&self) -> TableName {
         TableName { schema: self.schema.clone(), name: self.name.clone() }
     }

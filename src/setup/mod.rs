@@ -96,7 +96,7 @@ pub(crate) fn list(findings: &[Finding]) -> String {
 /// publication is somebody else's and lacks something, or the role may not do all that is needed
 /// (nothing is changed then), when a statement is refused that is needed, or somebody asks to stop.
 /// What was done before is told with it.
-pub async fn setup(config: &Config, rules: &mut Rules, hands: &Hands<'_>) -> Result<Done, Error> {
+pub async fn setup(config: &Config, rules: &Rules, hands: &Hands<'_>) -> Result<Done, Error> {
     hands.prepare().await?;
     hands.hold().await?;
     let mut done = Done::default();
@@ -110,7 +110,7 @@ pub async fn setup(config: &Config, rules: &mut Rules, hands: &Hands<'_>) -> Res
 /// Checks and cures, until nothing is left to cure.
 async fn rounds(
     config: &Config,
-    rules: &mut Rules,
+    rules: &Rules,
     hands: &Hands<'_>,
     done: &mut Done,
 ) -> Result<(), Error> {
@@ -154,7 +154,7 @@ async fn rounds(
             Err(error) => return Err(error),
         }
     }
-    let mut findings = preflight::postgres(config, rules, hands.client).await?;
+    let mut findings = preflight::postgres(config, rules, hands.client).await?.findings;
     findings.retain(Finding::is_error);
     let (uncured, left): (Vec<Finding>, Vec<Finding>) =
         findings.into_iter().partition(|one| one.sql.is_some() || one.stops_everything());
