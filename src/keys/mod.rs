@@ -4,6 +4,9 @@
 //! sockets, visibility, time. Invariants: a value never becomes syntax (I4); what is unknown turns
 //! into `*` (I5); a set never outgrows its limit, it collapses to its rule's pattern (I6).
 //!
+//! Rules are what the configuration says, and never change. What they are to a database is found
+//! out by others; they are bound to it for one session (`bound`), and the bound ones map changes.
+//!
 //! A template is parsed once (`template`), resolved once per shape of a relation (`plan`), and
 //! rendered once for each version of a row (`known`, `render`): for the new one of an INSERT, the
 //! old one of a DELETE, both of an UPDATE. A NULL gives no key from its version, unless the
@@ -314,8 +317,14 @@ impl Rules {
     /// The operations that a rule looks at; none for a rule that is not of these.
     #[must_use]
     pub fn operations(&self, rule: RuleId) -> Operations {
-        let none = Operations { insert: false, update: false, delete: false, truncate: false };
-        self.rules.get(usize::from(rule.0)).map_or(none, |rule| rule.operations)
+        self.rules.get(usize::from(rule.0)).map_or(Operations::NONE, |rule| rule.operations)
+    }
+
+    /// The operations that any rule looks at.
+    #[must_use]
+    pub fn all_operations(&self) -> Operations {
+        let operations = self.rules.iter().map(|rule| rule.operations);
+        operations.fold(Operations::NONE, Operations::union)
     }
 
     /// Where a rule starts in the file.

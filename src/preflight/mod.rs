@@ -8,8 +8,9 @@
 //! operator may want to know is information.
 //!
 //! The catalog is read in two statements (`catalog`), and another one on the standby if the slot is
-//! on one (`slot_standby`); `server`, `slot`, `publication`, `tables`,
-//! `identity`, `partitions` and `condition` conclude from it and ask nothing more. Rules of
+//! on one (`slot_standby`). From it and the rules follows how the database is to be (`wanted`);
+//! `server`, `slot`, `publication`, `tables`, `identity`, `partitions` and `condition` tell what
+//! differs from that, with the steps that lead there (`difference`), and ask nothing more. Rules of
 //! materialized views need another one (`views`), `lookups` tries each query, `lookup_index` looks
 //! for an index for it, `reads` asks what its answers depend on, and `keyed` whose rows they are,
 //! and whether the stream tells them as they were.
@@ -22,6 +23,7 @@ mod catalog;
 mod code;
 mod condition;
 mod cure;
+mod difference;
 mod facts;
 mod failover;
 mod files;
@@ -53,6 +55,7 @@ mod slot_standby;
 mod step;
 mod tables;
 mod views;
+mod wanted;
 
 use std::collections::BTreeSet;
 
@@ -90,6 +93,7 @@ pub use self::step::{Does, Grant, Identity, LOCK_TIMEOUT, Object, Step};
 pub(crate) use self::views::{drop_trigger, older_trigger_name, trigger_name, trigger_names};
 
 use self::catalog::{Catalog, Name, Relation};
+use self::wanted::Wanted;
 
 /// A rule and the code of an error that concerns it.
 pub type Misfit = (String, Code);
@@ -127,11 +131,15 @@ struct Context<'a> {
     config: &'a Config,
     rules: &'a Rules,
     catalog: &'a Catalog,
-    /// `server_version_num`.
-    version: i32,
+    /// How the catalog is to be.
+    wanted: Wanted<'a>,
 }
 
-impl Context<'_> {
+impl<'a> Context<'a> {
+    fn new(config: &'a Config, rules: &'a Rules, catalog: &'a Catalog) -> Context<'a> {
+        Context { config, rules, catalog, wanted: Wanted::of(rules, catalog) }
+    }
+
     /// The names of the rules of a table.
     fn rules_of(&self, table: &TableName) -> impl Iterator<Item = &str> {
         let rules = self.config.rules.iter();
@@ -183,7 +191,7 @@ pub async fn postgres(config: &Config, rules: &Rules, client: &Client) -> Result
     let mut pids = vec![backend_pid, catalog.backend_pid];
     pids.push(catalog::server(client).await?.0);
     let on_standby = slot_standby::check(&config.postgres, &mut catalog).await?;
-    let context = Context { config, rules, catalog: &catalog, version };
+    let context = Context::new(config, rules, &catalog);
     let mut findings = server::check(&context, &pids);
     if catalog.is_in_recovery {
         // Whatever else is wrong would have to be cured on the primary.
@@ -238,7 +246,7 @@ fn of_tables(context: &Context<'_>) -> Vec<Finding> {
 /// When the catalog cannot be read.
 pub async fn again(config: &Config, rules: &Rules, client: &Client) -> Result<Vec<Finding>, Error> {
     let catalog = Catalog::read(config, rules, client, true).await?;
-    let context = Context { config, rules, catalog: &catalog, version: catalog.version };
+    let context = Context::new(config, rules, &catalog);
     let mut findings = server::check(&context, &[]);
     findings.retain(|finding| !finding.code.is_headroom());
     findings.extend(of_tables(&context));

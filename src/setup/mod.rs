@@ -50,8 +50,12 @@ use self::who::Owners;
 /// `application_name` of the connection to the standby that the slot is on.
 const NAME: &str = "walsweep command";
 
-/// How often the checks are made again after their cures. A cure may show what it uncovers, such as
-/// the slot that has to follow the publication; nothing uncovers more than that.
+/// How often the checks are made again after their cures. What the tables need is known at once;
+/// but some answers are the server's, and it gives them only once a cure has run: under whose name
+/// it publishes a partition, once the publication is another one; which old rows a lookup lacks,
+/// once its role may read the table and that is published; whose the slot is, once the comment that
+/// tells is written. Nothing of these uncovers more than that, and the last time shows that nothing
+/// is left.
 const ROUNDS_MAX: usize = 3;
 
 /// How often it begins anew because somebody else changed the publication meanwhile, such as a
