@@ -8,7 +8,7 @@
 //! Slot::fill(), buffered()      -> Frame              capture     I/O
 //! decode(frame.payload)         -> Message            decode      pure
 //! Gatherer::push(message)       -> Gathered           gather      pure
-//! rules.add(change)             -> KeySet             keys        pure
+//! bound_rules.add(change)       -> KeySet             keys        pure
 //! gate: wait until visible      -> Gated              settle::gate        I/O
 //! lookup: read rows of keys     -> Visible            settle::lookup      I/O
 //! replay: once more, when standbys have replayed      settle::replay      I/O
@@ -51,6 +51,8 @@
 //!   second walsweep that waits for the slot.
 //! - **removal**: the first one of a key; **second removal**: the one after the refill window.
 //! - **target**: one Redis deployment that keys are removed from. **node**: a Redis primary of it.
+//! - **binding**: what a database is to rules: their tables, partitions, lookups, and which of them
+//!   do not fit. With it they are **bound** rules, for one session.
 //! - **pass**: one turn of SCAN over a Redis. **sweep**: passes for patterns, without a commit that
 //!   asks for them; **resync**: a sweep of everything that rules can produce.
 //! - **watermark**: the value in Redis. **ledger**: what may be confirmed to Postgres. **proof**:

@@ -28,9 +28,9 @@ use crate::telemetry::metrics::SlotLabel;
 ///
 /// 78 for the configuration; 1 when a finding is an error or a server cannot be asked.
 pub async fn check(path: &Path, json: bool) -> Result<(), Failure> {
-    let (config, mut rules) = configuration(path)?;
+    let (config, rules) = configuration(path)?;
     let mut report = preflight::files(&config);
-    let (start, slot) = check_postgres(&config, &mut rules, &mut report).await;
+    let (start, slot) = check_postgres(&config, &rules, &mut report).await;
     check_redis(&config, &mut report).await;
     if let Some(address) = config.http.listen {
         report.own.extend(check_listen(address, slot).await);
@@ -53,7 +53,7 @@ pub async fn check(path: &Path, json: bool) -> Result<(), Failure> {
 /// about the next start, if it sweeps nothing, and which slot it is, if a primary answers.
 async fn check_postgres(
     config: &Config,
-    rules: &mut Rules,
+    rules: &Rules,
     report: &mut Report,
 ) -> (Option<Fact>, Option<SlotLabel>) {
     let sql = match connect_sql(&config.postgres.endpoint, NAME).await {
@@ -71,7 +71,8 @@ async fn check_postgres(
     report.facts.extend(preflight::of_postgres(config, &sql).await);
     let unreadable =
         |error: preflight::Error| vec![Finding::error(Code::CatalogUnreadable, error.to_string())];
-    let mut findings = preflight::postgres(config, rules, &sql).await.unwrap_or_else(unreadable);
+    let checked = preflight::postgres(config, rules, &sql).await;
+    let mut findings = checked.map_or_else(unreadable, |checked| checked.findings);
     hold_against_redis(config, &sql, &mut findings).await;
     hold_lost(config, &sql, &mut findings).await;
     findings.extend(preflight::before_publication(config, &sql).await.unwrap_or_else(unreadable));

@@ -1,11 +1,10 @@
 //! What the next start will sweep: what that start finds out, asked for beforehand. It reads from
 //! the catalog and from Redis, and changes nothing.
 
-use std::collections::BTreeSet;
 use std::rc::Rc;
 
 use crate::config::Config;
-use crate::keys::Rules;
+use crate::keys::{Binding, Rules};
 use crate::postgres::{History, Sql};
 use crate::preflight::{Code, Finding, find_reads};
 use crate::run::error::Error;
@@ -60,12 +59,12 @@ async fn start(
     sql: &Rc<Sql>,
     found: &[Finding],
 ) -> Result<Start, Error> {
-    let mut rules = rules.copy();
-    step(find_reads(config, &mut rules, sql)).await?;
-    let watched = Watched::new(&rules, &config.postgres.publication, &config.postgres.slot);
-    let suspended: BTreeSet<String> =
-        found.iter().flat_map(Finding::suspends).map(str::to_owned).collect();
-    let prints = step(watched.look(sql)).await?.prints(config, &rules, &suspended);
+    let lookups = step(find_reads(config, rules, sql)).await?;
+    let (publication, slot) = (&config.postgres.publication, &config.postgres.slot);
+    let watched = Watched::new(rules, &lookups, publication, slot);
+    let suspended = found.iter().flat_map(Finding::suspends).map(str::to_owned).collect();
+    let bound = rules.bind(Binding { lookups, suspended, ..Binding::default() });
+    let prints = step(watched.look(sql)).await?.prints(config, &bound);
     let server = SlotServer::reach(&config.postgres, Rc::clone(sql)).await?;
     let slot = step(slot_health::look(&server.sql, &config.postgres.slot)).await?;
     let slot = slot.filter(|slot| slot.lost_because().is_none());

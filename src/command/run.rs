@@ -51,7 +51,7 @@ async fn cannot_listen(address: SocketAddr, error: &io::Error) -> Failure {
 
 async fn stream(
     config: &Config,
-    mut rules: Rules,
+    rules: Rules,
     is_strict: bool,
     file: Arc<str>,
 ) -> Result<(), Failure> {
@@ -73,7 +73,7 @@ async fn stream(
     }
     let mut program = Program {
         config,
-        rules: &mut rules,
+        rules: &rules,
         health: &health,
         metrics: &metrics,
         shutdown: &mut shutdown,

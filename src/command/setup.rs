@@ -22,7 +22,7 @@ const NOT_COMPARED: &str = "mend the login of `postgres.url`, which `walsweep ru
 ///
 /// 78 for the configuration; 1 when a statement fails, or only a part of the script can be printed.
 pub async fn setup(path: &Path, print_only: bool, login: Option<&str>) -> Result<(), Failure> {
-    let (config, mut rules) = configuration(path)?;
+    let (config, rules) = configuration(path)?;
     let endpoint = endpoint(&config, login)?;
     let sql = match connect_sql(&endpoint, NAME).await {
         Ok(sql) => sql,
@@ -51,7 +51,7 @@ pub async fn setup(path: &Path, print_only: bool, login: Option<&str>) -> Result
     };
     if print_only {
         let roles = roles.into_iter().map(|role| role.statement).collect();
-        let script = setup::script(&config, &mut rules, &hands, roles).await.map_err(fail)?;
+        let script = setup::script(&config, &rules, &hands, roles).await.map_err(fail)?;
         return print(&script);
     }
     let mut told = Told::default();
@@ -68,7 +68,7 @@ pub async fn setup(path: &Path, print_only: bool, login: Option<&str>) -> Result
         let message = format!("{what}: `--as` may reach another server than `postgres.url`");
         return Err(Failure::halted(message).with_hint(Some(NOT_COMPARED)));
     }
-    let done = setup::setup(&config, &mut rules, &hands).await.map_err(fail)?;
+    let done = setup::setup(&config, &rules, &hands).await.map_err(fail)?;
     done.statements.iter().for_each(|statement| told.print(&statement.to_string()));
     done.refused.iter().for_each(|refused| told.print(&format!("{refused}\n")));
     done.forgotten().iter().for_each(|text| told.print(text));

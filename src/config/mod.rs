@@ -307,6 +307,17 @@ impl Operations {
     /// None of them.
     pub const NONE: Operations =
         Operations { insert: false, update: false, delete: false, truncate: false };
+
+    /// The operations that are of these or of `other`.
+    #[must_use]
+    pub fn union(self, other: Operations) -> Operations {
+        Operations {
+            insert: self.insert || other.insert,
+            update: self.update || other.update,
+            delete: self.delete || other.delete,
+            truncate: self.truncate || other.truncate,
+        }
+    }
 }
 
 /// A value and where it stands in the file.

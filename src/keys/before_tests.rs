@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::packed::Packed;
 use super::tests::{immutable, insert, located, rule, shown};
-use super::{Answers, Found, KeySet, Keyed, LookupId, Rules, WidenReason, resolve};
+use super::{Answers, Basis, Binding, Bound, Found, KeySet, Keyed, Rules, WidenReason, resolve};
 use crate::config::{self, Location, LookupRows, Missing};
 use crate::decode::{Column, OldKind, OldTuple, Relation, ReplicaIdentity, Tuple, Value};
 use crate::gather::{Change, Row};
@@ -12,10 +12,8 @@ use crate::gather::{Change, Row};
 const TEAM: u32 = 2;
 
 /// A key by the club of the team that `name` tells.
-fn rules(rows: LookupRows) -> Rules {
-    let mut rules = Rules::with_lookups(&[rule(&["k:{team.x}"])], &[lookup(rows)]).unwrap();
-    key(&mut rules, true);
-    rules
+fn rules(rows: LookupRows, is_exact: bool) -> Bound {
+    bind(&Rules::with_lookups(&[rule(&["k:{team.x}"])], &[lookup(rows)]).unwrap(), is_exact)
 }
 
 fn lookup(rows: LookupRows) -> config::Lookup {
@@ -32,9 +30,10 @@ fn lookup(rows: LookupRows) -> config::Lookup {
 }
 
 /// Tells whose rows they are, and whether their texts are those of the parameters.
-fn key(rules: &mut Rules, is_exact: bool) {
+fn bind(rules: &Rules, is_exact: bool) -> Bound {
     let (params, columns) = (vec!["id".to_owned()], vec!["club".to_owned()]);
-    rules.set_keyed(LookupId(0), Some(Keyed { tables: vec![TEAM], params, columns, is_exact }));
+    let keyed = Some(Keyed { tables: vec![TEAM], params, columns, is_exact });
+    rules.bind(Binding { lookups: vec![Basis { reads: None, keyed }], ..Binding::default() })
 }
 
 /// The table of teams, which no rule looks at.
@@ -72,7 +71,7 @@ fn full(tuple: Tuple) -> OldTuple {
 }
 
 /// The keys of a transaction with these changes of teams, and of one row that refers to team 5.
-fn transaction(rules: &mut Rules, changes: impl IntoIterator<Item = Row>) -> KeySet {
+fn transaction(rules: &mut Bound, changes: impl IntoIterator<Item = Row>) -> KeySet {
     let (mut keys, relation) = (rules.key_set(), teams(ReplicaIdentity::Full));
     for row in changes {
         rules.add(&Change { relation: Arc::clone(&relation), row }, &mut keys);
@@ -100,7 +99,7 @@ fn a_row_that_the_transaction_deleted_or_changed_gives_its_old_keys_too() {
     let moved = |from, to| Row::Update { old: Some(full(team(from, "5"))), new: team(to, "5") };
     let renumbered = || Row::Update { old: Some(full(team("A", "5"))), new: team("A", "6") };
     let other = || Row::Delete { old: full(team("Z", "4")) };
-    let mut rules = rules(LookupRows::One);
+    let mut rules = rules(LookupRows::One, true);
     for (changes, found, expected) in [
         (vec![gone()], Found::None, "'k:A'"),
         (vec![gone(), Row::Insert { new: team("B", "5") }], now("B"), "'k:B' 'k:A'"),
@@ -118,14 +117,14 @@ fn a_row_that_the_transaction_deleted_or_changed_gives_its_old_keys_too() {
     ] {
         assert_eq!(resolved(transaction(&mut rules, changes), &found), expected);
     }
-    let mut many = self::rules(LookupRows::Many);
+    let mut many = self::rules(LookupRows::Many, true);
     assert_eq!(resolved(transaction(&mut many, [gone(), other()]), &Found::None), "'k:A'");
 }
 
 /// I5: where the stream does not tell what a row was, any key may have been another one.
 #[test]
 fn what_is_not_known_of_an_old_row_widens() {
-    let unknown = |rules: &mut Rules, row, id: &str, (identity, found): (_, &Found)| {
+    let unknown = |rules: &mut Bound, row, id: &str, (identity, found): (_, &Found)| {
         let mut keys = rules.key_set();
         rules.add(&Change { relation: teams(identity), row }, &mut keys);
         let row = insert([Some("7"), Some(id), None, None]);
@@ -142,7 +141,7 @@ fn what_is_not_known_of_an_old_row_widens() {
         Row::Update { old: None, new }
     };
     let by_id = || ReplicaIdentity::Default;
-    let mut rules = rules(LookupRows::One);
+    let mut rules = rules(LookupRows::One, true);
     let wide = "/k:*/ (replica_identity 1)";
     for (row, id, identity, found, expected) in [
         (gone(), "5", by_id(), Found::None, wide),
@@ -156,14 +155,14 @@ fn what_is_not_known_of_an_old_row_widens() {
         assert_eq!(unknown(&mut rules, row, id, (identity, &found)), expected);
     }
     // Another text may find the row.
-    key(&mut rules, false);
+    rules = self::rules(LookupRows::One, false);
     let full = || ReplicaIdentity::Full;
     let moved = |to| Row::Update { old: Some(full_row("A")), new: team(to, "5") };
     for (row, expected) in [(moved("B"), "/k:*/ (lookup_old_row 1)"), (moved("A"), "'k:A'")] {
         assert_eq!(unknown(&mut rules, row, "05", (full(), &now("A"))), expected);
     }
     for rows in [LookupRows::One, LookupRows::Many] {
-        let (mut rules, found) = (self::rules(rows), (by_id(), &Found::None));
+        let (mut rules, found) = (self::rules(rows, true), (by_id(), &Found::None));
         assert_eq!(unknown(&mut rules, gone(), "5", found), wide);
     }
 }
@@ -178,8 +177,8 @@ fn what_never_changes_is_known_of_an_old_row() {
     let mut team_rule = immutable("club", rule(&["t:{id}"]));
     (team_rule.name, team_rule.table.name) = ("teams".to_owned(), "team".to_owned());
     let lookup = lookup(LookupRows::One);
-    let mut rules = Rules::with_lookups(&[rule(&["k:{team.x}"]), team_rule], &[lookup]).unwrap();
-    key(&mut rules, true);
+    let rules = Rules::with_lookups(&[rule(&["k:{team.x}"]), team_rule], &[lookup]).unwrap();
+    let mut rules = bind(&rules, true);
     let mut keys = rules.key_set();
     let row = Row::Update { old: None, new: team("B", "5") };
     rules.add(&Change { relation: teams(ReplicaIdentity::Default), row }, &mut keys);
@@ -191,7 +190,7 @@ fn what_never_changes_is_known_of_an_old_row() {
 #[test]
 fn what_is_known_of_before_travels_with_the_set_and_is_dropped_where_nothing_waits() {
     let gone = || [Row::Delete { old: full(team("A", "5")) }];
-    let mut rules = rules(LookupRows::One);
+    let mut rules = rules(LookupRows::One, true);
     let (mut packed, mut merged) = (rules.key_set(), rules.key_set());
     let keys = transaction(&mut rules, gone());
     Packed::new(&keys).add_to(&mut packed);
@@ -215,7 +214,7 @@ fn what_is_known_of_before_travels_with_the_set_and_is_dropped_where_nothing_wai
 #[test]
 fn what_is_known_of_before_is_bounded_and_its_loss_widens() {
     let gone = |id: usize| Row::Delete { old: full(team("A", &id.to_string())) };
-    let mut rules = rules(LookupRows::One);
+    let mut rules = rules(LookupRows::One, true);
     let mut keys = transaction(&mut rules, (10..50_000).map(gone));
     assert!(keys.bytes() < 3 << 20, "{}", keys.bytes());
     assert_eq!(resolved(keys, &Found::None), "/k:*/ (limit 1)");

@@ -5,14 +5,14 @@ use proptest::prelude::*;
 use super::in_progress::InProgress;
 use super::packed::Packed;
 use super::tests::{compile, rule};
-use super::{KeySet, Rules, WidenReason};
+use super::{Binding, Bound, KeySet, WidenReason};
 use crate::decode::{Tuple, Value};
 use crate::gather::{Change, Row};
 
 const TEMPLATES: [&str; 4] = ["all", "list:*", "k:{id}", "n:{name}:*"];
 
-fn rules() -> Rules {
-    compile(rule(&TEMPLATES))
+fn rules() -> Bound {
+    compile(rule(&TEMPLATES)).bind(Binding::default())
 }
 
 fn change(id: u32) -> Change {
@@ -35,7 +35,7 @@ fn listed(keys: &KeySet) -> Vec<String> {
 }
 
 /// The keys of these rows.
-fn keys_of(rules: &mut Rules, ids: impl IntoIterator<Item = u32>) -> KeySet {
+fn keys_of(rules: &mut Bound, ids: impl IntoIterator<Item = u32>) -> KeySet {
     let mut keys = rules.key_set();
     ids.into_iter().for_each(|id| rules.add(&change(id), &mut keys));
     keys

@@ -49,7 +49,7 @@ fn found(columns: &[Option<&str>]) -> Found {
 
 #[track_caller]
 fn check(template: &str, changed: Row, answered: &Found, expected: &str) {
-    let mut keys = keys_of(&mut compile(&[template]), [changed]);
+    let mut keys = keys_of(&compile(&[template]), [changed]);
     answer(&mut keys, answered);
     assert_eq!(shown(&keys), expected);
 }
@@ -57,9 +57,9 @@ fn check(template: &str, changed: Row, answered: &Found, expected: &str) {
 /// A subtransaction of a large transaction waits packed.
 #[test]
 fn what_waits_for_rows_is_packed_whole() {
-    let mut rules = compile(&["k:{team.x}:{id}", "l:{two.y}"]);
+    let rules = compile(&["k:{team.x}:{id}", "l:{two.y}"]);
     let rows = [row("7", Some("n"), None), row("8", Some("m"), Some("c")), row("9", None, None)];
-    let mut keys = keys_of(&mut rules, rows);
+    let mut keys = keys_of(&rules, rows);
     let mut back = rules.key_set();
     Packed::new(&keys).add_to(&mut back);
     assert_eq!(back.wanted(), keys.wanted());
@@ -94,20 +94,20 @@ fn a_row_that_is_not_known_widens() {
     check("k:{team.x}", row("7", None, None), &Found::None, "");
     check("k:{team.x|default:no}", row("7", None, None), &Found::None, "'k:no'");
     check("k:{team.x}", row("7", None, None), &found(&[Some("null's")]), "'k:null's'");
-    let mut keys = keys_of(&mut compile(&["k:{team.x}:{id}"]), [seven()]);
+    let mut keys = keys_of(&compile(&["k:{team.x}:{id}"]), [seven()]);
     resolve(&mut keys, &Answers::default(), WidenReason::Limit);
     assert_eq!(shown(&keys), "/k:*:7/ (limit 1)");
 }
 
 #[test]
 fn unknown_parameters_do_not_wait() {
-    let mut rules = compile(&["k:{team.x}:{id}"]);
+    let rules = compile(&["k:{team.x}:{id}"]);
     let deleted = || delete(OldKind::Key, [Some("7"), None, None, None]);
-    let keys = keys_of(&mut rules, [deleted()]);
+    let keys = keys_of(&rules, [deleted()]);
     assert_eq!(shown(&keys), "/k:*:7/ (replica_identity 1)");
-    let keys = keys_of(&mut rules, [Row::Truncate]);
+    let keys = keys_of(&rules, [Row::Truncate]);
     assert_eq!(shown(&keys), "/k:*:*/ (truncate 1)");
-    let mut both = keys_of(&mut compile(&["k:{team.x}:{two.x}"]), [deleted()]);
+    let mut both = keys_of(&compile(&["k:{team.x}:{two.x}"]), [deleted()]);
     assert!(!both.has_pending());
     answer(&mut both, &Found::None);
     assert_eq!(shown(&both), "/k:*:*/ (replica_identity 1)");
@@ -115,9 +115,9 @@ fn unknown_parameters_do_not_wait() {
 
 #[test]
 fn each_row_is_wanted_once_and_both_versions_count() {
-    let mut rules = compile(&["a:{team.x}", "b:{team.y}:{id}"]);
+    let rules = compile(&["a:{team.x}", "b:{team.y}:{id}"]);
     let many = (0..100).map(|id| row(&id.to_string(), Some("same"), None));
-    let mut keys = keys_of(&mut rules, many);
+    let mut keys = keys_of(&rules, many);
     assert!(!keys.is_empty() && keys.exact_len() == 0 && keys.wanted().len() == 1);
     let params: Vec<_> = keys.wanted().iter().map(|one| one.params().len()).collect();
     assert_eq!(params, [1]);
@@ -125,27 +125,27 @@ fn each_row_is_wanted_once_and_both_versions_count() {
     assert_eq!(keys.exact_len(), 101);
     let before = [Some("1"), Some("old"), None, None];
     let update = |name| update_from(OldKind::Full, before, [Some("1"), Some(name), None, None]);
-    assert_eq!(keys_of(&mut rules, [update("new")]).wanted().len(), 2);
-    assert_eq!(keys_of(&mut rules, [update("old")]).wanted().len(), 1);
+    assert_eq!(keys_of(&rules, [update("new")]).wanted().len(), 2);
+    assert_eq!(keys_of(&rules, [update("old")]).wanted().len(), 1);
 }
 
 /// I6: what waits counts, is merged, and gives way to the template's whole pattern.
 #[test]
 fn what_waits_is_bounded() {
     let limits = Limits { keys: 10, ..Limits::default() };
-    let mut rules = compile(&["a:{team.x}:{id}", "b:{id}"]).with_limits(limits);
+    let rules = compile(&["a:{team.x}:{id}", "b:{id}"]).with_limits(limits);
     let rows = |ids: std::ops::Range<u32>| {
         ids.map(|id| row(&id.to_string(), Some(&id.to_string()), None)).collect::<Vec<_>>()
     };
-    let (mut some, others) = (keys_of(&mut rules, rows(0..5)), keys_of(&mut rules, rows(3..9)));
-    let alone = keys_of(&mut compile(&["a:{team.x}:{id}"]), rows(0..5));
+    let (mut some, others) = (keys_of(&rules, rows(0..5)), keys_of(&rules, rows(3..9)));
+    let alone = keys_of(&compile(&["a:{team.x}:{id}"]), rows(0..5));
     assert!(alone.exact_len() == 0 && alone.bytes() > rules.key_set().bytes(), "it costs memory");
     some.merge(&others);
     assert_eq!(some.wanted().len(), 9);
     let mut whole = some.clone();
     whole.collapse();
     assert!(!whole.has_pending() && shown(&whole).contains("/a:*:*/"), "{}", shown(&whole));
-    some.merge(&keys_of(&mut rules, rows(9..12)));
+    some.merge(&keys_of(&rules, rows(9..12)));
     assert!(!some.has_pending() && shown(&some).contains("/a:*:*/"), "{}", shown(&some));
     answer(&mut some, &Found::None);
     assert!(!shown(&some).contains("lookup"), "{}", shown(&some));
@@ -155,11 +155,11 @@ fn what_waits_is_bounded() {
 #[test]
 fn what_is_answered_makes_room() {
     let limits = Limits { bytes: 4_000, ..Limits::default() };
-    let mut rules = compile(&["a:{team.x}", "b:{id}"]).with_limits(limits);
+    let rules = compile(&["a:{team.x}", "b:{id}"]).with_limits(limits);
     let mut keys = rules.key_set();
     for round in 0..10 {
         let name = format!("{round:01000}");
-        keys.merge(&keys_of(&mut rules, [row(&round.to_string(), Some(&name), None)]));
+        keys.merge(&keys_of(&rules, [row(&round.to_string(), Some(&name), None)]));
         answer(&mut keys, &found(&[Some("x")]));
     }
     assert_eq!((keys.exact_len(), keys.has_patterns()), (11, false), "{}", shown(&keys));
@@ -208,7 +208,7 @@ fn rows(rows: &[&[Option<&str>]]) -> Found {
 #[test]
 fn each_of_many_rows_gives_its_keys_and_none_gives_none() {
     let check = |key: &str, answered: &Found, expected: &str| {
-        let mut keys = keys_of(&mut many(key), [row("7", Some("n"), None)]);
+        let mut keys = keys_of(&many(key), [row("7", Some("n"), None)]);
         answer(&mut keys, answered);
         assert_eq!(shown(&keys), expected, "{key}");
     };
@@ -220,10 +220,8 @@ fn each_of_many_rows_gives_its_keys_and_none_gives_none() {
     check("k:{team.x|default:-}", &Found::None, "");
     check("k:{team.x}:{id}", &Found::Beyond, "/k:*:7/ (lookup_limit 1)");
     check("k:{team.x}:{id}", &Found::Failed, "/k:*:7/ (lookup_failed 1)");
-    let mut unknown = keys_of(
-        &mut many("k:{team.x}:{id}"),
-        [delete(OldKind::Key, [Some("7"), None, None, None])],
-    );
+    let mut unknown =
+        keys_of(&many("k:{team.x}:{id}"), [delete(OldKind::Key, [Some("7"), None, None, None])]);
     assert_eq!(shown(&unknown), "/k:*:7/ (replica_identity 1)");
     answer(&mut unknown, &Found::None);
     assert_eq!(shown(&unknown), "/k:*:7/ (replica_identity 1)");
@@ -248,8 +246,8 @@ fn two_lookups_of_many_rows_in_one_key_are_a_problem() {
     let problems = both([LookupRows::Many, LookupRows::Many]).unwrap_err();
     let text = "a key names two lookups of many rows, `a` and `b`";
     assert_eq!((problems.len(), &*problems[0].message), (1, text));
-    let mut mixed = both([LookupRows::Many, LookupRows::One]).unwrap();
-    let mut keys = keys_of(&mut mixed, [row("7", Some("n"), Some("c"))]);
+    let mixed = both([LookupRows::Many, LookupRows::One]).unwrap();
+    let mut keys = keys_of(&mixed, [row("7", Some("n"), Some("c"))]);
     let mut answers = Answers::default();
     for wanted in keys.wanted() {
         let is_many = wanted.lookup.0 == 0;
@@ -265,14 +263,14 @@ fn two_lookups_of_many_rows_in_one_key_are_a_problem() {
 fn no_row_gives_no_key_where_the_configuration_says_so() {
     let mut team = lookup("team", "by name", &["name"]);
     team.missing = Missing::Skip;
-    let mut rules = Rules::with_lookups(&[rule(&["k:{team.x|default:-}"])], &[team]).unwrap();
+    let rules = Rules::with_lookups(&[rule(&["k:{team.x|default:-}"])], &[team]).unwrap();
     for (answered, expected) in [
         (Found::None, ""),
         (Found::Many, "/k:*/ (lookup_many_rows 1)"),
         (Found::Failed, "/k:*/ (lookup_failed 1)"),
         (found(&[None]), "'k:-'"),
     ] {
-        let mut keys = keys_of(&mut rules, [row("7", Some("n"), None)]);
+        let mut keys = keys_of(&rules, [row("7", Some("n"), None)]);
         answer(&mut keys, &answered);
         assert_eq!(shown(&keys), expected);
     }

@@ -4,6 +4,9 @@
 //! sockets, visibility, time. Invariants: a value never becomes syntax (I4); what is unknown turns
 //! into `*` (I5); a set never outgrows its limit, it collapses to its rule's pattern (I6).
 //!
+//! Rules are what the configuration says, and never change. What they are to a database is found
+//! out by others; they are bound to it for one session (`bound`), and the bound ones map changes.
+//!
 //! A template is parsed once (`template`), resolved once per shape of a relation (`plan`), and
 //! rendered once for each version of a row (`known`, `render`): for the new one of an INSERT, the
 //! old one of a DELETE, both of an UPDATE. A NULL gives no key from its version, unless the
@@ -19,6 +22,7 @@
 
 mod arena;
 mod before;
+mod bound;
 mod compile;
 mod condition;
 mod encoding;
@@ -57,6 +61,7 @@ use crate::budget::Memory;
 use crate::config::{self, Location, Operations, Problem, Source, TableName};
 use crate::gather::Change;
 
+pub use bound::{Basis, Binding, Bound};
 pub use compile::{ColumnUse, Purpose};
 pub use in_progress::InProgress;
 pub use label::{LookupId, RuleId, WidenReason};
@@ -68,7 +73,7 @@ pub use signal::{Malformed, Signal};
 
 use compile::Rule;
 use label::{TemplateInfo, Whole};
-use plan::Plans;
+use plan::{Plan, is_of_table};
 use render::{Renderer, Verdict};
 
 /// Whether a text is a timestamp or date as Postgres sends it.
@@ -76,19 +81,16 @@ pub(crate) fn is_time(text: &str) -> bool {
     condition::is_time(text)
 }
 
-/// The compiled rules.
-#[derive(Debug)]
+/// The compiled rules of a configuration. They know no database, and nothing changes them; clones
+/// share them. To map changes they are [bound](Rules::bind).
+#[derive(Clone, Debug)]
 pub struct Rules {
-    names: Vec<String>,
-    rules: Vec<Rule>,
+    names: Arc<[String]>,
+    rules: Arc<[Rule]>,
     templates: Arc<[TemplateInfo]>,
     limits: Limits,
     memory: Arc<Memory>,
-    plans: Plans,
-    renderer: Renderer,
-    /// The rules whose `when` failed, and were told of.
-    failed: Vec<RuleId>,
-    lookups: Vec<Lookup>,
+    lookups: Arc<[Lookup]>,
 }
 
 /// Why a rule does not look at a change.
@@ -124,13 +126,10 @@ impl Rules {
         Ok(Rules {
             names,
             templates: compile::infos(&rules),
-            rules,
+            rules: rules.into(),
             limits: Limits::default(),
             memory: Arc::default(),
-            plans: Plans::default(),
-            renderer: Renderer::default(),
-            failed: Vec::new(),
-            lookups,
+            lookups: lookups.into(),
         })
     }
 
@@ -152,31 +151,16 @@ impl Rules {
         &self.memory
     }
 
-    /// Adds the keys of a change to a set of these rules.
-    pub fn add(&mut self, change: &Change, keys: &mut KeySet) {
-        let plan = self.plans.get(&change.relation, (&self.rules, &self.lookups));
-        if !plan.rules.is_empty() || !plan.lookups.is_empty() {
-            self.renderer.add(&change.row, plan, &self.rules, keys);
-        }
-    }
-
     /// What one rule alone makes of a change; `None` if the rule looks at another table.
-    pub(crate) fn keys_of_rule(&mut self, rule: RuleId, change: &Change) -> Option<KeySet> {
-        let mut keys = self.key_set();
-        let mut plan = self.plans.fresh(&change.relation, (&self.rules, &[]));
-        plan.rules.retain(|planned| planned.id == rule);
-        if plan.rules.is_empty() {
-            return None;
-        }
-        self.renderer.add(&change.row, &plan, &self.rules, &mut keys);
+    pub(crate) fn keys_of_rule(&self, rule: RuleId, change: &Change) -> Option<KeySet> {
+        let (mut keys, plan) = (self.key_set(), self.plan_of(rule, change)?);
+        Renderer::default().add(&change.row, &plan, &self.rules, &mut keys);
         Some(keys)
     }
 
     /// Why one rule does not look at a change; `None` if it does, or looks at another table.
     pub(crate) fn skips(&self, rule: RuleId, change: &Change) -> Option<Skip> {
-        let mut plan = self.plans.fresh(&change.relation, (&self.rules, &[]));
-        plan.rules.retain(|planned| planned.id == rule);
-        match Renderer::verdict(&change.row, &plan, &self.rules)? {
+        match Renderer::verdict(&change.row, &self.plan_of(rule, change)?, &self.rules)? {
             Verdict::OtherOperation => Some(Skip::OtherOperation),
             Verdict::Unchanged => Some(Skip::Unchanged),
             Verdict::ConditionFalse => Some(Skip::ConditionFalse),
@@ -187,21 +171,19 @@ impl Rules {
     /// The columns of a rule's `changed` that count as different only because an UPDATE does not
     /// tell whether they are; none if one of them differs for sure.
     pub(crate) fn supposed_changed(&self, rule: RuleId, change: &Change) -> Vec<&str> {
-        let mut plan = self.plans.fresh(&change.relation, (&self.rules, &[]));
-        plan.rules.retain(|planned| planned.id == rule);
+        let Some(plan) = self.plan_of(rule, change) else { return Vec::new() };
         let Some(rule) = self.rules.get(usize::from(rule.0)) else { return Vec::new() };
         let places = Renderer::supposed(&change.row, &plan);
         let columns = places.into_iter().filter_map(|place| rule.changed.get(place));
         columns.map(|column| column.value.as_str()).collect()
     }
 
-    /// The rules whose `when` failed for the first time since the last call, and why: each rule is
-    /// told once, and nothing of its values is (I9).
-    pub fn new_failures(&mut self) -> Vec<(RuleId, &'static str)> {
-        let mut fresh = self.renderer.take_faults();
-        fresh.retain(|(rule, _)| !self.failed.contains(rule));
-        self.failed.extend(fresh.iter().map(|(rule, _)| *rule));
-        fresh.into_iter().map(|(rule, fault)| (rule, fault.as_str())).collect()
+    /// What one rule wants of the relation of a change, if that has the name of its table.
+    fn plan_of(&self, rule: RuleId, Change { relation, .. }: &Change) -> Option<Plan> {
+        let (schema, name) = (relation.namespace.clone(), relation.name.clone());
+        let rule = self.rules.get(usize::from(rule.0))?;
+        let is_of_it = is_of_table(rule, &TableName { schema, name });
+        is_of_it.then(|| Plan::new(relation, &[rule], &[]))
     }
 
     /// What in the conditions of a table's rules does not fit the types of its columns, each with
@@ -212,7 +194,8 @@ impl Rules {
         table: &TableName,
         type_id: &dyn Fn(&str) -> Option<u32>,
     ) -> Vec<(&str, Problem)> {
-        let rules = self.rules.iter().zip(&self.names).filter(|(rule, _)| rule.table == *table);
+        let rules =
+            self.rules.iter().zip(self.names.iter()).filter(|(rule, _)| rule.table == *table);
         let conditions = rules.filter_map(|(rule, name)| Some((rule.when.as_ref()?, name)));
         let misfits = conditions.flat_map(|(when, name)| {
             let misfits = when.misfits(&|at| {
@@ -226,40 +209,14 @@ impl Rules {
             .collect()
     }
 
-    /// Lets no change, refresh or message give keys of the rules of these names; all others do.
-    /// What they have in key sets already stays, and so does their part of
-    /// [`everything`](Rules::everything).
-    pub fn suspend(&mut self, names: &BTreeSet<String>) {
-        let ids = (0..=u16::MAX).map(RuleId).zip(&self.names);
-        let suspended = ids.filter(|(_, name)| names.contains(*name)).map(|(id, _)| id);
-        self.plans.suspend(suspended.collect());
-    }
-
     /// The names of the rules with a key that names a lookup.
     pub fn rules_of_lookup(&self, lookup: LookupId) -> impl Iterator<Item = &str> {
         let uses = move |rule: &Rule| {
             let templates = rule.templates.iter().filter_map(|key| key.lookup.as_ref());
             templates.flat_map(|template| &template.lookups).any(|used| used.id == lookup)
         };
-        let rules = self.rules.iter().zip(&self.names);
+        let rules = self.rules.iter().zip(self.names.iter());
         rules.filter(move |(rule, _)| uses(rule)).map(|(_, name)| name.as_str())
-    }
-
-    /// The same rules once more, for someone who asks about them while they are at work; nothing
-    /// is suspended, and no partition known.
-    #[must_use]
-    pub fn copy(&self) -> Rules {
-        Rules {
-            names: self.names.clone(),
-            rules: self.rules.clone(),
-            templates: Arc::clone(&self.templates),
-            limits: self.limits,
-            memory: Arc::clone(&self.memory),
-            plans: Plans::default(),
-            renderer: Renderer::default(),
-            failed: Vec::new(),
-            lookups: self.lookups.clone(),
-        }
     }
 
     /// Every key that any rule could produce: each template with every placeholder a `*` (I7).
@@ -290,7 +247,7 @@ impl Rules {
     #[must_use]
     pub fn part(&self, is_wanted: impl Fn(KeyPlace) -> bool) -> KeySet {
         let mut keys = self.key_set();
-        for rule in &self.rules {
+        for rule in self.rules.iter() {
             let wanted =
                 rule.templates.iter().enumerate().filter(|(at, _)| is_wanted((rule.id, *at)));
             wanted.for_each(|(_, key)| keys.add_whole(key.id, None));
@@ -301,17 +258,11 @@ impl Rules {
     /// What each rule gives, by [`RuleId`]; the rules of these names are suspended.
     #[must_use]
     pub fn prints(&self, suspended: &BTreeSet<String>) -> Vec<RulePrint> {
-        let rules = self.rules.iter().zip(&self.names);
+        let rules = self.rules.iter().zip(self.names.iter());
         let print = |(rule, name): (&Rule, &String)| {
             print::rule(rule, &self.lookups, suspended.contains(name))
         };
         rules.map(print).collect()
-    }
-
-    /// Lets the rules of tables look at changes of these relations, too, whatever they are called
-    /// at the moment of the change: each `pg_class.oid` with the table that it is now.
-    pub fn set_relations(&mut self, relations: impl IntoIterator<Item = (u32, TableName)>) {
-        self.plans.set_relations(relations.into_iter().collect());
     }
 
     /// 16 hex digits that tell rules apart that give different keys for some change. Names and
@@ -328,25 +279,11 @@ impl Rules {
         &self.names
     }
 
-    /// The lookups, by [`LookupId`].
+    /// The lookups, by [`LookupId`]; what their answers rest on is known once they are
+    /// [bound](Bound::lookups).
     #[must_use]
     pub fn lookups(&self) -> &[Lookup] {
         &self.lookups
-    }
-
-    /// Notes what the answers of a lookup depend on, or that they may not be kept.
-    pub fn set_reads(&mut self, lookup: LookupId, reads: Option<Reads>) {
-        if let Some(lookup) = self.lookups.get_mut(usize::from(lookup.0)) {
-            lookup.reads = reads;
-        }
-    }
-
-    /// Notes whose rows a lookup's answers are, or that this is not known.
-    pub fn set_keyed(&mut self, lookup: LookupId, keyed: Option<Keyed>) {
-        if let Some(lookup) = self.lookups.get_mut(usize::from(lookup.0)) {
-            lookup.keyed = keyed;
-        }
-        self.plans.forget();
     }
 
     /// The tables that rules look at, each once, in the order of the rules.
@@ -360,12 +297,16 @@ impl Rules {
 
     /// The columns that rules read.
     pub fn column_uses(&self) -> impl Iterator<Item = ColumnUse<'_>> {
-        self.rules.iter().zip(&self.names).flat_map(|(rule, name)| compile::column_uses(rule, name))
+        self.rules
+            .iter()
+            .zip(self.names.iter())
+            .flat_map(|(rule, name)| compile::column_uses(rule, name))
     }
 
     /// The columns that the rules of a table read.
     pub fn column_uses_of(&self, table: &TableName) -> impl Iterator<Item = ColumnUse<'_>> {
-        let rules = self.rules.iter().zip(&self.names).filter(|(rule, _)| rule.table == *table);
+        let rules =
+            self.rules.iter().zip(self.names.iter()).filter(|(rule, _)| rule.table == *table);
         rules.flat_map(|(rule, name)| compile::column_uses(rule, name))
     }
 
@@ -385,20 +326,19 @@ impl Rules {
     /// The operations that a rule looks at; none for a rule that is not of these.
     #[must_use]
     pub fn operations(&self, rule: RuleId) -> Operations {
-        let none = Operations { insert: false, update: false, delete: false, truncate: false };
-        self.rules.get(usize::from(rule.0)).map_or(none, |rule| rule.operations)
+        self.rules.get(usize::from(rule.0)).map_or(Operations::NONE, |rule| rule.operations)
+    }
+
+    /// The operations that any rule looks at.
+    #[must_use]
+    pub fn all_operations(&self) -> Operations {
+        let operations = self.rules.iter().map(|rule| rule.operations);
+        operations.fold(Operations::NONE, Operations::union)
     }
 
     /// Where a rule starts in the file.
     #[must_use]
     pub fn location(&self, rule: RuleId) -> Option<&Location> {
         self.rules.get(usize::from(rule.0)).map(|rule| &rule.at)
-    }
-
-    /// Lets the rules of `table` look at `relation` (schema and name), too: a partition of it whose
-    /// changes are published under its own name. Rules of the partition itself stay.
-    pub fn alias(&mut self, relation: (&str, &str), table: &TableName) {
-        let (schema, name) = (relation.0.to_owned(), relation.1.to_owned());
-        self.plans.alias(TableName { schema, name }, table.clone());
     }
 }

@@ -1,7 +1,6 @@
 //! Rules resolved against a relation, once per shape of the relation: which columns of a tuple are
 //! needed, and where each placeholder finds its value.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use hashbrown::HashMap;
@@ -22,12 +21,6 @@ const PLAN_COUNT_MAX: usize = 4_096;
 #[derive(Debug, Default)]
 pub(super) struct Plans {
     by_relation: HashMap<u32, Plan>,
-    /// The tables that a relation is a partition of.
-    aliases: HashMap<TableName, Vec<TableName>>,
-    /// The tables that relations are now, by oid.
-    relations: HashMap<u32, TableName>,
-    /// The rules that look at nothing for now.
-    suspended: BTreeSet<RuleId>,
 }
 
 /// What the rules want of a relation.
@@ -104,72 +97,28 @@ pub(super) struct Needs {
 }
 
 impl Plans {
-    /// Lets the rules of `table` look at `relation`, too: it is one of its partitions.
-    pub(super) fn alias(&mut self, relation: TableName, table: TableName) {
-        let tables = self.aliases.entry(relation).or_default();
-        if !tables.contains(&table) {
-            tables.push(table);
-        }
-        self.by_relation.clear();
-    }
-
-    /// Lets the rules of these tables look at the relations of these oids, whatever their names: a
-    /// table that is renamed and renamed back was the same table all the while.
-    pub(super) fn set_relations(&mut self, relations: HashMap<u32, TableName>) {
-        self.relations = relations;
-        self.by_relation.clear();
-    }
-
-    /// Lets these rules look at nothing, and all others at their tables.
-    pub(super) fn suspend(&mut self, rules: BTreeSet<RuleId>) {
-        self.suspended = rules;
-        self.by_relation.clear();
-    }
-
-    /// Makes every plan anew.
-    pub(super) fn forget(&mut self) {
-        self.by_relation.clear();
-    }
-
-    /// Whether the rule looks at nothing for now.
-    pub(super) fn is_suspended(&self, rule: RuleId) -> bool {
-        self.suspended.contains(&rule)
-    }
-
-    /// The plan for a relation, made anew if its shape is new.
+    /// The plan for a relation, made anew by `make` if its shape is new.
     pub(super) fn get(
         &mut self,
         relation: &Arc<Relation>,
-        (rules, lookups): (&[Rule], &[Lookup]),
+        make: impl FnOnce(&Arc<Relation>) -> Plan,
     ) -> &Plan {
         let known = self.by_relation.get(&relation.id);
         if !known.is_some_and(|plan| Arc::ptr_eq(&plan.relation, relation)) {
             if self.by_relation.len() >= PLAN_COUNT_MAX {
                 self.by_relation.clear();
             }
-            let plan = self.fresh(relation, (rules, lookups));
-            self.by_relation.insert(relation.id, plan);
+            self.by_relation.insert(relation.id, make(relation));
         }
         &self.by_relation[&relation.id]
     }
+}
 
-    /// The plan for a relation, outside of the cache.
-    pub(super) fn fresh(
-        &self,
-        relation: &Arc<Relation>,
-        (rules, lookups): (&[Rule], &[Lookup]),
-    ) -> Plan {
-        let own = TableName { schema: relation.namespace.clone(), name: relation.name.clone() };
-        let roots = self.aliases.get(&own).map_or(&[][..], Vec::as_slice);
-        let now = self.relations.get(&relation.id);
-        let looks = |rule: &&Rule| {
-            rule.source == Source::Table
-                && (rule.table == own || roots.contains(&rule.table) || now == Some(&rule.table))
-                && !self.is_suspended(rule.id)
-        };
-        let rules: Vec<&Rule> = rules.iter().filter(looks).collect();
+impl Plan {
+    /// What `rules` want of a relation that they look at, and lookups, if its rows are theirs.
+    pub(super) fn new(relation: &Arc<Relation>, rules: &[&Rule], lookups: &[Lookup]) -> Plan {
         let mut slots: Vec<Slot> = Vec::new();
-        for rule in &rules {
+        for rule in rules {
             let own = rule.templates.iter().flat_map(|key| key.template.own_columns());
             slots.extend(own.map(|p| slot(relation, rule, &p.column)));
             let params = rule.templates.iter().flat_map(params).flatten();
@@ -203,6 +152,11 @@ impl Plans {
         let rules = rules.iter().map(|rule| self::planned(relation, rule, &slots)).collect();
         Plan { relation: Arc::clone(relation), slots, rules, lookups }
     }
+}
+
+/// Whether a rule names a table, and no view or message.
+pub(super) fn is_of_table(rule: &Rule, table: &TableName) -> bool {
+    rule.source == Source::Table && rule.table == *table
 }
 
 fn slot(relation: &Relation, rule: &Rule, column: &str) -> Slot {

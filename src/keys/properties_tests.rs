@@ -36,8 +36,8 @@ proptest! {
 
     #[test]
     fn a_value_never_becomes_a_glob(value in glob_bytes(), other in glob_bytes()) {
-        let mut rules = compile(rule(&["k:{id}:{gone}:e", "{id}:?", "k:{id}"]));
-        let keys = keys_of(&mut rules, [row_of(&value, b"")]);
+        let rules = compile(rule(&["k:{id}:{gone}:e", "{id}:?", "k:{id}"]));
+        let keys = keys_of(&rules, [row_of(&value, b"")]);
         let patterns: Vec<&Pattern> = keys.patterns().map(|(_, pattern)| pattern).collect();
         let key = |middle: &[u8], end: &[u8]| [b"k:", middle, end].concat();
         prop_assert!(patterns[0].matches(&key(&value, b":any:e")));
@@ -57,14 +57,14 @@ proptest! {
             .flat_map(|c| "*?[]{}\\".contains(c).then_some('\\').into_iter().chain([c]))
             .collect();
         let template = format!("{escaped}{{id}}{escaped}{{name|urlencode}}{{name}}");
-        let mut rules = compile(rule(&[&template]));
-        let exact = keys_of(&mut rules, [row_of(&first, &second)]);
+        let rules = compile(rule(&[&template]));
+        let exact = keys_of(&rules, [row_of(&first, &second)]);
         let key = exact.exact().next().unwrap().1;
-        for wide in [rules.everything(), keys_of(&mut rules, [Row::Truncate])] {
+        for wide in [rules.everything(), keys_of(&rules, [Row::Truncate])] {
             prop_assert!(wide.patterns().next().unwrap().1.matches(key));
         }
         let known = [Value::Text(&first), Value::Unchanged, Value::Null, Value::Null];
-        let half = keys_of(&mut rules, [Row::Insert { new: Tuple::from_values(&known) }]);
+        let half = keys_of(&rules, [Row::Insert { new: Tuple::from_values(&known) }]);
         prop_assert!(half.patterns().next().unwrap().1.matches(key));
         prop_assert_eq!(half.widened().next().unwrap().1, WidenReason::UnchangedToast);
     }
@@ -79,12 +79,12 @@ proptest! {
             numbers.iter().map(|(a, b)| row_of(&[b'a' + a], &[b'a' + b])).collect()
         };
         let limits = Limits { keys, bytes, patterns };
-        let mut rules = compile(rule(&templates)).with_limits(limits);
+        let rules = compile(rule(&templates)).with_limits(limits);
         let (first, second) = numbers.split_at(cut.min(numbers.len()));
-        let mut set = keys_of(&mut rules, rows(first));
-        set.merge(&keys_of(&mut rules, rows(second)));
-        let mut unlimited = compile(rule(&templates));
-        let every = keys_of(&mut unlimited, rows(&numbers));
+        let mut set = keys_of(&rules, rows(first));
+        set.merge(&keys_of(&rules, rows(second)));
+        let unlimited = compile(rule(&templates));
+        let every = keys_of(&unlimited, rows(&numbers));
         for (_, key) in every.exact() {
             prop_assert!(covers(&set, key), "lost {}", key.escape_ascii());
         }
@@ -102,9 +102,9 @@ proptest! {
         template in TEMPLATES,
         first in glob_bytes(), second in glob_bytes(),
     ) {
-        if let Ok(mut rules) = Rules::compile(&[rule(&[&template])]) {
+        if let Ok(rules) = Rules::compile(&[rule(&[&template])]) {
             let everything = rules.everything();
-            for (_, key) in keys_of(&mut rules, [row_of(&first, &second)]).exact() {
+            for (_, key) in keys_of(&rules, [row_of(&first, &second)]).exact() {
                 prop_assert!(covers(&everything, key), "{template} gives {}", key.escape_ascii());
             }
             // Without placeholders the template is a pattern as it stands, escapes included.

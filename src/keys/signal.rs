@@ -8,11 +8,11 @@
 
 use serde::Deserialize;
 
-use super::Rules;
 use super::compile::Rule;
 use super::label::{RuleId, TemplateId, Whole, WidenReason};
 use super::pattern::Pattern;
 use super::set::KeySet;
+use super::{Bound, Rules};
 use crate::config::{OWN_PREFIX, Source, TableName};
 use crate::decode::LogicalMessage;
 
@@ -95,44 +95,6 @@ impl Rules {
         rules.map(|rule| &rule.table)
     }
 
-    fn active(&self) -> impl Iterator<Item = &Rule> {
-        self.rules.iter().filter(|rule| !self.plans.is_suspended(rule.id))
-    }
-
-    /// Adds the keys of a logical message to a set of these rules.
-    pub fn signal(&self, message: &LogicalMessage, keys: &mut KeySet) -> Signal {
-        let refresh = message.prefix.strip_prefix(OWN_PREFIX) == Some(REFRESH);
-        let content = message.content.as_deref();
-        let rules: Vec<&Rule> = if refresh {
-            let view = content.and_then(view_name);
-            self.active().filter(|rule| is_of_view(rule, view.as_ref())).collect()
-        } else {
-            let source = Source::Message(message.prefix.clone());
-            self.active().filter(|rule| rule.source == source).collect()
-        };
-        if rules.is_empty() {
-            return Signal::Other;
-        }
-        if !message.transactional {
-            return Signal::Malformed(Malformed::NotTransactional);
-        }
-        match content {
-            _ if refresh => add_all(&rules, None, keys),
-            Some(b"") => add_all(&rules, None, keys),
-            // It is large, and counts as naming all that its rules cover (I6): a megabyte holds
-            // tens of thousands of keys, and a pattern costs less from there on.
-            None => add_all(&rules, Some(WidenReason::Limit), keys),
-            Some(content) => match self.named(&rules, content) {
-                Ok(named) => {
-                    rules.iter().for_each(|rule| keys.count_match(rule.id));
-                    named.into_iter().for_each(|one| one.add(keys));
-                }
-                Err(malformed) => return Signal::Malformed(malformed),
-            },
-        }
-        if refresh { Signal::Refresh } else { Signal::Message }
-    }
-
     /// What one rule alone removes when its view is refreshed; `None` if it is not of this view.
     pub(crate) fn keys_of_refresh(&self, rule: RuleId, view: &TableName) -> Option<KeySet> {
         let rule = self.rules.get(usize::from(rule.0)).filter(|r| is_of_view(r, Some(view)))?;
@@ -169,6 +131,42 @@ impl Rules {
             id.map(named)
         });
         keys.chain(patterns).collect::<Option<_>>().ok_or(Malformed::NotCovered)
+    }
+}
+
+impl Bound {
+    /// Adds the keys of a logical message to a set of these rules.
+    pub fn signal(&self, message: &LogicalMessage, keys: &mut KeySet) -> Signal {
+        let refresh = message.prefix.strip_prefix(OWN_PREFIX) == Some(REFRESH);
+        let content = message.content.as_deref();
+        let rules: Vec<&Rule> = if refresh {
+            let view = content.and_then(view_name);
+            self.active().filter(|rule| is_of_view(rule, view.as_ref())).collect()
+        } else {
+            let source = Source::Message(message.prefix.clone());
+            self.active().filter(|rule| rule.source == source).collect()
+        };
+        if rules.is_empty() {
+            return Signal::Other;
+        }
+        if !message.transactional {
+            return Signal::Malformed(Malformed::NotTransactional);
+        }
+        match content {
+            _ if refresh => add_all(&rules, None, keys),
+            Some(b"") => add_all(&rules, None, keys),
+            // It is large, and counts as naming all that its rules cover (I6): a megabyte holds
+            // tens of thousands of keys, and a pattern costs less from there on.
+            None => add_all(&rules, Some(WidenReason::Limit), keys),
+            Some(content) => match self.rules().named(&rules, content) {
+                Ok(named) => {
+                    rules.iter().for_each(|rule| keys.count_match(rule.id));
+                    named.into_iter().for_each(|one| one.add(keys));
+                }
+                Err(malformed) => return Signal::Malformed(malformed),
+            },
+        }
+        if refresh { Signal::Refresh } else { Signal::Message }
     }
 }
 

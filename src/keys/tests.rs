@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{KeySet, Limits, Purpose, RuleId, Rules};
+use super::{Binding, Bound, KeySet, Limits, Purpose, RuleId, Rules};
 use crate::config::{self, Located, Location, Operations, TableName};
 use crate::decode::{Column, OldKind, OldTuple, Relation, ReplicaIdentity, Tuple, Value};
 use crate::gather::{Change, Row};
@@ -87,10 +87,14 @@ pub(super) fn delete(kind: OldKind, before: Values<'_>) -> Row {
     Row::Delete { old: old(kind, before) }
 }
 
-pub(super) fn keys_of(rules: &mut Rules, rows: impl IntoIterator<Item = Row>) -> KeySet {
-    let (mut keys, relation) = (rules.key_set(), relation());
+pub(super) fn keys_of(rules: &Rules, rows: impl IntoIterator<Item = Row>) -> KeySet {
+    keys_of_bound(&mut rules.bind(Binding::default()), rows)
+}
+
+pub(super) fn keys_of_bound(bound: &mut Bound, rows: impl IntoIterator<Item = Row>) -> KeySet {
+    let (mut keys, relation) = (bound.key_set(), relation());
     for row in rows {
-        rules.add(&Change { relation: Arc::clone(&relation), row }, &mut keys);
+        bound.add(&Change { relation: Arc::clone(&relation), row }, &mut keys);
     }
     keys
 }
@@ -112,7 +116,7 @@ pub(super) fn text(bytes: &[u8]) -> String {
 
 #[track_caller]
 fn check(rule: config::Rule, row: Row, expected: &str) {
-    assert_eq!(shown(&keys_of(&mut compile(rule), [row])), expected);
+    assert_eq!(shown(&keys_of(&compile(rule), [row])), expected);
 }
 
 const OLD: Values<'_> = [Some("1"), Some("old"), Some("A"), Some("x")];
@@ -286,22 +290,36 @@ fn a_rule_looks_at_its_operations_and_its_table_only() {
     check(inserts.clone(), Row::Truncate, "");
     inserts.table.name = "other".to_owned();
     check(inserts.clone(), insert(NEW), "");
-    let mut rules = compile(inserts.clone());
-    assert!(keys_of(&mut rules, [insert(NEW)]).is_empty());
-    rules.alias(("public", "t"), &inserts.table);
-    assert_eq!(shown(&keys_of(&mut rules, [insert(NEW)])), "'k:1'");
-    rules.alias(("public", "t"), &TableName::for_tests("t"));
-    assert_eq!(
-        shown(&keys_of(&mut rules, [insert(NEW)])),
-        "'k:1'",
-        "a second root takes none away"
-    );
+    let keys = |roots: &[&TableName]| {
+        let of = |root: &&TableName| (TableName::for_tests("t"), (*root).clone());
+        let partitions = roots.iter().map(of).collect();
+        let binding = Binding { partitions, ..Binding::default() };
+        shown(&keys_of_bound(&mut compile(inserts.clone()).bind(binding), [insert(NEW)]))
+    };
+    assert_eq!(keys(&[]), "");
+    assert_eq!(keys(&[&inserts.table]), "'k:1'");
+    let both = keys(&[&inserts.table, &TableName::for_tests("t")]);
+    assert_eq!(both, "'k:1'", "a second root takes none away");
+}
+
+#[test]
+fn rules_that_do_not_fit_give_nothing_and_a_relation_is_its_table_under_any_name() {
+    let mut elsewhere = rule(&["k:{id}"]);
+    elsewhere.table.name = "other".to_owned();
+    let rules = compile(elsewhere.clone());
+    let keys = |binding| shown(&keys_of_bound(&mut rules.bind(binding), [insert(NEW)]));
+    let renamed =
+        || Binding { relations: vec![(1, elsewhere.table.clone())], ..Binding::default() };
+    assert_eq!(keys(Binding::default()), "");
+    assert_eq!(keys(renamed()), "'k:1'");
+    let suspended = [elsewhere.name.clone()].into();
+    assert_eq!(keys(Binding { suspended, ..renamed() }), "");
 }
 
 #[test]
 fn a_new_shape_of_a_relation_is_seen() {
-    let mut rules = compile(rule(&["k:{name}"]));
-    assert_eq!(shown(&keys_of(&mut rules, [insert(NEW)])), "'k:new'");
+    let mut rules = compile(rule(&["k:{name}"])).bind(Binding::default());
+    assert_eq!(shown(&keys_of_bound(&mut rules, [insert(NEW)])), "'k:new'");
     let mut other = Relation::clone(&relation());
     other.columns.swap(1, 2);
     let (mut keys, row) = (rules.key_set(), insert(NEW));
@@ -311,7 +329,7 @@ fn a_new_shape_of_a_relation_is_seen() {
 
 #[test]
 fn a_full_identity_without_its_old_version_tells_nothing() {
-    let mut rules = compile(rule(&["k:{id}"]));
+    let mut rules = compile(rule(&["k:{id}"])).bind(Binding::default());
     let mut full = Relation::clone(&relation());
     full.replica_identity = ReplicaIdentity::Full;
     full.columns.iter_mut().for_each(|column| column.is_key = true);
@@ -325,9 +343,9 @@ fn what_a_collapse_drops_is_used_again() {
     let templates: Vec<String> = ('a'..='t').map(|c| format!("{c}{c}{c}{c}:{{id}}")).collect();
     let templates: Vec<&str> = templates.iter().map(String::as_str).collect();
     let limits = Limits { keys: 1_000, ..Limits::default() };
-    let mut rules = compile(rule(&templates)).with_limits(limits);
-    let before = keys_of(&mut rules, numbered(50)).bytes();
-    let after = keys_of(&mut rules, numbered(990));
+    let rules = compile(rule(&templates)).with_limits(limits);
+    let before = keys_of(&rules, numbered(50)).bytes();
+    let after = keys_of(&rules, numbered(990));
     assert_eq!((after.exact_len(), after.patterns().count()), (990, 19));
     let patterns = 19 * 600;
     assert!(after.bytes() < before + patterns, "{} after {before} bytes", after.bytes());
@@ -341,20 +359,20 @@ fn numbered(count: usize) -> Vec<Row> {
 #[test]
 fn at_a_limit_the_largest_template_collapses() {
     let limits = Limits { keys: 10, bytes: 1 << 20, patterns: 4 };
-    let mut rules = compile(rule(&["all", "k:{id}", "n:{name}"])).with_limits(limits);
-    let keys = keys_of(&mut rules, numbered(8));
+    let rules = compile(rule(&["all", "k:{id}", "n:{name}"])).with_limits(limits);
+    let keys = keys_of(&rules, numbered(8));
     assert_eq!((keys.exact_len(), keys.has_patterns()), (10, false));
-    let keys = keys_of(&mut rules, numbered(1_000));
+    let keys = keys_of(&rules, numbered(1_000));
     assert_eq!(shown(&keys), "'all' 'n:n' /k:*/ (limit 1)");
     assert_eq!(keys.matches().collect::<Vec<_>>(), [(RuleId(0), 1_000)]);
 
-    let mut rules = compile(rule(&["k:{id}*", "n:{name}*"])).with_limits(limits);
-    let keys = keys_of(&mut rules, numbered(100));
+    let rules = compile(rule(&["k:{id}*", "n:{name}*"])).with_limits(limits);
+    let keys = keys_of(&rules, numbered(100));
     assert_eq!(shown(&keys), "/n:n*/ /k:*/ (limit 1)");
 
     let limits = Limits { bytes: 1_000, ..Limits::default() };
-    let mut rules = compile(rule(&["k:{id}", "n:{name}"])).with_limits(limits);
-    let keys = keys_of(&mut rules, numbered(1_000));
+    let rules = compile(rule(&["k:{id}", "n:{name}"])).with_limits(limits);
+    let keys = keys_of(&rules, numbered(1_000));
     assert_eq!(shown(&keys), "'n:n' /k:*/ (limit 1)");
     assert!(keys.bytes() < 10_000, "{} bytes", keys.bytes());
 }
@@ -371,15 +389,15 @@ fn a_key_of_a_megabyte_is_not_written_out() {
 #[test]
 fn a_merge_is_what_one_set_would_have_been() {
     let limits = Limits { keys: 10, ..Limits::default() };
-    let mut rules = compile(rule(&["k:{id}", "n:{name}*"])).with_limits(limits);
-    let mut merged = keys_of(&mut rules, numbered(6));
-    merged.merge(&keys_of(&mut rules, numbered(8)));
+    let rules = compile(rule(&["k:{id}", "n:{name}*"])).with_limits(limits);
+    let mut merged = keys_of(&rules, numbered(6));
+    merged.merge(&keys_of(&rules, numbered(8)));
     assert_eq!((merged.exact_len(), merged.has_patterns()), (8, true));
     assert_eq!(merged.matches().collect::<Vec<_>>(), [(RuleId(0), 14)]);
-    merged.merge(&keys_of(&mut rules, numbered(11)));
+    merged.merge(&keys_of(&rules, numbered(11)));
     assert_eq!(shown(&merged), "/n:n*/ /k:*/ (limit 1)");
-    let mut merged = keys_of(&mut rules, numbered(2));
-    merged.merge(&keys_of(&mut rules, [Row::Truncate]));
+    let mut merged = keys_of(&rules, numbered(2));
+    merged.merge(&keys_of(&rules, [Row::Truncate]));
     assert_eq!(shown(&merged), "/k:*/ /n:*/ (truncate 2)");
 }
 

@@ -1,9 +1,9 @@
 //! What a condition does to a rule.
 
 use super::tests::{
-    changed, compile, delete, insert, keys_of, relation, rule, shown, update, update_from,
+    changed, compile, delete, insert, keys_of_bound, relation, rule, shown, update, update_from,
 };
-use super::{Purpose, RuleId, Skip};
+use super::{Binding, Purpose, RuleId, Skip};
 use crate::config::{self, Location, Script};
 use crate::decode::OldKind;
 use crate::gather::{Change, Row};
@@ -16,7 +16,8 @@ fn when(condition: &str, mut rule: config::Rule) -> config::Rule {
 
 #[test]
 fn a_condition_is_asked_after_operations_and_changed() {
-    let mut rules = compile(changed("club", when("new.name == 'a'", rule(&["k:{id}"]))));
+    let rules = compile(changed("club", when("new.name == 'a'", rule(&["k:{id}"]))));
+    let mut bound = rules.bind(Binding::default());
     let (one, other) =
         ([Some("1"), Some("a"), Some("c"), None], [Some("1"), Some("b"), Some("c"), None]);
     let full = OldKind::Full;
@@ -29,22 +30,26 @@ fn a_condition_is_asked_after_operations_and_changed() {
         (delete(full, other), "'k:1' (condition_unknown 1)", None),
         (Row::Truncate, "/k:*/ (truncate 1) (condition_unknown 1)", None),
     ] {
-        assert_eq!(shown(&keys_of(&mut rules, [row.clone()])), expected, "{row:?}");
+        assert_eq!(shown(&keys_of_bound(&mut bound, [row.clone()])), expected, "{row:?}");
         let change = Change { relation: relation(), row };
         assert_eq!(rules.skips(RuleId(0), &change), skip, "{change:?}");
     }
-    assert_eq!(rules.new_failures(), []);
+    assert_eq!(bound.new_failures(), []);
 }
 
 #[test]
 fn each_rule_tells_its_failure_once() {
-    let mut rules = compile(when("size(new.name) > 0", rule(&["k:{id}"])));
+    let rules = compile(when("size(new.name) > 0", rule(&["k:{id}"])));
+    let mut bound = rules.bind(Binding::default());
     let null = || insert([Some("1"), None, None, None]);
-    let keys = keys_of(&mut rules, [null(), null()]);
+    let keys = keys_of_bound(&mut bound, [null(), null()]);
     assert_eq!(shown(&keys), "'k:1' (condition_failed 2)");
-    assert_eq!(rules.new_failures().len(), 1);
-    keys_of(&mut rules, [null()]);
-    assert_eq!(rules.new_failures(), []);
+    assert_eq!(bound.new_failures().len(), 1);
+    keys_of_bound(&mut bound, [null()]);
+    assert_eq!(bound.new_failures(), []);
+    let mut next = rules.bind(Binding::default()).with_failed(bound.failed());
+    keys_of_bound(&mut next, [null()]);
+    assert_eq!(next.new_failures(), [], "nor by the next session");
 }
 
 #[test]

@@ -7,7 +7,7 @@ use tokio_postgres::{Client, Row};
 
 use super::Error;
 use super::memory::Memory;
-use crate::config::{Config, Postgres, TableName};
+use crate::config::{Config, Operations, Postgres, TableName};
 use crate::keys::Rules;
 use crate::postgres::statement::render;
 
@@ -208,6 +208,16 @@ impl Publication {
     /// What `setup` remembers of it; `None` if it did not make it.
     pub(super) fn memory(&self) -> Option<Memory> {
         Memory::read(self.comment.as_deref())
+    }
+
+    /// The operations that it publishes.
+    pub(super) fn operations(&self) -> Operations {
+        Operations {
+            insert: self.pubinsert,
+            update: self.pubupdate,
+            delete: self.pubdelete,
+            truncate: self.pubtruncate,
+        }
     }
 }
 

@@ -4,16 +4,15 @@
 //! has an identity of its own: see `partitions`.
 
 use super::catalog::Table;
-use super::step::Step;
-use super::{Code, Context, Finding, cure, generated, publication};
+use super::wanted::needs_old;
+use super::{Code, Context, Finding, difference};
 use crate::config::{Operations, Rule};
 use crate::keys::{ColumnUse, Purpose};
 
 /// Old values that would be missing, and writes of the application that would fail.
 pub(super) fn check(context: &Context<'_>) -> Vec<Finding> {
     let mut findings = Vec::new();
-    let published = publication::published(context);
-    let writes = published.update || published.delete;
+    let writes = context.wanted.writes();
     for rule in &context.config.rules {
         let table = context.catalog.table(&rule.table);
         if let Some(table) = table.filter(|table| writes && table.is_publishable()) {
@@ -28,7 +27,7 @@ pub(super) fn check(context: &Context<'_>) -> Vec<Finding> {
             |table: &&Table| table.is_publishable() && !table.identifies(column.column);
         if let Some(table) = table.filter(is_unknown) {
             let found = unknown_old(&column).map(|one| one.of_rules([column.rule]));
-            findings.extend(found.map(|one| generated::cured_by_full(context, table, one)));
+            findings.extend(found.map(|one| difference::cured_by_full(context, table, one)));
         }
     }
     findings
@@ -45,48 +44,7 @@ fn no_identity(context: &Context<'_>, table: &Table, rule: &Rule) -> Option<Find
     let finding = Finding::error(Code::NoIdentity, message).at(&rule.table_at);
     let finding =
         finding.hint("a primary key is an identity, too, if that is enough for the rules");
-    Some(generated::cured_by_full(context, table, finding))
-}
-
-/// Whether an error of this check is cured by a full identity of the table.
-pub(super) fn needs_full(context: &Context<'_>, table: &Table) -> bool {
-    let name = table.relation.table_name();
-    // A column that is not there, such as one that was renamed, has a finding of its own.
-    let is_there = |name: &str| table.columns.iter().any(|column| column.name == name);
-    let uses = context.rules.column_uses_of(&name);
-    let uses = uses.filter(|column| is_there(column.column));
-    let mut unknown = uses.filter(|column| !table.identifies(column.column));
-    let is_missing = table.holders().any(|relation| !relation.has_identity());
-    let is_unknown = unknown.any(|column| unknown_old(&column).is_some_and(|one| one.is_error()));
-    (is_missing || is_unknown) && generated::forbids_full(context, table).is_none()
-}
-
-/// Whether the replica identity is full, or will be once its errors are cured.
-pub(super) fn is_full(context: &Context<'_>, table: &Table) -> bool {
-    table.family().any(|relation| relation.identity == 'f') || needs_full(context, table)
-}
-
-/// Decides whether a table may be published; `setup`, `setup --print` and `check` all go by it.
-/// Gives the steps to take before, or why it must not be, since the application's own UPDATE and
-/// DELETE of it would fail whatever is done here.
-pub(super) fn publishing(context: &Context<'_>, table: &Table) -> Result<Vec<Step>, String> {
-    let shown = table.relation.table_name();
-    let mut steps = Vec::new();
-    if let Some(finding) = generated::identity(context, table) {
-        if finding.steps.is_empty() {
-            return Err(finding.hint.unwrap_or(finding.message));
-        }
-        steps = finding.steps;
-    }
-    let writes = publication::published(context);
-    let mut holders = table.holders().filter(|_| writes.update || writes.delete);
-    if holders.any(|relation| !relation.has_identity()) {
-        if let Some(why) = generated::forbids_full(context, table) {
-            return Err(format!("`{shown}` has no replica identity, and {why}"));
-        }
-        steps.extend(cure::full_identity(table));
-    }
-    Ok(steps)
+    Some(difference::cured_by_full(context, table, finding))
 }
 
 /// What follows for a rule if the old value of a column is not in the log. A full identity cures
@@ -96,7 +54,7 @@ fn unknown_old(column: &ColumnUse<'_>) -> Option<Finding> {
     let Operations { update, delete, .. } = column.operations;
     let place = format!("`{name}` is not in the replica identity of `{shown}`");
     match column.purpose {
-        Purpose::Key { old: true, .. } if !column.immutable && (update || delete) => {
+        Purpose::Key { .. } if needs_old(column) => {
             let message = format!(
                 "{place}: Postgres does not send its old value with an UPDATE or DELETE, so that \
                  `*` takes its place in the key, and too many keys go"

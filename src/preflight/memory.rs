@@ -20,7 +20,7 @@ use serde_json::{Value, json};
 
 use super::catalog::Publication;
 use super::step::{Does, Identity, Step, printed};
-use super::{Code, Context, Finding, cure, identity};
+use super::{Code, Context, Finding, cure};
 use crate::config::{Postgres, TableName};
 
 /// How the comment on everything that `setup` makes begins.
@@ -294,7 +294,7 @@ pub(super) fn remember(context: &Context<'_>, findings: &mut Vec<Finding>) {
     let tables: Vec<(TableName, bool)> = context
         .table_rules()
         .filter(|(_, table)| {
-            table.relation.is_published || identity::publishing(context, table).is_ok()
+            table.relation.is_published || context.wanted.goal(table).publishing.is_ok()
         })
         .map(|(rule, table)| (rule.table.clone(), table.relation.is_published))
         .collect();

@@ -8,8 +8,9 @@
 //! operator may want to know is information.
 //!
 //! The catalog is read in two statements (`catalog`), and another one on the standby if the slot is
-//! on one (`slot_standby`); `server`, `slot`, `publication`, `tables`,
-//! `identity`, `partitions` and `condition` conclude from it and ask nothing more. Rules of
+//! on one (`slot_standby`). From it and the rules follows how the database is to be (`wanted`);
+//! `server`, `slot`, `publication`, `tables`, `identity`, `partitions` and `condition` tell what
+//! differs from that, with the steps that lead there (`difference`), and ask nothing more. Rules of
 //! materialized views need another one (`views`), `lookups` tries each query, `lookup_index` looks
 //! for an index for it, `reads` asks what its answers depend on, and `keyed` whose rows they are,
 //! and whether the stream tells them as they were.
@@ -22,6 +23,7 @@ mod catalog;
 mod code;
 mod condition;
 mod cure;
+mod difference;
 mod facts;
 mod failover;
 mod files;
@@ -53,13 +55,14 @@ mod slot_standby;
 mod step;
 mod tables;
 mod views;
+mod wanted;
 
 use std::collections::BTreeSet;
 
 use tokio_postgres::Client;
 
 use crate::config::{Config, Source, TableName};
-use crate::keys::Rules;
+use crate::keys::{Basis, Binding, Reads, Rules};
 
 pub(crate) use self::catalog::{digest_of, of_many, with_published};
 pub use self::code::Code;
@@ -89,7 +92,8 @@ pub(crate) use self::step::printed;
 pub use self::step::{Does, Grant, Identity, LOCK_TIMEOUT, Object, Step};
 pub(crate) use self::views::{drop_trigger, older_trigger_name, trigger_name, trigger_names};
 
-use self::catalog::{Catalog, Name};
+use self::catalog::{Catalog, Name, Relation};
+use self::wanted::Wanted;
 
 /// A rule and the code of an error that concerns it.
 pub type Misfit = (String, Code);
@@ -127,11 +131,15 @@ struct Context<'a> {
     config: &'a Config,
     rules: &'a Rules,
     catalog: &'a Catalog,
-    /// `server_version_num`.
-    version: i32,
+    /// How the catalog is to be.
+    wanted: Wanted<'a>,
 }
 
-impl Context<'_> {
+impl<'a> Context<'a> {
+    fn new(config: &'a Config, rules: &'a Rules, catalog: &'a Catalog) -> Context<'a> {
+        Context { config, rules, catalog, wanted: Wanted::of(rules, catalog) }
+    }
+
     /// The names of the rules of a table.
     fn rules_of(&self, table: &TableName) -> impl Iterator<Item = &str> {
         let rules = self.config.rules.iter();
@@ -140,30 +148,54 @@ impl Context<'_> {
     }
 }
 
-/// Checks the database behind `client`, which must be a connection to `config.postgres.endpoint`,
-/// and lets the rules of a partitioned table look at its partitions, too.
+/// What the checks of a database find.
+#[derive(Debug, Default)]
+pub struct Checked {
+    /// What is told.
+    pub findings: Vec<Finding>,
+    /// The partitions of the rules' tables, each with the table.
+    partitions: Vec<(TableName, TableName)>,
+    /// What the answers of each lookup depend on, by [`LookupId`](crate::keys::LookupId).
+    reads: Vec<Option<Reads>>,
+}
+
+impl Checked {
+    /// What it comes to for the rules, if the answers of lookups rested on `bases` before it: what
+    /// is something else by now is not kept. Relations and rules that do not fit are not in it.
+    #[must_use]
+    pub fn binding(&self, mut bases: Vec<Basis>) -> Binding {
+        for (basis, now) in bases.iter_mut().zip(&self.reads) {
+            basis.reads.take_if(|before| now.as_ref() != Some(before));
+        }
+        let partitions = self.partitions.clone();
+        Binding { partitions, lookups: bases, ..Binding::default() }
+    }
+
+    fn only(findings: Vec<Finding>) -> Checked {
+        Checked { findings, ..Checked::default() }
+    }
+}
+
+/// Checks the database behind `client`, which must be a connection to `config.postgres.endpoint`.
+/// It judges, and changes nothing of the rules.
 ///
 /// # Errors
 ///
 /// When the catalog cannot be read; a database that is unfit is no error but findings.
-pub async fn postgres(
-    config: &Config,
-    rules: &mut Rules,
-    client: &Client,
-) -> Result<Vec<Finding>, Error> {
+pub async fn postgres(config: &Config, rules: &Rules, client: &Client) -> Result<Checked, Error> {
     let (backend_pid, version) = catalog::server(client).await?;
     if let Some(finding) = server::version(version) {
-        return Ok(vec![finding]);
+        return Ok(Checked::only(vec![finding]));
     }
     let mut catalog = Catalog::read(config, rules, client, true).await?;
     let mut pids = vec![backend_pid, catalog.backend_pid];
     pids.push(catalog::server(client).await?.0);
     let on_standby = slot_standby::check(&config.postgres, &mut catalog).await?;
-    let context = Context { config, rules, catalog: &catalog, version };
+    let context = Context::new(config, rules, &catalog);
     let mut findings = server::check(&context, &pids);
     if catalog.is_in_recovery {
         // Whatever else is wrong would have to be cured on the primary.
-        return Ok(findings);
+        return Ok(Checked::only(findings));
     }
     findings.extend(on_standby);
     // The SQL that makes the slot writes into the comment on the publication: it comes after that.
@@ -188,14 +220,13 @@ pub async fn postgres(
     findings.extend(forgotten::unread(&context));
     findings.extend(keyed::check(config, rules, client).await?);
     memory::remember(&context, &mut findings);
-    reads::keep_the_same(rules, outcomes);
-    for table in &catalog.tables {
-        let name = table.relation.table_name();
-        for partition in &table.partitions {
-            rules.alias((&partition.schema, &partition.name), &name);
-        }
-    }
-    Ok(findings)
+    let partitions = catalog.tables.iter().flat_map(|table| {
+        let of_table = |one: &Relation| (one.table_name(), table.relation.table_name());
+        table.partitions.iter().map(of_table)
+    });
+    let partitions = partitions.collect();
+    let reads = outcomes.into_iter().map(reads::Outcome::reads).collect();
+    Ok(Checked { findings, partitions, reads })
 }
 
 /// What is judged of tables and publication. Identities come first: whoever runs the cures in this
@@ -215,7 +246,7 @@ fn of_tables(context: &Context<'_>) -> Vec<Finding> {
 /// When the catalog cannot be read.
 pub async fn again(config: &Config, rules: &Rules, client: &Client) -> Result<Vec<Finding>, Error> {
     let catalog = Catalog::read(config, rules, client, true).await?;
-    let context = Context { config, rules, catalog: &catalog, version: catalog.version };
+    let context = Context::new(config, rules, &catalog);
     let mut findings = server::check(&context, &[]);
     findings.retain(|finding| !finding.code.is_headroom());
     findings.extend(of_tables(&context));
@@ -264,7 +295,7 @@ pub(crate) fn nearest<'a>(
         .map(|(_, candidate)| candidate)
 }
 
-impl catalog::Relation {
+impl Relation {
     fn table_name(&self) -> TableName {
         TableName { schema: self.schema.clone(), name: self.name.clone() }
     }

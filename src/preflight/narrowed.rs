@@ -8,7 +8,7 @@
 //! (<https://www.postgresql.org/docs/current/logical-replication-row-filter.html>).
 
 use super::catalog::{Publication, Table};
-use super::{Code, Context, Finding, generated, identity, publication};
+use super::{Code, Context, Finding, difference};
 use crate::config::{Rule, Source};
 use crate::keys::ColumnUse;
 
@@ -28,14 +28,13 @@ pub(super) fn row_filter(context: &Context<'_>, table: &Table, rule: &Rule) -> O
         "publication `{name}` has a row filter for `{shown}`: no key is removed for the rows that \
          it leaves out; {COSTS}"
     );
-    Some(Finding::error(Code::RowFilter, message).cure(generated::whole(context, table)))
+    Some(Finding::error(Code::RowFilter, message).cure(difference::to_whole(context, table)))
 }
 
 /// A column list with less than the replica identity, as it is or will be; with a full one the
 /// server allows no list, not even of all columns.
 pub(super) fn column_list(context: &Context<'_>, table: &Table) -> Option<Finding> {
-    let writes = publication::published(context);
-    let listed = table.published_columns.as_ref().filter(|_| writes.update || writes.delete)?;
+    let listed = table.published_columns.as_ref().filter(|_| context.wanted.writes())?;
     let mut left_out = table
         .columns
         .iter()
@@ -49,7 +48,7 @@ pub(super) fn column_list(context: &Context<'_>, table: &Table) -> Option<Findin
             "{place} without `{column}`, which is in the replica identity: the application's own \
              UPDATE and DELETE fail"
         )
-    } else if identity::needs_full(context, table) && table.has_column_list {
+    } else if context.wanted.goal(table).gets_full && table.has_column_list {
         let without = left_out.next().map(|column| format!(" without `{column}`"));
         let without = without.unwrap_or_default();
         format!(
@@ -64,7 +63,7 @@ pub(super) fn column_list(context: &Context<'_>, table: &Table) -> Option<Findin
     } else {
         return None;
     };
-    Some(Finding::error(Code::ColumnList, message).cure(generated::whole(context, table)))
+    Some(Finding::error(Code::ColumnList, message).cure(difference::to_whole(context, table)))
 }
 
 /// A column that a rule names and the list leaves out.
@@ -73,7 +72,7 @@ pub(super) fn unlisted(context: &Context<'_>, table: &Table, column: &ColumnUse<
     let message =
         format!("publication `{name}` has a column list for `{shown}` without `{}`", column.column);
     let finding = Finding::error(Code::ColumnNotPublished, message).at(column.at);
-    finding.cure(generated::whole(context, table))
+    finding.cure(difference::to_whole(context, table))
 }
 
 /// A column list that has all that the rules need, for now.
@@ -94,7 +93,7 @@ pub(super) fn costs(
     );
     let finding = Finding::warning(Code::Narrowed, message).of_rules(context.rules_of(&shown));
     let finding = finding.hint("publish the whole table");
-    Some(finding.cure(generated::whole(context, table)).done_by_setup())
+    Some(finding.cure(difference::to_whole(context, table)).done_by_setup())
 }
 
 impl Context<'_> {

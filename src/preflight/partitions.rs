@@ -5,7 +5,7 @@
 //! server, and `logicalrep_write_update` and `pgoutput_truncate` (proto.c, pgoutput.c) say why.
 
 use super::catalog::{Relation, Table};
-use super::{Code, Context, Finding, generated, publication};
+use super::{Code, Context, Finding, difference};
 use crate::config::Rule;
 
 /// What partitions change for each rule on a partitioned table.
@@ -29,8 +29,7 @@ pub(super) fn check(context: &Context<'_>) -> Vec<Finding> {
 /// A partition without any identity, as one that was added without a primary key: published, it
 /// cannot be updated.
 fn bare(context: &Context<'_>, table: &Table) -> Option<Finding> {
-    let published = publication::published(context);
-    if !published.update && !published.delete {
+    if !context.wanted.writes() {
         return None;
     }
     let is_bare = |one: &&Relation| one.is_logged() && !one.has_identity();
@@ -42,7 +41,7 @@ fn bare(context: &Context<'_>, table: &Table) -> Option<Finding> {
     );
     let finding = Finding::error(Code::PartitionIdentity, message);
     let hint = "give it one, and let whatever adds partitions do the same";
-    Some(generated::cured_by_full(context, table, finding.hint(hint)))
+    Some(difference::cured_by_full(context, table, finding.hint(hint)))
 }
 
 /// A partition whose identity has less than the partitioned table's: the rest arrives as NULL,
@@ -63,7 +62,7 @@ fn mixed_identity(context: &Context<'_>, table: &Table, rule: &Rule) -> Option<F
             less.table_name()
         );
         let finding = Finding::error(Code::PartitionIdentity, message);
-        return Some(generated::cured_by_full(context, table, finding));
+        return Some(difference::cured_by_full(context, table, finding));
     }
     let message = format!(
         "a partition that is added to `{root}` later does not inherit its replica identity: old \

@@ -3,8 +3,9 @@
 use super::catalog::{Publication, Table};
 use super::memory::Memory;
 use super::step::Step;
-use super::{Code, Context, Finding, cure, generated, identity, narrowed, slot};
-use crate::config::{Operations, Rule};
+use super::wanted::Wanted;
+use super::{Code, Context, Finding, cure, difference, generated, narrowed, slot};
+use crate::config::Rule;
 use crate::keys::ColumnUse;
 
 /// What is not published, or only in part.
@@ -54,16 +55,16 @@ fn missing(context: &Context<'_>) -> Finding {
     let name = &context.config.postgres.publication;
     let (mut tables, mut left, mut identities) = (Vec::new(), Vec::new(), Vec::new());
     for table in context.catalog.tables.iter().filter(|table| table.is_publishable()) {
-        match identity::publishing(context, table) {
+        match difference::before_publishing(context, table) {
             Ok(before) => {
                 identities.extend(before);
                 tables.push(table);
             }
-            Err(why) => left.push(left_out(table, &why)),
+            Err(why) => left.push(left_out(table, why)),
         }
     }
-    let (needed, generated) = (needed(context), generated::is_needed(context));
-    let created = cure::create_publication(name, &tables, needed, generated);
+    let Wanted { operations, has_generated, .. } = context.wanted;
+    let created = cure::create_publication(name, &tables, operations, has_generated);
     let beside = slot::beside_new_publication(context).filter(|_| created.is_some());
     let beside = beside.map(|beside| format!(". {beside}")).unwrap_or_default();
     let message = format!("there is no publication `{name}`{beside}");
@@ -135,45 +136,10 @@ fn stranger(context: &Context<'_>, publication: &Publication) -> Option<Finding>
     Some(Finding::warning(Code::PublicationOwner, message).hint(hint))
 }
 
-/// The operations that any rule looks at.
-fn needed(context: &Context<'_>) -> Operations {
-    let none = Operations { insert: false, update: false, delete: false, truncate: false };
-    context.config.rules.iter().fold(none, |all, rule| union(all, rule.operations))
-}
-
-/// The operations that are published once the errors of this check are cured.
-pub(super) fn published(context: &Context<'_>) -> Operations {
-    context
-        .catalog
-        .publication
-        .as_ref()
-        .map_or(needed(context), |publication| union(needed(context), publication.operations()))
-}
-
-fn union(one: Operations, other: Operations) -> Operations {
-    Operations {
-        insert: one.insert || other.insert,
-        update: one.update || other.update,
-        delete: one.delete || other.delete,
-        truncate: one.truncate || other.truncate,
-    }
-}
-
-impl Publication {
-    fn operations(&self) -> Operations {
-        Operations {
-            insert: self.pubinsert,
-            update: self.pubupdate,
-            delete: self.pubdelete,
-            truncate: self.pubtruncate,
-        }
-    }
-}
-
 fn operations(context: &Context<'_>, publication: &Publication, rule: &Rule) -> Option<Finding> {
     let name = &context.config.postgres.publication;
     let (wanted, given) = (rule.operations, publication.operations());
-    if union(wanted, given) == given {
+    if wanted.union(given) == given {
         return None;
     }
     let given = cure::operation_names(given);
@@ -188,9 +154,9 @@ fn operations(context: &Context<'_>, publication: &Publication, rule: &Rule) -> 
     for table in context.catalog.tables.iter().filter(|table| is_in(table)) {
         // A list, or a filter, that the identity does not go with, was no harm so far.
         if table.has_column_list || table.has_row_filter {
-            steps.extend(generated::whole(context, table));
+            steps.extend(difference::to_whole(context, table));
         }
-        match identity::publishing(context, table) {
+        match difference::before_publishing(context, table) {
             Ok(before) => steps.extend(before),
             Err(_) => unwritable.push(table.relation.table_name().to_string()),
         }
@@ -203,7 +169,7 @@ fn operations(context: &Context<'_>, publication: &Publication, rule: &Rule) -> 
             unwritable.join("`, `")
         )));
     }
-    steps.extend(cure::set_publish(name, published(context)));
+    steps.extend(cure::set_publish(name, context.wanted.operations));
     Some(finding.cure(steps))
 }
 
@@ -250,8 +216,8 @@ fn membership(
     if publication.puballtables {
         return Some(finding);
     }
-    Some(match identity::publishing(context, table) {
-        Err(why) => finding.hint(left_out(table, &why)),
+    Some(match difference::before_publishing(context, table) {
+        Err(why) => finding.hint(left_out(table, why)),
         Ok(mut steps) => {
             steps.extend(cure::add_tables(name, &[table]));
             finding.cure(steps)

@@ -11,7 +11,7 @@ use tokio_postgres::{Client, Row};
 use super::catalog::with_published;
 use super::{Code, Error, Finding, keyed, lookups, message};
 use crate::config::{Config, TableName};
-use crate::keys::{Lookup, LookupId, Reads, Rules};
+use crate::keys::{Basis, Lookup, Reads, Rules};
 use crate::postgres::statement::render;
 use crate::postgres::{AS_ROLE, again};
 
@@ -33,31 +33,17 @@ pub(super) enum Outcome {
     },
 }
 
-/// Finds what the answers of each lookup depend on, and whose rows they are, and notes it in the
-/// rules.
+/// Finds what the answers of each lookup depend on, and whose rows they are: by
+/// [`LookupId`](crate::keys::LookupId).
 ///
 /// # Errors
 ///
 /// When the connection fails; what the server refuses is not kept.
-pub async fn find(config: &Config, rules: &mut Rules, client: &Client) -> Result<(), Error> {
-    let outcomes = look(config, rules, client).await?;
-    for (id, outcome) in ids().zip(outcomes) {
-        let reads = if let Outcome::Kept(reads) = outcome { Some(reads) } else { None };
-        rules.set_reads(id, reads);
-    }
+pub async fn find(config: &Config, rules: &Rules, client: &Client) -> Result<Vec<Basis>, Error> {
+    let outcomes = look(config, rules, client).await?.into_iter();
     let seen = keyed::look(config, rules, client).await?;
-    ids().zip(seen).for_each(|(id, seen)| rules.set_keyed(id, seen.map(|seen| seen.keyed)));
-    Ok(())
-}
-
-/// The same once more, as a check: what is something else by now is not kept.
-pub(super) fn keep_the_same(rules: &mut Rules, outcomes: Vec<Outcome>) {
-    for (id, outcome) in ids().zip(outcomes) {
-        let noted = rules.lookups()[usize::from(id.0)].reads.as_ref();
-        if noted.is_some_and(|noted| !matches!(outcome, Outcome::Kept(now) if now == *noted)) {
-            rules.set_reads(id, None);
-        }
-    }
+    let both = outcomes.map(Outcome::reads).zip(seen);
+    Ok(both.map(|(reads, seen)| Basis { reads, keyed: seen.map(|seen| seen.keyed) }).collect())
 }
 
 pub(super) async fn look(
@@ -166,11 +152,12 @@ pub(super) fn findings(rules: &Rules, outcomes: &[Outcome]) -> Vec<Finding> {
     told.collect()
 }
 
-fn ids() -> impl Iterator<Item = LookupId> {
-    (0..=u16::MAX).map(LookupId)
-}
-
 impl Outcome {
+    /// What the answers depend on, if they may be kept.
+    pub(super) fn reads(self) -> Option<Reads> {
+        if let Outcome::Kept(reads) = self { Some(reads) } else { None }
+    }
+
     fn not_kept(why: impl Into<String>) -> Outcome {
         Outcome::NotKept { why: why.into(), publish: None }
     }

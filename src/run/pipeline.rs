@@ -5,6 +5,7 @@
 //! Postgres sends again what was not, so nothing else has to be remembered. Redis may come and go
 //! within a session; its sweeper sees to that, and keepalives are answered meanwhile.
 
+use std::collections::BTreeSet;
 use std::mem::replace;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
@@ -19,7 +20,7 @@ use crate::budget::OfTarget;
 use crate::capture::{self, Slot};
 use crate::channel::{Receiver, Sender, channel};
 use crate::config::Config;
-use crate::keys::Rules;
+use crate::keys::{Bound, Lookup, RuleId, Rules};
 use crate::lsn::Lsn;
 use crate::postgres::{Endpoint, History, Sql};
 use crate::preflight::{self, Fitness};
@@ -52,7 +53,7 @@ pub struct Program<'a> {
     /// The configuration.
     pub config: &'a Config,
     /// Its rules, compiled.
-    pub rules: &'a mut Rules,
+    pub rules: &'a Rules,
     /// What `/readyz` tells.
     pub health: &'a Arc<Health>,
     /// All metrics.
@@ -80,6 +81,8 @@ struct Course {
     doubt: Doubt,
     /// The server's process that served the last session's stream, which may outlive it.
     walsender: Option<i32>,
+    /// The rules whose `when` failed, which is told once.
+    failed: BTreeSet<RuleId>,
 }
 
 impl Default for Course {
@@ -93,6 +96,7 @@ impl Default for Course {
             ended: String::new(),
             doubt: Doubt::none(),
             walsender: None,
+            failed: BTreeSet::new(),
         }
     }
 }
@@ -208,7 +212,7 @@ impl Program<'_> {
             health.over(&Topic::Session);
             health.gets_nowhere(false);
         });
-        let outcome = Box::pin(self.session(session, &course.custody)).await;
+        let outcome = Box::pin(self.session(session, course)).await;
         drop(settled);
         if self.health.phase() == Phase::Streaming {
             course.doubt = Doubt::none();
@@ -306,10 +310,11 @@ impl Program<'_> {
     }
 
     /// Runs one session to its end.
-    async fn session(&mut self, session: Session, custody: &Rc<Custody>) -> Result<(), Error> {
+    async fn session(&mut self, session: Session, course: &mut Course) -> Result<(), Error> {
         let Session { config, gate, server, witness, slot, .. } = session;
         let Session { expected, wal_end, prints, broken, doubt, timing, .. } = session;
-        let looks = session.watch;
+        let (looks, custody) = (session.watch, &course.custody);
+        let mut bound = session.rules.with_failed(course.failed.clone());
         tracing::info!(
             slot = self.config.postgres.slot,
             from = %expected.lsn,
@@ -320,7 +325,8 @@ impl Program<'_> {
         let history = History { system_id, timeline };
         let standby = |endpoint: &Endpoint| SqlStandby::new(endpoint.clone(), history.clone());
         let standbys = self.config.postgres.replicas.iter().map(standby).collect();
-        let prepared = self.prepare(&config, history.clone(), (&gate, &server.primary)).await?;
+        let (asked, lookups) = ((&gate, &server.primary), bound.lookups());
+        let prepared = self.prepare(&config, history.clone(), lookups, asked).await?;
         let Some((lookups, probe)) = prepared else { return Ok(()) };
         let (lookups, _opening) = lookups.unzip();
         let (adopt, prints) = watch::channel(Rc::new(prints));
@@ -337,15 +343,13 @@ impl Program<'_> {
             room: Room::of(1),
         };
         let fitness = Rc::new(Fitness::new(self.config, Arc::clone(self.health)));
-        let nodes = vec![self.node(&fitness)];
-        let primary = Rc::clone(&server.primary);
+        let (nodes, primary) = (vec![self.node(&fitness)], Rc::clone(&server.primary));
         let probe = probe.with_fences(primary, Relations::of_rules(self.rules));
         let outside = Outside { slot, witness, probe, standbys, nodes, lookups };
         // A task: what wakes for each commit would otherwise poll all of this, too.
         let mut beside = spawn({
-            let health = Arc::clone(self.health);
+            let (server, health) = (server.clone(), Arc::clone(self.health));
             let keeper = Keeper::new(&config, custody, (self.health, self.metrics));
-            let server = server.clone();
             async move {
                 let redis = async || connect::connect(&config.redis).await.ok();
                 tokio::select! {
@@ -356,11 +360,10 @@ impl Program<'_> {
                 }
             }
         });
-        let watched = (self.health, self.metrics);
-        let mut shutdown = self.shutdown.clone();
-        let stages = outside.run((settings, timing), self.rules, watched, self.shutdown);
-        let stages = Box::pin(stages);
-        let outcome = until_either_ends(stages, &mut beside, &shutdown).await;
+        let (watched, mut shutdown) = ((self.health, self.metrics), self.shutdown.clone());
+        let stages = outside.run((settings, timing), &mut bound, watched, self.shutdown);
+        let outcome = until_either_ends(Box::pin(stages), &mut beside, &shutdown).await;
+        course.failed = bound.failed();
         match outcome {
             Err(Error::Source(source::Error::Capture(error))) if error.lacks_publication() => {
                 tokio::select! {
@@ -412,11 +415,12 @@ impl Program<'_> {
         &self,
         config: &Config,
         history: History,
+        lookups: &[Lookup],
         (gate, primary): (&Rc<Sql>, &Rc<Sql>),
     ) -> Result<Option<(Reading, SqlProbe)>, Error> {
         let mut shutdown = self.shutdown.clone();
         let prepared = async {
-            let lookups = Box::pin(self.lookups(config, history, primary)).await?;
+            let lookups = Box::pin(self.lookups(config, history, lookups, primary)).await?;
             Ok::<_, Error>((lookups, SqlProbe::new(Rc::clone(gate)).await?))
         };
         tokio::select! {
@@ -431,9 +435,9 @@ impl Program<'_> {
         &self,
         config: &Config,
         history: History,
+        lookups: &[Lookup],
         sql: &Rc<Sql>,
     ) -> Result<Reading, Error> {
-        let lookups = self.rules.lookups();
         if lookups.is_empty() {
             return Ok(None);
         }
@@ -478,7 +482,7 @@ impl<P: Probe + 'static, S: Standby + 'static, N: Node + 'static> Outside<P, S, 
     pub async fn run(
         self,
         (settings, timing): (Settings, Timing),
-        rules: &mut Rules,
+        bound: &mut Bound,
         (health, metrics): (&Arc<Health>, &Arc<Metrics>),
         shutdown: &mut Shutdown,
     ) -> Result<(), Error> {
@@ -492,11 +496,11 @@ impl<P: Probe + 'static, S: Standby + 'static, N: Node + 'static> Outside<P, S, 
             (spawn(witness.run(asked, Rc::clone(&safe))), (safe, tasks))
         });
         let gate = Gate::new(self.probe, Arc::clone(health));
-        let replicas = Replicas::new(rules.everything(), Arc::clone(health));
+        let replicas = Replicas::new(bound.rules().everything(), Arc::clone(health));
         let replicas = replicas.starting_at(start);
         let mut gate = spawn(settle(gate, self.lookups, (replicas, self.standbys), gate_ends));
         let mut sweeping = sweep(self.nodes, &settings, health, target_ends);
-        let stream = Stream::new(self.slot, rules, ends, (start, timing)).with_cache(cache);
+        let stream = Stream::new(self.slot, bound, ends, (start, timing)).with_cache(cache);
         let stream = stream.behind(wal_end, health.unconfirmed_since());
         let outcome = tokio::select! {
             biased;

@@ -8,15 +8,15 @@ use tokio_postgres::Client;
 
 use crate::capture::{Replication, Slot, SlotKind, StreamOptions, Streaming};
 use crate::config::Config;
-use crate::keys::Rules;
+use crate::keys::{Basis, Binding, Bound, Rules};
 use crate::lsn::Lsn;
 use crate::postgres::{History, Obstacle, Server, Sql, connect_sql, identify, listed};
-use crate::preflight::{self, Finding, Severity};
+use crate::preflight::{self, Checked, Finding, Severity};
 use crate::run::error::Error;
 use crate::settle::SqlStandby;
 use crate::source;
 use crate::source::own::{self, Custody, Over, Whose};
-use crate::source::shape::Watched;
+use crate::source::shape::{Shape, Watched};
 use crate::source::slot_health::{self, SlotState};
 use crate::source::slot_server::{self, SlotServer, Witness};
 use crate::source::watch::{Watch, tell_rules};
@@ -46,6 +46,8 @@ const STEP_TIMEOUT: Duration = Duration::from_secs(20);
 pub struct Session {
     /// The configuration; of several hosts that are configured, with the primary that was found.
     pub config: Config,
+    /// The rules as they are to this database; those that do not fit are suspended.
+    pub rules: Bound,
     /// The gate's connection.
     pub gate: Rc<Sql>,
     /// The process that serves the stream, on the server that the slot is on.
@@ -105,7 +107,7 @@ impl Session {
     /// What was refused, by whom; see [`Error`].
     pub async fn open(
         config: &Config,
-        rules: &mut Rules,
+        rules: &Rules,
         (health, is_strict, is_first): (&Health, bool, bool),
         custody: &Custody,
         whole: bool,
@@ -115,20 +117,19 @@ impl Session {
         // From here on nobody asks another server, whatever becomes of this one.
         let found = config.only(sql.address());
         let config = &found;
-        step(preflight::find_reads(config, rules, &sql)).await?;
-        let tables = Watched::new(rules, &config.postgres.publication, &config.postgres.slot);
+        let lookups = step(preflight::find_reads(config, rules, &sql)).await?;
+        let (slot, publication) = (&config.postgres.slot, &config.postgres.publication);
+        let tables = Watched::new(rules, &lookups, publication, slot);
         // Looked at before they are judged: what changes in between is a change. If that fails, the
         // checks may know why: they find poolers, which spoil every question.
         let shape = step(tables.look(&sql)).await;
-        let (report, whose) = checked(config, rules, &sql, (is_strict, is_first)).await?;
+        let (checked, whose) = checked(config, rules, &sql, (is_strict, is_first)).await?;
         // Found by an earlier session; this one has looked.
         health.over(&Topic::Checks);
         let shape = shape?;
-        rules.set_relations(shape.relations().map(|(oid, table)| (oid, table.clone())));
-        let suspended = tell_rules(rules, &report, health);
-        rules.suspend(&suspended);
-        let prints = shape.prints(config, rules, &suspended);
-        let watch = Watch::new(Rc::clone(&sql), (tables, prints.clone()), &report, rules);
+        let (report, bound) = (&checked.findings, bind(rules, &checked, (&shape, lookups), health));
+        let prints = shape.prints(config, &bound);
+        let watch = Watch::new(Rc::clone(&sql), (tables, prints.clone()), report, rules);
         health.over(&Topic::Watch);
         let (history, primary) = primary(&sql).await?;
         health.metrics().slot_is(&slot_label(config, &history));
@@ -137,7 +138,6 @@ impl Session {
         let server = SlotServer::reach(&config.postgres, beside).await?;
         let mut replication = replicate(config, &history, &server).await?;
         let broken = ensure_slot(config, &server, &mut replication, (health, custody)).await?;
-        let (slot, publication) = (&config.postgres.slot, &config.postgres.publication);
         let streaming =
             if whole { Streaming::Off } else { Streaming::of_server(primary.version_num) };
         let options = StreamOptions { messages: rules.need_messages(), streaming };
@@ -167,10 +167,11 @@ impl Session {
             step(sql.batch_execute(include_str!("../../sql/watch_state.sql"))).await?;
         }
         if is_first {
-            tell_doubts(&report);
+            tell_doubts(report);
         }
         Ok(Session {
             config: found,
+            rules: bound,
             walsender: state.active_pid,
             gate,
             server,
@@ -187,17 +188,30 @@ impl Session {
     }
 }
 
+/// The rules as they are to the database that was checked. Those that do not fit it are suspended,
+/// of which it tells `health`.
+fn bind(
+    rules: &Rules,
+    checked: &Checked,
+    (shape, lookups): (&Shape, Vec<Basis>),
+    health: &Health,
+) -> Bound {
+    let relations = shape.relations().map(|(oid, table)| (oid, table.clone())).collect();
+    let suspended = tell_rules(rules, &checked.findings, health);
+    rules.bind(Binding { relations, suspended, ..checked.binding(lookups) })
+}
+
 /// What the checks find, and whose the slot is at a first start; an error if that lets nothing
 /// begin.
 async fn checked(
     config: &Config,
-    rules: &mut Rules,
+    rules: &Rules,
     sql: &Sql,
     (is_strict, is_first): (bool, bool),
-) -> Result<(Vec<Finding>, Whose), Error> {
-    let mut report = step(preflight::postgres(config, rules, sql)).await?;
+) -> Result<(Checked, Whose), Error> {
+    let mut checked = step(preflight::postgres(config, rules, sql)).await?;
     let whose = match is_first {
-        true => own::hold_against_redis(config, sql, &mut report).await,
+        true => own::hold_against_redis(config, sql, &mut checked.findings).await,
         false => Whose::Ours,
     };
     match &whose {
@@ -211,7 +225,10 @@ async fn checked(
     }
     let is_refused =
         |finding: &Finding| finding.stops_everything() || is_strict && finding.is_error();
-    if report.iter().any(is_refused) { Err(Error::Refused(report)) } else { Ok((report, whose)) }
+    if checked.findings.iter().any(is_refused) {
+        return Err(Error::Refused(checked.findings));
+    }
+    Ok((checked, whose))
 }
 
 /// Tells that the slot may be another program's, or is not recorded as walsweep's, with the SQL

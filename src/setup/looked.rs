@@ -14,10 +14,10 @@ use crate::source::own::hold_against_redis;
 /// stay remembered when another name is chosen.
 pub(super) async fn looked(
     config: &Config,
-    rules: &mut Rules,
+    rules: &Rules,
     hands: &Hands<'_>,
 ) -> Result<Vec<Finding>, Error> {
-    let mut findings = preflight::postgres(config, rules, hands.client).await?;
+    let mut findings = preflight::postgres(config, rules, hands.client).await?.findings;
     hold_against_redis(config, hands.client, &mut findings).await;
     let claims = |one: &Finding| one.code == Code::SlotUnclaimed && one.is_due();
     if findings.iter().any(claims) {

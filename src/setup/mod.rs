@@ -50,8 +50,12 @@ use self::who::Owners;
 /// `application_name` of the connection to the standby that the slot is on.
 const NAME: &str = "walsweep command";
 
-/// How often the checks are made again after their cures. A cure may show what it uncovers, such as
-/// the slot that has to follow the publication; nothing uncovers more than that.
+/// How often the checks are made again after their cures. What the tables need is known at once;
+/// but some answers are the server's, and it gives them only once a cure has run: under whose name
+/// it publishes a partition, once the publication is another one; which old rows a lookup lacks,
+/// once its role may read the table and that is published; whose the slot is, once the comment that
+/// tells is written. Nothing of these uncovers more than that, and the last time shows that nothing
+/// is left.
 const ROUNDS_MAX: usize = 3;
 
 /// How often it begins anew because somebody else changed the publication meanwhile, such as a
@@ -96,7 +100,7 @@ pub(crate) fn list(findings: &[Finding]) -> String {
 /// publication is somebody else's and lacks something, or the role may not do all that is needed
 /// (nothing is changed then), when a statement is refused that is needed, or somebody asks to stop.
 /// What was done before is told with it.
-pub async fn setup(config: &Config, rules: &mut Rules, hands: &Hands<'_>) -> Result<Done, Error> {
+pub async fn setup(config: &Config, rules: &Rules, hands: &Hands<'_>) -> Result<Done, Error> {
     hands.prepare().await?;
     hands.hold().await?;
     let mut done = Done::default();
@@ -115,7 +119,7 @@ pub async fn setup(config: &Config, rules: &mut Rules, hands: &Hands<'_>) -> Res
 /// Checks and cures, until nothing is left to cure.
 async fn rounds(
     config: &Config,
-    rules: &mut Rules,
+    rules: &Rules,
     hands: &Hands<'_>,
     done: &mut Done,
 ) -> Result<(), Error> {
@@ -159,7 +163,7 @@ async fn rounds(
             Err(error) => return Err(error),
         }
     }
-    let mut findings = preflight::postgres(config, rules, hands.client).await?;
+    let mut findings = preflight::postgres(config, rules, hands.client).await?.findings;
     findings.retain(Finding::is_error);
     let (uncured, left): (Vec<Finding>, Vec<Finding>) =
         findings.into_iter().partition(|one| one.sql.is_some() || one.stops_everything());

@@ -15,7 +15,7 @@ use crate::preflight::{self, Does, Finding, MADE, Step, certain, patiently};
 /// When the checks cannot be made.
 pub async fn script(
     config: &Config,
-    rules: &mut Rules,
+    rules: &Rules,
     hands: &Hands<'_>,
     roles: Vec<Statement>,
 ) -> Result<String, Error> {

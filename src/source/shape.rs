@@ -14,7 +14,7 @@ use tokio_postgres::types::ToSql;
 use tokio_postgres::{Client, Row};
 
 use crate::config::{Config, TableName};
-use crate::keys::{Lookup, Print, Rules};
+use crate::keys::{Basis, Bound, Lookup, Print, Rules};
 use crate::postgres::Endpoint;
 use crate::preflight;
 use crate::sweep::{Prints, TablePrint, Tables};
@@ -52,9 +52,9 @@ struct Fact {
 impl Watched {
     /// The tables and views of the rules, and the tables that kept answers of lookups depend on.
     #[must_use]
-    pub fn new(rules: &Rules, publication: &str, slot: &str) -> Watched {
+    pub fn new(rules: &Rules, lookups: &[Basis], publication: &str, slot: &str) -> Watched {
         let read = || {
-            let reads = rules.lookups().iter().filter_map(|lookup| lookup.reads.as_ref());
+            let reads = lookups.iter().filter_map(|basis| basis.reads.as_ref());
             reads.flat_map(|reads| &reads.tables)
         };
         let mut tables: BTreeSet<&TableName> = rules.tables().collect();
@@ -251,18 +251,17 @@ impl Shape {
         self.tables
     }
 
-    /// What a watermark is written under while the tables are so, and the rules of these names are
-    /// suspended.
+    /// What a watermark is written under while the tables are so, and the rules are bound as these.
     #[must_use]
-    pub fn prints(&self, config: &Config, rules: &Rules, suspended: &BTreeSet<String>) -> Prints {
+    pub fn prints(&self, config: &Config, bound: &Bound) -> Prints {
         let replicas: Vec<String> =
             config.postgres.replicas.iter().map(Endpoint::address).collect();
         let kept = |lookup: &Lookup| {
             let tables = lookup.reads.as_ref()?.tables.iter();
             Some((lookup.print(), tables.map(|(_, table)| Print::of_table(table)).collect()))
         };
-        let lookups = rules.lookups().iter().filter_map(kept).collect();
-        Prints::new(rules.prints(suspended), lookups, self.tables.clone(), &replicas)
+        let lookups = bound.lookups().iter().filter_map(kept).collect();
+        Prints::new(bound.prints(), lookups, self.tables.clone(), &replicas)
     }
 }
 

@@ -156,7 +156,7 @@ impl Watch {
     ) -> Watch {
         let of_lookups = findings.iter().filter(|one| one.code.is_of_lookup());
         let (of_lookups, misfits) = (of_lookups.cloned().collect(), preflight::misfits(findings));
-        Watch { sql, watched, prints, misfits, rules: rules.copy(), of_lookups }
+        Watch { sql, watched, prints, misfits, rules: rules.clone(), of_lookups }
     }
 
     /// Looks until something is no longer as it was at the beginning, and says so; tells `health`

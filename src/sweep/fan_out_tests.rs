@@ -49,7 +49,7 @@ impl Bench {
     }
 
     async fn commit(&mut self, end_lsn: u64) {
-        let keys = keys(&mut self.rules, "item", &[&end_lsn.to_string()]);
+        let keys = keys(&self.rules, "item", &[&end_lsn.to_string()]);
         self.send(committed(end_lsn, keys)).await;
     }
 
@@ -104,7 +104,7 @@ async fn a_commit_goes_to_every_target_and_a_sweep_to_the_one_that_owes_it() {
 async fn what_is_held_is_told_of_every_target_before_its_keys_go() {
     local(async {
         let mut bench = Bench::new(8);
-        let (replica, keys) = (Hold::new_name(), keys(&mut bench.rules, "item", &["1"]));
+        let (replica, keys) = (Hold::new_name(), keys(&bench.rules, "item", &["1"]));
         bench.send(committed(110, keys).not_replayed(replica)).await;
         let held = Held::also(replica, Lsn(110));
         for target in [ONE, OTHER] {
@@ -190,7 +190,7 @@ async fn what_goes_early_and_finds_no_room_is_dropped() {
     local(async {
         let mut bench = Bench::new(1);
         bench.commit(110).await;
-        let early = keys(&mut bench.rules, "item", &["7"]);
+        let early = keys(&bench.rules, "item", &["7"]);
         bench.send(Visible::for_tests(Cause::Early(7), early)).await;
         assert_eq!(exact(&bench.next(OTHER).expect("the commit")), ["item:110"]);
         sleep(Duration::from_millis(1)).await;
@@ -208,7 +208,7 @@ async fn a_backlog_that_is_too_large_gives_way_to_patterns() {
             drop(bench.next(ONE));
             let ids: Vec<String> = (0..10_000).map(|id| format!("{round}:{id:0>60}")).collect();
             let ids: Vec<&str> = ids.iter().map(String::as_str).collect();
-            let keys = keys(&mut bench.rules, "item", &ids);
+            let keys = keys(&bench.rules, "item", &ids);
             bench.send(committed(120 + round, keys)).await;
         }
         bench.next(OTHER).expect("the commit");
@@ -228,7 +228,7 @@ async fn where_every_target_is_full_nothing_is_taken() {
         let mut bench = Bench::new(1);
         let mut sent = 0;
         for end_lsn in 110..200 {
-            let keys = keys(&mut bench.rules, "item", &[&end_lsn.to_string()]);
+            let keys = keys(&bench.rules, "item", &[&end_lsn.to_string()]);
             let visible = committed(end_lsn, keys);
             if timeout(Duration::from_secs(1), bench.visible.send(visible)).await.is_err() {
                 break;
@@ -282,7 +282,7 @@ impl Pair {
 
     async fn commit(&mut self, end_lsn: u64) {
         self.redis.iter().for_each(|redis| redis.fill(&[&format!("item:{end_lsn}")]));
-        let keys = keys(&mut self.rules, "item", &[&end_lsn.to_string()]);
+        let keys = keys(&self.rules, "item", &[&end_lsn.to_string()]);
         self.visible.send(committed(end_lsn, keys)).await.unwrap();
     }
 

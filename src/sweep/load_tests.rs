@@ -269,7 +269,7 @@ async fn keys_that_are_refused_do_not_show_that_redis_takes_writes() {
         let tried = bench.redis.0.refused.get();
         for _ in 0..60 {
             let cause = Cause::Replayed(Replayed { hold: None, resyncs: 0 });
-            let keys = keys(&mut bench.rules, "item", &["no"]);
+            let keys = keys(&bench.rules, "item", &["no"]);
             bench.visible.send(Visible::for_tests(cause, keys)).await.unwrap();
             sleep(Duration::from_millis(50)).await;
             assert!(bench.health.readiness().1.contains("refuses removals"));

@@ -414,7 +414,7 @@ mod tests {
 
     /// Adds 60 keys of such a length every 250 ms for a window and a half.
     fn fill_a_window((window, length): (Duration, usize), jobs_max: usize) {
-        let mut rules = rules();
+        let rules = rules();
         let began = Instant::now();
         let mut refill = Refill::new(window, SHARE, rules.key_set(), Lsn(1));
         let (mut added, mut ended, mut jobs, mut widened) = (Vec::new(), Vec::new(), 0, 0);
@@ -424,8 +424,7 @@ mod tests {
             if step < steps * 3 / 2 {
                 let ids: Vec<String> = (0..60).map(|id| format!("{step}:{id:0>length$}")).collect();
                 let ids: Vec<&str> = ids.iter().map(String::as_str).collect();
-                let job =
-                    Job::new(Vec::new(), keys(&mut rules, "item", &ids), Round::First, Lsn(9));
+                let job = Job::new(Vec::new(), keys(&rules, "item", &ids), Round::First, Lsn(9));
                 let (hold, wide) = refill.add(job, now);
                 widened += wide.len();
                 added.push((hold, now));
@@ -454,14 +453,14 @@ mod tests {
     fn what_waits_for_the_watermark_is_bounded_and_covers_every_key() {
         let all: Vec<_> =
             (0..64).map(|id| rule(&format!("r{id}"), "item", &format!("{id}:{{id}}"))).collect();
-        let mut rules = Rules::compile(&all).unwrap();
+        let rules = Rules::compile(&all).unwrap();
         let mut refill = Refill::new(WINDOW, SHARE, rules.key_set(), Lsn(1));
         let steps = u64::try_from(KEPT_MAX).unwrap() + 8;
         let id = |step: u64, id: u32| format!("{step}:{id:0>1000}");
         for step in 0..steps {
             let ids: Vec<String> = (0..8).map(|one| id(step, one)).collect();
             let ids: Vec<&str> = ids.iter().map(String::as_str).collect();
-            refill.keep(Lsn(10 + step), keys(&mut rules, "item", &ids), Vec::new());
+            refill.keep(Lsn(10 + step), keys(&rules, "item", &ids), Vec::new());
             let bytes: usize = refill.kept.iter().map(|kept| kept.keys.bytes()).sum();
             assert!(bytes <= SHARE.kept, "{bytes} bytes in {} sets", refill.kept.len());
             assert!(refill.kept.len() <= KEPT_MAX);

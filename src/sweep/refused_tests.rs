@@ -22,8 +22,8 @@ async fn what_is_refused_of_a_transaction_holds_it_and_the_rest_goes() {
             bench.whole().await;
             bench.redis.fill(&["item:1", "item:2", "list:1:a", "list:1:b"]);
             bench.redis.forbid(Some("list:*a"));
-            let mut keys = keys(&mut bench.rules, "item", &["1"]);
-            keys.merge(&super::tests::keys(&mut bench.rules, "list", &["1"]));
+            let mut keys = keys(&bench.rules, "item", &["1"]);
+            keys.merge(&super::tests::keys(&bench.rules, "list", &["1"]));
             bench.commit_keys(110, keys).await;
             bench.commit(120, "item", &["2"]).await;
             tokio::time::sleep(Duration::from_secs(5)).await;
@@ -47,11 +47,11 @@ async fn what_is_refused_of_a_transaction_holds_it_and_the_rest_goes() {
 /// I6: what is refused of a rule takes no more room than so many keys, whoever waits for it.
 #[test]
 fn many_refused_keys_of_a_rule_become_its_pattern() {
-    let (mut rules, mut refusals) = (rules(), Refusals::new(1 << 20));
+    let (rules, mut refusals) = (rules(), Refusals::new(1 << 20));
     let mut add = |ids: std::ops::Range<u32>| {
         let ids: Vec<String> = ids.map(|id| id.to_string()).collect();
         let ids: Vec<&str> = ids.iter().map(String::as_str).collect();
-        let keys = keys(&mut rules, "item", &ids);
+        let keys = keys(&rules, "item", &ids);
         let (_hold, widened) = refusals.add((RuleId(0), keys), Lsn(1), &[], Instant::now());
         (widened, refusals.sizes(RuleId(0)))
     };

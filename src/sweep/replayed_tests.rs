@@ -13,7 +13,7 @@ use crate::settle::{Cause, Hold, Replayed, Visible};
 impl Bench {
     /// A commit that is visible, and not on every standby.
     async fn commit_not_replayed(&mut self, hold: Hold, end_lsn: u64, ids: &[&str]) {
-        let keys = keys(&mut self.rules, "item", ids);
+        let keys = keys(&self.rules, "item", ids);
         let end_lsn = Lsn(end_lsn);
         let transaction = Transaction { xid: 1, commit_lsn: end_lsn, end_lsn, commit_time: 0 };
         let visible = Visible::for_tests(Cause::Transaction(transaction), keys);
@@ -29,7 +29,7 @@ impl Bench {
     /// All standbys have replayed commits of table `item` that these hold, and so many sweeps.
     async fn replayed(&mut self, hold: Option<Hold>, ids: &[&str], resyncs: u32) {
         let keys =
-            if resyncs > 0 { self.rules.everything() } else { keys(&mut self.rules, "item", ids) };
+            if resyncs > 0 { self.rules.everything() } else { keys(&self.rules, "item", ids) };
         let cause = Cause::Replayed(Replayed { hold, resyncs });
         self.visible.send(Visible::for_tests(cause, keys)).await.unwrap();
     }

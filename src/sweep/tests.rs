@@ -19,7 +19,7 @@ use crate::channel::{Sender, channel};
 use crate::config::{Rule, TargetId};
 use crate::decode::{Column, Relation, ReplicaIdentity, Tuple, Value};
 use crate::gather::{Change, Row, Transaction};
-use crate::keys::{KeySet, Pattern, Rules};
+use crate::keys::{Binding, KeySet, Pattern, Rules};
 use crate::lsn::Lsn;
 use crate::settle::{Cause, Held, Hold, Visible};
 use crate::telemetry::Health;
@@ -236,7 +236,7 @@ pub(super) fn rules() -> Rules {
 }
 
 /// The keys of rows inserted into `item` or `list`.
-pub(super) fn keys(rules: &mut Rules, table: &str, ids: &[&str]) -> KeySet {
+pub(super) fn keys(rules: &Rules, table: &str, ids: &[&str]) -> KeySet {
     let relation = Arc::new(Relation {
         id: if table == "item" { 1 } else { 2 },
         namespace: "public".to_owned(),
@@ -249,11 +249,11 @@ pub(super) fn keys(rules: &mut Rules, table: &str, ids: &[&str]) -> KeySet {
             type_modifier: -1,
         }],
     });
-    let mut keys = rules.key_set();
+    let (mut keys, mut bound) = (rules.key_set(), rules.bind(Binding::default()));
     for id in ids {
         let new = Tuple::from_values(&[Value::Text(id.as_bytes())]);
         let change = Change { relation: Arc::clone(&relation), row: Row::Insert { new } };
-        rules.add(&change, &mut keys);
+        bound.add(&change, &mut keys);
     }
     keys
 }
@@ -362,7 +362,7 @@ impl Bench {
     }
 
     pub(super) async fn commit(&mut self, end_lsn: u64, table: &str, ids: &[&str]) {
-        let keys = keys(&mut self.rules, table, ids);
+        let keys = keys(&self.rules, table, ids);
         self.commit_keys(end_lsn, keys).await;
     }
 
@@ -500,8 +500,7 @@ async fn what_goes_early_goes_once_and_is_not_told() {
         let mut bench = Bench::new(Duration::from_secs(1));
         for (table, key) in [("item", "item:1"), ("list", "list:1:a")] {
             bench.redis.fill(&[key]);
-            let visible =
-                Visible::for_tests(Cause::Early(1), keys(&mut bench.rules, table, &["1"]));
+            let visible = Visible::for_tests(Cause::Early(1), keys(&bench.rules, table, &["1"]));
             bench.visible.send(visible).await.unwrap();
             tokio::time::sleep(Duration::from_millis(500)).await;
             assert!(!bench.redis.has(key), "{key} went");

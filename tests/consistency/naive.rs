@@ -13,7 +13,7 @@ use walsweep::capture::{Frame, Replication, StreamOptions};
 use walsweep::config::{Config, parse};
 use walsweep::decode::decode;
 use walsweep::gather::{Gathered, Gatherer};
-use walsweep::keys::{Pattern, Rules};
+use walsweep::keys::{Binding, Pattern, Rules};
 
 /// Patterns that may wait for a pass.
 const PATTERNS_MAX: usize = 10_000;
@@ -24,7 +24,8 @@ pub(crate) async fn run() {
     let text = std::fs::read_to_string(file).unwrap();
     let config: Config =
         parse(&text, &|name| std::env::var(name).ok(), Path::new("")).config.unwrap();
-    let mut rules = Rules::with_lookups(&config.rules, &config.lookups).unwrap();
+    let rules = Rules::with_lookups(&config.rules, &config.lookups).unwrap();
+    let mut bound = rules.bind(Binding::default());
     let endpoint = &config.postgres.replication_endpoint;
     let replication = Replication::connect(endpoint, "naive").await.unwrap();
     let options = StreamOptions::default();
@@ -65,9 +66,9 @@ pub(crate) async fn run() {
                 if change.relation.name == "page" {
                     more.insert("label:*");
                 }
-                rules.add(&change, &mut keys);
+                bound.add(&change, &mut keys);
             }
-            Gathered::Truncate(all) => all.iter().for_each(|one| rules.add(one, &mut keys)),
+            Gathered::Truncate(all) => all.iter().for_each(|one| bound.add(one, &mut keys)),
             Gathered::Committed(transaction) => {
                 let keys = std::mem::replace(&mut keys, rules.key_set());
                 unlink(keys.exact().map(|(_, key)| key.to_vec()).collect(), &cache).await;

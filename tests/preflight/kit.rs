@@ -158,8 +158,8 @@ pub(crate) async fn database(server: &Postgres, name: &str, ddl: &str) -> Client
 }
 
 pub(crate) async fn check(config: &Config, client: &Client) -> Vec<Finding> {
-    let mut rules = Rules::with_lookups(&config.rules, &config.lookups).unwrap();
-    preflight::postgres(config, &mut rules, client).await.unwrap()
+    let rules = Rules::with_lookups(&config.rules, &config.lookups).unwrap();
+    preflight::postgres(config, &rules, client).await.unwrap().findings
 }
 
 pub(crate) fn codes(findings: &[Finding]) -> Vec<&'static str> {

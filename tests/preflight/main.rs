@@ -13,7 +13,7 @@ use std::sync::Arc;
 use walsweep::config::{Rule, TableName};
 use walsweep::decode::{Relation, ReplicaIdentity};
 use walsweep::gather::{Change, Row};
-use walsweep::keys::Rules;
+use walsweep::keys::{Binding, Bound, Rules};
 use walsweep::preflight;
 use walsweep_stage::throwaway::{Postgres, PostgresOptions};
 
@@ -73,15 +73,14 @@ async fn a_partition_counts_as_its_table_once_checked() {
                create publication walsweep for table t";
     let client = database(&server, "app", ddl).await;
     let config = config(server.port(), "app", vec![whole("t")]);
-    let rules = || Rules::compile(&config.rules).unwrap();
-    let (mut before, mut after) = (rules(), rules());
-    preflight::postgres(&config, &mut after, &client).await.unwrap();
-    assert_eq!(matched(&mut before, "t_x"), 0);
-    assert_eq!(matched(&mut after, "t_x"), 1);
+    let rules = Rules::compile(&config.rules).unwrap();
+    let checked = preflight::postgres(&config, &rules, &client).await.unwrap();
+    assert_eq!(matched(&mut rules.bind(Binding::default()), "t_x"), 0);
+    assert_eq!(matched(&mut rules.bind(checked.binding(Vec::new())), "t_x"), 1);
 }
 
 /// The number of patterns that TRUNCATE of a relation removes.
-fn matched(rules: &mut Rules, relation: &str) -> usize {
+fn matched(bound: &mut Bound, relation: &str) -> usize {
     let relation = Relation {
         id: 1,
         namespace: "public".to_owned(),
@@ -89,7 +88,7 @@ fn matched(rules: &mut Rules, relation: &str) -> usize {
         replica_identity: ReplicaIdentity::Default,
         columns: Vec::new(),
     };
-    let mut keys = rules.key_set();
-    rules.add(&Change { relation: Arc::new(relation), row: Row::Truncate }, &mut keys);
+    let mut keys = bound.key_set();
+    bound.add(&Change { relation: Arc::new(relation), row: Row::Truncate }, &mut keys);
     keys.patterns().count()
 }

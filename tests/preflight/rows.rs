@@ -20,14 +20,14 @@ async fn hold(server: &Postgres, number: usize, row: Row) -> Vec<Finding> {
     let config = config(server.port(), &name, rules);
     let findings = check(&config, &client).await;
     assert_eq!(codes(&findings), expected, "row {number}: {ddl}\n{findings:#?}");
-    let mut rules = Rules::compile(&config.rules).unwrap();
+    let rules = Rules::compile(&config.rules).unwrap();
     adopt(&client).await;
-    let result = setup::setup(&config, &mut rules, &hands(&config, &client)).await;
+    let result = setup::setup(&config, &rules, &hands(&config, &client)).await;
     if errors(&findings).iter().all(|finding| finding.sql.is_some()) {
         result.unwrap_or_else(|error| panic!("row {number}: {error}"));
         let after = check(&config, &client).await;
         assert!(errors(&after).is_empty(), "row {number}: {ddl}\n{after:#?}");
-        let again = setup::setup(&config, &mut rules, &hands(&config, &client)).await.unwrap();
+        let again = setup::setup(&config, &rules, &hands(&config, &client)).await.unwrap();
         assert_eq!(again.statements, [], "row {number}: {ddl}");
     } else {
         assert!(matches!(result, Err(setup::Error::Incurable(_))), "row {number}: {result:?}");

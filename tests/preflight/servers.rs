@@ -48,8 +48,8 @@ async fn a_slot_that_is_in_use_is_told_and_not_dropped() {
     let client = database(&server, "app", &ddl).await;
     let config = config(server.port(), "app", vec![whole("t")]);
     adopt(&client).await;
-    let mut rules = Rules::compile(&config.rules).unwrap();
-    setup::setup(&config, &mut rules, &hands(&config, &client)).await.unwrap();
+    let rules = Rules::compile(&config.rules).unwrap();
+    setup::setup(&config, &rules, &hands(&config, &client)).await.unwrap();
     let reader = client_program(&server, "pg_recvlogical")
         .args(["-d", "app", "-S", "slot_app", "--start"])
         .args(["-f", "/dev/null", "-o", "proto_version=1", "-o", "publication_names=walsweep"])
@@ -77,8 +77,8 @@ async fn a_slot_that_is_lost_or_soon_will_be_is_a_warning() {
     let server = Postgres::start(options).await.unwrap();
     let client = database(&server, "app", TABLE).await;
     let config = config(server.port(), "app", vec![whole("t")]);
-    let mut rules = Rules::compile(&config.rules).unwrap();
-    setup::setup(&config, &mut rules, &hands(&config, &client)).await.unwrap();
+    let rules = Rules::compile(&config.rules).unwrap();
+    setup::setup(&config, &rules, &hands(&config, &client)).await.unwrap();
     for _ in 0..4 {
         run(&client, "create table x (); drop table x; select pg_switch_wal()").await;
     }
@@ -109,8 +109,8 @@ async fn a_publication_made_after_its_slot_leaves_the_slot_and_says_so() {
     assert_eq!(codes(&findings), ["publication_missing", "slot_unclaimed"]);
     assert_eq!(find(&findings, "slot_unclaimed").severity, Severity::Info);
     assert!(find(&findings, "publication_missing").message.contains("`slot_app` is left"));
-    let mut rules = Rules::compile(&config.rules).unwrap();
-    setup::setup(&config, &mut rules, &hands(&config, &client)).await.unwrap();
+    let rules = Rules::compile(&config.rules).unwrap();
+    setup::setup(&config, &rules, &hands(&config, &client)).await.unwrap();
     assert_eq!(stands().await, before);
     let findings = check(&config, &client).await;
     assert_eq!(codes(&findings), ["slot_unclaimed"]);
@@ -134,8 +134,8 @@ async fn a_set_up_beside_an_older_slot_is_not_said_to_begin_before_its_publicati
         run(&client, "insert into t values (1); delete from t").await;
     }
     let config = config(server.port(), "app", vec![whole("t")]);
-    let mut rules = Rules::compile(&config.rules).unwrap();
-    setup::setup(&config, &mut rules, &hands(&config, &client)).await.unwrap();
+    let rules = Rules::compile(&config.rules).unwrap();
+    setup::setup(&config, &rules, &hands(&config, &client)).await.unwrap();
     for drop in ["select", "select pg_drop_replication_slot('older')"] {
         run(&client, drop).await;
         let younger = preflight::before_publication(&config, &client).await.unwrap();
@@ -163,8 +163,8 @@ async fn a_server_that_cannot_stream_is_refused() {
     assert_eq!(codes(&findings), expected, "{findings:#?}");
     let cure = find(&findings, "replication_role").sql.as_deref();
     assert_eq!(cure, Some("alter role \"plain\" replication"));
-    let mut rules = Rules::compile(&config.rules).unwrap();
-    let refused = setup::setup(&config, &mut rules, &hands(&config, &client)).await;
+    let rules = Rules::compile(&config.rules).unwrap();
+    let refused = setup::setup(&config, &rules, &hands(&config, &client)).await;
     let refused = refused.unwrap_err().to_string();
     assert!(refused.contains("`wal_level` is `replica`"), "{refused}");
 

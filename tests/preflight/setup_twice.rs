@@ -18,9 +18,9 @@ async fn the_printed_script_does_what_setup_does_and_teardown_leaves_nothing() {
                create table w (id int primary key, a text)";
     let client = database(&server, "app", ddl).await;
     let config = config(server.port(), "app", vec![whole("t"), whole("p"), immutable("w")]);
-    let mut rules = Rules::compile(&config.rules).unwrap();
+    let rules = Rules::compile(&config.rules).unwrap();
     let hands = hands(&config, &client);
-    let script = setup::script(&config, &mut rules, &hands, Vec::new()).await.unwrap();
+    let script = setup::script(&config, &rules, &hands, Vec::new()).await.unwrap();
     assert!(script.starts_with("-- What walsweep needs"), "{script}");
     assert!(!script.contains("create role"), "it is there: {script}");
     assert!(script.contains("-- Not needed, but: 1:1: rule.0.keys.0: `a` is not in"), "{script}");
@@ -30,7 +30,7 @@ async fn the_printed_script_does_what_setup_does_and_teardown_leaves_nothing() {
     let findings = check(&config, &client).await;
     let expected = ["delete_widens", "partition_added", "partition_truncate"];
     assert_eq!(codes(&findings), expected, "{findings:#?}");
-    let script = setup::script(&config, &mut rules, &hands, Vec::new()).await.unwrap();
+    let script = setup::script(&config, &rules, &hands, Vec::new()).await.unwrap();
     assert!(script.contains("\n-- Nothing to do.\n"), "{script}");
 
     let printed = setup::teardown_script(&config, &hands).await.unwrap();
@@ -52,7 +52,7 @@ async fn the_printed_script_does_what_setup_does_and_teardown_leaves_nothing() {
     let lines = setup::teardown(&config, &hands).await.unwrap().lines;
     assert_eq!(lines.first().unwrap(), "there is no slot `slot_app`");
 
-    setup::setup(&config, &mut rules, &hands).await.unwrap();
+    setup::setup(&config, &rules, &hands).await.unwrap();
     let printed = setup::teardown_script(&config, &hands).await.unwrap();
     // As the end of a session of `setup` does.
     run(&client, "select pg_advisory_unlock_all()").await;
@@ -94,8 +94,8 @@ async fn what_a_role_may_not_do_is_named() {
     let (client, connection) = tokio_postgres::connect(&url, NoTls).await.unwrap();
     drop(tokio::spawn(connection));
     let config = config(server.port(), "app", vec![whole("t")]);
-    let mut rules = Rules::compile(&config.rules).unwrap();
-    let error = setup::setup(&config, &mut rules, &hands(&config, &client)).await;
+    let rules = Rules::compile(&config.rules).unwrap();
+    let error = setup::setup(&config, &rules, &hands(&config, &client)).await;
     let error = error.unwrap_err().to_string();
     let told = "may not create a publication in database `app`, change table `public.t` of \
                 `postgres`; nothing of it was done";
@@ -116,7 +116,7 @@ async fn every_table_can_be_written_to_after_setup() {
     let config = config(server.port(), "app", vec![whole("t"), whole("bare")]);
     let refused = client.batch_execute("update bare set a = 'z'").await;
     assert!(refused.is_err(), "what is to be cured is not there");
-    let mut rules = Rules::compile(&config.rules).unwrap();
-    setup::setup(&config, &mut rules, &hands(&config, &client)).await.unwrap();
+    let rules = Rules::compile(&config.rules).unwrap();
+    setup::setup(&config, &rules, &hands(&config, &client)).await.unwrap();
     run(&client, "update t set a = 'z'; delete from t; update bare set a = 'z'").await;
 }

@@ -10,7 +10,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{sleep, timeout};
 use walsweep::capture;
 use walsweep::config;
-use walsweep::keys::Rules;
+use walsweep::keys::{Binding, Rules};
 use walsweep::lsn::Lsn;
 use walsweep::retry::Backoff;
 use walsweep::run::error::{Error, Verdict};
@@ -89,7 +89,8 @@ async fn process(
     mut shutdown: Shutdown,
     window: &Window,
 ) {
-    let mut rules = Rules::compile(rules).expect("the rules are valid");
+    let rules = Rules::compile(rules).expect("the rules are valid");
+    let mut bound = rules.bind(Binding::default());
     let metrics = Arc::new(Metrics::new(rules.names()));
     let health = Arc::new(Health::new(Arc::clone(&metrics)));
     window.0.replace(Some(Arc::clone(&health)));
@@ -113,7 +114,7 @@ async fn process(
                 let timing =
                     Timing { status: walsender::TIMEOUT / 4, silence: Duration::from_secs(15) };
                 let watched = (&health, &metrics);
-                Box::pin(outside.run((settings, timing), &mut rules, watched, &mut shutdown)).await
+                Box::pin(outside.run((settings, timing), &mut bound, watched, &mut shutdown)).await
             }
             Err(error) => Err(error),
         };

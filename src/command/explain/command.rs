@@ -23,7 +23,7 @@ const EXPLAIN_WAIT: Duration = Duration::from_secs(2);
 ///
 /// 78 for the configuration; 1 for a row that is not one, or a column that the table has not.
 pub async fn explain(path: &Path, arguments: &ExplainArgs) -> Result<(), Failure> {
-    let (config, mut rules) = configuration(path)?;
+    let (config, rules) = configuration(path)?;
     let row = |name: &str, text: &Option<String>| {
         let parse = |text: &String| {
             serde_json::from_str::<super::Object>(text).map_err(|error| {
@@ -46,7 +46,7 @@ pub async fn explain(path: &Path, arguments: &ExplainArgs) -> Result<(), Failure
         Ok((table, typed)) => (typed, Some(table), None),
         Err(why) => (question, None, why),
     };
-    let explanation = super::explain(&mut rules, &question, table.as_ref()).map_err(failed)?;
+    let explanation = super::explain(&rules, &question, table.as_ref()).map_err(failed)?;
     print(&format!("{explanation}{}", note.unwrap_or_default()))
 }
 

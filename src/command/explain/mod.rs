@@ -262,7 +262,7 @@ pub fn check(rules: &Rules, question: &Question) -> Result<(), Error> {
 /// # Errors
 /// Those of [`check`]; also a value that cannot be one of Postgres.
 pub fn explain(
-    rules: &mut Rules,
+    rules: &Rules,
     question: &Question,
     table: Option<&Table>,
 ) -> Result<Explanation, Error> {

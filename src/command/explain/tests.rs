@@ -31,7 +31,7 @@ fn ask(operation: &str, old: &str, new: &str) -> Result<String, Error> {
         new: object(new),
         identity: vec!["match_id".to_owned()],
     };
-    explain(&mut rules(), &question, None).map(shown)
+    explain(&rules(), &question, None).map(shown)
 }
 
 /// The answer without what is noted of every one that no server was asked for.
@@ -144,7 +144,7 @@ fn of_the_old_row_there_is_what_the_replica_identity_sends() {
             new: object(new),
             identity: Vec::new(),
         };
-        explain(&mut rules(), &question, Some(&table)).unwrap().to_string()
+        explain(&rules(), &question, Some(&table)).unwrap().to_string()
     };
     let row = r#"{"match_id": 7, "model": "a", "scored": "f"}"#;
     let key = Identity::Columns(vec!["match_id".to_owned()]);
@@ -198,7 +198,7 @@ fn that_changed_counts_as_met_without_old_values_is_told() {
             new: object(new),
             identity: Vec::new(),
         };
-        let said = explain(&mut rules(), &question, Some(&table)).unwrap().to_string();
+        let said = explain(&rules(), &question, Some(&table)).unwrap().to_string();
         assert_eq!(said.contains("counts as met"), told.is_some(), "{old} {new}: {said}");
         assert!(said.contains(told.unwrap_or_default()), "{old} {new}: {said}");
     }
@@ -206,7 +206,7 @@ fn that_changed_counts_as_met_without_old_values_is_told() {
     let mut fixed = rule();
     fixed.immutable = vec![Located::for_tests("scored")];
     fixed.changed.push(Located::for_tests("model"));
-    let mut rules = Rules::compile(&[fixed]).unwrap();
+    let rules = Rules::compile(&[fixed]).unwrap();
     let question = Question {
         table: TableName::for_tests("predictions"),
         operation: Operation::Update,
@@ -214,7 +214,7 @@ fn that_changed_counts_as_met_without_old_values_is_told() {
         new: object(row),
         identity: vec!["match_id".to_owned()],
     };
-    let said = shown(explain(&mut rules, &question, None).unwrap());
+    let said = shown(explain(&rules, &question, None).unwrap());
     assert!(said.contains("removes nothing (column `model`)\n"), "{said}");
 }
 
@@ -230,7 +230,7 @@ fn an_old_value_that_is_sent_and_not_told_has_no_cure_at_the_table() {
             new: None,
             identity: Vec::new(),
         };
-        explain(&mut rules(), &question, Some(&table)).unwrap().to_string()
+        explain(&rules(), &question, Some(&table)).unwrap().to_string()
     };
     let alone = "  widened  in this answer alone: an old value that Postgres sends is not told \
                  here; add it to `--old` (column `model`)\n";
@@ -267,7 +267,7 @@ fn without_the_table_it_is_said_what_is_supposed() {
         (question("insert", "", "{}"), 1),
         (question("delete", "{}", ""), 2),
     ] {
-        let answer = explain(&mut rules(), &question, None).unwrap();
+        let answer = explain(&rules(), &question, None).unwrap();
         assert_eq!(answer.notes.len(), notes, "{:?}", answer.notes);
         let said = answer.to_string();
         assert_eq!(said.matches("\nnote       the table was not asked: ").count(), notes, "{said}");
@@ -295,10 +295,10 @@ fn a_table_without_rules_is_told_with_those_that_have_some() {
         new: None,
         identity: Vec::new(),
     };
-    let answer = shown(explain(&mut rules(), &question, None).unwrap());
+    let answer = shown(explain(&rules(), &question, None).unwrap());
     assert_eq!(answer, "no rule looks at `public.other`; rules look at `public.predictions`\n");
     let near = Question { table: TableName::for_tests("prediction"), ..question };
-    let answer = shown(explain(&mut rules(), &near, None).unwrap());
+    let answer = shown(explain(&rules(), &near, None).unwrap());
     assert!(answer.ends_with("; did you mean `public.predictions`?\n"), "{answer}");
 }
 
@@ -326,7 +326,7 @@ fn a_lookup_says_what_becomes_of_its_rows() {
         };
         let mut rule = rule();
         rule.keys = vec![Located::for_tests("k:{team.x}")];
-        let mut rules = Rules::with_lookups(&[rule], &[lookup]).unwrap();
+        let rules = Rules::with_lookups(&[rule], &[lookup]).unwrap();
         let question = Question {
             table: TableName::for_tests("predictions"),
             operation: Operation::Delete,
@@ -334,7 +334,7 @@ fn a_lookup_says_what_becomes_of_its_rows() {
             new: None,
             identity: Vec::new(),
         };
-        let answer = shown(explain(&mut rules, &question, None).unwrap());
+        let answer = shown(explain(&rules, &question, None).unwrap());
         let expected = format!("  lookup   k:{{team.x}}, team: id = 5{said}");
         assert_eq!(answer.lines().nth(1), Some(&*expected));
     }

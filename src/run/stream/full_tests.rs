@@ -12,7 +12,7 @@ use tokio::time::sleep;
 use super::{Ends, IN_FLIGHT_MAX, Stream};
 use crate::capture::Slot;
 use crate::config::{Rule, Source, TableName, TargetId};
-use crate::keys::Rules;
+use crate::keys::{Binding, Rules};
 use crate::lsn::Lsn;
 use crate::run::session::Timing;
 use crate::run::shutdown::Shutdown;
@@ -97,8 +97,8 @@ async fn backlog() {
     let health = Health::new(Arc::clone(&metrics));
     let (trigger, mut shutdown) = Shutdown::by_trigger();
     let running = spawn_local(async move {
-        let mut rules = rules();
-        let stream = Stream::new(Slot::over(ours), &mut rules, ends, (START, TIMING));
+        let mut bound = rules().bind(Binding::default());
+        let stream = Stream::new(Slot::over(ours), &mut bound, ends, (START, TIMING));
         Box::pin(stream.run((&health, &metrics), &mut shutdown)).await
     });
     let mut before = usize::MAX;

@@ -12,7 +12,7 @@ use tokio::time::{Instant, sleep, timeout};
 use super::{Ends, Stream};
 use crate::capture::Slot;
 use crate::config::TargetId;
-use crate::keys::Rules;
+use crate::keys::{Binding, Rules};
 use crate::lsn::Lsn;
 use crate::run::error::Error;
 use crate::run::session::Timing;
@@ -55,7 +55,7 @@ async fn serve(mut wire: DuplexStream, answers: bool, asked: Rc<RefCell<Vec<Inst
 async fn stream(answers: bool, period: Duration) -> (Option<Error>, Vec<Duration>) {
     let (ours, theirs) = duplex(4096);
     let (ends, _gate, sweeper) = Ends::new(START, 1);
-    let mut rules = Rules::compile(&[]).unwrap();
+    let mut bound = Rules::compile(&[]).unwrap().bind(Binding::default());
     let (start, asked) = (Instant::now(), Rc::default());
     tokio::task::spawn_local(serve(theirs, answers, Rc::clone(&asked)));
     tokio::task::spawn_local(async move {
@@ -66,7 +66,7 @@ async fn stream(answers: bool, period: Duration) -> (Option<Error>, Vec<Duration
     let metrics = Arc::new(Metrics::new(&[]));
     let health = Health::new(Arc::clone(&metrics));
     let (_trigger, mut shutdown) = Shutdown::by_trigger();
-    let stream = Stream::new(Slot::over(ours), &mut rules, ends, (START, TIMING));
+    let stream = Stream::new(Slot::over(ours), &mut bound, ends, (START, TIMING));
     let run = Box::pin(stream.run((&health, &metrics), &mut shutdown));
     let ended = timeout(period, run).await;
     let asked = asked.borrow().iter().map(|at| *at - start).collect();

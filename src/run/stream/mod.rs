@@ -31,7 +31,7 @@ use crate::config::TargetId;
 use crate::decode::{Condenser, LogicalMessage, Message, decode, decode_in_block};
 use crate::failpoint::{Point, reach};
 use crate::gather::{Gathered, Gatherer, Transaction};
-use crate::keys::{InProgress, KeySet, Rules, Signal};
+use crate::keys::{Bound, InProgress, KeySet, Signal};
 use crate::ledger::Ledger;
 use crate::lsn::Lsn;
 use crate::run::error::Error;
@@ -113,7 +113,7 @@ pub struct Stream<'a> {
     gatherer: Gatherer,
     /// What is read of a payload that comes in pieces.
     condenser: Option<Condenser>,
-    rules: &'a mut Rules,
+    bound: &'a mut Bound,
     /// Keys of the transaction that is being received.
     keys: KeySet,
     /// Keys of transactions that come in blocks.
@@ -146,7 +146,7 @@ impl<'a> Stream<'a> {
     #[must_use]
     pub fn new(
         slot: Slot,
-        rules: &'a mut Rules,
+        bound: &'a mut Bound,
         ends: Ends,
         (start, timing): (Lsn, Timing),
     ) -> Stream<'a> {
@@ -155,11 +155,11 @@ impl<'a> Stream<'a> {
             slot,
             gatherer: Gatherer::new(),
             condenser: None,
-            keys: rules.key_set(),
-            in_progress: InProgress::new(rules.key_set()),
-            memory: Arc::clone(rules.memory()),
+            keys: bound.key_set(),
+            in_progress: InProgress::new(bound.key_set()),
+            memory: Arc::clone(bound.rules().memory()),
             is_full: false,
-            rules,
+            bound,
             ledger: Ledger::new(start, ends.safe.len()),
             targets: ends.safe.iter().map(|_| Progress::default()).collect(),
             ends,
@@ -310,11 +310,11 @@ impl<'a> Stream<'a> {
                 counters.row(&change.row);
                 self.note(change.relation.id);
                 if let Some(xid) = xid {
-                    self.rules.add(&change, self.in_progress.of(xid));
+                    self.bound.add(&change, self.in_progress.of(xid));
                     return Ok(());
                 }
                 let had_none = self.keys.is_empty();
-                self.rules.add(&change, &mut self.keys);
+                self.bound.add(&change, &mut self.keys);
                 if had_none && !self.keys.is_empty() {
                     self.announce();
                 }
@@ -324,11 +324,11 @@ impl<'a> Stream<'a> {
                 let keys = xid.map_or(&mut self.keys, |xid| self.in_progress.of(xid));
                 for change in &changes {
                     counters.row(&change.row);
-                    self.rules.add(change, keys);
+                    self.bound.add(change, keys);
                 }
             }
             Gathered::Committed(transaction) => {
-                let keys = std::mem::replace(&mut self.keys, self.rules.key_set());
+                let keys = std::mem::replace(&mut self.keys, self.bound.key_set());
                 self.take_commit(transaction, keys, counters);
             }
             Gathered::Logical(message) => self.take_logical(xid, &message, counters),
@@ -368,7 +368,7 @@ impl<'a> Stream<'a> {
             Some(xid) => self.in_progress.of(xid),
             None => &mut self.keys,
         };
-        let signal = self.rules.signal(message, keys);
+        let signal = self.bound.signal(message, keys);
         if had_none && !self.keys.is_empty() {
             self.announce();
         }
@@ -395,19 +395,19 @@ impl<'a> Stream<'a> {
     fn take_commit(&mut self, transaction: Transaction, mut keys: KeySet, counters: &Counters<'_>) {
         keys.end();
         counters.transactions.inc();
-        for (rule, why) in self.rules.new_failures() {
-            let rule = &self.rules.names()[usize::from(rule.0)];
+        for (rule, why) in self.bound.new_failures() {
+            let rule = &self.bound.rules().names()[usize::from(rule.0)];
             tracing::warn!(rule, why, "`when` cannot be evaluated for a row, and counts as true");
         }
         for (table, partition) in self.gatherer.smaller_partitions() {
-            told::warn_smaller(self.rules, &table, &partition);
+            told::warn_smaller(self.bound.rules(), &table, &partition);
         }
         counters.keys(&keys);
         if keys.is_empty() {
             self.ledger.skip(transaction.end_lsn);
             return self.pass_without_keys(transaction, keys);
         }
-        told::tell(&transaction, &keys, self.rules.names());
+        told::tell(&transaction, &keys, self.bound.rules().names());
         let received_at = Instant::now();
         self.ledger.open(transaction.end_lsn);
         self.arrivals.add(transaction.end_lsn, received_at);

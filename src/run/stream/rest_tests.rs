@@ -14,7 +14,7 @@ use super::full_tests::transaction;
 use super::{Ends, Stream};
 use crate::capture::Slot;
 use crate::config::TargetId;
-use crate::keys::Rules;
+use crate::keys::{Binding, Rules};
 use crate::lsn::Lsn;
 use crate::run::session::Timing;
 use crate::run::shutdown::Shutdown;
@@ -77,8 +77,8 @@ async fn steps(is_owed: bool) -> u64 {
     let health = Health::new(Arc::clone(&metrics));
     let (trigger, mut shutdown) = Shutdown::by_trigger();
     let running = spawn_local(async move {
-        let mut rules = Rules::compile(&[]).unwrap();
-        let stream = Stream::new(Slot::over(ours), &mut rules, ends, (START, TIMING));
+        let mut bound = Rules::compile(&[]).unwrap().bind(Binding::default());
+        let stream = Stream::new(Slot::over(ours), &mut bound, ends, (START, TIMING));
         Box::pin(stream.run((&health, &metrics), &mut shutdown)).await
     });
     serving.await.unwrap();

@@ -66,9 +66,9 @@ impl Stream<'_> {
         (health, metrics): (&Health, &Metrics),
     ) {
         self.ledger.uncover(target);
-        let (broken, keys) = (doubt.reason(), self.rules.part(|place| doubt.is_of(place)));
+        let (broken, keys) = (doubt.reason(), self.bound.rules().part(|place| doubt.is_of(place)));
         let reason = broken.as_str();
-        for what in doubt.told(self.rules.names()) {
+        for what in doubt.told(self.bound.rules().names()) {
             match doubt {
                 Doubt::Everything(_) => {
                     tracing::warn!(reason, removes = keys.shown(), "sweeping {what}");

@@ -12,7 +12,7 @@ use tokio::time::sleep;
 use super::{Ends, Stream};
 use crate::capture::Slot;
 use crate::config::TargetId;
-use crate::keys::Rules;
+use crate::keys::{Binding, Rules};
 use crate::lsn::Lsn;
 use crate::run::session::Timing;
 use crate::run::shutdown::Shutdown;
@@ -50,8 +50,8 @@ async fn two_targets() {
     let running = spawn_local({
         let health = Arc::clone(&health);
         async move {
-            let mut rules = Rules::compile(&[]).unwrap();
-            let stream = Stream::new(Slot::over(ours), &mut rules, ends, (START, TIMING));
+            let mut bound = Rules::compile(&[]).unwrap().bind(Binding::default());
+            let stream = Stream::new(Slot::over(ours), &mut bound, ends, (START, TIMING));
             Box::pin(stream.run((&health, &metrics), &mut shutdown)).await
         }
     });

@@ -313,7 +313,7 @@ async fn ids_far_ahead_are_not_taken_for_the_past() {
 #[tokio::test(start_paused = true)]
 async fn what_is_widened_for_lack_of_room_is_counted() {
     local(async {
-        let mut rules = crate::settle::replay::tests::rules();
+        let rules = crate::settle::replay::tests::rules();
         let metrics = Arc::new(Metrics::new(rules.names()));
         let health = Arc::new(Health::new(Arc::clone(&metrics)));
         let (inputs, gate_inputs) = channel(16);
@@ -324,7 +324,7 @@ async fn what_is_widened_for_lack_of_room_is_counted() {
             |count| format!("walsweep_widened_total{{rule=\"item\",reason=\"limit\"}} {count}\n");
         for xid in 20..32_u32 {
             let ids = (0..50_000).map(|id| u64::from(xid) * 1_000_000 + id);
-            let keys = crate::settle::replay::tests::keys(&mut rules, ids);
+            let keys = crate::settle::replay::tests::keys(&rules, ids);
             let transaction =
                 Transaction { xid, commit_lsn: Lsn(1), end_lsn: Lsn(xid.into()), commit_time: 0 };
             let mapped = Mapped { transaction, received_at: Instant::now(), keys };
@@ -342,7 +342,7 @@ async fn what_is_widened_for_lack_of_room_is_counted() {
 #[tokio::test(start_paused = true)]
 async fn of_a_thousand_rules_sixty_commits_that_wait_keep_their_keys() {
     local(async {
-        let mut rules = crate::settle::replay::tests::many_rules(1_000);
+        let rules = crate::settle::replay::tests::many_rules(1_000);
         let metrics = Arc::new(Metrics::new(rules.names()));
         let health = Arc::new(Health::new(Arc::clone(&metrics)));
         let (inputs, gate_inputs) = channel(16);
@@ -351,7 +351,7 @@ async fn of_a_thousand_rules_sixty_commits_that_wait_keep_their_keys() {
         let gate = Gate::new(server.clone(), health);
         tokio::task::spawn_local(gate.run(gate_inputs, outputs));
         for xid in 20..80_u32 {
-            let keys = crate::settle::replay::tests::keys(&mut rules, std::iter::once(xid.into()));
+            let keys = crate::settle::replay::tests::keys(&rules, std::iter::once(xid.into()));
             let transaction =
                 Transaction { xid, commit_lsn: Lsn(1), end_lsn: Lsn(xid.into()), commit_time: 0 };
             let mapped = Mapped { transaction, received_at: Instant::now(), keys };

@@ -13,7 +13,7 @@ use crate::channel::channel;
 use crate::config::{self, Located, Location};
 use crate::decode::{Column, Relation, ReplicaIdentity, Tuple, Value};
 use crate::gather::{Change, Row, Transaction};
-use crate::keys::{Answers, Found, RuleId, Rules, WidenReason};
+use crate::keys::{Answers, Binding, Found, RuleId, Rules, WidenReason};
 use crate::lsn::Lsn;
 use crate::postgres::{Endpoint, History};
 use crate::settle::{Cause, Gated, Visible};
@@ -48,13 +48,13 @@ fn rules_of(rules: &[(&str, &str, &str)], lookups: &[&str]) -> Rules {
 }
 
 /// Keys that wait for this many rows, each by a name of a kilobyte.
-fn waiting(rules: &mut Rules, count: usize) -> Gated {
+fn waiting(rules: &Rules, count: usize) -> Gated {
     waiting_for(rules, &["t"], count)
 }
 
 /// The same of rows of several tables.
-fn waiting_for(rules: &mut Rules, tables: &[&str], count: usize) -> Gated {
-    let mut keys = rules.key_set();
+fn waiting_for(rules: &Rules, tables: &[&str], count: usize) -> Gated {
+    let (mut keys, mut bound) = (rules.key_set(), rules.bind(Binding::default()));
     for table in tables {
         let (name, type_id) = ("name".to_owned(), 25);
         let relation = Arc::new(Relation {
@@ -68,7 +68,7 @@ fn waiting_for(rules: &mut Rules, tables: &[&str], count: usize) -> Gated {
             let name = format!("{number:01000}");
             let new = Tuple::from_values(&[Value::Text(name.as_bytes())]);
             let row = Row::Insert { new };
-            rules.add(&Change { relation: Arc::clone(&relation), row }, &mut keys);
+            bound.add(&Change { relation: Arc::clone(&relation), row }, &mut keys);
         }
     }
     Gated::for_tests(Cause::Resync { last: true }, keys)
@@ -77,14 +77,13 @@ fn waiting_for(rules: &mut Rules, tables: &[&str], count: usize) -> Gated {
 /// I6: beyond the limit nothing waits, and a round gives back what it held.
 #[test]
 fn what_waits_is_bounded_and_makes_room_again() {
-    let (mut rules, metrics) = (rules(), Metrics::new(&["r".to_owned()]));
+    let (rules, metrics) = (rules(), Metrics::new(&["r".to_owned()]));
     let mut held = Waiting::new(1, 1);
     for _ in 0..3 {
-        let count =
-            (0..100).take_while(|_| held.take(waiting(&mut rules, 1_000), &metrics).is_none());
+        let count = (0..100).take_while(|_| held.take(waiting(&rules, 1_000), &metrics).is_none());
         let count = count.count();
         assert!((2..=4).contains(&count), "{count} sets of 1 MB and more wait");
-        let wide = held.take(waiting(&mut rules, 1_000), &metrics).expect("there is no room");
+        let wide = held.take(waiting(&rules, 1_000), &metrics).expect("there is no room");
         let (_, keys, _) = wide.into_parts();
         assert!(keys.has_patterns() && keys.exact_len() == 0, "{keys:?}");
         assert_eq!(keys.widened().next(), Some((RuleId(0), WidenReason::Limit, 1)));
@@ -100,18 +99,18 @@ fn what_waits_is_bounded_and_makes_room_again() {
 fn a_lookup_that_does_not_answer_leaves_room_for_each_other() {
     let names = ["city", "team", "user"];
     let tables = [("c", "c", "c:{city.x}"), ("t", "t", "t:{team.x}"), ("u", "u", "u:{user.x}")];
-    let (mut rules, metrics) = (rules_of(&tables, &names), Metrics::new(&["c".to_owned()]));
+    let (rules, metrics) = (rules_of(&tables, &names), Metrics::new(&["c".to_owned()]));
     for sessions in [3, 1] {
         let mut held = Waiting::new(sessions, names.len());
         // What waits for both is kept for the one that does not answer.
-        assert!(held.take(waiting_for(&mut rules, &["c", "t"], 25), &metrics).is_none());
+        assert!(held.take(waiting_for(&rules, &["c", "t"], 25), &metrics).is_none());
         if sessions == 3 {
             let (ids, ..) = held.begin(1);
             let none = (Answers::default(), Answers::default());
             assert!(held.end(1, &ids, none, &metrics).is_empty());
         }
         let counts = ["c", "t", "u"].map(|table| {
-            let mut fill = || held.take(waiting_for(&mut rules, &[table], 25), &metrics).is_none();
+            let mut fill = || held.take(waiting_for(&rules, &[table], 25), &metrics).is_none();
             (0..1_000).take_while(|_| fill()).count()
         });
         assert!((40..200).contains(&counts[0]), "{sessions}: {counts:?} sets of 25 kB and more");
@@ -124,7 +123,7 @@ fn a_lookup_that_does_not_answer_leaves_room_for_each_other() {
 /// Where nobody looks rows up, keys that wait are not lost.
 #[test]
 fn what_nobody_looks_up_widens() {
-    let gated = waiting(&mut rules(), 1);
+    let gated = waiting(&rules(), 1);
     assert!(gated.keys.has_pending());
     let (_, keys, _) = Visible::from(gated).into_parts();
     let patterns: Vec<&[u8]> = keys.patterns().map(|(_, pattern)| pattern.as_bytes()).collect();
@@ -137,8 +136,8 @@ async fn a_server_that_is_silent_is_not_waited_for() {
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = silent.local_addr().unwrap().port();
     let url = format!("postgres://u@127.0.0.1:{port}/d?sslmode=disable&connect_timeout=1");
-    let mut rules = rules();
-    let wanted: Vec<_> = waiting(&mut rules, 2).keys.wanted().into_iter().collect();
+    let rules = rules();
+    let wanted: Vec<_> = waiting(&rules, 2).keys.wanted().into_iter().collect();
     let server = History { system_id: "7".to_owned(), timeline: 1 };
     let health = Arc::new(Health::new(Arc::new(Metrics::new(&[]))));
     let endpoint = Endpoint::parse(&url).unwrap();
@@ -157,7 +156,7 @@ async fn keys_that_come_in_the_midst_of_a_round_wait_no_longer_than_others() {
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = silent.local_addr().unwrap().port();
     let url = format!("postgres://u@127.0.0.1:{port}/d?sslmode=disable");
-    let mut rules = rules();
+    let rules = rules();
     let health = Arc::new(Health::new(Arc::new(Metrics::new(&["r".to_owned()]))));
     let endpoint = Endpoint::parse(&url).unwrap();
     let rows = Rows::new(
@@ -173,7 +172,7 @@ async fn keys_that_come_in_the_midst_of_a_round_wait_no_longer_than_others() {
     let sending = async {
         for number in 0..20 {
             sleep_until(began + step * number).await;
-            inputs.send(waiting(&mut rules, 1)).await.unwrap();
+            inputs.send(waiting(&rules, 1)).await.unwrap();
         }
     };
     let receiving = async {
@@ -203,7 +202,7 @@ async fn with_the_session_a_lookup_that_fails_is_taken_back_and_not_told_as_reso
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = silent.local_addr().unwrap().port();
     let url = format!("postgres://u@127.0.0.1:{port}/d?sslmode=disable");
-    let mut rules = rules();
+    let rules = rules();
     let health = Arc::new(Health::new(Arc::new(Metrics::new(&["r".to_owned()]))));
     let server = History { system_id: "7".to_owned(), timeline: 1 };
     let endpoint = Endpoint::parse(&url).unwrap();
@@ -212,7 +211,7 @@ async fn with_the_session_a_lookup_that_fails_is_taken_back_and_not_told_as_reso
         let (inputs, received) = channel(64);
         let (outputs, mut passed) = channel(64);
         tokio::task::spawn_local(Lookups::new(rows, None).run(received, outputs));
-        inputs.send(waiting(&mut rules, 1)).await.unwrap();
+        inputs.send(waiting(&rules, 1)).await.unwrap();
         assert!(passed.recv().await.is_some());
         assert!(health.readiness().1.contains("lookup `team` fails"), "{:?}", health.readiness());
     };
@@ -225,22 +224,22 @@ async fn with_the_session_a_lookup_that_fails_is_taken_back_and_not_told_as_reso
 /// What is read ahead of a transaction's commit is for nobody else, even if it never serves.
 #[test]
 fn nothing_is_noted_for_a_transaction_that_has_passed() {
-    let (mut rules, metrics) = (rules(), Metrics::new(&["r".to_owned()]));
+    let (rules, metrics) = (rules(), Metrics::new(&["r".to_owned()]));
     let mut held = Waiting::new(1, 1);
-    let of = |cause: Cause, rules: &mut Rules| {
+    let of = |cause: Cause, rules: &Rules| {
         let keys = waiting(rules, 1).keys;
         Gated::for_tests(cause, keys)
     };
     let transaction = Transaction { xid: 5, commit_lsn: Lsn(1), end_lsn: Lsn(2), commit_time: 0 };
-    let commit = |rules: &mut Rules| of(Cause::Transaction(transaction), rules);
-    assert!(held.take(of(Cause::Early(5), &mut rules), &metrics).is_none());
+    let commit = |rules: &Rules| of(Cause::Transaction(transaction), rules);
+    assert!(held.take(of(Cause::Early(5), &rules), &metrics).is_none());
     let (ids, wanted, _) = held.begin(0);
     // The commit passes by what the cache knows, and then the round ends.
     let mut read = Answers::default();
     wanted.iter().for_each(|one| read.insert(one.clone(), Found::row(&[Some("x")])));
-    held.resolved(commit(&mut rules), &read, &metrics);
+    held.resolved(commit(&rules), &read, &metrics);
     assert!(held.end(0, &ids, (Answers::default(), read), &metrics).is_empty());
     assert!(held.is_empty());
     // Long afterwards another transaction has the same 32 bits.
-    assert!(held.known(None, &commit(&mut rules)).is_none());
+    assert!(held.known(None, &commit(&rules)).is_none());
 }

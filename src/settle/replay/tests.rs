@@ -14,7 +14,7 @@ use crate::channel::{Receiver, Sender, channel};
 use crate::config::{Rule, TargetId};
 use crate::decode::{Column, Relation, ReplicaIdentity, Tuple, Value};
 use crate::gather::{Change, Row, Transaction};
-use crate::keys::{KeySet, Rules};
+use crate::keys::{Binding, KeySet, Rules};
 use crate::lsn::Lsn;
 use crate::settle::{Cause, Hold, Replayed, Visible};
 use crate::telemetry::Health;
@@ -107,7 +107,7 @@ pub(in crate::settle) fn many_rules(others: usize) -> Rules {
 }
 
 /// The keys of rows with these ids.
-pub(in crate::settle) fn keys(rules: &mut Rules, ids: impl Iterator<Item = u64>) -> KeySet {
+pub(in crate::settle) fn keys(rules: &Rules, ids: impl Iterator<Item = u64>) -> KeySet {
     let relation = Arc::new(Relation {
         id: 1,
         namespace: "public".to_owned(),
@@ -120,12 +120,12 @@ pub(in crate::settle) fn keys(rules: &mut Rules, ids: impl Iterator<Item = u64>)
             type_modifier: -1,
         }],
     });
-    let mut keys = rules.key_set();
+    let (mut keys, mut bound) = (rules.key_set(), rules.bind(Binding::default()));
     for id in ids {
         let id = id.to_string();
         let new = Tuple::from_values(&[Value::Text(id.as_bytes())]);
         let change = Change { relation: Arc::clone(&relation), row: Row::Insert { new } };
-        rules.add(&change, &mut keys);
+        bound.add(&change, &mut keys);
     }
     keys
 }
@@ -146,7 +146,7 @@ impl Bench {
     }
 
     fn keys(&mut self, ids: impl Iterator<Item = u64>) -> KeySet {
-        keys(&mut self.rules, ids)
+        keys(&self.rules, ids)
     }
 
     /// A commit that ends at `end_lsn` and touches the key `item:{end_lsn}`.

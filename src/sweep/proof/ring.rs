@@ -87,30 +87,30 @@ mod tests {
 
     #[tokio::test]
     async fn the_floor_rises_with_age_and_with_bytes_and_never_falls() {
-        let mut rules = rules();
+        let rules = rules();
         let began = Instant::now();
         let mut ring = Ring::new(Lsn(100), BYTES_MAX);
-        ring.add(Lsn(130), keys(&mut rules, "item", &["1"]), began);
-        ring.add(Lsn(120), keys(&mut rules, "item", &["2"]), began + AGE_MAX);
+        ring.add(Lsn(130), keys(&rules, "item", &["1"]), began);
+        ring.add(Lsn(120), keys(&rules, "item", &["2"]), began + AGE_MAX);
         assert_eq!(ring.floor(), Lsn(100), "nothing is dropped yet");
         let later = began + AGE_MAX + Duration::from_secs(1);
-        ring.add(Lsn(140), keys(&mut rules, "item", &["3"]), later);
+        ring.add(Lsn(140), keys(&rules, "item", &["3"]), later);
         assert_eq!(ring.floor(), Lsn(130), "the oldest is dropped for its age");
-        ring.add(Lsn(150), keys(&mut rules, "item", &["4"]), later + AGE_MAX);
+        ring.add(Lsn(150), keys(&rules, "item", &["4"]), later + AGE_MAX);
         assert_eq!(ring.floor(), Lsn(130), "an earlier end does not lower it");
         let ids: Vec<String> = (0..80_000).map(|id| format!("{id:0>60}")).collect();
         let ids: Vec<&str> = ids.iter().map(String::as_str).collect();
-        ring.add(Lsn(160), keys(&mut rules, "item", &ids), later + AGE_MAX);
+        ring.add(Lsn(160), keys(&rules, "item", &ids), later + AGE_MAX);
         assert_eq!(ring.floor(), Lsn(160), "the oldest are dropped for their size");
         assert!(ring.sets.is_empty() && ring.bytes <= BYTES_MAX, "{} bytes", ring.bytes);
     }
 
     #[tokio::test]
     async fn what_ends_above_is_taken_out_and_nothing_else() {
-        let mut rules = rules();
+        let rules = rules();
         let mut ring = Ring::new(Lsn(100), BYTES_MAX);
         for lsn in [110, 130, 120, 140] {
-            ring.add(Lsn(lsn), keys(&mut rules, "item", &["1"]), Instant::now());
+            ring.add(Lsn(lsn), keys(&rules, "item", &["1"]), Instant::now());
         }
         let above: Vec<Lsn> = ring.take_above(Lsn(120)).into_iter().map(|set| set.0).collect();
         assert_eq!(above, [Lsn(130), Lsn(140)]);

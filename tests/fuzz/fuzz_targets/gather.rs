@@ -19,7 +19,7 @@ use walsweep::decode::{
     StreamStart, Truncate, Tuple, Value, decode, decode_in_block, encode, encode_in_block,
 };
 use walsweep::gather::{Change, Gathered, Gatherer};
-use walsweep::keys::{InProgress, KeySet, Rules};
+use walsweep::keys::{Binding, Bound, InProgress, KeySet, Rules};
 use walsweep::lsn::Lsn;
 
 fuzz_target!(|input: &[u8]| {
@@ -35,7 +35,7 @@ fuzz_target!(|input: &[u8]| {
 /// The stages up to the keys, as a stream feeds them, and what they should hold.
 struct Fed {
     gatherer: Gatherer,
-    rules: Rules,
+    bound: Bound,
     keys: KeySet,
     in_progress: InProgress,
     /// By transaction in blocks: who asks for which keys and patterns.
@@ -55,12 +55,12 @@ impl Fed {
             rule("narrow", &["narrow:{id}", "list:{name}:*"]),
             rule("orders", &["orders:{id}"]),
         ]);
-        let rules = rules.expect("the rules are valid");
+        let bound = rules.expect("the rules are valid").bind(Binding::default());
         Fed {
             gatherer: Gatherer::new(),
-            keys: rules.key_set(),
-            in_progress: InProgress::new(rules.key_set()),
-            rules,
+            keys: bound.key_set(),
+            in_progress: InProgress::new(bound.key_set()),
+            bound,
             asked: HashMap::new(),
         }
     }
@@ -80,15 +80,15 @@ impl Fed {
             Gathered::Logical(message) => {
                 let xid = xid.filter(|_| message.transactional);
                 let keys = xid.map_or(&mut self.keys, |xid| self.in_progress.of(xid));
-                self.rules.signal(&message, keys);
-                let mut alone = self.rules.key_set();
-                self.rules.signal(&message, &mut alone);
+                self.bound.signal(&message, keys);
+                let mut alone = self.bound.key_set();
+                self.bound.signal(&message, &mut alone);
                 if let (Some(top), Some(xid)) = (block, xid) {
                     self.asked.entry(top).or_default().push((xid, wanted(&alone)));
                 }
             }
             Gathered::Block(xid) => self.in_progress.enter(xid),
-            Gathered::Committed(_) => self.keys = self.rules.key_set(),
+            Gathered::Committed(_) => self.keys = self.bound.key_set(),
             Gathered::StreamCommitted(transaction) => self.commit(transaction.xid),
             Gathered::Aborted { xid, subxid } => {
                 self.in_progress.abort(xid, subxid);
@@ -106,9 +106,9 @@ impl Fed {
     fn add(&mut self, block: Option<u32>, xid: Option<u32>, changes: &[Change]) {
         for change in changes {
             let keys = xid.map_or(&mut self.keys, |xid| self.in_progress.of(xid));
-            self.rules.add(change, keys);
-            let mut alone = self.rules.key_set();
-            self.rules.add(change, &mut alone);
+            self.bound.add(change, keys);
+            let mut alone = self.bound.key_set();
+            self.bound.add(change, &mut alone);
             if let (Some(top), Some(xid)) = (block, xid) {
                 self.asked.entry(top).or_default().push((xid, wanted(&alone)));
             }
