@@ -380,6 +380,7 @@ impl KeySet {
         let own = Amount { patterns: 1, bytes: patterns::cost(bytes), ..Amount::default() };
         if self.make_room(template, own) && self.patterns.insert(template, bytes, parse) {
             self.grow(template, own);
+            self.weigh();
         }
     }
 
@@ -420,8 +421,13 @@ impl KeySet {
 
     /// Puts a key in that passed the limits, or is the only one of its template.
     fn insert_key(&mut self, template: TemplateId, key: &[u8]) {
+        let held = self.keys.bytes();
         if self.keys.insert(template, key) {
             self.grow(template, Amount::of_key(key));
+            // Few keys need more memory than there is.
+            if self.keys.bytes() != held {
+                self.weigh();
+            }
         }
     }
 
@@ -429,7 +435,6 @@ impl KeySet {
     fn grow(&mut self, template: TemplateId, more: Amount) {
         self.usage.get_mut(template).held += more;
         self.used += more;
-        self.weigh();
     }
 
     /// Takes out what the template gave.

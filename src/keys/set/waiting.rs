@@ -65,6 +65,7 @@ impl KeySet {
         if self.make_room(template, own) {
             self.pending.insert(template, bytes);
             self.grow(template, own);
+            self.weigh();
         }
     }
 }
