@@ -5,8 +5,9 @@
 -- role ends it while it waits. What the session had is kept for the end. An open transaction of
 -- whoever runs this would be committed with the first part: so that is refused. And whatever an
 -- earlier run of a script has made, this one has not.
--- Privileges: none. Versions: 14 to 18. {settings} are the names of what is changed, {made} is where
--- the slot is noted that a script has made. A setting that the server does not know is left out.
+-- Privileges: none. Versions: 14 to 18. {settings} are the names of what is changed, {made} is
+-- where the slot is noted that a script has made. A setting that the server does not know is left
+-- out.
 do $setup$
 declare
   setting pg_catalog.text;

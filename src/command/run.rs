@@ -11,7 +11,7 @@ use super::load::configuration;
 use crate::config::Config;
 use crate::keys::Rules;
 use crate::preflight;
-use crate::run::pipeline::Program;
+use crate::run::program::Program;
 use crate::run::shutdown::Shutdown;
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::{Health, http, logging};

@@ -1,6 +1,7 @@
 //! The program as it runs: sessions one after the other, and the stages of each joined.
 //!
-//! - [`pipeline`]: the order of the stages, and what follows a session that ended;
+//! - [`program`]: one session after the other, and what follows one that ended;
+//! - [`pipeline`]: the order of the stages;
 //! - `attempts`: when the next one is tried, and whether sessions get anywhere;
 //! - [`session`]: how one begins;
 //! - [`stream`]: the loop from the slot to the gate, and from the targets back to the slot;
@@ -12,6 +13,7 @@
 mod attempts;
 pub mod error;
 pub mod pipeline;
+pub mod program;
 pub mod session;
 pub mod shutdown;
 pub mod stream;

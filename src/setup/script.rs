@@ -146,9 +146,10 @@ pub(super) fn head(text: &str) -> String {
 }
 
 /// The settings that a session has for as long as the script runs.
-const SETTINGS: &str = "'client_encoding', 'search_path', 'default_transaction_isolation', 'synchronous_commit', \
-     'default_transaction_read_only', 'default_transaction_deferrable', 'statement_timeout', \
-     'transaction_timeout'";
+const SETTINGS: &str = "'client_encoding', 'search_path', 'default_transaction_isolation', \
+                        'synchronous_commit', 'default_transaction_read_only', \
+                        'default_transaction_deferrable', 'statement_timeout', \
+                        'transaction_timeout'";
 
 /// What psql is told for as long as the script runs.
 const VARIABLES: [&str; 2] = ["ON_ERROR_STOP", "AUTOCOMMIT"];

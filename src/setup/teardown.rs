@@ -17,7 +17,8 @@ use crate::lsn::Lsn;
 use crate::postgres::{Sql, identify};
 use crate::preflight::{self, Does, Memory, Record, SENTENCE, Step, printed};
 use crate::run::session::REPLICATION_NAME;
-use crate::source::own::{Said, Shown, ask_redis, weigh};
+use crate::source::own::{Shown, weigh};
+use crate::source::said::{Said, ask_redis};
 use crate::sweep::key_name;
 
 /// What is to be removed, and what is not.

@@ -2,7 +2,8 @@
 //!
 //! - [`slot_server`]: which server that is, the primary or a standby, and whether it still is;
 //! - [`slot_health`]: the disk that the slot costs, for whom it waits, and when it has to go;
-//!   [`own`]: what has to be shown before it does, for which [`lineage`] knows the timelines;
+//!   [`own`]: what has to be shown before it does, of which [`said`] is what Redis says, and
+//!   [`lineage`] knows the timelines;
 //! - [`shape`]: how the rules' tables read; [`watch`], which judges again what was judged before
 //!   the start; and [`catalog_changes`], whether anybody wrote to the catalog since;
 //! - [`between`]: what goes on while no session stands.
@@ -12,6 +13,7 @@ pub mod catalog_changes;
 mod error;
 pub mod lineage;
 pub mod own;
+pub mod said;
 pub mod shape;
 pub mod slot_health;
 pub mod slot_server;

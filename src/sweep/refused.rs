@@ -259,12 +259,14 @@ impl Refusal {
     /// Takes keys that are tried before a pass.
     fn sample(&mut self, keys: &[Box<[u8]>]) {
         let mut bytes = 0;
-        let fits = |(at, key): &(usize, &Box<[u8]>)| {
+        self.samples.clear();
+        for key in keys.iter().take(SAMPLES_MAX) {
             bytes += key.len();
-            *at == 0 || bytes <= SAMPLES_BYTES_MAX
-        };
-        let kept = keys.iter().take(SAMPLES_MAX).enumerate().take_while(fits);
-        self.samples = kept.map(|(_, key)| key.clone()).collect();
+            if bytes > SAMPLES_BYTES_MAX && !self.samples.is_empty() {
+                break;
+            }
+            self.samples.push(key.clone());
+        }
     }
 
     /// What collapsing may free.

@@ -1,6 +1,8 @@
 //! All that grows with the load is full at once: 64 MiB are enough (I6).
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 use walsweep::budget;
 

@@ -61,7 +61,7 @@ const IMPURE: [&str; 9] = [
 const SHOWS: &str = "src/command/demo.rs";
 
 /// The files that may know the pipeline.
-const ABOVE_PIPELINE: [&str; 3] = ["src/lib.rs", "src/main.rs", "src/command/run.rs"];
+const ABOVE_PIPELINE: [&str; 1] = ["src/run/program.rs"];
 
 /// SQL that may stand in a source file: file, how the text starts, why.
 const SQL_ALLOWED: [(&str, &str, &str); 1] = [(
