@@ -72,6 +72,8 @@ codes! {
         "leave `postgres.failover` out";
     GeneratedColumn, "generated_column",
         "name the columns that it is generated from";
+    FullIdentityRefused, "full_identity_refused",
+        "publish the whole table there, or give it another replica identity";
     GeneratedIdentity, "generated_identity",
         "take another replica identity";
     HeirPublished, "heir_published",

@@ -3,7 +3,7 @@
 //! See <https://www.postgresql.org/docs/current/logical-replication-publication.html>. A partition
 //! has an identity of its own: see `partitions`.
 
-use super::catalog::Table;
+use super::catalog::{Relation, Table};
 use super::wanted::needs_old;
 use super::{Code, Context, Finding, difference};
 use crate::config::{Operations, Rule};
@@ -18,6 +18,7 @@ pub(super) fn check(context: &Context<'_>) -> Vec<Finding> {
         if let Some(table) = table.filter(|table| writes && table.is_publishable()) {
             let found = no_identity(context, table, rule);
             findings.extend(found.map(|one| one.of_rules([&rule.name])));
+            findings.extend(full_refused(table).map(|one| one.at(&rule.table_at)));
         }
     }
     for column in context.rules.column_uses() {
@@ -45,6 +46,23 @@ fn no_identity(context: &Context<'_>, table: &Table, rule: &Rule) -> Option<Find
     let finding =
         finding.hint("a primary key is an identity, too, if that is enough for the rules");
     Some(difference::cured_by_full(context, table, finding))
+}
+
+/// A table with a full identity that another publication does not go with: whoever came later did
+/// not see the other.
+fn full_refused(table: &Table) -> Option<Finding> {
+    let refused = table.full_refused.as_ref()?;
+    let name = &refused.name;
+    let is_full = |one: &&Relation| one.identity == 'f' && one.table_name().to_string() == *name;
+    table.family().find(is_full)?;
+    let (what, cure) = refused.told();
+    let message = format!(
+        "every UPDATE and DELETE of `{name}` fails: it has a full replica identity, and publication \
+         `{}` {what}",
+        refused.publication
+    );
+    let hint = format!("{cure}; or give `{name}` another replica identity");
+    Some(Finding::warning(Code::FullIdentityRefused, message).hint(hint))
 }
 
 /// What follows for a rule if the old value of a column is not in the log. A full identity cures

@@ -191,22 +191,31 @@ fn forbids_full(table: &Table, version: i32) -> Option<String> {
             column.name
         ));
     }
-    let FullRefused { publication, name, column } = table.full_refused.as_ref()?;
-    let (what, cure) = match column {
-        None => (
-            "has a column list for it".to_owned(),
-            "publish the whole table there, without a list".to_owned(),
-        ),
-        Some(column) => (
-            format!("does not publish its generated column `{column}`"),
-            format!("set `publish_generated_columns = stored` for `{publication}`"),
-        ),
-    };
+    let refused = table.full_refused.as_ref()?;
+    let FullRefused { publication, name, .. } = refused;
+    let (what, cure) = refused.told();
     Some(format!(
         "with a full identity of `{name}` the server would refuse the application's own UPDATE and \
          DELETE: publication `{publication}` {what}; {cure}, take an identity by index, or \
          `immutable` columns"
     ))
+}
+
+impl FullRefused {
+    /// What the other publication has or lacks, and what cures it.
+    pub(super) fn told(&self) -> (String, String) {
+        let FullRefused { publication, column, .. } = self;
+        match column {
+            None => (
+                "has a column list for it".to_owned(),
+                "publish the whole table there, without a list".to_owned(),
+            ),
+            Some(column) => (
+                format!("does not publish its generated column `{column}`"),
+                format!("set `publish_generated_columns = stored` for `{publication}`"),
+            ),
+        }
+    }
 }
 
 fn is_stored(column: &Column) -> bool {

@@ -48,6 +48,25 @@ async fn a_publication_of_what_a_table_is_a_partition_of_is_seen() {
     assert!(said.contains(REFUSED), "{said}");
 }
 
+/// Whoever came later did not see the other: `check` says why writes fail.
+#[tokio::test]
+async fn check_tells_of_a_full_identity_that_another_publication_refuses() {
+    let bed = Bed::new(&[]).await;
+    if !has_column_lists(&bed).await {
+        return;
+    }
+    let sidecar = Sidecar::new(bed.settings());
+    sidecar.setup();
+    let said = text(&sidecar.command(&["check"]));
+    assert!(!said.contains("full_identity_refused"), "{said}");
+    bed.sql.run("create publication other for table item (id)").await;
+    assert!(bed.sql.client().batch_execute("delete from item where id = 7").await.is_err());
+    let said = text(&sidecar.command(&["check"]));
+    let told = "every UPDATE and DELETE of `public.item` fails: it has a full replica identity, and \
+                publication `other` has a column list for it";
+    assert!(said.contains("full_identity_refused") && said.contains(told), "{said}");
+}
+
 #[tokio::test]
 async fn a_table_that_takes_the_place_of_another_is_asked_about() {
     let bed = Bed::new(&[]).await;
