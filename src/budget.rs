@@ -5,12 +5,14 @@
 //! waits, and why.
 //!
 //! At its share a place gives way by itself, and stops nobody else: key sets become their rules'
-//! patterns, answers are asked for again, a second removal takes all keys. What is on its way
-//! waits for nothing but room, so it has no share: the stream reads no further while a set more
-//! would not fit beside what all others may hold. The rest waits in Postgres, which has a disk.
+//! patterns, answers are asked for again, a second removal takes all keys. Sets that are on their
+//! way to Redis wait for nothing but room, and have one share together: the stream reads no further
+//! while another set would not fit. The rest waits in Postgres, which has a disk. Sets that wait
+//! for anything else stop no reading, for it may be what they wait for.
 //!
 //! The shares are [`ALL`] together. Beside them stand the program itself, some 12 MiB, and what
-//! grows with the schema and the configuration: rules, tables, statements.
+//! grows with the schema and the configuration: rules, tables, statements, and a pattern for each
+//! key of a rule that gave way, wherever one did.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -22,11 +24,16 @@ const MIB: usize = 1 << 20;
 /// All of it, bytes.
 pub const ALL: usize = 64 * MIB;
 
-/// What is read: the socket's buffer, a message, the commands of one removal, pages of metrics.
+/// Memory for reading: the socket's buffer, a message, the commands of one removal, pages of
+/// metrics.
 pub const READING: usize = 3 * MIB;
 
-/// One key set at its limit, in all targets: it must be possible to pass one on, whatever waits.
-pub const SET: usize = 6 * MIB;
+/// Key sets on their way to Redis, in channels, queues and the removal that is under way.
+pub const ON_THEIR_WAY: usize = 12 * MIB;
+
+/// One key set at its limit, in all targets. There is room for one more as long as the others on
+/// their way leave it.
+const SET: usize = 6 * MIB;
 
 /// Keys of transactions that the server sends while they run, beside the one that is read.
 pub const IN_PROGRESS: usize = 8 * MIB;
@@ -41,7 +48,7 @@ pub const LOOKUPS: usize = 4 * MIB;
 pub const ROWS: usize = 6 * MIB;
 
 /// Answers of lookups that are kept.
-pub const ANSWERS: usize = 3 * MIB;
+pub const ANSWERS: usize = 2 * MIB;
 
 /// Rows that were read for a transaction which is still being sent.
 pub const AHEAD: usize = MIB;
@@ -59,7 +66,7 @@ pub const TARGETS: usize = {
     passes + replayed + refill + kept + ring + refused + names + backlog
 };
 
-/// What one target may hold of keys, bytes, beside what is on its way to it.
+/// Memory of keys that one target may hold, bytes, beside what is on its way to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OfTarget {
     /// Keys that wait for a pass, or are in one.
@@ -76,7 +83,7 @@ pub struct OfTarget {
     pub refused: usize,
     /// Names of keys that are written, where a second removal takes those alone.
     pub names: usize,
-    /// What a target has no room for, where there are several.
+    /// Keys that a target has no room for, where there are several targets.
     pub backlog: usize,
 }
 
@@ -86,14 +93,14 @@ impl OfTarget {
     pub const fn of(targets: usize) -> OfTarget {
         let targets = if targets == 0 { 1 } else { targets };
         OfTarget {
-            passes: 3 * MIB / targets,
+            passes: 2 * MIB / targets,
             replayed: MIB / targets,
             refill: 6 * MIB / targets,
-            kept: 3 * MIB / targets,
+            kept: 2 * MIB / targets,
             ring: 3 * MIB / targets,
             refused: MIB / targets,
-            names: 4 * MIB / targets,
-            backlog: 2 * MIB / targets,
+            names: 3 * MIB / targets,
+            backlog: MIB / targets,
         }
     }
 }
@@ -102,19 +109,16 @@ impl OfTarget {
 /// queues are what is on its way.
 pub const CHANNEL: usize = 2 * MIB;
 
-/// What is used of a key set at its limit, bytes, where there is one target. What it takes is a
-/// quarter more, for room to grow, and what is remembered of rows before the transaction.
+/// Used memory of a key set at its limit, bytes, where there is one target. The set takes a quarter
+/// more, for room to grow, and what is remembered of rows before the transaction.
 pub const SET_USED: usize = 4 * MIB;
 
-/// What is no key set: it has a limit, and is not counted.
-const UNCOUNTED: usize = READING + ROWS + ANSWERS + AHEAD + ANSWERS_IN_USE + OfTarget::of(1).names;
-
-/// Key sets beyond this leave no room for another one, bytes.
-const COUNTED_MAX: usize = ALL - UNCOUNTED - SET;
+/// Sets on their way beyond this leave no room for another one, bytes.
+const MOVING_MAX: usize = ON_THEIR_WAY - SET;
 
 const _: () = assert!(
     READING
-        + SET
+        + ON_THEIR_WAY
         + IN_PROGRESS
         + GATE
         + LOOKUPS
@@ -132,7 +136,8 @@ const _: () = assert!(
 #[derive(Debug, Default)]
 pub struct Memory {
     used: AtomicUsize,
-    peak: AtomicUsize,
+    /// Of that, sets on their way.
+    moving: AtomicUsize,
     freed: Notify,
 }
 
@@ -141,28 +146,23 @@ pub struct Memory {
 pub struct Charge {
     memory: Arc<Memory>,
     bytes: usize,
+    is_moving: bool,
 }
 
 impl Memory {
-    /// What is held now, bytes.
+    /// Gives the bytes that are held now.
     #[must_use]
     pub fn used(&self) -> usize {
         self.used.load(Ordering::Relaxed)
     }
 
-    /// The most that was ever held, bytes.
-    #[must_use]
-    pub fn peak(&self) -> usize {
-        self.peak.load(Ordering::Relaxed)
-    }
-
-    /// Whether another key set fits beside all that may wait.
+    /// Whether another key set may go on its way.
     #[must_use]
     pub fn has_room(&self) -> bool {
-        self.used() <= COUNTED_MAX
+        self.moving.load(Ordering::Relaxed) <= MOVING_MAX
     }
 
-    /// Waits until another key set fits. May be cancelled.
+    /// Waits until another key set may go on its way. May be cancelled.
     pub async fn room(&self) {
         loop {
             let freed = self.freed.notified();
@@ -173,33 +173,28 @@ impl Memory {
         }
     }
 
-    fn add(&self, bytes: usize) {
-        let before = self.used.fetch_add(bytes, Ordering::Relaxed);
-        self.peak.fetch_max(before + bytes, Ordering::Relaxed);
-    }
-
-    fn subtract(&self, bytes: usize) {
-        let before = self.used.fetch_sub(bytes, Ordering::Relaxed);
-        if before > COUNTED_MAX && before - bytes <= COUNTED_MAX {
+    fn moves_less(&self, bytes: usize) {
+        let before = self.moving.fetch_sub(bytes, Ordering::Relaxed);
+        if before > MOVING_MAX && before - bytes <= MOVING_MAX {
             self.freed.notify_waiters();
         }
     }
 }
 
 impl Charge {
-    /// Nothing yet.
+    /// Nothing yet, and it waits.
     #[must_use]
     pub fn new(memory: &Arc<Memory>) -> Charge {
-        Charge { memory: Arc::clone(memory), bytes: 0 }
+        Charge { memory: Arc::clone(memory), bytes: 0, is_moving: false }
     }
 
-    /// Where it is counted.
+    /// Gives the place where it is counted.
     #[must_use]
     pub fn memory(&self) -> &Arc<Memory> {
         &self.memory
     }
 
-    /// What is held, bytes.
+    /// Gives the bytes that are held.
     #[must_use]
     pub fn bytes(&self) -> usize {
         self.bytes
@@ -207,15 +202,33 @@ impl Charge {
 
     /// So much is held now, bytes.
     pub fn set(&mut self, bytes: usize) {
-        if bytes > self.bytes {
-            self.memory.add(bytes - self.bytes);
-        } else if bytes < self.bytes {
-            self.memory.subtract(self.bytes - bytes);
+        let Charge { memory, bytes: before, is_moving } = self;
+        if bytes > *before {
+            memory.used.fetch_add(bytes - *before, Ordering::Relaxed);
+            if *is_moving {
+                memory.moving.fetch_add(bytes - *before, Ordering::Relaxed);
+            }
+        } else if bytes < *before {
+            memory.used.fetch_sub(*before - bytes, Ordering::Relaxed);
+            if *is_moving {
+                memory.moves_less(*before - bytes);
+            }
         }
-        self.bytes = bytes;
+        *before = bytes;
+    }
+
+    /// Whether it is on its way from now on, or waits.
+    pub fn moves(&mut self, is_moving: bool) {
+        match (self.is_moving, is_moving) {
+            (false, true) => _ = self.memory.moving.fetch_add(self.bytes, Ordering::Relaxed),
+            (true, false) => self.memory.moves_less(self.bytes),
+            (true, true) | (false, false) => {}
+        }
+        self.is_moving = is_moving;
     }
 }
 
+/// As much again, and it waits.
 impl Clone for Charge {
     fn clone(&self) -> Charge {
         let mut clone = Charge::new(&self.memory);
@@ -233,10 +246,11 @@ impl Drop for Charge {
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
+    use std::sync::atomic::Ordering;
 
     use futures_util::FutureExt;
 
-    use super::{COUNTED_MAX, Charge, Memory, OfTarget, TARGETS};
+    use super::{Charge, MOVING_MAX, Memory, OfTarget, TARGETS};
 
     #[test]
     fn a_charge_counts_as_long_as_it_lives_and_each_clone_again() {
@@ -245,22 +259,36 @@ mod tests {
         one.set(10);
         let other = one.clone();
         one.set(3);
-        assert_eq!((memory.used(), memory.peak()), (13, 20));
+        assert_eq!(memory.used(), 13);
         drop(other);
         drop(one);
-        assert_eq!((memory.used(), memory.peak()), (0, 20));
+        assert_eq!(memory.used(), 0);
     }
 
     #[test]
-    fn who_waits_for_room_hears_of_it() {
+    fn who_waits_for_room_hears_of_it_and_what_waits_takes_none() {
         let memory = Arc::new(Memory::default());
+        let (mut waits, mut moves) = (Charge::new(&memory), Charge::new(&memory));
+        waits.set(10 * MOVING_MAX);
+        moves.set(MOVING_MAX);
+        moves.moves(true);
         assert!(memory.room().now_or_never().is_some());
-        let mut charge = Charge::new(&memory);
-        charge.set(COUNTED_MAX + 1);
-        let mut room = Box::pin(memory.room());
-        assert!((&mut room).now_or_never().is_none());
-        charge.set(COUNTED_MAX);
-        assert!(room.now_or_never().is_some());
+        moves.set(MOVING_MAX + 1);
+        let of_clone = moves.clone();
+        for what in ["less", "waits", "gone"] {
+            let mut room = Box::pin(memory.room());
+            assert!((&mut room).now_or_never().is_none(), "{what}");
+            match what {
+                "less" => moves.set(MOVING_MAX),
+                "waits" => moves.moves(false),
+                _ => moves = Charge::new(&memory),
+            }
+            assert!(room.now_or_never().is_some(), "{what}");
+            moves.set(MOVING_MAX + 1);
+            moves.moves(true);
+        }
+        drop((waits, moves, of_clone));
+        assert_eq!((memory.used(), memory.moving.load(Ordering::Relaxed)), (0, 0));
     }
 
     #[test]

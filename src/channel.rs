@@ -10,7 +10,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 use crate::budget::CHANNEL as BYTES_MAX;
 
-/// What the bound is counted in: finer would not fit a semaphore's permits on all targets.
+/// The unit of the bound, bytes: a finer one would not fit a semaphore's permits on all targets.
 const UNIT: usize = 1024;
 
 /// Something whose memory counts.
@@ -52,7 +52,7 @@ pub fn channel<T: Weight>(length: usize) -> (Sender<T>, Receiver<T>) {
     channel_of(length, BYTES_MAX)
 }
 
-/// The same for at most so many bytes.
+/// Gives a channel as [`channel`] does, for at most so many bytes.
 #[must_use]
 pub fn channel_of<T: Weight>(length: usize, bytes: usize) -> (Sender<T>, Receiver<T>) {
     let (sender, receiver) = mpsc::channel(length);

@@ -1,4 +1,4 @@
-//! What can go wrong with the replication connection.
+//! Failures of the replication connection.
 
 use std::io;
 
@@ -14,9 +14,9 @@ pub enum Error {
     /// The server refused a command.
     #[error("{command}: {server}")]
     Command {
-        /// What was asked, as verb and object.
+        /// The request, as verb and object.
         command: String,
-        /// What the server said.
+        /// The error that the server sent.
         server: ServerError,
     },
     /// The server ended the stream with an error.
@@ -35,7 +35,7 @@ pub enum Error {
     /// The connection failed.
     #[error("talk to the replication server: {0}")]
     Io(#[source] io::Error),
-    /// What came is not the protocol.
+    /// The server sent something that is not the protocol.
     #[error("read replication stream: {0}")]
     Malformed(#[from] Malformed),
     /// The server did not do its part in time.
@@ -46,7 +46,7 @@ pub enum Error {
     },
 }
 
-/// What is the matter with a slot.
+/// A problem with a slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SlotProblem {
     /// Another process streams it (SQLSTATE 55006).
@@ -71,7 +71,7 @@ impl Error {
         }
     }
 
-    /// What is the matter with the slot, if that is why a command failed. A stream that breaks off
+    /// Gives the problem with the slot, if that is why a command failed. A stream that breaks off
     /// names other objects by the same codes, such as a missing publication.
     #[must_use]
     pub fn slot_problem(&self) -> Option<SlotProblem> {

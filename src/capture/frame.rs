@@ -10,13 +10,13 @@ use crate::lsn::Lsn;
 /// Tag and length, which precede every message's body.
 pub(super) const HEADER_SIZE: usize = 5;
 
-/// What `XLogData` puts before its payload: `w`, two LSNs, a time.
+/// The bytes that `XLogData` puts before its payload: `w`, two LSNs, a time.
 pub(super) const DATA_HEADER_SIZE: usize = 1 + 3 * 8;
 
 /// The server cannot build a message above 1 GiB (`MaxAllocSize`); the rest is for headers.
 const LENGTH_MAX: u32 = (1 << 30) + 1024;
 
-/// What the server says in a `CopyData` message of the stream.
+/// The content of a `CopyData` message that the server sends in the stream.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Frame {
     /// `w`, `XLogData`: a piece of the log, here one message of pgoutput.

@@ -56,7 +56,7 @@ async fn log_in(
 
 struct Login<'a> {
     endpoint: &'a Endpoint,
-    /// What channel binding binds to, if it may be used at all.
+    /// The data that channel binding binds to, if it may be used at all.
     server_end_point: Option<Vec<u8>>,
     connection: Connection,
     /// Whether channel binding was used.

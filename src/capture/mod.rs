@@ -62,7 +62,7 @@ const READ_ROOM_MIN: usize = 64 * 1024;
 /// A status update is 39 bytes. A server that takes none for this long is gone.
 const SEND_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// What carries the bytes: a socket, or one end of a pipe in a simulation.
+/// The carrier of the bytes: a socket, or one end of a pipe in a simulation.
 pub trait Wire: AsyncRead + AsyncWrite + Send + Unpin {}
 
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Wire for T {}
@@ -73,7 +73,7 @@ pub struct Slot {
     incoming: BytesMut,
     /// A long message that is being read.
     passing: Option<Passing>,
-    /// What is left of a status update that was cancelled half-way.
+    /// The rest of a status update that was cancelled half-way.
     outgoing: BytesMut,
     /// A read that failed after others that brought bytes; told when those are used.
     failed: Option<io::Error>,

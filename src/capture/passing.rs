@@ -18,7 +18,7 @@ pub(super) const HELD_SIZE_MAX: usize = 1 << 20;
 /// Of a longer error or notice so much is kept: severity, code and message come first.
 const TOLD_SIZE_MAX: usize = 64 * 1024;
 
-/// What stands at the front of a buffer.
+/// A message, or a piece of one, that stands at the front of a buffer.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Taken {
     /// A whole message, header included.

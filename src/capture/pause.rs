@@ -56,7 +56,7 @@ const GATHER_PAUSE: Duration = Duration::from_millis(3);
 /// starts so much later at most. Each turn costs some 40 µs.
 const BLOCK_MAX: Duration = Duration::from_millis(1);
 
-/// What was read last is waited for at most so long before the thread is blocked.
+/// The longest wait for what was read last, before the thread is blocked.
 const REST_MAX: Duration = Duration::from_millis(1);
 
 /// Messages in a millisecond from which on commits are gathered. A thousand commits of three rows

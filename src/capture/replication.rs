@@ -28,7 +28,7 @@ pub struct Run {
     pub id: String,
 }
 
-/// What is asked of the stream beyond the changes of a publication.
+/// Requests to the stream beyond the changes of a publication.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StreamOptions {
     /// Whether messages of `pg_logical_emit_message` are sent. On by default.
@@ -51,12 +51,13 @@ pub enum Streaming {
     Off,
     /// In blocks while they run: version 2, Postgres 14 and later.
     On,
-    /// The same, and an abort tells where it happened: version 4, Postgres 16 and later.
+    /// In blocks while they run, and an abort tells where it happened: version 4, Postgres 16 and
+    /// later.
     Parallel,
 }
 
 impl Streaming {
-    /// What a server of this `server_version_num` can do.
+    /// Gives the most that a server of this `server_version_num` can do.
     #[must_use]
     pub fn of_server(version_num: i32) -> Streaming {
         match version_num {
@@ -75,7 +76,7 @@ impl Streaming {
     }
 }
 
-/// What becomes of a slot when a standby is promoted.
+/// The fate of a slot when a standby is promoted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SlotKind {
     /// It is not there.
@@ -106,8 +107,9 @@ impl Replication {
         Replication::find(endpoint, application_name, None).await
     }
 
-    /// The same, but of several hosts the primary of this history: another URL may name
-    /// the same server by another address, and a second one that calls itself the primary.
+    /// Like [`Replication::connect`], but takes of several hosts the primary of this history:
+    /// another URL may name the same server by another address, and a second one that calls itself
+    /// the primary.
     ///
     /// # Errors
     /// As for [`Replication::connect`]. One host alone is not compared.

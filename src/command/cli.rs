@@ -20,7 +20,7 @@ pub struct Cli {
         env = "WALSWEEP_CONFIG"
     )]
     pub config: PathBuf,
-    /// What to do.
+    /// The command to run.
     #[command(subcommand)]
     pub command: Command,
 }
@@ -108,7 +108,7 @@ pub enum Command {
 pub struct ExplainArgs {
     /// The table or materialized view, `schema.table`; without a schema `public`.
     pub table: String,
-    /// What happens to the row: insert, update, delete or truncate; to a view: refresh.
+    /// The operation on the row: insert, update, delete or truncate; on a view: refresh.
     #[arg(long, value_name = "OPERATION")]
     pub op: Operation,
     /// Suppose these columns to be the replica identity, instead of asking the table.

@@ -1,5 +1,5 @@
-//! What the next start will sweep: what that start finds out, asked for beforehand. It reads from
-//! the catalog and from Redis, and changes nothing.
+//! A forecast of what the next start will sweep: what that start finds out, asked for beforehand.
+//! It reads from the catalog and from Redis, and changes nothing.
 
 use std::rc::Rc;
 
@@ -14,7 +14,7 @@ use crate::source::slot_health;
 use crate::source::slot_server::SlotServer;
 use crate::sweep::{self, Broken, Doubt, Node, Standalone, Watermark, key_name};
 
-/// What the next start would sweep.
+/// A forecast of what the next start would sweep.
 #[derive(Debug)]
 pub enum Forecast {
     /// Postgres or Redis cannot be asked: that has findings of its own.
@@ -25,7 +25,7 @@ pub enum Forecast {
     Sweeps(Finding),
 }
 
-/// What a start would sweep, if `found` is what the checks find.
+/// Says what a start would sweep, if `found` is what the checks find.
 pub async fn forecast(
     config: &Config,
     rules: &Rules,
@@ -52,7 +52,7 @@ pub async fn forecast(
 
 type Start = (Watermark, crate::lsn::Lsn, sweep::Prints, Option<Broken>);
 
-/// What a session would begin with.
+/// Gives everything that a session would begin with.
 async fn start(
     config: &Config,
     rules: &Rules,

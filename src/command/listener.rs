@@ -12,7 +12,7 @@ use crate::telemetry::metrics::{Metrics, SlotLabel};
 /// How long whoever listens has to show whose walsweep it is.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// What is read of its metrics for that.
+/// The most that is read of its metrics for that, bytes.
 const ANSWER_BYTES_MAX: u64 = 64 << 10;
 
 /// Who listens at an address.

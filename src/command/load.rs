@@ -64,7 +64,7 @@ pub fn judge(
     judge_in(Path::new(""), text, env)
 }
 
-/// The same of a text that lies in `folder`.
+/// Like [`judge`], of a text that lies in `folder`.
 fn judge_in(
     folder: &Path,
     text: &str,

@@ -8,7 +8,7 @@ use crate::config::Config;
 use crate::postgres::{self, Endpoint, Sql, connect_sql};
 use crate::preflight;
 
-/// What is logged when a person, or a supervisor, wants the command to end.
+/// The log line for when a person, or a supervisor, wants the command to end.
 pub(super) const STOPPING: &str = "stopping: canceling what the server is doing";
 
 /// Whether the login of `--as` is known to be to the server that `postgres.url` names, which is
@@ -78,7 +78,7 @@ fn is_unknown(error: &postgres::Error) -> bool {
     server.code == "28000" && server.message.contains("does not exist")
 }
 
-/// What can be done about a refused login: the configured one, or that of `--as`.
+/// Says what can be done about a refused login: the configured one, or that of `--as`.
 pub(super) fn refused(error: &postgres::Error, login: Option<&str>) -> Option<Cow<'static, str>> {
     let hint = preflight::login_hint(error)?;
     // Both URLs name one database: SQLSTATE 3D000 is about that, and 42501 about the right to it.

@@ -11,7 +11,7 @@ use crate::run::shutdown::Shutdown;
 use crate::setup::{self, Hands};
 use crate::telemetry::logging;
 
-/// What is done where the servers could not be compared.
+/// Advice on what to do where the servers could not be compared.
 const NOT_COMPARED: &str = "mend the login of `postgres.url`, which `walsweep run` needs as well, \
                             or let `--as` name the server in the same words; `--print` shows the \
                             SQL for whoever is sure";

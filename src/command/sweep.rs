@@ -78,7 +78,7 @@ async fn failed(config: &Config, error: &Error) -> Failure {
     halted(error).with_hint(told.or(hint))
 }
 
-/// What a pass by hand came to; of several patterns each, too.
+/// Says what a pass by hand came to; of several patterns each, too.
 fn swept(patterns: &[String], progress: &Progress, dry_run: bool) -> String {
     let mut lines = String::new();
     let each = patterns.iter().zip(&progress.matched_by).zip(&progress.removed);

@@ -58,7 +58,7 @@ pub async fn teardown(path: &Path, print_only: bool, login: Option<&str>) -> Res
     told.end()
 }
 
-/// What became of the watermark of this name.
+/// Says what became of the watermark of this name.
 fn became(
     (config, key): (&Config, &str),
     system_id: &str,

@@ -1,4 +1,4 @@
-//! What `walsweep run` would do with what `walsweep check` found: its last line.
+//! The last line of `walsweep check`: what `walsweep run` would do with what it found.
 
 use std::collections::BTreeSet;
 
@@ -9,7 +9,7 @@ use crate::preflight::{Code, Finding, Report};
 /// `run` neither reads the slot nor ends.
 const STUCK: Code = Code::SlotNotOwn;
 
-/// What `run` would do.
+/// A verdict on what `run` would do.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub(super) struct Verdict {
     /// The word for it, for programs: `start`, or the first that holds of `refuse`, `wait`,
@@ -20,7 +20,7 @@ pub(super) struct Verdict {
 }
 
 impl Verdict {
-    /// What these findings come to.
+    /// Gives the verdict that these findings come to.
     pub(super) fn of(report: &Report) -> Verdict {
         let refuses = |finding: &Finding| {
             finding.stops_everything() && !finding.is_waited_for() && finding.code != STUCK

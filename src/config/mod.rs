@@ -54,8 +54,9 @@ pub struct Config {
 }
 
 impl Config {
-    /// The same, with the primary at this address alone where URLs name several hosts, of which it
-    /// is one: what a session begins with one server must not go on with another.
+    /// Gives the configuration with the primary at this address alone where URLs name several
+    /// hosts, of which it is one: what a session begins with one server must not go on with
+    /// another.
     #[must_use]
     pub fn only(&self, primary: &str) -> Config {
         let mut config = self.clone();
@@ -179,7 +180,7 @@ pub struct Rule {
     pub immutable: Vec<Located<String>>,
     /// Key templates, unparsed.
     pub keys: Vec<Located<String>>,
-    /// What it looks at.
+    /// The source of the changes that it looks at.
     pub source: Source,
     /// The condition that a change has to meet, in CEL, unparsed; `None` is always met.
     pub when: Option<Script>,
@@ -202,7 +203,7 @@ pub struct Lookup {
     pub rows: LookupRows,
     /// The most rows of one answer, at least one, where it may have many.
     pub limit: usize,
-    /// What becomes of a key where one row is wanted and there is none.
+    /// The fate of a key where one row is wanted and there is none.
     pub missing: Missing,
 }
 
@@ -215,7 +216,7 @@ pub enum LookupRows {
     Many,
 }
 
-/// What becomes of a key where a lookup of one row finds none.
+/// The fate of a key where a lookup of one row finds none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Missing {
     /// The placeholder widens to `*` (I5).
@@ -345,9 +346,9 @@ pub struct Location {
 pub struct Problem {
     /// Where.
     pub at: Location,
-    /// What is wrong, lowercase, values in backticks.
+    /// A message that says what is wrong, lowercase, values in backticks.
     pub message: String,
-    /// What to do about it.
+    /// Advice on what to do about it.
     pub hint: Option<String>,
 }
 

@@ -26,7 +26,7 @@ const RETAINED_WAL: u64 = 10 << 30;
 /// The least that can be given: a checkpoint of a small server keeps as much.
 const RETAINED_WAL_LEAST: u64 = 64 << 20;
 
-/// What a configuration text says.
+/// The content of a configuration text.
 #[derive(Debug)]
 pub struct Parsed {
     /// The configuration, if nothing is wrong with it.
@@ -84,7 +84,7 @@ pub fn parse(text: &str, env: &dyn Fn(&str) -> Option<String>, folder: &Path) ->
 /// Tells of a text that is no TOML: each key that is there twice, up to the line of the first error
 /// of another kind, and that. Whatever else the parser says may come of it.
 fn no_toml(reader: &mut Reader<'_>, text: &str, errors: &[toml::de::Error]) {
-    /// What the parser says of such a key, beside which it understands the rest.
+    /// The parser's message for such a key, beside which it understands the rest.
     const TWICE: &str = "duplicate key";
     let start = |error: &toml::de::Error| error.span().map_or(0, |span| span.start);
     let mut errors: Vec<&toml::de::Error> = errors.iter().collect();
@@ -262,7 +262,7 @@ fn password_file(
     }
 }
 
-/// What to do about a file that gives no password.
+/// Gives advice on what to do about a file that gives no password.
 fn without_password(why: ErrorKind) -> &'static str {
     match why {
         ErrorKind::NotFound => {

@@ -16,7 +16,7 @@ pub(super) struct Reader<'a> {
     lines: Vec<usize>,
     env: &'a dyn Fn(&str) -> Option<String>,
     folder: &'a Path,
-    /// What was wrong so far, in the order of its finding.
+    /// Problems so far, in the order of their finding.
     pub(super) problems: Vec<Problem>,
 }
 
@@ -163,7 +163,7 @@ impl<'a> Reader<'a> {
         Some(texts)
     }
 
-    /// The same, of a list that must not be empty in the file.
+    /// Like [`Reader::texts`], of a list that must not be empty in the file.
     pub(super) fn filled_texts(
         &mut self,
         section: &mut Section<'_, '_>,

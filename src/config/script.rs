@@ -44,8 +44,8 @@ impl Script {
     }
 }
 
-/// What a TOML string says (<https://toml.io/en/v1.1.0#string>), and for each of its bytes, and its
-/// end, where in `raw` that comes from; `None` if it is no string.
+/// Gives what a TOML string says (<https://toml.io/en/v1.1.0#string>), and for each of its bytes,
+/// and its end, where in `raw` that comes from; `None` if it is no string.
 fn unquote(raw: &str, places: &mut Vec<usize>) -> Option<String> {
     let quote = raw.chars().next().filter(|quote| ['"', '\''].contains(quote))?;
     let triple = quote.to_string().repeat(3);
@@ -77,7 +77,7 @@ fn unquote(raw: &str, places: &mut Vec<usize>) -> Option<String> {
     Some(text)
 }
 
-/// What an escape stands for, and its length in bytes.
+/// Gives the character that an escape stands for, if there is one, and its length in bytes.
 fn escape(text: &str) -> Option<(Option<char>, usize)> {
     let code = |digits: usize| {
         let code = u32::from_str_radix(text.get(2..2 + digits)?, 16).ok()?;

@@ -1,4 +1,5 @@
-//! What a rule looks at: exactly one of `table`, `materialized_view` and `message`.
+//! The source of the changes that a rule looks at: exactly one of `table`, `materialized_view` and
+//! `message`.
 
 use super::reader::{Reader, Section};
 use super::{Located, Location, NotATable, TableName};
@@ -15,7 +16,7 @@ pub enum Source {
 }
 
 impl Source {
-    /// What it is called in a sentence.
+    /// Gives the noun for it in a sentence.
     #[must_use]
     pub fn noun(&self) -> &'static str {
         match self {

@@ -29,9 +29,9 @@ pub struct Limits {
 }
 
 impl Default for Limits {
-    /// What the program keeps. Content has a limit that is far above what it is made for, tens of
-    /// thousands of keys; other messages have a few bytes for each of 1600 columns or of the
-    /// relations of one TRUNCATE.
+    /// Gives the limits that the program keeps to. Content has a limit that is far above what it is
+    /// made for, tens of thousands of keys; other messages have a few bytes for each of 1600
+    /// columns or of the relations of one TRUNCATE.
     fn default() -> Limits {
         Limits {
             value: 64 << 10,
@@ -62,7 +62,7 @@ pub struct Condenser {
     content_left_out: bool,
 }
 
-/// What the next bytes are.
+/// The meaning of the next bytes.
 #[derive(Clone, Copy, Debug)]
 enum State {
     /// So many bytes to keep, and then this.
@@ -77,7 +77,7 @@ enum State {
     Broken,
 }
 
-/// What was just read.
+/// The part of the payload that was just read.
 #[derive(Clone, Copy, Debug)]
 enum Then {
     Tag,
@@ -104,7 +104,7 @@ impl Condenser {
         Condenser::with_limits(in_block, Limits::default())
     }
 
-    /// The same with other limits, for tests.
+    /// Like [`Condenser::new`], with other limits, for tests.
     #[must_use]
     pub fn with_limits(in_block: bool, limits: Limits) -> Condenser {
         Condenser {
@@ -191,7 +191,8 @@ impl Condenser {
         }
     }
 
-    /// What follows in the payload once something was read, which stands at the end of `kept`.
+    /// Decides what follows in the payload once something was read, which stands at the end of
+    /// `kept`.
     fn after(&mut self, then: Then) -> State {
         match then {
             Then::Tag => {
@@ -242,7 +243,7 @@ impl Condenser {
         }
     }
 
-    /// What follows the mark of a tuple. An UPDATE has one tuple or two.
+    /// Decides what follows the mark of a tuple. An UPDATE has one tuple or two.
     fn tuple(&mut self) -> State {
         let mark = self.last();
         self.tuples = match (self.tag, mark) {
@@ -253,7 +254,7 @@ impl Condenser {
         State::Keep(2, Then::ColumnCount)
     }
 
-    /// What follows a column.
+    /// Decides what follows a column.
     fn column(&mut self) -> State {
         match self.columns.checked_sub(1) {
             Some(left) => {
@@ -265,7 +266,7 @@ impl Condenser {
         }
     }
 
-    /// What follows the length of a value.
+    /// Decides what follows the length of a value.
     fn value(&mut self) -> State {
         let Ok(length) = usize::try_from(i32::from_be_bytes(self.last_bytes())) else {
             return State::Broken;
@@ -282,7 +283,7 @@ impl Condenser {
         State::Keep(length, Then::Column)
     }
 
-    /// What follows the length of a message's content.
+    /// Decides what follows the length of a message's content.
     fn message_content(&mut self) -> State {
         match usize::try_from(i32::from_be_bytes(self.last_bytes())) {
             Ok(length) if length <= self.limits.content => State::Keep(length, Then::End),

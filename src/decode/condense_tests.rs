@@ -37,7 +37,7 @@ fn whole(payload: &[u8], in_block: bool) -> Read {
     if in_block { decode_in_block(payload) } else { decode(payload).map(|one| (None, one)) }
 }
 
-/// What is kept of a message, by the words of [`Limits`].
+/// Gives the part of a message that is kept, by the words of [`Limits`].
 fn without_large(message: Message, limits: &Limits) -> Message {
     let mut room = (limits.values, limits.values);
     let mut kept = |tuple: &Tuple| {

@@ -14,7 +14,7 @@ pub enum Error {
     TooLong {
         /// The first byte.
         tag: u8,
-        /// What such a message has at most, in bytes.
+        /// The most that such a message has, in bytes.
         max: usize,
     },
     /// A field is broken.
@@ -22,7 +22,7 @@ pub enum Error {
     Field {
         /// Message and field, such as `Begin.xid`.
         field: &'static str,
-        /// What is wrong with it.
+        /// The fault in the field.
         fault: Fault,
     },
     /// A column of a tuple is broken.
@@ -32,7 +32,7 @@ pub enum Error {
         field: &'static str,
         /// The column, counted from 1 as `pg_attribute.attnum` is.
         column: usize,
-        /// What is wrong with it.
+        /// The fault in the column.
         fault: Fault,
     },
     /// The message is whole, and the payload goes on.
@@ -45,7 +45,7 @@ pub enum Error {
     },
 }
 
-/// What is wrong with a field.
+/// A fault in a field.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Fault {
     /// The payload ends inside the field.

@@ -49,7 +49,7 @@ pub enum Message {
     Commit(Commit),
     /// The transaction was replayed from another server.
     Origin(Origin),
-    /// What a relation looks like; sent before its first change and after each change of shape.
+    /// The shape of a relation; sent before its first change and after each change of shape.
     Relation(Arc<Relation>),
     /// A data type that is not built in.
     Type(Type),
@@ -131,7 +131,7 @@ pub struct Insert {
 pub struct Update {
     /// The relation's oid.
     pub relation_id: u32,
-    /// What was sent of the old row, if anything was.
+    /// The part of the old row that was sent, if any was.
     pub old: Option<OldTuple>,
     /// The new row.
     pub new: Tuple,
@@ -142,7 +142,7 @@ pub struct Update {
 pub struct Delete {
     /// The relation's oid.
     pub relation_id: u32,
-    /// What was sent of the old row.
+    /// The part of the old row that was sent.
     pub old: OldTuple,
 }
 

@@ -1,4 +1,4 @@
-//! What a relation looks like, as message `R` tells it.
+//! The shape of a relation, as message `R` tells it.
 
 use super::cursor::Cursor;
 use super::error::{Error, undefined};
@@ -44,7 +44,7 @@ pub struct Column {
     pub type_modifier: i32,
 }
 
-/// What a column takes at least: flags, the end of an empty name, type, modifier.
+/// The bytes that a column takes at least: flags, the end of an empty name, type, modifier.
 const COLUMN_SIZE_MIN: usize = 1 + 1 + 4 + 4;
 
 impl Relation {

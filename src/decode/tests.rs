@@ -264,7 +264,7 @@ fn any_row_message() -> impl Strategy<Value = Message> {
     ]
 }
 
-/// What may stand inside of a block, with an xid in front.
+/// Gives any message that may stand inside of a block, with an xid in front.
 pub(super) fn any_content() -> impl Strategy<Value = Message> {
     prop_oneof![
         4 => any_row_message(),

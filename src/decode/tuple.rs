@@ -8,7 +8,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 use super::cursor::{Cursor, LEFT_OUT, split_value};
 use super::error::Error;
 
-/// What an UPDATE or DELETE tells of the row before it.
+/// The row before an UPDATE or DELETE, as far as that tells of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OldTuple {
     /// How much of the old row was sent.

@@ -19,7 +19,7 @@ pub(super) struct Families {
     last: Option<u32>,
     /// The partitions of a table, by its id.
     partitions: HashMap<u32, Vec<u32>>,
-    /// What tables count as that have less than they promise.
+    /// Tables that have less than they promise, by id, each as it counts.
     narrowed: HashMap<u32, Arc<Relation>>,
     /// Tables and partitions that nobody was told of yet.
     smaller: Vec<(Arc<Relation>, Arc<Relation>)>,
@@ -79,7 +79,7 @@ impl Families {
         self.narrowed.insert(root, Arc::new(with_less(table, &partitions)));
     }
 
-    /// What a table counts as, if it is less than it promises.
+    /// Gives the relation that a table counts as, if it is less than it promises.
     pub(super) fn narrowed(&self, id: u32) -> Option<&Arc<Relation>> {
         if self.narrowed.is_empty() { None } else { self.narrowed.get(&id) }
     }

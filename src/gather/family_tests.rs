@@ -1,4 +1,4 @@
-//! What a table counts as whose partitions have other replica identities, message by message.
+//! Tables whose partitions have other replica identities: what they count as, message by message.
 
 use std::sync::Arc;
 
@@ -54,7 +54,7 @@ fn identity(gatherer: &mut Gatherer) -> String {
     keys.map(|column| column.name.as_str()).collect()
 }
 
-/// What the table's identity is after these messages of one transaction.
+/// Checks the table's identity after these messages of one transaction.
 #[track_caller]
 fn check(messages: &[Message], expected: &str) -> Gatherer {
     let mut gatherer = Gatherer::new();

@@ -33,11 +33,11 @@ use self::types::Types;
 pub struct Change {
     /// The relation as it was when the change was made.
     pub relation: Arc<Relation>,
-    /// What happened to the row.
+    /// The change of the row.
     pub row: Row,
 }
 
-/// What happened to a row.
+/// A change of a row, without its relation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Row {
     /// The row is new.
@@ -47,14 +47,14 @@ pub enum Row {
     },
     /// The row has a new version.
     Update {
-        /// What was sent of the old version.
+        /// The part of the old version that was sent.
         old: Option<OldTuple>,
         /// The new version.
         new: Tuple,
     },
     /// The row is gone.
     Delete {
-        /// What was sent of it.
+        /// The part of it that was sent.
         old: OldTuple,
     },
     /// Every row of the relation is gone.
@@ -87,7 +87,7 @@ impl Transaction {
     }
 }
 
-/// What one message brings.
+/// The news that one message brings.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Gathered {
     /// Nothing for the stages to the right.
@@ -110,7 +110,7 @@ pub enum Gathered {
     Aborted {
         /// The top-level transaction's id, 32 bit.
         xid: u32,
-        /// What is undone: a subtransaction, or once more the top-level one.
+        /// The transaction that is undone: a subtransaction, or once more the top-level one.
         subxid: u32,
     },
     /// A part of a transaction is undone in which relations were altered: the server may go on with

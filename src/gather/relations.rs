@@ -1,4 +1,4 @@
-//! What relations look like, and for whom.
+//! The shapes of relations, and for whom they hold.
 //!
 //! The server describes a relation once for all transactions that it sends whole, and once more
 //! inside of each transaction that it sends in blocks: there by that transaction's own catalog, in
@@ -38,7 +38,7 @@ struct Shapes {
     families: Families,
 }
 
-/// What one transaction in blocks has described.
+/// The relations that one transaction in blocks has described.
 #[derive(Debug, Default)]
 struct Described {
     shapes: Shapes,

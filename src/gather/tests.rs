@@ -1,4 +1,4 @@
-//! What the gatherer hands on, and what it refuses.
+//! News that the gatherer hands on, and messages that it refuses.
 
 use std::sync::Arc;
 

@@ -25,7 +25,7 @@ struct Run<O> {
     owner: O,
 }
 
-/// What a run costs beside its bytes: its place, and its slots in a half-full index.
+/// The cost of a run beside its bytes: its place, and its slots in a half-full index.
 const COST: usize = size_of::<Run<u16>>() + 2 * (size_of::<u32>() + 1);
 
 /// From so many bytes on an arena grows by less than itself.

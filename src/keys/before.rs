@@ -29,7 +29,7 @@ pub(super) struct Before {
     lost: Vec<(LookupId, WidenReason)>,
 }
 
-/// The same, to be asked.
+/// The rows of a [`Before`], to be asked.
 #[derive(Default)]
 pub(super) struct ByParams<'a> {
     rows: HashMap<(LookupId, &'a [u8]), Vec<&'a [u8]>>,
@@ -78,7 +78,7 @@ impl Before {
         }
     }
 
-    /// The same of every lookup that has rows.
+    /// Loses the rows of every lookup that has some: nothing is known of them any more.
     pub(super) fn lose_all(&mut self) {
         while self.rows.len() > 0 {
             self.lose_largest();
@@ -102,7 +102,7 @@ impl Before {
 }
 
 impl<'a> ByParams<'a> {
-    /// What the lookup gave for encoded parameters: rows of encoded columns.
+    /// Gives the rows of encoded columns that the lookup gave for encoded parameters.
     ///
     /// # Errors
     /// Why that is not known.

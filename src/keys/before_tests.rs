@@ -1,4 +1,4 @@
-//! What a lookup gave before the transaction gives keys, too.
+//! Rows that a lookup gave before the transaction give keys, too.
 
 use std::sync::Arc;
 
@@ -171,7 +171,7 @@ fn full_row(club: &str) -> OldTuple {
     full(team(club, "5"))
 }
 
-/// What a rule of the table says of its columns holds for lookups of it, too.
+/// Columns that a rule of the table declares immutable are so for lookups of it, too.
 #[test]
 fn what_never_changes_is_known_of_an_old_row() {
     let mut team_rule = immutable("club", rule(&["t:{id}"]));

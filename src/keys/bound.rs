@@ -20,8 +20,8 @@ use crate::config::{Source, TableName};
 use crate::decode::Relation;
 use crate::gather::Change;
 
-/// What a database is to rules, as it was found. That of none, the default, lets each rule look at
-/// the changes that come under the name of its table.
+/// The facts that rules need of a database, as they were found. Those of none, the default, let
+/// each rule look at the changes that come under the name of its table.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Binding {
     /// The tables that relations are now, each with its `pg_class.oid`: their rules look at what
@@ -31,18 +31,18 @@ pub struct Binding {
     /// Partitions whose changes may come under their own names, each with the table whose rules
     /// look at them, too. Rules of the partition itself stay.
     pub partitions: Vec<(TableName, TableName)>,
-    /// What is known of each lookup, by [`LookupId`](super::LookupId); of those that are not there,
-    /// nothing.
+    /// The basis of each lookup, by [`LookupId`](super::LookupId); of those that are not there,
+    /// nothing is known.
     pub lookups: Vec<Basis>,
     /// The names of the rules that do not fit. No change, refresh or message gives keys of them;
     /// their part of [`everything`](Rules::everything) stays.
     pub suspended: BTreeSet<String>,
 }
 
-/// What the answers of a lookup rest on.
+/// The ground that the answers of a lookup rest on.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Basis {
-    /// What they depend on; `None` if they may not be kept.
+    /// Everything that they depend on; `None` if they may not be kept.
     pub reads: Option<Reads>,
     /// Whose rows they are; `None` if that is not known to be one table.
     pub keyed: Option<Keyed>,
@@ -93,7 +93,7 @@ impl Scope {
         }
     }
 
-    /// What the rules that look at a relation want of it.
+    /// Plans what the rules that look at a relation want of it.
     fn plan(&self, rules: &[Rule], relation: &Arc<Relation>) -> Plan {
         let own = TableName { schema: relation.namespace.clone(), name: relation.name.clone() };
         let roots = self.roots.get(&own).map_or(&[][..], Vec::as_slice);
@@ -110,7 +110,7 @@ impl Scope {
 }
 
 impl Rules {
-    /// The same rules, bound to a database.
+    /// Binds the rules to a database.
     #[must_use]
     pub fn bind(&self, binding: Binding) -> Bound {
         Bound {
@@ -136,7 +136,7 @@ impl Bound {
         &self.scope.lookups
     }
 
-    /// What each rule gives, by [`RuleId`].
+    /// Gives the fingerprint of each rule, by [`RuleId`].
     #[must_use]
     pub fn prints(&self) -> Vec<RulePrint> {
         self.rules.prints(&self.scope.suspended)
@@ -176,7 +176,7 @@ impl Bound {
         self.failed
     }
 
-    /// The same, without a word of failures of these rules, which were told before.
+    /// Silences the failures of these rules, which were told before.
     #[must_use]
     pub fn with_failed(self, failed: BTreeSet<RuleId>) -> Bound {
         Bound { failed, ..self }

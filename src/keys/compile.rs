@@ -36,7 +36,7 @@ pub(super) struct RuleTemplate {
     pub(super) template: Template,
     /// As it is written.
     pub(super) text: String,
-    /// What it needs of lookups, if it names one.
+    /// Its needs of lookups, if it names one.
     pub(super) lookup: Option<Arc<LookupTemplate>>,
 }
 
@@ -150,7 +150,7 @@ pub(super) fn problem(at: &Location, message: impl Into<String>, hint: &str) -> 
     Problem { at: at.clone(), message: message.into(), hint: Some(hint.to_owned()) }
 }
 
-/// What key sets know of all templates, by [`TemplateId`].
+/// Gives the facts that key sets know of all templates, by [`TemplateId`].
 pub(super) fn infos(rules: &[Rule]) -> Arc<[TemplateInfo]> {
     let templates = rules.iter().flat_map(|rule| {
         let info = |key: &RuleTemplate| TemplateInfo {
@@ -237,13 +237,13 @@ pub struct ColumnUse<'a> {
     pub at: &'a Location,
     /// The operations that the rule looks at.
     pub operations: Operations,
-    /// What the column is read for.
+    /// The use that the rule makes of the column.
     pub purpose: Purpose,
     /// Whether the rule declares the column immutable.
     pub immutable: bool,
 }
 
-/// What a rule reads a column for.
+/// The use that a rule makes of a column.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Purpose {
     /// A placeholder of a key, or a parameter of a lookup that a key names.

@@ -1,5 +1,5 @@
-//! What may stand behind a `|` in a placeholder: one variant, one row of [`NAMES`], one arm of
-//! [`Filter::apply`] each.
+//! Filters, which may stand behind a `|` in a placeholder: one variant, one row of [`NAMES`], one
+//! arm of [`Filter::apply`] each.
 
 use std::fmt::Write;
 
@@ -13,7 +13,7 @@ pub(super) enum Filter {
     Lower,
     /// `a-z`, `0-9` and single dashes, from text in any script.
     Slug,
-    /// What JavaScript's `encodeURIComponent` gives.
+    /// The result of JavaScript's `encodeURIComponent`.
     UrlEncode,
     /// This many leading hex digits of the SHA-256 sum, 1 to 64.
     Sha256(u8),
@@ -21,7 +21,7 @@ pub(super) enum Filter {
     Default(String),
 }
 
-/// What is wrong in a template.
+/// A mistake in a template or a condition.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Flaw {
     pub(super) message: String,

@@ -19,7 +19,7 @@ use crate::budget::{self, Charge};
 /// Subtransactions whose sets stay ready. They nest: more than these are rarely filled in turn.
 const READY_MAX: usize = 8;
 
-/// What a packed set costs beside its bytes: its slot in a map that is half full, its allocation.
+/// The cost of a packed set beside its bytes: its slot in a map that is half full, its allocation.
 const PACKED_COST: usize = 64;
 
 /// Flattening a smaller transaction gains nothing: patterns take as much.
@@ -61,7 +61,7 @@ impl InProgress {
         InProgress { empty, bytes_max: budget::IN_PROGRESS, waiting, open, waiting_bytes: 0 }
     }
 
-    /// The same with another limit, bytes.
+    /// Sets another limit, bytes.
     #[must_use]
     pub fn with_limit(self, bytes_max: usize) -> InProgress {
         InProgress { bytes_max, ..self }

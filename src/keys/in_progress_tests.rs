@@ -105,7 +105,7 @@ fn beyond_the_limit_the_largest_collapses_and_loses_nothing() {
     assert_eq!(listed(&small), listed(&keys_of(&mut rules, [5])), "the other is as it was");
 }
 
-/// What only the last subtransactions gave is part of what collapses.
+/// Keys that only the last subtransactions gave are part of what collapses.
 #[test]
 fn what_is_ready_collapses_with_the_rest() {
     let mut rules = rules();

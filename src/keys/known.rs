@@ -1,4 +1,4 @@
-//! What a change tells of the two versions of its row, and what it leaves unknown (I5).
+//! The two versions of a row: what a change tells of them, and what it leaves unknown (I5).
 //!
 //! Postgres sends the old version of an UPDATE only with `REPLICA IDENTITY FULL`, or its identity
 //! columns if one of them changed, see
@@ -90,7 +90,7 @@ impl<'a> Versions<'a> {
         self.difference(at, slots) != Some(false)
     }
 
-    /// The same memory, empty, for the row of another lifetime.
+    /// Empties it for the row of another lifetime, and keeps the memory.
     pub(super) fn recycle<'b>(self) -> Versions<'b> {
         Versions { old: emptied(self.old), new: emptied(self.new), has_old: false, has_new: false }
     }

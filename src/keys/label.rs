@@ -1,4 +1,4 @@
-//! What the content of a key set belongs to: its rule, its template, and why it was widened.
+//! Labels of the content of a key set: its rule, its template, and why it was widened.
 
 use std::sync::Arc;
 
@@ -47,7 +47,7 @@ pub enum WidenReason {
     LookupFailed,
     /// The value is large, and was not kept.
     LargeValue,
-    /// What a lookup gave before the transaction is not known, and was perhaps something else.
+    /// The rows that a lookup gave before the transaction are not known, and were perhaps others.
     LookupOldRow,
 }
 
@@ -92,12 +92,12 @@ impl WidenReason {
     }
 }
 
-/// What a key set knows of a template.
+/// A template, as key sets know it.
 #[derive(Debug)]
 pub(super) struct TemplateInfo {
     pub(super) rule: RuleId,
     pub(super) whole: Whole,
-    /// What it needs of lookups, if it names one.
+    /// Its needs of lookups, if it names one.
     pub(super) lookup: Option<Arc<LookupTemplate>>,
 }
 

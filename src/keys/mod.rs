@@ -113,7 +113,7 @@ impl Rules {
         Rules::with_lookups(rules, &[])
     }
 
-    /// The same of rules whose templates may name lookups.
+    /// Compiles rules whose templates may name lookups.
     ///
     /// # Errors
     /// As for [`Rules::compile`]; also lookups that no template names.
@@ -133,7 +133,7 @@ impl Rules {
         })
     }
 
-    /// The same rules, for key sets of other limits.
+    /// Gives the key sets of these rules other limits.
     #[must_use]
     pub fn with_limits(self, limits: Limits) -> Rules {
         Rules { limits, ..self }
@@ -151,7 +151,8 @@ impl Rules {
         &self.memory
     }
 
-    /// What one rule alone makes of a change; `None` if the rule looks at another table.
+    /// Gives the keys that one rule alone makes of a change; `None` if the rule looks at another
+    /// table.
     pub(crate) fn keys_of_rule(&self, rule: RuleId, change: &Change) -> Option<KeySet> {
         let (mut keys, plan) = (self.key_set(), self.plan_of(rule, change)?);
         Renderer::default().add(&change.row, &plan, &self.rules, &mut keys);
@@ -178,7 +179,7 @@ impl Rules {
         columns.map(|column| column.value.as_str()).collect()
     }
 
-    /// What one rule wants of the relation of a change, if that has the name of its table.
+    /// Plans what one rule wants of the relation of a change, if that has the name of its table.
     fn plan_of(&self, rule: RuleId, Change { relation, .. }: &Change) -> Option<Plan> {
         let (schema, name) = (relation.namespace.clone(), relation.name.clone());
         let rule = self.rules.get(usize::from(rule.0))?;
@@ -186,9 +187,9 @@ impl Rules {
         is_of_it.then(|| Plan::new(relation, &[rule], &[]))
     }
 
-    /// What in the conditions of a table's rules does not fit the types of its columns, each with
-    /// the rule's name; `type_id` gives a column's `pg_type.oid`, of a domain that of its base
-    /// type, `None` for no column.
+    /// Lists the parts of the conditions of a table's rules that do not fit the types of its
+    /// columns, each with the rule's name; `type_id` gives a column's `pg_type.oid`, of a domain
+    /// that of its base type, `None` for no column.
     pub fn condition_misfits(
         &self,
         table: &TableName,
@@ -255,7 +256,7 @@ impl Rules {
         keys
     }
 
-    /// What each rule gives, by [`RuleId`]; the rules of these names are suspended.
+    /// Gives the fingerprint of each rule, by [`RuleId`]; the rules of these names are suspended.
     #[must_use]
     pub fn prints(&self, suspended: &BTreeSet<String>) -> Vec<RulePrint> {
         let rules = self.rules.iter().zip(self.names.iter());

@@ -22,7 +22,7 @@ const LOST: u8 = 6;
 const WIDENED: u8 = 7;
 
 impl Packed {
-    /// What is in `keys`.
+    /// Packs the content of `keys`.
     pub(super) fn new(keys: &KeySet) -> Packed {
         let mut out = Vec::new();
         keys.content(|content| match content {

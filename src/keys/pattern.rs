@@ -27,11 +27,11 @@ struct Inner {
     bytes: Box<[u8]>,
     /// The literal bytes that every matching key starts with.
     prefix: Box<[u8]>,
-    /// What stands between the prefix and the first star.
+    /// The elements between the prefix and the first star.
     head: Box<[Element]>,
     /// The parts between two stars.
     middle: Box<[Part]>,
-    /// What stands behind the last star; `None` if there is no star.
+    /// The elements behind the last star; `None` if there is no star.
     tail: Option<Box<[Element]>>,
 }
 
@@ -225,7 +225,7 @@ fn elements(bytes: &[u8]) -> Vec<Vec<Element>> {
     parts
 }
 
-/// What follows the first element, or star, of a pattern that is not empty.
+/// Gives the bytes behind the first element, or star, of a pattern that is not empty.
 fn after_element(bytes: &[u8]) -> &[u8] {
     match bytes {
         [b'[', tail @ ..] => Class::parse(tail).1,
@@ -275,7 +275,7 @@ impl Part {
         }
     }
 
-    /// What follows the leftmost place where the part matches.
+    /// Gives the bytes behind the leftmost place where the part matches.
     fn find<'a>(&self, bytes: &'a [u8]) -> Option<&'a [u8]> {
         let at = match self {
             Part::Literal(finder) => finder.find(bytes)?,

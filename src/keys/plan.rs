@@ -23,7 +23,7 @@ pub(super) struct Plans {
     by_relation: HashMap<u32, Plan>,
 }
 
-/// What the rules want of a relation.
+/// Everything that the rules want of a relation.
 #[derive(Debug)]
 pub(super) struct Plan {
     relation: Arc<Relation>,
@@ -115,7 +115,8 @@ impl Plans {
 }
 
 impl Plan {
-    /// What `rules` want of a relation that they look at, and lookups, if its rows are theirs.
+    /// Plans what `rules` want of a relation that they look at, and lookups, if its rows are
+    /// theirs.
     pub(super) fn new(relation: &Arc<Relation>, rules: &[&Rule], lookups: &[Lookup]) -> Plan {
         let mut slots: Vec<Slot> = Vec::new();
         for rule in rules {

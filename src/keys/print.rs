@@ -40,7 +40,7 @@ impl Print {
     }
 }
 
-/// What a rule looks at.
+/// The table, view or message prefix that a rule looks at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Looks {
     /// Changes of a table, by [`Print::of_table`].
@@ -54,10 +54,10 @@ pub enum Looks {
     Messages(Print),
 }
 
-/// What a rule gives, and of which changes.
+/// The fingerprint of a rule: of what it gives, and of which changes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RulePrint {
-    /// What it looks at.
+    /// The table, view or message prefix that it looks at.
     pub looks: Looks,
     /// Its operations, a bit for each.
     operations: u8,
@@ -76,7 +76,7 @@ pub struct RulePrint {
     pub is_suspended: bool,
 }
 
-/// What a key template gives.
+/// The fingerprint of a key template: of what it gives.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KeyPrint {
     /// The template itself, with the lookups that it names.
@@ -156,8 +156,8 @@ impl RulePrint {
 }
 
 impl Lookup {
-    /// What its answers are: of which query, for which columns, and what becomes of any number of
-    /// rows.
+    /// Gives the fingerprint of its answers: of which query they are, for which columns, and what
+    /// becomes of any number of rows.
     #[must_use]
     pub fn print(&self) -> Print {
         let rows = match (self.rows, self.missing) {

@@ -1,4 +1,4 @@
-//! What holds for any value, template and limit.
+//! Properties of any value, template and limit.
 
 use proptest::prelude::*;
 

@@ -61,7 +61,7 @@ struct Source<'a> {
     version: Version,
 }
 
-/// What became of a template.
+/// The outcome of rendering a template.
 enum Rendered {
     /// The buffer holds a key.
     Key,
@@ -416,7 +416,7 @@ impl<'a> Source<'a> {
 }
 
 impl Filtering {
-    /// What the filters make of a value, `None` being NULL. That is nothing without a `default`.
+    /// Applies the filters to a value, `None` being NULL. That gives nothing without a `default`.
     fn apply<'s>(
         &'s mut self,
         value: Option<&'s [u8]>,

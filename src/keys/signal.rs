@@ -16,11 +16,11 @@ use super::{Bound, Rules};
 use crate::config::{OWN_PREFIX, Source, TableName};
 use crate::decode::LogicalMessage;
 
-/// What follows [`OWN_PREFIX`] in the message of a refreshed view. Its content is the view's name
-/// as SQL has it, in UTF-8; empty, if the name cannot be said so.
+/// The word behind [`OWN_PREFIX`] in the prefix of a refreshed view's message. The message's
+/// content is the view's name as SQL has it, in UTF-8; empty, if the name cannot be said so.
 const REFRESH: &str = "refresh";
 
-/// What a logical message was to the rules.
+/// The meaning that a logical message had for the rules.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Signal {
     /// No rule looks at it.
@@ -29,7 +29,7 @@ pub enum Signal {
     Refresh,
     /// A rule looks at messages of this prefix.
     Message,
-    /// The same, but nothing can be made of the message.
+    /// A rule looks at the message, but nothing can be made of it.
     Malformed(Malformed),
 }
 
@@ -60,7 +60,7 @@ impl Malformed {
     }
 }
 
-/// What a message names.
+/// The keys and patterns that a message names.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Content {
@@ -95,7 +95,8 @@ impl Rules {
         rules.map(|rule| &rule.table)
     }
 
-    /// What one rule alone removes when its view is refreshed; `None` if it is not of this view.
+    /// Gives the keys that one rule alone removes when its view is refreshed; `None` if it is not
+    /// of this view.
     pub(crate) fn keys_of_refresh(&self, rule: RuleId, view: &TableName) -> Option<KeySet> {
         let rule = self.rules.get(usize::from(rule.0)).filter(|r| is_of_view(r, Some(view)))?;
         let mut keys = self.key_set();
@@ -103,7 +104,8 @@ impl Rules {
         Some(keys)
     }
 
-    /// What a message names, each with its template; all of it or an error.
+    /// Gives the keys and patterns that a message names, each with its template; all of them or an
+    /// error.
     fn named(&self, rules: &[&Rule], content: &[u8]) -> Result<Vec<Named>, Malformed> {
         // The error of the parser may quote the content (I9).
         let parsed = serde_json::from_slice(content);

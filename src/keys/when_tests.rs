@@ -1,4 +1,4 @@
-//! What a condition does to a rule.
+//! The effect of a condition on a rule.
 
 use super::tests::{
     changed, compile, delete, insert, keys_of_bound, relation, rule, shown, update, update_from,

@@ -38,12 +38,12 @@ pub struct Ledger {
     received: Lsn,
 }
 
-/// What one target has still to remove.
+/// The part of a ledger for one target: transactions whose keys it has still to remove.
 #[derive(Debug, Default)]
 struct Side {
     /// End LSN of each transaction in flight, with what may be confirmed while it is the oldest.
     in_flight: BTreeMap<Lsn, Lsn>,
-    /// What may be confirmed while each of these holds.
+    /// Each hold, with what may be confirmed while it holds.
     held: BTreeMap<Hold, Lsn>,
     /// Up to where its watermark covers; zero while that is not known.
     covered: Lsn,
@@ -121,7 +121,8 @@ impl Ledger {
         }
     }
 
-    /// What the watermark of a target says is not known any more, or not to be believed.
+    /// Forgets what the watermark of a target says: it is not known any more, or not to be
+    /// believed.
     pub fn uncover(&mut self, target: TargetId) {
         self.cover(target, Lsn::ZERO);
     }

@@ -98,7 +98,7 @@ fn holds_become_one_and_a_hold_of_nothing_holds_nothing() {
     assert_eq!((ledger.is_clear(), ledger.safe()), (true, Lsn(30)));
 }
 
-/// What can happen to a ledger; the model turns the numbers into a legal order.
+/// An event that can happen to a ledger; the model turns the numbers into a legal order.
 #[derive(Clone, Debug)]
 enum Event {
     Sweep(usize),
@@ -116,7 +116,7 @@ enum Event {
     Release(usize),
 }
 
-/// What a transaction of the model waits for.
+/// A transaction of the model, with what it waits for.
 struct Open {
     end: u64,
     in_flight: bool,
@@ -186,7 +186,8 @@ fn apply(
     }
 }
 
-/// What may be confirmed, by the model: of each target what its watermark covers.
+/// Gives the LSN that may be confirmed, by the model; `covered` is what each target's watermark
+/// covers.
 fn confirmable(covered: &[u64], safe: Lsn) -> u64 {
     covered.iter().copied().min().unwrap_or(0).min(safe.0)
 }

@@ -32,7 +32,7 @@ const KEEPALIVE_PROBES: u32 = 3;
 /// How long [`Sql::close`] waits for the farewell to be sent.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// What tokio-postgres says when the server wants a password that it was not given.
+/// The words of tokio-postgres when the server wants a password that it was not given.
 const DRIVER_WITHOUT_PASSWORD: &str = "password missing";
 
 /// How an attempt to connect treats TLS.
@@ -44,7 +44,8 @@ pub(crate) enum Security {
 }
 
 impl Security {
-    /// What the first attempt does. Unix sockets never use TLS, whatever `sslmode` says.
+    /// Gives the security of the first attempt. Unix sockets never use TLS, whatever `sslmode`
+    /// says.
     pub(crate) fn first(endpoint: &Endpoint) -> Security {
         match endpoint.ssl_mode {
             _ if endpoint.is_unix_socket() => Security::Plain,

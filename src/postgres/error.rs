@@ -1,4 +1,4 @@
-//! What can go wrong between us and Postgres.
+//! Failures between us and Postgres.
 
 use std::error::Error as _;
 use std::io;
@@ -88,7 +88,7 @@ pub enum Error {
         user: Box<str>,
         /// To which database.
         database: Box<str>,
-        /// What the server said.
+        /// The error that the server sent.
         server: ServerError,
     },
     /// Between us and the server is a pooler that lends one backend to several sessions. No setting
@@ -190,7 +190,7 @@ impl From<tokio_postgres::Error> for Error {
     }
 }
 
-/// What the server said in an `ErrorResponse` or a `NoticeResponse`, without what may quote rows
+/// An `ErrorResponse` or a `NoticeResponse` of the server, without what may quote rows
 /// (<https://www.postgresql.org/docs/current/protocol-error-fields.html>).
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{message} (SQLSTATE {code})")]
@@ -207,8 +207,8 @@ impl ServerError {
         self.code.starts_with("28") || self.code == "3D000" || self.code == "42501"
     }
 
-    /// The same, but that the message of an error that is about a row's data, or comes of the
-    /// application's own code (classes 22, 23, P0), may quote a value (I9).
+    /// Replaces the message of an error that is about a row's data, or comes of the application's
+    /// own code (classes 22, 23, P0): it may quote a value (I9).
     pub(crate) fn without_values(self) -> ServerError {
         let may_quote = ["22", "23", "P0"].iter().any(|class| self.code.starts_with(class));
         let ServerError { code, mut message } = self;

@@ -19,7 +19,7 @@ impl fmt::Display for History {
     }
 }
 
-/// What an ordinary connection says of its server.
+/// The facts that an ordinary connection tells of its server.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Server {
     /// The history that it writes; `None` if it is a standby, which writes none.

@@ -20,14 +20,15 @@ use super::connect_sql;
 /// The question whether a server is a standby.
 pub(crate) const IN_RECOVERY: &str = include_str!("../../sql/in_recovery.sql");
 
-/// What keeps a host from being the primary that is looked for.
+/// An obstacle that keeps a host from being the primary that is looked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Obstacle {
     /// It is a standby, as it may be.
     Standby,
     /// It refuses the login, or there is no password for it.
     Login,
-    /// What answers there cannot be used as it is: no TLS, a pooler, another primary, no Postgres.
+    /// Something answers there that cannot be used as it is: no TLS, a pooler, another primary, no
+    /// Postgres.
     Misfit,
     /// Nobody answers, or it is only starting.
     Away,
@@ -38,7 +39,7 @@ pub enum Obstacle {
 /// A host that was passed over in the search for the primary, and why.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PassedOver {
-    /// What is the matter with it.
+    /// The reason why it was passed over.
     pub obstacle: Obstacle,
     text: String,
 }
@@ -83,7 +84,7 @@ pub(crate) fn listed(passed: &[PassedOver]) -> String {
 
 /// An error of an attempt with one host.
 pub(crate) trait Attempt: From<Error> + fmt::Display {
-    /// What it says about the host.
+    /// Gives the reason why the host cannot be used.
     fn obstacle(&self) -> Obstacle;
 
     /// Whether it is about something of ours, so that each host would fail alike.

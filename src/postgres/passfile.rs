@@ -65,7 +65,7 @@ impl Endpoint {
         self.load_password_from(pgpassword, variable("PGPASSFILE"), variable("HOME"))
     }
 
-    /// The same endpoint with the password that holds now, for one login.
+    /// Gives the endpoint with the password that holds now, for one login.
     pub(crate) fn with_password(&self) -> Result<Endpoint, Error> {
         let mut endpoint = self.clone();
         endpoint.load_password().map_err(|source| Error::Password {

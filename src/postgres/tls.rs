@@ -27,8 +27,8 @@ use x509_cert::ext::pkix::name::GeneralName;
 
 use super::{ClientCertificate, Endpoint, Error, SslMode};
 
-/// What to verify, from `sslmode` and `sslrootcert`. Without `sslrootcert` the modes that verify
-/// trust the system's authorities.
+/// Configures what to verify, from `sslmode` and `sslrootcert`. Without `sslrootcert` the modes
+/// that verify trust the system's authorities.
 pub(super) fn client_config(endpoint: &Endpoint) -> Result<Arc<ClientConfig>, Error> {
     let trusts = match (endpoint.ssl_mode, &endpoint.ssl_root_cert) {
         (SslMode::Disable | SslMode::Prefer | SslMode::Require, None) => None,
@@ -88,8 +88,8 @@ fn failed(parameter: &'static str, path: &Path, reason: &impl ToString) -> Error
 #[derive(Debug)]
 struct Trust {
     authorities: RootCertStore,
-    /// The same, whole: a server's own self-signed certificate may stand in `sslrootcert`, and is
-    /// then trusted as it is.
+    /// The certificates themselves, whole: a server's own self-signed certificate may stand in
+    /// `sslrootcert`, and is then trusted as it is.
     certificates: Vec<CertificateDer<'static>>,
 }
 

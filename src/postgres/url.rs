@@ -71,12 +71,12 @@ pub enum ParseError {
     Value {
         /// Which parameter.
         parameter: &'static str,
-        /// What it must be.
+        /// The requirement that it must meet.
         expected: &'static str,
     },
 }
 
-/// What is said of parameters that are not known, and of those that cannot be followed.
+/// Tells of parameters that are not known, and of those that cannot be followed.
 fn told(unknown: &[String], unsupported: &[(&str, &str)]) -> String {
     let mut parts = Vec::new();
     if !unknown.is_empty() {
@@ -244,7 +244,8 @@ impl Parts {
         })
     }
 
-    /// What libpq would do and walsweep does not: said, rather than left out.
+    /// Lists the parameters that libpq would follow and walsweep does not: said, rather than left
+    /// out.
     fn unsupported(&self) -> Vec<(&'static str, &'static str)> {
         let mut all = Vec::new();
         if !matches!(&*self.gssencmode, "" | "disable" | "prefer") {

@@ -41,8 +41,8 @@ async fn tables(
     of_many(client, names.len(), client.query_one(query, &values)).await
 }
 
-/// What is `asked` over `client` of so many `tables`, planned for as many as they are: in a
-/// transaction of its own, so that the session is afterwards as it was.
+/// Gives the answer to what is `asked` over `client` of so many `tables`, planned for as many as
+/// they are. Asks in a transaction of its own, so that the session is afterwards as it was.
 ///
 /// # Errors
 ///
@@ -87,7 +87,7 @@ pub(crate) fn names<'a>(
     tables.map(|table| (table.schema.as_str(), table.name.as_str())).unzip()
 }
 
-/// What `sql/preflight.sql` and `sql/preflight_tables.sql` give.
+/// The answers of `sql/preflight.sql` and `sql/preflight_tables.sql`.
 #[derive(Debug, Deserialize)]
 pub(super) struct Catalog {
     pub(super) backend_pid: i32,
@@ -98,7 +98,7 @@ pub(super) struct Catalog {
     pub(super) slot_keep_size: Option<String>,
     /// `idle_replication_slot_timeout` in seconds, 0 for never; `None` before version 18.
     pub(super) idle_slot_timeout: Option<i64>,
-    /// What `synchronized_standby_slots` names and is not streaming.
+    /// Slots that `synchronized_standby_slots` names and no standby streams from.
     pub(super) absent_standbys: Vec<String>,
     pub(super) synchronous_commit: Option<String>,
     /// Who has it off: roles by name, with or without a database.
@@ -137,7 +137,7 @@ pub(super) struct Role {
     pub(super) is_rds: bool,
 }
 
-/// What `pg_prepared_xacts` lists, of all databases.
+/// The transactions that `pg_prepared_xacts` lists, of all databases.
 #[derive(Debug, Deserialize)]
 pub(super) struct Prepared {
     pub(super) count: u64,
@@ -200,12 +200,12 @@ pub(super) struct Publication {
     pub(super) owner_is_superuser: bool,
     /// Whether that has the rights of the owner of one of the rules' tables.
     pub(super) owner_owns: bool,
-    /// What tells whether `setup` made it.
+    /// The comment on it, which tells whether `setup` made it.
     pub(super) comment: Option<String>,
 }
 
 impl Publication {
-    /// What `setup` remembers of it; `None` if it did not make it.
+    /// Gives what `setup` remembers of it; `None` if it did not make it, or the comment is damaged.
     pub(super) fn memory(&self) -> Option<Memory> {
         Memory::read(self.comment.as_deref())
     }
@@ -245,7 +245,7 @@ pub(super) struct Table {
     pub(super) full_refused: Option<FullRefused>,
 }
 
-/// What another publication has of a table, and a full identity does not go with.
+/// Another publication that has a table in a way that a full identity does not go with.
 #[derive(Debug, Deserialize)]
 pub(super) struct FullRefused {
     pub(super) publication: String,

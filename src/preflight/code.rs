@@ -28,7 +28,7 @@ macro_rules! codes {
                 }
             }
 
-            /// What is to be done about such a finding, whatever brings it about.
+            /// Says what is to be done about such a finding, whatever brings it about.
             #[must_use]
             pub fn cure(self) -> &'static str {
                 match self {

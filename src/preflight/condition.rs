@@ -2,7 +2,8 @@
 
 use super::{Code, Context, Finding};
 
-/// What in the conditions does not fit the table: it would fail on every row, and count as true.
+/// Finds what in the conditions does not fit the table: it would fail on every row, and count as
+/// true.
 pub(super) fn check(context: &Context<'_>) -> Vec<Finding> {
     let mut findings = Vec::new();
     for table in context.rules.tables() {

@@ -15,7 +15,7 @@ fn qualified(table: &TableName) -> String {
     format!("{}.{}", identifier(&table.schema), identifier(&table.name))
 }
 
-/// The same for `to_regclass`, which knows no escapes.
+/// Names a table as `to_regclass` takes it, which knows no escapes.
 fn quoted(table: &TableName) -> String {
     format!("{}.{}", escape_identifier(&table.schema), escape_identifier(&table.name))
 }
@@ -61,7 +61,7 @@ pub(crate) const MADE: &str = "walsweep.made_slot";
 
 const COMMENT_LOCK_HOLDERS: &str = include_str!("../../sql/setup/comment_lock_holders.sql");
 
-/// What is done if the comment on the publication is another one.
+/// The statement to run if the comment on the publication is another one.
 const REFUSED: &str = "raise sqlstate 'WS001' using message = 'the comment on the publication \
                        changed meanwhile: print this SQL again'";
 
@@ -374,12 +374,12 @@ fn grant(role: &str, on: Object, sql: String) -> Step {
     Step::new(Does::Grant(Grant { role: role.to_owned(), on }), sql)
 }
 
-/// What of another publication forbids an identity that is smaller than a full one: that it has the
-/// table at all. The last is what forbids it whoever publishes the table.
+/// SQL conditions under which another publication forbids an identity that is smaller than a full
+/// one: it has the table at all. The last is what forbids it whoever publishes the table.
 const FORBIDS_SMALLER: [&str; 3] = ["true", "false", "false"];
 
-/// The same of a full one: a list of columns, or, since version 18, stored generated columns that
-/// it does not publish; and virtual ones, which nobody can.
+/// Like [`FORBIDS_SMALLER`], for a full identity: a list of columns, or, since version 18, stored
+/// generated columns that it does not publish; and virtual ones, which nobody can.
 const FORBIDS_FULL: [&str; 3] = [
     "pg_catalog.to_jsonb(p) operator(pg_catalog.->>) 'pubgencols' operator(pg_catalog.=) 'n' \
      and exists (select from pg_catalog.pg_attribute a \
@@ -461,8 +461,8 @@ pub(super) fn create_slot(config: &Postgres) -> Step {
     Step::new(Does::CreateSlot, render(include_str!("../../sql/setup/create_slot.sql"), &values))
 }
 
-/// The same for a session in which what claims the slot may follow: somebody else's slot of this
-/// name is not claimed by it.
+/// Creates the slot in a session in which the claim to it may follow. The claim leaves out a slot
+/// of this name that somebody else made.
 pub(crate) fn create_slot_marked(config: &Postgres) -> Step {
     let file = include_str!("../../sql/setup/create_slot_marked.sql");
     let options = if config.failover { ", failover => true" } else { "" };

@@ -5,9 +5,9 @@ use super::step::Step;
 use super::wanted::Before;
 use super::{Context, Finding, cure};
 
-/// What to do before a table is published, or why it must not be, since the application's own
-/// UPDATE and DELETE of it would fail whatever is done here. `setup`, `setup --print` and `check`
-/// all go by it.
+/// Gives the steps to run before a table is published, or says why it must not be, since the
+/// application's own UPDATE and DELETE of it would fail whatever is done here. `setup`,
+/// `setup --print` and `check` all go by it.
 pub(super) fn before_publishing<'a>(
     context: &'a Context<'_>,
     table: &Table,

@@ -1,4 +1,4 @@
-//! What `walsweep check` tells beside its findings: what it looked at, one line each.
+//! The facts that `walsweep check` tells beside its findings: what it looked at, one line each.
 
 use std::collections::BTreeSet;
 
@@ -20,8 +20,8 @@ const RULES_MAX: usize = 20;
 /// Something that is as it should be, or of which nothing can be wrong.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Fact {
-    /// What it is about: `postgres`, `redis`, `rules`, `rule`, `pass` or `start`; it stays the same
-    /// over versions.
+    /// The subject: `postgres`, `redis`, `rules`, `rule`, `pass` or `start`; it stays the same over
+    /// versions.
     pub about: &'static str,
     /// The words for it.
     pub text: String,

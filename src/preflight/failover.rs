@@ -44,7 +44,7 @@ pub(super) fn check(context: &Context<'_>) -> Vec<Finding> {
     findings
 }
 
-/// What `sql/failover_standby.sql` gives.
+/// The answer of `sql/failover_standby.sql`.
 #[derive(Debug, Deserialize)]
 struct StandbyState {
     sync_replication_slots: Option<String>,
@@ -115,7 +115,7 @@ fn judge(slot: &str, replica: &str, state: &StandbyState) -> Option<Finding> {
     Some(Finding::warning(Code::FailoverNotSynced, message).hint(hint))
 }
 
-/// What a standby needs to copy slots
+/// Lists the settings that a standby lacks to copy slots
 /// (<https://www.postgresql.org/docs/current/logicaldecoding-explanation.html>).
 fn missing(state: &StandbyState) -> Vec<&'static str> {
     let is = |setting: &Option<String>, value: &str| setting.as_deref() == Some(value);
@@ -132,7 +132,8 @@ fn missing(state: &StandbyState) -> Vec<&'static str> {
 mod tests {
     use super::judge;
 
-    /// What is found where the standby has this slot and is set as it has to be, but for one thing.
+    /// Gives code and hint of what is found where the standby has this slot and is set as it has to
+    /// be, but for one thing.
     fn found(slot: &str, other: Option<(&str, &str)>) -> Option<(&'static str, String)> {
         let value = |name: &str, right: &'static str| match other {
             Some((wrong, value)) if wrong == name => value.to_owned(),

@@ -1,4 +1,4 @@
-//! What a check found, and how it is shown.
+//! Findings of a check, and how they are shown.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -35,7 +35,7 @@ impl Severity {
     }
 }
 
-/// What stands still because of a finding that is an error.
+/// The part of walsweep that stands still because of a finding that is an error.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(untagged)]
 pub enum Scope {
@@ -67,16 +67,16 @@ pub struct Finding {
     /// The configuration file that the place is in, once [`Finding::in_file`] has said it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub file: Option<Arc<str>>,
-    /// What was found, lowercase, values in backticks.
+    /// The finding in words: lowercase, values in backticks.
     pub message: String,
-    /// What to do about it.
+    /// Advice on what to do about it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub hint: Option<String>,
     /// The statements that cure it, as a person runs them one after another, without the last
     /// semicolon.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sql: Option<String>,
-    /// The same for a program: a transaction each.
+    /// The steps that cure it, for a program: a transaction each.
     #[serde(skip)]
     pub steps: Vec<Step>,
     /// Whether `setup` cures it although it is no error: walsweep runs without, at a price.
@@ -130,7 +130,7 @@ impl Finding {
         Finding { is_done_by_setup: true, ..self }
     }
 
-    /// What cures it, in this order; nothing for no steps.
+    /// Sets the steps that cure it, in this order, and their SQL; no SQL for no steps.
     pub(super) fn cure(self, steps: Vec<Step>) -> Finding {
         let sql = (!steps.is_empty()).then(|| printed(&steps));
         // The SQL says more than the code.
@@ -254,7 +254,7 @@ fn serialize_location<S: Serializer>(
     at.as_ref().map(place).serialize(serializer)
 }
 
-/// What was found at both servers, and here.
+/// Everything that was found at both servers, and here.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Report {
     /// In the database.
@@ -263,7 +263,7 @@ pub struct Report {
     pub redis: Vec<Finding>,
     /// On this machine: what `run` would need of it.
     pub own: Vec<Finding>,
-    /// What was looked at, and is as it should be.
+    /// Everything that was looked at, and is as it should be.
     pub facts: Vec<Fact>,
 }
 
@@ -279,7 +279,7 @@ impl Report {
         self.findings().any(Finding::is_error)
     }
 
-    /// The same, with the places of all findings in this file.
+    /// Gives the report with the places of all findings in this file.
     #[must_use]
     pub fn in_file(self, file: &Arc<str>) -> Report {
         let placed = |findings: Vec<Finding>| {

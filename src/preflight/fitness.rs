@@ -28,7 +28,7 @@ const LOOK_AGAIN: Duration = Duration::from_secs(5);
 pub struct Fitness {
     needs: Needs,
     health: Arc<Health>,
-    /// What is told now.
+    /// The topics that are told now.
     told: RefCell<BTreeSet<Topic>>,
 }
 

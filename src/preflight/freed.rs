@@ -1,5 +1,5 @@
-//! What a rule that was taken out leaves behind in walsweep's own publication, and what an earlier
-//! version put there that no rule named.
+//! Leftovers in walsweep's own publication: of a rule that was taken out, and of an earlier version
+//! that put tables there that no rule named.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -88,9 +88,10 @@ fn left_full(
     memory.identities.iter().filter_map(finding).collect()
 }
 
-/// What becomes of the identities that were changed for tables that are dropped: the steps that set
-/// them back, and a sentence about each that stays. Of several tables that a relation belongs to it
-/// is told with the last, so that whoever runs the SQL in its order has dropped them all.
+/// Tells what becomes of the identities that were changed for tables that are dropped: the steps
+/// that set them back, and a sentence about each that stays. Of several tables that a relation
+/// belongs to it is told with the last, so that whoever runs the SQL in its order has dropped them
+/// all.
 fn undone<'a>(
     memory: &'a Memory,
     now: &BTreeMap<TableName, Now>,

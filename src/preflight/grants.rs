@@ -1,4 +1,4 @@
-//! What the role lacks to run its lookups: every right of each lookup at once, as SQL.
+//! Rights that the role lacks to run its lookups: every right of each lookup at once, as SQL.
 //!
 //! Postgres refuses a query for the first thing that its role may not read, and names one. Here
 //! all that a lookup reads is held against the role's rights.

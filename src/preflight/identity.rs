@@ -57,16 +57,16 @@ fn full_refused(table: &Table) -> Option<Finding> {
     table.family().find(is_full)?;
     let (what, cure) = refused.told();
     let message = format!(
-        "every UPDATE and DELETE of `{name}` fails: it has a full replica identity, and publication \
-         `{}` {what}",
+        "every UPDATE and DELETE of `{name}` fails: it has a full replica identity, and \
+         publication `{}` {what}",
         refused.publication
     );
     let hint = format!("{cure}; or give `{name}` another replica identity");
     Some(Finding::warning(Code::FullIdentityRefused, message).hint(hint))
 }
 
-/// What follows for a rule if the old value of a column is not in the log. A full identity cures
-/// it.
+/// Tells what follows for a rule if the old value of a column is not in the log. A full identity
+/// cures it.
 fn unknown_old(column: &ColumnUse<'_>) -> Option<Finding> {
     let (name, shown) = (column.column, column.table);
     let Operations { update, delete, .. } = column.operations;

@@ -27,7 +27,7 @@ use crate::settle::compared_columns;
 const PLAIN: [&[Type]; 3] =
     [&[Type::INT2, Type::INT4, Type::INT8, Type::OID], &[Type::UUID], &[Type::TEXT, Type::VARCHAR]];
 
-/// What is known of a lookup.
+/// A lookup's table, and the relations under whose names changes of it may come.
 #[derive(Debug)]
 pub(super) struct Seen {
     pub(super) keyed: Keyed,

@@ -16,7 +16,7 @@ use crate::postgres::{AS_ROLE, again};
 /// The size in bytes of a table from which on reading it whole is worth a word.
 const LARGE: i64 = 1 << 20;
 
-/// What the statement is called on the server.
+/// The name of the statement on the server.
 const NAME: &str = "walsweep_lookup_plan";
 
 /// One scan of a table.

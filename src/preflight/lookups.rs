@@ -23,7 +23,7 @@ use crate::postgres::AS_ROLE;
 use crate::postgres::statement::render;
 use crate::settle::{Param, lookup_statement};
 
-/// What becomes of keys while a lookup does not answer.
+/// Words for what becomes of keys while a lookup does not answer.
 const MEANWHILE: &str = "until it answers, `*` stands in keys for what it gives";
 
 /// SQLSTATE of a write in a transaction that cannot, of a missing privilege, of a timeout, of a
@@ -37,10 +37,11 @@ pub(super) const LOCKED: &str = "55P03";
 /// The longest wait for a lock.
 const PATIENCE: &str = "200ms";
 
-/// The same once somebody was in the way: a start must not wait for each of many lookups.
+/// The longest wait for a lock once somebody was in the way: a start must not wait for each of many
+/// lookups.
 const SHORT_PATIENCE: &str = "20ms";
 
-/// What is known of a lookup.
+/// The outcome of a lookup's trial.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Trial {
     /// It was tried; what is wrong with it.
@@ -50,7 +51,7 @@ pub enum Trial {
 }
 
 impl Trial {
-    /// What there is to say.
+    /// Gives the finding, if there is anything to say.
     pub(super) fn finding(self) -> Option<Finding> {
         match self {
             Trial::Tried(finding) => finding,
@@ -59,7 +60,8 @@ impl Trial {
     }
 }
 
-/// What stands before the trial of one lookup or another, in a transaction that is `access`.
+/// Gives the SQL that stands before the trial of one lookup or another, in a transaction that is
+/// `access`.
 pub(super) fn begin(access: &str, is_impatient: bool) -> String {
     let patience = if is_impatient { SHORT_PATIENCE } else { PATIENCE };
     let values = [("access", access), ("patience", patience)];
@@ -237,8 +239,8 @@ fn is_wrong(cause: &DbError) -> bool {
     cause.code().code().starts_with("42")
 }
 
-/// What a person can do about a query that is wrong. Of a column that was renamed Postgres names
-/// the one that is most like it.
+/// Says what a person can do about a query that is wrong. Of a column that was renamed Postgres
+/// names the one that is most like it.
 fn mended(cause: &DbError) -> String {
     // SQLSTATE of a column, and of a table, that is not there.
     const COLUMN: &str = "42703";
@@ -255,7 +257,7 @@ fn mended(cause: &DbError) -> String {
     }
 }
 
-/// What may be said of an error (I9): of a query that is wrong the message names tables and
+/// Says of an error what may be said (I9): of a query that is wrong the message names tables and
 /// columns, of one that runs it may quote a row.
 fn told(cause: &DbError) -> String {
     let code = cause.code().code();

@@ -33,7 +33,7 @@ const SIZE_MAX: usize = 8 << 20;
 /// See [`SIZE_MAX`].
 const SLOTS_MAX: usize = 1_000;
 
-/// What the comment on a publication says of a slot.
+/// The record of a slot in the comment on a publication.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Record {
     /// It is walsweep's: `setup` made it, or somebody claimed it.
@@ -44,7 +44,7 @@ pub enum Record {
     Nothing,
 }
 
-/// What the comment on a publication remembers.
+/// Everything that the comment on a publication remembers.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Memory {
     /// The tables that rules look at, by the slot of the walsweep that has them.
@@ -146,7 +146,7 @@ impl Memory {
         tables && identities && self.slots.is_empty() && self.wanted.is_empty()
     }
 
-    /// What it says of the slot of this name.
+    /// Gives its record of the slot of this name.
     #[must_use]
     pub fn record(&self, slot: &str) -> Record {
         match (self.slots.contains(slot), self.wanted.contains(slot)) {
@@ -162,7 +162,7 @@ impl Memory {
         self.record(slot) == Record::Claimed
     }
 
-    /// The same, with the slot of this name as walsweep's.
+    /// Records the slot of this name as walsweep's.
     #[must_use]
     pub fn with_slot(mut self, slot: &str) -> Memory {
         self.wanted.remove(slot);
@@ -170,7 +170,7 @@ impl Memory {
         self
     }
 
-    /// The same, with a slot of this name to be made; one that is claimed stays so.
+    /// Records that a slot of this name is to be made; one that is claimed stays so.
     #[must_use]
     pub fn wanting(mut self, slot: &str) -> Memory {
         if !self.claims(slot) {
@@ -179,7 +179,7 @@ impl Memory {
         self
     }
 
-    /// The same without the walsweep of this slot, whose slot is gone.
+    /// Forgets the walsweep of this slot, whose slot is gone.
     #[must_use]
     pub fn without_slot(mut self, slot: &str) -> Memory {
         self.tables.remove(slot);
@@ -195,8 +195,8 @@ impl Memory {
         self.tables.keys().chain(named).filter(move |other| *other != slot)
     }
 
-    /// What is to be remembered once the walsweep of this slot has these tables, and these steps
-    /// are done.
+    /// Gives what is to be remembered once the walsweep of this slot has these tables, and these
+    /// steps are done.
     #[must_use]
     pub fn after<'a>(
         &self,
@@ -229,8 +229,8 @@ impl Memory {
         memory
     }
 
-    /// The same without what was to be remembered of steps that were not done: of those that are
-    /// known already, nothing is forgotten.
+    /// Gives the memory without what was to be remembered of steps that were not done: of those
+    /// that are known already, nothing is forgotten.
     #[must_use]
     pub fn without<'a>(
         &self,

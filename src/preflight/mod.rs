@@ -1,4 +1,4 @@
-//! What is looked at before the start: would the promise hold with this database, this Redis.
+//! Checks before the start: would the promise hold with this database, this Redis.
 //!
 //! Takes: the configuration, its rules, one connection to each server. Gives: [`Finding`]s, each
 //! with the place in the configuration that it is about and with its cure. Never changes anything,
@@ -148,20 +148,22 @@ impl<'a> Context<'a> {
     }
 }
 
-/// What the checks of a database find.
+/// The outcome of the checks of a database.
 #[derive(Debug, Default)]
 pub struct Checked {
-    /// What is told.
+    /// The findings that are told.
     pub findings: Vec<Finding>,
     /// The partitions of the rules' tables, each with the table.
     partitions: Vec<(TableName, TableName)>,
-    /// What the answers of each lookup depend on, by [`LookupId`](crate::keys::LookupId).
+    /// Everything that the answers of each lookup depend on, by
+    /// [`LookupId`](crate::keys::LookupId).
     reads: Vec<Option<Reads>>,
 }
 
 impl Checked {
-    /// What it comes to for the rules, if the answers of lookups rested on `bases` before it: what
-    /// is something else by now is not kept. Relations and rules that do not fit are not in it.
+    /// Gives the binding of the rules, if the answers of lookups rested on `bases` before the
+    /// checks: what is something else by now is not kept. Relations and rules that do not fit are
+    /// not in it.
     #[must_use]
     pub fn binding(&self, mut bases: Vec<Basis>) -> Binding {
         for (basis, now) in bases.iter_mut().zip(&self.reads) {
@@ -229,17 +231,17 @@ pub async fn postgres(config: &Config, rules: &Rules, client: &Client) -> Result
     Ok(Checked { findings, partitions, reads })
 }
 
-/// What is judged of tables and publication. Identities come first: whoever runs the cures in this
-/// order publishes no table whose writes would then fail.
+/// Judges tables and publication. Identities come first: whoever runs the cures in this order
+/// publishes no table whose writes would then fail.
 fn of_tables(context: &Context<'_>) -> Vec<Finding> {
     let checks =
         [tables::check, identity::check, partitions::check, publication::check, condition::check];
     checks.iter().flat_map(|check| check(context)).collect()
 }
 
-/// The same of rules, and of role and settings, while it runs: what may come to be an error.
-/// Whether the server has room for another slot is nothing to one that streams; lookups are tried
-/// by [`trials`].
+/// Judges rules, role and settings while it runs, as far as they may come to be an error. Whether
+/// the server has room for another slot is nothing to one that streams; lookups are tried by
+/// [`trials`].
 ///
 /// # Errors
 ///

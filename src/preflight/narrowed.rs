@@ -12,7 +12,7 @@ use super::{Code, Context, Finding, difference};
 use crate::config::{Rule, Source};
 use crate::keys::ColumnUse;
 
-/// What a list or a filter costs, in one sentence.
+/// The price of a list or a filter, in one sentence.
 const COSTS: &str = "a column that it names cannot be dropped or retyped, and the application's \
                      own UPDATE and DELETE fail once the replica identity does not fit it";
 

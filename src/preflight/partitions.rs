@@ -8,7 +8,7 @@ use super::catalog::{Relation, Table};
 use super::{Code, Context, Finding, difference};
 use crate::config::Rule;
 
-/// What partitions change for each rule on a partitioned table.
+/// Tells what partitions change for each rule on a partitioned table.
 pub(super) fn check(context: &Context<'_>) -> Vec<Finding> {
     let mut findings = Vec::new();
     for rule in &context.config.rules {

@@ -8,7 +8,7 @@ use super::{Code, Context, Finding, cure, difference, generated, narrowed, slot}
 use crate::config::Rule;
 use crate::keys::ColumnUse;
 
-/// What is not published, or only in part.
+/// Finds what is not published, or only in part.
 pub(super) fn check(context: &Context<'_>) -> Vec<Finding> {
     let name = &context.config.postgres.publication;
     let tables = context.catalog.tables.iter();

@@ -18,7 +18,7 @@ use crate::postgres::{AS_ROLE, again};
 /// Types with a lower `pg_type.oid` are part of Postgres (`FirstNormalObjectId`, transam.h).
 const FIRST_OWN_TYPE: u32 = 16_384;
 
-/// What is found of one lookup.
+/// The outcome for one lookup.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Outcome {
     /// Nobody asked for it, or the query is not one: that has findings of its own.
@@ -70,8 +70,8 @@ pub(super) async fn look(
     Ok(outcomes)
 }
 
-/// What is found of one lookup, in a transaction that is left open. A standby refuses to `begin`:
-/// that it is one the other checks say.
+/// Finds the outcome for one lookup, in a transaction that is left open. A standby refuses to
+/// `begin`: that it is one the other checks say.
 async fn one(
     lookup: &Lookup,
     (begin, publication): (&str, &str),
@@ -132,7 +132,7 @@ pub(super) fn kept(outcomes: &[Outcome]) -> Vec<TableName> {
     reads.flatten().collect()
 }
 
-/// What an operator may want to know.
+/// Says what an operator may want to know.
 pub(super) fn findings(rules: &Rules, outcomes: &[Outcome]) -> Vec<Finding> {
     let told = rules.lookups().iter().zip(outcomes).filter_map(|(lookup, outcome)| {
         let Outcome::NotKept { why, publish } = outcome else { return None };
@@ -153,7 +153,7 @@ pub(super) fn findings(rules: &Rules, outcomes: &[Outcome]) -> Vec<Finding> {
 }
 
 impl Outcome {
-    /// What the answers depend on, if they may be kept.
+    /// Gives what the answers depend on, if they may be kept.
     pub(super) fn reads(self) -> Option<Reads> {
         if let Outcome::Kept(reads) = self { Some(reads) } else { None }
     }

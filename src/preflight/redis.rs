@@ -63,7 +63,7 @@ fn at_address(address: &str, finding: Finding) -> Finding {
     Finding { message, ..finding }
 }
 
-/// What is needed of Redis by a configuration.
+/// Everything that a configuration needs of Redis.
 #[derive(Clone, Debug)]
 pub(super) struct Needs {
     /// The user that the URL names.
@@ -76,9 +76,9 @@ pub(super) struct Needs {
     templates: Vec<(String, Located<String>)>,
 }
 
-/// What a server was found to be.
+/// The judgement of a server.
 pub(super) struct Judged {
-    /// What concerns every rule.
+    /// Findings that concern every rule.
     pub(super) findings: Vec<Finding>,
     /// Rules whose keys may not be removed.
     pub(super) forbidden: Vec<(String, Finding)>,
@@ -324,8 +324,8 @@ async fn may_unlink(keys: &[&str], connection: &mut MultiplexedConnection) -> Ve
     }
 }
 
-/// The same of a server that has one right for all that is done with a key: it looks at the keys of
-/// a script, and this one does nothing with them.
+/// Like [`may_unlink`], for a server that has one right for all that is done with a key: it looks
+/// at the keys of a script, and this one does nothing with them.
 async fn may_name(keys: &[&str], connection: &mut MultiplexedConnection) -> Vec<Option<bool>> {
     let mut answers = Vec::with_capacity(keys.len());
     for key in keys {
@@ -352,7 +352,7 @@ fn cluster() -> Finding {
     cluster.hint("let `redis.url` name a Redis that is not part of a cluster")
 }
 
-/// What the server says of itself.
+/// Judges what the server says of itself.
 fn server(info: &str, wait_replicas: u32) -> Vec<Finding> {
     let value = |name: &str| {
         let mut lines = info.lines();

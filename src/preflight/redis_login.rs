@@ -50,8 +50,8 @@ pub fn login_refused(config: &Config, error: &ConnectError) -> Option<Finding> {
     })
 }
 
-/// What lets the user of the configuration in, or gives him every right, if Redis answers and he
-/// lacks one.
+/// Says how to let the user of the configuration in, or how to give him every right, if Redis
+/// answers and he lacks one.
 pub async fn lets_redis(config: &Config) -> Option<String> {
     let found = match connect::connect(&config.redis).await {
         Ok(mut connection) => super::redis(config, &mut connection).await,

@@ -1,4 +1,4 @@
-//! What one pass over all keys of a Redis costs it, measured.
+//! The cost to a Redis of one pass over all its keys, measured.
 
 use std::time::Duration;
 

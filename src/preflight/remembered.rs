@@ -41,7 +41,7 @@ struct Above {
     is_included: bool,
 }
 
-/// What the publication still has of some tables.
+/// The tables in question that the publication still has.
 pub(super) enum Published<'a> {
     /// All that it has now but these.
     Without(&'a BTreeSet<&'a TableName>),
@@ -139,17 +139,17 @@ pub(super) fn only_of<'a>(memory: &'a Memory, slot: &str) -> BTreeSet<&'a TableN
     own.filter(|table| !memory.has_elsewhere(slot, table)).collect()
 }
 
-/// What `teardown` of one walsweep frees.
+/// Everything that `teardown` of one walsweep frees.
 pub(crate) struct Freed {
-    /// What takes those tables out of a publication that others have, too, which no other needs.
+    /// Steps that take the tables that no other needs out of a publication that others have, too.
     pub(crate) drops: Vec<Step>,
-    /// What gives each identity back once it is done, or why it has to stay; without those that are
-    /// no longer as `setup` left them.
+    /// Each identity with the step that gives it back once `teardown` is done, or why it has to
+    /// stay; without those that are no longer as `setup` left them.
     pub(crate) identities: Vec<(Identity, Result<Step, String>)>,
 }
 
-/// What becomes free once `teardown` of this walsweep is done. Where it `is_unknown` what another
-/// needs that has the publication, no table does.
+/// Tells what becomes free once `teardown` of this walsweep is done. Where it `is_unknown` what
+/// another needs that has the publication, no table does.
 ///
 /// # Errors
 ///

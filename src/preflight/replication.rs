@@ -52,7 +52,7 @@ async fn owner(database: &str, client: &Client) -> Option<String> {
     client.query_opt(question, &[&database]).await.ok()??.try_get(0).ok()
 }
 
-/// What a person can do about a role that may not connect to a database.
+/// Says what a person can do about a role that may not connect to a database.
 fn let_connect(user: &str, database: &str, owner: Option<&str>) -> String {
     let grant = cure::grant_connect(user, database).sql;
     let owner = match owner {
@@ -62,12 +62,12 @@ fn let_connect(user: &str, database: &str, owner: Option<&str>) -> String {
     format!("let {owner}, or a superuser run `{grant}`")
 }
 
-/// What a person can do about a role that is there, and is not let in.
+/// Advice to a person about a role that is there, and is not let in.
 pub const PASSWORD_HINT: &str = "see that its password stands in `postgres.password_file`, \
                                  `PGPASSWORD` or the passfile (`\\password ROLE` in psql sets a \
                                  new one), and that the server's pg_hba.conf lets it in";
 
-/// What a person can do about a role that is not let in.
+/// Says what a person can do about a role that is not let in.
 fn let_in() -> String {
     format!(
         "if there is no such role yet: `walsweep setup --as URL` creates it, and `walsweep setup \
@@ -75,8 +75,8 @@ fn let_in() -> String {
     )
 }
 
-/// What a person can do about a login that the server refused, or for which there is no password;
-/// nothing for other errors. Codes:
+/// Says what a person can do about a login that the server refused, or for which there is no
+/// password; nothing for other errors. Codes:
 /// <https://www.postgresql.org/docs/current/errcodes-appendix.html>.
 #[must_use]
 pub fn login_hint(error: &postgres::Error) -> Option<Cow<'static, str>> {
@@ -105,7 +105,8 @@ pub fn login_hint(error: &postgres::Error) -> Option<Cow<'static, str>> {
     }
 }
 
-/// The same of a replication connection, for which the role has to be allowed to replicate, too.
+/// Like [`login_hint`], for a replication connection, for which the role has to be allowed to
+/// replicate, too.
 #[must_use]
 pub fn replication_hint(error: &postgres::Error) -> Option<Cow<'static, str>> {
     let Some((user, database)) = error.lacks_right() else { return login_hint(error) };

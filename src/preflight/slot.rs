@@ -38,8 +38,8 @@ pub(super) fn check(context: &Context<'_>) -> Vec<Finding> {
     findings
 }
 
-/// What to do about a slot that walsweep cannot stream from. Nobody is told to drop one that is
-/// read, or that another database has: there the URL is wrong more often than the slot.
+/// Says what to do about a slot that walsweep cannot stream from. Nobody is told to drop one that
+/// is read, or that another database has: there the URL is wrong more often than the slot.
 fn way_out(code: Code, slot: &Slot) -> String {
     let other = "let `postgres.slot` name another one";
     match (code, slot.active_pid) {
@@ -112,9 +112,9 @@ pub(crate) fn doubts(findings: &[Finding]) -> impl Iterator<Item = &Finding> {
     findings.iter().filter(|finding| finding.code == Code::SlotUnclaimed)
 }
 
-/// What is said of a slot that is there when the publication is created. The server looks the
-/// publication up as of the change that it decodes, and gets past none from before it. With the
-/// publication before, all that told whose the slot is went away, so it is left.
+/// Tells of a slot that is there when the publication is created. The server looks the publication
+/// up as of the change that it decodes, and gets past none from before it. With the publication
+/// before, all that told whose the slot is went away, so it is left.
 pub(super) fn beside_new_publication(context: &Context<'_>) -> Option<String> {
     let name = &context.config.postgres.slot;
     let slot = context.catalog.slot.as_ref().filter(|slot| unfit(context, slot).is_none())?;

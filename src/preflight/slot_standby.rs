@@ -13,7 +13,7 @@ const VERSION_MIN: i32 = 160_000;
 /// `application_name` on the standby.
 const NAME: &str = "walsweep command";
 
-/// What `sql/preflight_standby.sql` gives.
+/// The answer of `sql/preflight_standby.sql`.
 #[derive(Debug, Deserialize)]
 struct State {
     is_in_recovery: bool,
@@ -106,7 +106,7 @@ fn left_behind(config: &Postgres, catalog: &Catalog) -> Option<Finding> {
     }))
 }
 
-/// What decoding on a standby needs
+/// Checks what decoding on a standby needs
 /// (<https://www.postgresql.org/docs/current/logicaldecoding-explanation.html>).
 fn settings(state: &State) -> Vec<Finding> {
     let mut findings = Vec::new();

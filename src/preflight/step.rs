@@ -11,11 +11,11 @@ pub const LOCK_TIMEOUT: &str = "2s";
 pub struct Step {
     /// Its statements, with `;` and a new line between two of them.
     pub sql: String,
-    /// What it does.
+    /// The change that it makes.
     pub does: Does,
 }
 
-/// What a step changes, and where.
+/// A change that a step makes, and where.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Does {
     /// Creates the publication, of no table yet, with what its comment remembers.
@@ -71,11 +71,11 @@ pub struct Identity {
 pub struct Grant {
     /// Who is granted it.
     pub role: String,
-    /// What it is a right on.
+    /// The object that it is a right on.
     pub on: Object,
 }
 
-/// What a right is granted on.
+/// An object that a right is granted on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Object {
     /// A database, by name.
@@ -159,8 +159,8 @@ impl Step {
         Step { sql, does }
     }
 
-    /// What messages show of it, on a line: of a block that guards a statement that statement, and
-    /// of a long one its beginning.
+    /// Gives what messages show of it, on a line: of a block that guards a statement that
+    /// statement, and of a long one its beginning.
     pub(crate) fn brief(&self) -> String {
         let line = self.sql.split_whitespace().collect::<Vec<_>>().join(" ");
         let guarded = || {

@@ -5,7 +5,7 @@ use super::{Code, Context, Finding, likely, nearest};
 use crate::config::{Rule, Source, TableName};
 use crate::keys::ColumnUse;
 
-/// What is missing, and what has no changes in the log.
+/// Finds what is missing, and what has no changes in the log.
 pub(super) fn check(context: &Context<'_>) -> Vec<Finding> {
     let mut findings = Vec::new();
     for rule in context.config.rules.iter().filter(|rule| rule.source == Source::Table) {
@@ -36,7 +36,8 @@ fn missing(context: &Context<'_>, rule: &Rule) -> Finding {
     }
 }
 
-/// What to do about a table, or a materialized view, if no name of the database is like its own.
+/// Says what to do about a table, or a materialized view, if no name of the database is like its
+/// own.
 pub(super) fn nothing_like(others: &[Name], noun: &str) -> String {
     /// Names that are shown, at most.
     const SHOWN_MAX: usize = 5;

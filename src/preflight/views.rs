@@ -13,22 +13,22 @@ use super::{Code, Error, Finding, cure, likely};
 use crate::config::{Config, Rule, Source, TableName};
 use crate::postgres::statement::render;
 
-/// What creates the trigger and its function.
+/// The SQL that creates the trigger and its function.
 const CREATE: &str = include_str!("../../sql/setup/refresh_trigger.sql");
 
-/// What stands around the function's body in [`CREATE`].
+/// The quotes around the function's body in [`CREATE`].
 const QUOTE: &str = "$walsweep$";
 
 /// The settings that the function runs with.
 const SETTINGS: [&str; 2] = ["search_path=pg_catalog, pg_temp", "quote_all_identifiers=off"];
 
-/// What only walsweep's function sends.
+/// The prefix of messages that only walsweep's function sends, as it stands in SQL.
 const SENDS: &str = "'walsweep.refresh'";
 
 /// The longest name that Postgres keeps, bytes.
 const NAME_BYTES_MAX: usize = 63;
 
-/// What `sql/preflight_views.sql` gives.
+/// The answer of `sql/preflight_views.sql`.
 #[derive(Deserialize)]
 struct Found {
     views: Vec<Relation>,

@@ -50,7 +50,8 @@ pub(super) struct Goal<'a> {
     pub(super) publishing: Result<Before, String>,
 }
 
-/// What has to be so before a table is published: else the application's writes to it would fail.
+/// Everything that has to be so before a table is published: else the application's writes to it
+/// would fail.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Before {
     /// The publication has stored generated columns.
@@ -59,7 +60,7 @@ pub(super) struct Before {
     pub(super) full: bool,
 }
 
-/// What is known of a table once its columns are held against the rules.
+/// A table, and everything that is known of it once its columns are held against the rules.
 struct Identified<'a> {
     table: &'a Table,
     uses: Vec<ColumnUse<'a>>,
@@ -113,7 +114,7 @@ pub(super) fn needs_old(column: &ColumnUse<'_>) -> bool {
     is_used && !column.immutable && (update || delete)
 }
 
-/// What is to be done about a virtual column that a replica identity has, or must have.
+/// Says what is to be done about a virtual column that a replica identity has, or must have.
 pub(super) fn about_virtual(table: &Table, column: &Column) -> String {
     format!(
         "`{}` is virtual: make it `stored`, or give `{}` another identity than a full one",
@@ -202,7 +203,7 @@ fn forbids_full(table: &Table, version: i32) -> Option<String> {
 }
 
 impl FullRefused {
-    /// What the other publication has or lacks, and what cures it.
+    /// Says what the other publication has or lacks, and what cures it.
     pub(super) fn told(&self) -> (String, String) {
         let FullRefused { publication, column, .. } = self;
         match column {
@@ -274,8 +275,9 @@ mod tests {
         })
     }
 
-    /// What a rule for every change of table `t` wants of it, with this key: the names of all that
-    /// holds, and before what the table must not be published, or why it never may.
+    /// Checks what a rule for every change of table `t` wants of it, with this key. Expects the
+    /// names of all that holds, and before what the table must not be published, or why it never
+    /// may.
     #[track_caller]
     fn check(key: &str, catalog: &Catalog, expected: &[&str]) {
         let rules = Rules::compile(&[Rule::for_tests("t", &[key])]).unwrap();

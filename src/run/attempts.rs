@@ -240,7 +240,7 @@ mod tests {
         }
     }
 
-    /// What begins and ends at once must not spin, however often it begins.
+    /// A session that begins and ends at once must not spin, however often it begins.
     #[test]
     fn only_a_session_that_lasts_shortens_the_wait() {
         let (one, other) = lsns();

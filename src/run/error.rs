@@ -17,7 +17,7 @@ pub enum Error {
     /// A connection to the server whose slot is read, or what was found there.
     #[error(transparent)]
     Source(#[from] source::Error),
-    /// What it sent.
+    /// A message that it sent.
     #[error("decode the stream: {0}")]
     Decode(#[from] decode::Error),
     /// The order in which it was sent.
@@ -68,7 +68,7 @@ pub enum Error {
     SlotBeforePublication {
         /// The publication.
         publication: String,
-        /// What the server said.
+        /// The error that the server gave.
         cause: capture::Error,
     },
     /// A transaction that was sent while it runs altered a table and then undid a part of itself.
@@ -122,7 +122,7 @@ impl fmt::Display for Findings<'_> {
     }
 }
 
-/// What follows from an error.
+/// The consequence of an error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
     /// Try again after a while.
@@ -134,7 +134,7 @@ pub enum Verdict {
 }
 
 impl Error {
-    /// What follows. Before the first stream (`established` is false) whatever a person has
+    /// Says what follows. Before the first stream (`established` is false) whatever a person has
     /// mistyped ends the program; later the same symptom may be a failover under way.
     #[must_use]
     pub fn verdict(&self, established: bool) -> Verdict {
@@ -238,7 +238,7 @@ impl Error {
         self.is_undecodable() || matches!(self, Error::ShapeUndone { .. })
     }
 
-    /// The same, with the places of its findings in this configuration file.
+    /// Gives its findings their places in this configuration file.
     #[must_use]
     pub fn in_file(self, file: &Arc<str>) -> Error {
         match self {
@@ -249,7 +249,7 @@ impl Error {
         }
     }
 
-    /// What a person can do about it.
+    /// Says what a person can do about it.
     #[must_use]
     pub fn hint(&self) -> Option<Cow<'static, str>> {
         match self {
@@ -290,7 +290,7 @@ impl Error {
     }
 }
 
-/// What a person can do about these findings beside what stands in them. Where none stops
+/// Says what a person can do about these findings beside what stands in them. Where none stops
 /// everything, it is `--strict` that refuses.
 fn after_refusal(findings: &[Finding]) -> Option<&'static str> {
     let mut errors = findings.iter().filter(|finding| finding.is_error()).peekable();
@@ -356,7 +356,8 @@ mod tests {
         }
     }
 
-    /// What would recur in each session from the same position, and what would not.
+    /// Errors that would recur in each session from the same position blame the slot; others do
+    /// not.
     #[test]
     fn what_the_slot_holds_is_blamed_for_what_the_server_says_in_the_stream() {
         let server = |code: &str| ServerError { code: code.to_owned(), message: String::new() };
@@ -387,7 +388,7 @@ mod tests {
         }
     }
 
-    /// What was committed while there was no publication stays so, whoever reads it.
+    /// Changes that were committed while there was no publication stay so, whoever reads them.
     #[test]
     fn a_publication_made_anew_condemns_the_slot_at_once() {
         let server = ServerError { code: "42704".to_owned(), message: String::new() };

@@ -23,7 +23,7 @@ use crate::sweep::{Node, Settings};
 use crate::telemetry::Health;
 use crate::telemetry::metrics::Metrics;
 
-/// What a session touches outside of the program. The simulation has its own.
+/// Everything that a session touches outside of the program. The simulation has its own.
 pub struct Outside<P, S, N> {
     /// The slot that is streamed.
     pub slot: Slot,

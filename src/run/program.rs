@@ -40,13 +40,13 @@ use crate::telemetry::{Health, Phase, Topic};
 /// How long the start waits for Redis to be looked at.
 const REDIS_CHECK_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// What the program lends to every session.
+/// Everything that the program lends to every session.
 pub struct Program<'a> {
     /// The configuration.
     pub config: &'a Config,
     /// Its rules, compiled.
     pub rules: &'a Rules,
-    /// What `/readyz` tells.
+    /// The state that `/readyz` tells.
     pub health: &'a Arc<Health>,
     /// All metrics.
     pub metrics: &'a Arc<Metrics>,
@@ -56,7 +56,7 @@ pub struct Program<'a> {
     pub is_strict: bool,
 }
 
-/// What one session leaves for the next.
+/// Everything that one session leaves for the next.
 struct Course {
     attempts: Attempts,
     /// Whether a session ever began.
@@ -401,8 +401,8 @@ impl Program<'_> {
 type Reading = Option<(Lookups, Option<Task<()>>)>;
 
 impl Program<'_> {
-    /// What a session asks for before its stages run; `None` if a stop is asked for meanwhile. A
-    /// server that falls silent here holds up neither a stop nor the next session.
+    /// Asks for all that a session needs before its stages run; gives `None` if a stop is asked for
+    /// meanwhile. A server that falls silent here holds up neither a stop nor the next session.
     async fn prepare(
         &self,
         config: &Config,

@@ -201,8 +201,8 @@ fn bind(
     rules.bind(Binding { relations, suspended, ..checked.binding(lookups) })
 }
 
-/// What the checks find, and whose the slot is at a first start; an error if that lets nothing
-/// begin.
+/// Gives what the checks find, and whose the slot is at a first start; an error if that lets
+/// nothing begin.
 async fn checked(
     config: &Config,
     rules: &Rules,

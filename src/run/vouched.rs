@@ -13,11 +13,11 @@ use crate::run::task::{Task, spawn};
 
 /// Who stands between the ledger and the targets.
 pub(super) struct Vouching {
-    /// What the witness is asked for.
+    /// The LSN that the witness is asked to vouch for.
     pub(super) asked: watch::Receiver<Lsn>,
     /// Where it says how far it vouches.
     pub(super) vouched: watch::Sender<Lsn>,
-    /// What is left of it holds the targets' channels open.
+    /// The rest of it: tasks that hold the targets' channels open.
     pub(super) tasks: Vec<Task<()>>,
 }
 

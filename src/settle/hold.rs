@@ -1,4 +1,4 @@
-//! What stands for many transactions that end as one.
+//! Holds: each stands for many transactions that end as one.
 //!
 //! Once the keys of a transaction are removed, nothing about it is needed but that it must not be
 //! confirmed yet: before its keys' second removal, before a replica has replayed it, before Redis

@@ -66,7 +66,7 @@ pub struct Visible {
     /// The target that they are removed from; `None` for all.
     target: Option<TargetId>,
     settles: bool,
-    /// What is held from now on.
+    /// Transactions and holds that are held back from now on.
     held: Vec<Held>,
 }
 
@@ -87,10 +87,11 @@ pub enum Cause {
     Replayed(Replayed),
 }
 
-/// What is seen on every standby now, so that this removal of its keys is the last one asked for.
+/// Transactions and sweeps that are seen on every standby now, so that this removal of their keys
+/// is the last one asked for.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Replayed {
-    /// What holds back the transactions.
+    /// The hold that holds back the transactions.
     pub hold: Option<Hold>,
     /// So many closing sweeps of everything.
     pub resyncs: u32,
@@ -98,18 +99,20 @@ pub struct Replayed {
 
 impl Gated {
     /// Keys that are visible on the primary since now, and go from all targets.
-    fn new(cause: Cause, keys: KeySet, position: Lsn) -> Gated {
+    fn new(cause: Cause, mut keys: KeySet, position: Lsn) -> Gated {
+        keys.on_its_way();
         Gated { cause, keys, at: Instant::now(), position, target: None }
     }
 
-    /// The same, to go from this target, if there is one, and from no other.
+    /// Lets the keys go from this target, if there is one, and from no other.
     fn of(self, target: Option<TargetId>) -> Gated {
         Gated { target, ..self }
     }
 
-    /// The same with these rows; the keys of a row that is not among them widen, for the reason
-    /// `missing`.
+    /// Renders the keys with these rows. The keys of a row that is not among them widen, for the
+    /// reason `missing`.
     fn resolved(mut self, answers: &Answers, missing: WidenReason) -> Visible {
+        self.keys.on_its_way();
         keys::resolve(&mut self.keys, answers, missing);
         let Gated { cause, keys, at, position, target } = self;
         Visible { cause, keys, at, position, target, settles: true, held: Vec::new() }
@@ -171,13 +174,13 @@ impl Visible {
         Gated::for_tests(cause, keys).into()
     }
 
-    /// The same for one target.
+    /// Lets the keys go from one target.
     #[cfg(test)]
     pub(crate) fn of(self, target: TargetId) -> Visible {
         Visible { target: Some(target), ..self }
     }
 
-    /// The same for keys that standbys have yet to replay, held by `by`.
+    /// Lets it wait for standbys' replay, held by `by`.
     #[cfg(test)]
     pub(crate) fn not_replayed(self, by: Hold) -> Visible {
         let held = match &self.cause {

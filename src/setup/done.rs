@@ -1,4 +1,4 @@
-//! What `setup` did, what it left, and what it has to tell of that.
+//! The report of `setup`: what it did, what it left, and what it has to tell of that.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -15,18 +15,18 @@ pub struct Refused {
     pub error: Error,
 }
 
-/// What `setup` did, and what it left.
+/// The report of `setup`: what it did, and what it left.
 #[derive(Debug, Default)]
 pub struct Done {
     /// Transactions, in their order; none if nothing was missing.
     pub statements: Vec<Statement>,
-    /// What was refused, and is not needed.
+    /// Transactions that were refused, and are not needed.
     pub refused: Vec<Refused>,
-    /// What was not tried, because what has to be done before was refused.
+    /// Steps that were not tried, because what has to be done before was refused.
     pub skipped: Vec<Step>,
-    /// What no SQL cures of some rules: the others are set up.
+    /// Findings that no SQL cures, of some rules: the others are set up.
     pub left: Vec<Finding>,
-    /// What is to be known of the publication: whose it is, if it is a stranger's, and slots that
+    /// Findings to be known of the publication: whose it is, if it is a stranger's, and slots that
     /// its comment records and that are not there.
     pub told: Vec<Finding>,
     /// The identities that the publication remembers.
@@ -55,8 +55,8 @@ impl Done {
         self.refused.iter().map(|one| &one.statement.step).chain(&self.skipped)
     }
 
-    /// What is to be known besides, as lines of comment: what [`Done::told`] holds, and that a
-    /// walsweep which runs since before still has the rules of tables that were taken out.
+    /// Gives what is to be known besides, as lines of comment: what [`Done::told`] holds, and that
+    /// a walsweep which runs since before still has the rules of tables that were taken out.
     #[must_use]
     pub fn notes(&self) -> String {
         let dropped = self.statements.iter().filter_map(|one| match &one.step.does {
@@ -75,8 +75,8 @@ impl Done {
         notes.map(|text| script::comment(&text)).collect()
     }
 
-    /// What sets back the replica identities that were changed and are remembered nowhere, as lines
-    /// of comment; `None` if there are none.
+    /// Gives the SQL that sets back the replica identities that were changed and are remembered
+    /// nowhere, as lines of comment; `None` if there are none.
     #[must_use]
     pub fn forgotten(&self) -> Option<String> {
         let changed = self.statements.iter().filter_map(|one| match &one.step.does {

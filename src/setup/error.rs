@@ -31,7 +31,7 @@ pub enum Error {
     Foreign {
         /// Why it is not walsweep's.
         why: String,
-        /// What it lacks, with the SQL for whoever owns it.
+        /// Findings about what it lacks, with the SQL for whoever owns it.
         findings: Vec<Finding>,
     },
     /// The cures were applied, and yet there are errors.
@@ -42,7 +42,7 @@ pub enum Error {
     Overtaken {
         /// The publication.
         publication: String,
-        /// What Postgres said.
+        /// The error that Postgres gave.
         cause: Box<Error>,
     },
     /// A statement was refused; those before it stay.
@@ -50,7 +50,7 @@ pub enum Error {
     Statement {
         /// The statement, or what it is about.
         sql: String,
-        /// What Postgres said.
+        /// The error that Postgres gave.
         source: tokio_postgres::Error,
     },
     /// The role may not run a statement; those before it stay.
@@ -58,7 +58,7 @@ pub enum Error {
     Denied {
         /// The statement, or what it is about.
         sql: String,
-        /// What Postgres said.
+        /// The error that Postgres gave.
         source: tokio_postgres::Error,
         /// Who may.
         who: String,
@@ -70,7 +70,7 @@ pub enum Error {
     Unentitled {
         /// Who asks.
         role: String,
-        /// What it may not do.
+        /// Actions that the role may not take.
         lacks: Vec<String>,
         /// Who may.
         who: String,
@@ -78,7 +78,7 @@ pub enum Error {
     /// Some statements were done before it ended.
     #[error("{cause}\n{done}")]
     Partly {
-        /// What was done, and stays.
+        /// The part that was done, and stays.
         done: Box<Done>,
         /// Why it ended.
         cause: Box<Error>,
@@ -96,7 +96,7 @@ pub enum Error {
     /// Somebody asked to stop.
     #[error("stopped; the statement {became}: `{sql}`")]
     Stopped {
-        /// What became of the statement.
+        /// The outcome of the statement.
         became: &'static str,
         /// The statement, or what it is about.
         sql: String,
@@ -117,12 +117,12 @@ pub enum Error {
         /// Its `application_name`.
         name: String,
     },
-    /// What is to be dropped is partly somebody else's. Nothing was dropped.
+    /// A part of what is to be dropped is somebody else's. Nothing was dropped.
     #[error("drop {}: role `{role}` does not own it; nothing was dropped", .what.join(", "))]
     NotOwner {
         /// Who asks.
         role: String,
-        /// What it may not drop, each with its owner.
+        /// Objects that the role may not drop, each with its owner.
         what: Vec<String>,
         /// Who may.
         who: String,
@@ -138,7 +138,7 @@ pub enum Error {
 }
 
 impl Error {
-    /// What a person can do about it.
+    /// Says what a person can do about it.
     #[must_use]
     pub fn hint(&self) -> Option<String> {
         match self {

@@ -41,20 +41,20 @@ pub struct Hands<'a> {
     pub stop: Shutdown,
 }
 
-/// What became of one attempt.
+/// The outcome of one attempt.
 enum Outcome {
     Done,
     /// A lock was not to be had, and what the server says of that.
     Locked(String),
 }
 
-/// What becomes of a statement of which nothing is left on the server.
+/// Words for the outcome of a statement of which nothing is left on the server.
 const CANCELED: &str = "was canceled";
 
-/// What becomes of a statement that was not sent, or is not sent again.
+/// Words for the outcome of a statement that was not sent, or is not sent again.
 const NOT_RUN: &str = "was not run";
 
-/// What becomes of a statement that does not end.
+/// Words for the outcome of a statement that does not end.
 const UNKNOWN: &str = "may still be done, for the server did not cancel it within 10 s";
 
 fn stopped(became: &'static str, shown: &str) -> Error {
@@ -88,7 +88,7 @@ impl Hands<'_> {
         self.run_shown(step, &step.brief()).await
     }
 
-    /// The same of a step that messages show as `shown`: it may have a secret in it.
+    /// Like [`Hands::run`], for a step that messages show as `shown`: it may have a secret in it.
     pub(super) async fn run_shown(&self, step: &Step, shown: &str) -> Result<(), Error> {
         self.patiently(&step.sql, shown, Some(step)).await
     }
@@ -138,8 +138,8 @@ impl Hands<'_> {
         creating.await.map(drop)
     }
 
-    /// The same; where this role may not, walsweep's own does it, which logs in at `own`: an owner
-    /// of tables need not be one who replicates.
+    /// Creates a slot, or drops one, like [`Hands::with_slot`]. Where this role may not, walsweep's
+    /// own does it, which logs in at `own`: an owner of tables need not be one who replicates.
     pub(super) async fn with_slot_or(&self, own: &Endpoint, step: &Step) -> Result<(), Error> {
         let denied = match self.with_slot(step).await {
             Err(error) if error.is_denied() && !self.is_of(&own.user) => error,

@@ -1,4 +1,4 @@
-//! What `teardown` leaves: replica identities and roles, with what would take each back.
+//! The parts that `teardown` leaves: replica identities and roles, with what would take each back.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -13,7 +13,7 @@ const RIGHTS_MAX: usize = 20;
 /// The full replica identity of a relation, which `setup` set.
 pub(super) struct Kept {
     identity: Identity,
-    /// What gives back the one from before, or why it had better stay.
+    /// The step that gives back the one from before, or why it had better stay.
     back: Result<Step, String>,
 }
 
@@ -39,8 +39,9 @@ impl Kept {
     }
 }
 
-/// What takes the tables out of a shared publication that no other walsweep has, and the identities
-/// that are as `setup` left them. Where it `is_unknown` what another needs, all tables stay.
+/// Gives the steps that take tables which no other walsweep has out of a shared publication, and
+/// the identities that are as `setup` left them. Where it `is_unknown` what another needs, all
+/// tables stay.
 pub(super) async fn kept(
     config: &Config,
     publication: &Mark,
@@ -59,7 +60,7 @@ pub(super) struct Stays {
     role: String,
     /// Why it is not walsweep's alone.
     is_used: Option<&'static str>,
-    /// What takes back what it was granted, be it by `setup` or by somebody else.
+    /// Statements that take back what it was granted, be it by `setup` or by somebody else.
     rights: Vec<String>,
 }
 

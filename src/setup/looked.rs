@@ -1,4 +1,4 @@
-//! What the checks find, and Redis adds to it.
+//! The findings of the checks, and what Redis adds to them.
 
 use super::{Error, Hands};
 use crate::config::Config;

@@ -10,7 +10,7 @@ pub(super) struct Marked {
     pub(super) mark: Mark,
     /// The role that owns it, if there is one.
     pub(super) owner: Option<String>,
-    /// What is remembered, as it was written.
+    /// The comment on it, as it was written: its memory, if it is walsweep's.
     pub(super) comment: Option<String>,
 }
 

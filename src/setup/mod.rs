@@ -70,12 +70,12 @@ const OVERTAKEN_PAUSE: Duration = Duration::from_millis(50);
 pub struct Statement {
     /// The transaction.
     pub step: Step,
-    /// What it cures; once it is done, what was done.
+    /// The reason for it: what it cures; once it has made the slot, what was done.
     pub why: String,
     /// Whether walsweep, or one of its rules, does not run without.
     pub is_needed: bool,
-    /// What has to be done before, if it is not needed: no table gets another identity while it is
-    /// still published.
+    /// Steps that have to be done before, if it is not needed: no table gets another identity while
+    /// it is still published.
     pub after: Vec<Step>,
 }
 
@@ -252,7 +252,7 @@ fn overtaken(config: &Config, error: Error) -> Error {
     Error::Overtaken { publication, cause: Box::new(error) }
 }
 
-/// What a step lets the publication remember.
+/// Gives what a step lets the publication remember.
 fn memory_of(step: &Step) -> Option<&Memory> {
     match &step.does {
         Does::Remember(memory) | Does::RememberFirst(memory) | Does::CreatePublication(memory) => {
@@ -263,7 +263,7 @@ fn memory_of(step: &Step) -> Option<&Memory> {
 }
 
 impl Statement {
-    /// The same once it is done.
+    /// Gives the statement as it is told once it is done.
     fn done(self, config: &Config) -> Statement {
         let slot = &config.postgres.slot;
         let why = match self.step.does {
@@ -326,7 +326,7 @@ pub async fn run(config: &Config, hands: &Hands<'_>, statement: &Statement) -> R
     run_shown(config, hands, &statement.step, &statement.step.brief()).await
 }
 
-/// The same of a step that messages show as `shown`.
+/// Like [`run`], for a step that messages show as `shown`.
 async fn run_shown(
     config: &Config,
     hands: &Hands<'_>,

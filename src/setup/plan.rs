@@ -14,7 +14,7 @@ pub enum Mark {
     Foreign(String),
 }
 
-/// What is to be done, and what is left to others.
+/// The transactions to be done, and the findings that are left to others.
 #[derive(Debug, Default)]
 pub struct Plan {
     /// Transactions, each once, in their order.

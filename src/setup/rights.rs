@@ -1,4 +1,4 @@
-//! What a role may not do, asked before the first statement changes anything.
+//! Steps that a role may not take, asked for before the first statement changes anything.
 
 use super::who::Owners;
 use super::{Error, Hands, Statement};

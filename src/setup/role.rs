@@ -8,7 +8,7 @@ use crate::config::Config;
 use crate::postgres::Endpoint;
 use crate::preflight::{Step, create_role, grant_connect};
 
-/// What a role needs before anybody can log in as it.
+/// A need of a role, to be met before anybody can log in as it.
 pub(super) enum Need<'a> {
     /// To be there, to log in and to replicate.
     Login(&'a Endpoint),
@@ -21,8 +21,8 @@ pub(super) enum Need<'a> {
     },
 }
 
-/// What the roles of a configuration need. A logical replication connection is one to a database,
-/// too.
+/// Gives the needs of a configuration's roles. A logical replication connection is one to a
+/// database, too.
 pub(super) fn needs<'a>(config: &'a Config) -> Vec<Need<'a>> {
     let (sql, replication) = (&config.postgres.endpoint, &config.postgres.replication_endpoint);
     let other = Some(replication).filter(|other| other.user != sql.user);
@@ -46,7 +46,7 @@ impl Need<'_> {
         }
     }
 
-    /// What the cure is for, in a line.
+    /// Says what the cure is for, in a line.
     fn why(&self) -> String {
         let user = self.user();
         match self {
@@ -73,7 +73,7 @@ impl Need<'_> {
     }
 }
 
-/// What a role lacks.
+/// An unmet need of a role.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Lacking {
     /// Its cure, as it is shown and printed: without a password, which nobody has to see.
@@ -93,8 +93,8 @@ impl Lacking {
     }
 }
 
-/// What the roles of a configuration lack, with its cure; with what becomes of the password of a
-/// new role, if the cures are run, or if they `are_printed`.
+/// Gives what the roles of a configuration lack, with its cure. That of a new role says what
+/// becomes of its password, if the cures are run, or if they `are_printed`.
 ///
 /// # Errors
 ///

@@ -1,4 +1,4 @@
-//! What `setup` would do, as a script for psql, with who may run which part of it.
+//! The work of `setup` as a script for psql, with who may run which part of it.
 
 use super::role::{self, Need};
 use super::who::{Owners, Who};
@@ -89,7 +89,7 @@ fn parts<'a>(
     parts
 }
 
-/// What the script leaves to a person, each under the same words.
+/// Gives what the script leaves to a person, each under the same words.
 fn by_hand(what: &str, findings: &[&Finding]) -> String {
     let texts = preflight::told(findings.iter().copied());
     texts.iter().map(|text| format!("\n{}", comment(&format!("{what}: {text}")))).collect()
@@ -151,7 +151,7 @@ const SETTINGS: &str = "'client_encoding', 'search_path', 'default_transaction_i
                         'default_transaction_deferrable', 'statement_timeout', \
                         'transaction_timeout'";
 
-/// What psql is told for as long as the script runs.
+/// Variables that are on in psql for as long as the script runs.
 const VARIABLES: [&str; 2] = ["ON_ERROR_STOP", "AUTOCOMMIT"];
 
 /// How what is run of a script ends: psql is as it was before.
@@ -230,7 +230,7 @@ async fn may_create_slot(rules: &Rules, hands: &Hands<'_>) -> Result<bool, Error
     Ok(hands.client.query_one(question, &[&schemas, &names]).await?.try_get(0)?)
 }
 
-/// What a script for the primary says of a slot on a standby.
+/// Gives the words of a script for the primary about a slot on a standby.
 fn elsewhere(config: &Config, sql: &str) -> String {
     let address = config.postgres.replication_endpoint.address();
     let nudge = render(include_str!("../../sql/log_standby_snapshot.sql"), &[]);

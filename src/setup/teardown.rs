@@ -1,4 +1,4 @@
-//! What `setup` made, removed again; and what stays, told.
+//! The removal of what `setup` made; and what stays, told.
 //!
 //! A slot bears no mark, so that one is dropped only if the comment on walsweep's own publication
 //! claims it: what another program has not read yet would be lost for good.
@@ -21,7 +21,7 @@ use crate::source::own::{Shown, weigh};
 use crate::source::said::{Said, ask_redis};
 use crate::sweep::key_name;
 
-/// What is to be removed, and what is not.
+/// The parts that are to be removed, and those that are not.
 struct Remains {
     slot: Held,
     publication: Marked,
@@ -30,7 +30,7 @@ struct Remains {
     /// Those that read it with a slot which its comment does not record: the process on the server,
     /// and the slot.
     unrecorded: Vec<(i32, String)>,
-    /// What takes tables out of a publication that others have, too.
+    /// Steps that take tables out of a publication that others have, too.
     drops: Vec<Step>,
     /// Whether there is an event trigger, or its function, of walsweep's; `None` if there is one of
     /// somebody else's.
@@ -72,7 +72,7 @@ enum Held {
     },
 }
 
-/// What `teardown` did.
+/// The report of what `teardown` did.
 #[derive(Debug, Default)]
 pub struct Removed {
     /// A line about each thing that was dropped, left, or not found.
@@ -166,7 +166,7 @@ async fn remove(
     Ok(())
 }
 
-/// What is said of a slot that is left because of `why`.
+/// Gives the line about a slot that is left because of `why`.
 fn left_slot(config: &Config, why: &str) -> String {
     let slot = &config.postgres.slot;
     let place = if config.postgres.slot_on == SlotOn::Standby { " on the standby" } else { "" };
@@ -211,7 +211,7 @@ async fn may_drop_rest(config: &Config, hands: &Hands<'_>, remains: &Remains) ->
     Err(Error::NotOwner { role: hands.endpoint.user.clone(), what, who })
 }
 
-/// The same as a script; changes nothing.
+/// Gives the work of [`teardown`] as a script; changes nothing.
 ///
 /// # Errors
 ///
@@ -402,8 +402,8 @@ fn left_to(publication: &str, Remains { others, unrecorded, .. }: &Remains) -> S
     format!("left publication `{publication}`: {}", parts.join("; "))
 }
 
-/// What becomes of the publication: it is dropped; or, if others have it, too, what no other uses
-/// is taken out, and what was remembered of this slot is forgotten then.
+/// Gives the steps for the publication: it is dropped; or, if others have it, too, what no other
+/// uses is taken out, and what was remembered of this slot is forgotten then.
 fn publication_steps(config: &Config, remains: &Remains) -> Vec<Step> {
     let (name, standing) = (&config.postgres.publication, remains.publication.comment.as_deref());
     let Mark::Ours(memory) = &remains.publication.mark else { return Vec::new() };

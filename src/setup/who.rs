@@ -111,7 +111,7 @@ impl Owned {
     }
 }
 
-/// What is asked about.
+/// Everything that is asked about.
 #[derive(Default)]
 pub(super) struct Asked {
     pub(super) publication: Option<String>,
@@ -122,7 +122,7 @@ pub(super) struct Asked {
     pub(super) database: bool,
 }
 
-/// What of this is there, with its owners.
+/// Gives all of this that is there, with its owners.
 async fn owned(hands: &Hands<'_>, asked: &Asked) -> Result<Vec<Owned>, Error> {
     let Asked { publication, trigger, tables, schemas, database } = asked;
     let (places, names): (Vec<&str>, Vec<&str>) =
@@ -135,7 +135,7 @@ async fn owned(hands: &Hands<'_>, asked: &Asked) -> Result<Vec<Owned>, Error> {
     Ok(rows.iter().map(Owned::of).collect::<Result<Vec<_>, tokio_postgres::Error>>()?)
 }
 
-/// What of this the role of the session does not own.
+/// Gives all of this that the role of the session does not own.
 pub(super) async fn not_owned(hands: &Hands<'_>, asked: &Asked) -> Result<Vec<Owned>, Error> {
     let mut rows = owned(hands, asked).await?;
     rows.retain(|one| !one.is_own);
@@ -191,13 +191,13 @@ impl<'a> Owners<'a> {
         })
     }
 
-    /// What whoever takes a step has to own, and is there.
+    /// Gives all that whoever takes a step has to own, and that is there.
     fn rows(&self, does: &Does) -> Vec<&Owned> {
         let things = things(self.config, does);
         things.iter().filter_map(|thing| self.owned.get(thing)).collect()
     }
 
-    /// What of that the role of the session may not do this to.
+    /// Gives those of [`Owners::rows`] that the role of the session may not do this to.
     fn lacking(&self, does: &Does) -> Vec<&Owned> {
         let mut rows = self.rows(does);
         let is_grant = matches!(does, Does::Grant(_));
@@ -213,8 +213,8 @@ impl<'a> Owners<'a> {
         }
     }
 
-    /// What of these steps the role of the session may not do; of tables of one owner how many, and
-    /// one of them.
+    /// Tells what of these steps the role of the session may not do; of tables of one owner how
+    /// many, and one of them.
     pub(super) fn lacks(&self, steps: &[&Step]) -> Vec<String> {
         let (grants, others) = apart(steps);
         let mut lacks = Vec::new();
@@ -319,8 +319,8 @@ impl<'a> Owners<'a> {
     }
 }
 
-/// What whoever takes a step has to own; or, to grant a right, may have been granted it so that he
-/// may grant it on.
+/// Gives all that whoever takes a step has to own. To grant a right, it is enough to have been
+/// granted it so that one may grant it on.
 fn things(config: &Config, does: &Does) -> BTreeSet<Thing> {
     if let Does::Grant(Grant { on, .. }) = does {
         return BTreeSet::from([match on {
@@ -339,7 +339,8 @@ fn apart<'a>(steps: &[&'a Step]) -> (Vec<&'a Step>, Vec<&'a Step>) {
     steps.iter().copied().partition(|step| matches!(step.does, Does::Grant(_)))
 }
 
-/// What is to be done to things, one by one; of tables of one owner how many, and one of them.
+/// Tells what is to be done to things, one by one; of tables of one owner how many, and one of
+/// them.
 fn counted(verb: &str, owned: BTreeMap<&Thing, &Owned>) -> Vec<String> {
     let mut told: Vec<(&Owned, usize)> = Vec::new();
     for one in owned.into_values() {

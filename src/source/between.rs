@@ -1,4 +1,4 @@
-//! What is done while no session with Postgres stands: the slot goes on to keep WAL, and is looked
+//! The time while no session with Postgres stands: the slot goes on to keep WAL, and is looked
 //! after all the same.
 //!
 //! A session may be out of reach for a reason that has nothing to do with the slot: what `check`

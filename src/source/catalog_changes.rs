@@ -18,7 +18,7 @@ use tokio_postgres::{Client, Row, Statement};
 /// How long nobody asks for the versions of the catalog's rows after they were not read in time.
 const REST: Duration = Duration::from_secs(600);
 
-/// What is known of the catalog as it was looked at.
+/// Everything that is known of the catalog as it was looked at.
 #[derive(Default)]
 pub struct CatalogChanges {
     statements: Option<Statements>,
@@ -36,7 +36,7 @@ pub struct Seen {
     moment: String,
     /// The oldest that it may not show, an xid.
     oldest: String,
-    /// What those from `oldest` on have changed; `None` where it was not read.
+    /// The changes by those from `oldest` on; `None` where they were not read.
     changes: Option<String>,
 }
 
@@ -76,8 +76,8 @@ impl CatalogChanges {
         Ok(Some(Seen { moment, oldest, changes }))
     }
 
-    /// What transactions from `oldest` on have changed; `None` if the server does not say it in
-    /// time, or did not a while ago.
+    /// Reads what transactions from `oldest` on have changed; `None` if the server does not say it
+    /// in time, or did not a while ago.
     async fn changes(
         &mut self,
         client: &Client,

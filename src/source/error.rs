@@ -103,7 +103,7 @@ impl Error {
         }
     }
 
-    /// What a person can do about it.
+    /// Says what a person can do about it.
     #[must_use]
     pub fn hint(&self) -> Option<Cow<'static, str>> {
         let of_login = match self {

@@ -38,7 +38,7 @@ use crate::source::{Error, within};
 use crate::sweep::{Broken, Watermark, key_name, note_made};
 use crate::telemetry::{Health, Topic};
 
-/// What a process keeps in mind of its slot, over all its sessions.
+/// Everything that a process keeps in mind of its slot, over all its sessions.
 #[derive(Debug, Default)]
 pub struct Custody {
     /// Why the slot is to be given up for a new one; taken back once that is done.
@@ -105,7 +105,7 @@ pub enum Over<'a> {
     Sql(&'a Client),
 }
 
-/// What comment and watermark show of a slot.
+/// The owner of a slot, as comment and watermark show it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Shown {
     /// It is this walsweep's.
@@ -145,7 +145,7 @@ pub fn weigh(record: Record, said: &Said) -> Shown {
 struct Found {
     /// Whether it is of the kind of walsweep's and of this database.
     is_fit: bool,
-    /// What it is, for messages.
+    /// A description of it for messages.
     what: String,
     confirmed: Lsn,
     /// Who reads it: the process on the server, and its `application_name`.
@@ -237,7 +237,8 @@ pub async fn evidence(
     Ok(None)
 }
 
-/// What is said of a slot that has to go and may be another program's; and what a person can do.
+/// Gives the text about a slot that has to go and may be another program's, and what a person can
+/// do.
 fn told(config: &Postgres, unshown: &Unshown, why: &str) -> (String, String) {
     let Postgres { slot, publication, .. } = config;
     let Unshown { found: Found { is_fit, what, confirmed, .. }, owner, said } = unshown;
@@ -344,7 +345,7 @@ pub async fn hold_against_redis(
     judge(&config.postgres, finding, &asked)
 }
 
-/// What the comment and Redis say of a slot.
+/// The answers of the comment and Redis about a slot.
 struct Asked {
     /// Who owns the publication, if there is one.
     owner: Option<String>,
@@ -447,7 +448,7 @@ pub async fn is_unshown_if_made(config: &Config, primary: &Client) -> Result<boo
     Ok(Box::pin(note_made(&config.redis, &key, &Watermark::nowhere())).await.is_err())
 }
 
-/// What the comment says of the slot, and Redis.
+/// Asks the comment and Redis about the slot.
 async fn asked(config: &Config, primary: &Client) -> Option<Asked> {
     let standby = match config.postgres.slot_on {
         SlotOn::Primary => None,

@@ -1,4 +1,4 @@
-//! What Redis says of a slot: the watermark, and the note of where the slot was made.
+//! The evidence that Redis has of a slot: the watermark, and the note of where the slot was made.
 
 use std::fmt;
 
@@ -10,12 +10,12 @@ use crate::postgres::History;
 use crate::source::lineage::left_at;
 use crate::sweep::{key_name, made_at, standing};
 
-/// What the watermark in Redis says of a slot.
+/// The evidence that the watermark in Redis gives of a slot.
 #[derive(Debug)]
 pub enum Said {
     /// It is here, not behind the slot: walsweep read the slot, and nobody else moved it since.
     Read(Lsn),
-    /// The same, and when walsweep began to read the slot, nothing showed whose it was.
+    /// Like [`Said::Read`], but when walsweep began to read the slot, nothing showed whose it was.
     Taken(Lsn),
     /// It is here, behind the slot: somebody else moved that, or made it anew, or Redis lost the
     /// watermark's last value.

@@ -1,5 +1,5 @@
-//! What the stream does not tell of the rules' tables; and of the tables that kept answers of
-//! lookups depend on.
+//! Everything that the stream does not tell of the rules' tables; and of the tables that kept
+//! answers of lookups depend on.
 //!
 //! A table that is renamed, dropped, made again under its name or taken out of the publication
 //! simply has no changes any more; a partition that is attached or detached brings or takes rows
@@ -19,7 +19,7 @@ use crate::postgres::Endpoint;
 use crate::preflight;
 use crate::sweep::{Prints, TablePrint, Tables};
 
-/// What is looked at: tables, the publication, the event trigger of views.
+/// The objects that are looked at: tables, the publication, the event trigger of views.
 #[derive(Clone, Debug)]
 pub struct Watched {
     tables: (Vec<String>, Vec<String>),
@@ -146,12 +146,12 @@ impl Fact {
     }
 }
 
-/// What is gathered of one table.
+/// The facts that are gathered of one table.
 #[derive(Default)]
 struct Draft {
     schema: String,
     name: String,
-    /// What may not be another, in order.
+    /// The facts that may not be others, in order.
     fixed: BTreeSet<[String; 3]>,
     lookup: BTreeSet<String>,
     print: TablePrint,
@@ -251,7 +251,8 @@ impl Shape {
         self.tables
     }
 
-    /// What a watermark is written under while the tables are so, and the rules are bound as these.
+    /// Gives the prints that a watermark is written under while the tables are so, and the rules
+    /// are bound as these.
     #[must_use]
     pub fn prints(&self, config: &Config, bound: &Bound) -> Prints {
         let replicas: Vec<String> =

@@ -57,7 +57,7 @@ pub struct SlotServer {
     standby: Option<Rc<Side>>,
 }
 
-/// What is known of the standby.
+/// The standby, as far as it is known.
 struct Side {
     run: Run,
     wal_sender_timeout_ms: i64,

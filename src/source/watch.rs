@@ -54,7 +54,7 @@ const TRIAL_INTERVALS: (Duration, Duration) = (Duration::from_secs(30), Duration
 /// `application_name` of the session that tries lookups.
 const TRIAL_NAME: &str = "walsweep trial";
 
-/// What the session began with.
+/// Everything that the session began with.
 pub struct Watch {
     /// Asks nothing else.
     sql: Rc<Sql>,
@@ -63,11 +63,12 @@ pub struct Watch {
     misfits: BTreeSet<Misfit>,
     /// The rules, to be asked while others work with them.
     rules: Rules,
-    /// What the trials of lookups found.
+    /// Findings of the trials of lookups.
     of_lookups: Vec<Finding>,
 }
 
-/// What a look found before, in short: a question for the whole is needed only if it is another.
+/// The outcome of earlier looks, in short: a question for the whole is needed only if it is
+/// another.
 #[derive(Default)]
 struct Known {
     changes: CatalogChanges,
@@ -75,8 +76,8 @@ struct Known {
     judged: Option<String>,
 }
 
-/// What the latest questions of one kind took. The least of them is what one costs: on a busy
-/// server each waits for a processor besides, and they must not be rare for that.
+/// The times that the latest questions of one kind took. The least of them is what one costs: on a
+/// busy server each waits for a processor besides, and they must not be rare for that.
 #[derive(Default)]
 struct Costs(VecDeque<Duration>);
 
@@ -134,11 +135,11 @@ fn rest(trials: &mut Costs, took: Duration) -> Duration {
     (trials.least(took) * PAUSE_FACTORS.1).max(TRIAL_INTERVALS.1)
 }
 
-/// What came of a look.
+/// The outcome of a look.
 enum Looked {
     /// Nobody has written to the catalog.
     Unchanged,
-    /// What was written puts no key in doubt.
+    /// Nothing that was written puts a key in doubt.
     Alike,
     /// The keys that are in doubt.
     Doubt(Doubt),
@@ -225,8 +226,8 @@ impl Tables<'_> {
         }
     }
 
-    /// What is in doubt, unless all is as it was. A short answer that is asked for before the whole
-    /// one can never pass for a later state.
+    /// Finds what is in doubt, unless all is as it was. A short answer that is asked for before the
+    /// whole one can never pass for a later state.
     async fn look(
         &self,
         known: &mut Known,
@@ -265,8 +266,8 @@ impl Tables<'_> {
         Ok(Looked::Alike)
     }
 
-    /// What does not end the session: a rule that removes more than it should, and what stands
-    /// against another session.
+    /// Tells what does not end the session: a rule that removes more than it should, and what
+    /// stands against another session.
     fn tell(&self, mut findings: Vec<Finding>) {
         findings.extend_from_slice(self.of_lookups);
         tell_rules(self.rules, &findings, self.health);
@@ -409,7 +410,7 @@ pub fn tell_rules(rules: &Rules, findings: &[Finding], health: &Health) -> BTree
     suspended
 }
 
-/// What a person can do about a finding, in one text. A table that is not published may be one
+/// Says in one text what a person can do about a finding. A table that is not published may be one
 /// whose rule was taken out of the configuration, as `setup` read it.
 fn cure(finding: &Finding, is_unpublished: bool) -> Option<String> {
     let sql = finding.sql.as_ref().map(|sql| format!("`walsweep setup`, or {sql}"));

@@ -1,4 +1,4 @@
-//! What is counted of removals is what went, also where they fail on the way.
+//! Metrics count the keys that went, also where their removal fails on the way.
 
 use std::time::Duration;
 

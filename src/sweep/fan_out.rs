@@ -1,4 +1,5 @@
-//! What is visible, to each target. With one target there is nothing to share, and no fan-out.
+//! Feeds each target with what is visible. With one target there is nothing to share, and no
+//! fan-out.
 //!
 //! Each target has a channel of its own. Where one is full, because its Redis is slow or away, the
 //! others are fed all the same: what the full one has no room for becomes one set, a backlog, which
@@ -29,14 +30,14 @@ use crate::telemetry::Health;
 #[derive(Debug)]
 pub struct Parcel {
     pub(super) job: Job,
-    /// What is held from now on.
+    /// Transactions and holds that are held from now on.
     pub(super) held: Vec<Held>,
 }
 
 /// Feeds several targets.
 pub struct FanOut {
     feeds: Vec<Sender<Parcel>>,
-    /// What each target has had no room for.
+    /// The backlog of each target: jobs that it has had no room for.
     backlogs: Vec<Option<Backlog>>,
     /// Memory of each one's keys, bytes, beyond which it is widened.
     backlog_bytes_max: usize,
@@ -44,7 +45,7 @@ pub struct FanOut {
     health: Arc<Health>,
 }
 
-/// What a target had no room for, as one.
+/// Jobs that a target had no room for, as one.
 struct Backlog {
     hold: Hold,
     parcel: Parcel,
@@ -96,7 +97,8 @@ impl FanOut {
     }
 
     fn pass_backlog(&mut self, at: usize, room: Room<'_, Parcel>) {
-        if let Some(Backlog { parcel, .. }) = self.backlogs.get_mut(at).and_then(Option::take) {
+        if let Some(Backlog { mut parcel, .. }) = self.backlogs.get_mut(at).and_then(Option::take) {
+            parcel.job.keys.on_its_way();
             room.send(parcel);
         }
     }
@@ -123,6 +125,8 @@ impl FanOut {
         let (Some(feed), Some(backlog)) = (self.feeds.get(at), self.backlogs.get_mut(at)) else {
             return;
         };
+        let mut job = job;
+        job.keys.on_its_way();
         let job = match backlog {
             Some(_) => job,
             None => match feed.try_send(Parcel { job, held: Vec::new() }) {

@@ -1,4 +1,4 @@
-//! What several targets are fed: one that is full has a backlog, and nobody else waits for it.
+//! Several targets are fed: one that is full has a backlog, and nobody else waits for it.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -62,7 +62,7 @@ impl Bench {
         self.fed[target.place()].try_recv()
     }
 
-    /// What is told of a target to be held.
+    /// Gives every [`Held`] that was told of a target.
     fn held(&mut self, target: TargetId) -> Vec<Held> {
         let mut all = Vec::new();
         while let Ok((of, event)) = self.events.try_recv() {
@@ -99,7 +99,7 @@ async fn a_commit_goes_to_every_target_and_a_sweep_to_the_one_that_owes_it() {
     .await;
 }
 
-/// What a replica holds back is known of each target before it can be done with the keys.
+/// The hold of a replica is told of each target before that target can be done with the keys.
 #[tokio::test(start_paused = true)]
 async fn what_is_held_is_told_of_every_target_before_its_keys_go() {
     local(async {
@@ -151,7 +151,7 @@ async fn a_full_target_stops_no_other_and_what_it_has_no_room_for_is_one() {
     .await;
 }
 
-/// What a replica holds goes on in the backlog, and so does what closes a sweep; nothing else does,
+/// A hold of a replica goes on in the backlog, and so does what closes a sweep. Nothing else does,
 /// however long the target is away.
 #[tokio::test(start_paused = true)]
 async fn a_backlog_keeps_what_holds_and_sweeps_and_forgets_the_rest() {

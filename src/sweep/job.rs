@@ -1,4 +1,4 @@
-//! What the sweeper works on: a set of keys, and who waits for their removal.
+//! Jobs of the sweeper: each is a set of keys, and who waits for their removal.
 
 use std::rc::Rc;
 
@@ -60,14 +60,14 @@ pub(super) enum Member {
     /// A sweep of everything; if it does not settle, it waits for a removal after the standbys'
     /// replay.
     Resync { last: bool, settles: bool, token: Rc<()> },
-    /// What standbys have replayed: so many closing sweeps of everything.
+    /// Keys that standbys have replayed, with so many closing sweeps of everything.
     Replayed { resyncs: u32, token: Rc<()> },
     /// The second removal of a part of a closing sweep, whose other part Redis refused: that one
     /// goes on as the sweep, and may be done sooner.
     Rest { token: Rc<()> },
     /// A removal that Redis may have lost is made again.
     Repeat { token: Rc<()> },
-    /// What a hold holds; `shared` if it waits for something else besides.
+    /// Everything that a hold holds; `shared` if it waits for something else besides.
     Held { hold: Hold, shared: bool },
     /// Keys of a rule that Redis refused are tried again.
     Retry(RuleId),
@@ -103,7 +103,7 @@ impl Member {
         }
     }
 
-    /// The same for another target, with which it shares nothing.
+    /// Gives a copy for another target; the two share nothing.
     fn elsewhere(&self) -> Member {
         let token = Rc::new(());
         match self {
@@ -160,7 +160,7 @@ impl Job {
         }
     }
 
-    /// The same for another target, before anything is done with either.
+    /// Gives a copy for another target, before anything is done with either.
     pub(super) fn elsewhere(&self) -> Job {
         let members = self.members.iter().map(Member::elsewhere).collect();
         let keys = self.keys.clone();
@@ -240,7 +240,7 @@ pub(super) fn older(
 /// Keys removed and keys not found, by rule, and what was refused.
 #[derive(Debug, Default)]
 pub(super) struct Tally {
-    /// What patterns match is removed as well: no pass is needed.
+    /// Whether keys that patterns match are removed as well: no pass is needed then.
     pub(super) with_patterns: bool,
     /// Keys that the user may not remove.
     pub(super) refused: Refused,

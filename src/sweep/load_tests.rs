@@ -1,4 +1,4 @@
-//! What passes take of Redis's time: at most their share of any ten seconds, whatever is asked.
+//! Passes take at most their share of Redis's time in any ten seconds, whatever is asked.
 
 use std::time::Duration;
 
@@ -113,7 +113,8 @@ async fn a_pass_after_quiet_does_not_wait() {
     .await;
 }
 
-/// What waits goes with the next pass, and a pass over more than the share comes to its end.
+/// A pattern that waits goes with the next pass, and a pass over more than the share comes to its
+/// end.
 #[tokio::test(start_paused = true)]
 async fn a_pass_that_takes_more_than_the_share_waits_on_its_way_and_ends() {
     local(async {
@@ -256,7 +257,7 @@ async fn a_sweep_of_everything_counts_and_is_not_held_up() {
     .await;
 }
 
-/// What Redis refuses for its keys says nothing of whether it takes writes at all.
+/// A refusal that is about keys says nothing of whether Redis takes writes at all.
 #[tokio::test(start_paused = true)]
 async fn keys_that_are_refused_do_not_show_that_redis_takes_writes() {
     local(async {

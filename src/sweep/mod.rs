@@ -110,7 +110,7 @@ impl Swept {
     }
 }
 
-/// What the sweeper of a target reports, with its [`TargetId`](crate::config::TargetId).
+/// A report by the sweeper of a target, sent with its [`TargetId`](crate::config::TargetId).
 #[derive(Debug)]
 pub enum Event {
     /// This is held back until its hold is swept.
@@ -127,8 +127,8 @@ pub enum Event {
     Whole,
 }
 
-/// What a session would find in doubt that expects a watermark like `mark` in a log that ends at
-/// `wal_end`, under `prints`; for the sake of `broken` everything. Writes nothing.
+/// Says what would be in doubt for a session that expects a watermark like `mark` in a log that
+/// ends at `wal_end`, under `prints`. If `broken` is given, that is everything. Writes nothing.
 ///
 /// # Errors
 ///

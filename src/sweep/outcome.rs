@@ -1,4 +1,4 @@
-//! What becomes of the outcome of the sweeper's work.
+//! Acts on the outcome of the sweeper's work.
 
 use std::rc::Rc;
 use std::sync::Arc;
@@ -218,9 +218,9 @@ impl State {
         }
     }
 
-    /// What a job shares with keys that Redis refused of it goes on with these. Of a sweep that
-    /// closes, the second removal of the job's own keys is still to come, and may come later than
-    /// that of the others: the watermark waits for both.
+    /// Takes out of a job what it shares with keys that Redis refused of it: that goes on with
+    /// these. Of a sweep that closes, the second removal of the job's own keys is still to come,
+    /// and may come later than that of the others: the watermark waits for both.
     fn leave_shared(&mut self, job: &mut Job) {
         let has_second = job.round != Round::Second && self.refill.is_on();
         let leaves = job.members.iter().any(|member| member.is_shared() && member.closes());
@@ -231,7 +231,7 @@ impl State {
         }
     }
 
-    /// What was refused of a rule was tried again.
+    /// Ends a job's tries of what Redis had refused of a rule.
     fn end_retries(&mut self, job: &mut Job, now: Instant) {
         let mut more = Vec::new();
         job.members.retain(|member| {

@@ -36,7 +36,7 @@ fn before() -> Prints {
     Prints::new(rules().prints(&suspended), BTreeMap::new(), Tables::default(), &[])
 }
 
-/// The same rules, none of which is in doubt after [`prints`].
+/// Fingerprints of these rules with one more standby: [`prints`] after them put no key in doubt.
 fn after() -> Prints {
     let replicas = ["gone:1".to_owned()];
     let rules = rules().prints(&BTreeSet::new());

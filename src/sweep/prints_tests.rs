@@ -136,7 +136,7 @@ fn a_column_that_reads_otherwise_puts_keys_in_doubt_and_one_that_is_new_does_not
     ]);
 }
 
-/// What is new may have been something else before, where nobody looked.
+/// A new part may have been something else before, where nobody looked.
 #[test]
 fn a_part_that_is_new_is_trusted_between_looks_if_it_began_empty_and_later_if_it_is_as_made() {
     let before = over(|_| {});

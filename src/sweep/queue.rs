@@ -1,4 +1,4 @@
-//! What waits for Redis: jobs for the next UNLINK, jobs for the next SCAN pass.
+//! Jobs that wait for Redis: some for the next UNLINK, some for the next SCAN pass.
 
 use std::collections::VecDeque;
 
@@ -70,7 +70,7 @@ fn bytes(job: &Job) -> usize {
     size_of::<Job>() + job.keys.bytes()
 }
 
-/// What waits for the next SCAN pass: one job for each round. A pass may take long, and others wait
+/// Jobs that wait for the next SCAN pass, one for each round. A pass may take long, and others wait
 /// for none, so that what waits for it must not fill the room of the others: it is merged, and
 /// collapses at its limit (I6), with what is in the pass that is under way.
 #[derive(Debug)]
@@ -89,6 +89,7 @@ impl Passes {
 
     /// Takes a job; gives the rules that were widened for lack of room, and how often.
     pub(super) fn push(&mut self, mut job: Job) -> Vec<(RuleId, u64)> {
+        job.keys.waits();
         job.oldest = job.oldest.map(|(since, rule)| (since, rule_of(&job.keys).unwrap_or(rule)));
         let mut widened = match self.jobs.iter_mut().find(|other| other.round == job.round) {
             Some(other) => {
@@ -139,7 +140,7 @@ impl Passes {
     }
 }
 
-/// What `walsweep_sweeps_total` calls a pass for these jobs.
+/// Gives the reason under which `walsweep_sweeps_total` counts a pass for these jobs.
 pub(super) fn pass_reason(jobs: &[Job]) -> &'static str {
     let has = |round| jobs.iter().any(|job: &Job| job.round == round);
     if jobs.iter().any(Job::is_resync) {

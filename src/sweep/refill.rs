@@ -36,8 +36,8 @@ const BUCKET_KEYS_MAX: usize = 50_000;
 /// Exact keys of buckets that are removed by one batch, unless a single one has more.
 const DUE_KEYS_MAX: usize = 20_000;
 
-/// What a rule has in a set is not widened for less, while anything is larger: it frees little, and
-/// may remove much.
+/// Bytes below which a template's part of a set is not widened while anything is larger: it frees
+/// little, and may remove much.
 const LARGE_BYTES: usize = 16 * 1024;
 
 /// Key sets kept until the watermark covers them; beyond it the two oldest become one.
@@ -86,7 +86,8 @@ struct Kept {
 impl Bucket {
     /// A bucket that begins with the keys of a job.
     fn new(job: Job, opened_at: Instant, closes_at: Instant) -> Bucket {
-        let Job { members, keys, covers, since, .. } = job;
+        let Job { members, mut keys, covers, since, .. } = job;
+        keys.waits();
         let (hold, members) = (Hold::new_name(), resyncs(members));
         Bucket { hold, members, keys, covers, since, opened_at, closes_at, is_wide: false }
     }
@@ -128,7 +129,7 @@ impl Bucket {
     }
 }
 
-/// What a bucket's hold does not say.
+/// Gives those of the members that a bucket's hold does not stand for.
 fn resyncs(mut members: Vec<Member>) -> Vec<Member> {
     members.retain(|member| {
         matches!(member, Member::Resync { .. } | Member::Replayed { .. } | Member::Rest { .. })
@@ -278,7 +279,7 @@ impl Refill {
         due
     }
 
-    /// What was due is removed, or comes back.
+    /// Counts nothing as under way any more: what was due is removed, or comes back.
     pub(super) fn ended(&mut self) {
         self.under_way = 0;
     }
@@ -295,10 +296,11 @@ impl Refill {
     }
 
     /// Keeps keys whose last removal is done until the watermark covers them.
-    pub(super) fn keep(&mut self, covers: Lsn, keys: KeySet, owed: Vec<Member>) {
+    pub(super) fn keep(&mut self, covers: Lsn, mut keys: KeySet, owed: Vec<Member>) {
         if keys.is_empty() {
             return;
         }
+        keys.waits();
         self.kept_bytes += keys.bytes();
         self.kept.push_back(Kept { covers, keys, owed });
         if self.kept.len() > KEPT_MAX {

@@ -78,7 +78,7 @@ impl Pause {
 /// Memory of the refused keys of a rule that are tried before a pass, bytes: at least one is kept.
 const SAMPLES_BYTES_MAX: usize = 4 << 10;
 
-/// What Redis refuses, by rule.
+/// Keys that Redis refuses, by rule.
 #[derive(Debug)]
 pub(super) struct Refusals {
     by_rule: BTreeMap<RuleId, Refusal>,
@@ -86,7 +86,7 @@ pub(super) struct Refusals {
     bytes_max: usize,
 }
 
-/// What Redis refuses of one rule.
+/// Keys that Redis refuses of one rule.
 #[derive(Debug)]
 struct Refusal {
     hold: Hold,
@@ -112,7 +112,7 @@ pub(super) struct Retry {
     with_pass: bool,
 }
 
-/// What came of a try.
+/// The outcome of a try.
 #[derive(Debug)]
 pub(super) struct Tried {
     pub(super) tally: Tally,
@@ -243,7 +243,7 @@ impl Refusals {
         }
     }
 
-    /// What waits for refused keys, rule by rule.
+    /// Gives the members that wait for refused keys, rule by rule.
     pub(super) fn members(&mut self) -> impl Iterator<Item = &mut Vec<Member>> {
         self.by_rule.values_mut().map(|refusal| &mut refusal.members)
     }
@@ -269,7 +269,7 @@ impl Refusal {
         }
     }
 
-    /// What collapsing may free.
+    /// Gives the bytes that collapsing may free.
     fn narrow_bytes(&self) -> usize {
         if self.keys.exact_len() == 0 { 0 } else { self.keys.bytes() }
     }

@@ -1,4 +1,4 @@
-//! What Redis refuses, for one rule or for all, on paused time.
+//! Refusals by Redis, for one rule or for all, on paused time.
 
 use std::rc::Rc;
 use std::time::Duration;

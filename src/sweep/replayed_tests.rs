@@ -34,7 +34,7 @@ impl Bench {
         self.visible.send(Visible::for_tests(cause, keys)).await.unwrap();
     }
 
-    /// What may be confirmed after ten seconds.
+    /// Gives the end LSNs of transactions that may be confirmed after ten seconds.
     async fn events(&mut self) -> Vec<u64> {
         let end = Instant::now() + Duration::from_secs(10);
         while let Ok(Some((_, event))) = timeout_at(end, self.events.recv()).await {

@@ -192,7 +192,7 @@ async fn what_the_ring_does_not_cover_is_swept() {
     .await;
 }
 
-/// The same old file is loaded twice, with no commit in between.
+/// One old file is loaded twice, with no commit in between.
 #[tokio::test(start_paused = true)]
 async fn a_state_that_was_swept_for_is_swept_for_again() {
     local(async {
@@ -237,7 +237,8 @@ async fn too_few_replicas_hold_what_is_told_and_no_key() {
     .await;
 }
 
-/// What a server shows to be absent is known of that server only: a removal of nothing says so.
+/// A key that a server shows to be absent is known to be so on that server only: a removal of
+/// nothing says so.
 #[tokio::test(start_paused = true)]
 async fn a_removal_that_finds_nothing_counts() {
     local(async {

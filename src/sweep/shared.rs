@@ -1,5 +1,5 @@
-//! What the sweeper has under way: a SCAN pass for the patterns of several transactions, a write of
-//! the watermark; and what is counted.
+//! Work that the sweeper has under way: a SCAN pass for the patterns of several transactions, a
+//! write of the watermark; and what is counted.
 
 use std::collections::HashMap;
 use std::rc::Rc;
@@ -81,7 +81,7 @@ pub(super) async fn sweep<N: Node>(
     Ok(refused)
 }
 
-/// What came of a write of the watermark.
+/// The outcome of a write of the watermark.
 pub(super) enum Written {
     /// It stands, and is on as many replicas as are asked for.
     Shared,
@@ -142,9 +142,9 @@ async fn keep<N: Node>(
     }
 }
 
-/// What stands in Redis beside the keys: the watermark, and the fingerprints that it was written
-/// under, if their digest is another than `own`. What cannot be read for any reason but a lost
-/// connection is as if it were not there: more is swept then.
+/// Reads what stands in Redis beside the keys: the watermark, and the fingerprints that it was
+/// written under, if their digest is another than `own`. What cannot be read for any reason but a
+/// lost connection is as if it were not there: more is swept then.
 pub(super) async fn find<N: Node>(node: &N, own: &str) -> Result<Found, Error> {
     let watermark = node.watermark().await?;
     let found = watermark.as_deref().and_then(digest_of);

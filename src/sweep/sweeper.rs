@@ -50,13 +50,14 @@ pub(super) const ALIVE_INTERVAL: Duration = Duration::from_secs(1);
 /// First and longest wait before a removal that the server refused, whichever keys, is tried again.
 const UNLINK_WAIT: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(1));
 
-/// The same for a pass, which costs Redis more.
+/// First and longest wait before a pass that the server refused is tried again. A pass costs Redis
+/// more.
 const PASS_WAIT: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(10));
 
 /// Work under way: it owns its jobs, so that they come back whatever happens.
 type Work<'a, T> = Option<Pin<Box<dyn Future<Output = T> + 'a>>>;
 
-/// What may wait for a target (I6).
+/// Limits on what may wait for a target (I6).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Room {
     /// Key sets on their way to it.
@@ -64,7 +65,7 @@ pub struct Room {
     /// Memory of keys that are on their way to it, bytes; and of those that it has taken and not
     /// removed for the first time, beyond which no more are taken.
     pub bytes: usize,
-    /// What else it may hold.
+    /// Limits on everything else that it may hold.
     pub share: OfTarget,
 }
 
@@ -98,7 +99,7 @@ pub struct Settings {
     pub doubt: Doubt,
     /// An empty key set of the rules.
     pub empty: KeySet,
-    /// What may wait.
+    /// Limits on what may wait.
     pub room: Room,
 }
 
@@ -115,7 +116,7 @@ pub(super) struct State {
     pub(super) health: Arc<Health>,
     pub(super) target: TargetId,
     pub(super) events: mpsc::Sender<(TargetId, Event)>,
-    /// What may wait.
+    /// Limits on what may wait.
     room: Room,
     pub(super) queue: Queue,
     pub(super) passes: Passes,
@@ -130,7 +131,7 @@ pub(super) struct State {
     pub(super) ward: Ward,
     /// The digest of the fingerprints that were stored with a watermark of this connection.
     pub(super) kept: Option<String>,
-    /// The same of the write that is under way.
+    /// The digest of the fingerprints that the write under way stores.
     pub(super) keeping: Option<String>,
     pub(super) pace: Option<Box<Pace>>,
     pub(super) connected: bool,
@@ -144,11 +145,11 @@ pub(super) struct State {
     pub(super) next_probe: Instant,
     pub(super) next_alive: Instant,
     pub(super) node: NodeLabel,
-    /// What is held from now on, not told yet.
+    /// Transactions and holds that are held from now on, not told yet.
     pub(super) held: Vec<Held>,
 }
 
-/// What is under way.
+/// Work of each kind that is under way.
 struct Works<'a> {
     batch: Work<'a, BatchDone>,
     second: Work<'a, BatchDone>,
@@ -163,7 +164,7 @@ pub(super) type BatchDone = (Vec<Job>, (Tally, Result<(), Error>));
 pub(super) type PassDone = (Vec<Job>, Box<Pace>, Result<Vec<RefusedOf>, Error>);
 pub(super) type RetriesDone = (Vec<Retry>, Result<Vec<Tried>, Error>);
 
-/// What came of it.
+/// The outcome of work that was under way.
 pub(super) enum Done {
     Batch(BatchDone),
     Second(BatchDone),
@@ -487,7 +488,8 @@ impl State {
         self.tell_held().await;
     }
 
-    pub(super) fn put_replayed(&mut self, job: Job) {
+    pub(super) fn put_replayed(&mut self, mut job: Job) {
+        job.keys.waits();
         match &mut self.replayed {
             Some(waiting) => {
                 let keys = waiting.absorb(job);

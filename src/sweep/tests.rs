@@ -25,7 +25,7 @@ use crate::settle::{Cause, Held, Hold, Visible};
 use crate::telemetry::Health;
 use crate::telemetry::metrics::Metrics;
 
-/// What a Redis holds, and how it behaves.
+/// The contents of a Redis, and how it behaves.
 #[derive(Clone, Default)]
 pub(super) struct Redis(pub(super) Rc<Inner>);
 
@@ -292,7 +292,7 @@ pub(super) struct Bench {
     pub(super) done: Vec<u64>,
 }
 
-/// What a ledger knows of transactions: whether each is in flight, and by what it is held.
+/// A ledger's knowledge of transactions: whether each is in flight, and by what it is held.
 #[derive(Default)]
 pub(super) struct Waiting(BTreeMap<u64, (bool, BTreeSet<Hold>)>);
 

@@ -16,7 +16,7 @@ use crate::telemetry::{Health, Topic};
 /// are one trouble.
 const QUIET: Duration = Duration::from_secs(120);
 
-/// What waits, and what was said of it.
+/// The waiting of a target's keys, and what was said of it.
 #[derive(Debug)]
 pub(super) struct Throttle {
     target: TargetId,

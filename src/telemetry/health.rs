@@ -1,4 +1,4 @@
-//! What walsweep is doing, and what stands in its way: the state behind `/healthz` and `/readyz`.
+//! The state behind `/healthz` and `/readyz`: what walsweep is doing, and what stands in its way.
 //!
 //! A [`Phase`] says how far the session with Postgres and Redis has come. A trouble says what does
 //! not work beside it, under a [`Topic`]; whoever finds it out reports it, and takes it back when
@@ -37,7 +37,7 @@ const SAY_AGAIN_MAX: Duration = Duration::from_secs(600);
 /// Different texts of one trouble that are logged at once: a text may be another one each time.
 const TEXTS_MAX: usize = 5;
 
-/// What walsweep is doing; only [`Phase::Streaming`] is ready.
+/// The phase that walsweep is in; only [`Phase::Streaming`] is ready.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
     /// No session with Postgres.
@@ -67,7 +67,7 @@ impl Phase {
     }
 }
 
-/// What a trouble is about. There is at most one trouble for each.
+/// The subject of a trouble. There is at most one trouble for each.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Topic {
     /// The session with Postgres cannot be had, or ends again and again.
@@ -219,7 +219,7 @@ impl Trouble {
     }
 }
 
-/// What the endpoints tell, kept up to date by whoever finds something out.
+/// The state that the endpoints tell, kept up to date by whoever finds something out.
 #[derive(Debug)]
 pub struct Health {
     metrics: Arc<Metrics>,
@@ -395,7 +395,7 @@ impl Health {
         self.lock().troubles.keys().any(Topic::holds_confirmation)
     }
 
-    /// What is being done.
+    /// Gives the phase that walsweep is in.
     #[must_use]
     pub fn phase(&self) -> Phase {
         self.lock().phase
@@ -409,8 +409,8 @@ impl Health {
         &self.metrics
     }
 
-    /// What `/readyz` answers: whether everything is as it should be, and a text with a line for
-    /// the phase and one for each trouble.
+    /// Gives the answer of `/readyz`: whether everything is as it should be, and a text with a line
+    /// for the phase and one for each trouble.
     #[must_use]
     pub fn readiness(&self) -> (bool, String) {
         let state = self.lock();
@@ -428,8 +428,8 @@ impl Health {
         (state.is_ready(), text)
     }
 
-    /// What `/healthz` answers: whether the process makes progress, and why not. One that waits for
-    /// a server which is away, or for a person, does what can be done.
+    /// Gives the answer of `/healthz`: whether the process makes progress, and why not. One that
+    /// waits for a server which is away, or for a person, does what can be done.
     #[must_use]
     pub fn liveness(&self) -> (bool, String) {
         let state = self.lock();

@@ -183,7 +183,7 @@ mod tests {
         }
     }
 
-    /// What they hold is given back before the next one is accepted.
+    /// The oldest connections give back what they hold before the next one is accepted.
     #[tokio::test]
     async fn the_oldest_connections_have_ended_when_so_many_are_left() {
         let (held, mut open) = (Arc::new(()), Open::default());

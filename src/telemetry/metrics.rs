@@ -115,7 +115,7 @@ impl MetricConstructor<Histogram> for Latency {
 #[derive(Debug)]
 pub struct Metrics {
     registry: Mutex<Registry>,
-    /// What the times that the server gives mean here.
+    /// The server's clock: it says what the times that the server gives mean here.
     pub server_clock: ServerClock,
     rules: Vec<String>,
     slot: Family<SlotLabel, Gauge>,

@@ -1,4 +1,4 @@
-//! What people and machines see of a running walsweep: metrics, health over HTTP, the log.
+//! All that people and machines see of a running walsweep: metrics, health over HTTP, the log.
 //!
 //! Takes: what each part reports of itself. Gives: `/metrics`, `/healthz`, `/readyz`, log lines.
 //! Never knows: how any part works; it judges only what it is told.

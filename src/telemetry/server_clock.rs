@@ -17,7 +17,7 @@ const MEMORY: Duration = Duration::from_secs(60);
 /// 2000-01-01 00:00 UTC, where Postgres's timestamps count from, since the Unix epoch.
 const POSTGRES_EPOCH: Duration = Duration::from_secs(946_684_800);
 
-/// What the server's messages say of its clock.
+/// The server's clock, as far as the server's messages tell of it.
 #[derive(Debug, Default)]
 pub struct ServerClock(Mutex<State>);
 

@@ -142,7 +142,8 @@ async fn idle_block(bed: &Bed, name: &str, first: usize, ends: &Ends) -> Vec<Dur
     times
 }
 
-/// The same with commits of several writers at a steady pace.
+/// Lets several writers commit at a steady pace; gives how long after each acknowledgement the key
+/// was gone.
 async fn busy_block(bed: &Bed, name: &str, first: usize, ends: &Ends) -> Vec<Duration> {
     fill(bed, name, first..first + BUSY_COMMITS).await;
     sleep(Duration::from_millis(500)).await;

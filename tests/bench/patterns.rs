@@ -26,7 +26,7 @@ const LOOK: Duration = Duration::from_millis(20);
 /// Between two GETs of the other client.
 const PAUSE: Duration = Duration::from_millis(2);
 
-/// What some seconds showed.
+/// Measurements of some seconds.
 struct Seen {
     /// Share of one core that Redis used.
     cpu: f64,

@@ -161,7 +161,7 @@ async fn ready(bed: &Bed, sidecar: &mut Sidecar) -> (i64, i64) {
     most
 }
 
-/// What walsweep's sessions take of a core, while `update` says what is written.
+/// Gives the share of a core that walsweep's sessions take, while `update` says what is written.
 async fn share(
     bed: &Bed,
     mut most: (i64, i64),

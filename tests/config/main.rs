@@ -46,7 +46,7 @@ fn a_wrong_configuration_says_everything_at_once_and_exits_with_78() {
     }
 }
 
-/// What the parser makes of the rest is a guess, and nobody reads a hundred guesses.
+/// The parser can only guess at the rest, and nobody reads a hundred guesses.
 #[test]
 fn one_slip_of_the_syntax_is_one_problem_at_its_place() {
     let text = fs::read_to_string(root().join("config.toml")).unwrap();

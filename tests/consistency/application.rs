@@ -1,4 +1,4 @@
-//! What the application does to its own database: locks, and changes of tables that no row tells.
+//! Faults by the application in its own database: locks, and changes of tables that no row tells.
 //!
 //! Each fault shows that it took effect: the lock refuses others, the table is gone, a fresh SELECT
 //! gives what it did not give before. None of them is an outage: all keys of other tables go as if
@@ -22,7 +22,7 @@ use crate::schema::{
 };
 use crate::shared::{Fill, PATIENCE, RETRY};
 
-/// What a fault showed; or what it did not show.
+/// Whether a fault showed its effect; inside the error, what it did not show.
 pub(crate) type Shown = Result<(), String>;
 
 /// Tables that are locked now and then: of rules, one that a lookup reads, partitions.
@@ -181,7 +181,7 @@ async fn is_refused(world: &World, table: &str) -> Shown {
     }
 }
 
-/// What every page shows is other, and no row is sent.
+/// Changes what every page shows, and no row is sent.
 async fn read_otherwise(world: &World, planned: Planned) -> Shown {
     match planned.kind {
         Kind::DdlConvert => {

@@ -1,4 +1,4 @@
-//! What is cached: keys, the query behind each, and the form of a value.
+//! The content of the cache: keys, the query behind each, and the form of a value.
 //!
 //! A value lists `id:version` with commas, so that it can be judged without asking the database: it
 //! is stale as soon as one of its rows has a later version. What else it holds is compared at rest.
@@ -126,7 +126,7 @@ impl Key {
     }
 }
 
-/// What stands before the first colon of a key's name.
+/// Gives the part of a key's name before its first colon.
 pub(crate) fn family(name: &str) -> &str {
     name.split(':').next().unwrap_or_default()
 }
@@ -170,7 +170,7 @@ impl Rows {
         Ok(statement)
     }
 
-    /// What the cache should hold for a key; empty where there is no row.
+    /// Gives the value that the cache should hold for a key; empty where there is no row.
     pub(crate) async fn value(&self, key: Key) -> Result<String, Error> {
         let statement = self.prepared(key.query()).await?;
         let (id, text, offset);

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-/// What each fault showed.
+/// The effects that each fault showed.
 #[derive(Debug, Default)]
 pub(crate) struct Effects(BTreeMap<String, Effect>);
 

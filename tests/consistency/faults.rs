@@ -1,5 +1,5 @@
-//! What can break, alone and in mixtures: of walsweep, Postgres, Redis, and the ways between them;
-//! and what the application does to its own tables.
+//! Faults, alone and in mixtures: of walsweep, Postgres, Redis, and the ways between them; and
+//! those that the application brings about in its own tables.
 //!
 //! Every fault is mended before the next mixture. No two of one mixture strike at the same target,
 //! so that none takes back what another did: what the application does counts as Postgres's.
@@ -15,7 +15,7 @@ use walsweep::failpoint::Point;
 
 use crate::support::{Fault, Way};
 
-/// What a fault strikes at.
+/// A part of the system that a fault strikes at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Target {
     Walsweep,
@@ -46,7 +46,8 @@ pub(crate) enum Kind {
     PostgresImmediate,
     /// kill −9 of all its processes, and recovery.
     PostgresCrash,
-    /// The same, after commits that did not wait for the disk were seen, cached, and lost.
+    /// Like [`Kind::PostgresCrash`], after commits that did not wait for the disk were seen,
+    /// cached, and lost.
     PostgresPhantom,
     /// SIGSTOP of the process that sends the stream.
     WalsenderFreeze,
@@ -245,7 +246,7 @@ pub(crate) struct Planned {
     pub(crate) lasts: Duration,
     pub(crate) point: Point,
     pub(crate) link: Fault,
-    /// What else there is to choose.
+    /// A number that settles everything else there is to choose.
     pub(crate) choice: u32,
 }
 

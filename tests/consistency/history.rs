@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// What is known of all rows, of the outages and the troubles.
+/// Everything that is known of all rows, of the outages and the troubles.
 pub(crate) struct History {
     base: Duration,
     /// How long what no row tells may take to be noticed.
@@ -38,7 +38,7 @@ struct State {
 
 /// Something that concerns some keys and must leave all others alone.
 struct Trouble {
-    /// What the names of its keys begin with, up to the first colon.
+    /// Beginnings of the names of its keys, up to the first colon.
     families: &'static [&'static str],
     span: Span,
     /// When something happened in it that no row tells.
@@ -61,7 +61,7 @@ pub(crate) struct Life {
     pub(crate) life: Duration,
     /// The bound, outages and troubles included.
     pub(crate) bound: Duration,
-    /// What outages and troubles added to the bound.
+    /// The part of the bound that outages and troubles added.
     pub(crate) outage: Duration,
     /// The part of the life in which the program said that it is ready.
     pub(crate) ready: Duration,

@@ -241,7 +241,7 @@ async fn order(world: &World, command: &str, args: &[&str]) {
     }
 }
 
-/// What a command does and another takes back.
+/// Troubles Redis with a command, and takes it back with another where there is one.
 async fn trouble_redis(world: &World, planned: Planned) {
     let dead_port = "1";
     let forbidden = ["-unlink", "-scan", "-eval"][usize::try_from(planned.choice % 3).unwrap()];

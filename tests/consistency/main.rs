@@ -87,7 +87,7 @@ struct Options {
     /// Some fills come up to three windows after their read. What is stale by them is not counted.
     #[arg(long)]
     late_readers: bool,
-    /// What the bound of a stale life grants the machine, in seconds.
+    /// The time that the bound of a stale life grants the machine, in seconds.
     #[arg(long, default_value_t = 5)]
     slack: u64,
     /// How long what no row tells may take to be noticed (DDL, a refused key), in seconds.
@@ -135,13 +135,13 @@ enum Hidden {
 
 /// All that a run has.
 pub(crate) struct World {
-    /// What the tasks share.
+    /// The state that the tasks share.
     pub(crate) shared: Arc<Shared>,
     /// The servers.
     pub(crate) servers: Arc<Servers>,
     /// The program under test.
     pub(crate) invalidator: Arc<Invalidator>,
-    /// The same program once more, which runs only while a fault wants it.
+    /// The program under test once more, which runs only while a fault wants it.
     pub(crate) stand_in: Option<Invalidator>,
     /// It says when it is ready.
     pub(crate) is_walsweep: bool,
@@ -151,7 +151,7 @@ pub(crate) struct World {
     pub(crate) grace: Duration,
     /// Faults so far, by name.
     pub(crate) faults: Mutex<BTreeMap<String, u32>>,
-    /// What they showed.
+    /// The effects that they showed.
     pub(crate) effects: Mutex<Effects>,
 }
 

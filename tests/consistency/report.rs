@@ -1,4 +1,4 @@
-//! What a run showed, for people and for programs.
+//! The report on what a run showed, for people and for programs.
 
 use std::collections::BTreeMap;
 use std::fmt::{self, Display, Formatter};
@@ -45,7 +45,7 @@ pub(crate) struct Report {
     /// The longest time from a fault's beginning until everything was confirmed again, seconds.
     pub(crate) longest_outage: f64,
     ended_by_itself: Exits,
-    /// What else is wrong.
+    /// Everything else that is wrong.
     pub(crate) failures: Vec<String>,
     replay: String,
 }

@@ -41,7 +41,7 @@ impl std::fmt::Display for Stale {
     }
 }
 
-/// What a quiet point showed.
+/// The findings of a quiet point.
 #[derive(Debug, Default)]
 pub(crate) struct Rest {
     /// Values that were compared.

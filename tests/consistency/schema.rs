@@ -50,7 +50,7 @@ pub(crate) const STAT: i32 = 6001;
 /// Teams; the lists of a team are the keys that a pattern removes.
 pub(crate) const TEAMS: i32 = 8;
 
-/// What begins the names of all cached keys, up to their first colon.
+/// Beginnings of the names of all cached keys, up to their first colon.
 pub(crate) static FAMILIES: [&str; 10] =
     ["item", "slug", "list", "flash", "page", "pages", "label", "part", "parts", "stat"];
 

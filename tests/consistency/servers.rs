@@ -24,10 +24,10 @@ pub(crate) const NAME: &str = "walsweep";
 /// walsweep's user in Redis, so that what it may do can be changed for it alone.
 pub(crate) const REDIS_USER: &str = "walsweep";
 
-/// What it may do if nothing is wrong.
+/// Rights of that user if nothing is wrong.
 const REDIS_RIGHTS: [&str; 5] = ["on", ">walsweep", "~*", "&*", "+@all"];
 
-/// What makes the race frequent and the outages short.
+/// Settings that make the race frequent and the outages short.
 const CONF: [&str; 6] = [
     "max_prepared_transactions = 64",
     "max_connections = 200",
@@ -38,8 +38,8 @@ const CONF: [&str; 6] = [
     "restart_after_crash = on",
 ];
 
-/// What a standby needs besides: that the primary keeps what it has yet to send, when somebody lets
-/// it give up the slot's WAL; and that the standby looks again soon when it was gone.
+/// Settings that a standby needs besides. The primary keeps what it has yet to send, when somebody
+/// lets it give up the slot's WAL; the standby looks again soon when it was gone.
 const WITH_STANDBY: [&str; 2] = ["wal_keep_size = '64MB'", "wal_retrieve_retry_interval = '200ms'"];
 
 /// Running servers.
@@ -48,7 +48,7 @@ pub(crate) struct Servers {
     pub(crate) standby: Option<Mutex<Postgres>>,
     /// Locked by whoever stops or starts it.
     pub(crate) postgres: Mutex<Postgres>,
-    /// The same.
+    /// Locked by whoever stops or starts it.
     pub(crate) redis: Mutex<Redis>,
     /// Not through a proxy.
     pub(crate) postgres_url: String,
@@ -216,7 +216,8 @@ impl Servers {
     }
 }
 
-/// What `/readyz` at a port says: whether all is well, and its body; `None` if nobody answers.
+/// Gives the answer of `/readyz` at a port: whether all is well, and its body; `None` if nobody
+/// answers.
 pub(crate) async fn readyz(port: u16) -> Option<(bool, String)> {
     let ask = async {
         let mut stream = TcpStream::connect(("127.0.0.1", port)).await.ok()?;

@@ -1,4 +1,4 @@
-//! What writers, readers and the auditor share.
+//! The state that writers, readers and the auditor share.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -25,7 +25,7 @@ pub(crate) const RETRY: Duration = Duration::from_millis(20);
 /// The latest fill of a key.
 #[derive(Clone, Debug)]
 pub(crate) struct Fill {
-    /// What was stored.
+    /// The value that was stored.
     pub(crate) value: String,
     /// When.
     pub(crate) at: Instant,
@@ -38,7 +38,7 @@ pub(crate) struct Fill {
 pub(crate) struct Overdue {
     /// The key.
     pub(crate) key: String,
-    /// What was cached.
+    /// The value that was cached.
     pub(crate) value: String,
     /// How long, and how long it might.
     pub(crate) life: Life,
@@ -69,7 +69,7 @@ pub(crate) struct Shared {
     pub(crate) postgres_url: String,
     /// The cache, not through a proxy.
     pub(crate) redis_url: String,
-    /// What is known of the rows.
+    /// Everything that is known of the rows.
     pub(crate) history: History,
     /// `[refill] window`.
     pub(crate) window: Duration,
@@ -77,7 +77,7 @@ pub(crate) struct Shared {
     pub(crate) late_readers: bool,
     /// Held by each writer during a turn; whoever takes it for writing pauses them.
     pub(crate) writing: RwLock<()>,
-    /// The same for readers.
+    /// Held by each reader during a turn; whoever takes it for writing pauses them.
     pub(crate) reading: RwLock<()>,
     /// Only a few rows are written: what a fault left in the keys of the others is not removed by
     /// accident before the next quiet point.

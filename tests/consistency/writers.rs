@@ -19,7 +19,7 @@ use crate::schema::{
 };
 use crate::shared::{Owned, RETRY, Shared};
 
-/// What a transaction does.
+/// The kind of work that a transaction does.
 #[derive(Clone, Copy, Debug)]
 enum Shape {
     Single,

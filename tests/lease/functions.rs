@@ -5,7 +5,7 @@ use redis::{AsyncCommands, Client, RedisError, Value, cmd};
 use walsweep::sweep::redis::lease;
 use walsweep_stage::throwaway::{Redis, RedisOptions};
 
-/// What a marker begins with; clients of several versions rely on it.
+/// The beginning of a marker; clients of several versions rely on it.
 const MARK: &[u8] = b"\0walsweep lease ";
 
 /// Milliseconds that no test waits for.

@@ -10,7 +10,7 @@ async fn loaded(bed: &Bed) -> Loaded {
     lease::loaded(&mut bed.cache.clone()).await.unwrap()
 }
 
-/// What `walsweep ARGS` writes; it must succeed.
+/// Gives what `walsweep ARGS` writes; it must succeed.
 fn output(sidecar: &Sidecar, args: &[&str]) -> String {
     let output = sidecar.command(args);
     assert!(output.status.success(), "{args:?}: {}", text(&output));

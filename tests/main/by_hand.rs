@@ -1,4 +1,5 @@
-//! What a person does and reads: keys removed by hand, commands and their help, the log, `make`.
+//! Things that a person does and reads: keys removed by hand, commands and their help, the log,
+//! `make`.
 
 use std::collections::BTreeSet;
 use std::process::Command;

@@ -205,7 +205,8 @@ async fn a_row_is_not_kept_while_a_change_of_its_table_is_invisible() {
     scene.takes("club:new").await;
 }
 
-/// The same of a change that the stream told to a session before, which kept no answers.
+/// I1: the stream told a change to the session before, which kept no answers, and nobody sees it
+/// yet. Whoever asks now is told the old row; it must not be kept, either.
 #[tokio::test]
 async fn a_session_keeps_nothing_before_all_from_before_it_has_ended() {
     let mut scene = Scene::new(&RULES.replace("= 100", "= 0")).await;
@@ -313,7 +314,7 @@ async fn keys_that_went_early_by_a_kept_row_go_by_the_new_one_at_the_commit() {
     assert!(scene.bed.has("club:any").await);
 }
 
-/// What the stream does not tell ends the session, and everything is swept.
+/// A change that the stream does not tell ends the session, and everything is swept.
 #[tokio::test]
 async fn a_table_that_is_no_longer_the_same_is_noticed() {
     for (sql, is_kept) in [

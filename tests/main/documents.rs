@@ -1,5 +1,5 @@
-//! What README.md and docs/guarantee.md say besides what other tests hold: limits that an operator
-//! has to know, and what Postgres and Redis do that is no code of walsweep's.
+//! Statements of README.md and docs/guarantee.md besides what other tests hold: limits that an
+//! operator has to know, and what Postgres and Redis do that is no code of walsweep's.
 
 use std::collections::BTreeSet;
 use std::net::TcpListener;
@@ -89,7 +89,8 @@ async fn a_database_that_swapdb_exchanges_is_swept() {
     assert!(sidecar.metric(LOST).await >= 1.0);
 }
 
-/// What the application sees after a migration that takes the primary key of a published table.
+/// The application sees UPDATE and DELETE refused after a migration that takes the primary key of a
+/// published table.
 #[tokio::test]
 async fn without_a_primary_key_updates_of_a_published_table_fail_until_there_is_another_identity() {
     let bed = Bed::new(&[]).await;
@@ -117,7 +118,7 @@ async fn without_a_primary_key_updates_of_a_published_table_fail_until_there_is_
     }
 }
 
-/// What the README quotes of Postgres about columns that a publication lists or filters by.
+/// Postgres says what the README quotes about columns that a publication lists or filters by.
 #[tokio::test]
 async fn postgres_refuses_what_a_column_list_or_a_row_filter_forbids() {
     let bed = Bed::new(&[]).await;
@@ -277,8 +278,8 @@ fn every_option_that_the_readme_names_is_there() {
     assert_eq!(unknown, FOREIGN);
 }
 
-/// What the unit and the container start is started as it is written there, and the exit status
-/// after which systemd starts it no more is that of a configuration that cannot be read.
+/// The program is started here as the unit and the container start it. The exit status after which
+/// systemd starts it no more is that of a configuration that cannot be read.
 #[test]
 fn the_unit_and_the_container_of_the_readme_start_what_the_program_understands() {
     let unit = &blocks("Run it as a service", "ini")[0];
@@ -329,7 +330,7 @@ fn the_unit_and_the_container_of_the_readme_start_what_the_program_understands()
     assert_eq!(output.status.code(), Some(78), "they are read: {}", text(&output));
 }
 
-/// What a newcomer copies first.
+/// A newcomer copies this configuration and this question first.
 #[test]
 fn the_first_configuration_and_question_of_the_readme_are_answered() {
     let section = "Try it on your own table";

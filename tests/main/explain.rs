@@ -1,4 +1,4 @@
-//! What `explain` and `check` tell a person at real servers.
+//! `explain` and `check` at real servers, and what they tell a person.
 
 use std::process::Output;
 
@@ -41,7 +41,7 @@ async fn explain_refuses_a_column_that_the_table_has_not() {
     assert!(text(&alone).contains("note       columns were not compared"), "{}", text(&alone));
 }
 
-/// The same row is judged here as in the stream, however its values are written.
+/// A row is judged here as in the stream, however its values are written.
 #[tokio::test]
 async fn explain_reads_values_by_the_types_of_their_columns() {
     let bed = Bed::new(&[]).await;

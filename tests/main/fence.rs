@@ -142,7 +142,7 @@ const RELATIONS: &str = "
     insert into other values (1);
     create role onlooker login;";
 
-/// What a transaction does, and whether rules of the relations above may see a change.
+/// Statements that a transaction runs, and whether rules of the relations above may see a change.
 const DEEDS: [(&str, bool); 28] = [
     ("insert into plain values (11)", true),
     ("update plain set note = 'x' where id = 2", true),
@@ -237,7 +237,8 @@ async fn whoever_may_have_changed_what_rules_look_at_is_waited_for() {
     }
 }
 
-/// What was prepared before a crash keeps its locks; a table that is missing may be in the making.
+/// Transactions that were prepared before a crash keep their locks; a table that is missing may be
+/// in the making.
 #[tokio::test]
 async fn a_crash_and_a_missing_table_leave_nobody_out_who_matters() {
     let mut bed = Bed::new(CONF).await;

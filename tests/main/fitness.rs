@@ -1,4 +1,4 @@
-//! What `check` refuses of Redis, `run` refuses: at the start, and whenever it connects.
+//! `run` refuses of Redis what `check` refuses: at the start, and whenever it connects.
 
 use walsweep_stage::throwaway::{Redis, RedisOptions};
 

@@ -80,7 +80,7 @@ fn roundups(one: &Match) -> Vec<Glob> {
     keys.map(|key| glob(&[&key])).into()
 }
 
-/// What is removed when a model is enabled or disabled.
+/// Gives the globs of keys that are removed when a model is enabled or disabled.
 fn model_counts() -> Vec<Glob> {
     let mut globs = ["db:models:active", "db:models:count:active"].map(|key| glob(&[key])).to_vec();
     globs.push(glob(&["db:leaderboard:", ""]));

@@ -1,4 +1,4 @@
-//! What newcomers mistype or forget: each command names the thing, the place and the cure.
+//! Newcomers mistype or forget something: each command names it, the place and the cure.
 
 use walsweep_stage::throwaway::{Postgres, PostgresOptions, Redis, RedisOptions, StopMode};
 
@@ -295,7 +295,7 @@ async fn a_role_that_may_not_replicate_is_told_once_with_the_sql() {
     assert!(!sidecar.log().concat().contains("grant connect"));
 }
 
-/// What it says to do is enough.
+/// It is enough to do what it says.
 #[tokio::test]
 async fn a_server_without_logical_decoding_is_told_with_the_sql_and_the_restart() {
     let mut bed = Bed::new(&["wal_level = replica", "max_replication_slots = 0"]).await;

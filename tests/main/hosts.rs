@@ -235,7 +235,7 @@ async fn a_start_waits_until_a_standby_is_promoted() {
     drop((standby, closed));
 }
 
-/// What a lookup reads is asked before the server is judged, and must not hide what is wrong.
+/// walsweep asks what a lookup reads before it judges the server; that must not hide what is wrong.
 #[tokio::test]
 async fn a_standby_is_named_as_one_whatever_the_rules_need() {
     let bed = Bed::new(&[]).await;

@@ -54,7 +54,7 @@ const KEYS: [&str; 11] = [
 /// at one of these rows.
 const ADDRESS_SPACE_KIB: u64 = 160 * 1024;
 
-/// What may be kept of such a row or message for a moment, in KiB: some buffers of a megabyte.
+/// Memory that such a row or message may take for a moment, in KiB: some buffers of a megabyte.
 const GROWTH_KIB: u64 = 8 * 1024;
 
 /// 100 MB.
@@ -168,7 +168,7 @@ async fn messages_of_100_mb_pass_in_little_memory() {
     sidecar.assert_quiet(&["watermark_missing", "a message removes nothing"]);
 }
 
-/// What cannot be taken would be sent again at every start.
+/// A row or message that cannot be taken would be sent again at every start.
 #[tokio::test]
 async fn a_start_under_a_memory_limit_passes_what_waits() {
     let (bed, mut sidecar) = bed().await;

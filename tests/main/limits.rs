@@ -1,4 +1,5 @@
-//! What an outage of any length may cost: memory stays flat, and the database's disk is spared.
+//! The cost that an outage of any length may have: memory stays flat, and the database's disk is
+//! spared.
 
 use std::time::Duration;
 

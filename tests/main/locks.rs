@@ -58,7 +58,7 @@ async fn lock(bed: &Bed) -> Vec<Sql> {
     vec![holder]
 }
 
-/// The same, but that each lock is only waited for, behind a reader that does not end.
+/// Like [`lock`], but each lock is only waited for, behind a reader that does not end.
 async fn queue(bed: &Bed) -> Vec<Sql> {
     let reader = Sql::connect(&bed.postgres).await;
     let reads = LOCKED.map(|table| format!("select from only {table};"));
@@ -210,8 +210,8 @@ keys = ["item:{id}", "found:{found.a}"]
     assert!(!told.contains(&format!("process {other_pid}")), "{told}");
 }
 
-/// What the gate asks runs on a connection of its own; and what the slot is asked for does not wait
-/// behind what is asked of tables.
+/// The gate's questions run on a connection of their own. Questions about the slot do not wait
+/// behind those about tables.
 #[tokio::test]
 async fn nothing_but_the_gate_uses_the_gates_connection() {
     let bed = Bed::new(&["log_statement = all", "log_line_prefix = '<%a> '"]).await;

@@ -40,7 +40,7 @@ const VALUES: [(&str, &str, &str); 11] = [
     ("price", "numeric(10,3)", "1.5"),
 ];
 
-/// The same key for the column of a change and for that of a row that is looked up.
+/// The column of a change and that of a row that is looked up give the same key.
 #[tokio::test]
 async fn a_value_of_a_row_is_in_keys_what_it_is_in_those_of_its_own_table() {
     let bed = Bed::new(&[]).await;
@@ -81,7 +81,7 @@ async fn a_value_of_a_row_is_in_keys_what_it_is_in_those_of_its_own_table() {
     assert!(sidecar.metric_sum("walsweep_widened_total").await < 0.5);
 }
 
-/// What the check before the start cannot see: a function that writes only where there is a row.
+/// The check before the start cannot see a function that writes only where there is a row.
 #[tokio::test]
 async fn a_function_that_writes_for_a_row_is_refused_and_its_keys_widen() {
     let bed = Bed::new(&[]).await;
@@ -177,7 +177,7 @@ async fn a_slow_lookup_ends_on_the_server_and_its_keys_widen() {
     locker.run("set lock_timeout = '2s'; begin; lock table game; rollback").await;
 }
 
-/// What docs/managed.md says that a server must have room for.
+/// A server must have room for these connections, as docs/managed.md says.
 #[tokio::test]
 async fn a_session_has_four_connections_and_one_for_each_of_eight_lookups() {
     let bed = Bed::new(&[]).await;

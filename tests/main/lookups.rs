@@ -399,7 +399,7 @@ async fn a_thousand_rows_are_read_for_a_hundred_thousand_changes() {
     assert!(widened(&sidecar, "lookup_failed").await < 0.5);
 }
 
-/// What `check` says of a configuration, and whether `run --strict` refuses it.
+/// Checks that `check` says this of a configuration, and that `run --strict` refuses it.
 async fn refused(bed: &Bed, rules: &str, code: &str, parts: &[&str]) {
     let mut sidecar = Sidecar::new(settings(bed, rules));
     let output = sidecar.command(&["check"]);
@@ -550,7 +550,8 @@ async fn each_lookup_is_told_with_the_grants_that_it_lacks_itself() {
     assert!(cures.contains(&(true, false)) && cures.contains(&(false, true)), "{said}");
 }
 
-/// What it could read before is told by name, with the grant, and not by a number.
+/// A table or schema that it could read before is told by name, with the grant, and not by a
+/// number.
 #[tokio::test]
 async fn a_right_that_is_taken_away_is_told_with_the_grant_that_cures_it() {
     let bed = Bed::new(&[]).await;

@@ -238,7 +238,7 @@ async fn a_query_that_is_asked_for_many_rows_means_what_it_means_for_one() {
     assert!(sidecar.metric_sum("walsweep_widened_total").await < 0.5);
 }
 
-/// What the server does not take for one row fails for that row alone.
+/// A parameter that the server does not take for one row fails for that row alone.
 #[tokio::test]
 async fn a_parameter_that_fails_widens_its_own_keys_alone() {
     let rules = RULES.replace("$1", "$1::int").replace("\"id\"", "\"code\"");
@@ -503,7 +503,7 @@ async fn a_large_transaction_in_blocks_tells_of_its_old_rows() {
     assert!(sidecar.metric_sum("walsweep_widened_total").await < 0.5);
 }
 
-/// What `check` says of a lookup's index, and that what it prints is a cure.
+/// `check` tells of a lookup that no index serves, and what it prints is a cure.
 #[tokio::test]
 async fn a_lookup_that_no_index_serves_is_told_with_the_statement_that_makes_one() {
     let bed = Bed::new(&[]).await;

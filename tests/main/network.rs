@@ -270,7 +270,7 @@ async fn a_redis_that_is_emptied_while_nothing_happens_is_swept() {
     assert!(sidecar.metric("walsweep_resyncs_total{reason=\"watermark_lost\"}").await > 0.5);
 }
 
-/// What a person reads is what went: also what was filled again before the second removal.
+/// A person reads of all that went, also of what was filled again before the second removal.
 #[tokio::test]
 async fn the_log_of_a_sweep_counts_the_keys_of_its_second_removal_too() {
     let mut bed = Bed::new(&[]).await;

@@ -112,7 +112,7 @@ async fn fills_during_the_pass_are_all_removed() {
     assert!(sidecar.metric(SECOND_PASSES).await < 0.5);
 }
 
-/// What is told of fills before the window's end may come after it.
+/// Names that are told of fills before the window's end may come after it.
 #[tokio::test]
 async fn names_on_their_way_at_the_end_of_the_window_are_waited_for() {
     let bed = Bed::new(&[]).await;

@@ -181,7 +181,7 @@ async fn with_the_gate_nothing_is_stale() {
     assert_eq!(stale_at_rest(true, commits()).await, 0);
 }
 
-/// The same with the gate off: some key must be stale, or the test above proves nothing.
+/// With the gate off some key must be stale, or the test above proves nothing.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn without_the_gate_the_oracle_bites() {
     assert!(stale_at_rest(false, commits()).await > 0, "the oracle sees nothing");

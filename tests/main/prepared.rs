@@ -227,7 +227,7 @@ async fn a_slot_that_decodes_at_prepare_is_refused_with_a_cure_and_nothing_is_lo
     bed.settled().await;
 }
 
-/// What the hint says; from 18 on there is another way, which keeps the slot.
+/// Does what the hint says; from 18 on takes another way, which keeps the slot.
 async fn cure(bed: &Bed, version: i32) {
     if version < 18 {
         bed.sql.run("select pg_drop_replication_slot('walsweep')").await;

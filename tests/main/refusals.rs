@@ -1,4 +1,4 @@
-//! What Redis refuses: it holds up its own keys, costs Redis little, is said, and is made good.
+//! A refusal by Redis holds up its own keys, costs Redis little, is said, and is made good.
 
 use std::time::Duration;
 
@@ -139,7 +139,7 @@ async fn many_small_transactions_that_redis_refuses_hold_up_no_other_rule() {
     assert!(!bed.has("guarded:1").await);
 }
 
-/// What is refused costs no pass before the right is there.
+/// A pattern that is refused costs no pass before the right is there.
 #[tokio::test]
 async fn patterns_that_redis_refuses_keep_it_idle_and_hold_up_no_other() {
     let (bed, sidecar) = start(|settings| {

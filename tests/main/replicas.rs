@@ -47,7 +47,8 @@ async fn update(bed: &Bed, id: u32) {
     bed.sql.run(&format!("update item set version = version + 1 where id = {id}")).await;
 }
 
-/// What a cache-aside reader of this server does when it finds nothing cached; gives what it read.
+/// Reads and caches as a cache-aside reader of this server that finds nothing cached; gives what it
+/// read.
 async fn read_through(bed: &Bed, server: &Sql, id: i32) -> i64 {
     let version: i64 = server.one_of("select version from item where id = $1", &[&id]).await;
     let _: () = bed.cache.clone().set(format!("item:{id}"), version).await.unwrap();

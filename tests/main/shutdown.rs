@@ -122,7 +122,7 @@ async fn a_stop_before_redis_ever_answered_waits_for_nothing() {
     bed.redis.resume().unwrap();
 }
 
-/// What was wrong is wrong still, and nobody looks any more.
+/// The trouble is there still, and nobody looks any more.
 #[tokio::test]
 async fn a_stop_does_not_tell_a_trouble_as_resolved() {
     let mut bed = Bed::new(&[]).await;

@@ -35,7 +35,7 @@ pub(crate) async fn set_up(conf: &[&str], ids: i32) -> (Bed, Sidecar) {
     set_up_with(RULES, conf, ids).await
 }
 
-/// The same with other rules.
+/// Like [`set_up`], with other rules.
 async fn set_up_with(rules: &str, conf: &[&str], ids: i32) -> (Bed, Sidecar) {
     let bed = Bed::new(conf).await;
     bed.sql.run(TABLE).await;
@@ -175,8 +175,8 @@ async fn a_table_altered_in_a_savepoint_that_is_undone_is_read_right() {
     assert!(resyncs <= 1.0, "{resyncs}: only the first start sweeps everything");
 }
 
-/// The same where the server does not fail, but reads the rows that follow by columns of other
-/// widths: what it sends is wrong, and looks right.
+/// Here the server does not fail, but reads the rows that follow by columns of other widths. What
+/// it sends is wrong and looks right: the transaction is read anew, whole.
 #[tokio::test]
 async fn a_column_altered_in_a_savepoint_that_is_undone_is_read_right() {
     let (bed, sidecar) = set_up(&[], 20_000).await;
@@ -251,9 +251,9 @@ async fn two_that_run_at_once_keep_apart_and_hold_nothing_back() {
     sidecar.assert_quiet(&["sweeping everything", SLOT_BY_HAND]);
 }
 
-/// What has no row keeps its place in the blocks, too: another's commit takes none of it along. Of
-/// a message in a block the server tells the top-level transaction alone (`pgoutput_message`), so
-/// `app:1`, whose savepoint is undone, may go with the commit.
+/// A message or TRUNCATE, which has no row, keeps its place in the blocks, too: another's commit
+/// takes none of it along. Of a message in a block the server tells the top-level transaction alone
+/// (`pgoutput_message`), so `app:1`, whose savepoint is undone, may go with the commit.
 #[tokio::test]
 async fn messages_and_truncates_of_a_block_are_of_its_transaction() {
     let rule = "[[rule]]\nname = \"app\"\nmessage = \"app\"\nkeys = [\"app:*\"]\n";

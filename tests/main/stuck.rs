@@ -17,7 +17,7 @@ async fn given_up(sidecar: &Sidecar) -> f64 {
     sidecar.metric("walsweep_resyncs_total{reason=\"slot_undecodable\"}").await
 }
 
-/// What `/readyz` answers.
+/// Gives the text that `/readyz` answers.
 async fn readiness(sidecar: &Sidecar) -> String {
     sidecar.get("/readyz").await.map(|(_, body)| body).unwrap_or_default()
 }
@@ -57,7 +57,7 @@ async fn a_publication_made_anew_by_hand_costs_one_slot_and_few_sessions() {
     bed.settled().await;
 }
 
-/// What was done by hand while it was away: `check` tells, a start gets over it.
+/// `check` tells of what was done by hand while it was away, and a start gets over it.
 #[tokio::test]
 async fn a_slot_that_is_older_than_its_publication_is_told_by_check_and_given_up_by_run() {
     let bed = Bed::new(&[]).await;
@@ -115,7 +115,7 @@ async fn sessions_that_end_at_once_do_not_spin() {
     bed.gone("item:5").await;
 }
 
-/// What goes wrong again and again is one trouble, not a line for each attempt.
+/// A fault that comes again and again is one trouble, not a line for each attempt.
 #[tokio::test]
 async fn an_outage_of_postgres_is_named_in_readyz_and_told_seldom() {
     let mut bed = Bed::new(&[]).await;

@@ -1,4 +1,4 @@
-//! What passes take of a real Redis: at most their share of any ten seconds.
+//! Passes take at most their share of any ten seconds of a real Redis.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -1,5 +1,5 @@
-//! What only newer servers have: failover slots, slots that are given up for idleness. On an older
-//! server each test holds what walsweep says there instead.
+//! Features that only newer servers have: failover slots, slots that are given up for idleness. On
+//! an older server each test holds what walsweep says there instead.
 
 use redis::AsyncCommands;
 use walsweep_stage::throwaway::{Postgres, PostgresOptions, StopMode};
@@ -363,7 +363,7 @@ async fn a_standby_is_refused_as_the_source_of_the_stream() {
     assert_eq!(slots, 0, "nothing was made there");
 }
 
-/// What one server shows would say nothing of what the other one sends.
+/// The state that one server shows would say nothing of what the other one sends.
 #[tokio::test]
 async fn two_servers_are_refused() {
     let bed = Bed::new(&[]).await;

@@ -17,8 +17,8 @@ async fn sidecar(bed: &Bed, rules: &str) -> Sidecar {
     Sidecar::set_up(Settings::new(&bed.postgres, &bed.redis, rules)).await
 }
 
-/// The same for a table that is altered: all its columns are published, since a listed one could
-/// not be, and it is not watched, since what is altered would be swept.
+/// Sets a sidecar up for a table that is altered: all its columns are published, since a listed one
+/// could not be altered, and it is not watched, since what is altered would be swept.
 async fn sidecar_unwatched(bed: &Bed, rules: &str) -> Sidecar {
     bed.sql.run("create publication walsweep for table prediction").await;
     let env = vec![("WALSWEEP_TEST_UNWATCHED".to_owned(), "1".to_owned())];

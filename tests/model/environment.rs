@@ -1,4 +1,4 @@
-//! What happens around walsweep: writers, readers, faults.
+//! Events around walsweep: writers, readers, faults.
 
 use std::fmt;
 
@@ -17,7 +17,7 @@ pub(crate) enum Event {
     Save,
     /// Redis continues with what was saved; the connections break.
     GoBack,
-    /// The same behind something that keeps the connection.
+    /// Redis continues with what was saved, behind something that keeps the connection.
     GoBackHidden,
     Crash,
     /// The slot is made anew, or moved, while nobody streams.
@@ -37,7 +37,8 @@ pub(crate) enum Event {
     Alter,
 }
 
-/// What may happen now, and to which target; what happens to none of them stands with the first.
+/// Adds what may happen now, and to which target; what happens to none of them stands with the
+/// first.
 pub(crate) fn events(scenario: &Scenario, state: &State, events: &mut Vec<(At, Event)>) {
     let (postgres, budget) = (&state.postgres, &state.budget);
     for row in 0..scenario.transactions {
@@ -195,8 +196,8 @@ fn go_back(target: &mut Target) {
     }
 }
 
-/// What the standby did not have is lost; what it has is visible as soon as it is replayed. Its
-/// copy of the slot is not further than its log.
+/// Promotes a standby. Commits that it did not have are lost; those that it has are visible as soon
+/// as they are replayed. Its copy of the slot is not further than its log.
 fn promote(state: &mut State, end: u8) {
     let postgres = &mut state.postgres;
     for commit in &mut postgres.commits {

@@ -13,7 +13,7 @@ use super::state::{
 };
 use super::step::Step;
 
-/// What happens next, and to which target; to the first, if to none.
+/// The next event or step, and its target: the first, if it is about none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Action {
     Around(At, Event),

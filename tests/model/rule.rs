@@ -65,7 +65,7 @@ pub(crate) enum Rule {
     LeastOfTargets,
     /// A target that has no room stops no other (`sweep::fan_out`).
     FedApart,
-    /// What one target owes is swept from no other (`stream`, `sweep::fan_out`).
+    /// A sweep that one target owes is done at no other (`stream`, `sweep::fan_out`).
     OwnSweep,
     /// After a sweep of everything the watermark is written anew, though it covers no more than
     /// before (`sweep::proof::ward`).

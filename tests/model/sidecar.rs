@@ -1,4 +1,4 @@
-//! What walsweep does, step by step. Every step is one round trip, or the reaction to one.
+//! walsweep's work, step by step. Every step is one round trip, or the reaction to one.
 
 use super::rule::Rule;
 use super::state::{
@@ -7,7 +7,7 @@ use super::state::{
 };
 use super::step::Step;
 
-/// What walsweep can do now, and to which target; what concerns all stands with the first.
+/// Adds what walsweep can do now, and to which target; what concerns all stands with the first.
 pub(crate) fn steps(scenario: &Scenario, state: &State, steps: &mut Vec<(At, Step)>) {
     let Some(walsweep) = &state.walsweep else {
         if !state.locked || scenario.has(Rule::StartLocked) {
@@ -37,7 +37,7 @@ pub(crate) fn steps(scenario: &Scenario, state: &State, steps: &mut Vec<(At, Ste
     }
 }
 
-/// What can be done to one target.
+/// Pushes the steps that can be done to one target.
 fn sweep_steps(
     scenario: &Scenario,
     (state, walsweep): (&State, &Walsweep),
@@ -564,8 +564,8 @@ fn write(scenario: &Scenario, state: &mut State, sweeper: &mut Sweeper) {
     cover(state, sweeper);
 }
 
-/// What the watermark covers is remembered; a sweep of everything is not: who goes back behind it
-/// shows no watermark of this session. `Refill::covered`.
+/// Remembers what the watermark covers, but no sweep of everything: who goes back behind it shows
+/// no watermark of this session. `Refill::covered`.
 fn cover(state: &State, sweeper: &mut Sweeper) {
     for (index, job) in sweeper.jobs.iter_mut().enumerate() {
         let end = state.postgres.commits.get(index).and_then(|commit| commit.lsn());

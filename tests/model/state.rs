@@ -1,4 +1,4 @@
-//! What the model knows: Postgres, the targets, a reader, walsweep, and what faults may come.
+//! The state of the model: Postgres, the targets, a reader, walsweep, and what faults may come.
 //!
 //! Two transactions, each of which changes one row; the value of that row is cached under one key.
 //! The log counts commits: the first that is modelled ends at LSN 2, and all before are done.
@@ -23,7 +23,7 @@ pub(crate) const BUCKETS: u8 = 2;
 /// Where the log ends when the model begins.
 pub(crate) const BEGIN: u8 = 1;
 
-/// What a row, or a cached value, says.
+/// The content of a row, or of a cached value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Version {
     Old,
@@ -83,7 +83,7 @@ pub(crate) struct Target {
     pub(crate) broken: bool,
 }
 
-/// What a Redis holds.
+/// The content of a Redis.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Redis {
     pub(crate) cached: [Option<Version>; ROWS],
@@ -150,7 +150,7 @@ pub(crate) struct Walsweep {
     pub(crate) sweepers: Vec<Sweeper>,
 }
 
-/// What is known of one target, by its sweeper and by its side of the ledger.
+/// The state of one target, as its sweeper and its side of the ledger know it.
 #[expect(clippy::struct_excessive_bools, reason = "facts that do not depend on each other")]
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Sweeper {
@@ -191,7 +191,7 @@ pub(crate) struct Budget {
     pub(crate) crashes: u8,
     /// How often Redis loses its connections and comes back with the state that was saved.
     pub(crate) rollbacks: u8,
-    /// The same, unseen: the connection stands.
+    /// How often Redis comes back with that state unseen: the connection stands.
     pub(crate) hidden_rollbacks: u8,
     pub(crate) moved_slots: u8,
     pub(crate) promotions: u8,
@@ -205,7 +205,7 @@ pub(crate) struct Budget {
     pub(crate) alterations: u8,
 }
 
-/// What happened that must not have, and what happened that excuses a sweep.
+/// Events that must not have happened, and those that excuse a sweep.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub(crate) struct History {
     /// A key was removed for a commit that was not visible.
@@ -239,7 +239,7 @@ pub(crate) enum Shape {
     Pattern,
 }
 
-/// What is explored, and with which rules.
+/// A case that is explored, and the rules that it has.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Scenario {
     pub(crate) name: &'static str,
@@ -273,7 +273,7 @@ impl Commit {
 }
 
 impl Postgres {
-    /// What a new snapshot reads.
+    /// Gives the version that a new snapshot reads.
     pub(crate) fn reads(&self, row: usize) -> Version {
         match self.commits[row].is_visible() {
             _ if row == 0 && self.altered => Version::Altered,

@@ -27,7 +27,7 @@ pub(crate) enum Step {
     Page,
     /// UNLINK, refused.
     Refused(usize),
-    /// What was refused is to be sent once more.
+    /// A job that was refused is to be sent once more.
     Retry(usize),
     /// The window is over.
     SecondDue(usize),

@@ -39,7 +39,7 @@ pub(crate) fn two(name: &'static str, shapes: [Shape; 2], budget: Budget) -> Sce
     Scenario { transactions: 2, shapes, ..one(name, Exact, budget) }
 }
 
-/// The same with two targets.
+/// Gives the scenario with two targets.
 pub(crate) fn both(scenario: Scenario) -> Scenario {
     Scenario { targets: 2, ..scenario }
 }

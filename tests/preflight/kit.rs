@@ -1,4 +1,4 @@
-//! What the tests of the checks share: configurations, databases, and what is found in them.
+//! Tools that the tests of the checks share: configurations, databases, and what is found in them.
 
 use std::process::Command;
 use std::time::Duration;
@@ -15,8 +15,9 @@ use walsweep::run::shutdown::Shutdown;
 use walsweep::setup::Hands;
 use walsweep_stage::throwaway::Postgres;
 
-/// What every throwaway server is found to be, and a publication that a test made by hand, and gave
-/// a comment that tells no more than whose it is; a superuser; not told in the rows.
+/// Codes that are found on every throwaway server, for a superuser, and for a publication that a
+/// test made by hand and gave a comment that tells no more than whose it is. The rows do not tell
+/// them.
 pub(crate) const USUAL: [&str; 6] = [
     "slot_missing",
     "slot_keep_unlimited",

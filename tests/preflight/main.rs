@@ -19,7 +19,7 @@ use walsweep_stage::throwaway::{Postgres, PostgresOptions};
 
 use crate::kit::{check, config, database, find, rule, whole};
 
-/// What a transaction that locks a table is printed with.
+/// Gives a statement that locks a table in the transaction that it is printed with.
 fn limited(statement: &str) -> String {
     format!(
         "begin;\nset local lock_timeout = '2s';\nset local synchronous_commit = local;\n\

@@ -1,4 +1,4 @@
-//! What is found in Redis.
+//! Findings in Redis.
 
 use redis::aio::MultiplexedConnection;
 use redis::{Client, cmd};
@@ -8,7 +8,7 @@ use walsweep_stage::throwaway::{Redis, RedisOptions};
 
 use crate::kit::{codes, config, find, rule};
 
-/// What is found as user `app`, who has these rights, by a rule with these keys.
+/// Gives what is found as user `app`, who has these rights, by a rule with these keys.
 async fn found_as(server: &Redis, rights: &str, keys: &[&str]) -> Vec<Finding> {
     found(server, rights, keys, false).await
 }

@@ -46,7 +46,7 @@ async fn hold_all(rows: Vec<Row>) {
     hold_since(0, rows).await;
 }
 
-/// The same for DDL that older servers do not know; there it has nothing to find.
+/// Holds rows whose DDL older servers do not know; there it has nothing to find.
 async fn hold_since(major: i32, rows: Vec<Row>) {
     let conf = vec!["max_replication_slots = 64".to_owned()];
     let options = PostgresOptions { conf, ..PostgresOptions::default() };

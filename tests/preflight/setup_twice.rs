@@ -1,4 +1,4 @@
-//! What `setup` makes, prints and names, and what `teardown` leaves.
+//! Everything that `setup` makes, prints and names, and what `teardown` leaves.
 
 use tokio_postgres::NoTls;
 use walsweep::keys::Rules;

@@ -1,4 +1,4 @@
-//! What must hold, and the place where it is looked at.
+//! The promises that must hold, and the place where they are looked at.
 //!
 //! - I1: no exact key is removed while no visible transaction of the session asks for it.
 //! - I2: where the watermark is written nothing older is cached, and nothing that is invisible is
@@ -50,11 +50,11 @@ pub(crate) struct Judge {
     disturbed_at: Cell<Option<Instant>>,
     targets: Vec<Target>,
     session: RefCell<Option<Session>>,
-    /// What was looked at, to show that the looking happened.
+    /// Counts of what was looked at, to show that the looking happened.
     pub(crate) looks: Looks,
 }
 
-/// What was seen of one target.
+/// Everything that was seen of one target.
 #[derive(Default)]
 struct Target {
     disturbed_at: Cell<Option<Instant>>,
@@ -78,7 +78,7 @@ pub(crate) struct Looks {
     pub(crate) blocks: Cell<u64>,
     /// Subtransactions of which blocks told, and that are undone.
     pub(crate) parts: Cell<u64>,
-    /// The same of whole transactions.
+    /// Whole transactions of which blocks told, and that are undone.
     pub(crate) aborts: Cell<u64>,
     /// First blocks of transactions that an earlier connection had begun to tell of.
     pub(crate) again: Cell<u64>,
@@ -161,7 +161,8 @@ impl Judge {
         self.disturbed_at.set(Some(Instant::now()));
     }
 
-    /// The same of one target: of the others promptness is asked for all the same.
+    /// Something went wrong with one target: promptness is not asked of it until a while later, but
+    /// of the others all the same.
     pub(crate) fn disturbed_at(&self, at: usize) {
         self.targets[at].disturbed_at.set(Some(Instant::now()));
     }

@@ -35,7 +35,7 @@ use schedule::{Outcome, run};
 /// Schedules of an ordinary run.
 const SCHEDULES: u64 = 2000;
 
-/// What the counts of a run count.
+/// Names of the things that a run counts.
 const LOOKED_AT: [&str; LOOKS] = [
     "removals",
     "watermarks",
@@ -53,7 +53,7 @@ const LOOKED_AT: [&str; LOOKS] = [
 ];
 
 thread_local! {
-    /// What panicked in a task, where a runtime would hide it.
+    /// The panic of a task, where a runtime would hide it.
     static PANICKED: RefCell<Option<String>> = const { RefCell::new(None) };
 }
 
@@ -106,7 +106,7 @@ fn run_all(first: u64, count: u64) -> (Vec<u64>, u64, [u64; LOOKS]) {
     (failed.into_inner().unwrap(), done, totals.map(AtomicU64::into_inner))
 }
 
-/// What happened, and how to see it again.
+/// Tells what happened, and how to see it again.
 fn tell(seed: u64) -> String {
     let outcome = try_one(seed, &rules(), true);
     let Outcome { failures, plan, trace, .. } = outcome;

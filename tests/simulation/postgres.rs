@@ -47,9 +47,9 @@ pub(crate) enum Phase {
 
 pub(crate) struct Transaction {
     pub(crate) xid: u64,
-    /// What survives in it, as far as it has come.
+    /// Objects that it wrote and that survive in it, as far as it has come.
     pub(crate) objects: Vec<Object>,
-    /// The same, each with the id of the transaction or subtransaction that wrote it.
+    /// Its writes that survive, each with the id of its transaction or subtransaction.
     writes: Vec<(u64, Object)>,
     /// Its subtransactions that are undone.
     undone: Vec<u64>,
@@ -61,7 +61,7 @@ pub(crate) struct Transaction {
     pub(crate) end_lsn: u64,
 }
 
-/// What one record of the log tells of a transaction.
+/// A step of a transaction, as one record of the log tells it.
 #[derive(Clone)]
 pub(crate) enum What {
     Write(Object),
@@ -92,7 +92,7 @@ pub(crate) struct Record {
 
 pub(crate) struct Slot {
     pub(crate) confirmed: u64,
-    /// What a crash leaves: the slot's file is written now and then only.
+    /// The position that a crash leaves: the slot's file is written now and then only.
     pub(crate) saved: u64,
 }
 
@@ -315,8 +315,8 @@ impl Postgres {
         format!("{xmin}:{xmax}:{}", running.join(",")).parse().unwrap()
     }
 
-    /// What the server's commit log says of a transaction that has ended, or of a subtransaction
-    /// that wrote something.
+    /// Says, by the server's commit log, whether a transaction that has ended is committed, or a
+    /// subtransaction that wrote something.
     pub(crate) fn is_committed(&self, xid: u64) -> bool {
         let survives = |one: &Transaction| {
             one.xid == xid || one.writes.iter().any(|(written_by, _)| *written_by == xid)
@@ -355,7 +355,7 @@ impl Postgres {
         &self.wal[..self.wal.partition_point(|record| record.end_lsn <= lsn)]
     }
 
-    /// What a new snapshot reads.
+    /// Gives the version that a new snapshot reads.
     pub(crate) fn current(&self, object: Object) -> Version {
         self.history(object).last().copied().unwrap_or(0)
     }
@@ -378,7 +378,7 @@ impl Postgres {
         }
     }
 
-    /// What ran is rolled back, what is in the log is visible. The log tells the end of all that
+    /// Rolls back what ran, and makes visible what is in the log. The log tells the end of all that
     /// is in it and goes on no more, as the record of running transactions does.
     fn abort_running(&mut self) {
         for version in 0..self.transactions.len() {
@@ -402,7 +402,7 @@ impl Postgres {
         }
     }
 
-    /// What the log holds after `end` is as if it had never been.
+    /// Loses what the log holds after `end`, as if it had never been.
     fn lose_after(&mut self, end: u64) {
         let kept = self.records_through(end).len();
         for record in self.wal.split_off(kept) {

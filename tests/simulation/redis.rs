@@ -23,7 +23,7 @@ enum Command {
     Number(u64),
 }
 
-/// What goes wrong with a call.
+/// The fate of a call: fine, or one of the ways to go wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Fate {
     Fine,
@@ -160,7 +160,7 @@ impl Redis {
         self.forget_from(self.log.len().saturating_sub(commands));
     }
 
-    /// The same behind a proxy that keeps the connections.
+    /// The last commands are lost, behind a proxy that keeps the connections.
     pub(crate) fn roll_back_hidden(&mut self, commands: usize) {
         self.forget_from(self.log.len().saturating_sub(commands));
     }
@@ -245,7 +245,7 @@ fn next_cursor(cursor: u64, mask: u64) -> u64 {
     (cursor | !mask).reverse_bits().wrapping_add(1).reverse_bits()
 }
 
-/// What walsweep asks for, owned, so that it may arrive after its sender is gone.
+/// A request of walsweep, owned, so that it may arrive after its sender is gone.
 enum Request {
     Nothing,
     /// With whether some keys are forbidden.

@@ -1,5 +1,5 @@
-//! What a walsender makes of the log: whole transactions at their commit, the largest in blocks
-//! while they run, as `reorderbuffer.c` does.
+//! The log as a walsender sends it: whole transactions at their commit, the largest in blocks while
+//! they run, as `reorderbuffer.c` does.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -17,7 +17,7 @@ struct Buffered {
     sent: BTreeSet<u64>,
 }
 
-/// What is to be sent next.
+/// The part of a transaction that is to be sent next.
 pub(crate) enum Told {
     Block {
         is_first: bool,

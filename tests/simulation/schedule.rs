@@ -59,7 +59,7 @@ pub(crate) enum Fault {
         commands: usize,
         down: u64,
     },
-    /// The same, behind a proxy that keeps the connections.
+    /// Like [`Fault::RedisRollsBack`], behind a proxy that keeps the connections.
     RedisRollsBackHidden {
         commands: usize,
     },
@@ -96,7 +96,7 @@ pub(crate) enum Fault {
     },
 }
 
-/// What a seed decides before anything runs.
+/// Everything that a seed decides before anything runs.
 #[derive(Debug)]
 pub(crate) struct Plan {
     pub(crate) window: Duration,
@@ -107,7 +107,7 @@ pub(crate) struct Plan {
     pub(crate) scan_pause: u64,
     /// Of each target whether its watermark stands already; the slot does, if one stands.
     pub(crate) known: Vec<bool>,
-    /// What may wait for a target.
+    /// The room for keys that wait for a target.
     pub(crate) room: Room,
     /// How long clients are busy, milliseconds.
     pub(crate) busy: u64,
@@ -372,7 +372,7 @@ fn set<T: Default + 'static>(
     });
 }
 
-/// What came of a schedule.
+/// The outcome of a schedule.
 pub(crate) struct Outcome {
     pub(crate) failures: Vec<String>,
     pub(crate) plan: Plan,

@@ -27,7 +27,7 @@ use crate::redis::Client;
 use crate::walsender;
 use crate::world::World;
 
-/// What the script asks of the process.
+/// An order of the script to the process.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Order {
     /// Everything is dropped where it stands; started again after so many milliseconds.
@@ -36,7 +36,7 @@ pub(crate) enum Order {
     Stop(u64),
 }
 
-/// What the last process is doing.
+/// A view of what the last process is doing.
 #[derive(Clone, Default)]
 pub(crate) struct Window(Rc<std::cell::RefCell<Option<Arc<Health>>>>);
 
@@ -132,7 +132,7 @@ async fn process(
 
 type Opened = (Outside<Asker, SqlStandby, Client>, Settings);
 
-/// What `Session::open` does, on the server in memory.
+/// Does what `Session::open` does, on the server in memory.
 async fn open(world: &Rc<World>, rules: &Rules) -> Result<Opened, Error> {
     let number = *world.replication.borrow();
     let check = || {
@@ -186,7 +186,7 @@ async fn open(world: &Rc<World>, rules: &Rules) -> Result<Opened, Error> {
     Ok((Outside { slot, witness, probe, standbys, nodes, lookups }, settings))
 }
 
-/// What watermarks are written under: there is no catalog to look at.
+/// Gives the prints that watermarks are written under: there is no catalog to look at.
 pub(crate) fn prints(rules: &Rules) -> Prints {
     Prints::new(rules.prints(&BTreeSet::new()), BTreeMap::new(), Tables::default(), &[])
 }

@@ -200,7 +200,7 @@ impl<'a> Sender<'a> {
         }
     }
 
-    /// What one record of the log gives. `None` when the connection is gone.
+    /// Sends everything that one record of the log gives. `None` when the connection is gone.
     async fn send_all(&mut self, all: Vec<(Version, Told)>, lsn: u64) -> Option<()> {
         for (version, told) in all {
             let xid = low(self.world.postgres.borrow().transactions[version].xid);

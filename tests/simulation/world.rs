@@ -1,4 +1,4 @@
-//! What all parts of a schedule share: time, chance, the servers, and what went wrong.
+//! The world that all parts of a schedule share: time, chance, the servers, and what went wrong.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
@@ -19,7 +19,7 @@ pub(crate) struct World {
     pub(crate) random: Random,
     /// The refill window, which is also how long a reader may take.
     pub(crate) window: Duration,
-    /// What may wait for a target.
+    /// The room for keys that wait for a target.
     pub(crate) room: Room,
     pub(crate) postgres: RefCell<Postgres>,
     /// The Redis of each target.
@@ -29,7 +29,7 @@ pub(crate) struct World {
     pub(crate) flushed: watch::Sender<u64>,
     /// Number of the replication connections; another number cuts the one that is there.
     pub(crate) replication: watch::Sender<u64>,
-    /// The same for ordinary connections.
+    /// Number of the ordinary connections; another number cuts those that are there.
     pub(crate) sql: watch::Sender<u64>,
     /// Whether commits wait for a synchronous standby that is gone.
     pub(crate) stuck: watch::Sender<bool>,

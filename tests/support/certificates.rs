@@ -8,7 +8,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// What is the usual about a request: a short key that is not encrypted.
+/// The usual part of a request: a short key that is not encrypted.
 const EC: &str = "-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2";
 
 /// A folder of certificates, each `NAME.crt` with its key `NAME.key`.

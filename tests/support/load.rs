@@ -80,7 +80,7 @@ impl Load {
     }
 }
 
-/// What is cached of the items, by id.
+/// Gives the versions that are cached of the items, by id.
 async fn cached(bed: &Bed) -> Vec<(i32, i64)> {
     let mut cached = Vec::new();
     for id in 1..=100 {
@@ -90,7 +90,7 @@ async fn cached(bed: &Bed) -> Vec<(i32, i64)> {
     cached
 }
 
-/// What is cached of a team.
+/// The query whose result is cached of a team.
 const SUM: &str = "select sum(version)::bigint from item where team = $1";
 
 /// A key that only a pattern removes.

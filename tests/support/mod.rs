@@ -1,4 +1,4 @@
-//! What the integration tests share: a sidecar as its operator runs it, SQL, and waiting.
+//! A kit that the integration tests share: a sidecar as its operator runs it, SQL, and waiting.
 
 #![allow(dead_code, unused_imports, reason = "a kit of tools: no test needs all of them")]
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stderr, reason = "a test may fail")]
@@ -84,7 +84,7 @@ impl Sql {
         self.one_of(query, &[]).await
     }
 
-    /// The same, with parameters.
+    /// Like [`Sql::one`], with parameters.
     pub(crate) async fn one_of<T>(&self, query: &str, params: &[&(dyn ToSql + Sync)]) -> T
     where
         T: FromSqlOwned,

@@ -26,7 +26,7 @@ use super::PATIENCE;
 /// How long a connection that was cut may take to be closed by both ends.
 const FAREWELL: Duration = Duration::from_secs(1);
 
-/// What happens to bytes and to new connections. One at a time; a new one ends the one before.
+/// The treatment of bytes and of new connections. One at a time; a new one ends the one before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Fault {
     /// Everything gets through.
@@ -40,7 +40,7 @@ pub(crate) enum Fault {
     /// A connection is closed once so many bytes have passed, from both ends together: from now on,
     /// or from its beginning.
     CutAfter(u64),
-    /// The same, but then a connection falls silent instead of closing.
+    /// Like [`Fault::CutAfter`], but then a connection falls silent instead of closing.
     SilentAfter(u64),
     /// Nobody listens. Connections that are open go on.
     Refuse,
@@ -49,9 +49,9 @@ pub(crate) enum Fault {
 /// Which bytes are meant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Way {
-    /// What the client sends.
+    /// Bytes that the client sends.
     ToServer,
-    /// What the server sends.
+    /// Bytes that the server sends.
     ToClient,
     /// All.
     Both,
@@ -73,7 +73,7 @@ enum Command {
     EndAll(End),
 }
 
-/// What every connection looks at before it passes anything on.
+/// The state that every connection looks at before it passes anything on.
 #[derive(Clone, Copy, Debug)]
 struct Link {
     fault: Fault,
@@ -118,7 +118,7 @@ impl Proxy {
         Proxy { port, commands, counts }
     }
 
-    /// The same in front of a port of 127.0.0.1.
+    /// Starts a proxy in front of a port of 127.0.0.1, without a fault.
     pub(crate) fn to_port(port: u16) -> Proxy {
         Proxy::start(SocketAddr::from(([127, 0, 0, 1], port)))
     }

@@ -15,7 +15,7 @@ use walsweep_stage::throwaway::{Postgres, Reaper, Redis, Signal, free_port, sign
 
 use super::{PATIENCE, eventually, pause_since};
 
-/// What a [`Sidecar`] is configured with. Every field may be changed before the start.
+/// The configuration of a [`Sidecar`]. Every field may be changed before the start.
 #[derive(Clone, Debug)]
 pub(crate) struct Settings {
     /// `[postgres] url`.
@@ -42,7 +42,7 @@ pub(crate) struct Settings {
     pub(crate) rules: String,
     /// Environment variables of the program.
     pub(crate) env: Vec<(String, String)>,
-    /// What `ulimit` is given before `walsweep run`, such as `-n 256`; nothing if empty.
+    /// Arguments that `ulimit` is given before `walsweep run`, such as `-n 256`; nothing if empty.
     pub(crate) ulimit: String,
 }
 
@@ -100,7 +100,7 @@ impl Sidecar {
         Sidecar::new_at(settings, free_port().unwrap())
     }
 
-    /// The same, with its pages at this port.
+    /// Like [`Sidecar::new`], with its pages at this port.
     pub(crate) fn new_at(settings: Settings, http_port: u16) -> Sidecar {
         let folder = TempDir::new().unwrap();
         let log = Arc::default();

@@ -18,7 +18,7 @@ use super::{PATIENCE, eventually};
 /// How long a server must be silent to have answered everything.
 const QUIET: Duration = Duration::from_millis(100);
 
-/// What every connection does with the next thing that its client sends.
+/// The order to every connection for the next thing that its client sends.
 #[derive(Clone, Copy, Debug)]
 struct Order {
     target: SocketAddr,

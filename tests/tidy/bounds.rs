@@ -385,7 +385,7 @@ fn what_the_documents_count_is_there_as_often() {
     }
 }
 
-/// What does not stand where it should. `read` gives a file.
+/// Sentences and lines that do not stand where they should. `read` gives a file.
 fn wrong_bounds(bounds: &[(&str, &str, &str, &str)], read: impl Fn(&str) -> String) -> Vec<String> {
     let flat = |text: &str| {
         let lines = text.lines().map(|line| line.trim_start_matches("# "));

@@ -1,4 +1,4 @@
-//! What the documents name must be there: files of this repository, and tests in them.
+//! Files of this repository that documents name are there, and so are the tests in them.
 
 use std::fs;
 use std::path::Path;

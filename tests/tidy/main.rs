@@ -6,6 +6,7 @@
 #![allow(clippy::panic, clippy::unwrap_used, reason = "a test may fail")]
 
 mod bounds;
+mod english;
 mod links;
 mod said;
 mod source;
@@ -44,7 +45,7 @@ const ROOF: [&str; 3] = ["src/lib.rs", "src/main.rs", "src/command/"];
 /// The stages that do no input and output, and know no time.
 const PURE: [&str; 4] = ["decode", "gather", "keys", "ledger"];
 
-/// What a pure stage may not name, besides a clock's `now`.
+/// Names that a pure stage may not use, besides a clock's `now`.
 const IMPURE: [&str; 9] = [
     "tokio",
     "redis",

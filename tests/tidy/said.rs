@@ -1,4 +1,4 @@
-//! What the README quotes of the program, the program says.
+//! The program says what the README quotes of it.
 
 use super::{assert_none, product, root_file};
 
@@ -26,7 +26,7 @@ fn quoted(readme: &str) -> Vec<String> {
     parts
 }
 
-/// What is quoted and stands nowhere in this code.
+/// Quotes that stand nowhere in this code.
 fn unsaid(readme: &str, code: &str) -> Vec<String> {
     // A text that goes on in the next line.
     let lines = code.split("\\\n").map(str::trim_start);

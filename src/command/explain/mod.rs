@@ -28,7 +28,7 @@ use crate::preflight::nearest;
 /// A row as JSON: column to value.
 pub type Object = Map<String, serde_json::Value>;
 
-/// What happened to a row.
+/// An operation on a row, or on a view.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Operation {
     /// INSERT.
@@ -50,7 +50,7 @@ pub enum Operation {
 pub struct Question {
     /// The table.
     pub table: TableName,
-    /// What happened.
+    /// The operation that happened.
     pub operation: Operation,
     /// The old row, as far as Postgres sends it: columns that are not in it are unknown.
     pub old: Option<Object>,
@@ -117,7 +117,7 @@ pub enum Error {
         column: String,
         /// Its type.
         kind: String,
-        /// What the server said.
+        /// The server's message.
         said: String,
     },
     /// A row, or the identity, names a column that the table does not have.
@@ -135,7 +135,7 @@ pub enum Error {
 }
 
 impl Error {
-    /// What to do about it.
+    /// Gives advice on what to do about it.
     #[must_use]
     pub fn hint(&self) -> Option<String> {
         match self {
@@ -169,7 +169,7 @@ impl Error {
 pub struct Explanation {
     /// The table.
     pub table: TableName,
-    /// What happened.
+    /// The operation that happened.
     pub operation: Operation,
     /// Every rule of the table, in the order of the file.
     pub rules: Vec<Explained>,
@@ -180,22 +180,22 @@ pub struct Explanation {
     /// Columns that the rows have and no rule of the table reads, each with one that a rule reads,
     /// is not given and is perhaps meant.
     pub unread: Vec<(String, Option<String>)>,
-    /// What has to be known besides, a sentence each.
+    /// Facts that have to be known besides, a sentence each.
     pub notes: Vec<String>,
 }
 
-/// What one rule makes of the change.
+/// One rule, and the outcome of the change under it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Explained {
     /// The rule's name.
     pub rule: String,
     /// Where it starts in the file.
     pub at: Location,
-    /// What it makes of the change.
+    /// The outcome of the change under it.
     pub outcome: Outcome,
 }
 
-/// What one rule makes of the change.
+/// The outcome of the change under one rule.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
     /// The rule does not look at this operation.
@@ -314,7 +314,7 @@ pub fn explain(
     })
 }
 
-/// What is supposed where no server was asked.
+/// Says what is supposed where no server was asked.
 fn supposed(question: &Question) -> Vec<String> {
     let rows = question.old.is_some() || question.new.is_some();
     let types = "the table was not asked: a value has the type that it has in JSON, and a text \
@@ -350,7 +350,7 @@ fn unread(rules: &Rules, question: &Question) -> Vec<(String, Option<String>)> {
     given.difference(&read).map(|column| ((*column).to_owned(), meant(column))).collect()
 }
 
-/// What becomes of a change that a rule looks at.
+/// Gives the outcome of a change that a rule looks at.
 fn keyed(
     rules: &Rules,
     (rule, name): (RuleId, &str),

@@ -24,7 +24,7 @@ const JSON: [u32; 2] = [114, 3802];
 pub struct Table {
     /// Its columns, in their order.
     pub columns: Vec<TableColumn>,
-    /// What an UPDATE and a DELETE send of the old row.
+    /// The part of the old row that an UPDATE and a DELETE send.
     pub identity: Identity,
 }
 
@@ -263,7 +263,7 @@ impl Table {
     }
 }
 
-/// What rules read of an old row that is sent whole and is not told here.
+/// Says which columns of an old row, which is sent whole, rules read and are not told here.
 fn untold(question: &Question, read: &BTreeSet<&str>) -> Option<String> {
     let is_told = |column: &str| question.old.as_ref().is_some_and(|old| old.contains_key(column));
     let untold: Vec<String> =

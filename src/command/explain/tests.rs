@@ -1,4 +1,4 @@
-//! What a change is explained as.
+//! Tests of how a change is explained.
 
 use super::{
     Error, Explanation, Identity, Object, Operation, Question, Table, TableColumn, explain,
@@ -132,7 +132,8 @@ fn known(columns: &[(&str, u32)], identity: Identity) -> Table {
     Table { columns: columns.iter().map(column).collect(), identity }
 }
 
-/// What the table's replica identity does not send is unknown, whatever the question tells of it.
+/// Columns that the table's replica identity does not send are unknown, even if the question tells
+/// them.
 #[test]
 fn of_the_old_row_there_is_what_the_replica_identity_sends() {
     let ask = |identity: &Identity, operation: &str, old: &str, new: &str| {

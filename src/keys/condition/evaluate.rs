@@ -30,7 +30,7 @@ pub(in crate::keys) enum Fault {
 }
 
 impl Fault {
-    /// What it is, for people.
+    /// Describes it, for people.
     pub(in crate::keys) fn as_str(self) -> &'static str {
         match self {
             Fault::Type => "values of kinds that do not go together",

@@ -130,7 +130,8 @@ impl Condition {
         if flaws.is_empty() { Ok(condition) } else { Err(placed(flaws)) }
     }
 
-    /// What does not fit the kinds that the columns have, by their index, each at its place.
+    /// Lists the parts that do not fit the kinds that the columns have, by their index, each at its
+    /// place.
     pub(super) fn misfits(&self, kind: &dyn Fn(usize) -> Kind) -> Vec<(Location, Flaw)> {
         let flaws = typing::check(self, kind).into_iter();
         flaws.map(|(at, flaw)| (self.script.place(at), flaw)).collect()

@@ -1,4 +1,4 @@
-//! What holds for any condition and any row; the crate's own interpreter is the oracle.
+//! Properties of any condition and any row; the crate's own interpreter is the oracle.
 
 use cel::{Context, Program, Value};
 use proptest::prelude::*;

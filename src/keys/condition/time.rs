@@ -16,7 +16,7 @@ pub(super) fn time(text: &[u8]) -> Option<i64> {
     read(text).map(|(time, _)| time)
 }
 
-/// The same of RFC 3339, which names its time zone.
+/// Reads a time like [`time()`], if it names its time zone, as RFC 3339 does.
 pub(super) fn rfc3339(text: &[u8]) -> Option<i64> {
     read(text).filter(|(_, has_zone)| *has_zone).map(|(time, _)| time)
 }

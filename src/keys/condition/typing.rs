@@ -1,5 +1,5 @@
-//! What does not go together in a condition, as far as it is known before a row is seen: without
-//! the kinds of the columns when the configuration is read, with them when the catalog is.
+//! Parts of a condition that do not go together, as far as it is known before a row is seen:
+//! without the kinds of the columns when the configuration is read, with them when the catalog is.
 
 use super::value::Kind;
 use super::{Arithmetic, Comparison, Condition, Constant, Flaws, Function, Node, What};

@@ -1,4 +1,4 @@
-//! What a column's text is, by its type, and how two values compare.
+//! A column's text as a value, by its type, and how two values compare.
 
 use std::cmp::Ordering;
 use std::io::Write;
@@ -6,7 +6,7 @@ use std::io::Write;
 use super::evaluate::Fault;
 use super::{decimal, time};
 
-/// What kind of value a part of the condition gives.
+/// The kind of value that a part of the condition gives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::keys) enum Kind {
     /// Not known before it is evaluated.
@@ -59,7 +59,7 @@ pub(in crate::keys) fn kind_of(type_id: u32) -> Kind {
 }
 
 impl Kind {
-    /// What it is called in messages.
+    /// Gives its name in messages.
     pub(super) fn name(self) -> &'static str {
         match self {
             Kind::Any => "a value",

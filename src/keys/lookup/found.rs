@@ -1,4 +1,4 @@
-//! What lookups found.
+//! The answers of lookups.
 
 use std::fmt;
 
@@ -17,7 +17,7 @@ pub struct Wanted {
     pub(in crate::keys) params: Box<[u8]>,
 }
 
-/// What a lookup gave for some parameters.
+/// The answer of a lookup for some parameters.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Found {
     /// Rows, one at least; of a lookup that may have only one, that one.
@@ -36,7 +36,7 @@ pub enum Found {
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct FoundRows(Vec<u8>);
 
-/// What was found.
+/// The answers that were found, by the row that was wanted.
 #[derive(Debug, Default)]
 pub struct Answers(HashMap<Wanted, Found>);
 
@@ -134,7 +134,7 @@ impl Answers {
         self.0.extend(other.0);
     }
 
-    /// What is known of `wanted`.
+    /// Gives the answer for `wanted`, if one is known.
     #[must_use]
     pub fn get(&self, wanted: &Wanted) -> Option<&Found> {
         self.0.get(wanted)

@@ -32,14 +32,14 @@ pub struct Lookup {
     pub columns: Vec<Located<String>>,
     /// How many answers may be kept, at most; 0 for none.
     pub cache: usize,
-    /// What the answers depend on; `None` while it is not known that they may be kept, as of rules
-    /// that are not [bound](super::Bound).
+    /// Everything that the answers depend on; `None` while it is not known that they may be kept,
+    /// as of rules that are not [bound](super::Bound).
     pub reads: Option<Reads>,
     /// How many rows an answer is meant to have.
     pub rows: LookupRows,
     /// The most rows of an answer that is meant to have many.
     pub limit: usize,
-    /// What becomes of a key where one row is wanted and there is none.
+    /// The outcome for a key where one row is wanted and there is none.
     pub missing: Missing,
     /// Whose rows the answers are; `None` while that is not known to be one table, as of rules that
     /// are not bound.

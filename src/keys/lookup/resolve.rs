@@ -43,7 +43,7 @@ impl KeySet {
         self.told().flat_map(|(template, told)| told.wanted(template)).collect()
     }
 
-    /// What waits for rows: each template as it is written, and the rows.
+    /// Gives the entries that wait for rows: the template of each as it is written, and its rows.
     pub fn waiting(&self) -> impl Iterator<Item = (&str, Vec<Wanted>)> {
         self.told().map(|(template, told)| (&*template.text, told.wanted(template).collect()))
     }
@@ -134,12 +134,12 @@ impl<'a> Told<'a> {
     }
 }
 
-/// What is known of rows when keys are rendered.
+/// Everything that is known of rows when keys are rendered.
 pub(in crate::keys) struct Rows<'a> {
     pub(in crate::keys) answers: &'a Answers,
     /// Why a row is not known that has no answer.
     pub(in crate::keys) missing: WidenReason,
-    /// What lookups gave before the transaction.
+    /// The rows that lookups gave before the transaction.
     pub(in crate::keys) before: ByParams<'a>,
 }
 

@@ -1,4 +1,4 @@
-//! What one key set has beyond another.
+//! The part of one key set that goes beyond another.
 
 use super::{Content, KeySet};
 

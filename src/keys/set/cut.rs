@@ -88,15 +88,17 @@ impl KeySet {
 
     /// Memory that [`KeySet::collapse`] may free, bytes.
     pub(in crate::keys) fn narrow_bytes(&self) -> usize {
-        let narrow = self.usage.iter::<TemplateId>().filter(|(_, usage)| !usage.whole);
+        let is_narrow = |(id, usage): &(TemplateId, &Usage)| !usage.whole && self.frees(*id, usage);
+        let narrow = self.usage.iter::<TemplateId>().filter(is_narrow);
         narrow.map(|(_, usage)| usage.held.bytes).sum()
     }
 
     /// Gives up what the largest template gave for its widest pattern; gives the template's rule.
-    /// `None` if that would free less than `least` bytes.
+    /// `None` if that is less than `least` bytes, or would free none.
     pub fn collapse_largest(&mut self, least: usize) -> Option<RuleId> {
         let is_narrow = |usage: &Usage| !usage.whole && usage.held.keys + usage.held.patterns > 0;
-        let narrow = self.usage.iter().filter(|(_, usage)| is_narrow(usage));
+        let frees = |(id, usage): &(TemplateId, &Usage)| is_narrow(usage) && self.frees(*id, usage);
+        let narrow = self.usage.iter().filter(frees);
         let largest = narrow.max_by_key(|(_, usage)| usage.held.bytes);
         let (template, _) = largest.filter(|(_, usage)| usage.held.bytes >= least)?;
         self.add_whole(template, Some(WidenReason::Limit));

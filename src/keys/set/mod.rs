@@ -55,7 +55,7 @@ pub struct KeySet {
     keys: Arena<TemplateId, false>,
     patterns: Patterns,
     usage: Sparse<Usage>,
-    /// What all templates hold.
+    /// The amount that all templates hold.
     used: Amount,
     rules: Sparse<RuleCount>,
     pending: Pending,
@@ -64,10 +64,10 @@ pub struct KeySet {
     charge: Charge,
 }
 
-/// What waits for rows of lookups.
+/// Entries that wait for rows of lookups.
 pub(super) type Pending = Arena<TemplateId, true>;
 
-/// What one template holds of a set.
+/// The part of a set that one template holds.
 #[derive(Clone, Copy, Default)]
 struct Usage {
     held: Amount,
@@ -94,11 +94,11 @@ pub(super) enum Content<'a> {
     Key(TemplateId, &'a [u8]),
     /// A pattern of a template.
     Pattern(TemplateId, &'a Pattern),
-    /// What a template needs rows for.
+    /// An entry that a template needs rows for.
     Pending(TemplateId, &'a [u8]),
-    /// What a lookup gave before the transaction.
+    /// A row that a lookup gave before the transaction.
     Before(LookupId, &'a [u8]),
-    /// What a lookup gave before the transaction is not known.
+    /// A lookup whose rows before the transaction are not known.
     Lost(LookupId, WidenReason),
     /// How many changes a rule looked at.
     Matches(RuleId, u64),
@@ -170,13 +170,23 @@ impl KeySet {
         self.charge.bytes()
     }
 
+    /// Counts as on its way to Redis from now on, until [`KeySet::waits`], or a clone of it.
+    pub fn on_its_way(&mut self) {
+        self.charge.moves(true);
+    }
+
+    /// Counts as waiting for something from now on.
+    pub fn waits(&mut self) {
+        self.charge.moves(false);
+    }
+
     /// Counts something else where this set is counted: nothing yet.
     #[must_use]
     pub fn new_charge(&self) -> Charge {
         Charge::new(self.charge.memory())
     }
 
-    /// The same set, which is not counted: it is of the configuration, and stays.
+    /// Stops counting the set: it is of the configuration, and stays.
     #[must_use]
     pub fn uncounted(mut self) -> KeySet {
         self.charge = Charge::new(&Arc::default());
@@ -289,12 +299,14 @@ impl KeySet {
         }
     }
 
-    /// Gives up every exact key and pattern for its template's widest, to free memory (I6). Gives
-    /// the rules that were widened by it, and how often.
+    /// Gives up exact keys and patterns for their template's widest, wherever that frees memory
+    /// (I6): a pattern takes as much as some ten keys. Gives the rules that were widened by it, and
+    /// how often.
     pub fn collapse(&mut self) -> Vec<(RuleId, u64)> {
         let count = |held: &Amount| held.keys + held.patterns + held.pending;
         let is_narrow = |usage: &Usage| !usage.whole && count(&usage.held) > 0;
-        let used = self.usage.iter().filter(|(_, usage)| is_narrow(usage));
+        let frees = |(id, usage): &(TemplateId, &Usage)| is_narrow(usage) && self.frees(*id, usage);
+        let used = self.usage.iter().filter(frees);
         let narrow: Vec<TemplateId> = used.map(|(template, _)| template).collect();
         let mut widened: Vec<(RuleId, u64)> = Vec::new();
         for template in narrow {
@@ -309,6 +321,14 @@ impl KeySet {
         self.keys.shrink();
         self.weigh();
         widened
+    }
+
+    /// Whether the widest pattern of a template takes less than all that it gave.
+    fn frees(&self, template: TemplateId, usage: &Usage) -> bool {
+        match &self.templates[usize::from(template.0)].whole {
+            Whole::Key(_) => true,
+            Whole::Pattern(pattern) => usage.held.bytes > patterns::cost(pattern.as_bytes()),
+        }
     }
 
     /// Whether everything that the template could give is in the set.
@@ -410,7 +430,7 @@ impl KeySet {
         false
     }
 
-    /// What is known of each template.
+    /// Gives the facts that are known of each template.
     pub(super) fn templates(&self) -> &Arc<[TemplateInfo]> {
         &self.templates
     }

@@ -17,7 +17,7 @@ pub(super) struct Patterns {
     bytes: usize,
 }
 
-/// What a pattern costs beside its bytes: the compiled form, measured on patterns of two stars.
+/// The cost of a pattern beside its bytes: the compiled form, measured on patterns of two stars.
 const COST: usize = 512;
 
 /// The memory that a pattern takes, bytes: they stand in the pattern, and again in its compiled

@@ -1,4 +1,4 @@
-//! What few of many ids have: a set of a thousand rules costs what is in it.
+//! Values that few of many ids have: a set of a thousand rules costs what is in it.
 
 use crate::keys::label::{RuleId, TemplateId};
 

@@ -13,7 +13,7 @@ impl KeySet {
         self.pending.len() > 0
     }
 
-    /// What waits for rows, and for which template.
+    /// Gives the entries that wait for rows, each with its template.
     pub(in crate::keys) fn pending(&self) -> impl Iterator<Item = (&TemplateInfo, &[u8])> {
         let template = |id: TemplateId| &self.templates[usize::from(id.0)];
         self.pending.iter().map(move |(id, bytes)| (template(id), bytes))
@@ -45,7 +45,7 @@ impl KeySet {
         self.weigh();
     }
 
-    /// What a lookup gave before the transaction is not known any more.
+    /// Gives up the rows that a lookup gave before the transaction: they are not known any more.
     pub(in crate::keys) fn lose_before(&mut self, lookup: LookupId, why: WidenReason) {
         self.before.lose(lookup, why);
         self.weigh();

@@ -1,4 +1,4 @@
-//! What the metrics are told of a stream.
+//! Numbers that the metrics are told of a stream.
 
 use std::collections::VecDeque;
 use std::time::{Duration, SystemTime};

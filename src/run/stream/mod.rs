@@ -72,21 +72,21 @@ pub struct Ends {
 
 /// The gate's ends.
 pub struct GateEnds {
-    /// What it takes.
+    /// Inputs that it takes.
     pub inputs: Receiver<Input>,
-    /// What it gives.
+    /// Keys that it gives.
     pub visible: Sender<Visible>,
-    /// What it answers.
+    /// Answers that it gives to questions.
     pub answers: mpsc::Sender<Ended>,
 }
 
 /// The targets' ends.
 pub struct TargetEnds {
-    /// What they take.
+    /// Keys that they take.
     pub visible: Receiver<Visible>,
     /// How far the watermark of each may go.
     pub safe: Vec<watch::Receiver<Lsn>>,
-    /// What they give.
+    /// Events that they give, each with its target.
     pub events: mpsc::Sender<(TargetId, Event)>,
 }
 
@@ -111,7 +111,7 @@ impl Ends {
 pub struct Stream<'a> {
     slot: Slot,
     gatherer: Gatherer,
-    /// What is read of a payload that comes in pieces.
+    /// The part that is read of a payload that comes in pieces.
     condenser: Option<Condenser>,
     bound: &'a mut Bound,
     /// Keys of the transaction that is being received.
@@ -124,7 +124,7 @@ pub struct Stream<'a> {
     is_full: bool,
     ledger: Ledger,
     ends: Ends,
-    /// What the gate had no room for; nothing is read until it has.
+    /// Inputs that the gate had no room for; nothing is read until it has.
     held: VecDeque<Input>,
     arrivals: Arrivals,
     timing: Timing,
@@ -175,7 +175,7 @@ impl<'a> Stream<'a> {
         }
     }
 
-    /// The same stream, whose server's log ended at `wal_end` when it began: what lies before may
+    /// Notes that the server's log ended at `wal_end` when the stream began: what lies before may
     /// have waited since `since`, and is not confirmed sooner.
     #[must_use]
     pub fn behind(mut self, wal_end: Lsn, since: Option<Instant>) -> Stream<'a> {
@@ -415,7 +415,10 @@ impl<'a> Stream<'a> {
         self.pass_on(Input::Transaction(Box::new(Mapped { transaction, received_at, keys })));
     }
 
-    fn pass_on(&mut self, input: Input) {
+    fn pass_on(&mut self, mut input: Input) {
+        if let Some(keys) = input.keys() {
+            keys.on_its_way();
+        }
         if !self.held.is_empty() {
             self.held.push_back(input);
         } else if let Err(input) = self.ends.inputs.try_send(input) {

@@ -1,4 +1,4 @@
-//! What the cache of lookups is told of the stream.
+//! News of the stream for the cache of lookups.
 //!
 //! A change counts from its arrival, in a block as well: whether it is committed, and seen, is not
 //! known then, and neither is what comes before it.
@@ -11,7 +11,7 @@ use crate::keys::KeySet;
 use crate::settle::{Cache, Input, Mapped};
 
 impl<'a> Stream<'a> {
-    /// The same stream, that tells `cache` of changes.
+    /// Lets the stream tell `cache` of changes.
     #[must_use]
     pub fn with_cache(self, cache: Option<Cache>) -> Stream<'a> {
         Stream { cache, ..self }

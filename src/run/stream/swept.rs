@@ -1,4 +1,4 @@
-//! What a sweep of keys in doubt took.
+//! Counts of what a sweep of keys in doubt took.
 
 use crate::keys::RuleId;
 use crate::sweep::{Doubt, Why};
@@ -45,7 +45,7 @@ impl Sweep {
         self.is_told = true;
     }
 
-    /// The same of what its second removal took, if it took anything.
+    /// Says how many keys its second removal took, of which rules, and why, if it took any.
     pub(super) fn tell_again(&mut self, metrics: &Metrics) {
         let gone = self.gone(metrics, |(_, again)| again);
         if gone.iter().any(|count| *count > 0) {

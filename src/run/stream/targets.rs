@@ -1,4 +1,4 @@
-//! What is known of each target, and what that makes of the whole.
+//! The state of each target, as far as it is known, and what that makes of the whole.
 
 use super::Stream;
 use super::swept::Sweep;
@@ -15,7 +15,7 @@ pub(super) struct Progress {
     phase: Phase,
     /// Whether it owes a sweep, so that nothing can be confirmed.
     owes_sweep: bool,
-    /// What it is about, and what it took so far.
+    /// The sweep: what it is about, and what it took so far.
     swept: Option<Sweep>,
 }
 
@@ -89,7 +89,7 @@ impl Stream<'_> {
         self.pass_on(Input::Resync(Box::new(resync)));
     }
 
-    /// What a target does now. The whole does what the one does that is furthest behind.
+    /// Notes what a target does now. The whole does what the one does that is furthest behind.
     fn is_in(&mut self, target: TargetId, phase: Phase, health: &Health) {
         if let Some(progress) = self.targets.get_mut(target.place()) {
             progress.phase = phase;

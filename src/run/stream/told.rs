@@ -1,5 +1,6 @@
-//! What the log tells of each transaction, at `debug`: which rules give how many keys, and why some
-//! are widened. Keys hold values of rows, so that they are told only where `[log] keys` says so.
+//! Lines of the log about each transaction, at `debug`: which rules give how many keys, and why
+//! some are widened. Keys hold values of rows, so that they are told only where `[log] keys` says
+//! so.
 
 use std::collections::BTreeMap;
 
@@ -14,7 +15,7 @@ use crate::words::counted;
 /// Keys of a transaction that are told, at most.
 const TOLD_MAX: usize = 100;
 
-/// What one rule gives.
+/// Counts of what one rule gives.
 #[derive(Default)]
 struct OfRule {
     keys: u64,

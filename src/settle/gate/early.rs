@@ -12,7 +12,7 @@ use crate::channel::{Sender, Weight};
 use crate::keys::KeySet;
 use crate::lsn::Lsn;
 
-/// What may have ended while it is still being sent.
+/// A transaction that may have ended while it is still being sent.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Question {
     /// The top-level transaction's id, 32 bit.
@@ -56,6 +56,11 @@ impl Ended {
 }
 
 impl Early {
+    /// Gives the keys.
+    pub(super) fn keys(&mut self) -> &mut KeySet {
+        &mut self.keys
+    }
+
     /// The memory that the keys hold, bytes.
     pub(super) fn bytes(&self) -> usize {
         self.keys.bytes()

@@ -1,4 +1,4 @@
-//! What the last sweep of everything waits for: transactions that may be committed, unseen, before
+//! Transactions that the last sweep of everything waits for: they may be committed, unseen, before
 //! the stream begins, so that the stream does not tell of them.
 //!
 //! Which of those that run are committed nobody can tell. What can be told is who can have changed
@@ -42,7 +42,7 @@ pub struct Relations {
 }
 
 impl Relations {
-    /// What rules look at: tables, materialized views, messages.
+    /// Gives everything that rules look at: tables, materialized views, messages.
     #[must_use]
     pub fn of_rules(rules: &Rules) -> Relations {
         let relations = rules.tables().chain(rules.views());
@@ -71,7 +71,7 @@ pub struct Holder {
     pub prepared: Option<String>,
 }
 
-/// What must have ended before a sweep is the last one.
+/// Transactions that must have ended before a sweep is the last one.
 #[derive(Debug)]
 pub(in crate::settle) struct Fence {
     /// Every transaction up to this id, except

@@ -63,7 +63,7 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 /// what is not looked at cannot be told from what is not visible.
 const ARRIVALS_MAX: usize = 512;
 
-/// What the gate is told.
+/// An input to the gate.
 #[derive(Debug)]
 pub enum Input {
     /// BEGIN of this transaction arrived: its commit is flushed, a look now may spare one later.
@@ -102,6 +102,18 @@ pub struct Resync {
     pub target: Option<TargetId>,
     /// Whether commits older than the stream may still be invisible.
     pub fenced: bool,
+}
+
+impl Input {
+    /// Gives the keys that it brings.
+    pub fn keys(&mut self) -> Option<&mut KeySet> {
+        match self {
+            Input::Begin { .. } | Input::Questions(_) => None,
+            Input::Early(early) => Some(early.keys()),
+            Input::Transaction(mapped) => Some(&mut mapped.keys),
+            Input::Resync(resync) => Some(&mut resync.keys),
+        }
+    }
 }
 
 impl Weight for Input {
@@ -197,14 +209,14 @@ impl<P: Probe + 'static> Gate<P> {
         }
     }
 
-    /// The same gate in front of [`Replicas`](super::Replicas): it asks the primary where its log
+    /// Puts the gate in front of [`Replicas`](super::Replicas): it asks the primary where its log
     /// is for each sweep of everything.
     #[must_use]
     pub fn with_replicas(self) -> Gate<P> {
         Gate { has_replicas: true, ..self }
     }
 
-    /// The same gate, which answers questions on `answers`.
+    /// Lets the gate answer questions on `answers`.
     #[must_use]
     pub fn with_answers(self, answers: mpsc::Sender<Ended>) -> Gate<P> {
         Gate { answers: Some(answers), ..self }
@@ -367,7 +379,8 @@ impl<P: Probe + 'static> Gate<P> {
     }
 
     /// Takes in what is not visible, and keeps the keys that wait within their share.
-    fn hold(&mut self, waiting: Waiting) {
+    fn hold(&mut self, mut waiting: Waiting) {
+        waiting.keys.waits();
         self.waiting_bytes += waiting.keys.bytes();
         self.fenced += usize::from(matches!(waiting.kind, Kind::Fence(..)));
         self.waiting.push(waiting);

@@ -11,7 +11,7 @@ use crate::postgres::Sql;
 
 /// Answers what is visible. The second implementor is the seeded simulation.
 pub trait Probe {
-    /// What a new snapshot on the primary sees.
+    /// Tells what a new snapshot on the primary sees.
     fn snapshot(&self) -> impl Future<Output = Result<Snapshot, Error>>;
 
     /// A transaction id later than every one assigned so far.
@@ -51,8 +51,8 @@ impl SqlProbe {
         Ok(SqlProbe { client, visible, fences: None })
     }
 
-    /// The same, which asks on `client` who holds a fence, so that no look waits for the answer.
-    /// Without this every transaction holds a fence, whatever it changes.
+    /// Lets it ask on `client` who holds a fence, so that no look waits for the answer. Without
+    /// this every transaction holds a fence, whatever it changes.
     #[must_use]
     pub fn with_fences(self, client: Rc<Sql>, relations: Relations) -> SqlProbe {
         SqlProbe { fences: Some((client, relations)), ..self }

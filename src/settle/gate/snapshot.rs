@@ -1,4 +1,4 @@
-//! What a snapshot sees, and a stream's 32-bit transaction ids made 64-bit.
+//! Snapshots: what they see, and a stream's 32-bit transaction ids made 64-bit.
 
 use std::str::FromStr;
 use std::time::Duration;

@@ -17,7 +17,7 @@ pub(super) struct Ahead {
 }
 
 impl Ahead {
-    /// What was found for `wanted` when it was wanted for the same transaction.
+    /// Gives what was found for `wanted` when it was wanted for the same transaction.
     pub(super) fn get(&self, cause: &Cause, wanted: &Wanted) -> Option<&Found> {
         self.answers.get(&xid(cause)?)?.get(wanted)
     }
@@ -47,8 +47,9 @@ impl Ahead {
         }
     }
 
-    /// What these keys want together, of the lookups that are asked for, and what of it need not be
-    /// asked for: what one transaction knows and another wants is asked for, and new for both.
+    /// Divides what these keys want together of the lookups that are asked for: into rows to ask
+    /// for, and answers that are known. A row that one transaction knows and another wants is asked
+    /// for, and new for both.
     pub(super) fn split<'a>(
         &self,
         all: impl Iterator<Item = &'a Gated>,

@@ -16,7 +16,7 @@ use crate::keys::{Found, FoundRows, Wanted};
 use crate::postgres::Sql;
 use crate::postgres::statement::render;
 
-/// What a value costs beside its bytes.
+/// The cost of a value beside its bytes.
 const VALUE_COST: usize = 32;
 
 /// The statement that asks for many rows of a lookup, whose query has parameters of these types;
@@ -146,7 +146,7 @@ impl Gathered {
         Ok(())
     }
 
-    /// What is dropped leaves its room to others.
+    /// Drops the rows, and leaves their room to others.
     fn drop_rows(&mut self, room: &RowRoom) {
         room.give_back(take(&mut self.bytes));
         self.rows = FoundRows::default();

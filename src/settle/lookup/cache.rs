@@ -24,7 +24,7 @@ use crate::budget;
 use crate::keys::{Answers, Found, Lookup, LookupId, Wanted};
 use crate::settle::gate::{Error, Fence, Probe, answer};
 
-/// What an answer costs beside its bytes: its slot in a table that is half full, the allocation of
+/// The cost of an answer beside its bytes: its slot in a table that is half full, the allocation of
 /// its parameters.
 const ANSWER_COST: usize = 2 * size_of::<(Wanted, Found)>() + 16;
 
@@ -49,7 +49,7 @@ struct State {
     begins: bool,
 }
 
-/// What is kept of one lookup.
+/// Everything that is kept of one lookup.
 #[derive(Debug)]
 struct Kept {
     answers: Aged,
@@ -132,7 +132,7 @@ impl Cache {
         }
     }
 
-    /// What a query that begins now may add.
+    /// Says of which lookups a query that begins now may add answers.
     pub(super) fn begin(&self) -> Began {
         let State { kept, begins, .. } = &*self.0.borrow();
         let open = |kept: &&Kept| !begins && kept.awaited.is_empty();

@@ -52,14 +52,14 @@ pub struct Lookups {
     cache: Option<Cache>,
 }
 
-/// What one round of questions found.
+/// The result of one round of questions.
 struct Round {
     /// The session's place.
     at: usize,
     rows: Rows,
     /// The sets that it was for.
     ids: Vec<u64>,
-    /// What was known before, and what was read.
+    /// Answers that were known before, and answers that were read.
     known: Answers,
     read: Answers,
 }
@@ -80,7 +80,7 @@ impl Lookups {
         Lookups { rows, cache }
     }
 
-    /// What has to be told of changes of the tables that lookups read.
+    /// Gives the cache, which has to be told of changes of the tables that lookups read.
     #[must_use]
     pub fn cache(&self) -> Option<Cache> {
         self.cache.clone()

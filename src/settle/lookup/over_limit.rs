@@ -8,7 +8,7 @@ use crate::budget;
 use crate::keys::{Answers, Found, KeySet};
 use crate::telemetry::health::Distance;
 
-/// What was said of each lookup, by its place.
+/// When each lookup may be told of again, by its place.
 #[derive(Debug, Default)]
 pub(super) struct OverLimit(HashMap<usize, Distance>);
 

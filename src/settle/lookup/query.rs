@@ -46,7 +46,7 @@ fn column(number: usize) -> String {
     format!("\"{ASKED}\".{}", column_name(number))
 }
 
-/// The same without its table.
+/// Names the column that stands for a parameter, without its table.
 pub(super) fn column_name(number: usize) -> String {
     format!("\"{ASKED} {number}\"")
 }

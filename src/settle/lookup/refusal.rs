@@ -14,15 +14,15 @@ pub(super) const STATEMENT_TIMEOUT: &str = "57014";
 /// SQLSTATE of a missing privilege.
 const DENIED: &str = "42501";
 
-/// What is said of a statement that fails for a value: class 22, data exceptions.
+/// The beginning of what is said of a statement that fails for a value: class 22, data exceptions.
 const OF_A_VALUE: &str = "SQLSTATE 22";
 
-/// What a person can do where a lookup cannot be asked.
+/// The hint for a person where a lookup cannot be asked.
 pub(super) const HINT: &str = "see whether `walsweep check` finds fault with it, and who holds \
      locks on the tables that it reads: `select pid, pg_blocking_pids(pid) from pg_stat_activity \
      where application_name = 'walsweep lookup'`";
 
-/// What a person can do where a right is missing, and it is not known which.
+/// The hint for a person where a right is missing, and it is not known which.
 const GRANT: &str = "`walsweep check` says which grants it needs";
 
 /// Why, and what a person can do. Quotes no value (I9).

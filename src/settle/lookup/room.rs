@@ -11,14 +11,14 @@ use std::rc::Rc;
 use super::waiting::Places;
 use crate::budget::{LOOKUPS as WAITING_BYTES_MAX, ROWS};
 
-/// What is used, in bytes.
+/// The memory that is used, in bytes.
 #[derive(Debug)]
 pub(super) struct Room {
     /// All that waits, each set once.
     total: usize,
     /// By lookup: what waits for it, whatever else it waits for.
     used: Vec<usize>,
-    /// What each lookup may use in any case.
+    /// The bytes that each lookup may use in any case.
     share: usize,
     /// The parts of the shares that are not used.
     reserved: usize,
@@ -48,7 +48,7 @@ impl Room {
         lookups.iter().for_each(|at| self.set_used(*at, self.used[*at] + bytes));
     }
 
-    /// What waits no longer for these lookups, and goes on waiting for others.
+    /// Notes that a set waits no longer for these lookups, and goes on waiting for others.
     pub(super) fn leave(&mut self, bytes: usize, lookups: &Places) {
         lookups.iter().for_each(|at| self.set_used(*at, self.used[*at] - bytes));
     }
@@ -59,7 +59,7 @@ impl Room {
         self.leave(bytes, lookups);
     }
 
-    /// What is left of a lookup's share.
+    /// Gives the bytes that are left of a lookup's share.
     fn left(&self, lookup: usize) -> usize {
         self.share.saturating_sub(self.used[lookup])
     }
@@ -74,10 +74,10 @@ impl Room {
 /// Room for the rows that a session reads in one round.
 #[derive(Debug)]
 pub(super) struct RowRoom {
-    /// What nobody else may use, bytes.
+    /// The bytes that nobody else may use.
     share: usize,
     used: Cell<usize>,
-    /// What is left of what any session may use.
+    /// The bytes that are left of those that any session may use.
     common: Rc<Cell<usize>>,
 }
 

@@ -33,8 +33,8 @@ use crate::telemetry::{Health, Topic};
 /// `application_name` on the server.
 const NAME: &str = "walsweep lookup";
 
-/// What is not answered in this time widens its keys. Rows are read by key in less than a
-/// millisecond; who waits longer is late for every reader, and a wide removal is right, too. No
+/// A question that is not answered in this time widens its keys. Rows are read by key in less than
+/// a millisecond; who waits longer is late for every reader, and a wide removal is right, too. No
 /// statement holds the server longer either, nor waits for a lock: see `sql/read_only.sql`.
 pub(super) const ANSWER_TIMEOUT: Duration = Duration::from_secs(3);
 
@@ -67,7 +67,7 @@ pub(super) struct Asked {
     name: Arc<str>,
     /// The query, without a semicolon.
     pub(super) query: String,
-    /// What keys name of its rows, as text.
+    /// The columns of its rows that keys name, as text.
     columns: String,
     pub(super) rows: LookupRows,
     limit: usize,
@@ -204,7 +204,8 @@ impl Rows {
         }
     }
 
-    /// The same on several sessions, at most `count` and at least one: lookups have them in turn.
+    /// Spreads the lookups over several sessions, at most `count` and at least one: lookups have
+    /// them in turn.
     pub(super) fn on_sessions(&self, count: usize) -> Vec<Rows> {
         let count = self.all.len().clamp(1, count);
         let one = |(at, room)| Rows {
@@ -226,7 +227,7 @@ impl Rows {
         (0..count).zip(RowRoom::of_sessions(count)).map(one).collect()
     }
 
-    /// What was found is not held here any more.
+    /// Gives back the room of what was found: it is not held here any more.
     pub(super) fn let_go(&self) {
         self.room.clear();
     }
@@ -479,8 +480,8 @@ impl Rows {
         Ok(batch)
     }
 
-    /// What the server refused widens; everything else is a lost session. A statement that was
-    /// refused is prepared anew: its tables may have changed.
+    /// Takes in an error: what the server refused widens; everything else is a lost session. A
+    /// statement that was refused is prepared anew: its tables may have changed.
     async fn refused(
         &mut self,
         error: tokio_postgres::Error,

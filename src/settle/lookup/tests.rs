@@ -1,4 +1,4 @@
-//! What waits for rows: within a limit, and never lost.
+//! Keys that wait for rows: within a limit, and never lost.
 
 use std::net::TcpListener;
 use std::sync::Arc;
@@ -52,7 +52,7 @@ fn waiting(rules: &Rules, count: usize) -> Gated {
     waiting_for(rules, &["t"], count)
 }
 
-/// The same of rows of several tables.
+/// Like [`waiting`], for rows of several tables.
 fn waiting_for(rules: &Rules, tables: &[&str], count: usize) -> Gated {
     let (mut keys, mut bound) = (rules.key_set(), rules.bind(Binding::default()));
     for table in tables {
@@ -221,7 +221,8 @@ async fn with_the_session_a_lookup_that_fails_is_taken_back_and_not_told_as_reso
     assert!(lines.contains("lookup `team` fails") && !lines.contains("resolved"), "{lines}");
 }
 
-/// What is read ahead of a transaction's commit is for nobody else, even if it never serves.
+/// Rows that are read ahead of a transaction's commit are for nobody else, even if they never
+/// serve.
 #[test]
 fn nothing_is_noted_for_a_transaction_that_has_passed() {
     let (rules, metrics) = (rules(), Metrics::new(&["r".to_owned()]));

@@ -18,7 +18,7 @@ use crate::telemetry::metrics::Metrics;
 /// Lookups, by their places.
 pub(super) type Places = BTreeSet<usize>;
 
-/// What waits.
+/// Sets of keys that wait.
 #[derive(Debug)]
 pub(super) struct Waiting {
     /// In the order of their arrival.
@@ -42,7 +42,7 @@ struct Held {
     sessions: u32,
     /// The lookups that have not.
     lookups: Places,
-    /// What was found by those that have.
+    /// Answers of those that have.
     found: Answers,
     /// Memory of that.
     charge: Charge,
@@ -67,7 +67,7 @@ impl Waiting {
     }
 
     /// Keeps what needs rows; gives back what passes at once. Beyond the limit nothing waits.
-    pub(super) fn take(&mut self, gated: Gated, metrics: &Metrics) -> Option<Visible> {
+    pub(super) fn take(&mut self, mut gated: Gated, metrics: &Metrics) -> Option<Visible> {
         let wanted = gated.keys.wanted();
         let lookups: Places = wanted.iter().map(|one| usize::from(one.lookup.0)).collect();
         let sessions = lookups.iter().fold(0, |all, at| all | 1_u32 << self.session(*at));
@@ -91,6 +91,7 @@ impl Waiting {
             self.early.entry(xid).or_default().push(id);
         }
         self.room.take(bytes, &lookups);
+        gated.keys.waits();
         let (until, found) = (Instant::now() + ANSWER_TIMEOUT, Answers::default());
         let charge = gated.keys.new_charge();
         self.held.insert(id, Held { gated, until, sessions, lookups, found, charge, bytes });
@@ -181,7 +182,7 @@ impl Waiting {
         self.held.first_key_value().map(|(_, held)| held.until)
     }
 
-    /// What has waited as long as anything may, with what was found by now.
+    /// Gives the sets that have waited as long as any may, with what was found by now.
     pub(super) fn late(&mut self, now: Instant, metrics: &Metrics) -> Vec<Visible> {
         let late = self.held.iter().take_while(|(_, held)| held.until <= now);
         let late: Vec<u64> = late.map(|(id, _)| *id).collect();

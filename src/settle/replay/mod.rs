@@ -42,7 +42,7 @@ use crate::telemetry::{Health, Topic};
 
 pub use self::standby::{Answer, SqlStandby, Standby, StandbyError};
 
-/// What becomes visible within this time is kept as one.
+/// Keys that become visible within this time are kept as one group.
 const GROUP_WIDTH: Duration = Duration::from_millis(20);
 
 /// Groups kept; beyond it two become one.
@@ -57,7 +57,7 @@ const LATE_AFTER: Duration = Duration::from_secs(30);
 /// How often it is looked what is to be said of the standbys.
 const TELL_INTERVAL: Duration = Duration::from_secs(1);
 
-/// What a person can do about a standby that answers and does not replay.
+/// The hint for a person about a standby that answers and does not replay.
 const LATE_HINT: &str = "look there for `pg_is_wal_replay_paused()`, `recovery_min_apply_delay` \
                          and queries that conflict with the replay, or take it out of \
                          `postgres.replicas`";
@@ -76,7 +76,8 @@ pub struct Replicas {
     furthest: Lsn,
     /// Where the session's stream began.
     start: Lsn,
-    /// What is held from now on, to be told with the next that passes.
+    /// Transactions and holds that are held back from now on, to be told with the next keys that
+    /// pass.
     held: Vec<Held>,
     /// Of which standbys something is said.
     told: Vec<bool>,
@@ -84,7 +85,7 @@ pub struct Replicas {
     failures: Rc<RefCell<Vec<Option<Failure>>>>,
 }
 
-/// What is known of one standby.
+/// The state of one standby, as far as it is known.
 #[derive(Clone, Copy, Default)]
 struct Follower {
     progress: Progress,
@@ -132,7 +133,7 @@ impl Replicas {
         }
     }
 
-    /// The same for a stream that begins at `start`: what ended there or before waits for nobody.
+    /// Lets the stream begin at `start`: what ended there or before waits for nobody.
     #[must_use]
     pub fn starting_at(mut self, start: Lsn) -> Replicas {
         self.start = start;
@@ -339,7 +340,8 @@ impl Replicas {
             return Some(group);
         }
         let (position, target) = (group.position, group.target);
-        let visible = |keys, replayed| {
+        let visible = |mut keys: KeySet, replayed| {
+            keys.on_its_way();
             let (cause, at) = (Cause::Replayed(replayed), Instant::now());
             Visible { cause, keys, at, position, target, settles: true, held: Vec::new() }
         };

@@ -36,11 +36,11 @@ pub trait Standby {
     /// Connects, again if it was connected.
     fn connect(&mut self) -> impl Future<Output = Result<(), StandbyError>>;
 
-    /// What readers of the standby see now, if it is the standby that is meant.
+    /// Tells what readers of the standby see now, if it is the standby that is meant.
     fn replayed(&mut self) -> impl Future<Output = Result<Answer, StandbyError>>;
 }
 
-/// What a standby says.
+/// The answer of a standby.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Answer {
     /// New snapshots on it see every commit that ends here or before.
@@ -80,7 +80,7 @@ pub enum StandbyError {
 }
 
 impl StandbyError {
-    /// What a person can do about it.
+    /// Says what a person can do about it.
     #[must_use]
     pub fn hint(&self) -> &'static str {
         match self {
@@ -172,7 +172,7 @@ pub(super) struct Progress {
     pub(super) restarts: u32,
 }
 
-/// What one follower shares with the others and with who waits for them.
+/// Values that one follower shares with the others and with who waits for them.
 #[derive(Clone)]
 pub(super) struct Board {
     /// The furthest position that something waits for.

@@ -80,11 +80,11 @@ struct Bench {
     outputs: Receiver<Visible>,
     metrics: Arc<Metrics>,
     health: Arc<Health>,
-    /// What holds each transaction.
+    /// The hold of each transaction, by its end LSN.
     held: BTreeMap<u64, Hold>,
 }
 
-/// What passed: a first removal by its end LSN and whether it settles, or a replayed one.
+/// A removal that passed: a first one by its end LSN and whether it settles, or a replayed one.
 #[derive(Debug, PartialEq, Eq)]
 enum Passed {
     First(u64, bool),
@@ -98,7 +98,7 @@ pub(in crate::settle) fn rules() -> Rules {
     Rules::compile(&[Rule::for_tests("item", &["item:{id}"])]).unwrap()
 }
 
-/// The same rule after so many others of eight keys each.
+/// Gives the rule of [`rules`] after so many others of eight keys each.
 pub(in crate::settle) fn many_rules(others: usize) -> Rules {
     let keys = ["a:{id}", "b:{id}", "c:{id}", "d:{id}", "e:{id}", "f:{id}", "g:{id}", "h:{id}"];
     let others = (0..others).map(|number| Rule::for_tests(&format!("other_{number}"), &keys));

@@ -1,4 +1,4 @@
-//! What the slot costs the server that it is on, and when it must go: sampled for the metrics.
+//! The cost of the slot to the server that it is on, and when it must go: sampled for the metrics.
 //!
 //! `postgres.max_retained_wal` protects the server's disk from us. It counts the WAL that walsweep
 //! has not confirmed. WAL that the slot keeps for an open transaction does not count: a new slot
@@ -49,7 +49,7 @@ const STATUSES: [&str; 4] = ["reserved", "extended", "unreserved", "lost"];
 /// A row of `pg_replication_slots`.
 #[derive(Debug)]
 pub struct SlotState {
-    /// What Postgres was told last.
+    /// The position that Postgres was told last.
     pub confirmed_flush_lsn: Lsn,
     /// Whether the WAL that the slot needs is still there.
     pub wal_status: String,
@@ -70,8 +70,9 @@ pub struct SlotState {
 }
 
 impl SlotState {
-    /// The same of a slot on a standby, with the lag behind a primary whose log ends at `wal_end`.
-    /// How much WAL is safe a standby does not know: it counts from its own writing, which is none.
+    /// Gives the state of a slot on a standby, with the lag behind a primary whose log ends at
+    /// `wal_end`. How much WAL is safe a standby does not know: it counts from its own writing,
+    /// which is none.
     fn behind(self, wal_end: Lsn) -> SlotState {
         let lag = wal_end.0.saturating_sub(self.confirmed_flush_lsn.0);
         let confirmed_lag = Some(i64::try_from(lag).unwrap_or(i64::MAX));
@@ -91,7 +92,8 @@ impl SlotState {
         lost_because(&self.wal_status, self.invalidation.as_deref())
     }
 
-    /// What could be confirmed and is not, in bytes. A standby can send what it has replayed.
+    /// Gives the bytes that could be confirmed and are not. A standby can send what it has
+    /// replayed.
     fn unconfirmed(&self) -> u64 {
         let end = self.replayed.unwrap_or_else(|| self.wal_end());
         end.0.saturating_sub(self.confirmed_flush_lsn.0)
@@ -106,9 +108,9 @@ impl SlotState {
 /// A slot that is further behind than it may be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Retained {
-    /// What is not confirmed, in bytes.
+    /// The WAL that is not confirmed, in bytes.
     pub bytes: u64,
-    /// What may be, in bytes.
+    /// The WAL that may be unconfirmed, in bytes.
     pub max: u64,
 }
 
@@ -188,7 +190,7 @@ impl Lasting {
     }
 }
 
-/// What is to be thought of a slot.
+/// The judgement of a slot.
 #[derive(Debug, PartialEq, Eq)]
 enum Judgement {
     /// It is as it should be.

@@ -19,16 +19,16 @@
 
 use std::hash::{BuildHasher, RandomState};
 
-/// What a connection knows of the number that stands in Redis.
+/// A connection's knowledge of the number that stands in Redis.
 #[derive(Debug)]
 pub struct Chain {
     first: u64,
-    /// What the next command makes of it.
+    /// The number that the next command makes of it.
     next: u64,
     is_whole: bool,
 }
 
-/// What the command behind an UNLINK does.
+/// The command behind an UNLINK.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Link {
     /// `SET` to this number: the connection's first.
@@ -67,7 +67,8 @@ impl Chain {
         self.is_whole
     }
 
-    /// What stands when everything that was sent has arrived; `None` before the first link.
+    /// Gives the number that stands when everything that was sent has arrived; `None` before the
+    /// first link.
     #[must_use]
     pub fn standing(&self) -> Option<u64> {
         (self.next > self.first).then(|| self.next - 1)

@@ -26,15 +26,15 @@ pub fn key_name(slot: &str) -> String {
     format!("walsweep:{slot}")
 }
 
-/// What the watermark says: up to where, on which history, by which rules.
+/// The contents of the watermark: up to where, on which history, by which rules.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Watermark {
     /// `system_identifier` of the Postgres cluster.
     pub system_id: String,
     /// Its timeline.
     pub timeline: u32,
-    /// What tells one life of the server from the next, if it did not end in order between them:
-    /// see `sql/identity.sql`. Empty in a value of a walsweep that did not know it.
+    /// Text that tells one life of the server from the next, if it did not end in order between
+    /// them: see `sql/identity.sql`. Empty in a value of a walsweep that did not know it.
     pub epoch: String,
     /// Every commit that ends here or before has had its keys removed.
     pub lsn: Lsn,
@@ -247,8 +247,8 @@ pub(in crate::sweep) fn at_start(
     }
 }
 
-/// What is in doubt of what a watermark covers, now that `prints` hold, which have the digest of
-/// `expected`. `details` are the fingerprints that it was written under, if they could be read.
+/// Says what is in doubt of what a watermark covers, now that `prints` hold, which have the digest
+/// of `expected`. `details` are the fingerprints that it was written under, if they could be read.
 pub(in crate::sweep) fn under(
     (found, details): (&Watermark, Option<&[u8]>),
     (expected, prints): (&Watermark, &Prints),
@@ -262,11 +262,12 @@ pub(in crate::sweep) fn under(
     }
 }
 
-/// What a session remembers of its own watermarks.
+/// A session's memory of its own watermarks.
 pub(in crate::sweep) struct Memory {
     /// LSNs of the values that stood as good evidence in this session, oldest first.
     lsns: VecDeque<Lsn>,
-    /// What they were written under. Each is as good as the next: none put a key in doubt.
+    /// Digests of the fingerprints that they were written under. Each is as good as the next: none
+    /// put a key in doubt.
     rules: Vec<String>,
 }
 

@@ -1,4 +1,4 @@
-//! What a watermark was written under, as fingerprints: the rules, the tables that they read, and
+//! Fingerprints of what a watermark was written under: the rules, the tables that they read, and
 //! the standbys that were waited for; and what another state than that puts in doubt (I7).
 //!
 //! The watermark is rewritten all the time, so it carries one digest. The fingerprints lie beside
@@ -31,7 +31,7 @@ const REASONS_MAX: usize = 20;
 /// Reasons that one line tells, at most.
 const REASONS_OF_LINE_MAX: usize = 3;
 
-/// What a watermark is written under.
+/// The fingerprints that a watermark is written under.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Prints {
     format: u32,
@@ -58,11 +58,11 @@ pub struct Tables {
     pub role: Print,
 }
 
-/// What decides how the rows of a table read, and whether the stream tells of them.
+/// Everything that decides how the rows of a table read, and whether the stream tells of them.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TablePrint {
-    /// What may not be another: which table it is, its kind, its place in the publication, its row
-    /// security.
+    /// Facts that may not be other ones: which table it is, its kind, its place in the publication,
+    /// its row security.
     pub fixed: Print,
     /// The version of the type of its rows, which a new name and a new owner change; and its owner.
     pub row: (Print, Print),
@@ -86,7 +86,7 @@ pub struct TablePrint {
     /// The parts that are as they were made: a type that is a new column's, and its labels.
     #[serde(skip)]
     pub as_made: BTreeSet<Print>,
-    /// What only kept answers of lookups depend on.
+    /// Facts that only kept answers of lookups depend on.
     pub lookup: Print,
     /// For what is told of a change; never stored.
     #[serde(skip)]
@@ -104,7 +104,7 @@ pub struct Names {
     pub parts: BTreeMap<Print, &'static str>,
 }
 
-/// What was altered of which table, in words without any value of a row.
+/// Words for what was altered of which table, without any value of a row.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Altered(pub(in crate::sweep) Arc<str>);
 
@@ -161,7 +161,7 @@ impl Prints {
         Prints { format: FORMAT, replicas, rules, lookups, tables }
     }
 
-    /// The same rules and standbys over other tables.
+    /// Gives these rules and standbys over other tables.
     #[must_use]
     pub fn with_tables(&self, tables: Tables) -> Prints {
         Prints { tables, ..self.clone() }
@@ -179,7 +179,8 @@ impl Prints {
         serde_json::to_vec(self).expect("numbers and their maps are JSON")
     }
 
-    /// What a watermark carries: 32 hex digits that are other ones for other fingerprints.
+    /// Gives the digest that a watermark carries: 32 hex digits that are other ones for other
+    /// fingerprints.
     #[must_use]
     pub fn digest(&self) -> String {
         digest(&self.to_value())
@@ -194,7 +195,7 @@ impl Prints {
         serde_json::from_slice(value).ok()
     }
 
-    /// What this state puts in doubt of keys that were right under `before`.
+    /// Says what this state puts in doubt of keys that were right under `before`.
     #[must_use]
     pub fn since(&self, before: &Prints, gap: Gap) -> Doubt {
         // A standby that is new in the list may have shown readers what is confirmed already.
@@ -424,7 +425,7 @@ impl Doubt {
         told.join("; ")
     }
 
-    /// What will be swept, a line for each reason: `names` are the rules', by [`RuleId`].
+    /// Says what will be swept, a line for each reason: `names` are the rules', by [`RuleId`].
     #[must_use]
     pub fn told(&self, names: &[String]) -> Vec<String> {
         let keys = match self {
@@ -457,7 +458,7 @@ impl Doubt {
 }
 
 impl Why {
-    /// The same where no rule is named before it.
+    /// Gives the reason in words, where no rule is named before it.
     fn alone(&self) -> String {
         match self {
             Why::Wider => "a rule is new, or covers more than before".to_owned(),

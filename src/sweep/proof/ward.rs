@@ -9,7 +9,7 @@ use super::evidence::{self, Broken, Memory, Watermark};
 use super::prints::{Doubt, Prints};
 use crate::lsn::Lsn;
 
-/// What was found in Redis when a connection was made.
+/// Values that were found in Redis when a connection was made.
 #[derive(Debug, Default)]
 pub(in crate::sweep) struct Found {
     /// The watermark key's value.
@@ -18,12 +18,12 @@ pub(in crate::sweep) struct Found {
     pub(in crate::sweep) details: Option<Vec<u8>>,
 }
 
-/// What a watermark was written under.
+/// Gives the digest of the fingerprints that a watermark was written under.
 fn rules_of(value: &[u8]) -> Option<String> {
     Watermark::from_value(value).map(|mark| mark.rules)
 }
 
-/// What a session knows of the watermark key.
+/// A session's knowledge of the watermark key.
 #[expect(clippy::struct_excessive_bools, reason = "facts that do not depend on each other")]
 pub(in crate::sweep) struct Ward {
     /// The session's history and rules; the LSN is the slot's `confirmed_flush_lsn`.
@@ -32,7 +32,7 @@ pub(in crate::sweep) struct Ward {
     wal_end: Lsn,
     /// The values that stood in this session.
     memory: Memory,
-    /// What stands in Redis as far as we know.
+    /// The value that stands in Redis as far as we know.
     standing: Option<Vec<u8>>,
     /// A value whose acknowledgement was lost with the connection.
     attempted: Option<(Vec<u8>, Lsn)>,
@@ -46,7 +46,7 @@ pub(in crate::sweep) struct Ward {
     prints: Rc<Prints>,
     /// Set when the slot is known to be new, whatever the watermark says.
     forced: Option<Broken>,
-    /// What is in doubt whatever the watermark says.
+    /// Keys that are in doubt whatever the watermark says.
     doubt: Doubt,
     /// Whether the standing value is good evidence under other fingerprints that put no key in
     /// doubt: it is to be written under ours.

@@ -39,18 +39,18 @@ const PASSES: usize = 4;
 /// other took is forgotten.
 const ALIKE: f64 = 0.6;
 
-/// What a plan leaves of the share, for a call may end before its limit and not on it.
+/// The part of the share that a plan uses, for a call may end before its limit and not on it.
 const PLANNED: f64 = 0.99;
 
-/// What passes have taken, and what they still may.
+/// The time that passes have taken, and that they still may take.
 #[derive(Clone, Debug)]
 pub(in crate::sweep) struct Budget {
     max_load: f64,
-    /// What was taken in the latest [`WINDOW`], the oldest first.
+    /// The time that was taken in the latest [`WINDOW`], the oldest first.
     slots: VecDeque<Slot>,
-    /// What the latest call took: the next one will take as much.
+    /// The time that the latest call took: the next one will take as much.
     call: Duration,
-    /// What the latest whole passes took.
+    /// The time that each of the latest whole passes took.
     passes: VecDeque<Duration>,
     /// When everything that was taken is paid for.
     paid_at: Option<Instant>,
@@ -63,9 +63,9 @@ pub(in crate::sweep) struct Budget {
 struct Slot {
     began: Instant,
     ended: Instant,
-    /// What SCAN took.
+    /// The time that SCAN took.
     scan: Duration,
-    /// What removing took.
+    /// The time that removing took.
     rest: Duration,
     /// Whether what SCAN took was compared with the server's own account.
     settled: bool,
@@ -84,8 +84,8 @@ impl Budget {
         self.max_load
     }
 
-    /// What the next whole pass may take: as much as the dearest of the latest ones. Zero before
-    /// the first.
+    /// Gives the time that the next whole pass may take: as much as the dearest of the latest ones.
+    /// Zero before the first.
     pub(in crate::sweep) fn pass_cost(&self) -> Duration {
         self.passes.iter().max().copied().unwrap_or_default()
     }
@@ -186,7 +186,7 @@ impl Budget {
         until
     }
 
-    /// What is not older than [`WINDOW`].
+    /// Gives the slots that are not older than [`WINDOW`].
     fn latest(&self, now: Instant) -> impl Iterator<Item = &Slot> {
         self.slots.iter().filter(move |slot| slot.ended + WINDOW > now)
     }
@@ -324,7 +324,7 @@ mod tests {
             prop_assert!(most <= share + longest, "{most:?} of {share:?}");
         }
 
-        /// What the server says counts, whatever was measured before.
+        /// The server's word counts, whatever was measured before.
         #[test]
         fn what_is_settled_is_as_good_as_what_was_measured(
             factor in 0.1_f64..10.0,
@@ -380,11 +380,11 @@ mod tests {
         assert!(distances[10..].iter().all(|one| one.abs_diff(even) <= SLOT * 2), "{distances:?}");
     }
 
-    /// What no plan betters, worked out apart from the plan: where j passes fit into the share, j
-    /// waits in a row hold j + 1 passes and all of ten seconds that is no share; where none fits,
-    /// passes go on and on, as fast as the share lets them. A plan may add what it leaves of the
-    /// share, and the width of slots and calls. (Equal parts of ten seconds made it 11.1 s where it
-    /// is 6.1 s now.)
+    /// Patterns wait no longer than a bound that no plan betters, worked out apart from the plan:
+    /// where j passes fit into the share, j waits in a row hold j + 1 passes and all of ten seconds
+    /// that is no share; where none fits, passes go on and on, as fast as the share lets them. A
+    /// plan may add what it leaves of the share, and the width of slots and calls. (Equal parts of
+    /// ten seconds made it 11.1 s where it is 6.1 s now.)
     #[test]
     fn patterns_that_come_all_the_time_wait_no_longer_than_they_must() {
         for percent in [5, 10, 25, 50, 90] {

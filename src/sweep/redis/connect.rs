@@ -56,7 +56,7 @@ pub enum ConnectError {
     Database {
         /// Host and port, or the path of the socket.
         address: String,
-        /// What the server said.
+        /// The server's words.
         said: String,
     },
     /// The server could not be reached, or refused the login or the right to choose the database.
@@ -86,7 +86,7 @@ impl ConnectError {
         is_refused.then(|| self.to_string())
     }
 
-    /// What a person can do about it.
+    /// Says what a person can do about it.
     #[must_use]
     pub fn hint(&self) -> Option<&'static str> {
         match self {
@@ -130,8 +130,8 @@ pub async fn connect(redis: &config::Redis) -> Result<MultiplexedConnection, Con
     open(client(redis, None)?, config()).await
 }
 
-/// The same in RESP3: `pushes` is given whatever the server sends unasked, in order, each before
-/// the reply that follows it on the wire.
+/// Connects as [`connect`] does, in RESP3: `pushes` is given whatever the server sends unasked, in
+/// order, each before the reply that follows it on the wire.
 ///
 /// # Errors
 ///

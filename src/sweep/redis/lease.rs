@@ -24,13 +24,13 @@ pub enum Error {
     /// The server knows no functions.
     #[error("{action}: this server has no functions, the lease needs Redis 7.0 or newer")]
     Unsupported {
-        /// What was tried.
+        /// The action that was tried.
         action: &'static str,
     },
     /// The ACL forbids it.
     #[error("{action}: the redis user lacks `{right}`")]
     Forbidden {
-        /// What was tried.
+        /// The action that was tried.
         action: &'static str,
         /// The missing rule.
         right: &'static str,
@@ -38,17 +38,17 @@ pub enum Error {
     /// Any other refusal, or a broken connection.
     #[error("{action}: {message}")]
     Redis {
-        /// What was tried.
+        /// The action that was tried.
         action: &'static str,
-        /// What Redis said.
+        /// The error in words, as Redis or the connection gave it.
         message: String,
-        /// What a person can do about it.
+        /// Advice on what a person can do about it.
         hint: Option<&'static str>,
     },
 }
 
 impl Error {
-    /// What a person can do about it.
+    /// Says what a person can do about it.
     #[must_use]
     pub fn hint(&self) -> Option<&'static str> {
         match self {
@@ -79,7 +79,7 @@ impl Error {
     }
 }
 
-/// What stands under the library's name.
+/// The code that stands under the library's name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Loaded {
     /// Nothing.
@@ -119,7 +119,7 @@ pub async fn delete(connection: &mut MultiplexedConnection) -> Result<bool, Erro
     }
 }
 
-/// What is loaded.
+/// Says which code is loaded.
 ///
 /// # Errors
 ///

@@ -1,5 +1,5 @@
-//! What a pass takes of Redis's time, as far as it can be known from here, and its waiting for a
-//! turn.
+//! Measures what a pass takes of Redis's time, as far as it can be known from here, and its waiting
+//! for a turn.
 //!
 //! From here a call is seen to take what the way there and back takes, what the server has to do
 //! first for others, and what this machine needs until it looks at the reply. So two measures are
@@ -29,8 +29,8 @@ const REMOVAL_MAX: Duration = Duration::from_micros(2);
 /// second.
 const SIGN_OF_LIFE: Duration = Duration::from_millis(500);
 
-/// What a call takes of the server's time for each second of its own account, which leaves out that
-/// the call is read and its reply is sent.
+/// Seconds of the server's time that a call takes for each second of the server's own account,
+/// which leaves out that the call is read and its reply is sent.
 const AROUND_CALL: f64 = 1.2;
 
 /// Measures passes, and holds them to their share.
@@ -135,8 +135,8 @@ impl Measure {
     }
 }
 
-/// What SCAN calls took of a server's time, by its own `account` of all clients, if these of ours
-/// lasted for `lasted`, the way there and back included.
+/// Gives the time of a server that SCAN calls took, by its own `account` of all clients, if these
+/// of ours lasted for `lasted`, the way there and back included.
 #[must_use]
 pub fn taken(account: Duration, lasted: Duration) -> Duration {
     account.mul_f64(AROUND_CALL).min(lasted)

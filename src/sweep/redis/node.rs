@@ -1,4 +1,4 @@
-//! What a sweep asks of one Redis server, and what can go wrong with it.
+//! Everything that a sweep asks of one Redis server, and what can go wrong with it.
 
 use std::time::Duration;
 
@@ -114,7 +114,7 @@ pub struct Page {
     pub keys: Vec<Vec<u8>>,
 }
 
-/// What came of a compare-and-set.
+/// The outcome of a compare-and-set.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Replaced {
     /// The new value stands.
@@ -232,7 +232,7 @@ impl Error {
         }
     }
 
-    /// What an operator can do about it.
+    /// Says what an operator can do about it.
     #[must_use]
     pub fn hint(&self) -> Option<&'static str> {
         match self.kind() {

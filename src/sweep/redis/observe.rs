@@ -37,7 +37,7 @@ use crate::sweep::proof::chain::number_key;
 /// Names are not looked through for old ones below this, bytes.
 const PRUNE_BYTES_MIN: usize = 64 * 1024;
 
-/// What a name costs beside its bytes: its entry and its slot in a half-full table.
+/// The cost of a name beside its bytes: its entry and its slot in a half-full table.
 const NAME_COST: usize = 64;
 
 /// Prefixes in one `CLIENT TRACKING`: every write in Redis is compared with each of them.

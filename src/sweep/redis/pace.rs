@@ -37,7 +37,7 @@ pub struct Pace {
     max_stall: Duration,
     /// The shortest round trip in each of the latest passes: what is left when Redis does nothing.
     round_trips: VecDeque<Duration>,
-    /// What a key cost in each of the latest calls, in nanoseconds.
+    /// The cost of a key in each of the latest calls, in nanoseconds.
     costs: VecDeque<u64>,
     pub(in crate::sweep) measure: Measure,
 }

@@ -34,7 +34,7 @@ const FILTER_STARS: usize = 3;
 /// is then noticed in time, and its duration means what it says.
 pub(in crate::sweep) const MATCH_KEYS: usize = 256;
 
-/// What a pass does.
+/// The task of a pass.
 #[derive(Debug)]
 pub struct Pass {
     patterns: Vec<Pattern>,
@@ -50,14 +50,14 @@ struct Group {
     members: Vec<usize>,
 }
 
-/// What a pass has done so far.
+/// Everything that a pass has done so far.
 #[derive(Clone, Debug, Default)]
 pub struct Progress {
     /// Keys looked at.
     pub scanned: u64,
     /// Keys that matched a pattern.
     pub matched: u64,
-    /// The same, by pattern; a key that several patterns match counts for the first.
+    /// Keys that matched, by pattern; a key that several patterns match counts for the first.
     pub matched_by: Vec<u64>,
     /// Keys removed, by pattern; a key that several patterns match counts for the first.
     pub removed: Vec<u64>,

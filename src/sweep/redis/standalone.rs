@@ -63,7 +63,7 @@ pub struct Standalone {
     chain: RefCell<Option<Chain>>,
     /// All keys of the rules, if writes of them are to be observed.
     observed: Option<(KeySet, usize)>,
-    /// What is asked of a server before it is used.
+    /// The look at a server before it is used.
     look: Option<Look>,
     connections: RefCell<Option<Connections>>,
 }
@@ -91,14 +91,14 @@ impl Standalone {
         Standalone { redis, name, watermark_key, number_key, chain, observed, look, connections }
     }
 
-    /// The same, with servers that were looked at before they are used.
+    /// Lets it look at each server before it is used.
     #[must_use]
     pub fn looked_at(self, look: Look) -> Standalone {
         Standalone { look: Some(look), ..self }
     }
 
-    /// The same, observing which keys of `everything` are written, in so many bytes of names, if
-    /// the server lets it.
+    /// Lets it observe which keys of `everything` are written, in so many bytes of names, if the
+    /// server lets it.
     #[must_use]
     pub fn observing(self, everything: KeySet, bytes: usize) -> Standalone {
         Standalone { observed: Some((everything.uncounted(), bytes)), ..self }
@@ -515,8 +515,8 @@ fn tracking(everything: &KeySet) -> Cmd {
     tracking
 }
 
-/// What Redis sends unasked: names of keys, or that there was a flush, which has none. Whatever is
-/// not understood may have been a name.
+/// Tells the observer what Redis sends unasked: names of keys, or that there was a flush, which has
+/// none. Whatever is not understood may have been a name.
 fn hear(observer: &Observer, push: &PushInfo) {
     match (&push.kind, push.data.as_slice()) {
         (PushKind::Invalidate, [Value::Array(keys)]) => {

@@ -99,7 +99,8 @@ fn late(_elapsed: Elapsed) -> Error {
     Error::Lost(message, Kind::Timeout)
 }
 
-/// What [`forget`] found, and did with it. What is not shown to be of the cluster stays.
+/// The outcome of [`forget`]: what it found, and did with it. What is not shown to be of the
+/// cluster stays.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Forgotten {
     /// The watermark was removed, with all that belongs to it.
@@ -108,7 +109,7 @@ pub enum Forgotten {
     Nothing,
     /// The watermark is of the cluster with this `system_identifier`.
     Others(String),
-    /// What stands under its name is no watermark.
+    /// The value that stands under its name is no watermark.
     Unreadable,
     /// Without a watermark there is the number of removals, which does not tell whose it is.
     Number,
@@ -166,7 +167,7 @@ async fn is_made(
     Ok(mark.is_some_and(|mark| mark.system_id == system_id))
 }
 
-/// What is found where there is no watermark.
+/// Says what is found where there is no watermark.
 async fn without_watermark(
     connection: &mut MultiplexedConnection,
     number_key: &str,

@@ -146,7 +146,7 @@ async fn a_pass_counts_as_a_removal_and_spares_the_number() {
     assert_eq!(left, ["w", NUMBER]);
 }
 
-/// What only the server knows that was connected to: a cursor, and which names it pushes.
+/// Only the server that was connected to knows a cursor, and which names it pushes.
 #[tokio::test]
 async fn another_server_is_found_on_each_connection() {
     let (server, _) = server().await;

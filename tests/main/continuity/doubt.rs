@@ -114,7 +114,7 @@ async fn looked() {
     sleep(Duration::from_secs(5)).await;
 }
 
-/// What changes no row that anybody read.
+/// Statements that change no row that anybody read.
 const NOTHING: [&str; 17] = [
     "alter table order_items add column note text",
     "alter table products add column rating int not null default 5",
@@ -173,7 +173,7 @@ async fn what_changes_no_row_sweeps_nothing_across_a_restart() {
     }
 }
 
-/// What may change what readers see, and the families of which.
+/// Statements that may change what readers see, each with the families of keys that it is about.
 const CHANGES: [(&str, &[&str]); 8] = [
     (
         "alter table products alter column name type text using upper(name)",
@@ -290,7 +290,8 @@ async fn an_edit_sweeps_what_the_rules_cover_that_they_did_not() {
     sidecar.wait_log("2 keys of rule `orders` (new, or covering more than before)").await;
 }
 
-/// What a first start will take is told before it is taken, and nothing when nothing goes.
+/// Keys that a first start will take are told before they are taken; where nothing goes, nothing is
+/// told.
 #[tokio::test]
 async fn check_says_what_the_next_start_will_sweep() {
     let bed = Bed::new(&[]).await;
@@ -367,7 +368,7 @@ async fn fingerprints_that_are_gone_or_wrong_are_answered_with_a_sweep_if_anythi
     assert_eq!(own, [""; 0]);
 }
 
-/// What came while it ran, and put nothing in doubt, is known to the next start.
+/// Changes that came while it ran, and put nothing in doubt, are known to the next start.
 #[tokio::test]
 async fn what_was_added_while_it_ran_and_altered_while_it_did_not_is_swept() {
     let (bed, mut sidecar) = shop().await;

@@ -13,10 +13,10 @@ use crate::support::{Bed, Fault, PATIENCE, Proxy, Sidecar, Way, eventually};
 const LOST: &str = "walsweep_resyncs_total{reason=\"watermark_lost\"}";
 const REPEATED: &str = "walsweep_repeated_keys_total";
 
-/// What a Redis that went back is answered with.
+/// The answer to a Redis that went back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Answer {
-    /// What is above the surviving watermark is removed again, and nothing else.
+    /// Keys above the surviving watermark are removed again, and nothing else.
     Repeated,
     /// Everything is swept.
     Swept,
@@ -82,7 +82,8 @@ async fn a_redis_restored_from_an_older_file_loses_nothing() {
     check(&bed, &sidecar, Answer::Repeated).await;
 }
 
-/// What an earlier session wrote proves nothing to this one, which does not have its removals.
+/// A watermark that an earlier session wrote proves nothing to this one, which does not have its
+/// removals.
 #[tokio::test]
 async fn a_redis_restored_from_a_file_of_an_earlier_session_is_swept() {
     let mut bed = Bed::new(&[]).await;

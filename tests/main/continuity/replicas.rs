@@ -71,7 +71,7 @@ async fn too_few_replicas_hold_the_confirmation_and_no_key() {
     bed.fresh().await;
 }
 
-/// What was confirmed is on the replica: promoted, it shows unbroken history.
+/// Everything that was confirmed is on the replica: promoted, it shows unbroken history.
 #[tokio::test]
 async fn a_promoted_replica_that_was_waited_for_needs_no_sweep() {
     let (mut bed, replica, link) = with_replica().await;
@@ -129,7 +129,7 @@ impl Sentinel {
         Sentinel { child, _reaper: reaper, folder, port: own_port }
     }
 
-    /// What it answers; `None` as long as it does not.
+    /// Gives its answer to a command; `None` as long as it does not answer.
     async fn ask<T: redis::FromRedisValue>(&self, args: &[&str]) -> Option<T> {
         let client = redis::Client::open(format!("redis://127.0.0.1:{}", self.port)).unwrap();
         let mut connection = client.get_multiplexed_async_connection().await.ok()?;

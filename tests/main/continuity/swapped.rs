@@ -90,7 +90,8 @@ async fn let_go(bed: &Bed, writer: JoinHandle<()>) {
     writer.await.unwrap();
 }
 
-/// What came back is gone, and nothing else; the loss is counted, and it goes on as before.
+/// Checks that all that came back goes, and nothing else, that the loss is counted, and that it
+/// goes on as before.
 async fn check(bed: &Bed, sidecar: &Sidecar) {
     eventually(PATIENCE, "what came back is gone", || async { bed.stale().await.is_empty() }).await;
     bed.settled().await;

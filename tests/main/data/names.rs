@@ -85,7 +85,8 @@ async fn keys_are_in_utf8_whatever_the_database_is_in() {
     }
 }
 
-/// What another server replicates to this one, and what is written under an origin, is a change.
+/// Changes that another server replicates to this one count, and so do those that are written under
+/// an origin.
 #[tokio::test]
 async fn changes_that_come_from_another_server_count() {
     let bed = Bed::new(&[]).await;

@@ -95,7 +95,7 @@ async fn a_list_that_is_there_is_told_and_widened_if_it_is_walsweeps() {
     assert_eq!(bed.sql.one::<String>(PUBLISHED).await, all);
 }
 
-/// What `check` offers beyond the need must not break the application's own writes.
+/// SQL that `check` offers beyond the need does not break the application's own writes.
 #[tokio::test]
 async fn a_larger_identity_comes_with_all_columns() {
     let Some(bed) = tables().await else { return };
@@ -125,8 +125,8 @@ async fn a_renamed_column_is_not_told_as_a_column_list_that_fails_writes() {
     bed.sql.run("update person set story = 'y'; delete from person where id = 1").await;
 }
 
-/// What the README says of a listed column: it is not dropped, and CASCADE, which takes the table
-/// out of the publication, is no silence.
+/// A listed column is not dropped, as the README says. CASCADE takes the table out of the
+/// publication, and that is told.
 #[tokio::test]
 async fn a_listed_column_that_is_dropped_with_its_dependents_is_told() {
     let Some(bed) = tables().await else { return };

@@ -157,7 +157,7 @@ async fn swept(bed: &Bed, sidecar: &mut Sidecar, statements: &str, (gone, stay):
     others().await;
 }
 
-/// What is changed in between is another table's: only the membership tells of it, as a new one.
+/// Changes in between are another table's: only the membership tells of them, as a new one.
 #[tokio::test]
 async fn a_partition_or_an_heir_that_is_taken_out_changed_and_put_back_at_once_is_swept() {
     let bed = Bed::new(&[]).await;

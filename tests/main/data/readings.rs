@@ -1,4 +1,4 @@
-//! What a row reads as, and what is told of it, changed by DDL while the stream runs: the watch
+//! DDL that changes, while the stream runs, what a row reads as and what is told of it: the watch
 //! sees what `check` judges before the start.
 
 use std::collections::BTreeSet;
@@ -407,7 +407,7 @@ async fn whatever_check_refuses_is_noticed_while_it_runs() {
     }
 }
 
-/// What concerns everything: the session goes on if it can, and the endpoint tells.
+/// A fault that concerns everything lets the session go on if it can, and the endpoint tells.
 #[tokio::test]
 async fn what_would_refuse_the_next_session_is_told() {
     let bed = Bed::new(&[]).await;

@@ -77,7 +77,7 @@ async fn a_table_that_has_no_changes_any_more_is_not_silent() {
     }
 }
 
-/// What a reader reads may change with a table, and no row of it is sent.
+/// A table that is altered may read otherwise, though no row of it is sent.
 #[tokio::test]
 async fn an_altered_table_goes_on_by_its_new_columns_after_a_sweep() {
     let bed = Bed::new(&[]).await;

@@ -131,8 +131,9 @@ async fn walsweep_runs_on_with_every_rule_suspended() {
     others_go(&bed).await;
 }
 
-/// What was committed while the rule was suspended is confirmed and gone. Nothing but the watermark
-/// knows that its keys are owed a sweep: here the table itself is as it was before.
+/// Changes that were committed while the rule was suspended are confirmed and gone. Nothing but the
+/// watermark knows that the rule's keys are owed a sweep: here the table itself is as it was
+/// before.
 #[tokio::test]
 async fn a_crash_while_suspended_is_made_good_by_the_next_start() {
     let (bed, mut sidecar) = bed().await;

@@ -1,4 +1,4 @@
-//! What a value of each type is in a key.
+//! A value of each type, as it is in a key.
 
 use redis::AsyncCommands;
 

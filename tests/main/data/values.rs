@@ -160,7 +160,8 @@ async fn no_full_identity_where_generated_columns_forbid_it() {
     expect(&bed, update, &["plain:5"], &["plain:6"]).await;
 }
 
-/// What the log has of an old row, by identity, and changed while the stream runs.
+/// The log has of an old row the columns of its identity, also once that is changed while the
+/// stream runs.
 #[tokio::test]
 async fn old_values_are_what_the_identity_has_at_the_time_of_the_change() {
     let bed = Bed::new(&[]).await;

@@ -1,5 +1,5 @@
-//! What shows that a slot is walsweep's, and what does not: a claim in the comment is a name, and
-//! so is a watermark; whoever makes a slot of that name meanwhile keeps it.
+//! Evidence that a slot is walsweep's, and what is none: a claim in the comment is a name, and so
+//! is a watermark; whoever makes a slot of that name meanwhile keeps it.
 
 use redis::AsyncCommands;
 use walsweep::lsn::Lsn;

@@ -25,8 +25,8 @@ async fn write_100_mb(bed: &Bed) {
     }
 }
 
-/// What stands in the slot was committed before the publication, so that no session gets past it.
-/// Whoever made the slot may be able to read it.
+/// The slot holds a change that was committed before the publication, so that no session gets past
+/// it. Whoever made the slot may be able to read it.
 #[tokio::test]
 async fn a_slot_that_cannot_be_decoded_and_may_be_anothers_is_left_until_a_person_drops_it() {
     let bed = Bed::new(&[]).await;
@@ -188,7 +188,8 @@ async fn a_slot_that_keeps_too_much_and_may_be_anothers_is_read_on() {
     assert!(!sidecar.log().iter().any(|line| line.contains("dropping it")), "nothing was dropped");
 }
 
-/// The same while no session can be had, with a Redis that was emptied.
+/// While no session can be had the slot keeps too much, and a Redis that was emptied does not show
+/// that it is walsweep's: it is not dropped.
 #[tokio::test]
 async fn a_slot_that_nobody_can_stream_and_may_be_anothers_is_not_dropped() {
     let bed = Bed::new(&["max_wal_size = 64MB"]).await;

@@ -23,7 +23,7 @@ const ITEM: &str = "
     create table item (id int primary key, team text, version bigint not null default 0);
     alter table item owner to clerk;";
 
-/// What a lookup reads is of somebody else; `clerk` may read it.
+/// The table that a lookup reads is somebody else's; `clerk` may read it.
 const CLUB: &str = "
     create schema guild authorization registrar; grant usage on schema guild to clerk;
     create table guild.club (id int primary key, name text);

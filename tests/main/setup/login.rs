@@ -48,7 +48,7 @@ async fn works(bed: &Bed, sidecar: &mut Sidecar) {
     assert_eq!(sidecar.sigterm().await, 0);
 }
 
-/// What the README says: the superuser's part first, then the owner's, each by its role.
+/// As the README says, the superuser's part comes first, then the owner's, each by its role.
 #[tokio::test]
 async fn the_role_is_printed_without_a_login_and_the_rest_for_whoever_owns_the_tables() {
     let bed = Bed::new(&[]).await;

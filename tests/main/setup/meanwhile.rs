@@ -1,4 +1,4 @@
-//! What somebody else does with a table while `setup` waits for its lock: no UPDATE of the
+//! Somebody else does something with a table while `setup` waits for its lock: no UPDATE of the
 //! application fails for it.
 
 use crate::support::{Bed, PATIENCE, Settings, Sidecar, Sql, eventually, text};
@@ -62,8 +62,8 @@ async fn check_tells_of_a_full_identity_that_another_publication_refuses() {
     bed.sql.run("create publication other for table item (id)").await;
     assert!(bed.sql.client().batch_execute("delete from item where id = 7").await.is_err());
     let said = text(&sidecar.command(&["check"]));
-    let told = "every UPDATE and DELETE of `public.item` fails: it has a full replica identity, and \
-                publication `other` has a column list for it";
+    let told = "every UPDATE and DELETE of `public.item` fails: it has a full replica identity, \
+                and publication `other` has a column list for it";
     assert!(said.contains("full_identity_refused") && said.contains(told), "{said}");
 }
 
@@ -103,7 +103,7 @@ async fn a_table_that_becomes_a_partition_is_asked_about() {
     assert!(said.contains(REFUSED), "{said}");
 }
 
-/// What was printed before a migration is not done over it.
+/// A script that was printed before a migration is not done over it.
 #[tokio::test]
 async fn a_virtual_generated_column_that_is_new_is_seen() {
     let bed = Bed::new(&[]).await;

@@ -1,5 +1,5 @@
-//! What is remembered on a publication: there before anything is changed, and never believed
-//! further than the publication's owner may go.
+//! The memory on a publication is there before anything is changed, and is never believed further
+//! than the publication's owner may go.
 
 use walsweep::preflight::SENTENCE;
 use walsweep_stage::throwaway::{Signal, signal};

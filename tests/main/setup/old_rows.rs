@@ -56,8 +56,8 @@ async fn stays(bed: &Bed, to: i32) -> bool {
     bed.has("orders:5").await
 }
 
-/// What a partition logs is marked by the identity of the table under whose name it is published:
-/// both have to be full, and none but those.
+/// Rows that a partition logs are marked by the identity of the table under whose name it is
+/// published: both have to be full, and none but those.
 #[tokio::test]
 async fn old_rows_of_a_partitioned_table_are_told_once_setup_has_run() {
     for (table, via_root, full, only_partition) in [
@@ -96,7 +96,7 @@ async fn old_rows_of_a_partitioned_table_are_told_once_setup_has_run() {
     }
 }
 
-/// What `setup` set for a lookup is undone with the table's rule, partitions included.
+/// Identities that `setup` set for a lookup are undone with the table's rule, partitions included.
 #[tokio::test]
 async fn a_table_that_is_freed_gets_the_identities_back_that_a_lookup_had_changed() {
     let bed = Bed::new(&[]).await;

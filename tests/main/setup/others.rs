@@ -1,4 +1,4 @@
-//! What another publication has of a table, and a full replica identity that does not go with it.
+//! Another publication's part of a table, and a full replica identity that does not go with it.
 
 use crate::support::{Bed, PATIENCE, Settings, Sidecar, Sql, eventually, text};
 
@@ -9,7 +9,8 @@ struct Case {
     /// The first major version that knows it.
     since: i32,
     ddl: &'static str,
-    /// What the owner of the other publication does about it; `None`: nothing stands in the way.
+    /// SQL with which the owner of the other publication cures it; `None`: nothing stands in the
+    /// way.
     cure: Option<&'static str>,
 }
 
@@ -127,7 +128,8 @@ async fn a_list_of_all_columns_is_taken_away_before_the_identity_is_full() {
     }
 }
 
-/// What nobody but the owner of another publication can cure keeps one rule back, and no other.
+/// A fault that nobody but the owner of another publication can cure keeps one rule back, and no
+/// other.
 #[tokio::test]
 async fn a_rule_that_another_publication_forbids_leaves_the_others_set_up() {
     let bed = Bed::new(&[]).await;
@@ -261,7 +263,7 @@ async fn a_publication_that_came_while_setup_waited_is_seen() {
     }
 }
 
-/// What a program says that reads this.
+/// Runs a program that reads this script; gives what it says.
 fn fed(mut program: std::process::Command, script: &str) -> String {
     use std::process::Stdio;
     program.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());

@@ -76,7 +76,7 @@ fn names(version: i32) -> Vec<&'static str> {
     NAMES.iter().chain(more).copied().collect()
 }
 
-/// What the application does to each table, in one transaction: what fails is named.
+/// Writes to each table as the application does, in one transaction: what fails is named.
 async fn write(bed: &Bed, names: &[&str], when: &str) {
     let version = bed.version().await;
     let made = if version >= 18 { Some("aside_made") } else { None };

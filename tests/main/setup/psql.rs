@@ -66,7 +66,7 @@ async fn the_printed_scripts_are_done_in_a_session_without_autocommit() {
     assert_eq!(bed.sql.one::<String>(PUBLICATIONS).await, "none", "{}", text(&output));
 }
 
-/// What somebody has not committed yet is not committed by it, nor is anything else done.
+/// A script does not commit what somebody has not committed yet, nor does it do anything else.
 #[tokio::test]
 async fn the_printed_scripts_are_refused_in_an_open_transaction() {
     let bed = Bed::new(&[]).await;

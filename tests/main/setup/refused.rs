@@ -1,4 +1,4 @@
-//! What a role may not do: told with who may, and no more is left undone than has to be.
+//! Anything that a role may not do is told with who may, and no more is left undone than has to be.
 
 use crate::support::{Bed, Settings, Sidecar, text};
 
@@ -111,7 +111,7 @@ async fn a_comment_that_only_the_owner_of_the_publication_may_write_does_not_kee
     assert!(!said.contains("setup --print"), "no circle: {said}");
 }
 
-/// What is missing to create one is a right on the database.
+/// A right on the database is missing to create one.
 #[tokio::test]
 async fn a_publication_that_may_not_be_created_is_told_with_the_grant() {
     let bed = Bed::new(&[]).await;
@@ -197,7 +197,7 @@ async fn what_comes_after_a_refused_step_is_left_too() {
     bed.sql.run("insert into log values ('a'); update log set line = 'b'").await;
 }
 
-/// What was refused is read first: the reason, and of the SQL no more than it is about.
+/// The refusal is read first: the reason, and of the SQL no more than it is about.
 #[tokio::test]
 async fn an_error_says_why_before_it_shows_the_sql() {
     let bed = Bed::new(&[]).await;

@@ -7,7 +7,7 @@ use super::{COMMENT, STANDS, printed_sql, psql, rule};
 
 const PUBLICATIONS: &str = "select count(*) from pg_publication where pubname = 'walsweep'";
 
-/// What another program has not read yet.
+/// Makes a slot that holds a change that another program has not read yet; gives where it stands.
 async fn others_slot(bed: &Bed) -> String {
     bed.sql.run("select pg_create_logical_replication_slot('walsweep', 'pgoutput')").await;
     bed.sql.run("update item set version = 7 where id = 1").await;

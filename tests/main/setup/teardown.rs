@@ -92,7 +92,7 @@ async fn teardown_print_shows_the_sql_while_walsweep_runs_and_says_to_stop_it_fi
     assert_eq!(bed.sql.one::<i64>(LEFT).await, 0, "{script}");
 }
 
-/// What is printed drops what was looked at, or nothing.
+/// The printed script drops what was looked at, or nothing.
 #[tokio::test]
 async fn the_printed_teardown_drops_no_slot_that_was_made_anew_since() {
     let bed = Bed::new(&[]).await;
@@ -215,7 +215,7 @@ async fn teardown_names_a_login_that_can_and_the_script_who_may_run_each_part() 
     assert!(said.contains("dropped publication `walsweep`"), "{said}");
 }
 
-/// What goes back is printed only where it can, and does no harm.
+/// SQL that gives an identity back is printed only where it can go back, and does no harm.
 #[tokio::test]
 async fn an_identity_that_cannot_or_must_not_go_back_is_told_and_not_printed() {
     let bed = Bed::new(&[]).await;
@@ -369,7 +369,7 @@ async fn teardown_forgets_only_a_watermark_of_its_own_cluster() {
     assert_eq!(keys(cache.clone()).await, 0, "{said}");
 }
 
-/// What the comment remembers is told before it goes, whatever ends `teardown`.
+/// The memory in the comment is told before it goes, whatever ends `teardown`.
 #[tokio::test]
 async fn a_teardown_that_is_stopped_forgets_no_identity() {
     let bed = Bed::new(&[]).await;

@@ -317,7 +317,7 @@ async fn what_is_printed_forgets_nothing_in_a_session_of_another_isolation() {
     }
 }
 
-/// What only the one used is taken out with it, and may have its identity back.
+/// A table that only the one used is taken out with it, and may have its identity back.
 #[tokio::test]
 async fn a_teardown_takes_out_what_no_other_uses_and_leaves_the_rest() {
     let bed = Bed::new(&[]).await;

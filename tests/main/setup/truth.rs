@@ -1,4 +1,4 @@
-//! What findings say is so, and what they say of `run` is what `run` does.
+//! Findings say what is so, and of `run` they say what `run` does.
 
 use crate::support::{Bed, PATIENCE, Settings, Sidecar, eventually, text};
 
@@ -42,8 +42,8 @@ async fn a_partition_without_identity_is_told_as_what_fails_in_the_application()
     bed.gone("event:2").await;
 }
 
-/// What holds rows whose changes are not in the log has no identity to be set, and the rest of the
-/// table, and of the configuration, is set up all the same.
+/// A partition that holds rows whose changes are not in the log has no identity to be set. The rest
+/// of the table, and of the configuration, is set up all the same.
 #[tokio::test]
 async fn partitions_that_the_log_does_not_have_are_told_as_that_and_stop_nothing_else() {
     let bed = Bed::new(&[]).await;
@@ -149,7 +149,7 @@ async fn check_says_what_run_would_do_and_no_more() {
     assert!(report.contains("would refuse to start"), "{report}");
 }
 
-/// What was renamed while it runs is named, in `/readyz` and in `check`.
+/// A table or column that was renamed while it runs is named, in `/readyz` and in `check`.
 #[tokio::test]
 async fn a_renamed_table_and_a_renamed_lookup_column_are_told_with_their_new_names() {
     let bed = Bed::new(&[]).await;

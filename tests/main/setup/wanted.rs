@@ -11,7 +11,7 @@ fn of(bed: &Bed) -> Sidecar {
     Sidecar::new(Settings { postgres_url: login(bed, "walsweep"), ..bed.settings() })
 }
 
-/// What is printed for an owner, run by that owner, who makes no slot.
+/// Runs what is printed for an owner, as that owner, who makes no slot.
 fn printed_by_owner(bed: &Bed, sidecar: &Sidecar) {
     let script = String::from_utf8(sidecar.command(&["setup", "--print"]).stdout).unwrap();
     assert!(script.contains("`walsweep run` creates it when it starts, or by hand"), "{script}");
@@ -114,7 +114,7 @@ async fn a_slot_that_run_made_is_claimed_by_the_next_setup_and_read_without_redi
     assert!(said.contains("dropped slot `walsweep`"), "{said}");
 }
 
-/// What claims the slot is written over what the same script has written for the new rule.
+/// The claim of the slot is written over what the same script has written for the new rule.
 #[tokio::test]
 async fn what_is_printed_for_a_new_rule_claims_the_slot_that_run_made_too() {
     let bed = owned_by_shopkeeper().await;

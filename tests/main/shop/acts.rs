@@ -1,4 +1,4 @@
-//! What happens in the shop, in random order.
+//! Acts that happen in the shop, in random order.
 
 use rand::RngExt;
 use rand::rngs::StdRng;

@@ -21,10 +21,10 @@ const RULES: &str = include_str!("rules.toml");
 /// Transactions at once in every other round.
 const WRITERS: usize = 4;
 
-/// What each page shows.
+/// Pages by their keys, each with what it shows.
 type Pages = BTreeMap<String, Option<String>>;
 
-/// What became of the pages.
+/// The fate of the pages.
 #[derive(Debug, Default)]
 struct Outcome {
     transactions: usize,
@@ -35,7 +35,7 @@ struct Outcome {
     /// Pages that showed the same, and lost their key: one transaction at a time.
     needless: usize,
     removed: usize,
-    /// The same where several were under way at once.
+    /// Pages that showed the same, and lost their key: several transactions at once.
     needless_at_once: usize,
     removed_at_once: usize,
 }

@@ -12,7 +12,7 @@ use crate::support::{Bed, PATIENCE, Proxy, Settings, Sidecar, eventually, text};
 /// The first version with slots on standbys.
 const VERSION_MIN: i32 = 16;
 
-/// What a standby with a slot is to be set to.
+/// Settings that a standby with a slot is to have.
 const SETTINGS: [&str; 2] = ["hot_standby_feedback = on", "primary_slot_name = 'standby'"];
 
 /// A primary, and a standby behind a proxy that can be pointed at another one.

@@ -87,8 +87,8 @@ async fn a_commit_that_only_the_standby_shows_keeps_its_keys() {
     sidecar.assert_quiet(&["sweeping everything"]);
 }
 
-/// What is not confirmed is told as what the primary has written: a standby that is late delays
-/// keys. The slot's WAL is the standby's.
+/// WAL that the primary has written is told as lag until it is confirmed: a standby that is late
+/// delays keys. The slot's WAL is the standby's.
 #[tokio::test]
 async fn a_late_standby_shows_as_lag_and_what_it_holds_goes_afterwards() {
     let Some(pair) = Pair::start(&[]).await else { return };
@@ -279,7 +279,7 @@ async fn a_standby_of_a_standby_may_have_the_slot() {
     drop(cascade);
 }
 
-/// What the slot on the primary has seen removed, the one on the standby need not see.
+/// The slot on the standby need not see what the one on the primary has seen removed.
 #[tokio::test]
 async fn a_slot_moves_to_the_standby_without_a_sweep() {
     let Some(pair) = Pair::start(&[]).await else { return };

@@ -151,8 +151,9 @@ async fn settled(bed: &Bed) {
     bed.settled().await;
 }
 
-/// What the server logged of calls of what was planted, and of statements that failed before any
-/// call, for a name of theirs meant something that was planted: whoever planted it may make it fit.
+/// Gives the lines that the server logged of calls of what was planted, and of statements that
+/// failed before any call. Those failed for a name of theirs that meant something planted: whoever
+/// planted it may make it fit.
 fn called(bed: &Bed) -> Vec<String> {
     let log = bed.postgres.socket_dir().with_file_name("log");
     let log = std::fs::read_to_string(log).unwrap();

@@ -6,7 +6,7 @@ use walsweep::postgres::{Endpoint, connect_sql};
 
 use crate::support::{Bed, ITEM_RULES, Settings, Sidecar, Sql, text};
 
-/// What somebody may have set, for each setting of `sql/session.sql`.
+/// A value that somebody may have set, for each setting of `sql/session.sql`.
 const HOSTILE: [(&str, &str); 24] = [
     ("statement_timeout", "'5s'"),
     ("lock_timeout", "'1s'"),

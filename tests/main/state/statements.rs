@@ -10,7 +10,7 @@ mod source;
 
 use self::source::Source;
 
-/// What SQL calls: each may exist, or be a word that looks like it.
+/// Everything that SQL calls: each may exist, or be a word that looks like it.
 #[derive(Debug, Default)]
 pub(crate) struct Calls {
     /// Names before a parenthesis, and how many arguments each was given.
@@ -24,7 +24,8 @@ pub(crate) struct Calls {
 }
 
 impl Calls {
-    /// What all files of `sql/` call, but those of the demo's site, and every text of `src/`.
+    /// Gives the calls of all files of `sql/`, but those of the demo's site, and of every text of
+    /// `src/`.
     pub(crate) fn of_the_program() -> Calls {
         let mut calls = Calls::default();
         for folder in ["sql", "sql/setup"] {

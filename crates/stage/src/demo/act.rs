@@ -1,4 +1,4 @@
-//! What happens on the site, and which cached topics it makes stale.
+//! Acts on the site, and the cached topics that they make stale.
 //!
 //! The expectation is written down from what the site shows on its pages, not from the rules: it is
 //! what the rules are held against.
@@ -8,17 +8,17 @@ use super::Fixture;
 /// One transaction of the site.
 #[derive(Clone, Debug)]
 pub(super) struct Act {
-    /// What happens, for people.
+    /// A title that tells people what happens.
     pub(super) title: String,
     /// The statement, a call of a procedure in `crates/stage/sql/football/acts.sql`.
     pub(super) statement: String,
     /// Whether the transaction commits.
     pub(super) commits: bool,
-    /// What it touches.
+    /// Everything that it touches.
     touches: Touches,
 }
 
-/// What a transaction changes of what pages show.
+/// The change that a transaction makes to what pages show.
 #[derive(Clone, Debug)]
 enum Touches {
     /// Nothing.
@@ -67,13 +67,13 @@ impl Act {
 /// A club whose name is a glob that would match its neighbour's name and not its own.
 const AWKWARD: &str = "Bodø/Glimt [W]*";
 
-/// What that club is called later.
+/// The later name of that club.
 const RENAMED: &str = "Bodø/Glimt Kvinner";
 
 /// The match that [`opening`] is about.
 pub(super) const POSTPONED: i64 = 5;
 
-/// What is shown first, in full: one UPDATE of the match [`POSTPONED`].
+/// Gives the act that is shown first, in full: one UPDATE of the match [`POSTPONED`].
 pub(super) fn opening() -> Act {
     let file = include_str!("../../sql/football/postpone.sql");
     let lines = file.lines().filter(|line| !line.starts_with("--"));

@@ -37,7 +37,7 @@ pub enum Error {
     /// A file, a pipe or a process refused.
     #[error("{action}: {source}")]
     Io {
-        /// What was tried.
+        /// The action that was tried.
         action: &'static str,
         /// The cause.
         source: io::Error,
@@ -49,17 +49,17 @@ pub enum Error {
         command: &'static str,
         /// How it ended.
         status: std::process::ExitStatus,
-        /// What it wrote.
+        /// Its output.
         log: String,
     },
     /// walsweep took too long.
     #[error("wait until {goal}: {}s are over\n{log}", limit.as_secs())]
     Late {
-        /// What was waited for.
+        /// The goal that was waited for.
         goal: &'static str,
         /// How long.
         limit: Duration,
-        /// What walsweep logged.
+        /// The log of walsweep.
         log: String,
     },
     /// The configuration that is built in cannot be adapted.
@@ -87,7 +87,7 @@ impl From<redis::RedisError> for Error {
     }
 }
 
-/// What became of the cache after one act.
+/// The fate of the cache's keys after one act.
 #[derive(Debug, Default)]
 struct Outcome {
     /// Keys that went, as they should: how long after the acknowledged commit, topic, key.

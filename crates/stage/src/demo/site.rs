@@ -18,7 +18,7 @@ const BATCH: usize = 500;
 /// A key of the site's cache, and what its value is computed from.
 #[derive(Clone, Debug)]
 pub(super) struct Cached {
-    /// What the value tells about, such as `club`.
+    /// The kind of thing that the value tells about, such as `club`.
     pub(super) topic: String,
     /// Which one of them, such as a club's name.
     pub(super) subject: String,

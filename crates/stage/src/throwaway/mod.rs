@@ -50,7 +50,7 @@ pub enum Error {
     /// A file, a folder or a process refused.
     #[error("{action}: {source}")]
     Io {
-        /// What was tried.
+        /// The action that was tried.
         action: String,
         /// The cause.
         source: io::Error,
@@ -70,7 +70,7 @@ pub enum Error {
     Late {
         /// Which program.
         name: &'static str,
-        /// What it should have done.
+        /// The goal that it should have reached.
         goal: &'static str,
         /// The end of what it wrote.
         log: String,

@@ -19,8 +19,8 @@ use super::{Error, PATIENCE, PAUSE, free_port, in_path, io_error, tail};
 /// The environment variable that names the folder of `postgres` and `initdb`.
 const BIN_VARIABLE: &str = "WALSWEEP_PG_BIN";
 
-/// What every new server is configured with: logical decoding, room for many slots, and no wait for
-/// the disk, since nothing here outlives the process.
+/// Settings of every new server: logical decoding, room for many slots, and no wait for the disk,
+/// since nothing here outlives the process.
 const CONF: &str = "
 wal_level = logical
 max_wal_senders = 16
@@ -69,7 +69,7 @@ pub struct Postgres {
     password: Option<String>,
     port: u16,
     folder: TempDir,
-    /// What the data folder was copied from; others are, while this is here.
+    /// The template that the data folder was copied from; others are, while this is here.
     template: Option<Arc<Template>>,
 }
 
@@ -139,7 +139,7 @@ impl Postgres {
         self.url_of("postgres")
     }
 
-    /// The same for another database.
+    /// Gives the URL of another database, for the same user, over TCP.
     #[must_use]
     pub fn url_of(&self, database: &str) -> String {
         let password = self.password.as_ref().map(|word| format!(":{word}")).unwrap_or_default();
@@ -199,7 +199,7 @@ impl Postgres {
         Ok(path)
     }
 
-    /// What the server has logged, the last 200 lines.
+    /// Gives the last 200 lines that the server has logged.
     #[must_use]
     pub fn log(&self) -> String {
         tail(&self.folder.path().join("log"), 0, 200)

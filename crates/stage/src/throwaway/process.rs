@@ -10,9 +10,9 @@ use tokio::time::{Instant, sleep};
 
 use super::{Error, PATIENCE, PAUSE, io_error, tail};
 
-/// What the reaper does: it waits until its standard input ends, which is when the process that
-/// holds the other end is gone, however it went; then it ends the server and removes the folders.
-/// A parent-death signal would not do: Linux ties it to the thread that forked, and a test's thread
+/// The script of the reaper: it waits until its standard input ends, which is when the process that
+/// holds the other end is gone, however it went; then it ends the server and removes the folders. A
+/// parent-death signal would not do: Linux ties it to the thread that forked, and a test's thread
 /// ends before the process does.
 const REAPER: &str = r#"
 read -r _
@@ -101,7 +101,7 @@ pub(super) struct Process {
     child: Child,
     /// `None` once the server is being waited for: its number may then be another process's.
     reaper: Option<Reaper>,
-    /// What ends this server soonest without leaving anything behind.
+    /// The signal that ends this server soonest without leaving anything behind.
     end: Signal,
     log: PathBuf,
     /// Where in the log this process began to write.

@@ -73,7 +73,7 @@ impl Redis {
         self.folder.path()
     }
 
-    /// What the server has logged, the last 200 lines.
+    /// Gives the last 200 lines that the server has logged.
     #[must_use]
     pub fn log(&self) -> String {
         tail(&self.folder.path().join("log"), 0, 200)
