@@ -111,4 +111,3 @@ pub mod failpoint;
 pub mod lsn;
 pub mod password;
 pub mod retry;
-pub mod words;

@@ -9,7 +9,7 @@ use crate::config::Config;
 use crate::keys::Pattern;
 use crate::preflight;
 use crate::sweep::{Error, Kind, Node, Pace, Pass, Progress, Standalone, key_name};
-use crate::words::counted;
+use crate::telemetry::words::counted;
 
 /// `walsweep sweep`, without removing anything in a `dry_run`. What no rule covers may be sessions
 /// or locks of somebody else: it goes by `force` alone.

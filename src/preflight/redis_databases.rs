@@ -7,7 +7,7 @@ use redis::{IntoConnectionInfo, RedisError, cmd};
 
 use super::{Code, Finding};
 use crate::config::Config;
-use crate::words::counted;
+use crate::telemetry::words::counted;
 
 /// A database with no more keys than this may have walsweep's own alone.
 const FEW: u64 = 100;

@@ -10,7 +10,7 @@ use super::redis_databases::Databases;
 use super::{Code, Finding};
 use crate::config::Config;
 use crate::sweep;
-use crate::words::counted;
+use crate::telemetry::words::counted;
 
 /// A pass over fewer keys costs some milliseconds.
 pub(super) const KEYS_MIN: u64 = 10_000;

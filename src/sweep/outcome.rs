@@ -21,7 +21,7 @@ use crate::retry::Backoff;
 use crate::settle::Held;
 use crate::telemetry::Topic;
 use crate::telemetry::metrics::{KindLabel, PeerLabel};
-use crate::words::counted;
+use crate::telemetry::words::counted;
 
 /// Wait before another try to write the watermark, or to see it on the replicas.
 const WRITE_AGAIN: Duration = Duration::from_secs(1);

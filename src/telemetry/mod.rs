@@ -9,6 +9,7 @@ pub mod logging;
 pub mod metrics;
 mod repeats;
 pub mod server_clock;
+pub mod words;
 #[cfg(test)]
 pub(crate) mod health_tests;
 

@@ -22,7 +22,7 @@ use source::Source;
 /// Every room of `src`, a folder or a file, in floors: a room imports from lower floors only, so
 /// that there is no circle. The stages stand in the order of the flow.
 const FLOORS: [&[&str]; 15] = [
-    &["budget", "failpoint", "lsn", "password", "words"],
+    &["budget", "failpoint", "lsn", "password"],
     &["channel"],
     &["postgres", "retry"],
     &["config"],
