@@ -46,15 +46,16 @@
 //!
 //! # Where to begin
 //!
-//! - *A command:* a file in [`command`], a variant in `command/cli.rs`, an arm in `main.rs`, a line in
-//!   README's table.
+//! - *A command:* a file in [`command`], a variant in `command/cli.rs`, an arm in `main.rs`, a line
+//!   in README's table.
 //! - *A check:* a file in [`preflight`] that compares the catalog with `preflight/wanted.rs`, and a
 //!   [`preflight::Code`] with its cure; `setup` cures what an error carries SQL for.
 //! - *A kind of rule:* [`config::Source`], and every place that the compiler then names; what its
 //!   changes give is for `keys/signal.rs`, what it needs of the database for [`preflight`].
 //! - *Another store beside Redis:* [`sweep::Node`], and `run/program.rs`, which makes the one there
 //!   is. It has to list its keys: whatever is unknown ends in a pattern.
-//! - *A place where keys wait:* a share in [`budget`], and a line in the test that fills all of them.
+//! - *A place where keys wait:* a share in [`budget`], and a line in the test that fills all of
+//!   them.
 //!
 //! # Words
 //!
