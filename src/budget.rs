@@ -31,7 +31,7 @@ pub const READING: usize = 3 * MIB;
 /// Key sets on their way to Redis, in channels, queues and the removal that is under way.
 pub const ON_THEIR_WAY: usize = 12 * MIB;
 
-/// One key set at its limit, in all targets. There is room for one more as long as the others on
+/// One key set at its limit. There is room for one more as long as the others on
 /// their way leave it.
 const SET: usize = 6 * MIB;
 
@@ -109,8 +109,9 @@ impl OfTarget {
 /// queues are what is on its way.
 pub const CHANNEL: usize = 2 * MIB;
 
-/// Used memory of a key set at its limit, bytes, where there is one target. The set takes a quarter
-/// more, for room to grow, and what is remembered of rows before the transaction.
+/// Used memory of a key set at its limit, bytes. Each of several targets has a copy of it, so that
+/// whoever configures several has to divide it, too. The set takes a quarter more, for room to
+/// grow, and what is remembered of rows before the transaction.
 pub const SET_USED: usize = 4 * MIB;
 
 /// Sets on their way beyond this leave no room for another one, bytes.

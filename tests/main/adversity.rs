@@ -7,6 +7,7 @@ use redis::AsyncCommands;
 use tokio::time::sleep;
 use walsweep_stage::throwaway::{Redis, RedisOptions, Signal, signal};
 
+use crate::refusals::admin;
 use crate::support::{Bed, Fault, Load, PATIENCE, Proxy, Sidecar, Swap, always, eventually};
 
 /// Long enough for what should not happen.
@@ -14,14 +15,6 @@ const WHILE: Duration = Duration::from_millis(500);
 
 /// Keys of one team's pattern.
 const LISTS: usize = 2_000;
-
-/// Runs a Redis command as its administrator.
-async fn admin(bed: &Bed, words: &str) {
-    let mut words = words.split(' ');
-    let mut command = redis::cmd(words.next().unwrap());
-    command.arg(words.collect::<Vec<_>>());
-    let _: redis::Value = command.query_async(&mut bed.cache.clone()).await.unwrap();
-}
 
 /// Counts of an error from Redis.
 async fn errors(sidecar: &Sidecar, kind: &str) -> f64 {

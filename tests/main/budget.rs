@@ -7,18 +7,11 @@ use tokio::time::Instant;
 use walsweep::budget;
 
 use crate::limits::resident;
+use crate::refusals::admin;
 use crate::support::{Bed, PATIENCE, Settings, Sidecar, Sql, eventually};
 
 /// How long everything is filled at once.
 const FILLED: Duration = Duration::from_secs(12);
-
-/// Runs a Redis command as its administrator.
-async fn admin(bed: &Bed, words: &str) {
-    let mut words = words.split(' ');
-    let mut command = redis::cmd(words.next().unwrap());
-    command.arg(words.collect::<Vec<_>>());
-    let _: redis::Value = command.query_async(&mut bed.cache.clone()).await.unwrap();
-}
 
 /// Keys of a kilobyte: exact ones, some that wait for a pass, some that Redis refuses, and some
 /// that need a row.

@@ -20,7 +20,7 @@ keys = ["list:{team}:*"]
 const COMMANDS: &str = "+ping +info +scan +unlink +get +set +incr +eval";
 
 /// Runs a command of Redis, its words between spaces.
-async fn admin(server: &Redis, command: &str) {
+pub(crate) async fn admin(server: &Redis, command: &str) {
     let mut words = command.split(' ');
     let mut command = redis::cmd(words.next().unwrap());
     for word in words {

@@ -2,17 +2,8 @@
 
 use walsweep_stage::throwaway::{Postgres, PostgresOptions, Redis, RedisOptions, StopMode};
 
+use crate::fitness::admin;
 use crate::support::{Bed, ITEM_RULES, Settings, Sidecar, Sql, text};
-
-/// Runs a command of Redis, its words between spaces.
-async fn admin(server: &Redis, command: &str) {
-    let mut words = command.split(' ');
-    let mut command = redis::cmd(words.next().unwrap());
-    for word in words {
-        command.arg(word);
-    }
-    command.exec_async(&mut server.connect().await.unwrap()).await.unwrap();
-}
 
 /// Both `check` and `run` end with 1 and say all of this, and `run` ends by itself.
 async fn told(what: &str, settings: Settings, parts: &[&str]) -> String {

@@ -23,7 +23,7 @@ const RIGHTS: &str = "-@all +scan +unlink +get +set +incr +eval +ping +info +sel
                       +client";
 
 /// Runs a Redis command as its administrator.
-async fn admin(bed: &Bed, words: &str) {
+pub(crate) async fn admin(bed: &Bed, words: &str) {
     let mut words = words.split(' ');
     let mut command = redis::cmd(words.next().unwrap());
     command.arg(words.collect::<Vec<_>>());
