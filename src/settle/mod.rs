@@ -97,6 +97,25 @@ pub struct Replayed {
     pub resyncs: u32,
 }
 
+impl Cause {
+    /// Whether the same keys come once more, so that nothing waits for this removal, and nothing is
+    /// counted of it.
+    #[must_use]
+    pub fn comes_again(&self) -> bool {
+        matches!(self, Cause::Early(_))
+    }
+
+    /// The 32-bit id of the transaction whose changes ask for the removal, if it is of one.
+    #[must_use]
+    pub fn xid(&self) -> Option<u32> {
+        match self {
+            Cause::Transaction(transaction) => Some(transaction.xid),
+            Cause::Early(xid) => Some(*xid),
+            Cause::Resync { .. } | Cause::Replayed(_) => None,
+        }
+    }
+}
+
 impl Gated {
     /// Keys that are visible on the primary since now, and go from all targets.
     fn new(cause: Cause, mut keys: KeySet, position: Lsn) -> Gated {

@@ -134,8 +134,7 @@ impl FanOut {
                 Err(Parcel { job, .. }) => job,
             },
         };
-        // Its keys come again, and nothing waits for them.
-        if job.round == Round::Early {
+        if job.comes_again() {
             return;
         }
         let empty = job.keys.emptied();

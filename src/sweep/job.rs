@@ -47,6 +47,21 @@ impl Round {
     pub(super) fn takes_refills(self) -> bool {
         matches!(self, Round::Second | Round::Replayed)
     }
+
+    /// Whether readers wait for it: neither were the keys removed before, nor do they come again.
+    pub(super) fn is_urgent(self) -> bool {
+        !matches!(self, Round::Second | Round::Early)
+    }
+
+    /// The reason under which `walsweep_sweeps_total` counts a pass for such jobs.
+    pub(super) fn reason(self) -> &'static str {
+        match self {
+            Round::First | Round::Early => "rule",
+            Round::Again => "again",
+            Round::Replayed => "replayed",
+            Round::Second => "refill",
+        }
+    }
 }
 
 /// Something that waits for a removal.
@@ -169,6 +184,11 @@ impl Job {
 
     pub(super) fn new(members: Vec<Member>, keys: KeySet, round: Round, covers: Lsn) -> Job {
         Job { members, keys, round, covers, since: Since::default(), oldest: None }
+    }
+
+    /// Whether its keys come again, so that nothing waits for it.
+    pub(super) fn comes_again(&self) -> bool {
+        self.round == Round::Early
     }
 
     /// Whether a sweep of everything is part of it.

@@ -193,7 +193,7 @@ impl State {
         let now = Instant::now();
         let mut swept = Swept { end_lsns: Vec::new(), holds: Vec::new() };
         for mut job in jobs {
-            if job.round == Round::Early {
+            if job.comes_again() {
                 continue;
             }
             let metrics = self.health.metrics();
@@ -331,7 +331,7 @@ impl State {
 
     /// Redis refused `keys`, a part of the job's: its rules' sets take them.
     fn refuse(&mut self, job: &mut Job, keys: &KeySet, samples: &[Box<[u8]>]) {
-        if job.round == Round::Early {
+        if job.comes_again() {
             return;
         }
         let kind = Kind::NoPerm.as_str();

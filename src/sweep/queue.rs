@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use super::job::{Job, Round, rule_of};
+use super::job::{Job, rule_of};
 use crate::keys::RuleId;
 
 /// Exact keys that are removed by one batch, unless a single job has more.
@@ -134,24 +134,18 @@ impl Passes {
         self.jobs.is_empty()
     }
 
-    /// Whether readers wait for any of them: all but what was removed before, or comes again.
+    /// Whether readers wait for any of them.
     pub(super) fn is_urgent(&self) -> bool {
-        self.jobs.iter().any(|job| !matches!(job.round, Round::Second | Round::Early))
+        self.jobs.iter().any(|job| job.round.is_urgent())
     }
 }
 
 /// Gives the reason under which `walsweep_sweeps_total` counts a pass for these jobs.
 pub(super) fn pass_reason(jobs: &[Job]) -> &'static str {
-    let has = |round| jobs.iter().any(|job: &Job| job.round == round);
     if jobs.iter().any(Job::is_resync) {
-        "resync"
-    } else if has(Round::First) || has(Round::Early) {
-        "rule"
-    } else if has(Round::Again) {
-        "again"
-    } else if has(Round::Replayed) {
-        "replayed"
-    } else {
-        "refill"
+        return "resync";
     }
+    let has = |reason: &&str| jobs.iter().any(|job| job.round.reason() == *reason);
+    // What readers wait for most names the pass.
+    ["rule", "again", "replayed"].into_iter().find(has).unwrap_or("refill")
 }

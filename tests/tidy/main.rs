@@ -9,6 +9,7 @@ mod bounds;
 mod english;
 mod links;
 mod said;
+mod seams;
 mod source;
 mod tree;
 

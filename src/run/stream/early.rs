@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::Stream;
-use crate::settle::{Ended, Input, Question};
+use crate::settle::{Early, Ended, Input, Question};
 
 /// Least time between two questions. Each is a look of the gate, some 40 µs, and what arrives in
 /// between waits so long.
@@ -27,7 +27,7 @@ impl Stream<'_> {
             unreleased.into_iter().map(|(xid, subxids)| Question { xid, subxids }).collect();
         if !questions.is_empty() {
             // Where there is no room, what is before it is more urgent.
-            drop(self.ends.inputs.try_send(Input::Questions(questions)));
+            drop(self.ends.inputs.try_send(Input::Early(Early::ask(questions))));
         }
     }
 
@@ -35,7 +35,7 @@ impl Stream<'_> {
     pub(super) fn release(&mut self, ended: Ended) {
         if let Some(keys) = self.in_progress.release(ended.xid(), ended.subxids()) {
             tracing::debug!(xid = ended.xid(), "visible while it is still being sent");
-            self.pass_on(Input::Early(Box::new(ended.with_keys(keys))));
+            self.pass_on(Input::Early(ended.with_keys(keys)));
         }
     }
 }

@@ -28,11 +28,16 @@ pub struct Ended {
     subxids: Vec<u32>,
 }
 
-/// Keys of a transaction that is committed and visible.
+/// An input to the gate about transactions that are still being sent.
 #[derive(Debug)]
-pub struct Early {
-    xid: u32,
-    keys: KeySet,
+pub struct Early(Kind);
+
+#[derive(Debug)]
+enum Kind {
+    /// Whether these have ended.
+    Questions(Vec<Question>),
+    /// Keys of one that is committed and visible.
+    Keys { xid: u32, keys: Box<KeySet> },
 }
 
 impl Ended {
@@ -51,25 +56,52 @@ impl Ended {
     /// Keys of this transaction and these subtransactions, to be removed now.
     #[must_use]
     pub fn with_keys(self, keys: KeySet) -> Early {
-        Early { xid: self.xid, keys }
+        Early(Kind::Keys { xid: self.xid, keys: Box::new(keys) })
     }
 }
 
 impl Early {
-    /// Gives the keys.
-    pub(super) fn keys(&mut self) -> &mut KeySet {
-        &mut self.keys
+    /// Asks which of these transactions have ended. The gate tells each that has, where it answers.
+    #[must_use]
+    pub fn ask(questions: Vec<Question>) -> Early {
+        Early(Kind::Questions(questions))
+    }
+
+    /// Gives the keys that it brings.
+    pub(super) fn keys(&mut self) -> Option<&mut KeySet> {
+        match &mut self.0 {
+            Kind::Questions(_) => None,
+            Kind::Keys { keys, .. } => Some(keys),
+        }
     }
 
     /// The memory that the keys hold, bytes.
     pub(super) fn bytes(&self) -> usize {
-        self.keys.bytes()
+        match &self.0 {
+            Kind::Questions(_) => 0,
+            Kind::Keys { keys, .. } => keys.bytes(),
+        }
     }
 }
 
 impl<P: Probe + 'static> Gate<P> {
+    /// Answers questions, and passes on keys: they are known to be visible.
+    pub(super) async fn take_early<T: From<Gated> + Weight>(
+        &mut self,
+        Early(kind): Early,
+        outputs: &Sender<T>,
+    ) -> Result<(), Error> {
+        match kind {
+            Kind::Questions(questions) => self.take_questions(questions, outputs).await,
+            Kind::Keys { xid, keys } => {
+                send(outputs, Gated::new(Cause::Early(xid), *keys, Lsn::ZERO).into()).await;
+                Ok(())
+            }
+        }
+    }
+
     /// Takes a snapshot, and tells which of these transactions it sees as committed.
-    pub(super) async fn take_questions<T: From<Gated> + Weight>(
+    async fn take_questions<T: From<Gated> + Weight>(
         &mut self,
         questions: Vec<Question>,
         outputs: &Sender<T>,
@@ -97,15 +129,5 @@ impl<P: Probe + 'static> Gate<P> {
             }
         }
         Ok(())
-    }
-
-    /// Passes on what is known to be visible.
-    pub(super) async fn take_early<T: From<Gated> + Weight>(
-        &self,
-        early: Early,
-        outputs: &Sender<T>,
-    ) {
-        let Early { xid, keys } = early;
-        send(outputs, Gated::new(Cause::Early(xid), keys, Lsn::ZERO).into()).await;
     }
 }

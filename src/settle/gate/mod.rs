@@ -76,10 +76,8 @@ pub enum Input {
     /// Everything must be swept; once now, and once more when every transaction that may have been
     /// committed before the stream starts, unseen, has ended.
     Resync(Box<Resync>),
-    /// Whether transactions that are being sent have ended.
-    Questions(Vec<Question>),
-    /// Keys of one that has.
-    Early(Box<Early>),
+    /// Transactions that are still being sent: whether they have ended, or keys of one that has.
+    Early(Early),
 }
 
 /// A committed transaction and the keys that it makes stale.
@@ -108,8 +106,8 @@ impl Input {
     /// Gives the keys that it brings.
     pub fn keys(&mut self) -> Option<&mut KeySet> {
         match self {
-            Input::Begin { .. } | Input::Questions(_) => None,
-            Input::Early(early) => Some(early.keys()),
+            Input::Begin { .. } => None,
+            Input::Early(early) => early.keys(),
             Input::Transaction(mapped) => Some(&mut mapped.keys),
             Input::Resync(resync) => Some(&mut resync.keys),
         }
@@ -119,7 +117,7 @@ impl Input {
 impl Weight for Input {
     fn bytes(&self) -> usize {
         match self {
-            Input::Begin { .. } | Input::Questions(_) => 0,
+            Input::Begin { .. } => 0,
             Input::Early(early) => early.bytes(),
             Input::Transaction(mapped) => mapped.keys.bytes(),
             Input::Resync(resync) => resync.keys.bytes(),
@@ -267,8 +265,7 @@ impl<P: Probe + 'static> Gate<P> {
             }
             Input::Transaction(mapped) => self.take_transaction(*mapped, outputs).await?,
             Input::Resync(resync) => self.take_resync(*resync, outputs).await?,
-            Input::Questions(asked) => self.take_questions(asked, outputs).await?,
-            Input::Early(early) => self.take_early(*early, outputs).await,
+            Input::Early(early) => self.take_early(early, outputs).await?,
         }
         Ok(())
     }

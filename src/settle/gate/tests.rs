@@ -10,7 +10,7 @@ use crate::config::TargetId;
 use tokio::task::{JoinHandle, LocalSet};
 use tokio::time::Instant;
 
-use super::{Cause, Error, Gate, Holder, Input, Mapped, Probe, Question, Resync, Snapshot};
+use super::{Cause, Early, Error, Gate, Holder, Input, Mapped, Probe, Question, Resync, Snapshot};
 use crate::gather::Transaction;
 use crate::keys::Rules;
 use crate::lsn::Lsn;
@@ -230,10 +230,10 @@ async fn only_what_is_seen_and_committed_is_answered() {
             question(60, &[]),
             question(u32::MAX, &[]),
         ];
-        inputs.send(Input::Questions(asked.to_vec())).await.unwrap();
+        inputs.send(Input::Early(Early::ask(asked.to_vec()))).await.unwrap();
         let ended = answered.recv().await.unwrap();
         assert_eq!((ended.xid(), ended.subxids()), (50, [51].as_slice()));
-        let early = Input::Early(Box::new(ended.with_keys(rules().key_set())));
+        let early = Input::Early(ended.with_keys(rules().key_set()));
         inputs.send(early).await.unwrap();
         assert_eq!(visible.recv().await.unwrap().into_parts().0, Cause::Early(50));
         assert!(answered.try_recv().is_err(), "one was answered");

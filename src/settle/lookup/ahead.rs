@@ -1,4 +1,5 @@
-//! Rows that were read for keys of a large transaction before the stream told of its commit.
+//! Keys of large transactions that need rows before the stream tells of the commit: which sets
+//! wait, and rows that were read for them.
 //!
 //! The keys come again with the commit. The rows were read when the transaction was visible, so for
 //! the same transaction they are as good then, and for no other.
@@ -9,9 +10,11 @@ use super::{Cause, Gated};
 use crate::budget;
 use crate::keys::{Answers, Found, Wanted};
 
-/// Rows by top-level transaction, within their share of the memory; what is more is read again.
+/// Sets that wait, and rows, by top-level transaction. The rows have a share of the memory; what is
+/// more is read again.
 #[derive(Debug, Default)]
 pub(super) struct Ahead {
+    sets: HashMap<u32, Vec<u64>>,
     answers: HashMap<u32, Answers>,
     bytes: usize,
 }
@@ -19,10 +22,27 @@ pub(super) struct Ahead {
 impl Ahead {
     /// Gives what was found for `wanted` when it was wanted for the same transaction.
     pub(super) fn get(&self, cause: &Cause, wanted: &Wanted) -> Option<&Found> {
-        self.answers.get(&xid(cause)?)?.get(wanted)
+        self.answers.get(&cause.xid()?)?.get(wanted)
     }
 
-    /// Notes what was read for keys that go early, after the transaction was visible.
+    /// Notes that a set waits, if its keys come again.
+    pub(super) fn waits(&mut self, gated: &Gated, id: u64) {
+        if let Cause::Early(xid) = gated.cause {
+            self.sets.entry(xid).or_default().push(id);
+        }
+    }
+
+    /// Notes that a set waits no longer.
+    pub(super) fn left(&mut self, gated: &Gated, id: u64) {
+        let Cause::Early(xid) = gated.cause else { return };
+        let Some(ids) = self.sets.get_mut(&xid) else { return };
+        ids.retain(|other| *other != id);
+        if ids.is_empty() {
+            self.sets.remove(&xid);
+        }
+    }
+
+    /// Notes what was read for keys that come again, after the transaction was visible.
     pub(super) fn note(&mut self, gated: &Gated, read: &Answers) {
         let Cause::Early(xid) = gated.cause else { return };
         let noted = self.answers.entry(xid).or_default();
@@ -38,13 +58,16 @@ impl Ahead {
         }
     }
 
-    /// The transaction's commit has what it needs.
-    pub(super) fn forget(&mut self, gated: &Gated) {
-        let Cause::Transaction(transaction) = &gated.cause else { return };
+    /// The transaction's commit has what it needs: no row that was read for it is needed any more.
+    /// Gives the sets of it that still wait, and need not: what they would have read would be noted
+    /// for nobody, until another transaction has the same 32 bits.
+    pub(super) fn forget(&mut self, gated: &Gated) -> Vec<u64> {
+        let Cause::Transaction(transaction) = &gated.cause else { return Vec::new() };
         for (wanted, found) in self.answers.remove(&transaction.xid).iter().flat_map(Answers::iter)
         {
             self.bytes -= wanted.bytes() + found.bytes();
         }
+        self.sets.remove(&transaction.xid).unwrap_or_default()
     }
 
     /// Divides what these keys want together of the lookups that are asked for: into rows to ask
@@ -69,13 +92,5 @@ impl Ahead {
             answers.insert(one, found);
         }
         (wanted, answers)
-    }
-}
-
-fn xid(cause: &Cause) -> Option<u32> {
-    match cause {
-        Cause::Transaction(transaction) => Some(transaction.xid),
-        Cause::Early(xid) => Some(*xid),
-        Cause::Resync { .. } | Cause::Replayed(_) => None,
     }
 }

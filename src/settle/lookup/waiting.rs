@@ -3,14 +3,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::mem::take;
 
-use hashbrown::HashMap;
 use tokio::time::Instant;
 
 use super::ahead::Ahead;
 use super::cache::Cache;
 use super::room::Room;
 use super::rows::ANSWER_TIMEOUT;
-use super::{Cause, Gated, Visible};
+use super::{Gated, Visible};
 use crate::budget::Charge;
 use crate::keys::{Answers, KeySet, Wanted, WidenReason};
 use crate::telemetry::metrics::Metrics;
@@ -28,8 +27,6 @@ pub(super) struct Waiting {
     unasked: Vec<Vec<u64>>,
     /// Memory of the keys, and of rows that wait for others.
     room: Room,
-    /// Sets of transactions that are still being sent, by their 32-bit ids.
-    early: HashMap<u32, Vec<u64>>,
     ahead: Ahead,
 }
 
@@ -57,7 +54,6 @@ impl Waiting {
             next: 0,
             unasked: vec![Vec::new(); sessions],
             room: Room::new(lookups),
-            early: HashMap::new(),
             ahead: Ahead::default(),
         }
     }
@@ -87,9 +83,7 @@ impl Waiting {
                 unasked.push(id);
             }
         }
-        if let Cause::Early(xid) = gated.cause {
-            self.early.entry(xid).or_default().push(id);
-        }
+        self.ahead.waits(&gated, id);
         self.room.take(bytes, &lookups);
         gated.keys.waits();
         let (until, found) = (Instant::now() + ANSWER_TIMEOUT, Answers::default());
@@ -214,12 +208,9 @@ impl Waiting {
         resolve(gated, (answers, WidenReason::LookupFailed), metrics)
     }
 
-    /// A transaction passes, so that nothing that was read for it is needed any more; nor what of
-    /// it should go early: it would only be noted for nobody, until another has the same 32 bits.
+    /// A transaction passes: nothing has to wait for it any more.
     fn forget(&mut self, gated: &Gated) {
-        self.ahead.forget(gated);
-        let Cause::Transaction(transaction) = &gated.cause else { return };
-        for id in self.early.remove(&transaction.xid).into_iter().flatten() {
+        for id in self.ahead.forget(gated) {
             self.drop_held(id);
         }
     }
@@ -227,14 +218,7 @@ impl Waiting {
     fn drop_held(&mut self, id: u64) -> Option<Held> {
         let held = self.held.remove(&id)?;
         self.room.give_back(held.bytes, &held.lookups);
-        if let Cause::Early(xid) = held.gated.cause
-            && let Some(ids) = self.early.get_mut(&xid)
-        {
-            ids.retain(|other| *other != id);
-            if ids.is_empty() {
-                self.early.remove(&xid);
-            }
-        }
+        self.ahead.left(&held.gated, id);
         Some(held)
     }
 
@@ -268,8 +252,7 @@ fn resolve(
 ) -> Visible {
     let counted: Vec<_> = gated.keys.widened().collect();
     let visible = gated.resolved(answers, missing);
-    if matches!(visible.cause, Cause::Early(_)) {
-        // It comes again, and counts then.
+    if visible.cause.comes_again() {
         return visible;
     }
     for (rule, reason, count) in visible.keys.widened() {
