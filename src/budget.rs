@@ -109,9 +109,9 @@ impl OfTarget {
 /// queues are what is on its way.
 pub const CHANNEL: usize = 2 * MIB;
 
-/// Used memory of a key set at its limit, bytes. Each of several targets has a copy of it, so that
-/// whoever configures several has to divide it, too. The set takes a quarter more, for room to
-/// grow, and what is remembered of rows before the transaction.
+/// Used memory of a key set at its limit, bytes; divided among targets, each of which has a copy. The
+/// set takes a quarter more, for room to grow, and what is remembered of rows before the
+/// transaction.
 pub const SET_USED: usize = 4 * MIB;
 
 /// Sets on their way beyond this leave no room for another one, bytes.

@@ -46,8 +46,9 @@ async fn execute(Cli { config, command }: Cli) -> Result<(), Failure> {
             teardown::teardown(&config, print, login.as_deref()).await
         }
         Command::Explain(arguments) => explain::command::explain(&config, &arguments).await,
-        Command::Sweep { patterns, dry_run, force } => {
-            sweep::sweep(&config, &patterns, (dry_run, force)).await
+        Command::Sweep { patterns, dry_run, force, target } => {
+            let target = target.as_deref();
+            sweep::sweep(&config, &patterns, (dry_run, force), target).await
         }
         Command::Demo { keep } => demo::demo(keep).await,
         Command::Completions { shell } => pages::completions(shell),

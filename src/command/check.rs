@@ -84,8 +84,8 @@ async fn check_postgres(
     let start = match forecast {
         Forecast::Unknown => None,
         Forecast::Nothing => Some(Fact::new("start", "the next one sweeps nothing".to_owned())),
-        Forecast::Sweeps(finding) => {
-            report.postgres.push(finding);
+        Forecast::Sweeps(findings) => {
+            report.postgres.extend(findings);
             None
         }
     };
@@ -105,13 +105,16 @@ fn passed_over(sql: &Sql) -> impl Iterator<Item = Finding> {
 }
 
 async fn check_redis(config: &Config, report: &mut Report) {
-    match connect::connect(&config.redis).await {
-        Ok(mut connection) => {
-            report.redis.extend(preflight::redis(config, &mut connection).await);
-            let facts = preflight::of_redis(config, &mut connection, &report.redis).await;
-            report.facts.extend(facts);
+    for target in config.targets() {
+        match connect::connect(&target.redis).await {
+            Ok(mut connection) => {
+                let findings = preflight::redis(&target, &mut connection).await;
+                let facts = preflight::of_redis(&target, &mut connection, &findings).await;
+                report.redis.extend(findings);
+                report.facts.extend(facts);
+            }
+            Err(error) => report.redis.push(preflight::redis_unreachable(&target, &error)),
         }
-        Err(error) => report.redis.push(preflight::redis_unreachable(config, &error)),
     }
 }
 

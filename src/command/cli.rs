@@ -78,7 +78,8 @@ pub enum Command {
     Explain(ExplainArgs),
     /// Remove keys by hand: all that match, in one SCAN pass.
     Sweep {
-        /// Redis patterns, such as `db:leaderboard:*`.
+        /// Redis patterns, such as `db:leaderboard:*`; without `redis.prefix`, which is put before
+        /// them.
         #[arg(required = true, value_name = "PATTERN")]
         patterns: Vec<String>,
         /// Count the keys, and remove nothing.
@@ -87,6 +88,9 @@ pub enum Command {
         /// Remove also keys that no rule covers.
         #[arg(long)]
         force: bool,
+        /// Only from the Redis of this name, of several.
+        #[arg(long, value_name = "NAME")]
+        target: Option<String>,
     },
     /// Start throwaway Postgres and Redis with a football site, and show what happens to its keys.
     Demo {

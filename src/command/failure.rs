@@ -29,6 +29,11 @@ impl Failure {
         Failure { status, ..self }
     }
 
+    /// Names what it is about, in front.
+    pub(super) fn of(self, what: &str) -> Failure {
+        Failure { message: format!("{what}: {}", self.message), ..self }
+    }
+
     pub(crate) fn with_hint(self, hint: Option<impl Into<String>>) -> Failure {
         Failure { hint: hint.map(Into::into), ..self }
     }

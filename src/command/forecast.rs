@@ -3,7 +3,7 @@
 
 use std::rc::Rc;
 
-use crate::config::Config;
+use crate::config::{Config, Redis};
 use crate::keys::{Binding, Rules};
 use crate::postgres::{History, Sql};
 use crate::preflight::{Code, Finding, find_reads};
@@ -12,7 +12,7 @@ use crate::run::session::{primary, step};
 use crate::source::shape::Watched;
 use crate::source::slot_health;
 use crate::source::slot_server::SlotServer;
-use crate::sweep::{self, Broken, Doubt, Node, Standalone, Watermark, key_name};
+use crate::sweep::{self, Broken, Doubt, Node, Standalone, Watermark};
 
 /// A forecast of what the next start would sweep.
 #[derive(Debug)]
@@ -21,8 +21,8 @@ pub enum Forecast {
     Unknown,
     /// Nothing.
     Nothing,
-    /// These keys.
-    Sweeps(Finding),
+    /// These keys, of each target of which some are.
+    Sweeps(Vec<Finding>),
 }
 
 /// Says what a start would sweep, if `found` is what the checks find.
@@ -39,15 +39,21 @@ pub async fn forecast(
             return Forecast::Unknown;
         }
     };
-    let node = Standalone::new(&config.redis, key_name(&config.postgres.slot));
-    if node.connect().await.is_err() {
-        return Forecast::Unknown;
+    let mut findings = Vec::new();
+    for redis in &config.redis {
+        let node = Standalone::new(redis, &config.postgres.slot);
+        if node.connect().await.is_err() {
+            return Forecast::Unknown;
+        }
+        let prints = prints.only(|rule| rules.key_set().goes(rule, redis.id));
+        let mark = Watermark { rules: prints.digest(), ..mark.clone() };
+        match sweep::forecast(&node, (mark, wal_end), prints, broken).await {
+            Ok(doubt) if doubt.is_none() => {}
+            Ok(doubt) => findings.push(finding(rules, redis, &doubt)),
+            Err(_error) => return Forecast::Unknown,
+        }
     }
-    match sweep::forecast(&node, (mark, wal_end), prints, broken).await {
-        Ok(doubt) if doubt.is_none() => Forecast::Nothing,
-        Ok(doubt) => Forecast::Sweeps(finding(rules, &doubt)),
-        Err(_error) => Forecast::Unknown,
-    }
+    if findings.is_empty() { Forecast::Nothing } else { Forecast::Sweeps(findings) }
 }
 
 type Start = (Watermark, crate::lsn::Lsn, sweep::Prints, Option<Broken>);
@@ -86,9 +92,10 @@ async fn start(
     Ok((mark, wal_end, prints, broken))
 }
 
-fn finding(rules: &Rules, doubt: &Doubt) -> Finding {
+fn finding(rules: &Rules, redis: &Redis, doubt: &Doubt) -> Finding {
     let told = doubt.told(rules.names()).join("; ");
-    let keys = rules.part(|place| doubt.is_of(place));
-    let text = format!("the next start will sweep {told}");
+    let keys = rules.part(|place| doubt.is_of(place)).of_target(redis.id);
+    let place = if redis.is_alone { String::new() } else { format!(" of {}", redis.title()) };
+    let text = format!("the next start will sweep {told}{place}");
     Finding::info(Code::StartSweeps, text).hint(format!("it removes {}", keys.shown()))
 }

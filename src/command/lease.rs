@@ -13,10 +13,13 @@ use crate::sweep::redis::{connect, lease};
 /// 78 for the configuration; 1 when Redis refuses.
 pub async fn load_lease(path: &Path) -> Result<(), Failure> {
     let (config, _rules) = configuration(path)?;
-    let mut connection = connect::connect(&config.redis).await.map_err(halted)?;
-    let loaded = lease::load(&mut connection).await;
-    loaded.map_err(|error| halted(&error).with_hint(error.hint()))?;
-    print("loaded the lease functions into redis\n")
+    for redis in &config.redis {
+        let mut connection = connect::connect(redis).await.map_err(halted)?;
+        let loaded = lease::load(&mut connection).await;
+        loaded.map_err(|error| halted(&error).with_hint(error.hint()))?;
+        print(&format!("loaded the lease functions into {}\n", redis.title()))?;
+    }
+    Ok(())
 }
 
 /// `walsweep setup --lease --print`: what `redis-cli -x FUNCTION LOAD REPLACE` reads.
@@ -35,12 +38,15 @@ pub fn print_lease() -> Result<(), Failure> {
 /// 78 for the configuration; 1 when Redis refuses.
 pub async fn drop_lease(path: &Path) -> Result<(), Failure> {
     let (config, _rules) = configuration(path)?;
-    let mut connection = connect::connect(&config.redis).await.map_err(halted)?;
-    let removed = lease::delete(&mut connection).await;
-    let removed = removed.map_err(|error| halted(&error).with_hint(error.hint()))?;
-    print(if removed {
-        "removed the lease functions from redis\n"
-    } else {
-        "there are no lease functions in redis\n"
-    })
+    for redis in &config.redis {
+        let mut connection = connect::connect(redis).await.map_err(halted)?;
+        let removed = lease::delete(&mut connection).await;
+        let removed = removed.map_err(|error| halted(&error).with_hint(error.hint()))?;
+        let (title, what) = (redis.title(), "lease functions");
+        print(&match removed {
+            true => format!("removed the {what} from {title}\n"),
+            false => format!("there are no {what} in {title}\n"),
+        })?;
+    }
+    Ok(())
 }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use super::failure::{Failure, halted};
 use crate::config::{Config, Problem, Quotes, parse, unreadable};
-use crate::keys::Rules;
+use crate::keys::{Limits, Rules};
 
 /// A configuration that cannot be used.
 #[derive(Debug)]
@@ -73,7 +73,10 @@ fn judge_in(
     let parsed = parse(text, env, folder);
     let mut problems = parsed.problems;
     match (Rules::with_lookups(&parsed.rules, &parsed.lookups), parsed.config) {
-        (Ok(rules), Some(config)) => return Ok((config, rules)),
+        (Ok(rules), Some(config)) => {
+            let limits = Limits::of(config.redis.len());
+            return Ok((config, rules.with_limits(limits)));
+        }
         (Err(more), _) => problems.extend(more.into_iter().map(|one| typed(one, text))),
         (Ok(_), None) => {}
     }

@@ -55,7 +55,8 @@ async fn stream(
     is_strict: bool,
     file: Arc<str>,
 ) -> Result<(), Failure> {
-    let metrics = Arc::new(Metrics::new(rules.names()));
+    let targets = config.redis.iter().map(|redis| redis.name.clone()).collect();
+    let metrics = Arc::new(Metrics::new(rules.names()).with_targets(targets));
     let health = Arc::new(Health::new(Arc::clone(&metrics)));
     let mut shutdown = Shutdown::by_signal("stopping").map_err(halted)?;
     let version = env!("CARGO_PKG_VERSION");

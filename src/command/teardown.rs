@@ -6,7 +6,7 @@ use super::NAME;
 use super::failure::{Failure, Told, halted, print};
 use super::load::configuration;
 use super::login::{STOPPING, endpoint, refused, same_server};
-use crate::config::{Config, printable};
+use crate::config::{Redis, printable};
 use crate::postgres::{connect_sql, identify};
 use crate::run::shutdown::Shutdown;
 use crate::setup::{self, Hands};
@@ -45,41 +45,50 @@ pub async fn teardown(path: &Path, print_only: bool, login: Option<&str>) -> Res
          PATTERN…` does so by hand\n",
         rules.part(|_| true).shown()
     ));
-    let key = key_name(&config.postgres.slot);
-    if done.leaves_slot {
-        let what = "left in redis, for whoever reads the slot: once it is dropped";
-        told.print(&format!("`{key}` is {what}, {} removes it\n", setup::own_keys(&config, &key)));
-        return told.end();
+    let system_id = match done.leaves_slot {
+        true => None,
+        false => {
+            let history = identify(&sql).await.map_err(halted)?.history;
+            Some(history.map(|history| history.system_id).unwrap_or_default())
+        }
+    };
+    for redis in &config.redis {
+        let key = key_name(&redis.prefix, &config.postgres.slot);
+        let Some(system_id) = &system_id else {
+            let what = "for whoever reads the slot: once it is dropped";
+            let (title, by_hand) = (redis.title(), setup::own_keys(redis, &key));
+            told.print(&format!("`{key}` is left in {title}, {what}, {by_hand} removes it\n"));
+            continue;
+        };
+        let forgotten = sweep::forget(redis, &key, system_id).await;
+        told.print(&format!("{}\n", became((redis, &key), system_id, forgotten)));
     }
-    let history = identify(&sql).await.map_err(halted)?.history;
-    let system_id = history.map(|history| history.system_id).unwrap_or_default();
-    let forgotten = sweep::forget(&config.redis, &key, &system_id).await;
-    told.print(&format!("{}\n", became((&config, &key), &system_id, forgotten)));
     told.end()
 }
 
 /// Says what became of the watermark of this name.
 fn became(
-    (config, key): (&Config, &str),
+    (redis, key): (&Redis, &str),
     system_id: &str,
     forgotten: Result<Forgotten, sweep::Error>,
 ) -> String {
-    let by_hand = format!("only if nobody needs it, {} removes it", setup::own_keys(config, key));
+    let by_hand = format!("only if nobody needs it, {} removes it", setup::own_keys(redis, key));
+    let title = redis.title();
     match forgotten {
-        Ok(Forgotten::Nothing) => format!("there is no `{key}` in redis"),
-        Ok(Forgotten::Removed) => format!("removed `{key}` and what belongs to it from redis"),
+        Ok(Forgotten::Nothing) => format!("there is no `{key}` in {title}"),
+        Ok(Forgotten::Removed) => format!("removed `{key}` and what belongs to it from {title}"),
         Ok(Forgotten::Others(other)) => format!(
-            "left `{key}` in redis: it is of the cluster with system identifier {}, and this one \
+            "left `{key}` in {title}: it is of the cluster with system identifier {}, and this one \
              has {system_id}; {by_hand}",
             printable(&other)
         ),
         Ok(Forgotten::Unreadable) => {
-            format!("left `{key}` in redis: it cannot be read, and may be anybody's; {by_hand}")
+            format!("left `{key}` in {title}: it cannot be read, and may be anybody's; {by_hand}")
         }
         Ok(Forgotten::Number) => format!(
-            "left `{key}:removals` in redis: nothing shows whose it is, for there is no `{key}`; \
+            "left `{key}:removals` in {title}: nothing shows whose it is, for there is no `{key}`; \
              {by_hand}"
         ),
-        Err(error) => format!("`{key}` may still be in redis, which was not asked: {error}"),
+        Err(error) => format!("`{key}` may still be in {title}, which was not asked: {error}"),
     }
 }

@@ -1,7 +1,7 @@
 //! Parts of a configuration as tests want them, who then say only what they are about. Compiled for
 //! tests alone.
 
-use super::{Located, Location, Operations, Rule, Source, TableName};
+use super::{Located, Location, Operations, Redis, Rule, Source, TableName, TargetId, Targets};
 
 impl Located<String> {
     /// A text that stands nowhere in a file.
@@ -34,6 +34,26 @@ impl Rule {
             keys: keys.iter().map(|key| Located::for_tests(key)).collect(),
             source: Source::Table,
             when: None,
+            targets: Targets::ALL,
+        }
+    }
+}
+
+impl Redis {
+    /// The only one, at this URL, which has no password.
+    #[must_use]
+    pub fn for_tests(url: &str) -> Redis {
+        Redis {
+            id: TargetId::FIRST,
+            name: "redis".to_owned(),
+            is_alone: true,
+            prefix: String::new(),
+            url: url.to_owned(),
+            password: None,
+            password_file: None,
+            ca_file: None,
+            client_certificate: None,
+            wait_replicas: 0,
         }
     }
 }

@@ -6,6 +6,7 @@ mod lookup;
 mod parse;
 mod quotes;
 mod reader;
+mod redis;
 mod redis_url;
 mod script;
 mod slot_on;
@@ -30,15 +31,15 @@ pub use script::Script;
 pub use slot_on::SlotOn;
 pub(crate) use source::OWN_PREFIX;
 pub use source::Source;
-pub use target::TargetId;
+pub use target::{Target, TargetId, Targets};
 
 /// The whole configuration.
 #[derive(Clone, Debug)]
 pub struct Config {
     /// `[postgres]`.
     pub postgres: Postgres,
-    /// `[redis]`.
-    pub redis: Redis,
+    /// `[redis]`, or each `[[redis]]`, in the order of the file; by [`TargetId`].
+    pub redis: Vec<Redis>,
     /// `[sweep]`.
     pub sweep: Sweep,
     /// `[refill]`.
@@ -54,6 +55,17 @@ pub struct Config {
 }
 
 impl Config {
+    /// Each target with all that is about it, in the order of the file.
+    pub fn targets(&self) -> impl Iterator<Item = Target> {
+        self.redis.iter().map(|redis| Target {
+            redis: redis.clone(),
+            rules: self.rules.iter().filter(|rule| rule.targets.has(redis.id)).cloned().collect(),
+            slot: self.postgres.slot.clone(),
+            sweep: self.sweep.clone(),
+            refill: self.refill.clone(),
+        })
+    }
+
     /// Gives the configuration with the primary at this address alone where URLs name several
     /// hosts, of which it is one: what a session begins with one server must not go on with
     /// another.
@@ -93,6 +105,14 @@ pub struct Postgres {
 /// `[redis]`: where keys are removed.
 #[derive(Clone, Debug)]
 pub struct Redis {
+    /// Its place in the configuration.
+    pub id: TargetId,
+    /// The target's name: unique, the `target` label of metrics.
+    pub name: String,
+    /// Whether it is the only one.
+    pub is_alone: bool,
+    /// What its keys begin with, before what the rules say.
+    pub prefix: String,
     /// `redis://` or `rediss://` URL without its password.
     pub url: String,
     /// Password of the URL.
@@ -112,6 +132,12 @@ impl Redis {
     #[must_use]
     pub fn cli(&self) -> String {
         redis_url::redis_cli(&self.url)
+    }
+
+    /// How messages name the target: as `redis`, or with its name where there are several.
+    #[must_use]
+    pub fn title(&self) -> String {
+        if self.is_alone { "redis".to_owned() } else { format!("redis `{}`", self.name) }
     }
 }
 
@@ -184,6 +210,8 @@ pub struct Rule {
     pub source: Source,
     /// The condition that a change has to meet, in CEL, unparsed; `None` is always met.
     pub when: Option<Script>,
+    /// The targets that its keys are removed from.
+    pub targets: Targets,
 }
 
 /// One `[lookup.NAME]`: a row fetched by columns of a change.

@@ -8,12 +8,11 @@ use toml::de::DeTable;
 use tracing_subscriber::EnvFilter;
 
 use super::reader::{Reader, Section};
-use super::redis_url::split_password;
 use super::slot_on::slot_on;
 use super::source::{Named, Source, source};
 use super::{
-    Config, Http, Located, Log, LogFormat, Lookup, Postgres, Problem, Redis, Refill, Rule, Sweep,
-    lookup, unclosed,
+    Config, Http, Located, Log, LogFormat, Lookup, Postgres, Problem, Refill, Rule, Sweep, Targets,
+    lookup, redis, unclosed,
 };
 use crate::config::Operations;
 use crate::password;
@@ -52,7 +51,7 @@ pub fn parse(text: &str, env: &dyn Fn(&str) -> Option<String>, folder: &Path) ->
     }
     let mut root = Section::new(document.get_ref(), 0..0, String::new());
     let postgres = postgres(&mut reader, &mut root);
-    let redis = redis(&mut reader, &mut root);
+    let redis = redis::targets(&mut reader, &mut root);
     let mut section = reader.section(&mut root, "sweep");
     let bounds = (Duration::from_millis(1), Duration::from_micros(100), Duration::from_secs(1));
     let sweep = Sweep {
@@ -67,17 +66,16 @@ pub fn parse(text: &str, env: &dyn Fn(&str) -> Option<String>, folder: &Path) ->
     reader.finish(&section);
     let http = http(&mut reader, &mut root);
     let log = log(&mut reader, &mut root);
-    let rules = rules(&mut reader, &mut root);
+    let mut rules = rules(&mut reader, &mut root);
+    redis::assign(&mut reader, &redis, &mut rules);
     let lookups = lookup::read(&mut reader, &mut root);
     reader.finish(&root);
     let problems = sorted(reader.problems);
-    let config = match (postgres, redis) {
-        (Some(postgres), Some(redis)) if problems.is_empty() => {
-            let (rules, lookups) = (rules.clone(), lookups.clone());
-            Some(Config { postgres, redis, sweep, refill, http, log, rules, lookups })
-        }
-        _ => None,
-    };
+    let config = postgres.filter(|_| problems.is_empty()).map(|postgres| {
+        let (rules, lookups) = (rules.clone(), lookups.clone());
+        let redis = redis.into_iter().filter_map(|section| section.redis).collect();
+        Config { postgres, redis, sweep, refill, http, log, rules, lookups }
+    });
     Parsed { config, rules, lookups, problems }
 }
 
@@ -95,16 +93,19 @@ fn no_toml(reader: &mut Reader<'_>, text: &str, errors: &[toml::de::Error]) {
     let end = first.map_or(usize::MAX, line);
     let told = errors.into_iter().filter(|error| is_twice(error) && line(error) < end);
     let mut told: Vec<_> = told.chain(first).collect();
-    if let Some(at) = told.iter().position(|error| is_twice(error) && is_rule(text, start(error))) {
-        // All that follows is within it, or comes of it.
-        let place = reader.location(start(told[at]), "");
-        let hint = Some("write `[[rule]]`, with both pairs of brackets, above each rule");
-        reader.problem(
-            place,
-            "`[rule]` is one table, and there is a rule already".to_owned(),
-            hint,
-        );
-        told.truncate(at);
+    let lists = [
+        ("rule", "write `[[rule]]`, with both pairs of brackets, above each rule"),
+        ("redis", "write `[[redis]]`, with both pairs of brackets, above each of several"),
+    ];
+    for (list, hint) in lists {
+        let is_one = |error: &&toml::de::Error| is_twice(error) && heads(list, text, start(error));
+        if let Some(at) = told.iter().position(is_one) {
+            // All that follows is within it, or comes of it.
+            let place = reader.location(start(told[at]), "");
+            let message = format!("`[{list}]` is one table, and there is a {list} already");
+            reader.problem(place, message, Some(hint));
+            told.truncate(at);
+        }
     }
     for error in told {
         let unclosed = unclosed::bracket(text).filter(|open| *open <= start(error));
@@ -123,12 +124,12 @@ fn no_toml(reader: &mut Reader<'_>, text: &str, errors: &[toml::de::Error]) {
     }
 }
 
-/// Whether the line of this byte is the header of a rule as if there were but one.
-fn is_rule(text: &str, at: usize) -> bool {
+/// Whether the line of this byte is the header of a table of this name as if there were but one.
+fn heads(table: &str, text: &str, at: usize) -> bool {
     let begin = text.get(..at).and_then(|before| before.rfind('\n')).map_or(0, |end| end + 1);
     let line = text.get(begin..).and_then(|rest| rest.lines().next()).unwrap_or_default();
     let name = line.trim_start().strip_prefix('[').and_then(|rest| rest.split_once(']'));
-    name.is_some_and(|(name, _)| name.trim() == "rule")
+    name.is_some_and(|(name, _)| name.trim() == table)
 }
 
 fn sorted(mut problems: Vec<Problem>) -> Vec<Problem> {
@@ -246,7 +247,7 @@ fn name(
 }
 
 /// `password_file`, which can be read now.
-fn password_file(
+pub(super) fn password_file(
     reader: &mut Reader<'_>,
     section: &mut Section<'_, '_>,
 ) -> Option<Located<PathBuf>> {
@@ -271,81 +272,6 @@ fn without_password(why: ErrorKind) -> &'static str {
         }
         ErrorKind::PermissionDenied => "let the user read it that walsweep runs as",
         _ => "name a file that holds the password, and nothing else",
-    }
-}
-
-fn redis(reader: &mut Reader<'_>, root: &mut Section<'_, '_>) -> Option<Redis> {
-    let mut section = reader.section(root, "redis");
-    let hint = "give it as `redis://host:6379/0`, or `rediss://` for TLS";
-    let url = reader.required_text(&mut section, "url", hint);
-    let file_password = password_file(reader, &mut section);
-    let is_unreadable = reader.problems.iter().any(|one| one.at.key == "redis.password_file");
-    let ca_file = reader.filled_text(&mut section, "ca_file");
-    if let Some(path) = &ca_file
-        && let Err(error) = std::fs::read(reader.beside(&path.value))
-    {
-        let message = format!("read `{}`: {error}", reader.beside(&path.value).display());
-        let hint = Some("name a PEM file of certificate authorities");
-        reader.problem(path.at.clone(), message, hint);
-    }
-    let client_certificate = client_certificate(reader, &mut section);
-    let wait_replicas = reader.count(&mut section, "wait_replicas");
-    reader.finish(&section);
-    let url = url?;
-    let (plain, url_password) = match split_password(&url.value) {
-        Ok(parts) => parts,
-        Err(error) => {
-            reader.problem(url.at, error.to_string(), Some(hint));
-            return None;
-        }
-    };
-    if let (Some(file), Some(_)) = (&file_password, &url_password) {
-        let message = "`redis.url` has a password, too".to_owned();
-        reader.problem(file.at.clone(), message, Some("keep one of the two"));
-    }
-    let certificate = client_certificate.as_ref().map(|(certificate, _)| certificate);
-    for file in ca_file.iter().chain(certificate).filter(|_| plain.scheme() != "rediss") {
-        let message = "`redis.url` does not ask for TLS".to_owned();
-        reader.problem(file.at.clone(), message, Some("write `rediss://`, or leave this out"));
-    }
-    // The client library would go on as the default user.
-    let has_user =
-        !plain.username().is_empty() || plain.query_pairs().any(|(one, _)| one == "user");
-    if has_user && url_password.is_none() && file_password.is_none() && !is_unreadable {
-        let message = "names a user and no password".to_owned();
-        let hint = "a password alone is written `redis://:password@host`; `password_file` names a \
-                    file with it";
-        reader.problem(url.at, message, Some(hint));
-    }
-    let password_file = file_password.map(|file| file.value);
-    let ca_file = ca_file.map(|path| reader.beside(&path.value));
-    let (url, password) = (plain.to_string(), url_password);
-    let client_certificate = client_certificate
-        .map(|(certificate, key)| (reader.beside(&certificate.value), reader.beside(&key.value)));
-    Some(Redis { url, password, password_file, ca_file, client_certificate, wait_replicas })
-}
-
-/// `cert_file` and `key_file`, which go together.
-fn client_certificate(
-    reader: &mut Reader<'_>,
-    section: &mut Section<'_, '_>,
-) -> Option<(Located<String>, Located<String>)> {
-    let files = ["cert_file", "key_file"].map(|key| reader.filled_text(section, key));
-    for file in files.iter().flatten() {
-        let path = reader.beside(&file.value);
-        if let Err(error) = std::fs::read(&path) {
-            let message = format!("read `{}`: {error}", path.display());
-            reader.problem(file.at.clone(), message, Some("name a PEM file"));
-        }
-    }
-    match files {
-        [Some(certificate), Some(key)] => Some((certificate, key)),
-        [Some(file), None] | [None, Some(file)] => {
-            let hint = "give `cert_file` and `key_file`, or neither";
-            reader.problem(file.at, "one goes with the other".to_owned(), Some(hint));
-            None
-        }
-        [None, None] => None,
     }
 }
 
@@ -452,7 +378,20 @@ fn rule(reader: &mut Reader<'_>, section: &mut Section<'_, '_>, index: usize) ->
     let when = reader.script(section, "when");
     let name = name.map_or_else(|| format!("rule {index}"), |name| name.value);
     let keys = keys?;
-    Some(Rule { name, at, table, table_at, operations, changed, immutable, keys, source, when })
+    let targets = Targets::NONE;
+    Some(Rule {
+        name,
+        at,
+        table,
+        table_at,
+        operations,
+        changed,
+        immutable,
+        keys,
+        source,
+        when,
+        targets,
+    })
 }
 
 fn keys(reader: &mut Reader<'_>, section: &mut Section<'_, '_>) -> Option<Vec<Located<String>>> {

@@ -91,6 +91,13 @@ fn socket_password(url: &mut Url) -> Result<Option<SecretString>, UrlError> {
     Ok(password)
 }
 
+/// The database that a URL without its password names: the server's address, and the number.
+pub(super) fn place(url: &str) -> (String, i64) {
+    let info = redis::IntoConnectionInfo::into_connection_info(url);
+    let place = |info: redis::ConnectionInfo| (info.addr().to_string(), info.redis_settings().db());
+    info.map(place).unwrap_or_default()
+}
+
 /// How `redis-cli` is called for the server of a URL without its password, with arguments for a
 /// shell: <https://redis.io/docs/latest/develop/tools/cli/>.
 pub(super) fn redis_cli(url: &str) -> String {

@@ -23,7 +23,7 @@ const BYTES_MAX: usize = 1 << 20;
 #[derive(Clone, Default)]
 pub(super) struct Before {
     /// See [`write()`].
-    rows: Arena<LookupId, true>,
+    rows: Arena<LookupId>,
     used_bytes: usize,
     /// Lookups of whose rows before the transaction nothing is known, and why.
     lost: Vec<(LookupId, WidenReason)>,
@@ -59,7 +59,7 @@ impl Before {
 
     /// Adds a row that the lookup gave for parameters: see [`write()`].
     pub(super) fn add(&mut self, lookup: LookupId, row: &[u8]) {
-        if self.why_lost(lookup).is_some() || !self.rows.insert(lookup, row) {
+        if self.why_lost(lookup).is_some() || !self.rows.insert(lookup, lookup.0, row) {
             return;
         }
         self.used_bytes += cost(row);

@@ -7,11 +7,11 @@ use sha2::{Digest, Sha256};
 
 use super::condition::Condition;
 use super::filter::push_hex;
-use super::label::{RuleId, TemplateId, TemplateInfo};
+use super::label::{RuleId, TemplateId, TemplateInfo, Templates};
 use super::lookup::{self, Lookup, LookupTemplate};
 use super::template::{Template, Version};
 use crate::config::{
-    self, Located, Location, LookupRows, Missing, Operations, Problem, Source, TableName,
+    self, Located, Location, LookupRows, Missing, Operations, Problem, Source, TableName, Targets,
 };
 
 /// A compiled rule.
@@ -26,6 +26,7 @@ pub(super) struct Rule {
     pub(super) templates: Vec<RuleTemplate>,
     pub(super) source: Source,
     pub(super) when: Option<Condition>,
+    pub(super) targets: Targets,
 }
 
 /// A template of a rule.
@@ -81,6 +82,7 @@ pub(super) fn compile(
             templates,
             source: rule.source.clone(),
             when,
+            targets: rule.targets,
         });
     }
     let lookups = lookup::bind(&mut compiled, lookups, &mut problems);
@@ -151,16 +153,17 @@ pub(super) fn problem(at: &Location, message: impl Into<String>, hint: &str) -> 
 }
 
 /// Gives the facts that key sets know of all templates, by [`TemplateId`].
-pub(super) fn infos(rules: &[Rule]) -> Arc<[TemplateInfo]> {
+pub(super) fn infos(rules: &[Rule]) -> Arc<Templates> {
     let templates = rules.iter().flat_map(|rule| {
         let info = |key: &RuleTemplate| TemplateInfo {
             rule: rule.id,
+            targets: rule.targets,
             whole: key.template.whole(),
             lookup: key.lookup.clone(),
         };
         rule.templates.iter().map(info)
     });
-    templates.collect()
+    Arc::new(Templates::new(templates))
 }
 
 /// 16 hex digits that are equal if two rule sets give the same keys for every change: the names and

@@ -1,9 +1,12 @@
 //! Labels of the content of a key set: its rule, its template, and why it was widened.
 
+use std::collections::BTreeSet;
+use std::ops::Deref;
 use std::sync::Arc;
 
 use super::lookup::LookupTemplate;
 use super::pattern::Pattern;
+use crate::config::Targets;
 
 /// A rule: its index in [`Rules::names`](super::Rules::names).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -96,9 +99,39 @@ impl WidenReason {
 #[derive(Debug)]
 pub(super) struct TemplateInfo {
     pub(super) rule: RuleId,
+    /// The targets that its keys are removed from.
+    pub(super) targets: Targets,
     pub(super) whole: Whole,
     /// Its needs of lookups, if it names one.
     pub(super) lookup: Option<Arc<LookupTemplate>>,
+}
+
+/// All templates, by [`TemplateId`].
+#[derive(Debug)]
+pub(super) struct Templates {
+    all: Box<[TemplateInfo]>,
+    scopes: Box<[u16]>,
+}
+
+impl Templates {
+    pub(super) fn new(all: impl Iterator<Item = TemplateInfo>) -> Templates {
+        let all: Box<[TemplateInfo]> = all.collect();
+        let scopes: BTreeSet<u16> = all.iter().map(|one| one.targets.number()).collect();
+        Templates { all, scopes: scopes.into_iter().collect() }
+    }
+
+    /// A number for each way in which rules go to targets.
+    pub(super) fn scopes(&self) -> &[u16] {
+        &self.scopes
+    }
+}
+
+impl Deref for Templates {
+    type Target = [TemplateInfo];
+
+    fn deref(&self) -> &[TemplateInfo] {
+        &self.all
+    }
 }
 
 /// All that a template could ever give.

@@ -50,6 +50,8 @@ mod print_tests;
 #[cfg(test)]
 mod properties_tests;
 #[cfg(test)]
+mod targets_tests;
+#[cfg(test)]
 mod tests;
 #[cfg(test)]
 mod when_tests;
@@ -58,7 +60,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use crate::budget::Memory;
-use crate::config::{self, Location, Operations, Problem, Source, TableName};
+use crate::config::{self, Location, Operations, Problem, Source, TableName, TargetId};
 use crate::gather::Change;
 
 pub use bound::{Basis, Binding, Bound};
@@ -72,7 +74,7 @@ pub use set::{KeySet, Limits};
 pub use signal::{Malformed, Signal};
 
 use compile::Rule;
-use label::{TemplateInfo, Whole};
+use label::{Templates, Whole};
 use plan::{Plan, is_of_table};
 use render::{Renderer, Verdict};
 
@@ -87,7 +89,7 @@ pub(crate) fn is_time(text: &str) -> bool {
 pub struct Rules {
     names: Arc<[String]>,
     rules: Arc<[Rule]>,
-    templates: Arc<[TemplateInfo]>,
+    templates: Arc<Templates>,
     limits: Limits,
     memory: Arc<Memory>,
     lookups: Arc<[Lookup]>,
@@ -230,10 +232,11 @@ impl Rules {
         keys
     }
 
-    /// Whether every key that `pattern` matches is sure to be one that a rule could produce.
+    /// Whether every key that `pattern` matches is sure to be one that a rule could produce whose
+    /// keys go to the target.
     #[must_use]
-    pub fn covers(&self, pattern: &Pattern) -> bool {
-        let everything = self.everything();
+    pub fn covers(&self, pattern: &Pattern, target: TargetId) -> bool {
+        let everything = self.everything().of_target(target);
         let mut patterns = everything.patterns();
         match pattern.as_literal() {
             Some(key) => {

@@ -351,7 +351,7 @@ fn what_a_collapse_drops_is_used_again() {
     assert!(after.bytes() < before + patterns, "{} after {before} bytes", after.bytes());
 }
 
-fn numbered(count: usize) -> Vec<Row> {
+pub(super) fn numbered(count: usize) -> Vec<Row> {
     let row = |at: usize| insert([Some(&at.to_string()), Some("n"), Some("c"), None]);
     (0..count).map(row).collect()
 }

@@ -11,7 +11,7 @@ use super::redis::address;
 use super::redis_databases::Databases;
 use super::redis_pass::{self, KEYS_MIN};
 use super::{Code, Finding, catalog};
-use crate::config::{Config, Rule, Source};
+use crate::config::{Config, Rule, Source, Target};
 use crate::telemetry::words::counted;
 
 /// Rules that are told one by one, at most.
@@ -44,7 +44,7 @@ pub async fn of_postgres(config: &Config, client: &Client) -> Option<Fact> {
 /// The version of Redis, how many keys it has, and what a pass over them costs, unless one of these
 /// `findings` tells that.
 pub async fn of_redis(
-    config: &Config,
+    target: &Target,
     connection: &mut MultiplexedConnection,
     findings: &[Finding],
 ) -> Vec<Fact> {
@@ -57,16 +57,21 @@ pub async fn of_redis(
         (None, Some(version)) => ("", version),
         (None, None) => return Vec::new(),
     };
-    let mut text = format!("{product}version {version} at `{}`", address(config));
-    let Ok(Databases { own: keys, .. }) = Databases::read(config, connection).await else {
+    let name = match target.redis.is_alone {
+        true => String::new(),
+        false => format!("`{}`: ", target.redis.name),
+    };
+    let mut text = format!("{name}{product}version {version} at `{}`", address(target));
+    let Ok(Databases { own: keys, .. }) = Databases::read(target, connection).await else {
         return vec![Fact::new("redis", text)];
     };
     text.push_str(&format!(", {}", counted(keys, "key")));
     let mut facts = vec![Fact::new("redis", text)];
     if keys < KEYS_MIN && findings.iter().all(|finding| finding.code != Code::RedisPass) {
+        let title = target.redis.title();
         let text = match keys {
-            0 => "redis has no keys: one SCAN pass costs it nothing".to_owned(),
-            _ => format!("one SCAN pass over {} costs redis milliseconds", counted(keys, "key")),
+            0 => format!("{title} has no keys: one SCAN pass costs it nothing"),
+            _ => format!("one SCAN pass over {} costs {title} milliseconds", counted(keys, "key")),
         };
         facts.push(Fact::new("pass", text));
     }

@@ -1,5 +1,6 @@
 //! Files with secrets that others than their owner may read.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
@@ -13,15 +14,19 @@ use crate::config::Config;
 /// it for `sslkey`.
 #[must_use]
 pub fn files(config: &Config) -> Report {
-    let (postgres, redis) = (&config.postgres.endpoint, &config.redis);
+    let postgres = &config.postgres.endpoint;
     let mut of_postgres: Vec<Finding> = postgres.password_file.iter().filter_map(exposed).collect();
     let logged_in = postgres.with_password().ok();
     if let Some(cause) = logged_in.and_then(|endpoint| endpoint.ignored_passfile) {
         of_postgres
             .push(Finding::warning(Code::PassfileIgnored, format!("{cause}: it is ignored")));
     }
-    let key = redis.client_certificate.iter().map(|(_certificate, key)| key);
-    let of_redis = redis.password_file.iter().chain(key).filter_map(exposed).collect();
+    let secrets = config.redis.iter().flat_map(|redis| {
+        let key = redis.client_certificate.iter().map(|(_certificate, key)| key);
+        redis.password_file.iter().chain(key)
+    });
+    let secrets: BTreeSet<_> = secrets.collect();
+    let of_redis = secrets.into_iter().filter_map(exposed).collect();
     Report { postgres: of_postgres, redis: of_redis, ..Report::default() }
 }
 

@@ -17,15 +17,17 @@ use tokio::time::sleep;
 
 use super::Finding;
 use super::redis::{Judged, Needs};
-use crate::config::{Config, TargetId};
+use crate::config::Target;
+use crate::sweep::redis::connect::connect;
 use crate::telemetry::{Health, Topic};
 
 /// While something is told, the server is asked this often whether it is cured.
 const LOOK_AGAIN: Duration = Duration::from_secs(5);
 
-/// Looks at the Redis of a configuration, and tells what is wrong with it.
+/// Looks at the Redis of a target, and tells what is wrong with it.
 #[derive(Debug)]
 pub struct Fitness {
+    target: Target,
     needs: Needs,
     health: Arc<Health>,
     /// The topics that are told now.
@@ -40,10 +42,17 @@ impl Drop for Fitness {
 }
 
 impl Fitness {
-    /// Tells `health` about the Redis of this configuration.
+    /// Tells `health` about the Redis of this target.
     #[must_use]
-    pub fn new(config: &Config, health: Arc<Health>) -> Fitness {
-        Fitness { needs: Needs::of(config), health, told: RefCell::default() }
+    pub fn new(target: Target, health: Arc<Health>) -> Fitness {
+        let needs = Needs::of(&target);
+        Fitness { target, needs, health, told: RefCell::default() }
+    }
+
+    /// Gives the target.
+    #[must_use]
+    pub fn target(&self) -> &Target {
+        &self.target
     }
 
     /// Why the program should not start with the server of this connection. What may pass by
@@ -60,8 +69,8 @@ impl Fitness {
     }
 
     /// Says in the log whether it is perhaps another database of this server that has the keys.
-    pub async fn look_elsewhere(config: &Config, connection: &mut MultiplexedConnection) {
-        if let Some(finding) = super::redis_databases::elsewhere(config, connection).await {
+    pub async fn look_elsewhere(target: &Target, connection: &mut MultiplexedConnection) {
+        if let Some(finding) = super::redis_databases::elsewhere(target, connection).await {
             tracing::warn!(hint = finding.hint, "redis: {}", finding.message);
         }
     }
@@ -77,10 +86,15 @@ impl Fitness {
         let mut told = BTreeSet::new();
         if let Some(first) = lasting.first() {
             let texts: Vec<&str> = lasting.iter().map(|one| one.message.as_str()).collect();
-            self.tell(&mut told, Topic::RedisChecks, &texts.join("; "), first.hint.as_deref());
+            self.tell(
+                &mut told,
+                Topic::RedisChecks(self.target.redis.id),
+                &texts.join("; "),
+                first.hint.as_deref(),
+            );
         }
         for (rule, finding) in &forbidden {
-            let topic = Topic::Refused(TargetId::FIRST, rule.as_str().into());
+            let topic = Topic::Refused(self.target.redis.id, rule.as_str().into());
             let text = format!("rule `{rule}`: {}", finding.message);
             self.tell(&mut told, topic, &text, finding.hint.as_deref());
         }
@@ -97,16 +111,13 @@ impl Fitness {
         told.insert(topic);
     }
 
-    /// Looks again from time to time while something is told, over a connection that `connect`
-    /// makes: a right that is given needs no new connection of the sweeper's.
-    pub async fn watch(
-        &self,
-        connect: impl AsyncFn() -> Option<MultiplexedConnection>,
-    ) -> Infallible {
+    /// Looks again from time to time while something is told, over a connection of its own: a right
+    /// that is given needs no new connection of the sweeper's.
+    pub async fn watch(&self) -> Infallible {
         loop {
             sleep(LOOK_AGAIN).await;
             if !self.told.borrow().is_empty()
-                && let Some(connection) = connect().await
+                && let Ok(connection) = connect(&self.target.redis).await
             {
                 // A server that must not be used has no connection of the sweeper's, either.
                 drop(self.look(connection).await);

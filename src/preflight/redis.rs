@@ -4,7 +4,8 @@ use redis::aio::MultiplexedConnection;
 use redis::{Cmd, IntoConnectionInfo, RedisError, Value, cmd};
 
 use super::{Code, Finding, Severity, redis_login};
-use crate::config::{Config, Located};
+use crate::config::{Located, Target};
+use crate::sweep::key_name;
 use crate::sweep::redis::lease::{self, Loaded};
 
 /// How long the key of the checks lives, if nothing removes it, milliseconds.
@@ -29,50 +30,53 @@ const KEYS_AT_ONCE: usize = 50;
 /// Values that a placeholder may have in a key that is asked about: an ACL may allow only one kind.
 const SAMPLE_VALUES: [&str; 2] = ["x", "1"];
 
-/// Checks the Redis behind `connection`, which must be one to `config.redis.url`. Writes one key,
+/// Checks the Redis behind `connection`, which must be one to `target.redis.url`. Writes one key,
 /// `walsweep:{slot}:check`, and removes it.
-pub async fn redis(config: &Config, connection: &mut MultiplexedConnection) -> Vec<Finding> {
-    let needs = Needs::of(config);
+pub async fn redis(target: &Target, connection: &mut MultiplexedConnection) -> Vec<Finding> {
+    let needs = Needs::of(target);
     let Judged { mut findings, forbidden, is_usable } = needs.judge(connection).await;
     findings.extend(forbidden.into_iter().map(|(rule, finding)| finding.of_rules([rule])));
     if is_usable {
-        if config.refill.observe {
+        if target.refill.observe {
             findings.extend(tracking(&needs, connection).await);
         }
         findings.extend(functions(connection).await);
-        findings.extend(super::redis_databases::elsewhere(config, connection).await);
-        findings.extend(super::redis_pass::cost(config, connection).await);
+        findings.extend(super::redis_databases::elsewhere(target, connection).await);
+        findings.extend(super::redis_pass::cost(target, connection).await);
     }
-    let address = address(config);
-    findings.into_iter().map(|finding| at_address(&address, finding)).collect()
+    let place = format!("{} at `{}`", target.redis.title(), address(target));
+    findings.into_iter().map(|finding| at_place(&place, finding)).collect()
 }
 
-/// Where the Redis of a configuration is, without user and password.
-pub(super) fn address(config: &Config) -> String {
-    let info = config.redis.url.as_str().into_connection_info();
+/// Where the Redis of a target is, without user and password.
+pub(super) fn address(target: &Target) -> String {
+    let info = target.redis.url.as_str().into_connection_info();
     info.map_or_else(|_invalid| "redis".to_owned(), |info| info.addr().to_string())
 }
 
 /// The finding with the server that it is about.
-fn at_address(address: &str, finding: Finding) -> Finding {
+fn at_place(place: &str, finding: Finding) -> Finding {
     let message = match finding.message.strip_prefix("redis ") {
-        Some(rest) if rest.starts_with("user ") => format!("redis at `{address}`: {rest}"),
-        Some(rest) => format!("redis at `{address}` {rest}"),
-        None => format!("redis at `{address}`: {}", finding.message),
+        Some(rest) if rest.starts_with("user ") => format!("{place}: {rest}"),
+        Some(rest) => format!("{place} {rest}"),
+        None => format!("{place}: {}", finding.message),
     };
     Finding { message, ..finding }
 }
 
-/// Everything that a configuration needs of Redis.
+/// Everything that a target needs of its Redis.
 #[derive(Clone, Debug)]
 pub(super) struct Needs {
     /// The user that the URL names.
     pub(super) user: String,
-    slot: String,
+    /// The name of the watermark key.
+    watermark: String,
+    /// The keys of walsweep itself, as an ACL writes them.
+    own: String,
     wait_replicas: u32,
     /// The command that gives the user every right that is needed, and the keys that follow it.
     acl: (String, String),
-    /// Key templates, each with the name of its rule.
+    /// Key templates with the target's prefix, each with the name of its rule.
     templates: Vec<(String, Located<String>)>,
 }
 
@@ -87,25 +91,32 @@ pub(super) struct Judged {
 }
 
 impl Needs {
-    pub(super) fn of(config: &Config) -> Needs {
-        let info = config.redis.url.as_str().into_connection_info().ok();
+    pub(super) fn of(target: &Target) -> Needs {
+        let info = target.redis.url.as_str().into_connection_info().ok();
         let settings = info.as_ref().map(redis::ConnectionInfo::redis_settings);
         let user = settings.and_then(|settings| settings.username()).unwrap_or("default");
-        let templates = config.rules.iter().flat_map(|rule| {
-            rule.keys.iter().map(|template| (rule.name.clone(), template.clone()))
-        });
+        let prefix = literal(&target.redis.prefix);
+        let prefixed = |key: &Located<String>| Located {
+            value: format!("{prefix}{}", key.value),
+            at: key.at.clone(),
+        };
+        let templates = target
+            .rules
+            .iter()
+            .flat_map(|rule| rule.keys.iter().map(|key| (rule.name.clone(), prefixed(key))));
         let mut commands = "+ping +info +scan +unlink +get +set +incr +eval".to_owned();
         for (is_needed, more) in [
             (settings.is_some_and(|settings| settings.db() != 0), " +select"),
-            (config.redis.wait_replicas > 0, " +wait"),
-            (config.refill.observe, " +hello +client|tracking"),
+            (target.redis.wait_replicas > 0, " +wait"),
+            (target.refill.observe, " +hello +client|tracking"),
         ] {
             commands.push_str(if is_needed { more } else { "" });
         }
         let templates: Vec<_> = templates.collect();
         let mut patterns: Vec<String> =
             templates.iter().map(|(_rule, template)| acl_pattern(&template.value)).collect();
-        patterns.push("walsweep:*".to_owned());
+        let own = acl_pattern(&format!("{prefix}walsweep:*"));
+        patterns.push(own.clone());
         patterns.sort();
         patterns.dedup();
         let keys: String =
@@ -113,8 +124,9 @@ impl Needs {
         let acl = (format!("acl setuser {user} {commands}"), keys);
         Needs {
             user: user.to_owned(),
-            slot: config.postgres.slot.clone(),
-            wait_replicas: config.redis.wait_replicas,
+            watermark: key_name(&target.redis.prefix, &target.slot),
+            own,
+            wait_replicas: target.redis.wait_replicas,
             acl,
             templates,
         }
@@ -125,7 +137,7 @@ impl Needs {
         let (mut findings, forbidden) = (Vec::new(), Vec::new());
         let mut missing = Missing::default();
         if let Err(error) = cmd("PING").query_async::<Value>(connection).await
-            && !missing.takes(&error, "ping")
+            && !missing.takes(&error, ("ping", &self.own))
         {
             findings.push(redis_login::unanswered(&error));
             return Judged { findings, forbidden, is_usable: false };
@@ -160,7 +172,7 @@ impl Needs {
         for (name, command) in self.commands() {
             let Err(error) = command.query_async::<Value>(connection).await else { continue };
             may_unlink &= name != "unlink";
-            if missing.takes(&error, name) {
+            if missing.takes(&error, (name, &self.own)) {
                 continue;
             }
             let finding = refused(&error, name);
@@ -189,7 +201,7 @@ impl Needs {
     }
 
     fn commands(&self) -> Vec<(&'static str, Cmd)> {
-        let watermark = format!("walsweep:{}", self.slot);
+        let watermark = &self.watermark;
         let key = format!("{watermark}:check");
         let mut scan = cmd("SCAN");
         scan.arg(0).arg("MATCH").arg(&key).arg("COUNT").arg(1);
@@ -197,7 +209,7 @@ impl Needs {
         set.arg(&key).arg(1).arg("PX").arg(CHECK_KEY_TTL_MS);
         // The keys that the script which moves the watermark has.
         let mut eval = cmd("EVAL");
-        eval.arg("return 1").arg(2).arg(&watermark).arg(format!("{watermark}:removals"));
+        eval.arg("return 1").arg(2).arg(watermark).arg(format!("{watermark}:removals"));
         let on_key = |name: &str| {
             let mut command = cmd(name);
             command.arg(&key);
@@ -275,13 +287,13 @@ struct Missing {
 
 impl Missing {
     /// Notes the right that is why a command was refused; `false` if that is not why.
-    fn takes(&mut self, error: &RedisError, command: &str) -> bool {
+    fn takes(&mut self, error: &RedisError, asked: (&str, &str)) -> bool {
         if !is_denied(error) {
             return false;
         }
         self.with_keys |= is_about_key(error);
         // Several commands may miss the right to the same key.
-        let right = right(error, command);
+        let right = right(error, asked);
         if !self.rights.contains(&right) {
             self.rights.push(right);
         }
@@ -291,8 +303,8 @@ impl Missing {
 
 /// The ACL rule whose absence is why a command was denied
 /// (<https://redis.io/docs/latest/operate/oss_and_stack/management/security/acl/>).
-fn right(error: &RedisError, command: &str) -> String {
-    if is_about_key(error) { "~walsweep:*".to_owned() } else { format!("+{command}") }
+fn right(error: &RedisError, (command, own): (&str, &str)) -> String {
+    if is_about_key(error) { format!("~{own}") } else { format!("+{command}") }
 }
 
 fn is_denied(error: &RedisError) -> bool {
@@ -405,14 +417,14 @@ fn is_old(version: &str) -> bool {
 async fn tracking(needs: &Needs, connection: &mut MultiplexedConnection) -> Option<Finding> {
     let mut on = cmd("CLIENT");
     on.arg("TRACKING").arg("ON").arg("BCAST").arg("NOLOOP");
-    on.arg("PREFIX").arg(format!("walsweep:{}:check", needs.slot));
+    on.arg("PREFIX").arg(format!("{}:check", needs.watermark));
     let mut off = cmd("CLIENT");
     off.arg("TRACKING").arg("OFF");
     // `HELLO` alone changes nothing, and is known where RESP3 is.
     for command in [cmd("HELLO"), on, off] {
         let Err(error) = command.query_async::<Value>(connection).await else { continue };
         let finding = if is_denied(&error) {
-            needs.lacks(&[right(&error, "client|tracking")], is_about_key(&error))
+            needs.lacks(&[right(&error, ("client|tracking", &needs.own))], is_about_key(&error))
         } else {
             let message = format!("redis cannot tell which keys are written: {error}");
             let hint = "set `refill.observe` to false: every second removal takes all keys anyway";
@@ -461,6 +473,15 @@ fn sample(template: &str, value: &str) -> Option<String> {
         }
     }
     Some(sample)
+}
+
+/// A template that gives this text and nothing else.
+pub(super) fn literal(text: &str) -> String {
+    let escaped = text.chars().flat_map(|one| {
+        let escape = r"\*?[]{}".contains(one).then_some('\\');
+        escape.into_iter().chain([one])
+    });
+    escaped.collect()
 }
 
 /// An argument as `redis-cli` reads it: in quotes, if it has any (`sdssplitargs`, sds.c).

@@ -5,8 +5,9 @@ use std::collections::BTreeSet;
 use redis::aio::MultiplexedConnection;
 use redis::{IntoConnectionInfo, RedisError, cmd};
 
+use super::redis::literal;
 use super::{Code, Finding};
-use crate::config::Config;
+use crate::config::Target;
 use crate::telemetry::words::counted;
 
 /// A database with no more keys than this may have walsweep's own alone.
@@ -33,10 +34,10 @@ impl Databases {
     ///
     /// The server's, which may not tell.
     pub(super) async fn read(
-        config: &Config,
+        target: &Target,
         connection: &mut MultiplexedConnection,
     ) -> Result<Databases, RedisError> {
-        let url = config.redis.url.as_str().into_connection_info()?;
+        let url = target.redis.url.as_str().into_connection_info()?;
         let number = url.redis_settings().db();
         let info: String = cmd("INFO").arg("keyspace").query_async(connection).await?;
         let (own, others): (Vec<_>, Vec<_>) =
@@ -56,12 +57,12 @@ fn line(line: &str) -> Option<(i64, u64)> {
 /// is perhaps not the one that the application uses, and nothing of that is ever removed. `None`
 /// where that cannot be known.
 pub(super) async fn elsewhere(
-    config: &Config,
+    target: &Target,
     connection: &mut MultiplexedConnection,
 ) -> Option<Finding> {
-    let Databases { number, own, mut others } = Databases::read(config, connection).await.ok()?;
+    let Databases { number, own, mut others } = Databases::read(target, connection).await.ok()?;
     others.retain(|(_, keys)| *keys > 0);
-    if others.is_empty() || own > FEW || own != of_walsweep(own, connection).await.ok()? {
+    if others.is_empty() || own > FEW || own != of_walsweep(target, own, connection).await.ok()? {
         return None;
     }
     others.sort_by_key(|(at, keys)| (std::cmp::Reverse(*keys), *at));
@@ -83,11 +84,16 @@ pub(super) async fn elsewhere(
 }
 
 /// How many of some few keys are walsweep's own.
-async fn of_walsweep(keys: u64, connection: &mut MultiplexedConnection) -> Result<u64, RedisError> {
+async fn of_walsweep(
+    target: &Target,
+    keys: u64,
+    connection: &mut MultiplexedConnection,
+) -> Result<u64, RedisError> {
+    let own = format!("{}walsweep:*", literal(&target.redis.prefix));
     let (mut cursor, mut found) = (0_u64, BTreeSet::new());
     loop {
         let mut scan = cmd("SCAN");
-        scan.arg(cursor).arg("MATCH").arg("walsweep:*").arg("COUNT").arg(2 * FEW);
+        scan.arg(cursor).arg("MATCH").arg(&own).arg("COUNT").arg(2 * FEW);
         let (next, more): (u64, Vec<Vec<u8>>) = scan.query_async(connection).await?;
         found.extend(more);
         if next == 0 || found.len() as u64 >= keys {

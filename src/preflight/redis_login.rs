@@ -4,36 +4,36 @@ use redis::RedisError;
 
 use super::redis::Needs;
 use super::{Code, Finding};
-use crate::config::Config;
+use crate::config::Target;
 use crate::sweep::Kind;
 use crate::sweep::redis::connect::{self, ConnectError};
 
 /// Why there is no connection: a login that was refused, or no answer.
 #[must_use]
-pub fn unreachable(config: &Config, error: &ConnectError) -> Finding {
-    login_refused(config, error).unwrap_or_else(|| {
+pub fn unreachable(target: &Target, error: &ConnectError) -> Finding {
+    login_refused(target, error).unwrap_or_else(|| {
         let hint = match error {
             ConnectError::Redis { error, .. } => error.hint(),
             _ => None,
         };
         let hint = hint.unwrap_or("see that Redis runs, and that `redis.url` names it");
-        Finding::error(Code::RedisUnreachable, error.to_string()).hint(hint)
+        of_target(target, Finding::error(Code::RedisUnreachable, error.to_string()).hint(hint))
     })
 }
 
 /// That Redis does not let the user of the configuration in, if a person has to change something
 /// about that.
 #[must_use]
-pub fn login_refused(config: &Config, error: &ConnectError) -> Option<Finding> {
-    let finding = Finding::error(Code::RedisLogin, error.refusal()?);
+pub fn login_refused(target: &Target, error: &ConnectError) -> Option<Finding> {
+    let finding = of_target(target, Finding::error(Code::RedisLogin, error.refusal()?));
     Some(match error {
         ConnectError::Redis { error, .. } if error.kind() == Kind::NoPerm => {
-            finding.hint(Needs::of(config).cure(false))
+            finding.hint(Needs::of(target).cure(false))
         }
         // Redis says the same of a wrong password, of a user that is not there, and of one that is
         // off.
         ConnectError::Redis { error, .. } if error.kind() == Kind::Auth => {
-            let needs = Needs::of(config);
+            let needs = Needs::of(target);
             let user = &needs.user;
             let turns_on = format!(
                 "if the user is off, `acl setuser {user} on` turns it on; if it is not there, {} \
@@ -50,12 +50,20 @@ pub fn login_refused(config: &Config, error: &ConnectError) -> Option<Finding> {
     })
 }
 
+/// The finding with the target that it is of, where there are several.
+fn of_target(Target { redis, .. }: &Target, finding: Finding) -> Finding {
+    if redis.is_alone {
+        return finding;
+    }
+    Finding { message: format!("{}: {}", redis.title(), finding.message), ..finding }
+}
+
 /// Says how to let the user of the configuration in, or how to give him every right, if Redis
 /// answers and he lacks one.
-pub async fn lets_redis(config: &Config) -> Option<String> {
-    let found = match connect::connect(&config.redis).await {
-        Ok(mut connection) => super::redis(config, &mut connection).await,
-        Err(error) => vec![login_refused(config, &error)?],
+pub async fn lets_redis(target: &Target) -> Option<String> {
+    let found = match connect::connect(&target.redis).await {
+        Ok(mut connection) => super::redis(target, &mut connection).await,
+        Err(error) => vec![login_refused(target, &error)?],
     };
     let rights = [Code::RedisPermission, Code::RedisKeyPermission, Code::RedisLogin];
     found.into_iter().find(|finding| rights.contains(&finding.code))?.hint

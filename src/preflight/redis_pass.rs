@@ -8,7 +8,7 @@ use tokio::time::Instant;
 
 use super::redis_databases::Databases;
 use super::{Code, Finding};
-use crate::config::Config;
+use crate::config::Target;
 use crate::sweep;
 use crate::telemetry::words::counted;
 
@@ -27,18 +27,18 @@ const PINGS: usize = 5;
 /// Tells what a pass costs, if there are keys enough for it to matter, and whether keys of patterns
 /// may then stay for longer than they should. `None` where it cannot be measured.
 pub(super) async fn cost(
-    config: &Config,
+    target: &Target,
     connection: &mut MultiplexedConnection,
 ) -> Option<Finding> {
-    let keys = Databases::read(config, connection).await.ok()?.own;
+    let keys = Databases::read(target, connection).await.ok()?.own;
     if keys < KEYS_MIN {
         return None;
     }
     let (took, seen) = measure(connection).await.ok()?;
     let ratio = f64::from(u32::try_from(keys).unwrap_or(u32::MAX)) / seen;
-    let templates = config.rules.iter().flat_map(|rule| &rule.keys);
+    let templates = target.rules.iter().flat_map(|rule| &rule.keys);
     let has_patterns = templates.into_iter().any(|template| is_pattern(&template.value));
-    Some(told(keys, took.mul_f64(ratio), config.sweep.max_load, has_patterns))
+    Some(told(keys, took.mul_f64(ratio), target.sweep.max_load, has_patterns))
 }
 
 /// Times some calls; gives what they took of the server's time, and how many keys they looked at.

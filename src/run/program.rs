@@ -12,16 +12,17 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::budget::OfTarget;
 use crate::capture;
-use crate::config::Config;
+use crate::config::{Config, Target};
 use crate::keys::{Lookup, RuleId, Rules};
 use crate::lsn::Lsn;
 use crate::postgres::{Endpoint, History, Sql};
-use crate::preflight::{self, Fitness};
+use crate::preflight::{self, Finding, Fitness};
 use crate::run::attempts::{Attempts, Blame, LASTING};
 use crate::run::error::{Error, Verdict};
 use crate::run::pipeline::Outside;
@@ -33,7 +34,7 @@ use crate::source::between::Between;
 use crate::source::own::Custody;
 use crate::source::{self, slot_health::Keeper};
 use crate::sweep::redis::connect;
-use crate::sweep::{Broken, Doubt, Room, Settings, Standalone, key_name};
+use crate::sweep::{Broken, Doubt, Room, Settings, Standalone};
 use crate::telemetry::metrics::{Metrics, PeerLabel};
 use crate::telemetry::{Health, Phase, Topic};
 
@@ -282,22 +283,24 @@ impl Program<'_> {
     /// Refuses a Redis that `check` refuses, if it can be reached now; one that cannot is looked at
     /// when it comes.
     async fn check_redis(&mut self) -> Result<(), Error> {
-        let config = self.config;
-        let fitness = Fitness::new(config, Arc::clone(self.health));
-        let check = async {
-            match connect::connect(&config.redis).await {
+        let (health, is_strict) = (self.health, self.is_strict);
+        let check = async |target: Target| {
+            let fitness = Fitness::new(target.clone(), Arc::clone(health));
+            match connect::connect(&target.redis).await {
                 Ok(mut connection) => {
-                    Fitness::look_elsewhere(config, &mut connection).await;
-                    fitness.refusals(&mut connection, self.is_strict).await
+                    Fitness::look_elsewhere(&target, &mut connection).await;
+                    fitness.refusals(&mut connection, is_strict).await
                 }
-                Err(error) => preflight::login_refused(config, &error).into_iter().collect(),
+                Err(error) => preflight::login_refused(&target, &error).into_iter().collect(),
             }
         };
+        let within = |target| timeout(REDIS_CHECK_TIMEOUT, check(target));
         let findings = tokio::select! {
             biased;
             () = self.shutdown.requested() => Vec::new(),
-            findings = timeout(REDIS_CHECK_TIMEOUT, check) => findings.unwrap_or_default(),
+            findings = join_all(self.config.targets().map(within)) => findings,
         };
+        let findings: Vec<Finding> = findings.into_iter().flatten().flatten().collect();
         if findings.is_empty() { Ok(()) } else { Err(Error::Refused(findings)) }
     }
 
@@ -332,10 +335,12 @@ impl Program<'_> {
             broken,
             doubt,
             empty: self.rules.key_set(),
-            room: Room::of(1),
+            room: Room::of(self.config.redis.len()),
         };
-        let fitness = Rc::new(Fitness::new(self.config, Arc::clone(self.health)));
-        let (nodes, primary) = (vec![self.node(&fitness)], Rc::clone(&server.primary));
+        let fitness = |target| Rc::new(Fitness::new(target, Arc::clone(self.health)));
+        let fitness: Vec<Rc<Fitness>> = self.config.targets().map(fitness).collect();
+        let nodes = fitness.iter().map(|fitness| self.node(fitness)).collect();
+        let primary = Rc::clone(&server.primary);
         let probe = probe.with_fences(primary, Relations::of_rules(self.rules));
         let outside = Outside { slot, witness, probe, standbys, nodes, lookups };
         // A task: what wakes for each commit would otherwise poll all of this, too.
@@ -343,12 +348,15 @@ impl Program<'_> {
             let (server, health) = (server.clone(), Arc::clone(self.health));
             let keeper = Keeper::new(&config, custody, (self.health, self.metrics));
             async move {
-                let redis = async || connect::connect(&config.redis).await.ok();
+                let watching = join_all(fitness.iter().map(|fitness| fitness.watch()));
                 tokio::select! {
                     error = keeper.watch(&server) => error.into(),
                     error = looks.run(&config, &health, &adopt) => error.into(),
                     error = gate_is_dead(&gate) => error,
-                    never = fitness.watch(redis) => match never {},
+                    nevers = watching => match nevers.into_iter().next() {
+                        Some(never) => match never {},
+                        None => Error::Stage("sweep"),
+                    },
                 }
             }
         });
@@ -368,12 +376,13 @@ impl Program<'_> {
         }
     }
 
-    /// Redis, as it is configured; a server is looked at before it is used.
+    /// The Redis of a target, as it is configured; a server is looked at before it is used.
     fn node(&self, fitness: &Rc<Fitness>) -> Standalone {
-        let node = Standalone::new(&self.config.redis, key_name(&self.config.postgres.slot));
-        let refill = &self.config.refill;
+        let Target { redis, slot, refill, .. } = fitness.target();
+        let node = Standalone::new(redis, slot);
         let node = if refill.observe && !refill.window.is_zero() {
-            node.observing(self.rules.everything(), OfTarget::of(1).names)
+            let share = OfTarget::of(self.config.redis.len());
+            node.observing(self.rules.everything().of_target(redis.id), share.names)
         } else {
             node
         };

@@ -3,6 +3,7 @@
 use std::rc::Rc;
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use tokio::time::{sleep, timeout};
 use tokio_postgres::Client;
 
@@ -377,10 +378,14 @@ async fn note_made(config: &Config, broken: Option<Broken>, made: &Watermark) {
     if broken.is_none() {
         return;
     }
-    let key = key_name(&config.postgres.slot);
-    if let Err(error) = sweep::note_made(&config.redis, &key, made).await {
-        tracing::debug!(%error, "redis does not know that walsweep made the slot");
-    }
+    // Each in a time of its own, none after another that is away.
+    let noted = config.redis.iter().map(async |redis| {
+        let key = key_name(&redis.prefix, &config.postgres.slot);
+        if let Err(error) = sweep::note_made(redis, &key, made).await {
+            tracing::debug!(%error, "{} does not know that walsweep made the slot", redis.title());
+        }
+    });
+    join_all(noted).await;
 }
 
 /// Drops a slot that is lost, or that is to be given up and is nobody's at the moment; gives why a

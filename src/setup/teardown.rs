@@ -12,7 +12,7 @@ use super::script::{comment, head, tail};
 use super::who::{Asked, Owned, login, not_owned};
 use super::{Error, Hands, Mark, Marked, marked, overtaken, slot_standby};
 use crate::capture::publication_names;
-use crate::config::{Config, Postgres, SlotOn};
+use crate::config::{Config, Postgres, Redis, SlotOn};
 use crate::lsn::Lsn;
 use crate::postgres::{Sql, identify};
 use crate::preflight::{self, Does, Memory, Record, SENTENCE, Step, printed};
@@ -236,21 +236,24 @@ pub async fn teardown_script(config: &Config, hands: &Hands<'_>) -> Result<Strin
         Held::Missing | Held::Left { .. } | Held::Free(_) => script.push_str(&parts),
     }
     script.push_str(&format!("{}\n", tail()));
-    let watermark = key_name(&config.postgres.slot);
     let mut lines = left(config, &remains);
-    lines.push(format!(
-        "keys stay in redis: `walsweep teardown` removes walsweep's own; so does {}",
-        own_keys(config, &watermark)
-    ));
+    lines.extend(config.redis.iter().map(|redis| {
+        let watermark = key_name(&redis.prefix, &config.postgres.slot);
+        format!(
+            "keys stay in {}: `walsweep teardown` removes walsweep's own; so does {}",
+            redis.title(),
+            own_keys(redis, &watermark)
+        )
+    }));
     script.push_str(&comment(&lines.join("\n")));
     Ok(script)
 }
 
-/// The command that removes all that walsweep keeps for itself in Redis under this name.
+/// The command that removes all that walsweep keeps for itself in a target under this name.
 #[must_use]
-pub fn own_keys(config: &Config, key: &str) -> String {
-    let cli = config.redis.cli();
-    let has_password = config.redis.password.is_some() || config.redis.password_file.is_some();
+pub fn own_keys(redis: &Redis, key: &str) -> String {
+    let cli = redis.cli();
+    let has_password = redis.password.is_some() || redis.password_file.is_some();
     let password = if has_password { ", with its password in `REDISCLI_AUTH`" } else { "" };
     format!("`{cli} --scan --pattern '{key}:*' | xargs {cli} unlink {key}`{password}")
 }

@@ -444,8 +444,13 @@ pub async fn is_unshown_if_made(config: &Config, primary: &Client) -> Result<boo
     if !memory.as_ref().is_some_and(is_elsewhere) {
         return Ok(false);
     }
-    let key = key_name(slot);
-    Ok(Box::pin(note_made(&config.redis, &key, &Watermark::nowhere())).await.is_err())
+    for redis in &config.redis {
+        let key = key_name(&redis.prefix, slot);
+        if Box::pin(note_made(redis, &key, &Watermark::nowhere())).await.is_ok() {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 /// Asks the comment and Redis about the slot.

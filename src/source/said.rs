@@ -4,7 +4,7 @@ use std::fmt;
 
 use tokio_postgres::Client;
 
-use crate::config::Config;
+use crate::config::{Config, Redis};
 use crate::lsn::Lsn;
 use crate::postgres::History;
 use crate::source::lineage::left_at;
@@ -59,7 +59,23 @@ impl fmt::Display for Said {
     }
 }
 
-/// Asks Redis for the watermark of the slot, which stands at `confirmed`; `primary` is a primary of
+impl Said {
+    /// How much it shows. What one target shows, no other takes back: none is behind what was
+    /// confirmed unless it lost something, and one that is silent may show the most.
+    fn weight(&self) -> u8 {
+        match self {
+            Said::Nothing => 0,
+            Said::Ahead(_) => 1,
+            Said::Behind(_) => 2,
+            Said::Unmoved(_) => 3,
+            Said::Unanswered(_) => 4,
+            Said::Taken(_) => 5,
+            Said::Read(_) => 6,
+        }
+    }
+}
+
+/// Asks each target for the watermark of the slot, which stands at `confirmed`; `primary` is a primary of
 /// this history. The slot has to be looked at before, and the end of the log is after: a watermark
 /// that is in use grows meanwhile. One of before a promotion is as good as any.
 ///
@@ -71,17 +87,33 @@ pub async fn ask_redis(
     (primary, history): (&Client, &History),
     confirmed: Lsn,
 ) -> Result<Said, tokio_postgres::Error> {
-    let silent = |error| Said::Unanswered(format!("redis does not answer: {error}"));
+    let mut best = None;
+    for redis in &config.redis {
+        let said = ask_target(config, redis, (primary, history), confirmed).await?;
+        best = best.into_iter().chain([said]).max_by_key(Said::weight);
+    }
+    Ok(best.unwrap_or(Said::Nothing))
+}
+
+/// Asks one target: see [`ask_redis`].
+async fn ask_target(
+    config: &Config,
+    redis: &Redis,
+    (primary, history): (&Client, &History),
+    confirmed: Lsn,
+) -> Result<Said, tokio_postgres::Error> {
+    let title = redis.title();
+    let silent = |error| Said::Unanswered(format!("{title} does not answer: {error}"));
     // Boxed: a connection to Redis is a large future, and this one is seldom polled.
-    let key = key_name(&config.postgres.slot);
-    let mark = match Box::pin(standing(&config.redis, &key)).await {
+    let key = key_name(&redis.prefix, &config.postgres.slot);
+    let mark = match Box::pin(standing(redis, &key)).await {
         Err(error) => return Ok(silent(error)),
         Ok(mark) => mark.filter(|mark| mark.system_id == history.system_id),
     };
     if mark.as_ref().is_none_or(|mark| mark.lsn < confirmed) {
         // The first sweep may have been stopped, of a slot that walsweep made and nobody moved;
         // there may be a watermark of the one before it.
-        match Box::pin(made_at(&config.redis, &key, &history.system_id)).await {
+        match Box::pin(made_at(redis, &key, &history.system_id)).await {
             Ok(made) if made == Some(confirmed) => return Ok(Said::Read(confirmed)),
             Ok(_) => {}
             Err(error) => return Ok(silent(error)),

@@ -115,7 +115,7 @@ impl FanOut {
         }
         let all = TargetId::first(self.feeds.len());
         for target in all.filter(|target| only.is_none_or(|only| only == *target)) {
-            self.feed(target, job.elsewhere()).await;
+            self.feed(target, job.elsewhere(target)).await;
         }
     }
 

@@ -6,6 +6,7 @@ use tokio::time::Instant;
 
 use super::redis::unlink::Refused;
 use super::second::Since;
+use crate::config::TargetId;
 use crate::gather::Transaction;
 use crate::keys::{KeySet, RuleId};
 use crate::lsn::Lsn;
@@ -175,10 +176,10 @@ impl Job {
         }
     }
 
-    /// Gives a copy for another target, before anything is done with either.
-    pub(super) fn elsewhere(&self) -> Job {
+    /// Gives a copy for a target, with the keys that go there, before anything is done with either.
+    pub(super) fn elsewhere(&self, target: TargetId) -> Job {
         let members = self.members.iter().map(Member::elsewhere).collect();
-        let keys = self.keys.clone();
+        let keys = self.keys.of_target(target);
         Job { oldest: self.oldest, ..Job::new(members, keys, self.round, self.covers) }
     }
 

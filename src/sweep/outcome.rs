@@ -20,7 +20,7 @@ use crate::lsn::Lsn;
 use crate::retry::Backoff;
 use crate::settle::Held;
 use crate::telemetry::Topic;
-use crate::telemetry::metrics::{KindLabel, PeerLabel};
+use crate::telemetry::metrics::{ErrorLabel, PeerLabel};
 use crate::telemetry::words::counted;
 
 /// Wait before another try to write the watermark, or to see it on the replicas.
@@ -197,7 +197,7 @@ impl State {
                 continue;
             }
             let metrics = self.health.metrics();
-            job.members.iter().for_each(|member| observe(metrics, member, now));
+            job.members.iter().for_each(|member| observe(metrics, self.target, member, now));
             self.end_retries(&mut job, now);
             self.end_repeats(&mut job).await;
             self.leave_shared(&mut job);
@@ -334,8 +334,7 @@ impl State {
         if job.comes_again() {
             return;
         }
-        let kind = Kind::NoPerm.as_str();
-        self.health.metrics().redis_errors.get_or_create(&KindLabel { kind }).inc();
+        self.count_error(Kind::NoPerm);
         for (rule, part) in keys.by_rule() {
             let now = Instant::now();
             let (hold, widened) = self.refusals.add((rule, part), job.covers, samples, now);
@@ -360,8 +359,9 @@ impl State {
         let (name, node) = (self.health.metrics().rule_name(rule), &self.node.node);
         let count = |size: usize, noun| counted(u64::try_from(size).unwrap_or(u64::MAX), noun);
         let text = format!(
-            "redis refuses to remove keys of rule `{name}` (NOPERM from {node}): waiting are {} \
-             and {}",
+            "{} refuses to remove keys of rule `{name}` (NOPERM from {node}): waiting are {} and \
+             {}",
+            self.title,
             count(exact, "key"),
             count(patterns, "pattern")
         );
@@ -378,7 +378,7 @@ impl State {
 
     /// Redis refuses something that is no rule's fault.
     fn say_refuses(&self, error: &Error) {
-        let text = format!("redis at {} refuses removals: {error}", self.node.node);
+        let text = format!("{} at {} refuses removals: {error}", self.title, self.node.node);
         self.health.trouble(Topic::Redis(self.target), &text, error.hint());
     }
 
@@ -427,7 +427,8 @@ impl State {
             Written::Failed(error) => error,
         };
         if !self.failed(&error).await {
-            let text = format!("nothing is confirmed, for redis at {}: {error}", self.node.node);
+            let place = format!("{} at {}", self.title, self.node.node);
+            let text = format!("nothing is confirmed, for {place}: {error}");
             self.health.trouble(Topic::Watermark(self.target), &text, error.hint());
         }
         self.next_write = Instant::now() + WRITE_AGAIN;
@@ -468,7 +469,7 @@ impl State {
         self.repeat_everything(judged.as_ref().ok().copied().flatten());
         match judged {
             Ok(_) => {
-                tracing::info!(node = self.node.node, "connected to redis");
+                tracing::info!(node = self.node.node, "connected to {}", self.title);
                 if self.ward.is_whole() {
                     self.report(Event::Whole).await;
                 }
@@ -487,7 +488,8 @@ impl State {
             let keys = |job: &Job| (job.keys.exact_len() + job.keys.patterns().count()) as u64;
             let keys = jobs.iter().map(keys).sum();
             let node = &self.node.node;
-            tracing::warn!(node, %lsn, keys, "redis lost removals: those keys are removed again");
+            let title = &self.title;
+            tracing::warn!(node, %lsn, keys, "{title} lost removals: those keys are removed again");
             self.health.metrics().repeated_keys.inc_by(keys);
         }
         jobs.extend(self.refill.all_again());
@@ -521,10 +523,14 @@ impl State {
         }
     }
 
+    fn count_error(&self, kind: Kind) {
+        let label = ErrorLabel { target: self.node.target.clone(), kind: kind.as_str() };
+        self.health.metrics().redis_errors.get_or_create(&label).inc();
+    }
+
     /// Counts an error. Says whether the connection is lost by it.
     async fn failed(&mut self, error: &Error) -> bool {
-        let kind = error.kind().as_str();
-        self.health.metrics().redis_errors.get_or_create(&KindLabel { kind }).inc();
+        self.count_error(error.kind());
         if matches!(error, Error::Refused(..)) {
             return false;
         }
@@ -535,7 +541,7 @@ impl State {
     }
 
     fn say_lost(&self, error: &Error) {
-        let text = format!("the connection to redis is lost; connecting again: {error}");
+        let text = format!("the connection to {} is lost; connecting again: {error}", self.title);
         self.health.trouble(Topic::Redis(self.target), &text, error.hint());
     }
 

@@ -16,6 +16,7 @@ use super::redis::node::{Error, Node, Replaced};
 use super::redis::pace::Pace;
 use super::redis::pass::{Pass, Progress};
 use super::redis::unlink::Refused;
+use crate::config::TargetId;
 use crate::keys::{Pattern, RuleId};
 use crate::telemetry::metrics::{Metrics, ReasonLabel, seconds};
 
@@ -179,12 +180,12 @@ pub(super) fn count(metrics: &Metrics, tally: &Tally, second: bool) {
 
 /// Records how long a transaction's keys took, if all of them are gone. A commit is no younger than
 /// its being seen, whatever the clocks say.
-pub(super) fn observe(metrics: &Metrics, member: &Member, now: Instant) {
+pub(super) fn observe(metrics: &Metrics, target: TargetId, member: &Member, now: Instant) {
     let Member::Transaction { transaction, visible_at, whole: true } = member else { return };
     let seen_for = now.saturating_duration_since(*visible_at);
     let age = transaction.age(metrics.server_clock.now()).max(seen_for);
     metrics.visible_to_removed.observe(seconds(seen_for));
-    metrics.commit_to_removed.observe(seconds(age));
+    metrics.removed_after(target, age);
 }
 
 #[cfg(test)]
@@ -193,7 +194,7 @@ mod tests {
 
     use tokio::time::Instant;
 
-    use super::observe;
+    use super::{TargetId, observe};
     use crate::gather::Transaction;
     use crate::lsn::Lsn;
     use crate::sweep::job::Member;
@@ -216,7 +217,7 @@ mod tests {
         let transaction = Transaction { xid: 1, commit_lsn, end_lsn, commit_time };
         let visible_at = Instant::now().checked_sub(Duration::from_millis(500)).unwrap();
         let member = Member::Transaction { transaction, visible_at, whole: true };
-        observe(&metrics, &member, Instant::now());
+        observe(&metrics, TargetId::FIRST, &member, Instant::now());
         let text = metrics.text();
         let sum = "walsweep_commit_to_removed_seconds_sum ";
         text.lines().find_map(|line| line.strip_prefix(sum)).unwrap().parse().unwrap()

@@ -28,7 +28,7 @@ use crate::budget::{CHANNEL, OfTarget};
 use crate::channel::Receiver;
 use crate::config::TargetId;
 use crate::failpoint::{Point, reach};
-use crate::keys::KeySet;
+use crate::keys::{KeySet, RuleId};
 use crate::lsn::Lsn;
 use crate::retry::Backoff;
 use crate::settle::Held;
@@ -103,6 +103,20 @@ pub struct Settings {
     pub room: Room,
 }
 
+impl Settings {
+    /// Gives the settings of one target: of rules whose keys go elsewhere it knows nothing.
+    fn of_target(mut self, target: TargetId) -> Settings {
+        if self.empty.all_go(target) {
+            return self;
+        }
+        let goes = |rule| self.empty.goes(rule, target);
+        self.expected.rules = self.prints.borrow().only(goes).digest();
+        self.doubt = self.doubt.only(goes);
+        self.empty = self.empty.of_target(target);
+        self
+    }
+}
+
 /// Removes keys from the Redis of one target.
 pub struct Sweeper<N> {
     node: N,
@@ -145,6 +159,8 @@ pub(super) struct State {
     pub(super) next_probe: Instant,
     pub(super) next_alive: Instant,
     pub(super) node: NodeLabel,
+    /// How messages name the target.
+    pub(super) title: String,
     /// Transactions and holds that are held from now on, not told yet.
     pub(super) held: Vec<Held>,
 }
@@ -184,6 +200,8 @@ impl<N: Node> Sweeper<N> {
         health: Arc<Health>,
         (target, events): (TargetId, mpsc::Sender<(TargetId, Event)>),
     ) -> Sweeper<N> {
+        let settings = settings.of_target(target);
+        let prints = settings.prints.borrow().only(|rule| settings.empty.goes(rule, target));
         let lost = watch::Sender::new(false);
         let mut pace = Pace::new(settings.max_stall, settings.max_load);
         pace.measure.ends_with(lost.subscribe());
@@ -208,7 +226,7 @@ impl<N: Node> Sweeper<N> {
             ward: Ward::new(
                 settings.expected,
                 settings.wal_end,
-                Rc::clone(&settings.prints.borrow()),
+                Rc::new(prints),
                 (settings.broken, settings.doubt),
             ),
             kept: None,
@@ -222,7 +240,8 @@ impl<N: Node> Sweeper<N> {
             next_write: Instant::now(),
             next_probe: Instant::now() + PROBE_INTERVAL,
             next_alive: Instant::now() + ALIVE_INTERVAL,
-            node: NodeLabel { node: node.name().to_owned() },
+            node: NodeLabel { target: node.target().to_owned(), node: node.name().to_owned() },
+            title: node.title(),
             held: Vec::new(),
         };
         Sweeper { node, health, prints: settings.prints, state }
@@ -257,7 +276,8 @@ impl<N: Node> Sweeper<N> {
                 },
                 changed = safe.changed() => if changed.is_err() { return },
                 Ok(()) = prints.changed() => {
-                    state.ward.adopt(Rc::clone(&prints.borrow_and_update()));
+                    let prints = prints.borrow_and_update().only(|rule| state.goes(rule));
+                    state.ward.adopt(Rc::new(prints));
                 }
                 () = sleep_until(timer.unwrap_or(now)), if timer.is_some() => {}
             }
@@ -350,6 +370,11 @@ async fn reconnect<N: Node>(node: &N, wait: Duration, own: String) -> Result<Fou
 }
 
 impl State {
+    /// Whether keys of a rule go to this target.
+    fn goes(&self, rule: RuleId) -> bool {
+        self.refill.empty_keys().goes(rule, self.target)
+    }
+
     /// Nothing but first removals takes up room: whatever else waits is merged, and collapses.
     fn has_room(&self) -> bool {
         self.queue.bytes() < self.room.bytes

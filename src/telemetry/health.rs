@@ -55,11 +55,14 @@ pub enum Phase {
 }
 
 impl Phase {
-    fn text(self) -> String {
+    /// The words for it; `target` is the one that it is about, of several.
+    fn text(self, target: Option<&str>) -> String {
+        let redis = target.map_or_else(|| "redis".to_owned(), |name| format!("redis `{name}`"));
         match self {
             Phase::Connecting => "connecting to postgres".to_owned(),
             Phase::Standby => "standby".to_owned(),
-            Phase::RedisLost => "redis is out of reach".to_owned(),
+            Phase::RedisLost => format!("{redis} is out of reach"),
+            Phase::Sweeping(reason) if target.is_some() => format!("sweeping {redis}: {reason}"),
             Phase::Sweeping(reason) => format!("sweeping: {reason}"),
             Phase::Streaming => "ready".to_owned(),
             Phase::Stopping => "stopping".to_owned(),
@@ -83,7 +86,7 @@ pub enum Topic {
     /// A target's Redis does not do what is asked of it, for whichever rule.
     Redis(TargetId),
     /// The checks find something wrong with the Redis that is connected.
-    RedisChecks,
+    RedisChecks(TargetId),
     /// Keys have waited for their removal from a target longer than they should.
     Late(TargetId),
     /// Keys of patterns wait longer than five seconds, because `sweep.max_load` allows no more.
@@ -117,7 +120,7 @@ impl Topic {
             | Topic::Rule(_)
             | Topic::Refused(..)
             | Topic::Redis(_)
-            | Topic::RedisChecks
+            | Topic::RedisChecks(_)
             | Topic::Late(_) => true,
             Topic::Watch => lasted >= UNSEEN_MAX,
             Topic::Wide(_)
@@ -145,7 +148,7 @@ impl Topic {
             | Topic::Checks
             | Topic::Rule(_)
             | Topic::Wide(_)
-            | Topic::RedisChecks
+            | Topic::RedisChecks(_)
             | Topic::Replica(_)
             | Topic::Fence
             | Topic::Lookup(_)
@@ -241,6 +244,8 @@ impl Drop for PassUnderWay {
 #[derive(Debug)]
 struct State {
     phase: Phase,
+    /// The target that is furthest behind, of several.
+    target: Option<String>,
     alive_at: Instant,
     /// Since when sessions begin and end and get nowhere.
     nowhere_since: Option<Instant>,
@@ -257,6 +262,7 @@ impl Health {
     pub fn new(metrics: Arc<Metrics>) -> Health {
         let state = State {
             phase: Phase::Connecting,
+            target: None,
             alive_at: Instant::now(),
             nowhere_since: None,
             unconfirmed_since: None,
@@ -281,7 +287,17 @@ impl Health {
 
     /// Sets what is being done. Stopping is the last thing that is done.
     pub fn set(&self, phase: Phase) {
+        self.set_for(phase, None);
+    }
+
+    /// Sets what is being done for the target that is furthest behind.
+    pub fn set_of(&self, phase: Phase, target: TargetId) {
+        self.set_for(phase, self.metrics.target_name(target));
+    }
+
+    fn set_for(&self, phase: Phase, target: Option<&str>) {
         let mut state = self.lock();
+        state.target = target.map(str::to_owned);
         state.phase = if state.phase == Phase::Stopping { Phase::Stopping } else { phase };
         state.alive_at = Instant::now();
         self.show(&state);
@@ -417,8 +433,8 @@ impl Health {
         let phase = state.phase;
         let phase = match phase {
             Phase::Streaming if !state.is_ready() => "not ready".to_owned(),
-            Phase::Standby => format!("{}: {} has the slot", phase.text(), state.holder),
-            phase => phase.text(),
+            Phase::Standby => format!("{}: {} has the slot", phase.text(None), state.holder),
+            phase => phase.text(state.target.as_deref()),
         };
         let troubles = state.troubles.values().map(|trouble| {
             let hint = trouble.hint.as_ref().map(|hint| format!("\n  hint: {hint}"));

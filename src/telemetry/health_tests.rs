@@ -201,7 +201,7 @@ fn a_trouble_that_stops_removals_is_not_ready_and_named() {
         [Topic::Session, Topic::Checks, Topic::Rule(x()), Topic::Refused(TargetId::FIRST, x())];
     let stale = stale.into_iter().chain([
         Topic::Redis(TargetId::FIRST),
-        Topic::RedisChecks,
+        Topic::RedisChecks(TargetId::FIRST),
         Topic::Late(TargetId::FIRST),
     ]);
     let others = [

@@ -14,6 +14,7 @@ use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Metric, Registry};
 
 use super::server_clock::ServerClock;
+use crate::config::TargetId;
 use crate::keys::{Malformed, RuleId, WidenReason};
 
 /// A counter of seconds or another real number.
@@ -61,16 +62,12 @@ label!(
     StatusLabel, status, &'static str
 );
 label!(
-    /// `node`: host and port of a Redis node.
-    NodeLabel, node, String
+    /// `target`: the name of a target.
+    TargetLabel, target, String
 );
 label!(
     /// `replica`: host and port of a standby.
     ReplicaLabel, replica, String
-);
-label!(
-    /// `kind`: the class of a Redis error.
-    KindLabel, kind, &'static str
 );
 label!(
     /// `peer`: postgres, replica or redis.
@@ -80,6 +77,24 @@ label!(
     /// `version` of walsweep.
     VersionLabel, version, &'static str
 );
+
+/// `target` and `node`: which Redis node.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct NodeLabel {
+    /// The target's name.
+    pub target: String,
+    /// Host and port.
+    pub node: String,
+}
+
+/// `target` and `kind`: an error of which target's Redis.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct ErrorLabel {
+    /// The target's name.
+    pub target: String,
+    /// The class of the error.
+    pub kind: &'static str,
+}
 
 /// `slot`, `database` and `system_id`: which slot, of all that there are anywhere.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -118,6 +133,8 @@ pub struct Metrics {
     /// The server's clock: it says what the times that the server gives mean here.
     pub server_clock: ServerClock,
     rules: Vec<String>,
+    /// The names of the targets, where there are several.
+    targets: Vec<String>,
     slot: Family<SlotLabel, Gauge>,
     /// 1 when streaming and no sweep is owed.
     pub ready: Gauge,
@@ -178,7 +195,10 @@ pub struct Metrics {
     /// 1 while the node answers.
     pub redis_up: Family<NodeLabel, Gauge>,
     /// Errors from Redis.
-    pub redis_errors: Family<KindLabel, Counter>,
+    pub redis_errors: Family<ErrorLabel, Counter>,
+    /// 1 while a target owes no sweep and its Redis answers; of several targets.
+    pub target_ready: Family<TargetLabel, Gauge>,
+    target_removed: Family<TargetLabel, Histogram, Latency>,
     /// Connections that were lost, of Postgres the sessions; each is made again.
     pub reconnects: Family<PeerLabel, Counter>,
     /// Sweeps of what may be stale because a change may have been missed.
@@ -226,6 +246,7 @@ impl Metrics {
         table.0.register("walsweep_build", "What is running", Info::new(version));
         let metrics = Metrics {
             rules: rules.to_vec(),
+            targets: Vec::new(),
             server_clock: ServerClock::default(),
             // Near the front of the page, where `walsweep check` looks for it.
             slot: table.add(
@@ -336,6 +357,16 @@ impl Metrics {
                 Family::default(),
             ),
             redis_errors: table.family("walsweep_redis_errors_total", "Errors from Redis"),
+            target_ready: table.add(
+                "walsweep_target_ready",
+                "1 while the target owes no sweep and its Redis answers, of several targets",
+                Family::default(),
+            ),
+            target_removed: table.add(
+                "walsweep_target_commit_to_removed_seconds",
+                "Commit, by the server's clock, to its keys removed from one of several targets",
+                Family::new_with_constructor(Latency),
+            ),
             reconnects: table
                 .family("walsweep_reconnects_total", "Connections lost, each to be made again"),
             resyncs: table.family(
@@ -346,6 +377,45 @@ impl Metrics {
         };
         metrics.create_series();
         metrics
+    }
+
+    /// Names the targets, in the order of the configuration.
+    #[must_use]
+    pub fn with_targets(mut self, names: Vec<String>) -> Metrics {
+        if names.len() > 1 {
+            for target in &names {
+                let label = TargetLabel { target: target.clone() };
+                self.target_ready.get_or_create_owned(&label);
+                self.target_removed.get_or_create_owned(&label);
+            }
+            self.targets = names;
+        }
+        self
+    }
+
+    /// The name of a target, where there are several.
+    #[must_use]
+    pub fn target_name(&self, target: TargetId) -> Option<&str> {
+        self.targets.get(target.place()).map(String::as_str)
+    }
+
+    fn target(&self, target: TargetId) -> Option<TargetLabel> {
+        self.target_name(target).map(|target| TargetLabel { target: target.to_owned() })
+    }
+
+    /// Whether a target owes no sweep and its Redis answers.
+    pub fn target_is_ready(&self, target: TargetId, is_ready: bool) {
+        if let Some(label) = self.target(target) {
+            self.target_ready.get_or_create(&label).set(i64::from(is_ready));
+        }
+    }
+
+    /// A transaction's keys are gone from a target, so long after its commit.
+    pub fn removed_after(&self, target: TargetId, age: Duration) {
+        self.commit_to_removed.observe(seconds(age));
+        if let Some(label) = self.target(target) {
+            self.target_removed.get_or_create(&label).observe(seconds(age));
+        }
     }
 
     /// Rule and operation series exist from the start: a counter that is absent until its first
@@ -381,6 +451,10 @@ impl Metrics {
         self.in_flight_transactions.set(0);
         self.key_sets_bytes.set(0);
         self.redis_up.clear();
+        self.targets.iter().for_each(|target| {
+            let label = TargetLabel { target: target.clone() };
+            self.target_ready.get_or_create(&label).set(0);
+        });
         self.replica_up.clear();
         self.replica_replay_lag_bytes.clear();
     }

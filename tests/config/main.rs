@@ -122,7 +122,7 @@ fn what_is_left_out_has_its_default_and_variables_are_replaced() {
     assert_eq!(config.postgres.endpoint.host, "db.example");
     assert_eq!(config.postgres.replication_endpoint.host, "db.example");
     assert_eq!((&*config.postgres.slot, &*config.postgres.publication), ("walsweep", "walsweep"));
-    assert_eq!(config.redis.url, "redis://db.example/2");
+    assert_eq!(config.redis[0].url, "redis://db.example/2");
     assert_eq!(config.sweep.max_stall.as_micros(), 1000);
     assert!((config.sweep.max_load - 0.25).abs() < 1e-9, "{}", config.sweep.max_load);
     assert_eq!(config.refill.window.as_millis(), 1000);
@@ -156,7 +156,7 @@ fn the_debug_form_tells_no_password_wherever_it_stood() {
              [[rule]]\nname = \"a\"\ntable = \"t\"\nkeys = [\"k:{{id}}\"]\n"
         );
         let (config, _) = judge(&text, &|_| None).unwrap();
-        assert!(config.redis.password.is_some(), "{url}");
+        assert!(config.redis[0].password.is_some(), "{url}");
         assert!(!format!("{config:?}").contains("hunter2"), "{config:?}");
     }
 }

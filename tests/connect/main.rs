@@ -28,14 +28,7 @@ async fn server(args: &[&str]) -> Redis {
 fn settings(url: &str, password: Option<&str>, ca_file: Option<&Path>) -> config::Redis {
     let password = password.map(SecretString::from);
     let ca_file = ca_file.map(Path::to_owned);
-    config::Redis {
-        url: url.to_owned(),
-        password,
-        password_file: None,
-        ca_file,
-        client_certificate: None,
-        wait_replicas: 0,
-    }
+    config::Redis { password, ca_file, ..config::Redis::for_tests(url) }
 }
 
 async fn say(connection: &mut MultiplexedConnection, words: &[&str]) -> String {

@@ -31,7 +31,7 @@ pub(crate) async fn run() {
     let options = StreamOptions::default();
     let started = replication.start(&config.postgres.slot, &config.postgres.publication, options);
     let mut slot = started.await.unwrap();
-    let client = redis::Client::open(config.redis.url.as_str()).unwrap();
+    let client = redis::Client::open(config.redis[0].url.as_str()).unwrap();
     let cache = client.get_multiplexed_async_connection().await.unwrap();
     let (patterns, received) = mpsc::channel(PATTERNS_MAX);
     tokio::spawn(sweep(received, cache.clone()));

@@ -18,7 +18,9 @@ const LISTS: usize = 2_000;
 
 /// Counts of an error from Redis.
 async fn errors(sidecar: &Sidecar, kind: &str) -> f64 {
-    sidecar.metric(&format!("walsweep_redis_errors_total{{kind=\"{kind}\"}}")).await
+    sidecar
+        .metric(&format!("walsweep_redis_errors_total{{target=\"redis\",kind=\"{kind}\"}}"))
+        .await
 }
 
 async fn wait_error(sidecar: &Sidecar, kind: &str) {
@@ -117,7 +119,8 @@ async fn a_primary_that_becomes_a_replica_and_back_is_waited_for() {
     wait_ready(&sidecar, false).await;
     assert!(bed.has("item:1").await, "no replica can be written");
     assert!(bed.confirmed().await <= before);
-    let up = format!("walsweep_redis_up{{node=\"127.0.0.1:{}\"}}", bed.redis.port());
+    let up =
+        format!("walsweep_redis_up{{target=\"redis\",node=\"127.0.0.1:{}\"}}", bed.redis.port());
     assert!(sidecar.metric(&up).await < 0.5, "a replica is not the primary");
     admin(&bed, "REPLICAOF NO ONE").await;
     bed.gone("item:1").await;

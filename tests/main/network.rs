@@ -37,7 +37,9 @@ impl Peer {
     fn up(self, redis_port: u16) -> String {
         match self {
             Peer::Sql | Peer::Stream => "walsweep_postgres_up".to_owned(),
-            Peer::Redis => format!("walsweep_redis_up{{node=\"127.0.0.1:{redis_port}\"}}"),
+            Peer::Redis => {
+                format!("walsweep_redis_up{{target=\"redis\",node=\"127.0.0.1:{redis_port}\"}}")
+            }
         }
     }
 

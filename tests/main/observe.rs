@@ -11,7 +11,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{Instant, sleep};
 use walsweep::config::{self, Config};
 use walsweep::keys::Rules;
-use walsweep::sweep::{Node, Standalone, key_name};
+use walsweep::sweep::{Node, Standalone};
 use walsweep_stage::throwaway::{Redis, RedisOptions};
 
 use crate::support::{Bed, PATIENCE, Settings, Sidecar, eventually};
@@ -228,7 +228,7 @@ impl Fenced {
         );
         let config: Config = config::parse(&config, &|_| None, Path::new("")).config.unwrap();
         let everything = Rules::compile(&config.rules).unwrap().everything();
-        let node = Standalone::new(&config.redis, key_name("test"));
+        let node = Standalone::new(&config.redis[0], "test");
         let node = node.observing(everything, 1 << 20);
         node.connect().await.unwrap();
         Fenced { redis, node }

@@ -130,7 +130,7 @@ async fn many_small_transactions_that_redis_refuses_hold_up_no_other_rule() {
         received >= 11_000.0 && in_flight < 0.5
     })
     .await;
-    let errors = "walsweep_redis_errors_total{kind=\"noperm\"}";
+    let errors = "walsweep_redis_errors_total{target=\"redis\",kind=\"noperm\"}";
     let tried = sidecar.metric(errors).await;
     sleep(Duration::from_secs(2)).await;
     let tried = sidecar.metric(errors).await - tried;
@@ -303,7 +303,7 @@ async fn a_watermark_key_of_another_type_is_named_and_holds_up_no_removal() {
             body.contains("WRONGTYPE") && body.contains("rename or remove it")
         })
         .await;
-        let errors = "walsweep_redis_errors_total{kind=\"wrongtype\"}";
+        let errors = "walsweep_redis_errors_total{target=\"redis\",kind=\"wrongtype\"}";
         let tried = sidecar.metric(errors).await;
         sleep(Duration::from_secs(2)).await;
         let tried = sidecar.metric(errors).await - tried;

@@ -56,6 +56,7 @@ pub(crate) fn rule(table: &str, keys: &[&str]) -> Rule {
         keys: located(keys, 0, "keys"),
         source: walsweep::config::Source::Table,
         when: None,
+        targets: walsweep::config::Targets::ALL,
     }
 }
 
@@ -90,14 +91,7 @@ pub(crate) fn config(port: u16, database: &str, rules: Vec<Rule>) -> Config {
             failover: false,
             slot_on: walsweep::config::SlotOn::Primary,
         },
-        redis: walsweep::config::Redis {
-            url: "redis://127.0.0.1/0".to_owned(),
-            password: None,
-            password_file: None,
-            ca_file: None,
-            client_certificate: None,
-            wait_replicas: 0,
-        },
+        redis: vec![walsweep::config::Redis::for_tests("redis://127.0.0.1/0")],
         sweep: Sweep { max_stall: Duration::from_millis(1), max_load: 0.25 },
         refill: Refill { window: Duration::from_secs(1), observe: false },
         http: Http { listen: None },

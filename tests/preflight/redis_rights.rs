@@ -2,11 +2,16 @@
 
 use redis::aio::MultiplexedConnection;
 use redis::{Client, cmd};
-use walsweep::config::{Config, Rule};
+use walsweep::config::{Config, Rule, Target};
 use walsweep::preflight::{self, Code, Finding, Severity};
 use walsweep_stage::throwaway::{Redis, RedisOptions};
 
 use crate::kit::{codes, config, find, rule};
+
+/// The target of a configuration that has one.
+fn target(config: &Config) -> Target {
+    config.targets().next().unwrap()
+}
 
 /// Gives what is found as user `app`, who has these rights, by a rule with these keys.
 async fn found_as(server: &Redis, rights: &str, keys: &[&str]) -> Vec<Finding> {
@@ -19,17 +24,17 @@ async fn found(server: &Redis, rights: &str, keys: &[&str], observe: bool) -> Ve
     let mut config = as_app(server, vec![rule("t", keys)]);
     config.refill.observe = observe;
     let mut connection = connect(&config).await;
-    preflight::redis(&config, &mut connection).await
+    preflight::redis(&target(&config), &mut connection).await
 }
 
 fn as_app(server: &Redis, rules: Vec<Rule>) -> Config {
     let mut config = config(0, "app", rules);
-    config.redis.url = server.url().replace("redis://", "redis://app:x@");
+    config.redis[0].url = server.url().replace("redis://", "redis://app:x@");
     config
 }
 
 async fn connect(config: &Config) -> MultiplexedConnection {
-    let client = Client::open(config.redis.url.as_str()).unwrap();
+    let client = Client::open(config.redis[0].url.as_str()).unwrap();
     client.get_multiplexed_async_connection().await.unwrap()
 }
 
@@ -89,7 +94,11 @@ async fn a_missing_right_is_named() {
             run(&mut admin, hint.trim_matches('`')).await;
             let config = as_app(&server, vec![rule("t", &["db:a", "db:{id}"])]);
             let mut app = connect(&config).await;
-            assert_eq!(preflight::redis(&config, &mut app).await, [], "{rights}, then {hint}");
+            assert_eq!(
+                preflight::redis(&target(&config), &mut app).await,
+                [],
+                "{rights}, then {hint}"
+            );
         }
         let left: u64 = cmd("EXISTS").arg("db:a").query_async(&mut admin).await.unwrap();
         assert_eq!(left, 1, "a check removed a key of the cache");
@@ -140,7 +149,11 @@ async fn every_template_is_asked_about_with_no_more_rights_than_are_needed() {
             run(&mut admin, hint.trim_matches('`')).await;
             let config = as_app(&server, vec![rule("t", &keys)]);
             let mut app = connect(&config).await;
-            assert_eq!(preflight::redis(&config, &mut app).await, [], "{granted}, then {hint}");
+            assert_eq!(
+                preflight::redis(&target(&config), &mut app).await,
+                [],
+                "{granted}, then {hint}"
+            );
         }
     }
 }
@@ -236,7 +249,7 @@ async fn a_redis_that_refuses_writes_or_is_gone_is_told() {
     let mut connection = server.connect().await.unwrap();
     server.kill9().await.unwrap();
     let config = config(0, "app", Vec::new());
-    let findings = preflight::redis(&config, &mut connection).await;
+    let findings = preflight::redis(&target(&config), &mut connection).await;
     assert_eq!(codes(&findings), ["redis_unreachable"]);
 }
 
@@ -245,19 +258,19 @@ async fn too_few_replicas_and_a_missing_right_to_wait_are_told() {
     let primary = Redis::start(RedisOptions::default()).await.unwrap();
     let mut admin = primary.connect().await.unwrap();
     let mut config = config(0, "app", vec![rule("t", &["k"])]);
-    config.redis.url = primary.url();
-    config.redis.wait_replicas = 1;
-    let findings = preflight::redis(&config, &mut admin).await;
+    config.redis[0].url = primary.url();
+    config.redis[0].wait_replicas = 1;
+    let findings = preflight::redis(&target(&config), &mut admin).await;
     let few = find(&findings, "redis_replicas");
     assert_eq!(few.severity, Severity::Warning);
     assert!(few.message.contains("`wait_replicas` is 1, and 0 replicas"), "{}", few.message);
     let mut forbid = cmd("ACL");
     forbid.arg("SETUSER").arg("default").arg("-wait").exec_async(&mut admin).await.unwrap();
-    let findings = preflight::redis(&config, &mut admin).await;
+    let findings = preflight::redis(&target(&config), &mut admin).await;
     let messages: Vec<String> = findings.iter().map(plain).collect();
     assert!(messages.iter().any(|one| one == "redis user `default` lacks `+wait`"), "{messages:?}");
-    config.redis.wait_replicas = 0;
-    assert!(preflight::redis(&config, &mut admin).await.is_empty());
+    config.redis[0].wait_replicas = 0;
+    assert!(preflight::redis(&target(&config), &mut admin).await.is_empty());
 }
 
 /// It answers nothing but SCRIPT KILL, not even PING.
@@ -272,8 +285,8 @@ async fn a_redis_that_runs_a_script_is_told_with_what_ends_it() {
     });
     tokio::time::sleep(std::time::Duration::from_millis(300)).await;
     let mut config = config(0, "app", Vec::new());
-    config.redis.url = server.url();
-    let told = preflight::redis(&config, &mut connection).await;
+    config.redis[0].url = server.url();
+    let told = preflight::redis(&target(&config), &mut connection).await;
     let found = find(&told, "redis_unreachable");
     let hint = found.hint.as_deref().unwrap_or_default();
     assert!(found.message.contains("BUSY") && hint.contains("SCRIPT KILL"), "{found:?}");

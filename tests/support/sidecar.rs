@@ -38,6 +38,8 @@ pub(crate) struct Settings {
     pub(crate) redis: String,
     /// See [`Settings::postgres`].
     pub(crate) sweep: String,
+    /// The lines of each `[[redis]]`, instead of `[redis]`.
+    pub(crate) targets: Vec<String>,
     /// The `[[rule]]` tables.
     pub(crate) rules: String,
     /// Environment variables of the program.
@@ -60,6 +62,7 @@ impl Settings {
             postgres: String::new(),
             redis: String::new(),
             sweep: String::new(),
+            targets: Vec::new(),
             rules: rules.to_owned(),
             env: Vec::new(),
             ulimit: String::new(),
@@ -71,10 +74,14 @@ impl Settings {
         let Settings { postgres_url, redis_url, name, refill, observe, level, .. } = self;
         let Settings { postgres, redis, sweep, rules, .. } = self;
         let publication = self.publication.as_ref().unwrap_or(name);
+        let redis = match self.targets.as_slice() {
+            [] => format!("[redis]\nurl = {redis_url:?}\n{redis}\n"),
+            targets => targets.iter().map(|lines| format!("[[redis]]\n{lines}\n")).collect(),
+        };
         format!(
             "[postgres]\nurl = {postgres_url:?}\nslot = {name:?}\npublication = {publication:?}\n\
              {postgres}\n\
-             [redis]\nurl = {redis_url:?}\n{redis}\n\
+             {redis}\
              [sweep]\n{sweep}\n\
              [refill]\nwindow = {refill:?}\nobserve = {observe}\n\
              [http]\nlisten = \"127.0.0.1:{http_port}\"\n\

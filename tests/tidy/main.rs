@@ -105,14 +105,17 @@ const SECTIONS: [&str; 8] =
     ["postgres", "redis", "sweep", "refill", "http", "log", "rule", "lookup"];
 
 /// Fields of the configuration's structs whose options have other names.
-const FIELDS: [(&str, &[&str]); 7] = [
+const FIELDS: [(&str, &[&str]); 10] = [
     ("postgres.endpoint", &["url", "password_file"]),
     ("postgres.replication_endpoint", &["replication_url"]),
+    ("redis.id", &[]),
+    ("redis.is_alone", &[]),
     ("redis.password", &["password_file"]),
     ("redis.client_certificate", &["cert_file", "key_file"]),
     ("rule.at", &[]),
     ("rule.table_at", &[]),
     ("rule.source", &["materialized_view", "message"]),
+    ("rule.targets", &[]),
 ];
 
 /// The number of promises in `src/lib.rs`.

@@ -14,12 +14,12 @@ impl KeySet {
         self.content(|content| {
             let is_known = match content {
                 Content::Whole(template) => is_whole(template),
-                Content::Key(template, key) => is_whole(template) || known.has_key(key),
+                Content::Key(template, key) => is_whole(template) || known.has_key(template, key),
                 Content::Pattern(template, pattern) => {
-                    is_whole(template) || known.patterns.contains(pattern.as_bytes())
+                    is_whole(template) || known.has_pattern(template, pattern.as_bytes())
                 }
                 Content::Pending(template, bytes) => {
-                    is_whole(template) || known.pending.contains(template, bytes)
+                    is_whole(template) || known.pending.owner(template.0, bytes).is_some()
                 }
                 Content::Before(..) | Content::Lost(..) => false,
                 Content::Matches(..) | Content::Widened(..) => true,

@@ -10,7 +10,8 @@ impl KeySet {
     /// A set of the same rules that holds nothing.
     #[must_use]
     pub fn emptied(&self) -> KeySet {
-        KeySet::new(Arc::clone(&self.templates), self.limits, self.charge.memory())
+        let empty = KeySet::new(Arc::clone(&self.templates), self.limits, self.charge.memory());
+        KeySet { target: self.target, ..empty }
     }
 
     /// Moves the exact keys that `is_wanted` names into a set of their own.

@@ -10,6 +10,7 @@ mod beyond;
 mod cut;
 mod patterns;
 mod sparse;
+mod targets;
 mod waiting;
 
 use std::fmt;
@@ -18,9 +19,10 @@ use std::sync::Arc;
 
 use super::arena::{Arena, cost};
 use super::before::Before;
-use super::label::{LookupId, RuleId, TemplateId, TemplateInfo, Whole, WidenReason};
+use super::label::{LookupId, RuleId, TemplateId, Templates, Whole, WidenReason};
 use super::pattern::Pattern;
 use crate::budget::{Charge, Memory, SET_USED};
+use crate::config::TargetId;
 use patterns::Patterns;
 use sparse::Sparse;
 
@@ -41,18 +43,30 @@ pub struct Limits {
     pub patterns: usize,
 }
 
+impl Limits {
+    /// The defaults where each of so many targets has a copy of each set.
+    #[must_use]
+    pub fn of(targets: usize) -> Limits {
+        let Limits { keys, bytes, patterns } = Limits::default();
+        Limits { keys, bytes: bytes / targets.max(1), patterns }
+    }
+}
+
 impl Default for Limits {
     fn default() -> Limits {
         Limits { keys: 100_000, bytes: SET_USED, patterns: 1_000 }
     }
 }
 
-/// De-duplicated exact keys and patterns, each attributed to the rule that gave it first.
+/// De-duplicated exact keys and patterns, each attributed to the rule that gave it first: of those
+/// rules whose keys go to the same targets, for what goes elsewhere must not be taken for known.
 #[derive(Clone)]
 pub struct KeySet {
-    templates: Arc<[TemplateInfo]>,
+    templates: Arc<Templates>,
     limits: Limits,
-    keys: Arena<TemplateId, false>,
+    /// The target that all of it is for, where rules differ in that.
+    target: Option<TargetId>,
+    keys: Arena<TemplateId>,
     patterns: Patterns,
     usage: Sparse<Usage>,
     /// The amount that all templates hold.
@@ -65,7 +79,7 @@ pub struct KeySet {
 }
 
 /// Entries that wait for rows of lookups.
-pub(super) type Pending = Arena<TemplateId, true>;
+pub(super) type Pending = Arena<TemplateId>;
 
 /// The part of a set that one template holds.
 #[derive(Clone, Copy, Default)]
@@ -119,14 +133,11 @@ const SHOWN_MAX: usize = 20;
 const PENDING_MAX: usize = 10_000;
 
 impl KeySet {
-    pub(super) fn new(
-        templates: Arc<[TemplateInfo]>,
-        limits: Limits,
-        memory: &Arc<Memory>,
-    ) -> KeySet {
+    pub(super) fn new(templates: Arc<Templates>, limits: Limits, memory: &Arc<Memory>) -> KeySet {
         KeySet {
             templates,
             limits: Limits { bytes: limits.bytes.min(u32::MAX as usize), ..limits },
+            target: None,
             keys: Arena::default(),
             patterns: Patterns::default(),
             usage: Sparse::new(),
@@ -214,11 +225,16 @@ impl KeySet {
     /// The rule of an exact key of the set; `None` if it has no such key.
     #[must_use]
     pub fn exact_rule(&self, key: &[u8]) -> Option<RuleId> {
-        self.keys.owner(key).map(|template| self.rule_of(template))
+        let owner = self.scopes().iter().find_map(|scope| self.keys.owner(*scope, key));
+        owner.map(|template| self.rule_of(template))
     }
 
-    fn has_key(&self, key: &[u8]) -> bool {
-        self.keys.owner(key).is_some()
+    fn has_key(&self, template: TemplateId, key: &[u8]) -> bool {
+        self.keys.owner(self.scope(template), key).is_some()
+    }
+
+    fn has_pattern(&self, template: TemplateId, bytes: &[u8]) -> bool {
+        self.patterns.contains(self.scope(template), bytes)
     }
 
     /// The patterns.
@@ -372,7 +388,8 @@ impl KeySet {
         match &templates[usize::from(template.0)].whole {
             Whole::Key(key) => self.insert_key(template, key),
             Whole::Pattern(pattern) => {
-                self.patterns.insert(template, pattern.as_bytes(), || pattern.clone());
+                let owner = (template, self.scope(template));
+                self.patterns.insert(owner, pattern.as_bytes(), || pattern.clone());
             }
         }
         self.weigh();
@@ -380,7 +397,7 @@ impl KeySet {
 
     /// Adds an exact key that the template gave.
     pub(super) fn add_key(&mut self, template: TemplateId, key: &[u8]) {
-        if self.is_whole(template) || self.has_key(key) {
+        if self.is_whole(template) || self.has_key(template, key) {
             return;
         }
         if self.make_room(template, Amount::of_key(key)) {
@@ -394,11 +411,12 @@ impl KeySet {
     }
 
     fn add_parsed(&mut self, template: TemplateId, bytes: &[u8], parse: impl FnOnce() -> Pattern) {
-        if self.is_whole(template) || self.patterns.contains(bytes) {
+        if self.is_whole(template) || self.has_pattern(template, bytes) {
             return;
         }
         let own = Amount { patterns: 1, bytes: patterns::cost(bytes), ..Amount::default() };
-        if self.make_room(template, own) && self.patterns.insert(template, bytes, parse) {
+        let owner = (template, self.scope(template));
+        if self.make_room(template, own) && self.patterns.insert(owner, bytes, parse) {
             self.grow(template, own);
             self.weigh();
         }
@@ -431,7 +449,7 @@ impl KeySet {
     }
 
     /// Gives the facts that are known of each template.
-    pub(super) fn templates(&self) -> &Arc<[TemplateInfo]> {
+    pub(super) fn templates(&self) -> &Arc<Templates> {
         &self.templates
     }
 
@@ -442,7 +460,7 @@ impl KeySet {
     /// Puts a key in that passed the limits, or is the only one of its template.
     fn insert_key(&mut self, template: TemplateId, key: &[u8]) {
         let held = self.keys.bytes();
-        if self.keys.insert(template, key) {
+        if self.keys.insert(template, self.scope(template), key) {
             self.grow(template, Amount::of_key(key));
             // Few keys need more memory than there is.
             if self.keys.bytes() != held {

@@ -8,11 +8,12 @@ use crate::keys::arena::small;
 use crate::keys::label::TemplateId;
 use crate::keys::pattern::Pattern;
 
-/// Patterns, in the order in which they came; each belongs to the template that gave it first.
+/// Patterns, in the order in which they came. Each stands there once in its scope, for the template
+/// that gave it first there: see [`Arena`](crate::keys::arena::Arena).
 #[derive(Clone, Default)]
 pub(super) struct Patterns {
     hasher: DefaultHashBuilder,
-    all: Vec<(TemplateId, Pattern)>,
+    all: Vec<(TemplateId, u16, Pattern)>,
     index: HashTable<u32>,
     bytes: usize,
 }
@@ -38,25 +39,28 @@ impl Patterns {
 
     /// Each pattern with its template.
     pub(super) fn iter(&self) -> impl Iterator<Item = (TemplateId, &Pattern)> {
-        self.all.iter().map(|(template, pattern)| (*template, pattern))
+        self.all.iter().map(|(template, _, pattern)| (*template, pattern))
     }
 
-    pub(super) fn contains(&self, bytes: &[u8]) -> bool {
-        let is_same = |at: &u32| self.all[*at as usize].1.as_bytes() == bytes;
+    pub(super) fn contains(&self, scope: u16, bytes: &[u8]) -> bool {
+        let is_same = |at: &u32| {
+            let (_, own, pattern) = &self.all[*at as usize];
+            *own == scope && pattern.as_bytes() == bytes
+        };
         self.index.find(self.hasher.hash_one(bytes), is_same).is_some()
     }
 
-    /// Adds a pattern of these bytes, unless it is there; then false.
+    /// Adds a pattern of these bytes, unless the scope has it; then false.
     pub(super) fn insert(
         &mut self,
-        template: TemplateId,
+        (template, scope): (TemplateId, u16),
         bytes: &[u8],
         parse: impl FnOnce() -> Pattern,
     ) -> bool {
-        if self.contains(bytes) {
+        if self.contains(scope, bytes) {
             return false;
         }
-        self.all.push((template, parse()));
+        self.all.push((template, scope, parse()));
         self.bytes += cost(bytes);
         self.put_in_index(self.all.len() - 1);
         true
@@ -64,15 +68,15 @@ impl Patterns {
 
     /// Takes out what a template gave.
     pub(super) fn drop_all_of(&mut self, template: TemplateId) {
-        self.all.retain(|(owner, _)| *owner != template);
-        self.bytes = self.all.iter().map(|(_, pattern)| cost(pattern.as_bytes())).sum();
+        self.all.retain(|(owner, ..)| *owner != template);
+        self.bytes = self.all.iter().map(|(.., pattern)| cost(pattern.as_bytes())).sum();
         self.index.clear();
         (0..self.all.len()).for_each(|at| self.put_in_index(at));
     }
 
     fn put_in_index(&mut self, at: usize) {
         let (hasher, all) = (&self.hasher, &self.all);
-        let hash = |at: &u32| hasher.hash_one(all[*at as usize].1.as_bytes());
+        let hash = |at: &u32| hasher.hash_one(all[*at as usize].2.as_bytes());
         let at = small(at);
         self.index.insert_unique(hash(&at), at, hash);
     }

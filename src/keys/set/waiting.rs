@@ -58,12 +58,12 @@ impl KeySet {
 
     /// Adds what the template needs rows for.
     pub(in crate::keys) fn add_pending(&mut self, template: TemplateId, bytes: &[u8]) {
-        if self.is_whole(template) || self.pending.contains(template, bytes) {
+        if self.is_whole(template) || self.pending.owner(template.0, bytes).is_some() {
             return;
         }
         let own = Amount { pending: 1, bytes: cost(bytes), ..Amount::default() };
         if self.make_room(template, own) {
-            self.pending.insert(template, bytes);
+            self.pending.insert(template, template.0, bytes);
             self.grow(template, own);
             self.weigh();
         }

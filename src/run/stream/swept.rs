@@ -1,5 +1,6 @@
 //! Counts of what a sweep of keys in doubt took.
 
+use crate::config::TargetId;
 use crate::keys::RuleId;
 use crate::sweep::{Doubt, Why};
 use crate::telemetry::metrics::Metrics;
@@ -9,6 +10,8 @@ const RULES_MAX: usize = 20;
 
 /// A sweep, until its second removal is done.
 pub(super) struct Sweep {
+    /// The target, where there are several.
+    redis: Option<String>,
     doubt: Doubt,
     /// How many keys of each rule had been removed before what is not told yet: for the first time,
     /// and again.
@@ -20,10 +23,14 @@ pub(super) struct Sweep {
 impl Sweep {
     /// A sweep that begins now; or goes on as a larger one, if one was under way. Of one whose
     /// second removal was not done yet it is told what that has taken so far.
-    pub(super) fn new(doubt: Doubt, metrics: &Metrics, under_way: Option<Sweep>) -> Sweep {
+    pub(super) fn new(
+        (target, doubt): (TargetId, Doubt),
+        metrics: &Metrics,
+        under_way: Option<Sweep>,
+    ) -> Sweep {
         let doubt = match under_way {
-            Some(Sweep { doubt: first, before, is_told: false }) => {
-                return Sweep { doubt: first.and(doubt), before, is_told: false };
+            Some(Sweep { redis, doubt: first, before, is_told: false }) => {
+                return Sweep { redis, doubt: first.and(doubt), before, is_told: false };
             }
             Some(mut sweep) => {
                 sweep.tell_again(metrics);
@@ -31,7 +38,8 @@ impl Sweep {
             }
             None => doubt,
         };
-        Sweep { doubt, before: metrics.keys_removed_by_rule(), is_told: false }
+        let redis = metrics.target_name(target).map(str::to_owned);
+        Sweep { redis, doubt, before: metrics.keys_removed_by_rule(), is_told: false }
     }
 
     /// Says how many keys went, of which rules, and why: each rule that is in doubt, and of a sweep
@@ -85,7 +93,8 @@ impl Sweep {
             rules.push(format!("and {more} more rules"));
         }
         let (reason, keys) = (self.doubt.reason().as_str(), gone.iter().sum::<u64>());
-        tracing::info!(reason, keys, rules = rules.join("; "), "{what}");
+        let redis = self.redis.as_deref();
+        tracing::info!(redis, reason, keys, rules = rules.join("; "), "{what}");
     }
 }
 

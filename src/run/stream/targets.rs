@@ -66,14 +66,16 @@ impl Stream<'_> {
         (health, metrics): (&Health, &Metrics),
     ) {
         self.ledger.uncover(target);
-        let (broken, keys) = (doubt.reason(), self.bound.rules().part(|place| doubt.is_of(place)));
+        let broken = doubt.reason();
+        let keys = self.bound.rules().part(|place| doubt.is_of(place)).of_target(target);
         let reason = broken.as_str();
+        let redis = metrics.target_name(target);
         for what in doubt.told(self.bound.rules().names()) {
             match doubt {
                 Doubt::Everything(_) => {
-                    tracing::warn!(reason, removes = keys.shown(), "sweeping {what}");
+                    tracing::warn!(redis, reason, removes = keys.shown(), "sweeping {what}");
                 }
-                Doubt::Keys(_) => tracing::info!(reason, "sweeping {what}"),
+                Doubt::Keys(_) => tracing::info!(redis, reason, "sweeping {what}"),
             }
         }
         metrics.resyncs.get_or_create(&ReasonLabel { reason }).inc();
@@ -82,7 +84,7 @@ impl Stream<'_> {
             progress.owes_sweep = true;
             reach(Point::ResyncOwed);
             let before = progress.swept.take();
-            progress.swept = Some(Sweep::new(doubt, metrics, before));
+            progress.swept = Some(Sweep::new((target, doubt), metrics, before));
         }
         let target = Some(target).filter(|_| self.targets.len() > 1);
         let resync = Resync { keys, target, fenced: broken.is_fenced() };
@@ -94,10 +96,13 @@ impl Stream<'_> {
         if let Some(progress) = self.targets.get_mut(target.place()) {
             progress.phase = phase;
         }
-        let phases = self.targets.iter().map(|target| target.phase);
-        let phase = phases.min_by_key(|phase| nearness(*phase)).unwrap_or(phase);
+        health.metrics().target_is_ready(target, phase == Phase::Streaming);
+        let phases = TargetId::first(self.targets.len()).zip(&self.targets);
+        let phases = phases.map(|(id, progress)| (id, progress.phase));
+        let furthest = phases.min_by_key(|(_, phase)| nearness(*phase));
+        let (target, phase) = furthest.unwrap_or((target, phase));
         let was = health.phase();
-        health.set(phase);
+        health.set_of(phase, target);
         if phase != Phase::Streaming || was == health.phase() {
             return;
         }

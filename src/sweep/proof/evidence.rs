@@ -20,10 +20,10 @@ const MEMORY_MAX: usize = 2048;
 /// Digests of fingerprints that a session remembers.
 const RULES_MAX: usize = 32;
 
-/// Name of the watermark key for a slot.
+/// Name of the watermark key for a slot, in a target whose keys begin so.
 #[must_use]
-pub fn key_name(slot: &str) -> String {
-    format!("walsweep:{slot}")
+pub fn key_name(prefix: &str, slot: &str) -> String {
+    format!("{prefix}walsweep:{slot}")
 }
 
 /// The contents of the watermark: up to where, on which history, by which rules.

@@ -167,6 +167,18 @@ impl Prints {
         Prints { tables, ..self.clone() }
     }
 
+    /// Gives those of these rules alone whose keys go to a target: the others give none there.
+    #[must_use]
+    pub fn only(&self, goes: impl Fn(RuleId) -> bool) -> Prints {
+        let mut only = self.clone();
+        for (id, rule) in (0..=u16::MAX).map(RuleId).zip(&mut only.rules) {
+            if !goes(id) {
+                rule.keys.clear();
+            }
+        }
+        only
+    }
+
     /// The tables.
     #[must_use]
     pub fn tables(&self) -> &Tables {
@@ -375,6 +387,18 @@ impl Doubt {
         match self {
             Doubt::Everything(_) => true,
             Doubt::Keys(keys) => keys.contains_key(&place),
+        }
+    }
+
+    /// The doubt about keys of those rules alone whose keys go to a target.
+    #[must_use]
+    pub fn only(self, goes: impl Fn(RuleId) -> bool) -> Doubt {
+        match self {
+            Doubt::Everything(why) => Doubt::Everything(why),
+            Doubt::Keys(mut keys) => {
+                keys.retain(|(rule, _), _| goes(*rule));
+                Doubt::Keys(keys)
+            }
         }
     }
 

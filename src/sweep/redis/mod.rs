@@ -13,6 +13,7 @@ pub mod lease;
 pub(super) mod measure;
 pub(super) mod node;
 pub(super) mod observe;
+mod prefix;
 pub(super) mod pace;
 pub(super) mod pass;
 pub(super) mod standalone;

@@ -9,6 +9,16 @@ pub trait Node {
     /// Host and port, for logs and the `node` label.
     fn name(&self) -> &str;
 
+    /// The name of its target, the `target` label.
+    fn target(&self) -> &str {
+        "redis"
+    }
+
+    /// How messages name its target: see [`Redis::title`](crate::config::Redis::title).
+    fn title(&self) -> String {
+        "redis".to_owned()
+    }
+
     /// Connects, or connects again: whatever was connected before is dropped. Refuses a server
     /// that is not a primary.
     fn connect(&self) -> impl Future<Output = Result<(), Error>>;

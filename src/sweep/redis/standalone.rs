@@ -16,10 +16,12 @@ use super::connect::{ConnectError, classify, connect, connect_with_pushes};
 use super::info::{history, scan_time};
 use super::node::{Error, Kind, Node, Page, Replaced, ScanCall};
 use super::observe::{Mark, Observer, prefixes};
+use super::prefix::Prefix;
 use super::standing::{self, BEGINNING, WATERMARK_SIZE_MAX, made_key};
 use crate::config;
 use crate::keys::KeySet;
 use crate::sweep::proof::chain::{Chain, Link, number_key};
+use crate::sweep::proof::evidence::key_name;
 
 /// Writes the watermark key only if the value expected still stands there, and the number of the
 /// [`Chain`]. A script, because it must be one step: with `SET … GET` the evidence of a loss would
@@ -56,6 +58,7 @@ pub type Look =
 pub struct Standalone {
     redis: config::Redis,
     name: String,
+    prefix: Prefix,
     watermark_key: String,
     /// Beside it, the number of the chain.
     number_key: String,
@@ -81,14 +84,25 @@ struct Connections {
 }
 
 impl Standalone {
-    /// The server of the configuration; connects when [`Node::connect`] is called.
+    /// The server of the configuration, for changes of this slot; connects when [`Node::connect`] is
+    /// called.
     #[must_use]
-    pub fn new(redis: &config::Redis, watermark_key: String) -> Standalone {
-        let name = node_name(&redis.url);
+    pub fn new(redis: &config::Redis, slot: &str) -> Standalone {
+        let (name, watermark_key) = (node_name(&redis.url), key_name(&redis.prefix, slot));
         let (connections, chain) = (RefCell::new(None), RefCell::new(None));
         let (redis, number_key) = (redis.clone(), number_key(&watermark_key));
-        let (observed, look) = (None, None);
-        Standalone { redis, name, watermark_key, number_key, chain, observed, look, connections }
+        let (prefix, observed, look) = (Prefix::of(&redis), None, None);
+        Standalone {
+            redis,
+            name,
+            prefix,
+            watermark_key,
+            number_key,
+            chain,
+            observed,
+            look,
+            connections,
+        }
     }
 
     /// Lets it look at each server before it is used.
@@ -111,16 +125,17 @@ impl Standalone {
         let Some((everything, bytes)) = &self.observed else {
             return Ok((connect(&self.redis).await?, None));
         };
-        let observer = Observer::new(everything, &self.watermark_key, *bytes);
+        let watermark_key = self.watermark_key.strip_prefix(&self.redis.prefix);
+        let observer = Observer::new(everything, watermark_key.unwrap_or_default(), *bytes);
         let heard = {
-            let observer = observer.clone();
+            let (observer, prefix) = (observer.clone(), Prefix::of(&self.redis));
             move |push: PushInfo| {
-                hear(&observer, &push);
+                hear(&observer, &prefix, &push);
                 Ok::<(), std::convert::Infallible>(())
             }
         };
         let refused = match connect_with_pushes(&self.redis, heard).await {
-            Ok(mut connection) => match track(&mut connection, everything).await {
+            Ok(mut connection) => match track(&mut connection, everything, &self.prefix).await {
                 Ok(()) => return Ok((connection, Some(observer))),
                 Err(error) => error,
             },
@@ -287,6 +302,14 @@ impl Node for Standalone {
         &self.name
     }
 
+    fn target(&self) -> &str {
+        &self.redis.name
+    }
+
+    fn title(&self) -> String {
+        self.redis.title()
+    }
+
     async fn connect(&self) -> Result<(), Error> {
         self.chain.replace(None);
         if let Some(Connections { observer: Some(observer), .. }) = self.connections.replace(None) {
@@ -317,7 +340,10 @@ impl Node for Standalone {
         let mut connection = self.connections()?.remove;
         let mut pipeline = Pipeline::with_capacity(groups.len());
         for keys in groups {
-            pipeline.cmd("UNLINK").arg(keys.as_slice());
+            pipeline.cmd("UNLINK");
+            for key in keys {
+                pipeline.arg(&*self.prefix.add(key));
+            }
         }
         // Nothing may come between this and the sending: links go in the order of their numbers.
         let link = self.chain.borrow_mut().as_mut().and_then(Chain::extend);
@@ -345,8 +371,8 @@ impl Node for Standalone {
         let Connections { scan: connection, history, .. } = self.connections()?;
         let mut scan = cmd("SCAN");
         scan.arg(call.cursor);
-        if let Some(pattern) = call.pattern {
-            scan.arg("MATCH").arg(pattern);
+        if let Some(pattern) = self.prefix.pattern(call.pattern) {
+            scan.arg("MATCH").arg(&*pattern);
         }
         scan.arg("COUNT").arg(call.count);
         let page = self.ask_the_same(scan, connection, history).await?;
@@ -357,6 +383,7 @@ impl Node for Standalone {
         let own = [&self.watermark_key, &self.number_key, &made_key].map(String::as_bytes);
         let details = details_key(&self.watermark_key, "");
         keys.retain(|key| !own.contains(&key.as_slice()) && !key.starts_with(details.as_bytes()));
+        let keys = keys.into_iter().filter_map(|key| self.prefix.take(key)).collect();
         Ok(Page { cursor, keys })
     }
 
@@ -484,7 +511,11 @@ pub(super) fn details_key(watermark_key: &str, digest: &str) -> String {
 /// Turns tracking on, if the server tells every write that follows one of our own. Redis before
 /// 6.2.5 took the first client that touched a key in a turn for the last, and kept such a write to
 /// itself (<https://github.com/redis/redis/pull/9116>).
-async fn track(connection: &mut MultiplexedConnection, everything: &KeySet) -> Result<(), Error> {
+async fn track(
+    connection: &mut MultiplexedConnection,
+    everything: &KeySet,
+    prefix: &Prefix,
+) -> Result<(), Error> {
     let hello: HashMap<String, Value> =
         cmd("HELLO").query_async(connection).await.map_err(|error| classify(&error))?;
     let version = match hello.get("version") {
@@ -496,7 +527,7 @@ async fn track(connection: &mut MultiplexedConnection, everything: &KeySet) -> R
         let message = format!("the version of the server is {version}");
         return Err(Error::new(Kind::Other, message));
     }
-    tracking(everything).exec_async(connection).await.map_err(|error| classify(&error))
+    tracking(everything, prefix).exec_async(connection).await.map_err(|error| classify(&error))
 }
 
 /// Whether a server of this version is 6.2.5 or newer; one that cannot be read is not.
@@ -506,23 +537,27 @@ fn tells_every_write(version: &str) -> bool {
 }
 
 /// `CLIENT TRACKING` for all writes of these keys but those of the connection itself.
-fn tracking(everything: &KeySet) -> Cmd {
+fn tracking(everything: &KeySet, own: &Prefix) -> Cmd {
     let mut tracking = cmd("CLIENT");
     tracking.arg("TRACKING").arg("ON").arg("BCAST").arg("NOLOOP");
-    for prefix in prefixes(everything).iter().filter(|prefix| !prefix.is_empty()) {
-        tracking.arg("PREFIX").arg(prefix);
+    let prefixes = prefixes(everything);
+    let prefixes = prefixes.iter().map(|prefix| own.add(prefix));
+    for prefix in prefixes.filter(|prefix| !prefix.is_empty()) {
+        tracking.arg("PREFIX").arg(&*prefix);
     }
     tracking
 }
 
 /// Tells the observer what Redis sends unasked: names of keys, or that there was a flush, which has
 /// none. Whatever is not understood may have been a name.
-fn hear(observer: &Observer, push: &PushInfo) {
+fn hear(observer: &Observer, prefix: &Prefix, push: &PushInfo) {
     match (&push.kind, push.data.as_slice()) {
         (PushKind::Invalidate, [Value::Array(keys)]) => {
             for key in keys {
                 match key {
-                    Value::BulkString(key) => observer.wrote(key),
+                    Value::BulkString(key) => {
+                        prefix.strip(key).into_iter().for_each(|key| observer.wrote(key));
+                    }
                     _ => observer.lose(),
                 }
             }

@@ -12,20 +12,12 @@ use walsweep_stage::throwaway::{Redis, RedisOptions};
 use super::redis::{address, replica_of};
 use crate::support::{PATIENCE, Swap, eventually};
 
-const NUMBER: &str = "w:removals";
+const NUMBER: &str = "walsweep:w:removals";
 
 /// A node that has read its watermark.
 async fn node(port: u16) -> Standalone {
-    let url = format!("redis://127.0.0.1:{port}/0");
-    let redis = config::Redis {
-        url,
-        password: None,
-        password_file: None,
-        ca_file: None,
-        client_certificate: None,
-        wait_replicas: 0,
-    };
-    let node = Standalone::new(&redis, "w".to_owned());
+    let redis = config::Redis::for_tests(&format!("redis://127.0.0.1:{port}/0"));
+    let node = Standalone::new(&redis, "w");
     connect(&node).await;
     node
 }
@@ -64,7 +56,7 @@ async fn a_number_that_went_back_ends_the_connection() {
         assert!(is_swapped(&node.replace_watermark(Some(b"1"), b"2").await), "{change}");
         assert!(is_swapped(&node.unlink(&keys).await), "{change}");
         assert!(is_swapped(&node.replace_watermark(Some(b"1"), b"2").await), "{change}");
-        let standing: String = admin.get("w").await.unwrap();
+        let standing: String = admin.get("walsweep:w").await.unwrap();
         assert_eq!(standing, "1", "{change}: the evidence stays");
         connect(&node).await;
         node.unlink(&keys).await.unwrap();
@@ -139,11 +131,11 @@ async fn a_pass_counts_as_a_removal_and_spares_the_number() {
     assert_eq!(number(&mut admin).await, Some(before + 1));
     let everything = Pass::new(vec![Pattern::parse(b"*")]);
     let () = admin.set("a", 1).await.unwrap();
-    let () = admin.set("w", 1).await.unwrap();
+    let () = admin.set("walsweep:w", 1).await.unwrap();
     everything.run(&node, &mut pace, |_| ()).await.unwrap();
     let mut left: Vec<String> = cmd("KEYS").arg("*").query_async(&mut admin).await.unwrap();
     left.sort();
-    assert_eq!(left, ["w", NUMBER]);
+    assert_eq!(left, ["walsweep:w", NUMBER]);
 }
 
 /// Only the server that was connected to knows a cursor, and which names it pushes.

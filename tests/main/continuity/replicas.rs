@@ -43,7 +43,7 @@ async fn too_few_replicas_hold_the_confirmation_and_no_key() {
     let position = bed.position().await;
     bed.sql.run("update item set version = version + 1 where id = 1").await;
     bed.gone("item:1").await;
-    let short = "walsweep_redis_errors_total{kind=\"replicas\"}";
+    let short = "walsweep_redis_errors_total{target=\"redis\",kind=\"replicas\"}";
     eventually(PATIENCE, "it is told", || async { sidecar.metric(short).await > 0.0 }).await;
     sidecar.wait_log("0 of 1 replicas have the latest removals").await;
     sidecar.wait_log("lower `redis.wait_replicas`").await;

@@ -12,7 +12,7 @@ use crate::support::{
     Bed, Fault, ITEM_RULES, Load, PATIENCE, Proxy, Sidecar, Sql, Swap, Way, eventually,
 };
 
-const SWAPPED: &str = "walsweep_redis_errors_total{kind=\"swapped\"}";
+const SWAPPED: &str = "walsweep_redis_errors_total{target=\"redis\",kind=\"swapped\"}";
 
 /// No pass, which would find another server by itself.
 const EXACT_RULES: &str = r#"
