@@ -109,8 +109,8 @@ impl OfTarget {
 /// queues are what is on its way.
 pub const CHANNEL: usize = 2 * MIB;
 
-/// Used memory of a key set at its limit, bytes; divided among targets, each of which has a copy. The
-/// set takes a quarter more, for room to grow, and what is remembered of rows before the
+/// Used memory of a key set at its limit, bytes; divided among targets, each of which has a copy.
+/// The set takes a quarter more, for room to grow, and what is remembered of rows before the
 /// transaction.
 pub const SET_USED: usize = 4 * MIB;
 

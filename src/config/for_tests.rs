@@ -1,7 +1,7 @@
 //! Parts of a configuration as tests want them, who then say only what they are about. Compiled for
 //! tests alone.
 
-use super::{Located, Location, Operations, Redis, Rule, Source, TableName, TargetId, Targets};
+use super::{Located, Location, Operations, Rule, Source, TableName, Targets};
 
 impl Located<String> {
     /// A text that stands nowhere in a file.
@@ -35,25 +35,6 @@ impl Rule {
             source: Source::Table,
             when: None,
             targets: Targets::ALL,
-        }
-    }
-}
-
-impl Redis {
-    /// The only one, at this URL, which has no password.
-    #[must_use]
-    pub fn for_tests(url: &str) -> Redis {
-        Redis {
-            id: TargetId::FIRST,
-            name: "redis".to_owned(),
-            is_alone: true,
-            prefix: String::new(),
-            url: url.to_owned(),
-            password: None,
-            password_file: None,
-            ca_file: None,
-            client_certificate: None,
-            wait_replicas: 0,
         }
     }
 }

@@ -111,7 +111,7 @@ pub struct Redis {
     pub name: String,
     /// Whether it is the only one.
     pub is_alone: bool,
-    /// What its keys begin with, before what the rules say.
+    /// The text that its keys begin with, before what the rules say.
     pub prefix: String,
     /// `redis://` or `rediss://` URL without its password.
     pub url: String,
@@ -128,6 +128,23 @@ pub struct Redis {
 }
 
 impl Redis {
+    /// One alone at this URL, which has no password, and everything else at its default.
+    #[must_use]
+    pub fn at(url: &str) -> Redis {
+        Redis {
+            id: TargetId::FIRST,
+            name: "redis".to_owned(),
+            is_alone: true,
+            prefix: String::new(),
+            url: url.to_owned(),
+            password: None,
+            password_file: None,
+            ca_file: None,
+            client_certificate: None,
+            wait_replicas: 0,
+        }
+    }
+
     /// How a person calls `redis-cli` for this server in a shell, without the password.
     #[must_use]
     pub fn cli(&self) -> String {

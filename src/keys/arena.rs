@@ -92,9 +92,14 @@ impl<O: Copy + PartialEq> Arena<O> {
 
     /// Takes out what an owner has, and closes the gaps.
     pub(super) fn drop_all_of(&mut self, owner: O) {
+        self.retain(|other| other != owner);
+    }
+
+    /// Takes out what all but these owners have, and closes the gaps.
+    pub(super) fn retain(&mut self, stays: impl Fn(O) -> bool) {
         let (bytes, mut end) = (&mut self.bytes, 0);
         self.runs.retain_mut(|run| {
-            let keep = run.owner != owner;
+            let keep = stays(run.owner);
             if keep {
                 let start = run.start as usize;
                 bytes.copy_within(start..start + run.len as usize, end);

@@ -22,8 +22,12 @@ const READY_MAX: usize = 8;
 /// The cost of a packed set beside its bytes: its slot in a map that is half full, its allocation.
 const PACKED_COST: usize = 64;
 
-/// Flattening a smaller transaction gains nothing: patterns take as much.
-const FLATTENED_MIN: usize = 64 * 1024;
+/// Flattening a smaller transaction gains little: patterns take a part of it.
+const FLATTENED_MIN: usize = 4 * 1024;
+
+/// Where all is flat that can be, and too much, room is made again when so many bytes more are held.
+/// To look for it costs more than a row.
+const STEP: usize = 128 * 1024;
 
 /// The keys of all transactions in progress.
 #[derive(Debug)]
@@ -36,6 +40,8 @@ pub struct InProgress {
     open: Option<(u32, Streamed)>,
     /// Memory of those that wait.
     waiting_bytes: usize,
+    /// Beyond so many bytes room is made: the limit, or what was left when no more was gained.
+    room_at: usize,
 }
 
 /// The keys of one top-level transaction.
@@ -51,6 +57,8 @@ struct Streamed {
     packed: HashMap<u32, Packed>,
     /// Memory of those.
     packed_charge: Charge,
+    /// Of one that waits: the part that flattening may free, bytes.
+    narrow: usize,
 }
 
 impl InProgress {
@@ -58,13 +66,14 @@ impl InProgress {
     #[must_use]
     pub fn new(empty: KeySet) -> InProgress {
         let (waiting, open) = (HashMap::new(), None);
-        InProgress { empty, bytes_max: budget::IN_PROGRESS, waiting, open, waiting_bytes: 0 }
+        let bytes_max = budget::IN_PROGRESS;
+        InProgress { empty, bytes_max, waiting, open, waiting_bytes: 0, room_at: bytes_max }
     }
 
     /// Sets another limit, bytes.
     #[must_use]
     pub fn with_limit(self, bytes_max: usize) -> InProgress {
-        InProgress { bytes_max, ..self }
+        InProgress { bytes_max, room_at: bytes_max, ..self }
     }
 
     /// How many transactions are in progress.
@@ -102,7 +111,7 @@ impl InProgress {
         if !is_own && !streamed.is_flat && !streamed.is_ready(xid) {
             streamed.make_ready(xid, &self.empty);
         }
-        if self.waiting_bytes + streamed.bytes() > self.bytes_max {
+        if self.waiting_bytes + streamed.bytes() > self.room_at {
             self.make_room();
         }
         let (_, streamed) = self.open.as_mut().expect("it is open");
@@ -116,20 +125,30 @@ impl InProgress {
     /// The block closes.
     pub fn leave(&mut self) {
         if let Some((xid, streamed)) = self.open.take() {
-            self.waiting_bytes += streamed.bytes();
-            self.waiting.insert(xid, streamed);
+            self.put(xid, streamed);
         }
-        self.make_room();
+        if self.waiting_bytes > self.room_at {
+            self.make_room();
+        }
+    }
+
+    /// It waits from now on.
+    fn put(&mut self, xid: u32, mut streamed: Streamed) {
+        streamed.narrow = streamed.narrow_bytes();
+        self.waiting_bytes += streamed.bytes();
+        self.waiting.insert(xid, streamed);
     }
 
     /// Flattens the largest, whichever it is, until all fit or nothing more is gained by it.
     #[cold]
     fn make_room(&mut self) {
-        loop {
+        self.room_at = self.bytes_max;
+        while self.bytes() > self.bytes_max {
             let open = self.open.as_ref().map_or(0, |(_, streamed)| streamed.narrow_bytes());
-            let waiting = self.waiting.values().map(Streamed::narrow_bytes).max();
+            let waiting = self.waiting.values().map(|streamed| streamed.narrow).max();
             let largest = open.max(waiting.unwrap_or_default());
-            if self.bytes() <= self.bytes_max || largest < FLATTENED_MIN {
+            if largest < FLATTENED_MIN {
+                self.room_at = self.bytes() + STEP;
                 return;
             }
             match &mut self.open {
@@ -154,8 +173,7 @@ impl InProgress {
         let Some(mut streamed) = self.take(xid) else { return };
         if xid != subxid {
             streamed.forget(subxid);
-            self.waiting_bytes += streamed.bytes();
-            self.waiting.insert(xid, streamed);
+            self.put(xid, streamed);
         }
     }
 
@@ -179,23 +197,24 @@ impl InProgress {
         }
         let mut streamed = self.take(xid)?;
         let keys = streamed.release(subxids, &self.empty);
-        self.waiting_bytes += streamed.bytes();
-        self.waiting.insert(xid, streamed);
+        self.put(xid, streamed);
         keys
     }
 
     fn take(&mut self, xid: u32) -> Option<Streamed> {
         let streamed = self.waiting.remove(&xid)?;
         self.waiting_bytes -= streamed.bytes();
+        self.room_at = self.room_at.min(self.bytes_max.max(self.bytes() + STEP));
         Some(streamed)
     }
 
     /// Of those that wait.
     fn flatten_largest(&mut self) {
         let waiting = self.waiting.values_mut();
-        let Some(largest) = waiting.max_by_key(|streamed| streamed.narrow_bytes()) else { return };
+        let Some(largest) = waiting.max_by_key(|streamed| streamed.narrow) else { return };
         self.waiting_bytes -= largest.bytes();
         largest.flatten(&self.empty);
+        largest.narrow = largest.narrow_bytes();
         self.waiting_bytes += largest.bytes();
     }
 }
@@ -203,7 +222,8 @@ impl InProgress {
 impl Streamed {
     fn new(own: KeySet) -> Streamed {
         let (ready, packed, packed_charge) = (VecDeque::new(), HashMap::new(), own.new_charge());
-        Streamed { own, released: None, is_flat: false, ready, packed, packed_charge }
+        let (released, is_flat, narrow) = (None, false, 0);
+        Streamed { own, released, is_flat, ready, packed, packed_charge, narrow }
     }
 
     fn bytes(&self) -> usize {

@@ -251,3 +251,20 @@ proptest! {
         prop_assert_eq!(open.bytes(), 0);
     }
 }
+
+/// Small transactions give way, too, where they are many; and where nothing more is gained, room is
+/// looked for again only when more is held.
+#[test]
+fn many_small_transactions_stay_within_the_limit() {
+    let mut rules = rules();
+    let mut open = InProgress::new(rules.key_set()).with_limit(1 << 20);
+    for xid in 1..=400 {
+        open.enter(xid);
+        (0..330).for_each(|row| rules.add(&change(xid * 1_000 + row), open.of(xid)));
+        open.leave();
+    }
+    assert!(open.bytes() < (1 << 20) + (256 << 10), "{} bytes", open.bytes());
+    let wide = "~k:*".to_owned();
+    let gave_way = (1..=400).filter(|xid| listed(&open.commit(*xid)).contains(&wide)).count();
+    assert!((100..400).contains(&gave_way), "{gave_way} of them");
+}

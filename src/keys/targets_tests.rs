@@ -25,9 +25,8 @@ fn bound(limits: Limits) -> Bound {
 
 /// Keys and patterns of a set, each with its rule.
 fn listed(keys: &KeySet) -> Vec<(RuleId, String)> {
-    let exact = keys.exact().map(|(rule, key)| (rule, key));
     let patterns = keys.patterns().map(|(rule, pattern)| (rule, pattern.as_bytes()));
-    exact.chain(patterns).map(|(rule, key)| (rule, key.escape_ascii().to_string())).collect()
+    keys.exact().chain(patterns).map(|(rule, key)| (rule, key.escape_ascii().to_string())).collect()
 }
 
 /// The keys of a target, each once.

@@ -370,6 +370,15 @@ fn at_a_limit_the_largest_template_collapses() {
     let keys = keys_of(&rules, numbered(100));
     assert_eq!(shown(&keys), "/n:n*/ /k:*/ (limit 1)");
 
+    // As many patterns as templates are no fewer where each is its template's widest.
+    let many: Vec<String> = (0..9).map(|at| format!("{at}:{{id}}:*")).collect();
+    let many: Vec<&str> = many.iter().map(String::as_str).collect();
+    let rules = compile(rule(&many)).with_limits(limits);
+    let keys = keys_of(&rules, numbered(1));
+    assert_eq!((keys.patterns().count(), keys.widened().count()), (9, 0), "{}", shown(&keys));
+    let keys = keys_of(&rules, numbered(20));
+    assert_eq!(keys.patterns().count(), 9, "each is whole: {}", shown(&keys));
+
     let limits = Limits { bytes: 1_000, ..Limits::default() };
     let rules = compile(rule(&["k:{id}", "n:{name}"])).with_limits(limits);
     let keys = keys_of(&rules, numbered(1_000));

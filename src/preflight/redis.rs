@@ -3,6 +3,7 @@
 use redis::aio::MultiplexedConnection;
 use redis::{Cmd, IntoConnectionInfo, RedisError, Value, cmd};
 
+use super::redis_names::{acl_pattern, literal, sample, word};
 use super::{Code, Finding, Severity, redis_login};
 use crate::config::{Located, Target};
 use crate::sweep::key_name;
@@ -451,85 +452,12 @@ async fn functions(connection: &mut MultiplexedConnection) -> Option<Finding> {
     }
 }
 
-/// A key that a template could give, `value` for each placeholder and wildcard. `None` for a class
-/// of which no member is at hand.
-fn sample(template: &str, value: &str) -> Option<String> {
-    let mut sample = String::new();
-    let mut rest = template.chars();
-    while let Some(one) = rest.next() {
-        match one {
-            '{' => {
-                skip_to(&mut rest, '}');
-                sample.push_str(value);
-            }
-            '*' | '?' => sample.push_str(value),
-            '\\' => sample.extend(rest.next()),
-            '[' => {
-                let member = rest.next().filter(|member| !"^]".contains(*member))?;
-                sample.push(if member == '\\' { rest.next()? } else { member });
-                skip_to(&mut rest, ']');
-            }
-            plain => sample.push(plain),
-        }
-    }
-    Some(sample)
-}
-
-/// A template that gives this text and nothing else.
-pub(super) fn literal(text: &str) -> String {
-    let escaped = text.chars().flat_map(|one| {
-        let escape = r"\*?[]{}".contains(one).then_some('\\');
-        escape.into_iter().chain([one])
-    });
-    escaped.collect()
-}
-
-/// An argument as `redis-cli` reads it: in quotes, if it has any (`sdssplitargs`, sds.c).
-fn word(argument: &str) -> String {
-    if !argument.contains(['"', '\'']) {
-        return argument.to_owned();
-    }
-    format!("\"{}\"", argument.replace('\\', "\\\\").replace('"', "\\\""))
-}
-
-/// The pattern of an ACL for all keys that a template could give. It has no spaces.
-fn acl_pattern(template: &str) -> String {
-    let mut pattern = String::new();
-    let mut rest = template.chars();
-    while let Some(one) = rest.next() {
-        match one {
-            '{' => {
-                skip_to(&mut rest, '}');
-                pattern.push('*');
-            }
-            '\\' => pattern.extend(['\\'].into_iter().chain(rest.next())),
-            space if space.is_whitespace() => pattern.push('?'),
-            plain => pattern.push(plain),
-        }
-        if pattern.ends_with("**") && !pattern.ends_with("\\**") {
-            pattern.pop();
-        }
-    }
-    pattern
-}
-
-/// Goes on behind the next `end` that no backslash stands before.
-pub(super) fn skip_to(rest: &mut std::str::Chars<'_>, end: char) {
-    while let Some(one) = rest.next() {
-        match one {
-            '\\' => drop(rest.next()),
-            one if one == end => return,
-            _ => {}
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use redis::{Client, cmd};
     use walsweep_stage::throwaway::{Redis, RedisOptions};
 
-    use super::{acl_pattern, may_name, may_unlink, sample, server, word};
+    use super::{may_name, may_unlink, server};
 
     /// Servers before 7.0 are asked in the second way.
     #[tokio::test]
@@ -544,45 +472,6 @@ mod tests {
         let expected = [Some(true), Some(false), Some(true), Some(false)];
         assert_eq!(may_unlink(&keys, &mut connection).await, expected);
         assert_eq!(may_name(&keys, &mut connection).await, expected);
-    }
-
-    #[test]
-    fn a_sample_is_a_key_of_its_template() {
-        for (template, expected) in [
-            ("a:{b}:c", Some("a:x:c")),
-            ("a:*:{b|sha256:16}", Some("a:x:x")),
-            ("plain", Some("plain")),
-            ("a:[bc]:?", Some("a:b:x")),
-            ("a:[\\]b]", Some("a:]")),
-            ("a:[^bc]", None),
-            ("a\\*\\{", Some("a*{")),
-            ("a:{b|default:\\}}:c", Some("a:x:c")),
-        ] {
-            assert_eq!(sample(template, "x").as_deref(), expected, "{template}");
-        }
-    }
-
-    #[test]
-    fn a_pattern_of_an_acl_covers_its_template() {
-        for (template, expected) in [
-            ("a:{b}:c", "a:*:c"),
-            ("a:{b}*{c}", "a:*"),
-            ("plain", "plain"),
-            ("a b:[bc]:?", "a?b:[bc]:?"),
-            ("a\\**\\{", "a\\**\\{"),
-            ("a:{b|default:\\}}:c", "a:*:c"),
-        ] {
-            assert_eq!(acl_pattern(template), expected, "{template}");
-        }
-    }
-
-    #[test]
-    fn an_argument_with_quotes_is_quoted() {
-        for (argument, expected) in
-            [("~a\\*:*", "~a\\*:*"), ("~it's:*", "\"~it's:*\""), ("~q\"\\x:*", "\"~q\\\"\\\\x:*\"")]
-        {
-            assert_eq!(word(argument), expected);
-        }
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use redis::aio::MultiplexedConnection;
 use redis::{IntoConnectionInfo, RedisError, cmd};
 
-use super::redis::literal;
+use super::redis_names::literal;
 use super::{Code, Finding};
 use crate::config::Target;
 use crate::telemetry::words::counted;

@@ -75,9 +75,9 @@ impl Said {
     }
 }
 
-/// Asks each target for the watermark of the slot, which stands at `confirmed`; `primary` is a primary of
-/// this history. The slot has to be looked at before, and the end of the log is after: a watermark
-/// that is in use grows meanwhile. One of before a promotion is as good as any.
+/// Asks each target for the watermark of the slot, which stands at `confirmed`; `primary` is a
+/// primary of this history. The slot has to be looked at before, and the end of the log is after: a
+/// watermark that is in use grows meanwhile. One of before a promotion is as good as any.
 ///
 /// # Errors
 ///

@@ -84,8 +84,7 @@ impl State {
                     self.refuse_keys(&mut job, &tally);
                     if job.keys.has_patterns() && !tally.with_patterns {
                         self.throttle.came(job.round);
-                        let widened = self.passes.push(job);
-                        self.widened(&widened);
+                        self.wait_for_pass(job);
                     } else {
                         through.push(job);
                     }
@@ -141,8 +140,7 @@ impl State {
                     self.say_refuses(&error);
                 }
                 for job in jobs {
-                    let widened = self.passes.push(job);
-                    self.widened(&widened);
+                    self.wait_for_pass(job);
                 }
             }
         }
@@ -179,13 +177,22 @@ impl State {
             }
             let job = Job::new(vec![Member::Retry(rule)], keys, Round::First, covers);
             if job.keys.has_patterns() {
-                let widened = self.passes.push(job);
-                self.widened(&widened);
+                self.wait_for_pass(job);
             } else {
                 through.push(job);
             }
         }
         self.removed(through).await;
+    }
+
+    /// The job goes with the next pass. However long that is to come, what waits for it is never too
+    /// much to be in flight, so that it stops nobody else.
+    fn wait_for_pass(&mut self, job: Job) {
+        let widened = self.passes.push(job);
+        self.widened(&widened);
+        for held in self.passes.hold_many() {
+            self.hold(held);
+        }
     }
 
     /// One removal of the keys of these jobs is acknowledged, but for what was refused of them.

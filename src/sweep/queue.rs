@@ -2,11 +2,15 @@
 
 use std::collections::VecDeque;
 
-use super::job::{Job, rule_of};
+use super::job::{Job, Member, rule_of};
 use crate::keys::RuleId;
+use crate::settle::{Held, Hold};
 
 /// Exact keys that are removed by one batch, unless a single job has more.
 const BATCH_KEYS_MAX: usize = 20_000;
+
+/// What waits for a job by itself, at most, before a hold stands for it.
+const MEMBERS_MAX: usize = 10_000;
 
 /// First removals in the order of their arrival.
 #[derive(Debug, Default)]
@@ -110,6 +114,20 @@ impl Passes {
         widened
     }
 
+    /// Lets one hold stand for what waits for a job, where that is many. Gives what is held from now
+    /// on. How long the removal of these took is not observed.
+    pub(super) fn hold_many(&mut self) -> Vec<Held> {
+        let many = self.jobs.iter_mut().filter(|job| job.members.len() > MEMBERS_MAX);
+        many.flat_map(|job| {
+            let by = Hold::new_name();
+            let held = job.waits().instead(by);
+            job.members.retain(|one| matches!(one, Member::Retry(_)) || one.part().is_some());
+            job.members.push(Member::Held { hold: by, shared: false });
+            held
+        })
+        .collect()
+    }
+
     /// All jobs, for one pass.
     pub(super) fn take(&mut self) -> Vec<Job> {
         let jobs = std::mem::take(&mut self.jobs);
@@ -148,4 +166,45 @@ pub(super) fn pass_reason(jobs: &[Job]) -> &'static str {
     let has = |reason: &&str| jobs.iter().any(|job| job.round.reason() == *reason);
     // What readers wait for most names the pass.
     ["rule", "again", "replayed"].into_iter().find(has).unwrap_or("refill")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{MEMBERS_MAX, Passes};
+    use crate::gather::Transaction;
+    use crate::lsn::Lsn;
+    use crate::settle::{Cause, Visible};
+    use crate::sweep::job::{Job, Member, Round};
+    use crate::sweep::tests::{keys, rules};
+
+    /// However many commits of patterns wait for a pass, few things wait, and what is held twice is
+    /// held by the last.
+    #[test]
+    fn a_hold_stands_for_many_that_wait_for_a_pass() {
+        let (rules, mut passes) = (rules(), Passes::new(1 << 20));
+        let mut held_lsns = 0;
+        let mut last = None;
+        for at in 1..=3 * MEMBERS_MAX as u64 {
+            let end_lsn = Lsn(at);
+            let transaction = Transaction { xid: 1, commit_lsn: end_lsn, end_lsn, commit_time: 0 };
+            let cause = Cause::Transaction(transaction);
+            let visible = Visible::for_tests(cause, keys(&rules, "list", &["1"]));
+            passes.push(Job::first(visible));
+            for held in passes.hold_many().into_iter().filter(|held| !held.is_empty()) {
+                held_lsns += held.end_lsns.len();
+                assert!(held.moved);
+                assert_eq!(held.holds.first().copied(), last, "the one before is part of it");
+                last = Some(held.by);
+            }
+        }
+        let [job] = &passes.take()[..] else { panic!("one job") };
+        assert_eq!(job.round, Round::First);
+        let transactions =
+            job.members.iter().filter(|one| matches!(one, Member::Transaction { .. }));
+        assert_eq!(held_lsns + transactions.count(), 3 * MEMBERS_MAX);
+        assert!(job.members.len() <= MEMBERS_MAX + 1, "{}", job.members.len());
+        let holds = job.members.iter().filter(|one| matches!(one, Member::Held { .. }));
+        assert_eq!(holds.count(), 1);
+        assert_eq!(job.covers, Lsn(3 * MEMBERS_MAX as u64));
+    }
 }

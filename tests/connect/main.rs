@@ -28,7 +28,7 @@ async fn server(args: &[&str]) -> Redis {
 fn settings(url: &str, password: Option<&str>, ca_file: Option<&Path>) -> config::Redis {
     let password = password.map(SecretString::from);
     let ca_file = ca_file.map(Path::to_owned);
-    config::Redis { password, ca_file, ..config::Redis::for_tests(url) }
+    config::Redis { password, ca_file, ..config::Redis::at(url) }
 }
 
 async fn say(connection: &mut MultiplexedConnection, words: &[&str]) -> String {

@@ -34,8 +34,8 @@ const TABLES: &str = "
     insert into twin select id, 'team ' || id, 0 from generate_series(1, 100) id;
     insert into shared select id from generate_series(1, 100) id;";
 
-/// A bed with a second Redis, `near`; rules `item` and `shared` go to the first one, which is called
-/// `main`, `twin` and `shared` to the other, under `app:`.
+/// A bed with a second Redis, `near`. Rules `item` and `shared` go to the first one, which is called
+/// `main`; `twin` and `shared` go to the other, under `app:`.
 struct Two {
     bed: Bed,
     near: Redis,
@@ -49,11 +49,12 @@ impl Two {
         let near = Redis::start(RedisOptions::default()).await.unwrap();
         let cache = near.connect().await.unwrap();
         bed.sql.run(TABLES).await;
+        let near_lines = "rules = [\"twin\", \"shared\"]\nprefix = \"app:\"";
         let mut settings = Settings {
             rules: RULES.to_owned(),
             targets: vec![
                 of_target("main", &bed.redis.url(), r#"rules = ["item", "sha*"]"#),
-                of_target("near", &near.url(), "rules = [\"twin\", \"shared\"]\nprefix = \"app:\""),
+                of_target("near", &near.url(), near_lines),
             ],
             ..bed.settings()
         };

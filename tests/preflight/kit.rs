@@ -91,7 +91,7 @@ pub(crate) fn config(port: u16, database: &str, rules: Vec<Rule>) -> Config {
             failover: false,
             slot_on: walsweep::config::SlotOn::Primary,
         },
-        redis: vec![walsweep::config::Redis::for_tests("redis://127.0.0.1/0")],
+        redis: vec![walsweep::config::Redis::at("redis://127.0.0.1/0")],
         sweep: Sweep { max_stall: Duration::from_millis(1), max_load: 0.25 },
         refill: Refill { window: Duration::from_secs(1), observe: false },
         http: Http { listen: None },

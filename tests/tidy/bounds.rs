@@ -271,13 +271,13 @@ const BOUNDS: &[(&str, &str, &str, &str)] = &[
     ),
     (
         "README.md",
-        "one standalone Redis 6.2 or later, and Postgres 14 to 18",
+        "standalone Redis 6.2 or later, and Postgres 14 to 18",
         "src/preflight/redis.rs",
         "VERSION_MIN: (u32, u32) = (6, 2)",
     ),
     (
         "README.md",
-        "one standalone Redis 6.2 or later, and Postgres 14 to 18",
+        "standalone Redis 6.2 or later, and Postgres 14 to 18",
         "src/preflight/server.rs",
         "VERSION_MIN: i32 = 14",
     ),

@@ -108,7 +108,8 @@ const SECTIONS: [&str; 8] =
 const FIELDS: [(&str, &[&str]); 10] = [
     ("postgres.endpoint", &["url", "password_file"]),
     ("postgres.replication_endpoint", &["replication_url"]),
-    ("redis.id", &[]),
+    // Which rules' keys go there is with the rules.
+    ("redis.id", &["rules"]),
     ("redis.is_alone", &[]),
     ("redis.password", &["password_file"]),
     ("redis.client_certificate", &["cert_file", "key_file"]),

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Content, KeySet, RuleCount, Usage};
+use super::{Content, KeySet, Usage};
 use crate::keys::label::{RuleId, TemplateId, Whole, WidenReason};
 use crate::keys::pattern::Pattern;
 
@@ -28,7 +28,8 @@ impl KeySet {
             Content::Matches(..) | Content::Widened(..) => {}
             _ => rest.put(content),
         });
-        rest.rules.clone_from(&self.rules);
+        rest.matches.clone_from(&self.matches);
+        rest.widened.clone_from(&self.widened);
         rest.weigh();
         *self = rest;
         taken
@@ -111,14 +112,15 @@ impl KeySet {
     /// Adds all of `other` as [`merge`](KeySet::merge) does; gives the rules that were widened
     /// because both together are too much, and how often.
     pub fn merge_within(&mut self, other: &KeySet) -> Vec<(RuleId, u64)> {
-        let limit = WidenReason::Limit as usize;
-        let before = self.rules.clone();
+        let before = self.widened.clone();
         self.merge(other);
-        let count = |(rule, counts): (RuleId, &RuleCount)| {
-            let known = before.get(rule).widened[limit] + other.rules.get(rule).widened[limit];
-            (rule, counts.widened[limit].saturating_sub(known))
+        let limit = WidenReason::Limit;
+        let count = |(rule, _, now): (RuleId, WidenReason, u64)| {
+            let known = before.get(rule, limit) + other.widened.get(rule, limit);
+            (rule, now.saturating_sub(known))
         };
-        self.rules.iter().map(count).filter(|(_, count)| *count > 0).collect()
+        let now = self.widened.iter().filter(|(_, reason, _)| *reason == limit);
+        now.map(count).filter(|(_, count)| *count > 0).collect()
     }
 
     /// All that a rule could ever give, as patterns; a key without placeholders is its own.

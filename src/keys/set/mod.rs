@@ -12,6 +12,7 @@ mod patterns;
 mod sparse;
 mod targets;
 mod waiting;
+mod widened;
 
 use std::fmt;
 use std::ops::{AddAssign, SubAssign};
@@ -25,6 +26,7 @@ use crate::budget::{Charge, Memory, SET_USED};
 use crate::config::TargetId;
 use patterns::Patterns;
 use sparse::Sparse;
+use widened::Widened;
 
 /// How large a [`KeySet`] may get.
 ///
@@ -71,7 +73,9 @@ pub struct KeySet {
     usage: Sparse<Usage>,
     /// The amount that all templates hold.
     used: Amount,
-    rules: Sparse<RuleCount>,
+    /// How many changes each rule looked at.
+    matches: Sparse<u64>,
+    widened: Widened,
     pending: Pending,
     /// Rows of lookups before the transaction.
     before: Before,
@@ -120,12 +124,6 @@ pub(super) enum Content<'a> {
     Widened(RuleId, WidenReason, u64),
 }
 
-#[derive(Clone, Copy, Default)]
-struct RuleCount {
-    matches: u64,
-    widened: [u64; WidenReason::ALL.len()],
-}
-
 /// Keys and patterns that are shown in a message, at most.
 const SHOWN_MAX: usize = 20;
 
@@ -142,7 +140,8 @@ impl KeySet {
             patterns: Patterns::default(),
             usage: Sparse::new(),
             used: Amount::default(),
-            rules: Sparse::new(),
+            matches: Sparse::new(),
+            widened: Widened::default(),
             pending: Pending::default(),
             before: Before::default(),
             charge: Charge::new(memory),
@@ -211,7 +210,8 @@ impl KeySet {
             self.keys.bytes()
                 + self.patterns.bytes()
                 + self.usage.bytes()
-                + self.rules.bytes()
+                + self.matches.bytes()
+                + self.widened.bytes()
                 + self.pending.bytes()
                 + self.before.bytes(),
         );
@@ -251,20 +251,13 @@ impl KeySet {
     /// How often a template of a rule was widened, for each reason that occurred. A template that
     /// is whole in the set already is not counted again.
     pub fn widened(&self) -> impl Iterator<Item = (RuleId, WidenReason, u64)> {
-        self.rules.iter().flat_map(|(rule, counts)| {
-            let reasons = WidenReason::ALL.into_iter().zip(counts.widened);
-            reasons
-                .filter(|(_, count)| *count > 0)
-                .map(move |(reason, count)| (rule, reason, count))
-        })
+        self.widened.iter()
     }
 
     /// How many changes each rule that matched at all looked at.
     pub fn matches(&self) -> impl Iterator<Item = (RuleId, u64)> {
-        self.rules
-            .iter()
-            .filter(|(_, counts)| counts.matches > 0)
-            .map(|(rule, counts)| (rule, counts.matches))
+        let matched = self.matches.iter().filter(|(_, count)| **count > 0);
+        matched.map(|(rule, count)| (rule, *count))
     }
 
     /// Adds all of `other`, a set of the same [`Rules`](super::Rules), under this one's limits.
@@ -324,13 +317,14 @@ impl KeySet {
         let frees = |(id, usage): &(TemplateId, &Usage)| is_narrow(usage) && self.frees(*id, usage);
         let used = self.usage.iter().filter(frees);
         let narrow: Vec<TemplateId> = used.map(|(template, _)| template).collect();
+        self.widen(&narrow, Some(WidenReason::Limit));
         let mut widened: Vec<(RuleId, u64)> = Vec::new();
         for template in narrow {
-            self.add_whole(template, Some(WidenReason::Limit));
+            // Templates of a rule follow each other.
             let rule = self.rule_of(template);
-            match widened.iter_mut().find(|(other, _)| *other == rule) {
-                Some((_, count)) => *count += 1,
-                None => widened.push((rule, 1)),
+            match widened.last_mut() {
+                Some((last, count)) if *last == rule => *count += 1,
+                _ => widened.push((rule, 1)),
             }
         }
         self.before.lose_all();
@@ -343,7 +337,7 @@ impl KeySet {
     fn frees(&self, template: TemplateId, usage: &Usage) -> bool {
         match &self.templates[usize::from(template.0)].whole {
             Whole::Key(_) => true,
-            Whole::Pattern(pattern) => usage.held.bytes > patterns::cost(pattern.as_bytes()),
+            Whole::Pattern(_) => usage.held.bytes > patterns::WORTH,
         }
     }
 
@@ -357,12 +351,12 @@ impl KeySet {
     }
 
     pub(super) fn count_matches(&mut self, rule: RuleId, count: u64) {
-        self.rules.get_mut(rule).matches += count;
+        *self.matches.get_mut(rule) += count;
     }
 
     /// Counts a change that the rule looked at for this reason.
     pub(super) fn count_doubt(&mut self, rule: RuleId, reason: WidenReason) {
-        self.rules.get_mut(rule).widened[reason as usize] += 1;
+        self.count_widenings(rule, reason, 1);
     }
 
     pub(super) fn count_widened(&mut self, template: TemplateId, reason: WidenReason) {
@@ -370,7 +364,7 @@ impl KeySet {
     }
 
     pub(super) fn count_widenings(&mut self, rule: RuleId, reason: WidenReason, count: u64) {
-        self.rules.get_mut(rule).widened[reason as usize] += count;
+        self.widened.add(rule, reason, count);
     }
 
     /// Adds everything that the template could give, in the place of what it gave before. With a
@@ -379,17 +373,23 @@ impl KeySet {
         if self.is_whole(template) {
             return;
         }
-        if let Some(reason) = reason {
-            self.count_widened(template, reason);
-        }
-        self.drop_all_of(template);
-        self.usage.get_mut(template).whole = true;
+        self.widen(&[template], reason);
+    }
+
+    /// Puts all that these templates could give, none of which is whole, in the place of what they
+    /// gave; they are in the order of their ids.
+    fn widen(&mut self, narrow: &[TemplateId], reason: Option<WidenReason>) {
+        self.drop_all_of(narrow);
         let templates = Arc::clone(&self.templates);
-        match &templates[usize::from(template.0)].whole {
-            Whole::Key(key) => self.insert_key(template, key),
-            Whole::Pattern(pattern) => {
-                let owner = (template, self.scope(template));
-                self.patterns.insert(owner, pattern.as_bytes(), || pattern.clone());
+        for template in narrow.iter().copied() {
+            if let Some(reason) = reason {
+                self.count_widened(template, reason);
+            }
+            self.usage.get_mut(template).whole = true;
+            let owner = (template, self.scope(template));
+            match &templates[usize::from(template.0)].whole {
+                Whole::Key(key) => self.insert_key(template, key),
+                Whole::Pattern(pattern) => self.patterns.insert_widest(owner, pattern),
             }
         }
         self.weigh();
@@ -427,7 +427,7 @@ impl KeySet {
         while !self.is_whole(template) {
             let measure: fn(&Amount) -> usize = if self.used.keys + more.keys > self.limits.keys {
                 |amount| amount.keys
-            } else if self.used.patterns + more.patterns > self.limits.patterns {
+            } else if more.patterns > 0 && self.has_too_many_patterns(template, more) {
                 |amount| amount.patterns
             } else if self.used.pending + more.pending > self.limits.keys.min(PENDING_MAX) {
                 |amount| amount.pending
@@ -446,6 +446,15 @@ impl KeySet {
             self.add_whole(largest, Some(WidenReason::Limit));
         }
         false
+    }
+
+    /// Whether there would be too many patterns, and fewer if a template's became its widest: one
+    /// that has a single pattern would give another in its place.
+    fn has_too_many_patterns(&self, template: TemplateId, more: Amount) -> bool {
+        let mut held = self.usage.iter::<TemplateId>().map(|(id, usage)| {
+            usage.held.patterns + if id == template { more.patterns } else { 0 }
+        });
+        self.used.patterns + more.patterns > self.limits.patterns && held.any(|count| count > 1)
     }
 
     /// Gives the facts that are known of each template.
@@ -475,19 +484,26 @@ impl KeySet {
         self.used += more;
     }
 
-    /// Takes out what the template gave.
-    fn drop_all_of(&mut self, template: TemplateId) {
-        let Usage { held, .. } = self.usage.take(template);
-        self.used -= held;
-        if held.pending > 0 {
-            self.pending.drop_all_of(template);
+    /// Takes out what these templates gave, which are in the order of their ids.
+    fn drop_all_of(&mut self, templates: &[TemplateId]) {
+        let mut gone = Amount::default();
+        for template in templates {
+            // Its place is needed again.
+            gone += std::mem::take(self.usage.get_mut(*template)).held;
+        }
+        self.used -= gone;
+        let stays = |template: TemplateId| {
+            templates.binary_search_by_key(&template.0, |one| one.0).is_err()
+        };
+        if gone.pending > 0 {
+            self.pending.retain(stays);
             self.pending.shrink();
         }
-        if held.keys > 0 {
-            self.keys.drop_all_of(template);
+        if gone.keys > 0 {
+            self.keys.retain(stays);
         }
-        if held.patterns > 0 {
-            self.patterns.drop_all_of(template);
+        if gone.patterns > 0 {
+            self.patterns.retain(stays);
         }
     }
 }

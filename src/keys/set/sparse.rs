@@ -61,11 +61,6 @@ impl<T: Copy + Default> Sparse<T> {
         &mut self.0[at].1
     }
 
-    /// Puts the default in the place of a value, and gives that.
-    pub(super) fn take(&mut self, id: impl Id) -> T {
-        self.place(id).map_or_else(|_| T::default(), |at| self.0.remove(at).1)
-    }
-
     /// Those that may have another value than the default, ascending.
     pub(super) fn iter<I: Id>(&self) -> impl Iterator<Item = (I, &T)> {
         self.0.iter().map(|(number, value)| (I::of(*number), value))
@@ -90,8 +85,6 @@ mod tests {
         }
         let all: Vec<(RuleId, u64)> = sparse.iter().map(|(id, value)| (id, *value)).collect();
         assert_eq!(all, [(RuleId(3), 6), (RuleId(9), 9), (RuleId(u16::MAX), 65_535)]);
-        assert_eq!((sparse.take(RuleId(3)), sparse.get(RuleId(3))), (6, 0));
-        assert_eq!(sparse.take(RuleId(4)), 0);
     }
 
     #[test]

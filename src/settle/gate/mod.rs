@@ -180,6 +180,8 @@ struct Waiting {
     kind: Kind,
     /// Looks taken after its arrival that did not see it.
     looks: u32,
+    /// Whether its keys gave way already: they free no more.
+    gave_way: bool,
 }
 
 enum Kind {
@@ -277,7 +279,8 @@ impl<P: Probe + 'static> Gate<P> {
     ) -> Result<(), Error> {
         let Mapped { transaction, received_at, keys } = mapped;
         let is_seen = gate_is_off() || self.remembers(transaction.xid);
-        let waiting = Waiting { keys, received_at, kind: Kind::Transaction(transaction), looks: 0 };
+        let kind = Kind::Transaction(transaction);
+        let waiting = Waiting { keys, received_at, kind, looks: 0, gave_way: false };
         self.looks.arrived();
         if is_seen {
             self.release(waiting, outputs).await?;
@@ -310,7 +313,7 @@ impl<P: Probe + 'static> Gate<P> {
             if !last {
                 let kind = Kind::Fence(fence, target);
                 let (keys, received_at) = (keys.clone(), Instant::now());
-                self.hold(Waiting { keys, received_at, kind, looks: 0 });
+                self.hold(Waiting { keys, received_at, kind, looks: 0, gave_way: false });
             }
         }
         self.resync((last, target), keys, outputs).await
@@ -332,7 +335,7 @@ impl<P: Probe + 'static> Gate<P> {
                     self.health.metrics().invisible_at_arrival.inc();
                 }
                 one.looks = one.looks.saturating_add(1);
-                self.hold(one);
+                self.keep(one);
             }
         }
         self.latest = Some(Seen::new(snapshot, asked_at));
@@ -375,22 +378,30 @@ impl<P: Probe + 'static> Gate<P> {
         Ok(())
     }
 
-    /// Takes in what is not visible, and keeps the keys that wait within their share.
+    /// Takes in what is not visible, and keeps the keys that wait within their share. Each set gives
+    /// way once: with thousands of templates even that may be more, and is seldom worth a try.
     fn hold(&mut self, mut waiting: Waiting) {
         waiting.keys.waits();
-        self.waiting_bytes += waiting.keys.bytes();
-        self.fenced += usize::from(matches!(waiting.kind, Kind::Fence(..)));
-        self.waiting.push(waiting);
+        self.keep(waiting);
         for large in LARGE_SET_BYTES {
             if self.waiting_bytes <= budget::GATE {
                 break;
             }
-            let sets = self.waiting.iter_mut().map(|waiting| &mut waiting.keys);
-            for keys in sets.filter(|keys| keys.bytes() > large) {
-                self.health.metrics().widened_for_room(&keys.collapse());
+            let is_next = |one: &&mut Waiting| !one.gave_way && one.keys.bytes() > large;
+            for one in self.waiting.iter_mut().filter(is_next) {
+                one.gave_way = true;
+                self.waiting_bytes -= one.keys.bytes();
+                self.health.metrics().widened_for_room(&one.keys.collapse());
+                self.waiting_bytes += one.keys.bytes();
             }
-            self.waiting_bytes = self.waiting.iter().map(|waiting| waiting.keys.bytes()).sum();
         }
+    }
+
+    /// What is not visible goes on waiting.
+    fn keep(&mut self, waiting: Waiting) {
+        self.waiting_bytes += waiting.keys.bytes();
+        self.fenced += usize::from(matches!(waiting.kind, Kind::Fence(..)));
+        self.waiting.push(waiting);
     }
 }
 

@@ -103,7 +103,7 @@ fn a_lookup_that_does_not_answer_leaves_room_for_each_other() {
     for sessions in [3, 1] {
         let mut held = Waiting::new(sessions, names.len());
         // What waits for both is kept for the one that does not answer.
-        assert!(held.take(waiting_for(&rules, &["c", "t"], 25), &metrics).is_none());
+        assert!(held.take(waiting_for(&rules, &["c", "t"], 75), &metrics).is_none());
         if sessions == 3 {
             let (ids, ..) = held.begin(1);
             let none = (Answers::default(), Answers::default());
@@ -116,7 +116,8 @@ fn a_lookup_that_does_not_answer_leaves_room_for_each_other() {
         assert!((40..200).contains(&counts[0]), "{sessions}: {counts:?} sets of 25 kB and more");
         assert!(counts[1..].iter().all(|count| (8..40).contains(count)), "{sessions}: {counts:?}");
         // Who has answered is not charged for what waits for another.
-        assert_eq!(counts[1] == counts[2], sessions == 3, "{sessions}: {counts:?}");
+        let is_charged = counts[1].abs_diff(counts[2]) > 1;
+        assert_eq!(is_charged, sessions == 1, "{sessions}: {counts:?}");
     }
 }
 

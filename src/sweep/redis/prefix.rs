@@ -1,5 +1,5 @@
-//! What a target's keys begin with, before what the rules say: added to each name on its way to the
-//! server, and taken off on the way back, so that nobody else knows of it.
+//! The text that a target's keys begin with, before what the rules say: added to each name on its
+//! way to the server, and taken off on the way back, so that nobody else knows of it.
 
 use std::borrow::Cow;
 

@@ -84,8 +84,7 @@ struct Connections {
 }
 
 impl Standalone {
-    /// The server of the configuration, for changes of this slot; connects when [`Node::connect`] is
-    /// called.
+    /// The server of a target, for changes of this slot; connects when [`Node::connect`] is called.
     #[must_use]
     pub fn new(redis: &config::Redis, slot: &str) -> Standalone {
         let (name, watermark_key) = (node_name(&redis.url), key_name(&redis.prefix, slot));

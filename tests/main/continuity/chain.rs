@@ -16,7 +16,7 @@ const NUMBER: &str = "walsweep:w:removals";
 
 /// A node that has read its watermark.
 async fn node(port: u16) -> Standalone {
-    let redis = config::Redis::for_tests(&format!("redis://127.0.0.1:{port}/0"));
+    let redis = config::Redis::at(&format!("redis://127.0.0.1:{port}/0"));
     let node = Standalone::new(&redis, "w");
     connect(&node).await;
     node
