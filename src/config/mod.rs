@@ -8,6 +8,7 @@ mod quotes;
 mod reader;
 mod redis_url;
 mod script;
+mod secret;
 mod slot_on;
 mod source;
 mod target;
@@ -19,8 +20,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
-use secrecy::SecretString;
-
+use crate::password;
 use crate::postgres::Endpoint;
 
 pub(crate) use parse::unreadable;
@@ -95,10 +95,8 @@ pub struct Postgres {
 pub struct Redis {
     /// `redis://` or `rediss://` URL without its password.
     pub url: String,
-    /// Password of the URL.
-    pub password: Option<SecretString>,
-    /// A file with the password, if the URL has none; read at each login.
-    pub password_file: Option<PathBuf>,
+    /// Where the password comes from, for each login anew.
+    pub password: password::Source,
     /// PEM file with the certificate authorities that `rediss://` trusts instead of the system's.
     pub ca_file: Option<PathBuf>,
     /// PEM files of the certificate that is shown to the server and of its key; read at each login.

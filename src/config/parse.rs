@@ -1,7 +1,6 @@
 //! The sections of the configuration, each to its struct, with all their problems at once.
 
-use std::io::ErrorKind;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use toml::de::DeTable;
@@ -9,6 +8,7 @@ use tracing_subscriber::EnvFilter;
 
 use super::reader::{Reader, Section};
 use super::redis_url::split_password;
+use super::secret::{Secret, secret};
 use super::slot_on::slot_on;
 use super::source::{Named, Source, source};
 use super::{
@@ -142,11 +142,11 @@ fn postgres(reader: &mut Reader<'_>, root: &mut Section<'_, '_>) -> Option<Postg
     let url = reader.required_text(&mut section, "url", hint);
     let replication_url = reader.filled_text(&mut section, "replication_url");
     let replica_urls = reader.texts(&mut section, "replicas").unwrap_or_default();
-    let password = password_file(reader, &mut section);
+    let secret = secret(reader, &mut section);
     let mut endpoint = |url: Option<Located<String>>| {
         let url = url?;
         match Endpoint::parse(&url.value) {
-            Ok(endpoint) => with_password(reader, endpoint, &url, password.as_ref()),
+            Ok(endpoint) => with_password(reader, endpoint, &url, &secret),
             Err(error) => {
                 reader.problem(url.at, error.to_string(), Some(hint));
                 None
@@ -210,14 +210,15 @@ fn with_password(
     reader: &mut Reader<'_>,
     mut endpoint: Endpoint,
     url: &Located<String>,
-    password_file: Option<&Located<PathBuf>>,
+    secret: &Secret,
 ) -> Option<Endpoint> {
-    match password_file {
-        Some(file) if endpoint.password.is_some() => {
+    match &secret.source {
+        Some(source) if endpoint.password.is_some() => {
             let message = format!("`{}` has a password, too", url.at.key);
-            reader.problem(file.at.clone(), message, Some("keep one of the two"));
+            reader.problem(source.at.clone(), message, Some("keep one of the two"));
         }
-        Some(file) => endpoint.password_file = Some(file.value.clone()),
+        Some(source) => endpoint.password = source.value.clone(),
+        None if secret.is_wrong => {}
         None => {
             // Tried now, for what is wrong with it; read at each login.
             if let Err(error) = endpoint.clone().load_password() {
@@ -245,41 +246,11 @@ fn name(
     name
 }
 
-/// `password_file`, which can be read now.
-fn password_file(
-    reader: &mut Reader<'_>,
-    section: &mut Section<'_, '_>,
-) -> Option<Located<PathBuf>> {
-    let text = reader.filled_text(section, "password_file")?;
-    let path = reader.beside(&text.value);
-    match password::read(&path) {
-        Ok(_) => Some(Located { value: path, at: text.at }),
-        Err(error) => {
-            let message = format!("read `{}`: {error}", path.display());
-            reader.problem(text.at, message, Some(without_password(error.kind())));
-            None
-        }
-    }
-}
-
-/// Gives advice on what to do about a file that gives no password.
-fn without_password(why: ErrorKind) -> &'static str {
-    match why {
-        ErrorKind::NotFound => {
-            "write the password, and nothing else, into a file of this name, and `chmod 600` it; \
-             a path that does not begin with `/` begins at the folder of this configuration"
-        }
-        ErrorKind::PermissionDenied => "let the user read it that walsweep runs as",
-        _ => "name a file that holds the password, and nothing else",
-    }
-}
-
 fn redis(reader: &mut Reader<'_>, root: &mut Section<'_, '_>) -> Option<Redis> {
     let mut section = reader.section(root, "redis");
     let hint = "give it as `redis://host:6379/0`, or `rediss://` for TLS";
     let url = reader.required_text(&mut section, "url", hint);
-    let file_password = password_file(reader, &mut section);
-    let is_unreadable = reader.problems.iter().any(|one| one.at.key == "redis.password_file");
+    let Secret { source, is_wrong } = secret(reader, &mut section);
     let ca_file = reader.filled_text(&mut section, "ca_file");
     if let Some(path) = &ca_file
         && let Err(error) = std::fs::read(reader.beside(&path.value))
@@ -299,9 +270,9 @@ fn redis(reader: &mut Reader<'_>, root: &mut Section<'_, '_>) -> Option<Redis> {
             return None;
         }
     };
-    if let (Some(file), Some(_)) = (&file_password, &url_password) {
+    if let (Some(source), Some(_)) = (&source, &url_password) {
         let message = "`redis.url` has a password, too".to_owned();
-        reader.problem(file.at.clone(), message, Some("keep one of the two"));
+        reader.problem(source.at.clone(), message, Some("keep one of the two"));
     }
     let certificate = client_certificate.as_ref().map(|(certificate, _)| certificate);
     for file in ca_file.iter().chain(certificate).filter(|_| plain.scheme() != "rediss") {
@@ -311,18 +282,21 @@ fn redis(reader: &mut Reader<'_>, root: &mut Section<'_, '_>) -> Option<Redis> {
     // The client library would go on as the default user.
     let has_user =
         !plain.username().is_empty() || plain.query_pairs().any(|(one, _)| one == "user");
-    if has_user && url_password.is_none() && file_password.is_none() && !is_unreadable {
+    if has_user && url_password.is_none() && source.is_none() && !is_wrong {
         let message = "names a user and no password".to_owned();
         let hint = "a password alone is written `redis://:password@host`; `password_file` names a \
-                    file with it";
+                    file with it, `password_command` a program that prints it";
         reader.problem(url.at, message, Some(hint));
     }
-    let password_file = file_password.map(|file| file.value);
+    let password = match source {
+        Some(source) => source.value,
+        None => url_password.map_or(password::Source::None, password::Source::Given),
+    };
     let ca_file = ca_file.map(|path| reader.beside(&path.value));
-    let (url, password) = (plain.to_string(), url_password);
+    let url = plain.to_string();
     let client_certificate = client_certificate
         .map(|(certificate, key)| (reader.beside(&certificate.value), reader.beside(&key.value)));
-    Some(Redis { url, password, password_file, ca_file, client_certificate, wait_replicas })
+    Some(Redis { url, password, ca_file, client_certificate, wait_replicas })
 }
 
 /// `cert_file` and `key_file`, which go together.

@@ -72,7 +72,8 @@ pub(super) fn unanswered(error: &RedisError) -> Finding {
             None => finding,
         };
     }
-    let hint = "let `redis.password_file` name a file with the password and nothing else; if it \
-                is that of a user of the ACL, name him too: `redis://user@host`";
+    let hint = "let `redis.password_file` name a file with the password and nothing else, or \
+                `redis.password_command` a program that prints it; if it is that of a user of the \
+                ACL, name him too: `redis://user@host`";
     Finding::error(Code::RedisLogin, "redis wants a password, and there is none").hint(hint)
 }

@@ -296,7 +296,7 @@ impl Program<'_> {
         let findings = tokio::select! {
             biased;
             () = self.shutdown.requested() => Vec::new(),
-            findings = timeout(REDIS_CHECK_TIMEOUT, check) => findings.unwrap_or_default(),
+            findings = timeout(REDIS_CHECK_TIMEOUT + config.redis.password.patience(), check) => findings.unwrap_or_default(),
         };
         if findings.is_empty() { Ok(()) } else { Err(Error::Refused(findings)) }
     }

@@ -250,7 +250,7 @@ pub async fn teardown_script(config: &Config, hands: &Hands<'_>) -> Result<Strin
 #[must_use]
 pub fn own_keys(config: &Config, key: &str) -> String {
     let cli = config.redis.cli();
-    let has_password = config.redis.password.is_some() || config.redis.password_file.is_some();
+    let has_password = config.redis.password.is_some();
     let password = if has_password { ", with its password in `REDISCLI_AUTH`" } else { "" };
     format!("`{cli} --scan --pattern '{key}:*' | xargs {cli} unlink {key}`{password}")
 }

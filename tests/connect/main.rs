@@ -10,10 +10,10 @@ use std::path::{Path, PathBuf};
 
 use redis::aio::MultiplexedConnection;
 use redis::{Value, cmd};
-use secrecy::SecretString;
 use tempfile::TempDir;
 use tokio::time::Instant;
 use walsweep::config;
+use walsweep::password::Source;
 use walsweep::sweep::redis::connect::{ConnectError, connect};
 use walsweep::sweep::{Error, Kind};
 use walsweep_stage::throwaway::{Redis, RedisOptions, free_port};
@@ -26,12 +26,11 @@ async fn server(args: &[&str]) -> Redis {
 }
 
 fn settings(url: &str, password: Option<&str>, ca_file: Option<&Path>) -> config::Redis {
-    let password = password.map(SecretString::from);
+    let password = password.map_or(Source::None, |text| Source::Given(text.into()));
     let ca_file = ca_file.map(Path::to_owned);
     config::Redis {
         url: url.to_owned(),
         password,
-        password_file: None,
         ca_file,
         client_certificate: None,
         wait_replicas: 0,

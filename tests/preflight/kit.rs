@@ -9,6 +9,7 @@ use walsweep::config::{
     TableName,
 };
 use walsweep::keys::Rules;
+use walsweep::password::Source;
 use walsweep::postgres::Endpoint;
 use walsweep::preflight::{self, Finding, SENTENCE};
 use walsweep::run::shutdown::Shutdown;
@@ -92,8 +93,7 @@ pub(crate) fn config(port: u16, database: &str, rules: Vec<Rule>) -> Config {
         },
         redis: walsweep::config::Redis {
             url: "redis://127.0.0.1/0".to_owned(),
-            password: None,
-            password_file: None,
+            password: Source::None,
             ca_file: None,
             client_certificate: None,
             wait_replicas: 0,

@@ -16,6 +16,7 @@ use super::connect::{ConnectError, classify, connect, connect_with_pushes};
 use super::info::{history, scan_time};
 use super::node::{Error, Kind, Node, Page, Replaced, ScanCall};
 use super::observe::{Mark, Observer, prefixes};
+use super::renewal::Renewal;
 use super::standing::{self, BEGINNING, WATERMARK_SIZE_MAX, made_key};
 use crate::config;
 use crate::keys::KeySet;
@@ -66,6 +67,8 @@ pub struct Standalone {
     /// The look at a server before it is used.
     look: Option<Look>,
     connections: RefCell<Option<Connections>>,
+    /// Keeps them logged in, if the password may change.
+    renewal: RefCell<Option<Renewal>>,
 }
 
 #[derive(Clone)]
@@ -84,11 +87,17 @@ impl Standalone {
     /// The server of the configuration; connects when [`Node::connect`] is called.
     #[must_use]
     pub fn new(redis: &config::Redis, watermark_key: String) -> Standalone {
-        let name = node_name(&redis.url);
-        let (connections, chain) = (RefCell::new(None), RefCell::new(None));
-        let (redis, number_key) = (redis.clone(), number_key(&watermark_key));
-        let (observed, look) = (None, None);
-        Standalone { redis, name, watermark_key, number_key, chain, observed, look, connections }
+        Standalone {
+            redis: redis.clone(),
+            name: node_name(&redis.url),
+            number_key: number_key(&watermark_key),
+            watermark_key,
+            chain: RefCell::new(None),
+            observed: None,
+            look: None,
+            connections: RefCell::new(None),
+            renewal: RefCell::new(None),
+        }
     }
 
     /// Lets it look at each server before it is used.
@@ -289,6 +298,7 @@ impl Node for Standalone {
 
     async fn connect(&self) -> Result<(), Error> {
         self.chain.replace(None);
+        self.renewal.replace(None);
         if let Some(Connections { observer: Some(observer), .. }) = self.connections.replace(None) {
             observer.close();
         }
@@ -309,6 +319,8 @@ impl Node for Standalone {
             0 => None,
             _ => Some(connect(&self.redis).await.map_err(failed)?),
         };
+        let all = [&remove, &scan].into_iter().chain(&wait).cloned().collect();
+        self.renewal.replace(Renewal::begin(&self.redis, all));
         self.connections.replace(Some(Connections { remove, observer, scan, history, wait }));
         Ok(())
     }

@@ -6,6 +6,7 @@ use redis::aio::MultiplexedConnection;
 use redis::{AsyncCommands, cmd};
 use walsweep::config;
 use walsweep::keys::Pattern;
+use walsweep::password::Source;
 use walsweep::sweep::{Error, Kind, Node, Pace, Pass, Replaced, Standalone};
 use walsweep_stage::throwaway::{Redis, RedisOptions};
 
@@ -19,8 +20,7 @@ async fn node(port: u16) -> Standalone {
     let url = format!("redis://127.0.0.1:{port}/0");
     let redis = config::Redis {
         url,
-        password: None,
-        password_file: None,
+        password: Source::None,
         ca_file: None,
         client_certificate: None,
         wait_replicas: 0,
