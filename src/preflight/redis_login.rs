@@ -12,11 +12,7 @@ use crate::sweep::redis::connect::{self, ConnectError};
 #[must_use]
 pub fn unreachable(config: &Config, error: &ConnectError) -> Finding {
     login_refused(config, error).unwrap_or_else(|| {
-        let hint = match error {
-            ConnectError::Redis { error, .. } => error.hint(),
-            _ => None,
-        };
-        let hint = hint.unwrap_or("see that Redis runs, and that `redis.url` names it");
+        let hint = error.hint().unwrap_or("see that Redis runs, and that `redis.url` names it");
         Finding::error(Code::RedisUnreachable, error.to_string()).hint(hint)
     })
 }

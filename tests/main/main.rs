@@ -47,6 +47,7 @@ mod stuck;
 mod support;
 mod sweeping;
 mod sweeping_load;
+mod tokens;
 mod views;
 mod versions;
 mod visibility;

@@ -108,9 +108,8 @@ impl From<ConnectError> for Error {
     /// Always [`Error::Lost`], whatever the kind: there is no connection that could stand.
     fn from(error: ConnectError) -> Error {
         let kind = match &error {
-            ConnectError::CaFile { .. }
-            | ConnectError::Certificate { .. }
-            | ConnectError::Password(_) => Kind::Io,
+            ConnectError::CaFile { .. } | ConnectError::Certificate { .. } => Kind::Io,
+            ConnectError::Password(_) => Kind::Auth,
             ConnectError::Database { .. } => Kind::Other,
             ConnectError::Redis { error, .. } => error.kind(),
         };
