@@ -17,7 +17,8 @@ use secrecy::ExposeSecret;
 use super::connection::{Connection, Reply};
 use crate::postgres::{ChannelBinding, Endpoint, Error, Security, ServerError, open};
 
-/// Connects and logs in with the password that `endpoint` holds. Gives the process that is to serve the session, if it was told.
+/// Connects and logs in with the password that `endpoint` holds. Gives the process that is to serve
+/// the session, if it was told.
 pub(super) async fn connect(
     endpoint: &Endpoint,
     application_name: &str,

@@ -201,7 +201,7 @@ fn kill(group: Pid) {
     kill_process_group(group, Signal::KILL).ok();
 }
 
-/// What was printed, as a password.
+/// The password among what was printed.
 fn password(program: &str, printed: &[u8]) -> Result<SecretString, Failure> {
     let strange = |what| Failure::Output { program: program.to_owned(), what };
     let text = std::str::from_utf8(printed).map_err(|_quoted| strange("what is not UTF-8"))?;

@@ -1,3 +1,5 @@
+//! Commands as they are run, against real processes, and files with passwords.
+
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;
@@ -184,7 +186,7 @@ async fn logins_share_a_run_while_it_lasts_and_nothing_is_kept_after_it() {
     assert_eq!(given(&source).await.as_deref(), Ok("3"));
 }
 
-/// What a run that began before a refusal prints may be the password that was refused.
+/// A run that began before a refusal may print the password that was refused.
 #[tokio::test]
 async fn a_login_that_was_refused_gets_no_password_of_an_earlier_run() {
     let folder = TempDir::new().unwrap();

@@ -293,10 +293,11 @@ impl Program<'_> {
                 Err(error) => preflight::login_refused(config, &error).into_iter().collect(),
             }
         };
+        let limit = REDIS_CHECK_TIMEOUT + config.redis.password.patience();
         let findings = tokio::select! {
             biased;
             () = self.shutdown.requested() => Vec::new(),
-            findings = timeout(REDIS_CHECK_TIMEOUT + config.redis.password.patience(), check) => findings.unwrap_or_default(),
+            findings = timeout(limit, check) => findings.unwrap_or_default(),
         };
         if findings.is_empty() { Ok(()) } else { Err(Error::Refused(findings)) }
     }

@@ -245,6 +245,34 @@ async fn a_server_that_asks_for_a_certificate_is_shown_one() {
     assert!(text.contains("server.key`: No such file"), "{text}");
 }
 
+/// Each file is replaced while the program runs, as whoever renews certificates does.
+#[tokio::test]
+async fn certificates_that_change_are_read_at_the_next_login() {
+    let authorities = Authorities::new();
+    let (_server, url) = authorities.server("yes").await;
+    let files = ["trusted", "own.crt", "own.key"].map(|name| authorities.file(name));
+    let put = |from: [&str; 3]| {
+        for (from, to) in from.iter().zip(&files) {
+            std::fs::copy(authorities.file(from), to).unwrap();
+        }
+    };
+    let with = settings(&url, Some("hunter2"), Some(&files[0]));
+    let own = Some((files[1].clone(), files[2].clone()));
+    let with = config::Redis { client_certificate: own, ..with };
+    let good = ["ca.crt", "server.crt", "server.key"];
+    for bad in [
+        ["other.crt", "server.crt", "server.key"],
+        ["ca.crt", "other.crt", "other.key"],
+        ["ca.crt", "server.crt", "other.key"],
+    ] {
+        put(bad);
+        refused(&with).await;
+        put(good);
+        let mut connection = connect(&with).await.unwrap();
+        assert_eq!(say(&mut connection, &["PING"]).await, "PONG", "after {bad:?}");
+    }
+}
+
 #[tokio::test]
 async fn a_ca_file_that_cannot_be_used_is_named_with_the_reason() {
     let folder = tempfile::tempdir().unwrap();

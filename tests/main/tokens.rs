@@ -382,3 +382,64 @@ fn write_program(path: &Path, script: &str) {
         .status();
     assert!(made.unwrap().success());
 }
+
+/// `AUTH` changes nothing on a connection but its login: writes are observed as before, what was
+/// removed is counted as before, and no connection is made anew. Where it is refused, they stand.
+#[cfg(feature = "failpoints")]
+#[tokio::test]
+async fn connections_that_stand_log_in_again_and_go_on() {
+    let service = Service::start().await;
+    let bed = &service.bed;
+    service.rotate(Duration::from_secs(3600), false).await;
+    admin(&bed.cache, &["ACL", "SETUSER", USER, "nopass"]).await;
+    let mut settings = service.settings(By::Command);
+    settings.redis = service.command("redis", &format!("echo {TOKEN}-$$"));
+    (settings.refill, settings.observe) = ("500ms".to_owned(), true);
+    settings.env = vec![("WALSWEEP_TEST_RENEWAL_MS".to_owned(), "50".to_owned())];
+    let sidecar = Sidecar::set_up(settings).await;
+    bed.sql.run("update item set version = 0 where id = 100").await;
+    bed.settled().await;
+    let connections = connection_ids(&bed.cache).await;
+    for version in 1..=3 {
+        let before = bed.calls("auth").await;
+        eventually(PATIENCE, "they log in again", || async {
+            bed.calls("auth").await >= before + 20
+        })
+        .await;
+        let refilled = sidecar.metric_sum("walsweep_refills_removed_total").await;
+        bed.fill(&["item:1", "list:team 1:a"]).await;
+        bed.sql.run(&format!("update item set version = {version} where id = 1")).await;
+        bed.gone("item:1").await;
+        bed.gone("list:team 1:a").await;
+        bed.fill(&["item:1", "list:team 1:a"]).await;
+        bed.gone("item:1").await;
+        bed.gone("list:team 1:a").await;
+        bed.settled().await;
+        let removed = sidecar.metric_sum("walsweep_refills_removed_total").await - refilled;
+        assert!((removed - 2.0).abs() < 0.5, "{removed} keys were there again");
+    }
+    assert!(sidecar.metric("walsweep_sweeps_total{reason=\"refill\"}").await < 0.5, "observed");
+    admin(&bed.cache, &["ACL", "SETUSER", USER, "resetpass", ">another"]).await;
+    let said = "connections to redis were not logged in again, and stand: redis answered WRONGPASS";
+    sidecar.wait_log(said).await;
+    sleep(Duration::from_millis(300)).await;
+    bed.fill(&["item:2"]).await;
+    bed.sql.run("update item set version = 1 where id = 2").await;
+    bed.gone("item:2").await;
+    bed.settled().await;
+    let warned = sidecar.log().iter().filter(|line| line.contains(said)).count();
+    assert_eq!(warned, 1, "once, until one is not refused");
+    assert!(sidecar.metric("walsweep_reconnects_total{peer=\"redis\"}").await < 0.5);
+    let now = connection_ids(&bed.cache).await;
+    assert!(connections.len() >= 2 && connections.iter().all(|id| now.contains(id)), "{now:?}");
+    assert!(!sidecar.log().concat().contains(TOKEN));
+}
+
+/// The connections of walsweep that have removed or looked through keys.
+#[cfg(feature = "failpoints")]
+async fn connection_ids(cache: &MultiplexedConnection) -> Vec<String> {
+    let mut list = redis::cmd("CLIENT");
+    let list: String = list.arg("LIST").query_async(&mut cache.clone()).await.unwrap();
+    let own = list.lines().filter(|line| line.contains(" name=walsweep "));
+    own.map(|line| line.split(' ').next().unwrap().to_owned()).collect()
+}

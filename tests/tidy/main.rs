@@ -105,9 +105,9 @@ const SECTIONS: [&str; 8] =
 
 /// Fields of the configuration's structs whose options have other names.
 const FIELDS: [(&str, &[&str]); 7] = [
-    ("postgres.endpoint", &["url", "password_file"]),
+    ("postgres.endpoint", &["url", "password_file", "password_command"]),
     ("postgres.replication_endpoint", &["replication_url"]),
-    ("redis.password", &["password_file"]),
+    ("redis.password", &["password_file", "password_command"]),
     ("redis.client_certificate", &["cert_file", "key_file"]),
     ("rule.at", &[]),
     ("rule.table_at", &[]),

@@ -49,8 +49,8 @@ enum Missed {
 }
 
 impl Renewal {
-    /// Logs these connections in again and again, as far as the password may be another one by then.
-    /// One that is the same is not sent again.
+    /// Logs these connections in again and again, if the password may change. One that was sent is
+    /// not sent again.
     #[must_use]
     pub(super) fn begin(
         redis: &config::Redis,
