@@ -3,13 +3,13 @@
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rustix::process::{getpid, set_child_subreaper};
 use secrecy::{ExposeSecret, SecretString};
 use tempfile::TempDir;
 use tokio::task::JoinSet;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::{COMMAND_TIMEOUT, Command, Failure, Source, Unread, read};
 

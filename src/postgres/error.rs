@@ -77,7 +77,7 @@ pub enum Error {
         /// Who.
         user: String,
         /// Why.
-        source: PassfileError,
+        source: Box<PassfileError>,
     },
     /// The server refused the login.
     #[error("log in to `{address}` as `{user}`: {server}")]

@@ -1,6 +1,6 @@
 //! The password of a login, as it is now.
 
-use std::time::Instant;
+use tokio::time::Instant;
 
 use secrecy::SecretString;
 
@@ -84,6 +84,7 @@ impl Endpoint {
     }
 
     fn unread(&self, source: PassfileError) -> Error {
+        let source = Box::new(source);
         Error::Password { address: self.address(), user: self.user.clone(), source }
     }
 }

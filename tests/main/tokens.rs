@@ -242,7 +242,7 @@ async fn tokens_end_under_load(by: By) {
     // On a slow machine a cut may come while there is no session with Postgres.
     let least = f64::from(u32::try_from(rotations).unwrap()) / 2.0;
     assert!(postgres >= least && redis >= least, "{postgres} and {redis} reconnects");
-    assert!(longest < Duration::from_secs(5), "{longest:?}");
+    assert!(longest < Duration::from_secs(10), "{longest:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -304,9 +304,9 @@ async fn a_command_that_fails_is_run_again_until_it_does_not() {
         service.command(name, &script);
         let before = sidecar.log().len();
         if is_start {
-            sidecar.start()
+            sidecar.start();
         } else {
-            service.cut(name == "redis").await
+            service.cut(name == "redis").await;
         }
         let said = format!("run `{name}.password_command`: `sh` failed with exit status 3");
         eventually(PATIENCE, &said, || async {

@@ -1,7 +1,7 @@
 //! Logins of standing connections, made again before they end.
 //!
-//! Some servers end a connection some time after its login: Azure when the token of that login
-//! ends, ElastiCache after twelve hours. Both keep one that logs in again with a new token before.
+//! Some servers end a connection some time after its login: Azure's when the token of that login
+//! ends, Amazon's after twelve hours. Both keep one that logs in again with a new token before.
 //! How long a token lasts is not told, so this happens every two minutes. Azure's tools give out a
 //! token until five minutes before its end, and Azure wants the next one three minutes before it.
 //!
@@ -67,13 +67,15 @@ impl Renewal {
             loop {
                 sleep(if is_missed { AGAIN.min(every) } else { every }).await;
                 let renewed = renew(&redis, user.as_deref(), &connections, &mut known).await;
-                if let Err(error) = &renewed
-                    && !is_missed
-                {
-                    tracing::warn!(
+                match &renewed {
+                    Err(error) if !is_missed => tracing::warn!(
                         hint = "where the server ends connections with their token, it ends these",
                         "connections to redis were not logged in again, and stand: {error}"
-                    );
+                    ),
+                    Ok(()) if is_missed => {
+                        tracing::info!("connections to redis are logged in again");
+                    }
+                    _ => {}
                 }
                 is_missed = renewed.is_err();
             }
@@ -108,7 +110,6 @@ async fn renew(
         log_in_again(connection.clone(), user, &password).await?;
     }
     *known = digest;
-    tracing::debug!("connections to redis are logged in again");
     Ok(())
 }
 
