@@ -105,17 +105,24 @@ async fn a_command_that_gives_no_password_says_why_and_never_what_it_printed() {
     assert!(failure.needs_a_person() && failure.hint().contains("execute"), "{failure}");
 }
 
+/// Waits until nothing is left of a group, not even a zombie.
+async fn assert_gone(group: &str) {
+    let gone = async {
+        while !of_group(group).is_empty() {
+            sleep(Duration::from_millis(10)).await;
+        }
+    };
+    let waited = timeout(Duration::from_secs(5), gone).await;
+    assert!(waited.is_ok(), "{:?}", of_group(group));
+}
+
 /// It ends with all that it started, and no zombie is left, also where walsweep is the first
 /// process of a container and so the parent of what lost its own.
 #[tokio::test]
 async fn a_command_that_hangs_or_leaves_its_output_open_is_ended_whole() {
     set_child_subreaper(Some(getpid())).unwrap();
     let folder = TempDir::new().unwrap();
-    for (name, rest) in [
-        ("hangs", "sleep 1000; echo late"),
-        ("leaves", "echo s3cret; sleep 1000 & sleep 1001 & exit 0"),
-        ("ignores", "trap '' TERM INT HUP; sleep 1000 & wait; sleep 1000"),
-    ] {
+    let ends = async |name: &str, rest: &str| {
         let file = folder.path().join(name);
         let source = shell(&format!("echo $$ >{}; {rest}", file.display()));
         let began = Instant::now();
@@ -125,15 +132,13 @@ async fn a_command_that_hangs_or_leaves_its_output_open_is_ended_whole() {
         assert!(!failure.needs_a_person());
         let took = began.elapsed();
         assert!(took >= COMMAND_TIMEOUT && took < COMMAND_TIMEOUT * 2, "{name}: {took:?}");
-        let group = number(&file).await;
-        let gone = async {
-            while !of_group(&group).is_empty() {
-                sleep(Duration::from_millis(10)).await;
-            }
-        };
-        let waited = timeout(Duration::from_secs(5), gone).await;
-        assert!(waited.is_ok(), "{name}: {:?}", of_group(&group));
-    }
+        assert_gone(&number(&file).await).await;
+    };
+    tokio::join!(
+        ends("hangs", "sleep 1000; echo late"),
+        ends("leaves", "echo s3cret; sleep 1000 & sleep 1001 & exit 0"),
+        ends("ignores", "trap '' TERM INT HUP; sleep 1000 & wait; sleep 1000"),
+    );
 }
 
 #[tokio::test]
@@ -141,23 +146,21 @@ async fn a_command_is_ended_when_nobody_waits_for_it() {
     let folder = TempDir::new().unwrap();
     let file = folder.path().join("number");
     let source = shell(&format!("echo $$ >{}; sleep 1000", file.display()));
-    {
-        let waiting = tokio::spawn({
-            let source = source.clone();
-            async move { source.read().await }
-        });
-        let group = number(&file).await;
-        assert!(!of_group(&group).is_empty(), "it runs");
-        waiting.abort();
-        while !of_group(&group).is_empty() {
-            sleep(Duration::from_millis(10)).await;
-        }
-    }
+    let wait = || {
+        let source = source.clone();
+        tokio::spawn(async move { source.read().await })
+    };
+    let waiting = wait();
+    let group = number(&file).await;
+    assert!(!of_group(&group).is_empty(), "it runs");
+    waiting.abort();
+    assert_gone(&group).await;
     // The next login is not told of the run that was given up.
     fs::remove_file(&file).unwrap();
-    let again = tokio::spawn(async move { source.read().await });
-    number(&file).await;
+    let again = wait();
+    let another = number(&file).await;
     again.abort();
+    assert_gone(&another).await;
 }
 
 /// A file with a line for each run, and a command that writes them, waits, and prints the number.
