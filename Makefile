@@ -67,9 +67,11 @@ test-matrix: WITH_PIP = 1
 test-matrix: install-deps ## Every test that uses Postgres, on 14 to 18. PG_VERSIONS="14 18"
 	$(IN_MEMORY) CARGO="$(CARGO)" tests/matrix.sh $(PG_VERSIONS)
 
+# Two of them take ten minutes each: a token that ends every 20 s, by a command and by a file.
 test-hard: install-deps ## The same races and outages for longer: 100 000 commits, 50 kills, 30 s.
-	COMMITS=100000 KILLS=50 OUTAGE_SECONDS=30 $(CARGO) test --all-features --test main -- \
-	    --nocapture --test-threads 1 visibility outage oracle
+	COMMITS=100000 KILLS=50 OUTAGE_SECONDS=30 TOKEN_SECONDS=20 ROTATIONS=30 \
+	    $(CARGO) test --all-features --test main -- --nocapture --test-threads 1 \
+	    visibility outage oracle delays_nothing_beyond_a_reconnect
 
 check-consistency: install-deps ## Stale values in Redis, under load and faults. SECONDS=60 SEED=1
 	$(CHECKER) --seconds $(SECONDS) --writers $(WRITERS) --readers $(READERS) \

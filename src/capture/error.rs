@@ -164,6 +164,10 @@ impl Attempt for Error {
     fn is_ours(&self) -> bool {
         matches!(self, Error::Connect(error) if error.is_ours())
     }
+
+    fn is_of_password(&self) -> bool {
+        matches!(self, Error::Connect(error) if error.is_of_password())
+    }
 }
 
 /// The words of Postgres 14 and 15, of 16 and 17, and of 18.

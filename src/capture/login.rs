@@ -17,7 +17,8 @@ use secrecy::ExposeSecret;
 use super::connection::{Connection, Reply};
 use crate::postgres::{ChannelBinding, Endpoint, Error, Security, ServerError, open};
 
-/// Connects and logs in. Gives the process that is to serve the session, if it was told.
+/// Connects and logs in with the password that `endpoint` holds. Gives the process that is to serve
+/// the session, if it was told.
 pub(super) async fn connect(
     endpoint: &Endpoint,
     application_name: &str,
@@ -36,7 +37,6 @@ async fn log_in(
     security: Security,
     application_name: &str,
 ) -> Result<(Connection, Option<i32>), Error> {
-    let endpoint = &endpoint.with_password()?;
     let stream = open(endpoint, security).await?;
     let server_end_point = match endpoint.channel_binding {
         ChannelBinding::Disable => None,
@@ -163,7 +163,7 @@ impl<'a> Login<'a> {
     }
 
     fn password(&self) -> Result<&'a [u8], Error> {
-        match &self.endpoint.password {
+        match self.endpoint.password.given() {
             Some(password) => Ok(password.expose_secret().as_bytes()),
             None => Err(self.fail("the server wants a password and there is none")),
         }

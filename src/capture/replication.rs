@@ -8,7 +8,9 @@ use postgres_protocol::escape::escape_identifier;
 use super::connection::{Connection, Row};
 use super::{Error, Malformed, Slot, login};
 use crate::lsn::Lsn;
-use crate::postgres::{BACKEND, Endpoint, History, IN_RECOVERY, PassedOver, Search, begin, within};
+use crate::postgres::{
+    BACKEND, Endpoint, History, IN_RECOVERY, Login, PassedOver, Search, begin, within,
+};
 
 /// Which server this is, and how far its log goes: the answer to `IDENTIFY_SYSTEM`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -127,18 +129,49 @@ impl Replication {
         meant: Option<&History>,
     ) -> Result<Replication, Error> {
         if !endpoint.is_several() {
-            return Box::pin(Replication::connect_one(endpoint, application_name)).await;
+            return Box::pin(Replication::connect_alone(endpoint, application_name)).await;
         }
-        let mut search = Search::new(endpoint)?;
+        let mut search = Search::new(endpoint);
         loop {
             let host = search.next()?;
-            let looked = within(&host, async {
-                let mut replication = Replication::connect_one(&host, application_name).await?;
-                let unfit = replication.unfit(&host, meant).await?;
+            let looked = Box::pin(Replication::look(&host, application_name, meant)).await;
+            if let Some(replication) = search.took(looked)? {
+                return Ok(replication);
+            }
+        }
+    }
+
+    /// The session with the only host.
+    async fn connect_alone(
+        endpoint: &Endpoint,
+        application_name: &str,
+    ) -> Result<Replication, Error> {
+        let mut login = Login::begin(endpoint).await?;
+        loop {
+            let connected = Replication::connect_one(login.ready(), application_name).await;
+            if let Some(connected) = login.tried(connected).await {
+                return connected;
+            }
+        }
+    }
+
+    /// The session with one of several hosts, if that is the primary that is meant.
+    async fn look(
+        host: &Endpoint,
+        application_name: &str,
+        meant: Option<&History>,
+    ) -> Result<Result<Replication, PassedOver>, Error> {
+        let mut login = Login::begin(host).await?;
+        loop {
+            let ready = login.ready();
+            let looked = within(ready, async {
+                let mut replication = Replication::connect_one(ready, application_name).await?;
+                let unfit = replication.unfit(host, meant).await?;
                 Ok::<_, Error>(unfit.map_or(Ok(replication), Err))
             });
-            if let Some(replication) = search.took(Box::pin(looked).await)? {
-                return Ok(replication);
+            let looked = looked.await;
+            if let Some(looked) = login.tried(looked).await {
+                return looked;
             }
         }
     }

@@ -9,6 +9,7 @@ mod reader;
 mod redis;
 mod redis_url;
 mod script;
+mod secret;
 mod slot_on;
 mod source;
 mod target;
@@ -20,8 +21,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
-use secrecy::SecretString;
-
+use crate::password;
 use crate::postgres::Endpoint;
 
 pub(crate) use parse::unreadable;
@@ -115,10 +115,8 @@ pub struct Redis {
     pub prefix: String,
     /// `redis://` or `rediss://` URL without its password.
     pub url: String,
-    /// Password of the URL.
-    pub password: Option<SecretString>,
-    /// A file with the password, if the URL has none; read at each login.
-    pub password_file: Option<PathBuf>,
+    /// Where the password comes from, for each login anew.
+    pub password: password::Source,
     /// PEM file with the certificate authorities that `rediss://` trusts instead of the system's.
     pub ca_file: Option<PathBuf>,
     /// PEM files of the certificate that is shown to the server and of its key; read at each login.
@@ -137,8 +135,7 @@ impl Redis {
             is_alone: true,
             prefix: String::new(),
             url: url.to_owned(),
-            password: None,
-            password_file: None,
+            password: password::Source::None,
             ca_file: None,
             client_certificate: None,
             wait_replicas: 0,

@@ -1,13 +1,13 @@
 //! The sections of the configuration, each to its struct, with all their problems at once.
 
-use std::io::ErrorKind;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use toml::de::DeTable;
 use tracing_subscriber::EnvFilter;
 
 use super::reader::{Reader, Section};
+use super::secret::{Secret, secret};
 use super::slot_on::slot_on;
 use super::source::{Named, Source, source};
 use super::{
@@ -15,7 +15,6 @@ use super::{
     lookup, redis, unclosed,
 };
 use crate::config::Operations;
-use crate::password;
 use crate::postgres::Endpoint;
 
 /// `max_retained_wal` unless given, in bytes: a slot that is given up costs one sweep of what the
@@ -143,11 +142,11 @@ fn postgres(reader: &mut Reader<'_>, root: &mut Section<'_, '_>) -> Option<Postg
     let url = reader.required_text(&mut section, "url", hint);
     let replication_url = reader.filled_text(&mut section, "replication_url");
     let replica_urls = reader.texts(&mut section, "replicas").unwrap_or_default();
-    let password = password_file(reader, &mut section);
+    let secret = secret(reader, &mut section);
     let mut endpoint = |url: Option<Located<String>>| {
         let url = url?;
         match Endpoint::parse(&url.value) {
-            Ok(endpoint) => with_password(reader, endpoint, &url, password.as_ref()),
+            Ok(endpoint) => with_password(reader, endpoint, &url, &secret),
             Err(error) => {
                 reader.problem(url.at, error.to_string(), Some(hint));
                 None
@@ -211,14 +210,15 @@ fn with_password(
     reader: &mut Reader<'_>,
     mut endpoint: Endpoint,
     url: &Located<String>,
-    password_file: Option<&Located<PathBuf>>,
+    secret: &Secret,
 ) -> Option<Endpoint> {
-    match password_file {
-        Some(file) if endpoint.password.is_some() => {
+    match &secret.source {
+        Some(source) if endpoint.password.is_some() => {
             let message = format!("`{}` has a password, too", url.at.key);
-            reader.problem(file.at.clone(), message, Some("keep one of the two"));
+            reader.problem(source.at.clone(), message, Some("keep one of the two"));
         }
-        Some(file) => endpoint.password_file = Some(file.value.clone()),
+        Some(source) => endpoint.password = source.value.clone(),
+        None if secret.is_wrong => {}
         None => {
             // Tried now, for what is wrong with it; read at each login.
             if let Err(error) = endpoint.clone().load_password() {
@@ -244,35 +244,6 @@ fn name(
         return default;
     }
     name
-}
-
-/// `password_file`, which can be read now.
-pub(super) fn password_file(
-    reader: &mut Reader<'_>,
-    section: &mut Section<'_, '_>,
-) -> Option<Located<PathBuf>> {
-    let text = reader.filled_text(section, "password_file")?;
-    let path = reader.beside(&text.value);
-    match password::read(&path) {
-        Ok(_) => Some(Located { value: path, at: text.at }),
-        Err(error) => {
-            let message = format!("read `{}`: {error}", path.display());
-            reader.problem(text.at, message, Some(without_password(error.kind())));
-            None
-        }
-    }
-}
-
-/// Gives advice on what to do about a file that gives no password.
-fn without_password(why: ErrorKind) -> &'static str {
-    match why {
-        ErrorKind::NotFound => {
-            "write the password, and nothing else, into a file of this name, and `chmod 600` it; \
-             a path that does not begin with `/` begins at the folder of this configuration"
-        }
-        ErrorKind::PermissionDenied => "let the user read it that walsweep runs as",
-        _ => "name a file that holds the password, and nothing else",
-    }
 }
 
 fn http(reader: &mut Reader<'_>, root: &mut Section<'_, '_>) -> Http {

@@ -3,15 +3,15 @@
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 
-use secrecy::SecretString;
 use toml::Spanned;
 use toml::de::DeValue;
 use wildmatch::WildMatch;
 
-use super::parse::password_file;
 use super::reader::{Reader, Section};
 use super::redis_url::split_password;
+use super::secret::{Secret, secret};
 use super::{Located, Redis, Rule, TargetId, Targets};
+use crate::password::Source;
 
 /// The name of a target that has none: it is the only one.
 const NAME: &str = "redis";
@@ -108,7 +108,6 @@ fn target(
         prefix,
         url: server.url,
         password: server.password,
-        password_file: server.password_file,
         ca_file: server.ca_file,
         client_certificate: server.client_certificate,
         wait_replicas,
@@ -137,17 +136,14 @@ fn name(reader: &mut Reader<'_>, section: &mut Section<'_, '_>, is_alone: bool) 
 /// Where a target is, and how it is logged into.
 struct Server {
     url: String,
-    password: Option<SecretString>,
-    password_file: Option<PathBuf>,
+    password: Source,
     ca_file: Option<PathBuf>,
     client_certificate: Option<(PathBuf, PathBuf)>,
 }
 
 fn server(reader: &mut Reader<'_>, section: &mut Section<'_, '_>) -> Option<Server> {
     let url = reader.required_text(section, "url", URL_HINT);
-    let file_password = password_file(reader, section);
-    let file_key = section.key("password_file");
-    let is_unreadable = reader.problems.iter().any(|one| one.at.key == file_key);
+    let Secret { source, is_wrong } = secret(reader, section);
     let ca_file = reader.filled_text(section, "ca_file");
     if let Some(path) = &ca_file
         && let Err(error) = std::fs::read(reader.beside(&path.value))
@@ -165,9 +161,9 @@ fn server(reader: &mut Reader<'_>, section: &mut Section<'_, '_>) -> Option<Serv
             return None;
         }
     };
-    if let (Some(file), Some(_)) = (&file_password, &url_password) {
+    if let (Some(source), Some(_)) = (&source, &url_password) {
         let message = format!("`{}` has a password, too", url.at.key);
-        reader.problem(file.at.clone(), message, Some("keep one of the two"));
+        reader.problem(source.at.clone(), message, Some("keep one of the two"));
     }
     let certificate = client_certificate.as_ref().map(|(certificate, _)| certificate);
     for file in ca_file.iter().chain(certificate).filter(|_| plain.scheme() != "rediss") {
@@ -177,16 +173,18 @@ fn server(reader: &mut Reader<'_>, section: &mut Section<'_, '_>) -> Option<Serv
     // The client library would go on as the default user.
     let has_user =
         !plain.username().is_empty() || plain.query_pairs().any(|(one, _)| one == "user");
-    if has_user && url_password.is_none() && file_password.is_none() && !is_unreadable {
+    if has_user && url_password.is_none() && source.is_none() && !is_wrong {
         let message = "names a user and no password".to_owned();
         let hint = "a password alone is written `redis://:password@host`; `password_file` names a \
-                    file with it";
+                    file with it, `password_command` a program that prints it";
         reader.problem(url.at, message, Some(hint));
     }
     Some(Server {
         url: plain.to_string(),
-        password: url_password,
-        password_file: file_password.map(|file| file.value),
+        password: match source {
+            Some(source) => source.value,
+            None => url_password.map_or(Source::None, Source::Given),
+        },
         ca_file: ca_file.map(|path| reader.beside(&path.value)),
         client_certificate: client_certificate
             .map(|(one, key)| (reader.beside(&one.value), reader.beside(&key.value))),

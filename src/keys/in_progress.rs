@@ -25,8 +25,8 @@ const PACKED_COST: usize = 64;
 /// Flattening a smaller transaction gains little: patterns take a part of it.
 const FLATTENED_MIN: usize = 4 * 1024;
 
-/// Where all is flat that can be, and too much, room is made again when so many bytes more are held.
-/// To look for it costs more than a row.
+/// Where all is flat that can be, and too much, room is made again when so many bytes more are
+/// held. To look for it costs more than a row.
 const STEP: usize = 128 * 1024;
 
 /// The keys of all transactions in progress.

@@ -19,8 +19,8 @@ use tokio_rustls::TlsConnector;
 use super::limits::{Limited, Strange};
 use super::stream::{Established, Stream};
 use super::{
-    ChannelBinding, Endpoint, Error, IN_RECOVERY, PassedOver, Search, ServerError, SslMode, state,
-    tls,
+    ChannelBinding, Endpoint, Error, IN_RECOVERY, Login, PassedOver, Search, ServerError, SslMode,
+    state, tls,
 };
 
 /// Kernel probes find a peer that vanished without a word, in about half a minute, even while
@@ -209,26 +209,50 @@ impl DerefMut for Sql {
 /// See [`Error`]; the attempt with each host is bounded by [`Endpoint::connect_timeout`].
 pub async fn connect_sql(endpoint: &Endpoint, application_name: &str) -> Result<Sql, Error> {
     if !endpoint.is_several() {
-        return Box::pin(connect_one(endpoint, application_name)).await;
+        return Box::pin(connect_alone(endpoint, application_name)).await;
     }
-    let mut search = Search::new(endpoint)?;
+    let mut search = Search::new(endpoint);
     loop {
         let host = search.next()?;
-        let looked = within(&host, async {
-            let sql = connect_one(&host, application_name).await?;
-            if !sql.query_one(IN_RECOVERY, &[]).await?.try_get::<_, bool>(0)? {
-                return Ok(Ok(sql));
-            }
-            sql.close().await;
-            Ok::<_, Error>(Err(PassedOver::standby(&host)))
-        });
-        if let Some(sql) = search.took(Box::pin(looked).await)? {
+        let looked = Box::pin(look(&host, application_name)).await;
+        if let Some(sql) = search.took(looked)? {
             return Ok(Sql { passed_over: search.passed_over(), ..sql });
         }
     }
 }
 
-/// The session with one host.
+/// The session with the only host.
+async fn connect_alone(endpoint: &Endpoint, application_name: &str) -> Result<Sql, Error> {
+    let mut login = Login::begin(endpoint).await?;
+    loop {
+        let connected = connect_one(login.ready(), application_name).await;
+        if let Some(connected) = login.tried(connected).await {
+            return connected;
+        }
+    }
+}
+
+/// The session with one of several hosts, if that is a primary.
+async fn look(host: &Endpoint, application_name: &str) -> Result<Result<Sql, PassedOver>, Error> {
+    let mut login = Login::begin(host).await?;
+    loop {
+        let ready = login.ready();
+        let looked = within(ready, async {
+            let sql = connect_one(ready, application_name).await?;
+            if !sql.query_one(IN_RECOVERY, &[]).await?.try_get::<_, bool>(0)? {
+                return Ok(Ok(sql));
+            }
+            sql.close().await;
+            Ok::<_, Error>(Err(PassedOver::standby(host)))
+        });
+        let looked = looked.await;
+        if let Some(looked) = login.tried(looked).await {
+            return looked;
+        }
+    }
+}
+
+/// The session with one host, by the password that `endpoint` holds.
 async fn connect_one(endpoint: &Endpoint, application_name: &str) -> Result<Sql, Error> {
     within(endpoint, async {
         let pooler = || Error::Pooler { address: endpoint.address() };
@@ -284,7 +308,6 @@ async fn log_in(
     security: Security,
     application_name: &str,
 ) -> Result<Sql, Error> {
-    let endpoint = &endpoint.with_password()?;
     let stream = Limited::new(open(endpoint, security).await?);
     let mut settings = tokio_postgres::Config::new();
     settings
@@ -299,7 +322,7 @@ async fn log_in(
             ChannelBinding::Prefer => config::ChannelBinding::Prefer,
             ChannelBinding::Require => config::ChannelBinding::Require,
         });
-    if let Some(password) = &endpoint.password {
+    if let Some(password) = endpoint.password.given() {
         settings.password(password.expose_secret());
     }
     let (client, connection) = settings

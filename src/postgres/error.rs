@@ -69,7 +69,7 @@ pub enum Error {
         /// Why.
         reason: String,
     },
-    /// The file that the password should come from cannot be read: no login was tried.
+    /// The file or the command that the password should come from gives none: no login was tried.
     #[error("log in to `{address}` as `{user}`: {source}")]
     Password {
         /// Where.
@@ -77,7 +77,7 @@ pub enum Error {
         /// Who.
         user: String,
         /// Why.
-        source: PassfileError,
+        source: Box<PassfileError>,
     },
     /// The server refused the login.
     #[error("log in to `{address}` as `{user}`: {server}")]
@@ -146,8 +146,8 @@ impl Error {
             | Error::ClientCertificate { .. }
             | Error::Tls { .. }
             | Error::Login { .. }
-            | Error::Password { .. }
             | Error::Pooler { .. } => true,
+            Error::Password { source, .. } => source.needs_a_person(),
             Error::Refused { server, .. } | Error::Query(server) => server.is_rejection(),
             // While one of them may come to be the primary there is something to wait for.
             Error::NoPrimary(hosts) => {
@@ -163,11 +163,13 @@ impl Error {
 }
 
 impl Error {
-    /// Whether nobody was there, or not yet.
+    /// Whether nobody was there, or not yet: at the server's place, or at that of the service that
+    /// gives tokens.
     #[must_use]
     pub fn is_unreachable(&self) -> bool {
         match self {
             Error::Connect { .. } | Error::Timeout { .. } => true,
+            Error::Password { source, .. } => !source.needs_a_person(),
             Error::NoPrimary(hosts) => hosts.iter().all(|host| host.obstacle == Obstacle::Away),
             // Class 57: the server starts, stops or recovers.
             error => error.sql_state().is_some_and(|code| code.starts_with("57")),

@@ -89,6 +89,9 @@ pub(crate) trait Attempt: From<Error> + fmt::Display {
 
     /// Whether it is about something of ours, so that each host would fail alike.
     fn is_ours(&self) -> bool;
+
+    /// Whether another password might have let us in.
+    fn is_of_password(&self) -> bool;
 }
 
 impl Attempt for Error {
@@ -103,7 +106,21 @@ impl Attempt for Error {
     }
 
     fn is_ours(&self) -> bool {
-        matches!(self, Error::RootCertificates { .. } | Error::ClientCertificate { .. })
+        matches!(
+            self,
+            Error::RootCertificates { .. }
+                | Error::ClientCertificate { .. }
+                | Error::Password { .. }
+        )
+    }
+
+    fn is_of_password(&self) -> bool {
+        match self {
+            // Class 28: the password, or whom pg_hba.conf lets in.
+            Error::Refused { server, .. } => server.code.starts_with("28"),
+            Error::Login { .. } => true,
+            _ => false,
+        }
     }
 }
 
@@ -116,13 +133,10 @@ pub(crate) struct Search {
 
 impl Search {
     /// Begins with the first of several hosts.
-    ///
-    /// # Errors
-    /// The password's file cannot be read, which is the same for all.
-    pub(crate) fn new(endpoint: &Endpoint) -> Result<Search, Error> {
-        endpoint.with_password()?;
+    #[must_use]
+    pub(crate) fn new(endpoint: &Endpoint) -> Search {
         let hosts = endpoint.each().collect::<Vec<_>>().into_iter();
-        Ok(Search { hosts, passed: Vec::new() })
+        Search { hosts, passed: Vec::new() }
     }
 
     /// The host to try next.

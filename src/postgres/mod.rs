@@ -10,6 +10,7 @@ mod error;
 mod history;
 mod hosts;
 mod limits;
+mod login;
 mod passfile;
 mod state;
 pub(crate) mod statement;
@@ -26,7 +27,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use secrecy::SecretString;
+use crate::password;
 
 pub(crate) use connect::cancel;
 pub(crate) use connect::{Security, open, within};
@@ -36,6 +37,7 @@ pub use history::{History, Server, identify};
 pub(crate) use hosts::{Attempt, IN_RECOVERY, Search, listed};
 pub use hosts::{Obstacle, PassedOver};
 pub(crate) use limits::Limits;
+pub(crate) use login::Login;
 pub use passfile::PassfileError;
 pub(crate) use state::{AS_ROLE, BACKEND, again, begin};
 pub use stream::Stream;
@@ -58,10 +60,9 @@ pub struct Endpoint {
     pub others: Vec<(String, u16)>,
     /// User name.
     pub user: String,
-    /// Password from the URL, or what [`Endpoint::load_password`] found.
-    pub password: Option<SecretString>,
-    /// A file with the password, if the URL has none; read at each login.
-    pub password_file: Option<PathBuf>,
+    /// Where the password comes from, for each login anew; with [`password::Source::None`], from
+    /// where libpq takes it.
+    pub password: password::Source,
     /// `passfile`: where [`Endpoint::load_password`] looks first.
     pub passfile: Option<PathBuf>,
     /// Why [`Endpoint::load_password`] did not use `~/.pgpass`, if it is there and cannot be used.

@@ -9,8 +9,8 @@ use std::sync::Arc;
 
 use secrecy::SecretString;
 
-use super::{Endpoint, Error};
-use crate::password;
+use super::Endpoint;
+use crate::password::{Source, Unread};
 
 /// Far more than anyone's passwords; a wrong path must not fill the memory.
 const PASSFILE_SIZE_MAX: u64 = 1024 * 1024;
@@ -26,14 +26,9 @@ pub enum PassfileError {
         /// Why.
         source: io::Error,
     },
-    /// [`Endpoint::password_file`] cannot be read.
-    #[error("read `password_file` `{path}`: {source}")]
-    PasswordFile {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        source: io::Error,
-    },
+    /// The source that the configuration names gives none.
+    #[error("{}", .0.told("postgres"))]
+    Source(#[from] Unread),
     /// Others than its owner may read it.
     #[error(
         "read passfile `{path}`: it has mode {mode:04o}, so that its group or others may read it; \
@@ -47,33 +42,43 @@ pub enum PassfileError {
     },
 }
 
+impl PassfileError {
+    /// Whether a person has to change something; a command may give a password by the next time.
+    pub(super) fn needs_a_person(&self) -> bool {
+        match self {
+            PassfileError::Source(unread) => unread.needs_a_person(),
+            PassfileError::Read { .. } | PassfileError::Permissions { .. } => true,
+        }
+    }
+
+    /// Says what a person can do about it.
+    #[must_use]
+    pub fn hint(&self) -> &'static str {
+        match self {
+            PassfileError::Source(unread) => unread.hint(),
+            PassfileError::Read { .. } | PassfileError::Permissions { .. } => {
+                "write the password, and nothing else, into that file, and let the user that \
+                 walsweep runs as read it"
+            }
+        }
+    }
+}
+
 impl Endpoint {
-    /// Fills [`Endpoint::password`], if there is none yet: from [`Endpoint::password_file`], else
-    /// from `PGPASSWORD`, else from the passfile, which is `passfile` of the URL, else
-    /// `PGPASSFILE`, else `~/.pgpass`. Without a matching line, or without a file where none was
-    /// named in the URL, there is still none afterwards.
+    /// Fills [`Endpoint::password`], if it has no source: from `PGPASSWORD`, else from the
+    /// passfile, which is `passfile` of the URL, else `PGPASSFILE`, else `~/.pgpass`. Without a
+    /// matching line, or without a file where none was named in the URL, there is still none
+    /// afterwards.
     ///
     /// A `~/.pgpass` that cannot be used is no error: nobody asked for it, and the server may want
     /// no password at all. It is kept in [`Endpoint::ignored_passfile`] for the login that fails.
     ///
     /// # Errors
-    /// The file that the configuration, the URL or `PGPASSFILE` names cannot be read; others may
-    /// read a passfile.
+    /// The file that the URL or `PGPASSFILE` names cannot be read; others may read a passfile.
     pub fn load_password(&mut self) -> Result<(), PassfileError> {
         let variable = |name| std::env::var_os(name);
         let pgpassword = std::env::var("PGPASSWORD").ok();
         self.load_password_from(pgpassword, variable("PGPASSFILE"), variable("HOME"))
-    }
-
-    /// Gives the endpoint with the password that holds now, for one login.
-    pub(crate) fn with_password(&self) -> Result<Endpoint, Error> {
-        let mut endpoint = self.clone();
-        endpoint.load_password().map_err(|source| Error::Password {
-            address: self.address(),
-            user: self.user.clone(),
-            source,
-        })?;
-        Ok(endpoint)
     }
 
     pub(super) fn load_password_from(
@@ -85,13 +90,8 @@ impl Endpoint {
         if self.password.is_some() {
             return Ok(());
         }
-        if let Some(path) = &self.password_file {
-            let failed = |source| PassfileError::PasswordFile { path: path.clone(), source };
-            self.password = Some(password::read(path).map_err(failed)?);
-            return Ok(());
-        }
         if let Some(password) = pgpassword.filter(|text| !text.is_empty()) {
-            self.password = Some(SecretString::from(password));
+            self.password = Source::Given(SecretString::from(password));
             return Ok(());
         }
         let chosen = pgpassfile.filter(|path| !path.is_empty()).map(PathBuf::from);
@@ -103,8 +103,9 @@ impl Endpoint {
         match read(&path, self.passfile.is_some()) {
             Ok(lines) => {
                 let lines = lines.unwrap_or_default();
-                let found = lines.lines().find_map(|line| password(line, self));
-                self.password = found.map(SecretString::from);
+                if let Some(found) = lines.lines().find_map(|line| password(line, self)) {
+                    self.password = Source::Given(SecretString::from(found));
+                }
             }
             Err(error) if is_chosen => return Err(error),
             Err(error) => self.ignored_passfile = Some(Arc::new(error)),

@@ -22,7 +22,7 @@ fn load(url: &str, passfile: &str) -> Option<String> {
     write(&path, passfile);
     let mut endpoint = Endpoint::parse(url).unwrap();
     endpoint.load_password_from(None, Some(path.into_os_string()), None).unwrap();
-    endpoint.password.map(|password| password.expose_secret().to_owned())
+    endpoint.password.given().map(|password| password.expose_secret().to_owned())
 }
 
 #[test]
@@ -65,7 +65,8 @@ fn the_url_names_the_file_before_the_environment_and_the_home_folder() {
             environment,
             Some(folder.path().as_os_str().to_owned()),
         )?;
-        Ok::<_, PassfileError>(endpoint.password.map(|text| text.expose_secret().to_owned()))
+        let found = endpoint.password.given().map(|text| text.expose_secret().to_owned());
+        Ok::<_, PassfileError>(found)
     };
     assert_eq!(load(Some("url"), Some("environment")).unwrap().as_deref(), Some("url"));
     assert_eq!(load(None, Some("environment")).unwrap().as_deref(), Some("environment"));
@@ -86,7 +87,7 @@ fn a_chosen_file_that_others_may_read_is_refused_with_its_cure() {
         let error = result.unwrap_err().to_string();
         assert!(error.contains(path.to_str().unwrap()), "{mode:o}: {error}");
         assert!(error.contains("`chmod 600 /"), "{mode:o}: {error}");
-        assert!(endpoint.password.is_none());
+        assert!(!endpoint.password.is_some());
     }
 }
 
@@ -103,7 +104,7 @@ fn a_file_in_the_home_folder_that_cannot_be_used_is_remembered_and_no_error() {
 
     fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
     let endpoint = load(plain()).unwrap();
-    assert!(endpoint.password.is_none());
+    assert!(!endpoint.password.is_some());
     let ignored = endpoint.ignored_passfile.unwrap();
     assert!(matches!(&*ignored, PassfileError::Permissions { path: seen, .. } if *seen == path));
 
@@ -120,8 +121,8 @@ fn each_of_several_hosts_has_its_own_line() {
     let passfile = format!("passfile={}", path.display());
     let endpoint = Endpoint::parse(&format!("postgres://u@a:1,b:2,c:3/d?{passfile}")).unwrap();
     let found = endpoint.each().map(|one| {
-        let password = one.with_password().unwrap().password;
-        password.map(|password| password.expose_secret().to_owned())
+        let password = one.with_own_password().unwrap().password;
+        password.given().map(|password| password.expose_secret().to_owned())
     });
     let expected = [Some("of a".to_owned()), Some("of b".to_owned()), None];
     assert_eq!(found.collect::<Vec<_>>(), expected);

@@ -8,6 +8,7 @@ use percent_encoding::percent_decode_str;
 use secrecy::SecretString;
 
 use super::{ChannelBinding, ClientCertificate, Endpoint, SslMode};
+use crate::password::Source;
 
 /// libpq waits for ever by default; a sidecar must come back and try again.
 const CONNECT_TIMEOUT_DEFAULT: Duration = Duration::from_secs(10);
@@ -234,8 +235,10 @@ impl Parts {
             others: places.collect(),
             database: if self.dbname.is_empty() { self.user.clone() } else { self.dbname },
             user: self.user,
-            password: Some(self.password).filter(|text| !text.is_empty()).map(SecretString::from),
-            password_file: None,
+            password: match self.password {
+                text if text.is_empty() => Source::None,
+                text => Source::Given(SecretString::from(text)),
+            },
             passfile: Some(self.passfile).filter(|text| !text.is_empty()).map(PathBuf::from),
             ignored_passfile: None,
             ssl_root_cert: Some(self.sslrootcert)

@@ -10,7 +10,7 @@ use crate::postgres::{ChannelBinding, Endpoint, SslMode};
 /// `user|password|host|port|database`, a dash for no password.
 fn summary(url: &str) -> String {
     let endpoint = Endpoint::parse(url).unwrap();
-    let password = endpoint.password.as_ref().map_or("-", |password| password.expose_secret());
+    let password = endpoint.password.given().map_or("-", |password| password.expose_secret());
     let Endpoint { user, host, port, database, .. } = &endpoint;
     format!("{user}|{password}|{host}|{port}|{database}")
 }

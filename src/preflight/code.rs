@@ -165,7 +165,7 @@ codes! {
     RedisKeyPermission, "redis_key_permission",
         "let the user remove the keys of the rule";
     RedisLogin, "redis_login",
-        "see `redis.url`, `redis.password_file` and the server's ACL";
+        "see `redis.url`, `redis.password_file` or `redis.password_command`, and the server's ACL";
     RedisPass, "redis_pass",
         "use exact keys where you can: patterns need a pass";
     RedisPermission, "redis_permission",

@@ -15,24 +15,24 @@ use crate::config::Config;
 #[must_use]
 pub fn files(config: &Config) -> Report {
     let postgres = &config.postgres.endpoint;
-    let mut of_postgres: Vec<Finding> = postgres.password_file.iter().filter_map(exposed).collect();
-    let logged_in = postgres.with_password().ok();
+    let mut of_postgres: Vec<Finding> =
+        postgres.password.file().into_iter().filter_map(exposed).collect();
+    let logged_in = postgres.with_own_password().ok();
     if let Some(cause) = logged_in.and_then(|endpoint| endpoint.ignored_passfile) {
         of_postgres
             .push(Finding::warning(Code::PassfileIgnored, format!("{cause}: it is ignored")));
     }
     let secrets = config.redis.iter().flat_map(|redis| {
-        let key = redis.client_certificate.iter().map(|(_certificate, key)| key);
-        redis.password_file.iter().chain(key)
+        let key = redis.client_certificate.iter().map(|(_certificate, key)| key.as_path());
+        redis.password.file().into_iter().chain(key)
     });
-    let secrets: BTreeSet<_> = secrets.collect();
+    let secrets: BTreeSet<&Path> = secrets.collect();
     let of_redis = secrets.into_iter().filter_map(exposed).collect();
     Report { postgres: of_postgres, redis: of_redis, ..Report::default() }
 }
 
 /// Where links lead to is what counts.
-fn exposed(path: impl AsRef<Path>) -> Option<Finding> {
-    let path = path.as_ref();
+fn exposed(path: &Path) -> Option<Finding> {
     let metadata = fs::metadata(path).ok()?;
     let mode = metadata.permissions().mode() & 0o7777;
     let forbidden = if metadata.uid() == 0 { 0o037 } else { 0o077 };

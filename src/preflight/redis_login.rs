@@ -12,11 +12,7 @@ use crate::sweep::redis::connect::{self, ConnectError};
 #[must_use]
 pub fn unreachable(target: &Target, error: &ConnectError) -> Finding {
     login_refused(target, error).unwrap_or_else(|| {
-        let hint = match error {
-            ConnectError::Redis { error, .. } => error.hint(),
-            _ => None,
-        };
-        let hint = hint.unwrap_or("see that Redis runs, and that `redis.url` names it");
+        let hint = error.hint().unwrap_or("see that Redis runs, and that `redis.url` names it");
         of_target(target, Finding::error(Code::RedisUnreachable, error.to_string()).hint(hint))
     })
 }
@@ -80,7 +76,8 @@ pub(super) fn unanswered(error: &RedisError) -> Finding {
             None => finding,
         };
     }
-    let hint = "let `redis.password_file` name a file with the password and nothing else; if it \
-                is that of a user of the ACL, name him too: `redis://user@host`";
+    let hint = "let `redis.password_file` name a file with the password and nothing else, or \
+                `redis.password_command` a program that prints it; if it is that of a user of the \
+                ACL, name him too: `redis://user@host`";
     Finding::error(Code::RedisLogin, "redis wants a password, and there is none").hint(hint)
 }

@@ -64,6 +64,7 @@ fn let_connect(user: &str, database: &str, owner: Option<&str>) -> String {
 
 /// Advice to a person about a role that is there, and is not let in.
 pub const PASSWORD_HINT: &str = "see that its password stands in `postgres.password_file`, \
+                                 is printed by `postgres.password_command`, or stands in \
                                  `PGPASSWORD` or the passfile (`\\password ROLE` in psql sets a \
                                  new one), and that the server's pg_hba.conf lets it in";
 
@@ -95,11 +96,7 @@ pub fn login_hint(error: &postgres::Error) -> Option<Cow<'static, str>> {
             }
         },
         postgres::Error::Login { .. } => Some(let_in().into()),
-        postgres::Error::Password { .. } => Some(
-            "write the password, and nothing else, into that file, and let the user that walsweep \
-             runs as read it"
-                .into(),
-        ),
+        postgres::Error::Password { source, .. } => Some(source.hint().into()),
         postgres::Error::NoPrimary(hosts) => hosts.iter().any(is_login).then(|| let_in().into()),
         _ => None,
     }

@@ -294,7 +294,10 @@ impl Program<'_> {
                 Err(error) => preflight::login_refused(&target, &error).into_iter().collect(),
             }
         };
-        let within = |target| timeout(REDIS_CHECK_TIMEOUT, check(target));
+        let within = |target: Target| {
+            let limit = REDIS_CHECK_TIMEOUT + target.redis.password.patience();
+            timeout(limit, check(target))
+        };
         let findings = tokio::select! {
             biased;
             () = self.shutdown.requested() => Vec::new(),

@@ -37,7 +37,7 @@ impl Need<'_> {
     pub(super) fn step(&self, with_password: bool) -> Step {
         match self {
             Need::Login(endpoint) => {
-                let password = endpoint.password.as_ref().filter(|_| with_password);
+                let password = endpoint.password.given().filter(|_| with_password);
                 let verifier =
                     password.map(|password| scram_sha_256(password.expose_secret().as_bytes()));
                 create_role(&endpoint.user, verifier.as_deref())
@@ -119,7 +119,7 @@ pub async fn missing(
             && is_new
         {
             why.push('\n');
-            why.push_str(&match &endpoint.password {
+            why.push_str(&match endpoint.password.given() {
                 Some(_) if !are_printed => "It has the password of the configuration.".to_owned(),
                 _ => no_password(user),
             });

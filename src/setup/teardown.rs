@@ -253,7 +253,7 @@ pub async fn teardown_script(config: &Config, hands: &Hands<'_>) -> Result<Strin
 #[must_use]
 pub fn own_keys(redis: &Redis, key: &str) -> String {
     let cli = redis.cli();
-    let has_password = redis.password.is_some() || redis.password_file.is_some();
+    let has_password = redis.password.is_some();
     let password = if has_password { ", with its password in `REDISCLI_AUTH`" } else { "" };
     format!("`{cli} --scan --pattern '{key}:*' | xargs {cli} unlink {key}`{password}")
 }

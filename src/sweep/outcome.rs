@@ -185,8 +185,8 @@ impl State {
         self.removed(through).await;
     }
 
-    /// The job goes with the next pass. However long that is to come, what waits for it is never too
-    /// much to be in flight, so that it stops nobody else.
+    /// The job goes with the next pass. However long that is to come, what waits for it is never
+    /// too much to be in flight, so that it stops nobody else.
     fn wait_for_pass(&mut self, job: Job) {
         let widened = self.passes.push(job);
         self.widened(&widened);

@@ -9,7 +9,7 @@ use crate::settle::{Held, Hold};
 /// Exact keys that are removed by one batch, unless a single job has more.
 const BATCH_KEYS_MAX: usize = 20_000;
 
-/// What waits for a job by itself, at most, before a hold stands for it.
+/// Transactions and others that wait for a job, at most, before a hold stands for them.
 const MEMBERS_MAX: usize = 10_000;
 
 /// First removals in the order of their arrival.
@@ -114,8 +114,8 @@ impl Passes {
         widened
     }
 
-    /// Lets one hold stand for what waits for a job, where that is many. Gives what is held from now
-    /// on. How long the removal of these took is not observed.
+    /// Lets one hold stand for what waits for a job, where that is many. Gives what is held from
+    /// now on. How long the removal of these took is not observed.
     pub(super) fn hold_many(&mut self) -> Vec<Held> {
         let many = self.jobs.iter_mut().filter(|job| job.members.len() > MEMBERS_MAX);
         many.flat_map(|job| {

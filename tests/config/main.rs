@@ -159,6 +159,14 @@ fn the_debug_form_tells_no_password_wherever_it_stood() {
         assert!(config.redis[0].password.is_some(), "{url}");
         assert!(!format!("{config:?}").contains("hunter2"), "{config:?}");
     }
+    let text = "[postgres]\nurl = \"postgres://u@h/app\"\npassword_command = [\"x\", \"hunter2\"]\n\
+                [redis]\nurl = \"redis://h\"\npassword_command = [\"x\", \"${SECRET}\"]\n\
+                [[rule]]\nname = \"a\"\ntable = \"t\"\nkeys = [\"k:{id}\"]\n";
+    let (config, _) = judge(text, &|_| Some("hunter2".to_owned())).unwrap();
+    assert!(
+        config.postgres.endpoint.password.may_change() && config.redis[0].password.may_change()
+    );
+    assert!(!format!("{config:?}").contains("hunter2"), "{config:?}");
 }
 
 /// The commented lines of the reference are the defaults: with them uncommented the file says the
@@ -171,6 +179,7 @@ fn the_reference_names_the_defaults() {
         ["replication_url", "publication", "slot", "password_file", "ca_file", "max_retained_wal"]
             .iter()
             .chain(&[
+                "password_command",
                 "cert_file",
                 "key_file",
                 "max_stall",
@@ -195,7 +204,7 @@ fn the_reference_names_the_defaults() {
             format!("{}\n", option.unwrap_or(line))
         })
         .collect();
-    assert_eq!(found, 19, "the reference names every option with a default");
+    assert_eq!(found, 21, "the reference names every option with a default");
     let (explicit, _) = judge(&uncommented, &|_| None).unwrap();
     assert_eq!(
         format!("{explicit:?}").replace(char::is_numeric, ""),

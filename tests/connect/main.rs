@@ -10,10 +10,10 @@ use std::path::{Path, PathBuf};
 
 use redis::aio::MultiplexedConnection;
 use redis::{Value, cmd};
-use secrecy::SecretString;
 use tempfile::TempDir;
 use tokio::time::Instant;
 use walsweep::config;
+use walsweep::password::Source;
 use walsweep::sweep::redis::connect::{ConnectError, connect};
 use walsweep::sweep::{Error, Kind};
 use walsweep_stage::throwaway::{Redis, RedisOptions, free_port};
@@ -26,7 +26,7 @@ async fn server(args: &[&str]) -> Redis {
 }
 
 fn settings(url: &str, password: Option<&str>, ca_file: Option<&Path>) -> config::Redis {
-    let password = password.map(SecretString::from);
+    let password = password.map_or(Source::None, |text| Source::Given(text.into()));
     let ca_file = ca_file.map(Path::to_owned);
     config::Redis { password, ca_file, ..config::Redis::at(url) }
 }
@@ -237,6 +237,34 @@ async fn a_server_that_asks_for_a_certificate_is_shown_one() {
     std::fs::remove_file(&files[1]).unwrap();
     let (_, text) = refused(&with).await;
     assert!(text.contains("server.key`: No such file"), "{text}");
+}
+
+/// Each file is replaced while the program runs, as whoever renews certificates does.
+#[tokio::test]
+async fn certificates_that_change_are_read_at_the_next_login() {
+    let authorities = Authorities::new();
+    let (_server, url) = authorities.server("yes").await;
+    let files = ["trusted", "own.crt", "own.key"].map(|name| authorities.file(name));
+    let put = |from: [&str; 3]| {
+        for (from, to) in from.iter().zip(&files) {
+            std::fs::copy(authorities.file(from), to).unwrap();
+        }
+    };
+    let with = settings(&url, Some("hunter2"), Some(&files[0]));
+    let own = Some((files[1].clone(), files[2].clone()));
+    let with = config::Redis { client_certificate: own, ..with };
+    let good = ["ca.crt", "server.crt", "server.key"];
+    for bad in [
+        ["other.crt", "server.crt", "server.key"],
+        ["ca.crt", "other.crt", "other.key"],
+        ["ca.crt", "server.crt", "other.key"],
+    ] {
+        put(bad);
+        refused(&with).await;
+        put(good);
+        let mut connection = connect(&with).await.unwrap();
+        assert_eq!(say(&mut connection, &["PING"]).await, "PONG", "after {bad:?}");
+    }
 }
 
 #[tokio::test]

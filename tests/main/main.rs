@@ -48,6 +48,7 @@ mod support;
 mod sweeping;
 mod sweeping_load;
 mod targets;
+mod tokens;
 mod views;
 mod versions;
 mod visibility;

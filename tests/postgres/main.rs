@@ -126,6 +126,34 @@ async fn a_server_that_asks_for_a_certificate_is_shown_one() {
     assert!(error.is_rejection() && error.to_string().contains("read `sslcert`"), "{error}");
 }
 
+/// Each file is replaced while the program runs, as whoever renews certificates does.
+#[tokio::test]
+async fn certificates_that_change_are_read_at_the_next_login() {
+    let bed = Bed::start().await;
+    let file = |name: &str| bed.certificates.file(name);
+    let put = |from: [&str; 3]| {
+        for (from, to) in from.iter().zip(["trusted", "own.crt", "own.key"]) {
+            fs::copy(file(from), file(to)).unwrap();
+            fs::set_permissions(file(to), Permissions::from_mode(0o600)).unwrap();
+        }
+    };
+    let [trusted, own, key] =
+        ["trusted", "own.crt", "own.key"].map(|name| file(name).display().to_string());
+    let rest =
+        format!("postgres?sslmode=verify-ca&sslrootcert={trusted}&sslcert={own}&sslkey={key}");
+    let url = bed.url("shown", "127.0.0.1", &rest);
+    for bad in [
+        ["other.crt", "shown.crt", "shown.key"],
+        ["ca.crt", "other.crt", "other.key"],
+        ["ca.crt", "shown.crt", "other.key"],
+    ] {
+        put(bad);
+        refusal(&url).await;
+        put(["ca.crt", "shown.crt", "shown.key"]);
+        open(&url).await.unwrap_or_else(|error| panic!("after {bad:?}: {error}"));
+    }
+}
+
 #[tokio::test]
 async fn what_a_person_has_mistyped_is_a_rejection_with_its_reason() {
     let bed = Bed::start().await;

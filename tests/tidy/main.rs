@@ -106,12 +106,12 @@ const SECTIONS: [&str; 8] =
 
 /// Fields of the configuration's structs whose options have other names.
 const FIELDS: [(&str, &[&str]); 10] = [
-    ("postgres.endpoint", &["url", "password_file"]),
+    ("postgres.endpoint", &["url", "password_file", "password_command"]),
     ("postgres.replication_endpoint", &["replication_url"]),
     // Which rules' keys go there is with the rules.
     ("redis.id", &["rules"]),
     ("redis.is_alone", &[]),
-    ("redis.password", &["password_file"]),
+    ("redis.password", &["password_file", "password_command"]),
     ("redis.client_certificate", &["cert_file", "key_file"]),
     ("rule.at", &[]),
     ("rule.table_at", &[]),

@@ -59,11 +59,12 @@ async fn ask(
         let sql = connect_sql(&config.postgres.endpoint, NAME).await.map_err(|e| e.to_string())?;
         super::ask(question, &sql).await.map_err(|error| preflight::message(&error))
     };
-    let why = match timeout(EXPLAIN_WAIT, asked).await {
+    let limit = EXPLAIN_WAIT + config.postgres.endpoint.password.patience();
+    let why = match timeout(limit, asked).await {
         Ok(Ok(Ok(told))) => return Ok(Ok(told)),
         Ok(Ok(Err(error))) => return Err(halted(&error).with_hint(error.hint())),
         Ok(Err(why)) => why,
-        Err(_elapsed) => format!("Postgres gave no answer in {} s", EXPLAIN_WAIT.as_secs()),
+        Err(_elapsed) => format!("Postgres gave no answer in {} s", limit.as_secs()),
     };
     Ok(Err(Some(format!("note       columns were not compared with the table: {why}\n"))))
 }

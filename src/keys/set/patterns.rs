@@ -34,7 +34,8 @@ const SHARED: usize = size_of::<Entry>() + 2 * (size_of::<u32>() + 1);
 /// Keys of a template that take no more, bytes, are not worth a pass over all keys.
 pub(super) const WORTH: usize = 4 * SHARED;
 
-/// The cost of another pattern beside its bytes: the compiled form, measured on patterns of two stars.
+/// The cost of another pattern beside its bytes: the compiled form, measured on patterns of two
+/// stars.
 const COST: usize = 512;
 
 /// The memory that a pattern takes, bytes: they stand in the pattern, and again in its compiled

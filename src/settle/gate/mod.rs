@@ -378,8 +378,8 @@ impl<P: Probe + 'static> Gate<P> {
         Ok(())
     }
 
-    /// Takes in what is not visible, and keeps the keys that wait within their share. Each set gives
-    /// way once: with thousands of templates even that may be more, and is seldom worth a try.
+    /// Takes in what is not visible, and keeps the keys that wait within their share. Each set
+    /// gives way once: another try frees nothing, and with thousands of templates it takes long.
     fn hold(&mut self, mut waiting: Waiting) {
         waiting.keys.waits();
         self.keep(waiting);
@@ -397,7 +397,7 @@ impl<P: Probe + 'static> Gate<P> {
         }
     }
 
-    /// What is not visible goes on waiting.
+    /// Something that is not visible goes on waiting.
     fn keep(&mut self, waiting: Waiting) {
         self.waiting_bytes += waiting.keys.bytes();
         self.fenced += usize::from(matches!(waiting.kind, Kind::Fence(..)));

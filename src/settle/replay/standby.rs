@@ -10,7 +10,7 @@ use tokio::time::{sleep, timeout};
 
 use crate::capture::{self, Identity, Replication};
 use crate::lsn::Lsn;
-use crate::postgres::{Endpoint, History};
+use crate::postgres::{self, Endpoint, History};
 use crate::retry::Backoff;
 use crate::telemetry::Health;
 use crate::telemetry::metrics::{PeerLabel, ReplicaLabel};
@@ -84,6 +84,10 @@ impl StandbyError {
     #[must_use]
     pub fn hint(&self) -> &'static str {
         match self {
+            StandbyError::Connection(capture::Error::Connect(postgres::Error::Password {
+                source,
+                ..
+            })) => source.hint(),
             StandbyError::Connection(error) if error.is_rejection() => {
                 "the role must be able to log in there and have REPLICATION; or take the URL out \
                  of `postgres.replicas` if nobody reads from it"

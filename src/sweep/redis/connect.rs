@@ -12,10 +12,12 @@ use redis::{
 use rustls::RootCertStore;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
-use secrecy::ExposeSecret;
+use secrecy::{ExposeSecret, SecretString};
+use tokio::time::Instant;
 
 use super::node::{Error, Kind};
-use crate::{config, password};
+use crate::config;
+use crate::password::Unread;
 
 /// The client library's default is 1 s, which a server that is far or busy misses.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -43,14 +45,9 @@ pub enum ConnectError {
         /// Why.
         source: std::io::Error,
     },
-    /// `redis.password_file` could not be read.
-    #[error("read `redis.password_file` `{}`: {source}", path.display())]
-    PasswordFile {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        source: std::io::Error,
-    },
+    /// `redis.password_file` or `redis.password_command` gave no password.
+    #[error("{}", .0.told("redis"))]
+    Password(#[from] Unread),
     /// The server has no database of that number; in cluster mode it has one alone.
     #[error("connect to redis at `{address}`: choose the database: {said}")]
     Database {
@@ -77,13 +74,18 @@ impl ConnectError {
         let is_refused = match self {
             ConnectError::CaFile { .. }
             | ConnectError::Certificate { .. }
-            | ConnectError::PasswordFile { .. }
             | ConnectError::Database { .. } => true,
+            ConnectError::Password(unread) => unread.needs_a_person(),
             ConnectError::Redis { error, .. } => {
                 matches!(error.kind(), Kind::Auth | Kind::NoPerm)
             }
         };
         is_refused.then(|| self.to_string())
+    }
+
+    /// Whether another password might have let us in.
+    fn is_of_password(&self) -> bool {
+        matches!(self, ConnectError::Redis { error, .. } if error.kind() == Kind::Auth)
     }
 
     /// Says what a person can do about it.
@@ -93,10 +95,7 @@ impl ConnectError {
             ConnectError::CaFile { .. } | ConnectError::Certificate { .. } => {
                 Some("name a PEM file that the user may read that walsweep runs as")
             }
-            ConnectError::PasswordFile { .. } => Some(
-                "write the password, and nothing else, into that file, and let the user that \
-                 walsweep runs as read it",
-            ),
+            ConnectError::Password(unread) => Some(unread.hint()),
             ConnectError::Database { .. } => Some(
                 "let the number at the end of `redis.url` be that of a database of this server, \
                  such as 0: `redis-cli config get databases` tells how many it has",
@@ -110,9 +109,8 @@ impl From<ConnectError> for Error {
     /// Always [`Error::Lost`], whatever the kind: there is no connection that could stand.
     fn from(error: ConnectError) -> Error {
         let kind = match &error {
-            ConnectError::CaFile { .. }
-            | ConnectError::Certificate { .. }
-            | ConnectError::PasswordFile { .. } => Kind::Io,
+            ConnectError::CaFile { .. } | ConnectError::Certificate { .. } => Kind::Io,
+            ConnectError::Password(_) => Kind::Auth,
             ConnectError::Database { .. } => Kind::Other,
             ConnectError::Redis { error, .. } => error.kind(),
         };
@@ -127,7 +125,7 @@ impl From<ConnectError> for Error {
 ///
 /// See [`ConnectError`].
 pub async fn connect(redis: &config::Redis) -> Result<MultiplexedConnection, ConnectError> {
-    open(client(redis, None)?, config()).await
+    log_in(redis, None, &config()).await
 }
 
 /// Connects as [`connect`] does, in RESP3: `pushes` is given whatever the server sends unasked, in
@@ -140,8 +138,26 @@ pub async fn connect_with_pushes(
     redis: &config::Redis,
     pushes: impl AsyncPushSender,
 ) -> Result<MultiplexedConnection, ConnectError> {
-    let client = client(redis, Some(ProtocolVersion::RESP3))?;
-    open(client, config().set_push_sender(pushes)).await
+    log_in(redis, Some(ProtocolVersion::RESP3), &config().set_push_sender(pushes)).await
+}
+
+/// Logs in with the password that holds now. Where it is refused, its source is asked again at
+/// once, and if it gives another one by then, that is tried: a token may end, or a rotation happen,
+/// between reading and login.
+async fn log_in(
+    redis: &config::Redis,
+    protocol: Option<ProtocolVersion>,
+    config: &AsyncConnectionConfig,
+) -> Result<MultiplexedConnection, ConnectError> {
+    let password = redis.password.read().await?;
+    let refused = match open(client(redis, protocol, password.as_ref())?, config).await {
+        Err(error) if error.is_of_password() => error,
+        outcome => return outcome,
+    };
+    match redis.password.read_again(password.as_ref(), Instant::now()).await {
+        Some(again) => open(client(redis, protocol, Some(&again))?, config).await,
+        None => Err(refused),
+    }
 }
 
 fn config() -> AsyncConnectionConfig {
@@ -152,10 +168,10 @@ fn config() -> AsyncConnectionConfig {
 
 async fn open(
     client: Client,
-    config: AsyncConnectionConfig,
+    config: &AsyncConnectionConfig,
 ) -> Result<MultiplexedConnection, ConnectError> {
     let mut connection = client
-        .get_multiplexed_async_connection_with_config(&config)
+        .get_multiplexed_async_connection_with_config(config)
         .await
         .map_err(|error| failed(client.get_connection_info(), &error))?;
     // Only a name for `CLIENT LIST`; an ACL may forbid it.
@@ -168,6 +184,7 @@ async fn open(
 fn client(
     redis: &config::Redis,
     protocol: Option<ProtocolVersion>,
+    password: Option<&SecretString>,
 ) -> Result<Client, ConnectError> {
     // The client library brings no cryptography. A provider that is installed already is as good.
     drop(rustls::crypto::ring::default_provider().install_default());
@@ -178,11 +195,7 @@ fn client(
     // Small requests must not wait for the acknowledgement of the one before.
     let tcp = info.tcp_settings().clone().set_nodelay(true);
     let mut settings = info.redis_settings().clone();
-    let from_file = redis.password_file.as_deref().map(|path| {
-        let failed = |source| ConnectError::PasswordFile { path: path.to_owned(), source };
-        password::read(path).map_err(failed)
-    });
-    if let Some(password) = from_file.transpose()?.as_ref().or(redis.password.as_ref()) {
+    if let Some(password) = password {
         settings = settings.set_password(password.expose_secret());
     }
     if let Some(protocol) = protocol {
@@ -200,7 +213,10 @@ fn client(
             let failed = |source| ConnectError::Certificate { path: path.clone(), source };
             std::fs::read(path).map_err(failed)
         };
-        Ok(ClientTlsConfig { client_cert: read(certificate)?, client_key: read(key)? })
+        Ok::<_, ConnectError>(ClientTlsConfig {
+            client_cert: read(certificate)?,
+            client_key: read(key)?,
+        })
     });
     let (client_tls, root_cert) = (client_tls.transpose()?, root_cert.transpose()?);
     let certificates = TlsCertificates { client_tls, root_cert };

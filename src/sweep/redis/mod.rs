@@ -10,6 +10,7 @@ pub(super) mod budget;
 pub mod connect;
 pub(super) mod info;
 pub mod lease;
+mod renewal;
 pub(super) mod measure;
 pub(super) mod node;
 pub(super) mod observe;

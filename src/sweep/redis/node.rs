@@ -251,7 +251,8 @@ impl Error {
             ),
             Kind::Auth => Some(
                 "see the user in `redis.url`, whether it is on (`acl list`), and the password: \
-                 there, or in the file that `redis.password_file` names",
+                 there, in the file that `redis.password_file` names, or what \
+                 `redis.password_command` prints when it is run by hand",
             ),
             Kind::ReadOnly => Some("let `redis.url` name the primary"),
             Kind::Oom => Some("the watermark key needs a few bytes; free memory in Redis"),

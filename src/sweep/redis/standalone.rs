@@ -17,6 +17,7 @@ use super::info::{history, scan_time};
 use super::node::{Error, Kind, Node, Page, Replaced, ScanCall};
 use super::observe::{Mark, Observer, prefixes};
 use super::prefix::Prefix;
+use super::renewal::Renewal;
 use super::standing::{self, BEGINNING, WATERMARK_SIZE_MAX, made_key};
 use crate::config;
 use crate::keys::KeySet;
@@ -69,6 +70,8 @@ pub struct Standalone {
     /// The look at a server before it is used.
     look: Option<Look>,
     connections: RefCell<Option<Connections>>,
+    /// Keeps them logged in, if the password may change.
+    renewal: RefCell<Option<Renewal>>,
 }
 
 #[derive(Clone)]
@@ -87,20 +90,18 @@ impl Standalone {
     /// The server of a target, for changes of this slot; connects when [`Node::connect`] is called.
     #[must_use]
     pub fn new(redis: &config::Redis, slot: &str) -> Standalone {
-        let (name, watermark_key) = (node_name(&redis.url), key_name(&redis.prefix, slot));
-        let (connections, chain) = (RefCell::new(None), RefCell::new(None));
-        let (redis, number_key) = (redis.clone(), number_key(&watermark_key));
-        let (prefix, observed, look) = (Prefix::of(&redis), None, None);
+        let watermark_key = key_name(&redis.prefix, slot);
         Standalone {
-            redis,
-            name,
-            prefix,
+            redis: redis.clone(),
+            name: node_name(&redis.url),
+            prefix: Prefix::of(redis),
+            number_key: number_key(&watermark_key),
             watermark_key,
-            number_key,
-            chain,
-            observed,
-            look,
-            connections,
+            chain: RefCell::new(None),
+            observed: None,
+            look: None,
+            connections: RefCell::new(None),
+            renewal: RefCell::new(None),
         }
     }
 
@@ -311,6 +312,7 @@ impl Node for Standalone {
 
     async fn connect(&self) -> Result<(), Error> {
         self.chain.replace(None);
+        self.renewal.replace(None);
         if let Some(Connections { observer: Some(observer), .. }) = self.connections.replace(None) {
             observer.close();
         }
@@ -331,6 +333,8 @@ impl Node for Standalone {
             0 => None,
             _ => Some(connect(&self.redis).await.map_err(failed)?),
         };
+        let all = [&remove, &scan].into_iter().chain(&wait).cloned().collect();
+        self.renewal.replace(Renewal::begin(&self.redis, all));
         self.connections.replace(Some(Connections { remove, observer, scan, history, wait }));
         Ok(())
     }

@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use redis::aio::MultiplexedConnection;
 use redis::{RedisError, cmd};
-use tokio::time::error::Elapsed;
 use tokio::time::timeout;
 
 use super::connect::{classify, connect};
@@ -44,13 +43,13 @@ pub(super) async fn read(
 ///
 /// # Errors
 ///
-/// Redis does not answer within 2 s, or refuses to.
+/// Redis does not answer within 2 s, beside what `password_command` takes, or refuses to.
 pub async fn standing(redis: &config::Redis, key: &str) -> Result<Option<Watermark>, Error> {
     let asked = async {
         let mut connection = connect(redis).await?;
         read(&mut connection, key).await.map_err(|error| classify(&error))
     };
-    match timeout(TIMEOUT, asked).await.map_err(late)? {
+    match within(redis, asked).await {
         Ok(value) => Ok(value.as_deref().and_then(Watermark::from_value)),
         Err(error) if error.kind() == Kind::WrongType => Ok(None),
         Err(error) => Err(error),
@@ -76,7 +75,7 @@ pub async fn note_made(redis: &config::Redis, key: &str, made: &Watermark) -> Re
         note.arg(made_key(key)).arg(made.to_value());
         note.exec_async(&mut connection).await.map_err(|error| classify(&error))
     };
-    timeout(TIMEOUT, asked).await.map_err(late)?
+    within(redis, asked).await
 }
 
 /// Where the slot stood that walsweep made on the cluster with this `system_identifier`; `None` if
@@ -94,9 +93,16 @@ pub async fn made_at(
     Ok(noted.filter(|mark| mark.system_id == system_id).map(|mark| mark.lsn))
 }
 
-fn late(_elapsed: Elapsed) -> Error {
-    let message = format!("no answer in {} s", TIMEOUT.as_secs());
-    Error::Lost(message, Kind::Timeout)
+/// Bounds a question, the login included; a command that prints the password has a time of its own.
+async fn within<T>(
+    redis: &config::Redis,
+    asked: impl Future<Output = Result<T, Error>>,
+) -> Result<T, Error> {
+    let limit = TIMEOUT + redis.password.patience();
+    timeout(limit, asked).await.unwrap_or_else(|_elapsed| {
+        let message = format!("no answer in {} s", limit.as_secs());
+        Err(Error::Lost(message, Kind::Timeout))
+    })
 }
 
 /// The outcome of [`forget`]: what it found, and did with it. What is not shown to be of the
