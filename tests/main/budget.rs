@@ -5,9 +5,9 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use walsweep::budget;
+use walsweep_stage::throwaway::{Postgres, Redis, RedisOptions, Signal, signal};
 
 use crate::limits::resident;
-use crate::refusals::admin;
 use crate::support::{Bed, PATIENCE, Settings, Sidecar, Sql, eventually};
 
 /// How long everything is filled at once.
@@ -48,6 +48,11 @@ keys = ["guarded:{long}:{{id}}"]
 name = "placed"
 table = "public.placed"
 keys = ["placed:{long}:{{id}}:{{place.name}}"]
+
+[[rule]]
+name = "early"
+table = "public.early"
+keys = ["early:{{id}}:{{place.name}}"]
 "#
     )
 }
@@ -59,6 +64,8 @@ const TABLES: &str = "
     create table place (id bigint primary key, name text not null);
     create table placed (id bigint primary key, place_id bigint not null);
     alter table placed replica identity full;
+    create table early (id bigint primary key, place_id bigint not null);
+    alter table early replica identity full;
     create sequence number;
     insert into place select id, repeat('p', 400) from generate_series(1, 10000) id;";
 
@@ -78,13 +85,27 @@ fn insert(table: &str, rows: usize) -> String {
     )
 }
 
-/// A sidecar at rest, with a standby whose replay is paused.
-async fn start(bed: &Bed) -> (Sidecar, walsweep_stage::throwaway::Postgres) {
+/// The user of every target's Redis.
+async fn acl(targets: &[&Redis], words: &str) {
+    for target in targets {
+        let mut command = redis::cmd("ACL");
+        command.arg("SETUSER").arg("walsweep").arg(words.split(' ').collect::<Vec<_>>());
+        command.exec_async(&mut target.connect().await.unwrap()).await.unwrap();
+    }
+}
+
+/// A sidecar at rest, with a standby whose replay is paused; `more` is a second target.
+async fn start(bed: &Bed, more: Option<&Redis>) -> (Sidecar, Postgres) {
     bed.sql.run(TABLES).await;
     let standby = bed.postgres.standby("paused", &[]).await.unwrap();
     let rights = "-@all +scan +unlink +get +set +incr +eval +ping +info +select +hello +auth \
                   +client";
-    admin(bed, &format!("ACL SETUSER walsweep on nopass ~* {rights}")).await;
+    let targets: Vec<&Redis> = std::iter::once(&bed.redis).chain(more).collect();
+    acl(&targets, &format!("on nopass ~* {rights}")).await;
+    let of_target = |(at, redis): (usize, &&Redis)| {
+        let url = redis.url().replace("redis://", "redis://walsweep:any@");
+        format!("name = \"r{at}\"\nurl = {url:?}")
+    };
     let mut settings = Settings {
         rules: rules(),
         postgres: format!("replicas = [{:?}]", standby.url()),
@@ -94,7 +115,7 @@ async fn start(bed: &Bed) -> (Sidecar, walsweep_stage::throwaway::Postgres) {
         observe: true,
         ..bed.settings()
     };
-    settings.redis_url = settings.redis_url.replace("redis://", "redis://walsweep:any@");
+    settings.targets = targets.iter().enumerate().map(of_target).collect();
     let sidecar = Sidecar::set_up(settings).await;
     bed.sql.run("update item set version = 1 where id = 1").await;
     bed.settled().await;
@@ -120,16 +141,50 @@ impl Peaks {
 /// One transaction that is not visible, two that are still being sent, keys that wait for a row
 /// whose table is locked, keys that Redis refuses, keys for a standby that does not replay, passes
 /// that may take a hundredth of Redis, second removals of seconds, a watermark that waits for all
-/// of them; and then a Redis that does not answer.
+/// of them; rows of a transaction that is visible and still being sent; and then a Redis that does
+/// not answer.
 #[tokio::test]
 async fn every_place_is_full_at_once_within_64_mib() {
+    fill(None).await;
+}
+
+/// Each of two targets has half.
+#[tokio::test]
+async fn every_place_of_two_targets_is_full_at_once_within_64_mib() {
+    fill(Some(Redis::start(RedisOptions::default()).await.unwrap())).await;
+}
+
+/// A large transaction that readers see, and whose end the server does not tell: its walsender is
+/// stopped. Its keys go all the same, and the rows that were read for them are kept.
+async fn read_ahead(bed: &Bed, sidecar: &Sidecar) -> [u32; 1] {
+    let received = "walsweep_changes_total{operation=\"insert\"}";
+    let before = sidecar.metric(received).await;
+    let early = local(bed).await;
+    early.run("begin").await;
+    early
+        .run("insert into early select 1000000000 + id, id from generate_series(1, 3000) id")
+        .await;
+    let arrived = async || sidecar.metric(received).await >= before + 2_500.0;
+    eventually(PATIENCE, "most of it is received", arrived).await;
+    let walsender = bed.sql.one::<i32>("select active_pid from pg_replication_slots").await;
+    let walsender = [u32::try_from(walsender).unwrap()];
+    signal(&walsender, Signal::Stop).unwrap();
+    let key = format!("early:1000000001:{}", "p".repeat(400));
+    bed.fill(&[&key]).await;
+    early.run("commit").await;
+    bed.gone(&key).await;
+    walsender
+}
+
+async fn fill(more: Option<Redis>) {
     let bed = Bed::new(&["logical_decoding_work_mem = 64kB"]).await;
-    let (sidecar, standby) = start(&bed).await;
+    let (sidecar, standby) = start(&bed, more.as_ref()).await;
+    let targets: Vec<&Redis> = std::iter::once(&bed.redis).chain(&more).collect();
     let base = resident(sidecar.id()) * 1024;
     Sql::connect(&standby).await.run("select pg_wal_replay_pause()").await;
     bed.postgres.conf("synchronous_standby_names = 'ghost'").await.unwrap();
-    admin(&bed, "ACL SETUSER walsweep resetkeys ~item:* ~exact:* ~passing:* ~placed:* ~walsweep:*")
-        .await;
+    let keys = "~item:* ~exact:* ~passing:* ~placed:* ~early:* ~walsweep:*";
+    acl(&targets, &format!("resetkeys {keys}")).await;
     let mut invisible = Vec::new();
     for _ in 0..3 {
         let sql = Sql::connect(&bed.postgres).await;
@@ -157,13 +212,16 @@ async fn every_place_is_full_at_once_within_64_mib() {
         peaks.look(&sidecar, base).await;
         rounds += 1;
     }
-    bed.redis.pause().unwrap();
+    let walsender = read_ahead(&bed, &sidecar).await;
+    peaks.look(&sidecar, base).await;
+    signal(&walsender, Signal::Cont).unwrap();
+    targets.iter().for_each(|target| target.pause().unwrap());
     for _ in 0..40 {
         writer.run(&insert("exact", 1_000)).await;
         peaks.look(&sidecar, base).await;
     }
     println!("{rounds} rounds: {peaks:?} of {}", budget::ALL);
-    bed.redis.resume().unwrap();
+    targets.iter().for_each(|target| target.resume().unwrap());
     assert!(peaks.resident <= budget::ALL as u64, "{peaks:?}");
     assert!(peaks.keys <= budget::ALL as f64, "{peaks:?}");
     // Nothing was shown where little was held.
@@ -175,7 +233,7 @@ async fn every_place_is_full_at_once_within_64_mib() {
     for one in invisible {
         one.await.unwrap();
     }
-    admin(&bed, "ACL SETUSER walsweep ~*").await;
+    acl(&targets, "~*").await;
     // And it goes on.
     let mut bed = bed;
     bed.cache = bed.redis.connect().await.unwrap();

@@ -34,8 +34,8 @@ const TABLES: &str = "
     insert into twin select id, 'team ' || id, 0 from generate_series(1, 100) id;
     insert into shared select id from generate_series(1, 100) id;";
 
-/// A bed with a second Redis, `near`. Rules `item` and `shared` go to the first one, which is called
-/// `main`; `twin` and `shared` go to the other, under `app:`.
+/// A bed with a second Redis, `near`. Rules `item` and `shared` go to the first one, which is
+/// called `main`; `twin` and `shared` go to the other, under `app:`.
 struct Two {
     bed: Bed,
     near: Redis,
