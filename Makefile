@@ -29,11 +29,14 @@ MEMORY := $(shell df -P -k /dev/shm 2>/dev/null \
     | awk '$$6 == "/dev/shm" && $$4 > 4000000 { print $$6 }')
 MEMORY := $(if $(shell grep " $(MEMORY) [^ ]* [^ ]*noexec" /proc/mounts 2>&1),,$(MEMORY))
 IN_MEMORY := $(if $(TMPDIR),,$(if $(MEMORY),TMPDIR=$(MEMORY)))
-# Of `make test-matrix`: modules of tests/main, with spaces (empty: all), and how many versions
-# of Postgres are tried side by side.
+# Of `make test-matrix`: which servers (empty: all); modules of tests/main, with spaces (empty: all
+# for Postgres, those that depend on it for Redis); and how many servers are tried side by side.
+PG_VERSIONS ?=
+REDIS_VERSIONS ?=
 MATRIX_PARTS ?=
+REDIS_PARTS ?=
 MATRIX_JOBS ?= 1
-export MATRIX_PARTS MATRIX_JOBS
+export PG_VERSIONS REDIS_VERSIONS MATRIX_PARTS REDIS_PARTS MATRIX_JOBS
 # Tests and the demonstration start servers of their own. Only packages are installed, no service.
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
@@ -62,10 +65,9 @@ build-tests: ## Build what `make test` runs, and run nothing.
 	$(CARGO) test --all-features --test consistency --no-run
 
 # Folders, downloads and pinned versions: tests/matrix.sh. PG_CACHE: where the servers are kept.
-PG_VERSIONS ?=
 test-matrix: WITH_PIP = 1
-test-matrix: install-deps ## Every test that uses Postgres, on 14 to 18. PG_VERSIONS="14 18"
-	$(IN_MEMORY) CARGO="$(CARGO)" tests/matrix.sh $(PG_VERSIONS)
+test-matrix: install-deps ## Other Postgres, Redis, Valkey. PG_VERSIONS="14 18" REDIS_VERSIONS=9
+	$(IN_MEMORY) CARGO="$(CARGO)" tests/matrix.sh
 
 # Two of them take ten minutes each: a token that ends every 20 s, by a command and by a file.
 test-hard: install-deps ## The same races and outages for longer: 100 000 commits, 50 kills, 30 s.

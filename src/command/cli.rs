@@ -1,5 +1,6 @@
 //! The command line.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
@@ -78,10 +79,10 @@ pub enum Command {
     Explain(ExplainArgs),
     /// Remove keys by hand: all that match, in one SCAN pass.
     Sweep {
-        /// Redis patterns, such as `db:leaderboard:*`; without `redis.prefix`, which is put before
-        /// them.
+        /// Redis patterns of any bytes, such as `db:leaderboard:*`; without `redis.prefix`, which
+        /// is put before them.
         #[arg(required = true, value_name = "PATTERN")]
-        patterns: Vec<String>,
+        patterns: Vec<OsString>,
         /// Count the keys, and remove nothing.
         #[arg(long)]
         dry_run: bool,

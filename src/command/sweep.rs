@@ -1,8 +1,11 @@
 //! `walsweep sweep`: keys that match are removed by hand.
 
+use std::ffi::OsString;
 use std::io::{IsTerminal, Write, stderr};
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
+use super::explain::Shown;
 use super::failure::{Failure, Told, halted};
 use super::load::configuration;
 use crate::config::{Config, Target};
@@ -20,17 +23,17 @@ use crate::telemetry::words::counted;
 /// removed until then stays removed.
 pub async fn sweep(
     path: &Path,
-    patterns: &[String],
+    patterns: &[OsString],
     (dry_run, force): (bool, bool),
     only: Option<&str>,
 ) -> Result<(), Failure> {
     let (config, rules) = configuration(path)?;
     let targets = chosen(&config, only)?;
-    let covers = |text: &str, target: &Target| {
-        rules.covers(&Pattern::parse(text.as_bytes()), target.redis.id)
-    };
-    let is_foreign = |text: &&str| !targets.iter().any(|target| covers(text, target));
-    let foreign: Vec<&str> = patterns.iter().map(String::as_str).filter(is_foreign).collect();
+    let patterns: Vec<Pattern> =
+        patterns.iter().map(|bytes| Pattern::parse(bytes.as_bytes())).collect();
+    let covers = |pattern: &Pattern, target: &Target| rules.covers(pattern, target.redis.id);
+    let is_foreign = |pattern: &&Pattern| !targets.iter().any(|target| covers(pattern, target));
+    let foreign: Vec<String> = patterns.iter().filter(is_foreign).map(shown).collect();
     if !(dry_run || force || foreign.is_empty()) {
         let message = format!("nothing removed: no rule covers all of `{}`", foreign.join("`, `"));
         let hint = "`--dry-run` counts what matches; `--force` removes it, whoever it belongs to";
@@ -38,8 +41,8 @@ pub async fn sweep(
     }
     let (mut told, mut failure) = (Told::default(), None);
     for target in &targets {
-        let is_for = |text: &&String| dry_run || force || covers(text, target);
-        let patterns: Vec<&str> = patterns.iter().filter(is_for).map(String::as_str).collect();
+        let is_for = |pattern: &&Pattern| dry_run || force || covers(pattern, target);
+        let patterns: Vec<Pattern> = patterns.iter().filter(is_for).cloned().collect();
         if !patterns.is_empty() {
             let outcome = sweep_target(target, &patterns, dry_run, &mut told).await;
             failure = failure.or(outcome.err());
@@ -68,7 +71,7 @@ fn chosen(config: &Config, only: Option<&str>) -> Result<Vec<Target>, Failure> {
 /// One pass over a target.
 async fn sweep_target(
     target: &Target,
-    patterns: &[&str],
+    patterns: &[Pattern],
     dry_run: bool,
     told: &mut Told,
 ) -> Result<(), Failure> {
@@ -76,17 +79,16 @@ async fn sweep_target(
     if let Err(error) = node.connect().await {
         return Err(failed(target, &error).await);
     }
-    let parsed = patterns.iter().map(|text| Pattern::parse(text.as_bytes())).collect();
-    let mut pass = Pass::new(parsed);
+    let mut pass = Pass::new(patterns.to_vec());
     pass.dry_run = dry_run;
     let mut pace = Pace::new(target.sweep.max_stall, target.sweep.max_load);
-    let (mut shown, mut removed) = (Shown::default(), 0);
+    let (mut counter, mut removed) = (Counter::default(), 0);
     let each_page = |progress: &Progress| {
-        shown.update(progress);
+        counter.update(progress);
         removed = progress.removed.iter().sum();
     };
     let outcome = pass.run(&node, &mut pace, each_page).await;
-    shown.clear();
+    counter.clear();
     let progress = match outcome {
         Ok(progress) => progress,
         Err(error) => {
@@ -117,11 +119,11 @@ async fn failed(target: &Target, error: &Error) -> Failure {
 }
 
 /// Says what a pass by hand came to; of several patterns each, too.
-fn swept(place: &str, patterns: &[&str], progress: &Progress, dry_run: bool) -> String {
+fn swept(place: &str, patterns: &[Pattern], progress: &Progress, dry_run: bool) -> String {
     let mut lines = String::new();
     let each = patterns.iter().zip(&progress.matched_by).zip(&progress.removed);
     for ((pattern, matched), removed) in each.filter(|_| patterns.len() > 1) {
-        let matched = format!("`{pattern}`: {} matched", counted(*matched, "key"));
+        let matched = format!("`{}`: {} matched", shown(pattern), counted(*matched, "key"));
         let removed = if dry_run { String::new() } else { format!(", {removed} removed") };
         lines.push_str(&format!("{place}{matched}{removed}\n"));
     }
@@ -130,18 +132,23 @@ fn swept(place: &str, patterns: &[&str], progress: &Progress, dry_run: bool) -> 
     format!("{lines}{place}{} matched, {done}\n", counted(progress.matched, "key"))
 }
 
+/// A pattern for people.
+fn shown(pattern: &Pattern) -> String {
+    Shown(pattern.as_bytes()).to_string()
+}
+
 /// A line of progress, for a person who watches.
 #[derive(Default)]
-struct Shown {
+struct Counter {
     at: u64,
 }
 
-impl Shown {
+impl Counter {
     /// Keys between two updates of the line.
     const STEP: u64 = 50_000;
 
     fn update(&mut self, progress: &Progress) {
-        if progress.scanned >= self.at + Shown::STEP && stderr().is_terminal() {
+        if progress.scanned >= self.at + Counter::STEP && stderr().is_terminal() {
             self.at = progress.scanned;
             let Progress { scanned, matched, .. } = progress;
             drop(write!(stderr(), "\r{scanned} keys scanned, {matched} matched"));

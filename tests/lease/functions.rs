@@ -3,7 +3,7 @@
 use redis::aio::MultiplexedConnection;
 use redis::{AsyncCommands, Client, RedisError, Value, cmd};
 use walsweep::sweep::redis::lease;
-use walsweep_stage::throwaway::{Redis, RedisOptions};
+use walsweep_stage::throwaway::{Cluster, ClusterOptions, Redis, RedisOptions};
 
 /// The beginning of a marker; clients of several versions rely on it.
 const MARK: &[u8] = b"\0walsweep lease ";
@@ -242,20 +242,12 @@ async fn a_reader_needs_these_rights() {
 
 #[tokio::test]
 async fn a_cluster_runs_them_on_the_node_of_the_key() {
-    let (_redis, mut redis) = server("--cluster-enabled yes").await;
-    let () = cmd("CLUSTER")
-        .arg("ADDSLOTSRANGE")
-        .arg(0)
-        .arg(16_383)
-        .query_async(&mut redis)
-        .await
-        .unwrap();
-    let up = || async {
-        let info: String =
-            cmd("CLUSTER").arg("INFO").query_async(&mut redis.clone()).await.unwrap();
-        info.contains("cluster_state:ok")
-    };
-    crate::support::eventually(crate::support::PATIENCE, "the cluster is up", up).await;
+    let options = ClusterOptions { replicas: 0, ..ClusterOptions::default() };
+    let cluster = Cluster::start(options).await.unwrap();
+    let slot = cluster.slot_of(b"k").await.unwrap();
+    let node = cluster.owner(slot).await.unwrap().unwrap();
+    let mut redis = cluster.node(node).unwrap().connect().await.unwrap();
+    lease::load(&mut redis).await.unwrap();
     let lease = miss(&mut redis, "k").await;
     assert_eq!(set(&mut redis, "k", &lease, b"v").await, STORED);
     assert_eq!(get(&mut redis, "k").await, words(&[b"HIT", b"v"]));

@@ -116,8 +116,7 @@ async fn stale_after_a_pass(bed: &Bed, sidecar: &Sidecar, how: &str) -> usize {
 #[tokio::test]
 async fn a_fill_is_refused_at_each_percentile_of_a_pass() {
     let mut bed = Bed::new(&[]).await;
-    let args = vec!["--enable-debug-command".to_owned(), "yes".to_owned()];
-    bed.redis = Redis::start(RedisOptions { args, ..RedisOptions::default() }).await.unwrap();
+    bed.redis = Redis::start(RedisOptions::default().debug().unwrap()).await.unwrap();
     bed.cache = bed.redis.connect().await.unwrap();
     let mut settings = bed.settings();
     // Patterns that begin alike let Redis leave out the crowd, and progress could not be seen.

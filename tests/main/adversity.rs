@@ -182,16 +182,15 @@ async fn a_right_taken_away_in_the_middle_of_a_pass_is_waited_for() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_redis_that_loads_its_data_is_waited_for() {
     let mut bed = Bed::new(&[]).await;
-    // A millisecond a key, and others get a word in between.
-    let slow = ["--key-load-delay", "1000", "--loading-process-events-interval-bytes", "1024"];
-    let args = slow.map(str::to_owned).to_vec();
-    bed.redis = Redis::start(RedisOptions { args, ..RedisOptions::default() }).await.unwrap();
+    // A millisecond a key; others get a word in after each 2 MB, which must not become fewer bytes.
+    let slow = RedisOptions::with_args(&["--key-load-delay", "1000", "--rdbcompression", "no"]);
+    bed.redis = Redis::start(slow).await.unwrap();
     bed.cache = bed.redis.connect().await.unwrap();
     let sidecar = bed.sidecar().await;
     bed.settled().await;
     let mut pipeline = redis::pipe();
     (0..3_000).for_each(|number| {
-        pipeline.set(format!("other:{number}"), "x".repeat(30)).ignore();
+        pipeline.set(format!("other:{number}"), "x".repeat(10_000)).ignore();
     });
     pipeline.exec_async(&mut bed.cache).await.unwrap();
     bed.fill(&["item:1", "list:team 1:a"]).await;

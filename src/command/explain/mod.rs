@@ -16,7 +16,7 @@ use serde_json::Map;
 
 pub use self::table::{Identity, Table, TableColumn, ask};
 
-use self::show::Shown;
+pub(super) use self::show::Shown;
 use crate::config::{Location, LookupRows, Missing, TableName};
 use crate::decode::{Column, OldKind, OldTuple, Relation, ReplicaIdentity, Tuple, Value};
 use crate::gather::{Change, Row};

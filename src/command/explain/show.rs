@@ -146,7 +146,7 @@ fn why(reason: WidenReason) -> &'static str {
 }
 
 /// Bytes for people.
-pub(super) struct Shown<'a>(pub(super) &'a [u8]);
+pub(in crate::command) struct Shown<'a>(pub(in crate::command) &'a [u8]);
 
 impl fmt::Display for Shown<'_> {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {

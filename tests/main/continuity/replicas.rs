@@ -1,12 +1,9 @@
 //! I7 with replicas of Redis: what is confirmed is on them, and Sentinel may promote one.
 
-use std::fs;
-use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use redis::cmd;
-use tempfile::TempDir;
-use walsweep_stage::throwaway::{Reaper, Redis, Signal, free_port};
+use walsweep_stage::throwaway::{Redis, Sentinels, SentinelsOptions};
 
 use super::redis::{address, in_sync, replica_of};
 
@@ -102,57 +99,6 @@ async fn a_promoted_replica_that_was_waited_for_needs_no_sweep() {
     bed.fresh().await;
 }
 
-/// A Sentinel, killed when dropped.
-struct Sentinel {
-    child: Child,
-    _reaper: Reaper,
-    folder: TempDir,
-    port: u16,
-}
-
-impl Sentinel {
-    /// Watches the primary behind `port`; takes it for dead after a second.
-    fn start(port: u16) -> Sentinel {
-        let folder = TempDir::new().unwrap();
-        let own_port = free_port().unwrap();
-        let conf = format!(
-            "port {own_port}\nbind 127.0.0.1\ndir {}\nsentinel monitor cache 127.0.0.1 {port} 1\n\
-             sentinel down-after-milliseconds cache 1000\nsentinel failover-timeout cache 5000\n",
-            folder.path().display()
-        );
-        fs::write(folder.path().join("sentinel.conf"), conf).unwrap();
-        let server = std::env::var_os("WALSWEEP_REDIS_SERVER");
-        let mut command = Command::new(server.unwrap_or_else(|| "redis-server".into()));
-        command.arg(folder.path().join("sentinel.conf")).arg("--sentinel");
-        let child = command.stdin(Stdio::null()).stdout(Stdio::null()).spawn().unwrap();
-        let reaper = Reaper::new(child.id(), Signal::Kill, &[folder.path()]).unwrap();
-        Sentinel { child, _reaper: reaper, folder, port: own_port }
-    }
-
-    /// Gives its answer to a command; `None` as long as it does not answer.
-    async fn ask<T: redis::FromRedisValue>(&self, args: &[&str]) -> Option<T> {
-        let client = redis::Client::open(format!("redis://127.0.0.1:{}", self.port)).unwrap();
-        let mut connection = client.get_multiplexed_async_connection().await.ok()?;
-        let mut command = cmd("SENTINEL");
-        command.arg(args);
-        command.query_async(&mut connection).await.ok()
-    }
-
-    /// The port of whom it takes for the primary.
-    async fn primary(&self) -> Option<u16> {
-        let address: Vec<String> = self.ask(&["get-master-addr-by-name", "cache"]).await?;
-        address.get(1)?.parse().ok()
-    }
-}
-
-impl Drop for Sentinel {
-    fn drop(&mut self) {
-        self.child.kill().unwrap();
-        self.child.wait().unwrap();
-        assert!(self.folder.path().exists());
-    }
-}
-
 /// Sentinel and the replica are cut off from the primary, which walsweep goes on with until the
 /// proxy follows Sentinel: both primaries were alive at once.
 #[tokio::test]
@@ -163,22 +109,16 @@ async fn a_replica_promoted_by_sentinel_gets_the_removals_that_it_lacks() {
     settings.redis_url = front.url(&settings.redis_url, bed.redis.port());
     let sidecar = Sidecar::set_up(settings).await;
     // By the address that the replica knows, or Sentinel would correct the replica.
-    let sentinel = Sentinel::start(link.port());
-    eventually(PATIENCE, "sentinel knows the replica", || async {
-        let known: Option<Vec<redis::Value>> = sentinel.ask(&["replicas", "cache"]).await;
-        known.is_some_and(|replicas| replicas.len() == 1)
-    })
-    .await;
+    let options = SentinelsOptions { sentinels: 1, ..SentinelsOptions::default() };
+    let sentinel = Sentinels::watch(options, link.port()).await.unwrap();
     bed.cache_rows().await;
     bed.sql.run("update item set version = version + 1 where id < 10").await;
     bed.settled().await;
     bed.cache_rows().await;
     in_sync(&bed, &replica).await;
     link.set(Fault::BlackHole(Way::Both));
-    eventually(PATIENCE, "sentinel promotes the replica", || async {
-        sentinel.primary().await == Some(replica.port())
-    })
-    .await;
+    let promoted = sentinel.primary_other_than(link.port()).await.unwrap();
+    assert_eq!(promoted, replica.port());
     bed.sql.run("update item set version = version + 1 where id between 10 and 19").await;
     bed.gone("item:19").await;
     bed.settled().await;

@@ -5,9 +5,11 @@
 //! Never knows: the stages. Invariants: no server outlives the process that started it, and neither
 //! does its folder; nothing listens outside loopback.
 
+mod cluster;
 mod postgres;
 mod process;
 mod redis;
+mod sentinel;
 mod template;
 #[cfg(test)]
 mod tests;
@@ -19,9 +21,13 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
+use tokio::time::{Instant, sleep};
+
+pub use self::cluster::{Cluster, ClusterOptions, SLOT_COUNT};
 pub use self::postgres::{Postgres, PostgresOptions, StopMode};
 pub use self::process::{Reaper, Signal, signal};
-pub use self::redis::{Redis, RedisOptions};
+pub use self::redis::{Redis, RedisOptions, redis_version};
+pub use self::sentinel::{Sentinels, SentinelsOptions};
 
 /// How long a server may take to answer after its start, and to end after it is told to.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -142,6 +148,26 @@ fn claim_block() -> Option<TcpListener> {
     let blocks = (0..count).map(|step| BLOCKS.start + (from + step) % count);
     let mut firsts = blocks.map(|block| block * BLOCK_LENGTH);
     firsts.find_map(|first| TcpListener::bind((Ipv4Addr::LOCALHOST, first)).ok())
+}
+
+/// Asks servers until there is an answer, and gives it. `log` gives what they wrote, for the error
+/// when [`PATIENCE`] is over.
+async fn wait<T>(
+    name: &'static str,
+    goal: &'static str,
+    log: impl Fn() -> String,
+    question: impl AsyncFn() -> Result<Option<T>, Error>,
+) -> Result<T, Error> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        if let Some(answer) = question().await? {
+            return Ok(answer);
+        }
+        if Instant::now() > deadline {
+            return Err(Error::Late { name, goal, log: log() });
+        }
+        sleep(10 * PAUSE).await;
+    }
 }
 
 /// The program `name` in one of the folders of `$PATH`.

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::{fs, io};
 
 use redis::AsyncConnectionConfig;
 use redis::aio::MultiplexedConnection;
@@ -23,6 +24,59 @@ pub struct RedisOptions {
     pub server: Option<PathBuf>,
     /// Arguments after the usual ones, such as `--appendonly yes`: a later one wins.
     pub args: Vec<String>,
+    /// Lines of a configuration file of its own, which the server may write anew; `None`: it has
+    /// no file.
+    pub conf: Option<String>,
+}
+
+impl RedisOptions {
+    /// An empty server with these arguments, such as `["--appendonly", "yes"]`.
+    #[must_use]
+    pub fn with_args(args: &[&str]) -> RedisOptions {
+        let args = args.iter().map(|&arg| arg.to_owned()).collect();
+        RedisOptions { args, ..RedisOptions::default() }
+    }
+
+    /// Lets clients call DEBUG, which they may in any case before Redis 7.0. Fails as
+    /// [`redis_version`] does.
+    pub fn debug(mut self) -> Result<RedisOptions, Error> {
+        if version_of(&program(self.server.clone())?)? >= (7, 0) {
+            self.args.extend(["--enable-debug-command", "yes"].map(str::to_owned));
+        }
+        Ok(self)
+    }
+}
+
+/// The major and minor version of the server that [`Redis::start`] takes by default, that of Redis
+/// or of Valkey. Fails when none is installed, or it does not run.
+pub fn redis_version() -> Result<(u32, u32), Error> {
+    version_of(&program(None)?)
+}
+
+/// The program of a server: this one, `$WALSWEEP_REDIS_SERVER`, or `redis-server` in `$PATH`.
+fn program(given: Option<PathBuf>) -> Result<PathBuf, Error> {
+    let named = || std::env::var_os(SERVER_VARIABLE).map(PathBuf::from);
+    given.or_else(named).or_else(|| in_path("redis-server")).ok_or(Error::Missing {
+        program: "redis-server".to_owned(),
+        variable: SERVER_VARIABLE,
+        elsewhere: "",
+        package: "redis-server",
+    })
+}
+
+/// Reads it in what the program says of itself: `Redis server v=7.0.15 sha=…`.
+fn version_of(program: &Path) -> Result<(u32, u32), Error> {
+    let action = "ask redis for its version";
+    let output = Command::new(program).arg("--version").output().map_err(io_error(action))?;
+    let said: String = output.stdout.utf8_chunks().map(|chunk| chunk.valid()).collect();
+    let version = said.split_once(" v=").map(|(_, version)| version.split(['.', ' ']));
+    let mut parts = version.into_iter().flatten().map(str::parse);
+    match (parts.next(), parts.next()) {
+        (Some(Ok(major)), Some(Ok(minor))) => Ok((major, minor)),
+        _ => {
+            Err(io_error(format!("{action}: it says `{said}`"))(io::ErrorKind::InvalidData.into()))
+        }
+    }
 }
 
 /// A running Redis, ended and removed when dropped.
@@ -30,6 +84,7 @@ pub struct RedisOptions {
 pub struct Redis {
     process: Option<Process>,
     server: PathBuf,
+    conf: Option<PathBuf>,
     args: Vec<String>,
     port: u16,
     folder: TempDir,
@@ -39,18 +94,16 @@ impl Redis {
     /// Starts a server and waits until it answers, at most 30 s. Fails when no Redis is installed,
     /// or with the end of its log when it does not start.
     pub async fn start(options: RedisOptions) -> Result<Redis, Error> {
-        let named = || std::env::var_os(SERVER_VARIABLE).map(PathBuf::from);
-        let found = options.server.or_else(named).or_else(|| in_path("redis-server"));
-        let server = found.ok_or(Error::Missing {
-            program: "redis-server".to_owned(),
-            variable: SERVER_VARIABLE,
-            elsewhere: "",
-            package: "redis-server",
-        })?;
+        let server = program(options.server)?;
         let folder = tempfile::Builder::new().prefix("walsweep-").tempdir();
         let folder = folder.map_err(io_error("make a temporary folder"))?;
+        let conf = options.conf.map(|lines| (folder.path().join("conf"), lines));
+        if let Some((file, lines)) = &conf {
+            fs::write(file, lines).map_err(io_error("write a configuration file"))?;
+        }
+        let conf = conf.map(|(file, _)| file);
         let port = free_port()?;
-        let mut redis = Redis { process: None, server, args: options.args, port, folder };
+        let mut redis = Redis { process: None, server, conf, args: options.args, port, folder };
         redis.start_again().await?;
         Ok(redis)
     }
@@ -101,7 +154,13 @@ impl Redis {
     /// answers.
     pub async fn start_again(&mut self) -> Result<(), Error> {
         let mut command = Command::new(&self.server);
-        command.args(["--port", &self.port.to_string(), "--bind", "127.0.0.1", "--dir"]);
+        command.args(&self.conf).args([
+            "--port",
+            &self.port.to_string(),
+            "--bind",
+            "127.0.0.1",
+            "--dir",
+        ]);
         command.arg(self.folder.path()).args(["--save", "", "--appendonly", "no"]);
         command.args(["--daemonize", "no"]).args(&self.args);
         let log = self.folder.path().join("log");
@@ -131,6 +190,11 @@ impl Redis {
         self.running()?.signal(Signal::Cont)
     }
 
+    /// Whether it was started and neither stopped nor killed since.
+    pub(super) fn is_running(&self) -> bool {
+        self.process.is_some()
+    }
+
     fn running(&self) -> Result<&Process, Error> {
         self.process.as_ref().ok_or(Error::Stopped { name: "redis" })
     }
@@ -151,7 +215,7 @@ async fn answers(port: u16) -> bool {
         stream.write_all(b"PING\r\n").await?;
         let mut reply = [0; 5];
         stream.read_exact(&mut reply).await?;
-        Ok::<_, std::io::Error>(reply == *b"+PONG" || reply == *b"-NOAU")
+        Ok::<_, io::Error>(reply == *b"+PONG" || reply == *b"-NOAU")
     };
     matches!(timeout(PATIENCE, ask).await, Ok(Ok(true)))
 }

@@ -3,9 +3,12 @@
 use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, Stdio};
 
-use redis::AsyncCommands;
+use redis::{AsyncCommands, RedisError, cmd};
 
-use super::{Postgres, PostgresOptions, Redis, RedisOptions, StopMode};
+use super::{
+    Cluster, ClusterOptions, Postgres, PostgresOptions, Redis, RedisOptions, SLOT_COUNT, Sentinels,
+    SentinelsOptions, StopMode,
+};
 
 #[tokio::test]
 async fn postgres_keeps_its_data_over_every_kind_of_end_and_leaves_nothing() {
@@ -83,6 +86,84 @@ async fn redis_restarts_with_its_file_and_pauses() {
     let folder = server.dir().to_owned();
     drop(server);
     assert!(!folder.exists());
+}
+
+#[tokio::test]
+async fn debug_may_be_called_where_that_is_asked_for() {
+    let server = Redis::start(RedisOptions::default().debug().unwrap()).await.unwrap();
+    let mut connection = server.connect().await.unwrap();
+    let () = cmd("DEBUG").arg("SLEEP").arg(0).query_async(&mut connection).await.unwrap();
+}
+
+/// The value of a key in the eyes of one node of a cluster.
+async fn value_on(cluster: &Cluster, node: usize, key: &str) -> Result<Option<u32>, RedisError> {
+    cluster.node(node).unwrap().connect().await.unwrap().get(key).await
+}
+
+fn code(reply: Result<Option<u32>, RedisError>) -> String {
+    reply.unwrap_err().code().unwrap_or_default().to_owned()
+}
+
+#[tokio::test]
+async fn a_slot_moves_between_the_nodes_of_a_cluster_that_grows_and_shrinks() {
+    let options = ClusterOptions { replicas: 0, ..ClusterOptions::default() };
+    let mut cluster = Cluster::start(options).await.unwrap();
+    for (slot, owner) in [(0, 0), (5_460, 0), (5_461, 1), (10_922, 2), (SLOT_COUNT - 1, 2)] {
+        assert_eq!(cluster.owner(slot).await.unwrap(), Some(owner), "slot {slot}");
+    }
+    let slot = cluster.slot_of(b"k").await.unwrap();
+    let from = cluster.owner(slot).await.unwrap().unwrap();
+    let mut connection = cluster.node(from).unwrap().connect().await.unwrap();
+    let () = connection.set("k", 7).await.unwrap();
+    let new = cluster.add(None).await.unwrap();
+    assert_eq!((new, cluster.urls().len()), (3, 4));
+    cluster.begin_move(slot, new).await.unwrap();
+    assert_eq!(value_on(&cluster, from, "k").await.unwrap(), Some(7));
+    assert_eq!(code(value_on(&cluster, from, "{k}:absent").await), "ASK");
+    cluster.finish_move(slot, new).await.unwrap();
+    assert_eq!(cluster.owner(slot).await.unwrap(), Some(new));
+    assert_eq!(value_on(&cluster, new, "k").await.unwrap(), Some(7));
+    assert_eq!(code(value_on(&cluster, from, "k").await), "MOVED");
+    assert!(cluster.remove(new).await.is_err(), "it has a slot");
+    cluster.begin_move(slot, from).await.unwrap();
+    cluster.finish_move(slot, from).await.unwrap();
+    cluster.remove(new).await.unwrap();
+    cluster.settled().await.unwrap();
+    assert_eq!(value_on(&cluster, from, "k").await.unwrap(), Some(7));
+    assert!(cluster.node(new).is_err());
+}
+
+#[tokio::test]
+async fn a_replica_takes_over_from_a_primary_of_a_cluster_that_is_killed() {
+    let mut cluster = Cluster::start(ClusterOptions::default()).await.unwrap();
+    let slot = cluster.slot_of(b"k").await.unwrap();
+    let primary = cluster.owner(slot).await.unwrap().unwrap();
+    let mut connection = cluster.node(primary).unwrap().connect().await.unwrap();
+    let () = connection.set("k", 7).await.unwrap();
+    let count: u32 = cmd("WAIT").arg(1).arg(10_000).query_async(&mut connection).await.unwrap();
+    assert_eq!(count, 1, "each primary has a replica");
+    cluster.node_mut(primary).unwrap().kill9().await.unwrap();
+    cluster.promoted(primary + 3).await.unwrap();
+    assert_eq!(cluster.owner(slot).await.unwrap(), Some(primary + 3));
+    assert_eq!(value_on(&cluster, primary + 3, "k").await.unwrap(), Some(7));
+    cluster.node_mut(primary).unwrap().start_again().await.unwrap();
+    cluster.settled().await.unwrap();
+    assert_eq!(code(value_on(&cluster, primary, "k").await), "MOVED", "it follows the other now");
+}
+
+#[tokio::test]
+async fn sentinels_promote_a_replica_and_one_that_was_away_learns_of_it() {
+    let mut sentinels = Sentinels::start(SentinelsOptions::default()).await.unwrap();
+    assert_eq!(sentinels.service(), "cache");
+    let [old, new] = [0, 1].map(|at| sentinels.servers()[at].port());
+    assert_eq!(sentinels.primary().await.unwrap(), Some(old));
+    sentinels.servers()[0].kill9().await.unwrap();
+    sentinels.sentinels()[0].kill9().await.unwrap();
+    assert_eq!(sentinels.primary_other_than(old).await.unwrap(), new, "two of three agree");
+    let mut promoted = sentinels.servers()[1].connect().await.unwrap();
+    let () = promoted.set("k", 1).await.unwrap();
+    sentinels.sentinels()[0].start_again().await.unwrap();
+    assert_eq!(sentinels.primary_other_than(old).await.unwrap(), new, "three of three agree");
 }
 
 /// Run by [`a_server_dies_with_its_owner`] in a process of its own, which is then killed.

@@ -1,0 +1,328 @@
+//! A throwaway Redis Cluster
+//! (<https://redis.io/docs/latest/operate/oss_and_stack/reference/cluster-spec/>).
+
+use std::io::ErrorKind;
+
+use redis::{Cmd, FromRedisValue, cmd};
+
+use super::{Error, PATIENCE, Redis, RedisOptions, io_error, wait};
+
+/// How many hash slots a cluster has.
+pub const SLOT_COUNT: u16 = 16_384;
+
+/// Arguments of every node. A node that does not answer for two seconds has failed.
+const ARGS: [&str; 8] = [
+    "--cluster-enabled",
+    "yes",
+    "--cluster-config-file",
+    "nodes.conf",
+    "--cluster-node-timeout",
+    "2000",
+    "--repl-diskless-sync-delay",
+    "0",
+];
+
+/// How to start a [`Cluster`].
+#[derive(Clone, Debug)]
+pub struct ClusterOptions {
+    /// How many primaries share the slots; at least one, and three for a failover.
+    pub primaries: usize,
+    /// How many replicas each of them has.
+    pub replicas: usize,
+    /// How each node is started: its arguments come after the usual ones.
+    pub node: RedisOptions,
+}
+
+impl Default for ClusterOptions {
+    /// Three primaries with a replica each.
+    fn default() -> ClusterOptions {
+        ClusterOptions { primaries: 3, replicas: 1, node: RedisOptions::default() }
+    }
+}
+
+/// A running cluster, ended and removed when dropped. A node keeps its number for as long as the
+/// cluster lives: the primaries come first, then one replica of each, and so on; then the added.
+#[derive(Debug)]
+pub struct Cluster {
+    nodes: Vec<Option<Node>>,
+    options: RedisOptions,
+}
+
+#[derive(Debug)]
+struct Node {
+    server: Redis,
+    id: String,
+}
+
+/// A node as another one sees it: a line of `CLUSTER NODES`
+/// (<https://redis.io/docs/latest/commands/cluster-nodes/>).
+struct Seen {
+    id: String,
+    is_primary: bool,
+    slots: Vec<(u16, u16)>,
+}
+
+impl Cluster {
+    /// Starts the nodes and waits until every one of them takes commands for all slots, and each
+    /// replica has its primary's data: some three seconds. Fails as [`Redis::start`] does, or when
+    /// that takes longer than 30 s.
+    pub async fn start(options: ClusterOptions) -> Result<Cluster, Error> {
+        let mut node = options.node;
+        node.args.splice(0..0, ARGS.map(str::to_owned));
+        let mut cluster = Cluster { nodes: Vec::new(), options: node };
+        for _ in 0..options.primaries * (1 + options.replicas) {
+            cluster.start_node().await?;
+        }
+        for at in 0..options.primaries {
+            let bounds = [at, at + 1].map(|at| usize::from(SLOT_COUNT) * at / options.primaries);
+            let mut slots = cmd("CLUSTER");
+            slots.arg("ADDSLOTS").arg((bounds[0]..bounds[1]).collect::<Vec<usize>>());
+            cluster.ask::<()>(at, &slots).await?;
+            // Of two primaries with one epoch the nodes would agree on another first.
+            let mut epoch = cmd("CLUSTER");
+            epoch.arg("SET-CONFIG-EPOCH").arg(at + 1);
+            cluster.ask::<()>(at, &epoch).await?;
+        }
+        let count = cluster.nodes.len();
+        for one in 0..count {
+            for other in one + 1..count {
+                cluster.meet(one, other).await?;
+            }
+        }
+        cluster.all_know(count).await?;
+        for at in options.primaries..count {
+            cluster.replicate(at, at % options.primaries).await?;
+        }
+        cluster.settled().await?;
+        Ok(cluster)
+    }
+
+    /// The `redis://` URLs of all nodes, running or not.
+    #[must_use]
+    pub fn urls(&self) -> Vec<String> {
+        self.nodes.iter().flatten().map(|node| node.server.url()).collect()
+    }
+
+    /// A node's server. Fails when it was removed, or never was.
+    pub fn node(&self, at: usize) -> Result<&Redis, Error> {
+        self.at(at).map(|node| &node.server)
+    }
+
+    /// A node's server, to be stopped, killed and started again.
+    pub fn node_mut(&mut self, at: usize) -> Result<&mut Redis, Error> {
+        let node = self.nodes.get_mut(at).and_then(Option::as_mut);
+        node.map(|node| &mut node.server).ok_or(Error::Stopped { name: "a cluster's node" })
+    }
+
+    /// The number of the node that has a slot, in the eyes of the first node that runs; `None` if
+    /// none has it. Fails when no node runs.
+    pub async fn owner(&self, slot: u16) -> Result<Option<usize>, Error> {
+        let has = |seen: &Seen| seen.slots.iter().any(|(from, to)| (*from..=*to).contains(&slot));
+        let seen = self.seen_by(self.first()?).await?;
+        let owner = seen.iter().find(|seen| seen.is_primary && has(seen));
+        Ok(owner.and_then(|owner| self.number_of(&owner.id)))
+    }
+
+    /// The slot of a key, which may be any bytes. Fails when no node runs.
+    pub async fn slot_of(&self, key: &[u8]) -> Result<u16, Error> {
+        self.ask(self.first()?, cmd("CLUSTER").arg("KEYSLOT").arg(key)).await
+    }
+
+    /// Lets a slot be on its way to another primary: the old one still serves the keys that it has,
+    /// and sends who asks for another to the new one, by `ASK`. Fails as [`Cluster::owner`] does,
+    /// or when nobody has the slot.
+    pub async fn begin_move(&self, slot: u16, to: usize) -> Result<(), Error> {
+        let from = self.owner_of(slot).await?;
+        for (node, state, other) in [(to, "IMPORTING", from), (from, "MIGRATING", to)] {
+            let mut set = cmd("CLUSTER");
+            set.arg("SETSLOT").arg(slot).arg(state).arg(&self.at(other)?.id);
+            self.ask::<()>(node, &set).await?;
+        }
+        Ok(())
+    }
+
+    /// Ends what [`Cluster::begin_move`] began: the keys go over, and all primaries know the new
+    /// owner, who answers others by `MOVED`.
+    pub async fn finish_move(&self, slot: u16, to: usize) -> Result<(), Error> {
+        let from = self.owner_of(slot).await?;
+        loop {
+            let mut list = cmd("CLUSTER");
+            list.arg("GETKEYSINSLOT").arg(slot).arg(100);
+            let keys: Vec<Vec<u8>> = self.ask(from, &list).await?;
+            if keys.is_empty() {
+                break;
+            }
+            let mut migrate = cmd("MIGRATE");
+            migrate.arg("127.0.0.1").arg(self.at(to)?.server.port()).arg("").arg(0);
+            migrate.arg(PATIENCE.as_millis()).arg("KEYS").arg(keys);
+            self.ask::<()>(from, &migrate).await?;
+        }
+        let primaries = self.seen_by(from).await?.into_iter().filter(|seen| seen.is_primary);
+        let primaries: Vec<String> = primaries.map(|seen| seen.id).collect();
+        let others = self.running().filter(|at| ![from, to].contains(at));
+        for node in [to, from].into_iter().chain(others) {
+            if !primaries.contains(&self.at(node)?.id) {
+                continue;
+            }
+            let mut set = cmd("CLUSTER");
+            set.arg("SETSLOT").arg(slot).arg("NODE").arg(&self.at(to)?.id);
+            match self.ask::<()>(node, &set).await {
+                // Who hears from the new owner that its last slot is gone follows the new owner.
+                Err(Error::Redis(error)) if error.to_string().contains("only with masters") => {}
+                outcome => outcome?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Adds a node: a replica of that one, or a primary without any slot. Gives its number. Fails
+    /// as [`Cluster::start`] does.
+    pub async fn add(&mut self, replica_of: Option<usize>) -> Result<usize, Error> {
+        let count = self.running().count() + 1;
+        let new = self.start_node().await?;
+        for other in self.running().filter(|at| *at != new) {
+            self.meet(new, other).await?;
+        }
+        self.all_know(count).await?;
+        if let Some(primary) = replica_of {
+            self.replicate(new, primary).await?;
+        }
+        self.settled().await?;
+        Ok(new)
+    }
+
+    /// Ends a node that has no slot and no replica, and lets the others forget it. Fails as
+    /// [`Cluster::owner`] does, or when the node has a slot.
+    pub async fn remove(&mut self, at: usize) -> Result<(), Error> {
+        let id = self.at(at)?.id.clone();
+        let seen = self.seen_by(self.first()?).await?;
+        if seen.iter().any(|seen| seen.id == id && !seen.slots.is_empty()) {
+            return Err(io_error("remove a node that has slots")(ErrorKind::InvalidInput.into()));
+        }
+        for other in self.running().filter(|other| *other != at) {
+            self.ask::<()>(other, cmd("CLUSTER").arg("FORGET").arg(&id)).await?;
+        }
+        self.nodes[at] = None;
+        Ok(())
+    }
+
+    /// Waits until a replica has taken over the slots of its primary, which was killed: some four
+    /// seconds.
+    pub async fn promoted(&self, replica: usize) -> Result<(), Error> {
+        let id = &self.at(replica)?.id;
+        self.wait("promote a replica", async || {
+            let seen = self.seen_by(replica).await?;
+            Ok(seen.iter().any(|seen| seen.id == *id && seen.is_primary && !seen.slots.is_empty()))
+        })
+        .await?;
+        self.settled().await
+    }
+
+    /// Waits until every running node takes commands, and every replica follows its primary.
+    pub async fn settled(&self) -> Result<(), Error> {
+        self.wait("serve all slots", async || {
+            for at in self.running() {
+                let state: String = self.ask(at, cmd("CLUSTER").arg("INFO")).await?;
+                let role: String = self.ask(at, cmd("INFO").arg("replication")).await?;
+                let follows =
+                    !role.contains("role:slave") || role.contains("master_link_status:up");
+                if !state.contains("cluster_state:ok") || !follows {
+                    return Ok(false);
+                }
+            }
+            Ok(true)
+        })
+        .await
+    }
+
+    async fn start_node(&mut self) -> Result<usize, Error> {
+        let server = Redis::start(self.options.clone()).await?;
+        let mut own = cmd("CLUSTER");
+        let id = own.arg("MYID").query_async(&mut server.connect().await?).await?;
+        self.nodes.push(Some(Node { server, id }));
+        Ok(self.nodes.len() - 1)
+    }
+
+    async fn meet(&self, one: usize, other: usize) -> Result<(), Error> {
+        let mut meet = cmd("CLUSTER");
+        meet.arg("MEET").arg("127.0.0.1").arg(self.at(other)?.server.port());
+        self.ask(one, &meet).await
+    }
+
+    /// Waits until each running node knows so many, by their final names.
+    async fn all_know(&self, count: usize) -> Result<(), Error> {
+        self.wait("know each other", async || {
+            for at in self.running() {
+                let seen = self.seen_by(at).await?;
+                let known = seen.iter().filter(|seen| self.number_of(&seen.id).is_some());
+                if known.count() < count {
+                    return Ok(false);
+                }
+            }
+            Ok(true)
+        })
+        .await
+    }
+
+    async fn replicate(&self, replica: usize, primary: usize) -> Result<(), Error> {
+        self.ask(replica, cmd("CLUSTER").arg("REPLICATE").arg(&self.at(primary)?.id)).await
+    }
+
+    async fn seen_by(&self, at: usize) -> Result<Vec<Seen>, Error> {
+        let lines: String = self.ask(at, cmd("CLUSTER").arg("NODES")).await?;
+        Ok(lines.lines().filter_map(Seen::read).collect())
+    }
+
+    /// Sends a command to one node, over a connection of its own.
+    async fn ask<T: FromRedisValue>(&self, at: usize, command: &Cmd) -> Result<T, Error> {
+        let mut connection = self.at(at)?.server.connect().await?;
+        Ok(command.query_async(&mut connection).await?)
+    }
+
+    async fn wait(
+        &self,
+        goal: &'static str,
+        question: impl AsyncFn() -> Result<bool, Error>,
+    ) -> Result<(), Error> {
+        let logs = || self.nodes.iter().flatten().map(|node| node.server.log());
+        let log = || logs().collect::<Vec<_>>().join("\n\n");
+        wait("a cluster", goal, log, async || Ok(question().await?.then_some(()))).await
+    }
+
+    async fn owner_of(&self, slot: u16) -> Result<usize, Error> {
+        let owner = self.owner(slot).await?;
+        owner.ok_or_else(|| io_error(format!("find slot {slot}"))(ErrorKind::NotFound.into()))
+    }
+
+    fn at(&self, at: usize) -> Result<&Node, Error> {
+        let node = self.nodes.get(at).and_then(Option::as_ref);
+        node.ok_or(Error::Stopped { name: "a cluster's node" })
+    }
+
+    fn running(&self) -> impl Iterator<Item = usize> {
+        let nodes = self.nodes.iter().enumerate();
+        nodes.filter_map(|(at, node)| node.as_ref()?.server.is_running().then_some(at))
+    }
+
+    fn first(&self) -> Result<usize, Error> {
+        self.running().next().ok_or(Error::Stopped { name: "a cluster" })
+    }
+
+    fn number_of(&self, id: &str) -> Option<usize> {
+        self.nodes.iter().position(|node| node.as_ref().is_some_and(|node| node.id == id))
+    }
+}
+
+impl Seen {
+    /// Reads a line; `None` if it is none. Slots on their way, in brackets, are left out.
+    fn read(line: &str) -> Option<Seen> {
+        let mut words = line.split(' ');
+        let (id, flags) = (words.next()?, words.nth(1)?);
+        let slots = words.skip(5).filter_map(|slots| {
+            let (from, to) = slots.split_once('-').unwrap_or((slots, slots));
+            Some((from.parse().ok()?, to.parse().ok()?))
+        });
+        let is_primary = flags.split(',').any(|flag| flag == "master");
+        Some(Seen { id: id.to_owned(), is_primary, slots: slots.collect() })
+    }
+}
