@@ -156,23 +156,25 @@ async fn every_place_of_two_targets_is_full_at_once_within_64_mib() {
 
 /// A large transaction that readers see, and whose end the server does not tell: its walsender is
 /// stopped. Its keys go all the same, and the rows that were read for them are kept.
-async fn read_ahead(bed: &Bed, sidecar: &Sidecar) -> [u32; 1] {
-    let received = "walsweep_changes_total{operation=\"insert\"}";
-    let before = sidecar.metric(received).await;
-    let early = local(bed).await;
+async fn read_ahead(bed: &Bed) -> [u32; 1] {
+    let (early, other) = (local(bed).await, local(bed).await);
     early.run("begin").await;
     early
-        .run("insert into early select 1000000000 + id, id from generate_series(1, 3000) id")
+        .run("insert into early select 1000000000 + id, id from generate_series(1, 10000) id")
         .await;
-    let arrived = async || sidecar.metric(received).await >= before + 2_500.0;
-    eventually(PATIENCE, "most of it is received", arrived).await;
+    // Whoever has received this has received most of that.
+    bed.fill(&["item:50"]).await;
+    other.run("update item set version = 1 where id = 50").await;
+    let gone = async || !bed.has("item:50").await;
+    eventually(PATIENCE * 3, "all before it is received", gone).await;
     let walsender = bed.sql.one::<i32>("select active_pid from pg_replication_slots").await;
     let walsender = [u32::try_from(walsender).unwrap()];
     signal(&walsender, Signal::Stop).unwrap();
     let key = format!("early:1000000001:{}", "p".repeat(400));
     bed.fill(&[&key]).await;
     early.run("commit").await;
-    bed.gone(&key).await;
+    let gone = async || !bed.has(&key).await;
+    eventually(PATIENCE * 3, "a key goes whose commit is not sent", gone).await;
     walsender
 }
 
@@ -212,7 +214,7 @@ async fn fill(more: Option<Redis>) {
         peaks.look(&sidecar, base).await;
         rounds += 1;
     }
-    let walsender = read_ahead(&bed, &sidecar).await;
+    let walsender = read_ahead(&bed).await;
     peaks.look(&sidecar, base).await;
     signal(&walsender, Signal::Cont).unwrap();
     targets.iter().for_each(|target| target.pause().unwrap());
