@@ -165,13 +165,15 @@ impl Refusals {
         (hold, widened)
     }
 
-    /// Collapses what is largest until all fit. What is being tried comes back, and counts.
+    /// Collapses what frees most by it until all fit, or nothing frees any more. What is being tried
+    /// comes back, and counts.
     fn make_room(&mut self) -> Widened {
         let mut widened = Widened::new();
         let bytes = |refusal: &Refusal| refusal.tried_bytes + refusal.keys.bytes();
         while self.by_rule.values().map(bytes).sum::<usize>() > self.bytes_max {
-            let largest = self.by_rule.values_mut().max_by_key(|refusal| refusal.narrow_bytes());
-            let Some(rule) = largest.and_then(|refusal| refusal.keys.collapse_largest(0)) else {
+            let sets = self.by_rule.values_mut().map(|refusal| &mut refusal.keys);
+            let frees_most = sets.max_by_key(|keys| keys.narrow_bytes());
+            let Some(rule) = frees_most.and_then(|keys| keys.collapse_largest(0)) else {
                 break;
             };
             widened.push((rule, 1));
@@ -267,11 +269,6 @@ impl Refusal {
             }
             self.samples.push(key.clone());
         }
-    }
-
-    /// Gives the bytes that collapsing may free.
-    fn narrow_bytes(&self) -> usize {
-        if self.keys.exact_len() == 0 { 0 } else { self.keys.bytes() }
     }
 }
 

@@ -8,9 +8,10 @@ use tokio::time::{Instant, timeout};
 use super::partial_tests::{expected, prints};
 use super::proof::ward::{Found, Ward};
 use super::refused::Refusals;
-use super::tests::{Bench, Redis, keys, local, rules};
+use super::tests::{Bench, Redis, keys, local, rule, rules};
 use super::{Doubt, Event, Kind, Watermark};
-use crate::keys::RuleId;
+use crate::config::Rule;
+use crate::keys::{RuleId, Rules};
 use crate::lsn::Lsn;
 
 /// A rule whose keys are refused, for one transaction with others: each goes its own way.
@@ -59,6 +60,31 @@ fn many_refused_keys_of_a_rule_become_its_pattern() {
     assert_eq!(add(4_000..10_000), (Vec::new(), (10_000, 0)));
     assert_eq!(add(0..10_001), (vec![(RuleId(0), 1)], (0, 1)));
     assert_eq!(add(20_000..20_001).1, (0, 1), "the pattern has it");
+}
+
+/// I6: a rule of many keys, each shorter than its pattern, cannot give way. The others do.
+#[test]
+fn what_cannot_give_way_keeps_no_other_from_it() {
+    const SHARE: usize = 256 << 10;
+    let long = "x".repeat(400);
+    let wide: Vec<String> = (0..200).map(|at| format!("wide{at}:{long}:{{id}}")).collect();
+    let wide: Vec<&str> = wide.iter().map(String::as_str).collect();
+    let mut all = vec![Rule { name: "wide".to_owned(), ..Rule::for_tests("wide", &wide) }];
+    let narrow = |at: u16| rule(&format!("r{at}"), "item", &format!("r{at}:{long}:{{id}}"));
+    all.extend((1..=20).map(narrow));
+    let rules = Rules::compile(&all).unwrap();
+    let mut refusals = Refusals::new(SHARE);
+    let mut add = |table: &str, id: &str| {
+        for (rule, part) in keys(&rules, table, &[id]).by_rule() {
+            refusals.add((rule, part), Lsn(1), &[], Instant::now());
+        }
+    };
+    add("wide", "1");
+    (0..200).for_each(|id| add("item", &id.to_string()));
+    let used = rules.memory().used();
+    assert!(used <= SHARE, "{used} bytes");
+    assert_eq!(refusals.sizes(RuleId(0)), (200, 0));
+    assert!((1..=20).any(|at| refusals.sizes(RuleId(at)) == (0, 1)));
 }
 
 /// I8: what was refused has a second removal after its first.
