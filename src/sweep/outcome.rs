@@ -130,7 +130,7 @@ impl State {
                 let mut jobs = jobs;
                 for job in &mut jobs {
                     let patterns = job.keys.patterns_only();
-                    self.refuse(job, &patterns, &[]);
+                    self.refuse(job, &patterns, |_| Vec::new());
                 }
                 self.removed(jobs).await;
             }
@@ -310,11 +310,10 @@ impl State {
             self.refuse_matched(job, &matched);
         }
         let keys = job.keys.take_exact(|key| refused.contains(key));
-        if !keys.is_empty() {
-            let samples: Vec<Box<[u8]>> =
-                keys.exact().take(SAMPLES).map(|(_, key)| Box::from(key)).collect();
-            self.refuse(job, &keys, &samples);
-        }
+        // Of each rule its own: a right on the keys of one says nothing of another's.
+        self.refuse(job, &keys, |part| {
+            part.exact().take(SAMPLES).map(|(_, key)| Box::from(key)).collect()
+        });
     }
 
     /// Redis refused keys that patterns matched.
@@ -322,22 +321,26 @@ impl State {
         for RefusedOf { pattern, keys } in refused {
             let whole = keys.len() > super::redis::pass::REFUSED_KEYS_MAX;
             let part = job.keys.matched(pattern, keys.iter().map(|key| &**key), whole);
-            if !part.is_empty() {
-                let samples: Vec<Box<[u8]>> = keys.iter().take(SAMPLES).cloned().collect();
-                self.refuse(job, &part, &samples);
-            }
+            // A pattern is of one rule, and so is what it matched.
+            self.refuse(job, &part, |_| keys.iter().take(SAMPLES).cloned().collect());
         }
     }
 
-    /// Redis refused `keys`, a part of the job's: its rules' sets take them.
-    fn refuse(&mut self, job: &mut Job, keys: &KeySet, samples: &[Box<[u8]>]) {
-        if job.comes_again() {
+    /// Redis refused `keys`, a part of the job's: its rules' sets take them, each with samples of
+    /// its part.
+    fn refuse(
+        &mut self,
+        job: &mut Job,
+        keys: &KeySet,
+        samples: impl Fn(&KeySet) -> Vec<Box<[u8]>>,
+    ) {
+        if job.comes_again() || keys.is_empty() {
             return;
         }
         self.count_error(Kind::NoPerm);
         for (rule, part) in keys.by_rule() {
-            let now = Instant::now();
-            let (hold, widened) = self.refusals.add((rule, part), job.covers, samples, now);
+            let (samples, now) = (samples(&part), Instant::now());
+            let (hold, widened) = self.refusals.add((rule, part), job.covers, &samples, now);
             self.refusals.join(rule, job.members.iter().filter_map(Member::part));
             self.hold(job.waits().also(hold));
             self.widened(&widened);

@@ -157,6 +157,43 @@ async fn no_pass_is_made_for_a_pattern_before_one_of_its_keys_can_be_removed() {
     .await;
 }
 
+/// The rules `a` of `item` and `b` of `list`, of exact keys, refused, and the keys `a:5` and `b:5`.
+async fn refused_a_and_b(ids: [&[&str]; 2]) -> Bench {
+    let rules = [rule("a", "item", "a:{id}"), rule("b", "list", "b:{id}")];
+    let rules = Rules::compile(&rules).unwrap();
+    let mut bench = Bench::of(rules, Redis::default(), Duration::ZERO);
+    bench.redis.fill(&["a:5", "b:5"]);
+    bench.redis.forbid(Some("[ab]:*"));
+    let mut all = keys(&bench.rules, "item", ids[0]);
+    all.merge(&keys(&bench.rules, "list", ids[1]));
+    bench.commit_keys(110, all).await;
+    tokio::time::sleep(Duration::from_secs(30)).await;
+    bench
+}
+
+/// Whether a right is there is found out with keys of the rule that it is about, whatever else was
+/// in the transaction: no later than 10 s and a pass after it is given. So also where the right is
+/// on some keys of it only.
+#[tokio::test(start_paused = true)]
+async fn a_right_on_the_keys_of_one_rule_is_noticed_beside_another_that_stays_refused() {
+    local(async {
+        let ids: Vec<String> = (0..10_500).map(|id| id.to_string()).collect();
+        let ids: Vec<&str> = ids.iter().map(String::as_str).collect();
+        for refused_then in ["a:*", r"[ab]:\**"] {
+            let bench = refused_a_and_b([&ids[..100], &ids]).await;
+            let passes = bench.redis.0.passes.get();
+            tokio::time::sleep(Duration::from_secs(30)).await;
+            assert_eq!(bench.redis.0.passes.get(), passes, "no pass for nothing");
+            assert!(bench.redis.has("a:5") && bench.redis.has("b:5"));
+            bench.redis.forbid(Some(refused_then));
+            tokio::time::sleep(Duration::from_secs(11)).await;
+            assert!(!bench.redis.has("b:5"), "{refused_then}");
+            assert_eq!(bench.redis.has("a:5"), refused_then == "a:*");
+        }
+    })
+    .await;
+}
+
 /// I7: a sweep of everything is not over while a part of it is refused.
 #[tokio::test(start_paused = true)]
 async fn a_sweep_that_is_refused_in_part_stays_owed() {
