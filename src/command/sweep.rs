@@ -100,7 +100,7 @@ async fn sweep_target(
     };
     let place = if target.redis.is_alone { String::new() } else { target.redis.title() + ": " };
     told.print(&swept(&place, patterns, &progress, dry_run));
-    if progress.refused() > 0 {
+    if progress.is_refused() {
         let message = "redis refused to remove some of the keys: NOPERM".to_owned();
         return Err(failed(target, &Error::new(Kind::NoPerm, message)).await);
     }

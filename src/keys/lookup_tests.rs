@@ -91,6 +91,7 @@ fn a_row_that_is_not_known_widens() {
     check("k:{team.x}:{id}", seven(), &Found::None, "/k:*:7/ (lookup_no_row 1)");
     check("k:{team.x}:{id}", seven(), &Found::Many, "/k:*:7/ (lookup_many_rows 1)");
     check("k:{team.x}", seven(), &Found::Failed, "/k:*/ (lookup_failed 1)");
+    check("k:{team.x}", seven(), &Found::Large, "/k:*/ (large_value 1)");
     check("k:{team.x}", row("7", None, None), &Found::None, "");
     check("k:{team.x|default:no}", row("7", None, None), &Found::None, "'k:no'");
     check("k:{team.x}", row("7", None, None), &found(&[Some("null's")]), "'k:null's'");

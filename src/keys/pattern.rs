@@ -140,6 +140,21 @@ impl Pattern {
         (inner.tail.is_none() && inner.head.is_empty()).then(|| inner.prefix.to_vec())
     }
 
+    /// A key that the pattern matches, as much like it as can be: each `*` and `?` stands for
+    /// itself, each `[…]` for one of its bytes. `None` if it matches none.
+    pub(crate) fn own_key(&self) -> Option<Vec<u8>> {
+        let byte = |step: Option<Element>| match step {
+            None => Some(b'*'),
+            Some(Element::Any) => Some(b'?'),
+            Some(Element::Byte(byte)) => Some(byte),
+            Some(Element::Class(class)) => {
+                (b'0'..=u8::MAX).chain(0..b'0').find(|one| class.has(*one))
+            }
+        };
+        let key: Vec<u8> = steps(self.as_bytes()).into_iter().map(byte).collect::<Option<_>>()?;
+        self.matches(&key).then_some(key)
+    }
+
     /// Whether every key that `other` matches is sure to match this one, too. It may be so and not
     /// be seen where `?` and `*` meet, such as in `?*` and `*?`.
     #[must_use]
@@ -386,6 +401,19 @@ mod tests {
         check(b"*", b"", true);
         check(b"**", b"", false);
         check(b"", b"a", false);
+    }
+
+    #[test]
+    fn a_pattern_matches_its_own_key() {
+        for (pattern, key) in [
+            (&b"a:*:x"[..], Some(&b"a:*:x"[..])),
+            (br"a\*\[?", Some(b"a*[?")),
+            (b"[a-c][^0-9a]", Some(b"a:")),
+            (b"*", Some(b"*")),
+            (b"a[]", None),
+        ] {
+            assert_eq!(Pattern::parse(pattern).own_key().as_deref(), key);
+        }
     }
 
     #[test]

@@ -10,7 +10,9 @@ use super::job::{Job, Member, Round, Tally};
 use super::proof::prints::Doubt;
 use super::proof::ward::Found;
 use super::redis::node::{Error, Kind};
+use super::redis::pass::Noted;
 use super::refused::{Retry, Tried};
+use super::samples::Samples;
 use super::shared::{RefusedOf, Written, count, observe};
 use super::sweeper::{ALIVE_INTERVAL, BatchDone, Done, State};
 use super::{Event, Swept};
@@ -25,9 +27,6 @@ use crate::telemetry::words::counted;
 
 /// Wait before another try to write the watermark, or to see it on the replicas.
 const WRITE_AGAIN: Duration = Duration::from_secs(1);
-
-/// Refused keys that are remembered to be tried before a pass.
-const SAMPLES: usize = 64;
 
 impl State {
     /// Something that was under way has come to its end.
@@ -129,7 +128,7 @@ impl State {
                 let mut jobs = jobs;
                 for job in &mut jobs {
                     let patterns = job.keys.patterns_only();
-                    self.refuse(job, &patterns, &[]);
+                    self.refuse(job, &patterns, |_| None);
                 }
                 self.removed(jobs).await;
             }
@@ -311,39 +310,50 @@ impl State {
         if tally.with_patterns {
             let of = |(_, pattern): (RuleId, &Pattern)| {
                 let keys = refused.iter().filter(|key| pattern.matches(key)).cloned().collect();
-                RefusedOf { pattern: pattern.clone(), keys }
+                RefusedOf { pattern: pattern.clone(), noted: Noted::of(keys) }
             };
             let matched: Vec<RefusedOf> = job.keys.patterns().map(of).collect();
             self.refuse_matched(job, &matched);
         }
         let keys = job.keys.take_exact(|key| refused.contains(key));
-        if !keys.is_empty() {
-            let samples: Vec<Box<[u8]>> =
-                keys.exact().take(SAMPLES).map(|(_, key)| Box::from(key)).collect();
-            self.refuse(job, &keys, &samples);
-        }
+        // Of each rule its own: a right on the keys of one says nothing of another's.
+        self.refuse(job, &keys, |part| {
+            Some(Samples::of(part.exact().map(|(_, key)| key), part.exact_len()))
+        });
     }
 
     /// Redis refused keys that patterns matched.
     fn refuse_matched(&mut self, job: &mut Job, refused: &[RefusedOf]) {
-        for RefusedOf { pattern, keys } in refused {
-            let whole = keys.len() > super::redis::pass::REFUSED_KEYS_MAX;
-            let part = job.keys.matched(pattern, keys.iter().map(|key| &**key), whole);
-            if !part.is_empty() {
-                let samples: Vec<Box<[u8]>> = keys.iter().take(SAMPLES).cloned().collect();
-                self.refuse(job, &part, &samples);
+        for RefusedOf { pattern, noted } in refused {
+            // A pattern is of one rule, and so is what it matched.
+            match noted {
+                Noted::Keys(keys) => {
+                    let names = || keys.iter().map(|key| &**key);
+                    let part = job.keys.matched(pattern, names(), false);
+                    self.refuse(job, &part, |_| Some(Samples::of(names(), keys.len())));
+                }
+                Noted::Whole(samples) => {
+                    let part = job.keys.matched(pattern, std::iter::empty(), true);
+                    self.refuse(job, &part, |_| Some(samples.clone()));
+                }
             }
         }
     }
 
-    /// Redis refused `keys`, a part of the job's: its rules' sets take them.
-    fn refuse(&mut self, job: &mut Job, keys: &KeySet, samples: &[Box<[u8]>]) {
-        if job.comes_again() {
+    /// Redis refused `keys`, a part of the job's: its rules' sets take them, each with samples of
+    /// its part; with none, if SCAN was refused.
+    fn refuse(
+        &mut self,
+        job: &mut Job,
+        keys: &KeySet,
+        samples: impl Fn(&KeySet) -> Option<Samples>,
+    ) {
+        if job.comes_again() || keys.is_empty() {
             return;
         }
         self.count_error(Kind::NoPerm);
         for (rule, part) in keys.by_rule() {
-            let now = Instant::now();
+            let (samples, now) = (samples(&part), Instant::now());
             let (hold, widened) = self.refusals.add((rule, part), job.covers, samples, now);
             self.refusals.join(rule, job.members.iter().filter_map(Member::part));
             self.hold(job.waits().also(hold));

@@ -14,6 +14,8 @@ use super::job::{Member, Tally};
 use super::redis::node::{Error, Node};
 use super::redis::unlink::{self, Refused, Search};
 use super::refill::Widened;
+use super::samples::Samples;
+use crate::budget::Charge;
 use crate::keys::{KeySet, RuleId};
 use crate::lsn::Lsn;
 use crate::settle::Hold;
@@ -24,9 +26,6 @@ const WAIT: (Duration, Duration) = (Duration::from_millis(100), Duration::from_s
 /// Exact keys of a rule, beyond which they collapse. Trying each of them alone costs Redis some
 /// 10 ms.
 const KEYS_MAX: usize = 10_000;
-
-/// Refused keys of a rule that are tried before a pass.
-const SAMPLES_MAX: usize = 64;
 
 /// Tries without a pass, after which there is one whatever the samples say: the right may have been
 /// given for other keys. At the longest wait that is five minutes.
@@ -75,8 +74,8 @@ impl Pause {
     }
 }
 
-/// Memory of the refused keys of a rule that are tried before a pass, bytes: at least one is kept.
-const SAMPLES_BYTES_MAX: usize = 4 << 10;
+/// The part of the memory that samples may take.
+const SAMPLES_PART: usize = 4;
 
 /// Keys that Redis refuses, by rule.
 #[derive(Debug)]
@@ -93,7 +92,12 @@ struct Refusal {
     keys: KeySet,
     members: Vec<Member>,
     covers: Lsn,
-    samples: Vec<Box<[u8]>>,
+    /// Keys that are tried before a pass.
+    samples: Samples,
+    /// Memory of those.
+    charge: Charge,
+    /// Whether SCAN itself was refused, so that trying keys says nothing.
+    is_scan: bool,
     pause: Pause,
     without_pass: u32,
     /// Whether a try is under way.
@@ -108,7 +112,7 @@ pub(super) struct Retry {
     pub(super) rule: RuleId,
     pub(super) keys: KeySet,
     pub(super) covers: Lsn,
-    samples: Vec<Box<[u8]>>,
+    samples: Samples,
     with_pass: bool,
 }
 
@@ -126,13 +130,14 @@ impl Refusals {
         Refusals { by_rule: BTreeMap::new(), bytes_max }
     }
 
-    /// Adds keys of one rule, with the end LSN up to which they cover, and `samples` of what was
-    /// refused. Gives what holds back all that waits for them, and what was widened.
+    /// Adds keys of one rule, with the end LSN up to which they cover, and samples of what was
+    /// refused of them; none, if SCAN was. Gives what holds back all that waits for them, and what
+    /// was widened.
     pub(super) fn add(
         &mut self,
         (rule, keys): (RuleId, KeySet),
         covers: Lsn,
-        samples: &[Box<[u8]>],
+        samples: Option<Samples>,
         now: Instant,
     ) -> (Hold, Widened) {
         let refusal = self.by_rule.entry(rule).or_insert_with(|| {
@@ -143,7 +148,9 @@ impl Refusals {
                 keys: keys.emptied(),
                 members: Vec::new(),
                 covers,
-                samples: Vec::new(),
+                samples: Samples::default(),
+                charge: keys.new_charge(),
+                is_scan: false,
                 pause,
                 without_pass: 0,
                 is_tried: false,
@@ -157,26 +164,44 @@ impl Refusals {
         {
             widened.push((rule, 1));
         }
-        if !samples.is_empty() {
-            refusal.sample(samples);
+        refusal.is_scan = samples.is_none();
+        if let Some(samples) = samples {
+            refusal.samples = samples;
         }
         let hold = refusal.hold;
         widened.extend(self.make_room());
         (hold, widened)
     }
 
-    /// Collapses what is largest until all fit. What is being tried comes back, and counts.
+    /// Collapses what frees most by it until all fit, or nothing frees any more. Samples make room
+    /// for themselves.
     fn make_room(&mut self) -> Widened {
+        let samples = |by_rule: &BTreeMap<RuleId, Refusal>| -> usize {
+            by_rule.values().map(|refusal| refusal.samples.bytes()).sum()
+        };
+        while samples(&self.by_rule) > self.bytes_max / SAMPLES_PART {
+            let all = self.by_rule.values_mut().map(|refusal| &mut refusal.samples);
+            all.max_by_key(|samples| samples.bytes()).into_iter().for_each(Samples::halve);
+        }
+        for refusal in self.by_rule.values_mut() {
+            refusal.charge.set(refusal.samples.bytes());
+        }
         let mut widened = Widened::new();
-        let bytes = |refusal: &Refusal| refusal.tried_bytes + refusal.keys.bytes();
-        while self.by_rule.values().map(bytes).sum::<usize>() > self.bytes_max {
-            let largest = self.by_rule.values_mut().max_by_key(|refusal| refusal.narrow_bytes());
-            let Some(rule) = largest.and_then(|refusal| refusal.keys.collapse_largest(0)) else {
+        while self.bytes() > self.bytes_max {
+            let sets = self.by_rule.values_mut().map(|refusal| &mut refusal.keys);
+            let frees_most = sets.max_by_key(|keys| keys.narrow_bytes());
+            let Some(rule) = frees_most.and_then(|keys| keys.collapse_largest(0)) else {
                 break;
             };
             widened.push((rule, 1));
         }
         widened
+    }
+
+    /// The memory of all. What is being tried comes back, and counts.
+    pub(super) fn bytes(&self) -> usize {
+        let bytes = |one: &Refusal| one.tried_bytes + one.keys.bytes() + one.charge.bytes();
+        self.by_rule.values().map(bytes).sum()
     }
 
     /// Somebody else waits for what is refused of a rule.
@@ -195,7 +220,7 @@ impl Refusals {
             let empty = refusal.keys.emptied();
             let keys = std::mem::replace(&mut refusal.keys, empty);
             refusal.tried_bytes = keys.bytes();
-            let with_pass = refusal.samples.is_empty() || refusal.without_pass > TRIES_WITHOUT_PASS;
+            let with_pass = refusal.is_scan || refusal.without_pass > TRIES_WITHOUT_PASS;
             if with_pass {
                 refusal.without_pass = 0;
             }
@@ -255,26 +280,6 @@ impl Refusals {
     }
 }
 
-impl Refusal {
-    /// Takes keys that are tried before a pass.
-    fn sample(&mut self, keys: &[Box<[u8]>]) {
-        let mut bytes = 0;
-        self.samples.clear();
-        for key in keys.iter().take(SAMPLES_MAX) {
-            bytes += key.len();
-            if bytes > SAMPLES_BYTES_MAX && !self.samples.is_empty() {
-                break;
-            }
-            self.samples.push(key.clone());
-        }
-    }
-
-    /// Gives the bytes that collapsing may free.
-    fn narrow_bytes(&self) -> usize {
-        if self.keys.exact_len() == 0 { 0 } else { self.keys.bytes() }
-    }
-}
-
 /// Tries to remove what was refused.
 ///
 /// # Errors
@@ -290,7 +295,8 @@ pub(super) async fn retry<N: Node>(node: &N, retry: &Retry) -> Result<Tried, Err
     }
     let mut with_pass = retry.keys.has_patterns();
     if with_pass && !retry.with_pass {
-        let samples: Vec<&[u8]> = retry.samples.iter().map(|key| &**key).collect();
+        let samples = retry.samples.of_patterns(&retry.keys);
+        let samples: Vec<&[u8]> = samples.iter().map(|key| &**key).collect();
         let mut refused = Refused::new();
         let removed = unlink::one_by_one(node, &samples, Search::Thorough, &mut refused).await?;
         tally.add(retry.rule, removed, 0);

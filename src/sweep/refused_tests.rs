@@ -7,11 +7,19 @@ use tokio::time::{Instant, timeout};
 
 use super::partial_tests::{expected, prints};
 use super::proof::ward::{Found, Ward};
+use super::redis::pass::Noted;
 use super::refused::Refusals;
-use super::tests::{Bench, Redis, keys, local, rules};
-use super::{Doubt, Event, Kind, Watermark};
-use crate::keys::RuleId;
+use super::samples::Samples;
+use super::tests::{Bench, Redis, keys, local, rule, rules};
+use super::{Doubt, Event, Kind, Pace, Pass, Watermark};
+use crate::config::Rule;
+use crate::keys::{Pattern, RuleId, Rules};
 use crate::lsn::Lsn;
+
+/// Nothing to be tried before a pass.
+fn none() -> Option<Samples> {
+    Some(Samples::default())
+}
 
 /// A rule whose keys are refused, for one transaction with others: each goes its own way.
 #[tokio::test(start_paused = true)]
@@ -52,13 +60,38 @@ fn many_refused_keys_of_a_rule_become_its_pattern() {
         let ids: Vec<String> = ids.map(|id| id.to_string()).collect();
         let ids: Vec<&str> = ids.iter().map(String::as_str).collect();
         let keys = keys(&rules, "item", &ids);
-        let (_hold, widened) = refusals.add((RuleId(0), keys), Lsn(1), &[], Instant::now());
+        let (_hold, widened) = refusals.add((RuleId(0), keys), Lsn(1), none(), Instant::now());
         (widened, refusals.sizes(RuleId(0)))
     };
     assert_eq!(add(0..6_000), (Vec::new(), (6_000, 0)));
     assert_eq!(add(4_000..10_000), (Vec::new(), (10_000, 0)));
     assert_eq!(add(0..10_001), (vec![(RuleId(0), 1)], (0, 1)));
     assert_eq!(add(20_000..20_001).1, (0, 1), "the pattern has it");
+}
+
+/// I6: a rule of many keys, each shorter than its pattern, cannot give way. The others do.
+#[test]
+fn what_cannot_give_way_keeps_no_other_from_it() {
+    const SHARE: usize = 256 << 10;
+    let long = "x".repeat(400);
+    let wide: Vec<String> = (0..200).map(|at| format!("wide{at}:{long}:{{id}}")).collect();
+    let wide: Vec<&str> = wide.iter().map(String::as_str).collect();
+    let mut all = vec![Rule { name: "wide".to_owned(), ..Rule::for_tests("wide", &wide) }];
+    let narrow = |at: u16| rule(&format!("r{at}"), "item", &format!("r{at}:{long}:{{id}}"));
+    all.extend((1..=20).map(narrow));
+    let rules = Rules::compile(&all).unwrap();
+    let mut refusals = Refusals::new(SHARE);
+    let mut add = |table: &str, id: &str| {
+        for (rule, part) in keys(&rules, table, &[id]).by_rule() {
+            refusals.add((rule, part), Lsn(1), none(), Instant::now());
+        }
+    };
+    add("wide", "1");
+    (0..200).for_each(|id| add("item", &id.to_string()));
+    let used = rules.memory().used();
+    assert!(used <= SHARE, "{used} bytes");
+    assert_eq!(refusals.sizes(RuleId(0)), (200, 0));
+    assert!((1..=20).any(|at| refusals.sizes(RuleId(at)) == (0, 1)));
 }
 
 /// I8: what was refused has a second removal after its first.
@@ -129,6 +162,111 @@ async fn no_pass_is_made_for_a_pattern_before_one_of_its_keys_can_be_removed() {
         assert!(bench.redis.0.keys.borrow().is_empty());
     })
     .await;
+}
+
+/// The rules `a` of `item` and `b` of `list`, of exact keys, refused, and the keys `a:5` and `b:5`.
+async fn refused_a_and_b(ids: [&[&str]; 2]) -> Bench {
+    let rules = [rule("a", "item", "a:{id}"), rule("b", "list", "b:{id}")];
+    let rules = Rules::compile(&rules).unwrap();
+    let mut bench = Bench::of(rules, Redis::default(), Duration::ZERO);
+    bench.redis.fill(&["a:5", "b:5"]);
+    bench.redis.forbid(Some("[ab]:*"));
+    let mut all = keys(&bench.rules, "item", ids[0]);
+    all.merge(&keys(&bench.rules, "list", ids[1]));
+    bench.commit_keys(110, all).await;
+    tokio::time::sleep(Duration::from_secs(30)).await;
+    bench
+}
+
+/// Whether a right is there is found out with keys of the rule that it is about, whatever else was
+/// in the transaction: no later than 10 s and a pass after it is given. So also where the right is
+/// on some keys of it only.
+#[tokio::test(start_paused = true)]
+async fn a_right_on_the_keys_of_one_rule_is_noticed_beside_another_that_stays_refused() {
+    local(async {
+        let ids: Vec<String> = (0..10_500).map(|id| id.to_string()).collect();
+        let ids: Vec<&str> = ids.iter().map(String::as_str).collect();
+        for refused_then in ["a:*", r"[ab]:\**"] {
+            let bench = refused_a_and_b([&ids[..100], &ids]).await;
+            let passes = bench.redis.0.passes.get();
+            tokio::time::sleep(Duration::from_secs(30)).await;
+            assert_eq!(bench.redis.0.passes.get(), passes, "no pass for nothing");
+            assert!(bench.redis.has("a:5") && bench.redis.has("b:5"));
+            bench.redis.forbid(Some(refused_then));
+            tokio::time::sleep(Duration::from_secs(11)).await;
+            assert!(!bench.redis.has("b:5"), "{refused_then}");
+            assert_eq!(bench.redis.has("a:5"), refused_then == "a:*");
+        }
+    })
+    .await;
+}
+
+/// I6: of keys as long as can be nothing is kept once they are a pattern, and no pass is made for
+/// it before they can be removed.
+#[tokio::test(start_paused = true)]
+async fn long_keys_are_not_kept_and_cost_no_pass_for_nothing() {
+    local(async {
+        let ids: Vec<String> = (0..6).map(|id| format!("{id}{}", "x".repeat(900_000))).collect();
+        let ids: Vec<&str> = ids.iter().map(String::as_str).collect();
+        let bench = refused_a_and_b([&ids[..3], &ids[3..]]).await;
+        let used = bench.rules.memory().used();
+        assert!(used < 64 << 10, "{used} bytes");
+        let passes = bench.redis.0.passes.get();
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        assert_eq!(bench.redis.0.passes.get(), passes);
+        bench.redis.forbid(None);
+        tokio::time::sleep(Duration::from_secs(11)).await;
+        assert!(!bench.redis.has("a:5") && !bench.redis.has("b:5"));
+    })
+    .await;
+}
+
+/// I6: what is tried before a pass is counted, and has a part of the share, however many rules
+/// there are.
+#[test]
+fn samples_of_many_rules_are_counted_and_bounded() {
+    const SHARE: usize = 256 << 10;
+    let narrow = |at: u16| rule(&format!("r{at}"), "item", &format!("r{at}:{{id}}"));
+    let rules = Rules::compile(&(0..200).map(narrow).collect::<Vec<_>>()).unwrap();
+    let ids: Vec<String> = (0..12).map(|id| format!("{id}{}", "x".repeat(1_000))).collect();
+    let ids: Vec<&str> = ids.iter().map(String::as_str).collect();
+    let used = |with_samples: bool| {
+        let mut refusals = Refusals::new(SHARE);
+        for (rule, part) in keys(&rules, "item", &ids).by_rule() {
+            let samples = Samples::of(part.exact().map(|(_, key)| key), part.exact_len());
+            assert!(samples.bytes() > 3_000, "{}", samples.bytes());
+            let samples = if with_samples { Some(samples) } else { none() };
+            refusals.add((rule, part), Lsn(1), samples, Instant::now());
+        }
+        assert_eq!(rules.memory().used(), refusals.bytes());
+        refusals.bytes()
+    };
+    let samples = used(true) - used(false);
+    assert!((SHARE / 8..=SHARE / 4).contains(&samples), "{samples} bytes");
+}
+
+/// I6: what a pass notes of refused keys is bounded; the pattern stands for them beyond it.
+#[tokio::test(start_paused = true)]
+async fn a_pass_notes_no_more_refused_keys_than_there_is_room_for() {
+    let redis = Redis::default();
+    let names: Vec<String> = (0..2_000).map(|at| format!("list:{at}:{at:0>400}")).collect();
+    redis.fill(&names.iter().map(String::as_str).collect::<Vec<_>>());
+    redis.fill(&["item:1", "item:2"]);
+    redis.forbid(Some("[il]*"));
+    for (bytes_max, is_whole) in [(1 << 20, false), (512 << 10, true)] {
+        let patterns = ["item:*", "list:*"].map(|text| Pattern::parse(text.as_bytes())).into();
+        let mut pass = Pass::new(patterns);
+        pass.refused_bytes_max = bytes_max;
+        let mut pace = Pace::new(Duration::from_millis(1), 1.0);
+        let progress = pass.run(&redis, &mut pace, |_| {}).await.unwrap();
+        let is = |at: usize| matches!(progress.refused.get(&at), Some(Noted::Whole(_)));
+        assert_eq!((is(0), is(1), progress.is_refused()), (false, is_whole, true));
+        let kept = |at: usize| match progress.refused.get(&at) {
+            Some(Noted::Keys(keys)) => keys.len(),
+            _ => 0,
+        };
+        assert_eq!((kept(0), kept(1)), (2, if is_whole { 0 } else { 2_000 }));
+    }
 }
 
 /// I7: a sweep of everything is not over while a part of it is refused.

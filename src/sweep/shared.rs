@@ -14,23 +14,23 @@ use super::proof::ward::Found;
 use super::queue::pass_reason;
 use super::redis::node::{Error, Node, Replaced};
 use super::redis::pace::Pace;
-use super::redis::pass::{Pass, Progress};
-use super::redis::unlink::Refused;
+use super::redis::pass::{Noted, Pass, Progress};
 use crate::config::TargetId;
 use crate::keys::{Pattern, RuleId};
 use crate::telemetry::metrics::{Metrics, ReasonLabel, seconds};
 
-/// Keys of one pattern that Redis refused to remove in a pass.
+/// Keys of one pattern that Redis refused to remove.
 pub(super) struct RefusedOf {
     pub(super) pattern: Pattern,
-    pub(super) keys: Refused,
+    pub(super) noted: Noted,
 }
 
-/// One SCAN pass for all patterns of these jobs. Gives what Redis refused to remove.
+/// One SCAN pass for all patterns of these jobs. Gives what Redis refused to remove, for which
+/// there are so many bytes.
 pub(super) async fn sweep<N: Node>(
     node: &N,
     metrics: &Metrics,
-    jobs: &[Job],
+    (jobs, refused_bytes_max): (&[Job], usize),
     pace: &mut Pace,
 ) -> Result<Vec<RefusedOf>, Error> {
     let reason = pass_reason(jobs);
@@ -71,11 +71,12 @@ pub(super) async fn sweep<N: Node>(
         metrics.sweep_throttled.inc_by(seconds(progress.waited - waited));
         (scanned, waited) = (progress.scanned, progress.waited);
     };
-    let mut progress = Pass::new(patterns.clone()).run(node, pace, each_page).await?;
-    let refused = std::mem::take(&mut progress.refused).into_iter();
-    let refused = refused.filter(|(_, keys)| !keys.is_empty());
+    let mut pass = Pass::new(patterns.clone());
+    pass.refused_bytes_max = refused_bytes_max;
+    let progress = pass.run(node, pace, each_page).await?;
+    let refused = progress.refused.into_iter();
     let refused = refused
-        .filter_map(|(at, keys)| Some(RefusedOf { pattern: patterns.get(at)?.clone(), keys }))
+        .filter_map(|(at, noted)| Some(RefusedOf { pattern: patterns.get(at)?.clone(), noted }))
         .collect();
     metrics.sweeps.get_or_create(&ReasonLabel { reason }).inc();
     metrics.sweep_seconds.observe(seconds(began.elapsed()));

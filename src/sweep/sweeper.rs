@@ -449,10 +449,10 @@ impl State {
         let jobs = self.passes.take();
         self.late.in_pass = jobs.iter().map(|job| job.oldest).fold(None, older);
         let mut pace = self.pace.take().expect("it came back with the pass before this one");
-        let under_way = self.health.pass();
+        let (under_way, refused) = (self.health.pass(), self.room.share.refused);
         Some(Box::pin(async move {
             let _until_it_ends = under_way;
-            let outcome = sweep(node, metrics, &jobs, &mut pace).await;
+            let outcome = sweep(node, metrics, (&jobs, refused), &mut pace).await;
             (jobs, pace, outcome)
         }))
     }

@@ -346,7 +346,11 @@ impl Bench {
 
     /// A sweeper over a Redis as it is.
     pub(super) fn found(redis: Redis, window: Duration) -> Bench {
-        let rules = rules();
+        Bench::of(rules(), redis, window)
+    }
+
+    /// A sweeper of these rules over a Redis as it is.
+    pub(super) fn of(rules: Rules, redis: Redis, window: Duration) -> Bench {
         let (adopt, settings) = settings(&rules, window);
         let (visible, sweeper_visible) = channel(64);
         let (events_sender, events) = mpsc::channel(64);

@@ -252,7 +252,66 @@ keys = ["detail:{d.body}:{id}", "name:{d.name}:{id}"]
     }
     let growth = peak(sidecar.id()) - before;
     assert!(growth < GROWTH_KIB, "{growth} KiB more than {before}");
-    assert!(widened(&sidecar, "detail", "lookup_failed").await >= 1.0);
+    assert!(widened(&sidecar, "detail", "large_value").await >= 1.0);
+    assert!(widened(&sidecar, "detail", "lookup_failed").await < 0.5);
+}
+
+/// Tags of pages, of which those of tag 2, and of 400 more, have a path of 70 000 bytes.
+const TAGS: &str = "
+    create table tag (id int primary key, name text not null);
+    alter table tag replica identity full;
+    create table page (id int primary key, tag_id int, path text);
+    insert into tag select id, 'tag' from generate_series(1, 3) id;
+    insert into page select id, 1 + id % 3, case id % 3 when 1 then repeat('x', 70000) else id::text
+      end from generate_series(1, 9) id;
+    insert into tag select id, 'tag' from generate_series(101, 520) id;
+    insert into page select id, id, repeat('x', case when id > 500 then 60000 else 70000 end)
+      from generate_series(101, 520) id;
+    create index on page (tag_id);";
+
+const TAG_RULES: &str = r#"
+[lookup.pages]
+sql = "select path from page where tag_id = $1"
+params = ["id"]
+rows = "many"
+cache = 0
+
+[[rule]]
+name = "tag"
+table = "public.tag"
+keys = ["page:{pages.path}"]
+"#;
+
+/// A value that is too large for a key is no failure of the lookup: it is told as such, and answers
+/// to other questions are as exact as ever.
+#[tokio::test]
+async fn a_large_value_of_many_rows_is_told_and_the_lookup_goes_on() {
+    let bed = Bed::new(&[]).await;
+    bed.sql.run(TAGS).await;
+    let settings = Settings { rules: TAG_RULES.to_owned(), ..bed.settings() };
+    let sidecar = Sidecar::set_up(settings).await;
+    bed.settled().await;
+    let many: Vec<String> = (101..=520).map(|id| id.to_string()).collect();
+    let many = format!("1, 3, {}", many.join(", "));
+    for (tags, is_wide) in
+        [("2", true), ("1", false), ("1, 3", false), ("1, 2, 3", true), (&many, true)]
+    {
+        bed.fill(&["page:3", "page:none"]).await;
+        bed.sql.run(&format!("update tag set name = name || 'x' where id in ({tags})")).await;
+        bed.settled().await;
+        assert!(!bed.has("page:3").await, "{tags}");
+        assert_eq!(bed.has("page:none").await, !is_wide, "{tags}");
+        assert_eq!(sidecar.readyz().await, Some(200), "{tags}");
+    }
+    assert!(widened(&sidecar, "tag", "large_value").await >= 2.0);
+    assert!(widened(&sidecar, "tag", "lookup_failed").await < 0.5);
+    sidecar.wait_log("lookup `pages` finds a value above 64 KiB: `page:{pages.path}`").await;
+    let log = sidecar.log();
+    assert!(log.iter().any(|line| line.contains("let `lookup.pages.sql` give a shorter value")));
+    // Large values take no room from other rows.
+    for wrong in ["lookup `pages` fails", "lookup `pages` finds more rows"] {
+        assert!(!log.iter().any(|line| line.contains(wrong)), "{wrong}");
+    }
 }
 
 /// Rows of 60 000 bytes on shelves: 104 of them, with what their places cost, are below 6 MiB. A

@@ -115,7 +115,7 @@ const BOUNDS: &[(&str, &str, &str, &str)] = &[
     (
         "docs/guarantee.md",
         "up to 64 of the refused keys are tried",
-        "src/sweep/refused.rs",
+        "src/sweep/samples.rs",
         "SAMPLES_MAX: usize = 64",
     ),
     (

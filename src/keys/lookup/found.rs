@@ -28,6 +28,8 @@ pub enum Found {
     Many,
     /// More rows than the lookup may have, or than there is memory for.
     Beyond,
+    /// Rows of which one has a value that is too large to be kept.
+    Large,
     /// The query failed, or was not answered in time.
     Failed,
 }
@@ -73,7 +75,7 @@ impl Found {
     pub fn bytes(&self) -> usize {
         match self {
             Found::Rows(FoundRows(bytes)) => bytes.len(),
-            Found::None | Found::Many | Found::Beyond | Found::Failed => 0,
+            Found::None | Found::Many | Found::Beyond | Found::Large | Found::Failed => 0,
         }
     }
 

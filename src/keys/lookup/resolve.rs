@@ -162,6 +162,7 @@ impl<'a> Rows<'a> {
             Some(Found::None) => Vec::new(),
             Some(Found::Many) => return vec![Row::Unknown(WidenReason::LookupManyRows)],
             Some(Found::Beyond) => return vec![Row::Unknown(WidenReason::LookupLimit)],
+            Some(Found::Large) => return vec![Row::Unknown(WidenReason::LargeValue)],
             Some(Found::Failed) => return vec![Row::Unknown(WidenReason::LookupFailed)],
         };
         match self.before.get(used.id, params) {

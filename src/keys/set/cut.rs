@@ -88,8 +88,9 @@ impl KeySet {
         parts
     }
 
-    /// Memory that [`KeySet::collapse`] may free, bytes.
-    pub(in crate::keys) fn narrow_bytes(&self) -> usize {
+    /// Gives the memory that [`KeySet::collapse`] may free, bytes.
+    #[must_use]
+    pub fn narrow_bytes(&self) -> usize {
         let is_narrow = |(id, usage): &(TemplateId, &Usage)| !usage.whole && self.frees(*id, usage);
         let narrow = self.usage.iter::<TemplateId>().filter(is_narrow);
         narrow.map(|(_, usage)| usage.held.bytes).sum()

@@ -134,6 +134,10 @@ impl Gathered {
         let text = |at| Ok(row.try_get::<_, Option<Text<'_>>>(at)?.map(|text| text.0));
         let values: Vec<Option<&[u8]>> = (start..row.len()).map(text).collect::<Result<_, _>>()?;
         self.is_large = values.iter().flatten().any(|value| value.len() > VALUE_SIZE_MAX);
+        if self.is_large {
+            self.drop_rows(room);
+            return Ok(());
+        }
         let bytes: usize = values.iter().flatten().map(|value| value.len()).sum();
         let bytes = bytes + values.len() * VALUE_COST;
         if !room.take(bytes) {
@@ -155,7 +159,7 @@ impl Gathered {
     /// The answer that they are.
     pub(super) fn found(self, asked: &Asked) -> Found {
         match asked.rows {
-            _ if self.is_large => Found::Failed,
+            _ if self.is_large => Found::Large,
             _ if self.is_beyond => Found::Beyond,
             LookupRows::Many if self.count > asked.most() => Found::Beyond,
             LookupRows::One if self.count > asked.most() => Found::Many,

@@ -139,9 +139,12 @@ async fn an_answer_that_a_change_overtook_is_not_kept() {
 #[tokio::test]
 async fn failures_are_not_kept_and_no_row_is_an_answer() {
     let cache = opened(10).await;
-    for (number, found, is_kept) in
-        [(1, Found::Failed, false), (2, Found::None, true), (3, Found::Many, true)]
-    {
+    for (number, found, is_kept) in [
+        (1, Found::Failed, false),
+        (2, Found::None, true),
+        (3, Found::Many, true),
+        (4, Found::Large, true),
+    ] {
         cache.keep(&cache.begin(), &answers(0, [number], &found));
         assert_eq!(has(&cache, 0, number), is_kept, "{found:?}");
     }

@@ -14,13 +14,13 @@ mod batch;
 mod cache;
 #[cfg(test)]
 mod cache_tests;
-mod over_limit;
 mod query;
 mod refusal;
 mod room;
 mod rows;
 #[cfg(test)]
 mod tests;
+mod too_much;
 mod waiting;
 
 use std::iter::once;
@@ -29,7 +29,7 @@ use std::sync::Arc;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 
-use self::over_limit::OverLimit;
+use self::too_much::TooMuch;
 use self::waiting::Waiting;
 use super::{Cause, Gated, Visible, send};
 use crate::channel::{Receiver, Sender};
@@ -91,7 +91,7 @@ impl Lookups {
     pub async fn run(self, mut inputs: Receiver<Gated>, outputs: Sender<Visible>) {
         let Lookups { rows, cache } = self;
         let (health, all) = (rows.health(), rows.all());
-        let mut over_limit = OverLimit::default();
+        let mut too_much = TooMuch::default();
         let (_told, metrics) = (Told(Arc::clone(&health)), health.metrics());
         let mut resting: Vec<Option<Rows>> =
             rows.on_sessions(SESSIONS_MAX).into_iter().map(Some).collect();
@@ -115,7 +115,7 @@ impl Lookups {
                     // A round that panicked takes the session with it.
                     let Ok(Round { at, rows, ids, known, read }) = round else { return };
                     for answers in [&known, &read] {
-                        over_limit.tell(&all, answers, waiting.sets(&ids));
+                        too_much.tell(&all, answers, waiting.sets(&ids));
                     }
                     let passed = waiting.end(at, &ids, (known, read), metrics);
                     rows.let_go();
@@ -140,7 +140,7 @@ impl Lookups {
                         let passes = match waiting.known(cache.as_ref(), &gated) {
                             Some(answers) => {
                                 count(metrics, "cache", answers.iter().count());
-                                over_limit.tell(&all, &answers, once(&gated.keys));
+                                too_much.tell(&all, &answers, once(&gated.keys));
                                 Some(waiting.resolved(gated, &answers, metrics))
                             }
                             None => waiting.take(gated, metrics),

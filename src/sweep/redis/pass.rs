@@ -5,7 +5,7 @@
 //! never outlives the connection: a pass that fails begins again at 0
 //! (<https://redis.io/docs/latest/commands/scan/#scan-guarantees>).
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -13,15 +13,20 @@ use tokio::time::Instant;
 use super::node::{Error, Node, Page, ScanCall};
 use super::pace::Pace;
 use super::unlink::{Refused, Search, one_by_one};
+use crate::budget::OfTarget;
 use crate::failpoint::{Point, reach};
 use crate::keys::Pattern;
+use crate::sweep::samples::Samples;
 
 /// Keys removed by one UNLINK while a pass runs; about 0.3 ms of Redis's time.
 const UNLINK_KEYS: usize = 500;
 
 /// Keys of one pattern that Redis refused to remove, beyond which no more are noted: the pattern
 /// itself then stands for them.
-pub(in crate::sweep) const REFUSED_KEYS_MAX: usize = 10_000;
+const REFUSED_KEYS_MAX: usize = 10_000;
+
+/// The memory that such a key takes beside its bytes: its place in a set, its allocation.
+const REFUSED_COST: usize = 48;
 
 /// Stars of a pattern that Redis is asked to match; what stands behind them is matched here alone.
 /// Redis before 7.0.9 and 6.2.11 tries every place for each star within the place of the one before
@@ -41,6 +46,8 @@ pub struct Pass {
     groups: Vec<Group>,
     /// Count what matches, remove nothing.
     pub dry_run: bool,
+    /// Memory of all keys that are noted because Redis refused to remove them, bytes (I6).
+    pub(in crate::sweep) refused_bytes_max: usize,
 }
 
 /// Patterns that begin alike, so that most keys are told off by one comparison for all of them.
@@ -68,15 +75,48 @@ pub struct Progress {
     /// Keys that were to be removed since the pace was told, and how long that lasted.
     removals: (u64, Duration),
     /// Keys that the user may not remove, by the index of their pattern.
-    pub(in crate::sweep) refused: HashMap<usize, Refused>,
+    pub(in crate::sweep) refused: HashMap<usize, Noted>,
+    /// Memory of those.
+    refused_bytes: usize,
+}
+
+/// Keys of one pattern that Redis refused to remove.
+#[derive(Clone, Debug)]
+pub(in crate::sweep) enum Noted {
+    /// All of them.
+    Keys(Refused),
+    /// There are more than may be noted: the pattern itself stands for them.
+    Whole(Samples),
+}
+
+impl Noted {
+    /// These keys, as long as they are not too many.
+    pub(in crate::sweep) fn of(keys: Refused) -> Noted {
+        let mut noted = Noted::Keys(Refused::new());
+        noted.add(keys, &mut 0, usize::MAX);
+        noted
+    }
+
+    /// Notes more of them; of all patterns they take `bytes`, and may take `bytes_max`.
+    fn add(&mut self, found: Refused, bytes: &mut usize, bytes_max: usize) {
+        let Noted::Keys(keys) = self else { return };
+        let cost = |key: &[u8]| key.len() + REFUSED_COST;
+        for key in found {
+            let more = cost(&key);
+            *bytes += if keys.insert(key) { more } else { 0 };
+        }
+        if keys.len() > REFUSED_KEYS_MAX || *bytes > bytes_max {
+            *bytes -= keys.iter().map(|key| cost(key)).sum::<usize>();
+            *self = Noted::Whole(Samples::of(keys.iter().map(|key| &**key), keys.len()));
+        }
+    }
 }
 
 impl Progress {
-    /// How many keys are known that Redis refused to remove. For each pattern only so many are
-    /// noted, so that there may be more.
+    /// Whether Redis refused to remove some keys.
     #[must_use]
-    pub fn refused(&self) -> usize {
-        self.refused.values().map(HashSet::len).sum()
+    pub fn is_refused(&self) -> bool {
+        !self.refused.is_empty()
     }
 
     /// Tells the pace of removals that it was not told of.
@@ -100,7 +140,8 @@ impl Pass {
             .map(|(prefix, members)| Group { prefix: prefix.to_vec(), members })
             .collect();
         groups.sort_by(|one, other| one.prefix.cmp(&other.prefix));
-        Pass { patterns, groups, dry_run: false }
+        let refused_bytes_max = OfTarget::of(1).refused;
+        Pass { patterns, groups, dry_run: false, refused_bytes_max }
     }
 
     /// Scans once, removing what matches, but for what the user may not remove. `each_page` hears
@@ -200,7 +241,7 @@ impl Pass {
                 let Some((index, _)) = keys.first() else { continue };
                 let count = match count {
                     Some(count) => count,
-                    None => refused(node, (*index, group), progress).await?,
+                    None => self.refused(node, (*index, group), progress).await?,
                 };
                 if let Some(counter) = progress.removed.get_mut(*index) {
                     *counter += count;
@@ -208,6 +249,24 @@ impl Pass {
             }
         }
         Ok(())
+    }
+
+    /// Removes what can be removed of a command that was refused for keys of this pattern, and
+    /// notes the others.
+    async fn refused<N: Node>(
+        &self,
+        node: &N,
+        (index, keys): (usize, &[&[u8]]),
+        progress: &mut Progress,
+    ) -> Result<u64, Error> {
+        let mut found = Refused::new();
+        let removed = one_by_one(node, keys, Search::Quick, &mut found).await?;
+        if !found.is_empty() {
+            let noted = progress.refused.entry(index);
+            let noted = noted.or_insert_with(|| Noted::Keys(Refused::new()));
+            noted.add(found, &mut progress.refused_bytes, self.refused_bytes_max);
+        }
+        Ok(removed)
     }
 
     /// The first pattern that matches, in the order of their prefixes.
@@ -247,22 +306,6 @@ impl Pass {
         filter.push(b'*');
         Some(filter)
     }
-}
-
-/// Removes what can be removed of a command that was refused for keys of this pattern, and notes
-/// the others.
-async fn refused<N: Node>(
-    node: &N,
-    (index, keys): (usize, &[&[u8]]),
-    progress: &mut Progress,
-) -> Result<u64, Error> {
-    let mut found = Refused::new();
-    let removed = one_by_one(node, keys, Search::Quick, &mut found).await?;
-    let noted = progress.refused.entry(index).or_default();
-    // Whatever can be removed goes; only what cannot is not noted without end.
-    let room = (REFUSED_KEYS_MAX + 1).saturating_sub(noted.len());
-    noted.extend(found.into_iter().take(room));
-    Ok(removed)
 }
 
 /// The call's reply and how long it took, measured where the reply is received.
