@@ -38,6 +38,7 @@ mod queue;
 pub mod redis;
 mod refill;
 mod refused;
+mod refusing;
 mod samples;
 mod second;
 mod shared;

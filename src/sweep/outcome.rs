@@ -1,29 +1,25 @@
 //! Acts on the outcome of the sweeper's work.
 
 use std::rc::Rc;
-use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::job::{Job, Member, Round, Tally};
+use super::job::{Job, Member, Round};
 use super::proof::prints::Doubt;
 use super::proof::ward::Found;
 use super::redis::node::{Error, Kind};
-use super::redis::pass::Noted;
 use super::refused::{Retry, Tried};
-use super::samples::Samples;
 use super::shared::{RefusedOf, Written, count, observe};
 use super::sweeper::{ALIVE_INTERVAL, BatchDone, Done, State};
 use super::{Event, Swept};
 use crate::failpoint::{Point, reach};
-use crate::keys::{KeySet, Pattern, RuleId};
+use crate::keys::RuleId;
 use crate::lsn::Lsn;
 use crate::retry::Backoff;
 use crate::settle::Held;
 use crate::telemetry::Topic;
 use crate::telemetry::metrics::{ErrorLabel, PeerLabel};
-use crate::telemetry::words::counted;
 
 /// Wait before another try to write the watermark, or to see it on the replicas.
 const WRITE_AGAIN: Duration = Duration::from_secs(1);
@@ -301,98 +297,6 @@ impl State {
         reach(Point::Swept);
     }
 
-    /// Redis refused some keys of a batch: they wait by themselves.
-    fn refuse_keys(&mut self, job: &mut Job, tally: &Tally) {
-        let refused = &tally.refused;
-        if refused.is_empty() {
-            return;
-        }
-        if tally.with_patterns {
-            let of = |(_, pattern): (RuleId, &Pattern)| {
-                let keys = refused.iter().filter(|key| pattern.matches(key)).cloned().collect();
-                RefusedOf { pattern: pattern.clone(), noted: Noted::of(keys) }
-            };
-            let matched: Vec<RefusedOf> = job.keys.patterns().map(of).collect();
-            self.refuse_matched(job, &matched);
-        }
-        let keys = job.keys.take_exact(|key| refused.contains(key));
-        // Of each rule its own: a right on the keys of one says nothing of another's.
-        self.refuse(job, &keys, |part| {
-            Some(Samples::of(part.exact().map(|(_, key)| key), part.exact_len()))
-        });
-    }
-
-    /// Redis refused keys that patterns matched.
-    fn refuse_matched(&mut self, job: &mut Job, refused: &[RefusedOf]) {
-        for RefusedOf { pattern, noted } in refused {
-            // A pattern is of one rule, and so is what it matched.
-            match noted {
-                Noted::Keys(keys) => {
-                    let names = || keys.iter().map(|key| &**key);
-                    let part = job.keys.matched(pattern, names(), false);
-                    self.refuse(job, &part, |_| Some(Samples::of(names(), keys.len())));
-                }
-                Noted::Whole(samples) => {
-                    let part = job.keys.matched(pattern, std::iter::empty(), true);
-                    self.refuse(job, &part, |_| Some(samples.clone()));
-                }
-            }
-        }
-    }
-
-    /// Redis refused `keys`, a part of the job's: its rules' sets take them, each with samples of
-    /// its part; with none, if SCAN was refused.
-    fn refuse(
-        &mut self,
-        job: &mut Job,
-        keys: &KeySet,
-        samples: impl Fn(&KeySet) -> Option<Samples>,
-    ) {
-        if job.comes_again() || keys.is_empty() {
-            return;
-        }
-        self.count_error(Kind::NoPerm);
-        for (rule, part) in keys.by_rule() {
-            let (samples, now) = (samples(&part), Instant::now());
-            let (hold, widened) = self.refusals.add((rule, part), job.covers, samples, now);
-            self.refusals.join(rule, job.members.iter().filter_map(Member::part));
-            self.hold(job.waits().also(hold));
-            self.widened(&widened);
-            self.say_refused(rule);
-        }
-        for member in &mut job.members {
-            if let Member::Transaction { whole, .. } = member {
-                *whole = false;
-            }
-        }
-    }
-
-    fn refused_topic(&self, rule: RuleId) -> Topic {
-        Topic::Refused(self.target, Arc::from(self.health.metrics().rule_name(rule)))
-    }
-
-    fn say_refused(&self, rule: RuleId) {
-        let (exact, patterns) = self.refusals.sizes(rule);
-        let (name, node) = (self.health.metrics().rule_name(rule), &self.node.node);
-        let count = |size: usize, noun| counted(u64::try_from(size).unwrap_or(u64::MAX), noun);
-        let text = format!(
-            "{} refuses to remove keys of rule `{name}` (NOPERM from {node}): waiting are {} and \
-             {}",
-            self.title,
-            count(exact, "key"),
-            count(patterns, "pattern")
-        );
-        let empty = self.refill.empty_keys();
-        let rights: Vec<String> =
-            empty.widest(rule).map(|key| format!("~{}", key.escape_ascii())).collect();
-        let hint = format!(
-            "`walsweep check` prints the whole `acl setuser` line for the user of `redis.url`; \
-             these keys need {} +unlink +scan",
-            rights.join(" ")
-        );
-        self.health.trouble(self.refused_topic(rule), &text, Some(&hint));
-    }
-
     /// Redis refuses something that is no rule's fault.
     fn say_refuses(&self, error: &Error) {
         let text = format!("{} at {} refuses removals: {error}", self.title, self.node.node);
@@ -540,7 +444,7 @@ impl State {
         }
     }
 
-    fn count_error(&self, kind: Kind) {
+    pub(super) fn count_error(&self, kind: Kind) {
         let label = ErrorLabel { target: self.node.target.clone(), kind: kind.as_str() };
         self.health.metrics().redis_errors.get_or_create(&label).inc();
     }
@@ -579,7 +483,7 @@ impl State {
     }
 
     /// Something is held from now on; told with the next report.
-    fn hold(&mut self, held: Held) {
+    pub(super) fn hold(&mut self, held: Held) {
         if held.is_empty() {
             return;
         }

@@ -1,0 +1,109 @@
+//! Keys that Redis refused go to the set of their rule, and it is said.
+
+use std::sync::Arc;
+
+use tokio::time::Instant;
+
+use super::job::{Job, Member, Tally};
+use super::redis::node::Kind;
+use super::redis::pass::Noted;
+use super::samples::Samples;
+use super::shared::RefusedOf;
+use super::sweeper::State;
+use crate::keys::{KeySet, Pattern, RuleId};
+use crate::telemetry::Topic;
+use crate::telemetry::words::counted;
+
+impl State {
+    /// Redis refused some keys of a batch: they wait by themselves.
+    pub(super) fn refuse_keys(&mut self, job: &mut Job, tally: &Tally) {
+        let refused = &tally.refused;
+        if refused.is_empty() {
+            return;
+        }
+        if tally.with_patterns {
+            let of = |(_, pattern): (RuleId, &Pattern)| {
+                let keys = refused.iter().filter(|key| pattern.matches(key)).cloned().collect();
+                RefusedOf { pattern: pattern.clone(), noted: Noted::of(keys) }
+            };
+            let matched: Vec<RefusedOf> = job.keys.patterns().map(of).collect();
+            self.refuse_matched(job, &matched);
+        }
+        let keys = job.keys.take_exact(|key| refused.contains(key));
+        // Of each rule its own: a right on the keys of one says nothing of another's.
+        self.refuse(job, &keys, |part| {
+            Some(Samples::of(part.exact().map(|(_, key)| key), part.exact_len()))
+        });
+    }
+
+    /// Redis refused keys that patterns matched.
+    pub(super) fn refuse_matched(&mut self, job: &mut Job, refused: &[RefusedOf]) {
+        for RefusedOf { pattern, noted } in refused {
+            // A pattern is of one rule, and so is what it matched.
+            match noted {
+                Noted::Keys(keys) => {
+                    let names = || keys.iter().map(|key| &**key);
+                    let part = job.keys.matched(pattern, names(), false);
+                    self.refuse(job, &part, |_| Some(Samples::of(names(), keys.len())));
+                }
+                Noted::Whole(samples) => {
+                    let part = job.keys.matched(pattern, std::iter::empty(), true);
+                    self.refuse(job, &part, |_| Some(samples.clone()));
+                }
+            }
+        }
+    }
+
+    /// Redis refused `keys`, a part of the job's: its rules' sets take them, each with samples of
+    /// its part; with none, if SCAN was refused.
+    pub(super) fn refuse(
+        &mut self,
+        job: &mut Job,
+        keys: &KeySet,
+        samples: impl Fn(&KeySet) -> Option<Samples>,
+    ) {
+        if job.comes_again() || keys.is_empty() {
+            return;
+        }
+        self.count_error(Kind::NoPerm);
+        for (rule, part) in keys.by_rule() {
+            let (samples, now) = (samples(&part), Instant::now());
+            let (hold, widened) = self.refusals.add((rule, part), job.covers, samples, now);
+            self.refusals.join(rule, job.members.iter().filter_map(Member::part));
+            self.hold(job.waits().also(hold));
+            self.widened(&widened);
+            self.say_refused(rule);
+        }
+        for member in &mut job.members {
+            if let Member::Transaction { whole, .. } = member {
+                *whole = false;
+            }
+        }
+    }
+
+    pub(super) fn refused_topic(&self, rule: RuleId) -> Topic {
+        Topic::Refused(self.target, Arc::from(self.health.metrics().rule_name(rule)))
+    }
+
+    fn say_refused(&self, rule: RuleId) {
+        let (exact, patterns) = self.refusals.sizes(rule);
+        let (name, node) = (self.health.metrics().rule_name(rule), &self.node.node);
+        let count = |size: usize, noun| counted(u64::try_from(size).unwrap_or(u64::MAX), noun);
+        let text = format!(
+            "{} refuses to remove keys of rule `{name}` (NOPERM from {node}): waiting are {} and \
+             {}",
+            self.title,
+            count(exact, "key"),
+            count(patterns, "pattern")
+        );
+        let empty = self.refill.empty_keys();
+        let rights: Vec<String> =
+            empty.widest(rule).map(|key| format!("~{}", key.escape_ascii())).collect();
+        let hint = format!(
+            "`walsweep check` prints the whole `acl setuser` line for the user of `redis.url`; \
+             these keys need {} +unlink +scan",
+            rights.join(" ")
+        );
+        self.health.trouble(self.refused_topic(rule), &text, Some(&hint));
+    }
+}
