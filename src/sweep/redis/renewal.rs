@@ -61,7 +61,7 @@ impl Renewal {
         }
         let info = redis.url.as_str().into_connection_info().ok()?;
         let user = info.redis_settings().username().map(str::to_owned);
-        let (redis, every) = (redis.clone(), every());
+        let (redis, title, every) = (redis.clone(), redis.title(), every());
         Some(Renewal(tokio::spawn(async move {
             let (mut known, mut is_missed) = (None, false);
             loop {
@@ -70,10 +70,10 @@ impl Renewal {
                 match &renewed {
                     Err(error) if !is_missed => tracing::warn!(
                         hint = "where the server ends connections with their token, it ends these",
-                        "connections to redis were not logged in again, and stand: {error}"
+                        "connections to {title} were not logged in again, and stand: {error}"
                     ),
                     Ok(()) if is_missed => {
-                        tracing::info!("connections to redis are logged in again");
+                        tracing::info!("connections to {title} are logged in again");
                     }
                     _ => {}
                 }
