@@ -176,10 +176,7 @@ impl Refusals {
     /// Collapses what frees most by it until all fit, or nothing frees any more. Samples make room
     /// for themselves.
     fn make_room(&mut self) -> Widened {
-        let samples = |by_rule: &BTreeMap<RuleId, Refusal>| -> usize {
-            by_rule.values().map(|refusal| refusal.samples.bytes()).sum()
-        };
-        while samples(&self.by_rule) > self.bytes_max / SAMPLES_PART {
+        while self.samples_bytes() > self.bytes_max / SAMPLES_PART {
             let all = self.by_rule.values_mut().map(|refusal| &mut refusal.samples);
             all.max_by_key(|samples| samples.bytes()).into_iter().for_each(Samples::halve);
         }
@@ -209,6 +206,11 @@ impl Refusals {
         if let Some(refusal) = self.by_rule.get_mut(&rule) {
             refusal.members.extend(members);
         }
+    }
+
+    /// Memory of all samples, bytes.
+    pub(super) fn samples_bytes(&self) -> usize {
+        self.by_rule.values().map(|refusal| refusal.samples.bytes()).sum()
     }
 
     /// Takes out what is to be tried again at `now`.
