@@ -105,6 +105,7 @@ fn passed_over(sql: &Sql) -> impl Iterator<Item = Finding> {
 }
 
 async fn check_redis(config: &Config, report: &mut Report) {
+    let mut places = Vec::new();
     for target in config.targets() {
         match connect::connect(&target.redis).await {
             Ok(mut connection) => {
@@ -112,10 +113,13 @@ async fn check_redis(config: &Config, report: &mut Report) {
                 let facts = preflight::of_redis(&target, &mut connection, &findings).await;
                 report.redis.extend(findings);
                 report.facts.extend(facts);
+                let place = preflight::place(&target, &mut connection).await;
+                places.extend(place.map(|place| (target, place)));
             }
             Err(error) => report.redis.push(preflight::redis_unreachable(&target, &error)),
         }
     }
+    report.redis.extend(preflight::twice(places));
 }
 
 /// Tries to listen where `run` would, and stops at once. An address that somebody has is not taken

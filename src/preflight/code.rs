@@ -178,6 +178,8 @@ codes! {
         "see that the replicas follow, or lower `redis.wait_replicas`";
     RedisTracking, "redis_tracking",
         "set `refill.observe` to false";
+    RedisTwice, "redis_twice",
+        "keep one of the targets, or give one another `prefix`";
     RedisUnreachable, "redis_unreachable",
         "see that Redis runs, and that `redis.url` names it";
     RedisVersion, "redis_version",

@@ -47,6 +47,7 @@ mod redis_databases;
 mod redis_login;
 mod redis_names;
 mod redis_pass;
+mod redis_twice;
 mod remembered;
 mod replicas;
 mod replication;
@@ -82,6 +83,7 @@ pub use self::memory::{Memory, Record, SENTENCE};
 pub use self::reads::find as find_reads;
 pub use self::redis::redis;
 pub use self::redis_login::{lets_redis, login_refused, unreachable as redis_unreachable};
+pub use self::redis_twice::{Place, place, twice};
 pub(crate) use self::remembered::{Freed, after_teardown};
 pub use self::replicas::replicas;
 pub use self::replication::{

@@ -289,21 +289,27 @@ impl Program<'_> {
             match connect::connect(&target.redis).await {
                 Ok(mut connection) => {
                     Fitness::look_elsewhere(&target, &mut connection).await;
-                    fitness.refusals(&mut connection, is_strict).await
+                    let findings = fitness.refusals(&mut connection, is_strict).await;
+                    let place = preflight::place(&target, &mut connection).await;
+                    (findings, place.map(|place| (target, place)))
                 }
-                Err(error) => preflight::login_refused(&target, &error).into_iter().collect(),
+                Err(error) => {
+                    (preflight::login_refused(&target, &error).into_iter().collect(), None)
+                }
             }
         };
         let within = |target: Target| {
             let limit = REDIS_CHECK_TIMEOUT + target.redis.password.patience();
             timeout(limit, check(target))
         };
-        let findings = tokio::select! {
+        let looked = tokio::select! {
             biased;
             () = self.shutdown.requested() => Vec::new(),
-            findings = join_all(self.config.targets().map(within)) => findings,
+            looked = join_all(self.config.targets().map(within)) => looked,
         };
-        let findings: Vec<Finding> = findings.into_iter().flatten().flatten().collect();
+        let (findings, places): (Vec<Vec<Finding>>, Vec<_>) = looked.into_iter().flatten().unzip();
+        let mut findings = findings.concat();
+        findings.extend(preflight::twice(places.into_iter().flatten()));
         if findings.is_empty() { Ok(()) } else { Err(Error::Refused(findings)) }
     }
 

@@ -63,9 +63,13 @@ impl Late {
         let late = oldest.filter(|(since, _)| now >= *since + LATE_AFTER);
         if let Some((since, rule)) = late {
             let (rule, seconds) = (health.metrics().rule_name(rule), (now - since).as_secs());
+            let place = match health.metrics().target_name(self.target) {
+                Some(name) => format!(" from redis `{name}`"),
+                None => String::new(),
+            };
             let text = format!(
-                "keys of rule `{rule}` have waited {seconds} s for their removal: readers may get \
-                 old values from them"
+                "keys of rule `{rule}` have waited {seconds} s for their removal{place}: readers \
+                 may get old values from them"
             );
             health.trouble(Topic::Late(self.target), &text, Some(HINT));
         } else if self.is_late {

@@ -73,9 +73,13 @@ impl Throttle {
             self.late_at = Some(now);
             let budget = &measure.budget;
             let cost = budget.pass_cost();
+            let redis = match health.metrics().target_name(self.target) {
+                Some(name) => format!("redis `{name}`"),
+                None => "redis".to_owned(),
+            };
             let text = format!(
                 "keys of patterns waited {:.1} s for their removal: one pass over all keys takes \
-                 {:.2} s of the time of redis at {node}, `sweep.max_load` = {} lets one begin \
+                 {:.2} s of the time of {redis} at {node}, `sweep.max_load` = {} lets one begin \
                  every {:.1} s, and {rate:.1} transactions a second bring patterns",
                 seconds(age),
                 seconds(cost),

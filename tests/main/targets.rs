@@ -262,3 +262,28 @@ async fn commands_know_the_targets() {
     let left: Vec<String> = two.cache.clone().keys("*walsweep*").await.unwrap();
     assert!(left.is_empty(), "{left:?}");
 }
+
+/// One database by two names would have one watermark for two: neither starts.
+#[tokio::test]
+async fn one_database_by_two_addresses_is_refused() {
+    let bed = Bed::new(&[]).await;
+    let url = bed.redis.url();
+    let by_name = url.replace("127.0.0.1", "localhost");
+    let prefixed = |prefix: &str| {
+        vec![
+            of_target("one", &url, ""),
+            of_target("two", &by_name, &format!("prefix = {prefix:?}")),
+        ]
+    };
+    let settings = Settings { targets: prefixed(""), ..bed.settings() };
+    let mut sidecar = Sidecar::new(settings);
+    sidecar.setup();
+    let check = text(&sidecar.command(&["check"]));
+    assert!(check.contains("error[redis_twice]: redis `two` is the database of redis `one`"));
+    sidecar.start();
+    assert_eq!(sidecar.wait_exit().await, 1);
+    sidecar.change(|settings| settings.targets = prefixed("two:"));
+    assert!(!text(&sidecar.command(&["check"])).contains("redis_twice"));
+    sidecar.start();
+    sidecar.wait_ready().await;
+}
