@@ -23,11 +23,12 @@
 //! advance, up to which its watermark may be written; *covered*, by the watermarks of all targets,
 //! lets the slot be confirmed.
 //!
-//! Today a configuration names one target, which takes what is visible as it comes. The code knows
-//! several: before them stands a [`sweep::FanOut`], and each has a proof, a queue, second removals
-//! and tries of its own. One that is slow or away delays its own keys and what is confirmed, never
-//! what another removes: what it has no room for becomes one set that is widened at a limit, and is
-//! in flight there no longer. One that is new, or lost something, is swept alone.
+//! A target takes what is visible as it comes. Before several stands a [`sweep::FanOut`], which
+//! gives each the keys of its rules, and each has a proof, a queue, second removals and tries of its
+//! own. One that is slow or away delays its own keys and what is confirmed, never what another
+//! removes: what it has no room for becomes one set that is widened at a limit, and is in flight
+//! there no longer. One that is new, or lost something, is swept alone. Two rules may give one key
+//! and go to different targets: a [`keys::KeySet`] has it for each.
 //!
 //! A stage takes what the stage before it gives and looks left only: it may import the output of
 //! earlier stages, never a later stage and never [`run::pipeline`]. Every other room of the tree
@@ -52,8 +53,8 @@
 //!   [`preflight::Code`] with its cure; `setup` cures what an error carries SQL for.
 //! - *A kind of rule:* [`config::Source`], and every place that the compiler then names; what its
 //!   changes give is for `keys/signal.rs`, what it needs of the database for [`preflight`].
-//! - *Another store beside Redis:* [`sweep::Node`], and `run/program.rs`, which makes the one there
-//!   is. It has to list its keys: whatever is unknown ends in a pattern.
+//! - *Another store beside Redis:* [`sweep::Node`], and `run/program.rs`, which makes one for each
+//!   target. It has to list its keys: whatever is unknown ends in a pattern.
 //! - *A place where keys wait:* a share in [`budget`], and a line in the test that fills all of
 //!   them.
 //!

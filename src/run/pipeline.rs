@@ -33,7 +33,7 @@ pub struct Outside<P, S, N> {
     pub probe: P,
     /// The standbys that readers use, too.
     pub standbys: Vec<S>,
-    /// The Redis of each target: of those that the configuration names, one.
+    /// The Redis of each target, in the order of the configuration.
     pub nodes: Vec<N>,
     /// Who reads rows, if rules name lookups.
     pub lookups: Option<Lookups>,
