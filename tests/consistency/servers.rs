@@ -39,8 +39,10 @@ const CONF: [&str; 6] = [
 ];
 
 /// Settings that a standby needs besides. The primary keeps what it has yet to send, when somebody
-/// lets it give up the slot's WAL; the standby looks again soon when it was gone.
-const WITH_STANDBY: [&str; 2] = ["wal_keep_size = '64MB'", "wal_retrieve_retry_interval = '200ms'"];
+/// lets it give up the slot's WAL, by some segments: on a busy machine the standby is that far
+/// behind. It looks again soon when it was gone.
+const WITH_STANDBY: [&str; 2] =
+    ["wal_keep_size = '256MB'", "wal_retrieve_retry_interval = '200ms'"];
 
 /// Running servers.
 pub(crate) struct Servers {
