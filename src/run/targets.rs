@@ -31,13 +31,14 @@ pub(super) fn sweep<N: Node + 'static>(
         let only = sweepers.next().map(|(sweeper, safe)| spawn(sweeper.run(visible, safe)));
         return only.into_iter().collect();
     }
-    let (mut feeds, mut tasks) = (Vec::new(), Vec::new());
+    let (mut feeds, mut away, mut tasks) = (Vec::new(), Vec::new(), Vec::new());
     for (sweeper, safe) in sweepers {
         let (feed, fed) = channel_of::<Parcel>(settings.room.length, settings.room.bytes);
         feeds.push(feed);
+        away.push(sweeper.is_away());
         tasks.push(spawn(sweeper.run(fed, safe)));
     }
-    tasks.push(spawn(FanOut::new(feeds, events, Arc::clone(health)).run(visible)));
+    tasks.push(spawn(FanOut::new((feeds, away), events, Arc::clone(health)).run(visible)));
     tasks
 }
 

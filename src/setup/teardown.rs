@@ -13,6 +13,7 @@ use super::who::{Asked, Owned, login, not_owned};
 use super::{Error, Hands, Mark, Marked, marked, overtaken, slot_standby};
 use crate::capture::publication_names;
 use crate::config::{Config, Postgres, Redis, SlotOn};
+use crate::keys::Pattern;
 use crate::lsn::Lsn;
 use crate::postgres::{Sql, identify};
 use crate::preflight::{self, Does, Memory, Record, SENTENCE, Step, printed};
@@ -255,7 +256,13 @@ pub fn own_keys(redis: &Redis, key: &str) -> String {
     let cli = redis.cli();
     let has_password = redis.password.is_some();
     let password = if has_password { ", with its password in `REDISCLI_AUTH`" } else { "" };
-    format!("`{cli} --scan --pattern '{key}:*' | xargs {cli} unlink {key}`{password}")
+    let quoted = |text: &str| format!("'{}'", text.replace('\'', r"'\''"));
+    let pattern = Pattern::literal(key.as_bytes());
+    let pattern = quoted(&format!("{}:*", String::from_utf8_lossy(pattern.as_bytes())));
+    // A plain name needs no quotes.
+    let is_plain = key.bytes().all(|byte| byte.is_ascii_alphanumeric() || b":_-.".contains(&byte));
+    let key = if is_plain { key.to_owned() } else { quoted(key) };
+    format!("`{cli} --scan --pattern {pattern} | xargs {cli} unlink {key}`{password}")
 }
 
 /// The parts of the script, and who may run each.

@@ -61,14 +61,15 @@ impl fmt::Display for Said {
 
 impl Said {
     /// How much it shows. What one target shows, no other takes back: none is behind what was
-    /// confirmed unless it lost something, and one that is silent may show the most.
+    /// confirmed unless it lost something. One that is silent shows nothing, and is no reason to drop
+    /// what another speaks against.
     fn weight(&self) -> u8 {
         match self {
             Said::Nothing => 0,
-            Said::Ahead(_) => 1,
-            Said::Behind(_) => 2,
-            Said::Unmoved(_) => 3,
-            Said::Unanswered(_) => 4,
+            Said::Unanswered(_) => 1,
+            Said::Ahead(_) => 2,
+            Said::Behind(_) => 3,
+            Said::Unmoved(_) => 4,
             Said::Taken(_) => 5,
             Said::Read(_) => 6,
         }

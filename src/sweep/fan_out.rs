@@ -3,7 +3,8 @@
 //!
 //! Each target has a channel of its own. Where one is full, because its Redis is slow or away, the
 //! others are fed all the same: what the full one has no room for becomes one set, a backlog, which
-//! goes when there is room. Its transactions share a hold, and are in flight there no longer. So
+//! goes when there is room. So does everything for one whose Redis is away: what is on its way to it
+//! would leave no room for what others wait for. Its transactions share a hold, and are in flight there no longer. So
 //! the bound of what is in flight is never reached for a target that is away, and stops nobody.
 //! What it costs is bounded (I6): keys are merged, and collapse to their rules' patterns at a
 //! limit.
@@ -14,7 +15,7 @@
 use std::sync::Arc;
 
 use futures_util::future::select_all;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 use super::Event;
 use super::job::{Job, Member, Round};
@@ -37,6 +38,8 @@ pub struct Parcel {
 /// Feeds several targets.
 pub struct FanOut {
     feeds: Vec<Sender<Parcel>>,
+    /// Whether each target's Redis is away, so that nothing but its backlog takes keys for it.
+    away: Vec<watch::Receiver<bool>>,
     /// The backlog of each target: jobs that it has had no room for.
     backlogs: Vec<Option<Backlog>>,
     /// Memory of each one's keys, bytes, beyond which it is widened.
@@ -65,26 +68,27 @@ impl Weight for Parcel {
 }
 
 impl FanOut {
-    /// Feeds the first targets, each through its channel. What is held goes to `events`.
+    /// Feeds the first targets, each through its channel, unless its Redis is away. What is held
+    /// goes to `events`.
     #[must_use]
     pub fn new(
-        feeds: Vec<Sender<Parcel>>,
+        (feeds, away): (Vec<Sender<Parcel>>, Vec<watch::Receiver<bool>>),
         events: mpsc::Sender<(TargetId, Event)>,
         health: Arc<Health>,
     ) -> FanOut {
         let backlogs = feeds.iter().map(|_| None).collect();
         let backlog_bytes_max = OfTarget::of(feeds.len()).backlog;
-        FanOut { feeds, backlogs, backlog_bytes_max, events, health }
+        FanOut { feeds, away, backlogs, backlog_bytes_max, events, health }
     }
 
     /// Gives each target what is for it, until `inputs` ends or a target takes no more.
     pub async fn run(mut self, mut inputs: Receiver<Visible>) {
-        let feeds = self.feeds.clone();
+        let (feeds, away) = (self.feeds.clone(), self.away.clone());
         loop {
             let takes = self.backlogs.iter().any(Option::is_none);
             tokio::select! {
                 biased;
-                room = room_for(&feeds, &self.backlogs) => match room {
+                room = room_for((&feeds, &away), &self.backlogs) => match room {
                     Ok((at, room)) => self.pass_backlog(at, room),
                     Err(Closed) => return,
                 },
@@ -126,8 +130,10 @@ impl FanOut {
             return;
         };
         let mut job = job;
+        let is_away = self.away.get(at).is_some_and(|away| *away.borrow());
         job.keys.on_its_way();
         let job = match backlog {
+            _ if is_away => job,
             Some(_) => job,
             None => match feed.try_send(Parcel { job, held: Vec::new() }) {
                 Ok(()) => return,
@@ -179,13 +185,18 @@ impl Backlog {
 
 /// Waits for room for the first backlog that finds some; for ever, if there is none.
 async fn room_for<'a>(
-    feeds: &'a [Sender<Parcel>],
+    (feeds, away): (&'a [Sender<Parcel>], &[watch::Receiver<bool>]),
     backlogs: &[Option<Backlog>],
 ) -> Result<(usize, Room<'a, Parcel>), Closed> {
-    let waiting = feeds.iter().zip(backlogs).enumerate();
-    let waiting = waiting.filter_map(|(at, (feed, backlog))| {
+    let waiting = feeds.iter().zip(away).zip(backlogs).enumerate();
+    let waiting = waiting.filter_map(|(at, ((feed, away), backlog))| {
         let parcel = &backlog.as_ref()?.parcel;
-        Some(Box::pin(async move { feed.room_for(parcel).await.map(|room| (at, room)) }))
+        let mut away = away.clone();
+        Some(Box::pin(async move {
+            // Its sweeper is gone: so is the channel.
+            drop(away.wait_for(|is_away| !is_away).await);
+            feed.room_for(parcel).await.map(|room| (at, room))
+        }))
     });
     let waiting: Vec<_> = waiting.collect();
     if waiting.is_empty() {

@@ -29,6 +29,34 @@ fn committed(end_lsn: u64, keys: KeySet) -> Visible {
     Visible::for_tests(Cause::Transaction(transaction), keys)
 }
 
+/// A target whose Redis is never away.
+fn here() -> watch::Receiver<bool> {
+    watch::channel(false).1
+}
+
+/// What would be on its way to a Redis that is away leaves no room for others: however much there
+/// is, it waits in the backlog, and goes when that Redis is back.
+#[tokio::test(start_paused = true)]
+async fn for_a_target_that_is_away_nothing_is_on_its_way() {
+    local(async {
+        let (is_away, away) = watch::channel(true);
+        let mut bench = Bench::with(1_000, away);
+        let memory = Arc::clone(bench.rules.memory());
+        let before = memory.used();
+        for end_lsn in 1..=200 {
+            bench.commit(end_lsn).await;
+            assert!(bench.fed[0].try_recv().is_some(), "the other has {end_lsn}");
+        }
+        assert!(bench.fed[1].try_recv().is_none(), "nothing is on its way");
+        assert!(memory.used() > before, "it is kept");
+        is_away.send_replace(false);
+        sleep(Duration::from_millis(1)).await;
+        let parcel = bench.fed[1].try_recv().expect("the backlog goes");
+        assert_eq!(parcel.job.keys.exact_len(), 200);
+    })
+    .await;
+}
+
 /// A fan-out to two channels of this length, that a test empties or does not.
 struct Bench {
     rules: Rules,
@@ -39,12 +67,19 @@ struct Bench {
 
 impl Bench {
     fn new(length: usize) -> Bench {
+        Bench::with(length, here())
+    }
+
+    /// The second target's Redis is away as this says.
+    fn with(length: usize, away: watch::Receiver<bool>) -> Bench {
         let rules = rules();
         let health = Arc::new(Health::new(Arc::new(Metrics::new(rules.names()))));
         let (visible, taken) = channel(4);
         let ((one, first), (other, second)) = (channel(length), channel(length));
         let (told, events) = mpsc::channel(1024);
-        tokio::task::spawn_local(FanOut::new(vec![one, other], told, health).run(taken));
+        tokio::task::spawn_local(
+            FanOut::new((vec![one, other], vec![here(), away]), told, health).run(taken),
+        );
         Bench { rules, visible, fed: [first, second], events }
     }
 
@@ -263,7 +298,7 @@ impl Pair {
         let (told, events) = mpsc::channel(1024);
         let (visible, taken) = channel(4);
         let (safe, safe_of) = watch::channel(Lsn(100));
-        let mut feeds = Vec::new();
+        let (mut feeds, mut away) = (Vec::new(), Vec::new());
         for (target, redis) in [ONE, OTHER].into_iter().zip(&redis) {
             let mark = Watermark { lsn: Lsn(100), ..settings.expected.clone() };
             *redis.0.watermark.borrow_mut() = Some(mark.to_value());
@@ -273,9 +308,10 @@ impl Pair {
             feeds.push(feed);
             let told = (target, told.clone());
             let sweeper = Sweeper::new(redis.clone(), settings, Arc::clone(&health), told);
+            away.push(sweeper.is_away());
             tokio::task::spawn_local(sweeper.run(fed, safe_of.clone()));
         }
-        tokio::task::spawn_local(FanOut::new(feeds, told, health).run(taken));
+        tokio::task::spawn_local(FanOut::new((feeds, away), told, health).run(taken));
         let (waiting, done) = (Default::default(), Default::default());
         Pair { rules, redis, visible, events, waiting, done, _safe: safe }
     }

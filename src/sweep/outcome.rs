@@ -106,6 +106,9 @@ impl State {
         self.refill.put_back(second, Instant::now());
         replayed.into_iter().for_each(|job| self.put_replayed(job));
         self.queue.put_back(first);
+        if *self.lost.borrow() {
+            self.goes_away();
+        }
     }
 
     async fn pass_done(&mut self, jobs: Vec<Job>, outcome: Result<Vec<RefusedOf>, Error>) {
@@ -369,6 +372,7 @@ impl State {
             Err(error) => {
                 self.failed(&error).await;
                 self.say_lost(&error);
+                self.goes_away();
                 self.report(Event::RedisLost).await;
                 return false;
             }
@@ -466,13 +470,22 @@ impl State {
         self.health.trouble(Topic::Redis(self.target), &text, error.hint());
     }
 
+    /// Redis is away. Of several targets it gets nothing more, and what it has waits for it: that
+    /// takes no room of what is on its way to others.
+    pub(super) fn goes_away(&mut self) {
+        self.lost.send_replace(true);
+        if self.health.metrics().target_name(self.target).is_some() {
+            self.queue.waits();
+        }
+    }
+
     /// The next thing is to connect again.
     async fn disconnect(&mut self) {
         if self.connected {
             let peer = PeerLabel { peer: "redis" };
             self.health.metrics().reconnects.get_or_create(&peer).inc();
             self.connected = false;
-            self.lost.send_replace(true);
+            self.goes_away();
             self.report(Event::RedisLost).await;
         }
     }

@@ -53,6 +53,12 @@ impl Queue {
         taken
     }
 
+    /// Redis is away: what is here waits for that, and takes no room of what is on its way to
+    /// others.
+    pub(super) fn waits(&mut self) {
+        self.jobs.iter_mut().for_each(|job| job.keys.waits());
+    }
+
     /// Everything that waits.
     pub(super) fn drain(&mut self) -> Vec<Job> {
         self.bytes = 0;

@@ -96,9 +96,9 @@ impl State {
             count(exact, "key"),
             count(patterns, "pattern")
         );
-        let empty = self.refill.empty_keys();
+        let (empty, prefix) = (self.refill.empty_keys(), self.prefix.as_bytes().escape_ascii());
         let rights: Vec<String> =
-            empty.widest(rule).map(|key| format!("~{}", key.escape_ascii())).collect();
+            empty.widest(rule).map(|key| format!("~{prefix}{}", key.escape_ascii())).collect();
         let hint = format!(
             "`walsweep check` prints the whole `acl setuser` line for the user of `redis.url`; \
              these keys need {} +unlink +scan",

@@ -28,7 +28,7 @@ use crate::budget::{CHANNEL, OfTarget};
 use crate::channel::Receiver;
 use crate::config::TargetId;
 use crate::failpoint::{Point, reach};
-use crate::keys::{KeySet, RuleId};
+use crate::keys::{KeySet, Pattern, RuleId};
 use crate::lsn::Lsn;
 use crate::retry::Backoff;
 use crate::settle::Held;
@@ -161,6 +161,8 @@ pub(super) struct State {
     pub(super) node: NodeLabel,
     /// How messages name the target.
     pub(super) title: String,
+    /// The text that its keys begin with.
+    pub(super) prefix: Pattern,
     /// Transactions and holds that are held from now on, not told yet.
     pub(super) held: Vec<Held>,
 }
@@ -242,9 +244,16 @@ impl<N: Node> Sweeper<N> {
             next_alive: Instant::now() + ALIVE_INTERVAL,
             node: NodeLabel { target: node.target().to_owned(), node: node.name().to_owned() },
             title: node.title(),
+            prefix: Pattern::literal(node.prefix().as_bytes()),
             held: Vec::new(),
         };
         Sweeper { node, health, prints: settings.prints, state }
+    }
+
+    /// Whether its Redis is away: the connection is lost, or could not be made.
+    #[must_use]
+    pub fn is_away(&self) -> watch::Receiver<bool> {
+        self.state.lost.subscribe()
     }
 
     /// Takes `visible` sets and moves the watermark up to `safe`, until it is dropped.
@@ -509,6 +518,9 @@ impl State {
             self.put_replayed(job);
         } else {
             self.queue.push(job);
+            if *self.lost.borrow() {
+                self.goes_away();
+            }
         }
         self.tell_held().await;
     }

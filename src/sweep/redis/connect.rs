@@ -110,7 +110,8 @@ impl From<ConnectError> for Error {
     fn from(error: ConnectError) -> Error {
         let kind = match &error {
             ConnectError::CaFile { .. } | ConnectError::Certificate { .. } => Kind::Io,
-            ConnectError::Password(_) => Kind::Auth,
+            // The message has the cause; the hint about a refused login would lead astray.
+            ConnectError::Password(_) => Kind::Other,
             ConnectError::Database { .. } => Kind::Other,
             ConnectError::Redis { error, .. } => error.kind(),
         };

@@ -14,6 +14,11 @@ pub trait Node {
         "redis"
     }
 
+    /// The text that its keys begin with, before what the rules say.
+    fn prefix(&self) -> &str {
+        ""
+    }
+
     /// How messages name its target: see [`Redis::title`](crate::config::Redis::title).
     fn title(&self) -> String {
         "redis".to_owned()

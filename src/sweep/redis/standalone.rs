@@ -306,6 +306,10 @@ impl Node for Standalone {
         &self.redis.name
     }
 
+    fn prefix(&self) -> &str {
+        &self.redis.prefix
+    }
+
     fn title(&self) -> String {
         self.redis.title()
     }
