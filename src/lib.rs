@@ -24,8 +24,8 @@
 //! lets the slot be confirmed.
 //!
 //! A target takes what is visible as it comes. Before several stands a [`sweep::FanOut`], which
-//! gives each the keys of its rules, and each has a proof, a queue, second removals and tries of its
-//! own. One that is slow or away delays its own keys and what is confirmed, never what another
+//! gives each the keys of its rules, and each has a proof, a queue, second removals and tries of
+//! its own. One that is slow or away delays its own keys and what is confirmed, never what another
 //! removes: what it has no room for becomes one set that is widened at a limit, and is in flight
 //! there no longer. One that is new, or lost something, is swept alone. Two rules may give one key
 //! and go to different targets: a [`keys::KeySet`] has it for each.

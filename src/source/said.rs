@@ -61,8 +61,8 @@ impl fmt::Display for Said {
 
 impl Said {
     /// How much it shows. What one target shows, no other takes back: none is behind what was
-    /// confirmed unless it lost something. One that is silent shows nothing, and is no reason to drop
-    /// what another speaks against.
+    /// confirmed unless it lost something. One that is silent shows nothing, and is no reason to
+    /// drop what another speaks against.
     fn weight(&self) -> u8 {
         match self {
             Said::Nothing => 0,

@@ -3,11 +3,11 @@
 //!
 //! Each target has a channel of its own. Where one is full, because its Redis is slow or away, the
 //! others are fed all the same: what the full one has no room for becomes one set, a backlog, which
-//! goes when there is room. So does everything for one whose Redis is away: what is on its way to it
-//! would leave no room for what others wait for. Its transactions share a hold, and are in flight there no longer. So
-//! the bound of what is in flight is never reached for a target that is away, and stops nobody.
-//! What it costs is bounded (I6): keys are merged, and collapse to their rules' patterns at a
-//! limit.
+//! goes when there is room. So does everything for one whose Redis is away: what is on its way to
+//! it would leave no room for what others wait for. The backlog's transactions share a hold, and
+//! are in flight there no longer. So the bound of what is in flight is never reached for a target
+//! that is away, and stops nobody. What it costs is bounded (I6): keys are merged, and collapse to
+//! their rules' patterns at a limit.
 //!
 //! Where every target has a backlog nothing is taken: to widen would serve nobody, and what waits
 //! in Postgres stays exact.

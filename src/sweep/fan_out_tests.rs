@@ -34,8 +34,8 @@ fn here() -> watch::Receiver<bool> {
     watch::channel(false).1
 }
 
-/// What would be on its way to a Redis that is away leaves no room for others: however much there
-/// is, it waits in the backlog, and goes when that Redis is back.
+/// Keys on their way to a Redis that is away would leave no room for others: however many there
+/// are, they wait in the backlog, and go when that Redis is back.
 #[tokio::test(start_paused = true)]
 async fn for_a_target_that_is_away_nothing_is_on_its_way() {
     local(async {

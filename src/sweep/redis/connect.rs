@@ -110,8 +110,7 @@ impl From<ConnectError> for Error {
     fn from(error: ConnectError) -> Error {
         let kind = match &error {
             ConnectError::CaFile { .. } | ConnectError::Certificate { .. } => Kind::Io,
-            // The message has the cause; the hint about a refused login would lead astray.
-            ConnectError::Password(_) => Kind::Other,
+            ConnectError::Password(_) => Kind::Auth,
             ConnectError::Database { .. } => Kind::Other,
             ConnectError::Redis { error, .. } => error.kind(),
         };
@@ -263,6 +262,17 @@ fn told(error: &RedisError) -> Error {
             Error::new(kind, format!("choose the database: {detail}"))
         }
         _ => class,
+    }
+}
+
+/// Host and port of a Redis URL.
+pub(super) fn node_name(url: &str) -> String {
+    match url::Url::parse(url) {
+        Ok(url) => match (url.host_str(), url.port()) {
+            (Some(host), port) => format!("{host}:{}", port.unwrap_or(6379)),
+            (None, _) => url.path().to_owned(),
+        },
+        Err(_) => "redis".to_owned(),
     }
 }
 

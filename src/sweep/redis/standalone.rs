@@ -12,7 +12,7 @@ use redis::{
 };
 use tokio::task::unconstrained;
 
-use super::connect::{ConnectError, classify, connect, connect_with_pushes};
+use super::connect::{ConnectError, classify, connect, connect_with_pushes, node_name};
 use super::info::{history, scan_time};
 use super::node::{Error, Kind, Node, Page, Replaced, ScanCall};
 use super::observe::{Mark, Observer, prefixes};
@@ -283,17 +283,6 @@ impl Standalone {
         }
         let message = "another server answers on this connection, or its data was exchanged";
         Err(Error::new(Kind::Swapped, message.to_owned()))
-    }
-}
-
-/// Host and port of a Redis URL.
-fn node_name(url: &str) -> String {
-    match url::Url::parse(url) {
-        Ok(url) => match (url.host_str(), url.port()) {
-            (Some(host), port) => format!("{host}:{}", port.unwrap_or(6379)),
-            (None, _) => url.path().to_owned(),
-        },
-        Err(_) => "redis".to_owned(),
     }
 }
 
