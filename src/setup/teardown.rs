@@ -257,8 +257,10 @@ pub fn own_keys(redis: &Redis, key: &str) -> String {
     let has_password = redis.password.is_some();
     let password = if has_password { ", with its password in `REDISCLI_AUTH`" } else { "" };
     let quoted = |text: &str| format!("'{}'", text.replace('\'', r"'\''"));
+    // Escapes are ASCII: of a text they make a text.
     let pattern = Pattern::literal(key.as_bytes());
-    let pattern = quoted(&format!("{}:*", String::from_utf8_lossy(pattern.as_bytes())));
+    let pattern = std::str::from_utf8(pattern.as_bytes()).unwrap_or(key);
+    let pattern = quoted(&format!("{pattern}:*"));
     // A plain name needs no quotes.
     let is_plain = key.bytes().all(|byte| byte.is_ascii_alphanumeric() || b":_-.".contains(&byte));
     let key = if is_plain { key.to_owned() } else { quoted(key) };
