@@ -13,6 +13,9 @@ use crate::support::{Bed, PATIENCE, Settings, Sidecar, Sql, eventually};
 /// How long everything is filled at once.
 const FILLED: Duration = Duration::from_secs(12);
 
+/// Keys that are held then, bytes: where less is, nothing was shown.
+const HELD: f64 = 24.0 * 1024.0 * 1024.0;
+
 /// Keys of a kilobyte: exact ones, some that wait for a pass, some that Redis refuses, and some
 /// that need a row.
 fn rules() -> String {
@@ -218,16 +221,19 @@ async fn fill(more: Option<Redis>) {
     peaks.look(&sidecar, base).await;
     signal(&walsender, Signal::Cont).unwrap();
     targets.iter().for_each(|target| target.pause().unwrap());
-    for _ in 0..40 {
+    // More on a machine that is slow to receive it.
+    for round in 0..400 {
         writer.run(&insert("exact", 1_000)).await;
         peaks.look(&sidecar, base).await;
+        if round >= 40 && peaks.keys >= HELD {
+            break;
+        }
     }
     println!("{rounds} rounds: {peaks:?} of {}", budget::ALL);
     targets.iter().for_each(|target| target.resume().unwrap());
     assert!(peaks.resident <= budget::ALL as u64, "{peaks:?}");
     assert!(peaks.keys <= budget::ALL as f64, "{peaks:?}");
-    // Nothing was shown where little was held.
-    assert!(peaks.keys >= 16.0 * 1024.0 * 1024.0, "{peaks:?}");
+    assert!(peaks.keys >= HELD, "{peaks:?}");
     for open in [&sent, &other] {
         open.run("rollback").await;
     }

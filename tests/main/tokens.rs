@@ -209,6 +209,8 @@ async fn tokens_end_under_load(by: By) {
         // Half of the rotations are half done when the connections are cut.
         let turn = began + lasts * u32::try_from(rotation).unwrap();
         sleep_until(turn).await;
+        // A cut while there is no connection would end none.
+        sidecar.wait_ready().await;
         let spare = Duration::from_secs(if rotation == rotations { 3600 } else { 1 });
         let rotated = service.rotate(lasts + spare, rotation / 2 % 2 == 1);
         let is_redis_first = rotation % 2 == 1;
@@ -218,6 +220,7 @@ async fn tokens_end_under_load(by: By) {
         });
         // A session with Postgres that ends takes the connections to Redis along.
         sleep_until(turn + lasts / 2).await;
+        sidecar.wait_ready().await;
         service.cut(!is_redis_first).await;
     }
     sleep(lasts).await;
@@ -239,10 +242,8 @@ async fn tokens_end_under_load(by: By) {
         service.runs("redis"),
     );
     assert!(commits > 100 && took.len() > 100);
-    // On a slow machine a cut may come while a connection is still being made.
     let least = f64::from(u32::try_from(rotations).unwrap()) / 2.0;
-    assert!(postgres >= 1.0 && redis >= 1.0, "{postgres} and {redis} reconnects");
-    assert!(postgres + redis >= least, "{postgres} and {redis} reconnects");
+    assert!(postgres >= least && redis >= least, "{postgres} and {redis} reconnects");
     assert!(longest < Duration::from_secs(10), "{longest:?}");
 }
 
