@@ -37,7 +37,14 @@ pub async fn sweep(
     if !(dry_run || force || foreign.is_empty()) {
         let message = format!("nothing removed: no rule covers all of `{}`", foreign.join("`, `"));
         let hint = "`--dry-run` counts what matches; `--force` removes it, whoever it belongs to";
-        return Err(Failure::halted(message).with_hint(Some(hint)));
+        let prefixed = targets.iter().find(|target| !target.redis.prefix.is_empty());
+        let prefix = prefixed.map(|target| {
+            let (title, prefix) = (target.redis.title(), &target.redis.prefix);
+            format!("; leave `{prefix}` out, which is put before every pattern in {title}")
+        });
+        return Err(
+            Failure::halted(message).with_hint(Some(hint.to_owned() + &prefix.unwrap_or_default()))
+        );
     }
     let (mut told, mut failure) = (Told::default(), None);
     for target in &targets {

@@ -113,6 +113,8 @@ pub struct Redis {
     pub is_alone: bool,
     /// The text that its keys begin with, before what the rules say.
     pub prefix: String,
+    /// The prefixes of all targets, this one's among them.
+    pub prefixes: Vec<String>,
     /// `redis://` or `rediss://` URL without its password.
     pub url: String,
     /// Where the password comes from, for each login anew.
@@ -134,6 +136,7 @@ impl Redis {
             name: "redis".to_owned(),
             is_alone: true,
             prefix: String::new(),
+            prefixes: vec![String::new()],
             url: url.to_owned(),
             password: password::Source::None,
             ca_file: None,

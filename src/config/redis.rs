@@ -36,9 +36,14 @@ pub(super) fn targets(reader: &mut Reader<'_>, root: &mut Section<'_, '_>) -> Ve
     let mut sections = sections(reader, list);
     let is_alone = sections.len() == 1;
     let of_each = TargetId::first(sections.len()).zip(&mut sections);
-    let targets: Vec<OfTarget> =
+    let mut targets: Vec<OfTarget> =
         of_each.map(|(id, section)| target(reader, section, (id, is_alone))).collect();
     told_apart(reader, &sections, &targets);
+    let redis = || targets.iter().filter_map(|target| target.redis.as_ref());
+    let prefixes: Vec<String> = redis().map(|redis| redis.prefix.clone()).collect();
+    for redis in targets.iter_mut().filter_map(|target| target.redis.as_mut()) {
+        redis.prefixes.clone_from(&prefixes);
+    }
     targets
 }
 
@@ -105,6 +110,7 @@ fn target(
         id,
         name,
         is_alone,
+        prefixes: vec![prefix.clone()],
         prefix,
         url: server.url,
         password: server.password,

@@ -5,7 +5,9 @@ use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
 use rustix::io::Errno;
-use rustix::process::{Pid, Signal, WaitOptions, kill_process_group, waitpgid};
+use rustix::process::{
+    Pid, Signal, WaitId, WaitIdOptions, WaitOptions, kill_process_group, waitid, waitpgid,
+};
 use secrecy::SecretString;
 use secrecy::zeroize::Zeroizing;
 use tokio::io::AsyncReadExt;
@@ -16,6 +18,9 @@ use super::{COMMAND_TIMEOUT, SIZE_MAX, trimmed};
 
 /// Looks for processes that were ended, and the pause between two: they take a moment to die.
 const REAP: (u32, Duration) = (20, Duration::from_millis(5));
+
+/// The pause between two looks whether a program that has closed its output has ended.
+const LOOK: Duration = Duration::from_millis(2);
 
 /// Why a command gave no password. Quotes nothing that it printed, and of its arguments nothing but
 /// the program: both may be secret.
@@ -119,8 +124,10 @@ pub(super) struct Process {
     program: String,
     child: Child,
     output: Option<ChildStdout>,
-    /// Its process group, while something of it may run that has to be ended.
+    /// Its process group.
     group: Option<Pid>,
+    /// Whether that was ended: from then on its number may be another's.
+    is_ended: bool,
 }
 
 impl Process {
@@ -138,7 +145,7 @@ impl Process {
         let mut child = command.spawn().map_err(|error| failed(&error))?;
         let pid = child.id().and_then(|id| i32::try_from(id).ok());
         let (group, output) = (pid.and_then(Pid::from_raw), child.stdout.take());
-        Ok(Process { program: program.to_owned(), child, output, group })
+        Ok(Process { program: program.to_owned(), child, output, group, is_ended: false })
     }
 
     /// The password that it prints.
@@ -166,18 +173,37 @@ impl Process {
         if printed.len() > SIZE_MAX {
             return Err(Failure::Output { program, what: "more than 64 KiB" });
         }
+        self.has_ended().await;
+        self.kill();
         let status = self.child.wait().await.map_err(unread)?;
-        // From here on its number may be another's.
-        self.group = None;
         if status.success() { Ok(printed) } else { Err(Failure::Status { program, status }) }
+    }
+
+    /// Waits until the program has ended, and leaves it a zombie: as long as it is one, the number
+    /// of its group is nobody else's.
+    async fn has_ended(&self) {
+        let Some(pid) = self.group else { return };
+        let options = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT | WaitIdOptions::NOHANG;
+        while let Ok(None) | Err(Errno::INTR) = waitid(WaitId::Pid(pid), options) {
+            sleep(LOOK).await;
+        }
+    }
+
+    /// Ends what runs of its group, once.
+    fn kill(&mut self) {
+        if let Some(group) = self.group.filter(|_| !self.is_ended) {
+            // One that is gone needs no ending.
+            kill_process_group(group, Signal::KILL).ok();
+        }
+        self.is_ended = true;
     }
 
     /// Ends what still runs of it, and leaves no zombie: as the first process of a container,
     /// walsweep is the parent of all that it started, too.
     pub(super) async fn end(mut self) {
-        let Some(group) = self.group.take() else { return };
-        kill(group);
+        self.kill();
         drop(self.child.wait().await);
+        let Some(group) = self.group else { return };
         for _ in 0..REAP.0 {
             match waitpgid(group, WaitOptions::NOHANG) {
                 Ok(Some(_)) | Err(Errno::INTR) => {}
@@ -190,15 +216,8 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        if let Some(group) = self.group {
-            kill(group);
-        }
+        self.kill();
     }
-}
-
-/// Ends a process group; one that is gone needs no ending.
-fn kill(group: Pid) {
-    kill_process_group(group, Signal::KILL).ok();
 }
 
 /// The password among what was printed.

@@ -141,6 +141,20 @@ async fn a_command_that_hangs_or_leaves_its_output_open_is_ended_whole() {
     );
 }
 
+/// As one that goes on in the background, which some programs begin.
+#[tokio::test]
+async fn a_command_that_ends_takes_along_what_it_started() {
+    set_child_subreaper(Some(getpid())).unwrap();
+    let folder = TempDir::new().unwrap();
+    for (name, end, is_well) in [("well", "echo s3cret", true), ("failing", "exit 3", false)] {
+        let file = folder.path().join(name);
+        let children = "sleep 1000 >/dev/null 2>&1 & sleep 0 >/dev/null 2>&1 &";
+        let source = shell(&format!("echo $$ >{}; {children} {end}", file.display()));
+        assert_eq!(given(&source).await.is_ok(), is_well, "{name}");
+        assert_gone(&number(&file).await).await;
+    }
+}
+
 #[tokio::test]
 async fn a_command_is_ended_when_nobody_waits_for_it() {
     let folder = TempDir::new().unwrap();

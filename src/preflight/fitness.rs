@@ -17,6 +17,7 @@ use tokio::time::sleep;
 
 use super::Finding;
 use super::redis::{Judged, Needs};
+use super::redis_login::of_target;
 use crate::config::Target;
 use crate::sweep::redis::connect::connect;
 use crate::telemetry::{Health, Topic};
@@ -65,13 +66,15 @@ impl Fitness {
         let Judged { findings, forbidden, .. } = self.needs.judge(connection).await;
         let forbidden = forbidden.into_iter().map(|(_rule, finding)| finding);
         let forbidden = forbidden.filter(|_| strict);
-        findings.into_iter().filter(is_lasting).chain(forbidden).collect()
+        let refused = findings.into_iter().filter(is_lasting).chain(forbidden);
+        refused.map(|finding| of_target(&self.target, finding)).collect()
     }
 
     /// Says in the log whether it is perhaps another database of this server that has the keys.
     pub async fn look_elsewhere(target: &Target, connection: &mut MultiplexedConnection) {
         if let Some(finding) = super::redis_databases::elsewhere(target, connection).await {
-            tracing::warn!(hint = finding.hint, "redis: {}", finding.message);
+            let title = target.redis.title();
+            tracing::warn!(hint = finding.hint, "{title}: {}", finding.message);
         }
     }
 
@@ -82,7 +85,8 @@ impl Fitness {
     /// Why nothing that is removed there may be confirmed: it is not the whole of what readers use.
     pub async fn look(&self, mut connection: MultiplexedConnection) -> Result<(), String> {
         let Judged { findings, forbidden, is_usable } = self.needs.judge(&mut connection).await;
-        let lasting: Vec<&Finding> = findings.iter().filter(|one| is_lasting(one)).collect();
+        let named = |finding| of_target(&self.target, finding);
+        let lasting: Vec<Finding> = findings.into_iter().filter(is_lasting).map(named).collect();
         let mut told = BTreeSet::new();
         if let Some(first) = lasting.first() {
             let texts: Vec<&str> = lasting.iter().map(|one| one.message.as_str()).collect();
@@ -93,7 +97,8 @@ impl Fitness {
                 first.hint.as_deref(),
             );
         }
-        for (rule, finding) in &forbidden {
+        for (rule, finding) in forbidden {
+            let finding = named(finding);
             let topic = Topic::Refused(self.target.redis.id, rule.as_str().into());
             let text = format!("rule `{rule}`: {}", finding.message);
             self.tell(&mut told, topic, &text, finding.hint.as_deref());

@@ -47,7 +47,7 @@ pub fn login_refused(target: &Target, error: &ConnectError) -> Option<Finding> {
 }
 
 /// The finding with the target that it is of, where there are several.
-fn of_target(Target { redis, .. }: &Target, finding: Finding) -> Finding {
+pub(super) fn of_target(Target { redis, .. }: &Target, finding: Finding) -> Finding {
     if redis.is_alone {
         return finding;
     }

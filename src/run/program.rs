@@ -281,7 +281,8 @@ impl Program<'_> {
     }
 
     /// Refuses a Redis that `check` refuses, if it can be reached now; one that cannot is looked at
-    /// when it comes.
+    /// when it comes. Of several targets one that is refused, or slow to log in, keeps none of the
+    /// others from its keys: it is looked at again when its connection is made, and told of.
     async fn check_redis(&mut self) -> Result<(), Error> {
         let (health, is_strict) = (self.health, self.is_strict);
         let check = async |target: Target| {
@@ -299,16 +300,24 @@ impl Program<'_> {
             }
         };
         let within = |target: Target| {
-            let limit = REDIS_CHECK_TIMEOUT + target.redis.password.patience();
-            timeout(limit, check(target))
+            let patience = match target.redis.is_alone {
+                true => target.redis.password.patience(),
+                false => Duration::ZERO,
+            };
+            timeout(REDIS_CHECK_TIMEOUT + patience, check(target))
         };
         let looked = tokio::select! {
             biased;
             () = self.shutdown.requested() => Vec::new(),
             looked = join_all(self.config.targets().map(within)) => looked,
         };
+        let count = looked.len();
         let (findings, places): (Vec<Vec<Finding>>, Vec<_>) = looked.into_iter().flatten().unzip();
+        let refused = findings.iter().filter(|findings| !findings.is_empty()).count();
         let mut findings = findings.concat();
+        if refused < count && !self.is_strict {
+            findings.clear();
+        }
         findings.extend(preflight::twice(places.into_iter().flatten()));
         if findings.is_empty() { Ok(()) } else { Err(Error::Refused(findings)) }
     }

@@ -287,3 +287,56 @@ async fn one_database_by_two_addresses_is_refused() {
     sidecar.start();
     sidecar.wait_ready().await;
 }
+
+/// One that refuses the login, or is a replica for the moment, keeps no other from its keys.
+#[tokio::test]
+async fn a_start_goes_on_with_the_targets_that_can_be_had() {
+    let bed = Bed::new(&[]).await;
+    let other = Redis::start(RedisOptions::default()).await.unwrap();
+    let wrong = other.url().replace("redis://", "redis://nobody:wrong@");
+    let targets =
+        |url: &str| vec![of_target("near", &bed.redis.url(), ""), of_target("far", url, "")];
+    let mut sidecar = Sidecar::new(Settings { targets: targets(&wrong), ..bed.settings() });
+    sidecar.setup();
+    bed.fill(&["item:1"]).await;
+    sidecar.start();
+    let page = async || sidecar.get("/readyz").await.map_or(String::new(), |(_, page)| page);
+    eventually(PATIENCE, "the page names it", async || page().await.contains("redis `far`")).await;
+    bed.fill(&["item:1"]).await;
+    bed.sql.run("update item set version = 1 where id = 1").await;
+    bed.gone("item:1").await;
+    assert_eq!(sidecar.sigterm().await, 0);
+    // Where none can be had, or `--strict` asks for all, it is refused.
+    sidecar.start_strictly();
+    assert_eq!(sidecar.wait_exit().await, 1);
+    let refused = sidecar.log();
+    assert!(refused.iter().any(|line| line.contains("redis `far`")), "{refused:?}");
+}
+
+/// A pass takes no target's own keys, though another's stand among those that its rules match.
+#[tokio::test]
+async fn no_target_removes_the_watermark_of_another() {
+    let bed = Bed::new(&[]).await;
+    let url = bed.redis.url();
+    let rules = "[[rule]]\nname = \"item\"\ntable = \"public.item\"\nkeys = [\"{id}:*\"]\n";
+    let settings = Settings {
+        targets: vec![of_target("plain", &url, ""), of_target("app", &url, "prefix = \"app:\"")],
+        rules: rules.to_owned(),
+        refill: "300ms".to_owned(),
+        observe: true,
+        ..bed.settings()
+    };
+    let sidecar = Sidecar::set_up(settings).await;
+    bed.settled().await;
+    let resyncs = sidecar.metric_sum("walsweep_resyncs_total").await;
+    bed.fill(&["app:x:1", "x:1"]).await;
+    bed.sql.run("truncate item").await;
+    for key in ["app:x:1", "x:1"] {
+        bed.gone(key).await;
+    }
+    bed.settled().await;
+    let mut marks: Vec<String> = bed.cache.clone().keys("*walsweep:walsweep").await.unwrap();
+    marks.sort();
+    assert_eq!(marks, ["app:walsweep:walsweep", "walsweep:walsweep"]);
+    assert_eq!(sidecar.metric_sum("walsweep_resyncs_total").await, resyncs);
+}

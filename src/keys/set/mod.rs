@@ -14,6 +14,7 @@ mod targets;
 mod waiting;
 mod widened;
 
+use std::collections::HashSet;
 use std::fmt;
 use std::ops::{AddAssign, SubAssign};
 use std::sync::Arc;
@@ -154,6 +155,7 @@ impl KeySet {
         let exact = self.exact().map(|(_, key)| key);
         let patterns = self.patterns().map(|(_, pattern)| pattern.as_bytes());
         let all: Vec<&[u8]> = exact.chain(patterns).collect();
+        let all: Vec<&[u8]> = each_once(all);
         let shown = all.iter().take(SHOWN_MAX).map(|key| format!("`{}`", key.escape_ascii()));
         let mut shown: Vec<String> = shown.collect();
         if all.len() > SHOWN_MAX {
@@ -506,6 +508,12 @@ impl KeySet {
             self.patterns.retain(stays);
         }
     }
+}
+
+/// The first of each: rules that go to different targets may give the same.
+fn each_once(all: Vec<&[u8]>) -> Vec<&[u8]> {
+    let mut known = HashSet::new();
+    all.into_iter().filter(|one| known.insert(*one)).collect()
 }
 
 impl Amount {

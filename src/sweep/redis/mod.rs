@@ -14,6 +14,7 @@ mod renewal;
 pub(super) mod measure;
 pub(super) mod node;
 pub(super) mod observe;
+mod own;
 mod prefix;
 pub(super) mod pace;
 pub(super) mod pass;

@@ -29,10 +29,9 @@ use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
 
+use super::own::Own;
 use super::pass::Pass;
-use super::standing::made_key;
 use crate::keys::KeySet;
-use crate::sweep::proof::chain::number_key;
 
 /// Names are not looked through for old ones below this, bytes.
 const PRUNE_BYTES_MIN: usize = 64 * 1024;
@@ -81,13 +80,13 @@ struct Filter {
     keys: KeySet,
     patterns: Pass,
     /// Walsweep's own keys are never removed, whatever a pattern says.
-    own: [Vec<u8>; 3],
+    own: Own,
 }
 
 impl Filter {
     fn wants(&self, key: &[u8]) -> bool {
         let is_given = self.keys.exact_rule(key).is_some() || self.patterns.find(key).is_some();
-        is_given && self.own.iter().all(|own| own != key)
+        is_given && !self.own.has(key)
     }
 }
 
@@ -95,14 +94,10 @@ impl Observer {
     /// An observer of the keys that rules could give, in so many bytes of names; `everything` is
     /// the set of all of them.
     #[must_use]
-    pub fn new(everything: &KeySet, watermark_key: &str, bytes_max: usize) -> Observer {
+    pub(super) fn new(everything: &KeySet, own: Own, bytes_max: usize) -> Observer {
         let patterns = everything.patterns().map(|(_, pattern)| pattern.clone()).collect();
-        let filter = Filter {
-            keys: everything.clone().uncounted(),
-            patterns: Pass::new(patterns),
-            own: [watermark_key.to_owned(), number_key(watermark_key), made_key(watermark_key)]
-                .map(String::into_bytes),
-        };
+        let filter =
+            Filter { keys: everything.clone().uncounted(), patterns: Pass::new(patterns), own };
         let names = Names {
             filter,
             bytes_max,
@@ -271,8 +266,8 @@ fn narrowest(mut texts: Vec<&[u8]>, most: usize) -> Vec<Vec<u8>> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Mark, Observer, narrowest, prefixes};
-    use crate::config::Rule;
+    use super::{Mark, Observer, Own, narrowest, prefixes};
+    use crate::config::{Redis, Rule};
     use crate::keys::{KeySet, Rules};
 
     fn everything(templates: &[&str]) -> KeySet {
@@ -280,7 +275,8 @@ mod tests {
     }
 
     fn observer(bytes_max: usize) -> Observer {
-        Observer::new(&everything(&["a:{id}", "exact"]), "a:mark", bytes_max)
+        let redis = Redis { prefixes: vec!["a:".to_owned()], ..Redis::at("redis://h") };
+        Observer::new(&everything(&["a:{id}", "exact"]), Own::of(&redis, "mark"), bytes_max)
     }
 
     fn names(mark: &Mark) -> Option<Vec<String>> {
@@ -295,7 +291,7 @@ mod tests {
         let observer = observer(1_000_000);
         observer.wrote(b"a:0");
         let first = observer.mark();
-        for key in ["a:1", "b:1", "exact", "exactly", "a:mark", "a:1"] {
+        for key in ["a:1", "b:1", "exact", "exactly", "a:walsweep:mark", "a:1"] {
             observer.wrote(key.as_bytes());
         }
         let second = observer.mark();

@@ -16,9 +16,10 @@ use super::connect::{ConnectError, classify, connect, connect_with_pushes, node_
 use super::info::{history, scan_time};
 use super::node::{Error, Kind, Node, Page, Replaced, ScanCall};
 use super::observe::{Mark, Observer, prefixes};
+use super::own::Own;
 use super::prefix::Prefix;
 use super::renewal::Renewal;
-use super::standing::{self, BEGINNING, WATERMARK_SIZE_MAX, made_key};
+use super::standing::{self, BEGINNING, WATERMARK_SIZE_MAX};
 use crate::config;
 use crate::keys::KeySet;
 use crate::sweep::proof::chain::{Chain, Link, number_key};
@@ -60,6 +61,7 @@ pub struct Standalone {
     redis: config::Redis,
     name: String,
     prefix: Prefix,
+    own: Own,
     watermark_key: String,
     /// Beside it, the number of the chain.
     number_key: String,
@@ -95,6 +97,7 @@ impl Standalone {
             redis: redis.clone(),
             name: node_name(&redis.url),
             prefix: Prefix::of(redis),
+            own: Own::of(redis, slot),
             number_key: number_key(&watermark_key),
             watermark_key,
             chain: RefCell::new(None),
@@ -125,8 +128,7 @@ impl Standalone {
         let Some((everything, bytes)) = &self.observed else {
             return Ok((connect(&self.redis).await?, None));
         };
-        let watermark_key = self.watermark_key.strip_prefix(&self.redis.prefix);
-        let observer = Observer::new(everything, watermark_key.unwrap_or_default(), *bytes);
+        let observer = Observer::new(everything, self.own.within(&self.prefix), *bytes);
         let heard = {
             let (observer, prefix) = (observer.clone(), Prefix::of(&self.redis));
             move |push: PushInfo| {
@@ -375,10 +377,7 @@ impl Node for Standalone {
         let (cursor, mut keys): (u64, Vec<Vec<u8>>) = redis::from_redis_value(page)
             .map_err(|_other| Error::new(Kind::Other, "SCAN gave an unexpected reply".into()))?;
         // A pattern such as `*:walsweep` must not take the evidence that nothing was lost.
-        let made_key = made_key(&self.watermark_key);
-        let own = [&self.watermark_key, &self.number_key, &made_key].map(String::as_bytes);
-        let details = details_key(&self.watermark_key, "");
-        keys.retain(|key| !own.contains(&key.as_slice()) && !key.starts_with(details.as_bytes()));
+        keys.retain(|key| !self.own.has(key));
         let keys = keys.into_iter().filter_map(|key| self.prefix.take(key)).collect();
         Ok(Page { cursor, keys })
     }

@@ -221,7 +221,7 @@ const LIVE: [(&str, &str, &str, &str); 24] = [
 ];
 
 /// The other codes of errors, and why none of them has a row in [`LIVE`].
-const FIXED: [(&str, &[&str]); 6] = [
+const FIXED: [(&str, &[&str]); 7] = [
     (
         "a change of the configuration, or of the server's, that ends the session",
         &[
@@ -266,6 +266,10 @@ const FIXED: [(&str, &[&str]); 6] = [
     (
         "of a lookup, tried in the same way and in the same place as lookup_sql",
         &["lookup_column", "lookup_params", "lookup_privilege", "lookup_writes"],
+    ),
+    (
+        "of the addresses of two targets, which are compared at the start; see targets.rs",
+        &["redis_twice"],
     ),
     (
         "of Redis, which is looked at with each connection and each removal; see fitness.rs",
