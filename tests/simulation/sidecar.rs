@@ -180,7 +180,8 @@ async fn open(world: &Rc<World>, rules: &Rules) -> Result<Opened, Error> {
     };
     let slot = capture::Slot::over(walsender::start(world, lsn));
     let probe = Asker { world: Rc::clone(world), number: *world.sql.borrow() };
-    let nodes = (0..world.targets()).map(|at| Client::new(world, at)).collect();
+    let node = |at| Box::new(Client::new(world, at)) as Box<dyn TargetNode>;
+    let nodes = (0..world.targets()).map(node).collect();
     let standbys = Vec::new();
     let (witness, lookups) = (None, None);
     Ok((Outside { slot, witness, probe, standbys, nodes, lookups }, settings))
