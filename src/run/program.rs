@@ -286,7 +286,7 @@ impl Program<'_> {
     /// others from its keys: it is looked at again when its connection is made, and told of.
     async fn check_redis(&mut self) -> Result<(), Error> {
         let (health, is_strict) = (self.health, self.is_strict);
-        let check = async |target: Target| {
+        let check_one = async |target: Target| {
             let fitness = Fitness::new(target.clone(), Arc::clone(health));
             match connect::connect(&target.redis).await {
                 Ok(mut connection) => {
@@ -299,6 +299,17 @@ impl Program<'_> {
                     (preflight::login_refused(&target, &error).into_iter().collect(), None)
                 }
             }
+        };
+        let check = async |target: Target| {
+            let servers = match preflight::redis_servers(&target).await {
+                Ok(servers) => servers,
+                // One that can be reached later, or that a person has to mend: the first of its
+                // servers says which.
+                Err(_finding) => vec![target],
+            };
+            let all = join_all(servers.into_iter().map(&check_one)).await;
+            let (findings, places): (Vec<Vec<Finding>>, Vec<_>) = all.into_iter().unzip();
+            (findings.concat(), places)
         };
         let within = |target: Target| {
             let patience = match target.redis.is_alone {
@@ -319,7 +330,7 @@ impl Program<'_> {
         if refused < count && !self.is_strict {
             findings.clear();
         }
-        findings.extend(preflight::twice(places.into_iter().flatten()));
+        findings.extend(preflight::twice(places.into_iter().flatten().flatten()));
         if findings.is_empty() { Ok(()) } else { Err(Error::Refused(findings)) }
     }
 

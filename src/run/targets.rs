@@ -77,10 +77,11 @@ pub(super) fn sweep(
 ) -> Vec<Task<()>> {
     let TargetEnds { visible, safe, events } = ends;
     let is_alone = nodes.len() == 1;
-    let mut targets = TargetId::first(nodes.len()).zip(nodes).zip(safe).map(|((id, node), safe)| {
-        let (settings, health) = (settings.clone(), Arc::clone(health));
-        (node, Begin { settings, health, told: (id, events.clone()), safe })
-    });
+    let mut targets =
+        TargetId::first(nodes.len()).zip(nodes).zip(safe).map(|((id, node), safe)| {
+            let (settings, health) = (settings.clone(), Arc::clone(health));
+            (node, Begin { settings, health, told: (id, events.clone()), safe })
+        });
     if is_alone {
         // Nothing stands between it and what is visible.
         let only = targets.next().map(|(node, begin)| spawn(node.alone(begin, visible)));

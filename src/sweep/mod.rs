@@ -68,8 +68,8 @@ use std::rc::Rc;
 use crate::lsn::Lsn;
 use crate::settle::{Held, Hold};
 
-pub use self::redis::cluster::Cluster;
 pub use self::redis::budget::{GONE_WITHIN, distance, longest_wait};
+pub use self::redis::cluster::Cluster;
 pub use self::redis::info::scan_time;
 pub use self::redis::measure::taken;
 pub use self::redis::node::{

@@ -14,7 +14,7 @@ use walsweep::keys::{Binding, Rules};
 use walsweep::lsn::Lsn;
 use walsweep::retry::Backoff;
 use walsweep::run::error::{Error, Verdict};
-use walsweep::run::pipeline::Outside;
+use walsweep::run::pipeline::{Outside, TargetNode};
 use walsweep::run::session::Timing;
 use walsweep::run::shutdown::Shutdown;
 use walsweep::settle::{self, Holder, Probe, Snapshot, SqlStandby};
@@ -130,7 +130,7 @@ async fn process(
     }
 }
 
-type Opened = (Outside<Asker, SqlStandby, Client>, Settings);
+type Opened = (Outside<Asker, SqlStandby>, Settings);
 
 /// Does what `Session::open` does, on the server in memory.
 async fn open(world: &Rc<World>, rules: &Rules) -> Result<Opened, Error> {

@@ -7,7 +7,7 @@
 //! - [`lease`]: functions for readers, which no stage knows.
 
 pub(super) mod budget;
-pub(super) mod cluster;
+pub mod cluster;
 pub mod connect;
 pub(super) mod info;
 pub mod lease;

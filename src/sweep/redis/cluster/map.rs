@@ -18,6 +18,14 @@ pub(super) struct Address {
     pub(super) port: u16,
 }
 
+impl Member {
+    /// The slots that it has and is to keep, where its own keys may be: the others are on their way.
+    pub(super) fn settled(&self) -> Slots {
+        let settled = self.slots.clone().without(&self.moving);
+        if settled.is_empty() { self.slots.clone() } else { settled }
+    }
+}
+
 impl Address {
     /// Whether a redirection, `host:port`, leads here. One without a host leads to a port of
     /// whatever host sent it.
@@ -128,9 +136,8 @@ impl Map {
     pub(super) fn of(said: &[Vec<Member>]) -> Map {
         let mut known: BTreeMap<String, Member> = BTreeMap::new();
         for one in said.iter().flatten() {
-            let is_better = |other: &Member| {
-                (one.is_myself, one.epoch) > (other.is_myself, other.epoch)
-            };
+            let is_better =
+                |other: &Member| (one.is_myself, one.epoch) > (other.is_myself, other.epoch);
             if known.get(&one.id).is_none_or(is_better) {
                 known.insert(one.id.clone(), one.clone());
             }
@@ -214,9 +221,8 @@ mod tests {
     fn the_address_for_clients_is_the_one_that_a_node_wants() {
         let text = |text: &str| Value::BulkString(text.into());
         let node = |name: Value, port, id| Value::Array(vec![name, Value::Int(port), text(id)]);
-        let range = |nodes: Vec<Value>| {
-            Value::Array([vec![Value::Int(0), Value::Int(1)], nodes].concat())
-        };
+        let range =
+            |nodes: Vec<Value>| Value::Array([vec![Value::Int(0), Value::Int(1)], nodes].concat());
         let reply = Value::Array(vec![
             range(vec![node(text("host-a"), 7000, "aaa"), node(Value::Nil, 7003, "ddd")]),
             range(vec![node(text("?"), 7001, "bbb"), node(text(""), 7002, "ccc")]),

@@ -35,7 +35,7 @@ use self::map::{Address, Map, Member};
 use self::part::Part;
 pub(super) use self::part::Seen;
 use self::proof::Value;
-use self::slots::Slots;
+pub use self::survey::{each, name_at};
 use super::connect::node_name;
 use super::node::{Error, Kind, Node, Removes, Replaced, Scanned};
 use super::prefix::Prefix;
@@ -121,7 +121,7 @@ impl Cluster {
         let told = self.addresses.borrow().get(&primary.id).cloned();
         let address = told.unwrap_or_else(|| primary.address.clone());
         let redis = survey::at(&self.redis, &address);
-        let node = Standalone::shard(&redis, &self.slot, self.names(&primary.slots));
+        let node = Standalone::shard(&redis, &self.slot, self.names(primary));
         let node = match &self.look {
             Some(look) => node.looked_at(Rc::clone(look)),
             None => node,
@@ -140,10 +140,10 @@ impl Cluster {
         Ok(shard)
     }
 
-    /// The names of the own keys of a primary with these slots.
-    fn names(&self, slots: &Slots) -> Names {
+    /// The names of a primary's own keys.
+    fn names(&self, primary: &Member) -> Names {
         let key = key_name(&self.redis.prefix, &self.slot);
-        Names::of(format!("{key}:{{{}}}", slots::tag_of(slots.iter().next().unwrap_or_default())))
+        Names::of(survey::tagged(&key, &primary.settled()))
     }
 
     /// Asks all primaries who has which slot now, unless somebody has since `seen` was. An error
@@ -183,7 +183,7 @@ impl Cluster {
     async fn adopt(&self, primary: &Member) -> Result<Rc<Shard>, Error> {
         let shard = self.guest(primary).await?;
         self.guests.borrow_mut().remove(&primary.id);
-        let found = shard.node.rename(self.names(&primary.slots)).await?;
+        let found = shard.node.rename(self.names(primary)).await?;
         shard.standing.replace(found);
         Ok(shard)
     }
@@ -265,10 +265,9 @@ impl Node for Cluster {
             return Ok(Replaced::No(self.standing.borrow().clone()));
         }
         let shards = self.shards();
-        let writes = shards.by_id.iter().map(|(id, shard)| async {
-            let slots = shards.map.primaries.get(id).map(|one| &one.slots);
-            self.write(shard, slots.unwrap_or(&Slots::default()), value).await
-        });
+        let each = shards.by_id.iter();
+        let each = each.filter_map(|(id, shard)| Some((shards.map.primaries.get(id)?, shard)));
+        let writes = each.map(|(primary, shard)| self.write(&shards, (primary, shard), value));
         let mut is_everywhere = true;
         for outcome in join_all(writes).await {
             is_everywhere &= outcome?;

@@ -38,7 +38,9 @@ impl Cluster {
             let has_some = |id: &String| {
                 let of_it = map.primaries.get(id).map(|one| &one.slots);
                 let wanted = slots.as_ref();
-                wanted.is_none_or(|slots| slots.iter().any(|slot| of_it.is_some_and(|of| of.has(slot))))
+                wanted.is_none_or(|slots| {
+                    slots.iter().any(|slot| of_it.is_some_and(|of| of.has(slot)))
+                })
             };
             let wanted = shards.by_id.iter().filter(|(id, _)| has_some(id));
             let part = |shard| Part { cluster: self, shard: Rc::clone(shard), only: None };

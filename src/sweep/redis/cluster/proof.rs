@@ -4,9 +4,9 @@
 //! they are one: the worst of them, which is none as soon as a primary has a slot that its
 //! watermark is not about.
 
-use super::map::Map;
+use super::map::{Map, Member};
 use super::slots::Slots;
-use super::{Cluster, Shard};
+use super::{Cluster, Shard, Shards};
 use crate::sweep::proof::evidence::Watermark;
 use crate::sweep::redis::node::{Error, Kind, Node, Replaced};
 
@@ -94,18 +94,18 @@ impl Cluster {
     /// Writes a primary's watermark where the one stands that is believed to; says whether it did.
     pub(super) async fn write(
         &self,
-        shard: &Shard,
-        slots: &Slots,
+        shards: &Shards,
+        (primary, shard): (&Member, &Shard),
         value: &[u8],
     ) -> Result<bool, Error> {
-        let (names, before) = (self.names(slots), shard.node.names());
+        let (names, before) = (self.names(primary), shard.node.names());
         let has_moved = names != before;
         if has_moved {
             let found = shard.node.rename(names).await?;
             shard.standing.replace(found);
         }
         let expected = shard.standing.borrow().clone();
-        let value = about(slots, value);
+        let value = about(&primary.slots, value);
         match shard.node.replace_watermark(expected.as_deref(), &value).await? {
             Replaced::Yes => {
                 shard.standing.replace(Some(value));
@@ -115,8 +115,9 @@ impl Cluster {
                 return Ok(false);
             }
         }
-        if has_moved {
-            // What is left under the name of before tells nothing. Wherever its slot is now.
+        let is_free = || !shards.map.primaries.values().any(|one| self.names(one) == before);
+        if has_moved && is_free() {
+            // What is left under the name of before tells nothing any more, wherever it is now.
             let names = [before.watermark.as_bytes(), before.number.as_bytes()];
             drop(self.unlink_names(&names).await);
         }
@@ -138,9 +139,8 @@ mod tests {
     }
 
     fn value(found: Option<(u64, &str)>, slots: &str) -> Value {
-        let found = found.map(|(lsn, about_slots)| {
-            about(&Slots::parse(about_slots).unwrap(), &mark(lsn))
-        });
+        let found =
+            found.map(|(lsn, about_slots)| about(&Slots::parse(about_slots).unwrap(), &mark(lsn)));
         Value { found, slots: Slots::parse(slots).unwrap() }
     }
 
@@ -190,7 +190,8 @@ mod tests {
         assert!(now(&keeps).is_ok());
         let moved = [line("a", "master", "5-9999"), line("b", "master", "0-4 10000-16383")];
         assert!(now(&moved).is_ok());
-        let first = [&moved[..1], &[line("b", "master", high), line("c", "master", "0-4")]].concat();
+        let first =
+            [&moved[..1], &[line("b", "master", high), line("c", "master", "0-4")]].concat();
         assert!(now(&first).is_ok(), "the first slots of a primary that was known");
         let promoted = [line("b", "master", high), line("d", "master", low)];
         assert!(now(&promoted).is_err(), "a replica may lack removals");

@@ -10,10 +10,12 @@ use std::time::Duration;
 use futures_util::StreamExt;
 use futures_util::future::try_join_all;
 use futures_util::stream::FuturesUnordered;
-use redis::{Cmd, Value, cmd, from_redis_value};
+use redis::aio::MultiplexedConnection;
+use redis::{Cmd, RedisError, Value, cmd, from_redis_value};
 use tokio::time::timeout;
 
 use super::map::{Address, Map, Member, addresses, members};
+use super::slots::{Slots, tag_of};
 use super::{Cluster, Shard, Shards};
 use crate::config::{self, Mode};
 use crate::sweep::redis::connect::{classify, connect};
@@ -27,6 +29,42 @@ const OTHERS_TIMEOUT: Duration = Duration::from_millis(50);
 
 /// So often whoever is newly named is asked as well.
 const ROUNDS: usize = 8;
+
+/// The primaries of a cluster: each as if it were by itself, and the name of its watermark, of which
+/// `key` is the beginning.
+///
+/// # Errors
+///
+/// Not every slot has a primary that can be reached.
+pub async fn each(redis: &config::Redis, key: &str) -> Result<Vec<(config::Redis, String)>, Error> {
+    let cluster = Cluster::new(redis, "");
+    let shards = cluster.survey().await?;
+    let each = shards.by_id.iter().map(|(id, shard)| {
+        let slots = shards.map.primaries.get(id).map(Member::settled);
+        (at(redis, &shard.address), tagged(key, &slots.unwrap_or_default()))
+    });
+    Ok(each.collect())
+}
+
+/// A name that is in the first of these slots.
+pub(super) fn tagged(key: &str, slots: &Slots) -> String {
+    format!("{key}:{{{}}}", tag_of(slots.iter().next().unwrap_or_default()))
+}
+
+/// A name that begins with `key`, in the first slot of the primary behind a connection; `None` if it
+/// has no slot.
+///
+/// # Errors
+///
+/// It does not answer, or refuses to.
+pub async fn name_at(
+    connection: &mut MultiplexedConnection,
+    key: &str,
+) -> Result<Option<String>, RedisError> {
+    let told: String = nodes().query_async(connection).await?;
+    let own = members(&told, "").into_iter().find(|member| member.is_myself);
+    Ok(own.filter(|own| !own.slots.is_empty()).map(|own| tagged(key, &own.settled())))
+}
 
 /// The same deployment, at another address.
 pub(super) fn at(redis: &config::Redis, address: &Address) -> config::Redis {
@@ -90,7 +128,8 @@ impl Cluster {
             let named = map.primaries.values().filter(|one| !one.slots.is_empty());
             let new: Vec<&Member> = named.filter(|one| !by_id.contains_key(&one.id)).collect();
             if new.is_empty() {
-                by_id.retain(|id, _| map.primaries.get(id).is_some_and(|one| !one.slots.is_empty()));
+                by_id
+                    .retain(|id, _| map.primaries.get(id).is_some_and(|one| !one.slots.is_empty()));
                 return self.whole(map, by_id);
             }
             let connected = new.into_iter().map(|one| async {
@@ -117,7 +156,7 @@ impl Cluster {
         // What was learnt on the way may have given a primary its own names too early.
         for (id, shard) in &by_id {
             if let Some(one) = map.primaries.get(id) {
-                shard.node.named(self.names(&one.slots));
+                shard.node.named(self.names(one));
             }
         }
         Ok(Shards { map: Rc::new(map), by_id })
@@ -129,7 +168,8 @@ impl Cluster {
             Mode::Cluster { seeds } => seeds.as_slice(),
             _ => &[],
         };
-        let seeds = seeds.iter().map(|url| config::Redis { url: url.clone(), ..self.redis.clone() });
+        let seeds =
+            seeds.iter().map(|url| config::Redis { url: url.clone(), ..self.redis.clone() });
         let known = self.known.borrow().clone();
         let known = known.iter().map(|address| at(&self.redis, address));
         let all = std::iter::once(self.redis.clone()).chain(seeds).chain(known);
