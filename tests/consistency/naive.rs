@@ -1,13 +1,17 @@
 //! The yardstick: an invalidator as most are written. It removes keys as soon as COMMIT arrives,
 //! once, and confirms at once.
 //!
+//! In a cluster it removes keys where they are, and passes over every primary; of a service it asks
+//! the Sentinels who the primary is.
+//!
 //! It is built of walsweep's own parts up to the keys, so that what it lacks is what makes the
 //! difference: the gate, the second removal, the watermark.
 
 use std::collections::BTreeSet;
 use std::path::Path;
+use std::sync::Arc;
 
-use redis::aio::MultiplexedConnection;
+use redis::cmd;
 use tokio::sync::mpsc;
 use walsweep::capture::{Frame, Replication, StreamOptions};
 use walsweep::config::{Config, parse};
@@ -15,12 +19,15 @@ use walsweep::decode::decode;
 use walsweep::gather::{Gathered, Gatherer};
 use walsweep::keys::{Binding, Pattern, Rules};
 
+use crate::cache::{Cache, Directory, Mode};
+use crate::servers::login;
+
 /// Patterns that may wait for a pass.
 const PATTERNS_MAX: usize = 10_000;
 
 /// Runs until something fails.
 pub(crate) async fn run() {
-    let file = std::env::var("CONFIG").expect("the checker names the configuration");
+    let file = std::env::var("PLAIN_CONFIG").expect("the checker names the configuration");
     let text = std::fs::read_to_string(file).unwrap();
     let config: Config =
         parse(&text, &|name| std::env::var(name).ok(), Path::new("")).config.unwrap();
@@ -31,10 +38,13 @@ pub(crate) async fn run() {
     let options = StreamOptions::default();
     let started = replication.start(&config.postgres.slot, &config.postgres.publication, options);
     let mut slot = started.await.unwrap();
-    let client = redis::Client::open(config.redis[0].url.as_str()).unwrap();
-    let cache = client.get_multiplexed_async_connection().await.unwrap();
+    let directory = Directory::of_environment();
+    if directory.mode() != Mode::Standalone {
+        tokio::spawn(Arc::clone(&directory).watch());
+    }
+    let mut cache = Cache::new(&directory, login());
     let (patterns, received) = mpsc::channel(PATTERNS_MAX);
-    tokio::spawn(sweep(received, cache.clone()));
+    tokio::spawn(sweep(received, Arc::clone(&directory), cache.clone()));
     let mut gatherer = Gatherer::new();
     let mut keys = rules.key_set();
     // It looks nothing up and asks for no refresh: all that either could produce goes, at the same
@@ -71,7 +81,8 @@ pub(crate) async fn run() {
             Gathered::Truncate(all) => all.iter().for_each(|one| bound.add(one, &mut keys)),
             Gathered::Committed(transaction) => {
                 let keys = std::mem::replace(&mut keys, rules.key_set());
-                unlink(keys.exact().map(|(_, key)| key.to_vec()).collect(), &cache).await;
+                let exact = keys.exact().map(|(_, key)| key.to_vec()).collect();
+                unlink(exact, &directory, &mut cache).await;
                 for (_, pattern) in keys.patterns() {
                     patterns.send(pattern.clone()).await.unwrap();
                 }
@@ -85,26 +96,36 @@ pub(crate) async fn run() {
     }
 }
 
-async fn unlink(keys: Vec<Vec<u8>>, cache: &MultiplexedConnection) {
-    if !keys.is_empty() {
-        redis::cmd("UNLINK").arg(keys).exec_async(&mut cache.clone()).await.unwrap();
+/// Removes keys; in a cluster one by one, since a command with keys of several slots is refused.
+async fn unlink(keys: Vec<Vec<u8>>, directory: &Directory, cache: &mut Cache) {
+    let names: Vec<String> = keys.into_iter().map(|key| String::from_utf8(key).unwrap()).collect();
+    if directory.mode() == Mode::Cluster {
+        for name in names {
+            cache.unlink(&name).await.unwrap();
+        }
+    } else if !names.is_empty() {
+        cache.ask::<()>("", cmd("UNLINK").arg(names)).await.unwrap();
     }
 }
 
-/// Whatever matches a pattern, in one pass for all that wait.
-async fn sweep(mut patterns: mpsc::Receiver<Pattern>, mut cache: MultiplexedConnection) {
+/// Whatever matches a pattern, in one pass over all primaries for all that wait.
+async fn sweep(mut patterns: mpsc::Receiver<Pattern>, directory: Arc<Directory>, mut cache: Cache) {
     let mut waiting = Vec::new();
     while patterns.recv_many(&mut waiting, PATTERNS_MAX).await > 0 {
-        let mut cursor = 0_u64;
-        loop {
-            let mut scan = redis::cmd("SCAN");
-            scan.arg(cursor).arg("COUNT").arg(1000);
-            let (next, mut page): (u64, Vec<Vec<u8>>) = scan.query_async(&mut cache).await.unwrap();
-            page.retain(|key| waiting.iter().any(|pattern| pattern.matches(key)));
-            unlink(page, &cache).await;
-            cursor = next;
-            if cursor == 0 {
-                break;
+        for port in directory.primaries().await {
+            let mut node = cache.connection(port).await.unwrap();
+            let mut cursor = 0_u64;
+            loop {
+                let mut scan = cmd("SCAN");
+                scan.arg(cursor).arg("COUNT").arg(1000);
+                let (next, mut page): (u64, Vec<Vec<u8>>) =
+                    scan.query_async(&mut node).await.unwrap();
+                page.retain(|key| waiting.iter().any(|pattern| pattern.matches(key)));
+                unlink(page, &directory, &mut cache).await;
+                cursor = next;
+                if cursor == 0 {
+                    break;
+                }
             }
         }
         waiting.clear();
