@@ -264,6 +264,10 @@ async fn run(options: &Options) -> Report {
     world.shared.stop.store(true, Ordering::Relaxed);
     tasks.shutdown().await;
     if !report.failures.is_empty() {
+        if let store::Store::Cluster(cluster) = &*world.servers.redis.lock().await {
+            let views = cluster.views().await;
+            report.failures.push(views.unwrap_or_else(|error| error.to_string()));
+        }
         report.failures.push(format!("last words:\n{}", world.invalidator.last_words()));
     }
     let texts = (bound_text(options), replay(options, seed));

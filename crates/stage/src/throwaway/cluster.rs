@@ -3,13 +3,18 @@
 
 use std::collections::BTreeSet;
 use std::io::ErrorKind;
+use std::time::Duration;
 
 use redis::{Cmd, FromRedisValue, cmd};
+use tokio::time::{Instant, sleep};
 
-use super::{Error, PATIENCE, Redis, RedisOptions, io_error, wait};
+use super::{Error, PATIENCE, PAUSE, Redis, RedisOptions, io_error, wait};
 
 /// How many hash slots a cluster has.
 pub const SLOT_COUNT: u16 = 16_384;
+
+/// How long nodes that are well may take to tell each other who has which slot.
+const GOSSIP: Duration = Duration::from_secs(5);
 
 /// Arguments of every node. A node that does not answer for two seconds has failed.
 const ARGS: [&str; 8] = [
@@ -174,9 +179,7 @@ impl Cluster {
     pub async fn begin_move(&self, slot: u16, to: usize) -> Result<(), Error> {
         let from = self.owner_of(slot).await?;
         for (node, state, other) in [(to, "IMPORTING", from), (from, "MIGRATING", to)] {
-            let mut set = cmd("CLUSTER");
-            set.arg("SETSLOT").arg(slot).arg(state).arg(&self.at(other)?.id);
-            self.ask::<()>(node, &set).await?;
+            self.set_slot(node, slot, &[state, &self.at(other)?.id]).await?;
         }
         Ok(())
     }
@@ -199,9 +202,7 @@ impl Cluster {
             if !primaries.contains(&self.at(node)?.id) {
                 continue;
             }
-            let mut set = cmd("CLUSTER");
-            set.arg("SETSLOT").arg(slot).arg("NODE").arg(&self.at(to)?.id);
-            match self.ask::<()>(node, &set).await {
+            match self.set_slot(node, slot, &["NODE", &self.at(to)?.id]).await {
                 // Who hears from the new owner that its last slot is gone follows the new owner.
                 Err(Error::Redis(error)) if error.to_string().contains("only with masters") => {}
                 outcome => outcome?,
@@ -237,12 +238,12 @@ impl Cluster {
         }
         // A node that takes a slot from another one does not learn who owns it instead, and so may
         // take the cluster for broken.
-        for (slot, at) in
-            torn.iter().flat_map(|slot| primaries.iter().map(move |(at, _)| (slot, *at)))
-        {
-            let mut stable = cmd("CLUSTER");
-            self.ask::<()>(at, stable.arg("SETSLOT").arg(slot).arg("STABLE")).await?;
+        for slot in &torn {
+            for (at, _) in &primaries {
+                self.set_slot(*at, *slot, &["STABLE"]).await?;
+            }
         }
+        self.agree(&primaries.iter().map(|(at, _)| *at).collect::<Vec<_>>()).await?;
         self.settled().await?;
         for slot in &torn {
             let owner = self.owner_of(*slot).await?;
@@ -258,19 +259,74 @@ impl Cluster {
         Ok(count)
     }
 
+    /// Waits for a while until all primaries agree who has which slot. If they do not, it goes to
+    /// one that says it has it, or else to the one with the most keys.
+    async fn agree(&self, primaries: &[usize]) -> Result<(), Error> {
+        let deadline = Instant::now() + GOSSIP;
+        let mut disputed = self.disputed().await?;
+        while !disputed.is_empty() && Instant::now() < deadline {
+            sleep(10 * PAUSE).await;
+            disputed = self.disputed().await?;
+        }
+        for slot in disputed {
+            let mut best = None;
+            for at in primaries {
+                let mut count = cmd("CLUSTER");
+                let count: usize = self.ask(*at, count.arg("COUNTKEYSINSLOT").arg(slot)).await?;
+                let claims = self.slots_of(*at).await?.contains(&slot);
+                best = best.max(Some((claims, count, *at)));
+            }
+            let Some((claims, _, owner)) = best else { continue };
+            let id = self.id_of(owner);
+            if !claims && let Some(other) = primaries.iter().find(|at| **at != owner) {
+                // Who takes a slot by the way of a move tells all others, with a new epoch.
+                self.set_slot(owner, slot, &["IMPORTING", self.id_of(*other)]).await?;
+            }
+            for at in [owner].iter().chain(primaries.iter().filter(|at| **at != owner)) {
+                self.set_slot(*at, slot, &["NODE", id]).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The slots on whose owner those running nodes do not agree that take themselves for primaries.
+    async fn disputed(&self) -> Result<Vec<u16>, Error> {
+        let mut views: Vec<Vec<Option<usize>>> = Vec::new();
+        for at in self.running() {
+            let seen = self.seen_by(at).await?;
+            if !seen.iter().any(|seen| seen.id == self.id_of(at) && seen.is_primary) {
+                continue;
+            }
+            let mut view = vec![None; usize::from(SLOT_COUNT)];
+            for seen in seen {
+                for (from, to) in seen.slots {
+                    view[usize::from(from)..=usize::from(to)].fill(self.number_of(&seen.id));
+                }
+            }
+            views.push(view);
+        }
+        let differs = |slot: &u16| {
+            let mut owners = views.iter().map(|view| view[usize::from(*slot)]);
+            let first = owners.next();
+            owners.any(|owner| Some(owner) != first)
+        };
+        Ok((0..SLOT_COUNT).filter(differs).collect())
+    }
+
+    async fn set_slot(&self, at: usize, slot: u16, words: &[&str]) -> Result<(), Error> {
+        self.ask(at, cmd("CLUSTER").arg("SETSLOT").arg(slot).arg(words)).await
+    }
+
     /// A node that is not the owner gives him what it has of a slot.
     async fn give_up(&self, slot: u16, (at, owner): (usize, usize)) -> Result<(), Error> {
         let mut count = cmd("CLUSTER");
         count.arg("COUNTKEYSINSLOT").arg(slot);
         if self.ask::<usize>(at, &count).await? > 0 {
             // Who does not own the slot may touch its keys while they are on their way alone.
-            let mut import = cmd("CLUSTER");
-            import.arg("SETSLOT").arg(slot).arg("IMPORTING").arg(self.id_of(owner));
-            self.ask::<()>(at, &import).await?;
+            self.set_slot(at, slot, &["IMPORTING", self.id_of(owner)]).await?;
             self.migrate(slot, (at, owner), &["REPLACE"]).await?;
         }
-        let mut stable = cmd("CLUSTER");
-        self.ask(at, stable.arg("SETSLOT").arg(slot).arg("STABLE")).await
+        self.set_slot(at, slot, &["STABLE"]).await
     }
 
     async fn migrate(
@@ -345,7 +401,18 @@ impl Cluster {
         self.promoted(replica).await
     }
 
-    /// Waits until every running node takes commands, and every replica follows its primary.
+    /// Who has which slots, in the eyes of each running node in turn: for people to read.
+    pub async fn views(&self) -> Result<String, Error> {
+        let mut views = String::new();
+        for at in self.running() {
+            let lines: String = self.ask(at, cmd("CLUSTER").arg("NODES")).await?;
+            views += &format!("node {at}\n{lines}");
+        }
+        Ok(views)
+    }
+
+    /// Waits until every running node takes commands, every replica follows its primary, and all
+    /// agree who has which slot.
     pub async fn settled(&self) -> Result<(), Error> {
         self.wait("serve all slots", async || {
             for at in self.running() {
@@ -357,7 +424,7 @@ impl Cluster {
                     return Ok(false);
                 }
             }
-            Ok(true)
+            Ok(self.disputed().await?.is_empty())
         })
         .await
     }
