@@ -296,7 +296,8 @@ pub(crate) fn classify(error: &RedisError) -> Error {
             Some("LOADING" | "MASTERDOWN") => Kind::Loading,
             Some("READONLY" | "UNBLOCKED") => Kind::ReadOnly,
             // A node of a cluster took the place of the server that was connected to.
-            Some("MOVED" | "ASK" | "CROSSSLOT" | "CLUSTERDOWN" | "TRYAGAIN") => Kind::Swapped,
+            Some("MOVED" | "ASK" | "CLUSTERDOWN" | "TRYAGAIN") => Kind::Slot,
+            Some("CROSSSLOT") => Kind::Swapped,
             _ => Kind::Other,
         },
         _ if error.is_timeout() => Kind::Timeout,

@@ -252,6 +252,8 @@ pub enum Kind {
     Replicas,
     /// The connection stands, and behind it is another server, or one that went back.
     Swapped,
+    /// The slot of a key is with another primary of the cluster, or on its way, or nobody's.
+    Slot,
     /// The key holds another type of value than it should.
     WrongType,
     /// Any other error reply.
@@ -275,6 +277,7 @@ impl Kind {
             Kind::NoReplicas => "noreplicas",
             Kind::Replicas => "replicas",
             Kind::Swapped => "swapped",
+            Kind::Slot => "slot",
             Kind::WrongType => "wrongtype",
             Kind::Other => "other",
         }
@@ -290,6 +293,7 @@ impl Kind {
             | Kind::Auth
             | Kind::ReadOnly
             | Kind::Loading
+            | Kind::Slot
             | Kind::Swapped => true,
             Kind::NoPerm
             | Kind::Oom
@@ -343,6 +347,10 @@ impl Error {
             Kind::Swapped => {
                 Some("none is needed: keys whose removal may be lost are removed again")
             }
+            Kind::Slot => Some(
+                "it passes when the slot has arrived; if it lasts, `redis-cli --cluster check` \
+                 tells what is wrong with the cluster",
+            ),
             Kind::WrongType => Some(
                 "a key named `walsweep:` and the slot's name is not ours: rename or remove it, or \
                  set `postgres.slot` to another name",

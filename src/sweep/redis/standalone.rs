@@ -193,6 +193,11 @@ impl Standalone {
         self.names.replace(names);
     }
 
+    /// The id of the history of the server that it is connected to, if that is known.
+    pub(super) fn history(&self) -> Option<String> {
+        self.connections.borrow().as_ref()?.history.clone()
+    }
+
     /// The names of its own keys.
     pub(super) fn names(&self) -> Names {
         self.names.borrow().clone()

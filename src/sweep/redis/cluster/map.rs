@@ -103,9 +103,10 @@ fn address_of(text: &str, host: &str) -> Option<Address> {
 /// that came from `host`.
 pub(super) fn addresses(reply: Value, host: &str) -> BTreeMap<String, Address> {
     let mut addresses = BTreeMap::new();
-    let ranges: Vec<Vec<Value>> = from_redis_value(reply).unwrap_or_default();
-    for node in ranges.into_iter().flat_map(|range| range.into_iter().skip(2)) {
-        let node: Vec<Value> = from_redis_value(node).unwrap_or_default();
+    let parts = |value| from_redis_value::<Vec<Value>>(value).unwrap_or_default();
+    let ranges = parts(reply).into_iter().map(parts);
+    for node in ranges.flat_map(|range| range.into_iter().skip(2)) {
+        let node = parts(node);
         let mut parts = node.into_iter();
         let (Some(name), Some(port), Some(id)) = (parts.next(), parts.next(), parts.next()) else {
             continue;
@@ -160,6 +161,11 @@ impl Map {
                 taken.add(&one.slots);
             }
         }
+    }
+
+    /// Whether slots are on their way.
+    pub(super) fn is_moving(&self) -> bool {
+        self.primaries.values().any(|one| !one.moving.is_empty())
     }
 
     /// Slots that nobody has.
