@@ -3,7 +3,8 @@
 //! Each primary is asked for itself: of its own slots nobody knows more. `CLUSTER NODES` also says
 //! which of them are on their way (<https://redis.io/docs/latest/commands/cluster-nodes/>); that is
 //! told of the node itself alone. `CLUSTER SLOTS` says by which address clients should come, which
-//! is a name where certificates are for names (<https://redis.io/docs/latest/commands/cluster-slots/>).
+//! is a name where certificates are for names
+//! (<https://redis.io/docs/latest/commands/cluster-slots/>).
 
 use std::collections::BTreeMap;
 
@@ -19,7 +20,8 @@ pub(super) struct Address {
 }
 
 impl Member {
-    /// The slots that it has and is to keep, where its own keys may be: the others are on their way.
+    /// The slots that it has and is to keep, where its own keys may be. The others are on their
+    /// way.
     pub(super) fn settled(&self) -> Slots {
         let settled = self.slots.clone().without(&self.moving);
         if settled.is_empty() { self.slots.clone() } else { settled }

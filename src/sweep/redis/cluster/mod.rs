@@ -75,8 +75,8 @@ pub struct Cluster {
     asked_at: RefCell<Instant>,
     /// The watermark that all primaries have, or the worst of theirs.
     standing: RefCell<Option<Vec<u8>>>,
-    /// What was proven of each primary while the connections before stood: of this history, these
-    /// slots.
+    /// The slots that were proven of each primary while the connections before stood, and the
+    /// history that it had.
     proven: RefCell<BTreeMap<String, (String, Slots)>>,
 }
 

@@ -12,10 +12,10 @@ use super::{Cluster, Shard, Shards};
 use crate::sweep::proof::evidence::Watermark;
 use crate::sweep::redis::node::{Error, Kind, Node, Replaced};
 
-/// What stands between a watermark and the slots that it is about.
+/// It stands between a watermark and the slots that it is about.
 const SLOTS: &[u8] = b",\"slots\":\"";
 
-/// What stands behind them.
+/// It stands behind them.
 const END: &[u8] = b"\"}";
 
 /// A watermark that was found, and the slots that its primary has.

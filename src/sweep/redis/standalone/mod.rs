@@ -1,5 +1,8 @@
 //! One Redis server, over two connections: removals on one, SCAN on the other, so that a reply to
 //! a removal never queues behind a page of names; and a third for `WAIT`, if it is asked for.
+//! [`shard`]: more, of one that is a primary of a cluster.
+
+mod shard;
 
 use std::cell::RefCell;
 use std::pin::Pin;
@@ -7,24 +10,27 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use redis::aio::MultiplexedConnection;
-use redis::{
-    Cmd, ErrorKind, Pipeline, PushInfo, RedisError, ServerError, ServerErrorKind, Value, cmd,
-};
+use redis::{Cmd, ErrorKind, Pipeline, PushInfo, RedisError, ServerErrorKind, Value, cmd};
 use tokio::task::unconstrained;
 
-use super::connect::{ConnectError, classify, connect, connect_with_pushes, node_name};
-use super::info::{history, scan_time};
-use super::node::{Error, Kind, Node, Page, Primary, Removes, Replaced, ScanCall, Scanned};
-use super::observe::{Mark, Observer};
-use super::own::Own;
-use super::prefix::Prefix;
-use super::renewal::Renewal;
-use super::standing::{self, BEGINNING, WATERMARK_SIZE_MAX};
-use super::tracking::{hear, track};
+pub(in crate::sweep::redis) use self::shard::Outcome;
 use crate::config;
 use crate::keys::KeySet;
 use crate::sweep::proof::chain::{Chain, Link, number_key};
 use crate::sweep::proof::evidence::key_name;
+use crate::sweep::redis::connect::{
+    ConnectError, classify, connect, connect_with_pushes, node_name,
+};
+use crate::sweep::redis::info::{history, scan_time};
+use crate::sweep::redis::node::{
+    Error, Kind, Node, Page, Primary, Removes, Replaced, ScanCall, Scanned,
+};
+use crate::sweep::redis::observe::{Mark, Observer};
+use crate::sweep::redis::own::Own;
+use crate::sweep::redis::prefix::Prefix;
+use crate::sweep::redis::renewal::Renewal;
+use crate::sweep::redis::standing::{self, BEGINNING, WATERMARK_SIZE_MAX};
+use crate::sweep::redis::tracking::{hear, track};
 
 /// Writes the watermark key only if the value expected still stands there, and the number of the
 /// [`Chain`]. A script, because it must be one step: with `SET … GET` the evidence of a loss would
@@ -79,30 +85,17 @@ pub struct Standalone {
 
 /// Names of the keys that tell of removals.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Names {
-    pub(super) watermark: String,
+pub(in crate::sweep::redis) struct Names {
+    pub(in crate::sweep::redis) watermark: String,
     /// Beside it, the number of the chain.
-    pub(super) number: String,
+    pub(in crate::sweep::redis) number: String,
 }
 
 impl Names {
     /// The watermark has this name.
-    pub(super) fn of(watermark: String) -> Names {
+    pub(in crate::sweep::redis) fn of(watermark: String) -> Names {
         Names { number: number_key(&watermark), watermark }
     }
-}
-
-/// What became of a key that a primary of a cluster was to remove.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Outcome {
-    /// It is not there any more; so many were.
-    Removed(u64),
-    /// The user may not remove it.
-    Forbidden,
-    /// Another primary has its slot.
-    Moved,
-    /// It may be on its way to this one, by host and port, which takes it with `ASKING`.
-    Ask(String),
 }
 
 #[derive(Clone)]
@@ -134,12 +127,6 @@ impl Standalone {
             connections: RefCell::new(None),
             renewal: RefCell::new(None),
         }
-    }
-
-    /// A primary of a cluster, whose own keys have these names.
-    pub(super) fn shard(redis: &config::Redis, slot: &str, names: Names) -> Standalone {
-        let names = RefCell::new(names);
-        Standalone { names, is_shard: true, ..Standalone::new(redis, slot) }
     }
 
     /// Lets it look at each server before it is used.
@@ -188,18 +175,8 @@ impl Standalone {
         Ok((connection, None))
     }
 
-    /// Its own keys have these names; none of them was read or written yet.
-    pub(super) fn named(&self, names: Names) {
-        self.names.replace(names);
-    }
-
-    /// The id of the history of the server that it is connected to, if that is known.
-    pub(super) fn history(&self) -> Option<String> {
-        self.connections.borrow().as_ref()?.history.clone()
-    }
-
     /// The names of its own keys.
-    pub(super) fn names(&self) -> Names {
+    pub(in crate::sweep::redis) fn names(&self) -> Names {
         self.names.borrow().clone()
     }
 
@@ -271,42 +248,6 @@ impl Standalone {
         Ok(replies)
     }
 
-    /// Removes keys of a cluster, by their whole names, each with a command of its own: together
-    /// they may be of one slot alone. `asking`: they may be on their way to here.
-    pub(super) async fn unlink_each(
-        &self,
-        names: &[&[u8]],
-        asking: bool,
-    ) -> Result<Vec<Outcome>, Error> {
-        let mut pipeline = Pipeline::with_capacity(names.len());
-        for name in names {
-            if asking {
-                pipeline.cmd("ASKING");
-            }
-            pipeline.cmd("UNLINK").arg(*name);
-        }
-        let each = 1 + usize::from(asking);
-        let replies = self.send_linked(pipeline, names.len() * each).await?;
-        replies.into_iter().skip(each - 1).step_by(each).map(outcome).collect()
-    }
-
-    /// Runs a command that neither removes nor depends on a key.
-    pub(super) async fn ask(&self, command: &Cmd) -> Result<Value, Error> {
-        let mut connection = self.connections()?.scan;
-        command.query_async(&mut connection).await.map_err(|error| classify(&error))
-    }
-
-    /// Its own keys have other names from now on, because the slot of those before is not here any
-    /// more, or not for long. That no removal was lost up to now, the chain shows that ends here,
-    /// or else that the same server answers with the same history. Gives the value that stands
-    /// under the new name.
-    pub(super) async fn rename(&self, names: Names) -> Result<Option<Vec<u8>>, Error> {
-        let Connections { remove, history, .. } = self.connections()?;
-        self.ask_the_same(cmd("PING"), remove, history).await?;
-        self.names.replace(names);
-        self.watermark().await
-    }
-
     /// The command of a link.
     fn link(&self, link: Link) -> Cmd {
         let mut command = cmd(if matches!(link, Link::Set(_)) { "SET" } else { "INCR" });
@@ -326,7 +267,9 @@ impl Standalone {
             {
                 Ok(())
             }
-            (_, Some(Value::ServerError(error))) if self.is_shard && is_elsewhere(&error) => {
+            (_, Some(Value::ServerError(error)))
+                if self.is_shard && shard::is_elsewhere(&error) =>
+            {
                 // The number went away with its slot. It is begun anew under another name.
                 self.chain.replace(None);
                 Ok(())
@@ -615,26 +558,8 @@ impl Node for Standalone {
 }
 
 /// Name of the key with the fingerprints of this digest, beside the watermark.
-pub(super) fn details_key(watermark_key: &str, digest: &str) -> String {
+pub(in crate::sweep::redis) fn details_key(watermark_key: &str, digest: &str) -> String {
     format!("{watermark_key}:rules:{digest}")
-}
-
-/// Whether an error says that a slot is with another primary, or on its way there.
-fn is_elsewhere(error: &ServerError) -> bool {
-    ["MOVED", "ASK", "TRYAGAIN"].contains(&error.code())
-}
-
-/// What a reply to UNLINK says of a key of a cluster.
-fn outcome(reply: Value) -> Result<Outcome, Error> {
-    match &reply {
-        // `MOVED 3999 127.0.0.1:6381`, and `ASK` alike.
-        Value::ServerError(error) if error.code() == "MOVED" => Ok(Outcome::Moved),
-        Value::ServerError(error) if error.code() == "ASK" => {
-            let to = error.details().and_then(|details| details.split_ascii_whitespace().last());
-            Ok(Outcome::Ask(to.unwrap_or_default().to_owned()))
-        }
-        _ => Ok(removed_count(reply)?.map_or(Outcome::Forbidden, Outcome::Removed)),
-    }
 }
 
 /// The count of a reply to UNLINK; `None` where a right is missing, which is about these keys.
