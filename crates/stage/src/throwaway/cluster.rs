@@ -289,7 +289,7 @@ impl Cluster {
         Ok(())
     }
 
-    /// The slots on whose owner those running nodes do not agree that take themselves for primaries.
+    /// The slots on whose owner the running primaries do not agree.
     async fn disputed(&self) -> Result<Vec<u16>, Error> {
         let mut views: Vec<Vec<Option<usize>>> = Vec::new();
         for at in self.running() {
