@@ -18,7 +18,7 @@ use walsweep_stage::throwaway::{Cluster, Error};
 use crate::World;
 use crate::application::Shown;
 use crate::faults::{Kind, Planned};
-use crate::reshard::{application_slots, move_slot};
+use crate::reshard::{agreed, application_slots, move_slot};
 use crate::shared::PATIENCE;
 use crate::store::{Store, cut_off, reconnect};
 
@@ -156,6 +156,7 @@ async fn join(world: &World, planned: Planned) -> Result<(), Error> {
                 move_slot(&world.servers.tally, cluster, slot, new).await?;
             }
         }
+        agreed(cluster).await?;
         new
     };
     sleep(planned.lasts * 2).await;
@@ -165,8 +166,12 @@ async fn join(world: &World, planned: Planned) -> Result<(), Error> {
     let had = slots.len();
     let mut others = cluster.primaries().await?;
     others.retain(|at| *at != new);
-    for (turn, slot) in slots.into_iter().enumerate() {
-        move_slot(&world.servers.tally, cluster, slot, others[turn % others.len()]).await?;
+    for slots in slots.chunks(had.div_ceil(others.len()).max(1)) {
+        let to = others.pop().unwrap_or_default();
+        for slot in slots {
+            move_slot(&world.servers.tally, cluster, *slot, to).await?;
+        }
+        agreed(cluster).await?;
     }
     cluster.settled().await?;
     cluster.remove(new).await?;
