@@ -106,7 +106,14 @@ fn passed_over(sql: &Sql) -> impl Iterator<Item = Finding> {
 
 async fn check_redis(config: &Config, report: &mut Report) {
     let mut places = Vec::new();
+    let mut servers = Vec::new();
     for target in config.targets() {
+        match preflight::redis_servers(&target).await {
+            Ok(each) => servers.extend(each),
+            Err(finding) => report.redis.push(finding),
+        }
+    }
+    for target in servers {
         match connect::connect(&target.redis).await {
             Ok(mut connection) => {
                 let findings = preflight::redis(&target, &mut connection).await;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
 
 use walsweep::budget;
 use walsweep_stage::throwaway::{Postgres, Redis, RedisOptions, Signal, signal};
@@ -10,8 +10,8 @@ use walsweep_stage::throwaway::{Postgres, Redis, RedisOptions, Signal, signal};
 use crate::limits::resident;
 use crate::support::{Bed, PATIENCE, Settings, Sidecar, Sql, eventually};
 
-/// How long everything is filled at once.
-const FILLED: Duration = Duration::from_secs(12);
+/// How long, and how often, everything is filled at once: what a round adds depends on no clock.
+const FILLED: (Duration, usize) = (Duration::from_secs(12), 40);
 
 /// Keys that are held then, bytes: where less is, nothing was shown.
 const HELD: f64 = 24.0 * 1024.0 * 1024.0;
@@ -201,7 +201,7 @@ async fn fill(more: Option<Redis>) {
         open.run("begin").await;
     }
     let (mut peaks, mut rounds, began) = (Peaks::default(), 0, Instant::now());
-    while began.elapsed() < FILLED {
+    while began.elapsed() < FILLED.0 || rounds < FILLED.1 {
         for open in [&sent, &other] {
             open.run(&insert("exact", 500)).await;
         }
@@ -253,6 +253,17 @@ async fn fill(more: Option<Redis>) {
     println!("{held} bytes are held after it");
 }
 
+/// Waits until most rows are received, and no more come.
+async fn all_received(sidecar: &Sidecar) {
+    let inserts = "walsweep_changes_total{operation=\"insert\"}";
+    eventually(PATIENCE * 3, "all of it is received", || async {
+        let before = sidecar.metric(inserts).await;
+        sleep(Duration::from_secs(2)).await;
+        before >= 500.0 && sidecar.metric(inserts).await <= before
+    })
+    .await;
+}
+
 /// Whatever waits, however much it takes with so many rules, never stops what others need: neither
 /// transactions that are still being sent, nor commits that a standby has not replayed, nor those
 /// that are kept behind one that is not visible.
@@ -299,11 +310,7 @@ async fn whatever_waits_with_a_thousand_rules_the_keys_of_others_go() {
         writer.run(&format!("prepare transaction 'p{one}'")).await;
         writer.run(&rows(100_000 + one, 100_000 + one)).await;
     }
-    let received = "walsweep_changes_total{operation=\"insert\"}";
-    eventually(PATIENCE * 3, "all of it is received", || async {
-        sidecar.metric(received).await >= 500.0
-    })
-    .await;
+    all_received(&sidecar).await;
     bed.fill(&["item:7"]).await;
     writer.run("update item set version = version + 1 where id = 7").await;
     bed.gone("item:7").await;

@@ -1,11 +1,56 @@
-//! Everything that a sweep asks of one Redis server, and what can go wrong with it.
+//! Everything that a sweep asks of a Redis, and what can go wrong with it.
 
 use std::time::Duration;
 
+use super::cluster::Seen;
 use super::observe::Mark;
 
-/// One Redis primary. The second implementor is the seeded simulation.
-pub trait Node {
+/// Whatever keys are removed from.
+pub trait Removes {
+    /// `UNLINK` of each group of keys in one round trip; how many keys of each group were there.
+    /// `None` for a group of which the user may not remove some key: none of it is removed, the
+    /// others are. With no group it counts as a removal that found nothing, for what another
+    /// connection saw. An error of [`Kind::Swapped`] if the server lost a removal that was
+    /// acknowledged since `connect`.
+    fn unlink(
+        &self,
+        groups: &[Vec<&[u8]>],
+    ) -> impl Future<Output = Result<Vec<Option<u64>>, Error>>;
+
+    /// Waits until every write that ran before the call is known to the marks, on the connection of
+    /// `unlink`.
+    fn fence(&self) -> impl Future<Output = Result<(), Error>> {
+        std::future::ready(Ok(()))
+    }
+}
+
+/// A server that SCAN looks through by itself.
+pub trait Primary: Removes {
+    /// Host and port.
+    fn name(&self) -> &str;
+
+    /// One `SCAN` call on a connection of its own. An error of [`Kind::Swapped`] if another server
+    /// answers than at `connect`, which knows nothing of the cursor; so with `ping` and `fence`.
+    fn scan(&self, call: &ScanCall<'_>) -> impl Future<Output = Result<Page, Error>>;
+
+    /// A round trip that does nothing, on the connection of `scan`.
+    fn ping(&self) -> impl Future<Output = Result<(), Error>>;
+
+    /// How long all SCAN calls of all clients have held the server since some moment, as it counts
+    /// itself; `None` if it does not tell. Goes back to zero when somebody resets it.
+    fn scan_time(&self) -> impl Future<Output = Result<Option<Duration>, Error>> {
+        std::future::ready(Ok(None))
+    }
+}
+
+/// A Redis deployment: everything that a sweep asks of it. A second implementor is the seeded
+/// simulation.
+pub trait Node: Removes {
+    /// A server of it that a pass looks through.
+    type Primary<'a>: Primary
+    where
+        Self: 'a;
+
     /// Host and port, for logs and the `node` label.
     fn name(&self) -> &str;
 
@@ -28,28 +73,12 @@ pub trait Node {
     /// that is not a primary.
     fn connect(&self) -> impl Future<Output = Result<(), Error>>;
 
-    /// `UNLINK` of each group of keys in one round trip; how many keys of each group were there.
-    /// `None` for a group of which the user may not remove some key: none of it is removed, the
-    /// others are. With no group it counts as a removal that found nothing, for what another
-    /// connection saw. An error of [`Kind::Swapped`] if the server lost a removal that was
-    /// acknowledged since `connect`.
-    fn unlink(
+    /// The servers that a pass looks through next, side by side: first all that have keys, and when
+    /// these are through, those that keys have come to meanwhile. None when the pass is over.
+    fn primaries(
         &self,
-        groups: &[Vec<&[u8]>],
-    ) -> impl Future<Output = Result<Vec<Option<u64>>, Error>>;
-
-    /// One `SCAN` call on a connection of its own. An error of [`Kind::Swapped`] if another server
-    /// answers than at `connect`, which knows nothing of the cursor; so with `ping` and `fence`.
-    fn scan(&self, call: &ScanCall<'_>) -> impl Future<Output = Result<Page, Error>>;
-
-    /// A round trip that does nothing, on the connection of `scan`.
-    fn ping(&self) -> impl Future<Output = Result<(), Error>>;
-
-    /// How long all SCAN calls of all clients have held the server since some moment, as it counts
-    /// itself; `None` if it does not tell. Goes back to zero when somebody resets it.
-    fn scan_time(&self) -> impl Future<Output = Result<Option<Duration>, Error>> {
-        std::future::ready(Ok(None))
-    }
+        scanned: &mut Scanned,
+    ) -> impl Future<Output = Result<Vec<Self::Primary<'_>>, Error>>;
 
     /// A round trip that does nothing on every connection, so that a server which ends silent ones
     /// keeps them.
@@ -60,12 +89,6 @@ pub trait Node {
     /// This moment, if the keys that are written from now on are observed.
     fn mark(&self) -> Option<Mark> {
         None
-    }
-
-    /// Waits until every write that ran before the call is known to the marks, on the connection of
-    /// `unlink`.
-    fn fence(&self) -> impl Future<Output = Result<(), Error>> {
-        std::future::ready(Ok(()))
     }
 
     /// The watermark key's value.
@@ -106,6 +129,58 @@ pub trait Node {
     /// [`Kind::Replicas`] if it is on fewer. Holds up nothing else that is asked.
     fn shared(&self, _value: &[u8]) -> impl Future<Output = Result<(), Error>> {
         std::future::ready(Ok(()))
+    }
+}
+
+/// How far a pass has come.
+#[derive(Debug, Default)]
+pub struct Scanned {
+    /// How often servers were asked for.
+    pub(in crate::sweep) rounds: u32,
+    /// The beginnings of all keys that it is about.
+    pub(super) prefixes: Vec<Vec<u8>>,
+    /// Of a cluster.
+    pub(super) seen: Option<Seen>,
+}
+
+impl Scanned {
+    /// Nothing yet, of keys that begin so.
+    pub(super) fn nothing(prefixes: Vec<Vec<u8>>) -> Scanned {
+        Scanned { prefixes, ..Scanned::default() }
+    }
+
+    /// The servers of a deployment that is one server: that one, once.
+    pub fn once<'a, P>(&mut self, only: &'a P) -> Vec<&'a P> {
+        self.rounds += 1;
+        if self.rounds == 1 { vec![only] } else { Vec::new() }
+    }
+}
+
+impl<P: Removes> Removes for &P {
+    async fn unlink(&self, groups: &[Vec<&[u8]>]) -> Result<Vec<Option<u64>>, Error> {
+        P::unlink(self, groups).await
+    }
+
+    async fn fence(&self) -> Result<(), Error> {
+        P::fence(self).await
+    }
+}
+
+impl<P: Primary> Primary for &P {
+    fn name(&self) -> &str {
+        P::name(self)
+    }
+
+    async fn scan(&self, call: &ScanCall<'_>) -> Result<Page, Error> {
+        P::scan(self, call).await
+    }
+
+    async fn ping(&self) -> Result<(), Error> {
+        P::ping(self).await
+    }
+
+    async fn scan_time(&self) -> Result<Option<Duration>, Error> {
+        P::scan_time(self).await
     }
 }
 

@@ -2,24 +2,25 @@
 //! a removal never queues behind a page of names; and a third for `WAIT`, if it is asked for.
 
 use std::cell::RefCell;
-use std::collections::HashMap;
 use std::pin::Pin;
+use std::rc::Rc;
 use std::time::Duration;
 
 use redis::aio::MultiplexedConnection;
 use redis::{
-    Cmd, ErrorKind, Pipeline, PushInfo, PushKind, RedisError, ServerErrorKind, Value, cmd,
+    Cmd, ErrorKind, Pipeline, PushInfo, RedisError, ServerError, ServerErrorKind, Value, cmd,
 };
 use tokio::task::unconstrained;
 
 use super::connect::{ConnectError, classify, connect, connect_with_pushes, node_name};
 use super::info::{history, scan_time};
-use super::node::{Error, Kind, Node, Page, Replaced, ScanCall};
-use super::observe::{Mark, Observer, prefixes};
+use super::node::{Error, Kind, Node, Page, Primary, Removes, Replaced, ScanCall, Scanned};
+use super::observe::{Mark, Observer};
 use super::own::Own;
 use super::prefix::Prefix;
 use super::renewal::Renewal;
 use super::standing::{self, BEGINNING, WATERMARK_SIZE_MAX};
+use super::tracking::{hear, track};
 use crate::config;
 use crate::keys::KeySet;
 use crate::sweep::proof::chain::{Chain, Link, number_key};
@@ -54,7 +55,7 @@ const WAIT_MS: u32 = 1_000;
 
 /// Looks at the server of a new connection; an error says why it must not be used.
 pub type Look =
-    Box<dyn Fn(MultiplexedConnection) -> Pin<Box<dyn Future<Output = Result<(), String>>>>>;
+    Rc<dyn Fn(MultiplexedConnection) -> Pin<Box<dyn Future<Output = Result<(), String>>>>>;
 
 /// A standalone Redis.
 pub struct Standalone {
@@ -62,9 +63,9 @@ pub struct Standalone {
     name: String,
     prefix: Prefix,
     own: Own,
-    watermark_key: String,
-    /// Beside it, the number of the chain.
-    number_key: String,
+    names: RefCell<Names>,
+    /// Whether it is a primary of a cluster, among others.
+    is_shard: bool,
     /// Begins where the watermark is read: who removes keys without one has nothing to prove.
     chain: RefCell<Option<Chain>>,
     /// All keys of the rules, if writes of them are to be observed.
@@ -74,6 +75,34 @@ pub struct Standalone {
     connections: RefCell<Option<Connections>>,
     /// Keeps them logged in, if the password may change.
     renewal: RefCell<Option<Renewal>>,
+}
+
+/// Names of the keys that tell of removals.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Names {
+    pub(super) watermark: String,
+    /// Beside it, the number of the chain.
+    pub(super) number: String,
+}
+
+impl Names {
+    /// The watermark has this name.
+    pub(super) fn of(watermark: String) -> Names {
+        Names { number: number_key(&watermark), watermark }
+    }
+}
+
+/// What became of a key that a primary of a cluster was to remove.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Outcome {
+    /// It is not there any more; so many were.
+    Removed(u64),
+    /// The user may not remove it.
+    Forbidden,
+    /// Another primary has its slot.
+    Moved,
+    /// It may be on its way to this one, by host and port, which takes it with `ASKING`.
+    Ask(String),
 }
 
 #[derive(Clone)]
@@ -92,20 +121,25 @@ impl Standalone {
     /// The server of a target, for changes of this slot; connects when [`Node::connect`] is called.
     #[must_use]
     pub fn new(redis: &config::Redis, slot: &str) -> Standalone {
-        let watermark_key = key_name(&redis.prefix, slot);
         Standalone {
             redis: redis.clone(),
             name: node_name(&redis.url),
             prefix: Prefix::of(redis),
             own: Own::of(redis, slot),
-            number_key: number_key(&watermark_key),
-            watermark_key,
+            names: RefCell::new(Names::of(key_name(&redis.prefix, slot))),
+            is_shard: false,
             chain: RefCell::new(None),
             observed: None,
             look: None,
             connections: RefCell::new(None),
             renewal: RefCell::new(None),
         }
+    }
+
+    /// A primary of a cluster, whose own keys have these names.
+    pub(super) fn shard(redis: &config::Redis, slot: &str, names: Names) -> Standalone {
+        let names = RefCell::new(names);
+        Standalone { names, is_shard: true, ..Standalone::new(redis, slot) }
     }
 
     /// Lets it look at each server before it is used.
@@ -154,6 +188,16 @@ impl Standalone {
         Ok((connection, None))
     }
 
+    /// Its own keys have these names; none of them was read or written yet.
+    pub(super) fn named(&self, names: Names) {
+        self.names.replace(names);
+    }
+
+    /// The names of its own keys.
+    pub(super) fn names(&self) -> Names {
+        self.names.borrow().clone()
+    }
+
     fn connections(&self) -> Result<Connections, Error> {
         let connections = self.connections.borrow().clone();
         connections.ok_or_else(|| Error::new(Kind::Io, "not connected".to_owned()))
@@ -168,7 +212,8 @@ impl Standalone {
         value: &[u8],
     ) -> Result<Replaced, Error> {
         let mut eval = cmd("EVAL");
-        eval.arg(COMPARE_AND_SET).arg(2).arg(&self.watermark_key).arg(&self.number_key);
+        let names = self.names();
+        eval.arg(COMPARE_AND_SET).arg(2).arg(&names.watermark).arg(&names.number);
         eval.arg(u8::from(expected.is_some())).arg(expected.unwrap_or_default()).arg(value);
         eval.arg(number.map(|number| number.to_string()).unwrap_or_default());
         eval.arg(WATERMARK_SIZE_MAX);
@@ -191,10 +236,76 @@ impl Standalone {
         Error::new(Kind::Swapped, message.to_owned())
     }
 
+    /// Sends so many commands that remove, and behind them the link of the chain. Gives the replies
+    /// to the commands.
+    async fn send_linked(
+        &self,
+        mut pipeline: Pipeline,
+        commands: usize,
+    ) -> Result<Vec<Value>, Error> {
+        let mut connection = self.connections()?.remove;
+        // Nothing may come between this and the sending: links go in the order of their numbers.
+        let link = self.chain.borrow_mut().as_mut().and_then(Chain::extend);
+        if let Some(link) = link {
+            pipeline.add_command(self.link(link));
+        }
+        let count = commands + usize::from(link.is_some());
+        if count == 0 {
+            return Ok(Vec::new());
+        }
+        let mut replies = unconstrained(connection.send_packed_commands(&pipeline, 0, count))
+            .await
+            .map_err(|error| classify(&error))?;
+        if replies.len() != count {
+            let message = format!("{} replies to {count} commands", replies.len());
+            return Err(Error::new(Kind::Io, message));
+        }
+        if let Some(link) = link {
+            self.linked(link, replies.pop())?;
+        }
+        Ok(replies)
+    }
+
+    /// Removes keys of a cluster, by their whole names, each with a command of its own: together
+    /// they may be of one slot alone. `asking`: they may be on their way to here.
+    pub(super) async fn unlink_each(
+        &self,
+        names: &[&[u8]],
+        asking: bool,
+    ) -> Result<Vec<Outcome>, Error> {
+        let mut pipeline = Pipeline::with_capacity(names.len());
+        for name in names {
+            if asking {
+                pipeline.cmd("ASKING");
+            }
+            pipeline.cmd("UNLINK").arg(*name);
+        }
+        let each = 1 + usize::from(asking);
+        let replies = self.send_linked(pipeline, names.len() * each).await?;
+        replies.into_iter().skip(each - 1).step_by(each).map(outcome).collect()
+    }
+
+    /// Runs a command that neither removes nor depends on a key.
+    pub(super) async fn ask(&self, command: &Cmd) -> Result<Value, Error> {
+        let mut connection = self.connections()?.scan;
+        command.query_async(&mut connection).await.map_err(|error| classify(&error))
+    }
+
+    /// Its own keys have other names from now on, because the slot of those before is not here any
+    /// more, or not for long. That no removal was lost up to now, the chain shows that ends here,
+    /// or else that the same server answers with the same history. Gives the value that stands
+    /// under the new name.
+    pub(super) async fn rename(&self, names: Names) -> Result<Option<Vec<u8>>, Error> {
+        let Connections { remove, history, .. } = self.connections()?;
+        self.ask_the_same(cmd("PING"), remove, history).await?;
+        self.names.replace(names);
+        self.watermark().await
+    }
+
     /// The command of a link.
     fn link(&self, link: Link) -> Cmd {
         let mut command = cmd(if matches!(link, Link::Set(_)) { "SET" } else { "INCR" });
-        command.arg(&self.number_key);
+        command.arg(&self.names.borrow().number);
         if let Link::Set(number) = link {
             command.arg(number);
         }
@@ -208,6 +319,11 @@ impl Standalone {
             (Link::Increase(number), Some(Value::Int(found)))
                 if i64::try_from(number) == Ok(found) =>
             {
+                Ok(())
+            }
+            (_, Some(Value::ServerError(error))) if self.is_shard && is_elsewhere(&error) => {
+                // The number went away with its slot. It is begun anew under another name.
+                self.chain.replace(None);
                 Ok(())
             }
             (_, Some(Value::ServerError(error))) => {
@@ -288,7 +404,73 @@ impl Standalone {
     }
 }
 
+impl Removes for Standalone {
+    async fn unlink(&self, groups: &[Vec<&[u8]>]) -> Result<Vec<Option<u64>>, Error> {
+        let mut pipeline = Pipeline::with_capacity(groups.len());
+        for keys in groups {
+            pipeline.cmd("UNLINK");
+            for key in keys {
+                pipeline.arg(&*self.prefix.add(key));
+            }
+        }
+        let replies = self.send_linked(pipeline, groups.len()).await?;
+        replies.into_iter().map(removed_count).collect()
+    }
+
+    async fn fence(&self) -> Result<(), Error> {
+        let Connections { remove, history, .. } = self.connections()?;
+        for _ in 0..FENCE_PINGS {
+            self.ask_the_same(cmd("PING"), remove.clone(), history.clone()).await?;
+        }
+        Ok(())
+    }
+}
+
+impl Primary for Standalone {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    async fn scan(&self, call: &ScanCall<'_>) -> Result<Page, Error> {
+        let Connections { scan: connection, history, .. } = self.connections()?;
+        let mut scan = cmd("SCAN");
+        scan.arg(call.cursor);
+        if let Some(pattern) = self.prefix.pattern(call.pattern) {
+            scan.arg("MATCH").arg(&*pattern);
+        }
+        scan.arg("COUNT").arg(call.count);
+        let page = self.ask_the_same(scan, connection, history).await?;
+        let (cursor, mut keys): (u64, Vec<Vec<u8>>) = redis::from_redis_value(page)
+            .map_err(|_other| Error::new(Kind::Other, "SCAN gave an unexpected reply".into()))?;
+        // A pattern such as `*:walsweep` must not take the evidence that nothing was lost.
+        keys.retain(|key| !self.own.has(key));
+        let keys = keys.into_iter().filter_map(|key| self.prefix.take(key)).collect();
+        Ok(Page { cursor, keys })
+    }
+
+    async fn ping(&self) -> Result<(), Error> {
+        let Connections { scan, history, .. } = self.connections()?;
+        self.ask_the_same(cmd("PING"), scan, history).await.map(drop)
+    }
+
+    async fn scan_time(&self) -> Result<Option<Duration>, Error> {
+        let mut connection = self.connections()?.scan;
+        let info: Result<String, RedisError> =
+            cmd("INFO").arg("commandstats").query_async(&mut connection).await;
+        match info {
+            Ok(info) => Ok(scan_time(&info)),
+            Err(error) => match classify(&error) {
+                // Not every server, and not every user, is told.
+                Error::Refused(..) => Ok(None),
+                lost @ Error::Lost(..) => Err(lost),
+            },
+        }
+    }
+}
+
 impl Node for Standalone {
+    type Primary<'a> = &'a Standalone;
+
     fn name(&self) -> &str {
         &self.name
     }
@@ -334,71 +516,8 @@ impl Node for Standalone {
         Ok(())
     }
 
-    async fn unlink(&self, groups: &[Vec<&[u8]>]) -> Result<Vec<Option<u64>>, Error> {
-        let mut connection = self.connections()?.remove;
-        let mut pipeline = Pipeline::with_capacity(groups.len());
-        for keys in groups {
-            pipeline.cmd("UNLINK");
-            for key in keys {
-                pipeline.arg(&*self.prefix.add(key));
-            }
-        }
-        // Nothing may come between this and the sending: links go in the order of their numbers.
-        let link = self.chain.borrow_mut().as_mut().and_then(Chain::extend);
-        if let Some(link) = link {
-            pipeline.add_command(self.link(link));
-        }
-        let count = groups.len() + usize::from(link.is_some());
-        if count == 0 {
-            return Ok(Vec::new());
-        }
-        let mut replies = unconstrained(connection.send_packed_commands(&pipeline, 0, count))
-            .await
-            .map_err(|error| classify(&error))?;
-        if replies.len() != count {
-            let message = format!("{} replies to {count} commands", replies.len());
-            return Err(Error::new(Kind::Io, message));
-        }
-        if let Some(link) = link {
-            self.linked(link, replies.pop())?;
-        }
-        replies.into_iter().map(removed_count).collect()
-    }
-
-    async fn scan(&self, call: &ScanCall<'_>) -> Result<Page, Error> {
-        let Connections { scan: connection, history, .. } = self.connections()?;
-        let mut scan = cmd("SCAN");
-        scan.arg(call.cursor);
-        if let Some(pattern) = self.prefix.pattern(call.pattern) {
-            scan.arg("MATCH").arg(&*pattern);
-        }
-        scan.arg("COUNT").arg(call.count);
-        let page = self.ask_the_same(scan, connection, history).await?;
-        let (cursor, mut keys): (u64, Vec<Vec<u8>>) = redis::from_redis_value(page)
-            .map_err(|_other| Error::new(Kind::Other, "SCAN gave an unexpected reply".into()))?;
-        // A pattern such as `*:walsweep` must not take the evidence that nothing was lost.
-        keys.retain(|key| !self.own.has(key));
-        let keys = keys.into_iter().filter_map(|key| self.prefix.take(key)).collect();
-        Ok(Page { cursor, keys })
-    }
-
-    async fn ping(&self) -> Result<(), Error> {
-        let Connections { scan, history, .. } = self.connections()?;
-        self.ask_the_same(cmd("PING"), scan, history).await.map(drop)
-    }
-
-    async fn scan_time(&self) -> Result<Option<Duration>, Error> {
-        let mut connection = self.connections()?.scan;
-        let info: Result<String, RedisError> =
-            cmd("INFO").arg("commandstats").query_async(&mut connection).await;
-        match info {
-            Ok(info) => Ok(scan_time(&info)),
-            Err(error) => match classify(&error) {
-                // Not every server, and not every user, is told.
-                Error::Refused(..) => Ok(None),
-                lost @ Error::Lost(..) => Err(lost),
-            },
-        }
+    async fn primaries(&self, scanned: &mut Scanned) -> Result<Vec<&Standalone>, Error> {
+        Ok(scanned.once(self))
     }
 
     async fn keep_alive(&self) -> Result<(), Error> {
@@ -414,18 +533,10 @@ impl Node for Standalone {
         self.connections.borrow().as_ref()?.observer.as_ref().map(Observer::mark)
     }
 
-    async fn fence(&self) -> Result<(), Error> {
-        let Connections { remove, history, .. } = self.connections()?;
-        for _ in 0..FENCE_PINGS {
-            self.ask_the_same(cmd("PING"), remove.clone(), history.clone()).await?;
-        }
-        Ok(())
-    }
-
     async fn watermark(&self) -> Result<Option<Vec<u8>>, Error> {
         let mut connection = self.connections()?.remove;
         self.chain.replace(Some(Chain::begin()));
-        let found = standing::read(&mut connection, &self.watermark_key).await;
+        let found = standing::read(&mut connection, &self.names().watermark).await;
         match found.map_err(|error| classify(&error)) {
             // Somebody else's value is no evidence, whatever its type. Removals go on; that nothing
             // can be confirmed is said when the watermark is to be written.
@@ -454,7 +565,7 @@ impl Node for Standalone {
     async fn details(&self, digest: &str) -> Result<Option<Vec<u8>>, Error> {
         let mut connection = self.connections()?.remove;
         let mut read = cmd("EVAL");
-        read.arg(BEGINNING).arg(1).arg(details_key(&self.watermark_key, digest));
+        read.arg(BEGINNING).arg(1).arg(details_key(&self.names().watermark, digest));
         read.arg(DETAILS_SIZE_MAX);
         read.query_async(&mut connection).await.map_err(|error| classify(&error))
     }
@@ -462,7 +573,7 @@ impl Node for Standalone {
     async fn keep_details(&self, digest: &str, value: &[u8], for_good: bool) -> Result<(), Error> {
         let mut connection = self.connections()?.remove;
         let mut write = cmd("SET");
-        write.arg(details_key(&self.watermark_key, digest)).arg(value);
+        write.arg(details_key(&self.names().watermark, digest)).arg(value);
         if !for_good {
             write.arg("EX").arg(DETAILS_TTL.as_secs());
         }
@@ -472,7 +583,7 @@ impl Node for Standalone {
     async fn drop_details(&self, digest: &str) -> Result<(), Error> {
         let mut connection = self.connections()?.remove;
         let mut unlink = cmd("UNLINK");
-        unlink.arg(details_key(&self.watermark_key, digest));
+        unlink.arg(details_key(&self.names().watermark, digest));
         unlink.exec_async(&mut connection).await.map_err(|error| classify(&error))
     }
 
@@ -503,62 +614,21 @@ pub(super) fn details_key(watermark_key: &str, digest: &str) -> String {
     format!("{watermark_key}:rules:{digest}")
 }
 
-/// Turns tracking on, if the server tells every write that follows one of our own. Redis before
-/// 6.2.5 took the first client that touched a key in a turn for the last, and kept such a write to
-/// itself (<https://github.com/redis/redis/pull/9116>).
-async fn track(
-    connection: &mut MultiplexedConnection,
-    everything: &KeySet,
-    prefix: &Prefix,
-) -> Result<(), Error> {
-    let hello: HashMap<String, Value> =
-        cmd("HELLO").query_async(connection).await.map_err(|error| classify(&error))?;
-    let version = match hello.get("version") {
-        Some(Value::BulkString(version)) => std::str::from_utf8(version).unwrap_or("unknown"),
-        Some(Value::SimpleString(version)) => version,
-        _ => "unknown",
-    };
-    if !tells_every_write(version) {
-        let message = format!("the version of the server is {version}");
-        return Err(Error::new(Kind::Other, message));
-    }
-    tracking(everything, prefix).exec_async(connection).await.map_err(|error| classify(&error))
+/// Whether an error says that a slot is with another primary, or on its way there.
+fn is_elsewhere(error: &ServerError) -> bool {
+    ["MOVED", "ASK", "TRYAGAIN"].contains(&error.code())
 }
 
-/// Whether a server of this version is 6.2.5 or newer; one that cannot be read is not.
-fn tells_every_write(version: &str) -> bool {
-    let parts: Option<Vec<u32>> = version.split('.').map(|part| part.parse().ok()).collect();
-    parts.is_some_and(|parts| parts.as_slice() >= [6, 2, 5].as_slice())
-}
-
-/// `CLIENT TRACKING` for all writes of these keys but those of the connection itself.
-fn tracking(everything: &KeySet, own: &Prefix) -> Cmd {
-    let mut tracking = cmd("CLIENT");
-    tracking.arg("TRACKING").arg("ON").arg("BCAST").arg("NOLOOP");
-    let prefixes = prefixes(everything);
-    let prefixes = prefixes.iter().map(|prefix| own.add(prefix));
-    for prefix in prefixes.filter(|prefix| !prefix.is_empty()) {
-        tracking.arg("PREFIX").arg(&*prefix);
-    }
-    tracking
-}
-
-/// Tells the observer what Redis sends unasked: names of keys, or that there was a flush, which has
-/// none. Whatever is not understood may have been a name.
-fn hear(observer: &Observer, prefix: &Prefix, push: &PushInfo) {
-    match (&push.kind, push.data.as_slice()) {
-        (PushKind::Invalidate, [Value::Array(keys)]) => {
-            for key in keys {
-                match key {
-                    Value::BulkString(key) => {
-                        prefix.strip(key).into_iter().for_each(|key| observer.wrote(key));
-                    }
-                    _ => observer.lose(),
-                }
-            }
+/// What a reply to UNLINK says of a key of a cluster.
+fn outcome(reply: Value) -> Result<Outcome, Error> {
+    match &reply {
+        // `MOVED 3999 127.0.0.1:6381`, and `ASK` alike.
+        Value::ServerError(error) if error.code() == "MOVED" => Ok(Outcome::Moved),
+        Value::ServerError(error) if error.code() == "ASK" => {
+            let to = error.details().and_then(|details| details.split_ascii_whitespace().last());
+            Ok(Outcome::Ask(to.unwrap_or_default().to_owned()))
         }
-        (PushKind::Disconnection, _) => observer.close(),
-        _ => observer.lose(),
+        _ => Ok(removed_count(reply)?.map_or(Outcome::Forbidden, Outcome::Removed)),
     }
 }
 
@@ -573,20 +643,5 @@ fn removed_count(reply: Value) -> Result<Option<u64>, Error> {
             error => Err(error),
         },
         _ => Err(Error::new(Kind::Other, "UNLINK gave an unexpected reply".to_owned())),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::tells_every_write;
-
-    #[test]
-    fn only_servers_that_tell_every_write_are_observed() {
-        for version in ["6.2.5", "6.2.14", "7.0.15", "8.0.0", "255.255.255"] {
-            assert!(tells_every_write(version), "{version}");
-        }
-        for version in ["6.2.4", "6.0.16", "5.0.14", "unknown", "7", ""] {
-            assert_eq!(tells_every_write(version), version == "7", "{version}");
-        }
     }
 }
