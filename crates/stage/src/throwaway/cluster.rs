@@ -287,7 +287,8 @@ impl Cluster {
         Ok(())
     }
 
-    /// Waits for a while until all primaries agree who has which slot, and says whether they do.
+    /// Waits for a while until all nodes agree who has which slot, and says whether they do.
+    /// Before that no replica may take over: the others may refuse, or it claims slots of the past.
     /// Who lets slots go to another primary before may bring it about that nobody claims one: two
     /// nodes give themselves the same epoch then.
     pub async fn agreed(&self) -> Result<bool, Error> {
@@ -301,16 +302,13 @@ impl Cluster {
         Ok(true)
     }
 
-    /// The slots on whose owner the running primaries do not agree; `None` if they agree on those
+    /// The slots on whose owner the running nodes do not agree; `None` if they agree on those
     /// and on all epochs.
     async fn disputed(&self) -> Result<Option<Vec<u16>>, Error> {
         let mut views: Vec<Vec<Option<usize>>> = Vec::new();
         let mut epochs = BTreeSet::new();
         for at in self.running() {
             let seen = self.seen_by(at).await?;
-            if !seen.iter().any(|seen| seen.id == self.id_of(at) && seen.is_primary) {
-                continue;
-            }
             let mut view = vec![None; usize::from(SLOT_COUNT)];
             epochs.extend(seen.iter().filter(|seen| seen.is_primary).map(|seen| {
                 let known = self.number_of(&seen.id).is_some();
@@ -415,9 +413,21 @@ impl Cluster {
     /// Lets a replica take over from its primary, which agrees first and loses nothing; with
     /// `force` it is not asked. Waits as [`Cluster::promoted`] does.
     pub async fn fail_over(&self, replica: usize, force: bool) -> Result<(), Error> {
-        let mut order = cmd("CLUSTER");
-        order.arg("FAILOVER").arg(if force { &["FORCE"] as &[&str] } else { &[] });
-        self.ask::<()>(replica, &order).await?;
+        let deadline = Instant::now() + PATIENCE;
+        while self.slots_of(replica).await?.is_empty() && Instant::now() < deadline {
+            let mut order = cmd("CLUSTER");
+            order.arg("FAILOVER").arg(if force { &["FORCE"] as &[&str] } else { &[] });
+            let ordered = self.ask::<()>(replica, &order).await;
+            // Another one may have been obeyed just now.
+            if ordered.is_err() && self.slots_of(replica).await?.is_empty() {
+                return ordered;
+            }
+            // An order is forgotten after five seconds if the others did not agree.
+            let tried = Instant::now() + GOSSIP;
+            while self.slots_of(replica).await?.is_empty() && Instant::now() < tried {
+                sleep(5 * PAUSE).await;
+            }
+        }
         self.promoted(replica).await
     }
 
