@@ -10,6 +10,7 @@
 //! certain.
 
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use tokio::time::{sleep, timeout};
 use walsweep_stage::throwaway::{Cluster, Error};
@@ -17,7 +18,7 @@ use walsweep_stage::throwaway::{Cluster, Error};
 use crate::World;
 use crate::application::Shown;
 use crate::faults::{Kind, Planned};
-use crate::reshard::{application_slots, move_slot};
+use crate::reshard::{agreed, application_slots, move_slot};
 use crate::shared::PATIENCE;
 use crate::store::{Store, cut_off, reconnect};
 
@@ -66,7 +67,7 @@ async fn took_over(world: &World, redis: &Store, pair: (usize, usize)) -> Result
 async fn kill(world: &World, planned: Planned) -> Result<(), Error> {
     let mut redis = world.servers.redis.lock().await;
     let (old, new) = redis.pair(planned.choice).await?;
-    let is_cut = !planned.choice.is_multiple_of(3);
+    let is_cut = !planned.choice.is_multiple_of(4);
     if is_cut {
         world.count("(replicas cut off before)");
         cut_off(redis.server(old)?, redis.server(new)?).await?;
@@ -78,10 +79,8 @@ async fn kill(world: &World, planned: Planned) -> Result<(), Error> {
     }
     took_over(world, &redis, (old, new)).await?;
     sleep(planned.lasts / 4).await;
-    // A service's old primary is one again, empty, until somebody tells it.
-    let by_hand = planned.choice.is_multiple_of(2).then_some(new);
-    redis.start_again(old, by_hand).await?;
-    redis.settled().await
+    redis.server_mut(old)?.start_again().await?;
+    back_in_line(&redis, planned, (old, new)).await
 }
 
 async fn pause(world: &World, planned: Planned) -> Result<(), Error> {
@@ -92,7 +91,7 @@ async fn pause(world: &World, planned: Planned) -> Result<(), Error> {
     sleep(planned.lasts / 4).await;
     redis.server(pair.0)?.resume()?;
     took_over?;
-    redis.settled().await
+    back_in_line(&redis, planned, pair).await
 }
 
 async fn fail_over(world: &World, planned: Planned) -> Result<(), Error> {
@@ -100,6 +99,16 @@ async fn fail_over(world: &World, planned: Planned) -> Result<(), Error> {
     let pair = redis.pair(planned.choice).await?;
     redis.fail_over(pair, planned.choice.is_multiple_of(2)).await?;
     world.shared.history.restored();
+    back_in_line(&redis, planned, pair).await
+}
+
+/// Waits until the old primary follows the new one. Two of three times it is told so at once, or
+/// after a while; otherwise the Sentinels do it, and both are primaries meanwhile.
+async fn back_in_line(redis: &Store, planned: Planned, pair: (usize, usize)) -> Result<(), Error> {
+    if !planned.choice.is_multiple_of(3) {
+        sleep(if planned.choice.is_multiple_of(2) { planned.lasts } else { Duration::ZERO }).await;
+        redis.rejoin(pair).await?;
+    }
     redis.settled().await
 }
 
@@ -124,7 +133,7 @@ async fn tear(world: &World, planned: Planned) -> Result<(), Error> {
     if let Store::Cluster(cluster) = &*redis {
         cluster.fix().await?;
     }
-    redis.start_again(old, None).await?;
+    redis.server_mut(old)?.start_again().await?;
     redis.settled().await
 }
 
@@ -147,6 +156,7 @@ async fn join(world: &World, planned: Planned) -> Result<(), Error> {
                 move_slot(&world.servers.tally, cluster, slot, new).await?;
             }
         }
+        agreed(cluster).await?;
         new
     };
     sleep(planned.lasts * 2).await;
@@ -156,8 +166,12 @@ async fn join(world: &World, planned: Planned) -> Result<(), Error> {
     let had = slots.len();
     let mut others = cluster.primaries().await?;
     others.retain(|at| *at != new);
-    for (turn, slot) in slots.into_iter().enumerate() {
-        move_slot(&world.servers.tally, cluster, slot, others[turn % others.len()]).await?;
+    for slots in slots.chunks(had.div_ceil(others.len()).max(1)) {
+        let to = others.pop().unwrap_or_default();
+        for slot in slots {
+            move_slot(&world.servers.tally, cluster, *slot, to).await?;
+        }
+        agreed(cluster).await?;
     }
     cluster.settled().await?;
     cluster.remove(new).await?;

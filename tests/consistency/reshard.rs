@@ -41,20 +41,29 @@ pub(crate) async fn move_slot(
     Ok(())
 }
 
+/// Waits until the next primary may get slots.
+pub(crate) async fn agreed(cluster: &Cluster) -> Result<(), Error> {
+    if cluster.agreed().await? {
+        return Ok(());
+    }
+    Err(Error::Stopped { name: "a cluster that agrees who has which slot" })
+}
+
 /// Moves slots of the application's keys to and fro until the run is over. Between two faults it
 /// takes what there is then: primaries that were promoted, nodes that joined.
 pub(crate) async fn reshard(servers: &Servers, shared: &Shared) {
     let mut random = shared.random(5, 0);
     let slots = application_slots();
+    let mut is_torn = false;
     while !shared.stopped() {
         sleep(Duration::from_millis(random.random_range(20..200))).await;
         let redis = servers.redis.lock().await;
         let Store::Cluster(cluster) = &*redis else { return };
-        if let Err(error) = move_some(&servers.tally, cluster, &slots, &mut random).await {
+        if is_torn {
+            is_torn = cluster.fix().await.is_err();
+        } else if let Err(error) = move_some(&servers.tally, cluster, &slots, &mut random).await {
             eprintln!("while slots were moved: {error}");
-            if let Err(error) = cluster.fix().await {
-                eprintln!("while slots were mended: {error}");
-            }
+            is_torn = true;
         }
     }
 }
@@ -66,24 +75,19 @@ async fn move_some(
     random: &mut StdRng,
 ) -> Result<(), Error> {
     let primaries = cluster.primaries().await?;
-    let count = random.random_range(1..=AT_A_TIME);
-    let mut moves: Vec<(u16, usize)> = Vec::new();
-    let mut some = slots.to_vec();
+    let Some(to) = primaries.choose(random) else { return Ok(()) };
+    let own = cluster.slots_of(*to).await?;
+    let mut some: Vec<u16> = slots.iter().copied().filter(|slot| !own.contains(slot)).collect();
     some.shuffle(random);
-    for slot in some.into_iter().take(count) {
-        let owner = cluster.owner(slot).await?;
-        let others: Vec<usize> =
-            primaries.iter().copied().filter(|at| Some(*at) != owner).collect();
-        if let Some(to) = others.choose(random) {
-            cluster.begin_move(slot, *to).await?;
-            moves.push((slot, *to));
-        }
+    some.truncate(random.random_range(1..=AT_A_TIME));
+    for slot in &some {
+        cluster.begin_move(*slot, *to).await?;
     }
     // Clients are sent from one to the other meanwhile.
     sleep(Duration::from_millis(random.random_range(0..60))).await;
-    for (slot, to) in moves {
-        cluster.finish_move(slot, to).await?;
+    for slot in some {
+        cluster.finish_move(slot, *to).await?;
         tally.moved_slots.fetch_add(1, Ordering::Relaxed);
     }
-    Ok(())
+    agreed(cluster).await
 }

@@ -219,18 +219,13 @@ impl Store {
         Ok(true)
     }
 
-    /// Starts a node again that was killed. `by_hand` it is told at once who the primary is now;
-    /// of a service it would be one for some seconds otherwise, too, until the Sentinels tell it.
-    pub(crate) async fn start_again(
-        &mut self,
-        at: usize,
-        by_hand: Option<usize>,
-    ) -> Result<(), Error> {
-        self.server_mut(at)?.start_again().await?;
-        if let (Store::Service(_, servers), Some(primary)) = (&*self, by_hand) {
-            follow(&servers[at], servers[primary].port()).await?;
+    /// Tells a service's old primary, which is back, to follow the new one. Otherwise it would be
+    /// a primary, too, until the Sentinels tell it: some fifteen seconds.
+    pub(crate) async fn rejoin(&self, (old, new): (usize, usize)) -> Result<(), Error> {
+        match self {
+            Store::One(_) | Store::Cluster(_) => Ok(()),
+            Store::Service(_, servers) => follow(&servers[old], servers[new].port()).await,
         }
-        Ok(())
     }
 
     /// The values that can be read in a cluster, by the names of their keys, and how many keys lie

@@ -67,6 +67,7 @@ struct Seen {
     is_primary: bool,
     /// The primary that it follows, or `-`.
     follows: String,
+    epoch: u64,
     slots: Vec<(u16, u16)>,
     /// Its slots on their way, which it tells of itself alone.
     open: Vec<Open>,
@@ -262,13 +263,10 @@ impl Cluster {
     /// Waits for a while until all primaries agree who has which slot. If they do not, it goes to
     /// one that says it has it, or else to the one with the most keys.
     async fn agree(&self, primaries: &[usize]) -> Result<(), Error> {
-        let deadline = Instant::now() + GOSSIP;
-        let mut disputed = self.disputed().await?;
-        while !disputed.is_empty() && Instant::now() < deadline {
-            sleep(10 * PAUSE).await;
-            disputed = self.disputed().await?;
+        if self.agreed().await? {
+            return Ok(());
         }
-        for slot in disputed {
+        for slot in self.disputed().await?.unwrap_or_default() {
             let mut best = None;
             for at in primaries {
                 let mut count = cmd("CLUSTER");
@@ -289,15 +287,33 @@ impl Cluster {
         Ok(())
     }
 
-    /// The slots on whose owner those running nodes do not agree that take themselves for primaries.
-    async fn disputed(&self) -> Result<Vec<u16>, Error> {
+    /// Waits for a while until all nodes agree who has which slot, and says whether they do.
+    /// Before that no replica may take over: the others may refuse, or it claims slots of the past.
+    /// Who lets slots go to another primary before may bring it about that nobody claims one: two
+    /// nodes give themselves the same epoch then.
+    pub async fn agreed(&self) -> Result<bool, Error> {
+        let deadline = Instant::now() + GOSSIP;
+        while self.disputed().await?.is_some() {
+            if Instant::now() > deadline {
+                return Ok(false);
+            }
+            sleep(5 * PAUSE).await;
+        }
+        Ok(true)
+    }
+
+    /// The slots on whose owner the running nodes do not agree; `None` if they agree on those
+    /// and on all epochs.
+    async fn disputed(&self) -> Result<Option<Vec<u16>>, Error> {
         let mut views: Vec<Vec<Option<usize>>> = Vec::new();
+        let mut epochs = BTreeSet::new();
         for at in self.running() {
             let seen = self.seen_by(at).await?;
-            if !seen.iter().any(|seen| seen.id == self.id_of(at) && seen.is_primary) {
-                continue;
-            }
             let mut view = vec![None; usize::from(SLOT_COUNT)];
+            epochs.extend(seen.iter().filter(|seen| seen.is_primary).map(|seen| {
+                let known = self.number_of(&seen.id).is_some();
+                (known.then(|| seen.id.clone()), if known { seen.epoch } else { 0 })
+            }));
             for seen in seen {
                 for (from, to) in seen.slots {
                     view[usize::from(from)..=usize::from(to)].fill(self.number_of(&seen.id));
@@ -310,7 +326,9 @@ impl Cluster {
             let first = owners.next();
             owners.any(|owner| Some(owner) != first)
         };
-        Ok((0..SLOT_COUNT).filter(differs).collect())
+        let slots: Vec<u16> = (0..SLOT_COUNT).filter(differs).collect();
+        let ids: BTreeSet<_> = epochs.iter().map(|(id, _)| id).collect();
+        Ok((!slots.is_empty() || ids.len() < epochs.len()).then_some(slots))
     }
 
     async fn set_slot(&self, at: usize, slot: u16, words: &[&str]) -> Result<(), Error> {
@@ -395,9 +413,21 @@ impl Cluster {
     /// Lets a replica take over from its primary, which agrees first and loses nothing; with
     /// `force` it is not asked. Waits as [`Cluster::promoted`] does.
     pub async fn fail_over(&self, replica: usize, force: bool) -> Result<(), Error> {
-        let mut order = cmd("CLUSTER");
-        order.arg("FAILOVER").arg(if force { &["FORCE"] as &[&str] } else { &[] });
-        self.ask::<()>(replica, &order).await?;
+        let deadline = Instant::now() + PATIENCE;
+        while self.slots_of(replica).await?.is_empty() && Instant::now() < deadline {
+            let mut order = cmd("CLUSTER");
+            order.arg("FAILOVER").arg(if force { &["FORCE"] as &[&str] } else { &[] });
+            let ordered = self.ask::<()>(replica, &order).await;
+            // Another one may have been obeyed just now.
+            if ordered.is_err() && self.slots_of(replica).await?.is_empty() {
+                return ordered;
+            }
+            // An order is forgotten after five seconds if the others did not agree.
+            let tried = Instant::now() + GOSSIP;
+            while self.slots_of(replica).await?.is_empty() && Instant::now() < tried {
+                sleep(5 * PAUSE).await;
+            }
+        }
         self.promoted(replica).await
     }
 
@@ -424,7 +454,7 @@ impl Cluster {
                     return Ok(false);
                 }
             }
-            Ok(self.disputed().await?.is_empty())
+            Ok(self.disputed().await?.is_none())
         })
         .await
     }
@@ -517,7 +547,8 @@ impl Seen {
     fn read(line: &str) -> Option<Seen> {
         let mut words = line.split(' ');
         let (id, flags, follows) = (words.next()?, words.nth(1)?, words.next()?);
-        let words: Vec<&str> = words.skip(4).collect();
+        let epoch = words.nth(2)?.parse().ok()?;
+        let words: Vec<&str> = words.skip(1).collect();
         let slots = words.iter().filter_map(|slots| {
             let (from, to) = slots.split_once('-').unwrap_or((slots, slots));
             Some((from.parse().ok()?, to.parse().ok()?))
@@ -526,6 +557,7 @@ impl Seen {
             id: id.to_owned(),
             is_primary: flags.split(',').any(|flag| flag == "master"),
             follows: follows.to_owned(),
+            epoch,
             slots: slots.collect(),
             open: words.iter().filter_map(|word| Open::read(word)).collect(),
         })
