@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::connect::SENTINELS_HINT;
 use super::observe::Mark;
 
 /// One Redis primary. The second implementor is the seeded simulation.
@@ -175,6 +176,8 @@ pub enum Kind {
     NoReplicas,
     /// Fewer replicas than `redis.wait_replicas` have the watermark.
     Replicas,
+    /// The Sentinels name no primary, or too few of them answer to know that it is still that.
+    Sentinel,
     /// The connection stands, and behind it is another server, or one that went back.
     Swapped,
     /// The key holds another type of value than it should.
@@ -199,6 +202,7 @@ impl Kind {
             Kind::Misconf => "misconf",
             Kind::NoReplicas => "noreplicas",
             Kind::Replicas => "replicas",
+            Kind::Sentinel => "sentinel",
             Kind::Swapped => "swapped",
             Kind::WrongType => "wrongtype",
             Kind::Other => "other",
@@ -222,6 +226,7 @@ impl Kind {
             | Kind::Misconf
             | Kind::NoReplicas
             | Kind::Replicas
+            | Kind::Sentinel
             | Kind::WrongType
             | Kind::Other => false,
         }
@@ -259,12 +264,16 @@ impl Error {
                  there, in the file that `redis.password_file` names, or what \
                  `redis.password_command` prints when it is run by hand",
             ),
-            Kind::ReadOnly => Some("let `redis.url` name the primary"),
+            Kind::ReadOnly => Some(
+                "let `redis.url` name the primary; where Sentinels do, they are asked again by \
+                 itself",
+            ),
             Kind::Oom => Some("the watermark key needs a few bytes; free memory in Redis"),
             Kind::Replicas => Some(
                 "nothing is confirmed meanwhile: bring replicas back, or lower \
                  `redis.wait_replicas`",
             ),
+            Kind::Sentinel => Some(SENTINELS_HINT),
             Kind::Swapped => {
                 Some("none is needed: keys whose removal may be lost are removed again")
             }

@@ -1,25 +1,25 @@
 //! One Redis server, over two connections: removals on one, SCAN on the other, so that a reply to
-//! a removal never queues behind a page of names; and a third for `WAIT`, if it is asked for.
+//! a removal never queues behind a page of names; and a third for `WAIT`, if it is asked for. Of a
+//! service that Sentinels watch it is the primary.
 
 use std::cell::RefCell;
-use std::collections::HashMap;
 use std::pin::Pin;
 use std::time::Duration;
 
 use redis::aio::MultiplexedConnection;
-use redis::{
-    Cmd, ErrorKind, Pipeline, PushInfo, PushKind, RedisError, ServerErrorKind, Value, cmd,
-};
+use redis::{Cmd, ErrorKind, Pipeline, PushInfo, RedisError, ServerErrorKind, Value, cmd};
 use tokio::task::unconstrained;
 
 use super::connect::{ConnectError, classify, connect, connect_with_pushes, node_name};
 use super::info::{history, scan_time};
 use super::node::{Error, Kind, Node, Page, Replaced, ScanCall};
-use super::observe::{Mark, Observer, prefixes};
+use super::observe::{Mark, Observer};
 use super::own::Own;
 use super::prefix::Prefix;
 use super::renewal::Renewal;
+use super::sentinel::Council;
 use super::standing::{self, BEGINNING, WATERMARK_SIZE_MAX};
+use super::tracking::{hear, track};
 use crate::config;
 use crate::keys::KeySet;
 use crate::sweep::proof::chain::{Chain, Link, number_key};
@@ -59,6 +59,8 @@ pub type Look =
 /// A standalone Redis.
 pub struct Standalone {
     redis: config::Redis,
+    /// Who says where the server is, if the URL does not.
+    council: Option<Council>,
     name: String,
     prefix: Prefix,
     own: Own,
@@ -95,7 +97,8 @@ impl Standalone {
         let watermark_key = key_name(&redis.prefix, slot);
         Standalone {
             redis: redis.clone(),
-            name: node_name(&redis.url),
+            council: Council::of(redis),
+            name: node_name(redis),
             prefix: Prefix::of(redis),
             own: Own::of(redis, slot),
             number_key: number_key(&watermark_key),
@@ -124,26 +127,27 @@ impl Standalone {
     /// The connection for removals, and what it observes.
     async fn connect_to_remove(
         &self,
+        server: &config::Redis,
     ) -> Result<(MultiplexedConnection, Option<Observer>), ConnectError> {
         let Some((everything, bytes)) = &self.observed else {
-            return Ok((connect(&self.redis).await?, None));
+            return Ok((connect(server).await?, None));
         };
         let observer = Observer::new(everything, self.own.within(&self.prefix), *bytes);
         let heard = {
-            let (observer, prefix) = (observer.clone(), Prefix::of(&self.redis));
+            let (observer, prefix) = (observer.clone(), Prefix::of(server));
             move |push: PushInfo| {
                 hear(&observer, &prefix, &push);
                 Ok::<(), std::convert::Infallible>(())
             }
         };
-        let refused = match connect_with_pushes(&self.redis, heard).await {
+        let refused = match connect_with_pushes(server, heard).await {
             Ok(mut connection) => match track(&mut connection, everything, &self.prefix).await {
                 Ok(()) => return Ok((connection, Some(observer))),
                 Err(error) => error,
             },
             Err(error) => Error::from(error),
         };
-        let connection = connect(&self.redis).await?;
+        let connection = connect(server).await?;
         tracing::warn!(
             node = self.name,
             error = %refused,
@@ -311,10 +315,20 @@ impl Node for Standalone {
         if let Some(Connections { observer: Some(observer), .. }) = self.connections.replace(None) {
             observer.close();
         }
-        let failed = |error: ConnectError| Error::from(error);
-        let (mut remove, observer) = self.connect_to_remove().await.map_err(failed)?;
+        let failed = |error: ConnectError| {
+            Error::from(match &self.council {
+                Some(council) => council.of_service(error),
+                None => error,
+            })
+        };
+        // Once for all connections: they are to be of one server.
+        let server = match &self.council {
+            Some(council) => council.server().await.map_err(Error::from)?,
+            None => self.redis.clone(),
+        };
+        let (mut remove, observer) = self.connect_to_remove(&server).await.map_err(failed)?;
         let history = self.check_primary(&mut remove).await?;
-        let mut scan = connect(&self.redis).await.map_err(failed)?;
+        let mut scan = connect(&server).await.map_err(failed)?;
         // A failover between the two would let a pass list the keys of one server and remove them
         // from another.
         if self.check_primary(&mut scan).await? != history {
@@ -326,8 +340,11 @@ impl Node for Standalone {
         }
         let wait = match self.redis.wait_replicas {
             0 => None,
-            _ => Some(connect(&self.redis).await.map_err(failed)?),
+            _ => Some(connect(&server).await.map_err(failed)?),
         };
+        if let Some(primary) = self.council.as_ref().and_then(Council::primary) {
+            tracing::info!(node = self.name, primary, "the Sentinels name this primary");
+        }
         let all = [&remove, &scan].into_iter().chain(&wait).cloned().collect();
         self.renewal.replace(Renewal::begin(&self.redis, all));
         self.connections.replace(Some(Connections { remove, observer, scan, history, wait }));
@@ -403,11 +420,16 @@ impl Node for Standalone {
 
     async fn keep_alive(&self) -> Result<(), Error> {
         let Connections { remove, scan, wait, .. } = self.connections()?;
-        for mut connection in [remove, scan].into_iter().chain(wait) {
-            let pong = cmd("PING").exec_async(&mut connection).await;
-            pong.map_err(|error| classify(&error))?;
-        }
-        Ok(())
+        let pings = async {
+            for mut connection in [remove, scan].into_iter().chain(wait) {
+                let pong = cmd("PING").exec_async(&mut connection).await;
+                pong.map_err(|error| classify(&error))?;
+            }
+            Ok(())
+        };
+        let Some(council) = &self.council else { return pings.await };
+        // At once: an old primary may have fallen silent.
+        tokio::try_join!(pings, council.look()).map(drop)
     }
 
     fn mark(&self) -> Option<Mark> {
@@ -477,6 +499,9 @@ impl Node for Standalone {
     }
 
     async fn shared(&self, value: &[u8]) -> Result<(), Error> {
+        if let Some(council) = &self.council {
+            council.look_in_turn().await?;
+        }
         let Some(mut connection) = self.connections()?.wait else { return Ok(()) };
         // WAIT is about the writes of its own connection, so it needs one. Written over itself, the
         // watermark also shows that this connection leads to the server with the removals.
@@ -503,65 +528,6 @@ pub(super) fn details_key(watermark_key: &str, digest: &str) -> String {
     format!("{watermark_key}:rules:{digest}")
 }
 
-/// Turns tracking on, if the server tells every write that follows one of our own. Redis before
-/// 6.2.5 took the first client that touched a key in a turn for the last, and kept such a write to
-/// itself (<https://github.com/redis/redis/pull/9116>).
-async fn track(
-    connection: &mut MultiplexedConnection,
-    everything: &KeySet,
-    prefix: &Prefix,
-) -> Result<(), Error> {
-    let hello: HashMap<String, Value> =
-        cmd("HELLO").query_async(connection).await.map_err(|error| classify(&error))?;
-    let version = match hello.get("version") {
-        Some(Value::BulkString(version)) => std::str::from_utf8(version).unwrap_or("unknown"),
-        Some(Value::SimpleString(version)) => version,
-        _ => "unknown",
-    };
-    if !tells_every_write(version) {
-        let message = format!("the version of the server is {version}");
-        return Err(Error::new(Kind::Other, message));
-    }
-    tracking(everything, prefix).exec_async(connection).await.map_err(|error| classify(&error))
-}
-
-/// Whether a server of this version is 6.2.5 or newer; one that cannot be read is not.
-fn tells_every_write(version: &str) -> bool {
-    let parts: Option<Vec<u32>> = version.split('.').map(|part| part.parse().ok()).collect();
-    parts.is_some_and(|parts| parts.as_slice() >= [6, 2, 5].as_slice())
-}
-
-/// `CLIENT TRACKING` for all writes of these keys but those of the connection itself.
-fn tracking(everything: &KeySet, own: &Prefix) -> Cmd {
-    let mut tracking = cmd("CLIENT");
-    tracking.arg("TRACKING").arg("ON").arg("BCAST").arg("NOLOOP");
-    let prefixes = prefixes(everything);
-    let prefixes = prefixes.iter().map(|prefix| own.add(prefix));
-    for prefix in prefixes.filter(|prefix| !prefix.is_empty()) {
-        tracking.arg("PREFIX").arg(&*prefix);
-    }
-    tracking
-}
-
-/// Tells the observer what Redis sends unasked: names of keys, or that there was a flush, which has
-/// none. Whatever is not understood may have been a name.
-fn hear(observer: &Observer, prefix: &Prefix, push: &PushInfo) {
-    match (&push.kind, push.data.as_slice()) {
-        (PushKind::Invalidate, [Value::Array(keys)]) => {
-            for key in keys {
-                match key {
-                    Value::BulkString(key) => {
-                        prefix.strip(key).into_iter().for_each(|key| observer.wrote(key));
-                    }
-                    _ => observer.lose(),
-                }
-            }
-        }
-        (PushKind::Disconnection, _) => observer.close(),
-        _ => observer.lose(),
-    }
-}
-
 /// The count of a reply to UNLINK; `None` where a right is missing, which is about these keys.
 fn removed_count(reply: Value) -> Result<Option<u64>, Error> {
     match reply {
@@ -573,20 +539,5 @@ fn removed_count(reply: Value) -> Result<Option<u64>, Error> {
             error => Err(error),
         },
         _ => Err(Error::new(Kind::Other, "UNLINK gave an unexpected reply".to_owned())),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::tells_every_write;
-
-    #[test]
-    fn only_servers_that_tell_every_write_are_observed() {
-        for version in ["6.2.5", "6.2.14", "7.0.15", "8.0.0", "255.255.255"] {
-            assert!(tells_every_write(version), "{version}");
-        }
-        for version in ["6.2.4", "6.0.16", "5.0.14", "unknown", "7", ""] {
-            assert_eq!(tells_every_write(version), version == "7", "{version}");
-        }
     }
 }
