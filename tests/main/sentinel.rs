@@ -7,12 +7,13 @@ use std::thread;
 use std::time::Duration;
 
 use redis::cmd;
+use tokio::time::Instant;
 use walsweep::config::{self, Mode, Sentinel};
 use walsweep::password::Source;
 use walsweep::sweep::{Error, Kind, Node, Replaced, Standalone};
 use walsweep_stage::throwaway::{Redis, RedisOptions, Sentinels, SentinelsOptions};
 
-use crate::support::{Bed, PATIENCE, Settings, Sidecar, always, eventually, text};
+use crate::support::{Bed, Fault, PATIENCE, Proxy, Settings, Sidecar, always, eventually, text};
 
 /// A primary, which is the bed's Redis, one replica, and three Sentinels.
 struct Service {
@@ -167,7 +168,9 @@ async fn keys_go_from_the_primary_that_sentinels_name_and_from_the_one_after_it(
 #[tokio::test]
 async fn a_failover_by_command_is_followed() {
     let mut service = Service::start().await;
-    let sidecar = Sidecar::set_up(service.settings()).await;
+    let settings = service.settings();
+    let settings = Settings { observe: true, refill: "100ms".to_owned(), ..settings };
+    let sidecar = Sidecar::set_up(settings).await;
     service.cache_rows().await;
     change(&service.bed, 1..10).await;
     service.bed.settled().await;
@@ -220,6 +223,27 @@ async fn the_old_primary_of_a_split_brain_is_left() {
     at_rest(&service.bed, &sidecar).await;
     assert!(!sidecar.log().iter().any(|line| line.contains("hunter2")), "a password");
     drop(old);
+}
+
+/// It hangs, and goes on once another is the primary: what it acknowledges then counts for nothing.
+#[tokio::test]
+async fn a_primary_that_hangs_and_comes_back_is_left() {
+    let mut service = Service::start().await;
+    let sidecar = Sidecar::set_up(service.settings()).await;
+    service.cache_rows().await;
+    change(&service.bed, 1..10).await;
+    service.bed.settled().await;
+    service.cache_rows().await;
+    service.bed.redis.pause().unwrap();
+    let before = service.bed.confirmed().await;
+    change(&service.bed, 10..20).await;
+    let old = service.failed_over().await;
+    sidecar.wait_log("is lost; connecting again").await;
+    old.resume().unwrap();
+    change(&service.bed, 20..30).await;
+    sidecar.wait_log(&named(service.bed.redis.port())).await;
+    at_rest(&service.bed, &sidecar).await;
+    assert!(service.bed.confirmed().await > before);
 }
 
 /// The settings of the program, for a node of it alone.
@@ -293,6 +317,12 @@ async fn few_sentinels_who_know_less_than_before_are_not_believed() {
     old.start_again().await.unwrap();
     service.sentinels.sentinels()[0].start_again().await.unwrap();
     let before = sidecar.log().len();
+    // As long as the connection stands, nobody is asked to name another.
+    change(&service.bed, 20..30).await;
+    service.bed.gone("item:29").await;
+    sidecar.wait_log("nobody knows whether").await;
+    let is_lost = || async { sidecar.log()[before..].iter().any(|line| line.contains("is lost")) };
+    always(Duration::from_secs(2), "it stands", || async { !is_lost().await }).await;
     run(&mut service.bed.cache.clone(), &["CLIENT", "KILL", "TYPE", "normal"]).await;
     sidecar.wait_log("have not heard of the last failover").await;
     let wrong = named(old.port());
@@ -391,6 +421,77 @@ async fn sentinels_with_an_old_view_do_not_outvote_a_later_failover() {
     assert!(!sidecar.log().iter().any(|line| line.contains(&named(old))), "the old one");
 }
 
+/// It does not answer, and so it keeps nothing waiting.
+#[tokio::test]
+async fn a_sentinel_that_hangs_holds_nothing_up() {
+    let mut service = Service::start().await;
+    service.with_app().await;
+    let ports = service.ports();
+    let node = Standalone::new(&target(&ports), "walsweep");
+    node.connect().await.unwrap();
+    service.sentinels.sentinels()[0].pause().unwrap();
+    let began = Instant::now();
+    for _ in 0..2 {
+        node.keep_alive().await.unwrap();
+        node.shared(b"one").await.unwrap();
+    }
+    node.connect().await.unwrap();
+    assert!(began.elapsed() < Duration::from_millis(2_500), "{:?}", began.elapsed());
+    service.sentinels.sentinels()[1].pause().unwrap();
+    let began = Instant::now();
+    assert_eq!(node.shared(b"one").await.unwrap_err().kind(), Kind::Sentinel);
+    node.connect().await.expect("one answer is enough");
+    assert!(began.elapsed() < Duration::from_secs(6), "{:?}", began.elapsed());
+    for sentinel in &service.sentinels.sentinels()[..2] {
+        sentinel.resume().unwrap();
+    }
+    node.shared(b"one").await.unwrap();
+}
+
+/// As behind a firewall that forgets connections: it is not asked over one that hung before.
+#[tokio::test]
+async fn a_connection_to_a_sentinel_that_falls_silent_is_made_anew() {
+    let mut service = Service::start().await;
+    service.with_app().await;
+    let ports = service.ports();
+    let proxy = Proxy::to_port(ports[1]);
+    let node = Standalone::new(&target(&[ports[0], proxy.port()]), "walsweep");
+    node.connect().await.unwrap();
+    // Enough for one question.
+    proxy.set(Fault::SilentAfter(2_500));
+    let mut is_silent = false;
+    loop {
+        match node.shared(b"one").await {
+            Ok(()) if is_silent => return,
+            Ok(()) => {}
+            Err(error) => {
+                assert!(!is_silent, "{error}");
+                assert!(error.to_string().contains("does not answer"), "{error}");
+                is_silent = true;
+            }
+        }
+    }
+}
+
+/// As long as a failover lasts, a Sentinel may name one that is not the primary yet, or any more.
+#[tokio::test]
+async fn a_replica_that_a_sentinel_names_is_not_used() {
+    let service = Service::start().await;
+    let named = service.replica.port();
+    let ports = [stale_sentinel(named)];
+    let mut sidecar = Sidecar::new(by_sentinels(service.bed.settings(), &ports));
+    sidecar.setup();
+    let told = text(&sidecar.command(&["check"]));
+    let place = format!("`127.0.0.1:{named}` (primary of `cache`, as its Sentinels say)");
+    assert!(told.contains(&format!("connect to redis at {place}: the server is a repl")), "{told}");
+    sidecar.start();
+    sidecar.wait_log("the server is a replica").await;
+    let mut promote = cmd("REPLICAOF");
+    promote.arg("NO").arg("ONE");
+    promote.exec_async(&mut service.replica.connect().await.unwrap()).await.unwrap();
+    sidecar.wait_ready().await;
+}
+
 /// `check` and `run` say what each Sentinel says, and what to do.
 #[tokio::test]
 async fn a_service_that_no_sentinel_knows_is_refused() {
@@ -410,7 +511,12 @@ async fn a_service_that_no_sentinel_knows_is_refused() {
     sidecar.start();
     assert_eq!(sidecar.wait_exit().await, 1);
     assert!(sidecar.log().iter().any(|line| line.contains(&expected)), "{:?}", sidecar.log());
-    sidecar.change(|settings| settings.redis_url = "redis://cache/0".to_owned());
+    let server = service.bed.redis.port();
+    sidecar.change(|settings| *settings = by_sentinels(settings.clone(), &[server]));
+    let told = text(&sidecar.command(&["check"]));
+    assert!(told.contains(&format!("`127.0.0.1:{server}`: is a Redis, no Sentinel")), "{told}");
+    let settings = service.settings();
+    sidecar.change(|old| *old = settings);
     sidecar.start();
     sidecar.wait_ready().await;
 }

@@ -74,13 +74,22 @@ pub enum ConnectError {
         is_lasting: bool,
     },
     /// The server could not be reached, or refused the login or the right to choose the database.
-    #[error("connect to redis at `{address}`: {error}")]
+    #[error("connect to redis at {}: {error}", place(address, service.as_deref()))]
     Redis {
         /// Host and port, or the path of the socket.
         address: String,
+        /// The service whose primary it is, if Sentinels say so.
+        service: Option<String>,
         /// Why.
         error: Error,
     },
+}
+
+fn place(address: &str, service: Option<&str>) -> String {
+    match service {
+        Some(service) => format!("`{address}` (primary of `{service}`, as its Sentinels say)"),
+        None => format!("`{address}`"),
+    }
 }
 
 impl ConnectError {
@@ -156,7 +165,7 @@ pub async fn connect(redis: &config::Redis) -> Result<MultiplexedConnection, Con
     if info.is_ok_and(|info| info.contains("role:slave")) {
         let error = Error::new(Kind::ReadOnly, "the server is a replica".to_owned());
         let address = council.primary().unwrap_or_default();
-        return Err(named(ConnectError::Redis { address, error }));
+        return Err(named(ConnectError::Redis { address, service: None, error }));
     }
     Ok(connection)
 }
@@ -223,7 +232,7 @@ fn client(
     drop(rustls::crypto::ring::default_provider().install_default());
     let info = redis.url.as_str().into_connection_info().map_err(|error| {
         // The configuration was judged; a URL is not shown, for what it may hold.
-        ConnectError::Redis { address: "redis.url".to_owned(), error: told(&error) }
+        ConnectError::Redis { address: "redis.url".to_owned(), service: None, error: told(&error) }
     })?;
     // Small requests must not wait for the acknowledgement of the one before.
     let tcp = info.tcp_settings().clone().set_nodelay(true);
@@ -278,7 +287,7 @@ fn failed(info: &ConnectionInfo, error: &RedisError) -> ConnectError {
     if ["DB index", "cluster mode"].iter().any(|part| detail.contains(part)) {
         return ConnectError::Database { address, said: detail.to_owned() };
     }
-    ConnectError::Redis { address, error: told(error) }
+    ConnectError::Redis { address, service: None, error: told(error) }
 }
 
 /// The class and the text of a failed connection. No key was sent yet, so that more may be told

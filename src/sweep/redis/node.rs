@@ -53,7 +53,7 @@ pub trait Node {
     }
 
     /// A round trip that does nothing on every connection, so that a server which ends silent ones
-    /// keeps them.
+    /// keeps them. An error of [`Kind::Swapped`] if Sentinels name another primary.
     fn keep_alive(&self) -> impl Future<Output = Result<(), Error>> {
         std::future::ready(Ok(()))
     }
@@ -104,7 +104,8 @@ pub trait Node {
 
     /// Waits until the watermark `value`, which stands, and with it every removal before it is on
     /// as many replicas as the configuration asks for; by default none is. An error of
-    /// [`Kind::Replicas`] if it is on fewer. Holds up nothing else that is asked.
+    /// [`Kind::Replicas`] if it is on fewer; of [`Kind::Swapped`] or [`Kind::Sentinel`] if Sentinels
+    /// name another primary, or do not tell. Holds up nothing else that is asked.
     fn shared(&self, _value: &[u8]) -> impl Future<Output = Result<(), Error>> {
         std::future::ready(Ok(()))
     }

@@ -32,7 +32,7 @@ use super::node::{Error, Kind};
 use crate::config::{self, Mode, Sentinel, Sentinels};
 
 /// How long all have for their answers. What they are asked takes them no time.
-const ANSWER_MAX: Duration = Duration::from_secs(2);
+const ANSWER_MAX: Duration = Duration::from_millis(1_500);
 
 /// How long the others have once more than half have answered.
 const GRACE: Duration = Duration::from_millis(200);
@@ -209,9 +209,8 @@ impl Council {
     /// The error of a connection to a server that was named, with the service.
     pub(super) fn of_service(&self, error: ConnectError) -> ConnectError {
         match error {
-            ConnectError::Redis { address, error } => {
-                let address = format!("{address}` (primary of `{}", self.service);
-                ConnectError::Redis { address: format!("{address}`)"), error }
+            ConnectError::Redis { address, error, .. } => {
+                ConnectError::Redis { address, service: Some(self.service.clone()), error }
             }
             other => other,
         }
