@@ -104,8 +104,8 @@ pub trait Node {
 
     /// Waits until the watermark `value`, which stands, and with it every removal before it is on
     /// as many replicas as the configuration asks for; by default none is. An error of
-    /// [`Kind::Replicas`] if it is on fewer; of [`Kind::Swapped`] or [`Kind::Sentinel`] if Sentinels
-    /// name another primary, or do not tell. Holds up nothing else that is asked.
+    /// [`Kind::Replicas`] if it is on fewer; of [`Kind::Swapped`] or [`Kind::Sentinel`] if
+    /// Sentinels name another primary, or do not tell. Holds up nothing else that is asked.
     fn shared(&self, _value: &[u8]) -> impl Future<Output = Result<(), Error>> {
         std::future::ready(Ok(()))
     }
