@@ -1,6 +1,7 @@
 //! A Redis: how it is reached, what is asked of it, and what that costs it.
 //!
-//! - [`connect`], and [`standalone`]: its connections; [`cluster`]: several servers as one;
+//! - [`connect`], [`sentinel`] and [`standalone`]: its connections; [`cluster`]: several servers
+//!   as one;
 //! - [`node`]: what a sweeper asks of it; [`standing`]: the watermark, for whoever has no sweeper;
 //! - [`unlink`], exact keys; [`pass`], patterns; [`observe`], which keys were written again;
 //! - [`pace`], [`measure`] and [`budget`]: how much of its time SCAN may take, and takes;
@@ -19,6 +20,7 @@ mod own;
 mod prefix;
 pub(super) mod pace;
 pub(super) mod pass;
+pub mod sentinel;
 pub(super) mod standalone;
 pub(super) mod standing;
 mod tracking;

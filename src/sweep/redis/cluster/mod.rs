@@ -103,7 +103,7 @@ impl Cluster {
         Cluster {
             redis: redis.clone(),
             slot: slot.to_owned(),
-            name: node_name(&redis.url),
+            name: node_name(redis),
             prefix: Prefix::of(redis),
             look: None,
             shards: RefCell::default(),

@@ -108,7 +108,7 @@ impl Cluster {
     ) -> Result<bool, Error> {
         let (names, before) = (self.names(primary), shard.node.names());
         let has_moved = names != before;
-        if has_moved {
+        if has_moved || !shard.node.is_counted() {
             let found = shard.node.rename(names).await?;
             shard.standing.replace(found);
         }

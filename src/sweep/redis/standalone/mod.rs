@@ -1,6 +1,6 @@
 //! One Redis server, over two connections: removals on one, SCAN on the other, so that a reply to
-//! a removal never queues behind a page of names; and a third for `WAIT`, if it is asked for.
-//! [`shard`]: more, of one that is a primary of a cluster.
+//! a removal never queues behind a page of names; and a third for `WAIT`, if it is asked for. Of a
+//! service that Sentinels watch it is the primary. [`shard`]: more, of a primary of a cluster.
 
 mod shard;
 
@@ -13,10 +13,10 @@ use redis::aio::MultiplexedConnection;
 use redis::{Cmd, ErrorKind, Pipeline, PushInfo, RedisError, ServerErrorKind, Value, cmd};
 use tokio::task::unconstrained;
 
-pub(in crate::sweep::redis) use self::shard::Outcome;
+pub(in crate::sweep::redis) use self::shard::{Names, Outcome};
 use crate::config;
 use crate::keys::KeySet;
-use crate::sweep::proof::chain::{Chain, Link, number_key};
+use crate::sweep::proof::chain::{Chain, Link};
 use crate::sweep::proof::evidence::key_name;
 use crate::sweep::redis::connect::{
     ConnectError, classify, connect, connect_with_pushes, node_name,
@@ -29,6 +29,7 @@ use crate::sweep::redis::observe::{Mark, Observer};
 use crate::sweep::redis::own::Own;
 use crate::sweep::redis::prefix::Prefix;
 use crate::sweep::redis::renewal::Renewal;
+use crate::sweep::redis::sentinel::Council;
 use crate::sweep::redis::standing::{self, BEGINNING, WATERMARK_SIZE_MAX};
 use crate::sweep::redis::tracking::{hear, track};
 
@@ -66,6 +67,8 @@ pub type Look =
 /// A standalone Redis.
 pub struct Standalone {
     redis: config::Redis,
+    /// Who says where the server is, if the URL does not.
+    council: Option<Council>,
     name: String,
     prefix: Prefix,
     own: Own,
@@ -81,21 +84,6 @@ pub struct Standalone {
     connections: RefCell<Option<Connections>>,
     /// Keeps them logged in, if the password may change.
     renewal: RefCell<Option<Renewal>>,
-}
-
-/// Names of the keys that tell of removals.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(in crate::sweep::redis) struct Names {
-    pub(in crate::sweep::redis) watermark: String,
-    /// Beside it, the number of the chain.
-    pub(in crate::sweep::redis) number: String,
-}
-
-impl Names {
-    /// The watermark has this name.
-    pub(in crate::sweep::redis) fn of(watermark: String) -> Names {
-        Names { number: number_key(&watermark), watermark }
-    }
 }
 
 #[derive(Clone)]
@@ -116,7 +104,8 @@ impl Standalone {
     pub fn new(redis: &config::Redis, slot: &str) -> Standalone {
         Standalone {
             redis: redis.clone(),
-            name: node_name(&redis.url),
+            council: Council::of(redis),
+            name: node_name(redis),
             prefix: Prefix::of(redis),
             own: Own::of(redis, slot),
             names: RefCell::new(Names::of(key_name(&redis.prefix, slot))),
@@ -145,26 +134,27 @@ impl Standalone {
     /// The connection for removals, and what it observes.
     async fn connect_to_remove(
         &self,
+        server: &config::Redis,
     ) -> Result<(MultiplexedConnection, Option<Observer>), ConnectError> {
         let Some((everything, bytes)) = &self.observed else {
-            return Ok((connect(&self.redis).await?, None));
+            return Ok((connect(server).await?, None));
         };
         let observer = Observer::new(everything, self.own.within(&self.prefix), *bytes);
         let heard = {
-            let (observer, prefix) = (observer.clone(), Prefix::of(&self.redis));
+            let (observer, prefix) = (observer.clone(), Prefix::of(server));
             move |push: PushInfo| {
                 hear(&observer, &prefix, &push);
                 Ok::<(), std::convert::Infallible>(())
             }
         };
-        let refused = match connect_with_pushes(&self.redis, heard).await {
+        let refused = match connect_with_pushes(server, heard).await {
             Ok(mut connection) => match track(&mut connection, everything, &self.prefix).await {
                 Ok(()) => return Ok((connection, Some(observer))),
                 Err(error) => error,
             },
             Err(error) => Error::from(error),
         };
-        let connection = connect(&self.redis).await?;
+        let connection = connect(server).await?;
         tracing::warn!(
             node = self.name,
             error = %refused,
@@ -271,7 +261,7 @@ impl Standalone {
                 if self.is_shard && shard::is_elsewhere(&error) =>
             {
                 // The number went away with its slot. It is begun anew under another name.
-                self.chain.replace(None);
+                self.chain.borrow_mut().take_if(|chain| chain.made(link));
                 Ok(())
             }
             (_, Some(Value::ServerError(error))) => {
@@ -441,10 +431,20 @@ impl Node for Standalone {
         if let Some(Connections { observer: Some(observer), .. }) = self.connections.replace(None) {
             observer.close();
         }
-        let failed = |error: ConnectError| Error::from(error);
-        let (mut remove, observer) = self.connect_to_remove().await.map_err(failed)?;
+        let failed = |error: ConnectError| {
+            Error::from(match &self.council {
+                Some(council) => council.of_service(error),
+                None => error,
+            })
+        };
+        // Once for all connections: they are to be of one server.
+        let server = match &self.council {
+            Some(council) => council.server().await.map_err(Error::from)?,
+            None => self.redis.clone(),
+        };
+        let (mut remove, observer) = self.connect_to_remove(&server).await.map_err(failed)?;
         let history = self.check_primary(&mut remove).await?;
-        let mut scan = connect(&self.redis).await.map_err(failed)?;
+        let mut scan = connect(&server).await.map_err(failed)?;
         // A failover between the two would let a pass list the keys of one server and remove them
         // from another.
         if self.check_primary(&mut scan).await? != history {
@@ -456,8 +456,11 @@ impl Node for Standalone {
         }
         let wait = match self.redis.wait_replicas {
             0 => None,
-            _ => Some(connect(&self.redis).await.map_err(failed)?),
+            _ => Some(connect(&server).await.map_err(failed)?),
         };
+        if let Some(primary) = self.council.as_ref().and_then(Council::primary) {
+            tracing::info!(node = self.name, primary, "the Sentinels name this primary");
+        }
         let all = [&remove, &scan].into_iter().chain(&wait).cloned().collect();
         self.renewal.replace(Renewal::begin(&self.redis, all));
         self.connections.replace(Some(Connections { remove, observer, scan, history, wait }));
@@ -470,11 +473,16 @@ impl Node for Standalone {
 
     async fn keep_alive(&self) -> Result<(), Error> {
         let Connections { remove, scan, wait, .. } = self.connections()?;
-        for mut connection in [remove, scan].into_iter().chain(wait) {
-            let pong = cmd("PING").exec_async(&mut connection).await;
-            pong.map_err(|error| classify(&error))?;
-        }
-        Ok(())
+        let pings = async {
+            for mut connection in [remove, scan].into_iter().chain(wait) {
+                let pong = cmd("PING").exec_async(&mut connection).await;
+                pong.map_err(|error| classify(&error))?;
+            }
+            Ok(())
+        };
+        let Some(council) = &self.council else { return pings.await };
+        // At once: an old primary may have fallen silent.
+        tokio::try_join!(pings, council.look()).map(drop)
     }
 
     fn mark(&self) -> Option<Mark> {
@@ -536,6 +544,9 @@ impl Node for Standalone {
     }
 
     async fn shared(&self, value: &[u8]) -> Result<(), Error> {
+        if let Some(council) = &self.council {
+            council.look_in_turn().await?;
+        }
         let Some(mut connection) = self.connections()?.wait else { return Ok(()) };
         // WAIT is about the writes of its own connection, so it needs one. Written over itself, the
         // watermark also shows that this connection leads to the server with the removals.

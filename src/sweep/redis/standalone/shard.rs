@@ -5,10 +5,26 @@ use std::cell::RefCell;
 
 use redis::{Cmd, Pipeline, ServerError, Value, cmd};
 
-use super::{Connections, Names, Standalone, removed_count};
+use super::{Connections, Standalone, removed_count};
 use crate::config;
+use crate::sweep::proof::chain::number_key;
 use crate::sweep::redis::connect::classify;
 use crate::sweep::redis::node::{Error, Node};
+
+/// Names of the keys that tell of removals.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(in crate::sweep::redis) struct Names {
+    pub(in crate::sweep::redis) watermark: String,
+    /// Beside it, the number of the chain.
+    pub(in crate::sweep::redis) number: String,
+}
+
+impl Names {
+    /// The watermark has this name.
+    pub(in crate::sweep::redis) fn of(watermark: String) -> Names {
+        Names { number: number_key(&watermark), watermark }
+    }
+}
 
 /// How the removal of a key of a cluster came out.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,6 +48,11 @@ impl Standalone {
     ) -> Standalone {
         let names = RefCell::new(names);
         Standalone { names, is_shard: true, ..Standalone::new(redis, slot) }
+    }
+
+    /// Whether removals are counted: not since the number went away with its slot.
+    pub(in crate::sweep::redis) fn is_counted(&self) -> bool {
+        self.chain.borrow().is_some()
     }
 
     /// Its own keys have these names; none of them was read or written yet.
