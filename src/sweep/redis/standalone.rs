@@ -158,6 +158,18 @@ impl Standalone {
         Ok((connection, None))
     }
 
+    /// Does the work, unless Sentinels name another primary meanwhile.
+    async fn unless_left<T>(
+        &self,
+        work: impl Future<Output = Result<T, Error>>,
+    ) -> Result<T, Error> {
+        match &self.council {
+            // Apart: where there are no Sentinels, it takes no room.
+            Some(council) => Box::pin(council.unless_left(work)).await,
+            None => work.await,
+        }
+    }
+
     fn connections(&self) -> Result<Connections, Error> {
         let connections = self.connections.borrow().clone();
         connections.ok_or_else(|| Error::new(Kind::Io, "not connected".to_owned()))
@@ -176,8 +188,11 @@ impl Standalone {
         eval.arg(u8::from(expected.is_some())).arg(expected.unwrap_or_default()).arg(value);
         eval.arg(number.map(|number| number.to_string()).unwrap_or_default());
         eval.arg(WATERMARK_SIZE_MAX);
-        let reply = unconstrained(eval.query_async(&mut connection)).await;
-        match reply.map_err(|error| classify(&error))? {
+        let reply = async {
+            let reply = unconstrained(eval.query_async(&mut connection)).await;
+            reply.map_err(|error| classify(&error))
+        };
+        match self.unless_left(reply).await? {
             Value::Int(1) => Ok(Replaced::Yes),
             Value::Int(-1) => Err(self.swapped()),
             Value::Nil => Ok(Replaced::No(None)),
@@ -272,10 +287,11 @@ impl Standalone {
         };
         let mut pipeline = Pipeline::with_capacity(2);
         pipeline.add_command(command).cmd("INFO").arg("replication");
-        let replies = connection
-            .send_packed_commands(&pipeline, 0, 2)
-            .await
-            .map_err(|error| classify(&error))?;
+        let replies = async {
+            let replies = connection.send_packed_commands(&pipeline, 0, 2).await;
+            replies.map_err(|error| classify(&error))
+        };
+        let replies = self.unless_left(replies).await?;
         let [reply, info] = replies
             .try_into()
             .map_err(|_other| Error::new(Kind::Io, "not two replies to two commands".to_owned()))?;
@@ -323,7 +339,7 @@ impl Node for Standalone {
         };
         // Once for all connections: they are to be of one server.
         let server = match &self.council {
-            Some(council) => council.server().await.map_err(Error::from)?,
+            Some(council) => Box::pin(council.server()).await.map_err(Error::from)?,
             None => self.redis.clone(),
         };
         let (mut remove, observer) = self.connect_to_remove(&server).await.map_err(failed)?;
@@ -369,9 +385,11 @@ impl Node for Standalone {
         if count == 0 {
             return Ok(Vec::new());
         }
-        let mut replies = unconstrained(connection.send_packed_commands(&pipeline, 0, count))
-            .await
-            .map_err(|error| classify(&error))?;
+        let replies = async {
+            let replies = unconstrained(connection.send_packed_commands(&pipeline, 0, count)).await;
+            replies.map_err(|error| classify(&error))
+        };
+        let mut replies = self.unless_left(replies).await?;
         if replies.len() != count {
             let message = format!("{} replies to {count} commands", replies.len());
             return Err(Error::new(Kind::Io, message));
@@ -428,8 +446,7 @@ impl Node for Standalone {
             Ok(())
         };
         let Some(council) = &self.council else { return pings.await };
-        // At once: an old primary may have fallen silent.
-        tokio::try_join!(pings, council.look()).map(drop)
+        Box::pin(council.look_during(pings)).await
     }
 
     fn mark(&self) -> Option<Mark> {
@@ -500,7 +517,7 @@ impl Node for Standalone {
 
     async fn shared(&self, value: &[u8]) -> Result<(), Error> {
         if let Some(council) = &self.council {
-            council.look_in_turn().await?;
+            Box::pin(council.look_in_turn()).await?;
         }
         let Some(mut connection) = self.connections()?.wait else { return Ok(()) };
         // WAIT is about the writes of its own connection, so it needs one. Written over itself, the
