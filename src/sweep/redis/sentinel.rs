@@ -23,8 +23,8 @@ use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use redis::aio::MultiplexedConnection;
 use redis::{AsyncConnectionConfig, Pipeline, Value};
-use tokio::sync::Mutex;
-use tokio::time::{Instant, sleep_until, timeout_at};
+use tokio::sync::{Mutex, Notify, watch};
+use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 use url::Url;
 
 use super::connect::{ConnectError, classify, log_in};
@@ -36,6 +36,9 @@ const ANSWER_MAX: Duration = Duration::from_millis(1_500);
 
 /// How long the others have once more than half have answered.
 const GRACE: Duration = Duration::from_millis(200);
+
+/// The pause between two questions while something is waited for.
+const AGAIN: Duration = Duration::from_secs(1);
 
 /// Least time between two questions for the sake of a confirmation, which may come so much later.
 const PAUSE: Duration = Duration::from_millis(250);
@@ -158,6 +161,8 @@ pub(super) struct Council {
     /// The server that was named last to connect to, and its epoch.
     primary: RefCell<Option<Address>>,
     epoch: Cell<Option<u64>>,
+    /// Why that one is to be left, once there was a failover.
+    left: watch::Sender<Option<String>>,
 }
 
 impl Council {
@@ -173,6 +178,7 @@ impl Council {
             asked: Cell::new(None),
             primary: RefCell::new(None),
             epoch: Cell::new(None),
+            left: watch::Sender::new(None),
         })
     }
 
@@ -203,6 +209,7 @@ impl Council {
         };
         self.primary.replace(Some(address));
         self.epoch.set(epoch);
+        self.left.send_replace(None);
         Ok(server)
     }
 
@@ -231,6 +238,7 @@ impl Council {
                     "the Sentinels name `{address}` the primary of `{service}`, not `{primary}` \
                      any more"
                 );
+                self.left.send_replace(Some(message.clone()));
                 return Err(Error::new(Kind::Swapped, message));
             }
             if is_of_most {
@@ -251,6 +259,48 @@ impl Council {
             sleep_until(asked + PAUSE).await;
         }
         self.look().await
+    }
+
+    /// Looks as [`Council::look`] does, again and again until the work is done. That nobody knows
+    /// is no error.
+    pub(super) async fn look_during(
+        &self,
+        work: impl Future<Output = Result<(), Error>>,
+    ) -> Result<(), Error> {
+        let done = Notify::new();
+        let work = async {
+            let outcome = work.await;
+            done.notify_one();
+            outcome
+        };
+        let looks = async {
+            loop {
+                if let Err(error @ Error::Lost(..)) = self.look().await {
+                    return Err(error);
+                }
+                tokio::select! {
+                    () = done.notified() => return Ok(()),
+                    () = sleep(AGAIN) => {}
+                }
+            }
+        };
+        tokio::try_join!(work, looks).map(drop)
+    }
+
+    /// Does the work, unless a look finds meanwhile that there was a failover: an old primary that
+    /// hangs would be waited for.
+    pub(super) async fn unless_left<T>(
+        &self,
+        work: impl Future<Output = Result<T, Error>>,
+    ) -> Result<T, Error> {
+        let mut left = self.left.subscribe();
+        tokio::select! {
+            biased;
+            outcome = work => outcome,
+            Ok(why) = left.wait_for(Option::is_some) => {
+                Err(Error::new(Kind::Swapped, why.clone().unwrap_or_default()))
+            }
+        }
     }
 
     /// The server that was named last to connect to.
