@@ -118,8 +118,9 @@ async fn check_redis(config: &Config, report: &mut Report) {
             Ok(mut connection) => {
                 let findings = preflight::redis(&target, &mut connection).await;
                 let facts = preflight::of_redis(&target, &mut connection, &findings).await;
-                report.redis.extend(findings);
-                report.facts.extend(facts);
+                let (of_sentinels, fact) = preflight::sentinels(&target).await;
+                report.redis.extend(findings.into_iter().chain(of_sentinels));
+                report.facts.extend(facts.into_iter().chain(fact));
                 let place = preflight::place(&target, &mut connection).await;
                 places.extend(place.map(|place| (target, place)));
             }

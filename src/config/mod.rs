@@ -161,6 +161,14 @@ impl Redis {
         }
     }
 
+    /// Whether [`Redis::cli`] asks a Sentinel that wants a password of its own, which is then in
+    /// `SENTINEL_AUTH`.
+    #[must_use]
+    pub fn cli_needs_sentinel_auth(&self) -> bool {
+        let Mode::Sentinel(sentinels) = &self.mode else { return false };
+        sentinels.list.first().is_some_and(|sentinel| sentinel.password.is_some())
+    }
+
     /// How messages name the target: as `redis`, or with its name where there are several.
     #[must_use]
     pub fn title(&self) -> String {

@@ -114,10 +114,16 @@ pub(super) fn redis_cli(url: &str) -> String {
     format!("redis-cli {address}{}", login(&url))
 }
 
-/// How it is called for the primary of a service, whose address the shell asks a Sentinel for. Of
-/// a password that both want, `redis-cli` reads `REDISCLI_AUTH`.
+/// How it is called for the primary of a service, whose address the shell asks the first Sentinel
+/// for: that takes its password, if it has one, from `SENTINEL_AUTH`.
 pub(super) fn redis_cli_by_sentinel(url: &str, sentinels: &Sentinels) -> String {
-    let first = sentinels.list.first().map(|sentinel| redis_cli(&sentinel.url));
+    let first = sentinels.list.first().map(|sentinel| {
+        let call = redis_cli(&sentinel.url);
+        match sentinel.password.is_some() {
+            true => format!("REDISCLI_AUTH=\"$SENTINEL_AUTH\" {call}"),
+            false => call,
+        }
+    });
     let sentinel = first.unwrap_or_else(|| "redis-cli".to_owned());
     let service = quoted(&sentinels.service);
     let rest = Url::parse(url).map(|url| login(&url)).unwrap_or_default();
@@ -212,13 +218,23 @@ mod tests {
 
     #[test]
     fn a_command_line_asks_a_sentinel_for_the_address() {
-        let sentinel = |url: &str| Sentinel { url: url.to_owned(), password: Source::None };
-        let list = vec![sentinel("rediss://s@[::1]:26379"), sentinel("redis://b:26379")];
-        let sentinels = Sentinels { service: "cache".to_owned(), list };
+        let sentinel = |url: &str, password: Source| Sentinel { url: url.to_owned(), password };
+        let call = |first| {
+            let list = vec![first, sentinel("redis://b:26379", Source::None)];
+            let sentinels = Sentinels { service: "cache".to_owned(), list };
+            redis_cli_by_sentinel("redis://u@cache/2", &sentinels)
+        };
         assert_eq!(
-            redis_cli_by_sentinel("redis://u@cache/2", &sentinels),
-            "redis-cli $(redis-cli -h '::1' -p 26379 --tls --user 's' sentinel \
-             get-master-addr-by-name 'cache' | xargs printf ' -h %s -p %s') --user 'u' -n 2"
+            call(sentinel("rediss://[::1]:26379", Source::None)),
+            "redis-cli $(redis-cli -h '::1' -p 26379 --tls sentinel get-master-addr-by-name \
+             'cache' | xargs printf ' -h %s -p %s') --user 'u' -n 2"
+        );
+        let with_login = call(sentinel("redis://s@a:7", Source::Given("hunter2".into())));
+        assert_eq!(
+            with_login,
+            "redis-cli $(REDISCLI_AUTH=\"$SENTINEL_AUTH\" redis-cli -h 'a' -p 7 --user 's' \
+             sentinel get-master-addr-by-name 'cache' | xargs printf ' -h %s -p %s') --user 'u' \
+             -n 2"
         );
     }
 

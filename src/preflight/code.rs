@@ -176,6 +176,8 @@ codes! {
         "let `redis.url` name the primary";
     RedisReplicas, "redis_replicas",
         "see that the replicas follow, or lower `redis.wait_replicas`";
+    RedisSentinels, "redis_sentinels",
+        "see that each of `redis.sentinels` runs and answers, and that all are listed";
     RedisTracking, "redis_tracking",
         "set `refill.observe` to false";
     RedisTwice, "redis_twice",

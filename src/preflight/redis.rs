@@ -50,8 +50,11 @@ pub async fn redis(target: &Target, connection: &mut MultiplexedConnection) -> V
     findings.into_iter().map(|finding| at_place(&place, finding)).collect()
 }
 
-/// Where the Redis of a target is, without user and password.
+/// Where the Redis of a target is, without user and password; the name of a service.
 pub(super) fn address(target: &Target) -> String {
+    if let Mode::Sentinel(sentinels) = &target.redis.mode {
+        return sentinels.service.clone();
+    }
     let info = target.redis.url.as_str().into_connection_info();
     info.map_or_else(|_invalid| "redis".to_owned(), |info| info.addr().to_string())
 }

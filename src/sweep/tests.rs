@@ -174,7 +174,6 @@ impl Primary for Redis {
 
 impl Node for Redis {
     type Primary<'a> = &'a Redis;
-
     fn name(&self) -> &str {
         "memory"
     }

@@ -38,6 +38,7 @@ mod proxy;
 mod refusals;
 mod replicas;
 mod secrets;
+mod sentinel;
 mod setup;
 mod shop;
 mod shutdown;

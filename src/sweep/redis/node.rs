@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::cluster::Seen;
+use super::connect::SENTINELS_HINT;
 use super::observe::Mark;
 
 /// Whatever keys are removed from.
@@ -81,7 +82,7 @@ pub trait Node: Removes {
     ) -> impl Future<Output = Result<Vec<Self::Primary<'_>>, Error>>;
 
     /// A round trip that does nothing on every connection, so that a server which ends silent ones
-    /// keeps them.
+    /// keeps them. An error of [`Kind::Swapped`] if Sentinels name another primary.
     fn keep_alive(&self) -> impl Future<Output = Result<(), Error>> {
         std::future::ready(Ok(()))
     }
@@ -126,7 +127,8 @@ pub trait Node: Removes {
 
     /// Waits until the watermark `value`, which stands, and with it every removal before it is on
     /// as many replicas as the configuration asks for; by default none is. An error of
-    /// [`Kind::Replicas`] if it is on fewer. Holds up nothing else that is asked.
+    /// [`Kind::Replicas`] if it is on fewer; of [`Kind::Swapped`] or [`Kind::Sentinel`] if
+    /// Sentinels name another primary, or do not tell. Holds up nothing else that is asked.
     fn shared(&self, _value: &[u8]) -> impl Future<Output = Result<(), Error>> {
         std::future::ready(Ok(()))
     }
@@ -250,8 +252,12 @@ pub enum Kind {
     NoReplicas,
     /// Fewer replicas than `redis.wait_replicas` have the watermark.
     Replicas,
+    /// The Sentinels name no primary, or too few of them answer to know that it is still that.
+    Sentinel,
     /// The connection stands, and behind it is another server, or one that went back.
     Swapped,
+    /// The slot of a key is with another primary of the cluster, or on its way, or nobody's.
+    Slot,
     /// The key holds another type of value than it should.
     WrongType,
     /// Any other error reply.
@@ -274,7 +280,9 @@ impl Kind {
             Kind::Misconf => "misconf",
             Kind::NoReplicas => "noreplicas",
             Kind::Replicas => "replicas",
+            Kind::Sentinel => "sentinel",
             Kind::Swapped => "swapped",
+            Kind::Slot => "slot",
             Kind::WrongType => "wrongtype",
             Kind::Other => "other",
         }
@@ -290,6 +298,7 @@ impl Kind {
             | Kind::Auth
             | Kind::ReadOnly
             | Kind::Loading
+            | Kind::Slot
             | Kind::Swapped => true,
             Kind::NoPerm
             | Kind::Oom
@@ -297,6 +306,7 @@ impl Kind {
             | Kind::Misconf
             | Kind::NoReplicas
             | Kind::Replicas
+            | Kind::Sentinel
             | Kind::WrongType
             | Kind::Other => false,
         }
@@ -334,15 +344,23 @@ impl Error {
                  there, in the file that `redis.password_file` names, or what \
                  `redis.password_command` prints when it is run by hand",
             ),
-            Kind::ReadOnly => Some("let `redis.url` name the primary"),
+            Kind::ReadOnly => Some(
+                "let `redis.url` name the primary; where Sentinels do, they are asked again by \
+                 itself",
+            ),
             Kind::Oom => Some("the watermark key needs a few bytes; free memory in Redis"),
             Kind::Replicas => Some(
                 "nothing is confirmed meanwhile: bring replicas back, or lower \
                  `redis.wait_replicas`",
             ),
+            Kind::Sentinel => Some(SENTINELS_HINT),
             Kind::Swapped => {
                 Some("none is needed: keys whose removal may be lost are removed again")
             }
+            Kind::Slot => Some(
+                "it passes when the slot has arrived; if it lasts, `redis-cli --cluster check` \
+                 tells what is wrong with the cluster",
+            ),
             Kind::WrongType => Some(
                 "a key named `walsweep:` and the slot's name is not ours: rename or remove it, or \
                  set `postgres.slot` to another name",

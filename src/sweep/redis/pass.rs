@@ -77,8 +77,9 @@ pub struct Progress {
     removals: (u64, Duration),
     /// Keys that the user may not remove, by the index of their pattern.
     pub(in crate::sweep) refused: HashMap<usize, Noted>,
-    /// Memory of those.
+    /// Memory of those, and how much they may take.
     refused_bytes: usize,
+    refused_bytes_max: usize,
 }
 
 /// Keys of one pattern that Redis refused to remove.
@@ -121,7 +122,7 @@ impl Progress {
     }
 
     /// Adds what was done on another server.
-    fn add(&mut self, other: Progress, refused_bytes_max: usize) {
+    fn add(&mut self, other: Progress) {
         self.scanned += other.scanned;
         self.matched += other.matched;
         self.stall = self.stall.max(other.stall);
@@ -131,11 +132,12 @@ impl Progress {
             own.iter_mut().zip(others).for_each(|(own, other)| *own += other);
         }
         for (index, noted) in other.refused {
-            match (self.refused.get_mut(&index), noted) {
-                (Some(own), Noted::Keys(keys)) => {
-                    own.add(keys, &mut self.refused_bytes, refused_bytes_max);
+            let own = self.refused.entry(index).or_insert_with(|| Noted::Keys(Refused::new()));
+            match noted {
+                Noted::Keys(keys) => {
+                    own.add(keys, &mut self.refused_bytes, self.refused_bytes_max);
                 }
-                (_, noted) => drop(self.refused.insert(index, noted)),
+                whole @ Noted::Whole(_) => *own = whole,
             }
         }
     }
@@ -185,10 +187,12 @@ impl Pass {
             if primaries.is_empty() {
                 return Ok(whole);
             }
+            let share = self.refused_bytes_max / primaries.len();
             let each = primaries.iter().map(|primary| {
                 let (mut pace, watch) = (paces.take(primary.name()), watch());
                 async move {
-                    let outcome = self.run(primary, &mut pace, watch).await;
+                    let begun = Progress { refused_bytes_max: share, ..self.progress() };
+                    let outcome = self.run_from(begun, primary, &mut pace, watch).await;
                     (primary.name(), pace, outcome)
                 }
             });
@@ -196,7 +200,7 @@ impl Pass {
             for (name, pace, outcome) in join_all(each).await {
                 paces.put(name, pace);
                 match outcome {
-                    Ok(progress) => whole.add(progress, self.refused_bytes_max),
+                    Ok(progress) => whole.add(progress),
                     Err(error) => failed = failed.or(Some(error)),
                 }
             }
@@ -212,7 +216,13 @@ impl Pass {
     /// Nothing is done yet.
     fn progress(&self) -> Progress {
         let none = vec![0; self.patterns.len()];
-        Progress { removed: none.clone(), matched_by: none, ..Default::default() }
+        let refused_bytes_max = self.refused_bytes_max;
+        Progress {
+            removed: none.clone(),
+            matched_by: none,
+            refused_bytes_max,
+            ..Default::default()
+        }
     }
 
     /// Scans one server once. `each_page` hears of every page, and in the end of all that was done,
@@ -225,9 +235,18 @@ impl Pass {
         &self,
         node: &P,
         pace: &mut Pace,
+        each_page: impl FnMut(&Progress),
+    ) -> Result<Progress, Error> {
+        self.run_from(self.progress(), node, pace, each_page).await
+    }
+
+    async fn run_from<P: Primary>(
+        &self,
+        mut progress: Progress,
+        node: &P,
+        pace: &mut Pace,
         mut each_page: impl FnMut(&Progress),
     ) -> Result<Progress, Error> {
-        let mut progress = self.progress();
         let outcome = self.scan(node, pace, &mut each_page, &mut progress).await;
         pace.measure.end(outcome.is_ok());
         each_page(&progress);
@@ -333,7 +352,7 @@ impl Pass {
         if !found.is_empty() {
             let noted = progress.refused.entry(index);
             let noted = noted.or_insert_with(|| Noted::Keys(Refused::new()));
-            noted.add(found, &mut progress.refused_bytes, self.refused_bytes_max);
+            noted.add(found, &mut progress.refused_bytes, progress.refused_bytes_max);
         }
         Ok(removed)
     }

@@ -1,4 +1,4 @@
-//! `CLIENT TRACKING`: how an [`Observer`] hears of writes
+//! `CLIENT TRACKING`: Redis tells which keys are written
 //! (<https://redis.io/docs/latest/commands/client-tracking/>).
 
 use std::collections::HashMap;

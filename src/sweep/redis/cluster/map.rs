@@ -3,7 +3,8 @@
 //! Each primary is asked for itself: of its own slots nobody knows more. `CLUSTER NODES` also says
 //! which of them are on their way (<https://redis.io/docs/latest/commands/cluster-nodes/>); that is
 //! told of the node itself alone. `CLUSTER SLOTS` says by which address clients should come, which
-//! is a name where certificates are for names (<https://redis.io/docs/latest/commands/cluster-slots/>).
+//! is a name where certificates are for names
+//! (<https://redis.io/docs/latest/commands/cluster-slots/>).
 
 use std::collections::BTreeMap;
 
@@ -19,7 +20,8 @@ pub(super) struct Address {
 }
 
 impl Member {
-    /// The slots that it has and is to keep, where its own keys may be: the others are on their way.
+    /// The slots that it has and is to keep, where its own keys may be. The others are on their
+    /// way.
     pub(super) fn settled(&self) -> Slots {
         let settled = self.slots.clone().without(&self.moving);
         if settled.is_empty() { self.slots.clone() } else { settled }
@@ -103,9 +105,10 @@ fn address_of(text: &str, host: &str) -> Option<Address> {
 /// that came from `host`.
 pub(super) fn addresses(reply: Value, host: &str) -> BTreeMap<String, Address> {
     let mut addresses = BTreeMap::new();
-    let ranges: Vec<Vec<Value>> = from_redis_value(reply).unwrap_or_default();
-    for node in ranges.into_iter().flat_map(|range| range.into_iter().skip(2)) {
-        let node: Vec<Value> = from_redis_value(node).unwrap_or_default();
+    let parts = |value| from_redis_value::<Vec<Value>>(value).unwrap_or_default();
+    let ranges = parts(reply).into_iter().map(parts);
+    for node in ranges.flat_map(|range| range.into_iter().skip(2)) {
+        let node = parts(node);
         let mut parts = node.into_iter();
         let (Some(name), Some(port), Some(id)) = (parts.next(), parts.next(), parts.next()) else {
             continue;
@@ -160,6 +163,11 @@ impl Map {
                 taken.add(&one.slots);
             }
         }
+    }
+
+    /// Whether slots are on their way.
+    pub(super) fn is_moving(&self) -> bool {
+        self.primaries.values().any(|one| !one.moving.is_empty())
     }
 
     /// Slots that nobody has.

@@ -29,12 +29,13 @@ use std::time::Duration;
 
 use futures_util::future::{join_all, try_join_all};
 use tokio::sync::Mutex;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
 
 use self::map::{Address, Map, Member};
 use self::part::Part;
 pub(super) use self::part::Seen;
 use self::proof::Value;
+use self::slots::Slots;
 pub use self::survey::{each, name_at};
 use super::connect::node_name;
 use super::node::{Error, Kind, Node, Removes, Replaced, Scanned};
@@ -43,8 +44,15 @@ use super::standalone::{Look, Names, Standalone};
 use crate::config;
 use crate::sweep::proof::evidence::key_name;
 
-/// How often primaries are asked who has which slot, if nothing else says that one has moved.
-const ASK_INTERVAL: Duration = Duration::from_secs(5);
+/// How often primaries are asked who has which slot, if nothing else says that one has moved; and
+/// while slots are on their way.
+const ASK_INTERVAL: [Duration; 2] = [Duration::from_secs(5), Duration::from_millis(500)];
+
+/// So often primaries are asked again for a slot that is nobody's, and the pause between.
+const SETTLE: (u32, Duration) = (20, Duration::from_millis(20));
+
+/// So often the watermarks are written again at once, where slots have gone.
+const WRITES: u32 = 5;
 
 /// A cluster.
 pub struct Cluster {
@@ -67,6 +75,9 @@ pub struct Cluster {
     asked_at: RefCell<Instant>,
     /// The watermark that all primaries have, or the worst of theirs.
     standing: RefCell<Option<Vec<u8>>>,
+    /// The slots that were proven of each primary while the connections before stood, and the
+    /// history that it had.
+    proven: RefCell<BTreeMap<String, (String, Slots)>>,
 }
 
 /// The primaries that have slots, connected, by id; and which slots.
@@ -92,7 +103,7 @@ impl Cluster {
         Cluster {
             redis: redis.clone(),
             slot: slot.to_owned(),
-            name: node_name(&redis.url),
+            name: node_name(redis),
             prefix: Prefix::of(redis),
             look: None,
             shards: RefCell::default(),
@@ -103,6 +114,7 @@ impl Cluster {
             asking: Mutex::new(()),
             asked_at: RefCell::new(Instant::now()),
             standing: RefCell::new(None),
+            proven: RefCell::default(),
         }
     }
 
@@ -154,10 +166,8 @@ impl Cluster {
         if !Rc::ptr_eq(&before.map, seen) {
             return Ok(Rc::clone(&before.map));
         }
-        let asked = before.by_id.values().map(|shard| survey::ask(shard));
-        let said = try_join_all(asked).await?;
+        let map = self.settled_map(&before).await?;
         self.asked_at.replace(Instant::now());
-        let map = Map::of(&said);
         if map == *before.map {
             return Ok(Rc::clone(&before.map));
         }
@@ -175,8 +185,32 @@ impl Cluster {
             by_id.insert(id.clone(), shard);
         }
         let map = Rc::new(map);
-        self.shards.replace(Rc::new(Shards { map: Rc::clone(&map), by_id }));
+        let shards = Shards { map: Rc::clone(&map), by_id };
+        if !self.proven.borrow().is_empty() {
+            self.proven.replace(shards.proven());
+        }
+        self.shards.replace(Rc::new(shards));
         Ok(map)
+    }
+
+    /// The map in which each slot has a primary. For a moment a slot may be nobody's: the one has
+    /// given it away, the other does not know it yet.
+    async fn settled_map(&self, shards: &Shards) -> Result<Map, Error> {
+        let mut tries = 0;
+        loop {
+            let asked = shards.by_id.values().map(|shard| survey::ask(shard));
+            let map = Map::of(&try_join_all(asked).await?);
+            let missing = map.missing();
+            if missing.is_empty() {
+                return Ok(map);
+            }
+            tries += 1;
+            if tries == SETTLE.0 {
+                let message = format!("no primary of the cluster has the slots {missing}");
+                return Err(Error::Refused(message, Kind::Slot));
+            }
+            sleep(SETTLE.1).await;
+        }
     }
 
     /// A primary that has its first slots.
@@ -239,7 +273,9 @@ impl Node for Cluster {
         let shards = self.shards();
         let alive = join_all(shards.by_id.values().map(|shard| shard.node.keep_alive())).await;
         alive.into_iter().collect::<Result<(), Error>>()?;
-        if self.asked_at.borrow().elapsed() >= ASK_INTERVAL {
+        let [at_rest, while_moving] = ASK_INTERVAL;
+        let interval = if shards.map.is_moving() { while_moving } else { at_rest };
+        if self.asked_at.borrow().elapsed() >= interval {
             self.look_again(&shards.map).await?;
         }
         Ok(())
@@ -251,7 +287,8 @@ impl Node for Cluster {
         for (shard, found) in shards.by_id.values().zip(try_join_all(found).await?) {
             shard.standing.replace(found);
         }
-        let worst = if self.lost_guest.take() { None } else { proof::worst(shards.values()) };
+        let values = shards.values(&self.proven.borrow());
+        let worst = if self.lost_guest.take() { None } else { proof::worst(values) };
         self.standing.replace(worst.clone());
         Ok(worst)
     }
@@ -264,25 +301,31 @@ impl Node for Cluster {
         if self.standing.borrow().as_deref() != expected {
             return Ok(Replaced::No(self.standing.borrow().clone()));
         }
-        let shards = self.shards();
-        let each = shards.by_id.iter();
-        let each = each.filter_map(|(id, shard)| Some((shards.map.primaries.get(id)?, shard)));
-        let writes = each.map(|(primary, shard)| self.write(&shards, (primary, shard), value));
-        let mut is_everywhere = true;
-        for outcome in join_all(writes).await {
-            is_everywhere &= outcome?;
-        }
+        let mut tries = 0;
+        let (shards, is_everywhere) = loop {
+            let shards = self.shards();
+            match self.write_all(&shards, value).await {
+                Ok(is_everywhere) => break (shards, is_everywhere),
+                // The slot of one has gone: there is another for it.
+                Err(error) if error.kind() == Kind::Slot && tries < WRITES => {
+                    self.look_again(&shards.map).await?;
+                    tries += 1;
+                }
+                Err(error) => return Err(refused(error)),
+            }
+        };
         let standing = match is_everywhere {
             true => Some(value.to_vec()),
-            false => proof::worst(shards.values()),
+            false => proof::worst(shards.values(&BTreeMap::new())),
         };
+        self.proven.replace(if is_everywhere { shards.proven() } else { BTreeMap::new() });
         self.standing.replace(standing.clone());
         Ok(if is_everywhere { Replaced::Yes } else { Replaced::No(standing) })
     }
 
     async fn details(&self, digest: &str) -> Result<Option<Vec<u8>>, Error> {
         for shard in self.shards().by_id.values() {
-            if let Some(details) = shard.node.details(digest).await? {
+            if let Some(details) = shard.node.details(digest).await.map_err(refused)? {
                 return Ok(Some(details));
             }
         }
@@ -293,13 +336,13 @@ impl Node for Cluster {
         let shards = self.shards();
         let each = shards.by_id.values();
         let each = each.map(|shard| shard.node.keep_details(digest, value, for_good));
-        try_join_all(each).await.map(drop)
+        try_join_all(each).await.map(drop).map_err(refused)
     }
 
     async fn drop_details(&self, digest: &str) -> Result<(), Error> {
         let shards = self.shards();
         let each = shards.by_id.values().map(|shard| shard.node.drop_details(digest));
-        try_join_all(each).await.map(drop)
+        try_join_all(each).await.map(drop).map_err(refused)
     }
 
     async fn shared(&self, _value: &[u8]) -> Result<(), Error> {
@@ -308,17 +351,33 @@ impl Node for Cluster {
             let standing = shard.standing.borrow().clone();
             shard.node.shared(&standing.unwrap_or_default()).await
         });
-        try_join_all(each).await.map(drop)
+        try_join_all(each).await.map(drop).map_err(refused)
     }
 }
 
 impl Shards {
-    /// The watermark of each primary, and its slots.
-    fn values(&self) -> Vec<Value> {
+    /// The watermark of each primary, and its slots but for those that are proven of it.
+    fn values(&self, proven: &BTreeMap<String, (String, Slots)>) -> Vec<Value> {
         let each = self.by_id.iter();
         each.map(|(id, shard)| {
-            let slots = self.map.primaries.get(id).map(|one| one.slots.clone());
-            Value { found: shard.standing.borrow().clone(), slots: slots.unwrap_or_default() }
+            let slots = self.map.primaries.get(id).map(|one| one.slots.clone()).unwrap_or_default();
+            let history = shard.node.history();
+            let proven = proven.get(id).filter(|(of, _)| history.as_ref() == Some(of));
+            let slots = match proven {
+                Some((_, proven)) => slots.without(proven),
+                None => slots,
+            };
+            Value { found: shard.standing.borrow().clone(), slots }
+        })
+        .collect()
+    }
+
+    /// The slots of each primary whose history is known.
+    fn proven(&self) -> BTreeMap<String, (String, Slots)> {
+        let each = self.by_id.iter();
+        each.filter_map(|(id, shard)| {
+            let slots = self.map.primaries.get(id)?.slots.clone();
+            Some((id.clone(), (shard.node.history()?, slots)))
         })
         .collect()
     }
@@ -328,5 +387,13 @@ impl Shards {
         let owner = self.map.primaries.iter().find(|(_, one)| one.slots.has(slot));
         let shard = owner.and_then(|(id, _)| self.by_id.get(id));
         shard.ok_or_else(|| Error::new(Kind::Other, format!("no primary has slot {slot}")))
+    }
+}
+
+/// That a slot is elsewhere loses no connection: it is tried again.
+fn refused(error: Error) -> Error {
+    match error {
+        Error::Lost(message, Kind::Slot) => Error::Refused(message, Kind::Slot),
+        error => error,
     }
 }

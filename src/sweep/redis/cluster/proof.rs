@@ -4,16 +4,18 @@
 //! they are one: the worst of them, which is none as soon as a primary has a slot that its
 //! watermark is not about.
 
+use futures_util::future::join_all;
+
 use super::map::{Map, Member};
 use super::slots::Slots;
 use super::{Cluster, Shard, Shards};
 use crate::sweep::proof::evidence::Watermark;
 use crate::sweep::redis::node::{Error, Kind, Node, Replaced};
 
-/// What stands between a watermark and the slots that it is about.
+/// It stands between a watermark and the slots that it is about.
 const SLOTS: &[u8] = b",\"slots\":\"";
 
-/// What stands behind them.
+/// It stands behind them.
 const END: &[u8] = b"\"}";
 
 /// A watermark that was found, and the slots that its primary has.
@@ -60,30 +62,23 @@ pub(super) fn worst(values: Vec<Value>) -> Option<Vec<u8>> {
     worst.map(|(_, value)| value)
 }
 
-/// Whether what is known of slots holds where they have gone: from a primary that still is one, to
-/// one that was.
+/// Whether what is known of slots holds where they have gone. A replica that takes the place of its
+/// primary takes all of its slots, and may lack removals. So slots came over, with all that was
+/// removed, if they came to a primary that had some before, or from one that still has some.
 ///
 /// # Errors
 ///
-/// They have gone to one that may be a replica of before, with other data, or from one of which
-/// nothing is known any more.
+/// Otherwise.
 pub(super) fn follows(before: &Map, now: &Map) -> Result<(), Error> {
-    let lost = |what: String| Error::new(Kind::Swapped, what);
-    if !now.missing().is_empty() {
-        return Err(lost(format!("no primary has the slots {}", now.missing())));
-    }
-    for (id, primary) in &now.primaries {
-        if primary.slots.is_empty() {
-            continue;
-        }
-        let moved = match before.primaries.get(id) {
-            Some(other) => primary.slots.clone().without(&other.slots),
-            None => return Err(lost("a node has slots that was no primary".to_owned())),
-        };
+    let has_slots =
+        |map: &Map, id: &String| map.primaries.get(id).is_some_and(|one| !one.slots.is_empty());
+    for (id, primary) in now.primaries.iter().filter(|(id, _)| !has_slots(before, id)) {
         for (other, was) in &before.primaries {
-            let gave = moved.iter().any(|slot| was.slots.has(slot));
-            if gave && !now.primaries.contains_key(other) {
-                return Err(lost("a primary that had slots is none any more".to_owned()));
+            let gave = other != id && primary.slots.iter().any(|slot| was.slots.has(slot));
+            if gave && !has_slots(now, other) {
+                let message = "all slots of a primary are with another one, which may be its \
+                               replica of before";
+                return Err(Error::new(Kind::Swapped, message.to_owned()));
             }
         }
     }
@@ -91,6 +86,19 @@ pub(super) fn follows(before: &Map, now: &Map) -> Result<(), Error> {
 }
 
 impl Cluster {
+    /// Writes the watermark of every primary; says whether each had the one that was believed to
+    /// stand there.
+    pub(super) async fn write_all(&self, shards: &Shards, value: &[u8]) -> Result<bool, Error> {
+        let each = shards.by_id.iter();
+        let each = each.filter_map(|(id, shard)| Some((shards.map.primaries.get(id)?, shard)));
+        let writes = each.map(|(primary, shard)| self.write(shards, (primary, shard), value));
+        let mut is_everywhere = true;
+        for outcome in join_all(writes).await {
+            is_everywhere &= outcome?;
+        }
+        Ok(is_everywhere)
+    }
+
     /// Writes a primary's watermark where the one stands that is believed to; says whether it did.
     pub(super) async fn write(
         &self,
@@ -100,7 +108,7 @@ impl Cluster {
     ) -> Result<bool, Error> {
         let (names, before) = (self.names(primary), shard.node.names());
         let has_moved = names != before;
-        if has_moved {
+        if has_moved || !shard.node.is_counted() {
             let found = shard.node.rename(names).await?;
             shard.standing.replace(found);
         }
@@ -186,19 +194,19 @@ mod tests {
         ]
         .concat());
         let now = |lines: &[String]| follows(&before, &map(&lines.concat()));
-        let keeps = [line("a", "master", low), line("b", "master", high)];
-        assert!(now(&keeps).is_ok());
-        let moved = [line("a", "master", "5-9999"), line("b", "master", "0-4 10000-16383")];
-        assert!(now(&moved).is_ok());
-        let first =
-            [&moved[..1], &[line("b", "master", high), line("c", "master", "0-4")]].concat();
-        assert!(now(&first).is_ok(), "the first slots of a primary that was known");
-        let promoted = [line("b", "master", high), line("d", "master", low)];
-        assert!(now(&promoted).is_err(), "a replica may lack removals");
-        let stranger = [&moved[..1], &[line("b", "master", high), line("e", "master", "0-4")]];
-        assert!(now(&stranger.concat()).is_err());
-        let gone = [line("b", "master", "0-16383")];
-        assert!(now(&gone).is_err(), "its last slots may have been lost before they went");
-        assert!(now(&moved[..1]).is_err(), "slots of nobody");
+        let [keeps_low, keeps_high] = [line("a", "master", low), line("b", "master", high)];
+        assert!(now(&[keeps_low, keeps_high.clone()]).is_ok());
+        let part = line("a", "master", "5-9999");
+        assert!(now(&[part.clone(), line("b", "master", "0-4 10000-16383")]).is_ok());
+        let first = line("c", "master", "0-4");
+        assert!(now(&[part.clone(), keeps_high.clone(), first]).is_ok(), "its first slots");
+        let new = line("e", "master", "0-4");
+        assert!(now(&[part, keeps_high.clone(), new]).is_ok(), "a node that has just joined");
+        let last = [line("a", "slave", ""), line("b", "master", "0-16383")];
+        assert!(now(&last).is_ok(), "the last slots of one that is about to leave");
+        let promoted = line("d", "master", low);
+        assert!(now(&[keeps_high.clone(), promoted.clone()]).is_err(), "it may lack removals");
+        // Whoever was frozen meanwhile takes itself for the primary for a while.
+        assert!(now(&[line("a", "master", ""), keeps_high, promoted]).is_err());
     }
 }

@@ -1,5 +1,6 @@
-//! Keys go to the primaries that have their slots, wherever these go meanwhile
-//! (<https://redis.io/docs/latest/operate/oss_and_stack/reference/cluster-spec/#redirection-and-resharding>).
+//! Keys go to the primaries that have their slots, wherever these go meanwhile: see redirection and
+//! resharding in the specification
+//! (<https://redis.io/docs/latest/operate/oss_and_stack/reference/cluster-spec/>).
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;

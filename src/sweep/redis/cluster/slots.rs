@@ -1,5 +1,5 @@
-//! Hash slots of a Redis Cluster
-//! (<https://redis.io/docs/latest/operate/oss_and_stack/reference/cluster-spec/#key-distribution-model>).
+//! Hash slots of a Redis Cluster, by the key distribution model of its specification
+//! (<https://redis.io/docs/latest/operate/oss_and_stack/reference/cluster-spec/>).
 
 use std::fmt;
 
@@ -38,7 +38,7 @@ pub(super) fn tag_of(slot: u16) -> String {
     found.map(|tag| tag.into_iter().map(char::from).collect()).unwrap_or_default()
 }
 
-/// What stands between the first `{` and the next `}`, if that is anything.
+/// The text between the first `{` and the next `}`, if there is any.
 fn tag(key: &[u8]) -> Option<&[u8]> {
     let from = key.iter().position(|byte| *byte == b'{')? + 1;
     let rest = key.get(from..)?;

@@ -30,8 +30,8 @@ const OTHERS_TIMEOUT: Duration = Duration::from_millis(50);
 /// So often whoever is newly named is asked as well.
 const ROUNDS: usize = 8;
 
-/// The primaries of a cluster: each as if it were by itself, and the name of its watermark, of which
-/// `key` is the beginning.
+/// The primaries of a cluster: each as if it were by itself, and the name of its watermark, which
+/// begins with `key`.
 ///
 /// # Errors
 ///
@@ -51,8 +51,8 @@ pub(super) fn tagged(key: &str, slots: &Slots) -> String {
     format!("{key}:{{{}}}", tag_of(slots.iter().next().unwrap_or_default()))
 }
 
-/// A name that begins with `key`, in the first slot of the primary behind a connection; `None` if it
-/// has no slot.
+/// A name that begins with `key`, in the first slot of the primary behind a connection; `None` if
+/// it has no slot.
 ///
 /// # Errors
 ///
@@ -66,7 +66,7 @@ pub async fn name_at(
     Ok(own.filter(|own| !own.slots.is_empty()).map(|own| tagged(key, &own.settled())))
 }
 
-/// The same deployment, at another address.
+/// The deployment, as if another address were in its URL.
 pub(super) fn at(redis: &config::Redis, address: &Address) -> config::Redis {
     let mut at = redis.clone();
     if let Ok(mut url) = url::Url::parse(&redis.url) {

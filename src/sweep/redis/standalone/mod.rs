@@ -1,5 +1,8 @@
 //! One Redis server, over two connections: removals on one, SCAN on the other, so that a reply to
-//! a removal never queues behind a page of names; and a third for `WAIT`, if it is asked for.
+//! a removal never queues behind a page of names; and a third for `WAIT`, if it is asked for. Of a
+//! service that Sentinels watch it is the primary. [`shard`]: more, of a primary of a cluster.
+
+mod shard;
 
 use std::cell::RefCell;
 use std::pin::Pin;
@@ -7,24 +10,28 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use redis::aio::MultiplexedConnection;
-use redis::{
-    Cmd, ErrorKind, Pipeline, PushInfo, RedisError, ServerError, ServerErrorKind, Value, cmd,
-};
+use redis::{Cmd, ErrorKind, Pipeline, PushInfo, RedisError, ServerErrorKind, Value, cmd};
 use tokio::task::unconstrained;
 
-use super::connect::{ConnectError, classify, connect, connect_with_pushes, node_name};
-use super::info::{history, scan_time};
-use super::node::{Error, Kind, Node, Page, Primary, Removes, Replaced, ScanCall, Scanned};
-use super::observe::{Mark, Observer};
-use super::own::Own;
-use super::prefix::Prefix;
-use super::renewal::Renewal;
-use super::standing::{self, BEGINNING, WATERMARK_SIZE_MAX};
-use super::tracking::{hear, track};
+pub(in crate::sweep::redis) use self::shard::{Names, Outcome};
 use crate::config;
 use crate::keys::KeySet;
-use crate::sweep::proof::chain::{Chain, Link, number_key};
+use crate::sweep::proof::chain::{Chain, Link};
 use crate::sweep::proof::evidence::key_name;
+use crate::sweep::redis::connect::{
+    ConnectError, classify, connect, connect_with_pushes, node_name,
+};
+use crate::sweep::redis::info::{history, scan_time};
+use crate::sweep::redis::node::{
+    Error, Kind, Node, Page, Primary, Removes, Replaced, ScanCall, Scanned,
+};
+use crate::sweep::redis::observe::{Mark, Observer};
+use crate::sweep::redis::own::Own;
+use crate::sweep::redis::prefix::Prefix;
+use crate::sweep::redis::renewal::Renewal;
+use crate::sweep::redis::sentinel::Council;
+use crate::sweep::redis::standing::{self, BEGINNING, WATERMARK_SIZE_MAX};
+use crate::sweep::redis::tracking::{hear, track};
 
 /// Writes the watermark key only if the value expected still stands there, and the number of the
 /// [`Chain`]. A script, because it must be one step: with `SET … GET` the evidence of a loss would
@@ -60,6 +67,8 @@ pub type Look =
 /// A standalone Redis.
 pub struct Standalone {
     redis: config::Redis,
+    /// Who says where the server is, if the URL does not.
+    council: Option<Council>,
     name: String,
     prefix: Prefix,
     own: Own,
@@ -75,34 +84,6 @@ pub struct Standalone {
     connections: RefCell<Option<Connections>>,
     /// Keeps them logged in, if the password may change.
     renewal: RefCell<Option<Renewal>>,
-}
-
-/// Names of the keys that tell of removals.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Names {
-    pub(super) watermark: String,
-    /// Beside it, the number of the chain.
-    pub(super) number: String,
-}
-
-impl Names {
-    /// The watermark has this name.
-    pub(super) fn of(watermark: String) -> Names {
-        Names { number: number_key(&watermark), watermark }
-    }
-}
-
-/// What became of a key that a primary of a cluster was to remove.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Outcome {
-    /// It is not there any more; so many were.
-    Removed(u64),
-    /// The user may not remove it.
-    Forbidden,
-    /// Another primary has its slot.
-    Moved,
-    /// It may be on its way to this one, by host and port, which takes it with `ASKING`.
-    Ask(String),
 }
 
 #[derive(Clone)]
@@ -123,7 +104,8 @@ impl Standalone {
     pub fn new(redis: &config::Redis, slot: &str) -> Standalone {
         Standalone {
             redis: redis.clone(),
-            name: node_name(&redis.url),
+            council: Council::of(redis),
+            name: node_name(redis),
             prefix: Prefix::of(redis),
             own: Own::of(redis, slot),
             names: RefCell::new(Names::of(key_name(&redis.prefix, slot))),
@@ -134,12 +116,6 @@ impl Standalone {
             connections: RefCell::new(None),
             renewal: RefCell::new(None),
         }
-    }
-
-    /// A primary of a cluster, whose own keys have these names.
-    pub(super) fn shard(redis: &config::Redis, slot: &str, names: Names) -> Standalone {
-        let names = RefCell::new(names);
-        Standalone { names, is_shard: true, ..Standalone::new(redis, slot) }
     }
 
     /// Lets it look at each server before it is used.
@@ -158,26 +134,27 @@ impl Standalone {
     /// The connection for removals, and what it observes.
     async fn connect_to_remove(
         &self,
+        server: &config::Redis,
     ) -> Result<(MultiplexedConnection, Option<Observer>), ConnectError> {
         let Some((everything, bytes)) = &self.observed else {
-            return Ok((connect(&self.redis).await?, None));
+            return Ok((connect(server).await?, None));
         };
         let observer = Observer::new(everything, self.own.within(&self.prefix), *bytes);
         let heard = {
-            let (observer, prefix) = (observer.clone(), Prefix::of(&self.redis));
+            let (observer, prefix) = (observer.clone(), Prefix::of(server));
             move |push: PushInfo| {
                 hear(&observer, &prefix, &push);
                 Ok::<(), std::convert::Infallible>(())
             }
         };
-        let refused = match connect_with_pushes(&self.redis, heard).await {
+        let refused = match connect_with_pushes(server, heard).await {
             Ok(mut connection) => match track(&mut connection, everything, &self.prefix).await {
                 Ok(()) => return Ok((connection, Some(observer))),
                 Err(error) => error,
             },
             Err(error) => Error::from(error),
         };
-        let connection = connect(&self.redis).await?;
+        let connection = connect(server).await?;
         tracing::warn!(
             node = self.name,
             error = %refused,
@@ -188,13 +165,8 @@ impl Standalone {
         Ok((connection, None))
     }
 
-    /// Its own keys have these names; none of them was read or written yet.
-    pub(super) fn named(&self, names: Names) {
-        self.names.replace(names);
-    }
-
     /// The names of its own keys.
-    pub(super) fn names(&self) -> Names {
+    pub(in crate::sweep::redis) fn names(&self) -> Names {
         self.names.borrow().clone()
     }
 
@@ -266,42 +238,6 @@ impl Standalone {
         Ok(replies)
     }
 
-    /// Removes keys of a cluster, by their whole names, each with a command of its own: together
-    /// they may be of one slot alone. `asking`: they may be on their way to here.
-    pub(super) async fn unlink_each(
-        &self,
-        names: &[&[u8]],
-        asking: bool,
-    ) -> Result<Vec<Outcome>, Error> {
-        let mut pipeline = Pipeline::with_capacity(names.len());
-        for name in names {
-            if asking {
-                pipeline.cmd("ASKING");
-            }
-            pipeline.cmd("UNLINK").arg(*name);
-        }
-        let each = 1 + usize::from(asking);
-        let replies = self.send_linked(pipeline, names.len() * each).await?;
-        replies.into_iter().skip(each - 1).step_by(each).map(outcome).collect()
-    }
-
-    /// Runs a command that neither removes nor depends on a key.
-    pub(super) async fn ask(&self, command: &Cmd) -> Result<Value, Error> {
-        let mut connection = self.connections()?.scan;
-        command.query_async(&mut connection).await.map_err(|error| classify(&error))
-    }
-
-    /// Its own keys have other names from now on, because the slot of those before is not here any
-    /// more, or not for long. That no removal was lost up to now, the chain shows that ends here,
-    /// or else that the same server answers with the same history. Gives the value that stands
-    /// under the new name.
-    pub(super) async fn rename(&self, names: Names) -> Result<Option<Vec<u8>>, Error> {
-        let Connections { remove, history, .. } = self.connections()?;
-        self.ask_the_same(cmd("PING"), remove, history).await?;
-        self.names.replace(names);
-        self.watermark().await
-    }
-
     /// The command of a link.
     fn link(&self, link: Link) -> Cmd {
         let mut command = cmd(if matches!(link, Link::Set(_)) { "SET" } else { "INCR" });
@@ -321,9 +257,11 @@ impl Standalone {
             {
                 Ok(())
             }
-            (_, Some(Value::ServerError(error))) if self.is_shard && is_elsewhere(&error) => {
+            (_, Some(Value::ServerError(error)))
+                if self.is_shard && shard::is_elsewhere(&error) =>
+            {
                 // The number went away with its slot. It is begun anew under another name.
-                self.chain.replace(None);
+                self.chain.borrow_mut().take_if(|chain| chain.made(link));
                 Ok(())
             }
             (_, Some(Value::ServerError(error))) => {
@@ -493,10 +431,20 @@ impl Node for Standalone {
         if let Some(Connections { observer: Some(observer), .. }) = self.connections.replace(None) {
             observer.close();
         }
-        let failed = |error: ConnectError| Error::from(error);
-        let (mut remove, observer) = self.connect_to_remove().await.map_err(failed)?;
+        let failed = |error: ConnectError| {
+            Error::from(match &self.council {
+                Some(council) => council.of_service(error),
+                None => error,
+            })
+        };
+        // Once for all connections: they are to be of one server.
+        let server = match &self.council {
+            Some(council) => council.server().await.map_err(Error::from)?,
+            None => self.redis.clone(),
+        };
+        let (mut remove, observer) = self.connect_to_remove(&server).await.map_err(failed)?;
         let history = self.check_primary(&mut remove).await?;
-        let mut scan = connect(&self.redis).await.map_err(failed)?;
+        let mut scan = connect(&server).await.map_err(failed)?;
         // A failover between the two would let a pass list the keys of one server and remove them
         // from another.
         if self.check_primary(&mut scan).await? != history {
@@ -508,8 +456,11 @@ impl Node for Standalone {
         }
         let wait = match self.redis.wait_replicas {
             0 => None,
-            _ => Some(connect(&self.redis).await.map_err(failed)?),
+            _ => Some(connect(&server).await.map_err(failed)?),
         };
+        if let Some(primary) = self.council.as_ref().and_then(Council::primary) {
+            tracing::info!(node = self.name, primary, "the Sentinels name this primary");
+        }
         let all = [&remove, &scan].into_iter().chain(&wait).cloned().collect();
         self.renewal.replace(Renewal::begin(&self.redis, all));
         self.connections.replace(Some(Connections { remove, observer, scan, history, wait }));
@@ -522,11 +473,16 @@ impl Node for Standalone {
 
     async fn keep_alive(&self) -> Result<(), Error> {
         let Connections { remove, scan, wait, .. } = self.connections()?;
-        for mut connection in [remove, scan].into_iter().chain(wait) {
-            let pong = cmd("PING").exec_async(&mut connection).await;
-            pong.map_err(|error| classify(&error))?;
-        }
-        Ok(())
+        let pings = async {
+            for mut connection in [remove, scan].into_iter().chain(wait) {
+                let pong = cmd("PING").exec_async(&mut connection).await;
+                pong.map_err(|error| classify(&error))?;
+            }
+            Ok(())
+        };
+        let Some(council) = &self.council else { return pings.await };
+        // At once: an old primary may have fallen silent.
+        tokio::try_join!(pings, council.look()).map(drop)
     }
 
     fn mark(&self) -> Option<Mark> {
@@ -588,6 +544,9 @@ impl Node for Standalone {
     }
 
     async fn shared(&self, value: &[u8]) -> Result<(), Error> {
+        if let Some(council) = &self.council {
+            council.look_in_turn().await?;
+        }
         let Some(mut connection) = self.connections()?.wait else { return Ok(()) };
         // WAIT is about the writes of its own connection, so it needs one. Written over itself, the
         // watermark also shows that this connection leads to the server with the removals.
@@ -610,26 +569,8 @@ impl Node for Standalone {
 }
 
 /// Name of the key with the fingerprints of this digest, beside the watermark.
-pub(super) fn details_key(watermark_key: &str, digest: &str) -> String {
+pub(in crate::sweep::redis) fn details_key(watermark_key: &str, digest: &str) -> String {
     format!("{watermark_key}:rules:{digest}")
-}
-
-/// Whether an error says that a slot is with another primary, or on its way there.
-fn is_elsewhere(error: &ServerError) -> bool {
-    ["MOVED", "ASK", "TRYAGAIN"].contains(&error.code())
-}
-
-/// What a reply to UNLINK says of a key of a cluster.
-fn outcome(reply: Value) -> Result<Outcome, Error> {
-    match &reply {
-        // `MOVED 3999 127.0.0.1:6381`, and `ASK` alike.
-        Value::ServerError(error) if error.code() == "MOVED" => Ok(Outcome::Moved),
-        Value::ServerError(error) if error.code() == "ASK" => {
-            let to = error.details().and_then(|details| details.split_ascii_whitespace().last());
-            Ok(Outcome::Ask(to.unwrap_or_default().to_owned()))
-        }
-        _ => Ok(removed_count(reply)?.map_or(Outcome::Forbidden, Outcome::Removed)),
-    }
 }
 
 /// The count of a reply to UNLINK; `None` where a right is missing, which is about these keys.
