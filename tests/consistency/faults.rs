@@ -393,10 +393,10 @@ impl Mixer {
         self.deck.pop()
     }
 
-    /// Tables, families and ways come in their turn, from one of chance on.
+    /// Tables, families, ways and primaries come in their turn, from one of chance on.
     fn choice(&mut self, kind: Kind) -> u32 {
         let chosen = self.random.random_range(0..1000);
-        if !kind.is_confined() {
+        if !kind.is_confined() && !kind.is_of_nodes() {
             return chosen;
         }
         let turn = self.turns.entry(kind.name()).or_insert(chosen);
