@@ -368,8 +368,9 @@ impl Mixer {
             let Some(kind) = self.draw() else { break };
             let target = kind.target();
             if mixture.iter().any(|other| other.kind.target() == target) {
-                // Its turn comes later.
-                self.deck.insert(0, kind);
+                // Its turn comes later; that of those that a report asks for, next.
+                let place = if kind.is_of_nodes() { self.deck.len() } else { 0 };
+                self.deck.insert(place, kind);
                 continue;
             }
             let after = if at == 0 { 0 } else { self.random.random_range(0..1500) };
