@@ -64,14 +64,22 @@ async fn took_over(world: &World, redis: &Store, pair: (usize, usize)) -> Result
     Ok(())
 }
 
+/// Lets keys of all rows be removed for a while, and most of them not again before the next quiet
+/// point: what is lost of this shows there.
+async fn leave(world: &World, planned: Planned) {
+    sleep(planned.lasts.max(world.shared.window)).await;
+    world.shared.narrow.store(true, Ordering::Relaxed);
+    sleep(world.shared.window * 2).await;
+}
+
 async fn kill(world: &World, planned: Planned) -> Result<(), Error> {
     let mut redis = world.servers.redis.lock().await;
     let (old, new) = redis.pair(planned.choice).await?;
     let is_cut = !planned.choice.is_multiple_of(4);
     if is_cut {
-        world.count("(replicas cut off before)");
+        world.count("(replicas cut off for seconds before)");
         cut_off(redis.server(old)?, redis.server(new)?).await?;
-        sleep(planned.lasts).await;
+        leave(world, planned).await;
     }
     redis.server_mut(old)?.kill9().await?;
     if is_cut {
@@ -130,6 +138,7 @@ async fn tear(world: &World, planned: Planned) -> Result<(), Error> {
     let (old, new) = if is_target { (to, to_replica) } else { (from, from_replica) };
     redis.server_mut(old)?.kill9().await?;
     took_over(world, &redis, (old, new)).await?;
+    leave(world, planned).await;
     if let Store::Cluster(cluster) = &*redis {
         cluster.fix().await?;
     }

@@ -368,8 +368,9 @@ impl Mixer {
             let Some(kind) = self.draw() else { break };
             let target = kind.target();
             if mixture.iter().any(|other| other.kind.target() == target) {
-                // Its turn comes later.
-                self.deck.insert(0, kind);
+                // Its turn comes later; that of those that a report asks for, next.
+                let place = if kind.is_of_nodes() { self.deck.len() } else { 0 };
+                self.deck.insert(place, kind);
                 continue;
             }
             let after = if at == 0 { 0 } else { self.random.random_range(0..1500) };
@@ -393,10 +394,10 @@ impl Mixer {
         self.deck.pop()
     }
 
-    /// Tables, families and ways come in their turn, from one of chance on.
+    /// Tables, families, ways and primaries come in their turn, from one of chance on.
     fn choice(&mut self, kind: Kind) -> u32 {
         let chosen = self.random.random_range(0..1000);
-        if !kind.is_confined() {
+        if !kind.is_confined() && !kind.is_of_nodes() {
             return chosen;
         }
         let turn = self.turns.entry(kind.name()).or_insert(chosen);

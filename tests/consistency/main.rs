@@ -92,7 +92,8 @@ struct Options {
     seed: Option<u64>,
     #[arg(long, default_value = "all", value_parser = faults::parse, help = faults::help())]
     faults: FaultList,
-    /// `walsweep`, `naive`, or a shell command, which finds `DATABASE_URL`, `REPLICATION_URL`,
+    /// `walsweep`, `naive` (removes on arrival), `twice` (and again after the window; give it a
+    /// `--grace` beyond that), or a shell command, which finds `DATABASE_URL`, `REPLICATION_URL`,
     /// `REDIS_URL` (of one server, or of one of them), `REDIS_MODE`, `REDIS_NODES` (with commas:
     /// the server, a cluster's nodes, or the Sentinels of the service `cache`), `SLOT`,
     /// `PUBLICATION`, `CONFIG` (a walsweep configuration with the rules) and `WALSWEEP` (the
@@ -148,7 +149,11 @@ type FaultList = Vec<faults::Kind>;
 enum Hidden {
     /// The yardstick.
     #[command(hide = true)]
-    Naive,
+    Naive {
+        /// It removes keys again later.
+        #[arg(long)]
+        twice: bool,
+    },
 }
 
 /// All that a run has.
@@ -192,8 +197,8 @@ fn main() -> ExitCode {
     let mut options = Options::parse();
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-    if let Some(Hidden::Naive) = options.command {
-        runtime.block_on(naive::run());
+    if let Some(Hidden::Naive { twice }) = options.command {
+        runtime.block_on(naive::run(twice));
         return ExitCode::SUCCESS;
     }
     let is_all = options.faults.len() == faults::Kind::ALL.len();
@@ -298,6 +303,7 @@ async fn build(options: &Options, seed: u64, folder: &TempDir) -> World {
     let command = match options.invalidator.as_str() {
         "walsweep" => "exec \"$WALSWEEP\" run --config \"$CONFIG\"".to_owned(),
         "naive" => format!("exec '{}' naive", own.display()),
+        "twice" => format!("exec '{}' naive --twice", own.display()),
         other => other.to_owned(),
     };
     let is_walsweep = command.contains("$WALSWEEP");

@@ -320,7 +320,7 @@ impl Cache {
     }
 
     /// Forgets a connection that is of no use any more, and gives back the error that shows it.
-    fn broken(&mut self, port: u16, error: RedisError) -> RedisError {
+    pub(crate) fn broken(&mut self, port: u16, error: RedisError) -> RedisError {
         if error.is_io_error() {
             self.connections.remove(&port);
         }
