@@ -9,12 +9,14 @@ KEEP ?=
 FUZZ_SECONDS ?= 120
 SCHEDULES ?= 100000
 # Of `make check-consistency`: how long; how many tasks write and read; where random choices come
-# from (empty: another seed each time); `all`, `none` or names with commas; `walsweep`, `naive` or a
-# shell command; more options, which `make check-consistency ARGS=--help` lists.
+# from (empty: another seed each time); one server (`standalone`), `cluster` or `sentinel`; `all`,
+# `none` or names with commas; `walsweep`, `naive` or a shell command; more options, which
+# `make check-consistency ARGS=--help` lists.
 SECONDS ?= 60
 WRITERS ?= 8
 READERS ?= 4
 SEED ?=
+REDIS ?= standalone
 FAULTS ?= all
 INVALIDATOR ?= walsweep
 export INVALIDATOR
@@ -75,8 +77,8 @@ test-hard: install-deps ## The same races and outages for longer: 100 000 commit
 	    $(CARGO) test --all-features --test main -- --nocapture --test-threads 1 \
 	    visibility outage oracle delays_nothing_beyond_a_reconnect
 
-check-consistency: install-deps ## Stale values in Redis, under load and faults. SECONDS=60 SEED=1
-	$(CHECKER) --seconds $(SECONDS) --writers $(WRITERS) --readers $(READERS) \
+check-consistency: install-deps ## Stale values, under load and faults. SECONDS=60 REDIS=cluster
+	$(CHECKER) --redis $(REDIS) --seconds $(SECONDS) --writers $(WRITERS) --readers $(READERS) \
 	    $(if $(SEED),--seed $(SEED)) --faults $(FAULTS) --invalidator "$$INVALIDATOR" $(ARGS)
 
 # The corpus is the golden messages of real servers: one by one, and as whole transactions, each

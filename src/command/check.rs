@@ -106,13 +106,21 @@ fn passed_over(sql: &Sql) -> impl Iterator<Item = Finding> {
 
 async fn check_redis(config: &Config, report: &mut Report) {
     let mut places = Vec::new();
+    let mut servers = Vec::new();
     for target in config.targets() {
+        match preflight::redis_servers(&target).await {
+            Ok(each) => servers.extend(each),
+            Err(finding) => report.redis.push(finding),
+        }
+    }
+    for target in servers {
         match connect::connect(&target.redis).await {
             Ok(mut connection) => {
                 let findings = preflight::redis(&target, &mut connection).await;
                 let facts = preflight::of_redis(&target, &mut connection, &findings).await;
-                report.redis.extend(findings);
-                report.facts.extend(facts);
+                let (of_sentinels, fact) = preflight::sentinels(&target).await;
+                report.redis.extend(findings.into_iter().chain(of_sentinels));
+                report.facts.extend(facts.into_iter().chain(fact));
                 let place = preflight::place(&target, &mut connection).await;
                 places.extend(place.map(|place| (target, place)));
             }

@@ -3,7 +3,7 @@
 
 use std::rc::Rc;
 
-use crate::config::{Config, Redis};
+use crate::config::{Config, Mode, Redis};
 use crate::keys::{Binding, Rules};
 use crate::postgres::{History, Sql};
 use crate::preflight::{Code, Finding, find_reads};
@@ -12,7 +12,7 @@ use crate::run::session::{primary, step};
 use crate::source::shape::Watched;
 use crate::source::slot_health;
 use crate::source::slot_server::SlotServer;
-use crate::sweep::{self, Broken, Doubt, Node, Standalone, Watermark};
+use crate::sweep::{self, Broken, Cluster, Doubt, Standalone, Watermark};
 
 /// A forecast of what the next start would sweep.
 #[derive(Debug)]
@@ -41,13 +41,19 @@ pub async fn forecast(
     };
     let mut findings = Vec::new();
     for redis in &config.redis {
-        let node = Standalone::new(redis, &config.postgres.slot);
-        if node.connect().await.is_err() {
-            return Forecast::Unknown;
-        }
+        let slot = &config.postgres.slot;
         let prints = prints.only(|rule| rules.key_set().goes(rule, redis.id));
         let mark = Watermark { rules: prints.digest(), ..mark.clone() };
-        match sweep::forecast(&node, (mark, wal_end), prints, broken).await {
+        let expected = (mark, wal_end);
+        let doubt = match redis.mode {
+            Mode::Cluster { .. } => {
+                sweep::forecast(&Cluster::new(redis, slot), expected, prints, broken).await
+            }
+            Mode::Standalone | Mode::Sentinel(_) => {
+                sweep::forecast(&Standalone::new(redis, slot), expected, prints, broken).await
+            }
+        };
+        match doubt {
             Ok(doubt) if doubt.is_none() => {}
             Ok(doubt) => findings.push(finding(rules, redis, &doubt)),
             Err(_error) => return Forecast::Unknown,

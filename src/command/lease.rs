@@ -4,6 +4,8 @@ use std::path::Path;
 
 use super::failure::{Failure, halted, print};
 use super::load::configuration;
+use crate::config::{Config, Redis};
+use crate::preflight;
 use crate::sweep::redis::{connect, lease};
 
 /// `walsweep setup --lease`.
@@ -13,10 +15,12 @@ use crate::sweep::redis::{connect, lease};
 /// 78 for the configuration; 1 when Redis refuses.
 pub async fn load_lease(path: &Path) -> Result<(), Failure> {
     let (config, _rules) = configuration(path)?;
-    for redis in &config.redis {
-        let mut connection = connect::connect(redis).await.map_err(halted)?;
-        let loaded = lease::load(&mut connection).await;
-        loaded.map_err(|error| halted(&error).with_hint(error.hint()))?;
+    for (redis, servers) in each(&config).await? {
+        for server in servers {
+            let mut connection = connect::connect(&server).await.map_err(halted)?;
+            let loaded = lease::load(&mut connection).await;
+            loaded.map_err(|error| halted(&error).with_hint(error.hint()))?;
+        }
         print(&format!("loaded the lease functions into {}\n", redis.title()))?;
     }
     Ok(())
@@ -38,10 +42,13 @@ pub fn print_lease() -> Result<(), Failure> {
 /// 78 for the configuration; 1 when Redis refuses.
 pub async fn drop_lease(path: &Path) -> Result<(), Failure> {
     let (config, _rules) = configuration(path)?;
-    for redis in &config.redis {
-        let mut connection = connect::connect(redis).await.map_err(halted)?;
-        let removed = lease::delete(&mut connection).await;
-        let removed = removed.map_err(|error| halted(&error).with_hint(error.hint()))?;
+    for (redis, servers) in each(&config).await? {
+        let mut removed = false;
+        for server in servers {
+            let mut connection = connect::connect(&server).await.map_err(halted)?;
+            let outcome = lease::delete(&mut connection).await;
+            removed |= outcome.map_err(|error| halted(&error).with_hint(error.hint()))?;
+        }
         let (title, what) = (redis.title(), "lease functions");
         print(&match removed {
             true => format!("removed the {what} from {title}\n"),
@@ -49,4 +56,17 @@ pub async fn drop_lease(path: &Path) -> Result<(), Failure> {
         })?;
     }
     Ok(())
+}
+
+/// Each Redis of the configuration, with its servers: of a cluster the primaries, for a replica
+/// takes the functions from its primary.
+async fn each(config: &Config) -> Result<Vec<(Redis, Vec<Redis>)>, Failure> {
+    let mut all = Vec::new();
+    for target in config.targets() {
+        let servers = preflight::redis_servers(&target)
+            .await
+            .map_err(|finding| Failure::halted(finding.message).with_hint(finding.hint))?;
+        all.push((target.redis, servers.into_iter().map(|server| server.redis).collect()));
+    }
+    Ok(all)
 }

@@ -1,5 +1,6 @@
 //! `walsweep sweep`: keys that match are removed by hand.
 
+use std::cell::RefCell;
 use std::ffi::OsString;
 use std::io::{IsTerminal, Write, stderr};
 use std::os::unix::ffi::OsStrExt;
@@ -8,10 +9,10 @@ use std::path::Path;
 use super::explain::Shown;
 use super::failure::{Failure, Told, halted};
 use super::load::configuration;
-use crate::config::{Config, Target};
+use crate::config::{Config, Mode, Target};
 use crate::keys::Pattern;
 use crate::preflight;
-use crate::sweep::{Error, Kind, Node, Pace, Pass, Progress, Standalone};
+use crate::sweep::{Cluster, Error, Kind, Node, Pace, Paces, Pass, Progress, Standalone};
 use crate::telemetry::words::counted;
 
 /// `walsweep sweep`, without removing anything in a `dry_run`. What no rule covers may be sessions
@@ -82,25 +83,48 @@ async fn sweep_target(
     dry_run: bool,
     told: &mut Told,
 ) -> Result<(), Failure> {
-    let node = Standalone::new(&target.redis, &target.slot);
+    let Target { redis, slot, .. } = target;
+    match redis.mode {
+        Mode::Cluster { .. } => {
+            sweep_node(Cluster::new(redis, slot), (target, patterns), dry_run, told).await
+        }
+        Mode::Standalone | Mode::Sentinel(_) => {
+            sweep_node(Standalone::new(redis, slot), (target, patterns), dry_run, told).await
+        }
+    }
+}
+
+async fn sweep_node<N: Node>(
+    node: N,
+    (target, patterns): (&Target, &[Pattern]),
+    dry_run: bool,
+    told: &mut Told,
+) -> Result<(), Failure> {
     if let Err(error) = node.connect().await {
         return Err(failed(target, &error).await);
     }
     let mut pass = Pass::new(patterns.to_vec());
     pass.dry_run = dry_run;
-    let mut pace = Pace::new(target.sweep.max_stall, target.sweep.max_load);
-    let (mut counter, mut removed) = (Counter::default(), 0);
-    let each_page = |progress: &Progress| {
-        counter.update(progress);
-        removed = progress.removed.iter().sum();
+    let pace = Pace::new(target.sweep.max_stall, target.sweep.max_load);
+    let counter = RefCell::new(Counter::default());
+    // Of each server by itself: what it had done when it was heard of last.
+    let watch = || {
+        let (mut before, counter) = (Counts::default(), &counter);
+        move |progress: &Progress| {
+            let now = Counts::of(progress);
+            counter.borrow_mut().update(now.since(before));
+            before = now;
+        }
     };
-    let outcome = pass.run(&node, &mut pace, each_page).await;
+    let outcome = pass.over(&node, &mut Paces::new(pace), watch).await;
+    let counter = counter.into_inner();
     counter.clear();
     let progress = match outcome {
         Ok(progress) => progress,
         Err(error) => {
             if !dry_run {
-                told.print(&format!("{} removed before it failed\n", counted(removed, "key")));
+                let removed = counted(counter.all.removed, "key");
+                told.print(&format!("{removed} removed before it failed\n"));
             }
             return Err(failed(target, &error).await);
         }
@@ -144,20 +168,47 @@ fn shown(pattern: &Pattern) -> String {
     Shown(pattern.as_bytes()).to_string()
 }
 
+/// Counts of keys.
+#[derive(Clone, Copy, Default)]
+struct Counts {
+    scanned: u64,
+    matched: u64,
+    removed: u64,
+}
+
+impl Counts {
+    fn of(progress: &Progress) -> Counts {
+        let Progress { scanned, matched, ref removed, .. } = *progress;
+        Counts { scanned, matched, removed: removed.iter().sum() }
+    }
+
+    fn since(self, before: Counts) -> Counts {
+        Counts {
+            scanned: self.scanned - before.scanned,
+            matched: self.matched - before.matched,
+            removed: self.removed - before.removed,
+        }
+    }
+}
+
 /// A line of progress, for a person who watches.
 #[derive(Default)]
 struct Counter {
     at: u64,
+    all: Counts,
 }
 
 impl Counter {
     /// Keys between two updates of the line.
     const STEP: u64 = 50_000;
 
-    fn update(&mut self, progress: &Progress) {
-        if progress.scanned >= self.at + Counter::STEP && stderr().is_terminal() {
-            self.at = progress.scanned;
-            let Progress { scanned, matched, .. } = progress;
+    fn update(&mut self, more: Counts) {
+        self.all.scanned += more.scanned;
+        self.all.matched += more.matched;
+        self.all.removed += more.removed;
+        let Counts { scanned, matched, .. } = self.all;
+        if scanned >= self.at + Counter::STEP && stderr().is_terminal() {
+            self.at = scanned;
             drop(write!(stderr(), "\r{scanned} keys scanned, {matched} matched"));
         }
     }

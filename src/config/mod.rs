@@ -7,6 +7,7 @@ mod parse;
 mod quotes;
 mod reader;
 mod redis;
+mod redis_mode;
 mod redis_url;
 mod script;
 mod secret;
@@ -27,6 +28,7 @@ use crate::postgres::Endpoint;
 pub(crate) use parse::unreadable;
 pub use parse::{Parsed, parse};
 pub use quotes::Quotes;
+pub use redis_mode::{Mode, Sentinel, Sentinels};
 pub use script::Script;
 pub use slot_on::SlotOn;
 pub(crate) use source::OWN_PREFIX;
@@ -115,7 +117,10 @@ pub struct Redis {
     pub prefix: String,
     /// The prefixes of all targets, this one's among them.
     pub prefixes: Vec<String>,
-    /// `redis://` or `rediss://` URL without its password.
+    /// How its servers are found.
+    pub mode: Mode,
+    /// `redis://` or `rediss://` URL without its password. Of a service that Sentinels watch it is
+    /// no address: its host is the service's name.
     pub url: String,
     /// Where the password comes from, for each login anew.
     pub password: password::Source,
@@ -137,6 +142,7 @@ impl Redis {
             is_alone: true,
             prefix: String::new(),
             prefixes: vec![String::new()],
+            mode: Mode::Standalone,
             url: url.to_owned(),
             password: password::Source::None,
             ca_file: None,
@@ -145,10 +151,22 @@ impl Redis {
         }
     }
 
-    /// How a person calls `redis-cli` for this server in a shell, without the password.
+    /// How a person calls `redis-cli` for this server in a shell, without the password; where
+    /// Sentinels are, for the server that is the primary when the call is made.
     #[must_use]
     pub fn cli(&self) -> String {
-        redis_url::redis_cli(&self.url)
+        match &self.mode {
+            Mode::Standalone | Mode::Cluster { .. } => redis_url::redis_cli(&self.url),
+            Mode::Sentinel(sentinels) => redis_url::redis_cli_by_sentinel(&self.url, sentinels),
+        }
+    }
+
+    /// Whether [`Redis::cli`] asks a Sentinel that wants a password of its own, which is then in
+    /// `SENTINEL_AUTH`.
+    #[must_use]
+    pub fn cli_needs_sentinel_auth(&self) -> bool {
+        let Mode::Sentinel(sentinels) = &self.mode else { return false };
+        sentinels.list.first().is_some_and(|sentinel| sentinel.password.is_some())
     }
 
     /// How messages name the target: as `redis`, or with its name where there are several.

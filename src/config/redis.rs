@@ -8,6 +8,7 @@ use toml::de::DeValue;
 use wildmatch::WildMatch;
 
 use super::reader::{Reader, Section};
+use super::redis_mode::{Mode, Options, is_same_place};
 use super::redis_url::split_password;
 use super::secret::{Secret, secret};
 use super::{Located, Redis, Rule, TargetId, Targets};
@@ -15,9 +16,6 @@ use crate::password::Source;
 
 /// The name of a target that has none: it is the only one.
 const NAME: &str = "redis";
-
-/// How a URL is given.
-const URL_HINT: &str = "give it as `redis://host:6379/0`, or `rediss://` for TLS";
 
 /// A target's section.
 pub(super) struct OfTarget {
@@ -77,7 +75,7 @@ fn sections<'t, 'i>(
 
 /// Each target has a name and a place of its own.
 fn told_apart(reader: &mut Reader<'_>, sections: &[Section<'_, '_>], targets: &[OfTarget]) {
-    let (mut names, mut places) = (BTreeSet::new(), BTreeSet::new());
+    let (mut names, mut others) = (BTreeSet::new(), Vec::new());
     for (section, target) in sections.iter().zip(targets) {
         let Some(redis) = &target.redis else { continue };
         if !names.insert(&redis.name) {
@@ -85,7 +83,9 @@ fn told_apart(reader: &mut Reader<'_>, sections: &[Section<'_, '_>], targets: &[
             let message = format!("another target is called `{}`", redis.name);
             reader.problem(at, message, Some("give each its own name: it is a label of metrics"));
         }
-        if !places.insert((super::redis_url::place(&redis.url), &redis.prefix)) {
+        let is_there = others.iter().any(|other: &&Redis| is_same_place(redis, other));
+        others.push(redis);
+        if is_there {
             let at = reader.location(section.start(), &section.key("url"));
             let message = "another target has this database and `prefix`".to_owned();
             let hint = "keep one of them, with the `rules` of both: each keeps a note of its own \
@@ -112,6 +112,7 @@ fn target(
         is_alone,
         prefixes: vec![prefix.clone()],
         prefix,
+        mode: server.mode,
         url: server.url,
         password: server.password,
         ca_file: server.ca_file,
@@ -141,6 +142,7 @@ fn name(reader: &mut Reader<'_>, section: &mut Section<'_, '_>, is_alone: bool) 
 
 /// Where a target is, and how it is logged into.
 struct Server {
+    mode: Mode,
     url: String,
     password: Source,
     ca_file: Option<PathBuf>,
@@ -148,7 +150,8 @@ struct Server {
 }
 
 fn server(reader: &mut Reader<'_>, section: &mut Section<'_, '_>) -> Option<Server> {
-    let url = reader.required_text(section, "url", URL_HINT);
+    let options = Options::read(reader, section);
+    let url = reader.required_text(section, "url", options.url_hint());
     let Secret { source, is_wrong } = secret(reader, section);
     let ca_file = reader.filled_text(section, "ca_file");
     if let Some(path) = &ca_file
@@ -163,16 +166,17 @@ fn server(reader: &mut Reader<'_>, section: &mut Section<'_, '_>) -> Option<Serv
     let (plain, url_password) = match split_password(&url.value) {
         Ok(parts) => parts,
         Err(error) => {
-            reader.problem(url.at, error.to_string(), Some(URL_HINT));
+            reader.problem(url.at, error.to_string(), Some(options.url_hint()));
             return None;
         }
     };
+    options.hold(reader, &url, &plain);
     if let (Some(source), Some(_)) = (&source, &url_password) {
         let message = format!("`{}` has a password, too", url.at.key);
         reader.problem(source.at.clone(), message, Some("keep one of the two"));
     }
     let certificate = client_certificate.as_ref().map(|(certificate, _)| certificate);
-    for file in ca_file.iter().chain(certificate).filter(|_| plain.scheme() != "rediss") {
+    for file in ca_file.iter().chain(certificate).filter(|_| !options.asks_for_tls(&plain)) {
         let message = format!("`{}` does not ask for TLS", url.at.key);
         reader.problem(file.at.clone(), message, Some("write `rediss://`, or leave this out"));
     }
@@ -186,6 +190,7 @@ fn server(reader: &mut Reader<'_>, section: &mut Section<'_, '_>) -> Option<Serv
         reader.problem(url.at, message, Some(hint));
     }
     Some(Server {
+        mode: options.mode(&plain),
         url: plain.to_string(),
         password: match source {
             Some(source) => source.value,

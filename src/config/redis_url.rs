@@ -3,6 +3,8 @@
 use secrecy::SecretString;
 use url::Url;
 
+use super::Sentinels;
+
 /// Why a text is not a URL that can be used. No variant holds a part that may be secret.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum UrlError {
@@ -102,33 +104,68 @@ pub(super) fn place(url: &str) -> (String, i64) {
 /// shell: <https://redis.io/docs/latest/develop/tools/cli/>.
 pub(super) fn redis_cli(url: &str) -> String {
     let Ok(url) = Url::parse(url) else { return "redis-cli".to_owned() };
-    let of_query = |name| url.query_pairs().find(|(own, _)| own == name).map(|(_, value)| value);
-    let quoted = |text: &str| format!("'{}'", text.replace('\'', "'\\''"));
-    let decoded =
-        |text: &str| percent_encoding::percent_decode_str(text).decode_utf8_lossy().into_owned();
-    let (mut call, user, database) = match url.host_str().filter(|host| !host.is_empty()) {
+    let address = match url.host_str().filter(|host| !host.is_empty()) {
         Some(host) => {
             let host = host.trim_matches(['[', ']']);
-            let call = format!("redis-cli -h {} -p {}", quoted(host), url.port().unwrap_or(6379));
+            format!("-h {} -p {}", quoted(host), url.port().unwrap_or(6379))
+        }
+        None => format!("-s {}", quoted(&decoded(url.path()))),
+    };
+    format!("redis-cli {address}{}", login(&url))
+}
+
+/// How it is called for the primary of a service, whose address the shell asks the first Sentinel
+/// for: that takes its password, if it has one, from `SENTINEL_AUTH`.
+pub(super) fn redis_cli_by_sentinel(url: &str, sentinels: &Sentinels) -> String {
+    let first = sentinels.list.first().map(|sentinel| {
+        let call = redis_cli(&sentinel.url);
+        match sentinel.password.is_some() {
+            true => format!("REDISCLI_AUTH=\"$SENTINEL_AUTH\" {call}"),
+            false => call,
+        }
+    });
+    let sentinel = first.unwrap_or_else(|| "redis-cli".to_owned());
+    let service = quoted(&sentinels.service);
+    let rest = Url::parse(url).map(|url| login(&url)).unwrap_or_default();
+    format!(
+        "redis-cli $({sentinel} sentinel get-master-addr-by-name {service} | \
+         xargs printf ' -h %s -p %s'){rest}"
+    )
+}
+
+/// The options for TLS, the user and the database.
+fn login(url: &Url) -> String {
+    let of_query = |name| url.query_pairs().find(|(own, _)| own == name).map(|(_, value)| value);
+    let (user, database) = match url.host_str().filter(|host| !host.is_empty()) {
+        Some(_) => {
             let user = Some(decoded(url.username())).filter(|user| !user.is_empty());
-            (call, user, url.path().trim_matches('/').to_owned())
+            (user, url.path().trim_matches('/').to_owned())
         }
         None => {
-            let call = format!("redis-cli -s {}", quoted(&decoded(url.path())));
             let database = of_query("db").unwrap_or_default();
-            (call, of_query("user").map(Into::into), database.into_owned())
+            (of_query("user").map(Into::into), database.into_owned())
         }
     };
+    let mut options = String::new();
     if url.scheme() == "rediss" {
-        call.push_str(" --tls");
+        options.push_str(" --tls");
     }
     if let Some(user) = user {
-        call.push_str(&format!(" --user {}", quoted(&user)));
+        options.push_str(&format!(" --user {}", quoted(&user)));
     }
     if !matches!(&*database, "" | "0") {
-        call.push_str(&format!(" -n {database}"));
+        options.push_str(&format!(" -n {database}"));
     }
-    call
+    options
+}
+
+/// A text as one word of a shell.
+fn quoted(text: &str) -> String {
+    format!("'{}'", text.replace('\'', "'\\''"))
+}
+
+fn decoded(text: &str) -> String {
+    percent_encoding::percent_decode_str(text).decode_utf8_lossy().into_owned()
 }
 
 fn check_database(text: &str) -> Result<(), UrlError> {
@@ -145,7 +182,9 @@ fn check_parameters(url: &Url, known: &[&str]) -> Result<(), UrlError> {
 mod tests {
     use secrecy::ExposeSecret;
 
-    use super::{UrlError, redis_cli, split_password};
+    use super::{UrlError, redis_cli, redis_cli_by_sentinel, split_password};
+    use crate::config::{Sentinel, Sentinels};
+    use crate::password::Source;
 
     #[test]
     fn the_password_leaves_the_url_and_nothing_else_does() {
@@ -175,6 +214,28 @@ mod tests {
         ] {
             assert_eq!(redis_cli(url), call, "{url}");
         }
+    }
+
+    #[test]
+    fn a_command_line_asks_a_sentinel_for_the_address() {
+        let sentinel = |url: &str, password: Source| Sentinel { url: url.to_owned(), password };
+        let call = |first| {
+            let list = vec![first, sentinel("redis://b:26379", Source::None)];
+            let sentinels = Sentinels { service: "cache".to_owned(), list };
+            redis_cli_by_sentinel("redis://u@cache/2", &sentinels)
+        };
+        assert_eq!(
+            call(sentinel("rediss://[::1]:26379", Source::None)),
+            "redis-cli $(redis-cli -h '::1' -p 26379 --tls sentinel get-master-addr-by-name \
+             'cache' | xargs printf ' -h %s -p %s') --user 'u' -n 2"
+        );
+        let with_login = call(sentinel("redis://s@a:7", Source::Given("hunter2".into())));
+        assert_eq!(
+            with_login,
+            "redis-cli $(REDISCLI_AUTH=\"$SENTINEL_AUTH\" redis-cli -h 'a' -p 7 --user 's' \
+             sentinel get-master-addr-by-name 'cache' | xargs printf ' -h %s -p %s') --user 'u' \
+             -n 2"
+        );
     }
 
     #[test]

@@ -155,7 +155,7 @@ codes! {
     PublicationYounger, "publication_younger",
         "nothing is to be done: `run` begins with a new slot where it has to";
     RedisCluster, "redis_cluster",
-        "let `redis.url` name a Redis that is not part of a cluster";
+        "write `mode = \"cluster\"` where `redis.url` names a node of a cluster, and only there";
     RedisCommand, "redis_command",
         "let the server have that command, under its own name";
     RedisDatabase, "redis_database",
@@ -176,6 +176,8 @@ codes! {
         "let `redis.url` name the primary";
     RedisReplicas, "redis_replicas",
         "see that the replicas follow, or lower `redis.wait_replicas`";
+    RedisSentinels, "redis_sentinels",
+        "see that each of `redis.sentinels` runs and answers, and that all are listed";
     RedisTracking, "redis_tracking",
         "set `refill.observe` to false";
     RedisTwice, "redis_twice",

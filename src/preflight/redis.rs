@@ -5,8 +5,9 @@ use redis::{Cmd, IntoConnectionInfo, RedisError, Value, cmd};
 
 use super::redis_names::{acl_pattern, literal, sample, word};
 use super::{Code, Finding, Severity, redis_login};
-use crate::config::{Located, Target};
+use crate::config::{Located, Mode, Target};
 use crate::sweep::key_name;
+use crate::sweep::redis::cluster;
 use crate::sweep::redis::lease::{self, Loaded};
 
 /// How long the key of the checks lives, if nothing removes it, milliseconds.
@@ -38,7 +39,7 @@ pub async fn redis(target: &Target, connection: &mut MultiplexedConnection) -> V
     let Judged { mut findings, forbidden, is_usable } = needs.judge(connection).await;
     findings.extend(forbidden.into_iter().map(|(rule, finding)| finding.of_rules([rule])));
     if is_usable {
-        if target.refill.observe {
+        if target.refill.observe && !needs.is_cluster {
             findings.extend(tracking(&needs, connection).await);
         }
         findings.extend(functions(connection).await);
@@ -49,8 +50,11 @@ pub async fn redis(target: &Target, connection: &mut MultiplexedConnection) -> V
     findings.into_iter().map(|finding| at_place(&place, finding)).collect()
 }
 
-/// Where the Redis of a target is, without user and password.
+/// Where the Redis of a target is, without user and password; the name of a service.
 pub(super) fn address(target: &Target) -> String {
+    if let Mode::Sentinel(sentinels) = &target.redis.mode {
+        return sentinels.service.clone();
+    }
     let info = target.redis.url.as_str().into_connection_info();
     info.map_or_else(|_invalid| "redis".to_owned(), |info| info.addr().to_string())
 }
@@ -70,8 +74,10 @@ fn at_place(place: &str, finding: Finding) -> Finding {
 pub(super) struct Needs {
     /// The user that the URL names.
     pub(super) user: String,
-    /// The name of the watermark key.
+    /// The name of the watermark key; of each primary of a cluster, its beginning.
     watermark: String,
+    /// Whether the server is a primary of a cluster, or is to be one.
+    is_cluster: bool,
     /// The keys of walsweep itself, as an ACL writes them.
     own: String,
     wait_replicas: u32,
@@ -105,11 +111,13 @@ impl Needs {
             .rules
             .iter()
             .flat_map(|rule| rule.keys.iter().map(|key| (rule.name.clone(), prefixed(key))));
+        let is_cluster = matches!(target.redis.mode, Mode::Cluster { .. });
         let mut commands = "+ping +info +scan +unlink +get +set +incr +eval".to_owned();
         for (is_needed, more) in [
+            (is_cluster, " +asking +cluster|nodes +cluster|slots"),
             (settings.is_some_and(|settings| settings.db() != 0), " +select"),
             (target.redis.wait_replicas > 0, " +wait"),
-            (target.refill.observe, " +hello +client|tracking"),
+            (target.refill.observe && !is_cluster, " +hello +client|tracking"),
         ] {
             commands.push_str(if is_needed { more } else { "" });
         }
@@ -126,6 +134,7 @@ impl Needs {
         Needs {
             user: user.to_owned(),
             watermark: key_name(&target.redis.prefix, &target.slot),
+            is_cluster,
             own,
             wait_replicas: target.redis.wait_replicas,
             acl,
@@ -144,7 +153,7 @@ impl Needs {
             return Judged { findings, forbidden, is_usable: false };
         }
         match cmd("INFO").query_async::<String>(connection).await {
-            Ok(info) => findings.extend(server(&info, self.wait_replicas)),
+            Ok(info) => findings.extend(server(&info, self.wait_replicas, self.is_cluster)),
             // That another server answers is then noticed later, by its watermark.
             Err(error) => missing.info = is_denied(&error),
         }
@@ -170,8 +179,28 @@ impl Needs {
         (missing, findings): (&mut Missing, &mut Vec<Finding>),
     ) -> bool {
         let mut may_unlink = true;
-        for (name, command) in self.commands() {
+        let watermark = match self.is_cluster {
+            false => Ok(Some(self.watermark.clone())),
+            true => cluster::name_at(connection, &self.watermark).await,
+        };
+        let watermark = match watermark {
+            Ok(Some(watermark)) => watermark,
+            // What it has is not known yet, or nothing.
+            Ok(None) => return true,
+            Err(error) => {
+                if !missing.takes(&error, ("cluster|nodes", &self.own)) {
+                    findings.push(refused(&error, "cluster nodes"));
+                }
+                return false;
+            }
+        };
+        for (name, command) in self.commands(&watermark) {
             let Err(error) = command.query_async::<Value>(connection).await else { continue };
+            // On its way to another primary, which is asked as well.
+            if self.is_cluster && ["MOVED", "ASK", "TRYAGAIN"].contains(&error.code().unwrap_or(""))
+            {
+                continue;
+            }
             may_unlink &= name != "unlink";
             if missing.takes(&error, (name, &self.own)) {
                 continue;
@@ -201,8 +230,7 @@ impl Needs {
         Finding::error(Code::RedisPermission, message).hint(self.cure(with_keys))
     }
 
-    fn commands(&self) -> Vec<(&'static str, Cmd)> {
-        let watermark = &self.watermark;
+    fn commands(&self, watermark: &str) -> Vec<(&'static str, Cmd)> {
         let key = format!("{watermark}:check");
         let mut scan = cmd("SCAN");
         scan.arg(0).arg("MATCH").arg(&key).arg("COUNT").arg(1);
@@ -316,7 +344,7 @@ fn is_denied(error: &RedisError) -> bool {
 fn refused(error: &RedisError, command: &str) -> Finding {
     let name = command.to_uppercase();
     match error.code() {
-        Some("MOVED" | "ASK" | "CROSSSLOT" | "CLUSTERDOWN") => cluster(),
+        Some("MOVED" | "ASK" | "CROSSSLOT" | "CLUSTERDOWN") => one_of_many(),
         _ if error.to_string().contains("unknown command") => {
             let message = format!("redis has no command `{name}`");
             let hint = "end its `rename-command` in the configuration of the server";
@@ -359,14 +387,20 @@ fn is_about_key(error: &RedisError) -> bool {
     detail.contains("key") && !detail.contains("to run the")
 }
 
-fn cluster() -> Finding {
+fn one_of_many() -> Finding {
     let message = "`redis.url` reaches one node of a cluster: keys of the other nodes would stay";
     let cluster = Finding::error(Code::RedisCluster, message);
-    cluster.hint("let `redis.url` name a Redis that is not part of a cluster")
+    cluster.hint("write `mode = \"cluster\"` beside it")
+}
+
+fn alone() -> Finding {
+    let message = "`redis.mode` is \"cluster\", and the server is not part of one";
+    let alone = Finding::error(Code::RedisCluster, message);
+    alone.hint("leave `mode` out; or let `url` and `seeds` name nodes of a cluster")
 }
 
 /// Judges what the server says of itself.
-fn server(info: &str, wait_replicas: u32) -> Vec<Finding> {
+fn server(info: &str, wait_replicas: u32, is_cluster: bool) -> Vec<Finding> {
     let value = |name: &str| {
         let mut lines = info.lines();
         lines.find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).map(str::trim_end)
@@ -376,8 +410,10 @@ fn server(info: &str, wait_replicas: u32) -> Vec<Finding> {
         let replica = Finding::error(Code::RedisReplica, "`redis.url` reaches a replica");
         findings.push(replica.hint("let `redis.url` name the primary"));
     }
-    if value("cluster_enabled") == Some("1") {
-        findings.push(cluster());
+    match value("cluster_enabled") {
+        Some("1") if !is_cluster => findings.push(one_of_many()),
+        Some("0") if is_cluster => findings.push(alone()),
+        _ => {}
     }
     if let Some(version) = value("redis_version").filter(|version| is_old(version)) {
         let message = format!("redis is version {version}, and 6.2 is the oldest that will do");
@@ -488,7 +524,8 @@ mod tests {
             ("redis_version:10.0.1\r\n", &[]),
             ("redis_version:unknown\r\n", &[]),
         ] {
-            let found: Vec<_> = server(info, 2).iter().map(|one| one.code.as_str()).collect();
+            let found: Vec<_> =
+                server(info, 2, false).iter().map(|one| one.code.as_str()).collect();
             assert_eq!(found, codes, "{info}");
         }
     }

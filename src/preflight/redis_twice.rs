@@ -1,6 +1,6 @@
 //! Two targets that are one: the same database, reached by two addresses, under the same prefix.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use redis::aio::MultiplexedConnection;
 use redis::{IntoConnectionInfo, cmd};
@@ -30,9 +30,12 @@ pub async fn place(target: &Target, connection: &mut MultiplexedConnection) -> O
 #[must_use]
 pub fn twice(places: impl IntoIterator<Item = (Target, Place)>) -> Vec<Finding> {
     let (mut known, mut findings) = (BTreeMap::new(), Vec::new());
+    // Two clusters may have several servers in common.
+    let mut told = BTreeSet::new();
     for (target, place) in places {
         let title = target.redis.title();
         match known.get(&place) {
+            Some(first) if !told.insert((title.clone(), String::clone(first))) => {}
             Some(first) => {
                 let message = format!(
                     "{title} is the database of {first}, by another address: both would \

@@ -13,18 +13,19 @@ use crate::run::error::Error;
 use crate::run::session::Timing;
 use crate::run::shutdown::Shutdown;
 use crate::run::stream::{CHANNEL_LENGTH, Ends, GateEnds, Stream};
+pub use crate::run::targets::TargetNode;
 use crate::run::targets::{first_ended, sweep};
 use crate::run::task::{Task, spawn};
 use crate::run::vouched::{Vouching, vouch};
 use crate::settle::{self, Gate, Lookups, Probe, Replicas, Standby, Visible};
 use crate::source;
 use crate::source::slot_server::Witness;
-use crate::sweep::{Node, Settings};
+use crate::sweep::Settings;
 use crate::telemetry::Health;
 use crate::telemetry::metrics::Metrics;
 
 /// Everything that a session touches outside of the program. The simulation has its own.
-pub struct Outside<P, S, N> {
+pub struct Outside<P, S> {
     /// The slot that is streamed.
     pub slot: Slot,
     /// Who says that what a standby sends is the primary's history.
@@ -34,12 +35,12 @@ pub struct Outside<P, S, N> {
     /// The standbys that readers use, too.
     pub standbys: Vec<S>,
     /// The Redis of each target, in the order of the configuration.
-    pub nodes: Vec<N>,
+    pub nodes: Vec<Box<dyn TargetNode>>,
     /// Who reads rows, if rules name lookups.
     pub lookups: Option<Lookups>,
 }
 
-impl<P: Probe + 'static, S: Standby + 'static, N: Node + 'static> Outside<P, S, N> {
+impl<P: Probe + 'static, S: Standby + 'static> Outside<P, S> {
     /// Joins the stages and runs them to the session's end. The stream begins at the LSN that the
     /// settings expect. Needs a [`LocalSet`](tokio::task::LocalSet) around it.
     ///

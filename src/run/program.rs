@@ -18,7 +18,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use crate::budget::OfTarget;
 use crate::capture;
-use crate::config::{Config, Target};
+use crate::config::{Config, Mode, Target};
 use crate::keys::{Lookup, RuleId, Rules};
 use crate::lsn::Lsn;
 use crate::postgres::{Endpoint, History, Sql};
@@ -28,13 +28,14 @@ use crate::run::error::{Error, Verdict};
 use crate::run::pipeline::Outside;
 use crate::run::session::{Session, gate_is_dead, step};
 use crate::run::shutdown::Shutdown;
+use crate::run::targets::TargetNode;
 use crate::run::task::{Task, spawn, until_either_ends};
 use crate::settle::{Cache, Lookups, Relations, Rows, SqlProbe, SqlStandby};
 use crate::source::between::Between;
 use crate::source::own::Custody;
 use crate::source::{self, slot_health::Keeper};
 use crate::sweep::redis::connect;
-use crate::sweep::{Broken, Doubt, Room, Settings, Standalone};
+use crate::sweep::{Broken, Cluster, Doubt, Look, Room, Settings, Standalone};
 use crate::telemetry::metrics::{Metrics, PeerLabel};
 use crate::telemetry::{Health, Phase, Topic};
 
@@ -285,7 +286,7 @@ impl Program<'_> {
     /// others from its keys: it is looked at again when its connection is made, and told of.
     async fn check_redis(&mut self) -> Result<(), Error> {
         let (health, is_strict) = (self.health, self.is_strict);
-        let check = async |target: Target| {
+        let check_one = async |target: Target| {
             let fitness = Fitness::new(target.clone(), Arc::clone(health));
             match connect::connect(&target.redis).await {
                 Ok(mut connection) => {
@@ -298,6 +299,17 @@ impl Program<'_> {
                     (preflight::login_refused(&target, &error).into_iter().collect(), None)
                 }
             }
+        };
+        let check = async |target: Target| {
+            let servers = match preflight::redis_servers(&target).await {
+                Ok(servers) => servers,
+                // One that can be reached later, or that a person has to mend: the first of its
+                // servers says which.
+                Err(_finding) => vec![target],
+            };
+            let all = join_all(servers.into_iter().map(&check_one)).await;
+            let (findings, places): (Vec<Vec<Finding>>, Vec<_>) = all.into_iter().unzip();
+            (findings.concat(), places)
         };
         let within = |target: Target| {
             let patience = match target.redis.is_alone {
@@ -318,7 +330,7 @@ impl Program<'_> {
         if refused < count && !self.is_strict {
             findings.clear();
         }
-        findings.extend(preflight::twice(places.into_iter().flatten()));
+        findings.extend(preflight::twice(places.into_iter().flatten().flatten()));
         if findings.is_empty() { Ok(()) } else { Err(Error::Refused(findings)) }
     }
 
@@ -395,8 +407,16 @@ impl Program<'_> {
     }
 
     /// The Redis of a target, as it is configured; a server is looked at before it is used.
-    fn node(&self, fitness: &Rc<Fitness>) -> Standalone {
+    fn node(&self, fitness: &Rc<Fitness>) -> Box<dyn TargetNode> {
         let Target { redis, slot, refill, .. } = fitness.target();
+        let fitness = Rc::clone(fitness);
+        let look: Look = Rc::new(move |connection| {
+            let fitness = Rc::clone(&fitness);
+            Box::pin(async move { fitness.look(connection).await }) as Pin<Box<_>>
+        });
+        if matches!(redis.mode, Mode::Cluster { .. }) {
+            return Box::new(Cluster::new(redis, slot).looked_at(look));
+        }
         let node = Standalone::new(redis, slot);
         let node = if refill.observe && !refill.window.is_zero() {
             let share = OfTarget::of(self.config.redis.len());
@@ -404,11 +424,7 @@ impl Program<'_> {
         } else {
             node
         };
-        let fitness = Rc::clone(fitness);
-        node.looked_at(Box::new(move |connection| {
-            let fitness = Rc::clone(&fitness);
-            Box::pin(async move { fitness.look(connection).await }) as Pin<Box<_>>
-        }))
+        Box::new(node.looked_at(look))
     }
 
     /// The server found no publication at a place of its log. If there is one now that is younger

@@ -255,7 +255,11 @@ pub async fn teardown_script(config: &Config, hands: &Hands<'_>) -> Result<Strin
 pub fn own_keys(redis: &Redis, key: &str) -> String {
     let cli = redis.cli();
     let has_password = redis.password.is_some();
-    let password = if has_password { ", with its password in `REDISCLI_AUTH`" } else { "" };
+    let mut password =
+        if has_password { ", with its password in `REDISCLI_AUTH`" } else { "" }.to_owned();
+    if redis.cli_needs_sentinel_auth() {
+        password.push_str(", with that of the Sentinel in `SENTINEL_AUTH`");
+    }
     let quoted = |text: &str| format!("'{}'", text.replace('\'', r"'\''"));
     // Escapes are ASCII: of a text they make a text.
     let pattern = Pattern::literal(key.as_bytes());

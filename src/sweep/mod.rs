@@ -69,11 +69,14 @@ use crate::lsn::Lsn;
 use crate::settle::{Held, Hold};
 
 pub use self::redis::budget::{GONE_WITHIN, distance, longest_wait};
+pub use self::redis::cluster::Cluster;
 pub use self::redis::info::scan_time;
 pub use self::redis::measure::taken;
-pub use self::redis::node::{Error, Kind, Node, Page, Replaced, ScanCall};
+pub use self::redis::node::{
+    Error, Kind, Node, Page, Primary, Removes, Replaced, ScanCall, Scanned,
+};
 pub use self::redis::observe::{Mark, Name, Observer};
-pub use self::redis::pace::Pace;
+pub use self::redis::pace::{Pace, Paces};
 pub use self::redis::pass::{Pass, Progress};
 pub use self::redis::standalone::{Look, Standalone};
 pub use self::redis::standing::{Forgotten, forget, made_at, note_made, standing};
@@ -141,6 +144,7 @@ pub async fn forecast<N: Node>(
     prints: Prints,
     broken: Option<Broken>,
 ) -> Result<Doubt, Error> {
+    node.connect().await?;
     let found = shared::find(node, &mark.rules).await?;
     let mut ward = proof::ward::Ward::new(mark, wal_end, Rc::new(prints), (broken, Doubt::none()));
     Ok(ward.connected(found, Lsn::ZERO).err().unwrap_or_else(Doubt::none))

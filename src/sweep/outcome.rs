@@ -37,12 +37,12 @@ impl State {
                 self.batch_done(done).await;
             }
             Done::Retries((retries, outcome)) => self.retries_done(retries, outcome).await,
-            Done::Pass((jobs, pace, outcome)) => {
+            Done::Pass((jobs, paces, outcome)) => {
                 if outcome.is_ok() {
                     let (health, node) = (&self.health, &self.node.node);
-                    self.throttle.passed(&jobs, &pace.measure, (health, node));
+                    self.throttle.passed(&jobs, paces.slowest(), (health, node));
                 }
-                self.pace = Some(pace);
+                self.paces = Some(paces);
                 self.passes.ended();
                 self.late.in_pass = None;
                 self.pass_done(jobs, outcome).await;
@@ -380,8 +380,8 @@ impl State {
         self.connected = true;
         (self.kept, self.keeping) = (None, None);
         self.lost.send_replace(false);
-        if let Some(pace) = &mut self.pace {
-            pace.connected();
+        if let Some(paces) = &mut self.paces {
+            paces.connected();
         }
         self.unlinks.is_over();
         self.scans.is_over();

@@ -13,7 +13,7 @@ use super::proof::prints::{Prints, is_digest};
 use super::proof::ward::Found;
 use super::queue::pass_reason;
 use super::redis::node::{Error, Node, Replaced};
-use super::redis::pace::Pace;
+use super::redis::pace::Paces;
 use super::redis::pass::{Noted, Pass, Progress};
 use crate::config::TargetId;
 use crate::keys::{Pattern, RuleId};
@@ -31,7 +31,7 @@ pub(super) async fn sweep<N: Node>(
     node: &N,
     metrics: &Metrics,
     (jobs, refused_bytes_max): (&[Job], usize),
-    pace: &mut Pace,
+    paces: &mut Paces,
 ) -> Result<Vec<RefusedOf>, Error> {
     let reason = pass_reason(jobs);
     let began = Instant::now();
@@ -51,29 +51,32 @@ pub(super) async fn sweep<N: Node>(
             }
         }
     }
-    let (mut scanned, mut waited) = (0, Duration::ZERO);
-    let mut counted = vec![0; owners.len()];
-    let each_page = |progress: &Progress| {
-        for (((rule, second), removed), counted) in
-            owners.iter().zip(&progress.removed).zip(&mut counted)
-        {
-            let more = removed - std::mem::replace(counted, *removed);
-            if more > 0 {
-                let mut tally = Tally::default();
-                tally.add(*rule, more, 0);
-                count(metrics, &tally, *second);
+    // Of each server by itself: what it had done when it was heard of last.
+    let watch = || {
+        let (mut scanned, mut waited) = (0, Duration::ZERO);
+        let (owners, mut counted) = (&owners, vec![0; owners.len()]);
+        move |progress: &Progress| {
+            for (((rule, second), removed), counted) in
+                owners.iter().zip(&progress.removed).zip(&mut counted)
+            {
+                let more = removed - std::mem::replace(counted, *removed);
+                if more > 0 {
+                    let mut tally = Tally::default();
+                    tally.add(*rule, more, 0);
+                    count(metrics, &tally, *second);
+                }
             }
+            if progress.scanned > scanned {
+                metrics.scan_stall.observe(seconds(progress.stall));
+            }
+            metrics.sweep_scanned_keys.inc_by(progress.scanned - scanned);
+            metrics.sweep_throttled.inc_by(seconds(progress.waited - waited));
+            (scanned, waited) = (progress.scanned, progress.waited);
         }
-        if progress.scanned > scanned {
-            metrics.scan_stall.observe(seconds(progress.stall));
-        }
-        metrics.sweep_scanned_keys.inc_by(progress.scanned - scanned);
-        metrics.sweep_throttled.inc_by(seconds(progress.waited - waited));
-        (scanned, waited) = (progress.scanned, progress.waited);
     };
     let mut pass = Pass::new(patterns.clone());
     pass.refused_bytes_max = refused_bytes_max;
-    let progress = pass.run(node, pace, each_page).await?;
+    let progress = pass.over(node, paces, watch).await?;
     let refused = progress.refused.into_iter();
     let refused = refused
         .filter_map(|(at, noted)| Some(RefusedOf { pattern: patterns.get(at)?.clone(), noted }))

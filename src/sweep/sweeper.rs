@@ -18,7 +18,7 @@ use super::proof::prints::{Doubt, Prints};
 use super::proof::ward::{Found, Ward};
 use super::queue::{Passes, Queue};
 use super::redis::node::{Error, Node};
-use super::redis::pace::Pace;
+use super::redis::pace::{Pace, Paces};
 use super::refill::Refill;
 use super::refused::{Pause, Refusals, Retry, Tried, retry};
 use super::shared::{RefusedOf, Written, find, sweep, write};
@@ -147,7 +147,7 @@ pub(super) struct State {
     pub(super) kept: Option<String>,
     /// The digest of the fingerprints that the write under way stores.
     pub(super) keeping: Option<String>,
-    pub(super) pace: Option<Box<Pace>>,
+    pub(super) paces: Option<Box<Paces>>,
     pub(super) connected: bool,
     /// Turns true with the end of a connection, for a pass that waits for its turn.
     pub(super) lost: watch::Sender<bool>,
@@ -179,7 +179,7 @@ struct Works<'a> {
 }
 
 pub(super) type BatchDone = (Vec<Job>, (Tally, Result<(), Error>));
-pub(super) type PassDone = (Vec<Job>, Box<Pace>, Result<Vec<RefusedOf>, Error>);
+pub(super) type PassDone = (Vec<Job>, Box<Paces>, Result<Vec<RefusedOf>, Error>);
 pub(super) type RetriesDone = (Vec<Retry>, Result<Vec<Tried>, Error>);
 
 /// The outcome of work that was under way.
@@ -233,7 +233,7 @@ impl<N: Node> Sweeper<N> {
             ),
             kept: None,
             keeping: None,
-            pace: Some(Box::new(pace)),
+            paces: Some(Box::new(Paces::new(pace))),
             connected: false,
             lost,
             backoff: Backoff::redis(),
@@ -457,19 +457,19 @@ impl State {
         }
         let jobs = self.passes.take();
         self.late.in_pass = jobs.iter().map(|job| job.oldest).fold(None, older);
-        let mut pace = self.pace.take().expect("it came back with the pass before this one");
+        let mut paces = self.paces.take().expect("they came back with the pass before this one");
         let (under_way, refused) = (self.health.pass(), self.room.share.refused);
         Some(Box::pin(async move {
             let _until_it_ends = under_way;
-            let outcome = sweep(node, metrics, (&jobs, refused), &mut pace).await;
-            (jobs, pace, outcome)
+            let outcome = sweep(node, metrics, (&jobs, refused), &mut paces).await;
+            (jobs, paces, outcome)
         }))
     }
 
     /// Until when the passes that wait may not begin, lest SCAN take more than its share.
     fn pass_waits_until(&self, now: Instant) -> Option<Instant> {
-        let pace = self.pace.as_ref().filter(|_| !self.passes.is_empty())?;
-        pace.measure.budget.begins_at(self.passes.is_urgent(), now)
+        let paces = self.paces.as_ref().filter(|_| !self.passes.is_empty())?;
+        paces.begins_at(self.passes.is_urgent(), now)
     }
 
     fn next_write<'a, N: Node>(

@@ -12,8 +12,8 @@ use tokio::time::{Instant, timeout};
 
 use super::partial_tests::{expected, prints};
 use super::{
-    Doubt, Error, Event, Kind, Node, Page, Prints, Replaced, Room, ScanCall, Settings, Sweeper,
-    Watermark,
+    Doubt, Error, Event, Kind, Node, Page, Primary, Prints, Removes, Replaced, Room, ScanCall,
+    Scanned, Settings, Sweeper, Watermark,
 };
 use crate::channel::{Sender, channel};
 use crate::config::{Rule, TargetId};
@@ -90,15 +90,7 @@ impl Redis {
     }
 }
 
-impl Node for Redis {
-    fn name(&self) -> &str {
-        "memory"
-    }
-
-    async fn connect(&self) -> Result<(), Error> {
-        self.work().await
-    }
-
+impl Removes for Redis {
     async fn unlink(&self, groups: &[Vec<&[u8]>]) -> Result<Vec<Option<u64>>, Error> {
         self.work().await?;
         if groups.is_empty() {
@@ -127,6 +119,17 @@ impl Node for Redis {
             counts.push(Some(group.iter().filter(|key| keys.remove(**key)).count() as u64));
         }
         Ok(counts)
+    }
+
+    async fn fence(&self) -> Result<(), Error> {
+        self.0.proofs.update(|(empty, fences)| (empty, fences + 1));
+        self.work().await
+    }
+}
+
+impl Primary for Redis {
+    fn name(&self) -> &str {
+        "memory"
     }
 
     async fn scan(&self, call: &ScanCall<'_>) -> Result<Page, Error> {
@@ -167,13 +170,23 @@ impl Node for Redis {
         let all = self.0.scans.borrow().iter().map(|(_, took)| *took).sum();
         Ok(self.0.tells_time.get().then_some(all))
     }
+}
 
-    async fn keep_alive(&self) -> Result<(), Error> {
+impl Node for Redis {
+    type Primary<'a> = &'a Redis;
+    fn name(&self) -> &str {
+        "memory"
+    }
+
+    async fn connect(&self) -> Result<(), Error> {
         self.work().await
     }
 
-    async fn fence(&self) -> Result<(), Error> {
-        self.0.proofs.update(|(empty, fences)| (empty, fences + 1));
+    async fn primaries(&self, scanned: &mut Scanned) -> Result<Vec<&Redis>, Error> {
+        Ok(scanned.once(self))
+    }
+
+    async fn keep_alive(&self) -> Result<(), Error> {
         self.work().await
     }
 

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use walsweep::command::load::judge;
-use walsweep::config::LogFormat;
+use walsweep::config::{LogFormat, Mode};
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -169,6 +169,37 @@ fn the_debug_form_tells_no_password_wherever_it_stood() {
     assert!(!format!("{config:?}").contains("hunter2"), "{config:?}");
 }
 
+#[test]
+fn each_mode_is_read_with_what_goes_with_it() {
+    let read = |lines: &str| {
+        let text = format!(
+            "[postgres]\nurl = \"postgres://u@h/app\"\n[redis]\n{lines}\n\
+             [[rule]]\nname = \"a\"\ntable = \"t\"\nkeys = [\"k\"]\n"
+        );
+        let (config, _) = judge(&text, &|_| None).unwrap();
+        assert!(!format!("{config:?}").contains("hunter2"), "{config:?}");
+        config.redis[0].clone()
+    };
+    assert!(matches!(read("url = \"redis://h\"").mode, Mode::Standalone));
+    let empty = "url = \"redis://h\"\nmode = \"standalone\"\nseeds = []\nsentinels = []";
+    assert!(matches!(read(empty).mode, Mode::Standalone));
+    let cluster = read(
+        "url = \"redis://a:hunter2@h\"\nmode = \"cluster\"\n\
+         seeds = [\"redis://i:7/0\", \"redis://j\"]",
+    );
+    let Mode::Cluster { seeds } = &cluster.mode else { panic!("{:?}", cluster.mode) };
+    assert_eq!(seeds, &["redis://i:7/0", "redis://j"]);
+    let service = read(
+        "url = \"redis://a:hunter2@My-cache.1/2\"\nmode = \"sentinel\"\n\
+         sentinels = [\"rediss://s:hunter2@h:7\", \"redis://[::1]\"]\nca_file = \"Cargo.toml\"",
+    );
+    let Mode::Sentinel(sentinels) = &service.mode else { panic!("{:?}", service.mode) };
+    assert_eq!(sentinels.service, "My-cache.1");
+    let of_each = sentinels.list.iter().map(|one| (&*one.url, one.password.is_some()));
+    let expected = [("rediss://s@h:7", true), ("redis://[::1]:26379", false)];
+    assert_eq!(of_each.collect::<Vec<_>>(), expected);
+}
+
 /// The commented lines of the reference are the defaults: with them uncommented the file says the
 /// same.
 #[test]
@@ -191,6 +222,9 @@ fn the_reference_names_the_defaults() {
                 "cache",
                 "rows",
                 "missing",
+                "mode",
+                "seeds",
+                "sentinels",
             ])
             .any(|name| line.starts_with(&format!("# {name} = ")))
             || line == "# keys = false"
@@ -204,7 +238,7 @@ fn the_reference_names_the_defaults() {
             format!("{}\n", option.unwrap_or(line))
         })
         .collect();
-    assert_eq!(found, 21, "the reference names every option with a default");
+    assert_eq!(found, 24, "the reference names every option with a default");
     let (explicit, _) = judge(&uncommented, &|_| None).unwrap();
     assert_eq!(
         format!("{explicit:?}").replace(char::is_numeric, ""),

@@ -12,7 +12,7 @@ use redis::aio::MultiplexedConnection;
 use redis::{Value, cmd};
 use tempfile::TempDir;
 use tokio::time::Instant;
-use walsweep::config;
+use walsweep::config::{self, Mode, Sentinel};
 use walsweep::password::Source;
 use walsweep::sweep::redis::connect::{ConnectError, connect};
 use walsweep::sweep::{Error, Kind};
@@ -183,24 +183,59 @@ impl Authorities {
     /// A server that speaks TLS, and its URL.
     async fn server(&self, asks_for_certificate: &str) -> (Redis, String) {
         let port = free_port().unwrap();
-        let [pem, key, ca] = ["server.crt", "server.key", "ca.crt"].map(|name| self.file(name));
-        let server = server(&[
-            "--tls-port",
-            &port.to_string(),
-            "--tls-auth-clients",
-            asks_for_certificate,
-            "--tls-cert-file",
-            pem.to_str().unwrap(),
-            "--tls-key-file",
-            key.to_str().unwrap(),
-            "--tls-ca-cert-file",
-            ca.to_str().unwrap(),
-            "--requirepass",
-            "hunter2",
-        ])
-        .await;
-        (server, format!("rediss://127.0.0.1:{port}/1"))
+        let args = self.args(port, asks_for_certificate);
+        let mut args: Vec<&str> = args.iter().map(String::as_str).collect();
+        args.extend(["--requirepass", "hunter2"]);
+        (server(&args).await, format!("rediss://127.0.0.1:{port}/1"))
     }
+
+    /// A Sentinel that speaks TLS and takes the server at this port for the primary of `cache`, and
+    /// its port.
+    async fn sentinel(&self, primary: u16) -> (Redis, u16) {
+        let port = free_port().unwrap();
+        let mut args = self.args(port, "no");
+        args.push("--sentinel".to_owned());
+        let conf = Some(format!("sentinel monitor cache 127.0.0.1 {primary} 1\n"));
+        let options = RedisOptions { args, conf, ..RedisOptions::default() };
+        (Redis::start(options).await.unwrap(), port)
+    }
+
+    /// The arguments for TLS at this port.
+    fn args(&self, port: u16, asks_for_certificate: &str) -> Vec<String> {
+        let [pem, key, ca] = ["server.crt", "server.key", "ca.crt"].map(|name| self.file(name));
+        let text = |path: &Path| path.to_str().unwrap().to_owned();
+        let args = [
+            ("--tls-port", port.to_string()),
+            ("--tls-auth-clients", asks_for_certificate.to_owned()),
+            ("--tls-cert-file", text(&pem)),
+            ("--tls-key-file", text(&key)),
+            ("--tls-ca-cert-file", text(&ca)),
+        ];
+        args.into_iter().flat_map(|(name, value)| [name.to_owned(), value]).collect()
+    }
+}
+
+/// `ca_file` is for both; a certificate vouches for the address that is connected to.
+#[tokio::test]
+async fn sentinels_and_the_server_that_they_name_may_ask_for_tls() {
+    let authorities = Authorities::new();
+    let (_server, url) = authorities.server("no").await;
+    let port = url.rsplit(':').next().unwrap().trim_end_matches("/1").parse().unwrap();
+    let (_sentinel, sentinel_port) = authorities.sentinel(port).await;
+    let with = |scheme: &str, ca: &str| {
+        let url = format!("{scheme}://127.0.0.1:{sentinel_port}");
+        let list = vec![Sentinel { url, password: Source::None }];
+        let mode = Mode::Sentinel(config::Sentinels { service: "cache".to_owned(), list });
+        let url = "rediss://cache/1";
+        let ca_file = authorities.file(ca);
+        config::Redis { mode, ..settings(url, Some("hunter2"), Some(&ca_file)) }
+    };
+    let mut connection = connect(&with("rediss", "ca.crt")).await.unwrap();
+    assert!(say(&mut connection, &["CLIENT", "INFO"]).await.contains(" db=1 "));
+    let (_, text) = refused(&with("rediss", "other.crt")).await;
+    assert!(text.contains("ask the Sentinels for the primary of `cache`: `127.0.0.1:"), "{text}");
+    assert!(text.contains("invalid peer certificate: UnknownIssuer"), "{text}");
+    refused(&with("redis", "ca.crt")).await;
 }
 
 #[tokio::test]

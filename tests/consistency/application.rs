@@ -7,7 +7,6 @@
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use redis::AsyncCommands;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
@@ -107,12 +106,15 @@ fn pages_with_readings() -> Vec<i32> {
 async fn prime(world: &World) -> Result<Vec<(Key, String)>, String> {
     let values = current(world).await?;
     // Redis may be away in the same mixture.
-    let Ok(mut cache) = world.servers.cache().await else { return Ok(values) };
+    let mut cache = world.servers.cache();
     for (key, value) in &values {
-        let stored: Result<(), _> = cache.set(key.name(), value).await;
-        if stored.is_ok() {
-            let fill = Fill { value: value.clone(), at: Instant::now(), gap: Duration::ZERO };
-            world.shared.filled.lock().unwrap().insert(key.name(), fill);
+        match cache.set(&key.name(), value).await {
+            Ok(()) => {
+                let fill = Fill { value: value.clone(), at: Instant::now(), gap: Duration::ZERO };
+                world.shared.filled.lock().unwrap().insert(key.name(), fill);
+            }
+            Err(error) if error.is_io_error() => break,
+            Err(_refused) => {}
         }
     }
     Ok(values)

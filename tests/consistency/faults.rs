@@ -13,6 +13,7 @@ use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
 use walsweep::failpoint::Point;
 
+use crate::cache::Mode;
 use crate::support::{Fault, Way};
 
 /// A part of the system that a fault strikes at.
@@ -109,11 +110,23 @@ pub(crate) enum Kind {
     StandbyPaused,
     /// Another walsweep takes over when this one is killed.
     StandIn,
+    /// A primary is killed; its replica, which may have been cut off before, takes over.
+    PrimaryKilled,
+    /// A primary is frozen until its replica has taken over, and then goes on.
+    PrimaryPaused,
+    /// A replica takes over by hand.
+    Failover,
+    /// Slots go from primary to primary, from the beginning to the end of the run.
+    Reshard,
+    /// A primary is killed while slots go to another one or come from it.
+    ReshardTorn,
+    /// A node joins, has slots for a while, and leaves.
+    NodeJoins,
 }
 
 impl Kind {
     /// Every kind, with its name on the command line.
-    pub(crate) const ALL: [(Kind, &str); 40] = [
+    pub(crate) const ALL: [(Kind, &str); 46] = [
         (Kind::Kill, "kill"),
         (Kind::Crash, "crash"),
         (Kind::Freeze, "freeze"),
@@ -154,7 +167,37 @@ impl Kind {
         (Kind::StandbyGone, "standby-gone"),
         (Kind::StandbyPaused, "standby-paused"),
         (Kind::StandIn, "stand-in"),
+        (Kind::PrimaryKilled, "primary-killed"),
+        (Kind::PrimaryPaused, "primary-paused"),
+        (Kind::Failover, "failover"),
+        (Kind::Reshard, "reshard"),
+        (Kind::ReshardTorn, "reshard-torn"),
+        (Kind::NodeJoins, "node-joins"),
     ];
+
+    /// Whether there is such a fault where Redis is run so.
+    pub(crate) fn suits(self, mode: Mode) -> bool {
+        match self {
+            // Clients of a cluster and of Sentinels are told addresses, and go past a proxy. Who is
+            // whose replica is not for a single server to say.
+            Kind::NetworkRedis | Kind::RedisReadonly => mode == Mode::Standalone,
+            Kind::Reshard | Kind::ReshardTorn | Kind::NodeJoins => mode == Mode::Cluster,
+            _ => !self.is_failover() || mode != Mode::Standalone,
+        }
+    }
+
+    /// Whether a replica takes over.
+    pub(crate) fn is_failover(self) -> bool {
+        matches!(
+            self,
+            Kind::PrimaryKilled | Kind::PrimaryPaused | Kind::Failover | Kind::ReshardTorn
+        )
+    }
+
+    /// Whether it can show that it took effect.
+    pub(crate) fn is_of_nodes(self) -> bool {
+        self.is_failover() || self == Kind::NodeJoins
+    }
 
     /// Whether the application does it to its own tables.
     pub(crate) fn is_of_application(self) -> bool {
@@ -189,7 +232,8 @@ impl Kind {
         matches!(self, Kind::StandbyGone | Kind::StandbyPaused)
     }
 
-    fn name(self) -> &'static str {
+    /// Its name on the command line.
+    pub(crate) fn name(self) -> &'static str {
         Kind::ALL.iter().find(|(kind, _)| *kind == self).map_or("", |(_, name)| name)
     }
 
@@ -218,7 +262,19 @@ impl Kind {
 /// The option's help, with every name.
 pub(crate) fn help() -> String {
     let names = Kind::ALL.map(|(_, name)| name).join(", ");
-    format!("`none`, `all`, or names with commas: {names}")
+    let only = |mode: Mode| {
+        let has = |kind: &Kind| Mode::ALL.iter().all(|one| kind.suits(*one) == (*one == mode));
+        let names = Kind::ALL.iter().filter(|(kind, _)| has(kind)).map(|(_, name)| *name);
+        names.collect::<Vec<_>>().join(", ")
+    };
+    let (standalone, cluster) = (only(Mode::Standalone), only(Mode::Cluster));
+    format!(
+        "`none`, `all`, or names with commas: {names}. `all` leaves out what there is not with \
+         `--redis`: {standalone} are of one server alone, {cluster} of a cluster alone, and other \
+         failovers of a cluster or a service. In a cluster, `redis-empty`, `redis-older`, \
+         `redis-freeze`, `redis-full` and those of the watermark strike at one primary, the rest \
+         at every node; `reshard` goes on all the time, beside the others"
+    )
 }
 
 /// The kinds that a list names: `all`, `none`, or names with commas.
@@ -292,7 +348,16 @@ impl Mixer {
     /// Mixtures of these kinds.
     pub(crate) fn new(kinds: Vec<Kind>, random: StdRng) -> Mixer {
         let (deck, points, turns) = (Vec::new(), Vec::new(), BTreeMap::new());
-        Mixer { kinds, deck, points, turns, random }
+        let mut mixer = Mixer { kinds, deck, points, turns, random };
+        mixer.shuffle();
+        // A report without them says that nothing was tested: they do not wait for a long run.
+        mixer.deck.sort_by_key(|kind| kind.is_of_nodes());
+        mixer
+    }
+
+    fn shuffle(&mut self) {
+        self.deck.clone_from(&self.kinds);
+        self.deck.shuffle(&mut self.random);
     }
 
     /// The next mixture: one kind, or two or three; empty if there are no kinds.
@@ -303,8 +368,9 @@ impl Mixer {
             let Some(kind) = self.draw() else { break };
             let target = kind.target();
             if mixture.iter().any(|other| other.kind.target() == target) {
-                // Its turn comes later.
-                self.deck.insert(0, kind);
+                // Its turn comes later; that of those that a report asks for, next.
+                let place = if kind.is_of_nodes() { self.deck.len() } else { 0 };
+                self.deck.insert(place, kind);
                 continue;
             }
             let after = if at == 0 { 0 } else { self.random.random_range(0..1500) };
@@ -323,16 +389,15 @@ impl Mixer {
 
     fn draw(&mut self) -> Option<Kind> {
         if self.deck.is_empty() {
-            self.deck.clone_from(&self.kinds);
-            self.deck.shuffle(&mut self.random);
+            self.shuffle();
         }
         self.deck.pop()
     }
 
-    /// Tables, families and ways come in their turn, from one of chance on.
+    /// Tables, families, ways and primaries come in their turn, from one of chance on.
     fn choice(&mut self, kind: Kind) -> u32 {
         let chosen = self.random.random_range(0..1000);
-        if !kind.is_confined() {
+        if !kind.is_confined() && !kind.is_of_nodes() {
             return chosen;
         }
         let turn = self.turns.entry(kind.name()).or_insert(chosen);

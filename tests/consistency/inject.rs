@@ -3,20 +3,22 @@
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use redis::AsyncCommands;
-use redis::aio::MultiplexedConnection;
+use redis::cmd;
 use tokio::time::{Instant, sleep, timeout};
 use walsweep::failpoint::{Point, VARIABLE};
-use walsweep_stage::throwaway::{Signal, StopMode, signal};
+use walsweep_stage::throwaway::{Redis, Signal, StopMode, signal};
 
 use crate::World;
 use crate::application::{self, Shown};
+use crate::cache::Mode;
 use crate::cached::{Key, Rows};
+use crate::failover;
 use crate::faults::{Kind, Planned};
 use crate::invalidator::Invalidator;
 use crate::schema::{FAMILIES, PHANTOMS, families_of_rule};
 use crate::servers::{NAME, REDIS_USER, readyz};
 use crate::shared::{PATIENCE, RETRY};
+use crate::store::Store;
 use crate::support::{Fault, Proxy};
 
 /// How long a crash point may take to be reached.
@@ -30,6 +32,7 @@ pub(crate) async fn inject(world: &World, planned: Planned) {
         Kind::RedisNoperm => refuse_family(world, planned).await,
         Kind::StandbyGone | Kind::StandbyPaused => lose_standby(world, planned).await,
         Kind::StandIn => stand_in(world, planned).await,
+        kind if kind.is_of_nodes() => failover::inject(world, planned).await,
         _ => return strike(world, planned).await,
     };
     world.effects.lock().unwrap().record(&planned.to_string(), shown);
@@ -60,9 +63,11 @@ async fn strike(world: &World, planned: Planned) {
         Kind::WalsenderFreeze => freeze_walsender(world, planned.lasts).await,
         Kind::RedisEmpty | Kind::RedisOlder => restart_redis(world, planned).await,
         Kind::RedisFreeze => {
-            servers.redis.lock().await.pause().unwrap();
+            let redis = servers.redis.lock().await;
+            let server = redis.server(one_of(&redis, planned.choice).await).unwrap();
+            server.pause().unwrap();
             sleep(planned.lasts).await;
-            servers.redis.lock().await.resume().unwrap();
+            server.resume().unwrap();
         }
         Kind::NetworkSql => break_link(&servers.sql_proxy, planned).await,
         Kind::NetworkStream => break_link(&servers.stream_proxy, planned).await,
@@ -74,16 +79,12 @@ async fn strike(world: &World, planned: Planned) {
 async fn crash(world: &World, planned: Planned) {
     let sweeps = matches!(planned.point, Point::ResyncOwed | Point::ResyncShown);
     if sweeps {
-        order(world, "DEL", &[&watermark()]).await;
+        order_watermark(world, planned.choice, "DEL", &[]).await;
     }
     let times = if sweeps { 1 } else { planned.choice % 5 + 1 };
     let value = format!("{}:{times}", planned.point.as_str());
     let struck = world.invalidator.doom((VARIABLE, &value), REACH).await;
     world.count(if struck { "(crash points reached)" } else { "(crash points not reached)" });
-}
-
-fn watermark() -> String {
-    format!("walsweep:{NAME}")
 }
 
 /// Runs statements until Postgres takes them.
@@ -183,7 +184,7 @@ async fn show_phantoms(world: &World) -> Result<(), Box<dyn std::error::Error>> 
     // It would write them within milliseconds. The crash that follows ends it.
     signal(&[u32::try_from(writer)?], Signal::Stop)?;
     let rows = Rows::open(&world.servers.postgres_url, PATIENCE).await?;
-    let mut cache = world.servers.cache().await?;
+    let mut cache = world.servers.cache();
     sql.batch_execute("set synchronous_commit = off").await?;
     for id in PHANTOMS {
         let version = shared.next_version();
@@ -191,7 +192,7 @@ async fn show_phantoms(world: &World) -> Result<(), Box<dyn std::error::Error>> 
         sql.batch_execute(&update).await?;
         shared.committed(&[id], version);
         let value = rows.value(Key::Item(id)).await?;
-        let () = cache.set(Key::Item(id).name(), value).await?;
+        cache.set(&Key::Item(id).name(), &value).await?;
     }
     Ok(())
 }
@@ -209,10 +210,21 @@ async fn freeze_walsender(world: &World, lasts: Duration) {
     }
 }
 
+/// One of the primaries.
+async fn one_of(redis: &Store, choice: u32) -> usize {
+    let primaries = redis.primaries().await.unwrap_or_default();
+    let count = u32::try_from(primaries.len()).unwrap_or_default();
+    let at = choice.checked_rem(count).and_then(|at| usize::try_from(at).ok());
+    at.and_then(|at| primaries.get(at)).copied().unwrap_or_default()
+}
+
 async fn restart_redis(world: &World, planned: Planned) {
+    // Locked all the time: what comes back has the slots of its primary.
+    let mut redis = world.servers.redis.lock().await;
+    let at = one_of(&redis, planned.choice).await;
     let is_older = planned.kind == Kind::RedisOlder;
     if is_older {
-        order(world, "SAVE", &[]).await;
+        order_node(world, redis.server(at).unwrap(), "SAVE", &[]).await;
         sleep(planned.lasts).await;
         if planned.choice.is_multiple_of(2) {
             // What was removed for most rows is covered by a watermark before Redis forgets it.
@@ -220,54 +232,95 @@ async fn restart_redis(world: &World, planned: Planned) {
             sleep(world.shared.window * 2).await;
         }
     }
-    let mut redis = world.servers.redis.lock().await;
-    redis.kill9().await.unwrap();
+    let is_alone = world.servers.directory.mode() == Mode::Standalone;
+    let server = redis.server_mut(at).unwrap();
+    server.kill9().await.unwrap();
     if !is_older {
-        drop(std::fs::remove_file(redis.dir().join("dump.rdb")));
+        drop(std::fs::remove_file(server.dir().join("dump.rdb")));
     }
-    sleep(planned.lasts / 4).await;
-    redis.start_again().await.unwrap();
+    // Back before anybody else takes over, as a service manager has it.
+    sleep(if is_alone { planned.lasts / 4 } else { planned.lasts / 10 }).await;
+    server.start_again().await.unwrap();
+    world.shared.history.restored();
+    if let Err(error) = redis.settled().await {
+        world.count(&format!("(redis did not settle: {error})"));
+    }
     world.shared.history.restored();
 }
 
-/// Sends a command to Redis, as somebody with a console would. It may be refused.
-async fn order(world: &World, command: &str, args: &[&str]) {
-    let ask = async {
-        let mut cache: MultiplexedConnection = world.servers.cache().await.ok()?;
-        redis::cmd(command).arg(args).exec_async(&mut cache).await.ok()
-    };
+/// Sends a command to a node, as somebody with a console would. It may be refused.
+async fn order_node(world: &World, node: &Redis, command: &str, args: &[&str]) {
+    let ask =
+        async { cmd(command).arg(args).exec_async(&mut node.connect().await.ok()?).await.ok() };
     if !matches!(timeout(PATIENCE, ask).await, Ok(Some(()))) {
         world.count(&format!("({command} was refused)"));
     }
 }
 
+/// Sends it to every node that runs.
+async fn order(world: &World, command: &str, args: &[&str]) {
+    let redis = world.servers.redis.lock().await;
+    for at in redis.running() {
+        order_node(world, redis.server(at).unwrap(), command, args).await;
+    }
+}
+
+/// Sends it to one of the primaries.
+async fn order_one(world: &World, choice: u32, command: &str, args: &[&str]) {
+    let redis = world.servers.redis.lock().await;
+    let at = one_of(&redis, choice).await;
+    order_node(world, redis.server(at).unwrap(), command, args).await;
+}
+
+/// Sends one of the primaries a command about its watermark, whatever its name is there.
+async fn order_watermark(world: &World, choice: u32, command: &str, args: &[&str]) {
+    let redis = world.servers.redis.lock().await;
+    let node = redis.server(one_of(&redis, choice).await).unwrap();
+    let find = async {
+        let names = format!("walsweep:*{NAME}*");
+        let mut scan = cmd("SCAN");
+        scan.arg(0).arg("MATCH").arg(names).arg("COUNT").arg(1_000_000);
+        let found: (u64, Vec<String>) =
+            scan.query_async(&mut node.connect().await.ok()?).await.ok()?;
+        Some(found.1)
+    };
+    let names = timeout(PATIENCE, find).await.ok().flatten().unwrap_or_default();
+    if names.is_empty() {
+        world.count("(no watermark to strike at)");
+    }
+    for name in names {
+        let args: Vec<&str> = std::iter::once(name.as_str()).chain(args.iter().copied()).collect();
+        order_node(world, node, command, &args).await;
+    }
+}
+
 /// Troubles Redis with a command, and takes it back with another where there is one.
 async fn trouble_redis(world: &World, planned: Planned) {
-    let dead_port = "1";
-    let forbidden = ["-unlink", "-scan", "-eval"][usize::try_from(planned.choice % 3).unwrap()];
-    let watermark = watermark();
-    let (begin, end): (Vec<&str>, Vec<&str>) = match planned.kind {
-        Kind::RedisClients => (vec!["CLIENT", "KILL", "TYPE", "normal"], vec![]),
+    let choice = planned.choice;
+    let rights = |right| ["SETUSER", REDIS_USER, right];
+    let limit = |most| ["SET", "maxmemory", most];
+    match planned.kind {
+        Kind::RedisClients => order(world, "CLIENT", &["KILL", "TYPE", "normal"]).await,
         Kind::RedisFull => {
             order(world, "CONFIG", &["SET", "maxmemory-policy", "noeviction"]).await;
-            (vec!["CONFIG", "SET", "maxmemory", "1"], vec!["CONFIG", "SET", "maxmemory", "0"])
+            order_one(world, choice, "CONFIG", &limit("1")).await;
+            sleep(planned.lasts).await;
+            order(world, "CONFIG", &limit("0")).await;
         }
-        Kind::RedisForbids => (
-            vec!["ACL", "SETUSER", REDIS_USER, forbidden],
-            vec!["ACL", "SETUSER", REDIS_USER, "+@all"],
-        ),
+        Kind::RedisForbids => {
+            let forbidden = ["-unlink", "-scan", "-eval"][usize::try_from(choice % 3).unwrap()];
+            order(world, "ACL", &rights(forbidden)).await;
+            sleep(planned.lasts).await;
+            order(world, "ACL", &rights("+@all")).await;
+        }
         Kind::RedisReadonly => {
-            (vec!["REPLICAOF", "127.0.0.1", dead_port], vec!["REPLICAOF", "NO", "ONE"])
+            let dead_port = "1";
+            order(world, "REPLICAOF", &["127.0.0.1", dead_port]).await;
+            sleep(planned.lasts).await;
+            order(world, "REPLICAOF", &["NO", "ONE"]).await;
         }
-        Kind::WatermarkDeleted => (vec!["DEL", &watermark], vec![]),
-        _ => (vec!["SET", &watermark, "by hand"], vec![]),
-    };
-    if let Some((command, args)) = begin.split_first() {
-        order(world, command, args).await;
-    }
-    if let Some((command, args)) = end.split_first() {
-        sleep(planned.lasts).await;
-        order(world, command, args).await;
+        Kind::WatermarkDeleted => order_watermark(world, choice, "DEL", &[]).await,
+        _ => order_watermark(world, choice, "SET", &["by hand"]).await,
     }
 }
 
@@ -308,14 +361,12 @@ async fn refuse_family(world: &World, planned: Planned) -> Shown {
 async fn is_refused(world: &World, family: &str, wanted: bool) -> Shown {
     let deadline = Instant::now() + PATIENCE;
     loop {
-        let asked = match world.servers.cache_as_walsweep().await {
-            Ok(mut cache) => {
-                let key = format!("{family}:nobody's");
-                let asked = redis::cmd("UNLINK").arg(key).exec_async(&mut cache).await;
-                asked.map_err(|error| error.code().unwrap_or_default().to_owned())
-            }
-            Err(error) => Err(error.to_string()),
-        };
+        let key = format!("{family}:nobody's");
+        let asked = world.servers.cache_as_walsweep().unlink(&key).await;
+        let asked = asked.map_err(|error| match error.code() {
+            Some(code) => code.to_owned(),
+            None => error.to_string(),
+        });
         let is_refused = asked == Err("NOPERM".to_owned());
         if is_refused == wanted && (wanted || asked.is_ok()) {
             return Ok(());

@@ -1,4 +1,5 @@
-//! The stale-read checker: a real Postgres, a real Redis, writers, cache-aside readers, faults, and
+//! The stale-read checker: a real Postgres, a real Redis (one server, a cluster, or a service that
+//! Sentinels watch), writers, cache-aside readers, faults, and
 //! any program that removes keys. `make check-consistency` runs it.
 //!
 //! At every quiet point each cached value is compared with its row: none may be stale. While the
@@ -12,6 +13,10 @@
 //! the time in which walsweep says that it is not ready, and by the time that what no row tells may
 //! take to be noticed. The keys of all other rules go as ever, whatever walsweep says.
 //!
+//! A failover may lose what the application wrote: such a value is absent. What the promoted
+//! replica has of the past is stale as any other, and so is what a primary still serves that nobody
+//! follows any more; in a cluster a value counts if the owner of its slot has it.
+//!
 //! The same seed gives the same choices, not the same interleaving of processes.
 //!
 //! Exit code 0: the promise held. 1: it did not, or nothing was tested; the stale keys are listed.
@@ -20,8 +25,10 @@
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "it reports to a person")]
 
 mod application;
+mod cache;
 mod cached;
 mod effects;
+mod failover;
 mod faults;
 mod history;
 mod inject;
@@ -29,10 +36,12 @@ mod invalidator;
 mod naive;
 mod readers;
 mod report;
+mod reshard;
 mod rest;
 mod schema;
 mod servers;
 mod shared;
+mod store;
 #[path = "../support/mod.rs"]
 mod support;
 mod writers;
@@ -51,6 +60,7 @@ use tempfile::TempDir;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 
+use crate::cache::Mode;
 use crate::effects::Effects;
 use crate::history::History;
 use crate::invalidator::Invalidator;
@@ -62,9 +72,15 @@ use crate::shared::{PATIENCE, Shared};
 #[derive(Debug, Parser)]
 #[command(name = "consistency")]
 struct Options {
+    /// How Redis is run.
+    #[arg(long, value_enum, default_value_t = Mode::default())]
+    redis: Mode,
     /// How long to run; the last quiet point comes after it.
     #[arg(long, default_value_t = 60)]
     seconds: u64,
+    /// Go on until so many replicas took over from their primaries, even if the time is over.
+    #[arg(long, default_value_t = 0)]
+    failovers: u64,
     /// Tasks that write.
     #[arg(long, default_value_t = 8)]
     writers: u64,
@@ -76,9 +92,12 @@ struct Options {
     seed: Option<u64>,
     #[arg(long, default_value = "all", value_parser = faults::parse, help = faults::help())]
     faults: FaultList,
-    /// `walsweep`, `naive`, or a shell command, which finds `DATABASE_URL`, `REPLICATION_URL`,
-    /// `REDIS_URL`, `SLOT`, `PUBLICATION`, `CONFIG` (a walsweep configuration with the rules) and
-    /// `WALSWEEP` (the program) in its environment.
+    /// `walsweep`, `naive` (removes on arrival), `twice` (and again after the window; give it a
+    /// `--grace` beyond that), or a shell command, which finds `DATABASE_URL`, `REPLICATION_URL`,
+    /// `REDIS_URL` (of one server, or of one of them), `REDIS_MODE`, `REDIS_NODES` (with commas:
+    /// the server, a cluster's nodes, or the Sentinels of the service `cache`), `SLOT`,
+    /// `PUBLICATION`, `CONFIG` (a walsweep configuration with the rules) and `WALSWEEP` (the
+    /// program) in its environment.
     #[arg(long, default_value = "walsweep")]
     invalidator: String,
     /// `[refill] window`, in milliseconds; readers fill within 0.9 of it.
@@ -130,7 +149,11 @@ type FaultList = Vec<faults::Kind>;
 enum Hidden {
     /// The yardstick.
     #[command(hide = true)]
-    Naive,
+    Naive {
+        /// It removes keys again later.
+        #[arg(long)]
+        twice: bool,
+    },
 }
 
 /// All that a run has.
@@ -158,7 +181,7 @@ pub(crate) struct World {
 impl World {
     /// Lets walsweep add what it needs to the database: the event trigger.
     async fn set_up(&self) {
-        let config = self.invalidator.variable("CONFIG");
+        let config = self.invalidator.variable("PLAIN_CONFIG");
         let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_walsweep"));
         let done = command.args(["setup", "--config", config]).output().await.unwrap();
         assert!(done.status.success(), "walsweep setup: {}", support::text(&done));
@@ -171,13 +194,22 @@ impl World {
 }
 
 fn main() -> ExitCode {
-    let options = Options::parse();
+    let mut options = Options::parse();
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-    if let Some(Hidden::Naive) = options.command {
-        runtime.block_on(naive::run());
+    if let Some(Hidden::Naive { twice }) = options.command {
+        runtime.block_on(naive::run(twice));
         return ExitCode::SUCCESS;
     }
+    let is_all = options.faults.len() == faults::Kind::ALL.len();
+    let (suited, other): (FaultList, FaultList) =
+        options.faults.iter().partition(|kind| kind.suits(options.redis));
+    if !is_all && !other.is_empty() {
+        let names: Vec<&str> = other.iter().map(|kind| kind.name()).collect();
+        eprintln!("with --redis {} there is no {}", options.redis.name(), names.join(", "));
+        return ExitCode::from(2);
+    }
+    options.faults = suited;
     let report = runtime.block_on(run(&options));
     if options.json {
         println!("{}", serde_json::to_string_pretty(&report).unwrap());
@@ -197,6 +229,9 @@ async fn run(options: &Options) -> Report {
     let started = Instant::now();
     let mut tasks = JoinSet::new();
     tasks.spawn(Arc::clone(&world.servers).stand_by());
+    if options.redis != Mode::Standalone {
+        tasks.spawn(Arc::clone(&world.servers.directory).watch());
+    }
     world.set_up().await;
     let invalidator = Arc::clone(&world.invalidator);
     tasks.spawn(async move { invalidator.supervise().await });
@@ -218,36 +253,57 @@ async fn run(options: &Options) -> Report {
         for number in 0..options.readers {
             tasks.spawn(readers::read(Arc::clone(&world.shared), number));
         }
-        rounds(&world, options, &mut report).await;
+        let reshard = async {
+            if options.faults.contains(&faults::Kind::Reshard) {
+                reshard::reshard(&world.servers, &world.shared).await;
+            }
+            std::future::pending::<()>().await;
+        };
+        tokio::select! {
+            () = rounds(&world, options, &mut report) => {}
+            () = reshard => {}
+        }
     } else {
         report.failures.push("the invalidator does not begin to confirm".to_owned());
     }
     world.shared.stop.store(true, Ordering::Relaxed);
     tasks.shutdown().await;
     if !report.failures.is_empty() {
+        if let store::Store::Cluster(cluster) = &*world.servers.redis.lock().await {
+            let views = cluster.views().await;
+            report.failures.push(views.unwrap_or_else(|error| error.to_string()));
+        }
         report.failures.push(format!("last words:\n{}", world.invalidator.last_words()));
     }
     let texts = (bound_text(options), replay(options, seed));
-    report.close(&world, started.elapsed(), texts);
+    report.close(&world, started.elapsed(), texts, &options.faults);
     report
 }
 
 async fn build(options: &Options, seed: u64, folder: &TempDir) -> World {
     let standby_delay = Duration::from_millis(options.standby_delay);
     let listed = options.faults.iter().any(|kind| kind.is_of_standby());
-    let servers = Arc::new(Servers::start(standby_delay, options.ballast, listed).await);
+    let servers =
+        Arc::new(Servers::start(options.redis, standby_delay, options.ballast, listed).await);
     let window = Duration::from_millis(options.refill_window);
-    let urls = (servers.postgres_url.clone(), servers.redis_url.clone());
+    let urls = (servers.postgres_url.clone(), Arc::clone(&servers.directory));
     let history = History::new(base(options), Duration::from_secs(options.notice));
     let shared = Arc::new(Shared::new(seed, urls, (window, history), options.late_readers));
-    let [config, second] = ["config.toml", "second.toml"].map(|name| folder.path().join(name));
-    let text = servers.config(window, servers.http_port).await;
-    std::fs::write(&config, &text).unwrap();
-    std::fs::write(&second, servers.config(window, servers.second_http_port).await).unwrap();
+    let [config, second, plain] =
+        ["config.toml", "second.toml", "plain.toml"].map(|name| folder.path().join(name));
+    for (file, port, is_plain) in [
+        (&config, servers.http_port, false),
+        (&second, servers.second_http_port, false),
+        (&plain, servers.http_port, true),
+    ] {
+        std::fs::write(file, servers.config(window, port, is_plain).await).unwrap();
+    }
+    let text = std::fs::read_to_string(&plain).unwrap();
     let own = std::env::current_exe().unwrap();
     let command = match options.invalidator.as_str() {
         "walsweep" => "exec \"$WALSWEEP\" run --config \"$CONFIG\"".to_owned(),
         "naive" => format!("exec '{}' naive", own.display()),
+        "twice" => format!("exec '{}' naive --twice", own.display()),
         other => other.to_owned(),
     };
     let is_walsweep = command.contains("$WALSWEEP");
@@ -258,13 +314,16 @@ async fn build(options: &Options, seed: u64, folder: &TempDir) -> World {
     let environment = [
         ("WALSWEEP", env!("CARGO_BIN_EXE_walsweep").to_owned()),
         ("CONFIG", config.display().to_string()),
+        ("PLAIN_CONFIG", plain.display().to_string()),
         ("DATABASE_URL", url("url")[0].clone()),
         ("REDIS_URL", url("url")[1].clone()),
         ("REPLICATION_URL", url("replication_url")[0].clone()),
         ("SLOT", NAME.to_owned()),
         ("PUBLICATION", NAME.to_owned()),
     ];
-    let mut environment = environment.map(|(name, value)| (name.to_owned(), value)).to_vec();
+    let environment = environment.into_iter().chain(servers.way_to_redis().environment());
+    let mut environment: Vec<(String, String)> =
+        environment.map(|(name, value)| (name.to_owned(), value)).collect();
     let log = options.log.clone().unwrap_or_else(|| folder.path().join("log"));
     let start = |environment: &[(String, String)]| {
         Invalidator::new(command.clone(), environment.to_vec(), (log.clone(), folder.path()))
@@ -293,9 +352,12 @@ async fn rounds(world: &World, options: &Options, report: &mut Report) {
     let mut kinds = options.faults.clone();
     // Another program may have no second one that waits.
     kinds.retain(|kind| *kind != faults::Kind::StandIn || world.is_walsweep);
+    // It goes on all the time.
+    kinds.retain(|kind| *kind != faults::Kind::Reshard);
     let mut mixer = faults::Mixer::new(kinds, world.shared.random(4, 0));
     let end = Instant::now() + Duration::from_secs(options.seconds);
-    while Instant::now() < end {
+    let failovers = || world.servers.tally.failovers.load(Ordering::Relaxed);
+    while Instant::now() < end || failovers() < options.failovers {
         sleep(Duration::from_millis(random.random_range(1000..3000))).await;
         let mixture = mixer.next();
         let is_untold = mixture.iter().any(|planned| planned.kind.is_untold());
@@ -311,6 +373,7 @@ async fn rounds(world: &World, options: &Options, report: &mut Report) {
                 report.quiet_points += 1;
                 report.compared += rest.compared;
                 report.late_at_rest += rest.late;
+                report.out_of_reach = report.out_of_reach.max(rest.lost);
                 rest.stale.iter().for_each(|stale| eprintln!("stale: {stale}"));
                 report.stale_at_rest.extend(rest.stale);
                 if options.expect_stale && !report.stale_at_rest.is_empty() {
@@ -378,21 +441,23 @@ fn replay(options: &Options, seed: u64) -> String {
             |kind| faults::Kind::ALL.iter().find(|(one, _)| one == kind).map(|(_, name)| *name);
         kinds.iter().filter_map(name).collect::<Vec<_>>().join(",")
     };
+    let suited = faults::Kind::ALL.iter().filter(|(kind, _)| kind.suits(options.redis));
     let faults = match options.faults.len() {
         0 => "none".to_owned(),
-        count if count == faults::Kind::ALL.len() => "all".to_owned(),
+        count if count == suited.count() => "all".to_owned(),
         _ => names(&options.faults),
     };
     let Options { seconds, writers, readers, refill_window, slack, recovery, grace, .. } = options;
-    let Options { standby_delay, ballast, notice, .. } = options;
+    let Options { standby_delay, ballast, notice, failovers, .. } = options;
+    let redis = options.redis.name();
     let late = if options.late_readers { " --late-readers" } else { "" };
     // Once for make, once for the shell.
     let invalidator = options.invalidator.replace('$', "$$").replace('\'', "'\\''");
     format!(
-        "make check-consistency SEED={seed} SECONDS={seconds} WRITERS={writers} READERS={readers} \
-         FAULTS={faults} INVALIDATOR='{invalidator}' ARGS='--refill-window {refill_window} \
-         --slack {slack} --notice {notice} --recovery {recovery} --grace {grace} \
-         --standby-delay {standby_delay} \
-         --ballast {ballast}{late}'"
+        "make check-consistency REDIS={redis} SEED={seed} SECONDS={seconds} WRITERS={writers} \
+         READERS={readers} FAULTS={faults} INVALIDATOR='{invalidator}' \
+         ARGS='--refill-window {refill_window} --slack {slack} --notice {notice} \
+         --recovery {recovery} --grace {grace} --standby-delay {standby_delay} \
+         --ballast {ballast} --failovers {failovers}{late}'"
     )
 }

@@ -6,10 +6,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rand::RngExt;
 use rand::rngs::StdRng;
-use redis::AsyncCommands;
-use redis::aio::MultiplexedConnection;
 use tokio::time::{Instant, sleep};
 
+use crate::cache::Cache;
 use crate::cached::{Key, Rows};
 use crate::schema::{FLASHES, HOT_ITEMS, ITEMS, TEAMS};
 use crate::shared::{Fill, RETRY, Shared};
@@ -41,7 +40,7 @@ struct Reader {
     shared: Arc<Shared>,
     random: StdRng,
     rows: Rows,
-    cache: MultiplexedConnection,
+    cache: Cache,
     defined: Vec<Key>,
 }
 
@@ -58,10 +57,11 @@ impl<E: std::error::Error> From<E> for Broken {
 pub(crate) async fn read(shared: Arc<Shared>, number: u64) {
     let mut random = shared.random(2, number);
     while !shared.stopped() {
-        let Ok((rows, cache)) = open(&shared, PATIENCE).await else {
+        let Ok(rows) = Rows::open(&shared.postgres_url, PATIENCE).await else {
             sleep(RETRY).await;
             continue;
         };
+        let cache = shared.cache();
         let (own, defined) = (Arc::clone(&shared), Key::all_defined());
         let mut reader = Reader { shared: own, random, rows, cache, defined };
         while !shared.stopped() {
@@ -79,15 +79,6 @@ pub(crate) async fn read(shared: Arc<Shared>, number: u64) {
         }
         random = reader.random;
     }
-}
-
-async fn open(
-    shared: &Shared,
-    patience: Duration,
-) -> Result<(Rows, MultiplexedConnection), Broken> {
-    let rows = Rows::open(&shared.postgres_url, patience).await?;
-    let client = redis::Client::open(shared.redis_url.as_str())?;
-    Ok((rows, client.get_multiplexed_async_connection().await?))
 }
 
 impl Reader {
@@ -118,7 +109,7 @@ impl Reader {
     async fn visit(&mut self, key: Key) -> Result<(), Broken> {
         let name = key.name();
         let asked_at = Instant::now();
-        let found: Option<String> = self.cache.get(&name).await?;
+        let found = self.cache.get(&name).await?;
         self.shared.reads.fetch_add(1, Ordering::Relaxed);
         if let Some(value) = found {
             self.shared.judge(&name, &value, asked_at);
@@ -149,7 +140,7 @@ impl Reader {
         }
         let mut store = redis::cmd("EVAL");
         store.arg(STORE).arg(1).arg(&name).arg(&value).arg(deadline);
-        let stored: u32 = store.query_async(&mut self.cache).await?;
+        let stored: u32 = self.cache.ask(&name, &store).await?;
         if stored == 1 {
             self.shared.fills.fetch_add(1, Ordering::Relaxed);
             // Within its time by the server's clock, however late the answer came.
@@ -174,7 +165,8 @@ fn unix_micros() -> u64 {
 pub(crate) async fn audit(shared: Arc<Shared>) {
     let names: Vec<String> = Key::all().into_iter().map(Key::name).collect();
     while !shared.stopped() {
-        if let Ok((rows, mut cache)) = open(&shared, AUDIT_PATIENCE).await {
+        if let Ok(rows) = Rows::open(&shared.postgres_url, AUDIT_PATIENCE).await {
+            let mut cache = shared.cache();
             while !shared.stopped() && look(&shared, &rows, &mut cache, &names).await.is_ok() {
                 sleep(AUDIT_INTERVAL).await;
             }
@@ -186,13 +178,13 @@ pub(crate) async fn audit(shared: Arc<Shared>) {
 async fn look(
     shared: &Shared,
     rows: &Rows,
-    cache: &mut MultiplexedConnection,
+    cache: &mut Cache,
     names: &[String],
 ) -> Result<(), Broken> {
     let _turn = shared.reading.read().await;
     shared.history.observe(&rows.within_reach().await?);
     let asked_at = Instant::now();
-    let values: Vec<Option<String>> = cache.mget(names).await?;
+    let values = cache.look(names).await?;
     for (name, value) in names.iter().zip(values) {
         if let Some(value) = value {
             shared.judge(name, &value, asked_at);

@@ -8,6 +8,8 @@ use std::time::Duration;
 use serde::Serialize;
 
 use crate::World;
+use crate::cache::Mode;
+use crate::faults::Kind;
 use crate::invalidator::Exits;
 use crate::rest::Stale;
 use crate::shared::{Lives, Overdue};
@@ -33,6 +35,13 @@ pub(crate) struct Report {
     pub(crate) stale_at_rest: Vec<Stale>,
     /// Stale at rest and filled later than the promise covers.
     pub(crate) late_at_rest: usize,
+    /// Keys of a cluster that no client found at some quiet point, where there were most.
+    pub(crate) out_of_reach: usize,
+    /// How Redis is run.
+    redis: &'static str,
+    moved_slots: u64,
+    failovers: u64,
+    joins: u64,
     stale_seen: u64,
     longest_stale_life: Option<Life>,
     longest_stale_life_without_outage: Option<Life>,
@@ -84,6 +93,7 @@ impl Report {
         world: &World,
         took: Duration,
         (bound, replay): (String, String),
+        faults: &[Kind],
     ) {
         let shared = &world.shared;
         self.seed = shared.seed;
@@ -97,11 +107,31 @@ impl Report {
         self.take(&shared.lives.lock().unwrap());
         self.seconds_not_ready = shared.history.unready().as_secs_f64();
         self.failures.extend(world.effects.lock().unwrap().failures());
+        self.count(world, faults);
         if self.commits == 0 || self.fills == 0 || self.compared == 0 {
             self.failures.push("nothing was tested: no commit, fill or value compared".to_owned());
         }
         self.held =
             self.stale_at_rest.is_empty() && self.overdue.is_empty() && self.failures.is_empty();
+    }
+
+    /// Counts slots, failovers and nodes. One that was asked for and never happened is a failure.
+    fn count(&mut self, world: &World, faults: &[Kind]) {
+        let tally = &world.servers.tally;
+        self.redis = world.servers.directory.mode().name();
+        self.moved_slots = tally.moved_slots.load(Ordering::Relaxed);
+        self.failovers = tally.failovers.load(Ordering::Relaxed);
+        self.joins = tally.joins.load(Ordering::Relaxed);
+        let asked = |of: fn(Kind) -> bool| faults.iter().any(|kind| of(*kind));
+        for (is_asked, count, name) in [
+            (asked(|kind| kind == Kind::Reshard), self.moved_slots, "slot moved"),
+            (asked(Kind::is_failover), self.failovers, "replica took over"),
+            (asked(|kind| kind == Kind::NodeJoins), self.joins, "node joined"),
+        ] {
+            if is_asked && count == 0 {
+                self.failures.push(format!("nothing was tested: no {name}"));
+            }
+        }
     }
 
     fn take(&mut self, lives: &Lives) {
@@ -128,6 +158,15 @@ impl Display for Report {
     fn fmt(&self, formatter: &mut Formatter<'_>) -> fmt::Result {
         writeln!(formatter, "seed                 {}", self.seed)?;
         writeln!(formatter, "time                 {:.1} s", self.seconds)?;
+        write!(formatter, "redis                {}", self.redis)?;
+        if self.redis != Mode::Standalone.name() {
+            let Report { moved_slots, failovers, joins, .. } = self;
+            write!(
+                formatter,
+                ": {moved_slots} slots moved, {failovers} failovers, {joins} nodes joined and left"
+            )?;
+        }
+        writeln!(formatter)?;
         writeln!(formatter, "commits              {}", self.commits)?;
         writeln!(formatter, "reads, fills         {}, {}", self.reads, self.fills)?;
         let (points, compared) = (self.quiet_points, self.compared);
@@ -135,6 +174,9 @@ impl Display for Report {
         writeln!(formatter, "stale at rest        {}", self.stale_at_rest.len())?;
         if self.late_at_rest > 0 {
             writeln!(formatter, "late fills at rest   {} (not promised)", self.late_at_rest)?;
+        }
+        if self.out_of_reach > 0 {
+            writeln!(formatter, "keys out of reach    {} at most", self.out_of_reach)?;
         }
         writeln!(formatter, "stale values seen    {}", self.stale_seen)?;
         let none = || "none".to_owned();

@@ -1,21 +1,24 @@
-//! The servers: Postgres with a synchronous standby, Redis, and a proxy on each way to them.
+//! The servers: Postgres with a synchronous standby, Redis in one of its modes, and a proxy on each
+//! way to them. Those of a cluster and a service are reached directly: each tells where the others
+//! are.
 
 use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
 
-use redis::aio::MultiplexedConnection;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::Mutex;
 use tokio::time::{Instant, sleep};
 use tokio_postgres::Client;
 use walsweep::lsn::Lsn;
-use walsweep_stage::throwaway::{Postgres, PostgresOptions, Redis, RedisOptions, free_port};
+use walsweep_stage::throwaway::{Postgres, PostgresOptions, free_port};
 
+use crate::cache::{Cache, Directory, Mode, SERVICE, port};
 use crate::cached::connect;
 use crate::schema::{RULES, create};
 use crate::shared::RETRY;
+use crate::store::{Store, Tally};
 use crate::support::{Fault, Proxy};
 
 /// Slot, publication, and part of the watermark's name.
@@ -50,17 +53,19 @@ pub(crate) struct Servers {
     pub(crate) standby: Option<Mutex<Postgres>>,
     /// Locked by whoever stops or starts it.
     pub(crate) postgres: Mutex<Postgres>,
-    /// Locked by whoever stops or starts it.
-    pub(crate) redis: Mutex<Redis>,
+    /// Locked by whoever stops or starts it, or moves slots.
+    pub(crate) redis: Mutex<Store>,
+    /// Where the application finds it, not through a proxy.
+    pub(crate) directory: Arc<Directory>,
+    /// How much happened to it.
+    pub(crate) tally: Tally,
     /// Not through a proxy.
     pub(crate) postgres_url: String,
-    /// Not through a proxy.
-    pub(crate) redis_url: String,
     /// The invalidator's way to SQL.
     pub(crate) sql_proxy: Proxy,
     /// The invalidator's way to its slot.
     pub(crate) stream_proxy: Proxy,
-    /// The invalidator's way to Redis.
+    /// The invalidator's way to Redis, where there is one server.
     pub(crate) redis_proxy: Proxy,
     standby_proxy: Proxy,
     /// Where walsweep tells how it is.
@@ -73,7 +78,12 @@ impl Servers {
     /// Starts them, with tables and rows, and with keys that nobody asks for: a pass takes longer
     /// then. The synchronous standby is `standby_delay` away, each way. With `listed` there is
     /// another one, which `[postgres] replicas` names.
-    pub(crate) async fn start(standby_delay: Duration, ballast: u32, listed: bool) -> Servers {
+    pub(crate) async fn start(
+        mode: Mode,
+        standby_delay: Duration,
+        ballast: u32,
+        listed: bool,
+    ) -> Servers {
         let mut conf = CONF.map(str::to_owned).to_vec();
         if listed {
             conf.extend(WITH_STANDBY.map(str::to_owned));
@@ -82,14 +92,16 @@ impl Servers {
         let postgres = Postgres::start(options).await.unwrap();
         let user = ["--user", REDIS_USER].into_iter().chain(REDIS_RIGHTS);
         let args = user.map(str::to_owned).collect();
-        let redis = Redis::start(RedisOptions { args, ..RedisOptions::default() }).await.unwrap();
+        let mut redis = Store::start(mode, args).await.unwrap();
+        let redis_port = redis.server(0).unwrap().port();
         let mut servers = Servers {
             standby: None,
             postgres_url: postgres.url(),
-            redis_url: redis.url(),
+            directory: redis.directory(),
+            tally: Tally::default(),
             sql_proxy: Proxy::to_port(postgres.port()),
             stream_proxy: Proxy::to_port(postgres.port()),
-            redis_proxy: Proxy::to_port(redis.port()),
+            redis_proxy: Proxy::to_port(redis_port),
             standby_proxy: Proxy::to_port(postgres.port()),
             http_port: free_port().unwrap(),
             second_http_port: free_port().unwrap(),
@@ -104,11 +116,9 @@ impl Servers {
             let standby = servers.postgres.lock().await.standby("listed", &["fsync = off"]).await;
             servers.standby = Some(Mutex::new(standby.unwrap()));
         }
-        let mut cache = servers.cache().await.unwrap();
+        let mut cache = servers.cache();
         for number in 0..ballast {
-            let mut pipe = redis::pipe();
-            pipe.set(format!("other:{number}"), "x").ignore();
-            pipe.exec_async(&mut cache).await.unwrap();
+            cache.set(&format!("other:{number}"), "x").await.unwrap();
         }
         servers
     }
@@ -127,25 +137,33 @@ impl Servers {
         connect(&self.postgres_url).await
     }
 
-    /// A new connection, not through a proxy.
-    pub(crate) async fn cache(&self) -> Result<MultiplexedConnection, redis::RedisError> {
-        let client = redis::Client::open(self.redis_url.as_str())?;
-        client.get_multiplexed_async_connection().await
+    /// A new client of the application.
+    pub(crate) fn cache(&self) -> Cache {
+        Cache::new(&self.directory, String::new())
     }
 
-    /// A new connection as walsweep's own user, not through a proxy.
-    pub(crate) async fn cache_as_walsweep(
-        &self,
-    ) -> Result<MultiplexedConnection, redis::RedisError> {
-        let client = redis::Client::open(with_user(&self.redis_url))?;
-        client.get_multiplexed_async_connection().await
+    /// A new client with walsweep's own login.
+    pub(crate) fn cache_as_walsweep(&self) -> Cache {
+        Cache::new(&self.directory, login())
     }
 
-    /// walsweep's configuration; it tells at this port how it is.
-    pub(crate) async fn config(&self, window: Duration, http_port: u16) -> String {
+    /// The invalidator's way to Redis, as a directory: that of one server leads through the proxy.
+    pub(crate) fn way_to_redis(&self) -> Arc<Directory> {
+        match self.directory.mode() {
+            Mode::Standalone => {
+                let nodes = self.directory.nodes().iter();
+                let through = |node: &String| self.redis_proxy.url(node, port(node).unwrap());
+                Directory::new(Mode::Standalone, nodes.map(through).collect())
+            }
+            Mode::Cluster | Mode::Sentinel => Arc::clone(&self.directory),
+        }
+    }
+
+    /// walsweep's configuration; it tells at this port how it is. A `plain` one takes the Redis for
+    /// one server, and is for whoever does not connect to it.
+    pub(crate) async fn config(&self, window: Duration, http_port: u16, plain: bool) -> String {
         let [sql, stream] = [&self.sql_proxy, &self.stream_proxy];
         let postgres_port = self.postgres.lock().await.port();
-        let redis_port = self.redis.lock().await.port();
         let replicas: Vec<String> = match &self.standby {
             Some(standby) => vec![standby.lock().await.url()],
             None => Vec::new(),
@@ -153,15 +171,34 @@ impl Servers {
         format!(
             "[postgres]\nurl = {:?}\nreplication_url = {:?}\n\
              slot = {NAME:?}\npublication = {NAME:?}\nreplicas = {replicas:?}\n\
-             [redis]\nurl = {:?}\n\
+             [redis]\n{}\
              [refill]\nwindow = \"{}ms\"\n\
              [http]\nlisten = \"127.0.0.1:{}\"\n{RULES}",
             sql.url(&self.postgres_url, postgres_port),
             stream.url(&self.postgres_url, postgres_port),
-            with_user(&self.redis_proxy.url(&self.redis_url, redis_port)),
+            self.redis_section(plain),
             window.as_millis(),
             http_port,
         )
+    }
+
+    /// The lines of `[redis]`.
+    fn redis_section(&self, plain: bool) -> String {
+        let url = |place: &str| format!("redis://{}{place}/0", login());
+        let way = self.way_to_redis();
+        let nodes = way.nodes();
+        let urls: Vec<String> = nodes.iter().map(|node| format!("redis://{node}")).collect();
+        match self.directory.mode() {
+            Mode::Cluster if !plain => format!(
+                "mode = \"cluster\"\nurl = {:?}\nseeds = {:?}\n",
+                url(&nodes[0]),
+                &urls[1..]
+            ),
+            Mode::Sentinel if !plain => {
+                format!("mode = \"sentinel\"\nurl = {:?}\nsentinels = {urls:?}\n", url(SERVICE))
+            }
+            _ => format!("url = {:?}\n", url(&nodes[0])),
+        }
     }
 
     /// Whether walsweep says that it is ready.
@@ -232,8 +269,9 @@ pub(crate) async fn readyz(port: u16) -> Option<(bool, String)> {
     tokio::time::timeout(Duration::from_secs(1), ask).await.ok().flatten()
 }
 
-fn with_user(redis_url: &str) -> String {
-    redis_url.replace("redis://", &format!("redis://{REDIS_USER}:{REDIS_USER}@"))
+/// walsweep's login, as a URL has it.
+pub(crate) fn login() -> String {
+    format!("{REDIS_USER}:{REDIS_USER}@")
 }
 
 fn remove_whole_segments(folder: &std::path::Path) {

@@ -10,6 +10,7 @@ use rand::rngs::StdRng;
 use tokio::sync::{Mutex as Lock, OwnedMutexGuard, RwLock};
 use tokio::time::Instant;
 
+use crate::cache::{Cache, Directory};
 use crate::cached::{family, versions};
 use crate::history::{History, Life};
 use crate::schema::{
@@ -68,7 +69,7 @@ pub(crate) struct Shared {
     /// The database, not through a proxy.
     pub(crate) postgres_url: String,
     /// The cache, not through a proxy.
-    pub(crate) redis_url: String,
+    pub(crate) directory: Arc<Directory>,
     /// Everything that is known of the rows.
     pub(crate) history: History,
     /// `[refill] window`.
@@ -105,7 +106,7 @@ impl Shared {
     /// For a run against these servers, whose lives `history` judges.
     pub(crate) fn new(
         seed: u64,
-        urls: (String, String),
+        (postgres_url, directory): (String, Arc<Directory>),
         (window, history): (Duration, History),
         late_readers: bool,
     ) -> Shared {
@@ -113,8 +114,8 @@ impl Shared {
         let rows = rows.chain(FIRST_PARTS).chain(SECOND_PARTS).chain(SHELVES).chain([STAT]);
         Shared {
             seed,
-            postgres_url: urls.0,
-            redis_url: urls.1,
+            postgres_url,
+            directory,
             history,
             window,
             late_readers,
@@ -135,6 +136,11 @@ impl Shared {
     /// The random numbers of one task.
     pub(crate) fn random(&self, role: u64, number: u64) -> StdRng {
         StdRng::seed_from_u64(self.seed ^ (role << 48) ^ (number << 32))
+    }
+
+    /// A new client of the cache.
+    pub(crate) fn cache(&self) -> Cache {
+        Cache::new(&self.directory, String::new())
     }
 
     /// Whether the run is over.

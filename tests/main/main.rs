@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout, reason = "a test may fail")]
 
 mod binary;
+mod cluster;
 mod by_hand;
 mod cached;
 mod checker;
@@ -37,6 +38,7 @@ mod proxy;
 mod refusals;
 mod replicas;
 mod secrets;
+mod sentinel;
 mod setup;
 mod shop;
 mod shutdown;

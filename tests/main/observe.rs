@@ -11,7 +11,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{Instant, sleep};
 use walsweep::config::{self, Config};
 use walsweep::keys::Rules;
-use walsweep::sweep::{Node, Standalone};
+use walsweep::sweep::{Node, Removes, Standalone};
 use walsweep_stage::throwaway::{Redis, RedisOptions};
 
 use crate::support::{Bed, PATIENCE, Settings, Sidecar, eventually};

@@ -7,7 +7,9 @@ use std::rc::Rc;
 
 use tokio::time::sleep;
 use walsweep::keys::Pattern;
-use walsweep::sweep::{Chain, Error, Kind, Link, Node, Page, Replaced, ScanCall};
+use walsweep::sweep::{
+    Chain, Error, Kind, Link, Node, Page, Primary, Removes, Replaced, ScanCall, Scanned,
+};
 
 use crate::judge::add;
 use crate::postgres::Version;
@@ -482,7 +484,44 @@ fn owned(key: &[u8]) -> String {
     String::from_utf8(key.to_vec()).unwrap()
 }
 
+impl Removes for Client {
+    async fn unlink(&self, groups: &[Vec<&[u8]>]) -> Result<Vec<Option<u64>>, Error> {
+        let groups = groups.iter().map(|group| group.iter().map(|key| owned(key)).collect());
+        match self.ask(Request::Unlink(groups.collect(), None, false)).await? {
+            Reply::Counts(counts) => Ok(counts),
+            _ => unreachable!("counts are the reply"),
+        }
+    }
+
+    async fn fence(&self) -> Result<(), Error> {
+        self.ping().await
+    }
+}
+
+impl Primary for Client {
+    fn name(&self) -> &str {
+        ["memory", "memory, too"][self.at]
+    }
+
+    async fn scan(&self, call: &ScanCall<'_>) -> Result<Page, Error> {
+        let pattern = call.pattern.map(<[u8]>::to_vec);
+        match self.ask(Request::Scan { cursor: call.cursor, pattern }).await? {
+            Reply::Page(page, id) => self.same(id).map(|()| page),
+            _ => unreachable!("a page is the reply"),
+        }
+    }
+
+    async fn ping(&self) -> Result<(), Error> {
+        match self.ask(Request::Nothing).await? {
+            Reply::Id(id) => self.same(id),
+            _ => unreachable!("the id is the reply"),
+        }
+    }
+}
+
 impl Node for Client {
+    type Primary<'a> = &'a Client;
+
     fn name(&self) -> &str {
         ["memory", "memory, too"][self.at]
     }
@@ -504,31 +543,8 @@ impl Node for Client {
         Ok(())
     }
 
-    async fn unlink(&self, groups: &[Vec<&[u8]>]) -> Result<Vec<Option<u64>>, Error> {
-        let groups = groups.iter().map(|group| group.iter().map(|key| owned(key)).collect());
-        match self.ask(Request::Unlink(groups.collect(), None, false)).await? {
-            Reply::Counts(counts) => Ok(counts),
-            _ => unreachable!("counts are the reply"),
-        }
-    }
-
-    async fn scan(&self, call: &ScanCall<'_>) -> Result<Page, Error> {
-        let pattern = call.pattern.map(<[u8]>::to_vec);
-        match self.ask(Request::Scan { cursor: call.cursor, pattern }).await? {
-            Reply::Page(page, id) => self.same(id).map(|()| page),
-            _ => unreachable!("a page is the reply"),
-        }
-    }
-
-    async fn ping(&self) -> Result<(), Error> {
-        match self.ask(Request::Nothing).await? {
-            Reply::Id(id) => self.same(id),
-            _ => unreachable!("the id is the reply"),
-        }
-    }
-
-    async fn fence(&self) -> Result<(), Error> {
-        self.ping().await
+    async fn primaries(&self, scanned: &mut Scanned) -> Result<Vec<&Client>, Error> {
+        Ok(scanned.once(self))
     }
 
     async fn watermark(&self) -> Result<Option<Vec<u8>>, Error> {

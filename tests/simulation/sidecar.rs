@@ -14,7 +14,7 @@ use walsweep::keys::{Binding, Rules};
 use walsweep::lsn::Lsn;
 use walsweep::retry::Backoff;
 use walsweep::run::error::{Error, Verdict};
-use walsweep::run::pipeline::Outside;
+use walsweep::run::pipeline::{Outside, TargetNode};
 use walsweep::run::session::Timing;
 use walsweep::run::shutdown::Shutdown;
 use walsweep::settle::{self, Holder, Probe, Snapshot, SqlStandby};
@@ -130,7 +130,7 @@ async fn process(
     }
 }
 
-type Opened = (Outside<Asker, SqlStandby, Client>, Settings);
+type Opened = (Outside<Asker, SqlStandby>, Settings);
 
 /// Does what `Session::open` does, on the server in memory.
 async fn open(world: &Rc<World>, rules: &Rules) -> Result<Opened, Error> {
@@ -180,7 +180,8 @@ async fn open(world: &Rc<World>, rules: &Rules) -> Result<Opened, Error> {
     };
     let slot = capture::Slot::over(walsender::start(world, lsn));
     let probe = Asker { world: Rc::clone(world), number: *world.sql.borrow() };
-    let nodes = (0..world.targets()).map(|at| Client::new(world, at)).collect();
+    let node = |at| Box::new(Client::new(world, at)) as Box<dyn TargetNode>;
+    let nodes = (0..world.targets()).map(node).collect();
     let standbys = Vec::new();
     let (witness, lookups) = (None, None);
     Ok((Outside { slot, witness, probe, standbys, nodes, lookups }, settings))

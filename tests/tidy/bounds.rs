@@ -271,13 +271,13 @@ const BOUNDS: &[(&str, &str, &str, &str)] = &[
     ),
     (
         "README.md",
-        "standalone Redis 6.2 or later, and Postgres 14 to 18",
+        "it needs Redis 6.2 or later, and Postgres 14 to 18",
         "src/preflight/redis.rs",
         "VERSION_MIN: (u32, u32) = (6, 2)",
     ),
     (
         "README.md",
-        "standalone Redis 6.2 or later, and Postgres 14 to 18",
+        "it needs Redis 6.2 or later, and Postgres 14 to 18",
         "src/preflight/server.rs",
         "VERSION_MIN: i32 = 14",
     ),

@@ -105,13 +105,14 @@ const SECTIONS: [&str; 8] =
     ["postgres", "redis", "sweep", "refill", "http", "log", "rule", "lookup"];
 
 /// Fields of the configuration's structs whose options have other names.
-const FIELDS: [(&str, &[&str]); 11] = [
+const FIELDS: [(&str, &[&str]); 12] = [
     ("postgres.endpoint", &["url", "password_file", "password_command"]),
     ("postgres.replication_endpoint", &["replication_url"]),
     // Which rules' keys go there is with the rules.
     ("redis.id", &["rules"]),
     ("redis.is_alone", &[]),
     ("redis.prefixes", &[]),
+    ("redis.mode", &["mode", "seeds", "sentinels"]),
     ("redis.password", &["password_file", "password_command"]),
     ("redis.client_certificate", &["cert_file", "key_file"]),
     ("rule.at", &[]),

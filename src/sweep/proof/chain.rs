@@ -56,6 +56,13 @@ impl Chain {
         Some(if number == self.first { Link::Set(number) } else { Link::Increase(number) })
     }
 
+    /// Whether the link is of this chain, not of one before it.
+    #[must_use]
+    pub fn made(&self, link: Link) -> bool {
+        let (Link::Set(number) | Link::Increase(number)) = link;
+        (self.first..self.next).contains(&number)
+    }
+
     /// Redis removed keys and refused the link: nothing shows any more that it has the removals.
     pub fn refused(&mut self) {
         self.is_whole = false;
@@ -93,6 +100,8 @@ mod tests {
         assert!(first < 1 << 62, "INCR must not overflow");
         assert_eq!(chain.extend(), Some(Link::Increase(first + 1)));
         assert_eq!(chain.standing(), Some(first + 1));
+        assert!(chain.made(Link::Set(first)) && chain.made(Link::Increase(first + 1)));
+        assert!(!chain.made(Link::Increase(first + 2)) && !Chain::begin().made(Link::Set(first)));
         assert_ne!(Chain::begin().extend(), Some(Link::Set(first)), "no connection repeats it");
         chain.refused();
         assert_eq!((chain.extend(), chain.is_whole()), (None, false));

@@ -16,7 +16,8 @@ use secrecy::{ExposeSecret, SecretString};
 use tokio::time::Instant;
 
 use super::node::{Error, Kind};
-use crate::config;
+use super::sentinel::Council;
+use crate::config::{self, Mode};
 use crate::password::Unread;
 
 /// The client library's default is 1 s, which a server that is far or busy misses.
@@ -25,6 +26,12 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// The client library's default is 500 ms. A script, a large DEL or a fork of somebody else can
 /// hold a server for longer; giving up then would only repeat the work.
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Advice on Sentinels that name no primary.
+pub(super) const SENTINELS_HINT: &str = "see that the Sentinels in `redis.sentinels` run, that \
+     each has its own login in its URL, with the rights `+sentinel|get-master-addr-by-name \
+     +sentinel|master`, and that the host of `redis.url` is a name that they know (`sentinel \
+     masters`); take out those that are gone for good";
 
 /// Why no connection was made. No variant holds a password.
 #[derive(Debug, thiserror::Error)]
@@ -56,14 +63,33 @@ pub enum ConnectError {
         /// The server's words.
         said: String,
     },
+    /// The Sentinels of a service name no primary of it that is to be believed.
+    #[error("ask the Sentinels for the primary of `{service}`: {said}")]
+    Sentinels {
+        /// The service.
+        service: String,
+        /// The answer of each.
+        said: String,
+        /// Whether each of them answers, and none ever will as asked.
+        is_lasting: bool,
+    },
     /// The server could not be reached, or refused the login or the right to choose the database.
-    #[error("connect to redis at `{address}`: {error}")]
+    #[error("connect to redis at {}: {error}", place(address, service.as_deref()))]
     Redis {
         /// Host and port, or the path of the socket.
         address: String,
+        /// The service whose primary it is, if Sentinels say so.
+        service: Option<String>,
         /// Why.
         error: Error,
     },
+}
+
+fn place(address: &str, service: Option<&str>) -> String {
+    match service {
+        Some(service) => format!("`{address}` (primary of `{service}`, as its Sentinels say)"),
+        None => format!("`{address}`"),
+    }
 }
 
 impl ConnectError {
@@ -76,6 +102,7 @@ impl ConnectError {
             | ConnectError::Certificate { .. }
             | ConnectError::Database { .. } => true,
             ConnectError::Password(unread) => unread.needs_a_person(),
+            ConnectError::Sentinels { is_lasting, .. } => *is_lasting,
             ConnectError::Redis { error, .. } => {
                 matches!(error.kind(), Kind::Auth | Kind::NoPerm)
             }
@@ -100,6 +127,7 @@ impl ConnectError {
                 "let the number at the end of `redis.url` be that of a database of this server, \
                  such as 0: `redis-cli config get databases` tells how many it has",
             ),
+            ConnectError::Sentinels { .. } => Some(SENTINELS_HINT),
             ConnectError::Redis { error, .. } => error.hint(),
         }
     }
@@ -112,24 +140,38 @@ impl From<ConnectError> for Error {
             ConnectError::CaFile { .. } | ConnectError::Certificate { .. } => Kind::Io,
             ConnectError::Password(_) => Kind::Auth,
             ConnectError::Database { .. } => Kind::Other,
+            ConnectError::Sentinels { .. } => Kind::Sentinel,
             ConnectError::Redis { error, .. } => error.kind(),
         };
         Error::Lost(error.to_string(), kind)
     }
 }
 
-/// Connects, logs in and selects the database of the URL. The connection does not connect again by
-/// itself: whoever answers next must show its watermark first (I7).
+/// Connects, logs in and selects the database of the URL; where Sentinels are, to the server that
+/// they name. The connection does not connect again by itself: whoever answers next must show its
+/// watermark first (I7).
 ///
 /// # Errors
 ///
 /// See [`ConnectError`].
 pub async fn connect(redis: &config::Redis) -> Result<MultiplexedConnection, ConnectError> {
-    log_in(redis, None, &config()).await
+    let Some(council) = Council::of(redis) else { return log_in(redis, None, &config()).await };
+    let server = council.server().await?;
+    let named = |error| council.of_service(error);
+    let mut connection = log_in(&server, None, &config()).await.map_err(named)?;
+    // Who may not ask finds out by READONLY.
+    let mut info = cmd("INFO");
+    let info: Result<String, _> = info.arg("replication").query_async(&mut connection).await;
+    if info.is_ok_and(|info| info.contains("role:slave")) {
+        let error = Error::new(Kind::ReadOnly, "the server is a replica".to_owned());
+        let address = council.primary().unwrap_or_default();
+        return Err(named(ConnectError::Redis { address, service: None, error }));
+    }
+    Ok(connection)
 }
 
-/// Connects as [`connect`] does, in RESP3: `pushes` is given whatever the server sends unasked, in
-/// order, each before the reply that follows it on the wire.
+/// Connects to the server of the URL, in RESP3: `pushes` is given whatever the server sends
+/// unasked, in order, each before the reply that follows it on the wire.
 ///
 /// # Errors
 ///
@@ -144,7 +186,7 @@ pub async fn connect_with_pushes(
 /// Logs in with the password that holds now. Where it is refused, its source is asked again at
 /// once, and if it gives another one by then, that is tried: a token may end, or a rotation happen,
 /// between reading and login.
-async fn log_in(
+pub(super) async fn log_in(
     redis: &config::Redis,
     protocol: Option<ProtocolVersion>,
     config: &AsyncConnectionConfig,
@@ -190,7 +232,7 @@ fn client(
     drop(rustls::crypto::ring::default_provider().install_default());
     let info = redis.url.as_str().into_connection_info().map_err(|error| {
         // The configuration was judged; a URL is not shown, for what it may hold.
-        ConnectError::Redis { address: "redis.url".to_owned(), error: told(&error) }
+        ConnectError::Redis { address: "redis.url".to_owned(), service: None, error: told(&error) }
     })?;
     // Small requests must not wait for the acknowledgement of the one before.
     let tcp = info.tcp_settings().clone().set_nodelay(true);
@@ -245,7 +287,7 @@ fn failed(info: &ConnectionInfo, error: &RedisError) -> ConnectError {
     if ["DB index", "cluster mode"].iter().any(|part| detail.contains(part)) {
         return ConnectError::Database { address, said: detail.to_owned() };
     }
-    ConnectError::Redis { address, error: told(error) }
+    ConnectError::Redis { address, service: None, error: told(error) }
 }
 
 /// The class and the text of a failed connection. No key was sent yet, so that more may be told
@@ -265,9 +307,12 @@ fn told(error: &RedisError) -> Error {
     }
 }
 
-/// Host and port of a Redis URL.
-pub(super) fn node_name(url: &str) -> String {
-    match url::Url::parse(url) {
+/// Host and port of a target's URL; the name of a service.
+pub(super) fn node_name(redis: &config::Redis) -> String {
+    if let Mode::Sentinel(sentinels) = &redis.mode {
+        return sentinels.service.clone();
+    }
+    match url::Url::parse(&redis.url) {
         Ok(url) => match (url.host_str(), url.port()) {
             (Some(host), port) => format!("{host}:{}", port.unwrap_or(6379)),
             (None, _) => url.path().to_owned(),
@@ -296,7 +341,8 @@ pub(crate) fn classify(error: &RedisError) -> Error {
             Some("LOADING" | "MASTERDOWN") => Kind::Loading,
             Some("READONLY" | "UNBLOCKED") => Kind::ReadOnly,
             // A node of a cluster took the place of the server that was connected to.
-            Some("MOVED" | "ASK" | "CROSSSLOT" | "CLUSTERDOWN" | "TRYAGAIN") => Kind::Swapped,
+            Some("MOVED" | "ASK" | "CLUSTERDOWN" | "TRYAGAIN") => Kind::Slot,
+            Some("CROSSSLOT") => Kind::Swapped,
             _ => Kind::Other,
         },
         _ if error.is_timeout() => Kind::Timeout,

@@ -16,7 +16,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 
 use super::budget::Budget;
-use super::node::{Error, Kind, Node};
+use super::node::{Error, Kind, Primary};
 
 /// Least time between two looks at the server's account, some 50 µs of its time each.
 const ACCOUNT_INTERVAL: Duration = Duration::from_millis(250);
@@ -61,7 +61,7 @@ impl Measure {
     }
 
     /// A pass begins.
-    pub(in crate::sweep) async fn begin<N: Node>(&mut self, node: &N) -> Result<(), Error> {
+    pub(in crate::sweep) async fn begin<P: Primary>(&mut self, node: &P) -> Result<(), Error> {
         self.budget.begin(Instant::now());
         self.waited = Duration::ZERO;
         self.look(node).await
@@ -92,7 +92,7 @@ impl Measure {
     }
 
     /// Waits until SCAN may be called.
-    pub(in crate::sweep) async fn turn<N: Node>(&mut self, node: &N) -> Result<(), Error> {
+    pub(in crate::sweep) async fn turn<P: Primary>(&mut self, node: &P) -> Result<(), Error> {
         let began = Instant::now();
         let is_due = self.account.is_some_and(|(_, at)| at + ACCOUNT_INTERVAL <= began);
         if is_due || self.budget.waits_until(began).is_some() {
@@ -114,7 +114,7 @@ impl Measure {
     }
 
     /// Compares what was measured with the server's account.
-    pub(in crate::sweep) async fn settle<N: Node>(&mut self, node: &N) -> Result<(), Error> {
+    pub(in crate::sweep) async fn settle<P: Primary>(&mut self, node: &P) -> Result<(), Error> {
         let Some((before, _)) = self.account else { return Ok(()) };
         let lasted = self.lasted;
         self.look(node).await?;
@@ -128,7 +128,7 @@ impl Measure {
         Ok(())
     }
 
-    async fn look<N: Node>(&mut self, node: &N) -> Result<(), Error> {
+    async fn look<P: Primary>(&mut self, node: &P) -> Result<(), Error> {
         self.account = node.scan_time().await?.map(|account| (account, Instant::now()));
         self.lasted = Duration::ZERO;
         Ok(())

@@ -1,12 +1,14 @@
-//! One Redis server: how it is reached, what is asked of it, and what that costs it.
+//! A Redis: how it is reached, what is asked of it, and what that costs it.
 //!
-//! - [`connect`], and [`standalone`]: its connections. [`node`]: what a sweeper asks of it;
-//!   [`standing`]: the watermark, for whoever asks without one;
+//! - [`connect`], [`sentinel`] and [`standalone`]: its connections; [`cluster`]: several servers
+//!   as one;
+//! - [`node`]: what a sweeper asks of it; [`standing`]: the watermark, for whoever has no sweeper;
 //! - [`unlink`], exact keys; [`pass`], patterns; [`observe`], which keys were written again;
 //! - [`pace`], [`measure`] and [`budget`]: how much of its time SCAN may take, and takes;
 //! - [`lease`]: functions for readers, which no stage knows.
 
 pub(super) mod budget;
+pub mod cluster;
 pub mod connect;
 pub(super) mod info;
 pub mod lease;
@@ -18,6 +20,8 @@ mod own;
 mod prefix;
 pub(super) mod pace;
 pub(super) mod pass;
+pub mod sentinel;
 pub(super) mod standalone;
 pub(super) mod standing;
+mod tracking;
 pub(super) mod unlink;

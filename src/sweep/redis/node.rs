@@ -1,11 +1,57 @@
-//! Everything that a sweep asks of one Redis server, and what can go wrong with it.
+//! Everything that a sweep asks of a Redis, and what can go wrong with it.
 
 use std::time::Duration;
 
+use super::cluster::Seen;
+use super::connect::SENTINELS_HINT;
 use super::observe::Mark;
 
-/// One Redis primary. The second implementor is the seeded simulation.
-pub trait Node {
+/// Whatever keys are removed from.
+pub trait Removes {
+    /// `UNLINK` of each group of keys in one round trip; how many keys of each group were there.
+    /// `None` for a group of which the user may not remove some key: none of it is removed, the
+    /// others are. With no group it counts as a removal that found nothing, for what another
+    /// connection saw. An error of [`Kind::Swapped`] if the server lost a removal that was
+    /// acknowledged since `connect`.
+    fn unlink(
+        &self,
+        groups: &[Vec<&[u8]>],
+    ) -> impl Future<Output = Result<Vec<Option<u64>>, Error>>;
+
+    /// Waits until every write that ran before the call is known to the marks, on the connection of
+    /// `unlink`.
+    fn fence(&self) -> impl Future<Output = Result<(), Error>> {
+        std::future::ready(Ok(()))
+    }
+}
+
+/// A server that SCAN looks through by itself.
+pub trait Primary: Removes {
+    /// Host and port.
+    fn name(&self) -> &str;
+
+    /// One `SCAN` call on a connection of its own. An error of [`Kind::Swapped`] if another server
+    /// answers than at `connect`, which knows nothing of the cursor; so with `ping` and `fence`.
+    fn scan(&self, call: &ScanCall<'_>) -> impl Future<Output = Result<Page, Error>>;
+
+    /// A round trip that does nothing, on the connection of `scan`.
+    fn ping(&self) -> impl Future<Output = Result<(), Error>>;
+
+    /// How long all SCAN calls of all clients have held the server since some moment, as it counts
+    /// itself; `None` if it does not tell. Goes back to zero when somebody resets it.
+    fn scan_time(&self) -> impl Future<Output = Result<Option<Duration>, Error>> {
+        std::future::ready(Ok(None))
+    }
+}
+
+/// A Redis deployment: everything that a sweep asks of it. A second implementor is the seeded
+/// simulation.
+pub trait Node: Removes {
+    /// A server of it that a pass looks through.
+    type Primary<'a>: Primary
+    where
+        Self: 'a;
+
     /// Host and port, for logs and the `node` label.
     fn name(&self) -> &str;
 
@@ -28,31 +74,15 @@ pub trait Node {
     /// that is not a primary.
     fn connect(&self) -> impl Future<Output = Result<(), Error>>;
 
-    /// `UNLINK` of each group of keys in one round trip; how many keys of each group were there.
-    /// `None` for a group of which the user may not remove some key: none of it is removed, the
-    /// others are. With no group it counts as a removal that found nothing, for what another
-    /// connection saw. An error of [`Kind::Swapped`] if the server lost a removal that was
-    /// acknowledged since `connect`.
-    fn unlink(
+    /// The servers that a pass looks through next, side by side: first all that have keys, and when
+    /// these are through, those that keys have come to meanwhile. None when the pass is over.
+    fn primaries(
         &self,
-        groups: &[Vec<&[u8]>],
-    ) -> impl Future<Output = Result<Vec<Option<u64>>, Error>>;
-
-    /// One `SCAN` call on a connection of its own. An error of [`Kind::Swapped`] if another server
-    /// answers than at `connect`, which knows nothing of the cursor; so with `ping` and `fence`.
-    fn scan(&self, call: &ScanCall<'_>) -> impl Future<Output = Result<Page, Error>>;
-
-    /// A round trip that does nothing, on the connection of `scan`.
-    fn ping(&self) -> impl Future<Output = Result<(), Error>>;
-
-    /// How long all SCAN calls of all clients have held the server since some moment, as it counts
-    /// itself; `None` if it does not tell. Goes back to zero when somebody resets it.
-    fn scan_time(&self) -> impl Future<Output = Result<Option<Duration>, Error>> {
-        std::future::ready(Ok(None))
-    }
+        scanned: &mut Scanned,
+    ) -> impl Future<Output = Result<Vec<Self::Primary<'_>>, Error>>;
 
     /// A round trip that does nothing on every connection, so that a server which ends silent ones
-    /// keeps them.
+    /// keeps them. An error of [`Kind::Swapped`] if Sentinels name another primary.
     fn keep_alive(&self) -> impl Future<Output = Result<(), Error>> {
         std::future::ready(Ok(()))
     }
@@ -60,12 +90,6 @@ pub trait Node {
     /// This moment, if the keys that are written from now on are observed.
     fn mark(&self) -> Option<Mark> {
         None
-    }
-
-    /// Waits until every write that ran before the call is known to the marks, on the connection of
-    /// `unlink`.
-    fn fence(&self) -> impl Future<Output = Result<(), Error>> {
-        std::future::ready(Ok(()))
     }
 
     /// The watermark key's value.
@@ -103,9 +127,62 @@ pub trait Node {
 
     /// Waits until the watermark `value`, which stands, and with it every removal before it is on
     /// as many replicas as the configuration asks for; by default none is. An error of
-    /// [`Kind::Replicas`] if it is on fewer. Holds up nothing else that is asked.
+    /// [`Kind::Replicas`] if it is on fewer; of [`Kind::Swapped`] or [`Kind::Sentinel`] if
+    /// Sentinels name another primary, or do not tell. Holds up nothing else that is asked.
     fn shared(&self, _value: &[u8]) -> impl Future<Output = Result<(), Error>> {
         std::future::ready(Ok(()))
+    }
+}
+
+/// How far a pass has come.
+#[derive(Debug, Default)]
+pub struct Scanned {
+    /// How often servers were asked for.
+    pub(in crate::sweep) rounds: u32,
+    /// The beginnings of all keys that it is about.
+    pub(super) prefixes: Vec<Vec<u8>>,
+    /// Of a cluster.
+    pub(super) seen: Option<Seen>,
+}
+
+impl Scanned {
+    /// Nothing yet, of keys that begin so.
+    pub(super) fn nothing(prefixes: Vec<Vec<u8>>) -> Scanned {
+        Scanned { prefixes, ..Scanned::default() }
+    }
+
+    /// The servers of a deployment that is one server: that one, once.
+    pub fn once<'a, P>(&mut self, only: &'a P) -> Vec<&'a P> {
+        self.rounds += 1;
+        if self.rounds == 1 { vec![only] } else { Vec::new() }
+    }
+}
+
+impl<P: Removes> Removes for &P {
+    async fn unlink(&self, groups: &[Vec<&[u8]>]) -> Result<Vec<Option<u64>>, Error> {
+        P::unlink(self, groups).await
+    }
+
+    async fn fence(&self) -> Result<(), Error> {
+        P::fence(self).await
+    }
+}
+
+impl<P: Primary> Primary for &P {
+    fn name(&self) -> &str {
+        P::name(self)
+    }
+
+    async fn scan(&self, call: &ScanCall<'_>) -> Result<Page, Error> {
+        P::scan(self, call).await
+    }
+
+    async fn ping(&self) -> Result<(), Error> {
+        P::ping(self).await
+    }
+
+    async fn scan_time(&self) -> Result<Option<Duration>, Error> {
+        P::scan_time(self).await
     }
 }
 
@@ -175,8 +252,12 @@ pub enum Kind {
     NoReplicas,
     /// Fewer replicas than `redis.wait_replicas` have the watermark.
     Replicas,
+    /// The Sentinels name no primary, or too few of them answer to know that it is still that.
+    Sentinel,
     /// The connection stands, and behind it is another server, or one that went back.
     Swapped,
+    /// The slot of a key is with another primary of the cluster, or on its way, or nobody's.
+    Slot,
     /// The key holds another type of value than it should.
     WrongType,
     /// Any other error reply.
@@ -199,7 +280,9 @@ impl Kind {
             Kind::Misconf => "misconf",
             Kind::NoReplicas => "noreplicas",
             Kind::Replicas => "replicas",
+            Kind::Sentinel => "sentinel",
             Kind::Swapped => "swapped",
+            Kind::Slot => "slot",
             Kind::WrongType => "wrongtype",
             Kind::Other => "other",
         }
@@ -215,6 +298,7 @@ impl Kind {
             | Kind::Auth
             | Kind::ReadOnly
             | Kind::Loading
+            | Kind::Slot
             | Kind::Swapped => true,
             Kind::NoPerm
             | Kind::Oom
@@ -222,6 +306,7 @@ impl Kind {
             | Kind::Misconf
             | Kind::NoReplicas
             | Kind::Replicas
+            | Kind::Sentinel
             | Kind::WrongType
             | Kind::Other => false,
         }
@@ -259,15 +344,23 @@ impl Error {
                  there, in the file that `redis.password_file` names, or what \
                  `redis.password_command` prints when it is run by hand",
             ),
-            Kind::ReadOnly => Some("let `redis.url` name the primary"),
+            Kind::ReadOnly => Some(
+                "let `redis.url` name the primary; where Sentinels do, they are asked again by \
+                 itself",
+            ),
             Kind::Oom => Some("the watermark key needs a few bytes; free memory in Redis"),
             Kind::Replicas => Some(
                 "nothing is confirmed meanwhile: bring replicas back, or lower \
                  `redis.wait_replicas`",
             ),
+            Kind::Sentinel => Some(SENTINELS_HINT),
             Kind::Swapped => {
                 Some("none is needed: keys whose removal may be lost are removed again")
             }
+            Kind::Slot => Some(
+                "it passes when the slot has arrived; if it lasts, `redis-cli --cluster check` \
+                 tells what is wrong with the cluster",
+            ),
             Kind::WrongType => Some(
                 "a key named `walsweep:` and the slot's name is not ours: rename or remove it, or \
                  set `postgres.slot` to another name",

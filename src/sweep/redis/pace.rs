@@ -1,13 +1,13 @@
 //! How much one SCAN call may look at: COUNT follows the time that a call takes. And when the next
 //! one may be made: see [`Measure`].
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use tokio::time::Instant;
 
 use super::measure::Measure;
-use super::node::{Error, Node};
+use super::node::{Error, Primary};
 
 /// The least COUNT: Redis's own default.
 const COUNT_MIN: usize = 10;
@@ -52,7 +52,7 @@ impl Pace {
     }
 
     /// A pass begins: measures the way to the server.
-    pub(in crate::sweep) async fn begin<N: Node>(&mut self, node: &N) -> Result<(), Error> {
+    pub(in crate::sweep) async fn begin<P: Primary>(&mut self, node: &P) -> Result<(), Error> {
         self.measure.begin(node).await?;
         self.next_pass();
         for _ in 0..PINGS {
@@ -118,6 +118,55 @@ impl Pace {
         }
         self.measure.scanned(took, stall);
         stall
+    }
+}
+
+/// The pace of each server of a deployment. Each has its own share of its own time.
+#[derive(Clone, Debug)]
+pub struct Paces {
+    /// That of a server that was not looked through before.
+    first: Pace,
+    by_name: BTreeMap<String, Pace>,
+}
+
+impl Paces {
+    /// Paces that begin as this one.
+    #[must_use]
+    pub fn new(first: Pace) -> Paces {
+        Paces { first, by_name: BTreeMap::new() }
+    }
+
+    /// Takes out the pace of a server.
+    pub(super) fn take(&mut self, name: &str) -> Pace {
+        self.by_name.remove(name).unwrap_or_else(|| self.first.clone())
+    }
+
+    /// Puts it back.
+    pub(super) fn put(&mut self, name: &str, pace: Pace) {
+        self.by_name.insert(name.to_owned(), pace);
+    }
+
+    /// Other servers may answer from now on, or the same ones.
+    pub(in crate::sweep) fn connected(&mut self) {
+        self.by_name.values_mut().for_each(Pace::connected);
+    }
+
+    /// From when on the next pass may begin: see [`Budget`](super::budget). The server that was
+    /// paid least decides.
+    pub(in crate::sweep) fn begins_at(&self, urgent: bool, now: Instant) -> Option<Instant> {
+        let each = self.by_name.values();
+        each.filter_map(|pace| pace.measure.budget.begins_at(urgent, now)).max()
+    }
+
+    /// The measure of the server on which the latest pass waited longest.
+    pub(in crate::sweep) fn slowest(&self) -> &Measure {
+        let measures = self.by_name.values().map(|pace| &pace.measure);
+        measures.max_by_key(|measure| measure.waited()).unwrap_or(&self.first.measure)
+    }
+
+    /// Forgets servers that are none any more.
+    pub(super) fn keep(&mut self, names: &[&str]) {
+        self.by_name.retain(|name, _| names.contains(&name.as_str()));
     }
 }
 

@@ -1,4 +1,4 @@
-//! One SCAN pass over a whole Redis for every pattern that waits.
+//! One SCAN pass over a whole Redis for every pattern that waits; over each primary of a cluster.
 //!
 //! SCAN looks at every key whatever MATCH says, so eight patterns in one pass cost an eighth of
 //! eight passes. Keys are matched here, by Redis's own rules, and removed as they come. The cursor
@@ -8,10 +8,11 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use tokio::time::Instant;
 
-use super::node::{Error, Node, Page, ScanCall};
-use super::pace::Pace;
+use super::node::{Error, Node, Page, Primary, ScanCall, Scanned};
+use super::pace::{Pace, Paces};
 use super::unlink::{Refused, Search, one_by_one};
 use crate::budget::OfTarget;
 use crate::failpoint::{Point, reach};
@@ -76,8 +77,9 @@ pub struct Progress {
     removals: (u64, Duration),
     /// Keys that the user may not remove, by the index of their pattern.
     pub(in crate::sweep) refused: HashMap<usize, Noted>,
-    /// Memory of those.
+    /// Memory of those, and how much they may take.
     refused_bytes: usize,
+    refused_bytes_max: usize,
 }
 
 /// Keys of one pattern that Redis refused to remove.
@@ -119,6 +121,27 @@ impl Progress {
         !self.refused.is_empty()
     }
 
+    /// Adds what was done on another server.
+    fn add(&mut self, other: Progress) {
+        self.scanned += other.scanned;
+        self.matched += other.matched;
+        self.stall = self.stall.max(other.stall);
+        self.waited = self.waited.max(other.waited);
+        let counts = [(&mut self.matched_by, other.matched_by), (&mut self.removed, other.removed)];
+        for (own, others) in counts {
+            own.iter_mut().zip(others).for_each(|(own, other)| *own += other);
+        }
+        for (index, noted) in other.refused {
+            let own = self.refused.entry(index).or_insert_with(|| Noted::Keys(Refused::new()));
+            match noted {
+                Noted::Keys(keys) => {
+                    own.add(keys, &mut self.refused_bytes, self.refused_bytes_max);
+                }
+                whole @ Noted::Whole(_) => *own = whole,
+            }
+        }
+    }
+
     /// Tells the pace of removals that it was not told of.
     fn tell(&mut self, pace: &mut Pace) {
         let (keys, lasted) = std::mem::take(&mut self.removals);
@@ -144,30 +167,95 @@ impl Pass {
         Pass { patterns, groups, dry_run: false, refused_bytes_max }
     }
 
-    /// Scans once, removing what matches, but for what the user may not remove. `each_page` hears
-    /// of every page, and in the end of all that was done, also before an error.
+    /// Scans all servers of a node, side by side, and those again that keys have come to meanwhile.
+    /// Removes what matches, but for what the user may not remove. For each server `watch` gives
+    /// who hears of every page, and in the end of all that was done there, also before an error.
     ///
     /// # Errors
     ///
-    /// The first error of the node; keys found before it are removed, the rest is not looked at.
-    pub async fn run<N: Node>(
+    /// The first error of a server; the others are scanned to their end before.
+    pub async fn over<N: Node, W: FnMut(&Progress)>(
         &self,
         node: &N,
+        paces: &mut Paces,
+        mut watch: impl FnMut() -> W,
+    ) -> Result<Progress, Error> {
+        let prefixes = self.groups.iter().map(|group| group.prefix.clone()).collect();
+        let (mut scanned, mut whole) = (Scanned::nothing(prefixes), self.progress());
+        loop {
+            let primaries = node.primaries(&mut scanned).await?;
+            if primaries.is_empty() {
+                return Ok(whole);
+            }
+            let share = self.refused_bytes_max / primaries.len();
+            let each = primaries.iter().map(|primary| {
+                let (mut pace, watch) = (paces.take(primary.name()), watch());
+                async move {
+                    let begun = Progress { refused_bytes_max: share, ..self.progress() };
+                    let outcome = self.run_from(begun, primary, &mut pace, watch).await;
+                    (primary.name(), pace, outcome)
+                }
+            });
+            let mut failed = None;
+            for (name, pace, outcome) in join_all(each).await {
+                paces.put(name, pace);
+                match outcome {
+                    Ok(progress) => whole.add(progress),
+                    Err(error) => failed = failed.or(Some(error)),
+                }
+            }
+            if scanned.rounds == 1 {
+                paces.keep(&primaries.iter().map(Primary::name).collect::<Vec<_>>());
+            }
+            if let Some(error) = failed {
+                return Err(error);
+            }
+        }
+    }
+
+    /// Nothing is done yet.
+    fn progress(&self) -> Progress {
+        let none = vec![0; self.patterns.len()];
+        let refused_bytes_max = self.refused_bytes_max;
+        Progress {
+            removed: none.clone(),
+            matched_by: none,
+            refused_bytes_max,
+            ..Default::default()
+        }
+    }
+
+    /// Scans one server once. `each_page` hears of every page, and in the end of all that was done,
+    /// also before an error.
+    ///
+    /// # Errors
+    ///
+    /// The first error of the server; keys found before it are removed, the rest is not looked at.
+    pub async fn run<P: Primary>(
+        &self,
+        node: &P,
+        pace: &mut Pace,
+        each_page: impl FnMut(&Progress),
+    ) -> Result<Progress, Error> {
+        self.run_from(self.progress(), node, pace, each_page).await
+    }
+
+    async fn run_from<P: Primary>(
+        &self,
+        mut progress: Progress,
+        node: &P,
         pace: &mut Pace,
         mut each_page: impl FnMut(&Progress),
     ) -> Result<Progress, Error> {
-        let none = vec![0; self.patterns.len()];
-        let mut progress =
-            Progress { removed: none.clone(), matched_by: none, ..Default::default() };
         let outcome = self.scan(node, pace, &mut each_page, &mut progress).await;
         pace.measure.end(outcome.is_ok());
         each_page(&progress);
         outcome.map(|()| progress)
     }
 
-    async fn scan<N: Node>(
+    async fn scan<P: Primary>(
         &self,
-        node: &N,
+        node: &P,
         pace: &mut Pace,
         each_page: &mut impl FnMut(&Progress),
         progress: &mut Progress,
@@ -209,9 +297,9 @@ impl Pass {
         }
     }
 
-    async fn remove_matching<N: Node>(
+    async fn remove_matching<P: Primary>(
         &self,
-        node: &N,
+        node: &P,
         page: &Page,
         progress: &mut Progress,
     ) -> Result<(), Error> {
@@ -253,9 +341,9 @@ impl Pass {
 
     /// Removes what can be removed of a command that was refused for keys of this pattern, and
     /// notes the others.
-    async fn refused<N: Node>(
+    async fn refused<P: Primary>(
         &self,
-        node: &N,
+        node: &P,
         (index, keys): (usize, &[&[u8]]),
         progress: &mut Progress,
     ) -> Result<u64, Error> {
@@ -264,7 +352,7 @@ impl Pass {
         if !found.is_empty() {
             let noted = progress.refused.entry(index);
             let noted = noted.or_insert_with(|| Noted::Keys(Refused::new()));
-            noted.add(found, &mut progress.refused_bytes, self.refused_bytes_max);
+            noted.add(found, &mut progress.refused_bytes, progress.refused_bytes_max);
         }
         Ok(removed)
     }

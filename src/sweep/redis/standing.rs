@@ -6,10 +6,11 @@ use redis::aio::MultiplexedConnection;
 use redis::{RedisError, cmd};
 use tokio::time::timeout;
 
+use super::cluster;
 use super::connect::{classify, connect};
 use super::node::{Error, Kind};
 use super::standalone::details_key;
-use crate::config;
+use crate::config::{self, Mode};
 use crate::lsn::Lsn;
 use crate::sweep::proof::chain::number_key;
 use crate::sweep::proof::evidence::Watermark;
@@ -45,15 +46,41 @@ pub(super) async fn read(
 ///
 /// Redis does not answer within 2 s, beside what `password_command` takes, or refuses to.
 pub async fn standing(redis: &config::Redis, key: &str) -> Result<Option<Watermark>, Error> {
-    let asked = async {
-        let mut connection = connect(redis).await?;
-        read(&mut connection, key).await.map_err(|error| classify(&error))
-    };
-    match within(redis, asked).await {
-        Ok(value) => Ok(value.as_deref().and_then(Watermark::from_value)),
-        Err(error) if error.kind() == Kind::WrongType => Ok(None),
-        Err(error) => Err(error),
+    find(redis, key, str::to_owned).await
+}
+
+/// The servers of a deployment, each as if it were by itself, and the name of its watermark.
+async fn each(redis: &config::Redis, key: &str) -> Result<Vec<(config::Redis, String)>, Error> {
+    match redis.mode {
+        Mode::Cluster { .. } => cluster::each(redis, key).await,
+        Mode::Standalone | Mode::Sentinel(_) => Ok(vec![(redis.clone(), key.to_owned())]),
     }
+}
+
+/// The first value that is a watermark, of the key `beside` that of each server.
+async fn find(
+    redis: &config::Redis,
+    key: &str,
+    beside: fn(&str) -> String,
+) -> Result<Option<Watermark>, Error> {
+    let asked = async {
+        for (server, key) in each(redis, key).await? {
+            let mut connection = connect(&server).await?;
+            let found = read(&mut connection, &beside(&key)).await;
+            match found.map_err(|error| classify(&error)) {
+                Ok(Some(value)) => {
+                    if let Some(mark) = Watermark::from_value(&value) {
+                        return Ok(Some(mark));
+                    }
+                }
+                Ok(None) => {}
+                Err(error) if error.kind() == Kind::WrongType => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(None)
+    };
+    within(redis, asked).await
 }
 
 /// Name of the key that says which slot walsweep made, beside the watermark.
@@ -70,10 +97,13 @@ pub(super) fn made_key(watermark_key: &str) -> String {
 /// As with [`standing`].
 pub async fn note_made(redis: &config::Redis, key: &str, made: &Watermark) -> Result<(), Error> {
     let asked = async {
-        let mut connection = connect(redis).await?;
-        let mut note = cmd("SET");
-        note.arg(made_key(key)).arg(made.to_value());
-        note.exec_async(&mut connection).await.map_err(|error| classify(&error))
+        for (server, key) in each(redis, key).await? {
+            let mut connection = connect(&server).await?;
+            let mut note = cmd("SET");
+            note.arg(made_key(&key)).arg(made.to_value());
+            note.exec_async(&mut connection).await.map_err(|error| classify(&error))?;
+        }
+        Ok(())
     };
     within(redis, asked).await
 }
@@ -89,7 +119,7 @@ pub async fn made_at(
     key: &str,
     system_id: &str,
 ) -> Result<Option<Lsn>, Error> {
-    let noted = standing(redis, &made_key(key)).await?;
+    let noted = find(redis, key, made_key).await?;
     Ok(noted.filter(|mark| mark.system_id == system_id).map(|mark| mark.lsn))
 }
 
@@ -129,6 +159,19 @@ pub enum Forgotten {
 ///
 /// Redis is not reached, or refuses.
 pub async fn forget(redis: &config::Redis, key: &str, system_id: &str) -> Result<Forgotten, Error> {
+    let mut all = Forgotten::Nothing;
+    for (server, key) in each(redis, key).await? {
+        match forget_at(&server, &key, system_id).await? {
+            Forgotten::Nothing => {}
+            Forgotten::Removed => all = Forgotten::Removed,
+            stays => return Ok(stays),
+        }
+    }
+    Ok(all)
+}
+
+/// Does so on one server.
+async fn forget_at(redis: &config::Redis, key: &str, system_id: &str) -> Result<Forgotten, Error> {
     let mut connection = connect(redis).await?;
     let number_key = number_key(key);
     let value = match read(&mut connection, key).await.map_err(|error| classify(&error)) {

@@ -6,7 +6,7 @@
 use std::collections::HashSet;
 use std::hash::{DefaultHasher, Hash, Hasher};
 
-use super::node::{Error, Node};
+use super::node::{Error, Removes};
 use crate::keys::RuleId;
 use crate::sweep::job::Tally;
 
@@ -35,8 +35,8 @@ pub(in crate::sweep) enum Search {
 
 /// Removes keys and counts, by rule, how many were there and how many were not; also those that
 /// went before an error, which is the first of the node. All are tried again then.
-pub(in crate::sweep) async fn unlink<N: Node>(
-    node: &N,
+pub(in crate::sweep) async fn unlink<R: Removes>(
+    node: &R,
     by_rule: Vec<(RuleId, &[u8])>,
     search: Search,
 ) -> (Tally, Result<(), Error>) {
@@ -45,8 +45,8 @@ pub(in crate::sweep) async fn unlink<N: Node>(
     (tally, outcome)
 }
 
-async fn remove<N: Node>(
-    node: &N,
+async fn remove<R: Removes>(
+    node: &R,
     mut by_rule: Vec<(RuleId, &[u8])>,
     search: Search,
     tally: &mut Tally,
@@ -87,8 +87,8 @@ async fn remove<N: Node>(
 /// # Errors
 ///
 /// As with [`unlink`].
-pub(in crate::sweep) async fn one_by_one<N: Node>(
-    node: &N,
+pub(in crate::sweep) async fn one_by_one<R: Removes>(
+    node: &R,
     keys: &[&[u8]],
     search: Search,
     refused: &mut Refused,
@@ -127,7 +127,7 @@ fn probes<'a>(keys: &[&'a [u8]]) -> (Vec<&'a [u8]>, Vec<&'a [u8]>) {
 }
 
 /// A command for each key.
-async fn alone<N: Node>(node: &N, keys: &[&[u8]], refused: &mut Refused) -> Result<u64, Error> {
+async fn alone<R: Removes>(node: &R, keys: &[&[u8]], refused: &mut Refused) -> Result<u64, Error> {
     let mut removed = 0;
     for keys in keys.chunks(COMMAND_KEYS) {
         let groups: Vec<Vec<&[u8]>> = keys.iter().map(|key| vec![*key]).collect();

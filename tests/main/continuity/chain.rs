@@ -6,7 +6,7 @@ use redis::aio::MultiplexedConnection;
 use redis::{AsyncCommands, cmd};
 use walsweep::config;
 use walsweep::keys::Pattern;
-use walsweep::sweep::{Error, Kind, Node, Pace, Pass, Replaced, Standalone};
+use walsweep::sweep::{Error, Kind, Node, Pace, Pass, Primary, Removes, Replaced, Standalone};
 use walsweep_stage::throwaway::{Redis, RedisOptions};
 
 use super::redis::{address, replica_of};

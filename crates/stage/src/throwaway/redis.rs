@@ -191,7 +191,8 @@ impl Redis {
     }
 
     /// Whether it was started and neither stopped nor killed since.
-    pub(super) fn is_running(&self) -> bool {
+    #[must_use]
+    pub fn is_running(&self) -> bool {
         self.process.is_some()
     }
 

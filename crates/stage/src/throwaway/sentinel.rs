@@ -145,6 +145,16 @@ impl Sentinels {
         .await
     }
 
+    /// Lets a replica take over by hand, without the consent of the others. Fails when no Sentinel
+    /// runs, or it refuses, such as during another failover.
+    pub async fn fail_over(&self) -> Result<(), Error> {
+        let running = self.sentinels.iter().find(|one| one.is_running());
+        let sentinel = running.ok_or(Error::Stopped { name: "sentinel" })?;
+        let mut order = cmd("SENTINEL");
+        order.arg("FAILOVER").arg(&self.service);
+        Ok(order.exec_async(&mut sentinel.connect().await?).await?)
+    }
+
     /// The facts that a Sentinel knows of the primary.
     async fn facts(&self, sentinel: &Redis) -> Result<HashMap<String, String>, Error> {
         let mut ask = cmd("SENTINEL");

@@ -1,0 +1,202 @@
+//! A primary of a cluster in a pass, and which of them come next.
+
+use std::collections::BTreeSet;
+use std::rc::Rc;
+use std::time::Duration;
+
+use super::map::Map;
+use super::slots::{Slots, slot_of, slot_of_prefix};
+use super::{Cluster, Shard};
+use crate::sweep::redis::node::{Error, Page, Primary, Removes, ScanCall, Scanned};
+
+/// A primary, and which of its slots a pass looks for.
+pub struct Part<'a> {
+    cluster: &'a Cluster,
+    shard: Rc<Shard>,
+    /// `None`: whatever it has.
+    only: Option<Slots>,
+}
+
+/// How far a pass over a cluster has come.
+#[derive(Debug)]
+pub(in crate::sweep::redis) struct Seen {
+    map: Rc<Map>,
+    /// Slots on their way that were looked through where they go to, after all that was where they
+    /// come from: the slot, and the id of the primary.
+    visited: BTreeSet<(u16, String)>,
+}
+
+impl Cluster {
+    /// The primaries that a pass looks through next.
+    pub(super) async fn parts(&self, scanned: &mut Scanned) -> Result<Vec<Part<'_>>, Error> {
+        scanned.rounds += 1;
+        let map = self.look_again(&self.shards().map).await?;
+        let Some(mut seen) = scanned.seen.take() else {
+            let slots = self.slots_of(&scanned.prefixes);
+            scanned.seen = Some(Seen { map: Rc::clone(&map), visited: BTreeSet::new() });
+            let shards = self.shards();
+            let has_some = |id: &String| {
+                let of_it = map.primaries.get(id).map(|one| &one.slots);
+                let wanted = slots.as_ref();
+                wanted.is_none_or(|slots| {
+                    slots.iter().any(|slot| of_it.is_some_and(|of| of.has(slot)))
+                })
+            };
+            let wanted = shards.by_id.iter().filter(|(id, _)| has_some(id));
+            let part = |shard| Part { cluster: self, shard: Rc::clone(shard), only: None };
+            return Ok(wanted.map(|(_, shard)| part(shard)).collect());
+        };
+        let mut parts = Vec::new();
+        for (id, slots) in seen.arrived(&map) {
+            let primary = map.primaries.get(&id);
+            let Some(primary) = primary else { continue };
+            let shard = match self.shards().by_id.get(&id) {
+                Some(shard) => Rc::clone(shard),
+                None => self.guest(primary).await?,
+            };
+            parts.push(Part { cluster: self, shard, only: Some(slots) });
+        }
+        scanned.seen = Some(Seen { map, ..seen });
+        Ok(parts)
+    }
+
+    /// The slots of all names that begin so; `None` if they may have any.
+    fn slots_of(&self, prefixes: &[Vec<u8>]) -> Option<Slots> {
+        let mut slots = Slots::default();
+        for prefix in prefixes {
+            slots.insert(slot_of_prefix(&self.prefix.add(prefix))?);
+        }
+        Some(slots)
+    }
+}
+
+impl Seen {
+    /// Slots whose keys may have come, since this map, to where they were not looked for; by the
+    /// primary that has them now, or gets them.
+    ///
+    /// Keys go one way: from where a pass has looked, all that it wanted is gone. So where they go
+    /// to is looked through once, unless they go on from there. That a move was begun and taken
+    /// back in between, with all its keys, shows nowhere.
+    fn arrived(&mut self, now: &Map) -> Vec<(String, Slots)> {
+        let mut arrived = Vec::new();
+        for (id, primary) in &now.primaries {
+            let before = self.map.primaries.get(id);
+            // Whoever gets slots back has a greater epoch than before.
+            let moved = match before {
+                Some(before) if before.epoch == primary.epoch => {
+                    primary.slots.clone().without(&before.slots)
+                }
+                _ => primary.slots.clone(),
+            };
+            let mut coming = primary.moving.clone().without(&primary.slots);
+            if let Some(before) = before {
+                coming.add(&before.moving.clone().without(&before.slots));
+            }
+            let mut slots = Slots::default();
+            for slot in coming.iter().chain(moved.iter()) {
+                if self.visited.insert((slot, id.clone())) {
+                    slots.insert(slot);
+                }
+            }
+            if !slots.is_empty() {
+                arrived.push((id.clone(), slots));
+            }
+        }
+        arrived
+    }
+}
+
+impl Removes for Part<'_> {
+    async fn unlink(&self, groups: &[Vec<&[u8]>]) -> Result<Vec<Option<u64>>, Error> {
+        if groups.is_empty() {
+            return self.shard.node.unlink_each(&[], false).await.map(|_none| Vec::new());
+        }
+        self.cluster.route(groups).await
+    }
+
+    async fn fence(&self) -> Result<(), Error> {
+        self.shard.node.fence().await
+    }
+}
+
+impl Primary for Part<'_> {
+    fn name(&self) -> &str {
+        Primary::name(&self.shard.node)
+    }
+
+    async fn scan(&self, call: &ScanCall<'_>) -> Result<Page, Error> {
+        let mut page = self.shard.node.scan(call).await?;
+        if let Some(only) = &self.only {
+            let prefix = &self.cluster.prefix;
+            page.keys.retain(|key| only.has(slot_of(&prefix.add(key))));
+        }
+        Ok(page)
+    }
+
+    async fn ping(&self) -> Result<(), Error> {
+        self.shard.node.ping().await
+    }
+
+    async fn scan_time(&self) -> Result<Option<Duration>, Error> {
+        self.shard.node.scan_time().await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::rc::Rc;
+
+    use super::super::map::{Map, members};
+    use super::Seen;
+
+    /// Two primaries, with the epochs and slots given.
+    fn map(a: (u64, &str), b: (u64, &str)) -> Map {
+        let line = |id: &str, (epoch, slots): (u64, &str)| {
+            format!("{id} 1.1.1.1:1@2 myself,master - 0 0 {epoch} connected {slots}\n")
+        };
+        Map::of(&[members(&line("a", a), "h"), members(&line("b", b), "h")])
+    }
+
+    fn arrived(seen: &mut Seen, now: Map) -> Vec<String> {
+        let found = seen.arrived(&now);
+        seen.map = Rc::new(now);
+        found.into_iter().map(|(id, slots)| format!("{id} {slots}")).collect()
+    }
+
+    fn seen(map: Map) -> Seen {
+        Seen { map: Rc::new(map), visited: BTreeSet::new() }
+    }
+
+    #[test]
+    fn slots_that_came_are_looked_through_again_and_only_they() {
+        let mut seen = seen(map((1, "0-9999"), (2, "10000-16383")));
+        let none: [&str; 0] = [];
+        assert_eq!(arrived(&mut seen, map((1, "0-9999"), (2, "10000-16383"))), none);
+        assert_eq!(arrived(&mut seen, map((1, "5-9999"), (2, "0-4 10000-16383"))), ["b 0-4"]);
+        assert_eq!(arrived(&mut seen, map((1, "5-9999"), (2, "0-4 10000-16383"))), none);
+    }
+
+    #[test]
+    fn what_is_on_its_way_is_looked_through_where_it_goes_once() {
+        let on_its_way = || map((1, "0-9999 [7->-b]"), (2, "10000-16383 [7-<-a]"));
+        let mut seen = seen(on_its_way());
+        assert_eq!(arrived(&mut seen, on_its_way()), ["b 7"]);
+        let none: [&str; 0] = [];
+        assert_eq!(arrived(&mut seen, on_its_way()), none, "however long it takes");
+        assert_eq!(arrived(&mut seen, map((1, "0-6 8-9999"), (2, "7 10000-16383"))), none);
+    }
+
+    #[test]
+    fn a_move_that_began_and_ended_in_between_is_noticed() {
+        let mut seen = seen(map((1, "0-9999"), (2, "10000-16383 [7-<-a]")));
+        // It was taken back, but keys may have gone over.
+        assert_eq!(arrived(&mut seen, map((1, "0-9999"), (2, "10000-16383"))), ["b 7"]);
+    }
+
+    #[test]
+    fn slots_that_went_and_came_back_are_looked_through_again() {
+        let mut seen = seen(map((1, "0-9"), (2, "10-16383")));
+        assert_eq!(arrived(&mut seen, map((3, "0-9"), (2, "10-16383"))), ["a 0-9"]);
+    }
+}

@@ -1,0 +1,136 @@
+//! Keys go to the primaries that have their slots, wherever these go meanwhile: see redirection and
+//! resharding in the specification
+//! (<https://redis.io/docs/latest/operate/oss_and_stack/reference/cluster-spec/>).
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use std::time::Duration;
+
+use futures_util::future::try_join_all;
+use tokio::time::sleep;
+
+use super::slots::slot_of;
+use super::{Cluster, Shard, Shards};
+use crate::sweep::redis::node::{Error, Kind};
+use crate::sweep::redis::standalone::Outcome;
+
+/// So often a key is sent on before it is tried again later.
+const HOPS: u32 = 10;
+
+/// The pause before another try where nobody has a slot yet, longer with each.
+const PAUSE: Duration = Duration::from_millis(2);
+
+/// Keys that one primary gets in one round trip: their places among all, and whether they may only
+/// be on their way to it.
+struct Parcel {
+    shard: Rc<Shard>,
+    keys: Vec<usize>,
+    asking: bool,
+}
+
+impl Cluster {
+    /// Removes groups of keys: see [`Removes::unlink`](crate::sweep::Removes).
+    pub(super) async fn route(&self, groups: &[Vec<&[u8]>]) -> Result<Vec<Option<u64>>, Error> {
+        let names: Vec<Cow<'_, [u8]>> =
+            groups.iter().flatten().map(|key| self.prefix.add(key)).collect();
+        let names: Vec<&[u8]> = names.iter().map(|name| &**name).collect();
+        let mut outcomes = self.unlink_names(&names).await?.into_iter();
+        let counts = groups.iter().map(|group| {
+            // All of them are taken: the next group begins behind them.
+            let counts: Vec<Option<u64>> = outcomes.by_ref().take(group.len()).collect();
+            counts.into_iter().sum()
+        });
+        Ok(counts.collect())
+    }
+
+    /// Removes keys by their whole names: how many were there of each, `None` of one that the user
+    /// may not remove.
+    pub(super) async fn unlink_names(&self, names: &[&[u8]]) -> Result<Vec<Option<u64>>, Error> {
+        let mut outcomes: Vec<Option<u64>> = vec![None; names.len()];
+        let mut shards = self.shards();
+        let mut parcels = parcels(&shards, names, 0..names.len())?;
+        for hop in 0..HOPS {
+            let sent = parcels.iter().map(|parcel| async {
+                let keys: Vec<&[u8]> =
+                    parcel.keys.iter().filter_map(|at| names.get(*at).copied()).collect();
+                parcel.shard.node.unlink_each(&keys, parcel.asking).await
+            });
+            let (mut moved, mut asks) = (Vec::new(), BTreeMap::<String, Vec<usize>>::new());
+            for (parcel, replies) in parcels.iter().zip(try_join_all(sent).await?) {
+                for (at, reply) in parcel.keys.iter().copied().zip(replies) {
+                    match reply {
+                        Outcome::Removed(count) => outcomes[at] = Some(count),
+                        Outcome::Forbidden => {}
+                        Outcome::Moved => moved.push(at),
+                        Outcome::Ask(to) => asks.entry(to).or_default().push(at),
+                    }
+                }
+            }
+            if moved.is_empty() && asks.is_empty() {
+                return Ok(outcomes);
+            }
+            if hop > 0 {
+                sleep(PAUSE * hop).await;
+            }
+            if !moved.is_empty() || asks.keys().any(|to| shards.at(to).is_none()) {
+                self.look_again(&shards.map).await?;
+                shards = self.shards();
+            }
+            let mut next = Vec::new();
+            for (to, keys) in asks {
+                match self.at(&shards, &to).await? {
+                    Some(shard) => next.push(Parcel { shard, keys, asking: true }),
+                    None => moved.extend(keys),
+                }
+            }
+            next.extend(self::parcels(&shards, names, moved)?);
+            parcels = next;
+        }
+        let message = "keys are sent from one primary to another and back".to_owned();
+        Err(Error::Refused(message, Kind::Other))
+    }
+
+    /// A primary by its address; one that has no slot yet may be asked for keys that come to it.
+    async fn at(&self, shards: &Shards, to: &str) -> Result<Option<Rc<Shard>>, Error> {
+        if let Some(shard) = shards.at(to) {
+            return Ok(Some(shard));
+        }
+        let named = shards.map.primaries.values();
+        let Some(named) = named.into_iter().find(|one| one.address.is(to)) else { return Ok(None) };
+        self.guest(named).await.map(Some)
+    }
+}
+
+impl Shards {
+    /// The primary at this address, as `host:port`.
+    fn at(&self, to: &str) -> Option<Rc<Shard>> {
+        let mut found = self.by_id.iter().filter(|(id, shard)| {
+            let told = self.map.primaries.get(*id).map(|one| &one.address);
+            shard.address.is(to) || told.is_some_and(|address| address.is(to))
+        });
+        found.next().map(|(_, shard)| Rc::clone(shard))
+    }
+}
+
+/// Sorts keys by their primaries.
+fn parcels(
+    shards: &Shards,
+    names: &[&[u8]],
+    keys: impl IntoIterator<Item = usize>,
+) -> Result<Vec<Parcel>, Error> {
+    let mut parcels: Vec<Parcel> = Vec::new();
+    let mut of_shard: BTreeMap<*const Shard, usize> = BTreeMap::new();
+    for at in keys {
+        let Some(name) = names.get(at) else { continue };
+        let shard = shards.owner(slot_of(name))?;
+        let parcel = *of_shard.entry(Rc::as_ptr(shard)).or_insert_with(|| {
+            parcels.push(Parcel { shard: Rc::clone(shard), keys: Vec::new(), asking: false });
+            parcels.len() - 1
+        });
+        if let Some(parcel) = parcels.get_mut(parcel) {
+            parcel.keys.push(at);
+        }
+    }
+    Ok(parcels)
+}

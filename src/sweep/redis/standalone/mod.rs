@@ -1,0 +1,472 @@
+//! One Redis server, over two connections: removals on one, SCAN on the other, so that a reply to
+//! a removal never queues behind a page of names; and a third for `WAIT`, if it is asked for. Of a
+//! service that Sentinels watch it is the primary. [`shard`]: more, of a primary of a cluster.
+
+mod counted;
+mod shard;
+
+use std::cell::RefCell;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::time::Duration;
+
+use redis::aio::MultiplexedConnection;
+use redis::{Cmd, ErrorKind, Pipeline, PushInfo, RedisError, ServerErrorKind, Value, cmd};
+
+pub(in crate::sweep::redis) use self::shard::{Names, Outcome};
+use crate::config;
+use crate::keys::KeySet;
+use crate::sweep::proof::chain::Chain;
+use crate::sweep::proof::evidence::key_name;
+use crate::sweep::redis::connect::{
+    ConnectError, classify, connect, connect_with_pushes, node_name,
+};
+use crate::sweep::redis::info::{history, scan_time};
+use crate::sweep::redis::node::{
+    Error, Kind, Node, Page, Primary, Removes, Replaced, ScanCall, Scanned,
+};
+use crate::sweep::redis::observe::{Mark, Observer};
+use crate::sweep::redis::own::Own;
+use crate::sweep::redis::prefix::Prefix;
+use crate::sweep::redis::renewal::Renewal;
+use crate::sweep::redis::sentinel::Council;
+use crate::sweep::redis::standing::{self, BEGINNING};
+use crate::sweep::redis::tracking::{hear, track};
+
+/// How long fingerprints stay that no watermark carries yet: those of a program that was killed
+/// before it wrote one go by themselves.
+const DETAILS_TTL: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// Of fingerprints so many bytes are read; those of 1 000 wide tables and rules have about one
+/// million.
+const DETAILS_SIZE_MAX: usize = 32 << 20;
+
+/// PINGs, one after the other, until names of earlier writes are here; see [`observe`](super).
+const FENCE_PINGS: usize = 2;
+
+/// How long one `WAIT` may take; a shortfall is told and tried again after it.
+const WAIT_MS: u32 = 1_000;
+
+/// Looks at the server of a new connection; an error says why it must not be used.
+pub type Look =
+    Rc<dyn Fn(MultiplexedConnection) -> Pin<Box<dyn Future<Output = Result<(), String>>>>>;
+
+/// A standalone Redis.
+pub struct Standalone {
+    redis: config::Redis,
+    /// Who says where the server is, if the URL does not.
+    council: Option<Council>,
+    name: String,
+    prefix: Prefix,
+    own: Own,
+    names: RefCell<Names>,
+    /// Whether it is a primary of a cluster, among others.
+    is_shard: bool,
+    /// Begins where the watermark is read: who removes keys without one has nothing to prove.
+    chain: RefCell<Option<Chain>>,
+    /// All keys of the rules, if writes of them are to be observed.
+    observed: Option<(KeySet, usize)>,
+    /// The look at a server before it is used.
+    look: Option<Look>,
+    connections: RefCell<Option<Connections>>,
+    /// Keeps them logged in, if the password may change.
+    renewal: RefCell<Option<Renewal>>,
+}
+
+#[derive(Clone)]
+struct Connections {
+    /// Tracks writes, too, where there is an observer: its own UNLINKs are then not told.
+    remove: MultiplexedConnection,
+    observer: Option<Observer>,
+    scan: MultiplexedConnection,
+    /// The id of the primary's replication history, if the server tells it.
+    history: Option<String>,
+    /// For `WAIT`, which holds up its own connection; only if it is asked for.
+    wait: Option<MultiplexedConnection>,
+}
+
+impl Standalone {
+    /// The server of a target, for changes of this slot; connects when [`Node::connect`] is called.
+    #[must_use]
+    pub fn new(redis: &config::Redis, slot: &str) -> Standalone {
+        Standalone {
+            redis: redis.clone(),
+            council: Council::of(redis),
+            name: node_name(redis),
+            prefix: Prefix::of(redis),
+            own: Own::of(redis, slot),
+            names: RefCell::new(Names::of(key_name(&redis.prefix, slot))),
+            is_shard: false,
+            chain: RefCell::new(None),
+            observed: None,
+            look: None,
+            connections: RefCell::new(None),
+            renewal: RefCell::new(None),
+        }
+    }
+
+    /// Lets it look at each server before it is used.
+    #[must_use]
+    pub fn looked_at(self, look: Look) -> Standalone {
+        Standalone { look: Some(look), ..self }
+    }
+
+    /// Lets it observe which keys of `everything` are written, in so many bytes of names, if the
+    /// server lets it.
+    #[must_use]
+    pub fn observing(self, everything: KeySet, bytes: usize) -> Standalone {
+        Standalone { observed: Some((everything.uncounted(), bytes)), ..self }
+    }
+
+    /// The connection for removals, and what it observes.
+    async fn connect_to_remove(
+        &self,
+        server: &config::Redis,
+    ) -> Result<(MultiplexedConnection, Option<Observer>), ConnectError> {
+        let Some((everything, bytes)) = &self.observed else {
+            return Ok((connect(server).await?, None));
+        };
+        let observer = Observer::new(everything, self.own.within(&self.prefix), *bytes);
+        let heard = {
+            let (observer, prefix) = (observer.clone(), Prefix::of(server));
+            move |push: PushInfo| {
+                hear(&observer, &prefix, &push);
+                Ok::<(), std::convert::Infallible>(())
+            }
+        };
+        let refused = match connect_with_pushes(server, heard).await {
+            Ok(mut connection) => match track(&mut connection, everything, &self.prefix).await {
+                Ok(()) => return Ok((connection, Some(observer))),
+                Err(error) => error,
+            },
+            Err(error) => Error::from(error),
+        };
+        let connection = connect(server).await?;
+        tracing::warn!(
+            node = self.name,
+            error = %refused,
+            hint = "needs Redis 6.2.5 or newer and the right `+client|tracking`; `refill.observe` \
+                    set to false ends this warning",
+            "writes cannot be observed: every second removal takes all keys"
+        );
+        Ok((connection, None))
+    }
+
+    /// The names of its own keys.
+    pub(in crate::sweep::redis) fn names(&self) -> Names {
+        self.names.borrow().clone()
+    }
+
+    /// Does the work, unless Sentinels name another primary meanwhile.
+    async fn unless_left<T>(
+        &self,
+        work: impl Future<Output = Result<T, Error>>,
+    ) -> Result<T, Error> {
+        match &self.council {
+            // Apart: where there are no Sentinels, it takes no room.
+            Some(council) => Box::pin(council.unless_left(work)).await,
+            None => work.await,
+        }
+    }
+
+    fn connections(&self) -> Result<Connections, Error> {
+        let connections = self.connections.borrow().clone();
+        connections.ok_or_else(|| Error::new(Kind::Io, "not connected".to_owned()))
+    }
+
+    /// Refuses a replica; gives the id of the primary's replication history, which a promotion and
+    /// a restart change, if the server tells it.
+    async fn check_primary(
+        &self,
+        connection: &mut MultiplexedConnection,
+    ) -> Result<Option<String>, Error> {
+        let info: Result<String, RedisError> =
+            cmd("INFO").arg("replication").query_async(connection).await;
+        match info {
+            Ok(info) if info.contains("role:slave") => {
+                Err(Error::new(Kind::ReadOnly, "the server is a replica".to_owned()))
+            }
+            Ok(info) => Ok(history(&info).map(str::to_owned)),
+            // Without the right to ask, a replica still shows itself by READONLY.
+            Err(error) if error.kind() == ErrorKind::Server(ServerErrorKind::NoPerm) => Ok(None),
+            Err(error) => Err(classify(&error)),
+        }
+    }
+
+    /// Runs a command that is of use only on the server that was connected to: what a cursor means,
+    /// and which names are pushed, only that one knows. Its id is asked for in the same round trip.
+    async fn ask_the_same(
+        &self,
+        command: Cmd,
+        mut connection: MultiplexedConnection,
+        expected: Option<String>,
+    ) -> Result<Value, Error> {
+        let Some(expected) = expected else {
+            return command.query_async(&mut connection).await.map_err(|error| classify(&error));
+        };
+        let mut pipeline = Pipeline::with_capacity(2);
+        pipeline.add_command(command).cmd("INFO").arg("replication");
+        let replies = async {
+            let replies = connection.send_packed_commands(&pipeline, 0, 2).await;
+            replies.map_err(|error| classify(&error))
+        };
+        let replies = self.unless_left(replies).await?;
+        let [reply, info] = replies
+            .try_into()
+            .map_err(|_other| Error::new(Kind::Io, "not two replies to two commands".to_owned()))?;
+        if let Value::ServerError(error) = reply {
+            return Err(classify(&error.into()));
+        }
+        let info: String = redis::from_redis_value(info)
+            .map_err(|_other| Error::new(Kind::Other, "INFO gave an unexpected reply".into()))?;
+        if history(&info) == Some(expected.as_str()) {
+            return Ok(reply);
+        }
+        let message = "another server answers on this connection, or its data was exchanged";
+        Err(Error::new(Kind::Swapped, message.to_owned()))
+    }
+}
+
+impl Removes for Standalone {
+    async fn unlink(&self, groups: &[Vec<&[u8]>]) -> Result<Vec<Option<u64>>, Error> {
+        let mut pipeline = Pipeline::with_capacity(groups.len());
+        for keys in groups {
+            pipeline.cmd("UNLINK");
+            for key in keys {
+                pipeline.arg(&*self.prefix.add(key));
+            }
+        }
+        let replies = self.send_linked(pipeline, groups.len()).await?;
+        replies.into_iter().map(removed_count).collect()
+    }
+
+    async fn fence(&self) -> Result<(), Error> {
+        let Connections { remove, history, .. } = self.connections()?;
+        for _ in 0..FENCE_PINGS {
+            self.ask_the_same(cmd("PING"), remove.clone(), history.clone()).await?;
+        }
+        Ok(())
+    }
+}
+
+impl Primary for Standalone {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    async fn scan(&self, call: &ScanCall<'_>) -> Result<Page, Error> {
+        let Connections { scan: connection, history, .. } = self.connections()?;
+        let mut scan = cmd("SCAN");
+        scan.arg(call.cursor);
+        if let Some(pattern) = self.prefix.pattern(call.pattern) {
+            scan.arg("MATCH").arg(&*pattern);
+        }
+        scan.arg("COUNT").arg(call.count);
+        let page = self.ask_the_same(scan, connection, history).await?;
+        let (cursor, mut keys): (u64, Vec<Vec<u8>>) = redis::from_redis_value(page)
+            .map_err(|_other| Error::new(Kind::Other, "SCAN gave an unexpected reply".into()))?;
+        // A pattern such as `*:walsweep` must not take the evidence that nothing was lost.
+        keys.retain(|key| !self.own.has(key));
+        let keys = keys.into_iter().filter_map(|key| self.prefix.take(key)).collect();
+        Ok(Page { cursor, keys })
+    }
+
+    async fn ping(&self) -> Result<(), Error> {
+        let Connections { scan, history, .. } = self.connections()?;
+        self.ask_the_same(cmd("PING"), scan, history).await.map(drop)
+    }
+
+    async fn scan_time(&self) -> Result<Option<Duration>, Error> {
+        let mut connection = self.connections()?.scan;
+        let info: Result<String, RedisError> =
+            cmd("INFO").arg("commandstats").query_async(&mut connection).await;
+        match info {
+            Ok(info) => Ok(scan_time(&info)),
+            Err(error) => match classify(&error) {
+                // Not every server, and not every user, is told.
+                Error::Refused(..) => Ok(None),
+                lost @ Error::Lost(..) => Err(lost),
+            },
+        }
+    }
+}
+
+impl Node for Standalone {
+    type Primary<'a> = &'a Standalone;
+
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn target(&self) -> &str {
+        &self.redis.name
+    }
+
+    fn prefix(&self) -> &str {
+        &self.redis.prefix
+    }
+
+    fn title(&self) -> String {
+        self.redis.title()
+    }
+
+    async fn connect(&self) -> Result<(), Error> {
+        self.chain.replace(None);
+        self.renewal.replace(None);
+        if let Some(Connections { observer: Some(observer), .. }) = self.connections.replace(None) {
+            observer.close();
+        }
+        let failed = |error: ConnectError| {
+            Error::from(match &self.council {
+                Some(council) => council.of_service(error),
+                None => error,
+            })
+        };
+        // Once for all connections: they are to be of one server.
+        let server = match &self.council {
+            Some(council) => Box::pin(council.server()).await.map_err(Error::from)?,
+            None => self.redis.clone(),
+        };
+        let (mut remove, observer) = self.connect_to_remove(&server).await.map_err(failed)?;
+        let history = self.check_primary(&mut remove).await?;
+        let mut scan = connect(&server).await.map_err(failed)?;
+        // A failover between the two would let a pass list the keys of one server and remove them
+        // from another.
+        if self.check_primary(&mut scan).await? != history {
+            let message = "two connections reach two servers".to_owned();
+            return Err(Error::new(Kind::Io, message));
+        }
+        if let Some(look) = &self.look {
+            look(scan.clone()).await.map_err(|reason| Error::Lost(reason, Kind::Other))?;
+        }
+        let wait = match self.redis.wait_replicas {
+            0 => None,
+            _ => Some(connect(&server).await.map_err(failed)?),
+        };
+        if let Some(primary) = self.council.as_ref().and_then(Council::primary) {
+            tracing::info!(node = self.name, primary, "the Sentinels name this primary");
+        }
+        let all = [&remove, &scan].into_iter().chain(&wait).cloned().collect();
+        self.renewal.replace(Renewal::begin(&self.redis, all));
+        self.connections.replace(Some(Connections { remove, observer, scan, history, wait }));
+        Ok(())
+    }
+
+    async fn primaries(&self, scanned: &mut Scanned) -> Result<Vec<&Standalone>, Error> {
+        Ok(scanned.once(self))
+    }
+
+    async fn keep_alive(&self) -> Result<(), Error> {
+        let Connections { remove, scan, wait, .. } = self.connections()?;
+        let pings = async {
+            for mut connection in [remove, scan].into_iter().chain(wait) {
+                let pong = cmd("PING").exec_async(&mut connection).await;
+                pong.map_err(|error| classify(&error))?;
+            }
+            Ok(())
+        };
+        let Some(council) = &self.council else { return pings.await };
+        Box::pin(council.look_during(pings)).await
+    }
+
+    fn mark(&self) -> Option<Mark> {
+        self.connections.borrow().as_ref()?.observer.as_ref().map(Observer::mark)
+    }
+
+    async fn watermark(&self) -> Result<Option<Vec<u8>>, Error> {
+        let mut connection = self.connections()?.remove;
+        self.chain.replace(Some(Chain::begin()));
+        let found = standing::read(&mut connection, &self.names().watermark).await;
+        match found.map_err(|error| classify(&error)) {
+            // Somebody else's value is no evidence, whatever its type. Removals go on; that nothing
+            // can be confirmed is said when the watermark is to be written.
+            Err(error) if error.kind() == Kind::WrongType => Ok(Some(Vec::new())),
+            outcome => outcome,
+        }
+    }
+
+    async fn replace_watermark(
+        &self,
+        expected: Option<&[u8]>,
+        value: &[u8],
+    ) -> Result<Replaced, Error> {
+        let connection = self.connections()?.remove;
+        let number = match self.chain.borrow().as_ref() {
+            Some(chain) if !chain.is_whole() => Err(()),
+            Some(chain) => Ok(chain.standing()),
+            None => Ok(None),
+        };
+        match number {
+            Ok(number) => self.compare_and_set(connection, number, expected, value).await,
+            Err(()) => Err(self.count_again(connection).await?),
+        }
+    }
+
+    async fn details(&self, digest: &str) -> Result<Option<Vec<u8>>, Error> {
+        let mut connection = self.connections()?.remove;
+        let mut read = cmd("EVAL");
+        read.arg(BEGINNING).arg(1).arg(details_key(&self.names().watermark, digest));
+        read.arg(DETAILS_SIZE_MAX);
+        read.query_async(&mut connection).await.map_err(|error| classify(&error))
+    }
+
+    async fn keep_details(&self, digest: &str, value: &[u8], for_good: bool) -> Result<(), Error> {
+        let mut connection = self.connections()?.remove;
+        let mut write = cmd("SET");
+        write.arg(details_key(&self.names().watermark, digest)).arg(value);
+        if !for_good {
+            write.arg("EX").arg(DETAILS_TTL.as_secs());
+        }
+        write.exec_async(&mut connection).await.map_err(|error| classify(&error))
+    }
+
+    async fn drop_details(&self, digest: &str) -> Result<(), Error> {
+        let mut connection = self.connections()?.remove;
+        let mut unlink = cmd("UNLINK");
+        unlink.arg(details_key(&self.names().watermark, digest));
+        unlink.exec_async(&mut connection).await.map_err(|error| classify(&error))
+    }
+
+    async fn shared(&self, value: &[u8]) -> Result<(), Error> {
+        if let Some(council) = &self.council {
+            Box::pin(council.look_in_turn()).await?;
+        }
+        let Some(mut connection) = self.connections()?.wait else { return Ok(()) };
+        // WAIT is about the writes of its own connection, so it needs one. Written over itself, the
+        // watermark also shows that this connection leads to the server with the removals.
+        let standing = self.compare_and_set(connection.clone(), None, Some(value), value).await?;
+        if standing != Replaced::Yes {
+            let message = "two connections show different watermarks".to_owned();
+            return Err(Error::Lost(message, Kind::Other));
+        }
+        let wanted = self.redis.wait_replicas;
+        let mut wait = cmd("WAIT");
+        wait.arg(wanted).arg(WAIT_MS);
+        let reached: u32 =
+            wait.query_async(&mut connection).await.map_err(|error| classify(&error))?;
+        if reached < wanted {
+            let message = format!("{reached} of {wanted} replicas have the latest removals");
+            return Err(Error::new(Kind::Replicas, message));
+        }
+        Ok(())
+    }
+}
+
+/// Name of the key with the fingerprints of this digest, beside the watermark.
+pub(in crate::sweep::redis) fn details_key(watermark_key: &str, digest: &str) -> String {
+    format!("{watermark_key}:rules:{digest}")
+}
+
+/// The count of a reply to UNLINK; `None` where a right is missing, which is about these keys.
+fn removed_count(reply: Value) -> Result<Option<u64>, Error> {
+    match reply {
+        Value::Int(count) => u64::try_from(count)
+            .map(Some)
+            .map_err(|_negative| Error::new(Kind::Other, "UNLINK gave a negative count".into())),
+        Value::ServerError(error) => match classify(&error.into()) {
+            error if error.kind() == Kind::NoPerm => Ok(None),
+            error => Err(error),
+        },
+        _ => Err(Error::new(Kind::Other, "UNLINK gave an unexpected reply".to_owned())),
+    }
+}
