@@ -163,6 +163,8 @@ pub(super) struct State {
     pub(super) title: String,
     /// The text that its keys begin with.
     pub(super) prefix: Pattern,
+    /// Which part of it is away, while the rest is used.
+    pub(super) away: Option<String>,
     /// Transactions and holds that are held from now on, not told yet.
     pub(super) held: Vec<Held>,
 }
@@ -245,6 +247,7 @@ impl<N: Node> Sweeper<N> {
             node: NodeLabel { target: node.target().to_owned(), node: node.name().to_owned() },
             title: node.title(),
             prefix: Pattern::literal(node.prefix().as_bytes()),
+            away: None,
             held: Vec::new(),
         };
         Sweeper { node, health, prints: settings.prints, state }
@@ -272,7 +275,10 @@ impl<N: Node> Sweeper<N> {
             let timer = state.next_timer(now);
             tokio::select! {
                 biased;
-                done = works.finished() => state.done(done).await,
+                done = works.finished() => {
+                    state.misses(node.away()).await;
+                    state.done(done).await;
+                }
                 one = visible.recv(), if open && state.has_room() => match one {
                     Some(one) => {
                         state.arrived(one.into()).await;
