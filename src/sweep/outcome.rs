@@ -24,6 +24,9 @@ use crate::telemetry::metrics::{ErrorLabel, PeerLabel};
 /// Wait before another try to write the watermark, or to see it on the replicas.
 const WRITE_AGAIN: Duration = Duration::from_secs(1);
 
+/// A connection that is lost again before is no reason to try as if it were the first time.
+const LASTING: Duration = Duration::from_secs(1);
+
 impl State {
     /// Something that was under way has come to its end.
     pub(super) async fn done(&mut self, done: Done) {
@@ -57,7 +60,7 @@ impl State {
             Done::Write(written) => self.write_done(written).await,
             Done::Connect(found) => {
                 if self.connect_done(found).await {
-                    self.backoff = Backoff::redis();
+                    self.connected_at = Instant::now();
                 }
             }
         }
@@ -516,6 +519,9 @@ impl State {
     /// The next thing is to connect again.
     async fn disconnect(&mut self) {
         if self.connected {
+            if self.connected_at.elapsed() >= LASTING {
+                self.backoff = Backoff::redis();
+            }
             let peer = PeerLabel { peer: "redis" };
             self.health.metrics().reconnects.get_or_create(&peer).inc();
             self.connected = false;

@@ -149,6 +149,7 @@ pub(super) struct State {
     pub(super) keeping: Option<String>,
     pub(super) paces: Option<Box<Paces>>,
     pub(super) connected: bool,
+    pub(super) connected_at: Instant,
     /// Turns true with the end of a connection, for a pass that waits for its turn.
     pub(super) lost: watch::Sender<bool>,
     pub(super) backoff: Backoff,
@@ -237,6 +238,7 @@ impl<N: Node> Sweeper<N> {
             keeping: None,
             paces: Some(Box::new(Paces::new(pace))),
             connected: false,
+            connected_at: Instant::now(),
             lost,
             backoff: Backoff::redis(),
             unlinks: Pause::new(UNLINK_WAIT),

@@ -210,9 +210,16 @@ impl Cluster {
         if let Some(shard) = self.guests.borrow().get(&primary.id) {
             return Ok(Rc::clone(shard));
         }
-        let shard = self.shard(primary).await?;
-        self.guests.borrow_mut().insert(primary.id.clone(), Rc::clone(&shard));
-        Ok(shard)
+        match self.shard(primary).await {
+            Ok(shard) => {
+                self.guests.borrow_mut().insert(primary.id.clone(), Rc::clone(&shard));
+                Ok(shard)
+            }
+            Err(error) => {
+                self.not_there(primary, &error);
+                Err(Error::Refused(error.to_string(), error.kind()))
+            }
+        }
     }
 
     /// The names of a primary's own keys.
@@ -245,10 +252,11 @@ impl Cluster {
                 Some(shard) => drop(by_id.insert(id.clone(), Rc::clone(shard))),
                 None if self.away.borrow().contains_key(id) => {}
                 // It was a primary without slots.
-                None => match self.adopt(primary).await {
-                    Ok(shard) => drop(by_id.insert(id.clone(), shard)),
-                    Err(error) => self.not_there(primary, &error),
-                },
+                None => {
+                    if let Ok(shard) = self.adopt(primary).await {
+                        by_id.insert(id.clone(), shard);
+                    }
+                }
             }
         }
         self.note_missing(&map);
@@ -314,9 +322,17 @@ impl Cluster {
     async fn adopt(&self, primary: &Member) -> Result<Rc<Shard>, Error> {
         let shard = self.guest(primary).await?;
         self.guests.borrow_mut().remove(&primary.id);
-        let found = shard.node.rename(self.names(primary)).await?;
-        shard.standing.replace(found);
-        Ok(shard)
+        match shard.node.rename(self.names(primary)).await {
+            Ok(found) => {
+                shard.standing.replace(found);
+                Ok(shard)
+            }
+            Err(error) => {
+                self.lost_guest.set(true);
+                self.not_there(primary, &error);
+                Err(error)
+            }
+        }
     }
 }
 

@@ -86,9 +86,11 @@ impl Cluster {
             }
             let mut next = Vec::new();
             for (to, keys) in asks {
-                match self.at(&shards, &to).await? {
-                    Some(shard) => next.push(Parcel { shard, keys, asking: true }),
-                    None => moved.extend(keys),
+                match self.at(&shards, &to).await {
+                    Ok(Some(shard)) => next.push(Parcel { shard, keys, asking: true }),
+                    Ok(None) => moved.extend(keys),
+                    // They wait for it.
+                    Err(_away) => {}
                 }
             }
             next.extend(self::parcels(&shards, names, moved));
