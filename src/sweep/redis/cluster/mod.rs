@@ -287,7 +287,8 @@ impl Cluster {
         }
     }
 
-    /// Of a primary that is away it is not known whether it lost removals before it gave slots away.
+    /// Whether primaries that are away have the slots of before: of one that gave some away it is
+    /// not known whether it had lost removals by then.
     fn still_has(&self, before: &Map, now: &Map) -> Result<(), Error> {
         let slots = |map: &Map, id: &String| map.primaries.get(id).map(|one| one.slots.clone());
         match self.away.borrow().keys().any(|id| slots(before, id) != slots(now, id)) {
