@@ -24,6 +24,9 @@ use crate::telemetry::metrics::{ErrorLabel, PeerLabel};
 /// Wait before another try to write the watermark, or to see it on the replicas.
 const WRITE_AGAIN: Duration = Duration::from_secs(1);
 
+/// A connection that is lost again before is no reason to try as if it were the first time.
+const LASTING: Duration = Duration::from_secs(1);
+
 impl State {
     /// Something that was under way has come to its end.
     pub(super) async fn done(&mut self, done: Done) {
@@ -57,7 +60,7 @@ impl State {
             Done::Write(written) => self.write_done(written).await,
             Done::Connect(found) => {
                 if self.connect_done(found).await {
-                    self.backoff = Backoff::redis();
+                    self.connected_at = Instant::now();
                 }
             }
         }
@@ -265,7 +268,7 @@ impl State {
         });
         for _ in 0..done {
             if self.ward.repeated() {
-                self.report(Event::Whole).await;
+                self.say_whole().await;
             }
         }
     }
@@ -275,10 +278,39 @@ impl State {
         if closes && is_first {
             self.ward.shown();
             reach(Point::ResyncShown);
-            if self.ward.is_whole() {
-                self.report(Event::Whole).await;
-            }
+            self.say_whole().await;
         }
+    }
+
+    /// Says that nothing stale is left for readers to see, if nothing is, wherever keys are.
+    async fn say_whole(&mut self) {
+        if self.ward.is_whole() && self.away.is_none() {
+            self.report(Event::Whole).await;
+        }
+    }
+
+    /// A part of the deployment is away, or not: what is there goes on.
+    pub(super) async fn misses(&mut self, away: Option<String>) {
+        let Some(text) = away.filter(|_| self.connected) else { return };
+        if self.away.as_ref() == Some(&text) {
+            return;
+        }
+        let was_there = self.away.is_none();
+        self.say_misses(&text);
+        self.away = Some(text);
+        if was_there {
+            // It may be another one already.
+            self.next_alive = Instant::now();
+            self.report(Event::RedisLost).await;
+        }
+    }
+
+    fn say_misses(&self, away: &str) {
+        let text = format!("a part of {} is away, and its keys wait: {away}", self.title);
+        let hint = "`redis-cli --cluster check` tells how the cluster is; nothing is confirmed \
+                    meanwhile";
+        self.health.trouble(Topic::Redis(self.target), &text, Some(hint));
+        self.health.metrics().redis_up.get_or_create(&self.node).set(0);
     }
 
     /// The last removal of a job's keys is acknowledged.
@@ -385,8 +417,15 @@ impl State {
         }
         self.unlinks.is_over();
         self.scans.is_over();
-        self.health.over(&Topic::Redis(self.target));
-        self.health.metrics().redis_up.get_or_create(&self.node).set(1);
+        match found.away.clone() {
+            Some(away) => self.say_misses(&away),
+            None => {
+                self.health.over(&Topic::Redis(self.target));
+                self.health.metrics().redis_up.get_or_create(&self.node).set(1);
+            }
+        }
+        self.away.clone_from(&found.away);
+        self.refusals.soon(Instant::now());
         let judged = self.ward.connected(found, self.refill.floor());
         if self.ward.covered() > Lsn::ZERO {
             self.refill.covered(self.ward.covered(), Instant::now());
@@ -395,9 +434,7 @@ impl State {
         match judged {
             Ok(_) => {
                 tracing::info!(node = self.node.node, "connected to {}", self.title);
-                if self.ward.is_whole() {
-                    self.report(Event::Whole).await;
-                }
+                self.say_whole().await;
             }
             Err(doubt) => self.report(Event::ResyncOwed(doubt)).await,
         }
@@ -482,6 +519,9 @@ impl State {
     /// The next thing is to connect again.
     async fn disconnect(&mut self) {
         if self.connected {
+            if self.connected_at.elapsed() >= LASTING {
+                self.backoff = Backoff::redis();
+            }
             let peer = PeerLabel { peer: "redis" };
             self.health.metrics().reconnects.get_or_create(&peer).inc();
             self.connected = false;

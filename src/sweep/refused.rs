@@ -270,6 +270,13 @@ impl Refusals {
         }
     }
 
+    /// All of it is tried next.
+    pub(super) fn soon(&mut self, now: Instant) {
+        for refusal in self.by_rule.values_mut().filter(|refusal| !refusal.is_tried) {
+            refusal.pause.until = Some(now);
+        }
+    }
+
     /// Gives the members that wait for refused keys, rule by rule.
     pub(super) fn members(&mut self) -> impl Iterator<Item = &mut Vec<Member>> {
         self.by_rule.values_mut().map(|refusal| &mut refusal.members)

@@ -334,7 +334,8 @@ fn what_rests_of_a_sweep_makes_good_no_redis_that_went_back() {
     for (stands, is_swept) in [(true, false), (false, true)] {
         let prints = Rc::new(prints(&rules()));
         let behind = Watermark { lsn: Lsn(90), ..expected(&prints) };
-        let found = |mark: &Watermark| Found { watermark: Some(mark.to_value()), details: None };
+        let found =
+            |mark: &Watermark| Found { watermark: Some(mark.to_value()), ..Found::default() };
         let own = (None, Doubt::none());
         let mut ward = Ward::new(expected(&prints), Lsn(100), Rc::clone(&prints), own);
         assert!(ward.connected(found(&behind), Lsn(100)).is_err(), "it is behind");

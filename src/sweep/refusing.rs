@@ -65,7 +65,7 @@ impl State {
         if job.comes_again() || keys.is_empty() {
             return;
         }
-        self.count_error(Kind::NoPerm);
+        self.count_error(if self.away.is_some() { Kind::Slot } else { Kind::NoPerm });
         for (rule, part) in keys.by_rule() {
             let (samples, now) = (samples(&part), Instant::now());
             let (hold, widened) = self.refusals.add((rule, part), job.covers, samples, now);
@@ -89,6 +89,14 @@ impl State {
         let (exact, patterns) = self.refusals.sizes(rule);
         let (name, node) = (self.health.metrics().rule_name(rule), &self.node.node);
         let count = |size: usize, noun| counted(u64::try_from(size).unwrap_or(u64::MAX), noun);
+        if self.away.is_some() {
+            let (exact, patterns) = (count(exact, "key"), count(patterns, "pattern"));
+            let (title, topic) = (&self.title, self.refused_topic(rule));
+            let text = format!(
+                "a part of {title} is away: {exact} and {patterns} of rule `{name}` wait for it"
+            );
+            return self.health.trouble(topic, &text, None);
+        }
         let text = format!(
             "{} refuses to remove keys of rule `{name}` (NOPERM from {node}): waiting are {} and \
              {}",

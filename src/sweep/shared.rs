@@ -157,7 +157,7 @@ pub(super) async fn find<N: Node>(node: &N, own: &str) -> Result<Found, Error> {
         Some(digest) => unless_refused(node.details(&digest).await)?.flatten(),
         None => None,
     };
-    Ok(Found { watermark, details })
+    Ok(Found { watermark, details, away: node.away() })
 }
 
 fn unless_refused<T>(outcome: Result<T, Error>) -> Result<Option<T>, Error> {

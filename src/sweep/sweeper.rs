@@ -149,6 +149,7 @@ pub(super) struct State {
     pub(super) keeping: Option<String>,
     pub(super) paces: Option<Box<Paces>>,
     pub(super) connected: bool,
+    pub(super) connected_at: Instant,
     /// Turns true with the end of a connection, for a pass that waits for its turn.
     pub(super) lost: watch::Sender<bool>,
     pub(super) backoff: Backoff,
@@ -163,6 +164,8 @@ pub(super) struct State {
     pub(super) title: String,
     /// The text that its keys begin with.
     pub(super) prefix: Pattern,
+    /// Which part of it is away, while the rest is used.
+    pub(super) away: Option<String>,
     /// Transactions and holds that are held from now on, not told yet.
     pub(super) held: Vec<Held>,
 }
@@ -235,6 +238,7 @@ impl<N: Node> Sweeper<N> {
             keeping: None,
             paces: Some(Box::new(Paces::new(pace))),
             connected: false,
+            connected_at: Instant::now(),
             lost,
             backoff: Backoff::redis(),
             unlinks: Pause::new(UNLINK_WAIT),
@@ -245,6 +249,7 @@ impl<N: Node> Sweeper<N> {
             node: NodeLabel { target: node.target().to_owned(), node: node.name().to_owned() },
             title: node.title(),
             prefix: Pattern::literal(node.prefix().as_bytes()),
+            away: None,
             held: Vec::new(),
         };
         Sweeper { node, health, prints: settings.prints, state }
@@ -272,7 +277,10 @@ impl<N: Node> Sweeper<N> {
             let timer = state.next_timer(now);
             tokio::select! {
                 biased;
-                done = works.finished() => state.done(done).await,
+                done = works.finished() => {
+                    state.misses(node.away()).await;
+                    state.done(done).await;
+                }
                 one = visible.recv(), if open && state.has_room() => match one {
                     Some(one) => {
                         state.arrived(one.into()).await;

@@ -17,7 +17,13 @@ struct Shop {
 
 impl Shop {
     async fn start(primaries: usize, replicas: usize) -> Shop {
-        let options = ClusterOptions { primaries, replicas, node: RedisOptions::default() };
+        Shop::with(primaries, replicas, &[]).await
+    }
+
+    async fn with(primaries: usize, replicas: usize, args: &[&str]) -> Shop {
+        let args = args.iter().map(|&arg| arg.to_owned()).collect();
+        let node = RedisOptions { args, ..RedisOptions::default() };
+        let options = ClusterOptions { primaries, replicas, node };
         let (bed, cluster) = tokio::join!(Bed::new(&[]), Cluster::start(options));
         Shop { bed, cluster: cluster.unwrap() }
     }
@@ -317,4 +323,50 @@ async fn a_failover_loses_no_key() {
     shop.bed.sql.run("update item set version = version + 1 where id < 60").await;
     shop.gone(&items[1..]).await;
     shop.bed.settled().await;
+}
+
+/// A primary without a replica dies, or hangs: the keys of the others go as ever, nothing is
+/// confirmed, and what it missed goes when it is back.
+#[tokio::test]
+async fn a_primary_that_is_away_holds_up_its_own_keys_alone() {
+    let mut shop = Shop::with(3, 0, &["--cluster-require-full-coverage", "no"]).await;
+    let mut sidecar = Sidecar::set_up(shop.settings()).await;
+    shop.bed.settled().await;
+    let (mut own, mut others) = (Vec::new(), Vec::new());
+    for id in 1..60 {
+        let item = format!("item:{id}");
+        let (_, owner) = shop.place(&item).await;
+        if owner == 1 { own.push(item) } else { others.push(item) }
+    }
+    let list = "list:team 1:x".to_owned();
+    let lists = [list, "list:team 1:y".to_owned(), "list:team 1:z".to_owned()];
+    for hangs in [false, true] {
+        let before = shop.bed.confirmed().await;
+        match hangs {
+            true => shop.cluster.node(1).unwrap().pause().unwrap(),
+            false => shop.cluster.node_mut(1).unwrap().kill9().await.unwrap(),
+        }
+        for _ in 0..2 {
+            shop.fill(&others).await;
+            shop.bed.sql.run("update item set version = version + 1 where id < 60").await;
+            shop.gone(&others).await;
+        }
+        let names = async || {
+            let (status, page) = sidecar.get("/readyz").await.unwrap();
+            status == 503 && page.contains("a part of redis is away")
+        };
+        eventually(PATIENCE, "the page says so", names).await;
+        let position = shop.bed.position().await;
+        assert!(shop.bed.confirmed().await < position && before < position);
+        match hangs {
+            true => shop.cluster.node(1).unwrap().resume().unwrap(),
+            false => shop.cluster.node_mut(1).unwrap().start_again().await.unwrap(),
+        }
+        shop.cluster.settled().await.unwrap();
+        shop.fill(&[&own[..], &lists].concat()).await;
+        shop.bed.sql.run("update item set version = version + 1 where id < 60").await;
+        shop.gone(&[&own[..], &lists].concat()).await;
+        sidecar.wait_ready().await;
+        shop.bed.settled().await;
+    }
 }

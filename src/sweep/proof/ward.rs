@@ -16,6 +16,8 @@ pub(in crate::sweep) struct Found {
     pub(in crate::sweep) watermark: Option<Vec<u8>>,
     /// The fingerprints that it was written under, if they are others than ours and are there.
     pub(in crate::sweep) details: Option<Vec<u8>>,
+    /// Which part of the deployment was not there to be asked.
+    pub(in crate::sweep) away: Option<String>,
 }
 
 /// Gives the digest of the fingerprints that a watermark was written under.
@@ -120,7 +122,7 @@ impl Ward {
         found: Found,
         floor: Lsn,
     ) -> Result<Option<Lsn>, Doubt> {
-        let Found { watermark: found, details } = found;
+        let Found { watermark: found, details, .. } = found;
         let attempted = self.attempted.take();
         let judged = if self.owes() {
             // The sweep that is owed begins again with everything else. One of everything makes

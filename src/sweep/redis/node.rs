@@ -87,6 +87,12 @@ pub trait Node: Removes {
         std::future::ready(Ok(()))
     }
 
+    /// Which part of it is away while the rest is used, if one is. Its keys are refused until the
+    /// next `connect`, to which an error of `keep_alive` calls when it is back.
+    fn away(&self) -> Option<String> {
+        None
+    }
+
     /// This moment, if the keys that are written from now on are observed.
     fn mark(&self) -> Option<Mark> {
         None

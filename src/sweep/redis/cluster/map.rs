@@ -7,6 +7,7 @@
 //! (<https://redis.io/docs/latest/commands/cluster-slots/>).
 
 use std::collections::BTreeMap;
+use std::fmt;
 
 use redis::{Value, from_redis_value};
 
@@ -25,6 +26,12 @@ impl Member {
     pub(super) fn settled(&self) -> Slots {
         let settled = self.slots.clone().without(&self.moving);
         if settled.is_empty() { self.slots.clone() } else { settled }
+    }
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.host, self.port)
     }
 }
 

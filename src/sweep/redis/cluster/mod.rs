@@ -29,7 +29,7 @@ use std::time::Duration;
 
 use futures_util::future::{join_all, try_join_all};
 use tokio::sync::Mutex;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 
 use self::map::{Address, Map, Member};
 use self::part::Part;
@@ -51,8 +51,14 @@ const ASK_INTERVAL: [Duration; 2] = [Duration::from_secs(5), Duration::from_mill
 /// So often primaries are asked again for a slot that is nobody's, and the pause between.
 const SETTLE: (u32, Duration) = (20, Duration::from_millis(20));
 
+/// How long a primary may take to be connected to. The others wait for it.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+
 /// So often the watermarks are written again at once, where slots have gone.
 const WRITES: u32 = 5;
+
+/// Whose slots are nobody's, among those that are away.
+const NOBODY: &str = "";
 
 /// A cluster.
 pub struct Cluster {
@@ -62,6 +68,8 @@ pub struct Cluster {
     prefix: Prefix,
     look: Option<Look>,
     shards: RefCell<Rc<Shards>>,
+    /// Primaries with slots that are not connected, by id, each with the reason.
+    away: RefCell<BTreeMap<String, String>>,
     /// Primaries without a slot that keys are on their way to.
     guests: RefCell<BTreeMap<String, Rc<Shard>>>,
     /// Whether a guest was lost, with removals that no watermark is about.
@@ -89,6 +97,7 @@ struct Shards {
 
 /// A primary.
 struct Shard {
+    id: String,
     address: Address,
     node: Standalone,
     /// The value of its watermark, as far as we know.
@@ -107,6 +116,7 @@ impl Cluster {
             prefix: Prefix::of(redis),
             look: None,
             shards: RefCell::default(),
+            away: RefCell::default(),
             guests: RefCell::default(),
             lost_guest: Cell::new(false),
             known: RefCell::default(),
@@ -124,12 +134,64 @@ impl Cluster {
         Cluster { look: Some(look), ..self }
     }
 
+    /// The connection to a primary is lost: it is away, and the others go on. Gives the error that
+    /// says so.
+    fn lose(&self, shard: &Shard, error: Error) -> Error {
+        if matches!(error, Error::Refused(..) | Error::Lost(_, Kind::Slot)) {
+            return refused(error);
+        }
+        let told = format!("{}: {error}", shard.address);
+        if self.guests.borrow_mut().remove(&shard.id).is_some() {
+            self.lost_guest.set(true);
+            return Error::Lost(told, error.kind());
+        }
+        let shards = self.shards();
+        // Of connections before, nothing is to be told.
+        if shards.by_id.get(&shard.id).is_some_and(|own| std::ptr::eq(&**own, shard)) {
+            let mut by_id = shards.by_id.clone();
+            by_id.remove(&shard.id);
+            self.shards.replace(Rc::new(Shards { map: Rc::clone(&shards.map), by_id }));
+            self.away.borrow_mut().insert(shard.id.clone(), told.clone());
+        }
+        Error::Refused(told, error.kind())
+    }
+
+    /// Whether all slots have a primary that is connected.
+    ///
+    /// # Errors
+    ///
+    /// Says which have not.
+    fn is_whole(&self) -> Result<(), Error> {
+        match Node::away(self) {
+            Some(away) => Err(Error::Refused(away, Kind::Slot)),
+            None => Ok(()),
+        }
+    }
+
+    /// Whether one that is away can be had again.
+    async fn is_back(&self) -> bool {
+        let map = Rc::clone(&self.shards().map);
+        let away: Vec<String> = self.away.borrow().keys().cloned().collect();
+        let named = away.iter().filter_map(|id| map.primaries.get(id));
+        let reached = join_all(named.map(|primary| self.shard(primary))).await;
+        reached.iter().any(Result::is_ok)
+    }
+
     fn shards(&self) -> Rc<Shards> {
         Rc::clone(&self.shards.borrow())
     }
 
     /// Connects to a primary.
     async fn shard(&self, primary: &Member) -> Result<Rc<Shard>, Error> {
+        let limit = CONNECT_TIMEOUT + self.redis.password.patience();
+        let shard = timeout(limit, self.reach(primary)).await;
+        shard.unwrap_or_else(|_elapsed| {
+            let message = format!("no answer in {} s", limit.as_secs());
+            Err(Error::Lost(message, Kind::Timeout))
+        })
+    }
+
+    async fn reach(&self, primary: &Member) -> Result<Rc<Shard>, Error> {
         let told = self.addresses.borrow().get(&primary.id).cloned();
         let address = told.unwrap_or_else(|| primary.address.clone());
         let redis = survey::at(&self.redis, &address);
@@ -139,7 +201,8 @@ impl Cluster {
             None => node,
         };
         node.connect().await?;
-        Ok(Rc::new(Shard { address, node, standing: RefCell::new(None) }))
+        let (id, standing) = (primary.id.clone(), RefCell::new(None));
+        Ok(Rc::new(Shard { id, address, node, standing }))
     }
 
     /// A primary that keys are on their way to, and that has no slot yet.
@@ -147,9 +210,16 @@ impl Cluster {
         if let Some(shard) = self.guests.borrow().get(&primary.id) {
             return Ok(Rc::clone(shard));
         }
-        let shard = self.shard(primary).await?;
-        self.guests.borrow_mut().insert(primary.id.clone(), Rc::clone(&shard));
-        Ok(shard)
+        match self.shard(primary).await {
+            Ok(shard) => {
+                self.guests.borrow_mut().insert(primary.id.clone(), Rc::clone(&shard));
+                Ok(shard)
+            }
+            Err(error) => {
+                self.not_there(primary, &error);
+                Err(Error::Refused(error.to_string(), error.kind()))
+            }
+        }
     }
 
     /// The names of a primary's own keys.
@@ -172,18 +242,24 @@ impl Cluster {
             return Ok(Rc::clone(&before.map));
         }
         proof::follows(&before.map, &map)?;
+        self.still_has(&before.map, &map)?;
         let mut by_id = BTreeMap::new();
         for (id, primary) in &map.primaries {
             if primary.slots.is_empty() {
                 continue;
             }
-            let shard = match before.by_id.get(id) {
-                Some(shard) => Rc::clone(shard),
+            match before.by_id.get(id) {
+                Some(shard) => drop(by_id.insert(id.clone(), Rc::clone(shard))),
+                None if self.away.borrow().contains_key(id) => {}
                 // It was a primary without slots.
-                None => self.adopt(primary).await?,
-            };
-            by_id.insert(id.clone(), shard);
+                None => {
+                    if let Ok(shard) = self.adopt(primary).await {
+                        by_id.insert(id.clone(), shard);
+                    }
+                }
+            }
         }
+        self.note_missing(&map);
         let map = Rc::new(map);
         let shards = Shards { map: Rc::clone(&map), by_id };
         if !self.proven.borrow().is_empty() {
@@ -193,23 +269,53 @@ impl Cluster {
         Ok(map)
     }
 
-    /// The map in which each slot has a primary. For a moment a slot may be nobody's: the one has
-    /// given it away, the other does not know it yet.
+    /// The map in which each slot has a primary, if there is to be one. For a moment a slot may be
+    /// nobody's: the one has given it away, the other does not know it yet.
     async fn settled_map(&self, shards: &Shards) -> Result<Map, Error> {
         let mut tries = 0;
         loop {
-            let asked = shards.by_id.values().map(|shard| survey::ask(shard));
+            let asked = shards.by_id.values().map(|shard| async {
+                survey::ask(shard).await.map_err(|error| self.lose(shard, error))
+            });
             let map = Map::of(&try_join_all(asked).await?);
             let missing = map.missing();
-            if missing.is_empty() {
+            tries += 1;
+            if missing.is_empty() || tries == SETTLE.0 {
                 return Ok(map);
             }
-            tries += 1;
-            if tries == SETTLE.0 {
-                let message = format!("no primary of the cluster has the slots {missing}");
-                return Err(Error::Refused(message, Kind::Slot));
-            }
             sleep(SETTLE.1).await;
+        }
+    }
+
+    /// Whether primaries that are away have the slots of before: of one that gave some away it is
+    /// not known whether it had lost removals by then.
+    fn still_has(&self, before: &Map, now: &Map) -> Result<(), Error> {
+        let slots = |map: &Map, id: &String| map.primaries.get(id).map(|one| one.slots.clone());
+        match self.away.borrow().keys().any(|id| slots(before, id) != slots(now, id)) {
+            true => {
+                let message = "a primary that is away has other slots than before".to_owned();
+                Err(Error::Lost(message, Kind::Swapped))
+            }
+            false => Ok(()),
+        }
+    }
+
+    /// A primary cannot be connected to.
+    fn not_there(&self, primary: &Member, error: &Error) {
+        let told = format!("{}: {error}", primary.address);
+        self.away.borrow_mut().insert(primary.id.clone(), told);
+    }
+
+    /// Slots that are nobody's are away, too.
+    fn note_missing(&self, map: &Map) {
+        let missing = map.missing();
+        let mut away = self.away.borrow_mut();
+        match missing.is_empty() {
+            true => drop(away.remove(NOBODY)),
+            false => {
+                let told = format!("no primary of the cluster has the slots {missing}");
+                away.insert(NOBODY.to_owned(), told);
+            }
         }
     }
 
@@ -217,9 +323,17 @@ impl Cluster {
     async fn adopt(&self, primary: &Member) -> Result<Rc<Shard>, Error> {
         let shard = self.guest(primary).await?;
         self.guests.borrow_mut().remove(&primary.id);
-        let found = shard.node.rename(self.names(primary)).await?;
-        shard.standing.replace(found);
-        Ok(shard)
+        match shard.node.rename(self.names(primary)).await {
+            Ok(found) => {
+                shard.standing.replace(found);
+                Ok(shard)
+            }
+            Err(error) => {
+                self.lost_guest.set(true);
+                self.not_there(primary, &error);
+                Err(error)
+            }
+        }
     }
 }
 
@@ -227,8 +341,12 @@ impl Removes for Cluster {
     async fn unlink(&self, groups: &[Vec<&[u8]>]) -> Result<Vec<Option<u64>>, Error> {
         if groups.is_empty() {
             let shards = self.shards();
-            let each = shards.by_id.values().map(|shard| shard.node.unlink_each(&[], false));
-            return try_join_all(each).await.map(|_none| Vec::new());
+            let each = shards.by_id.values().map(|shard| async {
+                let counted = shard.node.unlink_each(&[], false).await;
+                counted.map_err(|error| self.lose(shard, error))
+            });
+            join_all(each).await;
+            return Ok(Vec::new());
         }
         self.route(groups).await
     }
@@ -255,6 +373,7 @@ impl Node for Cluster {
 
     async fn connect(&self) -> Result<(), Error> {
         self.shards.replace(Rc::default());
+        self.away.borrow_mut().clear();
         if !self.guests.replace(BTreeMap::new()).is_empty() {
             self.lost_guest.set(true);
         }
@@ -269,20 +388,41 @@ impl Node for Cluster {
         self.parts(scanned).await
     }
 
+    fn away(&self) -> Option<String> {
+        let away = self.away.borrow();
+        let mut told = away.values().cloned();
+        let first = told.next()?;
+        Some(match told.count() {
+            0 => first,
+            more => format!("{first}, and {more} more"),
+        })
+    }
+
     async fn keep_alive(&self) -> Result<(), Error> {
         let shards = self.shards();
-        let alive = join_all(shards.by_id.values().map(|shard| shard.node.keep_alive())).await;
-        alive.into_iter().collect::<Result<(), Error>>()?;
+        let alive = shards.by_id.values().map(|shard| async {
+            let alive = shard.node.keep_alive().await;
+            alive.map_err(|error| self.lose(shard, error))
+        });
+        join_all(alive).await;
+        let is_missed = Node::away(self).is_some();
         let [at_rest, while_moving] = ASK_INTERVAL;
         let interval = if shards.map.is_moving() { while_moving } else { at_rest };
-        if self.asked_at.borrow().elapsed() >= interval {
+        if is_missed || self.asked_at.borrow().elapsed() >= interval {
             self.look_again(&shards.map).await?;
+        }
+        if is_missed && (Node::away(self).is_none() || self.is_back().await) {
+            let message = "a primary that was away is back".to_owned();
+            return Err(Error::Lost(message, Kind::Swapped));
         }
         Ok(())
     }
 
     async fn watermark(&self) -> Result<Option<Vec<u8>>, Error> {
         let shards = self.shards();
+        if shards.by_id.is_empty() {
+            return Err(Error::new(Kind::Io, "not connected".to_owned()));
+        }
         let found = shards.by_id.values().map(|shard| shard.node.watermark());
         for (shard, found) in shards.by_id.values().zip(try_join_all(found).await?) {
             shard.standing.replace(found);
@@ -301,6 +441,7 @@ impl Node for Cluster {
         if self.standing.borrow().as_deref() != expected {
             return Ok(Replaced::No(self.standing.borrow().clone()));
         }
+        self.is_whole()?;
         let mut tries = 0;
         let (shards, is_everywhere) = loop {
             let shards = self.shards();
@@ -313,6 +454,7 @@ impl Node for Cluster {
                 }
                 Err(error) => return Err(refused(error)),
             }
+            self.is_whole()?;
         };
         let standing = match is_everywhere {
             true => Some(value.to_vec()),
@@ -346,6 +488,7 @@ impl Node for Cluster {
     }
 
     async fn shared(&self, _value: &[u8]) -> Result<(), Error> {
+        self.is_whole()?;
         let shards = self.shards();
         let each = shards.by_id.values().map(|shard| async {
             let standing = shard.standing.borrow().clone();
@@ -382,11 +525,10 @@ impl Shards {
         .collect()
     }
 
-    /// The primary that has a slot.
-    fn owner(&self, slot: u16) -> Result<&Rc<Shard>, Error> {
+    /// The primary that has a slot; `None` if it is away.
+    fn owner(&self, slot: u16) -> Option<&Rc<Shard>> {
         let owner = self.map.primaries.iter().find(|(_, one)| one.slots.has(slot));
-        let shard = owner.and_then(|(id, _)| self.by_id.get(id));
-        shard.ok_or_else(|| Error::new(Kind::Other, format!("no primary has slot {slot}")))
+        owner.and_then(|(id, _)| self.by_id.get(id))
     }
 }
 

@@ -32,6 +32,7 @@ impl Cluster {
         scanned.rounds += 1;
         let map = self.look_again(&self.shards().map).await?;
         let Some(mut seen) = scanned.seen.take() else {
+            // What is there is looked through; that it was not all is told after.
             let slots = self.slots_of(&scanned.prefixes);
             scanned.seen = Some(Seen { map: Rc::clone(&map), visited: BTreeSet::new() });
             let shards = self.shards();
@@ -44,8 +45,13 @@ impl Cluster {
             };
             let wanted = shards.by_id.iter().filter(|(id, _)| has_some(id));
             let part = |shard| Part { cluster: self, shard: Rc::clone(shard), only: None };
-            return Ok(wanted.map(|(_, shard)| part(shard)).collect());
+            let parts: Vec<Part<'_>> = wanted.map(|(_, shard)| part(shard)).collect();
+            if parts.is_empty() {
+                self.is_whole()?;
+            }
+            return Ok(parts);
         };
+        self.is_whole()?;
         let mut parts = Vec::new();
         for (id, slots) in seen.arrived(&map) {
             let primary = map.primaries.get(&id);
@@ -67,6 +73,13 @@ impl Cluster {
             slots.insert(slot_of_prefix(&self.prefix.add(prefix))?);
         }
         Some(slots)
+    }
+}
+
+impl Part<'_> {
+    /// The outcome on the primary, which may be away by that.
+    fn of_shard<T>(&self, outcome: Result<T, Error>) -> Result<T, Error> {
+        outcome.map_err(|error| self.cluster.lose(&self.shard, error))
     }
 }
 
@@ -109,13 +122,14 @@ impl Seen {
 impl Removes for Part<'_> {
     async fn unlink(&self, groups: &[Vec<&[u8]>]) -> Result<Vec<Option<u64>>, Error> {
         if groups.is_empty() {
-            return self.shard.node.unlink_each(&[], false).await.map(|_none| Vec::new());
+            let counted = self.shard.node.unlink_each(&[], false).await;
+            return self.of_shard(counted).map(|_none| Vec::new());
         }
         self.cluster.route(groups).await
     }
 
     async fn fence(&self) -> Result<(), Error> {
-        self.shard.node.fence().await
+        self.of_shard(self.shard.node.fence().await)
     }
 }
 
@@ -125,7 +139,7 @@ impl Primary for Part<'_> {
     }
 
     async fn scan(&self, call: &ScanCall<'_>) -> Result<Page, Error> {
-        let mut page = self.shard.node.scan(call).await?;
+        let mut page = self.of_shard(self.shard.node.scan(call).await)?;
         if let Some(only) = &self.only {
             let prefix = &self.cluster.prefix;
             page.keys.retain(|key| only.has(slot_of(&prefix.add(key))));
@@ -134,11 +148,11 @@ impl Primary for Part<'_> {
     }
 
     async fn ping(&self) -> Result<(), Error> {
-        self.shard.node.ping().await
+        self.of_shard(self.shard.node.ping().await)
     }
 
     async fn scan_time(&self) -> Result<Option<Duration>, Error> {
-        self.shard.node.scan_time().await
+        self.of_shard(self.shard.node.scan_time().await)
     }
 }
 

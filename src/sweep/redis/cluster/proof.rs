@@ -91,7 +91,14 @@ impl Cluster {
     pub(super) async fn write_all(&self, shards: &Shards, value: &[u8]) -> Result<bool, Error> {
         let each = shards.by_id.iter();
         let each = each.filter_map(|(id, shard)| Some((shards.map.primaries.get(id)?, shard)));
-        let writes = each.map(|(primary, shard)| self.write(shards, (primary, shard), value));
+        let writes = each.map(|(primary, shard)| async move {
+            let written = self.write(shards, (primary, shard), value).await;
+            written.map_err(|error| match error.kind() {
+                // Not away: its slot is elsewhere.
+                Kind::Slot => error,
+                _ => self.lose(shard, error),
+            })
+        });
         let mut is_everywhere = true;
         for outcome in join_all(writes).await {
             is_everywhere &= outcome?;

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::Duration;
 
-use futures_util::future::try_join_all;
+use futures_util::future::join_all;
 use tokio::time::sleep;
 
 use super::slots::slot_of;
@@ -45,19 +45,26 @@ impl Cluster {
     }
 
     /// Removes keys by their whole names: how many were there of each, `None` of one that the user
-    /// may not remove.
+    /// may not remove, or whose primary is away.
     pub(super) async fn unlink_names(&self, names: &[&[u8]]) -> Result<Vec<Option<u64>>, Error> {
         let mut outcomes: Vec<Option<u64>> = vec![None; names.len()];
         let mut shards = self.shards();
-        let mut parcels = parcels(&shards, names, 0..names.len())?;
+        let mut parcels = parcels(&shards, names, 0..names.len());
         for hop in 0..HOPS {
             let sent = parcels.iter().map(|parcel| async {
                 let keys: Vec<&[u8]> =
                     parcel.keys.iter().filter_map(|at| names.get(*at).copied()).collect();
-                parcel.shard.node.unlink_each(&keys, parcel.asking).await
+                let sent = parcel.shard.node.unlink_each(&keys, parcel.asking).await;
+                sent.map_err(|error| self.lose(&parcel.shard, error))
             });
             let (mut moved, mut asks) = (Vec::new(), BTreeMap::<String, Vec<usize>>::new());
-            for (parcel, replies) in parcels.iter().zip(try_join_all(sent).await?) {
+            for (parcel, replies) in parcels.iter().zip(join_all(sent).await) {
+                let replies = match replies {
+                    Ok(replies) => replies,
+                    // Its keys wait for it.
+                    Err(_) if self.is_away(&parcel.shard) => continue,
+                    Err(error) => return Err(error),
+                };
                 for (at, reply) in parcel.keys.iter().copied().zip(replies) {
                     match reply {
                         Outcome::Removed(count) => outcomes[at] = Some(count),
@@ -79,16 +86,22 @@ impl Cluster {
             }
             let mut next = Vec::new();
             for (to, keys) in asks {
-                match self.at(&shards, &to).await? {
-                    Some(shard) => next.push(Parcel { shard, keys, asking: true }),
-                    None => moved.extend(keys),
+                match self.at(&shards, &to).await {
+                    Ok(Some(shard)) => next.push(Parcel { shard, keys, asking: true }),
+                    Ok(None) => moved.extend(keys),
+                    // They wait for it.
+                    Err(_away) => {}
                 }
             }
-            next.extend(self::parcels(&shards, names, moved)?);
+            next.extend(self::parcels(&shards, names, moved));
             parcels = next;
         }
         let message = "keys are sent from one primary to another and back".to_owned();
         Err(Error::Refused(message, Kind::Other))
+    }
+
+    fn is_away(&self, shard: &Shard) -> bool {
+        self.away.borrow().contains_key(&shard.id)
     }
 
     /// A primary by its address; one that has no slot yet may be asked for keys that come to it.
@@ -113,17 +126,13 @@ impl Shards {
     }
 }
 
-/// Sorts keys by their primaries.
-fn parcels(
-    shards: &Shards,
-    names: &[&[u8]],
-    keys: impl IntoIterator<Item = usize>,
-) -> Result<Vec<Parcel>, Error> {
+/// Sorts keys by their primaries, without those whose primary is away.
+fn parcels(shards: &Shards, names: &[&[u8]], keys: impl IntoIterator<Item = usize>) -> Vec<Parcel> {
     let mut parcels: Vec<Parcel> = Vec::new();
     let mut of_shard: BTreeMap<*const Shard, usize> = BTreeMap::new();
     for at in keys {
         let Some(name) = names.get(at) else { continue };
-        let shard = shards.owner(slot_of(name))?;
+        let Some(shard) = shards.owner(slot_of(name)) else { continue };
         let parcel = *of_shard.entry(Rc::as_ptr(shard)).or_insert_with(|| {
             parcels.push(Parcel { shard: Rc::clone(shard), keys: Vec::new(), asking: false });
             parcels.len() - 1
@@ -132,5 +141,5 @@ fn parcels(
             parcel.keys.push(at);
         }
     }
-    Ok(parcels)
+    parcels
 }

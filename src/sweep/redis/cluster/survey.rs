@@ -8,7 +8,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use futures_util::StreamExt;
-use futures_util::future::try_join_all;
+use futures_util::future::join_all;
 use futures_util::stream::FuturesUnordered;
 use redis::aio::MultiplexedConnection;
 use redis::{Cmd, RedisError, Value, cmd, from_redis_value};
@@ -39,6 +39,7 @@ const ROUNDS: usize = 8;
 pub async fn each(redis: &config::Redis, key: &str) -> Result<Vec<(config::Redis, String)>, Error> {
     let cluster = Cluster::new(redis, "");
     let shards = cluster.survey().await?;
+    cluster.is_whole()?;
     let each = shards.by_id.iter().map(|(id, shard)| {
         let slots = shards.map.primaries.get(id).map(Member::settled);
         (at(redis, &shard.address), tagged(key, &slots.unwrap_or_default()))
@@ -122,44 +123,61 @@ impl Cluster {
     pub(super) async fn survey(&self) -> Result<Shards, Error> {
         let (mut said, addresses) = self.first_views().await?;
         self.addresses.replace(addresses);
-        let mut by_id: BTreeMap<String, Rc<Shard>> = BTreeMap::new();
+        let (mut by_id, mut failed) = (BTreeMap::<String, Rc<Shard>>::new(), None);
         for _ in 0..ROUNDS {
             let map = Map::of(&said);
-            let named = map.primaries.values().filter(|one| !one.slots.is_empty());
-            let new: Vec<&Member> = named.filter(|one| !by_id.contains_key(&one.id)).collect();
+            let new = self.unasked(&map, &by_id);
             if new.is_empty() {
-                by_id
-                    .retain(|id, _| map.primaries.get(id).is_some_and(|one| !one.slots.is_empty()));
-                return self.whole(map, by_id);
+                let nothing = || Error::new(Kind::Io, "no primary has a slot".to_owned());
+                return self.found(map, by_id).ok_or_else(|| failed.unwrap_or_else(nothing));
             }
-            let connected = new.into_iter().map(|one| async {
-                let shard = self.shard(one).await?;
-                let said = ask(&shard).await?;
-                Ok::<_, Error>((one.id.clone(), shard, said))
-            });
-            for (id, shard, more) in try_join_all(connected).await? {
-                self.known.borrow_mut().insert(shard.address.clone());
-                by_id.insert(id, shard);
-                said.push(more);
+            let asked = join_all(new.iter().map(|one| self.reach_and_ask(one))).await;
+            for (one, outcome) in new.iter().zip(asked) {
+                match outcome {
+                    Ok((shard, more)) => {
+                        self.known.borrow_mut().insert(shard.address.clone());
+                        by_id.insert(one.id.clone(), shard);
+                        said.push(more);
+                    }
+                    Err(error) => {
+                        self.not_there(one, &error);
+                        failed = failed.or(Some(error));
+                    }
+                }
             }
         }
         let message = "the nodes of the cluster do not agree on who has which slot";
         Err(Error::Lost(message.to_owned(), Kind::Other))
     }
 
-    fn whole(&self, map: Map, by_id: BTreeMap<String, Rc<Shard>>) -> Result<Shards, Error> {
-        let missing = map.missing();
-        if !missing.is_empty() {
-            let message = format!("no primary of the cluster has the slots {missing}");
-            return Err(Error::Lost(message, Kind::Other));
-        }
+    async fn reach_and_ask(&self, one: &Member) -> Result<(Rc<Shard>, Vec<Member>), Error> {
+        let shard = self.shard(one).await?;
+        let said = ask(&shard).await?;
+        Ok((shard, said))
+    }
+
+    /// Primaries with slots that were not asked yet.
+    fn unasked(&self, map: &Map, by_id: &BTreeMap<String, Rc<Shard>>) -> Vec<Member> {
+        let away = self.away.borrow();
+        let named = map.primaries.values().filter(|one| !one.slots.is_empty());
+        let new = named.filter(|one| !by_id.contains_key(&one.id) && !away.contains_key(&one.id));
+        new.cloned().collect()
+    }
+
+    /// The primaries that have slots, of those that are connected; `None` if none has.
+    fn found(&self, map: Map, mut by_id: BTreeMap<String, Rc<Shard>>) -> Option<Shards> {
+        let has_slots =
+            |id: &String| map.primaries.get(id).is_some_and(|one| !one.slots.is_empty());
+        by_id.retain(|id, _| has_slots(id));
+        self.away.borrow_mut().retain(|id, _| has_slots(id));
+        self.note_missing(&map);
         // What was learnt on the way may have given a primary its own names too early.
         for (id, shard) in &by_id {
             if let Some(one) = map.primaries.get(id) {
                 shard.node.named(self.names(one));
             }
         }
-        Ok(Shards { map: Rc::new(map), by_id })
+        (!by_id.is_empty()).then(|| Shards { map: Rc::new(map), by_id })
     }
 
     /// Asks all nodes that are known, and takes those that answer first.
