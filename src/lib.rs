@@ -64,7 +64,8 @@
 //!   primary or a standby of it. **replica**: a standby that readers read from. **stand-in**: a
 //!   second walsweep that waits for the slot.
 //! - **removal**: the first one of a key; **second removal**: the one after the refill window.
-//! - **target**: one Redis deployment that keys are removed from. **node**: a Redis primary of it.
+//! - **target**: one Redis deployment that keys are removed from. **node**: that, as its sweeper
+//!   sees it: one server, or a cluster, of which a **shard** is a primary with its slots.
 //! - **binding**: what a database is to rules: their tables, partitions, lookups, and which of them
 //!   do not fit. With it they are **bound** rules, for one session.
 //! - **pass**: one turn of SCAN over a Redis. **sweep**: passes for patterns, without a commit that

@@ -102,9 +102,17 @@ fn target(
 ) -> OfTarget {
     let name = name(reader, section, is_alone);
     let rules = reader.filled_texts(section, "rules", "leave it out for every rule");
-    let prefix = reader.text(section, "prefix").map(|prefix| prefix.value).unwrap_or_default();
+    let prefix = reader.text(section, "prefix");
     let wait_replicas = reader.count(section, "wait_replicas");
     let server = server(reader, section);
+    let is_cluster = server.as_ref().is_some_and(|one| matches!(one.mode, Mode::Cluster { .. }));
+    if let Some(prefix) = prefix.as_ref().filter(|one| is_cluster && one.value.contains('{')) {
+        let message = "has a `{`, which would begin a hash tag: in a cluster all keys would have \
+                       one slot, and each primary needs a key of walsweep's";
+        let hint = "leave braces out of `prefix`, and write them in the `keys` of the rules";
+        reader.problem(prefix.at.clone(), message.to_owned(), Some(hint));
+    }
+    let prefix = prefix.map(|prefix| prefix.value).unwrap_or_default();
     reader.finish(section);
     let redis = server.map(|server| Redis {
         id,

@@ -252,6 +252,12 @@ impl Needs {
             ("eval", eval),
             ("unlink", on_key("UNLINK")),
         ];
+        if self.is_cluster {
+            commands.push(("asking", cmd("ASKING")));
+            let mut slots = cmd("CLUSTER");
+            slots.arg("SLOTS");
+            commands.push(("cluster|slots", slots));
+        }
         if self.wait_replicas > 0 {
             let mut wait = cmd("WAIT");
             wait.arg(0).arg(1);

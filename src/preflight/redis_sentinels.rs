@@ -13,11 +13,27 @@ pub async fn sentinels(target: &Target) -> (Vec<Finding>, Option<Fact>) {
 }
 
 fn judge(survey: &Survey) -> Vec<Finding> {
-    let Survey { service, agreed, listed, known, said, .. } = survey;
+    let Survey { service, agreed, named, listed, known, said, .. } = survey;
     let mut findings = Vec::new();
-    if agreed < listed {
+    if agreed < named {
+        let message = format!(
+            "{} of {listed} Sentinels name another primary of `{service}`: {said}",
+            named - agreed
+        );
+        let hint = "after a failover they hear of it within seconds; else one of them is of \
+                    another service of the same name: take it out of `redis.sentinels`";
+        findings.push(Finding::warning(Code::RedisSentinels, message).hint(hint));
+    }
+    if !survey.epochs {
         let message =
-            format!("{agreed} of {listed} Sentinels name the primary of `{service}`: {said}");
+            format!("some Sentinels do not tell which of their answers for `{service}` is later");
+        let hint = "give the user of each `+sentinel|master`: without it votes are counted, and \
+                    those who have not heard of a failover may have most";
+        findings.push(Finding::warning(Code::RedisSentinels, message).hint(hint));
+    }
+    if named < listed {
+        let message =
+            format!("{named} of {listed} Sentinels name a primary of `{service}`: {said}");
         let hint = "bring the others back, or take those that are gone for good out of \
                     `redis.sentinels`: while half of them or less answer, nothing is confirmed";
         findings.push(Finding::warning(Code::RedisSentinels, message).hint(hint));
@@ -51,6 +67,8 @@ mod tests {
             service: "cache".to_owned(),
             primary: Some("h:1".to_owned()),
             agreed,
+            named: agreed,
+            epochs: true,
             listed,
             known,
             said: "`s:2` does not answer".to_owned(),
@@ -65,6 +83,10 @@ mod tests {
             assert_eq!(found.len(), told.len(), "{found:?}");
             assert!(found.iter().zip(told).all(|(found, told)| found.contains(told)), "{found:?}");
         }
+        let lonely = Survey { named: 3, ..survey(1, 3, 3) };
+        assert!(judge(&lonely)[0].message.starts_with("2 of 3 Sentinels name another primary"));
+        let blind = Survey { epochs: false, ..survey(3, 3, 3) };
+        assert!(judge(&blind)[0].hint.as_ref().unwrap().contains("+sentinel|master"));
         let text = "`h:1` is the primary of `cache`, as 2 of 3 Sentinels say";
         assert_eq!(fact(&survey(2, 3, 3)).unwrap().text, text);
         assert_eq!(fact(&Survey { primary: None, ..survey(0, 3, 3) }), None);

@@ -268,6 +268,40 @@ async fn a_node_may_join_and_leave() {
     shop.bed.settled().await;
 }
 
+/// The first slot of a new node is on its way, and the node loses a removal: no watermark is about
+/// it, and what it has is looked through.
+#[tokio::test]
+async fn a_node_without_a_slot_that_comes_back_with_old_keys_is_swept() {
+    let mut shop = Shop::start(3, 0).await;
+    let mut sidecar = Sidecar::set_up(shop.settings()).await;
+    shop.bed.settled().await;
+    let item = || ["item:1".to_owned()];
+    let new = shop.cluster.add(None).await.unwrap();
+    let (slot, _) = shop.place("item:1").await;
+    shop.cluster.begin_move(slot, new).await.unwrap();
+    for stopped in [false, true] {
+        // Of a key that its owner does not have it is asked, and it saves what it got.
+        shop.fill(&item()).await;
+        let _: Value = cmd("SAVE").query_async(&mut shop.connect(new).await).await.unwrap();
+        shop.change(1).await;
+        shop.gone(&item()).await;
+        shop.bed.settled().await;
+        if stopped {
+            assert_eq!(sidecar.sigterm().await, 0);
+        }
+        shop.cluster.node_mut(new).unwrap().kill9().await.unwrap();
+        shop.cluster.node_mut(new).unwrap().start_again().await.unwrap();
+        let names = async || !shop.names("item:1").await.is_empty();
+        if stopped {
+            eventually(PATIENCE, "the key is back", names).await;
+            sidecar.start();
+            sidecar.wait_ready().await;
+        }
+        let nothing = async || shop.names("item:1").await.is_empty();
+        eventually(PATIENCE, "it is swept", nothing).await;
+    }
+}
+
 /// Keys move while a pass runs: `ROUNDS=100`, a pass and some moves each.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_key_survives_a_pass_by_moving() {

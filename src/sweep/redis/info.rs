@@ -9,6 +9,13 @@ pub(in crate::sweep) fn history(info: &str) -> Option<&str> {
     info.lines().find_map(|line| line.strip_prefix("master_replid:")).map(str::trim_end)
 }
 
+/// The id of the history that a server had before its promotion, or its restart, and whose data it
+/// has; `None` if there is none.
+pub(in crate::sweep) fn history_before(info: &str) -> Option<&str> {
+    let id = info.lines().find_map(|line| line.strip_prefix("master_replid2:"))?.trim_end();
+    (!id.bytes().all(|byte| byte == b'0')).then_some(id)
+}
+
 /// Reads how long SCAN calls have held a server, all told, from what `INFO commandstats` says; a
 /// server that has run none yet does not name it. `None` where it says nothing of its commands.
 #[must_use]

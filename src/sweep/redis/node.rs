@@ -222,7 +222,7 @@ pub enum Replaced {
 }
 
 /// Why Redis did not do what was asked. Nothing is confirmed; it is asked again.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 pub enum Error {
     /// The connection is of no use any more: broken, timed out, or not to a primary that accepts
     /// commands. Connect again.

@@ -101,7 +101,7 @@ impl fmt::Display for Said {
             Said::Named { address, epoch: None, .. } => write!(formatter, " names `{address}`"),
             Said::Unknown => formatter.write_str(" knows no such service"),
             Said::Failed(_, why) => write!(formatter, ": {why}"),
-            Said::Nothing => formatter.write_str(" does not answer"),
+            Said::Nothing => formatter.write_str(": no answer in time"),
         }
     }
 }
@@ -116,6 +116,8 @@ enum Verdict {
         epoch: Option<u64>,
         /// Whether more than half of all named a primary, whichever.
         is_of_most: bool,
+        /// Whether more than half of all named this one.
+        is_agreed: bool,
     },
     /// As many say one as say another.
     Disagree,
@@ -142,7 +144,10 @@ fn verdict(said: &[Said]) -> Verdict {
     let mut first = voices.iter().filter(|(_, count)| Some(**count) == most);
     match (first.next(), first.next()) {
         (Some((address, _)), None) => {
-            Verdict::Primary { address: (*address).clone(), epoch: latest, is_of_most }
+            let address: Address = (*address).clone();
+            let count = named.iter().filter(|(other, _)| **other == address).count();
+            let is_agreed = count * 2 > said.len();
+            Verdict::Primary { address, epoch: latest, is_of_most, is_agreed }
         }
         _ => Verdict::Disagree,
     }
@@ -195,7 +200,7 @@ impl Council {
             is_lasting,
         };
         let (address, epoch, is_of_most) = match verdict(&said) {
-            Verdict::Primary { address, epoch, is_of_most } => (address, epoch, is_of_most),
+            Verdict::Primary { address, epoch, is_of_most, .. } => (address, epoch, is_of_most),
             Verdict::Disagree => return Err(failed("they do not agree: ", false)),
             Verdict::Nobody => {
                 return Err(failed("", said.iter().all(Said::needs_a_person)));
@@ -232,7 +237,7 @@ impl Council {
         let Some(primary) = self.primary.borrow().clone() else { return Ok(()) };
         let said = self.ask().await;
         let service = &self.service;
-        if let Verdict::Primary { address, epoch, is_of_most } = verdict(&said) {
+        if let Verdict::Primary { address, epoch, is_of_most, is_agreed } = verdict(&said) {
             if address != primary && (is_of_most || epoch > self.epoch.get()) {
                 let message = format!(
                     "the Sentinels name `{address}` the primary of `{service}`, not `{primary}` \
@@ -241,9 +246,19 @@ impl Council {
                 self.left.send_replace(Some(message.clone()));
                 return Err(Error::new(Kind::Swapped, message));
             }
-            if is_of_most {
+            if is_agreed {
                 self.epoch.set(epoch);
                 return Ok(());
+            }
+            // After a failover the others soon hear of it; one that is of another service of the
+            // same name is not one of them.
+            if is_of_most {
+                let message = format!(
+                    "most Sentinels name another primary of `{service}` than `{primary}`, which \
+                     has the latest failover: {}",
+                    self.told(&said)
+                );
+                return Err(Error::new(Kind::Sentinel, message));
             }
         }
         let message = format!(
@@ -379,7 +394,10 @@ impl Member {
             Err(ConnectError::Redis { error, .. }) => Err(error),
             Err(other) => Err(other.into()),
         };
-        outcome.unwrap_or_else(|error| Said::Failed(error.kind(), error.to_string()))
+        outcome.unwrap_or_else(|error| match error.kind() {
+            Kind::Timeout => Said::Nothing,
+            kind => Said::Failed(kind, error.to_string()),
+        })
     }
 }
 
@@ -441,6 +459,10 @@ pub struct Survey {
     pub primary: Option<String>,
     /// How many of them name this one.
     pub agreed: usize,
+    /// How many of them name one at all.
+    pub named: usize,
+    /// Whether all of those tell the epoch.
+    pub epochs: bool,
     /// How many the configuration lists.
     pub listed: usize,
     /// How many there are, as they say themselves; at least those that are listed.
@@ -457,10 +479,12 @@ pub async fn survey(redis: &config::Redis) -> Option<Survey> {
         Verdict::Primary { address, .. } => Some(address),
         Verdict::Disagree | Verdict::Nobody => None,
     };
-    let (mut agreed, listed) = (0, said.len());
+    let (mut agreed, listed, mut named, mut epochs) = (0, said.len(), 0, true);
     let mut known = listed;
     for one in &said {
-        if let Said::Named { address, sentinels, .. } = one {
+        if let Said::Named { address, sentinels, epoch } = one {
+            named += 1;
+            epochs &= epoch.is_some();
             agreed += usize::from(Some(address) == primary.as_ref());
             let all = sentinels.and_then(|all| usize::try_from(all).ok());
             known = known.max(all.unwrap_or_default());
@@ -470,6 +494,8 @@ pub async fn survey(redis: &config::Redis) -> Option<Survey> {
         service: council.service.clone(),
         primary: primary.map(|address| address.to_string()),
         agreed,
+        named,
+        epochs,
         listed,
         known,
         said: council.told(&said),
@@ -495,17 +521,20 @@ mod tests {
     #[test]
     fn the_latest_failover_counts_and_not_the_number_of_those_who_missed_it() {
         let away = || Said::Nothing;
-        let primary = |port, epoch, is_of_most| {
-            Some(Verdict::Primary { address: address(port), epoch, is_of_most })
+        let agreed = |port, epoch, is_of_most, is_agreed| {
+            Some(Verdict::Primary { address: address(port), epoch, is_of_most, is_agreed })
         };
+        let primary = |port, epoch, is_of_most| agreed(port, epoch, is_of_most, is_of_most);
         for (said, expected) in [
             (vec![named(1, Some(3)); 3], primary(1, Some(3), true)),
             (vec![named(1, Some(3)), named(1, Some(3)), named(2, Some(4))], {
-                primary(2, Some(4), true)
+                agreed(2, Some(4), true, false)
             }),
             (vec![named(1, Some(3)), away(), Said::Unknown], primary(1, Some(3), false)),
             (vec![named(1, Some(3)), away()], primary(1, Some(3), false)),
-            (vec![named(2, Some(4)), named(1, Some(3)), away()], primary(2, Some(4), true)),
+            (vec![named(2, Some(4)), named(1, Some(3)), away()], {
+                agreed(2, Some(4), true, false)
+            }),
             (vec![named(1, Some(0)), named(2, Some(0)), named(2, Some(0))], {
                 primary(2, Some(0), true)
             }),

@@ -110,7 +110,9 @@ async fn too_few_sentinels_hold_the_confirmation_and_no_key() {
     at_rest(&service.bed, &sidecar).await;
 }
 
-/// Two that missed the failover are listed first, and their primary says that it is one.
+/// Two that missed the failover are listed first, and their primary says that it is one. Keys go
+/// from the later one; but while most name the other, that may be the later one of another
+/// service of the same name, so that nothing is confirmed.
 #[tokio::test]
 async fn sentinels_with_an_old_view_do_not_outvote_a_later_failover() {
     let mut service = Service::start().await;
@@ -126,8 +128,13 @@ async fn sentinels_with_an_old_view_do_not_outvote_a_later_failover() {
     let sidecar = Sidecar::set_up(by_sentinels(service.bed.settings(), &ports)).await;
     sidecar.wait_log(&named(service.bed.redis.port())).await;
     service.bed.cache_rows().await;
+    let before = service.bed.confirmed().await;
     change(&service.bed, 1..10).await;
-    at_rest(&service.bed, &sidecar).await;
+    for id in 1..10 {
+        service.bed.gone(&format!("item:{id}")).await;
+    }
+    sidecar.wait_log("most Sentinels name another primary of `cache`").await;
+    assert_eq!(service.bed.confirmed().await, before);
     assert!(!sidecar.log().iter().any(|line| line.contains(&named(old))), "the old one");
 }
 
@@ -176,7 +183,7 @@ async fn a_connection_to_a_sentinel_that_falls_silent_is_made_anew() {
             Ok(()) => {}
             Err(error) => {
                 assert!(!is_silent, "{error}");
-                assert!(error.to_string().contains("does not answer"), "{error}");
+                assert!(error.to_string().contains("no answer in time"), "{error}");
                 is_silent = true;
             }
         }

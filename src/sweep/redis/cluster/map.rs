@@ -60,6 +60,8 @@ pub(super) struct Member {
     pub(super) slots: Slots,
     /// Slots that are on their way from or to it; known of the node that speaks.
     pub(super) moving: Slots,
+    /// Those of them that go away, each with the id of the primary that it goes to.
+    pub(super) sends: Vec<(u16, String)>,
 }
 
 /// Reads a reply to `CLUSTER NODES` that came from `host`. Lines that are none are left out.
@@ -78,11 +80,16 @@ fn member(line: &str, host: &str) -> Option<Member> {
     if has("noaddr") || has("handshake") {
         return None;
     }
-    let (mut slots, mut moving) = (Slots::default(), Slots::default());
+    let (mut slots, mut moving, mut sends) = (Slots::default(), Slots::default(), Vec::new());
     for word in words {
         match word.strip_prefix('[') {
             // `[77->-ID]` is leaving, `[77-<-ID]` is coming.
-            Some(one) => moving.add(&Slots::parse(one.split('-').next()?)?),
+            Some(one) => {
+                let slots = Slots::parse(one.split('-').next()?)?;
+                let to = one.split_once("->-").map(|(_, to)| to.trim_end_matches(']'));
+                sends.extend(slots.iter().zip(to).map(|(slot, to)| (slot, to.to_owned())));
+                moving.add(&slots);
+            }
             None => slots.add(&Slots::parse(word)?),
         }
     }
@@ -96,6 +103,7 @@ fn member(line: &str, host: &str) -> Option<Member> {
         epoch: epoch.parse().ok()?,
         slots,
         moving,
+        sends,
     })
 }
 
@@ -172,6 +180,35 @@ impl Map {
         }
     }
 
+    /// Slots that are on their way to a primary, in its own words, or of whoever sends them.
+    pub(super) fn coming(&self, id: &str) -> Slots {
+        let own = self.primaries.get(id).map(|one| one.moving.clone().without(&one.slots));
+        let mut coming = own.unwrap_or_default();
+        for (slot, to) in self.primaries.values().flat_map(|one| &one.sends) {
+            if to == id {
+                coming.insert(*slot);
+            }
+        }
+        coming
+    }
+
+    /// Whether keys are on their way to a primary that has no slot yet.
+    pub(super) fn is_guest(&self, id: &str) -> bool {
+        !self.has_slots(id) && !self.coming(id).is_empty()
+    }
+
+    /// Whether a primary has slots.
+    pub(super) fn has_slots(&self, id: &str) -> bool {
+        self.primaries.get(id).is_some_and(|one| !one.slots.is_empty())
+    }
+
+    /// Whether a primary lacks slots that it had in a map before.
+    pub(super) fn lacks(&self, before: &Map, id: &str) -> bool {
+        let slots = |map: &Map| map.primaries.get(id).map(|one| one.slots.clone());
+        let now = slots(self).unwrap_or_default();
+        slots(before).is_some_and(|slots| !slots.without(&now).is_empty())
+    }
+
     /// Whether slots are on their way.
     pub(super) fn is_moving(&self) -> bool {
         self.primaries.values().any(|one| !one.moving.is_empty())
@@ -210,6 +247,7 @@ mod tests {
         assert_eq!(ids, ["aaa", "bbb", "ccc", "ddd", "fff"]);
         assert_eq!(said[0].slots.to_string(), "0-5460,5462");
         assert_eq!(said[0].moving.to_string(), "77,5463");
+        assert_eq!(said[0].sends, [(77, "bbb".to_owned())]);
         assert!(said[0].is_myself && !said[1].is_myself && !said[3].is_primary);
         let away: Vec<bool> = said.iter().map(|one| one.is_away).collect();
         assert_eq!(away, [false, false, true, false, false]);

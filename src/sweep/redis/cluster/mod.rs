@@ -3,6 +3,7 @@
 //!
 //! - [`slots`]: which slot a key has. [`map`]: which primary a slot has. [`survey`]: how that is
 //!   found out. [`route`]: keys go to their primaries, wherever slots go meanwhile;
+//! - [`away`]: what cannot be used holds up its own keys alone;
 //! - [`proof`]: the watermarks. Each primary has one of its own, in a slot of its own, for it goes
 //!   back by itself; it says which slots it is about.
 //!
@@ -15,6 +16,7 @@
 //! A key that moves while a pass runs may be missed on both sides. So maps from before and after
 //! are compared, and where keys have come to, those slots are looked through again.
 
+mod away;
 mod map;
 mod part;
 mod proof;
@@ -28,6 +30,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use futures_util::future::{join_all, try_join_all};
+use redis::{cmd, from_redis_value};
 use tokio::sync::Mutex;
 use tokio::time::{Instant, sleep, timeout};
 
@@ -36,8 +39,9 @@ use self::part::Part;
 pub(super) use self::part::Seen;
 use self::proof::Value;
 use self::slots::Slots;
-pub use self::survey::{each, name_at};
+pub use self::survey::{NOT_ONE, each, name_at};
 use super::connect::node_name;
+use super::info::history_before;
 use super::node::{Error, Kind, Node, Removes, Replaced, Scanned};
 use super::prefix::Prefix;
 use super::standalone::{Look, Names, Standalone};
@@ -57,9 +61,6 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// So often the watermarks are written again at once, where slots have gone.
 const WRITES: u32 = 5;
 
-/// Whose slots are nobody's, among those that are away.
-const NOBODY: &str = "";
-
 /// A cluster.
 pub struct Cluster {
     redis: config::Redis,
@@ -72,15 +73,17 @@ pub struct Cluster {
     away: RefCell<BTreeMap<String, String>>,
     /// Primaries without a slot that keys are on their way to.
     guests: RefCell<BTreeMap<String, Rc<Shard>>>,
-    /// Whether a guest was lost, with removals that no watermark is about.
-    lost_guest: Cell<bool>,
-    /// Addresses at which primaries of it were found before.
+    /// Addresses of its primaries, for when none of the configuration answers.
     known: RefCell<BTreeSet<Address>>,
+    /// The ids of its primaries, when they were found last.
+    members: RefCell<BTreeSet<String>>,
     /// How nodes want to be reached, by id.
     addresses: RefCell<BTreeMap<String, Address>>,
     /// Held while the map is made anew: whoever else wants that waits for the outcome.
     asking: Mutex<()>,
-    asked_at: RefCell<Instant>,
+    asked_at: Cell<Instant>,
+    /// Names of own keys, by their slots: to find one takes a while.
+    names: RefCell<BTreeMap<u16, Names>>,
     /// The watermark that all primaries have, or the worst of theirs.
     standing: RefCell<Option<Vec<u8>>>,
     /// The slots that were proven of each primary while the connections before stood, and the
@@ -100,6 +103,8 @@ struct Shard {
     id: String,
     address: Address,
     node: Standalone,
+    /// The history that it had before, whose data it has.
+    before: Option<String>,
     /// The value of its watermark, as far as we know.
     standing: RefCell<Option<Vec<u8>>>,
 }
@@ -118,11 +123,12 @@ impl Cluster {
             shards: RefCell::default(),
             away: RefCell::default(),
             guests: RefCell::default(),
-            lost_guest: Cell::new(false),
             known: RefCell::default(),
+            members: RefCell::default(),
             addresses: RefCell::default(),
             asking: Mutex::new(()),
-            asked_at: RefCell::new(Instant::now()),
+            asked_at: Cell::new(Instant::now()),
+            names: RefCell::default(),
             standing: RefCell::new(None),
             proven: RefCell::default(),
         }
@@ -132,49 +138,6 @@ impl Cluster {
     #[must_use]
     pub fn looked_at(self, look: Look) -> Cluster {
         Cluster { look: Some(look), ..self }
-    }
-
-    /// The connection to a primary is lost: it is away, and the others go on. Gives the error that
-    /// says so.
-    fn lose(&self, shard: &Shard, error: Error) -> Error {
-        if matches!(error, Error::Refused(..) | Error::Lost(_, Kind::Slot)) {
-            return refused(error);
-        }
-        let told = format!("{}: {error}", shard.address);
-        if self.guests.borrow_mut().remove(&shard.id).is_some() {
-            self.lost_guest.set(true);
-            return Error::Lost(told, error.kind());
-        }
-        let shards = self.shards();
-        // Of connections before, nothing is to be told.
-        if shards.by_id.get(&shard.id).is_some_and(|own| std::ptr::eq(&**own, shard)) {
-            let mut by_id = shards.by_id.clone();
-            by_id.remove(&shard.id);
-            self.shards.replace(Rc::new(Shards { map: Rc::clone(&shards.map), by_id }));
-            self.away.borrow_mut().insert(shard.id.clone(), told.clone());
-        }
-        Error::Refused(told, error.kind())
-    }
-
-    /// Whether all slots have a primary that is connected.
-    ///
-    /// # Errors
-    ///
-    /// Says which have not.
-    fn is_whole(&self) -> Result<(), Error> {
-        match Node::away(self) {
-            Some(away) => Err(Error::Refused(away, Kind::Slot)),
-            None => Ok(()),
-        }
-    }
-
-    /// Whether one that is away can be had again.
-    async fn is_back(&self) -> bool {
-        let map = Rc::clone(&self.shards().map);
-        let away: Vec<String> = self.away.borrow().keys().cloned().collect();
-        let named = away.iter().filter_map(|id| map.primaries.get(id));
-        let reached = join_all(named.map(|primary| self.shard(primary))).await;
-        reached.iter().any(Result::is_ok)
     }
 
     fn shards(&self) -> Rc<Shards> {
@@ -201,8 +164,18 @@ impl Cluster {
             None => node,
         };
         node.connect().await?;
+        let mut info = cmd("INFO");
+        info.arg("replication");
+        // Without the right to ask, nothing is known of any history.
+        let info: String = match node.ask(&info).await {
+            Ok(info) => from_redis_value(info).unwrap_or_default(),
+            Err(Error::Refused(..)) => String::new(),
+            Err(error) => return Err(error),
+        };
+        let before = history_before(&info).map(str::to_owned);
+        self.known.borrow_mut().insert(address.clone());
         let (id, standing) = (primary.id.clone(), RefCell::new(None));
-        Ok(Rc::new(Shard { id, address, node, standing }))
+        Ok(Rc::new(Shard { id, address, node, before, standing }))
     }
 
     /// A primary that keys are on their way to, and that has no slot yet.
@@ -224,8 +197,13 @@ impl Cluster {
 
     /// The names of a primary's own keys.
     fn names(&self, primary: &Member) -> Names {
-        let key = key_name(&self.redis.prefix, &self.slot);
-        Names::of(survey::tagged(&key, &primary.settled()))
+        let slot = survey::first_slot(primary).unwrap_or_default();
+        let mut known = self.names.borrow_mut();
+        let names = known.entry(slot).or_insert_with(|| {
+            let key = key_name(&self.redis.prefix, &self.slot);
+            Names::of(survey::tagged(&key, slot))
+        });
+        names.clone()
     }
 
     /// Asks all primaries who has which slot now, unless somebody has since `seen` was. An error
@@ -236,30 +214,41 @@ impl Cluster {
         if !Rc::ptr_eq(&before.map, seen) {
             return Ok(Rc::clone(&before.map));
         }
+        self.look_now().await
+    }
+
+    /// Does so whatever was seen since.
+    async fn look_afresh(&self) -> Result<Rc<Map>, Error> {
+        let _turn = self.asking.lock().await;
+        self.look_now().await
+    }
+
+    async fn look_now(&self) -> Result<Rc<Map>, Error> {
+        let before = self.shards();
         let map = self.settled_map(&before).await?;
-        self.asked_at.replace(Instant::now());
+        self.asked_at.set(Instant::now());
         if map == *before.map {
             return Ok(Rc::clone(&before.map));
         }
         proof::follows(&before.map, &map)?;
         self.still_has(&before.map, &map)?;
-        let mut by_id = BTreeMap::new();
-        for (id, primary) in &map.primaries {
-            if primary.slots.is_empty() {
-                continue;
-            }
-            match before.by_id.get(id) {
-                Some(shard) => drop(by_id.insert(id.clone(), Rc::clone(shard))),
-                None if self.away.borrow().contains_key(id) => {}
-                // It was a primary without slots.
-                None => {
-                    if let Ok(shard) = self.adopt(primary).await {
-                        by_id.insert(id.clone(), shard);
-                    }
-                }
+        // Of whoever gave slots away the history is still that of before.
+        let gave = before.by_id.values().filter(|shard| map.lacks(&before.map, &shard.id));
+        try_join_all(gave.map(|shard| shard.node.fence())).await?;
+        let mut first = Vec::new();
+        for primary in map.primaries.values().filter(|one| !one.slots.is_empty()) {
+            let is_known = before.by_id.contains_key(&primary.id);
+            // It was a primary without slots.
+            if !is_known && !self.away.borrow().contains_key(&primary.id) {
+                first.extend(self.adopt(primary).await);
             }
         }
+        // Some may have been lost meanwhile.
+        let mut by_id = self.shards().by_id.clone();
+        by_id.extend(first.into_iter().map(|shard| (shard.id.clone(), shard)));
+        by_id.retain(|id, _| map.has_slots(id));
         self.note_missing(&map);
+        self.guests.borrow_mut().retain(|id, _| map.is_guest(id));
         let map = Rc::new(map);
         let shards = Shards { map: Rc::clone(&map), by_id };
         if !self.proven.borrow().is_empty() {
@@ -287,38 +276,6 @@ impl Cluster {
         }
     }
 
-    /// Whether primaries that are away have the slots of before: of one that gave some away it is
-    /// not known whether it had lost removals by then.
-    fn still_has(&self, before: &Map, now: &Map) -> Result<(), Error> {
-        let slots = |map: &Map, id: &String| map.primaries.get(id).map(|one| one.slots.clone());
-        match self.away.borrow().keys().any(|id| slots(before, id) != slots(now, id)) {
-            true => {
-                let message = "a primary that is away has other slots than before".to_owned();
-                Err(Error::Lost(message, Kind::Swapped))
-            }
-            false => Ok(()),
-        }
-    }
-
-    /// A primary cannot be connected to.
-    fn not_there(&self, primary: &Member, error: &Error) {
-        let told = format!("{}: {error}", primary.address);
-        self.away.borrow_mut().insert(primary.id.clone(), told);
-    }
-
-    /// Slots that are nobody's are away, too.
-    fn note_missing(&self, map: &Map) {
-        let missing = map.missing();
-        let mut away = self.away.borrow_mut();
-        match missing.is_empty() {
-            true => drop(away.remove(NOBODY)),
-            false => {
-                let told = format!("no primary of the cluster has the slots {missing}");
-                away.insert(NOBODY.to_owned(), told);
-            }
-        }
-    }
-
     /// A primary that has its first slots.
     async fn adopt(&self, primary: &Member) -> Result<Rc<Shard>, Error> {
         let shard = self.guest(primary).await?;
@@ -329,7 +286,6 @@ impl Cluster {
                 Ok(shard)
             }
             Err(error) => {
-                self.lost_guest.set(true);
                 self.not_there(primary, &error);
                 Err(error)
             }
@@ -374,12 +330,10 @@ impl Node for Cluster {
     async fn connect(&self) -> Result<(), Error> {
         self.shards.replace(Rc::default());
         self.away.borrow_mut().clear();
-        if !self.guests.replace(BTreeMap::new()).is_empty() {
-            self.lost_guest.set(true);
-        }
+        self.guests.borrow_mut().clear();
         self.standing.replace(None);
         let shards = self.survey().await?;
-        self.asked_at.replace(Instant::now());
+        self.asked_at.set(Instant::now());
         self.shards.replace(Rc::new(shards));
         Ok(())
     }
@@ -404,11 +358,17 @@ impl Node for Cluster {
             let alive = shard.node.keep_alive().await;
             alive.map_err(|error| self.lose(shard, error))
         });
-        join_all(alive).await;
+        let guests: Vec<Rc<Shard>> = self.guests.borrow().values().cloned().collect();
+        let guests = guests.iter().map(|shard| async {
+            let alive = shard.node.keep_alive().await;
+            alive.map_err(|error| self.lose(shard, error))
+        });
+        let (_, guests) = tokio::join!(join_all(alive), join_all(guests));
+        guests.into_iter().collect::<Result<(), Error>>()?;
         let is_missed = Node::away(self).is_some();
         let [at_rest, while_moving] = ASK_INTERVAL;
         let interval = if shards.map.is_moving() { while_moving } else { at_rest };
-        if is_missed || self.asked_at.borrow().elapsed() >= interval {
+        if is_missed || self.asked_at.get().elapsed() >= interval {
             self.look_again(&shards.map).await?;
         }
         if is_missed && (Node::away(self).is_none() || self.is_back().await) {
@@ -423,12 +383,29 @@ impl Node for Cluster {
         if shards.by_id.is_empty() {
             return Err(Error::new(Kind::Io, "not connected".to_owned()));
         }
-        let found = shards.by_id.values().map(|shard| shard.node.watermark());
-        for (shard, found) in shards.by_id.values().zip(try_join_all(found).await?) {
-            shard.standing.replace(found);
+        let found = join_all(shards.by_id.values().map(|shard| shard.node.watermark())).await;
+        let (mut there, mut failed) = (0, None);
+        for (shard, found) in shards.by_id.values().zip(found) {
+            match found {
+                Ok(found) => {
+                    shard.standing.replace(found);
+                    there += 1;
+                }
+                // One that is cut off from the others says that the cluster is down.
+                Err(error) => {
+                    self.leave(shard, &error);
+                    failed = Some(error);
+                }
+            }
         }
+        if let Some(error) = failed.filter(|_| there == 0) {
+            return Err(error);
+        }
+        let shards = self.shards();
         let values = shards.values(&self.proven.borrow());
-        let worst = if self.lost_guest.take() { None } else { proof::worst(values) };
+        // What was removed from a primary that has no slot yet, no watermark is about.
+        let has_guest = shards.map.primaries.keys().any(|id| shards.map.is_guest(id));
+        let worst = if has_guest { None } else { proof::worst(values) };
         self.standing.replace(worst.clone());
         Ok(worst)
     }
@@ -505,12 +482,16 @@ impl Shards {
         each.map(|(id, shard)| {
             let slots = self.map.primaries.get(id).map(|one| one.slots.clone()).unwrap_or_default();
             let history = shard.node.history();
+            let histories = match &history {
+                Some(history) => shard.before.iter().chain([history]).cloned().collect(),
+                None => vec![String::new()],
+            };
             let proven = proven.get(id).filter(|(of, _)| history.as_ref() == Some(of));
             let slots = match proven {
                 Some((_, proven)) => slots.without(proven),
                 None => slots,
             };
-            Value { found: shard.standing.borrow().clone(), slots }
+            Value { found: shard.standing.borrow().clone(), slots, histories }
         })
         .collect()
     }

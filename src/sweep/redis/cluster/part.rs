@@ -1,6 +1,6 @@
 //! A primary of a cluster in a pass, and which of them come next.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -21,20 +21,20 @@ pub struct Part<'a> {
 #[derive(Debug)]
 pub(in crate::sweep::redis) struct Seen {
     map: Rc<Map>,
-    /// Slots on their way that were looked through where they go to, after all that was where they
-    /// come from: the slot, and the id of the primary.
-    visited: BTreeSet<(u16, String)>,
+    /// Slots that were looked through where they go to, after all that was where they come from:
+    /// the slot, the id of the primary, and whether it had the slot by then.
+    visited: BTreeMap<(u16, String), bool>,
 }
 
 impl Cluster {
     /// The primaries that a pass looks through next.
     pub(super) async fn parts(&self, scanned: &mut Scanned) -> Result<Vec<Part<'_>>, Error> {
         scanned.rounds += 1;
-        let map = self.look_again(&self.shards().map).await?;
+        let map = self.look_afresh().await?;
         let Some(mut seen) = scanned.seen.take() else {
             // What is there is looked through; that it was not all is told after.
             let slots = self.slots_of(&scanned.prefixes);
-            scanned.seen = Some(Seen { map: Rc::clone(&map), visited: BTreeSet::new() });
+            scanned.seen = Some(Seen { map: Rc::clone(&map), visited: BTreeMap::new() });
             let shards = self.shards();
             let has_some = |id: &String| {
                 let of_it = map.primaries.get(id).map(|one| &one.slots);
@@ -101,13 +101,14 @@ impl Seen {
                 }
                 _ => primary.slots.clone(),
             };
-            let mut coming = primary.moving.clone().without(&primary.slots);
-            if let Some(before) = before {
-                coming.add(&before.moving.clone().without(&before.slots));
-            }
+            let mut coming = now.coming(id);
+            coming.add(&self.map.coming(id));
             let mut slots = Slots::default();
-            for slot in coming.iter().chain(moved.iter()) {
-                if self.visited.insert((slot, id.clone())) {
+            let coming = coming.iter().map(|slot| (slot, false));
+            for (slot, is_here) in coming.chain(moved.iter().map(|slot| (slot, true))) {
+                // Looked through on its way, it is so on arrival. Whatever comes again after it had
+                // arrived, went away between.
+                if self.visited.insert((slot, id.clone()), is_here) != Some(false) {
                     slots.insert(slot);
                 }
             }
@@ -158,7 +159,7 @@ impl Primary for Part<'_> {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
+    use std::collections::BTreeMap;
     use std::rc::Rc;
 
     use super::super::map::{Map, members};
@@ -179,7 +180,7 @@ mod tests {
     }
 
     fn seen(map: Map) -> Seen {
-        Seen { map: Rc::new(map), visited: BTreeSet::new() }
+        Seen { map: Rc::new(map), visited: BTreeMap::new() }
     }
 
     #[test]
@@ -199,6 +200,16 @@ mod tests {
         let none: [&str; 0] = [];
         assert_eq!(arrived(&mut seen, on_its_way()), none, "however long it takes");
         assert_eq!(arrived(&mut seen, map((1, "0-6 8-9999"), (2, "7 10000-16383"))), none);
+    }
+
+    #[test]
+    fn slots_that_go_to_and_fro_are_looked_through_each_time() {
+        let (at_a, at_b) =
+            (|| map((1, "0-9"), (2, "10-16383")), || map((1, "1-9"), (2, "0 10-16383")));
+        let mut seen = seen(at_a());
+        for (now, place) in [(at_b(), "b 0"), (at_a(), "a 0"), (at_b(), "b 0"), (at_a(), "a 0")] {
+            assert_eq!(arrived(&mut seen, now), [place]);
+        }
     }
 
     #[test]

@@ -11,43 +11,51 @@ use super::slots::Slots;
 use super::{Cluster, Shard, Shards};
 use crate::sweep::proof::evidence::Watermark;
 use crate::sweep::redis::node::{Error, Kind, Node, Replaced};
+use crate::sweep::redis::standalone::details_key;
+use crate::sweep::shared::digest_of;
 
 /// It stands between a watermark and the slots that it is about.
-const SLOTS: &[u8] = b",\"slots\":\"";
+const SLOTS: &str = ",\"slots\":\"";
 
-/// It stands behind them.
-const END: &[u8] = b"\"}";
+/// It stands between these and the history of the primary that it was written to.
+const HISTORY: &str = "\",\"history\":\"";
 
-/// A watermark that was found, and the slots that its primary has.
+/// It stands behind that.
+const END: &str = "\"}";
+
+/// A watermark that was found, the slots of its primary, and the histories that this one has had.
+/// The slot of a watermark may have gone to another primary, with the watermark and without the
+/// keys that it is about: it is evidence only where its history is known.
 pub(super) struct Value {
     pub(super) found: Option<Vec<u8>>,
     pub(super) slots: Slots,
+    pub(super) histories: Vec<String>,
 }
 
-/// A watermark about these slots.
-pub(super) fn about(slots: &Slots, value: &[u8]) -> Vec<u8> {
+/// A watermark about these slots, for a primary of this history.
+pub(super) fn about(slots: &Slots, history: &str, value: &[u8]) -> Vec<u8> {
     let value = value.strip_suffix(b"}").unwrap_or(value);
-    [value, SLOTS, slots.to_string().as_bytes(), END].concat()
+    [value, format!("{SLOTS}{slots}{HISTORY}{history}{END}").as_bytes()].concat()
 }
 
-/// A watermark without the slots that it is about, and these; a value without any is about none.
-pub(super) fn split(found: &[u8]) -> (Vec<u8>, Slots) {
-    let at = found.windows(SLOTS.len()).rposition(|part| part == SLOTS);
-    let parts = at.and_then(|at| {
-        let (value, rest) = (found.get(..at)?, found.get(at + SLOTS.len()..)?);
-        let slots = std::str::from_utf8(rest.strip_suffix(END)?).ok()?;
-        Some(([value, b"}"].concat(), Slots::parse(slots)?))
+/// A watermark by itself, the slots that it is about, and the history; a value that names none is
+/// about none.
+pub(super) fn split(found: &[u8]) -> (Vec<u8>, Slots, String) {
+    let parts = std::str::from_utf8(found).ok().and_then(|text| {
+        let (value, rest) = text.strip_suffix(END)?.rsplit_once(SLOTS)?;
+        let (slots, history) = rest.split_once(HISTORY)?;
+        Some((format!("{value}}}").into_bytes(), Slots::parse(slots)?, history.to_owned()))
     });
-    parts.unwrap_or_else(|| (found.to_vec(), Slots::default()))
+    parts.unwrap_or_else(|| (found.to_vec(), Slots::default(), String::new()))
 }
 
 /// The value that all of them are at least as good as; `None` where a slot has no watermark, or
 /// where it cannot be told which is worse.
 pub(super) fn worst(values: Vec<Value>) -> Option<Vec<u8>> {
     let mut worst: Option<(Watermark, Vec<u8>)> = None;
-    for Value { found, slots } in values {
-        let (value, about) = split(&found?);
-        if !slots.without(&about).is_empty() {
+    for Value { found, slots, histories } in values {
+        let (value, about, history) = split(&found?);
+        if !slots.without(&about).is_empty() || !histories.contains(&history) {
             return None;
         }
         let Some(mark) = Watermark::from_value(&value) else { return Some(value) };
@@ -64,21 +72,26 @@ pub(super) fn worst(values: Vec<Value>) -> Option<Vec<u8>> {
 
 /// Whether what is known of slots holds where they have gone. A replica that takes the place of its
 /// primary takes all of its slots, and may lack removals. So slots came over, with all that was
-/// removed, if they came to a primary that had some before, or from one that still has some.
+/// removed, if whoever had them is still a primary; and has some, unless they came to one that had
+/// some before.
 ///
 /// # Errors
 ///
 /// Otherwise.
 pub(super) fn follows(before: &Map, now: &Map) -> Result<(), Error> {
-    let has_slots =
-        |map: &Map, id: &String| map.primaries.get(id).is_some_and(|one| !one.slots.is_empty());
-    for (id, primary) in now.primaries.iter().filter(|(id, _)| !has_slots(before, id)) {
-        for (other, was) in &before.primaries {
-            let gave = other != id && primary.slots.iter().any(|slot| was.slots.has(slot));
-            if gave && !has_slots(now, other) {
-                let message = "all slots of a primary are with another one, which may be its \
-                               replica of before";
-                return Err(Error::new(Kind::Swapped, message.to_owned()));
+    let swapped = |message: &str| Err(Error::new(Kind::Swapped, message.to_owned()));
+    for (other, was) in &before.primaries {
+        let gave =
+            |one: &Member| one.id != *other && one.slots.iter().any(|slot| was.slots.has(slot));
+        for one in now.primaries.values().filter(|one| gave(one)) {
+            if !now.primaries.contains_key(other) {
+                return swapped("a primary gave slots away, and is none any more");
+            }
+            if !before.has_slots(&one.id) && !now.has_slots(other) {
+                return swapped(
+                    "all slots of a primary are with another one, which may be its replica of \
+                     before",
+                );
             }
         }
     }
@@ -120,7 +133,7 @@ impl Cluster {
             shard.standing.replace(found);
         }
         let expected = shard.standing.borrow().clone();
-        let value = about(&primary.slots, value);
+        let value = about(&primary.slots, &shard.node.history().unwrap_or_default(), value);
         match shard.node.replace_watermark(expected.as_deref(), &value).await? {
             Replaced::Yes => {
                 shard.standing.replace(Some(value));
@@ -133,7 +146,10 @@ impl Cluster {
         let is_free = || !shards.map.primaries.values().any(|one| self.names(one) == before);
         if has_moved && is_free() {
             // What is left under the name of before tells nothing any more, wherever it is now.
-            let names = [before.watermark.as_bytes(), before.number.as_bytes()];
+            let digest = expected.as_deref().and_then(|value| digest_of(&split(value).0));
+            let details = digest.map(|digest| details_key(&before.watermark, &digest));
+            let names = [Some(before.watermark), Some(before.number), details];
+            let names: Vec<&[u8]> = names.iter().flatten().map(String::as_bytes).collect();
             drop(self.unlink_names(&names).await);
         }
         Ok(true)
@@ -155,19 +171,20 @@ mod tests {
 
     fn value(found: Option<(u64, &str)>, slots: &str) -> Value {
         let found =
-            found.map(|(lsn, about_slots)| about(&Slots::parse(about_slots).unwrap(), &mark(lsn)));
-        Value { found, slots: Slots::parse(slots).unwrap() }
+            found.map(|(lsn, slots)| about(&Slots::parse(slots).unwrap(), "h1", &mark(lsn)));
+        let histories = ["h2", "h1"].map(str::to_owned).to_vec();
+        Value { found, slots: Slots::parse(slots).unwrap(), histories }
     }
 
     #[test]
     fn a_watermark_carries_its_slots() {
         let slots = Slots::parse("0-5,9").unwrap();
-        let found = about(&slots, &mark(7));
-        assert!(found.ends_with(b",\"slots\":\"0-5,9\"}"));
+        let found = about(&slots, "h1", &mark(7));
+        assert!(found.ends_with(b",\"slots\":\"0-5,9\",\"history\":\"h1\"}"));
         assert!(Watermark::from_value(&found).is_some(), "it reads as one with its slots, too");
-        assert_eq!(split(&found), (mark(7), slots));
+        assert_eq!(split(&found), (mark(7), slots, "h1".to_owned()));
         for other in [&b"hello"[..], b"{}", &mark(7)] {
-            assert_eq!(split(other), (other.to_vec(), Slots::default()));
+            assert_eq!(split(other), (other.to_vec(), Slots::default(), String::new()));
         }
     }
 
@@ -182,8 +199,11 @@ mod tests {
         assert_eq!(worst(vec![one(), value(Some((9, "7-9")), "6-9")]), None);
         assert_eq!(worst(vec![one(), value(None, "6-9")]), None);
         // As a version wrote it that knew no cluster, or somebody else.
-        let foreign = Value { found: Some(mark(9)), slots: Slots::range(6, 9) };
+        let foreign = Value { found: Some(mark(9)), ..value(None, "6-9") };
         assert_eq!(worst(vec![one(), foreign]), None);
+        // It came with its slot from a primary of another history, before the keys did.
+        let travelled = Value { histories: vec!["h3".to_owned()], ..one() };
+        assert_eq!(worst(vec![travelled]), None);
     }
 
     #[test]
@@ -210,7 +230,7 @@ mod tests {
         let new = line("e", "master", "0-4");
         assert!(now(&[part, keeps_high.clone(), new]).is_ok(), "a node that has just joined");
         let last = [line("a", "slave", ""), line("b", "master", "0-16383")];
-        assert!(now(&last).is_ok(), "the last slots of one that is about to leave");
+        assert!(now(&last).is_err(), "it may have been taken over before it gave them");
         let promoted = line("d", "master", low);
         assert!(now(&[keeps_high.clone(), promoted.clone()]).is_err(), "it may lack removals");
         // Whoever was frozen meanwhile takes itself for the primary for a while.

@@ -55,7 +55,11 @@ impl Cluster {
                 let keys: Vec<&[u8]> =
                     parcel.keys.iter().filter_map(|at| names.get(*at).copied()).collect();
                 let sent = parcel.shard.node.unlink_each(&keys, parcel.asking).await;
-                sent.map_err(|error| self.lose(&parcel.shard, error))
+                sent.map_err(|error| match error.kind() {
+                    // It finds itself outside of the cluster.
+                    Kind::Slot => self.leave(&parcel.shard, &error),
+                    _ => self.lose(&parcel.shard, error),
+                })
             });
             let (mut moved, mut asks) = (Vec::new(), BTreeMap::<String, Vec<usize>>::new());
             for (parcel, replies) in parcels.iter().zip(join_all(sent).await) {

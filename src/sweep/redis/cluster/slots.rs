@@ -49,11 +49,27 @@ fn tag(key: &[u8]) -> Option<&[u8]> {
 /// CRC-16 as XMODEM has it: polynomial 0x1021, from 0 on.
 fn crc16(bytes: &[u8]) -> u16 {
     bytes.iter().fold(0, |crc: u16, byte| {
-        (0..8).fold(crc ^ (u16::from(*byte) << 8), |crc, _| {
-            if crc & 0x8000 == 0 { crc << 1 } else { (crc << 1) ^ 0x1021 }
-        })
+        let [high, low] = crc.to_be_bytes();
+        let of_high = OF_BYTES.get(usize::from(high ^ byte)).copied().unwrap_or_default();
+        (u16::from(low) << 8) ^ of_high
     })
 }
+
+/// The CRC of each byte alone.
+const OF_BYTES: [u16; 256] = {
+    let mut all = [0; 256];
+    let (mut at, mut byte) = (0, 0_u16);
+    while at < 256 {
+        let (mut crc, mut bit) = (byte << 8, 0);
+        while bit < 8 {
+            crc = if crc & 0x8000 == 0 { crc << 1 } else { (crc << 1) ^ 0x1021 };
+            bit += 1;
+        }
+        all[at] = crc;
+        (at, byte) = (at + 1, byte + 1);
+    }
+    all
+};
 
 /// A set of slots.
 #[derive(Clone, PartialEq, Eq)]

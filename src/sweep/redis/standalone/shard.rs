@@ -9,7 +9,7 @@ use super::{Connections, Standalone, removed_count};
 use crate::config;
 use crate::sweep::proof::chain::number_key;
 use crate::sweep::redis::connect::classify;
-use crate::sweep::redis::node::{Error, Node};
+use crate::sweep::redis::node::{Error, Kind, Node};
 
 /// Names of the keys that tell of removals.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -81,6 +81,11 @@ impl Standalone {
         }
         let each = 1 + usize::from(asking);
         let replies = self.send_linked(pipeline, names.len() * each).await?;
+        let mut of_asking = replies.iter().step_by(each).filter(|_| asking);
+        if of_asking.any(|reply| matches!(reply, Value::ServerError(_))) {
+            let message = "ASKING is refused: the user needs `+asking`".to_owned();
+            return Err(Error::Refused(message, Kind::NoPerm));
+        }
         replies.into_iter().skip(each - 1).step_by(each).map(outcome).collect()
     }
 
