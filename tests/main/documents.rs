@@ -15,7 +15,8 @@ const README: &str = include_str!("../../README.md");
 const PROGRAM: &str = env!("CARGO_BIN_EXE_walsweep");
 
 /// Options of other programs that the README names.
-const FOREIGN: [&str; 6] = ["--from", "--locked", "--now", "--path", "--root", "--system"];
+const FOREIGN: [&str; 7] =
+    ["--cluster", "--from", "--locked", "--now", "--path", "--root", "--system"];
 
 const EXACT_RULES: &str = r#"
 [[rule]]
