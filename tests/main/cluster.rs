@@ -2,12 +2,13 @@
 //! primary shows by itself that it lost no removal.
 
 use std::slice::from_ref;
+use std::time::Duration;
 
 use redis::aio::MultiplexedConnection;
 use redis::{Client, FromRedisValue, Value, cmd, pipe};
 use walsweep_stage::throwaway::{Cluster, ClusterOptions, RedisOptions};
 
-use crate::support::{Bed, ITEM_RULES, PATIENCE, Settings, Sidecar, eventually, text};
+use crate::support::{Bed, ITEM_RULES, PATIENCE, Settings, Sidecar, always, eventually, text};
 
 /// A cluster beside Postgres; the Redis of the bed is not used.
 struct Shop {
@@ -403,4 +404,37 @@ async fn a_primary_that_is_away_holds_up_its_own_keys_alone() {
         sidecar.wait_ready().await;
         shop.bed.settled().await;
     }
+}
+
+/// Also of commits whose keys are elsewhere: the watermark of the primary that is away cannot move.
+#[tokio::test]
+async fn nothing_is_confirmed_while_a_primary_is_away() {
+    let mut shop = Shop::with(3, 0, &["--cluster-require-full-coverage", "no"]).await;
+    let rules = "[[rule]]\nname = \"item\"\ntable = \"public.item\"\nkeys = [\"item:{id}\"]\n";
+    let mut sidecar =
+        Sidecar::set_up(Settings { rules: rules.to_owned(), ..shop.settings() }).await;
+    shop.bed.settled().await;
+    let mut others = Vec::new();
+    for id in 1..20 {
+        if shop.place(&format!("item:{id}")).await.1 != 1 {
+            others.push(id);
+        }
+    }
+    shop.cluster.node_mut(1).unwrap().kill9().await.unwrap();
+    let is_told = async || sidecar.readyz().await == Some(503);
+    eventually(PATIENCE, "it is noticed", is_told).await;
+    let before = shop.bed.confirmed().await;
+    for id in others {
+        let item = [format!("item:{id}")];
+        shop.fill(&item).await;
+        shop.change(id).await;
+        shop.gone(&item).await;
+    }
+    sidecar.wait_log("nothing is confirmed").await;
+    let stands = async || shop.bed.confirmed().await == before;
+    always(Duration::from_secs(3), "nothing is confirmed", stands).await;
+    shop.cluster.node_mut(1).unwrap().start_again().await.unwrap();
+    shop.cluster.settled().await.unwrap();
+    sidecar.wait_ready().await;
+    shop.bed.settled().await;
 }

@@ -9,10 +9,10 @@ use super::observe::Mark;
 /// Whatever keys are removed from.
 pub trait Removes {
     /// `UNLINK` of each group of keys in one round trip; how many keys of each group were there.
-    /// `None` for a group of which the user may not remove some key: none of it is removed, the
-    /// others are. With no group it counts as a removal that found nothing, for what another
-    /// connection saw. An error of [`Kind::Swapped`] if the server lost a removal that was
-    /// acknowledged since `connect`.
+    /// `None` for a group of which the user may not remove some key, or whose primary is away: none
+    /// of it is removed, or of a cluster some; the others are. With no group it counts as a removal
+    /// that found nothing, for what another connection saw. An error of [`Kind::Swapped`] if the
+    /// server lost a removal that was acknowledged since `connect`.
     fn unlink(
         &self,
         groups: &[Vec<&[u8]>],

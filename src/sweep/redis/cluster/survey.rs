@@ -320,7 +320,9 @@ async fn view(redis: &config::Redis) -> Result<View, Error> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Address, Error, Kind, address_of, all_of, at};
+    use std::collections::BTreeMap;
+
+    use super::{Address, Error, Kind, View, address_of, all_of, at, members, merged};
     use crate::config::Redis;
 
     /// A seed has the login, and the TLS, of `redis.url`.
@@ -335,6 +337,27 @@ mod tests {
         }
         let address = Address { host: "fe80::1".to_owned(), port: 7 };
         assert_eq!(at(&redis, &address).url, "rediss://u@[fe80::1]:7?protocol=resp3");
+    }
+
+    /// The view of a node that is one of these, by its id.
+    fn view(own: &str, all: &[&str]) -> View {
+        let line = |id: &&str| {
+            let flags = if *id == own { "myself,master" } else { "master" };
+            format!("{id} 10.0.0.1:1@2 {flags} - 0 0 1 connected\n")
+        };
+        (members(&all.iter().map(line).collect::<String>(), "h"), BTreeMap::new())
+    }
+
+    #[test]
+    fn nodes_that_do_not_know_each_other_are_not_one_cluster() {
+        assert!(merged(vec![view("a", &["a", "b"])]).is_ok());
+        assert!(merged(vec![view("a", &["a", "b"]), view("b", &["a", "b"])]).is_ok());
+        let stranger = view("c", &["c", "d"]);
+        let error = merged(vec![view("a", &["a", "b"]), stranger.clone()]).unwrap_err();
+        assert!(error.to_string().contains("do not know each other"), "{error}");
+        // One has forgotten the other, who still knows it.
+        assert!(merged(vec![view("a", &["a"]), view("c", &["a", "c"])]).is_err());
+        assert!(merged(vec![view("a", &["a", "b"]), view("b", &["a", "b"]), stranger]).is_err());
     }
 
     #[test]
