@@ -184,6 +184,9 @@ pub struct Sweep {
     /// The share of one Redis's time that SCAN passes may take over any ten seconds, above 0 and
     /// at most 1, which is no limit.
     pub max_load: f64,
+    /// Memory of the names of live keys, bytes, of all Redis together, so that patterns need no
+    /// SCAN; `None` if they are not kept.
+    pub index: Option<usize>,
 }
 
 /// `[refill]`: the second removal.

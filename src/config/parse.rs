@@ -56,6 +56,7 @@ pub fn parse(text: &str, env: &dyn Fn(&str) -> Option<String>, folder: &Path) ->
     let sweep = Sweep {
         max_stall: reader.duration(&mut section, "max_stall", bounds),
         max_load: reader.share(&mut section, "max_load", (0.01, 0.25)),
+        index: index(&mut reader, &mut section),
     };
     reader.finish(&section);
     let mut section = reader.section(&mut root, "refill");
@@ -76,6 +77,13 @@ pub fn parse(text: &str, env: &dyn Fn(&str) -> Option<String>, folder: &Path) ->
         Config { postgres, redis, sweep, refill, http, log, rules, lookups }
     });
     Parsed { config, rules, lookups, problems }
+}
+
+/// `index` and `index_memory`.
+fn index(reader: &mut Reader<'_>, section: &mut Section<'_, '_>) -> Option<usize> {
+    let is_on = reader.flag(section, "index", false);
+    let bytes = reader.limit(section, "index_memory", (1 << 20, 256 << 20));
+    is_on.then(|| usize::try_from(bytes).unwrap_or(usize::MAX))
 }
 
 /// Tells of a text that is no TOML: each key that is there twice, up to the line of the first error

@@ -216,6 +216,23 @@ impl<'a> Reader<'a> {
         if text.value.is_empty() {
             return None;
         }
+        let hint = "write a number and a unit as Postgres does, such as `64GB`; \"\" is no limit";
+        self.bytes(text, least, hint)
+    }
+
+    /// Like [`Reader::memory`], of what is never without a limit.
+    pub(super) fn limit(
+        &mut self,
+        section: &mut Section<'_, '_>,
+        name: &'static str,
+        (least, default): (u64, u64),
+    ) -> u64 {
+        let Some(text) = self.text(section, name) else { return default };
+        let hint = "write a number and a unit, such as `256MB` or `256MiB`";
+        self.bytes(text, least, hint).unwrap_or(default)
+    }
+
+    fn bytes(&mut self, text: Located<String>, least: u64, hint: &str) -> Option<u64> {
         let bytes = memory(&text.value);
         let message = match bytes {
             None => format!("`{}` is not an amount of memory", text.value),
@@ -224,7 +241,6 @@ impl<'a> Reader<'a> {
             }
             Some(_) => return bytes,
         };
-        let hint = "write a number and a unit as Postgres does, such as `64GB`; \"\" is no limit";
         self.problem(text.at, message, Some(hint));
         None
     }
@@ -409,16 +425,17 @@ impl<'a, 'i> Section<'a, 'i> {
     }
 }
 
-/// Bytes of a text such as `64GB`. Units are powers of 1024, and their case counts.
+/// Bytes of a text such as `64GB` or `64GiB`. Units are powers of 1024, as in Postgres, and their
+/// case counts.
 fn memory(text: &str) -> Option<u64> {
     let digits = text.find(|character: char| !character.is_ascii_digit())?;
     let (number, unit) = text.split_at(digits);
     let shift = match unit.trim_start() {
         "B" => 0,
-        "kB" => 10,
-        "MB" => 20,
-        "GB" => 30,
-        "TB" => 40,
+        "kB" | "KiB" => 10,
+        "MB" | "MiB" => 20,
+        "GB" | "GiB" => 30,
+        "TB" | "TiB" => 40,
         _ => return None,
     };
     number.parse::<u64>().ok()?.checked_mul(1 << shift)
@@ -439,6 +456,7 @@ mod tests {
         for (text, bytes) in [
             ("64GB", Some(64 << 30)),
             ("1 TB", Some(1 << 40)),
+            ("256MiB", Some(256 << 20)),
             ("7B", Some(7)),
             ("16384kB", Some(1 << 24)),
             ("100", None),

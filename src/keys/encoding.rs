@@ -15,7 +15,7 @@ const BYTES: u64 = UNKNOWN + WidenReason::ALL.len() as u64;
 
 /// Seven bits a byte, the lowest first; all but the last have the eighth bit.
 #[inline]
-pub(super) fn push_number(out: &mut Vec<u8>, mut number: u64) {
+pub(crate) fn push_number(out: &mut Vec<u8>, mut number: u64) {
     while number >= 0x80 {
         out.push(u8::try_from(number & 0x7F).expect("seven bits") | 0x80);
         number >>= 7;
@@ -23,7 +23,7 @@ pub(super) fn push_number(out: &mut Vec<u8>, mut number: u64) {
     out.push(u8::try_from(number).expect("seven bits"));
 }
 
-pub(super) fn take_number(rest: &mut &[u8]) -> u64 {
+pub(crate) fn take_number(rest: &mut &[u8]) -> u64 {
     let (mut number, mut shift) = (0, 0);
     while let Some(byte) = rest.split_off_first() {
         number |= u64::from(byte & 0x7F) << shift;
@@ -36,12 +36,12 @@ pub(super) fn take_number(rest: &mut &[u8]) -> u64 {
 }
 
 /// Bytes, behind their number.
-pub(super) fn push_text(out: &mut Vec<u8>, text: &[u8]) {
+pub(crate) fn push_text(out: &mut Vec<u8>, text: &[u8]) {
     push_number(out, text.len() as u64);
     out.extend_from_slice(text);
 }
 
-pub(super) fn take_text<'a>(rest: &mut &'a [u8]) -> &'a [u8] {
+pub(crate) fn take_text<'a>(rest: &mut &'a [u8]) -> &'a [u8] {
     let length = take_number(rest);
     take_bytes(rest, length)
 }

@@ -25,7 +25,7 @@ mod before;
 mod bound;
 mod compile;
 mod condition;
-mod encoding;
+pub(crate) mod encoding;
 mod filter;
 mod in_progress;
 mod known;
@@ -257,6 +257,18 @@ impl Rules {
             wanted.for_each(|(_, key)| keys.add_whole(key.id, None));
         }
         keys
+    }
+
+    /// All that templates could produce which are patterns by themselves, whatever a change tells:
+    /// each with every placeholder a `*`.
+    #[must_use]
+    pub fn own_patterns(&self) -> KeySet {
+        let is_pattern = |(rule, at): KeyPlace| {
+            let templates = self.rules.get(usize::from(rule.0)).map(|rule| &rule.templates);
+            let template = templates.and_then(|templates| templates.get(at));
+            template.is_some_and(|template| template.template.is_pattern)
+        };
+        self.part(is_pattern)
     }
 
     /// Gives the fingerprint of each rule, by [`RuleId`]; the rules of these names are suspended.

@@ -179,7 +179,7 @@ codes! {
     RedisSentinels, "redis_sentinels",
         "see that each of `redis.sentinels` runs and answers, and that all are listed";
     RedisTracking, "redis_tracking",
-        "set `refill.observe` to false";
+        "set `refill.observe` and `sweep.index` to false";
     RedisTwice, "redis_twice",
         "keep one of the targets, or give one another `prefix`";
     RedisUnreachable, "redis_unreachable",

@@ -39,8 +39,8 @@ pub async fn redis(target: &Target, connection: &mut MultiplexedConnection) -> V
     let Judged { mut findings, forbidden, is_usable } = needs.judge(connection).await;
     findings.extend(forbidden.into_iter().map(|(rule, finding)| finding.of_rules([rule])));
     if is_usable {
-        if target.refill.observe && !needs.is_cluster {
-            findings.extend(tracking(&needs, connection).await);
+        if needs.tells_writes {
+            findings.extend(tracking(&needs, target, connection).await);
         }
         findings.extend(functions(connection).await);
         findings.extend(super::redis_databases::elsewhere(target, connection).await);
@@ -78,6 +78,8 @@ pub(super) struct Needs {
     watermark: String,
     /// Whether the server is a primary of a cluster, or is to be one.
     is_cluster: bool,
+    /// Whether it is to tell which keys are written.
+    tells_writes: bool,
     /// The keys of walsweep itself, as an ACL writes them.
     own: String,
     wait_replicas: u32,
@@ -112,12 +114,14 @@ impl Needs {
             .iter()
             .flat_map(|rule| rule.keys.iter().map(|key| (rule.name.clone(), prefixed(key))));
         let is_cluster = matches!(target.redis.mode, Mode::Cluster { .. });
+        let tells_writes = target.refill.observe && !is_cluster || target.sweep.index.is_some();
         let mut commands = "+ping +info +scan +unlink +get +set +incr +eval".to_owned();
         for (is_needed, more) in [
             (is_cluster, " +asking +cluster|nodes +cluster|slots"),
             (settings.is_some_and(|settings| settings.db() != 0), " +select"),
             (target.redis.wait_replicas > 0, " +wait"),
-            (target.refill.observe && !is_cluster, " +hello +client|tracking"),
+            (tells_writes, " +hello +client|tracking"),
+            (target.sweep.index.is_some(), " +exists"),
         ] {
             commands.push_str(if is_needed { more } else { "" });
         }
@@ -135,6 +139,7 @@ impl Needs {
             user: user.to_owned(),
             watermark: key_name(&target.redis.prefix, &target.slot),
             is_cluster,
+            tells_writes,
             own,
             wait_replicas: target.redis.wait_replicas,
             acl,
@@ -455,22 +460,33 @@ fn is_old(version: &str) -> bool {
     }
 }
 
-/// Whether writes can be observed, as `refill.observe` asks. Without it every second removal takes
-/// all keys, so that nothing of the promise is lost.
-async fn tracking(needs: &Needs, connection: &mut MultiplexedConnection) -> Option<Finding> {
+/// Whether writes can be observed, as `refill.observe` and `sweep.index` ask. Without it every
+/// second removal takes all keys, and patterns go by SCAN, so that nothing of the promise is lost.
+async fn tracking(
+    needs: &Needs,
+    target: &Target,
+    connection: &mut MultiplexedConnection,
+) -> Option<Finding> {
     let mut on = cmd("CLIENT");
     on.arg("TRACKING").arg("ON").arg("BCAST").arg("NOLOOP");
     on.arg("PREFIX").arg(format!("{}:check", needs.watermark));
     let mut off = cmd("CLIENT");
     off.arg("TRACKING").arg("OFF");
+    let mut exists = cmd("EXISTS");
+    exists.arg(format!("{}:check", needs.watermark));
+    let exists = target.sweep.index.is_some().then_some((exists, "exists"));
     // `HELLO` alone changes nothing, and is known where RESP3 is.
-    for command in [cmd("HELLO"), on, off] {
+    let all = [(cmd("HELLO"), "hello"), (on, "client|tracking"), (off, "client|tracking")];
+    for (command, name) in all.into_iter().chain(exists) {
         let Err(error) = command.query_async::<Value>(connection).await else { continue };
         let finding = if is_denied(&error) {
-            needs.lacks(&[right(&error, ("client|tracking", &needs.own))], is_about_key(&error))
+            needs.lacks(&[right(&error, (name, &needs.own))], is_about_key(&error))
         } else {
             let message = format!("redis cannot tell which keys are written: {error}");
-            let hint = "set `refill.observe` to false: every second removal takes all keys anyway";
+            let hint = match target.sweep.index {
+                Some(_) => "set `sweep.index` to false: patterns go by SCAN anyway",
+                None => "set `refill.observe` to false: every second removal takes all keys anyway",
+            };
             Finding::error(Code::RedisTracking, message).hint(hint)
         };
         return Some(Finding { severity: Severity::Warning, code: Code::RedisTracking, ..finding });

@@ -414,16 +414,27 @@ impl Program<'_> {
             let fitness = Rc::clone(&fitness);
             Box::pin(async move { fitness.look(connection).await }) as Pin<Box<_>>
         });
+        let count = self.config.redis.len();
+        let share = OfTarget::of(count).names;
+        let index = self
+            .config
+            .sweep
+            .index
+            .map(|bytes| (self.rules.own_patterns().of_target(redis.id), bytes / count, share));
         if matches!(redis.mode, Mode::Cluster { .. }) {
-            return Box::new(Cluster::new(redis, slot).looked_at(look));
+            let mut cluster = Cluster::new(redis, slot);
+            if let Some((patterns, index_bytes, bytes)) = index {
+                cluster = cluster.indexing(patterns, index_bytes, bytes);
+            }
+            return Box::new(cluster.looked_at(look));
         }
-        let node = Standalone::new(redis, slot);
-        let node = if refill.observe && !refill.window.is_zero() {
-            let share = OfTarget::of(self.config.redis.len());
-            node.observing(self.rules.everything().of_target(redis.id), share.names)
-        } else {
-            node
-        };
+        let mut node = Standalone::new(redis, slot);
+        if refill.observe && !refill.window.is_zero() {
+            node = node.observing(self.rules.everything().of_target(redis.id), share);
+        }
+        if let Some((patterns, index_bytes, bytes)) = index {
+            node = node.indexing(patterns, index_bytes, bytes);
+        }
         Box::new(node.looked_at(look))
     }
 

@@ -32,6 +32,7 @@ mod fan_out;
 mod fan_out_tests;
 mod job;
 mod late;
+mod listed;
 mod outcome;
 mod proof;
 mod queue;
@@ -70,6 +71,7 @@ use crate::settle::{Held, Hold};
 
 pub use self::redis::budget::{GONE_WITHIN, distance, longest_wait};
 pub use self::redis::cluster::Cluster;
+pub use self::redis::index::Indexed;
 pub use self::redis::info::scan_time;
 pub use self::redis::measure::taken;
 pub use self::redis::node::{

@@ -50,6 +50,7 @@ impl State {
                 self.late.in_pass = None;
                 self.pass_done(jobs, outcome).await;
             }
+            Done::Listed(done) => self.listed_done(done).await,
             Done::Alive(outcome) => {
                 self.next_alive = Instant::now() + ALIVE_INTERVAL;
                 // One that cannot save its data refuses PING, and is there.
@@ -114,16 +115,20 @@ impl State {
         }
     }
 
+    /// The patterns of these jobs are through, but for what was refused.
+    pub(super) async fn matched_removed(&mut self, mut jobs: Vec<Job>, refused: &[RefusedOf]) {
+        reach(Point::PassDone);
+        for job in &mut jobs {
+            self.refuse_matched(job, refused);
+        }
+        self.removed(jobs).await;
+    }
+
     async fn pass_done(&mut self, jobs: Vec<Job>, outcome: Result<Vec<RefusedOf>, Error>) {
         match outcome {
             Ok(refused) => {
                 self.took_scan();
-                reach(Point::PassDone);
-                let mut jobs = jobs;
-                for job in &mut jobs {
-                    self.refuse_matched(job, &refused);
-                }
-                self.removed(jobs).await;
+                self.matched_removed(jobs, &refused).await;
             }
             Err(error) if error.kind() == Kind::NoPerm => {
                 // SCAN itself, whatever the pattern: exact keys go on.
@@ -188,12 +193,18 @@ impl State {
 
     /// The job goes with the next pass. However long that is to come, what waits for it is never
     /// too much to be in flight, so that it stops nobody else.
-    fn wait_for_pass(&mut self, job: Job) {
-        let widened = self.passes.push(job);
+    pub(super) fn wait_for_pass(&mut self, job: Job) {
+        let is_listed = self.listed.as_ref().is_some_and(|listed| listed.knows(&job));
+        self.wait_in(is_listed, job);
+    }
+
+    /// The job goes with the next pass by SCAN, or by the index.
+    pub(super) fn wait_in(&mut self, is_listed: bool, job: Job) {
+        let listed = self.listed.as_mut().filter(|_| is_listed);
+        let passes = listed.map_or(&mut self.passes, |listed| &mut listed.waiting);
+        let (widened, held) = (passes.push(job), passes.hold_many());
         self.widened(&widened);
-        for held in self.passes.hold_many() {
-            self.hold(held);
-        }
+        held.into_iter().for_each(|held| self.hold(held));
     }
 
     /// One removal of the keys of these jobs is acknowledged, but for what was refused of them.
@@ -333,12 +344,12 @@ impl State {
     }
 
     /// Redis refuses something that is no rule's fault.
-    fn say_refuses(&self, error: &Error) {
+    pub(super) fn say_refuses(&self, error: &Error) {
         let text = format!("{} at {} refuses removals: {error}", self.title, self.node.node);
         self.health.trouble(Topic::Redis(self.target), &text, error.hint());
     }
 
-    fn took_unlink(&mut self) {
+    pub(super) fn took_unlink(&mut self) {
         if self.unlinks.has_failed() {
             self.unlinks.is_over();
             self.say_takes();
@@ -457,6 +468,7 @@ impl State {
         jobs.extend(self.refill.all_again());
         jobs.extend(self.queue.drain());
         jobs.extend(self.passes.take());
+        jobs.extend(self.listed.iter_mut().flat_map(|listed| listed.waiting.take()));
         jobs.extend(self.replayed.take());
         let mut repeats = 0;
         let is_repeat = |member: &Member| matches!(member, Member::Repeat { .. });
@@ -491,7 +503,7 @@ impl State {
     }
 
     /// Counts an error. Says whether the connection is lost by it.
-    async fn failed(&mut self, error: &Error) -> bool {
+    pub(super) async fn failed(&mut self, error: &Error) -> bool {
         self.count_error(error.kind());
         if matches!(error, Error::Refused(..)) {
             return false;

@@ -170,6 +170,9 @@ pub(super) fn pass_reason(jobs: &[Job]) -> &'static str {
         return "resync";
     }
     let has = |reason: &&str| jobs.iter().any(|job| job.round.reason() == *reason);
+    if jobs.is_empty() {
+        return "index";
+    }
     // What readers wait for most names the pass.
     ["rule", "again", "replayed"].into_iter().find(has).unwrap_or("refill")
 }

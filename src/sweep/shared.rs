@@ -25,32 +25,24 @@ pub(super) struct RefusedOf {
     pub(super) noted: Noted,
 }
 
-/// One SCAN pass for all patterns of these jobs. Gives what Redis refused to remove, for which
-/// there are so many bytes.
+/// How a pass finds keys.
+pub(super) enum Way<'a> {
+    /// By SCAN, at this pace.
+    Scan(&'a mut Paces),
+    /// By the index.
+    Index,
+}
+
+/// One pass for all patterns of these jobs. Gives what Redis refused to remove, for which there are
+/// so many bytes; `None` if the index does not know all keys.
 pub(super) async fn sweep<N: Node>(
     node: &N,
     metrics: &Metrics,
     (jobs, refused_bytes_max): (&[Job], usize),
-    paces: &mut Paces,
-) -> Result<Vec<RefusedOf>, Error> {
-    let reason = pass_reason(jobs);
+    way: Way<'_>,
+) -> Result<Option<Vec<RefusedOf>>, Error> {
     let began = Instant::now();
-    let mut index_of: HashMap<&Pattern, usize> = HashMap::new();
-    let mut patterns: Vec<Pattern> = Vec::new();
-    let mut owners: Vec<(RuleId, bool)> = Vec::new();
-    for job in jobs {
-        let second = job.round.takes_refills();
-        for (rule, pattern) in job.keys.patterns() {
-            let index = *index_of.entry(pattern).or_insert_with(|| {
-                patterns.push(pattern.clone());
-                owners.push((rule, second));
-                owners.len() - 1
-            });
-            if let (Some(owner), false) = (owners.get_mut(index), second) {
-                owner.1 = false;
-            }
-        }
-    }
+    let (patterns, owners) = patterns_of(jobs);
     // Of each server by itself: what it had done when it was heard of last.
     let watch = || {
         let (mut scanned, mut waited) = (0, Duration::ZERO);
@@ -76,14 +68,45 @@ pub(super) async fn sweep<N: Node>(
     };
     let mut pass = Pass::new(patterns.clone());
     pass.refused_bytes_max = refused_bytes_max;
-    let progress = pass.over(node, paces, watch).await?;
+    let progress = match way {
+        Way::Scan(paces) => {
+            let progress = pass.over(node, paces, watch).await?;
+            let reason = pass_reason(jobs);
+            metrics.sweeps.get_or_create(&ReasonLabel { reason }).inc();
+            metrics.sweep_seconds.observe(seconds(began.elapsed()));
+            progress
+        }
+        Way::Index => {
+            let Some(progress) = pass.by_index(node, watch).await? else { return Ok(None) };
+            metrics.index_passes.inc();
+            progress
+        }
+    };
     let refused = progress.refused.into_iter();
     let refused = refused
-        .filter_map(|(at, noted)| Some(RefusedOf { pattern: patterns.get(at)?.clone(), noted }))
-        .collect();
-    metrics.sweeps.get_or_create(&ReasonLabel { reason }).inc();
-    metrics.sweep_seconds.observe(seconds(began.elapsed()));
-    Ok(refused)
+        .filter_map(|(at, noted)| Some(RefusedOf { pattern: patterns.get(at)?.clone(), noted }));
+    Ok(Some(refused.collect()))
+}
+
+/// The patterns of jobs, each once; and of each the rule, and whether only refills are removed.
+fn patterns_of(jobs: &[Job]) -> (Vec<Pattern>, Vec<(RuleId, bool)>) {
+    let mut index_of: HashMap<&Pattern, usize> = HashMap::new();
+    let mut patterns: Vec<Pattern> = Vec::new();
+    let mut owners: Vec<(RuleId, bool)> = Vec::new();
+    for job in jobs {
+        let second = job.round.takes_refills();
+        for (rule, pattern) in job.keys.patterns() {
+            let index = *index_of.entry(pattern).or_insert_with(|| {
+                patterns.push(pattern.clone());
+                owners.push((rule, second));
+                owners.len() - 1
+            });
+            if let (Some(owner), false) = (owners.get_mut(index), second) {
+                owner.1 = false;
+            }
+        }
+    }
+    (patterns, owners)
 }
 
 /// The outcome of a write of the watermark.

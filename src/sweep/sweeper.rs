@@ -13,6 +13,7 @@ use tokio::time::{Instant, sleep_until};
 
 use super::job::{Job, Round, Tally, older};
 use super::late::Late;
+use super::listed::Listed;
 use super::proof::evidence::Watermark;
 use super::proof::prints::{Doubt, Prints};
 use super::proof::ward::{Found, Ward};
@@ -21,7 +22,7 @@ use super::redis::node::{Error, Node};
 use super::redis::pace::{Pace, Paces};
 use super::refill::Refill;
 use super::refused::{Pause, Refusals, Retry, Tried, retry};
-use super::shared::{RefusedOf, Written, find, sweep, write};
+use super::shared::{RefusedOf, Way, Written, find, sweep, write};
 use super::throttle::Throttle;
 use super::{Broken, Event, Parcel, second};
 use crate::budget::{CHANNEL, OfTarget};
@@ -131,9 +132,13 @@ pub(super) struct State {
     pub(super) target: TargetId,
     pub(super) events: mpsc::Sender<(TargetId, Event)>,
     /// Limits on what may wait.
-    room: Room,
+    pub(super) room: Room,
     pub(super) queue: Queue,
     pub(super) passes: Passes,
+    /// Jobs whose keys an index knows, if there is one.
+    pub(super) listed: Option<Listed>,
+    /// Whether a SCAN would make the index whole.
+    builds: bool,
     /// Keys that standbys have replayed: removed beside the first removals, as second ones are.
     pub(super) replayed: Option<Job>,
     /// Whether those were what was removed last beside the first removals.
@@ -176,6 +181,7 @@ struct Works<'a> {
     second: Work<'a, BatchDone>,
     retries: Work<'a, RetriesDone>,
     pass: Work<'a, PassDone>,
+    listed: Work<'a, ListedDone>,
     write: Work<'a, Written>,
     connect: Work<'a, Result<Found, Error>>,
     alive: Work<'a, Result<(), Error>>,
@@ -183,6 +189,7 @@ struct Works<'a> {
 
 pub(super) type BatchDone = (Vec<Job>, (Tally, Result<(), Error>));
 pub(super) type PassDone = (Vec<Job>, Box<Paces>, Result<Vec<RefusedOf>, Error>);
+pub(super) type ListedDone = (Vec<Job>, Result<Option<Vec<RefusedOf>>, Error>);
 pub(super) type RetriesDone = (Vec<Retry>, Result<Vec<Tried>, Error>);
 
 /// The outcome of work that was under way.
@@ -191,6 +198,7 @@ pub(super) enum Done {
     Second(BatchDone),
     Retries(RetriesDone),
     Pass(PassDone),
+    Listed(ListedDone),
     Write(Written),
     Connect(Result<Found, Error>),
     Alive(Result<(), Error>),
@@ -210,22 +218,22 @@ impl<N: Node> Sweeper<N> {
         let lost = watch::Sender::new(false);
         let mut pace = Pace::new(settings.max_stall, settings.max_load);
         pace.measure.ends_with(lost.subscribe());
+        let share = settings.room.share;
+        let listed = Listed::new(node.index_patterns(), share.passes / 2);
+        let of_passes = if listed.is_some() { share.passes / 2 } else { share.passes };
         let state = State {
             health: Arc::clone(&health),
             target,
             events,
             room: settings.room,
             queue: Queue::default(),
-            passes: Passes::new(settings.room.share.passes),
+            passes: Passes::new(of_passes),
+            listed,
+            builds: false,
             replayed: None,
             replayed_was_last: false,
-            refill: Refill::new(
-                settings.window,
-                settings.room.share,
-                settings.empty,
-                settings.expected.lsn,
-            ),
-            refusals: Refusals::new(settings.room.share.refused),
+            refill: Refill::new(settings.window, share, settings.empty, settings.expected.lsn),
+            refusals: Refusals::new(share.refused),
             late: Late::new(target),
             throttle: Throttle::new(target),
             ward: Ward::new(
@@ -274,6 +282,7 @@ impl<N: Node> Sweeper<N> {
             let now = Instant::now();
             works.begin(&mut state, (&node, health.metrics()), now, *safe.borrow_and_update());
             state.look_late(now);
+            state.tell_index(node.indexed());
             let timer = state.next_timer(now);
             tokio::select! {
                 biased;
@@ -304,14 +313,14 @@ impl<N: Node> Sweeper<N> {
 
 impl<'a> Works<'a> {
     fn none() -> Works<'a> {
-        let (batch, second, retries, pass) = (None, None, None, None);
-        Works { batch, second, retries, pass, write: None, connect: None, alive: None }
+        let (batch, second, retries, pass, listed) = (None, None, None, None, None);
+        Works { batch, second, retries, pass, listed, write: None, connect: None, alive: None }
     }
 
     fn is_idle(&self) -> bool {
         let removals = self.batch.is_none() && self.second.is_none() && self.retries.is_none();
         let others = self.write.is_none() && self.connect.is_none() && self.alive.is_none();
-        removals && self.pass.is_none() && others
+        removals && self.pass.is_none() && self.listed.is_none() && others
     }
 
     /// Begins what can begin at `now`; the watermark may go as far as `safe`.
@@ -341,7 +350,11 @@ impl<'a> Works<'a> {
             if self.retries.is_none() {
                 self.retries = state.next_retries(node, now);
             }
+            if self.listed.is_none() {
+                self.listed = state.next_listed(node, metrics);
+            }
         }
+        state.builds = node.wants_scan();
         if self.pass.is_none() && state.scans.allows(now) {
             self.pass = state.next_pass(node, metrics, now);
         }
@@ -360,6 +373,7 @@ impl<'a> Works<'a> {
             done = finished(&mut self.batch) => Done::Batch(done),
             done = finished(&mut self.write) => Done::Write(done),
             done = finished(&mut self.connect) => Done::Connect(done),
+            done = finished(&mut self.listed) => Done::Listed(done),
             done = finished(&mut self.retries) => Done::Retries(done),
             done = finished(&mut self.second) => Done::Second(done),
             done = finished(&mut self.pass) => Done::Pass(done),
@@ -456,7 +470,7 @@ impl State {
         metrics: &'a Metrics,
         now: Instant,
     ) -> Work<'a, PassDone> {
-        if self.passes.is_empty() {
+        if self.passes.is_empty() && !self.builds {
             return None;
         }
         let waits = self.pass_waits_until(now).is_some_and(|at| at > now);
@@ -469,14 +483,16 @@ impl State {
         let (under_way, refused) = (self.health.pass(), self.room.share.refused);
         Some(Box::pin(async move {
             let _until_it_ends = under_way;
-            let outcome = sweep(node, metrics, (&jobs, refused), &mut paces).await;
-            (jobs, paces, outcome)
+            let way = Way::Scan(&mut paces);
+            let outcome = sweep(node, metrics, (&jobs, refused), way).await;
+            (jobs, paces, outcome.map(Option::unwrap_or_default))
         }))
     }
 
     /// Until when the passes that wait may not begin, lest SCAN take more than its share.
     fn pass_waits_until(&self, now: Instant) -> Option<Instant> {
-        let paces = self.paces.as_ref().filter(|_| !self.passes.is_empty())?;
+        let is_wanted = self.builds || !self.passes.is_empty();
+        let paces = self.paces.as_ref().filter(|_| is_wanted)?;
         paces.begins_at(self.passes.is_urgent(), now)
     }
 
@@ -555,7 +571,8 @@ impl State {
     fn look_late(&mut self, now: Instant) {
         let is_idle = self.passes.is_empty() && self.late.in_pass.is_none();
         self.throttle.look(is_idle, (&self.health, now));
-        let mut jobs = self.queue.iter().chain(self.passes.iter()).peekable();
+        let listed = self.listed.iter().flat_map(|listed| listed.waiting.iter());
+        let mut jobs = self.queue.iter().chain(self.passes.iter()).chain(listed).peekable();
         match self.late.next_look() {
             Some(look) if look <= now => {
                 let oldest = jobs.map(|job| job.oldest).fold(None, older);

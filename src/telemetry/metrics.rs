@@ -168,6 +168,11 @@ pub struct Metrics {
     pub sweep_throttled: FloatCounter,
     /// How long one SCAN call held Redis, as seen from here.
     pub scan_stall: Histogram,
+    /// Passes by an index of live keys, in the place of SCAN passes.
+    pub index_passes: Counter,
+    index_keys: Family<TargetLabel, Gauge>,
+    index_bytes: Family<TargetLabel, Gauge>,
+    index_whole: Family<TargetLabel, Gauge>,
     refills_removed: Family<RuleLabel, Counter>,
     /// Keys and patterns removed again because Redis went back to an older watermark.
     pub repeated_keys: Counter,
@@ -301,6 +306,23 @@ impl Metrics {
             ),
             scan_stall: table
                 .latency("walsweep_scan_stall_seconds", "How long one SCAN call held Redis"),
+            index_passes: table
+                .counter("walsweep_index_passes_total", "Passes that the index saved from SCAN"),
+            index_keys: table.add(
+                "walsweep_index_keys",
+                "Names in the index of live keys",
+                Family::default(),
+            ),
+            index_bytes: table.add(
+                "walsweep_index_bytes",
+                "Memory of the index of live keys",
+                Family::default(),
+            ),
+            index_whole: table.add(
+                "walsweep_index_whole",
+                "1 while the index knows every live key; without it, patterns go by SCAN",
+                Family::default(),
+            ),
             refills_removed: table.family(
                 "walsweep_refills_removed_total",
                 "Keys that were there again when they were removed again",
@@ -451,12 +473,27 @@ impl Metrics {
         self.in_flight_transactions.set(0);
         self.key_sets_bytes.set(0);
         self.redis_up.clear();
+        for gauge in [&self.index_keys, &self.index_bytes, &self.index_whole] {
+            gauge.clear();
+        }
         self.targets.iter().for_each(|target| {
             let label = TargetLabel { target: target.clone() };
             self.target_ready.get_or_create(&label).set(0);
         });
         self.replica_up.clear();
         self.replica_replay_lag_bytes.clear();
+    }
+
+    /// Shows how the index of a target's live keys stands: names, their memory in bytes, and
+    /// whether none is missing.
+    pub fn index(&self, target: &TargetLabel, (keys, bytes): (usize, usize), is_whole: bool) {
+        for (gauge, value) in [
+            (&self.index_keys, keys),
+            (&self.index_bytes, bytes),
+            (&self.index_whole, usize::from(is_whole)),
+        ] {
+            gauge.get_or_create(target).set(i64::try_from(value).unwrap_or(i64::MAX));
+        }
     }
 
     /// Shows whose slot it is.

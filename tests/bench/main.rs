@@ -40,6 +40,9 @@ fn main() {
     if wanted("patterns") {
         runtime.block_on(patterns::run());
     }
+    if wanted("index") {
+        runtime.block_on(patterns::run_with_index());
+    }
     if wanted("transaction") {
         runtime.block_on(transaction::run());
     }

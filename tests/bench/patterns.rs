@@ -1,5 +1,6 @@
 //! P8: one, ten and fifty commits a second that each remove a pattern, in a Redis of a million
 //! other keys: what they take of Redis, how long their keys stay, and what other clients notice.
+//! P8i: fifty a second with `sweep.index`.
 //!
 //! `KEYS` and `SECONDS` make it smaller, `MAX_LOAD` sets `sweep.max_load`.
 
@@ -20,8 +21,9 @@ use crate::support::{Bed, Settings, Sidecar};
 const RULES: &str = "[[rule]]\nname = \"page\"\ntable = \"public.item\"\n\
                      keys = [\"page:{version}:*\"]\n";
 
-/// How often it is looked which keys are gone; the times are that coarse.
-const LOOK: Duration = Duration::from_millis(20);
+/// How often it is looked which keys are gone, without an index and with one; the times are that
+/// coarse.
+const LOOK: [Duration; 2] = [Duration::from_millis(20), Duration::from_micros(200)];
 
 /// Between two GETs of the other client.
 const PAUSE: Duration = Duration::from_millis(2);
@@ -37,6 +39,19 @@ struct Seen {
 }
 
 pub(crate) async fn run() {
+    let mut settings = String::new();
+    if let Ok(max_load) = std::env::var("MAX_LOAD") {
+        settings = format!("max_load = {max_load}");
+    }
+    measure("P8", &settings, &[1, 10, 50], LOOK[0]).await;
+}
+
+pub(crate) async fn run_with_index() {
+    measure("P8i", "index = true", &[50], LOOK[1]).await;
+}
+
+/// Measures commits so often a second, each rate by itself, with these lines in `[sweep]`.
+async fn measure(name: &str, sweep: &str, rates: &[u32], look: Duration) {
     let number = |name: &str, otherwise: u32| -> u32 {
         std::env::var(name).map_or(otherwise, |text| text.parse().unwrap())
     };
@@ -46,50 +61,54 @@ pub(crate) async fn run() {
     let mut settings = Settings::new(&bed.postgres, &bed.redis, RULES);
     settings.level = "warn".to_owned();
     settings.refill = "1s".to_owned();
-    if let Ok(max_load) = std::env::var("MAX_LOAD") {
-        settings.sweep = format!("max_load = {max_load}");
-    }
+    settings.sweep = sweep.to_owned();
     let mut sidecar = Sidecar::set_up(settings).await;
     bed.settled().await;
     fill(&mut bed.cache.clone(), keys as usize).await;
-    let idle = see(&bed, 0, length.min(Duration::from_secs(10)), 0).await;
+    let idle = see(&bed, (0, look), length.min(Duration::from_secs(10)), 0).await;
     let mut version = 0;
-    for a_second in [1, 10, 50] {
+    for a_second in rates.iter().copied() {
         // What the part before it took is paid for.
         sleep(Duration::from_secs(12)).await;
-        let seen = see(&bed, a_second, length, version).await;
+        let seen = see(&bed, (a_second, look), length, version).await;
         version += seen.gone.len();
-        report(&idle, seen, &format!("{a_second} pattern commits/s over {keys} keys"));
+        report(name, &idle, seen, &format!("{a_second} pattern commits/s over {keys} keys"));
     }
     let throttled = sidecar.metric("walsweep_sweep_throttled_seconds_total").await;
-    println!("| P8 | patterns waited for their turn, all told | {throttled:.0} s | – | – |");
+    println!("| {name} | patterns waited for their turn, all told | {throttled:.0} s | – | – |");
     assert_eq!(sidecar.sigterm().await, 0);
 }
 
-fn report(idle: &Seen, mut seen: Seen, what: &str) {
+fn report(name: &str, idle: &Seen, mut seen: Seen, what: &str) {
     println!(
-        "| P8 | Redis CPU, {what} | {:.0} % | idle {:.0} % | +{:.0} % |",
+        "| {name} | Redis CPU, {what} | {:.0} % | idle {:.0} % | +{:.0} % |",
         seen.cpu * 100.0,
         idle.cpu * 100.0,
         (seen.cpu - idle.cpu) * 100.0
     );
     println!(
-        "| P8 | the same, commit acknowledged to keys gone, p50, at most | {:.2} s, {:.2} s | – | \
-         – |",
-        quantile(&mut seen.gone, 0.5).as_secs_f64(),
-        quantile(&mut seen.gone, 1.0).as_secs_f64()
+        "| {name} | the same, commit acknowledged to keys gone, p50, p99, at most | {:.2} ms, \
+         {:.2} ms, {:.2} ms | – | – |",
+        quantile(&mut seen.gone, 0.5).as_secs_f64() * 1e3,
+        quantile(&mut seen.gone, 0.99).as_secs_f64() * 1e3,
+        quantile(&mut seen.gone, 1.0).as_secs_f64() * 1e3
     );
     let p50 = |gets: &[Duration]| quantile(&mut gets.to_vec(), 0.5).as_secs_f64() * 1e3;
     let (own, before) = (p50(&seen.gets), p50(&idle.gets));
     println!(
-        "| P8 | the same, GET p50 of another client | {own:.3} ms | idle {before:.3} ms | \
+        "| {name} | the same, GET p50 of another client | {own:.3} ms | idle {before:.3} ms | \
          {:+.3} ms |",
         own - before
     );
 }
 
 /// Commits so often for so long, from this version on, and waits until all keys are gone.
-async fn see(bed: &Bed, a_second: u32, length: Duration, version: usize) -> Seen {
+async fn see(
+    bed: &Bed,
+    (a_second, look): (u32, Duration),
+    length: Duration,
+    version: usize,
+) -> Seen {
     let stop = Arc::new(AtomicBool::new(false));
     let other = other_client(bed.redis.url(), Arc::clone(&stop));
     let (cpu, began) = (redis_cpu(bed.cache.clone()).await, Instant::now());
@@ -97,16 +116,21 @@ async fn see(bed: &Bed, a_second: u32, length: Duration, version: usize) -> Seen
         sleep(length).await;
         Vec::new()
     } else {
-        commit(bed, a_second, length, version).await
+        commit(bed, (a_second, look), length, version).await
     };
     let cpu = (redis_cpu(bed.cache.clone()).await - cpu) / began.elapsed().as_secs_f64();
     stop.store(true, Ordering::Relaxed);
     Seen { cpu, gone, gets: other.join().unwrap() }
 }
 
-async fn commit(bed: &Bed, a_second: u32, length: Duration, version: usize) -> Vec<Duration> {
+async fn commit(
+    bed: &Bed,
+    (a_second, look): (u32, Duration),
+    length: Duration,
+    version: usize,
+) -> Vec<Duration> {
     let (mut gone, mut waiting) = (Vec::new(), Vec::<(Instant, String)>::new());
-    let mut looks = interval(LOOK);
+    let mut looks = interval(look);
     let mut commits = interval(Duration::from_secs(1) / a_second);
     commits.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let (began, mut next) = (Instant::now(), version + 1);
@@ -120,7 +144,7 @@ async fn commit(bed: &Bed, a_second: u32, length: Duration, version: usize) -> V
                 waiting.push((Instant::now(), key));
                 next += 1;
             }
-            _ = looks.tick() => {
+            _ = looks.tick(), if !waiting.is_empty() => {
                 let left = left(bed.cache.clone(), &waiting).await;
                 let mut left = left.into_iter();
                 waiting.retain(|(since, _)| {

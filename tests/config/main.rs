@@ -215,6 +215,7 @@ fn the_reference_names_the_defaults() {
                 "key_file",
                 "max_stall",
                 "max_load",
+                "index_memory",
                 "window",
                 "listen",
                 "format",
@@ -227,7 +228,7 @@ fn the_reference_names_the_defaults() {
                 "sentinels",
             ])
             .any(|name| line.starts_with(&format!("# {name} = ")))
-            || line == "# keys = false"
+            || ["# keys = false", "# index = false"].contains(&line)
     };
     let mut found = 0;
     let uncommented: String = text
@@ -238,7 +239,7 @@ fn the_reference_names_the_defaults() {
             format!("{}\n", option.unwrap_or(line))
         })
         .collect();
-    assert_eq!(found, 24, "the reference names every option with a default");
+    assert_eq!(found, 26, "the reference names every option with a default");
     let (explicit, _) = judge(&uncommented, &|_| None).unwrap();
     assert_eq!(
         format!("{explicit:?}").replace(char::is_numeric, ""),
@@ -248,6 +249,7 @@ fn the_reference_names_the_defaults() {
     assert_eq!(retained, [Some(10 << 30); 2]);
     assert_eq!(explicit.sweep.max_stall, config.sweep.max_stall);
     assert!((explicit.sweep.max_load - config.sweep.max_load).abs() < 1e-9);
+    assert_eq!([explicit.sweep.index, config.sweep.index], [None; 2]);
     assert_eq!(explicit.refill.window, config.refill.window);
     assert_eq!(explicit.http.listen, config.http.listen);
     assert_eq!((explicit.lookups[0].cache, config.lookups[0].cache), (10_000, 10_000));

@@ -103,6 +103,9 @@ struct Options {
     /// `[refill] window`, in milliseconds; readers fill within 0.9 of it.
     #[arg(long, default_value_t = 1000)]
     refill_window: u64,
+    /// `[sweep] index = true`.
+    #[arg(long)]
+    index: bool,
     /// Some fills come up to three windows after their read. What is stale by them is not counted.
     #[arg(long)]
     late_readers: bool,
@@ -296,7 +299,8 @@ async fn build(options: &Options, seed: u64, folder: &TempDir) -> World {
         (&second, servers.second_http_port, false),
         (&plain, servers.http_port, true),
     ] {
-        std::fs::write(file, servers.config(window, port, is_plain).await).unwrap();
+        std::fs::write(file, servers.config((window, options.index), port, is_plain).await)
+            .unwrap();
     }
     let text = std::fs::read_to_string(&plain).unwrap();
     let own = std::env::current_exe().unwrap();
@@ -451,6 +455,7 @@ fn replay(options: &Options, seed: u64) -> String {
     let Options { standby_delay, ballast, notice, failovers, .. } = options;
     let redis = options.redis.name();
     let late = if options.late_readers { " --late-readers" } else { "" };
+    let index = if options.index { " --index" } else { "" };
     // Once for make, once for the shell.
     let invalidator = options.invalidator.replace('$', "$$").replace('\'', "'\\''");
     format!(
@@ -458,6 +463,6 @@ fn replay(options: &Options, seed: u64) -> String {
          READERS={readers} FAULTS={faults} INVALIDATOR='{invalidator}' \
          ARGS='--refill-window {refill_window} --slack {slack} --notice {notice} \
          --recovery {recovery} --grace {grace} --standby-delay {standby_delay} \
-         --ballast {ballast} --failovers {failovers}{late}'"
+         --ballast {ballast} --failovers {failovers}{late}{index}'"
     )
 }

@@ -161,7 +161,12 @@ impl Servers {
 
     /// walsweep's configuration; it tells at this port how it is. A `plain` one takes the Redis for
     /// one server, and is for whoever does not connect to it.
-    pub(crate) async fn config(&self, window: Duration, http_port: u16, plain: bool) -> String {
+    pub(crate) async fn config(
+        &self,
+        (window, index): (Duration, bool),
+        http_port: u16,
+        plain: bool,
+    ) -> String {
         let [sql, stream] = [&self.sql_proxy, &self.stream_proxy];
         let postgres_port = self.postgres.lock().await.port();
         let replicas: Vec<String> = match &self.standby {
@@ -172,6 +177,7 @@ impl Servers {
             "[postgres]\nurl = {:?}\nreplication_url = {:?}\n\
              slot = {NAME:?}\npublication = {NAME:?}\nreplicas = {replicas:?}\n\
              [redis]\n{}\
+             [sweep]\nindex = {index}\n\
              [refill]\nwindow = \"{}ms\"\n\
              [http]\nlisten = \"127.0.0.1:{}\"\n{RULES}",
             sql.url(&self.postgres_url, postgres_port),

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use redis::aio::MultiplexedConnection;
 use redis::{Client, FromRedisValue, Value, cmd, pipe};
+use tokio::time::sleep;
 use walsweep_stage::throwaway::{Cluster, ClusterOptions, RedisOptions};
 
 use crate::support::{Bed, ITEM_RULES, PATIENCE, Settings, Sidecar, always, eventually, text};
@@ -306,12 +307,25 @@ async fn a_node_without_a_slot_that_comes_back_with_old_keys_is_swept() {
 /// Keys move while a pass runs: `ROUNDS=100`, a pass and some moves each.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_key_survives_a_pass_by_moving() {
+    move_keys("max_stall = \"100us\"").await;
+}
+
+/// Indexes are lost and made anew all the time, and used between.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_key_survives_a_pass_by_the_index_by_moving() {
+    let sidecar = move_keys("index = true").await;
+    let passes = sidecar.metric("walsweep_index_passes_total").await;
+    println!("{passes} passes by the index");
+    assert!(passes > 0.5);
+}
+
+async fn move_keys(sweep: &str) -> Sidecar {
     let shop = Shop::start(3, 0).await;
-    let settings = Settings { sweep: "max_stall = \"100us\"".to_owned(), ..shop.settings() };
+    let settings = Settings { sweep: sweep.to_owned(), ..shop.settings() };
     let sidecar = Sidecar::set_up(settings).await;
     shop.bed.settled().await;
     let before = doubts(&sidecar).await;
-    let rounds = std::env::var("ROUNDS").map_or(8, |rounds| rounds.parse().unwrap());
+    let rounds = std::env::var("ROUNDS").map_or(9, |rounds| rounds.parse().unwrap());
     // Sixteen slots with some keys of the pattern in each, among many others.
     let tags: Vec<String> = (0..16).map(|tag| format!("list:team 1:{{{tag}}}")).collect();
     let mut slots = Vec::new();
@@ -324,13 +338,17 @@ async fn no_key_survives_a_pass_by_moving() {
             shop.fill_many(&keys(&format!("{tag}:#"), 20)).await;
         }
         let moves = async {
-            for slot in slots.iter().cycle().skip(round).take(6) {
+            // In every third round nothing moves.
+            let moves = if round % 3 == 2 { 0 } else { 6 };
+            for slot in slots.iter().cycle().skip(round).take(moves) {
                 let owner = shop.cluster.owner(*slot).await.unwrap().unwrap();
                 let to = (owner + 1 + round % 2) % 3;
                 shop.cluster.begin_move(*slot, to).await.unwrap();
                 shop.cluster.finish_move(*slot, to).await.unwrap();
             }
         };
+        // Now and then long before.
+        sleep(Duration::from_millis(50 * (round % 8) as u64)).await;
         tokio::join!(moves, shop.change(1));
         let pattern = "list:team 1:*";
         let nothing = async || shop.names(pattern).await.is_empty();
@@ -338,6 +356,38 @@ async fn no_key_survives_a_pass_by_moving() {
     }
     shop.bed.settled().await;
     assert_eq!(doubts(&sidecar).await, before, "{:?}", sidecar.log());
+    sidecar
+}
+
+/// Each primary has an index of its own; what comes with a slot is not told as what is written.
+#[tokio::test]
+async fn each_primary_has_an_index_and_one_that_gets_slots_makes_it_anew() {
+    let shop = Shop::start(3, 0).await;
+    shop.fill(&keys("list:team 1:before:#", 30)).await;
+    let settings = Settings { sweep: "index = true".to_owned(), ..shop.settings() };
+    let sidecar = Sidecar::set_up(settings).await;
+    shop.bed.settled().await;
+    let is_whole = async || sidecar.metric_sum("walsweep_index_whole").await > 0.5;
+    eventually(PATIENCE, "all are whole", is_whole).await;
+    let scans = async || sidecar.metric_sum("walsweep_sweep_seconds_count").await;
+    let (lists, others) = (keys("list:team 1:#", 60), keys("list:team 2:#", 60));
+    shop.fill(&[&lists[..], &others[..]].concat()).await;
+    let before = scans().await;
+    shop.change(1).await;
+    shop.gone(&lists).await;
+    assert_eq!(shop.names("list:team 2:*").await.len(), others.len());
+    assert!(scans().await < before + 0.5, "a pass by SCAN was made");
+    let tag = "list:team 1:{tag}".to_owned();
+    shop.fill_many(&keys(&format!("{tag}:#"), 50)).await;
+    let (slot, owner) = shop.place(&tag).await;
+    let to = (owner + 1) % 3;
+    shop.cluster.begin_move(slot, to).await.unwrap();
+    shop.cluster.finish_move(slot, to).await.unwrap();
+    shop.change(1).await;
+    let nothing = async || shop.names("list:team 1:*").await.is_empty();
+    eventually(PATIENCE, "keys that moved go", nothing).await;
+    eventually(PATIENCE, "all are whole again", is_whole).await;
+    assert!(scans().await > before + 0.5, "what came with a slot was taken for told");
 }
 
 /// A primary is killed, and its replica takes its place: keys of commits before, during and after

@@ -22,6 +22,7 @@ mod football;
 mod hints;
 mod hosts;
 mod http;
+mod index;
 mod large;
 mod limits;
 mod locks;

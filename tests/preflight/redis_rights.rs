@@ -199,6 +199,29 @@ async fn a_server_that_does_not_tell_of_writes_is_found_where_that_is_asked_for(
 }
 
 #[tokio::test]
+async fn an_index_needs_to_be_told_of_writes_and_to_ask_for_keys() {
+    let server = Redis::start(RedisOptions::default()).await.unwrap();
+    let mut admin = server.connect().await.unwrap();
+    for (rights, lacks) in [
+        ("~* +@all", None),
+        ("~* +@all -client", Some("redis user `app` lacks `+client|tracking`")),
+        ("~* +@all -exists", Some("redis user `app` lacks `+exists`")),
+    ] {
+        run(&mut admin, &format!("acl setuser app reset on >x {rights}")).await;
+        let mut config = as_app(&server, vec![rule("t", &["list:{id}:*"])]);
+        config.sweep.index = Some(1 << 20);
+        let findings = preflight::redis(&target(&config), &mut connect(&config).await).await;
+        let found: Vec<String> = findings.iter().map(plain).collect();
+        assert_eq!(found.first().map(String::as_str), lacks, "{rights}: {found:?}");
+        for finding in &findings {
+            assert_eq!((finding.severity, finding.code), (Severity::Warning, Code::RedisTracking));
+            let hint = finding.hint.as_deref().unwrap();
+            assert!(hint.contains("+hello +client|tracking +exists"), "{hint}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_rule_whose_keys_may_not_be_removed_is_named() {
     let server = Redis::start(RedisOptions::default()).await.unwrap();
     let rights = "~walsweep:* ~db:* +@all";

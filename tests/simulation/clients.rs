@@ -168,7 +168,7 @@ pub(crate) async fn read(world: Rc<World>) {
         let mut redis = world.redis[at].borrow_mut();
         if redis.up && redis.mood.useless.is_none() {
             world.note(|| format!("target {at}: fill {key} with {version}"));
-            redis.fill(&key, version);
+            redis.fill(&key, version, &world.random);
         }
     }
 }

@@ -88,19 +88,20 @@ pub(crate) struct Looks {
     pub(crate) spared: Cell<u64>,
     /// Prompt removals from a target while something goes wrong with another.
     pub(crate) beside: Cell<u64>,
+    pub(crate) listed: Cell<u64>,
 }
 
 /// How many things are looked at.
-pub(crate) const LOOKS: usize = 13;
+pub(crate) const LOOKS: usize = 14;
 
 impl Looks {
     /// How often each was looked at.
     pub(crate) fn counts(&self) -> [u64; LOOKS] {
         let Looks { removals, watermarks, statuses, prompt, at_rest, resyncs, .. } = self;
-        let Looks { blocks, parts, aborts, again, refusals, spared, beside, .. } = self;
+        let Looks { blocks, parts, aborts, again, refusals, spared, beside, listed, .. } = self;
         let all = [removals, watermarks, statuses, prompt, at_rest, resyncs];
         let streamed = [blocks, parts, aborts, again];
-        let others = [refusals, spared, beside];
+        let others = [refusals, spared, beside, listed];
         let mut counts = all.into_iter().chain(streamed).chain(others).map(Cell::get);
         std::array::from_fn(|_| counts.next().unwrap_or_default())
     }

@@ -7,8 +7,10 @@
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout, reason = "a test may fail")]
 
 mod clients;
+mod eyes;
 mod judge;
 mod large;
+mod node;
 mod postgres;
 mod random;
 mod redis;
@@ -50,6 +52,7 @@ const LOOKED_AT: [&str; LOOKS] = [
     "removals refused for a prefix",
     "removals from a target that lost nothing, while another is swept",
     "prompt removals from a target, while something is wrong with another",
+    "pages of names by an index",
 ];
 
 thread_local! {

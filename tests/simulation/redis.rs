@@ -1,19 +1,15 @@
 //! A Redis in memory: what it holds is what the log of its commands says, so a restart from an
 //! older file and a promoted replica are both a shorter log.
 
-use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
-use std::rc::Rc;
 
-use tokio::time::sleep;
 use walsweep::keys::Pattern;
-use walsweep::sweep::{
-    Chain, Error, Kind, Link, Node, Page, Primary, Removes, Replaced, ScanCall, Scanned,
-};
+use walsweep::sweep::{Kind, Link, Page, Replaced};
 
+use crate::eyes::Told;
 use crate::judge::add;
 use crate::postgres::Version;
-use crate::random::mix;
+use crate::random::{Random, mix};
 use crate::world::World;
 
 /// A command that changes something.
@@ -27,7 +23,7 @@ enum Command {
 
 /// The fate of a call: fine, or one of the ways to go wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Fate {
+pub(crate) enum Fate {
     Fine,
     /// Answered with an error, nothing done.
     Refused(Kind),
@@ -86,7 +82,9 @@ pub(crate) struct Redis {
     mark: Option<Vec<u8>>,
     number: u64,
     /// Number of the connections; another number ends those that are there.
-    connections: u64,
+    pub(crate) connections: u64,
+    /// Whom it tells which keys are written.
+    pub(crate) told: Option<Told>,
     seed: u64,
     /// Buckets of the table, a power of two.
     buckets: u64,
@@ -103,6 +101,7 @@ impl Redis {
             mark: None,
             number: 0,
             connections: 0,
+            told: None,
             seed,
             buckets: 4,
         }
@@ -110,6 +109,7 @@ impl Redis {
 
     pub(crate) fn cut(&mut self) {
         self.connections += 1;
+        self.told = None;
     }
 
     pub(crate) fn get(&self, key: &str) -> Option<Version> {
@@ -120,8 +120,9 @@ impl Redis {
         self.keys.iter().map(|(key, version)| (key.as_str(), *version))
     }
 
-    pub(crate) fn fill(&mut self, key: &str, version: Version) {
+    pub(crate) fn fill(&mut self, key: &str, version: Version, random: &Random) {
         self.run(Command::Fill(key.to_owned(), version));
+        self.told.iter_mut().for_each(|told| told.wrote(key, random));
     }
 
     pub(crate) fn set_mark(&mut self, value: Option<Vec<u8>>) {
@@ -146,6 +147,7 @@ impl Redis {
     /// The log from here on is lost. Another server has another hash seed, so no cursor of the one
     /// before means anything to it.
     fn forget_from(&mut self, length: usize) {
+        self.told = None;
         self.log.truncate(length);
         self.keys.clear();
         self.mark = None;
@@ -168,7 +170,7 @@ impl Redis {
     }
 
     /// Another server has another id, and so has one whose data was exchanged.
-    fn id(&self) -> u64 {
+    pub(crate) fn id(&self) -> u64 {
         self.seed
     }
 
@@ -182,9 +184,35 @@ impl Redis {
         number
     }
 
-    fn unlink(&mut self, key: &str) -> bool {
+    /// Writes the watermark where `expected` stands, and this number of the chain.
+    fn replace(
+        &mut self,
+        (world, at): (&World, usize),
+        expected: Option<&Vec<u8>>,
+        value: &[u8],
+        number: Option<u64>,
+    ) -> Reply {
+        let text = std::str::from_utf8(value).unwrap();
+        if self.mark.as_ref() != expected {
+            world.note(|| format!("target {at}: watermark not {text}"));
+            return Reply::Replaced(Replaced::No(self.mark.clone()));
+        }
+        if number.is_some_and(|number| number != self.number) {
+            world.note(|| format!("target {at}: the chain is broken"));
+            return Reply::Swapped;
+        }
+        world.note(|| format!("target {at}: watermark {text}"));
+        self.run(Command::Mark(Some(value.to_vec())));
+        Reply::Replaced(Replaced::Yes)
+    }
+
+    /// Removes a key for whoever is told of writes, or, `late`, for a connection before that.
+    fn unlink(&mut self, key: &str, late: bool, random: &Random) -> bool {
         let had = self.keys.contains_key(key);
         self.run(Command::Remove(key.to_owned()));
+        for told in self.told.iter_mut().filter(|_| had) {
+            if late { told.wrote(key, random) } else { told.removed_itself(key) }
+        }
         had
     }
 
@@ -218,7 +246,7 @@ impl Redis {
         key.bytes().fold(self.seed, |hash, byte| mix(hash ^ u64::from(byte))) & (self.buckets - 1)
     }
 
-    fn fate(&self, which: Option<Which>, world: &World) -> Fate {
+    pub(crate) fn fate(&self, which: Option<Which>, world: &World) -> Fate {
         if let Some(kind) = self.mood.useless {
             return Fate::Refused(kind);
         }
@@ -248,7 +276,7 @@ fn next_cursor(cursor: u64, mask: u64) -> u64 {
 }
 
 /// A request of walsweep, owned, so that it may arrive after its sender is gone.
-enum Request {
+pub(crate) enum Request {
     Nothing,
     /// With whether some keys are forbidden.
     Unlink(Vec<Vec<String>>, Option<Link>, bool),
@@ -265,7 +293,7 @@ enum Request {
     },
 }
 
-enum Reply {
+pub(crate) enum Reply {
     /// The server's id.
     Id(u64),
     Counts(Vec<Option<u64>>),
@@ -278,7 +306,7 @@ enum Reply {
 }
 
 impl Request {
-    fn which(&self) -> Option<Which> {
+    pub(crate) fn which(&self) -> Option<Which> {
         match self {
             Request::Unlink(..) => Some(Which::Unlink),
             Request::Scan { .. } => Some(Which::Scan),
@@ -287,8 +315,11 @@ impl Request {
         }
     }
 
-    fn serve(self, (world, at): (&World, usize), late: bool) -> Reply {
+    pub(crate) fn serve(self, (world, at): (&World, usize), late: bool) -> Reply {
         let mut redis = world.redis[at].borrow_mut();
+        if self.which() != Some(Which::Scan) && !late {
+            redis.told.iter_mut().for_each(|told| told.turn(&world.random));
+        }
         match self {
             Request::Nothing => Reply::Id(redis.id()),
             Request::Unlink(mut groups, link, forbids) => {
@@ -315,7 +346,10 @@ impl Request {
                     keys.for_each(|key| world.judge.unlinked(world, at, key));
                 }
                 let count = |group: Vec<String>| {
-                    group.iter().map(|key| u64::from(redis.unlink(key))).sum::<u64>()
+                    group
+                        .iter()
+                        .map(|key| u64::from(redis.unlink(key, late, &world.random)))
+                        .sum::<u64>()
                 };
                 let counts = groups.into_iter().map(count).zip(refused);
                 let counts = counts.map(|(count, refused)| (!refused).then_some(count)).collect();
@@ -343,134 +377,13 @@ impl Request {
             }
             Request::Watermark => Reply::Watermark(redis.mark.clone()),
             Request::Replace { expected, value, number } => {
-                let text = String::from_utf8(value.clone()).unwrap();
-                if redis.mark != expected {
-                    world.note(|| format!("target {at}: watermark not {text}"));
-                    return Reply::Replaced(Replaced::No(redis.mark.clone()));
-                }
-                if number.is_some_and(|number| number != redis.number) {
-                    world.note(|| format!("target {at}: the chain is broken"));
-                    return Reply::Swapped;
-                }
-                world.note(|| format!("target {at}: watermark {text}"));
-                redis.run(Command::Mark(Some(value.clone())));
+                let reply = redis.replace((world, at), expected.as_ref(), &value, number);
                 drop(redis);
-                world.judge.watermark(world, at, &value);
-                Reply::Replaced(Replaced::Yes)
-            }
-        }
-    }
-}
-
-/// walsweep's connections to one target.
-pub(crate) struct Client {
-    world: Rc<World>,
-    at: usize,
-    connection: Cell<Option<u64>>,
-    /// The id of the server that was connected to.
-    id: Cell<u64>,
-    chain: RefCell<Option<Chain>>,
-}
-
-impl Client {
-    pub(crate) fn new(world: &Rc<World>, at: usize) -> Client {
-        let (connection, id, chain) = (Cell::new(None), Cell::new(0), RefCell::new(None));
-        Client { world: Rc::clone(world), at, connection, id, chain }
-    }
-
-    fn lost(&self, kind: Kind) -> Error {
-        self.connection.set(None);
-        self.world.judge.connected(self.at, false);
-        Error::new(kind, "told to fail".to_owned())
-    }
-
-    fn check(&self, number: u64) -> Result<(), Error> {
-        let redis = self.world.redis[self.at].borrow();
-        if redis.up && redis.connections == number && self.connection.get() == Some(number) {
-            Ok(())
-        } else {
-            Err(self.lost(Kind::Io))
-        }
-    }
-
-    /// The request as it is sent: on one connection, what is sent first arrives first.
-    fn linked(&self, mut request: Request) -> Request {
-        let mut chain = self.chain.borrow_mut();
-        match &mut request {
-            Request::Unlink(_, link, _) => *link = chain.as_mut().and_then(Chain::extend),
-            Request::Replace { number, .. } => {
-                *number = chain.as_ref().and_then(Chain::standing);
-            }
-            _ => {}
-        }
-        request
-    }
-
-    fn same(&self, id: u64) -> Result<(), Error> {
-        if id == self.id.get() { Ok(()) } else { Err(self.lost(Kind::Swapped)) }
-    }
-
-    async fn ask(&self, request: Request) -> Result<Reply, Error> {
-        let (world, at) = (&self.world, self.at);
-        let number = self.connection.get().ok_or_else(|| self.lost(Kind::Io))?;
-        let is_scan = request.which() == Some(Which::Scan);
-        let longest = if is_scan { world.redis[at].borrow().scan_pause } else { 3 };
-        world.pause(0, longest).await;
-        self.check(number)?;
-        let fate = world.redis[at].borrow().fate(request.which(), world);
-        if fate != Fate::Fine {
-            world.note(|| format!("target {at}: a call goes wrong: {fate:?}"));
-            world.judge.disturbed_at(at);
-        }
-        let mut request = if matches!(fate, Fate::Refused(_) | Fate::LostBefore) {
-            request
-        } else {
-            self.linked(request)
-        };
-        let reply = match fate {
-            Fate::Refused(kind) => {
-                world.pause(0, 3).await;
-                let error = Error::new(kind, "told to refuse".to_owned());
-                return Err(if kind.needs_reconnect() { self.lost(kind) } else { error });
-            }
-            Fate::LostBefore => return Err(self.lost(Kind::Io)),
-            Fate::LostAfter => {
-                request.serve((world, at), false);
-                return Err(self.lost(Kind::Io));
-            }
-            Fate::TimedOut { done } => {
-                if done {
-                    request.serve((world, at), false);
+                if matches!(reply, Reply::Replaced(Replaced::Yes)) {
+                    world.judge.watermark(world, at, &value);
                 }
-                sleep(world.random.millis(100, 500)).await;
-                return Err(self.lost(Kind::Timeout));
+                reply
             }
-            Fate::Late => {
-                let (world, wait) = (Rc::clone(world), world.random.millis(100, 1500));
-                tokio::task::spawn_local(async move {
-                    sleep(wait).await;
-                    let is_same = world.redis[at].borrow().connections == number;
-                    if is_same && world.redis[at].borrow().up {
-                        world.note(|| format!("target {at}: a late command arrives"));
-                        request.serve((&world, at), true);
-                    }
-                });
-                sleep(self.world.random.millis(50, 500)).await;
-                return Err(self.lost(Kind::Timeout));
-            }
-            Fate::Forbidden => {
-                if let Request::Unlink(_, _, forbids) = &mut request {
-                    *forbids = true;
-                }
-                request.serve((world, at), false)
-            }
-            Fate::Fine => request.serve((world, at), false),
-        };
-        world.pause(0, 3).await;
-        self.check(number)?;
-        match reply {
-            Reply::Swapped => Err(self.lost(Kind::Swapped)),
-            reply => Ok(reply),
         }
     }
 }
@@ -478,94 +391,4 @@ impl Client {
 /// Whether a right on a key is missing while some are: on half of them.
 fn is_forbidden(key: &str) -> bool {
     key.bytes().fold(7, |hash, byte| mix(hash ^ u64::from(byte))) & 1 == 1
-}
-
-fn owned(key: &[u8]) -> String {
-    String::from_utf8(key.to_vec()).unwrap()
-}
-
-impl Removes for Client {
-    async fn unlink(&self, groups: &[Vec<&[u8]>]) -> Result<Vec<Option<u64>>, Error> {
-        let groups = groups.iter().map(|group| group.iter().map(|key| owned(key)).collect());
-        match self.ask(Request::Unlink(groups.collect(), None, false)).await? {
-            Reply::Counts(counts) => Ok(counts),
-            _ => unreachable!("counts are the reply"),
-        }
-    }
-
-    async fn fence(&self) -> Result<(), Error> {
-        self.ping().await
-    }
-}
-
-impl Primary for Client {
-    fn name(&self) -> &str {
-        ["memory", "memory, too"][self.at]
-    }
-
-    async fn scan(&self, call: &ScanCall<'_>) -> Result<Page, Error> {
-        let pattern = call.pattern.map(<[u8]>::to_vec);
-        match self.ask(Request::Scan { cursor: call.cursor, pattern }).await? {
-            Reply::Page(page, id) => self.same(id).map(|()| page),
-            _ => unreachable!("a page is the reply"),
-        }
-    }
-
-    async fn ping(&self) -> Result<(), Error> {
-        match self.ask(Request::Nothing).await? {
-            Reply::Id(id) => self.same(id),
-            _ => unreachable!("the id is the reply"),
-        }
-    }
-}
-
-impl Node for Client {
-    type Primary<'a> = &'a Client;
-
-    fn name(&self) -> &str {
-        ["memory", "memory, too"][self.at]
-    }
-
-    async fn connect(&self) -> Result<(), Error> {
-        self.connection.set(None);
-        self.world.pause(1, 5).await;
-        let redis = self.world.redis[self.at].borrow();
-        if let Some(kind) = redis.mood.useless.filter(|_| redis.up) {
-            return Err(Error::new(kind, "told to refuse".to_owned()));
-        }
-        if !redis.up || self.world.random.chance(redis.mood.flaky) {
-            return Err(Error::new(Kind::Io, "connection refused".to_owned()));
-        }
-        self.connection.set(Some(redis.connections));
-        self.world.judge.connected(self.at, true);
-        self.id.set(redis.id());
-        self.chain.replace(None);
-        Ok(())
-    }
-
-    async fn primaries(&self, scanned: &mut Scanned) -> Result<Vec<&Client>, Error> {
-        Ok(scanned.once(self))
-    }
-
-    async fn watermark(&self) -> Result<Option<Vec<u8>>, Error> {
-        match self.ask(Request::Watermark).await? {
-            Reply::Watermark(value) => {
-                self.chain.replace(Some(Chain::begin()));
-                Ok(value)
-            }
-            _ => unreachable!("a value is the reply"),
-        }
-    }
-
-    async fn replace_watermark(
-        &self,
-        expected: Option<&[u8]>,
-        value: &[u8],
-    ) -> Result<Replaced, Error> {
-        let (expected, value) = (expected.map(<[u8]>::to_vec), value.to_vec());
-        match self.ask(Request::Replace { expected, value, number: None }).await? {
-            Reply::Replaced(replaced) => Ok(replaced),
-            _ => unreachable!("the outcome is the reply"),
-        }
-    }
 }

@@ -13,6 +13,7 @@ use walsweep::sweep::{Kind, Room, Watermark};
 use walsweep::telemetry::Phase as Doing;
 
 use crate::clients;
+use crate::eyes::Sees;
 use crate::judge::LOOKS;
 use crate::postgres::Slot;
 use crate::random::Random;
@@ -109,6 +110,8 @@ pub(crate) struct Plan {
     pub(crate) known: Vec<bool>,
     /// The room for keys that wait for a target.
     pub(crate) room: Room,
+    /// Which writes walsweep is told of.
+    pub(crate) sees: Sees,
     /// How long clients are busy, milliseconds.
     pub(crate) busy: u64,
     /// When something goes wrong, with which target if it is one of Redis, and what.
@@ -148,6 +151,11 @@ impl Plan {
             scan_pause: random.pick(&[3, 3, 30, 200]),
             known,
             room: if is_small { room } else { whole },
+            sees: Sees {
+                refills: random.chance(30),
+                // Now and then not all names fit.
+                index: random.chance(50).then(|| random.pick(&[400, 1 << 20, 1 << 20])),
+            },
             busy,
             script,
         }

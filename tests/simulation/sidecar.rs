@@ -22,8 +22,8 @@ use walsweep::sweep::{Broken, Doubt, Prints, Settings, Tables, Watermark};
 use walsweep::telemetry::metrics::Metrics;
 use walsweep::telemetry::{Health, Phase as Doing};
 
+use crate::node::Client;
 use crate::postgres::Slot;
-use crate::redis::Client;
 use crate::walsender;
 use crate::world::World;
 
@@ -180,7 +180,7 @@ async fn open(world: &Rc<World>, rules: &Rules) -> Result<Opened, Error> {
     };
     let slot = capture::Slot::over(walsender::start(world, lsn));
     let probe = Asker { world: Rc::clone(world), number: *world.sql.borrow() };
-    let node = |at| Box::new(Client::new(world, at)) as Box<dyn TargetNode>;
+    let node = |at| Box::new(Client::new(world, at, rules)) as Box<dyn TargetNode>;
     let nodes = (0..world.targets()).map(node).collect();
     let standbys = Vec::new();
     let (witness, lookups) = (None, None);

@@ -8,6 +8,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 use walsweep::sweep::Room;
 
+use crate::eyes::Sees;
 use crate::judge::Judge;
 use crate::postgres::{Postgres, Version};
 use crate::random::Random;
@@ -21,6 +22,8 @@ pub(crate) struct World {
     pub(crate) window: Duration,
     /// The room for keys that wait for a target.
     pub(crate) room: Room,
+    /// Which writes walsweep is told of.
+    pub(crate) sees: Sees,
     pub(crate) postgres: RefCell<Postgres>,
     /// The Redis of each target.
     pub(crate) redis: Vec<RefCell<Redis>>,
@@ -58,6 +61,7 @@ impl World {
             random,
             window: plan.window,
             room: plan.room,
+            sees: plan.sees,
             judge: Judge::new(targets),
             flushed: watch::Sender::new(0),
             replication: watch::Sender::new(0),

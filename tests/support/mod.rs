@@ -8,6 +8,7 @@ mod load;
 mod proxy;
 mod sidecar;
 mod swap;
+mod tracking;
 
 use std::future::Future;
 use std::time::Duration;
@@ -22,6 +23,7 @@ pub(crate) use self::load::Load;
 pub(crate) use self::proxy::{Fault, Proxy, Way};
 pub(crate) use self::sidecar::{Settings, Sidecar, text};
 pub(crate) use self::swap::Swap;
+pub(crate) use self::tracking::{tracking_id, trickle};
 
 /// How long anything may take that should take milliseconds.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);

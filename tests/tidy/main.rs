@@ -105,7 +105,7 @@ const SECTIONS: [&str; 8] =
     ["postgres", "redis", "sweep", "refill", "http", "log", "rule", "lookup"];
 
 /// Fields of the configuration's structs whose options have other names.
-const FIELDS: [(&str, &[&str]); 12] = [
+const FIELDS: [(&str, &[&str]); 13] = [
     ("postgres.endpoint", &["url", "password_file", "password_command"]),
     ("postgres.replication_endpoint", &["replication_url"]),
     // Which rules' keys go there is with the rules.
@@ -115,6 +115,7 @@ const FIELDS: [(&str, &[&str]); 12] = [
     ("redis.mode", &["mode", "seeds", "sentinels"]),
     ("redis.password", &["password_file", "password_command"]),
     ("redis.client_certificate", &["cert_file", "key_file"]),
+    ("sweep.index", &["index", "index_memory"]),
     ("rule.at", &[]),
     ("rule.table_at", &[]),
     ("rule.source", &["materialized_view", "message"]),

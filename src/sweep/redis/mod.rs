@@ -4,6 +4,7 @@
 //!   as one;
 //! - [`node`]: what a sweeper asks of it; [`standing`]: the watermark, for whoever has no sweeper;
 //! - [`unlink`], exact keys; [`pass`], patterns; [`observe`], which keys were written again;
+//!   [`index`], which keys there are;
 //! - [`pace`], [`measure`] and [`budget`]: how much of its time SCAN may take, and takes;
 //! - [`lease`]: functions for readers, which no stage knows.
 
@@ -11,6 +12,7 @@ pub(super) mod budget;
 pub mod cluster;
 pub mod connect;
 pub(super) mod info;
+pub(super) mod index;
 pub mod lease;
 mod renewal;
 pub(super) mod measure;

@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use super::cluster::Seen;
 use super::connect::SENTINELS_HINT;
+use super::index::Indexed;
 use super::observe::Mark;
+use crate::keys::Pattern;
 
 /// Whatever keys are removed from.
 pub trait Removes {
@@ -33,6 +35,18 @@ pub trait Primary: Removes {
     /// One `SCAN` call on a connection of its own. An error of [`Kind::Swapped`] if another server
     /// answers than at `connect`, which knows nothing of the cursor; so with `ping` and `fence`.
     fn scan(&self, call: &ScanCall<'_>) -> impl Future<Output = Result<Page, Error>>;
+
+    /// The beginnings of all names that its index wants a SCAN to list; none if it wants no SCAN.
+    fn wanted_prefixes(&self) -> Vec<Vec<u8>> {
+        Vec::new()
+    }
+
+    /// Names of its live keys that begin with `prefix`, and of some that are gone, in their order
+    /// and behind `after`, at most so many; `None` if some may be missing. Of keys that were
+    /// written before a [`fence`](Removes::fence), and patterns that the index is about.
+    fn list(&self, _prefix: &[u8], _after: Option<&[u8]>, _most: usize) -> Option<Vec<Vec<u8>>> {
+        None
+    }
 
     /// A round trip that does nothing, on the connection of `scan`.
     fn ping(&self) -> impl Future<Output = Result<(), Error>>;
@@ -96,6 +110,21 @@ pub trait Node: Removes {
     /// This moment, if the keys that are written from now on are observed.
     fn mark(&self) -> Option<Mark> {
         None
+    }
+
+    /// The patterns whose live keys an index of it knows, once it is whole; none without one.
+    fn index_patterns(&self) -> Vec<Pattern> {
+        Vec::new()
+    }
+
+    /// How its index of live keys stands, if it has one.
+    fn indexed(&self) -> Option<Indexed> {
+        None
+    }
+
+    /// Whether a SCAN would make its index whole.
+    fn wants_scan(&self) -> bool {
+        false
     }
 
     /// The watermark key's value.
@@ -181,6 +210,14 @@ impl<P: Primary> Primary for &P {
 
     async fn scan(&self, call: &ScanCall<'_>) -> Result<Page, Error> {
         P::scan(self, call).await
+    }
+
+    fn wanted_prefixes(&self) -> Vec<Vec<u8>> {
+        P::wanted_prefixes(self)
+    }
+
+    fn list(&self, prefix: &[u8], after: Option<&[u8]>, most: usize) -> Option<Vec<Vec<u8>>> {
+        P::list(self, prefix, after, most)
     }
 
     async fn ping(&self) -> Result<(), Error> {

@@ -21,6 +21,8 @@
 //! when the key is gone. Counting them off instead would be wrong: Redis tells an UNLINK and a SET
 //! of one turn as one.
 //!
+//! Where there is an [`index`](super::index), it hears of each write from here.
+//!
 //! Doubt removes: a lost connection, a flush (told without names), and more names than the memory
 //! limit make every earlier mark worthless, and its second removal takes all keys (I6). The number
 //! of the database is not told; a name from another one costs an UNLINK of nothing.
@@ -29,9 +31,12 @@ use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
 
+use super::index::{Index, Indexed};
 use super::own::Own;
 use super::pass::Pass;
-use crate::keys::KeySet;
+use super::prefix::Prefix;
+use crate::config;
+use crate::keys::{KeySet, Pattern};
 
 /// Names are not looked through for old ones below this, bytes.
 const PRUNE_BYTES_MIN: usize = 64 * 1024;
@@ -73,6 +78,8 @@ struct Names {
     prune_at: usize,
     /// Marks, the oldest first.
     marks: VecDeque<(u64, Weak<()>)>,
+    /// The names of all live keys, if they are kept; of keys that the filter lets through.
+    index: Option<Index>,
 }
 
 /// The keys that rules could give. A prefix lets through more than that.
@@ -91,13 +98,19 @@ impl Filter {
 }
 
 impl Observer {
-    /// An observer of the keys that rules could give, in so many bytes of names; `everything` is
-    /// the set of all of them.
+    /// An observer for a target, and changes of a slot: of the keys that a set gives, in so many
+    /// bytes of names. With an `index` it also keeps the names of all live keys that these patterns
+    /// match, all of them among those keys, in so many bytes.
     #[must_use]
-    pub(super) fn new(everything: &KeySet, own: Own, bytes_max: usize) -> Observer {
-        let patterns = everything.patterns().map(|(_, pattern)| pattern.clone()).collect();
-        let filter =
-            Filter { keys: everything.clone().uncounted(), patterns: Pass::new(patterns), own };
+    pub fn new(
+        (redis, slot): (&config::Redis, &str),
+        (keys, bytes_max): (&KeySet, usize),
+        index: Option<(Vec<Pattern>, usize)>,
+    ) -> Observer {
+        let own = Own::of(redis, slot).within(&Prefix::of(redis));
+        let patterns = keys.patterns().map(|(_, pattern)| pattern.clone()).collect();
+        let index = index.map(|(patterns, bytes)| Index::new(patterns, own.clone(), bytes));
+        let filter = Filter { keys: keys.clone().uncounted(), patterns: Pass::new(patterns), own };
         let names = Names {
             filter,
             bytes_max,
@@ -108,6 +121,7 @@ impl Observer {
             bytes: 0,
             prune_at: PRUNE_BYTES_MIN.min(bytes_max),
             marks: VecDeque::new(),
+            index,
         };
         Observer(Arc::new(Mutex::new(names)))
     }
@@ -117,16 +131,76 @@ impl Observer {
         self.names().wrote(key);
     }
 
-    /// Names did not come, or may not have: marks until now know nothing.
+    /// Names did not come, or may not have: marks until now know nothing, nor does the index.
     pub fn lose(&self) {
-        self.names().lose();
+        let mut names = self.names();
+        names.lose();
+        names.index.iter_mut().for_each(Index::lose);
     }
 
-    /// No name will come any more: no mark knows anything.
+    /// No name will come any more: no mark knows anything, and there is no index.
     pub fn close(&self) {
         let mut names = self.names();
         names.lose();
-        names.closed = true;
+        (names.closed, names.index) = (true, None);
+    }
+
+    /// Leaves the index out, for good.
+    pub(super) fn without_index(&self) {
+        self.names().index = None;
+    }
+
+    /// A SCAN begins, of what this pattern matches, if it is not of all keys.
+    pub fn scan_begins(&self, filter: Option<&[u8]>) {
+        self.index(|index| index.scan_begins(filter));
+    }
+
+    /// A page of the SCAN has come, the last one if it `ends`.
+    pub fn scanned(&self, keys: &[Vec<u8>], ends: bool) {
+        self.index(|index| index.scanned(keys.iter().map(Vec::as_slice), ends));
+    }
+
+    /// These keys went after the mark.
+    pub fn gone<'a>(&self, keys: impl Iterator<Item = &'a [u8]>, mark: &Mark) {
+        let mut names = self.names();
+        let Names { written, index: Some(index), lost, .. } = &mut *names else { return };
+        if lost.is_none_or(|lost| mark.at > lost) {
+            index.gone(keys, |key| written.get(key).is_some_and(|at| *at > mark.at));
+        }
+    }
+
+    /// Whether a SCAN would make the index whole.
+    #[must_use]
+    pub fn wants_scan(&self) -> bool {
+        self.index(|index| index.wants_scan()).unwrap_or(false)
+    }
+
+    /// The beginnings of all names that the index wants a SCAN to list; none if it wants no SCAN.
+    #[must_use]
+    pub fn wanted_prefixes(&self) -> Vec<Vec<u8>> {
+        self.index(|index| index.wanted_prefixes()).unwrap_or_default()
+    }
+
+    /// Names in the index, as [`Primary::list`](super::node::Primary::list) gives them.
+    #[must_use]
+    pub fn list(&self, prefix: &[u8], after: Option<&[u8]>, most: usize) -> Option<Vec<Vec<u8>>> {
+        self.index(|index| index.list(prefix, after, most))?
+    }
+
+    /// Names to ask the server for: see [`Index::looks_at`].
+    pub(super) fn looks_at(&self, most: usize) -> Option<Vec<Vec<u8>>> {
+        self.index(|index| index.looks_at(most))?
+    }
+
+    /// Asks the index, if there is one.
+    fn index<T>(&self, ask: impl FnOnce(&mut Index) -> T) -> Option<T> {
+        self.names().index.as_mut().map(ask)
+    }
+
+    /// How the index stands, if there is one.
+    #[must_use]
+    pub fn indexed(&self) -> Option<Indexed> {
+        self.index(|index| index.standing())
     }
 
     /// This moment.
@@ -171,6 +245,9 @@ impl Mark {
 
 impl Names {
     fn wrote(&mut self, key: &[u8]) {
+        if let Some(index) = &mut self.index {
+            index.wrote(key);
+        }
         self.forget_marks();
         if self.marks.is_empty() {
             self.clear();
@@ -266,7 +343,7 @@ fn narrowest(mut texts: Vec<&[u8]>, most: usize) -> Vec<Vec<u8>> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Mark, Observer, Own, narrowest, prefixes};
+    use super::{Mark, Observer, narrowest, prefixes};
     use crate::config::{Redis, Rule};
     use crate::keys::{KeySet, Rules};
 
@@ -276,7 +353,7 @@ mod tests {
 
     fn observer(bytes_max: usize) -> Observer {
         let redis = Redis { prefixes: vec!["a:".to_owned()], ..Redis::at("redis://h") };
-        Observer::new(&everything(&["a:{id}", "exact"]), Own::of(&redis, "mark"), bytes_max)
+        Observer::new((&redis, "mark"), (&everything(&["a:{id}", "exact"]), bytes_max), None)
     }
 
     fn names(mark: &Mark) -> Option<Vec<String>> {

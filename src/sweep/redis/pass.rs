@@ -44,7 +44,7 @@ pub(in crate::sweep) const MATCH_KEYS: usize = 256;
 #[derive(Debug)]
 pub struct Pass {
     patterns: Vec<Pattern>,
-    groups: Vec<Group>,
+    pub(super) groups: Vec<Group>,
     /// Count what matches, remove nothing.
     pub dry_run: bool,
     /// Memory of all keys that are noted because Redis refused to remove them, bytes (I6).
@@ -53,8 +53,8 @@ pub struct Pass {
 
 /// Patterns that begin alike, so that most keys are told off by one comparison for all of them.
 #[derive(Debug)]
-struct Group {
-    prefix: Vec<u8>,
+pub(super) struct Group {
+    pub(super) prefix: Vec<u8>,
     members: Vec<usize>,
 }
 
@@ -122,7 +122,7 @@ impl Progress {
     }
 
     /// Adds what was done on another server.
-    fn add(&mut self, other: Progress) {
+    pub(super) fn add(&mut self, other: Progress) {
         self.scanned += other.scanned;
         self.matched += other.matched;
         self.stall = self.stall.max(other.stall);
@@ -180,7 +180,11 @@ impl Pass {
         paces: &mut Paces,
         mut watch: impl FnMut() -> W,
     ) -> Result<Progress, Error> {
-        let prefixes = self.groups.iter().map(|group| group.prefix.clone()).collect();
+        let mut prefixes: Vec<_> = self.groups.iter().map(|group| group.prefix.clone()).collect();
+        if prefixes.is_empty() {
+            // It is for indexes alone.
+            prefixes.push(Vec::new());
+        }
         let (mut scanned, mut whole) = (Scanned::nothing(prefixes), self.progress());
         loop {
             let primaries = node.primaries(&mut scanned).await?;
@@ -191,7 +195,7 @@ impl Pass {
             let each = primaries.iter().map(|primary| {
                 let (mut pace, watch) = (paces.take(primary.name()), watch());
                 async move {
-                    let begun = Progress { refused_bytes_max: share, ..self.progress() };
+                    let begun = self.begun(share);
                     let outcome = self.run_from(begun, primary, &mut pace, watch).await;
                     (primary.name(), pace, outcome)
                 }
@@ -214,7 +218,7 @@ impl Pass {
     }
 
     /// Nothing is done yet.
-    fn progress(&self) -> Progress {
+    pub(super) fn progress(&self) -> Progress {
         let none = vec![0; self.patterns.len()];
         let refused_bytes_max = self.refused_bytes_max;
         Progress {
@@ -223,6 +227,11 @@ impl Pass {
             refused_bytes_max,
             ..Default::default()
         }
+    }
+
+    /// Nothing is done yet of a part, which may note so many bytes of refused keys.
+    pub(super) fn begun(&self, refused_bytes_max: usize) -> Progress {
+        Progress { refused_bytes_max, ..self.progress() }
     }
 
     /// Scans one server once. `each_page` hears of every page, and in the end of all that was done,
@@ -247,6 +256,9 @@ impl Pass {
         pace: &mut Pace,
         mut each_page: impl FnMut(&Progress),
     ) -> Result<Progress, Error> {
+        if self.patterns.is_empty() && node.wanted_prefixes().is_empty() {
+            return Ok(progress);
+        }
         let outcome = self.scan(node, pace, &mut each_page, &mut progress).await;
         pace.measure.end(outcome.is_ok());
         each_page(&progress);
@@ -260,7 +272,7 @@ impl Pass {
         each_page: &mut impl FnMut(&Progress),
         progress: &mut Progress,
     ) -> Result<(), Error> {
-        let filter = self.server_filter();
+        let filter = self.server_filter(&node.wanted_prefixes());
         pace.begin(node).await?;
         let call = |cursor, count| ScanCall { cursor, count, pattern: filter.as_deref() };
         pace.measure.turn(node).await?;
@@ -297,7 +309,8 @@ impl Pass {
         }
     }
 
-    async fn remove_matching<P: Primary>(
+    /// Removes what matches of a page.
+    pub(super) async fn remove_matching<P: Primary>(
         &self,
         node: &P,
         page: &Page,
@@ -368,15 +381,15 @@ impl Pass {
         })
     }
 
-    /// A MATCH that lets Redis leave out names that no pattern can match: the only pattern itself,
-    /// as far as [`FILTER_STARS`], or what all of them begin with. Without it every name crosses
-    /// the network.
-    fn server_filter(&self) -> Option<Vec<u8>> {
-        if let [only] = self.patterns.as_slice() {
+    /// A MATCH that lets Redis leave out names that no pattern can match, and that do not begin as
+    /// an index wants: the only pattern itself, as far as [`FILTER_STARS`], or what all of them
+    /// begin with. Without it every name crosses the network.
+    fn server_filter(&self, wanted: &[Vec<u8>]) -> Option<Vec<u8>> {
+        if let ([only], []) = (self.patterns.as_slice(), wanted) {
             return Some(only.cut_after_stars(FILTER_STARS));
         }
-        let mut prefixes = self.groups.iter().map(|group| group.prefix.as_slice());
-        let first = prefixes.next()?;
+        let mut prefixes = self.groups.iter().map(|group| &group.prefix).chain(wanted);
+        let first = prefixes.next()?.as_slice();
         let common = prefixes.fold(first, |common, prefix| {
             let length = common.iter().zip(prefix).take_while(|(one, other)| one == other).count();
             common.get(..length).unwrap_or_default()
@@ -424,8 +437,19 @@ mod tests {
             (&["*a", "b*"], None),
         ];
         for (patterns, filter) in rows {
-            let found = pass(patterns).server_filter();
+            let found = pass(patterns).server_filter(&[]);
             assert_eq!(found.as_deref(), filter.map(str::as_bytes), "{patterns:?}");
+        }
+        let wanted = |prefixes: &[&str]| -> Vec<Vec<u8>> {
+            prefixes.iter().map(|prefix| prefix.as_bytes().to_vec()).collect()
+        };
+        for (patterns, prefixes, filter) in [
+            (&["stats:club:*x"][..], &["stats:model:"][..], Some("stats:*")),
+            (&[], &["stats:club:", "stats:model:"], Some("stats:*")),
+            (&["a:*"], &["b:"], None),
+        ] {
+            let found = pass(patterns).server_filter(&wanted(prefixes));
+            assert_eq!(found.as_deref(), filter.map(str::as_bytes), "{patterns:?} {prefixes:?}");
         }
     }
 

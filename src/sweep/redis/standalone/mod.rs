@@ -3,6 +3,7 @@
 //! service that Sentinels watch it is the primary. [`shard`]: more, of a primary of a cluster.
 
 mod counted;
+mod dead;
 mod shard;
 
 use std::cell::RefCell;
@@ -15,12 +16,13 @@ use redis::{Cmd, ErrorKind, Pipeline, PushInfo, RedisError, ServerErrorKind, Val
 
 pub(in crate::sweep::redis) use self::shard::{Names, Outcome};
 use crate::config;
-use crate::keys::KeySet;
+use crate::keys::{KeySet, Pattern};
 use crate::sweep::proof::chain::Chain;
 use crate::sweep::proof::evidence::key_name;
 use crate::sweep::redis::connect::{
     ConnectError, classify, connect, connect_with_pushes, node_name,
 };
+use crate::sweep::redis::index::Indexed;
 use crate::sweep::redis::info::{history, scan_time};
 use crate::sweep::redis::node::{
     Error, Kind, Node, Page, Primary, Removes, Replaced, ScanCall, Scanned,
@@ -57,6 +59,8 @@ pub struct Standalone {
     /// Who says where the server is, if the URL does not.
     council: Option<Council>,
     name: String,
+    /// The replication slot.
+    slot: String,
     prefix: Prefix,
     own: Own,
     names: RefCell<Names>,
@@ -64,13 +68,25 @@ pub struct Standalone {
     is_shard: bool,
     /// Begins where the watermark is read: who removes keys without one has nothing to prove.
     chain: RefCell<Option<Chain>>,
-    /// All keys of the rules, if writes of them are to be observed.
-    observed: Option<(KeySet, usize)>,
+    /// Which writes are to be observed, if any are.
+    observed: Option<Observed>,
     /// The look at a server before it is used.
     look: Option<Look>,
     connections: RefCell<Option<Connections>>,
     /// Keeps them logged in, if the password may change.
     renewal: RefCell<Option<Renewal>>,
+}
+
+/// Which writes are to be observed, and what for.
+struct Observed {
+    /// Keys whose writes Redis is asked to tell.
+    keys: KeySet,
+    /// Memory of names of written keys, bytes.
+    bytes: usize,
+    /// Whether they are for second removals.
+    is_for_refills: bool,
+    /// Patterns the names of whose live keys are kept, and their memory, bytes.
+    index: Option<(Vec<Pattern>, usize)>,
 }
 
 #[derive(Clone)]
@@ -93,6 +109,7 @@ impl Standalone {
             redis: redis.clone(),
             council: Council::of(redis),
             name: node_name(redis),
+            slot: slot.to_owned(),
             prefix: Prefix::of(redis),
             own: Own::of(redis, slot),
             names: RefCell::new(Names::of(key_name(&redis.prefix, slot))),
@@ -115,7 +132,21 @@ impl Standalone {
     /// server lets it.
     #[must_use]
     pub fn observing(self, everything: KeySet, bytes: usize) -> Standalone {
-        Standalone { observed: Some((everything.uncounted(), bytes)), ..self }
+        let keys = everything.uncounted();
+        let observed = Observed { keys, bytes, is_for_refills: true, index: None };
+        Standalone { observed: Some(observed), ..self }
+    }
+
+    /// Lets it keep the names of all live keys that the patterns of a set match, if the server lets
+    /// it, in `index_bytes`; and in `bytes` those that are written while keys are removed.
+    #[must_use]
+    pub fn indexing(self, patterns: KeySet, index_bytes: usize, bytes: usize) -> Standalone {
+        let all = patterns.patterns().map(|(_, pattern)| pattern.clone()).collect();
+        let keys = patterns.uncounted();
+        let observed =
+            self.observed.unwrap_or(Observed { keys, bytes, is_for_refills: false, index: None });
+        let observed = Observed { index: Some((all, index_bytes)), ..observed };
+        Standalone { observed: Some(observed), ..self }
     }
 
     /// The connection for removals, and what it observes.
@@ -123,10 +154,10 @@ impl Standalone {
         &self,
         server: &config::Redis,
     ) -> Result<(MultiplexedConnection, Option<Observer>), ConnectError> {
-        let Some((everything, bytes)) = &self.observed else {
+        let Some(Observed { keys, bytes, index, .. }) = &self.observed else {
             return Ok((connect(server).await?, None));
         };
-        let observer = Observer::new(everything, self.own.within(&self.prefix), *bytes);
+        let observer = Observer::new((&self.redis, &self.slot), (keys, *bytes), index.clone());
         let heard = {
             let (observer, prefix) = (observer.clone(), Prefix::of(server));
             move |push: PushInfo| {
@@ -135,21 +166,39 @@ impl Standalone {
             }
         };
         let refused = match connect_with_pushes(server, heard).await {
-            Ok(mut connection) => match track(&mut connection, everything, &self.prefix).await {
+            Ok(mut connection) => match track(&mut connection, keys, &self.prefix).await {
                 Ok(()) => return Ok((connection, Some(observer))),
                 Err(error) => error,
             },
             Err(error) => Error::from(error),
         };
         let connection = connect(server).await?;
-        tracing::warn!(
-            node = self.name,
-            error = %refused,
-            hint = "needs Redis 6.2.5 or newer and the right `+client|tracking`; `refill.observe` \
-                    set to false ends this warning",
-            "writes cannot be observed: every second removal takes all keys"
-        );
+        let (text, hint) = match index {
+            Some(_) => (
+                "writes cannot be observed: there is no index, patterns are removed by SCAN",
+                "needs Redis 6.2.5 or newer and the right `+client|tracking`; `sweep.index` set \
+                 to false ends this warning",
+            ),
+            None => (
+                "writes cannot be observed: every second removal takes all keys",
+                "needs Redis 6.2.5 or newer and the right `+client|tracking`; `refill.observe` \
+                 set to false ends this warning",
+            ),
+        };
+        tracing::warn!(node = self.name, error = %refused, hint, "{text}");
         Ok((connection, None))
+    }
+
+    /// Who observes writes on the connections that there are.
+    fn observer(&self) -> Option<Observer> {
+        self.connections.borrow().as_ref()?.observer.clone()
+    }
+
+    /// Who has an index, and this moment.
+    fn indexer(&self) -> Option<(Observer, Mark)> {
+        let observer = self.observer().filter(|observer| observer.indexed().is_some())?;
+        let mark = observer.mark();
+        Some((observer, mark))
     }
 
     /// The names of its own keys.
@@ -236,8 +285,14 @@ impl Removes for Standalone {
                 pipeline.arg(&*self.prefix.add(key));
             }
         }
+        let indexer = self.indexer();
         let replies = self.send_linked(pipeline, groups.len()).await?;
-        replies.into_iter().map(removed_count).collect()
+        let counts: Vec<_> = replies.into_iter().map(removed_count).collect::<Result<_, _>>()?;
+        if let Some((observer, mark)) = indexer {
+            let gone = groups.iter().zip(&counts).filter(|(_, count)| count.is_some());
+            observer.gone(gone.flat_map(|(keys, _)| keys.iter().copied()), &mark);
+        }
+        Ok(counts)
     }
 
     async fn fence(&self) -> Result<(), Error> {
@@ -255,7 +310,10 @@ impl Primary for Standalone {
     }
 
     async fn scan(&self, call: &ScanCall<'_>) -> Result<Page, Error> {
-        let Connections { scan: connection, history, .. } = self.connections()?;
+        let Connections { scan: connection, history, observer, .. } = self.connections()?;
+        if let Some(observer) = observer.as_ref().filter(|_| call.cursor == 0) {
+            observer.scan_begins(call.pattern);
+        }
         let mut scan = cmd("SCAN");
         scan.arg(call.cursor);
         if let Some(pattern) = self.prefix.pattern(call.pattern) {
@@ -267,8 +325,19 @@ impl Primary for Standalone {
             .map_err(|_other| Error::new(Kind::Other, "SCAN gave an unexpected reply".into()))?;
         // A pattern such as `*:walsweep` must not take the evidence that nothing was lost.
         keys.retain(|key| !self.own.has(key));
-        let keys = keys.into_iter().filter_map(|key| self.prefix.take(key)).collect();
+        let keys: Vec<_> = keys.into_iter().filter_map(|key| self.prefix.take(key)).collect();
+        if let Some(observer) = observer {
+            observer.scanned(&keys, cursor == 0);
+        }
         Ok(Page { cursor, keys })
+    }
+
+    fn wanted_prefixes(&self) -> Vec<Vec<u8>> {
+        self.observer().map(|observer| observer.wanted_prefixes()).unwrap_or_default()
+    }
+
+    fn list(&self, prefix: &[u8], after: Option<&[u8]>, most: usize) -> Option<Vec<Vec<u8>>> {
+        self.observer()?.list(prefix, after, most)
     }
 
     async fn ping(&self) -> Result<(), Error> {
@@ -336,6 +405,16 @@ impl Node for Standalone {
             let message = "two connections reach two servers".to_owned();
             return Err(Error::new(Kind::Io, message));
         }
+        if let Some(observer) = observer.as_ref().filter(|one| one.indexed().is_some())
+            && history.is_none()
+        {
+            // Behind a proxy another server may answer, which was never asked to tell of writes.
+            observer.without_index();
+            let hint = "give the user `+info`; behind a proxy, see that it passes `INFO` on";
+            let text = "the server does not tell its `master_replid`: there is no index, patterns \
+                        are removed by SCAN";
+            tracing::warn!(node = self.name, hint, "{text}");
+        }
         if let Some(look) = &self.look {
             look(scan.clone()).await.map_err(|reason| Error::Lost(reason, Kind::Other))?;
         }
@@ -363,14 +442,28 @@ impl Node for Standalone {
                 let pong = cmd("PING").exec_async(&mut connection).await;
                 pong.map_err(|error| classify(&error))?;
             }
-            Ok(())
+            self.drop_dead().await
         };
         let Some(council) = &self.council else { return pings.await };
         Box::pin(council.look_during(pings)).await
     }
 
     fn mark(&self) -> Option<Mark> {
-        self.connections.borrow().as_ref()?.observer.as_ref().map(Observer::mark)
+        self.observed.as_ref().filter(|observed| observed.is_for_refills)?;
+        self.observer().map(|observer| observer.mark())
+    }
+
+    fn index_patterns(&self) -> Vec<Pattern> {
+        let index = self.observed.as_ref().and_then(|observed| observed.index.as_ref());
+        index.map(|(patterns, _)| patterns.clone()).unwrap_or_default()
+    }
+
+    fn indexed(&self) -> Option<Indexed> {
+        self.observer()?.indexed()
+    }
+
+    fn wants_scan(&self) -> bool {
+        self.observer().is_some_and(|observer| observer.wants_scan())
     }
 
     async fn watermark(&self) -> Result<Option<Vec<u8>>, Error> {
@@ -396,10 +489,15 @@ impl Node for Standalone {
             Some(chain) => Ok(chain.standing()),
             None => Ok(None),
         };
-        match number {
-            Ok(number) => self.compare_and_set(connection, number, expected, value).await,
-            Err(()) => Err(self.count_again(connection).await?),
+        let replaced = match number {
+            Ok(number) => self.compare_and_set(connection, number, expected, value).await?,
+            Err(()) => return Err(self.count_again(connection).await?),
+        };
+        if let (Replaced::No(_), Some(observer)) = (&replaced, self.observer()) {
+            // Another database may have come in the place of this one, with keys of its own.
+            observer.lose();
         }
+        Ok(replaced)
     }
 
     async fn details(&self, digest: &str) -> Result<Option<Vec<u8>>, Error> {
