@@ -9,7 +9,9 @@ use tokio::runtime::LocalOptions;
 use tokio::task::spawn_local;
 use walsweep::command::cli::{Cli, Command};
 use walsweep::command::failure::Failure;
-use walsweep::command::{check, demo, explain, lease, pages, run, setup, sweep, teardown};
+use walsweep::command::{
+    check, coverage, demo, explain, lease, pages, run, setup, sweep, teardown,
+};
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -50,6 +52,7 @@ async fn execute(Cli { config, command }: Cli) -> Result<(), Failure> {
             let target = target.as_deref();
             sweep::sweep(&config, &patterns, (dry_run, force), target).await
         }
+        Command::Coverage { json } => coverage::coverage(&config, json).await,
         Command::Demo { keep } => demo::demo(keep).await,
         Command::Completions { shell } => pages::completions(shell),
         Command::Man => pages::man(),

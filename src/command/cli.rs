@@ -93,6 +93,15 @@ pub enum Command {
         #[arg(long, value_name = "NAME")]
         target: Option<String>,
     },
+    /// Count the keys that are in Redis: by the rule that reaches them, and those that none does.
+    ///
+    /// Reads names alone, by one SCAN pass over each Redis. A rule that reaches no key may be
+    /// misspelt; keys that no rule reaches are either no cache of these tables, or never go.
+    Coverage {
+        /// Print it as JSON.
+        #[arg(long)]
+        json: bool,
+    },
     /// Start throwaway Postgres and Redis with a football site, and show what happens to its keys.
     Demo {
         /// Leave everything running until Ctrl-C.

@@ -6,6 +6,7 @@
 
 pub mod check;
 pub mod cli;
+pub mod coverage;
 pub mod demo;
 pub mod explain;
 pub mod failure;

@@ -339,6 +339,23 @@ impl Rules {
         rule.templates.iter().filter(gives).map(|template| template.text.as_str()).collect()
     }
 
+    /// The templates whose keys go to a target, in the order of the file: each with its rule's name,
+    /// as it is written, and with every placeholder a `*`.
+    pub fn templates(&self, target: TargetId) -> impl Iterator<Item = (&str, &str, Pattern)> {
+        let all = self.key_set();
+        let rules = self.rules.iter().zip(self.names.iter());
+        let of_target = rules.filter(move |(rule, _)| all.goes(rule.id, target));
+        of_target.flat_map(|(rule, name)| {
+            rule.templates.iter().map(|template| {
+                let whole = match template.template.whole() {
+                    Whole::Key(key) => Pattern::literal(&key),
+                    Whole::Pattern(pattern) => pattern,
+                };
+                (name.as_str(), template.text.as_str(), whole)
+            })
+        })
+    }
+
     /// The operations that a rule looks at; none for a rule that is not of these.
     #[must_use]
     pub fn operations(&self, rule: RuleId) -> Operations {

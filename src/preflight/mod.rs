@@ -85,6 +85,7 @@ pub use self::memory::{Memory, Record, SENTENCE};
 pub use self::reads::find as find_reads;
 pub use self::redis::redis;
 pub use self::redis_login::{lets_redis, login_refused, unreachable as redis_unreachable};
+pub use self::redis_pass::cost as pass_cost;
 pub use self::redis_sentinels::sentinels;
 pub use self::redis_servers::servers as redis_servers;
 pub use self::redis_twice::{Place, place, twice};

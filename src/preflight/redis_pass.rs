@@ -26,10 +26,7 @@ const PINGS: usize = 5;
 
 /// Tells what a pass costs, if there are keys enough for it to matter, and whether keys of patterns
 /// may then stay for longer than they should. `None` where it cannot be measured.
-pub(super) async fn cost(
-    target: &Target,
-    connection: &mut MultiplexedConnection,
-) -> Option<Finding> {
+pub async fn cost(target: &Target, connection: &mut MultiplexedConnection) -> Option<Finding> {
     let keys = Databases::read(target, connection).await.ok()?.own;
     if keys < KEYS_MIN {
         return None;

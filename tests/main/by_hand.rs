@@ -55,6 +55,28 @@ async fn a_sweep_by_hand_counts_by_pattern() {
     assert_eq!(said, "1 key matched, 1 removed\n");
 }
 
+/// Keys by the template that reaches them, and those that no rule reaches; walsweep's own are none.
+#[tokio::test]
+async fn the_coverage_tells_which_keys_rules_reach() {
+    let bed = Bed::new(&[]).await;
+    bed.fill(&["item:1", "item:2", "session:1", "session:a2", "lock"]).await;
+    let sidecar = Sidecar::set_up(bed.settings()).await;
+    bed.settled().await;
+    bed.marked().await;
+    bed.fill(&["item:1", "item:2", "session:1", "session:a2", "lock"]).await;
+    let said = text(&sidecar.command(&["coverage"]));
+    let expected = "redis: 5 keys\n\nreached by rules\n   2  item  item:{id}\n   0  item  \
+                    list:{team}:*  no such key now\n\nreached by no rule: 3 keys\n   2  \
+                    session:*\n   1  lock\n";
+    assert_eq!(said, expected);
+    let output = sidecar.command(&["coverage", "--json"]);
+    let told: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(told[0]["templates"][0]["keys"], 2);
+    assert_eq!((&told[0]["unreached"], &told[0]["keys"]), (&3.into(), &5.into()));
+    assert_eq!(told[0]["families"][0]["family"], "session:*");
+    assert!(bed.has("item:1").await && bed.has("lock").await);
+}
+
 /// At `debug` the log tells what a transaction removes and why it widened; keys, which hold values,
 /// only where the configuration says so.
 #[tokio::test]
