@@ -339,8 +339,8 @@ impl Rules {
         rule.templates.iter().filter(gives).map(|template| template.text.as_str()).collect()
     }
 
-    /// The templates whose keys go to a target, in the order of the file: each with its rule's name,
-    /// as it is written, and with every placeholder a `*`.
+    /// The templates whose keys go to a target, in the order of the file: each with its rule's
+    /// name, as it is written, and with every placeholder a `*`.
     pub fn templates(&self, target: TargetId) -> impl Iterator<Item = (&str, &str, Pattern)> {
         let all = self.key_set();
         let rules = self.rules.iter().zip(self.names.iter());

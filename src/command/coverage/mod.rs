@@ -1,5 +1,5 @@
-//! `walsweep coverage`: the keys that are in Redis, against the rules. It reads names alone, by SCAN
-//! at the pace of a pass, and changes nothing.
+//! `walsweep coverage`: the keys that are in Redis, against the rules. It reads names alone, by
+//! SCAN at the pace of a pass, and changes nothing.
 
 mod families;
 mod show;
