@@ -15,6 +15,7 @@ mod start;
 #[path = "../support/mod.rs"]
 mod support;
 mod transaction;
+mod waiting;
 
 use std::time::Duration;
 
@@ -39,6 +40,9 @@ fn main() {
     }
     if wanted("patterns") {
         runtime.block_on(patterns::run());
+    }
+    if wanted("waiting") {
+        runtime.block_on(waiting::run());
     }
     if wanted("index") {
         runtime.block_on(patterns::run_with_index());

@@ -55,7 +55,7 @@ pub(crate) async fn run() {
 }
 
 /// Redis CPU and wall seconds of some work.
-async fn measure(bed: &Bed, work: impl Future<Output = ()>) -> [f64; 2] {
+pub(crate) async fn measure(bed: &Bed, work: impl Future<Output = ()>) -> [f64; 2] {
     let before = redis_cpu(bed.cache.clone()).await;
     let began = Instant::now();
     work.await;
