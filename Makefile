@@ -1,7 +1,7 @@
 # What people do with a checkout. Needs a Rust toolchain; the servers are installed where missing.
 .DEFAULT_GOAL := help
 .PHONY: help demo test build-tests test-matrix test-hard check-consistency fuzz simulate bench \
-    lint install-deps
+    lint deb image check-packages install-deps
 
 CARGO ?= cargo
 # KEEP=1: `make demo` leaves its servers running until Ctrl-C.
@@ -107,6 +107,26 @@ lint: ## Format, lints and documentation, each without a single warning.
 	$(CARGO) clippy --all-targets --all-features -- -D warnings
 	$(CARGO) clippy --test consistency --all-features -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --no-deps --document-private-items
+
+# BINARY=path: of a program that is built already.
+BINARY ?=
+deb: ## The Debian package, in target/debian.
+	$(if $(BINARY),,$(CARGO) build --release --locked)
+	packaging/deb.sh $(or $(BINARY),target/release/walsweep) target/debian
+
+# Only Docker's own format has a health check, which others make when asked.
+IMAGE ?= walsweep
+image: ## The container image, with docker, podman or buildah. IMAGE=name:tag
+	@set -eu; for tool in docker podman buildah; do \
+	    if command -v $$tool >/dev/null; then \
+	        format=; [ $$tool = docker ] || format="--format docker"; \
+	        exec $$tool build $$format -f packaging/Containerfile -t $(IMAGE) .; \
+	    fi; \
+	done; echo "install docker, podman or buildah" >&2; exit 1
+
+check-packages: deb ## As root: lint all of packaging/, and use the package on a clean Debian.
+	packaging/check.sh "$$(ls -t target/debian/walsweep_*.deb | head -n 1)"
+	packaging/check-deb.sh "$$(ls -t target/debian/walsweep_*.deb | head -n 1)"
 
 # Debian's postgresql creates and starts a cluster, and redis-server starts its service, when they
 # are installed. Neither is wanted: the one is told in its own configuration, the other by

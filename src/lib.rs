@@ -48,7 +48,7 @@
 //! # Where to begin
 //!
 //! - *A command:* a file in [`command`], a variant in `command/cli.rs`, an arm in `main.rs`, a line
-//!   in README's table.
+//!   in README's table, an example in `command/manual.rs`.
 //! - *A check:* a file in [`preflight`] that compares the catalog with `preflight/wanted.rs`, and a
 //!   [`preflight::Code`] with its cure; `setup` cures what an error carries SQL for.
 //! - *A kind of rule:* [`config::Source`], and every place that the compiler then names; what its

@@ -102,6 +102,11 @@ pub enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Say what the running walsweep is doing, as `/readyz` does.
+    ///
+    /// Asks at `[http] listen`, and ends with 1 unless `/healthz` is 200. One that stands by for
+    /// another is well.
+    Status,
     /// Start throwaway Postgres and Redis with a football site, and show what happens to its keys.
     Demo {
         /// Leave everything running until Ctrl-C.
@@ -113,8 +118,19 @@ pub enum Command {
         /// The shell.
         shell: Shell,
     },
-    /// Print the manual page.
-    Man,
+    /// Print a manual page.
+    Man(ManArgs),
+}
+
+/// Arguments of `man`.
+#[derive(Debug, Args)]
+pub struct ManArgs {
+    /// The command that the page is of; without one, the page of the program.
+    #[arg(value_name = "COMMAND")]
+    pub page: Option<String>,
+    /// Write all pages into this folder instead, as files such as `walsweep-run.1`.
+    #[arg(long, value_name = "FOLDER", conflicts_with = "page")]
+    pub to: Option<PathBuf>,
 }
 
 /// Arguments of `explain`.

@@ -1,6 +1,6 @@
-//! Who listens where `walsweep run` would, found out by its page of metrics.
+//! Who listens where `walsweep run` would, and what he says.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -9,10 +9,10 @@ use tokio::time::timeout;
 
 use crate::telemetry::metrics::{Metrics, SlotLabel};
 
-/// How long whoever listens has to show whose walsweep it is.
+/// How long whoever listens has for an answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// The most that is read of its metrics for that, bytes.
+/// The most that is read of it, bytes.
 const ANSWER_BYTES_MAX: u64 = 64 << 10;
 
 /// Who listens at an address.
@@ -29,7 +29,7 @@ pub(super) enum Listener {
 /// Asks who listens at `address`. Where it is not known which slot is meant, a walsweep is believed
 /// to be of that one.
 pub(super) async fn listener(address: SocketAddr, slot: Option<SlotLabel>) -> Listener {
-    judge(&timeout(ANSWER_TIMEOUT, metrics(address)).await.unwrap_or_default(), slot)
+    judge(&page(address, "/metrics").await, slot)
 }
 
 /// Who gave this page of metrics.
@@ -52,10 +52,21 @@ fn judge(page: &str, slot: Option<SlotLabel>) -> Listener {
     }
 }
 
-/// The beginning of what is told at `/metrics`; nothing where nobody answers.
-async fn metrics(address: SocketAddr) -> String {
+/// The beginning of the answer to a request for a page, with its head; nothing where nobody answers
+/// in time. Of an address that stands for all of this host it asks at the loopback.
+pub(super) async fn page(address: SocketAddr, path: &str) -> String {
+    let loopback: IpAddr = match address {
+        SocketAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
+        SocketAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
+    };
+    let host = if address.ip().is_unspecified() { loopback } else { address.ip() };
+    let asked = answer(SocketAddr::new(host, address.port()), path);
+    timeout(ANSWER_TIMEOUT, asked).await.unwrap_or_default()
+}
+
+async fn answer(address: SocketAddr, path: &str) -> String {
     let Ok(mut stream) = TcpStream::connect(address).await else { return String::new() };
-    let request = "GET /metrics HTTP/1.1\r\nHost: walsweep\r\nConnection: close\r\n\r\n";
+    let request = format!("GET {path} HTTP/1.1\r\nHost: walsweep\r\nConnection: close\r\n\r\n");
     if stream.write_all(request.as_bytes()).await.is_err() {
         return String::new();
     }

@@ -2,7 +2,8 @@
 //!
 //! [`cli`] is the grammar of the arguments, [`load`] reads the configuration with all its problems
 //! at once, [`failure`] is how each of them ends. `setup` and `teardown` share a `login`; what
-//! [`check`](mod@check) finds ends in a `verdict` and a [`forecast`](mod@forecast).
+//! [`check`](mod@check) finds ends in a `verdict` and a [`forecast`](mod@forecast). The grammar and
+//! [`manual`] become [`pages`].
 
 pub mod check;
 pub mod cli;
@@ -15,9 +16,11 @@ pub mod lease;
 mod listener;
 pub mod load;
 mod login;
+pub mod manual;
 pub mod pages;
 pub mod run;
 pub mod setup;
+pub mod status;
 pub mod sweep;
 pub mod teardown;
 mod verdict;

@@ -14,6 +14,7 @@ use crate::preflight;
 use crate::run::program::Program;
 use crate::run::shutdown::Shutdown;
 use crate::telemetry::metrics::Metrics;
+use crate::telemetry::notify::Manager;
 use crate::telemetry::{Health, http, logging};
 
 /// `walsweep run`; where it `is_verbose`, it logs at level `debug` whatever `[log]` says.
@@ -71,6 +72,15 @@ async fn stream(
         };
         tracing::info!(%address, "serving /metrics /healthz /readyz");
         tokio::spawn(http::serve(listener, Arc::clone(&health)));
+    }
+    match Manager::find(|name| std::env::var(name).ok()) {
+        Ok(Some(manager)) => {
+            let mut shutdown = shutdown.clone();
+            let stopping = async move { shutdown.requested().await };
+            tokio::spawn(manager.tell(Arc::clone(&health), stopping));
+        }
+        Ok(None) => {}
+        Err(error) => tracing::warn!(%error, "systemd is told nothing: `NOTIFY_SOCKET`"),
     }
     let mut program = Program {
         config,

@@ -254,6 +254,8 @@ struct State {
     troubles: BTreeMap<Topic, Trouble>,
     /// Who has the slot, in [`Phase::Standby`].
     holder: String,
+    /// Whether the first attempt at a session has an outcome, of whichever kind.
+    has_begun: bool,
 }
 
 impl Health {
@@ -268,6 +270,7 @@ impl Health {
             unconfirmed_since: None,
             troubles: BTreeMap::new(),
             holder: String::new(),
+            has_begun: false,
         };
         Health { metrics, state: Mutex::new(state), passes: AtomicUsize::new(0) }
     }
@@ -300,7 +303,15 @@ impl Health {
         state.target = target.map(str::to_owned);
         state.phase = if state.phase == Phase::Stopping { Phase::Stopping } else { phase };
         state.alive_at = Instant::now();
+        state.has_begun = true;
         self.show(&state);
+    }
+
+    /// Whether the start is over: the first attempt at a session has an outcome, so that from now
+    /// on it either streams or waits.
+    #[must_use]
+    pub fn has_begun(&self) -> bool {
+        self.lock().has_begun
     }
 
     /// Another walsweep has the slot: `holder`.
@@ -442,6 +453,22 @@ impl Health {
         });
         let text = std::iter::once(format!("{phase}\n")).chain(troubles).collect();
         (state.is_ready(), text)
+    }
+
+    /// Gives the answer of `/readyz?rollout`: whether the process that this one replaces may end.
+    /// This one has the slot then, or waits for it; whatever else is wrong was wrong with the other
+    /// one, too.
+    #[must_use]
+    pub fn may_replace(&self) -> bool {
+        matches!(self.phase(), Phase::Standby | Phase::Sweeping(_) | Phase::Streaming)
+    }
+
+    /// Gives one line of what is being done, and of the first trouble.
+    #[must_use]
+    pub fn summary(&self) -> String {
+        let (_, text) = self.readiness();
+        let lines = text.lines().filter(|line| !line.starts_with("  ")).take(2);
+        lines.collect::<Vec<_>>().join("; ")
     }
 
     /// Gives the answer of `/healthz`: whether the process makes progress, and why not. One that

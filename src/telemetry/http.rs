@@ -139,7 +139,11 @@ fn answer(request: &Request<Incoming>, health: &Health) -> Response<Full<Bytes>>
             response
         }
         "/healthz" => told(health.liveness()),
-        "/readyz" => told(health.readiness()),
+        "/readyz" => {
+            let (is_ready, body) = health.readiness();
+            let is_rollout = request.uri().query() == Some("rollout");
+            told((if is_rollout { health.may_replace() } else { is_ready }, body))
+        }
         _ => text(StatusCode::NOT_FOUND, "/metrics /healthz /readyz\n".to_owned()),
     }
 }

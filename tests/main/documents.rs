@@ -15,8 +15,7 @@ const README: &str = include_str!("../../README.md");
 const PROGRAM: &str = env!("CARGO_BIN_EXE_walsweep");
 
 /// Options of other programs that the README names.
-const FOREIGN: [&str; 7] =
-    ["--cluster", "--from", "--locked", "--now", "--path", "--root", "--system"];
+const FOREIGN: [&str; 3] = ["--cluster", "--locked", "--path"];
 
 const EXACT_RULES: &str = r#"
 [[rule]]
@@ -263,72 +262,24 @@ fn options(text: &str) -> BTreeSet<&str> {
     words.filter(starts).collect()
 }
 
-fn walsweep(arguments: &[&str], env: &[(&str, &str)]) -> Output {
-    Command::new(PROGRAM).args(arguments).envs(env.iter().copied()).output().unwrap()
+fn walsweep(arguments: &[&str]) -> Output {
+    Command::new(PROGRAM).args(arguments).output().unwrap()
 }
 
 #[test]
 fn every_option_that_the_readme_names_is_there() {
-    let commands =
-        ["run", "check", "setup", "teardown", "explain", "sweep", "demo", "completions", "man"];
-    let mut help = text(&walsweep(&["--help"], &[]));
-    commands.iter().for_each(|command| help.push_str(&text(&walsweep(&[command, "--help"], &[]))));
+    let mut help = text(&walsweep(&["--help"]));
+    let commands = help.split("Commands:\n").nth(1).unwrap().split("\n\n").next().unwrap();
+    let names = commands.lines().filter_map(|line| line.strip_prefix("  ")?.split(' ').next());
+    let names: Vec<String> = names.filter(|name| !name.is_empty()).map(str::to_owned).collect();
+    assert!(names.len() > 8, "{names:?}");
+    for name in names.iter().filter(|name| *name != "help") {
+        help.push_str(&text(&walsweep(&[name, "--help"])));
+    }
     let (known, named) = (options(&help), options(README));
     assert!(named.len() > 15, "{named:?}");
     let unknown: Vec<&str> = named.difference(&known).copied().collect();
     assert_eq!(unknown, FOREIGN);
-}
-
-/// The program is started here as the unit and the container start it. The exit status after which
-/// systemd starts it no more is that of a configuration that cannot be read.
-#[test]
-fn the_unit_and_the_container_of_the_readme_start_what_the_program_understands() {
-    let unit = &blocks("Run it as a service", "ini")[0];
-    let all = |key: &str| -> Vec<&str> {
-        unit.lines().filter_map(|line| line.strip_prefix(key)?.strip_prefix('=')).collect()
-    };
-    assert_eq!((all("User"), all("Restart")), (vec!["walsweep"], vec!["on-failure"]));
-    let start: Vec<&str> = all("ExecStart")[0].split(' ').collect();
-    let [program, arguments @ ..] = &start[..] else { panic!("{start:?}") };
-    assert!(program.ends_with("/walsweep"), "{program}");
-    let container = &blocks("Run it as a service", "dockerfile")[0];
-    let line = |word: &str| container.lines().find_map(|line| line.strip_prefix(word)).unwrap();
-    let words = |word: &str| serde_json::from_str::<Vec<String>>(line(word)).unwrap();
-    // Another command than the one that it runs by itself reads the same configuration.
-    assert_eq!(words("ENTRYPOINT "), ["walsweep"]);
-    let named = line("ENV WALSWEEP_CONFIG=").to_owned();
-    assert_eq!([words("CMD "), vec!["--config".to_owned(), named]].concat(), *arguments);
-    let version = container.split("FROM rust:").nth(1).unwrap().split('-').next().unwrap();
-    assert!(include_str!("../../Cargo.toml").contains(&format!("rust-version = \"{version}\"")));
-    // The same arguments, and another folder.
-    let folder = tempfile::tempdir().unwrap();
-    let here = folder.path().to_str().unwrap();
-    let moved: Vec<String> =
-        arguments.iter().map(|one| one.replace("/etc/walsweep", here)).collect();
-    let moved: Vec<&str> = moved.iter().map(String::as_str).collect();
-    assert_ne!(moved, arguments, "it names the configuration");
-    let status = walsweep(&moved, &[]).status.code().map(|code| code.to_string());
-    assert_eq!(status.as_deref(), Some(all("RestartPreventExitStatus")[0]));
-    // What the unit makes of the passwords is what the configuration beside it names.
-    let credentials = folder.path().join("credentials");
-    std::fs::create_dir(&credentials).unwrap();
-    for credential in all("LoadCredential") {
-        let (name, from) = credential.split_once(':').unwrap();
-        assert!(from.starts_with("/etc/walsweep/"), "{from}");
-        std::fs::write(credentials.join(name), "secret").unwrap();
-    }
-    let told = &blocks("Run it as a service", "toml")[0];
-    let tried = told.replace("[redis]", "url = \"postgres://u@127.0.0.1:1/d\"\n[redis]");
-    let tried = format!("{tried}\nurl = \"redis://127.0.0.1:1/0\"\n{EXACT_RULES}");
-    std::fs::write(folder.path().join("config.toml"), tried).unwrap();
-    let directory = credentials.to_str().unwrap();
-    let config = format!("{here}/config.toml");
-    let check = ["check", "--config", &config];
-    let output = walsweep(&check, &[("CREDENTIALS_DIRECTORY", directory)]);
-    assert_eq!(output.status.code(), Some(1), "nobody is there: {}", text(&output));
-    assert!(text(&output).contains("postgres_unreachable"), "{}", text(&output));
-    let output = walsweep(&check, &[("CREDENTIALS_DIRECTORY", "/nonexistent")]);
-    assert_eq!(output.status.code(), Some(78), "they are read: {}", text(&output));
 }
 
 /// A newcomer copies this configuration and this question first.

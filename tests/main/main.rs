@@ -42,6 +42,7 @@ mod secrets;
 mod sentinel;
 mod setup;
 mod shop;
+mod service;
 mod shutdown;
 mod standby_slot;
 mod state;

@@ -251,6 +251,33 @@ const BOUNDS: &[(&str, &str, &str, &str)] = &[
         "ALIKE_LIMIT: u32 = 3",
     ),
     ("README.md", "Rust 1.88 or later", "Cargo.toml", "rust-version = \"1.88\""),
+    ("docs/install.md", "Rust 1.88 or later", "Cargo.toml", "rust-version = \"1.88\""),
+    (
+        "docs/install.md",
+        "waits for a server that is away, and after 10 s in any case",
+        "src/telemetry/notify.rs",
+        "START_MAX: Duration = Duration::from_secs(10)",
+    ),
+    (
+        "docs/install.md",
+        "no progress for a minute is killed 30 s later",
+        "packaging/walsweep.service",
+        "WatchdogSec=30",
+    ),
+    (
+        "docs/install.md",
+        "no progress for a minute is killed 30 s later",
+        "src/telemetry/health.rs",
+        "SIGN_OF_LIFE_MAX: Duration = Duration::from_secs(60)",
+    ),
+    (
+        "docs/install.md",
+        "it is tried again after 5 s",
+        "packaging/walsweep.service",
+        "RestartSec=5",
+    ),
+    ("docs/install.md", "up to a minute", "packaging/walsweep.service", "RestartMaxDelaySec=60"),
+    ("docs/install.md", "at most 512 MiB", "packaging/walsweep.service", "MemoryMax=512M"),
     (
         "README.md",
         "`[postgres] max_retained_wal` (10 GB)",
