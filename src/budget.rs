@@ -10,10 +10,10 @@
 //! while another set would not fit. The rest waits in Postgres, which has a disk. Sets that wait
 //! for anything else stop no reading, for it may be what they wait for.
 //!
-//! The shares are [`ALL`] together. Beside them stand the program itself, some 12 MiB, what grows
-//! with the schema and the configuration: rules, tables, statements, and a pattern for each key of a
-//! rule that gave way, wherever one did; and the index of live keys, whose memory the configuration
-//! names (`sweep.index_memory`).
+//! The shares are [`ALL`] together. Beside them stand the program itself, some 12 MiB; the index of
+//! live keys, whose memory the configuration names (`sweep.index_memory`); and what grows with the
+//! schema and the configuration: rules, tables, statements, and a pattern for each key of a rule
+//! that gave way, wherever one did.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};

@@ -1,5 +1,5 @@
-//! Patterns that wait for one pass, 1, 2, 8 and 64 of them: what the pass takes, by SCAN and with an
-//! index. `KEYS=10000000` for a larger Redis.
+//! Patterns that wait for one pass, 1, 2, 8 and 64 of them: what the pass takes, by SCAN and with
+//! an index. `KEYS=10000000` for a larger Redis.
 
 use crate::settlement::{fill, measure};
 use crate::support::{Bed, PATIENCE, Settings, Sidecar, eventually};
