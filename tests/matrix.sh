@@ -4,6 +4,8 @@
 #
 # $PG_VERSIONS, such as "14 18", and $REDIS_VERSIONS, such as "6.2 valkey-9", or "8", which is two.
 # Both empty: all of tests/servers.txt, and the installed Redis. One empty: none of its kind.
+# The newest Redis and the newest Valkey run as a cluster, under Sentinels and behind an endpoint,
+# too, unless $REDIS_PARTS chooses.
 # $MATRIX_PARTS, $REDIS_PARTS: of tests/main only these modules, with spaces; a::b is in a.
 # $MATRIX_JOBS: so many servers side by side, which share the threads; most of the time tests wait.
 #
@@ -27,6 +29,10 @@ redis_parts=${REDIS_PARTS:-adversity binary continuity::chain continuity::redis 
 continuity::replicas continuity::swapped credentials fitness hints observe refusals secrets \
 sweeping sweeping_load}
 
+# What several servers of one kind are together, on the newest of each kind: a cluster of three
+# primaries and as many replicas, a service of Sentinels, an endpoint that hides servers.
+several_parts="cluster endpoint sentinel"
+
 # The names of all servers in tests/servers.txt, such as redis-6.2.5.
 pinned() { sed -n 's/^# \([a-z]*-[0-9][0-9.]*\)$/\1/p' "$pins"; }
 
@@ -43,6 +49,9 @@ redises() {
     { pinned | grep -v '^postgres-'; [ -z "$installed" ] || name_of "$installed"; } |
         sort --unique --version-sort
 }
+
+# Whether there is no newer Redis, or Valkey, than this one.
+is_newest() { [ "$1" = "$(redises | grep "^${1%%-*}-" | tail -n 1)" ]; }
 
 # The names of servers, from standard input, that one of these words is the beginning of: a kind, a
 # version, or both, such as redis, 8 or valkey-8.
@@ -153,6 +162,12 @@ runs_of() {
         echo "--test main -- $(filters "$redis_parts")"
         echo "--test preflight -- redis_rights::"
         echo "--test keys_redis"
+        if [ -n "$of_stage" ] && is_newest "$name"; then
+            echo "--test main -- $(filters "$several_parts")"
+            # The promise under load and faults, which a failover and a reshard are among.
+            echo "--test consistency -- --redis cluster --seconds 60 --slack 60 --recovery 120"
+            echo "--test consistency -- --redis sentinel --seconds 60 --slack 60 --recovery 120"
+        fi
         case $name in
         # There are no functions, which is told.
         redis-6.*) echo "--test lease -- a_refusal_names_its_cure" ;;
@@ -176,7 +191,7 @@ count() {
 # A line of the table: name, passed, failed, seconds, outcome.
 row() { printf '%-24s %7d %7d %6d s %s\n' "$@"; }
 
-for part in ${MATRIX_PARTS:-} $redis_parts; do
+for part in ${MATRIX_PARTS:-} $redis_parts $several_parts; do
     grep -q "^mod ${part%%::*};" tests/main/main.rs ||
         { echo "tests/main/main.rs has no module $part" >&2; exit 2; }
 done

@@ -94,7 +94,8 @@ async fn start(
     let (History { system_id, timeline }, primary) = primary(sql).await?;
     let rules = prints.digest();
     let epoch = primary.epoch;
-    let mark = Watermark { system_id, timeline, epoch, lsn, rules, of_stranger: false };
+    let (of_stranger, is_unproven) = (false, false);
+    let mark = Watermark { system_id, timeline, epoch, lsn, rules, of_stranger, is_unproven };
     Ok((mark, wal_end, prints, broken))
 }
 

@@ -162,6 +162,8 @@ codes! {
         "let `redis.url` end with the number of the database that the application uses";
     RedisEviction, "redis_eviction",
         "choose another `maxmemory-policy`, or give Redis more memory";
+    RedisInfo, "redis_info",
+        "let the endpoint have INFO, or let `redis.url` name the server itself";
     RedisKeyPermission, "redis_key_permission",
         "let the user remove the keys of the rule";
     RedisLogin, "redis_login",
@@ -176,8 +178,14 @@ codes! {
         "let `redis.url` name the primary";
     RedisReplicas, "redis_replicas",
         "see that the replicas follow, or lower `redis.wait_replicas`";
+    RedisScan, "redis_scan",
+        "let `redis.url` name the servers themselves, with `mode = \"cluster\"` where they are one";
+    RedisScripts, "redis_scripts",
+        "let the server have EVAL, under its own name";
     RedisSentinels, "redis_sentinels",
         "see that each of `redis.sentinels` runs and answers, and that all are listed";
+    RedisShards, "redis_shards",
+        "let `redis.url` name the servers themselves, or live with the sweeps";
     RedisTracking, "redis_tracking",
         "set `refill.observe` and `sweep.index` to false";
     RedisTwice, "redis_twice",
@@ -305,7 +313,7 @@ impl Code {
 
     /// Whether a rule goes on in spite of such an error, for it leaves no key.
     pub(super) fn goes_on(self) -> bool {
-        matches!(self, Code::PartitionIdentity | Code::RedisKeyPermission)
+        matches!(self, Code::PartitionIdentity | Code::RedisKeyPermission | Code::RedisScan)
     }
 
     /// Whether it is about room for another slot and its sender.

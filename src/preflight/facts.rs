@@ -62,6 +62,11 @@ pub async fn of_redis(
         false => format!("`{}`: ", target.redis.name),
     };
     let mut text = format!("{name}{product}version {version} at `{}`", address(target));
+    if findings.iter().any(|finding| finding.code == Code::RedisShards) {
+        // It told of one of several servers.
+        text.push_str(", and others behind it");
+        return vec![Fact::new("redis", text)];
+    }
     let Ok(Databases { own: keys, .. }) = Databases::read(target, connection).await else {
         return vec![Fact::new("redis", text)];
     };

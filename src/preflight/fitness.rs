@@ -15,10 +15,10 @@ use std::time::Duration;
 use redis::aio::MultiplexedConnection;
 use tokio::time::sleep;
 
-use super::Finding;
 use super::redis::{Judged, Needs};
 use super::redis_login::of_target;
-use crate::config::Target;
+use super::{Code, Finding};
+use crate::config::{Mode, Target};
 use crate::sweep::redis::connect::connect;
 use crate::telemetry::{Health, Topic};
 
@@ -66,7 +66,11 @@ impl Fitness {
         let Judged { findings, forbidden, .. } = self.needs.judge(connection).await;
         let forbidden = forbidden.into_iter().map(|(_rule, finding)| finding);
         let forbidden = forbidden.filter(|_| strict);
-        let refused = findings.into_iter().filter(is_lasting).chain(forbidden);
+        // In a failover the server may have become one since the Sentinels named it.
+        let is_followed = matches!(self.target.redis.mode, Mode::Sentinel(_));
+        let passes = |finding: &Finding| is_followed && finding.code == Code::RedisReplica;
+        let lasting = findings.into_iter().filter(|one| is_lasting(one) && !passes(one));
+        let refused = lasting.chain(forbidden);
         refused.map(|finding| of_target(&self.target, finding)).collect()
     }
 
@@ -84,7 +88,8 @@ impl Fitness {
     ///
     /// Why nothing that is removed there may be confirmed: it is not the whole of what readers use.
     pub async fn look(&self, mut connection: MultiplexedConnection) -> Result<(), String> {
-        let Judged { findings, forbidden, is_usable } = self.needs.judge(&mut connection).await;
+        let judged = self.needs.judge(&mut connection).await;
+        let Judged { findings, forbidden, is_usable, .. } = judged;
         let named = |finding| of_target(&self.target, finding);
         let lasting: Vec<Finding> = findings.into_iter().filter(is_lasting).map(named).collect();
         let mut told = BTreeSet::new();

@@ -4,11 +4,13 @@ use redis::aio::MultiplexedConnection;
 use redis::{Cmd, IntoConnectionInfo, RedisError, Value, cmd};
 
 use super::redis_names::{acl_pattern, literal, sample, word};
-use super::{Code, Finding, Severity, redis_login};
+use super::{Code, Finding, Severity, redis_endpoint, redis_login};
 use crate::config::{Located, Mode, Target};
-use crate::sweep::key_name;
 use crate::sweep::redis::cluster;
+use crate::sweep::redis::connect::classify;
+use crate::sweep::redis::endpoint::{self, Endpoint};
 use crate::sweep::redis::lease::{self, Loaded};
+use crate::sweep::{Kind, key_name};
 
 /// How long the key of the checks lives, if nothing removes it, milliseconds.
 const CHECK_KEY_TTL_MS: u32 = 1_000;
@@ -36,15 +38,23 @@ const SAMPLE_VALUES: [&str; 2] = ["x", "1"];
 /// `walsweep:{slot}:check`, and removes it.
 pub async fn redis(target: &Target, connection: &mut MultiplexedConnection) -> Vec<Finding> {
     let needs = Needs::of(target);
-    let Judged { mut findings, forbidden, is_usable } = needs.judge(connection).await;
+    let Judged { mut findings, forbidden, is_usable, endpoint } = needs.judge(connection).await;
+    let has_list = forbidden.iter().all(|(_, finding)| finding.code != Code::RedisScan);
     findings.extend(forbidden.into_iter().map(|(rule, finding)| finding.of_rules([rule])));
     if is_usable {
-        if needs.tells_writes {
-            findings.extend(tracking(&needs, target, connection).await);
+        findings.extend(redis_endpoint::unproven(target, endpoint));
+        if needs.tells_writes && endpoint.is_proven() {
+            findings.extend(super::redis_tracking::tracking(&needs, target, connection).await);
+        }
+        if has_list && !endpoint.is_proven() {
+            findings.extend(needs.hidden_from_scan(connection).await);
         }
         findings.extend(functions(connection).await);
-        findings.extend(super::redis_databases::elsewhere(target, connection).await);
-        findings.extend(super::redis_pass::cost(target, connection).await);
+        if !endpoint.hides_shards {
+            // Elsewhere INFO is about one of several servers.
+            findings.extend(super::redis_databases::elsewhere(target, connection).await);
+            findings.extend(super::redis_pass::cost(target, connection).await);
+        }
     }
     let place = format!("{} at `{}`", target.redis.title(), address(target));
     findings.into_iter().map(|finding| at_place(&place, finding)).collect()
@@ -75,7 +85,9 @@ pub(super) struct Needs {
     /// The user that the URL names.
     pub(super) user: String,
     /// The name of the watermark key; of each primary of a cluster, its beginning.
-    watermark: String,
+    pub(super) watermark: String,
+    /// Whether `redis.url` names the server, or what stands for it.
+    is_named: bool,
     /// Whether the server is a primary of a cluster, or is to be one.
     is_cluster: bool,
     /// Whether it is to tell which keys are written.
@@ -86,7 +98,7 @@ pub(super) struct Needs {
     /// The command that gives the user every right that is needed, and the keys that follow it.
     acl: (String, String),
     /// Key templates with the target's prefix, each with the name of its rule.
-    templates: Vec<(String, Located<String>)>,
+    pub(super) templates: Vec<(String, Located<String>)>,
 }
 
 /// The judgement of a server.
@@ -97,6 +109,16 @@ pub(super) struct Judged {
     pub(super) forbidden: Vec<(String, Finding)>,
     /// Whether it answers, and is one whole server that is written to.
     pub(super) is_usable: bool,
+    /// Whether it is one server at all.
+    pub(super) endpoint: Endpoint,
+}
+
+impl Judged {
+    /// Nothing is to be removed there.
+    fn unusable(findings: Vec<Finding>) -> Judged {
+        let endpoint = Endpoint::default();
+        Judged { findings, forbidden: Vec::new(), is_usable: false, endpoint }
+    }
 }
 
 impl Needs {
@@ -138,6 +160,7 @@ impl Needs {
         Needs {
             user: user.to_owned(),
             watermark: key_name(&target.redis.prefix, &target.slot),
+            is_named: matches!(target.redis.mode, Mode::Standalone),
             is_cluster,
             tells_writes,
             own,
@@ -149,38 +172,57 @@ impl Needs {
 
     /// Looks at the server; with a few round trips, however many rules there are.
     pub(super) async fn judge(&self, connection: &mut MultiplexedConnection) -> Judged {
-        let (mut findings, forbidden) = (Vec::new(), Vec::new());
+        let mut findings = Vec::new();
         let mut missing = Missing::default();
         if let Err(error) = cmd("PING").query_async::<Value>(connection).await
             && !missing.takes(&error, ("ping", &self.own))
         {
             findings.push(redis_login::unanswered(&error));
-            return Judged { findings, forbidden, is_usable: false };
+            return Judged::unusable(findings);
         }
+        let endpoint = self.endpoint(connection).await;
+        let is_hidden = endpoint.hides_shards;
         match cmd("INFO").query_async::<String>(connection).await {
-            Ok(info) => findings.extend(server(&info, self.wait_replicas, self.is_cluster)),
+            Ok(info) => {
+                let asked = (self.wait_replicas, self.is_cluster);
+                findings.extend(server(&info, asked, is_hidden));
+            }
             // That another server answers is then noticed later, by its watermark.
-            Err(error) => missing.info = is_denied(&error),
+            Err(error) if is_denied(&error) => missing.info = true,
+            Err(_other) if is_hidden => {}
+            Err(_other) => findings.push(redis_endpoint::no_info()),
         }
         if findings.iter().any(|finding| finding.code.spoils_redis()) {
             findings.extend(self.lacking(missing));
-            return Judged { findings, forbidden, is_usable: false };
+            return Judged::unusable(findings);
         }
-        let may_unlink = self.rights(connection, (&mut missing, &mut findings)).await;
+        let may_unlink = self.rights((connection, endpoint), (&mut missing, &mut findings)).await;
+        let has_list = !missing.scan;
         findings.extend(self.lacking(missing));
         let is_usable = !findings.iter().any(|finding| finding.code.spoils_redis());
-        if !is_usable || !may_unlink {
-            return Judged { findings, forbidden, is_usable };
+        let mut forbidden = Vec::new();
+        if is_usable && may_unlink {
+            if !has_list {
+                forbidden = self.without_list("does not have SCAN");
+            }
+            forbidden.extend(self.forbidden(connection).await);
         }
-        let forbidden = self.forbidden(connection).await;
-        Judged { findings, forbidden, is_usable }
+        Judged { findings, forbidden, is_usable, endpoint }
+    }
+
+    /// Looks at what answers there; where that cannot be found out, it is one server.
+    async fn endpoint(&self, connection: &mut MultiplexedConnection) -> Endpoint {
+        if !self.is_named {
+            return Endpoint::default();
+        }
+        endpoint::look_at(connection, &self.watermark).await.unwrap_or_default()
     }
 
     /// Tries each command that walsweep needs, on a key of its own, and notes what is wrong. Gives
     /// whether UNLINK works.
     async fn rights(
         &self,
-        connection: &mut MultiplexedConnection,
+        (connection, endpoint): (&mut MultiplexedConnection, Endpoint),
         (missing, findings): (&mut Missing, &mut Vec<Finding>),
     ) -> bool {
         let mut may_unlink = true;
@@ -199,8 +241,12 @@ impl Needs {
                 return false;
             }
         };
-        for (name, command) in self.commands(&watermark) {
+        for (name, command) in self.commands(&watermark, endpoint) {
             let Err(error) = command.query_async::<Value>(connection).await else { continue };
+            if name == "scan" && classify(&error).kind() == Kind::Unsupported {
+                missing.scan = true;
+                continue;
+            }
             // On its way to another primary, which is asked as well.
             if self.is_cluster && ["MOVED", "ASK", "TRYAGAIN"].contains(&error.code().unwrap_or(""))
             {
@@ -221,7 +267,7 @@ impl Needs {
     /// All rights that are missing, once, with the command that gives them. To lack INFO alone is
     /// a warning.
     fn lacking(&self, missing: Missing) -> Option<Finding> {
-        let Missing { mut rights, with_keys, info } = missing;
+        let Missing { mut rights, with_keys, info, .. } = missing;
         let is_error = !rights.is_empty();
         rights.extend(info.then(|| "+info".to_owned()));
         let severity = if is_error { Severity::Error } else { Severity::Warning };
@@ -235,7 +281,7 @@ impl Needs {
         Finding::error(Code::RedisPermission, message).hint(self.cure(with_keys))
     }
 
-    fn commands(&self, watermark: &str) -> Vec<(&'static str, Cmd)> {
+    fn commands(&self, watermark: &str, endpoint: Endpoint) -> Vec<(&'static str, Cmd)> {
         let key = format!("{watermark}:check");
         let mut scan = cmd("SCAN");
         scan.arg(0).arg("MATCH").arg(&key).arg("COUNT").arg(1);
@@ -243,7 +289,12 @@ impl Needs {
         set.arg(&key).arg(1).arg("PX").arg(CHECK_KEY_TTL_MS);
         // The keys that the script which moves the watermark has.
         let mut eval = cmd("EVAL");
-        eval.arg("return 1").arg(2).arg(watermark).arg(format!("{watermark}:removals"));
+        match endpoint.hides_shards {
+            true => eval.arg("return 1").arg(1).arg(watermark),
+            false => {
+                eval.arg("return 1").arg(2).arg(watermark).arg(format!("{watermark}:removals"))
+            }
+        };
         let on_key = |name: &str| {
             let mut command = cmd(name);
             command.arg(&key);
@@ -257,13 +308,19 @@ impl Needs {
             ("eval", eval),
             ("unlink", on_key("UNLINK")),
         ];
+        let is_needed = |name: &str| match name {
+            "eval" => endpoint.has_scripts,
+            "incr" => endpoint.is_proven(),
+            _ => true,
+        };
+        commands.retain(|(name, _)| is_needed(name));
         if self.is_cluster {
             commands.push(("asking", cmd("ASKING")));
             let mut slots = cmd("CLUSTER");
             slots.arg("SLOTS");
             commands.push(("cluster|slots", slots));
         }
-        if self.wait_replicas > 0 {
+        if self.wait_replicas > 0 && endpoint.is_proven() {
             let mut wait = cmd("WAIT");
             wait.arg(0).arg(1);
             commands.push(("wait", wait));
@@ -323,6 +380,8 @@ struct Missing {
     with_keys: bool,
     /// Whether INFO is refused.
     info: bool,
+    /// Whether there is no SCAN.
+    scan: bool,
 }
 
 impl Missing {
@@ -356,9 +415,10 @@ fn refused(error: &RedisError, command: &str) -> Finding {
     let name = command.to_uppercase();
     match error.code() {
         Some("MOVED" | "ASK" | "CROSSSLOT" | "CLUSTERDOWN") => one_of_many(),
-        _ if error.to_string().contains("unknown command") => {
+        _ if classify(error).kind() == Kind::Unsupported => {
             let message = format!("redis has no command `{name}`");
-            let hint = "end its `rename-command` in the configuration of the server";
+            let hint = "end its `rename-command` in the configuration of the server, or let \
+                        `redis.url` name the server itself, not an endpoint before it";
             Finding::error(Code::RedisCommand, message).hint(hint)
         }
         _ => Finding::error(Code::RedisRefused, format!("redis refuses `{name}`: {error}")),
@@ -411,18 +471,19 @@ fn alone() -> Finding {
 }
 
 /// Judges what the server says of itself.
-fn server(info: &str, wait_replicas: u32, is_cluster: bool) -> Vec<Finding> {
+fn server(info: &str, (wait_replicas, is_cluster): (u32, bool), is_hidden: bool) -> Vec<Finding> {
     let value = |name: &str| {
         let mut lines = info.lines();
         lines.find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).map(str::trim_end)
     };
     let mut findings = Vec::new();
-    if value("role") == Some("slave") {
+    // Behind an endpoint any of several servers may answer.
+    if value("role") == Some("slave") && !is_hidden {
         let replica = Finding::error(Code::RedisReplica, "`redis.url` reaches a replica");
         findings.push(replica.hint("let `redis.url` name the primary"));
     }
     match value("cluster_enabled") {
-        Some("1") if !is_cluster => findings.push(one_of_many()),
+        Some("1") if !is_cluster && !is_hidden => findings.push(one_of_many()),
         Some("0") if is_cluster => findings.push(alone()),
         _ => {}
     }
@@ -440,7 +501,8 @@ fn server(info: &str, wait_replicas: u32, is_cluster: bool) -> Vec<Finding> {
             .push(evicts.hint("`volatile-*` spares keys without a time to live, as this one is"));
     }
     let replicas = value("connected_slaves").and_then(|count| count.parse().ok());
-    if let Some(replicas) = replicas.filter(|replicas: &u32| *replicas < wait_replicas) {
+    let few = replicas.filter(|replicas: &u32| *replicas < wait_replicas && !is_hidden);
+    if let Some(replicas) = few {
         let message = format!(
             "`wait_replicas` is {wait_replicas}, and {replicas} replicas are connected: nothing is \
              confirmed, and the slot keeps WAL"
@@ -458,40 +520,6 @@ fn is_old(version: &str) -> bool {
         (Some(Ok(major)), Some(Ok(minor))) => (major, minor) < VERSION_MIN,
         _ => false,
     }
-}
-
-/// Whether writes can be observed, as `refill.observe` and `sweep.index` ask. Without it every
-/// second removal takes all keys, and patterns go by SCAN, so that nothing of the promise is lost.
-async fn tracking(
-    needs: &Needs,
-    target: &Target,
-    connection: &mut MultiplexedConnection,
-) -> Option<Finding> {
-    let mut on = cmd("CLIENT");
-    on.arg("TRACKING").arg("ON").arg("BCAST").arg("NOLOOP");
-    on.arg("PREFIX").arg(format!("{}:check", needs.watermark));
-    let mut off = cmd("CLIENT");
-    off.arg("TRACKING").arg("OFF");
-    let mut exists = cmd("EXISTS");
-    exists.arg(format!("{}:check", needs.watermark));
-    let exists = target.sweep.index.is_some().then_some((exists, "exists"));
-    // `HELLO` alone changes nothing, and is known where RESP3 is.
-    let all = [(cmd("HELLO"), "hello"), (on, "client|tracking"), (off, "client|tracking")];
-    for (command, name) in all.into_iter().chain(exists) {
-        let Err(error) = command.query_async::<Value>(connection).await else { continue };
-        let finding = if is_denied(&error) {
-            needs.lacks(&[right(&error, (name, &needs.own))], is_about_key(&error))
-        } else {
-            let message = format!("redis cannot tell which keys are written: {error}");
-            let hint = match target.sweep.index {
-                Some(_) => "set `sweep.index` to false: patterns go by SCAN anyway",
-                None => "set `refill.observe` to false: every second removal takes all keys anyway",
-            };
-            Finding::error(Code::RedisTracking, message).hint(hint)
-        };
-        return Some(Finding { severity: Severity::Warning, code: Code::RedisTracking, ..finding });
-    }
-    None
 }
 
 /// The lease functions, if any are loaded. They are an option, and `run` needs no right to list
@@ -547,7 +575,7 @@ mod tests {
             ("redis_version:unknown\r\n", &[]),
         ] {
             let found: Vec<_> =
-                server(info, 2, false).iter().map(|one| one.code.as_str()).collect();
+                server(info, (2, false), false).iter().map(|one| one.code.as_str()).collect();
             assert_eq!(found, codes, "{info}");
         }
     }

@@ -160,6 +160,7 @@ impl Session {
             lsn: state.confirmed_flush_lsn,
             rules: prints.digest(),
             of_stranger: custody.is_of_stranger(),
+            is_unproven: false,
         };
         note_made(config, broken, &expected).await;
         let patience = server.wal_sender_timeout_ms().unwrap_or(primary.wal_sender_timeout_ms);

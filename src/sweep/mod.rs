@@ -63,6 +63,8 @@ mod replayed_tests;
 mod rollback_tests;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod unproven_tests;
 
 use std::rc::Rc;
 

@@ -130,8 +130,9 @@ impl State {
                 self.took_scan();
                 self.matched_removed(jobs, &refused).await;
             }
-            Err(error) if error.kind() == Kind::NoPerm => {
+            Err(error) if matches!(error.kind(), Kind::NoPerm | Kind::Unsupported) => {
                 // SCAN itself, whatever the pattern: exact keys go on.
+                self.no_list = (error.kind() == Kind::Unsupported).then(|| error.to_string());
                 let mut jobs = jobs;
                 for job in &mut jobs {
                     let patterns = job.keys.patterns_only();
@@ -318,8 +319,8 @@ impl State {
 
     fn say_misses(&self, away: &str) {
         let text = format!("a part of {} is away, and its keys wait: {away}", self.title);
-        let hint = "`redis-cli --cluster check` tells how the cluster is; nothing is confirmed \
-                    meanwhile";
+        let hint = "`redis-cli --cluster check` tells how the cluster is, if `redis.mode` says \
+                    that it is one; nothing is confirmed meanwhile";
         self.health.trouble(Topic::Redis(self.target), &text, Some(hint));
         self.health.metrics().redis_up.get_or_create(&self.node).set(0);
     }
@@ -357,6 +358,7 @@ impl State {
     }
 
     fn took_scan(&mut self) {
+        self.no_list = None;
         if self.scans.has_failed() {
             self.scans.is_over();
             self.say_takes();
@@ -436,6 +438,7 @@ impl State {
             }
         }
         self.away.clone_from(&found.away);
+        self.health.metrics().is_proven(&self.node, !found.is_unproven);
         self.refusals.soon(Instant::now());
         let judged = self.ward.connected(found, self.refill.floor());
         if self.ward.covered() > Lsn::ZERO {

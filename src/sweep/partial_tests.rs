@@ -27,6 +27,7 @@ pub(super) fn expected(prints: &Prints) -> Watermark {
         lsn: Lsn(100),
         rules: prints.digest(),
         of_stranger: false,
+        is_unproven: false,
     }
 }
 

@@ -65,7 +65,11 @@ impl State {
         if job.comes_again() || keys.is_empty() {
             return;
         }
-        self.count_error(if self.away.is_some() { Kind::Slot } else { Kind::NoPerm });
+        self.count_error(match (&self.away, &self.no_list) {
+            (Some(_), _) => Kind::Slot,
+            (None, Some(_)) => Kind::Unsupported,
+            (None, None) => Kind::NoPerm,
+        });
         for (rule, part) in keys.by_rule() {
             let (samples, now) = (samples(&part), Instant::now());
             let (hold, widened) = self.refusals.add((rule, part), job.covers, samples, now);
@@ -96,6 +100,17 @@ impl State {
                 "a part of {title} is away: {exact} and {patterns} of rule `{name}` wait for it"
             );
             return self.health.trouble(topic, &text, None);
+        }
+        if let Some(why) = self.no_list.as_ref().filter(|_| patterns > 0) {
+            let text = format!(
+                "{} at {node} gives no list of its keys ({why}): {} of rule `{name}` cannot be \
+                 looked for, and wait",
+                self.title,
+                count(patterns, "pattern")
+            );
+            let hint = "let `redis.url` name the servers themselves, with `mode = \"cluster\"` \
+                        where they are one; `walsweep check` says more";
+            return self.health.trouble(self.refused_topic(rule), &text, Some(hint));
         }
         let text = format!(
             "{} refuses to remove keys of rule `{name}` (NOPERM from {node}): waiting are {} and \

@@ -180,7 +180,8 @@ pub(super) async fn find<N: Node>(node: &N, own: &str) -> Result<Found, Error> {
         Some(digest) => unless_refused(node.details(&digest).await)?.flatten(),
         None => None,
     };
-    Ok(Found { watermark, details, away: node.away() })
+    let (away, is_unproven) = (node.away(), node.is_unproven());
+    Ok(Found { watermark, details, away, is_unproven })
 }
 
 fn unless_refused<T>(outcome: Result<T, Error>) -> Result<Option<T>, Error> {

@@ -171,6 +171,8 @@ pub(super) struct State {
     pub(super) prefix: Pattern,
     /// Which part of it is away, while the rest is used.
     pub(super) away: Option<String>,
+    /// Why it gives no list of its keys, if it does not.
+    pub(super) no_list: Option<String>,
     /// Transactions and holds that are held from now on, not told yet.
     pub(super) held: Vec<Held>,
 }
@@ -258,6 +260,7 @@ impl<N: Node> Sweeper<N> {
             title: node.title(),
             prefix: Pattern::literal(node.prefix().as_bytes()),
             away: None,
+            no_list: None,
             held: Vec::new(),
         };
         Sweeper { node, health, prints: settings.prints, state }

@@ -199,6 +199,7 @@ pub struct Metrics {
     pub replica_replay_lag_bytes: Family<ReplicaLabel, Gauge>,
     /// 1 while the node answers.
     pub redis_up: Family<NodeLabel, Gauge>,
+    redis_proven: Family<NodeLabel, Gauge>,
     /// Errors from Redis.
     pub redis_errors: Family<ErrorLabel, Counter>,
     /// 1 while a target owes no sweep and its Redis answers; of several targets.
@@ -378,6 +379,12 @@ impl Metrics {
                 "1 while the Redis node answers",
                 Family::default(),
             ),
+            redis_proven: table.add(
+                "walsweep_redis_proven",
+                "1 where the watermark shows that the Redis node keeps every removal, 0 where \
+                 nothing can",
+                Family::default(),
+            ),
             redis_errors: table.family("walsweep_redis_errors_total", "Errors from Redis"),
             target_ready: table.add(
                 "walsweep_target_ready",
@@ -476,6 +483,7 @@ impl Metrics {
         for gauge in [&self.index_keys, &self.index_bytes, &self.index_whole] {
             gauge.clear();
         }
+        self.redis_proven.clear();
         self.targets.iter().for_each(|target| {
             let label = TargetLabel { target: target.clone() };
             self.target_ready.get_or_create(&label).set(0);
@@ -500,6 +508,11 @@ impl Metrics {
     pub fn slot_is(&self, slot: &SlotLabel) {
         self.slot.clear();
         self.slot.get_or_create(slot).set(1);
+    }
+
+    /// Shows whether the watermark of a node is evidence of its removals.
+    pub fn is_proven(&self, node: &NodeLabel, is_proven: bool) {
+        self.redis_proven.get_or_create(node).set(i64::from(is_proven));
     }
 
     /// The name of a rule; empty for one that there is not.

@@ -4,8 +4,13 @@
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 
+use redis::aio::MultiplexedConnection;
+use walsweep_stage::throwaway::{Cluster, ClusterOptions, Redis, RedisOptions};
+
 use crate::refusals::admin;
-use crate::support::{Bed, ITEM_RULES, PATIENCE, Settings, Sidecar, eventually, text};
+use crate::support::{
+    Bed, Endpoint, ITEM_RULES, PATIENCE, Settings, Sidecar, Tricks, eventually, text,
+};
 
 /// Ends of names: bytes that no text has, that end a line or a C string, or mean something in a
 /// glob, half a letter, and a whole one.
@@ -174,4 +179,119 @@ async fn a_sweep_by_hand_takes_any_bytes_and_says_which() {
     let rest = (true, format!("{0} keys matched, {0} removed\n", DISTINCT - 4));
     assert_eq!(sweep(&[b"list:team 1:*"]), rest);
     assert_eq!(left(&bed, &mine).await, [""; 0]);
+}
+
+/// Keys of one list, each once.
+fn distinct() -> Vec<Vec<u8>> {
+    let mut keys = keys("list:team 1:");
+    keys.sort();
+    keys.dedup();
+    keys
+}
+
+/// Servers that have the keys together, and how to find the one that has a key.
+struct Several {
+    connections: Vec<MultiplexedConnection>,
+    /// The place of the server of each key of [`keys`].
+    places: Vec<usize>,
+}
+
+impl Several {
+    async fn new(servers: Vec<&Redis>, places: Vec<usize>) -> Several {
+        let mut connections = Vec::new();
+        for server in &servers {
+            connections.push(server.connect().await.unwrap());
+        }
+        assert!((0..servers.len()).all(|at| places.contains(&at)), "each has some");
+        Several { connections, places }
+    }
+
+    async fn fill(&self, keys: &[Vec<u8>]) {
+        for (key, place) in keys.iter().zip(&self.places) {
+            let mut set = redis::cmd("SET");
+            set.arg(key).arg("cached");
+            set.exec_async(&mut self.connections[*place].clone()).await.unwrap();
+        }
+    }
+
+    async fn left(&self, keys: &[Vec<u8>]) -> usize {
+        let mut left = 0;
+        for (key, place) in keys.iter().zip(&self.places) {
+            let mut exists = redis::cmd("EXISTS");
+            let exists = exists.arg(key);
+            let there: usize =
+                exists.query_async(&mut self.connections[*place].clone()).await.unwrap();
+            left += there;
+        }
+        left
+    }
+
+    async fn admin(&self, command: &str) {
+        for connection in &self.connections {
+            let mut words = command.split(' ');
+            let mut command = redis::cmd(words.next().unwrap());
+            command.arg(words.collect::<Vec<_>>());
+            command.exec_async(&mut connection.clone()).await.unwrap();
+        }
+    }
+
+    /// A pattern takes keys of any bytes from all of them, at the first and the second removal.
+    async fn lets_any_bytes_go(&self, bed: &Bed, mine: &[Vec<u8>]) {
+        for _ in 0..2 {
+            self.fill(mine).await;
+            bed.sql.run("update item set version = version + 1 where id = 1").await;
+            eventually(PATIENCE, "all of them go", async || self.left(mine).await == 0).await;
+        }
+        bed.settled().await;
+    }
+}
+
+/// Slots are counted over bytes, and so is what `MOVED` and a missing right are about.
+#[tokio::test]
+async fn keys_of_any_bytes_go_from_a_cluster_and_wait_for_a_right_there() {
+    let bed = Bed::new(&[]).await;
+    let options = ClusterOptions { primaries: 3, replicas: 0, node: RedisOptions::default() };
+    let cluster = Cluster::start(options).await.unwrap();
+    let mine = distinct();
+    let mut places = Vec::new();
+    for key in &mine {
+        let slot = cluster.slot_of(key).await.unwrap();
+        places.push(cluster.owner(slot).await.unwrap().unwrap());
+    }
+    let several = Several::new((0..3).map(|at| cluster.node(at).unwrap()).collect(), places).await;
+    several.admin("ACL SETUSER walsweep on nopass ~* +@all").await;
+    let url = cluster.urls()[0].replace("redis://", "redis://walsweep:any@");
+    let target = format!("mode = \"cluster\"\nurl = {url:?}");
+    let sidecar = Sidecar::set_up(Settings { targets: vec![target], ..settings(&bed) }).await;
+    several.lets_any_bytes_go(&bed, &mine).await;
+    several.fill(&mine).await;
+    several.admin("ACL SETUSER walsweep resetkeys ~item:* ~raw:* ~walsweep:*").await;
+    bed.sql.run("update item set version = version + 1 where id = 1").await;
+    eventually(PATIENCE, "the rule is named", async || {
+        let (status, body) = sidecar.get("/readyz").await.unwrap();
+        status == 503 && body.contains("rule `item`")
+    })
+    .await;
+    assert_eq!(several.left(&mine).await, DISTINCT, "none may be removed");
+    several.admin("ACL SETUSER walsweep ~list:*").await;
+    eventually(PATIENCE, "all of them go", async || several.left(&mine).await == 0).await;
+    bed.settled().await;
+}
+
+#[tokio::test]
+async fn keys_of_any_bytes_go_from_behind_an_endpoint() {
+    let bed = Bed::new(&[]).await;
+    let mut servers = Vec::new();
+    for _ in 0..2 {
+        servers.push(Redis::start(RedisOptions::default()).await.unwrap());
+    }
+    let ports = servers.iter().map(Redis::port).collect();
+    let endpoint = Endpoint::start(ports, Tricks::SERVERLESS);
+    let mine = distinct();
+    let places = mine.iter().map(|key| endpoint.place(key)).collect();
+    let several = Several::new(servers.iter().collect(), places).await;
+    let refill = "300ms".to_owned();
+    let settings = Settings { redis_url: endpoint.url(), refill, ..settings(&bed) };
+    let _sidecar = Sidecar::set_up(settings).await;
+    several.lets_any_bytes_go(&bed, &mine).await;
 }

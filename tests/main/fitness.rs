@@ -1,6 +1,6 @@
 //! `run` refuses of Redis what `check` refuses: at the start, and whenever it connects.
 
-use walsweep_stage::throwaway::{Redis, RedisOptions};
+use walsweep_stage::throwaway::{Cluster, ClusterOptions, Redis, RedisOptions};
 
 use crate::support::{Bed, PATIENCE, Settings, Sidecar, Swap, eventually};
 
@@ -34,8 +34,14 @@ async fn redis_with(args: &[&str]) -> Redis {
     Redis::start(RedisOptions { args, ..RedisOptions::default() }).await.unwrap()
 }
 
+/// Three primaries.
+async fn cluster() -> Cluster {
+    let options = ClusterOptions { primaries: 3, replicas: 0, node: RedisOptions::default() };
+    Cluster::start(options).await.unwrap()
+}
+
 /// A node that has every slot, so that no key of it is anywhere else.
-async fn cluster() -> Redis {
+async fn lonely_node() -> Redis {
     let node = redis_with(&["--cluster-enabled", "yes"]).await;
     let slots = (0..16_384).map(|slot| slot.to_string()).collect::<Vec<_>>().join(" ");
     admin(&node, &format!("CLUSTER ADDSLOTS {slots}")).await;
@@ -82,28 +88,59 @@ async fn a_redis_that_check_refuses_is_refused_at_the_start() {
     let without = redis_with(&[]).await;
     set_user(&without, "~*").await;
     admin(&without, "ACL SETUSER app -incr").await;
+    let cluster = cluster().await;
+    let node = cluster.node(0).unwrap().url();
+    let told = "`redis.url` reaches one node of a cluster";
+    is_refused(&bed, (node, told)).await;
     for (server, told) in [
-        (cluster().await, "`redis.url` reaches one node of a cluster"),
         (redis_with(&replica).await, "`redis.url` reaches a replica"),
         (redis_with(&["--rename-command", "UNLINK", ""]).await, "has no command `UNLINK`"),
         (redis_with(&["--rename-command", "INCR", "none"]).await, "has no command `INCR`"),
         (without, "lacks `+incr`"),
     ] {
         let redis_url = if told.contains("lacks") { redis_url(&server) } else { server.url() };
-        let mut sidecar = Sidecar::new(Settings { redis_url, ..bed.settings() });
-        let checked = crate::support::text(&sidecar.command(&["check"]));
-        assert!(checked.contains(told), "check: {told}\n{checked}");
-        sidecar.start();
-        assert_eq!(sidecar.wait_exit().await, 1, "{told}\n{}", sidecar.log().join("\n"));
-        let log = sidecar.log().join("\n");
-        assert!(log.contains("refused to start") && log.contains(told), "{told}\n{log}");
-        assert!(!log.contains("walsweep setup"), "that is for Postgres\n{log}");
+        is_refused(&bed, (redis_url, told)).await;
     }
     let mut settings = bed.settings();
     settings.redis_url = settings.redis_url.replace("redis://", "redis://nobody:x@");
     let mut sidecar = Sidecar::new(settings);
     sidecar.start();
     assert_eq!(sidecar.wait_exit().await, 1);
+}
+
+/// `check` says it, and `run` says it and ends.
+async fn is_refused(bed: &Bed, (redis_url, told): (String, &str)) {
+    let mut sidecar = Sidecar::new(Settings { redis_url, ..bed.settings() });
+    let checked = crate::support::text(&sidecar.command(&["check"]));
+    assert!(checked.contains(told), "check: {told}\n{checked}");
+    sidecar.start();
+    assert_eq!(sidecar.wait_exit().await, 1, "{told}\n{}", sidecar.log().join("\n"));
+    let log = sidecar.log().join("\n");
+    assert!(log.contains("refused to start") && log.contains(told), "{told}\n{log}");
+    assert!(!log.contains("walsweep setup"), "that is for Postgres\n{log}");
+}
+
+/// A cluster of one node is used by its address as an endpoint is that looks the same: nothing is
+/// taken for proven, since other nodes may come.
+#[tokio::test]
+async fn a_lonely_node_of_a_cluster_is_used_as_an_endpoint() {
+    let bed = Bed::new(&[]).await;
+    let node = lonely_node().await;
+    let mut sidecar = Sidecar::set_up(Settings { redis_url: node.url(), ..bed.settings() }).await;
+    bed.settled().await;
+    assert_eq!(sidecar.sigterm().await, 0);
+    let keys = ["item:1", "list:team 1:a", "item:2"];
+    let mut cache = node.connect().await.unwrap();
+    for key in keys {
+        let _: () = redis::AsyncCommands::set(&mut cache, key, "cached").await.unwrap();
+    }
+    sidecar.start();
+    sidecar.wait_ready().await;
+    let left: usize = redis::cmd("DBSIZE").query_async(&mut cache).await.unwrap();
+    let own: Vec<String> = redis::AsyncCommands::keys(&mut cache, "walsweep:*").await.unwrap();
+    assert_eq!(left, own.len(), "all of theirs are swept");
+    let checked = crate::support::text(&sidecar.command(&["check"]));
+    assert!(checked.contains("redis_shards") && checked.contains("mode = \"cluster\""));
 }
 
 /// A server that refuses for a while is waited for.
@@ -152,8 +189,9 @@ async fn a_rule_whose_keys_may_not_be_removed_is_named_and_the_others_go_on() {
 #[tokio::test]
 async fn a_server_that_comes_later_is_looked_at_when_it_comes() {
     let mut bed = Bed::new(&[]).await;
-    let (cluster, target) =
-        (cluster().await, |redis: &Redis| ([127, 0, 0, 1], redis.port()).into());
+    let target = |redis: &Redis| ([127, 0, 0, 1], redis.port()).into();
+    let nodes = cluster().await;
+    let cluster = nodes.node(0).unwrap();
     let front = Swap::start(target(&bed.redis));
     let redis_url = front.url(&bed.redis.url(), bed.redis.port());
     let mut sidecar = Sidecar::new(Settings { redis_url, ..bed.settings() });
@@ -161,7 +199,7 @@ async fn a_server_that_comes_later_is_looked_at_when_it_comes() {
     bed.redis.kill9().await.unwrap();
     sidecar.start();
     not_ready(&sidecar, &["redis is out of reach"]).await;
-    front.to(target(&cluster));
+    front.to(target(cluster));
     let told = "`redis.url` reaches one node of a cluster: keys of the other nodes would stay";
     not_ready(&sidecar, &[told, "hint: "]).await;
     assert!(!sidecar.has_ended());
@@ -173,15 +211,15 @@ async fn a_server_that_comes_later_is_looked_at_when_it_comes() {
     assert!(!body.contains("cluster"), "{body}");
     bed.marked().await;
     // It takes the place of the one that was right.
-    front.to(target(&cluster));
+    front.to(target(cluster));
     not_ready(&sidecar, &[told]).await;
     assert!(bed.watermark().await.is_some());
-    let written: Option<String> = redis::cmd("GET")
+    let written: Vec<String> = redis::cmd("KEYS")
         .arg("walsweep:walsweep")
         .query_async(&mut cluster.connect().await.unwrap())
         .await
         .unwrap();
-    assert_eq!(written, None, "what goes there is confirmed");
+    assert_eq!(written, [""; 0], "what goes there is confirmed");
     front.to(target(&bed.redis));
     ready(&sidecar).await;
 }

@@ -15,6 +15,7 @@ mod credentials;
 mod data;
 mod delivery;
 mod documents;
+mod endpoint;
 mod explain;
 mod fence;
 mod fitness;

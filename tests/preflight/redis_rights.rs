@@ -1,9 +1,13 @@
 //! Findings in Redis.
 
+use std::sync::Arc;
+
 use redis::aio::MultiplexedConnection;
 use redis::{Client, cmd};
-use walsweep::config::{Config, Rule, Target};
+use walsweep::config::{Config, Mode, Rule, Sentinels, Target};
 use walsweep::preflight::{self, Code, Finding, Severity};
+use walsweep::telemetry::Health;
+use walsweep::telemetry::metrics::Metrics;
 use walsweep_stage::throwaway::{Redis, RedisOptions, redis_version};
 
 use crate::kit::{codes, config, find, rule};
@@ -248,6 +252,26 @@ async fn replicas_clusters_and_eviction_are_found() {
         let server = Redis::start(RedisOptions { args, ..RedisOptions::default() }).await.unwrap();
         let findings = found_as(&server, "~* +@all", &["k"]).await;
         assert_eq!(find(&findings, code).severity, severity, "{findings:#?}");
+    }
+}
+
+/// A failover may come between the answer of the Sentinels and the look at the server.
+#[tokio::test]
+async fn a_replica_is_no_reason_not_to_start_where_sentinels_name_the_primary() {
+    let primary = Redis::start(RedisOptions::default()).await.unwrap();
+    let args = format!("--replicaof 127.0.0.1 {}", primary.port());
+    let args = args.split(' ').map(str::to_owned).collect();
+    let replica = Redis::start(RedisOptions { args, ..RedisOptions::default() }).await.unwrap();
+    let mut config = config(0, "app", vec![rule("t", &["k"])]);
+    config.redis[0].url = replica.url();
+    let sentinels = Sentinels { service: "cache".to_owned(), list: Vec::new() };
+    for (mode, refused) in [(Mode::Standalone, 1), (Mode::Sentinel(sentinels), 0)] {
+        config.redis[0].mode = mode;
+        let health = Arc::new(Health::new(Arc::new(Metrics::new(&[]))));
+        let fitness = preflight::Fitness::new(target(&config), health);
+        let mut connection = replica.connect().await.unwrap();
+        assert_eq!(fitness.refusals(&mut connection, false).await.len(), refused);
+        assert!(fitness.look(connection).await.is_err(), "it is not used in any case");
     }
 }
 

@@ -415,7 +415,7 @@ fn known(world: &World, known: &[bool], rules: &[config::Rule]) {
     let (system_id, epoch) = ("7".to_owned(), "1".to_owned());
     let rules = prints(&rules).digest();
     let mark =
-        Watermark { system_id, timeline: 1, epoch, lsn: Lsn(lsn), rules, of_stranger: false };
+        Watermark { system_id, timeline: 1, epoch, lsn: Lsn(lsn), rules, ..Watermark::nowhere() };
     world.postgres.borrow_mut().slot = Some(Slot { confirmed: lsn, saved: lsn });
     for (at, _) in known.iter().enumerate().filter(|(_, known)| **known) {
         world.redis[at].borrow_mut().set_mark(Some(mark.to_value()));

@@ -165,6 +165,7 @@ async fn open(world: &Rc<World>, rules: &Rules) -> Result<Opened, Error> {
         lsn: Lsn(lsn),
         rules: prints.digest(),
         of_stranger: false,
+        is_unproven: false,
     };
     let settings = Settings {
         max_stall: Duration::from_millis(5),

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::panic, clippy::print_stderr, reason = "a test may fail")]
 
 mod bed;
+mod endpoint;
 mod load;
 mod proxy;
 mod sidecar;
@@ -19,6 +20,7 @@ use tokio_postgres::types::{FromSqlOwned, ToSql};
 use walsweep_stage::throwaway::Postgres;
 
 pub(crate) use self::bed::{Bed, ITEM_RULES};
+pub(crate) use self::endpoint::{Endpoint, Eval, Keys, Scan, Tricks};
 pub(crate) use self::load::Load;
 pub(crate) use self::proxy::{Fault, Proxy, Way};
 pub(crate) use self::sidecar::{Settings, Sidecar, text};

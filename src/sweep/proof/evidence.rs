@@ -43,6 +43,9 @@ pub struct Watermark {
     pub rules: String,
     /// Whether nothing showed whose the slot was when walsweep began to read it.
     pub of_stranger: bool,
+    /// Whether it was written where a lost removal does not show, so that it is no evidence of any:
+    /// an endpoint that hides several servers, or runs no scripts.
+    pub is_unproven: bool,
 }
 
 /// The text form, JSON for whoever looks at it with `redis-cli`.
@@ -56,6 +59,8 @@ struct Text {
     rules: String,
     #[serde(default, skip_serializing_if = "is_false")]
     of_stranger: bool,
+    #[serde(default, rename = "unproven", skip_serializing_if = "is_false")]
+    is_unproven: bool,
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "the signature that serde calls")]
@@ -74,6 +79,7 @@ impl Watermark {
             lsn: Lsn::ZERO,
             rules: String::new(),
             of_stranger: false,
+            is_unproven: false,
         }
     }
 
@@ -87,6 +93,7 @@ impl Watermark {
             lsn: self.lsn.to_string(),
             rules: self.rules.clone(),
             of_stranger: self.of_stranger,
+            is_unproven: self.is_unproven,
         };
         serde_json::to_vec(&text).expect("texts and a number are JSON")
     }
@@ -96,8 +103,8 @@ impl Watermark {
     pub fn from_value(value: &[u8]) -> Option<Watermark> {
         let text: Text = serde_json::from_slice(value).ok()?;
         let lsn = text.lsn.parse().ok()?;
-        let Text { system_id, timeline, epoch, rules, of_stranger, .. } = text;
-        Some(Watermark { system_id, timeline, epoch, lsn, rules, of_stranger })
+        let Text { system_id, timeline, epoch, rules, of_stranger, is_unproven, .. } = text;
+        Some(Watermark { system_id, timeline, epoch, lsn, rules, of_stranger, is_unproven })
     }
 
     /// Whether both are of the same history, wherever in it.
@@ -133,6 +140,8 @@ pub enum Broken {
     TablesChanged,
     /// The value that we wrote last no longer stands.
     WatermarkLost,
+    /// The watermark is, or was, where a lost removal does not show.
+    Unproven,
     /// The slot was created anew.
     SlotCreated,
     /// The slot was dropped on purpose, because it kept more WAL than `max_retained_wal`.
@@ -156,6 +165,7 @@ impl Broken {
             Broken::OtherRules => "other_rules",
             Broken::TablesChanged => "tables_changed",
             Broken::WatermarkLost => "watermark_lost",
+            Broken::Unproven => "unproven",
             Broken::SlotCreated => "slot_created",
             Broken::RetainedWal => "retained_wal",
             Broken::SlotUndecodable => "slot_undecodable",
@@ -180,6 +190,7 @@ impl Broken {
             Broken::OtherRules => "the watermark is of other rules, and does not tell which",
             Broken::TablesChanged => "the rules' tables are not what they were",
             Broken::WatermarkLost => "redis lost the watermark",
+            Broken::Unproven => "nothing shows that redis kept every removal",
             Broken::SlotCreated => "the slot is new",
             Broken::RetainedWal => "the slot kept too much WAL",
             Broken::SlotUndecodable => "the server could not decode what the slot held",
@@ -190,7 +201,8 @@ impl Broken {
     /// early for it.
     ///
     /// Once a watermark of this session stands, every commit below it that has keys went through
-    /// the gate, under these rules: one that is lost needs no fence. Every other reason does.
+    /// the gate, under these rules: one that is lost needs no fence. Nor does one that says as much
+    /// of the commits, and nothing of Redis. Every other reason does.
     /// Without a watermark, with a foreign one, one that is behind or one of another history,
     /// nothing tells who moved the slot to where it is, and whether visibility was waited for. A
     /// new slot begins behind whatever is committed and invisible. Where rules or tables are others
@@ -201,7 +213,7 @@ impl Broken {
     #[must_use]
     pub fn is_fenced(self) -> bool {
         match self {
-            Broken::WatermarkLost => false,
+            Broken::WatermarkLost | Broken::Unproven => false,
             Broken::WatermarkMissing
             | Broken::WatermarkForeign
             | Broken::WatermarkBehind
@@ -314,7 +326,8 @@ mod tests {
 
     fn watermark(lsn: u64) -> Watermark {
         let (system_id, epoch, rules) = ("71".into(), "e1".into(), "abc".into());
-        Watermark { system_id, timeline: 2, epoch, lsn: Lsn(lsn), rules, of_stranger: false }
+        let (of_stranger, is_unproven, lsn) = (false, false, Lsn(lsn));
+        Watermark { system_id, timeline: 2, epoch, lsn, rules, of_stranger, is_unproven }
     }
 
     #[test]
@@ -330,6 +343,9 @@ mod tests {
             br#"{"system_id":"71","timeline":2,"lsn":"0/64","rules":"abc"}"#.to_vec();
         let of_stranger = Watermark { of_stranger: true, ..watermark(100) };
         assert_eq!(Watermark::from_value(&of_stranger.to_value()), Some(of_stranger.clone()));
+        let unproven = Watermark { is_unproven: true, ..watermark(100) };
+        assert!(unproven.to_value().ends_with(b",\"unproven\":true}"));
+        assert_eq!(Watermark::from_value(&unproven.to_value()), Some(unproven));
         assert!(!watermark(100).to_value().ends_with(b"true}"), "an ordinary one does not say it");
         let rows = [
             (Some(of_stranger.to_value()), Ok(Lsn(100))),

@@ -18,11 +18,24 @@ pub(in crate::sweep) struct Found {
     pub(in crate::sweep) details: Option<Vec<u8>>,
     /// Which part of the deployment was not there to be asked.
     pub(in crate::sweep) away: Option<String>,
+    /// Whether nothing shows there that a removal was lost.
+    pub(in crate::sweep) is_unproven: bool,
 }
 
 /// Gives the digest of the fingerprints that a watermark was written under.
 fn rules_of(value: &[u8]) -> Option<String> {
     Watermark::from_value(value).map(|mark| mark.rules)
+}
+
+/// Whether a watermark says of itself that it shows nothing of Redis.
+fn is_marked(value: &[u8]) -> bool {
+    Watermark::from_value(value).is_some_and(|mark| mark.is_unproven)
+}
+
+/// Everything, which is in doubt where nothing shows that Redis kept every removal. Why, the
+/// watermark says if it puts something in doubt by itself, for a commit may then be invisible yet.
+fn of_everything(judged: Result<Option<Lsn>, Doubt>) -> Doubt {
+    Doubt::Everything(judged.map_or_else(|doubt| doubt.reason(), |_| Broken::Unproven))
 }
 
 /// A session's knowledge of the watermark key.
@@ -122,19 +135,29 @@ impl Ward {
         found: Found,
         floor: Lsn,
     ) -> Result<Option<Lsn>, Doubt> {
-        let Found { watermark: found, details, .. } = found;
+        let Found { watermark: found, details, is_unproven, .. } = found;
+        // What is written from now on says so.
+        self.expected.is_unproven = is_unproven;
+        let is_evidence = !is_unproven && !found.as_deref().is_some_and(is_marked);
         let attempted = self.attempted.take();
         let judged = if self.owes() {
             // The sweep that is owed begins again with everything else. One of everything makes
             // good whatever Redis lost; for one of a part, and for what rests of one, the watermark
             // that it began with must stand.
             let is_part = self.is_partial || self.owed == self.paid;
-            let may_have_lost = is_part && (found.is_none() || found != self.standing);
-            if may_have_lost { Err(Doubt::Everything(Broken::WatermarkLost)) } else { Ok(None) }
+            let is_lost = found.is_none() || found != self.standing;
+            match (is_part, is_lost, is_evidence) {
+                (true, true, _) => Err(Doubt::Everything(Broken::WatermarkLost)),
+                (true, false, false) => Err(Doubt::Everything(Broken::Unproven)),
+                _ => Ok(None),
+            }
+        } else if self.judged && !is_evidence {
+            Err(Doubt::Everything(Broken::Unproven))
         } else if self.judged {
             self.judge_again(found.as_deref(), attempted, floor).map_err(Doubt::Everything)
         } else {
-            self.judge_first(found.as_deref(), details.as_deref())
+            let judged = self.judge_first(found.as_deref(), details.as_deref());
+            if is_evidence { judged } else { Err(of_everything(judged)) }
         };
         self.judged = true;
         self.shared = false;

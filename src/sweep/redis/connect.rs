@@ -284,7 +284,9 @@ fn authorities(path: &Path) -> Result<Vec<u8>, std::io::Error> {
 fn failed(info: &ConnectionInfo, error: &RedisError) -> ConnectError {
     let address = info.addr().to_string();
     let detail = error.detail().unwrap_or_default();
-    if ["DB index", "cluster mode"].iter().any(|part| detail.contains(part)) {
+    // The last two: an endpoint that has one database.
+    let words = ["DB index", "cluster mode", "unknown command", "unsupported"];
+    if words.iter().any(|part| detail.contains(part)) {
         return ConnectError::Database { address, said: detail.to_owned() };
     }
     ConnectError::Redis { address, service: None, error: told(error) }
@@ -321,6 +323,14 @@ pub(super) fn node_name(redis: &config::Redis) -> String {
     }
 }
 
+/// Whether a server refuses a command because it does not know it, or does not let anybody use it.
+/// Proxies have words of their own.
+fn is_unknown(error: &RedisError) -> bool {
+    let said = error.to_string().to_lowercase();
+    let words = ["unknown command", "unsupported", "not supported", "disabled", "invalid request"];
+    error.code().is_some() && words.iter().any(|words| said.contains(words))
+}
+
 /// The class of a client library's error, and its text without what the server quotes: an error
 /// reply may repeat a key.
 pub(crate) fn classify(error: &RedisError) -> Error {
@@ -343,13 +353,17 @@ pub(crate) fn classify(error: &RedisError) -> Error {
             // A node of a cluster took the place of the server that was connected to.
             Some("MOVED" | "ASK" | "CLUSTERDOWN" | "TRYAGAIN") => Kind::Slot,
             Some("CROSSSLOT") => Kind::Swapped,
+            _ if is_unknown(error) => Kind::Unsupported,
             _ => Kind::Other,
         },
         _ if error.is_timeout() => Kind::Timeout,
         _ => Kind::Io,
     };
     let cause = error.source().and_then(|cause| cause.downcast_ref::<std::io::Error>());
-    let message = match (error.code(), cause) {
+    // Proxies begin with a word, and Redis with a code.
+    let code = error.code().filter(|code| !code.bytes().any(|byte| byte.is_ascii_lowercase()));
+    let message = match (code, cause) {
+        (_, _) if kind == Kind::Unsupported => "redis does not have the command".to_owned(),
         (Some(code), _) => format!("redis answered {code}"),
         (None, _) if kind == Kind::Timeout => "redis gave no reply in time".to_owned(),
         (None, Some(cause)) => cause.to_string(),

@@ -2,6 +2,7 @@
 //!
 //! - [`connect`], [`sentinel`] and [`standalone`]: its connections; [`cluster`]: several servers
 //!   as one;
+//! - [`endpoint`]: one address that may hide several servers;
 //! - [`node`]: what a sweeper asks of it; [`standing`]: the watermark, for whoever has no sweeper;
 //! - [`unlink`], exact keys; [`pass`], patterns; [`observe`], which keys were written again;
 //!   [`index`], which keys there are;
@@ -11,6 +12,7 @@
 pub(super) mod budget;
 pub mod cluster;
 pub mod connect;
+pub mod endpoint;
 pub(super) mod info;
 pub(super) mod index;
 pub mod lease;

@@ -107,6 +107,11 @@ pub trait Node: Removes {
         None
     }
 
+    /// Whether nothing shows that it keeps every removal, whatever watermark stands there.
+    fn is_unproven(&self) -> bool {
+        false
+    }
+
     /// This moment, if the keys that are written from now on are observed.
     fn mark(&self) -> Option<Mark> {
         None
@@ -303,6 +308,8 @@ pub enum Kind {
     Slot,
     /// The key holds another type of value than it should.
     WrongType,
+    /// The server does not have the command, or not as it has to be.
+    Unsupported,
     /// Any other error reply.
     Other,
 }
@@ -327,6 +334,7 @@ impl Kind {
             Kind::Swapped => "swapped",
             Kind::Slot => "slot",
             Kind::WrongType => "wrongtype",
+            Kind::Unsupported => "unsupported",
             Kind::Other => "other",
         }
     }
@@ -351,6 +359,7 @@ impl Kind {
             | Kind::Replicas
             | Kind::Sentinel
             | Kind::WrongType
+            | Kind::Unsupported
             | Kind::Other => false,
         }
     }
@@ -407,6 +416,9 @@ impl Error {
             Kind::WrongType => Some(
                 "a key named `walsweep:` and the slot's name is not ours: rename or remove it, or \
                  set `postgres.slot` to another name",
+            ),
+            Kind::Unsupported => Some(
+                "`walsweep check` says what the server lacks, and what follows; docs/endpoint.md",
             ),
             Kind::Busy => Some("end the script that runs in Redis: `SCRIPT KILL`"),
             Kind::Misconf => Some(

@@ -3,11 +3,12 @@
 use std::time::Duration;
 
 use redis::aio::MultiplexedConnection;
-use redis::{RedisError, cmd};
+use redis::{Pipeline, RedisError, cmd};
 use tokio::time::timeout;
 
 use super::cluster;
 use super::connect::{classify, connect};
+use super::endpoint;
 use super::node::{Error, Kind};
 use super::standalone::details_key;
 use crate::config::{self, Mode};
@@ -18,7 +19,7 @@ use crate::sweep::shared::digest_of;
 
 /// Reads so many bytes of the watermark at most. KEYS: the watermark; ARGV: the number of bytes.
 /// An error is given back as it is: raised, it would lose its code in servers before 7.0.
-pub(super) const BEGINNING: &str = "local standing = redis.pcall('get', KEYS[1]) \
+const BEGINNING: &str = "local standing = redis.pcall('get', KEYS[1]) \
      if type(standing) == 'table' then return standing end \
      return standing and string.sub(standing, 1, ARGV[1])";
 
@@ -34,9 +35,30 @@ pub(super) async fn read(
     connection: &mut MultiplexedConnection,
     key: &str,
 ) -> Result<Option<Vec<u8>>, RedisError> {
+    beginning(connection, key, WATERMARK_SIZE_MAX).await
+}
+
+/// Reads so many bytes of a value at most; `None` if there is none. Where there are no scripts an
+/// empty one is none, too.
+pub(super) async fn beginning(
+    connection: &mut MultiplexedConnection,
+    key: &str,
+    bytes_max: usize,
+) -> Result<Option<Vec<u8>>, RedisError> {
     let mut read = cmd("EVAL");
-    read.arg(BEGINNING).arg(1).arg(key).arg(WATERMARK_SIZE_MAX);
-    read.query_async(connection).await
+    read.arg(BEGINNING).arg(1).arg(key).arg(bytes_max);
+    match read.query_async(connection).await {
+        Err(error) if classify(&error).kind() == Kind::Unsupported => {
+            let mut read = cmd("GETRANGE");
+            read.arg(key).arg(0).arg(bytes_max.saturating_sub(1));
+            match read.query_async::<Vec<u8>>(connection).await {
+                Ok(found) => Ok(Some(found).filter(|found| !found.is_empty())),
+                // Of the rights that `check` asks for.
+                Err(_other) => cmd("GET").arg(key).query_async(connection).await,
+            }
+        }
+        outcome => outcome,
+    }
 }
 
 /// The watermark under this name, over a connection of its own; `None` if there is none, or
@@ -191,13 +213,14 @@ async fn forget_at(redis: &config::Redis, key: &str, system_id: &str) -> Result<
         }
         Some(Some(_)) | None => {}
     }
-    let mut unlink = cmd("UNLINK");
-    unlink.arg(key).arg(&number_key).arg(made_key(key));
-    if let Some(digest) = value.as_deref().and_then(digest_of) {
-        unlink.arg(details_key(key, &digest));
+    let details = value.as_deref().and_then(digest_of).map(|digest| details_key(key, &digest));
+    let beside = [key.to_owned(), number_key, made_key(key)];
+    let mut unlink = Pipeline::new();
+    // Each by itself: they may be on several servers, behind one address.
+    for name in beside.into_iter().chain(details).chain(endpoint::marks(key)) {
+        unlink.cmd("UNLINK").arg(name);
     }
-    let unlinked = unlink.query_async::<u64>(&mut connection).await;
-    unlinked.map_err(|error| classify(&error))?;
+    unlink.exec_async(&mut connection).await.map_err(|error| classify(&error))?;
     Ok(Forgotten::Removed)
 }
 

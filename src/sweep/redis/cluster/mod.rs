@@ -39,6 +39,7 @@ use self::part::Part;
 pub(super) use self::part::Seen;
 use self::proof::Value;
 use self::slots::Slots;
+pub(super) use self::slots::slot_of;
 pub use self::survey::{NOT_ONE, each, name_at};
 use super::connect::node_name;
 use super::index::Indexed;

@@ -165,8 +165,9 @@ mod tests {
 
     fn mark(lsn: u64) -> Vec<u8> {
         let (system_id, epoch, rules) = ("71".into(), "e1".into(), "abc".into());
-        let lsn = Lsn(lsn);
-        Watermark { system_id, timeline: 2, epoch, lsn, rules, of_stranger: false }.to_value()
+        let (lsn, of_stranger, is_unproven) = (Lsn(lsn), false, false);
+        let timeline = 2;
+        Watermark { system_id, timeline, epoch, lsn, rules, of_stranger, is_unproven }.to_value()
     }
 
     fn value(found: Option<(u64, &str)>, slots: &str) -> Value {

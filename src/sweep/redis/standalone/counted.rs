@@ -15,7 +15,7 @@ use crate::sweep::redis::standing::WATERMARK_SIZE_MAX;
 /// [`Chain`]. A script, because it must be one step: with `SET … GET` the evidence of a loss would
 /// be gone before it is seen. KEYS: the watermark, the number; ARGV: whether a value is expected,
 /// that value, the new value, the number or nothing, how many bytes of a value count.
-const COMPARE_AND_SET: &str = "local standing = redis.pcall('get', KEYS[1]) \
+pub(super) const COMPARE_AND_SET: &str = "local standing = redis.pcall('get', KEYS[1]) \
      if type(standing) == 'table' then return standing end \
      if standing then standing = string.sub(standing, 1, ARGV[5]) end \
      local expected = false \
@@ -23,6 +23,16 @@ const COMPARE_AND_SET: &str = "local standing = redis.pcall('get', KEYS[1]) \
      if standing ~= expected then return standing end \
      if ARGV[4] ~= '' and redis.pcall('get', KEYS[2]) ~= ARGV[4] then return -1 end \
      redis.call('set', KEYS[1], ARGV[3]) return 1";
+
+/// Reads the reply to [`COMPARE_AND_SET`], if the number was right or none was compared.
+pub(super) fn replaced(reply: Value) -> Result<Replaced, Error> {
+    match reply {
+        Value::Int(1) => Ok(Replaced::Yes),
+        Value::Nil => Ok(Replaced::No(None)),
+        Value::BulkString(standing) => Ok(Replaced::No(Some(standing))),
+        _ => Err(Error::new(Kind::Other, "EVAL gave an unexpected reply".to_owned())),
+    }
+}
 
 impl Standalone {
     /// `number` is what the chain says must stand.
@@ -44,11 +54,8 @@ impl Standalone {
             reply.map_err(|error| classify(&error))
         };
         match self.unless_left(reply).await? {
-            Value::Int(1) => Ok(Replaced::Yes),
             Value::Int(-1) => Err(self.swapped()),
-            Value::Nil => Ok(Replaced::No(None)),
-            Value::BulkString(standing) => Ok(Replaced::No(Some(standing))),
-            _ => Err(Error::new(Kind::Other, "EVAL gave an unexpected reply".to_owned())),
+            reply => replaced(reply),
         }
     }
 

@@ -1,19 +1,24 @@
 //! One Redis server, over two connections: removals on one, SCAN on the other, so that a reply to
 //! a removal never queues behind a page of names; and a third for `WAIT`, if it is asked for. Of a
-//! service that Sentinels watch it is the primary. [`shard`]: more, of a primary of a cluster.
+//! service that Sentinels watch it is the primary. [`shard`]: more, of a primary of a cluster;
+//! [`hidden`]: other ways, of an address that is not one server's.
 
 mod counted;
 mod dead;
+mod hidden;
+mod observed;
 mod shard;
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::time::Duration;
 
 use redis::aio::MultiplexedConnection;
-use redis::{Cmd, ErrorKind, Pipeline, PushInfo, RedisError, ServerErrorKind, Value, cmd};
+use redis::{Cmd, Pipeline, PushInfo, RedisError, Value, cmd};
 
+use self::hidden::Hidden;
+use self::observed::Observed;
 pub(in crate::sweep::redis) use self::shard::{Names, Outcome};
 use crate::config;
 use crate::keys::{KeySet, Pattern};
@@ -22,6 +27,7 @@ use crate::sweep::proof::evidence::key_name;
 use crate::sweep::redis::connect::{
     ConnectError, classify, connect, connect_with_pushes, node_name,
 };
+use crate::sweep::redis::endpoint::Endpoint;
 use crate::sweep::redis::index::Indexed;
 use crate::sweep::redis::info::{history, scan_time};
 use crate::sweep::redis::node::{
@@ -32,7 +38,7 @@ use crate::sweep::redis::own::Own;
 use crate::sweep::redis::prefix::Prefix;
 use crate::sweep::redis::renewal::Renewal;
 use crate::sweep::redis::sentinel::Council;
-use crate::sweep::redis::standing::{self, BEGINNING};
+use crate::sweep::redis::standing;
 use crate::sweep::redis::tracking::{hear, track};
 
 /// How long fingerprints stay that no watermark carries yet: those of a program that was killed
@@ -73,20 +79,12 @@ pub struct Standalone {
     /// The look at a server before it is used.
     look: Option<Look>,
     connections: RefCell<Option<Connections>>,
+    /// The endpoint that the log told of.
+    told: Cell<Option<Endpoint>>,
+    /// Whether a pass has shown that SCAN gives the keys of all servers behind it.
+    shows_all: Cell<bool>,
     /// Keeps them logged in, if the password may change.
     renewal: RefCell<Option<Renewal>>,
-}
-
-/// Which writes are to be observed, and what for.
-struct Observed {
-    /// Keys whose writes Redis is asked to tell.
-    keys: KeySet,
-    /// Memory of names of written keys, bytes.
-    bytes: usize,
-    /// Whether they are for second removals.
-    is_for_refills: bool,
-    /// Patterns the names of whose live keys are kept, and their memory, bytes.
-    index: Option<(Vec<Pattern>, usize)>,
 }
 
 #[derive(Clone)]
@@ -99,6 +97,8 @@ struct Connections {
     history: Option<String>,
     /// For `WAIT`, which holds up its own connection; only if it is asked for.
     wait: Option<MultiplexedConnection>,
+    /// Of an endpoint that proves nothing.
+    hidden: Option<Rc<Hidden>>,
 }
 
 impl Standalone {
@@ -118,6 +118,8 @@ impl Standalone {
             observed: None,
             look: None,
             connections: RefCell::new(None),
+            told: Cell::new(None),
+            shows_all: Cell::new(false),
             renewal: RefCell::new(None),
         }
     }
@@ -126,79 +128,6 @@ impl Standalone {
     #[must_use]
     pub fn looked_at(self, look: Look) -> Standalone {
         Standalone { look: Some(look), ..self }
-    }
-
-    /// Lets it observe which keys of `everything` are written, in so many bytes of names, if the
-    /// server lets it.
-    #[must_use]
-    pub fn observing(self, everything: KeySet, bytes: usize) -> Standalone {
-        let keys = everything.uncounted();
-        let observed = Observed { keys, bytes, is_for_refills: true, index: None };
-        Standalone { observed: Some(observed), ..self }
-    }
-
-    /// Lets it keep the names of all live keys that the patterns of a set match, if the server lets
-    /// it, in `index_bytes`; and in `bytes` those that are written while keys are removed.
-    #[must_use]
-    pub fn indexing(self, patterns: KeySet, index_bytes: usize, bytes: usize) -> Standalone {
-        let all = patterns.patterns().map(|(_, pattern)| pattern.clone()).collect();
-        let keys = patterns.uncounted();
-        let observed =
-            self.observed.unwrap_or(Observed { keys, bytes, is_for_refills: false, index: None });
-        let observed = Observed { index: Some((all, index_bytes)), ..observed };
-        Standalone { observed: Some(observed), ..self }
-    }
-
-    /// The connection for removals, and what it observes.
-    async fn connect_to_remove(
-        &self,
-        server: &config::Redis,
-    ) -> Result<(MultiplexedConnection, Option<Observer>), ConnectError> {
-        let Some(Observed { keys, bytes, index, .. }) = &self.observed else {
-            return Ok((connect(server).await?, None));
-        };
-        let observer = Observer::new((&self.redis, &self.slot), (keys, *bytes), index.clone());
-        let heard = {
-            let (observer, prefix) = (observer.clone(), Prefix::of(server));
-            move |push: PushInfo| {
-                hear(&observer, &prefix, &push);
-                Ok::<(), std::convert::Infallible>(())
-            }
-        };
-        let refused = match connect_with_pushes(server, heard).await {
-            Ok(mut connection) => match track(&mut connection, keys, &self.prefix).await {
-                Ok(()) => return Ok((connection, Some(observer))),
-                Err(error) => error,
-            },
-            Err(error) => Error::from(error),
-        };
-        let connection = connect(server).await?;
-        let (text, hint) = match index {
-            Some(_) => (
-                "writes cannot be observed: there is no index, patterns are removed by SCAN",
-                "needs Redis 6.2.5 or newer and the right `+client|tracking`; `sweep.index` set \
-                 to false ends this warning",
-            ),
-            None => (
-                "writes cannot be observed: every second removal takes all keys",
-                "needs Redis 6.2.5 or newer and the right `+client|tracking`; `refill.observe` \
-                 set to false ends this warning",
-            ),
-        };
-        tracing::warn!(node = self.name, error = %refused, hint, "{text}");
-        Ok((connection, None))
-    }
-
-    /// Who observes writes on the connections that there are.
-    fn observer(&self) -> Option<Observer> {
-        self.connections.borrow().as_ref()?.observer.clone()
-    }
-
-    /// Who has an index, and this moment.
-    fn indexer(&self) -> Option<(Observer, Mark)> {
-        let observer = self.observer().filter(|observer| observer.indexed().is_some())?;
-        let mark = observer.mark();
-        Some((observer, mark))
     }
 
     /// The names of its own keys.
@@ -236,10 +165,37 @@ impl Standalone {
                 Err(Error::new(Kind::ReadOnly, "the server is a replica".to_owned()))
             }
             Ok(info) => Ok(history(&info).map(str::to_owned)),
-            // Without the right to ask, a replica still shows itself by READONLY.
-            Err(error) if error.kind() == ErrorKind::Server(ServerErrorKind::NoPerm) => Ok(None),
-            Err(error) => Err(classify(&error)),
+            // Whoever may not ask, or asks what does not know INFO: a replica still shows itself by
+            // READONLY.
+            Err(error) => match classify(&error).kind() {
+                Kind::NoPerm | Kind::Unsupported => Ok(None),
+                _ => Err(classify(&error)),
+            },
         }
+    }
+
+    /// The history of the server that both connections reach. A failover between the two would let
+    /// a pass list the keys of one server and remove them from another.
+    async fn history_of_both(
+        &self,
+        remove: &mut MultiplexedConnection,
+        scan: &mut MultiplexedConnection,
+    ) -> Result<Option<String>, Error> {
+        let history = self.check_primary(remove).await?;
+        if self.check_primary(scan).await? != history {
+            let message = "two connections reach two servers".to_owned();
+            return Err(Error::new(Kind::Io, message));
+        }
+        Ok(history)
+    }
+
+    async fn looks_right(&self, connection: &MultiplexedConnection) -> Result<(), Error> {
+        let Some(look) = &self.look else { return Ok(()) };
+        look(connection.clone()).await.map_err(|reason| Error::Lost(reason, Kind::Other))
+    }
+
+    fn hidden(&self) -> Option<Rc<Hidden>> {
+        self.connections.borrow().as_ref()?.hidden.clone()
     }
 
     /// Runs a command that is of use only on the server that was connected to: what a cursor means,
@@ -278,6 +234,9 @@ impl Standalone {
 
 impl Removes for Standalone {
     async fn unlink(&self, groups: &[Vec<&[u8]>]) -> Result<Vec<Option<u64>>, Error> {
+        if let Some(hidden) = self.hidden() {
+            return Box::pin(self.unlink_apart(&hidden, groups)).await;
+        }
         let mut pipeline = Pipeline::with_capacity(groups.len());
         for keys in groups {
             pipeline.cmd("UNLINK");
@@ -310,7 +269,10 @@ impl Primary for Standalone {
     }
 
     async fn scan(&self, call: &ScanCall<'_>) -> Result<Page, Error> {
-        let Connections { scan: connection, history, observer, .. } = self.connections()?;
+        let Connections { scan: connection, history, observer, hidden, .. } = self.connections()?;
+        if let Some(hidden) = hidden {
+            return Box::pin(self.scan_behind(&hidden, call)).await;
+        }
         if let Some(observer) = observer.as_ref().filter(|_| call.cursor == 0) {
             observer.scan_begins(call.pattern);
         }
@@ -346,7 +308,11 @@ impl Primary for Standalone {
     }
 
     async fn scan_time(&self) -> Result<Option<Duration>, Error> {
-        let mut connection = self.connections()?.scan;
+        let Connections { scan: mut connection, hidden, .. } = self.connections()?;
+        if hidden.is_some() {
+            // It would be the account of one of several servers.
+            return Ok(None);
+        }
         let info: Result<String, RedisError> =
             cmd("INFO").arg("commandstats").query_async(&mut connection).await;
         match info {
@@ -396,28 +362,33 @@ impl Node for Standalone {
             Some(council) => Box::pin(council.server()).await.map_err(Error::from)?,
             None => self.redis.clone(),
         };
-        let (mut remove, observer) = self.connect_to_remove(&server).await.map_err(failed)?;
-        let history = self.check_primary(&mut remove).await?;
+        let (mut remove, mut observer) = self.connect_to_remove(&server).await.map_err(failed)?;
+        let hidden = match Box::pin(self.look_behind(&mut remove)).await {
+            Ok(hidden) => hidden.map(Rc::new),
+            Err(error) => {
+                // It may know better what is wrong.
+                self.looks_right(&remove).await?;
+                return Err(error);
+            }
+        };
+        if let (Some(_), Some(deaf)) = (&hidden, observer.take_if(|_| hidden.is_some())) {
+            tracing::warn!(
+                node = self.name,
+                "writes cannot be observed: one of several servers tells"
+            );
+            deaf.close();
+            remove = connect(&server).await.map_err(failed)?;
+        }
         let mut scan = connect(&server).await.map_err(failed)?;
-        // A failover between the two would let a pass list the keys of one server and remove them
-        // from another.
-        if self.check_primary(&mut scan).await? != history {
-            let message = "two connections reach two servers".to_owned();
-            return Err(Error::new(Kind::Io, message));
+        // Behind it any of several servers may answer.
+        let history = match &hidden {
+            Some(_) => None,
+            None => self.history_of_both(&mut remove, &mut scan).await?,
+        };
+        if history.is_none() {
+            self.leave_index(observer.as_ref());
         }
-        if let Some(observer) = observer.as_ref().filter(|one| one.indexed().is_some())
-            && history.is_none()
-        {
-            // Behind a proxy another server may answer, which was never asked to tell of writes.
-            observer.without_index();
-            let hint = "give the user `+info`; behind a proxy, see that it passes `INFO` on";
-            let text = "the server does not tell its `master_replid`: there is no index, patterns \
-                        are removed by SCAN";
-            tracing::warn!(node = self.name, hint, "{text}");
-        }
-        if let Some(look) = &self.look {
-            look(scan.clone()).await.map_err(|reason| Error::Lost(reason, Kind::Other))?;
-        }
+        self.looks_right(&scan).await?;
         let wait = match self.redis.wait_replicas {
             0 => None,
             _ => Some(connect(&server).await.map_err(failed)?),
@@ -427,7 +398,14 @@ impl Node for Standalone {
         }
         let all = [&remove, &scan].into_iter().chain(&wait).cloned().collect();
         self.renewal.replace(Renewal::begin(&self.redis, all));
-        self.connections.replace(Some(Connections { remove, observer, scan, history, wait }));
+        self.connections.replace(Some(Connections {
+            remove,
+            observer,
+            scan,
+            history,
+            wait,
+            hidden,
+        }));
         Ok(())
     }
 
@@ -444,8 +422,22 @@ impl Node for Standalone {
             }
             self.drop_dead().await
         };
-        let Some(council) = &self.council else { return pings.await };
+        let Some(council) = &self.council else {
+            pings.await?;
+            return match self.hidden() {
+                Some(hidden) => Box::pin(self.is_back(&hidden)).await,
+                None => Ok(()),
+            };
+        };
         Box::pin(council.look_during(pings)).await
+    }
+
+    fn away(&self) -> Option<String> {
+        self.hidden()?.away()
+    }
+
+    fn is_unproven(&self) -> bool {
+        self.hidden().is_some()
     }
 
     fn mark(&self) -> Option<Mark> {
@@ -467,9 +459,12 @@ impl Node for Standalone {
     }
 
     async fn watermark(&self) -> Result<Option<Vec<u8>>, Error> {
-        let mut connection = self.connections()?.remove;
+        let Connections { mut remove, hidden, .. } = self.connections()?;
+        if hidden.is_some() {
+            return Box::pin(self.watermark_behind(&mut remove)).await;
+        }
         self.chain.replace(Some(Chain::begin()));
-        let found = standing::read(&mut connection, &self.names().watermark).await;
+        let found = standing::read(&mut remove, &self.names().watermark).await;
         match found.map_err(|error| classify(&error)) {
             // Somebody else's value is no evidence, whatever its type. Removals go on; that nothing
             // can be confirmed is said when the watermark is to be written.
@@ -483,7 +478,10 @@ impl Node for Standalone {
         expected: Option<&[u8]>,
         value: &[u8],
     ) -> Result<Replaced, Error> {
-        let connection = self.connections()?.remove;
+        let Connections { remove: connection, hidden, .. } = self.connections()?;
+        if let Some(hidden) = hidden {
+            return Box::pin(self.replace_behind(&hidden, expected, value)).await;
+        }
         let number = match self.chain.borrow().as_ref() {
             Some(chain) if !chain.is_whole() => Err(()),
             Some(chain) => Ok(chain.standing()),
@@ -502,10 +500,9 @@ impl Node for Standalone {
 
     async fn details(&self, digest: &str) -> Result<Option<Vec<u8>>, Error> {
         let mut connection = self.connections()?.remove;
-        let mut read = cmd("EVAL");
-        read.arg(BEGINNING).arg(1).arg(details_key(&self.names().watermark, digest));
-        read.arg(DETAILS_SIZE_MAX);
-        read.query_async(&mut connection).await.map_err(|error| classify(&error))
+        let key = details_key(&self.names().watermark, digest);
+        let found = standing::beginning(&mut connection, &key, DETAILS_SIZE_MAX).await;
+        found.map_err(|error| self.class(&error))
     }
 
     async fn keep_details(&self, digest: &str, value: &[u8], for_good: bool) -> Result<(), Error> {
@@ -515,21 +512,26 @@ impl Node for Standalone {
         if !for_good {
             write.arg("EX").arg(DETAILS_TTL.as_secs());
         }
-        write.exec_async(&mut connection).await.map_err(|error| classify(&error))
+        write.exec_async(&mut connection).await.map_err(|error| self.class(&error))
     }
 
     async fn drop_details(&self, digest: &str) -> Result<(), Error> {
         let mut connection = self.connections()?.remove;
         let mut unlink = cmd("UNLINK");
         unlink.arg(details_key(&self.names().watermark, digest));
-        unlink.exec_async(&mut connection).await.map_err(|error| classify(&error))
+        unlink.exec_async(&mut connection).await.map_err(|error| self.class(&error))
     }
 
     async fn shared(&self, value: &[u8]) -> Result<(), Error> {
         if let Some(council) = &self.council {
             Box::pin(council.look_in_turn()).await?;
         }
-        let Some(mut connection) = self.connections()?.wait else { return Ok(()) };
+        let Connections { wait, hidden, .. } = self.connections()?;
+        let Some(mut connection) = wait else { return Ok(()) };
+        if hidden.is_some() {
+            let message = "WAIT tells of one of several servers alone".to_owned();
+            return Err(Error::new(Kind::Replicas, message));
+        }
         // WAIT is about the writes of its own connection, so it needs one. Written over itself, the
         // watermark also shows that this connection leads to the server with the removals.
         let standing = self.compare_and_set(connection.clone(), None, Some(value), value).await?;
