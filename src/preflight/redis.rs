@@ -93,7 +93,7 @@ pub(super) struct Needs {
     /// Whether it is to tell which keys are written.
     tells_writes: bool,
     /// The keys of walsweep itself, as an ACL writes them.
-    own: String,
+    pub(super) own: String,
     wait_replicas: u32,
     /// The command that gives the user every right that is needed, and the keys that follow it.
     acl: (String, String),
@@ -275,7 +275,7 @@ impl Needs {
         (!rights.is_empty()).then_some(finding)
     }
 
-    fn lacks(&self, rights: &[String], with_keys: bool) -> Finding {
+    pub(super) fn lacks(&self, rights: &[String], with_keys: bool) -> Finding {
         let rights: Vec<String> = rights.iter().map(|right| format!("`{right}`")).collect();
         let message = format!("redis user `{}` lacks {}", self.user, rights.join(", "));
         Finding::error(Code::RedisPermission, message).hint(self.cure(with_keys))
@@ -402,11 +402,11 @@ impl Missing {
 
 /// The ACL rule whose absence is why a command was denied
 /// (<https://redis.io/docs/latest/operate/oss_and_stack/management/security/acl/>).
-fn right(error: &RedisError, (command, own): (&str, &str)) -> String {
+pub(super) fn right(error: &RedisError, (command, own): (&str, &str)) -> String {
     if is_about_key(error) { format!("~{own}") } else { format!("+{command}") }
 }
 
-fn is_denied(error: &RedisError) -> bool {
+pub(super) fn is_denied(error: &RedisError) -> bool {
     error.code() == Some("NOPERM")
 }
 
@@ -453,7 +453,7 @@ async fn may_name(keys: &[&str], connection: &mut MultiplexedConnection) -> Vec<
 }
 
 /// Redis words it differently from version to version, but always says whether it is the command.
-fn is_about_key(error: &RedisError) -> bool {
+pub(super) fn is_about_key(error: &RedisError) -> bool {
     let detail = error.detail().unwrap_or_default();
     detail.contains("key") && !detail.contains("to run the")
 }

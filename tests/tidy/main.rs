@@ -585,9 +585,8 @@ fn the_configuration_at_the_root_shows_every_option_and_no_other() {
 fn every_promise_has_a_test_that_names_it() {
     let library = root_file("src/lib.rs");
     assert_none(&untested_promises(&library, &sources()));
-    let lines = |count, line: &str| {
-        let lines = (1..=count).map(|number: usize| line.replace('N', &number.to_string()));
-        lines.collect::<String>()
+    let lines = |count, line: &str| -> String {
+        (1..=count).map(|number: usize| line.replace('N', &number.to_string())).collect()
     };
     let page = |count| lines(count, "//! - **IN x.** y\n");
     let names = |count| lines(count, "/// IN\n");

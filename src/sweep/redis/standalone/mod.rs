@@ -15,18 +15,16 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use redis::aio::MultiplexedConnection;
-use redis::{Cmd, Pipeline, PushInfo, RedisError, Value, cmd};
+use redis::{Cmd, Pipeline, RedisError, Value, cmd};
 
 use self::hidden::Hidden;
 use self::observed::Observed;
 pub(in crate::sweep::redis) use self::shard::{Names, Outcome};
 use crate::config;
-use crate::keys::{KeySet, Pattern};
+use crate::keys::Pattern;
 use crate::sweep::proof::chain::Chain;
 use crate::sweep::proof::evidence::key_name;
-use crate::sweep::redis::connect::{
-    ConnectError, classify, connect, connect_with_pushes, node_name,
-};
+use crate::sweep::redis::connect::{ConnectError, classify, connect, node_name};
 use crate::sweep::redis::endpoint::Endpoint;
 use crate::sweep::redis::index::Indexed;
 use crate::sweep::redis::info::{history, scan_time};
@@ -39,7 +37,6 @@ use crate::sweep::redis::prefix::Prefix;
 use crate::sweep::redis::renewal::Renewal;
 use crate::sweep::redis::sentinel::Council;
 use crate::sweep::redis::standing;
-use crate::sweep::redis::tracking::{hear, track};
 
 /// How long fingerprints stay that no watermark carries yet: those of a program that was killed
 /// before it wrote one go by themselves.
