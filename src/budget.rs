@@ -62,15 +62,15 @@ pub const REPLAY: usize = 3 * MIB;
 
 /// All targets together.
 pub const TARGETS: usize = {
-    let OfTarget { passes, replayed, refill, kept, ring, refused, names, backlog } =
+    let OfTarget { passes, replayed, refill, kept, ring, refused, names, publish, backlog } =
         OfTarget::of(1);
-    passes + replayed + refill + kept + ring + refused + names + backlog
+    passes + replayed + refill + kept + ring + refused + names + publish + backlog
 };
 
 /// Memory of keys that one target may hold, bytes, beside what is on its way to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OfTarget {
-    /// Keys that wait for a pass, or are in one.
+    /// Keys that wait for a pass, or are in one; or whose items are read in pages.
     pub passes: usize,
     /// Keys that standbys have replayed.
     pub replayed: usize,
@@ -84,6 +84,8 @@ pub struct OfTarget {
     pub refused: usize,
     /// Names of keys that are written, where a second removal takes those alone.
     pub names: usize,
+    /// Messages that tell of removals.
+    pub publish: usize,
     /// Keys that a target has no room for, where there are several targets.
     pub backlog: usize,
 }
@@ -94,15 +96,23 @@ impl OfTarget {
     pub const fn of(targets: usize) -> OfTarget {
         let targets = if targets == 0 { 1 } else { targets };
         OfTarget {
-            passes: 2 * MIB / targets,
+            passes: 3 * MIB / 2 / targets,
             replayed: MIB / targets,
             refill: 6 * MIB / targets,
             kept: 2 * MIB / targets,
             ring: 3 * MIB / targets,
+            publish: MIB / 2 / targets,
             refused: MIB / targets,
             names: 3 * MIB / targets,
             backlog: MIB / targets,
         }
+    }
+
+    /// The part of `passes` for what is read in pages, if there may be any, and the rest.
+    #[must_use]
+    pub const fn pages_and_passes(self, has_pages: bool) -> [usize; 2] {
+        let pages = if has_pages { self.passes / 4 } else { 0 };
+        [pages, self.passes - pages]
     }
 }
 
@@ -296,9 +306,9 @@ mod tests {
     #[test]
     fn all_targets_together_hold_what_one_may() {
         for targets in 1..20 {
-            let OfTarget { passes, replayed, refill, kept, ring, refused, names, backlog } =
-                OfTarget::of(targets);
-            let each = passes + replayed + refill + kept + ring + refused + names + backlog;
+            let one = OfTarget::of(targets);
+            let waiting = one.passes + one.replayed + one.refill + one.refused + one.backlog;
+            let each = waiting + one.kept + one.ring + one.names + one.publish;
             assert!(each * targets <= TARGETS, "{targets}");
         }
     }

@@ -32,6 +32,8 @@ impl Rule {
             changed: Vec::new(),
             immutable: Vec::new(),
             keys: keys.iter().map(|key| Located::for_tests(key)).collect(),
+            tags: Vec::new(),
+            fields: Vec::new(),
             source: Source::Table,
             when: None,
             targets: Targets::ALL,

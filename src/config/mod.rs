@@ -14,6 +14,7 @@ mod secret;
 mod slot_on;
 mod source;
 mod target;
+mod templates;
 mod unclosed;
 
 use std::fmt;
@@ -130,6 +131,9 @@ pub struct Redis {
     pub client_certificate: Option<(PathBuf, PathBuf)>,
     /// Replicas that must have the removals before they are confirmed to Postgres.
     pub wait_replicas: u32,
+    /// The channel on which removals are told, for caches inside of processes; `None` (an empty
+    /// text) is none.
+    pub publish: Option<String>,
 }
 
 impl Redis {
@@ -148,6 +152,7 @@ impl Redis {
             ca_file: None,
             client_certificate: None,
             wait_replicas: 0,
+            publish: None,
         }
     }
 
@@ -244,12 +249,25 @@ pub struct Rule {
     pub immutable: Vec<Located<String>>,
     /// Key templates, unparsed.
     pub keys: Vec<Located<String>>,
+    /// Templates of sets whose members are names of keys, unparsed.
+    pub tags: Vec<Located<String>>,
+    /// Fields of hashes.
+    pub fields: Vec<Fields>,
     /// The source of the changes that it looks at.
     pub source: Source,
     /// The condition that a change has to meet, in CEL, unparsed; `None` is always met.
     pub when: Option<Script>,
     /// The targets that its keys are removed from.
     pub targets: Targets,
+}
+
+/// An entry of a rule's `fields`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fields {
+    /// The template of the hash, unparsed.
+    pub key: Located<String>,
+    /// The templates of its fields, unparsed.
+    pub fields: Vec<Located<String>>,
 }
 
 /// One `[lookup.NAME]`: a row fetched by columns of a change.

@@ -10,6 +10,7 @@ use super::reader::{Reader, Section};
 use super::secret::{Secret, secret};
 use super::slot_on::slot_on;
 use super::source::{Named, Source, source};
+use super::templates::{Templates, templates};
 use super::{
     Config, Http, Located, Log, LogFormat, Lookup, Postgres, Problem, Refill, Rule, Sweep, Targets,
     lookup, redis, unclosed,
@@ -352,11 +353,11 @@ fn rule(reader: &mut Reader<'_>, section: &mut Section<'_, '_>, index: usize) ->
     let operations = operations(reader, section);
     let changed = reader.texts(section, "changed").unwrap_or_default();
     let immutable = reader.texts(section, "immutable").unwrap_or_default();
-    let keys = keys(reader, section);
+    let templates = templates(reader, section);
     let operations = if source == Source::Table { operations } else { Operations::NONE };
     let when = reader.script(section, "when");
     let name = name.map_or_else(|| format!("rule {index}"), |name| name.value);
-    let keys = keys?;
+    let Templates { keys, tags, fields } = templates?;
     let targets = Targets::NONE;
     Some(Rule {
         name,
@@ -367,21 +368,12 @@ fn rule(reader: &mut Reader<'_>, section: &mut Section<'_, '_>, index: usize) ->
         changed,
         immutable,
         keys,
+        tags,
+        fields,
         source,
         when,
         targets,
     })
-}
-
-fn keys(reader: &mut Reader<'_>, section: &mut Section<'_, '_>) -> Option<Vec<Located<String>>> {
-    let hint = "list the key templates, such as [\"user:{id}\"]";
-    if !section.has("keys") {
-        let at = reader.location(section.start(), &section.key("keys"));
-        reader.problem(at, "is missing".to_owned(), Some(hint));
-    }
-    let keys = reader.filled_texts(section, "keys", hint)?;
-    // Nothing is left if every item is a problem of its own.
-    (!keys.is_empty()).then_some(keys)
 }
 
 fn operations(reader: &mut Reader<'_>, section: &mut Section<'_, '_>) -> Operations {

@@ -314,10 +314,20 @@ impl<'a> Reader<'a> {
         })
     }
 
-    fn value_text(&mut self, value: &Spanned<DeValue<'_>>, key: &str) -> Option<Located<String>> {
+    /// A text of the file, with `${NAME}` replaced.
+    pub(super) fn expanded(&mut self, text: &str, at: Location) -> Option<Located<String>> {
+        Some(Located { value: self.interpolate(text, &at)?, at })
+    }
+
+    /// A value as a text, with `${NAME}` replaced.
+    pub(super) fn value_text(
+        &mut self,
+        value: &Spanned<DeValue<'_>>,
+        key: &str,
+    ) -> Option<Located<String>> {
         let at = self.location(value.span().start, key);
         match value.get_ref().as_str() {
-            Some(text) => Some(Located { value: self.interpolate(text, &at)?, at }),
+            Some(text) => self.expanded(text, at),
             None => {
                 self.wrong_type(value, key, "a string");
                 None

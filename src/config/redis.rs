@@ -104,6 +104,7 @@ fn target(
     let rules = reader.filled_texts(section, "rules", "leave it out for every rule");
     let prefix = reader.text(section, "prefix");
     let wait_replicas = reader.count(section, "wait_replicas");
+    let publish = reader.filled_text(section, "publish").map(|channel| channel.value);
     let server = server(reader, section);
     let is_cluster = server.as_ref().is_some_and(|one| matches!(one.mode, Mode::Cluster { .. }));
     if let Some(prefix) = prefix.as_ref().filter(|one| is_cluster && one.value.contains('{')) {
@@ -126,6 +127,7 @@ fn target(
         ca_file: server.ca_file,
         client_certificate: server.client_certificate,
         wait_replicas,
+        publish,
     });
     OfTarget { redis, rules }
 }

@@ -48,6 +48,12 @@ impl Targets {
         self.0 & Targets::bit(target) != 0
     }
 
+    /// Whether one of these is among others.
+    #[must_use]
+    pub fn meets(self, others: Targets) -> bool {
+        self.0 & others.0 != 0
+    }
+
     /// A number that is another one for other targets.
     #[must_use]
     pub fn number(self) -> u16 {

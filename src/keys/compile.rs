@@ -6,12 +6,16 @@ use std::sync::Arc;
 use sha2::{Digest, Sha256};
 
 use super::condition::Condition;
+use super::filter::Flaw;
 use super::filter::push_hex;
-use super::label::{RuleId, TemplateId, TemplateInfo, Templates};
+use super::item::{Item, ItemKind};
+use super::label::{RuleId, TemplateId, TemplateInfo, Templates, Whole};
 use super::lookup::{self, Lookup, LookupTemplate};
+use super::pattern::Pattern;
 use super::template::{Template, Version};
 use crate::config::{
-    self, Located, Location, LookupRows, Missing, Operations, Problem, Source, TableName, Targets,
+    self, Fields, Located, Location, LookupRows, Missing, Operations, Problem, Source, TableName,
+    Targets,
 };
 
 /// A compiled rule.
@@ -60,9 +64,10 @@ pub(super) fn compile(
             let hint = "give each rule its own name: it is a label of the metrics";
             problems.push(problem(&rule.at, message, hint));
         }
-        if rule.keys.is_empty() {
+        if rule.keys.is_empty() && rule.tags.is_empty() && rule.fields.is_empty() {
             let message = format!("rule `{}` has no keys", rule.name);
-            problems.push(problem(&rule.at, message, "give it at least one key template"));
+            let hint = "give it at least one template, in `keys`, `tags` or `fields`";
+            problems.push(problem(&rule.at, message, hint));
         }
         twice(&rule.changed, "changed", &mut problems);
         twice(&rule.immutable, "immutable", &mut problems);
@@ -85,6 +90,7 @@ pub(super) fn compile(
             targets: rule.targets,
         });
     }
+    problems.extend(covered_tags(&compiled));
     let lookups = lookup::bind(&mut compiled, lookups, &mut problems);
     problems.sort_by(|one, other| one.at.cmp(&other.at));
     if problems.is_empty() { Ok((compiled, lookups)) } else { Err(problems) }
@@ -96,28 +102,79 @@ fn templates(
     problems: &mut Vec<Problem>,
 ) -> Vec<RuleTemplate> {
     let mut templates = Vec::new();
-    for key in &rule.keys {
-        let template = match Template::parse(&key.value) {
-            Ok(template) => template,
-            Err(flaws) => {
-                problems.extend(flaws.iter().map(|f| problem(&key.at, &*f.message, &f.hint)));
-                continue;
-            }
-        };
-        problems.extend(without_row(rule, key, &template));
+    for (at, template, text) in parsed(rule, problems) {
+        problems.extend(without_row(rule, &at, &template));
         let Ok(id) = u16::try_from(*count) else {
-            problems.push(problem(&key.at, "there are more than 65 536 keys", "join some"));
+            problems.push(problem(&at, "there are more than 65 536 keys", "join some"));
             break;
         };
         *count += 1;
-        let (id, at, text) = (TemplateId(id), key.at.clone(), key.value.clone());
-        templates.push(RuleTemplate { id, at, template, text, lookup: None });
+        templates.push(RuleTemplate { id: TemplateId(id), at, template, text, lookup: None });
     }
     templates
 }
 
+/// The templates of `keys`, `tags` and `fields`, each with its place and as messages write it.
+fn parsed(rule: &config::Rule, problems: &mut Vec<Problem>) -> Vec<(Location, Template, String)> {
+    let mut parse = |text: &Located<String>, read: fn(&str) -> Result<Template, Vec<Flaw>>| {
+        let flawed = |flaws: Vec<Flaw>| {
+            problems.extend(flaws.iter().map(|f| problem(&text.at, &*f.message, &f.hint)));
+        };
+        read(&text.value).map_err(flawed).ok()
+    };
+    let mut all = Vec::new();
+    for key in &rule.keys {
+        let template = parse(key, Template::parse);
+        all.extend(template.map(|template| (key.at.clone(), template, key.value.clone())));
+    }
+    for tag in &rule.tags {
+        let template = parse(tag, Template::parse);
+        let text = format!("members of {}", tag.value);
+        all.extend(template.map(|template| (tag.at.clone(), template.of_tag(), text)));
+    }
+    for Fields { key, fields } in &rule.fields {
+        let of = parse(key, Template::parse);
+        for field in fields {
+            let (of, template) = (of.clone(), parse(field, Template::parse_any));
+            let text = format!("field {} of {}", field.value, key.value);
+            all.extend(of.zip(template).map(|(of, template)| {
+                let template = of.with_field(template);
+                (field.at.clone(), template, text)
+            }));
+        }
+    }
+    all
+}
+
+/// Indices of tags that a key of a rule takes: they would be gone before their members are read.
+fn covered_tags(rules: &[Rule]) -> Vec<Problem> {
+    let all = || rules.iter().flat_map(|rule| rule.templates.iter().map(move |one| (rule, one)));
+    let wholes: Vec<_> = all().map(|(rule, one)| (rule, one, one.template.whole())).collect();
+    let tags = wholes.iter().filter_map(|(rule, tag, whole)| match whole {
+        Whole::Item(item) if Item::read(item).kind() == ItemKind::Tag => {
+            Some((rule, tag, Pattern::parse(Item::read(item).key())))
+        }
+        _ => None,
+    });
+    let covered = tags.filter_map(|(rule, tag, index)| {
+        let (other, key, _) = wholes.iter().find(|(other, _, whole)| {
+            let covers = match whole {
+                Whole::Key(key) => index.as_literal().is_some_and(|index| index[..] == key[..]),
+                Whole::Pattern(pattern) => pattern.covers(&index),
+                Whole::Item(_) => false,
+            };
+            covers && other.targets.meets(rule.targets)
+        })?;
+        let name = format!("`{}` of the rule in line {}", key.text, other.at.line);
+        let message = format!("the key {name} removes this index before its members are read");
+        let hint = "give the index a name that no key of a rule covers";
+        Some(problem(&tag.at, message, hint))
+    });
+    covered.collect()
+}
+
 /// A placeholder in a key of a rule that has no row to take its value from.
-fn without_row(rule: &config::Rule, key: &Located<String>, template: &Template) -> Option<Problem> {
+fn without_row(rule: &config::Rule, at: &Location, template: &Template) -> Option<Problem> {
     let column = &template.placeholders().next()?.column;
     let message = match rule.source {
         Source::Table => return None,
@@ -125,7 +182,7 @@ fn without_row(rule: &config::Rule, key: &Located<String>, template: &Template) 
             format!("`{{{column}}}` needs the row of a table, and {} has none", rule.source.noun())
         }
     };
-    Some(problem(&key.at, message, "write `*` in its place, or `\\{` for the character itself"))
+    Some(problem(at, message, "write `*` in its place, or `\\{` for the character itself"))
 }
 
 fn condition(rule: &config::Rule, problems: &mut Vec<Problem>) -> Option<Condition> {

@@ -141,4 +141,6 @@ pub(super) enum Whole {
     Key(Box<[u8]>),
     /// Every placeholder a `*`.
     Pattern(Pattern),
+    /// Inside of keys: an item, written, with every placeholder a `*`.
+    Item(Box<[u8]>),
 }

@@ -28,6 +28,7 @@ mod condition;
 pub(crate) mod encoding;
 mod filter;
 mod in_progress;
+mod item;
 mod known;
 mod label;
 mod lookup;
@@ -43,6 +44,8 @@ mod template;
 mod before_tests;
 #[cfg(test)]
 mod in_progress_tests;
+#[cfg(test)]
+mod item_tests;
 #[cfg(test)]
 mod lookup_tests;
 #[cfg(test)]
@@ -66,6 +69,7 @@ use crate::gather::Change;
 pub use bound::{Basis, Binding, Bound};
 pub use compile::{ColumnUse, Purpose};
 pub use in_progress::InProgress;
+pub use item::{Item, ItemKind, Reach};
 pub use label::{LookupId, RuleId, WidenReason};
 pub use lookup::{Answers, Found, FoundRows, Keyed, Lookup, Reads, Wanted, resolve};
 pub use pattern::Pattern;
@@ -332,7 +336,7 @@ impl Rules {
         let key = pattern.as_literal();
         let gives = |template: &&compile::RuleTemplate| match (template.template.whole(), &key) {
             (Whole::Key(own), Some(key)) => own[..] == key[..],
-            (Whole::Key(_), None) => false,
+            (Whole::Key(_), None) | (Whole::Item(_), _) => false,
             (Whole::Pattern(own), Some(key)) => own.matches(key),
             (Whole::Pattern(own), None) => own.covers(pattern),
         };
@@ -350,10 +354,21 @@ impl Rules {
                 let whole = match template.template.whole() {
                     Whole::Key(key) => Pattern::literal(&key),
                     Whole::Pattern(pattern) => pattern,
+                    Whole::Item(item) => Pattern::parse(Item::read(&item).key()),
                 };
                 (name.as_str(), template.text.as_str(), whole)
             })
         })
+    }
+
+    /// The templates of a rule that can give an item, as messages write them.
+    pub(crate) fn templates_of_item(&self, rule: RuleId, item: Item<'_>) -> Vec<&str> {
+        let Some(rule) = self.rules.get(usize::from(rule.0)) else { return Vec::new() };
+        let gives = |template: &&compile::RuleTemplate| match template.template.whole() {
+            Whole::Item(own) => Item::read(&own).covers(item),
+            Whole::Key(_) | Whole::Pattern(_) => false,
+        };
+        rule.templates.iter().filter(gives).map(|template| template.text.as_str()).collect()
     }
 
     /// The operations that a rule looks at; none for a rule that is not of these.

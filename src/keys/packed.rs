@@ -18,8 +18,9 @@ const MATCHES: u8 = 3;
 const PENDING: u8 = 4;
 const BEFORE: u8 = 5;
 const LOST: u8 = 6;
+const ITEM: u8 = 7;
 /// This one and those behind it: one for each reason.
-const WIDENED: u8 = 7;
+const WIDENED: u8 = 8;
 
 impl Packed {
     /// Packs the content of `keys`.
@@ -30,6 +31,7 @@ impl Packed {
             Content::Pattern(template, pattern) => {
                 put(&mut out, PATTERN, template.0, pattern.as_bytes());
             }
+            Content::Item(template, item) => put(&mut out, ITEM, template.0, item),
             Content::Pending(template, bytes) => put(&mut out, PENDING, template.0, bytes),
             Content::Before(lookup, row) => put(&mut out, BEFORE, lookup.0, row),
             Content::Lost(lookup, why) => put_count(&mut out, LOST, lookup.0, why as u64),
@@ -59,6 +61,7 @@ impl Packed {
             match kind {
                 KEY => keys.add_key(TemplateId(id), take_text(&mut rest)),
                 PATTERN => keys.add_pattern(TemplateId(id), take_text(&mut rest)),
+                ITEM => keys.add_item(TemplateId(id), take_text(&mut rest)),
                 PENDING => keys.add_pending(TemplateId(id), take_text(&mut rest)),
                 BEFORE => keys.add_before(LookupId(id), take_text(&mut rest)),
                 LOST => keys.lose_before(LookupId(id), reason(take_number(&mut rest))),

@@ -5,12 +5,13 @@ use super::compile::{Rule, RuleTemplate};
 use super::condition::{Fault, Sources, Undecided};
 use super::encoding::push_value;
 use super::filter::{Filter, NotText};
+use super::item;
 use super::known::{Known, Versions};
 use super::label::{RuleId, TemplateId, WidenReason};
 use super::lookup::{Answers, LookupTemplate, Rows, Told, push_params};
 use super::plan::{Plan, PlannedLookup, PlannedRule, PlannedTemplate, Slot};
 use super::set::KeySet;
-use super::template::{Glob, Piece, Template, Version};
+use super::template::{Glob, Kind, Piece, Template, Version};
 use crate::config::Operations;
 use crate::gather::Row;
 
@@ -23,6 +24,8 @@ const KEY_BYTES_MAX: usize = 1 << 20;
 pub(super) struct Renderer {
     versions: Versions<'static>,
     out: Glob,
+    /// Where the field begins in what is written, if it is one of a hash.
+    split: Option<usize>,
     filtering: Filtering,
     /// The first failure of each rule's `when`, until somebody asks for them.
     faults: Vec<(RuleId, Fault)>,
@@ -255,7 +258,12 @@ impl Renderer {
                 if let Some(reason) = reason {
                     keys.count_widened(id, reason);
                 }
-                keys.add_pattern(id, &self.out.bytes);
+                match template.kind {
+                    Kind::Key => keys.add_pattern(id, &self.out.bytes),
+                    Kind::Item(kind) => {
+                        keys.add_item(id, &item::write(kind, &self.out.bytes, self.split));
+                    }
+                }
             }
             Rendered::Whole(reason) => keys.add_whole(id, Some(reason)),
             Rendered::Nothing => {}
@@ -280,7 +288,7 @@ impl Renderer {
         if let (0, Some(reason)) = (known_count, reason) {
             return Rendered::Whole(reason);
         }
-        if !template.is_pattern && reason.is_none() {
+        if !template.is_pattern && reason.is_none() && template.kind == Kind::Key {
             // That a filter lacks text shows only here; then start again as a pattern.
             if let Ok(rendered) = self.write_key(template, values.clone()) {
                 return rendered;
@@ -298,7 +306,7 @@ impl Renderer {
         for piece in &template.pieces {
             let part = match piece {
                 Piece::Text { exact, .. } => exact.as_slice(),
-                Piece::Glob(_) | Piece::Star => &[],
+                Piece::Glob(_) | Piece::Star | Piece::Split => &[],
                 Piece::Placeholder(placeholder) => match values.next() {
                     Some(Known::Bytes(value)) => {
                         self.filtering.apply(Some(value), &placeholder.filters)?
@@ -321,10 +329,12 @@ impl Renderer {
         mut reason: Option<WidenReason>,
     ) -> Rendered {
         self.out.clear();
+        self.split = None;
         for piece in &template.pieces {
             match piece {
                 Piece::Text { glob, .. } | Piece::Glob(glob) => self.out.push_raw(glob),
                 Piece::Star => self.out.push_star(),
+                Piece::Split => self.split = Some(self.out.split()),
                 Piece::Placeholder(placeholder) => {
                     let filtered = match values.next() {
                         Some(Known::Bytes(value)) => {

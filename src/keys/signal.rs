@@ -116,6 +116,7 @@ impl Rules {
             let id = templates().find(|id| match whole(id) {
                 Whole::Key(own) => **own == *key,
                 Whole::Pattern(own) => own.matches(&key),
+                Whole::Item(_) => false,
             });
             id.map(|id| Named::Key(id, key))
         });
@@ -125,6 +126,7 @@ impl Rules {
             let id = templates().find(|id| match whole(id) {
                 Whole::Key(own) => literal.as_deref() == Some(&**own),
                 Whole::Pattern(own) => own.covers(&pattern),
+                Whole::Item(_) => false,
             });
             let named = |id| match literal {
                 Some(key) => Named::Key(id, key),

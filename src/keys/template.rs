@@ -1,6 +1,7 @@
 //! Key templates: text to pieces, with all that is wrong in the text at once.
 
 use super::filter::{Filter, Flaw};
+use super::item::{self, ItemKind};
 use super::label::Whole;
 use super::pattern::{Pattern, push_escaped};
 
@@ -10,6 +11,17 @@ pub(super) struct Template {
     pub(super) pieces: Vec<Piece>,
     /// Whether a wildcard is written in it, so that all it gives are patterns.
     pub(super) is_pattern: bool,
+    /// The kind of what it gives.
+    pub(super) kind: Kind,
+}
+
+/// The kind of what a template gives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// A key.
+    Key,
+    /// Something inside of a key: an item.
+    Item(ItemKind),
 }
 
 /// A part of a template.
@@ -23,6 +35,8 @@ pub(super) enum Piece {
     Star,
     /// A value of the row.
     Placeholder(Placeholder),
+    /// The end of the name of a hash, before that of a field.
+    Split,
 }
 
 /// A value of the row.
@@ -54,26 +68,47 @@ impl Placeholder {
 impl Template {
     /// Reads a template. Errors: everything that is wrong in it, in the order of the text.
     pub(super) fn parse(text: &str) -> Result<Template, Vec<Flaw>> {
+        let template = Template::parse_any(text)?;
+        if template.pieces.iter().any(|piece| matches!(piece, Piece::Text { .. })) {
+            return Ok(template);
+        }
+        Err(vec![Flaw::new(
+            format!("`{text}` could match every key in Redis"),
+            "write some text of the key beside placeholders and wildcards, such as `user:{id}`",
+        )])
+    }
+
+    /// Reads the template of a field, which may be of any name.
+    pub(super) fn parse_any(text: &str) -> Result<Template, Vec<Flaw>> {
         let mut parser = Parser { rest: text, pieces: Vec::new(), flaws: Vec::new() };
         parser.template();
         let Parser { pieces, mut flaws, .. } = parser;
         if text.is_empty() {
             flaws.push(Flaw::new("the template is empty", "write the key, such as `user:{id}`"));
-        } else if flaws.is_empty() && !pieces.iter().any(|p| matches!(p, Piece::Text { .. })) {
-            flaws.push(Flaw::new(
-                format!("`{text}` could match every key in Redis"),
-                "write some text of the key beside placeholders and wildcards, such as `user:{id}`",
-            ));
         }
         let is_pattern = pieces.iter().any(|p| matches!(p, Piece::Star | Piece::Glob(_)));
-        if flaws.is_empty() { Ok(Template { pieces, is_pattern }) } else { Err(flaws) }
+        let kind = Kind::Key;
+        if flaws.is_empty() { Ok(Template { pieces, is_pattern, kind }) } else { Err(flaws) }
+    }
+
+    /// Lets the template of a key give the members of the sets of this name.
+    pub(super) fn of_tag(self) -> Template {
+        Template { kind: Kind::Item(ItemKind::Tag), ..self }
+    }
+
+    /// Lets the template of a key give fields of the hashes of this name.
+    pub(super) fn with_field(mut self, field: Template) -> Template {
+        self.pieces.push(Piece::Split);
+        self.pieces.extend(field.pieces);
+        let is_pattern = self.is_pattern || field.is_pattern;
+        Template { is_pattern, kind: Kind::Item(ItemKind::Field), ..self }
     }
 
     /// The placeholders, in the order of the text.
     pub(super) fn placeholders(&self) -> impl Iterator<Item = &Placeholder> {
         self.pieces.iter().filter_map(|piece| match piece {
             Piece::Placeholder(placeholder) => Some(placeholder),
-            Piece::Text { .. } | Piece::Glob(_) | Piece::Star => None,
+            Piece::Text { .. } | Piece::Glob(_) | Piece::Star | Piece::Split => None,
         })
     }
 
@@ -84,7 +119,7 @@ impl Template {
 
     /// All that the template could ever give.
     pub(super) fn whole(&self) -> Whole {
-        let (mut key, mut glob) = (Vec::new(), Glob::default());
+        let (mut key, mut glob, mut split) = (Vec::new(), Glob::default(), None);
         for piece in &self.pieces {
             match piece {
                 Piece::Text { exact, glob: escaped } => {
@@ -93,7 +128,11 @@ impl Template {
                 }
                 Piece::Glob(raw) => glob.push_raw(raw),
                 Piece::Star | Piece::Placeholder(_) => glob.push_star(),
+                Piece::Split => split = Some(glob.split()),
             }
+        }
+        if let Kind::Item(kind) = self.kind {
+            return Whole::Item(item::write(kind, &glob.bytes, split).into());
         }
         if self.is_pattern || self.placeholders().next().is_some() {
             Whole::Pattern(Pattern::parse(&glob.bytes))
@@ -105,10 +144,14 @@ impl Template {
     /// The template in one way of writing, so that two texts with one meaning have one form.
     pub(super) fn canonical(&self) -> Vec<u8> {
         let mut out = Vec::new();
+        if self.kind == Kind::Item(ItemKind::Tag) {
+            out.extend_from_slice(b"\0tag}");
+        }
         for piece in &self.pieces {
             match piece {
                 Piece::Text { glob, .. } | Piece::Glob(glob) => out.extend_from_slice(glob),
                 Piece::Star => out.push(b'*'),
+                Piece::Split => out.extend_from_slice(b"\0field}"),
                 Piece::Placeholder(placeholder) => {
                     let filters = placeholder.filters.iter().map(Filter::canonical);
                     let parts: Vec<String> =
@@ -153,6 +196,12 @@ impl Glob {
     pub(super) fn push_raw(&mut self, glob: &[u8]) {
         self.bytes.extend_from_slice(glob);
         self.ends_in_star &= glob.is_empty();
+    }
+
+    /// Another text begins here; gives where.
+    pub(super) fn split(&mut self) -> usize {
+        self.ends_in_star = false;
+        self.bytes.len()
     }
 
     /// Appends a value that stands for itself alone (I4).

@@ -108,7 +108,10 @@ pub fn of_rules(config: &Config) -> Vec<Fact> {
 fn of_rule(rule: &Rule) -> Fact {
     let patterns = rule.keys.iter().filter(|key| redis_pass::is_pattern(&key.value)).count() as u64;
     let exact = rule.keys.len() as u64 - patterns;
-    let keys = listed([(exact, "exact key"), (patterns, "pattern")]);
+    let fields = rule.fields.iter().map(|entry| entry.fields.len() as u64).sum();
+    let tags = rule.tags.len() as u64;
+    let keys = [(exact, "exact key"), (patterns, "pattern"), (fields, "field"), (tags, "tag")];
+    let keys = listed(keys);
     Fact::new("rule", format!("`{}`: {keys} of `{}`", rule.name, named(rule)))
 }
 

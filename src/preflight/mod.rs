@@ -45,6 +45,7 @@ mod reads;
 mod redis;
 mod redis_databases;
 mod redis_endpoint;
+mod redis_inside;
 mod redis_login;
 mod redis_names;
 mod redis_pass;

@@ -3,6 +3,7 @@
 use redis::aio::MultiplexedConnection;
 use redis::{Cmd, IntoConnectionInfo, RedisError, Value, cmd};
 
+use super::redis_inside::{Inside, templates};
 use super::redis_names::{acl_pattern, literal, sample, word};
 use super::{Code, Finding, Severity, redis_endpoint, redis_login};
 use crate::config::{Located, Mode, Target};
@@ -95,6 +96,8 @@ pub(super) struct Needs {
     /// The keys of walsweep itself, as an ACL writes them.
     pub(super) own: String,
     wait_replicas: u32,
+    /// The rights that rules need beside those to remove keys.
+    inside: Inside,
     /// The command that gives the user every right that is needed, and the keys that follow it.
     acl: (String, String),
     /// Key templates with the target's prefix, each with the name of its rule.
@@ -134,7 +137,7 @@ impl Needs {
         let templates = target
             .rules
             .iter()
-            .flat_map(|rule| rule.keys.iter().map(|key| (rule.name.clone(), prefixed(key))));
+            .flat_map(|rule| templates(rule).map(|key| (rule.name.clone(), prefixed(key))));
         let is_cluster = matches!(target.redis.mode, Mode::Cluster { .. });
         let tells_writes = target.refill.observe && !is_cluster || target.sweep.index.is_some();
         let mut commands = "+ping +info +scan +unlink +get +set +incr +eval".to_owned();
@@ -147,6 +150,8 @@ impl Needs {
         ] {
             commands.push_str(if is_needed { more } else { "" });
         }
+        let inside = Inside::of(target);
+        commands.push_str(&inside.rights());
         let templates: Vec<_> = templates.collect();
         let mut patterns: Vec<String> =
             templates.iter().map(|(_rule, template)| acl_pattern(&template.value)).collect();
@@ -165,6 +170,7 @@ impl Needs {
             tells_writes,
             own,
             wait_replicas: target.redis.wait_replicas,
+            inside,
             acl,
             templates,
         }
@@ -253,6 +259,11 @@ impl Needs {
                 continue;
             }
             may_unlink &= name != "unlink";
+            let denied = error.detail().unwrap_or_default();
+            if let Some(right) = self.inside.channel_right(denied).filter(|_| is_denied(&error)) {
+                missing.rights.push(right);
+                continue;
+            }
             if missing.takes(&error, (name, &self.own)) {
                 continue;
             }
@@ -325,6 +336,7 @@ impl Needs {
             wait.arg(0).arg(1);
             commands.push(("wait", wait));
         }
+        commands.extend(self.inside.commands(watermark));
         commands
     }
 

@@ -7,6 +7,7 @@ use redis::{RedisError, Value, cmd};
 use tokio::time::Instant;
 
 use super::redis_databases::Databases;
+use super::redis_inside;
 use super::{Code, Finding};
 use crate::config::Target;
 use crate::sweep;
@@ -33,7 +34,7 @@ pub async fn cost(target: &Target, connection: &mut MultiplexedConnection) -> Op
     }
     let (took, seen) = measure(connection).await.ok()?;
     let ratio = f64::from(u32::try_from(keys).unwrap_or(u32::MAX)) / seen;
-    let templates = target.rules.iter().flat_map(|rule| &rule.keys);
+    let templates = target.rules.iter().flat_map(redis_inside::templates);
     let has_patterns = templates.into_iter().any(|template| is_pattern(&template.value));
     let cost = took.mul_f64(ratio);
     if has_patterns && target.sweep.index.is_some() {

@@ -4,6 +4,7 @@ use std::rc::Rc;
 
 use tokio::time::Instant;
 
+use super::redis::inside::RefusedItems;
 use super::redis::unlink::Refused;
 use super::second::Since;
 use crate::config::TargetId;
@@ -52,6 +53,11 @@ impl Round {
     /// Whether readers wait for it: neither were the keys removed before, nor do they come again.
     pub(super) fn is_urgent(self) -> bool {
         !matches!(self, Round::Second | Round::Early)
+    }
+
+    /// Whether it is the last one of its keys, so that sets need not name them any more.
+    pub(super) fn is_last(self, has_second: bool) -> bool {
+        self == Round::Second || !has_second && self != Round::Early
     }
 
     /// The reason under which `walsweep_sweeps_total` counts a pass for such jobs.
@@ -247,7 +253,8 @@ impl Waits {
 /// A rule that keys belong to; the first of its patterns, if they have any.
 pub(super) fn rule_of(keys: &KeySet) -> Option<RuleId> {
     let pattern = keys.patterns().next().map(|(rule, _)| rule);
-    pattern.or_else(|| keys.exact().next().map(|(rule, _)| rule))
+    let exact = || keys.exact().next().map(|(rule, _)| rule);
+    pattern.or_else(exact).or_else(|| keys.items().next().map(|(rule, _)| rule))
 }
 
 /// The older of two that may not be there.
@@ -265,6 +272,8 @@ pub(super) struct Tally {
     pub(super) with_patterns: bool,
     /// Keys that the user may not remove.
     pub(super) refused: Refused,
+    /// Items that the user may not remove, or that are of another type.
+    pub(super) refused_items: RefusedItems,
     rows: Vec<(RuleId, u64, u64)>,
 }
 

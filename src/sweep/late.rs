@@ -28,6 +28,7 @@ pub(super) struct Late {
     target: TargetId,
     pub(super) in_batch: Option<(Instant, RuleId)>,
     pub(super) in_pass: Option<(Instant, RuleId)>,
+    pub(super) in_pages: Option<(Instant, RuleId)>,
     next_look: Option<Instant>,
     is_late: bool,
 }
@@ -35,7 +36,8 @@ pub(super) struct Late {
 impl Late {
     /// Nothing of a target is under way.
     pub(super) fn new(target: TargetId) -> Late {
-        Late { target, in_batch: None, in_pass: None, next_look: None, is_late: false }
+        let (in_batch, in_pass, in_pages) = (None, None, None);
+        Late { target, in_batch, in_pass, in_pages, next_look: None, is_late: false }
     }
 
     /// When to look next; `None` while nothing waits.
@@ -45,7 +47,8 @@ impl Late {
 
     /// Whether nothing is under way or late.
     pub(super) fn is_quiet(&self) -> bool {
-        self.in_batch.is_none() && self.in_pass.is_none() && !self.is_late
+        let is_idle = self.in_batch.is_none() && self.in_pass.is_none();
+        is_idle && self.in_pages.is_none() && !self.is_late
     }
 
     /// Something waits: looks a while later, if it is not meant to look anyway.
@@ -59,7 +62,8 @@ impl Late {
         waiting: Option<(Instant, RuleId)>,
         (health, now): (&Health, Instant),
     ) {
-        let oldest = older(older(waiting, self.in_batch), self.in_pass);
+        let under_way = older(older(self.in_batch, self.in_pass), self.in_pages);
+        let oldest = older(waiting, under_way);
         let late = oldest.filter(|(since, _)| now >= *since + LATE_AFTER);
         if let Some((since, rule)) = late {
             let (rule, seconds) = (health.metrics().rule_name(rule), (now - since).as_secs());

@@ -1,16 +1,18 @@
 //! Jobs whose patterns an index knows: they wait for no SCAN, and for nobody who does.
 
 use std::pin::Pin;
+use std::sync::Arc;
 
 use tokio::time::Instant;
 
-use super::job::Job;
+use super::job::{Job, Round};
 use super::queue::Passes;
 use super::redis::index::Indexed;
 use super::redis::node::Node;
 use super::shared::{Way, sweep};
-use super::sweeper::{ListedDone, State};
-use crate::keys::Pattern;
+use super::sweeper::State;
+use super::works::ListedDone;
+use crate::keys::{Pattern, Reach};
 use crate::telemetry::metrics::{Metrics, TargetLabel};
 
 /// Patterns of one job, beyond which a SCAN is no dearer.
@@ -39,7 +41,8 @@ impl Listed {
                 |own: &&Pattern| pattern.literal_prefix().starts_with(own.literal_prefix());
             self.patterns.iter().filter(begins).any(|own| own.covers(pattern))
         };
-        is_few && !job.is_resync() && job.keys.patterns().all(|(_, pattern)| covers(pattern))
+        let is_known = is_few && !job.is_resync() && !job.keys.has_items(Reach::Scanned);
+        is_known && job.keys.patterns().all(|(_, pattern)| covers(pattern))
     }
 }
 
@@ -53,12 +56,16 @@ impl State {
         let listed = self.listed.as_mut().filter(|listed| !listed.waiting.is_empty())?;
         let jobs = listed.waiting.take();
         if !node.indexed().is_some_and(|indexed| indexed.is_whole) {
+            listed.waiting.ended();
             self.go_to_scan(jobs);
             return None;
         }
         let refused = self.room.share.refused;
+        let (publisher, has_second) = (Arc::clone(&self.inside.publisher), self.refill.is_on());
+        let last = move |round: Round| round.is_last(has_second);
         Some(Box::pin(async move {
-            let outcome = sweep(node, metrics, (&jobs, refused), Way::Index).await;
+            let (limits, told) = ((jobs.as_slice(), refused), (last, &publisher));
+            let outcome = sweep(node, metrics, limits, Way::Index, told).await;
             (jobs, outcome)
         }))
     }

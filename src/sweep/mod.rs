@@ -22,6 +22,9 @@
 //!
 //! What waits after its first removal is held, not in flight: see [`Hold`].
 //!
+//! Fields of hashes, and keys that sets name (`inside`), go with the keys; what is read in pages
+//! goes between them and the pass.
+//!
 //! A second removal needs no pass where it is known which keys were written again (`observe`).
 //!
 //! Why one task with a queue: batches form by themselves while a round trip is under way, as they
@@ -30,11 +33,13 @@
 mod fan_out;
 #[cfg(test)]
 mod fan_out_tests;
+mod inside;
 mod job;
 mod late;
 mod listed;
 mod outcome;
 mod proof;
+mod publish;
 mod queue;
 pub mod redis;
 mod refill;
@@ -45,6 +50,7 @@ mod second;
 mod shared;
 mod sweeper;
 mod throttle;
+mod works;
 #[cfg(test)]
 mod counted_tests;
 #[cfg(test)]
@@ -71,6 +77,7 @@ use std::rc::Rc;
 use crate::lsn::Lsn;
 use crate::settle::{Held, Hold};
 
+pub use self::redis::act::{Act, Answer, Inside, Turn, Verb};
 pub use self::redis::budget::{GONE_WITHIN, distance, longest_wait};
 pub use self::redis::cluster::Cluster;
 pub use self::redis::index::Indexed;

@@ -8,13 +8,15 @@ use tokio::time::Instant;
 use super::job::{Job, Member, Round};
 use super::proof::prints::Doubt;
 use super::proof::ward::Found;
+use super::publish::Part;
 use super::redis::node::{Error, Kind};
 use super::refused::{Retry, Tried};
-use super::shared::{RefusedOf, Written, count, observe};
-use super::sweeper::{ALIVE_INTERVAL, BatchDone, Done, State};
+use super::shared::{RefusedInPass, Written, count, observe};
+use super::sweeper::{ALIVE_INTERVAL, State};
+use super::works::{BatchDone, Done};
 use super::{Event, Swept};
 use crate::failpoint::{Point, reach};
-use crate::keys::RuleId;
+use crate::keys::{Item, Reach, RuleId};
 use crate::lsn::Lsn;
 use crate::retry::Backoff;
 use crate::settle::Held;
@@ -51,6 +53,8 @@ impl State {
                 self.pass_done(jobs, outcome).await;
             }
             Done::Listed(done) => self.listed_done(done).await,
+            Done::Pages(done) => self.pages_done(done).await,
+            Done::Message(outcome) => self.published(outcome),
             Done::Alive(outcome) => {
                 self.next_alive = Instant::now() + ALIVE_INTERVAL;
                 // One that cannot save its data refuses PING, and is there.
@@ -81,12 +85,11 @@ impl State {
                 let mut through = Vec::with_capacity(jobs.len());
                 for mut job in jobs {
                     self.refuse_keys(&mut job, &tally);
-                    if job.keys.has_patterns() && !tally.with_patterns {
-                        self.throttle.came(job.round);
-                        self.wait_for_pass(job);
-                    } else {
-                        through.push(job);
+                    self.tell_removed(&job, Part::Named);
+                    if tally.with_patterns && !job.keys.has_items(Reach::Scanned) {
+                        self.tell_removed(&job, Part::Patterns);
                     }
+                    through.extend(self.goes_on(job, false, tally.with_patterns));
                 }
                 self.removed(through).await;
             }
@@ -116,15 +119,17 @@ impl State {
     }
 
     /// The patterns of these jobs are through, but for what was refused.
-    pub(super) async fn matched_removed(&mut self, mut jobs: Vec<Job>, refused: &[RefusedOf]) {
+    pub(super) async fn matched_removed(&mut self, mut jobs: Vec<Job>, refused: &RefusedInPass) {
         reach(Point::PassDone);
         for job in &mut jobs {
-            self.refuse_matched(job, refused);
+            self.tell_removed(job, Part::Patterns);
+            self.refuse_matched(job, &refused.matched);
+            self.refuse_items(job, &refused.items);
         }
         self.removed(jobs).await;
     }
 
-    async fn pass_done(&mut self, jobs: Vec<Job>, outcome: Result<Vec<RefusedOf>, Error>) {
+    async fn pass_done(&mut self, jobs: Vec<Job>, outcome: Result<RefusedInPass, Error>) {
         match outcome {
             Ok(refused) => {
                 self.took_scan();
@@ -135,7 +140,7 @@ impl State {
                 self.no_list = (error.kind() == Kind::Unsupported).then(|| error.to_string());
                 let mut jobs = jobs;
                 for job in &mut jobs {
-                    let patterns = job.keys.patterns_only();
+                    let patterns = job.keys.clone().take_scanned();
                     self.refuse(job, &patterns, |_| None);
                 }
                 self.removed(jobs).await;
@@ -173,9 +178,10 @@ impl State {
             count(self.health.metrics(), &tried.tally, false);
             let refused = keys.take_exact(|key| tried.tally.refused.contains(key));
             self.refusals.put_back(rule, &refused);
+            let is_refused = |item: Item<'_>| tried.tally.refused_items.contains_key(item.bytes());
+            self.refusals.put_back(rule, &keys.take_items(is_refused));
             if keys.has_patterns() && !tried.with_pass {
-                self.refusals.put_back(rule, &keys.patterns_only());
-                keys = keys.take_exact(|_| true);
+                self.refusals.put_back(rule, &keys.take_scanned());
             }
             if keys.is_empty() && self.refusals.sizes(rule) != (0, 0) {
                 // Nothing went.
@@ -183,7 +189,10 @@ impl State {
                 continue;
             }
             let job = Job::new(vec![Member::Retry(rule)], keys, Round::First, covers);
-            if job.keys.has_patterns() {
+            self.tell_removed(&job, Part::Named);
+            if job.keys.has_items(Reach::Paged) {
+                through.extend(self.goes_on(job, false, false));
+            } else if job.keys.has_patterns() {
                 self.wait_for_pass(job);
             } else {
                 through.push(job);
@@ -209,7 +218,7 @@ impl State {
     }
 
     /// One removal of the keys of these jobs is acknowledged, but for what was refused of them.
-    async fn removed(&mut self, jobs: Vec<Job>) {
+    pub(super) async fn removed(&mut self, jobs: Vec<Job>) {
         let now = Instant::now();
         let mut swept = Swept { end_lsns: Vec::new(), holds: Vec::new() };
         for mut job in jobs {
@@ -461,7 +470,10 @@ impl State {
         let mut jobs = Vec::new();
         if let Some(lsn) = went_back_to {
             jobs = self.refill.covered_again(lsn);
-            let keys = |job: &Job| (job.keys.exact_len() + job.keys.patterns().count()) as u64;
+            let keys = |job: &Job| {
+                let named = job.keys.exact_len() + job.keys.items_len();
+                (named + job.keys.patterns().count()) as u64
+            };
             let keys = jobs.iter().map(keys).sum();
             let node = &self.node.node;
             let title = &self.title;
@@ -472,6 +484,7 @@ impl State {
         jobs.extend(self.queue.drain());
         jobs.extend(self.passes.take());
         jobs.extend(self.listed.iter_mut().flat_map(|listed| listed.waiting.take()));
+        jobs.extend(self.take_pages());
         jobs.extend(self.replayed.take());
         let mut repeats = 0;
         let is_repeat = |member: &Member| matches!(member, Member::Repeat { .. });
@@ -540,6 +553,7 @@ impl State {
             let peer = PeerLabel { peer: "redis" };
             self.health.metrics().reconnects.get_or_create(&peer).inc();
             self.connected = false;
+            self.forget_messages();
             self.goes_away();
             self.report(Event::RedisLost).await;
         }

@@ -38,7 +38,7 @@ impl Queue {
         let mut taken: Vec<Job> = Vec::new();
         let mut total = 0;
         while let Some(job) = self.jobs.pop_front() {
-            let size = job.keys.exact_len();
+            let size = job.keys.exact_len() + job.keys.items_len();
             let fits = taken
                 .first()
                 .is_none_or(|first| first.round == job.round && total + size <= BATCH_KEYS_MAX);

@@ -122,11 +122,20 @@ impl Bucket {
         }
     }
 
+    /// Keys and items, count.
+    fn len(&self) -> usize {
+        names(&self.keys)
+    }
+
     fn into_job(self, round: Round) -> Job {
         let Bucket { hold, mut members, keys, covers, since, .. } = self;
         members.push(Member::Held { hold, shared: false });
         Job { since, ..Job::new(members, keys, round, covers) }
     }
+}
+
+fn names(keys: &KeySet) -> usize {
+    keys.exact_len() + keys.items_len()
 }
 
 /// Gives those of the members that a bucket's hold does not stand for.
@@ -164,8 +173,7 @@ impl Refill {
     pub(super) fn add(&mut self, job: Job, now: Instant) -> (Hold, Widened) {
         let mut widened = Widened::new();
         let full = self.collecting.as_ref().is_some_and(|bucket| {
-            bucket.closes_at <= now
-                || bucket.keys.exact_len() + job.keys.exact_len() > BUCKET_KEYS_MAX
+            bucket.closes_at <= now || bucket.len() + names(&job.keys) > BUCKET_KEYS_MAX
         });
         if full {
             widened.extend(self.close(now));
@@ -272,7 +280,7 @@ impl Refill {
             && self.waiting.front().is_some_and(is_due)
             && let Some(bucket) = self.waiting.pop_front()
         {
-            keys += bucket.keys.exact_len();
+            keys += bucket.len();
             self.under_way += bucket.keys.bytes();
             due.push(bucket.into_job(Round::Second));
         }

@@ -10,13 +10,15 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::inside::remove_direct;
 use super::job::{Member, Tally};
+use super::redis::act::{Act, Answer, Verb};
 use super::redis::node::{Error, Node};
 use super::redis::unlink::{self, Refused, Search};
 use super::refill::Widened;
 use super::samples::Samples;
 use crate::budget::Charge;
-use crate::keys::{KeySet, RuleId};
+use crate::keys::{Item, ItemKind, KeySet, Pattern, Reach, RuleId};
 use crate::lsn::Lsn;
 use crate::settle::Hold;
 
@@ -159,7 +161,7 @@ impl Refusals {
         });
         refusal.covers = refusal.covers.max(covers);
         let mut widened = refusal.keys.merge_within(&keys);
-        while refusal.keys.exact_len() > KEYS_MAX
+        while refusal.keys.exact_len() + refusal.keys.items_len() > KEYS_MAX
             && let Some(rule) = refusal.keys.collapse_largest(0)
         {
             widened.push((rule, 1));
@@ -285,7 +287,12 @@ impl Refusals {
     /// How much is refused of a rule: exact keys and patterns.
     pub(super) fn sizes(&self, rule: RuleId) -> (usize, usize) {
         let keys = self.by_rule.get(&rule).map(|refusal| &refusal.keys);
-        keys.map_or((0, 0), |keys| (keys.exact_len(), keys.patterns().count()))
+        keys.map_or((0, 0), |keys| {
+            let is_scanned = |(_, item): &(RuleId, Item<'_>)| item.reach() == Reach::Scanned;
+            let scanned = keys.items().filter(is_scanned).count();
+            let named = keys.exact_len() + keys.items_len() - scanned;
+            (named, keys.patterns().count() + scanned)
+        })
     }
 }
 
@@ -302,6 +309,7 @@ pub(super) async fn retry<N: Node>(node: &N, retry: &Retry) -> Result<Tried, Err
         outcome?;
         tally = found;
     }
+    remove_direct(node, &[&retry.keys], &mut tally).await?;
     let mut with_pass = retry.keys.has_patterns();
     if with_pass && !retry.with_pass {
         let samples = retry.samples.of_patterns(&retry.keys);
@@ -309,7 +317,24 @@ pub(super) async fn retry<N: Node>(node: &N, retry: &Retry) -> Result<Tried, Err
         let mut refused = Refused::new();
         let removed = unlink::one_by_one(node, &samples, Search::Thorough, &mut refused).await?;
         tally.add(retry.rule, removed, 0);
-        with_pass = refused.len() < samples.len();
+        with_pass = refused.len() < samples.len() || may_look_inside(node, &retry.keys).await?;
     }
     Ok(Tried { tally, with_pass })
+}
+
+/// Whether the user may do what items ask for in a key that their pattern matches.
+async fn may_look_inside<N: Node>(node: &N, keys: &KeySet) -> Result<bool, Error> {
+    let own = |pattern: &[u8]| Pattern::parse(pattern).own_key().unwrap_or_default();
+    for (_, item) in keys.items().filter(|(_, item)| item.reach() == Reach::Scanned) {
+        let (key, field) = (own(item.key()), own(item.field()));
+        let verb = match item.kind() {
+            ItemKind::Field => Verb::Hdel(vec![&field]),
+            ItemKind::Tag => Verb::Type,
+        };
+        let answers = node.act(&[Act { key: &key, verb }]).await?;
+        if !matches!(answers.first(), Some(Answer::Forbidden)) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }

@@ -14,9 +14,14 @@ use crate::keys::{KeySet, Pattern, RuleId};
 use crate::telemetry::Topic;
 use crate::telemetry::words::counted;
 
+/// The rights to look into keys.
+const INSIDE_RIGHTS: &str = " +hdel +hscan +type +sscan +zscan +srem +zrem, and the same on the \
+                             keys that tags name";
+
 impl State {
     /// Redis refused some keys of a batch: they wait by themselves.
     pub(super) fn refuse_keys(&mut self, job: &mut Job, tally: &Tally) {
+        self.refuse_items(job, &tally.refused_items);
         let refused = &tally.refused;
         if refused.is_empty() {
             return;
@@ -62,34 +67,49 @@ impl State {
         keys: &KeySet,
         samples: impl Fn(&KeySet) -> Option<Samples>,
     ) {
-        if job.comes_again() || keys.is_empty() {
-            return;
-        }
-        self.count_error(match (&self.away, &self.no_list) {
+        let kind = match (&self.away, &self.no_list) {
             (Some(_), _) => Kind::Slot,
             (None, Some(_)) => Kind::Unsupported,
             (None, None) => Kind::NoPerm,
-        });
-        for (rule, part) in keys.by_rule() {
+        };
+        for (rule, _) in self.put_refused(job, keys, (samples, kind)) {
+            self.say_refused(rule);
+        }
+    }
+
+    /// Puts `keys`, a part of the job's, into the sets of their rules, for an error of this kind.
+    /// Gives the part of each rule.
+    pub(super) fn put_refused(
+        &mut self,
+        job: &mut Job,
+        keys: &KeySet,
+        (samples, kind): (impl Fn(&KeySet) -> Option<Samples>, Kind),
+    ) -> Vec<(RuleId, KeySet)> {
+        if job.comes_again() || keys.is_empty() {
+            return Vec::new();
+        }
+        self.count_error(kind);
+        let parts = keys.by_rule();
+        for (rule, part) in parts.clone() {
             let (samples, now) = (samples(&part), Instant::now());
             let (hold, widened) = self.refusals.add((rule, part), job.covers, samples, now);
             self.refusals.join(rule, job.members.iter().filter_map(Member::part));
             self.hold(job.waits().also(hold));
             self.widened(&widened);
-            self.say_refused(rule);
         }
         for member in &mut job.members {
             if let Member::Transaction { whole, .. } = member {
                 *whole = false;
             }
         }
+        parts
     }
 
     pub(super) fn refused_topic(&self, rule: RuleId) -> Topic {
         Topic::Refused(self.target, Arc::from(self.health.metrics().rule_name(rule)))
     }
 
-    fn say_refused(&self, rule: RuleId) {
+    pub(super) fn say_refused(&self, rule: RuleId) {
         let (exact, patterns) = self.refusals.sizes(rule);
         let (name, node) = (self.health.metrics().rule_name(rule), &self.node.node);
         let count = |size: usize, noun| counted(u64::try_from(size).unwrap_or(u64::MAX), noun);
@@ -124,8 +144,9 @@ impl State {
             empty.widest(rule).map(|key| format!("~{prefix}{}", key.escape_ascii())).collect();
         let hint = format!(
             "`walsweep check` prints the whole `acl setuser` line for the user of `redis.url`; \
-             these keys need {} +unlink +scan",
-            rights.join(" ")
+             these keys need {} +unlink +scan{}",
+            rights.join(" "),
+            if empty.widest_items(rule).is_empty() { "" } else { INSIDE_RIGHTS }
         );
         self.health.trouble(self.refused_topic(rule), &text, Some(&hint));
     }

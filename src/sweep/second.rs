@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 
+use super::inside::remove_direct;
 use super::job::{Job, Round, Tally};
 use super::redis::node::{Error, Node};
 use super::redis::observe::Mark;
@@ -56,13 +57,28 @@ pub(super) async fn remove<N: Node>(
             let found = find(&keys, &written).await;
             let (mut tally, outcome) = unlink::unlink(node, found, Search::Quick).await;
             tally.with_patterns = true;
-            return (tally, outcome);
+            return with_items(node, jobs, (tally, outcome)).await;
         }
     }
     // Exact keys only: a pattern of one job would swallow the keys of another, which is then taken
     // for done and does not wait for the pattern's pass.
     let keys = union(jobs, empty, KeySet::merge_exact);
-    unlink::unlink(node, keys.exact().collect(), Search::Quick).await
+    let removed = unlink::unlink(node, keys.exact().collect(), Search::Quick).await;
+    with_items(node, jobs, removed).await
+}
+
+/// Removes what is inside of keys as well: of that it is not observed what was written again.
+async fn with_items<N: Node>(
+    node: &N,
+    jobs: &[Job],
+    (mut tally, outcome): (Tally, Result<(), Error>),
+) -> (Tally, Result<(), Error>) {
+    if outcome.is_err() || jobs.iter().all(|job| job.keys.items_len() == 0) {
+        return (tally, outcome);
+    }
+    let sets: Vec<&KeySet> = jobs.iter().map(|job| &job.keys).collect();
+    let outcome = remove_direct(node, &sets, &mut tally).await;
+    (tally, outcome)
 }
 
 /// The keys of all jobs; a single one's need not be copied.

@@ -3,21 +3,32 @@
 
 use std::collections::HashMap;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::job::{Job, Member, Tally};
+use super::job::{Job, Member, Round, Tally};
 use super::proof::evidence::Watermark;
 use super::proof::prints::{Prints, is_digest};
 use super::proof::ward::Found;
+use super::publish::Publisher;
 use super::queue::pass_reason;
+use super::redis::inside::{RefusedItems, Why};
 use super::redis::node::{Error, Node, Replaced};
 use super::redis::pace::Paces;
 use super::redis::pass::{Noted, Pass, Progress};
+use super::redis::pass_items::{PassItem, PassItems, Told};
 use crate::config::TargetId;
-use crate::keys::{Pattern, RuleId};
+use crate::keys::{Pattern, Reach, RuleId};
 use crate::telemetry::metrics::{Metrics, ReasonLabel, seconds};
+
+/// Everything that Redis refused in a pass.
+#[derive(Default)]
+pub(super) struct RefusedInPass {
+    pub(super) matched: Vec<RefusedOf>,
+    pub(super) items: RefusedItems,
+}
 
 /// Keys of one pattern that Redis refused to remove.
 pub(super) struct RefusedOf {
@@ -40,9 +51,12 @@ pub(super) async fn sweep<N: Node>(
     metrics: &Metrics,
     (jobs, refused_bytes_max): (&[Job], usize),
     way: Way<'_>,
-) -> Result<Option<Vec<RefusedOf>>, Error> {
+    (is_last, publisher): (impl Fn(Round) -> bool, &Arc<Publisher>),
+) -> Result<Option<RefusedInPass>, Error> {
     let began = Instant::now();
-    let (patterns, owners) = patterns_of(jobs);
+    let (patterns, mut owners) = patterns_of(jobs);
+    let (items, item_owners) = items_of(jobs, is_last, publisher);
+    owners.extend(item_owners);
     // Of each server by itself: what it had done when it was heard of last.
     let watch = || {
         let (mut scanned, mut waited) = (0, Duration::ZERO);
@@ -67,6 +81,7 @@ pub(super) async fn sweep<N: Node>(
         }
     };
     let mut pass = Pass::new(patterns.clone());
+    pass.items = items;
     pass.refused_bytes_max = refused_bytes_max;
     let progress = match way {
         Way::Scan(paces) => {
@@ -82,10 +97,13 @@ pub(super) async fn sweep<N: Node>(
             progress
         }
     };
-    let refused = progress.refused.into_iter();
-    let refused = refused
-        .filter_map(|(at, noted)| Some(RefusedOf { pattern: patterns.get(at)?.clone(), noted }));
-    Ok(Some(refused.collect()))
+    let matched = progress.refused.into_iter();
+    let matched = matched
+        .filter_map(|(at, noted)| Some(RefusedOf { pattern: patterns.get(at)?.clone(), noted }))
+        .collect();
+    let items = progress.refused_items.iter().filter_map(|at| pass.items.all.get(*at));
+    let items = items.map(|item| (item.bytes().into(), Why::Forbidden)).collect();
+    Ok(Some(RefusedInPass { matched, items }))
 }
 
 /// The patterns of jobs, each once; and of each the rule, and whether only refills are removed.
@@ -107,6 +125,34 @@ fn patterns_of(jobs: &[Job]) -> (Vec<Pattern>, Vec<(RuleId, bool)>) {
         }
     }
     (patterns, owners)
+}
+
+/// Items that a pass for these jobs looks for, each once; and whose each is.
+fn items_of(
+    jobs: &[Job],
+    is_last: impl Fn(Round) -> bool,
+    publisher: &Arc<Publisher>,
+) -> (PassItems, Vec<(RuleId, bool)>) {
+    let (mut items, mut owners) = (PassItems::default(), Vec::new());
+    let mut index_of: HashMap<&[u8], usize> = HashMap::new();
+    for job in jobs {
+        let (second, trims) = (job.round.takes_refills(), is_last(job.round));
+        let scanned = job.keys.items().filter(|(_, item)| item.reach() == Reach::Scanned);
+        for (rule, item) in scanned {
+            let index = *index_of.entry(item.bytes()).or_insert_with(|| {
+                items.all.push(PassItem::of(item, trims));
+                owners.push((rule, second));
+                owners.len() - 1
+            });
+            if let (Some(owner), Some(item)) = (owners.get_mut(index), items.all.get_mut(index)) {
+                owner.1 &= second;
+                item.trims &= trims;
+            }
+        }
+    }
+    let lsn = jobs.iter().map(|job| job.covers).max().unwrap_or_default();
+    items.told = Some(Told(Arc::clone(publisher), lsn));
+    (items, owners)
 }
 
 /// The outcome of a write of the watermark.

@@ -3,7 +3,6 @@
 //! First removals, second ones, what Redis refused before, and a pass are under way at the same
 //! time, one of each: none of them waits for another.
 
-use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,19 +10,21 @@ use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until};
 
-use super::job::{Job, Round, Tally, older};
+use super::inside::Inside;
+use super::job::{Job, Round, older};
 use super::late::Late;
 use super::listed::Listed;
 use super::proof::evidence::Watermark;
 use super::proof::prints::{Doubt, Prints};
-use super::proof::ward::{Found, Ward};
+use super::proof::ward::Ward;
 use super::queue::{Passes, Queue};
-use super::redis::node::{Error, Node};
+use super::redis::node::Node;
 use super::redis::pace::{Pace, Paces};
 use super::refill::Refill;
-use super::refused::{Pause, Refusals, Retry, Tried, retry};
-use super::shared::{RefusedOf, Way, Written, find, sweep, write};
+use super::refused::{Pause, Refusals, retry};
+use super::shared::{Way, Written, sweep, write};
 use super::throttle::Throttle;
+use super::works::{BatchDone, PassDone, RetriesDone, Work, Works};
 use super::{Broken, Event, Parcel, second};
 use crate::budget::{CHANNEL, OfTarget};
 use crate::channel::Receiver;
@@ -54,9 +55,6 @@ const UNLINK_WAIT: (Duration, Duration) = (Duration::from_millis(20), Duration::
 /// First and longest wait before a pass that the server refused is tried again. A pass costs Redis
 /// more.
 const PASS_WAIT: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(10));
-
-/// Work under way: it owns its jobs, so that they come back whatever happens.
-type Work<'a, T> = Option<Pin<Box<dyn Future<Output = T> + 'a>>>;
 
 /// Limits on what may wait for a target (I6).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -138,7 +136,9 @@ pub(super) struct State {
     /// Jobs whose keys an index knows, if there is one.
     pub(super) listed: Option<Listed>,
     /// Whether a SCAN would make the index whole.
-    builds: bool,
+    pub(super) builds: bool,
+    /// Items that are read in pages, and what is told of removals.
+    pub(super) inside: Inside,
     /// Keys that standbys have replayed: removed beside the first removals, as second ones are.
     pub(super) replayed: Option<Job>,
     /// Whether those were what was removed last beside the first removals.
@@ -177,35 +177,6 @@ pub(super) struct State {
     pub(super) held: Vec<Held>,
 }
 
-/// Work of each kind that is under way.
-struct Works<'a> {
-    batch: Work<'a, BatchDone>,
-    second: Work<'a, BatchDone>,
-    retries: Work<'a, RetriesDone>,
-    pass: Work<'a, PassDone>,
-    listed: Work<'a, ListedDone>,
-    write: Work<'a, Written>,
-    connect: Work<'a, Result<Found, Error>>,
-    alive: Work<'a, Result<(), Error>>,
-}
-
-pub(super) type BatchDone = (Vec<Job>, (Tally, Result<(), Error>));
-pub(super) type PassDone = (Vec<Job>, Box<Paces>, Result<Vec<RefusedOf>, Error>);
-pub(super) type ListedDone = (Vec<Job>, Result<Option<Vec<RefusedOf>>, Error>);
-pub(super) type RetriesDone = (Vec<Retry>, Result<Vec<Tried>, Error>);
-
-/// The outcome of work that was under way.
-pub(super) enum Done {
-    Batch(BatchDone),
-    Second(BatchDone),
-    Retries(RetriesDone),
-    Pass(PassDone),
-    Listed(ListedDone),
-    Write(Written),
-    Connect(Result<Found, Error>),
-    Alive(Result<(), Error>),
-}
-
 impl<N: Node> Sweeper<N> {
     /// A sweeper of `node`, the Redis of a target, that reports to `events`, and what does not work
     /// to `health`.
@@ -221,9 +192,11 @@ impl<N: Node> Sweeper<N> {
         let mut pace = Pace::new(settings.max_stall, settings.max_load);
         pace.measure.ends_with(lost.subscribe());
         let share = settings.room.share;
-        let listed = Listed::new(node.index_patterns(), share.passes / 2);
-        let of_passes = if listed.is_some() { share.passes / 2 } else { share.passes };
+        let (inside, of_passes) = Inside::of(&settings, node.is_told());
+        let listed = Listed::new(node.index_patterns(), of_passes / 2);
+        let of_passes = if listed.is_some() { of_passes / 2 } else { of_passes };
         let state = State {
+            inside,
             health: Arc::clone(&health),
             target,
             events,
@@ -314,95 +287,6 @@ impl<N: Node> Sweeper<N> {
     }
 }
 
-impl<'a> Works<'a> {
-    fn none() -> Works<'a> {
-        let (batch, second, retries, pass, listed) = (None, None, None, None, None);
-        Works { batch, second, retries, pass, listed, write: None, connect: None, alive: None }
-    }
-
-    fn is_idle(&self) -> bool {
-        let removals = self.batch.is_none() && self.second.is_none() && self.retries.is_none();
-        let others = self.write.is_none() && self.connect.is_none() && self.alive.is_none();
-        removals && self.pass.is_none() && self.listed.is_none() && others
-    }
-
-    /// Begins what can begin at `now`; the watermark may go as far as `safe`.
-    fn begin<N: Node>(
-        &mut self,
-        state: &mut State,
-        (node, metrics): (&'a N, &'a Metrics),
-        now: Instant,
-        safe: Lsn,
-    ) {
-        if !state.connected {
-            if self.is_idle() {
-                // Whatever was under way on the old connection has come back before a new one is
-                // made: nothing of it can arrive afterwards.
-                let own = state.ward.prints().0.to_owned();
-                self.connect = Some(Box::pin(reconnect(node, state.backoff.next_wait(), own)));
-            }
-            return;
-        }
-        if state.unlinks.allows(now) {
-            if self.batch.is_none() {
-                self.batch = state.next_batch(node);
-            }
-            if self.second.is_none() {
-                self.second = state.next_second(node, now);
-            }
-            if self.retries.is_none() {
-                self.retries = state.next_retries(node, now);
-            }
-            if self.listed.is_none() {
-                self.listed = state.next_listed(node, metrics);
-            }
-        }
-        state.builds = node.wants_scan();
-        if self.pass.is_none() && state.scans.allows(now) {
-            self.pass = state.next_pass(node, metrics, now);
-        }
-        if self.alive.is_none() && now >= state.next_alive {
-            self.alive = Some(Box::pin(node.keep_alive()));
-        }
-        if self.write.is_none() {
-            self.write = state.next_write(node, now, safe);
-        }
-    }
-
-    /// The next outcome. May be cancelled: the work goes on later.
-    async fn finished(&mut self) -> Done {
-        tokio::select! {
-            biased;
-            done = finished(&mut self.batch) => Done::Batch(done),
-            done = finished(&mut self.write) => Done::Write(done),
-            done = finished(&mut self.connect) => Done::Connect(done),
-            done = finished(&mut self.listed) => Done::Listed(done),
-            done = finished(&mut self.retries) => Done::Retries(done),
-            done = finished(&mut self.second) => Done::Second(done),
-            done = finished(&mut self.pass) => Done::Pass(done),
-            done = finished(&mut self.alive) => Done::Alive(done),
-        }
-    }
-}
-
-/// The outcome of work under way; never, if there is none. Cancelled, the work goes on later.
-async fn finished<T>(work: &mut Work<'_, T>) -> T {
-    match work {
-        Some(future) => {
-            let outcome = future.await;
-            *work = None;
-            outcome
-        }
-        None => std::future::pending().await,
-    }
-}
-
-async fn reconnect<N: Node>(node: &N, wait: Duration, own: String) -> Result<Found, Error> {
-    tokio::time::sleep(wait).await;
-    node.connect().await?;
-    find(node, &own).await
-}
-
 impl State {
     /// Whether keys of a rule go to this target.
     fn goes(&self, rule: RuleId) -> bool {
@@ -414,14 +298,18 @@ impl State {
         self.queue.bytes() < self.room.bytes
     }
 
-    fn next_batch<'a, N: Node>(&mut self, node: &'a N) -> Work<'a, BatchDone> {
+    pub(super) fn next_batch<'a, N: Node>(&mut self, node: &'a N) -> Work<'a, BatchDone> {
         let jobs = self.queue.next_batch();
         self.late.in_batch = jobs.iter().map(|job| job.oldest).fold(None, older);
         self.removal(node, jobs)
     }
 
     /// Removals that hold nobody up: what standbys have replayed, and second ones that are due.
-    fn next_second<'a, N: Node>(&mut self, node: &'a N, now: Instant) -> Work<'a, BatchDone> {
+    pub(super) fn next_second<'a, N: Node>(
+        &mut self,
+        node: &'a N,
+        now: Instant,
+    ) -> Work<'a, BatchDone> {
         // In turn: standbys that replay all the time would leave the second removals no chance.
         let is_turn_of_refill = std::mem::take(&mut self.replayed_was_last);
         let mut jobs = if is_turn_of_refill { self.refill.due(now) } else { Vec::new() };
@@ -450,7 +338,11 @@ impl State {
         }))
     }
 
-    fn next_retries<'a, N: Node>(&mut self, node: &'a N, now: Instant) -> Work<'a, RetriesDone> {
+    pub(super) fn next_retries<'a, N: Node>(
+        &mut self,
+        node: &'a N,
+        now: Instant,
+    ) -> Work<'a, RetriesDone> {
         let due = self.refusals.due(now);
         if due.is_empty() {
             return None;
@@ -467,7 +359,7 @@ impl State {
         }))
     }
 
-    fn next_pass<'a, N: Node>(
+    pub(super) fn next_pass<'a, N: Node>(
         &mut self,
         node: &'a N,
         metrics: &'a Metrics,
@@ -484,10 +376,12 @@ impl State {
         self.late.in_pass = jobs.iter().map(|job| job.oldest).fold(None, older);
         let mut paces = self.paces.take().expect("they came back with the pass before this one");
         let (under_way, refused) = (self.health.pass(), self.room.share.refused);
+        let (publisher, has_second) = (Arc::clone(&self.inside.publisher), self.refill.is_on());
+        let last = move |round: Round| round.is_last(has_second);
         Some(Box::pin(async move {
             let _until_it_ends = under_way;
-            let way = Way::Scan(&mut paces);
-            let outcome = sweep(node, metrics, (&jobs, refused), way).await;
+            let (way, told) = (Way::Scan(&mut paces), (last, &publisher));
+            let outcome = sweep(node, metrics, (&jobs, refused), way, told).await;
             (jobs, paces, outcome.map(Option::unwrap_or_default))
         }))
     }
@@ -499,7 +393,7 @@ impl State {
         paces.begins_at(self.passes.is_urgent(), now)
     }
 
-    fn next_write<'a, N: Node>(
+    pub(super) fn next_write<'a, N: Node>(
         &mut self,
         node: &'a N,
         now: Instant,
@@ -574,8 +468,10 @@ impl State {
     fn look_late(&mut self, now: Instant) {
         let is_idle = self.passes.is_empty() && self.late.in_pass.is_none();
         self.throttle.look(is_idle, (&self.health, now));
+        let pages = self.inside.waiting.iter();
         let listed = self.listed.iter().flat_map(|listed| listed.waiting.iter());
-        let mut jobs = self.queue.iter().chain(self.passes.iter()).chain(listed).peekable();
+        let waiting = self.passes.iter().chain(listed).chain(pages);
+        let mut jobs = self.queue.iter().chain(waiting).peekable();
         match self.late.next_look() {
             Some(look) if look <= now => {
                 let oldest = jobs.map(|job| job.oldest).fold(None, older);

@@ -94,6 +94,8 @@ pub enum Topic {
     /// Keys are removed, and a target's Redis does not take the watermark, so that nothing is
     /// confirmed.
     Watermark(TargetId),
+    /// A target's Redis does not take the messages that tell of removals.
+    Publish(TargetId),
     /// A listed replica cannot be counted on: its address.
     Replica(Arc<str>),
     /// A sweep of everything waits for transactions that run.
@@ -126,6 +128,7 @@ impl Topic {
             Topic::Wide(_)
             | Topic::Replica(_)
             | Topic::Watermark(_)
+            | Topic::Publish(_)
             | Topic::Throttled(_)
             | Topic::Fence
             | Topic::Lookup(_)
@@ -143,6 +146,7 @@ impl Topic {
             | Topic::Redis(target)
             | Topic::Late(target)
             | Topic::Throttled(target)
+            | Topic::Publish(target)
             | Topic::Watermark(target) => Some(*target),
             Topic::Session
             | Topic::Checks

@@ -13,6 +13,10 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Metric, Registry};
 
+pub use super::labels::{
+    ErrorLabel, NodeLabel, OperationLabel, PeerLabel, ReasonLabel, ReplicaLabel, RuleLabel,
+    SlotLabel, SourceLabel, StatusLabel, TargetLabel, VersionLabel, WidenedLabel,
+};
 use super::server_clock::ServerClock;
 use crate::config::TargetId;
 use crate::keys::{Malformed, RuleId, WidenReason};
@@ -28,93 +32,6 @@ const LATENCY_SECONDS: [f64; 22] = [
     0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0,
     2.5, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0, 1000.0,
 ];
-
-/// A label set of one closed label.
-macro_rules! label {
-    ($(#[$doc:meta])* $name:ident, $field:ident, $type:ty) => {
-        $(#[$doc])*
-        #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-        pub struct $name {
-            /// The label's value.
-            pub $field: $type,
-        }
-    };
-}
-
-label!(
-    /// `operation`: insert, update, delete, truncate, refresh, message.
-    OperationLabel, operation, &'static str
-);
-label!(
-    /// `rule`: the rule's name.
-    RuleLabel, rule, String
-);
-label!(
-    /// `reason`: why everything was swept, a sweep was made, or a message was of no use.
-    ReasonLabel, reason, &'static str
-);
-label!(
-    /// `source`: cache or query.
-    SourceLabel, source, &'static str
-);
-label!(
-    /// `status`: `pg_replication_slots.wal_status`.
-    StatusLabel, status, &'static str
-);
-label!(
-    /// `target`: the name of a target.
-    TargetLabel, target, String
-);
-label!(
-    /// `replica`: host and port of a standby.
-    ReplicaLabel, replica, String
-);
-label!(
-    /// `peer`: postgres, replica or redis.
-    PeerLabel, peer, &'static str
-);
-label!(
-    /// `version` of walsweep.
-    VersionLabel, version, &'static str
-);
-
-/// `target` and `node`: which Redis node.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct NodeLabel {
-    /// The target's name.
-    pub target: String,
-    /// Host and port.
-    pub node: String,
-}
-
-/// `target` and `kind`: an error of which target's Redis.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct ErrorLabel {
-    /// The target's name.
-    pub target: String,
-    /// The class of the error.
-    pub kind: &'static str,
-}
-
-/// `slot`, `database` and `system_id`: which slot, of all that there are anywhere.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct SlotLabel {
-    /// The slot's name.
-    pub slot: String,
-    /// Its database.
-    pub database: String,
-    /// The identifier of its cluster.
-    pub system_id: String,
-}
-
-/// `rule` and `reason`.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct WidenedLabel {
-    /// The rule's name.
-    pub rule: String,
-    /// Why a value could not be known.
-    pub reason: &'static str,
-}
 
 /// Makes a latency histogram.
 #[derive(Clone, Debug)]
@@ -174,6 +91,8 @@ pub struct Metrics {
     index_bytes: Family<TargetLabel, Gauge>,
     index_whole: Family<TargetLabel, Gauge>,
     refills_removed: Family<RuleLabel, Counter>,
+    published: Counter,
+    publish_failures: Counter,
     /// Keys and patterns removed again because Redis went back to an older watermark.
     pub repeated_keys: Counter,
     /// Bytes of WAL between the end and `confirmed_flush_lsn`.
@@ -295,6 +214,14 @@ impl Metrics {
             invisible_at_arrival: table.counter(
                 "walsweep_invisible_at_arrival_total",
                 "Transactions that readers could not yet see when their commit arrived",
+            ),
+            published: table.counter(
+                "walsweep_published_total",
+                "Messages of removals told on `redis.publish`",
+            ),
+            publish_failures: table.counter(
+                "walsweep_publish_failures_total",
+                "Messages of removals that were not told on `redis.publish`",
             ),
             sweeps: table.family("walsweep_sweeps_total", "SCAN passes, by what asked for them"),
             sweep_seconds: table.latency("walsweep_sweep_seconds", "Duration of a SCAN pass"),
@@ -437,6 +364,11 @@ impl Metrics {
         if let Some(label) = self.target(target) {
             self.target_ready.get_or_create(&label).set(i64::from(is_ready));
         }
+    }
+
+    /// So many messages of removals were told, or were not.
+    pub fn published(&self, is_told: bool, count: u64) {
+        if is_told { &self.published } else { &self.publish_failures }.inc_by(count);
     }
 
     /// A transaction's keys are gone from a target, so long after its commit.

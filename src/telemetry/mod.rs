@@ -7,6 +7,7 @@
 
 pub mod health;
 pub mod http;
+mod labels;
 pub mod logging;
 pub mod metrics;
 pub mod notify;

@@ -16,8 +16,8 @@ const FILLED: (Duration, usize) = (Duration::from_secs(12), 40);
 /// Keys that are held then, bytes: where less is, nothing was shown.
 const HELD: f64 = 24.0 * 1024.0 * 1024.0;
 
-/// Keys of a kilobyte: exact ones, some that wait for a pass, some that Redis refuses, and some
-/// that need a row.
+/// Keys of a kilobyte: exact ones, some that wait for a pass, some that are looked into, some that
+/// Redis refuses, and some that need a row. All of them are told.
 fn rules() -> String {
     let long = "0123456789".repeat(100);
     format!(
@@ -41,6 +41,8 @@ keys = ["exact:{long}:{{id}}"]
 name = "passing"
 table = "public.passing"
 keys = ["passing:{long}:{{id}}", "passing:list:{{id}}:*"]
+tags = ["named:{long}:{{id}}"]
+fields = {{ "hash:{long}:{{id}}" = ["name", "page:*"] }}
 
 [[rule]]
 name = "guarded"
@@ -102,12 +104,12 @@ async fn start(bed: &Bed, more: Option<&Redis>) -> (Sidecar, Postgres) {
     bed.sql.run(TABLES).await;
     let standby = bed.postgres.standby("paused", &[]).await.unwrap();
     let rights = "-@all +scan +unlink +get +set +incr +eval +ping +info +select +hello +auth \
-                  +client";
+                  +client +hdel +hscan +type +exists +sscan +zscan +srem +zrem +publish";
     let targets: Vec<&Redis> = std::iter::once(&bed.redis).chain(more).collect();
-    acl(&targets, &format!("on nopass ~* {rights}")).await;
+    acl(&targets, &format!("on nopass ~* &* {rights}")).await;
     let of_target = |(at, redis): (usize, &&Redis)| {
         let url = redis.url().replace("redis://", "redis://walsweep:any@");
-        format!("name = \"r{at}\"\nurl = {url:?}")
+        format!("name = \"r{at}\"\nurl = {url:?}\npublish = \"gone\"")
     };
     let mut settings = Settings {
         rules: rules(),

@@ -12,13 +12,13 @@ use walsweep_stage::throwaway::{Cluster, ClusterOptions, RedisOptions};
 use crate::support::{Bed, ITEM_RULES, PATIENCE, Settings, Sidecar, always, eventually, text};
 
 /// A cluster beside Postgres; the Redis of the bed is not used.
-struct Shop {
-    bed: Bed,
-    cluster: Cluster,
+pub(crate) struct Shop {
+    pub(crate) bed: Bed,
+    pub(crate) cluster: Cluster,
 }
 
 impl Shop {
-    async fn start(primaries: usize, replicas: usize) -> Shop {
+    pub(crate) async fn start(primaries: usize, replicas: usize) -> Shop {
         Shop::with(primaries, replicas, &[]).await
     }
 
@@ -30,17 +30,17 @@ impl Shop {
         Shop { bed, cluster: cluster.unwrap() }
     }
 
-    fn settings(&self) -> Settings {
+    pub(crate) fn settings(&self) -> Settings {
         let target = format!("mode = \"cluster\"\nurl = {:?}", self.cluster.urls()[0]);
         Settings { targets: vec![target], rules: ITEM_RULES.to_owned(), ..self.bed.settings() }
     }
 
-    async fn connect(&self, node: usize) -> MultiplexedConnection {
+    pub(crate) async fn connect(&self, node: usize) -> MultiplexedConnection {
         self.cluster.node(node).unwrap().connect().await.unwrap()
     }
 
     /// Runs a command on the primary that has the key.
-    async fn ask<T: FromRedisValue>(&self, words: &[&str]) -> T {
+    pub(crate) async fn ask<T: FromRedisValue>(&self, words: &[&str]) -> T {
         let (_, owner) = self.place(words[1]).await;
         let mut command = cmd(words[0]);
         command.arg(&words[1..]);
@@ -59,19 +59,19 @@ impl Shop {
     }
 
     /// The slot of a key, and the number of the node that has it.
-    async fn place(&self, key: &str) -> (u16, usize) {
+    pub(crate) async fn place(&self, key: &str) -> (u16, usize) {
         let slot = self.cluster.slot_of(key.as_bytes()).await.unwrap();
         (slot, self.cluster.owner(slot).await.unwrap().unwrap())
     }
 
     /// Changes an item; all of its lists go with it.
-    async fn change(&self, id: usize) {
+    pub(crate) async fn change(&self, id: usize) {
         let update = format!("update item set version = version + 1 where id = {id}");
         self.bed.sql.run(&update).await;
     }
 
     /// The names on all primaries that match a pattern.
-    async fn names(&self, pattern: &str) -> Vec<String> {
+    pub(crate) async fn names(&self, pattern: &str) -> Vec<String> {
         let mut names = Vec::new();
         for node in 0..self.cluster.urls().len() {
             let mut all = cmd("KEYS");
@@ -99,25 +99,25 @@ impl Shop {
         all.exec_async(&mut self.connect(owner).await).await.unwrap();
     }
 
-    async fn fill(&self, keys: &[String]) {
+    pub(crate) async fn fill(&self, keys: &[String]) {
         for key in keys {
             let _: Value = self.ask(&["SET", key, "cached"]).await;
         }
     }
 
-    async fn has(&self, key: &str) -> bool {
+    pub(crate) async fn has(&self, key: &str) -> bool {
         self.ask::<i64>(&["EXISTS", key]).await == 1
     }
 
     /// Waits until none of these is there.
-    async fn gone(&self, keys: &[String]) {
+    pub(crate) async fn gone(&self, keys: &[String]) {
         for key in keys {
             eventually(PATIENCE, &format!("`{key}` goes"), async || !self.has(key).await).await;
         }
     }
 }
 
-fn keys(pattern: &str, count: usize) -> Vec<String> {
+pub(crate) fn keys(pattern: &str, count: usize) -> Vec<String> {
     (0..count).map(|number| pattern.replace('#', &number.to_string())).collect()
 }
 
@@ -386,8 +386,9 @@ async fn each_primary_has_an_index_and_one_that_gets_slots_makes_it_anew() {
     shop.change(1).await;
     let nothing = async || shop.names("list:team 1:*").await.is_empty();
     eventually(PATIENCE, "keys that moved go", nothing).await;
+    let is_made = async || scans().await > before + 0.5;
+    eventually(PATIENCE, "the index of who got the slot is made anew", is_made).await;
     eventually(PATIENCE, "all are whole again", is_whole).await;
-    assert!(scans().await > before + 0.5, "what came with a slot was taken for told");
 }
 
 /// A primary is killed, and its replica takes its place: keys of commits before, during and after

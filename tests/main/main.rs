@@ -24,6 +24,7 @@ mod hints;
 mod hosts;
 mod http;
 mod index;
+mod inside;
 mod large;
 mod limits;
 mod locks;

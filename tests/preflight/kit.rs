@@ -54,6 +54,8 @@ pub(crate) fn rule(table: &str, keys: &[&str]) -> Rule {
         changed: Vec::new(),
         immutable: Vec::new(),
         keys: located(keys, 0, "keys"),
+        tags: Vec::new(),
+        fields: Vec::new(),
         source: walsweep::config::Source::Table,
         when: None,
         targets: walsweep::config::Targets::ALL,

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test may fail")]
 
 mod kit;
+mod redis_inside;
 mod redis_rights;
 mod rows;
 mod servers;

@@ -50,6 +50,7 @@ const SEAMS: [Seam; 3] = [
             "src/sweep/redis/node.rs",
             "src/sweep/redis/observe.rs",
             "src/sweep/redis/standalone/mod.rs",
+            "src/sweep/redis/standalone/observed.rs",
             "src/sweep/redis/tracking.rs",
             "src/sweep/second.rs",
         ],

@@ -7,6 +7,7 @@ mod table;
 #[cfg(test)]
 mod tests;
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::fmt;
 use std::str::FromStr;
@@ -21,7 +22,8 @@ use crate::config::{Location, LookupRows, Missing, TableName};
 use crate::decode::{Column, OldKind, OldTuple, Relation, ReplicaIdentity, Tuple, Value};
 use crate::gather::{Change, Row};
 use crate::keys::{
-    ColumnUse, KeySet, Pattern, Purpose, RuleId, Rules, Skip, Wanted, WidenReason, is_time,
+    ColumnUse, Item, ItemKind, KeySet, Pattern, Purpose, RuleId, Rules, Skip, Wanted, WidenReason,
+    is_time,
 };
 use crate::preflight::nearest;
 
@@ -210,6 +212,8 @@ pub enum Outcome {
         exact: Vec<(Vec<u8>, Option<String>)>,
         /// Patterns whose keys are removed, each with the template that gives it.
         patterns: Vec<(Pattern, Option<String>)>,
+        /// Fields and tags that are removed, each with the templates that give it.
+        items: Vec<Inside>,
         /// Why templates were widened, and the columns that are not known, where that is why.
         widened: Vec<(WidenReason, Vec<String>)>,
         /// Columns whose old value Postgres sends, and the question does not tell, so that
@@ -220,6 +224,32 @@ pub enum Outcome {
         /// Columns for whose sake alone `changed` counts as met.
         supposed: Supposed,
     },
+}
+
+/// Something that is removed inside of keys.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Inside {
+    /// The key, or a pattern of keys.
+    pub key: Vec<u8>,
+    /// The field of the hash, or a pattern of fields; `None` where the key is a set, and the keys
+    /// that it names are removed.
+    pub field: Option<Vec<u8>>,
+    /// The template that gives it, where that is one, and says it in other words.
+    pub template: Option<String>,
+}
+
+impl Inside {
+    fn of(rules: &Rules, rule: RuleId, item: Item<'_>) -> Inside {
+        let name = |only: Option<Cow<'_, [u8]>>, pattern: &[u8]| {
+            only.map_or_else(|| pattern.to_vec(), Cow::into_owned)
+        };
+        let field = (item.kind() == ItemKind::Field).then(|| name(item.only_field(), item.field()));
+        let template = match rules.templates_of_item(rule, item).as_slice() {
+            [template] if template.contains('{') => Some((*template).to_owned()),
+            _ => None,
+        };
+        Inside { key: name(item.only_key(), item.key()), field, template }
+    }
 }
 
 /// Columns of `changed` of which it is not known whether they differ, where none is known to: the
@@ -379,6 +409,7 @@ fn keyed(
     Outcome::Keys {
         exact: keys.exact().map(|(_, key)| exact(key)).collect(),
         patterns: keys.patterns().map(|(_, one)| (one.clone(), from(one))).collect(),
+        items: keys.items().map(|(_, item)| Inside::of(rules, rule, item)).collect(),
         widened,
         untold,
         lookups: keys.waiting().map(|(text, rows)| waiting(rules, text, &rows)).collect(),

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use super::table::like;
-use super::{Explanation, Outcome, Supposed};
+use super::{Explanation, Inside, Outcome, Supposed};
 use crate::keys::WidenReason;
 
 impl fmt::Display for Explanation {
@@ -48,7 +48,7 @@ impl fmt::Display for Explanation {
 
 impl Explanation {
     fn outcome(&self, formatter: &mut fmt::Formatter<'_>, outcome: &Outcome) -> fmt::Result {
-        let (exact, patterns, widened, untold, lookups, supposed) = match outcome {
+        let (exact, patterns, items, widened, untold, lookups, supposed) = match outcome {
             Outcome::OtherOperation => {
                 return writeln!(formatter, "  nothing  it does not look at {}", self.operation);
             }
@@ -58,11 +58,11 @@ impl Explanation {
             Outcome::ConditionFalse => {
                 return writeln!(formatter, "  nothing  its `when` is false");
             }
-            Outcome::Keys { exact, patterns, widened, untold, lookups, supposed } => {
-                (exact, patterns, widened, untold, lookups, supposed)
+            Outcome::Keys { exact, patterns, items, widened, untold, lookups, supposed } => {
+                (exact, patterns, items, widened, untold, lookups, supposed)
             }
         };
-        if exact.is_empty() && patterns.is_empty() && lookups.is_empty() {
+        if exact.is_empty() && patterns.is_empty() && items.is_empty() && lookups.is_empty() {
             writeln!(
                 formatter,
                 "  nothing  every key needs a value that is NULL, or a row that this change has not"
@@ -77,6 +77,7 @@ impl Explanation {
                 None => writeln!(formatter)?,
             }
         }
+        items.iter().try_for_each(|item| write!(formatter, "{item}"))?;
         for lookup in lookups {
             writeln!(formatter, "  lookup   {lookup}")?;
         }
@@ -89,6 +90,20 @@ impl Explanation {
             writeln!(formatter, "  widened  in this answer alone: {why}{}", named(untold))?;
         }
         write!(formatter, "{supposed}")
+    }
+}
+
+impl fmt::Display for Inside {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let key = Shown(&self.key);
+        match &self.field {
+            Some(field) => write!(formatter, "  field    {} of {key}", Shown(field))?,
+            None => write!(formatter, "  tag      {key}, and the keys that it names")?,
+        }
+        match &self.template {
+            Some(template) => writeln!(formatter, "  from `{template}`"),
+            None => writeln!(formatter),
+        }
     }
 }
 

@@ -21,6 +21,9 @@ impl KeySet {
                 Content::Pending(template, bytes) => {
                     is_whole(template) || known.pending.owner(template.0, bytes).is_some()
                 }
+                Content::Item(template, item) => {
+                    is_whole(template) || known.has_item(template, item)
+                }
                 Content::Before(..) | Content::Lost(..) => false,
                 Content::Matches(..) | Content::Widened(..) => true,
             };

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::{Content, KeySet, Usage};
+use crate::keys::item::Item;
 use crate::keys::label::{RuleId, TemplateId, Whole, WidenReason};
 use crate::keys::pattern::Pattern;
 
@@ -72,6 +73,7 @@ impl KeySet {
             let (Content::Whole(template)
             | Content::Key(template, _)
             | Content::Pattern(template, _)
+            | Content::Item(template, _)
             | Content::Pending(template, _)) = content
             else {
                 return;
@@ -106,6 +108,7 @@ impl KeySet {
         let (template, _) = largest.filter(|(_, usage)| usage.held.bytes >= least)?;
         self.add_whole(template, Some(WidenReason::Limit));
         self.keys.shrink();
+        self.items.shrink();
         self.weigh();
         Some(self.rule_of(template))
     }
@@ -130,14 +133,26 @@ impl KeySet {
             match &template.whole {
                 Whole::Key(key) => &**key,
                 Whole::Pattern(pattern) => pattern.as_bytes(),
+                Whole::Item(item) => Item::read(item).key(),
             }
         })
+    }
+
+    /// All items that a rule could ever give, in words: they hold no value of a row.
+    #[must_use]
+    pub fn widest_items(&self, rule: RuleId) -> Vec<String> {
+        let of_rule = self.templates.iter().filter(move |template| template.rule == rule);
+        let items = of_rule.filter_map(|template| match &template.whole {
+            Whole::Item(item) => Some(Item::read(item).to_string()),
+            Whole::Key(_) | Whole::Pattern(_) => None,
+        });
+        items.collect()
     }
 
     fn whole_key(&self, template: TemplateId) -> Option<&[u8]> {
         match &self.templates[usize::from(template.0)].whole {
             Whole::Key(key) => Some(key),
-            Whole::Pattern(_) => None,
+            Whole::Pattern(_) | Whole::Item(_) => None,
         }
     }
 

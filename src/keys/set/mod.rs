@@ -8,6 +8,7 @@
 
 mod beyond;
 mod cut;
+mod items;
 mod patterns;
 mod sparse;
 mod targets;
@@ -21,10 +22,12 @@ use std::sync::Arc;
 
 use super::arena::{Arena, cost};
 use super::before::Before;
+use super::item::{Item, Reach};
 use super::label::{LookupId, RuleId, TemplateId, Templates, Whole, WidenReason};
 use super::pattern::Pattern;
 use crate::budget::{Charge, Memory, SET_USED};
 use crate::config::TargetId;
+use items::Items;
 use patterns::Patterns;
 use sparse::Sparse;
 use widened::Widened;
@@ -71,6 +74,8 @@ pub struct KeySet {
     target: Option<TargetId>,
     keys: Arena<TemplateId>,
     patterns: Patterns,
+    /// Removals inside of keys; mostly none.
+    items: Items,
     usage: Sparse<Usage>,
     /// The amount that all templates hold.
     used: Amount,
@@ -113,6 +118,8 @@ pub(super) enum Content<'a> {
     Key(TemplateId, &'a [u8]),
     /// A pattern of a template.
     Pattern(TemplateId, &'a Pattern),
+    /// An item of a template.
+    Item(TemplateId, &'a [u8]),
     /// An entry that a template needs rows for.
     Pending(TemplateId, &'a [u8]),
     /// A row that a lookup gave before the transaction.
@@ -139,6 +146,7 @@ impl KeySet {
             target: None,
             keys: Arena::default(),
             patterns: Patterns::default(),
+            items: Items::default(),
             usage: Sparse::new(),
             used: Amount::default(),
             matches: Sparse::new(),
@@ -156,10 +164,12 @@ impl KeySet {
         let patterns = self.patterns().map(|(_, pattern)| pattern.as_bytes());
         let all: Vec<&[u8]> = exact.chain(patterns).collect();
         let all: Vec<&[u8]> = each_once(all);
-        let shown = all.iter().take(SHOWN_MAX).map(|key| format!("`{}`", key.escape_ascii()));
-        let mut shown: Vec<String> = shown.collect();
-        if all.len() > SHOWN_MAX {
-            shown.push(format!("{} more", all.len() - SHOWN_MAX));
+        let names = all.iter().map(|key| format!("`{}`", key.escape_ascii()));
+        let items = self.items().map(|(_, item)| item.to_string());
+        let (count, all) = (all.len() + self.items_len(), names.chain(items));
+        let mut shown: Vec<String> = all.take(SHOWN_MAX).collect();
+        if count > SHOWN_MAX {
+            shown.push(format!("{} more", count - SHOWN_MAX));
         }
         shown.join(", ")
     }
@@ -167,7 +177,8 @@ impl KeySet {
     /// Whether there is nothing to remove.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.exact_len() == 0 && !self.has_patterns() && !self.has_pending()
+        let is_bare = self.exact_len() == 0 && self.patterns.len() == 0 && !self.has_pending();
+        is_bare && self.items_len() == 0
     }
 
     /// The number of exact keys.
@@ -211,6 +222,7 @@ impl KeySet {
         self.charge.set(
             self.keys.bytes()
                 + self.patterns.bytes()
+                + self.items.bytes()
                 + self.usage.bytes()
                 + self.matches.bytes()
                 + self.widened.bytes()
@@ -247,7 +259,7 @@ impl KeySet {
     /// Whether removing the set needs a SCAN pass.
     #[must_use]
     pub fn has_patterns(&self) -> bool {
-        self.patterns.len() > 0
+        self.patterns.len() > 0 || self.has_items(Reach::Scanned)
     }
 
     /// How often a template of a rule was widened, for each reason that occurred. A template that
@@ -287,6 +299,8 @@ impl KeySet {
         keys.for_each(|(template, key)| each(Content::Key(template, key)));
         let patterns = self.patterns.iter().filter(|(template, _)| !self.is_whole(*template));
         patterns.for_each(|(template, pattern)| each(Content::Pattern(template, pattern)));
+        let items = self.items.iter().filter(|(template, _)| !self.is_whole(*template));
+        items.for_each(|(template, item)| each(Content::Item(template, item)));
         self.pending.iter().for_each(|(template, bytes)| each(Content::Pending(template, bytes)));
         self.before.rows().for_each(|(lookup, row)| each(Content::Before(lookup, row)));
         self.before.lost().for_each(|(lookup, why)| each(Content::Lost(lookup, why)));
@@ -302,6 +316,7 @@ impl KeySet {
             Content::Pattern(template, pattern) => {
                 self.add_parsed(template, pattern.as_bytes(), || pattern.clone());
             }
+            Content::Item(template, item) => self.add_item(template, item),
             Content::Pending(template, bytes) => self.add_pending(template, bytes),
             Content::Before(lookup, row) => self.add_before(lookup, row),
             Content::Lost(lookup, why) => self.lose_before(lookup, why),
@@ -331,6 +346,7 @@ impl KeySet {
         }
         self.before.lose_all();
         self.keys.shrink();
+        self.items.shrink();
         self.weigh();
         widened
     }
@@ -339,7 +355,7 @@ impl KeySet {
     fn frees(&self, template: TemplateId, usage: &Usage) -> bool {
         match &self.templates[usize::from(template.0)].whole {
             Whole::Key(_) => true,
-            Whole::Pattern(_) => usage.held.bytes > patterns::WORTH,
+            Whole::Pattern(_) | Whole::Item(_) => usage.held.bytes > patterns::WORTH,
         }
     }
 
@@ -392,6 +408,7 @@ impl KeySet {
             match &templates[usize::from(template.0)].whole {
                 Whole::Key(key) => self.insert_key(template, key),
                 Whole::Pattern(pattern) => self.patterns.insert_widest(owner, pattern),
+                Whole::Item(item) => drop(self.items.insert(template, owner.1, item)),
             }
         }
         self.weigh();
@@ -507,6 +524,7 @@ impl KeySet {
         if gone.patterns > 0 {
             self.patterns.retain(stays);
         }
+        self.items.retain(stays);
     }
 }
 
@@ -519,6 +537,13 @@ fn each_once(all: Vec<&[u8]>) -> Vec<&[u8]> {
 impl Amount {
     fn of_key(key: &[u8]) -> Amount {
         Amount { keys: 1, bytes: cost(key), ..Amount::default() }
+    }
+
+    /// Of an item: one that SCAN has to find costs a pass as much as a pattern does.
+    fn of_item(item: Item<'_>) -> Amount {
+        let is_scanned = item.reach() == Reach::Scanned;
+        let (keys, patterns) = (usize::from(!is_scanned), usize::from(is_scanned));
+        Amount { keys, patterns, bytes: cost(item.bytes()), ..Amount::default() }
     }
 }
 

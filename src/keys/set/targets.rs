@@ -20,6 +20,7 @@ impl KeySet {
             Content::Whole(template)
             | Content::Key(template, _)
             | Content::Pattern(template, _)
+            | Content::Item(template, _)
             | Content::Pending(template, _)
                 if !goes(template) => {}
             content => part.put(content),

@@ -20,6 +20,8 @@ const TOLD_MAX: usize = 100;
 struct OfRule {
     keys: u64,
     patterns: u64,
+    /// Fields of hashes, and sets that name keys.
+    items: u64,
     widened: Vec<(WidenReason, u64)>,
 }
 
@@ -60,8 +62,9 @@ pub(super) fn tell(transaction: &Transaction, keys: &KeySet, names: &[String]) {
         let patterns = keys.patterns().map(|(_, pattern)| pattern.as_bytes());
         let told: Vec<String> = exact
             .chain(patterns)
-            .take(TOLD_MAX)
             .map(|key| format!("`{}`", key.escape_ascii()))
+            .chain(keys.items().map(|(_, item)| item.to_string()))
+            .take(TOLD_MAX)
             .collect();
         let told = told.join(" ");
         tracing::debug!(target: crate::telemetry::logging::KEYS, xid, "its keys: {told}");
@@ -76,6 +79,9 @@ fn by_rule(keys: &KeySet, names: &[String]) -> String {
     for (rule, _) in keys.patterns() {
         rules.entry(rule).or_default().patterns += 1;
     }
+    for (rule, _) in keys.items() {
+        rules.entry(rule).or_default().items += 1;
+    }
     for (rule, reason, count) in keys.widened() {
         rules.entry(rule).or_default().widened.push((reason, count));
     }
@@ -86,7 +92,11 @@ fn by_rule(keys: &KeySet, names: &[String]) -> String {
         };
         let widened: String = of.widened.iter().map(reason).collect();
         let (keys, patterns) = (counted(of.keys, "key"), counted(of.patterns, "pattern"));
-        format!("rule `{name}` {keys}, {patterns}{widened}")
+        let items = match of.items {
+            0 => String::new(),
+            items => format!(", {}", counted(items, "field or tag")),
+        };
+        format!("rule `{name}` {keys}, {patterns}{items}{widened}")
     };
     let parts: Vec<String> = rules.into_iter().map(part).collect();
     parts.join("; ")

@@ -13,9 +13,9 @@
 use redis::aio::MultiplexedConnection;
 use redis::{Pipeline, RedisError, ServerError, ToRedisArgs, Value, cmd};
 
-use super::cluster::slot_of;
 use super::connect::classify;
 use super::node::{Error, Kind};
+use super::slots::slot_of;
 
 /// How many keys the script counts: servers with a sixteenth of the slots, or less, may hide.
 const PROBES: u16 = 16;

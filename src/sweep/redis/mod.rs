@@ -4,17 +4,19 @@
 //!   as one;
 //! - [`endpoint`]: one address that may hide several servers;
 //! - [`node`]: what a sweeper asks of it; [`standing`]: the watermark, for whoever has no sweeper;
-//! - [`unlink`], exact keys; [`pass`], patterns; [`observe`], which keys were written again;
-//!   [`index`], which keys there are;
+//! - [`unlink`], exact keys; [`pass`], patterns; [`inside`], fields and tags, by [`act`];
+//! - [`observe`], which keys were written again; [`index`], which keys there are;
 //! - [`pace`], [`measure`] and [`budget`]: how much of its time SCAN may take, and takes;
 //! - [`lease`]: functions for readers, which no stage knows.
 
+pub(super) mod act;
 pub(super) mod budget;
 pub mod cluster;
 pub mod connect;
 pub mod endpoint;
 pub(super) mod info;
 pub(super) mod index;
+pub(super) mod inside;
 pub mod lease;
 mod renewal;
 pub(super) mod measure;
@@ -24,7 +26,9 @@ mod own;
 mod prefix;
 pub(super) mod pace;
 pub(super) mod pass;
+pub(super) mod pass_items;
 pub mod sentinel;
+mod slots;
 pub(super) mod standalone;
 pub(super) mod standing;
 mod tracking;

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::act::{Act, Answer};
 use super::cluster::Seen;
 use super::connect::SENTINELS_HINT;
 use super::index::Indexed;
@@ -19,6 +20,17 @@ pub trait Removes {
         &self,
         groups: &[Vec<&[u8]>],
     ) -> impl Future<Output = Result<Vec<Option<u64>>, Error>>;
+
+    /// Runs commands about one key each, in one round trip. An error as with `unlink`.
+    fn act(&self, _acts: &[Act<'_>]) -> impl Future<Output = Result<Vec<Answer>, Error>> {
+        let message = "it has nothing inside of keys".to_owned();
+        std::future::ready(Err(Error::Refused(message, Kind::Other)))
+    }
+
+    /// Whether a key is one of walsweep's own, which no member of a set may name.
+    fn is_own(&self, _key: &[u8]) -> bool {
+        false
+    }
 
     /// Waits until every write that ran before the call is known to the marks, on the connection of
     /// `unlink`.
@@ -82,6 +94,16 @@ pub trait Node: Removes {
     /// How messages name its target: see [`Redis::title`](crate::config::Redis::title).
     fn title(&self) -> String {
         "redis".to_owned()
+    }
+
+    /// Whether removals are told on a channel.
+    fn is_told(&self) -> bool {
+        false
+    }
+
+    /// Tells a message on that channel.
+    fn publish(&self, _message: &str) -> impl Future<Output = Result<(), Error>> {
+        std::future::ready(Ok(()))
     }
 
     /// Connects, or connects again: whatever was connected before is dropped. Refuses a server
@@ -205,6 +227,14 @@ impl<P: Removes> Removes for &P {
 
     async fn fence(&self) -> Result<(), Error> {
         P::fence(self).await
+    }
+
+    async fn act(&self, acts: &[Act<'_>]) -> Result<Vec<Answer>, Error> {
+        P::act(self, acts).await
+    }
+
+    fn is_own(&self, key: &[u8]) -> bool {
+        P::is_own(self, key)
     }
 }
 

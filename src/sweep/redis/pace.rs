@@ -51,6 +51,12 @@ impl Pace {
         Pace { count: COUNT_START, max_stall, round_trips, costs, measure: Measure::new(max_load) }
     }
 
+    /// A pace for pages of single keys of the same server.
+    pub(in crate::sweep) fn for_pages(&self) -> Pace {
+        let round_trips = self.round_trips.clone();
+        Pace { round_trips, ..Pace::new(self.max_stall, 1.0) }
+    }
+
     /// A pass begins: measures the way to the server.
     pub(in crate::sweep) async fn begin<P: Primary>(&mut self, node: &P) -> Result<(), Error> {
         self.measure.begin(node).await?;

@@ -5,7 +5,7 @@
 //! never outlives the connection: a pass that fails begins again at 0
 //! (<https://redis.io/docs/latest/commands/scan/#scan-guarantees>).
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::time::Duration;
 
 use futures_util::future::join_all;
@@ -13,6 +13,7 @@ use tokio::time::Instant;
 
 use super::node::{Error, Node, Page, Primary, ScanCall, Scanned};
 use super::pace::{Pace, Paces};
+use super::pass_items::{PassItem, PassItems};
 use super::unlink::{Refused, Search, one_by_one};
 use crate::budget::OfTarget;
 use crate::failpoint::{Point, reach};
@@ -34,7 +35,7 @@ const REFUSED_COST: usize = 48;
 /// it, so that a pattern of some ten stars holds it for hours
 /// (<https://nvd.nist.gov/vuln/detail/CVE-2022-36021>). The last of three costs nothing, and two
 /// cost a key's length squared at worst.
-const FILTER_STARS: usize = 3;
+pub(super) const FILTER_STARS: usize = 3;
 
 /// Keys matched between two chances for other tasks to run, some 20 µs: the reply to the next call
 /// is then noticed in time, and its duration means what it says.
@@ -44,7 +45,9 @@ pub(in crate::sweep) const MATCH_KEYS: usize = 256;
 #[derive(Debug)]
 pub struct Pass {
     patterns: Vec<Pattern>,
-    pub(super) groups: Vec<Group>,
+    groups: Vec<Group>,
+    /// Fields and tags that are looked for.
+    pub(in crate::sweep) items: PassItems,
     /// Count what matches, remove nothing.
     pub dry_run: bool,
     /// Memory of all keys that are noted because Redis refused to remove them, bytes (I6).
@@ -53,8 +56,8 @@ pub struct Pass {
 
 /// Patterns that begin alike, so that most keys are told off by one comparison for all of them.
 #[derive(Debug)]
-pub(super) struct Group {
-    pub(super) prefix: Vec<u8>,
+struct Group {
+    prefix: Vec<u8>,
     members: Vec<usize>,
 }
 
@@ -77,6 +80,10 @@ pub struct Progress {
     removals: (u64, Duration),
     /// Keys that the user may not remove, by the index of their pattern.
     pub(in crate::sweep) refused: HashMap<usize, Noted>,
+    /// Items that the user may not remove, by their index.
+    pub(in crate::sweep) refused_items: BTreeSet<usize>,
+    /// How much one page of a key may look at.
+    page_pace: Option<Box<Pace>>,
     /// Memory of those, and how much they may take.
     refused_bytes: usize,
     refused_bytes_max: usize,
@@ -118,7 +125,7 @@ impl Progress {
     /// Whether Redis refused to remove some keys.
     #[must_use]
     pub fn is_refused(&self) -> bool {
-        !self.refused.is_empty()
+        !self.refused.is_empty() || !self.refused_items.is_empty()
     }
 
     /// Adds what was done on another server.
@@ -131,6 +138,7 @@ impl Progress {
         for (own, others) in counts {
             own.iter_mut().zip(others).for_each(|(own, other)| *own += other);
         }
+        self.refused_items.extend(other.refused_items);
         for (index, noted) in other.refused {
             let own = self.refused.entry(index).or_insert_with(|| Noted::Keys(Refused::new()));
             match noted {
@@ -164,7 +172,8 @@ impl Pass {
             .collect();
         groups.sort_by(|one, other| one.prefix.cmp(&other.prefix));
         let refused_bytes_max = OfTarget::of(1).refused;
-        Pass { patterns, groups, dry_run: false, refused_bytes_max }
+        let items = PassItems::default();
+        Pass { patterns, groups, items, dry_run: false, refused_bytes_max }
     }
 
     /// Scans all servers of a node, side by side, and those again that keys have come to meanwhile.
@@ -180,7 +189,7 @@ impl Pass {
         paces: &mut Paces,
         mut watch: impl FnMut() -> W,
     ) -> Result<Progress, Error> {
-        let mut prefixes: Vec<_> = self.groups.iter().map(|group| group.prefix.clone()).collect();
+        let mut prefixes: Vec<Vec<u8>> = self.prefixes().map(<[u8]>::to_vec).collect();
         if prefixes.is_empty() {
             // It is for indexes alone.
             prefixes.push(Vec::new());
@@ -219,7 +228,7 @@ impl Pass {
 
     /// Nothing is done yet.
     pub(super) fn progress(&self) -> Progress {
-        let none = vec![0; self.patterns.len()];
+        let none = vec![0; self.patterns.len() + self.items.all.len()];
         let refused_bytes_max = self.refused_bytes_max;
         Progress {
             removed: none.clone(),
@@ -274,6 +283,7 @@ impl Pass {
     ) -> Result<(), Error> {
         let filter = self.server_filter(&node.wanted_prefixes());
         pace.begin(node).await?;
+        progress.page_pace = Some(Box::new(pace.for_pages()));
         let call = |cursor, count| ScanCall { cursor, count, pattern: filter.as_deref() };
         pace.measure.turn(node).await?;
         let (mut page, mut took) = timed(node.scan(&call(0, pace.count()))).await?;
@@ -316,6 +326,8 @@ impl Pass {
         page: &Page,
         progress: &mut Progress,
     ) -> Result<(), Error> {
+        // What a set names is read before a pattern takes the set itself.
+        self.remove_items(node, page, progress).await?;
         let mut found: Vec<(usize, &[u8])> = Vec::new();
         for keys in page.keys.chunks(MATCH_KEYS) {
             found.extend(keys.iter().filter_map(|key| Some((self.find(key)?, key.as_slice()))));
@@ -352,6 +364,27 @@ impl Pass {
         Ok(())
     }
 
+    async fn remove_items<P: Primary>(
+        &self,
+        node: &P,
+        page: &Page,
+        progress: &mut Progress,
+    ) -> Result<(), Error> {
+        let Some(pace) = &mut progress.page_pace else { return Ok(()) };
+        if self.items.all.is_empty() || self.dry_run {
+            return Ok(());
+        }
+        let done = self.items.remove(node, &page.keys, pace).await?;
+        let counts =
+            [(&mut progress.removed, done.removed), (&mut progress.matched_by, done.matched)];
+        for (all, items) in counts {
+            let all = all.iter_mut().skip(self.patterns.len());
+            all.zip(items).for_each(|(own, more)| *own += more);
+        }
+        progress.refused_items.extend(done.refused);
+        Ok(())
+    }
+
     /// Removes what can be removed of a command that was refused for keys of this pattern, and
     /// notes the others.
     async fn refused<P: Primary>(
@@ -381,15 +414,23 @@ impl Pass {
         })
     }
 
+    /// The beginnings of all keys that it looks for.
+    pub(super) fn prefixes(&self) -> impl Iterator<Item = &[u8]> {
+        let items = self.items.all.iter().map(PassItem::prefix);
+        self.groups.iter().map(|group| group.prefix.as_slice()).chain(items)
+    }
+
     /// A MATCH that lets Redis leave out names that no pattern can match, and that do not begin as
     /// an index wants: the only pattern itself, as far as [`FILTER_STARS`], or what all of them
     /// begin with. Without it every name crosses the network.
     fn server_filter(&self, wanted: &[Vec<u8>]) -> Option<Vec<u8>> {
-        if let ([only], []) = (self.patterns.as_slice(), wanted) {
-            return Some(only.cut_after_stars(FILTER_STARS));
+        match (self.patterns.as_slice(), self.items.all.as_slice(), wanted) {
+            ([only], [], []) => return Some(only.cut_after_stars(FILTER_STARS)),
+            ([], [only], []) => return Some(only.pattern().cut_after_stars(FILTER_STARS)),
+            _ => {}
         }
-        let mut prefixes = self.groups.iter().map(|group| &group.prefix).chain(wanted);
-        let first = prefixes.next()?.as_slice();
+        let mut prefixes = self.prefixes().chain(wanted.iter().map(Vec::as_slice));
+        let first = prefixes.next()?;
         let common = prefixes.fold(first, |common, prefix| {
             let length = common.iter().zip(prefix).take_while(|(one, other)| one == other).count();
             common.get(..length).unwrap_or_default()
@@ -419,7 +460,8 @@ async fn timed(call: impl Future<Output = Result<Page, Error>>) -> Result<(Page,
 #[cfg(test)]
 mod tests {
     use super::Pass;
-    use crate::keys::Pattern;
+    use crate::keys::{Item, Pattern};
+    use crate::sweep::redis::pass_items::PassItem;
 
     fn pass(patterns: &[&str]) -> Pass {
         Pass::new(patterns.iter().map(|text| Pattern::parse(text.as_bytes())).collect())
@@ -451,6 +493,20 @@ mod tests {
             let found = pass(patterns).server_filter(&wanted(prefixes));
             assert_eq!(found.as_deref(), filter.map(str::as_bytes), "{patterns:?} {prefixes:?}");
         }
+    }
+
+    /// A pass that looks into keys finds these as well.
+    #[test]
+    fn the_server_filter_lets_hashes_through() {
+        let hash = |key: &str, mut pass: Pass| {
+            let bytes = [b"\x01", &u32::try_from(key.len()).unwrap().to_le_bytes()[..]].concat();
+            let bytes = [&bytes, key.as_bytes(), b"field"].concat();
+            pass.items.all.push(PassItem::of(Item::read(&bytes), false));
+            pass.server_filter(&[]).map(|filter| filter.escape_ascii().to_string())
+        };
+        assert_eq!(hash("user:*", pass(&["stats:*"])), None);
+        assert_eq!(hash("user:*", pass(&["us:*", "use*"])).as_deref(), Some("us*"));
+        assert_eq!(hash("user:*:x", pass(&[])).as_deref(), Some("user:*:x"));
     }
 
     #[test]

@@ -11,7 +11,7 @@ use std::fmt;
 
 use redis::{Value, from_redis_value};
 
-use super::slots::Slots;
+use crate::sweep::redis::slots::Slots;
 
 /// How a node is reached.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]

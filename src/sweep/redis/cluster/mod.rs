@@ -1,8 +1,9 @@
 //! A Redis Cluster: several primaries, each of which has some of the slots, as one deployment
 //! (<https://redis.io/docs/latest/operate/oss_and_stack/reference/cluster-spec/>).
 //!
-//! - [`slots`]: which slot a key has. [`map`]: which primary a slot has. [`survey`]: how that is
-//!   found out. [`route`]: keys go to their primaries, wherever slots go meanwhile;
+//! - [`map`]: which primary a [slot](super::slots) has. [`survey`]: how that is found out.
+//!   [`route`]: keys go to their primaries, wherever slots go meanwhile;
+//! - [`acts`]: commands about one key each, routed alike;
 //! - [`away`]: what cannot be used holds up its own keys alone;
 //! - [`proof`]: the watermarks. Each primary has one of its own, in a slot of its own, for it goes
 //!   back by itself; it says which slots it is about.
@@ -16,12 +17,12 @@
 //! A key that moves while a pass runs may be missed on both sides. So maps from before and after
 //! are compared, and where keys have come to, those slots are looked through again.
 
+mod acts;
 mod away;
 mod map;
 mod part;
 mod proof;
 mod route;
-mod slots;
 mod survey;
 
 use std::cell::{Cell, RefCell};
@@ -38,14 +39,14 @@ use self::map::{Address, Map, Member};
 use self::part::Part;
 pub(super) use self::part::Seen;
 use self::proof::Value;
-use self::slots::Slots;
-pub(super) use self::slots::slot_of;
 pub use self::survey::{NOT_ONE, each, name_at};
+use super::act::{Act, Answer};
 use super::connect::node_name;
 use super::index::Indexed;
 use super::info::history_before;
 use super::node::{Error, Kind, Node, Removes, Replaced, Scanned};
 use super::prefix::Prefix;
+use super::slots::Slots;
 use super::standalone::{Look, Names, Standalone};
 use crate::config;
 use crate::keys::{KeySet, Pattern};
@@ -332,6 +333,14 @@ impl Removes for Cluster {
         }
         self.route(groups).await
     }
+
+    async fn act(&self, acts: &[Act<'_>]) -> Result<Vec<Answer>, Error> {
+        self.send_acts(acts).await
+    }
+
+    fn is_own(&self, key: &[u8]) -> bool {
+        self.has_own(key)
+    }
 }
 
 impl Node for Cluster {
@@ -351,6 +360,14 @@ impl Node for Cluster {
 
     fn title(&self) -> String {
         self.redis.title()
+    }
+
+    fn is_told(&self) -> bool {
+        self.redis.publish.is_some()
+    }
+
+    async fn publish(&self, message: &str) -> Result<(), Error> {
+        self.tell_any(message).await
     }
 
     async fn connect(&self) -> Result<(), Error> {

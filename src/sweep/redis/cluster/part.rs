@@ -5,9 +5,10 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use super::map::Map;
-use super::slots::{Slots, slot_of, slot_of_prefix};
 use super::{Cluster, Shard};
+use crate::sweep::redis::act::{Act, Answer};
 use crate::sweep::redis::node::{Error, Page, Primary, Removes, ScanCall, Scanned};
+use crate::sweep::redis::slots::{Slots, slot_of, slot_of_prefix};
 
 /// A primary, and which of its slots a pass looks for.
 pub struct Part<'a> {
@@ -127,6 +128,14 @@ impl Removes for Part<'_> {
             return self.of_shard(counted).map(|_none| Vec::new());
         }
         self.cluster.route(groups).await
+    }
+
+    async fn act(&self, acts: &[Act<'_>]) -> Result<Vec<Answer>, Error> {
+        self.cluster.send_acts(acts).await
+    }
+
+    fn is_own(&self, key: &[u8]) -> bool {
+        self.cluster.has_own(key)
     }
 
     async fn fence(&self) -> Result<(), Error> {

@@ -7,10 +7,10 @@
 use futures_util::future::join_all;
 
 use super::map::{Map, Member};
-use super::slots::Slots;
 use super::{Cluster, Shard, Shards};
 use crate::sweep::proof::evidence::Watermark;
 use crate::sweep::redis::node::{Error, Kind, Node, Replaced};
+use crate::sweep::redis::slots::Slots;
 use crate::sweep::redis::standalone::details_key;
 use crate::sweep::shared::digest_of;
 

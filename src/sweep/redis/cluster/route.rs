@@ -10,23 +10,23 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use tokio::time::sleep;
 
-use super::slots::slot_of;
 use super::{Cluster, Shard, Shards};
 use crate::sweep::redis::node::{Error, Kind};
+use crate::sweep::redis::slots::slot_of;
 use crate::sweep::redis::standalone::Outcome;
 
 /// So often a key is sent on before it is tried again later.
-const HOPS: u32 = 10;
+pub(super) const HOPS: u32 = 10;
 
 /// The pause before another try where nobody has a slot yet, longer with each.
-const PAUSE: Duration = Duration::from_millis(2);
+pub(super) const PAUSE: Duration = Duration::from_millis(2);
 
 /// Keys that one primary gets in one round trip: their places among all, and whether they may only
 /// be on their way to it.
-struct Parcel {
-    shard: Rc<Shard>,
-    keys: Vec<usize>,
-    asking: bool,
+pub(super) struct Parcel {
+    pub(super) shard: Rc<Shard>,
+    pub(super) keys: Vec<usize>,
+    pub(super) asking: bool,
 }
 
 impl Cluster {
@@ -104,12 +104,12 @@ impl Cluster {
         Err(Error::Refused(message, Kind::Other))
     }
 
-    fn is_away(&self, shard: &Shard) -> bool {
+    pub(super) fn is_away(&self, shard: &Shard) -> bool {
         self.away.borrow().contains_key(&shard.id)
     }
 
     /// A primary by its address; one that has no slot yet may be asked for keys that come to it.
-    async fn at(&self, shards: &Shards, to: &str) -> Result<Option<Rc<Shard>>, Error> {
+    pub(super) async fn at(&self, shards: &Shards, to: &str) -> Result<Option<Rc<Shard>>, Error> {
         if let Some(shard) = shards.at(to) {
             return Ok(Some(shard));
         }
@@ -121,7 +121,7 @@ impl Cluster {
 
 impl Shards {
     /// The primary at this address, as `host:port`.
-    fn at(&self, to: &str) -> Option<Rc<Shard>> {
+    pub(super) fn at(&self, to: &str) -> Option<Rc<Shard>> {
         let mut found = self.by_id.iter().filter(|(id, shard)| {
             let told = self.map.primaries.get(*id).map(|one| &one.address);
             shard.address.is(to) || told.is_some_and(|address| address.is(to))
@@ -131,7 +131,11 @@ impl Shards {
 }
 
 /// Sorts keys by their primaries, without those whose primary is away.
-fn parcels(shards: &Shards, names: &[&[u8]], keys: impl IntoIterator<Item = usize>) -> Vec<Parcel> {
+pub(super) fn parcels(
+    shards: &Shards,
+    names: &[&[u8]],
+    keys: impl IntoIterator<Item = usize>,
+) -> Vec<Parcel> {
     let mut parcels: Vec<Parcel> = Vec::new();
     let mut of_shard: BTreeMap<*const Shard, usize> = BTreeMap::new();
     for at in keys {

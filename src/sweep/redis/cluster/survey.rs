@@ -15,11 +15,11 @@ use redis::{Cmd, RedisError, Value, cmd, from_redis_value};
 use tokio::time::timeout;
 
 use super::map::{Address, Map, Member, addresses, members};
-use super::slots::tag_of;
 use super::{Cluster, Shard, Shards};
 use crate::config::{self, Mode};
 use crate::sweep::redis::connect::{classify, connect};
 use crate::sweep::redis::node::{Error, Kind};
+use crate::sweep::redis::slots::tag_of;
 
 /// The words for a server that is no part of a cluster.
 pub const NOT_ONE: &str = "`redis.mode` is \"cluster\", and this server is not part of one";

@@ -20,7 +20,7 @@ impl Pass {
         node: &N,
         mut watch: impl FnMut() -> W,
     ) -> Result<Option<Progress>, Error> {
-        let prefixes = self.prefixes();
+        let prefixes = self.narrow_prefixes();
         let (mut scanned, mut whole) = (Scanned::nothing(prefixes.clone()), self.progress());
         let primaries = node.primaries(&mut scanned).await?;
         let share = self.refused_bytes_max / primaries.len().max(1);
@@ -79,9 +79,8 @@ impl Pass {
     }
 
     /// The beginnings of all that its patterns match, none the beginning of another.
-    fn prefixes(&self) -> Vec<Vec<u8>> {
-        let mut prefixes: Vec<Vec<u8>> =
-            self.groups.iter().map(|group| group.prefix.clone()).collect();
+    fn narrow_prefixes(&self) -> Vec<Vec<u8>> {
+        let mut prefixes: Vec<Vec<u8>> = self.prefixes().map(<[u8]>::to_vec).collect();
         // They are sorted: whatever begins with one follows it at once.
         prefixes.dedup_by(|prefix, kept| prefix.starts_with(kept));
         prefixes

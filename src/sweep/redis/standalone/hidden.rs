@@ -14,6 +14,7 @@ use redis::{Pipeline, RedisError, Value, cmd, from_redis_value};
 
 use super::Standalone;
 use super::counted::COMPARE_AND_SET;
+use crate::sweep::redis::act::Answer;
 use crate::sweep::redis::connect::classify;
 use crate::sweep::redis::endpoint::{self, Endpoint};
 use crate::sweep::redis::node::{Error, Kind, Page, Replaced, ScanCall};
@@ -66,16 +67,35 @@ impl Hidden {
         };
         match error.kind() {
             Kind::NoPerm => Ok(None),
-            // The connection itself, or that keys of several slots are in one command.
-            Kind::Auth | Kind::Io | Kind::Timeout | Kind::Swapped => Err(error),
+            kind if is_of_connection(kind) => Err(error),
             _ => {
-                self.misses(&error);
-                let mut samples = self.samples.borrow_mut();
-                if samples.len() < SAMPLES_MAX {
-                    samples.insert(name.to_vec());
-                }
+                self.waits(name, &error);
                 Ok(None)
             }
+        }
+    }
+
+    /// The answer to a command about one key, whose server may be away: then it has to wait.
+    pub(super) fn answered(
+        &self,
+        name: &[u8],
+        answer: Result<Answer, Error>,
+    ) -> Result<Answer, Error> {
+        match answer {
+            Err(error) if !is_of_connection(error.kind()) => {
+                self.waits(name, &error);
+                Ok(Answer::Forbidden)
+            }
+            answer => answer,
+        }
+    }
+
+    /// A key has to wait for its server.
+    fn waits(&self, name: &[u8], error: &Error) {
+        self.misses(error);
+        let mut samples = self.samples.borrow_mut();
+        if samples.len() < SAMPLES_MAX {
+            samples.insert(name.to_vec());
         }
     }
 
@@ -110,6 +130,12 @@ impl Hidden {
             _ => Err(Error::new(Kind::Other, "the cursor is of another pass".to_owned())),
         }
     }
+}
+
+/// Whether an error is about the connection itself, or says that keys of several slots are in one
+/// command, and not about one of the servers.
+fn is_of_connection(kind: Kind) -> bool {
+    matches!(kind, Kind::Auth | Kind::Io | Kind::Timeout | Kind::Swapped)
 }
 
 impl Standalone {

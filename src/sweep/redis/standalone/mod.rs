@@ -3,6 +3,7 @@
 //! service that Sentinels watch it is the primary. [`shard`]: more, of a primary of a cluster;
 //! [`hidden`]: other ways, of an address that is not one server's.
 
+mod acts;
 mod counted;
 mod dead;
 mod hidden;
@@ -17,6 +18,7 @@ use std::time::Duration;
 use redis::aio::MultiplexedConnection;
 use redis::{Cmd, Pipeline, RedisError, Value, cmd};
 
+pub(in crate::sweep::redis) use self::acts::Routed;
 use self::hidden::Hidden;
 use self::observed::Observed;
 pub(in crate::sweep::redis) use self::shard::{Names, Outcome};
@@ -24,6 +26,7 @@ use crate::config;
 use crate::keys::Pattern;
 use crate::sweep::proof::chain::Chain;
 use crate::sweep::proof::evidence::key_name;
+use crate::sweep::redis::act::{Act, Answer};
 use crate::sweep::redis::connect::{ConnectError, classify, connect, node_name};
 use crate::sweep::redis::endpoint::Endpoint;
 use crate::sweep::redis::index::Indexed;
@@ -146,7 +149,7 @@ impl Standalone {
 
     fn connections(&self) -> Result<Connections, Error> {
         let connections = self.connections.borrow().clone();
-        connections.ok_or_else(|| Error::new(Kind::Io, "not connected".to_owned()))
+        connections.ok_or_else(Standalone::not_connected)
     }
 
     /// Refuses a replica; gives the id of the primary's replication history, which a promotion and
@@ -251,6 +254,14 @@ impl Removes for Standalone {
         Ok(counts)
     }
 
+    async fn act(&self, acts: &[Act<'_>]) -> Result<Vec<Answer>, Error> {
+        self.send_acts(acts).await
+    }
+
+    fn is_own(&self, key: &[u8]) -> bool {
+        self.has_own(key)
+    }
+
     async fn fence(&self) -> Result<(), Error> {
         let Connections { remove, history, .. } = self.connections()?;
         for _ in 0..FENCE_PINGS {
@@ -340,6 +351,14 @@ impl Node for Standalone {
 
     fn title(&self) -> String {
         self.redis.title()
+    }
+
+    fn is_told(&self) -> bool {
+        self.redis.publish.is_some()
+    }
+
+    async fn publish(&self, message: &str) -> Result<(), Error> {
+        self.tell(message).await
     }
 
     async fn connect(&self) -> Result<(), Error> {

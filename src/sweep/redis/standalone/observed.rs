@@ -91,8 +91,8 @@ impl Standalone {
         self.connections.borrow().as_ref()?.observer.clone()
     }
 
-    /// Does without the index where the server does not tell its history: behind a proxy another one
-    /// may answer, which was never asked to tell of writes.
+    /// Does without the index where the server does not tell its history: behind a proxy another
+    /// one may answer, which was never asked to tell of writes.
     pub(super) fn leave_index(&self, observer: Option<&Observer>) {
         let Some(observer) = observer.filter(|one| one.indexed().is_some()) else { return };
         observer.without_index();

@@ -13,7 +13,7 @@ const BITS: u16 = 64;
 const DIGITS: &[u8; 36] = b"0123456789abcdefghijklmnopqrstuvwxyz";
 
 /// The slot of a key: of what stands between the first `{` and the next `}`, if that is anything.
-pub(in crate::sweep::redis) fn slot_of(key: &[u8]) -> u16 {
+pub(super) fn slot_of(key: &[u8]) -> u16 {
     crc16(tag(key).unwrap_or(key)) % COUNT
 }
 
