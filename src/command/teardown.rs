@@ -42,7 +42,7 @@ pub async fn teardown(path: &Path, print_only: bool, login: Option<&str>) -> Res
     let others = if done.is_shared { ", unless another walsweep has their rules" } else { "" };
     told.print(&format!(
         "cached keys stay in redis, and nothing removes them any more{others}: {}; `walsweep sweep \
-         PATTERN…` does so by hand\n",
+         PATTERN…` removes keys by hand\n",
         rules.part(|_| true).shown()
     ));
     let system_id = match done.leaves_slot {

@@ -39,7 +39,8 @@ fn fields(reader: &mut Reader<'_>, section: &mut Section<'_, '_>) -> Vec<Fields>
     let path = section.key("fields");
     let Some(value) = section.take("fields") else { return Vec::new() };
     let Some(table) = value.get_ref().as_table() else {
-        reader.wrong_type(value, &path, "a table");
+        let at = reader.location(value.span().start, &path);
+        reader.problem(at, "is not a table".to_owned(), Some(FIELDS));
         return Vec::new();
     };
     if table.is_empty() {

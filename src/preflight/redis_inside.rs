@@ -26,6 +26,11 @@ impl Inside {
         }
     }
 
+    /// Whether sets name keys.
+    pub(super) fn has_tags(&self) -> bool {
+        self.has_tags
+    }
+
     /// The rights, as `ACL SETUSER` has them; each with a space before it.
     pub(super) fn rights(&self) -> String {
         let mut rights = String::new();

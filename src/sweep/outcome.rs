@@ -21,10 +21,14 @@ use crate::lsn::Lsn;
 use crate::retry::Backoff;
 use crate::settle::Held;
 use crate::telemetry::Topic;
-use crate::telemetry::metrics::{ErrorLabel, PeerLabel};
+use crate::telemetry::metrics::PeerLabel;
 
 /// Wait before another try to write the watermark, or to see it on the replicas.
 const WRITE_AGAIN: Duration = Duration::from_secs(1);
+
+/// Wait after a pass for the index alone before another one: after one that came to its end, and
+/// after one that did not.
+const BUILD_WAIT: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
 
 /// A connection that is lost again before is no reason to try as if it were the first time.
 const LASTING: Duration = Duration::from_secs(1);
@@ -46,6 +50,11 @@ impl State {
                 if outcome.is_ok() {
                     let (health, node) = (&self.health, &self.node.node);
                     self.throttle.passed(&jobs, paces.slowest(), (health, node));
+                }
+                if jobs.is_empty() {
+                    // One that made nothing whole is not made again at once, nor one refused.
+                    let wait = if outcome.is_ok() { BUILD_WAIT.0 } else { BUILD_WAIT.1 };
+                    self.next_build = Instant::now() + wait;
                 }
                 self.paces = Some(paces);
                 self.passes.ended();
@@ -177,6 +186,9 @@ impl State {
         for (Retry { rule, mut keys, covers, .. }, tried) in retries.into_iter().zip(outcomes) {
             count(self.health.metrics(), &tried.tally, false);
             let refused = keys.take_exact(|key| tried.tally.refused.contains(key));
+            if !refused.is_empty() {
+                self.count_error(self.kind_of_refusal());
+            }
             self.refusals.put_back(rule, &refused);
             let is_refused = |item: Item<'_>| tried.tally.refused_items.contains_key(item.bytes());
             self.refusals.put_back(rule, &keys.take_items(is_refused));
@@ -511,11 +523,6 @@ impl State {
                 self.queue.push(job);
             }
         }
-    }
-
-    pub(super) fn count_error(&self, kind: Kind) {
-        let label = ErrorLabel { target: self.node.target.clone(), kind: kind.as_str() };
-        self.health.metrics().redis_errors.get_or_create(&label).inc();
     }
 
     /// Counts an error. Says whether the connection is lost by it.

@@ -12,11 +12,13 @@ use super::shared::RefusedOf;
 use super::sweeper::State;
 use crate::keys::{KeySet, Pattern, RuleId};
 use crate::telemetry::Topic;
+use crate::telemetry::metrics::ErrorLabel;
 use crate::telemetry::words::counted;
 
 /// The rights to look into keys.
-const INSIDE_RIGHTS: &str = " +hdel +hscan +type +sscan +zscan +srem +zrem, and the same on the \
-                             keys that tags name";
+const INSIDE_RIGHTS: &str = " +hdel +hscan +type +exists +sscan +zscan +srem +zrem; and `~` for \
+                             the keys that its sets name, if it has `tags`, which no line of \
+                             `check` can know";
 
 impl State {
     /// Redis refused some keys of a batch: they wait by themselves.
@@ -59,6 +61,31 @@ impl State {
         }
     }
 
+    pub(super) fn count_error(&self, kind: Kind) {
+        self.health.metrics().redis_errors.get_or_create(&self.error_label(kind)).inc();
+    }
+
+    /// Lets every class of errors be there from the start: a rate of what begins with its first
+    /// event does not see that.
+    pub(super) fn begin_errors(&self) {
+        for kind in Kind::ALL {
+            self.health.metrics().redis_errors.get_or_create_owned(&self.error_label(kind));
+        }
+    }
+
+    fn error_label(&self, kind: Kind) -> ErrorLabel {
+        ErrorLabel { target: self.node.target.clone(), kind: kind.as_str() }
+    }
+
+    /// The class of error by which keys are refused.
+    pub(super) fn kind_of_refusal(&self) -> Kind {
+        match (&self.away, &self.no_list) {
+            (Some(_), _) => Kind::Slot,
+            (None, Some(_)) => Kind::Unsupported,
+            (None, None) => Kind::NoPerm,
+        }
+    }
+
     /// Redis refused `keys`, a part of the job's: its rules' sets take them, each with samples of
     /// its part; with none, if SCAN was refused.
     pub(super) fn refuse(
@@ -67,11 +94,7 @@ impl State {
         keys: &KeySet,
         samples: impl Fn(&KeySet) -> Option<Samples>,
     ) {
-        let kind = match (&self.away, &self.no_list) {
-            (Some(_), _) => Kind::Slot,
-            (None, Some(_)) => Kind::Unsupported,
-            (None, None) => Kind::NoPerm,
-        };
+        let kind = self.kind_of_refusal();
         for (rule, _) in self.put_refused(job, keys, (samples, kind)) {
             self.say_refused(rule);
         }

@@ -137,6 +137,8 @@ pub(super) struct State {
     pub(super) listed: Option<Listed>,
     /// Whether a SCAN would make the index whole.
     pub(super) builds: bool,
+    /// When a pass may be made for the index alone.
+    pub(super) next_build: Instant,
     /// Items that are read in pages, and what is told of removals.
     pub(super) inside: Inside,
     /// Keys that standbys have replayed: removed beside the first removals, as second ones are.
@@ -205,6 +207,7 @@ impl<N: Node> Sweeper<N> {
             passes: Passes::new(of_passes),
             listed,
             builds: false,
+            next_build: Instant::now(),
             replayed: None,
             replayed_was_last: false,
             refill: Refill::new(settings.window, share, settings.empty, settings.expected.lsn),
@@ -236,6 +239,7 @@ impl<N: Node> Sweeper<N> {
             no_list: None,
             held: Vec::new(),
         };
+        state.begin_errors();
         Sweeper { node, health, prints: settings.prints, state }
     }
 
@@ -426,8 +430,9 @@ impl State {
         let pauses = [self.unlinks.until(), self.scans.until()];
         let due = [self.refill.next_due(), self.refusals.next_due(), self.late.next_look()];
         let writes = [Some(self.next_write), Some(self.next_probe), Some(self.next_alive)];
+        let build = self.listed.as_ref().map(|_| self.next_build);
         let pass = self.pass_waits_until(now);
-        let all = pauses.into_iter().chain(due).chain(writes).chain([pass]).flatten();
+        let all = pauses.into_iter().chain(due).chain(writes).chain([pass, build]).flatten();
         all.filter(|time| *time > now).min()
     }
 

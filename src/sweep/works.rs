@@ -100,7 +100,7 @@ impl<'a> Works<'a> {
                 self.pages = state.next_pages(node);
             }
         }
-        state.builds = node.wants_scan();
+        state.builds = now >= state.next_build && node.wants_scan();
         if self.pass.is_none() && state.scans.allows(now) {
             self.pass = state.next_pass(node, metrics, now);
         }

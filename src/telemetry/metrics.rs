@@ -397,6 +397,9 @@ impl Metrics {
         for reason in Malformed::ALL.map(Malformed::as_str) {
             self.messages_malformed.get_or_create_owned(&ReasonLabel { reason });
         }
+        for reason in ["rule", "again", "replayed", "resync", "refill", "index"] {
+            self.sweeps.get_or_create_owned(&ReasonLabel { reason });
+        }
         for source in ["cache", "query"] {
             self.lookup_rows.get_or_create_owned(&SourceLabel { source });
         }

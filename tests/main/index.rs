@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use redis::aio::MultiplexedConnection;
 use redis::{Pipeline, cmd, pipe};
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
 
 use crate::support::{Bed, PATIENCE, Settings, Sidecar, eventually, tracking_id, trickle};
 
@@ -286,4 +286,51 @@ async fn targets_with_prefixes_have_an_index_each() {
     bed.gone("two:list:team 1:a").await;
     assert!(bed.has("list:team 1:a").await);
     assert_eq!(bed.calls("scan").await, scans);
+}
+
+/// Rules without a pattern of their own have nothing for an index; and one that cannot be made
+/// keeps nobody busy.
+#[tokio::test]
+async fn an_index_of_nothing_and_one_that_is_refused_cost_nothing() {
+    let bed = Bed::new(&[]).await;
+    let rule = "[[rule]]\nname = \"item\"\ntable = \"public.item\"\nkeys = [\"item:{id}\"]\n";
+    let mut sidecar = start(&bed, |settings| settings.rules = rule.to_owned()).await;
+    bed.fill(&["item:1"]).await;
+    touch(&bed, 1).await;
+    bed.gone("item:1").await;
+    assert!(sidecar.metric_sum(WHOLE).await < 0.5);
+    assert_eq!(tracking_id(&bed.cache).await, None, "no write is to be told");
+    assert_eq!(sidecar.sigterm().await, 0);
+
+    let user = async |right: &str| {
+        let mut user = cmd("ACL");
+        user.arg("SETUSER").arg("app").arg("on").arg(">x").arg("~*").arg("+@all").arg(right);
+        user.exec_async(&mut bed.cache.clone()).await.unwrap();
+    };
+    user("+scan").await;
+    let sidecar = start(&bed, |settings| {
+        settings.name = "second".to_owned();
+        settings.redis_url = settings.redis_url.replace("redis://", "redis://app:x@");
+    })
+    .await;
+    is_whole(&sidecar).await;
+    user("-scan").await;
+    let flush = || async { pipe().cmd("FLUSHDB").exec_async(&mut bed.cache.clone()).await };
+    flush().await.unwrap();
+    let rejected = async || {
+        let info: String =
+            cmd("INFO").arg("commandstats").query_async(&mut bed.cache.clone()).await.unwrap();
+        let line = info.lines().find(|line| line.starts_with("cmdstat_scan:")).unwrap().to_owned();
+        let count = line.split("rejected_calls=").nth(1).unwrap().split(',').next().unwrap();
+        count.parse::<u64>().unwrap()
+    };
+    let before = rejected().await;
+    sleep(Duration::from_secs(3)).await;
+    let tried = rejected().await - before;
+    assert!(tried < 30, "{tried} refused calls in three seconds");
+    bed.fill(&["item:1"]).await;
+    touch(&bed, 1).await;
+    bed.gone("item:1").await;
+    user("+scan").await;
+    is_whole(&sidecar).await;
 }

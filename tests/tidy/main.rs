@@ -486,6 +486,8 @@ fn lines_fit_and_nothing_is_left_for_later() {
     all.extend(files("tests", &[".rs", ".py"]));
     all.extend(files("sql", &[".sql"]).into_iter().chain(files("lua", &[".lua"])));
     all.extend(files("docs", &[".go", ".mjs", ".py"]).into_iter().chain(files("packaging", &[""])));
+    // Queries and what they give stand on one line each.
+    all.retain(|(path, _)| !path.starts_with("packaging/prometheus/"));
     let others = ["Makefile", "config.toml", ".ci/run"];
     all.extend(others.map(|name| (name.to_owned(), root_file(name))));
     let wrong =

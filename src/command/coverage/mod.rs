@@ -37,6 +37,8 @@ struct Coverage {
     /// How messages name it.
     #[serde(skip)]
     title: String,
+    /// The text that its keys begin with.
+    prefix: String,
     /// Keys that begin with its prefix, without those of walsweep.
     keys: u64,
     /// The cost of a pass, of each server for which it matters.
@@ -56,8 +58,8 @@ struct Coverage {
 struct Reach {
     rule: String,
     template: String,
-    /// Keys that it could give, placeholders standing for anything. One that several templates
-    /// could give counts for each.
+    /// Keys that it could give, placeholders standing for anything; of fields the hashes, of tags
+    /// the sets. One that several templates could give counts for each.
     keys: u64,
 }
 
@@ -104,6 +106,7 @@ async fn of_target(target: &Target, rules: &Rules) -> Result<Coverage, Failure> 
     Ok(Coverage {
         target: redis.name.clone(),
         title: redis.title(),
+        prefix: redis.prefix.clone(),
         keys: seen.keys,
         passes: costs(target).await,
         templates: seen.templates.into_iter().map(|(reach, _)| reach).collect(),

@@ -10,8 +10,13 @@ const SHOWN_MAX: usize = 30;
 
 impl fmt::Display for Coverage {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Coverage { title, keys, templates, unreached, families, more_families, .. } = self;
-        writeln!(formatter, "{title}: {}", counted(*keys, "key"))?;
+        let Coverage { title, prefix, keys, templates, unreached, families, more_families, .. } =
+            self;
+        write!(formatter, "{title}: {}", counted(*keys, "key"))?;
+        match prefix.as_str() {
+            "" => writeln!(formatter)?,
+            prefix => writeln!(formatter, " whose names begin with `{prefix}`, told without it")?,
+        }
         self.passes.iter().try_for_each(|pass| writeln!(formatter, "{pass}"))?;
         writeln!(formatter, "\nreached by rules")?;
         let most = templates.iter().map(|reach| reach.keys).chain([*unreached]).max();
@@ -24,7 +29,7 @@ impl fmt::Display for Coverage {
             writeln!(formatter, "{keys:>digits$}  {rule:<longest$}  {template}{none}")?;
         }
         if *unreached == 0 {
-            return writeln!(formatter, "\nno key is reached by none");
+            return writeln!(formatter, "\nevery key is reached by a rule");
         }
         writeln!(formatter, "\nreached by no rule: {}", counted(*unreached, "key"))?;
         for Known { family, keys } in families.iter().take(SHOWN_MAX) {
@@ -53,6 +58,7 @@ mod tests {
         let mut coverage = Coverage {
             target: "redis".to_owned(),
             title: "redis".to_owned(),
+            prefix: String::new(),
             keys: 1_234_567,
             passes: vec!["one pass over 1 234 567 keys costs this redis about 0.6 s".to_owned()],
             templates: vec![reach("lists", "list:{id}:*", 1_200_000), reach("a", "a:{b}", 0)],
@@ -77,7 +83,10 @@ mod tests {
             ]
         );
         assert_eq!(*lines.last().unwrap(), "and 5 more kinds of keys; `--json` lists more of them");
+        coverage.prefix = "shop:".to_owned();
+        let first = "redis: 1 234 567 keys whose names begin with `shop:`, told without it";
+        assert_eq!(coverage.to_string().lines().next().unwrap(), first);
         coverage.unreached = 0;
-        assert!(coverage.to_string().ends_with("\n\nno key is reached by none\n"));
+        assert!(coverage.to_string().ends_with("\n\nevery key is reached by a rule\n"));
     }
 }

@@ -345,6 +345,27 @@ pub enum Kind {
 }
 
 impl Kind {
+    /// All of them.
+    pub const ALL: [Kind; 17] = [
+        Kind::Io,
+        Kind::Timeout,
+        Kind::Auth,
+        Kind::NoPerm,
+        Kind::ReadOnly,
+        Kind::Loading,
+        Kind::Oom,
+        Kind::Busy,
+        Kind::Misconf,
+        Kind::NoReplicas,
+        Kind::Replicas,
+        Kind::Sentinel,
+        Kind::Swapped,
+        Kind::Slot,
+        Kind::WrongType,
+        Kind::Unsupported,
+        Kind::Other,
+    ];
+
     /// The label's value.
     #[must_use]
     pub fn as_str(self) -> &'static str {
@@ -436,9 +457,11 @@ impl Error {
                  `redis.wait_replicas`",
             ),
             Kind::Sentinel => Some(SENTINELS_HINT),
-            Kind::Swapped => {
-                Some("none is needed: keys whose removal may be lost are removed again")
-            }
+            Kind::Swapped => Some(
+                "keys whose removal may be lost are removed again; if it comes back every few \
+                 seconds, another walsweep has the same `postgres.slot` name on this Redis: give \
+                 one of them another name, or a `prefix`",
+            ),
             Kind::Slot => Some(
                 "it passes when the slot has arrived; if it lasts, `redis-cli --cluster check` \
                  tells what is wrong with the cluster",

@@ -18,7 +18,8 @@
 //!
 //! Our own UNLINKs go over the tracking connection with NOLOOP, so that they are not pushed: Redis
 //! leaves a name out only if the connection itself was the *last* to touch the key in that turn,
-//! when the key is gone. Counting them off instead would be wrong: Redis tells an UNLINK and a SET
+//! when the key is gone. (Not so where something is taken out of a key that lives on: there our own
+//! writes are told, too.) Counting them off instead would be wrong: Redis tells an UNLINK and a SET
 //! of one turn as one.
 //!
 //! Where there is an [`index`](super::index), it hears of each write from here.

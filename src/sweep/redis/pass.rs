@@ -265,7 +265,8 @@ impl Pass {
         pace: &mut Pace,
         mut each_page: impl FnMut(&Progress),
     ) -> Result<Progress, Error> {
-        if self.patterns.is_empty() && node.wanted_prefixes().is_empty() {
+        let is_for_indexes = self.patterns.is_empty() && self.items.all.is_empty();
+        if is_for_indexes && node.wanted_prefixes().is_empty() {
             return Ok(progress);
         }
         let outcome = self.scan(node, pace, &mut each_page, &mut progress).await;

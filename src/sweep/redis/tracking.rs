@@ -40,10 +40,15 @@ fn tells_every_write(version: &str) -> bool {
     parts.is_some_and(|parts| parts.as_slice() >= [6, 2, 5].as_slice())
 }
 
-/// `CLIENT TRACKING` for all writes of these keys but those of the connection itself.
+/// `CLIENT TRACKING` for all writes of these keys but those of the connection itself. Where rules
+/// take something out of keys, for those, too: `NOLOOP` leaves a key out if the connection was the
+/// last to touch it in a turn, and such a key lives on with what somebody wrote in that turn.
 fn tracking(everything: &KeySet, own: &Prefix) -> Cmd {
     let mut tracking = cmd("CLIENT");
-    tracking.arg("TRACKING").arg("ON").arg("BCAST").arg("NOLOOP");
+    tracking.arg("TRACKING").arg("ON").arg("BCAST");
+    if !everything.may_have_items() {
+        tracking.arg("NOLOOP");
+    }
     let prefixes = prefixes(everything);
     let prefixes = prefixes.iter().map(|prefix| own.add(prefix));
     for prefix in prefixes.filter(|prefix| !prefix.is_empty()) {
@@ -73,7 +78,25 @@ pub(super) fn hear(observer: &Observer, prefix: &Prefix, push: &PushInfo) {
 
 #[cfg(test)]
 mod tests {
-    use super::tells_every_write;
+    use super::{Prefix, tells_every_write, tracking};
+    use crate::config::{Fields, Located, Location, Redis, Rule};
+    use crate::keys::Rules;
+
+    /// `HDEL` leaves the key with what the application wrote in the same turn.
+    #[test]
+    fn own_writes_are_told_where_keys_outlive_them() {
+        let of = |rule: &Rule| {
+            let everything = Rules::compile(std::slice::from_ref(rule)).unwrap().everything();
+            let command = tracking(&everything, &Prefix::of(&Redis::at("redis://h")));
+            let packed = command.get_packed_command();
+            packed.windows(6).any(|bytes| bytes == b"NOLOOP")
+        };
+        let mut rule = Rule::for_tests("t", &["user:*"]);
+        assert!(of(&rule));
+        let text = |value: &str| Located { value: value.to_owned(), at: Location::default() };
+        rule.fields = vec![Fields { key: text("user:{id}"), fields: vec![text("a")] }];
+        assert!(!of(&rule));
+    }
 
     #[test]
     fn only_servers_that_tell_every_write_are_observed() {

@@ -281,6 +281,8 @@ const FIXED: [(&str, &[&str]); 7] = [
             "redis_permission",
             "redis_refused",
             "redis_replica",
+            "redis_replicas",
+            "redis_scan",
             "redis_tracking",
             "redis_unreachable",
             "redis_version",

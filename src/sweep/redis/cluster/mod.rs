@@ -151,6 +151,9 @@ impl Cluster {
     /// [`Standalone::indexing`]. The memory is that of all primaries together.
     #[must_use]
     pub fn indexing(self, patterns: KeySet, index_bytes: usize, bytes: usize) -> Cluster {
+        if !patterns.has_patterns() {
+            return self;
+        }
         Cluster { index: Some((patterns.uncounted(), index_bytes, bytes)), ..self }
     }
 
@@ -434,8 +437,10 @@ impl Node for Cluster {
         Some(each.fold(none, Indexed::and))
     }
 
+    /// While a part is away it would be whole nowhere.
     fn wants_scan(&self) -> bool {
-        self.shards().by_id.values().any(|shard| shard.node.wants_scan())
+        Node::away(self).is_none()
+            && self.shards().by_id.values().any(|shard| shard.node.wants_scan())
     }
 
     async fn watermark(&self) -> Result<Option<Vec<u8>>, Error> {

@@ -79,9 +79,9 @@ impl Standalone {
         publish.exec_async(&mut connection).await.map_err(|error| classify(&error))
     }
 
-    /// Whether a key is one of walsweep's own.
+    /// Whether a key is one of walsweep's own, of whichever slot.
     pub(in crate::sweep::redis) fn has_own(&self, key: &[u8]) -> bool {
-        self.own.has(&self.prefix.add(key))
+        key.starts_with(b"walsweep:") || self.own.has(&self.prefix.add(key))
     }
 
     /// An error of [`Kind::Io`] without a connection.

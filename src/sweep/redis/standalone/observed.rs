@@ -35,9 +35,13 @@ impl Standalone {
     }
 
     /// Lets it keep the names of all live keys that the patterns of a set match, if the server lets
-    /// it, in `index_bytes`; and in `bytes` those that are written while keys are removed.
+    /// it, in `index_bytes`; and in `bytes` those that are written while keys are removed. Without
+    /// a pattern there is no index.
     #[must_use]
     pub fn indexing(self, patterns: KeySet, index_bytes: usize, bytes: usize) -> Standalone {
+        if !patterns.has_patterns() {
+            return self;
+        }
         let all = patterns.patterns().map(|(_, pattern)| pattern.clone()).collect();
         let keys = patterns.uncounted();
         let observed =
