@@ -71,6 +71,7 @@ use crate::shared::{PATIENCE, Shared};
 /// Looks for stale values in a cache, under load and faults.
 #[derive(Debug, Parser)]
 #[command(name = "consistency")]
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag of the command line")]
 struct Options {
     /// How Redis is run.
     #[arg(long, value_enum, default_value_t = Mode::default())]

@@ -201,7 +201,10 @@ async fn connections_that_break_under_load_are_not_taken_for_swapped() {
     let before = sidecar.metric_sum("walsweep_resyncs_total").await;
     let began = Instant::now();
     let mut load = Load::start(&bed);
-    while began.elapsed() < LOAD {
+    let reconnects = async || sidecar.metric("walsweep_reconnects_total{peer=\"redis\"}").await;
+    // On a busy machine each takes its time; what comes of them is what counts.
+    while began.elapsed() < LOAD || reconnects().await < 10.0 {
+        assert!(began.elapsed() < 6 * LOAD, "{} reconnects", reconnects().await);
         sleep(Duration::from_millis(700)).await;
         front.cut();
         sleep(Duration::from_millis(700)).await;
@@ -210,8 +213,6 @@ async fn connections_that_break_under_load_are_not_taken_for_swapped() {
     let commits = load.end_writing().await;
     bed.settled().await;
     assert!(commits > 100, "{commits} commits");
-    let reconnects = sidecar.metric("walsweep_reconnects_total{peer=\"redis\"}").await;
-    assert!(reconnects >= 10.0, "{reconnects} reconnects");
     assert!(sidecar.metric(SWAPPED).await < 1.0, "a false alarm");
     assert!(sidecar.metric_sum("walsweep_resyncs_total").await <= before, "a sweep for nothing");
 }
