@@ -96,14 +96,14 @@ impl OfTarget {
     pub const fn of(targets: usize) -> OfTarget {
         let targets = if targets == 0 { 1 } else { targets };
         OfTarget {
-            passes: 3 * MIB / 2 / targets,
+            passes: 2 * MIB / targets,
             replayed: MIB / targets,
             refill: 6 * MIB / targets,
             kept: 2 * MIB / targets,
             ring: 3 * MIB / targets,
             publish: MIB / 2 / targets,
             refused: MIB / targets,
-            names: 3 * MIB / targets,
+            names: 5 * MIB / 2 / targets,
             backlog: MIB / targets,
         }
     }

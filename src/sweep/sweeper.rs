@@ -195,8 +195,9 @@ impl<N: Node> Sweeper<N> {
         pace.measure.ends_with(lost.subscribe());
         let share = settings.room.share;
         let (inside, of_passes) = Inside::of(&settings, node.is_told());
-        let listed = Listed::new(node.index_patterns(), of_passes / 2);
-        let of_passes = if listed.is_some() { of_passes / 2 } else { of_passes };
+        // What waits for SCAN may be a pattern of every rule.
+        let listed = Listed::new(node.index_patterns(), of_passes / 4);
+        let of_passes = if listed.is_some() { of_passes / 4 * 3 } else { of_passes };
         let state = State {
             inside,
             health: Arc::clone(&health),
