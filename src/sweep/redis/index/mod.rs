@@ -12,9 +12,10 @@
 //!
 //! Whatever may have hidden a write puts everything in doubt: a flush, of any database, which is
 //! told without names; a lost connection; a watermark that is not the one last written, such as
-//! after `SWAPDB`, which tells nothing. Then there is no index until another SCAN is through, and passes go by SCAN meanwhile. So they do where the
-//! names take more than the memory given, and where the server does not tell which history it has:
-//! another one behind a proxy, which tells of no write, would not show.
+//! after `SWAPDB`, which tells nothing. Then there is no index until another SCAN is through, and
+//! passes go by SCAN meanwhile. So they do where the names take more than the memory given, and
+//! where the server does not tell which history it has: another one behind a proxy, which tells of
+//! no write, would not show.
 
 mod listing;
 mod names;
