@@ -387,17 +387,24 @@ async fn a_thousand_rows_are_read_for_a_hundred_thousand_changes() {
         .run("insert into bet select id, id % 1000 + 1, 0 from generate_series(10001, 110000) id")
         .await;
     bed.settled().await;
-    let before = rows_read(&bed).await;
-    bed.fill(&["club:club 7", "club:club 1000", "club:any"]).await;
-    bed.sql.run("update bet set points = 1 where id > 10000").await;
-    bed.gone("club:club 7").await;
-    bed.gone("club:club 1000").await;
-    bed.settled().await;
-    let read = rows_read(&bed).await - before - 1;
-    println!("{read} rows were read for 100 000 changes over 1 000 matches");
-    // On a busy machine the session may end and begin again, and reads each once more.
-    assert!((1..=2000).contains(&read), "{read}");
-    assert!(widened(&sidecar, "lookup_failed").await < 0.5);
+    // A query that the machine does not answer within 3 s is made again: such a round says nothing.
+    for points in 1..=3 {
+        let failed = widened(&sidecar, "lookup_failed").await;
+        let before = rows_read(&bed).await;
+        bed.fill(&["club:club 7", "club:club 1000", "club:any"]).await;
+        bed.sql.run(&format!("update bet set points = {points} where id > 10000")).await;
+        bed.gone("club:club 7").await;
+        bed.gone("club:club 1000").await;
+        bed.settled().await;
+        let read = rows_read(&bed).await - before - 1;
+        println!("{read} rows were read for 100 000 changes over 1 000 matches");
+        if widened(&sidecar, "lookup_failed").await - failed < 0.5 {
+            // Kept answers count as well, in a round after one that failed.
+            assert!(read <= 1000 && (read >= 1 || points > 1), "{read}");
+            return;
+        }
+    }
+    panic!("no round without a query that failed");
 }
 
 /// Checks that `check` says this of a configuration, and that `run --strict` refuses it.
