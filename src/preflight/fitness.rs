@@ -66,8 +66,10 @@ impl Fitness {
         let Judged { findings, forbidden, .. } = self.needs.judge(connection).await;
         let forbidden = forbidden.into_iter().map(|(_rule, finding)| finding);
         let forbidden = forbidden.filter(|_| strict);
-        // In a failover the server may have become one since the Sentinels named it.
-        let is_followed = matches!(self.target.redis.mode, Mode::Sentinel(_));
+        // In a failover the server may have become one since the Sentinels, or the nodes of its
+        // cluster, named it.
+        let is_followed =
+            matches!(self.target.redis.mode, Mode::Sentinel(_) | Mode::Cluster { .. });
         let passes = |finding: &Finding| is_followed && finding.code == Code::RedisReplica;
         let lasting = findings.into_iter().filter(|one| is_lasting(one) && !passes(one));
         let refused = lasting.chain(forbidden);

@@ -1,5 +1,12 @@
 //! `run` refuses of Redis what `check` refuses: at the start, and whenever it connects.
 
+use std::path::Path;
+use std::sync::Arc;
+
+use walsweep::config;
+use walsweep::preflight::Fitness;
+use walsweep::telemetry::Health;
+use walsweep::telemetry::metrics::Metrics;
 use walsweep_stage::throwaway::{Cluster, ClusterOptions, Redis, RedisOptions};
 
 use crate::support::{Bed, PATIENCE, Settings, Sidecar, Swap, eventually};
@@ -257,4 +264,28 @@ async fn what_was_wrong_with_redis_is_told_no_more_when_a_new_session_finds_it_r
     admin(&bed.redis, "ACL SETUSER app +incr").await;
     bed.sql.run("select pg_terminate_backend(active_pid) from pg_replication_slots").await;
     ready(&sidecar).await;
+}
+
+/// In a failover a node may become a replica after the others named it: the next look at the cluster
+/// has another one in its place.
+#[tokio::test]
+async fn only_a_server_that_nobody_else_names_is_refused_as_a_replica() {
+    let server = redis_with(&["--replicaof", "127.0.0.1 1"]).await;
+    let code = async |mode: &str| {
+        let text = format!(
+            "[postgres]\nurl = \"postgres://u@127.0.0.1/d\"\n[redis]\nurl = \"{}\"\n\
+             mode = \"{mode}\"\n[[rule]]\nname = \"r\"\ntable = \"public.t\"\nkeys = [\"k\"]\n",
+            server.url()
+        );
+        let parsed = config::parse(&text, &|_name| None, Path::new("."));
+        let config = parsed.config.unwrap();
+        let target = config.targets().next().unwrap();
+        let health = Arc::new(Health::new(Arc::new(Metrics::new(&["r".to_owned()]))));
+        let mut connection = server.connect().await.unwrap();
+        let findings = Fitness::new(target, health).refusals(&mut connection, false).await;
+        findings.iter().map(|finding| finding.code.as_str()).collect::<Vec<_>>()
+    };
+    assert!(code("standalone").await.contains(&"redis_replica"));
+    let of_cluster = code("cluster").await;
+    assert_eq!(of_cluster, ["redis_cluster"], "it is none of a cluster, either");
 }
