@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use tokio::time::Instant;
 
-use super::job::{Job, Round};
+use super::job::{Job, Member, Round};
 use super::queue::Passes;
 use super::redis::index::Indexed;
 use super::redis::node::Node;
@@ -32,16 +32,18 @@ impl Listed {
         (!patterns.is_empty()).then_some(Listed { patterns, waiting })
     }
 
-    /// Whether the index knows all keys of a job. Of a sweep of everything it does not say so: that
-    /// Redis is what it was is what is in doubt.
+    /// Whether the index knows all keys of a job. Of a sweep of everything it does not say so, nor
+    /// of what was refused and may be a part of one: that Redis is what it was is what is in doubt.
     pub(super) fn knows(&self, job: &Job) -> bool {
+        let is_retry = job.members.iter().any(|member| matches!(member, Member::Retry(_)));
         let is_few = job.keys.patterns().nth(PATTERNS_MAX).is_none();
         let covers = |pattern: &Pattern| {
             let begins =
                 |own: &&Pattern| pattern.literal_prefix().starts_with(own.literal_prefix());
             self.patterns.iter().filter(begins).any(|own| own.covers(pattern))
         };
-        let is_known = is_few && !job.is_resync() && !job.keys.has_items(Reach::Scanned);
+        let is_known =
+            is_few && !is_retry && !job.is_resync() && !job.keys.has_items(Reach::Scanned);
         is_known && job.keys.patterns().all(|(_, pattern)| covers(pattern))
     }
 }

@@ -322,30 +322,6 @@ impl State {
         }
     }
 
-    /// A part of the deployment is away, or not: what is there goes on.
-    pub(super) async fn misses(&mut self, away: Option<String>) {
-        let Some(text) = away.filter(|_| self.connected) else { return };
-        if self.away.as_ref() == Some(&text) {
-            return;
-        }
-        let was_there = self.away.is_none();
-        self.say_misses(&text);
-        self.away = Some(text);
-        if was_there {
-            // It may be another one already.
-            self.next_alive = Instant::now();
-            self.report(Event::RedisLost).await;
-        }
-    }
-
-    fn say_misses(&self, away: &str) {
-        let text = format!("a part of {} is away, and its keys wait: {away}", self.title);
-        let hint = "`redis-cli --cluster check` tells how the cluster is, if `redis.mode` says \
-                    that it is one; nothing is confirmed meanwhile";
-        self.health.trouble(Topic::Redis(self.target), &text, Some(hint));
-        self.health.metrics().redis_up.get_or_create(&self.node).set(0);
-    }
-
     /// The last removal of a job's keys is acknowledged.
     fn finish(&mut self, job: Job, swept: &mut Swept) {
         let mut owed = Vec::new();
@@ -593,7 +569,7 @@ impl State {
     }
 
     /// A closed channel means that the session ends.
-    async fn report(&mut self, event: Event) {
+    pub(super) async fn report(&mut self, event: Event) {
         self.tell_held().await;
         drop(self.events.send((self.target, event)).await);
     }

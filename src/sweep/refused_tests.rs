@@ -429,3 +429,49 @@ async fn a_first_removal_does_not_wait_for_a_second_one() {
     })
     .await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_refused_key_holds_back_nobody_else() {
+    local(async {
+        let mut bench = Bench::new(Duration::ZERO);
+        bench.whole().await;
+        bench.redis.fill(&["item:1", "item:2", "item:3"]);
+        bench.redis.forbid(Some("item:2"));
+        for (at, id) in ["1", "2", "3"].iter().enumerate() {
+            bench.commit(110 + at as u64, "item", &[id]).await;
+        }
+        let mut swept = bench.swept().await;
+        while swept.len() < 2 {
+            swept.extend(bench.swept().await);
+        }
+        assert_eq!(swept, [110, 112]);
+        assert!(bench.redis.has("item:2"));
+        bench.redis.forbid(None);
+        assert_eq!(bench.swept().await, [111]);
+    })
+    .await;
+}
+
+/// What was away may be there again before anybody asked whether it is: slots of a cluster get
+/// another primary.
+#[tokio::test(start_paused = true)]
+async fn a_part_that_is_there_again_without_a_word_is_connected_to_again() {
+    local(async {
+        let mut bench = Bench::new(Duration::ZERO);
+        bench.whole().await;
+        bench.redis.fill(&["item:1", "item:2"]);
+        bench.redis.forbid(Some("item:2"));
+        *bench.redis.0.away.borrow_mut() = Some("one of two".to_owned());
+        bench.commit(110, "item", &["1"]).await;
+        bench.wait(|event| matches!(event, Event::RedisLost).then_some(())).await;
+        bench.commit(120, "item", &["2"]).await;
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        *bench.redis.0.away.borrow_mut() = None;
+        bench.redis.forbid(None);
+        bench.whole().await;
+        bench.safe.send_replace(Lsn(120));
+        bench.covered(120).await;
+        assert!(!bench.redis.has("item:2"));
+    })
+    .await;
+}

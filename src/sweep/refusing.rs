@@ -1,11 +1,13 @@
-//! Keys that Redis refused go to the set of their rule, and it is said.
+//! Keys that Redis refused, or a part of it that is away, go to the set of their rule, and it is
+//! said.
 
 use std::sync::Arc;
 
 use tokio::time::Instant;
 
+use super::Event;
 use super::job::{Job, Member, Tally};
-use super::redis::node::Kind;
+use super::redis::node::{Error, Kind};
 use super::redis::pass::Noted;
 use super::samples::Samples;
 use super::shared::RefusedOf;
@@ -172,5 +174,39 @@ impl State {
             if empty.widest_items(rule).is_empty() { "" } else { INSIDE_RIGHTS }
         );
         self.health.trouble(self.refused_topic(rule), &text, Some(&hint));
+    }
+
+    /// A part of the deployment is away, or not: what is there goes on.
+    pub(super) async fn misses(&mut self, away: Option<String>) {
+        if !self.connected {
+            return;
+        }
+        let Some(text) = away else {
+            // Slots may have got another primary: it shows its watermark before it counts.
+            if self.away.is_some() {
+                let message = "a part that was away is there again".to_owned();
+                self.failed(&Error::Lost(message, Kind::Swapped)).await;
+            }
+            return;
+        };
+        if self.away.as_ref() == Some(&text) {
+            return;
+        }
+        let was_there = self.away.is_none();
+        self.say_misses(&text);
+        self.away = Some(text);
+        if was_there {
+            // It may be another one already.
+            self.next_alive = Instant::now();
+            self.report(Event::RedisLost).await;
+        }
+    }
+
+    pub(super) fn say_misses(&self, away: &str) {
+        let text = format!("a part of {} is away, and its keys wait: {away}", self.title);
+        let hint = "`redis-cli --cluster check` tells how the cluster is, if `redis.mode` says \
+                    that it is one; nothing is confirmed meanwhile";
+        self.health.trouble(Topic::Redis(self.target), &text, Some(hint));
+        self.health.metrics().redis_up.get_or_create(&self.node).set(0);
     }
 }

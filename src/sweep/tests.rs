@@ -53,6 +53,8 @@ pub(super) struct Inner {
     pub(super) tells_time: Cell<bool>,
     /// SCAN is refused.
     pub(super) no_scan: Cell<bool>,
+    /// Which part of it is away.
+    pub(super) away: RefCell<Option<String>>,
     /// No replica has what was written.
     pub(super) alone: Cell<bool>,
     pub(super) unlinks: Cell<u32>,
@@ -176,6 +178,10 @@ impl Node for Redis {
     type Primary<'a> = &'a Redis;
     fn name(&self) -> &str {
         "memory"
+    }
+
+    fn away(&self) -> Option<String> {
+        self.0.away.borrow().clone()
     }
 
     async fn connect(&self) -> Result<(), Error> {
@@ -575,26 +581,4 @@ async fn an_error_holds_the_transaction_until_it_is_over() {
         })
         .await;
     }
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_refused_key_holds_back_nobody_else() {
-    local(async {
-        let mut bench = Bench::new(Duration::ZERO);
-        bench.whole().await;
-        bench.redis.fill(&["item:1", "item:2", "item:3"]);
-        bench.redis.forbid(Some("item:2"));
-        for (at, id) in ["1", "2", "3"].iter().enumerate() {
-            bench.commit(110 + at as u64, "item", &[id]).await;
-        }
-        let mut swept = bench.swept().await;
-        while swept.len() < 2 {
-            swept.extend(bench.swept().await);
-        }
-        assert_eq!(swept, [110, 112]);
-        assert!(bench.redis.has("item:2"));
-        bench.redis.forbid(None);
-        assert_eq!(bench.swept().await, [111]);
-    })
-    .await;
 }
