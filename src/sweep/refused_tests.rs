@@ -452,8 +452,8 @@ async fn a_refused_key_holds_back_nobody_else() {
     .await;
 }
 
-/// What was away may be there again before anybody asked whether it is: slots of a cluster get
-/// another primary.
+/// A part may be there again before anybody asked whether it is: slots of a cluster get another
+/// primary.
 #[tokio::test(start_paused = true)]
 async fn a_part_that_is_there_again_without_a_word_is_connected_to_again() {
     local(async {

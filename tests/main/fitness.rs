@@ -266,8 +266,8 @@ async fn what_was_wrong_with_redis_is_told_no_more_when_a_new_session_finds_it_r
     ready(&sidecar).await;
 }
 
-/// In a failover a node may become a replica after the others named it: the next look at the cluster
-/// has another one in its place.
+/// In a failover a node may become a replica after the others named it: the next look at the
+/// cluster has another one in its place.
 #[tokio::test]
 async fn only_a_server_that_nobody_else_names_is_refused_as_a_replica() {
     let server = redis_with(&["--replicaof", "127.0.0.1 1"]).await;

@@ -124,8 +124,8 @@ pub trait Node: Removes {
     }
 
     /// Which part of it is away while the rest is used, if one is. Its keys are refused until the
-    /// next `connect`, to which an error of `keep_alive` calls when it is back, or that none is away
-    /// any more.
+    /// next `connect`, to which an error of `keep_alive` calls when it is back; so does this, once
+    /// it tells of none any more.
     fn away(&self) -> Option<String> {
         None
     }
