@@ -8,13 +8,14 @@ use std::sync::Arc;
 use super::failure::{Failure, halted};
 use super::listener::{Listener, listener};
 use super::load::configuration;
-use crate::config::Config;
+use crate::config::{self, Config};
 use crate::keys::Rules;
 use crate::preflight;
 use crate::run::program::Program;
 use crate::run::shutdown::Shutdown;
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::notify::Manager;
+use crate::telemetry::trail::{Known, TargetName};
 use crate::telemetry::{Health, http, logging};
 
 /// `walsweep run`; where it `is_verbose`, it logs at level `debug` whatever `[log]` says.
@@ -50,6 +51,15 @@ async fn cannot_listen(address: SocketAddr, error: &io::Error) -> Failure {
     Failure::halted(format!("listen on `http.listen` `{address}`: {error}")).with_hint(Some(hint))
 }
 
+/// Names of rules and targets, for the trail.
+fn known(config: &Config, rules: &Rules) -> Known {
+    let target = |redis: &config::Redis| TargetName {
+        name: redis.name.clone(),
+        prefix: redis.prefix.clone(),
+    };
+    Known::new(rules, config.redis.iter().map(target).collect())
+}
+
 async fn stream(
     config: &Config,
     rules: Rules,
@@ -59,6 +69,7 @@ async fn stream(
     let targets = config.redis.iter().map(|redis| redis.name.clone()).collect();
     let metrics = Arc::new(Metrics::new(rules.names()).with_targets(targets));
     let health = Arc::new(Health::new(Arc::clone(&metrics)));
+    health.trail().knows(known(config, &rules));
     let mut shutdown = Shutdown::by_signal("stopping").map_err(halted)?;
     let version = env!("CARGO_PKG_VERSION");
     tracing::info!(version, rules = rules.names().len(), "walsweep starts");
