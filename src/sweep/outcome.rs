@@ -16,7 +16,7 @@ use super::sweeper::{ALIVE_INTERVAL, State};
 use super::works::{BatchDone, Done};
 use super::{Event, Swept};
 use crate::failpoint::{Point, reach};
-use crate::keys::{Item, Reach, RuleId};
+use crate::keys::{Item, Reach};
 use crate::lsn::Lsn;
 use crate::retry::Backoff;
 use crate::settle::Held;
