@@ -13,6 +13,7 @@ use crate::keys::Rules;
 use crate::preflight;
 use crate::run::program::Program;
 use crate::run::shutdown::Shutdown;
+use crate::telemetry::http::Tells;
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::notify::Manager;
 use crate::telemetry::trail::{Known, TargetName};
@@ -52,7 +53,7 @@ async fn cannot_listen(address: SocketAddr, error: &io::Error) -> Failure {
 }
 
 /// Names of rules and targets, for the trail.
-fn known(config: &Config, rules: &Rules) -> Known {
+pub(super) fn names(config: &Config, rules: &Rules) -> Known {
     let target = |redis: &config::Redis| TargetName {
         name: redis.name.clone(),
         prefix: redis.prefix.clone(),
@@ -69,7 +70,7 @@ async fn stream(
     let targets = config.redis.iter().map(|redis| redis.name.clone()).collect();
     let metrics = Arc::new(Metrics::new(rules.names()).with_targets(targets));
     let health = Arc::new(Health::new(Arc::clone(&metrics)));
-    health.trail().knows(known(config, &rules));
+    health.trail().knows(names(config, &rules));
     let mut shutdown = Shutdown::by_signal("stopping").map_err(halted)?;
     let version = env!("CARGO_PKG_VERSION");
     tracing::info!(version, rules = rules.names().len(), "walsweep starts");
@@ -81,8 +82,9 @@ async fn stream(
             Ok(listener) => listener,
             Err(error) => return Err(cannot_listen(address, &error).await),
         };
-        tracing::info!(%address, "serving /metrics /healthz /readyz");
-        tokio::spawn(http::serve(listener, Arc::clone(&health)));
+        tracing::info!(%address, "serving /metrics /healthz /readyz /why");
+        let tells = if config.http.keys { Tells::Keys } else { Tells::NoKeys };
+        tokio::spawn(http::serve(listener, Arc::clone(&health), tells));
     }
     match Manager::find(|name| std::env::var(name).ok()) {
         Ok(Some(manager)) => {
@@ -101,7 +103,12 @@ async fn stream(
         shutdown: &mut shutdown,
         is_strict,
     };
+    let writer = health.trail().write_to(&config.audit, &health).map_err(halted)?;
     let outcome = program.run().await;
+    health.trail().close();
+    if let Some(writer) = writer {
+        writer.join().await;
+    }
     outcome.map_err(|error| {
         let error = error.in_file(&file);
         halted(&error).with_hint(error.hint())

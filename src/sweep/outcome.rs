@@ -92,7 +92,10 @@ impl State {
                 count(self.health.metrics(), &tally, second);
                 reach(Point::ExactRemoved);
                 let mut through = Vec::with_capacity(jobs.len());
+                let (removed, absent) = tally.sums();
+                let took = (removed, absent, jobs.len());
                 for mut job in jobs {
+                    job.takes(took);
                     self.refuse_keys(&mut job, &tally);
                     self.tell_removed(&job, Part::Named);
                     if tally.with_patterns && !job.keys.has_items(Reach::Scanned) {
@@ -130,7 +133,9 @@ impl State {
     /// The patterns of these jobs are through, but for what was refused.
     pub(super) async fn matched_removed(&mut self, mut jobs: Vec<Job>, refused: &RefusedInPass) {
         reach(Point::PassDone);
+        let took = (refused.removed, 0, jobs.len());
         for job in &mut jobs {
+            job.takes(took);
             self.tell_removed(job, Part::Patterns);
             self.refuse_matched(job, &refused.matched);
             self.refuse_items(job, &refused.items);
@@ -242,7 +247,7 @@ impl State {
             self.end_retries(&mut job, now);
             self.end_repeats(&mut job).await;
             self.leave_shared(&mut job);
-            self.health.trail().removed(self.target, job.round == Round::Second, job.waited());
+            self.tell_gone(&job);
             self.note_resyncs(&job, job.round != Round::Second).await;
             if job.round == Round::Second || !self.refill.is_on() {
                 self.finish(job, &mut swept);
@@ -384,12 +389,6 @@ impl State {
         if self.scans.has_failed() {
             self.scans.is_over();
             self.say_takes();
-        }
-    }
-
-    fn say_takes(&self) {
-        if !self.unlinks.has_failed() && !self.scans.has_failed() {
-            self.health.over(&Topic::Redis(self.target));
         }
     }
 

@@ -112,6 +112,8 @@ pub enum Topic {
     SlotOwner,
     /// A slot takes long to be created.
     NewSlot,
+    /// The audit trail cannot be written.
+    Audit,
 }
 
 impl Topic {
@@ -136,7 +138,8 @@ impl Topic {
             | Topic::Lookup(_)
             | Topic::Slot
             | Topic::SlotOwner
-            | Topic::NewSlot => false,
+            | Topic::NewSlot
+            | Topic::Audit => false,
         }
     }
 
@@ -161,7 +164,8 @@ impl Topic {
             | Topic::Watch
             | Topic::Slot
             | Topic::NewSlot
-            | Topic::SlotOwner => None,
+            | Topic::SlotOwner
+            | Topic::Audit => None,
         }
     }
 
@@ -293,6 +297,10 @@ impl Health {
     pub fn widened_for_room(&self, widened: &[(RuleId, u64)]) {
         self.metrics.widened_for_room(widened);
         self.trail.widened_for_room(widened);
+        for (rule, templates) in widened {
+            let rule = self.metrics.rule_name(*rule);
+            tracing::debug!(rule, templates, "widened to all that it could give: too much waits");
+        }
     }
 
     /// A SCAN pass begins.
@@ -440,6 +448,17 @@ impl Health {
     #[must_use]
     pub fn holds_confirmation(&self) -> bool {
         self.lock().troubles.keys().any(Topic::holds_confirmation)
+    }
+
+    /// The names of the rules that are suspended.
+    #[must_use]
+    pub fn suspended(&self) -> Vec<String> {
+        let state = self.lock();
+        let rule = |topic: &Topic| match topic {
+            Topic::Rule(rule) => Some(rule.to_string()),
+            _ => None,
+        };
+        state.troubles.keys().filter_map(rule).collect()
     }
 
     /// Gives the phase that walsweep is in.

@@ -14,6 +14,7 @@ pub mod notify;
 mod repeats;
 pub mod server_clock;
 pub mod trail;
+pub mod why;
 pub mod words;
 #[cfg(test)]
 pub(crate) mod health_tests;

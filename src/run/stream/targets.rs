@@ -81,7 +81,7 @@ impl Stream<'_> {
             }
         }
         let only = matches!(doubt, Doubt::Keys(_)).then_some(&keys);
-        health.trail().sweeps(target, reason, only);
+        health.trail().sweeps(target, (reason, &doubt.reasons()), only);
         metrics.resyncs.get_or_create(&ReasonLabel { reason }).inc();
         self.is_in(target, Phase::Sweeping(reason), health);
         if let Some(progress) = self.targets.get_mut(target.place()) {

@@ -62,6 +62,26 @@ impl Known {
         key.strip_prefix(self.targets.get(target.place())?.prefix.as_bytes())
     }
 
+    /// All that each rule could produce.
+    pub(super) fn all(&self) -> &[(RuleId, Pattern)] {
+        &self.all
+    }
+
+    /// The name that rules know a key of the target of this name by; of one that there is not any
+    /// more, the key itself.
+    pub(super) fn name_of<'a>(&self, target: &str, key: &'a [u8]) -> Option<&'a [u8]> {
+        match self.targets.iter().find(|one| one.name == target) {
+            Some(target) => key.strip_prefix(target.prefix.as_bytes()),
+            None => Some(key),
+        }
+    }
+
+    /// Whether a rule of this name could produce a key.
+    pub(super) fn may_give(&self, rule: &str, key: &[u8]) -> bool {
+        let is_of = |id: &RuleId| self.rule_name(*id) == rule;
+        self.all.iter().any(|(id, pattern)| is_of(id) && pattern.matches(key))
+    }
+
     /// Whether keys of a rule go to a target.
     pub(super) fn goes(&self, rule: RuleId, target: TargetId) -> bool {
         self.goes.get(usize::from(rule.0)).is_some_and(|targets| targets.has(target))

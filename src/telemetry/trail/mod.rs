@@ -8,25 +8,34 @@
 //! What is remembered is bounded by [`budget::TRAIL`](crate::budget::TRAIL); of a large transaction
 //! some keys are left out, and its rules with their counts are not.
 
+mod audit;
 mod body;
+mod file;
 mod known;
+mod lines;
 mod name;
+mod read;
 mod ring;
 #[cfg(test)]
 mod tests;
 mod told;
 
 use std::collections::BTreeMap;
+use std::io;
 use std::sync::{Arc, Mutex, MutexGuard};
 
+pub use self::audit::{Writer, note_by_hand};
 use self::body::{Body, Entry, Kind, OfRule};
 pub use self::known::{Known, TargetName};
+pub use self::lines::{Event as AuditEvent, Line, OfARule, Took};
 pub use self::name::{Moment, Name};
+pub use self::read::{AuditRead, read};
 use self::ring::{Event, Gone, Place, Record, Ring, Scope, What};
 pub use self::told::{
     Answer, By, Cause, How, Latest, Removal, RuleCounts, TargetTimes, Transaction, Widened,
 };
-use crate::config::TargetId;
+use super::Health;
+use crate::config::{Audit, TargetId};
 use crate::gather;
 use crate::keys::{Item, ItemKind, KeySet, Pattern, RuleId};
 use crate::lsn::Lsn;
@@ -114,47 +123,72 @@ impl Trail {
         }
     }
 
-    /// Keys are gone from a target; `is_second` if for the second time.
-    pub fn removed(&self, target: TargetId, is_second: bool, waited: impl Iterator<Item = Waited>) {
+    /// Keys are gone from a target for the first time, by a removal that took so much.
+    pub fn removed(&self, target: TargetId, took: Took, waited: impl Iterator<Item = Waited>) {
         let (now, mut ring) = (Moment::now(), self.lock());
         for one in waited {
             match one {
                 Waited::Transaction(lsn, is_whole) => {
-                    note_gone(&mut ring, (target, lsn), is_second, (now, is_whole));
+                    ring.removed(target, lsn, (now, is_whole, took));
                 }
                 Waited::Hold(hold) => {
                     for lsn in ring.held_by(target, hold) {
-                        note_gone(&mut ring, (target, lsn), is_second, (now, true));
+                        ring.removed(target, lsn, (now, true, took));
                     }
                 }
             }
         }
     }
 
+    /// Keys are gone from a target for the second time.
+    pub fn removed_again(&self, target: TargetId, waited: impl Iterator<Item = Waited>) {
+        let (now, mut ring) = (Moment::now(), self.lock());
+        let mut lsns = Vec::new();
+        for one in waited {
+            match one {
+                Waited::Transaction(lsn, _) => lsns.push(lsn),
+                Waited::Hold(hold) => lsns.extend(ring.held_by(target, hold)),
+            }
+        }
+        ring.removed_again(target, lsns, now);
+    }
+
+    /// Writes what is removed from now on to the file of the audit trail, if there is to be one.
+    ///
+    /// # Errors
+    ///
+    /// When there is no thread for it. What is wrong with the file is said by `health`.
+    pub fn write_to(&self, audit: &Audit, health: &Arc<Health>) -> io::Result<Option<Writer>> {
+        let Some(path) = &audit.file else { return Ok(None) };
+        let (outlet, writer) = audit::start((audit, path), self.known(), Arc::clone(health))?;
+        self.lock().audit = Some(outlet);
+        Ok(Some(writer))
+    }
+
+    /// Writes no more to the audit trail: its thread ends when all is written.
+    pub fn close(&self) {
+        self.lock().audit = None;
+    }
+
     /// A target owes a sweep of these keys, or of everything.
-    pub fn sweeps(&self, target: TargetId, reason: &'static str, keys: Option<&KeySet>) {
+    ///
+    /// `why` is the reason in words.
+    pub fn sweeps(
+        &self,
+        target: TargetId,
+        (reason, why): (&'static str, &str),
+        keys: Option<&KeySet>,
+    ) {
         let mut ring = self.lock();
         let scope = keys.map_or(Scope::Everything, |keys| Scope::Keys(ring.write(keys)));
         let (removed, again) = (None, None);
-        let (what, began, target) = (What::Sweep(reason), Moment::now(), Some(target));
+        let (what, began, target) = (What::Sweep(reason, why.into()), Moment::now(), Some(target));
         ring.event(Event { what, target, began, removed, again, scope });
     }
 
     /// The sweeps that a target owed are done; or done for the second time.
     pub fn swept(&self, target: TargetId, is_second: bool) {
-        let mut ring = self.lock();
-        let of_target = |event: &&mut Event| {
-            event.target == Some(target) && matches!(event.what, What::Sweep(_))
-        };
-        for event in ring.events.iter_mut().filter(of_target) {
-            match is_second {
-                false => _ = event.removed.get_or_insert_with(Moment::now),
-                true if event.removed.is_some() => {
-                    event.again.get_or_insert_with(Moment::now);
-                }
-                true => {}
-            }
-        }
+        self.lock().swept(target, is_second, Moment::now());
     }
 
     /// Rules gave way to all that they could produce, because too much waited.
@@ -219,7 +253,7 @@ impl Trail {
             latest.map(|(record, gone)| (record.clone(), gone.copied().collect())).collect()
         };
         let shown = |(record, gone): (Record, Vec<Gone>)| Latest {
-            transaction: shown(&record),
+            transaction: Transaction::of(&record),
             rules: record.body.rules().into_iter().map(|one| known.counts(one)).collect(),
             targets: times(&known, &gone),
             keys: if with_keys { keys_of(&record.body) } else { Vec::new() },
@@ -231,33 +265,6 @@ impl Trail {
     #[must_use]
     pub fn used(&self) -> usize {
         self.lock().used()
-    }
-}
-
-/// Notes that the keys of a transaction are gone.
-fn note_gone(
-    ring: &mut Ring,
-    (target, lsn): (TargetId, Lsn),
-    is_second: bool,
-    (now, is_whole): (Moment, bool),
-) {
-    let Some((_record, gone)) = ring.gone_of(target, lsn) else { return };
-    if is_second {
-        gone.again.get_or_insert(now);
-    } else {
-        gone.removed.get_or_insert(now);
-        gone.is_partial |= !is_whole;
-    }
-}
-
-fn shown(record: &Record) -> Transaction {
-    Transaction {
-        xid: record.xid,
-        lsn: record.place.lsn.to_string(),
-        committed: record.committed,
-        received: record.received,
-        visible: record.visible,
-        waits_for_rows: record.waits_for_rows,
     }
 }
 
@@ -295,7 +302,7 @@ fn of_record<'a>(
         }
         let removal = Removal {
             target: known.target(target).name.clone(),
-            cause: Cause::Transaction(shown(record)),
+            cause: Cause::Transaction(Transaction::of(record)),
             by,
             removed: gone.removed,
             removed_again: gone.again,
@@ -320,8 +327,10 @@ fn of_event(known: &Known, key: &[u8], event: &Event) -> Vec<(Moment, Removal)> 
             continue;
         }
         let began = event.began;
-        let cause = match event.what {
-            What::Sweep(reason) => Cause::Sweep { reason: reason.to_owned(), began },
+        let cause = match &event.what {
+            What::Sweep(reason, why) => {
+                Cause::Sweep { reason: (*reason).to_owned(), why: why.to_string(), began }
+            }
             What::Room => Cause::Room { began },
         };
         let removal = Removal {

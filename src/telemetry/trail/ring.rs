@@ -4,8 +4,11 @@
 //! no room the oldest goes, whether its keys are gone or not.
 
 use std::collections::VecDeque;
+use std::time::Duration;
 
+use super::audit::{Note, NoteOf, Outlet};
 use super::body::{Body, Scratch};
+use super::lines::Took;
 use super::name::Moment;
 use crate::budget;
 use crate::config::TargetId;
@@ -19,6 +22,9 @@ const COUNT_MAX: usize = 8_192;
 
 /// Sweeps that are remembered, at most.
 const EVENTS_MAX: usize = 64;
+
+/// Lacks of room of the same rules that are told as one, from the first one on.
+const ROOM_TOGETHER: Duration = Duration::from_secs(10);
 
 /// The place of a transaction: histories are numbered, because in another one the LSNs begin
 /// anywhere.
@@ -65,10 +71,11 @@ pub(super) struct Event {
 }
 
 /// The kind of an event.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum What {
-    /// A sweep, because a change may have been missed: the reason of `walsweep_resyncs_total`.
-    Sweep(&'static str),
+    /// A sweep, because a change may have been missed: the reason of `walsweep_resyncs_total`, and
+    /// its words.
+    Sweep(&'static str, Box<str>),
     /// Rules were widened for lack of memory: all that they could produce goes.
     Room,
 }
@@ -85,7 +92,7 @@ pub(super) enum Scope {
 }
 
 impl Scope {
-    fn bytes(&self) -> usize {
+    pub(super) fn bytes(&self) -> usize {
         match self {
             Scope::Everything => 0,
             Scope::Rules(rules) => size_of_val(&rules[..]),
@@ -110,6 +117,8 @@ pub(super) struct Ring {
     /// Transactions that were forgotten for lack of room.
     pub(super) forgotten: u64,
     scratch: Scratch,
+    /// Where events are written, if they are.
+    pub(super) audit: Option<Outlet>,
 }
 
 impl Ring {
@@ -124,6 +133,7 @@ impl Ring {
             bytes: 0,
             forgotten: 0,
             scratch: Scratch::default(),
+            audit: None,
         }
     }
 
@@ -184,7 +194,14 @@ impl Ring {
         while self.records.len() > count_max || self.used() > budget::TRAIL {
             let Some(record) = self.records.pop_front() else { break };
             self.bytes -= record.body.bytes();
-            self.gone.drain(..self.targets);
+            let gone = self.gone.drain(..self.targets).zip((0..=u8::MAX).map(TargetId));
+            if let Some(audit) = &self.audit {
+                let time = Moment::now();
+                for (_, target) in gone.filter(|(gone, _)| gone.removed.is_none()) {
+                    let of = NoteOf::Forgotten(target, Box::new(record.clone()));
+                    audit.send(Note { time, of });
+                }
+            }
             self.forgotten += 1;
         }
     }
@@ -235,12 +252,51 @@ impl Ring {
         (place < self.targets).then(|| self.gone.get_mut(at * self.targets + place))?
     }
 
-    /// Gives what becomes of a transaction at a target.
-    pub(super) fn gone_of(&mut self, target: TargetId, lsn: Lsn) -> Option<(&Record, &mut Gone)> {
-        let (at, place) = (self.at(lsn)?, target.place());
-        let gone =
-            (place < self.targets).then(|| self.gone.get_mut(at * self.targets + place))??;
-        Some((&self.records[at], gone))
+    /// The keys of a transaction are gone from a target; whether all of them, and what that took.
+    pub(super) fn removed(
+        &mut self,
+        target: TargetId,
+        lsn: Lsn,
+        (now, is_whole, took): (Moment, bool, Took),
+    ) {
+        let Some(at) = self.at(lsn) else { return };
+        let Some(gone) = self.of_target(at, target) else { return };
+        gone.is_partial |= !is_whole;
+        if gone.removed.replace(gone.removed.unwrap_or(now)).is_none()
+            && let Some(audit) = &self.audit
+        {
+            let record = Box::new(self.records[at].clone());
+            audit.send(Note { time: now, of: NoteOf::Removed(target, record, !is_whole, took) });
+        }
+    }
+
+    /// The keys of these transactions are gone from a target for the second time.
+    pub(super) fn removed_again(&mut self, target: TargetId, mut lsns: Vec<Lsn>, now: Moment) {
+        lsns.retain(|lsn| {
+            let gone = self.at(*lsn).and_then(|at| self.of_target(at, target));
+            gone.is_some_and(|gone| gone.again.replace(gone.again.unwrap_or(now)).is_none())
+        });
+        if let Some(audit) = self.audit.as_ref().filter(|_| !lsns.is_empty()) {
+            audit.send(Note { time: now, of: NoteOf::Again(target, lsns) });
+        }
+    }
+
+    /// The sweeps that a target owed are done; or done for the second time.
+    pub(super) fn swept(&mut self, target: TargetId, is_second: bool, now: Moment) {
+        for event in &mut self.events {
+            if event.target != Some(target) || !matches!(event.what, What::Sweep(..)) {
+                continue;
+            }
+            if is_second {
+                event.again = event.again.or(event.removed.map(|_| now));
+            } else if event.removed.is_none() {
+                event.removed = Some(now);
+                if let Some(audit) = &self.audit {
+                    let of = NoteOf::Event(target, Box::new(event.clone()));
+                    audit.send(Note { time: now, of });
+                }
+            }
+        }
     }
 
     /// The transactions that a hold stands for at a target.
@@ -272,9 +328,14 @@ impl Ring {
             && last.what == What::Room
             && let (Scope::Rules(known), Scope::Rules(rules)) = (&last.scope, &event.scope)
             && known == rules
+            && event.began.since(last.began).is_some_and(|since| since < ROOM_TOGETHER)
         {
             last.removed = event.removed;
             return;
+        }
+        if let (Some(audit), What::Room) = (&self.audit, &event.what) {
+            let of = NoteOf::Event(TargetId::FIRST, Box::new(event.clone()));
+            audit.send(Note { time: event.began, of });
         }
         self.bytes += event.scope.bytes();
         self.events.push_back(event);

@@ -1,15 +1,18 @@
 //! The ring of transactions, told of by hand.
 
 use std::sync::Arc;
-use std::time::Instant;
 
-use super::{Answer, By, Cause, How, Known, Moment, Name, Removal, TargetName, Trail, Waited};
+use super::{
+    Answer, By, Cause, How, Known, Moment, Name, Removal, TargetName, Took, Trail, Waited, read,
+};
 use crate::budget;
-use crate::config::{Rule, TargetId, Targets};
+use crate::config::{Audit, Rule, TargetId, Targets};
 use crate::decode::{Column, OldKind, OldTuple, Relation, ReplicaIdentity, Tuple, Value};
 use crate::gather::{Change, Row, Transaction};
 use crate::keys::{Binding, KeySet, RuleId, Rules, WidenReason};
 use crate::lsn::Lsn;
+use crate::telemetry::Health;
+use crate::telemetry::metrics::Metrics;
 
 const ONE: TargetId = TargetId(0);
 const OTHER: TargetId = TargetId(1);
@@ -74,7 +77,8 @@ fn commit(trail: &Trail, lsn: u64, keys: &KeySet) {
 }
 
 fn gone(trail: &Trail, target: TargetId, lsn: u64) {
-    trail.removed(target, false, [Waited::Transaction(Lsn(lsn), true)].into_iter());
+    let waited = [Waited::Transaction(Lsn(lsn), true)].into_iter();
+    trail.removed(target, Took::default(), waited);
 }
 
 fn find(trail: &Trail, key: impl AsRef<[u8]>) -> Answer {
@@ -94,6 +98,7 @@ fn lsns(removals: &[Removal]) -> Vec<&str> {
         Cause::Transaction(transaction) => &*transaction.lsn.as_str().to_owned().leak(),
         Cause::Sweep { .. } => "sweep",
         Cause::Room { .. } => "room",
+        Cause::Hand { .. } => "hand",
     };
     removals.iter().map(lsn).collect()
 }
@@ -159,9 +164,9 @@ fn the_times_of_a_removal_are_told() {
     let removed = told().2.unwrap();
     trail.held(ONE, 0, &[Lsn(10)], &[]);
     trail.held(ONE, 7, &[], &[0]);
-    trail.removed(ONE, true, [Waited::Hold(0), Waited::Hold(8)].into_iter());
+    trail.removed_again(ONE, [Waited::Hold(0), Waited::Hold(8)].into_iter());
     assert_eq!(told().3, None, "of other holds");
-    trail.removed(ONE, true, [Waited::Hold(7)].into_iter());
+    trail.removed_again(ONE, [Waited::Hold(7)].into_iter());
     let again = told().3.unwrap();
     assert!(began <= visible && visible <= removed && removed <= again);
     // It is made again for a Redis that came back: the first time counts.
@@ -178,7 +183,7 @@ fn keys_that_wait_for_a_pass_go_with_their_hold() {
         commit(&trail, lsn, &keys(&rules, [("1", "a")]));
     }
     trail.held(ONE, 3, &[Lsn(10), Lsn(12), Lsn(99)], &[]);
-    trail.removed(ONE, false, [Waited::Hold(3)].into_iter());
+    trail.removed(ONE, Took::default(), [Waited::Hold(3)].into_iter());
     let gone: Vec<bool> =
         removals(&trail, "item:1").iter().map(|removal| removal.removed.is_some()).collect();
     assert_eq!(gone, [false, true, true], "what is to come is the newest");
@@ -260,7 +265,7 @@ fn a_transaction_that_comes_again_keeps_its_times_and_another_history_is_another
 fn sweeps_and_rules_without_room_are_told_for_what_they_could_produce() {
     let rules = rules();
     let trail = trail(&rules, &["", "us:"]);
-    trail.sweeps(OTHER, "watermark_missing", None);
+    trail.sweeps(OTHER, ("watermark_missing", "it is"), None);
     let told = |key: &str| removals(&trail, key);
     assert_eq!(told("item:1"), [], "the other target's");
     let [sweep] = told("us:list:a:b").try_into().unwrap();
@@ -275,7 +280,7 @@ fn sweeps_and_rules_without_room_are_told_for_what_they_could_produce() {
     let [sweep] = told("us:item:1").try_into().unwrap();
     assert!(sweep.removed.is_some() && sweep.removed_again >= sweep.removed);
     // Of some keys.
-    trail.sweeps(ONE, "rules_changed", Some(&keys(&rules, [("1", "a")])));
+    trail.sweeps(ONE, ("rules_changed", "it is"), Some(&keys(&rules, [("1", "a")])));
     assert_eq!(lsns(&told("item:1")), ["sweep"]);
     assert_eq!(told("item:2"), []);
     for _ in 0..3 {
@@ -324,7 +329,7 @@ fn what_is_remembered_stays_within_its_budget() {
         for lsn in 1..=count {
             commit(&trail, lsn, set);
             gone(&trail, ONE, lsn);
-            trail.sweeps(ONE, "gap", Some(&large));
+            trail.sweeps(ONE, ("gap", "it is"), Some(&large));
             assert!(trail.used() <= budget::TRAIL, "{} bytes", trail.used());
         }
         let latest = trail.latest(usize::MAX, false);
@@ -338,24 +343,98 @@ fn what_is_remembered_stays_within_its_budget() {
     }
 }
 
-/// The cost of a commit is that of the stages' notes of it. It asserts little: the machine is
-/// shared, and the code is not optimized.
+/// The time that this thread has had a processor, nanoseconds.
+fn processor_time() -> u64 {
+    let stat = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap();
+    stat.split(' ').next().unwrap().parse().unwrap()
+}
+
+/// P11: the cost of a commit, all that stages note of it, is a small part of what else it costs.
+/// The code of this test is not optimized: a tenth is nearer.
 #[test]
+#[cfg(target_os = "linux")]
 fn a_commit_costs_microseconds() {
     let rules = rules();
     let trail = trail(&rules, &[""]);
     let set = keys(&rules, [("1", "a")]);
-    let (count, began) = (20_000, Instant::now());
+    let (count, began) = (20_000, processor_time());
     for lsn in 1..=count {
         commit(&trail, lsn, &set);
         trail.visible(Lsn(lsn));
         gone(&trail, ONE, lsn);
         trail.held(ONE, lsn / 500, &[Lsn(lsn)], &[]);
         if lsn % 500 == 0 {
-            trail.removed(ONE, true, [Waited::Hold(lsn / 500)].into_iter());
+            trail.removed_again(ONE, [Waited::Hold(lsn / 500)].into_iter());
         }
     }
-    let each = began.elapsed() / u32::try_from(count).unwrap();
-    println!("{each:?} for each commit");
-    assert!(each.as_micros() < 200, "{each:?}");
+    let each = (processor_time() - began) / count;
+    println!("{each} ns for each commit");
+    assert!(each < 60_000, "{each} ns");
+}
+
+/// Those that are pushed out before their keys are gone are written all the same, if not with that.
+#[tokio::test]
+async fn the_trail_has_a_line_for_each_transaction_that_is_forgotten() {
+    let rules = rules();
+    let trail = trail(&rules, &[""]);
+    let health = Arc::new(Health::new(Arc::new(Metrics::new(rules.names()))));
+    let folder = tempfile::tempdir().unwrap();
+    let file = Some(folder.path().join("audit"));
+    let audit = Audit { file, max_bytes: 1 << 30, keep: 0 };
+    let writer = trail.write_to(&audit, &health).unwrap().unwrap();
+    let set = keys(&rules, [("1", "a"), ("2", "b")]);
+    let count = 12_000;
+    for lsn in 1..=count {
+        commit(&trail, lsn, &set);
+        if lsn % 2 == 0 {
+            gone(&trail, ONE, lsn);
+        }
+        if lsn % 100 == 0 {
+            // The queue is short, the disk of a test as slow as any.
+            tokio::time::sleep(std::time::Duration::from_millis(2)).await;
+        }
+    }
+    let forgotten = count - u64::try_from(trail.latest(usize::MAX, false).len()).unwrap();
+    trail.close();
+    writer.join().await;
+    let lost = health.metrics().audit_lost.get();
+    let known = trail.known();
+    let read = read(&audit, &known, b"item:1").unwrap();
+    assert_eq!((read.lines + lost, read.torn), (count / 2 + forgotten.div_ceil(2), 0));
+    assert!(forgotten > 1_000 && lost < read.lines, "{forgotten} forgotten, {lost} lost");
+    assert!(read.more && read.removals.len() == 20);
+    let to_come = read.removals.iter().filter(|removal| removal.removed.is_none()).count();
+    assert!(to_come > 0 || lost > 0, "{:?}", read.removals);
+}
+
+/// A reader amid rotations sees each line once, and none in the middle.
+#[test]
+fn a_reader_amid_rotations_misses_no_line() {
+    let rules = rules();
+    let known = trail(&rules, &[""]).known();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("audit");
+    let audit = Audit { file: Some(path.clone()), max_bytes: 4_000, keep: 500 };
+    let count = 4_000;
+    let writer = std::thread::spawn(move || {
+        let mut file = super::file::AuditFile::new(path, 4_000, 500);
+        for number in 0..count {
+            let patterns = vec![name(&format!("item:{number}"))];
+            let event =
+                super::AuditEvent::SweptByHand { target: "r0".to_owned(), patterns, removed: 1 };
+            let line = super::Line { time: Moment::now(), event };
+            let text = serde_json::to_string(&line).unwrap() + "\n";
+            file.write(text.as_bytes()).unwrap();
+        }
+    });
+    let (mut before, mut rounds) = (0, 0);
+    while before < count {
+        let read = read(&audit, &known, b"item:0").unwrap();
+        assert!(read.lines >= before && read.torn <= 1, "{before} lines, then {read:?}");
+        assert_eq!(read.removals.len(), usize::from(read.lines > 0));
+        (before, rounds) = (read.lines, rounds + 1);
+    }
+    writer.join().unwrap();
+    println!("{rounds} readings amid {} files", std::fs::read_dir(&folder).unwrap().count());
+    assert!(rounds > 2);
 }

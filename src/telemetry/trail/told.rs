@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::name::{Moment, Name};
+use super::ring::Record;
 
 /// The answer of the running process about a key.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -52,8 +53,15 @@ pub enum Cause {
     Sweep {
         /// The reason, as in `walsweep_resyncs_total`.
         reason: String,
+        /// The reason in words.
+        why: String,
         /// When it was asked for.
         began: Moment,
+    },
+    /// A person swept by hand.
+    Hand {
+        /// The pattern, without the prefix of the target.
+        pattern: Name,
     },
     /// Too many keys waited, so that rules gave way to all that they could produce.
     Room {
@@ -79,6 +87,20 @@ pub struct Transaction {
     /// Whether some of its keys wait for rows of lookups.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub waits_for_rows: bool,
+}
+
+impl Transaction {
+    /// The transaction of a record.
+    pub(super) fn of(record: &Record) -> Transaction {
+        Transaction {
+            xid: record.xid,
+            lsn: record.place.lsn.to_string(),
+            committed: record.committed,
+            received: record.received,
+            visible: record.visible,
+            waits_for_rows: record.waits_for_rows,
+        }
+    }
 }
 
 /// A rule, and how it reached a key.
