@@ -1,6 +1,6 @@
 //! Writes the audit trail, on a thread of its own.
 //!
-//! What is to be written waits in a queue of [`budget::AUDIT`](crate::budget::AUDIT). Where it is
+//! What is to be written waits in a queue of [`budget::AUDIT`]. Where it is
 //! full, because the disk is slow, or where the file cannot be written, lines are lost: that is
 //! counted, and said. Nothing else ever waits for a line.
 
