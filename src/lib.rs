@@ -95,7 +95,9 @@
 //!   window`, and the LSN is confirmed only after that. Readers that use the functions of
 //!   [the lease](sweep::redis::lease) cannot store what they read before a removal.
 //! - **I9 nothing leaks.** No row value and no secret in logs, metrics or errors, except keys at
-//!   debug level where `[log] keys` says so.
+//!   debug level where `[log] keys` says so, in the audit trail where `[audit]` names a file, and
+//!   over HTTP where `[http] keys` says so; without that only this machine's command is told of the
+//!   key that it names.
 //! - **I10 no harm.** walsweep never makes the application's own statements fail. In two places
 //!   they may wait for it: behind a statement of `setup`, 2 s at a time, and DDL behind the query
 //!   of a lookup, as behind any reader, 3 s. A rule that no longer fits its table suspends that

@@ -10,7 +10,7 @@ use tokio::task::spawn_local;
 use walsweep::command::cli::{Cli, Command};
 use walsweep::command::failure::Failure;
 use walsweep::command::{
-    check, coverage, demo, explain, lease, pages, run, setup, status, sweep, teardown,
+    check, coverage, demo, explain, lease, pages, run, setup, status, sweep, teardown, why,
 };
 
 fn main() -> ExitCode {
@@ -54,6 +54,7 @@ async fn execute(Cli { config, command }: Cli) -> Result<(), Failure> {
         }
         Command::Coverage { json } => coverage::coverage(&config, json).await,
         Command::Status => status::status(&config).await,
+        Command::Why { key, json } => why::why(&config, &key, json).await,
         Command::Demo { keep } => demo::demo(keep).await,
         Command::Completions { shell } => pages::completions(shell),
         Command::Man(arguments) => pages::man(&arguments),

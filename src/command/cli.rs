@@ -107,6 +107,17 @@ pub enum Command {
     /// Asks at `[http] listen`, and ends with 1 unless `/healthz` is 200. One that stands by for
     /// another is well.
     Status,
+    /// Say who removed a key: when, for which transaction, by which rule, and whether it widened.
+    ///
+    /// Asks the running walsweep, at `[http] listen`, and reads the audit trail where `[audit]`
+    /// names one. Ends with 1 where no removal of the key is known, and says why that may be.
+    Why {
+        /// The key as it stands in Redis, of any bytes.
+        key: OsString,
+        /// Print it as JSON.
+        #[arg(long)]
+        json: bool,
+    },
     /// Start throwaway Postgres and Redis with a football site, and show what happens to its keys.
     Demo {
         /// Leave everything running until Ctrl-C.

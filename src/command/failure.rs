@@ -25,6 +25,11 @@ impl Failure {
         Failure { status: 1, message, hint: None, is_said: false }
     }
 
+    /// A command that has said on standard output why it ends with this status.
+    pub(super) fn told(status: u8) -> Failure {
+        Failure { status, message: String::new(), hint: None, is_said: true }
+    }
+
     pub(super) fn with_status(self, status: u8) -> Failure {
         Failure { status, ..self }
     }

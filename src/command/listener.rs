@@ -8,12 +8,13 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use crate::telemetry::metrics::{Metrics, SlotLabel};
+use crate::telemetry::why::HOST;
 
 /// How long whoever listens has for an answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The most that is read of it, bytes.
-const ANSWER_BYTES_MAX: u64 = 64 << 10;
+const ANSWER_BYTES_MAX: u64 = 1 << 20;
 
 /// Who listens at an address.
 #[derive(Debug, PartialEq, Eq)]
@@ -66,7 +67,7 @@ pub(super) async fn page(address: SocketAddr, path: &str) -> String {
 
 async fn answer(address: SocketAddr, path: &str) -> String {
     let Ok(mut stream) = TcpStream::connect(address).await else { return String::new() };
-    let request = format!("GET {path} HTTP/1.1\r\nHost: walsweep\r\nConnection: close\r\n\r\n");
+    let request = format!("GET {path} HTTP/1.1\r\nHost: {HOST}\r\nConnection: close\r\n\r\n");
     if stream.write_all(request.as_bytes()).await.is_err() {
         return String::new();
     }

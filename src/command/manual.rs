@@ -71,6 +71,10 @@ const FILES: Section = Section {
             "/usr/share/doc/walsweep/examples/config.toml",
             "Every option with its default, and the rules of a whole site.",
         ),
+        (
+            "the file of [audit], and the same with .1, .2 and so on",
+            "The audit trail, written by run and read by why, if the configuration names it.",
+        ),
         ("~/.pgpass", "Passwords for Postgres, as libpq reads it, where nothing else names one."),
     ],
 };
@@ -174,6 +178,11 @@ pub const EXAMPLES: &[Example] = &[
         command: Some("status"),
         says: "Whether the service is well, as a container asks it:",
         lines: &["walsweep status --config /etc/walsweep/config.toml"],
+    },
+    Example {
+        command: Some("why"),
+        says: "Who removed a key; and the same for a program:",
+        lines: &["walsweep why db:leaderboard:all", "walsweep why db:leaderboard:all --json"],
     },
     Example {
         command: Some("demo"),

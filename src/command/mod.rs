@@ -24,6 +24,7 @@ pub mod status;
 pub mod sweep;
 pub mod teardown;
 mod verdict;
+pub mod why;
 
 /// `application_name` of connections that commands other than `run` make.
 pub(crate) const NAME: &str = "walsweep command";

@@ -8,13 +8,15 @@ use std::sync::Arc;
 use super::failure::{Failure, halted};
 use super::listener::{Listener, listener};
 use super::load::configuration;
-use crate::config::Config;
+use crate::config::{self, Config};
 use crate::keys::Rules;
 use crate::preflight;
 use crate::run::program::Program;
 use crate::run::shutdown::Shutdown;
+use crate::telemetry::http::Tells;
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::notify::Manager;
+use crate::telemetry::trail::{Known, TargetName};
 use crate::telemetry::{Health, http, logging};
 
 /// `walsweep run`; where it `is_verbose`, it logs at level `debug` whatever `[log]` says.
@@ -50,6 +52,15 @@ async fn cannot_listen(address: SocketAddr, error: &io::Error) -> Failure {
     Failure::halted(format!("listen on `http.listen` `{address}`: {error}")).with_hint(Some(hint))
 }
 
+/// Names of rules and targets, for the trail.
+pub(super) fn names(config: &Config, rules: &Rules) -> Known {
+    let target = |redis: &config::Redis| TargetName {
+        name: redis.name.clone(),
+        prefix: redis.prefix.clone(),
+    };
+    Known::new(rules, config.redis.iter().map(target).collect())
+}
+
 async fn stream(
     config: &Config,
     rules: Rules,
@@ -59,6 +70,7 @@ async fn stream(
     let targets = config.redis.iter().map(|redis| redis.name.clone()).collect();
     let metrics = Arc::new(Metrics::new(rules.names()).with_targets(targets));
     let health = Arc::new(Health::new(Arc::clone(&metrics)));
+    health.trail().knows(names(config, &rules));
     let mut shutdown = Shutdown::by_signal("stopping").map_err(halted)?;
     let version = env!("CARGO_PKG_VERSION");
     tracing::info!(version, rules = rules.names().len(), "walsweep starts");
@@ -70,8 +82,9 @@ async fn stream(
             Ok(listener) => listener,
             Err(error) => return Err(cannot_listen(address, &error).await),
         };
-        tracing::info!(%address, "serving /metrics /healthz /readyz");
-        tokio::spawn(http::serve(listener, Arc::clone(&health)));
+        tracing::info!(%address, "serving /metrics /healthz /readyz /why");
+        let tells = if config.http.keys { Tells::Keys } else { Tells::NoKeys };
+        tokio::spawn(http::serve(listener, Arc::clone(&health), tells));
     }
     match Manager::find(|name| std::env::var(name).ok()) {
         Ok(Some(manager)) => {
@@ -90,7 +103,12 @@ async fn stream(
         shutdown: &mut shutdown,
         is_strict,
     };
+    let writer = health.trail().write_to(&config.audit, &health).map_err(halted)?;
     let outcome = program.run().await;
+    health.trail().close();
+    if let Some(writer) = writer {
+        writer.join().await;
+    }
     outcome.map_err(|error| {
         let error = error.in_file(&file);
         halted(&error).with_hint(error.hint())

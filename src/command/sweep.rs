@@ -13,6 +13,7 @@ use crate::config::{Config, Mode, Target};
 use crate::keys::Pattern;
 use crate::preflight;
 use crate::sweep::{Cluster, Error, Kind, Node, Pace, Paces, Pass, Progress, Standalone};
+use crate::telemetry::trail::note_by_hand;
 use crate::telemetry::words::counted;
 
 /// `walsweep sweep`, without removing anything in a `dry_run`. What no rule covers may be sessions
@@ -53,6 +54,9 @@ pub async fn sweep(
         let patterns: Vec<Pattern> = patterns.iter().filter(is_for).cloned().collect();
         if !patterns.is_empty() {
             let outcome = sweep_target(target, &patterns, dry_run, &mut told).await;
+            if let (Ok(removed), false) = (&outcome, dry_run) {
+                note(&config, target, &patterns, *removed);
+            }
             failure = failure.or(outcome.err());
         }
     }
@@ -61,6 +65,16 @@ pub async fn sweep(
         told.print(&format!("no rule covers all of `{foreign}`: to remove it takes `--force`\n"));
     }
     failure.map_or_else(|| told.end(), Err)
+}
+
+/// Notes a sweep in the audit trail, if there is one.
+fn note(config: &Config, target: &Target, patterns: &[Pattern], removed: u64) {
+    let Some(file) = &config.audit.file else { return };
+    let patterns: Vec<&[u8]> = patterns.iter().map(Pattern::as_bytes).collect();
+    if let Err(error) = note_by_hand(file, &target.redis.name, &patterns, removed) {
+        let file = file.display();
+        drop(writeln!(stderr(), "not noted in the audit trail `{file}`: {error}"));
+    }
 }
 
 /// All targets, or the one of this name.
@@ -82,7 +96,7 @@ async fn sweep_target(
     patterns: &[Pattern],
     dry_run: bool,
     told: &mut Told,
-) -> Result<(), Failure> {
+) -> Result<u64, Failure> {
     let Target { redis, slot, .. } = target;
     match redis.mode {
         Mode::Cluster { .. } => {
@@ -99,7 +113,7 @@ async fn sweep_node<N: Node>(
     (target, patterns): (&Target, &[Pattern]),
     dry_run: bool,
     told: &mut Told,
-) -> Result<(), Failure> {
+) -> Result<u64, Failure> {
     if let Err(error) = node.connect().await {
         return Err(failed(target, &error).await);
     }
@@ -135,7 +149,7 @@ async fn sweep_node<N: Node>(
         let message = "redis refused to remove some of the keys: NOPERM".to_owned();
         return Err(failed(target, &Error::new(Kind::NoPerm, message)).await);
     }
-    Ok(())
+    Ok(progress.removed.iter().sum())
 }
 
 /// The failure of a pass; where Redis lets the user do too little, with what lets him.

@@ -1,5 +1,6 @@
 //! The configuration file: its structs, its defaults, and every problem in it at once.
 
+mod audit;
 #[cfg(any(test, feature = "failpoints"))]
 mod for_tests;
 mod lookup;
@@ -51,6 +52,8 @@ pub struct Config {
     pub http: Http,
     /// `[log]`.
     pub log: Log,
+    /// `[audit]`.
+    pub audit: Audit,
     /// `[[rule]]`, in the order of the file.
     pub rules: Vec<Rule>,
     /// `[lookup.NAME]`, by name.
@@ -208,6 +211,19 @@ pub struct Refill {
 pub struct Http {
     /// Address of `/metrics`, `/healthz` and `/readyz`; `None` (an empty text) turns it off.
     pub listen: Option<SocketAddr>,
+    /// Whether whoever reaches that address may be told of keys, which hold values of rows.
+    pub keys: bool,
+}
+
+/// `[audit]`: a file of what was removed, and for which transaction.
+#[derive(Clone, Debug)]
+pub struct Audit {
+    /// The file; `None` (an empty text) turns it off.
+    pub file: Option<PathBuf>,
+    /// The size beyond which a new file begins, bytes.
+    pub max_bytes: u64,
+    /// Older files that are kept, each at the next number behind the name.
+    pub keep: usize,
 }
 
 /// `[log]`.

@@ -13,7 +13,7 @@ use super::source::{Named, Source, source};
 use super::templates::{Templates, templates};
 use super::{
     Config, Http, Located, Log, LogFormat, Lookup, Postgres, Problem, Refill, Rule, Sweep, Targets,
-    lookup, redis, unclosed,
+    audit, lookup, redis, unclosed,
 };
 use crate::config::Operations;
 use crate::postgres::Endpoint;
@@ -67,6 +67,7 @@ pub fn parse(text: &str, env: &dyn Fn(&str) -> Option<String>, folder: &Path) ->
     reader.finish(&section);
     let http = http(&mut reader, &mut root);
     let log = log(&mut reader, &mut root);
+    let audit = audit::read(&mut reader, &mut root);
     let mut rules = rules(&mut reader, &mut root);
     redis::assign(&mut reader, &redis, &mut rules);
     let lookups = lookup::read(&mut reader, &mut root);
@@ -75,7 +76,7 @@ pub fn parse(text: &str, env: &dyn Fn(&str) -> Option<String>, folder: &Path) ->
     let config = postgres.filter(|_| problems.is_empty()).map(|postgres| {
         let (rules, lookups) = (rules.clone(), lookups.clone());
         let redis = redis.into_iter().filter_map(|section| section.redis).collect();
-        Config { postgres, redis, sweep, refill, http, log, rules, lookups }
+        Config { postgres, redis, sweep, refill, http, log, audit, rules, lookups }
     });
     Parsed { config, rules, lookups, problems }
 }
@@ -271,8 +272,9 @@ fn http(reader: &mut Reader<'_>, root: &mut Section<'_, '_>) -> Http {
             Some,
         ),
     };
+    let keys = reader.flag(&mut section, "keys", false);
     reader.finish(&section);
-    Http { listen }
+    Http { listen, keys }
 }
 
 fn log(reader: &mut Reader<'_>, root: &mut Section<'_, '_>) -> Log {

@@ -143,6 +143,7 @@ impl State {
                 let mut through = Vec::new();
                 for (mut job, tally) in jobs.into_iter().zip(tallies) {
                     count(self.health.metrics(), &tally, job.round.takes_refills());
+                    job.takes((tally.sums().0, 0, 1));
                     self.refuse_items(&mut job, &tally.refused_items);
                     self.tell_removed(&job, Part::Paged);
                     through.extend(self.goes_on(job, true, false));

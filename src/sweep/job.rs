@@ -12,6 +12,7 @@ use crate::gather::Transaction;
 use crate::keys::{KeySet, RuleId};
 use crate::lsn::Lsn;
 use crate::settle::{Cause, Held, Hold, Visible};
+use crate::telemetry::trail::{Took, Waited};
 
 /// Keys to remove, with everything that waits for it.
 #[derive(Debug)]
@@ -26,6 +27,8 @@ pub(super) struct Job {
     /// Since when readers could see the oldest of what it removes for the first time, and a rule of
     /// that.
     pub(super) oldest: Option<(Instant, RuleId)>,
+    /// Keys that its removals took so far, with those of the jobs that shared them.
+    pub(super) took: Took,
 }
 
 /// Which removal of its keys a job is.
@@ -190,7 +193,15 @@ impl Job {
     }
 
     pub(super) fn new(members: Vec<Member>, keys: KeySet, round: Round, covers: Lsn) -> Job {
-        Job { members, keys, round, covers, since: Since::default(), oldest: None }
+        Job {
+            members,
+            keys,
+            round,
+            covers,
+            since: Since::default(),
+            oldest: None,
+            took: Took::default(),
+        }
     }
 
     /// Whether its keys come again, so that nothing waits for it.
@@ -210,6 +221,24 @@ impl Job {
         self.since.join(other.since);
         self.oldest = older(self.oldest, other.oldest);
         other.keys
+    }
+
+    /// A removal that it shared with so many jobs, all in all, took this much.
+    pub(super) fn takes(&mut self, (removed, absent, jobs): (u64, u64, usize)) {
+        self.took.removed += removed;
+        self.took.absent += absent;
+        self.took.shared_by = self.took.shared_by.max(jobs as u64);
+    }
+
+    /// Those that wait for it, as the trail knows them.
+    pub(super) fn waited(&self) -> impl Iterator<Item = Waited> {
+        self.members.iter().filter_map(|member| match member {
+            Member::Transaction { transaction, whole, .. } => {
+                Some(Waited::Transaction(transaction.end_lsn, *whole))
+            }
+            Member::Held { hold, shared: false } => Some(Waited::Hold(hold.number())),
+            _ => None,
+        })
     }
 
     /// All that waits for it.
@@ -286,6 +315,11 @@ impl Tally {
             }
             None => self.rows.push((rule, removed, absent)),
         }
+    }
+
+    /// Keys removed and keys not found, of all rules.
+    pub(super) fn sums(&self) -> (u64, u64) {
+        self.rows.iter().fold((0, 0), |(removed, absent), row| (removed + row.1, absent + row.2))
     }
 
     pub(super) fn rows(&self) -> impl Iterator<Item = (RuleId, u64, u64)> {

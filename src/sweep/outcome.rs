@@ -16,7 +16,7 @@ use super::sweeper::{ALIVE_INTERVAL, State};
 use super::works::{BatchDone, Done};
 use super::{Event, Swept};
 use crate::failpoint::{Point, reach};
-use crate::keys::{Item, Reach, RuleId};
+use crate::keys::{Item, Reach};
 use crate::lsn::Lsn;
 use crate::retry::Backoff;
 use crate::settle::Held;
@@ -92,7 +92,10 @@ impl State {
                 count(self.health.metrics(), &tally, second);
                 reach(Point::ExactRemoved);
                 let mut through = Vec::with_capacity(jobs.len());
+                let (removed, absent) = tally.sums();
+                let took = (removed, absent, jobs.len());
                 for mut job in jobs {
+                    job.takes(took);
                     self.refuse_keys(&mut job, &tally);
                     self.tell_removed(&job, Part::Named);
                     if tally.with_patterns && !job.keys.has_items(Reach::Scanned) {
@@ -130,7 +133,9 @@ impl State {
     /// The patterns of these jobs are through, but for what was refused.
     pub(super) async fn matched_removed(&mut self, mut jobs: Vec<Job>, refused: &RefusedInPass) {
         reach(Point::PassDone);
+        let took = (refused.removed, 0, jobs.len());
         for job in &mut jobs {
+            job.takes(took);
             self.tell_removed(job, Part::Patterns);
             self.refuse_matched(job, &refused.matched);
             self.refuse_items(job, &refused.items);
@@ -242,6 +247,7 @@ impl State {
             self.end_retries(&mut job, now);
             self.end_repeats(&mut job).await;
             self.leave_shared(&mut job);
+            self.tell_gone(&job);
             self.note_resyncs(&job, job.round != Round::Second).await;
             if job.round == Round::Second || !self.refill.is_on() {
                 self.finish(job, &mut swept);
@@ -359,12 +365,6 @@ impl State {
         if self.scans.has_failed() {
             self.scans.is_over();
             self.say_takes();
-        }
-    }
-
-    fn say_takes(&self) {
-        if !self.unlinks.has_failed() && !self.scans.has_failed() {
-            self.health.over(&Topic::Redis(self.target));
         }
     }
 
@@ -542,16 +542,12 @@ impl State {
         }
     }
 
-    /// Counts rules that were widened because too much waits.
-    pub(super) fn widened(&self, widened: &[(RuleId, u64)]) {
-        self.health.metrics().widened_for_room(widened);
-    }
-
     /// Something is held from now on; told with the next report.
     pub(super) fn hold(&mut self, held: Held) {
         if held.is_empty() {
             return;
         }
+        held.tell(self.target, self.health.trail());
         match self.held.last_mut() {
             Some(last) if (last.by, last.moved) == (held.by, held.moved) => {
                 last.end_lsns.extend(held.end_lsns);

@@ -28,6 +28,8 @@ use crate::telemetry::metrics::{Metrics, ReasonLabel, seconds};
 pub(super) struct RefusedInPass {
     pub(super) matched: Vec<RefusedOf>,
     pub(super) items: RefusedItems,
+    /// Keys that the pass removed.
+    pub(super) removed: u64,
 }
 
 /// Keys of one pattern that Redis refused to remove.
@@ -97,13 +99,14 @@ pub(super) async fn sweep<N: Node>(
             progress
         }
     };
+    let removed = progress.removed.iter().sum();
     let matched = progress.refused.into_iter();
     let matched = matched
         .filter_map(|(at, noted)| Some(RefusedOf { pattern: patterns.get(at)?.clone(), noted }))
         .collect();
     let items = progress.refused_items.iter().filter_map(|at| pass.items.all.get(*at));
     let items = items.map(|item| (item.bytes().into(), Why::Forbidden)).collect();
-    Ok(Some(RefusedInPass { matched, items }))
+    Ok(Some(RefusedInPass { matched, items, removed }))
 }
 
 /// The patterns of jobs, each once; and of each the rule, and whether only refills are removed.

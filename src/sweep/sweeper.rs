@@ -11,7 +11,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until};
 
 use super::inside::Inside;
-use super::job::{Job, Round, older};
+use super::job::{Job, Member, Round, older};
 use super::late::Late;
 use super::listed::Listed;
 use super::proof::evidence::Watermark;
@@ -34,8 +34,9 @@ use crate::keys::{KeySet, Pattern, RuleId};
 use crate::lsn::Lsn;
 use crate::retry::Backoff;
 use crate::settle::Held;
-use crate::telemetry::Health;
 use crate::telemetry::metrics::{Metrics, NodeLabel};
+use crate::telemetry::trail::Took;
+use crate::telemetry::{Health, Topic};
 
 /// Least time between two writes of the watermark. Each costs Redis a small script; a confirmation
 /// that comes this much later costs nothing.
@@ -450,6 +451,36 @@ impl State {
             }
         }
         self.tell_held().await;
+    }
+
+    pub(super) fn say_takes(&self) {
+        if !self.unlinks.has_failed() && !self.scans.has_failed() {
+            self.health.over(&Topic::Redis(self.target));
+        }
+    }
+
+    /// Tells of a job whose keys are gone, at `debug` also the log.
+    pub(super) fn tell_gone(&self, job: &Job) {
+        let (trail, redis) = (self.health.trail(), self.health.metrics().target_name(self.target));
+        if job.round == Round::Second {
+            let (keys, up_to) = (job.keys.exact_len(), job.covers);
+            let patterns = job.keys.patterns().count();
+            tracing::debug!(redis, keys, patterns, %up_to, "removed for the second time");
+            return trail.removed_again(self.target, job.waited());
+        }
+        for member in &job.members {
+            if let Member::Transaction { transaction, .. } = member {
+                let (xid, lsn) = (transaction.xid, transaction.end_lsn);
+                let Took { removed, absent, shared_by } = job.took;
+                tracing::debug!(redis, xid, %lsn, removed, absent, shared_by, "its keys are gone");
+            }
+        }
+        trail.removed(self.target, job.took, job.waited());
+    }
+
+    /// Counts rules that were widened because too much waits.
+    pub(super) fn widened(&self, widened: &[(RuleId, u64)]) {
+        self.health.widened_for_room(widened);
     }
 
     pub(super) fn put_replayed(&mut self, mut job: Job) {

@@ -13,7 +13,9 @@ use std::time::Duration;
 use tokio::time::{Instant, timeout};
 
 use super::metrics::{Metrics, seconds};
+use super::trail::Trail;
 use crate::config::TargetId;
+use crate::keys::RuleId;
 
 /// The pipeline gives a sign of life at least every second, and every six while it waits for
 /// another. After this long without one, whoever watches may restart the process.
@@ -110,6 +112,8 @@ pub enum Topic {
     SlotOwner,
     /// A slot takes long to be created.
     NewSlot,
+    /// The audit trail cannot be written.
+    Audit,
 }
 
 impl Topic {
@@ -134,7 +138,8 @@ impl Topic {
             | Topic::Lookup(_)
             | Topic::Slot
             | Topic::SlotOwner
-            | Topic::NewSlot => false,
+            | Topic::NewSlot
+            | Topic::Audit => false,
         }
     }
 
@@ -159,7 +164,8 @@ impl Topic {
             | Topic::Watch
             | Topic::Slot
             | Topic::NewSlot
-            | Topic::SlotOwner => None,
+            | Topic::SlotOwner
+            | Topic::Audit => None,
         }
     }
 
@@ -230,6 +236,7 @@ impl Trouble {
 #[derive(Debug)]
 pub struct Health {
     metrics: Arc<Metrics>,
+    trail: Trail,
     state: Mutex<State>,
     /// SCAN passes that are under way.
     passes: AtomicUsize,
@@ -276,7 +283,24 @@ impl Health {
             holder: String::new(),
             has_begun: false,
         };
-        Health { metrics, state: Mutex::new(state), passes: AtomicUsize::new(0) }
+        let (trail, passes) = (Trail::new(metrics.target_count()), AtomicUsize::new(0));
+        Health { metrics, trail, state: Mutex::new(state), passes }
+    }
+
+    /// The trail of the latest transactions.
+    #[must_use]
+    pub fn trail(&self) -> &Trail {
+        &self.trail
+    }
+
+    /// Counts rules that were widened because too much waits, and how often each.
+    pub fn widened_for_room(&self, widened: &[(RuleId, u64)]) {
+        self.metrics.widened_for_room(widened);
+        self.trail.widened_for_room(widened);
+        for (rule, templates) in widened {
+            let rule = self.metrics.rule_name(*rule);
+            tracing::debug!(rule, templates, "widened to all that it could give: too much waits");
+        }
     }
 
     /// A SCAN pass begins.
@@ -424,6 +448,17 @@ impl Health {
     #[must_use]
     pub fn holds_confirmation(&self) -> bool {
         self.lock().troubles.keys().any(Topic::holds_confirmation)
+    }
+
+    /// The names of the rules that are suspended.
+    #[must_use]
+    pub fn suspended(&self) -> Vec<String> {
+        let state = self.lock();
+        let rule = |topic: &Topic| match topic {
+            Topic::Rule(rule) => Some(rule.to_string()),
+            _ => None,
+        };
+        state.troubles.keys().filter_map(rule).collect()
     }
 
     /// Gives the phase that walsweep is in.

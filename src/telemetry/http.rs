@@ -1,4 +1,4 @@
-//! HTTP for machines that watch: `/metrics`, `/healthz`, `/readyz`.
+//! HTTP for machines that watch: `/metrics`, `/healthz`, `/readyz`; and `/why` for a person.
 //!
 //! Whoever reaches the port can open connections and never read. None of that may take what the
 //! sidecar needs for Postgres and Redis: a connection gives one answer and ends, it has
@@ -23,8 +23,8 @@ use tokio::net::TcpListener;
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{Instant, sleep, timeout};
 
-use super::Health;
 use super::repeats::Repeats;
+use super::{Health, why};
 
 /// A connection that is older than this ends, whether its client has not sent a request or has not
 /// read the answer. Prometheus waits as long for a scrape, unless it is told otherwise.
@@ -39,6 +39,23 @@ const REQUEST_BYTES_MAX: usize = 16 * 1024;
 /// Pause after the system gave no connection.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
+/// Whether keys are told to whoever asks: `[http] keys`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tells {
+    /// Yes.
+    Keys,
+    /// No: they hold values of rows.
+    NoKeys,
+}
+
+/// Who asks.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Asker {
+    pub(super) tells: Tells,
+    /// Whether the connection comes from this machine.
+    pub(super) is_here: bool,
+}
+
 /// Listens at `address`.
 ///
 /// # Errors
@@ -49,15 +66,16 @@ pub async fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
 }
 
 /// Answers requests until it is dropped.
-pub async fn serve(listener: TcpListener, health: Arc<Health>) {
+pub async fn serve(listener: TcpListener, health: Arc<Health>, tells: Tells) {
     let max = connections_max(descriptors_max());
     let mut open = Open::default();
     let mut refusals = Repeats::default();
     loop {
         match listener.accept().await {
-            Ok((stream, _peer)) => {
+            Ok((stream, peer)) => {
                 open.leave_at_most(max - 1).await;
-                open.add(serve_one(stream, Arc::clone(&health)));
+                let asker = Asker { tells, is_here: peer.ip().to_canonical().is_loopback() };
+                open.add(serve_one(stream, Arc::clone(&health), asker));
             }
             Err(error) => {
                 // Out of descriptors, say: ours are the first to be given back.
@@ -109,10 +127,19 @@ impl Open {
     }
 }
 
-async fn serve_one<S: AsyncRead + AsyncWrite + Unpin>(stream: S, health: Arc<Health>) {
+async fn serve_one<S: AsyncRead + AsyncWrite + Unpin>(
+    stream: S,
+    health: Arc<Health>,
+    asker: Asker,
+) {
     let service = service_fn(move |request| {
-        let response = answer(&request, &health);
-        async move { Ok::<_, Infallible>(response) }
+        let health = Arc::clone(&health);
+        async move {
+            Ok::<_, Infallible>(match request.uri().path() {
+                "/why" => why::answer(&request, &health, asker).await,
+                _ => answer(&request, &health),
+            })
+        }
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
@@ -144,7 +171,7 @@ fn answer(request: &Request<Incoming>, health: &Health) -> Response<Full<Bytes>>
             let is_rollout = request.uri().query() == Some("rollout");
             told((if is_rollout { health.may_replace() } else { is_ready }, body))
         }
-        _ => text(StatusCode::NOT_FOUND, "/metrics /healthz /readyz\n".to_owned()),
+        _ => text(StatusCode::NOT_FOUND, "/metrics /healthz /readyz /why\n".to_owned()),
     }
 }
 
@@ -153,7 +180,7 @@ fn told((is_well, body): (bool, String)) -> Response<Full<Bytes>> {
     text(if is_well { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }, body)
 }
 
-fn text(status: StatusCode, body: String) -> Response<Full<Bytes>> {
+pub(super) fn text(status: StatusCode, body: String) -> Response<Full<Bytes>> {
     let mut response = Response::new(Full::new(Bytes::from(body)));
     *response.status_mut() = status;
     let kind = "text/plain; charset=utf-8".parse().expect("a header value");
@@ -165,12 +192,12 @@ fn text(status: StatusCode, body: String) -> Response<Full<Bytes>> {
 mod tests {
     use std::sync::Arc;
 
-    use tokio::io::{AsyncWriteExt, duplex};
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
     use tokio::time::timeout;
 
     use super::{
-        CONNECTION_TIMEOUT, CONNECTIONS_MAX, Health, Open, connections_max, descriptors_max,
-        serve_one,
+        Asker, CONNECTION_TIMEOUT, CONNECTIONS_MAX, Health, Open, Tells, connections_max,
+        descriptors_max, serve_one,
     };
     use crate::telemetry::metrics::Metrics;
 
@@ -182,8 +209,32 @@ mod tests {
             // It holds a request, and no answer.
             let (ours, mut theirs) = duplex(64);
             theirs.write_all(sent.as_bytes()).await.unwrap();
-            let served = timeout(CONNECTION_TIMEOUT * 2, serve_one(ours, health)).await;
+            let asker = Asker { tells: Tells::NoKeys, is_here: true };
+            let served = timeout(CONNECTION_TIMEOUT * 2, serve_one(ours, health, asker)).await;
             assert!(served.is_ok(), "open after twice the time: {sent:?}");
+        }
+    }
+
+    /// I9: a key may stand for a row. Nobody else than this machine's command asks for one, unless
+    /// `[http] keys` says so.
+    #[tokio::test]
+    async fn a_key_is_told_to_the_command_on_this_machine_or_to_all() {
+        for (tells, is_here, host, expected) in [
+            (Tells::NoKeys, true, "walsweep", "200"),
+            (Tells::NoKeys, true, "127.0.0.1:9185", "403"),
+            (Tells::NoKeys, true, "walsweep.example", "403"),
+            (Tells::NoKeys, false, "walsweep", "403"),
+            (Tells::Keys, false, "10.0.0.7:9185", "200"),
+        ] {
+            let health = Arc::new(Health::new(Arc::new(Metrics::new(&[]))));
+            let (ours, mut theirs) = duplex(4096);
+            let asked = format!("GET /why?key=item:1 HTTP/1.1\r\nHost: {host}\r\n\r\n");
+            theirs.write_all(asked.as_bytes()).await.unwrap();
+            serve_one(ours, health, Asker { tells, is_here }).await;
+            let mut answer = String::new();
+            theirs.read_to_string(&mut answer).await.unwrap();
+            assert_eq!(answer.split(' ').nth(1), Some(expected), "{host}: {answer}");
+            assert_eq!(answer.contains("removals"), expected == "200", "{answer}");
         }
     }
 

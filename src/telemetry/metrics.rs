@@ -126,6 +126,8 @@ pub struct Metrics {
     target_removed: Family<TargetLabel, Histogram, Latency>,
     /// Connections that were lost, of Postgres the sessions; each is made again.
     pub reconnects: Family<PeerLabel, Counter>,
+    /// Lines of the audit trail that could not be written.
+    pub audit_lost: Counter,
     /// Sweeps of what may be stale because a change may have been missed.
     pub resyncs: Family<ReasonLabel, Counter>,
 }
@@ -325,6 +327,10 @@ impl Metrics {
             ),
             reconnects: table
                 .family("walsweep_reconnects_total", "Connections lost, each to be made again"),
+            audit_lost: table.counter(
+                "walsweep_audit_lost_total",
+                "Lines of the audit trail that could not be written",
+            ),
             resyncs: table.family(
                 "walsweep_resyncs_total",
                 "Sweeps of what may be stale because a change may have been missed",
@@ -353,6 +359,12 @@ impl Metrics {
     #[must_use]
     pub fn target_name(&self, target: TargetId) -> Option<&str> {
         self.targets.get(target.place()).map(String::as_str)
+    }
+
+    /// The number of targets, at least one.
+    #[must_use]
+    pub fn target_count(&self) -> usize {
+        self.targets.len().max(1)
     }
 
     fn target(&self, target: TargetId) -> Option<TargetLabel> {

@@ -13,8 +13,11 @@ pub mod metrics;
 pub mod notify;
 mod repeats;
 pub mod server_clock;
+pub mod trail;
+pub mod why;
 pub mod words;
 #[cfg(test)]
 pub(crate) mod health_tests;
 
 pub use health::{Health, Phase, Topic};
+pub use trail::Trail;

@@ -127,6 +127,8 @@ fn what_is_left_out_has_its_default_and_variables_are_replaced() {
     assert!((config.sweep.max_load - 0.25).abs() < 1e-9, "{}", config.sweep.max_load);
     assert_eq!(config.refill.window.as_millis(), 1000);
     assert_eq!(config.http.listen, Some("127.0.0.1:9185".parse().unwrap()));
+    assert!(!config.http.keys);
+    assert_eq!(config.audit.file, None);
     assert_eq!((config.log.format, &*config.log.level), (LogFormat::Text, "info"));
     assert_eq!(rules.tables().next().unwrap().schema, "My.Shop");
     assert_eq!(rules.tables().next().unwrap().name, "It\"em");
@@ -226,6 +228,9 @@ fn the_reference_names_the_defaults() {
                 "mode",
                 "seeds",
                 "sentinels",
+                "file",
+                "max_bytes",
+                "keep",
             ])
             .any(|name| line.starts_with(&format!("# {name} = ")))
             || ["# keys = false", "# index = false"].contains(&line)
@@ -239,7 +244,7 @@ fn the_reference_names_the_defaults() {
             format!("{}\n", option.unwrap_or(line))
         })
         .collect();
-    assert_eq!(found, 26, "the reference names every option with a default");
+    assert_eq!(found, 30, "the reference names every option with a default");
     let (explicit, _) = judge(&uncommented, &|_| None).unwrap();
     assert_eq!(
         format!("{explicit:?}").replace(char::is_numeric, ""),
@@ -252,5 +257,7 @@ fn the_reference_names_the_defaults() {
     assert_eq!([explicit.sweep.index, config.sweep.index], [None; 2]);
     assert_eq!(explicit.refill.window, config.refill.window);
     assert_eq!(explicit.http.listen, config.http.listen);
+    assert_eq!((explicit.audit.max_bytes, config.audit.max_bytes), (64 << 20, 64 << 20));
+    assert_eq!((explicit.audit.keep, config.audit.keep), (5, 5));
     assert_eq!((explicit.lookups[0].cache, config.lookups[0].cache), (10_000, 10_000));
 }

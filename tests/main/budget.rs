@@ -118,6 +118,7 @@ async fn start(bed: &Bed, more: Option<&Redis>) -> (Sidecar, Postgres) {
         level: "info".to_owned(),
         sweep: "max_load = 0.01".to_owned(),
         observe: true,
+        audit: "file = \"audit.jsonl\"\nmax_bytes = \"1MiB\"\nkeep = 1".to_owned(),
         ..bed.settings()
     };
     settings.targets = targets.iter().enumerate().map(of_target).collect();

@@ -92,6 +92,7 @@ async fn the_log_tells_what_a_transaction_removes() {
         bed.sql.run("truncate item; insert into item values (1, 'team 1', 0)").await;
         sidecar.wait_log("rule `item` 1 key, 2 patterns").await;
         sidecar.wait_log("patterns, widened 2 (truncate)").await;
+        sidecar.wait_log("its keys are gone").await;
         let tells = |line: &String| line.contains("secret team");
         if shows {
             sidecar.wait_log("`list:secret team true:*`").await;

@@ -398,6 +398,27 @@ const BOUNDS: &[(&str, &str, &str, &str)] = &[
         "does not read its catalog in 8 s",
     ),
     (
+        "docs/why.md",
+        "The latest transactions with keys, in 2.25 MiB",
+        "src/budget.rs",
+        "TRAIL: usize = 9 * MIB / 4",
+    ),
+    (
+        "docs/why.md",
+        "some eight thousand small ones",
+        "src/telemetry/trail/ring.rs",
+        "COUNT_MAX: usize = 8_192",
+    ),
+    (
+        "docs/why.md",
+        "all patterns and up to 64 KiB of keys",
+        "src/telemetry/trail/body.rs",
+        "ENTRIES_MAX: usize = 64 * 1024",
+    ),
+    ("docs/why.md", "what waits for it has 256 KiB", "src/budget.rs", "AUDIT: usize = MIB / 4"),
+    ("docs/why.md", "tells up to ten removals", "src/command/why/mod.rs", "TOLD_MAX: usize = 10"),
+    ("docs/why.md", "max_bytes = \"64MiB\"", "src/config/audit.rs", "MAX_BYTES: u64 = 64 << 20"),
+    (
         "config.toml",
         "unless no session has stood for a minute",
         "src/source/between.rs",

@@ -103,8 +103,8 @@ const BANNED: [(&str, &str); 7] = [
 ];
 
 /// The sections of the configuration, each the name of its struct in lower case.
-const SECTIONS: [&str; 8] =
-    ["postgres", "redis", "sweep", "refill", "http", "log", "rule", "lookup"];
+const SECTIONS: [&str; 9] =
+    ["postgres", "redis", "sweep", "refill", "http", "log", "audit", "rule", "lookup"];
 
 /// Fields of the configuration's structs whose options have other names.
 const FIELDS: [(&str, &[&str]); 13] = [

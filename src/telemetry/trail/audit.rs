@@ -1,0 +1,230 @@
+//! Writes the audit trail, on a thread of its own.
+//!
+//! What is to be written waits in a queue of [`budget::AUDIT`]. Where it is
+//! full, because the disk is slow, or where the file cannot be written, lines are lost: that is
+//! counted, and said. Nothing else ever waits for a line.
+
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep};
+
+use super::file::{AuditFile, Failed};
+use super::known::Known;
+use super::lines::{self, Event, Line, Took};
+use super::name::{Moment, Name};
+use super::ring::{self, Scope, What};
+use super::told::Transaction;
+use crate::budget;
+use crate::config::{Audit, TargetId};
+use crate::lsn::Lsn;
+use crate::telemetry::{Health, Topic};
+
+/// Lines that may wait, at most.
+const WAITING_MAX: usize = 2_048;
+
+/// Bytes that are written with one call, about.
+const BATCH: usize = 64 * 1024;
+
+/// Advice for a person.
+const HINT: &str = "removals go on; `walsweep_audit_lost_total` counts the lines, see docs/why.md";
+
+/// How long a stop waits for what is to be written.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// The way to the thread that writes. When it is dropped the thread ends, once all is written.
+#[derive(Debug)]
+pub(super) struct Outlet {
+    sender: SyncSender<Note>,
+    waiting: Arc<AtomicUsize>,
+    /// Whether lines are lost, which is said.
+    is_lossy: Arc<AtomicBool>,
+    health: Arc<Health>,
+}
+
+/// An event that becomes a line, where that is written.
+#[derive(Debug)]
+pub(super) struct Note {
+    pub(super) time: Moment,
+    pub(super) of: NoteOf,
+}
+
+#[derive(Debug)]
+pub(super) enum NoteOf {
+    /// See [`Event::Removed`].
+    Removed(TargetId, Box<ring::Record>, bool, Took),
+    /// See [`Event::Forgotten`].
+    Forgotten(TargetId, Box<ring::Record>),
+    /// See [`Event::RemovedAgain`].
+    Again(TargetId, Vec<Lsn>),
+    /// See [`Event::Swept`] and [`Event::Room`].
+    Event(TargetId, Box<ring::Event>),
+}
+
+impl Note {
+    fn bytes(&self) -> usize {
+        let more = match &self.of {
+            NoteOf::Removed(_, record, ..) | NoteOf::Forgotten(_, record) => {
+                size_of::<ring::Record>() + record.body.bytes()
+            }
+            NoteOf::Again(_, lsns) => size_of_val(&lsns[..]),
+            NoteOf::Event(_, event) => size_of::<ring::Event>() + event.scope.bytes(),
+        };
+        size_of::<Note>() + more
+    }
+
+    fn line(self, known: &Known) -> Line {
+        let name = |target: TargetId| known.target(target).name.clone();
+        let event = match self.of {
+            NoteOf::Removed(target, record, is_partial, took) => {
+                let (rules, left_out) = lines::of_body(known, &record.body);
+                Event::Removed {
+                    target: name(target),
+                    transaction: Transaction::of(&record),
+                    rules,
+                    left_out,
+                    partly_refused: is_partial,
+                    took,
+                }
+            }
+            NoteOf::Forgotten(target, record) => {
+                let (rules, left_out) = lines::of_body(known, &record.body);
+                let transaction = Transaction::of(&record);
+                Event::Forgotten { target: name(target), transaction, rules, left_out }
+            }
+            NoteOf::Again(target, lsns) => {
+                let lsns = lsns.iter().map(Lsn::to_string).collect();
+                Event::RemovedAgain { target: name(target), lsns }
+            }
+            NoteOf::Event(target, event) => {
+                let rules = match &event.scope {
+                    Scope::Everything => lines::of_rules(known, |rule| known.goes(rule, target)),
+                    Scope::Rules(rules) => lines::of_rules(known, |rule| rules.contains(&rule)),
+                    Scope::Keys(body) => lines::of_body(known, body).0,
+                };
+                match event.what {
+                    What::Sweep(reason, why) => Event::Swept {
+                        target: name(target),
+                        reason: reason.to_owned(),
+                        why: why.into(),
+                        began: event.began,
+                        rules,
+                    },
+                    What::Room => Event::Room { rules },
+                }
+            }
+        };
+        Line { time: self.time, event }
+    }
+}
+
+impl Outlet {
+    /// Lets an event be written; if there is no room, it is lost.
+    pub(super) fn send(&self, note: Note) {
+        let bytes = note.bytes();
+        let before = self.waiting.fetch_add(bytes, Ordering::Relaxed);
+        if before + bytes > budget::AUDIT || self.sender.try_send(note).is_err() {
+            self.waiting.fetch_sub(bytes, Ordering::Relaxed);
+            self.health.metrics().audit_lost.inc();
+            if !self.is_lossy.swap(true, Ordering::Relaxed) {
+                let text = "lines of the audit trail are lost: more comes than is written";
+                self.health.trouble(Topic::Audit, text, Some(HINT));
+            }
+        }
+    }
+}
+
+/// The thread that writes.
+#[derive(Debug)]
+pub struct Writer(JoinHandle<()>);
+
+impl Writer {
+    /// Waits a second at most until all is written. The way to it has to be closed before.
+    pub async fn join(self) {
+        let until = Instant::now() + CLOSE_TIMEOUT;
+        while !self.0.is_finished() && Instant::now() < until {
+            sleep(Duration::from_millis(5)).await;
+        }
+    }
+}
+
+/// Starts the thread that writes to a file.
+pub(super) fn start(
+    (audit, path): (&Audit, &Path),
+    known: Arc<Known>,
+    health: Arc<Health>,
+) -> io::Result<(Outlet, Writer)> {
+    let (sender, receiver) = sync_channel(WAITING_MAX);
+    let waiting = Arc::new(AtomicUsize::new(0));
+    let is_lossy = Arc::new(AtomicBool::new(false));
+    let outlet = Outlet {
+        sender,
+        waiting: Arc::clone(&waiting),
+        is_lossy: Arc::clone(&is_lossy),
+        health: Arc::clone(&health),
+    };
+    let file = AuditFile::new(path.to_owned(), audit.max_bytes, audit.keep);
+    let path = path.display().to_string();
+    let work = move || write(receiver, file, (&waiting, &is_lossy), (&known, &health, &path));
+    let thread = thread::Builder::new().name("walsweep-audit".to_owned()).spawn(work)?;
+    Ok((outlet, Writer(thread)))
+}
+
+/// Writes what comes, until nothing can come any more.
+#[expect(clippy::needless_pass_by_value, reason = "the queue ends with the thread")]
+fn write(
+    receiver: Receiver<Note>,
+    mut file: AuditFile,
+    (waiting, is_lossy): (&AtomicUsize, &AtomicBool),
+    (known, health, path): (&Known, &Health, &str),
+) {
+    let mut batch = Vec::new();
+    while let Ok(first) = receiver.recv() {
+        batch.clear();
+        let mut count = 0;
+        let mut next = Some(first);
+        while let Some(note) = next {
+            waiting.fetch_sub(note.bytes(), Ordering::Relaxed);
+            // A text in memory takes all that is written.
+            drop(serde_json::to_writer(&mut batch, &note.line(known)));
+            batch.push(b'\n');
+            count += 1;
+            next = if batch.len() < BATCH { receiver.try_recv().ok() } else { None };
+        }
+        match file.write(&batch) {
+            Ok(()) => {
+                if is_lossy.swap(false, Ordering::Relaxed) {
+                    health.over(&Topic::Audit);
+                }
+            }
+            Err(Failed { lines, error }) => {
+                is_lossy.store(true, Ordering::Relaxed);
+                health.metrics().audit_lost.inc_by((count - lines.min(count)) as u64);
+                let text = format!("the audit trail cannot be written to `{path}`: {error}");
+                health.trouble(Topic::Audit, &text, Some(HINT));
+            }
+        }
+        // A large transaction is rare.
+        batch.shrink_to(2 * BATCH);
+    }
+}
+
+/// Appends the line of a sweep by hand to a file, beside a process that may write there.
+///
+/// # Errors
+///
+/// The file's.
+pub fn note_by_hand(path: &Path, target: &str, patterns: &[&[u8]], removed: u64) -> io::Result<()> {
+    let patterns = patterns.iter().map(|pattern| Name::of(pattern)).collect();
+    let event = Event::SweptByHand { target: target.to_owned(), patterns, removed };
+    let line = Line { time: Moment::now(), event };
+    let mut text = serde_json::to_vec(&line)?;
+    text.push(b'\n');
+    let mut file = AuditFile::new(path.to_owned(), u64::MAX, 0);
+    file.write(&text).map_err(|failed| failed.error)
+}
