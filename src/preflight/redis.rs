@@ -139,16 +139,15 @@ impl Needs {
             .iter()
             .flat_map(|rule| templates(rule).map(|key| (rule.name.clone(), prefixed(key))));
         let is_cluster = matches!(target.redis.mode, Mode::Cluster { .. });
-        let tells_writes = !is_cluster && (target.refill.observe || target.sweep.index.is_some());
+        let tells_writes = target.refill.observe && !is_cluster || target.sweep.index.is_some();
         let inside = Inside::of(target);
-        let has_index = target.sweep.index.is_some() && !is_cluster;
         let mut commands = "+ping +info +scan +unlink +get +set +incr +eval".to_owned();
         for (is_needed, more) in [
             (is_cluster, " +asking +cluster|nodes +cluster|slots"),
             (settings.is_some_and(|settings| settings.db() != 0), " +select"),
             (target.redis.wait_replicas > 0, " +wait"),
             (tells_writes, " +hello +client|tracking"),
-            (has_index && !inside.has_tags(), " +exists"),
+            (target.sweep.index.is_some() && !inside.has_tags(), " +exists"),
         ] {
             commands.push_str(if is_needed { more } else { "" });
         }

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use super::redis_databases::Databases;
 use super::redis_inside;
 use super::{Code, Finding};
-use crate::config::{Mode, Target};
+use crate::config::Target;
 use crate::sweep;
 use crate::telemetry::words::counted;
 
@@ -37,8 +37,7 @@ pub async fn cost(target: &Target, connection: &mut MultiplexedConnection) -> Op
     let templates = target.rules.iter().flat_map(redis_inside::templates);
     let has_patterns = templates.into_iter().any(|template| is_pattern(&template.value));
     let cost = took.mul_f64(ratio);
-    let is_cluster = matches!(target.redis.mode, Mode::Cluster { .. });
-    if has_patterns && target.sweep.index.is_some() && !is_cluster {
+    if has_patterns && target.sweep.index.is_some() {
         return Some(told_with_index(keys, cost));
     }
     Some(told(keys, cost, target.sweep.max_load, has_patterns))

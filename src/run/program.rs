@@ -423,11 +423,11 @@ impl Program<'_> {
             .index
             .map(|bytes| (self.rules.own_patterns().of_target(redis.id), bytes / count, share));
         if matches!(redis.mode, Mode::Cluster { .. }) {
-            if index.is_some() {
-                let title = redis.title();
-                tracing::warn!("{title} is a cluster: there is no index, patterns go by SCAN");
+            let mut cluster = Cluster::new(redis, slot);
+            if let Some((patterns, index_bytes, bytes)) = index {
+                cluster = cluster.indexing(patterns, index_bytes, bytes);
             }
-            return Box::new(Cluster::new(redis, slot).looked_at(look));
+            return Box::new(cluster.looked_at(look));
         }
         let mut node = Standalone::new(redis, slot);
         if refill.observe && !refill.window.is_zero() {

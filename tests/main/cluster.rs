@@ -310,6 +310,15 @@ async fn no_key_survives_a_pass_by_moving() {
     move_keys("max_stall = \"100us\"").await;
 }
 
+/// Indexes are lost and made anew all the time, and used between.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_key_survives_a_pass_by_the_index_by_moving() {
+    let sidecar = move_keys("index = true").await;
+    let passes = sidecar.metric("walsweep_index_passes_total").await;
+    println!("{passes} passes by the index");
+    assert!(passes > 0.5);
+}
+
 async fn move_keys(sweep: &str) -> Sidecar {
     let shop = Shop::start(3, 0).await;
     let settings = Settings { sweep: sweep.to_owned(), ..shop.settings() };
@@ -348,6 +357,38 @@ async fn move_keys(sweep: &str) -> Sidecar {
     shop.bed.settled().await;
     assert_eq!(doubts(&sidecar).await, before, "{:?}", sidecar.log());
     sidecar
+}
+
+/// Each primary has an index of its own; what comes with a slot is not told as what is written.
+#[tokio::test]
+async fn each_primary_has_an_index_and_one_that_gets_slots_makes_it_anew() {
+    let shop = Shop::start(3, 0).await;
+    shop.fill(&keys("list:team 1:before:#", 30)).await;
+    let settings = Settings { sweep: "index = true".to_owned(), ..shop.settings() };
+    let sidecar = Sidecar::set_up(settings).await;
+    shop.bed.settled().await;
+    let is_whole = async || sidecar.metric_sum("walsweep_index_whole").await > 0.5;
+    eventually(PATIENCE, "all are whole", is_whole).await;
+    let scans = async || sidecar.metric_sum("walsweep_sweep_seconds_count").await;
+    let (lists, others) = (keys("list:team 1:#", 60), keys("list:team 2:#", 60));
+    shop.fill(&[&lists[..], &others[..]].concat()).await;
+    let before = scans().await;
+    shop.change(1).await;
+    shop.gone(&lists).await;
+    assert_eq!(shop.names("list:team 2:*").await.len(), others.len());
+    assert!(scans().await < before + 0.5, "a pass by SCAN was made");
+    let tag = "list:team 1:{tag}".to_owned();
+    shop.fill_many(&keys(&format!("{tag}:#"), 50)).await;
+    let (slot, owner) = shop.place(&tag).await;
+    let to = (owner + 1) % 3;
+    shop.cluster.begin_move(slot, to).await.unwrap();
+    shop.cluster.finish_move(slot, to).await.unwrap();
+    shop.change(1).await;
+    let nothing = async || shop.names("list:team 1:*").await.is_empty();
+    eventually(PATIENCE, "keys that moved go", nothing).await;
+    let is_made = async || scans().await > before + 0.5;
+    eventually(PATIENCE, "the index of who got the slot is made anew", is_made).await;
+    eventually(PATIENCE, "all are whole again", is_whole).await;
 }
 
 /// A primary is killed, and its replica takes its place: keys of commits before, during and after

@@ -209,6 +209,15 @@ impl Map {
         slots(before).is_some_and(|slots| !slots.without(&now).is_empty())
     }
 
+    /// Whether a primary has slots that it did not have in a map before, or may have got back:
+    /// whoever gets slots has a greater epoch than before.
+    pub(super) fn may_have_more(&self, before: &Map, id: &str) -> bool {
+        let Some(now) = self.primaries.get(id) else { return false };
+        before.primaries.get(id).is_none_or(|before| {
+            now.epoch != before.epoch || !now.slots.clone().without(&before.slots).is_empty()
+        })
+    }
+
     /// Whether slots are on their way.
     pub(super) fn is_moving(&self) -> bool {
         self.primaries.values().any(|one| !one.moving.is_empty())

@@ -42,12 +42,14 @@ use self::proof::Value;
 pub use self::survey::{NOT_ONE, each, name_at};
 use super::act::{Act, Answer};
 use super::connect::node_name;
+use super::index::Indexed;
 use super::info::history_before;
 use super::node::{Error, Kind, Node, Removes, Replaced, Scanned};
 use super::prefix::Prefix;
 use super::slots::Slots;
 use super::standalone::{Look, Names, Standalone};
 use crate::config;
+use crate::keys::{KeySet, Pattern};
 use crate::sweep::proof::evidence::key_name;
 
 /// How often primaries are asked who has which slot, if nothing else says that one has moved; and
@@ -70,6 +72,8 @@ pub struct Cluster {
     name: String,
     prefix: Prefix,
     look: Option<Look>,
+    /// Patterns the names of whose live keys are kept, their memory, and that of written ones.
+    index: Option<(KeySet, usize, usize)>,
     shards: RefCell<Rc<Shards>>,
     /// Primaries with slots that are not connected, by id, each with the reason.
     away: RefCell<BTreeMap<String, String>>,
@@ -122,6 +126,7 @@ impl Cluster {
             name: node_name(redis),
             prefix: Prefix::of(redis),
             look: None,
+            index: None,
             shards: RefCell::default(),
             away: RefCell::default(),
             guests: RefCell::default(),
@@ -140,6 +145,16 @@ impl Cluster {
     #[must_use]
     pub fn looked_at(self, look: Look) -> Cluster {
         Cluster { look: Some(look), ..self }
+    }
+
+    /// Lets it keep the names of all live keys that the patterns of a set match: see
+    /// [`Standalone::indexing`]. The memory is that of all primaries together.
+    #[must_use]
+    pub fn indexing(self, patterns: KeySet, index_bytes: usize, bytes: usize) -> Cluster {
+        if !patterns.has_patterns() {
+            return self;
+        }
+        Cluster { index: Some((patterns.uncounted(), index_bytes, bytes)), ..self }
     }
 
     fn shards(&self) -> Rc<Shards> {
@@ -163,6 +178,13 @@ impl Cluster {
         let node = Standalone::shard(&redis, &self.slot, self.names(primary));
         let node = match &self.look {
             Some(look) => node.looked_at(Rc::clone(look)),
+            None => node,
+        };
+        let node = match &self.index {
+            Some((patterns, index_bytes, bytes)) => {
+                let primaries = self.members.borrow().len().max(1);
+                node.indexing(patterns.clone(), index_bytes / primaries, bytes / primaries)
+            }
             None => node,
         };
         node.connect().await?;
@@ -251,6 +273,12 @@ impl Cluster {
         by_id.retain(|id, _| map.has_slots(id));
         self.note_missing(&map);
         self.guests.borrow_mut().retain(|id, _| map.is_guest(id));
+        for (id, shard) in &by_id {
+            // Keys that come with a slot are not told as those that are written.
+            if map.may_have_more(&before.map, id) {
+                shard.node.lose_index();
+            }
+        }
         let map = Rc::new(map);
         let shards = Shards { map: Rc::clone(&map), by_id };
         if !self.proven.borrow().is_empty() {
@@ -394,6 +422,25 @@ impl Node for Cluster {
             return Err(Error::Lost(message, Kind::Swapped));
         }
         Ok(())
+    }
+
+    fn index_patterns(&self) -> Vec<Pattern> {
+        let patterns = self.index.iter().flat_map(|(patterns, ..)| patterns.patterns());
+        patterns.map(|(_, pattern)| pattern.clone()).collect()
+    }
+
+    fn indexed(&self) -> Option<Indexed> {
+        self.index.as_ref()?;
+        let shards = self.shards();
+        let none = Indexed { is_whole: Node::away(self).is_none(), ..Indexed::default() };
+        let each = shards.by_id.values().map(|shard| shard.node.indexed().unwrap_or_default());
+        Some(each.fold(none, Indexed::and))
+    }
+
+    /// While a part is away it would be whole nowhere.
+    fn wants_scan(&self) -> bool {
+        Node::away(self).is_none()
+            && self.shards().by_id.values().any(|shard| shard.node.wants_scan())
     }
 
     async fn watermark(&self) -> Result<Option<Vec<u8>>, Error> {

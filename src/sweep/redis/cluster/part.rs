@@ -157,6 +157,15 @@ impl Primary for Part<'_> {
         Ok(page)
     }
 
+    fn wanted_prefixes(&self) -> Vec<Vec<u8>> {
+        if self.only.is_some() { Vec::new() } else { self.shard.node.wanted_prefixes() }
+    }
+
+    /// Keys that came with a slot are to be scanned for.
+    fn list(&self, prefix: &[u8], after: Option<&[u8]>, most: usize) -> Option<Vec<Vec<u8>>> {
+        if self.only.is_some() { None } else { self.shard.node.list(prefix, after, most) }
+    }
+
     async fn ping(&self) -> Result<(), Error> {
         self.of_shard(self.shard.node.ping().await)
     }

@@ -12,10 +12,10 @@
 //!
 //! Whatever may have hidden a write puts everything in doubt: a flush, of any database, which is
 //! told without names; a lost connection; a watermark that is not the one last written, such as
-//! after `SWAPDB`, which tells nothing. Then there is no index until another SCAN is through, and
-//! passes go by SCAN meanwhile. So they do where the names take more than the memory given, and
-//! where the server does not tell which history it has: another one behind a proxy, which tells of
-//! no write, would not show.
+//! after `SWAPDB`, which tells nothing; a slot that comes to a primary of a cluster. Then there is
+//! no index until another SCAN is through, and passes go by SCAN meanwhile. So they do where the
+//! names take more than the memory given, and where the server does not tell which history it has:
+//! another one behind a proxy, which tells of no write, would not show.
 
 mod listing;
 mod names;
@@ -72,6 +72,17 @@ pub struct Indexed {
     pub bytes: usize,
     /// Whether no name is missing.
     pub is_whole: bool,
+}
+
+impl Indexed {
+    /// Both together.
+    pub(super) fn and(self, other: Indexed) -> Indexed {
+        Indexed {
+            keys: self.keys + other.keys,
+            bytes: self.bytes + other.bytes,
+            is_whole: self.is_whole && other.is_whole,
+        }
+    }
 }
 
 impl Index {

@@ -80,13 +80,28 @@ impl Standalone {
             pipeline.cmd("UNLINK").arg(*name);
         }
         let each = 1 + usize::from(asking);
+        let indexer = self.indexer();
         let replies = self.send_linked(pipeline, names.len() * each).await?;
         let mut of_asking = replies.iter().step_by(each).filter(|_| asking);
         if of_asking.any(|reply| matches!(reply, Value::ServerError(_))) {
             let message = "ASKING is refused: the user needs `+asking`".to_owned();
             return Err(Error::Refused(message, Kind::NoPerm));
         }
-        replies.into_iter().skip(each - 1).step_by(each).map(outcome).collect()
+        let replies = replies.into_iter().skip(each - 1).step_by(each);
+        let outcomes: Vec<Outcome> = replies.map(outcome).collect::<Result<_, _>>()?;
+        if let Some((observer, mark)) = indexer {
+            let is_gone = |outcome: &Outcome| matches!(outcome, Outcome::Removed(_));
+            let gone = names.iter().zip(&outcomes).filter(|(_, outcome)| is_gone(outcome));
+            observer.gone(gone.filter_map(|(name, _)| self.prefix.strip(name)), &mark);
+        }
+        Ok(outcomes)
+    }
+
+    /// Whatever its index knows may not be all.
+    pub(in crate::sweep::redis) fn lose_index(&self) {
+        if let Some(observer) = self.observer() {
+            observer.lose();
+        }
     }
 
     /// Runs a command that neither removes nor depends on a key.
