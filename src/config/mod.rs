@@ -1,5 +1,6 @@
 //! The configuration file: its structs, its defaults, and every problem in it at once.
 
+mod changes;
 #[cfg(any(test, feature = "failpoints"))]
 mod for_tests;
 mod lookup;
@@ -26,6 +27,7 @@ use std::time::Duration;
 use crate::password;
 use crate::postgres::Endpoint;
 
+pub use changes::{Difference, How, Subject, differences, place};
 pub(crate) use parse::unreadable;
 pub use parse::{Parsed, parse};
 pub use quotes::Quotes;

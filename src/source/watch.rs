@@ -378,10 +378,14 @@ fn found(rules: &Rules, trials: &[Trial], before: &BTreeSet<Misfit>) -> BTreeSet
     (0..=u16::MAX).map(LookupId).zip(trials).flat_map(of_lookup).collect()
 }
 
-/// Tells of each rule that does not fit, and no more of those that do; gives those that are
-/// suspended.
-pub fn tell_rules(rules: &Rules, findings: &[Finding], health: &Health) -> BTreeSet<String> {
-    let mut suspended = BTreeSet::new();
+/// Gives the rules that do not fit, by name: they are suspended.
+#[must_use]
+pub fn suspended(findings: &[Finding]) -> BTreeSet<String> {
+    findings.iter().flat_map(Finding::suspends).map(str::to_owned).collect()
+}
+
+/// Tells of each rule that does not fit, and no more of those that do.
+pub fn tell_rules(rules: &Rules, findings: &[Finding], health: &Health) {
     let mut unfit = Vec::new();
     for name in rules.names() {
         let suspends = |finding: &&Finding| finding.suspends().any(|rule| rule == name);
@@ -402,12 +406,8 @@ pub fn tell_rules(rules: &Rules, findings: &[Finding], health: &Health) -> BTree
         let is_unpublished = findings.iter().filter(concerns).any(unpublished);
         health.trouble(topic.clone(), &text, cure(cause, is_unpublished).as_deref());
         unfit.push(topic);
-        if is_suspended {
-            suspended.insert(name.clone());
-        }
     }
     health.over_but(|topic| matches!(topic, Topic::Rule(_) | Topic::Wide(_)), &unfit);
-    suspended
 }
 
 /// Says in one text what a person can do about a finding. A table that is not published may be one

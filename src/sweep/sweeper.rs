@@ -257,11 +257,12 @@ impl<N: Node> Sweeper<N> {
         mut safe: watch::Receiver<Lsn>,
     ) {
         let Sweeper { node, health, mut prints, mut state } = self;
+        let metrics = health.metrics();
         let mut works = Works::none();
         let mut open = true;
         loop {
             let now = Instant::now();
-            works.begin(&mut state, (&node, health.metrics()), now, *safe.borrow_and_update());
+            works.begin(&mut state, (&node, &metrics), now, *safe.borrow_and_update());
             state.look_late(now);
             state.tell_index(node.indexed());
             let timer = state.next_timer(now);

@@ -7,12 +7,13 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, RwLock};
 use std::time::Duration;
 
 use tokio::time::{Instant, timeout};
 
 use super::metrics::{Metrics, seconds};
+use super::reloads::Reloads;
 use crate::config::TargetId;
 
 /// The pipeline gives a sign of life at least every second, and every six while it waits for
@@ -229,7 +230,9 @@ impl Trouble {
 /// The state that the endpoints tell, kept up to date by whoever finds something out.
 #[derive(Debug)]
 pub struct Health {
-    metrics: Arc<Metrics>,
+    /// Other ones once the rules or targets are others.
+    metrics: RwLock<Arc<Metrics>>,
+    reloads: Reloads,
     state: Mutex<State>,
     /// SCAN passes that are under way.
     passes: AtomicUsize,
@@ -276,7 +279,8 @@ impl Health {
             holder: String::new(),
             has_begun: false,
         };
-        Health { metrics, state: Mutex::new(state), passes: AtomicUsize::new(0) }
+        let (metrics, reloads) = (RwLock::new(metrics), Reloads::default());
+        Health { metrics, reloads, state: Mutex::new(state), passes: AtomicUsize::new(0) }
     }
 
     /// A SCAN pass begins.
@@ -299,7 +303,7 @@ impl Health {
 
     /// Sets what is being done for the target that is furthest behind.
     pub fn set_of(&self, phase: Phase, target: TargetId) {
-        self.set_for(phase, self.metrics.target_name(target));
+        self.set_for(phase, self.present().target_name(target));
     }
 
     fn set_for(&self, phase: Phase, target: Option<&str>) {
@@ -434,10 +438,31 @@ impl Health {
 
     /// The metrics that tell of the same process, those that grow with time as of now.
     #[must_use]
-    pub fn metrics(&self) -> &Metrics {
+    pub fn metrics(&self) -> Arc<Metrics> {
         let age = self.unconfirmed_since().map_or(Duration::ZERO, |since| since.elapsed());
-        self.metrics.oldest_unconfirmed.set(seconds(age));
-        &self.metrics
+        let metrics = self.present();
+        metrics.oldest_unconfirmed.set(seconds(age));
+        metrics
+    }
+
+    fn present(&self) -> Arc<Metrics> {
+        Arc::clone(&self.metrics.read().expect("no code panics while it holds this lock"))
+    }
+
+    /// Tells of other rules and targets from now on: these are their metrics. What was said of the
+    /// ones before is dropped without a word; the next session looks for itself. What is wrong with
+    /// the slot stays.
+    pub fn is_of(&self, metrics: Arc<Metrics>) {
+        *self.metrics.write().expect("no code panics while it holds this lock") = metrics;
+        let stays =
+            |topic: &Topic| matches!(topic, Topic::Slot | Topic::SlotOwner | Topic::NewSlot);
+        self.forget(|topic| !stays(topic));
+    }
+
+    /// Gives the reloads of the configuration.
+    #[must_use]
+    pub fn reloads(&self) -> &Reloads {
+        &self.reloads
     }
 
     /// Gives the answer of `/readyz`: whether everything is as it should be, and a text with a line
@@ -497,7 +522,7 @@ impl Health {
     }
 
     fn show(&self, state: &State) {
-        self.metrics.ready.set(i64::from(state.is_ready()));
+        self.present().ready.set(i64::from(state.is_ready()));
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

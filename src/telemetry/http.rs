@@ -1,4 +1,4 @@
-//! HTTP for machines that watch: `/metrics`, `/healthz`, `/readyz`.
+//! HTTP for machines that watch: `/metrics`, `/healthz`, `/readyz`, `/reload`.
 //!
 //! Whoever reaches the port can open connections and never read. None of that may take what the
 //! sidecar needs for Postgres and Redis: a connection gives one answer and ends, it has
@@ -138,13 +138,19 @@ fn answer(request: &Request<Incoming>, health: &Health) -> Response<Full<Bytes>>
             response.headers_mut().insert(CONTENT_TYPE, kind.parse().expect("a header value"));
             response
         }
+        "/reload" => {
+            let mut response = text(StatusCode::OK, health.reloads().to_json());
+            let kind = "application/json".parse().expect("a header value");
+            response.headers_mut().insert(CONTENT_TYPE, kind);
+            response
+        }
         "/healthz" => told(health.liveness()),
         "/readyz" => {
             let (is_ready, body) = health.readiness();
             let is_rollout = request.uri().query() == Some("rollout");
             told((if is_rollout { health.may_replace() } else { is_ready }, body))
         }
-        _ => text(StatusCode::NOT_FOUND, "/metrics /healthz /readyz\n".to_owned()),
+        _ => text(StatusCode::NOT_FOUND, "/metrics /healthz /readyz /reload\n".to_owned()),
     }
 }
 

@@ -39,6 +39,7 @@ mod outage;
 mod prepared;
 mod proxy;
 mod refusals;
+mod reload;
 mod replicas;
 mod secrets;
 mod sentinel;
