@@ -363,11 +363,15 @@ fn is_of_target(difference: &Difference, target: &str) -> bool {
     }
 }
 
-/// The longest that second removals are waited for. Nothing is read meanwhile.
-const WINDOW_MAX: Duration = Duration::from_secs(5);
+/// The longest refill window that a reload waits for.
+const WINDOW_MAX: Duration = Duration::from_secs(60);
 
-/// How the session of `before` ends: with its second removals, if some of them are of keys that
-/// `after` does not give any more, or removes elsewhere, for the next session does not repeat them.
+/// How long first removals that are on their way may take, at most.
+const REMOVAL_MAX: Duration = Duration::from_secs(10);
+
+/// How the session of `before` ends: once what it has received is confirmed, if some keys of that
+/// are such that `after` does not give any more, or removes elsewhere. The next session, to which
+/// everything comes again that is not confirmed, would not remove them.
 fn farewell(before: &Setting, after: &Setting, differences: &[Difference]) -> Farewell {
     let moves = |one: &Difference| match &one.subject {
         Subject::Target(_) => one.how == How::Removed,
@@ -379,24 +383,10 @@ fn farewell(before: &Setting, after: &Setting, differences: &[Difference]) -> Fa
     let (old, new) = (before.rules.prints(&BTreeSet::new()), after.rules.prints(&BTreeSet::new()));
     let given = Given::new(&new);
     let is_given = |rule: &RulePrint| rule.keys.iter().all(|key| given.covers(rule, key, true));
-    let window = before.config.refill.window;
     if old.iter().all(is_given) && !differences.iter().any(moves) {
         return Farewell::Soon;
     }
-    if window.is_zero() {
-        return Farewell::Removed;
-    }
-    if window > WINDOW_MAX {
-        tracing::warn!(
-            "keys that only the old configuration covers, and that were removed within the last \
-             {} s, are not removed again: `refill.window` is longer than {} s, for which a reload \
-             would hold up every commit",
-            window.as_secs(),
-            WINDOW_MAX.as_secs()
-        );
-        return Farewell::Removed;
-    }
-    Farewell::Whole
+    Farewell::Confirmed(before.config.refill.window.min(WINDOW_MAX) + REMOVAL_MAX)
 }
 
 /// Seconds since 1970.

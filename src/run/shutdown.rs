@@ -1,5 +1,7 @@
 //! The wish to stop, and the wish that one session ends and the next begins.
 
+use std::time::Duration;
+
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 
@@ -8,10 +10,9 @@ use tokio::sync::watch;
 pub enum Farewell {
     /// Soon: what is not removed and confirmed comes again, and the next session removes it.
     Soon,
-    /// Once all keys on their way are removed: of some of them the next session knows nothing.
-    Removed,
-    /// As a stop does, once they are removed a second time.
-    Whole,
+    /// Once everything that is received by now is confirmed, or so long after: of some of its keys
+    /// the next session knows nothing. The stream goes on meanwhile.
+    Confirmed(Duration),
 }
 
 /// Becomes true with the first SIGTERM or SIGINT.

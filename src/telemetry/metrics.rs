@@ -384,6 +384,10 @@ impl Metrics {
                 self.widened.remove(&WidenedLabel { rule: rule.clone(), reason });
             }
         });
+        if self.targets.iter().any(|target| !targets.contains(target)) {
+            // Those that stay begin anew, as after a restart.
+            self.redis_errors.clear();
+        }
         let stays = |target: &String| targets.len() > 1 && targets.contains(target);
         self.targets.iter().filter(|target| !stays(target)).for_each(|target| {
             let label = TargetLabel { target: target.clone() };

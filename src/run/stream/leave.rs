@@ -5,6 +5,7 @@ use std::time::Duration;
 use tokio::time::{Instant, interval, sleep_until};
 
 use super::{Stream, room_for};
+use crate::lsn::Lsn;
 use crate::run::error::Error;
 use crate::run::shutdown::{Farewell, Shutdown};
 use crate::telemetry::metrics::Metrics;
@@ -15,12 +16,21 @@ use crate::telemetry::{Health, Phase, Topic};
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long a session that another one follows waits for first removals on their way. Nothing new
-/// is read meanwhile, so that what is stuck must not hold up the rest.
-const SOON: Duration = Duration::from_millis(500);
+/// is read meanwhile, so that what is stuck must not hold up the rest; and what is not through
+/// comes again.
+const SOON: Duration = Duration::from_millis(100);
 
 /// How long the server may take to end the stream in order; it does not interrupt a large
 /// transaction for it, and nothing is lost without.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// When a session ends for another one.
+pub(super) struct Leaving {
+    /// As soon as this is confirmed.
+    after: Lsn,
+    /// In any case.
+    pub(super) by: Instant,
+}
 
 /// How the end was come by.
 enum Drained {
@@ -81,31 +91,50 @@ impl Stream<'_> {
         Ok(())
     }
 
+    /// Another session is to follow. Says when this one ends for it at the latest, and after what is
+    /// confirmed it may end sooner.
+    pub(super) fn leaves(&self, farewell: Farewell) -> Leaving {
+        let now = Instant::now();
+        match farewell {
+            Farewell::Soon => Leaving { after: Lsn::ZERO, by: now },
+            Farewell::Confirmed(limit) => {
+                Leaving { after: self.ledger.received(), by: now + limit }
+            }
+        }
+    }
+
+    /// Whether it is time to end for another session. What was not confirmed by then is said.
+    pub(super) fn is_to_leave(&self, leaving: &Leaving, health: &Health) -> bool {
+        if self.slot.confirmed() >= leaving.after {
+            return true;
+        }
+        let is_in_the_way = !self.is_draining((health, health.phase()));
+        let is_late = Instant::now() >= leaving.by;
+        if is_in_the_way || is_late {
+            tracing::warn!(
+                confirmed = %self.slot.confirmed(),
+                received = %leaving.after,
+                "keys that only the old configuration covers may not be removed, or not for a \
+                 second time: {}",
+                if is_late { "that took too long" } else { "`/readyz` said what is in the way" }
+            );
+        }
+        is_in_the_way || is_late
+    }
+
     /// Reads no more, and ends for another session that follows at once. A stop that is asked for
     /// meanwhile goes first.
     pub(super) async fn hand_over(
         mut self,
-        farewell: Farewell,
         watched: (&Health, &Metrics),
         shutdown: &mut Shutdown,
     ) -> Result<(), Error> {
         let health = watched.0;
-        let (phase, text) = (health.phase(), "the session with postgres ends for another one");
+        let text = "the session with postgres ends for another one";
         health.interruption(Topic::Session, text, None);
-        let limit = if farewell == Farewell::Soon { SOON } else { DRAIN_TIMEOUT };
-        let is_left = |stream: &Self| match farewell {
-            Farewell::Soon | Farewell::Removed => stream.ledger.in_flight() > 0,
-            Farewell::Whole => stream.is_draining((health, phase)),
-        };
-        match self.finish((limit, Some(shutdown)), watched, is_left).await? {
-            Drained::Stopped => return self.drain(watched).await,
-            Drained::Late if farewell != Farewell::Soon => tracing::warn!(
-                transactions = self.ledger.in_flight(),
-                "what the new configuration does not cover is not all removed, or not for a second \
-                 time: that took longer than {} s",
-                limit.as_secs()
-            ),
-            Drained::Late | Drained::All => {}
+        let is_left = |stream: &Self| stream.ledger.in_flight() > 0;
+        if let Drained::Stopped = self.finish((SOON, Some(shutdown)), watched, is_left).await? {
+            return self.drain(watched).await;
         }
         let was = health.phase();
         health.set(Phase::Connecting);

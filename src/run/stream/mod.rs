@@ -24,6 +24,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
 use self::counted::{Arrivals, Counters};
+use self::leave::Leaving;
 use self::targets::Progress;
 use crate::budget::Memory;
 use crate::capture::{Frame, Slot};
@@ -197,7 +198,11 @@ impl<'a> Stream<'a> {
         let (inputs, memory) = (self.ends.inputs.clone(), Arc::clone(&self.memory));
         let mut clock = interval((self.timing.status / 2).min(Duration::from_secs(1)));
         clock.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut leaving: Option<Leaving> = None;
         loop {
+            if leaving.as_ref().is_some_and(|leaving| self.is_to_leave(leaving, watched.0)) {
+                return self.hand_over(watched, shutdown).await;
+            }
             let may_read =
                 self.held.is_empty() && self.ledger.in_flight() < IN_FLIGHT_MAX && !self.is_full;
             // What is on its way already must not wait while the thread is blocked for more.
@@ -210,8 +215,8 @@ impl<'a> Stream<'a> {
             tokio::select! {
                 biased;
                 () = shutdown.requested() => return self.drain(watched).await,
-                farewell = handover.handed_over() => {
-                    return self.hand_over(farewell, watched, shutdown).await;
+                farewell = handover.handed_over(), if leaving.is_none() => {
+                    leaving = Some(self.leaves(farewell));
                 }
                 event = self.ends.events.recv() => self.hear(event, watched).await?,
                 _ = clock.tick() => self.tick(watched.0, may_read).await?,
