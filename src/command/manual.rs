@@ -48,7 +48,11 @@ const SIGNALS: Section = Section {
             "Stop: wait up to 10 s for what is on its way, confirm it, and exit with 0. A second \
              one ends the process at once.",
         ),
-        ("SIGHUP", "Changes nothing, and is logged: restart to apply another configuration."),
+        (
+            "SIGHUP",
+            "Read the configuration again. What is wrong with the new one is logged, and the old \
+             one stays in force then. walsweep reload sends it, and waits for the outcome.",
+        ),
     ],
 };
 
@@ -174,6 +178,14 @@ pub const EXAMPLES: &[Example] = &[
         command: Some("status"),
         says: "Whether the service is well, as a container asks it:",
         lines: &["walsweep status --config /etc/walsweep/config.toml"],
+    },
+    Example {
+        command: Some("reload"),
+        says: "Look at an edited file, and let the running walsweep take it over:",
+        lines: &[
+            "walsweep check --config /etc/walsweep/config.toml",
+            "walsweep reload --config /etc/walsweep/config.toml",
+        ],
     },
     Example {
         command: Some("demo"),

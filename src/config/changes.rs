@@ -1,4 +1,4 @@
-//! What is another in one text of a configuration than in another, by name; no value is told.
+//! Differences between two texts of a configuration, by name; no value is told.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -225,7 +225,8 @@ keys = ["b:{id}"]
     fn a_target_that_comes_or_goes_is_told_as_one() {
         let several = BEFORE.replace(
             "[redis]\nurl = \"redis://h\"",
-            "[[redis]]\nname = \"redis\"\nurl = \"redis://i\"\n[[redis]]\nname = \"edge\"\nurl = \"u\"",
+            "[[redis]]\nname = \"redis\"\nurl = \"redis://i\"\n\
+             [[redis]]\nname = \"edge\"\nurl = \"u\"",
         );
         assert_eq!(
             told(&several),

@@ -33,7 +33,7 @@ use crate::run::shutdown::Shutdown;
 use crate::run::targets::TargetNode;
 use crate::run::task::{Task, spawn, until_either_ends};
 use crate::settle::{Cache, Lookups, Relations, Rows, SqlProbe, SqlStandby};
-use crate::source::between::Between;
+use crate::source::between::{Between, has_heir};
 use crate::source::own::Custody;
 use crate::source::{self, slot_health::Keeper};
 use crate::sweep::{Broken, Cluster, Doubt, Look, Room, Settings, Standalone};
@@ -219,6 +219,11 @@ impl Program {
         // What stood in the way of the one before says nothing of this one.
         course.attempts = Attempts::default();
         course.failed.clear();
+        // It may have another limit now. If it keeps too much still, that is found again.
+        let keeps_too_much = Some(Broken::RetainedWal);
+        if course.custody.give_up.get() == keeps_too_much {
+            course.custody.give_up.set(None);
+        }
         if !course.doubt.is_none() {
             // It tells of rules by their number, and they have others now. A table that was altered
             // within these moments is rare enough.
@@ -343,6 +348,21 @@ impl Program {
         Ok(())
     }
 
+    /// The wish to stop, for a session; once it is asked whether another walsweep goes on.
+    fn stop_of_session(&self, primary: &Rc<Sql>) -> (Shutdown, Task<()>) {
+        let (trigger, stop) = Shutdown::by_trigger();
+        let (mut asked, primary) = (self.shutdown.clone(), Rc::clone(primary));
+        let slot = self.setting.config.postgres.slot.clone();
+        let relay = spawn(async move {
+            asked.requested().await;
+            match has_heir(&primary, &slot).await {
+                true => trigger.stop_for_heir(),
+                false => trigger.stop(),
+            }
+        });
+        (stop.with_handover(self.handover.wish()), relay)
+    }
+
     /// Refuses a Redis that `check` refuses, if it can be reached now.
     async fn check_redis(&mut self) -> Result<(), Error> {
         let findings = tokio::select! {
@@ -413,7 +433,8 @@ impl Program {
             }
         });
         let watched = (&self.health, &self.metrics);
-        let (mut stop, mut shutdown) = (self.shutdown.clone(), self.shutdown.clone());
+        let (mut stop, _relay) = self.stop_of_session(&server.primary);
+        let mut shutdown = self.shutdown.clone();
         let stages = outside.run((settings, timing), &mut bound, watched, &mut stop);
         let outcome = until_either_ends(Box::pin(stages), &mut beside, &shutdown).await;
         course.failed = bound.failed();

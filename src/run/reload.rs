@@ -57,7 +57,7 @@ pub(super) struct Change {
     pub(super) differences: Vec<Difference>,
 }
 
-/// What the program and its reloads tell each other.
+/// The place where the program and its reloads tell each other what they know.
 pub struct Handover {
     next: RefCell<Option<Change>>,
     wish: watch::Sender<Option<Farewell>>,

@@ -102,7 +102,7 @@ impl Timing {
 pub struct Prepared {
     /// The configuration; of several hosts that are configured, with the primary that was found.
     config: Config,
-    /// What the checks found.
+    /// Findings of the checks.
     pub(super) findings: Vec<Finding>,
     whose: Whose,
     bound: Bound,

@@ -15,23 +15,37 @@ pub enum Farewell {
     Confirmed(Duration),
 }
 
+/// Whether a stop is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Wish {
+    No,
+    Stop,
+    /// Another walsweep waits for the slot, and goes on.
+    StopForHeir,
+}
+
 /// Becomes true with the first SIGTERM or SIGINT.
 #[derive(Clone, Debug)]
 pub struct Shutdown {
-    wish: watch::Receiver<bool>,
+    wish: watch::Receiver<Wish>,
     handover: watch::Receiver<Option<Farewell>>,
 }
 
 /// Lets a program of its own, such as a test or the demonstration, ask for the stop.
 #[derive(Debug)]
 pub struct Trigger {
-    wish: watch::Sender<bool>,
+    wish: watch::Sender<Wish>,
 }
 
 impl Trigger {
     /// Asks for the stop.
     pub fn stop(&self) {
-        self.wish.send_replace(true);
+        self.wish.send_replace(Wish::Stop);
+    }
+
+    /// Asks for the stop, after which another walsweep goes on that waits for the slot.
+    pub fn stop_for_heir(&self) {
+        self.wish.send_replace(Wish::StopForHeir);
     }
 }
 
@@ -39,7 +53,7 @@ impl Shutdown {
     /// A wish that somebody in this process makes.
     #[must_use]
     pub fn by_trigger() -> (Trigger, Shutdown) {
-        let (sender, wish) = watch::channel(false);
+        let (sender, wish) = watch::channel(Wish::No);
         let (_nobody, handover) = watch::channel(None);
         (Trigger { wish: sender }, Shutdown { wish, handover })
     }
@@ -83,12 +97,18 @@ impl Shutdown {
     /// Whether somebody has asked for the stop.
     #[must_use]
     pub fn is_requested(&self) -> bool {
-        *self.wish.borrow()
+        *self.wish.borrow() != Wish::No
+    }
+
+    /// Whether another walsweep goes on after the stop that was asked for.
+    #[must_use]
+    pub fn has_heir(&self) -> bool {
+        *self.wish.borrow() == Wish::StopForHeir
     }
 
     /// Waits for the wish.
     pub async fn requested(&mut self) {
-        if self.wish.wait_for(|stop| *stop).await.is_err() {
+        if self.wish.wait_for(|wish| *wish != Wish::No).await.is_err() {
             // Nobody is left who could ask.
             std::future::pending::<()>().await;
         }

@@ -414,10 +414,10 @@ pub fn tell_rules(rules: &Rules, findings: &[Finding], health: &Health) {
 /// whose rule was taken out of the configuration, as `setup` read it.
 fn cure(finding: &Finding, is_unpublished: bool) -> Option<String> {
     let sql = finding.sql.as_ref().map(|sql| format!("`walsweep setup`, or {sql}"));
-    let restart = "if the configuration no longer has the rule, restart walsweep".to_owned();
-    let restart = is_unpublished.then_some(restart);
+    let reload = "if the configuration no longer has the rule, `walsweep reload`".to_owned();
+    let reload = is_unpublished.then_some(reload);
     let hint = finding.hint.clone();
-    let parts: Vec<String> = hint.into_iter().chain(sql).chain(restart).collect();
+    let parts: Vec<String> = hint.into_iter().chain(sql).chain(reload).collect();
     (!parts.is_empty()).then(|| parts.join("; "))
 }
 

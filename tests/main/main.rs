@@ -57,6 +57,7 @@ mod sweeping;
 mod sweeping_load;
 mod targets;
 mod tokens;
+mod upgrade;
 mod views;
 mod versions;
 mod visibility;

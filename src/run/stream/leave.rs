@@ -61,13 +61,23 @@ impl Stream<'_> {
     }
 
     /// Reads no more, waits for what is on its way, confirms it, and leaves in good order.
-    pub(super) async fn drain(mut self, watched: (&Health, &Metrics)) -> Result<(), Error> {
+    /// Where another walsweep waits for the slot, it waits for first removals alone: the other one
+    /// gets again what is not confirmed, and keys of new commits wait for it meanwhile.
+    pub(super) async fn drain(
+        mut self,
+        watched: (&Health, &Metrics),
+        has_heir: bool,
+    ) -> Result<(), Error> {
         let phase = watched.0.phase();
         watched.0.set(Phase::Stopping);
-        if self.is_draining((watched.0, phase)) {
+        if has_heir {
+            tracing::info!("stopping soon: another walsweep waits for the slot, and goes on");
+            let is_left = |stream: &Self| stream.ledger.in_flight() > 0;
+            self.finish((SOON, None), watched, is_left).await?;
+        } else if self.is_draining((watched.0, phase)) {
             tracing::info!("stopping: waiting until the last keys are removed and confirmed");
         }
-        let is_left = |stream: &Self| stream.is_draining((watched.0, phase));
+        let is_left = |stream: &Self| !has_heir && stream.is_draining((watched.0, phase));
         if let Drained::Late = self.finish((DRAIN_TIMEOUT, None), watched, is_left).await? {
             tracing::warn!(
                 transactions = self.ledger.in_flight(),
@@ -76,7 +86,7 @@ impl Stream<'_> {
             );
         }
         let confirmed = self.slot.confirmed();
-        if watched.0.holds_confirmation() && self.is_unconfirmed() {
+        if !has_heir && watched.0.holds_confirmation() && self.is_unconfirmed() {
             tracing::info!(
                 "what was removed is not confirmed, for what `/readyz` named; the next start \
                  removes it again"
@@ -91,8 +101,8 @@ impl Stream<'_> {
         Ok(())
     }
 
-    /// Another session is to follow. Says when this one ends for it at the latest, and after what is
-    /// confirmed it may end sooner.
+    /// Another session is to follow. Says when this one ends for it at the latest, and after what
+    /// is confirmed it may end sooner.
     pub(super) fn leaves(&self, farewell: Farewell) -> Leaving {
         let now = Instant::now();
         match farewell {
@@ -133,8 +143,10 @@ impl Stream<'_> {
         let text = "the session with postgres ends for another one";
         health.interruption(Topic::Session, text, None);
         let is_left = |stream: &Self| stream.ledger.in_flight() > 0;
-        if let Drained::Stopped = self.finish((SOON, Some(shutdown)), watched, is_left).await? {
-            return self.drain(watched).await;
+        if let Drained::Stopped =
+            self.finish((SOON, Some(&mut *shutdown)), watched, is_left).await?
+        {
+            return self.drain(watched, shutdown.has_heir()).await;
         }
         let was = health.phase();
         health.set(Phase::Connecting);

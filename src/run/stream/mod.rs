@@ -214,7 +214,9 @@ impl<'a> Stream<'a> {
                 .filter(|until| may_read && is_awaited && *until > Instant::now());
             tokio::select! {
                 biased;
-                () = shutdown.requested() => return self.drain(watched).await,
+                () = shutdown.requested() => {
+                    return self.drain(watched, shutdown.has_heir()).await;
+                }
                 farewell = handover.handed_over(), if leaving.is_none() => {
                     leaving = Some(self.leaves(farewell));
                 }
