@@ -111,6 +111,8 @@ impl Between {
     /// transaction id: a whole session, with all its checks, is begun only when it may be had. May
     /// be dropped at any time.
     pub async fn until_free(&mut self) {
+        // From now on the one that has the slot sees who waits for it: it may stop at any moment.
+        drop(self.is_in_use().await);
         loop {
             sleep(IN_USE_INTERVAL).await;
             let is_in_use = async {

@@ -61,6 +61,13 @@ impl Probe {
     }
 }
 
+/// Waits until the server shows that another one waits for the slot.
+async fn waits(bed: &Bed) {
+    let query = "select exists (select from pg_stat_activity
+                                 where application_name = 'walsweep waits for walsweep')";
+    eventually(PATIENCE, "another one waits", async || bed.sql.one::<bool>(query).await).await;
+}
+
 /// A second one is started, waits, and goes on where the first one stops.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_second_one_takes_over_under_load_and_no_commit_is_forgotten() {
@@ -76,6 +83,7 @@ async fn a_second_one_takes_over_under_load_and_no_commit_is_forgotten() {
         second.get("/readyz?rollout").await.is_some_and(|(status, _)| status == 200)
     })
     .await;
+    waits(&bed).await;
     let begun = Instant::now();
     assert_eq!(first.sigterm().await, 0);
     let stopped = begun.elapsed();
@@ -129,6 +137,8 @@ async fn major(sql: &Sql) -> i32 {
 async fn pg_upgrade(old: &Postgres, new: &mut Postgres) {
     let mut command = new.command("pg_upgrade");
     command.env_remove("PGHOST").env_remove("PGPORT").arg("--username=postgres");
+    // It writes there.
+    command.current_dir(new.new_folder("upgrade").unwrap());
     let bin = |server: &Postgres| server.bin("postgres").parent().unwrap().to_owned();
     command.arg("--old-bindir").arg(bin(old)).arg("--new-bindir").arg(bin(new));
     command.arg("--old-datadir").arg(old.data_dir()).arg("--new-datadir").arg(new.data_dir());
@@ -156,10 +166,14 @@ async fn a_major_upgrade_of_postgres_by_pg_upgrade() {
     set("item:1").await;
     sql.run("update item set version = 1 where id = 1").await;
     drop(sql);
-    // Postgres waits in its stop until walsweep has confirmed everything.
-    old.stop(StopMode::Fast).await.unwrap();
-    assert!(!has("item:1").await, "the last commit is removed");
+    eventually(PATIENCE, "the last commit is here", async || {
+        sidecar.metric("walsweep_transactions_total").await > 0.0
+    })
+    .await;
+    // It removes and confirms what it has. Postgres would end its sessions first.
     assert_eq!(sidecar.sigterm().await, 0);
+    assert!(!has("item:1").await, "the last commit is removed");
+    old.stop(StopMode::Fast).await.unwrap();
     set("item:2").await;
     new.stop(StopMode::Fast).await.unwrap();
     pg_upgrade(&old, &mut new).await;
@@ -240,7 +254,7 @@ async fn a_stop_while_another_waits_takes_no_refill_window() {
     let mut first = Sidecar::set_up(settings.clone()).await;
     let mut second = Sidecar::new(settings);
     second.start();
-    second.wait_log("standing by").await;
+    waits(&bed).await;
     bed.fill(&["item:1"]).await;
     bed.sql.run("update item set version = 1 where id = 1").await;
     bed.gone("item:1").await;
