@@ -45,13 +45,12 @@ pub async fn reload(path: &Path, pid: Option<u32>) -> Result<(), Failure> {
     let deadline = Instant::now() + PATIENCE;
     while Instant::now() < deadline {
         // One that began before may have read another file.
-        match ask(address).await.filter(|told| told.process == process) {
-            Some(told) if told.ended > before.begun => return outcome(&told),
-            Some(_) => {}
-            None if Process::of(process.pid) != process => {
-                return Err(halted("walsweep ended before the reload did; its log says why"));
-            }
-            None => {}
+        let told = ask(address).await.filter(|told| told.process == process);
+        if let Some(told) = told.filter(|told| told.ended > before.begun) {
+            return outcome(&told);
+        }
+        if Process::of(process.pid) != process {
+            return Err(halted("walsweep ended before the reload did; its log says why"));
         }
         sleep(ASK_INTERVAL).await;
     }

@@ -46,7 +46,7 @@ pub async fn run(path: &Path, is_strict: bool, is_verbose: bool) -> Result<(), F
         health: health_of(&first),
         log: Box::new(move |config| filter.set(&config.log)),
     };
-    let outcome = stream(first, reloader).await;
+    let outcome = Box::pin(stream(first, reloader)).await;
     outcome.map_err(|failure| failure.in_log(&log))
 }
 

@@ -382,12 +382,8 @@ impl Program {
         let Session { expected, wal_end, prints, broken, doubt, timing, .. } = session;
         let (looks, custody) = (session.watch, &course.custody);
         let mut bound = session.rules.with_failed(course.failed.clone());
-        tracing::info!(
-            slot = setting.config.postgres.slot,
-            from = %expected.lsn,
-            timeline = expected.timeline,
-            "streaming"
-        );
+        let (slot_name, from) = (&setting.config.postgres.slot, expected.lsn);
+        tracing::info!(slot = slot_name, %from, timeline = expected.timeline, "streaming");
         let (system_id, timeline) = (expected.system_id.clone(), expected.timeline);
         let history = History { system_id, timeline };
         let standby = |endpoint: &Endpoint| SqlStandby::new(endpoint.clone(), history.clone());

@@ -44,12 +44,12 @@ pub struct Told {
     pub begun: u64,
     /// How many have ended.
     pub ended: u64,
-    /// What came of the latest that has ended.
+    /// The outcome of the latest that has ended.
     pub outcome: Option<Outcome>,
     /// Whether the configuration itself is invalid, as for exit status 78.
     #[serde(default)]
     pub is_invalid: bool,
-    /// What was taken over, or each problem; lines without a secret or a value of a row.
+    /// Lines of what was taken over, or of each problem, without a secret or a value of a row.
     pub lines: Vec<String>,
 }
 

@@ -22,7 +22,7 @@ const RULE: &str = "[[rule]]\nname = \"more\"\ntable = \"public.item\"\nkeys = [
 /// The rule `item` once more, with one of its templates: nothing is newly covered.
 const TWIN: &str = "[[rule]]\nname = \"twin\"\ntable = \"public.item\"\nkeys = [\"item:{id}\"]\n";
 
-/// What is added to the configuration.
+/// Something that is added to the configuration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Added {
     /// Nothing, and the first configuration is back.

@@ -266,7 +266,7 @@ async fn targets_come_and_go() {
     assert!(exists("near:walsweep:walsweep").await);
 }
 
-/// What stands in the way of the old configuration may be what the new one mends.
+/// An address that stands in the way of the old configuration is what the new one mends.
 #[tokio::test]
 async fn a_server_that_is_away_keeps_nobody_from_another_address() {
     let bed = Bed::new(&[]).await;

@@ -120,8 +120,8 @@ async fn reloads_under_load_leave_nothing_stale_and_sweep_nothing_else() {
     sidecar.assert_quiet(&["sweeping everything"]);
 }
 
-/// The servers of an upgrade: from the programs in `$WALSWEEP_OLD_PG_BIN`, where that is given, else
-/// to the same version, for which pg_upgrade does the same.
+/// The servers of an upgrade: from the programs in `$WALSWEEP_OLD_PG_BIN`, where that is given,
+/// else to the same version, for which pg_upgrade does the same.
 async fn servers() -> (Postgres, Postgres) {
     let old = std::env::var_os("WALSWEEP_OLD_PG_BIN").map(PathBuf::from);
     let old = PostgresOptions { bin_dir: old, ..PostgresOptions::default() };
