@@ -351,6 +351,30 @@ fn what_a_collapse_drops_is_used_again() {
     assert!(after.bytes() < before + patterns, "{} after {before} bytes", after.bytes());
 }
 
+#[test]
+fn where_a_thousand_templates_hold_little_an_eighth_collapses_at_once() {
+    let templates: Vec<String> = (0..1_600).map(|number| format!("{number}:{{id}}")).collect();
+    let templates: Vec<&str> = templates.iter().map(String::as_str).collect();
+    let rules = compile(rule(&templates));
+    let mut keys = keys_of(&rules, numbered(40));
+    let mut steps = Vec::new();
+    while let more = keys.collapse_largest(0)
+        && !more.is_empty()
+    {
+        steps.push(more.len());
+    }
+    // What is left shrinks by an eighth each time.
+    assert!(steps.first().is_some_and(|first| (180..=200).contains(first)), "{steps:?}");
+    assert!(steps.len() < 50, "{steps:?}");
+    assert_eq!((keys.exact_len(), keys.patterns().count()), (0, 1_600));
+
+    // One that holds an eighth by itself goes alone.
+    let rules = compile(rule(&["k:{id}", "a:{name}", "b:{name}", "c:{name}"]));
+    let mut keys = keys_of(&rules, numbered(40));
+    assert_eq!(keys.collapse_largest(0), [(RuleId(0), 1)]);
+    assert_eq!(shown(&keys), "'a:n' 'b:n' 'c:n' /k:*/ (limit 1)");
+}
+
 pub(super) fn numbered(count: usize) -> Vec<Row> {
     let row = |at: usize| insert([Some(&at.to_string()), Some("n"), Some("c"), None]);
     (0..count).map(row).collect()

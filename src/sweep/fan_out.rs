@@ -175,9 +175,10 @@ impl Backlog {
         let keys = own.absorb(job);
         let mut widened = own.keys.merge_within(&keys);
         while own.keys.bytes() > bytes_max
-            && let Some(rule) = own.keys.collapse_largest(0)
+            && let more = own.keys.collapse_largest(0)
+            && !more.is_empty()
         {
-            widened.push((rule, 1));
+            widened.extend(more);
         }
         (held, widened)
     }

@@ -113,9 +113,10 @@ impl Passes {
         };
         while self.bytes() > self.bytes_max
             && let Some(largest) = self.jobs.iter_mut().max_by_key(|job| job.keys.bytes())
-            && let Some(rule) = largest.keys.collapse_largest(0)
+            && let more = largest.keys.collapse_largest(0)
+            && !more.is_empty()
         {
-            widened.push((rule, 1));
+            widened.extend(more);
         }
         widened
     }

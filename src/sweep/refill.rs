@@ -232,8 +232,11 @@ impl Refill {
         for bucket in &mut self.waiting {
             while bytes > bytes_max {
                 let before = bucket.keys.bytes();
-                let Some(rule) = bucket.keys.collapse_largest(least) else { break };
-                widened.push((rule, 1));
+                let more = bucket.keys.collapse_largest(least);
+                if more.is_empty() {
+                    break;
+                }
+                widened.extend(more);
                 bucket.is_wide = true;
                 bytes = (bytes + bucket.keys.bytes()).saturating_sub(before);
             }
@@ -328,7 +331,7 @@ impl Refill {
             for kept in &mut self.kept {
                 while self.kept_bytes > bytes_max {
                     let before = kept.keys.bytes();
-                    if kept.keys.collapse_largest(least).is_none() {
+                    if kept.keys.collapse_largest(least).is_empty() {
                         break;
                     }
                     let now = self.kept_bytes + kept.keys.bytes();

@@ -162,9 +162,10 @@ impl Refusals {
         refusal.covers = refusal.covers.max(covers);
         let mut widened = refusal.keys.merge_within(&keys);
         while refusal.keys.exact_len() + refusal.keys.items_len() > KEYS_MAX
-            && let Some(rule) = refusal.keys.collapse_largest(0)
+            && let more = refusal.keys.collapse_largest(0)
+            && !more.is_empty()
         {
-            widened.push((rule, 1));
+            widened.extend(more);
         }
         refusal.is_scan = samples.is_none();
         if let Some(samples) = samples {
@@ -189,10 +190,11 @@ impl Refusals {
         while self.bytes() > self.bytes_max {
             let sets = self.by_rule.values_mut().map(|refusal| &mut refusal.keys);
             let frees_most = sets.max_by_key(|keys| keys.narrow_bytes());
-            let Some(rule) = frees_most.and_then(|keys| keys.collapse_largest(0)) else {
+            let more = frees_most.map(|keys| keys.collapse_largest(0)).unwrap_or_default();
+            if more.is_empty() {
                 break;
-            };
-            widened.push((rule, 1));
+            }
+            widened.extend(more);
         }
         widened
     }

@@ -461,9 +461,10 @@ impl State {
                 let mut widened = waiting.keys.merge_within(&keys);
                 // As much again may be under way.
                 while waiting.keys.bytes() > self.room.share.replayed / 2
-                    && let Some(rule) = waiting.keys.collapse_largest(0)
+                    && let more = waiting.keys.collapse_largest(0)
+                    && !more.is_empty()
                 {
-                    widened.push((rule, 1));
+                    widened.extend(more);
                 }
                 self.widened(&widened);
             }

@@ -13,7 +13,7 @@ pub(crate) async fn run() {
     fill(&mut bed.cache.clone(), keys).await;
     for (way, sweep, passes) in [
         ("SCAN", "max_load = 1.0", "walsweep_sweeps_total{reason=\"rule\"}"),
-        ("index", "index = true", "walsweep_index_passes_total"),
+        ("index", "index = true\nmax_load = 1.0", "walsweep_index_passes_total"),
     ] {
         for patterns in [1, 2, 8, 64] {
             let templates: Vec<String> =

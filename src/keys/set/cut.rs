@@ -1,11 +1,37 @@
 //! Parts of a key set as sets of their own, for what a server refuses or a limit widens.
 
+use std::cmp::Reverse;
 use std::sync::Arc;
+
+use hashbrown::HashMap;
 
 use super::{Content, KeySet, Usage};
 use crate::keys::item::Item;
 use crate::keys::label::{RuleId, TemplateId, Whole, WidenReason};
 use crate::keys::pattern::Pattern;
+
+/// Part of what all templates hold that is given up at once: every time costs a walk through the
+/// set, and with a thousand rules one of them frees next to nothing.
+const PART_AT_ONCE: usize = 8;
+
+/// Of templates and what they hold, those to give up: the largest, and with it others that hold
+/// more than half as much, until that is a part of all. In the order of their ids.
+pub(super) fn largest(mut sizes: Vec<(TemplateId, usize)>) -> Vec<TemplateId> {
+    let all: usize = sizes.iter().map(|(_, size)| size).sum();
+    sizes.sort_unstable_by_key(|(template, size)| (Reverse(*size), template.0));
+    let half = sizes.first().map_or(0, |(_, largest)| largest / 2);
+    let mut taken = 0;
+    let mut largest: Vec<TemplateId> = Vec::new();
+    for (template, size) in sizes {
+        if !largest.is_empty() && (size <= half || taken >= all / PART_AT_ONCE) {
+            break;
+        }
+        taken += size;
+        largest.push(template);
+    }
+    largest.sort_unstable_by_key(|template| template.0);
+    largest
+}
 
 impl KeySet {
     /// A set of the same rules that holds nothing.
@@ -69,6 +95,7 @@ impl KeySet {
     #[must_use]
     pub fn by_rule(&self) -> Vec<(RuleId, KeySet)> {
         let mut parts: Vec<(RuleId, KeySet)> = Vec::new();
+        let mut places: HashMap<RuleId, usize> = HashMap::new();
         self.content(|content| {
             let (Content::Whole(template)
             | Content::Key(template, _)
@@ -79,11 +106,11 @@ impl KeySet {
                 return;
             };
             let rule = self.rule_of(template);
-            let at = parts.iter().position(|part| part.0 == rule).unwrap_or_else(|| {
+            let at = places.entry(rule).or_insert_with(|| {
                 parts.push((rule, self.emptied()));
                 parts.len() - 1
             });
-            if let Some((_, part)) = parts.get_mut(at) {
+            if let Some((_, part)) = parts.get_mut(*at) {
                 part.put(content);
             }
         });
@@ -98,19 +125,22 @@ impl KeySet {
         narrow.map(|(_, usage)| usage.held.bytes).sum()
     }
 
-    /// Gives up what the largest template gave for its widest pattern; gives the template's rule.
-    /// `None` if that is less than `least` bytes, or would free none.
-    pub fn collapse_largest(&mut self, least: usize) -> Option<RuleId> {
+    /// Gives up what the largest templates gave for their widest patterns, as far as they hold
+    /// `least` bytes each; gives their rules. None, if that frees no memory.
+    pub fn collapse_largest(&mut self, least: usize) -> Vec<(RuleId, u64)> {
         let is_narrow = |usage: &Usage| !usage.whole && usage.held.keys + usage.held.patterns > 0;
         let frees = |(id, usage): &(TemplateId, &Usage)| is_narrow(usage) && self.frees(*id, usage);
         let narrow = self.usage.iter().filter(frees);
-        let largest = narrow.max_by_key(|(_, usage)| usage.held.bytes);
-        let (template, _) = largest.filter(|(_, usage)| usage.held.bytes >= least)?;
-        self.add_whole(template, Some(WidenReason::Limit));
+        let sizes = narrow.map(|(template, usage)| (template, usage.held.bytes));
+        let largest = largest(sizes.filter(|(_, bytes)| *bytes >= least).collect());
+        if largest.is_empty() {
+            return Vec::new();
+        }
+        self.widen(&largest, Some(WidenReason::Limit));
         self.keys.shrink();
         self.items.shrink();
         self.weigh();
-        Some(self.rule_of(template))
+        largest.into_iter().map(|template| (self.rule_of(template), 1)).collect()
     }
 
     /// Adds all of `other` as [`merge`](KeySet::merge) does; gives the rules that were widened

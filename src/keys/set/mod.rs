@@ -441,7 +441,7 @@ impl KeySet {
         }
     }
 
-    /// Collapses the largest template until `more` fits; false if that was `template` itself.
+    /// Collapses the largest templates until `more` fits; false if `template` was among them.
     fn make_room(&mut self, template: TemplateId, more: Amount) -> bool {
         while !self.is_whole(template) {
             let measure: fn(&Amount) -> usize = if self.used.keys + more.keys > self.limits.keys {
@@ -457,12 +457,13 @@ impl KeySet {
             };
             // Its own entry is among them, from now on.
             self.usage.get_mut(template);
-            let largest =
-                self.usage.iter().filter(|(_, usage)| !usage.whole).max_by_key(|(id, usage)| {
-                    measure(&usage.held) + if *id == template { measure(&more) } else { 0 }
-                });
-            let largest = largest.map_or(template, |(id, _)| id);
-            self.add_whole(largest, Some(WidenReason::Limit));
+            let narrow = self.usage.iter().filter(|(_, usage)| !usage.whole);
+            let sizes = narrow.map(|(id, usage)| {
+                let own = if id == template { measure(&more) } else { 0 };
+                (id, measure(&usage.held) + own)
+            });
+            let largest = cut::largest(sizes.collect());
+            self.widen(&largest, Some(WidenReason::Limit));
         }
         false
     }

@@ -1,4 +1,5 @@
-//! Keys of large transactions, as soon as readers see the commit: the rest may still be on its way.
+//! Questions to the gate before a transaction is whole: that it will be needed, and, of large ones,
+//! which are visible while the rest is still on its way.
 
 use std::time::Duration;
 
@@ -15,6 +16,15 @@ const ASK_INTERVAL: Duration = Duration::from_millis(50);
 const SUBXIDS_MAX: usize = 1_000;
 
 impl Stream<'_> {
+    /// The transaction that is being received will need the gate: its commit is flushed, so a look
+    /// that begins now may already see it.
+    pub(super) fn announce(&mut self) {
+        if let Some(xid) = self.gatherer.in_transaction() {
+            // A full channel means that looks are under way; this one is not needed.
+            drop(self.ends.inputs.try_send(Input::Begin { xid }));
+        }
+    }
+
     /// Asks the gate which of the transactions in blocks have ended.
     pub(super) fn ask(&mut self) {
         let now = Instant::now();

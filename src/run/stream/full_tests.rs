@@ -21,8 +21,12 @@ use crate::sweep::{Event, Swept};
 use crate::telemetry::Health;
 use crate::telemetry::metrics::Metrics;
 
-const START: Lsn = Lsn(100);
-const TIMING: Timing = Timing { status: Duration::from_secs(10), silence: Duration::from_secs(40) };
+/// Where the streams of these tests begin.
+pub(super) const START: Lsn = Lsn(100);
+
+/// Nothing is late in these tests.
+pub(super) const TIMING: Timing =
+    Timing { status: Duration::from_secs(10), silence: Duration::from_secs(40) };
 
 /// More than are ever read at once: a full buffer of the smallest transactions comes on top.
 const BACKLOG: usize = IN_FLIGHT_MAX + 50_000;
@@ -47,12 +51,19 @@ fn frame(out: &mut Vec<u8>, payload: &[u8]) {
 
 /// A transaction that says one thing.
 pub(super) fn transaction(number: usize) -> (Vec<u8>, Lsn) {
+    talkative(number, 1)
+}
+
+/// A transaction that says it so many times.
+pub(super) fn talkative(number: usize, times: usize) -> (Vec<u8>, Lsn) {
     let end = START.0 + 10 + 10 * number as u64;
     let lsn = (end - 5).to_be_bytes();
     let xid = u32::try_from(number + 700).unwrap().to_be_bytes();
     let mut out = Vec::new();
     frame(&mut out, &[&b"B"[..], &lsn, &[0; 8], &xid].concat());
-    frame(&mut out, &[&b"M\x01"[..], &lsn, b"p\0", &[0; 4]].concat());
+    for _ in 0..times {
+        frame(&mut out, &[&b"M\x01"[..], &lsn, b"p\0", &[0; 4]].concat());
+    }
     frame(&mut out, &[&b"C\0"[..], &lsn, &end.to_be_bytes(), &[0; 8]].concat());
     (out, Lsn(end))
 }

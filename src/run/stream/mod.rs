@@ -15,6 +15,8 @@ mod targets;
 #[cfg(test)]
 mod targets_tests;
 mod told;
+#[cfg(test)]
+mod turn_tests;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -54,6 +56,13 @@ const IN_FLIGHT_MAX: usize = 200_000;
 
 /// How far apart malformed messages of one reason are that the log tells of; the metric counts all.
 const MALFORMED_PAUSE: Duration = Duration::from_secs(10);
+
+/// How long what is in memory is worked on before the other tasks of this thread get a turn: with
+/// thousands of rules for one table a full buffer takes longer than the server waits for a status.
+const TURN: Duration = Duration::from_millis(5);
+
+/// Frames between two looks at the clock within a turn.
+const FRAMES_PER_LOOK: usize = 8;
 
 /// The channels of a session, as the stream holds them.
 pub struct Ends {
@@ -123,7 +132,8 @@ pub struct Stream<'a> {
     arrivals: Arrivals,
     timing: Timing,
     last_status: Instant,
-    /// Since when the server could have been heard: reading stops while something is held.
+    /// Since when the server could have been heard: nobody reads while something is held, nor while
+    /// what came is worked on.
     listening_since: Instant,
     reply_due: bool,
     /// When a message was last said to be malformed, by the reason.
@@ -225,23 +235,21 @@ impl<'a> Stream<'a> {
                 Some(ended) = self.ends.answers.recv() => self.release(ended),
                 room = room_for(&inputs, self.held.front()) => {
                     self.pass_held(room)?;
-                    self.listening_since = Instant::now();
                     self.take_buffered(&counters)?;
                 }
                 () = memory.room(), if self.is_full => {
-                    self.listening_since = Instant::now();
                     self.take_buffered(&counters)?;
                 }
                 () = sleep_until(rest.unwrap_or_else(Instant::now)), if rest.is_some() => {}
                 filled = self.slot.fill(), if may_read && rest.is_none() => {
                     let has_more = filled?;
-                    self.take_buffered(&counters)?;
+                    let is_through = self.take_buffered(&counters)?;
                     if self.reply_due {
                         self.send_status().await?;
                     }
                     // A socket that is never empty would keep this task running; the gate and the
                     // sweeper live on the same thread.
-                    if has_more {
+                    if has_more || !is_through {
                         tokio::task::yield_now().await;
                     }
                 }
@@ -250,32 +258,49 @@ impl<'a> Stream<'a> {
         }
     }
 
-    /// Every whole frame in memory, as long as the gate has room, and another key set fits.
-    fn take_buffered(&mut self, counters: &Counters<'_>) -> Result<(), Error> {
+    /// Every whole frame in memory, as long as the gate has room, another key set fits, and the
+    /// turn lasts. Returns whether the turn lasted long enough.
+    fn take_buffered(&mut self, counters: &Counters<'_>) -> Result<bool, Error> {
         self.is_full = false;
-        while self.held.is_empty() {
+        let began = Instant::now();
+        let mut frames = 0_usize;
+        let is_through = loop {
+            if !self.held.is_empty() {
+                break true;
+            }
+            if frames.is_multiple_of(FRAMES_PER_LOOK) && frames > 0 && began.elapsed() >= TURN {
+                break false;
+            }
+            frames += 1;
             self.is_full = !self.memory.has_room();
             if self.is_full {
-                break;
+                break true;
             }
-            let Some(frame) = self.slot.buffered()? else { break };
-            match frame {
-                Frame::Data { payload, .. } => {
-                    let (xid, message) = match self.gatherer.in_block() {
-                        Some(_) => decode_in_block(payload)?,
-                        None => (None, decode(payload)?),
-                    };
-                    self.take_message(xid, message, counters)?;
-                }
-                Frame::Part { payload, left } => self.take_part((&payload, left), counters)?,
-                Frame::Keepalive { wal_end, server_time, reply_requested } => {
-                    counters.heard(server_time);
-                    self.ledger.keepalive(wal_end);
-                    self.reply_due |= reply_requested;
-                }
+            let Some(frame) = self.slot.buffered()? else { break true };
+            self.take_frame(frame, counters)?;
+        };
+        // Nobody listened to the server meanwhile.
+        self.listening_since = Instant::now();
+        self.publish_safe();
+        Ok(is_through)
+    }
+
+    fn take_frame(&mut self, frame: Frame, counters: &Counters<'_>) -> Result<(), Error> {
+        match frame {
+            Frame::Data { payload, .. } => {
+                let (xid, message) = match self.gatherer.in_block() {
+                    Some(_) => decode_in_block(payload)?,
+                    None => (None, decode(payload)?),
+                };
+                self.take_message(xid, message, counters)?;
+            }
+            Frame::Part { payload, left } => self.take_part((&payload, left), counters)?,
+            Frame::Keepalive { wal_end, server_time, reply_requested } => {
+                counters.heard(server_time);
+                self.ledger.keepalive(wal_end);
+                self.reply_due |= reply_requested;
             }
         }
-        self.publish_safe();
         Ok(())
     }
 
@@ -383,15 +408,6 @@ impl<'a> Stream<'a> {
         if last.is_none_or(|last| now - *last >= MALFORMED_PAUSE) {
             self.malformed_told.insert(reason, now);
             tracing::warn!(reason, prefix, lsn = %message.lsn, "a message removes nothing");
-        }
-    }
-
-    /// The transaction that is being received will need the gate: its commit is flushed, so a look
-    /// that begins now may already see it.
-    fn announce(&mut self) {
-        if let Some(xid) = self.gatherer.in_transaction() {
-            // A full channel means that looks are under way; this one is not needed.
-            drop(self.ends.inputs.try_send(Input::Begin { xid }));
         }
     }
 
