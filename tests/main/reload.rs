@@ -308,7 +308,7 @@ async fn a_reload_while_redis_is_away_is_taken_over_and_removes_when_it_is_back(
     sidecar.wait_ready().await;
 }
 
-/// A file that is written in two parts, the first of which is a configuration by itself.
+/// A file that is written in parts, of which each is a configuration by itself.
 #[tokio::test]
 async fn a_file_that_is_being_written_is_waited_for() {
     let bed = Bed::new(&[]).await;
@@ -323,10 +323,32 @@ async fn a_file_that_is_being_written_is_waited_for() {
     fs::write(&file, half).unwrap();
     sidecar.signal(Signal::Hup);
     sleep(more).await;
+    fs::write(&file, format!("{half}\n# and more")).unwrap();
+    sleep(more + more / 2).await;
     fs::write(&file, end).unwrap();
     sidecar.wait_log("rule `more` changed").await;
     let log = sidecar.log().concat();
     assert!(!log.contains("rule `more` removed"), "{log}");
+}
+
+/// A doubt that a session has swept is none of the next one.
+#[tokio::test]
+async fn a_reload_after_a_table_was_altered_sweeps_nothing_again() {
+    let bed = Bed::new(&[]).await;
+    let mut sidecar = bed.sidecar().await;
+    bed.sql.run("alter table item alter version type int").await;
+    sidecar.wait_log("sweeping keys of rule").await;
+    sidecar.wait_ready().await;
+    bed.settled().await;
+    bed.fill(&["item:1"]).await;
+    let resyncs = sidecar.metric_sum("walsweep_resyncs_total").await;
+    sidecar.change(|settings| settings.sweep = "max_load = 0.5".to_owned());
+    let (status, said) = reload(&sidecar);
+    assert_eq!(status, Some(0), "{said}");
+    sidecar.wait_ready().await;
+    removes(&bed, "item:2", 2).await;
+    assert!(bed.has("item:1").await, "it was swept again");
+    assert_eq!(sidecar.metric_sum("walsweep_resyncs_total").await, resyncs);
 }
 
 /// Signals that come together make one reload, or two; one that comes during a reload makes one

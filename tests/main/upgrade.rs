@@ -1,4 +1,4 @@
-//! Another version of walsweep, without a gap; another one of Postgres, by pg_upgrade.
+//! Another version of walsweep, without a gap; another one of Postgres, by `pg_upgrade`.
 
 use std::path::PathBuf;
 use std::process::Output;
@@ -121,7 +121,7 @@ async fn reloads_under_load_leave_nothing_stale_and_sweep_nothing_else() {
 }
 
 /// The servers of an upgrade: from the programs in `$WALSWEEP_OLD_PG_BIN`, where that is given,
-/// else to the same version, for which pg_upgrade does the same.
+/// else to the same version, for which `pg_upgrade` does the same.
 async fn servers() -> (Postgres, Postgres) {
     let old = std::env::var_os("WALSWEEP_OLD_PG_BIN").map(PathBuf::from);
     let old = PostgresOptions { bin_dir: old, ..PostgresOptions::default() };
