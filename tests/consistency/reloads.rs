@@ -99,7 +99,7 @@ pub(crate) async fn reload(world: &World, planned: Planned) -> Shown {
 /// parts, the first of which may be a configuration by itself.
 async fn write(file: &Path, added: Added, number: usize) {
     let text = added.text(&first(&std::fs::read_to_string(file).unwrap()));
-    if number % 5 == 0 {
+    if number.is_multiple_of(5) {
         let half = text.rfind("[[rule]]").unwrap_or_default();
         std::fs::write(file, &text[..half]).unwrap();
         let (file, text) = (file.to_owned(), text.clone());
