@@ -181,11 +181,8 @@ pub const EXAMPLES: &[Example] = &[
     },
     Example {
         command: Some("reload"),
-        says: "Look at an edited file, and let the running walsweep take it over:",
-        lines: &[
-            "walsweep check --config /etc/walsweep/config.toml",
-            "walsweep reload --config /etc/walsweep/config.toml",
-        ],
+        says: "Let the running walsweep take over an edited file:",
+        lines: &["walsweep reload --config /etc/walsweep/config.toml"],
     },
     Example {
         command: Some("demo"),
