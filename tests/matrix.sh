@@ -147,6 +147,12 @@ program_of() {
     case $name in postgres-*) dirname "$program" ;; *) echo "$program" ;; esac
 }
 
+# The Postgres before this one, from which pg_upgrade is tried; nothing before the oldest.
+before() {
+    pinned | grep '^postgres-' | sort --version-sort |
+        awk -v name="$1" '$0 == name && last { print last } { last = $0 }'
+}
+
 # What `cargo test` is given in turn for a server, a line each.
 runs_of() {
     local name=$1 of_stage=
@@ -209,6 +215,9 @@ mkdir -p "$logs"
 rm -f "$logs"/*.row "$logs"/*.log
 # All servers are there, and the tests are built, before the first test runs.
 for name in $servers; do
+    old=$(before "$name")
+    # Without it the test goes from a version to the same one.
+    [ -z "$old" ] || program_of "$old" >/dev/null || true
     program_of "$name" >/dev/null && continue
     echo "there are no programs of it, as was said before" >"$logs/$name.log"
     row "$name" 0 0 0 failed >"$logs/$name.row"
@@ -218,8 +227,10 @@ done
 # Runs the tests on a server, and leaves a line of the table.
 try_server() {
     local name=$1 log=$logs/$1.log variable=WALSWEEP_REDIS_SERVER start=$SECONDS outcome=
-    local program passed run version=$1
+    local program passed run version=$1 old
     program=$(program_of "$name")
+    old=$(before "$name")
+    [ -z "$old" ] || old=$(program_of "$old") || old=
     case $name in
     postgres-*)
         variable=WALSWEEP_PG_BIN
@@ -230,7 +241,7 @@ try_server() {
     : >"$log"
     while read -r run; do
         # shellcheck disable=SC2086 # several words
-        env "$variable=$program" RUST_TEST_THREADS="$threads" "${CARGO:-cargo}" test \
+        env "$variable=$program" ${old:+"WALSWEEP_OLD_PG_BIN=$old"} RUST_TEST_THREADS="$threads" "${CARGO:-cargo}" test \
             --all-features --no-fail-fast $run >>"$log" 2>&1 </dev/null || outcome=failed
     done < <(runs_of "$name")
     passed=$(count passed "$log")

@@ -32,7 +32,7 @@ const EXIT_CODES: &str = "Exit status: 0 clean stop or all well; 1 halted, a per
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Remove keys as commits become visible, until SIGTERM or Ctrl-C.
+    /// Remove keys as commits become visible, until SIGTERM or Ctrl-C; SIGHUP reloads.
     Run {
         /// Refuse to start if a rule does not fit its table, instead of suspending that rule.
         #[arg(long)]
@@ -117,6 +117,15 @@ pub enum Command {
         /// Print it as JSON.
         #[arg(long)]
         json: bool,
+    },
+    /// Let the running walsweep read its configuration again, and say what came of it.
+    ///
+    /// Finds the process at `[http] listen`, and sends it SIGHUP. It goes on with the old
+    /// configuration while it judges the new one, and where it refuses it.
+    Reload {
+        /// The process, where `[http] listen` is ""; else it must be the one that answers there.
+        #[arg(long, value_name = "PID")]
+        pid: Option<u32>,
     },
     /// Start throwaway Postgres and Redis with a football site, and show what happens to its keys.
     Demo {

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use super::failure::{Failure, halted};
 use crate::config::{Config, Problem, Quotes, parse, unreadable};
 use crate::keys::{Limits, Rules};
+use crate::run::reload::Setting;
 
 /// A configuration that cannot be used.
 #[derive(Debug)]
@@ -15,10 +16,17 @@ pub struct Invalid {
     pub problems: Vec<Problem>,
 }
 
+impl Invalid {
+    /// Gives each problem with its place.
+    pub(crate) fn lines(&self) -> Vec<String> {
+        let path = self.path.display();
+        self.problems.iter().map(|problem| format!("{path}:{problem}")).collect()
+    }
+}
+
 impl fmt::Display for Invalid {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let path = self.path.display();
-        self.problems.iter().try_for_each(|problem| writeln!(formatter, "{path}:{problem}"))?;
+        self.lines().iter().try_for_each(|line| writeln!(formatter, "{line}"))?;
         match self.problems.len() {
             1 => write!(formatter, "1 problem in the configuration; nothing was touched"),
             count => {
@@ -45,11 +53,21 @@ pub(crate) fn configuration(path: &Path) -> Result<(Config, Rules), Failure> {
 ///
 /// Everything that is wrong with it.
 pub fn load(path: &Path) -> Result<(Config, Rules), Invalid> {
+    setting(path).map(|Setting { config, rules, .. }| (config, rules))
+}
+
+/// Reads the file at `path`, for a process that will read it again.
+///
+/// # Errors
+///
+/// Everything that is wrong with it.
+pub(crate) fn setting(path: &Path) -> Result<Setting, Invalid> {
     let invalid = |problems| Invalid { path: path.to_owned(), problems };
     let text =
         std::fs::read_to_string(path).map_err(|error| invalid(vec![unreadable(path, &error)]))?;
     let folder = path.parent().unwrap_or(Path::new(""));
-    judge_in(folder, &text, &|name| std::env::var(name).ok()).map_err(invalid)
+    let judged = judge_in(folder, &text, &|name| std::env::var(name).ok()).map_err(invalid);
+    judged.map(|(config, rules)| Setting { config, rules, text })
 }
 
 /// Judges a configuration text; `env` looks up environment variables.

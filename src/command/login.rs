@@ -11,6 +11,11 @@ use crate::preflight;
 /// The log line for when a person, or a supervisor, wants the command to end.
 pub(super) const STOPPING: &str = "stopping: canceling what the server is doing";
 
+/// Answers SIGHUP: a terminal that is closed ends no command half way.
+pub(super) fn unmoved() {
+    tracing::info!("SIGHUP is no reason to stop; SIGTERM is");
+}
+
 /// Whether the login of `--as` is known to be to the server that `postgres.url` names, which is
 /// asked with the configuration's own login, if that is another address; a warning says what was
 /// compared if it cannot be. With `has_roles` those of the configuration are there.

@@ -48,7 +48,11 @@ const SIGNALS: Section = Section {
             "Stop: wait up to 10 s for what is on its way, confirm it, and exit with 0. A second \
              one ends the process at once.",
         ),
-        ("SIGHUP", "Changes nothing, and is logged: restart to apply another configuration."),
+        (
+            "SIGHUP",
+            "Read the configuration again. What is wrong with the new one is logged, and the old \
+             one stays in force then. walsweep reload sends it, and waits for the outcome.",
+        ),
     ],
 };
 
@@ -183,6 +187,11 @@ pub const EXAMPLES: &[Example] = &[
         command: Some("why"),
         says: "Who removed a key; and the same for a program:",
         lines: &["walsweep why db:leaderboard:all", "walsweep why db:leaderboard:all --json"],
+    },
+    Example {
+        command: Some("reload"),
+        says: "Let the running walsweep take over an edited file:",
+        lines: &["walsweep reload --config /etc/walsweep/config.toml"],
     },
     Example {
         command: Some("demo"),

@@ -3,20 +3,22 @@
 use std::io;
 use std::net::SocketAddr;
 use std::path::Path;
+use std::rc::Rc;
 use std::sync::Arc;
+
+use tokio::sync::Notify;
 
 use super::failure::{Failure, halted};
 use super::listener::{Listener, listener};
-use super::load::configuration;
-use crate::config::{self, Config};
-use crate::keys::Rules;
+use super::load::{Invalid, setting};
 use crate::preflight;
 use crate::run::program::Program;
+use crate::run::reload::{Handover, Reloader, Setting, now_seconds};
 use crate::run::shutdown::Shutdown;
 use crate::telemetry::http::Tells;
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::notify::Manager;
-use crate::telemetry::trail::{Known, TargetName};
+use crate::telemetry::trail::Known;
 use crate::telemetry::{Health, http, logging};
 
 /// `walsweep run`; where it `is_verbose`, it logs at level `debug` whatever `[log]` says.
@@ -25,14 +27,38 @@ use crate::telemetry::{Health, http, logging};
 ///
 /// 78 for the configuration, 1 for what a person has to look at.
 pub async fn run(path: &Path, is_strict: bool, is_verbose: bool) -> Result<(), Failure> {
-    let (mut config, rules) = configuration(path)?;
-    if is_verbose {
-        "debug".clone_into(&mut config.log.level);
-    }
-    logging::start(&config.log).map_err(halted)?;
-    let file = path.display().to_string().into();
-    let outcome = stream(&config, rules, is_strict, file).await;
-    outcome.map_err(|failure| failure.in_log(&config.log))
+    let load = {
+        let path = path.to_owned();
+        move || {
+            let mut setting = setting(&path)?;
+            if is_verbose {
+                "debug".clone_into(&mut setting.config.log.level);
+            }
+            Ok::<_, Invalid>(setting)
+        }
+    };
+    let first = load().map_err(|invalid| halted(invalid).with_status(78))?;
+    let log = first.config.log.clone();
+    let filter = logging::start(&log).map_err(halted)?;
+    let reloader = Reloader {
+        file: path.display().to_string().into(),
+        load: Box::new(move || load().map_err(|invalid| invalid.lines())),
+        asked: Arc::new(Notify::new()),
+        is_strict,
+        health: health_of(&first),
+        log: Box::new(move |config| filter.set(&config.log)),
+    };
+    let outcome = Box::pin(stream(first, reloader)).await;
+    outcome.map_err(|failure| failure.in_log(&log))
+}
+
+/// The state of a program that begins with this configuration.
+fn health_of(setting: &Setting) -> Arc<Health> {
+    let targets = setting.config.redis.iter().map(|redis| redis.name.clone()).collect();
+    let metrics = Metrics::new(setting.rules.names()).with_targets(targets);
+    metrics.config_last_reload_successful.set(1);
+    metrics.config_last_reload_success.set(now_seconds());
+    Arc::new(Health::new(Arc::new(metrics)))
 }
 
 /// That the pages cannot be served; asks whoever has the address whether he is a walsweep, as where
@@ -52,28 +78,13 @@ async fn cannot_listen(address: SocketAddr, error: &io::Error) -> Failure {
     Failure::halted(format!("listen on `http.listen` `{address}`: {error}")).with_hint(Some(hint))
 }
 
-/// Names of rules and targets, for the trail.
-pub(super) fn names(config: &Config, rules: &Rules) -> Known {
-    let target = |redis: &config::Redis| TargetName {
-        name: redis.name.clone(),
-        prefix: redis.prefix.clone(),
-    };
-    Known::new(rules, config.redis.iter().map(target).collect())
-}
-
-async fn stream(
-    config: &Config,
-    rules: Rules,
-    is_strict: bool,
-    file: Arc<str>,
-) -> Result<(), Failure> {
-    let targets = config.redis.iter().map(|redis| redis.name.clone()).collect();
-    let metrics = Arc::new(Metrics::new(rules.names()).with_targets(targets));
-    let health = Arc::new(Health::new(Arc::clone(&metrics)));
-    health.trail().knows(names(config, &rules));
-    let mut shutdown = Shutdown::by_signal("stopping").map_err(halted)?;
-    let version = env!("CARGO_PKG_VERSION");
-    tracing::info!(version, rules = rules.names().len(), "walsweep starts");
+async fn stream(first: Setting, reloader: Reloader) -> Result<(), Failure> {
+    let (health, file) = (Arc::clone(&reloader.health), Arc::clone(&reloader.file));
+    let asked = Arc::clone(&reloader.asked);
+    health.trail().knows(Known::of(&first.config, &first.rules));
+    let shutdown = Shutdown::by_signal("stopping", move || asked.notify_one()).map_err(halted)?;
+    let (version, config) = (env!("CARGO_PKG_VERSION"), &first.config);
+    tracing::info!(version, rules = first.rules.names().len(), "walsweep starts");
     for finding in preflight::files(config).findings() {
         tracing::warn!(hint = finding.hint, "{}", finding.message);
     }
@@ -82,7 +93,7 @@ async fn stream(
             Ok(listener) => listener,
             Err(error) => return Err(cannot_listen(address, &error).await),
         };
-        tracing::info!(%address, "serving /metrics /healthz /readyz /why");
+        tracing::info!(%address, "serving /metrics /healthz /readyz /reload /why");
         let tells = if config.http.keys { Tells::Keys } else { Tells::NoKeys };
         tokio::spawn(http::serve(listener, Arc::clone(&health), tells));
     }
@@ -95,16 +106,15 @@ async fn stream(
         Ok(None) => {}
         Err(error) => tracing::warn!(%error, "systemd is told nothing: `NOTIFY_SOCKET`"),
     }
-    let mut program = Program {
-        config,
-        rules: &rules,
-        health: &health,
-        metrics: &metrics,
-        shutdown: &mut shutdown,
-        is_strict,
-    };
+    let (metrics, is_strict) = (health.metrics(), reloader.is_strict);
     let writer = health.trail().write_to(&config.audit, &health).map_err(halted)?;
-    let outcome = program.run().await;
+    let handover = Rc::new(Handover::new(first));
+    let told = (Arc::clone(&health), metrics);
+    let mut program = Program::new(Rc::clone(&handover), told, shutdown, is_strict);
+    let outcome = tokio::select! {
+        outcome = program.run() => outcome,
+        never = reloader.run(handover) => match never {},
+    };
     health.trail().close();
     if let Some(writer) = writer {
         writer.join().await;

@@ -5,7 +5,7 @@ use std::path::Path;
 use super::NAME;
 use super::failure::{Failure, Told, halted, print};
 use super::load::configuration;
-use super::login::{STOPPING, endpoint, partly_printed, refused, same_server};
+use super::login::{STOPPING, endpoint, partly_printed, refused, same_server, unmoved};
 use crate::postgres::connect_sql;
 use crate::run::shutdown::Shutdown;
 use crate::setup::{self, Hands};
@@ -39,7 +39,7 @@ pub async fn setup(path: &Path, print_only: bool, login: Option<&str>) -> Result
     };
     // What is waited for is told while it is.
     logging::start(&config.log).map_err(halted)?;
-    let stop = Shutdown::by_signal(STOPPING).map_err(halted)?;
+    let stop = Shutdown::by_signal(STOPPING, unmoved).map_err(halted)?;
     let (config, endpoint) = (config.only(sql.address()), endpoint.only(sql.address()));
     let mut is_compared = login.is_none() || same_server(&config, &sql, false).await?;
     let hands = Hands { client: &sql, endpoint: &endpoint, stop };

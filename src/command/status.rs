@@ -32,7 +32,7 @@ pub async fn status(path: &Path) -> Result<(), Failure> {
 }
 
 /// Whether an answer is 200, and its body; `None` if it is none of walsweep's.
-fn told(answer: &str) -> Option<(bool, &str)> {
+pub(super) fn told(answer: &str) -> Option<(bool, &str)> {
     let (head, body) = answer.split_once("\r\n\r\n")?;
     match head.split(' ').nth(1)? {
         "200" => Some((true, body)),

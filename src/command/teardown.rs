@@ -5,7 +5,7 @@ use std::path::Path;
 use super::NAME;
 use super::failure::{Failure, Told, halted, print};
 use super::load::configuration;
-use super::login::{STOPPING, endpoint, refused, same_server};
+use super::login::{STOPPING, endpoint, refused, same_server, unmoved};
 use crate::config::{Redis, printable};
 use crate::postgres::{connect_sql, identify};
 use crate::run::shutdown::Shutdown;
@@ -24,7 +24,7 @@ pub async fn teardown(path: &Path, print_only: bool, login: Option<&str>) -> Res
     let sql = connect_sql(&endpoint, NAME).await;
     let sql = sql.map_err(|error| halted(&error).with_hint(refused(&error, login)))?;
     logging::start(&config.log).map_err(halted)?;
-    let stop = Shutdown::by_signal(STOPPING).map_err(halted)?;
+    let stop = Shutdown::by_signal(STOPPING, unmoved).map_err(halted)?;
     let (config, endpoint) = (config.only(sql.address()), endpoint.only(sql.address()));
     if login.is_some() && !same_server(&config, &sql, false).await? {
         let message = "nothing dropped: `--as` may reach another server than `postgres.url`";

@@ -1,6 +1,7 @@
 //! The configuration file: its structs, its defaults, and every problem in it at once.
 
 mod audit;
+mod changes;
 #[cfg(any(test, feature = "failpoints"))]
 mod for_tests;
 mod lookup;
@@ -27,6 +28,7 @@ use std::time::Duration;
 use crate::password;
 use crate::postgres::Endpoint;
 
+pub use changes::{Difference, How, Subject, differences, place};
 pub(crate) use parse::unreadable;
 pub use parse::{Parsed, parse};
 pub use quotes::Quotes;

@@ -15,7 +15,7 @@ use super::{Located, Redis, Rule, TargetId, Targets};
 use crate::password::Source;
 
 /// The name of a target that has none: it is the only one.
-const NAME: &str = "redis";
+pub(super) const NAME: &str = "redis";
 
 /// A target's section.
 pub(super) struct OfTarget {

@@ -133,6 +133,12 @@ impl Ledger {
         self.sides.get(target.place()).map_or(self.received, |side| side.safe(self.received))
     }
 
+    /// The end of the latest transaction that was received, or what lies behind it and holds none.
+    #[must_use]
+    pub fn received(&self) -> Lsn {
+        self.received
+    }
+
     /// The furthest LSN up to which no target has anything left to remove.
     #[must_use]
     pub fn safe(&self) -> Lsn {

@@ -56,24 +56,23 @@ impl Fitness {
         &self.target
     }
 
-    /// Why the program should not start with the server of this connection. What may pass by
-    /// itself, such as a full memory, is no reason; what concerns one rule is one only if `strict`.
+    /// Why the program should not go on with the server of this connection: for what concerns every
+    /// rule, and for what concerns one, with its name. What may pass by itself, such as a full
+    /// memory, is no reason.
     pub async fn refusals(
         &self,
         connection: &mut MultiplexedConnection,
-        strict: bool,
-    ) -> Vec<Finding> {
+    ) -> (Vec<Finding>, Vec<(String, Finding)>) {
         let Judged { findings, forbidden, .. } = self.needs.judge(connection).await;
-        let forbidden = forbidden.into_iter().map(|(_rule, finding)| finding);
-        let forbidden = forbidden.filter(|_| strict);
         // In a failover the server may have become one since the Sentinels, or the nodes of its
         // cluster, named it.
         let is_followed =
             matches!(self.target.redis.mode, Mode::Sentinel(_) | Mode::Cluster { .. });
         let passes = |finding: &Finding| is_followed && finding.code == Code::RedisReplica;
         let lasting = findings.into_iter().filter(|one| is_lasting(one) && !passes(one));
-        let refused = lasting.chain(forbidden);
-        refused.map(|finding| of_target(&self.target, finding)).collect()
+        let named = |finding| of_target(&self.target, finding);
+        let forbidden = forbidden.into_iter().map(|(rule, finding)| (rule, named(finding)));
+        (lasting.map(named).collect(), forbidden.collect())
     }
 
     /// Says in the log whether it is perhaps another database of this server that has the keys.

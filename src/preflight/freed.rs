@@ -54,9 +54,9 @@ pub(super) async fn check(
         let message =
             format!("publication `{name}` publishes `{table}`, which no rule names any more");
         let finding = Finding::info(Code::TableUnneeded, message).cure(steps).done_by_setup();
-        let restart = "restart walsweep first, if it runs since the rule was there: else it \
-                       suspends the rule";
-        let hints = std::iter::once(restart.to_owned()).chain(stays);
+        let reload = "`walsweep reload` first, if it runs since the rule was there: else it \
+                      suspends the rule";
+        let hints = std::iter::once(reload.to_owned()).chain(stays);
         findings.push(finding.hint(hints.collect::<Vec<_>>().join("; ")));
     }
     Ok(findings)

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use crate::config::Postgres;
 use crate::preflight::{Code, Finding};
+use crate::telemetry::Phase;
 use crate::{capture, decode, gather, postgres, preflight, settle, source};
 
 /// Why a session could not begin, or ended.
@@ -80,6 +81,10 @@ pub enum Error {
     /// A stage ended by itself.
     #[error("the {0} stage ended")]
     Stage(&'static str),
+    /// The configuration is another: the next session begins at once. The phase that this one was
+    /// in at its end.
+    #[error("the configuration is another")]
+    HandedOver(Phase),
 }
 
 impl From<tokio_postgres::Error> for Error {
@@ -156,6 +161,7 @@ impl Error {
             | Error::SlotUnshown(_)
             | Error::SlotBeforePublication { .. }
             | Error::ShapeUndone { .. }
+            | Error::HandedOver(_)
             | Error::Stage(_) => Verdict::Retry,
         }
     }
@@ -285,7 +291,11 @@ impl Error {
             Error::ShapeUndone { .. } => {
                 Some("none is needed: until the next session, transactions are read whole")
             }
-            Error::Source(_) | Error::Gate(_) | Error::SlotInUse { .. } | Error::Stage(_) => None,
+            Error::Source(_)
+            | Error::Gate(_)
+            | Error::SlotInUse { .. }
+            | Error::HandedOver(_)
+            | Error::Stage(_) => None,
         }
     }
 }

@@ -4,16 +4,20 @@
 //! - [`pipeline`]: the order of the stages;
 //! - `attempts`: when the next one is tried, and whether sessions get anywhere;
 //! - [`session`]: how one begins;
+//! - [`reload`]: a new configuration, between two sessions;
+//! - `redis_checks`: whether a start, or a reload, goes on with each Redis;
 //! - [`stream`]: the loop from the slot to the gate, and from the targets back to the slot;
 //! - `targets`: a task for each, which the simulation joins in the same way;
 //! - `vouched`: what stands between both where the slot is on a standby;
 //! - [`error`]: why one ends, whether the next is tried, and what a person can do;
-//! - [`shutdown`]: the wish to stop.
+//! - [`shutdown`]: the wish to stop, or that another session begins.
 
 mod attempts;
 pub mod error;
 pub mod pipeline;
 pub mod program;
+mod redis_checks;
+pub mod reload;
 pub mod session;
 pub mod shutdown;
 pub mod stream;

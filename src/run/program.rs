@@ -14,48 +14,46 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep};
 
 use crate::budget::OfTarget;
 use crate::capture;
 use crate::config::{Config, Mode, Target};
-use crate::keys::{Lookup, RuleId, Rules};
+use crate::keys::{Lookup, RuleId};
 use crate::lsn::Lsn;
 use crate::postgres::{Endpoint, History, Sql};
-use crate::preflight::{self, Finding, Fitness};
+use crate::preflight::{self, Fitness};
 use crate::run::attempts::{Attempts, Blame, LASTING};
 use crate::run::error::{Error, Verdict};
 use crate::run::pipeline::Outside;
-use crate::run::session::{Session, gate_is_dead, step};
+use crate::run::redis_checks;
+use crate::run::reload::{Change, Handover, Setting};
+use crate::run::session::{Prepared, Session, gate_is_dead, step};
 use crate::run::shutdown::Shutdown;
 use crate::run::targets::TargetNode;
 use crate::run::task::{Task, spawn, until_either_ends};
 use crate::settle::{Cache, Lookups, Relations, Rows, SqlProbe, SqlStandby};
-use crate::source::between::Between;
+use crate::source::between::{Between, has_heir};
 use crate::source::own::Custody;
 use crate::source::{self, slot_health::Keeper};
-use crate::sweep::redis::connect;
 use crate::sweep::{Broken, Cluster, Doubt, Look, Room, Settings, Standalone};
 use crate::telemetry::metrics::{Metrics, PeerLabel};
+use crate::telemetry::trail::Known;
 use crate::telemetry::{Health, Phase, Topic};
 
-/// How long the start waits for Redis to be looked at.
-const REDIS_CHECK_TIMEOUT: Duration = Duration::from_secs(2);
-
 /// Everything that the program lends to every session.
-pub struct Program<'a> {
-    /// The configuration.
-    pub config: &'a Config,
-    /// Its rules, compiled.
-    pub rules: &'a Rules,
+pub struct Program {
+    handover: Rc<Handover>,
+    /// The configuration and its rules.
+    setting: Rc<Setting>,
     /// The state that `/readyz` tells.
-    pub health: &'a Arc<Health>,
+    health: Arc<Health>,
     /// All metrics.
-    pub metrics: &'a Arc<Metrics>,
+    metrics: Arc<Metrics>,
     /// The wish to stop.
-    pub shutdown: &'a mut Shutdown,
+    shutdown: Shutdown,
     /// Whether a rule that does not fit its table keeps everything from running.
-    pub is_strict: bool,
+    is_strict: bool,
 }
 
 /// Everything that one session leaves for the next.
@@ -112,7 +110,21 @@ impl Course {
     }
 }
 
-impl Program<'_> {
+impl Program {
+    /// A program that runs with the present configuration of `handover`, and takes others from it.
+    /// If it `is_strict`, a rule that does not fit its table keeps everything from running.
+    #[must_use]
+    pub fn new(
+        handover: Rc<Handover>,
+        (health, metrics): (Arc<Health>, Arc<Metrics>),
+        shutdown: Shutdown,
+        is_strict: bool,
+    ) -> Program {
+        let (setting, wish) = (handover.present(), handover.wish());
+        let shutdown = shutdown.with_handover(wish);
+        Program { handover, setting, health, metrics, shutdown, is_strict }
+    }
+
     /// Runs sessions until asked to stop, or until a person is needed. Needs a
     /// [`LocalSet`](tokio::task::LocalSet) around it.
     ///
@@ -123,14 +135,22 @@ impl Program<'_> {
         self.check_redis().await?;
         let mut course = Course::default();
         let mut between = self.between(&course);
+        let mut prepared = None;
         loop {
+            if let Some(change) = self.handover.take() {
+                prepared = self.take_over(change, &mut course);
+                between = self.between(&course);
+            }
+            let mut ends = self.shutdown.clone();
+            let mut changes = self.shutdown.clone();
             if course.standing_by {
                 tokio::select! {
                     biased;
-                    () = self.shutdown.requested() => {
+                    () = ends.requested() => {
                         tracing::info!("stopped while another process has the slot");
                         return Ok(());
                     }
+                    _ = changes.handed_over() => continue,
                     () = self.health.alive_while(between.until_free()) => {}
                 }
             }
@@ -139,18 +159,14 @@ impl Program<'_> {
             if is_stuck && course.custody.give_up.get().is_none() {
                 course.custody.give_up.set(Some(Broken::SlotUndecodable));
             }
-            let (custody, whole) = (&course.custody, course.whole_at.is_some());
-            let attempt = Box::pin(async {
-                sleep(wait).await;
-                let told = (self.health.as_ref(), self.is_strict, !course.established);
-                Session::open(self.config, self.rules, told, custody, whole).await
-            });
+            let attempt = Box::pin(self.attempt(wait, prepared.take(), &course));
             let opened = tokio::select! {
                 biased;
-                () = self.shutdown.requested() => {
+                () = ends.requested() => {
                     tracing::info!("stopped before there was a session with postgres");
                     return Ok(());
                 }
+                _ = changes.handed_over() => continue,
                 opened = self.health.alive_while(attempt) => opened,
                 never = between.watch() => match never {},
             };
@@ -169,16 +185,60 @@ impl Program<'_> {
                     Err((error, "no session with postgres"))
                 }
             };
-            let Err((error, what)) = outcome else { return Ok(()) };
-            self.ended(error, what, &mut course)?;
+            match outcome {
+                Ok(()) => return Ok(()),
+                Err((Error::HandedOver(_), _)) => {}
+                Err((error, what)) => self.ended(error, what, &mut course)?,
+            }
         }
+    }
+
+    /// Begins a session after a while, with what is prepared of it.
+    async fn attempt(
+        &self,
+        wait: Duration,
+        prepared: Option<Prepared>,
+        course: &Course,
+    ) -> Result<Session, Error> {
+        sleep(wait).await;
+        let Setting { config, rules, .. } = &*self.setting;
+        let prepared = match prepared {
+            Some(prepared) => prepared,
+            None => Prepared::new(config, rules, (self.is_strict, !course.established)).await?,
+        };
+        let told = (rules, &*self.health, !course.established);
+        prepared.start(told, &course.custody, course.whole_at.is_some()).await
+    }
+
+    /// Goes on with another configuration. Gives what is prepared of its first session.
+    fn take_over(&mut self, change: Change, course: &mut Course) -> Option<Prepared> {
+        self.setting = change.setting;
+        let Setting { config, rules, .. } = &*self.setting;
+        let targets = config.redis.iter().map(|redis| redis.name.clone()).collect();
+        self.metrics = Arc::new(self.metrics.for_others(rules.names(), targets));
+        self.health.is_of(Arc::clone(&self.metrics));
+        self.health.trail().knows(Known::of(config, rules));
+        // What stood in the way of the one before says nothing of this one.
+        course.attempts = Attempts::default();
+        course.failed.clear();
+        // It may have another limit now. If it keeps too much still, that is found again.
+        let keeps_too_much = Some(Broken::RetainedWal);
+        if course.custody.give_up.get() == keeps_too_much {
+            course.custody.give_up.set(None);
+        }
+        if !course.doubt.is_none() {
+            // It tells of rules by their number, and they have others now. A table that was altered
+            // within these moments is rare enough.
+            course.doubt = Doubt::Everything(Broken::TablesChanged);
+        }
+        change.prepared.filter(|_| !course.standing_by)
     }
 
     /// No session stands from now on.
     fn between(&self, course: &Course) -> Between {
         self.health.sees_nothing();
-        let watched = (self.health, self.metrics);
-        Between::new(self.config, watched, Rc::clone(&course.custody))
+        let watched = (&self.health, &self.metrics);
+        Between::new(&self.setting.config, watched, Rc::clone(&course.custody))
     }
 
     /// Runs a session that was opened to its end, and keeps in mind how it ended.
@@ -193,6 +253,7 @@ impl Program<'_> {
         course.whole_at = course.whole_at.filter(|at| *at == start);
         (course.established, course.standing_by) = (true, false);
         course.walsender = session.walsender;
+        self.handover.begins(&session);
         self.metrics.postgres_up.set(1);
         let mut wait = Duration::ZERO;
         if course.attempts.get_nowhere() {
@@ -200,7 +261,7 @@ impl Program<'_> {
             let text = format!("a session stands; those before it ended soon: {}", course.ended);
             self.health.trouble(Topic::Session, &text, None);
         }
-        let health = Arc::clone(self.health);
+        let health = Arc::clone(&self.health);
         let settled = spawn(async move {
             sleep(wait).await;
             health.over(&Topic::Session);
@@ -208,11 +269,19 @@ impl Program<'_> {
         });
         let outcome = Box::pin(self.session(session, course)).await;
         drop(settled);
-        if self.health.phase() == Phase::Streaming {
+        self.handover.stands.set(false);
+        let phase = match &outcome {
+            Err(Error::HandedOver(phase)) => *phase,
+            _ => self.health.phase(),
+        };
+        if phase == Phase::Streaming {
             course.doubt = Doubt::none();
         }
         self.metrics.no_session();
         let Err(error) = outcome else { return Ok(()) };
+        if matches!(error, Error::HandedOver(_)) {
+            return Err((error, "the configuration is another"));
+        }
         self.metrics.reconnects.get_or_create(&PeerLabel { peer: "postgres" }).inc();
         // A session that ends by our own wish is none that failed, however short it was.
         let stood = if error.is_intended() { LASTING } else { began.elapsed() };
@@ -241,7 +310,7 @@ impl Program<'_> {
 
     /// A session could not be had, or ended: says so, unless a person is needed.
     fn ended(&self, error: Error, what: &str, course: &mut Course) -> Result<(), Error> {
-        let may_pass = course.established || error.may_be_switchover(&self.config.postgres);
+        let may_pass = course.established || error.may_be_switchover(&self.setting.config.postgres);
         match error.verdict(may_pass) {
             Verdict::Halt => return Err(error),
             Verdict::Standby => {
@@ -281,103 +350,74 @@ impl Program<'_> {
         Ok(())
     }
 
-    /// Refuses a Redis that `check` refuses, if it can be reached now; one that cannot is looked at
-    /// when it comes. Of several targets one that is refused, or slow to log in, keeps none of the
-    /// others from its keys: it is looked at again when its connection is made, and told of.
-    async fn check_redis(&mut self) -> Result<(), Error> {
-        let (health, is_strict) = (self.health, self.is_strict);
-        let check_one = async |target: Target| {
-            let fitness = Fitness::new(target.clone(), Arc::clone(health));
-            match connect::connect(&target.redis).await {
-                Ok(mut connection) => {
-                    Fitness::look_elsewhere(&target, &mut connection).await;
-                    let findings = fitness.refusals(&mut connection, is_strict).await;
-                    let place = preflight::place(&target, &mut connection).await;
-                    (findings, place.map(|place| (target, place)))
-                }
-                Err(error) => {
-                    (preflight::login_refused(&target, &error).into_iter().collect(), None)
-                }
+    /// The wish to stop, for a session; once it is asked whether another walsweep goes on.
+    fn stop_of_session(&self, primary: &Rc<Sql>) -> (Shutdown, Task<()>) {
+        let (trigger, stop) = Shutdown::by_trigger();
+        let (mut asked, primary) = (self.shutdown.clone(), Rc::clone(primary));
+        let slot = self.setting.config.postgres.slot.clone();
+        let relay = spawn(async move {
+            asked.requested().await;
+            match has_heir(&primary, &slot).await {
+                true => trigger.stop_for_heir(),
+                false => trigger.stop(),
             }
-        };
-        let check = async |target: Target| {
-            let servers = match preflight::redis_servers(&target).await {
-                Ok(servers) => servers,
-                // One that can be reached later, or that a person has to mend: the first of its
-                // servers says which.
-                Err(_finding) => vec![target],
-            };
-            let all = join_all(servers.into_iter().map(&check_one)).await;
-            let (findings, places): (Vec<Vec<Finding>>, Vec<_>) = all.into_iter().unzip();
-            (findings.concat(), places)
-        };
-        let within = |target: Target| {
-            let patience = match target.redis.is_alone {
-                true => target.redis.password.patience(),
-                false => Duration::ZERO,
-            };
-            timeout(REDIS_CHECK_TIMEOUT + patience, check(target))
-        };
-        let looked = tokio::select! {
+        });
+        (stop.with_handover(self.handover.wish()), relay)
+    }
+
+    /// Refuses a Redis that `check` refuses, if it can be reached now.
+    async fn check_redis(&mut self) -> Result<(), Error> {
+        let findings = tokio::select! {
             biased;
             () = self.shutdown.requested() => Vec::new(),
-            looked = join_all(self.config.targets().map(within)) => looked,
+            checked = redis_checks::check(&self.setting.config, &self.health) => {
+                checked.refused_at_start(self.is_strict)
+            }
         };
-        let count = looked.len();
-        let (findings, places): (Vec<Vec<Finding>>, Vec<_>) = looked.into_iter().flatten().unzip();
-        let refused = findings.iter().filter(|findings| !findings.is_empty()).count();
-        let mut findings = findings.concat();
-        if refused < count && !self.is_strict {
-            findings.clear();
-        }
-        findings.extend(preflight::twice(places.into_iter().flatten().flatten()));
         if findings.is_empty() { Ok(()) } else { Err(Error::Refused(findings)) }
     }
 
     /// Runs one session to its end.
     async fn session(&mut self, session: Session, course: &mut Course) -> Result<(), Error> {
+        let setting = Rc::clone(&self.setting);
         let Session { config, gate, server, witness, slot, .. } = session;
         let Session { expected, wal_end, prints, broken, doubt, timing, .. } = session;
         let (looks, custody) = (session.watch, &course.custody);
         let mut bound = session.rules.with_failed(course.failed.clone());
-        tracing::info!(
-            slot = self.config.postgres.slot,
-            from = %expected.lsn,
-            timeline = expected.timeline,
-            "streaming"
-        );
+        let (slot_name, from) = (&setting.config.postgres.slot, expected.lsn);
+        tracing::info!(slot = slot_name, %from, timeline = expected.timeline, "streaming");
         let (system_id, timeline) = (expected.system_id.clone(), expected.timeline);
         self.health.trail().begins(&format!("{system_id}/{timeline}"));
         let history = History { system_id, timeline };
         let standby = |endpoint: &Endpoint| SqlStandby::new(endpoint.clone(), history.clone());
-        let standbys = self.config.postgres.replicas.iter().map(standby).collect();
+        let standbys = setting.config.postgres.replicas.iter().map(standby).collect();
         let (asked, lookups) = ((&gate, &server.primary), bound.lookups());
         let prepared = self.prepare(&config, history.clone(), lookups, asked).await?;
         let Some((lookups, probe)) = prepared else { return Ok(()) };
         let (lookups, _opening) = lookups.unzip();
         let (adopt, prints) = watch::channel(Rc::new(prints));
         let settings = Settings {
-            max_stall: self.config.sweep.max_stall,
-            max_load: self.config.sweep.max_load,
-            window: self.config.refill.window,
+            max_stall: setting.config.sweep.max_stall,
+            max_load: setting.config.sweep.max_load,
+            window: setting.config.refill.window,
             expected,
             wal_end,
             prints,
             broken,
             doubt,
-            empty: self.rules.key_set(),
-            room: Room::of(self.config.redis.len()),
+            empty: setting.rules.key_set(),
+            room: Room::of(setting.config.redis.len()),
         };
-        let fitness = |target| Rc::new(Fitness::new(target, Arc::clone(self.health)));
-        let fitness: Vec<Rc<Fitness>> = self.config.targets().map(fitness).collect();
+        let fitness = |target| Rc::new(Fitness::new(target, Arc::clone(&self.health)));
+        let fitness: Vec<Rc<Fitness>> = setting.config.targets().map(fitness).collect();
         let nodes = fitness.iter().map(|fitness| self.node(fitness)).collect();
         let primary = Rc::clone(&server.primary);
-        let probe = probe.with_fences(primary, Relations::of_rules(self.rules));
+        let probe = probe.with_fences(primary, Relations::of_rules(&setting.rules));
         let outside = Outside { slot, witness, probe, standbys, nodes, lookups };
         // A task: what wakes for each commit would otherwise poll all of this, too.
         let mut beside = spawn({
-            let (server, health) = (server.clone(), Arc::clone(self.health));
-            let keeper = Keeper::new(&config, custody, (self.health, self.metrics));
+            let (server, health) = (server.clone(), Arc::clone(&self.health));
+            let keeper = Keeper::new(&config, custody, (&self.health, &self.metrics));
             async move {
                 let watching = join_all(fitness.iter().map(|fitness| fitness.watch()));
                 tokio::select! {
@@ -391,8 +431,10 @@ impl Program<'_> {
                 }
             }
         });
-        let (watched, mut shutdown) = ((self.health, self.metrics), self.shutdown.clone());
-        let stages = outside.run((settings, timing), &mut bound, watched, self.shutdown);
+        let watched = (&self.health, &self.metrics);
+        let (mut stop, _relay) = self.stop_of_session(&server.primary);
+        let mut shutdown = self.shutdown.clone();
+        let stages = outside.run((settings, timing), &mut bound, watched, &mut stop);
         let outcome = until_either_ends(Box::pin(stages), &mut beside, &shutdown).await;
         course.failed = bound.failed();
         match outcome {
@@ -415,13 +457,14 @@ impl Program<'_> {
             let fitness = Rc::clone(&fitness);
             Box::pin(async move { fitness.look(connection).await }) as Pin<Box<_>>
         });
-        let count = self.config.redis.len();
+        let config = &self.setting.config;
+        let count = config.redis.len();
         let share = OfTarget::of(count).names;
-        let index = self
-            .config
+        let rules = &self.setting.rules;
+        let index = config
             .sweep
             .index
-            .map(|bytes| (self.rules.own_patterns().of_target(redis.id), bytes / count, share));
+            .map(|bytes| (rules.own_patterns().of_target(redis.id), bytes / count, share));
         if matches!(redis.mode, Mode::Cluster { .. }) {
             let mut cluster = Cluster::new(redis, slot);
             if let Some((patterns, index_bytes, bytes)) = index {
@@ -431,7 +474,7 @@ impl Program<'_> {
         }
         let mut node = Standalone::new(redis, slot);
         if refill.observe && !refill.window.is_zero() {
-            node = node.observing(self.rules.everything().of_target(redis.id), share);
+            node = node.observing(rules.everything().of_target(redis.id), share);
         }
         if let Some((patterns, index_bytes, bytes)) = index {
             node = node.indexing(patterns, index_bytes, bytes);
@@ -442,9 +485,9 @@ impl Program<'_> {
     /// The server found no publication at a place of its log. If there is one now that is younger
     /// than what the slot still has to decode, no session gets past that place.
     async fn judge_slot(&self, cause: capture::Error, sql: &Sql) -> Error {
-        match step(preflight::before_publication(self.config, sql)).await {
+        match step(preflight::before_publication(&self.setting.config, sql)).await {
             Ok(findings) if !findings.is_empty() => {
-                let publication = self.config.postgres.publication.clone();
+                let publication = self.setting.config.postgres.publication.clone();
                 Error::SlotBeforePublication { publication, cause }
             }
             _ => cause.into(),
@@ -455,7 +498,7 @@ impl Program<'_> {
 /// Who reads rows, and who opens their cache.
 type Reading = Option<(Lookups, Option<Task<()>>)>;
 
-impl Program<'_> {
+impl Program {
     /// Asks for all that a session needs before its stages run; gives `None` if a stop is asked for
     /// meanwhile. A server that falls silent here holds up neither a stop nor the next session.
     async fn prepare(
@@ -488,7 +531,7 @@ impl Program<'_> {
         if lookups.is_empty() {
             return Ok(None);
         }
-        let (endpoint, health) = (config.postgres.endpoint.clone(), Arc::clone(self.health));
+        let (endpoint, health) = (config.postgres.endpoint.clone(), Arc::clone(&self.health));
         let rows = Rows::new(endpoint, history, lookups, health);
         let cache = Cache::new(lookups);
         let opening = match cache.clone() {

@@ -1,5 +1,6 @@
 //! How a session begins: its connections, to servers of one history, and a slot to stream from.
 
+use std::collections::BTreeSet;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -20,7 +21,7 @@ use crate::source::own::{self, Custody, Over, Whose};
 use crate::source::shape::{Shape, Watched};
 use crate::source::slot_health::{self, SlotState};
 use crate::source::slot_server::{self, SlotServer, Witness};
-use crate::source::watch::{Watch, tell_rules};
+use crate::source::watch::{Watch, suspended, tell_rules};
 use crate::sweep::{self, Broken, Doubt, Prints, Watermark, key_name};
 use crate::telemetry::metrics::SlotLabel;
 use crate::telemetry::{Health, Topic};
@@ -57,6 +58,8 @@ pub struct Session {
     pub server: SlotServer,
     /// Who says that what a standby sends is the primary's history.
     pub witness: Option<Witness<SqlStandby>>,
+    /// The rules that do not fit, by name.
+    pub suspended: BTreeSet<String>,
     /// The stream.
     pub slot: Slot,
     /// History and rules; the LSN is where the stream begins.
@@ -95,24 +98,37 @@ impl Timing {
     }
 }
 
-impl Session {
-    /// Connects, checks, suspends the rules that do not fit, and starts streaming from where the
-    /// slot was confirmed; where `custody` says why the slot is to be given up, from a new one in
-    /// its place, if it is shown that the old one may be dropped. With `whole` every transaction is
-    /// sent at its commit, also those that outgrow the server's memory. If it `is_strict`, one rule
-    /// that does not fit is refused like everything else; if it `is_first`, so is a slot that is
+/// Everything of a session that can be had while another one streams from the slot.
+pub struct Prepared {
+    /// The configuration; of several hosts that are configured, with the primary that was found.
+    config: Config,
+    /// Findings of the checks.
+    pub(super) findings: Vec<Finding>,
+    whose: Whose,
+    bound: Bound,
+    prints: Prints,
+    watch: Watch,
+    sql: Rc<Sql>,
+    gate: Rc<Sql>,
+    server: SlotServer,
+    replication: Replication,
+    history: History,
+    primary: Server,
+}
+
+impl Prepared {
+    /// Connects, checks, and suspends the rules that do not fit. If it `is_strict`, one rule that
+    /// does not fit is refused like everything else; if it `is_first`, so is a slot that is
     /// probably another program's, for nothing is confirmed from it yet.
     ///
     /// # Errors
     ///
     /// What was refused, by whom; see [`Error`].
-    pub async fn open(
+    pub async fn new(
         config: &Config,
         rules: &Rules,
-        (health, is_strict, is_first): (&Health, bool, bool),
-        custody: &Custody,
-        whole: bool,
-    ) -> Result<Session, Error> {
+        (is_strict, is_first): (bool, bool),
+    ) -> Result<Prepared, Error> {
         let sql = Rc::new(connect_sql(&config.postgres.endpoint, WATCH_NAME).await?);
         tell_passed_over(&sql);
         // From here on nobody asks another server, whatever becomes of this one.
@@ -125,27 +141,68 @@ impl Session {
         // checks may know why: they find poolers, which spoil every question.
         let shape = step(tables.look(&sql)).await;
         let (checked, whose) = checked(config, rules, &sql, (is_strict, is_first)).await?;
-        // Found by an earlier session; this one has looked.
-        health.over(&Topic::Checks);
         let shape = shape?;
-        let (report, bound) = (&checked.findings, bind(rules, &checked, (&shape, lookups), health));
+        let bound = bind(rules, &checked, (&shape, lookups));
         let prints = shape.prints(config, &bound);
-        let watch = Watch::new(Rc::clone(&sql), (tables, prints.clone()), report, rules);
-        health.over(&Topic::Watch);
+        let (looks, findings) = ((tables, prints.clone()), checked.findings);
+        let watch = Watch::new(Rc::clone(&sql), looks, &findings, rules);
         let (history, primary) = primary(&sql).await?;
-        health.metrics().slot_is(&slot_label(config, &history));
         let gate = another(config, &primary, GATE_NAME).await?;
         let beside = another(config, &primary, slot_server::NAME).await?;
         let server = SlotServer::reach(&config.postgres, beside).await?;
-        let mut replication = replicate(config, &history, &server).await?;
-        let broken = ensure_slot(config, &server, &mut replication, (health, custody)).await?;
+        let replication = replicate(config, &history, &server).await?;
+        let config = found;
+        Ok(Prepared {
+            config,
+            findings,
+            whose,
+            bound,
+            prints,
+            watch,
+            sql,
+            gate,
+            server,
+            replication,
+            history,
+            primary,
+        })
+    }
+
+    /// The server that it reached.
+    pub(super) fn system_id(&self) -> &str {
+        &self.history.system_id
+    }
+
+    /// Starts streaming from where the slot was confirmed; where `custody` says why the slot is to
+    /// be given up, from a new one in its place, if it is shown that the old one may be dropped.
+    /// With `whole` every transaction is sent at its commit, also those that outgrow the server's
+    /// memory.
+    ///
+    /// # Errors
+    ///
+    /// See [`Error`].
+    pub async fn start(
+        self,
+        (rules, health, is_first): (&Rules, &Health, bool),
+        custody: &Custody,
+        whole: bool,
+    ) -> Result<Session, Error> {
+        let Prepared { config, findings, whose, bound, prints, watch, .. } = self;
+        let Prepared { sql, gate, server, mut replication, history, primary, .. } = self;
+        // Found by an earlier session; this one has looked.
+        health.over(&Topic::Checks);
+        health.over(&Topic::Watch);
+        tell_rules(rules, &findings, health);
+        health.metrics().slot_is(&slot_label(&config, &history));
+        let (slot, publication) = (&config.postgres.slot, &config.postgres.publication);
+        let broken = ensure_slot(&config, &server, &mut replication, (health, custody)).await?;
         let streaming =
             if whole { Streaming::Off } else { Streaming::of_server(primary.version_num) };
         let options = StreamOptions { messages: rules.need_messages(), streaming };
         let started = step(replication.start(slot, publication, options)).await;
-        let slot = unless_in_use(started, config, &server).await?;
+        let slot = unless_in_use(started, &config, &server).await?;
         // Only now nobody else can move the slot.
-        let state = slot_state(config, &server.sql).await?;
+        let state = slot_state(&config, &server.sql).await?;
         if broken.is_none() {
             custody.begins(&whose, state.confirmed_flush_lsn);
         }
@@ -162,22 +219,23 @@ impl Session {
             of_stranger: custody.is_of_stranger(),
             is_unproven: false,
         };
-        note_made(config, broken, &expected).await;
+        note_made(&config, broken, &expected).await;
         let patience = server.wal_sender_timeout_ms().unwrap_or(primary.wal_sender_timeout_ms);
         let timing = Timing::new(patience);
         for sql in [&sql, &server.primary] {
             step(sql.batch_execute(include_str!("../../sql/watch_state.sql"))).await?;
         }
         if is_first {
-            tell_doubts(report);
+            tell_doubts(&findings);
         }
         Ok(Session {
-            config: found,
+            config,
             rules: bound,
             walsender: state.active_pid,
             gate,
             server,
             witness,
+            suspended: suspended(&findings),
             slot,
             expected,
             wal_end,
@@ -190,16 +248,10 @@ impl Session {
     }
 }
 
-/// The rules as they are to the database that was checked. Those that do not fit it are suspended,
-/// of which it tells `health`.
-fn bind(
-    rules: &Rules,
-    checked: &Checked,
-    (shape, lookups): (&Shape, Vec<Basis>),
-    health: &Health,
-) -> Bound {
+/// The rules as they are to the database that was checked. Those that do not fit it are suspended.
+fn bind(rules: &Rules, checked: &Checked, (shape, lookups): (&Shape, Vec<Basis>)) -> Bound {
     let relations = shape.relations().map(|(oid, table)| (oid, table.clone())).collect();
-    let suspended = tell_rules(rules, &checked.findings, health);
+    let suspended = suspended(&checked.findings);
     rules.bind(Binding { relations, suspended, ..checked.binding(lookups) })
 }
 

@@ -64,14 +64,14 @@ impl Done {
             _ => None,
         });
         let dropped: Vec<String> = dropped.collect();
-        let restart = format!(
-            "If walsweep was not restarted since the rules of {} went, restart it: it has them \
+        let reload = format!(
+            "If walsweep did not reload since the rules of {} went, let it do so: it has them \
              still, and suspends them",
             dropped.join(", ")
         );
-        let restart = (!dropped.is_empty()).then_some(restart);
+        let reload = (!dropped.is_empty()).then_some(reload);
         let told = preflight::told(self.told.iter());
-        let notes = restart.into_iter().chain(told);
+        let notes = reload.into_iter().chain(told);
         notes.map(|text| script::comment(&text)).collect()
     }
 

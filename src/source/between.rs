@@ -12,13 +12,14 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use tokio::time::{Duration, Instant, sleep, sleep_until};
+use tokio_postgres::Client;
 use tokio_postgres::types::ToSql;
 
 use crate::config::Config;
 use crate::postgres::connect_sql;
 use crate::source::own::{Custody, Over, drop_slot, evidence};
 use crate::source::slot_health::{Keeper, SAMPLE_INTERVAL, SAMPLE_TIMEOUT};
-use crate::source::slot_server::{NAME, SlotServer};
+use crate::source::slot_server::SlotServer;
 use crate::source::{Error, within};
 use crate::sweep::Broken;
 use crate::telemetry::Health;
@@ -30,7 +31,23 @@ const SPARED: Duration = Duration::from_secs(60);
 
 /// How often it is asked whether another process still has the slot. A stand-in takes over so much
 /// later at most.
-const IN_USE_INTERVAL: Duration = Duration::from_millis(500);
+const IN_USE_INTERVAL: Duration = Duration::from_millis(100);
+
+/// `application_name` of the connection of who waits for this slot.
+fn name_of(slot: &str) -> String {
+    format!("walsweep waits for {slot}")
+}
+
+/// How long whoever is about to stop waits for the answer whether another one goes on.
+const HEIR_TIMEOUT: Duration = Duration::from_millis(500);
+
+/// Whether another walsweep waits for this slot; not, if that cannot be told. `primary` is a
+/// connection to the primary, of one that does not wait itself.
+pub async fn has_heir(primary: &Client, slot: &str) -> bool {
+    let (query, name) = (include_str!("../../sql/stand_in.sql"), name_of(slot));
+    let row = within(HEIR_TIMEOUT, primary.query_one(query, &[&name])).await;
+    row.is_ok_and(|row| row.try_get(0).unwrap_or(false))
+}
 
 /// Since when nobody streams. While another walsweep does, its keys go; that it begins a session
 /// anew just now is no reason to take its slot away.
@@ -94,6 +111,8 @@ impl Between {
     /// transaction id: a whole session, with all its checks, is begun only when it may be had. May
     /// be dropped at any time.
     pub async fn until_free(&mut self) {
+        // From now on the one that has the slot sees who waits for it: it may stop at any moment.
+        drop(self.is_in_use().await);
         loop {
             sleep(IN_USE_INTERVAL).await;
             let is_in_use = async {
@@ -130,7 +149,8 @@ impl Between {
         match self.server.take() {
             Some(server) => Ok(server),
             None => {
-                let sql = connect_sql(&self.config.postgres.endpoint, NAME).await?;
+                let name = name_of(&self.config.postgres.slot);
+                let sql = connect_sql(&self.config.postgres.endpoint, &name).await?;
                 SlotServer::reach(&self.config.postgres, Rc::new(sql)).await
             }
         }

@@ -378,10 +378,14 @@ fn found(rules: &Rules, trials: &[Trial], before: &BTreeSet<Misfit>) -> BTreeSet
     (0..=u16::MAX).map(LookupId).zip(trials).flat_map(of_lookup).collect()
 }
 
-/// Tells of each rule that does not fit, and no more of those that do; gives those that are
-/// suspended.
-pub fn tell_rules(rules: &Rules, findings: &[Finding], health: &Health) -> BTreeSet<String> {
-    let mut suspended = BTreeSet::new();
+/// Gives the rules that do not fit, by name: they are suspended.
+#[must_use]
+pub fn suspended(findings: &[Finding]) -> BTreeSet<String> {
+    findings.iter().flat_map(Finding::suspends).map(str::to_owned).collect()
+}
+
+/// Tells of each rule that does not fit, and no more of those that do.
+pub fn tell_rules(rules: &Rules, findings: &[Finding], health: &Health) {
     let mut unfit = Vec::new();
     for name in rules.names() {
         let suspends = |finding: &&Finding| finding.suspends().any(|rule| rule == name);
@@ -402,22 +406,18 @@ pub fn tell_rules(rules: &Rules, findings: &[Finding], health: &Health) -> BTree
         let is_unpublished = findings.iter().filter(concerns).any(unpublished);
         health.trouble(topic.clone(), &text, cure(cause, is_unpublished).as_deref());
         unfit.push(topic);
-        if is_suspended {
-            suspended.insert(name.clone());
-        }
     }
     health.over_but(|topic| matches!(topic, Topic::Rule(_) | Topic::Wide(_)), &unfit);
-    suspended
 }
 
 /// Says in one text what a person can do about a finding. A table that is not published may be one
 /// whose rule was taken out of the configuration, as `setup` read it.
 fn cure(finding: &Finding, is_unpublished: bool) -> Option<String> {
     let sql = finding.sql.as_ref().map(|sql| format!("`walsweep setup`, or {sql}"));
-    let restart = "if the configuration no longer has the rule, restart walsweep".to_owned();
-    let restart = is_unpublished.then_some(restart);
+    let reload = "if the configuration no longer has the rule, `walsweep reload`".to_owned();
+    let reload = is_unpublished.then_some(reload);
     let hint = finding.hint.clone();
-    let parts: Vec<String> = hint.into_iter().chain(sql).chain(restart).collect();
+    let parts: Vec<String> = hint.into_iter().chain(sql).chain(reload).collect();
     (!parts.is_empty()).then(|| parts.join("; "))
 }
 

@@ -142,7 +142,7 @@ impl State {
             Ok(tallies) => {
                 let mut through = Vec::new();
                 for (mut job, tally) in jobs.into_iter().zip(tallies) {
-                    count(self.health.metrics(), &tally, job.round.takes_refills());
+                    count(&self.health.metrics(), &tally, job.round.takes_refills());
                     job.takes((tally.sums().0, 0, 1));
                     self.refuse_items(&mut job, &tally.refused_items);
                     self.tell_removed(&job, Part::Paged);
@@ -188,7 +188,8 @@ impl State {
     }
 
     fn say_wrong_type(&self, rule: RuleId, items: &KeySet) {
-        let name = self.health.metrics().rule_name(rule);
+        let metrics = self.health.metrics();
+        let name = metrics.rule_name(rule);
         let (title, node) = (&self.title, &self.node.node);
         // The names of its keys hold values of rows; the templates do not.
         let widest: Vec<String> = self.refill.empty_keys().widest_items(rule);

@@ -66,8 +66,9 @@ impl Late {
         let oldest = older(waiting, under_way);
         let late = oldest.filter(|(since, _)| now >= *since + LATE_AFTER);
         if let Some((since, rule)) = late {
-            let (rule, seconds) = (health.metrics().rule_name(rule), (now - since).as_secs());
-            let place = match health.metrics().target_name(self.target) {
+            let metrics = health.metrics();
+            let (rule, seconds) = (metrics.rule_name(rule), (now - since).as_secs());
+            let place = match metrics.target_name(self.target) {
                 Some(name) => format!(" from redis `{name}`"),
                 None => String::new(),
             };

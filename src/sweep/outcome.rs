@@ -89,7 +89,7 @@ impl State {
                 if tally.rows().any(|(_, removed, absent)| removed + absent > 0) {
                     self.took_unlink();
                 }
-                count(self.health.metrics(), &tally, second);
+                count(&self.health.metrics(), &tally, second);
                 reach(Point::ExactRemoved);
                 let mut through = Vec::with_capacity(jobs.len());
                 let (removed, absent) = tally.sums();
@@ -106,7 +106,7 @@ impl State {
                 self.removed(through).await;
             }
             Err(error) => {
-                count(self.health.metrics(), &tally.without_absent(), second);
+                count(&self.health.metrics(), &tally.without_absent(), second);
                 if !self.failed(&error).await {
                     self.unlinks.failed(Instant::now());
                     self.say_refuses(&error);
@@ -189,7 +189,7 @@ impl State {
         };
         let mut through = Vec::new();
         for (Retry { rule, mut keys, covers, .. }, tried) in retries.into_iter().zip(outcomes) {
-            count(self.health.metrics(), &tried.tally, false);
+            count(&self.health.metrics(), &tried.tally, false);
             let refused = keys.take_exact(|key| tried.tally.refused.contains(key));
             if !refused.is_empty() {
                 self.count_error(self.kind_of_refusal());
@@ -243,7 +243,7 @@ impl State {
                 continue;
             }
             let metrics = self.health.metrics();
-            job.members.iter().for_each(|member| observe(metrics, self.target, member, now));
+            job.members.iter().for_each(|member| observe(&metrics, self.target, member, now));
             self.end_retries(&mut job, now);
             self.end_repeats(&mut job).await;
             self.leave_shared(&mut job);

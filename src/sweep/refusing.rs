@@ -136,7 +136,8 @@ impl State {
 
     pub(super) fn say_refused(&self, rule: RuleId) {
         let (exact, patterns) = self.refusals.sizes(rule);
-        let (name, node) = (self.health.metrics().rule_name(rule), &self.node.node);
+        let metrics = self.health.metrics();
+        let (name, node) = (metrics.rule_name(rule), &self.node.node);
         let count = |size: usize, noun| counted(u64::try_from(size).unwrap_or(u64::MAX), noun);
         if self.away.is_some() {
             let (exact, patterns) = (count(exact, "key"), count(patterns, "pattern"));

@@ -258,11 +258,12 @@ impl<N: Node> Sweeper<N> {
         mut safe: watch::Receiver<Lsn>,
     ) {
         let Sweeper { node, health, mut prints, mut state } = self;
+        let metrics = health.metrics();
         let mut works = Works::none();
         let mut open = true;
         loop {
             let now = Instant::now();
-            works.begin(&mut state, (&node, health.metrics()), now, *safe.borrow_and_update());
+            works.begin(&mut state, (&node, &metrics), now, *safe.borrow_and_update());
             state.look_late(now);
             state.tell_index(node.indexed());
             let timer = state.next_timer(now);
@@ -461,7 +462,8 @@ impl State {
 
     /// Tells of a job whose keys are gone, at `debug` also the log.
     pub(super) fn tell_gone(&self, job: &Job) {
-        let (trail, redis) = (self.health.trail(), self.health.metrics().target_name(self.target));
+        let (trail, metrics) = (self.health.trail(), self.health.metrics());
+        let redis = metrics.target_name(self.target);
         if job.round == Round::Second {
             let (keys, up_to) = (job.keys.exact_len(), job.covers);
             let patterns = job.keys.patterns().count();

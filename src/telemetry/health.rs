@@ -7,12 +7,13 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, RwLock};
 use std::time::Duration;
 
 use tokio::time::{Instant, timeout};
 
 use super::metrics::{Metrics, seconds};
+use super::reloads::Reloads;
 use super::trail::Trail;
 use crate::config::TargetId;
 use crate::keys::RuleId;
@@ -235,7 +236,9 @@ impl Trouble {
 /// The state that the endpoints tell, kept up to date by whoever finds something out.
 #[derive(Debug)]
 pub struct Health {
-    metrics: Arc<Metrics>,
+    /// Other ones once the rules or targets are others.
+    metrics: RwLock<Arc<Metrics>>,
+    reloads: Reloads,
     trail: Trail,
     state: Mutex<State>,
     /// SCAN passes that are under way.
@@ -284,7 +287,8 @@ impl Health {
             has_begun: false,
         };
         let (trail, passes) = (Trail::new(metrics.target_count()), AtomicUsize::new(0));
-        Health { metrics, trail, state: Mutex::new(state), passes }
+        let (metrics, reloads) = (RwLock::new(metrics), Reloads::default());
+        Health { metrics, reloads, trail, state: Mutex::new(state), passes }
     }
 
     /// The trail of the latest transactions.
@@ -295,10 +299,11 @@ impl Health {
 
     /// Counts rules that were widened because too much waits, and how often each.
     pub fn widened_for_room(&self, widened: &[(RuleId, u64)]) {
-        self.metrics.widened_for_room(widened);
+        let metrics = self.metrics();
+        metrics.widened_for_room(widened);
         self.trail.widened_for_room(widened);
         for (rule, templates) in widened {
-            let rule = self.metrics.rule_name(*rule);
+            let rule = metrics.rule_name(*rule);
             tracing::debug!(rule, templates, "widened to all that it could give: too much waits");
         }
     }
@@ -323,7 +328,7 @@ impl Health {
 
     /// Sets what is being done for the target that is furthest behind.
     pub fn set_of(&self, phase: Phase, target: TargetId) {
-        self.set_for(phase, self.metrics.target_name(target));
+        self.set_for(phase, self.present().target_name(target));
     }
 
     fn set_for(&self, phase: Phase, target: Option<&str>) {
@@ -469,10 +474,31 @@ impl Health {
 
     /// The metrics that tell of the same process, those that grow with time as of now.
     #[must_use]
-    pub fn metrics(&self) -> &Metrics {
+    pub fn metrics(&self) -> Arc<Metrics> {
         let age = self.unconfirmed_since().map_or(Duration::ZERO, |since| since.elapsed());
-        self.metrics.oldest_unconfirmed.set(seconds(age));
-        &self.metrics
+        let metrics = self.present();
+        metrics.oldest_unconfirmed.set(seconds(age));
+        metrics
+    }
+
+    fn present(&self) -> Arc<Metrics> {
+        Arc::clone(&self.metrics.read().expect("no code panics while it holds this lock"))
+    }
+
+    /// Tells of other rules and targets from now on: these are their metrics. What was said of the
+    /// ones before is dropped without a word; the next session looks for itself. What is wrong with
+    /// the slot stays.
+    pub fn is_of(&self, metrics: Arc<Metrics>) {
+        *self.metrics.write().expect("no code panics while it holds this lock") = metrics;
+        let stays =
+            |topic: &Topic| matches!(topic, Topic::Slot | Topic::SlotOwner | Topic::NewSlot);
+        self.forget(|topic| !stays(topic));
+    }
+
+    /// Gives the reloads of the configuration.
+    #[must_use]
+    pub fn reloads(&self) -> &Reloads {
+        &self.reloads
     }
 
     /// Gives the answer of `/readyz`: whether everything is as it should be, and a text with a line
@@ -532,7 +558,7 @@ impl Health {
     }
 
     fn show(&self, state: &State) {
-        self.metrics.ready.set(i64::from(state.is_ready()));
+        self.present().ready.set(i64::from(state.is_ready()));
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

@@ -1,4 +1,5 @@
-//! HTTP for machines that watch: `/metrics`, `/healthz`, `/readyz`; and `/why` for a person.
+//! HTTP for machines that watch: `/metrics`, `/healthz`, `/readyz`, `/reload`; and `/why` for a
+//! person.
 //!
 //! Whoever reaches the port can open connections and never read. None of that may take what the
 //! sidecar needs for Postgres and Redis: a connection gives one answer and ends, it has
@@ -165,13 +166,19 @@ fn answer(request: &Request<Incoming>, health: &Health) -> Response<Full<Bytes>>
             response.headers_mut().insert(CONTENT_TYPE, kind.parse().expect("a header value"));
             response
         }
+        "/reload" => {
+            let mut response = text(StatusCode::OK, health.reloads().to_json());
+            let kind = "application/json".parse().expect("a header value");
+            response.headers_mut().insert(CONTENT_TYPE, kind);
+            response
+        }
         "/healthz" => told(health.liveness()),
         "/readyz" => {
             let (is_ready, body) = health.readiness();
             let is_rollout = request.uri().query() == Some("rollout");
             told((if is_rollout { health.may_replace() } else { is_ready }, body))
         }
-        _ => text(StatusCode::NOT_FOUND, "/metrics /healthz /readyz /why\n".to_owned()),
+        _ => text(StatusCode::NOT_FOUND, "/metrics /healthz /readyz /reload /why\n".to_owned()),
     }
 }
 

@@ -15,6 +15,10 @@ macro_rules! label {
 }
 
 label!(
+    /// `outcome` of a reload: applied, unchanged, refused.
+    OutcomeLabel, outcome, &'static str
+);
+label!(
     /// `operation`: insert, update, delete, truncate, refresh, message.
     OperationLabel, operation, &'static str
 );

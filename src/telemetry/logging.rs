@@ -2,8 +2,10 @@
 
 use std::io::stderr;
 
-use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::{Directive, ParseError};
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{EnvFilter, Registry, reload};
 
 use crate::config::{Log, LogFormat};
 
@@ -16,12 +18,22 @@ fn directives(level: &str) -> String {
     if level.contains(['=', ',']) { level.to_owned() } else { format!("warn,walsweep={level}") }
 }
 
-/// Starts logging as `[log]` says; `RUST_LOG`, where set, says which lines.
-///
-/// # Errors
-///
-/// A level that is not one.
-pub fn start(log: &Log) -> Result<(), ParseError> {
+/// The filter of the lines that are written: another one may take its place.
+#[derive(Clone, Debug)]
+pub struct Filter(reload::Handle<EnvFilter, Registry>);
+
+impl Filter {
+    /// Lets the lines pass that `[log]` says, from now on; `RUST_LOG`, where set, goes first.
+    pub fn set(&self, log: &Log) {
+        // The configuration is judged before: a level that is not one never comes here.
+        if let Ok(filter) = filter(log) {
+            // It fails only where nothing logs any more.
+            drop(self.0.reload(filter));
+        }
+    }
+}
+
+fn filter(log: &Log) -> Result<EnvFilter, ParseError> {
     // Whatever the level says: keys hold values of rows (I9).
     let keys = if log.keys { "debug" } else { "off" };
     let keys: Directive = format!("{KEYS}={keys}").parse()?;
@@ -29,13 +41,24 @@ pub fn start(log: &Log) -> Result<(), ParseError> {
         Ok(directives) if !directives.is_empty() => EnvFilter::try_new(directives)?,
         _ => EnvFilter::try_new(directives(&log.level))?,
     };
-    let filter = filter.add_directive(keys);
-    let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(stderr);
+    Ok(filter.add_directive(keys))
+}
+
+/// Starts logging as `[log]` says; `RUST_LOG`, where set, says which lines.
+///
+/// # Errors
+///
+/// A level that is not one.
+pub fn start(log: &Log) -> Result<Filter, ParseError> {
+    let (filter, handle) = reload::Layer::new(filter(log)?);
     // That a line cannot be written would be written to the same place, and end the program there.
-    let lines = lines.log_internal_errors(false);
+    let lines = tracing_subscriber::fmt::layer().with_writer(stderr).log_internal_errors(false);
+    let registry = tracing_subscriber::registry().with(filter);
     match log.format {
-        LogFormat::Text => lines.with_ansi(false).with_target(false).init(),
-        LogFormat::Json => lines.json().flatten_event(true).with_target(false).init(),
+        LogFormat::Text => registry.with(lines.with_ansi(false).with_target(false)).init(),
+        LogFormat::Json => {
+            registry.with(lines.json().flatten_event(true).with_target(false)).init();
+        }
     }
-    Ok(())
+    Ok(Filter(handle))
 }

@@ -1,7 +1,7 @@
 //! Every metric: name, help, labels, buckets, in one table. The pure stages never touch it.
 
-use std::sync::Mutex;
 use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use prometheus_client::encoding::EncodeLabelSet;
@@ -14,8 +14,8 @@ use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Metric, Registry};
 
 pub use super::labels::{
-    ErrorLabel, NodeLabel, OperationLabel, PeerLabel, ReasonLabel, ReplicaLabel, RuleLabel,
-    SlotLabel, SourceLabel, StatusLabel, TargetLabel, VersionLabel, WidenedLabel,
+    ErrorLabel, NodeLabel, OperationLabel, OutcomeLabel, PeerLabel, ReasonLabel, ReplicaLabel,
+    RuleLabel, SlotLabel, SourceLabel, StatusLabel, TargetLabel, VersionLabel, WidenedLabel,
 };
 use super::server_clock::ServerClock;
 use crate::config::TargetId;
@@ -43,12 +43,12 @@ impl MetricConstructor<Histogram> for Latency {
     }
 }
 
-/// All metrics of the process.
-#[derive(Debug)]
+/// All metrics of the process. A clone shows the same ones.
+#[derive(Clone, Debug)]
 pub struct Metrics {
-    registry: Mutex<Registry>,
+    registry: Arc<Mutex<Registry>>,
     /// The server's clock: it says what the times that the server gives mean here.
-    pub server_clock: ServerClock,
+    pub server_clock: Arc<ServerClock>,
     rules: Vec<String>,
     /// The names of the targets, where there are several.
     targets: Vec<String>,
@@ -130,6 +130,12 @@ pub struct Metrics {
     pub audit_lost: Counter,
     /// Sweeps of what may be stale because a change may have been missed.
     pub resyncs: Family<ReasonLabel, Counter>,
+    /// Reloads of the configuration by what came of them.
+    pub config_reloads: Family<OutcomeLabel, Counter>,
+    /// 1 unless the latest reload was refused.
+    pub config_last_reload_successful: Gauge,
+    /// When the configuration was last read that walsweep runs with, seconds since 1970.
+    pub config_last_reload_success: FloatGauge,
 }
 
 /// Registers under the exposed name; counters are exposed with `_total`, which the registry adds.
@@ -174,7 +180,7 @@ impl Metrics {
         let metrics = Metrics {
             rules: rules.to_vec(),
             targets: Vec::new(),
-            server_clock: ServerClock::default(),
+            server_clock: Arc::default(),
             // Near the front of the page, where `walsweep check` looks for it.
             slot: table.add(
                 "walsweep_slot_info",
@@ -335,7 +341,20 @@ impl Metrics {
                 "walsweep_resyncs_total",
                 "Sweeps of what may be stale because a change may have been missed",
             ),
-            registry: Mutex::new(table.0),
+            config_reloads: table.family(
+                "walsweep_config_reloads_total",
+                "Reloads of the configuration, and what came of them",
+            ),
+            config_last_reload_successful: table.gauge(
+                "walsweep_config_last_reload_successful",
+                "1 unless the latest reload of the configuration was refused",
+            ),
+            config_last_reload_success: table.add(
+                "walsweep_config_last_reload_success_timestamp_seconds",
+                "When the configuration was read that walsweep runs with",
+                FloatGauge::default(),
+            ),
+            registry: Arc::new(Mutex::new(table.0)),
         };
         metrics.create_series();
         metrics
@@ -353,6 +372,37 @@ impl Metrics {
             self.targets = names;
         }
         self
+    }
+
+    /// Gives the same metrics for other rules and targets. The series of those that are gone end,
+    /// as with a restart: an alert on one would never be over.
+    #[must_use]
+    pub fn for_others(&self, rules: &[String], targets: Vec<String>) -> Metrics {
+        self.rules.iter().filter(|rule| !rules.contains(rule)).for_each(|rule| {
+            let label = RuleLabel { rule: rule.clone() };
+            let families =
+                [&self.rule_matches, &self.keys_removed, &self.keys_absent, &self.refills_removed];
+            for family in families {
+                family.remove(&label);
+            }
+            self.rules_suspended.remove(&label);
+            for reason in WidenReason::ALL.map(WidenReason::as_str) {
+                self.widened.remove(&WidenedLabel { rule: rule.clone(), reason });
+            }
+        });
+        if self.targets.iter().any(|target| !targets.contains(target)) {
+            // Those that stay begin anew, as after a restart.
+            self.redis_errors.clear();
+        }
+        let stays = |target: &String| targets.len() > 1 && targets.contains(target);
+        self.targets.iter().filter(|target| !stays(target)).for_each(|target| {
+            let label = TargetLabel { target: target.clone() };
+            self.target_ready.remove(&label);
+            self.target_removed.remove(&label);
+        });
+        let others = Metrics { rules: rules.to_vec(), targets: Vec::new(), ..self.clone() };
+        others.create_series();
+        others.with_targets(targets)
     }
 
     /// The name of a target, where there are several.
@@ -414,6 +464,9 @@ impl Metrics {
         }
         for source in ["cache", "query"] {
             self.lookup_rows.get_or_create_owned(&SourceLabel { source });
+        }
+        for outcome in ["applied", "unchanged", "refused"] {
+            self.config_reloads.get_or_create_owned(&OutcomeLabel { outcome });
         }
         for peer in ["postgres", "replica", "redis"] {
             self.reconnects.get_or_create_owned(&PeerLabel { peer });

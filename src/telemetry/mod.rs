@@ -11,6 +11,7 @@ mod labels;
 pub mod logging;
 pub mod metrics;
 pub mod notify;
+pub mod reloads;
 mod repeats;
 pub mod server_clock;
 pub mod trail;

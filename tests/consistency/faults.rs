@@ -110,6 +110,8 @@ pub(crate) enum Kind {
     StandbyPaused,
     /// Another walsweep takes over when this one is killed.
     StandIn,
+    /// Another configuration, several times.
+    Reload,
     /// A primary is killed; its replica, which may have been cut off before, takes over.
     PrimaryKilled,
     /// A primary is frozen until its replica has taken over, and then goes on.
@@ -126,7 +128,7 @@ pub(crate) enum Kind {
 
 impl Kind {
     /// Every kind, with its name on the command line.
-    pub(crate) const ALL: [(Kind, &str); 46] = [
+    pub(crate) const ALL: [(Kind, &str); 47] = [
         (Kind::Kill, "kill"),
         (Kind::Crash, "crash"),
         (Kind::Freeze, "freeze"),
@@ -167,6 +169,7 @@ impl Kind {
         (Kind::StandbyGone, "standby-gone"),
         (Kind::StandbyPaused, "standby-paused"),
         (Kind::StandIn, "stand-in"),
+        (Kind::Reload, "reload"),
         (Kind::PrimaryKilled, "primary-killed"),
         (Kind::PrimaryPaused, "primary-paused"),
         (Kind::Failover, "failover"),
@@ -224,7 +227,9 @@ impl Kind {
 
     /// Whether it must leave the keys of other rules alone, and so is no outage.
     pub(crate) fn is_confined(self) -> bool {
-        self.is_of_application() || self.is_of_standby() || self == Kind::RedisNoperm
+        self.is_of_application()
+            || self.is_of_standby()
+            || matches!(self, Kind::RedisNoperm | Kind::Reload)
     }
 
     /// Whether it needs a standby that is listed.
@@ -245,7 +250,8 @@ impl Kind {
             | Kind::SlotDropped
             | Kind::SlotAdvanced
             | Kind::SlotLost
-            | Kind::StandIn => Target::Walsweep,
+            | Kind::StandIn
+            | Kind::Reload => Target::Walsweep,
             Kind::StandbyGone | Kind::StandbyPaused => Target::Standby,
             kind if kind.is_of_application() => Target::Postgres,
             Kind::PostgresRestart

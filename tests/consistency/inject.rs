@@ -15,6 +15,7 @@ use crate::cached::{Key, Rows};
 use crate::failover;
 use crate::faults::{Kind, Planned};
 use crate::invalidator::Invalidator;
+use crate::reloads;
 use crate::schema::{FAMILIES, PHANTOMS, families_of_rule};
 use crate::servers::{NAME, REDIS_USER, readyz};
 use crate::shared::{PATIENCE, RETRY};
@@ -32,6 +33,7 @@ pub(crate) async fn inject(world: &World, planned: Planned) {
         Kind::RedisNoperm => refuse_family(world, planned).await,
         Kind::StandbyGone | Kind::StandbyPaused => lose_standby(world, planned).await,
         Kind::StandIn => stand_in(world, planned).await,
+        Kind::Reload => reloads::reload(world, planned).await,
         kind if kind.is_of_nodes() => failover::inject(world, planned).await,
         _ => return strike(world, planned).await,
     };

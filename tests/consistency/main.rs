@@ -35,6 +35,7 @@ mod inject;
 mod invalidator;
 mod naive;
 mod readers;
+mod reloads;
 mod report;
 mod reshard;
 mod rest;
@@ -172,6 +173,8 @@ pub(crate) struct World {
     pub(crate) stand_in: Option<Invalidator>,
     /// It says when it is ready.
     pub(crate) is_walsweep: bool,
+    /// Nothing else goes wrong, so that each reload has to come to what it should.
+    pub(crate) only_reloads: bool,
     /// See the option.
     pub(crate) recovery: Duration,
     /// See the option.
@@ -344,6 +347,7 @@ async fn build(options: &Options, seed: u64, folder: &TempDir) -> World {
         invalidator,
         stand_in,
         is_walsweep,
+        only_reloads: options.faults == [faults::Kind::Reload],
         recovery: Duration::from_secs(options.recovery),
         grace: Duration::from_millis(options.grace),
         faults: Mutex::default(),
@@ -355,8 +359,9 @@ async fn build(options: &Options, seed: u64, folder: &TempDir) -> World {
 async fn rounds(world: &World, options: &Options, report: &mut Report) {
     let mut random = world.shared.random(3, 0);
     let mut kinds = options.faults.clone();
-    // Another program may have no second one that waits.
-    kinds.retain(|kind| *kind != faults::Kind::StandIn || world.is_walsweep);
+    // Another program may have no second one that waits, and no configuration of ours.
+    let is_own = |kind| matches!(kind, faults::Kind::StandIn | faults::Kind::Reload);
+    kinds.retain(|kind| !is_own(*kind) || world.is_walsweep);
     // It goes on all the time.
     kinds.retain(|kind| *kind != faults::Kind::Reshard);
     let mut mixer = faults::Mixer::new(kinds, world.shared.random(4, 0));

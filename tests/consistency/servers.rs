@@ -264,15 +264,25 @@ impl Servers {
 /// Gives the answer of `/readyz` at a port: whether all is well, and its body; `None` if nobody
 /// answers.
 pub(crate) async fn readyz(port: u16) -> Option<(bool, String)> {
+    answer(port, "/readyz").await
+}
+
+async fn answer(port: u16, path: &str) -> Option<(bool, String)> {
     let ask = async {
         let mut stream = TcpStream::connect(("127.0.0.1", port)).await.ok()?;
-        stream.write_all(b"GET /readyz HTTP/1.0\r\nHost: walsweep\r\n\r\n").await.ok()?;
+        let request = format!("GET {path} HTTP/1.0\r\nHost: walsweep\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.ok()?;
         let mut reply = String::new();
         stream.read_to_string(&mut reply).await.ok()?;
         let (head, body) = reply.split_once("\r\n\r\n")?;
         Some((head.split(' ').nth(1) == Some("200"), body.to_owned()))
     };
     tokio::time::timeout(Duration::from_secs(1), ask).await.ok().flatten()
+}
+
+/// The body of a page of walsweep's.
+pub(crate) async fn page(port: u16, path: &str) -> Option<String> {
+    answer(port, path).await.map(|(_, body)| body)
 }
 
 /// walsweep's login, as a URL has it.

@@ -282,7 +282,7 @@ async fn only_a_server_that_nobody_else_names_is_refused_as_a_replica() {
         let target = config.targets().next().unwrap();
         let health = Arc::new(Health::new(Arc::new(Metrics::new(&["r".to_owned()]))));
         let mut connection = server.connect().await.unwrap();
-        let findings = Fitness::new(target, health).refusals(&mut connection, false).await;
+        let (findings, _) = Fitness::new(target, health).refusals(&mut connection).await;
         findings.iter().map(|finding| finding.code.as_str()).collect::<Vec<_>>()
     };
     assert!(code("standalone").await.contains(&"redis_replica"));

@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use tokio::time::sleep;
-use walsweep_stage::throwaway::Signal;
 
 use crate::support::{Bed, PATIENCE, Sidecar, eventually};
 
@@ -147,21 +146,6 @@ async fn a_stop_of_a_stand_in_says_that_it_stood_by() {
     let log = second.log().concat();
     assert!(log.contains("stopped while another process has the slot"), "{log}");
     assert!(!log.contains("waiting until the last keys"), "{log}");
-}
-
-/// An operator who expects a reload, or closes a terminal, ends nothing.
-#[tokio::test]
-async fn sighup_is_answered_and_changes_nothing() {
-    let bed = Bed::new(&[]).await;
-    let mut sidecar = bed.sidecar().await;
-    for _ in 0..2 {
-        sidecar.signal(Signal::Hup);
-    }
-    sidecar.wait_log("SIGHUP changes nothing").await;
-    bed.fill(&["item:1"]).await;
-    bed.sql.run("update item set version = 1 where id = 1").await;
-    bed.gone("item:1").await;
-    assert_eq!(sidecar.sigterm().await, 0);
 }
 
 /// Whoever reads the log as JSON gets no line that is none, not even the last.

@@ -45,13 +45,24 @@ fn the_unit_starts_what_the_program_understands_and_leaves_an_invalid_configurat
     assert_eq!((one("Restart").as_str(), one("Type").as_str()), ("on-failure", "notify"));
 }
 
+/// `systemctl reload` ends with what came of it.
+#[test]
+fn the_unit_reloads_by_what_the_program_understands_and_names_its_process() {
+    let reload = one("ExecReload");
+    let mut words = reload.split(' ').map(|word| word.replace("$MAINPID", "4711"));
+    assert_eq!(words.next().unwrap(), INSTALLED);
+    let cli = understood(&words.collect::<Vec<String>>());
+    assert!(matches!(cli.command, Command::Reload { pid: Some(4711) }), "{cli:?}");
+    assert_eq!(cli.config.to_str(), Some(CONFIG));
+}
+
 /// systemd waits longer than the program does.
 #[test]
 fn the_times_of_the_unit_are_beyond_those_of_the_program() {
     let notify = read("src/telemetry/notify.rs");
     assert!(notify.contains("START_MAX: Duration = Duration::from_secs(10);"));
     assert!(seconds("TimeoutStartSec") >= Duration::from_secs(30));
-    let drain = read("src/run/stream/mod.rs") + &read("src/run/stream/targets.rs");
+    let drain = read("src/run/stream/leave.rs");
     assert!(drain.contains("Duration = Duration::from_secs(10);"), "what is on its way has 10 s");
     assert!(seconds("TimeoutStopSec") >= Duration::from_secs(15));
     assert!(seconds("WatchdogSec") >= Duration::from_secs(10));

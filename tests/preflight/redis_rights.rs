@@ -270,7 +270,7 @@ async fn a_replica_is_no_reason_not_to_start_where_sentinels_name_the_primary() 
         let health = Arc::new(Health::new(Arc::new(Metrics::new(&[]))));
         let fitness = preflight::Fitness::new(target(&config), health);
         let mut connection = replica.connect().await.unwrap();
-        assert_eq!(fitness.refusals(&mut connection, false).await.len(), refused);
+        assert_eq!(fitness.refusals(&mut connection).await.0.len(), refused);
         assert!(fitness.look(connection).await.is_err(), "it is not used in any case");
     }
 }

@@ -205,7 +205,7 @@ const BOUNDS: &[(&str, &str, &str, &str)] = &[
     (
         "README.md",
         "it waits up to 10 s for what is on its way",
-        "src/run/stream/mod.rs",
+        "src/run/stream/leave.rs",
         "DRAIN_TIMEOUT: Duration = Duration::from_secs(10)",
     ),
     (

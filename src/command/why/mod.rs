@@ -19,10 +19,9 @@ use self::nothing::Reach;
 use super::failure::{Failure, print};
 use super::listener::page;
 use super::load::configuration;
-use super::run::names;
 use crate::config::Config;
 use crate::keys::Rules;
-use crate::telemetry::trail::{Answer, AuditRead, Moment, Name, Removal, read};
+use crate::telemetry::trail::{self, Answer, AuditRead, Moment, Name, Removal, read};
 
 /// Removals that are told, at most.
 const TOLD_MAX: usize = 10;
@@ -126,7 +125,7 @@ pub async fn why(path: &Path, key: &OsStr, json: bool) -> Result<(), Failure> {
 /// Reads the audit trail, if the configuration names one.
 fn audited(config: &Config, rules: &Rules, key: &[u8]) -> Option<(Audited, AuditRead)> {
     let file = config.audit.file.as_ref()?.display().to_string();
-    let (trail, error) = match read(&config.audit, &names(config, rules), key) {
+    let (trail, error) = match read(&config.audit, &trail::Known::of(config, rules), key) {
         Ok(trail) => (trail, None),
         Err(error) => (AuditRead::default(), Some(error.to_string())),
     };

@@ -6,6 +6,7 @@ mod early;
 mod full_tests;
 #[cfg(test)]
 mod idle_tests;
+mod leave;
 mod noted;
 #[cfg(test)]
 mod rest_tests;
@@ -25,6 +26,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
 use self::counted::{Arrivals, Counters};
+use self::leave::Leaving;
 use self::targets::Progress;
 use crate::budget::Memory;
 use crate::capture::{Frame, Slot};
@@ -42,8 +44,8 @@ use crate::run::shutdown::Shutdown;
 use crate::settle::{Cache, Ended, Input, Mapped, Visible};
 use crate::source;
 use crate::sweep::Event;
+use crate::telemetry::Health;
 use crate::telemetry::metrics::Metrics;
-use crate::telemetry::{Health, Phase};
 
 /// Transactions that may wait between two stages.
 pub const CHANNEL_LENGTH: usize = 1024;
@@ -51,14 +53,6 @@ pub const CHANNEL_LENGTH: usize = 1024;
 /// Transactions on their way to their first removal beyond which no more are read (I6): the rest
 /// waits in Postgres.
 const IN_FLIGHT_MAX: usize = 200_000;
-
-/// How long a stop waits for keys on their way. What is not through by then is not confirmed, so
-/// the next start gets it again.
-const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// How long the server may take to end the stream in order; it does not interrupt a large
-/// transaction for it, and nothing is lost without.
-const CLOSE_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// How far apart malformed messages of one reason are that the log tells of; the metric counts all.
 const MALFORMED_PAUSE: Duration = Duration::from_secs(10);
@@ -210,11 +204,15 @@ impl<'a> Stream<'a> {
         watched: (&Health, &Metrics),
         shutdown: &mut Shutdown,
     ) -> Result<(), Error> {
-        let counters = Counters::new(watched);
+        let (counters, mut handover) = (Counters::new(watched), shutdown.clone());
         let (inputs, memory) = (self.ends.inputs.clone(), Arc::clone(&self.memory));
         let mut clock = interval((self.timing.status / 2).min(Duration::from_secs(1)));
         clock.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut leaving: Option<Leaving> = None;
         loop {
+            if leaving.as_ref().is_some_and(|leaving| self.is_to_leave(leaving, watched.0)) {
+                return self.hand_over(watched, shutdown).await;
+            }
             let may_read =
                 self.held.is_empty() && self.ledger.in_flight() < IN_FLIGHT_MAX && !self.is_full;
             // What is on its way already must not wait while the thread is blocked for more.
@@ -226,7 +224,12 @@ impl<'a> Stream<'a> {
                 .filter(|until| may_read && is_awaited && *until > Instant::now());
             tokio::select! {
                 biased;
-                () = shutdown.requested() => return self.drain(watched).await,
+                () = shutdown.requested() => {
+                    return self.drain(watched, shutdown.has_heir()).await;
+                }
+                farewell = handover.handed_over(), if leaving.is_none() => {
+                    leaving = Some(self.leaves(farewell));
+                }
                 event = self.ends.events.recv() => self.hear(event, watched).await?,
                 _ = clock.tick() => self.tick(watched.0, may_read).await?,
                 Some(ended) = self.ends.answers.recv() => self.release(ended),
@@ -523,65 +526,6 @@ impl<'a> Stream<'a> {
     /// owed, whose every step would wait for the blocked thread.
     fn is_awaited(&self) -> bool {
         self.ledger.in_flight() > 0 || self.owes_sweep()
-    }
-
-    /// Whether something that was removed is not confirmed.
-    fn is_unconfirmed(&self) -> bool {
-        !self.ledger.is_clear() || self.slot.confirmed() < self.ledger.safe()
-    }
-
-    /// Whether a stop has something to wait for: keys on their way, or their confirmation. While a
-    /// sweep of everything is owed nothing is confirmed, and the next start owes it, too; it may
-    /// wait for a transaction that stays open for hours. Nor is it worth a wait where a replica
-    /// that is gone, or a right that Redis does not give, is in the way; or a Redis that is away,
-    /// if nothing but the confirmation is left.
-    fn is_draining(&self, (health, phase): (&Health, Phase)) -> bool {
-        let is_away =
-            matches!(phase, Phase::RedisLost | Phase::Connecting) && self.ledger.is_clear();
-        let is_in_the_way = self.owes_sweep() || is_away || health.holds_confirmation();
-        self.ledger.in_flight() > 0 || !is_in_the_way && self.is_unconfirmed()
-    }
-
-    /// Reads no more, waits for what is on its way, confirms it, and leaves in good order.
-    async fn drain(mut self, watched: (&Health, &Metrics)) -> Result<(), Error> {
-        let phase = watched.0.phase();
-        watched.0.set(Phase::Stopping);
-        if self.is_draining((watched.0, phase)) {
-            tracing::info!("stopping: waiting until the last keys are removed and confirmed");
-        }
-        let inputs = self.ends.inputs.clone();
-        let deadline = Instant::now() + DRAIN_TIMEOUT;
-        let mut clock = interval(self.timing.status / 2);
-        while self.is_draining((watched.0, phase)) {
-            tokio::select! {
-                biased;
-                event = self.ends.events.recv() => self.hear(event, watched).await?,
-                _ = clock.tick() => self.send_status().await?,
-                room = room_for(&inputs, self.held.front()) => self.pass_held(room)?,
-                () = sleep_until(deadline) => {
-                    tracing::warn!(
-                        transactions = self.ledger.in_flight(),
-                        "stopping before everything is removed and confirmed; the next start \
-                         removes it again"
-                    );
-                    break;
-                }
-            }
-        }
-        let confirmed = self.slot.confirmed();
-        if watched.0.holds_confirmation() && self.is_unconfirmed() {
-            tracing::info!(
-                "what was removed is not confirmed, for what `/readyz` named; the next start \
-                 removes it again"
-            );
-        }
-        match self.slot.close(CLOSE_TIMEOUT).await {
-            Ok(()) => tracing::info!(%confirmed, "stopped"),
-            Err(error) => {
-                tracing::warn!(%confirmed, %error, "stopped; the stream did not end in order");
-            }
-        }
-        Ok(())
     }
 }
 

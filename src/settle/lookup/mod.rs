@@ -92,7 +92,8 @@ impl Lookups {
         let Lookups { rows, cache } = self;
         let (health, all) = (rows.health(), rows.all());
         let mut too_much = TooMuch::default();
-        let (_told, metrics) = (Told(Arc::clone(&health)), health.metrics());
+        let (_told, shared) = (Told(Arc::clone(&health)), health.metrics());
+        let metrics = &*shared;
         let mut resting: Vec<Option<Rows>> =
             rows.on_sessions(SESSIONS_MAX).into_iter().map(Some).collect();
         let mut waiting = Waiting::new(resting.len(), all.len());
@@ -179,7 +180,8 @@ async fn round(
     cache: Option<Cache>,
     health: Arc<Health>,
 ) -> Round {
-    let metrics = health.metrics();
+    let shared = health.metrics();
+    let metrics = &*shared;
     let Some(cache) = cache else {
         count(metrics, "query", wanted.len());
         let read = rows.find(wanted).await;

@@ -51,6 +51,8 @@ pub(super) struct Outlet {
 #[derive(Debug)]
 pub(super) struct Note {
     pub(super) time: Moment,
+    /// The rules and targets that it is of.
+    pub(super) known: Arc<Known>,
     pub(super) of: NoteOf,
 }
 
@@ -78,7 +80,8 @@ impl Note {
         size_of::<Note>() + more
     }
 
-    fn line(self, known: &Known) -> Line {
+    fn line(self) -> Line {
+        let known = &*self.known;
         let name = |target: TargetId| known.target(target).name.clone();
         let event = match self.of {
             NoteOf::Removed(target, record, is_partial, took) => {
@@ -156,7 +159,6 @@ impl Writer {
 /// Starts the thread that writes to a file.
 pub(super) fn start(
     (audit, path): (&Audit, &Path),
-    known: Arc<Known>,
     health: Arc<Health>,
 ) -> io::Result<(Outlet, Writer)> {
     let (sender, receiver) = sync_channel(WAITING_MAX);
@@ -170,7 +172,7 @@ pub(super) fn start(
     };
     let file = AuditFile::new(path.to_owned(), audit.max_bytes, audit.keep);
     let path = path.display().to_string();
-    let work = move || write(receiver, file, (&waiting, &is_lossy), (&known, &health, &path));
+    let work = move || write(receiver, file, (&waiting, &is_lossy), (&health, &path));
     let thread = thread::Builder::new().name("walsweep-audit".to_owned()).spawn(work)?;
     Ok((outlet, Writer(thread)))
 }
@@ -181,7 +183,7 @@ fn write(
     receiver: Receiver<Note>,
     mut file: AuditFile,
     (waiting, is_lossy): (&AtomicUsize, &AtomicBool),
-    (known, health, path): (&Known, &Health, &str),
+    (health, path): (&Health, &str),
 ) {
     let mut batch = Vec::new();
     while let Ok(first) = receiver.recv() {
@@ -191,7 +193,7 @@ fn write(
         while let Some(note) = next {
             waiting.fetch_sub(note.bytes(), Ordering::Relaxed);
             // A text in memory takes all that is written.
-            drop(serde_json::to_writer(&mut batch, &note.line(known)));
+            drop(serde_json::to_writer(&mut batch, &note.line()));
             batch.push(b'\n');
             count += 1;
             next = if batch.len() < BATCH { receiver.try_recv().ok() } else { None };

@@ -2,7 +2,7 @@
 
 use super::body::OfRule;
 use super::told::{RuleCounts, Widened};
-use crate::config::{TargetId, Targets};
+use crate::config::{Config, Redis, TargetId, Targets};
 use crate::keys::{Pattern, RuleId, Rules, WidenReason};
 
 /// A target: how messages name it, and what its keys begin with.
@@ -15,7 +15,7 @@ pub struct TargetName {
 }
 
 /// Names of rules and targets, and all that each rule could produce.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, PartialEq, Eq)]
 pub struct Known {
     targets: Vec<TargetName>,
     rules: Vec<String>,
@@ -26,6 +26,14 @@ pub struct Known {
 }
 
 impl Known {
+    /// The rules and targets of a configuration.
+    #[must_use]
+    pub fn of(config: &Config, rules: &Rules) -> Known {
+        let target =
+            |redis: &Redis| TargetName { name: redis.name.clone(), prefix: redis.prefix.clone() };
+        Known::new(rules, config.redis.iter().map(target).collect())
+    }
+
     /// These rules, and the targets in the order of the configuration.
     #[must_use]
     pub fn new(rules: &Rules, targets: Vec<TargetName>) -> Known {

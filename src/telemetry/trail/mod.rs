@@ -55,9 +55,7 @@ const KEYS_MAX: usize = 20;
 /// See the [module](self).
 #[derive(Debug)]
 pub struct Trail {
-    since: Moment,
     ring: Mutex<Ring>,
-    known: Mutex<Arc<Known>>,
 }
 
 /// Something whose keys are removed now.
@@ -73,18 +71,18 @@ impl Trail {
     /// Nothing yet, of so many targets.
     #[must_use]
     pub fn new(targets: usize) -> Trail {
-        let (ring, known) = (Mutex::new(Ring::new(targets)), Mutex::default());
-        Trail { since: Moment::now(), ring, known }
+        Trail { ring: Mutex::new(Ring::new(targets)) }
     }
 
-    /// Learns the rules and targets that are streamed for.
+    /// Learns the rules and targets that are streamed for. Where they are others than before,
+    /// transactions are remembered from now on: those before are of rules that are numbered
+    /// otherwise.
     pub fn knows(&self, known: Known) {
-        *self.known.lock().expect("no code panics while it holds this lock") = Arc::new(known);
+        self.lock().knows(known);
     }
 
     fn known(&self) -> Arc<Known> {
-        let known = self.known.lock().expect("no code panics while it holds this lock");
-        Arc::clone(&known)
+        Arc::clone(&self.lock().known)
     }
 
     fn lock(&self) -> MutexGuard<'_, Ring> {
@@ -160,7 +158,7 @@ impl Trail {
     /// When there is no thread for it. What is wrong with the file is said by `health`.
     pub fn write_to(&self, audit: &Audit, health: &Arc<Health>) -> io::Result<Option<Writer>> {
         let Some(path) = &audit.file else { return Ok(None) };
-        let (outlet, writer) = audit::start((audit, path), self.known(), Arc::clone(health))?;
+        let (outlet, writer) = audit::start((audit, path), Arc::clone(health))?;
         self.lock().audit = Some(outlet);
         Ok(Some(writer))
     }
@@ -240,7 +238,7 @@ impl Trail {
     pub fn remembers_since(&self) -> Moment {
         let ring = self.lock();
         let oldest = ring.oldest().filter(|_| ring.forgotten > 0);
-        oldest.map_or(self.since, |record| record.received)
+        oldest.map_or(ring.since, |record| record.received)
     }
 
     /// So many of the latest transactions, the newest first; with some of their keys, or without.

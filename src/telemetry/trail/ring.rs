@@ -4,10 +4,12 @@
 //! no room the oldest goes, whether its keys are gone or not.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::audit::{Note, NoteOf, Outlet};
 use super::body::{Body, Scratch};
+use super::known::Known;
 use super::lines::Took;
 use super::name::Moment;
 use crate::budget;
@@ -104,6 +106,10 @@ impl Scope {
 /// See the [module](self).
 #[derive(Debug)]
 pub(super) struct Ring {
+    /// The rules and targets that all of it is of.
+    pub(super) known: Arc<Known>,
+    /// The beginning of what may be remembered.
+    pub(super) since: Moment,
     targets: usize,
     /// The history that is streamed, as the server calls it.
     history: String,
@@ -124,6 +130,8 @@ pub(super) struct Ring {
 impl Ring {
     pub(super) fn new(targets: usize) -> Ring {
         Ring {
+            known: Arc::default(),
+            since: Moment::now(),
             targets: targets.max(1),
             history: String::new(),
             number: 0,
@@ -143,6 +151,28 @@ impl Ring {
             + self.records.capacity() * size_of::<Record>()
             + self.gone.capacity() * size_of::<Gone>()
             + self.events.capacity() * size_of::<Event>()
+    }
+
+    /// Learns rules and targets; forgets what is of others.
+    pub(super) fn knows(&mut self, known: Known) {
+        if *self.known == known {
+            return;
+        }
+        let is_first = *self.known == Known::default();
+        self.targets = known.targets().max(1);
+        self.known = Arc::new(known);
+        if is_first {
+            return;
+        }
+        (self.records, self.gone, self.events) = Default::default();
+        (self.bytes, self.forgotten, self.since) = (0, 0, Moment::now());
+    }
+
+    /// Writes an event to the audit trail, if there is one.
+    fn note(&self, time: Moment, of: NoteOf) {
+        if let Some(audit) = &self.audit {
+            audit.send(Note { time, known: Arc::clone(&self.known), of });
+        }
     }
 
     /// Transactions that follow are of this history.
@@ -199,7 +229,7 @@ impl Ring {
                 let time = Moment::now();
                 for (_, target) in gone.filter(|(gone, _)| gone.removed.is_none()) {
                     let of = NoteOf::Forgotten(target, Box::new(record.clone()));
-                    audit.send(Note { time, of });
+                    audit.send(Note { time, known: Arc::clone(&self.known), of });
                 }
             }
             self.forgotten += 1;
@@ -262,11 +292,9 @@ impl Ring {
         let Some(at) = self.at(lsn) else { return };
         let Some(gone) = self.of_target(at, target) else { return };
         gone.is_partial |= !is_whole;
-        if gone.removed.replace(gone.removed.unwrap_or(now)).is_none()
-            && let Some(audit) = &self.audit
-        {
+        if gone.removed.replace(gone.removed.unwrap_or(now)).is_none() && self.audit.is_some() {
             let record = Box::new(self.records[at].clone());
-            audit.send(Note { time: now, of: NoteOf::Removed(target, record, !is_whole, took) });
+            self.note(now, NoteOf::Removed(target, record, !is_whole, took));
         }
     }
 
@@ -276,8 +304,8 @@ impl Ring {
             let gone = self.at(*lsn).and_then(|at| self.of_target(at, target));
             gone.is_some_and(|gone| gone.again.replace(gone.again.unwrap_or(now)).is_none())
         });
-        if let Some(audit) = self.audit.as_ref().filter(|_| !lsns.is_empty()) {
-            audit.send(Note { time: now, of: NoteOf::Again(target, lsns) });
+        if !lsns.is_empty() {
+            self.note(now, NoteOf::Again(target, lsns));
         }
     }
 
@@ -293,7 +321,7 @@ impl Ring {
                 event.removed = Some(now);
                 if let Some(audit) = &self.audit {
                     let of = NoteOf::Event(target, Box::new(event.clone()));
-                    audit.send(Note { time: now, of });
+                    audit.send(Note { time: now, known: Arc::clone(&self.known), of });
                 }
             }
         }
@@ -333,9 +361,8 @@ impl Ring {
             last.removed = event.removed;
             return;
         }
-        if let (Some(audit), What::Room) = (&self.audit, &event.what) {
-            let of = NoteOf::Event(TargetId::FIRST, Box::new(event.clone()));
-            audit.send(Note { time: event.began, of });
+        if self.audit.is_some() && event.what == What::Room {
+            self.note(event.began, NoteOf::Event(TargetId::FIRST, Box::new(event.clone())));
         }
         self.bytes += event.scope.bytes();
         self.events.push_back(event);

@@ -108,7 +108,7 @@ async fn a_rule_that_is_taken_out_frees_what_was_published_for_it() {
 
 /// `setup` before the restart takes a table from a walsweep that still has its rule.
 #[tokio::test]
-async fn whoever_takes_a_rule_out_is_told_to_restart_what_runs() {
+async fn whoever_takes_a_rule_out_is_told_to_reload_what_runs() {
     let bed = Bed::new(&[]).await;
     bed.sql.run(TABLES).await;
     let mut sidecar = Sidecar::set_up(settings(&bed, &["shop", "cart"])).await;
@@ -116,21 +116,21 @@ async fn whoever_takes_a_rule_out_is_told_to_restart_what_runs() {
     sidecar.change(|new| new.rules = settings(&bed, &["shop"]).rules);
     let check = text(&sidecar.command(&["check"]));
     assert!(
-        check.contains("restart walsweep first, if it runs since the rule was there"),
+        check.contains("`walsweep reload` first, if it runs since the rule was there"),
         "{check}"
     );
     let said = text(&sidecar.command(&["setup"]));
-    let told = "-- If walsweep was not restarted since the rules of `public.cart` went, restart \
-                it: it has them still, and suspends them";
+    let told = "-- If walsweep did not reload since the rules of `public.cart` went, let it do so: \
+                it has them still, and suspends them";
     assert!(said.contains(told), "{said}");
-    let restart = "if the configuration no longer has the rule, restart walsweep";
+    let reload = "if the configuration no longer has the rule, `walsweep reload`";
     let told = || async {
         let (_, body) = sidecar.get("/readyz").await.unwrap();
-        body.contains("rule `cart` is suspended") && body.contains(restart)
+        body.contains("rule `cart` is suspended") && body.contains(reload)
     };
     eventually(PATIENCE, "the rule is suspended, and how that ends is told", told).await;
-    assert_eq!(sidecar.sigterm().await, 0);
-    sidecar.start();
+    let said = text(&sidecar.command(&["reload"]));
+    assert!(said.contains("rule `cart` removed"), "{said}");
     sidecar.wait_ready().await;
     assert!(text(&sidecar.command(&["setup"])).contains("nothing to do"));
 }

@@ -1,0 +1,116 @@
+//! `walsweep reload`.
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::time::Duration;
+
+use rustix::io::Errno;
+use rustix::process::{Pid, Signal, kill_process};
+use tokio::time::{Instant, sleep};
+
+use super::failure::{Failure, halted, print};
+use super::listener::page;
+use super::load::configuration;
+use super::status::told;
+use crate::telemetry::reloads::{Outcome, Process, Told};
+
+/// How often the process is asked whether the reload has ended.
+const ASK_INTERVAL: Duration = Duration::from_millis(50);
+
+/// How long a reload may take: a server that is slow to answer is waited for, and keys on their way
+/// are.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// `walsweep reload`: lets the running process read its configuration again, and says what came of
+/// it. The process is the one that answers at `[http] listen`, or the one of this id.
+///
+/// # Errors
+///
+/// 78 for an invalid configuration; 1 where it is refused for another reason, no process is found,
+/// or what came of it cannot be known.
+pub async fn reload(path: &Path, pid: Option<u32>) -> Result<(), Failure> {
+    let (config, _rules) = configuration(path)?;
+    let Some(address) = config.http.listen else { return unheard(pid) };
+    let Some(before) = ask(address).await else {
+        let message = format!("ask at `http.listen` `{address}`: no walsweep answers there");
+        let hint = "start `walsweep run`, or name the configuration that it runs with; one whose \
+                    `http.listen` is to change needs a restart";
+        return Err(Failure::halted(message).with_hint(Some(hint)));
+    };
+    let process = before.process;
+    if Process::of(process.pid) != process || pid.is_some_and(|pid| pid != process.pid) {
+        return Err(out_of_reach(address, process.pid));
+    }
+    send(process.pid)?;
+    let deadline = Instant::now() + PATIENCE;
+    while Instant::now() < deadline {
+        // One that began before may have read another file.
+        let told = ask(address).await.filter(|told| told.process == process);
+        if let Some(told) = told.filter(|told| told.ended > before.begun) {
+            return outcome(&told);
+        }
+        if Process::of(process.pid) != process {
+            return Err(halted("walsweep ended before the reload did; its log says why"));
+        }
+        sleep(ASK_INTERVAL).await;
+    }
+    let seconds = PATIENCE.as_secs();
+    Err(halted(format!("the reload has not ended after {seconds} s; the log says what of it")))
+}
+
+/// Nobody can be asked what came of it.
+fn unheard(pid: Option<u32>) -> Result<(), Failure> {
+    let Some(pid) = pid else {
+        let message = "`http.listen` is \"\", so that the process cannot be found";
+        let hint = "name it with `--pid`, or send it SIGHUP; its log says what comes of it";
+        return Err(Failure::halted(message.to_owned()).with_hint(Some(hint)));
+    };
+    send(pid)?;
+    print("walsweep was told; `http.listen` is \"\", so that its log alone says what comes of it\n")
+}
+
+async fn ask(address: SocketAddr) -> Option<Told> {
+    let page = page(address, "/reload").await;
+    let (_is_well, body) = told(&page)?;
+    serde_json::from_str(body).ok()
+}
+
+fn out_of_reach(address: SocketAddr, pid: u32) -> Failure {
+    let message = format!(
+        "the walsweep that answers at `{address}` calls itself process {pid}, and is none that can \
+         be reached from here"
+    );
+    let hint = "in a container, run `walsweep reload` there: `docker exec NAME walsweep reload`, \
+                `kubectl exec POD -- walsweep reload`; or send it SIGHUP: `docker kill --signal \
+                HUP NAME`";
+    Failure::halted(message).with_hint(Some(hint))
+}
+
+fn send(pid: u32) -> Result<(), Failure> {
+    let process = i32::try_from(pid).ok().and_then(Pid::from_raw);
+    let sent = process.ok_or(Errno::SRCH).and_then(|pid| kill_process(pid, Signal::HUP));
+    sent.map_err(|error| {
+        let hint = match error {
+            Errno::PERM => Some(
+                "do it as the user that walsweep runs as, or as root; of a unit of \
+                                 systemd with `systemctl reload walsweep`",
+            ),
+            _ => None,
+        };
+        Failure::halted(format!("send SIGHUP to process {pid}: {error}")).with_hint(hint)
+    })
+}
+
+/// Says what came of it.
+fn outcome(told: &Told) -> Result<(), Failure> {
+    let lines = told.lines.join("\n");
+    match told.outcome {
+        Some(Outcome::Applied) => print(&format!("the new configuration is in force:\n{lines}\n")),
+        Some(Outcome::Unchanged) => print(&format!("{lines}\n")),
+        Some(Outcome::Refused) | None => {
+            let status = if told.is_invalid { 78 } else { 1 };
+            let end = "the new configuration is refused; the old one stays in force";
+            Err(Failure::halted(format!("{lines}\n{end}")).with_status(status))
+        }
+    }
+}

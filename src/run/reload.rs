@@ -1,0 +1,396 @@
+//! A new configuration while the program runs: read, judged, and taken over between two sessions.
+//!
+//! The old one works on while the new one is judged, and when it is refused. Judged is all that a
+//! start would refuse: the file, the Redis servers, the database. A rule that a start would suspend
+//! is refused, too, unless it is suspended now: the old rules do not stand still for it. With that
+//! the next session is prepared: its connections are there and its checks are made before the old
+//! session ends. Then that one ends in good order, and the next begins at the position that was
+//! confirmed. The watermark tells under which rules it was written, so that the next session sweeps
+//! what the new rules newly cover, and nothing else.
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeSet;
+use std::convert::Infallible;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use tokio::sync::{Notify, watch};
+use tokio::time::{Instant, sleep};
+
+use crate::config::{Config, Difference, How, Subject, differences, place};
+use crate::keys::{Given, RulePrint, Rules};
+use crate::preflight::{self, Finding};
+use crate::run::error::{Error, Verdict};
+use crate::run::redis_checks;
+use crate::run::session::{Prepared, Session};
+use crate::run::shutdown::Farewell;
+use crate::telemetry::Health;
+use crate::telemetry::metrics::OutcomeLabel;
+use crate::telemetry::reloads::Outcome;
+
+/// The file is read twice, so long apart, and has to say the same: one that is being written may be
+/// valid half way.
+const SETTLING: Duration = Duration::from_millis(100);
+
+/// How often that is tried.
+const READS_MAX: u32 = 20;
+
+/// A configuration, as it was read.
+pub struct Setting {
+    /// The configuration.
+    pub config: Config,
+    /// Its rules, compiled.
+    pub rules: Rules,
+    /// The text of the file.
+    pub text: String,
+}
+
+/// Reads the configuration file; of one that is invalid it gives each problem as a line.
+pub type Load = Box<dyn Fn() -> Result<Setting, Vec<String>>>;
+
+/// A configuration that was judged, and is to be taken over.
+pub(super) struct Change {
+    pub(super) setting: Rc<Setting>,
+    /// The next session, if it could be prepared.
+    pub(super) prepared: Option<Prepared>,
+    pub(super) differences: Vec<Difference>,
+}
+
+/// The place where the program and its reloads tell each other what they know.
+pub struct Handover {
+    next: RefCell<Option<Change>>,
+    wish: watch::Sender<Option<Farewell>>,
+    /// The configuration that the program runs with.
+    present: RefCell<Rc<Setting>>,
+    /// Whether a session ever began, and whether one stands.
+    is_established: Cell<bool>,
+    pub(super) stands: Cell<bool>,
+    /// The server of the latest session.
+    system_id: RefCell<Option<String>>,
+    /// The rules that were suspended when it began.
+    suspended: RefCell<BTreeSet<String>>,
+}
+
+impl Handover {
+    /// Begins with this configuration.
+    #[must_use]
+    pub fn new(setting: Setting) -> Handover {
+        Handover {
+            next: RefCell::default(),
+            wish: watch::Sender::new(None),
+            present: RefCell::new(Rc::new(setting)),
+            is_established: Cell::new(false),
+            stands: Cell::new(false),
+            system_id: RefCell::default(),
+            suspended: RefCell::default(),
+        }
+    }
+
+    /// Gives the configuration that is in force.
+    #[must_use]
+    pub fn present(&self) -> Rc<Setting> {
+        Rc::clone(&self.present.borrow())
+    }
+
+    /// Tells when a session is to end for a new configuration, and how.
+    pub(super) fn wish(&self) -> watch::Receiver<Option<Farewell>> {
+        self.wish.subscribe()
+    }
+
+    /// A session begins.
+    pub(super) fn begins(&self, session: &Session) {
+        self.is_established.set(true);
+        self.stands.set(true);
+        self.system_id.replace(Some(session.expected.system_id.clone()));
+        self.suspended.replace(session.suspended.clone());
+    }
+
+    /// Takes the new configuration, if there is one: it is in force from now on.
+    pub(super) fn take(&self) -> Option<Change> {
+        let change = self.next.take()?;
+        self.present.replace(Rc::clone(&change.setting));
+        self.wish.send_replace(None);
+        Some(change)
+    }
+
+    /// Lets the program take a new configuration, and waits until it has.
+    async fn give(&self, change: Change, farewell: Farewell) {
+        self.next.replace(Some(change));
+        self.wish.send_replace(Some(farewell));
+        // The sender is this one: it does not end before.
+        drop(self.wish.subscribe().wait_for(Option::is_none).await);
+    }
+}
+
+/// Reads and judges new configurations.
+pub struct Reloader {
+    /// The file's path, for messages.
+    pub file: Arc<str>,
+    /// Reads the file.
+    pub load: Load,
+    /// Told when somebody asks for a reload; what comes during one makes another.
+    pub asked: Arc<Notify>,
+    /// Whether a rule that does not fit its table is refused, whatever it was before.
+    pub is_strict: bool,
+    /// Where what comes of it is told.
+    pub health: Arc<Health>,
+    /// Changes the log's level.
+    pub log: Box<dyn Fn(&Config)>,
+}
+
+/// Why a configuration is not taken over.
+struct Refused {
+    /// The file itself is invalid.
+    is_invalid: bool,
+    /// Each problem.
+    lines: Vec<String>,
+}
+
+impl Refused {
+    fn because(line: String) -> Refused {
+        Refused { is_invalid: false, lines: vec![line] }
+    }
+}
+
+impl Reloader {
+    /// Reloads whenever it is asked to.
+    pub async fn run(self, handover: Rc<Handover>) -> Infallible {
+        loop {
+            self.asked.notified().await;
+            self.reload(&handover).await;
+        }
+    }
+
+    async fn reload(&self, handover: &Handover) {
+        let reloads = self.health.reloads();
+        reloads.begin();
+        tracing::info!(file = &*self.file, "reading the configuration again");
+        let began = Instant::now();
+        let (outcome, is_invalid, lines) = match self.judge(handover).await {
+            Ok(change) if change.differences.is_empty() => {
+                let line = "nothing is another: nothing is touched".to_owned();
+                (Outcome::Unchanged, false, vec![line])
+            }
+            Ok(change) => {
+                let lines = change.differences.iter().map(ToString::to_string).collect();
+                let before = handover.present();
+                let farewell = farewell(&before, &change.setting, &change.differences);
+                (self.log)(&change.setting.config);
+                handover.give(change, farewell).await;
+                (Outcome::Applied, false, lines)
+            }
+            Err(Refused { is_invalid, lines }) => (Outcome::Refused, is_invalid, lines),
+        };
+        self.tell(outcome, &lines, began.elapsed());
+        reloads.end(outcome, is_invalid, lines);
+    }
+
+    fn tell(&self, outcome: Outcome, lines: &[String], took: Duration) {
+        let metrics = self.health.metrics();
+        let is_well = outcome != Outcome::Refused;
+        let label = OutcomeLabel { outcome: outcome.as_str() };
+        metrics.config_reloads.get_or_create(&label).inc();
+        metrics.config_last_reload_successful.set(is_well.into());
+        if is_well {
+            metrics.config_last_reload_success.set(now_seconds());
+            let (what, took_ms) = (lines.join("; "), took.as_millis());
+            tracing::info!(
+                outcome = outcome.as_str(),
+                took_ms,
+                "the configuration is read: {what}"
+            );
+            return;
+        }
+        for line in lines {
+            tracing::error!("the new configuration is refused: {line}");
+        }
+        tracing::warn!(
+            problems = lines.len(),
+            hint = "mend it and reload again; a restart would read it, too",
+            "the old configuration stays in force"
+        );
+    }
+
+    /// Reads the file, and judges whatever a start would.
+    async fn judge(&self, handover: &Handover) -> Result<Change, Refused> {
+        let setting = self.read().await?;
+        let before = handover.present();
+        let differences = differences(&before.text, &setting.text);
+        self.needs_no_restart(&before, &setting, &differences)?;
+        for finding in preflight::files(&setting.config).findings() {
+            tracing::warn!(hint = finding.hint, "{}", finding.message);
+        }
+        let is_changed = |target: &str| differences.iter().any(|one| is_of_target(one, target));
+        let is_rule_changed = |rule: &str| differences.iter().any(|one| is_of_rule(one, rule));
+        let checked = redis_checks::check(&setting.config, &self.health).await;
+        self.found_none(checked.refused_for((is_changed, is_rule_changed)))?;
+        let prepared = self.prepare(handover, &setting).await?;
+        if let Some(prepared) = &prepared {
+            self.is_of_one_server(handover, prepared)?;
+            self.suspends_no_more(handover, &setting, (&prepared.findings, &differences))?;
+        }
+        Ok(Change { setting: Rc::new(setting), prepared, differences })
+    }
+
+    /// Reads the file once nobody writes it any more.
+    async fn read(&self) -> Result<Setting, Refused> {
+        let mut before = (self.load)();
+        for _ in 0..READS_MAX {
+            sleep(SETTLING).await;
+            let now = (self.load)();
+            let is_settled = match (&before, &now) {
+                (Ok(before), Ok(now)) => before.text == now.text,
+                (Err(before), Err(now)) => before == now,
+                _ => false,
+            };
+            if is_settled {
+                return now.map_err(|lines| Refused { is_invalid: true, lines });
+            }
+            before = now;
+        }
+        let line = format!("{}: it changes all the time: is it being written?", self.file);
+        Err(Refused::because(line))
+    }
+
+    fn needs_no_restart(
+        &self,
+        before: &Setting,
+        after: &Setting,
+        differences: &[Difference],
+    ) -> Result<(), Refused> {
+        let at = |key: &str, why: &str| {
+            let at = place(&after.text, key);
+            format!("{}:{}:{}: {key}: {why}", self.file, at.line, at.column)
+        };
+        let mut lines: Vec<String> = differences
+            .iter()
+            .filter_map(Difference::needs_restart)
+            .map(|key| at(key, "it is read at the start alone\n  hint: restart walsweep for it"))
+            .collect();
+        let database = |setting: &Setting| setting.config.postgres.endpoint.database.clone();
+        if database(before) != database(after) {
+            let why = format!(
+                "it names database `{}`, and the slot is in `{}`\n  hint: a slot is of one \
+                 database: restart walsweep for another",
+                database(after),
+                database(before)
+            );
+            lines.push(at("postgres.url", &why));
+        }
+        if lines.is_empty() { Ok(()) } else { Err(Refused { is_invalid: false, lines }) }
+    }
+
+    fn found_none(&self, findings: Vec<Finding>) -> Result<(), Refused> {
+        let shown = |finding: Finding| finding.in_file(&self.file).to_string();
+        let lines: Vec<String> = findings.into_iter().map(shown).collect();
+        if lines.is_empty() { Ok(()) } else { Err(Refused { is_invalid: false, lines }) }
+    }
+
+    /// Prepares the next session. While one stands, it has to succeed; while none does, whatever
+    /// may pass by itself is no reason to keep the old configuration, which does no better.
+    async fn prepare(
+        &self,
+        handover: &Handover,
+        setting: &Setting,
+    ) -> Result<Option<Prepared>, Refused> {
+        let is_first = !handover.is_established.get();
+        let told = (self.is_strict, is_first);
+        match Box::pin(Prepared::new(&setting.config, &setting.rules, told)).await {
+            Ok(prepared) => Ok(Some(prepared)),
+            Err(Error::Refused(findings)) => {
+                let errors = findings.into_iter().filter(Finding::is_error).collect();
+                self.found_none(errors).map(|()| None)
+            }
+            Err(error) => {
+                let may_pass = error.may_be_switchover(&setting.config.postgres);
+                let passes = error.verdict(may_pass) != Verdict::Halt;
+                if passes && !handover.stands.get() {
+                    return Ok(None);
+                }
+                let hint = error.hint().map(|hint| format!("\n  hint: {hint}"));
+                Err(Refused::because(format!("{error}{}", hint.unwrap_or_default())))
+            }
+        }
+    }
+
+    /// Another server would be another history: whoever wants that begins anew.
+    fn is_of_one_server(&self, handover: &Handover, next: &Prepared) -> Result<(), Refused> {
+        let before = handover.system_id.borrow();
+        match before.as_deref().filter(|before| *before != next.system_id()) {
+            None => Ok(()),
+            Some(before) => Err(Refused::because(format!(
+                "{}: `postgres.url` reaches system `{}`, and the slot is in `{before}`\n  hint: \
+                 it is another cluster: restart walsweep for it, which sweeps everything",
+                self.file,
+                next.system_id()
+            ))),
+        }
+    }
+
+    /// Refuses a rule that would be suspended, if it is new, another, or at work now.
+    fn suspends_no_more(
+        &self,
+        handover: &Handover,
+        setting: &Setting,
+        (findings, differences): (&[Finding], &[Difference]),
+    ) -> Result<(), Refused> {
+        let suspended = handover.suspended.borrow();
+        let is_news = |rule: &str| {
+            !suspended.contains(rule) || differences.iter().any(|one| is_of_rule(one, rule))
+        };
+        let is_known = |rule: &str| setting.rules.names().iter().any(|name| name == rule);
+        let refused = findings
+            .iter()
+            .filter(|finding| finding.suspends().any(|rule| is_known(rule) && is_news(rule)));
+        self.found_none(refused.cloned().collect())
+    }
+}
+
+/// Whether a difference may be one of this rule. Which lookups it names is not asked.
+fn is_of_rule(difference: &Difference, rule: &str) -> bool {
+    match &difference.subject {
+        Subject::Rule(name) => name == rule,
+        Subject::Lookup(_) => true,
+        _ => false,
+    }
+}
+
+fn is_of_target(difference: &Difference, target: &str) -> bool {
+    match &difference.subject {
+        Subject::Target(name) | Subject::OfTarget(name, _) => name == target,
+        _ => false,
+    }
+}
+
+/// The longest refill window that a reload waits for.
+const WINDOW_MAX: Duration = Duration::from_secs(60);
+
+/// How long first removals that are on their way may take, at most.
+const REMOVAL_MAX: Duration = Duration::from_secs(10);
+
+/// How the session of `before` ends: once what it has received is confirmed, if some keys of that
+/// are such that `after` does not give any more, or removes elsewhere. The next session, to which
+/// everything comes again that is not confirmed, would not remove them.
+fn farewell(before: &Setting, after: &Setting, differences: &[Difference]) -> Farewell {
+    let moves = |one: &Difference| match &one.subject {
+        Subject::Target(_) => one.how == How::Removed,
+        Subject::OfTarget(_, option) => {
+            ["url", "mode", "prefix", "rules"].contains(&option.as_str())
+        }
+        _ => false,
+    };
+    let (old, new) = (before.rules.prints(&BTreeSet::new()), after.rules.prints(&BTreeSet::new()));
+    let given = Given::new(&new);
+    let is_given = |rule: &RulePrint| rule.keys.iter().all(|key| given.covers(rule, key, true));
+    if old.iter().all(is_given) && !differences.iter().any(moves) {
+        return Farewell::Soon;
+    }
+    Farewell::Confirmed(before.config.refill.window.min(WINDOW_MAX) + REMOVAL_MAX)
+}
+
+/// Seconds since 1970.
+#[must_use]
+pub fn now_seconds() -> f64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64()
+}
