@@ -53,7 +53,7 @@ async fn execute(Cli { config, command }: Cli) -> Result<(), Failure> {
             sweep::sweep(&config, &patterns, (dry_run, force), target).await
         }
         Command::Coverage { json } => coverage::coverage(&config, json).await,
-        Command::Status => status::status(&config).await,
+        Command::Status { json, watch } => status::status(&config, json, watch).await,
         Command::Demo { keep } => demo::demo(keep).await,
         Command::Completions { shell } => pages::completions(shell),
         Command::Man(arguments) => pages::man(&arguments),

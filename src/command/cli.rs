@@ -102,11 +102,18 @@ pub enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Say what the running walsweep is doing, as `/readyz` does.
+    /// Say how the running walsweep is: what flows, what waits and why, the slot, targets, rules.
     ///
     /// Asks at `[http] listen`, and ends with 1 unless `/healthz` is 200. One that stands by for
-    /// another is well.
-    Status,
+    /// another is well. It begins with what `/readyz` says.
+    Status {
+        /// Print it as JSON.
+        #[arg(long)]
+        json: bool,
+        /// Ask again each second, until Ctrl-C; with --json an object each time.
+        #[arg(long)]
+        watch: bool,
+    },
     /// Start throwaway Postgres and Redis with a football site, and show what happens to its keys.
     Demo {
         /// Leave everything running until Ctrl-C.

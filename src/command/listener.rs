@@ -13,7 +13,7 @@ use crate::telemetry::metrics::{Metrics, SlotLabel};
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The most that is read of it, bytes.
-const ANSWER_BYTES_MAX: u64 = 64 << 10;
+const ANSWER_BYTES_MAX: u64 = 4 << 20;
 
 /// Who listens at an address.
 #[derive(Debug, PartialEq, Eq)]

@@ -176,6 +176,14 @@ pub const EXAMPLES: &[Example] = &[
         lines: &["walsweep status --config /etc/walsweep/config.toml"],
     },
     Example {
+        command: Some("status"),
+        says: "Look on while it works; and rules that do not fit their table, for a program:",
+        lines: &[
+            "walsweep status --watch",
+            "walsweep status --json | jq '.rules[] | select(.suspended)'",
+        ],
+    },
+    Example {
         command: Some("demo"),
         says: "Leave the servers running, and print their addresses:",
         lines: &["walsweep demo --keep"],

@@ -15,6 +15,8 @@ use crate::run::program::Program;
 use crate::run::shutdown::Shutdown;
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::notify::Manager;
+use crate::telemetry::http::Served;
+use crate::telemetry::status::Facts;
 use crate::telemetry::{Health, http, logging};
 
 /// `walsweep run`; where it `is_verbose`, it logs at level `debug` whatever `[log]` says.
@@ -70,8 +72,9 @@ async fn stream(
             Ok(listener) => listener,
             Err(error) => return Err(cannot_listen(address, &error).await),
         };
-        tracing::info!(%address, "serving /metrics /healthz /readyz");
-        tokio::spawn(http::serve(listener, Arc::clone(&health)));
+        tracing::info!(%address, "serving / /status /metrics /healthz /readyz");
+        let served = Served::new(Arc::clone(&health), Facts::of(config));
+        http::serve_apart(listener, served).map_err(halted)?;
     }
     match Manager::find(|name| std::env::var(name).ok()) {
         Ok(Some(manager)) => {

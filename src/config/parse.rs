@@ -271,8 +271,9 @@ fn http(reader: &mut Reader<'_>, root: &mut Section<'_, '_>) -> Http {
             Some,
         ),
     };
+    let keys = reader.flag(&mut section, "keys", false);
     reader.finish(&section);
-    Http { listen }
+    Http { listen, keys }
 }
 
 fn log(reader: &mut Reader<'_>, root: &mut Section<'_, '_>) -> Log {

@@ -22,6 +22,7 @@ use super::redis::pass_items::{PassItem, PassItems, Told};
 use crate::config::TargetId;
 use crate::keys::{Pattern, Reach, RuleId};
 use crate::telemetry::metrics::{Metrics, ReasonLabel, seconds};
+use crate::telemetry::noted::{Page, PassUnderWay};
 
 /// Everything that Redis refused in a pass.
 #[derive(Default)]
@@ -38,8 +39,8 @@ pub(super) struct RefusedOf {
 
 /// How a pass finds keys.
 pub(super) enum Way<'a> {
-    /// By SCAN, at this pace.
-    Scan(&'a mut Paces),
+    /// By SCAN, at this pace, noted here.
+    Scan(&'a mut Paces, PassUnderWay<'a>),
     /// By the index.
     Index,
 }
@@ -57,10 +58,15 @@ pub(super) async fn sweep<N: Node>(
     let (patterns, mut owners) = patterns_of(jobs);
     let (items, item_owners) = items_of(jobs, is_last, publisher);
     owners.extend(item_owners);
+    let (mut paces, noted) = match way {
+        Way::Scan(paces, noted) => (Some(paces), Some(noted)),
+        Way::Index => (None, None),
+    };
     // Of each server by itself: what it had done when it was heard of last.
-    let watch = || {
+    let watch = |server: &str| {
         let (mut scanned, mut waited) = (0, Duration::ZERO);
         let (owners, mut counted) = (&owners, vec![0; owners.len()]);
+        let (noted, server) = (noted.as_ref(), server.to_owned());
         move |progress: &Progress| {
             for (((rule, second), removed), counted) in
                 owners.iter().zip(&progress.removed).zip(&mut counted)
@@ -74,6 +80,8 @@ pub(super) async fn sweep<N: Node>(
             }
             if progress.scanned > scanned {
                 metrics.scan_stall.observe(seconds(progress.stall));
+                let Progress { scanned, stall, waited, .. } = *progress;
+                noted.iter().for_each(|noted| noted.page(&server, Page { scanned, stall, waited }));
             }
             metrics.sweep_scanned_keys.inc_by(progress.scanned - scanned);
             metrics.sweep_throttled.inc_by(seconds(progress.waited - waited));
@@ -83,16 +91,17 @@ pub(super) async fn sweep<N: Node>(
     let mut pass = Pass::new(patterns.clone());
     pass.items = items;
     pass.refused_bytes_max = refused_bytes_max;
-    let progress = match way {
-        Way::Scan(paces) => {
+    let progress = match &mut paces {
+        Some(paces) => {
             let progress = pass.over(node, paces, watch).await?;
+            noted.into_iter().for_each(PassUnderWay::is_whole);
             let reason = pass_reason(jobs);
             metrics.sweeps.get_or_create(&ReasonLabel { reason }).inc();
             metrics.sweep_seconds.observe(seconds(began.elapsed()));
             progress
         }
-        Way::Index => {
-            let Some(progress) = pass.by_index(node, watch).await? else { return Ok(None) };
+        None => {
+            let Some(progress) = pass.by_index(node, || watch("")).await? else { return Ok(None) };
             metrics.index_passes.inc();
             progress
         }

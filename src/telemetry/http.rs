@@ -1,33 +1,46 @@
-//! HTTP for machines that watch: `/metrics`, `/healthz`, `/readyz`.
+//! HTTP for people and for machines that watch: the page at `/`, `/status`, `/events`, `/runbook`;
+//! `/metrics`, `/healthz`, `/readyz`.
 //!
 //! Whoever reaches the port can open connections and never read. None of that may take what the
-//! sidecar needs for Postgres and Redis: a connection gives one answer and ends, it has
+//! sidecar needs for Postgres and Redis (I10). All of it has a thread of its own, so that a page that
+//! is being made delays no removal. A connection gives one answer and ends, it has
 //! [`CONNECTION_TIMEOUT`] for it, and there are at most [`CONNECTIONS_MAX`] of them. One more than
-//! that ends the oldest, so that whoever asks and reads is answered even then.
+//! that ends the oldest, so that whoever asks and reads is answered even then. Only those that
+//! listen to events stay, a few, each as long as it reads them.
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::Arc;
+use std::thread;
 use std::time::Duration;
 
-use http_body_util::Full;
+use http_body_util::{Either, Full};
 use hyper::body::{Bytes, Incoming};
-use hyper::header::CONTENT_TYPE;
+use hyper::header::{
+    CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderName, REFERRER_POLICY,
+    X_CONTENT_TYPE_OPTIONS,
+};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
 use tokio::task::{AbortHandle, JoinSet};
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep, sleep_until};
 
 use super::Health;
+use super::events::{Events, Taken, Teller};
+use super::page::{self, Page};
 use super::repeats::Repeats;
+use super::status::{Facts, Status};
 
 /// A connection that is older than this ends, whether its client has not sent a request or has not
-/// read the answer. Prometheus waits as long for a scrape, unless it is told otherwise.
+/// read the answer. Prometheus waits as long for a scrape, unless it is told otherwise. A listener
+/// ends that took no event for as long.
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Connections at a time, where the process may have at least four times as many descriptors.
@@ -36,8 +49,38 @@ const CONNECTIONS_MAX: usize = 64;
 /// A request has a line and some headers; what is longer is answered with 431.
 const REQUEST_BYTES_MAX: usize = 16 * 1024;
 
+/// The most that the system keeps of an answer for a client that does not read it, bytes.
+const SEND_BYTES: usize = 128 * 1024;
+
 /// Pause after the system gave no connection.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// The paths that there are, for whoever asks for another one.
+const PATHS: &str = "/ /status /events /runbook /metrics /healthz /readyz\n";
+
+/// The body of an answer: a text, or events.
+type Body = Either<Full<Bytes>, Events>;
+
+/// Everything that the pages tell of.
+pub struct Served {
+    /// The state, and with it the metrics.
+    health: Arc<Health>,
+    facts: Facts,
+    teller: Teller,
+}
+
+impl Served {
+    /// Tells of this state, beside these facts.
+    #[must_use]
+    pub fn new(health: Arc<Health>, facts: Facts) -> Served {
+        let teller = Teller::new(connections_max(descriptors_max()) / 4);
+        Served { health, facts, teller }
+    }
+
+    fn status(&self) -> Status {
+        Status::of(&self.health, &self.facts)
+    }
+}
 
 /// Listens at `address`.
 ///
@@ -48,16 +91,44 @@ pub async fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
     TcpListener::bind(address).await
 }
 
+/// Answers requests on a thread of its own until the process ends.
+///
+/// # Errors
+///
+/// When there is no thread for it.
+pub fn serve_apart(listener: TcpListener, served: Served) -> std::io::Result<()> {
+    let listener = listener.into_std()?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let run = move || {
+        runtime.block_on(async {
+            match TcpListener::from_std(listener) {
+                Ok(listener) => serve(listener, Arc::new(served)).await,
+                Err(error) => tracing::error!(%error, "nobody answers at `http.listen`"),
+            }
+        });
+    };
+    thread::Builder::new().name("walsweep-http".to_owned()).spawn(run).map(drop)
+}
+
 /// Answers requests until it is dropped.
-pub async fn serve(listener: TcpListener, health: Arc<Health>) {
+async fn serve(listener: TcpListener, served: Arc<Served>) {
+    tokio::select! {
+        () = accept(listener, &served) => {}
+        () = served.teller.tell(|| served.status()) => {}
+    }
+}
+
+async fn accept(listener: TcpListener, served: &Arc<Served>) {
     let max = connections_max(descriptors_max());
     let mut open = Open::default();
     let mut refusals = Repeats::default();
     loop {
         match listener.accept().await {
             Ok((stream, _peer)) => {
+                // Without it a client that never reads gets megabytes of the system's memory.
+                drop(SockRef::from(&stream).set_send_buffer_size(SEND_BYTES));
                 open.leave_at_most(max - 1).await;
-                open.add(serve_one(stream, Arc::clone(&health)));
+                open.add(serve_one(stream, Arc::clone(served)));
             }
             Err(error) => {
                 // Out of descriptors, say: ours are the first to be given back.
@@ -109,9 +180,11 @@ impl Open {
     }
 }
 
-async fn serve_one<S: AsyncRead + AsyncWrite + Unpin>(stream: S, health: Arc<Health>) {
+async fn serve_one<S: AsyncRead + AsyncWrite + Unpin>(stream: S, served: Arc<Served>) {
+    let taken = Arc::<Taken>::default();
+    let of_service = Arc::clone(&taken);
     let service = service_fn(move |request| {
-        let response = answer(&request, &health);
+        let response = answer(&request, &served, &of_service);
         async move { Ok::<_, Infallible>(response) }
     });
     let connection = http1::Builder::new()
@@ -120,23 +193,68 @@ async fn serve_one<S: AsyncRead + AsyncWrite + Unpin>(stream: S, health: Arc<Hea
         .keep_alive(false)
         .max_buf_size(REQUEST_BYTES_MAX)
         .serve_connection(TokioIo::new(stream), service);
-    match timeout(CONNECTION_TIMEOUT, connection).await {
-        Ok(Ok(())) => {}
-        Ok(Err(error)) => tracing::debug!(%error, "an HTTP connection ended early"),
-        Err(_elapsed) => tracing::debug!("an HTTP connection took too long"),
+    let mut connection = pin!(connection);
+    let mut until = Instant::now() + CONNECTION_TIMEOUT;
+    loop {
+        tokio::select! {
+            biased;
+            ended = connection.as_mut() => {
+                if let Err(error) = ended {
+                    tracing::debug!(%error, "an HTTP connection ended early");
+                }
+                return;
+            }
+            () = sleep_until(until) => match taken.at().map(|at| at + CONNECTION_TIMEOUT) {
+                Some(later) if later > until => until = later,
+                _ => {
+                    tracing::debug!("an HTTP connection took too long");
+                    return;
+                }
+            },
+        }
     }
 }
 
-fn answer(request: &Request<Incoming>, health: &Health) -> Response<Full<Bytes>> {
+/// The answer to a request; what is `taken` of it, if it is one for events, is noted there.
+fn answer(request: &Request<Incoming>, served: &Served, taken: &Arc<Taken>) -> Response<Body> {
+    let mut response = routed(request, served, taken);
+    let headers = response.headers_mut();
+    for (name, value) in [
+        (CACHE_CONTROL, "no-store"),
+        (X_CONTENT_TYPE_OPTIONS, "nosniff"),
+        (REFERRER_POLICY, "no-referrer"),
+        (HeaderName::from_static("cross-origin-resource-policy"), "same-origin"),
+    ] {
+        headers.insert(name, value.parse().expect("a header value"));
+    }
+    response
+}
+
+fn routed(request: &Request<Incoming>, served: &Served, taken: &Arc<Taken>) -> Response<Body> {
+    let health = &served.health;
     if request.method() != Method::GET && request.method() != Method::HEAD {
         return text(StatusCode::METHOD_NOT_ALLOWED, "only GET\n".to_owned());
     }
     match request.uri().path() {
+        "/" => html(page::index()),
+        "/runbook" => html(page::runbook()),
+        "/status" => {
+            let mut json = serde_json::to_string(&served.status()).expect("no map is in it");
+            json.push('\n');
+            of_kind("application/json", text(StatusCode::OK, json))
+        }
+        "/events" => match served.teller.listen(Arc::clone(taken)) {
+            Some(events) => {
+                of_kind("text/event-stream", Response::new(Either::Right(events)))
+            }
+            None => {
+                let body = "enough others listen already: close a page, or ask for /status\n";
+                text(StatusCode::SERVICE_UNAVAILABLE, body.to_owned())
+            }
+        },
         "/metrics" => {
-            let mut response = text(StatusCode::OK, health.metrics().text());
             let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-            response.headers_mut().insert(CONTENT_TYPE, kind.parse().expect("a header value"));
-            response
+            of_kind(kind, text(StatusCode::OK, health.metrics().text()))
         }
         "/healthz" => told(health.liveness()),
         "/readyz" => {
@@ -144,19 +262,31 @@ fn answer(request: &Request<Incoming>, health: &Health) -> Response<Full<Bytes>>
             let is_rollout = request.uri().query() == Some("rollout");
             told((if is_rollout { health.may_replace() } else { is_ready }, body))
         }
-        _ => text(StatusCode::NOT_FOUND, "/metrics /healthz /readyz\n".to_owned()),
+        _ => text(StatusCode::NOT_FOUND, PATHS.to_owned()),
     }
 }
 
 /// 200 if all is well, 503 if not; the body says what is.
-fn told((is_well, body): (bool, String)) -> Response<Full<Bytes>> {
+fn told((is_well, body): (bool, String)) -> Response<Body> {
     text(if is_well { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }, body)
 }
 
-fn text(status: StatusCode, body: String) -> Response<Full<Bytes>> {
-    let mut response = Response::new(Full::new(Bytes::from(body)));
+fn html(page: &'static Page) -> Response<Body> {
+    let body = Full::new(Bytes::from_static(page.html.as_bytes()));
+    let mut response = of_kind("text/html; charset=utf-8", Response::new(Either::Left(body)));
+    let policy = page.policy.parse().expect("a header value");
+    response.headers_mut().insert(CONTENT_SECURITY_POLICY, policy);
+    response
+}
+
+fn text(status: StatusCode, body: String) -> Response<Body> {
+    let mut response = Response::new(Either::Left(Full::new(Bytes::from(body))));
     *response.status_mut() = status;
-    let kind = "text/plain; charset=utf-8".parse().expect("a header value");
+    of_kind("text/plain; charset=utf-8", response)
+}
+
+fn of_kind(kind: &'static str, mut response: Response<Body>) -> Response<Body> {
+    let kind = kind.parse().expect("a header value");
     response.headers_mut().insert(CONTENT_TYPE, kind);
     response
 }
@@ -169,20 +299,26 @@ mod tests {
     use tokio::time::timeout;
 
     use super::{
-        CONNECTION_TIMEOUT, CONNECTIONS_MAX, Health, Open, connections_max, descriptors_max,
-        serve_one,
+        CONNECTION_TIMEOUT, CONNECTIONS_MAX, Facts, Health, Open, Served, connections_max,
+        descriptors_max, serve_one,
     };
     use crate::telemetry::metrics::Metrics;
+
+    fn served() -> Arc<Served> {
+        let health = Arc::new(Health::new(Arc::new(Metrics::new(&[]))));
+        Arc::new(Served::new(health, Facts::default()))
+    }
 
     /// Whether its request is not whole, or it reads nothing of the answer.
     #[tokio::test(start_paused = true)]
     async fn a_connection_ends_in_time_whatever_its_client_does() {
-        for sent in ["", "GET /metr", "GET /metrics HTTP/1.1\r\nHost: a\r\n\r\n"] {
-            let health = Arc::new(Health::new(Arc::new(Metrics::new(&[]))));
+        let whole = ["/metrics", "/", "/events"];
+        let whole = whole.map(|path| format!("GET {path} HTTP/1.1\r\nHost: a\r\n\r\n"));
+        for sent in ["", "GET /metr"].into_iter().chain(whole.iter().map(String::as_str)) {
             // It holds a request, and no answer.
             let (ours, mut theirs) = duplex(64);
             theirs.write_all(sent.as_bytes()).await.unwrap();
-            let served = timeout(CONNECTION_TIMEOUT * 2, serve_one(ours, health)).await;
+            let served = timeout(CONNECTION_TIMEOUT * 2, serve_one(ours, served())).await;
             assert!(served.is_ok(), "open after twice the time: {sent:?}");
         }
     }

@@ -127,6 +127,7 @@ fn what_is_left_out_has_its_default_and_variables_are_replaced() {
     assert!((config.sweep.max_load - 0.25).abs() < 1e-9, "{}", config.sweep.max_load);
     assert_eq!(config.refill.window.as_millis(), 1000);
     assert_eq!(config.http.listen, Some("127.0.0.1:9185".parse().unwrap()));
+    assert!(!config.http.keys);
     assert_eq!((config.log.format, &*config.log.level), (LogFormat::Text, "info"));
     assert_eq!(rules.tables().next().unwrap().schema, "My.Shop");
     assert_eq!(rules.tables().next().unwrap().name, "It\"em");
@@ -239,7 +240,7 @@ fn the_reference_names_the_defaults() {
             format!("{}\n", option.unwrap_or(line))
         })
         .collect();
-    assert_eq!(found, 26, "the reference names every option with a default");
+    assert_eq!(found, 27, "the reference names every option with a default");
     let (explicit, _) = judge(&uncommented, &|_| None).unwrap();
     assert_eq!(
         format!("{explicit:?}").replace(char::is_numeric, ""),

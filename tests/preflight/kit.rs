@@ -96,7 +96,7 @@ pub(crate) fn config(port: u16, database: &str, rules: Vec<Rule>) -> Config {
         redis: vec![walsweep::config::Redis::at("redis://127.0.0.1/0")],
         sweep: Sweep { max_stall: Duration::from_millis(1), max_load: 0.25, index: None },
         refill: Refill { window: Duration::from_secs(1), observe: false },
-        http: Http { listen: None },
+        http: Http { listen: None, keys: false },
         log: Log { format: LogFormat::Text, level: "info".to_owned(), keys: false },
         rules: rules.into_iter().zip(0..).map(numbered).collect(),
         lookups: Vec::new(),

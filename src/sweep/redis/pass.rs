@@ -177,8 +177,8 @@ impl Pass {
     }
 
     /// Scans all servers of a node, side by side, and those again that keys have come to meanwhile.
-    /// Removes what matches, but for what the user may not remove. For each server `watch` gives
-    /// who hears of every page, and in the end of all that was done there, also before an error.
+    /// Removes what matches, but for what the user may not remove. For each server `watch` takes
+    /// its name, and gives who hears of every page, and in the end of all that was done there, also before an error.
     ///
     /// # Errors
     ///
@@ -187,7 +187,7 @@ impl Pass {
         &self,
         node: &N,
         paces: &mut Paces,
-        mut watch: impl FnMut() -> W,
+        mut watch: impl FnMut(&str) -> W,
     ) -> Result<Progress, Error> {
         let mut prefixes: Vec<Vec<u8>> = self.prefixes().map(<[u8]>::to_vec).collect();
         if prefixes.is_empty() {
@@ -202,7 +202,7 @@ impl Pass {
             }
             let share = self.refused_bytes_max / primaries.len();
             let each = primaries.iter().map(|primary| {
-                let (mut pace, watch) = (paces.take(primary.name()), watch());
+                let (mut pace, watch) = (paces.take(primary.name()), watch(primary.name()));
                 async move {
                     let begun = self.begun(share);
                     let outcome = self.run_from(begun, primary, &mut pace, watch).await;
