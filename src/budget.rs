@@ -40,7 +40,7 @@ const SET: usize = 6 * MIB;
 pub const IN_PROGRESS: usize = 8 * MIB;
 
 /// Keys of what is not visible.
-pub const GATE: usize = 3 * MIB;
+pub const GATE: usize = 2 * MIB;
 
 /// Keys that wait for rows, and rows that wait for others.
 pub const LOOKUPS: usize = 4 * MIB;
@@ -58,7 +58,13 @@ pub const AHEAD: usize = MIB;
 pub const ANSWERS_IN_USE: usize = ANSWERS + AHEAD;
 
 /// Keys that wait for standbys which readers use.
-pub const REPLAY: usize = 3 * MIB;
+pub const REPLAY: usize = 2 * MIB;
+
+/// Memory of the latest transactions.
+pub const TRAIL: usize = 9 * MIB / 4;
+
+/// Lines of the audit trail that are to be written.
+pub const AUDIT: usize = MIB / 4;
 
 /// All targets together.
 pub const TARGETS: usize = {
@@ -103,7 +109,7 @@ impl OfTarget {
             ring: 3 * MIB / targets,
             publish: MIB / 2 / targets,
             refused: MIB / targets,
-            names: 5 * MIB / 2 / targets,
+            names: 2 * MIB / targets,
             backlog: MIB / targets,
         }
     }
@@ -139,6 +145,8 @@ const _: () = assert!(
         + AHEAD
         + ANSWERS_IN_USE
         + REPLAY
+        + TRAIL
+        + AUDIT
         + TARGETS
         == ALL,
     "the shares are all of it"

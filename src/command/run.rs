@@ -8,7 +8,7 @@ use std::sync::Arc;
 use super::failure::{Failure, halted};
 use super::listener::{Listener, listener};
 use super::load::configuration;
-use crate::config::Config;
+use crate::config::{self, Config};
 use crate::keys::Rules;
 use crate::preflight;
 use crate::run::program::Program;
@@ -17,6 +17,7 @@ use crate::telemetry::metrics::Metrics;
 use crate::telemetry::notify::Manager;
 use crate::telemetry::http::Served;
 use crate::telemetry::status::Facts;
+use crate::telemetry::trail::{Known, TargetName};
 use crate::telemetry::{Health, http, logging};
 
 /// `walsweep run`; where it `is_verbose`, it logs at level `debug` whatever `[log]` says.
@@ -52,6 +53,15 @@ async fn cannot_listen(address: SocketAddr, error: &io::Error) -> Failure {
     Failure::halted(format!("listen on `http.listen` `{address}`: {error}")).with_hint(Some(hint))
 }
 
+/// Names of rules and targets, for the trail.
+fn known(config: &Config, rules: &Rules) -> Known {
+    let target = |redis: &config::Redis| TargetName {
+        name: redis.name.clone(),
+        prefix: redis.prefix.clone(),
+    };
+    Known::new(rules, config.redis.iter().map(target).collect())
+}
+
 async fn stream(
     config: &Config,
     rules: Rules,
@@ -61,6 +71,7 @@ async fn stream(
     let targets = config.redis.iter().map(|redis| redis.name.clone()).collect();
     let metrics = Arc::new(Metrics::new(rules.names()).with_targets(targets));
     let health = Arc::new(Health::new(Arc::clone(&metrics)));
+    health.trail().knows(known(config, &rules));
     let mut shutdown = Shutdown::by_signal("stopping").map_err(halted)?;
     let version = env!("CARGO_PKG_VERSION");
     tracing::info!(version, rules = rules.names().len(), "walsweep starts");

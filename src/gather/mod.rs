@@ -81,9 +81,14 @@ impl Transaction {
     /// How long before `now` it was committed by the server's clock; zero when that clock is ahead.
     #[must_use]
     pub fn age(&self, now: SystemTime) -> Duration {
+        now.duration_since(self.time()).unwrap_or_default()
+    }
+
+    /// When it was committed, by the server's clock.
+    #[must_use]
+    pub fn time(&self) -> SystemTime {
         let commit = u64::try_from(self.commit_time).map(Duration::from_micros);
-        let commit = SystemTime::UNIX_EPOCH + POSTGRES_EPOCH + commit.unwrap_or_default();
-        now.duration_since(commit).unwrap_or_default()
+        SystemTime::UNIX_EPOCH + POSTGRES_EPOCH + commit.unwrap_or_default()
     }
 }
 

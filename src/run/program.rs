@@ -347,6 +347,7 @@ impl Program<'_> {
             "streaming"
         );
         let (system_id, timeline) = (expected.system_id.clone(), expected.timeline);
+        self.health.trail().begins(&format!("{system_id}/{timeline}"));
         let history = History { system_id, timeline };
         let standby = |endpoint: &Endpoint| SqlStandby::new(endpoint.clone(), history.clone());
         let standbys = self.config.postgres.replicas.iter().map(standby).collect();

@@ -7,7 +7,9 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use crate::config::TargetId;
 use crate::lsn::Lsn;
+use crate::telemetry::Trail;
 
 /// Names what holds back the confirmation of transactions; of no other process's business.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -19,6 +21,12 @@ impl Hold {
     pub fn new_name() -> Hold {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         Hold(NEXT.fetch_add(1, Ordering::Relaxed))
+    }
+
+    /// Gives the number that is its name.
+    #[must_use]
+    pub fn number(self) -> u64 {
+        self.0
     }
 }
 
@@ -40,6 +48,14 @@ impl Held {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.end_lsns.is_empty() && self.holds.is_empty()
+    }
+
+    /// Tells what is remembered of transactions at a target who stands for them now.
+    pub fn tell(&self, target: TargetId, trail: &Trail) {
+        if self.moved {
+            let holds: Vec<u64> = self.holds.iter().map(|hold| hold.number()).collect();
+            trail.held(target, self.by.number(), &self.end_lsns, &holds);
+        }
     }
 
     /// A transaction in flight that waits for this hold, too.

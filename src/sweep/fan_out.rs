@@ -146,7 +146,7 @@ impl FanOut {
         let empty = job.keys.emptied();
         let (held, widened) =
             backlog.get_or_insert_with(|| Backlog::new(empty)).take(job, self.backlog_bytes_max);
-        self.health.metrics().widened_for_room(&widened);
+        self.health.widened_for_room(&widened);
         for held in held.into_iter().filter(|held| !held.is_empty()) {
             self.tell(target, held).await;
         }
@@ -154,6 +154,7 @@ impl FanOut {
 
     /// A closed channel means that the session ends.
     async fn tell(&self, target: TargetId, held: Held) {
+        held.tell(target, self.health.trail());
         drop(self.events.send((target, Event::Held(held))).await);
     }
 }

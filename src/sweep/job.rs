@@ -12,6 +12,7 @@ use crate::gather::Transaction;
 use crate::keys::{KeySet, RuleId};
 use crate::lsn::Lsn;
 use crate::settle::{Cause, Held, Hold, Visible};
+use crate::telemetry::trail::Waited;
 
 /// Keys to remove, with everything that waits for it.
 #[derive(Debug)]
@@ -210,6 +211,17 @@ impl Job {
         self.since.join(other.since);
         self.oldest = older(self.oldest, other.oldest);
         other.keys
+    }
+
+    /// Those that wait for it, as the trail knows them.
+    pub(super) fn waited(&self) -> impl Iterator<Item = Waited> {
+        self.members.iter().filter_map(|member| match member {
+            Member::Transaction { transaction, whole, .. } => {
+                Some(Waited::Transaction(transaction.end_lsn, *whole))
+            }
+            Member::Held { hold, shared: false } => Some(Waited::Hold(hold.number())),
+            _ => None,
+        })
     }
 
     /// All that waits for it.

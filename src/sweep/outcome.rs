@@ -16,7 +16,7 @@ use super::sweeper::{ALIVE_INTERVAL, State};
 use super::works::{BatchDone, Done};
 use super::{Event, Swept};
 use crate::failpoint::{Point, reach};
-use crate::keys::{Item, Reach, RuleId};
+use crate::keys::{Item, Reach};
 use crate::lsn::Lsn;
 use crate::retry::Backoff;
 use crate::settle::Held;
@@ -242,6 +242,7 @@ impl State {
             self.end_retries(&mut job, now);
             self.end_repeats(&mut job).await;
             self.leave_shared(&mut job);
+            self.health.trail().removed(self.target, job.round == Round::Second, job.waited());
             self.note_resyncs(&job, job.round != Round::Second).await;
             if job.round == Round::Second || !self.refill.is_on() {
                 self.finish(job, &mut swept);
@@ -566,16 +567,12 @@ impl State {
         }
     }
 
-    /// Counts rules that were widened because too much waits.
-    pub(super) fn widened(&self, widened: &[(RuleId, u64)]) {
-        self.health.metrics().widened_for_room(widened);
-    }
-
     /// Something is held from now on; told with the next report.
     pub(super) fn hold(&mut self, held: Held) {
         if held.is_empty() {
             return;
         }
+        held.tell(self.target, self.health.trail());
         match self.held.last_mut() {
             Some(last) if (last.by, last.moved) == (held.by, held.moved) => {
                 last.end_lsns.extend(held.end_lsns);

@@ -461,6 +461,11 @@ impl State {
         self.tell_held().await;
     }
 
+    /// Counts rules that were widened because too much waits.
+    pub(super) fn widened(&self, widened: &[(RuleId, u64)]) {
+        self.health.widened_for_room(widened);
+    }
+
     pub(super) fn put_replayed(&mut self, mut job: Job) {
         job.keys.waits();
         match &mut self.replayed {

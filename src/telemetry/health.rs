@@ -14,7 +14,9 @@ use tokio::time::{Instant, timeout};
 
 use super::metrics::{Metrics, seconds};
 use super::noted::Noted;
+use super::trail::Trail;
 use crate::config::TargetId;
+use crate::keys::RuleId;
 
 /// The pipeline gives a sign of life at least every second, and every six while it waits for
 /// another. After this long without one, whoever watches may restart the process.
@@ -255,6 +257,7 @@ pub(super) struct ToldTrouble {
 #[derive(Debug)]
 pub struct Health {
     metrics: Arc<Metrics>,
+    trail: Trail,
     state: Mutex<State>,
     /// SCAN passes that are under way.
     passes: AtomicUsize,
@@ -303,7 +306,20 @@ impl Health {
             holder: String::new(),
             has_begun: false,
         };
-        Health { metrics, state: Mutex::new(state), passes: AtomicUsize::new(0) }
+        let (trail, passes) = (Trail::new(metrics.target_count()), AtomicUsize::new(0));
+        Health { metrics, trail, state: Mutex::new(state), passes }
+    }
+
+    /// The trail of the latest transactions.
+    #[must_use]
+    pub fn trail(&self) -> &Trail {
+        &self.trail
+    }
+
+    /// Counts rules that were widened because too much waits, and how often each.
+    pub fn widened_for_room(&self, widened: &[(RuleId, u64)]) {
+        self.metrics.widened_for_room(widened);
+        self.trail.widened_for_room(widened);
     }
 
     /// A SCAN pass begins.

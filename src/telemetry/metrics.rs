@@ -360,6 +360,12 @@ impl Metrics {
         self.targets.get(target.place()).map(String::as_str)
     }
 
+    /// The number of targets, at least one.
+    #[must_use]
+    pub fn target_count(&self) -> usize {
+        self.targets.len().max(1)
+    }
+
     fn target(&self, target: TargetId) -> Option<TargetLabel> {
         self.target_name(target).map(|target| TargetLabel { target: target.to_owned() })
     }

@@ -18,8 +18,10 @@ mod repeats;
 mod runbook;
 pub mod server_clock;
 pub mod status;
+pub mod trail;
 pub mod words;
 #[cfg(test)]
 pub(crate) mod health_tests;
 
 pub use health::{Health, Phase, Topic};
+pub use trail::Trail;

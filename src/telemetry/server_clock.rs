@@ -65,6 +65,13 @@ impl ServerClock {
         there.unwrap_or(here)
     }
 
+    /// How far the server's clock is behind this machine's, microseconds; 0 if that may be the way
+    /// of its messages.
+    #[must_use]
+    pub fn behind(&self) -> i64 {
+        self.lock().behind()
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         self.0.lock().expect("no code panics while it holds this lock")
     }

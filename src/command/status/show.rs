@@ -232,7 +232,7 @@ fn latency(lines: &mut Lines, latency: &Latency) {
         let bar = "#".repeat(usize::try_from(length).unwrap_or(0));
         let count = grouped(bucket.count);
         let margin = format!("{name:<MARGIN$}");
-        lines.0.push_str(format!("{margin}{bound:<14} {bar} {count}").trim_end());
+        lines.0.push_str(format!("{margin}{bound:<13} {count:>11} {bar}").trim_end());
         lines.empty();
         name = "";
     }
@@ -413,8 +413,8 @@ mod tests {
             "redis      redis: ready (standalone, 127.0.0.1:6379)",
             "SCAN takes 2.1 % of its time, of 25 % allowed",
             "a pass over 1 234 567 keys took 312 ms of it, 6.0 s ago",
-            "up to 2.5 ms   ######################################## 1 000 000",
-            "longer         # 1\n",
+            "up to 2.5 ms    1 000 000 ########################################\n",
+            "longer                  1 #\n",
             "12 345          0         0         7     1.0 s",
             "SUSPENDED: it does not fit its table",
             "walsweep   0.1.0, running for 23 s",

@@ -274,6 +274,19 @@ impl KeySet {
         self.widened.iter()
     }
 
+    /// How many keys and patterns each rule has, a rule perhaps more than once. What is inside of
+    /// keys counts as either. Costs nothing for each key.
+    pub fn sizes(&self) -> impl Iterator<Item = (RuleId, u64, u64)> {
+        let held = self.usage.iter().map(|(template, usage): (TemplateId, &Usage)| {
+            let is_pattern =
+                !matches!(self.templates[usize::from(template.0)].whole, Whole::Key(_));
+            let wholes = usize::from(usage.whole && is_pattern);
+            let patterns = usage.held.patterns + wholes;
+            (self.rule_of(template), usage.held.keys as u64, patterns as u64)
+        });
+        held.filter(|(_, keys, patterns)| keys + patterns > 0)
+    }
+
     /// How many changes each rule that matched at all looked at.
     pub fn matches(&self) -> impl Iterator<Item = (RuleId, u64)> {
         let matched = self.matches.iter().filter(|(_, count)| **count > 0);

@@ -7,10 +7,11 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::gauge::Gauge;
 use tokio::time::Instant;
 
-use crate::gather::Row;
+use crate::gather::{Row, Transaction};
 use crate::keys::{KeySet, Signal};
 use crate::lsn::Lsn;
 use crate::telemetry::metrics::{Metrics, OperationLabel};
+use crate::telemetry::{Health, Trail};
 
 /// How far apart the arrivals are whose age `walsweep_oldest_unconfirmed_seconds` is taken from.
 const AGE_STEP: Duration = Duration::from_millis(100);
@@ -53,6 +54,7 @@ impl Arrivals {
 /// Counters that are looked up once, not for every row.
 pub(super) struct Counters<'a> {
     metrics: &'a Metrics,
+    trail: &'a Trail,
     pub(super) transactions: Counter,
     in_flight: Gauge,
     key_sets: Gauge,
@@ -62,12 +64,13 @@ pub(super) struct Counters<'a> {
 }
 
 impl<'a> Counters<'a> {
-    pub(super) fn new(metrics: &'a Metrics) -> Counters<'a> {
+    pub(super) fn new((health, metrics): (&'a Health, &'a Metrics)) -> Counters<'a> {
         let count = |operation| metrics.changes.get_or_create_owned(&OperationLabel { operation });
         let operations = ["insert", "update", "delete", "truncate"].map(count);
         let (refreshes, messages) = (count("refresh"), count("message"));
         Counters {
             metrics,
+            trail: health.trail(),
             transactions: metrics.transactions.clone(),
             in_flight: metrics.in_flight_transactions.clone(),
             key_sets: metrics.key_sets_bytes.clone(),
@@ -106,6 +109,11 @@ impl<'a> Counters<'a> {
             Signal::Message => drop(self.messages.inc()),
             Signal::Malformed(malformed) => self.metrics.message_malformed(malformed),
         }
+    }
+
+    /// A transaction with keys is received.
+    pub(super) fn committed(&self, transaction: &Transaction, keys: &KeySet) {
+        self.trail.committed(transaction, keys, self.metrics.server_clock.behind());
     }
 
     pub(super) fn keys(&self, keys: &KeySet) {

@@ -200,7 +200,7 @@ impl<'a> Stream<'a> {
         watched: (&Health, &Metrics),
         shutdown: &mut Shutdown,
     ) -> Result<(), Error> {
-        let counters = Counters::new(watched.1);
+        let counters = Counters::new(watched);
         let (inputs, memory) = (self.ends.inputs.clone(), Arc::clone(&self.memory));
         let mut clock = interval((self.timing.status / 2).min(Duration::from_secs(1)));
         clock.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -408,6 +408,7 @@ impl<'a> Stream<'a> {
             return self.pass_without_keys(transaction, keys);
         }
         told::tell(&transaction, &keys, self.bound.rules().names());
+        counters.committed(&transaction, &keys);
         let received_at = Instant::now();
         self.ledger.open(transaction.end_lsn);
         self.arrivals.add(transaction.end_lsn, received_at);
@@ -455,7 +456,7 @@ impl<'a> Stream<'a> {
             }
             Event::Covered(lsn) => {
                 self.ledger.cover(target, lsn);
-                self.told_again(target, metrics);
+                self.told_again(target, (health, metrics));
                 self.slot.confirm(self.ledger.confirmable());
                 self.arrivals.confirmed(self.slot.confirmed());
                 reach(Point::ConfirmDue);

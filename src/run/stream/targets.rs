@@ -44,6 +44,7 @@ impl Stream<'_> {
             progress.owes_sweep = false;
             if let Some(swept) = &mut progress.swept {
                 swept.tell(metrics);
+                health.trail().swept(target, false);
             }
         }
         self.is_in(target, Phase::Streaming, health);
@@ -51,10 +52,11 @@ impl Stream<'_> {
 
     /// The watermark of a target moved. It waits for the second removal of a sweep, which is told
     /// now.
-    pub(super) fn told_again(&mut self, target: TargetId, metrics: &Metrics) {
+    pub(super) fn told_again(&mut self, target: TargetId, (health, metrics): (&Health, &Metrics)) {
         let Some(progress) = self.targets.get_mut(target.place()) else { return };
         if let Some(mut swept) = progress.swept.take_if(|swept| swept.is_told()) {
             swept.tell_again(metrics);
+            health.trail().swept(target, true);
         }
     }
 
@@ -78,6 +80,8 @@ impl Stream<'_> {
                 Doubt::Keys(_) => tracing::info!(redis, reason, "sweeping {what}"),
             }
         }
+        let only = matches!(doubt, Doubt::Keys(_)).then_some(&keys);
+        health.trail().sweeps(target, reason, only);
         metrics.resyncs.get_or_create(&ReasonLabel { reason }).inc();
         self.is_in(target, Phase::Sweeping(reason), health);
         if let Some(progress) = self.targets.get_mut(target.place()) {

@@ -361,6 +361,7 @@ impl<P: Probe + 'static> Gate<P> {
         let position = transaction.end_lsn;
         let wait = seconds(waiting.received_at.elapsed());
         self.health.metrics().visibility_wait.observe(wait);
+        self.health.trail().visible(position);
         let (cause, keys) = (Cause::Transaction(transaction), waiting.keys);
         send(outputs, Gated::new(cause, keys, position).into()).await;
         Ok(())
@@ -394,7 +395,7 @@ impl<P: Probe + 'static> Gate<P> {
             for one in self.waiting.iter_mut().filter(is_next) {
                 one.gave_way = true;
                 self.waiting_bytes -= one.keys.bytes();
-                self.health.metrics().widened_for_room(&one.keys.collapse());
+                self.health.widened_for_room(&one.keys.collapse());
                 self.waiting_bytes += one.keys.bytes();
             }
         }

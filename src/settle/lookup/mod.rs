@@ -123,12 +123,12 @@ impl Lookups {
                     rows.let_go();
                     resting[at] = Some(rows);
                     for visible in passed {
-                        send(&outputs, visible).await;
+                        pass(&outputs, visible, &health).await;
                     }
                 }
                 () = at_last(waiting.first_deadline()) => {
                     for visible in waiting.late(Instant::now(), metrics) {
-                        send(&outputs, visible).await;
+                        pass(&outputs, visible, &health).await;
                     }
                 }
                 () = at_last(again) => {}
@@ -148,13 +148,21 @@ impl Lookups {
                             None => waiting.take(gated, metrics),
                         };
                         if let Some(passes) = passes {
-                            send(&outputs, passes).await;
+                            pass(&outputs, passes, &health).await;
                         }
                     }
                 },
             }
         }
     }
+}
+
+/// Passes keys on that are known now.
+async fn pass(outputs: &Sender<Visible>, visible: Visible, health: &Health) {
+    if let Cause::Transaction(transaction) = &visible.cause {
+        health.trail().resolved(transaction.end_lsn, &visible.keys);
+    }
+    send(outputs, visible).await;
 }
 
 /// Waits for a time; for ever, if there is none.

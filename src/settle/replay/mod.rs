@@ -235,7 +235,7 @@ impl Replicas {
             Some(last) => {
                 self.bytes -= last.keys.bytes();
                 let widened = last.absorb(added);
-                self.health.metrics().widened_for_room(&widened);
+                self.health.widened_for_room(&widened);
                 self.bytes += last.keys.bytes();
             }
             None => {
@@ -252,7 +252,7 @@ impl Replicas {
             }
             let sets = self.groups.iter_mut().map(|group| &mut group.keys);
             for keys in sets.filter(|keys| keys.bytes() > large) {
-                self.health.metrics().widened_for_room(&keys.collapse());
+                self.health.widened_for_room(&keys.collapse());
             }
             self.weigh();
         }
@@ -281,7 +281,7 @@ impl Replicas {
         {
             self.held.push(Held::merged(older.hold, younger.hold));
             let widened = older.absorb(younger);
-            self.health.metrics().widened_for_room(&widened);
+            self.health.widened_for_room(&widened);
         }
         self.weigh();
     }

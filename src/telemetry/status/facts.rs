@@ -14,6 +14,8 @@ pub struct Facts {
     pub(super) window: Duration,
     pub(super) max_load: f64,
     pub(super) has_index: bool,
+    /// Whether keys are told.
+    pub(super) keys: bool,
     pub(super) targets: Vec<TargetFacts>,
     pub(super) rules: Vec<RuleFacts>,
 }
@@ -64,6 +66,7 @@ impl Facts {
             window: config.refill.window,
             max_load: config.sweep.max_load,
             has_index: config.sweep.index.is_some(),
+            keys: config.http.keys,
             targets: targets.collect(),
             rules: rules.collect(),
         }

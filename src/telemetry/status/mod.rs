@@ -5,7 +5,7 @@
 //! nothing before. Its fields are stable for programs: some may be added, none changes its meaning.
 //! Times are texts of RFC 3339 in UTC, durations seconds, sizes bytes.
 //!
-//! No value of a row is in it, and no key (I9).
+//! No value of a row is in it (I9), and keys only where `[http] keys` says so.
 
 mod facts;
 mod taken;
@@ -15,6 +15,8 @@ pub use facts::Facts;
 pub use verdict::{Level, Verdict};
 
 use serde::{Deserialize, Serialize};
+
+use super::trail::Latest;
 
 /// The state of a running walsweep at one moment.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -52,6 +54,9 @@ pub struct Status {
     pub latency: Latency,
     /// SCAN passes under way.
     pub passes: Vec<Pass>,
+    /// The latest transactions that had keys, the newest first; with some of their keys where
+    /// `[http] keys` says so.
+    pub transactions: Vec<Latest>,
 }
 
 /// Something that does not work.

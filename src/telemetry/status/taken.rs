@@ -25,8 +25,15 @@ use crate::telemetry::health::{Phase, Told, ToldTrouble};
 use crate::telemetry::metrics::{
     Metrics, NodeLabel, OperationLabel, RuleLabel, TargetLabel, WidenedLabel, seconds,
 };
+use crate::telemetry::trail::{Latest, Name};
 use crate::telemetry::noted::{NodeNote, Noted, SlotNote, TargetNotes, TargetState, Waiting};
 use crate::telemetry::{Health, Topic};
+
+/// Transactions that are told.
+const LATEST: usize = 50;
+
+/// Characters of a key that are told.
+const KEY_CHARS_MAX: usize = 200;
 
 /// The name under which a histogram is read back.
 const HISTOGRAM: &str = "h";
@@ -93,6 +100,7 @@ impl Status {
             rules: rules(metrics, facts, &told.troubles),
             latency: latency(&metrics.commit_to_removed),
             passes: targets.filter_map(|((_, fact, _), state)| pass(fact, state)).collect(),
+            transactions: transactions(health, facts),
         }
     }
 }
@@ -317,6 +325,20 @@ fn rules(metrics: &Metrics, facts: &Facts, troubles: &[ToldTrouble]) -> Vec<Rule
         }
     };
     facts.rules.iter().enumerate().map(one).collect()
+}
+
+/// The latest transactions, with keys of which none is longer than a line or two.
+fn transactions(health: &Health, facts: &Facts) -> Vec<Latest> {
+    let mut latest = health.trail().latest(LATEST, facts.keys);
+    for name in latest.iter_mut().flat_map(|one| &mut one.keys) {
+        if let Name::Text(text) | Name::Bytes { hex: text } = name
+            && let Some((end, _)) = text.char_indices().nth(KEY_CHARS_MAX)
+        {
+            text.truncate(end);
+            text.push('…');
+        }
+    }
+    latest
 }
 
 /// Reads a histogram back from the text that Prometheus gets: it gives its buckets to nobody else.

@@ -1,0 +1,100 @@
+//! The rules and targets that the trail is of.
+
+use super::body::OfRule;
+use super::told::{RuleCounts, Widened};
+use crate::config::{TargetId, Targets};
+use crate::keys::{Pattern, RuleId, Rules, WidenReason};
+
+/// A target: how messages name it, and what its keys begin with.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TargetName {
+    /// The name.
+    pub name: String,
+    /// The prefix of its keys.
+    pub prefix: String,
+}
+
+/// Names of rules and targets, and all that each rule could produce.
+#[derive(Debug, Default)]
+pub struct Known {
+    targets: Vec<TargetName>,
+    rules: Vec<String>,
+    /// The targets of each rule.
+    goes: Vec<Targets>,
+    all: Vec<(RuleId, Pattern)>,
+    nowhere: TargetName,
+}
+
+impl Known {
+    /// These rules, and the targets in the order of the configuration.
+    #[must_use]
+    pub fn new(rules: &Rules, targets: Vec<TargetName>) -> Known {
+        let everything = rules.everything();
+        let exact = everything.exact().map(|(rule, key)| (rule, Pattern::literal(key)));
+        let patterns = everything.patterns().map(|(rule, pattern)| (rule, pattern.clone()));
+        let items = everything.items().map(|(rule, item)| (rule, Pattern::parse(item.key())));
+        let goes = |rule| {
+            let targets = TargetId::first(targets.len());
+            let targets = targets.filter(|target| everything.goes(rule, *target));
+            targets.fold(Targets::NONE, Targets::with)
+        };
+        let ids = (0..=u16::MAX).map(RuleId).take(rules.names().len());
+        Known {
+            goes: ids.map(goes).collect(),
+            all: exact.chain(patterns).chain(items).collect(),
+            rules: rules.names().to_vec(),
+            targets,
+            nowhere: TargetName::default(),
+        }
+    }
+
+    /// The number of targets.
+    pub(super) fn targets(&self) -> usize {
+        self.targets.len()
+    }
+
+    pub(super) fn target(&self, target: TargetId) -> &TargetName {
+        self.targets.get(target.place()).unwrap_or(&self.nowhere)
+    }
+
+    /// The name that rules know a target's key by, if it may be a key of that target.
+    pub(super) fn name_at<'a>(&self, target: TargetId, key: &'a [u8]) -> Option<&'a [u8]> {
+        key.strip_prefix(self.targets.get(target.place())?.prefix.as_bytes())
+    }
+
+    /// Whether keys of a rule go to a target.
+    pub(super) fn goes(&self, rule: RuleId, target: TargetId) -> bool {
+        self.goes.get(usize::from(rule.0)).is_some_and(|targets| targets.has(target))
+    }
+
+    /// The rules, of those that are wanted, that could produce a key of a target: each with all
+    /// that it could produce.
+    pub(super) fn producing(
+        &self,
+        (target, key): (TargetId, &[u8]),
+        is_wanted: impl Fn(RuleId) -> bool,
+    ) -> Vec<(RuleId, &Pattern)> {
+        let mut found: Vec<(RuleId, &Pattern)> = Vec::new();
+        for (rule, pattern) in &self.all {
+            let is_known = found.iter().any(|(known, _)| known == rule);
+            if !is_known && self.goes(*rule, target) && is_wanted(*rule) && pattern.matches(key) {
+                found.push((*rule, pattern));
+            }
+        }
+        found
+    }
+
+    pub(super) fn rule_name(&self, rule: RuleId) -> &str {
+        self.rules.get(usize::from(rule.0)).map_or("", String::as_str)
+    }
+
+    pub(super) fn counts(&self, of_rule: OfRule) -> RuleCounts {
+        let OfRule { rule, keys, patterns, widened } = of_rule;
+        let reason = |(reason, count): (WidenReason, u64)| Widened {
+            reason: reason.as_str().to_owned(),
+            count,
+        };
+        let widened = widened.into_iter().map(reason).collect();
+        RuleCounts { rule: self.rule_name(rule).to_owned(), keys, patterns, widened }
+    }
+}

@@ -1,0 +1,308 @@
+//! The latest transactions and sweeps, within a number of bytes.
+//!
+//! Transactions stand in the order of their commits, so that one is found by its LSN. When there is
+//! no room the oldest goes, whether its keys are gone or not.
+
+use std::collections::VecDeque;
+
+use super::body::{Body, Scratch};
+use super::name::Moment;
+use crate::budget;
+use crate::config::TargetId;
+use crate::gather::Transaction;
+use crate::keys::{KeySet, RuleId};
+use crate::lsn::Lsn;
+
+/// Transactions of one target that are remembered, at most. What a deque takes for so many is a
+/// third of the budget; their keys take the rest.
+const COUNT_MAX: usize = 8_192;
+
+/// Sweeps that are remembered, at most.
+const EVENTS_MAX: usize = 64;
+
+/// The place of a transaction: histories are numbered, because in another one the LSNs begin
+/// anywhere.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Place {
+    pub(super) history: u32,
+    pub(super) lsn: Lsn,
+}
+
+/// A transaction.
+#[derive(Clone, Debug)]
+pub(super) struct Record {
+    pub(super) place: Place,
+    pub(super) xid: u32,
+    pub(super) committed: Moment,
+    pub(super) received: Moment,
+    pub(super) visible: Option<Moment>,
+    /// Whether some keys wait for rows of lookups, and are not known yet.
+    pub(super) waits_for_rows: bool,
+    pub(super) body: Body,
+}
+
+/// When the keys of a transaction went from a target.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Gone {
+    pub(super) removed: Option<Moment>,
+    pub(super) again: Option<Moment>,
+    /// The hold that stands for it there: its number, and one.
+    hold: u64,
+    /// Whether Redis refused a part.
+    pub(super) is_partial: bool,
+}
+
+/// Keys that went, or will, without a transaction that gave them.
+#[derive(Clone, Debug)]
+pub(super) struct Event {
+    pub(super) what: What,
+    /// The target; `None` for all.
+    pub(super) target: Option<TargetId>,
+    pub(super) began: Moment,
+    pub(super) removed: Option<Moment>,
+    pub(super) again: Option<Moment>,
+    pub(super) scope: Scope,
+}
+
+/// The kind of an event.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum What {
+    /// A sweep, because a change may have been missed: the reason of `walsweep_resyncs_total`.
+    Sweep(&'static str),
+    /// Rules were widened for lack of memory: all that they could produce goes.
+    Room,
+}
+
+/// The keys of an event.
+#[derive(Clone, Debug)]
+pub(super) enum Scope {
+    /// Whatever rules could produce.
+    Everything,
+    /// Whatever these rules could produce.
+    Rules(Box<[RuleId]>),
+    /// These.
+    Keys(Body),
+}
+
+impl Scope {
+    fn bytes(&self) -> usize {
+        match self {
+            Scope::Everything => 0,
+            Scope::Rules(rules) => size_of_val(&rules[..]),
+            Scope::Keys(body) => body.bytes(),
+        }
+    }
+}
+
+/// See the [module](self).
+#[derive(Debug)]
+pub(super) struct Ring {
+    targets: usize,
+    /// The history that is streamed, as the server calls it.
+    history: String,
+    number: u32,
+    records: VecDeque<Record>,
+    /// Of each record, what became of it at each target.
+    gone: VecDeque<Gone>,
+    pub(super) events: VecDeque<Event>,
+    /// Memory of keys, bytes.
+    bytes: usize,
+    /// Transactions that were forgotten for lack of room.
+    pub(super) forgotten: u64,
+    scratch: Scratch,
+}
+
+impl Ring {
+    pub(super) fn new(targets: usize) -> Ring {
+        Ring {
+            targets: targets.max(1),
+            history: String::new(),
+            number: 0,
+            records: VecDeque::new(),
+            gone: VecDeque::new(),
+            events: VecDeque::new(),
+            bytes: 0,
+            forgotten: 0,
+            scratch: Scratch::default(),
+        }
+    }
+
+    /// The memory that it holds, bytes.
+    pub(super) fn used(&self) -> usize {
+        self.bytes
+            + self.records.capacity() * size_of::<Record>()
+            + self.gone.capacity() * size_of::<Gone>()
+            + self.events.capacity() * size_of::<Event>()
+    }
+
+    /// Transactions that follow are of this history.
+    pub(super) fn begins(&mut self, history: &str) {
+        if self.history != history {
+            history.clone_into(&mut self.history);
+            self.number += 1;
+        }
+    }
+
+    /// A transaction is received. One that comes again, in a later session, keeps its times.
+    pub(super) fn committed(
+        &mut self,
+        transaction: &Transaction,
+        keys: &KeySet,
+        (committed, received): (Moment, Moment),
+    ) {
+        let place = Place { history: self.number, lsn: transaction.end_lsn };
+        let body = self.scratch.write(keys);
+        self.bytes += body.bytes();
+        let waits_for_rows = keys.has_pending();
+        let (xid, visible) = (transaction.xid, None);
+        let record = Record { place, xid, committed, received, visible, waits_for_rows, body };
+        match self.find(place) {
+            Ok(at) => {
+                let known = &mut self.records[at];
+                self.bytes -= known.body.bytes();
+                known.body = record.body;
+                known.waits_for_rows = waits_for_rows;
+            }
+            Err(at) => {
+                self.records.insert(at, record);
+                for target in 0..self.targets {
+                    self.gone.insert(at * self.targets + target, Gone::default());
+                }
+            }
+        }
+        self.make_room();
+    }
+
+    fn make_room(&mut self) {
+        let count_max = COUNT_MAX / self.targets;
+        while self.events.len() > EVENTS_MAX
+            || self.events.len() > 1 && self.event_bytes() > budget::TRAIL / 8
+        {
+            let event = self.events.pop_front();
+            self.bytes -= event.map_or(0, |event| event.scope.bytes());
+        }
+        while self.records.len() > count_max || self.used() > budget::TRAIL {
+            let Some(record) = self.records.pop_front() else { break };
+            self.bytes -= record.body.bytes();
+            self.gone.drain(..self.targets);
+            self.forgotten += 1;
+        }
+    }
+
+    fn event_bytes(&self) -> usize {
+        self.events.iter().map(|event| event.scope.bytes()).sum()
+    }
+
+    /// Where a transaction is, or would be. Mostly it is the last one.
+    fn find(&self, place: Place) -> Result<usize, usize> {
+        match self.records.back() {
+            Some(last) if last.place < place => Err(self.records.len()),
+            _ => self.records.binary_search_by_key(&place, |record| record.place),
+        }
+    }
+
+    /// The number of a transaction of the history that is streamed.
+    fn at(&self, lsn: Lsn) -> Option<usize> {
+        self.find(Place { history: self.number, lsn }).ok()
+    }
+
+    fn record(&mut self, lsn: Lsn) -> Option<&mut Record> {
+        let at = self.at(lsn)?;
+        self.records.get_mut(at)
+    }
+
+    /// Readers can see a transaction.
+    pub(super) fn visible(&mut self, lsn: Lsn, now: Moment) {
+        if let Some(record) = self.record(lsn) {
+            record.visible.get_or_insert(now);
+        }
+    }
+
+    /// The rows are read that keys of a transaction needed.
+    pub(super) fn resolved(&mut self, lsn: Lsn, keys: &KeySet) {
+        let Some(at) = self.at(lsn) else { return };
+        if std::mem::take(&mut self.records[at].waits_for_rows) {
+            let body = self.scratch.write(keys);
+            self.bytes += body.bytes();
+            self.bytes -= self.records[at].body.bytes();
+            self.records[at].body = body;
+            self.make_room();
+        }
+    }
+
+    fn of_target(&mut self, at: usize, target: TargetId) -> Option<&mut Gone> {
+        let place = target.place();
+        (place < self.targets).then(|| self.gone.get_mut(at * self.targets + place))?
+    }
+
+    /// Gives what becomes of a transaction at a target.
+    pub(super) fn gone_of(&mut self, target: TargetId, lsn: Lsn) -> Option<(&Record, &mut Gone)> {
+        let (at, place) = (self.at(lsn)?, target.place());
+        let gone =
+            (place < self.targets).then(|| self.gone.get_mut(at * self.targets + place))??;
+        Some((&self.records[at], gone))
+    }
+
+    /// The transactions that a hold stands for at a target.
+    pub(super) fn held_by(&self, target: TargetId, hold: u64) -> Vec<Lsn> {
+        let (place, number) = (target.place(), self.number);
+        let of_target = self.gone.iter().skip(place).step_by(self.targets);
+        let held = self.records.iter().zip(of_target).rev();
+        let held = held.filter(|(record, gone)| {
+            gone.hold == hold + 1 && record.place.history == number && place < self.targets
+        });
+        held.map(|(record, _)| record.place.lsn).collect()
+    }
+
+    /// A hold stands for these from now on, at a target.
+    pub(super) fn hold(&mut self, target: TargetId, hold: u64, lsns: impl Iterator<Item = Lsn>) {
+        for lsn in lsns {
+            if let Some(at) = self.at(lsn)
+                && let Some(gone) = self.of_target(at, target)
+            {
+                gone.hold = hold + 1;
+            }
+        }
+    }
+
+    /// Notes an event; one of room that goes on is one.
+    pub(super) fn event(&mut self, event: Event) {
+        if let Some(last) = self.events.back_mut()
+            && event.what == What::Room
+            && last.what == What::Room
+            && let (Scope::Rules(known), Scope::Rules(rules)) = (&last.scope, &event.scope)
+            && known == rules
+        {
+            last.removed = event.removed;
+            return;
+        }
+        self.bytes += event.scope.bytes();
+        self.events.push_back(event);
+        self.make_room();
+    }
+
+    /// The keys of a set, written.
+    pub(super) fn write(&mut self, keys: &KeySet) -> Body {
+        self.scratch.write(keys)
+    }
+
+    /// The transactions before a place, the latest first, with what became of each at the targets.
+    pub(super) fn before(
+        &self,
+        place: Option<Place>,
+    ) -> impl Iterator<Item = (&Record, impl Iterator<Item = &Gone>)> {
+        let end = match place {
+            Some(place) => self.find(place).unwrap_or_else(|at| at),
+            None => self.records.len(),
+        };
+        (0..end).rev().map(move |at| {
+            let first = at * self.targets;
+            (&self.records[at], self.gone.range(first..first + self.targets))
+        })
+    }
+
+    /// The oldest transaction that is remembered.
+    pub(super) fn oldest(&self) -> Option<&Record> {
+        self.records.front()
+    }
+}
