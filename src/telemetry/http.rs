@@ -244,9 +244,7 @@ fn routed(request: &Request<Incoming>, served: &Served, taken: &Arc<Taken>) -> R
             of_kind("application/json", text(StatusCode::OK, json))
         }
         "/events" => match served.teller.listen(Arc::clone(taken)) {
-            Some(events) => {
-                of_kind("text/event-stream", Response::new(Either::Right(events)))
-            }
+            Some(events) => of_kind("text/event-stream", Response::new(Either::Right(events))),
             None => {
                 let body = "enough others listen already: close a page, or ask for /status\n";
                 text(StatusCode::SERVICE_UNAVAILABLE, body.to_owned())

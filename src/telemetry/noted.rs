@@ -67,9 +67,8 @@ impl Waiting {
     #[must_use]
     pub fn get(&self) -> (usize, Option<Duration>) {
         let since = self.since.load(Ordering::Relaxed);
-        let age = (since > 0).then(|| {
-            self.origin.elapsed().saturating_sub(Duration::from_millis(since))
-        });
+        let age =
+            (since > 0).then(|| self.origin.elapsed().saturating_sub(Duration::from_millis(since)));
         (self.count.load(Ordering::Relaxed), age)
     }
 }
@@ -142,7 +141,7 @@ pub struct NodeNote {
 /// How far a pass is on one server.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PassPart {
-    /// Keys looked at.
+    /// Keys looked at, but for those that Redis was asked to leave out.
     pub scanned: u64,
     /// Time that its calls held the server, as seen from here.
     pub took: Duration,
@@ -386,11 +385,8 @@ mod tests {
     async fn only_a_whole_pass_has_a_price_and_none_is_under_way_after_it() {
         let noted = Noted::new(0).with_targets(2);
         let target = noted.target(TargetId::FIRST);
-        let page = |scanned| Page {
-            scanned,
-            stall: Duration::from_millis(20),
-            waited: Duration::ZERO,
-        };
+        let page =
+            |scanned| Page { scanned, stall: Duration::from_millis(20), waited: Duration::ZERO };
         for is_whole in [false, true] {
             let pass = target.pass("rule", 3);
             pass.page("a:1", page(10));

@@ -44,7 +44,10 @@ mod tests {
     fn the_page_of_the_runbook_has_each_section_and_no_markup_of_its_text() {
         let html = parts();
         let anchors: Vec<String> = sections().map(|section| section.anchor).collect();
-        assert!(anchors.len() > 10 && anchors.contains(&"healthz-is-503".to_owned()), "{anchors:?}");
+        assert!(
+            anchors.len() > 10 && anchors.contains(&"healthz-is-503".to_owned()),
+            "{anchors:?}"
+        );
         for anchor in anchors {
             assert!(html.contains(&format!("<h2 id=\"{anchor}\">")), "{anchor}");
         }

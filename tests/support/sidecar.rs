@@ -39,6 +39,8 @@ pub(crate) struct Settings {
     pub(crate) redis: String,
     /// See [`Settings::postgres`].
     pub(crate) sweep: String,
+    /// More TOML lines for `[http]`.
+    pub(crate) http: String,
     /// The lines of each `[[redis]]`, instead of `[redis]`.
     pub(crate) targets: Vec<String>,
     /// The `[[rule]]` tables.
@@ -63,6 +65,7 @@ impl Settings {
             postgres: String::new(),
             redis: String::new(),
             sweep: String::new(),
+            http: String::new(),
             targets: Vec::new(),
             rules: rules.to_owned(),
             env: Vec::new(),
@@ -73,7 +76,7 @@ impl Settings {
     /// The configuration file.
     fn toml(&self, http_port: u16) -> String {
         let Settings { postgres_url, redis_url, name, refill, observe, level, .. } = self;
-        let Settings { postgres, redis, sweep, rules, .. } = self;
+        let Settings { postgres, redis, sweep, http, rules, .. } = self;
         let publication = self.publication.as_ref().unwrap_or(name);
         let redis = match self.targets.as_slice() {
             [] => format!("[redis]\nurl = {redis_url:?}\n{redis}\n"),
@@ -85,7 +88,7 @@ impl Settings {
              {redis}\
              [sweep]\n{sweep}\n\
              [refill]\nwindow = {refill:?}\nobserve = {observe}\n\
-             [http]\nlisten = \"127.0.0.1:{http_port}\"\n\
+             [http]\nlisten = \"127.0.0.1:{http_port}\"\n{http}\n\
              [log]\nlevel = {level:?}\n\
              {rules}\n"
         )

@@ -6,7 +6,8 @@ use humantime::parse_rfc3339;
 
 use crate::config::printable;
 use crate::telemetry::status::{Latency, Level, Pass, Postgres, Rule, Status, Target, Wait};
-use crate::telemetry::words::grouped;
+use crate::telemetry::trail::{Moment, Transaction};
+use crate::telemetry::words::{counted, grouped};
 
 /// Columns of a line, where texts allow.
 const WIDTH: usize = 80;
@@ -16,6 +17,9 @@ const MARGIN: usize = 11;
 
 /// Rules that are shown; those that removed last go first.
 const RULES_MAX: usize = 40;
+
+/// Transactions that are shown.
+const TRANSACTIONS_MAX: usize = 8;
 
 /// Columns of the longest bar.
 const BAR: u64 = 40;
@@ -101,6 +105,7 @@ pub(super) fn shown(status: &Status, before: Option<&Status>, look: Look) -> Str
     status.targets.iter().for_each(|target| self::target(&mut lines, target, status));
     latency(&mut lines, &status.latency);
     rules(&mut lines, &status.rules, status);
+    transactions(&mut lines, status);
     let uptime = since(&status.started, status).unwrap_or_default();
     lines.empty();
     lines.add("walsweep", &format!("{}, running for {}", status.version, duration(uptime)));
@@ -161,9 +166,9 @@ fn passes(lines: &mut Lines, passes: &[Pass]) {
         let head = format!("SCAN of {target}, {patterns} patterns ({}), for {lasted}", pass.reason);
         lines.add("pass", &head);
         for node in &pass.nodes {
-            let of = node.expected.map(|expected| format!(" of about {}", grouped(expected)));
+            let of = node.share.map(|share| format!(", some {:.0} % done", share * 100.0));
             let (scanned, of) = (grouped(node.scanned), of.unwrap_or_default());
-            lines.add("", &format!("{}: {scanned}{of} keys looked at", flat(&node.name)));
+            lines.add("", &format!("{}: {scanned} names read{of}", flat(&node.name)));
         }
     }
 }
@@ -211,7 +216,7 @@ fn target(lines: &mut Lines, target: &Target, status: &Status) {
         if let Some(pass) = &node.pass {
             let age = since(&pass.ended, status).map(duration).unwrap_or_default();
             let (keys, took) = (grouped(pass.keys), duration(pass.took_seconds));
-            lines.add("", &format!("{name}a pass over {keys} keys took {took} of it, {age} ago"));
+            lines.add("", &format!("{name}a pass took {took} of it, {keys} names, {age} ago"));
         }
     }
 }
@@ -268,10 +273,40 @@ fn rules(lines: &mut Lines, rules: &[Rule], status: &Status) {
     }
 }
 
+fn transactions(lines: &mut Lines, status: &Status) {
+    if !status.transactions.is_empty() {
+        lines.empty();
+    }
+    let mut name = "last";
+    for one in status.transactions.iter().take(TRANSACTIONS_MAX) {
+        let Transaction { xid, lsn, committed, .. } = &one.transaction;
+        let after =
+            |moment: Moment| duration(moment.since(*committed).unwrap_or_default().as_secs_f64());
+        let age = since(&committed.to_string(), status).map(duration).unwrap_or_default();
+        let rules = one.rules.iter().map(|rule| {
+            let (keys, patterns) = (counted(rule.keys, "key"), counted(rule.patterns, "pattern"));
+            format!("{} {keys}, {patterns}", flat(&rule.rule))
+        });
+        let gone = one.targets.iter().map(|target| match (target.removed, one.targets.len()) {
+            (Some(removed), 1) => format!("gone after {}", after(removed)),
+            (None, 1) => "waits".to_owned(),
+            (Some(removed), _) => format!("{} after {}", flat(&target.target), after(removed)),
+            (None, _) => format!("{} waits", flat(&target.target)),
+        });
+        let (rules, gone) = (rules.collect::<Vec<_>>(), gone.collect::<Vec<_>>());
+        let (rules, gone) = (rules.join("; "), gone.join(", "));
+        lines.add(name, &format!("transaction {xid} ({lsn}), {age} ago: {rules}; {gone}"));
+        name = "";
+        if !one.keys.is_empty() {
+            let keys: Vec<String> = one.keys.iter().map(ToString::to_string).collect();
+            lines.add("", &flat(&keys.join(" ")));
+        }
+    }
+}
+
 fn seconds_of(time: &str) -> f64 {
-    let since = parse_rfc3339(time).ok().and_then(|time| {
-        time.duration_since(SystemTime::UNIX_EPOCH).ok()
-    });
+    let since =
+        parse_rfc3339(time).ok().and_then(|time| time.duration_since(SystemTime::UNIX_EPOCH).ok());
     since.unwrap_or_default().as_secs_f64()
 }
 
@@ -321,7 +356,8 @@ mod tests {
 
     fn status() -> Status {
         let time = |seconds| format!("2026-11-30T05:12:{seconds}.000Z");
-        let price = Price { keys: 1_234_567, took_seconds: 0.312, ended: time(27), ..Price::default() };
+        let price =
+            Price { keys: 1_234_567, took_seconds: 0.312, ended: time(27), ..Price::default() };
         Status {
             version: "0.1.0".to_owned(),
             now: time(33),
@@ -386,7 +422,11 @@ mod tests {
                 reason: "rule".to_owned(),
                 patterns: 8,
                 seconds: 0.2,
-                nodes: vec![PassNode { scanned: 40_000, expected: Some(90_000), ..PassNode::default() }],
+                nodes: vec![PassNode {
+                    scanned: 40_000,
+                    share: Some(0.444),
+                    ..PassNode::default()
+                }],
             }],
             ..Status::default()
         }
@@ -407,12 +447,12 @@ mod tests {
             "waits      3 transactions are committed",
             "oldest 12 s",
             "pass       SCAN of redis, 8 patterns (rule), for 200 ms",
-            "40 000 of about 90 000 keys looked at",
+            "40 000 names read, some 44 % done",
             "postgres   connected; slot walsweep of database app",
             "confirmed up to 0/3000A8, 4.8 MiB of WAL behind (at most 10.0 GiB)",
             "redis      redis: ready (standalone, 127.0.0.1:6379)",
             "SCAN takes 2.1 % of its time, of 25 % allowed",
-            "a pass over 1 234 567 keys took 312 ms of it, 6.0 s ago",
+            "a pass took 312 ms of it, 1 234 567 names, 6.0 s ago",
             "up to 2.5 ms    1 000 000 ########################################\n",
             "longer                  1 #\n",
             "12 345          0         0         7     1.0 s",

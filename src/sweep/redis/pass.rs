@@ -64,7 +64,9 @@ struct Group {
 /// Everything that a pass has done so far.
 #[derive(Clone, Debug, Default)]
 pub struct Progress {
-    /// Keys looked at.
+    /// Calls of SCAN.
+    pub calls: u64,
+    /// Keys looked at, but for those that Redis was asked to leave out.
     pub scanned: u64,
     /// Keys that matched a pattern.
     pub matched: u64,
@@ -130,6 +132,7 @@ impl Progress {
 
     /// Adds what was done on another server.
     pub(super) fn add(&mut self, other: Progress) {
+        self.calls += other.calls;
         self.scanned += other.scanned;
         self.matched += other.matched;
         self.stall = self.stall.max(other.stall);
@@ -290,6 +293,7 @@ impl Pass {
         let (mut page, mut took) = timed(node.scan(&call(0, pace.count()))).await?;
         loop {
             progress.stall = pace.observe(took);
+            progress.calls += 1;
             progress.scanned += page.keys.len() as u64;
             each_page(progress);
             let cursor = page.cursor;

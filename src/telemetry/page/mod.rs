@@ -1,4 +1,4 @@
-//! The page for people, in one file: it asks for nothing else than `/events` and `/status`.
+//! The page for people, sent as one file: it asks for nothing else than `/events` and `/status`.
 //!
 //! Names and keys come into it as texts only (`textContent`): none of them is ever read as markup.
 //! Its policy lets a browser run and apply nothing but what this file has.
@@ -29,8 +29,15 @@ impl Page {
 
 /// The live page.
 pub(super) fn index() -> &'static Page {
-    static INDEX: LazyLock<Page> =
-        LazyLock::new(|| Page::new(include_str!("index.html").to_owned()));
+    static INDEX: LazyLock<Page> = LazyLock::new(|| {
+        let parts = [
+            ("/* page.css */", include_str!("page.css")),
+            ("/* words.js */", include_str!("words.js")),
+            ("/* page.js */", include_str!("page.js")),
+        ];
+        let whole = include_str!("index.html").to_owned();
+        Page::new(parts.into_iter().fold(whole, |html, (name, part)| html.replace(name, part)))
+    });
     &INDEX
 }
 
@@ -88,6 +95,6 @@ mod tests {
         for part in markup.into_iter().chain(outside).chain(handlers) {
             assert!(!html.contains(part), "{part}");
         }
-        assert!(index().html.contains("textContent"));
+        assert!(index().html.contains("textContent") && !index().html.contains(".js */"));
     }
 }

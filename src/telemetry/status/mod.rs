@@ -211,7 +211,7 @@ pub struct Price {
     pub took_seconds: f64,
     /// How long it waited for `sweep.max_load`.
     pub waited_seconds: f64,
-    /// Keys that it looked at.
+    /// Keys that it looked at, but for those that Redis was asked to leave out.
     pub keys: u64,
     /// When it ended.
     pub ended: String,
@@ -300,10 +300,11 @@ pub struct Pass {
 pub struct PassNode {
     /// The server's address.
     pub name: String,
-    /// Keys looked at.
+    /// Keys looked at, but for those that Redis was asked to leave out.
     pub scanned: u64,
-    /// Keys that the latest whole pass looked at, which this one will look at, more or less.
-    pub expected: Option<u64>,
+    /// How much of it is done, from 0 to 1, if it takes as much of the server's time as the pass
+    /// before it; `None` before there was one.
+    pub share: Option<f64>,
     /// How long it waited for `sweep.max_load`.
     pub waited_seconds: f64,
 }

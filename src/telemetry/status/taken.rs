@@ -25,8 +25,8 @@ use crate::telemetry::health::{Phase, Told, ToldTrouble};
 use crate::telemetry::metrics::{
     Metrics, NodeLabel, OperationLabel, RuleLabel, TargetLabel, WidenedLabel, seconds,
 };
-use crate::telemetry::trail::{Latest, Name};
 use crate::telemetry::noted::{NodeNote, Noted, SlotNote, TargetNotes, TargetState, Waiting};
+use crate::telemetry::trail::{Latest, Name};
 use crate::telemetry::{Health, Topic};
 
 /// Transactions that are told.
@@ -96,7 +96,10 @@ impl Status {
             postgres: postgres(metrics, facts, oldest_unconfirmed_seconds),
             totals: totals(metrics, facts),
             waiting,
-            targets: targets.clone().map(|(one, state)| target(metrics, facts, one, state)).collect(),
+            targets: targets
+                .clone()
+                .map(|(one, state)| target(metrics, facts, one, state))
+                .collect(),
             rules: rules(metrics, facts, &told.troubles),
             latency: latency(&metrics.commit_to_removed),
             passes: targets.filter_map(|((_, fact, _), state)| pass(fact, state)).collect(),
@@ -173,9 +176,8 @@ where
 
 fn totals(metrics: &Metrics, facts: &Facts) -> Totals {
     let operations = ["insert", "update", "delete", "truncate", "refresh", "message"];
-    let changes = operations.map(|operation| {
-        counted(&metrics.changes, &OperationLabel { operation })
-    });
+    let changes =
+        operations.map(|operation| counted(&metrics.changes, &OperationLabel { operation }));
     let sum = |family: &Family<RuleLabel, Counter>| {
         facts.rules.iter().map(|rule| counted(family, &label(rule))).sum()
     };
@@ -285,7 +287,7 @@ fn pass(fact: &TargetFacts, state: &TargetState) -> Option<Pass> {
         Some(PassNode {
             name: name.clone(),
             scanned: part.scanned,
-            expected: note.last.map(|price| price.part.scanned),
+            share: note.last.map(|price| share(part.took, price.part.took)),
             waited_seconds: seconds(part.waited),
         })
     });
@@ -296,6 +298,11 @@ fn pass(fact: &TargetFacts, state: &TargetState) -> Option<Pass> {
         seconds: seconds(under_way.began.elapsed()),
         nodes: nodes.collect(),
     })
+}
+
+/// How much of a pass is done that has taken so much, and will take about as much as another.
+fn share(took: Duration, whole: Duration) -> f64 {
+    (seconds(took) / seconds(whole).max(1e-6)).min(0.99)
 }
 
 fn rules(metrics: &Metrics, facts: &Facts, troubles: &[ToldTrouble]) -> Vec<Rule> {
@@ -350,7 +357,8 @@ fn latency(histogram: &Histogram) -> Latency {
     let mut latency = Latency::default();
     let mut below = 0;
     for line in text.lines() {
-        let Some((name, value)) = line.strip_prefix(HISTOGRAM).and_then(|rest| rest.split_once(' '))
+        let Some((name, value)) =
+            line.strip_prefix(HISTOGRAM).and_then(|rest| rest.split_once(' '))
         else {
             continue;
         };

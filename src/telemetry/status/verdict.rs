@@ -82,6 +82,9 @@ impl Verdict {
                 let verdict = Verdict::new(Level::Wrong, text, "redis-does-not-answer");
                 with_hint_of(verdict, evidence.troubles)
             }
+            Phase::Sweeping(_) if evidence.troubles.iter().any(|one| one.stops_ready) => {
+                while_streaming(evidence)
+            }
             Phase::Sweeping(_) => {
                 let text = format!(
                     "{}: what may be stale is removed first, which ends by itself",
@@ -111,6 +114,7 @@ fn with_hint_of(verdict: Verdict, troubles: &[Trouble]) -> Verdict {
     Verdict { hint, ..verdict }
 }
 
+/// The verdict where the phase says nothing that matters more.
 fn while_streaming(evidence: &Evidence<'_>) -> Verdict {
     let worst = evidence.troubles.iter().max_by_key(|trouble| trouble.stops_ready);
     if let Some(trouble) = worst {
@@ -153,9 +157,7 @@ pub(super) fn section(topic: &Topic, text: &str) -> &'static str {
         | Topic::Publish(_) => "redis-refuses",
         Topic::Late(_) | Topic::Throttled(_) => "keys-go-late",
         Topic::Fence => "everything-was-swept",
-        Topic::Replica(_) | Topic::Slot | Topic::SlotOwner | Topic::NewSlot => {
-            "the-slot-keeps-wal"
-        }
+        Topic::Replica(_) | Topic::Slot | Topic::SlotOwner | Topic::NewSlot => "the-slot-keeps-wal",
     }
 }
 
@@ -217,6 +219,8 @@ mod tests {
         let three = Evidence { troubles: &troubles, ..evidence(Phase::Streaming) };
         assert_eq!(level(&three), Level::Wrong);
         assert_eq!(Verdict::of(&three).text, "stops: true (and 2 more)");
+        let sweeps = Evidence { troubles: &troubles, ..evidence(Phase::Sweeping("slot_created")) };
+        assert_eq!(level(&sweeps), Level::Wrong);
         let lost = Evidence { troubles: &troubles, ..evidence(Phase::Connecting) };
         assert_eq!(Verdict::of(&lost).text, "nothing is removed: stops: true");
     }
