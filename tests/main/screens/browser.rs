@@ -57,7 +57,7 @@ impl Browser {
         let pages = pages.as_array().unwrap();
         let page = pages.iter().find(|page| page["type"] == "page").expect("it has a page");
         let url = page["webSocketDebuggerUrl"].as_str().unwrap();
-        let path = url.split(&address).nth(1).unwrap();
+        let path = &url[url.find("/devtools/").expect("the address of a page")..];
         let page = connect(&address, path).await;
         Browser { process, _profile: profile, page, next: 0 }
     }
@@ -111,13 +111,24 @@ impl Drop for Browser {
     }
 }
 
+/// The body of a page of the browser, which does not end the connection by itself.
 async fn get(address: &str, path: &str) -> String {
     let mut stream = TcpStream::connect(address).await.unwrap();
-    let request = format!("GET {path} HTTP/1.0\r\nHost: {address}\r\n\r\n");
+    let request = format!("GET {path} HTTP/1.1\r\nHost: {address}\r\n\r\n");
     stream.write_all(request.as_bytes()).await.unwrap();
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).await.unwrap();
-    answer.split_once("\r\n\r\n").unwrap().1.to_owned()
+    let head = head(&mut stream).await.to_lowercase();
+    let length = head.split("content-length:").nth(1).and_then(|rest| rest.lines().next());
+    let mut body = vec![0; length.expect("its length").trim().parse().unwrap()];
+    stream.read_exact(&mut body).await.unwrap();
+    String::from_utf8(body).unwrap()
+}
+
+async fn head(stream: &mut TcpStream) -> String {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        head.push(stream.read_u8().await.unwrap());
+    }
+    String::from_utf8(head).unwrap()
 }
 
 /// A WebSocket (RFC 6455).
@@ -128,11 +139,8 @@ async fn connect(address: &str, path: &str) -> TcpStream {
          Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nSec-WebSocket-Version: 13\r\n\r\n"
     );
     stream.write_all(request.as_bytes()).await.unwrap();
-    let mut head = Vec::new();
-    while !head.ends_with(b"\r\n\r\n") {
-        head.push(stream.read_u8().await.unwrap());
-    }
-    assert!(head.starts_with(b"HTTP/1.1 101"), "{}", head.escape_ascii());
+    let head = head(&mut stream).await;
+    assert!(head.starts_with("HTTP/1.1 101"), "{head}");
     stream
 }
 
