@@ -64,7 +64,7 @@ pub(super) async fn sweep<N: Node>(
     };
     // Of each server by itself: what it had done when it was heard of last.
     let watch = |server: &str| {
-        let (mut scanned, mut calls, mut waited) = (0, 0, Duration::ZERO);
+        let (mut scanned, mut waited) = (0, Duration::ZERO);
         let (owners, mut counted) = (&owners, vec![0; owners.len()]);
         let (noted, server) = (noted.as_ref(), server.to_owned());
         move |progress: &Progress| {
@@ -81,13 +81,12 @@ pub(super) async fn sweep<N: Node>(
             if progress.scanned > scanned {
                 metrics.scan_stall.observe(seconds(progress.stall));
             }
-            if progress.calls > calls {
-                let Progress { scanned, stall, waited, .. } = *progress;
-                noted.iter().for_each(|noted| noted.page(&server, Page { scanned, stall, waited }));
-            }
+            let Progress { scanned: all, took, waited: turns, load, .. } = *progress;
+            let page = Page { scanned: all, took, waited: turns, load };
+            noted.iter().for_each(|noted| noted.page(&server, page));
             metrics.sweep_scanned_keys.inc_by(progress.scanned - scanned);
             metrics.sweep_throttled.inc_by(seconds(progress.waited - waited));
-            (scanned, calls, waited) = (progress.scanned, progress.calls, progress.waited);
+            (scanned, waited) = (progress.scanned, progress.waited);
         }
     };
     let mut pass = Pass::new(patterns.clone());

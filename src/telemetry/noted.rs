@@ -17,8 +17,8 @@ use crate::config::TargetId;
 use crate::keys::RuleId;
 use crate::lsn::Lsn;
 
-/// Seconds over which the load of a Redis is told, as `sweep.max_load` counts it.
-const LOAD_SECONDS: usize = 10;
+/// The time over which the load of a Redis is told, as `sweep.max_load` counts it.
+const WINDOW: Duration = Duration::from_secs(10);
 
 /// Nodes of a target that are noted: those of a large cluster, and some that were.
 const NODES_MAX: usize = 1_000;
@@ -133,9 +133,8 @@ pub struct NodeNote {
     pub now: Option<PassPart>,
     /// The latest whole pass.
     pub last: Option<PassPrice>,
-    /// The time that SCAN took in each of the latest seconds: which second since `origin`, and
-    /// microseconds.
-    taken: [(u64, u64); LOAD_SECONDS + 1],
+    /// The share of its time that passes took over ten seconds, and when that was.
+    load: Option<(f64, Instant)>,
 }
 
 /// How far a pass is on one server.
@@ -143,7 +142,7 @@ pub struct NodeNote {
 pub struct PassPart {
     /// Keys looked at, but for those that Redis was asked to leave out.
     pub scanned: u64,
-    /// Time that its calls held the server, as seen from here.
+    /// Time of the server that it took.
     pub took: Duration,
     /// Time that it waited, so that SCAN takes no more than its share.
     pub waited: Duration,
@@ -160,39 +159,26 @@ pub struct PassPrice {
     pub ended_at: SystemTime,
 }
 
-/// A call of SCAN, as a pass notes it.
+/// A part of a pass, as it notes it after each call.
 #[derive(Clone, Copy, Debug)]
 pub struct Page {
-    /// Keys that this part of the pass has looked at so far.
+    /// Keys that it has looked at so far, but for those that Redis was asked to leave out.
     pub scanned: u64,
-    /// How long the call held the server.
-    pub stall: Duration,
-    /// How long the pass has waited on this server so far.
+    /// Time of the server that it took so far.
+    pub took: Duration,
+    /// How long it has waited on this server so far.
     pub waited: Duration,
+    /// The share of the server's time that passes took over the latest ten seconds.
+    pub load: f64,
 }
 
 impl NodeNote {
-    fn takes(&mut self, second: u64, took: Duration) {
-        let at = usize::try_from(second).unwrap_or(0) % self.taken.len();
-        if let Some(slot) = self.taken.get_mut(at) {
-            *slot = if slot.0 == second { *slot } else { (second, 0) };
-            slot.1 += u64::try_from(took.as_micros()).unwrap_or(0);
-        }
-    }
-
-    /// Gives the time that SCAN took in the ten seconds before this one, and in this one.
-    fn taken(&self, second: u64) -> Duration {
-        let is_late = |at: u64| at <= second && at + LOAD_SECONDS as u64 > second;
-        let latest = self.taken.iter().filter(|(at, _)| is_late(*at));
-        Duration::from_micros(latest.map(|(_, took)| took).sum())
-    }
-
-    /// Gives the share of the server's time that SCAN took over the latest ten seconds, as seen
-    /// from here.
+    /// Gives the share of the server's time that passes took over the latest ten seconds. What was
+    /// taken before the latest note is taken to have been spread over the ten seconds before it.
     #[must_use]
-    pub fn load(&self, started: Instant) -> f64 {
-        let taken = self.taken(started.elapsed().as_secs());
-        taken.as_secs_f64() / Duration::from_secs(LOAD_SECONDS as u64).as_secs_f64()
+    pub fn load(&self) -> f64 {
+        let Some((load, at)) = self.load else { return 0.0 };
+        load * (1.0 - at.elapsed().div_duration_f64(WINDOW)).max(0.0)
     }
 }
 
@@ -204,12 +190,6 @@ impl TargetNotes {
             second: AtomicUsize::new(0),
             state: Mutex::default(),
         }
-    }
-
-    /// Gives when the loads of its nodes are counted from.
-    #[must_use]
-    pub fn origin(&self) -> Instant {
-        self.first.origin
     }
 
     /// Gives a copy of what is noted.
@@ -263,16 +243,15 @@ pub struct PassUnderWay<'a> {
 impl PassUnderWay<'_> {
     /// A call came to its end on a server.
     pub fn page(&self, node: &str, page: Page) {
-        let second = self.target.origin().elapsed().as_secs();
+        let now = Instant::now();
         let mut state = self.target.lock();
         if !state.nodes.contains_key(node) && state.nodes.len() < NODES_MAX {
             state.nodes.insert(node.to_owned(), NodeNote::default());
         }
         if let Some(note) = state.nodes.get_mut(node) {
-            note.takes(second, page.stall);
-            let part = note.now.get_or_insert_default();
-            (part.scanned, part.waited) = (page.scanned, page.waited);
-            part.took += page.stall;
+            let Page { scanned, took, waited, load } = page;
+            note.now = Some(PassPart { scanned, took, waited });
+            note.load = Some((load, now));
         }
     }
 
@@ -365,34 +344,25 @@ mod tests {
 
     use tokio::time::{Instant, advance};
 
-    use super::{NodeNote, Noted, Page};
+    use super::{Noted, Page};
     use crate::config::TargetId;
-
-    /// Ten seconds count, and no more; what is older gives its place to what is new.
-    #[test]
-    fn the_load_is_of_the_latest_ten_seconds() {
-        let mut node = NodeNote::default();
-        for second in 0..40 {
-            node.takes(second, Duration::from_millis(250));
-            let seconds = u32::try_from(second.min(9) + 1).unwrap();
-            assert_eq!(node.taken(second), Duration::from_millis(250) * seconds, "{second}");
-        }
-        assert_eq!(node.taken(44), Duration::from_millis(250) * 5);
-        assert_eq!(node.taken(60), Duration::ZERO);
-    }
 
     #[tokio::test(start_paused = true)]
     async fn only_a_whole_pass_has_a_price_and_none_is_under_way_after_it() {
         let noted = Noted::new(0).with_targets(2);
         let target = noted.target(TargetId::FIRST);
-        let page =
-            |scanned| Page { scanned, stall: Duration::from_millis(20), waited: Duration::ZERO };
+        let page = |scanned, milliseconds| Page {
+            scanned,
+            took: Duration::from_millis(milliseconds),
+            waited: Duration::ZERO,
+            load: 0.2,
+        };
         for is_whole in [false, true] {
             let pass = target.pass("rule", 3);
-            pass.page("a:1", page(10));
+            pass.page("a:1", page(10, 20));
             advance(Duration::from_millis(50)).await;
-            pass.page("a:1", page(25));
-            pass.page("b:2", page(7));
+            pass.page("a:1", page(25, 40));
+            pass.page("b:2", page(7, 1));
             assert_eq!(target.state().pass.map(|pass| pass.patterns), Some(3));
             let now = target.state().nodes["a:1"].now.unwrap();
             assert_eq!((now.scanned, now.took), (25, Duration::from_millis(40)));
@@ -407,9 +377,15 @@ mod tests {
         }
         let price = target.state().nodes["a:1"].last.unwrap();
         assert_eq!((price.part.scanned, price.lasted), (25, Duration::from_millis(50)));
+        // What was taken goes out of the ten seconds evenly.
+        for (seconds, load) in [(0, 0.2), (5, 0.1), (10, 0.0)] {
+            let found = target.state().nodes["a:1"].load();
+            assert!((found - load).abs() < 1e-9, "{seconds} s: {found}");
+            advance(Duration::from_secs(5)).await;
+        }
         // A server that left the cluster has no price.
         let pass = target.pass("rule", 1);
-        pass.page("b:2", page(9));
+        pass.page("b:2", page(9, 1));
         pass.is_whole();
         assert_eq!(target.state().nodes.keys().collect::<Vec<_>>(), ["b:2"]);
     }

@@ -150,7 +150,8 @@ fn waiting(lines: &mut Lines, waiting: &[Wait]) {
         let target = wait.target.as_ref().map(|name| format!(" ({})", flat(name)));
         let oldest = wait.oldest_seconds.map(|age| format!("; oldest {}", duration(age)));
         let (target, oldest) = (target.unwrap_or_default(), oldest.unwrap_or_default());
-        lines.add(name, &format!("{} {}{target}{oldest}", grouped(wait.count), flat(&wait.why)));
+        let (count, what, why) = (grouped(wait.count), flat(&wait.what), flat(&wait.why));
+        lines.add(name, &format!("{count} {what} {why}{target}{oldest}"));
         name = "";
     }
     if waiting.is_empty() {
@@ -373,9 +374,8 @@ mod tests {
                 stage: "gate".to_owned(),
                 count: 3,
                 oldest_seconds: Some(12.3),
-                why: "transactions are committed, and readers cannot see them yet, as behind a \
-                      synchronous standby"
-                    .to_owned(),
+                what: "commits".to_owned(),
+                why: "not visible to readers yet, as behind a synchronous standby".to_owned(),
                 ..Wait::default()
             }],
             postgres: Postgres {
@@ -444,7 +444,7 @@ mod tests {
             "do: did you mean `grup`?\\u{1b}[31m",
             "read: /runbook#a-rule-is-suspended",
             "flow       4 711 commits",
-            "waits      3 transactions are committed",
+            "waits      3 commits not visible to readers yet",
             "oldest 12 s",
             "pass       SCAN of redis, 8 patterns (rule), for 200 ms",
             "40 000 names read, some 44 % done",

@@ -64,8 +64,6 @@ struct Group {
 /// Everything that a pass has done so far.
 #[derive(Clone, Debug, Default)]
 pub struct Progress {
-    /// Calls of SCAN.
-    pub calls: u64,
     /// Keys looked at, but for those that Redis was asked to leave out.
     pub scanned: u64,
     /// Keys that matched a pattern.
@@ -76,6 +74,10 @@ pub struct Progress {
     pub removed: Vec<u64>,
     /// How long the latest call held Redis.
     pub stall: Duration,
+    /// How much of the server's time the pass took so far.
+    pub took: Duration,
+    /// The share of the server's time that passes took over the latest ten seconds.
+    pub load: f64,
     /// For how long the pass has waited, so that SCAN takes no more of Redis's time than its share.
     pub waited: Duration,
     /// Keys that were to be removed since the pace was told, and how long that lasted.
@@ -132,10 +134,11 @@ impl Progress {
 
     /// Adds what was done on another server.
     pub(super) fn add(&mut self, other: Progress) {
-        self.calls += other.calls;
         self.scanned += other.scanned;
         self.matched += other.matched;
         self.stall = self.stall.max(other.stall);
+        self.took = self.took.max(other.took);
+        self.load = self.load.max(other.load);
         self.waited = self.waited.max(other.waited);
         let counts = [(&mut self.matched_by, other.matched_by), (&mut self.removed, other.removed)];
         for (own, others) in counts {
@@ -157,7 +160,14 @@ impl Progress {
     fn tell(&mut self, pace: &mut Pace) {
         let (keys, lasted) = std::mem::take(&mut self.removals);
         pace.measure.removed(keys, pace.beyond_round_trip(lasted));
+        self.look(pace);
+    }
+
+    /// Sees what the pace has measured.
+    fn look(&mut self, pace: &Pace) {
         self.waited = pace.measure.waited();
+        self.took = pace.measure.budget.so_far();
+        self.load = pace.measure.budget.load(Instant::now());
     }
 }
 
@@ -293,7 +303,6 @@ impl Pass {
         let (mut page, mut took) = timed(node.scan(&call(0, pace.count()))).await?;
         loop {
             progress.stall = pace.observe(took);
-            progress.calls += 1;
             progress.scanned += page.keys.len() as u64;
             each_page(progress);
             let cursor = page.cursor;
@@ -301,6 +310,7 @@ impl Pass {
                 self.remove_matching(node, &page, progress).await?;
                 progress.tell(pace);
                 pace.measure.settle(node).await?;
+                progress.look(pace);
                 // A key that somebody else removed before the pass came by is not there, and comes
                 // back with a server that lost that. So the pass itself counts as a removal. And
                 // each page says who gave it; the fence says who counted.

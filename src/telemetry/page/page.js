@@ -93,7 +93,10 @@ function spark(list) {
   );
   const line = document.createElementNS(SVG, "polyline");
   line.setAttribute("points", points.join(" "));
-  svg.append(line);
+  const base = document.createElementNS(SVG, "polyline");
+  base.setAttribute("points", "0,19.5 89,19.5");
+  base.setAttribute("class", "base");
+  svg.append(base, line);
   return svg;
 }
 function flow({ status, found }) {
@@ -158,7 +161,7 @@ function waits(list) {
       "li",
       "",
       text("b", "", grouped(one.count)),
-      text("span", "", one.why + (one.target ? " (" + one.target + ")" : "")),
+      text("span", "", one.what + " " + one.why + (one.target ? " (" + one.target + ")" : "")),
       text(
         "span",
         "age",
@@ -291,7 +294,7 @@ function passes(list) {
     const nodes = pass.nodes.flatMap((node) => {
       const of =
         node.share === null
-          ? "the first one, so nobody knows how long"
+          ? "how long it takes is not known"
           : "some " + percent(node.share) + " done";
       return meter(
         node.share || 0,
@@ -389,7 +392,19 @@ function rules(list) {
     el("div", "table", table),
   ];
 }
-function transactions(list) {
+const FEW = 8;
+let showsAll = false;
+/** Shows all of the transactions, or few again. */
+function toggle(count) {
+  const button = text("button", "", showsAll ? "Show fewer" : "Show all " + count);
+  button.type = "button";
+  button.onclick = () => {
+    showsAll = !showsAll;
+    part("transactions", [before.transactions, showsAll], transactions);
+  };
+  return button;
+}
+function transactions([list]) {
   const head = el("h2", "", "Last transactions", text("small", "", "that had keys"));
   if (!list.length) return [head, text("p", "none", "None yet.")];
   const heads = ["Transaction", "Rules", "Seen after", "Gone after", "Again after"];
@@ -402,7 +417,7 @@ function transactions(list) {
   const body = document.createElement("tbody");
   // The clocks of both servers may differ a little: no time is shown as less than 0.
   const after = (from, to) => duration(Math.max(0, (Date.parse(to) - Date.parse(from)) / 1000));
-  for (const one of list) {
+  for (const one of showsAll ? list : list.slice(0, FEW)) {
     const keys = one.keys.map((key) => (typeof key === "string" ? key : "0x" + key.hex));
     const name = el(
       "th",
@@ -465,7 +480,8 @@ function transactions(list) {
       ),
     );
   }
-  return [head, el("div", "table txs", el("table", "", el("thead", "", row), body))];
+  const table = el("div", "table txs", el("table", "", el("thead", "", row), body));
+  return [head, table, list.length > FEW ? toggle(list.length) : null];
 }
 function latency(found) {
   const head = el(
@@ -532,7 +548,7 @@ function show(status) {
     ],
   );
   part("rules", status.rules, rules);
-  part("transactions", status.transactions, transactions);
+  part("transactions", [status.transactions, showsAll], transactions);
   part("latency", status.latency, latency);
   part("since", status.started, (moment) => el("span", "", "Running for ", lasting(moment)));
   tick();

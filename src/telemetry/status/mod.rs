@@ -143,6 +143,8 @@ pub struct Wait {
     pub target: Option<String>,
     /// How much.
     pub count: u64,
+    /// Of what: `commits`, `keys` or `groups` of keys, one of them without the `s`.
+    pub what: String,
     /// How long the oldest has waited, if that is known.
     pub oldest_seconds: Option<f64>,
     /// What it waits for.
@@ -195,7 +197,7 @@ pub struct Index {
 pub struct Node {
     /// Its address.
     pub name: String,
-    /// The share of its time that SCAN took over the latest ten seconds, as seen from here.
+    /// The share of its time that passes took over the latest ten seconds.
     pub load: f64,
     /// The price of its latest whole pass.
     pub pass: Option<Price>,
@@ -207,7 +209,7 @@ pub struct Node {
 pub struct Price {
     /// How long it lasted.
     pub seconds: f64,
-    /// How much of the server's time it took, as seen from here.
+    /// How much of the server's time it took.
     pub took_seconds: f64,
     /// How long it waited for `sweep.max_load`.
     pub waited_seconds: f64,
@@ -303,7 +305,7 @@ pub struct PassNode {
     /// Keys looked at, but for those that Redis was asked to leave out.
     pub scanned: u64,
     /// How much of it is done, from 0 to 1, if it takes as much of the server's time as the pass
-    /// before it; `None` before there was one.
+    /// before it; `None` if it takes more, or is the first.
     pub share: Option<f64>,
     /// How long it waited for `sweep.max_load`.
     pub waited_seconds: f64,

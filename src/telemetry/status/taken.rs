@@ -197,38 +197,42 @@ fn label(rule: &RuleFacts) -> RuleLabel {
 }
 
 fn waiting(names: &Names<'_>, told: &Told) -> Vec<Wait> {
-    let wait = |stage: &str, (count, oldest): (usize, Option<Duration>), why: &str| Wait {
+    type Words = [&'static str; 3];
+    let wait = |[stage, what, why]: Words, (count, oldest): (usize, Option<Duration>)| Wait {
         stage: stage.to_owned(),
         target: None,
         count: count as u64,
+        what: if count == 1 { what.trim_end_matches('s') } else { what }.to_owned(),
         oldest_seconds: oldest.map(seconds),
         why: why.to_owned(),
     };
-    let stage = |name, waiting: &Waiting, why| wait(name, waiting.get(), why);
+    let stage = |words, waiting: &Waiting| wait(words, waiting.get());
     let noted = names.noted;
-    let gate = "transactions are committed, and readers cannot see them yet, as behind a \
-                synchronous standby";
-    let lookups = "transactions wait for rows that lookups read";
-    let standbys = "groups of transactions, whose keys are gone, wait until standbys have \
-                    replayed them";
-    let mut all = vec![stage("gate", &noted.gate, gate), stage("lookups", &noted.lookups, lookups)];
+    let gate = "not visible to readers yet, as behind a synchronous standby";
+    let standbys = "gone, and waiting until standbys have replayed why";
+    let mut all = vec![
+        stage(["gate", "commits", gate], &noted.gate),
+        stage(["lookups", "commits", "waiting for rows that lookups read"], &noted.lookups),
+    ];
     for (_, fact, notes) in names.targets() {
         let is_away = notes.state().phase == Some(Phase::RedisLost);
         let (redis, patterns) = match is_away || told.phase == Phase::RedisLost {
-            true => ("keys wait for Redis, which is out of reach", "patterns wait for Redis"),
-            false => ("keys are on their way to Redis", "patterns wait for a pass, or are in one"),
+            true => {
+                ("waiting for Redis, which is out of reach", "with patterns, waiting for Redis")
+            }
+            false => ("on the way to Redis", "with patterns, waiting for a pass or in one"),
         };
-        let second = "keys, removed once, are removed again after `refill.window`";
+        let second = "gone, and removed again after `refill.window`";
         let second_count = notes.second.load(Ordering::Relaxed);
         let of_target = [
-            stage("redis", &notes.first, redis),
-            stage("pass", &notes.passes, patterns),
-            wait("second", (second_count, None), second),
+            stage(["redis", "commits", redis], &notes.first),
+            stage(["pass", "commits", patterns], &notes.passes),
+            wait(["second", "keys", second], (second_count, None)),
         ];
         let name = (names.facts.targets.len() > 1).then(|| fact.name.clone());
         all.extend(of_target.map(|one| Wait { target: name.clone(), ..one }));
     }
-    all.push(stage("standbys", &noted.standbys, standbys));
+    all.push(stage(["standbys", "groups", standbys], &noted.standbys));
     all.retain(|wait| wait.count > 0);
     all
 }
@@ -236,7 +240,7 @@ fn waiting(names: &Names<'_>, told: &Told) -> Vec<Wait> {
 fn target(
     metrics: &Metrics,
     facts: &Facts,
-    (_, fact, notes): OfTarget<'_>,
+    (_, fact, _): OfTarget<'_>,
     state: &TargetState,
 ) -> Target {
     let label = NodeLabel { target: fact.name.clone(), node: state.node.clone() };
@@ -265,11 +269,11 @@ fn target(
         rules: fact.rules as u64,
         max_load: facts.max_load,
         index: if facts.has_index { index() } else { None },
-        nodes: state.nodes.iter().map(|(name, note)| node(name, note, notes.origin())).collect(),
+        nodes: state.nodes.iter().map(|(name, note)| node(name, note)).collect(),
     }
 }
 
-fn node(name: &str, note: &NodeNote, origin: Instant) -> Node {
+fn node(name: &str, note: &NodeNote) -> Node {
     let pass = note.last.map(|price| Price {
         seconds: seconds(price.lasted),
         took_seconds: seconds(price.part.took),
@@ -277,7 +281,7 @@ fn node(name: &str, note: &NodeNote, origin: Instant) -> Node {
         keys: price.part.scanned,
         ended: rfc3339(price.ended_at),
     });
-    Node { name: name.to_owned(), load: note.load(origin), pass }
+    Node { name: name.to_owned(), load: note.load(), pass }
 }
 
 fn pass(fact: &TargetFacts, state: &TargetState) -> Option<Pass> {
@@ -287,7 +291,7 @@ fn pass(fact: &TargetFacts, state: &TargetState) -> Option<Pass> {
         Some(PassNode {
             name: name.clone(),
             scanned: part.scanned,
-            share: note.last.map(|price| share(part.took, price.part.took)),
+            share: note.last.and_then(|price| share(part.took, price.part.took)),
             waited_seconds: seconds(part.waited),
         })
     });
@@ -300,9 +304,10 @@ fn pass(fact: &TargetFacts, state: &TargetState) -> Option<Pass> {
     })
 }
 
-/// How much of a pass is done that has taken so much, and will take about as much as another.
-fn share(took: Duration, whole: Duration) -> f64 {
-    (seconds(took) / seconds(whole).max(1e-6)).min(0.99)
+/// How much of a pass is done that has taken so much, if it takes as much as another; `None` if it
+/// has taken more already.
+fn share(took: Duration, whole: Duration) -> Option<f64> {
+    (took < whole).then(|| took.div_duration_f64(whole))
 }
 
 fn rules(metrics: &Metrics, facts: &Facts, troubles: &[ToldTrouble]) -> Vec<Rule> {

@@ -131,7 +131,8 @@ fn while_streaming(evidence: &Evidence<'_>) -> Verdict {
     let late = evidence.waiting.iter().filter(is_first).filter(|wait| age(wait) > LATE_SECONDS);
     if let Some(wait) = late.max_by(|one, other| age(one).total_cmp(&age(other))) {
         let section = if wait.stage == "gate" { "the-slot-keeps-wal" } else { "keys-go-late" };
-        let text = format!("behind: since {:.0} s {}", age(wait), wait.why);
+        let (seconds, Wait { count, what, why, .. }) = (age(wait), wait);
+        let text = format!("behind: {count} {what} {why}, the oldest for {seconds:.0} s");
         return Verdict::new(Level::Attention, text, section);
     }
     let unconfirmed = evidence.oldest_unconfirmed_seconds;
