@@ -2,8 +2,8 @@
 //! (<https://html.spec.whatwg.org/multipage/server-sent-events.html>).
 //!
 //! However many listen, one text is made for all of them, and there are never more than a few.
-//! Nothing is queued for anybody: who reads slowly misses what came meanwhile, and who reads nothing
-//! for as long as an answer may take is let go ([`Taken`]).
+//! Nothing is queued for anybody: who reads slowly misses what came meanwhile, and who reads
+//! nothing for as long as an answer may take is let go ([`Taken`]).
 
 use std::convert::Infallible;
 use std::pin::Pin;

@@ -2,8 +2,8 @@
 //! `/metrics`, `/healthz`, `/readyz`.
 //!
 //! Whoever reaches the port can open connections and never read. None of that may take what the
-//! sidecar needs for Postgres and Redis (I10). All of it has a thread of its own, so that a page that
-//! is being made delays no removal. A connection gives one answer and ends, it has
+//! sidecar needs for Postgres and Redis (I10). All of it has a thread of its own, so that a page
+//! that is being made delays no removal. A connection gives one answer and ends, it has
 //! [`CONNECTION_TIMEOUT`] for it, and there are at most [`CONNECTIONS_MAX`] of them. One more than
 //! that ends the oldest, so that whoever asks and reads is answered even then. Only those that
 //! listen to events stay, a few, each as long as it reads them.

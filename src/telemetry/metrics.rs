@@ -50,7 +50,7 @@ pub struct Metrics {
     registry: Mutex<Registry>,
     /// The server's clock: it says what the times that the server gives mean here.
     pub server_clock: ServerClock,
-    /// What is under way, and waits, at this moment.
+    /// Notes of what is under way, and waits, at this moment.
     pub noted: Noted,
     rules: Vec<String>,
     /// The names of the targets, where there are several.

@@ -140,8 +140,7 @@ async fn the_state_tells_rules_targets_and_what_waits() {
     eventually(PATIENCE, "the state names the rule", is_suspended).await;
 }
 
-/// I9: not while it waits, not when it is gone, and not in a rule's own trouble; keys only where the
-/// configuration says so.
+/// I9: not while it waits, and not when it is gone; keys only where the configuration says so.
 #[tokio::test]
 async fn no_value_of_a_row_is_on_a_page_unless_keys_are_asked_for() {
     let pages = ["/status", "/", "/runbook", "/readyz", "/healthz", "/metrics"];

@@ -117,7 +117,7 @@ async fn ask(address: SocketAddr) -> Result<Answer, Failure> {
     })
 }
 
-/// What is printed of an answer; rates are of what came since the state `before`.
+/// Gives the text for an answer; rates are of what came since the state `before`.
 fn told(answer: &Answer, form: Form, before: Option<&Status>) -> Result<String, Failure> {
     let look = match form {
         Form::Text(look) => look,

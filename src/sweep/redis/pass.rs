@@ -191,7 +191,8 @@ impl Pass {
 
     /// Scans all servers of a node, side by side, and those again that keys have come to meanwhile.
     /// Removes what matches, but for what the user may not remove. For each server `watch` takes
-    /// its name, and gives who hears of every page, and in the end of all that was done there, also before an error.
+    /// its name, and gives who hears of every page, and in the end of all that was done there, also
+    /// before an error.
     ///
     /// # Errors
     ///

@@ -85,7 +85,7 @@ mod tests {
         }
     }
 
-    /// What comes from elsewhere is never markup, and nothing is asked of anybody else.
+    /// Names from elsewhere are never markup, and nothing is asked of anybody else.
     #[test]
     fn the_pages_ask_for_nothing_outside_and_make_no_markup_of_texts() {
         let markup = ["innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval("];

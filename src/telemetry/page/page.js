@@ -51,8 +51,8 @@ function troubles([list, said]) {
         ),
         el("span", "soft small", "for\u00a0", lasting(one.since)),
       ),
-      text("p", "", one.text),
-      one.hint ? text("p", "soft", one.hint) : null,
+      text("p", "", sentence(one.text)),
+      one.hint ? text("p", "soft", sentence(one.hint)) : null,
       el("p", "small", runbook(one.section)),
     );
     return item;

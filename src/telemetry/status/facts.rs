@@ -1,4 +1,4 @@
-//! What the configuration says, as far as people see it beside the state.
+//! The configuration, as far as people see it beside the state.
 
 use std::time::Duration;
 

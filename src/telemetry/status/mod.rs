@@ -63,9 +63,9 @@ pub struct Status {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Trouble {
-    /// What it is.
+    /// The words for it, as on `/readyz`.
     pub text: String,
-    /// What a person can do.
+    /// The cure, as far as a person can do something.
     pub hint: Option<String>,
     /// Since when.
     pub since: String,
@@ -147,7 +147,7 @@ pub struct Wait {
     pub what: String,
     /// How long the oldest has waited, if that is known.
     pub oldest_seconds: Option<f64>,
-    /// What it waits for.
+    /// The reason, or the thing that it waits for.
     pub why: String,
 }
 
@@ -241,7 +241,7 @@ pub struct Rule {
     pub widened: Vec<Widened>,
     /// Whether it does not fit its table and removes nothing.
     pub suspended: bool,
-    /// What is wrong with it, if something is.
+    /// The trouble with it, if there is one.
     pub trouble: Option<String>,
     /// When its latest key was removed.
     pub last_removed: Option<String>,
@@ -286,7 +286,7 @@ pub struct Bucket {
 pub struct Pass {
     /// The target.
     pub target: String,
-    /// What asked for it, as `walsweep_sweeps_total` has it.
+    /// The reason for it, as `walsweep_sweeps_total` has it.
     pub reason: String,
     /// How many patterns it looks for.
     pub patterns: u64,

@@ -36,7 +36,7 @@ pub struct Verdict {
     pub level: Level,
     /// A sentence.
     pub text: String,
-    /// What to do, if something is to be done.
+    /// The cure, if something is to be done.
     pub hint: Option<String>,
     /// The section of the runbook, as the anchor of its heading; `None` where all is well.
     pub section: Option<String>,

@@ -50,7 +50,8 @@ const TABLES: &str = "
     insert into product select id, (array['chairs', 'tables', 'lamps'])[1 + id % 3], 10
         from generate_series(1, 500) id;
     insert into orders select id, id % 40, 'open' from generate_series(1, 500) id;
-    insert into \"<img src=x onerror=alert(1)>\" select id, id % 90 from generate_series(1, 500) id;";
+    insert into \"<img src=x onerror=alert(1)>\" select id, id % 90
+        from generate_series(1, 500) id;";
 
 /// A shop, and the browser that looks at it.
 struct Shop {
@@ -110,7 +111,7 @@ impl Shop {
             self.browser.open(&url, screen).await;
             let (began, mut text) = (tokio::time::Instant::now(), String::new());
             while !(text.contains(says) && parts.iter().all(|part| text.contains(part))) {
-                assert!(began.elapsed() < PATIENCE, "{name}, {kind}: {says} {parts:?}: {text}");
+                assert!(began.elapsed() < PATIENCE * 3, "{name}, {kind}: {says} {parts:?}: {text}");
                 tokio::time::sleep(Duration::from_millis(100)).await;
                 let found = self.browser.value("document.body.innerText").await;
                 found.as_str().unwrap_or_default().clone_into(&mut text);
