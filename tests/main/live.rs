@@ -33,6 +33,11 @@ async fn listen(port: u16, buffer: Option<u32>) -> TcpStream {
     stream
 }
 
+/// The text of bytes that may end amid a character.
+fn valid(bytes: &[u8]) -> String {
+    bytes.utf8_chunks().map(|chunk| chunk.valid()).collect()
+}
+
 /// Reads until some text has come.
 async fn read_until(stream: &mut TcpStream, part: &str) -> String {
     let mut read = Vec::new();
@@ -42,7 +47,7 @@ async fn read_until(stream: &mut TcpStream, part: &str) -> String {
             let size = stream.read(&mut piece).await.unwrap();
             assert!(size > 0, "it ended before `{part}`");
             read.extend_from_slice(&piece[..size]);
-            if String::from_utf8_lossy(&read).contains(part) {
+            if valid(&read).contains(part) {
                 return;
             }
         }
@@ -302,7 +307,7 @@ async fn the_command_tells_the_state_as_text_as_json_and_again_and_again() {
             while !read.contains(part) {
                 let size = stdout.read(&mut piece).unwrap();
                 assert!(size > 0, "it ended: {read}");
-                read.push_str(&String::from_utf8_lossy(&piece[..size]));
+                read.push_str(&valid(&piece[..size]));
             }
             read
         });

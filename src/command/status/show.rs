@@ -355,10 +355,22 @@ mod tests {
         Totals, Verdict, Wait, Widened,
     };
 
+    fn target() -> Target {
+        let ended = "2026-11-30T05:12:27.000Z".to_owned();
+        let price = Price { keys: 1_234_567, took_seconds: 0.312, ended, ..Price::default() };
+        Target {
+            name: "redis".to_owned(),
+            mode: "standalone".to_owned(),
+            phase: "ready".to_owned(),
+            node: "127.0.0.1:6379".to_owned(),
+            max_load: 0.25,
+            nodes: vec![Node { name: "a".to_owned(), load: 0.021, pass: Some(price) }],
+            ..Target::default()
+        }
+    }
+
     fn status() -> Status {
         let time = |seconds| format!("2026-11-30T05:12:{seconds}.000Z");
-        let price =
-            Price { keys: 1_234_567, took_seconds: 0.312, ended: time(27), ..Price::default() };
         Status {
             version: "0.1.0".to_owned(),
             now: time(33),
@@ -392,15 +404,7 @@ mod tests {
                 max_retained_wal_bytes: Some(10 << 30),
                 ..Postgres::default()
             },
-            targets: vec![Target {
-                name: "redis".to_owned(),
-                mode: "standalone".to_owned(),
-                phase: "ready".to_owned(),
-                node: "127.0.0.1:6379".to_owned(),
-                max_load: 0.25,
-                nodes: vec![Node { name: "a".to_owned(), load: 0.021, pass: Some(price) }],
-                ..Target::default()
-            }],
+            targets: vec![target()],
             rules: vec![Rule {
                 name: "list\u{1b}[2J".to_owned(),
                 suspended: true,

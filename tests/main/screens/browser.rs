@@ -1,4 +1,4 @@
-//! A headless Chromium, spoken to over its DevTools protocol
+//! A headless Chromium, spoken to over its `DevTools` protocol
 //! (<https://chromedevtools.github.io/devtools-protocol/>).
 
 use std::io::{BufRead, BufReader};
