@@ -2,6 +2,7 @@
 //! (<https://chromedevtools.github.io/devtools-protocol/>).
 
 use std::io::{BufRead, BufReader};
+use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
 
 use base64::Engine;
@@ -40,6 +41,7 @@ impl Browser {
                 .args(["--remote-debugging-port=0", "about:blank"])
                 .stderr(Stdio::piped())
                 .stdout(Stdio::null())
+                .process_group(0)
                 .spawn()
         };
         let mut process =
@@ -106,7 +108,9 @@ impl Browser {
 
 impl Drop for Browser {
     fn drop(&mut self) {
-        self.process.kill().unwrap();
+        // Its helpers outlive it: all of them are in its group.
+        let group = format!("-{}", self.process.id());
+        Command::new("kill").args(["-KILL", "--", &group]).status().unwrap();
         self.process.wait().unwrap();
     }
 }
