@@ -1,7 +1,7 @@
 # What people do with a checkout. Needs a Rust toolchain; the servers are installed where missing.
 .DEFAULT_GOAL := help
 .PHONY: help demo test build-tests test-matrix test-hard check-consistency fuzz simulate bench \
-    lint deb image check-packages install-deps
+    screenshots lint deb image check-packages install-deps
 
 CARGO ?= cargo
 # KEEP=1: `make demo` leaves its servers running until Ctrl-C.
@@ -100,6 +100,13 @@ simulate: ## Schedules of faults on virtual time. SCHEDULES=100000; SEED=1: from
 bench: install-deps ## Speed, as ratios against other programs. ONLY=latency: one part.
 	$(CARGO) bench --bench speed
 
+# Not part of `make test`: a browser is 300 MB. Each picture is looked at by the test, too: for what
+# has to be there, for markup made of a name, and for what does not fit on a phone.
+screenshots: WITH_BROWSER = 1
+screenshots: install-deps ## The live page in six states, in target/screenshots.
+	$(IN_MEMORY) SCREENSHOTS="$(CURDIR)/target/screenshots" RUST_TEST_THREADS=2 \
+	    $(CARGO) test --test main -- --ignored screens::
+
 # The plain check builds without what the tests depend on, as an installation does.
 lint: ## Format, lints and documentation, each without a single warning.
 	$(CARGO) fmt --all --check
@@ -134,6 +141,7 @@ check-packages: deb ## As root: lint all of packaging/, and use the package on a
 # The tests read with a Python client and go through a pooler, too; the matrix downloads with pip.
 ONLY_SERVERS ?=
 WITH_PIP ?=
+WITH_BROWSER ?=
 install-deps: ## Install servers, a pooler and redis-py from Debian's packages, only if missing.
 	@set -eu; missing=; \
 	[ -n "$${WALSWEEP_PG_BIN:-}" ] || command -v initdb >/dev/null \
@@ -147,6 +155,8 @@ install-deps: ## Install servers, a pooler and redis-py from Debian's packages, 
 	    || missing="$$missing pgbouncer"; \
 	[ -z "$(WITH_PIP)" ] || python3 -m pip --version >/dev/null 2>&1 \
 	    || missing="$$missing python3-pip"; \
+	[ -z "$(WITH_BROWSER)" ] || command -v chromium >/dev/null \
+	    || missing="$$missing chromium fonts-dejavu-core"; \
 	[ -n "$$missing" ] || exit 0; \
 	command -v apt-get >/dev/null || { echo "install by hand:$$missing" >&2; exit 1; }; \
 	echo "installing$$missing"; \

@@ -26,7 +26,7 @@ const MIB: usize = 1 << 20;
 pub const ALL: usize = 64 * MIB;
 
 /// Memory for reading: the socket's buffer, a message, the commands of one removal, pages of
-/// metrics.
+/// metrics and of the state for people.
 pub const READING: usize = 3 * MIB;
 
 /// Key sets on their way to Redis, in channels, queues and the removal that is under way.

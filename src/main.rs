@@ -54,7 +54,7 @@ async fn execute(Cli { config, command }: Cli) -> Result<(), Failure> {
         }
         Command::Coverage { json } => coverage::coverage(&config, json).await,
         Command::Reload { pid } => reload::reload(&config, pid).await,
-        Command::Status => status::status(&config).await,
+        Command::Status { json, watch } => status::status(&config, json, watch).await,
         Command::Why { key, json } => why::why(&config, &key, json).await,
         Command::Demo { keep } => demo::demo(keep).await,
         Command::Completions { shell } => pages::completions(shell),

@@ -102,11 +102,18 @@ pub enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Say what the running walsweep is doing, as `/readyz` does.
+    /// Say how the running walsweep is: what flows, what waits and why, the slot, targets, rules.
     ///
     /// Asks at `[http] listen`, and ends with 1 unless `/healthz` is 200. One that stands by for
-    /// another is well.
-    Status,
+    /// another is well. It begins with what `/readyz` says.
+    Status {
+        /// Print it as JSON.
+        #[arg(long)]
+        json: bool,
+        /// Ask again each second, until Ctrl-C; with --json an object each time.
+        #[arg(long)]
+        watch: bool,
+    },
     /// Say who removed a key: when, for which transaction, by which rule, and whether it widened.
     ///
     /// Asks the running walsweep, at `[http] listen`, and reads the audit trail where `[audit]`

@@ -14,7 +14,7 @@ use crate::telemetry::why::HOST;
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The most that is read of it, bytes.
-const ANSWER_BYTES_MAX: u64 = 1 << 20;
+const ANSWER_BYTES_MAX: u64 = 4 << 20;
 
 /// Who listens at an address.
 #[derive(Debug, PartialEq, Eq)]

@@ -93,6 +93,11 @@ const ENVIRONMENT: Section = Section {
         ("PGPASSWORD, PGPASSFILE", "As libpq has them, where the configuration has no password."),
         ("HOME", "Where .pgpass is looked for."),
         ("SSL_CERT_FILE, SSL_CERT_DIR", "Certificates to trust instead of the system's."),
+        (
+            "NO_COLOR, TERM",
+            "Where the first is not empty, or the second is dumb, status prints no colours; it \
+             prints them on a terminal alone.",
+        ),
         ("RUST_LOG", "What is logged, instead of log.level, as tracing-subscriber reads it."),
         (
             "NOTIFY_SOCKET, WATCHDOG_USEC, WATCHDOG_PID",
@@ -182,6 +187,14 @@ pub const EXAMPLES: &[Example] = &[
         command: Some("status"),
         says: "Whether the service is well, as a container asks it:",
         lines: &["walsweep status --config /etc/walsweep/config.toml"],
+    },
+    Example {
+        command: Some("status"),
+        says: "Look on while it works; and rules that do not fit their table, for a program:",
+        lines: &[
+            "walsweep status --watch",
+            "walsweep status --json | jq '.rules[] | select(.suspended)'",
+        ],
     },
     Example {
         command: Some("why"),

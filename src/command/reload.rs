@@ -11,7 +11,7 @@ use tokio::time::{Instant, sleep};
 use super::failure::{Failure, halted, print};
 use super::listener::page;
 use super::load::configuration;
-use super::status::told;
+use super::status;
 use crate::telemetry::reloads::{Outcome, Process, Told};
 
 /// How often the process is asked whether the reload has ended.
@@ -71,7 +71,7 @@ fn unheard(pid: Option<u32>) -> Result<(), Failure> {
 
 async fn ask(address: SocketAddr) -> Option<Told> {
     let page = page(address, "/reload").await;
-    let (_is_well, body) = told(&page)?;
+    let (_is_well, body) = status::body(&page)?;
     serde_json::from_str(body).ok()
 }
 

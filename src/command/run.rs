@@ -15,9 +15,10 @@ use crate::preflight;
 use crate::run::program::Program;
 use crate::run::reload::{Handover, Reloader, Setting, now_seconds};
 use crate::run::shutdown::Shutdown;
-use crate::telemetry::http::Tells;
+use crate::telemetry::http::Served;
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::notify::Manager;
+use crate::telemetry::status::Facts;
 use crate::telemetry::trail::Known;
 use crate::telemetry::{Health, http, logging};
 
@@ -82,6 +83,7 @@ async fn stream(first: Setting, reloader: Reloader) -> Result<(), Failure> {
     let (health, file) = (Arc::clone(&reloader.health), Arc::clone(&reloader.file));
     let asked = Arc::clone(&reloader.asked);
     health.trail().knows(Known::of(&first.config, &first.rules));
+    health.shows(Facts::of(&first.config));
     let shutdown = Shutdown::by_signal("stopping", move || asked.notify_one()).map_err(halted)?;
     let (version, config) = (env!("CARGO_PKG_VERSION"), &first.config);
     tracing::info!(version, rules = first.rules.names().len(), "walsweep starts");
@@ -93,9 +95,8 @@ async fn stream(first: Setting, reloader: Reloader) -> Result<(), Failure> {
             Ok(listener) => listener,
             Err(error) => return Err(cannot_listen(address, &error).await),
         };
-        tracing::info!(%address, "serving /metrics /healthz /readyz /reload /why");
-        let tells = if config.http.keys { Tells::Keys } else { Tells::NoKeys };
-        tokio::spawn(http::serve(listener, Arc::clone(&health), tells));
+        tracing::info!(%address, "serving / /status /metrics /healthz /readyz /reload /why");
+        http::serve_apart(listener, Served::new(Arc::clone(&health))).map_err(halted)?;
     }
     match Manager::find(|name| std::env::var(name).ok()) {
         Ok(Some(manager)) => {

@@ -122,7 +122,7 @@ async fn sweep_node<N: Node>(
     let pace = Pace::new(target.sweep.max_stall, target.sweep.max_load);
     let counter = RefCell::new(Counter::default());
     // Of each server by itself: what it had done when it was heard of last.
-    let watch = || {
+    let watch = |_server: &str| {
         let (mut before, counter) = (Counts::default(), &counter);
         move |progress: &Progress| {
             let now = Counts::of(progress);

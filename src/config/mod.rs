@@ -208,10 +208,10 @@ pub struct Refill {
     pub observe: bool,
 }
 
-/// `[http]`: metrics and health.
+/// `[http]`: metrics, health, and the page for people.
 #[derive(Clone, Debug)]
 pub struct Http {
-    /// Address of `/metrics`, `/healthz` and `/readyz`; `None` (an empty text) turns it off.
+    /// Address of `/`, `/metrics`, `/healthz` and the others; `None` (an empty text) turns it off.
     pub listen: Option<SocketAddr>,
     /// Whether whoever reaches that address may be told of keys, which hold values of rows.
     pub keys: bool,

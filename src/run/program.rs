@@ -38,6 +38,7 @@ use crate::source::own::Custody;
 use crate::source::{self, slot_health::Keeper};
 use crate::sweep::{Broken, Cluster, Doubt, Look, Room, Settings, Standalone};
 use crate::telemetry::metrics::{Metrics, PeerLabel};
+use crate::telemetry::status::Facts;
 use crate::telemetry::trail::Known;
 use crate::telemetry::{Health, Phase, Topic};
 
@@ -218,6 +219,7 @@ impl Program {
         self.metrics = Arc::new(self.metrics.for_others(rules.names(), targets));
         self.health.is_of(Arc::clone(&self.metrics));
         self.health.trail().knows(Known::of(config, rules));
+        self.health.shows(Facts::of(config));
         // What stood in the way of the one before says nothing of this one.
         course.attempts = Attempts::default();
         course.failed.clear();

@@ -37,6 +37,7 @@ mod inside;
 mod job;
 mod late;
 mod listed;
+mod noting;
 mod outcome;
 mod proof;
 mod publish;

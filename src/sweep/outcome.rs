@@ -38,7 +38,7 @@ impl State {
     pub(super) async fn done(&mut self, done: Done) {
         match done {
             Done::Batch(done) => {
-                self.late.in_batch = None;
+                (self.late.in_batch, self.under_way.0) = (None, 0);
                 self.batch_done(done).await;
             }
             Done::Second(done) => {
@@ -58,7 +58,7 @@ impl State {
                 }
                 self.paces = Some(paces);
                 self.passes.ended();
-                self.late.in_pass = None;
+                (self.late.in_pass, self.under_way.1) = (None, 0);
                 self.pass_done(jobs, outcome).await;
             }
             Done::Listed(done) => self.listed_done(done).await,

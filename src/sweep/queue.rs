@@ -70,6 +70,11 @@ impl Queue {
         self.jobs.iter()
     }
 
+    /// How many jobs wait.
+    pub(super) fn len(&self) -> usize {
+        self.jobs.len()
+    }
+
     /// Memory held, in bytes.
     pub(super) fn bytes(&self) -> usize {
         self.bytes

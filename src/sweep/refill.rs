@@ -163,6 +163,12 @@ impl Refill {
         }
     }
 
+    /// How many keys and patterns wait for their second removal.
+    pub(super) fn len(&self) -> usize {
+        let buckets = self.collecting.iter().chain(&self.waiting);
+        buckets.map(|bucket| bucket.len() + bucket.keys.patterns_len()).sum()
+    }
+
     /// Whether keys are removed twice at all.
     pub(super) fn is_on(&self) -> bool {
         !self.window.is_zero()

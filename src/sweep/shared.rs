@@ -22,6 +22,7 @@ use super::redis::pass_items::{PassItem, PassItems, Told};
 use crate::config::TargetId;
 use crate::keys::{Pattern, Reach, RuleId};
 use crate::telemetry::metrics::{Metrics, ReasonLabel, seconds};
+use crate::telemetry::noted::{Page, PassUnderWay};
 
 /// Everything that Redis refused in a pass.
 #[derive(Default)]
@@ -40,8 +41,8 @@ pub(super) struct RefusedOf {
 
 /// How a pass finds keys.
 pub(super) enum Way<'a> {
-    /// By SCAN, at this pace.
-    Scan(&'a mut Paces),
+    /// By SCAN, at this pace, noted here.
+    Scan(&'a mut Paces, PassUnderWay<'a>),
     /// By the index.
     Index,
 }
@@ -59,10 +60,15 @@ pub(super) async fn sweep<N: Node>(
     let (patterns, mut owners) = patterns_of(jobs);
     let (items, item_owners) = items_of(jobs, is_last, publisher);
     owners.extend(item_owners);
+    let (mut paces, noted) = match way {
+        Way::Scan(paces, noted) => (Some(paces), Some(noted)),
+        Way::Index => (None, None),
+    };
     // Of each server by itself: what it had done when it was heard of last.
-    let watch = || {
+    let watch = |server: &str| {
         let (mut scanned, mut waited) = (0, Duration::ZERO);
         let (owners, mut counted) = (&owners, vec![0; owners.len()]);
+        let (noted, server) = (noted.as_ref(), server.to_owned());
         move |progress: &Progress| {
             for (((rule, second), removed), counted) in
                 owners.iter().zip(&progress.removed).zip(&mut counted)
@@ -77,6 +83,9 @@ pub(super) async fn sweep<N: Node>(
             if progress.scanned > scanned {
                 metrics.scan_stall.observe(seconds(progress.stall));
             }
+            let Progress { scanned: all, took, waited: turns, load, .. } = *progress;
+            let page = Page { scanned: all, took, waited: turns, load };
+            noted.iter().for_each(|noted| noted.page(&server, page));
             metrics.sweep_scanned_keys.inc_by(progress.scanned - scanned);
             metrics.sweep_throttled.inc_by(seconds(progress.waited - waited));
             (scanned, waited) = (progress.scanned, progress.waited);
@@ -85,16 +94,17 @@ pub(super) async fn sweep<N: Node>(
     let mut pass = Pass::new(patterns.clone());
     pass.items = items;
     pass.refused_bytes_max = refused_bytes_max;
-    let progress = match way {
-        Way::Scan(paces) => {
+    let progress = match &mut paces {
+        Some(paces) => {
             let progress = pass.over(node, paces, watch).await?;
+            noted.into_iter().for_each(PassUnderWay::is_whole);
             let reason = pass_reason(jobs);
             metrics.sweeps.get_or_create(&ReasonLabel { reason }).inc();
             metrics.sweep_seconds.observe(seconds(began.elapsed()));
             progress
         }
-        Way::Index => {
-            let Some(progress) = pass.by_index(node, watch).await? else { return Ok(None) };
+        None => {
+            let Some(progress) = pass.by_index(node, || watch("")).await? else { return Ok(None) };
             metrics.index_passes.inc();
             progress
         }

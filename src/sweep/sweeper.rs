@@ -14,10 +14,11 @@ use super::inside::Inside;
 use super::job::{Job, Member, Round, older};
 use super::late::Late;
 use super::listed::Listed;
+use super::noting::{self, patterns};
 use super::proof::evidence::Watermark;
 use super::proof::prints::{Doubt, Prints};
 use super::proof::ward::Ward;
-use super::queue::{Passes, Queue};
+use super::queue::{Passes, Queue, pass_reason};
 use super::redis::node::Node;
 use super::redis::pace::{Pace, Paces};
 use super::refill::Refill;
@@ -149,6 +150,8 @@ pub(super) struct State {
     pub(super) refill: Refill,
     pub(super) refusals: Refusals,
     pub(super) late: Late,
+    /// How many jobs the batch under way has, and how many wait for the pass under way.
+    pub(super) under_way: (usize, usize),
     pub(super) throttle: Throttle,
     pub(super) ward: Ward,
     /// The digest of the fingerprints that were stored with a watermark of this connection.
@@ -215,6 +218,7 @@ impl<N: Node> Sweeper<N> {
             refill: Refill::new(settings.window, share, settings.empty, settings.expected.lsn),
             refusals: Refusals::new(share.refused),
             late: Late::new(target),
+            under_way: (0, 0),
             throttle: Throttle::new(target),
             ward: Ward::new(
                 settings.expected,
@@ -242,6 +246,7 @@ impl<N: Node> Sweeper<N> {
             held: Vec::new(),
         };
         state.begin_errors();
+        health.noted().target(target).begins(&state.node.node);
         Sweeper { node, health, prints: settings.prints, state }
     }
 
@@ -266,6 +271,7 @@ impl<N: Node> Sweeper<N> {
             works.begin(&mut state, (&node, &metrics), now, *safe.borrow_and_update());
             state.look_late(now);
             state.tell_index(node.indexed());
+            state.note();
             let timer = state.next_timer(now);
             tokio::select! {
                 biased;
@@ -308,6 +314,7 @@ impl State {
     pub(super) fn next_batch<'a, N: Node>(&mut self, node: &'a N) -> Work<'a, BatchDone> {
         let jobs = self.queue.next_batch();
         self.late.in_batch = jobs.iter().map(|job| job.oldest).fold(None, older);
+        self.under_way.0 = jobs.len();
         self.removal(node, jobs)
     }
 
@@ -381,13 +388,15 @@ impl State {
         }
         let jobs = self.passes.take();
         self.late.in_pass = jobs.iter().map(|job| job.oldest).fold(None, older);
+        self.under_way.1 = noting::waiting(&jobs);
         let mut paces = self.paces.take().expect("they came back with the pass before this one");
         let (under_way, refused) = (self.health.pass(), self.room.share.refused);
         let (publisher, has_second) = (Arc::clone(&self.inside.publisher), self.refill.is_on());
         let last = move |round: Round| round.is_last(has_second);
+        let noted = metrics.noted.target(self.target).pass(pass_reason(&jobs), patterns(&jobs));
         Some(Box::pin(async move {
             let _until_it_ends = under_way;
-            let (way, told) = (Way::Scan(&mut paces), (last, &publisher));
+            let (way, told) = (Way::Scan(&mut paces, noted), (last, &publisher));
             let outcome = sweep(node, metrics, (&jobs, refused), way, told).await;
             (jobs, paces, outcome.map(Option::unwrap_or_default))
         }))

@@ -13,7 +13,9 @@ use std::time::Duration;
 use tokio::time::{Instant, timeout};
 
 use super::metrics::{Metrics, seconds};
+use super::noted::Noted;
 use super::reloads::Reloads;
+use super::status::Facts;
 use super::trail::Trail;
 use crate::config::TargetId;
 use crate::keys::RuleId;
@@ -233,6 +235,30 @@ impl Trouble {
     }
 }
 
+/// The state as it is told to people, at one moment.
+#[derive(Clone, Debug)]
+pub(super) struct Told {
+    pub(super) phase: Phase,
+    /// The words for the phase, as `/readyz` has them.
+    pub(super) doing: String,
+    /// Since when it is in that phase.
+    pub(super) phase_since: Instant,
+    pub(super) is_ready: bool,
+    /// Since when something may be unconfirmed.
+    pub(super) unconfirmed_since: Option<Instant>,
+    pub(super) troubles: Vec<ToldTrouble>,
+}
+
+/// A trouble as it is told to people.
+#[derive(Clone, Debug)]
+pub(super) struct ToldTrouble {
+    pub(super) topic: Topic,
+    pub(super) text: String,
+    pub(super) hint: Option<String>,
+    pub(super) since: Instant,
+    pub(super) stops_ready: bool,
+}
+
 /// The state that the endpoints tell, kept up to date by whoever finds something out.
 #[derive(Debug)]
 pub struct Health {
@@ -240,6 +266,8 @@ pub struct Health {
     metrics: RwLock<Arc<Metrics>>,
     reloads: Reloads,
     trail: Trail,
+    /// The configuration, as far as it is shown.
+    facts: RwLock<Arc<Facts>>,
     state: Mutex<State>,
     /// SCAN passes that are under way.
     passes: AtomicUsize,
@@ -258,6 +286,7 @@ impl Drop for PassUnderWay {
 #[derive(Debug)]
 struct State {
     phase: Phase,
+    phase_since: Instant,
     /// The target that is furthest behind, of several.
     target: Option<String>,
     alive_at: Instant,
@@ -278,6 +307,7 @@ impl Health {
     pub fn new(metrics: Arc<Metrics>) -> Health {
         let state = State {
             phase: Phase::Connecting,
+            phase_since: Instant::now(),
             target: None,
             alive_at: Instant::now(),
             nowhere_since: None,
@@ -288,7 +318,8 @@ impl Health {
         };
         let (trail, passes) = (Trail::new(metrics.target_count()), AtomicUsize::new(0));
         let (metrics, reloads) = (RwLock::new(metrics), Reloads::default());
-        Health { metrics, reloads, trail, state: Mutex::new(state), passes }
+        let facts = RwLock::default();
+        Health { metrics, reloads, trail, facts, state: Mutex::new(state), passes }
     }
 
     /// The trail of the latest transactions.
@@ -334,8 +365,10 @@ impl Health {
     fn set_for(&self, phase: Phase, target: Option<&str>) {
         let mut state = self.lock();
         state.target = target.map(str::to_owned);
-        state.phase = if state.phase == Phase::Stopping { Phase::Stopping } else { phase };
-        state.alive_at = Instant::now();
+        let (before, now) = (state.phase, Instant::now());
+        state.phase = if before == Phase::Stopping { Phase::Stopping } else { phase };
+        state.phase_since = if state.phase == before { state.phase_since } else { now };
+        state.alive_at = now;
         state.has_begun = true;
         self.show(&state);
     }
@@ -501,17 +534,29 @@ impl Health {
         &self.reloads
     }
 
+    /// Gives the notes of what is under way, and waits.
+    #[must_use]
+    pub fn noted(&self) -> Arc<Noted> {
+        Arc::clone(&self.present().noted)
+    }
+
+    /// Shows this of the configuration from now on.
+    pub fn shows(&self, facts: Facts) {
+        *self.facts.write().expect("no code panics while it holds this lock") = Arc::new(facts);
+    }
+
+    /// Gives the configuration, as far as it is shown.
+    #[must_use]
+    pub fn facts(&self) -> Arc<Facts> {
+        Arc::clone(&self.facts.read().expect("no code panics while it holds this lock"))
+    }
+
     /// Gives the answer of `/readyz`: whether everything is as it should be, and a text with a line
     /// for the phase and one for each trouble.
     #[must_use]
     pub fn readiness(&self) -> (bool, String) {
         let state = self.lock();
-        let phase = state.phase;
-        let phase = match phase {
-            Phase::Streaming if !state.is_ready() => "not ready".to_owned(),
-            Phase::Standby => format!("{}: {} has the slot", phase.text(None), state.holder),
-            phase => phase.text(state.target.as_deref()),
-        };
+        let phase = state.doing();
         let troubles = state.troubles.values().map(|trouble| {
             let hint = trouble.hint.as_ref().map(|hint| format!("\n  hint: {hint}"));
             format!("{}{}\n", trouble.text, hint.unwrap_or_default())
@@ -557,6 +602,26 @@ impl Health {
         }
     }
 
+    /// Gives the state for people.
+    pub(super) fn told(&self) -> Told {
+        let state = self.lock();
+        let told = |(topic, trouble): (&Topic, &Trouble)| ToldTrouble {
+            topic: topic.clone(),
+            text: trouble.text.clone(),
+            hint: trouble.hint.clone(),
+            since: trouble.since,
+            stops_ready: topic.stops_ready(trouble.since.elapsed()),
+        };
+        Told {
+            phase: state.phase,
+            doing: state.doing(),
+            phase_since: state.phase_since,
+            is_ready: state.is_ready(),
+            unconfirmed_since: state.unconfirmed_since,
+            troubles: state.troubles.iter().map(told).collect(),
+        }
+    }
+
     fn show(&self, state: &State) {
         self.present().ready.set(i64::from(state.is_ready()));
     }
@@ -571,6 +636,15 @@ impl State {
         let stops_ready =
             |(topic, trouble): (&Topic, &Trouble)| topic.stops_ready(trouble.since.elapsed());
         self.phase == Phase::Streaming && !self.troubles.iter().any(stops_ready)
+    }
+
+    /// The words for the phase.
+    fn doing(&self) -> String {
+        match self.phase {
+            Phase::Streaming if !self.is_ready() => "not ready".to_owned(),
+            Phase::Standby => format!("{}: {} has the slot", self.phase.text(None), self.holder),
+            phase => phase.text(self.target.as_deref()),
+        }
     }
 }
 

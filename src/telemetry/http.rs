@@ -1,34 +1,46 @@
-//! HTTP for machines that watch: `/metrics`, `/healthz`, `/readyz`, `/reload`; and `/why` for a
-//! person.
+//! HTTP for people and for machines that watch: the page at `/`, `/status`, `/events`, `/runbook`;
+//! `/metrics`, `/healthz`, `/readyz`, `/reload`; and `/why`, for one key.
 //!
 //! Whoever reaches the port can open connections and never read. None of that may take what the
-//! sidecar needs for Postgres and Redis: a connection gives one answer and ends, it has
+//! sidecar needs for Postgres and Redis (I10). All of it has a thread of its own, so that a page
+//! that is being made delays no removal. A connection gives one answer and ends, it has
 //! [`CONNECTION_TIMEOUT`] for it, and there are at most [`CONNECTIONS_MAX`] of them. One more than
-//! that ends the oldest, so that whoever asks and reads is answered even then.
+//! that ends the oldest, so that whoever asks and reads is answered even then. Only those that
+//! listen to events stay, a few, each as long as it reads them.
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::Arc;
+use std::thread;
 use std::time::Duration;
 
-use http_body_util::Full;
+use http_body_util::{Either, Full};
 use hyper::body::{Bytes, Incoming};
-use hyper::header::CONTENT_TYPE;
+use hyper::header::{
+    CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderName, REFERRER_POLICY,
+    X_CONTENT_TYPE_OPTIONS,
+};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
 use tokio::task::{AbortHandle, JoinSet};
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep, sleep_until};
 
+use super::events::{Events, Taken, Teller};
+use super::page::{self, Page};
 use super::repeats::Repeats;
+use super::status::Status;
 use super::{Health, why};
 
 /// A connection that is older than this ends, whether its client has not sent a request or has not
-/// read the answer. Prometheus waits as long for a scrape, unless it is told otherwise.
+/// read the answer. Prometheus waits as long for a scrape, unless it is told otherwise. A listener
+/// ends that took no event for as long.
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Connections at a time, where the process may have at least four times as many descriptors.
@@ -37,24 +49,43 @@ const CONNECTIONS_MAX: usize = 64;
 /// A request has a line and some headers; what is longer is answered with 431.
 const REQUEST_BYTES_MAX: usize = 16 * 1024;
 
+/// The most that the system keeps of an answer for a client that does not read it, bytes.
+const SEND_BYTES: usize = 128 * 1024;
+
 /// Pause after the system gave no connection.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-
-/// Whether keys are told to whoever asks: `[http] keys`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Tells {
-    /// Yes.
-    Keys,
-    /// No: they hold values of rows.
-    NoKeys,
-}
 
 /// Who asks.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Asker {
-    pub(super) tells: Tells,
     /// Whether the connection comes from this machine.
     pub(super) is_here: bool,
+}
+
+/// The paths that there are, for whoever asks for another one.
+const PATHS: &str = "/ /status /events /runbook /metrics /healthz /readyz /reload /why\n";
+
+/// A body of an answer: a text, or events.
+pub(super) type Body = Either<Full<Bytes>, Events>;
+
+/// Everything that the pages tell of.
+pub struct Served {
+    /// The state, and with it the metrics.
+    health: Arc<Health>,
+    teller: Teller,
+}
+
+impl Served {
+    /// Tells of this state.
+    #[must_use]
+    pub fn new(health: Arc<Health>) -> Served {
+        let teller = Teller::new(connections_max(descriptors_max()) / 4);
+        Served { health, teller }
+    }
+
+    fn status(&self) -> Status {
+        Status::of(&self.health)
+    }
 }
 
 /// Listens at `address`.
@@ -66,17 +97,45 @@ pub async fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
     TcpListener::bind(address).await
 }
 
+/// Answers requests on a thread of its own until the process ends.
+///
+/// # Errors
+///
+/// When there is no thread for it.
+pub fn serve_apart(listener: TcpListener, served: Served) -> std::io::Result<()> {
+    let listener = listener.into_std()?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let run = move || {
+        runtime.block_on(async {
+            match TcpListener::from_std(listener) {
+                Ok(listener) => serve(listener, Arc::new(served)).await,
+                Err(error) => tracing::error!(%error, "nobody answers at `http.listen`"),
+            }
+        });
+    };
+    thread::Builder::new().name("walsweep-http".to_owned()).spawn(run).map(drop)
+}
+
 /// Answers requests until it is dropped.
-pub async fn serve(listener: TcpListener, health: Arc<Health>, tells: Tells) {
+async fn serve(listener: TcpListener, served: Arc<Served>) {
+    tokio::select! {
+        () = accept(listener, &served) => {}
+        () = served.teller.tell(|| served.status()) => {}
+    }
+}
+
+async fn accept(listener: TcpListener, served: &Arc<Served>) {
     let max = connections_max(descriptors_max());
     let mut open = Open::default();
     let mut refusals = Repeats::default();
     loop {
         match listener.accept().await {
             Ok((stream, peer)) => {
+                // Without it a client that never reads gets megabytes of the system's memory.
+                drop(SockRef::from(&stream).set_send_buffer_size(SEND_BYTES));
                 open.leave_at_most(max - 1).await;
-                let asker = Asker { tells, is_here: peer.ip().to_canonical().is_loopback() };
-                open.add(serve_one(stream, Arc::clone(&health), asker));
+                let asker = Asker { is_here: peer.ip().to_canonical().is_loopback() };
+                open.add(serve_one(stream, Arc::clone(served), asker));
             }
             Err(error) => {
                 // Out of descriptors, say: ours are the first to be given back.
@@ -130,15 +189,17 @@ impl Open {
 
 async fn serve_one<S: AsyncRead + AsyncWrite + Unpin>(
     stream: S,
-    health: Arc<Health>,
+    served: Arc<Served>,
     asker: Asker,
 ) {
+    let taken = Arc::<Taken>::default();
+    let of_service = Arc::clone(&taken);
     let service = service_fn(move |request| {
-        let health = Arc::clone(&health);
+        let (served, taken) = (Arc::clone(&served), Arc::clone(&of_service));
         async move {
             Ok::<_, Infallible>(match request.uri().path() {
-                "/why" => why::answer(&request, &health, asker).await,
-                _ => answer(&request, &health),
+                "/why" => guarded(why::answer(&request, &served.health, asker).await),
+                _ => answer(&request, &served, &taken),
             })
         }
     });
@@ -148,49 +209,104 @@ async fn serve_one<S: AsyncRead + AsyncWrite + Unpin>(
         .keep_alive(false)
         .max_buf_size(REQUEST_BYTES_MAX)
         .serve_connection(TokioIo::new(stream), service);
-    match timeout(CONNECTION_TIMEOUT, connection).await {
-        Ok(Ok(())) => {}
-        Ok(Err(error)) => tracing::debug!(%error, "an HTTP connection ended early"),
-        Err(_elapsed) => tracing::debug!("an HTTP connection took too long"),
+    let mut connection = pin!(connection);
+    let mut until = Instant::now() + CONNECTION_TIMEOUT;
+    loop {
+        tokio::select! {
+            biased;
+            ended = connection.as_mut() => {
+                if let Err(error) = ended {
+                    tracing::debug!(%error, "an HTTP connection ended early");
+                }
+                return;
+            }
+            () = sleep_until(until) => match taken.at().map(|at| at + CONNECTION_TIMEOUT) {
+                Some(later) if later > until => until = later,
+                _ => {
+                    tracing::debug!("an HTTP connection took too long");
+                    return;
+                }
+            },
+        }
     }
 }
 
-fn answer(request: &Request<Incoming>, health: &Health) -> Response<Full<Bytes>> {
+/// The answer to a request; what is `taken` of it, if it is one for events, is noted there.
+fn answer(request: &Request<Incoming>, served: &Served, taken: &Arc<Taken>) -> Response<Body> {
+    guarded(routed(request, served, taken))
+}
+
+/// An answer that nobody keeps, and no other site uses.
+fn guarded(mut response: Response<Body>) -> Response<Body> {
+    let headers = response.headers_mut();
+    for (name, value) in [
+        (CACHE_CONTROL, "no-store"),
+        (X_CONTENT_TYPE_OPTIONS, "nosniff"),
+        (REFERRER_POLICY, "no-referrer"),
+        (HeaderName::from_static("cross-origin-resource-policy"), "same-origin"),
+    ] {
+        headers.insert(name, value.parse().expect("a header value"));
+    }
+    response
+}
+
+fn routed(request: &Request<Incoming>, served: &Served, taken: &Arc<Taken>) -> Response<Body> {
+    let health = &served.health;
     if request.method() != Method::GET && request.method() != Method::HEAD {
         return text(StatusCode::METHOD_NOT_ALLOWED, "only GET\n".to_owned());
     }
     match request.uri().path() {
+        "/" => html(page::index()),
+        "/runbook" => html(page::runbook()),
+        "/status" => {
+            let mut json = serde_json::to_string(&served.status()).expect("no map is in it");
+            json.push('\n');
+            of_kind("application/json", text(StatusCode::OK, json))
+        }
+        "/events" => match served.teller.listen(Arc::clone(taken)) {
+            Some(events) => of_kind("text/event-stream", Response::new(Either::Right(events))),
+            None => {
+                let body = "enough others listen already: close a page, or ask for /status\n";
+                text(StatusCode::SERVICE_UNAVAILABLE, body.to_owned())
+            }
+        },
         "/metrics" => {
-            let mut response = text(StatusCode::OK, health.metrics().text());
             let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-            response.headers_mut().insert(CONTENT_TYPE, kind.parse().expect("a header value"));
-            response
+            of_kind(kind, text(StatusCode::OK, health.metrics().text()))
         }
-        "/reload" => {
-            let mut response = text(StatusCode::OK, health.reloads().to_json());
-            let kind = "application/json".parse().expect("a header value");
-            response.headers_mut().insert(CONTENT_TYPE, kind);
-            response
-        }
+        "/reload" => of_kind("application/json", text(StatusCode::OK, health.reloads().to_json())),
         "/healthz" => told(health.liveness()),
         "/readyz" => {
             let (is_ready, body) = health.readiness();
             let is_rollout = request.uri().query() == Some("rollout");
             told((if is_rollout { health.may_replace() } else { is_ready }, body))
         }
-        _ => text(StatusCode::NOT_FOUND, "/metrics /healthz /readyz /reload /why\n".to_owned()),
+        _ => text(StatusCode::NOT_FOUND, PATHS.to_owned()),
     }
 }
 
 /// 200 if all is well, 503 if not; the body says what is.
-fn told((is_well, body): (bool, String)) -> Response<Full<Bytes>> {
+fn told((is_well, body): (bool, String)) -> Response<Body> {
     text(if is_well { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }, body)
 }
 
-pub(super) fn text(status: StatusCode, body: String) -> Response<Full<Bytes>> {
-    let mut response = Response::new(Full::new(Bytes::from(body)));
+fn html(page: &'static Page) -> Response<Body> {
+    let body = Full::new(Bytes::from_static(page.html.as_bytes()));
+    let mut response = of_kind("text/html; charset=utf-8", Response::new(Either::Left(body)));
+    let policy = page.policy.parse().expect("a header value");
+    response.headers_mut().insert(CONTENT_SECURITY_POLICY, policy);
+    response
+}
+
+/// An answer with this text.
+pub(super) fn text(status: StatusCode, body: String) -> Response<Body> {
+    let mut response = Response::new(Either::Left(Full::new(Bytes::from(body))));
     *response.status_mut() = status;
-    let kind = "text/plain; charset=utf-8".parse().expect("a header value");
+    of_kind("text/plain; charset=utf-8", response)
+}
+
+fn of_kind(kind: &'static str, mut response: Response<Body>) -> Response<Body> {
+    let kind = kind.parse().expect("a header value");
     response.headers_mut().insert(CONTENT_TYPE, kind);
     response
 }
@@ -203,21 +319,28 @@ mod tests {
     use tokio::time::timeout;
 
     use super::{
-        Asker, CONNECTION_TIMEOUT, CONNECTIONS_MAX, Health, Open, Tells, connections_max,
+        Asker, CONNECTION_TIMEOUT, CONNECTIONS_MAX, Health, Open, Served, connections_max,
         descriptors_max, serve_one,
     };
     use crate::telemetry::metrics::Metrics;
+    use crate::telemetry::status::Facts;
+
+    fn served() -> Arc<Served> {
+        let health = Arc::new(Health::new(Arc::new(Metrics::new(&[]))));
+        Arc::new(Served::new(health))
+    }
 
     /// Whether its request is not whole, or it reads nothing of the answer.
     #[tokio::test(start_paused = true)]
     async fn a_connection_ends_in_time_whatever_its_client_does() {
-        for sent in ["", "GET /metr", "GET /metrics HTTP/1.1\r\nHost: a\r\n\r\n"] {
-            let health = Arc::new(Health::new(Arc::new(Metrics::new(&[]))));
+        let whole = ["/metrics", "/", "/events"];
+        let whole = whole.map(|path| format!("GET {path} HTTP/1.1\r\nHost: a\r\n\r\n"));
+        for sent in ["", "GET /metr"].into_iter().chain(whole.iter().map(String::as_str)) {
             // It holds a request, and no answer.
             let (ours, mut theirs) = duplex(64);
             theirs.write_all(sent.as_bytes()).await.unwrap();
-            let asker = Asker { tells: Tells::NoKeys, is_here: true };
-            let served = timeout(CONNECTION_TIMEOUT * 2, serve_one(ours, health, asker)).await;
+            let asker = Asker { is_here: true };
+            let served = timeout(CONNECTION_TIMEOUT * 2, serve_one(ours, served(), asker)).await;
             assert!(served.is_ok(), "open after twice the time: {sent:?}");
         }
     }
@@ -226,18 +349,19 @@ mod tests {
     /// `[http] keys` says so.
     #[tokio::test]
     async fn a_key_is_told_to_the_command_on_this_machine_or_to_all() {
-        for (tells, is_here, host, expected) in [
-            (Tells::NoKeys, true, "walsweep", "200"),
-            (Tells::NoKeys, true, "127.0.0.1:9185", "403"),
-            (Tells::NoKeys, true, "walsweep.example", "403"),
-            (Tells::NoKeys, false, "walsweep", "403"),
-            (Tells::Keys, false, "10.0.0.7:9185", "200"),
+        for (keys, is_here, host, expected) in [
+            (false, true, "walsweep", "200"),
+            (false, true, "127.0.0.1:9185", "403"),
+            (false, true, "walsweep.example", "403"),
+            (false, false, "walsweep", "403"),
+            (true, false, "10.0.0.7:9185", "200"),
         ] {
             let health = Arc::new(Health::new(Arc::new(Metrics::new(&[]))));
             let (ours, mut theirs) = duplex(4096);
             let asked = format!("GET /why?key=item:1 HTTP/1.1\r\nHost: {host}\r\n\r\n");
             theirs.write_all(asked.as_bytes()).await.unwrap();
-            serve_one(ours, health, Asker { tells, is_here }).await;
+            health.shows(Facts::for_tests(keys));
+            serve_one(ours, Arc::new(Served::new(health)), Asker { is_here }).await;
             let mut answer = String::new();
             theirs.read_to_string(&mut answer).await.unwrap();
             assert_eq!(answer.split(' ').nth(1), Some(expected), "{host}: {answer}");

@@ -17,6 +17,7 @@ pub use super::labels::{
     ErrorLabel, NodeLabel, OperationLabel, OutcomeLabel, PeerLabel, ReasonLabel, ReplicaLabel,
     RuleLabel, SlotLabel, SourceLabel, StatusLabel, TargetLabel, VersionLabel, WidenedLabel,
 };
+use super::noted::Noted;
 use super::server_clock::ServerClock;
 use crate::config::TargetId;
 use crate::keys::{Malformed, RuleId, WidenReason};
@@ -49,6 +50,8 @@ pub struct Metrics {
     registry: Arc<Mutex<Registry>>,
     /// The server's clock: it says what the times that the server gives mean here.
     pub server_clock: Arc<ServerClock>,
+    /// Notes of what is under way, and waits, at this moment.
+    pub noted: Arc<Noted>,
     rules: Vec<String>,
     /// The names of the targets, where there are several.
     targets: Vec<String>,
@@ -59,11 +62,11 @@ pub struct Metrics {
     pub transactions: Counter,
     /// Row changes, refreshed views and messages received.
     pub changes: Family<OperationLabel, Counter>,
-    rules_suspended: Family<RuleLabel, Gauge>,
-    rule_matches: Family<RuleLabel, Counter>,
-    keys_removed: Family<RuleLabel, Counter>,
-    keys_absent: Family<RuleLabel, Counter>,
-    widened: Family<WidenedLabel, Counter>,
+    pub(super) rules_suspended: Family<RuleLabel, Gauge>,
+    pub(super) rule_matches: Family<RuleLabel, Counter>,
+    pub(super) keys_removed: Family<RuleLabel, Counter>,
+    pub(super) keys_absent: Family<RuleLabel, Counter>,
+    pub(super) widened: Family<WidenedLabel, Counter>,
     messages_malformed: Family<ReasonLabel, Counter>,
     /// Rows that keys needed, by where they came from.
     pub lookup_rows: Family<SourceLabel, Counter>,
@@ -87,10 +90,10 @@ pub struct Metrics {
     pub scan_stall: Histogram,
     /// Passes by an index of live keys, in the place of SCAN passes.
     pub index_passes: Counter,
-    index_keys: Family<TargetLabel, Gauge>,
-    index_bytes: Family<TargetLabel, Gauge>,
-    index_whole: Family<TargetLabel, Gauge>,
-    refills_removed: Family<RuleLabel, Counter>,
+    pub(super) index_keys: Family<TargetLabel, Gauge>,
+    pub(super) index_bytes: Family<TargetLabel, Gauge>,
+    pub(super) index_whole: Family<TargetLabel, Gauge>,
+    pub(super) refills_removed: Family<RuleLabel, Counter>,
     published: Counter,
     publish_failures: Counter,
     /// Keys and patterns removed again because Redis went back to an older watermark.
@@ -118,7 +121,7 @@ pub struct Metrics {
     pub replica_replay_lag_bytes: Family<ReplicaLabel, Gauge>,
     /// 1 while the node answers.
     pub redis_up: Family<NodeLabel, Gauge>,
-    redis_proven: Family<NodeLabel, Gauge>,
+    pub(super) redis_proven: Family<NodeLabel, Gauge>,
     /// Errors from Redis.
     pub redis_errors: Family<ErrorLabel, Counter>,
     /// 1 while a target owes no sweep and its Redis answers; of several targets.
@@ -181,6 +184,7 @@ impl Metrics {
             rules: rules.to_vec(),
             targets: Vec::new(),
             server_clock: Arc::default(),
+            noted: Arc::new(Noted::new(rules.len())),
             // Near the front of the page, where `walsweep check` looks for it.
             slot: table.add(
                 "walsweep_slot_info",
@@ -363,6 +367,7 @@ impl Metrics {
     /// Names the targets, in the order of the configuration.
     #[must_use]
     pub fn with_targets(mut self, names: Vec<String>) -> Metrics {
+        self.noted = Arc::new(self.noted.of_others(self.rules.len(), names.len()));
         if names.len() > 1 {
             for target in &names {
                 let label = TargetLabel { target: target.clone() };
@@ -484,6 +489,7 @@ impl Metrics {
             gauge.clear();
         }
         self.redis_proven.clear();
+        self.noted.no_session();
         self.targets.iter().for_each(|target| {
             let label = TargetLabel { target: target.clone() };
             self.target_ready.get_or_create(&label).set(0);
@@ -540,11 +546,17 @@ impl Metrics {
     pub fn keys_removed(&self, rule: RuleId, removed: u64, absent: u64) {
         self.keys_removed.get_or_create(&self.rule(rule)).inc_by(removed);
         self.keys_absent.get_or_create(&self.rule(rule)).inc_by(absent);
+        if removed > 0 {
+            self.noted.removed(rule);
+        }
     }
 
     /// Counts keys of `rule` that were there again when they were removed again.
     pub fn refills_removed(&self, rule: RuleId, count: u64) {
         self.refills_removed.get_or_create(&self.rule(rule)).inc_by(count);
+        if count > 0 {
+            self.noted.removed(rule);
+        }
     }
 
     /// How many keys of each rule were removed so far, by [`RuleId`]: for the first time, and

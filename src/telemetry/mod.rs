@@ -1,19 +1,24 @@
-//! All that people and machines see of a running walsweep: metrics, health over HTTP, the log, and
-//! what systemd is told.
+//! All that people and machines see of a running walsweep: the page, metrics, health over HTTP, the
+//! log, and what systemd is told.
 //!
-//! Takes: what each part reports of itself. Gives: `/metrics`, `/healthz`, `/readyz`, log lines,
-//! messages of `sd_notify(3)`.
+//! Takes: what each part reports of itself. Gives: `/`, `/status`, `/events`, `/metrics`,
+//! `/healthz`, `/readyz`, log lines, messages of `sd_notify(3)`.
 //! Never knows: how any part works; it judges only what it is told.
 
+mod events;
 pub mod health;
 pub mod http;
 mod labels;
 pub mod logging;
 pub mod metrics;
+pub mod noted;
 pub mod notify;
 pub mod reloads;
+mod page;
 mod repeats;
+mod runbook;
 pub mod server_clock;
+pub mod status;
 pub mod trail;
 pub mod why;
 pub mod words;

@@ -7,16 +7,15 @@
 
 use std::sync::Arc;
 
-use http_body_util::Full;
-use hyper::body::{Bytes, Incoming};
-use hyper::header::{CACHE_CONTROL, CONTENT_TYPE, HOST as HOST_HEADER, HeaderValue};
+use hyper::body::Incoming;
+use hyper::header::{CONTENT_TYPE, HOST as HOST_HEADER, HeaderValue};
 use hyper::{Method, Request, Response, StatusCode};
 use percent_encoding::percent_decode_str;
 use tokio::sync::Mutex;
 use tokio::task::spawn_blocking;
 
 use super::Health;
-use super::http::{Asker, Tells, text};
+use super::http::{Asker, Body, text};
 
 /// The name by which the command asks.
 pub const HOST: &str = "walsweep";
@@ -30,12 +29,12 @@ pub(super) async fn answer(
     request: &Request<Incoming>,
     health: &Arc<Health>,
     asker: Asker,
-) -> Response<Full<Bytes>> {
+) -> Response<Body> {
     if request.method() != Method::GET {
         return text(StatusCode::METHOD_NOT_ALLOWED, "only GET\n".to_owned());
     }
     let host = request.headers().get(HOST_HEADER).map(HeaderValue::as_bytes);
-    let may_ask = asker.tells == Tells::Keys || asker.is_here && host == Some(HOST.as_bytes());
+    let may_ask = health.facts().tells_keys() || asker.is_here && host == Some(HOST.as_bytes());
     if !may_ask {
         let why = "only `walsweep why` on this machine may ask, unless `[http] keys = true`\n";
         return text(StatusCode::FORBIDDEN, why.to_owned());
@@ -55,9 +54,8 @@ pub(super) async fn answer(
     };
     let body = serde_json::to_string(&found).expect("texts and numbers are JSON");
     let mut response = text(StatusCode::OK, body);
-    let headers = response.headers_mut();
-    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    let json = HeaderValue::from_static("application/json");
+    response.headers_mut().insert(CONTENT_TYPE, json);
     response
 }
 

@@ -26,7 +26,7 @@ fn the_image_starts_and_asks_what_the_program_understands() {
     let health = line("HEALTHCHECK ");
     let asked = words(health.split("CMD ").nth(1).unwrap());
     assert_eq!(asked[0], INSTALLED);
-    assert!(matches!(understood(&asked[1..]).command, Command::Status));
+    assert!(matches!(understood(&asked[1..]).command, Command::Status { .. }));
     assert_eq!(line("ENV WALSWEEP_CONFIG="), CONFIG);
     assert_eq!(line("USER "), format!("{USER}:{USER}"));
     assert_eq!(line("STOPSIGNAL "), "SIGTERM");

@@ -240,6 +240,30 @@ const BOUNDS: &[(&str, &str, &str, &str)] = &[
     ),
     (
         "README.md",
+        "Up to 16 pages may stay open",
+        "src/telemetry/events.rs",
+        "LISTENERS_MAX: usize = 16",
+    ),
+    (
+        "docs/status.md",
+        "Up to 16 pages may be open",
+        "src/telemetry/events.rs",
+        "LISTENERS_MAX: usize = 16",
+    ),
+    (
+        "docs/status.md",
+        "up to 50 that had keys",
+        "src/telemetry/status/taken.rs",
+        "LATEST: usize = 50",
+    ),
+    (
+        "docs/status.md",
+        "is let go after ten seconds",
+        "src/telemetry/http.rs",
+        "CONNECTION_TIMEOUT: Duration = Duration::from_secs(10)",
+    ),
+    (
+        "README.md",
         "the three above are looked at every 5 s",
         "src/source/slot_health/mod.rs",
         "SAMPLE_INTERVAL: Duration = Duration::from_secs(5)",

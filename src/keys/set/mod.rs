@@ -187,6 +187,12 @@ impl KeySet {
         self.keys.len()
     }
 
+    /// The number of patterns.
+    #[must_use]
+    pub fn patterns_len(&self) -> usize {
+        self.patterns.len()
+    }
+
     /// The memory that the set holds, bytes, estimated.
     #[must_use]
     pub fn bytes(&self) -> usize {

@@ -101,6 +101,7 @@ impl Stream<'_> {
             progress.phase = phase;
         }
         health.metrics().target_is_ready(target, phase == Phase::Streaming);
+        health.noted().target(target).is_in(phase);
         let phases = TargetId::first(self.targets.len()).zip(&self.targets);
         let phases = phases.map(|(id, progress)| (id, progress.phase));
         let furthest = phases.min_by_key(|(_, phase)| nearness(*phase));

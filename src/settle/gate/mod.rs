@@ -249,6 +249,9 @@ impl<P: Probe + 'static> Gate<P> {
                 },
                 () = reached(look_at), if look_due => self.look(&outputs).await?,
             }
+            // What waits longest stands first.
+            let oldest = self.waiting.first().map(|one| one.received_at);
+            self.health.noted().gate.set(self.waiting.len(), oldest);
         }
         Ok(())
     }

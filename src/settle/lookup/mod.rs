@@ -99,6 +99,8 @@ impl Lookups {
         let mut waiting = Waiting::new(resting.len(), all.len());
         let (mut rounds, mut open) = (JoinSet::new(), true);
         while open || !waiting.is_empty() {
+            let (waits, oldest) = waiting.oldest();
+            health.noted().lookups.set(waits, oldest);
             let now = Instant::now();
             for (at, place) in resting.iter_mut().enumerate() {
                 let is_due = |rows: &mut Rows| {

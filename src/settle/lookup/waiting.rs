@@ -171,6 +171,12 @@ impl Waiting {
         passed
     }
 
+    /// How many sets wait, and since when the oldest does.
+    pub(super) fn oldest(&self) -> (usize, Option<Instant>) {
+        let since = self.first_deadline().and_then(|until| until.checked_sub(ANSWER_TIMEOUT));
+        (self.held.len(), since)
+    }
+
     /// When the first of all is late.
     pub(super) fn first_deadline(&self) -> Option<Instant> {
         self.held.first_key_value().map(|(_, held)| held.until)

@@ -182,6 +182,8 @@ impl Replicas {
                 }
                 _ = clock.tick() => self.tell(),
             }
+            let oldest = self.groups.front().map(|group| group.since);
+            self.health.noted().standbys.set(self.groups.len(), oldest);
             self.show_lag();
         }
     }

@@ -10,7 +10,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use tokio::time::{Instant, sleep};
 use tokio_postgres::Client;
@@ -23,6 +23,7 @@ use crate::source::own::{Custody, evidence};
 use crate::source::slot_server::SlotServer;
 use crate::source::{Error, within};
 use crate::telemetry::metrics::{Metrics, StatusLabel};
+use crate::telemetry::noted::SlotNote;
 use crate::telemetry::{Health, Topic};
 
 #[cfg(test)]
@@ -469,6 +470,14 @@ fn tell(metrics: &Metrics, state: Option<&SlotState>) {
     metrics.confirmed_lag_bytes.set(bytes(|state| state.confirmed_lag));
     metrics.restart_lag_bytes.set(bytes(|state| state.restart_lag));
     metrics.slot_safe_wal_bytes.set(state.and_then(|state| state.safe_wal_size).unwrap_or(-1));
+    metrics.noted.slot_is(state.map(|state| SlotNote {
+        confirmed_flush_lsn: state.confirmed_flush_lsn,
+        confirmed_lag: bytes(|state| state.confirmed_lag),
+        restart_lag: bytes(|state| state.restart_lag),
+        safe_wal: state.safe_wal_size,
+        wal_status: state.wal_status.clone(),
+        at: SystemTime::now(),
+    }));
     for status in STATUSES {
         let is_present = i64::from(state.is_some_and(|state| state.wal_status == status));
         metrics.slot_wal_status.get_or_create(&StatusLabel { status }).set(is_present);

@@ -95,6 +95,16 @@ impl Budget {
         distance(self.max_load, cost)
     }
 
+    /// Gives the time that the pass under way took so far.
+    pub(in crate::sweep) fn so_far(&self) -> Duration {
+        self.under_way.map_or(Duration::ZERO, |(_, so_far)| so_far)
+    }
+
+    /// Gives the share of the server's time that was taken in the [`WINDOW`] before `now`.
+    pub(in crate::sweep) fn load(&self, now: Instant) -> f64 {
+        self.latest(now).map(Slot::took).sum::<Duration>().div_duration_f64(WINDOW)
+    }
+
     /// From when on the next pass may begin, as is known at `now`, `None` for any time; one that is
     /// `urgent` is for more than second removals.
     pub(in crate::sweep) fn begins_at(&self, urgent: bool, now: Instant) -> Option<Instant> {

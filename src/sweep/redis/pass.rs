@@ -64,7 +64,7 @@ struct Group {
 /// Everything that a pass has done so far.
 #[derive(Clone, Debug, Default)]
 pub struct Progress {
-    /// Keys looked at.
+    /// Keys looked at, but for those that Redis was asked to leave out.
     pub scanned: u64,
     /// Keys that matched a pattern.
     pub matched: u64,
@@ -74,6 +74,10 @@ pub struct Progress {
     pub removed: Vec<u64>,
     /// How long the latest call held Redis.
     pub stall: Duration,
+    /// How much of the server's time the pass took so far.
+    pub took: Duration,
+    /// The share of the server's time that passes took over the latest ten seconds.
+    pub load: f64,
     /// For how long the pass has waited, so that SCAN takes no more of Redis's time than its share.
     pub waited: Duration,
     /// Keys that were to be removed since the pace was told, and how long that lasted.
@@ -133,6 +137,8 @@ impl Progress {
         self.scanned += other.scanned;
         self.matched += other.matched;
         self.stall = self.stall.max(other.stall);
+        self.took = self.took.max(other.took);
+        self.load = self.load.max(other.load);
         self.waited = self.waited.max(other.waited);
         let counts = [(&mut self.matched_by, other.matched_by), (&mut self.removed, other.removed)];
         for (own, others) in counts {
@@ -154,7 +160,14 @@ impl Progress {
     fn tell(&mut self, pace: &mut Pace) {
         let (keys, lasted) = std::mem::take(&mut self.removals);
         pace.measure.removed(keys, pace.beyond_round_trip(lasted));
+        self.look(pace);
+    }
+
+    /// Sees what the pace has measured.
+    fn look(&mut self, pace: &Pace) {
         self.waited = pace.measure.waited();
+        self.took = pace.measure.budget.so_far();
+        self.load = pace.measure.budget.load(Instant::now());
     }
 }
 
@@ -177,8 +190,9 @@ impl Pass {
     }
 
     /// Scans all servers of a node, side by side, and those again that keys have come to meanwhile.
-    /// Removes what matches, but for what the user may not remove. For each server `watch` gives
-    /// who hears of every page, and in the end of all that was done there, also before an error.
+    /// Removes what matches, but for what the user may not remove. For each server `watch` takes
+    /// its name, and gives who hears of every page, and in the end of all that was done there, also
+    /// before an error.
     ///
     /// # Errors
     ///
@@ -187,7 +201,7 @@ impl Pass {
         &self,
         node: &N,
         paces: &mut Paces,
-        mut watch: impl FnMut() -> W,
+        mut watch: impl FnMut(&str) -> W,
     ) -> Result<Progress, Error> {
         let mut prefixes: Vec<Vec<u8>> = self.prefixes().map(<[u8]>::to_vec).collect();
         if prefixes.is_empty() {
@@ -202,7 +216,7 @@ impl Pass {
             }
             let share = self.refused_bytes_max / primaries.len();
             let each = primaries.iter().map(|primary| {
-                let (mut pace, watch) = (paces.take(primary.name()), watch());
+                let (mut pace, watch) = (paces.take(primary.name()), watch(primary.name()));
                 async move {
                     let begun = self.begun(share);
                     let outcome = self.run_from(begun, primary, &mut pace, watch).await;
@@ -297,6 +311,7 @@ impl Pass {
                 self.remove_matching(node, &page, progress).await?;
                 progress.tell(pace);
                 pace.measure.settle(node).await?;
+                progress.look(pace);
                 // A key that somebody else removed before the pass came by is not there, and comes
                 // back with a server that lost that. So the pass itself counts as a removal. And
                 // each page says who gave it; the fence says who counted.

@@ -146,7 +146,7 @@ pub struct Widened {
 }
 
 /// A transaction that is remembered, with what became of it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Latest {
     /// The transaction.
     #[serde(flatten)]
@@ -160,7 +160,7 @@ pub struct Latest {
 }
 
 /// The counts of one rule in a transaction.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RuleCounts {
     /// The rule's name.
     pub rule: String,
@@ -169,12 +169,12 @@ pub struct RuleCounts {
     /// Patterns.
     pub patterns: u64,
     /// Why some were widened.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub widened: Vec<Widened>,
 }
 
 /// When the keys of a transaction went from a target.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TargetTimes {
     /// The name of the target.
     pub target: String,

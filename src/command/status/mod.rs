@@ -1,0 +1,175 @@
+//! `walsweep status`.
+
+mod show;
+
+use std::io::{IsTerminal, stdout};
+use std::net::SocketAddr;
+use std::path::Path;
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep_until};
+
+use super::failure::{Failure, halted, print};
+use super::listener::page;
+use super::load::configuration;
+use crate::config::Config;
+use crate::telemetry::status::Status;
+use show::{Look, shown};
+
+/// How far apart two looks of `--watch` are.
+const INTERVAL: Duration = Duration::from_secs(1);
+
+/// Moves to the first place of a terminal, and clears from there on.
+const REPAINT: &str = "\u{1b}[H\u{1b}[J";
+
+/// Clears a terminal.
+const CLEAR: &str = "\u{1b}[2J";
+
+/// How it is told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Form {
+    Text(Look),
+    Json,
+}
+
+/// An answer of the running process.
+struct Answer {
+    /// Whether `/healthz` is 200; if not, why not.
+    liveness: Result<(), String>,
+    /// The text of `/readyz`.
+    readiness: String,
+    /// `/status`, as it came; empty from a version that has none.
+    json: String,
+}
+
+/// `walsweep status`: how the running process is. It needs no shell and no other program, so that a
+/// container can be asked for its health. Where it `watches`, it asks again each second until it is
+/// ended.
+///
+/// # Errors
+///
+/// 78 for the configuration, 1 where nobody answers, or the process makes no progress.
+pub async fn status(path: &Path, is_json: bool, watches: bool) -> Result<(), Failure> {
+    let (config, _rules) = configuration(path)?;
+    let address = listens_at(&config)?;
+    let form = if is_json { Form::Json } else { Form::Text(look()) };
+    if watches { watch(address, form).await } else { once(address, form).await }
+}
+
+fn listens_at(config: &Config) -> Result<SocketAddr, Failure> {
+    config.http.listen.ok_or_else(|| {
+        let hint = "give it an address, such as \"127.0.0.1:9185\"";
+        let message = "`http.listen` is \"\", so that nobody can be asked";
+        Failure::halted(message.to_owned()).with_hint(Some(hint))
+    })
+}
+
+/// Colours only where a person looks, and wants them (<https://no-color.org>).
+fn look() -> Look {
+    let is_wanted = std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+    let is_plain = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
+    if stdout().is_terminal() && is_wanted && !is_plain { Look::Colour } else { Look::Plain }
+}
+
+async fn once(address: SocketAddr, form: Form) -> Result<(), Failure> {
+    let answer = ask(address).await?;
+    print(&told(&answer, form, None)?)?;
+    answer.liveness.map_err(|why| halted(why.trim_end()))
+}
+
+/// Asks again each second. Somebody who does not answer is said, and asked again.
+async fn watch(address: SocketAddr, form: Form) -> Result<(), Failure> {
+    let repaints = stdout().is_terminal() && form != Form::Json;
+    let (mut before, mut next) = (None::<Status>, Instant::now());
+    if repaints {
+        print(CLEAR)?;
+    }
+    loop {
+        let text = match ask(address).await {
+            Ok(answer) => {
+                let text = told(&answer, form, before.as_ref())?;
+                before = serde_json::from_str(&answer.json).ok();
+                text
+            }
+            Err(failure) if form == Form::Json => return Err(failure),
+            Err(failure) => format!("{failure}\n"),
+        };
+        let end = if form == Form::Json { "" } else { "\n" };
+        print(&if repaints { format!("{REPAINT}{text}") } else { format!("{text}{end}") })?;
+        next = (next + INTERVAL).max(Instant::now());
+        sleep_until(next).await;
+    }
+}
+
+async fn ask(address: SocketAddr) -> Result<Answer, Failure> {
+    let health = page(address, "/healthz").await;
+    let Some((is_well, why)) = body(&health) else {
+        let hint = "start `walsweep run`, or name the configuration that it runs with";
+        let message = format!("ask at `http.listen` `{address}`: no walsweep answers there");
+        return Err(Failure::halted(message).with_hint(Some(hint)));
+    };
+    let (readiness, json) = (page(address, "/readyz").await, page(address, "/status").await);
+    let text = |answer: &str| body(answer).map(|(_, text)| text.to_owned()).unwrap_or_default();
+    Ok(Answer {
+        liveness: if is_well { Ok(()) } else { Err(why.to_owned()) },
+        readiness: text(&readiness),
+        json: text(&json),
+    })
+}
+
+/// Gives the text for an answer; rates are of what came since the state `before`.
+fn told(answer: &Answer, form: Form, before: Option<&Status>) -> Result<String, Failure> {
+    let look = match form {
+        Form::Text(look) => look,
+        Form::Json if answer.json.is_empty() => {
+            let message = "the walsweep that runs is older than this one, and has no /status";
+            return Err(Failure::halted(message.to_owned()));
+        }
+        Form::Json => return Ok(answer.json.clone()),
+    };
+    // One that is older has no more to say.
+    let Ok(status) = serde_json::from_str::<Status>(&answer.json) else {
+        return Ok(answer.readiness.clone());
+    };
+    Ok(format!("{}\n{}", answer.readiness, shown(&status, before, look)))
+}
+
+/// Whether an answer is 200, and its body; `None` if it is none of walsweep's.
+pub(super) fn body(answer: &str) -> Option<(bool, &str)> {
+    let (head, body) = answer.split_once("\r\n\r\n")?;
+    match head.split(' ').nth(1)? {
+        "200" => Some((true, body)),
+        "503" => Some((false, body)),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Answer, Form, Look, body, told};
+
+    #[test]
+    fn only_a_page_of_health_counts_as_an_answer() {
+        for (answer, expected) in [
+            ("HTTP/1.1 200 OK\r\na: b\r\n\r\nalive\n", Some((true, "alive\n"))),
+            ("HTTP/1.1 503 Service Unavailable\r\n\r\nno progress", Some((false, "no progress"))),
+            ("HTTP/1.1 404 Not Found\r\n\r\n", None),
+            ("SSH-2.0-OpenSSH\r\n", None),
+            ("", None),
+        ] {
+            assert_eq!(body(answer), expected, "{answer}");
+        }
+    }
+
+    /// While an upgrade is under way, and a newer program asks.
+    #[test]
+    fn of_an_older_walsweep_the_readiness_is_told_alone() {
+        let (liveness, readiness) = (Ok(()), "ready\n".to_owned());
+        let answer = Answer { liveness, readiness, json: String::new() };
+        assert_eq!(told(&answer, Form::Text(Look::Plain), None).unwrap(), "ready\n");
+        assert!(told(&answer, Form::Json, None).is_err());
+        let answer = Answer { json: "{\"unknown\": 1}".to_owned(), ..answer };
+        let text = told(&answer, Form::Text(Look::Plain), None).unwrap();
+        assert!(text.starts_with("ready\n\n"), "{text}");
+    }
+}

@@ -1,0 +1,285 @@
+//! One line that says whether all is well, or what is wrong and where to read on.
+
+use serde::{Deserialize, Serialize};
+
+use super::{Trouble, Wait};
+use crate::telemetry::Topic;
+use crate::telemetry::health::Phase;
+
+/// Keys should be gone this long after the commit, and a commit be visible; seconds.
+const LATE_SECONDS: f64 = 5.0;
+
+/// A transaction should be confirmed by then, seconds: it waits for the second removal, which may
+/// be an hour later.
+const UNCONFIRMED_SECONDS: f64 = 60.0;
+
+/// How well it is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Level {
+    /// Nothing is wrong.
+    Well,
+    /// It does what has to be done before all is well; nobody is needed.
+    Busy,
+    /// No reader sees old values for it; somebody should look.
+    Attention,
+    /// Readers may see old values.
+    #[default]
+    Wrong,
+}
+
+/// Whether all is well, in one line.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Verdict {
+    /// How well.
+    pub level: Level,
+    /// A sentence.
+    pub text: String,
+    /// The cure, if something is to be done.
+    pub hint: Option<String>,
+    /// The section of the runbook, as the anchor of its heading; `None` where all is well.
+    pub section: Option<String>,
+}
+
+/// Everything that a verdict is made of.
+pub(super) struct Evidence<'a> {
+    /// The answer of `/healthz`.
+    pub(super) liveness: (bool, String),
+    pub(super) phase: Phase,
+    /// The words for the phase.
+    pub(super) doing: &'a str,
+    pub(super) troubles: &'a [Trouble],
+    pub(super) waiting: &'a [Wait],
+    pub(super) oldest_unconfirmed_seconds: f64,
+    /// Seconds between two removals of a key.
+    pub(super) window_seconds: f64,
+}
+
+impl Verdict {
+    fn new(level: Level, text: String, section: &str) -> Verdict {
+        Verdict { level, text, hint: None, section: Some(section.to_owned()) }
+    }
+
+    /// Gives the verdict that this evidence comes to.
+    pub(super) fn of(evidence: &Evidence<'_>) -> Verdict {
+        if let (false, why) = &evidence.liveness {
+            let text = format!("walsweep makes {}", why.trim_end());
+            return Verdict::new(Level::Wrong, text, "healthz-is-503");
+        }
+        match evidence.phase {
+            Phase::Stopping => {
+                let text = "walsweep is stopping: it waits for what is on its way".to_owned();
+                Verdict::new(Level::Busy, text, "not-ready")
+            }
+            Phase::Standby => {
+                let text = format!("{}: this walsweep removes nothing until then", evidence.doing);
+                Verdict::new(Level::Busy, text, "two-instances")
+            }
+            Phase::Connecting => without_session(evidence),
+            Phase::RedisLost => {
+                let text = format!("{}: its keys wait, and may be stale", evidence.doing);
+                let verdict = Verdict::new(Level::Wrong, text, "redis-does-not-answer");
+                with_hint_of(verdict, evidence.troubles)
+            }
+            Phase::Sweeping(_) if evidence.troubles.iter().any(|one| one.stops_ready) => {
+                while_streaming(evidence)
+            }
+            Phase::Sweeping(_) => {
+                let text = format!(
+                    "{}: what may be stale is removed first, which ends by itself",
+                    evidence.doing
+                );
+                Verdict::new(Level::Busy, text, "everything-was-swept")
+            }
+            Phase::Streaming => while_streaming(evidence),
+        }
+    }
+}
+
+fn without_session(evidence: &Evidence<'_>) -> Verdict {
+    match evidence.troubles.iter().find(|trouble| trouble.stops_ready) {
+        Some(trouble) => {
+            let text = format!("nothing is removed: {}", trouble.text);
+            let verdict = Verdict::new(Level::Wrong, text, &trouble.section);
+            Verdict { hint: trouble.hint.clone(), ..verdict }
+        }
+        None => Verdict::new(Level::Busy, evidence.doing.to_owned(), "not-ready"),
+    }
+}
+
+/// With the hint of the first trouble that has one.
+fn with_hint_of(verdict: Verdict, troubles: &[Trouble]) -> Verdict {
+    let hint = troubles.iter().find_map(|trouble| trouble.hint.clone());
+    Verdict { hint, ..verdict }
+}
+
+/// The verdict where the phase says nothing that matters more.
+fn while_streaming(evidence: &Evidence<'_>) -> Verdict {
+    let worst = evidence.troubles.iter().max_by_key(|trouble| trouble.stops_ready);
+    if let Some(trouble) = worst {
+        let level = if trouble.stops_ready { Level::Wrong } else { Level::Attention };
+        let text = match evidence.troubles.len() - 1 {
+            0 => trouble.text.clone(),
+            more => format!("{} (and {more} more)", trouble.text),
+        };
+        let verdict = Verdict::new(level, text, &trouble.section);
+        return Verdict { hint: trouble.hint.clone(), ..verdict };
+    }
+    let is_first = |wait: &&Wait| !["second", "standbys"].contains(&wait.stage.as_str());
+    let age = |wait: &Wait| wait.oldest_seconds.unwrap_or_default();
+    let late = evidence.waiting.iter().filter(is_first).filter(|wait| age(wait) > LATE_SECONDS);
+    if let Some(wait) = late.max_by(|one, other| age(one).total_cmp(&age(other))) {
+        let section = if wait.stage == "gate" { "the-slot-keeps-wal" } else { "keys-go-late" };
+        let (seconds, Wait { count, what, why, .. }) = (age(wait), wait);
+        let text = format!("behind: {count} {what} {why}, the oldest for {seconds:.0} s");
+        return Verdict::new(Level::Attention, text, section);
+    }
+    let unconfirmed = evidence.oldest_unconfirmed_seconds;
+    if unconfirmed > UNCONFIRMED_SECONDS + evidence.window_seconds {
+        let text = format!("for {unconfirmed:.0} s nothing is confirmed to Postgres, keys do go");
+        return Verdict::new(Level::Attention, text, "the-slot-keeps-wal");
+    }
+    let text = "all is well: what a commit makes stale is removed".to_owned();
+    Verdict { level: Level::Well, text, hint: None, section: None }
+}
+
+/// The section of the runbook about a trouble with this topic, as the anchor of its heading.
+pub(super) fn section(topic: &Topic, text: &str) -> &'static str {
+    match topic {
+        Topic::Session | Topic::Checks | Topic::Watch => "not-ready",
+        Topic::Rule(_) => "a-rule-is-suspended",
+        Topic::Wide(_) | Topic::Lookup(_) => "too-much-is-removed",
+        Topic::Redis(_) if !text.contains("refuses") => "redis-does-not-answer",
+        Topic::Redis(_)
+        | Topic::Refused(..)
+        | Topic::RedisChecks(_)
+        | Topic::Watermark(_)
+        | Topic::Publish(_) => "redis-refuses",
+        Topic::Late(_) | Topic::Throttled(_) => "keys-go-late",
+        Topic::Fence => "everything-was-swept",
+        Topic::Audit => "the-audit-trail-has-gaps",
+        Topic::Replica(_) | Topic::Slot | Topic::SlotOwner | Topic::NewSlot => "the-slot-keeps-wal",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Evidence, Level, Verdict, section};
+    use crate::config::TargetId;
+    use crate::telemetry::Topic;
+    use crate::telemetry::health::Phase;
+    use crate::telemetry::runbook;
+    use crate::telemetry::status::{Trouble, Wait};
+
+    fn evidence(phase: Phase) -> Evidence<'static> {
+        Evidence {
+            liveness: (true, String::new()),
+            phase,
+            doing: "what it does",
+            troubles: &[],
+            waiting: &[],
+            oldest_unconfirmed_seconds: 0.0,
+            window_seconds: 1.0,
+        }
+    }
+
+    /// Every section that a verdict or a trouble leads to is in the runbook.
+    #[track_caller]
+    fn level(evidence: &Evidence<'_>) -> Level {
+        let verdict = Verdict::of(evidence);
+        let is_there = |section: &String| runbook::sections().any(|one| one.anchor == *section);
+        assert!(verdict.section.iter().all(is_there), "{verdict:?}");
+        assert_eq!(verdict.section.is_none(), verdict.level == Level::Well, "{verdict:?}");
+        verdict.level
+    }
+
+    #[test]
+    fn the_verdict_says_the_worst() {
+        for (phase, expected) in [
+            (Phase::Streaming, Level::Well),
+            (Phase::Sweeping("slot_created"), Level::Busy),
+            (Phase::Connecting, Level::Busy),
+            (Phase::Standby, Level::Busy),
+            (Phase::Stopping, Level::Busy),
+            (Phase::RedisLost, Level::Wrong),
+        ] {
+            assert_eq!(level(&evidence(phase)), expected, "{phase:?}");
+            let liveness = (false, "no progress".to_owned());
+            assert_eq!(level(&Evidence { liveness, ..evidence(phase) }), Level::Wrong);
+        }
+        let trouble = |stops_ready| Trouble {
+            text: format!("stops: {stops_ready}"),
+            stops_ready,
+            section: "redis-refuses".to_owned(),
+            ..Trouble::default()
+        };
+        let troubles = [trouble(false)];
+        let one = Evidence { troubles: &troubles, ..evidence(Phase::Streaming) };
+        assert_eq!(level(&one), Level::Attention);
+        let troubles = [trouble(false), trouble(true), trouble(false)];
+        let three = Evidence { troubles: &troubles, ..evidence(Phase::Streaming) };
+        assert_eq!(level(&three), Level::Wrong);
+        assert_eq!(Verdict::of(&three).text, "stops: true (and 2 more)");
+        let sweeps = Evidence { troubles: &troubles, ..evidence(Phase::Sweeping("slot_created")) };
+        assert_eq!(level(&sweeps), Level::Wrong);
+        let lost = Evidence { troubles: &troubles, ..evidence(Phase::Connecting) };
+        assert_eq!(Verdict::of(&lost).text, "nothing is removed: stops: true");
+    }
+
+    #[test]
+    fn keys_that_wait_for_long_are_behind_and_second_removals_never() {
+        let wait = |stage: &str, seconds| Wait {
+            stage: stage.to_owned(),
+            count: 1,
+            oldest_seconds: Some(seconds),
+            ..Wait::default()
+        };
+        for (stage, seconds, expected) in [
+            ("gate", 6.0, Level::Attention),
+            ("pass", 6.0, Level::Attention),
+            ("pass", 4.0, Level::Well),
+            ("second", 60.0, Level::Well),
+        ] {
+            let waiting = [wait(stage, seconds)];
+            let one = Evidence { waiting: &waiting, ..evidence(Phase::Streaming) };
+            assert_eq!(level(&one), expected, "{stage} {seconds}");
+        }
+        for (seconds, expected) in [(60.5, Level::Well), (61.5, Level::Attention)] {
+            let one =
+                Evidence { oldest_unconfirmed_seconds: seconds, ..evidence(Phase::Streaming) };
+            assert_eq!(level(&one), expected, "{seconds}");
+        }
+    }
+
+    #[test]
+    fn each_topic_has_a_section_of_the_runbook() {
+        let (name, target) = (|| "a".into(), TargetId::FIRST);
+        for topic in [
+            Topic::Session,
+            Topic::Checks,
+            Topic::Rule(name()),
+            Topic::Wide(name()),
+            Topic::Refused(target, name()),
+            Topic::Redis(target),
+            Topic::RedisChecks(target),
+            Topic::Late(target),
+            Topic::Throttled(target),
+            Topic::Watermark(target),
+            Topic::Publish(target),
+            Topic::Replica(name()),
+            Topic::Fence,
+            Topic::Lookup(name()),
+            Topic::Watch,
+            Topic::Slot,
+            Topic::SlotOwner,
+            Topic::NewSlot,
+        ] {
+            for text in ["is lost", "refuses removals"] {
+                let anchor = section(&topic, text);
+                let mut sections = runbook::sections();
+                assert!(sections.any(|one| one.anchor == anchor), "{topic:?}: {anchor}");
+            }
+        }
+    }
+}
