@@ -17,6 +17,7 @@ use super::noted::Noted;
 use super::reloads::Reloads;
 use super::status::Facts;
 use super::trail::Trail;
+use super::trouble::{Distance, Topic, Trouble};
 use crate::config::TargetId;
 use crate::keys::RuleId;
 
@@ -27,20 +28,6 @@ const SIGN_OF_LIFE_MAX: Duration = Duration::from_secs(60);
 /// Sessions with Postgres that begin and end for this long without getting anywhere are no progress
 /// either. Giving up what the slot holds, which cures most of it, comes long before.
 const NOWHERE_MAX: Duration = Duration::from_secs(300);
-
-/// The rules' tables may stay unseen for so long: what is altered meanwhile leaves stale values
-/// that no row tells of. A lock on the catalog, such as that of `VACUUM FULL pg_class`, is over by
-/// then.
-const UNSEEN_MAX: Duration = Duration::from_secs(60);
-
-/// First distance between two log lines about the same trouble; each next one is twice as long.
-const SAY_AGAIN: Duration = Duration::from_secs(10);
-
-/// Longest distance between two log lines about the same trouble.
-const SAY_AGAIN_MAX: Duration = Duration::from_secs(600);
-
-/// Different texts of one trouble that are logged at once: a text may be another one each time.
-const TEXTS_MAX: usize = 5;
 
 /// The phase that walsweep is in; only [`Phase::Streaming`] is ready.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,166 +58,6 @@ impl Phase {
             Phase::Sweeping(reason) => format!("sweeping: {reason}"),
             Phase::Streaming => "ready".to_owned(),
             Phase::Stopping => "stopping".to_owned(),
-        }
-    }
-}
-
-/// The subject of a trouble. There is at most one trouble for each.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Topic {
-    /// The session with Postgres cannot be had, or ends again and again.
-    Session,
-    /// The session stands, and the checks find what would refuse the next one.
-    Checks,
-    /// A rule that does not fit its table is suspended: its name.
-    Rule(Arc<str>),
-    /// A rule removes more than it should, and nothing stays: its name.
-    Wide(Arc<str>),
-    /// A target's Redis refuses removals of a rule: its name.
-    Refused(TargetId, Arc<str>),
-    /// A target's Redis does not do what is asked of it, for whichever rule.
-    Redis(TargetId),
-    /// The checks find something wrong with the Redis that is connected.
-    RedisChecks(TargetId),
-    /// Keys have waited for their removal from a target longer than they should.
-    Late(TargetId),
-    /// Keys of patterns wait longer than five seconds, because `sweep.max_load` allows no more.
-    Throttled(TargetId),
-    /// Keys are removed, and a target's Redis does not take the watermark, so that nothing is
-    /// confirmed.
-    Watermark(TargetId),
-    /// A target's Redis does not take the messages that tell of removals.
-    Publish(TargetId),
-    /// A listed replica cannot be counted on: its address.
-    Replica(Arc<str>),
-    /// A sweep of everything waits for transactions that run.
-    Fence,
-    /// A lookup cannot be asked: its name.
-    Lookup(Arc<str>),
-    /// The tables of the rules cannot be looked at.
-    Watch,
-    /// The slot keeps more WAL than it should, or is about to be lost.
-    Slot,
-    /// The slot has to go, and nothing shows that it is walsweep's.
-    SlotOwner,
-    /// A slot takes long to be created.
-    NewSlot,
-    /// The audit trail cannot be written.
-    Audit,
-}
-
-impl Topic {
-    /// Whether readers may see stale values for a trouble that has lasted so long, so that
-    /// `/readyz` answers 503.
-    fn stops_ready(&self, lasted: Duration) -> bool {
-        match self {
-            Topic::Session
-            | Topic::Checks
-            | Topic::Rule(_)
-            | Topic::Refused(..)
-            | Topic::Redis(_)
-            | Topic::RedisChecks(_)
-            | Topic::Late(_) => true,
-            Topic::Watch => lasted >= UNSEEN_MAX,
-            Topic::Wide(_)
-            | Topic::Replica(_)
-            | Topic::Watermark(_)
-            | Topic::Publish(_)
-            | Topic::Throttled(_)
-            | Topic::Fence
-            | Topic::Lookup(_)
-            | Topic::Slot
-            | Topic::SlotOwner
-            | Topic::NewSlot
-            | Topic::Audit => false,
-        }
-    }
-
-    /// The target that it is of, if its sweeper tells of it.
-    #[must_use]
-    pub fn target(&self) -> Option<TargetId> {
-        match self {
-            Topic::Refused(target, _)
-            | Topic::Redis(target)
-            | Topic::Late(target)
-            | Topic::Throttled(target)
-            | Topic::Publish(target)
-            | Topic::Watermark(target) => Some(*target),
-            Topic::Session
-            | Topic::Checks
-            | Topic::Rule(_)
-            | Topic::Wide(_)
-            | Topic::RedisChecks(_)
-            | Topic::Replica(_)
-            | Topic::Fence
-            | Topic::Lookup(_)
-            | Topic::Watch
-            | Topic::Slot
-            | Topic::NewSlot
-            | Topic::SlotOwner
-            | Topic::Audit => None,
-        }
-    }
-
-    /// Whether keys are gone, and what was removed for them cannot be confirmed while it lasts.
-    fn holds_confirmation(&self) -> bool {
-        matches!(self, Topic::Replica(_) | Topic::Refused(..) | Topic::Watermark(_))
-    }
-}
-
-/// Something that does not work.
-#[derive(Clone, Debug)]
-struct Trouble {
-    text: String,
-    hint: Option<String>,
-    since: Instant,
-    /// The texts that were logged, without their numbers: one that counts is not new each second.
-    said: Vec<String>,
-    /// When it is logged again.
-    again: Distance,
-}
-
-/// When something is said that was said before: at growing distances.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Distance {
-    /// The time, and how far that is from the last one; `None` if it never was said.
-    next: Option<(Instant, Duration)>,
-}
-
-impl Distance {
-    /// Whether to say it now, as is then done.
-    pub(crate) fn is_due(&mut self, now: Instant) -> bool {
-        let distance = match self.next {
-            Some((at, _)) if at > now => return false,
-            Some((_, distance)) => (distance * 2).min(SAY_AGAIN_MAX),
-            None => SAY_AGAIN,
-        };
-        self.next = Some((now + distance, distance));
-        true
-    }
-}
-
-impl Trouble {
-    /// Logs it, if this text is new; as a warning, unless it is what has to happen.
-    fn say(&mut self, is_intended: bool) {
-        let words: String = self.text.chars().filter(|one| !one.is_ascii_digit()).collect();
-        if self.said.len() < TEXTS_MAX && !self.said.contains(&words) {
-            let (text, hint) = (&self.text, self.hint.as_deref());
-            if is_intended {
-                tracing::info!(hint, "{text}");
-            } else {
-                tracing::warn!(hint, "{text}");
-            }
-            self.said.push(words);
-        }
-    }
-
-    /// Logs it again, if it is time.
-    fn say_again(&mut self, now: Instant) {
-        if self.again.is_due(now) {
-            let (text, hint) = (&self.text, self.hint.as_deref());
-            let seconds = (now - self.since).as_secs();
-            tracing::warn!(hint, "still, after {seconds} s: {text}");
         }
     }
 }

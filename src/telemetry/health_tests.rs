@@ -7,8 +7,9 @@ use std::time::Duration;
 use tokio::time::{Instant, advance, sleep};
 use tracing::subscriber::DefaultGuard;
 
-use super::health::{Health, Phase, Topic};
+use super::health::{Health, Phase};
 use super::metrics::Metrics;
+use super::trouble::Topic;
 use crate::config::TargetId;
 
 /// Collects what is logged while it is there.

@@ -52,9 +52,9 @@ pub struct Metrics {
     pub server_clock: Arc<ServerClock>,
     /// Notes of what is under way, and waits, at this moment.
     pub noted: Arc<Noted>,
-    rules: Vec<String>,
+    pub(super) rules: Vec<String>,
     /// The names of the targets, where there are several.
-    targets: Vec<String>,
+    pub(super) targets: Vec<String>,
     slot: Family<SlotLabel, Gauge>,
     /// 1 when streaming and no sweep is owed.
     pub ready: Gauge,
@@ -126,7 +126,7 @@ pub struct Metrics {
     pub redis_errors: Family<ErrorLabel, Counter>,
     /// 1 while a target owes no sweep and its Redis answers; of several targets.
     pub target_ready: Family<TargetLabel, Gauge>,
-    target_removed: Family<TargetLabel, Histogram, Latency>,
+    pub(super) target_removed: Family<TargetLabel, Histogram, Latency>,
     /// Connections that were lost, of Postgres the sessions; each is made again.
     pub reconnects: Family<PeerLabel, Counter>,
     /// Lines of the audit trail that could not be written.
@@ -379,37 +379,6 @@ impl Metrics {
         self
     }
 
-    /// Gives the same metrics for other rules and targets. The series of those that are gone end,
-    /// as with a restart: an alert on one would never be over.
-    #[must_use]
-    pub fn for_others(&self, rules: &[String], targets: Vec<String>) -> Metrics {
-        self.rules.iter().filter(|rule| !rules.contains(rule)).for_each(|rule| {
-            let label = RuleLabel { rule: rule.clone() };
-            let families =
-                [&self.rule_matches, &self.keys_removed, &self.keys_absent, &self.refills_removed];
-            for family in families {
-                family.remove(&label);
-            }
-            self.rules_suspended.remove(&label);
-            for reason in WidenReason::ALL.map(WidenReason::as_str) {
-                self.widened.remove(&WidenedLabel { rule: rule.clone(), reason });
-            }
-        });
-        if self.targets.iter().any(|target| !targets.contains(target)) {
-            // Those that stay begin anew, as after a restart.
-            self.redis_errors.clear();
-        }
-        let stays = |target: &String| targets.len() > 1 && targets.contains(target);
-        self.targets.iter().filter(|target| !stays(target)).for_each(|target| {
-            let label = TargetLabel { target: target.clone() };
-            self.target_ready.remove(&label);
-            self.target_removed.remove(&label);
-        });
-        let others = Metrics { rules: rules.to_vec(), targets: Vec::new(), ..self.clone() };
-        others.create_series();
-        others.with_targets(targets)
-    }
-
     /// The name of a target, where there are several.
     #[must_use]
     pub fn target_name(&self, target: TargetId) -> Option<&str> {
@@ -448,7 +417,7 @@ impl Metrics {
 
     /// Rule and operation series exist from the start: a counter that is absent until its first
     /// event hides that event from `increase()`.
-    fn create_series(&self) {
+    pub(super) fn create_series(&self) {
         for rule in &self.rules {
             let label = RuleLabel { rule: rule.clone() };
             let families =

@@ -13,17 +13,20 @@ pub mod logging;
 pub mod metrics;
 pub mod noted;
 pub mod notify;
-pub mod reloads;
 mod page;
+pub mod reloads;
 mod repeats;
 mod runbook;
 pub mod server_clock;
 pub mod status;
 pub mod trail;
+mod trouble;
 pub mod why;
 pub mod words;
 #[cfg(test)]
 pub(crate) mod health_tests;
 
-pub use health::{Health, Phase, Topic};
+pub use health::{Health, Phase};
 pub use trail::Trail;
+pub(crate) use trouble::Distance;
+pub use trouble::Topic;

@@ -7,6 +7,10 @@ use std::sync::{Mutex, MutexGuard};
 
 use serde::{Deserialize, Serialize};
 
+use super::labels::{RuleLabel, TargetLabel, WidenedLabel};
+use super::metrics::Metrics;
+use crate::keys::WidenReason;
+
 /// Lines that are kept, at most.
 const LINES_MAX: usize = 100;
 
@@ -119,6 +123,40 @@ impl Reloads {
 
     fn lock(&self) -> MutexGuard<'_, Told> {
         self.0.lock().expect("no code panics while it holds this lock")
+    }
+}
+
+impl Metrics {
+    /// Gives the same metrics for other rules and targets. The series of those that are gone end,
+    /// as with a restart: an alert on one would never be over.
+    #[must_use]
+    pub fn for_others(&self, rules: &[String], targets: Vec<String>) -> Metrics {
+        self.rules.iter().filter(|rule| !rules.contains(rule)).for_each(|rule| {
+            let label = RuleLabel { rule: rule.clone() };
+            let families =
+                [&self.rule_matches, &self.keys_removed, &self.keys_absent, &self.refills_removed];
+            for family in families {
+                family.remove(&label);
+            }
+            self.rules_suspended.remove(&label);
+            for reason in WidenReason::ALL.map(WidenReason::as_str) {
+                self.widened.remove(&WidenedLabel { rule: rule.clone(), reason });
+            }
+        });
+        if self.targets.iter().any(|target| !targets.contains(target)) {
+            // Those that stay begin anew, as after a restart.
+            self.redis_errors.clear();
+        }
+        let stays = |target: &String| targets.len() > 1 && targets.contains(target);
+        self.targets.iter().filter(|target| !stays(target)).for_each(|target| {
+            let label = TargetLabel { target: target.clone() };
+            self.target_ready.remove(&label);
+            self.target_removed.remove(&label);
+        });
+        let mut others = self.clone();
+        (others.rules, others.targets) = (rules.to_vec(), Vec::new());
+        others.create_series();
+        others.with_targets(targets)
     }
 }
 

@@ -7,7 +7,7 @@ use tokio::time::Instant;
 use super::rows::{Asked, VALUE_SIZE_MAX};
 use crate::budget;
 use crate::keys::{Answers, Found, KeySet};
-use crate::telemetry::health::Distance;
+use crate::telemetry::Distance;
 
 const _: () = assert!(VALUE_SIZE_MAX == 64 << 10, "it is said so");
 
