@@ -13,6 +13,7 @@ pub mod metrics;
 pub mod notify;
 mod repeats;
 pub mod server_clock;
+mod table;
 pub mod words;
 #[cfg(test)]
 pub(crate) mod health_tests;

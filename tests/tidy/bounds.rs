@@ -12,6 +12,32 @@ const BOUNDS: &[(&str, &str, &str, &str)] = &[
         "pub const ALL: usize = 64 * MIB",
     ),
     (
+        "docs/sizing.md",
+        "What grows with the load has 64 MiB together",
+        "src/budget.rs",
+        "pub const ALL: usize = 64 * MIB",
+    ),
+    ("docs/sizing.md", "`index_memory` (256 MiB)", "config.toml", "# index_memory = \"256MiB\""),
+    (
+        "docs/sizing.md",
+        "10 GB (`max_retained_wal`) last",
+        "config.toml",
+        "# max_retained_wal = \"10GB\"",
+    ),
+    ("docs/sizing.md", "of at most `max_stall` (1 ms)", "config.toml", "# max_stall = \"1ms\""),
+    (
+        "docs/SECURITY.md",
+        "A value above 64 KiB",
+        "src/settle/lookup/rows.rs",
+        "MAX: usize = 64 << 10",
+    ),
+    (
+        "docs/SECURITY.md",
+        "up to 64 connections for ten seconds",
+        "src/telemetry/http.rs",
+        "CONNECTIONS_MAX: usize = 64",
+    ),
+    (
         "docs/guarantee.md",
         "have 64 MiB together",
         "src/budget.rs",
