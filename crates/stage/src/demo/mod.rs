@@ -397,10 +397,10 @@ mod tests {
     /// It is told as it was counted, also where nobody lost.
     #[test]
     fn the_race_is_told_as_it_ended() {
-        let tally = |on_arrival, walsweep| Some(Tally { pages: 200, on_arrival, walsweep });
+        let tally = |on_arrival, walsweep| Some(Tally { pages: 100, on_arrival, walsweep });
         let lost = plain(|out| tell_race(out, tally(37, 0)));
         for part in
-            ["200 pages", "removed on arrival:   37 stale", "walsweep:              0 stale"]
+            ["100 pages", "removed on arrival:   37 stale", "walsweep:              0 stale"]
         {
             assert!(lost.contains(part), "{part}: {lost}");
         }

@@ -4,7 +4,7 @@
 //! Commits wait for a synchronous standby here, as where no commit may be lost: Postgres sends them
 //! first, and shows them after.
 
-use std::io::{BufRead, BufReader};
+use std::io::{self, BufRead, BufReader, Read};
 use std::process::{Child, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
@@ -18,12 +18,13 @@ use tokio_postgres::Client;
 use super::show::Show;
 use super::stage::Stage;
 use super::{Error, io_error};
+use crate::throwaway::{Postgres, Redis};
 
 /// The slot of the invalidator that does not wait.
 const SLOT: &str = "on_arrival";
 
 /// Pages that are changed, each once.
-const PAGES: usize = 200;
+const PAGES: usize = 100;
 
 /// Readers that look at the page that is being changed.
 const READERS: usize = 2;
@@ -67,7 +68,7 @@ pub(super) async fn run(stage: &mut Stage, show: &mut Show) -> Result<Option<Tal
         Ok(stage.sql.query_one(synchronous, &[]).await?.try_get(0)?)
     })
     .await?;
-    let tally = match OnArrival::start(stage).await? {
+    let tally = match OnArrival::start(&stage.postgres, &stage.redis, &stage.sql).await? {
         Some(other) => Some(race(stage, show, other).await?),
         None => None,
     };
@@ -164,22 +165,24 @@ struct OnArrival {
 
 impl OnArrival {
     /// Starts it, and waits until it reads its slot; nothing if the server cannot decode for it.
-    async fn start(stage: &Stage) -> Result<Option<OnArrival>, Error> {
-        let mut command = stage.postgres.command("pg_recvlogical");
-        command.args(["--slot", SLOT, "--create-slot", "--start", "--no-loop", "--file=-"]);
-        command.args(["--plugin=test_decoding", "--option=skip-empty-xacts=on"]);
-        let child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn();
-        let mut other = OnArrival {
-            reader: child.map_err(io_error("start `pg_recvlogical`"))?,
-            commits: Arc::default(),
-        };
-        let Some(lines) = other.reader.stdout.take() else { return Ok(None) };
-        let mut redis = redis::Client::open(stage.redis.url())?.get_connection()?;
-        let commits = Arc::clone(&other.commits);
+    async fn start(
+        postgres: &Postgres,
+        redis: &Redis,
+        sql: &Client,
+    ) -> Result<Option<OnArrival>, Error> {
+        let mut command = postgres.command("pg_recvlogical");
+        command.args(["--dbname=postgres", "--slot", SLOT, "--create-slot", "--start"]);
+        command.args(["--no-loop", "--file=-", "--plugin=test_decoding"]);
+        let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
+        let failed = || io_error("start `pg_recvlogical`");
+        let mut other = OnArrival { reader: child.map_err(failed())?, commits: Arc::default() };
+        let mut redis = redis::Client::open(redis.url())?.get_connection()?;
+        let (lines, commits) = (other.reader.stdout.take(), Arc::clone(&other.commits));
         // Blocking, as the fastest that there is: what it loses, it does not lose by being slow.
         thread::spawn(move || {
             let mut match_id = None;
-            for line in BufReader::new(lines).lines().map_while(Result::ok) {
+            let lines = lines.into_iter().flat_map(|lines| BufReader::new(lines).lines());
+            for line in lines.map_while(Result::ok) {
                 match_id = changed(&line).or(match_id);
                 if let Some(id) = match_id.filter(|_| line.starts_with("COMMIT")) {
                     let unlink = redis::cmd("UNLINK").arg(&keys(id)[0]).exec(&mut redis);
@@ -190,14 +193,27 @@ impl OnArrival {
         });
         let there = include_str!("../../sql/football/race_slot_there.sql");
         let deadline = Instant::now() + LIMIT;
-        while !stage.sql.query_one(there, &[&SLOT]).await?.try_get::<_, bool>(0)? {
-            let ended = other.reader.try_wait().map_err(io_error("look at `pg_recvlogical`"))?;
+        while !sql.query_one(there, &[&SLOT]).await?.try_get::<_, bool>(0)? {
+            let ended = other.reader.try_wait().map_err(failed())?;
             if ended.is_some() || Instant::now() > deadline {
-                return Ok(None);
+                return other.why_not();
             }
             sleep(PAUSE).await;
         }
         Ok(Some(other))
+    }
+
+    /// Nothing, if the server lacks the decoding; else what `pg_recvlogical` says.
+    fn why_not<T>(mut self) -> Result<Option<T>, Error> {
+        let mut said = String::new();
+        drop(self.reader.kill());
+        if let Some(mut stderr) = self.reader.stderr.take() {
+            stderr.read_to_string(&mut said).map_err(io_error("read of `pg_recvlogical`"))?;
+        }
+        if said.contains("test_decoding") {
+            return Ok(None);
+        }
+        Err(io_error("start `pg_recvlogical`")(io::Error::other(said)))
     }
 
     /// Ends it, and drops its slot, which would keep WAL.
@@ -239,7 +255,42 @@ async fn wait(
 
 #[cfg(test)]
 mod tests {
-    use super::{changed, keys};
+    use super::{LIMIT, OnArrival, changed, keys, pages, wait};
+    use crate::demo::site;
+    use crate::throwaway::{Postgres, PostgresOptions, Redis, RedisOptions};
+
+    /// That is how it loses the race: its key is gone, and readers still see the old row.
+    #[tokio::test]
+    async fn the_other_one_removes_what_nobody_can_see_yet() {
+        let postgres = Postgres::start(PostgresOptions::default()).await.unwrap();
+        let redis = Redis::start(RedisOptions::default()).await.unwrap();
+        let (sql, cache) = (postgres.connect().await.unwrap(), redis.connect().await.unwrap());
+        for part in site::SCHEMA {
+            sql.batch_execute(part).await.unwrap();
+        }
+        sql.batch_execute("call generate_season()").await.unwrap();
+        let before = pages(&sql).await.unwrap();
+        let id = before[0].0;
+        let key = keys(id)[0].clone();
+        redis::cmd("SET").arg(&key).arg("x").exec_async(&mut cache.clone()).await.unwrap();
+        let other = OnArrival::start(&postgres, &redis, &sql).await.unwrap().unwrap();
+        postgres.conf("synchronous_standby_names = 'ghost'").await.unwrap();
+        let writer = postgres.connect().await.unwrap();
+        let write = include_str!("../../sql/football/race_write.sql");
+        let waiting = tokio::spawn(async move { writer.execute(write, &[&id]).await });
+        wait("the key is gone", async || {
+            let exists: bool =
+                redis::cmd("EXISTS").arg(&key).query_async(&mut cache.clone()).await?;
+            Ok(!exists)
+        })
+        .await
+        .unwrap();
+        assert_eq!(pages(&sql).await.unwrap(), before, "nobody sees the commit");
+        postgres.conf("synchronous_standby_names = ''").await.unwrap();
+        tokio::time::timeout(LIMIT, waiting).await.unwrap().unwrap().unwrap();
+        assert_ne!(pages(&sql).await.unwrap(), before);
+        other.end(&sql).await.unwrap();
+    }
 
     #[test]
     fn a_change_of_a_match_is_told_from_other_lines() {
