@@ -130,8 +130,8 @@ fn explained(config: &str, question: &str) -> String {
     said
 }
 
-/// Lines that stand below a question and are not what walsweep answers, and how many questions there
-/// were. They are about the configuration before them.
+/// Lines that stand below a question and are not what walsweep answers, and how many questions
+/// there were. They are about the configuration before them.
 fn wrong_answers(name: &str, document: &str) -> (Vec<String>, usize) {
     let (mut config, mut wrong, mut count) = (String::new(), Vec::new(), 0);
     for block in blocks(name, document) {
@@ -167,8 +167,8 @@ fn every_question_is_answered_as_it_stands_there() {
         assert!(count >= least, "{name}: {count} questions");
     }
     let page = "```toml\n[[rule]]\nname = \"a\"\ntable = \"a\"\nkeys = [\"a:{id}\"]\n```\n\
-                ```console\n$ walsweep explain a --op insert --new '{\"id\": 1}' \\\n    --offline\n\
-                KEY\n```\n";
+                ```console\n$ walsweep explain a --op insert --new '{\"id\": 1}' \\\n    \
+                --offline\nKEY\n```\n";
     let right = page.replace("KEY", "key      a:1  from `a:{id}`");
     assert_eq!(wrong_answers("x", &right), (Vec::new(), 1));
     assert_eq!(wrong_answers("x", page).0.len(), 1);

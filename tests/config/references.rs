@@ -1,5 +1,5 @@
-//! The pages of reference are made from what the program itself reads and prints: `config.toml`, its
-//! grammar of arguments, its table of metrics. `UPDATE_GOLDEN=1` writes them.
+//! The pages of reference are made from what the program itself reads and prints: `config.toml`,
+//! its grammar of arguments, its table of metrics. `UPDATE_GOLDEN=1` writes them.
 
 use std::fmt::Write as _;
 use std::fs;

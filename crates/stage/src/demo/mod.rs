@@ -275,11 +275,13 @@ fn tell_race(out: &mut impl Write, tally: Option<Tally>) -> io::Result<()> {
             "    {pages} pages, each changed by a commit that waits for a standby, while readers \
              look at it.\n    What is cached at the end, against the rows:\n"
         )?;
-        let mark = |stale| if stale == 0 { GOOD } else { BAD };
-        let color = mark(on_arrival);
-        writeln!(out, "    removed on arrival:  {color}{on_arrival:>3} stale{color:#}, for good")?;
-        let color = mark(walsweep);
-        writeln!(out, "    walsweep:            {color}{walsweep:>3} stale{color:#}")?;
+        for (who, stale, until) in [
+            ("on arrival, once:", on_arrival, ", until their TTL or next change"),
+            ("walsweep:", walsweep, ""),
+        ] {
+            let color = if stale == 0 { GOOD } else { BAD };
+            writeln!(out, "    {who:<18}{color}{stale:>3} stale{color:#}{until}")?;
+        }
         if on_arrival == 0 {
             writeln!(out, "\n    The first one lost no race this time: it is a matter of luck.")?;
         }
@@ -399,14 +401,12 @@ mod tests {
     fn the_race_is_told_as_it_ended() {
         let tally = |on_arrival, walsweep| Some(Tally { pages: 100, on_arrival, walsweep });
         let lost = plain(|out| tell_race(out, tally(37, 0)));
-        for part in
-            ["100 pages", "removed on arrival:   37 stale", "walsweep:              0 stale"]
-        {
+        for part in ["100 pages", "on arrival, once:  37 stale", "walsweep:           0 stale"] {
             assert!(lost.contains(part), "{part}: {lost}");
         }
         assert!(!lost.contains("luck"), "{lost}");
         let lucky = plain(|out| tell_race(out, tally(0, 3)));
-        for part in ["removed on arrival:    0 stale", "walsweep:              3 stale", "luck"] {
+        for part in ["on arrival, once:   0 stale", "walsweep:           3 stale", "luck"] {
             assert!(lucky.contains(part), "{part}: {lucky}");
         }
         assert!(plain(|out| tell_race(out, None)).contains("Left out"));

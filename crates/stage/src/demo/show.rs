@@ -68,7 +68,7 @@ impl Write for Show {
     }
 }
 
-/// What is written, without its colours.
+/// Gives a text without its colours.
 #[cfg(test)]
 pub(super) fn plain(write: impl FnOnce(&mut Vec<u8>) -> io::Result<()>) -> String {
     let mut colored = Vec::new();
