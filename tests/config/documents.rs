@@ -125,7 +125,7 @@ fn explained(config: &str, question: &str) -> String {
     let mut shell = Command::new("sh");
     shell.args(["-c", &script]).current_dir(&folder).env_remove("WALSWEEP_CONFIG");
     let output = shell.output().unwrap();
-    let said = String::from_utf8(output.stdout).unwrap() + &String::from_utf8_lossy(&output.stderr);
+    let said = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
     assert!(output.status.success(), "{question}: {said}");
     said
 }

@@ -14,6 +14,9 @@ use super::root;
 /// The columns that help is wrapped at, whatever the terminal of the tests has.
 const WIDTH: usize = 96;
 
+/// Options that `config.toml` shows empty, because each rule has its own.
+const NO_DEFAULT: [&str; 4] = ["rule.name", "rule.table", "rule.materialized_view", "rule.message"];
+
 /// Compares a page with its file, after it was written where that is asked for.
 fn hold(name: &str, page: &str) {
     let path = root().join("docs").join(name);
@@ -61,8 +64,9 @@ fn metrics() -> String {
         "# Metrics\n\n*Made from the program: `# HELP` and `# TYPE` of `/metrics` say the \
                     same.*\n\nTimes are in seconds, sizes in bytes. A histogram has the series \
                     `…_bucket`, `…_sum` and `…_count`. The label `target` is the `name` of a \
-                    `[[redis]]`, `rule` that of a `[[rule]]`. Alerts and a dashboard are in \
-                    [packaging/prometheus](../packaging/prometheus).\n\n\
+                    `[[redis]]`, `rule` that of a `[[rule]]`. There are [alerts]\
+                    (../packaging/prometheus/walsweep.rules.yml) and a [dashboard]\
+                    (../packaging/prometheus/walsweep-dashboard.json).\n\n\
                     | metric | kind | labels | says |\n| --- | --- | --- | --- |\n"
             .to_owned();
     for one in Metrics::new(&[]).descriptions() {
@@ -94,9 +98,13 @@ fn options(text: &str) -> String {
             section = comment.trim_matches(['[', ']']).split('.').next().unwrap().to_owned();
             write!(page, "\n## `{comment}`\n{}", paragraph(&mut said)).unwrap();
         } else if let Some((name, value)) = option.filter(|_| !section.is_empty()) {
-            let says = if is_comment { "Default" } else { "For example" };
-            let said = paragraph(&mut said);
-            write!(page, "\n### `{section}.{name}`\n\n{says}: `{value}`\n{said}").unwrap();
+            let (name, said) = (format!("{section}.{name}"), paragraph(&mut said));
+            let says = match is_comment {
+                true if NO_DEFAULT.contains(&name.as_str()) => "No default.".to_owned(),
+                true => format!("Default: `{value}`"),
+                false => format!("For example: `{value}`"),
+            };
+            write!(page, "\n### `{name}`\n\n{says}\n{said}").unwrap();
         } else if line.is_empty() || comment.is_empty() {
             let more = paragraph(&mut said);
             // The head of the file says what this page says by itself.
@@ -150,7 +158,7 @@ fn the_page_of_options_is_made_from_the_configuration_at_the_root() {
     );
     let expected = "\n## `[one]`\n\nSays a.\n\n### `one.b`\n\nDefault: `1`\n\nSays b,\nin two \
                     lines.\n\n### `one.c`\n\nFor example: `\"x\"`\n\n## `[[rule]]`\n\n### \
-                    `rule.name`\n\nDefault: `\"\"`\n\nMore = of it.\n";
+                    `rule.name`\n\nNo default.\n\nMore = of it.\n";
     assert!(small.contains(expected), "{small:?}");
     assert!(!small.contains("Not this") && !small.contains("A head"), "{small}");
     assert!(page.matches("\n### `").count() > 50, "{page}");
