@@ -272,8 +272,8 @@ fn tell_race(out: &mut impl Write, tally: Option<Tally>) -> io::Result<()> {
     if let Some(Tally { pages, on_arrival, walsweep }) = tally {
         writeln!(
             out,
-            "    {pages} pages, each changed by a commit that waits for a standby, while readers \
-             look at it.\n    What is cached at the end, against the rows:\n"
+            "    {pages} pages, each changed by a commit that waits until a standby has it, while \
+             readers look.\n    What is cached at the end, against the rows:\n"
         )?;
         for (who, stale, until) in [
             ("on arrival, once:", on_arrival, ", until their TTL or next change"),

@@ -27,7 +27,7 @@ const SLOT: &str = "on_arrival";
 const PAGES: usize = 100;
 
 /// Readers that look at the page that is being changed.
-const READERS: usize = 2;
+const READERS: usize = 3;
 
 /// The time that readers have for a page before and after it is changed.
 const LOOKS: Duration = Duration::from_millis(4);
@@ -87,6 +87,8 @@ async fn race(stage: &mut Stage, show: &mut Show, other: OnArrival) -> Result<Ta
         readers.push(tokio::spawn(read(sql, cache, Arc::clone(&hot))));
     }
     let writer = stage.postgres.connect().await?;
+    // As where readers of the standby have to see their own writes.
+    writer.batch_execute("set synchronous_commit = remote_apply").await?;
     let write = writer.prepare(include_str!("../../sql/football/race_write.sql")).await?;
     for (number, (id, _)) in pages.iter().enumerate() {
         show.step(&format!("the race: page {} of {}", number + 1, pages.len()))?;
