@@ -1,6 +1,48 @@
 //! The labels of metrics: each set of them is closed.
 
 use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+
+/// The names of a label set's labels.
+pub(super) trait LabelNames {
+    /// In the order in which they are exposed.
+    const NAMES: &'static [&'static str];
+}
+
+/// A metric that knows the names of its labels.
+pub(super) trait Labelled {
+    /// None for a metric without labels.
+    const LABELS: &'static [&'static str] = &[];
+}
+
+impl<N, A> Labelled for Counter<N, A> {}
+
+impl<N, A> Labelled for Gauge<N, A> {}
+
+impl Labelled for Histogram {}
+
+impl<L: LabelNames, M, C> Labelled for Family<L, M, C> {
+    const LABELS: &'static [&'static str] = L::NAMES;
+}
+
+impl LabelNames for NodeLabel {
+    const NAMES: &'static [&'static str] = &["target", "node"];
+}
+
+impl LabelNames for ErrorLabel {
+    const NAMES: &'static [&'static str] = &["target", "kind"];
+}
+
+impl LabelNames for SlotLabel {
+    const NAMES: &'static [&'static str] = &["slot", "database", "system_id"];
+}
+
+impl LabelNames for WidenedLabel {
+    const NAMES: &'static [&'static str] = &["rule", "reason"];
+}
 
 /// A label set of one closed label.
 macro_rules! label {
@@ -10,6 +52,10 @@ macro_rules! label {
         pub struct $name {
             /// The label's value.
             pub $field: $type,
+        }
+
+        impl LabelNames for $name {
+            const NAMES: &'static [&'static str] = &[stringify!($field)];
         }
     };
 }

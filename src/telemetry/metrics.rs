@@ -4,21 +4,23 @@ use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::{Family, MetricConstructor};
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::metrics::info::Info;
-use prometheus_client::registry::{Metric, Registry};
+use prometheus_client::registry::Registry;
 
+use super::labels::LabelNames as _;
 pub use super::labels::{
     ErrorLabel, NodeLabel, OperationLabel, OutcomeLabel, PeerLabel, ReasonLabel, ReplicaLabel,
     RuleLabel, SlotLabel, SourceLabel, StatusLabel, TargetLabel, VersionLabel, WidenedLabel,
 };
 use super::noted::Noted;
 use super::server_clock::ServerClock;
+pub use super::table::Description;
+use super::table::Table;
 use crate::config::TargetId;
 use crate::keys::{Malformed, RuleId, WidenReason};
 
@@ -48,6 +50,7 @@ impl MetricConstructor<Histogram> for Latency {
 #[derive(Clone, Debug)]
 pub struct Metrics {
     registry: Arc<Mutex<Registry>>,
+    descriptions: Vec<Description>,
     /// The server's clock: it says what the times that the server gives mean here.
     pub server_clock: Arc<ServerClock>,
     /// Notes of what is under way, and waits, at this moment.
@@ -141,45 +144,21 @@ pub struct Metrics {
     pub config_last_reload_success: FloatGauge,
 }
 
-/// Registers under the exposed name; counters are exposed with `_total`, which the registry adds.
-struct Table(Registry);
-
-impl Table {
-    fn add<M: Metric + Clone>(&mut self, name: &str, help: &str, metric: M) -> M {
-        let base = name.strip_suffix("_total").unwrap_or(name);
-        self.0.register(base, help.trim_end_matches('.'), metric.clone());
-        metric
-    }
-
-    fn counter(&mut self, name: &str, help: &str) -> Counter {
-        self.add(name, help, Counter::default())
-    }
-
-    fn gauge(&mut self, name: &str, help: &str) -> Gauge {
-        self.add(name, help, Gauge::default())
-    }
-
-    fn latency(&mut self, name: &str, help: &str) -> Histogram {
-        self.add(name, help, Latency.new_metric())
-    }
-
-    fn family<L>(&mut self, name: &str, help: &str) -> Family<L, Counter>
-    where
-        L: Clone + std::hash::Hash + Eq + EncodeLabelSet + std::fmt::Debug + Send + Sync + 'static,
-    {
-        self.add(name, help, Family::default())
-    }
-}
-
 impl Metrics {
     /// The metrics of a walsweep with these rules, all at zero.
     #[must_use]
     #[expect(clippy::too_many_lines, reason = "one row per metric, nothing else")]
     pub fn new(rules: &[String]) -> Metrics {
-        let mut table = Table(Registry::default());
+        let mut table = Table::default();
         let version = VersionLabel { version: env!("CARGO_PKG_VERSION") };
         // The registry adds `_info` by itself.
-        table.0.register("walsweep_build", "What is running", Info::new(version));
+        table.registry.register("walsweep_build", "What is running", Info::new(version));
+        table.descriptions.push(Description {
+            name: "walsweep_build_info",
+            kind: "info",
+            labels: VersionLabel::NAMES,
+            help: "What is running",
+        });
         let metrics = Metrics {
             rules: rules.to_vec(),
             targets: Vec::new(),
@@ -188,10 +167,14 @@ impl Metrics {
             // Near the front of the page, where `walsweep check` looks for it.
             slot: table.add(
                 "walsweep_slot_info",
-                "1 for the slot of the latest session",
+                "1 for the slot of the latest session: its name, database, and `system_id` of \
+                 its cluster",
                 Family::default(),
             ),
-            ready: table.gauge("walsweep_ready", "1 when streaming and no sweep is owed"),
+            ready: table.gauge(
+                "walsweep_ready",
+                "1 while `/readyz` is 200: it streams, and no sweep is owed",
+            ),
             transactions: table
                 .counter("walsweep_transactions_total", "Committed transactions received"),
             changes: table
@@ -203,10 +186,19 @@ impl Metrics {
             ),
             rule_matches: table
                 .family("walsweep_rule_matches_total", "Row changes that a rule matched"),
-            keys_removed: table.family("walsweep_keys_removed_total", "Keys removed from Redis"),
-            keys_absent: table
-                .family("walsweep_keys_absent_total", "Exact keys that were not in Redis"),
-            widened: table.family("walsweep_widened_total", "Keys widened to a pattern, and why"),
+            keys_removed: table.family(
+                "walsweep_keys_removed_total",
+                "Keys removed from Redis; a key of several rules counts for the one that gave it \
+                 first",
+            ),
+            keys_absent: table.family(
+                "walsweep_keys_absent_total",
+                "Exact keys that were not in Redis, by the rule that gave them first",
+            ),
+            widened: table.family(
+                "walsweep_widened_total",
+                "Keys widened to a pattern, and changes whose `when` could not be decided",
+            ),
             messages_malformed: table.family(
                 "walsweep_messages_malformed_total",
                 "Messages of a rule's prefix that removed nothing, and why",
@@ -246,21 +238,24 @@ impl Metrics {
             ),
             scan_stall: table
                 .latency("walsweep_scan_stall_seconds", "How long one SCAN call held Redis"),
-            index_passes: table
-                .counter("walsweep_index_passes_total", "Passes that the index saved from SCAN"),
+            index_passes: table.counter(
+                "walsweep_index_passes_total",
+                "Passes by the index of live keys, that needed no SCAN; with `sweep.index`",
+            ),
             index_keys: table.add(
                 "walsweep_index_keys",
-                "Names in the index of live keys",
+                "Names in the index of live keys; with `sweep.index`",
                 Family::default(),
             ),
             index_bytes: table.add(
                 "walsweep_index_bytes",
-                "Memory of the index of live keys",
+                "Memory of the names in the index of live keys; with `sweep.index`",
                 Family::default(),
             ),
             index_whole: table.add(
                 "walsweep_index_whole",
-                "1 while the index knows every live key; without it, patterns go by SCAN",
+                "1 while the index knows every live key, else patterns go by SCAN; with \
+                 `sweep.index`",
                 Family::default(),
             ),
             refills_removed: table.family(
@@ -273,19 +268,20 @@ impl Metrics {
             ),
             confirmed_lag_bytes: table.gauge(
                 "walsweep_confirmed_lag_bytes",
-                "WAL between its end and the slot's confirmed_flush_lsn",
+                "WAL that the primary has written and that is not confirmed",
             ),
             restart_lag_bytes: table.gauge(
                 "walsweep_restart_lag_bytes",
-                "WAL between its end and the slot's restart_lsn, kept on the server's disk",
+                "WAL that the slot keeps on the disk of the server that it is on",
             ),
             slot_safe_wal_bytes: table.gauge(
                 "walsweep_slot_safe_wal_bytes",
-                "WAL that may still be written before the slot is lost; -1 without limit",
+                "WAL until the slot is lost; -1 without limit, and on a standby",
             ),
             slot_wal_status: table.add(
                 "walsweep_slot_wal_status",
-                "1 for the slot's present wal_status",
+                "1 for the slot's present `wal_status`; looked at every 5 s, also without a \
+                 session",
                 Family::default(),
             ),
             oldest_unconfirmed: table.add(
@@ -305,7 +301,7 @@ impl Metrics {
                 .gauge("walsweep_postgres_up", "1 while the connections to Postgres stand"),
             replica_up: table.add(
                 "walsweep_replica_up",
-                "1 while the replica answers and follows the primary",
+                "1 while the replica answers and follows the primary; absent without a session",
                 Family::default(),
             ),
             replica_replay_lag_bytes: table.add(
@@ -315,7 +311,8 @@ impl Metrics {
             ),
             redis_up: table.add(
                 "walsweep_redis_up",
-                "1 while the Redis node answers",
+                "1 while the Redis node answers, by its address or service; absent without a \
+                 session",
                 Family::default(),
             ),
             redis_proven: table.add(
@@ -358,7 +355,8 @@ impl Metrics {
                 "When the configuration was read that walsweep runs with",
                 FloatGauge::default(),
             ),
-            registry: Arc::new(Mutex::new(table.0)),
+            registry: Arc::new(Mutex::new(table.registry)),
+            descriptions: table.descriptions,
         };
         metrics.create_series();
         metrics
@@ -377,6 +375,12 @@ impl Metrics {
             self.targets = names;
         }
         self
+    }
+
+    /// Every metric, in the order of the page, also those that have no series yet.
+    #[must_use]
+    pub fn descriptions(&self) -> &[Description] {
+        &self.descriptions
     }
 
     /// The name of a target, where there are several.

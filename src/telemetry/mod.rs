@@ -19,6 +19,7 @@ mod repeats;
 mod runbook;
 pub mod server_clock;
 pub mod status;
+mod table;
 pub mod trail;
 mod trouble;
 pub mod why;

@@ -2,6 +2,9 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test may fail")]
 
+mod documents;
+mod references;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};

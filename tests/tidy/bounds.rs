@@ -12,6 +12,32 @@ const BOUNDS: &[(&str, &str, &str, &str)] = &[
         "pub const ALL: usize = 64 * MIB",
     ),
     (
+        "docs/sizing.md",
+        "What grows with the load has 64 MiB together",
+        "src/budget.rs",
+        "pub const ALL: usize = 64 * MIB",
+    ),
+    ("docs/sizing.md", "`index_memory` (256 MiB)", "config.toml", "index_memory = \"256MiB\""),
+    (
+        "docs/sizing.md",
+        "10 GB (`max_retained_wal`) last",
+        "config.toml",
+        "max_retained_wal = \"10GB\"",
+    ),
+    ("docs/sizing.md", "of at most `max_stall` (1 ms)", "config.toml", "max_stall = \"1ms\""),
+    (
+        "docs/SECURITY.md",
+        "A value above 64 KiB",
+        "src/settle/lookup/rows.rs",
+        "MAX: usize = 64 << 10",
+    ),
+    (
+        "docs/SECURITY.md",
+        "up to 64 connections for ten seconds",
+        "src/telemetry/http.rs",
+        "CONNECTIONS_MAX: usize = 64",
+    ),
+    (
         "docs/guarantee.md",
         "have 64 MiB together",
         "src/budget.rs",
@@ -139,7 +165,7 @@ const BOUNDS: &[(&str, &str, &str, &str)] = &[
     (
         "docs/guarantee.md",
         "and is 503 after a minute",
-        "src/telemetry/health.rs",
+        "src/telemetry/trouble.rs",
         "UNSEEN_MAX: Duration = Duration::from_secs(60)",
     ),
     (
@@ -263,8 +289,8 @@ const BOUNDS: &[(&str, &str, &str, &str)] = &[
         "CONNECTION_TIMEOUT: Duration = Duration::from_secs(10)",
     ),
     (
-        "README.md",
-        "the three above are looked at every 5 s",
+        "docs/metrics.md",
+        "looked at every 5 s, also without a session",
         "src/source/slot_health/mod.rs",
         "SAMPLE_INTERVAL: Duration = Duration::from_secs(5)",
     ),
@@ -363,7 +389,7 @@ const BOUNDS: &[(&str, &str, &str, &str)] = &[
     (
         "README.md",
         "says so, and is 503 after a minute",
-        "src/telemetry/health.rs",
+        "src/telemetry/trouble.rs",
         "UNSEEN_MAX: Duration = Duration::from_secs(60)",
     ),
     (

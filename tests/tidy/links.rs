@@ -11,7 +11,7 @@ fn links(text: &str) -> Vec<(usize, &str, &str)> {
     for (number, line) in (1..).zip(text.lines()) {
         for (at, _) in line.match_indices("](../") {
             let label = line[..at].rsplit('[').next().unwrap();
-            let path = line[at + "](../".len()..].split(')').next().unwrap();
+            let path = line[at + "](../".len()..].split([')', '#']).next().unwrap();
             links.push((number, label, path));
         }
     }

@@ -1,4 +1,4 @@
-//! Every metric stands in the README; the alerts and the dashboard name no other, and each alert
+//! Every metric stands on its page; the alerts and the dashboard name no other, and each alert
 //! leads to a section of the runbook.
 
 use std::collections::BTreeSet;
@@ -71,9 +71,9 @@ fn alerts_without_section(rules: &str, runbook: &str) -> Vec<String> {
 }
 
 #[test]
-fn the_readme_lists_every_metric_and_no_other() {
-    let readme = root_file("README.md");
-    let rows: Vec<&str> = readme.lines().filter(|line| line.starts_with("| `walsweep_")).collect();
+fn the_page_of_metrics_lists_every_metric_and_no_other() {
+    let page = root_file("docs/metrics.md");
+    let rows: Vec<&str> = page.lines().filter(|line| line.starts_with("| `walsweep_")).collect();
     assert_eq!(metric_names(&rows.join("\n")), exposed());
     let names = metric_names("| `walsweep_a_total{rule}` | `walsweep_b` |");
     assert_eq!(names, ["walsweep_a_total", "walsweep_b"].map(str::to_owned).into());

@@ -6,6 +6,8 @@
 //! Redis as any other client would.
 
 mod act;
+mod race;
+mod show;
 mod site;
 mod stage;
 
@@ -15,6 +17,8 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use self::act::{Act, acts, opening};
+use self::race::Tally;
+use self::show::{BAD, GOOD, Show, TITLE};
 use self::site::{Cached, Fixture};
 use self::stage::Stage;
 use crate::throwaway;
@@ -113,40 +117,58 @@ const LOOK: Duration = Duration::from_millis(1);
 /// walsweep itself does not run, and with [`Error::Broken`] when a key that should go stayed or one
 /// that should stay went.
 pub async fn run(options: DemoOptions) -> Result<(), Error> {
-    let mut out = io::stdout();
-    let said = writeln!(out, "Starting a Postgres and a Redis that end with this demonstration.");
+    let mut show = Show::new();
+    let said = writeln!(show, "Starting a Postgres and a Redis that end with this demonstration.");
     said.map_err(io_error("write the report"))?;
-    let mut stage = Stage::set(options.config, &mut out).await?;
-    let (mut stale, mut lost, mut went) = (0, 0, 0);
+    let mut stage = Stage::set(options.config, &mut show).await?;
+    let mut totals = Totals::default();
     let first = opening();
     let outcome = perform(&mut stage, &first).await?;
-    let told = tell_opening(&mut out, options.config, &first, &outcome);
+    let told = tell_opening(&mut show, options.config, &first, &outcome);
     told.map_err(io_error("write the report"))?;
-    stale += outcome.stale.len();
-    lost += outcome.lost.len();
-    went += outcome.went.len();
+    totals.add(&outcome);
+    let tally = race::run(&mut stage, &mut show).await?;
+    show.clear()?;
+    tell_race(&mut show, tally).map_err(io_error("write the report"))?;
+    totals.stale += tally.map_or(0, |tally| tally.walsweep);
     let acts = acts(&site::fixtures(&stage.sql).await?);
     for act in &acts {
         let outcome = perform(&mut stage, act).await?;
-        tell(&mut out, act, &outcome).map_err(io_error("write the report"))?;
-        stale += outcome.stale.len();
-        lost += outcome.lost.len();
-        went += outcome.went.len();
+        tell(&mut show, act, &outcome).map_err(io_error("write the report"))?;
+        totals.add(&outcome);
     }
+    let Totals { went, stale, lost } = totals;
+    let color = if stale + lost == 0 { GOOD } else { BAD };
     let written = writeln!(
-        out,
-        "\n{} transactions: {went} keys went, {stale} that should have gone stayed, {lost} that \
-         should have stayed went.",
-        acts.len() + 1
+        show,
+        "\n{color}{} transactions: {went} keys went, {stale} that should have gone stayed, {lost} \
+         that should have stayed went.{color:#}",
+        acts.len() + 1 + tally.map_or(0, |tally| tally.pages)
     );
     written.map_err(io_error("write the report"))?;
     if options.keep {
         site::fill(&mut stage.cache, &site::cached(&stage.sql).await?).await?;
-        stage.describe(&mut out).map_err(io_error("write the addresses"))?;
+        stage.describe(&mut show).map_err(io_error("write the addresses"))?;
         tokio::signal::ctrl_c().await.map_err(io_error("wait for Ctrl-C"))?;
     }
     stage.strike().await?;
     if stale + lost == 0 { Ok(()) } else { Err(Error::Broken { stale, lost }) }
+}
+
+/// Keys of all acts.
+#[derive(Debug, Default)]
+struct Totals {
+    went: usize,
+    stale: usize,
+    lost: usize,
+}
+
+impl Totals {
+    fn add(&mut self, outcome: &Outcome) {
+        self.went += outcome.went.len();
+        self.stale += outcome.stale.len();
+        self.lost += outcome.lost.len();
+    }
 }
 
 /// Performs `act` on a site whose every page is cached, and watches its keys.
@@ -211,23 +233,63 @@ fn tell_opening(
     outcome: &Outcome,
 ) -> io::Result<()> {
     let Outcome { went, stale, lost, stayed } = outcome;
-    writeln!(out, "\nOne UPDATE:\n\n    {}\n\nIts rule:\n", act.title)?;
+    writeln!(out, "\n{TITLE}One UPDATE:{TITLE:#}\n\n    {}\n", act.title)?;
+    writeln!(out, "{TITLE}Its rule:{TITLE:#}\n")?;
     for line in stage::rule(config, OPENING_RULE) {
         writeln!(out, "    {line}")?;
     }
-    writeln!(out, "\nIts keys:\n")?;
+    writeln!(out, "\n{TITLE}Its keys:{TITLE:#}\n")?;
     for (after, _, key) in went {
-        writeln!(out, "    cached, and gone {:.1} ms after the commit: {key}", millis(*after))?;
+        let after = millis(*after);
+        writeln!(out, "    cached, and {GOOD}gone{GOOD:#} {after:.1} ms after the commit: {key}")?;
     }
-    for key in stale {
-        writeln!(out, "    WRONG: should have gone: {key}")?;
-    }
-    for key in lost {
-        writeln!(out, "    WRONG: should have stayed: {key}")?;
-    }
+    tell_wrong(out, "    ", stale, lost)?;
     writeln!(out, "\nAll {} others stay, such as:\n", stayed.len())?;
     if let Some(key) = nearest(outcome, "roundup") {
         writeln!(out, "    {key}")?;
+    }
+    Ok(())
+}
+
+/// Writes keys that stayed or went against what pages show.
+fn tell_wrong(
+    out: &mut impl Write,
+    indent: &str,
+    stale: &[String],
+    lost: &[String],
+) -> io::Result<()> {
+    for (keys, should) in [(stale, "gone"), (lost, "stayed")] {
+        for key in keys {
+            writeln!(out, "{indent}{BAD}WRONG{BAD:#}: should have {should}: {key}")?;
+        }
+    }
+    Ok(())
+}
+
+/// Writes how the race ended, as it was counted.
+fn tell_race(out: &mut impl Write, tally: Option<Tally>) -> io::Result<()> {
+    writeln!(out, "\n{TITLE}The race:{TITLE:#}\n")?;
+    if let Some(Tally { pages, on_arrival, walsweep }) = tally {
+        writeln!(
+            out,
+            "    {pages} pages, each changed by a commit that waits until a standby has it, while \
+             readers look.\n    What is cached at the end, against the rows:\n"
+        )?;
+        for (who, stale, until) in [
+            ("on arrival, once:", on_arrival, ", until their TTL or next change"),
+            ("walsweep:", walsweep, ""),
+        ] {
+            let color = if stale == 0 { GOOD } else { BAD };
+            writeln!(out, "    {who:<18}{color}{stale:>3} stale{color:#}{until}")?;
+        }
+        if on_arrival == 0 {
+            writeln!(out, "\n    The first one lost no race this time: it is a matter of luck.")?;
+        }
+    } else {
+        writeln!(
+            out,
+            "    Left out: this Postgres lacks test_decoding, of the package postgresql-contrib."
+        )?;
     }
     writeln!(out, "\nAnd now transactions of the site, whose other rules stand in config.toml.")
 }
@@ -235,7 +297,7 @@ fn tell_opening(
 /// Writes what became of the cache.
 fn tell(out: &mut impl Write, act: &Act, outcome: &Outcome) -> io::Result<()> {
     let Outcome { went, stale, lost, stayed } = outcome;
-    writeln!(out, "\n{}", act.title)?;
+    writeln!(out, "\n{TITLE}{}{TITLE:#}", act.title)?;
     let mut topics: Vec<&str> = Vec::new();
     for (_, topic, _) in went {
         if !topics.contains(&topic.as_str()) {
@@ -266,13 +328,7 @@ fn tell(out: &mut impl Write, act: &Act, outcome: &Outcome) -> io::Result<()> {
         stayed.len(),
         near.join("\n             ")
     )?;
-    for key in stale {
-        writeln!(out, "  WRONG: should have gone: {key}")?;
-    }
-    for key in lost {
-        writeln!(out, "  WRONG: should have stayed: {key}")?;
-    }
-    Ok(())
+    tell_wrong(out, "  ", stale, lost)
 }
 
 /// The key of `topic` that stayed although it looks most like one that went.
@@ -303,7 +359,11 @@ fn io_error(action: &'static str) -> impl FnOnce(io::Error) -> Error {
 mod tests {
     use std::time::Duration;
 
-    use super::{Cached, OPENING_RULE, Outcome, acts, opening, site, stage, tell_opening};
+    use super::race::Tally;
+    use super::show::plain;
+    use super::{
+        Cached, OPENING_RULE, Outcome, acts, opening, site, stage, tell_opening, tell_race,
+    };
     use crate::throwaway::{Postgres, PostgresOptions, Redis, RedisOptions};
 
     const CONFIG: &str = include_str!("../../../../config.toml");
@@ -317,9 +377,7 @@ mod tests {
             stayed: vec![("roundup".to_owned(), "roundup:slug:four".to_owned())],
             ..Outcome::default()
         };
-        let mut text = Vec::new();
-        tell_opening(&mut text, CONFIG, &opening(), &outcome).unwrap();
-        let text = String::from_utf8(text).unwrap();
+        let text = plain(|out| tell_opening(out, CONFIG, &opening(), &outcome));
         let mut rest = text.as_str();
         for part in [
             "One UPDATE:",
@@ -336,6 +394,22 @@ mod tests {
         }
         assert!(text.lines().count() <= 25, "{text}");
         assert!(stage::rule(CONFIG, OPENING_RULE).all(|line| !line.is_empty()));
+    }
+
+    /// It is told as it was counted, also where nobody lost.
+    #[test]
+    fn the_race_is_told_as_it_ended() {
+        let tally = |on_arrival, walsweep| Some(Tally { pages: 100, on_arrival, walsweep });
+        let lost = plain(|out| tell_race(out, tally(37, 0)));
+        for part in ["100 pages", "on arrival, once:  37 stale", "walsweep:           0 stale"] {
+            assert!(lost.contains(part), "{part}: {lost}");
+        }
+        assert!(!lost.contains("luck"), "{lost}");
+        let lucky = plain(|out| tell_race(out, tally(0, 3)));
+        for part in ["on arrival, once:   0 stale", "walsweep:           3 stale", "luck"] {
+            assert!(lucky.contains(part), "{part}: {lucky}");
+        }
+        assert!(plain(|out| tell_race(out, None)).contains("Left out"));
     }
 
     #[tokio::test]

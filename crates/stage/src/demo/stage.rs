@@ -13,6 +13,7 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep};
 use tokio_postgres::Client;
 
+use super::show::Show;
 use super::{Error, io_error, site};
 use crate::throwaway::{
     Postgres, PostgresOptions, Reaper, Redis, RedisOptions, Signal, free_port, signal,
@@ -44,18 +45,20 @@ pub(super) struct Stage {
     spare: i64,
     // Dropped in this order: walsweep before the servers that it would miss.
     walsweep: Walsweep,
-    postgres: Postgres,
-    redis: Redis,
+    pub(super) postgres: Postgres,
+    pub(super) redis: Redis,
 }
 
 impl Stage {
     /// Starts the servers, plays the season in, runs `walsweep setup` and `walsweep run`, and waits
     /// until it is ready.
-    pub(super) async fn set(config: &str, out: &mut impl Write) -> Result<Stage, Error> {
+    pub(super) async fn set(config: &str, show: &mut Show) -> Result<Stage, Error> {
+        show.step("starting the servers")?;
         // Redis first: it is there at once, or is missing before anything runs.
         let redis = Redis::start(RedisOptions::default()).await?;
         let postgres = Postgres::start(PostgresOptions::default()).await?;
         let (sql, cache) = (postgres.connect().await?, redis.connect().await?);
+        show.step("playing a season in")?;
         for part in site::SCHEMA {
             sql.batch_execute(part).await?;
         }
@@ -63,22 +66,27 @@ impl Stage {
         let matches = site::fixtures(&sql).await?;
         let spare = matches.last().map_or(0, |last| last.id);
         let keys = site::cached(&sql).await?.len();
+        show.step("setting walsweep up, and starting it")?;
         let start = Instant::now();
         let walsweep = Walsweep::start(config, &postgres.url(), &redis.url()).await?;
+        let ready = start.elapsed();
+        show.clear()?;
         let written = writeln!(
-            out,
+            show,
             "Postgres on port {}, Redis on port {}: a season of {} matches, {keys} keys cached \
              before each transaction.\nwalsweep: set up, started and ready after {} ms, \
              with the rules of config.toml.",
             postgres.port(),
             redis.port(),
             matches.len(),
-            start.elapsed().as_millis()
+            ready.as_millis()
         );
         written.map_err(io_error("write the report"))?;
         let mut stage = Stage { sql, cache, spare, walsweep, postgres, redis };
         // A first start sweeps everything, and again after the refill window.
+        show.step("sweeping, as any first start does")?;
         stage.wait_confirmed().await?;
+        show.clear()?;
         Ok(stage)
     }
 
@@ -112,7 +120,10 @@ impl Stage {
         writeln!(out, "  {} {url} -c 'call settle_match(10, 1, 0)'", psql.display())?;
         writeln!(out, "  redis-cli -p {port} --scan --pattern 'stats:club:*'")?;
         writeln!(out, "  redis-cli -p {port} monitor")?;
-        writeln!(out, "  curl http://127.0.0.1:{http_port}/metrics")?;
+        writeln!(
+            out,
+            "  http://127.0.0.1:{http_port}/ in a browser, /readyz and /metrics beside it"
+        )?;
         writeln!(out, "  tail -f {}", self.walsweep.log_file().display())?;
         writeln!(out, "  {}", self.walsweep.config_file().display())
     }
