@@ -136,12 +136,16 @@ impl Program {
         self.check_redis().await?;
         let mut course = Course::default();
         let mut between = self.between(&course);
-        let mut prepared = None;
+        let (mut prepared, mut is_finished) = (None, true);
         loop {
-            if let Some(change) = self.handover.take() {
+            is_finished |= course.standing_by;
+            if !self.handover.is_owed(is_finished)
+                && let Some(change) = self.handover.take(is_finished)
+            {
                 prepared = self.take_over(change, &mut course);
                 between = self.between(&course);
             }
+            let may_change = |handover: &Handover| !handover.is_owed(is_finished);
             let mut ends = self.shutdown.clone();
             let mut changes = self.shutdown.clone();
             if course.standing_by {
@@ -151,7 +155,7 @@ impl Program {
                         tracing::info!("stopped while another process has the slot");
                         return Ok(());
                     }
-                    _ = changes.handed_over() => continue,
+                    _ = changes.handed_over(), if may_change(&self.handover) => continue,
                     () = self.health.alive_while(between.until_free()) => {}
                 }
             }
@@ -167,7 +171,7 @@ impl Program {
                     tracing::info!("stopped before there was a session with postgres");
                     return Ok(());
                 }
-                _ = changes.handed_over() => continue,
+                _ = changes.handed_over(), if may_change(&self.handover) => continue,
                 opened = self.health.alive_while(attempt) => opened,
                 never = between.watch() => match never {},
             };
@@ -186,6 +190,7 @@ impl Program {
                     Err((error, "no session with postgres"))
                 }
             };
+            is_finished = matches!(outcome, Err((Error::HandedOver(_), _)));
             match outcome {
                 Ok(()) => return Ok(()),
                 Err((Error::HandedOver(_), _)) => {}

@@ -33,6 +33,10 @@ use crate::telemetry::reloads::Outcome;
 /// valid half way.
 const SETTLING: Duration = Duration::from_millis(100);
 
+/// How long a session with Postgres is waited for that finishes keys of the old configuration,
+/// beside the time that it has for it.
+const SESSION_MAX: Duration = Duration::from_secs(60);
+
 /// How often that is tried.
 const READS_MAX: u32 = 20;
 
@@ -61,6 +65,8 @@ pub(super) struct Change {
 pub struct Handover {
     next: RefCell<Option<Change>>,
     wish: watch::Sender<Option<Farewell>>,
+    /// When the latest configuration was there to be taken.
+    given_at: Cell<Option<Instant>>,
     /// The configuration that the program runs with.
     present: RefCell<Rc<Setting>>,
     /// Whether a session ever began, and whether one stands.
@@ -79,6 +85,7 @@ impl Handover {
         Handover {
             next: RefCell::default(),
             wish: watch::Sender::new(None),
+            given_at: Cell::new(None),
             present: RefCell::new(Rc::new(setting)),
             is_established: Cell::new(false),
             stands: Cell::new(false),
@@ -106,9 +113,28 @@ impl Handover {
         self.suspended.replace(session.suspended.clone());
     }
 
-    /// Takes the new configuration, if there is one: it is in force from now on.
-    pub(super) fn take(&self) -> Option<Change> {
+    /// Whether the old configuration has keys to finish first, and no session of it has: what it
+    /// received comes again to the next one, and the new rules do not give those keys.
+    pub(super) fn is_owed(&self, is_finished: bool) -> bool {
+        let wish = *self.wish.borrow();
+        let Some(Farewell::Confirmed(limit)) = wish.filter(|_| self.is_established.get()) else {
+            return false;
+        };
+        !is_finished && self.given_at.get().is_none_or(|at| at.elapsed() < limit + SESSION_MAX)
+    }
+
+    /// Takes the new configuration, if there is one: it is in force from now on. Of one that is
+    /// taken although no session of the old one `is_finished` with its keys, that is said.
+    pub(super) fn take(&self, is_finished: bool) -> Option<Change> {
         let change = self.next.take()?;
+        let is_owed = matches!(*self.wish.borrow(), Some(Farewell::Confirmed(_)));
+        if is_owed && !is_finished && self.is_established.get() {
+            tracing::warn!(
+                hint = "`walsweep sweep --force PATTERN` removes them",
+                "there was no session with postgres to finish keys of the old configuration: those \
+                 that only it gives may stay"
+            );
+        }
         self.present.replace(Rc::clone(&change.setting));
         self.wish.send_replace(None);
         Some(change)
@@ -117,6 +143,7 @@ impl Handover {
     /// Lets the program take a new configuration, and waits until it has.
     async fn give(&self, change: Change, farewell: Farewell) {
         self.next.replace(Some(change));
+        self.given_at.set(Some(Instant::now()));
         self.wish.send_replace(Some(farewell));
         // The sender is this one: it does not end before.
         drop(self.wish.subscribe().wait_for(Option::is_none).await);
@@ -169,7 +196,7 @@ impl Reloader {
         let began = Instant::now();
         let (outcome, is_invalid, lines) = match self.judge(handover).await {
             Ok(change) if change.differences.is_empty() => {
-                let line = "nothing is another: nothing is touched".to_owned();
+                let line = "the file says what it said before: nothing is changed".to_owned();
                 (Outcome::Unchanged, false, vec![line])
             }
             Ok(change) => {
@@ -383,7 +410,9 @@ fn farewell(before: &Setting, after: &Setting, differences: &[Difference]) -> Fa
     let (old, new) = (before.rules.prints(&BTreeSet::new()), after.rules.prints(&BTreeSet::new()));
     let given = Given::new(&new);
     let is_given = |rule: &RulePrint| rule.keys.iter().all(|key| given.covers(rule, key, true));
-    if old.iter().all(is_given) && !differences.iter().any(moves) {
+    // A late fill is looked for when the window of before is over.
+    let is_shorter = after.config.refill.window < before.config.refill.window;
+    if old.iter().all(is_given) && !differences.iter().any(moves) && !is_shorter {
         return Farewell::Soon;
     }
     Farewell::Confirmed(before.config.refill.window.min(WINDOW_MAX) + REMOVAL_MAX)

@@ -13,6 +13,10 @@ use crate::support::{Bed, PATIENCE, Settings, Sidecar, Sql, eventually};
 /// How long, and how often, everything is filled at once: what a round adds depends on no clock.
 const FILLED: (Duration, usize) = (Duration::from_secs(12), 40);
 
+/// Commits of a round, and how many of them may be on their way to walsweep.
+const ROUND: usize = 8;
+const BEHIND: f64 = 80.0;
+
 /// Keys that are held then, bytes: where less is, nothing was shown.
 const HELD: f64 = 24.0 * 1024.0 * 1024.0;
 
@@ -160,6 +164,15 @@ async fn every_place_of_two_targets_is_full_at_once_within_64_mib() {
     fill(Some(Redis::start(RedisOptions::default()).await.unwrap())).await;
 }
 
+/// Waits for most of these rounds: the writers are faster than a build without optimization reads.
+async fn most_received(sidecar: &Sidecar, rounds: usize) {
+    let received = async || {
+        let all = sidecar.metric("walsweep_transactions_total").await;
+        all >= (rounds * ROUND) as f64 - BEHIND
+    };
+    eventually(PATIENCE * 3, "most of it is received", received).await;
+}
+
 /// A large transaction that readers see, and whose end the server does not tell: its walsender is
 /// stopped. Its keys go all the same, and the rows that were read for them are kept.
 async fn read_ahead(bed: &Bed) -> [u32; 1] {
@@ -219,6 +232,7 @@ async fn fill(more: Option<Redis>) {
         locker.run("commit").await;
         peaks.look(&sidecar, base).await;
         rounds += 1;
+        most_received(&sidecar, rounds).await;
     }
     let walsender = read_ahead(&bed).await;
     peaks.look(&sidecar, base).await;

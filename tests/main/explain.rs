@@ -194,7 +194,7 @@ async fn check_tells_what_is_fine_and_its_verdict_on_standard_output() {
     let said = String::from_utf8(output.stdout).unwrap();
     assert_eq!(output.status.code(), Some(1), "{said}");
     assert!(said.contains("would suspend rule `item`"), "{said}");
-    let place = "config.toml:20:9: rule.0.table: there is no table `public.item`";
+    let place = "config.toml:23:9: rule.0.table: there is no table `public.item`";
     assert!(said.contains(place), "{said}");
     assert!(output.stderr.is_empty(), "{:?}", output.stderr.escape_ascii().to_string());
     // A program reads JSON alone.

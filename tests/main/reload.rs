@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep};
 use walsweep_stage::throwaway::{Redis, RedisOptions, Signal};
 
-use crate::support::{Bed, ITEM_RULES, PATIENCE, Sidecar, eventually, text};
+use crate::support::{Bed, ITEM_RULES, PATIENCE, Settings, Sidecar, eventually, text};
 
 /// A rule beside [`ITEM_RULES`], over the same table.
 const MORE: &str = r#"
@@ -100,7 +100,7 @@ async fn a_bad_file_is_refused_with_all_its_problems_and_the_old_one_stays_in_fo
     removes(&bed, "item:1", 1).await;
     sidecar.change(|settings| settings.rules = ITEM_RULES.to_owned());
     let (status, said) = reload(&sidecar);
-    assert!(status == Some(0) && said.contains("nothing is another"), "{said}");
+    assert!(status == Some(0) && said.contains("what it said before"), "{said}");
     assert_eq!(sidecar.metric("walsweep_config_last_reload_successful").await, 1.0);
     assert!(sidecar.metric(since).await > read_at);
     assert_eq!(reloads(&sidecar, "unchanged").await, 1.0);
@@ -167,7 +167,7 @@ async fn what_needs_a_restart_is_refused_with_its_place_and_nothing_is_taken_ove
         assert_eq!(reloads(&sidecar, "refused").await, [1.0, 2.0, 3.0][number]);
     }
     let (status, said) = reload(&sidecar);
-    assert!(status == Some(0) && said.contains("nothing is another"), "{said}");
+    assert!(status == Some(0) && said.contains("what it said before"), "{said}");
     removes(&bed, "item:1", 1).await;
 }
 
@@ -180,7 +180,7 @@ async fn a_file_that_says_the_same_touches_nothing() {
     let before: i32 = bed.sql.one(pid).await;
     sidecar.change(|settings| settings.rules = format!("# a word\n\n{ITEM_RULES}"));
     let (status, said) = reload(&sidecar);
-    assert!(status == Some(0) && said.contains("nothing is another"), "{said}");
+    assert!(status == Some(0) && said.contains("what it said before"), "{said}");
     assert_eq!(bed.sql.one::<i32>(pid).await, before);
     sidecar.change(|settings| settings.sweep = "max_load = 0.5".to_owned());
     let (status, said) = reload(&sidecar);
@@ -430,4 +430,32 @@ async fn a_rule_that_goes_leaves_no_second_removal_behind() {
     }
     assert!(!bed.has("more:1").await, "a late reader's value stays for good");
     assert!(began.elapsed() > Duration::from_secs(1), "{:?}", began.elapsed());
+}
+
+/// To the next session all comes again that is not confirmed, and the new rules would give none of
+/// it: so the old ones have that session, too.
+#[tokio::test]
+async fn a_session_that_ends_while_keys_of_the_old_rules_are_finished_is_followed_by_another() {
+    let bed = Bed::new(&[]).await;
+    let both = Settings {
+        rules: format!("{ITEM_RULES}{MORE}"),
+        refill: "4s".to_owned(),
+        ..bed.settings()
+    };
+    let mut sidecar = Sidecar::set_up(both).await;
+    bed.settled().await;
+    bed.fill(&["more:1"]).await;
+    bed.sql.run("update item set version = version + 1 where id = 1").await;
+    bed.gone("more:1").await;
+    // Of a reader that saw the row of before.
+    bed.fill(&["more:1"]).await;
+    sidecar.change(|settings| settings.rules = ITEM_RULES.to_owned());
+    sidecar.signal(Signal::Hup);
+    sidecar.wait_log("reading the configuration again").await;
+    sleep(Duration::from_millis(1500)).await;
+    let ended = "select pg_terminate_backend(active_pid) from pg_replication_slots";
+    assert!(bed.sql.one::<bool>(ended).await);
+    sidecar.wait_log("the configuration is read").await;
+    bed.gone("more:1").await;
+    assert!(sidecar.log().iter().all(|line| !line.contains("may stay")));
 }

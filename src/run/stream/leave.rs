@@ -108,7 +108,8 @@ impl Stream<'_> {
         match farewell {
             Farewell::Soon => Leaving { after: Lsn::ZERO, by: now },
             Farewell::Confirmed(limit) => {
-                Leaving { after: self.ledger.received(), by: now + limit }
+                // What comes again to a session that begins only for this counts as received.
+                Leaving { after: self.ledger.received().max(self.behind), by: now + limit }
             }
         }
     }
@@ -118,7 +119,8 @@ impl Stream<'_> {
         if self.slot.confirmed() >= leaving.after {
             return true;
         }
-        let is_in_the_way = !self.is_draining((health, health.phase()));
+        let is_received = self.ledger.received() >= leaving.after;
+        let is_in_the_way = is_received && !self.is_draining((health, health.phase()));
         let is_late = Instant::now() >= leaving.by;
         if is_in_the_way || is_late {
             tracing::warn!(

@@ -59,7 +59,7 @@ const MALFORMED_PAUSE: Duration = Duration::from_secs(10);
 
 /// How long what is in memory is worked on before the other tasks of this thread get a turn: with
 /// thousands of rules for one table a full buffer takes longer than the server waits for a status.
-const TURN: Duration = Duration::from_millis(5);
+const TURN: Duration = Duration::from_millis(50);
 
 /// Frames between two looks at the clock within a turn.
 const FRAMES_PER_LOOK: usize = 8;
@@ -126,6 +126,8 @@ pub struct Stream<'a> {
     /// Whether a frame waits until that has room.
     is_full: bool,
     ledger: Ledger,
+    /// The end of the server's log when the stream began.
+    behind: Lsn,
     ends: Ends,
     /// Inputs that the gate had no room for; nothing is read until it has.
     held: VecDeque<Input>,
@@ -165,6 +167,7 @@ impl<'a> Stream<'a> {
             is_full: false,
             bound,
             ledger: Ledger::new(start, ends.safe.len()),
+            behind: Lsn::ZERO,
             targets: ends.safe.iter().map(|_| Progress::default()).collect(),
             ends,
             held: VecDeque::new(),
@@ -183,6 +186,7 @@ impl<'a> Stream<'a> {
     /// have waited since `since`, and is not confirmed sooner.
     #[must_use]
     pub fn behind(mut self, wal_end: Lsn, since: Option<Instant>) -> Stream<'a> {
+        self.behind = wal_end;
         if let Some(since) = since.filter(|_| wal_end > self.ledger.safe()) {
             self.arrivals.seed(wal_end, since);
         }

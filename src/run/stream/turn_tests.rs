@@ -21,7 +21,7 @@ use crate::telemetry::metrics::Metrics;
 const RULES: usize = 3_000;
 
 /// Messages that are in memory at once.
-const MESSAGES: usize = 200;
+const MESSAGES: usize = 800;
 
 fn rules() -> Rules {
     let rules: Vec<Rule> = (0..RULES)

@@ -6,9 +6,9 @@
 
 use std::io;
 use std::path::Path;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -28,6 +28,9 @@ use crate::telemetry::{Health, Topic};
 /// Lines that may wait, at most.
 const WAITING_MAX: usize = 2_048;
 
+/// For so long no line may be lost before that is said to be over.
+const QUIET: Duration = Duration::from_secs(10);
+
 /// Bytes that are written with one call, about.
 const BATCH: usize = 64 * 1024;
 
@@ -42,10 +45,12 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 pub(super) struct Outlet {
     sender: SyncSender<Note>,
     waiting: Arc<AtomicUsize>,
-    /// Whether lines are lost, which is said.
-    is_lossy: Arc<AtomicBool>,
+    losses: Arc<Losses>,
     health: Arc<Health>,
 }
+
+/// When a line was lost last, while that is said.
+type Losses = Mutex<Option<Instant>>;
 
 /// An event that becomes a line, where that is written.
 #[derive(Debug)]
@@ -134,12 +139,16 @@ impl Outlet {
         if before + bytes > budget::AUDIT || self.sender.try_send(note).is_err() {
             self.waiting.fetch_sub(bytes, Ordering::Relaxed);
             self.health.metrics().audit_lost.inc();
-            if !self.is_lossy.swap(true, Ordering::Relaxed) {
+            if lost(&self.losses).replace(Instant::now()).is_none() {
                 let text = "lines of the audit trail are lost: more comes than is written";
                 self.health.trouble(Topic::Audit, text, Some(HINT));
             }
         }
     }
+}
+
+fn lost(losses: &Losses) -> MutexGuard<'_, Option<Instant>> {
+    losses.lock().expect("no code panics while it holds this lock")
 }
 
 /// The thread that writes.
@@ -163,16 +172,16 @@ pub(super) fn start(
 ) -> io::Result<(Outlet, Writer)> {
     let (sender, receiver) = sync_channel(WAITING_MAX);
     let waiting = Arc::new(AtomicUsize::new(0));
-    let is_lossy = Arc::new(AtomicBool::new(false));
+    let losses = Arc::<Losses>::default();
     let outlet = Outlet {
         sender,
         waiting: Arc::clone(&waiting),
-        is_lossy: Arc::clone(&is_lossy),
+        losses: Arc::clone(&losses),
         health: Arc::clone(&health),
     };
     let file = AuditFile::new(path.to_owned(), audit.max_bytes, audit.keep);
     let path = path.display().to_string();
-    let work = move || write(receiver, file, (&waiting, &is_lossy), (&health, &path));
+    let work = move || write(receiver, file, (&waiting, &losses), (&health, &path));
     let thread = thread::Builder::new().name("walsweep-audit".to_owned()).spawn(work)?;
     Ok((outlet, Writer(thread)))
 }
@@ -182,11 +191,19 @@ pub(super) fn start(
 fn write(
     receiver: Receiver<Note>,
     mut file: AuditFile,
-    (waiting, is_lossy): (&AtomicUsize, &AtomicBool),
+    (waiting, losses): (&AtomicUsize, &Losses),
     (health, path): (&Health, &str),
 ) {
     let mut batch = Vec::new();
-    while let Ok(first) = receiver.recv() {
+    loop {
+        let first = match receiver.recv_timeout(QUIET / 4) {
+            Ok(first) => first,
+            Err(RecvTimeoutError::Timeout) => {
+                say_over(losses, health);
+                continue;
+            }
+            Err(RecvTimeoutError::Disconnected) => return,
+        };
         batch.clear();
         let mut count = 0;
         let mut next = Some(first);
@@ -199,13 +216,9 @@ fn write(
             next = if batch.len() < BATCH { receiver.try_recv().ok() } else { None };
         }
         match file.write(&batch) {
-            Ok(()) => {
-                if is_lossy.swap(false, Ordering::Relaxed) {
-                    health.over(&Topic::Audit);
-                }
-            }
+            Ok(()) => say_over(losses, health),
             Err(Failed { lines, error }) => {
-                is_lossy.store(true, Ordering::Relaxed);
+                *lost(losses) = Some(Instant::now());
                 health.metrics().audit_lost.inc_by((count - lines.min(count)) as u64);
                 let text = format!("the audit trail cannot be written to `{path}`: {error}");
                 health.trouble(Topic::Audit, &text, Some(HINT));
@@ -213,6 +226,16 @@ fn write(
         }
         // A large transaction is rare.
         batch.shrink_to(2 * BATCH);
+    }
+}
+
+/// Says that no line is lost any more, once none was for a while: a queue that is full comes and
+/// goes.
+fn say_over(losses: &Losses, health: &Health) {
+    let mut last = lost(losses);
+    if last.is_some_and(|at| at.elapsed() >= QUIET) {
+        *last = None;
+        health.over(&Topic::Audit);
     }
 }
 

@@ -78,7 +78,9 @@ impl Trail {
     /// transactions are remembered from now on: those before are of rules that are numbered
     /// otherwise.
     pub fn knows(&self, known: Known) {
-        self.lock().knows(known);
+        let mut ring = self.lock();
+        ring.knows(known);
+        ring.forget_pending();
     }
 
     fn known(&self) -> Arc<Known> {

@@ -168,6 +168,22 @@ impl Ring {
         (self.bytes, self.forgotten, self.since) = (0, 0, Moment::now());
     }
 
+    /// Forgets transactions whose keys are not gone from each target: they come again, and what the
+    /// rules give for them may be other keys.
+    pub(super) fn forget_pending(&mut self) {
+        let mut kept = (VecDeque::new(), VecDeque::new());
+        for record in std::mem::take(&mut self.records) {
+            let gone: Vec<Gone> = self.gone.drain(..self.targets).collect();
+            if gone.iter().all(|gone| gone.removed.is_some()) {
+                kept.0.push_back(record);
+                kept.1.extend(gone);
+            } else {
+                self.bytes -= record.body.bytes();
+            }
+        }
+        (self.records, self.gone) = kept;
+    }
+
     /// Writes an event to the audit trail, if there is one.
     fn note(&self, time: Moment, of: NoteOf) {
         if let Some(audit) = &self.audit {
