@@ -168,7 +168,7 @@ async fn many_refused_items_are_bounded_and_made_good() {
     .await;
     bed.sql.run("update item set version = 1").await;
     not_ready(&sidecar, &["rule `user`", "NOPERM"]).await;
-    bed.gone("item:29000").await;
+    eventually(PATIENCE * 3, "the others go", async || !bed.has("item:29000").await).await;
     assert_eq!(fields(&bed, "user:200").await, 3);
     admin(&bed, "ACL SETUSER walsweep ~*").await;
     eventually(PATIENCE * 3, "they go", async || {
