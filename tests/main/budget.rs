@@ -241,8 +241,7 @@ async fn fill(more: Option<Redis>) {
     targets.iter().for_each(|target| target.pause().unwrap());
     // More on a machine that is slow to receive it.
     for round in 0..400 {
-        writer.run(&insert("exact", 1_000)).await;
-        sleep(Duration::from_millis(100)).await;
+        tokio::join!(writer.run(&insert("exact", 1_000)), sleep(Duration::from_millis(100)));
         peaks.look(&sidecar, base).await;
         if round >= 40 && peaks.keys >= HELD {
             break;
