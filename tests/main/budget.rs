@@ -214,9 +214,7 @@ async fn fill(more: Option<Redis>) {
     }
     let (sent, other, locker) = (local(&bed).await, local(&bed).await, local(&bed).await);
     let writer = local(&bed).await;
-    for open in [&sent, &other] {
-        open.run("begin").await;
-    }
+    tokio::join!(sent.run("begin"), other.run("begin"));
     let (mut peaks, mut rounds, began) = (Peaks::default(), 0, Instant::now());
     while began.elapsed() < FILLED.0 || rounds < FILLED.1 {
         for open in [&sent, &other] {
@@ -239,9 +237,10 @@ async fn fill(more: Option<Redis>) {
     peaks.look(&sidecar, base).await;
     signal(&walsender, Signal::Cont).unwrap();
     targets.iter().for_each(|target| target.pause().unwrap());
-    // More on a machine that is slow to receive it.
     for round in 0..400 {
-        tokio::join!(writer.run(&insert("exact", 1_000)), sleep(Duration::from_millis(100)));
+        writer.run(&insert("exact", 1_000)).await;
+        // More on a machine that is slow to receive it.
+        sleep(Duration::from_millis(100)).await;
         peaks.look(&sidecar, base).await;
         if round >= 40 && peaks.keys >= HELD {
             break;
