@@ -55,7 +55,7 @@ demo: install-deps ## Throwaway Postgres and Redis, and what happens to the keys
 # notices an invalidator that does not keep it. Its removals must come before the commit is visible
 # to do harm, and they take some milliseconds: so the standby that delays commits is further away.
 test: install-deps ## Every test, against real servers.
-	$(IN_MEMORY) $(CARGO) test --all-features
+	$(IN_MEMORY) $(CARGO) test --all-features $(TEST_FLAGS)
 	$(CHECKER) --seconds 20 --slack 60 --recovery 120
 	$(CHECKER) --seconds 120 --faults none --invalidator naive --standby-delay 20 \
 	    --expect-stale

@@ -21,7 +21,7 @@ use crate::telemetry::metrics::Metrics;
 const RULES: usize = 3_000;
 
 /// Messages that are in memory at once.
-const MESSAGES: usize = 800;
+const MESSAGES: usize = 4_000;
 
 fn rules() -> Rules {
     let rules: Vec<Rule> = (0..RULES)
@@ -40,7 +40,7 @@ async fn work_that_is_in_memory_gives_others_their_turns() {
 }
 
 async fn turns() {
-    let (ours, mut server) = duplex(1024 * 1024);
+    let (ours, mut server) = duplex(16 * 1024 * 1024);
     server.write_all(&talkative(0, MESSAGES).0).await.unwrap();
     let (ends, gate, sweeper) = Ends::new(START, 1);
     let others = Rc::new(Cell::new(0));
