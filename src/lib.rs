@@ -125,6 +125,7 @@ pub mod telemetry;
 pub mod budget;
 pub mod channel;
 pub mod failpoint;
+pub mod file;
 pub mod lsn;
 pub mod password;
 pub mod retry;

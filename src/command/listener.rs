@@ -7,8 +7,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
+use crate::telemetry::asker::HOST;
 use crate::telemetry::metrics::{Metrics, SlotLabel};
-use crate::telemetry::why::HOST;
 
 /// How long whoever listens has for an answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);

@@ -1,12 +1,17 @@
 //! The configuration file, read and its rules compiled, with the problems of both at once.
 
 use std::fmt;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use super::failure::{Failure, halted};
 use crate::config::{Config, Problem, Quotes, parse, unreadable};
+use crate::file;
 use crate::keys::{Limits, Rules};
 use crate::run::reload::Setting;
+
+/// More than any configuration has, bytes; a wrong path must not fill the memory.
+const SIZE_MAX: u64 = 64 << 20;
 
 /// A configuration that cannot be used.
 #[derive(Debug)]
@@ -56,15 +61,28 @@ pub fn load(path: &Path) -> Result<(Config, Rules), Invalid> {
     setting(path).map(|Setting { config, rules, .. }| (config, rules))
 }
 
-/// Reads the file at `path`, for a process that will read it again.
+/// Reads the file at `path`, for a process that will read it again. It may be a pipe now.
 ///
 /// # Errors
 ///
 /// Everything that is wrong with it.
 pub(crate) fn setting(path: &Path) -> Result<Setting, Invalid> {
+    judged(path, std::fs::read_to_string(path))
+}
+
+/// Reads the file at `path` once more. Of a pipe nothing comes a second time: it is an error.
+///
+/// # Errors
+///
+/// Everything that is wrong with it.
+pub(crate) fn setting_again(path: &Path) -> Result<Setting, Invalid> {
+    let text = file::read(path, SIZE_MAX);
+    judged(path, text.and_then(|text| String::from_utf8(text.to_vec()).map_err(io::Error::other)))
+}
+
+fn judged(path: &Path, text: io::Result<String>) -> Result<Setting, Invalid> {
     let invalid = |problems| Invalid { path: path.to_owned(), problems };
-    let text =
-        std::fs::read_to_string(path).map_err(|error| invalid(vec![unreadable(path, &error)]))?;
+    let text = text.map_err(|error| invalid(vec![unreadable(path, &error)]))?;
     let folder = path.parent().unwrap_or(Path::new(""));
     let judged = judge_in(folder, &text, &|name| std::env::var(name).ok()).map_err(invalid);
     judged.map(|(config, rules)| Setting { config, rules, text })

@@ -1,5 +1,6 @@
 //! `walsweep reload`.
 
+use std::fs::read_link;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
@@ -41,6 +42,7 @@ pub async fn reload(path: &Path, pid: Option<u32>) -> Result<(), Failure> {
     if Process::of(process.pid) != process || pid.is_some_and(|pid| pid != process.pid) {
         return Err(out_of_reach(address, process.pid));
     }
+    is_walsweep(address, process.pid)?;
     send(process.pid)?;
     let deadline = Instant::now() + PATIENCE;
     while Instant::now() < deadline {
@@ -84,6 +86,27 @@ fn out_of_reach(address: SocketAddr, pid: u32) -> Failure {
                 `kubectl exec POD -- walsweep reload`; or send it SIGHUP: `docker kill --signal \
                 HUP NAME`";
     Failure::halted(message).with_hint(Some(hint))
+}
+
+/// Whoever has the port while walsweep is down may name any process, and a signal ends most programs:
+/// so none is sent to another program. One that may not be looked at may not be sent a signal,
+/// either.
+fn is_walsweep(address: SocketAddr, pid: u32) -> Result<(), Failure> {
+    let program = |of: &str| read_link(format!("/proc/{of}/exe")).ok();
+    let Some(theirs) = program(&pid.to_string()) else { return Ok(()) };
+    let name = |path: &Path| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    // One that was replaced by a newer version is `walsweep (deleted)`, or moved to another name.
+    let is_same = program("self").is_some_and(|own| name(&theirs).starts_with(&name(&own)));
+    if is_same || name(&theirs).starts_with("walsweep") {
+        return Ok(());
+    }
+    let program = theirs.display();
+    let message = format!(
+        "who answers at `{address}` calls itself process {pid}, which is no walsweep but \
+         `{program}`: it is told nothing"
+    );
+    let hint = "see who listens there: `ss -ltnp`";
+    Err(Failure::halted(message).with_hint(Some(hint)))
 }
 
 fn send(pid: u32) -> Result<(), Failure> {

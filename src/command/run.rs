@@ -10,7 +10,7 @@ use tokio::sync::Notify;
 
 use super::failure::{Failure, halted};
 use super::listener::{Listener, listener};
-use super::load::{Invalid, setting};
+use super::load::{setting, setting_again};
 use crate::preflight;
 use crate::run::program::Program;
 use crate::run::reload::{Handover, Reloader, Setting, now_seconds};
@@ -28,22 +28,21 @@ use crate::telemetry::{Health, http, logging};
 ///
 /// 78 for the configuration, 1 for what a person has to look at.
 pub async fn run(path: &Path, is_strict: bool, is_verbose: bool) -> Result<(), Failure> {
-    let load = {
-        let path = path.to_owned();
-        move || {
-            let mut setting = setting(&path)?;
-            if is_verbose {
-                "debug".clone_into(&mut setting.config.log.level);
-            }
-            Ok::<_, Invalid>(setting)
+    let with_level = move |mut setting: Setting| {
+        if is_verbose {
+            "debug".clone_into(&mut setting.config.log.level);
         }
+        setting
     };
-    let first = load().map_err(|invalid| halted(invalid).with_status(78))?;
+    let first = setting(path).map_err(|invalid| halted(invalid).with_status(78))?;
+    let first = with_level(first);
+    let of_reload = path.to_owned();
+    let load = move || setting_again(&of_reload).map(with_level).map_err(|error| error.lines());
     let log = first.config.log.clone();
     let filter = logging::start(&log).map_err(halted)?;
     let reloader = Reloader {
         file: path.display().to_string().into(),
-        load: Box::new(move || load().map_err(|invalid| invalid.lines())),
+        load: Arc::new(load),
         asked: Arc::new(Notify::new()),
         is_strict,
         health: health_of(&first),

@@ -12,6 +12,7 @@ use super::redis_mode::{Mode, Options, is_same_place};
 use super::redis_url::split_password;
 use super::secret::{Secret, secret};
 use super::{Located, Redis, Rule, TargetId, Targets};
+use crate::file;
 use crate::password::Source;
 
 /// The name of a target that has none: it is the only one.
@@ -165,7 +166,7 @@ fn server(reader: &mut Reader<'_>, section: &mut Section<'_, '_>) -> Option<Serv
     let Secret { source, is_wrong } = secret(reader, section);
     let ca_file = reader.filled_text(section, "ca_file");
     if let Some(path) = &ca_file
-        && let Err(error) = std::fs::read(reader.beside(&path.value))
+        && let Err(error) = file::read(&reader.beside(&path.value), file::CERTIFICATES_MAX)
     {
         let message = format!("read `{}`: {error}", reader.beside(&path.value).display());
         let hint = Some("name a PEM file of certificate authorities");
@@ -220,7 +221,7 @@ fn client_certificate(
     let files = ["cert_file", "key_file"].map(|key| reader.filled_text(section, key));
     for file in files.iter().flatten() {
         let path = reader.beside(&file.value);
-        if let Err(error) = std::fs::read(&path) {
+        if let Err(error) = file::read(&path, file::CERTIFICATES_MAX) {
             let message = format!("read `{}`: {error}", path.display());
             reader.problem(file.at.clone(), message, Some("name a PEM file"));
         }

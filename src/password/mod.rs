@@ -7,22 +7,22 @@ mod process;
 #[cfg(test)]
 mod tests;
 
-use std::fs::File;
-use std::io::{self, Read};
+use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use secrecy::zeroize::Zeroizing;
 use secrecy::{ExposeSecret, SecretString};
 use tokio::time::Instant;
 
 pub use command::Command;
 pub use process::Failure;
 
+use crate::file;
+
 /// Far more than any password or token has, bytes; a wrong path or program must not fill the
 /// memory.
-const SIZE_MAX: usize = 64 * 1024;
+pub(crate) const SIZE_MAX: u64 = 64 * 1024;
 
 /// How long a command may take, its output included.
 pub const COMMAND_TIMEOUT: Duration = Duration::from_secs(10);
@@ -71,7 +71,8 @@ impl Unread {
     #[must_use]
     pub fn needs_a_person(&self) -> bool {
         match self {
-            Unread::File { .. } => true,
+            // A mount may come back.
+            Unread::File { source, .. } => source.kind() != ErrorKind::TimedOut,
             Unread::Command(failure) => failure.needs_a_person(),
         }
     }
@@ -116,10 +117,14 @@ impl Source {
         match self {
             Source::None => Ok(None),
             Source::Given(password) => Ok(Some(password.clone())),
-            Source::File(path) => match read(path) {
-                Ok(password) => Ok(Some(password)),
-                Err(source) => Err(Unread::File { path: path.clone(), source: Arc::new(source) }),
-            },
+            Source::File(path) => {
+                let of_thread = path.clone();
+                let read = file::apart(path, file::TIMEOUT, move || read(&of_thread)).await;
+                read.and_then(|read| read).map(Some).map_err(|source| {
+                    let source = Arc::new(source);
+                    Unread::File { path: path.clone(), source }
+                })
+            }
             Source::Command(command) => Ok(Some(command.output(since).await?)),
         }
     }
@@ -174,16 +179,12 @@ pub(crate) fn is_another(new: Option<&SecretString>, old: Option<&SecretString>)
 ///
 /// # Errors
 ///
-/// The file cannot be read, is empty or longer than any password, or is not UTF-8. No error quotes
-/// what is in it.
+/// The file cannot be read, is no regular one, is empty or longer than any password, or is not
+/// UTF-8. No error quotes what is in it.
 pub fn read(path: &Path) -> io::Result<SecretString> {
-    let mut content = Zeroizing::new(Vec::new());
-    File::open(path)?.take(SIZE_MAX as u64 + 1).read_to_end(&mut content)?;
-    if content.len() > SIZE_MAX {
-        return Err(io::Error::other("the file has more than 64 KiB"));
-    }
+    let content = file::read(path, SIZE_MAX)?;
     let text = std::str::from_utf8(&content)
-        .map_err(|_quoted| io::Error::new(io::ErrorKind::InvalidData, "the file is not UTF-8"))?;
+        .map_err(|_quoted| io::Error::new(ErrorKind::InvalidData, "the file is not UTF-8"))?;
     match trimmed(text) {
         "" => Err(io::Error::other("the file is empty")),
         password => Ok(SecretString::from(password)),

@@ -165,12 +165,12 @@ impl Process {
             reason: error.to_string(),
         };
         // As large as it may get: a buffer that grows leaves copies behind.
-        let mut printed = Zeroizing::new(Vec::with_capacity(SIZE_MAX + 1));
+        let mut printed = Zeroizing::new(Vec::new());
         if let Some(output) = &mut self.output {
-            let mut bounded = output.take(SIZE_MAX as u64 + 1);
+            let mut bounded = output.take(SIZE_MAX + 1);
             bounded.read_to_end(&mut printed).await.map_err(unread)?;
         }
-        if printed.len() > SIZE_MAX {
+        if printed.len() as u64 > SIZE_MAX {
             return Err(Failure::Output { program, what: "more than 64 KiB" });
         }
         self.has_ended().await;

@@ -90,7 +90,7 @@ pub(crate) async fn open(endpoint: &Endpoint, security: Security) -> Result<Stre
     }
     let tls = match security {
         Security::Plain => None,
-        Security::TlsIfOffered | Security::Tls => Some(tls::client_config(endpoint)?),
+        Security::TlsIfOffered | Security::Tls => Some(tls::client_config(endpoint).await?),
     };
     let stream =
         TcpStream::connect((endpoint.host.as_str(), endpoint.port)).await.map_err(failed)?;

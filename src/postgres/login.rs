@@ -1,12 +1,14 @@
 //! The password of a login, as it is now.
 
-use tokio::time::Instant;
+use std::path::PathBuf;
 
 use secrecy::SecretString;
+use tokio::time::Instant;
 
 use super::hosts::Attempt;
 use super::passfile::PassfileError;
 use super::{Endpoint, Error};
+use crate::file;
 use crate::password::{Source, is_another};
 
 /// The attempts of one login, each with the password that holds then. Where the server refuses the
@@ -56,7 +58,7 @@ impl Endpoint {
         let read = self.password.read().await.map_err(|error| self.unread(error.into()))?;
         match read {
             Some(password) => Ok(self.with(password)),
-            None => self.with_own_password(),
+            None => self.with_own_password_now().await,
         }
     }
 
@@ -68,6 +70,14 @@ impl Endpoint {
         Ok(endpoint)
     }
 
+    /// Reads it as [`file::apart`] does, while the program runs.
+    async fn with_own_password_now(&self) -> Result<Endpoint, Error> {
+        let path = self.passfile.clone().unwrap_or_else(|| PathBuf::from("~/.pgpass"));
+        let of_thread = self.clone();
+        let read = file::apart(&path, file::TIMEOUT, move || of_thread.with_own_password()).await;
+        read.unwrap_or_else(|source| Err(self.unread(PassfileError::Read { path, source })))
+    }
+
     /// Gives the endpoint with another password than that of `old`, which was refused at `refused`,
     /// if there is one by now.
     async fn with_another(&self, old: &Endpoint, refused: Instant) -> Option<Endpoint> {
@@ -75,7 +85,7 @@ impl Endpoint {
             let new = self.password.read_again(old.password.given(), refused).await?;
             return Some(self.with(new));
         }
-        let new = self.with_own_password().ok()?;
+        let new = self.with_own_password_now().await.ok()?;
         is_another(new.password.given(), old.password.given()).then_some(new)
     }
 

@@ -47,7 +47,9 @@ impl PassfileError {
     pub(super) fn needs_a_person(&self) -> bool {
         match self {
             PassfileError::Source(unread) => unread.needs_a_person(),
-            PassfileError::Read { .. } | PassfileError::Permissions { .. } => true,
+            // A mount may come back.
+            PassfileError::Read { source, .. } => source.kind() != io::ErrorKind::TimedOut,
+            PassfileError::Permissions { .. } => true,
         }
     }
 

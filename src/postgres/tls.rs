@@ -2,6 +2,7 @@
 //! (<https://www.postgresql.org/docs/current/libpq-ssl.html#LIBPQ-SSL-PROTECTION>).
 
 use std::fs;
+use std::io;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -26,10 +27,23 @@ use x509_cert::ext::pkix::SubjectAltName;
 use x509_cert::ext::pkix::name::GeneralName;
 
 use super::{ClientCertificate, Endpoint, Error, SslMode};
+use crate::file;
 
 /// Configures what to verify, from `sslmode` and `sslrootcert`. Without `sslrootcert` the modes
 /// that verify trust the system's authorities.
-pub(super) fn client_config(endpoint: &Endpoint) -> Result<Arc<ClientConfig>, Error> {
+pub(super) async fn client_config(endpoint: &Endpoint) -> Result<Arc<ClientConfig>, Error> {
+    let certificate = endpoint.client_certificate.as_ref().map(|files| &files.certificate);
+    let system = Path::new("system");
+    let path = endpoint.ssl_root_cert.as_ref().or(certificate).map_or(system, PathBuf::as_path);
+    let of_thread = endpoint.clone();
+    let built = file::apart(path, file::TIMEOUT, move || build(&of_thread)).await;
+    built.unwrap_or_else(|error| {
+        let source = io::Error::new(error.kind(), format!("read `{}`: {error}", path.display()));
+        Err(Error::Connect { address: endpoint.address(), source })
+    })
+}
+
+fn build(endpoint: &Endpoint) -> Result<Arc<ClientConfig>, Error> {
     let trusts = match (endpoint.ssl_mode, &endpoint.ssl_root_cert) {
         (SslMode::Disable | SslMode::Prefer | SslMode::Require, None) => None,
         (_, Some(path)) => Some(Trust::from_file(path)?),
@@ -56,10 +70,8 @@ pub(super) fn client_config(endpoint: &Endpoint) -> Result<Arc<ClientConfig>, Er
 
 impl ClientCertificate {
     fn read(&self) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>), Error> {
-        let failed_certificate = |error: pem::Error| failed("sslcert", &self.certificate, &error);
-        let certificates = CertificateDer::pem_file_iter(&self.certificate)
-            .and_then(Iterator::collect::<Result<Vec<_>, _>>)
-            .map_err(failed_certificate)?;
+        let failed_certificate = |reason: String| failed("sslcert", &self.certificate, &reason);
+        let certificates = certificates(&self.certificate).map_err(failed_certificate)?;
         if certificates.is_empty() {
             return Err(failed("sslcert", &self.certificate, &"no certificate in it"));
         }
@@ -75,9 +87,19 @@ impl ClientCertificate {
             );
             return Err(failed("sslkey", &self.key, &reason));
         }
-        let key = PrivateKeyDer::from_pem_file(&self.key);
-        Ok((certificates, key.map_err(|error| failed("sslkey", &self.key, &error))?))
+        let failed_key = |reason: String| failed("sslkey", &self.key, &reason);
+        let key = file::read(&self.key, file::CERTIFICATES_MAX);
+        let key = key.map_err(|error| failed_key(error.to_string()))?;
+        let key = PrivateKeyDer::from_pem_slice(&key);
+        Ok((certificates, key.map_err(|error| failed_key(error.to_string()))?))
     }
+}
+
+/// The certificates in a PEM file.
+fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
+    let pem = file::read(path, file::CERTIFICATES_MAX).map_err(|error| error.to_string())?;
+    let all: Result<Vec<_>, pem::Error> = CertificateDer::pem_slice_iter(&pem).collect();
+    all.map_err(|error| error.to_string())
 }
 
 fn failed(parameter: &'static str, path: &Path, reason: &impl ToString) -> Error {
@@ -94,11 +116,9 @@ struct Trust {
 }
 
 impl Trust {
-    fn from_file(path: &PathBuf) -> Result<Trust, Error> {
-        let failed = |reason: String| Error::RootCertificates { path: path.clone(), reason };
-        let certificates = CertificateDer::pem_file_iter(path)
-            .and_then(Iterator::collect::<Result<Vec<_>, _>>)
-            .map_err(|error| failed(error.to_string()))?;
+    fn from_file(path: &Path) -> Result<Trust, Error> {
+        let failed = |reason: String| Error::RootCertificates { path: path.to_owned(), reason };
+        let certificates = certificates(path).map_err(&failed)?;
         Trust::of(certificates).ok_or_else(|| failed("no usable certificate in it".to_owned()))
     }
 

@@ -11,6 +11,7 @@
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
 use std::convert::Infallible;
+use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -19,6 +20,7 @@ use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep};
 
 use crate::config::{Config, Difference, How, Subject, differences, place};
+use crate::file;
 use crate::keys::{Given, RulePrint, Rules};
 use crate::preflight::{self, Finding};
 use crate::run::error::{Error, Verdict};
@@ -40,6 +42,14 @@ const SESSION_MAX: Duration = Duration::from_secs(60);
 /// How often that is tried.
 const READS_MAX: u32 = 20;
 
+/// How long the file, and what it names, may take to be read and compiled.
+const READ_MAX: Duration = Duration::from_secs(15);
+
+/// The words for keys that were not removed before their rules went.
+const LEFT_KEYS: &str = "there was no session with postgres to finish keys of the old \
+                         configuration: those that only it gives may stay";
+const LEFT_KEYS_HINT: &str = "`walsweep sweep --force PATTERN` removes them";
+
 /// A configuration, as it was read.
 pub struct Setting {
     /// The configuration.
@@ -51,7 +61,7 @@ pub struct Setting {
 }
 
 /// Reads the configuration file; of one that is invalid it gives each problem as a line.
-pub type Load = Box<dyn Fn() -> Result<Setting, Vec<String>>>;
+pub type Load = Arc<dyn Fn() -> Result<Setting, Vec<String>> + Send + Sync>;
 
 /// A configuration that was judged, and is to be taken over.
 pub(super) struct Change {
@@ -76,6 +86,9 @@ pub struct Handover {
     system_id: RefCell<Option<String>>,
     /// The rules that were suspended when it began.
     suspended: RefCell<BTreeSet<String>>,
+    /// Whether the configuration that was taken last came before the keys of the old one were
+    /// removed.
+    left_keys: Cell<bool>,
 }
 
 impl Handover {
@@ -91,6 +104,7 @@ impl Handover {
             stands: Cell::new(false),
             system_id: RefCell::default(),
             suspended: RefCell::default(),
+            left_keys: Cell::new(false),
         }
     }
 
@@ -128,13 +142,11 @@ impl Handover {
     pub(super) fn take(&self, is_finished: bool) -> Option<Change> {
         let change = self.next.take()?;
         let is_owed = matches!(*self.wish.borrow(), Some(Farewell::Confirmed(_)));
-        if is_owed && !is_finished && self.is_established.get() {
-            tracing::warn!(
-                hint = "`walsweep sweep --force PATTERN` removes them",
-                "there was no session with postgres to finish keys of the old configuration: those \
-                 that only it gives may stay"
-            );
+        let left_keys = is_owed && !is_finished && self.is_established.get();
+        if left_keys {
+            tracing::warn!(hint = LEFT_KEYS_HINT, "{LEFT_KEYS}");
         }
+        self.left_keys.set(left_keys);
         self.present.replace(Rc::clone(&change.setting));
         self.wish.send_replace(None);
         Some(change)
@@ -200,11 +212,15 @@ impl Reloader {
                 (Outcome::Unchanged, false, vec![line])
             }
             Ok(change) => {
-                let lines = change.differences.iter().map(ToString::to_string).collect();
+                let mut lines: Vec<String> =
+                    change.differences.iter().map(ToString::to_string).collect();
                 let before = handover.present();
                 let farewell = farewell(&before, &change.setting, &change.differences);
                 (self.log)(&change.setting.config);
                 handover.give(change, farewell).await;
+                if handover.left_keys.get() {
+                    lines.push(format!("{LEFT_KEYS}\n  hint: {LEFT_KEYS_HINT}"));
+                }
                 (Outcome::Applied, false, lines)
             }
             Err(Refused { is_invalid, lines }) => (Outcome::Refused, is_invalid, lines),
@@ -245,7 +261,8 @@ impl Reloader {
         let before = handover.present();
         let differences = differences(&before.text, &setting.text);
         self.needs_no_restart(&before, &setting, &differences)?;
-        for finding in preflight::files(&setting.config).findings() {
+        let config = setting.config.clone();
+        for finding in self.apart(move || preflight::files(&config)).await?.findings() {
             tracing::warn!(hint = finding.hint, "{}", finding.message);
         }
         let is_changed = |target: &str| differences.iter().any(|one| is_of_target(one, target));
@@ -262,10 +279,14 @@ impl Reloader {
 
     /// Reads the file once nobody writes it any more.
     async fn read(&self) -> Result<Setting, Refused> {
-        let mut before = (self.load)();
+        let load = || {
+            let load = Arc::clone(&self.load);
+            self.apart(move || load())
+        };
+        let mut before = load().await?;
         for _ in 0..READS_MAX {
             sleep(SETTLING).await;
-            let now = (self.load)();
+            let now = load().await?;
             let is_settled = match (&before, &now) {
                 (Ok(before), Ok(now)) => before.text == now.text,
                 (Err(before), Err(now)) => before == now,
@@ -278,6 +299,21 @@ impl Reloader {
         }
         let line = format!("{}: it changes all the time: is it being written?", self.file);
         Err(Refused::because(line))
+    }
+
+    /// Does what reads files, or takes long with thousands of rules, beside the old configuration.
+    async fn apart<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, Refused> {
+        let done = file::apart(Path::new(&*self.file), READ_MAX, work).await;
+        done.map_err(|error| {
+            Refused::because(format!(
+                "{}: read it and the files that it names: {error}
+  hint: see whether one is a                  pipe, or on a mount that does not answer",
+                self.file
+            ))
+        })
     }
 
     fn needs_no_restart(

@@ -32,6 +32,7 @@ use tokio::net::TcpListener;
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{Instant, sleep, sleep_until};
 
+use super::asker::Asker;
 use super::events::{Events, Taken, Teller};
 use super::page::{self, Page};
 use super::repeats::Repeats;
@@ -55,15 +56,13 @@ const SEND_BYTES: usize = 128 * 1024;
 /// Pause after the system gave no connection.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// Who asks.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Asker {
-    /// Whether the connection comes from this machine.
-    pub(super) is_here: bool,
-}
-
 /// The paths that there are, for whoever asks for another one.
 const PATHS: &str = "/ /status /events /runbook /metrics /healthz /readyz /reload /why\n";
+
+/// The answer to who may be another site.
+const ANOTHER_SITE: &str = "these pages tell keys (`[http] keys`), and another site may ask \
+     through your browser: open http://localhost with the port, or let the proxy send \
+     `Host: localhost`\n";
 
 /// A body of an answer: a text, or events.
 pub(super) type Body = Either<Full<Bytes>, Events>;
@@ -134,7 +133,7 @@ async fn accept(listener: TcpListener, served: &Arc<Served>) {
                 // Without it a client that never reads gets megabytes of the system's memory.
                 drop(SockRef::from(&stream).set_send_buffer_size(SEND_BYTES));
                 open.leave_at_most(max - 1).await;
-                let asker = Asker { is_here: peer.ip().to_canonical().is_loopback() };
+                let asker = Asker::new(peer, stream.local_addr().ok());
                 open.add(serve_one(stream, Arc::clone(served), asker));
             }
             Err(error) => {
@@ -197,7 +196,13 @@ async fn serve_one<S: AsyncRead + AsyncWrite + Unpin>(
     let service = service_fn(move |request| {
         let (served, taken) = (Arc::clone(&served), Arc::clone(&of_service));
         async move {
+            let tells_keys = served.health.facts().tells_keys();
             Ok::<_, Infallible>(match request.uri().path() {
+                "/why" | "/status" | "/events"
+                    if tells_keys && asker.may_be_another_site(request.headers()) =>
+                {
+                    guarded(text(StatusCode::FORBIDDEN, ANOTHER_SITE.to_owned()))
+                }
                 "/why" => guarded(why::answer(&request, &served.health, asker).await),
                 _ => answer(&request, &served, &taken),
             })

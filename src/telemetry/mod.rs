@@ -5,6 +5,7 @@
 //! `/healthz`, `/readyz`, log lines, messages of `sd_notify(3)`.
 //! Never knows: how any part works; it judges only what it is told.
 
+pub mod asker;
 mod events;
 pub mod health;
 pub mod http;

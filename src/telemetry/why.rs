@@ -2,23 +2,22 @@
 //!
 //! Whoever may ask learns whether a key that he names was removed, when, and for which transaction.
 //! He who guesses keys would learn which rows there are, and which change. So without `[http] keys`
-//! it is told to this machine alone, and to no browser or proxy on it: these name another host
-//! than [`HOST`], as which the command asks.
+//! it is told to this machine alone, and to no browser or proxy on it: these name another host than
+//! [`HOST`](super::asker::HOST), as which the command asks, or say for whom they ask. Where a proxy
+//! says neither it cannot be told from the command.
 
 use std::sync::Arc;
 
 use hyper::body::Incoming;
-use hyper::header::{CONTENT_TYPE, HOST as HOST_HEADER, HeaderValue};
+use hyper::header::{CONTENT_TYPE, HeaderValue};
 use hyper::{Method, Request, Response, StatusCode};
 use percent_encoding::percent_decode_str;
 use tokio::sync::Mutex;
 use tokio::task::spawn_blocking;
 
 use super::Health;
-use super::http::{Asker, Body, text};
-
-/// The name by which the command asks.
-pub const HOST: &str = "walsweep";
+use super::asker::Asker;
+use super::http::{Body, text};
 
 /// One at a time: the others wait.
 static ASKED: Mutex<()> = Mutex::const_new(());
@@ -33,9 +32,8 @@ pub(super) async fn answer(
     if request.method() != Method::GET {
         return text(StatusCode::METHOD_NOT_ALLOWED, "only GET\n".to_owned());
     }
-    let host = request.headers().get(HOST_HEADER).map(HeaderValue::as_bytes);
-    let may_ask = health.facts().tells_keys() || asker.is_here && host == Some(HOST.as_bytes());
-    if !may_ask {
+    let is_command = asker.is_command(request.headers());
+    if !(health.facts().tells_keys() || is_command) {
         let why = "only `walsweep why` on this machine may ask, unless `[http] keys = true`\n";
         return text(StatusCode::FORBIDDEN, why.to_owned());
     }

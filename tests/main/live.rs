@@ -29,7 +29,7 @@ async fn listen(port: u16, buffer: Option<u32>) -> TcpStream {
     }
     let address = format!("127.0.0.1:{port}").parse().unwrap();
     let mut stream = socket.connect(address).await.unwrap();
-    stream.write_all(b"GET /events HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
+    stream.write_all(b"GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n").await.unwrap();
     stream
 }
 
@@ -204,7 +204,7 @@ async fn a_table_may_be_named_like_markup() {
 
 async fn head(sidecar: &Sidecar, path: &str) -> String {
     let mut stream = TcpStream::connect(("127.0.0.1", sidecar.http_port())).await.unwrap();
-    let request = format!("GET {path} HTTP/1.1\r\nHost: a\r\n\r\n");
+    let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n");
     stream.write_all(request.as_bytes()).await.unwrap();
     let answer = read_until(&mut stream, "\r\n\r\n").await;
     answer.split("\r\n\r\n").next().unwrap().to_owned()

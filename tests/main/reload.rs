@@ -1,9 +1,12 @@
 //! Another configuration for the process that runs: what it takes over, and what it refuses.
 
 use std::fs;
+use std::io::{Read, Write};
+use std::process::Command;
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
+use walsweep::telemetry::reloads::{Process, Told};
 use walsweep_stage::throwaway::{Redis, RedisOptions, Signal};
 
 use crate::support::{Bed, ITEM_RULES, PATIENCE, Settings, Sidecar, eventually, text};
@@ -458,4 +461,46 @@ async fn a_session_that_ends_while_keys_of_the_old_rules_are_finished_is_followe
     sidecar.wait_log("the configuration is read").await;
     bed.gone("more:1").await;
     assert!(sidecar.log().iter().all(|line| !line.contains("may stay")));
+}
+
+/// Who opens a pipe waits until somebody writes into it.
+#[tokio::test]
+async fn a_pipe_in_place_of_the_file_is_refused_and_stops_nothing() {
+    let bed = Bed::new(&[]).await;
+    let sidecar = bed.sidecar().await;
+    let file = sidecar.folder().join("config.toml");
+    let text = fs::read_to_string(&file).unwrap();
+    fs::remove_file(&file).unwrap();
+    assert!(Command::new("mkfifo").arg(&file).status().unwrap().success());
+    sidecar.signal(Signal::Hup);
+    sidecar.wait_log("it is no regular file").await;
+    removes(&bed, "item:1", 1).await;
+    fs::remove_file(&file).unwrap();
+    fs::write(&file, text.replace("item:{id}", "item:{id}:x")).unwrap();
+    let (status, said) = reload(&sidecar);
+    assert!(status == Some(0) && said.contains("rule `item` changed"), "{said}");
+    removes(&bed, "item:2:x", 2).await;
+}
+
+/// Whoever has the port while walsweep is down may name any process, and most end of the signal.
+#[tokio::test]
+async fn a_process_that_is_no_walsweep_is_sent_no_signal() {
+    let bed = Bed::new(&[]).await;
+    let sidecar = Sidecar::new(bed.settings());
+    let mut victim = Command::new("sleep").arg("600").spawn().unwrap();
+    let told = Told { process: Process::of(victim.id()), ..Told::default() };
+    let body = serde_json::to_string(&told).unwrap();
+    let listener = std::net::TcpListener::bind(("127.0.0.1", sidecar.http_port())).unwrap();
+    let liar = std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        assert!(stream.read(&mut [0; 1024]).unwrap() > 0);
+        write!(stream, "HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n{body}").unwrap();
+    });
+    let (status, said) = reload(&sidecar);
+    liar.join().unwrap();
+    let is_alive = victim.try_wait().unwrap().is_none();
+    victim.kill().unwrap();
+    victim.wait().unwrap();
+    assert!(is_alive, "it got the signal: {said}");
+    assert!(status == Some(1) && said.contains("which is no walsweep"), "{said}");
 }

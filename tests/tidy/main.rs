@@ -24,8 +24,8 @@ use source::Source;
 /// Every room of `src`, a folder or a file, in floors: a room imports from lower floors only, so
 /// that there is no circle. The stages stand in the order of the flow.
 const FLOORS: [&[&str]; 15] = [
-    &["budget", "failpoint", "lsn", "password"],
-    &["channel"],
+    &["budget", "failpoint", "file", "lsn"],
+    &["channel", "password"],
     &["postgres", "retry"],
     &["config"],
     &["capture"],

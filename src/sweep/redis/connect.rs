@@ -18,6 +18,7 @@ use tokio::time::Instant;
 use super::node::{Error, Kind};
 use super::sentinel::Council;
 use crate::config::{self, Mode};
+use crate::file;
 use crate::password::Unread;
 
 /// The client library's default is 1 s, which a server that is far or busy misses.
@@ -98,9 +99,11 @@ impl ConnectError {
     #[must_use]
     pub fn refusal(&self) -> Option<String> {
         let is_refused = match self {
-            ConnectError::CaFile { .. }
-            | ConnectError::Certificate { .. }
-            | ConnectError::Database { .. } => true,
+            // A mount may come back.
+            ConnectError::CaFile { source, .. } | ConnectError::Certificate { source, .. } => {
+                source.kind() != std::io::ErrorKind::TimedOut
+            }
+            ConnectError::Database { .. } => true,
             ConnectError::Password(unread) => unread.needs_a_person(),
             ConnectError::Sentinels { is_lasting, .. } => *is_lasting,
             ConnectError::Redis { error, .. } => {
@@ -192,12 +195,12 @@ pub(super) async fn log_in(
     config: &AsyncConnectionConfig,
 ) -> Result<MultiplexedConnection, ConnectError> {
     let password = redis.password.read().await?;
-    let refused = match open(client(redis, protocol, password.as_ref())?, config).await {
+    let refused = match open(client(redis, protocol, password.as_ref()).await?, config).await {
         Err(error) if error.is_of_password() => error,
         outcome => return outcome,
     };
     match redis.password.read_again(password.as_ref(), Instant::now()).await {
-        Some(again) => open(client(redis, protocol, Some(&again))?, config).await,
+        Some(again) => open(client(redis, protocol, Some(&again)).await?, config).await,
         None => Err(refused),
     }
 }
@@ -223,7 +226,23 @@ async fn open(
     Ok(connection)
 }
 
-fn client(
+/// A client of the server, with the certificates as they are now.
+async fn client(
+    redis: &config::Redis,
+    protocol: Option<ProtocolVersion>,
+    password: Option<&SecretString>,
+) -> Result<Client, ConnectError> {
+    let certificate = redis.client_certificate.as_ref().map(|(certificate, _key)| certificate);
+    let Some(path) = redis.ca_file.as_ref().or(certificate) else {
+        return build(redis, protocol, password);
+    };
+    let (of_thread, password) = (redis.clone(), password.cloned());
+    let build = move || build(&of_thread, protocol, password.as_ref());
+    let built = file::apart(path, file::TIMEOUT, build).await;
+    built.unwrap_or_else(|source| Err(ConnectError::Certificate { path: path.clone(), source }))
+}
+
+fn build(
     redis: &config::Redis,
     protocol: Option<ProtocolVersion>,
     password: Option<&SecretString>,
@@ -253,7 +272,7 @@ fn client(
     let client_tls = redis.client_certificate.as_ref().map(|(certificate, key)| {
         let read = |path: &PathBuf| {
             let failed = |source| ConnectError::Certificate { path: path.clone(), source };
-            std::fs::read(path).map_err(failed)
+            file::read(path, file::CERTIFICATES_MAX).map(|pem| pem.to_vec()).map_err(failed)
         };
         Ok::<_, ConnectError>(ClientTlsConfig {
             client_cert: read(certificate)?,
@@ -268,7 +287,7 @@ fn client(
 /// The content of a PEM file, checked here: the client library trusts nobody when a file holds no
 /// certificate, and says of every server that it is not to be trusted.
 fn authorities(path: &Path) -> Result<Vec<u8>, std::io::Error> {
-    let pem = std::fs::read(path)?;
+    let pem = file::read(path, file::CERTIFICATES_MAX)?;
     let mut roots = RootCertStore::empty();
     for certificate in CertificateDer::pem_slice_iter(&pem) {
         let certificate = certificate.map_err(std::io::Error::other)?;
@@ -277,7 +296,7 @@ fn authorities(path: &Path) -> Result<Vec<u8>, std::io::Error> {
     if roots.is_empty() {
         return Err(std::io::Error::other("the file holds no certificate"));
     }
-    Ok(pem)
+    Ok(pem.to_vec())
 }
 
 /// A failed connection, with the place.

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 
-use super::file::{AuditFile, Failed};
+use super::file::{AuditFile, Failed, append_by_hand};
 use super::known::Known;
 use super::lines::{self, Event, Line, Took};
 use super::name::{Moment, Name};
@@ -243,13 +243,12 @@ fn say_over(losses: &Losses, health: &Health) {
 ///
 /// # Errors
 ///
-/// The file's.
+/// The file's; that it is no regular one, or is not there and would not be the process's.
 pub fn note_by_hand(path: &Path, target: &str, patterns: &[&[u8]], removed: u64) -> io::Result<()> {
     let patterns = patterns.iter().map(|pattern| Name::of(pattern)).collect();
     let event = Event::SweptByHand { target: target.to_owned(), patterns, removed };
     let line = Line { time: Moment::now(), event };
     let mut text = serde_json::to_vec(&line)?;
     text.push(b'\n');
-    let mut file = AuditFile::new(path.to_owned(), u64::MAX, 0);
-    file.write(&text).map_err(|failed| failed.error)
+    append_by_hand(path, &text)
 }

@@ -5,8 +5,12 @@
 
 use std::fs::{File, OpenOptions, metadata, remove_file, rename};
 use std::io::{self, ErrorKind, Write};
-use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, fchown};
 use std::path::{Path, PathBuf};
+
+use rustix::process::geteuid;
+
+use crate::file::unwaiting;
 
 /// Its lines hold keys: they are for the owner and his group.
 const MODE: u32 = 0o640;
@@ -103,7 +107,10 @@ impl Open {
         let mut options = OpenOptions::new();
         // A pipe that nobody reads is waited for here, by the thread that writes, and by no other.
         options.append(true).read(!is_other).create(!is_other).mode(MODE);
-        let file = options.open(path)?;
+        Open::of(options.open(path)?)
+    }
+
+    fn of(file: File) -> io::Result<Open> {
         let found = file.metadata()?;
         let size = found.is_file().then_some(found.len());
         let mut last = [b'\n'];
@@ -142,6 +149,35 @@ impl Open {
     }
 }
 
+/// Appends a line as somebody else than the process that writes the file: root, say. Waits for
+/// nobody. Makes the file only as one of the folder's owner, for the process has to write it later.
+pub(super) fn append_by_hand(path: &Path, line: &[u8]) -> io::Result<()> {
+    let mut options = OpenOptions::new();
+    options.append(true).read(true).custom_flags(unwaiting()).mode(MODE);
+    let file = match options.open(path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+            let owner = metadata(folder.unwrap_or(Path::new(".")))?;
+            let own = geteuid().as_raw();
+            if own != 0 && own != owner.uid() {
+                let message = "there is none yet: the process that `walsweep run` is makes it";
+                return Err(io::Error::new(ErrorKind::NotFound, message));
+            }
+            let file = options.create_new(true).open(path)?;
+            if own != owner.uid() {
+                fchown(&file, Some(owner.uid()), Some(owner.gid()))?;
+            }
+            file
+        }
+        outcome => outcome?,
+    };
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::other("it is no regular file"));
+    }
+    let (_written, outcome) = Open::of(file)?.write(line);
+    outcome
+}
+
 /// The older file of this number.
 fn numbered(path: &Path, number: usize) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
@@ -155,7 +191,8 @@ pub(super) fn all(path: &Path, keep: usize) -> io::Result<Vec<File>> {
     let mut files: Vec<((u64, u64), File)> = Vec::new();
     let paths = (1..=keep).map(|number| numbered(path, number));
     for path in std::iter::once(path.to_owned()).chain(paths) {
-        let file = match File::open(&path) {
+        let opened = OpenOptions::new().read(true).custom_flags(unwaiting()).open(&path);
+        let file = match opened {
             Ok(file) => file,
             Err(error) if error.kind() == ErrorKind::NotFound => continue,
             Err(error) => return Err(error),
@@ -173,10 +210,13 @@ pub(super) fn all(path: &Path, keep: usize) -> io::Result<Vec<File>> {
 mod tests {
     use std::fs::{self, File};
     use std::io::Read;
-    use std::os::unix::fs::PermissionsExt;
+    use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
     use std::path::Path;
+    use std::process::Command;
 
-    use super::{AuditFile, all};
+    use rustix::process::geteuid;
+
+    use super::{AuditFile, all, append_by_hand};
 
     fn read(path: &Path, keep: usize) -> String {
         let mut text = String::new();
@@ -184,6 +224,31 @@ mod tests {
             File::read_to_string(&mut file, &mut text).unwrap();
         }
         text
+    }
+
+    #[test]
+    fn a_line_by_hand_goes_to_a_regular_file_and_waits_for_nobody() {
+        let folder = tempfile::tempdir().unwrap();
+        let [path, pipe] = ["audit.jsonl", "pipe"].map(|name| folder.path().join(name));
+        fs::write(&path, "whole\nto").unwrap();
+        append_by_hand(&path, b"next\n").unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), "whole\nto\nnext\n");
+        assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+        let error = append_by_hand(&pipe, b"lost\n").unwrap_err().to_string();
+        assert!(error.contains("no regular file"), "{error}");
+    }
+
+    #[test]
+    fn a_file_that_is_made_by_hand_is_of_the_folders_owner() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("audit.jsonl");
+        if geteuid().is_root() {
+            chown(folder.path(), Some(65_534), Some(65_534)).unwrap();
+        }
+        append_by_hand(&path, b"line\n").unwrap();
+        let [made, folder] = [&path, folder.path()].map(|one| fs::metadata(one).unwrap());
+        assert_eq!((made.uid(), made.gid()), (folder.uid(), folder.gid()));
+        assert_eq!(made.permissions().mode() & 0o777 & !0o640, 0);
     }
 
     #[test]
