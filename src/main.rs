@@ -14,6 +14,8 @@ use walsweep::command::{
 };
 
 fn main() -> ExitCode {
+    // One that does not take it only holds more memory.
+    walsweep_heap::return_large_blocks();
     let cli = Cli::parse();
     // One thread does everything: `capture/pause.rs` says why that is the faster way.
     let mut builder = tokio::runtime::Builder::new_current_thread();

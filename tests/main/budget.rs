@@ -1,5 +1,6 @@
 //! All that grows with the load is full at once: 64 MiB are enough (I6).
 
+use std::ops::Range;
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
@@ -17,15 +18,25 @@ const FILLED: (Duration, usize) = (Duration::from_secs(12), 40);
 const ROUND: usize = 8;
 const BEHIND: f64 = 400.0;
 
+/// How often everything is held up at the same time: what a place has at that moment is chance.
+const WAVES: usize = 4;
+
 /// Keys that are held then, bytes: where less is, nothing was shown.
 const HELD: f64 = 24.0 * 1024.0 * 1024.0;
+
+/// Each kind of key has so many rules and tables. A place that is full gives up all keys of a rule;
+/// of one rule alone it would give up everything, and hold next to nothing.
+const PARTS: usize = 8;
+
+/// And as many more, for keys that come when the places know the others as given up: what such a
+/// pattern matches takes no room.
+const LATE: Range<usize> = PARTS..2 * PARTS;
 
 /// Keys of a kilobyte: exact ones, some that wait for a pass, some that are looked into, some that
 /// Redis refuses, and some that need a row. All of them are told.
 fn rules() -> String {
     let long = "0123456789".repeat(100);
-    format!(
-        r#"
+    let mut rules = r#"
 [lookup.place]
 sql = "select name from place where id = $1"
 params = ["place_id"]
@@ -34,49 +45,64 @@ cache = 10000
 [[rule]]
 name = "item"
 table = "public.item"
-keys = ["item:{{id}}"]
+keys = ["item:{id}"]
 
 [[rule]]
-name = "exact"
-table = "public.exact"
+name = "early"
+table = "public.early"
+keys = ["early:{id}:{place.name}"]
+"#
+    .to_owned();
+    for part in 0..LATE.end {
+        rules.push_str(&format!(
+            r#"
+[[rule]]
+name = "exact{part}"
+table = "public.exact{part}"
 keys = ["exact:{long}:{{id}}"]
 
 [[rule]]
-name = "passing"
-table = "public.passing"
+name = "passing{part}"
+table = "public.passing{part}"
 keys = ["passing:{long}:{{id}}", "passing:list:{{id}}:*"]
 tags = ["named:{long}:{{id}}"]
 fields = {{ "hash:{long}:{{id}}" = ["name", "page:*"] }}
 
 [[rule]]
-name = "guarded"
-table = "public.guarded"
+name = "guarded{part}"
+table = "public.guarded{part}"
 keys = ["guarded:{long}:{{id}}"]
 
 [[rule]]
-name = "placed"
-table = "public.placed"
+name = "placed{part}"
+table = "public.placed{part}"
 keys = ["placed:{long}:{{id}}:{{place.name}}"]
-
-[[rule]]
-name = "early"
-table = "public.early"
-keys = ["early:{{id}}:{{place.name}}"]
 "#
-    )
+        ));
+    }
+    rules
 }
 
-const TABLES: &str = "
-    create table exact (id bigint primary key);
-    create table passing (id bigint primary key);
-    create table guarded (id bigint primary key);
-    create table place (id bigint primary key, name text not null);
-    create table placed (id bigint primary key, place_id bigint not null);
-    alter table placed replica identity full;
-    create table early (id bigint primary key, place_id bigint not null);
-    alter table early replica identity full;
-    create sequence number;
-    insert into place select id, repeat('p', 400) from generate_series(1, 10000) id;";
+/// Tables whose rows have all that rules need.
+fn tables() -> String {
+    let mut tables = "
+        create table place (id bigint primary key, name text not null);
+        create table early (id bigint primary key, place_id bigint not null);
+        alter table early replica identity full;
+        create sequence number;
+        insert into place select id, repeat('p', 400) from generate_series(1, 10000) id;"
+        .to_owned();
+    for part in 0..LATE.end {
+        tables.push_str(&format!(
+            "create table exact{part} (id bigint primary key);
+             create table passing{part} (id bigint primary key);
+             create table guarded{part} (id bigint primary key);
+             create table placed{part} (id bigint primary key, place_id bigint not null);
+             alter table placed{part} replica identity full;"
+        ));
+    }
+    tables
+}
 
 /// A session whose commits wait for no standby.
 async fn local(bed: &Bed) -> Sql {
@@ -85,13 +111,21 @@ async fn local(bed: &Bed) -> Sql {
     sql
 }
 
-/// Inserts rows of new ids into a table, in one statement.
-fn insert(table: &str, rows: usize) -> String {
-    let placed = if table == "placed" { ", 1 + id % 10000" } else { "" };
-    format!(
-        "insert into {table} select id{placed}
-           from (select nextval('number') as id from generate_series(1, {rows})) of_ids"
-    )
+/// Inserts rows of new ids into tables of a kind, in one transaction.
+fn insert(kind: &str, rows: usize) -> String {
+    insert_into(0..PARTS, kind, rows)
+}
+
+fn insert_into(parts: Range<usize>, kind: &str, rows: usize) -> String {
+    let placed = if kind == "placed" { ", 1 + id % 10000" } else { "" };
+    let into = |part: usize| {
+        format!(
+            "insert into {kind}{part} select id{placed}
+               from (select nextval('number') as id from generate_series(1, {})) of_ids;",
+            rows.div_ceil(PARTS)
+        )
+    };
+    parts.map(into).collect()
 }
 
 /// The user of every target's Redis.
@@ -105,7 +139,7 @@ async fn acl(targets: &[&Redis], words: &str) {
 
 /// A sidecar at rest, with a standby whose replay is paused; `more` is a second target.
 async fn start(bed: &Bed, more: Option<&Redis>) -> (Sidecar, Postgres) {
-    bed.sql.run(TABLES).await;
+    bed.sql.run(&tables()).await;
     let standby = bed.postgres.standby("paused", &[]).await.unwrap();
     let rights = "-@all +scan +unlink +get +set +incr +eval +ping +info +select +hello +auth \
                   +client +hdel +hscan +type +exists +sscan +zscan +srem +zrem +publish";
@@ -143,7 +177,7 @@ struct Peaks {
 impl Peaks {
     /// Looks on while a machine is slow to receive it.
     async fn wait(&mut self, sidecar: &Sidecar, base: u64) {
-        let until = Instant::now() + PATIENCE * 3;
+        let until = Instant::now() + PATIENCE;
         while self.keys < HELD && Instant::now() < until {
             sleep(Duration::from_millis(50)).await;
             self.look(sidecar, base).await;
@@ -157,7 +191,7 @@ impl Peaks {
     }
 }
 
-/// One transaction that is not visible, two that are still being sent, keys that wait for a row
+/// Transactions that are not visible, four that are still being sent, keys that wait for a row
 /// whose table is locked, keys that Redis refuses, keys for a standby that does not replay, passes
 /// that may take a hundredth of Redis, second removals of seconds, a watermark that waits for all
 /// of them; rows of a transaction that is visible and still being sent; and then a Redis that does
@@ -206,6 +240,67 @@ async fn read_ahead(bed: &Bed) -> [u32; 1] {
     walsender
 }
 
+/// Transactions that are still being sent, and the rows that they have: keys of theirs stay where
+/// they are until the end.
+struct Open {
+    sessions: [Sql; 4],
+    rows: usize,
+}
+
+impl Open {
+    async fn begin(bed: &Bed) -> Open {
+        let sessions = [local(bed).await, local(bed).await, local(bed).await, local(bed).await];
+        for session in &sessions {
+            session.run("begin").await;
+        }
+        Open { sessions, rows: 0 }
+    }
+
+    /// Inserts more rows, until all have so many.
+    async fn grow(&mut self, step: usize, most: usize) {
+        let rows = step.min(most.saturating_sub(self.rows)) / self.sessions.len();
+        for session in self.sessions.iter().filter(|_| rows > 0) {
+            session.run(&insert("exact", rows)).await;
+        }
+        self.rows += rows * self.sessions.len();
+    }
+
+    async fn rollback(&self) {
+        for session in &self.sessions {
+            session.run("rollback").await;
+        }
+    }
+}
+
+/// Rows whose keys take the better part of a share. One key too many, and a place gives up all keys
+/// of a rule: then it holds next to nothing, and shows nothing.
+fn rows_within(share: usize) -> usize {
+    share * 8 / 10 / 1024
+}
+
+/// Fills every place that keeps its keys as long as Redis does not answer from now on: those that
+/// wait for a row whose table is locked, for a right, for a pass, and for their second removal.
+async fn hold_all(bed: &Bed, writer: &Sql, locker: &Sql) {
+    let of_all = budget::OfTarget::of(1);
+    // Kept answers would need no row.
+    writer.run("update place set name = name").await;
+    locker.run("begin; lock table place").await;
+    for (kind, share) in [
+        ("placed", budget::LOOKUPS / 2),
+        ("placed", budget::LOOKUPS / 2),
+        ("guarded", of_all.refused),
+        ("passing", of_all.passes),
+        ("exact", of_all.refill / 2),
+        ("exact", of_all.refill / 2),
+    ] {
+        writer.run(&insert_into(LATE, kind, rows_within(share))).await;
+    }
+    bed.fill(&["item:60"]).await;
+    writer.run("update item set version = 1 where id = 60").await;
+    let gone = async || !bed.has("item:60").await;
+    eventually(PATIENCE * 3, "all of it is received", gone).await;
+}
+
 async fn fill(more: Option<Redis>) {
     let bed = Bed::new(&["logical_decoding_work_mem = 64kB"]).await;
     let (sidecar, standby) = start(&bed, more.as_ref()).await;
@@ -218,16 +313,14 @@ async fn fill(more: Option<Redis>) {
     let mut invisible = Vec::new();
     for _ in 0..3 {
         let sql = Sql::connect(&bed.postgres).await;
-        invisible.push(tokio::spawn(async move { sql.run(&insert("exact", 900)).await }));
+        let rows = insert("exact", rows_within(budget::GATE) / 3);
+        invisible.push(tokio::spawn(async move { sql.run(&rows).await }));
     }
-    let (sent, other, locker) = (local(&bed).await, local(&bed).await, local(&bed).await);
-    let writer = local(&bed).await;
-    tokio::join!(sent.run("begin"), other.run("begin"));
+    let (mut open, locker, writer) =
+        (Open::begin(&bed).await, local(&bed).await, local(&bed).await);
     let (mut peaks, mut rounds, began) = (Peaks::default(), 0, Instant::now());
     while began.elapsed() < FILLED.0 || rounds < FILLED.1 {
-        for open in [&sent, &other] {
-            open.run(&insert("exact", 500)).await;
-        }
+        open.grow(200, rows_within(budget::IN_PROGRESS)).await;
         writer.run(&insert("guarded", 300)).await;
         writer.run(&insert("passing", 300)).await;
         locker.run("begin; lock table place").await;
@@ -244,20 +337,32 @@ async fn fill(more: Option<Redis>) {
     let walsender = read_ahead(&bed).await;
     peaks.look(&sidecar, base).await;
     signal(&walsender, Signal::Cont).unwrap();
-    targets.iter().for_each(|target| target.pause().unwrap());
-    for _ in 0..400 {
-        writer.run(&insert("exact", 1_000)).await;
-        peaks.look(&sidecar, base).await;
+    let mut waves = 0;
+    while waves < WAVES && peaks.keys < HELD {
+        hold_all(&bed, &writer, &locker).await;
+        targets.iter().for_each(|target| target.pause().unwrap());
+        // Sets at their limit: one more goes on its way while the others leave it room.
+        for _ in 0..120 {
+            writer.run(&insert("exact", rows_within(budget::SET_USED))).await;
+            peaks.look(&sidecar, base).await;
+        }
+        peaks.wait(&sidecar, base).await;
+        locker.run("commit").await;
+        targets.iter().for_each(|target| target.resume().unwrap());
+        waves += 1;
     }
-    peaks.wait(&sidecar, base).await;
-    println!("{rounds} rounds: {peaks:?} of {}", budget::ALL);
-    targets.iter().for_each(|target| target.resume().unwrap());
+    println!("{rounds} rounds, {waves} waves: {peaks:?} of {}", budget::ALL);
     assert!(peaks.resident <= budget::ALL as u64, "{peaks:?}");
     assert!(peaks.keys <= budget::ALL as f64, "{peaks:?}");
     assert!(peaks.keys >= HELD, "{peaks:?}");
-    for open in [&sent, &other] {
-        open.run("rollback").await;
+    // What is still being sent gives way, too.
+    open.grow(40_000, usize::MAX).await;
+    for _ in 0..40 {
+        sleep(Duration::from_millis(50)).await;
+        peaks.look(&sidecar, base).await;
     }
+    assert!(peaks.resident <= budget::ALL as u64, "{peaks:?}");
+    open.rollback().await;
     bed.postgres.conf("synchronous_standby_names = ''").await.unwrap();
     for one in invisible {
         one.await.unwrap();
