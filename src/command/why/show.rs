@@ -24,6 +24,9 @@ const REASONS: [(&str, &str); 14] = [
     ("lookup_old_row", "the rows that its lookup gave before the transaction are not known"),
 ];
 
+/// The end of an answer about a removal. UNLINK gives one number for all keys of a command.
+const UNSEEN: &str = "Whether the key was there is not known: walsweep removes it either way.\n";
+
 /// The whole answer.
 pub(super) fn shown(known: &Known) -> String {
     let mut text = String::new();
@@ -43,6 +46,9 @@ pub(super) fn shown(known: &Known) -> String {
         && !state.starts_with("ready")
     {
         text.push_str(&format!("walsweep says: {}\n", state.trim_end().replace('\n', "\n  ")));
+    }
+    if known.removals.iter().any(|removal| removal.removed.is_some()) {
+        text.push_str(UNSEEN);
     }
     text
 }
