@@ -23,6 +23,9 @@ use self::site::{Cached, Fixture};
 use self::stage::Stage;
 use crate::throwaway;
 
+/// The action of an [`Error::Io`] where what happened cannot be told.
+pub const REPORT: &str = "write the report";
+
 /// The demonstration's options.
 #[derive(Clone, Copy, Debug)]
 pub struct DemoOptions {
@@ -119,22 +122,22 @@ const LOOK: Duration = Duration::from_millis(1);
 pub async fn run(options: DemoOptions) -> Result<(), Error> {
     let mut show = Show::new();
     let said = writeln!(show, "Starting a Postgres and a Redis that end with this demonstration.");
-    said.map_err(io_error("write the report"))?;
+    said.map_err(io_error(REPORT))?;
     let mut stage = Stage::set(options.config, &mut show).await?;
     let mut totals = Totals::default();
     let first = opening();
     let outcome = perform(&mut stage, &first).await?;
     let told = tell_opening(&mut show, options.config, &first, &outcome);
-    told.map_err(io_error("write the report"))?;
+    told.map_err(io_error(REPORT))?;
     totals.add(&outcome);
     let tally = race::run(&mut stage, &mut show).await?;
     show.clear()?;
-    tell_race(&mut show, tally).map_err(io_error("write the report"))?;
+    tell_race(&mut show, tally).map_err(io_error(REPORT))?;
     totals.stale += tally.map_or(0, |tally| tally.walsweep);
     let acts = acts(&site::fixtures(&stage.sql).await?);
     for act in &acts {
         let outcome = perform(&mut stage, act).await?;
-        tell(&mut show, act, &outcome).map_err(io_error("write the report"))?;
+        tell(&mut show, act, &outcome).map_err(io_error(REPORT))?;
         totals.add(&outcome);
     }
     let Totals { went, stale, lost } = totals;
@@ -145,10 +148,10 @@ pub async fn run(options: DemoOptions) -> Result<(), Error> {
          that should have stayed went.{color:#}",
         acts.len() + 1 + tally.map_or(0, |tally| tally.pages)
     );
-    written.map_err(io_error("write the report"))?;
+    written.map_err(io_error(REPORT))?;
     if options.keep {
         site::fill(&mut stage.cache, &site::cached(&stage.sql).await?).await?;
-        stage.describe(&mut show).map_err(io_error("write the addresses"))?;
+        stage.describe(&mut show).map_err(io_error(REPORT))?;
         tokio::signal::ctrl_c().await.map_err(io_error("wait for Ctrl-C"))?;
     }
     stage.strike().await?;
