@@ -127,7 +127,11 @@ async fn locked(
             let program = program.map(|name| format!(" (`{name}`)")).unwrap_or_default();
             pid.map_or_else(
                 || format!("a prepared transaction has `{table}` locked"),
-                |pid| format!("process {pid}{program} has `{table}` locked, or waits for that"),
+                |pid| {
+                    format!(
+                        "Postgres process {pid}{program} has `{table}` locked, or waits for that"
+                    )
+                },
             )
         }
     };

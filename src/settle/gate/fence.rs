@@ -228,7 +228,7 @@ impl Holder {
         let xid = self.xid & 0xFFFF_FFFF;
         match (&self.prepared, self.pid) {
             (Some(gid), _) => format!("transaction {xid}, prepared as `{gid}`"),
-            (None, Some(pid)) => format!("transaction {xid} of process {pid}"),
+            (None, Some(pid)) => format!("transaction {xid} of Postgres process {pid}"),
             (None, None) => format!("transaction {xid}"),
         }
     }
