@@ -3,7 +3,7 @@
 //! `walsweep reload` sends a signal, which gives no answer. So the process tells here, on the page
 //! `/reload`, who it is, and `walsweep reload` waits for the outcome of a reload that began later.
 
-use std::sync::{Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use serde::{Deserialize, Serialize};
 
@@ -128,9 +128,15 @@ impl Reloads {
 
 impl Metrics {
     /// Gives the same metrics for other rules and targets. The series of those that are gone end,
-    /// as with a restart: an alert on one would never be over.
+    /// as with a restart: an alert on one would never be over. `before` has for each rule the number
+    /// that it had, if it is one of before, unchanged.
     #[must_use]
-    pub fn for_others(&self, rules: &[String], targets: Vec<String>) -> Metrics {
+    pub fn for_others(
+        &self,
+        rules: &[String],
+        before: &[Option<usize>],
+        targets: Vec<String>,
+    ) -> Metrics {
         self.rules.iter().filter(|rule| !rules.contains(rule)).for_each(|rule| {
             let label = RuleLabel { rule: rule.clone() };
             let families =
@@ -156,6 +162,7 @@ impl Metrics {
         let mut others = self.clone();
         (others.rules, others.targets) = (rules.to_vec(), Vec::new());
         others.create_series();
+        others.noted = Arc::new(self.noted.of_others(before, 1));
         others.with_targets(targets)
     }
 }
