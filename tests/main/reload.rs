@@ -393,7 +393,7 @@ async fn signals_in_any_order_end_in_the_latest_file_and_in_a_stop() {
     sidecar.wait_ready().await;
     removes(&bed, "more:1", 1).await;
     let (_, page) = sidecar.get("/reload").await.unwrap();
-    let told: serde_json::Value = serde_json::from_str(&page).unwrap();
+    let told: Value = serde_json::from_str(&page).unwrap();
     assert_eq!(told["pid"], sidecar.id());
     assert!(told["begun"].as_u64().unwrap() <= 4, "{page}");
     // During one, and while the connection is tried again.

@@ -1,7 +1,7 @@
 //! Lines for a terminal, in blocks. Where they are more than it has rows, those that matter least
 //! give way.
 
-use crate::telemetry::words::counted;
+use crate::words::counted;
 
 /// Columns of a line, where texts allow.
 pub(super) const WIDTH: usize = 80;
@@ -97,9 +97,8 @@ impl Block {
     /// Its lines, with the one that says how many more there were.
     fn into_lines(self) -> impl Iterator<Item = String> {
         let name = if self.lines.is_empty() { self.name } else { String::new() };
-        let hidden = u64::try_from(self.hidden).unwrap_or(u64::MAX);
-        let more = (hidden > 0).then(|| {
-            let more = format!("{name:<MARGIN$}… and {}", counted(hidden, "more line"));
+        let more = (self.hidden > 0).then(|| {
+            let more = format!("{name:<MARGIN$}… and {}", counted(self.hidden, "more line"));
             more.trim_end().to_owned()
         });
         self.lines.into_iter().chain(more)

@@ -8,7 +8,7 @@ use super::lines::{Lines, MARGIN, Part, Screen};
 use crate::config::printable;
 use crate::telemetry::status::{Latency, Level, Pass, Postgres, Rule, Status, Target, Wait};
 use crate::telemetry::trail::{Moment, Transaction};
-use crate::telemetry::words::{counted, grouped};
+use crate::words::{counted, grouped};
 
 /// Rules that are shown; those that removed last go first.
 const RULES_MAX: usize = 40;
@@ -121,11 +121,11 @@ fn flow(status: &Status, before: Option<&Status>) -> String {
     let lasted = before.map(|before| now - seconds_of(&before.now)).filter(|lasted| *lasted > 0.2);
     let (Some(before), Some(lasted)) = (before, lasted) else {
         return format!(
-            "{} commits, {} row changes, {} keys removed, {} of them late fills",
-            grouped(totals.transactions),
-            grouped(totals.changes),
-            grouped(totals.keys_removed + totals.refills_removed),
-            grouped(totals.refills_removed)
+            "{}, {}, {} removed, {} among them",
+            counted(totals.transactions, "commit"),
+            counted(totals.changes, "row change"),
+            counted(totals.keys_removed + totals.refills_removed, "key"),
+            counted(totals.refills_removed, "late fill")
         );
     };
     let rate = |now: u64, before: u64| {
@@ -158,15 +158,15 @@ fn waiting(lines: &mut Lines, waiting: &[Wait]) {
 
 fn passes(lines: &mut Lines, passes: &[Pass]) {
     for pass in passes {
-        let patterns = grouped(pass.patterns);
+        let patterns = counted(pass.patterns, "pattern");
         let lasted = duration(pass.seconds);
         let target = flat(&pass.target);
-        let head = format!("SCAN of {target}, {patterns} patterns ({}), for {lasted}", pass.reason);
+        let head = format!("SCAN of {target}, {patterns} ({}), for {lasted}", pass.reason);
         lines.add("pass", &head);
         for node in &pass.nodes {
             let of = node.share.map(|share| format!(", some {:.0} % done", share * 100.0));
-            let (scanned, of) = (grouped(node.scanned), of.unwrap_or_default());
-            lines.add("", &format!("{}: {scanned} names read{of}", flat(&node.name)));
+            let (scanned, of) = (counted(node.scanned, "name"), of.unwrap_or_default());
+            lines.add("", &format!("{}: {scanned} read{of}", flat(&node.name)));
         }
     }
 }
@@ -203,8 +203,8 @@ fn target(lines: &mut Lines, target: &Target, status: &Status) {
     lines.add("redis", &head);
     if let Some(index) = target.index {
         let whole = if index.whole { "whole" } else { "not whole" };
-        let (keys, memory) = (grouped(index.keys), bytes(index.bytes));
-        lines.add("", &format!("index {whole}: {keys} keys in {memory}"));
+        let (keys, memory) = (counted(index.keys, "key"), bytes(index.bytes));
+        lines.add("", &format!("index {whole}: {keys} in {memory}"));
     }
     for node in &target.nodes {
         let name = if target.nodes.len() > 1 { flat(&node.name) + ": " } else { String::new() };
@@ -212,8 +212,8 @@ fn target(lines: &mut Lines, target: &Target, status: &Status) {
         lines.add("", &format!("{name}SCAN takes {load:.1} % of its time, of {most:.0} % allowed"));
         if let Some(pass) = &node.pass {
             let age = since(&pass.ended, status).map(duration).unwrap_or_default();
-            let (keys, took) = (grouped(pass.keys), duration(pass.took_seconds));
-            lines.add("", &format!("{name}a pass took {took} of it, {keys} names, {age} ago"));
+            let (names, took) = (counted(pass.keys, "name"), duration(pass.took_seconds));
+            lines.add("", &format!("{name}a pass took {took} of it, {names}, {age} ago"));
         }
     }
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::{Known, Process};
 use crate::telemetry::trail::{By, Cause, How, Moment, Removal, Transaction, Widened};
-use crate::telemetry::words::counted;
+use crate::words::counted;
 
 /// Why a placeholder became `*`, by the reason of `walsweep_widened_total`.
 const REASONS: [(&str, &str); 14] = [
@@ -153,7 +153,7 @@ fn by(by: &By) -> String {
 
 fn because(Widened { reason, count }: &Widened) -> String {
     let words = REASONS.iter().find(|(known, _)| known == reason).map(|(_, words)| *words);
-    let times = if *count == 1 { String::new() } else { format!(", {count} times") };
+    let times = if *count == 1 { String::new() } else { format!(", {}", counted(*count, "time")) };
     match words {
         Some(words) => format!(", widened because {words} (`{reason}`{times})"),
         None => format!(", widened (`{reason}`{times})"),

@@ -73,7 +73,10 @@ pub enum Error {
     #[error("adapt `config.toml`: {0}")]
     Config(String),
     /// Keys are there that should not be, or the other way round.
-    #[error("compare the cache with what it should hold: {stale} keys are stale, {lost} were lost")]
+    #[error(
+        "compare the cache with what it should hold: {} stayed, {lost} were lost",
+        keys(*.stale)
+    )]
     Broken {
         /// Keys that should have gone and stayed.
         stale: usize,
@@ -144,9 +147,10 @@ pub async fn run(options: DemoOptions) -> Result<(), Error> {
     let color = if stale + lost == 0 { GOOD } else { BAD };
     let written = writeln!(
         show,
-        "\n{color}{} transactions: {went} keys went, {stale} that should have gone stayed, {lost} \
+        "\n{color}{} transactions: {} went, {stale} that should have gone stayed, {lost} \
          that should have stayed went.{color:#}",
-        acts.len() + 1 + tally.map_or(0, |tally| tally.pages)
+        acts.len() + 1 + tally.map_or(0, |tally| tally.pages),
+        keys(went)
     );
     written.map_err(io_error(REPORT))?;
     if options.keep {
@@ -269,6 +273,11 @@ fn tell_wrong(
     Ok(())
 }
 
+/// So many keys, in words.
+fn keys(count: usize) -> String {
+    format!("{count} key{}", if count == 1 { "" } else { "s" })
+}
+
 /// Writes how the race ended, as it was counted.
 fn tell_race(out: &mut impl Write, tally: Option<Tally>) -> io::Result<()> {
     writeln!(out, "\n{TITLE}The race:{TITLE:#}\n")?;
@@ -321,14 +330,15 @@ fn tell(out: &mut impl Write, act: &Act, outcome: &Outcome) -> io::Result<()> {
     if went.is_empty() {
         writeln!(out, "  nothing went")?;
     } else {
-        writeln!(out, "  {} keys went, times after the acknowledged commit", went.len())?;
+        let went = keys(went.len());
+        writeln!(out, "  {went} went, times after the acknowledged commit")?;
     }
     let near = ["predictions", "competition", "club"].map(|topic| nearest(outcome, topic));
     let near: Vec<&str> = near.into_iter().flatten().collect();
     writeln!(
         out,
-        "  {} keys stayed, such as\n             {}",
-        stayed.len(),
+        "  {} stayed, such as\n             {}",
+        keys(stayed.len()),
         near.join("\n             ")
     )?;
     tell_wrong(out, "  ", stale, lost)
