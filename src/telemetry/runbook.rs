@@ -1,8 +1,8 @@
 //! The runbook, which a running walsweep can show: at three in the morning it is where the page is.
 //!
-//! Its text comes from this repository alone. Yet nothing in it is taken as markup but what Markdown
-//! has: HTML in it is shown as it is written, and a link leads to a section of the page, or is a
-//! text that names the file.
+//! Its text comes from this repository alone. Yet nothing in it is taken as markup but what
+//! Markdown has: HTML in it is shown as it is written, and a link leads to a section of the page,
+//! or is a text that names the file.
 
 use pulldown_cmark::{CowStr, Event, Options, Parser, Tag, TagEnd, html};
 

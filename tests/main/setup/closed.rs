@@ -1,5 +1,5 @@
-//! Whoever reads what a command prints may go away: the command does its work all the same, and ends
-//! without a word.
+//! Whoever reads what a command prints may go away: the command does its work all the same, and
+//! ends without a word.
 
 use std::process::{Output, Stdio};
 
