@@ -267,6 +267,8 @@ fn rules(lines: &mut Lines, rules: &[Rule], status: &Status) {
         let key = |rule: &&Rule| (!rule.suspended, std::cmp::Reverse(rule.last_removed.clone()));
         order.sort_by_key(key);
     }
+    // Not every row may have room.
+    order.sort_by_key(|rule| !rule.suspended);
     for rule in order.iter().take(RULES_MAX) {
         let last = rule.last_removed.as_ref().and_then(|last| since(last, status));
         let last = last.map_or_else(|| "-".to_owned(), duration);
@@ -481,6 +483,7 @@ mod tests {
         let rule = |at| Rule { name: format!("rule{at}"), ..Rule::default() };
         let mut status = status();
         status.rules.extend((0..60).map(rule));
+        status.rules.reverse();
         let readiness = "not ready\nrule `list` is suspended\n  hint: x\u{1b}\n";
         for (rows, columns) in [(24, 80), (24, 60), (40, 132), (12, 80)] {
             let (state, screen) = ((&status, None), Screen { rows, columns });
@@ -498,6 +501,7 @@ mod tests {
             "not ready\n",
             "verdict    \u{1b}[1;31mWRONG",
             "waits      3 commits not visible",
+            "SUSPENDED",
             "gone       half within 2.5 ms, 99 % within 2.5 ms, of 1 000 001 commits\n",
         ] {
             assert!(text.contains(part), "{part}: {text}");
