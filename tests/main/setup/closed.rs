@@ -49,9 +49,9 @@ async fn a_command_whose_reader_went_away_ends_quietly() {
     assert!(text(&output).contains("write standard output: No space left"), "{}", text(&output));
 }
 
-/// It is not cut off: keys go that come after what was to be told first.
+/// It is not cut off: the second target comes after what was to be told of the first.
 #[tokio::test]
-async fn a_sweep_goes_on_though_nobody_reads_what_it_prints() {
+async fn what_is_done_to_several_targets_is_done_to_all_though_nobody_reads_what_it_prints() {
     let bed = Bed::new(&[]).await;
     let near = Redis::start(RedisOptions::default()).await.unwrap();
     let target = |name: &str, url: String| format!("name = {name:?}\nurl = {url:?}");
@@ -63,6 +63,15 @@ async fn a_sweep_goes_on_though_nobody_reads_what_it_prints() {
     assert_quiet(&unread(&sidecar, &["sweep", "item:*"]));
     assert!(!redis::cmd("EXISTS").arg("item:1").query::<bool>(&mut other).unwrap());
     bed.gone("item:1").await;
+    let mut functions = || {
+        let listed: Vec<redis::Value> =
+            redis::cmd("FUNCTION").arg("LIST").query(&mut other).unwrap();
+        listed.len()
+    };
+    assert_quiet(&unread(&sidecar, &["setup", "--lease"]));
+    assert_eq!(functions(), 1);
+    assert_quiet(&unread(&sidecar, &["teardown", "--lease"]));
+    assert_eq!(functions(), 0);
 }
 
 #[tokio::test]
