@@ -103,7 +103,7 @@ bench: install-deps ## Speed, as ratios against other programs. ONLY=latency: on
 # Not part of `make test`: a browser is 300 MB. Each picture is looked at by the test, too: for what
 # has to be there, for markup made of a name, and for what does not fit on a phone.
 screenshots: WITH_BROWSER = 1
-screenshots: install-deps ## The live page in six states, in target/screenshots.
+screenshots: install-deps ## The live page in six states, and the runbook, in target/screenshots.
 	$(IN_MEMORY) SCREENSHOTS="$(CURDIR)/target/screenshots" RUST_TEST_THREADS=2 \
 	    $(CARGO) test --test main -- --ignored screens::
 

@@ -129,3 +129,4 @@ pub mod file;
 pub mod lsn;
 pub mod password;
 pub mod retry;
+pub mod words;

@@ -3,7 +3,7 @@
 coalesce(
   (select pg_catalog.string_agg(
             case when l.pid is null then 'a prepared transaction'
-                 else pg_catalog.format('process %s of role %s (%s)', l.pid, a.usename,
+                 else pg_catalog.format('Postgres process %s of role %s (%s)', l.pid, a.usename,
                                         a.application_name) end, ', ')
      from pg_catalog.pg_locks l
      left join pg_catalog.pg_stat_activity a on a.pid operator(pg_catalog.=) l.pid

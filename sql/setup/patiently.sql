@@ -22,7 +22,8 @@ begin
     exception when lock_not_available then
       raise notice 'waiting: %', (
         select coalesce(
-                 string_agg(distinct format('process %s (%s)', l.pid, a.application_name), ', '),
+                 string_agg(distinct format('Postgres process %s (%s)', l.pid, a.application_name),
+                            ', '),
                  sqlerrm)
           from pg_catalog.pg_locks l
           left join pg_catalog.pg_stat_activity a on a.pid = l.pid

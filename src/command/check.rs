@@ -1,26 +1,30 @@
 //! `walsweep check`: everything that is looked at before a start, at both servers and here, and the
 //! verdict. It changes nothing, and a walsweep that runs meanwhile does not notice it.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
 
 use super::NAME;
-use super::failure::{Failure, print};
+use super::failure::{Failure, halted, print};
 use super::forecast::{Forecast, forecast};
 use super::listener::{Listener, listener};
-use super::load::configuration;
+use super::load::setting;
+use super::reload;
 use super::verdict::Verdict;
 use crate::config::Config;
 use crate::keys::Rules;
 use crate::postgres::{Obstacle, Sql, connect_sql, identify};
 use crate::preflight::{self, Code, Fact, Finding, Report};
+use crate::run::reload::Setting;
 use crate::run::session::slot_label;
 use crate::source::own::{hold_against_redis, hold_lost};
 use crate::sweep::redis::connect;
 use crate::telemetry::http;
 use crate::telemetry::metrics::SlotLabel;
+use crate::telemetry::reloads::prints_at_start;
 
 /// `walsweep check`.
 ///
@@ -28,12 +32,17 @@ use crate::telemetry::metrics::SlotLabel;
 ///
 /// 78 for the configuration; 1 when a finding is an error or a server cannot be asked.
 pub async fn check(path: &Path, json: bool) -> Result<(), Failure> {
-    let (config, rules) = configuration(path)?;
+    let Setting { config, rules, text } =
+        setting(path).map_err(|invalid| halted(invalid).with_status(78))?;
     let mut report = preflight::files(&config);
     let (start, slot) = check_postgres(&config, &rules, &mut report).await;
     check_redis(&config, &mut report).await;
     if let Some(address) = config.http.listen {
-        report.own.extend(check_listen(address, slot).await);
+        let found = check_listen(address, slot).await;
+        if found.as_ref().is_some_and(|finding| finding.code == Code::ListenRunning) {
+            report.facts.extend(takes_over(address, &text).await);
+        }
+        report.own.extend(found);
     }
     report.facts.extend(preflight::of_rules(&config));
     report.facts.extend(start);
@@ -128,6 +137,28 @@ async fn check_redis(config: &Config, report: &mut Report) {
         }
     }
     report.redis.extend(preflight::twice(places));
+}
+
+/// Tells whether `walsweep reload` is enough for the walsweep that answers at `address` to take a
+/// configuration of this text over, as far as that is a matter of options which are read only at
+/// its start. One of an older version does not tell.
+async fn takes_over(address: SocketAddr, text: &str) -> Option<Fact> {
+    let running = reload::ask(address).await?.at_start?;
+    let ours = prints_at_start(text);
+    let others =
+        running.keys().chain(ours.keys()).filter(|key| running.get(*key) != ours.get(*key));
+    let others: BTreeSet<String> = others.map(|key| format!("`{key}`")).collect();
+    let text = match others.is_empty() {
+        true => "`walsweep reload` is enough for the walsweep that runs to take over what is \
+                 changed"
+            .to_owned(),
+        false => format!(
+            "the walsweep that runs began with another {}: that is read only at the start, so \
+             restart it",
+            others.into_iter().collect::<Vec<_>>().join(", ")
+        ),
+    };
+    Some(Fact::new("reload", text))
 }
 
 /// Tries to listen where `run` would, and stops at once. An address that somebody has is not taken

@@ -15,6 +15,9 @@ const CONFIG: &str = include_str!("../../config.toml");
 /// 1 when a server does not start, or a key did not do as it should.
 pub async fn demo(keep: bool) -> Result<(), Failure> {
     demo::run(DemoOptions { keep, config: CONFIG }).await.map_err(|error| {
+        if let demo::Error::Io { action: demo::REPORT, source } = &error {
+            return Failure::of_output(source);
+        }
         let hint = matches!(error, demo::Error::Server(throwaway::Error::Missing { .. }))
             .then_some(
                 "install both servers: `apt install postgresql redis-server`; none has to run",

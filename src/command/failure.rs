@@ -1,20 +1,25 @@
 //! How a command ends: what it prints, and why it did not succeed.
 
 use std::fmt;
-use std::io::{Write, stdout};
+use std::io::{self, ErrorKind, Write, stdout};
 
 use tracing::Level;
 
 use crate::config::{Log, LogFormat};
 
+/// The exit status where nobody reads any more what is printed. A shell tells the same of a program
+/// that SIGPIPE ended, as it ends `git log` in `git log | head`: 128 and the signal's number.
+const UNREAD: u8 = 128 + 13;
+
 /// Why a command did not succeed.
 #[derive(Debug)]
 pub struct Failure {
-    /// The exit status: 1 halted, 78 the configuration is invalid (`EX_CONFIG` of sysexits.h).
+    /// The exit status: 1 halted, 78 the configuration is invalid (`EX_CONFIG` of sysexits.h), 141
+    /// nobody reads any more what is printed.
     pub status: u8,
     message: String,
     hint: Option<String>,
-    /// Whether the log or standard output has it already.
+    /// Whether there is nothing to say: the log or standard output has it already, or nobody reads.
     pub is_said: bool,
 }
 
@@ -28,6 +33,15 @@ impl Failure {
     /// A command that has said on standard output why it ends with this status.
     pub(super) fn told(status: u8) -> Failure {
         Failure { status, message: String::new(), hint: None, is_said: true }
+    }
+
+    /// Standard output cannot be written to. A reader that went away has what he wanted, as `head`
+    /// has, and is told nothing.
+    pub(super) fn of_output(error: &io::Error) -> Failure {
+        match error.kind() {
+            ErrorKind::BrokenPipe => Failure::told(UNREAD),
+            _ => Failure::halted(format!("write standard output: {error}")),
+        }
     }
 
     pub(super) fn with_status(self, status: u8) -> Failure {
@@ -79,7 +93,7 @@ impl Told {
     ///
     /// # Errors
     ///
-    /// Not everything could be printed.
+    /// Not everything could be printed; nothing is said of that where the reader went away.
     pub(super) fn end(self) -> Result<(), Failure> {
         let Some(failed) = self.failed else { return Ok(()) };
         Err(failed.with_hint(Some("all was done; only what was to be told of it is missing")))
@@ -91,9 +105,13 @@ pub(crate) fn halted(error: impl fmt::Display) -> Failure {
     Failure::halted(error.to_string())
 }
 
-/// Standard output; a reader that went away is an error like any other.
+/// Writes a text to standard output.
+///
+/// # Errors
+///
+/// It cannot be written; status 141, and not a word, where the reader went away.
 pub(crate) fn print(text: &str) -> Result<(), Failure> {
     let mut out = stdout();
     let written = out.write_all(text.as_bytes()).and_then(|()| out.flush());
-    written.map_err(|error| Failure::halted(format!("write standard output: {error}")))
+    written.map_err(|error| Failure::of_output(&error))
 }

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::failure::{Failure, halted, print};
+use super::failure::{Failure, Told, halted, print};
 use super::load::configuration;
 use crate::config::{Config, Redis};
 use crate::preflight;
@@ -15,15 +15,16 @@ use crate::sweep::redis::{connect, lease};
 /// 78 for the configuration; 1 when Redis refuses.
 pub async fn load_lease(path: &Path) -> Result<(), Failure> {
     let (config, _rules) = configuration(path)?;
+    let mut told = Told::default();
     for (redis, servers) in each(&config).await? {
         for server in servers {
             let mut connection = connect::connect(&server).await.map_err(halted)?;
             let loaded = lease::load(&mut connection).await;
             loaded.map_err(|error| halted(&error).with_hint(error.hint()))?;
         }
-        print(&format!("loaded the lease functions into {}\n", redis.title()))?;
+        told.print(&format!("loaded the lease functions into {}\n", redis.title()));
     }
-    Ok(())
+    told.end()
 }
 
 /// `walsweep setup --lease --print`: what `redis-cli -x FUNCTION LOAD REPLACE` reads.
@@ -42,6 +43,7 @@ pub fn print_lease() -> Result<(), Failure> {
 /// 78 for the configuration; 1 when Redis refuses.
 pub async fn drop_lease(path: &Path) -> Result<(), Failure> {
     let (config, _rules) = configuration(path)?;
+    let mut told = Told::default();
     for (redis, servers) in each(&config).await? {
         let mut removed = false;
         for server in servers {
@@ -50,12 +52,12 @@ pub async fn drop_lease(path: &Path) -> Result<(), Failure> {
             removed |= outcome.map_err(|error| halted(&error).with_hint(error.hint()))?;
         }
         let (title, what) = (redis.title(), "lease functions");
-        print(&match removed {
+        told.print(&match removed {
             true => format!("removed the {what} from {title}\n"),
             false => format!("there are no {what} in {title}\n"),
-        })?;
+        });
     }
-    Ok(())
+    told.end()
 }
 
 /// Each Redis of the configuration, with its servers: of a cluster the primaries, for a replica

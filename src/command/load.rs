@@ -9,6 +9,7 @@ use crate::config::{Config, Problem, Quotes, parse, unreadable};
 use crate::file;
 use crate::keys::{Limits, Rules};
 use crate::run::reload::Setting;
+use crate::words::counted;
 
 /// More than any configuration has, bytes; a wrong path must not fill the memory.
 const SIZE_MAX: u64 = 64 << 20;
@@ -32,12 +33,8 @@ impl Invalid {
 impl fmt::Display for Invalid {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.lines().iter().try_for_each(|line| writeln!(formatter, "{line}"))?;
-        match self.problems.len() {
-            1 => write!(formatter, "1 problem in the configuration; nothing was touched"),
-            count => {
-                write!(formatter, "{count} problems in the configuration; nothing was touched")
-            }
-        }
+        let problems = counted(self.problems.len(), "problem");
+        write!(formatter, "{problems} in the configuration; nothing was touched")
     }
 }
 

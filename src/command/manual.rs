@@ -36,6 +36,11 @@ const EXIT_STATUS: Section = Section {
             "The configuration is invalid. All its problems are printed at once, each with line, \
              column and cure. Another start cannot cure it.",
         ),
+        (
+            "141",
+            "Whoever read what it prints went away, as head does. What a command was to do it has \
+             done. Nothing is printed about it.",
+        ),
         ("130", "A second SIGTERM or SIGINT while it stopped. Nothing is lost."),
     ],
 };

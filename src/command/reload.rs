@@ -71,7 +71,8 @@ fn unheard(pid: Option<u32>) -> Result<(), Failure> {
     print("walsweep was told; `http.listen` is \"\", so that its log alone says what comes of it\n")
 }
 
-async fn ask(address: SocketAddr) -> Option<Told> {
+/// Gives what the process that answers at `address` tells of its reloads.
+pub(super) async fn ask(address: SocketAddr) -> Option<Told> {
     let page = page(address, "/reload").await;
     let (_is_well, body) = status::body(&page)?;
     serde_json::from_str(body).ok()
@@ -88,9 +89,9 @@ fn out_of_reach(address: SocketAddr, pid: u32) -> Failure {
     Failure::halted(message).with_hint(Some(hint))
 }
 
-/// Whoever has the port while walsweep is down may name any process, and most end of a signal:
-/// so none is sent to another program. One that may not be looked at may not be sent a signal,
-/// either.
+/// Whoever has the port while walsweep is down may name any process, and a signal ends most
+/// programs: so none is sent to another program. One that may not be looked at may not be sent a
+/// signal, either.
 fn is_walsweep(address: SocketAddr, pid: u32) -> Result<(), Failure> {
     let program = |of: &str| read_link(format!("/proc/{of}/exe")).ok();
     let Some(theirs) = program(&pid.to_string()) else { return Ok(()) };

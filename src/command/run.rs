@@ -58,7 +58,9 @@ fn health_of(setting: &Setting) -> Arc<Health> {
     let metrics = Metrics::new(setting.rules.names()).with_targets(targets);
     metrics.config_last_reload_successful.set(1);
     metrics.config_last_reload_success.set(now_seconds());
-    Arc::new(Health::new(Arc::new(metrics)))
+    let health = Health::new(Arc::new(metrics));
+    health.reloads().start_with(&setting.text);
+    Arc::new(health)
 }
 
 /// That the pages cannot be served; asks whoever has the address whether he is a walsweep, as where

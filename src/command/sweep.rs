@@ -14,7 +14,7 @@ use crate::keys::Pattern;
 use crate::preflight;
 use crate::sweep::{Cluster, Error, Kind, Node, Pace, Paces, Pass, Progress, Standalone};
 use crate::telemetry::trail::note_by_hand;
-use crate::telemetry::words::counted;
+use crate::words::counted;
 
 /// `walsweep sweep`, without removing anything in a `dry_run`. What no rule covers may be sessions
 /// or locks of somebody else: it goes by `force` alone.

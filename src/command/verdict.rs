@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use serde::Serialize;
 
 use crate::preflight::{Code, Finding, Report};
+use crate::words::plural;
 
 /// `run` neither reads the slot nor ends.
 const STUCK: Code = Code::SlotNotOwn;
@@ -87,9 +88,9 @@ fn goes_on(report: &Report) -> Option<(&'static str, String)> {
 }
 
 fn listed(rules: &BTreeSet<&str>) -> Option<String> {
-    let plural = if rules.len() == 1 { "" } else { "s" };
+    let noun = plural(rules.len(), "rule");
     let rules: Vec<String> = rules.iter().map(|rule| format!("`{rule}`")).collect();
-    (!rules.is_empty()).then(|| format!("rule{plural} {}", rules.join(", ")))
+    (!rules.is_empty()).then(|| format!("{noun} {}", rules.join(", ")))
 }
 
 #[cfg(test)]

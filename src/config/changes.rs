@@ -85,6 +85,17 @@ impl Difference {
     }
 }
 
+/// Gives the options of a text, by dotted key, that are read only when the program starts, each
+/// with what it says. None of them is a secret, or holds one.
+#[must_use]
+pub fn at_start(text: &str) -> BTreeMap<String, String> {
+    let one = |(subject, value): (Subject, Value)| {
+        let difference = Difference { subject, how: How::Changed };
+        Some((difference.needs_restart()?.to_owned(), value.to_string()))
+    };
+    subjects(text).into_iter().filter_map(one).collect()
+}
+
 /// Gives everything that `after` says otherwise than `before`, each of which is TOML. Spaces,
 /// comments and the order of rules are no difference.
 #[must_use]
@@ -174,7 +185,7 @@ pub fn place(text: &str, key: &str) -> Location {
 
 #[cfg(test)]
 mod tests {
-    use super::{differences, place};
+    use super::{at_start, differences, place};
 
     const BEFORE: &str = r#"
 [postgres]
@@ -254,6 +265,16 @@ keys = ["b:{id}"]
             assert_eq!(found.len(), 1, "{after}");
             assert_eq!(found[0].needs_restart(), key, "{after}");
         }
+    }
+
+    #[test]
+    fn what_is_read_at_the_start_alone_is_given_and_nothing_else() {
+        let text = BEFORE.to_owned() + "[http]\nlisten = \"a\"\n[audit]\nkeep = 3\n";
+        let found = at_start(&text);
+        let found: Vec<(&str, &str)> =
+            found.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect();
+        let expected = [("audit.keep", "3"), ("http.listen", "\"a\""), ("postgres.slot", "\"s\"")];
+        assert_eq!(found, expected);
     }
 
     #[test]

@@ -28,7 +28,7 @@ use std::time::Duration;
 use crate::password;
 use crate::postgres::Endpoint;
 
-pub use changes::{Difference, How, Subject, differences, place};
+pub use changes::{Difference, How, Subject, at_start, differences, place};
 pub(crate) use parse::unreadable;
 pub use parse::{Parsed, parse};
 pub use quotes::Quotes;

@@ -198,5 +198,5 @@ fn memory_does_not_grow_with_what_is_pushed() {
         assert!(condenser.finish().is_err());
     }
     let told = pieces(b"R").finish().unwrap_err().to_string();
-    assert_eq!(told, "decode message `R`: more than 4194304 bytes");
+    assert_eq!(told, "decode message `R`: more than 4 194 304 bytes");
 }

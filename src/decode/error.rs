@@ -1,5 +1,7 @@
 //! Why a payload is not a message. Names fields and lengths, never what a field holds (I9).
 
+use crate::words::counted;
+
 /// A payload that is not one whole message of protocol versions 1 to 4.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
@@ -10,7 +12,7 @@ pub enum Error {
         tag: u8,
     },
     /// The message is longer than any of its kind that a server sends.
-    #[error("decode message `{}`: more than {max} bytes", tag.escape_ascii())]
+    #[error("decode message `{}`: more than {}", tag.escape_ascii(), counted(*.max, "byte"))]
     TooLong {
         /// The first byte.
         tag: u8,
@@ -36,7 +38,7 @@ pub enum Error {
         fault: Fault,
     },
     /// The message is whole, and the payload goes on.
-    #[error("decode `{message}`: {left} bytes after its end")]
+    #[error("decode `{message}`: {} after its end", counted(*.left, "byte"))]
     Trailing {
         /// The message.
         message: &'static str,
@@ -49,7 +51,7 @@ pub enum Error {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Fault {
     /// The payload ends inside the field.
-    #[error("needs {needed} bytes, {left} left")]
+    #[error("needs {}, {left} left", counted(*.needed, "byte"))]
     Short {
         /// Bytes that the field takes at least.
         needed: usize,
@@ -63,7 +65,7 @@ pub enum Fault {
         length: i32,
     },
     /// A text has no zero byte at its end.
-    #[error("is not terminated in the {left} bytes left")]
+    #[error("is not terminated in the {} left", counted(*.left, "byte"))]
     Unterminated {
         /// Bytes that were searched.
         left: usize,

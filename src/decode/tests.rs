@@ -382,7 +382,7 @@ fn check_error(payload: &[u8], text: &str) {
 
 #[test]
 fn errors_name_field_and_lengths() {
-    check_error(b"", "decode `Message.tag`: needs 1 bytes, 0 left");
+    check_error(b"", "decode `Message.tag`: needs 1 byte, 0 left");
     check_error(b"X", "decode message: unknown tag `X`");
     check_error(b"S\0\0\0\x09\x02", "decode `StreamStart.first_segment`: must be 0 or 1");
     // Only the end of a block that is open has a place, and nothing of another transaction in it.
@@ -425,21 +425,21 @@ fn errors_name_field_and_lengths() {
 fn a_length_is_believed_only_as_far_as_there_are_bytes() {
     check_error(
         b"I\0\0\0\x01N\0\x01t\x7f\xff\xff\xffsecret",
-        "decode `Insert.new`: column 1 needs 2147483647 bytes, 6 left",
+        "decode `Insert.new`: column 1 needs 2 147 483 647 bytes, 6 left",
     );
     check_error(
         b"I\0\0\0\x01N\0\x01t\xff\xff\xff\xffsecret",
         "decode `Insert.new`: column 1 has the negative length -1",
     );
     check_error(b"I\0\0\0\x01N\xff\xff", "decode `Insert.new`: has the negative length -1");
-    check_error(b"I\0\0\0\x01N\x7f\xff", "decode `Insert.new`: column 1 needs 1 bytes, 0 left");
+    check_error(b"I\0\0\0\x01N\x7f\xff", "decode `Insert.new`: column 1 needs 1 byte, 0 left");
     check_error(
         b"R\0\0\0\x01\0t\0d\x7f\xff",
-        "decode `Relation.columns`: needs 327670 bytes, 0 left",
+        "decode `Relation.columns`: needs 327 670 bytes, 0 left",
     );
     check_error(
         b"T\x7f\xff\xff\xff\0",
-        "decode `Truncate.relation_ids`: needs 8589934588 bytes, 0 left",
+        "decode `Truncate.relation_ids`: needs 8 589 934 588 bytes, 0 left",
     );
     check_error(
         b"T\x80\0\0\0\0",
@@ -447,7 +447,7 @@ fn a_length_is_believed_only_as_far_as_there_are_bytes() {
     );
     check_error(
         b"M\0\0\0\0\0\0\0\0\0p\0\x7f\xff\xff\xffsecret",
-        "decode `LogicalMessage.content`: needs 2147483647 bytes, 6 left",
+        "decode `LogicalMessage.content`: needs 2 147 483 647 bytes, 6 left",
     );
 }
 

@@ -7,6 +7,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 
 use super::cursor::{Cursor, LEFT_OUT, split_value};
 use super::error::Error;
+use crate::words::counted;
 
 /// The row before an UPDATE or DELETE, as far as that tells of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -149,8 +150,8 @@ impl fmt::Debug for Value<'_> {
         match self {
             Value::Null => formatter.write_str("Null"),
             Value::Unchanged => formatter.write_str("Unchanged"),
-            Value::Text(bytes) => write!(formatter, "Text({} bytes)", bytes.len()),
-            Value::Binary(bytes) => write!(formatter, "Binary({} bytes)", bytes.len()),
+            Value::Text(bytes) => write!(formatter, "Text({})", counted(bytes.len(), "byte")),
+            Value::Binary(bytes) => write!(formatter, "Binary({})", counted(bytes.len(), "byte")),
             Value::LeftOut => formatter.write_str("LeftOut"),
         }
     }

@@ -24,6 +24,7 @@ use crate::decode::{
     StreamStart, Truncate, Tuple,
 };
 use crate::lsn::Lsn;
+use crate::words::counted;
 
 use self::relations::Relations;
 use self::types::Types;
@@ -190,7 +191,10 @@ pub enum Error {
         relation_id: u32,
     },
     /// A tuple that is not one of its relation.
-    #[error("gather change of `{namespace}.{name}`: {found} columns, the relation has {expected}")]
+    #[error(
+        "gather change of `{namespace}.{name}`: {}, the relation has {expected}",
+        counted(*.found, "column")
+    )]
     ColumnCount {
         /// Schema of the relation.
         namespace: String,

@@ -242,7 +242,7 @@ fn a_tuple_of_another_width_than_its_relation_is_refused() {
         update(Some(old(&whole)), row(&short)),
         Message::Delete(Delete { relation_id: 1, old: old(&short) }),
     ] {
-        let text = "gather change of `public.t1`: 1 columns, the relation has 2";
+        let text = "gather change of `public.t1`: 1 column, the relation has 2";
         check_refused(inside(), message, text);
     }
 }

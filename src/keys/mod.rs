@@ -59,7 +59,7 @@ mod tests;
 #[cfg(test)]
 mod when_tests;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use crate::budget::Memory;
@@ -283,6 +283,20 @@ impl Rules {
             print::rule(rule, &self.lookups, suspended.contains(name))
         };
         rules.map(print).collect()
+    }
+
+    /// Gives for each rule, by [`RuleId`], the number that it has among `others`: that of the rule
+    /// of its name, if that gives the same.
+    #[must_use]
+    pub fn same_as(&self, others: &Rules) -> Vec<Option<usize>> {
+        let none = BTreeSet::new();
+        let prints = others.prints(&none);
+        let known: BTreeMap<&str, usize> =
+            others.names.iter().enumerate().map(|(at, name)| (name.as_str(), at)).collect();
+        let same = |(print, name): (RulePrint, &String)| {
+            known.get(name.as_str()).copied().filter(|at| prints.get(*at) == Some(&print))
+        };
+        self.prints(&none).into_iter().zip(self.names.iter()).map(same).collect()
     }
 
     /// 16 hex digits that tell rules apart that give different keys for some change. Names and

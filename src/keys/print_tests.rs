@@ -178,3 +178,18 @@ fn a_rule_of_a_view_or_of_messages_is_given_by_its_like_at_work_and_by_nothing_e
         assert_eq!(fresh(&others, &now), [(0, 0), (0, 1)], "another gave the same keys");
     }
 }
+
+/// By name, wherever it stands.
+#[test]
+fn a_rule_is_the_same_if_its_name_and_what_it_gives_are() {
+    let named = |name: &str, key: &str| config::Rule { name: name.to_owned(), ..rule(&[key]) };
+    let of = |rules: &[config::Rule]| Rules::compile(rules).unwrap();
+    let before = of(&[named("a", "a:{id}"), named("b", "b:{id}"), named("c", "c:{id}")]);
+    let after = of(&[
+        named("new", "a:{id}"),
+        named("c", "c:{id}"),
+        named("b", "b:{name}"),
+        named("a", "a:{ id }"),
+    ]);
+    assert_eq!(after.same_as(&before), [None, Some(2), None, Some(0)]);
+}

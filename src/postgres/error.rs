@@ -10,6 +10,8 @@ use postgres_protocol::message::backend::ErrorFields;
 use super::hosts::{Obstacle, PassedOver, listed};
 use super::passfile::PassfileError;
 
+use crate::words::counted;
+
 /// A connection or a query failed. No variant carries a password, a row value or a URL.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -30,7 +32,7 @@ pub enum Error {
         seconds: u64,
     },
     /// None of several hosts is a primary that takes sessions.
-    #[error("find the primary among {} hosts: {}", .0.len(), listed(.0))]
+    #[error("find the primary among {}: {}", counted(.0.len(), "host"), listed(.0))]
     NoPrimary(Vec<PassedOver>),
     /// The trusted certificates could not be read.
     #[error("read `sslrootcert` `{path}`: {reason}")]

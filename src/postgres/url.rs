@@ -9,6 +9,7 @@ use secrecy::SecretString;
 
 use super::{ChannelBinding, ClientCertificate, Endpoint, SslMode};
 use crate::password::Source;
+use crate::words::counted;
 
 /// libpq waits for ever by default; a sidecar must come back and try again.
 const CONNECT_TIMEOUT_DEFAULT: Duration = Duration::from_secs(10);
@@ -46,7 +47,11 @@ pub enum ParseError {
     #[error("the URL names no host; for a Unix socket write `?host=/folder/of/the/socket`")]
     Host,
     /// Neither one port for all hosts, nor one for each.
-    #[error("the URL names {hosts} hosts and {ports} ports; give each host its own, or one port")]
+    #[error(
+        "the URL names {} and {}; give each host its own, or one port",
+        counted(*.hosts, "host"),
+        counted(*.ports, "port")
+    )]
     Ports {
         /// How many hosts.
         hosts: usize,

@@ -12,7 +12,7 @@ use super::redis_databases::Databases;
 use super::redis_pass::{self, KEYS_MIN};
 use super::{Code, Finding, catalog};
 use crate::config::{Config, Rule, Source, Target};
-use crate::telemetry::words::counted;
+use crate::words::counted;
 
 /// Rules that are told one by one, at most.
 const RULES_MAX: usize = 20;

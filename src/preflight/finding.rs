@@ -10,6 +10,7 @@ use super::code::Code;
 use super::facts::Fact;
 use super::step::{Step, printed};
 use crate::config::Location;
+use crate::words::counted;
 
 /// How bad a finding is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -319,9 +320,7 @@ impl fmt::Display for Report {
         }
         let count = |severity| self.findings().filter(|one| one.severity == severity).count();
         let (errors, warnings) = (count(Severity::Error), count(Severity::Warning));
-        let plural = |count: usize| if count == 1 { "" } else { "s" };
-        let (more_errors, more_warnings) = (plural(errors), plural(warnings));
-        write!(formatter, "{errors} error{more_errors}, {warnings} warning{more_warnings}")
+        write!(formatter, "{}, {}", counted(errors, "error"), counted(warnings, "warning"))
     }
 }
 

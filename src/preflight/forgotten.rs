@@ -12,6 +12,7 @@ use super::remembered::{self, only_of};
 use super::step::Step;
 use super::{Code, Context, Error, Finding, Severity, cure};
 use crate::config::{Postgres, TableName};
+use crate::words::counted;
 
 /// So many of them are told. The rest is told once these are forgotten: to work out what is left of
 /// a comment without a slot takes time that grows with the comment, which its owner may write, and
@@ -105,7 +106,8 @@ pub(super) async fn check(context: &Context<'_>, client: &Client) -> Result<Vec<
             [] => String::new(),
             [table] => format!("; `{table}` stays published for it"),
             [table, ..] => {
-                format!("; {} tables stay published for it, such as `{table}`", listed.len())
+                let tables = counted(listed.len(), "table");
+                format!("; {tables} stay published for it, such as `{table}`")
             }
         };
         let message = format!(

@@ -11,6 +11,7 @@ use super::remembered::{self, Now, Published};
 use super::step::{Identity, Step};
 use super::{Code, Context, Error, Finding, cure, tables};
 use crate::config::TableName;
+use crate::words::counted;
 
 /// Tables that `setup` published for a rule of this walsweep, and that no rule and no kept answer
 /// of a lookup needs any more. What it did not publish is not its to take away.
@@ -146,7 +147,8 @@ async fn heirs(
         let what = match count {
             1 => format!("`{first}`, which inherits from `{parent}`, and which"),
             count => {
-                format!("{count} tables that inherit from `{parent}`, such as `{first}`, and that")
+                let tables = counted(count, "table");
+                format!("{tables} that inherit from `{parent}`, such as `{first}`, and that")
             }
         };
         let message = format!(

@@ -22,6 +22,7 @@ use crate::keys::{Lookup, LookupId, Rules};
 use crate::postgres::AS_ROLE;
 use crate::postgres::statement::render;
 use crate::settle::{Param, lookup_statement};
+use crate::words::counted;
 
 /// Words for what becomes of keys while a lookup does not answer.
 const MEANWHILE: &str = "until it answers, `*` stands in keys for what it gives";
@@ -127,7 +128,11 @@ async fn locked(
             let program = program.map(|name| format!(" (`{name}`)")).unwrap_or_default();
             pid.map_or_else(
                 || format!("a prepared transaction has `{table}` locked"),
-                |pid| format!("process {pid}{program} has `{table}` locked, or waits for that"),
+                |pid| {
+                    format!(
+                        "Postgres process {pid}{program} has `{table}` locked, or waits for that"
+                    )
+                },
             )
         }
     };
@@ -280,12 +285,8 @@ fn parameters(lookup: &Lookup, prepared: &Statement) -> Option<Finding> {
         return None;
     }
     let name = &lookup.name;
-    let plural = |count: usize| if count == 1 { "" } else { "s" };
-    let text = format!(
-        "lookup `{name}` has {wants} parameter{} and `params` names {has} column{}",
-        plural(wants),
-        plural(has)
-    );
+    let (wants, has) = (counted(wants, "parameter"), counted(has, "column"));
+    let text = format!("lookup `{name}` has {wants} and `params` names {has}");
     let hint = "name one column of the rule's table in `params` for each of `$1`, `$2` and so on, \
                 in this order";
     Some(Finding::error(Code::LookupParams, text).at(&lookup.sql.at).hint(hint))

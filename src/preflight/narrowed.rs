@@ -11,6 +11,7 @@ use super::catalog::{Publication, Table};
 use super::{Code, Context, Finding, difference};
 use crate::config::{Rule, Source};
 use crate::keys::ColumnUse;
+use crate::words::counted;
 
 /// The price of a list or a filter, in one sentence.
 const COSTS: &str = "a column that it names cannot be dropped or retyped, and the application's \
@@ -88,8 +89,8 @@ pub(super) fn costs(
     let (name, shown) = (&context.config.postgres.publication, table.relation.table_name());
     let listed = table.published_columns.iter().flatten().count();
     let message = format!(
-        "publication `{name}` has a column list for `{shown}`, {listed} of {} columns: {COSTS}",
-        table.columns.len()
+        "publication `{name}` has a column list for `{shown}`, {listed} of {}: {COSTS}",
+        counted(table.columns.len(), "column")
     );
     let finding = Finding::warning(Code::Narrowed, message).of_rules(context.rules_of(&shown));
     let finding = finding.hint("publish the whole table");

@@ -12,6 +12,7 @@ use crate::sweep::redis::connect::classify;
 use crate::sweep::redis::endpoint::{self, Endpoint};
 use crate::sweep::redis::lease::{self, Loaded};
 use crate::sweep::{Kind, key_name};
+use crate::words::counted;
 
 /// How long the key of the checks lives, if nothing removes it, milliseconds.
 const CHECK_KEY_TTL_MS: u32 = 1_000;
@@ -516,8 +517,9 @@ fn server(info: &str, (wait_replicas, is_cluster): (u32, bool), is_hidden: bool)
     let few = replicas.filter(|replicas: &u32| *replicas < wait_replicas && !is_hidden);
     if let Some(replicas) = few {
         let message = format!(
-            "`wait_replicas` is {wait_replicas}, and {replicas} replicas are connected: nothing is \
-             confirmed, and the slot keeps WAL"
+            "`wait_replicas` is {wait_replicas}, and redis has {}: nothing is confirmed, and the \
+             slot keeps WAL",
+            counted(replicas, "connected replica")
         );
         let few = Finding::warning(Code::RedisReplicas, message);
         findings.push(few.hint("connect the replicas, or lower `redis.wait_replicas`"));

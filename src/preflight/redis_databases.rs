@@ -8,7 +8,7 @@ use redis::{IntoConnectionInfo, RedisError, cmd};
 use super::redis_names::literal;
 use super::{Code, Finding};
 use crate::config::Target;
-use crate::telemetry::words::counted;
+use crate::words::counted;
 
 /// A database with no more keys than this may have walsweep's own alone.
 const FEW: u64 = 100;

@@ -11,7 +11,7 @@ use super::redis_inside;
 use super::{Code, Finding};
 use crate::config::Target;
 use crate::sweep;
-use crate::telemetry::words::counted;
+use crate::words::counted;
 
 /// A pass over fewer keys costs some milliseconds.
 pub(super) const KEYS_MIN: u64 = 10_000;

@@ -31,7 +31,7 @@ pub(super) fn check(context: &Context<'_>) -> Vec<Finding> {
     let mut findings = Vec::from_iter(behind(name, slot));
     findings.extend(unclaimed(context));
     if let Some(pid) = slot.active_pid {
-        let message = format!("slot `{name}` is in use by process {pid}");
+        let message = format!("slot `{name}` is in use by Postgres process {pid}");
         let active = Finding::info(Code::SlotActive, message);
         findings.push(active.hint("a walsweep that is started now waits for it"));
     }
@@ -46,7 +46,7 @@ fn way_out(code: Code, slot: &Slot) -> String {
         (Code::SlotDatabase, _) => {
             format!("is the database at the end of `postgres.url` right? Only if it is, {other}")
         }
-        (_, Some(pid)) => format!("{other}: process {pid} has this one"),
+        (_, Some(pid)) => format!("{other}: Postgres process {pid} has this one"),
         (_, None) => format!("{other}, or drop that slot if nobody needs it"),
     }
 }
@@ -78,7 +78,7 @@ fn unclaimed(context: &Context<'_>) -> Option<Finding> {
         }
     };
     let reader = context.catalog.slot.as_ref().and_then(|one| one.active_pid);
-    let reader = reader.map(|pid| format!("; process {pid} reads it now"));
+    let reader = reader.map(|pid| format!("; Postgres process {pid} reads it now"));
     let reader = reader.unwrap_or_default();
     let message = format!(
         "slot `{slot}` is there, and may be another program's: {why}{reader}. That program would \
@@ -119,7 +119,7 @@ pub(super) fn beside_new_publication(context: &Context<'_>) -> Option<String> {
     let name = &context.config.postgres.slot;
     let slot = context.catalog.slot.as_ref().filter(|slot| unfit(context, slot).is_none())?;
     let way = match slot.active_pid {
-        Some(pid) => format!("process {pid} reads it now"),
+        Some(pid) => format!("Postgres process {pid} reads it now"),
         None => {
             let drop = cure::drop_slot(name);
             format!("only if nobody else reads it, `{drop};` spares it that")
@@ -213,7 +213,7 @@ fn unfit(context: &Context<'_>, slot: &Slot) -> Option<Finding> {
     }
     if slot.database.as_ref() != Some(database) {
         let other = slot.database.as_deref().unwrap_or_default();
-        let reader = slot.active_pid.map(|pid| format!("; process {pid} reads it there"));
+        let reader = slot.active_pid.map(|pid| format!("; Postgres process {pid} reads it there"));
         let reader = reader.unwrap_or_default();
         let message =
             format!("slot `{name}` is of database `{other}`, not of `{database}`{reader}");

@@ -90,7 +90,7 @@ fn left_behind(config: &Postgres, catalog: &Catalog) -> Option<Finding> {
     let slot = catalog.slot.as_ref()?;
     let name = &config.slot;
     let who = match slot.active_pid {
-        Some(pid) => format!("process {pid} reads it"),
+        Some(pid) => format!("Postgres process {pid} reads it"),
         None => "nobody reads it, and it keeps WAL".to_owned(),
     };
     let left = Finding::warning(

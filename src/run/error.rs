@@ -42,7 +42,7 @@ pub enum Error {
         replication: String,
     },
     /// Another process streams from the slot.
-    #[error("process {pid} (`{name}`){}", from(.address.as_deref()))]
+    #[error("Postgres process {pid} (`{name}`){}", from(.address.as_deref()))]
     SlotInUse {
         /// Its process id on the server.
         pid: String,

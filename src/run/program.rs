@@ -218,10 +218,11 @@ impl Program {
 
     /// Goes on with another configuration. Gives what is prepared of its first session.
     fn take_over(&mut self, change: Change, course: &mut Course) -> Option<Prepared> {
-        self.setting = change.setting;
+        let before = replace(&mut self.setting, change.setting);
         let Setting { config, rules, .. } = &*self.setting;
         let targets = config.redis.iter().map(|redis| redis.name.clone()).collect();
-        self.metrics = Arc::new(self.metrics.for_others(rules.names(), targets));
+        let same = rules.same_as(&before.rules);
+        self.metrics = Arc::new(self.metrics.for_others(rules.names(), &same, targets));
         self.health.is_of(Arc::clone(&self.metrics));
         self.health.trail().knows(Known::of(config, rules));
         self.health.shows(Facts::of(config));

@@ -309,8 +309,8 @@ impl Reloader {
         let done = file::apart(Path::new(&*self.file), READ_MAX, work).await;
         done.map_err(|error| {
             Refused::because(format!(
-                "{}: read it and the files that it names: {error}
-  hint: see whether one is a                  pipe, or on a mount that does not answer",
+                "{}: read it and the files that it names: {error}\n  hint: see whether \
+                 one is a pipe, or on a mount that does not answer",
                 self.file
             ))
         })

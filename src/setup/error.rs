@@ -108,7 +108,7 @@ pub enum Error {
     #[error("create the slot: the standby has not replayed what the primary wrote 20 s ago")]
     StandbyBehind,
     /// The slot cannot be dropped while somebody streams from it.
-    #[error("drop slot `{slot}`: process {pid} (`{name}`) streams from it")]
+    #[error("drop slot `{slot}`: Postgres process {pid} (`{name}`) streams from it")]
     SlotActive {
         /// The slot.
         slot: String,

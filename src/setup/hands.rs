@@ -227,7 +227,7 @@ impl Hands<'_> {
             let name = name.map(|name| format!(" (`{name}`)")).unwrap_or_default();
             let since = since.map(|since| format!(" since {since}")).unwrap_or_default();
             Ok(match pid {
-                Some(pid) => format!("process {pid}{name} has `{table}`{since}"),
+                Some(pid) => format!("Postgres process {pid}{name} has `{table}`{since}"),
                 None => format!("a prepared transaction has `{table}`"),
             })
         };

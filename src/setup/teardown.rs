@@ -228,8 +228,8 @@ pub async fn teardown_script(config: &Config, hands: &Hands<'_>) -> Result<Strin
     match &remains.slot {
         Held::By(pid, name) => {
             let first = format!(
-                "Stop walsweep, and then print this again: process {pid} (`{name}`) streams from \
-                 slot `{}`.\nIt drops the slot then, and does this:",
+                "Stop walsweep, and then print this again: Postgres process {pid} (`{name}`) \
+                 streams from slot `{}`.\nIt drops the slot then, and does this:",
                 config.postgres.slot
             );
             script.push_str(&format!("\n{}{}", comment(&first), comment(&parts)));
@@ -400,8 +400,8 @@ fn left_to(publication: &str, Remains { others, unrecorded, .. }: &Remains) -> S
     }
     for (pid, slot) in unrecorded {
         parts.push(format!(
-            "process {pid} (`{REPLICATION_NAME}`) reads slot `{slot}` with it, which its comment \
-             does not record: `walsweep setup` with that name as `postgres.slot` does"
+            "Postgres process {pid} (`{REPLICATION_NAME}`) reads slot `{slot}` with it, which its \
+             comment does not record: `walsweep setup` with that name as `postgres.slot` does"
         ));
     }
     let teardown = "if that walsweep is gone, run `walsweep teardown` with that name as \

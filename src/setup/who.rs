@@ -11,6 +11,7 @@ use tokio_postgres::types::ToSql;
 use super::{Error, Hands};
 use crate::config::{Config, TableName};
 use crate::preflight::{self, Does, Grant, Object, Step};
+use crate::words::counted;
 
 /// Something that has an owner.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -222,8 +223,8 @@ impl<'a> Owners<'a> {
             let database = &self.config.postgres.endpoint.database;
             lacks.push(format!("create a publication in database `{database}`"));
         }
-        lacks.extend(counted("change", self.all_lacking(&others)));
-        lacks.extend(counted("grant a right on", self.all_lacking(&grants)));
+        lacks.extend(summed("change", self.all_lacking(&others)));
+        lacks.extend(summed("grant a right on", self.all_lacking(&grants)));
         lacks
     }
 
@@ -254,7 +255,7 @@ impl<'a> Owners<'a> {
         }
         let lacking = self.all_lacking(&others);
         if !lacking.is_empty() {
-            let what = counted("", lacking);
+            let what = summed("", lacking);
             // With the login of one owner alone the steps of another would be refused.
             let (_, all) = apart(needed);
             let all: Vec<&Owned> = all.iter().flat_map(|step| self.rows(&step.does)).collect();
@@ -341,7 +342,7 @@ fn apart<'a>(steps: &[&'a Step]) -> (Vec<&'a Step>, Vec<&'a Step>) {
 
 /// Tells what is to be done to things, one by one; of tables of one owner how many, and one of
 /// them.
-fn counted(verb: &str, owned: BTreeMap<&Thing, &Owned>) -> Vec<String> {
+fn summed(verb: &str, owned: BTreeMap<&Thing, &Owned>) -> Vec<String> {
     let mut told: Vec<(&Owned, usize)> = Vec::new();
     for one in owned.into_values() {
         let is_of_it = |(first, _): &&mut (&Owned, usize)| {
@@ -356,7 +357,8 @@ fn counted(verb: &str, owned: BTreeMap<&Thing, &Owned>) -> Vec<String> {
     let told = told.into_iter().map(|(first, count)| match (count, first.thing.named()) {
         (1, _) => format!("{verb} {}", first.told()),
         (count, (_, name)) => {
-            format!("{verb} {count} tables of `{}`, such as `{name}`", first.owner)
+            let tables = counted(count, "table");
+            format!("{verb} {tables} of `{}`, such as `{name}`", first.owner)
         }
     });
     told.map(|text| text.trim_start().to_owned()).collect()

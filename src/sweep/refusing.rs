@@ -15,7 +15,7 @@ use super::sweeper::State;
 use crate::keys::{KeySet, Pattern, RuleId};
 use crate::telemetry::Topic;
 use crate::telemetry::metrics::ErrorLabel;
-use crate::telemetry::words::counted;
+use crate::words::counted;
 
 /// The rights to look into keys.
 const INSIDE_RIGHTS: &str = " +hdel +hscan +type +exists +sscan +zscan +srem +zrem; and `~` for \

@@ -177,8 +177,9 @@ async fn tables_that_stay_unseen_for_a_minute_are_not_ready() {
 #[test]
 fn who_has_the_slot_is_named_by_the_one_that_stands_by() {
     let health = streaming();
-    health.stands_by("process 7 (`walsweep stream`), connected from 10.0.0.7".to_owned());
-    let text = "standby: process 7 (`walsweep stream`), connected from 10.0.0.7 has the slot\n";
+    health.stands_by("Postgres process 7 (`walsweep stream`), connected from 10.0.0.7".to_owned());
+    let text =
+        "standby: Postgres process 7 (`walsweep stream`), connected from 10.0.0.7 has the slot\n";
     assert_eq!(health.readiness(), (false, text.to_owned()));
 }
 

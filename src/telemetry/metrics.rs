@@ -365,7 +365,8 @@ impl Metrics {
     /// Names the targets, in the order of the configuration.
     #[must_use]
     pub fn with_targets(mut self, names: Vec<String>) -> Metrics {
-        self.noted = Arc::new(self.noted.of_others(self.rules.len(), names.len()));
+        let same: Vec<Option<usize>> = (0..self.rules.len()).map(Some).collect();
+        self.noted = Arc::new(self.noted.of_others(&same, names.len()));
         if names.len() > 1 {
             for target in &names {
                 let label = TargetLabel { target: target.clone() };

@@ -24,7 +24,6 @@ mod table;
 pub mod trail;
 mod trouble;
 pub mod why;
-pub mod words;
 #[cfg(test)]
 pub(crate) mod health_tests;
 

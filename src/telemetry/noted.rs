@@ -289,9 +289,14 @@ impl Noted {
         }
     }
 
-    /// Gives notes of the same process, of so many rules and targets.
-    pub(super) fn of_others(&self, rules: usize, targets: usize) -> Noted {
-        let mut others = Noted { started_at: self.started_at, ..Noted::new(rules) };
+    /// Gives notes of the same process, of other rules, and of so many targets. A rule that was
+    /// there before has its number of then in `rules`, and keeps what is noted of it.
+    pub(super) fn of_others(&self, rules: &[Option<usize>], targets: usize) -> Noted {
+        let mut others = Noted { started_at: self.started_at, ..Noted::new(rules.len()) };
+        for (place, before) in others.removed_at.iter_mut().zip(rules) {
+            let before = before.and_then(|before| self.removed_at.get(before));
+            *place = AtomicU64::new(before.map_or(0, |at| at.load(Ordering::Relaxed)));
+        }
         others.targets.resize_with(targets.max(1), TargetNotes::new);
         others
     }
@@ -347,10 +352,23 @@ mod tests {
 
     use super::{Noted, Page};
     use crate::config::TargetId;
+    use crate::keys::RuleId;
+
+    #[test]
+    fn a_rule_that_stays_keeps_its_last_removal_and_another_of_its_number_does_not() {
+        let before = Noted::new(2);
+        before.removed(RuleId(1));
+        let at = before.removed_at(1);
+        let after = before.of_others(&[Some(1), None, Some(0), Some(7)], 1);
+        let found: Vec<_> = (0..5).map(|rule| after.removed_at(rule)).collect();
+        assert!(at.is_some());
+        assert_eq!(found, [at, None, None, None, None]);
+        assert_eq!(after.started_at, before.started_at);
+    }
 
     #[tokio::test(start_paused = true)]
     async fn only_a_whole_pass_has_a_price_and_none_is_under_way_after_it() {
-        let noted = Noted::new(0).of_others(0, 2);
+        let noted = Noted::new(0).of_others(&[], 2);
         let target = noted.target(TargetId::FIRST);
         let page = |scanned, milliseconds| Page {
             scanned,

@@ -207,12 +207,12 @@ mod tests {
             (Phase::Streaming, "ready"),
             (Phase::Sweeping("watermark_missing"), "sweeping: watermark_missing"),
             (Phase::Connecting, "connecting to postgres; nobody is there"),
-            (Phase::Standby, "standby: process 7 has the slot"),
+            (Phase::Standby, "standby: Postgres process 7 has the slot"),
         ] {
             let listener = Listener::start(None);
             assert_eq!(listener.lines(1.0).await, ["STATUS=connecting to postgres"]);
             match phase {
-                Phase::Standby => listener.health.stands_by("process 7".to_owned()),
+                Phase::Standby => listener.health.stands_by("Postgres process 7".to_owned()),
                 Phase::Connecting => {
                     listener.health.set(phase);
                     listener.health.trouble(Topic::Session, "nobody is there", Some("start it"));

@@ -3,13 +3,15 @@
 //! `walsweep reload` sends a signal, which gives no answer. So the process tells here, on the page
 //! `/reload`, who it is, and `walsweep reload` waits for the outcome of a reload that began later.
 
-use std::sync::{Mutex, MutexGuard};
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use serde::{Deserialize, Serialize};
 
 use super::labels::{RuleLabel, TargetLabel, WidenedLabel};
 use super::metrics::Metrics;
-use crate::keys::WidenReason;
+use crate::config::at_start;
+use crate::keys::{Print, WidenReason};
 
 /// Lines that are kept, at most.
 const LINES_MAX: usize = 100;
@@ -53,6 +55,10 @@ pub struct Told {
     /// Whether the configuration itself is invalid, as for exit status 78.
     #[serde(default)]
     pub is_invalid: bool,
+    /// The fingerprints of the options that are read only at the start, by [`prints_at_start`];
+    /// `None` from a version that does not tell.
+    #[serde(default)]
+    pub at_start: Option<BTreeMap<String, Print>>,
     /// Lines of what was taken over, or of each problem, without a secret or a value of a row.
     pub lines: Vec<String>,
 }
@@ -92,11 +98,24 @@ fn started(stat: &str) -> String {
     rest.split_whitespace().nth(19).unwrap_or_default().to_owned()
 }
 
+/// Gives the fingerprint of each option of a configuration's text that is read only at the start,
+/// by dotted key. Whoever has another text sees which differ, and learns no value; a secret, which
+/// could be guessed from its fingerprint, is none of them.
+#[must_use]
+pub fn prints_at_start(text: &str) -> BTreeMap<String, Print> {
+    at_start(text).into_iter().map(|(key, value)| (key, Print::of([value]))).collect()
+}
+
 /// Reloads so far.
 #[derive(Debug, Default)]
 pub struct Reloads(Mutex<Told>);
 
 impl Reloads {
+    /// The process begins with the configuration of this text.
+    pub fn start_with(&self, text: &str) {
+        self.lock().at_start = Some(prints_at_start(text));
+    }
+
     /// A reload begins.
     pub fn begin(&self) {
         self.lock().begun += 1;
@@ -128,9 +147,15 @@ impl Reloads {
 
 impl Metrics {
     /// Gives the same metrics for other rules and targets. The series of those that are gone end,
-    /// as with a restart: an alert on one would never be over.
+    /// as with a restart: an alert on one would never be over. `before` has for each rule the
+    /// number that it had, if it is one of before, unchanged.
     #[must_use]
-    pub fn for_others(&self, rules: &[String], targets: Vec<String>) -> Metrics {
+    pub fn for_others(
+        &self,
+        rules: &[String],
+        before: &[Option<usize>],
+        targets: Vec<String>,
+    ) -> Metrics {
         self.rules.iter().filter(|rule| !rules.contains(rule)).for_each(|rule| {
             let label = RuleLabel { rule: rule.clone() };
             let families =
@@ -156,6 +181,7 @@ impl Metrics {
         let mut others = self.clone();
         (others.rules, others.targets) = (rules.to_vec(), Vec::new());
         others.create_series();
+        others.noted = Arc::new(self.noted.of_others(before, 1));
         others.with_targets(targets)
     }
 }

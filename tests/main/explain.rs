@@ -221,10 +221,25 @@ async fn check_says_what_a_second_run_would_do_beside_one_that_runs() {
     let verdict = "`walsweep run` is at work already; another one beside it needs an \
                    `http.listen` of its own, and would stand by until the slot is free\n";
     assert!(said.ends_with(verdict), "{said}");
+    let enough = "\nreload    `walsweep reload` is enough for the walsweep that runs ";
+    assert!(said.contains(enough), "{said}");
     let json = sidecar.command(&["check", "--json"]).stdout;
     let json: serde_json::Value = serde_json::from_slice(&json).unwrap();
     assert_eq!((&json["ok"], &json["verdict"]["run"]), (&true.into(), &"running".into()));
     assert_eq!(sidecar.readyz().await, Some(200), "it runs on");
+    // Another file than it runs with: what a reload takes over, and what is read only at the start.
+    let (rules, http) = (bed.settings().rules, bed.settings().http);
+    sidecar.change(|settings| settings.rules = rules.replace("list:", "lists:"));
+    assert!(text(&sidecar.command(&["check"])).contains(enough));
+    sidecar.change(|settings| "keys = true".clone_into(&mut settings.http));
+    let said = text(&sidecar.command(&["check"]));
+    let restart = "\nreload    the walsweep that runs began with another `http.keys`: ";
+    assert!(said.contains(restart) && !said.contains(enough), "{said}");
+    // It tells no value: not of options, and nothing at all of those that may hold a secret.
+    let (_, page) = sidecar.get("/reload").await.unwrap();
+    assert!(page.contains("\"postgres.slot\":") && !page.contains("postgres://"), "{page}");
+    assert!(!page.contains("url") && !page.contains("127.0.0.1"), "{page}");
+    sidecar.change(|settings| settings.http = http);
     // The same slot, and an address of its own.
     let second = Sidecar::new(bed.settings());
     let said = text(&second.command(&["check"]));

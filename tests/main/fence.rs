@@ -101,7 +101,7 @@ async fn what_is_waited_for_is_named_and_does_not_hold_up_a_stop() {
         open.one("select pg_backend_pid()").await,
     );
     begin_anew(&bed, &mut sidecar).await;
-    let process = format!("transaction {xid} of process {pid}");
+    let process = format!("transaction {xid} of Postgres process {pid}");
     says(&sidecar, &["sweeping: ", &process, "prepared as `p'q`"]).await;
     assert_eq!(sidecar.readyz().await, Some(503));
     bed.fill(&["item:1"]).await;

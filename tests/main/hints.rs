@@ -83,7 +83,7 @@ async fn a_wrong_database_is_asked_about_first_and_nobody_is_told_to_drop_the_sl
     assert_eq!(wrong.wait_exit().await, 1);
     let refused = wrong.log().concat();
     for said in [text(&wrong.command(&["check"])), text(&wrong.command(&["setup"])), refused] {
-        let told = "slot `walsweep` is of database `postgres`, not of `other`; process ";
+        let told = "slot `walsweep` is of database `postgres`, not of `other`; Postgres process ";
         let (before, after) = said.split_once(told).unwrap_or_else(|| panic!("{said}"));
         assert!(!before.contains("hint: "), "another cure comes first: {said}");
         let hint = after.split_once("hint: ").unwrap().1;

@@ -135,7 +135,7 @@ async fn wal_that_an_open_transaction_holds_costs_no_slot_and_is_told() {
     write_100_mb(&bed).await;
     bed.settled().await;
     let slot: String = bed.sql.one(SLOT).await;
-    let process = format!("process {pid}");
+    let process = format!("Postgres process {pid}");
     eventually(PATIENCE, "it is told who holds it", || says(&sidecar, &process)).await;
     // Two more looks at the slot.
     tokio::time::sleep(Duration::from_secs(11)).await;
@@ -246,7 +246,7 @@ async fn a_slot_is_not_given_up_while_a_new_one_could_not_be_had() {
     let held = bed.confirmed().await;
     let (holder, pid) = holder(&bed).await;
     write_100_mb(&bed).await;
-    let process = format!("process {pid}");
+    let process = format!("Postgres process {pid}");
     eventually(PATIENCE, "it is told who is in the way", || says(&sidecar, &process)).await;
     tokio::time::sleep(Duration::from_secs(11)).await;
     assert_eq!(bed.confirmed().await, held, "it is the old slot");

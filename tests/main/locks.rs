@@ -173,7 +173,8 @@ keys = ["item:{id}", "found:{found.a}"]
     sidecar.wait_ready().await;
     sidecar.wait_log("lookup `found` could not be tried").await;
     let (_, told) = sidecar.get("/readyz").await.unwrap();
-    assert!(told.contains(&format!("process {pid}")) && told.contains("`public."), "{told}");
+    let holder = format!("Postgres process {pid}");
+    assert!(told.contains(&holder) && told.contains("`public."), "{told}");
     bed.fill(&["found:any"]).await;
     bed.sql.run("delete from item where id = 1").await;
     bed.gone("found:any").await;
@@ -206,7 +207,7 @@ keys = ["item:{id}", "found:{found.a}"]
     sidecar.start();
     sidecar.wait_log("lookup `found` could not be tried").await;
     let (_, told) = sidecar.get("/readyz").await.unwrap();
-    assert!(told.contains(&format!("process {pid} has `public.plain` locked")), "{told}");
+    assert!(told.contains(&format!("Postgres process {pid} has `public.plain` locked")), "{told}");
     assert!(!told.contains(&format!("process {other_pid}")), "{told}");
 }
 

@@ -5,6 +5,7 @@ use std::io::{Read, Write};
 use std::process::Command;
 use std::time::Duration;
 
+use serde_json::Value;
 use tokio::time::{Instant, sleep};
 use walsweep::telemetry::reloads::{Process, Told};
 use walsweep_stage::throwaway::{Redis, RedisOptions, Signal};
@@ -30,6 +31,14 @@ async fn reloads(sidecar: &Sidecar, outcome: &str) -> f64 {
     sidecar.metric(&format!("walsweep_config_reloads_total{{outcome=\"{outcome}\"}}")).await
 }
 
+/// When `/status` says that the last key of a rule was removed.
+async fn last_removed(sidecar: &Sidecar, rule: &str) -> Value {
+    let (_, body) = sidecar.get("/status").await.unwrap();
+    let mut state: Value = serde_json::from_str(&body).unwrap();
+    let rules = state["rules"].as_array_mut().unwrap();
+    rules.iter_mut().find(|one| one["name"] == rule).unwrap()["last_removed"].take()
+}
+
 /// Commits a change of a row, and waits until its key is gone.
 async fn removes(bed: &Bed, key: &str, id: u32) {
     bed.fill(&[key]).await;
@@ -43,6 +52,11 @@ async fn a_new_rule_sweeps_its_own_keys_alone_and_keeps_the_position() {
     let mut sidecar = bed.sidecar().await;
     bed.fill(&["item:1", "list:team 1:a", "more:1", "wide:team 1:a", "keep"]).await;
     bed.settled().await;
+    removes(&bed, "item:1", 1).await;
+    bed.settled().await;
+    let last = last_removed(&sidecar, "item").await;
+    assert!(last.is_string(), "{last}");
+    bed.fill(&["item:1", "list:team 1:a"]).await;
     let resyncs = sidecar.metric_sum("walsweep_resyncs_total").await;
     sidecar.change(|settings| settings.rules = format!("{ITEM_RULES}{MORE}"));
     let (status, said) = reload(&sidecar);
@@ -56,6 +70,7 @@ async fn a_new_rule_sweeps_its_own_keys_alone_and_keeps_the_position() {
         assert!(bed.has(kept).await, "`{kept}` is swept, and nothing about it is new");
     }
     assert_eq!(sidecar.metric_sum("walsweep_resyncs_total").await, resyncs + 1.0);
+    assert_eq!(last_removed(&sidecar, "item").await, last, "nothing is new about it");
     assert_eq!(reloads(&sidecar, "applied").await, 1.0);
     assert_eq!(sidecar.metric("walsweep_reconnects_total{peer=\"postgres\"}").await, 0.0);
     removes(&bed, "more:2", 2).await;
@@ -72,6 +87,13 @@ async fn a_new_rule_sweeps_its_own_keys_alone_and_keeps_the_position() {
     assert!(bed.has("more:4").await && bed.has("item:4").await);
     let (_, page) = sidecar.get("/metrics").await.unwrap();
     assert!(!page.contains("rule=\"more\""), "an alert on it would never end");
+    // A rule that gives other keys is another one.
+    let other = ITEM_RULES.replace("list:{team}:*", "names:{team}:*");
+    assert_ne!(other, ITEM_RULES);
+    sidecar.change(|settings| settings.rules = other);
+    assert_eq!(reload(&sidecar).0, Some(0));
+    sidecar.wait_ready().await;
+    assert_eq!(last_removed(&sidecar, "item").await, Value::Null);
     sidecar.assert_quiet(&["sweeping everything"]);
     assert_eq!(sidecar.sigterm().await, 0);
 }
@@ -371,7 +393,7 @@ async fn signals_in_any_order_end_in_the_latest_file_and_in_a_stop() {
     sidecar.wait_ready().await;
     removes(&bed, "more:1", 1).await;
     let (_, page) = sidecar.get("/reload").await.unwrap();
-    let told: serde_json::Value = serde_json::from_str(&page).unwrap();
+    let told: Value = serde_json::from_str(&page).unwrap();
     assert_eq!(told["pid"], sidecar.id());
     assert!(told["begun"].as_u64().unwrap() <= 4, "{page}");
     // During one, and while the connection is tried again.

@@ -61,7 +61,7 @@ async fn systemd_is_told_of_the_start_of_what_is_done_and_of_the_stop() {
     one.wait("STATUS=ready").await;
     let mut second = Sidecar::new(two.starts(bed.settings()));
     second.start();
-    two.wait("STATUS=standby: process ").await;
+    two.wait("STATUS=standby: Postgres process ").await;
     for manager in [&one, &two] {
         manager.wait("READY=1").await;
         let signs = manager.count("WATCHDOG=1");
@@ -115,7 +115,8 @@ async fn a_stand_in_is_well_and_blocks_no_rollout() {
     let mut second = Sidecar::new(bed.settings());
     second.start();
     second.wait_log("standing by").await;
-    for (sidecar, plain, said) in [(&first, 200, "ready"), (&second, 503, "standby: process ")] {
+    let standby = "standby: Postgres process ";
+    for (sidecar, plain, said) in [(&first, 200, "ready"), (&second, 503, standby)] {
         assert_eq!(sidecar.readyz().await, Some(plain));
         assert_eq!(sidecar.get("/readyz?rollout").await.unwrap().0, 200);
         assert_eq!(sidecar.get("/readyz?rollouts").await.unwrap().0, plain);

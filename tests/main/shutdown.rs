@@ -45,7 +45,8 @@ async fn a_second_one_stands_by_and_takes_over() {
     assert_eq!(second.readyz().await, Some(503));
     let (_, why) = second.get("/readyz").await.unwrap();
     let pid: i32 = bed.sql.one("select active_pid from pg_replication_slots").await;
-    let holder = format!("standby: process {pid} (`walsweep stream`), connected from 127.0.0.1");
+    let holder =
+        format!("standby: Postgres process {pid} (`walsweep stream`), connected from 127.0.0.1");
     assert!(why.contains(&holder), "{why}");
     assert_eq!(second.get("/healthz").await.unwrap().0, 200);
     bed.fill(&["item:1"]).await;

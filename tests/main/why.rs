@@ -53,6 +53,12 @@ async fn a_removal_is_told_with_its_transaction_its_rule_and_its_times() {
     let transaction = format!("after the commit of transaction {xid} (0/");
     assert_says(&sidecar, "item:1", 0, &["`item:1` was removed ", " ago (2", &transaction]);
     assert_says(&sidecar, "item:1", 0, &["): rule `item`; removed again "]);
+    // Of one that was never there it can say no more, either.
+    let either = "\nWhether the key was there is not known: walsweep removes it either way.\n";
+    for key in ["item:1", "list:team 1:never there"] {
+        let (status, said) = why(&sidecar, key);
+        assert!(status == 0 && said.ends_with(either), "{said}");
+    }
     let pattern = "rule `item`, pattern `list:team 1:*`; removed again ";
     assert_says(&sidecar, "list:team 1:a", 0, &[&transaction, pattern]);
     // It was swept with everything when walsweep began, before.
@@ -88,6 +94,7 @@ async fn a_key_that_no_rule_gives_is_told_with_the_nearest() {
     let bed = Bed::new(&[]).await;
     let sidecar = bed.sidecar().await;
     let none = "No rule gives `itm:1`, so that walsweep never removes it.";
+    assert!(!why(&sidecar, "itm:1").1.contains("either way"));
     assert_says(&sidecar, "itm:1", 1, &[none, "The nearest is `item:{id}`, of rule `item`."]);
     let told = json(&sidecar, "session:9");
     assert_eq!((&told["found"], told["rules"].as_array().unwrap().len()), (&Value::Bool(false), 0));
@@ -163,6 +170,9 @@ async fn a_commit_that_nobody_sees_is_why_its_key_stays() {
     bed.postgres.conf(GHOST).await.unwrap();
     let writer = stuck(&bed, "update item set version = 1 where id = 1").await;
     says(&sidecar, "item:1", "`item:1` is to be removed for transaction ").await;
+    // It was swept before.
+    let (_, said) = why(&sidecar, "item:1");
+    assert_eq!(said.matches("Whether the key was there").count(), 1, "{said}");
     assert_says(&sidecar, "item:1", 0, &[", which readers cannot see yet: rule `item`."]);
     assert!(json(&sidecar, "item:1")["removals"][0]["visible"].is_null());
     release(&bed).await;

@@ -297,7 +297,11 @@ async fn too_few_replicas_and_a_missing_right_to_wait_are_told() {
     let findings = preflight::redis(&target(&config), &mut admin).await;
     let few = find(&findings, "redis_replicas");
     assert_eq!(few.severity, Severity::Warning);
-    assert!(few.message.contains("`wait_replicas` is 1, and 0 replicas"), "{}", few.message);
+    assert!(
+        few.message.contains("`wait_replicas` is 1, and redis has 0 connected replicas"),
+        "{}",
+        few.message
+    );
     let mut forbid = cmd("ACL");
     forbid.arg("SETUSER").arg("default").arg("-wait").exec_async(&mut admin).await.unwrap();
     let findings = preflight::redis(&target(&config), &mut admin).await;

@@ -61,7 +61,12 @@ async fn a_slot_that_is_in_use_is_told_and_not_dropped() {
     while !client.query_one(active, &[]).await.unwrap().get::<_, bool>(0) {
         assert!(SystemTime::now() < deadline, "pg_recvlogical does not start");
     }
-    assert_eq!(codes(&check(&config, &client).await), ["slot_active"]);
+    let findings = check(&config, &client).await;
+    assert_eq!(codes(&findings), ["slot_active"]);
+    let pid = "select active_pid from pg_replication_slots where active_pid is not null";
+    let pid: i32 = client.query_one(pid, &[]).await.unwrap().get(0);
+    let message = &find(&findings, "slot_active").message;
+    assert_eq!(message, &format!("slot `slot_app` is in use by Postgres process {pid}"));
     let error = setup::teardown(&config, &hands(&config, &client)).await.unwrap_err();
     assert!(matches!(&error, setup::Error::SlotActive { name, .. } if name == "pg_recvlogical"));
     reader.kill().unwrap();

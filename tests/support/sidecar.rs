@@ -146,7 +146,12 @@ impl Sidecar {
 
     /// Starts `walsweep ARGS --config FILE`, with what it writes kept for whoever waits for it.
     pub(crate) fn spawn(&self, args: &[&str]) -> Child {
-        self.program(args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+        self.spawn_to(args, Stdio::piped())
+    }
+
+    /// Starts `walsweep ARGS --config FILE` with its standard output where `out` says.
+    pub(crate) fn spawn_to(&self, args: &[&str], out: Stdio) -> Child {
+        self.program(args).stdout(out).stderr(Stdio::piped()).spawn().unwrap()
     }
 
     /// Changes the settings; the next start reads them.

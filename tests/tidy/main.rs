@@ -24,7 +24,7 @@ use source::Source;
 /// Every room of `src`, a folder or a file, in floors: a room imports from lower floors only, so
 /// that there is no circle. The stages stand in the order of the flow.
 const FLOORS: [&[&str]; 15] = [
-    &["budget", "failpoint", "file", "lsn"],
+    &["budget", "failpoint", "file", "lsn", "words"],
     &["channel", "password"],
     &["postgres", "retry"],
     &["config"],

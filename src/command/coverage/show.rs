@@ -3,7 +3,7 @@
 use std::fmt;
 
 use super::{Coverage, Known, Reach};
-use crate::telemetry::words::{counted, grouped};
+use crate::words::{counted, grouped};
 
 /// Families that are shown to a person.
 const SHOWN_MAX: usize = 30;

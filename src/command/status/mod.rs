@@ -1,5 +1,6 @@
 //! `walsweep status`.
 
+mod lines;
 mod show;
 
 use std::io::{IsTerminal, stdout};
@@ -7,6 +8,7 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 
+use rustix::termios::tcgetwinsize;
 use tokio::time::{Instant, sleep_until};
 
 use super::failure::{Failure, halted, print};
@@ -14,7 +16,8 @@ use super::listener::page;
 use super::load::configuration;
 use crate::config::Config;
 use crate::telemetry::status::Status;
-use show::{Look, shown};
+use lines::Screen;
+use show::{Look, fitted, shown};
 
 /// How far apart two looks of `--watch` are.
 const INTERVAL: Duration = Duration::from_secs(1);
@@ -73,7 +76,7 @@ fn look() -> Look {
 
 async fn once(address: SocketAddr, form: Form) -> Result<(), Failure> {
     let answer = ask(address).await?;
-    print(&told(&answer, form, None)?)?;
+    print(&told(&answer, form, (None, None))?)?;
     answer.liveness.map_err(|why| halted(why.trim_end()))
 }
 
@@ -87,7 +90,8 @@ async fn watch(address: SocketAddr, form: Form) -> Result<(), Failure> {
     loop {
         let text = match ask(address).await {
             Ok(answer) => {
-                let text = told(&answer, form, before.as_ref())?;
+                let screen = repaints.then(screen).flatten();
+                let text = told(&answer, form, (before.as_ref(), screen))?;
                 before = serde_json::from_str(&answer.json).ok();
                 text
             }
@@ -95,7 +99,9 @@ async fn watch(address: SocketAddr, form: Form) -> Result<(), Failure> {
             Err(failure) => format!("{failure}\n"),
         };
         let end = if form == Form::Json { "" } else { "\n" };
-        print(&if repaints { format!("{REPAINT}{text}") } else { format!("{text}{end}") })?;
+        // An end of the last line would scroll the first away.
+        let fits = text.trim_end();
+        print(&if repaints { format!("{REPAINT}{fits}") } else { format!("{text}{end}") })?;
         next = (next + INTERVAL).max(Instant::now());
         sleep_until(next).await;
     }
@@ -117,8 +123,20 @@ async fn ask(address: SocketAddr) -> Result<Answer, Failure> {
     })
 }
 
-/// Gives the text for an answer; rates are of what came since the state `before`.
-fn told(answer: &Answer, form: Form, before: Option<&Status>) -> Result<String, Failure> {
+/// How large the terminal is, if it tells; it may be another size each time.
+fn screen() -> Option<Screen> {
+    let size = tcgetwinsize(stdout()).ok()?;
+    let (rows, columns) = (size.ws_row.into(), size.ws_col.into());
+    (rows > 0 && columns > 0).then_some(Screen { rows, columns })
+}
+
+/// Gives the text for an answer; rates are of what came since the state `before`. Where it is for a
+/// terminal that is watched, it fits.
+fn told(
+    answer: &Answer,
+    form: Form,
+    (before, screen): (Option<&Status>, Option<Screen>),
+) -> Result<String, Failure> {
     let look = match form {
         Form::Text(look) => look,
         Form::Json if answer.json.is_empty() => {
@@ -131,7 +149,10 @@ fn told(answer: &Answer, form: Form, before: Option<&Status>) -> Result<String, 
     let Ok(status) = serde_json::from_str::<Status>(&answer.json) else {
         return Ok(answer.readiness.clone());
     };
-    Ok(format!("{}\n{}", answer.readiness, shown(&status, before, look)))
+    Ok(match screen {
+        Some(screen) => fitted(&answer.readiness, (&status, before), (look, screen)),
+        None => format!("{}\n{}", answer.readiness, shown(&status, before, look)),
+    })
 }
 
 /// Whether an answer is 200, and its body; `None` if it is none of walsweep's.
@@ -166,10 +187,10 @@ mod tests {
     fn of_an_older_walsweep_the_readiness_is_told_alone() {
         let (liveness, readiness) = (Ok(()), "ready\n".to_owned());
         let answer = Answer { liveness, readiness, json: String::new() };
-        assert_eq!(told(&answer, Form::Text(Look::Plain), None).unwrap(), "ready\n");
-        assert!(told(&answer, Form::Json, None).is_err());
+        assert_eq!(told(&answer, Form::Text(Look::Plain), (None, None)).unwrap(), "ready\n");
+        assert!(told(&answer, Form::Json, (None, None)).is_err());
         let answer = Answer { json: "{\"unknown\": 1}".to_owned(), ..answer };
-        let text = told(&answer, Form::Text(Look::Plain), None).unwrap();
+        let text = told(&answer, Form::Text(Look::Plain), (None, None)).unwrap();
         assert!(text.starts_with("ready\n\n"), "{text}");
     }
 }

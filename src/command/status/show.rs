@@ -4,16 +4,11 @@ use std::time::{Duration, SystemTime};
 
 use humantime::parse_rfc3339;
 
+use super::lines::{Lines, MARGIN, Part, Screen};
 use crate::config::printable;
 use crate::telemetry::status::{Latency, Level, Pass, Postgres, Rule, Status, Target, Wait};
 use crate::telemetry::trail::{Moment, Transaction};
-use crate::telemetry::words::{counted, grouped};
-
-/// Columns of a line, where texts allow.
-const WIDTH: usize = 80;
-
-/// Columns of the names that stand in front of lines.
-const MARGIN: usize = 11;
+use crate::words::{counted, grouped};
 
 /// Rules that are shown; those that removed last go first.
 const RULES_MAX: usize = 40;
@@ -46,49 +41,47 @@ impl Look {
     }
 }
 
-/// Lines under one name in front of them.
-#[derive(Default)]
-struct Lines(String);
-
-impl Lines {
-    /// A line, with a name in front; too long, it goes on in the next line.
-    fn add(&mut self, name: &str, text: &str) {
-        let mut margin = format!("{name:<MARGIN$}");
-        let mut line = String::new();
-        for word in text.split(' ') {
-            let columns = line.chars().count() + word.chars().count() + 1;
-            if !line.is_empty() && MARGIN + columns > WIDTH {
-                self.end(&mut margin, &mut line);
-            }
-            if !line.is_empty() {
-                line.push(' ');
-            }
-            line.push_str(word);
-        }
-        self.end(&mut margin, &mut line);
-    }
-
-    fn end(&mut self, margin: &mut String, line: &mut String) {
-        self.0.push_str(format!("{margin}{line}").trim_end());
-        self.0.push('\n');
-        *margin = " ".repeat(MARGIN);
-        line.clear();
-    }
-
-    fn empty(&mut self) {
-        self.0.push('\n');
-    }
-}
-
 /// Gives the lines for a state; rates are of what came since the state `before`.
 pub(super) fn shown(status: &Status, before: Option<&Status>, look: Look) -> String {
     let mut lines = Lines::default();
-    let word = match status.verdict.level {
+    fill(&mut lines, status, before);
+    painted(&lines.into_text(), status.verdict.level, look)
+}
+
+/// Gives the text of `/readyz` and the lines for a state, as far as a terminal has room for them.
+pub(super) fn fitted(
+    readiness: &str,
+    (status, before): (&Status, Option<&Status>),
+    (look, screen): (Look, Screen),
+) -> String {
+    let mut lines = Lines::default();
+    lines.begin(Part::Readiness);
+    readiness.lines().for_each(|line| lines.push("", &printable(line)));
+    fill(&mut lines, status, before);
+    lines.fit(screen);
+    painted(&lines.into_text(), status.verdict.level, look)
+}
+
+/// The word for a level, in capitals.
+fn word(level: Level) -> &'static str {
+    match level {
         Level::Well => "WELL",
         Level::Busy => "BUSY",
         Level::Attention => "LOOK",
         Level::Wrong => "WRONG",
-    };
+    }
+}
+
+/// Paints the word of the verdict.
+fn painted(text: &str, level: Level, look: Look) -> String {
+    let (name, word) = (format!("{:<MARGIN$}", "verdict"), word(level));
+    text.replacen(&format!("{name}{word}"), &format!("{name}{}", look.paint(level, word)), 1)
+}
+
+/// Adds all of a state.
+fn fill(lines: &mut Lines, status: &Status, before: Option<&Status>) {
+    lines.begin(Part::Verdict);
+    let word = word(status.verdict.level);
     lines.add("verdict", &format!("{word}: {}", flat(&status.verdict.text)));
     if let Some(hint) = &status.verdict.hint {
         lines.add("", &format!("do: {}", flat(hint)));
@@ -96,20 +89,24 @@ pub(super) fn shown(status: &Status, before: Option<&Status>, look: Look) -> Str
     if let Some(section) = &status.verdict.section {
         lines.add("", &format!("read: /runbook#{section} of the page, or docs/runbook.md"));
     }
-    lines.0 = lines.0.replacen(word, &look.paint(status.verdict.level, word), 1);
-    lines.empty();
+    lines.begin(Part::Flow);
     lines.add("flow", &flow(status, before));
-    waiting(&mut lines, &status.waiting);
-    passes(&mut lines, &status.passes);
-    postgres(&mut lines, &status.postgres, status);
-    status.targets.iter().for_each(|target| self::target(&mut lines, target, status));
-    latency(&mut lines, &status.latency);
-    rules(&mut lines, &status.rules, status);
-    transactions(&mut lines, status);
+    waiting(lines, &status.waiting);
+    passes(lines, &status.passes);
+    lines.begin(Part::Servers);
+    postgres(lines, &status.postgres, status);
+    status.targets.iter().for_each(|target| self::target(lines, target, status));
+    lines.begin(Part::Latency);
+    latency(lines, &status.latency);
+    lines.begin(Part::Rules);
+    rules(lines, &status.rules, status);
+    if !status.transactions.is_empty() {
+        lines.begin(Part::Transactions);
+        transactions(lines, status);
+    }
+    lines.begin(Part::About);
     let uptime = since(&status.started, status).unwrap_or_default();
-    lines.empty();
     lines.add("walsweep", &format!("{}, running for {}", status.version, duration(uptime)));
-    lines.0
 }
 
 /// Names and errors may hold anything: none begins a line of its own, or acts on the terminal.
@@ -124,11 +121,11 @@ fn flow(status: &Status, before: Option<&Status>) -> String {
     let lasted = before.map(|before| now - seconds_of(&before.now)).filter(|lasted| *lasted > 0.2);
     let (Some(before), Some(lasted)) = (before, lasted) else {
         return format!(
-            "{} commits, {} row changes, {} keys removed, {} of them late fills",
-            grouped(totals.transactions),
-            grouped(totals.changes),
-            grouped(totals.keys_removed + totals.refills_removed),
-            grouped(totals.refills_removed)
+            "{}, {}, {} removed, {} among them",
+            counted(totals.transactions, "commit"),
+            counted(totals.changes, "row change"),
+            counted(totals.keys_removed + totals.refills_removed, "key"),
+            counted(totals.refills_removed, "late fill")
         );
     };
     let rate = |now: u64, before: u64| {
@@ -161,21 +158,20 @@ fn waiting(lines: &mut Lines, waiting: &[Wait]) {
 
 fn passes(lines: &mut Lines, passes: &[Pass]) {
     for pass in passes {
-        let patterns = grouped(pass.patterns);
+        let patterns = counted(pass.patterns, "pattern");
         let lasted = duration(pass.seconds);
         let target = flat(&pass.target);
-        let head = format!("SCAN of {target}, {patterns} patterns ({}), for {lasted}", pass.reason);
+        let head = format!("SCAN of {target}, {patterns} ({}), for {lasted}", pass.reason);
         lines.add("pass", &head);
         for node in &pass.nodes {
             let of = node.share.map(|share| format!(", some {:.0} % done", share * 100.0));
-            let (scanned, of) = (grouped(node.scanned), of.unwrap_or_default());
-            lines.add("", &format!("{}: {scanned} names read{of}", flat(&node.name)));
+            let (scanned, of) = (counted(node.scanned, "name"), of.unwrap_or_default());
+            lines.add("", &format!("{}: {scanned} read{of}", flat(&node.name)));
         }
     }
 }
 
 fn postgres(lines: &mut Lines, postgres: &Postgres, status: &Status) {
-    lines.empty();
     let state = if postgres.up { "connected" } else { "no session" };
     let (slot, database) = (flat(&postgres.slot), flat(&postgres.database));
     lines.add("postgres", &format!("{state}; slot {slot} of database {database}"));
@@ -207,8 +203,8 @@ fn target(lines: &mut Lines, target: &Target, status: &Status) {
     lines.add("redis", &head);
     if let Some(index) = target.index {
         let whole = if index.whole { "whole" } else { "not whole" };
-        let (keys, memory) = (grouped(index.keys), bytes(index.bytes));
-        lines.add("", &format!("index {whole}: {keys} keys in {memory}"));
+        let (keys, memory) = (counted(index.keys, "key"), bytes(index.bytes));
+        lines.add("", &format!("index {whole}: {keys} in {memory}"));
     }
     for node in &target.nodes {
         let name = if target.nodes.len() > 1 { flat(&node.name) + ": " } else { String::new() };
@@ -216,14 +212,13 @@ fn target(lines: &mut Lines, target: &Target, status: &Status) {
         lines.add("", &format!("{name}SCAN takes {load:.1} % of its time, of {most:.0} % allowed"));
         if let Some(pass) = &node.pass {
             let age = since(&pass.ended, status).map(duration).unwrap_or_default();
-            let (keys, took) = (grouped(pass.keys), duration(pass.took_seconds));
-            lines.add("", &format!("{name}a pass took {took} of it, {keys} names, {age} ago"));
+            let (names, took) = (counted(pass.keys, "name"), duration(pass.took_seconds));
+            lines.add("", &format!("{name}a pass took {took} of it, {names}, {age} ago"));
         }
     }
 }
 
 fn latency(lines: &mut Lines, latency: &Latency) {
-    lines.empty();
     if latency.count == 0 {
         return lines.add("gone", "no commit had keys yet");
     }
@@ -238,25 +233,42 @@ fn latency(lines: &mut Lines, latency: &Latency) {
         let bar = "#".repeat(usize::try_from(length).unwrap_or(0));
         let count = grouped(bucket.count);
         let margin = format!("{name:<MARGIN$}");
-        lines.0.push_str(format!("{margin}{bound:<13} {count:>11} {bar}").trim_end());
-        lines.empty();
+        lines.push(name, &format!("{margin}{bound:<13} {count:>11} {bar}"));
         name = "";
+    }
+    let commits = counted(latency.count, "commit");
+    let shares = [0.5, 0.99].map(|share| within(latency, share));
+    lines.in_short("gone", &format!("half {}, 99 % {}, of {commits}", shares[0], shares[1]));
+}
+
+/// Within which time this share of the commits had their keys removed, at most.
+fn within(latency: &Latency, share: f64) -> String {
+    let few = |count: u64| f64::from(u32::try_from(count).unwrap_or(u32::MAX));
+    let mut so_far = 0;
+    let bucket = latency.buckets.iter().find(|bucket| {
+        so_far += bucket.count;
+        few(so_far) >= few(latency.count) * share
+    });
+    match bucket.and_then(|bucket| bucket.up_to_seconds) {
+        Some(bound) => format!("within {}", duration(bound)),
+        None => "later than all bounds".to_owned(),
     }
 }
 
 fn rules(lines: &mut Lines, rules: &[Rule], status: &Status) {
-    lines.empty();
     let head = ["rule", "changes", "removed", "absent", "widened", "last"];
     let line = |[name, changes, removed, absent, widened, last]: [&str; 6]| {
         let name: String = name.chars().take(28).collect();
-        format!("{name:<28} {changes:>9} {removed:>10} {absent:>9} {widened:>9} {last:>9}\n")
+        format!("{name:<28} {changes:>9} {removed:>10} {absent:>9} {widened:>9} {last:>9}")
     };
-    lines.0.push_str(&line(head));
+    lines.push("rule", &line(head));
     let mut order: Vec<&Rule> = rules.iter().collect();
     if rules.len() > RULES_MAX {
         let key = |rule: &&Rule| (!rule.suspended, std::cmp::Reverse(rule.last_removed.clone()));
         order.sort_by_key(key);
     }
+    // Not every row may have room.
+    order.sort_by_key(|rule| !rule.suspended);
     for rule in order.iter().take(RULES_MAX) {
         let last = rule.last_removed.as_ref().and_then(|last| since(last, status));
         let last = last.map_or_else(|| "-".to_owned(), duration);
@@ -264,7 +276,7 @@ fn rules(lines: &mut Lines, rules: &[Rule], status: &Status) {
         let [changes, removed, absent, widened] =
             [rule.matches, rule.removed, rule.absent, widened].map(grouped);
         let name = flat(&rule.name);
-        lines.0.push_str(&line([&name, &changes, &removed, &absent, &widened, &last]));
+        lines.push("", &line([&name, &changes, &removed, &absent, &widened, &last]));
         if rule.suspended {
             lines.add("", "SUSPENDED: it does not fit its table, and removes nothing");
         }
@@ -275,9 +287,6 @@ fn rules(lines: &mut Lines, rules: &[Rule], status: &Status) {
 }
 
 fn transactions(lines: &mut Lines, status: &Status) {
-    if !status.transactions.is_empty() {
-        lines.empty();
-    }
     let mut name = "last";
     for one in status.transactions.iter().take(TRANSACTIONS_MAX) {
         let Transaction { xid, lsn, committed, .. } = &one.transaction;
@@ -349,7 +358,8 @@ fn bytes(count: u64) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::{Look, WIDTH, bytes, duration, shown};
+    use super::super::lines::{Screen, WIDTH};
+    use super::{Look, bytes, duration, fitted, shown};
     use crate::telemetry::status::{
         Bucket, Latency, Level, Node, Pass, PassNode, Postgres, Price, Rule, Slot, Status, Target,
         Totals, Verdict, Wait, Widened,
@@ -465,6 +475,40 @@ mod tests {
         ] {
             assert!(text.contains(part), "{part}\n{text}");
         }
+    }
+
+    /// A terminal of a person who watches has 24 lines at least, and scrolls beyond its last one.
+    #[test]
+    fn a_state_fits_the_height_of_a_terminal_and_keeps_the_verdict() {
+        let rule = |at| Rule { name: format!("rule{at}"), ..Rule::default() };
+        let mut status = status();
+        status.rules.extend((0..60).map(rule));
+        status.rules.reverse();
+        let readiness = "not ready\nrule `list` is suspended\n  hint: x\u{1b}\n";
+        for (rows, columns) in [(24, 80), (24, 60), (40, 132), (12, 80)] {
+            let (state, screen) = ((&status, None), Screen { rows, columns });
+            let text = fitted(readiness, state, (Look::Plain, screen));
+            let taken = text.lines().map(|line| line.chars().count().div_ceil(columns).max(1));
+            assert!(taken.sum::<usize>() <= rows, "{rows}: {text}");
+            for part in ["verdict    WRONG: rule `list`", "do: did you mean", " more line"] {
+                assert!(text.contains(part), "{part}, {rows}: {text}");
+            }
+            assert!(!text.contains('\u{1b}'), "{text}");
+        }
+        let (state, screen) = ((&status, None), Screen { rows: 24, columns: 80 });
+        let text = fitted(readiness, state, (Look::Colour, screen));
+        for part in [
+            "not ready\n",
+            "verdict    \u{1b}[1;31mWRONG",
+            "waits      3 commits not visible",
+            "SUSPENDED",
+            "gone       half within 2.5 ms, 99 % within 2.5 ms, of 1 000 001 commits\n",
+        ] {
+            assert!(text.contains(part), "{part}: {text}");
+        }
+        let screen = Screen { rows: 200, columns: 80 };
+        let whole = fitted(readiness, state, (Look::Plain, screen));
+        assert!(whole.ends_with(&format!("\n\n{}", shown(&status, None, Look::Plain))), "{whole}");
     }
 
     /// The words are there without it, and nothing else is coloured.

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::{Known, Process};
 use crate::telemetry::trail::{By, Cause, How, Moment, Removal, Transaction, Widened};
-use crate::telemetry::words::counted;
+use crate::words::counted;
 
 /// Why a placeholder became `*`, by the reason of `walsweep_widened_total`.
 const REASONS: [(&str, &str); 14] = [
@@ -23,6 +23,9 @@ const REASONS: [(&str, &str); 14] = [
     ("large_value", "the value is large, and was not kept"),
     ("lookup_old_row", "the rows that its lookup gave before the transaction are not known"),
 ];
+
+/// The end of an answer about a removal. UNLINK gives one number for all keys of a command.
+const UNSEEN: &str = "Whether the key was there is not known: walsweep removes it either way.\n";
 
 /// The whole answer.
 pub(super) fn shown(known: &Known) -> String {
@@ -43,6 +46,9 @@ pub(super) fn shown(known: &Known) -> String {
         && !state.starts_with("ready")
     {
         text.push_str(&format!("walsweep says: {}\n", state.trim_end().replace('\n', "\n  ")));
+    }
+    if known.removals.iter().any(|removal| removal.removed.is_some()) {
+        text.push_str(UNSEEN);
     }
     text
 }
@@ -147,7 +153,7 @@ fn by(by: &By) -> String {
 
 fn because(Widened { reason, count }: &Widened) -> String {
     let words = REASONS.iter().find(|(known, _)| known == reason).map(|(_, words)| *words);
-    let times = if *count == 1 { String::new() } else { format!(", {count} times") };
+    let times = if *count == 1 { String::new() } else { format!(", {}", counted(*count, "time")) };
     match words {
         Some(words) => format!(", widened because {words} (`{reason}`{times})"),
         None => format!(", widened (`{reason}`{times})"),

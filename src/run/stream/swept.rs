@@ -4,6 +4,7 @@ use crate::config::TargetId;
 use crate::keys::RuleId;
 use crate::sweep::{Doubt, Why};
 use crate::telemetry::metrics::Metrics;
+use crate::words::counted;
 
 /// Rules that one line names, at most.
 const RULES_MAX: usize = 20;
@@ -90,7 +91,7 @@ impl Sweep {
         let more = rules.len().saturating_sub(RULES_MAX);
         rules.truncate(RULES_MAX);
         if more > 0 {
-            rules.push(format!("and {more} more rules"));
+            rules.push(format!("and {}", counted(more, "more rule")));
         }
         let (reason, keys) = (self.doubt.reason().as_str(), gone.iter().sum::<u64>());
         let redis = self.redis.as_deref();
@@ -100,6 +101,5 @@ impl Sweep {
 
 fn line(name: &str, removed: u64, why: Option<Why>) -> String {
     let why = why.map(|why| format!(" ({why})")).unwrap_or_default();
-    let plural = if removed == 1 { "" } else { "s" };
-    format!("{removed} key{plural} of rule `{name}`{why}")
+    format!("{} of rule `{name}`{why}", counted(removed, "key"))
 }

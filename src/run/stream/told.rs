@@ -10,7 +10,7 @@ use crate::config::TableName;
 use crate::decode::Relation;
 use crate::gather::Transaction;
 use crate::keys::{KeySet, RuleId, Rules, WidenReason};
-use crate::telemetry::words::counted;
+use crate::words::counted;
 
 /// Keys of a transaction that are told, at most.
 const TOLD_MAX: usize = 100;

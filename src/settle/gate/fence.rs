@@ -20,6 +20,7 @@ use super::{Asked, Error, Gate, Kind, Probe, answer};
 use crate::config::TableName;
 use crate::keys::{Lookup, Rules};
 use crate::telemetry::{Health, Topic};
+use crate::words::counted;
 
 /// The first and the longest pause between two questions who holds a fence. Each reads the server's
 /// lock table, which nobody can change meanwhile.
@@ -196,7 +197,7 @@ impl Watch {
         let named: Vec<String> = holders.iter().take(NAMED_MAX).map(|one| one.name()).collect();
         let more = count.saturating_sub(named.len());
         let text = match (named.is_empty(), more) {
-            (true, _) => format!("{count} transaction{}", if count == 1 { "" } else { "s" }),
+            (true, _) => counted(count, "transaction"),
             (false, 0) => named.join(", "),
             (false, _) => format!("{} and {more} more", named.join(", ")),
         };
@@ -228,7 +229,7 @@ impl Holder {
         let xid = self.xid & 0xFFFF_FFFF;
         match (&self.prepared, self.pid) {
             (Some(gid), _) => format!("transaction {xid}, prepared as `{gid}`"),
-            (None, Some(pid)) => format!("transaction {xid} of process {pid}"),
+            (None, Some(pid)) => format!("transaction {xid} of Postgres process {pid}"),
             (None, None) => format!("transaction {xid}"),
         }
     }

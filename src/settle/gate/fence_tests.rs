@@ -125,8 +125,8 @@ async fn whom_it_waits_for_is_named_until_it_has_ended() {
         let mut session = session("40:60:40,45,49", Some(vec![process(40), process(49)])).await;
         assert_eq!(session.says(), "ready\n", "one that ends at once is nobody's concern");
         assert_eq!(session.next_within(LONG).await, None);
-        let text = "the last sweep of everything waits for transaction 40 of process 7, \
-                    transaction 49 of process 7\n  hint: let it end, or end it: \
+        let text = "the last sweep of everything waits for transaction 40 of Postgres process 7, \
+                    transaction 49 of Postgres process 7\n  hint: let it end, or end it: \
                     `select pg_terminate_backend(7)`\n";
         assert_eq!(session.says(), format!("ready\n{text}"));
         session.server.snapshot.replace("45:60:45,49");

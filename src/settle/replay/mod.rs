@@ -39,6 +39,7 @@ use crate::keys::{KeySet, RuleId};
 use crate::lsn::Lsn;
 use crate::telemetry::metrics::ReplicaLabel;
 use crate::telemetry::{Health, Topic};
+use crate::words::counted;
 
 pub use self::standby::{Answer, SqlStandby, Standby, StandbyError};
 
@@ -367,7 +368,8 @@ impl Replicas {
             });
             let held = waits.map(|(since, bytes)| {
                 let seconds = since.as_secs();
-                format!(": for {seconds} s, {bytes} bytes of WAL and what was before")
+                let bytes = counted(bytes, "byte");
+                format!(": for {seconds} s, {bytes} of WAL and what was before")
             });
             let (name, held) = (&label.replica, held.unwrap_or_default());
             let failures = self.failures.borrow();

@@ -353,7 +353,7 @@ async fn a_standby_that_is_gone_holds_only_the_end() {
         assert_eq!((bench.lag(&bench.one), bench.lag(&bench.other)), (0, 1_900));
         let (_, text) = bench.health.readiness();
         assert!(text.contains("replica other:5432 cannot be counted on"), "{text}");
-        assert!(text.contains("1800 bytes of WAL"), "{text}");
+        assert!(text.contains("1 800 bytes of WAL"), "{text}");
         bench.other.fails.set(None);
         let mut settled = Vec::new();
         while let Some(Passed::Replayed(end_lsns, 0)) = bench.next().await {

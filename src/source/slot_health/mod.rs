@@ -138,7 +138,7 @@ impl fmt::Display for Running {
                 let name = name.as_deref().unwrap_or("unknown");
                 write!(
                     formatter,
-                    "process {pid} (`{name}`, database `{database}`, transaction {xid})"
+                    "Postgres process {pid} (`{name}`, database `{database}`, transaction {xid})"
                 )
             }
             (None, Some(gid)) => {

@@ -42,7 +42,7 @@ fn a_slot_is_given_up_only_for_what_is_unconfirmed_and_if_no_transaction_lasts()
     let give_up = Judgement::GiveUp(Retained { bytes: 101 * MB, max: 100 * MB });
     let mut one = Judge::default();
     let is_held = |judgement: &Judgement| match judgement {
-        Judgement::Held(text) => text.contains("process 7"),
+        Judgement::Held(text) => text.contains("Postgres process 7"),
         _ => false,
     };
     assert_eq!(judge(&mut one, &slot(100, 100), &[1]), Judgement::Fine);
@@ -84,7 +84,7 @@ fn a_slot_is_given_up_only_for_what_is_unconfirmed_and_if_no_transaction_lasts()
 fn whom_a_slot_waits_for_is_named() {
     let prepared =
         Running { pid: None, gid: Some("job 5".to_owned()), name: None, ..transaction(9) };
-    let first = "process 7 (`psql`, database `app`, transaction 1)";
+    let first = "Postgres process 7 (`psql`, database `app`, transaction 1)";
     let last = "prepared transaction `job 5` (database `app`, transaction 9)";
     assert_eq!(named(&[transaction(1), prepared.clone()]), format!("{first}, {last}"));
     let many: Vec<Running> = std::iter::once(prepared).chain((1..6).map(transaction)).collect();

@@ -18,6 +18,7 @@ use sha2::{Digest, Sha256};
 
 use super::evidence::Broken;
 use crate::keys::{Given, KeyPlace, KeyPrint, Looks, Print, RuleId, RulePrint};
+use crate::words::plural;
 
 /// Counts up when the same fingerprints come to mean something else: everything is then in doubt.
 const FORMAT: u32 = 1;
@@ -469,8 +470,7 @@ impl Doubt {
             if rules.len() > NAMES_MAX {
                 named.push(format!("{} more", rules.len() - NAMES_MAX));
             }
-            let plural = if rules.len() == 1 { "" } else { "s" };
-            format!("keys of rule{plural} {}: {why}", named.join(", "))
+            format!("keys of {} {}: {why}", plural(rules.len(), "rule"), named.join(", "))
         };
         let by_reason = by_reason.iter().take(REASONS_MAX);
         let mut lines: Vec<String> = by_reason.map(|(why, rules)| line((why, rules))).collect();

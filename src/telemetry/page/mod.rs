@@ -96,5 +96,11 @@ mod tests {
             assert!(!html.contains(part), "{part}");
         }
         assert!(index().html.contains("textContent") && !index().html.contains(".js */"));
+        // The runbook has addresses in its texts.
+        for part in
+            handlers.into_iter().chain([" src=", "href=\"http", "@import", "url(", "<script"])
+        {
+            assert!(!runbook().html.contains(part), "{part}");
+        }
     }
 }

@@ -126,7 +126,7 @@ function flow({ status, found }) {
       "Readers cannot see yet",
       grouped(waits("gate")),
       waits("gate") === 1 ? "waits" : "wait",
-      line(rows ? plural(rows, "more") + " wait for rows" : "no commit waits for rows"),
+      line(rows ? grouped(rows) + " more wait" + (rows === 1 ? "s" : "") + " for rows" : "no commit waits for rows"),
     ),
     stage(
       "Redis removes",

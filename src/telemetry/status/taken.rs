@@ -28,6 +28,7 @@ use crate::telemetry::metrics::{
 use crate::telemetry::noted::{NodeNote, Noted, SlotNote, TargetNotes, TargetState, Waiting};
 use crate::telemetry::trail::{Latest, Name};
 use crate::telemetry::{Health, Topic};
+use crate::words::plural;
 
 /// Transactions that are told.
 const LATEST: usize = 50;
@@ -203,17 +204,17 @@ fn waiting(names: &Names<'_>, told: &Told) -> Vec<Wait> {
         stage: stage.to_owned(),
         target: None,
         count: count as u64,
-        what: if count == 1 { what.trim_end_matches('s') } else { what }.to_owned(),
+        what: plural(count, what),
         oldest_seconds: oldest.map(seconds),
         why: why.to_owned(),
     };
     let stage = |words, waiting: &Waiting| wait(words, waiting.get());
     let noted = names.noted;
     let gate = "not visible to readers yet, as behind a synchronous standby";
-    let standbys = "gone, and waiting until standbys have replayed why";
+    let standbys = "gone, and waiting until standbys have replayed the commits";
     let mut all = vec![
-        stage(["gate", "commits", gate], &noted.gate),
-        stage(["lookups", "commits", "waiting for rows that lookups read"], &noted.lookups),
+        stage(["gate", "commit", gate], &noted.gate),
+        stage(["lookups", "commit", "waiting for rows that lookups read"], &noted.lookups),
     ];
     for (_, fact, notes) in names.targets() {
         let is_away = notes.state().phase == Some(Phase::RedisLost);
@@ -226,14 +227,14 @@ fn waiting(names: &Names<'_>, told: &Told) -> Vec<Wait> {
         let second = "gone, and removed again after `refill.window`";
         let second_count = notes.second.load(Ordering::Relaxed);
         let of_target = [
-            stage(["redis", "commits", redis], &notes.first),
-            stage(["pass", "commits", patterns], &notes.passes),
-            wait(["second", "keys", second], (second_count, None)),
+            stage(["redis", "commit", redis], &notes.first),
+            stage(["pass", "commit", patterns], &notes.passes),
+            wait(["second", "key", second], (second_count, None)),
         ];
         let name = (names.facts.targets.len() > 1).then(|| fact.name.clone());
         all.extend(of_target.map(|one| Wait { target: name.clone(), ..one }));
     }
-    all.push(stage(["standbys", "groups", standbys], &noted.standbys));
+    all.push(stage(["standbys", "group", standbys], &noted.standbys));
     all.retain(|wait| wait.count > 0);
     all
 }

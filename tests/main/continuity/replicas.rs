@@ -42,7 +42,7 @@ async fn too_few_replicas_hold_the_confirmation_and_no_key() {
     bed.gone("item:1").await;
     let short = "walsweep_redis_errors_total{target=\"redis\",kind=\"replicas\"}";
     eventually(PATIENCE, "it is told", || async { sidecar.metric(short).await > 0.0 }).await;
-    sidecar.wait_log("0 of 1 replicas have the latest removals").await;
+    sidecar.wait_log("the latest removals have reached 0 of 1 replica").await;
     sidecar.wait_log("lower `redis.wait_replicas`").await;
     // While a WAIT is under way, which takes a second, others are not held up.
     for id in 2..12 {

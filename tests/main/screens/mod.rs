@@ -1,5 +1,5 @@
-//! The page at `/` as a person sees it, in a headless Chromium: six states, on a desktop and on a
-//! phone. `make screenshots` installs the browser, and keeps the pictures.
+//! The pages as a person sees them, in a headless Chromium: `/` in six states and the runbook, on a
+//! desktop and on a phone. `make screenshots` installs the browser, and keeps the pictures.
 
 mod browser;
 
@@ -118,16 +118,20 @@ impl Shop {
             }
             // Rates are known, and lines drawn, after some events.
             tokio::time::sleep(Duration::from_secs(4)).await;
-            let wide = "document.documentElement.scrollWidth - window.innerWidth";
-            assert_eq!(self.browser.value(wide).await, 0, "{name}, {kind}: it overflows");
             let markup = "document.querySelectorAll('main img, main b b, main script').length";
             assert_eq!(self.browser.value(markup).await, 0, "a name became markup");
-            if let Some(folder) = std::env::var_os("SCREENSHOTS").map(PathBuf::from) {
-                fs::create_dir_all(&folder).unwrap();
-                let picture = self.browser.picture().await;
-                fs::write(folder.join(format!("{name}-{kind}.png")), picture).unwrap();
-            }
+            keep(&mut self.browser, &format!("{name}-{kind}")).await;
         }
+    }
+}
+
+/// Keeps a picture of a page that has room on its screen.
+async fn keep(browser: &mut Browser, name: &str) {
+    let wide = "document.documentElement.scrollWidth - window.innerWidth";
+    assert_eq!(browser.value(wide).await, 0, "{name}: it overflows");
+    if let Some(folder) = std::env::var_os("SCREENSHOTS").map(PathBuf::from) {
+        fs::create_dir_all(&folder).unwrap();
+        fs::write(folder.join(format!("{name}.png")), browser.picture().await).unwrap();
     }
 }
 
@@ -225,4 +229,28 @@ async fn two_targets() {
     .await;
     shop.trade(40).await;
     shop.look("two-targets", "All is well", &["Redis cache", "Redis sessions"]).await;
+}
+
+/// Its style is applied, and a link of a verdict leads to a section.
+#[tokio::test]
+#[ignore = "needs Chromium: make screenshots"]
+async fn runbook() {
+    let bed = Bed::new(&[]).await;
+    let sidecar = bed.sidecar().await;
+    let mut browser = Browser::start().await;
+    let url = format!("http://127.0.0.1:{}/runbook#redis-refuses", sidecar.http_port());
+    for (screen, kind) in [(DESKTOP, "desktop"), (PHONE, "phone")] {
+        browser.open(&url, screen).await;
+        let found = "document.querySelector('h2:target')?.textContent + ' ' + \
+                     getComputedStyle(document.querySelector('td')).verticalAlign";
+        let began = tokio::time::Instant::now();
+        while browser.value(found).await != "Redis refuses top" {
+            assert!(began.elapsed() < PATIENCE, "{kind}: {}", browser.value(found).await);
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        let tables = "[...document.querySelectorAll('div')].filter((one) => \
+                      one.scrollWidth > one.clientWidth).length";
+        assert_eq!(browser.value(tables).await, 0, "{kind}: a table is wider than the screen");
+        keep(&mut browser, &format!("runbook-{kind}")).await;
+    }
 }

@@ -400,8 +400,8 @@ async fn teardown_of_an_old_slot_name_leaves_the_publication_that_is_read_under_
     bed.settled().await;
     let pid: i32 = bed.sql.one("select active_pid from pg_replication_slots where active").await;
     let left = format!(
-        "left publication `walsweep`: process {pid} (`walsweep stream`) reads slot `renamed` with \
-         it, which its comment does not record"
+        "left publication `walsweep`: Postgres process {pid} (`walsweep stream`) reads slot \
+         `renamed` with it, which its comment does not record"
     );
     let printed = text(&old.command(&["teardown", "--print"]));
     assert!(!printed.contains("drop publication"), "{printed}");

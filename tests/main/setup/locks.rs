@@ -47,7 +47,7 @@ async fn whoever_waits_behind_setup_is_let_pass_and_setup_says_whom_it_waits_for
     let output = wait(setup).await;
     assert!(output.status.success(), "{}", text(&output));
     let pid: i32 = reader.one("select pg_backend_pid()").await;
-    let said = format!("process {pid} (`report`) has `public.item` since 20");
+    let said = format!("Postgres process {pid} (`report`) has `public.item` since 20");
     assert!(text(&output).contains(&said), "{}", text(&output));
     assert_eq!(bed.sql.one::<String>(IDENTITY).await, "f");
 }

@@ -79,7 +79,7 @@ async fn teardown_print_shows_the_sql_while_walsweep_runs_and_says_to_stop_it_fi
     assert!(output.status.success(), "{}", text(&output));
     let script = String::from_utf8(output.stdout).unwrap();
     let holder: i32 = bed.sql.one("select active_pid from pg_replication_slots").await;
-    let first = format!("-- Stop walsweep, and then print this again: process {holder} (");
+    let first = format!("-- Stop walsweep, and then print this again: Postgres process {holder} (");
     assert!(script.contains(&first) && script.contains("drop publication"), "{script}");
     assert!(!script.contains("perform pg_catalog.pg_drop_replication_slot("), "{script}");
     let output = sidecar.command(&["teardown"]);

@@ -217,7 +217,7 @@ async fn a_teardown_waits_for_a_setup_and_names_it() {
     assert!(setup.status.success(), "{}", text(&setup));
     let said = text(&teardown);
     assert!(teardown.status.success(), "{said}");
-    let holder = "the lock of walsweep's comments is taken by process ";
+    let holder = "the lock of walsweep's comments is taken by Postgres process ";
     assert!(said.contains(holder) && said.contains("(walsweep command)"), "{said}");
     assert!(said.contains("left publication `walsweep`: the walsweep with slot `two`"), "{said}");
     assert_eq!(bed.sql.one::<String>(PUBLISHED).await, "cart");

@@ -23,6 +23,9 @@ use self::site::{Cached, Fixture};
 use self::stage::Stage;
 use crate::throwaway;
 
+/// The action of an [`Error::Io`] where what happened cannot be told.
+pub const REPORT: &str = "write the report";
+
 /// The demonstration's options.
 #[derive(Clone, Copy, Debug)]
 pub struct DemoOptions {
@@ -70,7 +73,10 @@ pub enum Error {
     #[error("adapt `config.toml`: {0}")]
     Config(String),
     /// Keys are there that should not be, or the other way round.
-    #[error("compare the cache with what it should hold: {stale} keys are stale, {lost} were lost")]
+    #[error(
+        "compare the cache with what it should hold: {} stayed, {lost} were lost",
+        keys(*.stale)
+    )]
     Broken {
         /// Keys that should have gone and stayed.
         stale: usize,
@@ -119,36 +125,37 @@ const LOOK: Duration = Duration::from_millis(1);
 pub async fn run(options: DemoOptions) -> Result<(), Error> {
     let mut show = Show::new();
     let said = writeln!(show, "Starting a Postgres and a Redis that end with this demonstration.");
-    said.map_err(io_error("write the report"))?;
+    said.map_err(io_error(REPORT))?;
     let mut stage = Stage::set(options.config, &mut show).await?;
     let mut totals = Totals::default();
     let first = opening();
     let outcome = perform(&mut stage, &first).await?;
     let told = tell_opening(&mut show, options.config, &first, &outcome);
-    told.map_err(io_error("write the report"))?;
+    told.map_err(io_error(REPORT))?;
     totals.add(&outcome);
     let tally = race::run(&mut stage, &mut show).await?;
     show.clear()?;
-    tell_race(&mut show, tally).map_err(io_error("write the report"))?;
+    tell_race(&mut show, tally).map_err(io_error(REPORT))?;
     totals.stale += tally.map_or(0, |tally| tally.walsweep);
     let acts = acts(&site::fixtures(&stage.sql).await?);
     for act in &acts {
         let outcome = perform(&mut stage, act).await?;
-        tell(&mut show, act, &outcome).map_err(io_error("write the report"))?;
+        tell(&mut show, act, &outcome).map_err(io_error(REPORT))?;
         totals.add(&outcome);
     }
     let Totals { went, stale, lost } = totals;
     let color = if stale + lost == 0 { GOOD } else { BAD };
     let written = writeln!(
         show,
-        "\n{color}{} transactions: {went} keys went, {stale} that should have gone stayed, {lost} \
+        "\n{color}{} transactions: {} went, {stale} that should have gone stayed, {lost} \
          that should have stayed went.{color:#}",
-        acts.len() + 1 + tally.map_or(0, |tally| tally.pages)
+        acts.len() + 1 + tally.map_or(0, |tally| tally.pages),
+        keys(went)
     );
-    written.map_err(io_error("write the report"))?;
+    written.map_err(io_error(REPORT))?;
     if options.keep {
         site::fill(&mut stage.cache, &site::cached(&stage.sql).await?).await?;
-        stage.describe(&mut show).map_err(io_error("write the addresses"))?;
+        stage.describe(&mut show).map_err(io_error(REPORT))?;
         tokio::signal::ctrl_c().await.map_err(io_error("wait for Ctrl-C"))?;
     }
     stage.strike().await?;
@@ -266,6 +273,11 @@ fn tell_wrong(
     Ok(())
 }
 
+/// So many keys, in words.
+fn keys(count: usize) -> String {
+    format!("{count} key{}", if count == 1 { "" } else { "s" })
+}
+
 /// Writes how the race ended, as it was counted.
 fn tell_race(out: &mut impl Write, tally: Option<Tally>) -> io::Result<()> {
     writeln!(out, "\n{TITLE}The race:{TITLE:#}\n")?;
@@ -318,14 +330,15 @@ fn tell(out: &mut impl Write, act: &Act, outcome: &Outcome) -> io::Result<()> {
     if went.is_empty() {
         writeln!(out, "  nothing went")?;
     } else {
-        writeln!(out, "  {} keys went, times after the acknowledged commit", went.len())?;
+        let went = keys(went.len());
+        writeln!(out, "  {went} went, times after the acknowledged commit")?;
     }
     let near = ["predictions", "competition", "club"].map(|topic| nearest(outcome, topic));
     let near: Vec<&str> = near.into_iter().flatten().collect();
     writeln!(
         out,
-        "  {} keys stayed, such as\n             {}",
-        stayed.len(),
+        "  {} stayed, such as\n             {}",
+        keys(stayed.len()),
         near.join("\n             ")
     )?;
     tell_wrong(out, "  ", stale, lost)

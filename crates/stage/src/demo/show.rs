@@ -6,7 +6,7 @@ use std::io::{self, IsTerminal, Stdout, Write};
 use anstream::AutoStream;
 use anstyle::{AnsiColor, Style};
 
-use super::{Error, io_error};
+use super::{Error, REPORT, io_error};
 
 /// A heading.
 pub(super) const TITLE: Style = Style::new().bold();
@@ -35,7 +35,7 @@ impl Show {
 
     /// Says on a terminal what is going on. The next step, or text, takes the place of it.
     pub(super) fn step(&mut self, step: &str) -> Result<(), Error> {
-        self.tell_step(step).map_err(io_error("write the report"))
+        self.tell_step(step).map_err(io_error(REPORT))
     }
 
     fn tell_step(&mut self, step: &str) -> io::Result<()> {

@@ -14,7 +14,7 @@ use tokio::time::{Instant, sleep};
 use tokio_postgres::Client;
 
 use super::show::Show;
-use super::{Error, io_error, site};
+use super::{Error, REPORT, io_error, site};
 use crate::throwaway::{
     Postgres, PostgresOptions, Reaper, Redis, RedisOptions, Signal, free_port, signal,
 };
@@ -81,7 +81,7 @@ impl Stage {
             matches.len(),
             ready.as_millis()
         );
-        written.map_err(io_error("write the report"))?;
+        written.map_err(io_error(REPORT))?;
         let mut stage = Stage { sql, cache, spare, walsweep, postgres, redis };
         // A first start sweeps everything, and again after the refill window.
         show.step("sweeping, as any first start does")?;

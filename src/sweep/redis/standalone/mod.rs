@@ -40,6 +40,7 @@ use crate::sweep::redis::prefix::Prefix;
 use crate::sweep::redis::renewal::Renewal;
 use crate::sweep::redis::sentinel::Council;
 use crate::sweep::redis::standing;
+use crate::words::counted;
 
 /// How long fingerprints stay that no watermark carries yet: those of a program that was killed
 /// before it wrote one go by themselves.
@@ -561,7 +562,10 @@ impl Node for Standalone {
         let reached: u32 =
             wait.query_async(&mut connection).await.map_err(|error| classify(&error))?;
         if reached < wanted {
-            let message = format!("{reached} of {wanted} replicas have the latest removals");
+            let message = format!(
+                "the latest removals have reached {reached} of {}",
+                counted(wanted, "replica")
+            );
             return Err(Error::new(Kind::Replicas, message));
         }
         Ok(())

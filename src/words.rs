@@ -2,13 +2,20 @@
 
 /// A count with its noun: `1 key`, `2 keys`, `1 000 prefixes`; digits in groups of three.
 #[must_use]
-pub fn counted(count: u64, noun: &str) -> String {
-    let plural = match (count, noun.ends_with('x')) {
-        (1, _) => "",
+pub fn counted(count: impl TryInto<u64>, noun: &str) -> String {
+    let count = count.try_into().unwrap_or(u64::MAX);
+    format!("{} {}", grouped(count), plural(count, noun))
+}
+
+/// A noun for so many: `key` for one, else `keys`.
+#[must_use]
+pub fn plural(count: impl TryInto<u64>, noun: &str) -> String {
+    let ending = match (count.try_into(), noun.ends_with(['s', 'x'])) {
+        (Ok(1), _) => "",
         (_, true) => "es",
         (_, false) => "s",
     };
-    format!("{} {noun}{plural}", grouped(count))
+    format!("{noun}{ending}")
 }
 
 /// A number in groups of three digits.
@@ -27,17 +34,19 @@ pub fn grouped(number: u64) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::counted;
+    use super::{counted, plural};
 
     #[test]
     fn one_is_one_and_others_are_many() {
         for (count, noun, words) in [
-            (0, "key", "0 keys"),
+            (0_u64, "key", "0 keys"),
             (1, "key", "1 key"),
             (2, "message prefix", "2 message prefixes"),
             (1_234_567, "key", "1 234 567 keys"),
         ] {
             assert_eq!(counted(count, noun), words);
         }
+        assert_eq!(counted(1_usize, "row change"), "1 row change");
+        assert_eq!([1, 2].map(|count| plural(count, "address")), ["address", "addresses"]);
     }
 }
