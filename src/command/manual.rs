@@ -202,6 +202,14 @@ pub const EXAMPLES: &[Example] = &[
         lines: &["walsweep why db:leaderboard:all", "walsweep why db:leaderboard:all --json"],
     },
     Example {
+        command: Some("probe"),
+        says: "See that it works, and how fast; and in a crontab, mailed only when it does not:",
+        lines: &[
+            "walsweep probe",
+            "*/5 * * * * walsweep probe --config /etc/walsweep/config.toml >/dev/null",
+        ],
+    },
+    Example {
         command: Some("reload"),
         says: "Let the running walsweep take over an edited file:",
         lines: &["walsweep reload --config /etc/walsweep/config.toml"],

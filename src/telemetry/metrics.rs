@@ -497,7 +497,7 @@ impl Metrics {
     /// The name of a rule; empty for one that there is not.
     #[must_use]
     pub fn rule_name(&self, rule: RuleId) -> &str {
-        self.rules.get(usize::from(rule.0)).map_or("", String::as_str)
+        rule.name_in(&self.rules)
     }
 
     fn rule(&self, rule: RuleId) -> RuleLabel {
