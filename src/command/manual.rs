@@ -203,11 +203,8 @@ pub const EXAMPLES: &[Example] = &[
     },
     Example {
         command: Some("probe"),
-        says: "See that it works, and how fast; and in a crontab, mailed only when it does not:",
-        lines: &[
-            "walsweep probe",
-            "*/5 * * * * walsweep probe --config /etc/walsweep/config.toml >/dev/null",
-        ],
+        says: "See that it works, and how fast; and the same for a program:",
+        lines: &["walsweep probe", "walsweep probe --json | jq '.targets[].after_ms'"],
     },
     Example {
         command: Some("reload"),

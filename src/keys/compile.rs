@@ -71,10 +71,6 @@ pub(super) fn compile(
         }
         twice(&rule.changed, "changed", &mut problems);
         twice(&rule.immutable, "immutable", &mut problems);
-        if rule.name == RuleId::PROBE_NAME {
-            let message = format!("`{}` is the name of walsweep's own probe", rule.name);
-            problems.push(problem(&rule.at, message, "give the rule another name"));
-        }
         // The last number is the probe's.
         let Some(id) = u16::try_from(at).ok().filter(|id| *id != RuleId::PROBE.0) else {
             problems.push(problem(&rule.at, "there are more than 65 535 rules", "join some"));

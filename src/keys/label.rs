@@ -16,7 +16,7 @@ impl RuleId {
     /// What stands in the place of a rule where a probe removes its canary.
     pub const PROBE: RuleId = RuleId(u16::MAX);
 
-    /// The label `rule` of that one.
+    /// The label `rule` of that one; no rule has it, for a rule's name has no `.`.
     pub const PROBE_NAME: &'static str = "walsweep.probe";
 
     /// The name of the rule, where `names` are those of the rules in their order; empty for one

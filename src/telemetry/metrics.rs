@@ -201,7 +201,7 @@ impl Metrics {
             ),
             messages_malformed: table.family(
                 "walsweep_messages_malformed_total",
-                "Messages of a rule's prefix that removed nothing, and why",
+                "Messages of a rule's prefix, or of the probe's, that removed nothing, and why",
             ),
             lookup_rows: table.family(
                 "walsweep_lookup_rows_total",
