@@ -1,7 +1,8 @@
 //! The probe: a message of walsweep's own lets one key go that proves the way of all others.
 //!
-//! `walsweep probe` puts a key into every target, its *canary*, and commits a message that names it.
-//! The canary goes as the key of a row does: when its transaction is visible, and from every target.
+//! `walsweep probe` puts a key into every target, its *canary*, and commits a message that names
+//! it. The canary goes as the key of a row does: when its transaction is visible, and from every
+//! target.
 //!
 //! Whoever may connect to the database may write such a message. So it names no key: it holds a
 //! nonce, [`NONCE_DIGITS`] hex digits, and the key is made of that alone. No rule gives it, so that

@@ -1,5 +1,5 @@
-//! `walsweep probe`: a key of its own goes from every Redis by a commit that touches no table; where
-//! it does not, the probe says why.
+//! `walsweep probe`: a key of its own goes from every Redis by a commit that touches no table;
+//! where it does not, the probe says why.
 
 use std::process::Output;
 use std::time::Duration;
@@ -11,8 +11,8 @@ use tokio::task::spawn_blocking;
 use walsweep_stage::throwaway::{Redis, RedisOptions, Signal, signal};
 
 use crate::cluster::Shop;
-use crate::support::{Bed, ITEM_RULES, PATIENCE, Settings, Sidecar, eventually, text};
-use crate::visibility::GHOST;
+use crate::support::{Bed, ITEM_RULES, PATIENCE, Settings, Sidecar, always, eventually, text};
+use crate::visibility::{GHOST, waits};
 
 const NONCE: &str = "0123456789abcdef0123456789abcdef";
 
@@ -228,7 +228,12 @@ async fn a_commit_that_hangs_ends_the_probe_in_time_and_is_named() {
     let sidecar = bed.sidecar().await;
     bed.settled().await;
     bed.postgres.conf(GHOST).await.unwrap();
-    let (is_well, said) = probe(&sidecar, &["--timeout", "1"]);
+    let child = sidecar.spawn(&["probe", "--timeout", "3"]);
+    waits(&bed).await;
+    let stays = || async { canaries(&bed.cache).await.len() == 1 };
+    always(Duration::from_secs(1), "what nobody sees removes nothing (I1)", stays).await;
+    let output = spawn_blocking(|| child.wait_with_output().unwrap()).await.unwrap();
+    let (is_well, said) = (output.status.success(), text(&output));
     assert!(!is_well && said.contains("has not returned in time"), "{said}");
     assert!(said.contains("a synchronous standby") && said.contains("`ghost`"), "{said}");
     assert_eq!(canaries(&bed.cache).await, [""; 0]);
@@ -295,7 +300,7 @@ async fn a_forged_message_removes_nothing() {
     sidecar.assert_quiet(&["watermark_missing", "a message removes nothing"]);
 }
 
-/// A pass for everything spares them, too.
+/// A sweep of everything spares them, too.
 #[tokio::test]
 async fn an_interrupted_probe_takes_its_canary_back_and_one_that_is_killed_leaves_it_for_a_while() {
     let bed = Bed::new(&[]).await;

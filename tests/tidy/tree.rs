@@ -9,7 +9,7 @@ use super::{assert_none, files, root_file, sources};
 /// that the folder around them hands on. `FLOORS` has the folders around them.
 const NESTED: [(&str, &[&str]); 9] = [
     ("crates/stage/src", &["throwaway", "demo"]),
-    ("src/command", &["explain", "coverage", "status", "why"]),
+    ("src/command", &["explain", "coverage", "status", "probe", "why"]),
     ("src/keys", &["condition", "set", "lookup"]),
     ("src/run", &["stream"]),
     ("src/settle", &["gate", "lookup", "replay"]),
