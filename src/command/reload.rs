@@ -88,9 +88,9 @@ fn out_of_reach(address: SocketAddr, pid: u32) -> Failure {
     Failure::halted(message).with_hint(Some(hint))
 }
 
-/// Whoever has the port while walsweep is down may name any process, and a signal ends most programs:
-/// so none is sent to another program. One that may not be looked at may not be sent a signal,
-/// either.
+/// Whoever has the port while walsweep is down may name any process, and a signal ends most
+/// programs: so none is sent to another program. One that may not be looked at may not be sent a
+/// signal, either.
 fn is_walsweep(address: SocketAddr, pid: u32) -> Result<(), Failure> {
     let program = |of: &str| read_link(format!("/proc/{of}/exe")).ok();
     let Some(theirs) = program(&pid.to_string()) else { return Ok(()) };

@@ -13,7 +13,7 @@ use crate::config::Targets;
 pub struct RuleId(pub u16);
 
 impl RuleId {
-    /// What stands in the place of a rule where a probe removes its canary.
+    /// Stands in the place of a rule where a probe removes its canary.
     pub const PROBE: RuleId = RuleId(u16::MAX);
 
     /// The label `rule` of that one; no rule has it, for a rule's name has no `.`.

@@ -25,7 +25,7 @@ pub const NONCE_DIGITS: usize = 32;
 /// The canaries that [`Rules`] know.
 #[derive(Clone, Debug)]
 pub(super) struct Canaries {
-    /// What the names of walsweep's own keys begin with.
+    /// The name of walsweep's own key, which those of canaries begin with.
     own: Box<str>,
     template: TemplateId,
 }

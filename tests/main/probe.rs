@@ -198,7 +198,7 @@ async fn of_a_walsweep_that_is_ready_and_does_not_know_it_the_probe_says_what_th
     assert_eq!(canaries(&other.connect().await.unwrap()).await, [""; 0]);
 }
 
-/// What `/readyz` says is in the way is the reason.
+/// The reason is what `/readyz` says.
 #[tokio::test]
 async fn a_walsweep_that_is_not_ready_says_why_itself() {
     let bed = Bed::new(&[]).await;

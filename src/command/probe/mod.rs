@@ -47,7 +47,7 @@ struct OfTarget {
     state: State,
 }
 
-/// What became of a canary.
+/// The end of a canary, as far as it is known.
 #[derive(Debug, Serialize)]
 #[serde(tag = "state", rename_all = "snake_case")]
 enum State {

@@ -16,12 +16,12 @@ use crate::preflight;
 /// How long the server has to say what is in the way.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// What may be wrong where walsweep says that all is well.
+/// The cause to look for where walsweep says that all is well.
 const OTHERWISE: &str = "either it is older than this program, and does not know the probe's \
                          message: restart it; or it runs with another configuration: name that \
                          with `--config`";
 
-/// What to do where nobody removes anything.
+/// The cure where nobody removes anything.
 const START: &str = "start `walsweep run`, or name the configuration that it runs with";
 
 /// Why a probe proves nothing.
