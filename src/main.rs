@@ -10,7 +10,8 @@ use tokio::task::spawn_local;
 use walsweep::command::cli::{Cli, Command};
 use walsweep::command::failure::Failure;
 use walsweep::command::{
-    check, coverage, demo, explain, lease, pages, reload, run, setup, status, sweep, teardown, why,
+    check, coverage, demo, explain, lease, pages, probe, reload, run, setup, status, sweep,
+    teardown, why,
 };
 
 fn main() -> ExitCode {
@@ -55,6 +56,7 @@ async fn execute(Cli { config, command }: Cli) -> Result<(), Failure> {
             sweep::sweep(&config, &patterns, (dry_run, force), target).await
         }
         Command::Coverage { json } => coverage::coverage(&config, json).await,
+        Command::Probe { timeout, json } => Box::pin(probe::probe(&config, timeout, json)).await,
         Command::Reload { pid } => reload::reload(&config, pid).await,
         Command::Status { json, watch } => status::status(&config, json, watch).await,
         Command::Why { key, json } => why::why(&config, &key, json).await,

@@ -125,6 +125,24 @@ pub enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Prove that a commit removes keys, from Postgres to every Redis; say how long it took.
+    ///
+    /// Puts a key of its own into every Redis, commits a message that names it, and waits until the
+    /// running walsweep has removed it. Touches no table. Ends with 1 where a key stays, and says
+    /// why.
+    Probe {
+        /// How long the commit and the removal may take together.
+        #[arg(
+            long,
+            value_name = "SECONDS",
+            default_value_t = 10,
+            value_parser = clap::value_parser!(u64).range(1..=3600)
+        )]
+        timeout: u64,
+        /// Print it as JSON.
+        #[arg(long)]
+        json: bool,
+    },
     /// Let the running walsweep read its configuration again, and say what came of it.
     ///
     /// Finds the process at `[http] listen`, and sends it SIGHUP. It goes on with the old

@@ -5,10 +5,11 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::failure::{Failure, halted};
-use crate::config::{Config, Problem, Quotes, parse, unreadable};
+use crate::config::{Config, Problem, Quotes, Targets, parse, unreadable};
 use crate::file;
 use crate::keys::{Limits, Rules};
 use crate::run::reload::Setting;
+use crate::sweep::key_name;
 use crate::words::counted;
 
 /// More than any configuration has, bytes; a wrong path must not fill the memory.
@@ -108,6 +109,10 @@ fn judge_in(
     match (Rules::with_lookups(&parsed.rules, &parsed.lookups), parsed.config) {
         (Ok(rules), Some(config)) => {
             let limits = Limits::of(config.redis.len());
+            let targets =
+                config.redis.iter().map(|redis| redis.id).fold(Targets::NONE, Targets::with);
+            let own = key_name("", &config.postgres.slot);
+            let rules = rules.with_canaries(&own, targets);
             return Ok((config, rules.with_limits(limits)));
         }
         (Err(more), _) => problems.extend(more.into_iter().map(|one| typed(one, text))),

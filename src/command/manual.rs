@@ -207,6 +207,11 @@ pub const EXAMPLES: &[Example] = &[
         lines: &["walsweep why db:leaderboard:all", "walsweep why db:leaderboard:all --json"],
     },
     Example {
+        command: Some("probe"),
+        says: "See that it works, and how fast; and the same for a program:",
+        lines: &["walsweep probe", "walsweep probe --json | jq '.targets[].after_ms'"],
+    },
+    Example {
         command: Some("reload"),
         says: "Let the running walsweep take over an edited file:",
         lines: &["walsweep reload --config /etc/walsweep/config.toml"],

@@ -18,6 +18,7 @@ pub mod load;
 mod login;
 pub mod manual;
 pub mod pages;
+pub mod probe;
 pub mod reload;
 pub mod run;
 pub mod setup;

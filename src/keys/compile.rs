@@ -71,8 +71,9 @@ pub(super) fn compile(
         }
         twice(&rule.changed, "changed", &mut problems);
         twice(&rule.immutable, "immutable", &mut problems);
-        let Ok(id) = u16::try_from(at) else {
-            problems.push(problem(&rule.at, "there are more than 65 536 rules", "join some"));
+        // The last number is the probe's.
+        let Some(id) = u16::try_from(at).ok().filter(|id| *id != RuleId::PROBE.0) else {
+            problems.push(problem(&rule.at, "there are more than 65 535 rules", "join some"));
             break;
         };
         let templates = templates(rule, &mut template_count, &mut problems);
@@ -104,8 +105,9 @@ fn templates(
     let mut templates = Vec::new();
     for (at, template, text) in parsed(rule, problems) {
         problems.extend(without_row(rule, &at, &template));
-        let Ok(id) = u16::try_from(*count) else {
-            problems.push(problem(&at, "there are more than 65 536 keys", "join some"));
+        // The number behind the last is the probe's.
+        let Some(id) = u16::try_from(*count).ok().filter(|id| *id < u16::MAX) else {
+            problems.push(problem(&at, "there are more than 65 535 keys", "join some"));
             break;
         };
         *count += 1;
@@ -211,7 +213,24 @@ pub(super) fn problem(at: &Location, message: impl Into<String>, hint: &str) -> 
 
 /// Gives the facts that key sets know of all templates, by [`TemplateId`].
 pub(super) fn infos(rules: &[Rule]) -> Arc<Templates> {
-    let templates = rules.iter().flat_map(|rule| {
+    Arc::new(Templates::new(infos_of(rules)))
+}
+
+/// Gives those, and behind them one of the probe: all that it could ever give is one key, `whole`.
+pub(super) fn with_canary(
+    rules: &[Rule],
+    whole: &[u8],
+    targets: Targets,
+) -> (Arc<Templates>, TemplateId) {
+    let whole = Whole::Key(whole.into());
+    let canary = TemplateInfo { rule: RuleId::PROBE, targets, whole, lookup: None };
+    let templates = Templates::new(infos_of(rules).chain([canary]));
+    let last = u16::try_from(templates.len() - 1).expect("the compiler leaves room for one more");
+    (Arc::new(templates), TemplateId(last))
+}
+
+fn infos_of(rules: &[Rule]) -> impl Iterator<Item = TemplateInfo> {
+    rules.iter().flat_map(|rule| {
         let info = |key: &RuleTemplate| TemplateInfo {
             rule: rule.id,
             targets: rule.targets,
@@ -219,8 +238,7 @@ pub(super) fn infos(rules: &[Rule]) -> Arc<Templates> {
             lookup: key.lookup.clone(),
         };
         rule.templates.iter().map(info)
-    });
-    Arc::new(Templates::new(templates))
+    })
 }
 
 /// 16 hex digits that are equal if two rule sets give the same keys for every change: the names and

@@ -12,6 +12,24 @@ use crate::config::Targets;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct RuleId(pub u16);
 
+impl RuleId {
+    /// Stands in the place of a rule where a probe removes its canary.
+    pub const PROBE: RuleId = RuleId(u16::MAX);
+
+    /// The label `rule` of that one; no rule has it, for a rule's name has no `.`.
+    pub const PROBE_NAME: &'static str = "walsweep.probe";
+
+    /// The name of the rule, where `names` are those of the rules in their order; empty for one
+    /// that there is not.
+    #[must_use]
+    pub fn name_in(self, names: &[String]) -> &str {
+        match self {
+            RuleId::PROBE => RuleId::PROBE_NAME,
+            RuleId(at) => names.get(usize::from(at)).map_or("", String::as_str),
+        }
+    }
+}
+
 /// A key template: its index over all rules.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct TemplateId(pub(super) u16);

@@ -18,7 +18,8 @@
 //! tell of rows as they were before the transaction (`before`), which the row then is no more.
 //!
 //! A refreshed view and a message have no row either (`signal`): the one gives all that its rule
-//! names, the other what it names itself, within what its rule names.
+//! names, the other what it names itself, within what its rule names. A `probe` has a message, too,
+//! and no rule.
 
 mod arena;
 mod before;
@@ -36,6 +37,7 @@ mod packed;
 mod pattern;
 mod plan;
 mod print;
+mod probe;
 mod render;
 mod set;
 mod signal;
@@ -74,6 +76,7 @@ pub use label::{LookupId, RuleId, WidenReason};
 pub use lookup::{Answers, Found, FoundRows, Keyed, Lookup, Reads, Wanted, resolve};
 pub use pattern::Pattern;
 pub use print::{Given, KeyPlace, KeyPrint, Looks, Print, RulePrint};
+pub use probe::{NONCE_DIGITS, canary};
 pub use set::{KeySet, Limits};
 pub use signal::{Malformed, Signal};
 
@@ -97,6 +100,8 @@ pub struct Rules {
     limits: Limits,
     memory: Arc<Memory>,
     lookups: Arc<[Lookup]>,
+    /// `None` if probes remove nothing.
+    canaries: Option<probe::Canaries>,
 }
 
 /// Why a rule does not look at a change.
@@ -136,6 +141,7 @@ impl Rules {
             limits: Limits::default(),
             memory: Arc::default(),
             lookups: lookups.into(),
+            canaries: None,
         })
     }
 

@@ -29,7 +29,9 @@ pub enum Signal {
     Refresh,
     /// A rule looks at messages of this prefix.
     Message,
-    /// A rule looks at the message, but nothing can be made of it.
+    /// A probe names its canary.
+    Probe,
+    /// A rule or the probe looks at the message, but nothing can be made of it.
     Malformed(Malformed),
 }
 
@@ -40,7 +42,8 @@ pub enum Malformed {
     NotTransactional,
     /// It is neither empty nor a JSON object of `keys` and `patterns`, lists of texts.
     NotJson,
-    /// It names a key or a pattern that no rule of its prefix covers.
+    /// It names a key or a pattern that no rule of its prefix covers; that of a probe, anything but
+    /// a nonce.
     NotCovered,
 }
 
@@ -77,10 +80,10 @@ enum Named {
 }
 
 impl Rules {
-    /// Whether any rule needs logical messages.
+    /// Whether any rule needs logical messages, or a probe does.
     #[must_use]
     pub fn need_messages(&self) -> bool {
-        self.rules.iter().any(|rule| rule.source != Source::Table)
+        self.canaries.is_some() || self.rules.iter().any(|rule| rule.source != Source::Table)
     }
 
     /// Whether any rule looks at messages that applications write.
@@ -141,6 +144,9 @@ impl Rules {
 impl Bound {
     /// Adds the keys of a logical message to a set of these rules.
     pub fn signal(&self, message: &LogicalMessage, keys: &mut KeySet) -> Signal {
+        if let Some(signal) = self.probe(message, keys) {
+            return signal;
+        }
         let refresh = message.prefix.strip_prefix(OWN_PREFIX) == Some(REFRESH);
         let content = message.content.as_deref();
         let rules: Vec<&Rule> = if refresh {

@@ -201,7 +201,7 @@ impl Metrics {
             ),
             messages_malformed: table.family(
                 "walsweep_messages_malformed_total",
-                "Messages of a rule's prefix that removed nothing, and why",
+                "Messages of a rule's prefix, or of the probe's, that removed nothing, and why",
             ),
             lookup_rows: table.family(
                 "walsweep_lookup_rows_total",
@@ -498,7 +498,7 @@ impl Metrics {
     /// The name of a rule; empty for one that there is not.
     #[must_use]
     pub fn rule_name(&self, rule: RuleId) -> &str {
-        self.rules.get(usize::from(rule.0)).map_or("", String::as_str)
+        rule.name_in(&self.rules)
     }
 
     fn rule(&self, rule: RuleId) -> RuleLabel {

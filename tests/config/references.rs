@@ -64,7 +64,8 @@ fn metrics() -> String {
         "# Metrics\n\n*Made from the program: `# HELP` and `# TYPE` of `/metrics` say the \
                     same.*\n\nTimes are in seconds, sizes in bytes. A histogram has the series \
                     `…_bucket`, `…_sum` and `…_count`. The label `target` is the `name` of a \
-                    `[[redis]]`, `rule` that of a `[[rule]]`. There are [alerts]\
+                    `[[redis]]`, `rule` that of a `[[rule]]`, or `walsweep.probe` \
+                    for keys of [probes](status.md#does-it-work-now). There are [alerts]\
                     (../packaging/prometheus/walsweep.rules.yml) and a [dashboard]\
                     (../packaging/prometheus/walsweep-dashboard.json).\n\n\
                     | metric | kind | labels | says |\n| --- | --- | --- | --- |\n"

@@ -39,6 +39,7 @@ mod observe;
 mod oracle;
 mod outage;
 mod prepared;
+mod probe;
 mod proxy;
 mod refusals;
 mod reload;

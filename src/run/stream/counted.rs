@@ -104,7 +104,8 @@ impl<'a> Counters<'a> {
 
     pub(super) fn signal(&self, signal: Signal) {
         match signal {
-            Signal::Other => {}
+            // A probe counts as what it removes.
+            Signal::Other | Signal::Probe => {}
             Signal::Refresh => drop(self.refreshes.inc()),
             Signal::Message => drop(self.messages.inc()),
             Signal::Malformed(malformed) => self.metrics.message_malformed(malformed),

@@ -86,7 +86,7 @@ fn by_rule(keys: &KeySet, names: &[String]) -> String {
         rules.entry(rule).or_default().widened.push((reason, count));
     }
     let part = |(rule, of): (RuleId, OfRule)| {
-        let name = names.get(usize::from(rule.0)).map_or("", String::as_str);
+        let name = rule.name_in(names);
         let reason = |(reason, count): &(WidenReason, u64)| {
             format!(", widened {count} ({})", reason.as_str())
         };

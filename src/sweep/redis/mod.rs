@@ -7,10 +7,11 @@
 //! - [`unlink`], exact keys; [`pass`], patterns; [`inside`], fields and tags, by [`act`];
 //! - [`observe`], which keys were written again; [`index`], which keys there are;
 //! - [`pace`], [`measure`] and [`budget`]: how much of its time SCAN may take, and takes;
-//! - [`lease`]: functions for readers, which no stage knows.
+//! - [`lease`]: functions for readers, which no stage knows; [`canary`]: the key of a probe.
 
 pub(super) mod act;
 pub(super) mod budget;
+pub mod canary;
 pub mod cluster;
 pub mod connect;
 pub mod endpoint;

@@ -92,7 +92,8 @@ impl Known {
 
     /// Whether keys of a rule go to a target.
     pub(super) fn goes(&self, rule: RuleId, target: TargetId) -> bool {
-        self.goes.get(usize::from(rule.0)).is_some_and(|targets| targets.has(target))
+        rule == RuleId::PROBE
+            || self.goes.get(usize::from(rule.0)).is_some_and(|targets| targets.has(target))
     }
 
     /// The rules, of those that are wanted, that could produce a key of a target: each with all
@@ -113,7 +114,7 @@ impl Known {
     }
 
     pub(super) fn rule_name(&self, rule: RuleId) -> &str {
-        self.rules.get(usize::from(rule.0)).map_or("", String::as_str)
+        rule.name_in(&self.rules)
     }
 
     pub(super) fn counts(&self, of_rule: OfRule) -> RuleCounts {

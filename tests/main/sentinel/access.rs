@@ -134,3 +134,11 @@ async fn the_printed_redis_cli_reaches_the_primary() {
     assert_eq!(service.bed.watermark().await, None, "{line}");
     assert!(service.bed.has("item:1").await);
 }
+
+#[tokio::test]
+async fn a_probe_goes_to_the_primary_that_the_sentinels_name() {
+    let mut service = Service::start().await;
+    let sidecar = Sidecar::set_up(service.settings()).await;
+    let said = text(&sidecar.command(&["probe"]));
+    assert!(said.starts_with("gone after ") && said.lines().count() == 1, "{said}");
+}

@@ -39,7 +39,7 @@ use self::map::{Address, Map, Member};
 use self::part::Part;
 pub(super) use self::part::Seen;
 use self::proof::Value;
-pub use self::survey::{NOT_ONE, each, name_at};
+pub use self::survey::{NOT_ONE, each, home, name_at};
 use super::act::{Act, Answer};
 use super::connect::node_name;
 use super::index::Indexed;

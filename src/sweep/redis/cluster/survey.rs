@@ -19,7 +19,7 @@ use super::{Cluster, Shard, Shards};
 use crate::config::{self, Mode};
 use crate::sweep::redis::connect::{classify, connect};
 use crate::sweep::redis::node::{Error, Kind};
-use crate::sweep::redis::slots::tag_of;
+use crate::sweep::redis::slots::{slot_of, tag_of};
 
 /// The words for a server that is no part of a cluster.
 pub const NOT_ONE: &str = "`redis.mode` is \"cluster\", and this server is not part of one";
@@ -54,6 +54,21 @@ pub async fn each(redis: &config::Redis, key: &str) -> Result<Vec<(config::Redis
         (at(redis, &shard.address), tagged(key, slot.unwrap_or_default()))
     });
     Ok(each.collect())
+}
+
+/// The primary that has the slot of a key, as if it were by itself. Others may be away.
+///
+/// # Errors
+///
+/// That one is not to be found.
+pub async fn home(redis: &config::Redis, key: &str) -> Result<config::Redis, Error> {
+    let cluster = Cluster::new(redis, "");
+    let shards = cluster.survey().await?;
+    if let Some(shard) = shards.owner(slot_of(key.as_bytes())) {
+        return Ok(at(redis, &shard.address));
+    }
+    cluster.is_whole()?;
+    Err(Error::new(Kind::Slot, format!("no primary has the slot of `{key}`")))
 }
 
 /// A name that is in this slot.
