@@ -3,6 +3,7 @@
 use std::ops::Range;
 use std::time::Duration;
 
+use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};
 
 use walsweep::budget;
@@ -301,6 +302,17 @@ async fn hold_all(bed: &Bed, writer: &Sql, locker: &Sql) {
     eventually(PATIENCE * 3, "all of it is received", gone).await;
 }
 
+/// Commits that nobody sees: they wait for a standby that is not there.
+async fn hide(bed: &Bed) -> Vec<JoinHandle<()>> {
+    let mut invisible = Vec::new();
+    for _ in 0..3 {
+        let sql = Sql::connect(&bed.postgres).await;
+        let rows = insert("exact", rows_within(budget::GATE) / 3);
+        invisible.push(tokio::spawn(async move { sql.run(&rows).await }));
+    }
+    invisible
+}
+
 async fn fill(more: Option<Redis>) {
     let bed = Bed::new(&["logical_decoding_work_mem = 64kB"]).await;
     let (sidecar, standby) = start(&bed, more.as_ref()).await;
@@ -310,12 +322,7 @@ async fn fill(more: Option<Redis>) {
     bed.postgres.conf("synchronous_standby_names = 'ghost'").await.unwrap();
     let keys = "~item:* ~exact:* ~passing:* ~placed:* ~early:* ~walsweep:*";
     acl(&targets, &format!("resetkeys {keys}")).await;
-    let mut invisible = Vec::new();
-    for _ in 0..3 {
-        let sql = Sql::connect(&bed.postgres).await;
-        let rows = insert("exact", rows_within(budget::GATE) / 3);
-        invisible.push(tokio::spawn(async move { sql.run(&rows).await }));
-    }
+    let invisible = hide(&bed).await;
     let (mut open, locker, writer) =
         (Open::begin(&bed).await, local(&bed).await, local(&bed).await);
     let (mut peaks, mut rounds, began) = (Peaks::default(), 0, Instant::now());

@@ -2,8 +2,8 @@
 //!
 //! Takes: nothing. Gives: a setting of the C library's allocator. Never knows: who allocates.
 //!
-//! glibc takes blocks of 128 KiB and more from the system one by one, and gives each back when it is
-//! freed. But with each that is freed it raises that threshold to its size, up to 32 MiB; blocks
+//! glibc takes blocks of 128 KiB and more from the system one by one, and gives each back when it
+//! is freed. But with each that is freed it raises that threshold to its size, up to 32 MiB; blocks
 //! below it then lie in the heap, between small ones that keep it from shrinking
 //! (<https://man7.org/linux/man-pages/man3/mallopt.3.html>, `M_MMAP_THRESHOLD`). Key sets grow to
 //! megabytes and are freed in any order: without this, half as much again stays resident.
