@@ -457,6 +457,24 @@ async fn a_rule_that_goes_leaves_no_second_removal_behind() {
     assert!(began.elapsed() > Duration::from_secs(1), "{:?}", began.elapsed());
 }
 
+/// What a late reader stores within the old window is looked for within that, even if the new one
+/// is shorter.
+#[tokio::test]
+async fn a_shorter_refill_window_leaves_no_second_removal_behind() {
+    let bed = Bed::new(&[]).await;
+    let mut settings = bed.settings();
+    settings.refill = "3s".to_owned();
+    let mut sidecar = Sidecar::set_up(settings).await;
+    removes(&bed, "item:1", 1).await;
+    let began = Instant::now();
+    bed.fill(&["item:1"]).await;
+    sidecar.change(|settings| settings.refill = "100ms".to_owned());
+    let (status, said) = reload(&sidecar);
+    assert!(status == Some(0) && said.contains("`refill.window` changed"), "{said}");
+    assert!(!bed.has("item:1").await, "a late reader's value stays for good");
+    assert!(began.elapsed() > Duration::from_secs(1), "{:?}", began.elapsed());
+}
+
 /// To the next session all comes again that is not confirmed, and the new rules would give none of
 /// it: so the old ones have that session, too.
 #[tokio::test]

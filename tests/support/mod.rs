@@ -14,7 +14,7 @@ mod tracking;
 use std::future::Future;
 use std::time::Duration;
 
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 use tokio_postgres::Client;
 use tokio_postgres::types::{FromSqlOwned, ToSql};
 use walsweep_stage::throwaway::Postgres;
@@ -26,6 +26,10 @@ pub(crate) use self::proxy::{Fault, Proxy, Way};
 pub(crate) use self::sidecar::{Settings, Sidecar, text};
 pub(crate) use self::swap::Swap;
 pub(crate) use self::tracking::{tracking_id, trickle};
+
+/// Who answers a test has so long: beyond that the test fails, and says what it asked, where it
+/// would hang for good.
+pub(crate) const ANSWER_MAX: Duration = Duration::from_secs(600);
 
 /// How long anything may take that should take milliseconds.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
@@ -78,8 +82,10 @@ impl Sql {
 
     /// Runs statements, each in a transaction of its own unless they say otherwise.
     pub(crate) async fn run(&self, statements: &str) {
-        if let Err(error) = self.0.batch_execute(statements).await {
-            panic!("{error:?}\n{statements}");
+        match timeout(ANSWER_MAX, self.0.batch_execute(statements)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => panic!("{error:?}\n{statements}"),
+            Err(_) => panic!("no answer within {ANSWER_MAX:?}\n{statements}"),
         }
     }
 
@@ -93,9 +99,10 @@ impl Sql {
     where
         T: FromSqlOwned,
     {
-        match self.0.query_one(query, params).await {
-            Ok(row) => row.get(0),
-            Err(error) => panic!("{error:?}\n{query}"),
+        match timeout(ANSWER_MAX, self.0.query_one(query, params)).await {
+            Ok(Ok(row)) => row.get(0),
+            Ok(Err(error)) => panic!("{error:?}\n{query}"),
+            Err(_) => panic!("no answer within {ANSWER_MAX:?}\n{query}"),
         }
     }
 

@@ -6,15 +6,17 @@ use std::io::{BufRead, BufReader};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::sync::{Arc, Mutex};
-use std::thread::{self, JoinHandle};
+use std::thread;
 
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio::time::timeout;
 use walsweep_stage::throwaway::{Postgres, Reaper, Redis, Signal, free_port, signal};
 
-use super::{PATIENCE, eventually, pause_since};
+use super::{ANSWER_MAX, PATIENCE, eventually, pause_since};
 
 /// The configuration of a [`Sidecar`]. Every field may be changed before the start.
 #[derive(Clone, Debug)]
@@ -106,7 +108,7 @@ pub(crate) struct Sidecar {
     http_port: u16,
     log: Arc<Mutex<Vec<String>>>,
     /// With what reads its log, which ends after it.
-    running: Option<(Child, Reaper, JoinHandle<()>)>,
+    running: Option<(Child, Reaper, Receiver<()>)>,
 }
 
 impl Sidecar {
@@ -141,7 +143,18 @@ impl Sidecar {
 
     /// Runs `walsweep ARGS --config FILE` to its end.
     pub(crate) fn command<A: AsRef<OsStr>>(&self, args: &[A]) -> Output {
-        self.program(args).output().unwrap()
+        let program = self.program(args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
+        let program = program.unwrap();
+        let (pid, (ended, is_ended)) = (program.id(), mpsc::channel::<()>());
+        let limit = thread::spawn(move || {
+            if is_ended.recv_timeout(ANSWER_MAX) == Err(RecvTimeoutError::Timeout) {
+                signal(&[pid], Signal::Kill).unwrap();
+            }
+        });
+        let output = program.wait_with_output().unwrap();
+        drop(ended);
+        limit.join().unwrap();
+        output
     }
 
     /// Starts `walsweep ARGS --config FILE`, with what it writes kept for whoever waits for it.
@@ -176,7 +189,9 @@ impl Sidecar {
         let reaper = Reaper::new(child.id(), Signal::Kill, &[self.folder.path()]).unwrap();
         let stderr = child.stderr.take().unwrap();
         let log = Arc::clone(&self.log);
-        let reader = thread::spawn(move || {
+        let (hangs_up, reader) = mpsc::channel::<()>();
+        thread::spawn(move || {
+            let _hangs_up = hangs_up;
             for line in BufReader::new(stderr).lines().map_while(Result::ok) {
                 log.lock().unwrap().push(line);
             }
@@ -207,7 +222,10 @@ impl Sidecar {
         let request = format!("GET {path} HTTP/1.1\r\nHost: walsweep\r\nConnection: close\r\n\r\n");
         stream.write_all(request.as_bytes()).await.ok()?;
         let mut reply = String::new();
-        stream.read_to_string(&mut reply).await.ok()?;
+        match timeout(ANSWER_MAX, stream.read_to_string(&mut reply)).await {
+            Ok(read) => read.ok()?,
+            Err(_) => panic!("{path} is not answered within {ANSWER_MAX:?}"),
+        };
         let (head, body) = reply.split_once("\r\n\r\n")?;
         let status = head.split(' ').nth(1)?.parse().ok()?;
         Some((status, body.to_owned()))
@@ -275,7 +293,7 @@ impl Sidecar {
         drop(reaper);
         child.kill().unwrap();
         child.wait().unwrap();
-        reader.join().expect("the log is read to its end");
+        end(&reader);
     }
 
     /// Freezes it, or lets it go on.
@@ -296,7 +314,7 @@ impl Sidecar {
         loop {
             if let Some(status) = self.exited() {
                 let (_, _, reader) = self.running.take().expect("it was started");
-                reader.join().expect("the log is read to its end");
+                end(&reader);
                 return status.code().unwrap_or_else(|| -status.signal().unwrap());
             }
             assert!(start.elapsed() < PATIENCE, "it runs on\n{}", self.log().join("\n"));
@@ -343,6 +361,13 @@ impl Sidecar {
     fn write_config(&self) {
         fs::write(self.config_file(), self.settings.toml(self.http_port)).unwrap();
     }
+}
+
+/// Waits for the last line of the log, after which its reader hangs up. Somebody else may have the
+/// log's pipe, and hold it open.
+fn end(reader: &Receiver<()>) {
+    let ended = reader.recv_timeout(ANSWER_MAX);
+    assert_eq!(ended, Err(RecvTimeoutError::Disconnected), "the log does not end with its process");
 }
 
 impl Drop for Sidecar {

@@ -252,3 +252,30 @@ pub fn note_by_hand(path: &Path, target: &str, patterns: &[&[u8]], removed: u64)
     text.push(b'\n');
     append_by_hand(path, &text)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use tokio::time::Instant;
+
+    use super::{Losses, QUIET, lost, say_over};
+    use crate::telemetry::Health;
+    use crate::telemetry::metrics::Metrics;
+    use crate::telemetry::trouble::Topic;
+
+    /// A queue that is full comes and goes: each time it would be said, and said to be over.
+    #[test]
+    fn a_loss_is_over_once_no_line_was_lost_for_a_while() {
+        let health = Health::new(Arc::new(Metrics::new(&[])));
+        let losses = Losses::default();
+        let is_said = || health.readiness().1.contains("lost");
+        health.trouble(Topic::Audit, "lines are lost", None);
+        *lost(&losses) = Some(Instant::now() - QUIET / 2);
+        say_over(&losses, &health);
+        assert!(is_said() && lost(&losses).is_some());
+        *lost(&losses) = Some(Instant::now() - QUIET);
+        say_over(&losses, &health);
+        assert!(!is_said() && lost(&losses).is_none());
+    }
+}

@@ -30,13 +30,17 @@ fn rules() -> Rules {
 
 fn trail(rules: &Rules, prefixes: &[&str]) -> Trail {
     let trail = Trail::new(prefixes.len());
+    trail.knows(known(rules, prefixes));
+    trail.begins("7/1");
+    trail
+}
+
+fn known(rules: &Rules, prefixes: &[&str]) -> Known {
     let target = |(at, prefix): (usize, &&str)| TargetName {
         name: format!("r{at}"),
         prefix: (*prefix).to_owned(),
     };
-    trail.knows(Known::new(rules, prefixes.iter().enumerate().map(target).collect()));
-    trail.begins("7/1");
-    trail
+    Known::new(rules, prefixes.iter().enumerate().map(target).collect())
 }
 
 /// The keys of these items.
@@ -172,6 +176,28 @@ fn the_times_of_a_removal_are_told() {
     // It is made again for a Redis that came back: the first time counts.
     gone(&trail, ONE, 10);
     assert_eq!(told().2, Some(removed));
+}
+
+/// A reload keeps what is gone. What is still to go comes again to the next session, whose rules may
+/// give other keys for it: told as the old ones gave it, it would wait for good.
+#[test]
+fn a_reload_forgets_what_is_to_come_again() {
+    let rules = rules();
+    let trail = trail(&rules, &["", "b:"]);
+    for (lsn, row) in [(10, ("1", "a")), (20, ("2", "a")), (30, ("3", "a"))] {
+        commit(&trail, lsn, &keys(&rules, [row]));
+    }
+    gone(&trail, ONE, 10);
+    gone(&trail, OTHER, 10);
+    gone(&trail, ONE, 20);
+    trail.knows(known(&rules, &["", "b:"]));
+    for (key, expected) in [("item:1", &["0/A"][..]), ("item:2", &[]), ("item:3", &[])] {
+        assert_eq!(lsns(&removals(&trail, key)), expected, "{key}");
+    }
+    assert_eq!(lsns(&removals(&trail, "b:item:1")), ["0/A"], "of the other target, too");
+    // They come again, and are told once.
+    commit(&trail, 20, &keys(&rules, [("2", "a")]));
+    assert_eq!(lsns(&removals(&trail, "item:2")), ["0/14"]);
 }
 
 /// Transactions that are held before their first removal, by a pass that waits.
