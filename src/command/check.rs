@@ -39,7 +39,9 @@ pub async fn check(path: &Path, json: bool) -> Result<(), Failure> {
     check_redis(&config, &mut report).await;
     if let Some(address) = config.http.listen {
         let found = check_listen(address, slot).await;
-        if found.as_ref().is_some_and(|finding| finding.code == Code::ListenRunning) {
+        let is_running = found.as_ref().is_some_and(|one| one.code == Code::ListenRunning);
+        // A reload would refuse what is wrong.
+        if is_running && !report.has_errors() {
             report.facts.extend(takes_over(address, &text).await);
         }
         report.own.extend(found);
@@ -149,8 +151,7 @@ async fn takes_over(address: SocketAddr, text: &str) -> Option<Fact> {
         running.keys().chain(ours.keys()).filter(|key| running.get(*key) != ours.get(*key));
     let others: BTreeSet<String> = others.map(|key| format!("`{key}`")).collect();
     let text = match others.is_empty() {
-        true => "`walsweep reload` is enough for the walsweep that runs to take over what is \
-                 changed"
+        true => "`walsweep reload` is enough for the walsweep that runs, if anything is changed"
             .to_owned(),
         false => format!(
             "the walsweep that runs began with another {}: that is read only at the start, so \

@@ -11,9 +11,9 @@ use tokio::time::{Instant, sleep};
 
 use super::failure::{Failure, halted, print};
 use super::listener::page;
-use super::load::configuration;
+use super::load::setting;
 use super::status;
-use crate::telemetry::reloads::{Outcome, Process, Told};
+use crate::telemetry::reloads::{Outcome, Process, Told, prints_at_start};
 
 /// How often the process is asked whether the reload has ended.
 const ASK_INTERVAL: Duration = Duration::from_millis(50);
@@ -30,7 +30,8 @@ const PATIENCE: Duration = Duration::from_secs(120);
 /// 78 for an invalid configuration; 1 where it is refused for another reason, no process is found,
 /// or what came of it cannot be known.
 pub async fn reload(path: &Path, pid: Option<u32>) -> Result<(), Failure> {
-    let (config, _rules) = configuration(path)?;
+    let setting = setting(path).map_err(|invalid| halted(invalid).with_status(78))?;
+    let (config, at_start) = (setting.config, prints_at_start(&setting.text));
     let Some(address) = config.http.listen else { return unheard(pid) };
     let Some(before) = ask(address).await else {
         let message = format!("ask at `http.listen` `{address}`: no walsweep answers there");
@@ -49,7 +50,8 @@ pub async fn reload(path: &Path, pid: Option<u32>) -> Result<(), Failure> {
         // One that began before may have read another file.
         let told = ask(address).await.filter(|told| told.process == process);
         if let Some(told) = told.filter(|told| told.ended > before.begun) {
-            return outcome(&told);
+            let is_of_file = told.at_start.as_ref().is_none_or(|one| *one == at_start);
+            return if is_of_file { outcome(&told) } else { of_another_file(address, &told) };
         }
         if Process::of(process.pid) != process {
             return Err(halted("walsweep ended before the reload did; its log says why"));
@@ -123,6 +125,21 @@ fn send(pid: u32) -> Result<(), Failure> {
         };
         Failure::halted(format!("send SIGHUP to process {pid}: {error}")).with_hint(hint)
     })
+}
+
+/// Says what came of it where the process began with other options than the file has. It refuses
+/// the file for that; if it does not, it has read another one.
+fn of_another_file(address: SocketAddr, told: &Told) -> Result<(), Failure> {
+    if told.outcome == Some(Outcome::Refused) {
+        return outcome(told);
+    }
+    let message = format!(
+        "the walsweep that answers at `{address}` runs with another file than this, which it has \
+         read again: this one is not taken over by anybody"
+    );
+    let hint = "let `http.listen` be the address of the walsweep that you mean; if it is to \
+                change, restart that walsweep";
+    Err(Failure::halted(message).with_hint(Some(hint)))
 }
 
 /// Says what came of it.

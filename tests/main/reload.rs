@@ -457,8 +457,7 @@ async fn a_rule_that_goes_leaves_no_second_removal_behind() {
     assert!(began.elapsed() > Duration::from_secs(1), "{:?}", began.elapsed());
 }
 
-/// What a late reader stores within the old window is looked for within that, even if the new one
-/// is shorter.
+/// A late reader's value is looked for within the old window, even if the new one is shorter.
 #[tokio::test]
 async fn a_shorter_refill_window_leaves_no_second_removal_behind() {
     let bed = Bed::new(&[]).await;
@@ -543,4 +542,16 @@ async fn a_process_that_is_no_walsweep_is_sent_no_signal() {
     victim.wait().unwrap();
     assert!(is_alive, "it got the signal: {said}");
     assert!(status == Some(1) && said.contains("which is no walsweep"), "{said}");
+}
+
+/// Another walsweep has the address that the file names: it reads its own file again.
+#[tokio::test]
+async fn a_file_that_nobody_reads_is_not_told_as_taken_over() {
+    let bed = Bed::new(&[]).await;
+    let sidecar = bed.sidecar().await;
+    let settings = Settings { name: "mine".to_owned(), ..bed.settings() };
+    let mine = Sidecar::new_at(settings, sidecar.http_port());
+    let (status, said) = reload(&mine);
+    assert_eq!(status, Some(1), "{said}");
+    assert!(said.contains("runs with another file than this"), "{said}");
 }

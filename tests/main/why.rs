@@ -93,7 +93,7 @@ async fn a_removal_is_told_with_its_transaction_its_rule_and_its_times() {
 async fn a_key_that_no_rule_gives_is_told_with_the_nearest() {
     let bed = Bed::new(&[]).await;
     let sidecar = bed.sidecar().await;
-    let none = "No rule gives `itm:1`, so that walsweep never removes it.";
+    let none = "No rule gives `itm:1`: walsweep does not remove it by itself.";
     assert!(!why(&sidecar, "itm:1").1.contains("either way"));
     assert_says(&sidecar, "itm:1", 1, &[none, "The nearest is `item:{id}`, of rule `item`."]);
     let told = json(&sidecar, "session:9");
@@ -258,6 +258,28 @@ async fn each_target_is_told_by_its_name() {
     says(&sidecar, "app:item:3", " and is on its way to Redis").await;
     near.resume().unwrap();
     says(&sidecar, "app:item:3", "rule `item`; removed again ").await;
+}
+
+/// Redis says of a whole removal that it refused some, and not which.
+#[tokio::test]
+async fn a_key_that_redis_refuses_is_not_told_as_removed() {
+    let bed = Bed::new(&[]).await;
+    let cache = bed.cache.clone();
+    let set = async |words: &[&str]| {
+        let mut user = redis::cmd("ACL");
+        user.arg("SETUSER").arg("limited").arg(words);
+        user.exec_async(&mut cache.clone()).await.unwrap();
+    };
+    set(&["on", "nopass", "~*", "&*", "+@all"]).await;
+    let mut settings = bed.settings();
+    settings.redis_url = bed.redis.url().replace("redis://", "redis://limited:any@");
+    let sidecar = Sidecar::set_up(settings).await;
+    set(&["resetkeys", "~list:*", "~walsweep*"]).await;
+    bed.fill(&["item:1"]).await;
+    bed.sql.run("update item set version = 1 where id = 1").await;
+    says(&sidecar, "item:1", "was removed, or Redis refused to, ").await;
+    says(&sidecar, "item:1", "Redis refused some keys of this removal, this one or others").await;
+    assert!(bed.has("item:1").await);
 }
 
 /// I9: what the page tells without `[http] keys`, and to whom.

@@ -109,9 +109,10 @@ pub async fn why(path: &Path, key: &OsStr, json: bool) -> Result<(), Failure> {
     let key_name = Name::of(key);
     let mut known =
         Known { key: key_name, found, removals, more, process, since, audit, rules, why_not, now };
-    if !found {
-        known.why_not = nothing::why_not(&config, key, &known);
-    }
+    known.why_not = match found {
+        true => nothing::suspended(&known),
+        false => nothing::why_not(&config, key, &known),
+    };
     let shown = if json {
         let shown = serde_json::to_string_pretty(&known).expect("texts and numbers are JSON");
         format!("{shown}\n")

@@ -50,9 +50,10 @@ pub(super) fn why_not(config: &Config, key: &[u8], known: &Known) -> Vec<String>
     let mut lines = Vec::new();
     let name = &known.key;
     if known.rules.is_empty() {
-        lines.push(format!("No rule gives `{name}`, so that walsweep never removes it."));
+        lines.push(format!("No rule gives `{name}`: walsweep does not remove it by itself."));
         lines.extend(nearest(config, key));
         lines.extend(tagged(config));
+        lines.extend(by_hand(config));
         return lines;
     }
     let remembered = known.since.into_iter();
@@ -80,20 +81,34 @@ pub(super) fn why_not(config: &Config, key: &[u8], known: &Known) -> Vec<String>
     {
         lines.push(format!("The audit trail `{}` cannot be read: {error}.", audit.file));
     }
-    for Reach { rule, template, suspended, .. } in &known.rules {
-        lines.push(match suspended {
-            true => format!(
-                "Rule `{rule}` gives it by `{template}`, and is suspended: it removes nothing. \
-                 `walsweep check` has the cure."
-            ),
-            false => format!("Rule `{rule}` can give it, by `{template}`."),
-        });
-    }
+    lines.extend(known.rules.iter().map(|reach| match reach.suspended {
+        true => is_suspended(reach),
+        false => format!("Rule `{}` can give it, by `{}`.", reach.rule, reach.template),
+    }));
     lines.extend(tagged(config));
+    lines.extend(by_hand(config));
     let explain = "`walsweep explain TABLE --op update --old '{…}' --new '{…}'` tells which keys a \
                    change removes.";
     lines.push(explain.to_owned());
     lines
+}
+
+/// The rules that remove a key no longer, whatever they did before.
+pub(super) fn suspended(known: &Known) -> Vec<String> {
+    known.rules.iter().filter(|reach| reach.suspended).map(is_suspended).collect()
+}
+
+fn is_suspended(Reach { rule, template, .. }: &Reach) -> String {
+    format!(
+        "Rule `{rule}` gives it by `{template}`, and is suspended: it removes nothing. `walsweep \
+         check` has the cure."
+    )
+}
+
+/// That removals by hand are not known.
+fn by_hand(config: &Config) -> Option<String> {
+    let is_unknown = config.audit.file.is_none();
+    is_unknown.then(|| "`walsweep sweep` by hand is remembered by `[audit]` alone.".to_owned())
 }
 
 /// The template that is most like a key that none gives, or the prefix that it lacks.

@@ -64,7 +64,11 @@ fn sentence(subject: &str, removal: &Removal, known: &Known) -> String {
     let perhaps = removal.by.first().is_some_and(|by| by.how == How::Perhaps);
     let begin = match removal.removed {
         Some(removed) => {
-            let was = if perhaps { "was perhaps removed" } else { "was removed" };
+            let was = match (perhaps, removal.partly_refused) {
+                (true, _) => "was perhaps removed",
+                (false, true) => "was removed, or Redis refused to,",
+                (false, false) => "was removed",
+            };
             let ago = known.now.since(removed).unwrap_or_default();
             let after = after(removal, removed);
             format!("{subject} {was}{place} {} ago ({removed}){after}", rough(ago))
@@ -79,8 +83,13 @@ fn sentence(subject: &str, removal: &Removal, known: &Known) -> String {
         }
         _ => String::new(),
     };
-    let refused =
-        if removal.partly_refused { "; Redis refused some keys that went with it" } else { "" };
+    let refused = match removal.partly_refused {
+        true => {
+            "; Redis refused some keys of this removal, this one or others: they stay until it \
+                 takes them, and `/readyz` says which right is missing"
+        }
+        false => "",
+    };
     let by = if by.is_empty() { String::new() } else { format!(": {}", by.join("; ")) };
     format!("{begin}{by}{again}{refused}.")
 }

@@ -178,8 +178,8 @@ fn the_times_of_a_removal_are_told() {
     assert_eq!(told().2, Some(removed));
 }
 
-/// A reload keeps what is gone. What is still to go comes again to the next session, whose rules may
-/// give other keys for it: told as the old ones gave it, it would wait for good.
+/// A reload keeps what is gone. All else comes again to the next session, whose rules may give
+/// other keys for it: told as the old ones gave it, it would wait for good.
 #[test]
 fn a_reload_forgets_what_is_to_come_again() {
     let rules = rules();
