@@ -52,6 +52,12 @@ pub fn unwaiting() -> i32 {
     i32::try_from(flags.bits()).expect("these are two low bits")
 }
 
+/// Flags to open a file under its own name, and not what a link leads to.
+#[must_use]
+pub fn unfollowing() -> i32 {
+    i32::try_from(OFlags::NOFOLLOW.bits()).expect("it is a low bit")
+}
+
 /// Somebody who reads a file, on a thread that has not ended.
 struct Reader {
     id: u64,
@@ -94,12 +100,14 @@ pub async fn apart<T: Send + 'static>(
     }
     let (sender, receiver) = oneshot::channel();
     let end = Ended(id);
-    thread::Builder::new().name("walsweep-file".to_owned()).spawn(move || {
+    let spawned = thread::Builder::new().name("walsweep-file".to_owned()).spawn(move || {
         let outcome = work();
         drop(end);
         // Who asked may wait no longer.
         drop(sender.send(outcome));
-    })?;
+    });
+    // There may be one later.
+    spawned.map_err(|error| io::Error::new(ErrorKind::TimedOut, format!("no thread: {error}")))?;
     match timeout(limit, receiver).await {
         Ok(Ok(outcome)) => Ok(outcome),
         Ok(Err(_)) => Err(io::Error::other("the thread that read it ended early")),

@@ -74,7 +74,9 @@ async fn answer(address: SocketAddr, path: &str) -> String {
     let mut answer = Vec::new();
     // What came before an error counts.
     drop(stream.take(ANSWER_BYTES_MAX).read_to_end(&mut answer).await);
-    answer.utf8_chunks().map(|chunk| chunk.valid()).collect()
+    let text = answer.utf8_chunks().flat_map(|chunk| chunk.valid().chars());
+    // Whoever listens may be anybody: nothing of his moves the cursor of a terminal.
+    text.filter(|one| !one.is_control() || ['\r', '\n', '\t'].contains(one)).collect()
 }
 
 #[cfg(test)]

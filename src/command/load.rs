@@ -109,11 +109,13 @@ fn judge_in(
     match (Rules::with_lookups(&parsed.rules, &parsed.lookups), parsed.config) {
         (Ok(rules), Some(config)) => {
             let limits = Limits::of(config.redis.len());
-            let targets =
-                config.redis.iter().map(|redis| redis.id).fold(Targets::NONE, Targets::with);
-            let own = key_name("", &config.postgres.slot);
-            let rules = rules.with_canaries(&own, targets);
-            return Ok((config, rules.with_limits(limits)));
+            let mut rules = rules.with_limits(limits);
+            if config.postgres.probe {
+                let ids = config.redis.iter().map(|redis| redis.id);
+                let own = key_name("", &config.postgres.slot);
+                rules = rules.with_canaries(&own, ids.fold(Targets::NONE, Targets::with));
+            }
+            return Ok((config, rules));
         }
         (Err(more), _) => problems.extend(more.into_iter().map(|one| typed(one, text))),
         (Ok(_), None) => {}

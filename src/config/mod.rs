@@ -108,6 +108,9 @@ pub struct Postgres {
     pub failover: bool,
     /// The server that the slot is on.
     pub slot_on: SlotOn,
+    /// Whether keys of `walsweep probe` are removed. For that all logical messages are asked for,
+    /// whoever writes them.
+    pub probe: bool,
 }
 
 /// `[redis]`: where keys are removed.

@@ -184,6 +184,7 @@ fn postgres(reader: &mut Reader<'_>, root: &mut Section<'_, '_>) -> Option<Postg
     let retained = (RETAINED_WAL_LEAST, RETAINED_WAL);
     let max_retained_wal = reader.memory(&mut section, "max_retained_wal", retained);
     let failover = reader.flag(&mut section, "failover", false);
+    let probe = reader.flag(&mut section, "probe", false);
     let standby = replication.as_ref().filter(|_| has_replication_url);
     let slot_on = slot_on(reader, &mut section, (has_replication_url, standby), failover);
     reader.finish(&section);
@@ -199,6 +200,7 @@ fn postgres(reader: &mut Reader<'_>, root: &mut Section<'_, '_>) -> Option<Postg
         max_retained_wal,
         failover,
         slot_on,
+        probe,
     })
 }
 

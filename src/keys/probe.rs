@@ -69,6 +69,10 @@ impl Bound {
         let Some(nonce) = nonce.and_then(|nonce| std::str::from_utf8(nonce).ok()) else {
             return Some(Signal::Malformed(Malformed::NotCovered));
         };
+        // A probe commits one. More are somebody's who wants to make work of them.
+        if keys.has_of(canaries.template) {
+            return Some(Signal::Malformed(Malformed::NotCovered));
+        }
         keys.count_match(RuleId::PROBE);
         keys.add_key(canaries.template, canary(&canaries.own, nonce).as_bytes());
         Some(Signal::Probe)
@@ -142,6 +146,19 @@ mod tests {
         keys.collapse();
         let exact: Vec<_> = keys.exact().map(|(_, key)| key).collect();
         assert_eq!((exact, keys.has_patterns()), (vec![&b"walsweep:s:probe"[..]], false));
+    }
+
+    /// Each would cost a name in a removal, and memory wherever keys wait.
+    #[test]
+    fn a_transaction_has_one_canary() {
+        let bound = rules().bind(Binding::default());
+        let (_, mut keys) = told(&bound, Some(NONCE.as_bytes()), true);
+        let other = NONCE.replace('0', "1");
+        let content = Some(other.into_bytes().into());
+        let prefix = "walsweep.probe".into();
+        let message = LogicalMessage { transactional: true, lsn: Lsn(1), prefix, content };
+        assert_eq!(bound.signal(&message, &mut keys), Signal::Malformed(Malformed::NotCovered));
+        assert_eq!(keys.exact().count(), 1);
     }
 
     #[test]

@@ -16,6 +16,14 @@ use crate::visibility::{GHOST, waits};
 
 const NONCE: &str = "0123456789abcdef0123456789abcdef";
 
+fn settings(bed: &Bed) -> Settings {
+    Settings { postgres: "probe = true".to_owned(), ..bed.settings() }
+}
+
+async fn sidecar(bed: &Bed) -> Sidecar {
+    Sidecar::set_up(settings(bed)).await
+}
+
 /// The names of canaries in a Redis, whatever their prefix.
 async fn canaries(cache: &MultiplexedConnection) -> Vec<String> {
     let mut all = cmd("KEYS");
@@ -46,7 +54,7 @@ fn json(output: &Output) -> serde_json::Value {
 #[tokio::test]
 async fn a_probe_says_how_long_it_took_and_touches_nothing_else() {
     let bed = Bed::new(&[]).await;
-    let sidecar = bed.sidecar().await;
+    let sidecar = sidecar(&bed).await;
     bed.settled().await;
     bed.marked().await;
     bed.fill(&["item:1", "list:team 1:a", "other"]).await;
@@ -86,7 +94,7 @@ async fn a_probe_says_how_long_it_took_and_touches_nothing_else() {
 #[tokio::test]
 async fn it_works_after_a_second_removal_and_a_restart_sweeps_nothing() {
     let bed = Bed::new(&[]).await;
-    let settings = Settings { refill: "200ms".to_owned(), observe: true, ..bed.settings() };
+    let settings = Settings { refill: "200ms".to_owned(), observe: true, ..settings(&bed) };
     let mut sidecar = Sidecar::set_up(settings).await;
     bed.settled().await;
     let (is_well, said) = probe(&sidecar, &[]);
@@ -116,7 +124,7 @@ async fn of_two_targets_each_is_told_by_name_and_one_that_is_down_hides_no_other
             of("near", near.url(), "twin") + "prefix = \"app:\"",
         ],
         rules: format!("{ITEM_RULES}\n{twin}"),
-        ..bed.settings()
+        ..settings(&bed)
     };
     let sidecar = Sidecar::set_up(settings).await;
     bed.settled().await;
@@ -145,7 +153,8 @@ async fn of_two_targets_each_is_told_by_name_and_one_that_is_down_hides_no_other
 #[tokio::test]
 async fn a_probe_finds_the_primary_of_a_cluster() {
     let shop = Shop::start(3, 0).await;
-    let sidecar = Sidecar::set_up(shop.settings()).await;
+    let sidecar =
+        Sidecar::set_up(Settings { postgres: "probe = true".to_owned(), ..shop.settings() }).await;
     for _ in 0..6 {
         let (is_well, said) = probe(&sidecar, &[]);
         assert!(is_well && after(said.trim_end()).is_some(), "{said}");
@@ -156,7 +165,7 @@ async fn a_probe_finds_the_primary_of_a_cluster() {
 #[tokio::test]
 async fn where_nobody_removes_it_the_probe_says_so_and_takes_it_back() {
     let bed = Bed::new(&[]).await;
-    let mut sidecar = Sidecar::new(bed.settings());
+    let mut sidecar = Sidecar::new(settings(&bed));
     let (is_well, said) = probe(&sidecar, &["--timeout", "1"]);
     assert!(!is_well && said.contains("not gone after 1 s"), "{said}");
     assert!(said.contains("no walsweep runs: there is no slot `walsweep`"), "{said}");
@@ -188,9 +197,9 @@ async fn where_nobody_removes_it_the_probe_says_so_and_takes_it_back() {
 async fn of_a_walsweep_that_is_ready_and_does_not_know_it_the_probe_says_what_that_may_be() {
     let bed = Bed::new(&[]).await;
     let other = Redis::start(RedisOptions::default()).await.unwrap();
-    let sidecar = bed.sidecar().await;
+    let sidecar = sidecar(&bed).await;
     bed.settled().await;
-    let settings = Settings { redis_url: other.url(), ..bed.settings() };
+    let settings = Settings { redis_url: other.url(), ..settings(&bed) };
     let elsewhere = Sidecar::new_at(settings, sidecar.http_port());
     let (is_well, said) = probe(&elsewhere, &["--timeout", "1"]);
     assert!(!is_well && said.contains("that it is ready, and has not removed"), "{said}");
@@ -203,8 +212,8 @@ async fn of_a_walsweep_that_is_ready_and_does_not_know_it_the_probe_says_what_th
 async fn a_walsweep_that_is_not_ready_says_why_itself() {
     let bed = Bed::new(&[]).await;
     let other = Redis::start(RedisOptions::default()).await.unwrap();
-    let sidecar = bed.sidecar().await;
-    let mut second = Sidecar::new(bed.settings());
+    let sidecar = sidecar(&bed).await;
+    let mut second = Sidecar::new(settings(&bed));
     second.start();
     second.wait_log("standing by").await;
     // Through either: the one that streams removes it.
@@ -212,7 +221,7 @@ async fn a_walsweep_that_is_not_ready_says_why_itself() {
         let (is_well, said) = probe(one, &[]);
         assert!(is_well && after(said.trim_end()).is_some(), "{said}");
     }
-    let settings = Settings { redis_url: other.url(), ..bed.settings() };
+    let settings = Settings { redis_url: other.url(), ..settings(&bed) };
     let elsewhere = Sidecar::new_at(settings, second.http_port());
     let (is_well, said) = probe(&elsewhere, &["--timeout", "1"]);
     assert!(!is_well && said.contains("walsweep answers at") && said.contains("standby"), "{said}");
@@ -225,7 +234,7 @@ async fn a_walsweep_that_is_not_ready_says_why_itself() {
 #[tokio::test]
 async fn a_commit_that_hangs_ends_the_probe_in_time_and_is_named() {
     let bed = Bed::new(&[]).await;
-    let sidecar = bed.sidecar().await;
+    let sidecar = sidecar(&bed).await;
     bed.settled().await;
     bed.postgres.conf(GHOST).await.unwrap();
     let child = sidecar.spawn(&["probe", "--timeout", "3"]);
@@ -251,7 +260,7 @@ async fn a_commit_that_hangs_ends_the_probe_in_time_and_is_named() {
 #[tokio::test]
 async fn a_forged_message_removes_nothing() {
     let bed = Bed::new(&[]).await;
-    let sidecar = bed.sidecar().await;
+    let sidecar = sidecar(&bed).await;
     bed.settled().await;
     bed.marked().await;
     let canary = format!("walsweep:walsweep:probe:{NONCE}");
@@ -304,7 +313,7 @@ async fn a_forged_message_removes_nothing() {
 #[tokio::test]
 async fn an_interrupted_probe_takes_its_canary_back_and_one_that_is_killed_leaves_it_for_a_while() {
     let bed = Bed::new(&[]).await;
-    let sidecar = Sidecar::new(bed.settings());
+    let sidecar = Sidecar::new(settings(&bed));
     sidecar.setup();
     for end in [Signal::Int, Signal::Term, Signal::Kill] {
         let child = sidecar.spawn(&["probe", "--timeout", "300"]);
@@ -330,7 +339,7 @@ async fn an_interrupted_probe_takes_its_canary_back_and_one_that_is_killed_leave
 async fn a_probe_that_cannot_begin_says_what_is_wrong() {
     let bed = Bed::new(&[]).await;
     let standby = bed.postgres.standby("standby", &[]).await.unwrap();
-    let sidecar = Sidecar::new(Settings { postgres_url: standby.url(), ..bed.settings() });
+    let sidecar = Sidecar::new(Settings { postgres_url: standby.url(), ..settings(&bed) });
     let (is_well, said) = probe(&sidecar, &[]);
     assert!(
         !is_well && said.contains("is a standby") && said.contains("name the primary"),
@@ -338,7 +347,7 @@ async fn a_probe_that_cannot_begin_says_what_is_wrong() {
     );
     assert_eq!(canaries(&bed.cache).await, [""; 0]);
 
-    let mut sidecar = Sidecar::set_up(bed.settings()).await;
+    let mut sidecar = Sidecar::set_up(settings(&bed)).await;
     bed.sql.run("create role reader login").await;
     bed.sql
         .run("revoke execute on function pg_logical_emit_message(boolean, text, text) from public")
@@ -363,7 +372,7 @@ async fn a_probe_that_cannot_begin_says_what_is_wrong() {
 #[tokio::test]
 async fn probes_are_answered_while_much_else_is_written() {
     let bed = Bed::new(&[]).await;
-    let sidecar = bed.sidecar().await;
+    let sidecar = sidecar(&bed).await;
     bed.settled().await;
     bed.sql
         .run("begin; insert into item select id, 'x', 0 from generate_series(101, 50000) id")

@@ -92,6 +92,7 @@ pub(crate) fn config(port: u16, database: &str, rules: Vec<Rule>) -> Config {
             max_retained_wal: None,
             failover: false,
             slot_on: walsweep::config::SlotOn::Primary,
+            probe: false,
         },
         redis: vec![walsweep::config::Redis::at("redis://127.0.0.1/0")],
         sweep: Sweep { max_stall: Duration::from_millis(1), max_load: 0.25, index: None },

@@ -86,6 +86,11 @@ struct Session {
 /// 78 for the configuration; 1 if it is not proven that every target loses its canary in time.
 pub async fn probe(path: &Path, seconds: u64, json: bool) -> Result<(), Failure> {
     let (config, _rules) = configuration(path)?;
+    if !config.postgres.probe {
+        let hint = "add `probe = true` to `[postgres]` and run `walsweep reload`";
+        let message = "`postgres.probe` is off: no walsweep looks for the message of a probe";
+        return Err(Failure::halted(message.to_owned()).with_hint(Some(hint)));
+    }
     let mut stop = Shutdown::by_signal("stopping", || ()).map_err(halted)?;
     let mut probe = Probe::default();
     let measured = tokio::select! {

@@ -17,9 +17,10 @@ use crate::preflight;
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The cause to look for where walsweep says that all is well.
-const OTHERWISE: &str = "either it is older than this program, and does not know the probe's \
-                         message: restart it; or it runs with another configuration: name that \
-                         with `--config`";
+const OTHERWISE: &str = "it may be late, or hang, as where a standby does not replay or Redis does \
+                         not answer: see `walsweep status` and its log; or it is older than this \
+                         program, and does not know the probe's message: restart it; or it runs \
+                         with another configuration: name that with `--config`";
 
 /// The cure where nobody removes anything.
 const START: &str = "start `walsweep run`, or name the configuration that it runs with";
@@ -165,8 +166,12 @@ async fn is_streamed(config: &Config, sql: &Sql) -> Result<Option<bool>, postgre
     let row = match config.postgres.slot_on {
         SlotOn::Primary => sql.query_opt(query, &[slot]).await?,
         SlotOn::Standby => {
-            let standby = connect_sql(&config.postgres.replication_endpoint, NAME).await?;
-            standby.query_opt(query, &[slot]).await?
+            let asked = async {
+                let standby = connect_sql(&config.postgres.replication_endpoint, NAME).await?;
+                Ok::<_, postgres::Error>(standby.query_opt(query, &[slot]).await?)
+            };
+            let Ok(row) = timeout(ANSWER_TIMEOUT, asked).await else { return Ok(Some(true)) };
+            row?
         }
     };
     Ok(row.map(|row| row.try_get(0)).transpose()?)

@@ -91,6 +91,12 @@ impl KeySet {
         matched
     }
 
+    /// Whether this template gave a key.
+    #[must_use]
+    pub(in crate::keys) fn has_of(&self, template: TemplateId) -> bool {
+        self.usage.get(template).held.keys > 0 || self.is_whole(template)
+    }
+
     /// Each rule's part of the set.
     #[must_use]
     pub fn by_rule(&self) -> Vec<(RuleId, KeySet)> {

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::process::geteuid;
 
-use crate::file::unwaiting;
+use crate::file::{unfollowing, unwaiting};
 
 /// Its lines hold keys: they are for the owner and his group.
 const MODE: u32 = 0o640;
@@ -153,7 +153,8 @@ impl Open {
 /// nobody. Makes the file only as one of the folder's owner, for the process has to write it later.
 pub(super) fn append_by_hand(path: &Path, line: &[u8]) -> io::Result<()> {
     let mut options = OpenOptions::new();
-    options.append(true).read(true).custom_flags(unwaiting()).mode(MODE);
+    // Root must not be led by a link to a file of somebody else.
+    options.append(true).read(true).custom_flags(unwaiting() | unfollowing()).mode(MODE);
     let file = match options.open(path) {
         Err(error) if error.kind() == ErrorKind::NotFound => {
             let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
@@ -171,8 +172,9 @@ pub(super) fn append_by_hand(path: &Path, line: &[u8]) -> io::Result<()> {
         }
         outcome => outcome?,
     };
-    if !file.metadata()?.is_file() {
-        return Err(io::Error::other("it is no regular file"));
+    let found = file.metadata()?;
+    if !found.is_file() || found.nlink() > 1 {
+        return Err(io::Error::other("it is no regular file, or has several names"));
     }
     let (_written, outcome) = Open::of(file)?.write(line);
     outcome
@@ -210,7 +212,7 @@ pub(super) fn all(path: &Path, keep: usize) -> io::Result<Vec<File>> {
 mod tests {
     use std::fs::{self, File};
     use std::io::Read;
-    use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
+    use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
     use std::path::Path;
     use std::process::Command;
 
@@ -236,6 +238,14 @@ mod tests {
         assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
         let error = append_by_hand(&pipe, b"lost\n").unwrap_err().to_string();
         assert!(error.contains("no regular file"), "{error}");
+        // Nor is root led to another file.
+        let [link, name] = ["link", "name"].map(|name| folder.path().join(name));
+        symlink(&path, &link).unwrap();
+        fs::hard_link(&path, &name).unwrap();
+        for led in [&link, &name] {
+            append_by_hand(led, b"lost\n").unwrap_err();
+        }
+        assert_eq!(fs::read_to_string(&path).unwrap(), "whole\nto\nnext\n");
     }
 
     #[test]

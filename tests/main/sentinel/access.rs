@@ -138,7 +138,9 @@ async fn the_printed_redis_cli_reaches_the_primary() {
 #[tokio::test]
 async fn a_probe_goes_to_the_primary_that_the_sentinels_name() {
     let mut service = Service::start().await;
-    let sidecar = Sidecar::set_up(service.settings()).await;
+    let mut settings = service.settings();
+    "probe = true".clone_into(&mut settings.postgres);
+    let sidecar = Sidecar::set_up(settings).await;
     let said = text(&sidecar.command(&["probe"]));
     assert!(said.starts_with("gone after ") && said.lines().count() == 1, "{said}");
 }
