@@ -153,7 +153,7 @@ async fn start(bed: &Bed, more: Option<&Redis>) -> (Sidecar, Postgres) {
     let mut settings = Settings {
         rules: rules(),
         postgres: format!("replicas = [{:?}]", standby.url()),
-        refill: "4s".to_owned(),
+        refill: "10s".to_owned(),
         level: "info".to_owned(),
         sweep: "max_load = 0.01".to_owned(),
         observe: true,

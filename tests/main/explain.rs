@@ -221,7 +221,7 @@ async fn check_says_what_a_second_run_would_do_beside_one_that_runs() {
     let verdict = "`walsweep run` is at work already; another one beside it needs an \
                    `http.listen` of its own, and would stand by until the slot is free\n";
     assert!(said.ends_with(verdict), "{said}");
-    let enough = "\nreload    `walsweep reload` is enough for the walsweep that runs ";
+    let enough = "\nreload    `walsweep reload` is enough for the walsweep that runs, ";
     assert!(said.contains(enough), "{said}");
     let json = sidecar.command(&["check", "--json"]).stdout;
     let json: serde_json::Value = serde_json::from_slice(&json).unwrap();
