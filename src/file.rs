@@ -33,10 +33,13 @@ pub const CERTIFICATES_MAX: u64 = 4 << 20;
 /// The file cannot be read, is a pipe, a device or a folder, or has more than `max` bytes.
 pub fn read(path: &Path, max: u64) -> io::Result<Zeroizing<Vec<u8>>> {
     let file = OpenOptions::new().read(true).custom_flags(unwaiting()).open(path)?;
-    if !file.metadata()?.is_file() {
+    let found = file.metadata()?;
+    if !found.is_file() {
         return Err(io::Error::other("it is no regular file"));
     }
-    let mut content = Zeroizing::new(Vec::new());
+    // A vector that grows leaves parts of a secret behind.
+    let size = usize::try_from(found.len().min(max) + 1).unwrap_or_default();
+    let mut content = Zeroizing::new(Vec::with_capacity(size));
     file.take(max.saturating_add(1)).read_to_end(&mut content)?;
     if content.len() as u64 > max {
         return Err(io::Error::other(format!("the file has more than {} KiB", max / 1024)));

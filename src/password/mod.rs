@@ -22,7 +22,7 @@ use crate::file;
 
 /// Far more than any password or token has, bytes; a wrong path or program must not fill the
 /// memory.
-pub(crate) const SIZE_MAX: u64 = 64 * 1024;
+const SIZE_MAX: u64 = 64 * 1024;
 
 /// How long a command may take, its output included.
 pub const COMMAND_TIMEOUT: Duration = Duration::from_secs(10);

@@ -165,7 +165,9 @@ impl Process {
             reason: error.to_string(),
         };
         // As large as it may get: a buffer that grows leaves copies behind.
-        let mut printed = Zeroizing::new(Vec::new());
+        // A vector that grows leaves parts of a secret behind.
+        let size = usize::try_from(SIZE_MAX + 1).unwrap_or_default();
+        let mut printed = Zeroizing::new(Vec::with_capacity(size));
         if let Some(output) = &mut self.output {
             let mut bounded = output.take(SIZE_MAX + 1);
             bounded.read_to_end(&mut printed).await.map_err(unread)?;
