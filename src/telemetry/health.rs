@@ -338,6 +338,7 @@ impl Health {
         let age = self.unconfirmed_since().map_or(Duration::ZERO, |since| since.elapsed());
         let metrics = self.present();
         metrics.oldest_unconfirmed.set(seconds(age));
+        metrics.healthy.set(i64::from(self.liveness().0));
         metrics
     }
 

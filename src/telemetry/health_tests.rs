@@ -119,13 +119,15 @@ async fn a_process_without_progress_is_not_alive() {
     advance(Duration::from_secs(1)).await;
     let silent = (false, "no progress: no sign of life for 60 s\n".to_owned());
     assert_eq!(health.liveness(), silent);
+    let told = |value| health.metrics().text().contains(&format!("walsweep_healthy {value}\n"));
+    assert!(told(0), "the metric is of this moment");
     // As the program does between sessions, for so long.
     let beats = async |seconds: u64| {
         health.alive_while(sleep(Duration::from_secs(seconds))).await;
     };
     beats(900).await;
     health.beat();
-    assert!(is_alive(), "waiting is no livelock");
+    assert!(is_alive() && told(1), "waiting is no livelock");
     health.trouble(Topic::Session, "session ended: XX001", None);
     health.gets_nowhere(true);
     beats(240).await;
@@ -134,6 +136,7 @@ async fn a_process_without_progress_is_not_alive() {
     beats(60).await;
     health.beat();
     let (alive, why) = health.liveness();
+    assert!(told(0));
     assert!(!alive && why.contains("for 300 s") && why.contains("XX001"), "{why}");
     health.gets_nowhere(false);
     assert_eq!(health.liveness(), (true, "alive\n".to_owned()));

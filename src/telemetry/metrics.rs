@@ -61,6 +61,8 @@ pub struct Metrics {
     slot: Family<SlotLabel, Gauge>,
     /// 1 when streaming and no sweep is owed.
     pub ready: Gauge,
+    /// 1 while the process can make progress.
+    pub(super) healthy: Gauge,
     /// Committed transactions received.
     pub transactions: Counter,
     /// Row changes, refreshed views and messages received.
@@ -174,6 +176,11 @@ impl Metrics {
             ready: table.gauge(
                 "walsweep_ready",
                 "1 while `/readyz` is 200: it streams, and no sweep is owed",
+            ),
+            healthy: table.gauge(
+                "walsweep_healthy",
+                "1 while `/healthz` is 200: the process can make progress, or waits for a server \
+                 that is away",
             ),
             transactions: table
                 .counter("walsweep_transactions_total", "Committed transactions received"),
