@@ -183,9 +183,8 @@ impl Error {
 
     /// Whether it is this process of the server that has the slot.
     #[must_use]
-    pub fn is_held_by(&self, walsender: Option<i32>) -> bool {
-        let Error::SlotInUse { pid, .. } = self else { return false };
-        walsender.is_some_and(|walsender| *pid == walsender.to_string())
+    pub fn is_held_by(&self, walsender: i32) -> bool {
+        matches!(self, Error::SlotInUse { pid, .. } if *pid == walsender.to_string())
     }
 
     /// Whether another process streams from the slot.

@@ -74,6 +74,8 @@ struct Course {
     doubt: Doubt,
     /// The server's process that served the last session's stream, which may outlive it.
     walsender: Option<i32>,
+    /// The same, while that process has the slot still though the session ended.
+    outlived: Option<i32>,
     /// The rules whose `when` failed, which is told once.
     failed: BTreeSet<RuleId>,
 }
@@ -89,6 +91,7 @@ impl Default for Course {
             ended: String::new(),
             doubt: Doubt::none(),
             walsender: None,
+            outlived: None,
             failed: BTreeSet::new(),
         }
     }
@@ -100,7 +103,7 @@ impl Course {
     /// noticed.
     fn finds_in_use(&mut self, error: &Error) -> bool {
         let is_news = !replace(&mut self.standing_by, true);
-        if !error.is_held_by(self.walsender) {
+        if !self.walsender.is_some_and(|own| error.is_held_by(own)) {
             self.custody.lost();
             if !is_news {
                 self.attempts = self.attempts.stands_by();
@@ -156,7 +159,7 @@ impl Program {
                         return Ok(());
                     }
                     _ = changes.handed_over(), if may_change(&self.handover) => continue,
-                    () = self.health.alive_while(between.until_free()) => {}
+                    () = self.health.alive_while(between.until_free(course.outlived)) => {}
                 }
             }
             let wait = if course.standing_by { Duration::ZERO } else { course.attempts.wait() };
@@ -316,19 +319,35 @@ impl Program {
         Err((error, what))
     }
 
+    /// The slot is in use. By another walsweep, whose keys go: this one stands by. Or by what is
+    /// left of our own last session: nobody's keys go, and nobody is told that all is well.
+    fn waits_for_slot(&self, error: &Error, is_news: bool, is_outlived: bool) {
+        self.health.gets_nowhere(false);
+        if is_outlived {
+            if is_news {
+                tracing::info!(holder = %error, "waiting for the end of the last session");
+            }
+            self.health.set(Phase::Connecting);
+            self.health.sees_nothing();
+        } else {
+            if is_news {
+                tracing::info!(holder = %error, "standing by: the slot is in use");
+            }
+            self.health.stands_by(error.to_string());
+            self.health.over(&Topic::Session);
+            self.health.unconfirmed(None);
+        }
+    }
+
     /// A session could not be had, or ended: says so, unless a person is needed.
     fn ended(&self, error: Error, what: &str, course: &mut Course) -> Result<(), Error> {
         let may_pass = course.established || error.may_be_switchover(&self.setting.config.postgres);
         match error.verdict(may_pass) {
             Verdict::Halt => return Err(error),
             Verdict::Standby => {
-                if course.finds_in_use(&error) {
-                    tracing::info!(holder = %error, "standing by: the slot is in use");
-                }
-                self.health.stands_by(error.to_string());
-                self.health.over(&Topic::Session);
-                self.health.gets_nowhere(false);
-                self.health.unconfirmed(None);
+                let is_news = course.finds_in_use(&error);
+                course.outlived = course.walsender.filter(|own| error.is_held_by(*own));
+                self.waits_for_slot(&error, is_news, course.outlived.is_some());
             }
             Verdict::Retry => {
                 course.standing_by = false;

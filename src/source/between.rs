@@ -22,8 +22,8 @@ use crate::source::slot_health::{Keeper, SAMPLE_INTERVAL, SAMPLE_TIMEOUT};
 use crate::source::slot_server::SlotServer;
 use crate::source::{Error, within};
 use crate::sweep::Broken;
-use crate::telemetry::Health;
 use crate::telemetry::metrics::Metrics;
+use crate::telemetry::{Health, Topic};
 
 /// After so long without a session of anybody's, transactions that a new slot would wait for no
 /// longer count.
@@ -32,6 +32,12 @@ const SPARED: Duration = Duration::from_secs(60);
 /// How often it is asked whether another process still has the slot. A stand-in takes over so much
 /// later at most.
 const IN_USE_INTERVAL: Duration = Duration::from_millis(100);
+
+/// How long the server is given to notice by itself that a session of ours ended.
+const OUTLIVED_MAX: Duration = Duration::from_secs(2);
+
+/// The distance of two attempts at ending what has outlived its session.
+const END_AGAIN: Duration = Duration::from_secs(10);
 
 /// `application_name` of the connection of who waits for this slot.
 fn name_of(slot: &str) -> String {
@@ -110,9 +116,14 @@ impl Between {
     /// the sample that is due anyway it is one question each time, which takes no lock and no
     /// transaction id: a whole session, with all its checks, is begun only when it may be had. May
     /// be dropped at any time.
-    pub async fn until_free(&mut self) {
+    ///
+    /// `outlived` is the server's process of our own last session, if that is who has the slot. A
+    /// server that has not noticed the end of a session is told of it: it might not for
+    /// `wal_sender_timeout`, or never, and all that time keys would stay.
+    pub async fn until_free(&mut self, outlived: Option<i32>) {
         // From now on the one that has the slot sees who waits for it: it may stop at any moment.
         drop(self.is_in_use().await);
+        let mut end_at = Instant::now() + OUTLIVED_MAX;
         loop {
             sleep(IN_USE_INTERVAL).await;
             let is_in_use = async {
@@ -120,7 +131,14 @@ impl Between {
                     self.next = Instant::now() + SAMPLE_INTERVAL;
                     self.look().await?;
                 }
-                self.is_in_use().await
+                let is_in_use = self.is_in_use().await?;
+                match outlived.filter(|_| is_in_use && end_at <= Instant::now()) {
+                    Some(pid) => {
+                        end_at = Instant::now() + END_AGAIN;
+                        self.end_outlived(pid).await
+                    }
+                    None => Ok(is_in_use),
+                }
             };
             match is_in_use.await {
                 Ok(true) => {}
@@ -142,6 +160,33 @@ impl Between {
         let row = within(SAMPLE_TIMEOUT, server.sql.query_opt(query, &params)).await;
         self.server = Some(server);
         Ok(row?.map(|row| row.try_get(0)).transpose()?.unwrap_or(false))
+    }
+
+    /// Ends our own last session on the server, and says so. Returns whether it has the slot: if
+    /// another one has it by now, the next attempt at a session finds out whose that is.
+    async fn end_outlived(&mut self, pid: i32) -> Result<bool, Error> {
+        let server = self.reach().await?;
+        let query = include_str!("../../sql/end_own_walsender.sql");
+        let params: [&(dyn ToSql + Sync); 2] = [&self.config.postgres.slot, &pid];
+        let row = within(SAMPLE_TIMEOUT, server.sql.query_opt(query, &params)).await;
+        self.server = Some(server);
+        let Some(row) = row? else { return Ok(false) };
+        let text = format!(
+            "Postgres process {pid} served walsweep's last session and still has the slot: the \
+             server has not noticed that the session ended"
+        );
+        let hint = match row.try_get::<_, Option<bool>>(0)? {
+            Some(_) => format!(
+                "walsweep has asked the server to end that process; if it stays, it is stopped or \
+                 hangs: look at process {pid} on the server's machine"
+            ),
+            None => format!(
+                "it belongs to the login of `postgres.replication_url`; as that one, or as a \
+                 superuser: select pg_terminate_backend({pid})"
+            ),
+        };
+        self.health.trouble(Topic::Session, &text, Some(&hint));
+        Ok(true)
     }
 
     /// The server that the slot is on, over the connection that is there.

@@ -24,7 +24,7 @@ const TEXTS_MAX: usize = 5;
 /// The subject of a trouble. There is at most one trouble for each.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Topic {
-    /// The session with Postgres cannot be had, or ends again and again.
+    /// The session with Postgres cannot be had, does not answer, or ends again and again.
     Session,
     /// The session stands, and the checks find what would refuse the next one.
     Checks,

@@ -1,10 +1,11 @@
 //! Sessions with Postgres that get nowhere: few are tried, what the slot holds is given up, and
 //! whoever watches is told why there is none.
 
+use std::fs;
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
-use walsweep_stage::throwaway::StopMode;
+use walsweep_stage::throwaway::{Signal, StopMode, signal};
 
 use crate::support::{Bed, Fault, PATIENCE, Proxy, Sidecar, Sql, always, eventually, text};
 
@@ -148,6 +149,41 @@ async fn an_outage_of_postgres_is_named_in_readyz_and_told_seldom() {
     bed.settled().await;
     eventually(PATIENCE, "nothing waits any more", || async { sidecar.metric(age).await < 0.5 })
         .await;
+}
+
+/// Whether SIGTERM waits for a process that is stopped.
+fn is_to_end(pid: i32) -> bool {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let pending = status.lines().find_map(|line| line.strip_prefix("ShdPnd:")).unwrap();
+    u64::from_str_radix(pending.trim(), 16).unwrap() & (1 << 14) != 0
+}
+
+/// The server's process that serves the stream is stopped: nothing comes from it, and it outlives
+/// the session, so that no other can have the slot.
+#[tokio::test]
+async fn a_walsender_that_hangs_is_told_of_and_ended_and_is_no_other_walsweep() {
+    let bed = Bed::new(&["wal_sender_timeout = '10s'"]).await;
+    let mut sidecar = bed.sidecar().await;
+    bed.settled().await;
+    bed.fill(&["item:7"]).await;
+    let pid: i32 = bed.sql.one("select active_pid from pg_replication_slots").await;
+    let walsender = [u32::try_from(pid).unwrap()];
+    signal(&walsender, Signal::Stop).unwrap();
+    bed.sql.run("update item set version = 1 where id = 7").await;
+    let says = async |part: &str| readiness(&sidecar).await.contains(part);
+    let silent = "not ready\nPostgres has sent nothing for 7 s, though asked to";
+    eventually(PATIENCE, "silence is told", || says(silent)).await;
+    let age = sidecar.metric("walsweep_oldest_unconfirmed_seconds").await;
+    assert!(age >= 7.0, "{age}");
+    let holder = format!("Postgres process {pid} served walsweep's last session");
+    eventually(PATIENCE, "who has the slot is told", || says(&holder)).await;
+    assert!(is_to_end(pid), "the server is asked to end it");
+    assert!(says("connecting to postgres").await, "it is no stand-in");
+    let log = sidecar.log().join("\n");
+    assert!(!log.contains("standing by"), "{log}");
+    signal(&walsender, Signal::Cont).unwrap();
+    sidecar.wait_ready().await;
+    bed.gone("item:7").await;
 }
 
 /// Between sessions the slot goes on to cost the server WAL.

@@ -19,8 +19,8 @@ use crate::run::session::Timing;
 use crate::run::shutdown::Shutdown;
 use crate::source;
 use crate::sweep::Event;
-use crate::telemetry::Health;
 use crate::telemetry::metrics::Metrics;
+use crate::telemetry::{Health, Phase};
 
 const START: Lsn = Lsn(100);
 
@@ -53,6 +53,16 @@ async fn serve(mut wire: DuplexStream, answers: bool, asked: Rc<RefCell<Vec<Inst
 /// Streams for as long, beside a sweeper whose watermark stands; gives what ended it, and when the
 /// server was asked for a reply, from the start on.
 async fn stream(answers: bool, period: Duration) -> (Option<Error>, Vec<Duration>) {
+    let (ended, asked, _) = stream_and_look(answers, period).await;
+    (ended, asked)
+}
+
+/// The same; gives besides what is wrong at its end, by `/readyz`, and the age of what may be
+/// unconfirmed.
+async fn stream_and_look(
+    answers: bool,
+    period: Duration,
+) -> (Option<Error>, Vec<Duration>, (String, Duration)) {
     let (ours, theirs) = duplex(4096);
     let (ends, _gate, sweeper) = Ends::new(START, 1);
     let mut bound = Rules::compile(&[]).unwrap().bind(Binding::default());
@@ -65,12 +75,14 @@ async fn stream(answers: bool, period: Duration) -> (Option<Error>, Vec<Duration
     });
     let metrics = Arc::new(Metrics::new(&[]));
     let health = Health::new(Arc::clone(&metrics));
+    health.set(Phase::Streaming);
     let (_trigger, mut shutdown) = Shutdown::by_trigger();
     let stream = Stream::new(Slot::over(ours), &mut bound, ends, (START, TIMING));
     let run = Box::pin(stream.run((&health, &metrics), &mut shutdown));
     let ended = timeout(period, run).await;
     let asked = asked.borrow().iter().map(|at| *at - start).collect();
-    (ended.ok().and_then(Result::err), asked)
+    let unconfirmed = health.unconfirmed_since().map_or(Duration::ZERO, |since| since.elapsed());
+    (ended.ok().and_then(Result::err), asked, (health.readiness().1, unconfirmed))
 }
 
 /// With the server's default `wal_sender_timeout` it never speaks first to a client that reports
@@ -94,4 +106,17 @@ async fn a_server_that_does_not_answer_when_asked_is_given_up() {
     let (ended, asked) = LocalSet::new().run_until(stream(false, TIMING.silence * 2)).await;
     assert!(matches!(ended, Some(Error::Source(source::Error::Silent(40..=42)))), "{ended:?}");
     assert!(asked.len() >= 3, "asked more than once: {asked:?}");
+}
+
+/// Long before it is given up.
+#[tokio::test(start_paused = true)]
+async fn a_server_that_does_not_answer_is_told_of_and_nothing_counts_as_confirmed() {
+    let period = TIMING.silence / 2 + Duration::from_secs(3);
+    let local = LocalSet::new();
+    let (ended, _, (readiness, age)) = local.run_until(stream_and_look(false, period)).await;
+    assert!(ended.is_none(), "{ended:?}");
+    assert!(readiness.starts_with("not ready\nPostgres has sent nothing for 20 s"), "{readiness}");
+    assert!(age >= TIMING.silence / 2, "{age:?}");
+    let (_, _, (readiness, age)) = local.run_until(stream_and_look(true, period)).await;
+    assert_eq!((readiness.as_str(), age), ("ready\n", Duration::ZERO));
 }

@@ -44,8 +44,8 @@ use crate::run::shutdown::Shutdown;
 use crate::settle::{Cache, Ended, Input, Mapped, Visible};
 use crate::source;
 use crate::sweep::Event;
-use crate::telemetry::Health;
 use crate::telemetry::metrics::Metrics;
+use crate::telemetry::{Health, Topic};
 
 /// Transactions that may wait between two stages.
 pub const CHANNEL_LENGTH: usize = 1024;
@@ -137,6 +137,8 @@ pub struct Stream<'a> {
     /// Since when the server could have been heard: nobody reads while something is held, nor while
     /// what came is worked on.
     listening_since: Instant,
+    /// Whether it is told that the server does not answer.
+    is_unheard: bool,
     reply_due: bool,
     /// When a message was last said to be malformed, by the reason.
     malformed_told: BTreeMap<&'static str, Instant>,
@@ -175,6 +177,7 @@ impl<'a> Stream<'a> {
             timing,
             last_status: now,
             listening_since: now,
+            is_unheard: false,
             reply_due: false,
             malformed_told: BTreeMap::new(),
             last_asked: now,
@@ -497,7 +500,7 @@ impl<'a> Stream<'a> {
         health.beat();
         self.ask();
         let now = Instant::now();
-        health.unconfirmed(self.arrivals.oldest());
+        health.unconfirmed(self.oldest_unconfirmed());
         if !listening {
             self.listening_since = now;
         }
@@ -505,10 +508,42 @@ impl<'a> Stream<'a> {
         if silent > self.timing.silence {
             return Err(source::Error::Silent(silent.as_secs()).into());
         }
+        self.tell_of_silence(silent, health);
         if now - self.last_status >= self.timing.status {
             self.send_status().await?;
         }
         Ok(())
+    }
+
+    /// Says that the server does not answer, long before it is taken for dead: what is committed
+    /// meanwhile is not seen, so keys stay.
+    fn tell_of_silence(&mut self, silent: Duration, health: &Health) {
+        let worrying = self.timing.silence / 2;
+        let is_silent = silent > worrying;
+        if is_silent && !self.is_unheard {
+            let text = format!(
+                "Postgres has sent nothing for {} s, though asked to: keys of what is committed \
+                 meanwhile wait",
+                worrying.as_secs()
+            );
+            let hint = format!(
+                "look whether the process that serves the slot runs (`active_pid` in \
+                 pg_replication_slots), and at the network to it; after {} s walsweep begins a new \
+                 session",
+                self.timing.silence.as_secs()
+            );
+            health.trouble(Topic::Session, &text, Some(&hint));
+        } else if self.is_unheard && !is_silent {
+            health.over(&Topic::Session);
+        }
+        self.is_unheard = is_silent;
+    }
+
+    /// Since when something may be unconfirmed. Of a server that does not answer nothing is known
+    /// since it was heard last.
+    fn oldest_unconfirmed(&self) -> Option<Instant> {
+        let unheard = self.is_unheard.then(|| self.slot.last_received());
+        self.arrivals.oldest().into_iter().chain(unheard).min()
     }
 
     /// How long the server could have been heard and was not.
