@@ -119,6 +119,8 @@ impl State {
             let (samples, now) = (samples(&part), Instant::now());
             let (hold, widened) = self.refusals.add((rule, part), job.covers, samples, now);
             self.refusals.join(rule, job.members.iter().filter_map(Member::part));
+            let trail = self.health.trail();
+            trail.refused(self.target, (rule, hold.number()), job.waited());
             self.hold(job.waits().also(hold));
             self.widened(&widened);
         }

@@ -297,11 +297,23 @@ fn transactions(lines: &mut Lines, status: &Status) {
             let (keys, patterns) = (counted(rule.keys, "key"), counted(rule.patterns, "pattern"));
             format!("{} {keys}, {patterns}", flat(&rule.rule))
         });
-        let gone = one.targets.iter().map(|target| match (target.removed, one.targets.len()) {
-            (Some(removed), 1) => format!("gone after {}", after(removed)),
-            (None, 1) => "waits".to_owned(),
-            (Some(removed), _) => format!("{} after {}", flat(&target.target), after(removed)),
-            (None, _) => format!("{} waits", flat(&target.target)),
+        let gone = one.targets.iter().map(|target| {
+            let name = match one.targets.len() {
+                1 => String::new(),
+                _ => format!("{} ", flat(&target.target)),
+            };
+            let gone = match (target.removed, target.refused) {
+                (Some(removed), None) => format!("gone after {}", after(removed)),
+                (Some(removed), Some(_)) => {
+                    format!("gone after {}, refused at first", after(removed))
+                }
+                (None, Some(refused)) => {
+                    let age = since(&refused.to_string(), status).map(duration);
+                    format!("refused, owed for {}", age.unwrap_or_default())
+                }
+                (None, None) => "waits".to_owned(),
+            };
+            format!("{name}{gone}")
         });
         let (rules, gone) = (rules.collect::<Vec<_>>(), gone.collect::<Vec<_>>());
         let (rules, gone) = (rules.join("; "), gone.join(", "));

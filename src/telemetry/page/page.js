@@ -464,10 +464,11 @@ function transactions([list]) {
           "div",
           of(target) ? "" : "nil",
           (many ? target.target + " " : "") +
-            (of(target) ? after(one.committed, of(target)) : none),
+            (of(target) ? after(one.committed, of(target)) : none(target)),
         ),
       );
     const waits = one.visible ? (one.waits_for_rows ? "waits for rows" : "waits") : "–";
+    const gone = (target) => (target.refused ? "refused, owed" : waits);
     body.append(
       el(
         "tr",
@@ -475,8 +476,8 @@ function transactions([list]) {
         name,
         what,
         cell(2, !one.visible, one.visible ? after(one.committed, one.visible) : "not yet"),
-        cell(3, false, ...each((target) => target.removed, waits)),
-        cell(4, false, ...each((target) => target.removed_again, "–")),
+        cell(3, false, ...each((target) => target.removed, gone)),
+        cell(4, false, ...each((target) => target.removed_again, () => "–")),
       ),
     );
   }
