@@ -190,8 +190,12 @@ pub const EXAMPLES: &[Example] = &[
     },
     Example {
         command: Some("status"),
-        says: "Whether the service is well, as a container asks it:",
-        lines: &["walsweep status --config /etc/walsweep/config.toml"],
+        says: "Whether the process is alive, as a container's health check asks; and whether all is \
+               well, for a person or a script:",
+        lines: &[
+            "walsweep status --alive --config /etc/walsweep/config.toml",
+            "walsweep status || echo 'look at it'",
+        ],
     },
     Example {
         command: Some("status"),
