@@ -105,8 +105,9 @@ pub enum Command {
     /// Say how the running walsweep is: what flows, what waits and why, the slot, targets, rules.
     ///
     /// Asks at `[http] listen`, and ends with 1 where the verdict is WRONG: readers may see old
-    /// values, and a person is needed. It ends with 1 as well where nobody answers, or `/healthz` is
-    /// not 200. One that stands by for another is well. It begins with what `/readyz` says.
+    /// values, and a person is needed. It ends with 1 as well where nobody answers, or where
+    /// `/healthz` is not 200. One that stands by for another is well. It begins with what `/readyz`
+    /// says.
     Status(StatusArgs),
     /// Say who removed a key: when, for which transaction, by which rule, and whether it widened.
     ///
@@ -161,7 +162,7 @@ pub enum Command {
     Man(ManArgs),
 }
 
-/// What `status` is asked for.
+/// The options of `status`.
 #[derive(Args, Clone, Copy, Debug)]
 pub struct StatusArgs {
     /// Print it as JSON.

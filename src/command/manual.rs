@@ -190,8 +190,7 @@ pub const EXAMPLES: &[Example] = &[
     },
     Example {
         command: Some("status"),
-        says: "Whether the process is alive, as a container's health check asks; and whether all is \
-               well, for a person or a script:",
+        says: "Is the process alive, for a health check; and is all well, for a person:",
         lines: &[
             "walsweep status --alive --config /etc/walsweep/config.toml",
             "walsweep status || echo 'look at it'",

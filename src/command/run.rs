@@ -98,7 +98,10 @@ async fn stream(first: Setting, reloader: Reloader) -> Result<(), Failure> {
             Ok(listener) => listener,
             Err(error) => return Err(cannot_listen(address, &error).await),
         };
-        tracing::info!(%address, "serving / /status /events /runbook /metrics /healthz /readyz /reload /why");
+        tracing::info!(
+            %address,
+            "serving / /status /events /runbook /metrics /healthz /readyz /reload /why"
+        );
         http::serve_apart(listener, Served::new(Arc::clone(&health))).map_err(halted)?;
     }
     match Manager::find(|name| std::env::var(name).ok()) {

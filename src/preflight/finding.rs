@@ -203,14 +203,14 @@ impl Finding {
     fn instead_of_wall(&self) -> Option<&'static str> {
         self.sql.as_ref().filter(|sql| is_wall(sql)).map(|_| match self.is_due() {
             true => {
-                "\n    cure: `walsweep setup --as URL`, as a superuser or the owner; `walsweep setup \
-                 --print` shows the SQL"
+                "\n    cure: `walsweep setup --as URL`, as a superuser or the owner; \
+                 `walsweep setup --print` shows the SQL"
             }
             false => "\n    cure: SQL of many lines, which `walsweep check --json` shows",
         })
     }
 
-    /// What a person can do about it while walsweep runs.
+    /// The cure for a person, while walsweep runs.
     #[must_use]
     pub fn advice(&self) -> Cure {
         let by_setup = self.sql.as_ref().filter(|_| self.is_due()).map(|sql| {

@@ -269,7 +269,7 @@ impl Error {
         }
     }
 
-    /// What a person can do about it while walsweep runs.
+    /// The cure for a person, while walsweep runs.
     #[must_use]
     pub fn cure(&self) -> Cure {
         match self {

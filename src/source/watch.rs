@@ -410,7 +410,7 @@ pub fn tell_rules(rules: &Rules, findings: &[Finding], health: &Health) {
     health.over_but(|topic| matches!(topic, Topic::Rule(_) | Topic::Wide(_)), &unfit);
 }
 
-/// What a person can do about a finding. A table that is not published may be one whose rule was
+/// The cure of a finding, for a person. A table that is not published may be one whose rule was
 /// taken out of the configuration, as `setup` read it.
 fn cure(finding: &Finding, is_unpublished: bool) -> Cure {
     let cure = finding.advice();

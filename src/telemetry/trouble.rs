@@ -128,7 +128,7 @@ impl Topic {
 /// The way out of a trouble, as far as a person can do something.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Cure {
-    /// What to do, in words.
+    /// The words for it.
     pub hint: Option<String>,
     /// The statements that do it, without the last semicolon.
     pub sql: Option<String>,

@@ -1,5 +1,5 @@
-//! What a person is told after somebody dropped what walsweep reads in Postgres, and that it cures
-//! it; and of a process that hangs, or of a server that is away.
+//! Troubles that somebody else makes: something in Postgres is dropped, the server is away, the
+//! process hangs. Each is told with what cures it.
 
 use serde_json::Value;
 use walsweep_stage::throwaway::{Signal, StopMode};
@@ -37,7 +37,7 @@ async fn a_publication_that_is_dropped_is_told_with_what_makes_it_again() {
     let shown = text(&output);
     assert_eq!(output.status.code(), Some(1), "a person is needed: {shown}");
     assert!(shown.contains("read: /runbook#something-in-postgres-was-dropped"), "{shown}");
-    assert!(shown.contains("\n           sql: begin;\n                set local"), "{shown}");
+    assert!(shown.contains("\n           sql: begin;\n           set local"), "{shown}");
     assert!(sidecar.command(&["status", "--alive"]).status.success(), "a restart cures nothing");
     let check = text(&sidecar.command(&["check"]));
     assert!(check.contains("the walsweep that runs needs this mended"), "{check}");
@@ -95,7 +95,7 @@ async fn a_slot_that_is_dropped_is_made_anew_without_anybody() {
     assert!(log.contains("reason=\"slot_created\"") && !log.contains(";;"), "{log}");
 }
 
-/// What is not looked at is not told as broken, and the server that is away has a cure.
+/// A target that is not looked at is not told as broken, and the server that is away has a cure.
 #[tokio::test]
 async fn a_postgres_that_is_away_says_nothing_of_redis() {
     let mut bed = Bed::new(&[]).await;

@@ -88,11 +88,7 @@ fn fill(lines: &mut Lines, status: &Status, before: Option<&Status>) {
         lines.add("", &format!("do: {}", flat(hint)));
     }
     if let Some(sql) = status.verdict.sql.as_ref().filter(|sql| !is_wall(sql)) {
-        let mut margin = "sql: ";
-        for line in sql.lines() {
-            lines.add("", &format!("{margin}{}", flat(line)));
-            margin = "     ";
-        }
+        format!("sql: {sql};").lines().for_each(|line| lines.add("", &flat(line)));
     }
     if let Some(section) = &status.verdict.section {
         lines.add("", &format!("read: /runbook#{section} of the page, or docs/runbook.md"));
@@ -477,7 +473,7 @@ mod tests {
         for part in [
             "verdict    WRONG: rule list is suspended: public.list has",
             "do: did you mean `grup`?\\u{1b}[31m",
-            "           sql: begin;\n                commit\n           read: /runbook",
+            "           sql: begin;\n           commit;\n           read: /runbook",
             "read: /runbook#a-rule-is-suspended",
             "flow       4 711 commits",
             "waits      3 commits not visible to readers yet",

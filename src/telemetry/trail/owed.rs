@@ -56,7 +56,7 @@ pub(super) struct AllOwed {
 }
 
 impl AllOwed {
-    /// What a target refused of a transaction, if it did.
+    /// The part of a transaction that a target refused, if it did.
     pub(super) fn get(&self, place: Place, target: TargetId) -> Option<&Owed> {
         self.of.get(&(place, target))
     }

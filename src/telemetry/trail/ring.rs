@@ -379,7 +379,7 @@ impl Ring {
         self.note(now, of);
     }
 
-    /// What a target refused of a transaction, if it did.
+    /// The part of a transaction that a target refused, if it did.
     pub(super) fn owed(&self, record: &Record, target: TargetId) -> Option<&Owed> {
         self.owed.get(record.place, target)
     }

@@ -25,6 +25,8 @@ mod whose;
 use std::io::Write;
 use std::process::Stdio;
 
+use serde_json::Value;
+
 use crate::support::{Bed, Sidecar, text};
 
 /// Where the slots stand; one that was made anew stands elsewhere.
@@ -83,7 +85,7 @@ pub(crate) fn psql(bed: &Bed, role: &str, script: &str) {
     assert!(output.status.success(), "{}\n{script}", text(&output));
 }
 
-/// What `check` finds, with all SQL: on a screen it names the command that runs a long one.
+/// The findings of `check`, with all SQL: on a screen it names the command that runs a long one.
 pub(crate) fn checked(sidecar: &Sidecar) -> String {
     let output = sidecar.command(&["check", "--json"]);
     let json = serde_json::from_slice(&output.stdout);
