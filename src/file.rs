@@ -15,6 +15,7 @@ use std::thread;
 use std::time::Duration;
 
 use rustix::fs::OFlags;
+use rustls::pki_types::pem;
 use secrecy::zeroize::Zeroizing;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout};
@@ -45,6 +46,19 @@ pub fn read(path: &Path, max: u64) -> io::Result<Zeroizing<Vec<u8>>> {
         return Err(io::Error::other(format!("the file has more than {} KiB", max / 1024)));
     }
     Ok(content)
+}
+
+/// Why the content of a file is no PEM, for people: the library shows the bytes of a marker.
+#[must_use]
+pub fn pem(error: &pem::Error) -> String {
+    match error {
+        pem::Error::MissingSectionEnd { end_marker } => {
+            let what = if end_marker.ends_with(b"KEY") { "key" } else { "certificate" };
+            format!("it ends in the middle of a {what}")
+        }
+        pem::Error::IllegalSectionStart { .. } => "a line that begins a part is broken".to_owned(),
+        other => other.to_string(),
+    }
 }
 
 /// Flags to open what may be a pipe or a device: its other end is not waited for. On a regular file
@@ -136,6 +150,8 @@ mod tests {
     use std::sync::mpsc;
     use std::time::Duration;
 
+    use rustls::pki_types::pem::{PemObject, SectionKind};
+
     use super::{TIMEOUT, apart, read, readers};
 
     #[test]
@@ -183,5 +199,17 @@ mod tests {
         let error = apart(path, limit, || ()).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::TimedOut);
         drop(release);
+    }
+
+    #[test]
+    fn half_a_certificate_is_told_in_words() {
+        for (text, words) in [
+            ("-----BEGIN CERTIFICATE-----\nMIIB\n", "it ends in the middle of a certificate"),
+            ("-----BEGIN PRIVATE KEY-----\nMIIB\n", "it ends in the middle of a key"),
+        ] {
+            let parts = <(SectionKind, Vec<u8>)>::pem_slice_iter(text.as_bytes());
+            let error = parts.last().unwrap().unwrap_err();
+            assert_eq!(super::pem(&error), words);
+        }
     }
 }

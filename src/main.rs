@@ -58,7 +58,7 @@ async fn execute(Cli { config, command }: Cli) -> Result<(), Failure> {
         Command::Coverage { json } => coverage::coverage(&config, json).await,
         Command::Probe { timeout, json } => Box::pin(probe::probe(&config, timeout, json)).await,
         Command::Reload { pid } => reload::reload(&config, pid).await,
-        Command::Status { json, watch } => status::status(&config, json, watch).await,
+        Command::Status(asked) => status::status(&config, asked).await,
         Command::Why { key, json } => why::why(&config, &key, json).await,
         Command::Demo { keep } => demo::demo(keep).await,
         Command::Completions { shell } => pages::completions(shell),

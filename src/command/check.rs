@@ -176,8 +176,9 @@ async fn check_listen(address: SocketAddr, slot: Option<SlotLabel>) -> Option<Fi
             let hint = "a second one beside it needs an `http.listen` of its own";
             Finding::info(Code::ListenRunning, message).hint(hint)
         }
-        Listener::Another(whose) => {
-            let message = format!("{message}a walsweep of another slot does, `{whose}`");
+        Listener::Another(theirs) => {
+            let who = another(address, &theirs).await;
+            let message = format!("{message}{who} listens there");
             let hint = "if this one is to take its place, stop that one first; else give each \
                         walsweep on this machine an `http.listen` of its own";
             Finding::error(Code::ListenInUse, message).hint(hint)
@@ -185,7 +186,19 @@ async fn check_listen(address: SocketAddr, slot: Option<SlotLabel>) -> Option<Fi
         Listener::Stranger => {
             let hint = "end the program that listens there, or choose another `http.listen`, or \
                         \"\" for none";
-            Finding::error(Code::ListenInUse, format!("{message}{error}")).hint(hint)
+            let message = format!("{message}another program listens there ({error})");
+            Finding::error(Code::ListenInUse, message).hint(hint)
         }
     })
+}
+
+/// Says who the walsweep of another slot is.
+async fn another(address: SocketAddr, theirs: &SlotLabel) -> String {
+    let process = reload::ask(address).await.map(|told| format!(" (process {})", told.process.pid));
+    let SlotLabel { slot, database, system_id } = theirs;
+    format!(
+        "another walsweep{}, of slot `{slot}` in database `{database}` of the server with system \
+         id {system_id},",
+        process.unwrap_or_default()
+    )
 }

@@ -104,16 +104,11 @@ pub enum Command {
     },
     /// Say how the running walsweep is: what flows, what waits and why, the slot, targets, rules.
     ///
-    /// Asks at `[http] listen`, and ends with 1 unless `/healthz` is 200. One that stands by for
-    /// another is well. It begins with what `/readyz` says.
-    Status {
-        /// Print it as JSON.
-        #[arg(long)]
-        json: bool,
-        /// Ask again each second, until Ctrl-C; with --json an object each time.
-        #[arg(long)]
-        watch: bool,
-    },
+    /// Asks at `[http] listen`, and ends with 1 where the verdict is WRONG: readers may see old
+    /// values, and a person is needed. It ends with 1 as well where nobody answers, or where
+    /// `/healthz` is not 200. One that stands by for another is well. It begins with what `/readyz`
+    /// says.
+    Status(StatusArgs),
     /// Say who removed a key: when, for which transaction, by which rule, and whether it widened.
     ///
     /// Asks the running walsweep, at `[http] listen`, and reads the audit trail where `[audit]`
@@ -165,6 +160,21 @@ pub enum Command {
     },
     /// Print a manual page.
     Man(ManArgs),
+}
+
+/// The options of `status`.
+#[derive(Args, Clone, Copy, Debug)]
+pub struct StatusArgs {
+    /// Print it as JSON.
+    #[arg(long)]
+    pub json: bool,
+    /// Ask again each second, until Ctrl-C; with --json an object each time.
+    #[arg(long)]
+    pub watch: bool,
+    /// End with 0 whenever `/healthz` is 200, as a health check wants it: a restart cures nothing
+    /// of a verdict.
+    #[arg(long)]
+    pub alive: bool,
 }
 
 /// Arguments of `man`.

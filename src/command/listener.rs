@@ -7,8 +7,9 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
+use super::failure::Failure;
 use crate::telemetry::asker::HOST;
-use crate::telemetry::metrics::{Metrics, SlotLabel};
+use crate::telemetry::metrics::SlotLabel;
 
 /// How long whoever listens has for an answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
@@ -21,8 +22,8 @@ const ANSWER_BYTES_MAX: u64 = 4 << 20;
 pub(super) enum Listener {
     /// A walsweep that streams from this slot, or does not tell yet from which.
     Own,
-    /// A walsweep that streams from another slot: its series of `walsweep_slot_info`.
-    Another(String),
+    /// A walsweep that streams from another slot.
+    Another(SlotLabel),
     /// Something else.
     Stranger,
 }
@@ -30,7 +31,52 @@ pub(super) enum Listener {
 /// Asks who listens at `address`. Where it is not known which slot is meant, a walsweep is believed
 /// to be of that one.
 pub(super) async fn listener(address: SocketAddr, slot: Option<SlotLabel>) -> Listener {
-    judge(&page(address, "/metrics").await, slot)
+    judge(page(address, "/metrics").await.text(), slot)
+}
+
+/// An answer to a request for a page.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Page {
+    /// The beginning of it, with its head; whatever it is.
+    Answer(String),
+    /// Nobody listens.
+    Nobody,
+    /// Somebody listens, and does not answer in time.
+    Silent,
+}
+
+impl Page {
+    /// The beginning of the answer; nothing where there is none.
+    pub(super) fn text(&self) -> &str {
+        match self {
+            Page::Answer(text) => text,
+            Page::Nobody | Page::Silent => "",
+        }
+    }
+
+    /// Says that this was no answer of a walsweep, as one that `/healthz` gave.
+    pub(super) fn failure(&self, address: SocketAddr) -> Failure {
+        let seconds = ANSWER_TIMEOUT.as_secs();
+        let (what, hint) = match self {
+            Page::Answer(text) if !text.is_empty() => (
+                "another program answers there, which is no walsweep".to_owned(),
+                "`ss -ltnp` names it; let `http.listen` be the address of the walsweep that you \
+                 mean",
+            ),
+            Page::Silent => (
+                format!("a process listens there, and does not answer within {seconds} s"),
+                "it is stopped, or hangs: `ss -ltnp` names it; if it is walsweep and stays so, \
+                 restart it: it goes on where it stood",
+            ),
+            Page::Answer(_) | Page::Nobody => (
+                "no walsweep answers there".to_owned(),
+                "start `walsweep run`, or name the configuration that it runs with; one whose \
+                 `http.listen` is to change needs a restart",
+            ),
+        };
+        let message = format!("ask at `http.listen` `{address}`: {what}");
+        Failure::halted(message).with_hint(Some(hint))
+    }
 }
 
 /// Who gave this page of metrics.
@@ -38,35 +84,49 @@ fn judge(page: &str, slot: Option<SlotLabel>) -> Listener {
     if !page.contains("\n# TYPE walsweep_") {
         return Listener::Stranger;
     }
-    let series = |page: &str| {
-        let line = page.lines().find(|line| line.starts_with("walsweep_slot_info{"));
-        line.and_then(|line| line.strip_suffix(" 1")).map(str::to_owned)
-    };
-    let own = slot.and_then(|slot| {
-        let metrics = Metrics::new(&[]);
-        metrics.slot_is(&slot);
-        series(&metrics.text())
-    });
-    match (series(page), own) {
-        (Some(whose), Some(own)) if whose != own => Listener::Another(whose),
+    let line = page.lines().find(|line| line.starts_with("walsweep_slot_info{"));
+    match (line.and_then(slot_of), slot) {
+        (Some(theirs), Some(own)) if theirs != own => Listener::Another(theirs),
         _ => Listener::Own,
     }
 }
 
-/// The beginning of the answer to a request for a page, with its head; nothing where nobody answers
-/// in time. Of an address that stands for all of this host it asks at the loopback.
-pub(super) async fn page(address: SocketAddr, path: &str) -> String {
+/// The slot that a series tells of.
+fn slot_of(series: &str) -> Option<SlotLabel> {
+    let value = |name: &str| {
+        let (_, rest) = series.split_once(&format!("{name}=\""))?;
+        let (mut value, mut is_escaped) = (String::new(), false);
+        for one in rest.chars() {
+            match (is_escaped, one) {
+                (false, '"') => return Some(value),
+                (false, '\\') => is_escaped = true,
+                (is_newline, one) => {
+                    value.push(if is_newline && one == 'n' { '\n' } else { one });
+                    is_escaped = false;
+                }
+            }
+        }
+        None
+    };
+    let (slot, database) = (value("{slot").or_else(|| value(",slot"))?, value("database")?);
+    Some(SlotLabel { slot, database, system_id: value("system_id")? })
+}
+
+/// The answer to a request for a page. Of an address that stands for all of this host it asks at
+/// the loopback.
+pub(super) async fn page(address: SocketAddr, path: &str) -> Page {
     let loopback: IpAddr = match address {
         SocketAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
         SocketAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
     };
     let host = if address.ip().is_unspecified() { loopback } else { address.ip() };
-    let asked = answer(SocketAddr::new(host, address.port()), path);
-    timeout(ANSWER_TIMEOUT, asked).await.unwrap_or_default()
+    let connecting = TcpStream::connect(SocketAddr::new(host, address.port()));
+    let Ok(Ok(stream)) = timeout(ANSWER_TIMEOUT, connecting).await else { return Page::Nobody };
+    let answer = timeout(ANSWER_TIMEOUT, answer(stream, path)).await;
+    answer.map_or(Page::Silent, Page::Answer)
 }
 
-async fn answer(address: SocketAddr, path: &str) -> String {
-    let Ok(mut stream) = TcpStream::connect(address).await else { return String::new() };
+async fn answer(mut stream: TcpStream, path: &str) -> String {
     let request = format!("GET {path} HTTP/1.1\r\nHost: {HOST}\r\nConnection: close\r\n\r\n");
     if stream.write_all(request.as_bytes()).await.is_err() {
         return String::new();
@@ -81,7 +141,10 @@ async fn answer(address: SocketAddr, path: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::{Listener, judge};
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+
+    use super::{Listener, Page, judge, page};
     use crate::telemetry::metrics::{Metrics, SlotLabel};
 
     fn label(slot: &str, database: &str, system_id: &str) -> SlotLabel {
@@ -101,11 +164,46 @@ mod tests {
         assert_eq!(judge(&young, Some(label("other", "a", "7"))), Listener::Own);
         for other in [("other", "a\"b", "7"), ("walsweep", "a", "7"), ("walsweep", "a\"b", "8")] {
             let other = label(other.0, other.1, other.2);
-            let Listener::Another(whose) = judge(&page, Some(other)) else { panic!("{page}") };
-            assert!(whose.contains("slot=\"walsweep\"") && whose.contains("\"7\""), "{whose}");
+            let theirs = Listener::Another(label("walsweep", "a\"b", "7"));
+            assert_eq!(judge(&page, Some(other)), theirs);
         }
         for page in ["", "HTTP/1.1 200 OK\r\n\r\nhello"] {
             assert_eq!(judge(page, Some(label("walsweep", "a", "7"))), Listener::Stranger);
         }
+    }
+
+    /// Whoever listens answers once, with these bytes.
+    async fn asked(answer: &'static [u8]) -> Page {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let answers = async {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            stream.read(&mut [0; 1024]).await.unwrap();
+            stream.write_all(answer).await.unwrap();
+        };
+        tokio::join!(page(address, "/healthz"), answers).0
+    }
+
+    /// Whoever listens may be anybody, and what he says is shown on a terminal.
+    #[tokio::test]
+    async fn nothing_of_an_answer_moves_the_cursor() {
+        let answer = asked(b"a\x1b[2J\x07\x08b\r\n\tc\xc2\x9bd\xff\x00e").await;
+        assert_eq!(answer, Page::Answer("a[2Jb\r\n\tcde".to_owned()));
+    }
+
+    #[tokio::test]
+    async fn who_does_not_answer_is_told_from_who_is_not_there() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let silent = page(address, "/healthz").await;
+        let said = silent.failure(address).to_string();
+        assert!(silent == Page::Silent && said.contains("listens there, and does not"), "{said}");
+        drop(listener);
+        let nobody = page(address, "/healthz").await;
+        let said = nobody.failure(address).to_string();
+        assert!(nobody == Page::Nobody && said.contains("no walsweep answers"), "{said}");
+        let stranger = asked(b"HTTP/1.1 404 Not Found\r\n\r\n").await;
+        let said = stranger.failure(address).to_string();
+        assert!(said.contains("another program answers there, which is no walsweep"), "{said}");
     }
 }

@@ -190,8 +190,11 @@ pub const EXAMPLES: &[Example] = &[
     },
     Example {
         command: Some("status"),
-        says: "Whether the service is well, as a container asks it:",
-        lines: &["walsweep status --config /etc/walsweep/config.toml"],
+        says: "Is the process alive, for a health check; and is all well, for a person:",
+        lines: &[
+            "walsweep status --alive --config /etc/walsweep/config.toml",
+            "walsweep status || echo 'look at it'",
+        ],
     },
     Example {
         command: Some("status"),

@@ -34,10 +34,7 @@ pub async fn reload(path: &Path, pid: Option<u32>) -> Result<(), Failure> {
     let (config, at_start) = (setting.config, prints_at_start(&setting.text));
     let Some(address) = config.http.listen else { return unheard(pid) };
     let Some(before) = ask(address).await else {
-        let message = format!("ask at `http.listen` `{address}`: no walsweep answers there");
-        let hint = "start `walsweep run`, or name the configuration that it runs with; one whose \
-                    `http.listen` is to change needs a restart";
-        return Err(Failure::halted(message).with_hint(Some(hint)));
+        return Err(page(address, "/healthz").await.failure(address));
     };
     let process = before.process;
     if Process::of(process.pid) != process || pid.is_some_and(|pid| pid != process.pid) {
@@ -76,7 +73,7 @@ fn unheard(pid: Option<u32>) -> Result<(), Failure> {
 /// Gives what the process that answers at `address` tells of its reloads.
 pub(super) async fn ask(address: SocketAddr) -> Option<Told> {
     let page = page(address, "/reload").await;
-    let (_is_well, body) = status::body(&page)?;
+    let (_is_well, body) = status::body(page.text())?;
     serde_json::from_str(body).ok()
 }
 

@@ -66,9 +66,9 @@ fn health_of(setting: &Setting) -> Arc<Health> {
 /// That the pages cannot be served; asks whoever has the address whether he is a walsweep, as where
 /// two are started with one file.
 async fn cannot_listen(address: SocketAddr, error: &io::Error) -> Failure {
-    if error.kind() == io::ErrorKind::AddrInUse
-        && listener(address, None).await != Listener::Stranger
-    {
+    let in_use = error.kind() == io::ErrorKind::AddrInUse;
+    let who = if in_use { listener(address, None).await } else { Listener::Stranger };
+    if who != Listener::Stranger {
         let message = format!("listen on `http.listen` `{address}`: a walsweep listens there");
         let hint = "it may be running already with this configuration: end it first; one that \
                     stands by, or is of another slot, needs a configuration of its own with \
@@ -77,7 +77,9 @@ async fn cannot_listen(address: SocketAddr, error: &io::Error) -> Failure {
     }
     let hint = "end the program that listens there, or choose another `http.listen`, or \"\" for \
                 none";
-    Failure::halted(format!("listen on `http.listen` `{address}`: {error}")).with_hint(Some(hint))
+    let who = if in_use { "another program listens there: " } else { "" };
+    let message = format!("listen on `http.listen` `{address}`: {who}{error}");
+    Failure::halted(message).with_hint(Some(hint))
 }
 
 async fn stream(first: Setting, reloader: Reloader) -> Result<(), Failure> {
@@ -96,7 +98,10 @@ async fn stream(first: Setting, reloader: Reloader) -> Result<(), Failure> {
             Ok(listener) => listener,
             Err(error) => return Err(cannot_listen(address, &error).await),
         };
-        tracing::info!(%address, "serving / /status /metrics /healthz /readyz /reload /why");
+        tracing::info!(
+            %address,
+            "serving / /status /events /runbook /metrics /healthz /readyz /reload /why"
+        );
         http::serve_apart(listener, Served::new(Arc::clone(&health))).map_err(halted)?;
     }
     match Manager::find(|name| std::env::var(name).ok()) {

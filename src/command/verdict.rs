@@ -27,7 +27,12 @@ impl Verdict {
             finding.stops_everything() && !finding.is_waited_for() && finding.code != STUCK
         };
         if report.findings().any(refuses) {
-            let text = "`walsweep run` would refuse to start".to_owned();
+            let text = match has(report, Code::ListenRunning) {
+                false => "`walsweep run` would refuse to start".to_owned(),
+                true => "the walsweep that runs needs this mended, before or when it connects \
+                         again; another `walsweep run` would refuse to start"
+                    .to_owned(),
+            };
             return Verdict { run: "refuse", text };
         }
         let parts =

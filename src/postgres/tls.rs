@@ -91,7 +91,7 @@ impl ClientCertificate {
         let key = file::read(&self.key, file::CERTIFICATES_MAX);
         let key = key.map_err(|error| failed_key(error.to_string()))?;
         let key = PrivateKeyDer::from_pem_slice(&key);
-        Ok((certificates, key.map_err(|error| failed_key(error.to_string()))?))
+        Ok((certificates, key.map_err(|error| failed_key(file::pem(&error)))?))
     }
 }
 
@@ -99,7 +99,7 @@ impl ClientCertificate {
 fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
     let pem = file::read(path, file::CERTIFICATES_MAX).map_err(|error| error.to_string())?;
     let all: Result<Vec<_>, pem::Error> = CertificateDer::pem_slice_iter(&pem).collect();
-    all.map_err(|error| error.to_string())
+    all.map_err(|error| file::pem(&error))
 }
 
 fn failed(parameter: &'static str, path: &Path, reason: &impl ToString) -> Error {

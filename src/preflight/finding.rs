@@ -10,7 +10,8 @@ use super::code::Code;
 use super::facts::Fact;
 use super::step::{Step, printed};
 use crate::config::Location;
-use crate::words::counted;
+use crate::telemetry::Cure;
+use crate::words::{below, counted, is_wall};
 
 /// How bad a finding is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -195,9 +196,30 @@ impl Finding {
 
     /// Its SQL as it is shown.
     fn shown_sql(&self) -> String {
-        let sql = self.sql.as_ref();
-        sql.map(|sql| format!("\n    sql: {};", sql.replace('\n', "\n         ")))
-            .unwrap_or_default()
+        below("    ", self.sql.as_deref())
+    }
+
+    /// In the place of SQL that is a wall: the command that runs it, or shows it.
+    fn instead_of_wall(&self) -> Option<&'static str> {
+        self.sql.as_ref().filter(|sql| is_wall(sql)).map(|_| match self.is_due() {
+            true => {
+                "\n    cure: `walsweep setup --as URL`, as a superuser or the owner; \
+                 `walsweep setup --print` shows the SQL"
+            }
+            false => "\n    cure: SQL of many lines, which `walsweep check --json` shows",
+        })
+    }
+
+    /// The cure for a person, while walsweep runs.
+    #[must_use]
+    pub fn advice(&self) -> Cure {
+        let by_setup = self.sql.as_ref().filter(|_| self.is_due()).map(|sql| {
+            let more = if is_wall(sql) { "; `walsweep setup --print` shows the SQL" } else { "" };
+            format!("`walsweep setup --as URL` mends it, as a superuser or the owner{more}")
+        });
+        let parts: Vec<String> = self.hint.clone().into_iter().chain(by_setup).collect();
+        let hint = (!parts.is_empty()).then(|| parts.join("; "));
+        Cure { hint, sql: self.sql.clone() }
     }
 
     /// How another finding refers to it.
@@ -212,12 +234,29 @@ impl Finding {
 
 impl fmt::Display for Finding {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(formatter, "{}{}", self.head(self.hint.as_deref()), self.shown_sql())
+        formatter.write_str(&self.head(self.hint.as_deref()))?;
+        match self.instead_of_wall() {
+            Some(cure) => formatter.write_str(cure),
+            None => formatter.write_str(&self.shown_sql()),
+        }
     }
 }
 
 /// Findings as texts, one after another: SQL and long hints that several have are printed once.
 pub(crate) fn told<'a>(findings: impl Iterator<Item = &'a Finding>) -> Vec<String> {
+    told_with(findings, |_| None)
+}
+
+/// Findings as texts for a screen: without SQL that is a wall.
+fn told_in_short<'a>(findings: impl Iterator<Item = &'a Finding>) -> Vec<String> {
+    told_with(findings, Finding::instead_of_wall)
+}
+
+/// Findings as texts, with what stands in the place of SQL, if something does.
+fn told_with<'a>(
+    findings: impl Iterator<Item = &'a Finding>,
+    instead: fn(&Finding) -> Option<&'static str>,
+) -> Vec<String> {
     /// A shorter hint is as easily read again as a reference to another place.
     const LONG: usize = 80;
     let mut known: BTreeMap<&str, &Finding> = BTreeMap::new();
@@ -229,6 +268,9 @@ pub(crate) fn told<'a>(findings: impl Iterator<Item = &'a Finding>) -> Vec<Strin
         let hint_before = first(hint.filter(|hint| hint.len() > LONG), finding);
         let hint_before = hint_before.map(|before| format!("as above, at {}", before.place()));
         let head = finding.head(hint_before.as_deref().or(hint));
+        if let Some(instead) = instead(finding) {
+            return format!("{head}{instead}");
+        }
         match first(finding.sql.as_deref(), finding) {
             Some(before) => format!("{head}\n    cure: the SQL above, at {}", before.place()),
             None => format!("{head}{}", finding.shown_sql()),
@@ -311,7 +353,7 @@ impl fmt::Display for Report {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut findings: Vec<&Finding> = self.findings().collect();
         findings.sort_by_key(|finding| finding.severity);
-        for (finding, text) in findings.iter().zip(told(findings.iter().copied())) {
+        for (finding, text) in findings.iter().zip(told_in_short(findings.iter().copied())) {
             let Finding { severity, code, .. } = finding;
             writeln!(formatter, "{}[{}]: {text}", severity.as_str(), code.as_str())?;
         }
@@ -363,6 +405,22 @@ mod tests {
         assert_eq!(texts[1], "no table `a.b`\n    hint: a hint\n    cure: the SQL above, at 7:9");
         assert!(texts[2].ends_with("    sql: other;"), "{}", texts[2]);
         assert_eq!(texts[3], texts[1]);
+    }
+
+    /// The whole of it is in `--json`, and in the script of `setup`.
+    #[test]
+    fn a_wall_of_sql_is_the_command_that_runs_it() {
+        let wall = "do $setup$ begin null; end $setup$";
+        let mut report = report();
+        for finding in &mut report.postgres {
+            finding.sql = Some(wall.to_owned());
+        }
+        let text = report.to_string();
+        assert!(!text.contains("do $"), "{text}");
+        assert!(text.contains("a hint\n    cure: `walsweep setup --as URL`, as a"), "{text}");
+        assert!(text.contains("y\n    cure: SQL of many lines, which `walsweep check --json`"));
+        assert!(report.to_json(&"start").contains("do $setup$"));
+        assert!(super::told(report.findings())[0].contains("    sql: do $setup$"));
     }
 
     #[test]

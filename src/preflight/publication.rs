@@ -66,8 +66,7 @@ fn missing(context: &Context<'_>) -> Finding {
     let Wanted { operations, has_generated, .. } = context.wanted;
     let created = cure::create_publication(name, &tables, operations, has_generated);
     let beside = slot::beside_new_publication(context).filter(|_| created.is_some());
-    let beside = beside.map(|beside| format!(". {beside}")).unwrap_or_default();
-    let message = format!("there is no publication `{name}`{beside}");
+    let message = format!("there is no publication `{name}`");
     // It is there first, with a comment in which what is changed next is remembered.
     let mut steps: Vec<Step> = created.into_iter().collect();
     if !steps.is_empty() {
@@ -75,7 +74,8 @@ fn missing(context: &Context<'_>) -> Finding {
         steps.extend(cure::add_tables(name, &tables));
     }
     let missing = Finding::error(Code::PublicationMissing, message).cure(steps);
-    if left.is_empty() { missing } else { missing.hint(left.join("; ")) }
+    let hints: Vec<String> = beside.into_iter().chain(left).collect();
+    if hints.is_empty() { missing } else { missing.hint(hints.join("; ")) }
 }
 
 /// That a table is not published, and why.

@@ -31,6 +31,10 @@ pub fn login_refused(target: &Target, error: &ConnectError) -> Option<Finding> {
         ConnectError::Redis { error, .. } if error.kind() == Kind::Auth => {
             let needs = Needs::of(target);
             let user = &needs.user;
+            // The default user is always there.
+            if user == "default" {
+                return Some(finding.hint(error.hint()?));
+            }
             let turns_on = format!(
                 "if the user is off, `acl setuser {user} on` turns it on; if it is not there, {} \
                  in `redis-cli` makes it",

@@ -18,8 +18,8 @@ pub(super) fn check(context: &Context<'_>) -> Vec<Finding> {
     let name = &context.config.postgres.slot;
     let Some(slot) = &context.catalog.slot else {
         let message = format!("there is no slot `{name}`");
-        let missing =
-            Finding::info(Code::SlotMissing, message).hint("`run` creates it when it starts");
+        let missing = Finding::info(Code::SlotMissing, message)
+            .hint("`run` creates it by itself, and sweeps everything then");
         let missing = missing.cure(vec![cure::create_slot(&context.config.postgres)]);
         let missing = missing.done_by_setup();
         return [missing].into_iter().chain(prepared(&context.catalog.prepared)).collect();
@@ -126,7 +126,7 @@ pub(super) fn beside_new_publication(context: &Context<'_>) -> Option<String> {
         }
     };
     Some(format!(
-        "Slot `{name}` is left, for it may be another program's: what was committed before its \
+        "slot `{name}` is left, for it may be another program's: what was committed before its \
          publication it cannot decode, and if it comes to that, `run` makes a new one only if \
          redis shows that it has read this one; {way}"
     ))

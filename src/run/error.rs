@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use crate::config::Postgres;
 use crate::preflight::{Code, Finding};
-use crate::telemetry::Phase;
+use crate::telemetry::{Cure, Phase};
 use crate::{capture, decode, gather, postgres, preflight, settle, source};
 
 /// Why a session could not begin, or ended.
@@ -251,6 +251,32 @@ impl Error {
                 Error::Refused(findings.into_iter().map(|one| one.in_file(file)).collect())
             }
             other => other,
+        }
+    }
+
+    /// Says it of a process that runs, in one line: of what was found, the first.
+    #[must_use]
+    pub fn in_words(&self) -> String {
+        let Error::Refused(findings) = self else { return self.to_string() };
+        let errors: Vec<&Finding> = findings.iter().filter(|one| one.is_error()).collect();
+        match errors.as_slice() {
+            [] => self.to_string(),
+            [only] => only.message.clone(),
+            [first, more @ ..] => {
+                format!("{}; and {} more, see `walsweep check`", first.message, more.len())
+            }
+        }
+    }
+
+    /// The cure for a person, while walsweep runs.
+    #[must_use]
+    pub fn cure(&self) -> Cure {
+        match self {
+            Error::Refused(findings) => {
+                let first = findings.iter().find(|finding| finding.is_error());
+                first.map(Finding::advice).unwrap_or_default()
+            }
+            other => Cure::of_words(other.hint().as_deref()),
         }
     }
 

@@ -357,8 +357,8 @@ impl Program {
                     _ if error.is_intended() => String::new(),
                     seconds => format!("; trying again within {seconds} s"),
                 };
-                let text = format!("{what}{again}: {error}{within}");
-                course.ended = error.to_string();
+                course.ended = error.in_words();
+                let text = format!("{what}{again}: {}{within}", course.ended);
                 tracing::debug!(wait = ?course.attempts.wait(), "{text}");
                 self.health.set(Phase::Connecting);
                 match &error {
@@ -368,7 +368,7 @@ impl Program {
                         let hint = error.hint();
                         self.health.interruption(Topic::Session, &text, hint.as_deref());
                     }
-                    _ => self.health.trouble(Topic::Session, &text, error.hint().as_deref()),
+                    _ => self.health.trouble_with(Topic::Session, &text, error.cure()),
                 }
                 self.health.gets_nowhere(course.attempts.get_nowhere());
                 self.health.sees_nothing();

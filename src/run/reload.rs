@@ -260,7 +260,8 @@ impl Reloader {
         let setting = self.read().await?;
         let before = handover.present();
         let differences = differences(&before.text, &setting.text);
-        self.needs_no_restart(&before, &setting, &differences)?;
+        // Whatever can be known at once is told at once.
+        let (mut lines, is_same_postgres) = self.needs_restart(&before, &setting, &differences);
         let config = setting.config.clone();
         for finding in self.apart(move || preflight::files(&config)).await?.findings() {
             tracing::warn!(hint = finding.hint, "{}", finding.message);
@@ -268,11 +269,26 @@ impl Reloader {
         let is_changed = |target: &str| differences.iter().any(|one| is_of_target(one, target));
         let is_rule_changed = |rule: &str| differences.iter().any(|one| is_of_rule(one, rule));
         let checked = redis_checks::check(&setting.config, &self.health).await;
-        self.found_none(checked.refused_for((is_changed, is_rule_changed)))?;
-        let prepared = self.prepare(handover, &setting).await?;
+        lines.extend(self.shown(checked.refused_for((is_changed, is_rule_changed))));
+        // What is found in another database, or beside another slot, says nothing of the restart.
+        let prepared = match is_same_postgres {
+            true => self.prepare(handover, &setting).await,
+            false => Ok(None),
+        };
+        let prepared = prepared.unwrap_or_else(|more| {
+            lines.extend(more);
+            None
+        });
         if let Some(prepared) = &prepared {
-            self.is_of_one_server(handover, prepared)?;
-            self.suspends_no_more(handover, &setting, (&prepared.findings, &differences))?;
+            lines.extend(self.other_server(handover, prepared));
+            lines.extend(self.newly_suspended(
+                handover,
+                &setting,
+                (&prepared.findings, &differences),
+            ));
+        }
+        if !lines.is_empty() {
+            return Err(Refused { is_invalid: false, lines });
         }
         Ok(Change { setting: Rc::new(setting), prepared, differences })
     }
@@ -316,21 +332,22 @@ impl Reloader {
         })
     }
 
-    fn needs_no_restart(
+    /// Gives a line for each difference that needs a restart, and whether none of them is about
+    /// Postgres.
+    fn needs_restart(
         &self,
         before: &Setting,
         after: &Setting,
         differences: &[Difference],
-    ) -> Result<(), Refused> {
+    ) -> (Vec<String>, bool) {
         let at = |key: &str, why: &str| {
             let at = place(&after.text, key);
             format!("{}:{}:{}: {key}: {why}", self.file, at.line, at.column)
         };
-        let mut lines: Vec<String> = differences
-            .iter()
-            .filter_map(Difference::needs_restart)
-            .map(|key| at(key, "it is read at the start alone\n  hint: restart walsweep for it"))
-            .collect();
+        let keys: Vec<_> = differences.iter().filter_map(Difference::needs_restart).collect();
+        let mut is_same_postgres = !keys.iter().any(|key| key.starts_with("postgres."));
+        let why = "it is read at the start alone\n  hint: restart walsweep for it";
+        let mut lines: Vec<String> = keys.into_iter().map(|key| at(key, why)).collect();
         let database = |setting: &Setting| setting.config.postgres.endpoint.database.clone();
         if database(before) != database(after) {
             let why = format!(
@@ -340,14 +357,14 @@ impl Reloader {
                 database(before)
             );
             lines.push(at("postgres.url", &why));
+            is_same_postgres = false;
         }
-        if lines.is_empty() { Ok(()) } else { Err(Refused { is_invalid: false, lines }) }
+        (lines, is_same_postgres)
     }
 
-    fn found_none(&self, findings: Vec<Finding>) -> Result<(), Refused> {
+    fn shown(&self, findings: impl IntoIterator<Item = Finding>) -> Vec<String> {
         let shown = |finding: Finding| finding.in_file(&self.file).to_string();
-        let lines: Vec<String> = findings.into_iter().map(shown).collect();
-        if lines.is_empty() { Ok(()) } else { Err(Refused { is_invalid: false, lines }) }
+        findings.into_iter().map(shown).collect()
     }
 
     /// Prepares the next session. While one stands, it has to succeed; while none does, whatever
@@ -356,14 +373,14 @@ impl Reloader {
         &self,
         handover: &Handover,
         setting: &Setting,
-    ) -> Result<Option<Prepared>, Refused> {
+    ) -> Result<Option<Prepared>, Vec<String>> {
         let is_first = !handover.is_established.get();
         let told = (self.is_strict, is_first);
         match Box::pin(Prepared::new(&setting.config, &setting.rules, told)).await {
             Ok(prepared) => Ok(Some(prepared)),
             Err(Error::Refused(findings)) => {
-                let errors = findings.into_iter().filter(Finding::is_error).collect();
-                self.found_none(errors).map(|()| None)
+                let lines = self.shown(findings.into_iter().filter(Finding::is_error));
+                if lines.is_empty() { Ok(None) } else { Err(lines) }
             }
             Err(error) => {
                 let may_pass = error.may_be_switchover(&setting.config.postgres);
@@ -372,32 +389,30 @@ impl Reloader {
                     return Ok(None);
                 }
                 let hint = error.hint().map(|hint| format!("\n  hint: {hint}"));
-                Err(Refused::because(format!("{error}{}", hint.unwrap_or_default())))
+                Err(vec![format!("{error}{}", hint.unwrap_or_default())])
             }
         }
     }
 
     /// Another server would be another history: whoever wants that begins anew.
-    fn is_of_one_server(&self, handover: &Handover, next: &Prepared) -> Result<(), Refused> {
+    fn other_server(&self, handover: &Handover, next: &Prepared) -> Option<String> {
         let before = handover.system_id.borrow();
-        match before.as_deref().filter(|before| *before != next.system_id()) {
-            None => Ok(()),
-            Some(before) => Err(Refused::because(format!(
-                "{}: `postgres.url` reaches system `{}`, and the slot is in `{before}`\n  hint: \
-                 it is another cluster: restart walsweep for it, which sweeps everything",
-                self.file,
-                next.system_id()
-            ))),
-        }
+        let before = before.as_deref().filter(|before| *before != next.system_id())?;
+        Some(format!(
+            "{}: `postgres.url` reaches system `{}`, and the slot is in `{before}`\n  hint: it is \
+             another cluster: restart walsweep for it, which sweeps everything",
+            self.file,
+            next.system_id()
+        ))
     }
 
-    /// Refuses a rule that would be suspended, if it is new, another, or at work now.
-    fn suspends_no_more(
+    /// Gives a line for each rule that would be suspended, if it is new, another, or at work now.
+    fn newly_suspended(
         &self,
         handover: &Handover,
         setting: &Setting,
         (findings, differences): (&[Finding], &[Difference]),
-    ) -> Result<(), Refused> {
+    ) -> Vec<String> {
         let suspended = handover.suspended.borrow();
         let is_news = |rule: &str| {
             !suspended.contains(rule) || differences.iter().any(|one| is_of_rule(one, rule))
@@ -406,7 +421,7 @@ impl Reloader {
         let refused = findings
             .iter()
             .filter(|finding| finding.suspends().any(|rule| is_known(rule) && is_news(rule)));
-        self.found_none(refused.cloned().collect())
+        self.shown(refused.cloned())
     }
 }
 

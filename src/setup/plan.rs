@@ -1,7 +1,7 @@
 //! From what the checks found to the transactions that cure it, in an order that hurts nobody.
 
 use super::Statement;
-use crate::preflight::{Does, Finding, Memory, Step};
+use crate::preflight::{Code, Does, Finding, Memory, Step};
 
 /// Whose the publication is, and what is remembered of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -54,7 +54,7 @@ pub fn plan(findings: &[Finding], mark: &Mark) -> Plan {
                 known.after = if known.is_needed { Vec::new() } else { after };
                 continue;
             }
-            let (step, why) = (step.clone(), finding.message.clone());
+            let (step, why) = (step.clone(), why(finding));
             ranked.push((rank(&step), Statement { step, why, is_needed, after }));
         }
     }
@@ -88,6 +88,14 @@ fn rank(step: &Step) -> u8 {
         Does::Remember(_) => 10,
         Does::DropSlot | Does::CreateSlot => 11,
     }
+}
+
+/// Why a finding's cure is run, in words. What stands beside a new publication is for whoever reads
+/// the script, too.
+fn why(finding: &Finding) -> String {
+    let hint = finding.hint.as_ref().filter(|_| finding.code == Code::PublicationMissing);
+    let hint = hint.map(|hint| format!("; {hint}")).unwrap_or_default();
+    format!("{}{hint}", finding.message)
 }
 
 #[cfg(test)]

@@ -116,6 +116,10 @@ impl Error {
 
     fn known_hint(&self) -> Option<&'static str> {
         match self {
+            error if error.is_unreachable() => Some(
+                "see that Postgres runs, and that `postgres.url` names it: walsweep connects by \
+                 itself then, and removes what was committed meanwhile",
+            ),
             Error::StreamsStandby => Some(
                 "let `postgres.replication_url` name the primary, or leave it out; if the slot is \
                  to be there, set `postgres.slot_on = \"standby\"`",
@@ -146,11 +150,16 @@ impl Error {
                 "that is a pooler: let `postgres.url` or `postgres.replication_url` name the \
                  server itself",
             ),
-            Error::Preflight(_)
-            | Error::Sql(_)
-            | Error::Capture(_)
-            | Error::SlotGone
-            | Error::Silent(_) => None,
+            Error::Capture(error) if error.lacks_publication() => Some(
+                "if somebody dropped the publication, `walsweep setup --as URL` makes it again; if \
+                 it is there again, wait: what was committed while there was none is given up for \
+                 a sweep of everything",
+            ),
+            Error::SlotGone => Some(
+                "none is needed: a new slot is made, and everything is swept; the server's log may \
+                 say who dropped the old one",
+            ),
+            Error::Preflight(_) | Error::Sql(_) | Error::Capture(_) | Error::Silent(_) => None,
         }
     }
 }

@@ -32,7 +32,7 @@ use crate::source::Error;
 use crate::source::catalog_changes::CatalogChanges;
 use crate::source::shape::Watched;
 use crate::sweep::{Doubt, Gap, Prints, Why};
-use crate::telemetry::{Health, Topic};
+use crate::telemetry::{Cure, Health, Topic};
 
 /// The shortest and the longest pause between two looks at the tables: so soon a table without
 /// changes is noticed.
@@ -274,7 +274,7 @@ impl Tables<'_> {
         match findings.iter().find(|finding| finding.stops_everything()) {
             Some(finding) => {
                 let text = format!("the next session would be refused: {}", finding.message);
-                self.health.trouble(Topic::Checks, &text, cure(finding, false).as_deref());
+                self.health.trouble_with(Topic::Checks, &text, finding.advice());
             }
             None => self.health.over(&Topic::Checks),
         }
@@ -404,21 +404,22 @@ pub fn tell_rules(rules: &Rules, findings: &[Finding], health: &Health) {
         let text = format!("rule `{name}` {what}: {message}{more}");
         let unpublished = |finding: &Finding| finding.code == Code::TableNotPublished;
         let is_unpublished = findings.iter().filter(concerns).any(unpublished);
-        health.trouble(topic.clone(), &text, cure(cause, is_unpublished).as_deref());
+        health.trouble_with(topic.clone(), &text, cure(cause, is_unpublished));
         unfit.push(topic);
     }
     health.over_but(|topic| matches!(topic, Topic::Rule(_) | Topic::Wide(_)), &unfit);
 }
 
-/// Says in one text what a person can do about a finding. A table that is not published may be one
-/// whose rule was taken out of the configuration, as `setup` read it.
-fn cure(finding: &Finding, is_unpublished: bool) -> Option<String> {
-    let sql = finding.sql.as_ref().map(|sql| format!("`walsweep setup`, or {sql}"));
-    let reload = "if the configuration no longer has the rule, `walsweep reload`".to_owned();
-    let reload = is_unpublished.then_some(reload);
-    let hint = finding.hint.clone();
-    let parts: Vec<String> = hint.into_iter().chain(sql).chain(reload).collect();
-    (!parts.is_empty()).then(|| parts.join("; "))
+/// The cure of a finding, for a person. A table that is not published may be one whose rule was
+/// taken out of the configuration, as `setup` read it.
+fn cure(finding: &Finding, is_unpublished: bool) -> Cure {
+    let cure = finding.advice();
+    let reload = "if the configuration no longer has the rule, `walsweep reload`";
+    match cure.hint {
+        Some(hint) if is_unpublished => Cure { hint: Some(format!("{hint}; {reload}")), ..cure },
+        None if is_unpublished => Cure { hint: Some(reload.to_owned()), ..cure },
+        hint => Cure { hint, ..cure },
+    }
 }
 
 #[cfg(test)]

@@ -233,8 +233,8 @@ impl Job {
     /// Those that wait for it, as the trail knows them.
     pub(super) fn waited(&self) -> impl Iterator<Item = Waited> {
         self.members.iter().filter_map(|member| match member {
-            Member::Transaction { transaction, whole, .. } => {
-                Some(Waited::Transaction(transaction.end_lsn, *whole))
+            Member::Transaction { transaction, .. } => {
+                Some(Waited::Transaction(transaction.end_lsn))
             }
             Member::Held { hold, shared: false } => Some(Waited::Hold(hold.number())),
             _ => None,

@@ -119,6 +119,8 @@ impl State {
             let (samples, now) = (samples(&part), Instant::now());
             let (hold, widened) = self.refusals.add((rule, part), job.covers, samples, now);
             self.refusals.join(rule, job.members.iter().filter_map(Member::part));
+            let trail = self.health.trail();
+            trail.refused(self.target, (rule, hold.number()), job.waited());
             self.hold(job.waits().also(hold));
             self.widened(&widened);
         }
@@ -138,13 +140,10 @@ impl State {
         let (exact, patterns) = self.refusals.sizes(rule);
         let metrics = self.health.metrics();
         let (name, node) = (metrics.rule_name(rule), &self.node.node);
-        let count = |size: usize, noun| counted(u64::try_from(size).unwrap_or(u64::MAX), noun);
         if self.away.is_some() {
-            let (exact, patterns) = (count(exact, "key"), count(patterns, "pattern"));
             let (title, topic) = (&self.title, self.refused_topic(rule));
-            let text = format!(
-                "a part of {title} is away: {exact} and {patterns} of rule `{name}` wait for it"
-            );
+            let waits = waits(exact, patterns, &format!(" of rule `{name}`"));
+            let text = format!("a part of {title} is away: {waits} for it");
             return self.health.trouble(topic, &text, None);
         }
         if let Some(why) = self.no_list.as_ref().filter(|_| patterns > 0) {
@@ -152,18 +151,16 @@ impl State {
                 "{} at {node} gives no list of its keys ({why}): {} of rule `{name}` cannot be \
                  looked for, and wait",
                 self.title,
-                count(patterns, "pattern")
+                counted(patterns, "pattern")
             );
             let hint = "let `redis.url` name the servers themselves, with `mode = \"cluster\"` \
                         where they are one; `walsweep check` says more";
             return self.health.trouble(self.refused_topic(rule), &text, Some(hint));
         }
         let text = format!(
-            "{} refuses to remove keys of rule `{name}` (NOPERM from {node}): waiting are {} and \
-             {}",
+            "{} refuses to remove keys of rule `{name}` (NOPERM from {node}): {}",
             self.title,
-            count(exact, "key"),
-            count(patterns, "pattern")
+            waits(exact, patterns, "")
         );
         let (empty, prefix) = (self.refill.empty_keys(), self.prefix.as_bytes().escape_ascii());
         let rights: Vec<String> =
@@ -209,5 +206,34 @@ impl State {
                     that it is one; nothing is confirmed meanwhile";
         self.health.trouble(Topic::Redis(self.target), &text, Some(hint));
         self.health.metrics().redis_up.get_or_create(&self.node).set(0);
+    }
+}
+
+/// So many keys and patterns wait; none of a kind is not named.
+fn waits(exact: usize, patterns: usize, of: &str) -> String {
+    let counts = [(exact, "key"), (patterns, "pattern")].into_iter();
+    let some: Vec<String> =
+        counts.filter(|(count, _)| *count > 0).map(|(count, noun)| counted(count, noun)).collect();
+    let verb = if exact + patterns == 1 { "waits" } else { "wait" };
+    match some.is_empty() {
+        true => format!("keys{of} wait"),
+        false => format!("{}{of} {verb}", some.join(" and ")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::waits;
+
+    #[test]
+    fn what_waits_is_counted_without_zeros() {
+        for (exact, patterns, words) in [
+            (1, 0, "1 key of it waits"),
+            (2, 1, "2 keys and 1 pattern of it wait"),
+            (0, 1, "1 pattern of it waits"),
+            (0, 0, "keys of it wait"),
+        ] {
+            assert_eq!(waits(exact, patterns, " of it"), words);
+        }
     }
 }

@@ -17,9 +17,10 @@ use super::noted::Noted;
 use super::reloads::Reloads;
 use super::status::Facts;
 use super::trail::Trail;
-use super::trouble::{Distance, Topic, Trouble};
+use super::trouble::{Cure, Distance, Topic, Trouble};
 use crate::config::TargetId;
 use crate::keys::RuleId;
+use crate::words::below;
 
 /// The pipeline gives a sign of life at least every second, and every six while it waits for
 /// another. After this long without one, whoever watches may restart the process.
@@ -81,7 +82,7 @@ pub(super) struct Told {
 pub(super) struct ToldTrouble {
     pub(super) topic: Topic,
     pub(super) text: String,
-    pub(super) hint: Option<String>,
+    pub(super) cure: Cure,
     pub(super) since: Instant,
     pub(super) stops_ready: bool,
 }
@@ -226,25 +227,30 @@ impl Health {
     /// what a person can do. Logged if it is new, or if the text is, of the first few; later texts
     /// for the same topic replace the last one, and are said with the next repetition.
     pub fn trouble(&self, topic: Topic, text: &str, hint: Option<&str>) {
-        self.hold(topic, (text, hint), false);
+        self.hold(topic, (text, Cure::of_words(hint)), false);
+    }
+
+    /// Something does not work, as [`trouble`](Health::trouble) says, and SQL may cure it.
+    pub fn trouble_with(&self, topic: Topic, text: &str, cure: Cure) {
+        self.hold(topic, (text, cure), false);
     }
 
     /// Something does not work for a moment, as it has to: as [`trouble`](Health::trouble), but the
     /// log has it as information.
     pub fn interruption(&self, topic: Topic, text: &str, hint: Option<&str>) {
-        self.hold(topic, (text, hint), true);
+        self.hold(topic, (text, Cure::of_words(hint)), true);
     }
 
-    fn hold(&self, topic: Topic, (text, hint): (&str, Option<&str>), is_intended: bool) {
+    fn hold(&self, topic: Topic, (text, cure): (&str, Cure), is_intended: bool) {
         let mut state = self.lock();
         let now = Instant::now();
         let trouble = state.troubles.entry(topic).or_insert_with(|| {
-            let (text, hint, said) = (String::new(), None, Vec::new());
+            let (text, cure, said) = (String::new(), Cure::default(), Vec::new());
             let mut again = Distance::default();
             again.is_due(now);
-            Trouble { text, hint, since: now, said, again }
+            Trouble { text, cure, since: now, said, again }
         });
-        (trouble.text, trouble.hint) = (text.to_owned(), hint.map(str::to_owned));
+        (trouble.text, trouble.cure) = (text.to_owned(), cure);
         trouble.say(is_intended);
         self.show(&state);
     }
@@ -253,7 +259,7 @@ impl Health {
     pub fn over(&self, topic: &Topic) {
         let mut state = self.lock();
         if let Some(trouble) = state.troubles.remove(topic) {
-            let (text, seconds) = (head(&trouble.text), trouble.since.elapsed().as_secs_f64());
+            let (text, seconds) = (trouble.text, trouble.since.elapsed().as_secs_f64());
             tracing::info!("resolved after {seconds:.1} s: {text}");
             self.show(&state);
         }
@@ -386,8 +392,9 @@ impl Health {
         let state = self.lock();
         let phase = state.doing();
         let troubles = state.troubles.values().map(|trouble| {
-            let hint = trouble.hint.as_ref().map(|hint| format!("\n  hint: {hint}"));
-            format!("{}{}\n", trouble.text, hint.unwrap_or_default())
+            let hint = trouble.cure.hint.as_ref().map(|hint| format!("\n  hint: {hint}"));
+            let sql = below("  ", trouble.cure.short_sql());
+            format!("{}{}{sql}\n", trouble.text, hint.unwrap_or_default())
         });
         let text = std::iter::once(format!("{phase}\n")).chain(troubles).collect();
         (state.is_ready(), text)
@@ -436,7 +443,7 @@ impl Health {
         let told = |(topic, trouble): (&Topic, &Trouble)| ToldTrouble {
             topic: topic.clone(),
             text: trouble.text.clone(),
-            hint: trouble.hint.clone(),
+            cure: trouble.cure.clone(),
             since: trouble.since,
             stops_ready: topic.stops_ready(trouble.since.elapsed()),
         };
@@ -474,11 +481,4 @@ impl State {
             phase => phase.text(self.target.as_deref()),
         }
     }
-}
-
-/// A text without the hints and the SQL of findings in it, which are lines of their own: once it is
-/// over nobody needs them.
-fn head(text: &str) -> String {
-    let lines = text.lines().filter(|line| !line.starts_with("    "));
-    lines.collect::<Vec<_>>().join(" ")
 }

@@ -9,7 +9,7 @@ use tracing::subscriber::DefaultGuard;
 
 use super::health::{Health, Phase};
 use super::metrics::Metrics;
-use super::trouble::Topic;
+use super::trouble::{Cure, Topic};
 use crate::config::TargetId;
 
 /// Collects what is logged while it is there.
@@ -74,15 +74,24 @@ async fn what_lasts_is_said_at_growing_distances_and_once_when_it_is_over() {
 }
 
 #[test]
-fn what_is_over_is_told_without_its_sql() {
+fn a_cure_is_apart_from_its_reason() {
     let (log, _guard) = Log::start();
     let health = streaming();
-    let text =
-        "no session: refused to start:\nno publication\n    hint: h\n    sql: a;\n         b;";
-    health.trouble(Topic::Session, text, None);
+    let cure = |sql: &str| Cure { hint: Some("set it up".to_owned()), sql: Some(sql.to_owned()) };
+    health.trouble_with(Topic::Session, "no publication", cure("a;\nb"));
+    let lines = "not ready\nno publication\n  hint: set it up\n  sql: a;\n       b;\n";
+    assert_eq!(health.readiness().1, lines);
+    assert_eq!(health.summary(), "not ready; no publication");
+    let said = "WARN no publication hint=\"set it up\" sql=\"a;\\nb\"";
+    assert_eq!(log.lines(), [said]);
+    // A wall of it is for the command that runs it.
+    let wall = "do $setup$ begin null; end $setup$";
+    health.trouble_with(Topic::Session, "no publication", cure(wall));
+    assert_eq!(health.readiness().1, "not ready\nno publication\n  hint: set it up\n");
+    assert_eq!(health.told().troubles[0].cure.sql.as_deref(), Some(wall));
     health.over(&Topic::Session);
     let last = log.lines().pop().unwrap();
-    assert!(last.ends_with(" s: no session: refused to start: no publication"), "{last}");
+    assert!(last.ends_with(" s: no publication"), "{last}");
 }
 
 #[test]

@@ -30,4 +30,4 @@ pub(crate) mod health_tests;
 pub use health::{Health, Phase};
 pub use trail::Trail;
 pub(crate) use trouble::Distance;
-pub use trouble::Topic;
+pub use trouble::{Cure, Topic};

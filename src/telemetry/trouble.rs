@@ -6,6 +6,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::config::TargetId;
+use crate::words::is_wall;
 
 /// The rules' tables may stay unseen for so long: what is altered meanwhile leaves stale values
 /// that no row tells of. A lock on the catalog, such as that of `VACUUM FULL pg_class`, is over by
@@ -124,11 +125,34 @@ impl Topic {
     }
 }
 
+/// The way out of a trouble, as far as a person can do something.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Cure {
+    /// The words for it.
+    pub hint: Option<String>,
+    /// The statements that do it, without the last semicolon.
+    pub sql: Option<String>,
+}
+
+impl Cure {
+    /// One in words alone, if there is one.
+    #[must_use]
+    pub fn of_words(hint: Option<&str>) -> Cure {
+        Cure { hint: hint.map(str::to_owned), sql: None }
+    }
+
+    /// Its SQL, unless it is longer than a person reads.
+    #[must_use]
+    pub fn short_sql(&self) -> Option<&str> {
+        self.sql.as_deref().filter(|sql| !is_wall(sql))
+    }
+}
+
 /// Something that does not work.
 #[derive(Clone, Debug)]
 pub(super) struct Trouble {
     pub(super) text: String,
-    pub(super) hint: Option<String>,
+    pub(super) cure: Cure,
     pub(super) since: Instant,
     /// The texts that were logged, without their numbers: one that counts is not new each second.
     pub(super) said: Vec<String>,
@@ -161,11 +185,11 @@ impl Trouble {
     pub(super) fn say(&mut self, is_intended: bool) {
         let words: String = self.text.chars().filter(|one| !one.is_ascii_digit()).collect();
         if self.said.len() < TEXTS_MAX && !self.said.contains(&words) {
-            let (text, hint) = (&self.text, self.hint.as_deref());
+            let (text, hint, sql) = (&self.text, self.cure.hint.as_deref(), self.cure.short_sql());
             if is_intended {
-                tracing::info!(hint, "{text}");
+                tracing::info!(hint, sql, "{text}");
             } else {
-                tracing::warn!(hint, "{text}");
+                tracing::warn!(hint, sql, "{text}");
             }
             self.said.push(words);
         }
@@ -174,9 +198,9 @@ impl Trouble {
     /// Logs it again, if it is time.
     pub(super) fn say_again(&mut self, now: Instant) {
         if self.again.is_due(now) {
-            let (text, hint) = (&self.text, self.hint.as_deref());
+            let (text, hint, sql) = (&self.text, self.cure.hint.as_deref(), self.cure.short_sql());
             let seconds = (now - self.since).as_secs();
-            tracing::warn!(hint, "still, after {seconds} s: {text}");
+            tracing::warn!(hint, sql, "still, after {seconds} s: {text}");
         }
     }
 }

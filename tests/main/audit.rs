@@ -5,9 +5,11 @@ use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::process::Command;
+use std::time::Duration;
 
 use serde_json::{Value, json};
 
+use crate::refusals::admin;
 use crate::support::{Bed, ITEM_RULES, PATIENCE, Settings, Sidecar, eventually, text};
 
 const MORE_RULES: &str = r#"
@@ -235,4 +237,48 @@ async fn a_folder_that_is_not_there_is_said_and_used_once_it_is() {
         fs::read_to_string(folder.join("audit.jsonl")).is_ok_and(|text| text.contains("item:1"))
     };
     eventually(PATIENCE, "it is written", written).await;
+}
+
+/// Redis refuses to remove a key: no line and no screen says that it is gone before it is.
+#[tokio::test]
+async fn a_refused_key_is_owed_until_a_line_says_that_it_went() {
+    let bed = Bed::new(&[]).await;
+    admin(&bed, "ACL SETUSER limited on nopass ~* &* +@all").await;
+    let limited = bed.redis.url().replace("redis://", "redis://limited:any@");
+    let mut sidecar = audited(&bed, "", |settings| {
+        settings.redis_url = limited;
+        "300ms".clone_into(&mut settings.refill);
+    })
+    .await;
+    admin(&bed, "ACL SETUSER limited resetkeys ~list:* ~page:* ~hash:* ~walsweep*").await;
+    bed.fill(&["item:1"]).await;
+    bed.sql.run("update item set version = 1 where id = 1").await;
+    let [refused] = wait_line(&sidecar, "refused", 1).await.try_into().unwrap();
+    assert_eq!(refused["rules"][0]["exact"], json!(["item:1"]), "{refused:#}");
+    let of_it = |lines: Vec<Value>| lines.iter().any(|line| line["lsn"] == refused["lsn"]);
+    let latest = || async {
+        let (_, body) = sidecar.get("/status").await.unwrap();
+        let status: Value = serde_json::from_str(&body).unwrap();
+        status["transactions"][0]["targets"][0].clone()
+    };
+    // What Redis took of it is removed again meanwhile.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert!(bed.has("item:1").await && !of_it(lines(&sidecar, "removed")));
+    let told = latest().await;
+    assert!(told["removed"].is_null() && told["refused"].is_string(), "{told:#}");
+    assert!(told["removed_again"].is_null(), "{told:#}");
+    let shown = || text(&sidecar.command(&["status"]));
+    assert!(shown().contains("; refused, owed for "), "{}", shown());
+    admin(&bed, "ACL SETUSER limited ~*").await;
+    let [taken] = wait_line(&sidecar, "refused_gone", 1).await.try_into().unwrap();
+    assert_eq!(taken["lsns"], json!([refused["lsn"]]), "{taken:#}");
+    assert!(!bed.has("item:1").await);
+    let told = latest().await;
+    assert!(told["removed"].as_str() > told["refused"].as_str(), "{told:#}");
+    assert!(shown().contains(", refused at first"), "{}", shown());
+    let again = || async { latest().await["removed_again"].is_string() };
+    eventually(PATIENCE, "it goes again", again).await;
+    assert_eq!(sidecar.sigterm().await, 0);
+    let (status, said) = why(&sidecar, "item:1");
+    assert!(status == 0 && said.contains("at first, this one or others: they are gone"), "{said}");
 }

@@ -250,6 +250,7 @@ async fn check_says_what_a_second_run_would_do_beside_one_that_runs() {
     let said = text(&check);
     assert_eq!(check.status.code(), Some(1), "{said}");
     assert!(said.contains("error[listen_in_use]: cannot listen on `http.listen`"), "{said}");
+    assert!(said.contains(": another program listens there (Address already in use"), "{said}");
     assert!(said.ends_with("\n`walsweep run` would refuse to start\n"), "{said}");
     drop(listener);
     let said = text(&sidecar.command(&["check"]));
@@ -278,7 +279,9 @@ async fn a_walsweep_of_another_slot_at_the_address_is_not_this_one() {
         let said = text(&check);
         assert_eq!(check.status.code(), Some(1), "{said}");
         assert!(said.contains("error[listen_in_use]: "), "{said}");
-        assert!(said.contains("slot=\"walsweep\",database=\"postgres\","), "{said}");
+        let who = format!("another walsweep (process {}), of slot `walsweep` in", sidecar.id());
+        assert!(said.contains(&who) && said.contains(" database `postgres` of "), "{said}");
+        assert!(!said.contains("walsweep_slot_info"), "{said}");
         assert!(!said.contains("is at work already"), "{said}");
         assert!(said.ends_with("\n`walsweep run` would refuse to start\n"), "{said}");
     }

@@ -16,6 +16,7 @@ mod credentials;
 mod data;
 mod delivery;
 mod documents;
+mod dropped;
 mod endpoint;
 mod explain;
 mod fence;

@@ -10,6 +10,7 @@ use tokio::time::{Instant, sleep};
 use walsweep::telemetry::reloads::{Process, Told};
 use walsweep_stage::throwaway::{Redis, RedisOptions, Signal};
 
+use crate::refusals::admin;
 use crate::support::{Bed, ITEM_RULES, PATIENCE, Settings, Sidecar, eventually, text};
 
 /// A rule beside [`ITEM_RULES`], over the same table.
@@ -554,4 +555,27 @@ async fn a_file_that_nobody_reads_is_not_told_as_taken_over() {
     let (status, said) = reload(&mine);
     assert_eq!(status, Some(1), "{said}");
     assert!(said.contains("runs with another file than this"), "{said}");
+}
+
+/// Whoever mends one kind of problem would else meet the next: what needs a restart, what Redis
+/// does not allow, what is not in the database.
+#[tokio::test]
+async fn problems_of_several_kinds_are_told_at_once() {
+    let bed = Bed::new(&[]).await;
+    let mut sidecar = bed.sidecar().await;
+    admin(&bed, "ACL SETUSER poor on nopass ~* &* +@all -unlink").await;
+    let poor = bed.redis.url().replace("redis://", "redis://poor:any@");
+    let missing = MORE.replace("public.item", "public.team");
+    sidecar.change(|settings| {
+        settings.redis_url = poor;
+        settings.rules = format!("{ITEM_RULES}{missing}");
+        settings.audit = "file = \"audit.jsonl\"".to_owned();
+    });
+    let (status, said) = reload(&sidecar);
+    assert_eq!(status, Some(1), "{said}");
+    for part in ["audit.file: it is read at the start alone", "+unlink", "`public.team` does not"] {
+        assert!(said.contains(part), "{part}: {said}");
+    }
+    assert!(said.ends_with("the old one stays in force\n"), "{said}");
+    removes(&bed, "item:1", 1).await;
 }

@@ -280,6 +280,10 @@ async fn a_key_that_redis_refuses_is_not_told_as_removed() {
     says(&sidecar, "item:1", "was removed, or Redis refused to, ").await;
     says(&sidecar, "item:1", "Redis refused some keys of this removal, this one or others").await;
     assert!(bed.has("item:1").await);
+    set(&["~*"]).await;
+    bed.gone("item:1").await;
+    says(&sidecar, "item:1", "at first, this one or others: they are gone since 2").await;
+    assert!(!why(&sidecar, "item:1").1.contains("or Redis refused to"));
 }
 
 /// I9: what the page tells without `[http] keys`, and to whom.

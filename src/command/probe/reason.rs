@@ -127,7 +127,7 @@ pub(super) async fn of(targets: &[OfTarget], config: &Config, sql: &Sql) -> Opti
 async fn of_walsweep(config: &Config, sql: &Sql) -> Reason {
     if let Some(address) = config.http.listen {
         let answer = page(address, "/readyz").await;
-        match status::body(&answer) {
+        match status::body(answer.text()) {
             Some((true, _)) => {
                 let message = format!(
                     "walsweep answers at `{address}` that it is ready, and has not removed the \

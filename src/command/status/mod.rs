@@ -11,11 +11,12 @@ use std::time::Duration;
 use rustix::termios::tcgetwinsize;
 use tokio::time::{Instant, sleep_until};
 
+use super::cli::StatusArgs;
 use super::failure::{Failure, halted, print};
-use super::listener::page;
+use super::listener::{Page, page};
 use super::load::configuration;
 use crate::config::Config;
-use crate::telemetry::status::Status;
+use crate::telemetry::status::{Level, Status};
 use lines::Screen;
 use show::{Look, fitted, shown};
 
@@ -51,12 +52,16 @@ struct Answer {
 ///
 /// # Errors
 ///
-/// 78 for the configuration, 1 where nobody answers, or the process makes no progress.
-pub async fn status(path: &Path, is_json: bool, watches: bool) -> Result<(), Failure> {
+/// 78 for the configuration, 1 where nobody answers, or the process makes no progress; 1 also where
+/// its verdict is that readers may see old values, unless that it is `alive` is enough.
+pub async fn status(path: &Path, asked: StatusArgs) -> Result<(), Failure> {
     let (config, _rules) = configuration(path)?;
     let address = listens_at(&config)?;
-    let form = if is_json { Form::Json } else { Form::Text(look()) };
-    if watches { watch(address, form).await } else { once(address, form).await }
+    let form = if asked.json { Form::Json } else { Form::Text(look()) };
+    match asked.watch {
+        true => watch(address, form).await,
+        false => once(address, form, asked.alive).await,
+    }
 }
 
 fn listens_at(config: &Config) -> Result<SocketAddr, Failure> {
@@ -74,10 +79,20 @@ fn look() -> Look {
     if stdout().is_terminal() && is_wanted && !is_plain { Look::Colour } else { Look::Plain }
 }
 
-async fn once(address: SocketAddr, form: Form) -> Result<(), Failure> {
+async fn once(address: SocketAddr, form: Form, alive: bool) -> Result<(), Failure> {
     let answer = ask(address).await?;
     print(&told(&answer, form, (None, None))?)?;
+    if !alive && is_wrong(&answer.json) {
+        return Err(Failure::told(1));
+    }
     answer.liveness.map_err(|why| halted(why.trim_end()))
+}
+
+/// Whether readers may see old values. A version without a verdict says nothing of it.
+fn is_wrong(json: &str) -> bool {
+    let status: serde_json::Value = serde_json::from_str(json).unwrap_or_default();
+    let level = serde_json::from_value(status["verdict"]["level"].clone());
+    level.is_ok_and(|level: Level| level == Level::Wrong)
 }
 
 /// Asks again each second. Somebody who does not answer is said, and asked again.
@@ -109,13 +124,12 @@ async fn watch(address: SocketAddr, form: Form) -> Result<(), Failure> {
 
 async fn ask(address: SocketAddr) -> Result<Answer, Failure> {
     let health = page(address, "/healthz").await;
-    let Some((is_well, why)) = body(&health) else {
-        let hint = "start `walsweep run`, or name the configuration that it runs with";
-        let message = format!("ask at `http.listen` `{address}`: no walsweep answers there");
-        return Err(Failure::halted(message).with_hint(Some(hint)));
+    let Some((is_well, why)) = body(health.text()).filter(|(_, text)| is_health(text)) else {
+        return Err(health.failure(address));
     };
     let (readiness, json) = (page(address, "/readyz").await, page(address, "/status").await);
-    let text = |answer: &str| body(answer).map(|(_, text)| text.to_owned()).unwrap_or_default();
+    let text =
+        |answer: &Page| body(answer.text()).map(|(_, text)| text.to_owned()).unwrap_or_default();
     Ok(Answer {
         liveness: if is_well { Ok(()) } else { Err(why.to_owned()) },
         readiness: text(&readiness),
@@ -155,6 +169,11 @@ fn told(
     })
 }
 
+/// Whether a text is what `/healthz` says; another program may answer whatever is asked.
+fn is_health(text: &str) -> bool {
+    ["alive", "no progress"].iter().any(|words| text.starts_with(words))
+}
+
 /// Whether an answer is 200, and its body; `None` if it is none of walsweep's.
 pub(super) fn body(answer: &str) -> Option<(bool, &str)> {
     let (head, body) = answer.split_once("\r\n\r\n")?;
@@ -167,7 +186,7 @@ pub(super) fn body(answer: &str) -> Option<(bool, &str)> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Answer, Form, Look, body, told};
+    use super::{Answer, Form, Look, body, is_health, is_wrong, told};
 
     #[test]
     fn only_a_page_of_health_counts_as_an_answer() {
@@ -179,6 +198,26 @@ mod tests {
             ("", None),
         ] {
             assert_eq!(body(answer), expected, "{answer}");
+        }
+    }
+
+    /// A server of web pages may have a page for whatever it is asked.
+    #[test]
+    fn a_page_of_another_program_is_no_answer() {
+        assert!(is_health("alive\n") && is_health("no progress: for 300 s\n"));
+        assert!(!is_health("<html>hello") && !is_health(""));
+    }
+
+    #[test]
+    fn a_verdict_that_readers_may_see_old_values_is_told_by_the_exit_status() {
+        for (json, expected) in [
+            ("{\"verdict\": {\"level\": \"wrong\"}}", true),
+            ("{\"verdict\": {\"level\": \"attention\"}}", false),
+            ("{\"verdict\": {\"level\": \"well\"}}", false),
+            ("{}", false),
+            ("", false),
+        ] {
+            assert_eq!(is_wrong(json), expected, "{json}");
         }
     }
 

@@ -8,7 +8,7 @@ use super::lines::{Lines, MARGIN, Part, Screen};
 use crate::config::printable;
 use crate::telemetry::status::{Latency, Level, Pass, Postgres, Rule, Status, Target, Wait};
 use crate::telemetry::trail::{Moment, Transaction};
-use crate::words::{counted, grouped};
+use crate::words::{counted, grouped, is_wall};
 
 /// Rules that are shown; those that removed last go first.
 const RULES_MAX: usize = 40;
@@ -82,9 +82,13 @@ fn painted(text: &str, level: Level, look: Look) -> String {
 fn fill(lines: &mut Lines, status: &Status, before: Option<&Status>) {
     lines.begin(Part::Verdict);
     let word = word(status.verdict.level);
-    lines.add("verdict", &format!("{word}: {}", flat(&status.verdict.text)));
+    // A headline quotes no code.
+    lines.add("verdict", &format!("{word}: {}", flat(&status.verdict.text).replace('`', "")));
     if let Some(hint) = &status.verdict.hint {
         lines.add("", &format!("do: {}", flat(hint)));
+    }
+    if let Some(sql) = status.verdict.sql.as_ref().filter(|sql| !is_wall(sql)) {
+        format!("sql: {sql};").lines().for_each(|line| lines.add("", &flat(line)));
     }
     if let Some(section) = &status.verdict.section {
         lines.add("", &format!("read: /runbook#{section} of the page, or docs/runbook.md"));
@@ -196,10 +200,10 @@ fn postgres(lines: &mut Lines, postgres: &Postgres, status: &Status) {
 }
 
 fn target(lines: &mut Lines, target: &Target, status: &Status) {
-    let node = if target.node.is_empty() { "not connected yet" } else { &target.node };
-    let (name, node) = (flat(&target.name), flat(node));
+    let node = if target.node.is_empty() { String::new() } else { format!(", {}", target.node) };
+    let (name, node) = (flat(&target.name), flat(&node));
     let unproven = if target.proven == Some(false) { "; nothing shows what it keeps" } else { "" };
-    let head = format!("{name}: {} ({}, {node}){unproven}", target.phase, target.mode);
+    let head = format!("{name}: {} ({}{node}){unproven}", target.phase, target.mode);
     lines.add("redis", &head);
     if let Some(index) = target.index {
         let whole = if index.whole { "whole" } else { "not whole" };
@@ -297,11 +301,23 @@ fn transactions(lines: &mut Lines, status: &Status) {
             let (keys, patterns) = (counted(rule.keys, "key"), counted(rule.patterns, "pattern"));
             format!("{} {keys}, {patterns}", flat(&rule.rule))
         });
-        let gone = one.targets.iter().map(|target| match (target.removed, one.targets.len()) {
-            (Some(removed), 1) => format!("gone after {}", after(removed)),
-            (None, 1) => "waits".to_owned(),
-            (Some(removed), _) => format!("{} after {}", flat(&target.target), after(removed)),
-            (None, _) => format!("{} waits", flat(&target.target)),
+        let gone = one.targets.iter().map(|target| {
+            let name = match one.targets.len() {
+                1 => String::new(),
+                _ => format!("{} ", flat(&target.target)),
+            };
+            let gone = match (target.removed, target.refused) {
+                (Some(removed), None) => format!("gone after {}", after(removed)),
+                (Some(removed), Some(_)) => {
+                    format!("gone after {}, refused at first", after(removed))
+                }
+                (None, Some(refused)) => {
+                    let age = since(&refused.to_string(), status).map(duration);
+                    format!("refused, owed for {}", age.unwrap_or_default())
+                }
+                (None, None) => "waits".to_owned(),
+            };
+            format!("{name}{gone}")
         });
         let (rules, gone) = (rules.collect::<Vec<_>>(), gone.collect::<Vec<_>>());
         let (rules, gone) = (rules.join("; "), gone.join(", "));
@@ -389,6 +405,7 @@ mod tests {
                 level: Level::Wrong,
                 text: "rule `list` is suspended: `public.list` has no column `grp`".to_owned(),
                 hint: Some("did you mean `grup`?\u{1b}[31m".to_owned()),
+                sql: Some("begin;\ncommit".to_owned()),
                 section: Some("a-rule-is-suspended".to_owned()),
             },
             totals: Totals { transactions: 4_711, keys_removed: 99, ..Totals::default() },
@@ -454,8 +471,9 @@ mod tests {
             assert!(line.chars().all(|one| !one.is_control()), "{line}");
         }
         for part in [
-            "verdict    WRONG: rule `list` is suspended",
+            "verdict    WRONG: rule list is suspended: public.list has",
             "do: did you mean `grup`?\\u{1b}[31m",
+            "           sql: begin;\n           commit;\n           read: /runbook",
             "read: /runbook#a-rule-is-suspended",
             "flow       4 711 commits",
             "waits      3 commits not visible to readers yet",
@@ -490,7 +508,7 @@ mod tests {
             let text = fitted(readiness, state, (Look::Plain, screen));
             let taken = text.lines().map(|line| line.chars().count().div_ceil(columns).max(1));
             assert!(taken.sum::<usize>() <= rows, "{rows}: {text}");
-            for part in ["verdict    WRONG: rule `list`", "do: did you mean", " more line"] {
+            for part in ["verdict    WRONG: rule list", "do: did you mean", " more line"] {
                 assert!(text.contains(part), "{part}, {rows}: {text}");
             }
             assert!(!text.contains('\u{1b}'), "{text}");

@@ -17,7 +17,7 @@ use serde::Serialize;
 
 use self::nothing::Reach;
 use super::failure::{Failure, print};
-use super::listener::page;
+use super::listener::{Page, page};
 use super::load::configuration;
 use crate::config::Config;
 use crate::keys::Rules;
@@ -63,6 +63,8 @@ enum Process {
     Off,
     /// Nobody listens, or no walsweep that knows the question; the address.
     Nobody(String),
+    /// Somebody listens, and does not answer; the address.
+    Silent(String),
     /// It does not tell this asker; why.
     Refused(String),
 }
@@ -151,7 +153,10 @@ async fn ask(config: &Config, key: &[u8]) -> (Process, Option<Answer>) {
     let Some(address) = config.http.listen else { return (Process::Off, None) };
     let key = percent_encode(key, NON_ALPHANUMERIC);
     let answer = page(address, &format!("/why?key={key}")).await;
-    let nobody = Process::Nobody(address.to_string());
+    if answer == Page::Silent {
+        return (Process::Silent(address.to_string()), None);
+    }
+    let (answer, nobody) = (answer.text(), Process::Nobody(address.to_string()));
     let Some((head, body)) = answer.split_once("\r\n\r\n") else { return (nobody, None) };
     match head.split(' ').nth(1) {
         Some("200") => match serde_json::from_str::<Answer>(body) {

@@ -74,6 +74,9 @@ pub(super) fn why_not(config: &Config, key: &[u8], known: &Known) -> Vec<String>
         Process::Nobody(address) => {
             lines.push(format!("No walsweep that knows the question answers at {address}."));
         }
+        Process::Silent(address) => lines.push(format!(
+            "A process listens at {address}, and does not answer: it is stopped, or hangs."
+        )),
         Process::Refused(why) => lines.push(format!("walsweep did not answer: {why}.")),
     }
     if let Some((audit, error)) =

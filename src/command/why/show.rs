@@ -64,7 +64,8 @@ fn sentence(subject: &str, removal: &Removal, known: &Known) -> String {
     let perhaps = removal.by.first().is_some_and(|by| by.how == How::Perhaps);
     let begin = match removal.removed {
         Some(removed) => {
-            let was = match (perhaps, removal.partly_refused) {
+            let is_owed = removal.partly_refused && removal.refused_gone.is_none();
+            let was = match (perhaps, is_owed) {
                 (true, _) => "was perhaps removed",
                 (false, true) => "was removed, or Redis refused to,",
                 (false, false) => "was removed",
@@ -83,15 +84,23 @@ fn sentence(subject: &str, removal: &Removal, known: &Known) -> String {
         }
         _ => String::new(),
     };
-    let refused = match removal.partly_refused {
-        true => {
-            "; Redis refused some keys of this removal, this one or others: they stay until it \
-                 takes them, and `/readyz` says which right is missing"
-        }
-        false => "",
-    };
+    let refused = refused(removal);
     let by = if by.is_empty() { String::new() } else { format!(": {}", by.join("; ")) };
     format!("{begin}{by}{again}{refused}.")
+}
+
+/// Whether Redis refused keys that were to go with it, and when it took them.
+fn refused(removal: &Removal) -> String {
+    match (removal.partly_refused, removal.refused_gone) {
+        (false, _) => String::new(),
+        (true, None) => "; Redis refused some keys of this removal, this one or others: they stay \
+                         until it takes them, and `/readyz` says which right is missing"
+            .to_owned(),
+        (true, Some(gone)) => format!(
+            "; Redis refused some keys of this removal at first, this one or others: they are gone \
+             since {gone}"
+        ),
+    }
 }
 
 /// For what it was removed, and how long after.

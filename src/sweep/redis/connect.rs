@@ -28,6 +28,10 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// hold a server for longer; giving up then would only repeat the work.
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// Advice on a file that is no use.
+pub(super) const FILE_HINT: &str =
+    "let it be a whole PEM file, which the user that walsweep runs as may read";
+
 /// Advice on Sentinels that name no primary.
 pub(super) const SENTINELS_HINT: &str = "see that the Sentinels in `redis.sentinels` run, that \
      each has its own login in its URL, with the rights `+sentinel|get-master-addr-by-name \
@@ -46,7 +50,7 @@ pub enum ConnectError {
         source: std::io::Error,
     },
     /// `redis.cert_file` or `redis.key_file` could not be read.
-    #[error("read `{}`: {source}", path.display())]
+    #[error("read `redis.cert_file` and `redis.key_file`: `{}`: {source}", path.display())]
     Certificate {
         /// The file.
         path: PathBuf,
@@ -122,9 +126,7 @@ impl ConnectError {
     #[must_use]
     pub fn hint(&self) -> Option<&'static str> {
         match self {
-            ConnectError::CaFile { .. } | ConnectError::Certificate { .. } => {
-                Some("name a PEM file that the user may read that walsweep runs as")
-            }
+            ConnectError::CaFile { .. } | ConnectError::Certificate { .. } => Some(FILE_HINT),
             ConnectError::Password(unread) => Some(unread.hint()),
             ConnectError::Database { .. } => Some(
                 "let the number at the end of `redis.url` be that of a database of this server, \
@@ -140,9 +142,10 @@ impl From<ConnectError> for Error {
     /// Always [`Error::Lost`], whatever the kind: there is no connection that could stand.
     fn from(error: ConnectError) -> Error {
         let kind = match &error {
-            ConnectError::CaFile { .. } | ConnectError::Certificate { .. } => Kind::Io,
+            ConnectError::CaFile { .. }
+            | ConnectError::Certificate { .. }
+            | ConnectError::Database { .. } => Kind::Other,
             ConnectError::Password(_) => Kind::Auth,
-            ConnectError::Database { .. } => Kind::Other,
             ConnectError::Sentinels { .. } => Kind::Sentinel,
             ConnectError::Redis { error, .. } => error.kind(),
         };
@@ -290,7 +293,7 @@ fn authorities(path: &Path) -> Result<Vec<u8>, std::io::Error> {
     let pem = file::read(path, file::CERTIFICATES_MAX)?;
     let mut roots = RootCertStore::empty();
     for certificate in CertificateDer::pem_slice_iter(&pem) {
-        let certificate = certificate.map_err(std::io::Error::other)?;
+        let certificate = certificate.map_err(|error| std::io::Error::other(file::pem(&error)))?;
         roots.add(certificate).map_err(std::io::Error::other)?;
     }
     if roots.is_empty() {
@@ -389,4 +392,30 @@ pub(crate) fn classify(error: &RedisError) -> Error {
         (None, None) => error.category().to_owned(),
     };
     Error::new(kind, message)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use super::{ConnectError, Error, Kind};
+
+    /// A file that is no use, and a certificate that nobody trusts, are not cured by a look whether
+    /// Redis runs.
+    #[test]
+    fn each_hint_is_about_its_own_trouble() {
+        let source = io::Error::other("it ends in the middle of a certificate");
+        let file = Error::from(ConnectError::CaFile { path: "ca.pem".into(), source });
+        let untrusted = "invalid peer certificate: UnknownIssuer".to_owned();
+        let untrusted = Error::Lost(untrusted, Kind::Io);
+        let away = Error::Lost("Connection refused".to_owned(), Kind::Io);
+        for (error, part) in [
+            (file, "let it be a whole PEM file"),
+            (untrusted, "let `redis.ca_file` name the authority"),
+            (away, "see that Redis runs"),
+        ] {
+            let hint = error.hint().unwrap_or_default();
+            assert!(hint.starts_with(part), "{error}: {hint}");
+        }
+    }
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::act::{Act, Answer};
 use super::cluster::Seen;
-use super::connect::SENTINELS_HINT;
+use super::connect::{FILE_HINT, SENTINELS_HINT};
 use super::index::Indexed;
 use super::observe::Mark;
 use crate::keys::Pattern;
@@ -436,6 +436,12 @@ impl Error {
         }
     }
 
+    fn message(&self) -> &str {
+        match self {
+            Error::Lost(message, _) | Error::Refused(message, _) => message,
+        }
+    }
+
     /// Says what an operator can do about it.
     #[must_use]
     pub fn hint(&self) -> Option<&'static str> {
@@ -482,7 +488,12 @@ impl Error {
             Kind::NoReplicas => {
                 Some("bring replicas back, or lower `min-replicas-to-write` in Redis")
             }
+            Kind::Io if self.message().contains("certificate") => Some(
+                "let `redis.ca_file` name the authority that signed the server's certificate, and \
+                 `redis.url` the host that stands in it",
+            ),
             Kind::Io | Kind::Timeout => Some("see that Redis runs, and that `redis.url` names it"),
+            Kind::Other if self.message().starts_with("read `redis.") => Some(FILE_HINT),
             Kind::Loading | Kind::Other => None,
         }
     }

@@ -8,29 +8,16 @@ function part(id, content, render) {
   const made = render(content);
   byId(id).replaceChildren(...(Array.isArray(made) ? made : [made]).filter(Boolean));
 }
-function state(level, words) {
-  const element = el("span", "state " + level);
-  element.append(text("span", "", SHAPES[level] + "\u00a0"), document.createTextNode(words));
-  element.firstChild.setAttribute("aria-hidden", "true");
-  return element;
-}
-function runbook(section) {
-  const link = text("a", "", "What to do");
-  link.href = "/runbook#" + encodeURIComponent(section);
-  return link;
-}
-
 function verdict(status) {
-  const { level, text: words, hint, section } = status.verdict;
+  const { level, text: words, section } = status.verdict;
   const box = byId("verdict");
   box.className = level;
-  document.title = SHAPES[level] + " walsweep: " + (level === "well" ? "all is well" : words);
+  document.title = SHAPES[level] + " walsweep: " + (level === "well" ? "all is well" : plain(words));
   const shape = text("span", "shape", SHAPES[level]);
   shape.setAttribute("aria-hidden", "true");
-  const more = [];
-  if (hint) more.push(text("p", "more", sentence(hint)));
+  const more = cure(status.verdict, "more");
   if (section) more.push(el("p", "more", runbook(section)));
-  return [shape, text("p", "text", sentence(words)), ...more];
+  return [shape, text("p", "text", sentence(plain(words))), ...more];
 }
 /** Everything that does not work, but for what the verdict says already. */
 function troubles([list, said]) {
@@ -52,7 +39,7 @@ function troubles([list, said]) {
         el("span", "soft small", "for\u00a0", lasting(one.since)),
       ),
       text("p", "", sentence(one.text)),
-      one.hint ? text("p", "soft", sentence(one.hint)) : null,
+      cure(one, "soft"),
       el("p", "small", runbook(one.section)),
     );
     return item;
@@ -265,7 +252,8 @@ function target(one, alone) {
     return made;
   });
   if (!nodes.length) nodes.push(text("p", "small soft", "No SCAN pass yet."));
-  const level = one.ready ? "well" : one.phase.startsWith("sweeping") ? "busy" : "wrong";
+  const waits = one.phase.startsWith("sweeping") || one.phase.startsWith("not looked at");
+  const level = one.ready ? "well" : waits ? "busy" : "wrong";
   return el(
     "article",
     "card",
@@ -464,10 +452,11 @@ function transactions([list]) {
           "div",
           of(target) ? "" : "nil",
           (many ? target.target + " " : "") +
-            (of(target) ? after(one.committed, of(target)) : none),
+            (of(target) ? after(one.committed, of(target)) : none(target)),
         ),
       );
     const waits = one.visible ? (one.waits_for_rows ? "waits for rows" : "waits") : "–";
+    const gone = (target) => (target.refused ? "refused, owed" : waits);
     body.append(
       el(
         "tr",
@@ -475,8 +464,8 @@ function transactions([list]) {
         name,
         what,
         cell(2, !one.visible, one.visible ? after(one.committed, one.visible) : "not yet"),
-        cell(3, false, ...each((target) => target.removed, waits)),
-        cell(4, false, ...each((target) => target.removed_again, "–")),
+        cell(3, false, ...each((target) => target.removed, gone)),
+        cell(4, false, ...each((target) => target.removed_again, () => "–")),
       ),
     );
   }

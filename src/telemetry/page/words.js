@@ -59,6 +59,7 @@ function percent(share) {
     (share > 0 && share < 0.0995 ? (share * 100).toFixed(1) : Math.round(share * 100)) + "\u00a0%"
   );
 }
+const plain = (words) => words.replaceAll("`", ""); // a headline quotes no code
 const sentence = (words) => words.charAt(0).toUpperCase() + words.slice(1);
 
 // -------------------------------------------------------------------------------------- time
@@ -87,4 +88,24 @@ function lasting(moment) {
   time.dataset.plain = "yes";
   age(time);
   return time;
+}
+
+// ------------------------------------------------------------------------- verdicts and troubles
+function state(level, words) {
+  const element = el("span", "state " + level);
+  element.append(text("span", "", SHAPES[level] + "\u00a0"), document.createTextNode(words));
+  element.firstChild.setAttribute("aria-hidden", "true");
+  return element;
+}
+function runbook(section) {
+  const link = text("a", "", "What to do");
+  link.href = "/runbook#" + encodeURIComponent(section);
+  return link;
+}
+/** What to do: in words, and below them the SQL, as a person runs it. */
+function cure(one, name) {
+  const made = [];
+  if (one.hint) made.push(text("p", name, sentence(one.hint)));
+  if (one.sql) made.push(text("pre", name, one.sql + ";"));
+  return made;
 }

@@ -67,6 +67,8 @@ pub struct Trouble {
     pub text: String,
     /// The cure, as far as a person can do something.
     pub hint: Option<String>,
+    /// The SQL that cures it, where some does.
+    pub sql: Option<String>,
     /// Since when.
     pub since: String,
     /// Whether readers may see stale values for it, so that `/readyz` is 503.
@@ -165,7 +167,7 @@ pub struct Target {
     pub up: Option<bool>,
     /// Whether its watermark shows that it keeps every removal; `None` if that is not known.
     pub proven: Option<bool>,
-    /// How far it is.
+    /// How far it is; while there is no session with Postgres, that it is not looked at.
     pub phase: String,
     /// Whether it owes no sweep and answers.
     pub ready: bool,

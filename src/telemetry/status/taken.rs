@@ -36,6 +36,9 @@ const LATEST: usize = 50;
 /// Characters of a key that are told.
 const KEY_CHARS_MAX: usize = 200;
 
+/// How a target is while nobody asks it: whatever is wrong, it need not be Redis.
+const NOT_LOOKED_AT: &str = "not looked at: there is no session with postgres";
+
 /// The name under which a histogram is read back.
 const HISTOGRAM: &str = "h";
 
@@ -133,7 +136,8 @@ impl<'a> Names<'a> {
 fn trouble(told: &ToldTrouble, moment: Moment) -> Trouble {
     Trouble {
         text: told.text.clone(),
-        hint: told.hint.clone(),
+        hint: told.cure.hint.clone(),
+        sql: told.cure.sql.clone(),
         since: moment.time_of(told.since),
         stops_ready: told.stops_ready,
         section: section(&told.topic, &told.text).to_owned(),
@@ -254,7 +258,7 @@ fn target(
         Some(Index { keys, bytes, whole })
     };
     let phase = match state.phase {
-        None | Some(Phase::Connecting | Phase::Standby) => "not connected".to_owned(),
+        None | Some(Phase::Connecting | Phase::Standby) => NOT_LOOKED_AT.to_owned(),
         Some(Phase::RedisLost) => "out of reach".to_owned(),
         Some(Phase::Sweeping(reason)) => format!("sweeping: {reason}"),
         Some(Phase::Streaming) => "ready".to_owned(),

@@ -13,6 +13,9 @@ const LATE_SECONDS: f64 = 5.0;
 /// be an hour later.
 const UNCONFIRMED_SECONDS: f64 = 60.0;
 
+/// Words about what somebody dropped: ours of a publication and of a slot, and the server's.
+const GONE: [&str; 3] = ["there is no publication", "the slot is gone", "publication \""];
+
 /// How well it is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -38,6 +41,8 @@ pub struct Verdict {
     pub text: String,
     /// The cure, if something is to be done.
     pub hint: Option<String>,
+    /// The SQL that cures it, where some does.
+    pub sql: Option<String>,
     /// The section of the runbook, as the anchor of its heading; `None` where all is well.
     pub section: Option<String>,
 }
@@ -58,7 +63,11 @@ pub(super) struct Evidence<'a> {
 
 impl Verdict {
     fn new(level: Level, text: String, section: &str) -> Verdict {
-        Verdict { level, text, hint: None, section: Some(section.to_owned()) }
+        Verdict { level, text, hint: None, sql: None, section: Some(section.to_owned()) }
+    }
+
+    fn with_cure_of(self, trouble: &Trouble) -> Verdict {
+        Verdict { hint: trouble.hint.clone(), sql: trouble.sql.clone(), ..self }
     }
 
     /// Gives the verdict that this evidence comes to.
@@ -102,7 +111,7 @@ fn without_session(evidence: &Evidence<'_>) -> Verdict {
         Some(trouble) => {
             let text = format!("nothing is removed: {}", trouble.text);
             let verdict = Verdict::new(Level::Wrong, text, &trouble.section);
-            Verdict { hint: trouble.hint.clone(), ..verdict }
+            verdict.with_cure_of(trouble)
         }
         None => Verdict::new(Level::Busy, evidence.doing.to_owned(), "not-ready"),
     }
@@ -110,8 +119,10 @@ fn without_session(evidence: &Evidence<'_>) -> Verdict {
 
 /// With the hint of the first trouble that has one.
 fn with_hint_of(verdict: Verdict, troubles: &[Trouble]) -> Verdict {
-    let hint = troubles.iter().find_map(|trouble| trouble.hint.clone());
-    Verdict { hint, ..verdict }
+    match troubles.iter().find(|trouble| trouble.hint.is_some()) {
+        Some(trouble) => verdict.with_cure_of(trouble),
+        None => verdict,
+    }
 }
 
 /// The verdict where the phase says nothing that matters more.
@@ -124,7 +135,7 @@ fn while_streaming(evidence: &Evidence<'_>) -> Verdict {
             more => format!("{} (and {more} more)", trouble.text),
         };
         let verdict = Verdict::new(level, text, &trouble.section);
-        return Verdict { hint: trouble.hint.clone(), ..verdict };
+        return verdict.with_cure_of(trouble);
     }
     let is_first = |wait: &&Wait| !["second", "standbys"].contains(&wait.stage.as_str());
     let age = |wait: &Wait| wait.oldest_seconds.unwrap_or_default();
@@ -141,12 +152,15 @@ fn while_streaming(evidence: &Evidence<'_>) -> Verdict {
         return Verdict::new(Level::Attention, text, "the-slot-keeps-wal");
     }
     let text = "all is well: what a commit makes stale is removed".to_owned();
-    Verdict { level: Level::Well, text, hint: None, section: None }
+    Verdict { level: Level::Well, text, hint: None, sql: None, section: None }
 }
 
 /// The section of the runbook about a trouble with this topic, as the anchor of its heading.
 pub(super) fn section(topic: &Topic, text: &str) -> &'static str {
     match topic {
+        Topic::Session | Topic::Checks if GONE.iter().any(|part| text.contains(part)) => {
+            "something-in-postgres-was-dropped"
+        }
         Topic::Session | Topic::Checks | Topic::Watch => "not-ready",
         Topic::Rule(_) => "a-rule-is-suspended",
         Topic::Wide(_) | Topic::Lookup(_) => "too-much-is-removed",
@@ -275,7 +289,7 @@ mod tests {
             Topic::SlotOwner,
             Topic::NewSlot,
         ] {
-            for text in ["is lost", "refuses removals"] {
+            for text in ["is lost", "refuses removals", "there is no publication"] {
                 let anchor = section(&topic, text);
                 let mut sections = runbook::sections();
                 assert!(sections.any(|one| one.anchor == anchor), "{topic:?}: {anchor}");

@@ -64,7 +64,11 @@ pub(super) struct Note {
 #[derive(Debug)]
 pub(super) enum NoteOf {
     /// See [`Event::Removed`].
-    Removed(TargetId, Box<ring::Record>, bool, Took),
+    Removed(TargetId, Box<ring::Record>, Took),
+    /// See [`Event::Refused`].
+    Refused(TargetId, Box<ring::Record>, Took),
+    /// See [`Event::RefusedGone`].
+    RefusedGone(TargetId, Vec<Lsn>),
     /// See [`Event::Forgotten`].
     Forgotten(TargetId, Box<ring::Record>),
     /// See [`Event::RemovedAgain`].
@@ -76,10 +80,10 @@ pub(super) enum NoteOf {
 impl Note {
     fn bytes(&self) -> usize {
         let more = match &self.of {
-            NoteOf::Removed(_, record, ..) | NoteOf::Forgotten(_, record) => {
-                size_of::<ring::Record>() + record.body.bytes()
-            }
-            NoteOf::Again(_, lsns) => size_of_val(&lsns[..]),
+            NoteOf::Removed(_, record, _)
+            | NoteOf::Refused(_, record, _)
+            | NoteOf::Forgotten(_, record) => size_of::<ring::Record>() + record.body.bytes(),
+            NoteOf::RefusedGone(_, lsns) | NoteOf::Again(_, lsns) => size_of_val(&lsns[..]),
             NoteOf::Event(_, event) => size_of::<ring::Event>() + event.scope.bytes(),
         };
         size_of::<Note>() + more
@@ -89,21 +93,24 @@ impl Note {
         let known = &*self.known;
         let name = |target: TargetId| known.target(target).name.clone();
         let event = match self.of {
-            NoteOf::Removed(target, record, is_partial, took) => {
+            NoteOf::Removed(target, record, took) => {
                 let (rules, left_out) = lines::of_body(known, &record.body);
-                Event::Removed {
-                    target: name(target),
-                    transaction: Transaction::of(&record),
-                    rules,
-                    left_out,
-                    partly_refused: is_partial,
-                    took,
-                }
+                let (target, transaction) = (name(target), Transaction::of(&record));
+                Event::Removed { target, transaction, rules, left_out, took }
+            }
+            NoteOf::Refused(target, record, took) => {
+                let (rules, left_out) = lines::of_body(known, &record.body);
+                let (target, transaction) = (name(target), Transaction::of(&record));
+                Event::Refused { target, transaction, rules, left_out, took }
             }
             NoteOf::Forgotten(target, record) => {
                 let (rules, left_out) = lines::of_body(known, &record.body);
                 let transaction = Transaction::of(&record);
                 Event::Forgotten { target: name(target), transaction, rules, left_out }
+            }
+            NoteOf::RefusedGone(target, lsns) => {
+                let lsns = lsns.iter().map(Lsn::to_string).collect();
+                Event::RefusedGone { target: name(target), lsns }
             }
             NoteOf::Again(target, lsns) => {
                 let lsns = lsns.iter().map(Lsn::to_string).collect();

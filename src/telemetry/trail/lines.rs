@@ -34,12 +34,33 @@ pub enum Event {
         /// Keys of it that this line leaves out.
         #[serde(default, skip_serializing_if = "is_zero")]
         left_out: u64,
-        /// Redis refused some of its keys.
-        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-        partly_refused: bool,
         /// The keys that the removal took.
         #[serde(flatten)]
         took: Took,
+    },
+    /// Redis refuses some of the keys of a transaction: they are owed, until a line `refused_gone`
+    /// says that they went. The others are gone.
+    Refused {
+        /// The name of the target.
+        target: String,
+        /// The transaction.
+        #[serde(flatten)]
+        transaction: Transaction,
+        /// The part of each rule.
+        rules: Vec<OfARule>,
+        /// Keys of it that this line leaves out.
+        #[serde(default, skip_serializing_if = "is_zero")]
+        left_out: u64,
+        /// The keys that the removal took.
+        #[serde(flatten)]
+        took: Took,
+    },
+    /// Redis took the keys of these transactions that it had refused.
+    RefusedGone {
+        /// The name of the target.
+        target: String,
+        /// The transactions, by where their commits end.
+        lsns: Vec<String>,
     },
     /// A transaction whose keys are still to be removed, and which is remembered no longer: more
     /// came than there is memory for.
@@ -207,6 +228,8 @@ impl Line {
     pub fn target(&self) -> Option<&str> {
         match &self.event {
             Event::Removed { target, .. }
+            | Event::Refused { target, .. }
+            | Event::RefusedGone { target, .. }
             | Event::Forgotten { target, .. }
             | Event::RemovedAgain { target, .. }
             | Event::Swept { target, .. }
@@ -221,11 +244,11 @@ impl Line {
     pub fn removal(&self, key: &[u8], may_give: impl Fn(&str) -> bool) -> Option<Removal> {
         let time = self.time;
         let (rules, left_out) = match &self.event {
-            Event::Removed { rules, left_out, .. } | Event::Forgotten { rules, left_out, .. } => {
-                (rules, *left_out)
-            }
+            Event::Removed { rules, left_out, .. }
+            | Event::Refused { rules, left_out, .. }
+            | Event::Forgotten { rules, left_out, .. } => (rules, *left_out),
             Event::Swept { rules, .. } | Event::Room { rules } => (rules, 0),
-            Event::RemovedAgain { .. } => return None,
+            Event::RefusedGone { .. } | Event::RemovedAgain { .. } => return None,
             Event::SweptByHand { patterns, .. } => {
                 return self.by_hand(key, patterns);
             }
@@ -244,7 +267,7 @@ impl Line {
             return None;
         }
         let (cause, removed) = match &self.event {
-            Event::Removed { transaction, .. } => {
+            Event::Removed { transaction, .. } | Event::Refused { transaction, .. } => {
                 (Cause::Transaction(transaction.clone()), Some(time))
             }
             Event::Forgotten { transaction, .. } => (Cause::Transaction(transaction.clone()), None),
@@ -254,9 +277,10 @@ impl Line {
             }
             _ => (Cause::Room { began: time }, Some(time)),
         };
-        let partly_refused = matches!(self.event, Event::Removed { partly_refused: true, .. });
+        let partly_refused = matches!(self.event, Event::Refused { .. });
         let target = self.target().unwrap_or_default().to_owned();
-        Some(Removal { target, cause, by, removed, removed_again: None, partly_refused })
+        let (removed_again, refused_gone) = (None, None);
+        Some(Removal { target, cause, by, removed, removed_again, partly_refused, refused_gone })
     }
 
     fn by_hand(&self, key: &[u8], patterns: &[Name]) -> Option<Removal> {
@@ -271,6 +295,7 @@ impl Line {
             removed: Some(self.time),
             removed_again: None,
             partly_refused: false,
+            refused_gone: None,
         })
     }
 }

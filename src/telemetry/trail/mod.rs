@@ -14,6 +14,7 @@ mod file;
 mod known;
 mod lines;
 mod name;
+mod owed;
 mod read;
 mod ring;
 #[cfg(test)]
@@ -29,6 +30,7 @@ use self::body::{Body, Entry, Kind, OfRule};
 pub use self::known::{Known, TargetName};
 pub use self::lines::{Event as AuditEvent, Line, OfARule, Took};
 pub use self::name::{Moment, Name};
+use self::owed::Owed;
 pub use self::read::{AuditRead, read};
 use self::ring::{Event, Gone, Place, Record, Ring, Scope, What};
 pub use self::told::{
@@ -61,8 +63,8 @@ pub struct Trail {
 /// Something whose keys are removed now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Waited {
-    /// A transaction, by its end LSN; and whether Redis took all of its keys.
-    Transaction(Lsn, bool),
+    /// A transaction, by its end LSN.
+    Transaction(Lsn),
     /// All that a hold holds, by its number.
     Hold(u64),
 }
@@ -123,33 +125,40 @@ impl Trail {
         }
     }
 
-    /// Keys are gone from a target for the first time, by a removal that took so much.
+    /// Keys are gone from a target for the first time, but for those that it refused, by a removal
+    /// that took so much. A hold for refused keys is among those that waited once they are gone.
     pub fn removed(&self, target: TargetId, took: Took, waited: impl Iterator<Item = Waited>) {
         let (now, mut ring) = (Moment::now(), self.lock());
         for one in waited {
             match one {
-                Waited::Transaction(lsn, is_whole) => {
-                    ring.removed(target, lsn, (now, is_whole, took));
-                }
+                Waited::Transaction(lsn) => ring.removed(target, lsn, (now, took)),
                 Waited::Hold(hold) => {
                     for lsn in ring.held_by(target, hold) {
-                        ring.removed(target, lsn, (now, true, took));
+                        ring.removed(target, lsn, (now, took));
                     }
+                    ring.taken(target, hold, now);
                 }
             }
         }
     }
 
+    /// A target refuses keys of a rule, of some of those that wait for a removal: they are owed
+    /// until this hold ends.
+    pub fn refused(
+        &self,
+        target: TargetId,
+        (rule, hold): (RuleId, u64),
+        waited: impl Iterator<Item = Waited>,
+    ) {
+        let (now, mut ring) = (Moment::now(), self.lock());
+        let lsns = ring.lsns(target, waited);
+        ring.refused(target, (rule, hold), lsns.into_iter(), now);
+    }
+
     /// Keys are gone from a target for the second time.
     pub fn removed_again(&self, target: TargetId, waited: impl Iterator<Item = Waited>) {
         let (now, mut ring) = (Moment::now(), self.lock());
-        let mut lsns = Vec::new();
-        for one in waited {
-            match one {
-                Waited::Transaction(lsn, _) => lsns.push(lsn),
-                Waited::Hold(hold) => lsns.extend(ring.held_by(target, hold)),
-            }
-        }
+        let lsns = ring.lsns(target, waited);
         ring.removed_again(target, lsns, now);
     }
 
@@ -219,7 +228,7 @@ impl Trail {
             for (record, gone) in ring.before(place).take(SLICE) {
                 place = Some(record.place);
                 seen += 1;
-                found.extend(of_record(&known, key, (record, gone)));
+                found.extend(of_record((&known, &ring), key, (record, gone)));
             }
             drop(ring);
             if seen < SLICE || found.len() > TOLD_MAX {
@@ -247,15 +256,17 @@ impl Trail {
     #[must_use]
     pub fn latest(&self, count: usize, with_keys: bool) -> Vec<Latest> {
         let known = self.known();
-        let latest: Vec<(Record, Vec<Gone>)> = {
+        let latest: Vec<(Record, Vec<TargetTimes>)> = {
             let ring = self.lock();
             let latest = ring.before(None).take(count);
-            latest.map(|(record, gone)| (record.clone(), gone.copied().collect())).collect()
+            latest
+                .map(|(record, gone)| (record.clone(), times((&known, &ring), record, gone)))
+                .collect()
         };
-        let shown = |(record, gone): (Record, Vec<Gone>)| Latest {
+        let shown = |(record, targets): (Record, Vec<TargetTimes>)| Latest {
             transaction: Transaction::of(&record),
             rules: record.body.rules().into_iter().map(|one| known.counts(one)).collect(),
-            targets: times(&known, &gone),
+            targets,
             keys: if with_keys { keys_of(&record.body) } else { Vec::new() },
         };
         latest.into_iter().map(shown).collect()
@@ -268,12 +279,24 @@ impl Trail {
     }
 }
 
-fn times(known: &Known, gone: &[Gone]) -> Vec<TargetTimes> {
-    let targets = TargetId::first(gone.len()).zip(gone);
-    let times = targets.map(|(target, gone)| TargetTimes {
-        target: known.target(target).name.clone(),
-        removed: gone.removed,
-        removed_again: gone.again,
+/// When the keys of a transaction went from each target. They are not gone while some are owed.
+fn times<'a>(
+    (known, ring): (&Known, &Ring),
+    record: &Record,
+    gone: impl Iterator<Item = &'a Gone>,
+) -> Vec<TargetTimes> {
+    let times = (0..=u8::MAX).map(TargetId).zip(gone).map(|(target, gone)| {
+        let owed = ring.owed(record, target);
+        let removed = match owed.map(Owed::gone) {
+            None => gone.removed,
+            Some(last) => gone.removed.zip(last).map(|(removed, last)| removed.max(last)),
+        };
+        TargetTimes {
+            target: known.target(target).name.clone(),
+            removed,
+            refused: owed.map(|owed| owed.since),
+            removed_again: gone.again,
+        }
     });
     times.collect()
 }
@@ -289,7 +312,7 @@ fn keys_of(body: &Body) -> Vec<Name> {
 
 /// The removals of a key for a transaction, each with when it was, or a time to come.
 fn of_record<'a>(
-    known: &Known,
+    (known, ring): (&Known, &Ring),
     key: &[u8],
     (record, gone): (&Record, impl Iterator<Item = &'a Gone>),
 ) -> Vec<(Moment, Removal)> {
@@ -300,13 +323,17 @@ fn of_record<'a>(
         if by.is_empty() {
             continue;
         }
+        // Of a rule that has none of the refused keys all went.
+        let is_by = |rule: RuleId| by.iter().any(|by| by.rule == known.rule_name(rule));
+        let refused = ring.owed(record, target).and_then(|owed| owed.gone_of(is_by));
         let removal = Removal {
             target: known.target(target).name.clone(),
             cause: Cause::Transaction(Transaction::of(record)),
             by,
             removed: gone.removed,
             removed_again: gone.again,
-            partly_refused: gone.is_partial,
+            partly_refused: refused.is_some(),
+            refused_gone: refused.flatten(),
         };
         found.push((gone.removed.unwrap_or(Moment::LAST), removal));
     }
@@ -340,6 +367,7 @@ fn of_event(known: &Known, key: &[u8], event: &Event) -> Vec<(Moment, Removal)> 
             removed: event.removed,
             removed_again: event.again,
             partly_refused: false,
+            refused_gone: None,
         };
         found.push((event.removed.unwrap_or(Moment::LAST), removal));
     }

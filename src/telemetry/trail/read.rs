@@ -56,10 +56,16 @@ impl AuditRead {
     fn take(&mut self, line: &Line, known: &Known, key: &[u8]) {
         self.lines += 1;
         self.since.get_or_insert(line.time);
-        if let Event::RemovedAgain { target, lsns } = &line.event {
+        if let Event::RemovedAgain { target, lsns } | Event::RefusedGone { target, lsns } =
+            &line.event
+        {
             for removal in self.removals.iter_mut().filter(|removal| removal.target == *target) {
-                if removal.lsn().is_some_and(|lsn| lsns.iter().any(|one| one == lsn)) {
-                    removal.removed_again.get_or_insert(line.time);
+                if !removal.lsn().is_some_and(|lsn| lsns.iter().any(|one| one == lsn)) {
+                    continue;
+                }
+                match line.event {
+                    Event::RefusedGone { .. } => removal.refused_gone = Some(line.time),
+                    _ => removal.removed_again = removal.removed_again.or(Some(line.time)),
                 }
             }
             return;
@@ -72,8 +78,7 @@ impl AuditRead {
         let Some(removal) = line.removal(name, |rule| known.may_give(rule, name)) else { return };
         let is_same = |other: &Removal| removal.lsn().is_some() && other.is_same_as(&removal);
         match self.removals.iter_mut().find(|other| is_same(other)) {
-            // It was sent again, and removed again.
-            Some(known) if known.removed.is_some() => {}
+            Some(known) if known.removed.is_some() => known.goes_on(&removal),
             Some(known) => *known = removal,
             None => self.removals.push_back(removal),
         }
@@ -85,6 +90,21 @@ impl AuditRead {
 }
 
 impl Removal {
+    /// Whether Redis refuses some of its keys still.
+    fn is_owed(&self) -> bool {
+        self.partly_refused && self.refused_gone.is_none()
+    }
+
+    /// A later line is of it: Redis refuses some of its keys when they are removed again. Or it was
+    /// sent again, and removed again.
+    fn goes_on(&mut self, later: &Removal) {
+        match (self.is_owed(), later.is_owed()) {
+            (true, false) => self.refused_gone = later.removed,
+            (false, true) => (self.partly_refused, self.refused_gone) = (true, None),
+            (true, true) | (false, false) => {}
+        }
+    }
+
     /// Where the commit of its transaction ends, if it is of one.
     fn lsn(&self) -> Option<&str> {
         match &self.cause {

@@ -7,11 +7,13 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::Waited;
 use super::audit::{Note, NoteOf, Outlet};
 use super::body::{Body, Scratch};
 use super::known::Known;
 use super::lines::Took;
 use super::name::Moment;
+use super::owed::{AllOwed, Owed};
 use crate::budget;
 use crate::config::TargetId;
 use crate::gather::Transaction;
@@ -56,8 +58,6 @@ pub(super) struct Gone {
     pub(super) again: Option<Moment>,
     /// The hold that stands for it there: its number, and one.
     hold: u64,
-    /// Whether Redis refused a part.
-    pub(super) is_partial: bool,
 }
 
 /// Keys that went, or will, without a transaction that gave them.
@@ -117,6 +117,7 @@ pub(super) struct Ring {
     records: VecDeque<Record>,
     /// Of each record, what became of it at each target.
     gone: VecDeque<Gone>,
+    owed: AllOwed,
     pub(super) events: VecDeque<Event>,
     /// Memory of keys, bytes.
     bytes: usize,
@@ -137,6 +138,7 @@ impl Ring {
             number: 0,
             records: VecDeque::new(),
             gone: VecDeque::new(),
+            owed: AllOwed::default(),
             events: VecDeque::new(),
             bytes: 0,
             forgotten: 0,
@@ -151,6 +153,7 @@ impl Ring {
             + self.records.capacity() * size_of::<Record>()
             + self.gone.capacity() * size_of::<Gone>()
             + self.events.capacity() * size_of::<Event>()
+            + self.owed.used()
     }
 
     /// Learns rules and targets; forgets what is of others.
@@ -164,7 +167,7 @@ impl Ring {
         if is_first {
             return;
         }
-        (self.records, self.gone, self.events) = Default::default();
+        (self.records, self.gone, self.events, self.owed) = Default::default();
         (self.bytes, self.forgotten, self.since) = (0, 0, Moment::now());
     }
 
@@ -174,10 +177,15 @@ impl Ring {
         let mut kept = (VecDeque::new(), VecDeque::new());
         for record in std::mem::take(&mut self.records) {
             let gone: Vec<Gone> = self.gone.drain(..self.targets).collect();
-            if gone.iter().all(|gone| gone.removed.is_some()) {
+            let mut at_targets = TargetId::first(self.targets).zip(&gone);
+            let is_done = at_targets.all(|(target, gone)| {
+                gone.removed.is_some() && !self.owed.is_open(record.place, target)
+            });
+            if is_done {
                 kept.0.push_back(record);
                 kept.1.extend(gone);
             } else {
+                self.owed.forget(record.place);
                 self.bytes -= record.body.bytes();
             }
         }
@@ -199,7 +207,8 @@ impl Ring {
         }
     }
 
-    /// A transaction is received. One that comes again, in a later session, keeps its times.
+    /// A transaction is received. One that comes again, in a later session, keeps its times; what
+    /// was refused of it comes again, too.
     pub(super) fn committed(
         &mut self,
         transaction: &Transaction,
@@ -218,6 +227,12 @@ impl Ring {
                 self.bytes -= known.body.bytes();
                 known.body = record.body;
                 known.waits_for_rows = waits_for_rows;
+                for target in TargetId::first(self.targets) {
+                    if self.owed.is_open(place, target) {
+                        self.gone[at * self.targets + target.place()] = Gone::default();
+                    }
+                }
+                self.owed.forget(place);
             }
             Err(at) => {
                 self.records.insert(at, record);
@@ -243,11 +258,15 @@ impl Ring {
             let gone = self.gone.drain(..self.targets).zip((0..=u8::MAX).map(TargetId));
             if let Some(audit) = &self.audit {
                 let time = Moment::now();
-                for (_, target) in gone.filter(|(gone, _)| gone.removed.is_none()) {
+                let is_due = |(gone, target): &(Gone, TargetId)| {
+                    gone.removed.is_none() || self.owed.is_open(record.place, *target)
+                };
+                for (_, target) in gone.filter(is_due) {
                     let of = NoteOf::Forgotten(target, Box::new(record.clone()));
                     audit.send(Note { time, known: Arc::clone(&self.known), of });
                 }
             }
+            self.owed.forget(record.place);
             self.forgotten += 1;
         }
     }
@@ -298,26 +317,79 @@ impl Ring {
         (place < self.targets).then(|| self.gone.get_mut(at * self.targets + place))?
     }
 
-    /// The keys of a transaction are gone from a target; whether all of them, and what that took.
-    pub(super) fn removed(
-        &mut self,
-        target: TargetId,
-        lsn: Lsn,
-        (now, is_whole, took): (Moment, bool, Took),
-    ) {
+    /// The keys of a transaction are gone from a target, but for what it refused; and what that
+    /// took.
+    pub(super) fn removed(&mut self, target: TargetId, lsn: Lsn, (now, took): (Moment, Took)) {
         let Some(at) = self.at(lsn) else { return };
         let Some(gone) = self.of_target(at, target) else { return };
-        gone.is_partial |= !is_whole;
-        if gone.removed.replace(gone.removed.unwrap_or(now)).is_none() && self.audit.is_some() {
-            let record = Box::new(self.records[at].clone());
-            self.note(now, NoteOf::Removed(target, record, !is_whole, took));
+        if gone.removed.replace(gone.removed.unwrap_or(now)).is_none() {
+            self.note_removed(target, at, (now, took));
         }
+    }
+
+    /// A target refuses keys of a rule, which are owed until this hold ends: those of each of these
+    /// transactions that have keys of the rule.
+    pub(super) fn refused(
+        &mut self,
+        target: TargetId,
+        (rule, hold): (RuleId, u64),
+        lsns: impl Iterator<Item = Lsn>,
+        now: Moment,
+    ) {
+        for at in lsns.filter_map(|lsn| self.at(lsn)).collect::<Vec<_>>() {
+            let Record { place, body, .. } = &self.records[at];
+            let (place, was_open) = (*place, self.owed.is_open(*place, target));
+            if !body.rules().iter().any(|one| one.rule == rule) {
+                continue;
+            }
+            self.owed.add((place, target), (rule, hold), now);
+            // They were removed once, and are refused when they are removed again.
+            if !was_open && self.of_target(at, target).is_some_and(|gone| gone.removed.is_some()) {
+                self.note_removed(target, at, (now, Took::default()));
+            }
+        }
+        self.make_room();
+    }
+
+    /// A hold ends for which a target refused keys: it took them.
+    pub(super) fn taken(&mut self, target: TargetId, hold: u64, now: Moment) {
+        let mut taken = self.owed.ends(target, hold, now);
+        taken.retain(|place| {
+            let gone = self.find(*place).ok().and_then(|at| self.of_target(at, target));
+            let gone = gone.filter(|gone| gone.removed.is_some());
+            // It is whole once the keys that were refused are removed again, too.
+            gone.map(|gone| gone.hold = hold + 1).is_some()
+        });
+        if !taken.is_empty() {
+            let lsns = taken.iter().map(|place| place.lsn).collect();
+            self.note(now, NoteOf::RefusedGone(target, lsns));
+        }
+    }
+
+    /// Writes that the keys of a transaction are gone, or which are refused.
+    fn note_removed(&self, target: TargetId, at: usize, (now, took): (Moment, Took)) {
+        if self.audit.is_none() {
+            return;
+        }
+        let record = Box::new(self.records[at].clone());
+        let of = match self.owed.is_open(record.place, target) {
+            true => NoteOf::Refused(target, record, took),
+            false => NoteOf::Removed(target, record, took),
+        };
+        self.note(now, of);
+    }
+
+    /// The part of a transaction that a target refused, if it did.
+    pub(super) fn owed(&self, record: &Record, target: TargetId) -> Option<&Owed> {
+        self.owed.get(record.place, target)
     }
 
     /// The keys of these transactions are gone from a target for the second time.
     pub(super) fn removed_again(&mut self, target: TargetId, mut lsns: Vec<Lsn>, now: Moment) {
         lsns.retain(|lsn| {
-            let gone = self.at(*lsn).and_then(|at| self.of_target(at, target));
+            let is_owed = self.owed.is_open(Place { history: self.number, lsn: *lsn }, target);
+            let gone = self.at(*lsn).filter(|_| !is_owed);
+            let gone = gone.and_then(|at| self.of_target(at, target));
             gone.is_some_and(|gone| gone.again.replace(gone.again.unwrap_or(now)).is_none())
         });
         if !lsns.is_empty() {
@@ -341,6 +413,18 @@ impl Ring {
                 }
             }
         }
+    }
+
+    /// All transactions that wait for a removal.
+    pub(super) fn lsns(&self, target: TargetId, waited: impl Iterator<Item = Waited>) -> Vec<Lsn> {
+        let mut lsns = Vec::new();
+        for one in waited {
+            match one {
+                Waited::Transaction(lsn) => lsns.push(lsn),
+                Waited::Hold(hold) => lsns.extend(self.held_by(target, hold)),
+            }
+        }
+        lsns
     }
 
     /// The transactions that a hold stands for at a target.

@@ -81,7 +81,7 @@ fn commit(trail: &Trail, lsn: u64, keys: &KeySet) {
 }
 
 fn gone(trail: &Trail, target: TargetId, lsn: u64) {
-    let waited = [Waited::Transaction(Lsn(lsn), true)].into_iter();
+    let waited = [Waited::Transaction(Lsn(lsn))].into_iter();
     trail.removed(target, Took::default(), waited);
 }
 
@@ -463,4 +463,44 @@ fn a_reader_amid_rotations_misses_no_line() {
     writer.join().unwrap();
     println!("{rounds} readings amid {} files", std::fs::read_dir(&folder).unwrap().count());
     assert!(rounds > 2);
+}
+
+/// Redis refused keys of one rule: those are owed, and nothing says that they are gone before.
+#[test]
+fn what_is_refused_is_owed_until_redis_takes_it() {
+    let rules = rules();
+    let trail = trail(&rules, &[""]);
+    let set = keys(&rules, [("1", "a")]);
+    commit(&trail, 10, &set);
+    commit(&trail, 20, &set);
+    let (list, hold) = (RuleId(1), 7);
+    trail.refused(ONE, (list, hold), [Waited::Transaction(Lsn(20))].into_iter());
+    gone(&trail, ONE, 10);
+    gone(&trail, ONE, 20);
+    trail.held(ONE, 3, &[Lsn(10), Lsn(20)], &[]);
+    trail.removed_again(ONE, [Waited::Hold(3)].into_iter());
+    let times = || trail.latest(9, false).into_iter().map(|one| one.targets[0].clone());
+    let [owed, whole] = times().collect::<Vec<_>>().try_into().unwrap();
+    assert!(whole.removed.is_some() && whole.refused.is_none() && whole.removed_again.is_some());
+    assert!(owed.removed.is_none() && owed.refused.is_some() && owed.removed_again.is_none());
+    let told = |key: &str| {
+        let Removal { partly_refused, refused_gone, .. } = removals(&trail, key).remove(0);
+        (partly_refused, refused_gone.is_some())
+    };
+    // Of another rule no key was refused.
+    assert_eq!((told("list:a:1"), told("item:1")), ((true, false), (false, false)));
+    // Redis takes them; the second removal of that comes with those of others.
+    trail.removed(ONE, Took::default(), [Waited::Hold(hold)].into_iter());
+    let taken = times().next().unwrap();
+    assert!(taken.removed > whole.removed && taken.refused == owed.refused, "{taken:?}");
+    assert_eq!(told("list:a:1"), (true, true));
+    trail.held(ONE, 9, &[], &[hold]);
+    trail.removed_again(ONE, [Waited::Hold(9)].into_iter());
+    assert!(times().next().unwrap().removed_again >= taken.removed);
+    // It is sent again, and nothing was done of it.
+    trail.refused(ONE, (list, 8), [Waited::Transaction(Lsn(20))].into_iter());
+    assert!(times().next().unwrap().removed.is_none());
+    commit(&trail, 20, &set);
+    let again = times().next().unwrap();
+    assert_eq!((again.removed, again.refused), (None, None));
 }

@@ -38,9 +38,12 @@ pub struct Removal {
     /// When it was removed for the second time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub removed_again: Option<Moment>,
-    /// Redis refused some of the keys that went with it.
+    /// Redis refused some of the keys that were to go with it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub partly_refused: bool,
+    /// When it took those; absent while it does not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refused_gone: Option<Moment>,
 }
 
 /// Why keys go.
@@ -178,8 +181,11 @@ pub struct RuleCounts {
 pub struct TargetTimes {
     /// The name of the target.
     pub target: String,
-    /// When; `None` if they did not yet.
+    /// When the last of them did; `None` if some did not yet.
     pub removed: Option<Moment>,
+    /// When Redis refused some of them first: those are owed until `removed`.
+    #[serde(default)]
+    pub refused: Option<Moment>,
     /// When for the second time.
     pub removed_again: Option<Moment>,
 }

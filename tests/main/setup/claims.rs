@@ -45,11 +45,11 @@ async fn an_old_watermark_does_not_make_a_new_slot_of_that_name_walsweeps() {
     let (_, after) = after.split_once('"').unwrap();
     let ahead = format!("{before}\"lsn\":\"FF/0\"{after}");
     let _: () = cache.set(key, ahead).await.unwrap();
-    let check = text(&sidecar.command(&["check"]));
+    let check = super::checked(&sidecar);
     assert!(check.contains("error[slot_unclaimed]"), "{check}");
     let _: () = cache.set(key, &value).await.unwrap();
     let stands = remade(&bed, "renamed").await;
-    let check = text(&sidecar.command(&["check"]));
+    let check = super::checked(&sidecar);
     assert!(check.contains("error[slot_unclaimed]"), "{check}");
     sidecar.start();
     assert_eq!(sidecar.wait_exit().await, 1);
@@ -137,7 +137,7 @@ async fn a_slot_that_only_redis_knows_is_told_with_who_records_it_before_it_is_r
     psql(&bed, "shopkeeper", &printed_sql(cure.unwrap()));
     sidecar.start();
     sidecar.wait_ready().await;
-    assert!(!text(&sidecar.command(&["check"])).contains("slot_unclaimed"));
+    assert!(!super::checked(&sidecar).contains("slot_unclaimed"));
 }
 
 /// A name that was tried once keeps its tables published until somebody forgets it: by its SQL, by
@@ -153,9 +153,9 @@ async fn a_slot_name_that_was_tried_once_is_named_and_forgotten() {
         let tried = Sidecar::new(of(&bed, "tried", &["shop", "cart"]));
         tried.setup();
         assert_eq!(bed.sql.one::<String>(PUBLISHED).await, "cart shop");
-        assert!(!text(&own.command(&["check"])).contains("slot_gone"), "it is there");
+        assert!(!super::checked(&own).contains("slot_gone"), "it is there");
         bed.sql.run("select pg_drop_replication_slot('tried')").await;
-        let check = text(&own.command(&["check"]));
+        let check = super::checked(&own);
         let (_, told) = check.split_once("info[slot_gone]: ").unwrap_or_else(|| panic!("{check}"));
         for part in [
             "publication `walsweep` records slot `tried`, which is not on this server in this \
@@ -222,14 +222,14 @@ async fn a_publication_of_a_stranger_that_bears_the_comment_is_named_with_its_ow
     psql(&bed, "mallory", &squatted);
     let told = "publication `walsweep` is of `mallory`, who owns none of the rules' tables and is \
                 no superuser";
-    let check = text(&sidecar.command(&["check"]));
+    let check = super::checked(&sidecar);
     assert!(check.contains(&format!("warning[publication_owner]: {told}")), "{check}");
     let said = text(&sidecar.command(&["setup", "--as", &bed.postgres.url()]));
     assert!(said.contains(&format!("-- {told}")), "{said}");
     for owner in ["shopkeeper", "walsweep", "postgres"] {
         bed.sql.run("grant create on database postgres to walsweep").await;
         bed.sql.run(&format!("alter publication walsweep owner to {owner}")).await;
-        let check = text(&sidecar.command(&["check"]));
+        let check = super::checked(&sidecar);
         assert!(!check.contains("publication_owner"), "{owner}: {check}");
     }
 }
@@ -263,7 +263,7 @@ async fn the_sql_that_hands_a_publication_over_records_the_slot_that_is_made_bes
     let bed = Bed::new(&[]).await;
     bed.sql.run("create publication walsweep for table item").await;
     let mut sidecar = Sidecar::new(bed.settings());
-    let check = text(&sidecar.command(&["check"]));
+    let check = super::checked(&sidecar);
     assert!(check.contains("publication_foreign") && check.contains("slot_missing"), "{check}");
     psql(&bed, "postgres", &printed_sql(&check));
     assert!(bed.sql.one::<String>(STANDS).await.starts_with("walsweep "));
@@ -284,15 +284,15 @@ async fn a_recorded_slot_that_nobody_reads_is_told_with_what_it_keeps_and_what_d
     let mut sidecar = bed.sidecar().await;
     bed.settled().await;
     assert_eq!(sidecar.sigterm().await, 0);
-    assert!(!text(&sidecar.command(&["check"])).contains("slot_unread"), "it is its own");
+    assert!(!super::checked(&sidecar).contains("slot_unread"), "it is its own");
     renamed(&bed, &mut sidecar).await;
     let told = "publication `walsweep` records slot `walsweep`, which nobody reads now: it keeps ";
-    let check = text(&sidecar.command(&["check"]));
+    let check = super::checked(&sidecar);
     assert!(check.contains(&format!("info[slot_unread]: {told}")), "{check}");
     for _ in 0..6 {
         bed.sql.run("create table x (); drop table x; select pg_switch_wal()").await;
     }
-    let check = text(&sidecar.command(&["check"]));
+    let check = super::checked(&sidecar);
     let warning = format!("warning[slot_unread]: {told}");
     let (_, after) = check.split_once(&warning).unwrap_or_else(|| panic!("{check}"));
     let kept: u32 = after.split(' ').next().unwrap().parse().unwrap();
@@ -304,7 +304,7 @@ async fn a_recorded_slot_that_nobody_reads_is_told_with_what_it_keeps_and_what_d
     // Of the slot that is read `setup` says that the comment does not record it, and records it.
     let said = text(&sidecar.command(&["setup"]));
     assert!(said.contains("-- slot `renamed` is not recorded as walsweep's"), "{said}");
-    let check = text(&sidecar.command(&["check"]));
+    let check = super::checked(&sidecar);
     assert!(check.contains("[slot_unread]") && !check.contains("first let"), "{check}");
     assert_eq!(sidecar.sigterm().await, 0);
     let said = text(&sidecar.command(&["teardown"]));
@@ -329,7 +329,7 @@ async fn of_many_recorded_slots_that_are_gone_five_are_told_and_the_others_count
     let slots = format!("\"slots\":[\"walsweep\",{}]", slots.join(","));
     let many = comment.replace("\"slots\":[\"walsweep\"]", &slots);
     bed.sql.run(&format!("comment on publication walsweep is '{many}'")).await;
-    let check = text(&sidecar.command(&["check"]));
+    let check = super::checked(&sidecar);
     assert_eq!(check.matches("info[slot_gone]").count(), 5, "{check}");
     assert!(check.contains("; and 2 others that are not there"), "{check}");
 }
@@ -363,7 +363,7 @@ async fn a_watermark_from_beyond_where_the_server_left_its_timeline_proves_nothi
     let (_, after) = after.split_once('"').unwrap();
     let beyond = format!("{before}\"lsn\":\"{}\"{after}", Lsn(left.0 + 8192));
     let _: () = cache.set(key, beyond).await.unwrap();
-    let check = text(&sidecar.command(&["check"]));
+    let check = super::checked(&sidecar);
     assert!(check.contains("error[slot_unclaimed]"), "{check}");
 }
 

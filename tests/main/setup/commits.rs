@@ -64,7 +64,7 @@ async fn no_commit_of_setup_or_of_what_it_prints_waits_for_a_standby_that_is_gon
     let bed = alone().await;
     let sidecar = Sidecar::new(bed.settings());
     let script = String::from_utf8(sidecar.command(&["setup", "--print"]).stdout).unwrap();
-    let findings = printed_sql(&text(&sidecar.command(&["check"])));
+    let findings = printed_sql(&super::checked(&sidecar));
     for what in ["setup", "script", "findings"] {
         bed.sql.run("set lock_timeout = '20s'; alter table item replica identity default").await;
         ended(

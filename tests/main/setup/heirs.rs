@@ -46,7 +46,7 @@ async fn what_inherits_from_a_table_is_not_published_with_it() {
                 assert!(told.contains("rule.1.table: `public."), "{script}");
                 assert!(told.contains("inherits from `public.par`"), "{script}");
             }
-            _ => psql(&bed, "postgres", &printed_sql(&text(&sidecar.command(&["check"])))),
+            _ => psql(&bed, "postgres", &printed_sql(&super::checked(&sidecar))),
         }
         assert_eq!(bed.sql.one::<String>(PUBLISHED).await, "ok par", "{by}");
         bed.sql.run(WRITE).await;
@@ -96,7 +96,7 @@ async fn what_an_earlier_version_published_with_a_table_is_told_and_taken_out() 
         assert_eq!(bed.sql.one::<String>(PUBLISHED).await, "grand heir ok par");
         assert!(bed.sql.client().batch_execute(WRITE).await.is_err(), "it is harm");
         let sidecar = Sidecar::new(settings(&bed, rules));
-        let check = text(&sidecar.command(&["check"]));
+        let check = super::checked(&sidecar);
         let (_, told) = check.split_once("warning[heir_published]").expect("it is told");
         assert!(told.contains("from `public.par`"), "{check}");
         assert!(told.contains("drop table only \"public\".\"heir\";"), "{check}");
@@ -106,7 +106,7 @@ async fn what_an_earlier_version_published_with_a_table_is_told_and_taken_out() 
         bed.sql.run("alter publication walsweep add table only heir").await;
         let said = text(&sidecar.command(&["setup"]));
         assert!(bed.sql.one::<String>(PUBLISHED).await.contains("heir"), "by hand: {said}");
-        let is_told = text(&sidecar.command(&["check"])).contains("heir_published");
+        let is_told = super::checked(&sidecar).contains("heir_published");
         assert_eq!(is_told, rules.contains(&"par"), "nothing else of `par` is walsweep's");
     }
 }

@@ -243,10 +243,10 @@ async fn a_superuser_in_the_configuration_is_told_where_lookups_run_with_it() {
     plain.postgres_url = bed.postgres.url();
     let mut sidecar = Sidecar::new(plain);
     let told = "warning[superuser]: role `postgres` of `postgres.url` is a superuser";
-    let check = text(&sidecar.command(&["check"]));
+    let check = super::checked(&sidecar);
     assert!(check.contains(told) && check.contains("`walsweep setup --as URL`"), "{check}");
     sidecar.change(|new| *new = settings(&bed));
-    let check = text(&sidecar.command(&["check"]));
+    let check = super::checked(&sidecar);
     assert!(!check.contains("[superuser]"), "{check}");
     let printed = text(&sidecar.command(&["setup", "--print", "--as", &bed.postgres.url()]));
     assert!(!printed.contains("is a superuser"), "that is not the configuration's: {printed}");
@@ -264,7 +264,7 @@ async fn check_prints_all_grants_for_lookups_at_once() {
         )
         .await;
     let sidecar = Sidecar::new(settings(&bed));
-    let check = text(&sidecar.command(&["check"]));
+    let check = super::checked(&sidecar);
     assert!(check.contains("error[lookup_privilege]"), "{check}");
     psql(&bed, "postgres", &super::printed_sql(&check));
     let check = sidecar.command(&["check"]);
@@ -299,7 +299,7 @@ async fn a_refused_login_is_told_with_where_its_password_comes_from() {
         assert!(said.contains("the password in the URL of `--as`"), "{command}: {said}");
     }
     sidecar.change(|new| new.postgres_url = new.postgres_url.replace(":wr0ng@", ":s3cret@"));
-    assert!(!text(&sidecar.command(&["check"])).contains("password_file"));
+    assert!(!super::checked(&sidecar).contains("password_file"));
 }
 
 /// Where the login of the configuration fails, nothing shows that another address is the same

@@ -277,7 +277,7 @@ async fn a_shared_publication_that_cannot_remember_is_told_until_its_owner_write
     ] {
         assert!(said.contains(part), "{part}: {said}");
     }
-    let check = text(&second.command(&["check"]));
+    let check = super::checked(&second);
     let (_, told) = check.split_once("warning[publication_memory]").expect("it is a warning");
     assert!(
         told.contains(lacks) && told.contains("`postgres`, who owns the publication"),
@@ -286,7 +286,7 @@ async fn a_shared_publication_that_cannot_remember_is_told_until_its_owner_write
     let told = told.split("\nwarning[").next().and_then(|told| told.split("\ninfo[").next());
     let sql = printed_sql(told.unwrap());
     psql(&bed, "postgres", &sql);
-    let check = text(&second.command(&["check"]));
+    let check = super::checked(&second);
     assert!(!check.contains("publication_memory"), "{check}");
     first.change(|new| new.rules = key("shop"));
     first.setup();
@@ -338,7 +338,7 @@ async fn a_comment_that_was_cut_off_is_told_and_nothing_goes_by_it() {
             format!("comment on publication walsweep is '{}'", comment.replace('\'', "''"))
         };
         bed.sql.run(&write(damaged)).await;
-        let check = text(&first.command(&["check"]));
+        let check = super::checked(&first);
         let told = "warning[publication_memory]: the comment on publication `walsweep` of \
                     `postgres` begins as walsweep's, and cannot be read: ";
         let (_, after) = check.split_once(told).unwrap_or_else(|| panic!("{check}"));
@@ -357,7 +357,7 @@ async fn a_comment_that_was_cut_off_is_told_and_nothing_goes_by_it() {
             "select string_agg(tablename, ' ' order by tablename) from pg_publication_tables";
         assert_eq!(bed.sql.one::<String>(published).await, "cart shop");
         bed.sql.run(&write(&whole)).await;
-        let check = text(&first.command(&["check"]));
+        let check = super::checked(&first);
         assert!(!check.contains("publication_memory"), "{check}");
     }
 }

@@ -25,6 +25,8 @@ mod whose;
 use std::io::Write;
 use std::process::Stdio;
 
+use serde_json::Value;
+
 use crate::support::{Bed, Sidecar, text};
 
 /// Where the slots stand; one that was made anew stands elsewhere.
@@ -81,6 +83,31 @@ pub(crate) fn psql(bed: &Bed, role: &str, script: &str) {
     psql.stdin.take().unwrap().write_all(script.as_bytes()).unwrap();
     let output = psql.wait_with_output().unwrap();
     assert!(output.status.success(), "{}\n{script}", text(&output));
+}
+
+/// The findings of `check`, with all SQL: on a screen it names the command that runs a long one.
+pub(crate) fn checked(sidecar: &Sidecar) -> String {
+    let output = sidecar.command(&["check", "--json"]);
+    let json = serde_json::from_slice(&output.stdout);
+    let report: Value = json.unwrap_or_else(|_| panic!("{}", text(&output)));
+    let of = |part: &str| report[part].as_array().unwrap().clone();
+    let all: Vec<Value> = ["postgres", "redis", "own"].iter().flat_map(|part| of(part)).collect();
+    let (mut told, mut known) = (String::new(), Vec::new());
+    for severity in ["error", "warning", "info"] {
+        for one in all.iter().filter(|one| one["severity"] == severity) {
+            let word = |name: &str| one[name].as_str();
+            let (code, message) = (word("code").unwrap(), word("message").unwrap());
+            told.push_str(&format!("{severity}[{code}]: {message}\n"));
+            told.extend(word("hint").map(|hint| format!("    hint: {hint}\n")));
+            if let Some(sql) = word("sql").filter(|sql| !known.contains(&(*sql).to_owned())) {
+                known.push(sql.to_owned());
+                told.push_str(&format!("    sql: {};\n", sql.replace('\n', "\n         ")));
+            }
+        }
+    }
+    let facts = of("facts").into_iter().map(|fact| format!("{}\n", fact["text"]));
+    let verdict = report["verdict"]["text"].as_str().unwrap();
+    format!("{told}{}{verdict}\n", facts.collect::<String>())
 }
 
 /// The SQL of findings as they are printed, in their order; also behind `-- ` in a script.

@@ -71,7 +71,7 @@ async fn no_full_identity_where_another_publication_would_make_writes_fail() {
         bed.sql.run(case.ddl).await;
         write(&bed, case.ddl).await;
         if let Some(cure) = case.cure {
-            let check = text(&sidecar.command(&["check"]));
+            let check = super::checked(&sidecar);
             assert!(check.contains("publication `other` "), "{}\n{check}", case.ddl);
             assert!(!printed_sql(&check).contains("identity full"), "{}\n{check}", case.ddl);
             let output = sidecar.command(&["setup"]);
@@ -107,7 +107,7 @@ async fn a_list_of_all_columns_is_taken_away_before_the_identity_is_full() {
         bed.sql.run(PLAIN).await;
         bed.sql.run("create publication walsweep for table cl (id, name, note)").await;
         if by_hand {
-            for sql in printed_sql(&text(&sidecar.command(&["check"]))).split_inclusive(";\n") {
+            for sql in printed_sql(&super::checked(&sidecar)).split_inclusive(";\n") {
                 bed.sql.run(sql).await;
                 write(&bed, sql).await;
             }
@@ -119,7 +119,7 @@ async fn a_list_of_all_columns_is_taken_away_before_the_identity_is_full() {
         let full = "select relreplident::text from pg_class where relname = 'cl'";
         assert_eq!(bed.sql.one::<String>(full).await, "f");
         bed.sql.run("alter publication walsweep set table cl (id, name, note)").await;
-        let check = text(&sidecar.command(&["check"]));
+        let check = super::checked(&sidecar);
         assert!(check.contains("error[column_list]"), "{check}");
         sidecar.setup();
         write(&bed, "after a list by hand").await;

@@ -161,7 +161,7 @@ async fn a_session_is_after_the_script_as_it_was_before() {
     bed.sql.run("alter table item replica identity default").await;
     sidecar.setup();
     bed.sql.run("alter table item replica identity default").await;
-    let check = text(&sidecar.command(&["check"]));
+    let check = super::checked(&sidecar);
     let sql = super::printed_sql(check.split("error[replica_identity]").nth(1).unwrap_or(&check));
     assert!(sql.contains("replica identity full"), "{check}");
     let script = format!(

@@ -35,13 +35,13 @@ async fn the_slot_of_another_consumer_survives_setup_run_and_teardown() {
     let mut sidecar = Sidecar::new(bed.settings());
     let script = String::from_utf8(sidecar.command(&["setup", "--print"]).stdout).unwrap();
     assert_eq!(dropping(&script), [""; 0], "{script}");
-    assert!(script.contains("Slot `walsweep` is left, for it may be another"), "{script}");
+    assert!(script.contains("slot `walsweep` is left, for it may be another"), "{script}");
     refused(&sidecar);
     let comment: String = bed.sql.one(COMMENT).await;
     refused(&sidecar);
     assert_eq!(bed.sql.one::<String>(COMMENT).await, comment);
     assert_eq!(bed.sql.one::<String>(STANDS).await, stands, "setup");
-    let check = text(&sidecar.command(&["check"]));
+    let check = super::checked(&sidecar);
     assert!(check.contains("error[slot_unclaimed]: slot `walsweep` is there"), "{check}");
     assert!(check.contains("let `postgres.slot` name another one"), "{check}");
     assert!(!printed_sql(&check).contains("pg_drop_replication_slot"), "{check}");
@@ -96,7 +96,7 @@ async fn a_slot_that_its_owner_claims_is_read_and_dropped() {
     let others = comment.replace("\"walsweep\"", "\"other\"").replace("[]", "[\"other\"]");
     let others = others.replace("\"identities\":[\"other\"]", "\"identities\":[]");
     bed.sql.run(&format!("comment on publication walsweep is '{others}'")).await;
-    let check = text(&sidecar.command(&["check"]));
+    let check = super::checked(&sidecar);
     assert!(
         check.contains("[slot_unclaimed]") && check.contains("[publication_memory]"),
         "{check}"
@@ -217,7 +217,7 @@ async fn beside_a_publication_of_somebody_else_the_slot_is_left_and_told() {
     sidecar.wait_ready().await;
     bed.settled().await;
     bed.marked().await;
-    let check = text(&sidecar.command(&["check"]));
+    let check = super::checked(&sidecar);
     assert!(check.contains("info[slot_unclaimed]"), "{check}");
     // While a walsweep streams from it, nothing is torn down under it.
     let said = text(&sidecar.command(&["teardown"]));
@@ -233,7 +233,7 @@ async fn an_unfit_slot_is_told_with_another_name_first() {
     let bed = Bed::new(&[]).await;
     let sidecar = Sidecar::new(Settings { rules: rule("item", &["item:{id}"]), ..bed.settings() });
     bed.sql.run("select pg_create_logical_replication_slot('walsweep', 'test_decoding')").await;
-    let check = text(&sidecar.command(&["check"]));
+    let check = super::checked(&sidecar);
     let (_, after) = check.split_once("error[slot_plugin]").expect("it is told");
     let hint = after.lines().nth(1).unwrap().trim();
     assert!(hint.starts_with("hint: let `postgres.slot` name another one"), "{hint}");
@@ -322,7 +322,7 @@ async fn a_second_process_stands_by_while_the_first_makes_the_slot() {
     eventually(PATIENCE, "it is being made", || bed.sql.one::<bool>(is_read)).await;
     two.start();
     two.wait_log("standing by").await;
-    let check = text(&two.command(&["check"]));
+    let check = super::checked(&two);
     assert!(check.contains("`walsweep run` stands by as long as it is read"), "{check}");
     holder.run("commit").await;
     one.wait_ready().await;

@@ -231,7 +231,7 @@ async fn whoever_keeps_the_lock_of_the_comment_is_named() {
     bed.sql.run("create role mallory login").await;
     let (one, two) = (of(&bed, "one", &["shop"]), of(&bed, "two", &["cart"]));
     one.setup();
-    let check = text(&two.command(&["check"]));
+    let check = super::checked(&two);
     let sql = super::printed_sql(&check);
     let sql = sql.lines().find(|line| line.contains("comment on publication")).unwrap();
     let script = printed(&two);
@@ -282,7 +282,7 @@ async fn what_is_printed_forgets_nothing_in_a_session_of_another_isolation() {
     let before: String = bed.sql.one(COMMENT).await;
     // The SQL that claims a slot of before.
     bed.sql.run("select pg_create_logical_replication_slot('two', 'pgoutput')").await;
-    let by_check = super::printed_sql(&text(&two.command(&["check"])));
+    let by_check = super::printed_sql(&super::checked(&two));
     let of_comment = by_check.lines().find(|line| line.contains("comment on publication")).unwrap();
     for level in ["repeatable read", "serializable"] {
         let set = format!("set default_transaction_isolation = '{level}';\n");

@@ -34,7 +34,7 @@ async fn a_partition_without_identity_is_told_as_what_fails_in_the_application()
     sidecar.wait_log("the partition has no replica identity").await;
     let log = sidecar.log().join("\n");
     assert!(!log.contains("widen to `*`"), "{log}");
-    let check = text(&sidecar.command(&["check"]));
+    let check = super::checked(&sidecar);
     assert!(check.contains(what), "{check}");
     super::psql(&bed, "postgres", &super::printed_sql(&check));
     bed.fill(&["event:2", "event:9"]).await;
@@ -70,7 +70,7 @@ async fn partitions_that_the_log_does_not_have_are_told_as_that_and_stop_nothing
     let said = text(&output);
     assert_eq!(output.status.code(), Some(1), "{said}");
     assert!(said.contains("the others are set up"), "{said}");
-    let check = text(&sidecar.command(&["check"]));
+    let check = super::checked(&sidecar);
     for part in told {
         assert!(said.contains(part) && check.contains(part), "{part}: {said}\n{check}");
     }
@@ -175,13 +175,13 @@ async fn a_renamed_table_and_a_renamed_lookup_column_are_told_with_their_new_nam
         let told =
             || async { sidecar.get("/readyz").await.is_some_and(|(_, body)| body.contains(part)) };
         eventually(PATIENCE * 3, part, told).await;
-        let check = text(&sidecar.command(&["check"]));
+        let check = super::checked(&sidecar);
         assert!(check.contains(part), "{check}");
     };
     told("did you mean `public.order_s`").await;
     told("club.labels").await;
     bed.sql.run("drop table order_s").await;
-    let check = text(&sidecar.command(&["check"]));
+    let check = super::checked(&sidecar);
     assert!(check.contains("it was dropped or renamed"), "{check}");
     assert!(!check.contains("did you mean `public."), "no table is like it: {check}");
 }
@@ -192,10 +192,10 @@ async fn an_unlimited_slot_is_a_warning() {
     let bed = Bed::new(&[]).await;
     let sidecar = Sidecar::new(bed.settings());
     sidecar.setup();
-    let check = text(&sidecar.command(&["check"]));
+    let check = super::checked(&sidecar);
     assert!(check.contains("warning[slot_keep_unlimited]"), "{check}");
     bed.postgres.conf("max_slot_wal_keep_size = '20GB'").await.unwrap();
-    let check = text(&sidecar.command(&["check"]));
+    let check = super::checked(&sidecar);
     assert!(!check.contains("slot_keep_unlimited"), "{check}");
 }
 
@@ -211,7 +211,7 @@ async fn a_table_that_is_suggested_is_not_offered_to_be_freed() {
     let mut sidecar = Sidecar::new(Settings { rules, ..bed.settings() });
     sidecar.setup();
     sidecar.change(|new| new.rules = of(&["cart"]));
-    let check = text(&sidecar.command(&["check"]));
+    let check = super::checked(&sidecar);
     assert!(check.contains("did you mean `public.carts`"), "{check}");
     assert!(!check.contains("drop table only \"public\".\"carts\""), "{check}");
     assert!(check.contains("drop table only \"public\".\"shop\""), "of another one it is: {check}");
@@ -225,7 +225,7 @@ async fn a_missing_publication_is_told_as_that_alone() {
     let sidecar = Sidecar::new(bed.settings());
     sidecar.setup();
     bed.sql.run("drop publication walsweep").await;
-    let check = text(&sidecar.command(&["check"]));
+    let check = super::checked(&sidecar);
     assert!(check.contains("there is no publication"), "{check}");
     assert!(!check.contains("older than"), "{check}");
     assert_eq!(check.matches("error[").count(), 1, "{check}");

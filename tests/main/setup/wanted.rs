@@ -108,7 +108,7 @@ async fn a_slot_that_run_made_is_claimed_by_the_next_setup_and_read_without_redi
     let comment: String = bed.sql.one(COMMENT).await;
     assert!(comment.contains("\"slots\":[\"walsweep\"]"), "{comment}");
     assert!(!comment.contains("wanted"), "{comment}");
-    assert!(!text(&sidecar.command(&["check"])).contains("slot_unclaimed"));
+    assert!(!super::checked(&sidecar).contains("slot_unclaimed"));
     flush(&bed).await;
     let said = text(&sidecar.command(&["teardown", "--as", &login(&bed, "shopkeeper")]));
     assert!(said.contains("dropped slot `walsweep`"), "{said}");
@@ -129,7 +129,7 @@ async fn what_is_printed_for_a_new_rule_claims_the_slot_that_run_made_too() {
     psql(&bed, "shopkeeper", &script);
     let comment: String = bed.sql.one(COMMENT).await;
     assert!(comment.contains("\"slots\":[\"walsweep\"]") && comment.contains("cart"), "{comment}");
-    let check = text(&sidecar.command(&["check"]));
+    let check = super::checked(&sidecar);
     assert!(!check.contains("slot_unclaimed") && !check.contains("publication_memory"), "{check}");
 }
 
@@ -160,7 +160,7 @@ async fn the_sql_that_claims_a_slot_refuses_to_claim_one_that_is_not_there() {
     let said = text(&sidecar.command(&["teardown", "--as", &login(&bed, "shopkeeper")]));
     assert!(said.contains("dropped publication"), "{said}");
     printed_by_owner(&bed, &sidecar);
-    let check = text(&sidecar.command(&["check"]));
+    let check = super::checked(&sidecar);
     let (_, told) = check.split_once("info[slot_missing]").unwrap_or_else(|| panic!("{check}"));
     let sql = printed_sql(told.split("\ninfo[").next().unwrap());
     let claim = sql.lines().find(|line| line.contains("comment on publication")).unwrap();
@@ -202,7 +202,7 @@ async fn a_setup_for_a_slot_that_was_made_by_hand_leaves_run_as_it_was() {
     }
     let said = text(&sidecar.command(&["setup", "--as", &login(&bed, "shopkeeper")]));
     psql(&bed, "shopkeeper", &printed_sql(&said));
-    assert!(!text(&sidecar.command(&["check"])).contains("slot_unclaimed"));
+    assert!(!super::checked(&sidecar).contains("slot_unclaimed"));
     let said = text(&sidecar.command(&["setup", "--as", &login(&bed, "shopkeeper")]));
     assert!(said.contains("nothing to do") && !said.contains("slot `walsweep`"), "{said}");
 }
@@ -219,7 +219,7 @@ async fn a_wanted_slot_that_keeps_too_much_is_given_up_while_redis_is_away() {
     made_by_run(&bed, &mut sidecar).await;
     bed.redis.pause().unwrap();
     leaves(&sidecar, "and not who did, but of its confirmed_flush_lsn");
-    let check = text(&sidecar.command(&["check"]));
+    let check = super::checked(&sidecar);
     let told = "redis does not answer; once it shows that `run` made the slot and read it, the \
                 next `walsweep setup` of `shopkeeper`, who owns the publication, claims it";
     assert!(check.contains(told), "{check}");
@@ -241,7 +241,7 @@ async fn the_sql_that_makes_and_claims_a_slot_claims_nobody_elses() {
     let bed = owned_by_shopkeeper().await;
     let sidecar = of(&bed);
     printed_by_owner(&bed, &sidecar);
-    let check = text(&sidecar.command(&["check"]));
+    let check = super::checked(&sidecar);
     let (_, told) = check.split_once("info[slot_missing]").unwrap_or_else(|| panic!("{check}"));
     let sql = printed_sql(told.split("\ninfo[").next().unwrap());
     bed.sql.run(MAKE).await;

@@ -63,7 +63,7 @@ async fn a_publication_of_somebody_else_is_advised_and_neither_altered_nor_dropp
     assert!(said.contains("left publication `walsweep` of `postgres`"), "{said}");
     is_same("teardown").await;
     // Its owner hands it over.
-    let check = text(&sidecar.command(&["check"]));
+    let check = super::checked(&sidecar);
     let (_, after) = check.split_once("info[publication_foreign]").expect("it is told");
     let sql = super::printed_sql(after.split("\ninfo[").next().unwrap());
     super::psql(&bed, "postgres", &sql);
@@ -85,7 +85,7 @@ async fn a_rule_that_is_taken_out_frees_what_was_published_for_it() {
     bed.sql.run("create table hand (id int primary key)").await;
     bed.sql.run("alter publication walsweep add table hand").await;
     sidecar.change(|new| new.rules = settings(&bed, &["shop"]).rules);
-    let said = text(&sidecar.command(&["check"]));
+    let said = super::checked(&sidecar);
     assert_eq!(said.matches("info[table_unneeded]").count(), 2, "{said}");
     sidecar.setup();
     assert_eq!(bed.sql.one::<String>(PUBLISHED).await, "hand shop");
@@ -99,7 +99,7 @@ async fn a_rule_that_is_taken_out_frees_what_was_published_for_it() {
     sidecar.setup();
     bed.sql.run("alter publication theirs add table bare").await;
     sidecar.change(|new| new.rules = settings(&bed, &["shop"]).rules);
-    let said = text(&sidecar.command(&["check"]));
+    let said = super::checked(&sidecar);
     assert!(said.contains("the full replica identity of `public.bare` stays"), "{said}");
     sidecar.setup();
     assert_eq!(bed.sql.one::<String>(PUBLISHED).await, "hand shop");
@@ -114,7 +114,7 @@ async fn whoever_takes_a_rule_out_is_told_to_reload_what_runs() {
     let mut sidecar = Sidecar::set_up(settings(&bed, &["shop", "cart"])).await;
     bed.settled().await;
     sidecar.change(|new| new.rules = settings(&bed, &["shop"]).rules);
-    let check = text(&sidecar.command(&["check"]));
+    let check = super::checked(&sidecar);
     assert!(
         check.contains("`walsweep reload` first, if it runs since the rule was there"),
         "{check}"
@@ -185,7 +185,7 @@ async fn a_partition_that_gets_a_rule_of_its_own_keeps_its_identity_until_that_g
     sidecar.change(|new| new.rules = settings(&bed, &["shop", "ev1"]).rules);
     // Not for a moment, and not in what is printed.
     let default = "\"public\".\"ev1\" replica identity default";
-    let check = text(&sidecar.command(&["check"]));
+    let check = super::checked(&sidecar);
     assert!(check.contains("of `public.ev1` stays: `public.ev1` is still in use"), "{check}");
     let said = text(&sidecar.command(&["setup"]));
     for text in [&check, &said] {
@@ -227,7 +227,7 @@ async fn an_identity_goes_back_after_all_that_is_taken_out() {
         .run("alter table ev1 replica identity full; alter table za replica identity full")
         .await;
     let sidecar = Sidecar::new(settings(&bed, &["shop"]));
-    let check = text(&sidecar.command(&["check"]));
+    let check = super::checked(&sidecar);
     for sql in super::printed_sql(&check).split_inclusive(";\n") {
         bed.sql.run(sql).await;
         bed.sql.run("update ev set name = name || 'x'").await;
