@@ -178,7 +178,7 @@ mod tests {
         let address = listener.local_addr().unwrap();
         let answers = async {
             let (mut stream, _) = listener.accept().await.unwrap();
-            stream.read(&mut [0; 1024]).await.unwrap();
+            let _asked = stream.read(&mut [0; 1024]).await.unwrap();
             stream.write_all(answer).await.unwrap();
         };
         tokio::join!(page(address, "/healthz"), answers).0

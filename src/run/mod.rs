@@ -3,6 +3,7 @@
 //! - [`program`]: one session after the other, and what follows one that ended;
 //! - [`pipeline`]: the order of the stages;
 //! - `attempts`: when the next one is tried, and whether sessions get anywhere;
+//! - `course`: everything that one leaves for the next;
 //! - [`session`]: how one begins;
 //! - [`reload`]: a new configuration, between two sessions;
 //! - `redis_checks`: whether a start, or a reload, goes on with each Redis;
@@ -13,6 +14,7 @@
 //! - [`shutdown`]: the wish to stop, or that another session begins.
 
 mod attempts;
+mod course;
 pub mod error;
 pub mod pipeline;
 pub mod program;

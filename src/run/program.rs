@@ -5,7 +5,6 @@
 //! Postgres sends again what was not, so nothing else has to be remembered. Redis may come and go
 //! within a session; its sweeper sees to that, and keepalives are answered meanwhile.
 
-use std::collections::BTreeSet;
 use std::mem::replace;
 use std::pin::Pin;
 use std::rc::Rc;
@@ -19,11 +18,11 @@ use tokio::time::{Instant, sleep};
 use crate::budget::OfTarget;
 use crate::capture;
 use crate::config::{Config, Mode, Target};
-use crate::keys::{Lookup, RuleId};
-use crate::lsn::Lsn;
+use crate::keys::Lookup;
 use crate::postgres::{Endpoint, History, Sql};
 use crate::preflight::{self, Fitness};
 use crate::run::attempts::{Attempts, Blame, LASTING};
+use crate::run::course::Course;
 use crate::run::error::{Error, Verdict};
 use crate::run::pipeline::Outside;
 use crate::run::redis_checks;
@@ -34,7 +33,6 @@ use crate::run::targets::TargetNode;
 use crate::run::task::{Task, spawn, until_either_ends};
 use crate::settle::{Cache, Lookups, Relations, Rows, SqlProbe, SqlStandby};
 use crate::source::between::{Between, has_heir};
-use crate::source::own::Custody;
 use crate::source::{self, slot_health::Keeper};
 use crate::sweep::{Broken, Cluster, Doubt, Look, Room, Settings, Standalone};
 use crate::telemetry::metrics::{Metrics, PeerLabel};
@@ -55,63 +53,6 @@ pub struct Program {
     shutdown: Shutdown,
     /// Whether a rule that does not fit its table keeps everything from running.
     is_strict: bool,
-}
-
-/// Everything that one session leaves for the next.
-struct Course {
-    attempts: Attempts,
-    /// Whether a session ever began.
-    established: bool,
-    standing_by: bool,
-    /// Whether this process made the slot, and why the next session gives it up.
-    custody: Rc<Custody>,
-    /// Where a session began that could not read a transaction in blocks; until one begins further
-    /// on, transactions are read whole.
-    whole_at: Option<Lsn>,
-    /// How the last session, or attempt at one, ended.
-    ended: String,
-    /// Keys that a session put in doubt which are not swept yet as far as is known.
-    doubt: Doubt,
-    /// The server's process that served the last session's stream, which may outlive it.
-    walsender: Option<i32>,
-    /// The same, while that process has the slot still though the session ended.
-    outlived: Option<i32>,
-    /// The rules whose `when` failed, which is told once.
-    failed: BTreeSet<RuleId>,
-}
-
-impl Default for Course {
-    fn default() -> Course {
-        Course {
-            attempts: Attempts::default(),
-            established: false,
-            standing_by: false,
-            custody: Rc::default(),
-            whole_at: None,
-            ended: String::new(),
-            doubt: Doubt::none(),
-            walsender: None,
-            outlived: None,
-            failed: BTreeSet::new(),
-        }
-    }
-}
-
-impl Course {
-    /// The slot is in use; says whether that is news. What it holds is another's matter from the
-    /// second time on, unless that is the end of our own last session, which the server has not
-    /// noticed.
-    fn finds_in_use(&mut self, error: &Error) -> bool {
-        let is_news = !replace(&mut self.standing_by, true);
-        if !self.walsender.is_some_and(|own| error.is_held_by(own)) {
-            self.custody.lost();
-            if !is_news {
-                self.attempts = self.attempts.stands_by();
-                self.custody.give_up.set(None);
-            }
-        }
-        is_news
-    }
 }
 
 impl Program {
@@ -570,33 +511,5 @@ impl Program {
             None => None,
         };
         Ok(Some((Lookups::new(rows, cache), opening)))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::Course;
-    use crate::run::error::Error;
-    use crate::sweep::Broken;
-
-    fn held_by(pid: i32) -> Error {
-        let name = "walsweep stream".to_owned();
-        Error::SlotInUse { pid: pid.to_string(), name, address: None }
-    }
-
-    /// A server may take a minute to notice that our last session is gone. What made us give up the
-    /// slot then holds as before; of another process's slot we know nothing.
-    #[test]
-    fn our_own_old_stream_takes_no_decision_back_and_another_process_does() {
-        for (holder, stays) in [(7, true), (8, false)] {
-            let mut course = Course { walsender: Some(7), ..Course::default() };
-            course.custody.give_up.set(Some(Broken::SlotUndecodable));
-            assert!(course.finds_in_use(&held_by(holder)), "news");
-            assert!(course.custody.give_up.get().is_some(), "it may have been our own");
-            for _ in 0..3 {
-                assert!(!course.finds_in_use(&held_by(holder)), "no news");
-            }
-            assert_eq!(course.custody.give_up.get().is_some(), stays, "process {holder}");
-        }
     }
 }

@@ -57,8 +57,8 @@ async fn stream(answers: bool, period: Duration) -> (Option<Error>, Vec<Duration
     (ended, asked)
 }
 
-/// The same; gives besides what is wrong at its end, by `/readyz`, and the age of what may be
-/// unconfirmed.
+/// Streams like [`stream`]; gives besides what is wrong at its end, by `/readyz`, and the age of
+/// what may be unconfirmed.
 async fn stream_and_look(
     answers: bool,
     period: Duration,
