@@ -153,6 +153,12 @@ impl Finding {
         self.is_error() || self.is_done_by_setup
     }
 
+    /// Whether `setup` is the command for its SQL. Of a slot that may be another program's a
+    /// person has to say whose it is: `setup` leaves it.
+    fn is_by_setup(&self) -> bool {
+        self.is_due() && !(self.is_error() && self.code == Code::SlotUnclaimed)
+    }
+
     /// Whether `run` refuses to start because of it, whatever the rules.
     #[must_use]
     pub fn stops_everything(&self) -> bool {
@@ -201,7 +207,7 @@ impl Finding {
 
     /// In the place of SQL that is a wall: the command that runs it, or shows it.
     fn instead_of_wall(&self) -> Option<&'static str> {
-        self.sql.as_ref().filter(|sql| is_wall(sql)).map(|_| match self.is_due() {
+        self.sql.as_ref().filter(|sql| is_wall(sql)).map(|_| match self.is_by_setup() {
             true => {
                 "\n    cure: `walsweep setup --as URL`, as a superuser or the owner; \
                  `walsweep setup --print` shows the SQL"
@@ -213,7 +219,7 @@ impl Finding {
     /// The cure for a person, while walsweep runs.
     #[must_use]
     pub fn advice(&self) -> Cure {
-        let by_setup = self.sql.as_ref().filter(|_| self.is_due()).map(|sql| {
+        let by_setup = self.sql.as_ref().filter(|_| self.is_by_setup()).map(|sql| {
             let more = if is_wall(sql) { "; `walsweep setup --print` shows the SQL" } else { "" };
             format!("`walsweep setup --as URL` mends it, as a superuser or the owner{more}")
         });
@@ -419,6 +425,12 @@ mod tests {
         assert!(!text.contains("do $"), "{text}");
         assert!(text.contains("a hint\n    cure: `walsweep setup --as URL`, as a"), "{text}");
         assert!(text.contains("y\n    cure: SQL of many lines, which `walsweep check --json`"));
+        for finding in &mut report.postgres {
+            finding.code = Code::SlotUnclaimed;
+        }
+        let (text, advice) = (report.to_string(), report.postgres[1].advice().hint);
+        assert!(!text.contains("setup --as"), "whose it is says a person: {text}");
+        assert!(advice.is_none_or(|hint| !hint.contains("setup --as")));
         assert!(report.to_json(&"start").contains("do $setup$"));
         assert!(super::told(report.findings())[0].contains("    sql: do $setup$"));
     }

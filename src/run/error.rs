@@ -337,7 +337,7 @@ fn after_refusal(findings: &[Finding]) -> Option<&'static str> {
     let is_of_rules = !findings.iter().any(Finding::stops_everything);
     if findings.iter().any(|one| one.is_error() && one.code == Code::SlotUnclaimed) {
         // `setup` refuses it, too.
-        return Some("`walsweep check` shows it again, with the SQL");
+        return Some("`walsweep check --json` shows it again, with the SQL");
     }
     match (is_of_rules, errors.any(|finding| finding.sql.is_some())) {
         (true, true) => Some(

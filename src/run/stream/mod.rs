@@ -500,7 +500,6 @@ impl<'a> Stream<'a> {
         health.beat();
         self.ask();
         let now = Instant::now();
-        health.unconfirmed(self.oldest_unconfirmed());
         if !listening {
             self.listening_since = now;
         }
@@ -509,6 +508,7 @@ impl<'a> Stream<'a> {
             return Err(source::Error::Silent(silent.as_secs()).into());
         }
         self.tell_of_silence(silent, health);
+        health.unconfirmed(self.oldest_unconfirmed());
         if now - self.last_status >= self.timing.status {
             self.send_status().await?;
         }

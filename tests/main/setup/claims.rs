@@ -110,7 +110,7 @@ async fn a_slot_that_only_redis_knows_is_told_with_who_records_it_before_it_is_r
     let who = "record that as `shopkeeper`, who owns the publication, or as a superuser, with:";
     let check = sidecar.command(&["check"]);
     assert!(check.status.success(), "{}", text(&check));
-    let check = text(&check);
+    let check = super::checked(&sidecar);
     assert!(check.contains(&format!("warning[slot_unclaimed]: {told}")), "{check}");
     assert!(check.contains(who), "{check}");
     let lines = sidecar.log().len();
@@ -131,7 +131,7 @@ async fn a_slot_that_only_redis_knows_is_told_with_who_records_it_before_it_is_r
     assert_eq!(sidecar.wait_exit().await, 1);
     let refused = || async { sidecar.log()[log.len()..].join("\n").contains(who) };
     eventually(PATIENCE, "the refusal names who may record it", refused).await;
-    sidecar.wait_log("`walsweep check` shows it again, with the SQL").await;
+    sidecar.wait_log("`walsweep check --json` shows it again, with the SQL").await;
     let (_, cure) = check.split_once("warning[slot_unclaimed]").unwrap();
     let cure = cure.split("\nwarning[").next().and_then(|cure| cure.split("\ninfo[").next());
     psql(&bed, "shopkeeper", &printed_sql(cure.unwrap()));

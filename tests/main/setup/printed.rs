@@ -168,9 +168,11 @@ async fn what_is_printed_is_run_and_every_table_can_be_written_to() {
                 let rules = rules(&names, is_immutable);
                 let settings = Settings::new(&bed.postgres, &bed.redis, &rules);
                 let sidecar = Sidecar::new(settings);
-                let command: &[&str] = if by_script { &["setup", "--print"] } else { &["check"] };
-                let output = sidecar.command(command);
-                let printed = String::from_utf8(output.stdout).unwrap();
+                let printed = if by_script {
+                    String::from_utf8(sidecar.command(&["setup", "--print"]).stdout).unwrap()
+                } else {
+                    super::checked(&sidecar)
+                };
                 if by_script {
                     psql(&bed, "postgres", &printed);
                     write(&bed, &names, &format!("script {what}\n{printed}")).await;
