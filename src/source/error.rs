@@ -133,9 +133,6 @@ impl Error {
             Error::RetainedWal(_) => {
                 Some("find out what holds the confirmation: Redis, a replica that is late")
             }
-            Error::SlotNotOwn(_) => {
-                Some("what shows whose it is, and what to do, is said in the log and at `/readyz`")
-            }
             Error::TablesChanged(_) => {
                 Some("what changed is judged now, and the keys of the rules that read it are swept")
             }
@@ -146,7 +143,9 @@ impl Error {
                 "that is a pooler: let `postgres.url` or `postgres.replication_url` name the \
                  server itself",
             ),
-            Error::Preflight(_)
+            // What to do is told with what shows whose it is, as a trouble of its own.
+            Error::SlotNotOwn(_)
+            | Error::Preflight(_)
             | Error::Sql(_)
             | Error::Capture(_)
             | Error::SlotGone
