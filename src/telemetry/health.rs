@@ -155,6 +155,12 @@ impl Health {
         &self.trail
     }
 
+    /// A session begins, whose LSNs are of this history of the server.
+    pub fn session_of(&self, history: &str) {
+        self.trail.begins(history);
+        self.present().begins(history);
+    }
+
     /// Counts rules that were widened because too much waits, and how often each.
     pub fn widened_for_room(&self, widened: &[(RuleId, u64)]) {
         let metrics = self.metrics();
@@ -226,24 +232,42 @@ impl Health {
     /// what a person can do. Logged if it is new, or if the text is, of the first few; later texts
     /// for the same topic replace the last one, and are said with the next repetition.
     pub fn trouble(&self, topic: Topic, text: &str, hint: Option<&str>) {
-        self.hold(topic, (text, hint), false);
+        self.hold(topic, (text, hint), ("", false));
+    }
+
+    /// Something is refused, by an error of this class: as [`trouble`](Health::trouble), but where
+    /// it was refused by an error of another class before, that one is over.
+    pub fn refusal(&self, topic: Topic, kind: &'static str, text: &str, hint: Option<&str>) {
+        self.hold(topic, (text, hint), (kind, false));
     }
 
     /// Something does not work for a moment, as it has to: as [`trouble`](Health::trouble), but the
     /// log has it as information.
     pub fn interruption(&self, topic: Topic, text: &str, hint: Option<&str>) {
-        self.hold(topic, (text, hint), true);
+        self.hold(topic, (text, hint), ("", true));
     }
 
-    fn hold(&self, topic: Topic, (text, hint): (&str, Option<&str>), is_intended: bool) {
+    fn hold(
+        &self,
+        topic: Topic,
+        (text, hint): (&str, Option<&str>),
+        (kind, is_intended): (&'static str, bool),
+    ) {
         let mut state = self.lock();
         let now = Instant::now();
+        let is_another = |before: &Trouble| before.is_of_another_kind(kind);
+        if state.troubles.get(&topic).is_some_and(is_another)
+            && let Some(before) = state.troubles.remove(&topic)
+        {
+            before.say_over();
+        }
         let trouble = state.troubles.entry(topic).or_insert_with(|| {
-            let (text, hint, said) = (String::new(), None, Vec::new());
+            let (text, hint, said, kind) = (String::new(), None, Vec::new(), "");
             let mut again = Distance::default();
             again.is_due(now);
-            Trouble { text, hint, since: now, said, again }
+            Trouble { text, hint, since: now, said, kind, again }
         });
+        trouble.kind = kind;
         (trouble.text, trouble.hint) = (text.to_owned(), hint.map(str::to_owned));
         trouble.say(is_intended);
         self.show(&state);
@@ -253,8 +277,7 @@ impl Health {
     pub fn over(&self, topic: &Topic) {
         let mut state = self.lock();
         if let Some(trouble) = state.troubles.remove(topic) {
-            let (text, seconds) = (head(&trouble.text), trouble.since.elapsed().as_secs_f64());
-            tracing::info!("resolved after {seconds:.1} s: {text}");
+            trouble.say_over();
             self.show(&state);
         }
     }
@@ -348,11 +371,12 @@ impl Health {
 
     /// Tells of other rules and targets from now on: these are their metrics. What was said of the
     /// ones before is dropped without a word; the next session looks for itself. What is wrong with
-    /// the slot stays.
+    /// the slot stays, and a reload tells itself that it is over.
     pub fn is_of(&self, metrics: Arc<Metrics>) {
         *self.metrics.write().expect("no code panics while it holds this lock") = metrics;
-        let stays =
-            |topic: &Topic| matches!(topic, Topic::Slot | Topic::SlotOwner | Topic::NewSlot);
+        let stays = |topic: &Topic| {
+            matches!(topic, Topic::Slot | Topic::SlotOwner | Topic::NewSlot | Topic::Reload)
+        };
         self.forget(|topic| !stays(topic));
     }
 
@@ -391,6 +415,17 @@ impl Health {
         });
         let text = std::iter::once(format!("{phase}\n")).chain(troubles).collect();
         (state.is_ready(), text)
+    }
+
+    /// Gives what stands in the way of being ready while it streams.
+    #[must_use]
+    pub fn in_the_way(&self) -> Vec<String> {
+        let state = self.lock();
+        let stops = state
+            .troubles
+            .iter()
+            .filter(|(topic, trouble)| topic.stops_ready(trouble.since.elapsed()));
+        stops.map(|(_, trouble)| trouble.text.clone()).collect()
     }
 
     /// Gives the answer of `/readyz?rollout`: whether the process that this one replaces may end.
@@ -474,11 +509,4 @@ impl State {
             phase => phase.text(self.target.as_deref()),
         }
     }
-}
-
-/// A text without the hints and the SQL of findings in it, which are lines of their own: once it is
-/// over nobody needs them.
-fn head(text: &str) -> String {
-    let lines = text.lines().filter(|line| !line.starts_with("    "));
-    lines.collect::<Vec<_>>().join(" ")
 }

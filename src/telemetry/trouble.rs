@@ -38,6 +38,8 @@ pub enum Topic {
     Redis(TargetId),
     /// The checks find something wrong with the Redis that is connected.
     RedisChecks(TargetId),
+    /// A target's Redis is doubted again and again, and swept each time.
+    Doubted(TargetId),
     /// Keys have waited for their removal from a target longer than they should.
     Late(TargetId),
     /// Keys of patterns wait longer than five seconds, because `sweep.max_load` allows no more.
@@ -63,6 +65,8 @@ pub enum Topic {
     NewSlot,
     /// The audit trail cannot be written.
     Audit,
+    /// The configuration on disk is refused, and the one before stays in force.
+    Reload,
 }
 
 impl Topic {
@@ -88,6 +92,8 @@ impl Topic {
             | Topic::Slot
             | Topic::SlotOwner
             | Topic::NewSlot
+            | Topic::Doubted(_)
+            | Topic::Reload
             | Topic::Audit => false,
         }
     }
@@ -98,6 +104,7 @@ impl Topic {
         match self {
             Topic::Refused(target, _)
             | Topic::Redis(target)
+            | Topic::Doubted(target)
             | Topic::Late(target)
             | Topic::Throttled(target)
             | Topic::Publish(target)
@@ -114,6 +121,7 @@ impl Topic {
             | Topic::Slot
             | Topic::NewSlot
             | Topic::SlotOwner
+            | Topic::Reload
             | Topic::Audit => None,
         }
     }
@@ -132,6 +140,8 @@ pub(super) struct Trouble {
     pub(super) since: Instant,
     /// The texts that were logged, without their numbers: one that counts is not new each second.
     pub(super) said: Vec<String>,
+    /// The class of what refuses, if it is one: another class is another trouble.
+    pub(super) kind: &'static str,
     /// When it is logged again.
     pub(super) again: Distance,
 }
@@ -171,6 +181,17 @@ impl Trouble {
         }
     }
 
+    /// Whether it is of an error of a class, and not of this one.
+    pub(super) fn is_of_another_kind(&self, kind: &str) -> bool {
+        self.kind != kind && !self.kind.is_empty() && !kind.is_empty()
+    }
+
+    /// Logs that it is over, with how long it lasted.
+    pub(super) fn say_over(&self) {
+        let (text, seconds) = (head(&self.text), self.since.elapsed().as_secs_f64());
+        tracing::info!("resolved after {seconds:.1} s: {text}");
+    }
+
     /// Logs it again, if it is time.
     pub(super) fn say_again(&mut self, now: Instant) {
         if self.again.is_due(now) {
@@ -179,4 +200,11 @@ impl Trouble {
             tracing::warn!(hint, "still, after {seconds} s: {text}");
         }
     }
+}
+
+/// A text without the hints and the SQL of findings in it, which are lines of their own: once it is
+/// over nobody needs them.
+fn head(text: &str) -> String {
+    let lines = text.lines().filter(|line| !line.starts_with("    "));
+    lines.collect::<Vec<_>>().join(" ")
 }
