@@ -47,6 +47,7 @@ mod redis_databases;
 mod redis_endpoint;
 mod redis_inside;
 mod redis_login;
+mod redis_keys;
 mod redis_names;
 mod redis_pass;
 mod redis_sentinels;

@@ -4,6 +4,7 @@ use redis::aio::MultiplexedConnection;
 use redis::{Cmd, IntoConnectionInfo, RedisError, Value, cmd};
 
 use super::redis_inside::{Inside, templates};
+use super::redis_keys::may_name;
 use super::redis_names::{acl_pattern, literal, sample, word};
 use super::{Code, Finding, Severity, redis_endpoint, redis_login};
 use crate::config::{Located, Mode, Target};
@@ -34,7 +35,7 @@ const MAY_UNLINK: &str = "if not redis.acl_check_cmd then return false end \
 const KEYS_AT_ONCE: usize = 50;
 
 /// Values that a placeholder may have in a key that is asked about: an ACL may allow only one kind.
-const SAMPLE_VALUES: [&str; 2] = ["x", "1"];
+pub(super) const SAMPLE_VALUES: [&str; 2] = ["x", "1"];
 
 /// Checks the Redis behind `connection`, which must be one to `target.redis.url`. Writes one key,
 /// `walsweep:{slot}:check`, and removes it.
@@ -205,6 +206,10 @@ impl Needs {
         }
         let may_unlink = self.rights((connection, endpoint), (&mut missing, &mut findings)).await;
         let has_list = !missing.scan;
+        if !missing.rights.is_empty() || missing.info {
+            // One line is to give all that is missing, or the next check finds more.
+            missing.with_keys |= self.is_denied_keys(connection).await;
+        }
         findings.extend(self.lacking(missing));
         let is_usable = !findings.iter().any(|finding| finding.code.spoils_redis());
         let mut forbidden = Vec::new();
@@ -434,7 +439,14 @@ fn refused(error: &RedisError, command: &str) -> Finding {
                         `redis.url` name the server itself, not an endpoint before it";
             Finding::error(Code::RedisCommand, message).hint(hint)
         }
-        _ => Finding::error(Code::RedisRefused, format!("redis refuses `{name}`: {error}")),
+        _ => {
+            let finding =
+                Finding::error(Code::RedisRefused, format!("redis refuses `{name}`: {error}"));
+            match classify(error).hint() {
+                Some(hint) => finding.hint(hint),
+                None => finding,
+            }
+        }
     }
 }
 
@@ -447,22 +459,6 @@ async fn may_unlink(keys: &[&str], connection: &mut MultiplexedConnection) -> Ve
         Ok(None) => may_name(keys, connection).await,
         Err(_refused) => vec![None; keys.len()],
     }
-}
-
-/// Like [`may_unlink`], for a server that has one right for all that is done with a key: it looks
-/// at the keys of a script, and this one does nothing with them.
-async fn may_name(keys: &[&str], connection: &mut MultiplexedConnection) -> Vec<Option<bool>> {
-    let mut answers = Vec::with_capacity(keys.len());
-    for key in keys {
-        let mut eval = cmd("EVAL");
-        eval.arg("return 1").arg(1).arg(key);
-        answers.push(match eval.query_async::<Value>(connection).await {
-            Ok(_one) => Some(true),
-            Err(error) if error.code() == Some("NOPERM") && is_about_key(&error) => Some(false),
-            Err(_other) => None,
-        });
-    }
-    answers
 }
 
 /// Redis words it differently from version to version, but always says whether it is the command.

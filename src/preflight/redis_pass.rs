@@ -81,9 +81,10 @@ async fn account(connection: &mut MultiplexedConnection) -> Option<Duration> {
 fn told_with_index(keys: u64, cost: Duration) -> Finding {
     let (keys, cost) = (counted(keys, "key"), text(cost.as_secs_f64()));
     let message = format!(
-        "one pass over {keys} costs this redis about {cost}; patterns of rules need none, since \
-         `sweep.index` is on: the index is made by one pass at each connection, and keys whose \
-         placeholders are widened take one"
+        "one pass over {keys} costs this redis about {cost}; while the index of `sweep.index` is \
+         whole (`walsweep_index_whole` is 1), patterns of rules need none: it is made by one pass \
+         at each connection, and keys whose placeholders are widened take one; while it is not, \
+         as where the names take more than `sweep.index_memory`, patterns take passes"
     );
     Finding::info(Code::RedisPass, message)
 }
@@ -138,7 +139,7 @@ pub(super) fn is_pattern(template: &str) -> bool {
 mod tests {
     use std::time::Duration;
 
-    use super::{is_pattern, told};
+    use super::{is_pattern, told, told_with_index};
 
     #[test]
     fn the_cost_is_told_in_words_and_warned_of_where_keys_stay_too_long() {
@@ -156,6 +157,19 @@ mod tests {
         assert_eq!((severity, has_hint), ("warning", true));
         assert!(message.ends_with("every 9.6 s: their keys may stay for 12 s, longer than 5 s"));
         assert_eq!(tell(2_000, 0.25, false).0, "info", "no rule gives patterns");
+    }
+
+    /// On call: the index had been given up, and patterns waited for passes.
+    #[test]
+    fn with_an_index_both_are_told_that_it_is_whole_and_that_it_is_not() {
+        let message = told_with_index(1_000_000, Duration::from_millis(300)).message;
+        for part in [
+            "while the index of `sweep.index` is whole",
+            "patterns of rules need none",
+            "where the names take more than `sweep.index_memory`, patterns take passes",
+        ] {
+            assert!(message.contains(part), "{part}: {message}");
+        }
     }
 
     #[test]

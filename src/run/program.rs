@@ -210,7 +210,11 @@ impl Program {
         let mut wait = Duration::ZERO;
         if course.attempts.get_nowhere() {
             wait = LASTING;
-            let text = format!("a session stands; those before it ended soon: {}", course.ended);
+            let (seconds, ended) = (wait.as_secs(), &course.ended);
+            let text = format!(
+                "a session stands, and counts once it has stood for {seconds} s: those before it \
+                 ended soon: {ended}"
+            );
             self.health.trouble(Topic::Session, &text, None);
         }
         let health = Arc::clone(&self.health);
@@ -355,7 +359,7 @@ impl Program {
         let (slot_name, from) = (&setting.config.postgres.slot, expected.lsn);
         tracing::info!(slot = slot_name, %from, timeline = expected.timeline, "streaming");
         let (system_id, timeline) = (expected.system_id.clone(), expected.timeline);
-        self.health.trail().begins(&format!("{system_id}/{timeline}"));
+        self.health.session_of(&format!("{system_id}/{timeline}"));
         let history = History { system_id, timeline };
         let standby = |endpoint: &Endpoint| SqlStandby::new(endpoint.clone(), history.clone());
         let standbys = setting.config.postgres.replicas.iter().map(standby).collect();

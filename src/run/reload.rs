@@ -27,9 +27,9 @@ use crate::run::error::{Error, Verdict};
 use crate::run::redis_checks;
 use crate::run::session::{Prepared, Session};
 use crate::run::shutdown::Farewell;
-use crate::telemetry::Health;
 use crate::telemetry::metrics::OutcomeLabel;
 use crate::telemetry::reloads::Outcome;
+use crate::telemetry::{Health, Topic};
 
 /// The file is read twice, so long apart, and has to say the same: one that is being written may be
 /// valid half way.
@@ -237,6 +237,7 @@ impl Reloader {
         metrics.config_last_reload_successful.set(is_well.into());
         if is_well {
             metrics.config_last_reload_success.set(now_seconds());
+            self.health.over(&Topic::Reload);
             let (what, took_ms) = (lines.join("; "), took.as_millis());
             tracing::info!(
                 outcome = outcome.as_str(),
@@ -248,11 +249,17 @@ impl Reloader {
         for line in lines {
             tracing::error!("the new configuration is refused: {line}");
         }
-        tracing::warn!(
-            problems = lines.len(),
-            hint = "mend it and reload again; a restart would read it, too",
-            "the old configuration stays in force"
+        // Until the file is mended, whoever looks has to see that it is not what is in force.
+        let first = lines.first().and_then(|line| line.lines().next()).unwrap_or_default();
+        let more = match lines.len() {
+            0 | 1 => String::new(),
+            count => format!(" (and {} more)", count - 1),
+        };
+        let text = format!(
+            "the old configuration stays in force, for the new one is refused: {first}{more}"
         );
+        let hint = "mend it and reload again; a restart would read it, too";
+        self.health.trouble(Topic::Reload, &text, Some(hint));
     }
 
     /// Reads the file, and judges whatever a start would.

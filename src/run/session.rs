@@ -225,7 +225,8 @@ impl Prepared {
         for sql in [&sql, &server.primary] {
             step(sql.batch_execute(include_str!("../../sql/watch_state.sql"))).await?;
         }
-        if is_first {
+        // They were found before; whose a slot is that was made since is no question.
+        if is_first && !custody.has_made() {
             tell_doubts(&findings);
         }
         Ok(Session {

@@ -108,6 +108,7 @@ impl Between {
                 // Why there is no session is told elsewhere.
                 tracing::debug!(%error, "look at the slot between sessions");
                 self.server = None;
+                self.keeper.cannot_look();
             }
         }
     }
@@ -147,6 +148,7 @@ impl Between {
                     // The session that is begun then says it if it lasts.
                     tracing::debug!(%error, "ask whether the slot is in use");
                     self.server = None;
+                    self.keeper.cannot_look();
                     return;
                 }
             }

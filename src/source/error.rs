@@ -137,9 +137,6 @@ impl Error {
             Error::RetainedWal(_) => {
                 Some("find out what holds the confirmation: Redis, a replica that is late")
             }
-            Error::SlotNotOwn(_) => {
-                Some("what shows whose it is, and what to do, is said in the log and at `/readyz`")
-            }
             Error::TablesChanged(_) => {
                 Some("what changed is judged now, and the keys of the rules that read it are swept")
             }
@@ -159,7 +156,12 @@ impl Error {
                 "none is needed: a new slot is made, and everything is swept; the server's log may \
                  say who dropped the old one",
             ),
-            Error::Preflight(_) | Error::Sql(_) | Error::Capture(_) | Error::Silent(_) => None,
+            // What to do is told with what shows whose it is, as a trouble of its own.
+            Error::SlotNotOwn(_)
+            | Error::Preflight(_)
+            | Error::Sql(_)
+            | Error::Capture(_)
+            | Error::Silent(_) => None,
         }
     }
 }

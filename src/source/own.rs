@@ -59,6 +59,12 @@ impl Custody {
         self.strange_at.set(None);
     }
 
+    /// Whether this process made the slot, and has not seen it gone since.
+    #[must_use]
+    pub fn has_made(&self) -> bool {
+        self.is_made.get()
+    }
+
     /// This process begins to read a slot that stands at `confirmed`, and of which nothing shows
     /// whose it is. The watermark that it will write at this place shows nothing either.
     fn reads_stranger(&self, confirmed: Lsn) {

@@ -58,3 +58,22 @@ async fn the_evidence_of_a_loss_stays_until_the_sweep_is_done() {
     })
     .await;
 }
+
+/// A process before this one removed the keys, and could not confirm it: sent again, they are no
+/// late ones.
+#[tokio::test(start_paused = true)]
+async fn what_the_watermark_shows_as_removed_is_not_counted_again() {
+    local(async {
+        let mut bench = Bench::over(Redis::default(), Some(150), Duration::ZERO);
+        for end_lsn in [120, 150, 160] {
+            bench.commit(end_lsn, "item", &["7"]).await;
+        }
+        while !bench.done.contains(&160) {
+            bench.wait(|event| matches!(event, Event::Swept(_)).then_some(())).await;
+        }
+        let text = bench.metrics.text();
+        let count = "walsweep_commit_to_removed_seconds_count 1";
+        assert!(text.lines().any(|line| line == count), "{text}");
+    })
+    .await;
+}

@@ -36,6 +36,7 @@ mod fan_out_tests;
 mod inside;
 mod job;
 mod late;
+mod doubted;
 mod listed;
 mod noting;
 mod outcome;

@@ -6,6 +6,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::job::{Job, Member, Round};
+use super::proof::evidence::Broken;
 use super::proof::prints::Doubt;
 use super::proof::ward::Found;
 use super::publish::Part;
@@ -66,6 +67,7 @@ impl State {
             Done::Message(outcome) => self.published(outcome),
             Done::Alive(outcome) => {
                 self.next_alive = Instant::now() + ALIVE_INTERVAL;
+                self.look_doubted();
                 // One that cannot save its data refuses PING, and is there.
                 if let (Err(error @ Error::Lost(..)), true) = (outcome, self.connected) {
                     self.failed(&error).await;
@@ -350,7 +352,8 @@ impl State {
     /// Redis refuses something that is no rule's fault.
     pub(super) fn say_refuses(&self, error: &Error) {
         let text = format!("{} at {} refuses removals: {error}", self.title, self.node.node);
-        self.health.trouble(Topic::Redis(self.target), &text, error.hint());
+        let topic = Topic::Redis(self.target);
+        self.health.refusal(topic, error.kind().as_str(), &text, error.hint());
     }
 
     pub(super) fn took_unlink(&mut self) {
@@ -380,6 +383,7 @@ impl State {
             Written::Not(found) => {
                 return match self.ward.contradicted(found, self.refill.floor()) {
                     Some(broken) => {
+                        self.doubts();
                         self.report(Event::ResyncOwed(Doubt::Everything(broken))).await;
                     }
                     // What is under way may have been removed before Redis went back, or after.
@@ -395,7 +399,8 @@ impl State {
         if !self.failed(&error).await {
             let place = format!("{} at {}", self.title, self.node.node);
             let text = format!("nothing is confirmed, for {place}: {error}");
-            self.health.trouble(Topic::Watermark(self.target), &text, error.hint());
+            let (topic, kind) = (Topic::Watermark(self.target), error.kind().as_str());
+            self.health.refusal(topic, kind, &text, error.hint());
         }
         self.next_write = Instant::now() + WRITE_AGAIN;
     }
@@ -440,6 +445,7 @@ impl State {
         let judged = self.ward.connected(found, self.refill.floor());
         if self.ward.covered() > Lsn::ZERO {
             self.refill.covered(self.ward.covered(), Instant::now());
+            self.health.metrics().covers(self.target, self.ward.covered());
         }
         self.repeat_everything(judged.as_ref().ok().copied().flatten());
         match judged {
@@ -447,7 +453,13 @@ impl State {
                 tracing::info!(node = self.node.node, "connected to {}", self.title);
                 self.say_whole().await;
             }
-            Err(doubt) => self.report(Event::ResyncOwed(doubt)).await,
+            Err(doubt) => {
+                // A first start is none.
+                if doubt.reason() == Broken::WatermarkLost {
+                    self.doubts();
+                }
+                self.report(Event::ResyncOwed(doubt)).await;
+            }
         }
         true
     }
@@ -504,6 +516,9 @@ impl State {
     /// Counts an error. Says whether the connection is lost by it.
     pub(super) async fn failed(&mut self, error: &Error) -> bool {
         self.count_error(error.kind());
+        if error.kind() == Kind::Swapped {
+            self.doubts();
+        }
         if matches!(error, Error::Refused(..)) {
             return false;
         }

@@ -216,7 +216,7 @@ fn a_new_replica_puts_everything_in_doubt_and_one_that_goes_nothing() {
         Prints::new(rules().prints(&BTreeSet::new()), BTreeMap::new(), Tables::default(), &replicas)
     };
     let (none, one, two) = (with(&[]), with(&["a:1"]), with(&["b:1", "a:1"]));
-    let everything = Doubt::Everything(Broken::OtherRules);
+    let everything = Doubt::Everything(Broken::OtherReplicas);
     for (now, before, doubt) in [
         (&one, &none, everything.clone()),
         (&two, &one, everything),

@@ -97,10 +97,12 @@ pub(super) async fn sweep<N: Node>(
     let progress = match &mut paces {
         Some(paces) => {
             let progress = pass.over(node, paces, watch).await?;
-            noted.into_iter().for_each(PassUnderWay::is_whole);
             let reason = pass_reason(jobs);
             metrics.sweeps.get_or_create(&ReasonLabel { reason }).inc();
-            metrics.sweep_seconds.observe(seconds(began.elapsed()));
+            if !progress.is_given_up {
+                noted.into_iter().for_each(PassUnderWay::is_whole);
+                metrics.sweep_seconds.observe(seconds(began.elapsed()));
+            }
             progress
         }
         None => {
@@ -272,7 +274,7 @@ pub(super) fn observe(metrics: &Metrics, target: TargetId, member: &Member, now:
     let seen_for = now.saturating_duration_since(*visible_at);
     let age = transaction.age(metrics.server_clock.now()).max(seen_for);
     metrics.visible_to_removed.observe(seconds(seen_for));
-    metrics.removed_after(target, age);
+    metrics.removed_after(target, transaction.end_lsn, age);
 }
 
 #[cfg(test)]

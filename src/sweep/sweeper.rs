@@ -10,6 +10,7 @@ use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until};
 
+use super::doubted::Doubted;
 use super::inside::Inside;
 use super::job::{Job, Member, Round, older};
 use super::late::Late;
@@ -181,6 +182,7 @@ pub(super) struct State {
     pub(super) no_list: Option<String>,
     /// Transactions and holds that are held from now on, not told yet.
     pub(super) held: Vec<Held>,
+    pub(super) doubted: Doubted,
 }
 
 impl<N: Node> Sweeper<N> {
@@ -244,6 +246,7 @@ impl<N: Node> Sweeper<N> {
             away: None,
             no_list: None,
             held: Vec::new(),
+            doubted: Doubted::default(),
         };
         state.begin_errors();
         health.noted().target(target).begins(&state.node.node);

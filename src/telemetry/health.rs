@@ -156,6 +156,12 @@ impl Health {
         &self.trail
     }
 
+    /// A session begins, whose LSNs are of this history of the server.
+    pub fn session_of(&self, history: &str) {
+        self.trail.begins(history);
+        self.present().begins(history);
+    }
+
     /// Counts rules that were widened because too much waits, and how often each.
     pub fn widened_for_room(&self, widened: &[(RuleId, u64)]) {
         let metrics = self.metrics();
@@ -227,29 +233,47 @@ impl Health {
     /// what a person can do. Logged if it is new, or if the text is, of the first few; later texts
     /// for the same topic replace the last one, and are said with the next repetition.
     pub fn trouble(&self, topic: Topic, text: &str, hint: Option<&str>) {
-        self.hold(topic, (text, Cure::of_words(hint)), false);
+        self.hold(topic, (text, Cure::of_words(hint)), ("", false));
     }
 
     /// Something does not work, as [`trouble`](Health::trouble) says, and SQL may cure it.
     pub fn trouble_with(&self, topic: Topic, text: &str, cure: Cure) {
-        self.hold(topic, (text, cure), false);
+        self.hold(topic, (text, cure), ("", false));
+    }
+
+    /// Something is refused, by an error of this class: as [`trouble`](Health::trouble), but where
+    /// it was refused by an error of another class before, that one is over.
+    pub fn refusal(&self, topic: Topic, kind: &'static str, text: &str, hint: Option<&str>) {
+        self.hold(topic, (text, Cure::of_words(hint)), (kind, false));
     }
 
     /// Something does not work for a moment, as it has to: as [`trouble`](Health::trouble), but the
     /// log has it as information.
     pub fn interruption(&self, topic: Topic, text: &str, hint: Option<&str>) {
-        self.hold(topic, (text, Cure::of_words(hint)), true);
+        self.hold(topic, (text, Cure::of_words(hint)), ("", true));
     }
 
-    fn hold(&self, topic: Topic, (text, cure): (&str, Cure), is_intended: bool) {
+    fn hold(
+        &self,
+        topic: Topic,
+        (text, cure): (&str, Cure),
+        (kind, is_intended): (&'static str, bool),
+    ) {
         let mut state = self.lock();
         let now = Instant::now();
+        let is_another = |before: &Trouble| before.is_of_another_kind(kind);
+        if state.troubles.get(&topic).is_some_and(is_another)
+            && let Some(before) = state.troubles.remove(&topic)
+        {
+            before.say_over();
+        }
         let trouble = state.troubles.entry(topic).or_insert_with(|| {
-            let (text, cure, said) = (String::new(), Cure::default(), Vec::new());
+            let (text, cure, said, kind) = (String::new(), Cure::default(), Vec::new(), "");
             let mut again = Distance::default();
             again.is_due(now);
-            Trouble { text, cure, since: now, said, again }
+            Trouble { text, cure, since: now, said, kind, again }
         });
+        trouble.kind = kind;
         (trouble.text, trouble.cure) = (text.to_owned(), cure);
         trouble.say(is_intended);
         self.show(&state);
@@ -259,8 +283,7 @@ impl Health {
     pub fn over(&self, topic: &Topic) {
         let mut state = self.lock();
         if let Some(trouble) = state.troubles.remove(topic) {
-            let (text, seconds) = (trouble.text, trouble.since.elapsed().as_secs_f64());
-            tracing::info!("resolved after {seconds:.1} s: {text}");
+            trouble.say_over();
             self.show(&state);
         }
     }
@@ -354,11 +377,12 @@ impl Health {
 
     /// Tells of other rules and targets from now on: these are their metrics. What was said of the
     /// ones before is dropped without a word; the next session looks for itself. What is wrong with
-    /// the slot stays.
+    /// the slot stays, and a reload tells itself that it is over.
     pub fn is_of(&self, metrics: Arc<Metrics>) {
         *self.metrics.write().expect("no code panics while it holds this lock") = metrics;
-        let stays =
-            |topic: &Topic| matches!(topic, Topic::Slot | Topic::SlotOwner | Topic::NewSlot);
+        let stays = |topic: &Topic| {
+            matches!(topic, Topic::Slot | Topic::SlotOwner | Topic::NewSlot | Topic::Reload)
+        };
         self.forget(|topic| !stays(topic));
     }
 
@@ -398,6 +422,17 @@ impl Health {
         });
         let text = std::iter::once(format!("{phase}\n")).chain(troubles).collect();
         (state.is_ready(), text)
+    }
+
+    /// Gives what stands in the way of being ready while it streams.
+    #[must_use]
+    pub fn in_the_way(&self) -> Vec<String> {
+        let state = self.lock();
+        let stops = state
+            .troubles
+            .iter()
+            .filter(|(topic, trouble)| topic.stops_ready(trouble.since.elapsed()));
+        stops.map(|(_, trouble)| trouble.text.clone()).collect()
     }
 
     /// Gives the answer of `/readyz?rollout`: whether the process that this one replaces may end.

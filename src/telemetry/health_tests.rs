@@ -233,3 +233,22 @@ fn a_trouble_that_stops_removals_is_not_ready_and_named() {
         health.over(&topic);
     }
 }
+
+/// On call: a minute of one refusal was told as the time of the next.
+#[tokio::test(start_paused = true)]
+async fn a_refusal_of_another_class_is_another_trouble() {
+    let (log, _guard) = Log::start();
+    let health = streaming();
+    let topic = || Topic::Watermark(TargetId::FIRST);
+    health.refusal(topic(), "misconf", "redis answered MISCONF", None);
+    advance(Duration::from_secs(60)).await;
+    health.refusal(topic(), "misconf", "redis answered MISCONF", None);
+    health.refusal(topic(), "oom", "redis answered OOM", None);
+    advance(Duration::from_secs(5)).await;
+    health.over(&topic());
+    let lines = log.lines();
+    let over: Vec<&String> = lines.iter().filter(|line| line.contains("resolved")).collect();
+    let [first, second] = &*over else { panic!("{lines:?}") };
+    assert!(first.contains("after 60.0 s: redis answered MISCONF"), "{first}");
+    assert!(second.contains("after 5.0 s: redis answered OOM"), "{second}");
+}

@@ -12,6 +12,7 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 
+use super::counted::Counted;
 use super::labels::LabelNames as _;
 pub use super::labels::{
     ErrorLabel, NodeLabel, OperationLabel, OutcomeLabel, PeerLabel, ReasonLabel, ReplicaLabel,
@@ -19,8 +20,8 @@ pub use super::labels::{
 };
 use super::noted::Noted;
 use super::server_clock::ServerClock;
-pub use super::table::Description;
 use super::table::Table;
+pub use super::table::{Description, KnownGauge};
 use crate::config::TargetId;
 use crate::keys::{Malformed, RuleId, WidenReason};
 
@@ -58,6 +59,9 @@ pub struct Metrics {
     pub(super) rules: Vec<String>,
     /// The names of the targets, where there are several.
     pub(super) targets: Vec<String>,
+    /// The name of each target, also of the only one.
+    pub(super) every_target: Vec<String>,
+    pub(super) counted: Arc<Counted>,
     slot: Family<SlotLabel, Gauge>,
     /// 1 when streaming and no sweep is owed.
     pub ready: Gauge,
@@ -104,11 +108,11 @@ pub struct Metrics {
     /// Keys and patterns removed again because Redis went back to an older watermark.
     pub repeated_keys: Counter,
     /// Bytes of WAL between the end and `confirmed_flush_lsn`.
-    pub confirmed_lag_bytes: Gauge,
+    pub confirmed_lag_bytes: KnownGauge,
     /// Bytes of WAL between the end and `restart_lsn`: what the slot keeps on disk.
-    pub restart_lag_bytes: Gauge,
+    pub restart_lag_bytes: KnownGauge,
     /// `pg_replication_slots.safe_wal_size`; -1 when there is no limit.
-    pub slot_safe_wal_bytes: Gauge,
+    pub slot_safe_wal_bytes: KnownGauge,
     /// 1 for the slot's present `wal_status`.
     pub slot_wal_status: Family<StatusLabel, Gauge>,
     /// Age of the oldest transaction that is received and not confirmed; without a session at least
@@ -164,6 +168,8 @@ impl Metrics {
         let metrics = Metrics {
             rules: rules.to_vec(),
             targets: Vec::new(),
+            every_target: Vec::new(),
+            counted: Arc::default(),
             server_clock: Arc::default(),
             noted: Arc::new(Noted::new(rules.len())),
             // Near the front of the page, where `walsweep check` looks for it.
@@ -216,7 +222,7 @@ impl Metrics {
             ),
             commit_to_removed: table.latency(
                 "walsweep_commit_to_removed_seconds",
-                "Commit, by the server's clock, to its keys removed",
+                "Commit, by the server's clock, to its keys removed for the first time",
             ),
             visible_to_removed: table
                 .latency("walsweep_visible_to_removed_seconds", "Visible to its keys removed"),
@@ -273,22 +279,26 @@ impl Metrics {
                 "walsweep_repeated_keys_total",
                 "Keys and patterns removed again because Redis went back",
             ),
-            confirmed_lag_bytes: table.gauge(
+            confirmed_lag_bytes: table.add(
                 "walsweep_confirmed_lag_bytes",
                 "WAL that the primary has written and that is not confirmed",
+                KnownGauge::default(),
             ),
-            restart_lag_bytes: table.gauge(
+            restart_lag_bytes: table.add(
                 "walsweep_restart_lag_bytes",
                 "WAL that the slot keeps on the disk of the server that it is on",
+                KnownGauge::default(),
             ),
-            slot_safe_wal_bytes: table.gauge(
+            slot_safe_wal_bytes: table.add(
                 "walsweep_slot_safe_wal_bytes",
-                "WAL until the slot is lost; -1 without limit, and on a standby",
+                "WAL until the slot is lost; -1 without limit, and on a standby; absent where the \
+                 slot cannot be looked at",
+                KnownGauge::default(),
             ),
             slot_wal_status: table.add(
                 "walsweep_slot_wal_status",
                 "1 for the slot's present `wal_status`; looked at every 5 s, also without a \
-                 session",
+                 session; absent where it cannot be",
                 Family::default(),
             ),
             oldest_unconfirmed: table.add(
@@ -374,6 +384,7 @@ impl Metrics {
     pub fn with_targets(mut self, names: Vec<String>) -> Metrics {
         let same: Vec<Option<usize>> = (0..self.rules.len()).map(Some).collect();
         self.noted = Arc::new(self.noted.of_others(&same, names.len()));
+        self.every_target.clone_from(&names);
         if names.len() > 1 {
             for target in &names {
                 let label = TargetLabel { target: target.clone() };
@@ -403,7 +414,7 @@ impl Metrics {
         self.targets.len().max(1)
     }
 
-    fn target(&self, target: TargetId) -> Option<TargetLabel> {
+    pub(super) fn target(&self, target: TargetId) -> Option<TargetLabel> {
         self.target_name(target).map(|target| TargetLabel { target: target.to_owned() })
     }
 
@@ -417,14 +428,6 @@ impl Metrics {
     /// So many messages of removals were told, or were not.
     pub fn published(&self, is_told: bool, count: u64) {
         if is_told { &self.published } else { &self.publish_failures }.inc_by(count);
-    }
-
-    /// A transaction's keys are gone from a target, so long after its commit.
-    pub fn removed_after(&self, target: TargetId, age: Duration) {
-        self.commit_to_removed.observe(seconds(age));
-        if let Some(label) = self.target(target) {
-            self.target_removed.get_or_create(&label).observe(seconds(age));
-        }
     }
 
     /// Rule and operation series exist from the start: a counter that is absent until its first

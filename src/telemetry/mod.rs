@@ -6,6 +6,7 @@
 //! Never knows: how any part works; it judges only what it is told.
 
 pub mod asker;
+mod counted;
 mod events;
 pub mod health;
 pub mod http;

@@ -168,7 +168,7 @@ impl Metrics {
                 self.widened.remove(&WidenedLabel { rule: rule.clone(), reason });
             }
         });
-        if self.targets.iter().any(|target| !targets.contains(target)) {
+        if self.every_target.iter().any(|target| !targets.contains(target)) {
             // Those that stay begin anew, as after a restart.
             self.redis_errors.clear();
         }
@@ -178,7 +178,10 @@ impl Metrics {
             self.target_ready.remove(&label);
             self.target_removed.remove(&label);
         });
+        let place = |target| self.every_target.iter().position(|before| before == target);
+        let places: Vec<Option<usize>> = targets.iter().map(place).collect();
         let mut others = self.clone();
+        others.counted = Arc::new(self.counted.of_others(&places));
         (others.rules, others.targets) = (rules.to_vec(), Vec::new());
         others.create_series();
         others.noted = Arc::new(self.noted.of_others(before, 1));
@@ -189,6 +192,7 @@ impl Metrics {
 #[cfg(test)]
 mod tests {
     use super::{Outcome, Process, Reloads, Told, started};
+    use crate::telemetry::metrics::{ErrorLabel, Metrics};
 
     #[test]
     fn a_reload_has_no_outcome_before_it_has_ended() {
@@ -205,6 +209,23 @@ mod tests {
         assert_eq!((told().begun, told().ended, told().lines.len()), (2, 1, 1));
         reloads.end(Outcome::Applied, false, Vec::new());
         assert_eq!((told().ended, told().is_invalid, told().lines.len()), (2, false, 0));
+    }
+
+    #[test]
+    fn of_a_target_that_goes_no_series_stays_also_if_it_was_the_only_one() {
+        let shown =
+            |metrics: &Metrics, target| metrics.text().contains(&format!("target=\"{target}\""));
+        for (before, after) in
+            [(&["a"][..], &["b"][..]), (&["a"], &["b", "c"]), (&["a", "b"], &["b"])]
+        {
+            let owned = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
+            let metrics = Metrics::new(&[]).with_targets(owned(before));
+            let label = ErrorLabel { target: "a".to_owned(), kind: "io" };
+            metrics.redis_errors.get_or_create(&label).inc();
+            assert!(shown(&metrics, "a"));
+            let metrics = metrics.for_others(&[], &[], owned(after));
+            assert!(!shown(&metrics, "a"), "{before:?} {after:?}: {}", metrics.text());
+        }
     }
 
     #[test]

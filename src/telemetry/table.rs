@@ -1,6 +1,9 @@
 //! The table that metrics are registered in: for Prometheus, and for people.
 
-use prometheus_client::encoding::EncodeLabelSet;
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use prometheus_client::encoding::{EncodeLabelSet, EncodeMetric, MetricEncoder};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::{Family, MetricConstructor as _};
@@ -23,6 +26,39 @@ pub struct Description {
     /// The text of `# HELP`.
     pub help: &'static str,
 }
+
+/// A gauge that has no series while its value is not known: 0 would be an answer, and alerts would
+/// take it for one.
+#[derive(Clone, Debug, Default)]
+pub struct KnownGauge(Arc<Mutex<Option<i64>>>);
+
+impl KnownGauge {
+    /// Sets it, or forgets what it was.
+    pub fn set(&self, value: Option<i64>) {
+        *self.lock() = value;
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<i64>> {
+        self.0.lock().expect("no code panics while it holds this lock")
+    }
+}
+
+impl EncodeMetric for KnownGauge {
+    fn encode(&self, mut encoder: MetricEncoder<'_>) -> fmt::Result {
+        let value = *self.lock();
+        value.map_or(Ok(()), |value| encoder.encode_gauge(&value))
+    }
+
+    fn metric_type(&self) -> MetricType {
+        MetricType::Gauge
+    }
+
+    fn is_empty(&self) -> bool {
+        self.lock().is_none()
+    }
+}
+
+impl Labelled for KnownGauge {}
 
 /// Registers under the exposed name; counters are exposed with `_total`, which the registry adds.
 #[derive(Default)]
@@ -57,7 +93,7 @@ impl Table {
 
     pub(super) fn family<L>(&mut self, name: &'static str, help: &'static str) -> Family<L, Counter>
     where
-        L: Clone + std::hash::Hash + Eq + EncodeLabelSet + std::fmt::Debug + Send + Sync + 'static,
+        L: Clone + std::hash::Hash + Eq + EncodeLabelSet + fmt::Debug + Send + Sync + 'static,
         L: LabelNames,
     {
         self.add(name, help, Family::default())

@@ -39,6 +39,8 @@ pub enum Topic {
     Redis(TargetId),
     /// The checks find something wrong with the Redis that is connected.
     RedisChecks(TargetId),
+    /// A target's Redis is doubted again and again, and swept each time.
+    Doubted(TargetId),
     /// Keys have waited for their removal from a target longer than they should.
     Late(TargetId),
     /// Keys of patterns wait longer than five seconds, because `sweep.max_load` allows no more.
@@ -64,6 +66,8 @@ pub enum Topic {
     NewSlot,
     /// The audit trail cannot be written.
     Audit,
+    /// The configuration on disk is refused, and the one before stays in force.
+    Reload,
 }
 
 impl Topic {
@@ -89,6 +93,8 @@ impl Topic {
             | Topic::Slot
             | Topic::SlotOwner
             | Topic::NewSlot
+            | Topic::Doubted(_)
+            | Topic::Reload
             | Topic::Audit => false,
         }
     }
@@ -99,6 +105,7 @@ impl Topic {
         match self {
             Topic::Refused(target, _)
             | Topic::Redis(target)
+            | Topic::Doubted(target)
             | Topic::Late(target)
             | Topic::Throttled(target)
             | Topic::Publish(target)
@@ -115,6 +122,7 @@ impl Topic {
             | Topic::Slot
             | Topic::NewSlot
             | Topic::SlotOwner
+            | Topic::Reload
             | Topic::Audit => None,
         }
     }
@@ -156,6 +164,8 @@ pub(super) struct Trouble {
     pub(super) since: Instant,
     /// The texts that were logged, without their numbers: one that counts is not new each second.
     pub(super) said: Vec<String>,
+    /// The class of what refuses, if it is one: another class is another trouble.
+    pub(super) kind: &'static str,
     /// When it is logged again.
     pub(super) again: Distance,
 }
@@ -193,6 +203,17 @@ impl Trouble {
             }
             self.said.push(words);
         }
+    }
+
+    /// Whether it is of an error of a class, and not of this one.
+    pub(super) fn is_of_another_kind(&self, kind: &str) -> bool {
+        self.kind != kind && !self.kind.is_empty() && !kind.is_empty()
+    }
+
+    /// Logs that it is over, with how long it lasted.
+    pub(super) fn say_over(&self) {
+        let (text, seconds) = (&self.text, self.since.elapsed().as_secs_f64());
+        tracing::info!("resolved after {seconds:.1} s: {text}");
     }
 
     /// Logs it again, if it is time.

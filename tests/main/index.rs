@@ -189,6 +189,31 @@ async fn too_many_names_are_no_index_and_no_stale_key() {
     assert!(sidecar.metric_sum(WHOLE).await + sidecar.metric_sum(KEYS).await < 0.5);
 }
 
+/// On call: commits waited half a minute for a pass that could make nothing whole any more.
+#[tokio::test]
+async fn a_pass_for_an_index_ends_when_the_names_take_too_much() {
+    let bed = Bed::new(&[]).await;
+    let more = "index = true\nindex_memory = \"1MB\"\nmax_load = 0.01";
+    let mut sidecar = start(&bed, |settings| settings.sweep = more.to_owned()).await;
+    is_whole(&sidecar).await;
+    bed.marked().await;
+    assert_eq!(sidecar.sigterm().await, 0);
+    many(&bed.cache, "redis.call('set', ARGV[1] .. i, i)", "other:", 300_000).await;
+    let fill = "redis.call('set', ARGV[1] .. redis.sha1hex(i), i)";
+    many(&bed.cache, fill, "list:team 2:", 150_000).await;
+    sidecar.start();
+    sidecar.wait_ready().await;
+    sidecar.wait_log("the names of keys take too much memory").await;
+    eventually(PATIENCE, "no pass is under way", || async {
+        let (_, body) = sidecar.get("/status").await.unwrap();
+        let status: serde_json::Value = serde_json::from_str(&body).unwrap();
+        status["passes"].as_array().is_some_and(Vec::is_empty)
+    })
+    .await;
+    let scanned = sidecar.metric("walsweep_sweep_scanned_keys_total").await;
+    assert!(scanned < 300_000.0, "{scanned} keys of 450 000");
+}
+
 /// Redis does not say whether a key was written or went; names of dead keys go all the same.
 #[tokio::test]
 async fn names_of_keys_that_expired_are_dropped_and_live_ones_stay() {

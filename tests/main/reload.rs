@@ -120,6 +120,13 @@ async fn a_bad_file_is_refused_with_all_its_problems_and_the_old_one_stays_in_fo
         assert!(line.is_some(), "{place}: {log}");
     }
     assert_eq!(sidecar.readyz().await, Some(200));
+    let status = async || {
+        let (_, body) = sidecar.get("/status").await.unwrap();
+        serde_json::from_str::<Value>(&body).unwrap()
+    };
+    let verdict = status().await["verdict"].take();
+    assert_eq!(verdict["level"], "attention", "{verdict}");
+    assert_eq!(verdict["section"], "a-reload-was-refused", "{verdict}");
     assert_eq!(sidecar.metric("walsweep_config_last_reload_successful").await, 0.0);
     assert_eq!(sidecar.metric(since).await, read_at);
     assert_eq!(reloads(&sidecar, "refused").await, 1.0);
@@ -130,6 +137,8 @@ async fn a_bad_file_is_refused_with_all_its_problems_and_the_old_one_stays_in_fo
     assert_eq!(sidecar.metric("walsweep_config_last_reload_successful").await, 1.0);
     assert!(sidecar.metric(since).await > read_at);
     assert_eq!(reloads(&sidecar, "unchanged").await, 1.0);
+    let (_, body) = sidecar.get("/readyz").await.unwrap();
+    assert!(!body.contains("stays in force"), "{body}");
 }
 
 /// A start would suspend it, for there is nothing better; here the old rules are.

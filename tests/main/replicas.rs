@@ -324,6 +324,67 @@ async fn a_sweep_of_everything_is_repeated_after_the_replay() {
     assert!(bed.has("item:3").await);
 }
 
+async fn pause_replay(reader: &Sql) {
+    reader.run("select pg_wal_replay_pause()").await;
+    let state = "select pg_get_wal_replay_pause_state() = 'paused'";
+    eventually(PATIENCE, "the replay pauses", || reader.one(state)).await;
+}
+
+/// On call: an unconfirmed commit was sent again an hour later, and an alert on late ones fired,
+/// though its keys had gone in time.
+#[tokio::test]
+async fn a_commit_that_is_sent_again_is_not_counted_as_late() {
+    let (bed, standby, sidecar) = start().await;
+    let reader = Sql::connect(&standby).await;
+    pause_replay(&reader).await;
+    bed.fill(&["item:1", "item:2"]).await;
+    for id in [1, 2] {
+        update(&bed, id).await;
+        bed.gone(&format!("item:{id}")).await;
+    }
+    let counted = || sidecar.metric("walsweep_commit_to_removed_seconds_count");
+    // The key is gone before it is counted.
+    always(Duration::from_millis(500), "the last one is counted", || async { true }).await;
+    let before = counted().await;
+    bed.fill(&["item:1", "item:2"]).await;
+    let received = sidecar.metric("walsweep_transactions_total").await;
+    bed.sql.run("select pg_terminate_backend(active_pid) from pg_replication_slots").await;
+    for key in ["item:1", "item:2"] {
+        bed.gone(key).await;
+    }
+    update(&bed, 3).await;
+    eventually(PATIENCE, "the next commit counts", || async { counted().await > before }).await;
+    assert!(sidecar.metric("walsweep_transactions_total").await >= received + 3.0, "sent again");
+    assert_eq!(counted().await, before + 1.0);
+}
+
+/// A standby that was taken out of the list is nobody's trouble: an alert would never be over.
+#[tokio::test]
+async fn a_reload_ends_the_series_of_a_standby_that_goes_and_sweeps_for_one_that_comes() {
+    let (bed, standby, mut sidecar) = start().await;
+    assert_eq!(sidecar.metric(&up(&standby)).await, 1.0);
+    let with = std::mem::take(&mut settings(&bed, &[&standby]).postgres);
+    bed.fill(&["item:1"]).await;
+    for (postgres, change) in [("", "takes it out"), (&*with, "adds it")] {
+        sidecar.change(|settings| postgres.clone_into(&mut settings.postgres));
+        let output = sidecar.command(&["reload"]);
+        assert_eq!(output.status.code(), Some(0), "{change}: {}", text(&output));
+        sidecar.wait_ready().await;
+        if postgres.is_empty() {
+            eventually(PATIENCE, "its series end", || async {
+                let (_, page) = sidecar.get("/metrics").await.unwrap();
+                !page.contains("walsweep_replica_")
+            })
+            .await;
+            assert!(bed.has("item:1").await, "nobody reads there any more: nothing is in doubt");
+        }
+    }
+    bed.gone("item:1").await;
+    let sweeps = sidecar.metric("walsweep_resyncs_total{reason=\"other_replicas\"}").await;
+    assert_eq!(sweeps, 1.0);
+    sidecar.wait_log("`postgres.replicas` names a standby that was not waited for").await;
+}
+
 /// A standby that is new in the list may have shown its readers what is confirmed already.
 #[tokio::test]
 async fn a_standby_that_is_new_in_the_list_costs_a_sweep() {

@@ -154,6 +154,28 @@ async fn every_template_is_asked_about_with_no_more_rights_than_are_needed() {
     }
 }
 
+/// On call: the line gave the commands, and the next reload was refused for the keys.
+#[tokio::test]
+async fn one_line_gives_commands_and_keys_that_are_missing_together() {
+    let server = Redis::start(RedisOptions::default()).await.unwrap();
+    let mut admin = server.connect().await.unwrap();
+    for rights in [
+        "~walsweep:* +ping +info +scan +get +set +incr +eval",
+        "~walsweep:* +ping +scan +get +set +incr +eval +unlink",
+        "~* +ping +info +scan +get +set +incr +eval",
+    ] {
+        let findings = found_as(&server, rights, &["k:{id}", "l:*"]).await;
+        let hints: Vec<&str> = findings.iter().filter_map(|one| one.hint.as_deref()).collect();
+        assert_eq!(hints.len(), findings.len(), "{findings:?}");
+        assert!(hints.iter().all(|hint| *hint == hints[0]), "{rights}: {hints:?}");
+        run(&mut admin, hints[0].trim_matches('`')).await;
+        let config = as_app(&server, vec![rule("t", &["k:{id}", "l:*"])]);
+        let mut app = connect(&config).await;
+        let found = preflight::redis(&target(&config), &mut app).await;
+        assert_eq!(found, [], "{rights}, then {}", hints[0]);
+    }
+}
+
 /// Redis 7 has rights to write without reading.
 #[tokio::test]
 async fn the_right_to_write_alone_is_enough_for_the_keys_of_rules() {

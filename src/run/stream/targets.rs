@@ -111,10 +111,9 @@ impl Stream<'_> {
         if phase != Phase::Streaming || was == health.phase() {
             return;
         }
-        if health.readiness().0 {
-            tracing::info!("ready");
-        } else {
-            tracing::info!("streaming, but not ready: `/readyz` says why");
+        match &*health.in_the_way() {
+            [] => tracing::info!("ready"),
+            why => tracing::info!("streaming, but not ready: {}", why.join("; ")),
         }
     }
 }

@@ -258,7 +258,8 @@ async fn watch_one<S: Standby>(
     }
 }
 
-/// `walsweep_replica_up` of one standby; 0 when its follower ends.
+/// `walsweep_replica_up` of one standby; gone when its follower ends. A reload may have taken the
+/// standby out of the list, and it ends after the session's other series are gone.
 struct Up(Arc<Health>, ReplicaLabel);
 
 impl Up {
@@ -270,6 +271,6 @@ impl Up {
 
 impl Drop for Up {
     fn drop(&mut self) {
-        self.set(false);
+        self.0.metrics().replica_up.remove(&self.1);
     }
 }

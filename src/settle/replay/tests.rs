@@ -294,6 +294,27 @@ async fn with_the_session_a_standby_that_fails_is_taken_back_and_not_told_as_res
     assert!(lines.contains("one:5432") && !lines.contains("resolved"), "{lines}");
 }
 
+/// Followers end later than the session's own series: a standby that a reload took out of the list
+/// would be down for ever.
+#[tokio::test(start_paused = true)]
+async fn with_the_session_the_series_of_its_standbys_end() {
+    let metrics = local(async {
+        let bench = Bench::new();
+        bench.one.replayed.set(1);
+        bench.other.fails.set(Some(|| StandbyError::Timeout));
+        sleep(Duration::from_secs(60)).await;
+        let text = bench.metrics.text();
+        for shown in ["{replica=\"one:5432\"} 1", "{replica=\"other:5432\"} 0"] {
+            assert!(text.contains(&format!("walsweep_replica_up{shown}")), "{text}");
+        }
+        bench.metrics.no_session();
+        bench.metrics
+    })
+    .await;
+    let text = metrics.text();
+    assert!(!text.contains("walsweep_replica_up{"), "{text}");
+}
+
 #[tokio::test(start_paused = true)]
 async fn each_replay_is_followed_by_a_removal_and_the_last_one_settles() {
     local(async {

@@ -441,6 +441,12 @@ impl Keeper {
         Ok(Some((state, retained)))
     }
 
+    /// The slot could not be looked at: the metrics tell nothing of it until it can. What it was
+    /// may be long ago, and an alert would take it for what is.
+    pub fn cannot_look(&self) {
+        forget(&self.metrics);
+    }
+
     /// Says what a person should know.
     fn say(&self, state: &SlotState, judgement: &Judgement) {
         if state.wal_status == "unreserved" {
@@ -464,12 +470,22 @@ impl Keeper {
     }
 }
 
+/// Lets the metrics tell nothing of the slot.
+fn forget(metrics: &Metrics) {
+    let Metrics { confirmed_lag_bytes, restart_lag_bytes, slot_safe_wal_bytes, .. } = metrics;
+    for gauge in [confirmed_lag_bytes, restart_lag_bytes, slot_safe_wal_bytes] {
+        gauge.set(None);
+    }
+    metrics.slot_wal_status.clear();
+}
+
 /// Lets the metrics tell of the slot; `None` if there is none.
 fn tell(metrics: &Metrics, state: Option<&SlotState>) {
     let bytes = |lag: fn(&SlotState) -> Option<i64>| state.and_then(lag).unwrap_or_default();
-    metrics.confirmed_lag_bytes.set(bytes(|state| state.confirmed_lag));
-    metrics.restart_lag_bytes.set(bytes(|state| state.restart_lag));
-    metrics.slot_safe_wal_bytes.set(state.and_then(|state| state.safe_wal_size).unwrap_or(-1));
+    let known = state.is_some();
+    metrics.confirmed_lag_bytes.set(known.then(|| bytes(|state| state.confirmed_lag)));
+    metrics.restart_lag_bytes.set(known.then(|| bytes(|state| state.restart_lag)));
+    metrics.slot_safe_wal_bytes.set(state.map(|state| state.safe_wal_size.unwrap_or(-1)));
     metrics.noted.slot_is(state.map(|state| SlotNote {
         confirmed_flush_lsn: state.confirmed_flush_lsn,
         confirmed_lag: bytes(|state| state.confirmed_lag),

@@ -4,8 +4,11 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::{Judge, Judgement, Replay, Retained, Running, SlotState, lost_because, named};
+use super::{
+    Judge, Judgement, Replay, Retained, Running, SlotState, forget, lost_because, named, tell,
+};
 use crate::lsn::Lsn;
+use crate::telemetry::metrics::Metrics;
 
 const MB: u64 = 1 << 20;
 
@@ -144,4 +147,35 @@ fn every_cause_is_a_loss() {
     ] {
         assert_eq!(lost_because(status, cause), expected, "{status} {cause:?}");
     }
+}
+
+/// 0 bytes until the slot is lost would wake a person.
+#[test]
+fn of_a_slot_that_was_not_looked_at_nothing_is_told() {
+    let metrics = Metrics::new(&[]);
+    let told = || {
+        let text = metrics.text();
+        let lines = text.lines().filter(|line| !line.starts_with('#'));
+        let slot = lines.filter(|line| {
+            ["walsweep_slot_", "walsweep_confirmed_lag", "walsweep_restart_lag"]
+                .iter()
+                .any(|name| line.starts_with(name))
+        });
+        slot.map(str::to_owned).collect::<Vec<_>>()
+    };
+    assert!(told().is_empty(), "{:?}", told());
+    tell(&metrics, Some(&slot(1, 2)));
+    for line in [
+        "walsweep_slot_safe_wal_bytes -1",
+        "walsweep_confirmed_lag_bytes 1048576",
+        "walsweep_restart_lag_bytes 2097152",
+        "walsweep_slot_wal_status{status=\"reserved\"} 1",
+    ] {
+        assert!(told().iter().any(|one| one == line), "{line}: {:?}", told());
+    }
+    let limited = SlotState { safe_wal_size: Some(0), ..slot(1, 2) };
+    tell(&metrics, Some(&limited));
+    assert!(told().iter().any(|one| one == "walsweep_slot_safe_wal_bytes 0"), "{:?}", told());
+    forget(&metrics);
+    assert!(told().is_empty(), "{:?}", told());
 }

@@ -135,6 +135,8 @@ pub enum Broken {
     WatermarkAhead,
     /// The watermark was written under other rules.
     OtherRules,
+    /// Readers may use a standby that the watermark did not wait for.
+    OtherReplicas,
     /// The rules' tables, or what is published of them, are not what they were; or a rule is
     /// suspended, or was.
     TablesChanged,
@@ -163,6 +165,7 @@ impl Broken {
             Broken::UncleanRestart => "unclean_restart",
             Broken::WatermarkAhead => "watermark_ahead",
             Broken::OtherRules => "other_rules",
+            Broken::OtherReplicas => "other_replicas",
             Broken::TablesChanged => "tables_changed",
             Broken::WatermarkLost => "watermark_lost",
             Broken::Unproven => "unproven",
@@ -188,6 +191,10 @@ impl Broken {
             Broken::UncleanRestart => "postgres did not shut down in order since the last removal",
             Broken::WatermarkAhead => "the watermark is ahead of the server's log",
             Broken::OtherRules => "the watermark is of other rules, and does not tell which",
+            Broken::OtherReplicas => {
+                "`postgres.replicas` names a standby that was not waited for: its readers may have \
+                 cached older rows"
+            }
             Broken::TablesChanged => "the rules' tables are not what they were",
             Broken::WatermarkLost => "redis lost the watermark",
             Broken::Unproven => "nothing shows that redis kept every removal",
@@ -222,6 +229,7 @@ impl Broken {
             | Broken::UncleanRestart
             | Broken::WatermarkAhead
             | Broken::OtherRules
+            | Broken::OtherReplicas
             | Broken::TablesChanged
             | Broken::SlotCreated
             | Broken::RetainedWal

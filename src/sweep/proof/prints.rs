@@ -211,9 +211,13 @@ impl Prints {
     /// Says what this state puts in doubt of keys that were right under `before`.
     #[must_use]
     pub fn since(&self, before: &Prints, gap: Gap) -> Doubt {
-        // A standby that is new in the list may have shown readers what is confirmed already.
-        if self.format != before.format || !self.replicas.is_subset(&before.replicas) {
+        if self.format != before.format {
             return Doubt::Everything(Broken::OtherRules);
+        }
+        // Its readers may have cached, after a removal that did not wait for it, what it still
+        // showed. Which keys they did, nobody knows.
+        if !self.replicas.is_subset(&before.replicas) {
+            return Doubt::Everything(Broken::OtherReplicas);
         }
         let given = Given::new(&before.rules);
         let mut doubt = BTreeMap::new();

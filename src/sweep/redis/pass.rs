@@ -80,6 +80,8 @@ pub struct Progress {
     pub load: f64,
     /// For how long the pass has waited, so that SCAN takes no more of Redis's time than its share.
     pub waited: Duration,
+    /// Whether it came to no end, for what it was made for is not wanted any more.
+    pub(in crate::sweep) is_given_up: bool,
     /// Keys that were to be removed since the pace was told, and how long that lasted.
     removals: (u64, Duration),
     /// Keys that the user may not remove, by the index of their pattern.
@@ -140,6 +142,7 @@ impl Progress {
         self.took = self.took.max(other.took);
         self.load = self.load.max(other.load);
         self.waited = self.waited.max(other.waited);
+        self.is_given_up |= other.is_given_up;
         let counts = [(&mut self.matched_by, other.matched_by), (&mut self.removed, other.removed)];
         for (own, others) in counts {
             own.iter_mut().zip(others).for_each(|(own, other)| *own += other);
@@ -279,14 +282,20 @@ impl Pass {
         pace: &mut Pace,
         mut each_page: impl FnMut(&Progress),
     ) -> Result<Progress, Error> {
-        let is_for_indexes = self.patterns.is_empty() && self.items.all.is_empty();
-        if is_for_indexes && node.wanted_prefixes().is_empty() {
+        if self.is_in_vain(node) {
             return Ok(progress);
         }
         let outcome = self.scan(node, pace, &mut each_page, &mut progress).await;
-        pace.measure.end(outcome.is_ok());
+        pace.measure.end(outcome.is_ok() && !progress.is_given_up);
         each_page(&progress);
         outcome.map(|()| progress)
+    }
+
+    /// Whether it is for indexes alone, and none of this server wants it, or wants it any more: the
+    /// names take too much memory.
+    fn is_in_vain<P: Primary>(&self, node: &P) -> bool {
+        let is_for_indexes = self.patterns.is_empty() && self.items.all.is_empty();
+        is_for_indexes && node.wanted_prefixes().is_empty()
     }
 
     async fn scan<P: Primary>(
@@ -307,6 +316,11 @@ impl Pass {
             progress.scanned += page.keys.len() as u64;
             each_page(progress);
             let cursor = page.cursor;
+            // Patterns would wait for the rest of it.
+            if cursor != 0 && self.is_in_vain(node) {
+                progress.is_given_up = true;
+                return Ok(());
+            }
             if cursor == 0 {
                 self.remove_matching(node, &page, progress).await?;
                 progress.tell(pace);

@@ -111,7 +111,12 @@ fn without_session(evidence: &Evidence<'_>) -> Verdict {
         Some(trouble) => {
             let text = format!("nothing is removed: {}", trouble.text);
             let verdict = Verdict::new(Level::Wrong, text, &trouble.section);
-            verdict.with_cure_of(trouble)
+            // What stands beside it in the same section may be the cause.
+            let of_cause = |other: &&Trouble| other.section == trouble.section;
+            let has_hint = |one: &&Trouble| one.hint.is_some() || one.sql.is_some();
+            let mut beside = evidence.troubles.iter().filter(of_cause);
+            let told = if has_hint(&trouble) { None } else { beside.find(has_hint) };
+            verdict.with_cure_of(told.unwrap_or(trouble))
         }
         None => Verdict::new(Level::Busy, evidence.doing.to_owned(), "not-ready"),
     }
@@ -161,6 +166,12 @@ pub(super) fn section(topic: &Topic, text: &str) -> &'static str {
         Topic::Session | Topic::Checks if GONE.iter().any(|part| text.contains(part)) => {
             "something-in-postgres-was-dropped"
         }
+        // The slot that must not be dropped, or that kept too much.
+        Topic::Session
+            if ["another program's", "max_retained_wal"].iter().any(|is| text.contains(is)) =>
+        {
+            "the-slot-keeps-wal"
+        }
         Topic::Session | Topic::Checks | Topic::Watch => "not-ready",
         Topic::Rule(_) => "a-rule-is-suspended",
         Topic::Wide(_) | Topic::Lookup(_) => "too-much-is-removed",
@@ -172,6 +183,8 @@ pub(super) fn section(topic: &Topic, text: &str) -> &'static str {
         | Topic::Publish(_) => "redis-refuses",
         Topic::Late(_) | Topic::Throttled(_) => "keys-go-late",
         Topic::Fence => "everything-was-swept",
+        Topic::Doubted(_) => "two-instances",
+        Topic::Reload => "a-reload-was-refused",
         Topic::Audit => "the-audit-trail-has-gaps",
         Topic::Replica(_) | Topic::Slot | Topic::SlotOwner | Topic::NewSlot => "the-slot-keeps-wal",
     }
@@ -241,6 +254,44 @@ mod tests {
         assert_eq!(Verdict::of(&lost).text, "nothing is removed: stops: true");
     }
 
+    /// Beside the session that cannot be had it is told what to do with a slot that may be another
+    /// program's.
+    #[test]
+    fn a_session_that_a_slot_is_in_the_way_of_leads_to_the_slot() {
+        let session = |text: &str| Trouble {
+            text: text.to_owned(),
+            stops_ready: true,
+            section: section(&Topic::Session, text).to_owned(),
+            ..Trouble::default()
+        };
+        let owner = Trouble {
+            hint: Some("drop it".to_owned()),
+            section: section(&Topic::SlotOwner, "").to_owned(),
+            ..Trouble::default()
+        };
+        for (text, leads_to, hint) in [
+            (
+                "no session with postgres: slot `s` has to be made anew, and is not dropped: it \
+                 may be another program's",
+                "the-slot-keeps-wal",
+                Some("drop it"),
+            ),
+            (
+                "more than the 1 MB of `postgres.max_retained_wal`",
+                "the-slot-keeps-wal",
+                Some("drop it"),
+            ),
+            ("no session with postgres: connect", "not-ready", None),
+        ] {
+            let troubles = [session(text), owner.clone()];
+            let one = Evidence { troubles: &troubles, ..evidence(Phase::Connecting) };
+            assert_eq!(level(&one), Level::Wrong);
+            let verdict = Verdict::of(&one);
+            assert_eq!(verdict.section.as_deref(), Some(leads_to), "{text}");
+            assert_eq!(verdict.hint.as_deref(), hint, "{text}");
+        }
+    }
+
     #[test]
     fn keys_that_wait_for_long_are_behind_and_second_removals_never() {
         let wait = |stage: &str, seconds| Wait {
@@ -288,6 +339,9 @@ mod tests {
             Topic::Slot,
             Topic::SlotOwner,
             Topic::NewSlot,
+            Topic::Doubted(target),
+            Topic::Audit,
+            Topic::Reload,
         ] {
             for text in ["is lost", "refuses removals", "there is no publication"] {
                 let anchor = section(&topic, text);

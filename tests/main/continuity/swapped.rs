@@ -216,3 +216,34 @@ async fn connections_that_break_under_load_are_not_taken_for_swapped() {
     assert!(sidecar.metric(SWAPPED).await < 1.0, "a false alarm");
     assert!(sidecar.metric_sum("walsweep_resyncs_total").await <= before, "a sweep for nothing");
 }
+
+/// Two servers, one Redis, one name of a slot: each takes what the other does for a loss. Between
+/// two sweeps all would seem well.
+#[tokio::test]
+async fn two_walsweeps_that_write_one_watermark_are_not_told_as_well() {
+    let (one, two) = (Bed::new(&[]).await, Bed::new(&[]).await);
+    let sidecar = one.sidecar().await;
+    one.settled().await;
+    let mut settings = two.settings();
+    settings.redis_url = one.settings().redis_url;
+    let mut other = Sidecar::new(settings);
+    other.setup();
+    other.start();
+    let status = async || {
+        for bed in [&one, &two] {
+            bed.sql.run("update item set version = version + 1 where id = 1").await;
+        }
+        let (_, body) = sidecar.get("/status").await.unwrap();
+        serde_json::from_str::<serde_json::Value>(&body).unwrap()
+    };
+    let is_told = |status: &serde_json::Value| {
+        let troubles = status["troubles"].as_array().unwrap();
+        troubles.iter().any(|trouble| trouble["section"] == "two-instances")
+    };
+    eventually(PATIENCE, "it is told", || async { is_told(&status().await) }).await;
+    for _ in 0..50 {
+        let status = status().await;
+        assert_ne!(status["verdict"]["level"], "well", "{}", status["verdict"]);
+        sleep(Duration::from_millis(100)).await;
+    }
+}

@@ -46,6 +46,12 @@ async fn a_slot_that_cannot_be_decoded_and_may_be_anothers_is_left_until_a_perso
     ] {
         assert!(body.contains(part), "{part}: {body}");
     }
+    assert!(!body.contains("said in the log"), "what to do stands right here: {body}");
+    let (_, status) = sidecar.get("/status").await.unwrap();
+    let status: serde_json::Value = serde_json::from_str(&status).unwrap();
+    let verdict = &status["verdict"];
+    assert_eq!(verdict["section"], "the-slot-keeps-wal", "{verdict}");
+    assert!(verdict["hint"].as_str().is_some_and(|hint| hint.contains(DROP)), "{verdict}");
     // Several attempts later.
     tokio::time::sleep(Duration::from_secs(3)).await;
     assert_eq!(bed.sql.one::<String>(STANDS).await, stands, "{}", sidecar.log().join("\n"));
@@ -88,6 +94,10 @@ async fn a_lost_slot_that_may_be_anothers_is_waited_for_as_check_says() {
     said(&sidecar, "and is not dropped, for it may be another program's").await;
     bed.sql.run(DROP).await;
     sidecar.wait_ready().await;
+    let log = sidecar.log().join("\n");
+    let (_, made) = log.split_once("creating the slot").unwrap_or_else(|| panic!("{log}"));
+    let doubts = |line: &str| line.contains("WARN") && line.contains("another program's");
+    assert!(!made.lines().any(doubts), "walsweep has just made it: {log}");
     // The one that walsweep made is its own, as Redis shows: it is made anew.
     bed.settled().await;
     bed.marked().await;
