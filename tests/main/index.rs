@@ -193,7 +193,7 @@ async fn too_many_names_are_no_index_and_no_stale_key() {
 #[tokio::test]
 async fn a_pass_for_an_index_ends_when_the_names_take_too_much() {
     let bed = Bed::new(&[]).await;
-    let more = "index = true\nindex_memory = \"1MB\"\nmax_load = 0.01";
+    let more = "index = true\nindex_memory = \"1MB\"\nmax_load = 0.05";
     let mut sidecar = start(&bed, |settings| settings.sweep = more.to_owned()).await;
     is_whole(&sidecar).await;
     bed.marked().await;
@@ -211,7 +211,8 @@ async fn a_pass_for_an_index_ends_when_the_names_take_too_much() {
     })
     .await;
     let scanned = sidecar.metric("walsweep_sweep_scanned_keys_total").await;
-    assert!(scanned < 300_000.0, "{scanned} keys of 450 000");
+    // Redis leaves out the others, and does not count them.
+    assert!(scanned < 100_000.0, "{scanned} keys of 150 000");
 }
 
 /// Redis does not say whether a key was written or went; names of dead keys go all the same.
