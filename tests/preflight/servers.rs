@@ -113,7 +113,8 @@ async fn a_publication_made_after_its_slot_leaves_the_slot_and_says_so() {
     let findings = check(&config, &client).await;
     assert_eq!(codes(&findings), ["publication_missing", "slot_unclaimed"]);
     assert_eq!(find(&findings, "slot_unclaimed").severity, Severity::Info);
-    assert!(find(&findings, "publication_missing").message.contains("`slot_app` is left"));
+    let hint = find(&findings, "publication_missing").hint.as_deref().unwrap_or_default();
+    assert!(hint.contains("`slot_app` is left"), "{hint}");
     let rules = Rules::compile(&config.rules).unwrap();
     setup::setup(&config, &rules, &hands(&config, &client)).await.unwrap();
     assert_eq!(stands().await, before);
