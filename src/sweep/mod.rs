@@ -58,6 +58,8 @@ mod counted_tests;
 #[cfg(test)]
 mod evidence_tests;
 #[cfg(test)]
+mod listed_tests;
+#[cfg(test)]
 mod load_tests;
 #[cfg(test)]
 mod partial_tests;

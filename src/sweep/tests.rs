@@ -12,8 +12,8 @@ use tokio::time::{Instant, timeout};
 
 use super::partial_tests::{expected, prints};
 use super::{
-    Doubt, Error, Event, Kind, Node, Page, Primary, Prints, Removes, Replaced, Room, ScanCall,
-    Scanned, Settings, Sweeper, Watermark,
+    Doubt, Error, Event, Indexed, Kind, Node, Page, Primary, Prints, Removes, Replaced, Room,
+    ScanCall, Scanned, Settings, Sweeper, Watermark,
 };
 use crate::channel::{Sender, channel};
 use crate::config::{Rule, TargetId};
@@ -61,6 +61,10 @@ pub(super) struct Inner {
     /// Removals of nothing, and fences.
     pub(super) proofs: Cell<(u32, u32)>,
     pub(super) passes: Cell<u32>,
+    /// The patterns of its index, which is lost after so many pages.
+    pub(super) index: RefCell<Option<(Vec<Pattern>, u32)>>,
+    /// So often keys come to it from elsewhere while a pass runs.
+    pub(super) arrivals: Cell<u32>,
     watermarks_written: Cell<u32>,
 }
 
@@ -163,6 +167,10 @@ impl Primary for Redis {
         Ok(Page { cursor, keys: found })
     }
 
+    fn list(&self, prefix: &[u8], after: Option<&[u8]>, _most: usize) -> Option<Vec<Vec<u8>>> {
+        self.0.list_one(prefix, after)
+    }
+
     async fn ping(&self) -> Result<(), Error> {
         self.work().await
     }
@@ -184,12 +192,20 @@ impl Node for Redis {
         self.0.away.borrow().clone()
     }
 
+    fn index_patterns(&self) -> Vec<Pattern> {
+        self.0.listed_patterns()
+    }
+
+    fn indexed(&self) -> Option<Indexed> {
+        self.0.standing()
+    }
+
     async fn connect(&self) -> Result<(), Error> {
         self.work().await
     }
 
     async fn primaries(&self, scanned: &mut Scanned) -> Result<Vec<&Redis>, Error> {
-        Ok(scanned.once(self))
+        Ok(self.next_primaries(scanned))
     }
 
     async fn keep_alive(&self) -> Result<(), Error> {

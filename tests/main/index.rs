@@ -148,6 +148,71 @@ async fn after_a_flush_and_a_swap_no_key_is_missed() {
     bed.gone("list:team 1:b").await;
 }
 
+/// Data that the index never saw comes with a watermark that is a little older. What was removed
+/// since is removed again, and nothing else: the rest is to be known anew.
+#[tokio::test]
+async fn what_a_swap_brings_back_is_known() {
+    let bed = Bed::new(&[]).await;
+    let mut other = bed.redis.connect().await.unwrap();
+    let mut before = pipe();
+    before.cmd("SELECT").arg(9).cmd("SET").arg("list:team 3:old").arg("stale");
+    let () = before.query_async(&mut other).await.unwrap();
+    let sidecar = start(&bed, |_| ()).await;
+    is_whole(&sidecar).await;
+    let mut copy = cmd("COPY");
+    copy.arg("walsweep:walsweep").arg("walsweep:walsweep").arg("DB").arg(9);
+    copy.exec_async(&mut bed.cache.clone()).await.unwrap();
+    touch(&bed, 1).await;
+    bed.settled().await;
+    let resyncs = sidecar.metric_sum("walsweep_resyncs_total").await;
+    cmd("SWAPDB").arg(0).arg(9).exec_async(&mut bed.cache.clone()).await.unwrap();
+    let found = async || sidecar.metric("walsweep_repeated_keys_total").await > 0.5;
+    eventually(PATIENCE, "the swap is found", found).await;
+    touch(&bed, 2).await;
+    bed.settled().await;
+    assert!(bed.has("list:team 3:old").await, "nothing was committed about it");
+    touch(&bed, 3).await;
+    bed.gone("list:team 3:old").await;
+    assert_eq!(sidecar.metric_sum("walsweep_resyncs_total").await, resyncs, "all is swept");
+}
+
+/// An index knows the keys of a rule that came with a reload, and still those of the others.
+#[tokio::test]
+async fn after_a_reload_the_keys_of_all_rules_are_known() {
+    let bed = Bed::new(&[]).await;
+    let mut sidecar = start(&bed, |_| ()).await;
+    is_whole(&sidecar).await;
+    bed.fill(&["list:team 1:before"]).await;
+    let more = "\n[[rule]]\nname = \"more\"\ntable = \"public.item\"\n\
+                keys = [\"wide:{team}:*\"]\n";
+    sidecar.change(|settings| settings.rules.push_str(more));
+    let output = sidecar.command(&["reload"]);
+    assert!(output.status.success(), "{output:?}");
+    sidecar.wait_ready().await;
+    is_whole(&sidecar).await;
+    bed.fill(&["wide:team 1:a", "list:team 1:after"]).await;
+    assert!(bed.has("list:team 1:before").await, "nothing is new about it");
+    let scans = bed.calls("scan").await;
+    touch(&bed, 1).await;
+    for key in ["wide:team 1:a", "list:team 1:before", "list:team 1:after"] {
+        bed.gone(key).await;
+    }
+    assert_eq!(bed.calls("scan").await, scans);
+}
+
+/// A pattern that came of a value that is not known is of no template: the index has none of its
+/// keys.
+#[tokio::test]
+async fn a_pattern_that_the_index_does_not_know_goes_by_scan() {
+    let bed = Bed::new(&[]).await;
+    let sidecar = start(&bed, |_| ()).await;
+    is_whole(&sidecar).await;
+    bed.fill(&["item:1", "list:team 1:a"]).await;
+    bed.sql.run("truncate item").await;
+    bed.gone("item:1").await;
+    bed.gone("list:team 1:a").await;
+}
+
 #[tokio::test]
 async fn a_lost_connection_costs_the_index_and_no_key() {
     let bed = Bed::new(&[]).await;
@@ -262,6 +327,9 @@ async fn keys_that_are_refused_are_tried_again() {
     touch(&bed, 2).await;
     bed.gone("list:team 2:a").await;
     assert!(bed.has("list:team 1:a").await);
+    // Its name stays, however often it is tried: a commit finds it as one that was never tried.
+    touch(&bed, 1).await;
+    sleep(Duration::from_millis(300)).await;
     user("~*").await;
     bed.gone("list:team 1:a").await;
     assert_eq!(bed.calls("scan").await, scans);

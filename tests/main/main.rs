@@ -26,6 +26,7 @@ mod hints;
 mod hosts;
 mod http;
 mod index;
+mod index_bare;
 mod inside;
 mod large;
 mod limits;

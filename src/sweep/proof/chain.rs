@@ -26,6 +26,8 @@ pub struct Chain {
     /// The number that the next command makes of it.
     next: u64,
     is_whole: bool,
+    /// Whether a reply to a link has come: from then on a number of this chain stands there.
+    stands: bool,
 }
 
 /// The command behind an UNLINK.
@@ -42,7 +44,7 @@ impl Chain {
     #[must_use]
     pub fn begin() -> Chain {
         let first = RandomState::new().hash_one(0) >> 2;
-        Chain { first, next: first, is_whole: true }
+        Chain { first, next: first, is_whole: true, stands: false }
     }
 
     /// The link that is sent now: links arrive in the order of these calls. `None` if the chain is
@@ -61,6 +63,17 @@ impl Chain {
     pub fn made(&self, link: Link) -> bool {
         let (Link::Set(number) | Link::Increase(number)) = link;
         (self.first..self.next).contains(&number)
+    }
+
+    /// A reply to a link has come, and it is right.
+    pub fn acknowledged(&mut self, link: Link) {
+        self.stands |= self.made(link);
+    }
+
+    /// Whether a number of this chain stands in Redis.
+    #[must_use]
+    pub fn stands(&self) -> bool {
+        self.stands && self.is_whole
     }
 
     /// Redis removed keys and refused the link: nothing shows any more that it has the removals.

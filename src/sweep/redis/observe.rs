@@ -346,7 +346,7 @@ fn narrowest(mut texts: Vec<&[u8]>, most: usize) -> Vec<Vec<u8>> {
 mod tests {
     use super::{Mark, Observer, narrowest, prefixes};
     use crate::config::{Redis, Rule};
-    use crate::keys::{KeySet, Rules};
+    use crate::keys::{KeySet, Pattern, Rules};
 
     fn everything(templates: &[&str]) -> KeySet {
         Rules::compile(&[Rule::for_tests("t", templates)]).unwrap().everything()
@@ -435,6 +435,30 @@ mod tests {
         observer.wrote(b"a:1");
         let names = observer.names();
         assert_eq!((names.bytes, names.written.len(), names.marks.len()), (0, 0, 0));
+    }
+
+    /// Between its removal and the word that it is gone, the key was written, and nobody knows.
+    #[test]
+    fn a_removal_from_before_a_loss_drops_no_name() {
+        let redis = Redis { prefixes: vec![String::new()], ..Redis::at("redis://h") };
+        let index = Some((vec![Pattern::parse(b"a:*")], 1 << 20));
+        let all = everything(&["a:{id}", "exact"]);
+        let observer = Observer::new((&redis, "mark"), (&all, 1 << 20), index);
+        let known = || observer.list(b"", None, 9).unwrap();
+        observer.scan_begins(None);
+        observer.scanned(&[b"a:1".to_vec(), b"a:2".to_vec()], true);
+        let mark = observer.mark();
+        observer.wrote(b"a:2");
+        observer.gone([&b"a:1"[..], b"a:2"].into_iter(), &mark);
+        assert_eq!(known(), [b"a:2"]);
+        observer.lose();
+        observer.scan_begins(None);
+        observer.wrote(b"a:1");
+        observer.scanned(&[], true);
+        observer.gone([&b"a:1"[..]].into_iter(), &mark);
+        assert_eq!(known(), [b"a:1"]);
+        observer.close();
+        assert_eq!((observer.list(b"", None, 9), observer.indexed()), (None, None));
     }
 
     #[test]

@@ -78,9 +78,43 @@ pub(super) fn hear(observer: &Observer, prefix: &Prefix, push: &PushInfo) {
 
 #[cfg(test)]
 mod tests {
-    use super::{Prefix, tells_every_write, tracking};
+    use redis::{PushInfo, PushKind, Value};
+
+    use super::{Observer, Prefix, hear, tells_every_write, tracking};
     use crate::config::{Fields, Located, Location, Redis, Rule};
-    use crate::keys::Rules;
+    use crate::keys::{Pattern, Rules};
+
+    /// Names come as bytes, with the target's prefix. Whatever else comes may have been one.
+    #[test]
+    fn what_is_not_a_name_leaves_no_index() {
+        let redis = Redis { prefix: "p:".to_owned(), ..Redis::at("redis://h") };
+        let rules = Rules::compile(&[Rule::for_tests("t", &["list:*"])]).unwrap();
+        let heard = |kind: PushKind, data: Vec<Value>| {
+            let index = Some((vec![Pattern::parse(b"list:*")], 1 << 20));
+            let of = (&redis, "s");
+            let observer = Observer::new(of, (&rules.everything(), 1 << 20), index);
+            observer.scan_begins(None);
+            observer.scanned(&[b"list:1".to_vec()], true);
+            hear(&observer, &Prefix::of(&redis), &PushInfo { kind, data });
+            observer.list(b"", None, 9)
+        };
+        let names = |names: &[&[u8]]| {
+            let names = names.iter().map(|name| Value::BulkString(name.to_vec()));
+            vec![Value::Array(names.collect())]
+        };
+        let told = names(&[b"p:list:2", b"list:3", b"p:other", b"p:list:\xff\0"]);
+        let known = heard(PushKind::Invalidate, told);
+        assert_eq!(known.unwrap(), [&b"list:1"[..], b"list:2", b"list:\xff\0"]);
+        for (kind, data) in [
+            (PushKind::Invalidate, vec![Value::Nil]),
+            (PushKind::Invalidate, vec![]),
+            (PushKind::Invalidate, vec![Value::Array(vec![Value::Int(1)])]),
+            (PushKind::Other("tracking-redir-broken".to_owned()), vec![]),
+            (PushKind::Disconnection, vec![]),
+        ] {
+            assert_eq!(heard(kind.clone(), data), None, "{kind}");
+        }
+    }
 
     /// `HDEL` leaves the key with what the application wrote in the same turn.
     #[test]

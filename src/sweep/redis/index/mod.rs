@@ -303,6 +303,19 @@ mod tests {
         assert_eq!(names(&index).unwrap(), ["page:1"]);
     }
 
+    /// The names that a SCAN lists may be too many, too: its end then makes nothing whole.
+    #[tokio::test(start_paused = true)]
+    async fn a_scan_that_lists_more_names_than_there_is_memory_for_makes_no_index() {
+        let mut index = index(10_000);
+        index.scan_begins(None);
+        let names: Vec<String> =
+            (0..2_000).map(|number| format!("page:{}", number * 7_919)).collect();
+        let all: Vec<&str> = names.iter().map(String::as_str).collect();
+        scanned(&mut index, &all, true);
+        assert_eq!((self::names(&index), index.standing().keys), (None, 0));
+        assert!(!index.wants_scan(), "the next one would end alike");
+    }
+
     #[test]
     fn names_are_looked_at_when_many_may_be_dead() {
         let mut index = index(1 << 24);

@@ -110,10 +110,44 @@ impl Standalone {
         command
     }
 
+    /// Lets a number stand by which other connections see whether this data answers them. A
+    /// cluster has one database, and its number may go away with a slot.
+    pub(super) async fn show(&self) -> Result<(), Error> {
+        let is_first = |chain: &Chain| chain.is_whole() && !chain.stands();
+        if self.is_shard || !self.chain.borrow().as_ref().is_some_and(is_first) {
+            return Ok(());
+        }
+        self.send_linked(Pipeline::new(), 0).await.map(drop)
+    }
+
+    /// The command that reads the number, if one stands.
+    pub(super) fn shown(&self) -> Option<Cmd> {
+        let stands = self.chain.borrow().as_ref().is_some_and(Chain::stands);
+        let mut get = cmd("GET");
+        get.arg(&self.names.borrow().number);
+        (stands && !self.is_shard).then_some(get)
+    }
+
+    /// Whether what was read is a number of this connection.
+    pub(super) fn is_shown(&self, number: &Value) -> bool {
+        let number: Option<u64> = match number {
+            Value::BulkString(text) => std::str::from_utf8(text).ok().and_then(|n| n.parse().ok()),
+            Value::Nil => None,
+            // Not every user may read it.
+            _ => return true,
+        };
+        let chain = self.chain.borrow();
+        let Some(chain) = chain.as_ref().filter(|chain| chain.stands()) else { return true };
+        number.is_some_and(|number| chain.made(Link::Set(number)))
+    }
+
     /// Judges the reply to a link.
     fn linked(&self, link: Link, reply: Option<Value>) -> Result<(), Error> {
         match (link, reply) {
-            (Link::Set(_), Some(Value::Okay)) => Ok(()),
+            (Link::Set(_), Some(Value::Okay)) => {
+                self.chain.borrow_mut().iter_mut().for_each(|chain| chain.acknowledged(link));
+                Ok(())
+            }
             (Link::Increase(number), Some(Value::Int(found)))
                 if i64::try_from(number) == Ok(found) =>
             {

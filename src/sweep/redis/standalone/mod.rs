@@ -200,7 +200,8 @@ impl Standalone {
     }
 
     /// Runs a command that is of use only on the server that was connected to: what a cursor means,
-    /// and which names are pushed, only that one knows. Its id is asked for in the same round trip.
+    /// and which names are pushed, only that one knows. Its id is asked for in the same round trip,
+    /// and the number of removals, which another database in its place does not have.
     async fn ask_the_same(
         &self,
         command: Cmd,
@@ -210,22 +211,28 @@ impl Standalone {
         let Some(expected) = expected else {
             return command.query_async(&mut connection).await.map_err(|error| classify(&error));
         };
-        let mut pipeline = Pipeline::with_capacity(2);
+        let mut pipeline = Pipeline::with_capacity(3);
         pipeline.add_command(command).cmd("INFO").arg("replication");
+        let number = self.shown();
+        let count = 2 + usize::from(number.is_some());
+        if let Some(get) = number {
+            pipeline.add_command(get);
+        }
         let replies = async {
-            let replies = connection.send_packed_commands(&pipeline, 0, 2).await;
+            let replies = connection.send_packed_commands(&pipeline, 0, count).await;
             replies.map_err(|error| classify(&error))
         };
-        let replies = self.unless_left(replies).await?;
+        let mut replies = self.unless_left(replies).await?;
+        let is_shown = count == 2 || replies.pop().is_some_and(|number| self.is_shown(&number));
         let [reply, info] = replies
             .try_into()
-            .map_err(|_other| Error::new(Kind::Io, "not two replies to two commands".to_owned()))?;
+            .map_err(|_other| Error::new(Kind::Io, "not a reply to each command".to_owned()))?;
         if let Value::ServerError(error) = reply {
             return Err(classify(&error.into()));
         }
         let info: String = redis::from_redis_value(info)
             .map_err(|_other| Error::new(Kind::Other, "INFO gave an unexpected reply".into()))?;
-        if history(&info) == Some(expected.as_str()) {
+        if history(&info) == Some(expected.as_str()) && is_shown {
             return Ok(reply);
         }
         let message = "another server answers on this connection, or its data was exchanged";
@@ -282,8 +289,9 @@ impl Primary for Standalone {
         if let Some(hidden) = hidden {
             return Box::pin(self.scan_behind(&hidden, call)).await;
         }
-        if let Some(observer) = observer.as_ref().filter(|_| call.cursor == 0) {
-            observer.scan_begins(call.pattern);
+        if call.cursor == 0 {
+            self.show().await?;
+            observer.iter().for_each(|observer| observer.scan_begins(call.pattern));
         }
         let mut scan = cmd("SCAN");
         scan.arg(call.cursor);
