@@ -1,7 +1,7 @@
 # What people do with a checkout. Needs a Rust toolchain; the servers are installed where missing.
 .DEFAULT_GOAL := help
-.PHONY: help demo test build-tests test-matrix test-hard check-consistency fuzz simulate bench \
-    screenshots lint deb image check-packages install-deps
+.PHONY: help demo test build-tests test-matrix test-hard test-least check-consistency fuzz \
+    simulate bench screenshots lint deb image check-packages install-deps
 
 CARGO ?= cargo
 # KEEP=1: `make demo` leaves its servers running until Ctrl-C.
@@ -76,6 +76,14 @@ test-hard: install-deps ## The same races and outages for longer: 100 000 commit
 	COMMITS=100000 KILLS=50 OUTAGE_SECONDS=30 TOKEN_SECONDS=20 ROTATIONS=30 \
 	    $(CARGO) test --all-features --test main -- --nocapture --test-threads 1 \
 	    visibility outage oracle delays_nothing_beyond_a_reconnect
+
+# Each sidecar logs in as the role that `walsweep setup --as` makes, and as the user of Redis whose
+# line `walsweep check` prints. Tests that keep their login: KEEP_THEIR_LOGIN in
+# tests/support/least.rs, each with its reason. TEST_FLAGS="setup::": a part. LEAST=selector: the
+# line of docs/SECURITY.md that has a selector.
+LEAST ?= 1
+test-least: install-deps ## The tests of the program, with the least rights in Postgres and Redis.
+	$(IN_MEMORY) LEAST=$(LEAST) $(CARGO) test --all-features --test main -- $(TEST_FLAGS)
 
 check-consistency: install-deps ## Stale values, under load and faults. SECONDS=60 REDIS=cluster
 	$(CHECKER) --redis $(REDIS) --seconds $(SECONDS) --writers $(WRITERS) --readers $(READERS) \

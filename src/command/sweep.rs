@@ -16,6 +16,11 @@ use crate::sweep::{Cluster, Error, Kind, Node, Pace, Paces, Pass, Progress, Stan
 use crate::telemetry::trail::note_by_hand;
 use crate::words::counted;
 
+/// The advice where the user has every right that `walsweep check` tells of.
+const BEYOND_RULES: &str = "the user in `redis.url` has every right that the rules need, and some \
+                            of these keys are of no rule: `acl setuser USER ~KEY` in `redis-cli` \
+                            gives him the right to them, too";
+
 /// `walsweep sweep`, without removing anything in a `dry_run`. What no rule covers may be sessions
 /// or locks of somebody else: it goes by `force` alone.
 ///
@@ -154,7 +159,10 @@ async fn sweep_node<N: Node>(
 
 /// The failure of a pass; where Redis lets the user do too little, with what lets him.
 async fn failed(target: &Target, error: &Error) -> Failure {
-    let hint = error.hint().map(str::to_owned);
+    let hint = match error.kind() {
+        Kind::NoPerm => Some(BEYOND_RULES.to_owned()),
+        _ => error.hint().map(str::to_owned),
+    };
     let told = match error.kind() {
         Kind::NoPerm | Kind::Auth | Kind::Other => preflight::lets_redis(target).await,
         _ => None,

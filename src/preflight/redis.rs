@@ -99,7 +99,7 @@ pub(super) struct Needs {
     pub(super) own: String,
     wait_replicas: u32,
     /// The rights that rules need beside those to remove keys.
-    inside: Inside,
+    pub(super) inside: Inside,
     /// The command that gives the user every right that is needed, and the keys that follow it.
     acl: (String, String),
     /// Key templates with the target's prefix, each with the name of its rule.
@@ -350,7 +350,10 @@ impl Needs {
     /// are left out where it is not they that are missing.
     pub(super) fn cure(&self, with_keys: bool) -> String {
         let (commands, keys) = &self.acl;
-        format!("`{commands}{}`", if with_keys { keys } else { "" })
+        match with_keys {
+            true => format!("`{commands}{keys}`{}", self.inside.members()),
+            false => format!("`{commands}`"),
+        }
     }
 
     /// The command that makes the user, with every right and a password.

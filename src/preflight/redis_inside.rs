@@ -8,6 +8,9 @@ use crate::config::{Located, Redis, Rule, Target};
 /// A message that names nothing: who listens has nothing to do.
 const NOTHING: &str = "{\"keys\":[],\"patterns\":[],\"lsn\":\"0/0\"}";
 
+/// The advice about keys that no rule tells: a set may name any.
+const MEMBERS: &str = "; no rule tells which keys the sets of `tags` name: give `~` for them, too";
+
 /// The rights that rules need beside those to remove keys.
 #[derive(Clone, Debug)]
 pub(super) struct Inside {
@@ -29,6 +32,11 @@ impl Inside {
     /// Whether sets name keys.
     pub(super) fn has_tags(&self) -> bool {
         self.has_tags
+    }
+
+    /// Advice on the line with the right to every key that a rule tells, where that is not all.
+    pub(super) fn members(&self) -> &'static str {
+        if self.has_tags { MEMBERS } else { "" }
     }
 
     /// The rights, as `ACL SETUSER` has them; each with a space before it.
@@ -108,6 +116,8 @@ mod tests {
         assert_eq!(inside(true, false, None).rights(), " +hdel +hscan");
         assert_eq!(inside(false, false, Some("a*b c")).rights(), r" +publish &a\*b?c");
         assert!(inside(false, true, None).rights().contains("+zscan"));
+        assert_eq!(inside(true, false, Some("c")).members(), "");
+        assert!(inside(false, true, None).members().contains("`~`"));
         assert_eq!(inside(false, false, None).commands("w").len(), 0);
         assert_eq!(inside(true, true, Some("c")).commands("w").len(), 9);
     }

@@ -37,8 +37,9 @@ pub fn login_refused(target: &Target, error: &ConnectError) -> Option<Finding> {
             }
             let turns_on = format!(
                 "if the user is off, `acl setuser {user} on` turns it on; if it is not there, {} \
-                 in `redis-cli` makes it",
-                needs.cure_anew()
+                 in `redis-cli` makes it{}",
+                needs.cure_anew(),
+                needs.inside.members()
             );
             let hints = error.hint().into_iter().chain([&*turns_on]).collect::<Vec<_>>();
             finding.hint(hints.join("; "))

@@ -8,7 +8,7 @@ pub(super) fn sample(template: &str, value: &str) -> Option<String> {
     while let Some(one) = rest.next() {
         match one {
             '{' => {
-                skip_to(&mut rest, '}');
+                skip_placeholder(&mut rest);
                 sample.push_str(value);
             }
             '*' | '?' => sample.push_str(value),
@@ -16,7 +16,7 @@ pub(super) fn sample(template: &str, value: &str) -> Option<String> {
             '[' => {
                 let member = rest.next().filter(|member| !"^]".contains(*member))?;
                 sample.push(if member == '\\' { rest.next()? } else { member });
-                skip_to(&mut rest, ']');
+                skip_class(&mut rest);
             }
             plain => sample.push(plain),
         }
@@ -48,7 +48,7 @@ pub(super) fn acl_pattern(template: &str) -> String {
     while let Some(one) = rest.next() {
         match one {
             '{' => {
-                skip_to(&mut rest, '}');
+                skip_placeholder(&mut rest);
                 pattern.push('*');
             }
             '\\' => pattern.extend(['\\'].into_iter().chain(rest.next())),
@@ -62,12 +62,27 @@ pub(super) fn acl_pattern(template: &str) -> String {
     pattern
 }
 
-/// Goes on behind the next `end` that no backslash stands before.
-pub(super) fn skip_to(rest: &mut std::str::Chars<'_>, end: char) {
+/// Goes behind the `}` of a placeholder. Quotes count in its name alone, where they may hold a `}`,
+/// a backslash in its filters alone.
+pub(super) fn skip_placeholder(rest: &mut std::str::Chars<'_>) {
+    let (mut in_name, mut quoted) = (true, false);
+    while let Some(one) = rest.next() {
+        match one {
+            '}' if !quoted => return,
+            '|' if !quoted => in_name = false,
+            '"' if in_name => quoted = !quoted,
+            '\\' if !in_name => drop(rest.next()),
+            _ => {}
+        }
+    }
+}
+
+/// Goes behind the `]` of a class.
+fn skip_class(rest: &mut std::str::Chars<'_>) {
     while let Some(one) = rest.next() {
         match one {
             '\\' => drop(rest.next()),
-            one if one == end => return,
+            ']' => return,
             _ => {}
         }
     }
@@ -88,6 +103,7 @@ mod tests {
             ("a:[^bc]", None),
             ("a\\*\\{", Some("a*{")),
             ("a:{b|default:\\}}:c", Some("a:x:c")),
+            ("a:{\"b}|c\"}:{\"d\"\"}\"|default:\"}", Some("a:x:x")),
         ] {
             assert_eq!(sample(template, "x").as_deref(), expected, "{template}");
         }
@@ -102,6 +118,7 @@ mod tests {
             ("a b:[bc]:?", "a?b:[bc]:?"),
             ("a\\**\\{", "a\\**\\{"),
             ("a:{b|default:\\}}:c", "a:*:c"),
+            ("a:{\"b}|c\"}:{\"d\"\"}\"|default:\"}", "a:*:*"),
         ] {
             assert_eq!(acl_pattern(template), expected, "{template}");
         }

@@ -128,7 +128,7 @@ pub(super) fn is_pattern(template: &str) -> bool {
         match one {
             '*' | '?' | '[' => return true,
             '\\' => drop(rest.next()),
-            '{' => super::redis_names::skip_to(&mut rest, '}'),
+            '{' => super::redis_names::skip_placeholder(&mut rest),
             _ => {}
         }
     }

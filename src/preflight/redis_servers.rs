@@ -37,11 +37,15 @@ fn not_found(target: &Target, error: &Error) -> Finding {
     };
     let cure = match error.kind() {
         Kind::NoPerm => Some(format!("on every node: {}", Needs::of(target).cure(false))),
-        Kind::Auth => Some(format!(
-            "{}; on every node, where the user is not there, {} in `redis-cli` makes it",
-            error.hint().unwrap_or_default(),
-            Needs::of(target).cure_anew()
-        )),
+        Kind::Auth => {
+            let needs = Needs::of(target);
+            Some(format!(
+                "{}; on every node, where the user is not there, {} in `redis-cli` makes it{}",
+                error.hint().unwrap_or_default(),
+                needs.cure_anew(),
+                needs.inside.members()
+            ))
+        }
         _ if error.to_string().contains(cluster::NOT_ONE) => {
             Some("leave `mode` out; or let `url` and `seeds` name nodes of a cluster".to_owned())
         }

@@ -235,6 +235,7 @@ table = "public.big"
 keys = ["detail:{d.body}:{id}", "name:{d.name}:{id}"]
 "#;
     sidecar.change(|settings| settings.rules = rules.to_owned());
+    sidecar.setup();
     sidecar.start();
     sidecar.wait_ready().await;
     bed.settled().await;

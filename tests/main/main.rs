@@ -29,6 +29,7 @@ mod index;
 mod index_bare;
 mod inside;
 mod large;
+mod least;
 mod limits;
 mod live;
 mod locks;

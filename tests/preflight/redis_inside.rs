@@ -86,4 +86,6 @@ async fn a_hash_or_set_that_may_not_be_written_is_named_by_its_template() {
     assert_eq!(told.len(), 2, "{told:?}");
     assert!(told.iter().any(|one| one.contains("`h:{id}`")), "{told:?}");
     assert!(told.iter().any(|one| one.contains("`tag:{id}`")), "{told:?}");
+    let hint = findings[0].hint.as_deref().unwrap();
+    assert!(hint.contains("keys the sets of `tags` name: give `~` for them, too"), "{hint}");
 }

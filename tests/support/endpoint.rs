@@ -138,6 +138,7 @@ impl Endpoint {
                 }
             });
         });
+        super::least::has_no_users(port);
         Endpoint { port, shared, cuts }
     }
 

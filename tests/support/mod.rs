@@ -5,6 +5,7 @@
 
 mod bed;
 mod endpoint;
+mod least;
 mod load;
 mod proxy;
 mod sidecar;
@@ -21,6 +22,7 @@ use walsweep_stage::throwaway::Postgres;
 
 pub(crate) use self::bed::{Bed, ITEM_RULES};
 pub(crate) use self::endpoint::{Endpoint, Eval, Keys, Scan, Tricks};
+pub(crate) use self::least::KEEP_THEIR_LOGIN;
 pub(crate) use self::load::Load;
 pub(crate) use self::proxy::{Fault, Proxy, Way};
 pub(crate) use self::sidecar::{Settings, Sidecar, text};

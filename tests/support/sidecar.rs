@@ -16,6 +16,7 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 use walsweep_stage::throwaway::{Postgres, Reaper, Redis, Signal, free_port, signal};
 
+use super::least::Least;
 use super::{ANSWER_MAX, PATIENCE, eventually, pause_since};
 
 /// The configuration of a [`Sidecar`]. Every field may be changed before the start.
@@ -79,7 +80,7 @@ impl Settings {
     }
 
     /// The configuration file.
-    fn toml(&self, http_port: u16) -> String {
+    pub(super) fn toml(&self, http_port: u16) -> String {
         let Settings { postgres_url, redis_url, name, refill, observe, level, .. } = self;
         let Settings { postgres, redis, sweep, http, audit, rules, .. } = self;
         let publication = self.publication.as_ref().unwrap_or(name);
@@ -104,6 +105,8 @@ impl Settings {
 /// A walsweep with a configuration file in a folder of its own; killed and removed when dropped.
 pub(crate) struct Sidecar {
     settings: Settings,
+    /// Its logins, if they are others than those of the settings.
+    least: Option<Least>,
     folder: TempDir,
     http_port: u16,
     log: Arc<Mutex<Vec<String>>>,
@@ -119,9 +122,19 @@ impl Sidecar {
 
     /// Like [`Sidecar::new`], with its pages at this port.
     pub(crate) fn new_at(settings: Settings, http_port: u16) -> Sidecar {
+        Sidecar::with(settings, http_port, Least::new(http_port))
+    }
+
+    /// Like [`Sidecar::new`], with the least rights whether or not all tests have them.
+    pub(crate) fn with_least(settings: Settings) -> Sidecar {
+        let http_port = free_port().unwrap();
+        Sidecar::with(settings, http_port, Some(Least::always(http_port)))
+    }
+
+    fn with(settings: Settings, http_port: u16, least: Option<Least>) -> Sidecar {
         let folder = TempDir::new().unwrap();
         let log = Arc::default();
-        let sidecar = Sidecar { settings, folder, http_port, log, running: None };
+        let sidecar = Sidecar { settings, least, folder, http_port, log, running: None };
         sidecar.write_config();
         sidecar
     }
@@ -351,6 +364,9 @@ impl Sidecar {
         command.args(args).arg("--config").arg(self.config_file());
         command.envs(self.settings.env.iter().map(|(name, value)| (name, value)));
         command.stdin(Stdio::null());
+        if let Some(least) = &self.least {
+            least.prepare(&self.settings, self.folder(), &mut command);
+        }
         command
     }
 
@@ -359,7 +375,12 @@ impl Sidecar {
     }
 
     fn write_config(&self) {
-        fs::write(self.config_file(), self.settings.toml(self.http_port)).unwrap();
+        let Some(least) = &self.least else {
+            return fs::write(self.config_file(), self.settings.toml(self.http_port)).unwrap();
+        };
+        let settings = least.logins(&self.settings);
+        fs::write(self.config_file(), settings.toml(self.http_port)).unwrap();
+        least.settings_changed(&self.settings, self.folder());
     }
 }
 

@@ -79,7 +79,8 @@ fn version_of(program: &Path) -> Result<(u32, u32), Error> {
     }
 }
 
-/// A running Redis, ended and removed when dropped.
+/// A running Redis, ended and removed when dropped. Users that it has saved (`ACL SAVE`) are there
+/// after a restart, unless it has a configuration file or a password of its own.
 #[derive(Debug)]
 pub struct Redis {
     process: Option<Process>,
@@ -102,8 +103,15 @@ impl Redis {
             fs::write(file, lines).map_err(io_error("write a configuration file"))?;
         }
         let conf = conf.map(|(file, _)| file);
+        let mut args = options.args;
+        // A file of users and a password in the arguments do not go together.
+        if conf.is_none() && !args.iter().any(|arg| arg == "--requirepass") {
+            let users = folder.path().join("users.acl");
+            fs::write(&users, "").map_err(io_error("write a file of users"))?;
+            args.extend(["--aclfile".to_owned(), users.display().to_string()]);
+        }
         let port = free_port()?;
-        let mut redis = Redis { process: None, server, conf, args: options.args, port, folder };
+        let mut redis = Redis { process: None, server, conf, args, port, folder };
         redis.start_again().await?;
         Ok(redis)
     }
