@@ -55,7 +55,7 @@ async fn fill(bed: &Bed, id: u32) {
 }
 
 async fn not_ready(sidecar: &Sidecar, parts: &[&str]) {
-    eventually(PATIENCE, &format!("it names {parts:?}"), async || {
+    eventually(PATIENCE * 3, &format!("it names {parts:?}"), async || {
         let (status, body) = sidecar.get("/readyz").await.unwrap();
         status == 503 && parts.iter().all(|part| body.contains(part))
     })
