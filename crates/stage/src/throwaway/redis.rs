@@ -80,7 +80,7 @@ fn version_of(program: &Path) -> Result<(u32, u32), Error> {
 }
 
 /// A running Redis, ended and removed when dropped. Users that it has saved (`ACL SAVE`) are there
-/// after a restart, unless it has a configuration file or a password of its own.
+/// after a restart, unless it has a configuration file, or a password or users in its arguments.
 #[derive(Debug)]
 pub struct Redis {
     process: Option<Process>,
@@ -104,8 +104,9 @@ impl Redis {
         }
         let conf = conf.map(|(file, _)| file);
         let mut args = options.args;
-        // A file of users and a password in the arguments do not go together.
-        if conf.is_none() && !args.iter().any(|arg| arg == "--requirepass") {
+        // A file of users goes together neither with a password nor with users in the arguments.
+        let names_users = |arg: &String| arg == "--requirepass" || arg == "--user";
+        if conf.is_none() && !args.iter().any(names_users) {
             let users = folder.path().join("users.acl");
             fs::write(&users, "").map_err(io_error("write a file of users"))?;
             args.extend(["--aclfile".to_owned(), users.display().to_string()]);
