@@ -286,8 +286,8 @@ async fn names_of_keys_that_expired_are_dropped_and_live_ones_stay() {
     let bed = Bed::new(&[]).await;
     let sidecar = start(&bed, |_| ()).await;
     is_whole(&sidecar).await;
-    // Fewer than are a reason to look which are dead; and an expiry is told as a write is, so all of
-    // them are over before there are more.
+    // Fewer than are a reason to look which are dead; and an expiry is told as a write is, so all
+    // of them are over before there are more.
     let fill = "redis.call('set', ARGV[1] .. i, i, 'px', 300)";
     many(&bed.cache, fill, "list:team 2:", 9_900).await;
     eventually(PATIENCE, "the names are there", || async {
