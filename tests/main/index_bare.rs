@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use redis::aio::MultiplexedConnection;
 use redis::{Pipeline, cmd, pipe};
+use tokio::task::yield_now;
 use tokio::time::sleep;
 use walsweep::config::{self, Config};
 use walsweep::keys::Rules;
@@ -103,6 +104,32 @@ impl Bare {
         self.set(live).await;
         assert!(self.known().await.unwrap().len() >= MANY, "a removal is told as a write is");
     }
+}
+
+/// To find the place of a name takes a while, and a script tells all its names at once: whoever has
+/// to answer Postgres meanwhile, on the same thread, is not kept from it.
+#[tokio::test]
+async fn thirty_thousand_names_of_one_script_leave_others_on_the_thread_their_turns() {
+    let bare = Bare::new().await;
+    bare.scan().await;
+    let mut script = cmd("EVAL");
+    script.arg("for at = 1, 30000 do redis.call('set', 'list:' .. at, at) end").arg(0);
+    script.exec_async(&mut bare.cache.clone()).await.unwrap();
+    let fence = bare.node.fence();
+    let turns = async {
+        let (mut known, mut most) = (0, 0);
+        while known < 30_000 {
+            yield_now().await;
+            let now = bare.node.indexed().unwrap().keys;
+            most = most.max(now - known);
+            known = now;
+        }
+        most
+    };
+    let (fence, most) = tokio::join!(fence, turns);
+    fence.unwrap();
+    assert!(most < 1_000, "{most} names in one turn");
+    assert_eq!(bare.known().await.unwrap().len(), 30_000);
 }
 
 /// SCAN misses what is written into a part that it was through with.

@@ -8,7 +8,7 @@
 //!
 //! A synchronous standby (`pg_receivewal --synchronous`) makes the window between flush and
 //! visibility as wide as it is in such a setting; without one it is there, too, and rarer: one next
-//! door shows a stale key once in some thousand commits, one a millisecond away in each round.
+//! door shows a stale key once in some thousand commits, one a few milliseconds away in each round.
 
 use std::process::Child;
 use std::sync::Arc;
@@ -33,9 +33,10 @@ const READERS: u64 = 4;
 /// only the last one of each item counts.
 const ROUND: u32 = 200;
 
-/// How far away the standby is, each way, in every other round; in the rest it is next door, so
-/// that some commits are visible on arrival.
-const STANDBY_DELAY: Duration = Duration::from_millis(1);
+/// How far away the standby is, each way, milliseconds, in one round after the other. Next door some
+/// commits are visible on arrival. The further away, the slower a machine may be on which a removal
+/// still comes before its commit is visible.
+const STANDBY_DELAYS: [u64; 4] = [0, 1, 5, 25];
 
 /// Stores a value only where the reader's own marker stands.
 const STORE: &str = "if redis.call('get', KEYS[1]) == ARGV[1] then
@@ -141,9 +142,12 @@ async fn stale_at_rest(gate: bool, commits: u32) -> u32 {
         writers.push((bed.postgres.connect().await.unwrap(), StdRng::seed_from_u64(seed)));
     }
     let (mut stale, mut done) = (0, 0);
-    while done < commits && (gate || stale == 0) {
-        let is_near = done / ROUND % 2 == 1;
-        standby.way.set(if is_near { Fault::Nothing } else { Fault::Delay(STANDBY_DELAY) });
+    for delay in STANDBY_DELAYS.into_iter().cycle() {
+        if done == commits || (!gate && stale > 0) {
+            break;
+        }
+        let delay = Duration::from_millis(delay);
+        standby.way.set(if delay.is_zero() { Fault::Nothing } else { Fault::Delay(delay) });
         let round = ROUND.min(commits - done);
         write_round(&mut writers, round).await;
         done += round;

@@ -48,6 +48,9 @@ const NAME_COST: usize = 64;
 /// Prefixes in one `CLIENT TRACKING`: every write in Redis is compared with each of them.
 const PREFIXES_MAX: usize = 32;
 
+/// Names that are sorted into the index in one turn; each takes some microseconds.
+const SORTED_AT_ONCE: usize = 64;
+
 /// The name of a key.
 pub type Name = Arc<[u8]>;
 
@@ -191,6 +194,15 @@ impl Observer {
     /// Names to ask the server for: see [`Index::looks_at`].
     pub(super) fn looks_at(&self, most: usize) -> Option<Vec<Vec<u8>>> {
         self.index(|index| index.looks_at(most))?
+    }
+
+    /// Sorts into the index, if there is one, all names that have come until now: in turns, so that
+    /// others on the thread get theirs.
+    pub(super) async fn sort_in(&self) {
+        let Some(until) = self.index(|index| index.heard()) else { return };
+        while self.index(|index| index.sort_in(until, SORTED_AT_ONCE)).unwrap_or(false) {
+            tokio::task::yield_now().await;
+        }
     }
 
     /// Asks the index, if there is one.
@@ -344,6 +356,8 @@ fn narrowest(mut texts: Vec<&[u8]>, most: usize) -> Vec<Vec<u8>> {
 
 #[cfg(test)]
 mod tests {
+    use futures_util::FutureExt;
+
     use super::{Mark, Observer, narrowest, prefixes};
     use crate::config::{Redis, Rule};
     use crate::keys::{KeySet, Pattern, Rules};
@@ -444,7 +458,10 @@ mod tests {
         let index = Some((vec![Pattern::parse(b"a:*")], 1 << 20));
         let all = everything(&["a:{id}", "exact"]);
         let observer = Observer::new((&redis, "mark"), (&all, 1 << 20), index);
-        let known = || observer.list(b"", None, 9).unwrap();
+        let known = || {
+            observer.sort_in().now_or_never().unwrap();
+            observer.list(b"", None, 9).unwrap()
+        };
         observer.scan_begins(None);
         observer.scanned(&[b"a:1".to_vec(), b"a:2".to_vec()], true);
         let mark = observer.mark();

@@ -78,6 +78,7 @@ pub(super) fn hear(observer: &Observer, prefix: &Prefix, push: &PushInfo) {
 
 #[cfg(test)]
 mod tests {
+    use futures_util::FutureExt;
     use redis::{PushInfo, PushKind, Value};
 
     use super::{Observer, Prefix, hear, tells_every_write, tracking};
@@ -96,6 +97,7 @@ mod tests {
             observer.scan_begins(None);
             observer.scanned(&[b"list:1".to_vec()], true);
             hear(&observer, &Prefix::of(&redis), &PushInfo { kind, data });
+            observer.sort_in().now_or_never().unwrap();
             observer.list(b"", None, 9)
         };
         let names = |names: &[&[u8]]| {

@@ -10,6 +10,11 @@
 //! it is dropped. A name is dropped only if the key is known to be gone and none of its writes was
 //! told since before it went.
 //!
+//! A script tells all its names at once, and to find the place of each takes a while. So a name that
+//! comes is put down, and sorted in later, in turns that leave others on the thread theirs: by the
+//! next fence, which waits until that is done, or when it is next seen whether the server is there.
+//! What goes meanwhile is put down behind it.
+//!
 //! Whatever may have hidden a write puts everything in doubt: a flush, of any database, which is
 //! told without names; a lost connection; a watermark that is not the one last written, such as
 //! after `SWAPDB`, which tells nothing; a slot that comes to a primary of a cluster. Then there is
@@ -20,6 +25,7 @@
 mod listing;
 mod names;
 
+use std::collections::VecDeque;
 use std::ops::Bound;
 use std::time::Duration;
 
@@ -33,6 +39,12 @@ use crate::keys::Pattern;
 /// How long there is no other try after the names took too much memory.
 const TRY_AGAIN: Duration = Duration::from_secs(600);
 
+/// The cost of a name that is put down, beside its bytes: its place, and what the allocator takes.
+const HEARD_COST: usize = 56;
+
+/// Places for names that are kept while none is put down.
+const HEARD_MIN: usize = 4096;
+
 /// So many names more than live ones are no reason to look which are dead.
 const DEAD_MIN: usize = 10_000;
 
@@ -43,12 +55,25 @@ pub(super) struct Index {
     wanted: Pass,
     own: Own,
     names: NameSet,
+    /// Names that have come and are not sorted in, and names behind them that are to go.
+    heard: VecDeque<Heard>,
+    heard_bytes: usize,
+    /// How many were put down and are not there any more, ever.
+    sorted: u64,
+    /// Of both together.
     bytes_max: usize,
     state: State,
     /// Names that were there when it was last known that all, or most, of them live.
     lived: usize,
     /// The last name that was looked at, while all are.
     looked: Option<Vec<u8>>,
+}
+
+/// What is to be done with a name.
+#[derive(Debug)]
+enum Heard {
+    Written(Box<[u8]>),
+    Gone(Box<[u8]>),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -89,15 +114,58 @@ impl Index {
     /// An index of what these patterns match, in so many bytes.
     pub(super) fn new(patterns: Vec<Pattern>, own: Own, bytes_max: usize) -> Index {
         let wanted = Pass::new(patterns.clone());
-        let (names, state) = (NameSet::new(), State::Wanted);
-        Index { patterns, wanted, own, names, bytes_max, state, lived: 0, looked: None }
+        Index {
+            patterns,
+            wanted,
+            own,
+            names: NameSet::new(),
+            heard: VecDeque::new(),
+            heard_bytes: 0,
+            sorted: 0,
+            bytes_max,
+            state: State::Wanted,
+            lived: 0,
+            looked: None,
+        }
     }
 
-    /// The name of a written key has come.
+    /// The name of a written key has come: puts it down. Where there is no room for that, all is
+    /// sorted in at once, which takes a tenth of the memory.
     pub(super) fn wrote(&mut self, key: &[u8]) {
-        if matches!(self.state, State::Building | State::Whole) {
-            self.add(key);
+        if !matches!(self.state, State::Building | State::Whole) || !self.wants(key) {
+            return;
         }
+        self.put_down(key, Heard::Written);
+        if self.names.bytes() + self.heard_bytes > self.bytes_max {
+            self.sort_in(self.heard(), usize::MAX);
+        }
+    }
+
+    /// How many names were put down until now, ever.
+    pub(super) fn heard(&self) -> u64 {
+        self.sorted + self.heard.len() as u64
+    }
+
+    /// Sorts in at most so many of the names that were put down when there had been `until` of
+    /// them; says whether more of these are left.
+    pub(super) fn sort_in(&mut self, until: u64, most: usize) -> bool {
+        for _ in 0..most {
+            if self.sorted >= until {
+                break;
+            }
+            let Some(heard) = self.heard.pop_front() else { break };
+            let (Heard::Written(name) | Heard::Gone(name)) = &heard;
+            self.heard_bytes -= name.len() + HEARD_COST;
+            self.sorted += 1;
+            match &heard {
+                Heard::Written(name) => self.add(name),
+                Heard::Gone(name) => _ = self.names.remove(name),
+            }
+        }
+        if self.heard.is_empty() && self.heard.capacity() > HEARD_MIN {
+            self.heard = VecDeque::new();
+        }
+        self.sorted < until
     }
 
     /// A SCAN begins, of what this pattern matches, if it is not of all keys.
@@ -118,7 +186,7 @@ impl Index {
             return;
         }
         for key in keys {
-            if self.state == State::Building {
+            if self.state == State::Building && self.wants(key) {
                 self.add(key);
             }
         }
@@ -135,8 +203,13 @@ impl Index {
         is_written: impl Fn(&[u8]) -> bool,
     ) {
         for key in keys {
-            if self.wanted.find(key).is_some() && !is_written(key) {
+            if self.wanted.find(key).is_none() || is_written(key) {
+                continue;
+            }
+            if self.heard.is_empty() {
                 self.names.remove(key);
+            } else {
+                self.put_down(key, Heard::Gone);
             }
         }
     }
@@ -166,8 +239,8 @@ impl Index {
         self.patterns.iter().map(|pattern| pattern.literal_prefix().to_vec()).collect()
     }
 
-    /// Names that begin so, in their order and behind `after`, at most so many; `None` if some may
-    /// be missing.
+    /// Names that begin so, in their order and behind `after`, at most so many, of those that are
+    /// sorted in; `None` if some may be missing.
     pub(super) fn list(
         &self,
         prefix: &[u8],
@@ -196,13 +269,20 @@ impl Index {
     /// How it stands.
     pub(super) fn standing(&self) -> Indexed {
         let is_whole = self.state == State::Whole;
-        Indexed { keys: self.names.len(), bytes: self.names.bytes(), is_whole }
+        let bytes = self.names.bytes() + self.heard_bytes;
+        Indexed { keys: self.names.len(), bytes, is_whole }
+    }
+
+    fn put_down(&mut self, key: &[u8], of: impl FnOnce(Box<[u8]>) -> Heard) {
+        self.heard.push_back(of(key.into()));
+        self.heard_bytes += key.len() + HEARD_COST;
+    }
+
+    fn wants(&self, key: &[u8]) -> bool {
+        self.wanted.find(key).is_some() && !self.own.has(key)
     }
 
     fn add(&mut self, key: &[u8]) {
-        if self.wanted.find(key).is_none() || self.own.has(key) {
-            return;
-        }
         if self.names.insert(key) && self.names.bytes() > self.bytes_max {
             tracing::warn!(
                 names = self.names.len(),
@@ -216,14 +296,15 @@ impl Index {
     }
 
     fn clear(&mut self) {
-        self.names = NameSet::new();
+        self.sorted = self.heard();
+        (self.names, self.heard, self.heard_bytes) = (NameSet::new(), VecDeque::new(), 0);
         (self.lived, self.looked) = (0, None);
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{Index, Indexed, Own, TRY_AGAIN};
+    use super::{HEARD_COST, Index, Indexed, Own, TRY_AGAIN};
     use crate::config::Redis;
     use crate::keys::Pattern;
 
@@ -236,7 +317,9 @@ mod tests {
         index.scanned(keys.iter().map(|key| key.as_bytes()), ends);
     }
 
-    fn names(index: &Index) -> Option<Vec<String>> {
+    /// The names that a fence makes sure of.
+    fn names(index: &mut Index) -> Option<Vec<String>> {
+        assert!(!index.sort_in(index.heard(), usize::MAX));
         let names = index.list(b"", None, usize::MAX)?;
         Some(names.iter().map(|name| name.escape_ascii().to_string()).collect())
     }
@@ -245,29 +328,63 @@ mod tests {
     fn it_is_whole_when_a_scan_of_all_that_it_wants_is_through() {
         let mut index = index(1 << 20);
         index.wrote(b"list:0:a");
-        assert_eq!((names(&index), index.wants_scan()), (None, true));
+        assert_eq!((names(&mut index), index.wants_scan()), (None, true));
         assert_eq!(index.wanted_prefixes(), [&b"list:"[..], b"page:"]);
         // A pass that looks for less than it wants is none for it.
         index.scan_begins(Some(b"list:*"));
         scanned(&mut index, &["list:1:a"], true);
-        assert_eq!(names(&index), None);
+        assert_eq!(names(&mut index), None);
         index.scan_begins(None);
         scanned(&mut index, &["list:1:a", "other", "list:1"], false);
         index.wrote(b"page:1");
         // One that came to no end counts for nothing, nor does what is no scan for it behind it.
         index.scan_begins(Some(b"list:*"));
         scanned(&mut index, &["list:2:a"], true);
-        assert_eq!(names(&index), None);
+        assert_eq!(names(&mut index), None);
         index.scan_begins(None);
         scanned(&mut index, &["list:1:a"], false);
         index.wrote(b"page:2");
         scanned(&mut index, &["page:3"], true);
-        assert_eq!(names(&index).unwrap(), ["list:1:a", "page:1", "page:2", "page:3"]);
+        assert_eq!(names(&mut index).unwrap(), ["list:1:a", "page:1", "page:2", "page:3"]);
         assert!(!index.wants_scan() && index.wanted_prefixes().is_empty());
         index.gone([&b"page:1"[..], b"page:2", b"other"].into_iter(), |key| key == b"page:2");
-        assert_eq!(names(&index).unwrap(), ["list:1:a", "page:2", "page:3"]);
+        assert_eq!(names(&mut index).unwrap(), ["list:1:a", "page:2", "page:3"]);
         index.lose();
-        assert_eq!((names(&index), index.standing().keys), (None, 0));
+        assert_eq!((names(&mut index), index.standing().keys), (None, 0));
+    }
+
+    /// A thousand names of one script are not a thousand times the work of one name in one turn.
+    #[test]
+    fn names_are_put_down_and_sorted_in_later_some_at_a_time() {
+        let mut index = index(1 << 20);
+        index.scan_begins(None);
+        scanned(&mut index, &["page:old"], true);
+        let bare = index.standing().bytes;
+        for number in 0..10 {
+            index.wrote(format!("page:{number}").as_bytes());
+            index.wrote(b"other");
+        }
+        let until = index.heard();
+        assert_eq!(until, 10, "what no pattern matches is not put down");
+        index.wrote(b"page:late");
+        let Indexed { keys, bytes, is_whole } = index.standing();
+        assert!(keys == 1 && is_whole && bytes > bare + 10 * HEARD_COST, "{keys} {bytes}");
+        assert!(index.sort_in(until, 4));
+        assert_eq!(index.standing().keys, 5);
+        assert!(index.sort_in(until, 5));
+        assert!(!index.sort_in(until, 5), "one who waits need not wait for what came later");
+        assert_eq!(index.standing().keys, 11);
+        // One that goes before its name is sorted in does not come back.
+        index.gone([&b"page:late"[..], b"page:0"].into_iter(), |_| false);
+        index.wrote(b"page:0");
+        assert!(!index.sort_in(index.heard(), 5));
+        assert_eq!(names(&mut index).unwrap().len(), 11);
+        // Whoever waits when all is in doubt does not wait for ever.
+        index.wrote(b"page:lost");
+        let until = index.heard();
+        index.lose();
+        assert!(!index.sort_in(until, 5));
+        assert_eq!((index.standing().keys, index.heard(), index.heard_bytes), (0, until, 0));
     }
 
     #[test]
@@ -276,7 +393,7 @@ mod tests {
         let mut index = Index::new(patterns, Own::of(&Redis::at("redis://h"), "s"), 1 << 20);
         index.scan_begins(None);
         scanned(&mut index, &["a", "walsweep:s", "walsweep:s:removals"], true);
-        assert_eq!(names(&index).unwrap(), ["a"]);
+        assert_eq!(names(&mut index).unwrap(), ["a"]);
     }
 
     #[tokio::test(start_paused = true)]
@@ -295,12 +412,12 @@ mod tests {
         index.lose();
         index.scan_begins(None);
         scanned(&mut index, &["page:1"], true);
-        assert_eq!(names(&index), None);
+        assert_eq!(names(&mut index), None);
         tokio::time::advance(TRY_AGAIN).await;
         assert!(index.wants_scan());
         index.scan_begins(None);
         scanned(&mut index, &["page:1"], true);
-        assert_eq!(names(&index).unwrap(), ["page:1"]);
+        assert_eq!(names(&mut index).unwrap(), ["page:1"]);
     }
 
     /// The names that a SCAN lists may be too many, too: its end then makes nothing whole.
@@ -312,7 +429,7 @@ mod tests {
             (0..2_000).map(|number| format!("page:{}", number * 7_919)).collect();
         let all: Vec<&str> = names.iter().map(String::as_str).collect();
         scanned(&mut index, &all, true);
-        assert_eq!((self::names(&index), index.standing().keys), (None, 0));
+        assert_eq!((self::names(&mut index), index.standing().keys), (None, 0));
         assert!(!index.wants_scan(), "the next one would end alike");
     }
 
@@ -323,8 +440,10 @@ mod tests {
         let names: Vec<String> = (0..1_000).map(|number| format!("page:{number}")).collect();
         scanned(&mut index, &names.iter().map(String::as_str).collect::<Vec<_>>(), true);
         (0..11_000).for_each(|number| index.wrote(format!("list:1:{number}").as_bytes()));
+        assert_eq!(self::names(&mut index).unwrap().len(), 12_000);
         assert_eq!(index.looks_at(100), None, "not many more than lived");
         (0..2_000).for_each(|number| index.wrote(format!("list:2:{number}").as_bytes()));
+        assert_eq!(self::names(&mut index).unwrap().len(), 14_000);
         let mut looked = 0;
         while let Some(some) = index.looks_at(100) {
             assert!((1..=100).contains(&some.len()));

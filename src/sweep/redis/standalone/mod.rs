@@ -271,9 +271,12 @@ impl Removes for Standalone {
     }
 
     async fn fence(&self) -> Result<(), Error> {
-        let Connections { remove, history, .. } = self.connections()?;
+        let Connections { remove, history, observer, .. } = self.connections()?;
         for _ in 0..FENCE_PINGS {
             self.ask_the_same(cmd("PING"), remove.clone(), history.clone()).await?;
+        }
+        if let Some(observer) = observer {
+            observer.sort_in().await;
         }
         Ok(())
     }
