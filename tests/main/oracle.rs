@@ -33,9 +33,9 @@ const READERS: u64 = 4;
 /// only the last one of each item counts.
 const ROUND: u32 = 200;
 
-/// How far away the standby is, each way, milliseconds, in one round after the other. Next door some
-/// commits are visible on arrival. The further away, the slower a machine may be on which a removal
-/// still comes before its commit is visible.
+/// How far away the standby is, each way, milliseconds, in one round after the other. Next door
+/// some commits are visible on arrival. The further away, the slower a machine may be on which a
+/// removal still comes before its commit is visible.
 const STANDBY_DELAYS: [u64; 4] = [0, 1, 5, 25];
 
 /// Stores a value only where the reader's own marker stands.

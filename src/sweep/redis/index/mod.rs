@@ -10,10 +10,10 @@
 //! it is dropped. A name is dropped only if the key is known to be gone and none of its writes was
 //! told since before it went.
 //!
-//! A script tells all its names at once, and to find the place of each takes a while. So a name that
-//! comes is put down, and sorted in later, in turns that leave others on the thread theirs: by the
-//! next fence, which waits until that is done, or when it is next seen whether the server is there.
-//! What goes meanwhile is put down behind it.
+//! A script tells all its names at once, and to find the place of each takes a while. So a name
+//! that comes is put down, and sorted in later, in turns that leave others on the thread theirs: by
+//! the next fence, which waits until that is done, or when it is next seen whether the server is
+//! there. What goes meanwhile is put down behind it.
 //!
 //! Whatever may have hidden a write puts everything in doubt: a flush, of any database, which is
 //! told without names; a lost connection; a watermark that is not the one last written, such as
@@ -69,7 +69,7 @@ pub(super) struct Index {
     looked: Option<Vec<u8>>,
 }
 
-/// What is to be done with a name.
+/// A name that came, and whether its key was written or went.
 #[derive(Debug)]
 enum Heard {
     Written(Box<[u8]>),

@@ -13,12 +13,11 @@ const PAGE: usize = 256;
 const PAGES: usize = 80;
 
 impl Standalone {
-    /// Sorts in what has come, and drops names of keys that are gone, if the index may have many. Some remain for the next
+    /// Drops names of keys that are gone, if the index may have many. Some remain for the next
     /// time. Counted as removals are: it is no word about a key that data which stood in the place
     /// of these for a moment did not have it.
     pub(super) async fn drop_dead(&self) -> Result<(), Error> {
         let Some(observer) = self.observer() else { return Ok(()) };
-        observer.sort_in().await;
         for _ in 0..PAGES {
             // From before the question on: whatever is written later is told later.
             let mark = observer.mark();

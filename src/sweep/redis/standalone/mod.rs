@@ -271,13 +271,11 @@ impl Removes for Standalone {
     }
 
     async fn fence(&self) -> Result<(), Error> {
-        let Connections { remove, history, observer, .. } = self.connections()?;
+        let Connections { remove, history, .. } = self.connections()?;
         for _ in 0..FENCE_PINGS {
             self.ask_the_same(cmd("PING"), remove.clone(), history.clone()).await?;
         }
-        if let Some(observer) = observer {
-            observer.sort_in().await;
-        }
+        self.sort_in().await;
         Ok(())
     }
 }
@@ -448,6 +446,7 @@ impl Node for Standalone {
                 let pong = cmd("PING").exec_async(&mut connection).await;
                 pong.map_err(|error| classify(&error))?;
             }
+            self.sort_in().await;
             self.drop_dead().await
         };
         let Some(council) = &self.council else {

@@ -106,6 +106,13 @@ impl Standalone {
         tracing::warn!(node = self.name, hint, "{text}");
     }
 
+    /// Sorts into the index what has come until now.
+    pub(super) async fn sort_in(&self) {
+        if let Some(observer) = self.observer() {
+            observer.sort_in().await;
+        }
+    }
+
     /// Who has an index, and this moment.
     pub(super) fn indexer(&self) -> Option<(Observer, Mark)> {
         let observer = self.observer().filter(|observer| observer.indexed().is_some())?;
