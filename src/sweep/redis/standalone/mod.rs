@@ -50,9 +50,6 @@ const DETAILS_TTL: Duration = Duration::from_secs(24 * 60 * 60);
 /// million.
 const DETAILS_SIZE_MAX: usize = 32 << 20;
 
-/// PINGs, one after the other, until names of earlier writes are here; see [`observe`](super).
-const FENCE_PINGS: usize = 2;
-
 /// How long one `WAIT` may take; a shortfall is told and tried again after it.
 const WAIT_MS: u32 = 1_000;
 
@@ -271,12 +268,7 @@ impl Removes for Standalone {
     }
 
     async fn fence(&self) -> Result<(), Error> {
-        let Connections { remove, history, .. } = self.connections()?;
-        for _ in 0..FENCE_PINGS {
-            self.ask_the_same(cmd("PING"), remove.clone(), history.clone()).await?;
-        }
-        self.sort_in().await;
-        Ok(())
+        self.wait_for_names().await
     }
 }
 

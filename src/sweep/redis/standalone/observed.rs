@@ -1,9 +1,9 @@
 //! Writes that the server tells of: for second removals, and for the index of live keys.
 
-use redis::PushInfo;
 use redis::aio::MultiplexedConnection;
+use redis::{PushInfo, cmd};
 
-use super::Standalone;
+use super::{Connections, Standalone};
 use crate::config;
 use crate::keys::{KeySet, Pattern};
 use crate::sweep::redis::connect::{ConnectError, connect, connect_with_pushes};
@@ -11,6 +11,9 @@ use crate::sweep::redis::node::Error;
 use crate::sweep::redis::observe::{Mark, Observer};
 use crate::sweep::redis::prefix::Prefix;
 use crate::sweep::redis::tracking::{hear, track};
+
+/// PINGs, one after the other, until names of earlier writes are here; see [`observe`](super).
+const FENCE_PINGS: usize = 2;
 
 /// Which writes are to be observed, and what for.
 pub(super) struct Observed {
@@ -104,6 +107,16 @@ impl Standalone {
         let text = "the server does not tell its `master_replid`: there is no index, patterns are \
                     removed by SCAN";
         tracing::warn!(node = self.name, hint, "{text}");
+    }
+
+    /// Waits until the names of all writes before are known, and in the index if there is one.
+    pub(super) async fn wait_for_names(&self) -> Result<(), Error> {
+        let Connections { remove, history, .. } = self.connections()?;
+        for _ in 0..FENCE_PINGS {
+            self.ask_the_same(cmd("PING"), remove.clone(), history.clone()).await?;
+        }
+        self.sort_in().await;
+        Ok(())
     }
 
     /// Sorts into the index what has come until now.
