@@ -150,7 +150,11 @@ impl Removes for Client {
     /// See `src/sweep/redis/observe.rs`: the answer to one PING may overtake a name.
     async fn fence(&self) -> Result<(), Error> {
         self.ping().await?;
-        self.ping().await
+        self.ping().await?;
+        if let Some(observer) = self.eyes.observer() {
+            observer.sort_in().await;
+        }
+        Ok(())
     }
 }
 

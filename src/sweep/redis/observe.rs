@@ -198,7 +198,7 @@ impl Observer {
 
     /// Sorts into the index, if there is one, all names that have come until now: in turns, so that
     /// others on the thread get theirs.
-    pub(super) async fn sort_in(&self) {
+    pub async fn sort_in(&self) {
         let Some(until) = self.index(|index| index.heard()) else { return };
         while self.index(|index| index.sort_in(until, SORTED_AT_ONCE)).unwrap_or(false) {
             tokio::task::yield_now().await;

@@ -16,7 +16,7 @@ use tokio::time::{Instant, sleep};
 
 use super::file::{AuditFile, Failed, append_by_hand};
 use super::known::Known;
-use super::lines::{self, Event, Line, Took};
+use super::lines::{self, Event, Line, Taken, Took};
 use super::name::{Moment, Name};
 use super::ring::{self, Scope, What};
 use super::told::Transaction;
@@ -77,6 +77,12 @@ pub(super) enum NoteOf {
     Event(TargetId, Box<ring::Event>),
 }
 
+fn taken(known: &Known, target: TargetId, record: &ring::Record, took: Took) -> Taken {
+    let (rules, left_out) = lines::of_body(known, &record.body);
+    let (target, transaction) = (known.target(target).name.clone(), Transaction::of(record));
+    Taken { target, transaction, rules, left_out, took }
+}
+
 impl Note {
     fn bytes(&self) -> usize {
         let more = match &self.of {
@@ -94,14 +100,10 @@ impl Note {
         let name = |target: TargetId| known.target(target).name.clone();
         let event = match self.of {
             NoteOf::Removed(target, record, took) => {
-                let (rules, left_out) = lines::of_body(known, &record.body);
-                let (target, transaction) = (name(target), Transaction::of(&record));
-                Event::Removed { target, transaction, rules, left_out, took }
+                Event::Removed(taken(known, target, &record, took))
             }
             NoteOf::Refused(target, record, took) => {
-                let (rules, left_out) = lines::of_body(known, &record.body);
-                let (target, transaction) = (name(target), Transaction::of(&record));
-                Event::Refused { target, transaction, rules, left_out, took }
+                Event::Refused(taken(known, target, &record, took))
             }
             NoteOf::Forgotten(target, record) => {
                 let (rules, left_out) = lines::of_body(known, &record.body);

@@ -23,38 +23,10 @@ pub struct Line {
 #[serde(tag = "event", rename_all = "snake_case")]
 pub enum Event {
     /// The keys of a transaction are gone from a target.
-    Removed {
-        /// The name of the target.
-        target: String,
-        /// The transaction.
-        #[serde(flatten)]
-        transaction: Transaction,
-        /// The part of each rule.
-        rules: Vec<OfARule>,
-        /// Keys of it that this line leaves out.
-        #[serde(default, skip_serializing_if = "is_zero")]
-        left_out: u64,
-        /// The keys that the removal took.
-        #[serde(flatten)]
-        took: Took,
-    },
+    Removed(Taken),
     /// Redis refuses some of the keys of a transaction: they are owed, until a line `refused_gone`
     /// says that they went. The others are gone.
-    Refused {
-        /// The name of the target.
-        target: String,
-        /// The transaction.
-        #[serde(flatten)]
-        transaction: Transaction,
-        /// The part of each rule.
-        rules: Vec<OfARule>,
-        /// Keys of it that this line leaves out.
-        #[serde(default, skip_serializing_if = "is_zero")]
-        left_out: u64,
-        /// The keys that the removal took.
-        #[serde(flatten)]
-        took: Took,
-    },
+    Refused(Taken),
     /// Redis took the keys of these transactions that it had refused.
     RefusedGone {
         /// The name of the target.
@@ -110,6 +82,24 @@ pub enum Event {
         /// Keys that are gone.
         removed: u64,
     },
+}
+
+/// A transaction whose keys were removed from a target.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Taken {
+    /// The name of the target.
+    pub target: String,
+    /// The transaction.
+    #[serde(flatten)]
+    pub transaction: Transaction,
+    /// The part of each rule.
+    pub rules: Vec<OfARule>,
+    /// Keys of it that this line leaves out.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub left_out: u64,
+    /// The keys that the removal took.
+    #[serde(flatten)]
+    pub took: Took,
 }
 
 /// The keys that a removal took. It is made for all transactions that wait at that time.
@@ -227,8 +217,8 @@ impl Line {
     #[must_use]
     pub fn target(&self) -> Option<&str> {
         match &self.event {
-            Event::Removed { target, .. }
-            | Event::Refused { target, .. }
+            Event::Removed(Taken { target, .. })
+            | Event::Refused(Taken { target, .. })
             | Event::RefusedGone { target, .. }
             | Event::Forgotten { target, .. }
             | Event::RemovedAgain { target, .. }
@@ -244,8 +234,8 @@ impl Line {
     pub fn removal(&self, key: &[u8], may_give: impl Fn(&str) -> bool) -> Option<Removal> {
         let time = self.time;
         let (rules, left_out) = match &self.event {
-            Event::Removed { rules, left_out, .. }
-            | Event::Refused { rules, left_out, .. }
+            Event::Removed(Taken { rules, left_out, .. })
+            | Event::Refused(Taken { rules, left_out, .. })
             | Event::Forgotten { rules, left_out, .. } => (rules, *left_out),
             Event::Swept { rules, .. } | Event::Room { rules } => (rules, 0),
             Event::RefusedGone { .. } | Event::RemovedAgain { .. } => return None,
@@ -267,8 +257,8 @@ impl Line {
             return None;
         }
         let (cause, removed) = match &self.event {
-            Event::Removed { transaction, .. } | Event::Refused { transaction, .. } => {
-                (Cause::Transaction(transaction.clone()), Some(time))
+            Event::Removed(taken) | Event::Refused(taken) => {
+                (Cause::Transaction(taken.transaction.clone()), Some(time))
             }
             Event::Forgotten { transaction, .. } => (Cause::Transaction(transaction.clone()), None),
             Event::Swept { reason, why, began, .. } => {
@@ -277,7 +267,7 @@ impl Line {
             }
             _ => (Cause::Room { began: time }, Some(time)),
         };
-        let partly_refused = matches!(self.event, Event::Refused { .. });
+        let partly_refused = matches!(self.event, Event::Refused(_));
         let target = self.target().unwrap_or_default().to_owned();
         let (removed_again, refused_gone) = (None, None);
         Some(Removal { target, cause, by, removed, removed_again, partly_refused, refused_gone })
