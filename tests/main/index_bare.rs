@@ -5,18 +5,38 @@ use std::path::Path;
 use std::time::Duration;
 
 use redis::aio::MultiplexedConnection;
-use redis::{Pipeline, cmd, pipe};
+use redis::{AsyncCommands, Pipeline, cmd, pipe};
 use tokio::task::yield_now;
 use tokio::time::sleep;
 use walsweep::config::{self, Config};
-use walsweep::keys::Rules;
-use walsweep::sweep::{Kind, Node, Page, Primary, Removes, ScanCall, Standalone};
-use walsweep_stage::throwaway::{Redis, RedisOptions};
+use walsweep::keys::{KeySet, Rules};
+use walsweep::sweep::{Kind, Node, Page, Primary, Removes, ScanCall, Scanned, Standalone};
+use walsweep_stage::throwaway::{Cluster, ClusterOptions, Redis, RedisOptions};
 
 use crate::support::trickle;
 
 /// Dead names, more than are let be.
 const MANY: usize = 10_200;
+
+/// A target of these words, and the pattern `list:*`.
+fn lists(target: &str) -> (config::Redis, KeySet) {
+    let text = format!(
+        "[postgres]\nurl = \"postgres://a@127.0.0.1/b\"\n[redis]\n{target}\n\
+         [[rule]]\nname = \"list\"\ntable = \"item\"\nkeys = [\"list:{{team}}*\"]\n"
+    );
+    let config: Config = config::parse(&text, &|_| None, Path::new("")).config.unwrap();
+    (config.redis[0].clone(), Rules::compile(&config.rules).unwrap().own_patterns())
+}
+
+/// Looks through all keys of a server.
+async fn scan(server: &impl Primary) {
+    let mut cursor = 0;
+    while {
+        let call = ScanCall { cursor, count: 1_000, pattern: None };
+        cursor = server.scan(&call).await.unwrap().cursor;
+        cursor != 0
+    } {}
+}
 
 /// A server, and an index of `list:*` on it.
 struct Bare {
@@ -33,13 +53,8 @@ impl Bare {
     }
 
     async fn at(redis: Redis, url: &str) -> Bare {
-        let text = format!(
-            "[postgres]\nurl = \"postgres://a@127.0.0.1/b\"\n[redis]\nurl = \"{url}\"\n\
-             [[rule]]\nname = \"list\"\ntable = \"item\"\nkeys = [\"list:{{team}}*\"]\n"
-        );
-        let config: Config = config::parse(&text, &|_| None, Path::new("")).config.unwrap();
-        let patterns = Rules::compile(&config.rules).unwrap().own_patterns();
-        let node = Standalone::new(&config.redis[0], "test").indexing(patterns, 1 << 24, 1 << 20);
+        let (target, patterns) = lists(&format!("url = \"{url}\""));
+        let node = Standalone::new(&target, "test").indexing(patterns, 1 << 24, 1 << 20);
         node.connect().await.unwrap();
         let cache = redis.connect().await.unwrap();
         Bare { redis, node, cache }
@@ -52,11 +67,7 @@ impl Bare {
 
     /// Looks through all keys.
     async fn scan(&self) {
-        let mut cursor = 0;
-        while {
-            cursor = self.page(cursor, 1_000).await.cursor;
-            cursor != 0
-        } {}
+        scan(&self.node).await;
     }
 
     async fn set(&self, keys: impl IntoIterator<Item: AsRef<[u8]>>) {
@@ -308,6 +319,73 @@ async fn a_key_that_may_not_be_removed_keeps_its_name() {
     assert_eq!(bare.node.unlink(&groups).await.unwrap(), [Some(1), None]);
     assert_eq!(bare.known().await.unwrap(), bare.live().await);
     assert_eq!(bare.live().await.len(), 1);
+}
+
+/// In a cluster each key has a command of its own: one that is refused, or written right behind its
+/// removal, keeps its name there, too.
+#[tokio::test]
+async fn a_key_of_a_cluster_that_is_refused_or_written_again_keeps_its_name() {
+    let node = RedisOptions::default().debug().unwrap();
+    let options = ClusterOptions { primaries: 3, replicas: 0, node };
+    let cluster = Cluster::start(options).await.unwrap();
+    for at in 0..3 {
+        let mut user = cmd("ACL");
+        user.arg("SETUSER").arg("app").arg("on").arg(">x").arg("+@all");
+        user.arg("~walsweep:*").arg("~*:may:*");
+        let mut cache = cluster.node(at).unwrap().connect().await.unwrap();
+        user.exec_async(&mut cache).await.unwrap();
+    }
+    let url = cluster.urls()[0].replace("redis://", "redis://app:x@");
+    let (redis, patterns) = lists(&format!("mode = \"cluster\"\nurl = \"{url}\""));
+    let node = walsweep::sweep::Cluster::new(&redis, "test").indexing(patterns, 1 << 24, 1 << 20);
+    node.connect().await.unwrap();
+    for part in &parts(&node).await {
+        scan(part).await;
+    }
+    let [may, not] = [b"list:{1}:may:1".as_slice(), b"list:{1}:not:1"];
+    let owner = cluster.owner(cluster.slot_of(may).await.unwrap()).await.unwrap().unwrap();
+    let mut cache = cluster.node(owner).unwrap().connect().await.unwrap();
+    for round in 0..5 {
+        let () = pipe().set(may, 1).set(not, 1).query_async(&mut cache).await.unwrap();
+        assert_eq!(known(&node).await, BTreeSet::from([may.to_vec(), not.to_vec()]));
+        let mut sleeper = cluster.node(owner).unwrap().connect().await.unwrap();
+        let mut nap = cmd("DEBUG");
+        let nap = nap.arg("SLEEP").arg("0.15").exec_async(&mut sleeper);
+        let removal = async {
+            sleep(Duration::from_millis(50)).await;
+            node.unlink(&[vec![may], vec![not]]).await.unwrap()
+        };
+        let write = async {
+            sleep(Duration::from_millis(90)).await;
+            let () = cache.clone().set(may, 1).await.unwrap();
+        };
+        let (slept, removed, ()) = tokio::join!(nap, removal, write);
+        slept.unwrap();
+        assert_eq!(removed, [Some(1), None]);
+        let live: BTreeSet<Vec<u8>> =
+            cmd("KEYS").arg("list:*").query_async(&mut cache).await.unwrap();
+        assert_eq!((known(&node).await, live.len()), (live, 2), "round {round}");
+    }
+    // One that went, and was not written again, is not kept for ever.
+    assert_eq!(node.unlink(&[vec![may]]).await.unwrap(), [Some(1)]);
+    assert_eq!(known(&node).await, BTreeSet::from([not.to_vec()]));
+}
+
+/// All three primaries.
+async fn parts(node: &walsweep::sweep::Cluster) -> Vec<impl Primary> {
+    let parts = node.primaries(&mut Scanned::nothing(vec![b"list:".to_vec()])).await.unwrap();
+    assert_eq!(parts.len(), 3);
+    parts
+}
+
+/// The names that a cluster knows by now.
+async fn known(node: &walsweep::sweep::Cluster) -> BTreeSet<Vec<u8>> {
+    let mut names = BTreeSet::new();
+    for part in parts(node).await {
+        part.fence().await.unwrap();
+        names.extend(part.list(b"", None, usize::MAX).unwrap());
+    }
+    names
 }
 
 /// A name is not dropped for what is true no more: that its key was not there when it was asked

@@ -210,7 +210,8 @@ pub struct Scanned {
 
 impl Scanned {
     /// Nothing yet, of keys that begin so.
-    pub(super) fn nothing(prefixes: Vec<Vec<u8>>) -> Scanned {
+    #[must_use]
+    pub fn nothing(prefixes: Vec<Vec<u8>>) -> Scanned {
         Scanned { prefixes, ..Scanned::default() }
     }
 
