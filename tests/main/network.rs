@@ -107,7 +107,7 @@ fn settings(bed: &Bed) -> Settings {
 async fn endure(peer: Peer) {
     let bed = Bed::new(&[]).await;
     let mut site = Site::new(peer, &bed, &bed.redis, settings(&bed)).await;
-    let mut load = Load::paced(&bed, Duration::from_millis(5));
+    let mut load = Load::paced(&bed, Duration::from_millis(10));
     let mut reconnects = site.reconnects().await;
     for (what, fault) in [
         ("a cut", Fault::Nothing),
@@ -134,6 +134,11 @@ async fn endure(peer: Peer) {
         site.wait_says(true, PATIENCE + LASTING, what).await;
         reconnects = site.reconnects().await;
     }
+    // On a slow machine what was written during the faults takes a while.
+    bed.fill(&["item:1001"]).await;
+    bed.sql.run("insert into item values (1001, 'late', 0)").await;
+    bed.sql.run("delete from item where id = 1001").await;
+    eventually(PATIENCE * 6, "it has caught up", async || !bed.has("item:1001").await).await;
     for (what, fault) in
         [("a delay", Fault::Delay(Duration::from_millis(30))), ("a slow link", Fault::Rate(20_000))]
     {
