@@ -19,6 +19,7 @@ pub use super::labels::{
     RuleLabel, SlotLabel, SourceLabel, StatusLabel, TargetLabel, VersionLabel, WidenedLabel,
 };
 use super::noted::Noted;
+use super::reading::Reading;
 use super::server_clock::ServerClock;
 use super::table::Table;
 pub use super::table::{Description, KnownGauge};
@@ -54,6 +55,8 @@ pub struct Metrics {
     descriptions: Vec<Description>,
     /// The server's clock: it says what the times that the server gives mean here.
     pub server_clock: Arc<ServerClock>,
+    /// How far what is read is behind what is committed.
+    pub reading: Arc<Reading>,
     /// Notes of what is under way, and waits, at this moment.
     pub noted: Arc<Noted>,
     pub(super) rules: Vec<String>,
@@ -171,6 +174,7 @@ impl Metrics {
             every_target: Vec::new(),
             counted: Arc::default(),
             server_clock: Arc::default(),
+            reading: Arc::default(),
             noted: Arc::new(Noted::new(rules.len())),
             // Near the front of the page, where `walsweep check` looks for it.
             slot: table.add(

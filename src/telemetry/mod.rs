@@ -16,6 +16,7 @@ pub mod metrics;
 pub mod noted;
 pub mod notify;
 mod page;
+pub mod reading;
 pub mod reloads;
 mod repeats;
 mod runbook;

@@ -264,6 +264,33 @@ async fn a_black_hole_is_noticed_while_nothing_happens() {
     .await;
 }
 
+/// After an outage keys are stale until what was committed meanwhile is read: it does not say that
+/// all is well.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_backlog_that_is_read_slowly_is_told() {
+    let bed = Bed::new(&[]).await;
+    let mut site = Site::new(Peer::Stream, &bed, &bed.redis, settings(&bed)).await;
+    bed.settled().await;
+    assert_eq!(site.sidecar.sigterm().await, 0);
+    let many = "do $$ begin for at in 1..4000 loop update item set version = at where id = 1; \
+                commit; end loop; end $$";
+    bed.sql.run(many).await;
+    sleep(Duration::from_secs(7)).await;
+    site.proxy.set(Fault::Rate(20_000));
+    site.sidecar.start();
+    let verdict = async |text: &str| {
+        let status = site.sidecar.get("/status").await.map(|(_, body)| body).unwrap_or_default();
+        status.contains(text)
+    };
+    let behind = "behind: what is read now was committed";
+    eventually(PATIENCE, "that it is behind is told", || verdict(behind)).await;
+    let metric = "walsweep_oldest_unconfirmed_seconds";
+    eventually(PATIENCE, "it is that old", async || site.sidecar.metric(metric).await > 6.0).await;
+    site.proxy.set(Fault::Nothing);
+    eventually(PATIENCE * 3, "it has caught up", || verdict("all is well")).await;
+    assert!(!verdict(behind).await);
+}
+
 /// I7: an empty Redis is filled by readers with what may be old, and no commit tells of it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_redis_that_is_emptied_while_nothing_happens_is_swept() {

@@ -13,10 +13,11 @@ use crate::lsn::Lsn;
 use crate::telemetry::metrics::{Metrics, OperationLabel};
 use crate::telemetry::{Health, Trail};
 
-/// How far apart the arrivals are whose age `walsweep_oldest_unconfirmed_seconds` is taken from.
+/// How far apart the commits are whose age `walsweep_oldest_unconfirmed_seconds` is taken from.
 const AGE_STEP: Duration = Duration::from_millis(100);
 
-/// When transactions arrived, sampled, for the age of the oldest unconfirmed one.
+/// When transactions were committed, sampled as they arrive, for the age of the oldest unconfirmed
+/// one.
 #[derive(Default)]
 pub(super) struct Arrivals {
     samples: VecDeque<(Lsn, Instant)>,
@@ -110,6 +111,13 @@ impl<'a> Counters<'a> {
             Signal::Message => drop(self.messages.inc()),
             Signal::Malformed(malformed) => self.metrics.message_malformed(malformed),
         }
+    }
+
+    /// A transaction is received, so long after its commit.
+    pub(super) fn read(&self, transaction: &Transaction) -> Duration {
+        let age = transaction.age(self.metrics.server_clock.now());
+        self.metrics.reading.read(age);
+        age
     }
 
     /// A transaction with keys is received.

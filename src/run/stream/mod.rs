@@ -421,6 +421,7 @@ impl<'a> Stream<'a> {
     fn take_commit(&mut self, transaction: Transaction, mut keys: KeySet, counters: &Counters<'_>) {
         keys.end();
         counters.transactions.inc();
+        let age = counters.read(&transaction);
         for (rule, why) in self.bound.new_failures() {
             let rule = &self.bound.rules().names()[usize::from(rule.0)];
             tracing::warn!(rule, why, "`when` cannot be evaluated for a row, and counts as true");
@@ -437,7 +438,8 @@ impl<'a> Stream<'a> {
         counters.committed(&transaction, &keys);
         let received_at = Instant::now();
         self.ledger.open(transaction.end_lsn);
-        self.arrivals.add(transaction.end_lsn, received_at);
+        let committed_at = received_at.checked_sub(age).unwrap_or(received_at);
+        self.arrivals.add(transaction.end_lsn, committed_at);
         reach(Point::Received);
         self.pass_on(Input::Transaction(Box::new(Mapped { transaction, received_at, keys })));
     }

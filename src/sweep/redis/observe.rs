@@ -48,8 +48,9 @@ const NAME_COST: usize = 64;
 /// Prefixes in one `CLIENT TRACKING`: every write in Redis is compared with each of them.
 const PREFIXES_MAX: usize = 32;
 
-/// Names that are sorted into the index in one turn; each takes some microseconds.
-const SORTED_AT_ONCE: usize = 64;
+/// Names that are sorted into the index in one turn; each takes some microseconds. About as many
+/// come in one: see [`hear`](super::tracking::hear).
+const SORTED_AT_ONCE: usize = 256;
 
 /// The name of a key.
 pub type Name = Arc<[u8]>;

@@ -2,9 +2,11 @@
 //! (<https://redis.io/docs/latest/commands/client-tracking/>).
 
 use std::collections::HashMap;
+use std::task::{Context, Poll, Waker};
 
 use redis::aio::MultiplexedConnection;
 use redis::{Cmd, PushInfo, PushKind, Value, cmd};
+use tokio::task::coop;
 
 use super::connect::classify;
 use super::node::{Error, Kind};
@@ -62,6 +64,7 @@ fn tracking(everything: &KeySet, own: &Prefix) -> Cmd {
 pub(super) fn hear(observer: &Observer, prefix: &Prefix, push: &PushInfo) {
     match (&push.kind, push.data.as_slice()) {
         (PushKind::Invalidate, [Value::Array(keys)]) => {
+            use_up(keys.len());
             for key in keys {
                 match key {
                     Value::BulkString(key) => {
@@ -73,6 +76,20 @@ pub(super) fn hear(observer: &Observer, prefix: &Prefix, push: &PushInfo) {
         }
         (PushKind::Disconnection, _) => observer.close(),
         _ => observer.lose(),
+    }
+}
+
+/// Takes a unit for each name from what the task of the connection may do in one turn. When all is
+/// used up, what else is there to be read waits until others on the thread had their turns: tokio's
+/// sockets keep to that (<https://docs.rs/tokio/latest/tokio/task/coop/index.html>).
+fn use_up(names: usize) {
+    for _ in 0..names {
+        if !coop::has_budget_remaining() {
+            return;
+        }
+        if let Poll::Ready(unit) = coop::poll_proceed(&mut Context::from_waker(Waker::noop())) {
+            unit.made_progress();
+        }
     }
 }
 

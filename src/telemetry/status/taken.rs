@@ -85,6 +85,7 @@ impl Status {
             troubles: &troubles,
             waiting: &waiting,
             oldest_unconfirmed_seconds,
+            read_behind_seconds: seconds(metrics.reading.behind()),
             window_seconds: seconds(facts.window),
         });
         let targets = names.targets().zip(&states);

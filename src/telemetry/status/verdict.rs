@@ -57,6 +57,8 @@ pub(super) struct Evidence<'a> {
     pub(super) troubles: &'a [Trouble],
     pub(super) waiting: &'a [Wait],
     pub(super) oldest_unconfirmed_seconds: f64,
+    /// How old commits are when they are read, in seconds.
+    pub(super) read_behind_seconds: f64,
     /// Seconds between two removals of a key.
     pub(super) window_seconds: f64,
 }
@@ -142,6 +144,14 @@ fn while_streaming(evidence: &Evidence<'_>) -> Verdict {
         let verdict = Verdict::new(level, text, &trouble.section);
         return verdict.with_cure_of(trouble);
     }
+    if evidence.read_behind_seconds > LATE_SECONDS {
+        let text = format!(
+            "behind: what is read now was committed {:.0} s ago, and keys of what was committed \
+             since are stale until it is read, too, which ends by itself",
+            evidence.read_behind_seconds
+        );
+        return Verdict::new(Level::Busy, text, "keys-go-late");
+    }
     let is_first = |wait: &&Wait| !["second", "standbys"].contains(&wait.stage.as_str());
     let age = |wait: &Wait| wait.oldest_seconds.unwrap_or_default();
     let late = evidence.waiting.iter().filter(is_first).filter(|wait| age(wait) > LATE_SECONDS);
@@ -207,6 +217,7 @@ mod tests {
             troubles: &[],
             waiting: &[],
             oldest_unconfirmed_seconds: 0.0,
+            read_behind_seconds: 0.0,
             window_seconds: 1.0,
         }
     }
@@ -309,6 +320,10 @@ mod tests {
             let waiting = [wait(stage, seconds)];
             let one = Evidence { waiting: &waiting, ..evidence(Phase::Streaming) };
             assert_eq!(level(&one), expected, "{stage} {seconds}");
+        }
+        for (seconds, expected) in [(4.0, Level::Well), (6.0, Level::Busy)] {
+            let one = Evidence { read_behind_seconds: seconds, ..evidence(Phase::Streaming) };
+            assert_eq!(level(&one), expected, "{seconds}");
         }
         for (seconds, expected) in [(60.5, Level::Well), (61.5, Level::Attention)] {
             let one =

@@ -42,6 +42,10 @@ const TRY_AGAIN: Duration = Duration::from_secs(600);
 /// The cost of a name that is put down, beside its bytes: its place, and what the allocator takes.
 const HEARD_COST: usize = 56;
 
+/// Names that are put down at most. From then on each that comes has another one sorted in: so
+/// whoever writes faster than names are sorted in waits for that, by way of the connection.
+const HEARD_MAX: usize = 100_000;
+
 /// Places for names that are kept while none is put down.
 const HEARD_MIN: usize = 4096;
 
@@ -74,6 +78,13 @@ pub(super) struct Index {
 enum Heard {
     Written(Box<[u8]>),
     Gone(Box<[u8]>),
+}
+
+impl Heard {
+    fn name(&self) -> &[u8] {
+        let (Heard::Written(name) | Heard::Gone(name)) = self;
+        name
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -135,10 +146,7 @@ impl Index {
         if !matches!(self.state, State::Building | State::Whole) || !self.wants(key) {
             return;
         }
-        self.put_down(key, Heard::Written);
-        if self.names.bytes() + self.heard_bytes > self.bytes_max {
-            self.sort_in(self.heard(), usize::MAX);
-        }
+        self.put_down(Heard::Written(key.into()));
     }
 
     /// How many names were put down until now, ever.
@@ -154,8 +162,7 @@ impl Index {
                 break;
             }
             let Some(heard) = self.heard.pop_front() else { break };
-            let (Heard::Written(name) | Heard::Gone(name)) = &heard;
-            self.heard_bytes -= name.len() + HEARD_COST;
+            self.heard_bytes -= heard.name().len() + HEARD_COST;
             self.sorted += 1;
             match &heard {
                 Heard::Written(name) => self.add(name),
@@ -209,7 +216,7 @@ impl Index {
             if self.heard.is_empty() {
                 self.names.remove(key);
             } else {
-                self.put_down(key, Heard::Gone);
+                self.put_down(Heard::Gone(key.into()));
             }
         }
     }
@@ -273,9 +280,14 @@ impl Index {
         Indexed { keys: self.names.len(), bytes, is_whole }
     }
 
-    fn put_down(&mut self, key: &[u8], of: impl FnOnce(Box<[u8]>) -> Heard) {
-        self.heard.push_back(of(key.into()));
-        self.heard_bytes += key.len() + HEARD_COST;
+    fn put_down(&mut self, heard: Heard) {
+        self.heard_bytes += heard.name().len() + HEARD_COST;
+        self.heard.push_back(heard);
+        if self.names.bytes() + self.heard_bytes > self.bytes_max {
+            self.sort_in(self.heard(), usize::MAX);
+        } else if self.heard.len() > HEARD_MAX {
+            self.sort_in(self.heard(), 1);
+        }
     }
 
     fn wants(&self, key: &[u8]) -> bool {
@@ -304,7 +316,7 @@ impl Index {
 
 #[cfg(test)]
 mod tests {
-    use super::{HEARD_COST, Index, Indexed, Own, TRY_AGAIN};
+    use super::{HEARD_COST, HEARD_MAX, Index, Indexed, Own, TRY_AGAIN};
     use crate::config::Redis;
     use crate::keys::Pattern;
 
@@ -385,6 +397,22 @@ mod tests {
         index.lose();
         assert!(!index.sort_in(until, 5));
         assert_eq!((index.standing().keys, index.heard(), index.heard_bytes), (0, until, 0));
+    }
+
+    /// Whoever waits for all that came before, does not wait for more than that.
+    #[test]
+    fn no_more_names_are_put_down_than_are_soon_sorted_in() {
+        let mut index = index(1 << 30);
+        index.scan_begins(None);
+        scanned(&mut index, &[], true);
+        for number in 0..HEARD_MAX + 5_000 {
+            index.wrote(format!("page:{number}").as_bytes());
+        }
+        assert_eq!((index.heard.len(), index.standing().keys), (HEARD_MAX, 5_000));
+        // What goes takes a place, too.
+        index.gone([&b"page:0"[..], b"page:1"].into_iter(), |_| false);
+        assert_eq!((index.heard.len(), index.standing().keys), (HEARD_MAX, 5_002));
+        assert_eq!(names(&mut index).unwrap().len(), HEARD_MAX + 5_000 - 2);
     }
 
     #[test]
