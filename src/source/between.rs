@@ -17,6 +17,7 @@ use tokio_postgres::types::ToSql;
 
 use crate::config::Config;
 use crate::postgres::connect_sql;
+use crate::source::holder::Walsender;
 use crate::source::own::{Custody, Over, drop_slot, evidence};
 use crate::source::slot_health::{Keeper, SAMPLE_INTERVAL, SAMPLE_TIMEOUT};
 use crate::source::slot_server::SlotServer;
@@ -121,7 +122,7 @@ impl Between {
     /// `outlived` is the server's process of our own last session, if that is who has the slot. A
     /// server that has not noticed the end of a session is told of it: it might not for
     /// `wal_sender_timeout`, or never, and all that time keys would stay.
-    pub async fn until_free(&mut self, outlived: Option<i32>) {
+    pub async fn until_free(&mut self, outlived: Option<&Walsender>) {
         // From now on the one that has the slot sees who waits for it: it may stop at any moment.
         drop(self.is_in_use().await);
         let mut end_at = Instant::now() + OUTLIVED_MAX;
@@ -134,9 +135,9 @@ impl Between {
                 }
                 let is_in_use = self.is_in_use().await?;
                 match outlived.filter(|_| is_in_use && end_at <= Instant::now()) {
-                    Some(pid) => {
+                    Some(own) => {
                         end_at = Instant::now() + END_AGAIN;
-                        self.end_outlived(pid).await
+                        self.end_outlived(own).await
                     }
                     None => Ok(is_in_use),
                 }
@@ -166,25 +167,37 @@ impl Between {
 
     /// Ends our own last session on the server, and says so. Returns whether it has the slot: if
     /// another one has it by now, the next attempt at a session finds out whose that is.
-    async fn end_outlived(&mut self, pid: i32) -> Result<bool, Error> {
+    async fn end_outlived(&mut self, own: &Walsender) -> Result<bool, Error> {
+        let Walsender { pid, since } = own;
         let server = self.reach().await?;
         let query = include_str!("../../sql/end_own_walsender.sql");
-        let params: [&(dyn ToSql + Sync); 2] = [&self.config.postgres.slot, &pid];
+        let params: [&(dyn ToSql + Sync); 3] = [&self.config.postgres.slot, pid, since];
         let row = within(SAMPLE_TIMEOUT, server.sql.query_opt(query, &params)).await;
         self.server = Some(server);
         let Some(row) = row? else { return Ok(false) };
-        let text = format!(
-            "Postgres process {pid} served walsweep's last session and still has the slot: the \
-             server has not noticed that the session ended"
-        );
+        let text = match since {
+            Some(_) => format!(
+                "Postgres process {pid} served walsweep's last session and still has the slot: the \
+                 server has not noticed that the session ended"
+            ),
+            None => format!(
+                "Postgres process {pid} has the slot, and the number of the one that served \
+                 walsweep's last session: the server may not have noticed that the session ended"
+            ),
+        };
         let hint = match row.try_get::<_, Option<bool>>(0)? {
             Some(_) => format!(
                 "walsweep has asked the server to end that process; if it stays, it is stopped or \
                  hangs: look at process {pid} on the server's machine"
             ),
-            None => format!(
+            None if since.is_some() => format!(
                 "it belongs to the login of `postgres.replication_url`; as that one, or as a \
                  superuser: select pg_terminate_backend({pid})"
+            ),
+            None => format!(
+                "it belongs to another login than `postgres.url`, which does not see whether it is \
+                 still that process: look at it in pg_stat_activity; if it is, as its login or as \
+                 a superuser: select pg_terminate_backend({pid})"
             ),
         };
         self.health.trouble(Topic::Session, &text, Some(&hint));

@@ -186,6 +186,42 @@ async fn a_walsender_that_hangs_is_told_of_and_ended_and_is_no_other_walsweep() 
     bed.gone("item:7").await;
 }
 
+/// Process ids are used again: what `run` ends has to have begun when its walsender did.
+#[tokio::test]
+async fn a_process_that_began_at_another_time_is_not_walsweeps_and_stays() {
+    let bed = Bed::new(&[]).await;
+    let sidecar = bed.sidecar().await;
+    bed.settled().await;
+    let holder = "select {} from pg_replication_slots join pg_stat_activity on pid = active_pid";
+    let pid: i32 = bed.sql.one(&holder.replace("{}", "pid")).await;
+    let role: String = bed.sql.one(&holder.replace("{}", "quote_ident(usename)")).await;
+    let began = holder.replace("{}", "extract(epoch from backend_start)::text");
+    let began: String = bed.sql.one(&began).await;
+    let later = holder.replace("{}", "(extract(epoch from backend_start) + 0.000001)::text");
+    let later: String = bed.sql.one(&later).await;
+    let other = Sql::connect(&bed.postgres).await;
+    // How a time is printed is of no account.
+    other.run(&format!("set role {role}; set timezone = 'Asia/Tokyo'; set datestyle = sql")).await;
+    let end = async |slot: &str, pid: i32, since: Option<&str>| {
+        let query = include_str!("../../sql/end_own_walsender.sql");
+        let row = other.client().query_opt(query, &[&slot, &pid, &since]).await.unwrap();
+        row.map(|row| row.get::<_, Option<bool>>(0))
+    };
+    for (slot, process, since) in [
+        ("walsweep", pid, Some(later.as_str())),
+        ("walsweep", pid, None),
+        ("walsweep", pid + 1, Some(began.as_str())),
+        ("another", pid, Some(began.as_str())),
+    ] {
+        assert_eq!(end(slot, process, since).await, None, "{slot} {process} {since:?}");
+    }
+    let stays =
+        async || bed.sql.one::<Option<i32>>(&holder.replace("{}", "pid")).await == Some(pid);
+    always(Duration::from_secs(1), "it stays", &stays).await;
+    assert_eq!(end("walsweep", pid, Some(&began)).await, Some(Some(true)));
+    sidecar.wait_log("terminating connection due to administrator command").await;
+}
+
 /// Between sessions the slot goes on to cost the server WAL.
 #[tokio::test]
 async fn the_metrics_of_the_slot_stay_true_while_no_session_stands() {
