@@ -204,6 +204,7 @@ impl Program {
         session.doubt = course.doubt.clone();
         course.whole_at = course.whole_at.filter(|at| *at == start);
         (course.established, course.standing_by) = (true, false);
+        self.health.over(&Topic::Holder);
         course.walsender = session.walsender.clone();
         self.handover.begins(&session);
         self.metrics.postgres_up.set(1);
@@ -280,7 +281,9 @@ impl Program {
             }
             self.health.stands_by(error.to_string());
             self.health.over(&Topic::Session);
-            self.health.unconfirmed(None);
+            if !self.health.nobody_removes() {
+                self.health.unconfirmed(None);
+            }
         }
     }
 

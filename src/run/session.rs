@@ -17,7 +17,7 @@ use crate::preflight::{self, Checked, Finding, Severity};
 use crate::run::error::Error;
 use crate::settle::SqlStandby;
 use crate::source;
-use crate::source::holder::Walsender;
+use crate::source::holder::{STREAM_NAME, Walsender};
 use crate::source::own::{self, Custody, Over, Whose};
 use crate::source::shape::{Shape, Watched};
 use crate::source::slot_health::{self, SlotState};
@@ -37,9 +37,6 @@ pub const WATCH_NAME: &str = "walsweep watch";
 
 /// How often a dead connection of the gate is looked for while there is nothing to ask it.
 const GATE_INTERVAL: Duration = Duration::from_secs(5);
-
-/// `application_name` of the replication connection.
-pub(crate) const REPLICATION_NAME: &str = "walsweep stream";
 
 /// The longest that the server may take for one step of the beginning. Only the creation of a slot
 /// has no limit: it waits for every transaction that runs.
@@ -354,7 +351,7 @@ async fn replicate(
     server: &SlotServer,
 ) -> Result<Replication, Error> {
     let endpoint = &config.postgres.replication_endpoint;
-    let mut replication = Replication::connect_to(endpoint, REPLICATION_NAME, history).await?;
+    let mut replication = Replication::connect_to(endpoint, STREAM_NAME, history).await?;
     let identity = step(replication.identify_system()).await?;
     // A standby has the primary's identity, and none of its slots.
     server.accept(&step(replication.run()).await?)?;

@@ -17,7 +17,7 @@ use tokio_postgres::types::ToSql;
 
 use crate::config::Config;
 use crate::postgres::connect_sql;
-use crate::source::holder::Walsender;
+use crate::source::holder::{self, Signs, Walsender};
 use crate::source::own::{Custody, Over, drop_slot, evidence};
 use crate::source::slot_health::{Keeper, SAMPLE_INTERVAL, SAMPLE_TIMEOUT};
 use crate::source::slot_server::SlotServer;
@@ -79,6 +79,8 @@ pub struct Between {
     keeper: Keeper,
     server: Option<SlotServer>,
     nobody: Nobody,
+    /// Whether another walsweep that has it is alive.
+    signs: Signs,
     /// When the slot is looked at next. Most sessions are there before the first time.
     next: Instant,
     custody: Rc<Custody>,
@@ -97,7 +99,8 @@ impl Between {
         let (config, health) = (config.clone(), Arc::clone(health));
         let now = Instant::now();
         let (nobody, next) = (Nobody(now), now + SAMPLE_INTERVAL);
-        Between { config, health, keeper, server: None, nobody, next, custody }
+        let signs = Signs::default();
+        Between { config, health, keeper, server: None, nobody, signs, next, custody }
     }
 
     /// Looks again and again; may be dropped at any time and called again.
@@ -132,6 +135,9 @@ impl Between {
                 if self.next <= Instant::now() {
                     self.next = Instant::now() + SAMPLE_INTERVAL;
                     self.look().await?;
+                    if outlived.is_none() {
+                        self.look_at_holder().await?;
+                    }
                 }
                 let is_in_use = self.is_in_use().await?;
                 match outlived.filter(|_| is_in_use && end_at <= Instant::now()) {
@@ -144,10 +150,14 @@ impl Between {
             };
             match is_in_use.await {
                 Ok(true) => {}
-                Ok(false) => return,
+                Ok(false) => {
+                    self.health.over(&Topic::Holder);
+                    return;
+                }
                 Err(error) => {
                     // The session that is begun then says it if it lasts.
                     tracing::debug!(%error, "ask whether the slot is in use");
+                    self.health.forget(|topic| *topic == Topic::Holder);
                     self.server = None;
                     self.keeper.cannot_look();
                     return;
@@ -202,6 +212,26 @@ impl Between {
         };
         self.health.trouble(Topic::Session, &text, Some(&hint));
         Ok(true)
+    }
+
+    /// Says so if whoever has the slot gives no sign of life: nobody removes anything then.
+    async fn look_at_holder(&mut self) -> Result<(), Error> {
+        let server = self.reach().await?;
+        let slot = &self.config.postgres.slot;
+        let sign = within(SAMPLE_TIMEOUT, holder::sign(&server.sql, slot)).await;
+        self.server = Some(server);
+        match self.signs.look(sign?, Instant::now()) {
+            Some(silent) => {
+                self.health.sees_nothing();
+                self.health.trouble_with(Topic::Holder, &silent.text(), silent.cure());
+            }
+            None if self.health.nobody_removes() => {
+                self.health.over(&Topic::Holder);
+                self.health.unconfirmed(None);
+            }
+            None => {}
+        }
+        Ok(())
     }
 
     /// The server that the slot is on, over the connection that is there.
