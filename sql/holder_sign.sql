@@ -1,10 +1,10 @@
--- The latest sign of life of whoever streams from a slot, as a text that is another one each time.
--- No row: nobody has it. Null in its place: nothing may be seen, or it is not streaming yet, such as
+-- The latest sign of life of whoever streams from a slot: a text that is another one each time.
+-- No row: nobody has it. Null in its place: nothing may be seen, or it does not stream yet, such as
 -- while the slot is made, which may rightly take hours.
 -- Privileges: none. With those of pg_read_all_stats the sign is when the client says that it
--- answered last, which a walsweep does every ten seconds. That is the clock of its machine, so that
--- only a change says something. Without them it is when a session of that name ($2) and of one's own
--- role asked something last, which a walsweep at work does every five seconds.
+-- answered last, which a walsweep does every ten seconds. That is the clock of its machine, so
+-- that only a change says something. Without them it is when a session of that name ($2) and of
+-- one's own role asked something last, which a walsweep at work does every five seconds.
 -- Versions: 14 and later. $1 is the slot's name, $3 the name of a walsweep's stream. Takes no lock
 -- but, for a moment, the light ones of the slots, and no transaction id.
 select holder.pid,

@@ -4,7 +4,7 @@
 -- $1 is the slot's name. No row: there is no such slot.
 -- The log ends, on a standby, where the last of it was received; pg_current_wal_lsn() is an error
 -- there. Where the server has replayed to is null on a primary. The address of whoever streams is
--- null for a socket, and where it is another role's session; when that one began is null there, too.
+-- null for a socket, and where it is another role's session, as is when it began.
 -- Before 17 no reason is told for a slot that recovery took away, only that it was (16).
 select confirmed_flush_lsn::text,
        wal_status,

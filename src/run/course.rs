@@ -82,8 +82,8 @@ mod tests {
     }
 
     /// A server may take a minute to notice that our last session is gone. What made us give up the
-    /// slot then holds as before; of another process's slot we know nothing, also where that has the
-    /// number of the one that served us.
+    /// slot then holds as before; of another process's slot we know nothing, also where that one
+    /// has the number of the one that served us.
     #[test]
     fn our_own_old_stream_takes_no_decision_back_and_another_process_does() {
         for (holder, since, stays) in [(7, "1.5", true), (7, "2.5", false), (8, "1.5", false)] {

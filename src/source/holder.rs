@@ -9,6 +9,7 @@ use tokio::time::Instant;
 use tokio_postgres::Client;
 use tokio_postgres::types::ToSql;
 
+use crate::postgres::statement::render;
 use crate::source::slot_server;
 use crate::telemetry::Cure;
 
@@ -75,17 +76,20 @@ impl Silent {
     /// The words for it.
     pub(super) fn text(&self) -> String {
         let (pid, seconds) = (self.pid, self.lasts.as_secs());
-        let what = match self.is_answer {
-            true => "nobody has answered it",
-            false => "no walsweep has been at work with it",
-        };
-        format!(
-            "Postgres process {pid} has the slot, and {what} for {seconds} s: its walsweep is \
-             gone, or the process hangs"
-        )
+        if self.is_answer {
+            format!(
+                "Postgres process {pid} has the slot, and nobody has answered it for {seconds} s: \
+                 its walsweep is gone, or the process hangs"
+            )
+        } else {
+            format!(
+                "Postgres process {pid} has the slot, and no walsweep has been at work with it for \
+                 {seconds} s: its walsweep is gone, or the process hangs"
+            )
+        }
     }
 
-    /// What a person can do. Whether another's process is to end is for a person to say.
+    /// The way out. Whether another's process is to end is for a person to say.
     pub(super) fn cure(&self) -> Cure {
         let pid = self.pid;
         let hint = format!(
@@ -93,7 +97,8 @@ impl Silent {
              itself; if it stays, it is stopped or hangs: look at process {pid} on the server's \
              machine"
         );
-        Cure { hint: Some(hint), sql: Some(format!("select pg_terminate_backend({pid})")) }
+        let file = include_str!("../../sql/end_holder.sql");
+        Cure { hint: Some(hint), sql: Some(render(file, &[("pid", &pid.to_string())])) }
     }
 }
 

@@ -292,6 +292,33 @@ async fn a_stand_in_with_the_least_rights_beside_a_live_walsweep_stands_by() {
     waits_for_a_live_one(&bed, both).await;
 }
 
+/// The server answers nobody while it makes a slot, which waits for every transaction that runs.
+#[tokio::test]
+async fn a_stand_in_beside_a_walsweep_that_makes_the_slot_stands_by() {
+    let bed = Bed::new(&["wal_sender_timeout = '10s'"]).await;
+    let settings = who_sees_all(&bed).await;
+    let mut recorded = Sidecar::set_up(settings.clone()).await;
+    assert_eq!(recorded.sigterm().await, 0);
+    let holder = Sql::connect(&bed.postgres).await;
+    holder.run("begin; update item set version = 1 where id = 99").await;
+    let publication = Some("walsweep".to_owned());
+    let settings = Settings { name: "second".to_owned(), publication, ..settings };
+    let [mut one, mut two] = [settings.clone(), settings].map(Sidecar::new);
+    one.start();
+    let is_made = "select count(*) = 1 from pg_replication_slots where slot_name = 'second' \
+                   and active_pid is not null";
+    eventually(PATIENCE, "it is being made", || bed.sql.one::<bool>(is_made)).await;
+    two.start();
+    two.wait_log("standing by").await;
+    always(Duration::from_secs(20), "it stands by, and all is well", || async {
+        let said = readiness(&two).await;
+        said.starts_with("standby: ") && !said.contains(" has the slot, ")
+    })
+    .await;
+    holder.run("commit").await;
+    one.wait_ready().await;
+}
+
 /// Process ids are used again: what `run` ends has to have begun when its walsender did.
 #[tokio::test]
 async fn a_process_that_began_at_another_time_is_not_walsweeps_and_stays() {
